@@ -1,0 +1,55 @@
+# Needs python3 (3.11 or newer) and make; everything else is installed into .venv.
+#
+#   make demo     transform a small vision transformer, export it to ONNX and verify the file
+#   make check    what CI runs: lint, types, test
+
+PYTHON ?= python3
+WORKERS ?= 2
+PYTEST_ARGS ?=
+
+BIN := .venv/bin
+
+.PHONY: help .venv demo test lint types check bench clean
+.DELETE_ON_ERROR:
+
+help:
+	@echo "make demo | test | lint | types | check | bench | clean | .venv"
+
+# The virtual environment itself. The stamp is written last, so that one that was interrupted is made anew.
+.venv/.created:
+	@command -v $(PYTHON) >/dev/null || { echo "error: no $(PYTHON); install Python 3.11 or newer, or give PYTHON=path" >&2; exit 1; }
+	@$(PYTHON) -c 'import sys; v = sys.version_info; sys.exit(f"error: repl-fx needs Python 3.11 or newer and {sys.executable} is {v[0]}.{v[1]}; give PYTHON=path") if v < (3, 11) else None'
+	$(PYTHON) -m venv --clear .venv
+	@touch $@
+
+# One stamp for each extra: installed once, and again when what is to be installed changes.
+.venv/.installed-%: pyproject.toml constraints.txt .venv/.created
+	$(BIN)/python -m pip install --disable-pip-version-check -q -c constraints.txt -e '.[$*]'
+	@touch $@
+
+# The environment to develop in.
+.venv: .venv/.installed-dev
+
+demo: .venv/.installed-zoo
+	$(BIN)/repl-fx transform examples/vit.py -o build/demo --force
+	$(BIN)/repl-fx export build/demo
+
+# One thread a worker: with more, the workers fight over the cores and every test gets slower.
+test: .venv/.installed-test
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile $(PYTEST_ARGS)
+
+lint: .venv/.installed-dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: .venv/.installed-dev
+	$(BIN)/mypy
+
+check: lint types test
+
+bench: .venv/.installed-dev
+	@set -e; for script in $(wildcard benchmarks/*.py); do echo "== $$script"; $(BIN)/python "$$script"; done
+
+clean:
+	rm -rf .venv build dist *.egg-info .hypothesis .mypy_cache .pytest_cache .ruff_cache
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

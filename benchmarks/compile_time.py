@@ -1,0 +1,472 @@
+"""Compile time: what repl-fx adds to the time torch.export takes, pass by pass.
+
+    python benchmarks/compile_time.py                          all four models, 5 runs each
+    python benchmarks/compile_time.py --models vit_base --runs 3 --json compile_time.json
+
+For each model, in a fresh process, after a warm-up on a small model:
+
+- the reference: one plain `torch.export.export` of the model, in training mode, with the same dynamic dimensions and
+  without repl-fx;
+- one `repl_fx.transform` with its default settings, the time of each of its functions taken by a stopwatch around it:
+  the two exports inside capture (one per mode), and every pass.
+
+The two alternate in order from run to run, with torch's cache of fake-tensor results emptied and the garbage collected
+before each. Times are wall-clock seconds, median and range over the runs; with `--clock cpu`, CPU seconds of the
+process, which other load on the machine disturbs less (run it with OMP_NUM_THREADS=1). A pass is charged with what it
+calls, except what has a row of its own that is not indented, and with the garbage collections that fall into it.
+
+Two claims are checked, on the median of the ratios of the single runs:
+
+    all passes together        under 10 % of the time of torch.export
+    find_repeats               under  2 % of it
+
+For the verdict, "torch.export" is the plain reference: one export, although capture makes two. The ratio to the two
+exports that repl-fx makes itself, in which leaf modules stand aside, is printed beside it. Building models is not
+timed. Memory is the peak resident size of the process in MiB: after the imports and the warm-up, after the model was
+built, after the first plain export, and after all runs. Models on the meta device have no weights, so initialising
+surrogates costs no arithmetic there; the first two models are on the CPU with real weights.
+
+Exit status: 0; with `--strict` 1 where a claim does not hold.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import functools
+import gc
+import importlib
+import json
+import os
+import platform
+import resource
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.table import Table
+from torch import nn
+
+import repl_fx
+from repl_fx._torch import FakeTensorMode
+from repl_fx._torchvision_ops import declare_missing_operators
+from repl_fx.capture import in_mode
+from repl_fx.dynamic_shapes import auto_shapes
+
+CLOCKS = {"wall": time.perf_counter, "cpu": time.process_time}
+PASSES_SHARE = 0.10
+REPEATS_SHARE = 0.02
+
+EXPORT, REST = "torch.export in repl-fx", "rest of capture"
+# Function -> row; what the rest of `capture` and of `transform` take is what their parts leave over.
+PARTS = {
+    ("torch.export", "export"): EXPORT,
+    ("repl_fx.rungs", "lift_modules"): "lift_modules",
+    ("repl_fx.capture", "merge_modes"): "merge_modes",
+    ("repl_fx.capture", "follow_device_"): "follow_device",
+    ("repl_fx.transform", "capture"): REST,
+    ("repl_fx.transform", "find_repeats"): "find_repeats",
+    ("repl_fx.transform", "make_plan"): "make_plan",
+    ("repl_fx.transform", "replace_blocks"): "replace_blocks",
+}
+# A share of the pass that calls it, shown below it and not counted twice.
+SPLIT = ("repl_fx.surrogates.bottleneck", "split_branches")
+SPLIT_ROW = "  of which split_branches"
+REPORT = "rest of transform"
+ROWS = (
+    "lift_modules",
+    "merge_modes",
+    "follow_device",
+    REST,
+    "find_repeats",
+    "make_plan",
+    "make_plan" + SPLIT_ROW,
+    "replace_blocks",
+    "replace_blocks" + SPLIT_ROW,
+    REPORT,
+)
+
+
+# --- models ---------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Case:
+    """A model to compile.
+
+    Attributes:
+        text: what it is, for the table.
+        device: where it is built.
+        build: makes the model and its keyword inputs, on that device.
+    """
+
+    text: str
+    device: str
+    build: Callable[[], tuple[nn.Module, tuple[Any, ...], dict[str, Any]]]
+
+
+def _timm(name: str) -> tuple[nn.Module, tuple[Any, ...], dict[str, Any]]:
+    import timm
+
+    return timm.create_model(name), (torch.randn(2, 3, 224, 224),), {}
+
+
+def _gpt2() -> tuple[nn.Module, tuple[Any, ...], dict[str, Any]]:
+    import transformers
+
+    config = transformers.GPT2Config(n_embd=1600, n_head=25, n_layer=48, use_cache=False)
+    return transformers.GPT2LMHeadModel(config), (), {"input_ids": torch.zeros(2, 64, dtype=torch.long)}
+
+
+def _llama() -> tuple[nn.Module, tuple[Any, ...], dict[str, Any]]:
+    import transformers
+
+    config = transformers.LlamaConfig(
+        hidden_size=8192,
+        num_attention_heads=64,
+        num_key_value_heads=8,
+        intermediate_size=28672,
+        num_hidden_layers=80,
+        use_cache=False,
+    )
+    return transformers.LlamaForCausalLM(config), (), {"input_ids": torch.zeros(2, 64, dtype=torch.long)}
+
+
+CASES = {
+    "resnet50": Case("timm resnet50", "cpu", functools.partial(_timm, "resnet50")),
+    "vit_base": Case("timm vit_base_patch16_224", "cpu", functools.partial(_timm, "vit_base_patch16_224")),
+    "gpt2_48": Case("transformers GPT-2, 48 layers, width 1600", "meta", _gpt2),
+    "llama_80": Case("transformers Llama, 80 layers, width 8192 (the shape of 70B)", "meta", _llama),
+}
+
+
+# --- measuring, in a process of its own -----------------------------------------------------------------------------
+
+
+@dataclass
+class Stopwatch:
+    """Time of nested functions.
+
+    Attributes:
+        now: the clock to read, in seconds.
+        inclusive: seconds by row, with everything called inside.
+        exclusive: seconds by row, without rows called inside.
+        calls: how often each was called.
+        nested: seconds of the rows that are shown below their callers, by (caller, row).
+    """
+
+    now: Callable[[], float]
+    inclusive: dict[str, float] = field(default_factory=dict)
+    exclusive: dict[str, float] = field(default_factory=dict)
+    calls: dict[str, int] = field(default_factory=dict)
+    nested: dict[tuple[str, str], float] = field(default_factory=dict)
+    _open: list[tuple[str, list[float]]] = field(default_factory=list)
+
+    def around(self, row: str, function: Callable[..., Any]) -> Callable[..., Any]:
+        """`function` with its time added to `row`."""
+
+        @functools.wraps(function)
+        def timed(*args: Any, **kwargs: Any) -> Any:
+            inside = [0.0]
+            self._open.append((row, inside))
+            begin = self.now()
+            try:
+                return function(*args, **kwargs)
+            finally:
+                spent = self.now() - begin
+                self._open.pop()
+                self.inclusive[row] = self.inclusive.get(row, 0.0) + spent
+                self.exclusive[row] = self.exclusive.get(row, 0.0) + spent - inside[0]
+                self.calls[row] = self.calls.get(row, 0) + 1
+                if self._open:
+                    self._open[-1][1][0] += spent
+
+        return timed
+
+    def below(self, row: str, function: Callable[..., Any]) -> Callable[..., Any]:
+        """`function` with its time noted for whichever row called it, which keeps it."""
+
+        @functools.wraps(function)
+        def timed(*args: Any, **kwargs: Any) -> Any:
+            begin = self.now()
+            try:
+                return function(*args, **kwargs)
+            finally:
+                key = (self._open[-1][0] if self._open else "", row)
+                self.nested[key] = self.nested.get(key, 0.0) + self.now() - begin
+
+        return timed
+
+
+@contextlib.contextmanager
+def stopwatch(now: Callable[[], float]) -> Iterator[Stopwatch]:
+    """Put a stopwatch around every part of `repl_fx.transform`, for a while."""
+    watch = Stopwatch(now)
+    before: list[tuple[Any, str, Any]] = []
+    try:
+        for (module_name, name), row in [*PARTS.items(), (SPLIT, SPLIT_ROW)]:
+            module = importlib.import_module(module_name)
+            function = getattr(module, name)
+            before.append((module, name, function))
+            wrap = watch.below if (module_name, name) == SPLIT else watch.around
+            setattr(module, name, wrap(row, function))
+        yield watch
+    finally:
+        for module, name, function in before:
+            setattr(module, name, function)
+
+
+@dataclass(frozen=True)
+class Run:
+    """One run: seconds of the plain export, of the whole transform, and of each row."""
+
+    plain: float
+    whole: float
+    exports: float
+    rows: dict[str, float]
+
+    @property
+    def passes(self) -> float:
+        """Seconds that repl-fx takes outside torch.export."""
+        return self.whole - self.exports
+
+
+def plain_export(
+    model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], now: Callable[[], float] = time.perf_counter
+) -> float:
+    """Seconds of one torch.export of a model as it is, in training mode."""
+    with in_mode(model, True), torch.random.fork_rng(devices=[]), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        shapes = auto_shapes(args, kwargs)
+        begin = now()
+        torch.export.export(model, args, kwargs, dynamic_shapes=shapes, strict=False)  # type: ignore[arg-type]
+        return now() - begin
+
+
+def rewrite(
+    model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], now: Callable[[], float] = time.perf_counter
+) -> tuple[float, Stopwatch, dict[str, Any]]:
+    """Seconds of one transform, whole and in parts, and what it found."""
+    with stopwatch(now) as watch:
+        begin = now()
+        result = repl_fx.transform(model, args, kwargs)
+        whole = now() - begin
+    facts = {
+        "nodes": len(result.captured.graph.nodes),
+        "rung": result.captured.meta["capture"].rung,
+        "repeats": [f"{len(repeat)} in {repeat.name}" for repeat in result.repeats],
+        "replaced": len(result.plan.replacements),
+    }
+    return whole, watch, facts
+
+
+def measure(name: str, runs: int, clock: str) -> dict[str, Any]:
+    """Measure one model in this process."""
+    declare_missing_operators()
+    case, now = CASES[name], CLOCKS[clock]
+    _warm_up()
+    # Importing a model's library is no part of building it.
+    importlib.import_module("timm" if case.device == "cpu" else "transformers")
+    memory = {"imported": peak_memory()}
+    torch.manual_seed(0)
+    with torch.device(case.device):
+        model, args, kwargs = case.build()
+    memory["built"] = peak_memory()
+    rows: list[Run] = []
+    facts: dict[str, Any] = {}
+    for number in range(runs):
+        plain = whole = 0.0
+        watch = Stopwatch(now)
+        for part in ("plain", "repl-fx") if number % 2 == 0 else ("repl-fx", "plain"):
+            _clear_caches()
+            if part == "plain":
+                plain = plain_export(model, args, kwargs, now)
+                memory.setdefault("exported", peak_memory())
+            else:
+                whole, watch, facts = rewrite(model, args, kwargs, now)
+        rows.append(Run(plain, whole, watch.inclusive.get(EXPORT, 0.0), _rows(whole, watch)))
+        print(f"{name}: run {number + 1} of {runs}", file=sys.stderr)
+    memory["all"] = peak_memory()
+    facts["exports"] = watch.calls.get(EXPORT, 0)
+    facts["parameters"] = sum(p.numel() for p in model.parameters())
+    return {
+        "model": name,
+        "text": case.text,
+        "device": case.device,
+        **facts,
+        "memory_mib": memory,
+        "runs": [asdict(run) | {"passes": run.passes} for run in rows],
+    }
+
+
+def _rows(whole: float, watch: Stopwatch) -> dict[str, float]:
+    rows = {row: watch.exclusive.get(row, 0.0) for row in PARTS.values() if row != EXPORT}
+    rows[REPORT] = whole - watch.inclusive.get(EXPORT, 0.0) - sum(rows.values())
+    for caller in ("make_plan", "replace_blocks"):
+        rows[caller + SPLIT_ROW] = watch.nested.get((caller, SPLIT_ROW), 0.0)
+    return {row: rows[row] for row in ROWS}
+
+
+def _warm_up() -> None:
+    """Make torch.export import what it imports on its first call."""
+    layers = [nn.Sequential(nn.LayerNorm(8), nn.Linear(8, 8), nn.ReLU(), nn.Dropout(0.1)) for _ in range(3)]
+    model, args = nn.Sequential(*layers), (torch.randn(2, 8),)
+    plain_export(model, args, {})
+    repl_fx.transform(model, args, surrogate="blend")
+
+
+def _clear_caches() -> None:
+    FakeTensorMode.cache_clear()
+    gc.collect()
+
+
+def peak_memory() -> float:
+    """Peak resident memory of this process so far, in MiB."""
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    # Linux counts KiB, macOS bytes.
+    return peak / 2**20 if sys.platform == "darwin" else peak / 2**10
+
+
+# --- reporting ------------------------------------------------------------------------------------------------------
+
+
+def environment() -> dict[str, Any]:
+    """What a reader needs to compare numbers: CPU, cores, threads, versions."""
+    return {
+        "cpu": cpu_model(),
+        "cores": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "repl_fx": repl_fx.__version__,
+    }
+
+
+def cpu_model() -> str:
+    """Name of the CPU as its maker gives it."""
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()
+
+
+def shares(measured: dict[str, Any]) -> dict[str, list[float]]:
+    """For each claim, the share of the time of torch.export in each run, against either reference."""
+    runs = measured["runs"]
+    return {
+        "passes": [run["passes"] / run["plain"] for run in runs],
+        "find_repeats": [run["rows"]["find_repeats"] / run["plain"] for run in runs],
+        "passes, of the exports in repl-fx": [run["passes"] / run["exports"] for run in runs],
+        "find_repeats, of the exports in repl-fx": [run["rows"]["find_repeats"] / run["exports"] for run in runs],
+    }
+
+
+def verdicts(measured: dict[str, Any]) -> dict[str, bool]:
+    """Whether the claims hold against a plain export."""
+    found = shares(measured)
+    return {
+        "passes": statistics.median(found["passes"]) < PASSES_SHARE,
+        "find_repeats": statistics.median(found["find_repeats"]) < REPEATS_SHARE,
+    }
+
+
+def report(console: Console, measured: dict[str, Any]) -> None:
+    """Print the table of one model and its verdicts."""
+    runs = measured["runs"]
+    table = Table(
+        title=f"{measured['text']}, on {measured['device']}: {measured['parameters'] / 1e6:,.1f} M parameters, "
+        f"{measured['nodes']} nodes, found {'; '.join(measured['repeats'])}, replaced {measured['replaced']}",
+        title_justify="left",
+    )
+    table.add_column("what")
+    for column in ("median s", "min – max s", "% of plain export"):
+        table.add_column(column, justify="right")
+
+    def row(what: str, values: Sequence[float], section: bool = False) -> None:
+        share = statistics.median(v / run["plain"] for v, run in zip(values, runs, strict=True))
+        spread = f"{min(values):.3f} – {max(values):.3f}"
+        table.add_row(what, f"{statistics.median(values):.3f}", spread, f"{100 * share:.1f}", end_section=section)
+
+    row("plain torch.export, one mode", [run["plain"] for run in runs])
+    row(f"torch.export inside repl-fx, {measured['exports']} calls", [run["exports"] for run in runs], section=True)
+    for name in ROWS:
+        own = name.removeprefix("make_plan").removeprefix("replace_blocks") or name
+        row(own, [run["rows"][name] for run in runs], section=name == ROWS[-1])
+    row("all passes", [run["passes"] for run in runs])
+    row("whole transform", [run["whole"] for run in runs])
+    console.print(table)
+    memory = measured["memory_mib"]
+    console.print(
+        f"peak memory, MiB: {memory['imported']:,.0f} imported, {memory['built']:,.0f} built, "
+        f"{memory['exported']:,.0f} after the first plain export, {memory['all']:,.0f} in all"
+    )
+    found, held = shares(measured), verdicts(measured)
+    for claim, limit in (("passes", PASSES_SHARE), ("find_repeats", REPEATS_SHARE)):
+        plain, inside = found[claim], found[f"{claim}, of the exports in repl-fx"]
+        console.print(
+            f"{'met   ' if held[claim] else 'MISSED'} {claim}: {100 * statistics.median(plain):.1f} % "
+            f"({100 * min(plain):.1f} – {100 * max(plain):.1f}) of a plain export, target under {100 * limit:.0f} %; "
+            f"{100 * statistics.median(inside):.1f} % of the {measured['exports']} exports in repl-fx",
+            style="green" if held[claim] else "red",
+            highlight=False,
+        )
+    console.print()
+
+
+def run_worker(name: str, runs: int, clock: str) -> dict[str, Any]:
+    """Measure one model in a process of its own."""
+    with tempfile.TemporaryDirectory() as folder:
+        answer = Path(folder) / "measured.json"
+        command = [sys.executable, __file__, "--worker", name, "--runs", str(runs), "--clock", clock]
+        subprocess.run([*command, "--json", str(answer)], check=True)
+        measured: dict[str, Any] = json.loads(answer.read_text())
+    return measured
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Measure, print, write; returns the exit status."""
+    parser = argparse.ArgumentParser(description="Compile time of repl-fx next to torch.export.")
+    parser.add_argument("--models", nargs="+", choices=CASES, default=list(CASES), help="which models; all by default")
+    parser.add_argument("--runs", type=int, default=5, help="runs of each model (default 5)")
+    parser.add_argument("--clock", choices=CLOCKS, default="wall", help="wall-clock (default) or CPU seconds")
+    parser.add_argument("--json", type=Path, help="write the measurements to this file")
+    parser.add_argument("--strict", action="store_true", help="exit with 1 where a claim does not hold")
+    parser.add_argument("--worker", choices=CASES, help=argparse.SUPPRESS)
+    options = parser.parse_args(argv)
+    if options.runs < 1:
+        parser.error("--runs must be 1 or more")
+    if options.worker:
+        options.json.write_text(json.dumps(measure(options.worker, options.runs, options.clock)))
+        return 0
+    console = Console()
+    about = environment()
+    console.print(
+        f"{about['cpu']}, {about['cores']} cores, {about['threads']} threads; Python {about['python']}, "
+        f"torch {about['torch']}, repl-fx {about['repl_fx']}; {options.runs} runs, {options.clock} time",
+        highlight=False,
+    )
+    measured = []
+    for name in options.models:
+        measured.append(run_worker(name, options.runs, options.clock))
+        report(console, measured[-1])
+        if options.json:
+            held = [{**one, "verdicts": verdicts(one)} for one in measured]
+            options.json.write_text(
+                json.dumps({"environment": about, "clock": options.clock, "models": held}, indent=2) + "\n"
+            )
+    missed = not all(all(verdicts(one).values()) for one in measured)
+    return 1 if options.strict and missed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,118 @@
+"""Fold surrogates into plain operators, for inference.
+
+    before   get_attr a.weight, get_attr c.weight -> call_module surrogates.b.branch_0 -> getitem 0 -> linear(x, _)
+    after    get_attr surrogates.b.folded -> linear(x, _)
+
+Needs: every input of a synthesis is a parameter, a buffer or another synthesis.
+Everything that is computed from a synthesis and state alone is folded with it; the syntheses and what only they read
+go. Never touches: nodes that depend on an input of the model; the graph it is given.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+
+from repl_fx.errors import NotFoldable
+from repl_fx.graph import CapturedModule, add_buffer, attribute, copy_graph, drop_dead, erase_dead, get_attr, has_effect
+from repl_fx.state import prune_state_, used_by
+from repl_fx.surrogates.registry import Synthesis
+
+
+@dataclass(frozen=True)
+class FoldResult:
+    """A graph for inference.
+
+    Attributes:
+        graph_module: the folded copy.
+        folded: names of the synthesis nodes that became constants.
+    """
+
+    graph_module: fx.GraphModule
+    folded: tuple[str, ...]
+
+    @property
+    def modified(self) -> bool:
+        """Whether there was anything to fold."""
+        return bool(self.folded)
+
+
+def fold_surrogates(gm: fx.GraphModule) -> FoldResult:
+    """Replace each synthesis by the weights it computes now.
+
+    Args:
+        gm: a graph, rewritten or not, in any mode; it is not changed.
+
+    Returns:
+        A copy that shares the tensors of what is kept; `folded` is empty when there was nothing to fold.
+
+    Raises:
+        NotFoldable: a synthesis depends on an activation; names the synthesis and the input.
+    """
+    result = copy_graph(gm)
+    syntheses = [node for node in result.graph.nodes if is_synthesis(result, node)]
+    if not syntheses:
+        return FoldResult(result, ())
+    used = used_by(result)
+    constants = _constant_nodes(result, syntheses)
+    values: dict[fx.Node, Any] = {}
+    for node in constants:
+        for user in list(node.users):
+            if user in constants or not isinstance(_evaluate(result, node, values), Tensor):
+                continue
+            path = _store(result, node, values[node])
+            with result.graph.inserting_before(node):
+                constant = get_attr(result, path)
+            constant.meta.update({k: v for k, v in node.meta.items() if k != "val"})
+            node.replace_all_uses_with(constant, delete_user_cb=lambda u: u not in constants, propagate_meta=False)
+            break
+    names = tuple(node.name for node in syntheses)
+    erase_dead(result.graph, constants)
+    drop_dead(result.graph)
+    prune_state_(result, used)
+    result.recompile()
+    return FoldResult(result, names)
+
+
+def is_synthesis(gm: fx.GraphModule, node: fx.Node) -> bool:
+    """Whether a node calls a synthesis."""
+    return node.op == "call_module" and isinstance(gm.get_submodule(str(node.target)), Synthesis)
+
+
+def _constant_nodes(gm: fx.GraphModule, syntheses: list[fx.Node]) -> dict[fx.Node, None]:
+    """Nodes computed from syntheses and state alone, in program order."""
+    constants: dict[fx.Node, None] = {}
+    for node in gm.graph.nodes:
+        fixed = all(f in constants or f.op == "get_attr" for f in node.all_input_nodes)
+        if node in syntheses:
+            if not fixed:
+                loose = next(f for f in node.all_input_nodes if f not in constants and f.op != "get_attr")
+                raise NotFoldable(f"synthesis {node.name} depends on {loose.name}, which is no parameter")
+            constants[node] = None
+        elif fixed and any(f in constants for f in node.all_input_nodes) and not has_effect(node):
+            constants[node] = None
+    return constants
+
+
+def _evaluate(gm: fx.GraphModule, node: fx.Node, values: dict[fx.Node, Any]) -> Any:
+    if node in values:
+        return values[node]
+    if node.op == "get_attr":
+        return attribute(gm, str(node.target))
+    args, kwargs = fx.node.map_arg((node.args, node.kwargs), lambda n: _evaluate(gm, n, values))
+    function: Any = gm.get_submodule(str(node.target)) if node.op == "call_module" else node.target
+    with torch.no_grad():
+        values[node] = function(*args, **kwargs)
+    return values[node]
+
+
+def _store(gm: CapturedModule, node: fx.Node, value: Tensor) -> str:
+    """Keep a constant as a buffer beside the synthesis it comes from."""
+    source = node
+    while not is_synthesis(gm, source):
+        source = next(f for f in source.all_input_nodes if f.op != "get_attr")
+    parent = str(source.target).rpartition(".")[0]
+    return add_buffer(gm, parent, "folded", value.detach().clone())

@@ -1,0 +1,391 @@
+"""Merge the training graph and the evaluation graph of a model into one that is right in both modes.
+
+    before   train: dropout(x, 0.1, True)      eval: dropout(x, 0.1, False)
+    after    get_attr blocks.0.training -> dropout(x, 0.1, training)
+
+    before   train: sdpa(q, k, v, None, 0.1)   eval: sdpa(q, k, v, None, 0.0)
+    after    select_mode(training, 0.1, 0.0) -> sdpa(q, k, v, None, _)
+
+    before   train: add_(num_batches_tracked, 1); batch_norm(…)     eval: batch_norm(…)
+    after    call_module norm.mode_switch(num_batches_tracked); batch_norm(…)
+
+    before   train: call_module aux(x)         eval: nothing
+    after    get_attr aux -> call_module mode_switch(x, aux)
+
+Needs: both graphs lifted over the same model, with the same constants.
+Leaf modules hold their own mode, so most models need nothing at all. Where a literal differs, a flag that `.train()`
+and `.eval()` set is read live: the flag of the module whose forward holds the operator, so that a part of the model can
+be frozen in evaluation mode. Where nodes differ, both stretches go into a `ModeSwitch`, which stands in the innermost
+module around them; the modules it calls stay where they are and come in as arguments.
+Never touches: the graphs it is given.
+"""
+
+from __future__ import annotations
+
+import copy
+import difflib
+import operator
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import fx, nn
+
+from repl_fx._torch import module_stack
+from repl_fx.graph import add_module, drop_dead, has_effect, is_tensor, unique_name
+from repl_fx.runtime import ModeSwitch, call_module, select_mode
+
+_OUTSIDE = ("placeholder", "get_attr")
+_COPIES = (torch.ops.aten.clone.default, torch.ops.aten.contiguous.default)
+
+
+@dataclass(frozen=True)
+class MergeResult:
+    """What had to be done to merge the modes.
+
+    Attributes:
+        graph: right in both modes.
+        literals: arguments that now depend on the mode.
+        switches: stretches of the graph of which each mode has its own.
+    """
+
+    graph: fx.Graph
+    literals: int
+    switches: int
+
+    @property
+    def modified(self) -> bool:
+        """Whether the training graph alone would have been wrong."""
+        return bool(self.literals or self.switches)
+
+
+def merge_modes(train: fx.Graph, evaluation: fx.Graph, root: nn.Module) -> MergeResult:
+    """Bring the graphs of both modes together.
+
+    Args:
+        train: the model's graph in training mode.
+        evaluation: its graph in evaluation mode.
+        root: the module tree both refer to; mode switches are added to it.
+
+    Returns:
+        A copy of the training graph that computes either, by the modes of the modules in `root`.
+    """
+    merger = _Merger(copy.deepcopy(train), copy.deepcopy(evaluation), root)
+    merger.align()
+    merger.compare()
+    merger.build_switches()
+    drop_dead(merger.graph)
+    return MergeResult(merger.graph, merger.literals, merger.switches)
+
+
+@dataclass(eq=False)
+class _Region:
+    """A stretch where the graphs differ: some nodes of one, some of the other, either side possibly empty.
+
+    Attributes:
+        train, evaluation: the nodes of each side.
+        before: the first node of the training graph after the stretch.
+        wanted: what is used outside: the value in training, the value in evaluation, and a node that stands for both
+            until the switch is built.
+    """
+
+    train: list[fx.Node]
+    evaluation: list[fx.Node]
+    before: fx.Node
+    wanted: list[tuple[Any, Any, fx.Node]] = field(default_factory=list)
+
+
+class _Merger:
+    def __init__(self, train: fx.Graph, evaluation: fx.Graph, root: nn.Module) -> None:
+        self.graph = train
+        self.evaluation = evaluation
+        self.root = root
+        self.image: dict[fx.Node, fx.Node] = {}
+        self.regions: list[_Region] = []
+        self.region_of: dict[fx.Node, _Region] = {}
+        self.outside: dict[tuple[str, str], fx.Node] = {
+            (n.op, str(n.target)): n for n in train.nodes if n.op in _OUTSIDE
+        }
+        self.literals = 0
+        self.switches = 0
+        self.start = next(n for n in train.nodes if n.op not in _OUTSIDE)
+
+    def align(self) -> None:
+        """Pair the nodes of both graphs, and gather what has no counterpart into regions."""
+        for node in self.evaluation.nodes:
+            if node.op == "placeholder":
+                self.image[node] = self.outside[node.op, str(node.target)]
+            elif node.op == "get_attr":
+                self.image[node] = self.attribute(str(node.target), node.meta)
+        for node in [*self.graph.nodes, *self.evaluation.nodes]:
+            _spell_out_defaults(node)
+        ours = [n for n in self.graph.nodes if n.op not in _OUTSIDE]
+        theirs = [n for n in self.evaluation.nodes if n.op not in _OUTSIDE]
+        i = j = 0
+        for start_i, start_j, size in _matching_blocks([_key(n) for n in ours], [_key(n) for n in theirs]):
+            if (start_i, start_j) != (i, j):
+                region = _Region(ours[i:start_i], theirs[j:start_j], ours[start_i])
+                self.regions.append(region)
+                self.region_of.update(dict.fromkeys([*region.train, *region.evaluation], region))
+            self.image.update(zip(theirs[start_j : start_j + size], ours[start_i : start_i + size], strict=True))
+            i, j = start_i + size, start_j + size
+
+    def compare(self) -> None:
+        """Where paired nodes take different arguments, make the argument depend on the mode."""
+        for theirs, ours in list(self.image.items()):
+            if ours.op not in _OUTSIDE:
+                ours.meta["passes_through"] = theirs.meta.get("passes_through", False)
+                ours.args = self.argument(ours.args, theirs.args, ours)
+                ours.kwargs = self.argument(ours.kwargs, theirs.kwargs, ours)
+
+    def argument(self, ours: Any, theirs: Any, user: fx.Node) -> Any:
+        """One argument of a paired node; what differs becomes a selection, or is left to a region's switch."""
+        if isinstance(ours, (tuple, list)) and isinstance(theirs, (tuple, list)) and len(ours) == len(theirs):
+            return type(ours)([self.argument(a, b, user) for a, b in zip(ours, theirs, strict=True)])
+        if isinstance(ours, dict) and isinstance(theirs, dict) and list(ours) == list(theirs):
+            return {name: self.argument(ours[name], theirs[name], user) for name in ours}
+        if isinstance(ours, slice) and isinstance(theirs, slice):
+            ends = ((getattr(ours, end), getattr(theirs, end)) for end in ("start", "stop", "step"))
+            return slice(*(self.argument(a, b, user) for a, b in ends))
+        theirs = self.image.get(theirs, theirs) if isinstance(theirs, fx.Node) else theirs
+        if ours is theirs or _equal_literals(ours, theirs):
+            return ours
+        if not _is_nested(ours) and not _is_nested(theirs):
+            regions = [self.region_of[v] for v in (ours, theirs) if isinstance(v, fx.Node) and v in self.region_of]
+            if regions:
+                return self.want(max(regions, key=self.regions.index), ours, theirs)
+        # Each mode returns a structure of its own, such as the outputs of auxiliary heads in training alone.
+        ours = fx.node.map_arg(ours, lambda n: self.source(n, training=True))
+        theirs = fx.node.map_arg(theirs, lambda n: self.source(n, training=False))
+        self.literals += 1
+        flag = self.flag(user)
+        if ours is True and theirs is False:
+            return flag
+        with self.graph.inserting_before(user):
+            chosen = self.graph.call_function(select_mode, (flag, ours, theirs))
+        chosen.meta["val"] = _val(ours)
+        return chosen
+
+    def want(self, region: _Region, ours: Any, theirs: Any) -> fx.Node:
+        """A node that stands for a value of a region: `ours` in training, `theirs` in evaluation."""
+        for known_ours, known_theirs, node in region.wanted:
+            if known_ours is ours and known_theirs is theirs:
+                return node
+        with self.graph.inserting_before(region.before):
+            node = self.graph.call_function(_pending)
+        node.meta["val"] = _val(theirs if ours is None else ours)
+        region.wanted.append((ours, theirs, node))
+        return node
+
+    def source(self, node: fx.Node, *, training: bool) -> fx.Node:
+        """The node of the merged graph that holds the value a node has in one mode."""
+        node = self.image.get(node, node)
+        if node.op == "get_attr":
+            # One mode may read it earlier than the other.
+            self.start.prepend(node)
+        if node not in self.region_of:
+            return node
+        return self.want(self.region_of[node], *((node, None) if training else (None, node)))
+
+    def attribute(self, target: str, meta: dict[str, Any]) -> fx.Node:
+        """The one node of the merged graph that reads a parameter, a buffer, a module or a mode flag."""
+        known = self.outside.get(("get_attr", target))
+        if known is not None:
+            return known
+        with self.graph.inserting_before(self.start):
+            made = self.graph.create_node("get_attr", target)
+        made.meta = dict(meta)
+        self.outside["get_attr", target] = made
+        return made
+
+    def flag(self, user: fx.Node) -> fx.Node:
+        """The mode flag of the innermost module around a node that is there to be switched."""
+        owner = ".".join(self.owner([user]))
+        return self.attribute(f"{owner}.training".lstrip("."), {"val": True})
+
+    def owner(self, nodes: Iterable[fx.Node]) -> tuple[str, ...]:
+        """Path of the innermost module whose forward makes all of `nodes`."""
+        stacks = []
+        for node in nodes:
+            # Calls of a leaf are made by the module around it.
+            stack = [p for p in module_stack(node) if node.op != "call_module" or p != node.target]
+            stacks.append([p for p in stack if _has_submodule(self.root, p)])
+        common: tuple[str, ...] = ()
+        for level in zip(*stacks, strict=False):
+            if len(set(level)) > 1:
+                break
+            common = tuple(level[0].split("."))
+        return common
+
+    def build_switches(self) -> None:
+        """Replace each region by one call that runs the version of the mode."""
+        # A region may use values of those before it, which must know before they are built.
+        for region in reversed(self.regions):
+            if region.wanted or any(has_effect(n) for n in [*region.train, *region.evaluation]):
+                if self.copied(region) or self.sizes_only(region):
+                    continue
+                self.switches += 1
+                self.switch(region)
+            for node in reversed(region.train):
+                self.graph.erase_node(node)
+
+    def copied(self, region: _Region) -> bool:
+        """Let both modes make a copy that only one of them needs.
+
+        Whether `.contiguous()` copies depends on the strides the attention kernel of the mode happened to return.
+        """
+        nodes = [*region.train, *region.evaluation]
+        if len(nodes) != 1 or nodes[0].target not in _COPIES or len(region.wanted) != 1:
+            return False
+        ours, theirs, pending = region.wanted[0]
+        if region.train:
+            if ours is not nodes[0] or theirs is not nodes[0].args[0]:
+                return False
+            made = nodes[0]
+        else:
+            if theirs is not nodes[0] or ours is not self.image.get(nodes[0].args[0]):
+                return False
+            with self.graph.inserting_before(region.before):
+                made = self.graph.node_copy(nodes[0], lambda n: self.image[n])
+        pending.replace_all_uses_with(made)
+        self.graph.erase_node(pending)
+        return True
+
+    def sizes_only(self, region: _Region) -> bool:
+        """Let both modes compute the sizes that only training needs: that costs less than a switch."""
+        if region.evaluation or any(has_effect(n) or is_tensor(n) for n in region.train):
+            return False
+        if any(theirs is not None for _, theirs, _ in region.wanted):
+            return False
+        for ours, _, pending in region.wanted:
+            pending.replace_all_uses_with(ours)
+            self.graph.erase_node(pending)
+        return True
+
+    def switch(self, region: _Region) -> None:
+        sources: dict[fx.Node, None] = {}
+        ours = [wanted[0] for wanted in region.wanted]
+        theirs = [wanted[1] for wanted in region.wanted]
+        versions = [_Version(self, region.train, True, ours), _Version(self, region.evaluation, False, theirs)]
+        for version in versions:
+            sources.update(dict.fromkeys(version.sources.values()))
+        owner = self.owner([*region.train, *region.evaluation])
+        name = unique_name(self.root.get_submodule(".".join(owner)), "mode_switch")
+        path = ".".join([*owner, name])
+        add_module(self.root, path, ModeSwitch(*(version.build(list(sources)) for version in versions)))
+        place = region.wanted[0][2] if region.wanted else region.before
+        with self.graph.inserting_before(place):
+            call = self.graph.call_module(path, tuple(sources))
+        call.meta = dict((region.train or region.evaluation)[0].meta)
+        call.meta.pop("passes_through", None)
+        vals = [pending.meta["val"] for _, _, pending in region.wanted]
+        call.meta["val"] = vals[0] if len(vals) == 1 else tuple(vals)
+        for index, (_, _, pending) in enumerate(region.wanted):
+            made = call
+            if len(vals) > 1:
+                with self.graph.inserting_before(pending):
+                    made = self.graph.call_function(operator.getitem, (call, index))
+                made.meta = {**call.meta, "val": vals[index]}
+            pending.replace_all_uses_with(made)
+            self.graph.erase_node(pending)
+
+
+class _Version:
+    """One mode's stretch, to become a graph module of its own.
+
+    Attributes:
+        sources: for each value from outside the stretch, the node of the merged graph that holds it; for each module
+            the stretch calls, by its path, the node that reads it.
+    """
+
+    def __init__(self, merger: _Merger, nodes: Sequence[fx.Node], training: bool, results: Sequence[Any]) -> None:
+        self.nodes = nodes
+        self.results = results
+        self.sources: dict[fx.Node | str, fx.Node] = {}
+        inside = set(nodes)
+        for node in nodes:
+            if node.op == "call_module":
+                self.sources[str(node.target)] = merger.attribute(str(node.target), {"val": None})
+        for value in [*(f for node in nodes for f in node.all_input_nodes), *results]:
+            if isinstance(value, fx.Node) and value not in inside:
+                self.sources.setdefault(value, merger.source(value, training=training))
+
+    def build(self, sources: Sequence[fx.Node]) -> fx.GraphModule:
+        """The stretch as a module; its arguments are `sources`, those of both modes."""
+        graph = fx.Graph()
+        inputs: dict[fx.Node, fx.Node] = {}
+        for index, source in enumerate(sources):
+            inputs[source] = graph.placeholder(f"input_{index}")
+            inputs[source].meta["val"] = source.meta.get("val")
+        env: dict[fx.Node | str, fx.Node] = {value: inputs[source] for value, source in self.sources.items()}
+        for node in self.nodes:
+            if node.op == "call_module":
+                args, kwargs = fx.node.map_arg((node.args, node.kwargs), lambda n: env[n])
+                env[node] = graph.call_function(call_module, (env[str(node.target)], *args), kwargs)
+                env[node].meta = dict(node.meta)
+            else:
+                env[node] = graph.node_copy(node, lambda n: env[n])
+        answers = [env[r] if isinstance(r, fx.Node) else r for r in self.results]
+        graph.output(answers[0] if len(answers) == 1 else tuple(answers))
+        return fx.GraphModule(nn.Module(), graph)
+
+
+def _pending() -> None:
+    """Target of the nodes that stand for a region's values until its switch is built."""
+
+
+def _spell_out_defaults(node: fx.Node) -> None:
+    """Write positional defaults out: a trace leaves them away, so that `dropout_p=0.0` would look like another call."""
+    schema = getattr(node.target, "_schema", None)
+    if schema is None:
+        return
+    missing = [a for a in schema.arguments[len(node.args) :] if not a.kwarg_only]
+    if all(a.has_default_value() and a.name not in node.kwargs for a in missing):
+        node.args = (*node.args, *(a.default_value for a in missing))
+
+
+def _matching_blocks(ours: list[Any], theirs: list[Any]) -> Iterator[tuple[int, int, int]]:
+    """Stretches that both lists have, as (start in ours, start in theirs, size), ascending.
+
+    What is alike at both ends is cut off first: difflib is quadratic, and most models differ in one place or none.
+    """
+    shorter = min(len(ours), len(theirs))
+    head = next((i for i in range(shorter) if ours[i] != theirs[i]), shorter)
+    tail = next((i for i in range(shorter - head) if ours[-1 - i] != theirs[-1 - i]), shorter - head)
+    yield 0, 0, head
+    middle = ours[head : len(ours) - tail], theirs[head : len(theirs) - tail]
+    for match in difflib.SequenceMatcher(None, *middle, autojunk=False).get_matching_blocks():
+        if match.size:
+            yield head + match.a, head + match.b, match.size
+    yield len(ours) - tail, len(theirs) - tail, tail
+
+
+def _key(node: fx.Node) -> tuple[Any, ...]:
+    """What two nodes must have in common to be taken for the same: all but literals."""
+    shape = tuple(isinstance(a, fx.Node) for a in node.args) if node.op != "output" else ()
+    # Packers of outputs are made anew for each trace.
+    target = getattr(node.target, "__name__", node.target)
+    return (node.op, str(target), module_stack(node)[-1:], shape)
+
+
+def _equal_literals(ours: Any, theirs: Any) -> bool:
+    if isinstance(ours, fx.Node) or isinstance(theirs, fx.Node) or type(ours) is not type(theirs):
+        return False
+    return bool(ours == theirs) or bool(ours != ours and theirs != theirs)
+
+
+def _is_nested(value: Any) -> bool:
+    return isinstance(value, (tuple, list, dict))
+
+
+def _val(value: Any) -> Any:
+    return fx.node.map_arg(value, lambda n: n.meta.get("val"))
+
+
+def _has_submodule(root: nn.Module, path: str) -> bool:
+    try:
+        root.get_submodule(path)
+    except AttributeError:
+        return False
+    return True

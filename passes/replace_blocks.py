@@ -1,0 +1,123 @@
+"""Replace blocks by their surrogates.
+
+    before   x -> [block 2] -> [block 3] -> [block 4] -> y
+    after    x -> [block 2] -> surrogate of 3, made from 2 and 4 -> [block 4] -> y
+
+Needs: a graph in normal form, its repeats, and a plan made for them.
+Parameters, buffers and modules that only the replaced blocks used are removed with them.
+Never touches: the graph it is given; blocks that are kept.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import fx
+
+from repl_fx.blocks import Block, Repeat
+from repl_fx.errors import PlanMismatch
+from repl_fx.graph import CapturedModule, copy_graph, drop_dead, erase_dead
+from repl_fx.plan import Plan, Replacement
+from repl_fx.state import prune_state_, used_by
+from repl_fx.surrogates import Site, make_surrogate
+
+
+@dataclass(frozen=True)
+class ReplaceResult:
+    """A rewritten graph.
+
+    Attributes:
+        graph_module: the graph with surrogates.
+        replaced: names of the blocks that are gone.
+        removed: paths of the parameters and buffers that are gone.
+    """
+
+    graph_module: CapturedModule
+    replaced: tuple[str, ...]
+    removed: tuple[str, ...]
+
+    @property
+    def modified(self) -> bool:
+        """Whether any block was replaced."""
+        return bool(self.replaced)
+
+
+def replace_blocks(gm: fx.GraphModule, repeats: Sequence[Repeat], plan: Plan) -> ReplaceResult:
+    """Apply a plan.
+
+    Args:
+        gm: the graph the repeats were found in.
+        repeats: from `find_repeats`.
+        plan: from `repl_fx.make_plan`.
+
+    Returns:
+        A new graph module that shares the tensors of what is kept.
+
+    Raises:
+        PlanMismatch: the plan names a block the graph does not have, or its surrogate refuses it.
+    """
+    result = copy_graph(gm)
+    blocks = blocks_in(result, repeats)
+    forward: dict[fx.Node, fx.Node] = {}
+    used = used_by(result)
+    with torch.random.fork_rng(devices=[]):
+        # torch.manual_seed would seed the GPUs too, and leave them so.
+        torch.default_generator.manual_seed(plan.seed)
+        for replacement in plan.replacements:
+            _replace(result, replacement, blocks, forward)
+    drop_dead(result.graph)
+    removed = prune_state_(result, used)
+    result.recompile()
+    return ReplaceResult(result, tuple(r.block for r in plan.replacements), removed)
+
+
+def _replace(
+    gm: CapturedModule, replacement: Replacement, blocks: Mapping[str, Block], forward: dict[fx.Node, fx.Node]
+) -> None:
+    for name in (replacement.block, replacement.before, replacement.after):
+        if name not in blocks:
+            raise PlanMismatch(f"the plan names block {name}, which this model does not have; make a new plan")
+    block = blocks[replacement.block]
+    entry = block.input
+    while entry in forward:
+        entry = forward[entry]
+    site = Site(gm, block, blocks[replacement.before], blocks[replacement.after], entry, replacement.surrogate)
+    surrogate = make_surrogate(replacement.surrogate, replacement.settings)
+    reason = surrogate.refuse(site)
+    if reason:
+        raise PlanMismatch(f"{replacement.surrogate} cannot stand in for {block.name}: {reason}")
+    output = surrogate.build(site)
+    if output is not block.output:
+        block.output.replace_all_uses_with(output, propagate_meta=False)
+        forward[block.output] = output
+    # Calls of modules count as effects; those of a block that is gone are gone with it.
+    erase_dead(gm.graph, [node for node in block.nodes if node.graph is gm.graph and not _erased(node)])
+
+
+def _erased(node: fx.Node) -> bool:
+    return node._erased
+
+
+def blocks_in(gm: fx.GraphModule, repeats: Sequence[Repeat]) -> dict[str, Block]:
+    """The blocks of repeats found in one graph as blocks of a copy of it, by name.
+
+    Copies of a graph keep the names of its nodes.
+    """
+    nodes = {node.name: node for node in gm.graph.nodes}
+
+    def moved(some: Sequence[fx.Node]) -> tuple[fx.Node, ...]:
+        return tuple(nodes[node.name] for node in some)
+
+    return {
+        block.name: replace(
+            block,
+            nodes=moved(block.nodes),
+            input=nodes[block.input.name],
+            outputs=moved(block.outputs),
+            side_inputs=moved(block.side_inputs),
+        )
+        for repeat in repeats
+        for block in repeat.blocks
+    }

@@ -1,0 +1,164 @@
+"""The private names of torch that repl-fx needs, in one place.
+
+Each is here because torch has no public way to the same thing; when one moves, this is the only file to mend.
+"""
+
+from __future__ import annotations
+
+import io
+import logging
+import warnings
+from contextlib import contextmanager, redirect_stderr
+from typing import TYPE_CHECKING, Any
+
+import torch
+import torch.utils._pytree as pytree
+from torch import fx
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+__all__ = [
+    "FakeTensor",
+    "FakeTensorMode",
+    "autograd_calls",
+    "call_impl",
+    "define_operator",
+    "enter_autocast",
+    "exit_autocast",
+    "fixed_size",
+    "is_autocast_region",
+    "is_grad_region",
+    "module_stack",
+    "no_hooks_left",
+    "pytree",
+    "quiet_tracing",
+    "set_call_impl",
+    "unset_call_impl",
+]
+
+
+def module_stack(node: fx.Node) -> tuple[str, ...]:
+    """Paths of the modules whose calls enclose a node, outermost first; empty at the top of the model.
+
+    torch.export and `fx.Tracer` both keep `nn_module_stack`, and both write "" for the model itself.
+    """
+    stack = node.meta.get("nn_module_stack") or {}
+    paths: list[str] = []
+    for entry in stack.values():
+        # A module called again is written "path@1" by torch.export; the call number is no part of its name.
+        path = (entry[0] if isinstance(entry, tuple) else str(entry)).split("@")[0]
+        path = path.removeprefix("L['self']").removeprefix(".")
+        if path:
+            paths.append(path)
+    return tuple(paths)
+
+
+def call_impl(module: torch.nn.Module) -> Callable[..., Any]:
+    """What `module(...)` runs: hooks and forward.
+
+    Overriding it on one object is the only way to see calls under torch.export, which binds `Module.__call__` when
+    torch is imported.
+    """
+    return type(module)._call_impl.__get__(module)  # type: ignore[no-any-return]
+
+
+def set_call_impl(module: torch.nn.Module, function: Callable[..., Any]) -> None:
+    """Let `module(...)` run `function` until `unset_call_impl`."""
+    module.__dict__["_call_impl"] = function
+
+
+def unset_call_impl(module: torch.nn.Module) -> None:
+    """Undo `set_call_impl`."""
+    module.__dict__.pop("_call_impl", None)
+
+
+@contextmanager
+def autograd_calls(
+    stand_in: Callable[[type[torch.autograd.Function], Callable[..., Any]], Callable[..., Any]],
+) -> Iterator[None]:
+    """Replace what `SomeFunction.apply` runs, for a while.
+
+    Args:
+        stand_in: gets the function's class and its own `apply`, and returns what runs instead.
+    """
+    own = torch.autograd.Function.__dict__["apply"]
+
+    def apply(cls: type[torch.autograd.Function], *args: Any, **kwargs: Any) -> Any:
+        return stand_in(cls, own.__get__(None, cls))(*args, **kwargs)
+
+    base: Any = torch.autograd.Function
+    base.apply = classmethod(apply)
+    try:
+        yield
+    finally:
+        base.apply = own
+
+
+@contextmanager
+def no_hooks_left() -> Iterator[None]:
+    """Drop the global hooks on buffers that torch.export (2.11) leaves behind when a trace fails."""
+    hooks: Any = getattr(torch.nn.modules.module, "_global_buffer_registration_hooks", {})
+    before = dict(hooks)
+    try:
+        yield
+    finally:
+        hooks.clear()
+        hooks.update(before)
+
+
+@contextmanager
+def quiet_tracing() -> Iterator[None]:
+    """Keep what torch has to say about a model's style, and the graphs it dumps when a trace fails, off the terminal.
+
+    What the trace stumbled over is in the exception it raises.
+    """
+    disabled = logging.root.manager.disable
+    try:
+        logging.disable(logging.ERROR)
+        with warnings.catch_warnings(), redirect_stderr(io.StringIO()):
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(disabled)
+
+
+def define_operator(namespace: str, schema: str, fake: Callable[..., Any]) -> torch.library.Library:
+    """Define an operator that exists in traces alone; it lives as long as the returned library."""
+    library: Any = torch.library.Library
+    library = library(namespace, "FRAGMENT")
+    library.define(schema)
+    register: Any = torch.library.register_fake
+    register(f"{namespace}::{schema.split('(')[0]}", fake, lib=library)
+    return library  # type: ignore[no-any-return]
+
+
+def fixed_size(size: int | torch.SymInt) -> int | None:
+    """The one value that a dimension of a traced tensor can have; None where it may vary."""
+    if isinstance(size, int):
+        return size
+    known = size.node.maybe_as_int()
+    return None if known is None else int(known)
+
+
+def is_grad_region(node: fx.Node) -> bool:
+    """Whether torch.export packed a `torch.no_grad` (or `enable_grad`) region into this node."""
+    return node.target is torch.ops.higher_order.wrap_with_set_grad_enabled
+
+
+def is_autocast_region(node: fx.Node) -> bool:
+    """Whether torch.export packed a `torch.autocast` region into this node."""
+    return node.target is torch.ops.higher_order.wrap_with_autocast
+
+
+def enter_autocast(device_type: str, dtype: torch.dtype | None, enabled: bool, cache: bool | None) -> Any:
+    """Begin an autocast region; returns what `exit_autocast` takes."""
+    enter: Any = torch.amp.autocast_mode._enter_autocast
+    return enter(device_type, dtype, enabled, cache)
+
+
+def exit_autocast(mode: Any) -> None:
+    """End an autocast region."""
+    leave: Any = torch.amp.autocast_mode._exit_autocast
+    leave(mode)

@@ -1,0 +1,309 @@
+"""Capture a model as one graph in normal form: right in training and in evaluation mode, on any device.
+
+The ladder: torch.export first, then `fx.Tracer`. Each rung that fails says why in one line.
+"""
+
+from __future__ import annotations
+
+import copy as copying
+from collections import OrderedDict
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+
+from repl_fx._torch import fixed_size, pytree
+from repl_fx.config import check_passes
+from repl_fx.errors import BadInput, BrokenGraph, CaptureError
+from repl_fx.graph import CapturedModule, fake_mode_of, share_tensors
+from repl_fx.interface import bind_arguments
+from repl_fx.passes.check_graph import check_graph
+from repl_fx.passes.follow_device import follow_device_
+from repl_fx.passes.lift_modules import Constants
+from repl_fx.passes.merge_modes import merge_modes
+from repl_fx.rungs import Rung, export_rung, obstacle, symbolic_rung
+
+LADDER: dict[str, Rung] = {"torch.export": export_rung, "fx.symbolic_trace": symbolic_rung}
+
+
+@dataclass(frozen=True)
+class CaptureInfo:
+    """How a graph was captured; kept in `graph_module.meta["capture"]`.
+
+    Attributes:
+        model: class name of the source.
+        rung: which rung of the ladder took it.
+        obstacles: why earlier rungs did not, one line each.
+        literals: arguments that had to be made dependent on the mode.
+        switches: stretches of which each mode has its own version.
+        dynamic: for each tensor argument, the dimensions that stayed dynamic.
+    """
+
+    model: str
+    rung: str
+    obstacles: tuple[str, ...]
+    literals: int
+    switches: int
+    dynamic: dict[str, tuple[int, ...]]
+
+
+@dataclass(frozen=True)
+class CaptureCheck:
+    """Whether a captured graph computes what its source computes.
+
+    Attributes:
+        evaluation: outputs in evaluation mode are equal, bit for bit.
+        training: outputs in training mode under the same seed are equal, bit for bit.
+    """
+
+    evaluation: bool
+    training: bool
+
+    def __bool__(self) -> bool:
+        return self.evaluation and self.training
+
+
+def capture(
+    model: nn.Module, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None, *, copy: bool = False
+) -> fx.GraphModule:
+    """Capture a model as an `fx.GraphModule` in normal form.
+
+    Args:
+        model: any module; it is not changed, and its modes are left as they are.
+        args: positional example inputs. A batch (first dimension) of 1 is widened to 2, because tracing would take 1
+            for a constant.
+        kwargs: keyword example inputs.
+        copy: give the graph parameters of its own instead of sharing the model's.
+
+    Returns:
+        A graph module with the model's arguments, outputs, module paths and `state_dict` keys, in the model's mode.
+
+    Raises:
+        BadInput: the model itself does not run on these inputs.
+        CaptureError: no rung of the ladder took the model; says why, with the model's file and line.
+    """
+    source = copying.deepcopy(model) if copy else model
+    args, kwargs = widen_batch(model, tuple(args), dict(kwargs or {}))
+    try:
+        bind_arguments(source, args, kwargs)
+    except TypeError as problem:
+        raise BadInput(_misfit(model, problem, args, kwargs)) from problem
+    obstacles: list[str] = []
+    for name, rung in LADDER.items():
+        try:
+            return _climb(name, rung, source, args, kwargs, tuple(obstacles))
+        except BrokenGraph:
+            raise
+        except Exception as problem:
+            obstacles.append(obstacle(name, problem))
+    _require_runs(model, args, kwargs)
+    raise CaptureError(type(model).__name__, obstacles)
+
+
+def _climb(
+    name: str, rung: Rung, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], obstacles: tuple[str, ...]
+) -> CapturedModule:
+    arguments = bind_arguments(model, args, kwargs)
+    constants = Constants()
+    device = device_of(model, args, kwargs)
+    graphs = {}
+    pinned: dict[str, bool] = {}
+    for training in (True, False):
+        # A region of the caller's must not be traced as one of the model's.
+        with untouched(model), _own_randomness(device), torch.enable_grad(), _no_autocast(device):
+            model.train(training)
+            graphs[training] = rung(model, arguments, constants, args, kwargs)
+            pinned.update({p: m.training for p, m in model.named_modules() if m.training is not training})
+    root = _module_tree(model, graphs.values())
+    for index, tensor in enumerate(constants.tensors):
+        root.register_buffer(f"traced_constant_{index}", tensor.detach().clone(), persistent=False)
+    merged = merge_modes(graphs[True], graphs[False], root)
+    follow_device_(merged.graph, root, device)
+    gm = CapturedModule(root, merged.graph, type(model).__name__)
+    gm.training = model.training
+    gm.meta["pinned"] = pinned
+    gm.meta["fake_mode"] = fake_mode_of(gm)
+    gm.meta["device"] = device
+    gm.meta["capture"] = CaptureInfo(
+        type(model).__name__, name, obstacles, merged.literals, merged.switches, _dynamic_dims(gm)
+    )
+    if check_passes():
+        check_graph(gm, f"capture by {name}")
+    return gm
+
+
+def check_capture(
+    model: nn.Module, gm: fx.GraphModule, args: Sequence[Any], kwargs: Mapping[str, Any] | None = None, *, seed: int = 0
+) -> CaptureCheck:
+    """Run source and graph side by side in both modes.
+
+    Args:
+        model: the source; statistics that a training step would change are put back.
+        gm: the graph captured from it.
+        args, kwargs: inputs both can take.
+        seed: for dropout and the like.
+    """
+    args, kwargs = widen_batch(model, tuple(args), dict(kwargs or {}))
+    device = device_of(model, args, kwargs)
+    equal = {}
+    for training in (False, True):
+        results = []
+        for module in (model, gm):
+            inputs = pytree.tree_map_only(Tensor, lambda t: t.detach().clone(), (args, kwargs))
+            with untouched(module, buffers=True), in_mode(module, training), _own_randomness(device):
+                torch.manual_seed(seed)
+                with torch.enable_grad():
+                    results.append(pytree.tree_leaves(module(*inputs[0], **inputs[1])))
+        equal[training] = len(results[0]) == len(results[1]) and all(
+            _equal(ours, theirs) for ours, theirs in zip(*results, strict=True)
+        )
+    return CaptureCheck(evaluation=equal[False], training=equal[True])
+
+
+def _equal(ours: Any, theirs: Any) -> bool:
+    if isinstance(ours, Tensor) and isinstance(theirs, Tensor):
+        if (ours.dtype, ours.shape, ours.device) != (theirs.dtype, theirs.shape, theirs.device):
+            return False
+        # Attention with a row that is masked all over gives NaN on purpose.
+        return bool(((ours == theirs) | (ours.isnan() & theirs.isnan())).all())
+    return type(ours) is type(theirs) and bool(ours == theirs)
+
+
+@contextmanager
+def in_mode(model: nn.Module, training: bool) -> Iterator[None]:
+    """Put a model in one mode for a while; afterwards each of its modules has the mode it had."""
+    modes = [(module, module.training) for module in model.modules()]
+    model.train(training)
+    try:
+        yield
+    finally:
+        for module, mode in modes:
+            module.training = mode
+
+
+@contextmanager
+def untouched(model: nn.Module, *, buffers: bool = False) -> Iterator[None]:
+    """Give every module back the attributes it had, whatever a trace or a forward leaves there.
+
+    Args:
+        model: its forward may count its calls, keep an activation, replace a buffer.
+        buffers: restore the values of buffers too, for a forward on real tensors.
+    """
+    kept = [(module, dict(vars(module)), _contents(module)) for module in model.modules()]
+    values = [(buffer, buffer.detach().clone()) for buffer in model.buffers()] if buffers else []
+    try:
+        yield
+    finally:
+        for module, attributes, contents in kept:
+            vars(module).clear()
+            vars(module).update(attributes)
+            for container, content in contents:
+                container.clear()
+                if isinstance(container, list):
+                    container.extend(content)
+                else:
+                    container.update(content)
+        with torch.no_grad():
+            for buffer, value in values:
+                buffer.copy_(value)
+
+
+def _contents(module: nn.Module) -> list[tuple[Any, Any]]:
+    return [(v, copying.copy(v)) for v in vars(module).values() if type(v) in (dict, OrderedDict, list, set)]
+
+
+def _own_randomness(device: torch.device) -> AbstractContextManager[None]:
+    """Leave the caller's random generators as they are."""
+    if device.type in ("cpu", "meta"):
+        return torch.random.fork_rng(devices=[])
+    return torch.random.fork_rng(devices=[device], device_type=device.type)
+
+
+def _no_autocast(device: torch.device) -> AbstractContextManager[object]:
+    if device.type == "meta" or not torch.is_autocast_enabled(device.type):
+        return nullcontext()
+    return torch.autocast(device.type, enabled=False)
+
+
+def widen_batch(
+    model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """Repeat example inputs of batch 1 to batch 2, where every tensor among them has it.
+
+    torch.export takes a dimension of size 1 for a constant.
+    """
+    tensors = [leaf for leaf in pytree.tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
+    if not tensors or any(tensor.ndim == 0 or tensor.shape[0] != 1 for tensor in tensors):
+        return args, kwargs
+    return pytree.tree_map_only(Tensor, lambda t: torch.cat([t, t]), (args, kwargs))  # type: ignore[no-any-return]
+
+
+def device_of(model: nn.Module, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None) -> torch.device:
+    """Where a model lives: the device of its first parameter or buffer, or of the first input."""
+    inputs = pytree.tree_leaves((tuple(args), dict(kwargs or {})))
+    for value in (*model.parameters(), *model.buffers(), *inputs):
+        if isinstance(value, Tensor):
+            return value.device
+    return torch.device("cpu")
+
+
+def describe_inputs(args: Sequence[Any], kwargs: Mapping[str, Any]) -> str:
+    """Example inputs in words, for messages: `x: float32[2, 3, 32, 32]`."""
+    words = []
+    for name, value in [*((str(i), v) for i, v in enumerate(args)), *kwargs.items()]:
+        for leaf in pytree.tree_leaves(value):
+            if isinstance(leaf, Tensor):
+                words.append(f"{name}: {str(leaf.dtype).removeprefix('torch.')}{list(leaf.shape)}")
+    return ", ".join(words) or "none"
+
+
+def _require_runs(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    """Tell inputs that do not fit from a model that cannot be traced: run the model itself."""
+    inputs = pytree.tree_map_only(Tensor, lambda t: t.detach().clone(), (args, kwargs))
+    device = device_of(model, args, kwargs)
+    try:
+        with untouched(model, buffers=True), in_mode(model, False), torch.no_grad(), _own_randomness(device):
+            model(*inputs[0], **inputs[1])
+    except Exception as problem:
+        raise BadInput(_misfit(model, problem, args, kwargs)) from problem
+
+
+def _misfit(model: nn.Module, problem: Exception, args: tuple[Any, ...], kwargs: dict[str, Any]) -> str:
+    return (
+        f"{obstacle(type(model).__name__, problem)} with the example inputs ({describe_inputs(args, kwargs)}); "
+        "give inputs of the shape the model takes, with --input-shape or example_inputs()"
+    )
+
+
+def _module_tree(model: nn.Module, graphs: Iterable[fx.Graph]) -> nn.Module:
+    """The source's module tree: modules the graphs call as they are, plain containers with their state elsewhere."""
+    called = {str(node.target) for graph in graphs for node in graph.nodes if node.op == "call_module"}
+    modules = {model.get_submodule(path) for path in called}
+    memo: dict[int, nn.Module] = {}
+
+    def build(module: nn.Module) -> nn.Module:
+        if id(module) in memo:
+            return memo[id(module)]
+        if module in modules:
+            return share_tensors(module, memo)
+        container = memo[id(module)] = nn.Module()
+        container.training = module.training
+        for name in ("_parameters", "_buffers", "_non_persistent_buffers_set"):
+            container.__dict__[name] = copying.copy(module.__dict__[name])
+        for name, child in module._modules.items():
+            container._modules[name] = None if child is None else build(child)
+        return container
+
+    return build(model)
+
+
+def _dynamic_dims(gm: fx.GraphModule) -> dict[str, tuple[int, ...]]:
+    dims = {}
+    for node in gm.graph.nodes:
+        if node.op == "placeholder" and isinstance(node.meta.get("val"), Tensor):
+            shape = node.meta["val"].shape
+            dims[str(node.target)] = tuple(i for i, size in enumerate(shape) if fixed_size(size) is None)
+    return dims

@@ -1,0 +1,294 @@
+"""What the commands share: options, where they write, and how they read a SPEC."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import logging
+import os
+import sys
+import time
+import traceback
+import warnings
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, TextIO
+
+import typer
+from rich.console import Console, RenderableType
+from rich.status import Status
+
+from repl_fx.cli.group import CLOSED
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from repl_fx.artifact import Artifact
+    from repl_fx.sources import Source
+
+SpecArgument = Annotated[
+    str,
+    typer.Argument(
+        metavar="SPEC",
+        help="The model: model.py, model.py:FACTORY, timm:NAME, torchvision:NAME, hf:TYPE or hf:CONFIG.",
+        show_default=False,
+    ),
+]
+AnySpecArgument = Annotated[
+    str,
+    typer.Argument(metavar="SPEC|DIR", help="A model, or a directory that transform wrote.", show_default=False),
+]
+ShapeOption = Annotated[
+    str | None,
+    typer.Option(
+        "--input-shape",
+        metavar="SHAPES",
+        help="Shapes of the example inputs, such as 2x3x224x224 or ids:2x16:int64,mask:2x16:bool.",
+        show_default=False,
+    ),
+]
+SeedOption = Annotated[int, typer.Option("--seed", help="Seed of random weights, inputs and surrogates.")]
+DeviceOption = Annotated[
+    str, typer.Option("--device", metavar="DEVICE", help="Where the model goes: cpu, cuda, cuda:1.")
+]
+JsonOption = Annotated[bool, typer.Option("--json", help="Write one JSON document to stdout, and nothing else there.")]
+VerboseOption = Annotated[
+    bool,
+    typer.Option("-v", "--verbose", help="Show every stage, the warnings of libraries, and tracebacks of errors."),
+]
+QuietOption = Annotated[bool, typer.Option("-q", "--quiet", help="Show no progress.")]
+
+# A stage that is over sooner needs no line of its own.
+_SLOW = 1.0
+
+
+class Terminal:
+    """Where a command writes: results to stdout, progress to stderr.
+
+    Args:
+        stdout: for results.
+        as_json: write results as JSON only.
+        verbose: say when each stage is over, however short.
+        quiet: say nothing about stages.
+    """
+
+    def __init__(self, stdout: TextIO, as_json: bool, verbose: bool, quiet: bool) -> None:
+        self.as_json = as_json
+        self.verbose = verbose
+        self.quiet = quiet
+        self._stdout = stdout
+        self._out = _console(stdout)
+        self._err = _console(sys.stderr)
+        self._stage: str | None = None
+        self._began = 0.0
+        self._status: Status | None = None
+        self._after_line = False
+
+    def stage(self, name: str) -> None:
+        """Begin a stage, and end the one before."""
+        self.end_stage()
+        self._stage, self._began = name, time.monotonic()
+        if not self.quiet and self._err.is_terminal:
+            self._status = self._err.status(f"{name} …")
+            self._status.start()
+
+    def end_stage(self) -> None:
+        """End the stage; one that took long gets a line on stderr."""
+        name, self._stage = self._stage, None
+        if self._status is not None:
+            self._status.stop()
+            self._status = None
+        took = time.monotonic() - self._began
+        if name is not None and not self.quiet and (self.verbose or took > _SLOW):
+            self._err.print(f"{name} … {took:.1f} s")
+
+    def show(self, *results: RenderableType) -> None:
+        """Show lines and tables, with an empty line around each table; not where JSON is wanted."""
+        self.end_stage()
+        if self.as_json:
+            return
+        for result in results:
+            if isinstance(result, str):
+                # As it is: a path that is broken over two lines cannot be copied.
+                self._out.print(result, soft_wrap=True)
+            else:
+                if self._after_line:
+                    self._out.print()
+                self._out.print(result)
+                self._out.print()
+            self._after_line = isinstance(result, str)
+
+    def document(self, document: dict[str, Any]) -> None:
+        """Write the one JSON document, where JSON is wanted."""
+        self.end_stage()
+        if self.as_json:
+            print(json.dumps(document, indent=2, allow_nan=False), file=self._stdout)
+
+
+@contextlib.contextmanager
+def running(as_json: bool, verbose: bool, quiet: bool) -> Iterator[Terminal]:
+    """The surroundings of a command: what libraries warn and log is not shown unless `verbose`.
+
+    With `as_json`, what the model's own code prints goes to stderr.
+    """
+    with contextlib.ExitStack() as stack:
+        if not verbose:
+            stack.enter_context(_without_noise())
+        if isinstance(sys.stdout, io.TextIOWrapper):
+            # A name that the terminal cannot write is no reason to fail.
+            sys.stdout.reconfigure(errors="replace")
+        terminal = Terminal(sys.stdout, as_json, verbose, quiet)
+        if as_json:
+            stack.enter_context(contextlib.redirect_stdout(sys.stderr))
+        try:
+            yield terminal
+        except typer.Exit:
+            raise
+        except BrokenPipeError:
+            # Who reads stdout has seen enough; what is still in its buffer must not fail once more at exit.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.__stdout__.fileno())  # type: ignore[union-attr]
+            raise typer.Exit(CLOSED) from None
+        except Exception:
+            terminal.end_stage()
+            if verbose:
+                traceback.print_exc()
+            raise
+        finally:
+            terminal.end_stage()
+
+
+@contextlib.contextmanager
+def _without_noise() -> Iterator[None]:
+    # Read when transformers is imported; its progress bars are no log messages.
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    disabled = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(disabled)
+
+
+class _Console(Console):
+    def on_broken_pipe(self) -> None:
+        """End with the code for it; rich's own is that of a check that failed."""
+        try:
+            super().on_broken_pipe()
+        except SystemExit:
+            raise SystemExit(CLOSED) from None
+
+
+def _console(file: TextIO) -> Console:
+    # Names may hold brackets and colons, which rich would read as markup and emoji.
+    return _Console(file=file, markup=False, emoji=False, highlight=False)
+
+
+@dataclass(frozen=True, eq=False)
+class Target:
+    """What a `SPEC|DIR` leads to.
+
+    Attributes:
+        title: one line that says what it is.
+        module: the model, or the rewritten graph of the artifact.
+        args, kwargs: example inputs.
+        source: where it is a specification.
+        artifact: where it is a directory.
+    """
+
+    title: str
+    module: nn.Module
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+    source: Source | None
+    artifact: Artifact | None
+
+
+def load_target(terminal: Terminal, spec: str, input_shape: str | None, seed: int, device: str) -> Target:
+    """Load a model by its specification, or an artifact by its directory.
+
+    Raises:
+        BadInput: options that an artifact does not take.
+        SourceError, ArtifactError: it leads to neither.
+    """
+    from repl_fx.artifact import load_artifact
+    from repl_fx.errors import BadInput
+    from repl_fx.sources import load_source
+
+    terminal.stage("load")
+    if not Path(spec).is_dir():
+        source = load_source(spec, input_shape=input_shape, seed=seed, device=device)
+        return Target(str(source), source.model, source.args, source.kwargs, source, None)
+    if input_shape is not None:
+        raise BadInput(f"{spec} is an artifact and brings its own example inputs; leave out --input-shape")
+    artifact = load_artifact(spec)
+    made_of = (artifact.manifest["model"] or {}).get("class", "model")
+    parameters = sum(p.numel() for p in artifact.graph_module.parameters())
+    title = f"{spec}: rewritten {made_of}, {parameters:,} parameters"
+    return Target(title, artifact.graph_module.to(device), artifact.args, artifact.kwargs, None, artifact)
+
+
+def parse_settings(items: list[str]) -> dict[str, Any]:
+    """Settings of a surrogate from `name=value`; a value is a number, true, false, none, or else text.
+
+    Raises:
+        BadInput: an item without a name or an equals sign, or a name given twice.
+    """
+    from repl_fx.errors import BadInput
+
+    settings: dict[str, Any] = {}
+    for item in items:
+        name, equals, text = item.partition("=")
+        if not equals or not name:
+            raise BadInput(f"--set {item!r} is no setting; write it like ratio=0.25")
+        if name in settings:
+            raise BadInput(f"--set {name} is given twice; give each setting once")
+        settings[name] = _parse(text)
+    return settings
+
+
+def _parse(text: str) -> Any:
+    words = {"true": True, "false": False, "none": None}
+    if text.lower() in words:
+        return words[text.lower()]
+    for kind in (int, float):
+        try:
+            return kind(text)
+        except ValueError:
+            continue
+    return text
+
+
+def parse_list(text: str, option: str) -> list[str]:
+    """The items of a list separated by commas.
+
+    Raises:
+        BadInput: an empty item.
+    """
+    from repl_fx.errors import BadInput
+
+    items = [item.strip() for item in text.split(",")]
+    if not all(items):
+        raise BadInput(f"{option} {text!r} has an empty item; write it like 3,5")
+    return items
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a file; it appears under its name only when it is complete.
+
+    Raises:
+        OutputError: the place cannot be written.
+    """
+    from repl_fx.errors import OutputError
+
+    unfinished = path.with_name(f".{path.name}.tmp")
+    try:
+        unfinished.write_text(text)
+        unfinished.replace(path)
+    except OSError as problem:
+        unfinished.unlink(missing_ok=True)
+        raise OutputError(f"cannot write {path}: {problem.strerror or problem}") from problem

@@ -1,0 +1,79 @@
+"""From an exception to one line on stderr and an exit code."""
+
+from __future__ import annotations
+
+import errno
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+import typer
+from typer.core import TyperGroup
+
+DONE, FAILED, BAD, DEFECT, INTERRUPTED, CLOSED = 0, 1, 2, 70, 130, 141
+
+
+class CheckFailed(Exception):
+    """A check that a command made says no: not an error of the user's, and exit code 1."""
+
+
+class Commands(TyperGroup):
+    """A group of commands that ends every error in one line on stderr and an exit code (see `repl_fx.cli`)."""
+
+    def main(
+        self,
+        args: Sequence[str] | None = None,
+        prog_name: str | None = None,
+        complete_var: str | None = None,
+        standalone_mode: bool = True,
+        windows_expand_args: bool = True,
+        **extra: Any,
+    ) -> Any:
+        """Run a command; exits in standalone mode, returns the exit code otherwise."""
+        try:
+            result = super().main(
+                args,
+                # However it was started: help and errors name the command that a user types.
+                prog_name or "repl-fx",
+                complete_var,
+                standalone_mode=False,
+                windows_expand_args=windows_expand_args,
+                **extra,
+            )
+            # Commands return None; typer returns the code of `typer.Exit`.
+            code = result if isinstance(result, int) else DONE
+        except (KeyboardInterrupt, typer.Abort):
+            code = INTERRUPTED
+        except Exception as error:
+            message, code = explain(error)
+            print(f"repl-fx: error: {message}", file=sys.stderr)
+        if standalone_mode:
+            sys.exit(code)
+        return code
+
+
+def explain(error: Exception) -> tuple[str, int]:
+    """What to say about an exception, in one line, and the exit code it means."""
+    # Usage errors have this method. Their class is click's or, in later versions, that of typer's own copy of click.
+    format_message = getattr(error, "format_message", None)
+    if format_message is not None:
+        context = getattr(error, "ctx", None)
+        help_of = context.command_path if context is not None else "repl-fx"
+        return f"{' '.join(format_message().split()).rstrip('.')}; see {help_of} --help", BAD
+    # Not before: this imports the engine, which mistyped options need not wait for.
+    from repl_fx.errors import ReplFxError
+
+    line = " ".join(str(error).split()) or type(error).__name__
+    if isinstance(error, CheckFailed):
+        return line, FAILED
+    if isinstance(error, ReplFxError):
+        return line, BAD
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        where = f" at {error.filename}" if error.filename else ""
+        return f"no space left{where}; free some, or choose another place with -o", BAD
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
+        return f"not enough memory ({line[:200]}); give smaller inputs with --input-shape, or another --device", BAD
+    return (
+        f"this is a defect of repl-fx: {type(error).__name__}: {line[:300]}; -v shows where, please report it",
+        DEFECT,
+    )

@@ -1,0 +1,192 @@
+"""`repl-fx transform`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from repl_fx.cli.common import (
+    DeviceOption,
+    JsonOption,
+    QuietOption,
+    SeedOption,
+    ShapeOption,
+    SpecArgument,
+    VerboseOption,
+    parse_list,
+    parse_settings,
+    running,
+)
+from repl_fx.cli.group import CheckFailed
+
+if TYPE_CHECKING:
+    from repl_fx import Plan, TransformResult
+    from repl_fx.capture import CaptureCheck
+    from repl_fx.sources import Source
+
+
+def transform_command(
+    spec: SpecArgument,
+    output: Annotated[
+        Path | None,
+        typer.Option("-o", "--output", metavar="DIR", help="Where the artifact goes.", show_default=False),
+    ] = None,
+    every: Annotated[
+        int | None,
+        typer.Option("--every", metavar="K", help="Replace each K-th block of each repeat.  [default: 2]"),
+    ] = None,
+    blocks: Annotated[
+        str | None,
+        typer.Option("--blocks", metavar="LIST", help="Replace these blocks, by number or name, such as 3,5."),
+    ] = None,
+    ignore: Annotated[
+        list[str] | None,
+        typer.Option("--ignore", metavar="GLOB", help="Keep blocks whose name or any parameter matches; repeatable."),
+    ] = None,
+    surrogate: Annotated[
+        str | None,
+        typer.Option("--surrogate", metavar="KEY", help="What stands in for a replaced block.  [default: auto]"),
+    ] = None,
+    settings: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="NAME=VALUE", help="A setting of the surrogate, such as ratio=0.25; repeatable."),
+    ] = None,
+    plan_file: Annotated[
+        Path | None,
+        typer.Option("--plan", metavar="FILE", help="Do what this plan.json says, in place of the options above."),
+    ] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Show what would be done, and write nothing.")] = False,
+    force: Annotated[bool, typer.Option("--force", help="Replace an artifact that is there already.")] = False,
+    check: Annotated[
+        bool,
+        typer.Option("--check/--no-check", help="Check that the captured graph equals the model, bit for bit."),
+    ] = True,
+    input_shape: ShapeOption = None,
+    seed: SeedOption = 0,
+    device: DeviceOption = "cpu",
+    as_json: JsonOption = False,
+    verbose: VerboseOption = False,
+    quiet: QuietOption = False,
+) -> None:
+    """Replace repeated blocks of a model by light surrogates, and write the result as a directory."""
+    with running(as_json, verbose, quiet) as terminal:
+        from repl_fx import save, transform
+        from repl_fx.artifact import require_free
+        from repl_fx.errors import BadInput
+        from repl_fx.report import (
+            blocks_document,
+            blocks_table,
+            costs_document,
+            costs_table,
+            flops_by_node,
+            measure_costs,
+            repeats_document,
+            repeats_table,
+        )
+        from repl_fx.sources import load_source
+
+        if output is None and not dry_run:
+            raise BadInput("no place to write to; give -o DIR, or --dry-run to see what would be done")
+        if output is not None and not dry_run:
+            require_free(output, force=force)
+        chosen = any(option is not None for option in (every, blocks, ignore, surrogate, settings))
+        plan = _read_plan(plan_file, chosen)
+
+        terminal.stage("load")
+        source = load_source(spec, input_shape=input_shape, seed=seed, device=device)
+        result = transform(
+            source.model,
+            source.args,
+            source.kwargs,
+            every=2 if every is None else every,
+            surrogate=surrogate or "auto",
+            blocks=None if blocks is None else _block_numbers(parse_list(blocks, "--blocks")),
+            ignore=ignore or (),
+            settings=parse_settings(settings or []) or None,
+            seed=seed,
+            plan=plan,
+            progress=terminal.stage,
+        )
+        checked = None
+        if check:
+            terminal.stage("check the capture")
+            checked = _checked(source, result)
+        terminal.stage("measure costs")
+        before = measure_costs(result.captured, result.args, result.kwargs)
+        flops = flops_by_node(result.captured, result.args, result.kwargs)
+        after = measure_costs(result.graph_module, result.args, result.kwargs)
+        if output is not None and not dry_run:
+            terminal.stage("save")
+            save(result, output, source=source, force=force)
+
+        terminal.show(
+            f"{source}, captured by {result.captured.meta['capture'].rung}",
+            repeats_table(result.repeats, before, flops),
+            blocks_table(result.report, result.plan),
+            costs_table(before, after),
+        )
+        if before.unknown:
+            terminal.show(f"costs are unknown, as the model needs values to run: {before.unknown}")
+        if checked:
+            terminal.show("checked: the captured graph equals the model bit for bit, in evaluation and in training")
+        if output is None or dry_run:
+            terminal.show("dry run: nothing was written")
+        else:
+            terminal.show(f"written: {output}", f"next:    repl-fx export {output}")
+        terminal.document(
+            {
+                "spec": spec,
+                "directory": None if output is None or dry_run else str(output),
+                "check": None if checked is None else {"evaluation": checked.evaluation, "training": checked.training},
+                "repeats": repeats_document(result.repeats, before, flops),
+                "blocks": blocks_document(result.report, result.plan),
+                "costs": {"before": costs_document(before), "after": costs_document(after)},
+            }
+        )
+
+
+def _read_plan(file: Path | None, chosen: bool) -> Plan | None:
+    from repl_fx import Plan
+    from repl_fx.errors import BadInput
+
+    if file is None:
+        return None
+    if chosen:
+        raise BadInput("--plan says which blocks go; leave out --every, --blocks, --ignore, --surrogate and --set")
+    try:
+        text = file.read_text()
+    except (OSError, UnicodeDecodeError) as problem:
+        raise BadInput(f"the plan {file} cannot be read: {problem}") from problem
+    return Plan.from_json(text)
+
+
+def _checked(source: Source, result: TransformResult) -> CaptureCheck:
+    """The check that passed.
+
+    Raises:
+        CheckFailed: the captured graph computes something else than the model.
+        BadInput: the model fails on its own example inputs, which tracing had not noticed.
+    """
+    from repl_fx import check_capture
+    from repl_fx.errors import BadInput
+    from repl_fx.rungs import obstacle
+
+    try:
+        checked = check_capture(source.model, result.captured, result.args, result.kwargs)
+    except Exception as problem:
+        raise BadInput(f"{obstacle(type(source.model).__name__, problem)} on its example inputs") from problem
+    if not checked:
+        modes = " and ".join(name for name in ("evaluation", "training") if not getattr(checked, name))
+        raise CheckFailed(
+            f"the captured graph of {type(source.model).__name__} does not compute what the model computes in {modes} "
+            "mode; nothing was written (--no-check goes on all the same)"
+        )
+    return checked
+
+
+def _block_numbers(listed: Sequence[str]) -> list[str | int]:
+    """Numbers mean the rows of the table that `inspect` shows, also where blocks are called "0", "1", …."""
+    return [int(item) if item.isdecimal() else item for item in listed]

@@ -1,0 +1,79 @@
+"""`repl-fx verify`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from repl_fx.cli.common import (
+    AnySpecArgument,
+    DeviceOption,
+    JsonOption,
+    QuietOption,
+    SeedOption,
+    ShapeOption,
+    VerboseOption,
+    load_target,
+    parse_list,
+    running,
+)
+from repl_fx.cli.group import CheckFailed
+
+
+def verify_command(
+    spec: AnySpecArgument,
+    onnx: Annotated[Path, typer.Argument(metavar="ONNX", help="The ONNX file.", show_default=False)],
+    rtol: Annotated[
+        float | None, typer.Option("--rtol", help="Relative tolerance; by default it depends on the precision.")
+    ] = None,
+    atol: Annotated[
+        float | None, typer.Option("--atol", help="Absolute tolerance, as a fraction of the size of the output.")
+    ] = None,
+    batch: Annotated[
+        str | None,
+        typer.Option("--batch", metavar="LIST", help="Batch sizes, such as 1,2,5; by default three of them."),
+    ] = None,
+    per_layer: Annotated[bool, typer.Option("--per-layer", help="Compare inner values too, layer by layer.")] = False,
+    input_shape: ShapeOption = None,
+    seed: SeedOption = 0,
+    device: DeviceOption = "cpu",
+    as_json: JsonOption = False,
+    verbose: VerboseOption = False,
+    quiet: QuietOption = False,
+) -> None:
+    """Compare an ONNX file with a model or a directory, per output and per layer; exit 1 when they differ."""
+    with running(as_json, verbose, quiet) as terminal:
+        from repl_fx import capture, verify_onnx
+        from repl_fx.capture import widen_batch
+        from repl_fx.report import layers_table, verification_table
+
+        batches = None if batch is None else _sizes(batch)
+        target = load_target(terminal, spec, input_shape, seed, device)
+        module, (args, kwargs) = target.module, widen_batch(target.module, target.args, target.kwargs)
+        if per_layer and target.artifact is None:
+            terminal.stage("capture")
+            module = capture(module, args, kwargs)
+        terminal.stage("verify")
+        result = verify_onnx(
+            module, onnx, args, kwargs, rtol=rtol, atol=atol, batches=batches, seed=seed, per_layer=per_layer
+        )
+        if result.layers:
+            terminal.show(layers_table(result))
+        terminal.show(verification_table(result))
+        for what, why in result.skipped.items():
+            terminal.show(f"skipped: {what}: {why}")
+        terminal.document({"spec": spec, "onnx": str(onnx), **result.to_json()})
+        if not result:
+            raise CheckFailed(result.summary())
+        terminal.show(result.summary())
+
+
+def _sizes(text: str) -> list[int]:
+    from repl_fx.errors import BadInput
+
+    items = parse_list(text, "--batch")
+    if not all(item.isdecimal() and int(item) > 0 for item in items):
+        raise BadInput(f"--batch {text!r} has an item that is no positive number; write it like 1,2,5")
+    return [int(item) for item in items]

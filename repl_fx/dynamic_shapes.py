@@ -1,0 +1,82 @@
+"""Which dimensions of the example inputs may vary: one answer for capture and for export.
+
+Every dimension is asked for with `torch.export.Dim.AUTO`: torch.export keeps it symbolic where the model allows and
+makes it static where the model does not, instead of refusing the model.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import fields, is_dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.export import Dim, ShapesCollection
+
+
+def dynamic_dims(tensor: Tensor) -> tuple[int, ...]:
+    """Return the dimensions of an example input that may differ at run time.
+
+    Args:
+        tensor: an example input of any shape and dtype.
+
+    Returns:
+        Every dimension of integer and bool tensors (token ids and masks: batch, sequence, and for attention masks the
+        sequence again); 0 and 1 of floating tensors of three dimensions (batch, sequence, features); 0 of all others,
+        and none for a scalar. The spatial size of images stays static: position embeddings and poolings specialise
+        on it.
+    """
+    floating = tensor.is_floating_point() or tensor.is_complex()
+    if not floating:
+        return tuple(range(tensor.ndim))
+    if tensor.ndim == 3:
+        return (0, 1)
+    return (0,) if tensor.ndim else ()
+
+
+def batch_dims(tensor: Tensor) -> tuple[int, ...]:
+    """Return dimension 0 alone: what is left to ask for when a model refuses a sequence length of its own choice."""
+    return (0,) if tensor.ndim else ()
+
+
+def auto_shapes(
+    args: tuple[Any, ...],
+    kwargs: Mapping[str, Any] | None = None,
+    *,
+    dims: Callable[[Tensor], tuple[int, ...]] = dynamic_dims,
+) -> ShapesCollection | None:
+    """Describe the example inputs to torch.export: what may vary, and what may not.
+
+    Args:
+        args: positional example inputs, nested in tuples, lists, mappings and dataclasses as the model takes them.
+        kwargs: keyword example inputs, likewise.
+        dims: picks the dimensions of one tensor.
+
+    Returns:
+        What `torch.export.export` and `torch.onnx.export` take as `dynamic_shapes`. It is keyed by tensor, so it is
+        right for any nesting and for any order of keywords; the same tensor objects must be passed to the exporter.
+        None when there is no dimension to vary.
+    """
+    shapes = ShapesCollection()  # type: ignore[no-untyped-call]
+    for tensor in _tensors((args, dict(kwargs or {}))):
+        # Size 1 cannot be told apart from broadcasting, so torch.export makes it static even when asked with AUTO, and
+        # the ONNX exporter, which lets it vary, breaks masks of shape (batch, 1, length, length).
+        wanted = {dim: Dim.AUTO for dim in dims(tensor) if tensor.shape[dim] > 1}
+        if wanted:
+            shapes[tensor] = wanted
+    return shapes if len(shapes) else None
+
+
+def _tensors(value: Any) -> Iterator[Tensor]:
+    if isinstance(value, torch.Tensor):
+        yield value
+    elif isinstance(value, Mapping):
+        for item in value.values():
+            yield from _tensors(item)
+    elif isinstance(value, (tuple, list)):
+        for item in value:
+            yield from _tensors(item)
+    elif is_dataclass(value) and not isinstance(value, type):
+        for field in fields(value):
+            yield from _tensors(getattr(value, field.name))

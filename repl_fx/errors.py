@@ -1,0 +1,89 @@
+"""Every error a user of repl-fx can meet.
+
+Each message is one line that says what was found, where, and what to do next. The command line prints it
+without a traceback and exits with code 2 (see `repl_fx.cli`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+
+class ReplFxError(Exception):
+    """Base of every error that is the caller's to fix, not a defect of repl-fx."""
+
+
+class BadInput(ReplFxError):
+    """An argument, an option or an example input that cannot be used."""
+
+
+class SourceError(ReplFxError):
+    """A model specification that does not lead to a model: no such file, no factory, a factory that raises."""
+
+
+class CaptureError(ReplFxError):
+    """No rung of the capture ladder could take the model.
+
+    Attributes:
+        obstacles: one line for each rung that was tried, in the order of the ladder.
+    """
+
+    def __init__(self, model: str, obstacles: Sequence[str]) -> None:
+        self.obstacles = tuple(obstacles)
+        tried = "; ".join(self.obstacles)
+        super().__init__(f"{model} could not be captured: {tried}")
+
+
+class NothingToReplace(ReplFxError):
+    """No block would be replaced, so the model would come back unchanged.
+
+    Attributes:
+        reasons: one line for each repeat or block that was refused; empty when nothing repeats at all.
+    """
+
+    def __init__(self, found: str, reasons: Iterable[str] = ()) -> None:
+        self.reasons = tuple(reasons)
+        why = f": {'; '.join(self.reasons)}" if self.reasons else ""
+        super().__init__(f"nothing to replace: {found}{why}")
+
+
+class UnknownSurrogate(ReplFxError):
+    """A surrogate key that nobody registered."""
+
+    def __init__(self, key: str, known: Iterable[str]) -> None:
+        super().__init__(f"unknown surrogate {key!r}; known are {', '.join(sorted(known))}")
+
+
+class UnknownBlock(ReplFxError):
+    """A block that the model does not have."""
+
+    def __init__(self, block: str, known: Sequence[str]) -> None:
+        listed = ", ".join(known) if known else "none: nothing repeats in this model"
+        super().__init__(f"no block {block!r}; the blocks are {listed}")
+
+
+class PlanMismatch(ReplFxError):
+    """A plan that does not fit the model it is applied to."""
+
+
+class ArtifactError(ReplFxError):
+    """A directory that is no artifact, is damaged, was written by a newer repl-fx, or no longer fits its model."""
+
+
+class OutputError(ReplFxError):
+    """A place that cannot be written: not a directory, not empty, no permission, no space."""
+
+
+class NotFoldable(ReplFxError):
+    """A synthesis whose weights depend on an input of the model."""
+
+
+class ExportError(ReplFxError):
+    """A graph that the ONNX exporter refuses, or a file that is no valid ONNX model."""
+
+
+class BrokenGraph(Exception):
+    """A pass left the graph in a state that breaks the contract of the normal form: a defect of that pass.
+
+    Raised by `repl_fx.passes.check_graph` and therefore not a `ReplFxError`: the user cannot fix it.
+    """

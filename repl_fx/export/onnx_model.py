@@ -1,0 +1,284 @@
+"""Write a graph as an ONNX model: folded, in eval mode, with a dynamic batch."""
+
+from __future__ import annotations
+
+import logging
+import os
+import re
+import tempfile
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import onnx
+import onnx_ir as ir
+import torch
+from onnxscript import optimizer
+from torch import Tensor, fx, nn
+
+from repl_fx.dynamic_shapes import auto_shapes, batch_dims, dynamic_dims
+from repl_fx.errors import BadInput, ExportError, OutputError
+from repl_fx.export.tensors import FlatInputs, FlatModule, evaluating, flatten_inputs, name_outputs
+from repl_fx.passes.fold_surrogates import fold_surrogates
+
+# protobuf refuses messages of 2 GiB; what is left is for the graph itself.
+INLINE_LIMIT = 1536 * 2**20
+
+# The exporter and what it calls warn of their own deprecations and log what they skip; nothing of it is the user's to
+# act on, and what is really wrong comes as an exception.
+_NOISY = ("torch", "onnxscript", "onnx_ir", "onnx")
+_NOISY_LOGGERS = ("torch.onnx", "torch.export", "onnxscript", "onnx_ir")
+
+# Stack traces hold the paths of the machine that exported, and make the same model a different file elsewhere; the rest
+# speaks of names that the file does not have.
+_PRIVATE_METADATA = (
+    "pkg.torch.onnx.stack_trace",
+    "pkg.torch.onnx.fx_node",
+    "pkg.torch.export.ExportedProgram.graph_signature",
+    "pkg.torch.export.ExportedProgram.range_constraints",
+)
+
+
+def export_onnx(
+    gm: nn.Module,
+    path: str | os.PathLike[str],
+    args: tuple[Any, ...],
+    kwargs: Mapping[str, Any] | None = None,
+    *,
+    opset: int | None = None,
+    external_data: bool | None = None,
+) -> Path:
+    """Export a graph to ONNX.
+
+    Surrogates are folded first, and the module is exported as it computes in eval mode; the module itself keeps its
+    modes and parameters. Dimension 0 of every input is dynamic, and the sequence lengths of token ids and masks, where
+    the model allows. The file appears under its name only when it is complete and the ONNX checker has passed it.
+
+    Args:
+        gm: the graph, in any mode; any other `nn.Module` is exported as it is.
+        path: the file to write, replaced if it exists; its directory must exist.
+        args: positional example inputs, batch 2 or more. Inputs that are no tensors (None, True) become constants.
+        kwargs: keyword example inputs.
+        opset: version of the ONNX operator set; None takes the exporter's own, the best supported.
+        external_data: whether the weights go to `<name>.data` next to the file; None puts them there only when they are
+            too large for one protobuf message.
+
+    Returns:
+        The path written.
+
+    Raises:
+        BadInput: the inputs do not fit the module, or have a batch of 1, which cannot become dynamic.
+        ExportError: a step or an operator that the exporter refuses, or a file that the checker refuses.
+        OutputError: a place that cannot be written.
+        NotFoldable: a surrogate whose weights depend on the input.
+    """
+    target = _check_target(Path(path))
+    _check_opset(opset)
+    source = fold_surrogates(gm).graph_module if isinstance(gm, fx.GraphModule) else gm
+    with evaluating(gm, source), torch.no_grad(), quiet():
+        inputs = _on_device_of(source, flatten_inputs(source, args, kwargs))
+        if all(tensor.shape[0] < 2 for tensor in inputs.tensors if tensor.ndim):
+            raise BadInput("the example inputs have a batch of 1, which the export would fix; give 2 or more")
+        program = _convert(source, inputs, _output_names(source, inputs), opset)
+        _tidy(program.model, inputs.names, _specialised(program))
+        _write(program, target, external_data)
+    return target
+
+
+def _output_names(source: nn.Module, inputs: FlatInputs) -> list[str]:
+    args, kwargs = inputs.rebuild(inputs.tensors)
+    try:
+        tensors, _ = name_outputs(source(*args, **kwargs))
+    except Exception as error:
+        raise BadInput(f"the module fails on the example inputs: {first_line(error)}") from error
+    if not tensors:
+        raise ExportError(f"{type(source).__name__} returns no tensor, so there is nothing to export")
+    # A graph has one namespace; a module may well call its input and its output "x".
+    return [f"{name}_out" if name in inputs.names else name for name in tensors]
+
+
+def _convert(
+    source: nn.Module, inputs: FlatInputs, outputs: Sequence[str], opset: int | None
+) -> torch.onnx.ONNXProgram:
+    # Each tensor must be an object of its own: torch.export takes two arguments that are one object for one input.
+    tensors = tuple(tensor.detach().clone() for tensor in inputs.tensors)
+    flat = FlatModule(source, inputs)
+    failure: Exception | None = None
+    for dims in _ladder(tensors):
+        try:
+            program = torch.onnx.export(
+                flat,
+                tensors,
+                dynamo=True,
+                verbose=False,
+                dynamic_shapes=auto_shapes(tensors, dims=dims),  # type: ignore[arg-type]
+                input_names=list(inputs.names),
+                output_names=list(outputs),
+                opset_version=opset,
+                optimize=False,
+            )
+        except Exception as error:
+            failure = failure or error
+            continue
+        assert program is not None  # dynamo=True always returns one
+        written = program.model.opset_imports.get("")
+        if opset is not None and written != opset:
+            raise ExportError(f"the model cannot be written in opset {opset}, only in {written}; ask for {written}")
+        optimizer.optimize_ir(program.model, should_fold=_keep_weights)
+        return program
+    assert failure is not None
+    raise ExportError(_explain(source, failure)) from failure
+
+
+def _keep_weights(node: ir.Node) -> bool | None:
+    """Never fold a weight: its transpose would be another tensor under no name, stored again beside a tied one."""
+    return False if any(value is not None and value.is_initializer() for value in node.inputs) else None
+
+
+def _ladder(tensors: Sequence[Tensor]) -> Iterator[Callable[[Tensor], tuple[int, ...]]]:
+    """What to ask for, best first: AUTO gives way by itself, but not where a model insists on one length late."""
+    yield dynamic_dims
+    if any(dynamic_dims(tensor) != batch_dims(tensor) for tensor in tensors):
+        yield batch_dims
+
+
+def _tidy(model: ir.Model, inputs: Sequence[str], fixed: Mapping[str, int]) -> None:
+    graph = model.graph
+    for metadata in (graph.metadata_props, *(node.metadata_props for node in graph.all_nodes())):
+        for key in _PRIVATE_METADATA:
+            metadata.pop(key, None)
+
+    # Inputs and outputs got their names last, and may have taken one that an inner value had.
+    reserved = {value.name for value in (*graph.inputs, *graph.outputs)}
+    public = {id(value) for value in (*graph.inputs, *graph.outputs)}
+    inner = [value for node in graph.all_nodes() for value in node.outputs if id(value) not in public]
+    weights = [value for value in graph.initializers.values() if id(value) not in public]
+    taken = reserved | {value.name for value in (*inner, *weights)}
+    for value in (*inner, *weights):
+        if value.name and value.name in reserved:
+            count = 1
+            while f"{value.name}_{count}" in taken:
+                count += 1
+            value.name = f"{value.name}_{count}"
+            taken.add(value.name)
+
+    _name_dimensions(model, inputs, fixed)
+
+
+def _specialised(program: torch.onnx.ONNXProgram) -> dict[str, int]:
+    """Symbols that have but one value: the exporter keeps the symbol, which promises what the model cannot do."""
+    ranges = program.exported_program.range_constraints if program.exported_program else {}
+    return {str(symbol): int(span.lower) for symbol, span in ranges.items() if span.lower == span.upper}
+
+
+def _name_dimensions(model: ir.Model, inputs: Sequence[str], fixed: Mapping[str, int]) -> None:
+    """Call the symbols of torch.export (s77) what they are: batch, or the input and dimension they come from."""
+    names: dict[str, str] = {}
+    for value, name in zip(model.graph.inputs, inputs, strict=True):
+        for position, dim in enumerate(value.shape or ()):
+            symbol = dim.value if isinstance(dim, ir.SymbolicDim) else None
+            if symbol and symbol not in names and symbol not in fixed:
+                batch = position == 0 and "batch" not in names.values()
+                names[symbol] = "batch" if batch else f"{name}_{position}"
+    every = (value for node in model.graph.all_nodes() for value in node.outputs)
+    for value in (*model.graph.inputs, *every):
+        if value.shape is not None and any(isinstance(dim, ir.SymbolicDim) for dim in value.shape):
+            value.shape = ir.Shape([_renamed(dim, names, fixed) for dim in value.shape])
+
+
+def _renamed(dim: int | ir.SymbolicDim, names: Mapping[str, str], fixed: Mapping[str, int]) -> int | str | None:
+    if isinstance(dim, int):
+        return dim
+    if dim.value is not None and dim.value in fixed:
+        return fixed[dim.value]
+    return None if dim.value is None else re.sub(r"[A-Za-z_]\w*", lambda m: names.get(m[0], m[0]), dim.value)
+
+
+def _write(program: torch.onnx.ONNXProgram, target: Path, external_data: bool | None) -> None:
+    if external_data is None:
+        weights = (value.const_value for value in program.model.graph.initializers.values())
+        external_data = sum(weight.nbytes for weight in weights if weight is not None) > INLINE_LIMIT
+    try:
+        # A directory of its own, so that both files have their final names, and the model refers to its data by a name
+        # that stays right when the two are moved.
+        with tempfile.TemporaryDirectory(prefix=f".{target.name}.", dir=target.parent) as scratch:
+            written = Path(scratch) / target.name
+            program.save(written, external_data=external_data)
+            _check(written)
+            data = target.with_name(f"{target.name}.data")
+            fresh = written.with_name(data.name)
+            # Data first: a model whose weights are missing is worse than weights without a model.
+            if fresh.exists():
+                os.replace(fresh, data)
+            os.replace(written, target)
+    except OSError as error:
+        raise OutputError(f"{target} cannot be written: {error.strerror or error}") from error
+
+
+def _check(path: Path) -> None:
+    # By path: the checker takes no message above 2 GiB, and finds external data only next to the file.
+    try:
+        onnx.checker.check_model(str(path), full_check=True)
+    except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
+        raise ExportError(f"the exported model is no valid ONNX: {first_line(error)}") from error
+
+
+def _check_target(target: Path) -> Path:
+    if target.is_dir():
+        raise OutputError(f"{target} is a directory; give the name of a file, such as {target / 'model.onnx'}")
+    if not target.parent.is_dir():
+        raise OutputError(f"{target} cannot be written: there is no directory {target.parent}")
+    if not os.access(target.parent, os.W_OK | os.X_OK):
+        raise OutputError(f"{target} cannot be written: no permission in {target.parent}")
+    return target
+
+
+def _check_opset(opset: int | None) -> None:
+    newest = onnx.defs.onnx_opset_version()
+    if opset is not None and not 1 <= opset <= newest:
+        raise BadInput(f"opset {opset} does not exist: the installed onnx knows 1 to {newest}")
+
+
+def _on_device_of(module: nn.Module, inputs: FlatInputs) -> FlatInputs:
+    weight = next(iter((*module.parameters(), *module.buffers())), None)
+    if weight is None:
+        return inputs
+    return inputs.with_tensors([tensor.to(weight.device) for tensor in inputs.tensors])
+
+
+def _explain(source: nn.Module, failure: Exception) -> str:
+    cause: BaseException = failure
+    while cause.__cause__ is not None:
+        cause = cause.__cause__
+    step = {
+        "TorchExportError": "torch.export refuses it",
+        "ConversionError": "an operator has no translation",
+    }.get(type(failure).__name__, type(failure).__name__)
+    return f"{type(source).__name__} cannot be exported to ONNX: {step}: {first_line(cause)}"
+
+
+def first_line(error: BaseException) -> str:
+    """Return the first line of an error's message that says something, without terminal colours."""
+    lines = re.sub(r"\x1b\[[0-9;]*m", "", str(error)).splitlines()
+    return next((line.strip() for line in lines if line.strip()), type(error).__name__)
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Drop the warnings and log lines of the exporter's own packages, and nobody else's."""
+    loggers = [logging.getLogger(name) for name in _NOISY_LOGGERS]
+    levels = [logger.level for logger in loggers]
+    try:
+        for logger in loggers:
+            logger.setLevel(logging.ERROR)
+        with warnings.catch_warnings():
+            for package in _NOISY:
+                warnings.filterwarnings("ignore", module=rf"{package}(\.|$)")
+            # Copying a pytree specification warns in the name of the standard library.
+            warnings.filterwarnings("ignore", message=".*treespec, LeafSpec")
+            yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)

@@ -1,0 +1,216 @@
+"""Between a module's nested arguments and results and the flat, named tensors of an ONNX graph."""
+
+from __future__ import annotations
+
+import enum
+import inspect
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, fields, is_dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from repl_fx._torch import pytree
+from repl_fx.errors import BadInput
+
+Path = tuple[str, ...]
+
+# What may be baked into an exported graph. Anything else could hide a tensor, which would be frozen without a word.
+_CONSTANTS = (
+    type(None),
+    bool,
+    int,
+    float,
+    complex,
+    str,
+    enum.Enum,
+    torch.dtype,
+    torch.device,
+    torch.layout,
+    torch.memory_format,
+)
+
+
+@dataclass(frozen=True)
+class FlatInputs:
+    """The example inputs of a module as named tensors, and the way back.
+
+    Attributes:
+        names: one for each tensor: the argument's name, with the path below it where the argument is nested.
+        tensors: in the same order; a tensor passed twice is two entries.
+        constants: names of the arguments that are not tensors; they are fixed at export.
+    """
+
+    names: tuple[str, ...]
+    tensors: tuple[Tensor, ...]
+    constants: tuple[str, ...]
+    _leaves: tuple[Any, ...]
+    _spec: Any
+
+    def rebuild(self, tensors: Sequence[Tensor]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """Return positional and keyword arguments with these tensors in the places of the example's."""
+        following = iter(tensors)
+        leaves = [next(following) if isinstance(leaf, Tensor) else leaf for leaf in self._leaves]
+        args, kwargs = pytree.tree_unflatten(leaves, self._spec)
+        return tuple(args), dict(kwargs)
+
+    def with_tensors(self, tensors: Sequence[Tensor]) -> FlatInputs:
+        """Return the same arguments with other tensors."""
+        return replace(self, tensors=tuple(tensors))
+
+
+def flatten_inputs(module: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any] | None = None) -> FlatInputs:
+    """Name the tensors among a module's arguments.
+
+    Args:
+        module: its `forward` gives the names.
+        args: positional arguments, nested as the module takes them.
+        kwargs: keyword arguments.
+
+    Returns:
+        The tensors in the order of the arguments.
+
+    Raises:
+        BadInput: the arguments do not fit the signature, hold no tensor, or hold an object of unknown structure.
+    """
+    leaves, spec = pytree.tree_flatten((tuple(args), dict(kwargs or {})))
+    numbered_args, numbered_kwargs = pytree.tree_unflatten(list(range(len(leaves))), spec)
+    try:
+        bound = inspect.signature(module.forward).bind(*numbered_args, **numbered_kwargs)
+    except TypeError as error:
+        raise BadInput(f"the example inputs do not fit forward of {type(module).__name__}: {error}") from error
+
+    named: dict[int, str] = {}
+    for name, value in bound.arguments.items():
+        # The keywords of **kwargs are arguments in their own right; "kwargs_" in front of each would only be noise.
+        starred = bound.signature.parameters[name].kind is inspect.Parameter.VAR_KEYWORD
+        for path, index in walk(value, () if starred else (name,)):
+            named[index] = "_".join(path)
+
+    for index, leaf in enumerate(leaves):
+        if not isinstance(leaf, (Tensor, *_CONSTANTS)):
+            raise BadInput(
+                f"argument {named[index]!r} is a {type(leaf).__name__}, whose tensors cannot be seen; pass tensors, or "
+                "register the type with torch.export.register_dataclass"
+            )
+    positions = [index for index, leaf in enumerate(leaves) if isinstance(leaf, Tensor)]
+    if not positions:
+        raise BadInput(f"the example inputs of {type(module).__name__} hold no tensor")
+    return FlatInputs(
+        names=unique(named[index] for index in positions),
+        tensors=tuple(leaves[index] for index in positions),
+        constants=tuple(named[index] for index in range(len(leaves)) if index not in positions),
+        _leaves=tuple(leaves),
+        _spec=spec,
+    )
+
+
+def name_outputs(result: Any) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Name the tensors in what a module returned.
+
+    Returns:
+        Tensors by name: "output" for a bare tensor, keys or field names where there are any, else "output_0",
+        "output_1"; and the types, by name, of what is no tensor (None, numbers, caches), which no ONNX graph can
+        return.
+    """
+    found = list(walk(result, ()))
+    labels = unique(_output_name(path) for path, _ in found)
+    tensors = {label: leaf for label, (_, leaf) in zip(labels, found, strict=True) if isinstance(leaf, Tensor)}
+    kinds = {label: type(leaf).__name__ for label, (_, leaf) in zip(labels, found, strict=True)}
+    return tensors, {label: kind for label, kind in kinds.items() if label not in tensors}
+
+
+def walk(value: Any, path: Path) -> Iterator[tuple[Path, Any]]:
+    """Yield every leaf below a value with its path.
+
+    Containers are mappings, dataclasses, tuples, lists and whatever else is registered as a pytree node.
+    """
+    children: Iterator[tuple[Any, Any]] | None = None
+    if isinstance(value, (Tensor, *_CONSTANTS)):
+        pass
+    elif isinstance(value, Mapping):
+        children = iter(value.items())
+    elif is_dataclass(value) and not isinstance(value, type):
+        children = ((field.name, getattr(value, field.name)) for field in fields(value))
+    elif isinstance(value, tuple) and hasattr(value, "_fields"):
+        children = iter(zip(value._fields, value, strict=True))
+    elif isinstance(value, (tuple, list)):
+        children = iter(enumerate(value))
+    else:
+        leaves = pytree.tree_flatten(value)[0]
+        if not (len(leaves) == 1 and leaves[0] is value):
+            children = iter(enumerate(leaves))
+
+    if children is None:
+        yield path, value
+    else:
+        for key, child in children:
+            yield from walk(child, (*path, str(key)))
+
+
+def unique(names: Iterable[str]) -> tuple[str, ...]:
+    """Number the names that come again: x, x_1, x_2."""
+    taken: dict[str, None] = {}
+    for name in names:
+        candidate, count = name, 0
+        while candidate in taken:
+            count += 1
+            candidate = f"{name}_{count}"
+        taken[candidate] = None
+    return tuple(taken)
+
+
+class FlatModule(nn.Module):
+    """A module that takes the tensors of `FlatInputs` and returns a tuple of tensors.
+
+    The exporter then meets no nested structure, no constant argument and no aliased result, whatever the module has. It
+    shares the children, parameters and buffers of its source under the same names, so that the weights in the ONNX file
+    are called what `state_dict` calls them.
+    """
+
+    def __init__(self, source: nn.Module, inputs: FlatInputs) -> None:
+        super().__init__()
+        self.training = source.training
+        for shared in ("_parameters", "_buffers", "_modules", "_non_persistent_buffers_set"):
+            self.__dict__[shared] = source.__dict__[shared]
+        # Past nn.Module.__setattr__, which would register the source as a child and prefix every name.
+        self.__dict__["_source"] = source
+        self.__dict__["_inputs"] = inputs
+
+    def forward(self, *tensors: Tensor) -> tuple[Tensor, ...]:
+        """Call the source; every result is a tensor of its own, since an ONNX value can have but one name."""
+        source, inputs = self.__dict__["_source"], self.__dict__["_inputs"]
+        args, kwargs = inputs.rebuild(tensors)
+        named = {id(t) for t in (*tensors, *source.parameters(), *source.buffers())}
+        results = []
+        for tensor in name_outputs(source(*args, **kwargs))[0].values():
+            results.append(tensor.clone() if id(tensor) in named else tensor)
+            named.add(id(tensor))
+        return tuple(results)
+
+
+@contextmanager
+def evaluating(*modules: nn.Module) -> Iterator[None]:
+    """Put modules and all their children in eval mode, and give each its own mode back afterwards."""
+    modes = [(child, child.training) for module in modules for child in module.modules()]
+    try:
+        for child, _ in modes:
+            child.training = False
+        yield
+    finally:
+        # In reverse, so that a child of two of the modules gets the mode that was recorded first.
+        for child, training in reversed(modes):
+            child.training = training
+
+
+def batch_size(tensors: Sequence[Tensor]) -> int:
+    """Return dimension 0 of the first tensor that has one; 0 when none has."""
+    return next((tensor.shape[0] for tensor in tensors if tensor.ndim), 0)
+
+
+def _output_name(path: Path) -> str:
+    if not path:
+        return "output"
+    return "_".join(path) if not path[0].isdigit() else "_".join(("output", *path))

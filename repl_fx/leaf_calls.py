@@ -1,0 +1,171 @@
+"""Record the calls of leaf modules while a model is traced.
+
+torch.export inlines every module. To get the calls of leaf modules back whole, each leaf stands aside during the trace:
+its call becomes one opaque operator in the graph, and what was called with which arguments goes to a table here.
+`repl_fx.passes.lift_modules` turns the operators into `call_module` nodes.
+
+Grouping the inlined nodes by `nn_module_stack` afterwards, the other way to do it, has to guess the call's arguments,
+loses calls that leave no node (DropPath in eval mode), and leaves mutations and random draws behind. The opaque
+operator has none of that, makes the two modes of a model line up node for node, and halves the time of torch.export.
+
+A leaf is run on fake tensors for the shapes of its results, so hooks on it see fake tensors during a capture. The
+forward of a `torch.autograd.Function` stands aside likewise: traced into, it would lose its backward.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from repl_fx._torch import autograd_calls, call_impl, define_operator, pytree, set_call_impl, unset_call_impl
+
+# What may stand aside.
+Callee = nn.Module | type[torch.autograd.Function]
+
+_CONTAINERS = (nn.ModuleList, nn.ModuleDict, nn.ParameterList, nn.ParameterDict)
+_DROPOUTS = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout, nn.FeatureAlphaDropout)
+_CONSTANTS = (bool, int, float, complex, str, torch.dtype, torch.device, torch.layout, torch.memory_format, slice)
+
+
+def is_leaf(module: nn.Module) -> bool:
+    """Whether calls of a module stay calls in the normal form.
+
+    A leaf has no child modules and is one of `torch.nn` (or derived from one), or has no parameters: Linear, a Conv2d
+    subclass that pads, Dropout, DropPath, a rotary table. A module of the user's own with parameters is inlined, so
+    that its parameters can be seen.
+    """
+    if any(True for _ in module.children()) or isinstance(module, _CONTAINERS):
+        return False
+    from_torch = any(base.__module__.startswith("torch.nn.") and base is not nn.Module for base in type(module).__mro__)
+    return from_torch or not any(True for _ in module.parameters(recurse=False))
+
+
+@dataclass
+class LeafCall:
+    """One call of a leaf module, as the tracer saw it.
+
+    Attributes:
+        callee: what was called, a module or a `torch.autograd.Function`.
+        run: makes the call itself, past the stand-in.
+        leaves: the flattened arguments; tensors and SymInts as placeholders, constants as they were.
+        arguments: structure of (args, kwargs).
+        result: structure of the result; None until the call has run.
+        constants: the non-tensor leaves of the result by position.
+        passes_through: the call returned its only tensor argument untouched, as Identity and Dropout do in evaluation.
+    """
+
+    callee: Callee
+    run: Callable[..., Any]
+    leaves: list[Any]
+    arguments: pytree.TreeSpec
+    result: pytree.TreeSpec | None = None
+    constants: dict[int, Any] = field(default_factory=dict)
+    passes_through: bool = False
+
+
+class LeafCalls:
+    """The table of calls made during one trace, and the leaves that cannot stand aside."""
+
+    def __init__(self, inlined: Iterable[Callee] = ()) -> None:
+        self.calls: list[LeafCall] = []
+        self.inlined = set(inlined)
+        self.running = False
+
+    def run(self, index: int, tensors: list[Tensor], symbols: list[Any]) -> list[Tensor]:
+        """Run call `index` for its shapes (on fake tensors, under no tracer)."""
+        call = self.calls[index]
+        given_tensors, given_symbols = iter(tensors), iter(symbols)
+        leaves = [
+            next(given_tensors) if isinstance(leaf, Tensor) else next(given_symbols) if _is_symbol(leaf) else leaf
+            for leaf in call.leaves
+        ]
+        args, kwargs = pytree.tree_unflatten(leaves, call.arguments)
+        # What a leaf calls itself is part of the leaf.
+        self.running = True
+        try:
+            results, call.result = pytree.tree_flatten(call.run(*args, **kwargs))
+        finally:
+            self.running = False
+        call.constants = {i: value for i, value in enumerate(results) if not isinstance(value, Tensor)}
+        if not all(value is None or isinstance(value, _CONSTANTS) for value in call.constants.values()):
+            self.inlined.add(call.callee)
+            raise LeafNotOpaque(f"{call.callee} returns something that is no tensor")
+        # An operator may not return one of its inputs; Identity and Dropout in eval mode do.
+        own = {id(tensor) for tensor in tensors}
+        same = len(tensors) == 1 and len(results) == 1 and results[0] is tensors[0]
+        # Functional dropout hands out a new object under the tracer, even where it does nothing.
+        call.passes_through = same or (isinstance(call.callee, _DROPOUTS) and not call.callee.training)
+        return [v.view_as(v) if id(v) in own else v for v in results if isinstance(v, Tensor)]
+
+
+class LeafNotOpaque(RuntimeError):
+    """A leaf returned something that is no tensor or constant; the trace is repeated with that leaf inlined."""
+
+
+_recording: list[LeafCalls] = []
+
+
+def _leaf_call(tensors: list[Tensor], symbols: list[Any], index: int) -> list[Tensor]:
+    return _recording[-1].run(index, tensors, symbols)
+
+
+_library = define_operator(
+    "repl_fx", "leaf_call(Tensor[] tensors, SymInt[] symbols, int index) -> Tensor[]", _leaf_call
+)
+
+
+def leaf_call_operator() -> Any:
+    """The operator that stands for a leaf call in a traced graph."""
+    return torch.ops.repl_fx.leaf_call.default
+
+
+@contextmanager
+def record_leaf_calls(model: nn.Module, calls: LeafCalls) -> Iterator[None]:
+    """Let every leaf module of `model`, and every `torch.autograd.Function`, stand aside.
+
+    Undone on leaving, however the trace ends.
+
+    Args:
+        model: the model about to be traced; its modules are patched one by one for the time of the trace.
+        calls: the table to fill; leaves in `calls.inlined` are left alone.
+    """
+    leaves = [m for m in model.modules() if is_leaf(m) and m not in calls.inlined and m is not model]
+    _recording.append(calls)
+    try:
+        for module in leaves:
+            set_call_impl(module, _stand_in(module, call_impl(module), calls))
+        with autograd_calls(lambda function, apply: _stand_in(function, apply, calls)):
+            yield
+    finally:
+        for module in leaves:
+            unset_call_impl(module)
+        _recording.pop()
+
+
+def _stand_in(callee: Callee, run: Callable[..., Any], calls: LeafCalls) -> Callable[..., Any]:
+    def call(*args: Any, **kwargs: Any) -> Any:
+        leaves, arguments = pytree.tree_flatten((args, kwargs))
+        tensors = [leaf for leaf in leaves if isinstance(leaf, Tensor)]
+        others = [leaf for leaf in leaves if not isinstance(leaf, Tensor) and not _is_symbol(leaf)]
+        # A call without tensors makes a constant, and an argument that may hide tensors (a cache) must be seen.
+        opaque = tensors and all(leaf is None or isinstance(leaf, _CONSTANTS) for leaf in others)
+        if calls.running or callee in calls.inlined or not opaque:
+            return run(*args, **kwargs)
+        index = len(calls.calls)
+        calls.calls.append(LeafCall(callee, run, leaves, arguments))
+        results = iter(leaf_call_operator()(tensors, [leaf for leaf in leaves if _is_symbol(leaf)], index))
+        made = calls.calls[index]
+        assert made.result is not None
+        values = [made.constants[i] if i in made.constants else next(results) for i in range(made.result.num_leaves)]
+        return pytree.tree_unflatten(values, made.result)
+
+    return call
+
+
+def _is_symbol(value: Any) -> bool:
+    return isinstance(value, torch.SymInt)

@@ -1,0 +1,93 @@
+"""The plan: which blocks go and what stands in for each. Frozen, printable, and replayable on a fresh model."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from repl_fx.errors import PlanMismatch
+
+SCHEMA = 1
+
+
+@dataclass(frozen=True)
+class Replacement:
+    """One block that goes.
+
+    Attributes:
+        block: name of the block.
+        repeat: name of its repeat.
+        before, after: the kept blocks its surrogate is made from.
+        surrogate: key of the surrogate.
+        settings: the surrogate's settings.
+    """
+
+    block: str
+    repeat: str
+    before: str
+    after: str
+    surrogate: str
+    settings: Mapping[str, Any] = field(default_factory=dict)
+
+    def __str__(self) -> str:
+        return f"{self.block} -> {self.surrogate} from {self.before} and {self.after}"
+
+
+@dataclass(frozen=True)
+class Refusal:
+    """One block that was asked for and stays, with the reason."""
+
+    block: str
+    repeat: str
+    reason: str
+
+    def __str__(self) -> str:
+        return f"{self.block} stays: {self.reason}"
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a transform does to a model.
+
+    Attributes:
+        replacements: the blocks that go, in program order.
+        refusals: the blocks that were asked for and stay.
+        fingerprint: hash of the captured graph the plan was made for; empty to apply it to any graph with its blocks.
+        seed: seed of the surrogates' initial values.
+    """
+
+    replacements: tuple[Replacement, ...]
+    refusals: tuple[Refusal, ...]
+    fingerprint: str
+    seed: int = 0
+
+    def __str__(self) -> str:
+        return "\n".join(str(line) for line in (*self.replacements, *self.refusals)) or "nothing to do"
+
+    def to_json(self) -> str:
+        """The plan as JSON text."""
+        return json.dumps({"schema": SCHEMA, **asdict(self)}, indent=2)
+
+    @classmethod
+    def from_json(cls, text: str) -> Plan:
+        """A plan from its JSON text.
+
+        Raises:
+            PlanMismatch: the text is no plan, or was written by a newer version.
+        """
+        try:
+            data = json.loads(text)
+            schema = data.pop("schema")
+            if schema != SCHEMA:
+                raise PlanMismatch(
+                    f"the plan has schema {schema}; this version reads {SCHEMA}; install a matching repl-fx"
+                )
+            return cls(
+                tuple(Replacement(**item) for item in data.pop("replacements")),
+                tuple(Refusal(**item) for item in data.pop("refusals")),
+                **data,
+            )
+        except (ValueError, KeyError, TypeError, AttributeError) as problem:
+            raise PlanMismatch(f"not a plan: {type(problem).__name__}: {problem}") from problem

@@ -1,0 +1,273 @@
+"""What a model costs: parameters, FLOPs, activation memory, size on disk.
+
+Everything is measured on fake tensors, which have a shape and no values: nothing is computed, so a model of any size,
+on any device (the meta device too), is measured in the time its operators take to be dispatched.
+"""
+
+from __future__ import annotations
+
+import inspect
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
+
+from repl_fx._torch import FakeTensorMode, pytree
+from repl_fx.capture import widen_batch
+from repl_fx.graph import copy_graph, share_tensors, tensors_in
+
+
+@dataclass(frozen=True)
+class Costs:
+    """What a model costs, with the example inputs it was measured on.
+
+    Attributes:
+        batch: size of the first dimension of the first input tensor; 1 where there is none. Inputs of batch 1 are
+            widened to 2 first, as `repl_fx.capture` does.
+        parameters: elements of all parameters; tied ones count once.
+        weight_bytes: bytes of the parameters and persistent buffers, each tensor once: what a checkpoint holds.
+        flops: floating point operations of one forward pass of that batch in evaluation mode; a multiplication and an
+            addition are 2. Matrix products, convolutions and attention count, nothing else does; attention counts in
+            full under a mask.
+        activation_bytes: what autograd keeps for the backward pass of one training step on that batch: bytes of the
+            storages saved in a forward pass in training mode, each storage once, without those of parameters and
+            buffers. Inputs that are kept count.
+        synthesis_bytes: what autograd keeps besides, of values computed from weights alone, such as those of
+            surrogates; it does not grow with the batch. Told apart for graphs only; otherwise 0, and counted above.
+        unknown: why `flops` and the two after it are None: the model needs values to run, not only shapes.
+    """
+
+    batch: int
+    parameters: int
+    weight_bytes: int
+    flops: int | None
+    activation_bytes: int | None
+    synthesis_bytes: int | None
+    unknown: str | None = None
+
+    @property
+    def flops_per_sample(self) -> int | None:
+        """FLOPs of one forward pass, divided by the batch."""
+        return None if self.flops is None else self.flops // self.batch
+
+    @property
+    def activation_bytes_per_sample(self) -> int | None:
+        """Activation bytes, divided by the batch."""
+        return None if self.activation_bytes is None else self.activation_bytes // self.batch
+
+
+def measure_costs(gm: nn.Module, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None) -> Costs:
+    """Measure what a model costs, without computing anything.
+
+    Args:
+        gm: a captured or rewritten graph, or any module. Its modes, buffers and hooks, and the state of the random
+            generators, stay as they are.
+        args: positional example inputs.
+        kwargs: keyword example inputs.
+
+    Returns:
+        The costs. Where the model cannot run without values, FLOPs and activation memory are None, and `unknown` says
+        why.
+    """
+    args, kwargs = widen_batch(gm, tuple(args), dict(kwargs or {}))
+    flops: int | None = None
+    activations: int | None = None
+    synthesis: int | None = None
+    unknown: str | None = None
+    try:
+        with _fake(gm, args, kwargs) as (module, inputs):
+            flops = _flops(module, *inputs)
+        with _fake(gm, args, kwargs) as (module, inputs):
+            activations, synthesis = _saved_bytes(module, *inputs)
+    except Exception as problem:
+        # The model's own code runs here, and what it may raise has no common base.
+        flops, activations, synthesis, unknown = None, None, None, _first_line(problem)
+    return Costs(
+        batch=_batch(args, kwargs),
+        parameters=sum(p.numel() for p in gm.parameters()),
+        weight_bytes=_weight_bytes(gm),
+        flops=flops,
+        activation_bytes=activations,
+        synthesis_bytes=synthesis,
+        unknown=unknown,
+    )
+
+
+def flops_by_node(
+    gm: fx.GraphModule, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
+) -> dict[str, int] | None:
+    """FLOPs of each node of a graph, as `Costs.flops` counts them.
+
+    Args:
+        gm: a captured or rewritten graph; it is not changed.
+        args: positional example inputs.
+        kwargs: keyword example inputs.
+
+    Returns:
+        FLOPs by name of the node, for the nodes that have any; None where the model needs values to run.
+    """
+    args, kwargs = widen_batch(gm, tuple(args), dict(kwargs or {}))
+    try:
+        with _fake(gm, args, kwargs) as (module, inputs):
+            assert isinstance(module, fx.GraphModule)  # the copy of a graph is a graph
+            module.eval()
+            with torch.no_grad(), _counting() as counter:
+                run = _CountEach(module, counter)
+                run.run(*_positional(module, *inputs))
+            return run.flops
+    except Exception:
+        # As above: the model's own code runs here. `measure_costs` reports what it raised.
+        return None
+
+
+class _CountEach(fx.Interpreter):
+    """Runs a graph node by node and notes what the counter counted for each."""
+
+    def __init__(self, gm: fx.GraphModule, counter: FlopCounterMode) -> None:
+        super().__init__(gm)
+        self.counter = counter
+        self.flops: dict[str, int] = {}
+
+    def run_node(self, n: fx.Node) -> Any:
+        """Run one node."""
+        before = self.counter.get_total_flops()
+        value = super().run_node(n)
+        counted = self.counter.get_total_flops() - before
+        if counted:
+            self.flops[n.name] = counted
+        return value
+
+
+@contextmanager
+def _fake(
+    gm: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> Iterator[tuple[nn.Module, tuple[tuple[Any, ...], dict[str, Any]]]]:
+    """A copy of a module and of its inputs without values, to run inside the block."""
+    module = copy_graph(gm) if isinstance(gm, fx.GraphModule) else share_tensors(gm)
+    # Tensors that are neither parameters nor buffers are met as they are.
+    mode = FakeTensorMode(allow_non_fake_inputs=True)
+    for child in module.modules():
+        # The mode remembers what it has converted, so tied tensors stay tied.
+        for name, tensor in (*child._parameters.items(), *child._buffers.items()):
+            state: dict[str, Any] = child._parameters if name in child._parameters else child._buffers
+            state[name] = None if tensor is None else mode.from_tensor(tensor)
+    inputs = pytree.tree_map_only(Tensor, lambda t: mode.from_tensor(t.detach()), (args, kwargs))
+    with mode, torch.random.fork_rng(devices=[]):
+        yield module, inputs
+
+
+@contextmanager
+def _counting() -> Iterator[FlopCounterMode]:
+    # The counter has no formula for the CPU's fused attention, nor for oneDNN's recurrent layers; what they are made of
+    # it knows, and the number is the same.
+    with warnings.catch_warnings():
+        # Setting the flags of oneDNN warns of Intel GPUs that are not there.
+        warnings.simplefilter("ignore")
+        with (
+            sdpa_kernel(SDPBackend.MATH),
+            torch.backends.mkldnn.flags(enabled=False),
+            FlopCounterMode(display=False) as counter,
+        ):
+            yield counter
+
+
+def _flops(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> int:
+    module.eval()
+    with torch.no_grad(), _counting() as counter:
+        module(*args, **kwargs)
+    return counter.get_total_flops()
+
+
+class _Saved:
+    """The storages that autograd saves, once each, without those of a module's own state."""
+
+    def __init__(self, module: nn.Module) -> None:
+        # While a storage is held here, its identity is its own; afterwards another one may get it.
+        state = [tensor.untyped_storage() for tensor in (*module.parameters(), *module.buffers())]
+        self._state = {id(storage): storage for storage in state}
+        self._weights: dict[int, torch.UntypedStorage] = {}
+        self._kept: dict[int, torch.UntypedStorage] = {}
+        self.from_weights_alone = False
+
+    def pack(self, tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        if id(storage) not in self._state:
+            self._kept[id(storage)] = storage
+            if self.from_weights_alone:
+                self.made_from_weights(tensor)
+        return tensor
+
+    def made_from_weights(self, tensor: Tensor) -> None:
+        storage = tensor.untyped_storage()
+        self._weights[id(storage)] = storage
+
+    def sizes(self) -> tuple[int, int]:
+        """Bytes that depend on the input, and bytes that do not."""
+        sizes = {key: storage.nbytes() for key, storage in self._kept.items()}
+        weights = sum(size for key, size in sizes.items() if key in self._weights)
+        return sum(sizes.values()) - weights, weights
+
+
+class _WatchEach(fx.Interpreter):
+    """Runs a graph and tells `saved` which nodes depend on weights alone."""
+
+    def __init__(self, gm: fx.GraphModule, saved: _Saved) -> None:
+        super().__init__(gm)
+        self.saved = saved
+        self.depends: set[fx.Node] = set()
+
+    def run_node(self, n: fx.Node) -> Any:
+        """Run one node."""
+        if n.op == "placeholder" or any(feeder in self.depends for feeder in n.all_input_nodes):
+            self.depends.add(n)
+        self.saved.from_weights_alone = n not in self.depends
+        value = super().run_node(n)
+        if self.saved.from_weights_alone:
+            for tensor in tensors_in(value):
+                self.saved.made_from_weights(tensor)
+        return value
+
+
+def _saved_bytes(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[int, int]:
+    module.train()
+    saved = _Saved(module)
+    with torch.enable_grad(), torch.autograd.graph.saved_tensors_hooks(saved.pack, lambda tensor: tensor):
+        if isinstance(module, fx.GraphModule):
+            _WatchEach(module, saved).run(*_positional(module, args, kwargs))
+        else:
+            module(*args, **kwargs)
+    return saved.sizes()
+
+
+def _positional(gm: fx.GraphModule, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, ...]:
+    """The arguments in the order of the placeholders, which is what an interpreter takes."""
+    bound = inspect.signature(gm.forward).bind(*args, **kwargs)
+    bound.apply_defaults()
+    return tuple(bound.arguments.values())
+
+
+def _weight_bytes(module: nn.Module) -> int:
+    seen: dict[tuple[Any, ...], int] = {}
+    # Held, so that the identity of a storage is not that of a later one.
+    held = []
+    for tensor in module.state_dict(keep_vars=True).values():
+        storage = tensor.untyped_storage()
+        held.append(storage)
+        seen[(id(storage), tensor.storage_offset(), tensor.shape)] = tensor.numel() * tensor.element_size()
+    return sum(seen.values())
+
+
+def _batch(args: tuple[Any, ...], kwargs: dict[str, Any]) -> int:
+    tensors = (leaf for leaf in pytree.tree_leaves((args, kwargs)) if isinstance(leaf, Tensor) and leaf.ndim)
+    return next((tensor.shape[0] for tensor in tensors), 1)
+
+
+def _first_line(problem: BaseException) -> str:
+    lines = [line.strip() for line in str(problem).splitlines() if line.strip()]
+    return f"{type(problem).__name__}: {lines[0]}" if lines else type(problem).__name__

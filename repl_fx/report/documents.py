@@ -1,0 +1,80 @@
+"""What `--json` writes: the same that the tables show, as plain data."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict
+from typing import Any
+
+from repl_fx.blocks import Block, Repeat
+from repl_fx.plan import Plan
+from repl_fx.report.costs import Costs
+from repl_fx.report.tables import block_flops, repeat_flops
+from repl_fx.transform import BlockReport
+
+
+def costs_document(costs: Costs) -> dict[str, Any]:
+    """Costs, and FLOPs and activation bytes for one sample."""
+    return {
+        **asdict(costs),
+        "flops_per_sample": costs.flops_per_sample,
+        "activation_bytes_per_sample": costs.activation_bytes_per_sample,
+    }
+
+
+def repeats_document(
+    repeats: Sequence[Repeat], costs: Costs, flops: Mapping[str, int] | None = None
+) -> list[dict[str, Any]]:
+    """Repeats with their blocks; the blocks are numbered from 1 over all repeats, as `--blocks` takes them.
+
+    Args:
+        repeats: from `find_repeats`.
+        costs: of the whole model.
+        flops: from `flops_by_node`.
+    """
+    numbers = {block.name: i for i, block in enumerate((b for r in repeats for b in r.blocks), start=1)}
+    return [{"number": i, **_repeat(repeat, costs, flops, numbers)} for i, repeat in enumerate(repeats, start=1)]
+
+
+def blocks_document(report: Sequence[BlockReport], plan: Plan) -> list[dict[str, Any]]:
+    """What became of each block, numbered as `--blocks` takes them."""
+    return list(_blocks(report, plan))
+
+
+def _blocks(report: Sequence[BlockReport], plan: Plan) -> Iterator[dict[str, Any]]:
+    replacements = {replacement.block: replacement for replacement in plan.replacements}
+    for number, row in enumerate(report, start=1):
+        replacement = replacements.get(row.block)
+        made_from = None if replacement is None else [replacement.before, replacement.after]
+        settings = None if replacement is None else dict(replacement.settings)
+        yield {"number": number, **asdict(row), "made_from": made_from, "settings": settings}
+
+
+def _repeat(
+    repeat: Repeat, costs: Costs, flops: Mapping[str, int] | None, numbers: Mapping[str, int]
+) -> dict[str, Any]:
+    total = repeat_flops(repeat, flops)
+    return {
+        "name": repeat.name,
+        "copies": len(repeat),
+        "nodes": len(repeat.blocks[0].nodes),
+        "parameters": repeat.size,
+        "parameters_per_block": repeat.blocks[0].size,
+        "parameters_share": repeat.size / costs.parameters if costs.parameters else None,
+        "flops": total,
+        "flops_share": total / costs.flops if total is not None and costs.flops else None,
+        "shared": repeat.shared,
+        "blocks": [_block(block, flops, numbers) for block in repeat.blocks],
+        "inside": [_repeat(child, costs, flops, {}) for child in repeat.children],
+    }
+
+
+def _block(block: Block, flops: Mapping[str, int] | None, numbers: Mapping[str, int]) -> dict[str, Any]:
+    return {
+        "number": numbers.get(block.name),
+        "name": block.name,
+        "module": block.module_path,
+        "nodes": len(block.nodes),
+        "parameters": block.size,
+        "flops": block_flops(block, flops),
+    }

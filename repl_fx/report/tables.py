@@ -1,0 +1,192 @@
+"""Tables for the terminal: repeats, blocks, costs before and after, verification.
+
+Each fits 80 columns: numbers keep their width, names and reasons are folded. Cells are never read as markup.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Literal
+
+from rich import box
+from rich.table import Table
+from rich.text import Text
+
+from repl_fx.blocks import Block, Repeat
+from repl_fx.plan import Plan, Replacement
+from repl_fx.report.costs import Costs
+from repl_fx.report.units import change, count, share, size, small
+from repl_fx.transform import BlockReport
+
+if TYPE_CHECKING:
+    from repl_fx.export import Difference, Verification
+
+
+def repeats_table(repeats: Sequence[Repeat], costs: Costs, flops: Mapping[str, int] | None = None) -> Table:
+    """What repeats, and how much of the model that is.
+
+    Args:
+        repeats: from `find_repeats`.
+        costs: of the whole model.
+        flops: from `flops_by_node`; None leaves the column without numbers.
+
+    Returns:
+        A row for each repeat, and below it, indented, one for each repeat inside its first copy.
+    """
+    table = _table("Repeats")
+    _numbers(table, "#")
+    _words(table, "repeat")
+    _numbers(table, "copies", "nodes", "parameters\na block", "parameters\nin all", "share of\nthe model")
+    _numbers(table, "share of\nFLOPs")
+    for number, repeat in enumerate(repeats, start=1):
+        _row(table, str(number), *_repeat_cells(repeat, costs, flops))
+        _inner_rows(table, repeat, costs, flops, depth=1)
+    return table
+
+
+def blocks_table(report: Sequence[BlockReport], plan: Plan) -> Table:
+    """What became of each block, and why.
+
+    Args:
+        report: from `transform`, in program order.
+        plan: what was done.
+
+    Returns:
+        A row for each block, numbered as `--blocks` takes them.
+    """
+    table = _table("Blocks")
+    _numbers(table, "#")
+    _words(table, "block", "status")
+    _numbers(table, "parameters\nbefore", "parameters\nafter")
+    _words(table, "how, or why not")
+    replacements = {replacement.block: replacement for replacement in plan.replacements}
+    for number, row in enumerate(report, start=1):
+        replacement = replacements.get(row.block)
+        before, after = count(row.parameters_before), count(row.parameters_after)
+        _row(table, str(number), row.block, row.status, before, after, how(row, replacement))
+    return table
+
+
+def how(row: BlockReport, replacement: Replacement | None) -> str:
+    """What stands in for a block and what it is made from, or why the block stays."""
+    if replacement is not None:
+        return f"{replacement.surrogate}, from {replacement.before} and {replacement.after}"
+    return row.reason or ""
+
+
+def costs_table(before: Costs, after: Costs | None = None) -> Table:
+    """Costs of a model, or costs before and after a transform with the change in percent."""
+    table = _table("Costs" if after is None else "Before and after")
+    _words(table, "")
+    _numbers(table, *(("",) if after is None else ("before", "after", "change")))
+    batch = f"batch {before.batch}"
+    lines: list[tuple[str, Callable[[int | None], str], Callable[[Costs], int | None]]] = [
+        ("parameters", count, lambda costs: costs.parameters),
+        ("weights on disk", size, lambda costs: costs.weight_bytes),
+        (f"FLOPs, forward, {batch}", count, lambda costs: costs.flops),
+        (f"activations kept for backward, {batch}", size, lambda costs: costs.activation_bytes),
+    ]
+    if before.synthesis_bytes or (after is not None and after.synthesis_bytes):
+        lines.append(("kept for synthesis, at any batch", size, lambda costs: costs.synthesis_bytes))
+    for name, text, value in lines:
+        if after is None:
+            _row(table, name, text(value(before)))
+        else:
+            _row(table, name, text(value(before)), text(value(after)), change(value(before), value(after)))
+    return table
+
+
+def verification_table(verification: Verification) -> Table:
+    """A row for each output and batch size: differences, and whether they are within the tolerance."""
+    table = _table("ONNX Runtime and PyTorch")
+    _words(table, "output")
+    _numbers(table, "batch", "max\nabs", "mean\nabs", "median\nabs", "max\nrel", "cosine", "top-1")
+    table.add_column("verdict", no_wrap=True)
+    for row in verification.rows:
+        _row(table, row.output, str(row.batch), *_difference_cells(row))
+    return table
+
+
+def layers_table(verification: Verification) -> Table:
+    """A row for each inner value that was compared, in the order of execution."""
+    table = _table("Layers")
+    _words(table, "layer")
+    _numbers(table, "max\nabs", "mean\nabs", "max\nrel", "cosine")
+    table.add_column("verdict", no_wrap=True)
+    for layer in verification.layers:
+        row = layer.difference
+        differences = (small(number) for number in (row.max_abs, row.mean_abs, row.max_rel))
+        _row(table, layer.module or layer.node, *differences, f"{row.cosine:.6f}", _verdict(row))
+    return table
+
+
+def block_flops(block: Block, flops: Mapping[str, int] | None) -> int | None:
+    """FLOPs of a block; None where they are unknown."""
+    return None if flops is None else sum(flops.get(node.name, 0) for node in block.nodes)
+
+
+def repeat_flops(repeat: Repeat, flops: Mapping[str, int] | None) -> int | None:
+    """FLOPs of all copies of a repeat; None where they are unknown."""
+    each = [block_flops(block, flops) for block in repeat.blocks]
+    return None if flops is None else sum(number or 0 for number in each)
+
+
+def _repeat_cells(repeat: Repeat, costs: Costs, flops: Mapping[str, int] | None) -> tuple[str, ...]:
+    first = repeat.blocks[0]
+    return (
+        f"{repeat.name} (shared)" if repeat.shared else repeat.name,
+        str(len(repeat)),
+        str(len(first.nodes)),
+        count(first.size),
+        count(repeat.size),
+        share(repeat.size, costs.parameters),
+        share(repeat_flops(repeat, flops), costs.flops),
+    )
+
+
+def _inner_rows(table: Table, repeat: Repeat, costs: Costs, flops: Mapping[str, int] | None, depth: int) -> None:
+    for child in repeat.children:
+        name, *numbers = _repeat_cells(child, costs, flops)
+        _row(table, "", f"{'  ' * depth}{name}", *numbers)
+        _inner_rows(table, child, costs, flops, depth + 1)
+
+
+def _difference_cells(row: Difference) -> tuple[str, ...]:
+    return (
+        *(small(number) for number in (row.max_abs, row.mean_abs, row.median_abs, row.max_rel)),
+        f"{row.cosine:.6f}",
+        "-" if row.top1_agreement is None else f"{100 * row.top1_agreement:.4g} %",
+        _verdict(row),
+    )
+
+
+def _verdict(row: Difference) -> str:
+    return "equal" if row.passed else "DIFFERS"
+
+
+def _table(title: str) -> Table:
+    return Table(
+        title=title,
+        title_justify="left",
+        title_style="bold",
+        header_style="",
+        box=box.SIMPLE_HEAD,
+        pad_edge=False,
+        padding=(0, 1, 0, 0),
+        show_edge=False,
+    )
+
+
+def _words(table: Table, *names: str) -> None:
+    for name in names:
+        table.add_column(name, overflow="fold", vertical="top")
+
+
+def _numbers(table: Table, *names: str) -> None:
+    justify: Literal["right"] = "right"
+    for name in names:
+        table.add_column(name, justify=justify, no_wrap=True)
+
+
+def _row(table: Table, *cells: str) -> None:
+    table.add_row(*(Text(cell) for cell in cells))

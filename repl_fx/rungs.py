@@ -1,0 +1,211 @@
+"""The rungs of the capture ladder: ways to get a graph over a model's own modules, in the mode the model is in."""
+
+from __future__ import annotations
+
+import inspect
+import operator
+import sysconfig
+import traceback
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+
+from repl_fx._torch import FakeTensorMode, autograd_calls, no_hooks_left, pytree, quiet_tracing
+from repl_fx.dynamic_shapes import auto_shapes
+from repl_fx.graph import drop_dead
+from repl_fx.interface import Argument, InputNodes
+from repl_fx.leaf_calls import Callee, LeafCalls, LeafNotOpaque, is_leaf, record_leaf_calls
+from repl_fx.passes.lift_modules import Constants, lift_modules
+from repl_fx.runtime import AutogradCall
+
+_HERE = Path(__file__).parent
+_NOT_THE_MODEL = (Path(torch.__file__).parent, _HERE, _HERE.resolve(), (_HERE / "passes").resolve())
+
+Rung = Callable[[nn.Module, Sequence[Argument], Constants, tuple[Any, ...], dict[str, Any]], fx.Graph]
+
+
+def export_rung(
+    model: nn.Module, arguments: Sequence[Argument], constants: Constants, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> fx.Graph:
+    """Trace with torch.export, sizes dynamic where the model lets them be, and lift the leaf calls."""
+    inlined: set[Callee] = set()
+    while True:
+        calls = LeafCalls(inlined)
+        try:
+            with record_leaf_calls(model, calls), no_hooks_left(), quiet_tracing(), _spelled_out(model, kwargs):
+                shapes: Any = auto_shapes(args, kwargs)
+                program = torch.export.export(model, args, kwargs, dynamic_shapes=shapes, strict=False)
+        except Exception as problem:
+            if calls.inlined == inlined or not _caused_by(problem, LeafNotOpaque):
+                raise
+            inlined = set(calls.inlined)
+            continue
+        return lift_modules(program, calls, model, arguments, constants, args, kwargs)
+
+
+@contextmanager
+def _spelled_out(model: nn.Module, kwargs: Mapping[str, Any]) -> Iterator[None]:
+    """Let the signature of a forward name what is passed through its `**kwargs`; torch.export loses track of it."""
+    own = model.forward
+    signature = inspect.signature(own)
+    named = [p for p in signature.parameters.values() if p.kind is not p.VAR_KEYWORD]
+    passed = [inspect.Parameter(n, inspect.Parameter.KEYWORD_ONLY) for n in kwargs if n not in signature.parameters]
+    if not passed:
+        yield
+        return
+
+    def forward(*args: Any, **kwargs: Any) -> Any:
+        return own(*args, **kwargs)
+
+    forward.__signature__ = signature.replace(parameters=[*named, *passed])  # type: ignore[attr-defined]
+    before = vars(model).copy()
+    try:
+        vars(model)["forward"] = forward
+        yield
+    finally:
+        vars(model).pop("forward")
+        vars(model).update({"forward": before["forward"]} if "forward" in before else {})
+
+
+def symbolic_rung(
+    model: nn.Module, arguments: Sequence[Argument], constants: Constants, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> fx.Graph:
+    """Trace with `fx.Tracer`, and compute fake values (of the sizes of the example inputs) for every node."""
+    fixed = {a.name: a.value for a in arguments if not any(isinstance(v, Tensor) for v in pytree.tree_leaves(a.value))}
+    tracer = _LeafTracer()
+    # fx warns that it cannot assert that an odd constant stays what it was; `check_constant` does.
+    with quiet_tracing(), autograd_calls(tracer.autograd_call):
+        traced = tracer.trace(model, {**_defaults(model), **fixed})
+    graph = fx.Graph()
+    inputs = InputNodes(graph, arguments)
+    env: dict[fx.Node, fx.Node] = {}
+    for node in traced.nodes:
+        if node.op == "placeholder":
+            name = str(node.target).lstrip("*")
+            if name in inputs.roots and name not in fixed:
+                env[node] = inputs.roots[name]
+        elif any(feeder not in env for feeder in node.all_input_nodes):
+            # A check that a fixed argument keeps its value, which `InputNodes` has made already.
+            continue
+        elif node.op == "call_method":
+            method = getattr(Tensor, str(node.target))
+            env[node] = graph.call_function(method, *_mapped(node, env))
+        else:
+            env[node] = graph.node_copy(node, lambda n: env[n])
+        if node in env and node.op != "placeholder":
+            env[node].meta = {key: node.meta[key] for key in ("nn_module_stack", "stack_trace") if key in node.meta}
+    for name, value in tracer.constants(model).items():
+        for node in graph.nodes:
+            if node.op == "get_attr" and node.target == name:
+                node.target = constants.name(value)
+    with quiet_tracing():
+        _FakeValues(model, constants, graph).run_on({a.name: a.value for a in arguments})
+    drop_dead(graph)
+    return graph
+
+
+def _mapped(node: fx.Node, env: Mapping[fx.Node, fx.Node]) -> Any:
+    return fx.node.map_arg((node.args, node.kwargs), lambda n: env[n])
+
+
+def _defaults(model: nn.Module) -> dict[str, Any]:
+    parameters = inspect.signature(model.forward).parameters.values()
+    return {p.name: p.default for p in parameters if p.default is not p.empty and not isinstance(p.default, Tensor)}
+
+
+class _LeafTracer(fx.Tracer):
+    """An fx tracer that stops at the same leaves as the other rungs."""
+
+    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
+        return is_leaf(m)
+
+    def create_node(self, *args: Any, **kwargs: Any) -> fx.Node:
+        """Make a node, unless it is in a region that fx would silently leave out.
+
+        Raises:
+            NotImplementedError: inside `torch.no_grad` or `torch.autocast`.
+        """
+        if not torch.is_grad_enabled():
+            raise NotImplementedError("fx cannot trace a torch.no_grad region")
+        if any(torch.is_autocast_enabled(device) for device in ("cpu", "cuda")):
+            raise NotImplementedError("fx cannot trace a torch.autocast region")
+        return super().create_node(*args, **kwargs)
+
+    def autograd_call(self, function: type[torch.autograd.Function], apply: Callable[..., Any]) -> Callable[..., Any]:
+        """What stands in for `apply`: fx would trace into the forward, and lose the backward."""
+
+        def call(*args: Any) -> Any:
+            if any(isinstance(leaf, fx.Proxy) for leaf in pytree.tree_leaves(args)):
+                return self.create_proxy("call_function", AutogradCall(function), args, {})
+            return apply(*args)
+
+        return call
+
+    def constants(self, model: nn.Module) -> dict[str, Tensor]:
+        """Tensors that the trace met, as fx names them, and that are no state of the model."""
+        return {
+            name: value
+            for value, name in self.tensor_attrs.items()
+            if isinstance(value, Tensor) and not hasattr(model, name.split(".")[0])
+        }
+
+
+class _FakeValues(fx.Interpreter):
+    """Runs a graph on fake tensors and keeps each node's value in `meta["val"]`."""
+
+    def __init__(self, model: nn.Module, constants: Constants, graph: fx.Graph) -> None:
+        self.mode = FakeTensorMode(allow_non_fake_inputs=True)
+        known = {constants.name(tensor): tensor for tensor in list(constants.tensors)}
+        state = {str(n.target): n for n in graph.nodes if n.op in ("get_attr", "call_module")}
+        root = {name: known[name] if name in known else operator.attrgetter(name)(model) for name in state}
+        super().__init__(fx.GraphModule(root, graph))
+        # The graph module shares its graph, so what is noted there is noted on the caller's nodes.
+        self.graph = graph
+
+    def run_on(self, values: Mapping[str, Any]) -> None:
+        fakes = pytree.tree_map_only(Tensor, self.mode.from_tensor, dict(values))
+        with self.mode, torch.random.fork_rng(devices=[]):
+            self.run(*[fakes[str(n.target)] for n in self.graph.nodes if n.op == "placeholder"])
+
+    def run_node(self, n: fx.Node) -> Any:
+        value = super().run_node(n)
+        n.meta["val"] = value
+        return value
+
+
+def _caused_by(problem: BaseException, kind: type[BaseException]) -> bool:
+    seen: BaseException | None = problem
+    while seen is not None:
+        if isinstance(seen, kind) or kind.__name__ in str(seen):
+            return True
+        seen = seen.__cause__ or seen.__context__
+    return False
+
+
+def obstacle(rung: str, problem: BaseException) -> str:
+    """One line: what a rung stumbled over, and the file and line of the model where it did."""
+    lines = [line.strip() for line in str(problem).splitlines() if line.strip()]
+    what = lines[0] if lines else type(problem).__name__
+    where = _model_line(problem)
+    return f"{rung}: {type(problem).__name__}: {what[:200]}{f' (at {where})' if where else ''}"
+
+
+def _model_line(problem: BaseException) -> str | None:
+    """The innermost frame that is neither torch's, Python's nor this package's: the model's own line."""
+    seen: BaseException | None = problem
+    while seen is not None:
+        for frame in reversed(traceback.extract_tb(seen.__traceback__)):
+            path = Path(frame.filename)
+            if path.exists() and not any(folder in path.parents for folder in _NOT_THE_MODEL) and not _standard(path):
+                return f"{frame.filename}, line {frame.lineno}"
+        seen = seen.__cause__ or seen.__context__
+    return None
+
+
+def _standard(path: Path) -> bool:
+    # Installed packages lie inside the standard library's folder, and may hold the model.
+    return Path(sysconfig.get_path("stdlib")) in path.parents and "site-packages" not in path.parts

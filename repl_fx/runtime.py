@@ -1,0 +1,120 @@
+"""What a captured graph calls at run time besides torch: mode switches, regions, checks of constant inputs."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import fx, nn
+from torch.fx.node import has_side_effect
+
+from repl_fx import _torch
+from repl_fx.errors import BadInput
+
+
+def select_mode(training: bool, when_training: Any, when_evaluating: Any) -> Any:
+    """The one of two values that belongs to the current mode."""
+    return when_training if training else when_evaluating
+
+
+def check_constant(value: Any, expected: Any, name: str) -> None:
+    """Refuse an argument that differs from the one the graph was captured with.
+
+    Raises:
+        BadInput: the graph was specialised to another value.
+    """
+    if value is not expected and value != expected:
+        raise BadInput(f"{name} was captured as {expected!r}, not {value!r}; capture the model again with it")
+
+
+def check_shape(tensor: Any, expected: tuple[int | None, ...], name: str) -> None:
+    """Refuse a tensor whose fixed sizes differ from those the graph was captured with; None stands for any size.
+
+    Raises:
+        BadInput: the graph was specialised to other sizes.
+    """
+    found = tuple(tensor.shape)
+    if len(found) != len(expected) or any(e is not None and f != e for f, e in zip(found, expected, strict=True)):
+        sizes = ", ".join("any" if size is None else str(size) for size in expected)
+        raise BadInput(
+            f"{name} has shape {list(found)}, but was captured as [{sizes}]; capture the model again with it"
+        )
+
+
+def enter_grad_mode(enabled: bool) -> bool:
+    """Begin a `torch.no_grad` or `torch.enable_grad` region; returns the mode to restore."""
+    previous = torch.is_grad_enabled()
+    torch._C._set_grad_enabled(enabled)
+    return previous
+
+
+def restore_grad_mode(previous: bool) -> None:
+    """End the region begun by `enter_grad_mode`."""
+    torch._C._set_grad_enabled(previous)
+
+
+def enter_autocast(device_type: str, dtype: torch.dtype | None, enabled: bool, cache: bool | None) -> Any:
+    """Begin a `torch.autocast` region that the source model itself opens."""
+    return _torch.enter_autocast(device_type, dtype, enabled, cache)
+
+
+def exit_autocast(mode: Any) -> None:
+    """End the region begun by `enter_autocast`."""
+    _torch.exit_autocast(mode)
+
+
+def call_module(module: nn.Module, *args: Any, **kwargs: Any) -> Any:
+    """Call a module that a mode switch got as an argument."""
+    return module(*args, **kwargs)
+
+
+@dataclass(frozen=True)
+class AutogradCall:
+    """A call of a `torch.autograd.Function`, whose backward an exported graph would lose.
+
+    Attributes:
+        function: the class with the `forward` and the `backward`.
+    """
+
+    function: type[torch.autograd.Function]
+
+    @property
+    def __name__(self) -> str:
+        return self.function.__name__
+
+    def __call__(self, *args: Any) -> Any:
+        """Apply the function."""
+        apply: Any = self.function.apply
+        return apply(*args)
+
+
+for _function in (
+    call_module,
+    check_constant,
+    check_shape,
+    enter_grad_mode,
+    restore_grad_mode,
+    enter_autocast,
+    exit_autocast,
+):
+    has_side_effect(_function)
+
+
+class ModeSwitch(nn.Module):
+    """A stretch of the graph of which training and evaluation have different versions.
+
+    Both versions take the same inputs and return the same number of values.
+    """
+
+    # One version may change a buffer in place; fx must not take an unused call for dead code.
+    _is_impure = True
+
+    def __init__(self, when_training: fx.GraphModule, when_evaluating: fx.GraphModule) -> None:
+        super().__init__()
+        self.when_training = when_training
+        self.when_evaluating = when_evaluating
+
+    def forward(self, *inputs: Any) -> Any:
+        """Run the version of the current mode."""
+        return self.when_training(*inputs) if self.training else self.when_evaluating(*inputs)

@@ -1,0 +1,110 @@
+"""Model specifications: from what a user types to a model and example inputs.
+
+    path/model.py            a file with a factory `model()` and, usually, `example_inputs()`
+    path/model.py:factory    the same, with a factory of another name
+    timm:NAME                a model of timm, with random weights
+    torchvision:NAME         a model of torchvision, with random weights
+    hf:TYPE                  a small model of a transformers type (`hf:bert`), with random weights
+    hf:PATH                  the model of a config.json, or of a directory that holds one
+    hf:TYPE:CLASS            a class other than AutoModel: `hf:bert:BertForSequenceClassification`
+
+Nothing is downloaded. The grammar of `input_shape` is in `repl_fx.sources.input_shapes`.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from repl_fx._torchvision_ops import declare_missing_operators
+from repl_fx.errors import BadInput, SourceError
+from repl_fx.sources import hugging_face, python_file, timm_zoo, torchvision_zoo
+from repl_fx.sources.input_shapes import parse_input_shape
+from repl_fx.sources.source import Request, Source, close_matches, seeded, to_device
+
+__all__ = ["Source", "load_source"]
+
+_ZOOS = {"timm": timm_zoo.build, "torchvision": torchvision_zoo.build, "hf": hugging_face.build}
+
+
+def load_source(
+    spec: str,
+    *,
+    input_shape: str | None = None,
+    seed: int = 0,
+    device: str | torch.device = "cpu",
+    options: Mapping[str, Any] | None = None,
+) -> Source:
+    """Build the model that a specification names, and example inputs for it.
+
+    The same arguments give the same weights and inputs, on any device: both are made on the CPU and then moved. The
+    global random state is left as it was. Example inputs have a batch of 2 where repl-fx makes them.
+
+    Args:
+        spec: a model specification, see the module.
+        input_shape: shapes in place of the default ones, such as `2x3x64x64` or `input_ids:2x16,attention_mask:2x16`.
+        seed: of the weights and the inputs.
+        device: where the model and the inputs go.
+        options: keyword arguments of the factory, of the zoo's constructor or of the transformers config, which have
+            to be serialisable as JSON.
+
+    Returns:
+        The source. `load_source(source.spec, **source.options)` builds the same again.
+
+    Raises:
+        SourceError: the specification leads to no model; says what is there instead.
+        BadInput: `input_shape`, `device` or `options` cannot be used.
+    """
+    target = _device(device)
+    options = dict(options or {})
+    try:
+        json.dumps(options)
+    except (TypeError, ValueError) as error:
+        raise BadInput(f"options have to be serialisable as JSON, to be stored with the model: {error}") from error
+    shapes = None if input_shape is None else parse_input_shape(input_shape)
+    # Whichever way a model is built, its code may import torchvision.
+    declare_missing_operators()
+
+    if not spec:
+        raise SourceError("the model specification is empty; give a model.py, timm:NAME, torchvision:NAME or hf:CONFIG")
+    zoo, colon, name = spec.partition(":")
+    if zoo in _ZOOS and colon and not name:
+        raise SourceError(f"{spec!r} names no model; write {zoo}:NAME")
+    build = _ZOOS[zoo] if zoo in _ZOOS and colon else python_file.build
+    if build is python_file.build:
+        name = spec
+        _refuse_other_zoos(spec)
+    with seeded(seed, target):
+        built = build(Request(name, shapes, options, seed, torch.Generator().manual_seed(seed)))
+    return Source(
+        spec=spec,
+        model=built.model.to(target),
+        args=to_device(built.args, target),
+        kwargs=to_device(built.kwargs, target),
+        options={"input_shape": input_shape, "seed": seed, "options": options},
+        files=built.files,
+    )
+
+
+def _device(device: str | torch.device) -> torch.device:
+    try:
+        found = torch.device(device)
+        # Allocating is the one question that every backend answers.
+        torch.empty(0, device=found)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        reason = str(error).splitlines()[0]
+        raise BadInput(f"device {str(device)!r} cannot be used here ({reason}); 'cpu' always can") from error
+    return found
+
+
+def _refuse_other_zoos(spec: str) -> None:
+    """Say what is meant where a specification looks like `zoo:name` but is neither that nor a file."""
+    prefix, colon, _ = spec.partition(":")
+    if colon and prefix.isidentifier() and len(prefix) > 1 and not Path(prefix).exists():
+        known = ", ".join(f"{zoo}:" for zoo in _ZOOS)
+        hint = close_matches(prefix, _ZOOS)
+        raise SourceError(f"{spec!r}: no kind of model {prefix!r}{hint}; known are {known} and a path to a .py file")

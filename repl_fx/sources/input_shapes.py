@@ -1,0 +1,143 @@
+"""The grammar of `--input-shape`, and tensors of the shapes it gives.
+
+    SHAPES := INPUT ("," INPUT)*             one for each input
+    INPUT  := [NAME ":"] SIZES [":" DTYPE]   with a name it is a keyword argument, without one a positional argument
+    SIZES  := SIZE ("x" SIZE)*               positive; the first size of the first input, the batch, is at least 2
+    DTYPE  := float16 | bfloat16 | float32 | float64 | int8 | uint8 | int16 | int32 | int64 | bool
+
+    2x3x224x224                              one image batch
+    ids:2x16:int64,mask:2x16:bool            two keyword arguments
+    2x64,2x64:float64                        two positional arguments
+
+Without DTYPE an input is float32; the inputs of a transformers model keep the type they have by default. Floats are
+normal, booleans a fair coin, and integers are 0 or 1, which every embedding has a row for, unless the kind of the
+source knows their range.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+
+import torch
+from torch import Tensor
+
+from repl_fx.errors import BadInput
+
+_DTYPES = {
+    "float16": torch.float16,
+    "bfloat16": torch.bfloat16,
+    "float32": torch.float32,
+    "float64": torch.float64,
+    "int8": torch.int8,
+    "uint8": torch.uint8,
+    "int16": torch.int16,
+    "int32": torch.int32,
+    "int64": torch.int64,
+    "bool": torch.bool,
+}
+_SIZES = re.compile(r"[0-9]+(x[0-9]+)*", re.ASCII)
+_EXAMPLE = "write it like 2x3x224x224 or ids:2x16:int64,mask:2x16:bool"
+
+
+@dataclass(frozen=True)
+class InputShape:
+    """The shape of one input.
+
+    Attributes:
+        sizes: of the tensor, the batch first.
+        name: of the keyword argument; None for a positional one.
+        dtype: of the tensor; None for the model's own choice.
+    """
+
+    sizes: tuple[int, ...]
+    name: str | None = None
+    dtype: torch.dtype | None = None
+
+
+def parse_input_shape(text: str) -> tuple[InputShape, ...]:
+    """Read shapes written in the grammar of this module.
+
+    Args:
+        text: one or more shapes, separated by commas.
+
+    Returns:
+        The shapes in their order.
+
+    Raises:
+        BadInput: the text does not follow the grammar; quotes the part that does not.
+    """
+    shapes = tuple(_parse_input(part.strip(), text) for part in text.split(","))
+    names = [shape.name for shape in shapes if shape.name is not None]
+    for name in names:
+        if names.count(name) > 1:
+            raise BadInput(f"input shape {text!r} gives {name!r} twice; give each input once")
+    if any(a.name is not None and b.name is None for a, b in pairwise(shapes)):
+        raise BadInput(f"input shape {text!r} has an input without a name after one with; positional inputs come first")
+    if shapes[0].sizes[0] < 2:
+        raise BadInput(
+            f"input shape {text!r} has a batch of 1, which capture would bake into the graph; "
+            "make the first size 2 or more"
+        )
+    return shapes
+
+
+def _parse_input(part: str, text: str) -> InputShape:
+    fields = part.split(":")
+    name = None if _SIZES.fullmatch(fields[0]) else fields.pop(0)
+    if name is not None and not name.isidentifier():
+        raise BadInput(f"input shape {text!r}: {part!r} starts with neither sizes nor the name of an input; {_EXAMPLE}")
+    if not fields or not _SIZES.fullmatch(fields[0]) or len(fields) > 2:
+        raise BadInput(f"input shape {text!r}: {part!r} has no sizes; {_EXAMPLE}")
+    sizes = tuple(int(size) for size in fields[0].split("x"))
+    if 0 in sizes:
+        raise BadInput(f"input shape {text!r}: {part!r} has a size of 0; every size is at least 1")
+    if len(fields) == 1:
+        return InputShape(sizes, name)
+    if fields[1] not in _DTYPES:
+        raise BadInput(f"input shape {text!r}: no type {fields[1]!r}; known are {', '.join(_DTYPES)}")
+    return InputShape(sizes, name, _DTYPES[fields[1]])
+
+
+def random_tensor(
+    sizes: Sequence[int], dtype: torch.dtype, generator: torch.Generator, *, low: int = 0, high: int = 2
+) -> Tensor:
+    """Make an example input on the CPU.
+
+    Args:
+        sizes: of the tensor.
+        dtype: of the tensor.
+        generator: where the numbers come from.
+        low: smallest integer; floats and booleans ignore it.
+        high: one more than the largest integer; floats and booleans ignore it.
+
+    Returns:
+        Normal floats, integers uniform in [low, high), or booleans of a fair coin.
+    """
+    if dtype == torch.bool:
+        return torch.randint(0, 2, tuple(sizes), generator=generator).bool()
+    if dtype.is_floating_point:
+        return torch.randn(tuple(sizes), generator=generator).to(dtype)
+    return torch.randint(low, high, tuple(sizes), generator=generator).to(dtype)
+
+
+def positional(shapes: Sequence[InputShape], generator: torch.Generator, spec: str) -> tuple[Tensor, ...]:
+    """Make the inputs of a model that takes positional float tensors only.
+
+    Args:
+        shapes: one for each input.
+        generator: where the numbers come from.
+        spec: the specification, for the message.
+
+    Returns:
+        One tensor for each shape.
+
+    Raises:
+        BadInput: a shape has a name.
+    """
+    for shape in shapes:
+        if shape.name is not None:
+            raise BadInput(f"{spec} takes its inputs by position; leave the name {shape.name!r} out of the input shape")
+    return tuple(random_tensor(shape.sizes, shape.dtype or torch.float32, generator) for shape in shapes)

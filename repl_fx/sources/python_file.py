@@ -1,0 +1,231 @@
+"""Models from a Python file: `model.py` or `model.py:factory`."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+import inspect
+import sys
+import traceback
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from repl_fx.errors import BadInput, SourceError
+from repl_fx.sources.input_shapes import random_tensor
+from repl_fx.sources.source import Built, Request, close_matches, describe
+
+# Modules that an earlier model file imported from its own directory. They are forgotten before the next file is
+# executed: two files in different directories may both have a `layers.py` beside them.
+_siblings: set[str] = set()
+
+
+def build(request: Request) -> Built:
+    """Execute a model file and call its factory.
+
+    The file is executed anew each time, under a module name of its own; while it and its functions run, its directory
+    is on `sys.path`, so that it can import what lies beside it.
+
+    Args:
+        request: its name is the path, with `:factory` after it where the factory is not called `model`.
+
+    Returns:
+        The model, its inputs, the file and the files of its directory that it imported.
+
+    Raises:
+        SourceError: no such file, no factory, or one of them fails.
+        BadInput: options that the factory does not take.
+    """
+    path, factory_name = _split(request.name)
+    with _importable(path.parent):
+        module = _execute(path)
+        factory = _find_factory(module, factory_name, path)
+        _check_arguments(factory, request.options, f"{path}:{factory_name}")
+        model = _call(factory, request.options, f"{path}:{factory_name}", path)
+        if not isinstance(model, nn.Module):
+            raise SourceError(
+                f"{path}:{factory_name} returned {_a(type(model).__name__)}, not a torch.nn.Module; "
+                "return the model itself"
+            )
+        args, kwargs = _inputs(module, request, path)
+    return Built(model, args, kwargs, (path, *_imported_siblings(path)))
+
+
+def _split(name: str) -> tuple[Path, str]:
+    """The path, resolved, and the name of the factory."""
+    text, factory = name, "model"
+    if not Path(name).exists() and ":" in name:
+        head, _, tail = name.rpartition(":")
+        if not tail:
+            raise SourceError(f"{name!r} names no factory after the colon; write {head}:NAME or {head}")
+        if tail.isidentifier():
+            text, factory = head, tail
+    path = Path(text)
+    if path.is_dir():
+        raise SourceError(
+            f"{path} is a directory with no model in it; give a model.py, or a directory that repl-fx wrote"
+        )
+    if not path.exists():
+        raise SourceError(
+            f"no file {path}; give a path to a .py file, "
+            "or a model of a zoo as timm:NAME, torchvision:NAME or hf:CONFIG"
+        )
+    if path.suffix != ".py":
+        raise SourceError(f"{path} is not a .py file; give a Python file with a factory `model()`")
+    return path.resolve(), factory
+
+
+@contextmanager
+def _importable(directory: Path) -> Iterator[None]:
+    for name in _siblings:
+        sys.modules.pop(name, None)
+    _siblings.clear()
+    importlib.invalidate_caches()
+    entry, before = str(directory), set(sys.modules)
+    # What a path of the process itself already leads to is the process's own, and stays imported.
+    passing = entry not in sys.path
+    sys.path.insert(0, entry)
+    try:
+        yield
+    finally:
+        # The file may have changed sys.path itself; only the entry made here goes.
+        if entry in sys.path:
+            sys.path.remove(entry)
+        if passing:
+            _siblings.update(name for name in set(sys.modules) - before if _lies_in(sys.modules[name], directory))
+
+
+def _lies_in(module: ModuleType, directory: Path) -> bool:
+    # Packages may lie below the directory too, in a virtual environment or as a checkout of repl-fx; they stay.
+    file = getattr(module, "__file__", None)
+    if not isinstance(file, str) or module.__name__.startswith(_PREFIX) or module.__name__.split(".")[0] == "repl_fx":
+        return False
+    path = Path(file).resolve()
+    return path.is_relative_to(directory) and "site-packages" not in path.parts
+
+
+_PREFIX = "repl_fx_source_"
+
+
+def _execute(path: Path) -> ModuleType:
+    """Run the file as a module that `sys.modules` holds, as dataclasses, pickle and inspect expect."""
+    name = f"{_PREFIX}{path.stem}_{hashlib.sha256(str(path).encode()).hexdigest()[:8]}"
+    spec = importlib.util.spec_from_file_location(name, path)
+    if spec is None:
+        raise SourceError(f"{path} cannot be loaded as a Python module")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module
+    try:
+        # Not through the loader: its cache takes a file that changed within a second, at the same size, for unchanged.
+        exec(compile(path.read_bytes(), str(path), "exec"), module.__dict__)
+    except (Exception, SystemExit) as error:
+        del sys.modules[name]
+        raise SourceError(f"{path} could not be executed: {describe(error)}{_where(error, path)}") from error
+    return module
+
+
+def _find_factory(module: ModuleType, name: str, path: Path) -> Callable[..., Any]:
+    factory = getattr(module, name, None)
+    if isinstance(factory, nn.Module):
+        raise SourceError(f"{path}: {name!r} is a model, not a factory; make it a function that returns the model")
+    if callable(factory):
+        return factory  # type: ignore[no-any-return]
+    there = [
+        key
+        for key, value in vars(module).items()
+        if callable(value) and not key.startswith("_") and getattr(value, "__module__", None) == module.__name__
+    ]
+    listed = f"callables there are {', '.join(there)}" if there else "there are no callables in it"
+    what = "has no factory" if factory is None else f"has {_a(type(factory).__name__)}, not a factory, called"
+    raise SourceError(f"{path} {what} {name!r}; {listed}; define {name}() or write {path.name}:FACTORY")
+
+
+def _check_arguments(factory: Callable[..., Any], options: Mapping[str, Any], where: str) -> None:
+    try:
+        parameters = inspect.signature(factory).parameters.values()
+    except (TypeError, ValueError):
+        return  # Builtins and C extensions need not say; calling them will.
+    variadic = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
+    named = {p.name for p in parameters if p.kind not in (*variadic, inspect.Parameter.POSITIONAL_ONLY)}
+    required = [p.name for p in parameters if p.default is p.empty and p.kind not in variadic]
+    missing = [name for name in required if name not in options]
+    if missing:
+        raise SourceError(
+            f"{where} needs the arguments {', '.join(missing)}; give them defaults, or pass them as options"
+        )
+    unknown = [name for name in options if name not in named]
+    if unknown and not any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters):
+        raise BadInput(f"{where} takes no argument {unknown[0]!r}{close_matches(unknown[0], named)}")
+
+
+def _call(function: Callable[..., Any], options: Mapping[str, Any], where: str, path: Path) -> Any:
+    try:
+        return function(**options)
+    except (Exception, SystemExit) as error:
+        raise SourceError(f"{where} raised {describe(error)}{_where(error, path)}") from error
+
+
+def _where(error: BaseException, path: Path) -> str:
+    """The innermost line of the user's own code, which is where to look; library lines say little."""
+    if isinstance(error, SyntaxError) and error.filename:
+        return f" ({error.filename}, line {error.lineno})"
+    frames = [(frame.f_code.co_filename, line) for frame, line in traceback.walk_tb(error.__traceback__)]
+    own = [at for at in frames if Path(at[0]).is_relative_to(path.parent) and "site-packages" not in Path(at[0]).parts]
+    for file, line in reversed(own):
+        return f" ({file}, line {line})"
+    return ""
+
+
+def _inputs(module: ModuleType, request: Request, path: Path) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    maker = getattr(module, "example_inputs", None)
+    if request.shapes is None:
+        if not callable(maker):
+            raise SourceError(
+                f"{path} has no example_inputs(); define one that returns a tuple of tensors, "
+                "or give --input-shape 2x3x224x224"
+            )
+        # Seeded on their own, so that the inputs do not depend on how many numbers the weights took.
+        torch.default_generator.manual_seed(request.seed)
+        return _as_arguments(_call(maker, {}, f"{path}:example_inputs", path), path)
+    args, kwargs = [], {}
+    for shape in request.shapes:
+        tensor = random_tensor(shape.sizes, shape.dtype or torch.float32, request.generator)
+        if shape.name is None:
+            args.append(tensor)
+        else:
+            kwargs[shape.name] = tensor
+    return tuple(args), kwargs
+
+
+def _as_arguments(inputs: Any, path: Path) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    args: tuple[Any, ...] = ()
+    kwargs: dict[str, Any] = {}
+    if isinstance(inputs, Tensor):
+        args = (inputs,)
+    elif isinstance(inputs, tuple | list):
+        args = tuple(inputs)
+    elif isinstance(inputs, Mapping):
+        kwargs = dict(inputs)
+    else:
+        raise SourceError(
+            f"{path}:example_inputs returned {_a(type(inputs).__name__)}; return a tuple of positional inputs, "
+            "a dict of keyword inputs, or one tensor"
+        )
+    if not args and not kwargs:
+        raise SourceError(f"{path}:example_inputs returned nothing; return at least one input")
+    return args, kwargs
+
+
+def _imported_siblings(path: Path) -> tuple[Path, ...]:
+    files = {Path(sys.modules[name].__file__ or "").resolve() for name in _siblings if name in sys.modules}
+    return tuple(sorted(files - {path}))
+
+
+def _a(noun: str) -> str:
+    """The noun with its article."""
+    return f"an {noun}" if noun[:1].lower() in "aeiou" else f"a {noun}"

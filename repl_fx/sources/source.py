@@ -1,0 +1,140 @@
+"""What all kinds of sources share: the source itself, the request that builders get, and small helpers."""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import ModuleType
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from repl_fx.errors import SourceError
+from repl_fx.sources.input_shapes import InputShape
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, eq=False)
+class Source:
+    """A model, inputs to run it on, and what is needed to build both again.
+
+    Attributes:
+        spec: the specification, as given.
+        model: the model, in the mode its factory left it in.
+        args: positional example inputs.
+        kwargs: keyword example inputs.
+        options: JSON-serialisable keyword arguments of `load_source` that rebuild this source: `input_shape`, `seed`
+            and `options`.
+        files: files the model was made from, the one named in `spec` first; empty for a model of a zoo.
+    """
+
+    spec: str
+    model: nn.Module
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+    options: dict[str, Any]
+    files: tuple[Path, ...]
+
+    def __str__(self) -> str:
+        """The specification, the class of the model and its size."""
+        parameters = sum(p.numel() for p in self.model.parameters())
+        return f"{self.spec}: {type(self.model).__name__}, {parameters:,} parameters"
+
+
+@dataclass(frozen=True, eq=False)
+class Request:
+    """What a builder is asked for.
+
+    Attributes:
+        name: the specification without the prefix of its kind.
+        shapes: shapes of the example inputs, or None for the default ones.
+        options: keyword arguments for what builds the model.
+        seed: of weights and inputs.
+        generator: seeded, for example inputs.
+    """
+
+    name: str
+    shapes: tuple[InputShape, ...] | None
+    options: Mapping[str, Any]
+    seed: int
+    generator: torch.Generator
+
+
+@dataclass(frozen=True, eq=False)
+class Built:
+    """What a builder hands back; the fields are those of `Source`."""
+
+    model: nn.Module
+    args: tuple[Any, ...] = ()
+    kwargs: dict[str, Any] = field(default_factory=dict)
+    files: tuple[Path, ...] = ()
+
+
+@contextmanager
+def seeded(seed: int, device: torch.device) -> Iterator[None]:
+    """Seed the random state of the CPU and of `device`, and restore both at the end.
+
+    `torch.manual_seed` would seed every accelerator there is, and those that are not forked would stay seeded.
+    """
+    devices = [device] if device.type == "cuda" else []
+    with torch.random.fork_rng(devices=devices):
+        torch.default_generator.manual_seed(seed)
+        if devices:
+            with torch.cuda.device(device):
+                torch.cuda.manual_seed(seed)
+        yield
+
+
+def to_device(value: T, device: torch.device) -> T:
+    """Copy nested tuples, lists and dicts with every tensor in them on `device`."""
+    moved: Any = value
+    if isinstance(value, Tensor):
+        moved = value.to(device)
+    elif isinstance(value, dict):
+        moved = {key: to_device(item, device) for key, item in value.items()}
+    elif isinstance(value, tuple) and hasattr(value, "_fields"):
+        moved = type(value)(*(to_device(item, device) for item in value))
+    elif isinstance(value, list | tuple):
+        moved = type(value)(to_device(item, device) for item in value)
+    return moved  # type: ignore[no-any-return]
+
+
+def import_zoo(package: str, spec: str) -> ModuleType:
+    """Import a package of the extra `zoo`.
+
+    Args:
+        package: name of the package.
+        spec: the specification that needs it, for the message.
+
+    Returns:
+        The package.
+
+    Raises:
+        SourceError: it is not installed, or fails to import.
+    """
+    try:
+        return importlib.import_module(package)
+    except ModuleNotFoundError as error:
+        if error.name == package:
+            raise SourceError(f"{spec} needs {package}, which is not installed; pip install 'repl-fx[zoo]'") from error
+        raise SourceError(f"{spec}: importing {package} failed: {describe(error)}") from error
+    except Exception as error:
+        raise SourceError(f"{spec}: importing {package} failed: {describe(error)}") from error
+
+
+def describe(error: BaseException) -> str:
+    """Type and message of an exception on one line."""
+    message = " ".join(str(error).split())
+    return f"{type(error).__name__}: {message}" if message else type(error).__name__
+
+
+def close_matches(name: str, known: Iterable[str]) -> str:
+    """`"; did you mean a, b?"`, or nothing where no known name is close."""
+    close = difflib.get_close_matches(name, list(known), n=3, cutoff=0.6)
+    return f"; did you mean {', '.join(close)}?" if close else ""

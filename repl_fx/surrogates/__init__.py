@@ -1,0 +1,24 @@
+"""Surrogates: what stands in for a replaced block. One a file; importing this package registers them all."""
+
+from repl_fx.surrogates import auto, blend, bottleneck, identity
+from repl_fx.surrogates.registry import (
+    Surrogate,
+    Synthesis,
+    known_surrogates,
+    make_surrogate,
+    register_surrogate,
+)
+from repl_fx.surrogates.site import Site
+
+__all__ = [
+    "Site",
+    "Surrogate",
+    "Synthesis",
+    "auto",
+    "blend",
+    "bottleneck",
+    "identity",
+    "known_surrogates",
+    "make_surrogate",
+    "register_surrogate",
+]

@@ -1,0 +1,118 @@
+"""Find the nonlinearity of a branch and use it again at another width."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, fx, nn
+
+from repl_fx.passes.split_branches import Branch
+from repl_fx.surrogates.site import Site
+
+_FUNCTIONS = {
+    torch.ops.aten.relu.default,
+    torch.ops.aten.relu_.default,
+    torch.ops.aten.relu6.default,
+    torch.ops.aten.gelu.default,
+    torch.ops.aten.silu.default,
+    torch.ops.aten.silu_.default,
+    torch.ops.aten.mish.default,
+    torch.ops.aten.tanh.default,
+    torch.ops.aten.sigmoid.default,
+    torch.ops.aten.elu.default,
+    torch.ops.aten.selu.default,
+    torch.ops.aten.celu.default,
+    torch.ops.aten.leaky_relu.default,
+    torch.ops.aten.leaky_relu_.default,
+    torch.ops.aten.hardswish.default,
+    torch.ops.aten.hardswish_.default,
+    torch.ops.aten.hardsigmoid.default,
+    torch.ops.aten.hardtanh.default,
+    torch.ops.aten.hardtanh_.default,
+    torch.ops.aten.softplus.default,
+    F.relu,
+    F.gelu,
+    F.silu,
+    F.mish,
+    F.elu,
+    F.leaky_relu,
+    F.hardswish,
+    F.relu6,
+    torch.relu,
+    torch.tanh,
+    torch.sigmoid,
+    torch.Tensor.relu,
+    torch.Tensor.tanh,
+    torch.Tensor.sigmoid,
+}
+_NOT_ACTIVATIONS = (nn.Softmax, nn.LogSoftmax, nn.Softmin, nn.MultiheadAttention, nn.PReLU, nn.Softmax2d, nn.GLU)
+
+
+@dataclass(frozen=True)
+class Activation:
+    """An elementwise function without parameters.
+
+    Attributes:
+        node: where the branch calls it.
+    """
+
+    node: fx.Node
+
+    def emit(self, site: Site, value: fx.Node) -> fx.Node:
+        """Call it on another value."""
+        if self.node.op == "call_module":
+            return site.call_module(str(self.node.target), value)
+        return site.call(self.node.target, value, *self.node.args[1:], **self.node.kwargs)  # type: ignore[arg-type]
+
+
+def find_activation(gm: fx.GraphModule, branch: Branch) -> Activation | None:
+    """The first nonlinearity on the way from the branch's entries to its exits."""
+    exits = {mixer.node for mixer in branch.exits}
+    reached = {mixer.node for mixer in branch.entries}
+    for node in branch.nodes:
+        if node in reached or not any(feeder in reached for feeder in node.all_input_nodes):
+            continue
+        if node in exits:
+            break
+        if _is_activation(gm, node):
+            return Activation(node)
+        reached.add(node)
+    return None
+
+
+def _is_activation(gm: fx.GraphModule, node: fx.Node) -> bool:
+    given = node.args[0] if node.args else None
+    if not isinstance(given, fx.Node) or not _same_shape(given, node) or node.meta.get("passes_through"):
+        return False
+    if node.op == "call_function":
+        return node.target in _FUNCTIONS
+    if node.op != "call_module" or len(node.all_input_nodes) != 1:
+        return False
+    module = gm.get_submodule(str(node.target))
+    if isinstance(module, _NOT_ACTIVATIONS) or any(True for _ in module.parameters()):
+        return False
+    return _is_elementwise_nonlinearity(module)
+
+
+def _is_elementwise_nonlinearity(module: nn.Module) -> bool:
+    """Ask the module itself: an activation of its own treats every element alike and is not linear."""
+    if module.__class__.__module__ == "torch.nn.modules.activation":
+        return True
+    probe = torch.linspace(-2, 2, 9)
+    try:
+        with torch.no_grad():
+            whole: Any = module(probe.reshape(1, 1, 9))
+            parts = torch.stack([module(x.reshape(1, 1, 1)).reshape(()) for x in probe])
+    except (RuntimeError, ValueError, TypeError, IndexError, AttributeError):
+        return False
+    if not isinstance(whole, Tensor) or whole.numel() != 9 or not torch.allclose(whole.flatten(), parts, atol=1e-6):
+        return False
+    curve = whole.flatten().diff().diff()
+    return bool(curve.abs().max() > 1e-3)
+
+
+def _same_shape(a: fx.Node, b: fx.Node) -> bool:
+    return str(getattr(a.meta.get("val"), "shape", None)) == str(getattr(b.meta.get("val"), "shape", 0))

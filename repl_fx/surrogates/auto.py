@@ -1,0 +1,58 @@
+"""`auto`: the best surrogate for each block: `bottleneck` where there is a spine with branches, `blend` elsewhere."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from torch import fx
+
+from repl_fx.surrogates.blend import Blend, BlendConfig
+from repl_fx.surrogates.bottleneck import Bottleneck, BottleneckConfig
+from repl_fx.surrogates.registry import Surrogate, register_surrogate
+from repl_fx.surrogates.site import Site
+
+
+@dataclass(frozen=True)
+class AutoConfig:
+    """Settings of `auto`: those of the surrogates it chooses from.
+
+    Attributes:
+        ratio, width: see `bottleneck`.
+        per: see `blend`.
+        train_neighbours: whether gradients flow into the neighbours' weights.
+    """
+
+    ratio: float = 0.25
+    width: int | None = None
+    per: str = "channel"
+    train_neighbours: bool = True
+
+    def __post_init__(self) -> None:
+        # Their own checks of the settings.
+        self.candidates()
+
+    def candidates(self) -> tuple[Surrogate[Any], ...]:
+        """The surrogates to choose from, most preferred first."""
+        return (
+            Bottleneck(BottleneckConfig(self.ratio, self.width, self.train_neighbours)),
+            Blend(BlendConfig(self.per, self.train_neighbours)),
+        )
+
+
+@register_surrogate("auto", AutoConfig)
+class Auto(Surrogate[AutoConfig]):
+    """Chooses for each block; plans hold what it chose, not itself."""
+
+    def resolve(self, site: Site) -> Surrogate[Any]:
+        """The first surrogate in the order of preference that does not refuse; the last where all do."""
+        candidates = self.config.candidates()
+        return next((c for c in candidates if c.refuse(site) is None), candidates[-1])
+
+    def refuse(self, site: Site) -> str | None:
+        """Refuse what every candidate refuses."""
+        return self.resolve(site).refuse(site)
+
+    def build(self, site: Site) -> fx.Node:
+        """Build what was chosen."""
+        return self.resolve(site).build(site)

@@ -1,0 +1,176 @@
+"""`blend`: the block's own graph on a blend of its neighbours' weights (RepL's first form, arXiv 2410.01239).
+
+    W = alpha * W_before + beta * W_after        for every weight of two or more dimensions
+
+alpha and beta are learnable, one for each weight or one for each of its output channels. Norms, biases, scales and
+buffers stay the block's own. Computes as much as the block did; stores almost nothing.
+
+At initialisation alpha = beta = |W| / |W_before + W_after|, with |.| the Frobenius norm and W the weight that is
+removed: 1/sqrt(2) for fresh, independent weights, 1/2 for trained ones that agree; either way the scale of the
+output stays.
+"""
+
+from __future__ import annotations
+
+import math
+import operator
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import cast
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, fx, nn
+
+from repl_fx.errors import BadInput
+from repl_fx.mixers import is_norm, matrix_like, mixer_of
+from repl_fx.surrogates.inline import inline_module
+from repl_fx.surrogates.registry import Surrogate, Synthesis, register_surrogate
+from repl_fx.surrogates.site import Site
+
+_GRANULARITIES = ("tensor", "channel")
+_CONVOLUTIONS: dict[type[nn.Module], Callable[..., Tensor]] = {
+    nn.Conv1d: F.conv1d,
+    nn.Conv2d: F.conv2d,
+    nn.Conv3d: F.conv3d,
+}
+
+
+@dataclass(frozen=True)
+class BlendConfig:
+    """Settings of `blend`.
+
+    Attributes:
+        per: `tensor` for one alpha and beta a weight, `channel` for one of each for every output channel.
+        train_neighbours: whether gradients flow into the neighbours' weights.
+    """
+
+    per: str = "channel"
+    train_neighbours: bool = True
+
+    def __post_init__(self) -> None:
+        if self.per not in _GRANULARITIES:
+            raise BadInput(f"blend: per is {self.per!r}; it can be {' or '.join(_GRANULARITIES)}")
+
+
+class BlendSynthesis(Synthesis):
+    """alpha * W_before + beta * W_after for a list of weights.
+
+    Args:
+        own: the weights that are removed; they give the scale.
+        pairs: the neighbours' weights, before and after, for each.
+        axes: the output axis of each weight, None for one gain a tensor.
+        train_neighbours: see `Synthesis`.
+    """
+
+    def __init__(
+        self, own: list[Tensor], pairs: list[tuple[Tensor, Tensor]], axes: list[int | None], train_neighbours: bool
+    ) -> None:
+        super().__init__(train_neighbours)
+        gains = [_gain(w, *pair, axis) for w, pair, axis in zip(own, pairs, axes, strict=True)]
+        self.alpha = nn.ParameterList(nn.Parameter(gain) for gain in gains)
+        self.beta = nn.ParameterList(nn.Parameter(gain.clone()) for gain in gains)
+
+    def forward(self, *weights: Tensor) -> tuple[Tensor, ...]:
+        """Weights of the neighbours, (before, after, before, after, …), to one blended weight for each pair."""
+        pairs = zip(self.alpha, weights[::2], self.beta, weights[1::2], strict=True)
+        return tuple(alpha * self.given(a) + beta * self.given(b) for alpha, a, beta, b in pairs)
+
+
+def _gain(own: Tensor, before: Tensor, after: Tensor, axis: int | None) -> Tensor:
+    shape = [1] * own.ndim
+    if axis is not None:
+        shape[axis] = own.shape[axis]
+    start = 1 / math.sqrt(2)
+    if not own.is_meta:
+        with torch.no_grad():
+            mixed = (before.double() + after.double()).norm().item()
+            start = own.double().norm().item() / mixed if mixed > 0 else start
+    return torch.full(shape, start, dtype=own.dtype, device=own.device)
+
+
+@register_surrogate("blend", BlendConfig)
+class Blend(Surrogate[BlendConfig]):
+    """The same computation on blended weights."""
+
+    keeps_inner_values = True
+
+    def refuse(self, site: Site) -> str | None:
+        """Refuse a block that has no weight to blend."""
+        if not _weights(site):
+            return "it has no weight of two or more dimensions to blend"
+        return None
+
+    def build(self, site: Site) -> fx.Node:
+        """Swap the block's weights for blended ones; its nodes stay where they are."""
+        block = site.block
+        names = _weights(site)
+        axes = [self._axis(site, name) for name in names]
+        with site.before_node(min(block.nodes)):
+            paths = [site.counterpart_parameter(name, b) for name in names for b in site.neighbours]
+            tensors = [site.tensor(path) for path in paths]
+            synthesis = BlendSynthesis(
+                [site.tensor(name) for name in names],
+                list(zip(tensors[::2], tensors[1::2], strict=True)),
+                axes,
+                self.config.train_neighbours,
+            )
+            made = site.synthesise("blend", synthesis, *(site.parameter(path) for path in paths))
+            weights = {name: site.call(operator.getitem, made, i) for i, name in enumerate(names)}
+        output = block.output
+        for node in block.nodes:
+            replacement = self._on_weights(site, node, weights)
+            if node is block.output:
+                output = replacement
+        return output
+
+    def _axis(self, site: Site, name: str) -> int | None:
+        if self.config.per == "tensor":
+            return None
+        for node in site.block.nodes:
+            mixer = mixer_of(site.graph_module, node)
+            if mixer is not None and mixer.weight == name:
+                return 1 if mixer.transposed else 0
+        return None
+
+    def _on_weights(self, site: Site, node: fx.Node, weights: dict[str, fx.Node]) -> fx.Node:
+        """Make one node of the block read blended weights; returns the node that has its value now."""
+        gm = site.graph_module
+        for feeder in node.all_input_nodes:
+            if feeder.op == "get_attr" and str(feeder.target) in weights:
+                node.replace_input_with(feeder, weights[str(feeder.target)])
+        if node.op != "call_module":
+            return node
+        own = {n: f"{node.target}.{n}" for n, _ in gm.get_submodule(str(node.target)).named_parameters()}
+        if not any(path in weights for path in own.values()):
+            return node
+        with site.before_node(node):
+            given = {n: weights[p] if p in weights else site.parameter(p) for n, p in own.items()}
+            made = _as_function(site, node, given)
+        node.replace_all_uses_with(made)
+        return made
+
+
+def _weights(site: Site) -> list[str]:
+    """Parameters of the block that are blended, each once."""
+    gm, names = site.graph_module, []
+    norms = {
+        str(n.target) for n in site.block.nodes if n.op == "call_module" and is_norm(gm.get_submodule(str(n.target)))
+    }
+    for name in dict.fromkeys(site.block.parameters):
+        if matrix_like(site.tensor(name)) and name.rpartition(".")[0] not in norms:
+            names.append(name)
+    return names
+
+
+def _as_function(site: Site, node: fx.Node, state: dict[str, fx.Node]) -> fx.Node:
+    """The call of a module as plain nodes that read the given weights instead of the module's own."""
+    module = site.graph_module.get_submodule(str(node.target))
+    if type(module) is nn.Linear and len(node.args) == 1:
+        return site.call(F.linear, node.args[0], state["weight"], state.get("bias"))
+    if type(module) in _CONVOLUTIONS and len(node.args) == 1:
+        conv = cast("nn.Conv2d", module)
+        if conv.padding_mode == "zeros":
+            settings = (conv.stride, conv.padding, conv.dilation, conv.groups)
+            return site.call(_CONVOLUTIONS[type(module)], node.args[0], state["weight"], state.get("bias"), *settings)
+    return inline_module(site, node, module, state)

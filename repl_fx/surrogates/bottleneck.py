@@ -1,0 +1,227 @@
+"""`bottleneck`: each branch of the block becomes one thin layer made from the neighbours' weights.
+
+RepL's computing layer (arXiv 2605.19533). A branch runs from entry mixers (qkv, fc1, conv1) to exit mixers (proj, fc2,
+conv3). Its span becomes
+
+    u = act(norm(W_in x + b_in))        r channels
+    u = depthwise(K, u)                 where the branch has a spatial kernel
+    y = W_out u + b_out                 back to full width
+
+    W_in[j]    = sum over i = j mod r    g_in[i]  * W_entry[i]
+    W_out[:,j] = sum over i = j mod r    g_out[i] * W_exit[:, i]
+    K[j]       = sum over i = j mod r    g_k[i]   * mean over inputs of W_spatial[i]
+
+over the rows i of every entry weight W_entry of both neighbours (kernels summed to 1x1), the columns of every exit
+weight W_exit, and the rows of the spatial kernel W_spatial; each row and column has a gain g of its own. What precedes
+the span (pre-norm, window partition) and what follows it (post-norm, layer scale, drop path) stays the block's own.
+Learned here: the gains g, the biases, and the norm at width r. Attention no longer mixes positions in a replaced block;
+the kept blocks around it do.
+
+Gains start random, so that rows of a group do not average out, scaled so that a row of W_in and of W_out is as long
+as in the removed block: activations inside and after the span keep their scale.
+"""
+
+from __future__ import annotations
+
+import math
+import operator
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, fx, nn
+
+from repl_fx.errors import BadInput
+from repl_fx.mixers import Mixer
+from repl_fx.passes.split_branches import Branch, split_branches
+from repl_fx.surrogates.activations import find_activation
+from repl_fx.surrogates.norms import ThinNorm, find_norm
+from repl_fx.surrogates.registry import Surrogate, register_surrogate
+from repl_fx.surrogates.site import Site
+from repl_fx.surrogates.thin_layer import ThinForms, ThinSynthesis, WeightForm
+
+_CONVOLUTIONS = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
+
+
+@dataclass(frozen=True)
+class BottleneckConfig:
+    """Settings of `bottleneck`.
+
+    Attributes:
+        ratio: width r of the thin layer as a fraction of the branch's narrowest end.
+        width: r itself; overrides `ratio`.
+        train_neighbours: whether gradients flow into the neighbours' weights.
+    """
+
+    ratio: float = 0.25
+    width: int | None = None
+    train_neighbours: bool = True
+
+    def __post_init__(self) -> None:
+        if not 0 < self.ratio <= 1:
+            raise BadInput(f"bottleneck: ratio is {self.ratio}; it must be above 0 and at most 1")
+        if self.width is not None and self.width < 1:
+            raise BadInput(f"bottleneck: width is {self.width}; it must be 1 or more")
+
+
+@register_surrogate("bottleneck", BottleneckConfig)
+class Bottleneck(Surrogate[BottleneckConfig]):
+    """Thin layers in place of the block's branches."""
+
+    def refuse(self, site: Site) -> str | None:
+        """Refuse a block without spine and branches, or with a span a thin layer cannot stand for."""
+        split = split_branches(site.graph_module, site.block)
+        if split.reason:
+            return split.reason
+        for branch in split.branches:
+            reason = _refuse_span(branch)
+            if reason:
+                return reason
+        return None
+
+    def build(self, site: Site) -> fx.Node:
+        """Replace the span of each branch; spine, pre-norms and what follows the spans stay."""
+        output = site.block.output
+        for number, branch in enumerate(split_branches(site.graph_module, site.block).branches):
+            with site.before_node(branch.output):
+                made = self._thin_layer(site, branch, f"branch_{number}")
+            branch.output.replace_all_uses_with(made)
+            if branch.output is output:
+                output = made
+        return output
+
+    def _thin_layer(self, site: Site, branch: Branch, name: str) -> fx.Node:
+        gm = site.graph_module
+        entry, end = branch.entries[0], branch.exits[0]
+        norm = find_norm(gm, branch)
+        activation = find_activation(gm, branch)
+        spatial = _spatial(site, branch) if entry.kind == "conv" else []
+        mixers = (*branch.entries, *branch.exits, *spatial)
+        weights = [site.counterpart_parameter(str(m.weight), block) for block in site.neighbours for m in mixers]
+        synthesis = ThinSynthesis(
+            self._width(branch),
+            ThinForms(_forms(branch.entries), _forms(branch.exits), _forms(spatial)),
+            [site.tensor(path) for path in weights],
+            [site.tensor(str(m.weight)) for m in mixers],
+            bias_in=any(m.bias for m in branch.entries) and not (norm and norm.has_bias),
+            bias_out=any(m.bias for m in branch.exits),
+            train_neighbours=self.config.train_neighbours,
+        )
+        made = site.synthesise(name, synthesis, *(site.parameter(path) for path in weights))
+        parts = {part: site.call(operator.getitem, made, i) for i, part in enumerate(synthesis.names)}
+        value = _pointwise(site, branch.input, parts["weight_in"], parts.get("bias_in"), entry.axis)
+        if "kernel" in parts:
+            value = _depthwise(site, value, parts["kernel"])
+        value = _change_layout(site, value, entry.axis, end.axis, branch.output)
+        if norm is not None:
+            value = _normalised(site, value, norm, name, synthesis, end.axis)
+        if activation is not None:
+            value = activation.emit(site, value)
+        return _pointwise(site, value, parts["weight_out"], parts.get("bias_out"), end.axis)
+
+    def _width(self, branch: Branch) -> int:
+        if self.config.width is not None:
+            return self.config.width
+        ends = [
+            branch.input.meta["val"].shape[branch.entries[0].axis],
+            branch.output.meta["val"].shape[branch.exits[0].axis],
+        ]
+        inner = sum(int(m.node.meta["val"].shape[m.axis]) for m in branch.entries)
+        return max(1, round(self.config.ratio * min(*(int(end) for end in ends), inner)))
+
+
+def _forms(mixers: Sequence[Mixer]) -> tuple[WeightForm, ...]:
+    return tuple(WeightForm(m.transposed, m.groups) for m in mixers)
+
+
+def _spatial(site: Site, branch: Branch) -> list[Mixer]:
+    """The first of the branch's convolutions with the largest odd kernel, if any is larger than 1."""
+    best: list[Mixer] = []
+    largest = 1
+    for mixer in branch.mixers:
+        if mixer.kind != "conv" or mixer.weight is None:
+            continue
+        sizes = site.tensor(mixer.weight).shape[2:]
+        if len(sizes) in _CONVOLUTIONS and all(size % 2 for size in sizes) and max(sizes) > largest:
+            best, largest = [mixer], max(sizes)
+    return best
+
+
+def _refuse_span(branch: Branch) -> str | None:
+    for mixer in (*branch.entries, *branch.exits):
+        if mixer.weight is None or mixer.kind == "other":
+            return f"the weight of {mixer.node.name} is of a kind a thin layer cannot be made from"
+    entry, end = branch.entries[0], branch.exits[0]
+    if len({m.kind for m in branch.entries}) > 1 or len({m.kind for m in branch.exits}) > 1:
+        return f"the branch that ends in {branch.root.name} begins or ends in mixers of several kinds"
+    given, made = branch.input.meta.get("val"), branch.output.meta.get("val")
+    if not isinstance(given, Tensor) or not isinstance(made, Tensor):
+        return f"the span of {branch.root.name} has no tensor at one end"
+    if _layout_change(given, made, entry.axis, end.axis) is None:
+        return f"the span from {branch.input.name} to {branch.output.name} turns {_sizes(given)} into {_sizes(made)}"
+    return None
+
+
+def _sizes(tensor: Tensor) -> str:
+    return "x".join(str(size) for size in tensor.shape)
+
+
+def _without(tensor: Tensor, axis: int) -> list[str]:
+    sizes = [str(size) for size in tensor.shape]
+    del sizes[axis]
+    return sizes
+
+
+def _layout_change(given: Tensor, made: Tensor, axis_in: int, axis_out: int) -> str | None:
+    """How positions move from the span's input to its output; None where they do not correspond."""
+    if axis_in == axis_out and _without(given, axis_in) == _without(made, axis_out):
+        return "none"
+    if given.ndim == made.ndim and given.ndim > 2 and _without(given, axis_in) == _without(made, axis_out):
+        return "channels last" if axis_in == 1 else "channels first"
+    if axis_in == 1 and axis_out == -1 and made.ndim == 3 and given.ndim > 3:
+        positions = math.prod(int(s) for s in given.shape[2:])
+        if str(given.shape[0]) == str(made.shape[0]) and str(made.shape[1]) == str(positions):
+            return "flatten"
+    return None
+
+
+def _change_layout(site: Site, value: fx.Node, axis_in: int, axis_out: int, like: fx.Node) -> fx.Node:
+    change = _layout_change(value.meta["val"], like.meta["val"], axis_in, axis_out)
+    if change == "channels last":
+        return site.call(torch.movedim, value, 1, -1)
+    if change == "channels first":
+        return site.call(torch.movedim, value, -1, 1)
+    if change == "flatten":
+        return site.call(torch.transpose, site.call(torch.flatten, value, 2), 1, 2)
+    return value
+
+
+def _pointwise(site: Site, value: fx.Node, weight: fx.Node, bias: fx.Node | None, axis: int) -> fx.Node:
+    if axis == -1:
+        return site.call(F.linear, value, weight, bias)
+    spatial = value.meta["val"].ndim - 2
+    if spatial not in _CONVOLUTIONS:
+        return site.call(F.linear, value, weight, bias)
+    shaped = site.call(_as_kernel, weight, spatial)
+    return site.call(_CONVOLUTIONS[spatial], value, shaped, bias)
+
+
+def _as_kernel(weight: Tensor, spatial: int) -> Tensor:
+    """A matrix as a kernel of size 1."""
+    return weight.reshape(*weight.shape, *[1] * spatial)
+
+
+def _depthwise(site: Site, value: fx.Node, kernel: fx.Node) -> fx.Node:
+    sizes = kernel.meta["val"].shape[2:]
+    padding = [int(size) // 2 for size in sizes]
+    ones = [1] * len(sizes)
+    return site.call(
+        _CONVOLUTIONS[len(sizes)], value, kernel, None, ones, padding, ones, int(kernel.meta["val"].shape[0])
+    )
+
+
+def _normalised(site: Site, value: fx.Node, norm: ThinNorm, name: str, synthesis: ThinSynthesis, axis: int) -> fx.Node:
+    module: nn.Module = norm.make(synthesis.width, axis, value.meta["val"].ndim)
+    module = module.to(dtype=synthesis.gain_in.dtype, device=synthesis.gain_in.device)
+    return site.call_module(site.module(f"{name}_norm", module), value)

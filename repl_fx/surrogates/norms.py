@@ -1,0 +1,78 @@
+"""Find the norm that follows a branch's entry and make one like it at another width."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, fx, nn
+
+from repl_fx.passes.split_branches import Branch
+
+_BATCH_NORMS = {2: nn.BatchNorm1d, 3: nn.BatchNorm1d, 4: nn.BatchNorm2d, 5: nn.BatchNorm3d}
+# Positions of momentum and eps in the functional form.
+_BATCH_NORM_FUNCTIONS = {torch.ops.aten.batch_norm.default: (6, 7), F.batch_norm: (6, 7)}
+
+
+@dataclass(frozen=True)
+class ThinNorm:
+    """A norm to be made again at another width.
+
+    Attributes:
+        kind: `batch`, `layer`, `group` or `rms`.
+        eps: the original's.
+        momentum: of batch statistics; None for a cumulative average.
+        groups: of a group norm.
+        has_bias: whether it shifts, so that a bias before it is idle.
+    """
+
+    kind: str
+    eps: float
+    momentum: float | None = 0.1
+    groups: int = 1
+    has_bias: bool = True
+
+    def make(self, width: int, axis: int, ndim: int) -> nn.Module:
+        """A fresh norm for `width` channels along `axis` of a tensor of `ndim` dimensions."""
+        if self.kind == "batch" and axis == 1:
+            return _BATCH_NORMS[ndim](width, eps=self.eps, momentum=self.momentum)
+        if axis == -1:
+            return nn.RMSNorm(width, eps=self.eps) if self.kind == "rms" else nn.LayerNorm(width, eps=self.eps)
+        return nn.GroupNorm(math.gcd(self.groups, width), width, eps=self.eps)
+
+
+def find_norm(gm: fx.GraphModule, branch: Branch) -> ThinNorm | None:
+    """The norm over all channels of an entry's result that comes before the next mixer; None where there is none."""
+    mixers = {mixer.node for mixer in branch.mixers}
+    channels = {int(m.node.meta["val"].shape[m.axis]) for m in branch.entries}
+    reached = {mixer.node for mixer in branch.entries}
+    for node in branch.nodes:
+        if node in mixers or not any(feeder in reached for feeder in node.all_input_nodes):
+            continue
+        norm = _norm(gm, node, channels)
+        if norm is not None:
+            return norm
+        reached.add(node)
+    return None
+
+
+def _norm(gm: fx.GraphModule, node: fx.Node, channels: set[int]) -> ThinNorm | None:
+    if node.op == "call_function" and node.target in _BATCH_NORM_FUNCTIONS:
+        momentum, eps = _BATCH_NORM_FUNCTIONS[node.target]
+        given = node.args[0].meta.get("val") if isinstance(node.args[0], fx.Node) else None
+        if not isinstance(given, Tensor) or int(given.shape[1]) not in channels or len(node.args) <= eps:
+            return None
+        return ThinNorm("batch", float(str(node.args[eps])), float(str(node.args[momentum])))
+    if node.op != "call_module":
+        return None
+    module = gm.get_submodule(str(node.target))
+    if isinstance(module, nn.modules.batchnorm._BatchNorm) and module.num_features in channels:
+        return ThinNorm("batch", module.eps, module.momentum)
+    if isinstance(module, nn.GroupNorm) and module.num_channels in channels:
+        return ThinNorm("group", module.eps, groups=module.num_groups)
+    if isinstance(module, (nn.LayerNorm, nn.RMSNorm)) and math.prod(module.normalized_shape) in channels:
+        layer = isinstance(module, nn.LayerNorm)
+        return ThinNorm("layer" if layer else "rms", module.eps or 1e-6, has_bias=layer and module.bias is not None)
+    return None

@@ -1,0 +1,142 @@
+"""What a surrogate is, and the registry of all of them.
+
+A surrogate is a frozen dataclass of settings and one class, in one file, registered by a key:
+
+    @dataclass(frozen=True)
+    class HalveConfig:
+        factor: float = 0.5
+
+    @register_surrogate("halve", HalveConfig)
+    class Halve(Surrogate[HalveConfig]):
+        def refuse(self, site): ...
+        def build(self, site): ...
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, fields
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar
+
+import torch
+from torch import Tensor, fx, nn
+
+from repl_fx.errors import BadInput, UnknownSurrogate
+
+if TYPE_CHECKING:
+    from repl_fx.surrogates.site import Site
+
+Config = TypeVar("Config")
+_REGISTRY: dict[str, tuple[type[Surrogate[Any]], type[Any]]] = {}
+
+
+class Synthesis(nn.Module):
+    """Base of the modules that compute a surrogate's weights from the neighbours' parameters.
+
+    `forward` takes parameters, buffers or results of other syntheses, and returns one tensor or a tuple of tensors.
+    What it learns itself are its own parameters. Folding evaluates it once and drops it.
+
+    Args:
+        train_neighbours: whether gradients flow through the synthesis into the neighbours' parameters.
+    """
+
+    def __init__(self, train_neighbours: bool) -> None:
+        super().__init__()
+        self.train_neighbours = train_neighbours
+
+    def given(self, weight: Any) -> Any:
+        """A neighbour's weight as the synthesis may use it: without gradient where neighbours are not trained."""
+        return weight if self.train_neighbours else weight.detach()
+
+
+class Surrogate(ABC, Generic[Config]):
+    """What stands in for a replaced block.
+
+    Args:
+        config: its settings.
+    """
+
+    key: ClassVar[str]
+    # Whether values inside the block that are used outside it (attention maps, feature taps) are still there
+    # afterwards.
+    keeps_inner_values: ClassVar[bool] = False
+
+    def __init__(self, config: Config) -> None:
+        self.config = config
+
+    def resolve(self, site: Site) -> Surrogate[Any]:
+        """The surrogate that does the work here; itself, except where a surrogate chooses between others."""
+        return self
+
+    @abstractmethod
+    def refuse(self, site: Site) -> str | None:
+        """Why this surrogate cannot stand in for the block at `site`; None when it can. Changes nothing."""
+
+    @abstractmethod
+    def build(self, site: Site) -> fx.Node:
+        """Rewrite the block at `site`; returns the value that takes the place of the block's output.
+
+        Nodes of the block that nobody uses afterwards, and parameters that only they used, are removed by the caller.
+        """
+
+    def settings(self) -> dict[str, Any]:
+        """The settings as plain data, for the plan."""
+        return asdict(self.config)  # type: ignore[call-overload,no-any-return]
+
+
+def register_surrogate(key: str, config: type[Any]) -> Callable[[type[Surrogate[Any]]], type[Surrogate[Any]]]:
+    """Register a surrogate class under a key.
+
+    Args:
+        key: what `--surrogate` and plans call it. Registering a key again replaces the old entry.
+        config: its frozen dataclass of settings, every one with a default.
+
+    Raises:
+        BadInput: a setting without a default.
+    """
+    try:
+        config()
+    except TypeError as problem:
+        raise BadInput(f"surrogate {key!r}: every setting of {config.__name__} needs a default ({problem})") from None
+
+    def register(cls: type[Surrogate[Any]]) -> type[Surrogate[Any]]:
+        cls.key = key
+        _REGISTRY[key] = (cls, config)
+        return cls
+
+    return register
+
+
+def known_surrogates() -> tuple[str, ...]:
+    """The registered keys."""
+    return tuple(sorted(_REGISTRY))
+
+
+def make_surrogate(key: str, settings: Mapping[str, Any] | None = None) -> Surrogate[Any]:
+    """Make a surrogate from its key and settings.
+
+    Raises:
+        UnknownSurrogate: nobody registered the key; lists the known ones.
+        BadInput: a setting the surrogate does not have, or a value it refuses.
+    """
+    if key not in _REGISTRY:
+        raise UnknownSurrogate(key, _REGISTRY)
+    cls, config = _REGISTRY[key]
+    known = {field.name for field in fields(config)}
+    for name in settings or {}:
+        if name not in known:
+            listed = ", ".join(sorted(known)) or "none"
+            raise BadInput(f"surrogate {key!r} has no setting {name!r}; its settings are {listed}")
+    try:
+        return cls(config(**(settings or {})))
+    except TypeError as problem:
+        given = ", ".join(f"{name}={value!r}" for name, value in (settings or {}).items())
+        raise BadInput(f"surrogate {key!r} cannot be set to {given}: {problem}") from None
+
+
+def random_gains(count: int, like: Tensor) -> nn.Parameter:
+    """Standard normal gains of the dtype and device of `like`, the same on every device for the same seed."""
+    if like.is_meta:
+        return nn.Parameter(torch.empty(count, dtype=like.dtype, device="meta"))
+    return nn.Parameter(torch.randn(count).to(like))

@@ -1,0 +1,118 @@
+"""The place where a surrogate works: a block, its neighbours, and the edits a surrogate may make there."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+
+from repl_fx._torch import pytree
+from repl_fx.blocks import Block
+from repl_fx.graph import add_module, attribute, get_attr
+from repl_fx.surrogates.registry import Synthesis
+
+
+class Site:
+    """A block to be replaced in a graph, with the kept blocks before and after it.
+
+    Args:
+        graph_module: the graph, which may be changed.
+        block: the block to replace.
+        before: the nearest kept block before it in its repeat.
+        after: the nearest kept block after it.
+        input: the value the block takes now; differs from `block.input` when the block before was replaced too.
+        surrogate: key of the surrogate, noted on every node made here.
+    """
+
+    def __init__(
+        self, graph_module: fx.GraphModule, block: Block, before: Block, after: Block, input: fx.Node, surrogate: str
+    ) -> None:
+        self.graph_module = graph_module
+        self.block = block
+        self.before = before
+        self.after = after
+        self.input = input
+        self.surrogate = surrogate
+        self.path = f"surrogates.{block.name.replace('.', '_')}"
+
+    @property
+    def neighbours(self) -> tuple[Block, Block]:
+        """The block before and the block after."""
+        return self.before, self.after
+
+    def counterpart(self, node: fx.Node, neighbour: Block) -> fx.Node:
+        """The node of a neighbour that plays the part of `node` in the block."""
+        return neighbour.nodes[self.block.nodes.index(node)]
+
+    def counterpart_parameter(self, path: str, neighbour: Block) -> str:
+        """The parameter of a neighbour that plays the part of the block's parameter at `path`."""
+        return neighbour.parameters[self.block.parameters.index(path)]
+
+    @contextmanager
+    def before_node(self, node: fx.Node) -> Iterator[None]:
+        """Put the nodes made meanwhile right before `node`."""
+        with self.graph_module.graph.inserting_before(node):
+            yield
+
+    def parameter(self, path: str) -> fx.Node:
+        """A node that reads a parameter or buffer."""
+        return self._mark(get_attr(self.graph_module, path))
+
+    def module(self, name: str, module: nn.Module) -> str:
+        """Add a module of the surrogate's own; returns its path."""
+        path = f"{self.path}.{name}"
+        module.train(self.graph_module.training)
+        add_module(self.graph_module, path, module)
+        return path
+
+    def call_module(self, path: str, *args: Any) -> fx.Node:
+        """A node that calls a module of the graph."""
+        node = self._mark(self.graph_module.graph.call_module(path, args))
+        module = self.graph_module.get_submodule(path)
+        return self._valued(node, lambda *a: _call_on_fakes(module, a), args, {})
+
+    def call(self, function: Callable[..., Any], *args: Any, **kwargs: Any) -> fx.Node:
+        """A node that calls a function."""
+        node = self._mark(self.graph_module.graph.call_function(function, args, kwargs))
+        return self._valued(node, function, args, kwargs)
+
+    def synthesise(self, name: str, synthesis: Synthesis, *weights: fx.Node) -> fx.Node:
+        """Add a synthesis and call it on neighbours' weights."""
+        return self.call_module(self.module(name, synthesis), *weights)
+
+    def tensor(self, path: str) -> Tensor:
+        """A parameter or buffer of the graph."""
+        found = attribute(self.graph_module, path)
+        assert isinstance(found, Tensor)
+        return found
+
+    def _mark(self, node: fx.Node) -> fx.Node:
+        source = self.block.output
+        node.meta.setdefault("nn_module_stack", source.meta.get("nn_module_stack"))
+        node.meta["stack_trace"] = source.meta.get("stack_trace")
+        node.meta["replaces"] = (self.block.name, self.surrogate)
+        return node
+
+    def _valued(self, node: fx.Node, function: Callable[..., Any], args: Any, kwargs: Any) -> fx.Node:
+        values = fx.node.map_arg((args, kwargs), lambda n: n.meta["val"])
+        mode = self.graph_module.meta.get("fake_mode")
+        with torch.no_grad(), torch.random.fork_rng(devices=[]):
+            if mode is None:
+                node.meta["val"] = function(*values[0], **values[1])
+            else:
+                with mode:
+                    node.meta["val"] = function(*values[0], **values[1])
+        return node
+
+
+def _call_on_fakes(module: nn.Module, args: tuple[Any, ...]) -> Any:
+    """Call a module with its state replaced by tensors of the mode the arguments belong to."""
+    mode = next((a.fake_mode for a in pytree.tree_leaves(args) if hasattr(a, "fake_mode")), None)
+    if mode is None:
+        return module(*args)
+    state = {**dict(module.named_parameters()), **dict(module.named_buffers())}
+    fakes = {name: mode.from_tensor(tensor, static_shapes=True) for name, tensor in state.items()}
+    return torch.func.functional_call(module, fakes, args)

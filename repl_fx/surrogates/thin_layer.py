@@ -1,0 +1,166 @@
+"""The weights of one thin layer, synthesised from those of the neighbours (see `repl_fx.surrogates.bottleneck`)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from repl_fx.surrogates.registry import Synthesis, random_gains
+
+
+@dataclass(frozen=True)
+class WeightForm:
+    """How a stored weight is laid out.
+
+    Attributes:
+        transposed: (in, out) instead of (out, in, …).
+        groups: groups of a convolution; its rows reach only their own group's inputs.
+    """
+
+    transposed: bool
+    groups: int
+
+    def pointwise(self, weight: Tensor) -> Tensor:
+        """The weight as a dense (out, in) matrix, kernels summed."""
+        if self.transposed:
+            return weight.transpose(0, 1)
+        if weight.ndim > 2:
+            weight = weight.flatten(2).sum(2)
+        if self.groups == 1:
+            return weight
+        # Row block g of a grouped convolution reads column block g alone.
+        blocks = weight.reshape(self.groups, -1, weight.shape[1])
+        diagonal = torch.eye(self.groups, dtype=weight.dtype, device=weight.device)
+        dense = torch.einsum("goi,gh->gohi", blocks, diagonal)
+        return dense.reshape(weight.shape[0], self.groups * weight.shape[1])
+
+
+@dataclass(frozen=True)
+class ThinForms:
+    """Layouts of the weights that one neighbour gives to a thin layer.
+
+    Attributes:
+        entry, exit: of the mixers that the branch begins and ends with.
+        spatial: of the convolution whose kernel is kept; empty where there is none.
+    """
+
+    entry: tuple[WeightForm, ...]
+    exit: tuple[WeightForm, ...]
+    spatial: tuple[WeightForm, ...]
+
+    @property
+    def count(self) -> int:
+        """Number of weights."""
+        return len(self.entry) + len(self.exit) + len(self.spatial)
+
+
+class ThinSynthesis(Synthesis):
+    """W_in, W_out, biases and the depthwise kernel of one thin layer.
+
+    Args:
+        width: r.
+        forms: layouts of the weights of one neighbour.
+        given: those weights, entry, exit and spatial ones, of the block before and then of the block after; they
+            size the gains.
+        own: the same weights of the removed block, which give the scale.
+        bias_in, bias_out: whether the layer adds biases.
+        train_neighbours: see `Synthesis`.
+    """
+
+    def __init__(
+        self,
+        width: int,
+        forms: ThinForms,
+        given: Sequence[Tensor],
+        own: Sequence[Tensor],
+        *,
+        bias_in: bool,
+        bias_out: bool,
+        train_neighbours: bool,
+    ) -> None:
+        super().__init__(train_neighbours)
+        self.width = width
+        self.forms = forms
+        entry, end, kernels = self._rows(given)
+        like = given[0]
+        self.gain_in = random_gains(_count(entry), like)
+        self.gain_out = random_gains(_count(end), like)
+        self.gain_kernel = random_gains(_count(kernels), like) if kernels else None
+        self.bias_in = nn.Parameter(like.new_zeros(width)) if bias_in else None
+        self.bias_out = nn.Parameter(like.new_zeros(end[0].shape[1])) if bias_out else None
+        if not like.is_meta:
+            self._match_scale(entry, end, kernels, own)
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """What `forward` returns, in order."""
+        optional = {"bias_in": self.bias_in, "bias_out": self.bias_out, "kernel": self.gain_kernel}
+        return ("weight_in", "weight_out", *(name for name, value in optional.items() if value is not None))
+
+    def forward(self, *weights: Tensor) -> tuple[Tensor, ...]:
+        """Neighbours' weights, in the order of `given`, to the thin layer's: (r, in), (out, r), …."""
+        entry, end, kernels = self._rows([self.given(weight) for weight in weights])
+        results = [_mixed(self.gain_in, entry, self.width), _mixed(self.gain_out, end, self.width).t()]
+        results += [bias for bias in (self.bias_in, self.bias_out) if bias is not None]
+        if self.gain_kernel is not None:
+            results.append(_mixed(self.gain_kernel, kernels, self.width))
+        return tuple(results)
+
+    def _rows(self, weights: Sequence[Tensor]) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
+        """Entry rows, exit columns as rows, and spatial kernels, one tensor for each weight of each neighbour."""
+        rows: list[Tensor] = []
+        columns: list[Tensor] = []
+        kernels: list[Tensor] = []
+        pending = iter(weights)
+        for _ in range(len(weights) // self.forms.count):
+            rows += [form.pointwise(next(pending)) for form in self.forms.entry]
+            columns += [form.pointwise(next(pending)).t() for form in self.forms.exit]
+            kernels += [next(pending).mean(1, keepdim=True) for _ in self.forms.spatial]
+        return rows, columns, kernels
+
+    @torch.no_grad()
+    def _match_scale(
+        self, entry: list[Tensor], end: list[Tensor], kernels: list[Tensor], own: Sequence[Tensor]
+    ) -> None:
+        """Scale the gains so that rows of the synthesised weights are as long as those of the weights they replace."""
+        own_entry, own_end, _ = self._rows(own)
+        thin_in = _mixed(self.gain_in, entry, self.width)
+        self.gain_in.mul_(_ratio(_row_length(torch.cat(own_entry)), _row_length(thin_in)))
+        thin_out = _mixed(self.gain_out, end, self.width).t()
+        self.gain_out.mul_(_ratio(_row_length(torch.cat(own_end).t()), _row_length(thin_out)))
+        if self.gain_kernel is not None:
+            # A kernel of length 1 keeps the energy of what it filters.
+            self.gain_kernel.mul_(_ratio(1.0, _row_length(_mixed(self.gain_kernel, kernels, self.width))))
+
+
+def _count(rows: Sequence[Tensor]) -> int:
+    return sum(piece.shape[0] for piece in rows)
+
+
+def _mixed(gains: Tensor, rows: Sequence[Tensor], width: int) -> Tensor:
+    """Sum the rows i = j mod width of every tensor, each times its gain, into row j.
+
+    Tensor by tensor: stacking them first would keep a copy of the neighbours' weights for the backward pass.
+    """
+    total: Tensor | None = None
+    for gain, piece in zip(torch.split(gains, [p.shape[0] for p in rows]), rows, strict=True):
+        scaled = gain.reshape(-1, *[1] * (piece.ndim - 1)) * piece
+        rest = -scaled.shape[0] % width
+        if rest:
+            scaled = torch.cat([scaled, scaled.new_zeros(rest, *scaled.shape[1:])])
+        grouped = scaled.reshape(-1, width, *scaled.shape[1:]).sum(0)
+        total = grouped if total is None else total + grouped
+    assert total is not None
+    return total
+
+
+def _row_length(rows: Tensor) -> float:
+    return float(rows.double().flatten(1).pow(2).sum(1).mean().sqrt())
+
+
+def _ratio(wanted: float, found: float) -> float:
+    # Weights that start at zero have no length to match.
+    return wanted / found if wanted > 0 and found > 0 else 1.0

@@ -1,0 +1,377 @@
+"""Export: what is in the file, what stays as it was, and what is left behind when it fails."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from torch import Tensor, fx, nn
+
+from repl_fx.dynamic_shapes import auto_shapes, dynamic_dims
+from repl_fx.errors import BadInput, ExportError, OutputError
+from repl_fx.export import export_onnx, onnx_model, verify_onnx
+
+
+class ConvNet(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, 8, 3, padding=1)
+        self.bn = nn.BatchNorm2d(8)
+        self.drop = nn.Dropout(0.5)
+        self.head = nn.Linear(8, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = torch.relu(self.bn(self.conv(x)))
+        result: Tensor = self.head(self.drop(y.mean((2, 3))))
+        return result
+
+
+class Encoder(nn.Module):
+    """Token ids with an optional mask, keyword inputs, a dict as result, and the head tied to the embedding."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed = nn.Embedding(20, 16)
+        self.qkv = nn.Linear(16, 48)
+        self.norm = nn.LayerNorm(16)
+        self.head = nn.Linear(16, 20, bias=False)
+        self.head.weight = self.embed.weight
+
+    def forward(
+        self, input_ids: Tensor, attention_mask: Tensor | None = None, scale: bool = True
+    ) -> dict[str, Tensor | None]:
+        x = self.embed(input_ids)
+        q, k, v = self.qkv(x).chunk(3, -1)
+        scores = q @ k.transpose(-1, -2)
+        if scale:
+            scores = scores / 4.0
+        if attention_mask is not None:
+            scores = scores.masked_fill(attention_mask[:, None, :] == 0, float("-inf"))
+        x = self.norm(x + scores.softmax(-1) @ v)
+        return {"logits": self.head(x), "hidden": x, "cache": None}
+
+
+def ids(batch: int = 2, length: int = 7) -> Tensor:
+    return torch.randint(0, 20, (batch, length))
+
+
+def run(path: Path, **feed: Tensor) -> dict[str, np.ndarray]:
+    session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    names = [value.name for value in session.get_outputs()]
+    return dict(zip(names, session.run(names, {k: v.numpy() for k, v in feed.items()}), strict=True))
+
+
+def shape_of(value: onnx.ValueInfoProto) -> list[int | str]:
+    return [dim.dim_param or dim.dim_value for dim in value.type.tensor_type.shape.dim]
+
+
+@pytest.fixture(autouse=True)
+def seeded() -> None:
+    torch.manual_seed(0)
+
+
+@pytest.fixture(scope="module")
+def encoder_file(tmp_path_factory: pytest.TempPathFactory) -> tuple[Encoder, Path]:
+    torch.manual_seed(1)
+    module = Encoder()
+    path = tmp_path_factory.mktemp("encoder") / "model.onnx"
+    mask = torch.ones(2, 7, dtype=torch.long)
+    return module, export_onnx(module, path, (ids(),), {"attention_mask": mask, "scale": True})
+
+
+def test_exports_a_training_graph_as_it_evaluates_and_leaves_it_training(tmp_path: Path) -> None:
+    module = ConvNet()
+    gm = fx.symbolic_trace(module)
+    gm.train()
+    module.bn.eval()
+    gm(torch.randn(4, 3, 8, 8))
+    before = {name: value.clone() for name, value in gm.state_dict().items()}
+    modes = {name: child.training for name, child in gm.named_modules()}
+
+    path = export_onnx(gm, tmp_path / "model.onnx", (torch.randn(2, 3, 8, 8),))
+
+    assert path == tmp_path / "model.onnx"
+    assert {name: child.training for name, child in gm.named_modules()} == modes
+    assert modes["drop"]
+    assert not modes["bn"]
+    assert all(torch.equal(value, before[name]) for name, value in gm.state_dict().items())
+    x = torch.randn(6, 3, 8, 8)
+    with torch.no_grad():
+        expected = gm.eval()(x)
+    np.testing.assert_allclose(run(path, x=x)["output"], expected.numpy(), atol=1e-5)
+
+
+def test_names_come_from_the_signature_and_the_result(encoder_file: tuple[Encoder, Path]) -> None:
+    graph = onnx.load(str(encoder_file[1])).graph
+    assert [value.name for value in graph.input] == ["input_ids", "attention_mask"]
+    assert [value.name for value in graph.output] == ["logits", "hidden"]
+    assert {"qkv.weight", "norm.bias"} <= {tensor.name for tensor in graph.initializer}
+
+
+def test_batch_and_sequence_are_dynamic(encoder_file: tuple[Encoder, Path]) -> None:
+    graph = onnx.load(str(encoder_file[1])).graph
+    assert [shape_of(value) for value in graph.input] == [["batch", "input_ids_1"]] * 2
+    assert shape_of(graph.output[0]) == ["batch", "input_ids_1", 20]
+
+
+@settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(batch=st.integers(1, 6), length=st.integers(2, 11))
+def test_runs_at_any_batch_and_length(encoder_file: tuple[Encoder, Path], batch: int, length: int) -> None:
+    module, path = encoder_file
+    tokens = ids(batch, length)
+    mask = torch.ones(batch, length, dtype=torch.long)
+    mask[:, length // 2 + 1 :] = 0
+    with torch.no_grad():
+        expected = module(tokens, mask)
+    found = run(path, input_ids=tokens, attention_mask=mask)
+    np.testing.assert_allclose(found["logits"], expected["logits"].numpy(), atol=1e-4)
+
+
+def test_an_optional_input_left_out_is_no_input(tmp_path: Path) -> None:
+    path = export_onnx(Encoder(), tmp_path / "m.onnx", (), {"input_ids": ids(), "attention_mask": None})
+    assert [value.name for value in onnx.load(str(path)).graph.input] == ["input_ids"]
+
+
+def test_keywords_in_another_order_keep_their_names(tmp_path: Path) -> None:
+    class Two(nn.Module):
+        def forward(self, a: Tensor, *, b: Tensor, c: Tensor) -> Tensor:
+            return a + 2 * b - c
+
+    a, b, c = torch.randn(3, 2, 4)
+    path = export_onnx(Two(), tmp_path / "m.onnx", (a,), {"c": c, "b": b})
+    np.testing.assert_allclose(run(path, a=a, b=b, c=c)["output"], (a + 2 * b - c).numpy(), atol=1e-6)
+
+
+def test_tied_weights_are_stored_once(encoder_file: tuple[Encoder, Path]) -> None:
+    shapes = [tuple(tensor.dims) for tensor in onnx.load(str(encoder_file[1])).graph.initializer]
+    # Stored transposed for the head it would be a second copy under another shape.
+    assert shapes.count((20, 16)) + shapes.count((16, 20)) == 1
+
+
+def test_no_trace_of_the_machine_in_the_file(encoder_file: tuple[Encoder, Path]) -> None:
+    assert str(Path(__file__).parent).encode() not in encoder_file[1].read_bytes()
+
+
+def test_an_unused_input_a_repeated_result_and_a_returned_input(tmp_path: Path) -> None:
+    class Odd(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.linear = nn.Linear(4, 4)
+
+        def forward(self, x: Tensor, unused: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+            y = self.linear(x)
+            return y, y, x, self.linear.bias
+
+    module, x = Odd(), torch.randn(2, 4)
+    path = export_onnx(fx.symbolic_trace(module), tmp_path / "m.onnx", (x, torch.randn(2, 3)))
+    feed = {"x": x}
+    if any(value.name == "unused" for value in onnx.load(str(path)).graph.input):
+        feed["unused"] = torch.zeros(2, 3)
+    found = run(path, **feed)
+    assert list(found) == ["output_0", "output_1", "output_2", "output_3"]
+    np.testing.assert_array_equal(found["output_0"], found["output_1"])
+    np.testing.assert_array_equal(found["output_2"], x.numpy())
+    np.testing.assert_array_equal(found["output_3"], module.linear.bias.detach().numpy())
+
+
+def test_the_same_tensor_for_two_inputs_is_two_inputs(tmp_path: Path) -> None:
+    class Minus(nn.Module):
+        def forward(self, a: Tensor, b: Tensor) -> Tensor:
+            return a - b
+
+    same, other = torch.ones(2, 3), torch.zeros(2, 3)
+    path = export_onnx(Minus(), tmp_path / "m.onnx", (same, same))
+    np.testing.assert_array_equal(run(path, a=same, b=other)["output"], np.ones((2, 3)))
+
+
+def test_dataclass_results_and_nested_inputs(tmp_path: Path) -> None:
+    @dataclass
+    class Result:
+        logits: Tensor
+        states: tuple[Tensor, ...]
+
+    class Nested(nn.Module):
+        def forward(self, pair: tuple[Tensor, Tensor], more: dict[str, Tensor]) -> Result:
+            return Result(pair[0] @ more["w"], (pair[0] * 1.5, pair[1] + 1))
+
+    x, w = torch.randn(2, 3), torch.randn(3, 3)
+    path = export_onnx(Nested(), tmp_path / "m.onnx", ((x, x + 1),), {"more": {"w": w}})
+    graph = onnx.load(str(path)).graph
+    assert [value.name for value in graph.input] == ["pair_0", "pair_1", "more_w"]
+    assert [value.name for value in graph.output] == ["logits", "states_0", "states_1"]
+
+
+def test_names_of_the_interface_do_not_clash_with_inner_values(tmp_path: Path) -> None:
+    class Clash(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.linear = nn.Linear(4, 4)
+
+        def forward(self, relu: Tensor) -> dict[str, Tensor]:
+            y = torch.relu(self.linear(relu))
+            return {"relu": y.tanh(), "linear": (y + 1).exp()}
+
+    module, x = Clash(), torch.randn(2, 4)
+    path = export_onnx(module, tmp_path / "m.onnx", (x,))
+    found, expected = run(path, relu=x), module(x)
+    np.testing.assert_allclose(found["relu_out"], expected["relu"].detach().numpy(), atol=1e-6)
+    np.testing.assert_allclose(found["linear"], expected["linear"].detach().numpy(), atol=1e-5)
+
+
+@pytest.mark.parametrize("how", ["asked", "too large"])
+def test_external_data_is_found_under_the_final_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, how: str) -> None:
+    class Wide(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.linear = nn.Linear(64, 64)
+
+        def forward(self, x: Tensor) -> Tensor:
+            result: Tensor = self.linear(x)
+            return result
+
+    if how == "too large":
+        monkeypatch.setattr(onnx_model, "INLINE_LIMIT", 1000)
+    module, x = Wide(), torch.randn(2, 64)
+    path = export_onnx(module, tmp_path / "wide.onnx", (x,), external_data=True if how == "asked" else None)
+    assert sorted(entry.name for entry in tmp_path.iterdir()) == ["wide.onnx", "wide.onnx.data"]
+    stored = onnx.load(str(path), load_external_data=False).graph.initializer
+    places = {entry.value for tensor in stored for entry in tensor.external_data if entry.key == "location"}
+    assert places == {"wide.onnx.data"}
+    np.testing.assert_allclose(run(path, x=x)["output"], module(x).detach().numpy(), atol=1e-5)
+
+
+def test_small_models_are_one_file(tmp_path: Path) -> None:
+    export_onnx(nn.Linear(4, 4), tmp_path / "m.onnx", (torch.randn(2, 4),))
+    assert [entry.name for entry in tmp_path.iterdir()] == ["m.onnx"]
+
+
+def test_an_untranslatable_operator_is_named_and_leaves_no_file(tmp_path: Path) -> None:
+    class Exotic(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return torch.abs(torch.linalg.eigvals(x))
+
+    old = tmp_path / "m.onnx"
+    old.write_bytes(b"the model of before")
+    with pytest.raises(ExportError, match=r"Exotic cannot be exported to ONNX: .*linalg_eig") as caught:
+        export_onnx(Exotic(), old, (torch.randn(2, 3, 3),))
+    assert "\n" not in str(caught.value)
+    assert old.read_bytes() == b"the model of before"
+    assert list(tmp_path.iterdir()) == [old]
+
+
+def test_data_dependent_control_flow_is_an_export_error(tmp_path: Path) -> None:
+    class Branch(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return x if x.sum() > 0 else -x
+
+    with pytest.raises(ExportError, match="refuses it"):
+        export_onnx(Branch(), tmp_path / "m.onnx", (torch.randn(2, 3),))
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_mode_is_restored_after_a_failure(tmp_path: Path) -> None:
+    module = ConvNet().train()
+    with pytest.raises(BadInput, match="fails on the example inputs"):
+        export_onnx(module, tmp_path / "m.onnx", (torch.randn(2, 4, 8, 8),))
+    assert all(child.training for child in module.modules())
+
+
+def test_a_file_the_checker_refuses_does_not_appear(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise onnx.checker.ValidationError("bad node\nmore")
+
+    monkeypatch.setattr(onnx.checker, "check_model", refuse)
+    with pytest.raises(ExportError, match=r"no valid ONNX: bad node$"):
+        export_onnx(nn.Linear(4, 4), tmp_path / "m.onnx", (torch.randn(2, 4),))
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("place", ["missing/m.onnx", "."])
+def test_an_unwritable_place_is_refused_before_any_work(tmp_path: Path, place: str) -> None:
+    with pytest.raises(OutputError, match="directory"):
+        export_onnx(nn.Linear(4, 4), tmp_path / place, (torch.randn(2, 4),))
+
+
+@pytest.mark.parametrize(
+    ("args", "kwargs", "message"),
+    [
+        ((torch.zeros(1, 3, 8, 8),), {}, "batch of 1"),
+        ((), {}, "do not fit forward of ConvNet"),
+        ((), {"y": torch.zeros(2, 3)}, "do not fit forward of ConvNet"),
+        ((3,), {}, "hold no tensor"),
+        ((object(),), {}, "argument 'x' is a object"),
+    ],
+)
+def test_unusable_inputs(tmp_path: Path, args: tuple[object, ...], kwargs: dict[str, object], message: str) -> None:
+    with pytest.raises(BadInput, match=message):
+        export_onnx(ConvNet(), tmp_path / "m.onnx", args, kwargs)
+
+
+def test_opset(tmp_path: Path) -> None:
+    path = export_onnx(nn.Linear(4, 4), tmp_path / "m.onnx", (torch.randn(2, 4),), opset=18)
+    assert onnx.load(str(path)).opset_import[0].version == 18
+    with pytest.raises(BadInput, match="opset 999 does not exist"):
+        export_onnx(nn.Linear(4, 4), tmp_path / "m.onnx", (torch.randn(2, 4),), opset=999)
+
+
+def test_nothing_is_printed_or_logged(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    level = logging.getLogger("torch.onnx").level
+    export_onnx(Encoder(), tmp_path / "m.onnx", (ids(),), opset=18)
+    assert capfd.readouterr() == ("", "")
+    assert not [record for record in caplog.records if record.levelno >= logging.WARNING]
+    assert logging.getLogger("torch.onnx").level == level
+
+
+def test_a_batch_the_model_insists_on_stays_static(tmp_path: Path) -> None:
+    class Fixed(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return x * 2 if x.shape[0] == 3 else x * 3
+
+    path = export_onnx(Fixed(), tmp_path / "m.onnx", (torch.randn(3, 4),))
+    assert shape_of(onnx.load(str(path)).graph.input[0]) == [3, 4]
+    check = verify_onnx(Fixed(), path, (torch.randn(3, 4),))
+    assert check
+    assert set(check.skipped) == {"batch 1", "batch 6"}
+    assert check.skipped["batch 1"] == "dimension 0 of input 'x' is fixed to 3 in the file, the inputs have 1"
+
+
+@settings(max_examples=30, deadline=None)
+@given(shape=st.lists(st.integers(1, 4), max_size=4), dtype=st.sampled_from([torch.float32, torch.int64, torch.bool]))
+def test_dynamic_dims(shape: list[int], dtype: torch.dtype) -> None:
+    tensor = torch.zeros(shape, dtype=dtype)
+    dims = dynamic_dims(tensor)
+    assert (0 in dims) == bool(shape)
+    if dtype != torch.float32:
+        assert dims == tuple(range(len(shape)))
+    else:
+        assert dims == {0: (), 3: (0, 1)}.get(len(shape), (0,))
+
+
+def test_auto_shapes_follow_the_tensors_through_nesting_and_keywords() -> None:
+    class Nested(nn.Module):
+        def forward(self, a: list[Tensor], *, b: Tensor, c: dict[str, Tensor]) -> Tensor:
+            return a[0] + b + c["k"]
+
+    args, kwargs = ([torch.randn(2, 3)],), {"c": {"k": torch.randn(2, 3)}, "b": torch.randn(2, 3)}
+    shapes = auto_shapes(args, kwargs)
+    program = torch.export.export(
+        Nested(),
+        args,
+        kwargs,
+        dynamic_shapes=shapes,  # type: ignore[arg-type]
+        strict=False,
+    )
+    sizes = [node.meta["val"].shape[0] for node in program.graph.nodes if node.op == "placeholder"]
+    assert len(sizes) == 3
+    assert all(isinstance(size, torch.SymInt) for size in sizes)
+    assert auto_shapes((torch.tensor(1.0), None)) is None

@@ -1,0 +1,117 @@
+"""Small networks that several tests use, each with the kinds of block it is made of."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+class Attention(nn.Module):
+    """Multi-head self-attention over (batch, tokens, width)."""
+
+    def __init__(self, width: int, heads: int, dropout: float) -> None:
+        super().__init__()
+        self.heads, self.dropout = heads, dropout
+        self.qkv = nn.Linear(width, 3 * width)
+        self.proj = nn.Linear(width, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        batch, tokens, width = x.shape
+        q, k, v = self.qkv(x).reshape(batch, tokens, 3, self.heads, width // self.heads).permute(2, 0, 3, 1, 4)
+        out = F.scaled_dot_product_attention(q, k, v, dropout_p=self.dropout if self.training else 0.0)
+        return self.proj(out.transpose(1, 2).reshape(batch, tokens, width))  # type: ignore[no-any-return]
+
+
+class TransformerBlock(nn.Module):
+    """Attention and MLP, with the norm before or after."""
+
+    def __init__(self, width: int, heads: int = 2, dropout: float = 0.0, post_norm: bool = False) -> None:
+        super().__init__()
+        self.post_norm = post_norm
+        self.norm1, self.norm2 = nn.LayerNorm(width), nn.LayerNorm(width)
+        self.attn = Attention(width, heads, dropout)
+        self.fc1, self.fc2 = nn.Linear(width, 2 * width), nn.Linear(2 * width, width)
+        self.drop = nn.Dropout(dropout)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.post_norm:
+            x = self.norm1(x + self.attn(x))
+            return self.norm2(x + self.drop(self.fc2(F.gelu(self.fc1(x)))))  # type: ignore[no-any-return]
+        x = x + self.attn(self.norm1(x))
+        return x + self.drop(self.fc2(F.gelu(self.fc1(self.norm2(x)))))  # type: ignore[no-any-return]
+
+
+class ConvBlock(nn.Module):
+    """Two 3x3 convolutions with batch norm around a residual addition."""
+
+    def __init__(self, width: int, kernel: int = 3) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(width, width, kernel, padding=kernel // 2, bias=False)
+        self.bn1 = nn.BatchNorm2d(width)
+        self.conv2 = nn.Conv2d(width, width, kernel, padding=kernel // 2, bias=False)
+        self.bn2 = nn.BatchNorm2d(width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.relu(x + self.bn2(self.conv2(F.relu(self.bn1(self.conv1(x))))))
+
+
+class PlainBlock(nn.Module):
+    """A convolution without a way around it: no spine."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(width, width, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.relu(self.conv(x))
+
+
+class ConvNet(nn.Module):
+    """Images (batch, 3, 8, 8) to ten classes, through `depth` blocks; `without` leaves some of them out."""
+
+    def __init__(
+        self, depth: int = 5, width: int = 8, kernel: int = 3, plain: bool = False, without: Collection[int] = ()
+    ) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(3, width, 3, padding=1)
+        every = [PlainBlock(width) if plain else ConvBlock(width, kernel) for _ in range(depth)]
+        self.blocks = nn.Sequential(*(block for i, block in enumerate(every) if i not in without))
+        self.head = nn.Linear(width, 10)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.blocks(self.stem(x)).mean((2, 3)))  # type: ignore[no-any-return]
+
+
+class TokenNet(nn.Module):
+    """Sequences (batch, tokens, width) to ten classes, through `depth` transformer blocks."""
+
+    def __init__(
+        self,
+        depth: int = 5,
+        width: int = 16,
+        heads: int = 2,
+        dropout: float = 0.0,
+        post_norm: bool = False,
+        without: Collection[int] = (),
+    ) -> None:
+        super().__init__()
+        self.embed = nn.Linear(width, width)
+        every = [TransformerBlock(width, heads, dropout, post_norm) for _ in range(depth)]
+        self.blocks = nn.Sequential(*(block for i, block in enumerate(every) if i not in without))
+        self.head = nn.Linear(width, 10)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.blocks(self.embed(x)).mean(1))  # type: ignore[no-any-return]
+
+
+def images(batch: int = 2) -> Tensor:
+    """Inputs for `ConvNet`."""
+    return torch.randn(batch, 3, 8, 8)
+
+
+def tokens(batch: int = 2, length: int = 6, width: int = 16) -> Tensor:
+    """Inputs for `TokenNet`."""
+    return torch.randn(batch, length, width)

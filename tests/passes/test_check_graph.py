@@ -1,0 +1,126 @@
+"""Each way to break the normal form is found, and blamed on the pass that did it."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, fx, nn
+
+from repl_fx.capture import capture
+from repl_fx.config import check_passes
+from repl_fx.errors import BadInput, BrokenGraph
+from repl_fx.leaf_calls import leaf_call_operator
+from repl_fx.passes.check_graph import check_graph
+
+
+class Model(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.fc, self.gain = nn.Linear(8, 8), nn.Parameter(torch.ones(8))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.dropout(self.fc(x) * self.gain, 0.1, self.training) + torch.arange(8)
+
+
+@pytest.fixture
+def gm() -> fx.GraphModule:
+    return capture(Model(), (torch.randn(2, 8),))
+
+
+def node_of(gm: fx.GraphModule, word: str) -> fx.Node:
+    found: fx.Node = next(n for n in gm.graph.nodes if word in str(n.target))
+    return found
+
+
+def add(gm: fx.GraphModule, op: str, target: object, *args: object) -> fx.Node:
+    with gm.graph.inserting_before(next(n for n in gm.graph.nodes if n.op == "output")):
+        node = gm.graph.create_node(op, target, args)  # type: ignore[arg-type]
+    node.meta["val"] = None
+    return node
+
+
+def use_before_definition(gm: fx.GraphModule) -> None:
+    node_of(gm, "dropout").append(node_of(gm, "mul"))
+
+
+def call_method(gm: fx.GraphModule) -> None:
+    add(gm, "call_method", "relu", node_of(gm, "mul"))
+
+
+def leave_leaf_call(gm: fx.GraphModule) -> None:
+    add(gm, "call_function", leaf_call_operator(), [node_of(gm, "mul")], [], 0)
+
+
+def remove_parameter(gm: fx.GraphModule) -> None:
+    del gm.gain
+
+
+def replace_module(gm: fx.GraphModule) -> None:
+    del gm.fc
+    gm.fc = torch.ones(2)
+
+
+def read_text(gm: fx.GraphModule) -> None:
+    gm.name = "text"  # type: ignore[assignment]
+    add(gm, "get_attr", "name")
+
+
+def drop_value(gm: fx.GraphModule) -> None:
+    del node_of(gm, "mul").meta["val"]
+
+
+def leave_dead_node(gm: fx.GraphModule) -> None:
+    add(gm, "call_function", torch.relu, node_of(gm, "mul"))
+
+
+def bake_device(gm: fx.GraphModule) -> None:
+    add(gm, "call_function", torch.ops.aten.arange.default, 8).kwargs = {"device": torch.device("cpu")}
+
+
+def bake_device_deep(gm: fx.GraphModule) -> None:
+    add(gm, "call_function", torch.ops.aten.arange.default, 8, [torch.device("cpu")])
+
+
+def change_shape(gm: fx.GraphModule) -> None:
+    gm.gain = nn.Parameter(torch.ones(4))
+
+
+@pytest.mark.parametrize(
+    ("breaks", "message"),
+    [
+        (use_before_definition, "used before it has been defined"),
+        (call_method, "node relu: a call_method node has no place"),
+        (leave_leaf_call, "a leaf call was not lifted"),
+        (remove_parameter, "gain"),
+        (replace_module, "fc"),
+        (read_text, "node name: name is no tensor, no mode flag and no module"),
+        (drop_value, "node mul_tensor: it has no fake value"),
+        (leave_dead_node, "node relu: nothing uses it and it has no effect"),
+        (bake_device, "node arange_.*: device cpu is baked in"),
+        (bake_device_deep, "node arange_.*: device cpu is baked in"),
+        (change_shape, r"node gain: its fake value has shape \(8,\), gain has \(4,\)"),
+    ],
+)
+def test_a_breaking_pass_is_named(gm: fx.GraphModule, breaks: Callable[[fx.GraphModule], None], message: str) -> None:
+    check_graph(gm, "before")
+    broken = copy.deepcopy(gm)
+    breaks(broken)
+    with pytest.raises(BrokenGraph, match=f"^breaking_pass: .*{message}"):
+        check_graph(broken, "breaking_pass")
+    # Each breaks a copy of its own.
+    check_graph(gm, "after")
+
+
+def test_debug_variable(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("REPL_FX_CHECK", raising=False)
+    assert not check_passes()
+    for value, expected in (("0", False), ("1", True)):
+        monkeypatch.setenv("REPL_FX_CHECK", value)
+        assert check_passes() is expected
+    monkeypatch.setenv("REPL_FX_CHECK", "yes")
+    with pytest.raises(BadInput, match="REPL_FX_CHECK is 'yes'; set it to 1 or 0"):
+        check_passes()

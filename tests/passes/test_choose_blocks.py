@@ -1,0 +1,105 @@
+"""Which blocks go: every k-th or those named, never the ends of a repeat, and each refusal has its reason."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+from torch import fx
+
+from repl_fx.blocks import Block, Repeat
+from repl_fx.errors import BadInput, UnknownBlock
+from repl_fx.passes.choose_blocks import Choice, choose_blocks
+
+
+def repeat(name: str, copies: int, *, shared: bool = False) -> Repeat:
+    node = fx.Graph().placeholder("x")
+
+    def block(number: int) -> Block:
+        own = f"{name}.{number}"
+        return Block(own, (node,), node, (node,), (), (f"{own}.fc.weight",), own, 4)
+
+    return Repeat(name, tuple(block(i) for i in range(copies)), (), shared)
+
+
+def chosen(choice: Choice) -> list[tuple[str, str, str]]:
+    return [(c.before.name, c.block.name, c.after.name) for c in choice.chosen]
+
+
+def refused(choice: Choice) -> dict[str, str]:
+    return {refusal.block: refusal.reason for refusal in choice.refusals}
+
+
+def test_every_second_block_goes_and_the_last_stays() -> None:
+    choice = choose_blocks([repeat("a", 6)], every=2)
+    assert chosen(choice) == [("a.0", "a.1", "a.2"), ("a.2", "a.3", "a.4")]
+    assert refused(choice) == {}
+
+
+def test_every_third_block_of_each_repeat() -> None:
+    choice = choose_blocks([repeat("a", 7), repeat("b", 4)], every=3)
+    assert [name for _, name, _ in chosen(choice)] == ["a.2", "a.5", "b.2"]
+
+
+def test_neighbours_are_the_nearest_that_stay() -> None:
+    choice = choose_blocks([repeat("a", 6)], blocks=["a.2", "a.3"])
+    assert chosen(choice) == [("a.1", "a.2", "a.4"), ("a.1", "a.3", "a.4")]
+
+
+def test_names_and_numbers_over_all_repeats() -> None:
+    repeats = [repeat("a", 3), repeat("b", 3)]
+    assert chosen(choose_blocks(repeats, blocks=["a.1", 5])) == chosen(choose_blocks(repeats, blocks=["2", "b.1"]))
+    assert [name for _, name, _ in chosen(choose_blocks(repeats, blocks=[5]))] == ["b.1"]
+
+
+@pytest.mark.parametrize(("block", "reason"), [("a.0", "first of its repeat"), ("a.2", "last of its repeat")])
+def test_an_end_asked_for_by_name_is_refused(block: str, reason: str) -> None:
+    choice = choose_blocks([repeat("a", 3)], blocks=[block])
+    assert chosen(choice) == []
+    assert reason in refused(choice)[block]
+
+
+@pytest.mark.parametrize(
+    ("copies", "every", "reason"), [(2, 2, "it has 2 blocks"), (4, 4, "with every=4 no block of its 4")]
+)
+def test_a_repeat_too_short_is_refused_as_a_whole(copies: int, every: int, reason: str) -> None:
+    choice = choose_blocks([repeat("a", copies)], every=every)
+    assert chosen(choice) == []
+    assert list(refused(choice)) == ["a"] and reason in refused(choice)["a"]
+
+
+def test_shared_blocks_have_nothing_to_save() -> None:
+    choice = choose_blocks([repeat("a", 4, shared=True)], every=2)
+    assert chosen(choice) == []
+    assert refused(choice) == {"a.1": "all copies use the same parameters, so there is nothing to save"}
+
+
+@pytest.mark.parametrize("glob", ["a.1", "*.1", "a.1.fc.*"])
+def test_ignored_blocks_stay_and_serve_as_neighbours(glob: str) -> None:
+    choice = choose_blocks([repeat("a", 6)], every=2, ignore=["nothing", glob])
+    assert chosen(choice) == [("a.2", "a.3", "a.4")]
+    assert refused(choice) == {"a.1": f"it matches --ignore {glob}"}
+
+
+@pytest.mark.parametrize("every", [1, 0, -2])
+def test_every_below_two(every: int) -> None:
+    with pytest.raises(BadInput, match=f"every is {every}; it must be 2 or more"):
+        choose_blocks([repeat("a", 6)], every=every)
+
+
+@pytest.mark.parametrize("block", ["b.1", 7, 0, "0", "-1"])
+def test_a_block_that_does_not_exist(block: str | int) -> None:
+    with pytest.raises(UnknownBlock, match=r"the blocks are a\.0, a\.1"):
+        choose_blocks([repeat("a", 6)], blocks=[block])
+
+
+def test_a_second_choice_is_the_same() -> None:
+    repeats = [repeat("a", 6), repeat("b", 2)]
+    assert chosen(choose_blocks(repeats)) == chosen(choose_blocks(repeats))
+    assert refused(choose_blocks(repeats)) == refused(choose_blocks(repeats))
+
+
+def test_a_number_is_a_place_and_a_text_is_a_name_first() -> None:
+    plain = Repeat("repeat_1", tuple(replace(block, name=str(i)) for i, block in enumerate(repeat("a", 5).blocks)))
+    assert [name for _, name, _ in chosen(choose_blocks([plain], blocks=[2]))] == ["1"]
+    assert [name for _, name, _ in chosen(choose_blocks([plain], blocks=["2"]))] == ["2"]

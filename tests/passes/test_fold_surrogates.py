@@ -1,0 +1,61 @@
+from __future__ import annotations
+
+import pytest
+import torch
+
+import repl_fx
+from repl_fx.passes.fold_surrogates import fold_surrogates, is_synthesis
+from repl_fx.surrogates import Synthesis
+from tests.nets import ConvNet, TokenNet, images, tokens
+
+
+@pytest.mark.parametrize("surrogate", ["blend", "bottleneck"])
+def test_fold_leaves_no_synthesis_and_changes_no_bit(surrogate: str) -> None:
+    x = images()
+    gm = repl_fx.transform(ConvNet(), (x,), surrogate=surrogate).graph_module.eval()
+    before, names = str(gm.graph), set(gm.state_dict())
+    result = fold_surrogates(gm)
+    folded = result.graph_module
+    assert result.modified and len(result.folded) == 2
+    assert not any(isinstance(m, Synthesis) for m in folded.modules())
+    assert torch.equal(folded(x), gm(x))
+    # The graph that was given is as it was, and training it further does not reach the folded one.
+    assert str(gm.graph) == before and set(gm.state_dict()) == names
+    expected = folded(x)
+    with torch.no_grad():
+        for module in gm.modules():
+            if isinstance(module, Synthesis):
+                for parameter in module.parameters():
+                    parameter.mul_(2)
+    assert torch.equal(folded(x), expected)
+    assert not torch.equal(gm(x), expected)
+
+
+def test_a_second_fold_and_a_graph_without_surrogates_change_nothing() -> None:
+    x = tokens()
+    gm = repl_fx.transform(TokenNet(), (x,), surrogate="blend").graph_module
+    once = fold_surrogates(gm).graph_module
+    twice = fold_surrogates(once)
+    assert not twice.modified and str(twice.graph_module.graph) == str(once.graph)
+    captured = repl_fx.capture(TokenNet(), (x,))
+    assert not fold_surrogates(captured).modified
+
+
+def test_folded_graph_drops_what_only_the_syntheses_needed() -> None:
+    x = tokens()
+    gm = repl_fx.transform(TokenNet(depth=3), (x,), surrogate="bottleneck").graph_module
+    folded = repl_fx.fold(gm)
+    kept = [n for n, _ in folded.named_parameters() if n.startswith("surrogates")]
+    assert kept == []
+    constants = {n: tuple(b.shape) for n, b in folded.named_buffers() if n.startswith("surrogates")}
+    assert sorted(constants.values()) == sorted([(4, 16), (16, 4), (4,), (16,)] * 2)
+
+
+def test_a_synthesis_that_reads_an_activation_cannot_be_folded() -> None:
+    x = tokens()
+    gm = repl_fx.transform(TokenNet(depth=3), (x,), surrogate="blend").graph_module
+    synthesis = next(n for n in gm.graph.nodes if is_synthesis(gm, n))
+    placeholder = next(n for n in gm.graph.nodes if n.op == "placeholder")
+    synthesis.args = (placeholder, *synthesis.args[1:])
+    with pytest.raises(repl_fx.NotFoldable, match=f"synthesis {synthesis.name} depends on {placeholder.name}"):
+        fold_surrogates(gm)

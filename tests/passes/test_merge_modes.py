@@ -1,0 +1,215 @@
+"""Two graphs of one model become one: what differs is switched, and nothing else."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, fx, nn
+
+from repl_fx.passes.merge_modes import merge_modes
+from repl_fx.runtime import ModeSwitch, select_mode
+
+Build = Callable[[fx.Graph, fx.Node], Any]
+aten = torch.ops.aten
+
+
+def graph_of(build: Build) -> fx.Graph:
+    graph = fx.Graph()
+    x = graph.placeholder("x")
+    x.meta["val"] = torch.empty(2, 3, device="meta")
+    graph.output(build(graph, x))
+    for node in graph.nodes:
+        if node.op not in ("placeholder", "output"):
+            node.meta["val"] = torch.empty(2, 3, device="meta")
+    return graph
+
+
+def merged(train: Build, evaluation: Build, root: nn.Module | None = None) -> tuple[fx.GraphModule, int, int]:
+    root = root if root is not None else nn.Module()
+    graphs = graph_of(train), graph_of(evaluation)
+    texts = [str(graph) for graph in graphs]
+    result = merge_modes(*graphs, root)
+    # The graphs given are not touched.
+    assert [str(graph) for graph in graphs] == texts
+    assert result.modified is bool(result.literals or result.switches)
+    result.graph.lint()
+    return fx.GraphModule(root, result.graph), result.literals, result.switches
+
+
+def plus(value: float) -> Build:
+    return lambda graph, x: graph.call_function(torch.add, (x, value))
+
+
+def run(gm: fx.GraphModule, training: bool) -> Any:
+    return gm.train(training)(torch.ones(2, 3))
+
+
+def test_equal_graphs_need_nothing() -> None:
+    gm, literals, switches = merged(plus(1.0), plus(1.0))
+    assert (literals, switches) == (0, 0)
+    assert [n.op for n in gm.graph.nodes] == ["placeholder", "call_function", "output"]
+
+
+def test_nan_is_equal_to_itself_and_one_is_not_true() -> None:
+    assert merged(plus(float("nan")), plus(float("nan")))[1:] == (0, 0)
+    gm, literals, _ = merged(
+        lambda g, x: g.call_function(torch.sum, (x,), {"keepdim": True}),
+        lambda g, x: g.call_function(torch.sum, (x,), {"keepdim": 1}),
+    )
+    assert literals == 1
+    assert [n.target for n in gm.graph.nodes].count(select_mode) == 1
+
+
+def test_a_literal_is_picked_by_the_mode() -> None:
+    gm, literals, switches = merged(plus(1.0), plus(5.0))
+    assert (literals, switches) == (1, 0)
+    assert run(gm, True)[0, 0] == 2 and run(gm, False)[0, 0] == 6
+
+
+def test_a_flag_becomes_the_mode_itself() -> None:
+    def dropout(training: bool) -> Build:
+        return lambda graph, x: graph.call_function(aten.dropout.default, (x, 0.5, training))
+
+    gm, literals, switches = merged(dropout(True), dropout(False))
+    assert (literals, switches) == (1, 0)
+    assert [n.target for n in gm.graph.nodes if n.op == "get_attr"] == ["training"]
+    assert torch.equal(run(gm, False), torch.ones(2, 3))
+    assert set(run(gm, True).unique().tolist()) <= {0.0, 2.0}
+
+
+def test_defaults_left_away_are_spelled_out() -> None:
+    def attention(*more: Any) -> Build:
+        return lambda graph, x: graph.call_function(aten.scaled_dot_product_attention.default, (x, x, x, *more))
+
+    gm, literals, switches = merged(attention(None, 0.5), attention())
+    assert (literals, switches) == (1, 0)
+    assert torch.equal(run(gm, False), torch.ones(2, 3))
+
+
+@pytest.mark.parametrize("more_in_training", [True, False])
+def test_a_copy_that_one_mode_needs_is_made_in_both(more_in_training: bool) -> None:
+    def copies(graph: fx.Graph, x: fx.Node) -> Any:
+        return graph.call_function(aten.relu.default, (graph.call_function(aten.clone.default, (x,)),))
+
+    def plain(graph: fx.Graph, x: fx.Node) -> Any:
+        return graph.call_function(aten.relu.default, (x,))
+
+    gm, literals, switches = merged(*((copies, plain) if more_in_training else (plain, copies)))
+    assert (literals, switches) == (0, 0)
+    assert sum(n.target is aten.clone.default for n in gm.graph.nodes) == 1
+    assert torch.equal(run(gm, True), run(gm, False))
+
+
+def test_different_operators_are_switched() -> None:
+    gm, literals, switches = merged(
+        lambda g, x: g.call_function(torch.neg, (g.call_function(torch.exp, (x,)),)),
+        lambda g, x: g.call_function(torch.neg, (g.call_function(torch.sin, (g.call_function(torch.cos, (x,)),)),)),
+    )
+    assert (literals, switches) == (0, 1)
+    assert torch.equal(run(gm, True), -torch.ones(2, 3).exp())
+    assert torch.equal(run(gm, False), -torch.ones(2, 3).cos().sin())
+    (switch,) = [m for m in gm.modules() if isinstance(m, ModeSwitch)]
+    assert not list(switch.parameters())
+
+
+def test_values_of_one_region_used_in_another() -> None:
+    def train(g: fx.Graph, x: fx.Node) -> Any:
+        early = g.call_function(torch.exp, (x,))
+        middle = g.call_function(torch.relu, (x,))
+        return g.call_function(torch.neg, (g.call_function(torch.mul, (early, middle)),))
+
+    def evaluation(g: fx.Graph, x: fx.Node) -> Any:
+        early = g.call_function(torch.sin, (g.call_function(torch.cos, (x,)),))
+        middle = g.call_function(torch.relu, (x,))
+        return g.call_function(
+            torch.neg,
+            (
+                g.call_function(
+                    torch.sub,
+                    (
+                        middle,
+                        early,
+                    ),
+                ),
+            ),
+        )
+
+    gm, literals, switches = merged(train, evaluation)
+    assert (literals, switches) == (0, 2)
+    x = torch.ones(2, 3)
+    assert torch.equal(run(gm, True), -(x.exp() * x))
+    assert torch.equal(run(gm, False), -(x - x.cos().sin()))
+
+
+def test_a_literal_where_the_other_mode_computes() -> None:
+    # The same literal stands elsewhere among the arguments, where it must stay.
+    gm, literals, switches = merged(
+        lambda g, x: g.call_function(torch.clamp, (x, 0.5, 0.5)),
+        lambda g, x: g.call_function(torch.clamp, (x, g.call_function(torch.exp, (x,)), 0.5)),
+    )
+    assert literals + switches >= 1
+    assert torch.equal(run(gm, True), torch.full((2, 3), 0.5))
+
+
+def test_a_module_that_one_mode_calls_comes_in_as_an_argument() -> None:
+    root = nn.Module()
+    root.add_module("aux", nn.Linear(3, 3))
+    gm, _, switches = merged(
+        lambda g, x: g.call_function(torch.neg, (g.call_module("aux", (x,)),)),
+        lambda g, x: g.call_function(torch.neg, (x,)),
+        root,
+    )
+    assert switches == 1
+    aux: Any = gm.get_submodule("aux")
+    assert torch.equal(run(gm, True), -aux(torch.ones(2, 3)))
+    assert torch.equal(run(gm, False), -torch.ones(2, 3))
+    assert [name for name, _ in gm.named_parameters(remove_duplicate=False)] == ["aux.weight", "aux.bias"]
+
+
+def test_an_effect_of_one_mode_that_nothing_uses() -> None:
+    root = nn.Module()
+    root.register_buffer("count", torch.zeros(()))
+
+    def counts(g: fx.Graph, x: fx.Node) -> Any:
+        g.call_function(aten.add_.Tensor, (g.create_node("get_attr", "count"), 1))
+        return g.call_function(torch.neg, (x,))
+
+    gm, literals, switches = merged(counts, lambda g, x: g.call_function(torch.neg, (x,)), root)
+    assert (literals, switches) == (0, 1)
+    run(gm, False)
+    assert gm.get_buffer("count").item() == 0
+    run(gm, True)
+    assert gm.get_buffer("count").item() == 1
+
+
+def test_a_pure_difference_that_nothing_uses_is_dropped() -> None:
+    def unused(g: fx.Graph, x: fx.Node) -> Any:
+        g.call_function(torch.exp, (x,))
+        return g.call_function(torch.neg, (x,))
+
+    gm, literals, switches = merged(unused, lambda g, x: g.call_function(torch.neg, (x,)))
+    assert (literals, switches) == (0, 0)
+    assert not any(n.target is torch.exp for n in gm.graph.nodes)
+
+
+def test_merging_a_merged_graph_with_itself_changes_nothing() -> None:
+    root = nn.Module()
+    first = merge_modes(graph_of(plus(1.0)), graph_of(plus(5.0)), root)
+    second = merge_modes(first.graph, first.graph, root)
+    assert first.modified and not second.modified
+    assert str(second.graph) == str(first.graph)
+
+
+def test_outputs_of_each_mode_may_have_another_structure() -> None:
+    def several(g: fx.Graph, x: fx.Node) -> Any:
+        return {"main": g.call_function(torch.neg, (x,)), "aux": (g.call_function(torch.exp, (x,)), 3)}
+
+    gm, literals, switches = merged(several, lambda g, x: g.call_function(torch.neg, (x,)))
+    assert (literals, switches) == (1, 1)
+    out, x = run(gm, True), torch.ones(2, 3)
+    assert torch.equal(out["main"], -x) and torch.equal(out["aux"][0], x.exp()) and out["aux"][1] == 3
+    plain = run(gm, False)
+    assert isinstance(plain, Tensor) and torch.equal(plain, -x)

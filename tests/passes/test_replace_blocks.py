@@ -1,0 +1,83 @@
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import repl_fx
+from repl_fx.passes.replace_blocks import replace_blocks
+from tests.nets import ConvNet, TokenNet, images, tokens
+
+
+def test_the_graph_it_is_given_stays_as_it_is() -> None:
+    x = images()
+    gm = repl_fx.capture(ConvNet(), (x,)).eval()
+    repeats = repl_fx.find_repeats(gm)
+    before, names, expected = str(gm.graph), list(gm.state_dict()), gm(x)
+    result = replace_blocks(gm, repeats, repl_fx.make_plan(gm, repeats, surrogate="identity"))
+    assert result.modified and result.replaced == ("blocks.1", "blocks.3")
+    assert str(gm.graph) == before and list(gm.state_dict()) == names and torch.equal(gm(x), expected)
+    removed = set(names) - set(result.graph_module.state_dict())
+    assert removed == set(result.removed) and all(n.startswith(("blocks.1.", "blocks.3.")) for n in removed)
+    assert "blocks.1" not in dict(result.graph_module.named_modules())
+
+
+def test_an_empty_plan_changes_no_bit() -> None:
+    x = tokens()
+    gm = repl_fx.capture(TokenNet(dropout=0.2), (x,))
+    repeats = repl_fx.find_repeats(gm)
+    plan = replace(repl_fx.make_plan(gm, repeats), replacements=())
+    result = replace_blocks(gm, repeats, plan)
+    assert not result.modified and result.removed == ()
+    assert result.graph_module.state_dict().keys() == gm.state_dict().keys()
+    for training in (False, True):
+        outputs = []
+        for module in (gm, result.graph_module):
+            module.train(training)
+            torch.manual_seed(5)
+            outputs.append(module(x))
+        assert torch.equal(*outputs)
+
+
+def test_parameters_shared_with_what_is_kept_stay() -> None:
+    class Tied(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            blocks = [nn.Sequential(nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 8)) for _ in range(3)]
+            self.blocks = nn.ModuleList(blocks)
+            self.head = nn.Linear(8, 8, bias=False)
+            self.head.weight = blocks[1].get_parameter("0.weight")
+            self.unused = nn.Linear(3, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            for block in self.blocks:
+                x = x + block(x)
+            return self.head(x)  # type: ignore[no-any-return]
+
+    model, x = Tied(), torch.randn(2, 8)
+    gm = repl_fx.transform(model, (x,), surrogate="identity").graph_module
+    names = set(gm.state_dict())
+    assert {"head.weight", "unused.weight", "unused.bias"} <= names
+    assert "blocks.1.2.weight" not in names and "blocks.1.0.bias" not in names
+    assert gm.get_parameter("head.weight") is model.head.weight
+    hidden = x + model.blocks[0](x)
+    expected = model.head(hidden + model.blocks[2](hidden))
+    assert torch.equal(gm(x), expected)
+
+
+def test_a_plan_for_blocks_that_are_not_there() -> None:
+    gm = repl_fx.capture(ConvNet(), (images(),))
+    repeats = repl_fx.find_repeats(gm)
+    plan = repl_fx.make_plan(gm, repeats)
+    broken = replace(plan, replacements=(replace(plan.replacements[0], before="blocks.9"),))
+    with pytest.raises(repl_fx.PlanMismatch, match=r"names block blocks\.9, which this model does not have"):
+        replace_blocks(gm, repeats, broken)
+
+
+def test_nodes_of_a_surrogate_say_what_they_replace() -> None:
+    gm = repl_fx.transform(TokenNet(depth=3), (tokens(),), surrogate="bottleneck").graph_module
+    made = [n for n in gm.graph.nodes if "replaces" in n.meta]
+    assert made and {n.meta["replaces"] for n in made} == {("blocks.1", "bottleneck")}
+    assert all("val" in n.meta for n in made)

@@ -1,0 +1,182 @@
+"""Costs against numbers worked out by hand."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+import repl_fx
+from repl_fx.report import flops_by_node, measure_costs
+
+
+class Residual(nn.Module):
+    """x + down(relu(up(x)))."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.up = nn.Linear(width, 2 * width)
+        self.down = nn.Linear(2 * width, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = x + self.down(F.relu(self.up(x)))
+        return out
+
+
+class Attention(nn.Module):
+    """Attention without parameters."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.scaled_dot_product_attention(x, x, x)
+
+
+class Tied(nn.Module):
+    """Two linear layers with one weight."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.one = nn.Linear(4, 4, bias=False)
+        self.two = nn.Linear(4, 4, bias=False)
+        self.two.weight = self.one.weight
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.two(self.one(x))
+        return out
+
+
+class NeedsValues(nn.Module):
+    """Branches on a value, which a fake tensor does not have."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x if x.sum().item() > 0 else -x
+
+
+def test_a_linear_layer() -> None:
+    costs = measure_costs(nn.Linear(5, 7), (torch.randn(3, 5),))
+    assert (costs.batch, costs.parameters, costs.weight_bytes) == (3, 5 * 7 + 7, 4 * (5 * 7 + 7))
+    assert costs.flops == 2 * 3 * 5 * 7
+    assert costs.flops_per_sample == 2 * 5 * 7
+    # The input is kept for the gradient of the weight, and nothing else is.
+    assert costs.activation_bytes == 4 * 3 * 5
+
+
+def test_two_layers_keep_the_input_and_the_hidden_values() -> None:
+    net = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 3))
+    costs = measure_costs(net, (torch.randn(2, 4),))
+    assert costs.flops == 2 * 2 * (4 * 8 + 8 * 3)
+    # What ReLU returns is kept by it and by the next layer: one storage.
+    assert costs.activation_bytes == 4 * 2 * (4 + 8)
+
+
+def test_a_convolution_with_batch_norm() -> None:
+    net = nn.Sequential(nn.Conv2d(3, 8, 3, padding=1, bias=False), nn.BatchNorm2d(8))
+    costs = measure_costs(net, (torch.randn(2, 3, 6, 6),))
+    assert costs.parameters == 8 * 3 * 9 + 2 * 8
+    # Running mean and variance, and the counter of batches in 64 bits.
+    assert costs.weight_bytes == 4 * (costs.parameters + 2 * 8) + 8
+    assert costs.flops == 2 * 2 * 8 * 36 * 3 * 9
+    # The input, what the convolution returns, and mean and inverse deviation of the batch.
+    assert costs.activation_bytes == 4 * (2 * 3 * 36 + 2 * 8 * 36 + 8 + 8)
+
+
+def test_fused_attention_counts_its_two_products() -> None:
+    costs = measure_costs(Attention(), (torch.randn(2, 3, 16, 8),))
+    assert costs.flops == 2 * (2 * 2 * 3 * 16 * 16 * 8)
+
+
+def test_recurrent_layers_count() -> None:
+    costs = measure_costs(nn.LSTM(4, 8), (torch.randn(5, 2, 4),))
+    assert costs.flops == 2 * 5 * 2 * 4 * 8 * (4 + 8)
+
+
+def test_tied_weights_count_once() -> None:
+    costs = measure_costs(Tied(), (torch.randn(2, 4),))
+    assert (costs.parameters, costs.weight_bytes, costs.flops) == (16, 64, 2 * 2 * 2 * 16)
+
+
+def test_a_batch_of_one_is_widened() -> None:
+    assert measure_costs(nn.Linear(5, 7), (torch.randn(1, 5),)).batch == 2
+
+
+def test_a_meta_model_of_any_size_costs_nothing_to_measure() -> None:
+    with torch.device("meta"):
+        net = nn.Linear(100_000, 100_000, bias=False)
+        costs = measure_costs(net, (torch.empty(2, 100_000),))
+    assert costs.parameters == 10**10
+    assert costs.flops == 2 * 2 * 10**10
+
+
+def test_a_half_precision_model_keeps_half_the_bytes() -> None:
+    costs = measure_costs(nn.Linear(5, 7).half(), (torch.randn(3, 5).half(),))
+    assert (costs.weight_bytes, costs.activation_bytes) == (2 * 42, 2 * 15)
+
+
+def test_a_model_that_needs_values_says_so() -> None:
+    costs = measure_costs(NeedsValues(), (torch.randn(2, 4),))
+    assert costs.flops is None and costs.activation_bytes is None and costs.flops_per_sample is None
+    assert costs.unknown is not None and "DataDependent" in costs.unknown
+
+
+def test_the_module_is_left_as_it_was() -> None:
+    net = nn.Sequential(nn.Linear(4, 4), nn.BatchNorm1d(4), nn.Dropout(0.5))
+    net[2].eval()
+    before = {name: tensor.clone() for name, tensor in net.state_dict().items()}
+    tensors = {name: id(tensor) for name, tensor in net.state_dict(keep_vars=True).items()}
+    random = torch.default_generator.get_state()
+    measure_costs(net, (torch.randn(2, 4, generator=torch.Generator()),))
+    assert [module.training for module in net] == [True, True, False]
+    assert all(torch.equal(before[name], tensor) for name, tensor in net.state_dict().items())
+    assert tensors == {name: id(tensor) for name, tensor in net.state_dict(keep_vars=True).items()}
+    assert torch.equal(random, torch.default_generator.get_state())
+
+
+def test_a_graph_costs_what_its_model_costs() -> None:
+    net = nn.Sequential(*(Residual(8) for _ in range(4)))
+    inputs = (torch.randn(2, 8),)
+    assert measure_costs(repl_fx.capture(net, inputs), inputs) == measure_costs(net, inputs)
+
+
+def test_flops_of_nodes_add_up() -> None:
+    net = nn.Sequential(*(Residual(8) for _ in range(4)))
+    inputs = (torch.randn(2, 8),)
+    gm = repl_fx.capture(net, inputs)
+    flops = flops_by_node(gm, inputs)
+    assert flops is not None
+    assert sum(flops.values()) == measure_costs(gm, inputs).flops
+    (repeat,) = repl_fx.find_repeats(gm)
+    for block in repeat.blocks:
+        assert sum(flops.get(node.name, 0) for node in block.nodes) == 2 * 2 * (2 * 8 * 16)
+
+
+def test_keyword_inputs_reach_their_nodes() -> None:
+    class Two(nn.Module):
+        def forward(self, x: Tensor, scale: float = 1.0, *, y: Tensor) -> Tensor:
+            return (x @ y) * scale
+
+    gm = repl_fx.capture(Two(), (torch.randn(2, 3),), {"y": torch.randn(3, 5)})
+    flops = flops_by_node(gm, (torch.randn(2, 3),), {"y": torch.randn(3, 5)})
+    assert flops is not None and sum(flops.values()) == 2 * 2 * 3 * 5
+
+
+def test_what_is_kept_for_a_synthesis_is_told_apart() -> None:
+    net = nn.Sequential(*(Residual(8) for _ in range(5)))
+    costs = []
+    for batch in (2, 4):
+        inputs = (torch.randn(batch, 8),)
+        result = repl_fx.transform(net, inputs)
+        costs.append(measure_costs(result.graph_module, inputs))
+    small, large = costs
+    assert small.synthesis_bytes is not None and small.synthesis_bytes > 0
+    assert small.synthesis_bytes == large.synthesis_bytes
+    assert large.activation_bytes == 2 * (small.activation_bytes or 0)
+    before = measure_costs(result.captured, inputs)
+    assert before.synthesis_bytes == 0
+    assert (before.activation_bytes or 0) > (large.activation_bytes or 0)
+
+
+@pytest.mark.gpu
+def test_costs_do_not_depend_on_the_device() -> None:
+    net = nn.Linear(5, 7)
+    on_cpu = measure_costs(net, (torch.randn(3, 5),))
+    assert measure_costs(net.cuda(), (torch.randn(3, 5).cuda(),)) == on_cpu

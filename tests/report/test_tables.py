@@ -1,0 +1,148 @@
+"""Tables: what stands in them, and that they keep to 80 columns."""
+
+from __future__ import annotations
+
+import io
+import json
+
+import pytest
+import torch
+from rich.console import Console
+from rich.table import Table
+from torch import Tensor, nn
+
+import repl_fx
+from repl_fx.export import Difference, LayerDifference, Verification
+from repl_fx.plan import Plan, Refusal, Replacement
+from repl_fx.report import (
+    Costs,
+    blocks_document,
+    blocks_table,
+    costs_document,
+    costs_table,
+    flops_by_node,
+    layers_table,
+    measure_costs,
+    repeats_document,
+    repeats_table,
+    verification_table,
+)
+from repl_fx.transform import BlockReport
+
+
+class Pair(nn.Module):
+    """Two linear layers in a row, each with its activation."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList([nn.Linear(8, 8), nn.Linear(8, 8)])
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = x
+        for layer in self.layers:
+            y = torch.relu(layer(y))
+        return x + y
+
+
+def text_of(table: Table, encoding: str = "utf-8") -> str:
+    raw = io.BytesIO()
+    file = io.TextIOWrapper(raw, encoding=encoding)
+    # As the command line prints where there is no terminal.
+    Console(file=file, width=80).print(table)
+    file.flush()
+    return raw.getvalue().decode(encoding)
+
+
+def row_of(text: str, first: str) -> list[str]:
+    return next(line.split() for line in text.splitlines() if line.split()[:1] == [first])
+
+
+@pytest.fixture(scope="module")
+def result() -> repl_fx.TransformResult:
+    return repl_fx.transform(nn.Sequential(*(Pair() for _ in range(5))), (torch.randn(2, 8),))
+
+
+def test_repeats_with_the_repeats_inside_them(result: repl_fx.TransformResult) -> None:
+    costs = measure_costs(result.captured, result.args)
+    flops = flops_by_node(result.captured, result.args)
+    text = text_of(repeats_table(result.repeats, costs, flops))
+    (repeat,) = result.repeats
+    cells = row_of(text, "1")
+    assert cells[1] == repeat.name
+    assert cells[2:7] == ["5", str(len(repeat.blocks[0].nodes)), "144", "720", "100.0"]
+    assert cells[-2:] == ["100.0", "%"]
+    for child in repeat.children:
+        assert row_of(text, child.name)[1] == str(len(child))
+    (document,) = repeats_document(result.repeats, costs, flops)
+    assert document["parameters_share"] == document["flops_share"] == 1.0
+    assert [block["number"] for block in document["blocks"]] == [1, 2, 3, 4, 5]
+    assert len(document["inside"]) == len(repeat.children)
+    json.dumps(document, allow_nan=False)
+
+
+def test_blocks_with_how_and_why_not() -> None:
+    report = (
+        BlockReport("b.0", "b", "kept", None, None, 144, 144),
+        BlockReport("b.1", "b", "replaced", "blend", None, 144, 4),
+        BlockReport("b.2", "b", "refused", None, "it is [red]odd[/red] :smile:", 144, 144),
+    )
+    plan = Plan((Replacement("b.1", "b", "b.0", "b.2", "blend", {"x": 1}),), (Refusal("b.2", "b", "odd"),), "f")
+    text = text_of(blocks_table(report, plan))
+    assert row_of(text, "1") == ["1", "b.0", "kept", "144", "144"]
+    assert " ".join(row_of(text, "2")) == "2 b.1 replaced 144 4 blend, from b.0 and b.2"
+    assert " ".join(row_of(text, "3")) == "3 b.2 refused 144 144 it is [red]odd[/red] :smile:"
+    rows = blocks_document(report, plan)
+    assert [row["number"] for row in rows] == [1, 2, 3]
+    assert rows[1]["made_from"] == ["b.0", "b.2"] and rows[1]["settings"] == {"x": 1}
+    assert rows[2]["made_from"] is None
+
+
+def test_costs_before_and_after() -> None:
+    before = Costs(2, 1_000_000, 4_000_000, 10**9, 2**20, 0)
+    after = Costs(2, 500_000, 2_000_000, 10**8, 2**19, 1024)
+    text = text_of(costs_table(before, after))
+    assert row_of(text, "parameters") == ["parameters", "1.00", "M", "500", "k", "-50.0", "%"]
+    assert row_of(text, "FLOPs,")[-2:] == ["-90.0", "%"]
+    assert row_of(text, "activations")[-6:] == ["1.00", "MiB", "512", "KiB", "-50.0", "%"]
+    assert row_of(text, "kept")[-3:] == ["1.00", "KiB", "-"]
+    assert "synthesis" not in text_of(costs_table(before))
+    assert costs_document(before)["flops_per_sample"] == 5 * 10**8
+
+
+def test_unknown_costs_are_dashes() -> None:
+    unknown = Costs(2, 10, 40, None, None, None, "it branches")
+    text = text_of(costs_table(unknown, unknown))
+    assert row_of(text, "FLOPs,")[-3:] == ["-", "-", "-"]
+    assert costs_document(unknown)["flops_per_sample"] is None
+
+
+def difference(name: str, passed: bool = True, top1: float | None = 1.0) -> Difference:
+    return Difference(
+        name, 2, "float32", 20, 1.26e-7, 1e-8, 0.0, 3e-6, 1.0, 0.99999999, top1, True, True, 1e-6, 1e-5, passed
+    )
+
+
+def test_verification_rows() -> None:
+    layer = LayerDifference("linear", "blocks.0.fc", difference("linear"))
+    verification = Verification((difference("logits"), difference("hidden", False, None)), (layer,))
+    text = text_of(verification_table(verification))
+    assert " ".join(row_of(text, "logits")) == "logits 2 1.3e-07 1.0e-08 0 3.0e-06 1.000000 100 % equal"
+    assert row_of(text, "hidden")[-2:] == ["-", "DIFFERS"]
+    assert row_of(text_of(layers_table(verification)), "blocks.0.fc")[-1] == "equal"
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "latin-1"])
+def test_no_line_is_longer_than_80_columns(encoding: str, result: repl_fx.TransformResult) -> None:
+    name = "model.encoder.very_long_name_of_a_container.layers.17.attention.output_projection"
+    row = BlockReport(name, name, "refused", None, "because " + name, 10**9, 10**9)
+    tables = [
+        repeats_table(result.repeats, measure_costs(result.captured, result.args)),
+        blocks_table((row,), Plan((), (), "f")),
+        verification_table(Verification((difference(name),))),
+        layers_table(Verification((), (LayerDifference("n", name, difference(name)),))),
+        costs_table(Costs(1024, 10**12, 10**13, 10**18, 10**12, 10**9), Costs(1024, 1, 1, 1, 1, 1)),
+    ]
+    for table in tables:
+        text = text_of(table, encoding)
+        assert max(len(line) for line in text.splitlines()) <= 80
+        assert "…" not in text

@@ -1,0 +1,178 @@
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor, nn
+
+import repl_fx
+from repl_fx.passes.fold_surrogates import is_synthesis
+from repl_fx.surrogates.thin_layer import ThinForms, ThinSynthesis, WeightForm
+from tests.nets import ConvNet, TokenNet, images, tokens
+
+PLAIN = WeightForm(transposed=False, groups=1)
+
+
+@given(
+    groups=st.sampled_from([1, 2, 4, 8]),
+    rows=st.integers(1, 3),
+    inner=st.integers(1, 3),
+    kernel=st.sampled_from([1, 3]),
+)
+@settings(max_examples=20)
+def test_pointwise_form_of_a_grouped_kernel_is_the_convolution_of_constant_images(
+    groups: int, rows: int, inner: int, kernel: int
+) -> None:
+    weight = torch.randn(groups * rows, inner, kernel, kernel, dtype=torch.float64)
+    x = torch.randn(1, groups * inner, 1, 1, dtype=torch.float64)
+    padded = x.expand(-1, -1, kernel, kernel)
+    expected = F.conv2d(padded, weight, groups=groups).flatten()
+    dense = WeightForm(transposed=False, groups=groups).pointwise(weight)
+    assert torch.allclose(dense @ x.flatten(), expected)
+
+
+def test_transposed_form() -> None:
+    weight = torch.randn(3, 5)
+    assert torch.equal(WeightForm(transposed=True, groups=1).pointwise(weight), weight.t())
+
+
+def test_synthesis_is_the_formula_of_its_docstring() -> None:
+    entry, end = torch.randn(2, 7, 5), torch.randn(2, 5, 6)
+    forms = ThinForms((PLAIN,), (PLAIN,), ())
+    given_weights = [entry[0], end[0], entry[1], end[1]]
+    made = ThinSynthesis(
+        3, forms, given_weights, [entry[0], end[0]], bias_in=True, bias_out=True, train_neighbours=True
+    )
+    weight_in, weight_out, bias_in, bias_out = made(*given_weights)
+    expected_in, expected_out = torch.zeros(3, 5), torch.zeros(5, 3)
+    for neighbour in range(2):
+        for i in range(7):
+            expected_in[i % 3] += made.gain_in[7 * neighbour + i] * entry[neighbour, i]
+        for i in range(6):
+            expected_out[:, i % 3] += made.gain_out[6 * neighbour + i] * end[neighbour, :, i]
+    assert torch.allclose(weight_in, expected_in, atol=1e-6)
+    assert torch.allclose(weight_out, expected_out, atol=1e-6)
+    assert bias_in.shape == (3,) and bias_out.shape == (5,)
+
+
+def test_rows_are_as_long_as_those_of_the_removed_block() -> None:
+    weights = [torch.randn(64, 16) * s for s in (3.0, 0.1, 5.0, 0.2)]
+    entry, end = weights[0::2], [w.t() for w in weights[1::2]]
+    own = [torch.randn(64, 16) * 2, torch.randn(16, 64) * 0.5]
+    forms = ThinForms((PLAIN,), (PLAIN,), ())
+    given_weights = [entry[0], end[0], entry[1], end[1]]
+    made = ThinSynthesis(4, forms, given_weights, own, bias_in=False, bias_out=False, train_neighbours=True)
+    weight_in, weight_out = made(*given_weights)
+    assert weight_in.norm(dim=1).square().mean().sqrt().item() == pytest.approx(
+        own[0].norm(dim=1).square().mean().sqrt().item()
+    )
+    assert weight_out.norm(dim=1).square().mean().sqrt().item() == pytest.approx(
+        own[1].norm(dim=1).square().mean().sqrt().item()
+    )
+
+
+def test_gradients_are_right() -> None:
+    weights = [torch.randn(4, 3, 3, 3), torch.randn(3, 4, 1, 1), torch.randn(4, 3, 3, 3)] * 2
+    weights = [w.double().clone().requires_grad_() for w in weights]
+    forms = ThinForms((PLAIN,), (PLAIN,), (PLAIN,))
+    made = ThinSynthesis(2, forms, weights, weights[:3], bias_in=True, bias_out=True, train_neighbours=True).double()
+    assert torch.autograd.gradcheck(lambda *w: made(*w), weights)
+
+
+@pytest.mark.parametrize("surrogate", ["blend", "bottleneck"])
+@pytest.mark.parametrize("kind", ["conv", "tokens", "post_norm"])
+def test_output_scale_at_the_start_is_within_a_factor_of_two(surrogate: str, kind: str) -> None:
+    x = images(16) if kind == "conv" else tokens(16)
+    for seed in range(5):
+        torch.manual_seed(seed)
+        model = (ConvNet(depth=3) if kind == "conv" else TokenNet(depth=3, post_norm=kind == "post_norm")).eval()
+        result = repl_fx.transform(model, (x,), surrogate=surrogate, seed=seed)
+        seen = []
+        for module in (model, result.graph_module.eval()):
+            kept: list[Tensor] = []
+            for block in ("blocks.2.conv1", "blocks.2.norm1", "blocks.2.attn.qkv"):
+                if any(name == block for name, _ in module.named_modules()):
+                    module.get_submodule(block).register_forward_pre_hook(lambda m, a, kept=kept: kept.append(a[0]))
+            module(x)
+            seen.append(kept[0].std().item())
+        assert 0.5 < seen[1] / seen[0] < 2
+
+
+def test_thin_layer_of_a_convolution_keeps_a_depthwise_kernel_and_a_norm() -> None:
+    result = repl_fx.transform(ConvNet(width=16), (images(),), surrogate="bottleneck")
+    gm = result.graph_module
+    synthesis = [n for n in gm.graph.nodes if is_synthesis(gm, n)]
+    assert len(synthesis) == 2
+    made = gm.get_submodule(str(synthesis[0].target))
+    assert isinstance(made, ThinSynthesis) and made.width == 4
+    assert made.names == ("weight_in", "weight_out", "kernel")
+    norm = gm.get_submodule("surrogates.blocks_1.branch_0_norm")
+    assert isinstance(norm, nn.BatchNorm2d) and norm.num_features == 4
+    report = {row.block: row for row in result.report}["blocks.1"]
+    assert report.parameters_after < 0.1 * report.parameters_before
+
+
+def test_width_setting() -> None:
+    for settings_, width in (({"width": 3}, 3), ({"ratio": 0.5}, 8), ({}, 4)):
+        gm = repl_fx.transform(TokenNet(), (tokens(),), surrogate="bottleneck", settings=settings_).graph_module
+        made = [m for m in gm.modules() if isinstance(m, ThinSynthesis)]
+        assert {m.width for m in made} == {width}
+
+
+def test_linear_layers_in_other_layouts() -> None:
+    """Channels last behind a depthwise convolution (ConvNeXt), and (in, out) weights (GPT-2)."""
+
+    class Next(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.dw = nn.Conv2d(8, 8, 3, padding=1, groups=8)
+            self.norm = nn.LayerNorm(8)
+            self.fc1, self.fc2 = nn.Linear(8, 16), nn.Linear(16, 8)
+
+        def forward(self, x: Tensor) -> Tensor:
+            y = self.norm(self.dw(x).permute(0, 2, 3, 1))
+            out: Tensor = x + self.fc2(F.gelu(self.fc1(y))).permute(0, 3, 1, 2)
+            return out
+
+    class Transposed(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.w1, self.w2 = nn.Parameter(torch.randn(8, 16) / 3), nn.Parameter(torch.randn(16, 8) / 4)
+            self.bias = nn.Parameter(torch.zeros(16))
+
+        def forward(self, x: Tensor) -> Tensor:
+            y = torch.tanh(torch.addmm(self.bias, x.reshape(-1, 8), self.w1))
+            return x + torch.mm(y, self.w2).reshape(x.shape)
+
+    for block, x in ((Next, torch.randn(2, 8, 4, 4)), (Transposed, torch.randn(2, 5, 8))):
+        model = nn.Sequential(*(block() for _ in range(3)))
+        result = repl_fx.transform(model, (x,), surrogate="bottleneck")
+        assert result.graph_module(x).shape == x.shape
+        norms = [m for n, m in result.graph_module.named_modules() if n.endswith("_norm")]
+        assert [type(m) for m in norms] == ([nn.LayerNorm] if block is Next else [])
+
+
+def test_half_precision_and_double_models() -> None:
+    for dtype in (torch.bfloat16, torch.float64):
+        model, x = TokenNet(depth=3).to(dtype), tokens().to(dtype)
+        gm = repl_fx.transform(model, (x,), surrogate="bottleneck").graph_module
+        assert {p.dtype for p in gm.parameters()} == {dtype}
+        assert gm(x).dtype == dtype
+
+
+def test_a_span_that_changes_resolution_is_refused() -> None:
+    class Down(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.down = nn.Conv2d(4, 4, 2, stride=2)
+            self.up = nn.ConvTranspose2d(4, 4, 2, stride=2)
+
+        def forward(self, x: Tensor) -> Tensor:
+            out: Tensor = x + self.up(F.relu(self.down(x)))
+            return out
+
+    model = nn.Sequential(*(Down() for _ in range(3)))
+    with pytest.raises(repl_fx.NothingToReplace, match="is of a kind a thin layer cannot be made from"):
+        repl_fx.transform(model, (torch.randn(2, 4, 8, 8),), surrogate="bottleneck")

@@ -1,0 +1,40 @@
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import pytest
+
+import repl_fx
+from repl_fx.surrogates import make_surrogate, register_surrogate
+from repl_fx.surrogates.blend import Blend, BlendConfig
+from tests.nets import TokenNet, tokens
+
+
+def test_known_surrogates_and_settings() -> None:
+    assert {"identity", "blend", "bottleneck", "auto"} <= set(repl_fx.known_surrogates())
+    blend = make_surrogate("blend", {"per": "tensor"})
+    assert isinstance(blend, Blend) and blend.config == BlendConfig(per="tensor")
+    assert blend.settings() == {"per": "tensor", "train_neighbours": True}
+
+
+def test_a_setting_without_default_cannot_be_registered() -> None:
+    @dataclass(frozen=True)
+    class Needy:
+        factor: float
+
+    with pytest.raises(repl_fx.BadInput, match="every setting of Needy needs a default"):
+        register_surrogate("needy", Needy)
+    assert "needy" not in repl_fx.known_surrogates()
+
+
+def test_settings_of_the_wrong_type_or_value() -> None:
+    with pytest.raises(repl_fx.BadInput, match=r"surrogate 'bottleneck' cannot be set to ratio='abc'"):
+        make_surrogate("bottleneck", {"ratio": "abc"})
+    with pytest.raises(repl_fx.BadInput, match="ratio is 2; it must be above 0"):
+        make_surrogate("auto", {"ratio": 2})
+
+
+def test_auto_hands_its_settings_on() -> None:
+    x = tokens()
+    result = repl_fx.transform(TokenNet(depth=3), (x,), settings={"width": 3})
+    assert [r.settings["width"] for r in result.plan.replacements] == [3]

@@ -1,0 +1,204 @@
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+import repl_fx
+from repl_fx.artifact import load_artifact, require_free, writing
+from repl_fx.sources import load_source
+from tests.nets import TokenNet, tokens
+
+MODEL = """
+import torch
+from torch import nn
+
+
+class Block(nn.Module):
+    def __init__(self, width):
+        super().__init__()
+        self.norm = nn.LayerNorm(width)
+        self.fc1, self.fc2 = nn.Linear(width, 32), nn.Linear(32, width)
+
+    def forward(self, x):
+        return x + self.fc2(self.fc1(self.norm(x)).relu())
+
+
+class Net(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.embed = nn.Embedding(11, 16)
+        self.blocks = nn.Sequential(*(Block(16) for _ in range(5)))
+        self.head = nn.Linear(16, 11, bias=False)
+        self.head.weight = self.embed.weight
+
+    def forward(self, ids):
+        return self.head(self.blocks(self.embed(ids)))
+
+
+def model():
+    return Net()
+
+
+def example_inputs():
+    return (torch.arange(12).reshape(2, 6) % 11,)
+"""
+
+
+@pytest.fixture
+def model_file(tmp_path: Path) -> Path:
+    path = tmp_path / "net.py"
+    path.write_text(MODEL)
+    return path
+
+
+@pytest.fixture
+def artifact(model_file: Path, tmp_path: Path) -> Path:
+    source = load_source(str(model_file))
+    result = repl_fx.transform(source.model, source.args, source.kwargs)
+    return repl_fx.save(result, tmp_path / "artifact", source=source)
+
+
+def test_reloads_in_a_fresh_process_after_training(model_file: Path, tmp_path: Path) -> None:
+    source = load_source(str(model_file))
+    result = repl_fx.transform(source.model, source.args)
+    gm = result.graph_module.train()
+    optimizer = torch.optim.SGD(gm.parameters(), 1e-4)
+    for _ in range(3):
+        loss = gm(*source.args).square().mean()
+        loss.backward()
+        optimizer.step()
+    repl_fx.save(result, tmp_path / "out", source=source)
+    torch.save(gm.eval()(*source.args), tmp_path / "expected.pt")
+    code = (
+        "import sys, torch, repl_fx; gm = repl_fx.load(sys.argv[1]); "
+        "y = gm(torch.arange(12).reshape(2, 6) % 11); "
+        "assert torch.equal(y, torch.load(sys.argv[2])); print(gm.head.weight is gm.embed.weight)"
+    )
+    # From another directory: the artifact must not depend on where it was made.
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(tmp_path / "out"), str(tmp_path / "expected.pt")],
+        capture_output=True,
+        text=True,
+        cwd=tmp_path.parent,
+        env={**os.environ, "PYTHONPATH": str(Path(repl_fx.__file__).parents[1])},
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    # Tied tensors are one tensor again.
+    assert done.stdout.strip() == "True"
+
+
+def test_contents(artifact: Path) -> None:
+    assert {p.name for p in artifact.iterdir()} == {"manifest.json", "plan.json", "model.safetensors", "graph.txt"}
+    manifest = json.loads((artifact / "manifest.json").read_text())
+    assert manifest["aliases"] == {"head.weight": "embed.weight"}
+    assert manifest["inputs"]["args"] == [{"tensor": [2, 6], "dtype": "int64", "range": [0, 10]}]
+    loaded = load_artifact(artifact)
+    assert loaded.plan == repl_fx.Plan.from_json((artifact / "plan.json").read_text())
+    assert manifest["parameters"] == sum(p.numel() for p in loaded.graph_module.parameters())
+    assert torch.equal(loaded.args[0], torch.arange(12).reshape(2, 6) % 11)
+
+
+def test_models_given_in_python(tmp_path: Path) -> None:
+    x = tokens()
+    result = repl_fx.transform(TokenNet(), (x,))
+    repl_fx.save(result, tmp_path / "out")
+    with pytest.raises(repl_fx.ArtifactError, match="pass the model: load"):
+        repl_fx.load(tmp_path / "out")
+    model = TokenNet()
+    before = {n: t.clone() for n, t in model.state_dict().items()}
+    again = repl_fx.load(tmp_path / "out", model)
+    assert torch.equal(again(x), result.graph_module.eval()(x))
+    # The model that was handed over keeps its own weights.
+    assert all(t.equal(before[n]) for n, t in model.state_dict().items())
+
+
+def test_a_model_that_changed_no_longer_fits(artifact: Path, model_file: Path) -> None:
+    model_file.write_text(MODEL.replace("range(5)", "range(6)"))
+    with pytest.raises(repl_fx.ArtifactError, match="no longer fits its model: the structure of Net has changed"):
+        repl_fx.load(artifact)
+    model_file.write_text(MODEL.replace(".relu()", ".tanh()"))
+    with pytest.raises(repl_fx.ArtifactError, match="no longer fits its model"):
+        repl_fx.load(artifact)
+    model_file.unlink()
+    with pytest.raises(repl_fx.SourceError, match=r"net\.py"):
+        repl_fx.load(artifact)
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (lambda d: (d / "manifest.json").unlink(), "is no artifact: it has no manifest.json"),
+        (lambda d: (d / "manifest.json").write_text("{"), "manifest.json is damaged or of another program"),
+        (lambda d: (d / "manifest.json").write_text('{"schema": 1, "kind": "x"}'), r"written by another program \(x\)"),
+        (lambda d: (d / "plan.json").write_text("[]"), "is damaged: not a plan"),
+        (lambda d: (d / "model.safetensors").write_bytes(b"\x00" * 20), "is damaged"),
+        (lambda d: (d / "model.safetensors").unlink(), "is damaged"),
+        (shutil.rmtree, "is no directory"),
+    ],
+)
+def test_damaged_and_foreign_artifacts(artifact: Path, damage: object, message: str) -> None:
+    assert callable(damage)
+    damage(artifact)
+    with pytest.raises(repl_fx.ArtifactError, match=message) as caught:
+        repl_fx.load(artifact)
+    assert "\n" not in str(caught.value)
+
+
+def test_an_artifact_of_another_torch_is_judged_by_names_and_shapes(artifact: Path, model_file: Path) -> None:
+    manifest = json.loads((artifact / "manifest.json").read_text())
+    manifest["versions"]["torch"] = "2.0"
+    (artifact / "manifest.json").write_text(json.dumps(manifest))
+    plan = json.loads((artifact / "plan.json").read_text())
+    (artifact / "plan.json").write_text(json.dumps({**plan, "fingerprint": "of another trace"}))
+    assert repl_fx.load(artifact)(torch.zeros(2, 6, dtype=torch.int64)).shape == (2, 6, 11)
+    model_file.write_text(MODEL.replace("range(5)", "range(6)"))
+    with pytest.raises(repl_fx.ArtifactError, match="does not fit its model"):
+        repl_fx.load(artifact)
+
+
+def test_newer_schema(artifact: Path) -> None:
+    manifest = json.loads((artifact / "manifest.json").read_text())
+    (artifact / "manifest.json").write_text(json.dumps({**manifest, "schema": 99}))
+    with pytest.raises(repl_fx.ArtifactError, match="has schema 99, this version reads 1"):
+        repl_fx.load(artifact)
+
+
+def test_places_that_are_taken(tmp_path: Path, artifact: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(repl_fx.OutputError, match="is a file"):
+        require_free(tmp_path / "file", force=True)
+    with pytest.raises(repl_fx.OutputError, match="is not empty; choose another place"):
+        require_free(artifact, force=False)
+    require_free(artifact, force=True)
+    (tmp_path / "home").mkdir()
+    (tmp_path / "home" / "thesis.txt").write_text("precious")
+    with pytest.raises(repl_fx.OutputError, match="replaces artifacts only"):
+        require_free(tmp_path / "home", force=True)
+    with pytest.raises(repl_fx.OutputError, match="cannot write"), writing(tmp_path / "file" / "below"):
+        pass
+
+
+def test_a_failure_leaves_nothing_behind(tmp_path: Path, artifact: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    old = {p.name: p.read_bytes() for p in artifact.iterdir()}
+
+    def full(*_: object, **__: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("repl_fx.artifact.save_file", full)
+    result = repl_fx.transform(nn.Sequential(*(nn.Linear(4, 4) for _ in range(3))), (torch.randn(2, 4),))
+    before = sorted(p.name for p in tmp_path.iterdir())
+    with pytest.raises(repl_fx.OutputError, match="No space left on device"):
+        repl_fx.save(result, artifact, force=True)
+    with pytest.raises(repl_fx.OutputError, match="No space left on device"):
+        repl_fx.save(result, tmp_path / "new")
+    assert sorted(p.name for p in tmp_path.iterdir()) == before
+    assert {p.name: p.read_bytes() for p in artifact.iterdir()} == old

@@ -1,0 +1,68 @@
+"""The code in the documentation runs."""
+
+from __future__ import annotations
+
+import re
+import sys
+import types
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import repl_fx
+from repl_fx.passes.fold_surrogates import is_synthesis
+from repl_fx.sources import load_source
+from tests.nets import ConvNet, TokenNet, images, tokens
+
+ROOT = Path(__file__).parents[1]
+
+
+def _code(document: str) -> list[str]:
+    return re.findall(r"```python\n(.*?)```", (ROOT / document).read_text(), re.DOTALL)
+
+
+def test_the_readmes_model_file_is_transformed(tmp_path: Path) -> None:
+    file = next(code for code in _code("README.md") if code.startswith("# net.py"))
+    (tmp_path / "net.py").write_text(file)
+    source = load_source(str(tmp_path / "net.py"))
+    result = repl_fx.transform(source.model, source.args)
+    assert [r.surrogate for r in result.plan.replacements] == ["bottleneck"] * 3
+
+
+def test_the_readmes_python_runs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    code = next(code for code in _code("README.md") if "repl_fx.save" in code)
+    names: dict[str, Any] = {"model": ConvNet(), "images": images(), "make_model": ConvNet}
+    exec(compile(code, "README.md", "exec"), names)
+    assert names["check"] and (tmp_path / "net.onnx").exists() and (tmp_path / "out" / "manifest.json").exists()
+    assert "blocks.1 -> bottleneck" in capsys.readouterr().out
+
+
+def test_the_surrogate_of_the_docs_works(monkeypatch: pytest.MonkeyPatch) -> None:
+    (code,) = _code("docs/surrogates.md")
+    # dataclasses look their module up by name.
+    module = types.ModuleType("docs_surrogates")
+    monkeypatch.setitem(sys.modules, module.__name__, module)
+    exec(compile(code, "docs/surrogates.md", "exec"), vars(module))
+    x = tokens()
+    gm = repl_fx.transform(TokenNet(), (x,), surrogate="one-layer").graph_module.eval()
+    assert sum(is_synthesis(gm, node) for node in gm.graph.nodes) == 2
+    assert torch.equal(repl_fx.fold(gm)(x), gm(x))
+    with pytest.raises(repl_fx.NothingToReplace, match="it has no square weight"):
+        repl_fx.transform(ConvNet(), (images(),), surrogate="one-layer")
+
+
+def test_the_table_of_debug_variables_is_complete() -> None:
+    read = set(re.findall(r"REPL_FX_[A-Z_]+", (ROOT / "repl_fx" / "config.py").read_text()))
+    told = set(re.findall(r"`(REPL_FX_[A-Z_]+)`", (ROOT / "docs" / "debugging.md").read_text()))
+    assert read == told
+
+
+def test_every_command_of_the_readme_exists() -> None:
+    commands = set(re.findall(r"^ +repl-fx +(\w+)", (ROOT / "README.md").read_text(), re.MULTILINE))
+    files = {path.stem for path in (ROOT / "repl_fx" / "cli").glob("*.py")}
+    assert commands and commands <= files

@@ -1,0 +1,165 @@
+"""Leaf modules stand aside during a trace, come back as calls, and are left as they were."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import pytest
+import torch
+from torch import Tensor, fx, nn
+
+from repl_fx.capture import capture, check_capture
+from repl_fx.leaf_calls import LeafCalls, is_leaf, record_leaf_calls
+
+
+class Plain(nn.Module):
+    """A module of the user's own without parameters."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * 2
+
+
+class Scale(nn.Module):
+    """A module of the user's own with a parameter."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.gain = nn.Parameter(torch.ones(8))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * self.gain
+
+
+class Padded(nn.Linear):
+    def forward(self, input: Tensor) -> Tensor:
+        return super().forward(input) + 1
+
+
+@pytest.mark.parametrize(
+    ("module", "leaf"),
+    [
+        (nn.Linear(2, 2), True),
+        (Padded(2, 2), True),
+        (nn.Dropout(), True),
+        (nn.LSTM(2, 2), True),
+        (Plain(), True),
+        (Scale(), False),
+        (nn.Sequential(nn.ReLU()), False),
+        (nn.MultiheadAttention(4, 2), False),
+        (nn.ModuleList(), False),
+        (nn.ParameterList(), False),
+    ],
+    ids=lambda value: type(value).__name__,
+)
+def test_what_a_leaf_is(module: nn.Module, leaf: bool) -> None:
+    assert is_leaf(module) is leaf
+
+
+def calls(gm: fx.GraphModule) -> list[str]:
+    return [str(n.target) for n in gm.graph.nodes if n.op == "call_module"]
+
+
+def test_leaves_are_calls_and_the_rest_is_operators() -> None:
+    model = nn.Sequential(nn.Linear(8, 8), Scale(), Plain(), Padded(8, 8), nn.Sequential(nn.ReLU(), nn.Dropout(0.1)))
+    gm = capture(model, (torch.randn(3, 8),))
+    assert calls(gm) == ["0", "2", "3", "4.0", "4.1"]
+    assert [str(n.target) for n in gm.graph.nodes if n.op == "get_attr"] == ["1.gain"]
+    assert torch.ops.aten.mul.Tensor in [n.target for n in gm.graph.nodes]
+
+
+def test_a_module_that_is_a_leaf_itself() -> None:
+    model, x = nn.Linear(8, 8), torch.randn(3, 8)
+    gm = capture(model, (x,))
+    assert calls(gm) == [] and list(gm.state_dict()) == ["weight", "bias"]
+    assert torch.equal(gm(x), model(x))
+
+
+class Parts(NamedTuple):
+    low: Tensor
+    high: Tensor
+
+
+class Splits(nn.Module):
+    def forward(self, x: Tensor, *, at: int = 4, more: dict[str, Tensor] | None = None) -> Any:
+        extra = 0 if more is None else more["bias"]
+        return {"parts": Parts(x[:, :at] + extra, x[:, at:]), "none": None, "number": at}
+
+
+class UsesSplits(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.splits, self.fc = Splits(), nn.Linear(4, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        found = self.splits(x, more={"bias": x[:, :4]})
+        assert found["none"] is None
+        return self.fc(found["parts"].high) * found["number"] + found["parts"].low  # type: ignore[no-any-return]
+
+
+def test_nested_arguments_and_results_of_a_leaf() -> None:
+    model, x = UsesSplits(), torch.randn(3, 8)
+    gm = capture(model, (x,))
+    assert calls(gm) == ["splits", "fc"]
+    assert check_capture(model, gm, (x,))
+
+
+@dataclass
+class Box:
+    value: Tensor
+
+
+class Boxes(nn.Module):
+    def forward(self, x: Tensor) -> Box:
+        return Box(x * 2)
+
+
+class UsesBoxes(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.boxes, self.last = nn.Linear(8, 8), Boxes(), nn.Linear(8, 8)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.last(self.boxes(self.first(x)).value)  # type: ignore[no-any-return]
+
+
+def test_a_leaf_that_returns_an_object_is_inlined() -> None:
+    model, x = UsesBoxes(), torch.randn(3, 8)
+    gm = capture(model, (x,))
+    assert calls(gm) == ["first", "last"]
+    assert check_capture(model, gm, (x,))
+
+
+def test_what_a_leaf_calls_itself_is_part_of_it() -> None:
+    class Hidden(nn.Module):
+        def __init__(self, inner: nn.Module) -> None:
+            super().__init__()
+            # Not a child: a list hides it from the module tree.
+            self.inner = [inner]
+
+        def forward(self, x: Tensor) -> Any:
+            return self.inner[0](x) * 2
+
+    relu = nn.ReLU()
+    model = nn.Sequential(nn.Linear(8, 8), relu, Hidden(relu))
+    x = torch.randn(3, 8)
+    gm = capture(model, (x,))
+    assert calls(gm) == ["0", "1", "2"]
+    assert check_capture(model, gm, (x,))
+
+
+def test_modules_are_unpatched_however_the_trace_ends() -> None:
+    model = nn.Sequential(nn.Linear(8, 8), nn.ReLU())
+    apply = torch.autograd.Function.__dict__["apply"]
+    with pytest.raises(RuntimeError, match="stop"), record_leaf_calls(model, LeafCalls()):
+        assert all("_call_impl" in vars(module) for module in model)
+        raise RuntimeError("stop")
+    assert not any("_call_impl" in vars(module) for module in model.modules())
+    assert torch.autograd.Function.__dict__["apply"] is apply
+
+
+def test_passing_through_is_noted_for_evaluation() -> None:
+    model = nn.Sequential(nn.Linear(8, 8), nn.Dropout(0.5), nn.Identity(), nn.ReLU())
+    gm = capture(model, (torch.randn(3, 8),))
+    noted = {str(n.target): n.meta["passes_through"] for n in gm.graph.nodes if n.op == "call_module"}
+    assert noted == {"0": False, "1": True, "2": True, "3": False}

@@ -1,0 +1,135 @@
+"""What every real model must pass; used by the test files of this folder, one for each family of models."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils import _pytree as pytree
+
+import repl_fx
+from repl_fx.passes.fold_surrogates import is_synthesis
+from repl_fx.surrogates.thin_layer import ThinSynthesis
+
+# `auto` comes to `bottleneck` for every one of these models (`check_capture` makes sure).
+SURROGATES = ("identity", "blend", "bottleneck")
+
+
+@dataclass(frozen=True)
+class Case:
+    """A model, its inputs and the repeats it was configured with.
+
+    Attributes:
+        build: makes the model, the same each time but for its weights.
+        inputs: makes its keyword or positional example inputs, batch 2.
+        repeats: copies of each repeat that must be found, by name.
+        modes_differ: whether training computes something else than evaluation (dropout, batch norm).
+    """
+
+    name: str
+    build: Callable[[], nn.Module]
+    inputs: Callable[[], tuple[tuple[Any, ...], dict[str, Any]]]
+    repeats: Mapping[str, int] = field(default_factory=dict)
+    modes_differ: bool = True
+
+    def __str__(self) -> str:
+        return self.name
+
+
+def floats(outputs: Any) -> list[Tensor]:
+    """The floating tensors of an output."""
+    return [leaf for leaf in pytree.tree_leaves(outputs) if isinstance(leaf, Tensor) and leaf.is_floating_point()]
+
+
+def check_capture(case: Case) -> None:
+    """The captured graph computes what the source computes, to the bit, in both modes, gradients included."""
+    torch.manual_seed(0)
+    model = case.build()
+    args, kwargs = case.inputs()
+    gm = repl_fx.capture(model, args, kwargs)
+    assert list(gm.state_dict()) == list(model.state_dict())
+    results = []
+    statistics = {name: buffer.clone() for name, buffer in model.named_buffers()}
+    for module in (model, gm):
+        with torch.no_grad():
+            for name, buffer in module.named_buffers():
+                if name in statistics:
+                    buffer.copy_(statistics[name])
+        module.eval()
+        evaluated = floats(module(*args, **kwargs))
+        module.train()
+        module.zero_grad()
+        torch.manual_seed(1)
+        trained = floats(module(*args, **kwargs))
+        sum(((out - 0.5) ** 2).mean() for out in trained).backward()  # type: ignore[union-attr]
+        grads = {n: p.grad.clone() for n, p in module.named_parameters() if p.grad is not None}
+        buffers = {n: b.clone() for n, b in module.named_buffers() if n in statistics}
+        results.append((evaluated, trained, grads, buffers))
+    (eval_a, train_a, grads_a, buffers_a), (eval_b, train_b, grads_b, buffers_b) = results
+    assert len(eval_a) == len(eval_b) > 0
+    assert all(torch.equal(a, b) for a, b in zip(eval_a, eval_b, strict=True))
+    assert all(torch.equal(a, b) for a, b in zip(train_a, train_b, strict=True))
+    assert case.modes_differ == any(not torch.equal(a, b) for a, b in zip(eval_a, train_a, strict=True))
+    assert grads_a.keys() == grads_b.keys()
+    assert [n for n in grads_a if not torch.equal(grads_a[n], grads_b[n])] == []
+    assert [n for n in buffers_a if not torch.equal(buffers_a[n], buffers_b[n])] == []
+    repeats = repl_fx.find_repeats(gm)
+    assert {repeat.name: len(repeat) for repeat in repeats} == dict(case.repeats)
+    automatic, thin = (repl_fx.make_plan(gm, repeats, surrogate=key) for key in ("auto", "bottleneck"))
+    assert automatic == thin
+    assert len(thin.replacements) == sum((copies - 1) // 2 for copies in case.repeats.values())
+
+
+def check_surrogate(case: Case, surrogate: str, place: Path) -> None:
+    """A transformed model trains, reloads, folds, exports and verifies."""
+    torch.manual_seed(0)
+    model = case.build()
+    args, kwargs = case.inputs()
+    total = sum(p.numel() for p in model.parameters())
+    result = repl_fx.transform(model, args, kwargs, surrogate=surrogate)
+    gm = result.graph_module
+    assert len(result.plan.replacements) == sum((copies - 1) // 2 for copies in case.repeats.values())
+    assert sum(p.numel() for p in gm.parameters()) < total
+    if surrogate == "bottleneck":
+        assert any(isinstance(module, ThinSynthesis) for module in gm.modules())
+    losses = _train(gm, args, kwargs)
+    assert min(losses[1:]) < losses[0], losses
+    unused = [n for n, p in gm.named_parameters() if n.startswith("surrogates") and p.grad is None]
+    assert unused == []
+    gm.eval()
+    with torch.no_grad():
+        expected = floats(gm(*args, **kwargs))
+        repl_fx.save(result, place / "artifact")
+        again = repl_fx.load(place / "artifact", case.build())
+        assert all(torch.equal(a, b) for a, b in zip(floats(again(*args, **kwargs)), expected, strict=True))
+        folded = repl_fx.fold(gm)
+        assert not any(is_synthesis(folded, node) for node in folded.graph.nodes)
+        assert all(torch.equal(a, b) for a, b in zip(floats(folded(*args, **kwargs)), expected, strict=True))
+    path = repl_fx.export_onnx(gm, place / "model.onnx", args, kwargs)
+    check = repl_fx.verify_onnx(gm, path, args, kwargs)
+    assert check, check.summary()
+    assert {row.batch for row in check.rows} == {1, 2, 5}
+
+
+def _train(gm: nn.Module, args: Any, kwargs: Any, steps: int = 4) -> list[float]:
+    gm.train()
+    optimizer = torch.optim.AdamW(gm.parameters(), 1e-3)
+    target: Tensor | None = None
+    losses = []
+    for step in range(steps):
+        # The same dropout each step, so that the loss can be compared.
+        torch.manual_seed(2)
+        out = next(t for t in floats(gm(*args, **kwargs)) if t.requires_grad)
+        if target is None:
+            target = torch.randn_like(out)
+        loss = nn.functional.mse_loss(out, target)
+        losses.append(loss.item())
+        if step < steps - 1:
+            optimizer.zero_grad()
+            loss.backward()  # type: ignore[no-untyped-call]
+            optimizer.step()
+    return losses

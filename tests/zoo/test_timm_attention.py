@@ -1,0 +1,28 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from tests.zoo.checks import SURROGATES, Case, check_capture, check_surrogate
+from tests.zoo.models import timm_case
+
+pytestmark = pytest.mark.zoo
+
+CASES = [
+    timm_case("vit_tiny_patch16_224", {"blocks": 12}),
+    # The stage of six alternates plain and shifted windows: three pairs. In the last stage no window is shifted.
+    timm_case("swin_tiny_patch4_window7_224", {"layers.2.blocks": 3, "layers.3.blocks": 2}),
+    timm_case("mixer_s32_224", {"blocks": 8}),
+]
+
+
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_captured_exactly_and_repeats_found(case: Case) -> None:
+    check_capture(case)
+
+
+@pytest.mark.parametrize("case", CASES, ids=str)
+@pytest.mark.parametrize("surrogate", SURROGATES)
+def test_transformed(case: Case, surrogate: str, tmp_path: Path) -> None:
+    check_surrogate(case, surrogate, tmp_path)

@@ -1,0 +1,21 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from tests.zoo.checks import SURROGATES, Case, check_capture, check_surrogate
+from tests.zoo.models import TRANSFORMERS
+
+pytestmark = pytest.mark.zoo
+
+
+@pytest.mark.parametrize("case", TRANSFORMERS, ids=str)
+def test_captured_exactly_and_repeats_found(case: Case) -> None:
+    check_capture(case)
+
+
+@pytest.mark.parametrize("case", TRANSFORMERS, ids=str)
+@pytest.mark.parametrize("surrogate", SURROGATES)
+def test_transformed(case: Case, surrogate: str, tmp_path: Path) -> None:
+    check_surrogate(case, surrogate, tmp_path)
