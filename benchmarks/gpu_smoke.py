@@ -23,9 +23,9 @@ and are no benchmark). Float32 means float32: TF32 is off, cuDNN deterministic a
     export and verify   ONNX from the module on the device; ONNX Runtime on the CPU computes the same
 
 "As" means a largest difference below a share of the largest value: 1e-5 for outputs and 1e-4 for gradients; compiled,
-1e-4 for outputs in float32, and in float64 1e-10 for outputs and 1e-8 for gradients. Compiled gradients are not compared
-in float32: the compiler reorders sums, and where a ReLU's input then changes sign the gradient jumps. Gradients of
-ResNet-32 in float32 are 5e-3 off those in float64 without any compiler.
+1e-4 for outputs in float32, and in float64 1e-10 for outputs and 1e-8 for gradients. Compiled gradients are not
+compared in float32: the compiler reorders sums, and where a ReLU's input then changes sign the gradient jumps.
+Gradients of ResNet-32 in float32 are 5e-3 off those in float64 without any compiler.
 
 Exit status: 0 all passed, 1 a check failed, 2 the device is not there.
 """

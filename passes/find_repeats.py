@@ -23,6 +23,7 @@ import numpy as np
 import numpy.typing as npt
 from torch import fx
 
+from repl_fx.block_names import BlockNames
 from repl_fx.blocks import Block, Repeat
 from repl_fx.graph import attribute
 from repl_fx.node_table import NONE, NodeTable, node_table
@@ -300,18 +301,18 @@ def _match_backwards(table: NodeTable, start: int, period: int, offset: int, ent
 def _nouns(
     gm: fx.GraphModule, table: NodeTable, chosen: Iterable[tuple[_Cutting, list[_Cutting]]]
 ) -> tuple[Repeat, ...]:
-    namer = _Namer(table)
+    named = BlockNames(table)
     return tuple(
-        _repeat(gm, table, cutting, namer, tuple(_repeat(gm, table, child, namer, ()) for child in inner))
+        _repeat(gm, table, cutting, named, tuple(_repeat(gm, table, child, named, ()) for child in inner))
         for cutting, inner in chosen
     )
 
 
 def _repeat(
-    gm: fx.GraphModule, table: NodeTable, cutting: _Cutting, namer: _Namer, children: tuple[Repeat, ...]
+    gm: fx.GraphModule, table: NodeTable, cutting: _Cutting, named: BlockNames, children: tuple[Repeat, ...]
 ) -> Repeat:
     members = cutting.members.tolist()
-    name, names = namer.names(members)
+    name, names = named.names(members)
     parameters = [tuple(p for i in copy for p in table.parameters[i]) for copy in members]
     # Tied tensors may go by several names.
     tensors = [[id(attribute(gm, path)) for path in paths] for paths in parameters]
@@ -330,7 +331,7 @@ def _repeat(
                 outputs=(output, *(n for n in nodes if n is not output and any(u not in inside for u in n.users))),
                 side_inputs=tuple(f for f in feeders if f in table.index or f.op == "placeholder"),
                 parameters=parameters[number],
-                module_path=names[number] if namer.is_module(names[number], inside) else None,
+                module_path=names[number] if named.is_module(names[number], inside) else None,
                 size=int(table.sizes[copy].sum()),
             )
         )
@@ -358,52 +359,3 @@ def _tensor_arguments(table: NodeTable, position: int) -> list[fx.Node]:
 
     fx.node.map_arg((node.args, node.kwargs), visit)
     return found
-
-
-class _Namer:
-    """Names for repeats and blocks: module paths where they tell the copies apart, numbers elsewhere."""
-
-    def __init__(self, table: NodeTable) -> None:
-        self.table = table
-        self.unnamed = 0
-        self.taken: set[str] = set()
-        self.under: dict[str, set[fx.Node]] = {}
-        for position, node in enumerate(table.nodes):
-            path = table.path(position)
-            for depth in range(1, len(path) + 1):
-                self.under.setdefault(".".join(path[:depth]), set()).add(node)
-
-    def names(self, members: list[list[int]]) -> tuple[str, list[str]]:
-        """Name of a repeat and of each of its copies."""
-        paths = [[self.table.path(i) for i in copy] for copy in members]
-        shared = _common([path for copy in paths for path in copy])
-        name = ".".join(shared)
-        names = []
-        for copy in paths:
-            own = _common(copy)
-            if len(own) > len(shared):
-                names.append(".".join(own[: len(shared) + 1]))
-                continue
-            below = list(dict.fromkeys(path[len(shared)] for path in copy if len(path) > len(shared)))
-            names.append(f"{name}.{below[0]}-{below[-1]}".lstrip(".") if below else "")
-        if not name or name in self.taken:
-            self.unnamed += 1
-            name = f"{name}.repeat_{self.unnamed}".lstrip(".")
-        if len(set(names)) < len(names) or "" in names or self.taken & set(names):
-            names = [f"{name}#{number}" for number in range(len(names))]
-        self.taken.update([name, *names])
-        return name, names
-
-    def is_module(self, path: str, nodes: set[fx.Node]) -> bool:
-        """Whether the block is all that a module computes."""
-        return self.under.get(path) == nodes
-
-
-def _common(paths: list[tuple[str, ...]]) -> tuple[str, ...]:
-    common = paths[0]
-    for path in paths[1:]:
-        depth = 0
-        while depth < min(len(common), len(path)) and common[depth] == path[depth]:
-            depth += 1
-        common = common[:depth]
-    return common

@@ -52,9 +52,10 @@ def fold_surrogates(gm: fx.GraphModule) -> FoldResult:
     Raises:
         NotFoldable: a synthesis depends on an activation; names the synthesis and the input.
     """
-    result = copy_graph(gm)
+    result = copy_graph(gm, compiled=False)
     syntheses = [node for node in result.graph.nodes if is_synthesis(result, node)]
     if not syntheses:
+        result.recompile()
         return FoldResult(result, ())
     used = used_by(result)
     constants = _constant_nodes(result, syntheses)

@@ -26,6 +26,7 @@ from repl_fx._torch import is_autocast_region, is_grad_region, pytree
 from repl_fx.graph import drop_dead
 from repl_fx.interface import Argument, InputNodes, input_names, keyword_order, locate_inputs, output_of, step_into
 from repl_fx.leaf_calls import LeafCall, LeafCalls, leaf_call_operator
+from repl_fx.memory import collection_paused
 from repl_fx.runtime import AutogradCall, enter_autocast, enter_grad_mode, exit_autocast, restore_grad_mode
 
 _ASSERTIONS = {
@@ -54,6 +55,7 @@ class Constants:
         return f"traced_constant_{len(self.tensors) - 1}"
 
 
+@collection_paused()
 def lift_modules(
     program: ExportedProgram,
     calls: LeafCalls,

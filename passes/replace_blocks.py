@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import fx
@@ -58,15 +59,16 @@ def replace_blocks(gm: fx.GraphModule, repeats: Sequence[Repeat], plan: Plan) ->
     Raises:
         PlanMismatch: the plan names a block the graph does not have, or its surrogate refuses it.
     """
-    result = copy_graph(gm)
+    result = copy_graph(gm, compiled=False)
     blocks = blocks_in(result, repeats)
     forward: dict[fx.Node, fx.Node] = {}
+    known: dict[str, Any] = {}
     used = used_by(result)
     with torch.random.fork_rng(devices=[]):
         # torch.manual_seed would seed the GPUs too, and leave them so.
         torch.default_generator.manual_seed(plan.seed)
         for replacement in plan.replacements:
-            _replace(result, replacement, blocks, forward)
+            _replace(result, replacement, blocks, forward, known)
     drop_dead(result.graph)
     removed = prune_state_(result, used)
     result.recompile()
@@ -74,7 +76,11 @@ def replace_blocks(gm: fx.GraphModule, repeats: Sequence[Repeat], plan: Plan) ->
 
 
 def _replace(
-    gm: CapturedModule, replacement: Replacement, blocks: Mapping[str, Block], forward: dict[fx.Node, fx.Node]
+    gm: CapturedModule,
+    replacement: Replacement,
+    blocks: Mapping[str, Block],
+    forward: dict[fx.Node, fx.Node],
+    known: dict[str, Any],
 ) -> None:
     for name in (replacement.block, replacement.before, replacement.after):
         if name not in blocks:
@@ -83,7 +89,7 @@ def _replace(
     entry = block.input
     while entry in forward:
         entry = forward[entry]
-    site = Site(gm, block, blocks[replacement.before], blocks[replacement.after], entry, replacement.surrogate)
+    site = Site(gm, block, blocks[replacement.before], blocks[replacement.after], entry, replacement.surrogate, known)
     surrogate = make_surrogate(replacement.surrogate, replacement.settings)
     reason = surrogate.refuse(site)
     if reason:

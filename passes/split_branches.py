@@ -75,8 +75,7 @@ def split_branches(gm: fx.GraphModule, block: Block) -> Split:
     Returns:
         The split, or one with a reason: no path around the mixers, a gate on the spine, no branch.
     """
-    order = {node: i for i, node in enumerate(gm.graph.nodes)}
-    nodes = sorted(block.nodes, key=order.__getitem__)
+    nodes = sorted(block.nodes)
     mixers = {node: mixer for node in nodes if (mixer := mixer_of(gm, node)) is not None}
     whole = digraph([block.input, *nodes])
     spine = on_paths(whole.subgraph(n for n in whole if n not in mixers), block.input, block.output)
@@ -89,7 +88,7 @@ def split_branches(gm: fx.GraphModule, block: Block) -> Split:
                 continue
             if join.target not in _ADDS:
                 return Split(reason=f"a branch joins the spine by {join.name}, which is no addition")
-            branch = _branch(whole, root, spine, mixers, order)
+            branch = _branch(whole, root, spine, mixers)
             if isinstance(branch, str):
                 return Split(reason=branch)
             branches.append(branch)
@@ -103,13 +102,12 @@ def _branch(
     root: fx.Node,
     spine: set[fx.Node],
     mixers: dict[fx.Node, Mixer],
-    order: dict[fx.Node, int],
 ) -> Branch | str:
     off_spine = whole.subgraph(n for n in whole if n not in spine)
     members = {root} | nx.ancestors(off_spine, root)
     inside = whole.subgraph(members)
     streamed = set().union(*(nx.descendants(whole, n) for n in spine)) if spine else set()
-    own = [mixers[n] for n in sorted(members & mixers.keys(), key=order.__getitem__) if n in streamed]
+    own = [mixers[n] for n in sorted(members & mixers.keys()) if n in streamed]
     if not own:
         return f"the branch that ends in {root.name} does not depend on the block's input"
     nodes = {m.node for m in own}
@@ -126,7 +124,7 @@ def _branch(
         return f"no mixing operator of the branch that ends in {root.name} makes a value of its shape"
     return Branch(
         root,
-        tuple(sorted(members, key=order.__getitem__)),
+        tuple(sorted(members)),
         tuple(own),
         tuple(entries),
         tuple(exits),

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.utils._pytree as pytree
-from torch import fx
+from torch import Tensor, fx
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 
 if TYPE_CHECKING:
@@ -27,6 +27,7 @@ __all__ = [
     "define_operator",
     "enter_autocast",
     "exit_autocast",
+    "fake_of",
     "fixed_size",
     "is_autocast_region",
     "is_grad_region",
@@ -162,3 +163,9 @@ def exit_autocast(mode: Any) -> None:
     """End an autocast region."""
     leave: Any = torch.amp.autocast_mode._exit_autocast
     leave(mode)
+
+
+def fake_of(mode: Any, meta: Tensor, device: torch.device) -> Tensor:
+    """A fake tensor of a mode, that says it is on `device`, from one on the meta device."""
+    fake: Tensor = FakeTensor(mode, meta, device)
+    return fake

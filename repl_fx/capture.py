@@ -20,6 +20,7 @@ from repl_fx.config import check_passes
 from repl_fx.errors import BadInput, BrokenGraph, CaptureError
 from repl_fx.graph import CapturedModule, fake_mode_of, share_tensors
 from repl_fx.interface import bind_arguments
+from repl_fx.memory import collection_paused
 from repl_fx.passes.check_graph import check_graph
 from repl_fx.passes.follow_device import follow_device_
 from repl_fx.passes.lift_modules import Constants
@@ -117,6 +118,20 @@ def _climb(
             model.train(training)
             graphs[training] = rung(model, arguments, constants, args, kwargs)
             pinned.update({p: m.training for p, m in model.named_modules() if m.training is not training})
+    return _assembled(model, name, obstacles, graphs, constants, device, pinned)
+
+
+@collection_paused()
+def _assembled(
+    model: nn.Module,
+    name: str,
+    obstacles: tuple[str, ...],
+    graphs: Mapping[bool, fx.Graph],
+    constants: Constants,
+    device: torch.device,
+    pinned: dict[str, bool],
+) -> CapturedModule:
+    """The module for the graphs of both modes (training and not), with the model's own module tree."""
     root = _module_tree(model, graphs.values())
     for index, tensor in enumerate(constants.tensors):
         root.register_buffer(f"traced_constant_{index}", tensor.detach().clone(), persistent=False)

@@ -22,9 +22,18 @@ class CapturedModule(fx.GraphModule):
     `meta["pinned"]` says which modules the source's own `train` keeps in one mode (frozen normalisation), by path.
     """
 
-    def __init__(self, root: nn.Module, graph: fx.Graph, class_name: str = "CapturedModule") -> None:
-        super().__init__(root, graph, class_name)
+    def __init__(
+        self, root: nn.Module, graph: fx.Graph, class_name: str = "CapturedModule", *, compiled: bool = True
+    ) -> None:
+        # The state comes from the root as it is; handed an empty graph, fx does not copy it node by node first.
+        super().__init__(nn.Module(), fx.Graph(), class_name)
+        self.training = root.training
         self._adopt(root.__dict__)
+        self._graph = graph
+        graph.owning_module = self
+        # A pass that goes on to change the graph has its code written once, afterwards.
+        if compiled:
+            self.recompile()
         self.meta = dict(getattr(root, "meta", {}))
 
     def _adopt(self, state: dict[str, Any]) -> None:
@@ -81,8 +90,13 @@ def share_tensors(module: nn.Module, memo: dict[int, nn.Module] | None = None) -
     return result
 
 
-def copy_graph(gm: fx.GraphModule) -> CapturedModule:
-    """Copy a graph and its module tree; parameters and buffers are shared with the original."""
+def copy_graph(gm: fx.GraphModule, *, compiled: bool = True) -> CapturedModule:
+    """Copy a graph and its module tree; parameters and buffers are shared with the original.
+
+    Args:
+        gm: what to copy.
+        compiled: write the copy's code; without it, it runs only after `recompile()`.
+    """
     root = nn.Module()
     memo: dict[int, nn.Module] = {}
     root._parameters = copy.copy(gm._parameters)
@@ -94,7 +108,7 @@ def copy_graph(gm: fx.GraphModule) -> CapturedModule:
         # Plain attributes that the graph may read besides state, such as a mode flag.
         if isinstance(value, (bool, int, float, str)) and not name.startswith("_"):
             setattr(root, name, value)
-    result = CapturedModule(root, copy.deepcopy(gm.graph), type(gm).__name__)
+    result = CapturedModule(root, copy.deepcopy(gm.graph), type(gm).__name__, compiled=compiled)
     result.meta = copy.copy(gm.meta)
     result.training = gm.training
     return result

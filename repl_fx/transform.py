@@ -13,6 +13,7 @@ from repl_fx.blocks import Block, Repeat
 from repl_fx.capture import capture, widen_batch
 from repl_fx.config import check_passes
 from repl_fx.errors import NothingToReplace, PlanMismatch
+from repl_fx.memory import collection_paused
 from repl_fx.passes.check_graph import check_graph
 from repl_fx.passes.choose_blocks import choose_blocks
 from repl_fx.passes.find_repeats import find_repeats
@@ -20,6 +21,7 @@ from repl_fx.passes.fold_surrogates import fold_surrogates
 from repl_fx.passes.replace_blocks import replace_blocks
 from repl_fx.plan import Plan, Refusal, Replacement
 from repl_fx.surrogates import Site, Surrogate, make_surrogate
+from repl_fx.surrogates.site import surrogate_path
 
 Value = TypeVar("Value")
 
@@ -152,23 +154,30 @@ def transform(
     args, kwargs = widen_batch(model, tuple(args), dict(kwargs or {}))
     tell("capture")
     gm = capture(model, args, kwargs, copy=copy)
-    tell("find repeats")
-    repeats = _checked(find_repeats(gm), gm, "find_repeats")
-    tell("plan")
-    if plan is None:
-        plan = make_plan(
-            gm, repeats, every=every, surrogate=surrogate, blocks=blocks, ignore=ignore, settings=settings, seed=seed
-        )
-    elif plan.fingerprint and plan.fingerprint != fingerprint(gm):
-        raise PlanMismatch(f"the plan was made for another model than this {type(model).__name__}; make a new plan")
-    if not plan.replacements:
-        raise NothingToReplace(_found(repeats), [f"{r.block}: {r.reason}" for r in plan.refusals])
-    tell("replace")
-    rewritten = replace_blocks(gm, repeats, plan).graph_module
-    _checked(None, rewritten, "replace_blocks")
-    return TransformResult(
-        rewritten, gm, repeats, plan, _report(gm, rewritten, repeats, plan), tuple(args), dict(kwargs)
-    )
+    with collection_paused():
+        tell("find repeats")
+        repeats = _checked(find_repeats(gm), gm, "find_repeats")
+        tell("plan")
+        if plan is None:
+            plan = make_plan(
+                gm,
+                repeats,
+                every=every,
+                surrogate=surrogate,
+                blocks=blocks,
+                ignore=ignore,
+                settings=settings,
+                seed=seed,
+            )
+        elif plan.fingerprint and plan.fingerprint != fingerprint(gm):
+            raise PlanMismatch(f"the plan was made for another model than this {type(model).__name__}; make a new plan")
+        if not plan.replacements:
+            raise NothingToReplace(_found(repeats), [f"{r.block}: {r.reason}" for r in plan.refusals])
+        tell("replace")
+        rewritten = replace_blocks(gm, repeats, plan).graph_module
+        _checked(None, rewritten, "replace_blocks")
+        report = _report(gm, rewritten, repeats, plan)
+    return TransformResult(rewritten, gm, repeats, plan, report, tuple(args), dict(kwargs))
 
 
 def fold(gm: fx.GraphModule) -> fx.GraphModule:
@@ -226,17 +235,23 @@ def _report(
 ) -> tuple[BlockReport, ...]:
     replaced = {r.block: r for r in plan.replacements}
     refused = {r.block: r for r in plan.refusals}
+    sizes = {name: parameter.numel() for name, parameter in gm.named_parameters()}
+    left = {name: parameter.numel() for name, parameter in rewritten.named_parameters()}
+    made: dict[str, int] = {}
+    for name, size in left.items():
+        if name.startswith("surrogates."):
+            path = ".".join(name.split(".")[:2])
+            made[path] = made.get(path, 0) + size
     rows = []
     for repeat in repeats:
         for block in repeat.blocks:
             own = set(block.parameters)
-            before = sum(p.numel() for n, p in gm.named_parameters() if n in own)
+            before = sum(sizes.get(name, 0) for name in own)
             after = before
             status, key, reason = "kept", None, None
             if block.name in replaced:
                 status, key = "replaced", replaced[block.name].surrogate
-                path = f"surrogates.{block.name.replace('.', '_')}."
-                after = sum(p.numel() for n, p in rewritten.named_parameters() if n in own or n.startswith(path))
+                after = sum(left.get(name, 0) for name in own) + made.get(surrogate_path(block), 0)
             elif block.name in refused or repeat.name in refused:
                 status, reason = "refused", refused.get(block.name, refused.get(repeat.name)).reason  # type: ignore[union-attr]
             rows.append(BlockReport(block.name, repeat.name, status, key, reason, before, after))

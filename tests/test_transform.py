@@ -2,6 +2,8 @@ from __future__ import annotations
 
 import copy
 import warnings
+from collections.abc import Callable, Collection
+from dataclasses import replace
 
 import pytest
 import torch
@@ -12,6 +14,7 @@ from torch.utils.checkpoint import checkpoint
 
 import repl_fx
 from repl_fx.passes.fold_surrogates import is_synthesis
+from repl_fx.passes.replace_blocks import replace_blocks
 from repl_fx.transform import fingerprint
 from tests.nets import ConvNet, TokenNet, images, tokens
 
@@ -33,47 +36,69 @@ def _losses(gm: nn.Module, x: Tensor, steps: int = 6, autocast: bool = False) ->
     return losses
 
 
-@given(
-    depth=st.integers(3, 6),
-    width=st.sampled_from([4, 6, 8]),
-    post_norm=st.booleans(),
-    attention=st.booleans(),
-    dropout=st.sampled_from([0.0, 0.2]),
-    data=st.data(),
-)
+@st.composite
+def residual_networks(draw: st.DrawFn) -> tuple[Callable[[Collection[int]], nn.Module], Tensor, int]:
+    """A way to build a random network without some of its blocks, an input for it, and its depth."""
+    depth = draw(st.integers(3, 6))
+    width = draw(st.sampled_from([4, 6, 8]))
+    if draw(st.booleans()):
+        dropout, post_norm = draw(st.sampled_from([0.0, 0.2])), draw(st.booleans())
+        return (lambda without: TokenNet(depth, width, 2, dropout, post_norm, without)), tokens(width=width), depth
+    kernel = draw(st.sampled_from([1, 3]))
+    return (lambda without: ConvNet(depth, width, kernel, without=without)), images(), depth
+
+
+def _both_modes(model: nn.Module, x: Tensor) -> list[Tensor]:
+    results = []
+    for training in (False, True):
+        model.train(training)
+        torch.manual_seed(1)
+        results.append(model(x))
+    return results
+
+
+@given(network=residual_networks())
+@settings(max_examples=15)
+def test_replacing_nothing_changes_no_bit(
+    network: tuple[Callable[[Collection[int]], nn.Module], Tensor, int],
+) -> None:
+    build, x, depth = network
+    model = build(())
+    gm = repl_fx.capture(model, (x,), copy=True)
+    repeats = repl_fx.find_repeats(gm)
+    assert [len(repeat) for repeat in repeats] == [depth]
+    plan = replace(repl_fx.make_plan(gm, repeats), replacements=())
+    same = replace_blocks(gm, repeats, plan)
+    assert not same.modified
+    expected, found = _both_modes(model, x), _both_modes(same.graph_module, x)
+    assert all(torch.equal(a, b) for a, b in zip(expected, found, strict=True))
+    for outputs in (expected, found):
+        outputs[1].square().mean().backward()  # type: ignore[no-untyped-call]
+    theirs = dict(same.graph_module.named_parameters())
+    for name, parameter in model.named_parameters():
+        ours, other = parameter.grad, theirs[name].grad
+        assert ours is not None and other is not None and torch.equal(ours, other)
+
+
+@given(network=residual_networks(), data=st.data())
 @settings(max_examples=15)
 def test_identity_equals_the_network_built_without_the_blocks(
-    depth: int, width: int, post_norm: bool, attention: bool, dropout: float, data: st.DataObject
+    network: tuple[Callable[[Collection[int]], nn.Module], Tensor, int], data: st.DataObject
 ) -> None:
+    build, x, depth = network
     gone = data.draw(st.sets(st.integers(1, depth - 2), min_size=1, max_size=depth - 2))
-    x = tokens(width=width) if attention else images()
-
-    def build(without: set[int]) -> nn.Module:
-        if attention:
-            return TokenNet(depth, width, 2, dropout, post_norm, without)
-        return ConvNet(depth, width, without=without)
-
-    model, smaller = build(set()), build(gone)
+    model, smaller = build(()), build(gone)
     kept = [i for i in range(depth) if i not in gone]
-    names = dict(smaller.named_parameters()) | dict(smaller.named_buffers())
-    with torch.no_grad():
-        for name, tensor in names.items():
-            parts = name.split(".")
-            if parts[0] == "blocks":
-                parts[1] = str(kept[int(parts[1])])
-            tensor.copy_(
-                model.get_parameter(".".join(parts))
-                if tensor.is_floating_point() and tensor.requires_grad
-                else model.get_buffer(".".join(parts))
-            )
+    source = model.state_dict()
+
+    def in_model(name: str) -> str:
+        parts = name.split(".")
+        return ".".join([parts[0], str(kept[int(parts[1])]), *parts[2:]]) if parts[0] == "blocks" else name
+
+    smaller.load_state_dict({name: source[in_model(name)] for name in smaller.state_dict()})
     result = repl_fx.transform(model, (x,), surrogate="identity", blocks=[f"blocks.{i}" for i in gone], copy=True)
-    for training in (False, True):
-        result.graph_module.train(training)
-        smaller.train(training)
-        torch.manual_seed(1)
-        ours = result.graph_module(x)
-        torch.manual_seed(1)
-        assert torch.equal(ours, smaller(x))
+    expected, found = _both_modes(smaller, x), _both_modes(result.graph_module, x)
+    assert all(torch.equal(a, b) for a, b in zip(expected, found, strict=True))
     assert sum(p.numel() for p in result.graph_module.parameters()) == sum(p.numel() for p in smaller.parameters())
 
 

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from repl_fx.export.difference import TOLERANCES, Difference, Tolerance
+from repl_fx.export.layers import LayerDifference
 from repl_fx.export.onnx_model import export_onnx
-from repl_fx.export.verify import TOLERANCES, Difference, LayerDifference, Tolerance, Verification, verify_onnx
+from repl_fx.export.verification import Verification
+from repl_fx.export.verify import verify_onnx
 
 __all__ = [
     "TOLERANCES",

@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import logging
 import os
 import re
 import tempfile
-import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -20,16 +17,12 @@ from torch import Tensor, fx, nn
 
 from repl_fx.dynamic_shapes import auto_shapes, batch_dims, dynamic_dims
 from repl_fx.errors import BadInput, ExportError, OutputError
+from repl_fx.export.noise import first_line, quiet
 from repl_fx.export.tensors import FlatInputs, FlatModule, evaluating, flatten_inputs, name_outputs
 from repl_fx.passes.fold_surrogates import fold_surrogates
 
 # protobuf refuses messages of 2 GiB; what is left is for the graph itself.
 INLINE_LIMIT = 1536 * 2**20
-
-# The exporter and what it calls warn of their own deprecations and log what they skip; nothing of it is the user's to
-# act on, and what is really wrong comes as an exception.
-_NOISY = ("torch", "onnxscript", "onnx_ir", "onnx")
-_NOISY_LOGGERS = ("torch.onnx", "torch.export", "onnxscript", "onnx_ir")
 
 # Stack traces hold the paths of the machine that exported, and make the same model a different file elsewhere; the rest
 # speaks of names that the file does not have.
@@ -209,10 +202,14 @@ def _write(program: torch.onnx.ONNXProgram, target: Path, external_data: bool | 
             _check(written)
             data = target.with_name(f"{target.name}.data")
             fresh = written.with_name(data.name)
+            has_data, replaces = fresh.exists(), target.exists()
             # Data first: a model whose weights are missing is worse than weights without a model.
-            if fresh.exists():
+            if has_data:
                 os.replace(fresh, data)
             os.replace(written, target)
+            # Nothing refers any more to the data of the model that was there before.
+            if replaces and not has_data:
+                data.unlink(missing_ok=True)
     except OSError as error:
         raise OutputError(f"{target} cannot be written: {error.strerror or error}") from error
 
@@ -257,28 +254,3 @@ def _explain(source: nn.Module, failure: Exception) -> str:
         "ConversionError": "an operator has no translation",
     }.get(type(failure).__name__, type(failure).__name__)
     return f"{type(source).__name__} cannot be exported to ONNX: {step}: {first_line(cause)}"
-
-
-def first_line(error: BaseException) -> str:
-    """Return the first line of an error's message that says something, without terminal colours."""
-    lines = re.sub(r"\x1b\[[0-9;]*m", "", str(error)).splitlines()
-    return next((line.strip() for line in lines if line.strip()), type(error).__name__)
-
-
-@contextmanager
-def quiet() -> Iterator[None]:
-    """Drop the warnings and log lines of the exporter's own packages, and nobody else's."""
-    loggers = [logging.getLogger(name) for name in _NOISY_LOGGERS]
-    levels = [logger.level for logger in loggers]
-    try:
-        for logger in loggers:
-            logger.setLevel(logging.ERROR)
-        with warnings.catch_warnings():
-            for package in _NOISY:
-                warnings.filterwarnings("ignore", module=rf"{package}(\.|$)")
-            # Copying a pytree specification warns in the name of the standard library.
-            warnings.filterwarnings("ignore", message=".*treespec, LeafSpec")
-            yield
-    finally:
-        for logger, level in zip(loggers, levels, strict=True):
-            logger.setLevel(level)

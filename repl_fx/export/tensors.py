@@ -56,6 +56,10 @@ class FlatInputs:
         args, kwargs = pytree.tree_unflatten(leaves, self._spec)
         return tuple(args), dict(kwargs)
 
+    def by_name(self) -> dict[str, Tensor]:
+        """Return the tensors by their names."""
+        return dict(zip(self.names, self.tensors, strict=True))
+
     def with_tensors(self, tensors: Sequence[Tensor]) -> FlatInputs:
         """Return the same arguments with other tensors."""
         return replace(self, tensors=tuple(tensors))

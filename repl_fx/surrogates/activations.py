@@ -64,7 +64,7 @@ class Activation:
     def emit(self, site: Site, value: fx.Node) -> fx.Node:
         """Call it on another value."""
         if self.node.op == "call_module":
-            return site.call_module(str(self.node.target), value)
+            return site.call_elementwise(str(self.node.target), value)
         return site.call(self.node.target, value, *self.node.args[1:], **self.node.kwargs)  # type: ignore[arg-type]
 
 

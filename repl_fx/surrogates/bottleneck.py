@@ -34,7 +34,7 @@ from torch import Tensor, fx, nn
 
 from repl_fx.errors import BadInput
 from repl_fx.mixers import Mixer
-from repl_fx.passes.split_branches import Branch, split_branches
+from repl_fx.passes.split_branches import Branch
 from repl_fx.surrogates.activations import find_activation
 from repl_fx.surrogates.norms import ThinNorm, find_norm
 from repl_fx.surrogates.registry import Surrogate, register_surrogate
@@ -71,10 +71,9 @@ class Bottleneck(Surrogate[BottleneckConfig]):
 
     def refuse(self, site: Site) -> str | None:
         """Refuse a block without spine and branches, or with a span a thin layer cannot stand for."""
-        split = split_branches(site.graph_module, site.block)
-        if split.reason:
-            return split.reason
-        for branch in split.branches:
+        if site.split.reason:
+            return site.split.reason
+        for branch in site.split.branches:
             reason = _refuse_span(branch)
             if reason:
                 return reason
@@ -83,7 +82,7 @@ class Bottleneck(Surrogate[BottleneckConfig]):
     def build(self, site: Site) -> fx.Node:
         """Replace the span of each branch; spine, pre-norms and what follows the spans stay."""
         output = site.block.output
-        for number, branch in enumerate(split_branches(site.graph_module, site.block).branches):
+        for number, branch in enumerate(site.split.branches):
             with site.before_node(branch.output):
                 made = self._thin_layer(site, branch, f"branch_{number}")
             branch.output.replace_all_uses_with(made)

@@ -3,16 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
+from functools import cached_property
 from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
 
-from repl_fx._torch import pytree
+from repl_fx._torch import fake_of, pytree
 from repl_fx.blocks import Block
 from repl_fx.graph import add_module, attribute, get_attr
+from repl_fx.passes.split_branches import Split, split_branches
 from repl_fx.surrogates.registry import Synthesis
+
+
+def surrogate_path(block: Block) -> str:
+    """Where the modules of a block's surrogate live."""
+    return f"surrogates.{block.name.replace('.', '_')}"
 
 
 class Site:
@@ -25,10 +32,21 @@ class Site:
         after: the nearest kept block after it.
         input: the value the block takes now; differs from `block.input` when the block before was replaced too.
         surrogate: key of the surrogate, noted on every node made here.
+        known: fake results of calls, shared by the sites of one graph: isomorphic blocks make the same calls, and the
+            fake value costs more than all else about a node.
+        known: fake results by call, shared by the sites of one graph: isomorphic blocks make the same calls, and
+            computing a fake value costs more than all else that a call needs.
     """
 
     def __init__(
-        self, graph_module: fx.GraphModule, block: Block, before: Block, after: Block, input: fx.Node, surrogate: str
+        self,
+        graph_module: fx.GraphModule,
+        block: Block,
+        before: Block,
+        after: Block,
+        input: fx.Node,
+        surrogate: str,
+        known: dict[str, Any] | None = None,
     ) -> None:
         self.graph_module = graph_module
         self.block = block
@@ -36,7 +54,8 @@ class Site:
         self.after = after
         self.input = input
         self.surrogate = surrogate
-        self.path = f"surrogates.{block.name.replace('.', '_')}"
+        self.path = surrogate_path(block)
+        self._known = {} if known is None else known
 
     @property
     def neighbours(self) -> tuple[Block, Block]:
@@ -74,14 +93,50 @@ class Site:
         module = self.graph_module.get_submodule(path)
         return self._valued(node, lambda *a: _call_on_fakes(module, a), args, {})
 
+    def call_elementwise(self, path: str, value: fx.Node) -> fx.Node:
+        """A node that calls a module whose result has the shape and dtype of its one argument."""
+        node = self._mark(self.graph_module.graph.call_module(path, (value,)))
+        node.meta["val"] = value.meta["val"]
+        return node
+
     def call(self, function: Callable[..., Any], *args: Any, **kwargs: Any) -> fx.Node:
         """A node that calls a function."""
         node = self._mark(self.graph_module.graph.call_function(function, args, kwargs))
-        return self._valued(node, function, args, kwargs)
+        given = pytree.tree_map_only(fx.Node, lambda n: _Kind(n.meta["val"]), (args, kwargs))
+        call = f"{function!r} {given!r}"
+        if call not in self._known:
+            self._known[call] = self._valued(node, function, args, kwargs).meta["val"]
+        node.meta["val"] = self._known[call]
+        return node
 
     def synthesise(self, name: str, synthesis: Synthesis, *weights: fx.Node) -> fx.Node:
         """Add a synthesis and call it on neighbours' weights."""
-        return self.call_module(self.module(name, synthesis), *weights)
+        node = self._mark(self.graph_module.graph.call_module(self.module(name, synthesis), weights))
+        state = [_Kind(tensor) for tensor in synthesis.parameters()]
+        call = f"{type(synthesis)!r} {state!r} {[_Kind(weight.meta['val']) for weight in weights]!r}"
+        if call not in self._known:
+            self._known[call] = self._shapes_of(synthesis, weights)
+        node.meta["val"] = self._known[call]
+        return node
+
+    def _shapes_of(self, synthesis: Synthesis, weights: tuple[fx.Node, ...]) -> Any:
+        """Fake results of a synthesis. Weights have fixed sizes, so the meta device will do, and is faster."""
+        tensors = (*synthesis.named_parameters(), *synthesis.named_buffers())
+        state = {name: tensor.detach().to("meta") for name, tensor in tensors}
+        values = [node.meta["val"] for node in weights]
+        given = [torch.empty(tuple(value.shape), dtype=value.dtype, device="meta") for value in values]
+        with torch.no_grad():
+            made = torch.func.functional_call(synthesis, state, tuple(given))
+        return pytree.tree_map_only(Tensor, self._fake, made)
+
+    def _fake(self, tensor: Tensor) -> Tensor:
+        mode = self.graph_module.meta.get("fake_mode")
+        return tensor if mode is None else fake_of(mode, tensor, self.graph_module.meta["device"])
+
+    @cached_property
+    def split(self) -> Split:
+        """Spine and branches of the block, before anything was changed."""
+        return split_branches(self.graph_module, self.block)
 
     def tensor(self, path: str) -> Tensor:
         """A parameter or buffer of the graph."""
@@ -99,13 +154,19 @@ class Site:
     def _valued(self, node: fx.Node, function: Callable[..., Any], args: Any, kwargs: Any) -> fx.Node:
         values = fx.node.map_arg((args, kwargs), lambda n: n.meta["val"])
         mode = self.graph_module.meta.get("fake_mode")
-        with torch.no_grad(), torch.random.fork_rng(devices=[]):
-            if mode is None:
-                node.meta["val"] = function(*values[0], **values[1])
-            else:
-                with mode:
-                    node.meta["val"] = function(*values[0], **values[1])
+        with torch.no_grad(), torch.random.fork_rng(devices=[]), mode or nullcontext():
+            node.meta["val"] = function(*values[0], **values[1])
         return node
+
+
+class _Kind:
+    """Prints dtype and shape of the tensors in a value: what the shape of a result depends on."""
+
+    def __init__(self, value: Any) -> None:
+        self.value = value
+
+    def __repr__(self) -> str:
+        return repr(pytree.tree_map_only(Tensor, lambda t: (t.dtype, t.shape), self.value))
 
 
 def _call_on_fakes(module: nn.Module, args: tuple[Any, ...]) -> Any:

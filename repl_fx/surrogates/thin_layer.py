@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -125,15 +126,19 @@ class ThinSynthesis(Synthesis):
     def _match_scale(
         self, entry: list[Tensor], end: list[Tensor], kernels: list[Tensor], own: Sequence[Tensor]
     ) -> None:
-        """Scale the gains so that rows of the synthesised weights are as long as those of the weights they replace."""
+        """Scale the gains so that rows of the synthesised weights are as long as those of the weights they replace.
+
+        Random gains make the rows of a group independent, so the expected square of a sum is the sum of squares; adding
+        the rows up instead would cost as much as all the rest of a transform.
+        """
         own_entry, own_end, _ = self._rows(own)
-        thin_in = _mixed(self.gain_in, entry, self.width)
-        self.gain_in.mul_(_ratio(_row_length(torch.cat(own_entry)), _row_length(thin_in)))
-        thin_out = _mixed(self.gain_out, end, self.width).t()
-        self.gain_out.mul_(_ratio(_row_length(torch.cat(own_end).t()), _row_length(thin_out)))
+        # The length of an average row: entry weights have their own number of rows, exit weights share theirs.
+        wanted = _size(own_entry) * math.sqrt(self.width / _count(own_entry))
+        self.gain_in.mul_(_ratio(wanted, _expected_size(self.gain_in, entry)))
+        self.gain_out.mul_(_ratio(_size(own_end), _expected_size(self.gain_out, end)))
         if self.gain_kernel is not None:
             # A kernel of length 1 keeps the energy of what it filters.
-            self.gain_kernel.mul_(_ratio(1.0, _row_length(_mixed(self.gain_kernel, kernels, self.width))))
+            self.gain_kernel.mul_(_ratio(math.sqrt(self.width), _expected_size(self.gain_kernel, kernels)))
 
 
 def _count(rows: Sequence[Tensor]) -> int:
@@ -157,8 +162,17 @@ def _mixed(gains: Tensor, rows: Sequence[Tensor], width: int) -> Tensor:
     return total
 
 
-def _row_length(rows: Tensor) -> float:
-    return float(rows.double().flatten(1).pow(2).sum(1).mean().sqrt())
+def _size(pieces: Sequence[Tensor]) -> float:
+    """The Frobenius norm of several tensors together, in at least single precision."""
+    kind = torch.promote_types(pieces[0].dtype, torch.float32)
+    return math.hypot(*(float(torch.linalg.vector_norm(piece, dtype=kind)) for piece in pieces))
+
+
+def _expected_size(gains: Tensor, rows: Sequence[Tensor]) -> float:
+    """The expected size of what `_mixed` makes of the rows."""
+    parts = torch.split(gains, [piece.shape[0] for piece in rows])
+    typical = (_size([gain]) / math.sqrt(len(gain)) for gain in parts)
+    return math.hypot(*(gain * _size([piece]) for gain, piece in zip(typical, rows, strict=True)))
 
 
 def _ratio(wanted: float, found: float) -> float:

@@ -248,6 +248,31 @@ def test_external_data_is_found_under_the_final_name(tmp_path: Path, monkeypatch
     np.testing.assert_allclose(run(path, x=x)["output"], module(x).detach().numpy(), atol=1e-5)
 
 
+def test_data_that_no_model_refers_to_any_more_is_removed(tmp_path: Path) -> None:
+    module, x = nn.Linear(64, 64), torch.randn(2, 64)
+    export_onnx(module, tmp_path / "m.onnx", (x,), external_data=True)
+    export_onnx(module, tmp_path / "other.onnx", (x,), external_data=True)
+    export_onnx(module, tmp_path / "m.onnx", (x,))
+    assert sorted(entry.name for entry in tmp_path.iterdir()) == ["m.onnx", "other.onnx", "other.onnx.data"]
+    assert verify_onnx(module, tmp_path / "m.onnx", (x,))
+    assert verify_onnx(module, tmp_path / "other.onnx", (x,))
+
+
+def test_data_beside_no_model_is_left_alone(tmp_path: Path) -> None:
+    stranger = tmp_path / "m.onnx.data"
+    stranger.write_text("of somebody else")
+    export_onnx(nn.Linear(4, 4), tmp_path / "m.onnx", (torch.randn(2, 4),))
+    assert stranger.read_text() == "of somebody else"
+
+
+def test_data_stays_with_the_old_model_when_the_export_fails(tmp_path: Path) -> None:
+    module, x = nn.Linear(64, 64), torch.randn(2, 64)
+    export_onnx(module, tmp_path / "m.onnx", (x,), external_data=True)
+    with pytest.raises(BadInput):
+        export_onnx(module, tmp_path / "m.onnx", (torch.randn(2, 3),))
+    assert verify_onnx(module, tmp_path / "m.onnx", (x,))
+
+
 def test_small_models_are_one_file(tmp_path: Path) -> None:
     export_onnx(nn.Linear(4, 4), tmp_path / "m.onnx", (torch.randn(2, 4),))
     assert [entry.name for entry in tmp_path.iterdir()] == ["m.onnx"]

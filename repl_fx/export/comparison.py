@@ -1,0 +1,86 @@
+"""Run a module and an ONNX file on the same inputs and compare all outputs."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from torch import Tensor, nn
+
+from repl_fx.export.difference import TOLERANCES, Difference, dtype_name, measure, tolerance_for
+from repl_fx.export.noise import first_line
+from repl_fx.export.session import OnnxSession
+from repl_fx.export.tensors import FlatInputs, name_outputs
+
+
+class Comparison:
+    """What was found at the batch sizes that were run.
+
+    Args:
+        session: the ONNX file.
+        module: in eval mode, on the CPU.
+        rtol, atol: in place of those of `TOLERANCES`, where not None.
+
+    Attributes:
+        rows: one for each output and batch size.
+        failures: what is wrong besides numbers.
+        skipped: outputs that are no tensors, with what they are.
+    """
+
+    def __init__(
+        self, session: OnnxSession, module: nn.Module, rtol: float | None = None, atol: float | None = None
+    ) -> None:
+        self.session = session
+        self.module = module
+        self.rtol, self.atol = rtol, atol
+        self.rows: list[Difference] = []
+        self.failures: list[str] = []
+        self.skipped: dict[str, str] = {}
+
+    @property
+    def passed(self) -> bool:
+        """Whether nothing differed so far."""
+        return not self.failures and all(row.passed for row in self.rows)
+
+    def run(self, batch: int, inputs: FlatInputs) -> str | None:
+        """Compare all outputs on these inputs; returns why that cannot be done, if it cannot."""
+        fixed = self.session.fixed_dimension(inputs)
+        if fixed:
+            return fixed
+        try:
+            args, kwargs = inputs.rebuild([tensor.clone() for tensor in inputs.tensors])
+            expected, others = name_outputs(self.module(*args, **kwargs))
+        except Exception as error:
+            return f"the module itself fails: {first_line(error)}"
+        self.skipped.update({f"output {name}": f"a {kind}, not a tensor" for name, kind in others.items()})
+        try:
+            found = self.session.run(inputs)
+        except Exception as error:  # the runtime's own exceptions have no common base that it documents
+            self.failures.append(f"ONNX Runtime fails at batch {batch}: {first_line(error)}")
+            return None
+        for name, tensor in expected.items():
+            # export_onnx calls an output that has the name of an input so.
+            value: Any = found.get(f"{name}_out" if name in inputs.names else name)
+            failure = self._mismatch(name, batch, tensor, value)
+            if failure is None:
+                tolerance = tolerance_for(tensor.dtype, self.rtol, self.atol)
+                self.rows.append(measure(name, batch, tensor, value, tolerance))
+            elif failure not in self.failures:
+                self.failures.append(failure)
+        return None
+
+    def _mismatch(self, name: str, batch: int, expected: Tensor, value: Any) -> str | None:
+        """Why two outputs cannot be subtracted, if they cannot."""
+        if value is None:
+            return f"the file has no output {name!r}, it has {', '.join(self.session.outputs)}"
+        if not isinstance(value, np.ndarray):
+            return f"output {name!r} is a {type(value).__name__} in the file, not a tensor"
+        if tuple(expected.shape) != value.shape:
+            ours, theirs = list(expected.shape), list(value.shape)
+            return f"output {name!r} at batch {batch} is {ours} in PyTorch, {theirs} in ONNX"
+        dtype = dtype_name(expected.dtype)
+        if expected.is_floating_point() and expected.dtype not in TOLERANCES:
+            return f"output {name!r} is {dtype}, for which there is no tolerance; use float32"
+        if dtype != value.dtype.name:
+            return f"output {name!r} is {dtype} in PyTorch, {value.dtype.name} in ONNX"
+        return None

@@ -1,0 +1,87 @@
+"""An ONNX file as ONNX Runtime runs it on the CPU."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import onnxruntime
+
+from repl_fx.errors import BadInput, ExportError
+from repl_fx.export.noise import first_line
+from repl_fx.export.tensors import FlatInputs
+
+
+class OnnxSession:
+    """An ONNX file opened in ONNX Runtime, with its graph optimisations on.
+
+    Args:
+        file: the ONNX file.
+
+    Raises:
+        BadInput: there is no such file.
+        ExportError: it is no ONNX model that ONNX Runtime can load.
+    """
+
+    def __init__(self, file: Path) -> None:
+        if not file.is_file():
+            raise BadInput(f"there is no ONNX file {file}")
+        self.file = file
+        options = onnxruntime.SessionOptions()
+        options.log_severity_level = 4  # fatal only: what goes wrong comes as an exception too
+        try:
+            # By path, so that external data is found next to the file.
+            self._session = onnxruntime.InferenceSession(
+                str(file), sess_options=options, providers=["CPUExecutionProvider"]
+            )
+        except Exception as error:  # the runtime's own exceptions have no common base that it documents
+            # Valid ONNX in a precision the CPU has no kernels for: float64 convolutions, bfloat16.
+            hint = "; export the model in float32" if "NOT_IMPLEMENTED" in str(error) else ""
+            raise ExportError(f"ONNX Runtime cannot load {file}: {first_line(error)}{hint}") from error
+        self.outputs = tuple(value.name for value in self._session.get_outputs())
+
+    def check_inputs(self, inputs: FlatInputs) -> None:
+        """Refuse inputs of other names or another number of dimensions than the file's.
+
+        Raises:
+            BadInput: names the input, and what the file has instead.
+        """
+        # An exporter may drop an input that the graph does not use, so the file may have fewer, but no others.
+        names = [value.name for value in self._session.get_inputs()]
+        if not set(names) <= set(inputs.names):
+            raise BadInput(
+                f"{self.file} takes the inputs {', '.join(names)}, the module {', '.join(inputs.names)}; "
+                "pass the example inputs the file was exported with"
+            )
+        tensors = inputs.by_name()
+        for value in self._session.get_inputs():
+            if len(value.shape) != tensors[value.name].ndim:
+                raise BadInput(
+                    f"input {value.name!r} has {len(value.shape)} dimensions in {self.file}, "
+                    f"{tensors[value.name].ndim} in the example inputs"
+                )
+
+    def fixed_dimension(self, inputs: FlatInputs) -> str | None:
+        """Say which dimension of the file is fixed to another size than these inputs have, if one is."""
+        tensors = inputs.by_name()
+        for value in self._session.get_inputs():
+            for position, (size, given) in enumerate(zip(value.shape, tensors[value.name].shape, strict=True)):
+                if isinstance(size, int) and size != given:
+                    place = f"dimension {position} of input {value.name!r}"
+                    return f"{place} is fixed to {size} in the file, the inputs have {given}"
+        return None
+
+    def run(self, inputs: FlatInputs) -> dict[str, Any]:
+        """Compute all outputs, by name: arrays, or the lists and dicts of ONNX types that are no tensors."""
+        wanted = {value.name for value in self._session.get_inputs()}
+        feed = {name: tensor.contiguous().numpy() for name, tensor in inputs.by_name().items() if name in wanted}
+        return dict(zip(self.outputs, self._session.run(self.outputs, feed), strict=True))
+
+    def settings(self) -> dict[str, str]:
+        """Return what is needed to open the file in the same way again."""
+        return {
+            "file": self.file.name,
+            "provider": self._session.get_providers()[0],
+            "graph_optimization_level": self._session.get_session_options().graph_optimization_level.name,
+            "onnxruntime": onnxruntime.__version__,
+        }

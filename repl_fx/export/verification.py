@@ -1,0 +1,96 @@
+"""The result of comparing an ONNX file with a module."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from repl_fx.export.difference import Difference
+from repl_fx.export.layers import LayerDifference
+
+
+@dataclass(frozen=True)
+class Verification:
+    """What was compared, how, and with what result; true when the file is equivalent to the module.
+
+    Attributes:
+        rows: one for each output and batch size.
+        layers: one for each inner value, in the order of execution, computed with the weights of the file; empty unless
+            asked for.
+        settings: runtime, versions, seed and batch sizes: what is needed to repeat the comparison.
+        skipped: what could not be compared, with the reason: outputs that are no tensors, batch sizes the file or the
+            module itself does not take.
+        failures: what is wrong besides numbers: a missing output, another shape or type, a run that ONNX Runtime
+            refuses.
+        notes: what the comparison of layers and weights found out about a mismatch.
+    """
+
+    rows: tuple[Difference, ...]
+    layers: tuple[LayerDifference, ...] = ()
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    skipped: Mapping[str, str] = field(default_factory=dict)
+    failures: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
+
+    def __bool__(self) -> bool:
+        # A comparison of nothing proves nothing.
+        compared = any(row.count for row in self.rows)
+        return compared and not self.failures and all(row.passed for row in self.rows)
+
+    @property
+    def first_difference(self) -> LayerDifference | None:
+        """The first layer, in the order of execution, that differs."""
+        return next((layer for layer in self.layers if not layer.passed), None)
+
+    def summary(self) -> str:
+        """Return the verdict in one line: the worst row, and where the difference begins if that is known."""
+        skipped = f"; {len(self.skipped)} skipped" if self.skipped else ""
+        if self:
+            worst = max(self.rows, key=_badness)
+            batches = ", ".join(str(batch) for batch in sorted({row.batch for row in self.rows}))
+            outputs = len({row.output for row in self.rows})
+            return (
+                f"equivalent: {outputs} output{'s' * (outputs != 1)} at batch {batches}; "
+                f"max |difference| {worst.max_abs:.2e} at scale {worst.scale:.2e} ({worst.output}){skipped}"
+            )
+        if self.failures:
+            reason = self.failures[0]
+        elif not any(row.count for row in self.rows):
+            reason = "; ".join(f"{name}: {why}" for name, why in self.skipped.items()) or "no output has any number"
+            return f"not equivalent: nothing was compared ({reason})"
+        else:
+            reason = str(max((row for row in self.rows if not row.passed), key=_badness))
+        layer = self.first_difference
+        where = f"; begins at {layer.module or layer.node}" if layer else ""
+        notes = "".join(f"; {note}" for note in self.notes)
+        return f"not equivalent: {reason}{where}{notes}{skipped}"
+
+    def to_json(self) -> dict[str, Any]:
+        """Return everything as plain data; numbers that JSON cannot write (inf, nan) become strings."""
+        plain: dict[str, Any] = _plain(
+            {
+                "equivalent": bool(self),
+                "summary": self.summary(),
+                "rows": [asdict(row) for row in self.rows],
+                "layers": [asdict(layer) for layer in self.layers],
+                "settings": dict(self.settings),
+                "skipped": dict(self.skipped),
+                "failures": list(self.failures),
+                "notes": list(self.notes),
+            }
+        )
+        return plain
+
+
+def _badness(row: Difference) -> float:
+    return row.max_abs / row.scale if row.finite_torch and row.finite_onnx else math.inf
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _plain(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_plain(item) for item in value]
+    return str(value) if isinstance(value, float) and not math.isfinite(value) else value

@@ -1,0 +1,39 @@
+"""What the tests of verification verify: a small network, its inputs, and files that are wrong by a little."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import onnx
+import torch
+from torch import Tensor, nn
+
+
+class Net(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.Linear(16, 32)
+        self.norm = nn.BatchNorm1d(32)
+        self.second = nn.Linear(32, 32)
+        self.head = nn.Linear(32, 10)
+
+    def forward(self, x: Tensor) -> dict[str, Tensor | None]:
+        y = torch.relu(self.norm(self.first(x)))
+        y = y + torch.tanh(self.second(y))
+        logits = self.head(y)
+        return {"logits": logits, "label": logits.argmax(-1), "positive": logits > 0, "cache": None}
+
+
+X = torch.randn(4, 16, generator=torch.Generator().manual_seed(3))
+
+
+def perturbed(path: Path, directory: Path, name: str, change: float, entry: int | None = None) -> Path:
+    """A copy of the file with one weight, or one entry of it, scaled by 1 + change."""
+    model = onnx.load(str(path))
+    tensor = next(t for t in model.graph.initializer if t.name == name)
+    value = onnx.numpy_helper.to_array(tensor).copy()
+    value.reshape(-1)[slice(None) if entry is None else entry] *= 1 + change
+    tensor.CopyFrom(onnx.numpy_helper.from_array(value.astype(np.float32), name))
+    onnx.save(model, str(directory / "perturbed.onnx"))
+    return directory / "perturbed.onnx"

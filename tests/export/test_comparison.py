@@ -1,0 +1,60 @@
+"""Outputs that cannot be subtracted are failures, those that can are rows."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, fx, nn
+
+from repl_fx.export import TOLERANCES, export_onnx, verify_onnx
+from tests.export.subjects import X
+
+
+def test_another_shape_or_output_is_a_failure(exported: tuple[fx.GraphModule, Path]) -> None:
+    class Other(nn.Module):
+        def forward(self, x: Tensor) -> dict[str, Tensor]:
+            return {"logits": x, "label": x.argmax(-1).int(), "extra": x}
+
+    check = verify_onnx(Other(), exported[1], (X,), batches=[4])
+    assert not check and len(check.failures) == 3
+    assert "'logits' at batch 4 is [4, 16] in PyTorch, [4, 10] in ONNX" in check.failures[0]
+    assert "'label' is int32 in PyTorch, int64 in ONNX" in check.failures[1]
+    assert "no output 'extra'" in check.failures[2]
+
+
+def test_nan_is_a_mismatch_even_when_both_have_it(tmp_path: Path) -> None:
+    class Log(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return torch.log(x)
+
+    x = torch.tensor([[1.0, 2.0], [3.0, -1.0]])
+    path = export_onnx(Log(), tmp_path / "m.onnx", (x,))
+    check = verify_onnx(Log(), path, (x,), batches=[2])
+    assert not check
+    assert not check.rows[0].finite_torch and not check.rows[0].finite_onnx
+    assert "not all finite" in check.summary()
+    assert verify_onnx(Log(), path, (x.abs(),), batches=[2])
+
+
+def test_float16_is_compared_with_its_own_tolerance(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    module = nn.Sequential(nn.Linear(16, 32), nn.ReLU(), nn.Linear(32, 4)).half()
+    path = export_onnx(module, tmp_path / "m.onnx", (X.half(),))
+    check = verify_onnx(module, path, (X.half(),))
+    assert check
+    assert {row.dtype for row in check.rows} == {"float16"}
+    assert check.rows[0].atol == TOLERANCES[torch.float16].atol
+
+
+def test_a_run_that_the_runtime_refuses_is_a_failure(
+    exported: tuple[fx.GraphModule, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> None:
+        raise RuntimeError("no such kernel\nmore")
+
+    monkeypatch.setattr("repl_fx.export.session.OnnxSession.run", fail)
+    check = verify_onnx(exported[0], exported[1], (X,), batches=[4])
+    assert not check
+    assert check.failures == ("ONNX Runtime fails at batch 4: no such kernel",)

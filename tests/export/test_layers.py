@@ -1,0 +1,152 @@
+"""Layers: where a difference begins."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, fx, nn
+
+import repl_fx
+from repl_fx.errors import BadInput
+from repl_fx.export import export_onnx, layers, verify_onnx
+from tests.export.subjects import Net, X
+from tests.nets import TokenNet, tokens
+
+
+def test_layers_are_compared_in_order(exported: tuple[fx.GraphModule, Path]) -> None:
+    check = verify_onnx(exported[0], exported[1], (X,), per_layer=True)
+    assert check
+    assert [layer.module for layer in check.layers] == ["first", "norm", "second", "head"]
+    assert all(layer.passed for layer in check.layers)
+    assert check.first_difference is None and check.notes == ()
+
+
+def test_the_first_layer_that_differs_is_named(tmp_path: Path) -> None:
+    class Noisy(nn.Module):
+        """Computes something else under export, as a wrong translation of an operator would."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.scale = nn.Parameter(torch.ones(8))
+
+        def forward(self, x: Tensor) -> Tensor:
+            return x * self.scale * (1.01 if torch.compiler.is_exporting() else 1.0)
+
+    class Holder(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.before = nn.Linear(8, 8)
+            self.wrong = Noisy()
+            self.after = nn.Linear(8, 8)
+
+        def forward(self, x: Tensor) -> Tensor:
+            result: Tensor = self.after(self.wrong(self.before(x)))
+            return result
+
+    class Leafy(fx.Tracer):
+        def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
+            return isinstance(m, Noisy) or super().is_leaf_module(m, module_qualified_name)
+
+    holder, x = Holder(), torch.randn(2, 8, generator=torch.Generator().manual_seed(0))
+    gm = fx.GraphModule(holder, Leafy().trace(holder))
+    path = export_onnx(gm, tmp_path / "m.onnx", (x,))
+    check = verify_onnx(gm, path, (x,), per_layer=True)
+    assert not check
+    assert check.first_difference is not None and check.first_difference.module == "wrong"
+    assert "begins at wrong" in check.summary()
+
+
+def test_chosen_layers(exported: tuple[fx.GraphModule, Path]) -> None:
+    check = verify_onnx(exported[0], exported[1], (X,), layer_nodes=["tanh"])
+    assert [(layer.node, layer.module) for layer in check.layers] == [("tanh", "")]
+    with pytest.raises(BadInput, match="no inner value 'nowhere'"):
+        verify_onnx(exported[0], exported[1], (X,), layer_nodes=["nowhere"])
+
+
+def test_layers_need_a_graph(exported: tuple[fx.GraphModule, Path]) -> None:
+    module = Net()
+    module.load_state_dict(exported[0].state_dict())
+    with pytest.raises(BadInput, match="capture it first"):
+        verify_onnx(module, exported[1], (X,), per_layer=True)
+
+
+@pytest.mark.parametrize("surrogate", ["bottleneck", "blend"])
+def test_a_neighbour_that_changed_after_the_export_is_found(tmp_path: Path, surrogate: str) -> None:
+    x = tokens()
+    gm = repl_fx.transform(TokenNet(), (x,), surrogate=surrogate).graph_module
+    path = export_onnx(gm, tmp_path / "m.onnx", (x,))
+    check = verify_onnx(gm, path, (x,), per_layer=True)
+    assert check
+    assert check.notes == () and all(layer.passed for layer in check.layers)
+    assert {"blocks.0.fc1", "blocks.1", "blocks.2.attn.qkv", "blocks.3", "head"} <= {
+        layer.module for layer in check.layers
+    }
+
+    neighbour = gm.get_parameter("blocks.2.fc1.weight")
+    kept = neighbour.detach().clone()
+    with torch.no_grad():
+        neighbour.mul_(1.05)
+    check = verify_onnx(gm, path, (x,), per_layer=True)
+    assert not check
+    # The surrogate of blocks.1 reads the weights of both its neighbours, and runs before blocks.2.
+    first = check.first_difference
+    assert first is not None and first.module == "blocks.1"
+    before = [layer.module for layer in check.layers][: check.layers.index(first)]
+    assert before[-1] == "blocks.1.norm2"
+    assert "begins at blocks.1; weights in the file that are not the module's: blocks.2.fc1.weight" in check.summary()
+
+    with torch.no_grad():
+        neighbour.copy_(kept)
+        gm.get_parameter("blocks.2.fc1.bias").mul_(1.5)
+    check = verify_onnx(gm, path, (x,), per_layer=True)
+    assert not check
+    assert check.first_difference is not None and check.first_difference.module == "blocks.2.fc1"
+    assert check.notes == ("weights in the file that are not the module's: blocks.2.fc1.bias",)
+
+
+def test_a_synthesis_is_no_layer_of_the_file(tmp_path: Path) -> None:
+    x = tokens()
+    gm = repl_fx.transform(TokenNet(), (x,), surrogate="blend").graph_module
+    path = export_onnx(gm, tmp_path / "m.onnx", (x,))
+    with pytest.raises(BadInput, match="no inner value 'surrogates_blocks_1_branch_0'"):
+        verify_onnx(gm, path, (x,), layer_nodes=["surrogates_blocks_1_branch_0"])
+
+
+def test_a_module_that_returns_several_tensors(tmp_path: Path) -> None:
+    class Attention(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.attention = nn.MultiheadAttention(8, 2, batch_first=True)
+            self.head = nn.Linear(8, 2)
+
+        def forward(self, x: Tensor) -> Tensor:
+            result: Tensor = self.head(self.attention(x, x, x)[0])
+            return result
+
+    gm, x = fx.symbolic_trace(Attention()), torch.randn(2, 5, 8)
+    check = verify_onnx(gm, export_onnx(gm, tmp_path / "m.onnx", (x,)), (x,), per_layer=True)
+    assert check
+    assert [(layer.module, layer.difference.output) for layer in check.layers] == [
+        ("attention", "attention_0"),
+        ("attention", "attention_1"),
+        ("head", "head"),
+    ]
+
+
+def test_a_graph_without_modules_is_compared_by_its_operators(tmp_path: Path) -> None:
+    class Plain(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return torch.relu(x) + 1
+
+    gm = fx.symbolic_trace(Plain())
+    check = verify_onnx(gm, export_onnx(gm, tmp_path / "m.onnx", (X,)), (X,), per_layer=True)
+    assert check
+    assert [layer.node for layer in check.layers] == ["relu", "add"]
+
+
+def test_many_layers_are_thinned_evenly(monkeypatch: pytest.MonkeyPatch) -> None:
+    gm = fx.symbolic_trace(nn.Sequential(*(nn.Identity() for _ in range(10))))
+    monkeypatch.setattr(layers, "_MAX_LAYERS", 4)
+    assert [node.target for node in layers.choose_nodes(gm.graph)] == ["0", "3", "6", "9"]

@@ -1,0 +1,33 @@
+"""Files that are no model, and inputs that are not those of the file."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from torch import Tensor, fx, nn
+
+from repl_fx.errors import BadInput, ExportError
+from repl_fx.export import verify_onnx
+from tests.export.subjects import X
+
+
+def test_files_that_are_no_model(exported: tuple[fx.GraphModule, Path], tmp_path: Path) -> None:
+    with pytest.raises(BadInput, match="there is no ONNX file"):
+        verify_onnx(exported[0], tmp_path / "nowhere.onnx", (X,))
+    (tmp_path / "junk.onnx").write_bytes(b"junk")
+    with pytest.raises(ExportError, match=r"cannot load .*junk.onnx"):
+        verify_onnx(exported[0], tmp_path / "junk.onnx", (X,))
+
+
+def test_inputs_that_do_not_match_name_both(exported: tuple[fx.GraphModule, Path]) -> None:
+    class Renamed(nn.Module):
+        def forward(self, pixels: Tensor) -> Tensor:
+            return pixels
+
+    with pytest.raises(BadInput, match="takes the inputs x, the module pixels"):
+        verify_onnx(Renamed(), exported[1], (X,))
+    with pytest.raises(BadInput, match="has 2 dimensions in"):
+        verify_onnx(exported[0], exported[1], (X[None],))
+    with pytest.raises(BadInput, match="batch 4 cannot be compared: dimension 1 of input 'x' is fixed to 16"):
+        verify_onnx(exported[0], exported[1], (X[:, :8],))

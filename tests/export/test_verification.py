@@ -1,0 +1,35 @@
+"""The result: when it is true, and what it says."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+
+import torch
+from torch import fx
+
+from repl_fx.export import Difference, Verification, verify_onnx
+from repl_fx.export.difference import measure, tolerance_for
+from tests.export.subjects import X
+
+
+def same(*numbers: float) -> Difference:
+    """The row of an output that is equal."""
+    tensor = torch.tensor(numbers)
+    return measure("y", 2, tensor, tensor.numpy(), tolerance_for(tensor.dtype))
+
+
+def test_nothing_compared_is_not_equivalent() -> None:
+    assert not Verification(rows=())
+    empty = same()
+    assert not Verification(rows=(empty,))
+    assert "nothing was compared" in Verification(rows=(empty,)).summary()
+
+
+def test_json_is_json(exported: tuple[fx.GraphModule, Path]) -> None:
+    check = verify_onnx(exported[0], exported[1], (X,), per_layer=True)
+    data = json.loads(json.dumps(check.to_json(), allow_nan=False))
+    assert data["equivalent"] is True and len(data["rows"]) == 9 and len(data["layers"]) == 4
+    broken = Verification(rows=(same(math.nan),))
+    assert json.loads(json.dumps(broken.to_json(), allow_nan=False))["rows"][0]["max_abs"] == "inf"
