@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 import torch.utils._pytree as pytree
 from torch import Tensor, fx
+from torch._dispatch.python import enable_python_dispatcher
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 
 if TYPE_CHECKING:
@@ -25,6 +26,7 @@ __all__ = [
     "autograd_calls",
     "call_impl",
     "define_operator",
+    "enable_python_dispatcher",
     "enter_autocast",
     "exit_autocast",
     "fake_of",

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from repl_fx._torch import fake_of, pytree
+from repl_fx._torch import enable_python_dispatcher, fake_of, pytree
 from repl_fx.blocks import Block
 from repl_fx.graph import add_module, attribute, get_attr
 from repl_fx.passes.split_branches import Split, split_branches
@@ -154,7 +154,9 @@ class Site:
     def _valued(self, node: fx.Node, function: Callable[..., Any], args: Any, kwargs: Any) -> fx.Node:
         values = fx.node.map_arg((args, kwargs), lambda n: n.meta["val"])
         mode = self.graph_module.meta.get("fake_mode")
-        with torch.no_grad(), torch.random.fork_rng(devices=[]), mode or nullcontext():
+        # Composite operators cannot take symbolic sizes in C++; in Python they can.
+        symbolic = enable_python_dispatcher()
+        with torch.no_grad(), torch.random.fork_rng(devices=[]), symbolic, mode or nullcontext():
             node.meta["val"] = function(*values[0], **values[1])
         return node
 
