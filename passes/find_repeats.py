@@ -290,7 +290,20 @@ def _match_backwards(table: NodeTable, start: int, period: int, offset: int, ent
             elif ours != theirs:
                 return None
     whole = range(start, start + period)
-    if len(streams) != 1 or NONE in streams or len(set(image.values())) != period or any(p not in image for p in whole):
+    if len(streams) != 1 or NONE in streams:
+        return None
+    (stream,) = streams
+    for pattern in whole:
+        # What the output does not depend on, such as a skip value that is made beside it.
+        if pattern in image:
+            continue
+        wanted = [stream if v == entry else image.get(v, NONE) if v >= start else v for v in table.arguments[pattern]]
+        alike = (table.labels[:start] == table.labels[pattern]) & (table.arguments[:start] == wanted).all(axis=1)
+        unused = [found for found in np.flatnonzero(alike).tolist() if found not in image.values()]
+        if not unused:
+            return None
+        image[pattern] = unused[0]
+    if len(set(image.values())) != period:
         return None
     return tuple(image[p] for p in whole)
 

@@ -126,6 +126,15 @@ def attribute(root: nn.Module, path: str) -> Any:
     return value
 
 
+def has_attribute(root: nn.Module, path: str) -> bool:
+    """Whether a dotted path leads anywhere."""
+    try:
+        attribute(root, path)
+    except AttributeError:
+        return False
+    return True
+
+
 def value_of(node: fx.Node) -> Any:
     """The fake value of a node (`meta["val"]`), None where it has none."""
     return node.meta.get("val")

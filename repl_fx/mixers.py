@@ -7,8 +7,9 @@ surrogate must know of one is which weight, how it is laid out, and along which 
 from __future__ import annotations
 
 import operator
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -17,6 +18,8 @@ from torch import Tensor, fx, nn
 from repl_fx.graph import attribute
 
 _CONV_MODULES = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
+# By number of spatial dimensions.
+CONVOLUTIONS: dict[int, Callable[..., Tensor]] = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
 _CONV_FUNCTIONS = {
     torch.ops.aten.conv1d.default,
     torch.ops.aten.conv2d.default,
@@ -28,8 +31,8 @@ _CONV_FUNCTIONS = {
     F.conv2d,
     F.conv3d,
 }
-# Position of the `groups` argument in every one of them.
-_CONV_GROUPS = 6
+# The arguments after input, weight and bias of every one of them, with their defaults.
+_CONV_SETTINGS = {"stride": 1, "padding": 0, "dilation": 1, "groups": 1}
 _LINEAR_FUNCTIONS = {torch.ops.aten.linear.default, F.linear}
 # input @ weight: position of the activation and of the weight.
 _PRODUCTS = {
@@ -71,6 +74,8 @@ class Mixer:
         kind: `linear` works along the last axis of the activation, `conv` along axis 1, `other` is not understood.
         transposed: the weight is (in, out) instead of (out, in, …).
         groups: groups of a convolution.
+        centred: a convolution whose result at a position depends on both sides of it alike and has the input's size:
+            stride 1, zeros on both sides, an odd kernel.
         bias: whether a bias is added.
     """
 
@@ -81,6 +86,7 @@ class Mixer:
     transposed: bool = False
     groups: int = 1
     bias: bool = False
+    centred: bool = False
 
     @property
     def axis(self) -> int:
@@ -91,6 +97,19 @@ class Mixer:
 def is_norm(module: nn.Module) -> bool:
     """Whether a module normalises; derived classes count."""
     return isinstance(module, _NORM_MODULES) or type(module).__name__.lower().endswith(("norm", "norm2d"))
+
+
+def is_plain(module: nn.Module) -> bool:
+    """Whether a module is a linear layer or convolution that does with its weight just what torch's own does.
+
+    A derived class may pad one side only (causal convolutions), mask or standardise the weight; a hook may compute it.
+    """
+    for base in (nn.Linear, *_CONV_MODULES):
+        if isinstance(module, base):
+            own = type(module).forward is base.forward
+            own = own and getattr(type(module), "_conv_forward", None) is getattr(base, "_conv_forward", None)
+            return own and "weight" in module._parameters
+    return False
 
 
 def matrix_like(tensor: Tensor) -> bool:
@@ -133,11 +152,28 @@ def _module_mixer(module: nn.Module, node: fx.Node) -> Mixer | None:
     if isinstance(module, (nn.Embedding, nn.EmbeddingBag)):
         return None
     path = f"{node.target}.weight"
+    if not is_plain(module):
+        return Mixer(node, given, None, "other")
+    bias = module.bias is not None
     if isinstance(module, nn.Linear):
-        return Mixer(node, given, path, "linear", bias=module.bias is not None)
-    if isinstance(module, _CONV_MODULES):
-        return Mixer(node, given, path, "conv", groups=module.groups, bias=module.bias is not None)
-    return Mixer(node, given, None, "other")
+        return Mixer(node, given, path, "linear", bias=bias)
+    conv = cast("nn.Conv2d", module)
+    centred = conv.padding_mode == "zeros" and _is_centred(conv.weight, conv.stride, conv.padding, conv.dilation)
+    return Mixer(node, given, path, "conv", groups=conv.groups, bias=bias, centred=centred)
+
+
+def _is_centred(weight: Tensor, stride: Any, padding: Any, dilation: Any) -> bool:
+    sizes = weight.shape[2:]
+
+    def each(value: Any) -> tuple[Any, ...]:
+        given = tuple(value) if isinstance(value, (tuple, list)) else (value,)
+        return given if len(given) == len(sizes) else given * len(sizes)
+
+    if any(size % 2 == 0 for size in sizes) or any(step != 1 for step in each(stride)):
+        return False
+    if isinstance(padding, str):
+        return padding == "same"
+    return all(2 * p == d * (k - 1) for p, d, k in zip(each(padding), each(dilation), sizes, strict=True))
 
 
 def _function_mixer(gm: fx.GraphModule, node: fx.Node) -> Mixer | None:
@@ -148,8 +184,14 @@ def _function_mixer(gm: fx.GraphModule, node: fx.Node) -> Mixer | None:
     bias = len(node.args) > 2 and node.args[2] is not None
     if node.target in _LINEAR_FUNCTIONS:
         return Mixer(node, given, path, "linear" if path else "other", transposed, 1, bias)
-    groups = node.kwargs.get("groups", node.args[_CONV_GROUPS] if len(node.args) > _CONV_GROUPS else 1)
-    return Mixer(node, given, path, "conv" if path and not transposed else "other", False, int(str(groups)), bias)
+    if path is None or transposed:
+        return Mixer(node, given, None, "other")
+    stride, padding, dilation, groups = (
+        node.kwargs.get(name, node.args[i] if len(node.args) > i else default)
+        for i, (name, default) in enumerate(_CONV_SETTINGS.items(), start=3)
+    )
+    centred = _is_centred(attribute(gm, path), stride, padding, dilation)
+    return Mixer(node, given, path, "conv", False, int(str(groups)), bias, centred)
 
 
 def _weight_path(gm: fx.GraphModule, value: Any) -> tuple[str | None, bool]:

@@ -16,7 +16,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, fx, nn
 
-from repl_fx._torch import module_stack
+from repl_fx._torch import fixed_size, module_stack
 from repl_fx.graph import attribute, tensors_in
 from repl_fx.runtime import ModeSwitch
 
@@ -192,7 +192,7 @@ def _shape_of(graph: fx.Graph) -> tuple[Any, ...]:
 def _erased(value: Any) -> Any:
     """What a label says of a value: dtype and shape, symbolic sizes erased."""
     if isinstance(value, Tensor):
-        return (value.dtype, tuple(size if isinstance(size, int) else None for size in value.shape))
+        return (value.dtype, tuple(fixed_size(size) for size in value.shape))
     if isinstance(value, (tuple, list)):
         return tuple(_erased(item) for item in value)
     if isinstance(value, dict):

@@ -158,6 +158,11 @@ def _tidy(model: ir.Model, inputs: Sequence[str], fixed: Mapping[str, int]) -> N
             taken.add(value.name)
 
     _name_dimensions(model, inputs, fixed)
+    if any(node.op_type == "DFT" and node.attributes.get_int("inverse", 0) for node in graph.all_nodes()):
+        # Shape inference takes the result of an inverse real transform for half its size, and ONNX Runtime then reuses
+        # memory that is too small. Without the shapes of inner values it finds them itself.
+        for value in inner:
+            value.shape = None
 
 
 def _specialised(program: torch.onnx.ONNXProgram) -> dict[str, int]:

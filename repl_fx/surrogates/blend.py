@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import math
 import operator
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import cast
 
@@ -23,17 +22,12 @@ import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
 from repl_fx.errors import BadInput
-from repl_fx.mixers import is_norm, matrix_like, mixer_of
-from repl_fx.surrogates.inline import inline_module
+from repl_fx.mixers import CONVOLUTIONS, is_norm, is_plain, matrix_like, mixer_of
 from repl_fx.surrogates.registry import Surrogate, Synthesis, register_surrogate
+from repl_fx.surrogates.rewired import Rewired
 from repl_fx.surrogates.site import Site
 
 _GRANULARITIES = ("tensor", "channel")
-_CONVOLUTIONS: dict[type[nn.Module], Callable[..., Tensor]] = {
-    nn.Conv1d: F.conv1d,
-    nn.Conv2d: F.conv2d,
-    nn.Conv3d: F.conv3d,
-}
 
 
 @dataclass(frozen=True)
@@ -141,7 +135,8 @@ class Blend(Surrogate[BlendConfig]):
                 node.replace_input_with(feeder, weights[str(feeder.target)])
         if node.op != "call_module":
             return node
-        own = {n: f"{node.target}.{n}" for n, _ in gm.get_submodule(str(node.target)).named_parameters()}
+        module = gm.get_submodule(str(node.target))
+        own = {n: f"{node.target}.{n}" for n, _ in (*module.named_parameters(), *module.named_buffers())}
         if not any(path in weights for path in own.values()):
             return node
         with site.before_node(node):
@@ -164,13 +159,15 @@ def _weights(site: Site) -> list[str]:
 
 
 def _as_function(site: Site, node: fx.Node, state: dict[str, fx.Node]) -> fx.Node:
-    """The call of a module as plain nodes that read the given weights instead of the module's own."""
+    """The call of a module as nodes that read the given state instead of the module's own."""
     module = site.graph_module.get_submodule(str(node.target))
-    if type(module) is nn.Linear and len(node.args) == 1:
+    if is_plain(module) and isinstance(module, nn.Linear):
         return site.call(F.linear, node.args[0], state["weight"], state.get("bias"))
-    if type(module) in _CONVOLUTIONS and len(node.args) == 1:
+    if is_plain(module) and cast("nn.Conv2d", module).padding_mode == "zeros":
         conv = cast("nn.Conv2d", module)
-        if conv.padding_mode == "zeros":
-            settings = (conv.stride, conv.padding, conv.dilation, conv.groups)
-            return site.call(_CONVOLUTIONS[type(module)], node.args[0], state["weight"], state.get("bias"), *settings)
-    return inline_module(site, node, module, state)
+        settings = (conv.stride, conv.padding, conv.dilation, conv.groups)
+        return site.call(
+            CONVOLUTIONS[conv.weight.ndim - 2], node.args[0], state["weight"], state.get("bias"), *settings
+        )
+    path = site.module("call", Rewired(module, tuple(state)))
+    return site.call_like(node, path, *state.values())

@@ -33,15 +33,13 @@ import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
 from repl_fx.errors import BadInput
-from repl_fx.mixers import Mixer
+from repl_fx.mixers import CONVOLUTIONS, Mixer
 from repl_fx.passes.split_branches import Branch
 from repl_fx.surrogates.activations import find_activation
 from repl_fx.surrogates.norms import ThinNorm, find_norm
 from repl_fx.surrogates.registry import Surrogate, register_surrogate
 from repl_fx.surrogates.site import Site
 from repl_fx.surrogates.thin_layer import ThinForms, ThinSynthesis, WeightForm
-
-_CONVOLUTIONS = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
 
 
 @dataclass(frozen=True)
@@ -59,6 +57,8 @@ class BottleneckConfig:
     train_neighbours: bool = True
 
     def __post_init__(self) -> None:
+        if not isinstance(self.ratio, (int, float)) or not isinstance(self.width, int | None):
+            raise BadInput(f"bottleneck: ratio is {self.ratio!r} and width is {self.width!r}; they must be numbers")
         if not 0 < self.ratio <= 1:
             raise BadInput(f"bottleneck: ratio is {self.ratio}; it must be above 0 and at most 1")
         if self.width is not None and self.width < 1:
@@ -135,14 +135,17 @@ def _forms(mixers: Sequence[Mixer]) -> tuple[WeightForm, ...]:
 
 
 def _spatial(site: Site, branch: Branch) -> list[Mixer]:
-    """The first of the branch's convolutions with the largest odd kernel, if any is larger than 1."""
+    """The first of the branch's convolutions with the largest kernel, if any is larger than 1.
+
+    Only a centred one: another (causal, strided) would look at positions that the block must not see or does not have.
+    """
     best: list[Mixer] = []
     largest = 1
     for mixer in branch.mixers:
-        if mixer.kind != "conv" or mixer.weight is None:
+        if not mixer.centred or mixer.weight is None:
             continue
         sizes = site.tensor(mixer.weight).shape[2:]
-        if len(sizes) in _CONVOLUTIONS and all(size % 2 for size in sizes) and max(sizes) > largest:
+        if max(sizes) > largest:
             best, largest = [mixer], max(sizes)
     return best
 
@@ -200,10 +203,10 @@ def _pointwise(site: Site, value: fx.Node, weight: fx.Node, bias: fx.Node | None
     if axis == -1:
         return site.call(F.linear, value, weight, bias)
     spatial = value.meta["val"].ndim - 2
-    if spatial not in _CONVOLUTIONS:
+    if spatial not in CONVOLUTIONS:
         return site.call(F.linear, value, weight, bias)
     shaped = site.call(_as_kernel, weight, spatial)
-    return site.call(_CONVOLUTIONS[spatial], value, shaped, bias)
+    return site.call(CONVOLUTIONS[spatial], value, shaped, bias)
 
 
 def _as_kernel(weight: Tensor, spatial: int) -> Tensor:
@@ -216,7 +219,7 @@ def _depthwise(site: Site, value: fx.Node, kernel: fx.Node) -> fx.Node:
     padding = [int(size) // 2 for size in sizes]
     ones = [1] * len(sizes)
     return site.call(
-        _CONVOLUTIONS[len(sizes)], value, kernel, None, ones, padding, ones, int(kernel.meta["val"].shape[0])
+        CONVOLUTIONS[len(sizes)], value, kernel, None, ones, padding, ones, int(kernel.meta["val"].shape[0])
     )
 
 

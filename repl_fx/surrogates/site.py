@@ -12,7 +12,7 @@ from torch import Tensor, fx, nn
 
 from repl_fx._torch import enable_python_dispatcher, fake_of, pytree
 from repl_fx.blocks import Block
-from repl_fx.graph import add_module, attribute, get_attr
+from repl_fx.graph import add_module, attribute, get_attr, has_attribute
 from repl_fx.passes.split_branches import Split, split_branches
 from repl_fx.surrogates.registry import Synthesis
 
@@ -83,6 +83,10 @@ class Site:
     def module(self, name: str, module: nn.Module) -> str:
         """Add a module of the surrogate's own; returns its path."""
         path = f"{self.path}.{name}"
+        number = 0
+        while has_attribute(self.graph_module, path):
+            number += 1
+            path = f"{self.path}.{name}_{number}"
         module.train(self.graph_module.training)
         add_module(self.graph_module, path, module)
         return path
@@ -98,6 +102,12 @@ class Site:
         node = self._mark(self.graph_module.graph.call_module(path, (value,)))
         node.meta["val"] = value.meta["val"]
         return node
+
+    def call_like(self, node: fx.Node, path: str, *state: fx.Node) -> fx.Node:
+        """A node that calls the module at `path` on `state` and the arguments of `node`, for a value like `node`'s."""
+        made = self._mark(self.graph_module.graph.call_module(path, (*state, *node.args), node.kwargs))
+        made.meta["val"] = node.meta["val"]
+        return made
 
     def call(self, function: Callable[..., Any], *args: Any, **kwargs: Any) -> fx.Node:
         """A node that calls a function."""

@@ -400,3 +400,21 @@ def test_auto_shapes_follow_the_tensors_through_nesting_and_keywords() -> None:
     assert len(sizes) == 3
     assert all(isinstance(size, torch.SymInt) for size in sizes)
     assert auto_shapes((torch.tensor(1.0), None)) is None
+
+
+def test_an_inverse_real_fourier_transform_runs(tmp_path: Path) -> None:
+    class Filter(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.gain = nn.Parameter(torch.randn(9))
+            self.out = nn.Linear(16, 16)
+
+        def forward(self, x: Tensor) -> Tensor:
+            filtered = torch.fft.irfft(torch.fft.rfft(x, dim=-1) * self.gain, n=16, dim=-1)
+            out: Tensor = self.out(filtered) + x
+            return out
+
+    module, x = Filter(), torch.randn(2, 5, 16)
+    path = export_onnx(module, tmp_path / "model.onnx", (x,))
+    check = verify_onnx(module, path, (x,))
+    assert check, check.summary()

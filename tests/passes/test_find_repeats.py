@@ -427,3 +427,32 @@ def test_examples(name: str, expected: list[int], monkeypatch: pytest.MonkeyPatc
     assert_sound(repeats)
     assert [len(repeat) for repeat in repeats] == expected
     assert check_capture(source.model, gm, source.args, source.kwargs)
+
+
+@pytest.mark.parametrize("depth", [3, 6])
+def test_blocks_that_make_a_skip_value_after_the_stream_are_all_found(depth: int) -> None:
+    class Layer(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.gate, self.out, self.skip = nn.Conv1d(8, 8, 3, padding=1), nn.Conv1d(8, 8, 1), nn.Conv1d(8, 8, 1)
+
+        def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+            inner = torch.tanh(self.gate(x))
+            return x + self.out(inner), self.skip(inner)
+
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.stem = nn.Conv1d(2, 8, 1)
+            self.layers = nn.ModuleList(Layer() for _ in range(depth))
+
+        def forward(self, x: Tensor) -> Tensor:
+            x = self.stem(x)
+            skips = []
+            for layer in self.layers:
+                x, skip = layer(x)
+                skips.append(skip)
+            return torch.cat([x, torch.stack(skips).sum(0)])
+
+    found = find_repeats(capture(Net(), (torch.randn(2, 2, 12),)))
+    assert [len(repeat) for repeat in found] == [depth]

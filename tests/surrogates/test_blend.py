@@ -1,5 +1,10 @@
 from __future__ import annotations
 
+import copy
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -56,31 +61,109 @@ def test_gains_keep_the_scale_of_fresh_and_of_agreeing_weights() -> None:
     assert BlendSynthesis([own * 0], [(own * 0, own * 0)], [None], True).alpha[0].item() == pytest.approx(2**-0.5)
 
 
-def test_layers_of_any_kind_are_blended() -> None:
-    """A convolution that standardises its weight, one with circular padding, an LSTM: traced into the graph."""
+class Standardised(nn.Conv2d):
+    """Standardises its weight."""
 
-    class Standardised(nn.Conv2d):
-        def forward(self, input: Tensor) -> Tensor:
-            weight = self.weight - self.weight.mean((1, 2, 3), keepdim=True)
-            return F.conv2d(input, weight, self.bias, padding=1)
+    def forward(self, input: Tensor) -> Tensor:
+        weight = self.weight - self.weight.mean((1, 2, 3), keepdim=True)
+        return F.conv2d(input, weight, self.bias, padding=1)
 
-    class Block(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.a = Standardised(4, 4, 3)
-            self.b = nn.Conv2d(4, 4, 3, padding=1, padding_mode="circular")
-            self.c = nn.ConvTranspose2d(4, 4, 3, padding=1)
 
-        def forward(self, x: Tensor) -> Tensor:
-            return self.c(self.b(self.a(x).relu()).relu())  # type: ignore[no-any-return]
+class Masked(nn.Conv2d):
+    """Sees no pixel to the right; the mask is a buffer."""
 
-    model, x = nn.Sequential(*(Block() for _ in range(3))), torch.randn(2, 4, 6, 6)
-    gm = repl_fx.transform(model, (x,), surrogate="blend").graph_module
+    def __init__(self, width: int) -> None:
+        super().__init__(width, width, 3, padding=1)
+        mask = torch.ones(3, 3)
+        mask[:, 2] = 0
+        self.register_buffer("mask", mask)
+
+    def forward(self, input: Tensor) -> Tensor:
+        return F.conv2d(input, self.weight * self.get_buffer("mask"), self.bias, padding=1)
+
+
+def _conv(name: str) -> nn.Module:
+    if name == "weight_norm":
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)
+            return nn.utils.weight_norm(nn.Conv2d(4, 4, 3, padding=1))
+    makers: dict[str, Callable[[], nn.Module]] = {
+        "standardised": lambda: Standardised(4, 4, 3),
+        "circular": lambda: nn.Conv2d(4, 4, 3, padding=1, padding_mode="circular"),
+        "transposed": lambda: nn.ConvTranspose2d(4, 4, 3, padding=1),
+        "masked": lambda: Masked(4),
+    }
+    return makers[name]()
+
+
+@pytest.mark.parametrize("kind", ["standardised", "circular", "transposed", "masked"])
+def test_layers_of_any_kind_run_their_own_code_on_blended_weights(kind: str) -> None:
+    model = nn.Sequential(*(nn.Sequential(_conv(kind), nn.ReLU()) for _ in range(3)))
+    x = torch.randn(2, 4, 6, 6)
+    result = repl_fx.transform(model, (x,), surrogate="blend")
+    gm = result.graph_module
     blend = gm.get_submodule("surrogates.1.blend")
     assert isinstance(blend, BlendSynthesis)
     with torch.no_grad():
-        for i, name in enumerate("abc"):
-            weights = [getattr(model[j], name).weight for j in (0, 2)]
-            getattr(model[1], name).weight.copy_(blend.alpha[i] * weights[0] + blend.beta[i] * weights[1])
+        before, own, after = (model.get_parameter(f"{i}.0.weight") for i in range(3))
+        own.copy_(blend.alpha[0] * before + blend.beta[0] * after)
     assert torch.allclose(gm(x), model(x), atol=1e-6)
     assert torch.equal(repl_fx.fold(gm)(x[:1]), gm(x[:1]))
+    assert "1.0.weight" not in dict(gm.named_parameters()) and "1.0.bias" in dict(gm.named_parameters())
+
+
+def test_weights_computed_by_a_hook_are_blended_too() -> None:
+    model = nn.Sequential(*(nn.Sequential(_conv("weight_norm"), nn.ReLU()) for _ in range(3)))
+    x = torch.randn(2, 4, 6, 6)
+    gm = repl_fx.transform(model, (x,), surrogate="blend").graph_module
+    gm(x).square().mean().backward()
+    assert gm.get_parameter("surrogates.1.blend.alpha.0").grad is not None
+    assert "1.0.weight_v" not in dict(gm.named_parameters()) and "1.0.weight_g" in dict(gm.named_parameters())
+
+
+class Noisy(nn.Linear):
+    """Adds noise in training."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        return super().forward(input + torch.randn_like(input) if self.training else input)
+
+
+def test_a_layer_with_a_mode_of_its_own_keeps_it() -> None:
+    x = torch.randn(4, 8)
+    for training in (True, False):
+        model = nn.Sequential(*(nn.Sequential(Noisy(8, 8), nn.Tanh()) for _ in range(4))).train(training)
+        gm = repl_fx.transform(model, (x,), surrogate="blend").graph_module
+        assert gm.training is training
+        gm.eval()
+        assert torch.equal(gm(x), gm(x))
+        gm.train()
+        assert not torch.equal(gm(x), gm(x))
+
+
+@pytest.mark.parametrize("surrogate", ["blend", "auto"])
+@pytest.mark.parametrize("recurrent", [nn.LSTM, nn.GRU])
+def test_recurrent_layers(surrogate: str, recurrent: type[nn.RNNBase], tmp_path: Path) -> None:
+    class Recurrent(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.norm = nn.LayerNorm(8)
+            self.rnn = recurrent(8, 8, batch_first=True)  # type: ignore[call-arg,arg-type]
+
+        def forward(self, x: Tensor) -> Tensor:
+            out: Tensor = x + self.rnn(self.norm(x))[0]
+            return out
+
+    model, x = nn.Sequential(*(Recurrent() for _ in range(5))), torch.randn(2, 6, 8)
+    result = repl_fx.transform(model, (x,), surrogate=surrogate)
+    assert [len(repeat) for repeat in result.repeats] == [5]
+    assert [r.surrogate for r in result.plan.replacements] == ["blend", "blend"]
+    gm = result.graph_module
+    gm(x).square().mean().backward()
+    assert all(p.grad is not None for n, p in gm.named_parameters() if n.startswith("surrogates"))
+    gm.eval()
+    assert torch.equal(copy.deepcopy(gm)(x), gm(x))
+    # Without a gradient to compute, torch takes another kernel.
+    assert torch.allclose(repl_fx.fold(gm)(x), gm(x), atol=1e-6)
+    repl_fx.save(result, tmp_path / "out")
+    again = repl_fx.load(tmp_path / "out", nn.Sequential(*(Recurrent() for _ in range(5))))
+    assert torch.equal(again(x), gm(x))

@@ -172,3 +172,46 @@ def test_a_span_that_changes_resolution_is_refused() -> None:
     model = nn.Sequential(*(Down() for _ in range(3)))
     with pytest.raises(repl_fx.NothingToReplace, match="is of a kind a thin layer cannot be made from"):
         repl_fx.transform(model, (torch.randn(2, 4, 8, 8),), surrogate="bottleneck")
+
+
+class Causal(nn.Module):
+    """Looks at the past alone: pads both sides and cuts the end off."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.a, self.b = nn.Conv1d(width, 2 * width, 3, padding=2), nn.Conv1d(2 * width, width, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = x + self.b(F.relu(self.a(x)[..., :-2]))
+        return out
+
+
+class CausalConv(nn.Conv1d):
+    """Pads the past inside its forward."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        return super().forward(F.pad(input, (self.kernel_size[0] - 1, 0)))
+
+
+class DerivedCausal(nn.Module):
+    """Looks at the past alone, by a convolution that pads itself."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.a, self.b = CausalConv(width, width, 3), nn.Conv1d(width, width, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = x + self.b(F.relu(self.a(x)))
+        return out
+
+
+@pytest.mark.parametrize("block", [Causal, DerivedCausal])
+@pytest.mark.parametrize("surrogate", ["auto", "blend", "identity"])
+def test_no_surrogate_lets_the_future_into_the_past(block: type[nn.Module], surrogate: str) -> None:
+    model = nn.Sequential(*(block(8) for _ in range(5))).eval()
+    x = torch.randn(2, 8, 20)
+    later = x.clone()
+    later[..., 10:] += 1
+    gm = repl_fx.transform(model, (x,), surrogate=surrogate).graph_module
+    assert torch.equal(gm(later)[..., :10], gm(x)[..., :10])
+    assert not torch.equal(gm(later)[..., 10:], gm(x)[..., 10:])

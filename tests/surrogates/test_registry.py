@@ -28,7 +28,7 @@ def test_a_setting_without_default_cannot_be_registered() -> None:
 
 
 def test_settings_of_the_wrong_type_or_value() -> None:
-    with pytest.raises(repl_fx.BadInput, match=r"surrogate 'bottleneck' cannot be set to ratio='abc'"):
+    with pytest.raises(repl_fx.BadInput, match=r"ratio is 'abc' and width is None; they must be numbers"):
         make_surrogate("bottleneck", {"ratio": "abc"})
     with pytest.raises(repl_fx.BadInput, match="ratio is 2; it must be above 0"):
         make_surrogate("auto", {"ratio": 2})
