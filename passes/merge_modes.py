@@ -33,7 +33,7 @@ import torch
 from torch import fx, nn
 
 from repl_fx._torch import module_stack
-from repl_fx.graph import add_module, drop_dead, has_effect, is_tensor, unique_name
+from repl_fx.graph import add_module, drop_dead, has_attribute, has_effect, is_tensor, unique_name
 from repl_fx.runtime import ModeSwitch, call_module, select_mode
 
 _OUTSIDE = ("placeholder", "get_attr")
@@ -210,7 +210,7 @@ class _Merger:
         for node in nodes:
             # Calls of a leaf are made by the module around it.
             stack = [p for p in module_stack(node) if node.op != "call_module" or p != node.target]
-            stacks.append([p for p in stack if _has_submodule(self.root, p)])
+            stacks.append([p for p in stack if has_attribute(self.root, p)])
         common: tuple[str, ...] = ()
         for level in zip(*stacks, strict=False):
             if len(set(level)) > 1:
@@ -381,11 +381,3 @@ def _is_nested(value: Any) -> bool:
 
 def _val(value: Any) -> Any:
     return fx.node.map_arg(value, lambda n: n.meta.get("val"))
-
-
-def _has_submodule(root: nn.Module, path: str) -> bool:
-    try:
-        root.get_submodule(path)
-    except AttributeError:
-        return False
-    return True

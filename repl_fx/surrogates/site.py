@@ -12,7 +12,7 @@ from torch import Tensor, fx, nn
 
 from repl_fx._torch import enable_python_dispatcher, fake_of, pytree
 from repl_fx.blocks import Block
-from repl_fx.graph import add_module, attribute, get_attr, has_attribute
+from repl_fx.graph import add_module, attribute, get_attr, has_attribute, unique_name
 from repl_fx.passes.split_branches import Split, split_branches
 from repl_fx.surrogates.registry import Synthesis
 
@@ -34,8 +34,6 @@ class Site:
         surrogate: key of the surrogate, noted on every node made here.
         known: fake results of calls, shared by the sites of one graph: isomorphic blocks make the same calls, and the
             fake value costs more than all else about a node.
-        known: fake results by call, shared by the sites of one graph: isomorphic blocks make the same calls, and
-            computing a fake value costs more than all else that a call needs.
     """
 
     def __init__(
@@ -83,10 +81,8 @@ class Site:
     def module(self, name: str, module: nn.Module) -> str:
         """Add a module of the surrogate's own; returns its path."""
         path = f"{self.path}.{name}"
-        number = 0
-        while has_attribute(self.graph_module, path):
-            number += 1
-            path = f"{self.path}.{name}_{number}"
+        if has_attribute(self.graph_module, path):
+            path = f"{self.path}.{unique_name(self.graph_module.get_submodule(self.path), name)}"
         module.train(self.graph_module.training)
         add_module(self.graph_module, path, module)
         return path
@@ -95,7 +91,8 @@ class Site:
         """A node that calls a module of the graph."""
         node = self._mark(self.graph_module.graph.call_module(path, args))
         module = self.graph_module.get_submodule(path)
-        return self._valued(node, lambda *a: _call_on_fakes(module, a), args, {})
+        node.meta["val"] = self._computed(lambda *a: _call_on_fakes(module, a), args, {})
+        return node
 
     def call_elementwise(self, path: str, value: fx.Node) -> fx.Node:
         """A node that calls a module whose result has the shape and dtype of its one argument."""
@@ -113,20 +110,17 @@ class Site:
         """A node that calls a function."""
         node = self._mark(self.graph_module.graph.call_function(function, args, kwargs))
         given = pytree.tree_map_only(fx.Node, lambda n: _Kind(n.meta["val"]), (args, kwargs))
-        call = f"{function!r} {given!r}"
-        if call not in self._known:
-            self._known[call] = self._valued(node, function, args, kwargs).meta["val"]
-        node.meta["val"] = self._known[call]
+        node.meta["val"] = self._once(f"{function!r} {given!r}", lambda: self._computed(function, args, kwargs))
         return node
 
     def synthesise(self, name: str, synthesis: Synthesis, *weights: fx.Node) -> fx.Node:
         """Add a synthesis and call it on neighbours' weights."""
         node = self._mark(self.graph_module.graph.call_module(self.module(name, synthesis), weights))
-        state = [_Kind(tensor) for tensor in synthesis.parameters()]
-        call = f"{type(synthesis)!r} {state!r} {[_Kind(weight.meta['val']) for weight in weights]!r}"
-        if call not in self._known:
-            self._known[call] = self._shapes_of(synthesis, weights)
-        node.meta["val"] = self._known[call]
+        # Settings such as a width decide the result's shape as much as the state does.
+        settings = {name: value for name, value in vars(synthesis).items() if not name.startswith("_")}
+        kinds = [_Kind(tensor) for tensor in (*synthesis.parameters(), *(weight.meta["val"] for weight in weights))]
+        call = f"{type(synthesis)!r} {settings!r} {kinds!r}"
+        node.meta["val"] = self._once(call, lambda: self._shapes_of(synthesis, weights))
         return node
 
     def _shapes_of(self, synthesis: Synthesis, weights: tuple[fx.Node, ...]) -> Any:
@@ -161,14 +155,19 @@ class Site:
         node.meta["replaces"] = (self.block.name, self.surrogate)
         return node
 
-    def _valued(self, node: fx.Node, function: Callable[..., Any], args: Any, kwargs: Any) -> fx.Node:
+    def _once(self, call: str, compute: Callable[[], Any]) -> Any:
+        if call not in self._known:
+            self._known[call] = compute()
+        return self._known[call]
+
+    def _computed(self, function: Callable[..., Any], args: Any, kwargs: Any) -> Any:
+        """The fake result of a call on nodes."""
         values = fx.node.map_arg((args, kwargs), lambda n: n.meta["val"])
         mode = self.graph_module.meta.get("fake_mode")
         # Composite operators cannot take symbolic sizes in C++; in Python they can.
         symbolic = enable_python_dispatcher()
         with torch.no_grad(), torch.random.fork_rng(devices=[]), symbolic, mode or nullcontext():
-            node.meta["val"] = function(*values[0], **values[1])
-        return node
+            return function(*values[0], **values[1])
 
 
 class _Kind:

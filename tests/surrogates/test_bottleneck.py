@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -215,3 +217,14 @@ def test_no_surrogate_lets_the_future_into_the_past(block: type[nn.Module], surr
     gm = repl_fx.transform(model, (x,), surrogate=surrogate).graph_module
     assert torch.equal(gm(later)[..., :10], gm(x)[..., :10])
     assert not torch.equal(gm(later)[..., 10:], gm(x)[..., 10:])
+
+
+def test_blocks_of_one_plan_may_have_other_widths() -> None:
+    x = images()
+    model = ConvNet(width=16)
+    plan = repl_fx.transform(model, (x,), surrogate="bottleneck").plan
+    first, second = plan.replacements
+    mixed = replace(plan, replacements=(first, replace(second, settings={**second.settings, "width": 7})))
+    gm = repl_fx.transform(model, (x,), plan=mixed).graph_module
+    made = [n for n in gm.graph.nodes if is_synthesis(gm, n)]
+    assert [int(n.meta["val"][0].shape[0]) for n in made] == [4, 7]
