@@ -2,14 +2,19 @@
 
     every=2    1 2 3 4 5 6      blocks 2 and 4 go: a replaced block has a kept block on both sides
                  x   x
+
+Of a similar repeat those blocks can go that keep the size of their value and are no part of an exact repeat of three
+blocks or more, which has neighbours of its own to offer.
 Never touches: the graph.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence, Set
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
+
+from torch import Tensor, fx
 
 from repl_fx.blocks import Block, Repeat
 from repl_fx.errors import BadInput, UnknownBlock
@@ -59,32 +64,62 @@ def choose_blocks(
     if every < 2:
         raise BadInput(f"every is {every}; it must be 2 or more, because a replaced block needs kept blocks around it")
     wanted = None if blocks is None else _named(repeats, blocks)
+    # What belongs to an exact repeat with blocks to spare, and what goes.
+    settled = {n for r in repeats if not r.similar and len(r) > 2 for block in r.blocks for n in block.nodes}
+    gone: dict[fx.Node, str] = {}
     chosen: list[Chosen] = []
     refusals: list[Refusal] = []
     for repeat in repeats:
-        asked = [
-            i for i, b in enumerate(repeat.blocks) if (b.name in wanted if wanted is not None else (i + 1) % every == 0)
-        ]
-        if wanted is None and not any(0 < i < len(repeat) - 1 for i in asked):
-            asked = []
+        if wanted is not None:
+            asked = [i for i, block in enumerate(repeat.blocks) if block.name in wanted]
+        elif repeat.similar:
+            asked = _spread(_eligible(repeat, settled), every)
+        else:
+            asked = [i for i in range(1, len(repeat) - 1) if (i + 1) % every == 0]
+        if wanted is None and not asked:
             refusals.append(Refusal(repeat.name, repeat.name, _too_short(repeat, every)))
-        kept_out: dict[int, str] = {}
+        going = []
         for i in asked:
-            reason = _reason(repeat, i, ignore)
-            # With every=k the last block is skipped as a matter of course; asked for by name, it is refused.
-            if reason is not None:
-                kept_out[i] = reason
-        going = [i for i in asked if i not in kept_out]
-        refusals += [
-            Refusal(repeat.blocks[i].name, repeat.name, reason)
-            for i, reason in kept_out.items()
-            if wanted is not None or 0 < i < len(repeat) - 1
-        ]
+            reason = _reason(repeat, i, ignore, gone)
+            if reason is None:
+                going.append(i)
+            else:
+                refusals.append(Refusal(repeat.blocks[i].name, repeat.name, reason))
+        kept = [i for i, b in enumerate(repeat.blocks) if i not in going and gone.keys().isdisjoint(b.nodes)]
         for i in going:
-            before = max(j for j in range(i) if j not in going)
-            after = min(j for j in range(i + 1, len(repeat)) if j not in going)
-            chosen.append(Chosen(repeat, repeat.blocks[i], repeat.blocks[before], repeat.blocks[after]))
+            before, after = [j for j in kept if j < i], [j for j in kept if j > i]
+            if not before or not after:
+                refusals.append(Refusal(repeat.blocks[i].name, repeat.name, "no block like it is kept on one side"))
+                continue
+            chosen.append(Chosen(repeat, repeat.blocks[i], repeat.blocks[before[-1]], repeat.blocks[after[0]]))
+            gone.update(dict.fromkeys(repeat.blocks[i].nodes, repeat.blocks[i].name))
     return Choice(tuple(chosen), tuple(refusals))
+
+
+def _eligible(repeat: Repeat, settled: Set[fx.Node]) -> list[int]:
+    """The blocks of a similar repeat that can go: not the ends, not those that change sizes or are settled."""
+    return [
+        i
+        for i, block in enumerate(repeat.blocks[1:-1], start=1)
+        if _keeps_size(block) and settled.isdisjoint(block.nodes)
+    ]
+
+
+def _spread(candidates: Iterable[int], every: int) -> list[int]:
+    """As many candidates as there are with every - 1 blocks kept before each."""
+    picked: list[int] = []
+    for i in candidates:
+        if i - (picked[-1] if picked else -1) >= every:
+            picked.append(i)
+    return picked
+
+
+def _keeps_size(block: Block) -> bool:
+    for given, made in zip(block.inputs, block.outputs, strict=True):
+        ours, theirs = given.meta.get("val"), made.meta.get("val")
+        if isinstance(ours, Tensor) and isinstance(theirs, Tensor) and str(ours.shape) != str(theirs.shape):
+            return False
+    return True
 
 
 def _named(repeats: Sequence[Repeat], blocks: Sequence[str | int]) -> set[str]:
@@ -104,10 +139,12 @@ def _named(repeats: Sequence[Repeat], blocks: Sequence[str | int]) -> set[str]:
 def _too_short(repeat: Repeat, every: int) -> str:
     if len(repeat) < 3:
         return f"it has {len(repeat)} blocks, and a replaced block needs a kept one on both sides"
+    if repeat.similar:
+        return "all but the ends of its blocks change the size of their value or belong to an exact repeat"
     return f"with every={every} no block of its {len(repeat)} has a kept block on both sides"
 
 
-def _reason(repeat: Repeat, i: int, ignore: Sequence[str]) -> str | None:
+def _reason(repeat: Repeat, i: int, ignore: Sequence[str], gone: dict[fx.Node, str]) -> str | None:
     block = repeat.blocks[i]
     if repeat.shared:
         return "all copies use the same parameters, so there is nothing to save"
@@ -115,6 +152,9 @@ def _reason(repeat: Repeat, i: int, ignore: Sequence[str]) -> str | None:
         return "it is the first of its repeat, and has no block before it to be made from"
     if i == len(repeat) - 1:
         return "it is the last of its repeat, and has no block after it to be made from"
+    for node in block.nodes:
+        if node in gone:
+            return f"it is part of {gone[node]}, which goes"
     for glob in ignore:
         if any(fnmatchcase(name, glob) for name in (block.name, *block.parameters)):
             return f"it matches --ignore {glob}"

@@ -33,6 +33,7 @@ import torch
 from torch import fx, nn
 
 from repl_fx._torch import module_stack
+from repl_fx.decisions import jump_over_
 from repl_fx.graph import add_module, drop_dead, has_attribute, has_effect, is_tensor, unique_name
 from repl_fx.runtime import ModeSwitch, call_module, select_mode
 
@@ -123,7 +124,7 @@ class _Merger:
         ours = [n for n in self.graph.nodes if n.op not in _OUTSIDE]
         theirs = [n for n in self.evaluation.nodes if n.op not in _OUTSIDE]
         i = j = 0
-        for start_i, start_j, size in _matching_blocks([_key(n) for n in ours], [_key(n) for n in theirs]):
+        for start_i, start_j, size in matching_blocks([node_key(n) for n in ours], [node_key(n) for n in theirs]):
             if (start_i, start_j) != (i, j):
                 region = _Region(ours[i:start_i], theirs[j:start_j], ours[start_i])
                 self.regions.append(region)
@@ -149,7 +150,7 @@ class _Merger:
             ends = ((getattr(ours, end), getattr(theirs, end)) for end in ("start", "stop", "step"))
             return slice(*(self.argument(a, b, user) for a, b in ends))
         theirs = self.image.get(theirs, theirs) if isinstance(theirs, fx.Node) else theirs
-        if ours is theirs or _equal_literals(ours, theirs):
+        if ours is theirs or equal_literals(ours, theirs):
             return ours
         if not _is_nested(ours) and not _is_nested(theirs):
             regions = [self.region_of[v] for v in (ours, theirs) if isinstance(v, fx.Node) and v in self.region_of]
@@ -328,6 +329,7 @@ class _Version:
                 env[node] = graph.node_copy(node, lambda n: env[n])
         answers = [env[r] if isinstance(r, fx.Node) else r for r in self.results]
         graph.output(answers[0] if len(answers) == 1 else tuple(answers))
+        jump_over_(graph)
         return fx.GraphModule(nn.Module(), graph)
 
 
@@ -345,7 +347,7 @@ def _spell_out_defaults(node: fx.Node) -> None:
         node.args = (*node.args, *(a.default_value for a in missing))
 
 
-def _matching_blocks(ours: list[Any], theirs: list[Any]) -> Iterator[tuple[int, int, int]]:
+def matching_blocks(ours: list[Any], theirs: list[Any]) -> Iterator[tuple[int, int, int]]:
     """Stretches that both lists have, as (start in ours, start in theirs, size), ascending.
 
     What is alike at both ends is cut off first: difflib is quadratic, and most models differ in one place or none.
@@ -361,7 +363,7 @@ def _matching_blocks(ours: list[Any], theirs: list[Any]) -> Iterator[tuple[int, 
     yield len(ours) - tail, len(theirs) - tail, tail
 
 
-def _key(node: fx.Node) -> tuple[Any, ...]:
+def node_key(node: fx.Node) -> tuple[Any, ...]:
     """What two nodes must have in common to be taken for the same: all but literals."""
     shape = tuple(isinstance(a, fx.Node) for a in node.args) if node.op != "output" else ()
     # Packers of outputs are made anew for each trace.
@@ -369,7 +371,8 @@ def _key(node: fx.Node) -> tuple[Any, ...]:
     return (node.op, str(target), module_stack(node)[-1:], shape)
 
 
-def _equal_literals(ours: Any, theirs: Any) -> bool:
+def equal_literals(ours: Any, theirs: Any) -> bool:
+    """Whether two arguments are the same constant; NaN is NaN."""
     if isinstance(ours, fx.Node) or isinstance(theirs, fx.Node) or type(ours) is not type(theirs):
         return False
     return bool(ours == theirs) or bool(ours != ours and theirs != theirs)

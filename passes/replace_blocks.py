@@ -23,6 +23,7 @@ from repl_fx.graph import CapturedModule, copy_graph, drop_dead, erase_dead
 from repl_fx.plan import Plan, Replacement
 from repl_fx.state import prune_state_, used_by
 from repl_fx.surrogates import Site, make_surrogate
+from repl_fx.taps import return_none_
 
 
 @dataclass(frozen=True)
@@ -86,20 +87,34 @@ def _replace(
         if name not in blocks:
             raise PlanMismatch(f"the plan names block {name}, which this model does not have; make a new plan")
     block = blocks[replacement.block]
-    entry = block.input
-    while entry in forward:
-        entry = forward[entry]
-    site = Site(gm, block, blocks[replacement.before], blocks[replacement.after], entry, replacement.surrogate, known)
+    entries = tuple(_latest(value, forward) for value in block.inputs)
+    before, after = blocks[replacement.before], blocks[replacement.after]
+    site = Site(gm, block, before, after, entries, replacement.surrogate, known)
     surrogate = make_surrogate(replacement.surrogate, replacement.settings)
     reason = surrogate.refuse(site)
     if reason:
         raise PlanMismatch(f"{replacement.surrogate} cannot stand in for {block.name}: {reason}")
-    output = surrogate.build(site)
-    if output is not block.output:
-        block.output.replace_all_uses_with(output, propagate_meta=False)
-        forward[block.output] = output
+    made = surrogate.build(site)
+    if len(made) != len(block.outputs):
+        raise PlanMismatch(
+            f"{replacement.surrogate} made {len(made)} values for {block.name}, which has {len(block.outputs)}; "
+            "let its refuse() refuse such blocks"
+        )
+    for output, value in zip(block.outputs, made, strict=True):
+        if value is not output:
+            output.replace_all_uses_with(value, propagate_meta=False)
+            forward[output] = value
+    if not surrogate.keeps_inner_values:
+        for tap in block.taps:
+            return_none_(tap, block)
     # Calls of modules count as effects; those of a block that is gone are gone with it.
     erase_dead(gm.graph, [node for node in block.nodes if node.graph is gm.graph and not _erased(node)])
+
+
+def _latest(value: fx.Node, forward: Mapping[fx.Node, fx.Node]) -> fx.Node:
+    while value in forward:
+        value = forward[value]
+    return value
 
 
 def _erased(node: fx.Node) -> bool:
@@ -120,8 +135,9 @@ def blocks_in(gm: fx.GraphModule, repeats: Sequence[Repeat]) -> dict[str, Block]
         block.name: replace(
             block,
             nodes=moved(block.nodes),
-            input=nodes[block.input.name],
+            inputs=moved(block.inputs),
             outputs=moved(block.outputs),
+            taps=moved(block.taps),
             side_inputs=moved(block.side_inputs),
         )
         for repeat in repeats

@@ -3,7 +3,8 @@ r"""Split a block into its spine and its branches, by structure alone.
     x ----------------------- add ------------------------------ add --- out      the spine
       \- norm - qkv - … - proj -/ \- norm - fc1 - gelu - fc2 ----/               two branches
 
-The spine holds the nodes on a path from the block's input to its output that passes no mixer. A branch hangs on it
+The spine holds the nodes on a path from the block's input to its output that passes no mixer; a block with several
+streamed values has such a path for each. A branch hangs on it
 through one residual add. Its entry mixers have no mixer before them in the branch, its exit mixers none after; the
 span between them is what a thin surrogate can stand for.
 Never touches: the graph.
@@ -11,26 +12,15 @@ Never touches: the graph.
 
 from __future__ import annotations
 
-import operator
 from dataclasses import dataclass
 
 import networkx as nx
-import torch
 from torch import Tensor, fx
 
 from repl_fx.blocks import Block
 from repl_fx.bridge import digraph, meeting_point, on_paths
 from repl_fx.mixers import Mixer, mixer_of
-
-_ADDS = {
-    torch.ops.aten.add.Tensor,
-    torch.ops.aten.add_.Tensor,
-    operator.add,
-    operator.iadd,
-    torch.add,
-    torch.Tensor.add,
-    torch.Tensor.add_,
-}
+from repl_fx.residuals import ADDITIONS
 
 
 @dataclass(frozen=True, eq=False)
@@ -77,16 +67,20 @@ def split_branches(gm: fx.GraphModule, block: Block) -> Split:
     """
     nodes = sorted(block.nodes)
     mixers = {node: mixer for node in nodes if (mixer := mixer_of(gm, node)) is not None}
-    whole = digraph([block.input, *nodes])
-    spine = on_paths(whole.subgraph(n for n in whole if n not in mixers), block.input, block.output)
-    if not spine:
-        return Split(reason="it has no spine: every path through it passes a mixing operator")
+    whole = digraph(sorted({*block.inputs, *nodes}))
+    unmixed = whole.subgraph(n for n in whole if n not in mixers)
+    spine: set[fx.Node] = set()
+    for given, made in zip(block.inputs, block.outputs, strict=True):
+        path = on_paths(unmixed, given, made)
+        if not path:
+            return Split(reason="it has no spine: every path through it passes a mixing operator")
+        spine |= path
     branches = []
     for join in (n for n in nodes if n in spine):
         for root in join.all_input_nodes:
             if root in spine or root not in whole or not (({root} | nx.ancestors(whole, root)) & mixers.keys()):
                 continue
-            if join.target not in _ADDS:
+            if join.target not in ADDITIONS:
                 return Split(reason=f"a branch joins the spine by {join.name}, which is no addition")
             branch = _branch(whole, root, spine, mixers)
             if isinstance(branch, str):

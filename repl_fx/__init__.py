@@ -29,6 +29,7 @@ if TYPE_CHECKING:
         UnknownSurrogate,
     )
     from repl_fx.export import export_onnx, verify_onnx
+    from repl_fx.partial import CapturedParts, capture_parts
     from repl_fx.passes.find_repeats import find_repeats
     from repl_fx.plan import Plan
     from repl_fx.surrogates import Site, Surrogate, Synthesis, known_surrogates, register_surrogate
@@ -40,6 +41,7 @@ __all__ = [
     "BadInput",
     "Block",
     "CaptureError",
+    "CapturedParts",
     "ExportError",
     "NotFoldable",
     "NothingToReplace",
@@ -56,6 +58,7 @@ __all__ = [
     "UnknownBlock",
     "UnknownSurrogate",
     "capture",
+    "capture_parts",
     "check_capture",
     "export_onnx",
     "find_repeats",
@@ -74,6 +77,7 @@ _HOME = {
     "BadInput": "repl_fx.errors",
     "Block": "repl_fx.blocks",
     "CaptureError": "repl_fx.errors",
+    "CapturedParts": "repl_fx.partial",
     "ExportError": "repl_fx.errors",
     "NotFoldable": "repl_fx.errors",
     "NothingToReplace": "repl_fx.errors",
@@ -90,6 +94,7 @@ _HOME = {
     "UnknownBlock": "repl_fx.errors",
     "UnknownSurrogate": "repl_fx.errors",
     "capture": "repl_fx.capture",
+    "capture_parts": "repl_fx.partial",
     "check_capture": "repl_fx.capture",
     "export_onnx": "repl_fx.export",
     "find_repeats": "repl_fx.passes.find_repeats",

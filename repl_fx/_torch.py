@@ -31,6 +31,7 @@ __all__ = [
     "exit_autocast",
     "fake_of",
     "fixed_size",
+    "has_no_value",
     "is_autocast_region",
     "is_grad_region",
     "module_stack",
@@ -165,6 +166,11 @@ def exit_autocast(mode: Any) -> None:
     """End an autocast region."""
     leave: Any = torch.amp.autocast_mode._exit_autocast
     leave(mode)
+
+
+def has_no_value(tensor: Tensor) -> bool:
+    """Whether a tensor is fake, and not a constant that the trace knows."""
+    return isinstance(tensor, FakeTensor) and getattr(tensor, "constant", None) is None
 
 
 def fake_of(mode: Any, meta: Tensor, device: torch.device) -> Tensor:

@@ -1,23 +1,27 @@
 """The artifact: a directory that a transform writes and every other command reads.
 
-    manifest.json       schema and versions, how to build the model, example inputs, aliases of tied tensors, hashes
+    manifest.json       schema and versions, how to build the model, example inputs, captured parts and what they were
+                        called with, aliases of tied tensors, hashes
     plan.json           which blocks went and what stands in for each
     model.safetensors   parameters and buffers of the rewritten model
     graph.txt           the rewritten graph, to read and to compare
 
 Nothing is pickled. `load` builds the model from its source, applies the plan again, and loads the weights; a model
-whose structure no longer fits is an error.
+whose structure no longer fits is an error. Of a model that was captured in parts, `load` captures the parts that the
+plan rewrites, each on inputs like those it was called with; the model itself is not run.
 """
 
 from __future__ import annotations
 
+import copy as copying
 import hashlib
 import json
 import shutil
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections import OrderedDict
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -26,10 +30,14 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, fx, nn
 
-from repl_fx.errors import ArtifactError, NothingToReplace, OutputError, PlanMismatch
+from repl_fx.capture import device_of
+from repl_fx.errors import ArtifactError, BadInput, CaptureError, NothingToReplace, OutputError, PlanMismatch
+from repl_fx.part_search import Eager
+from repl_fx.partial import Part, capture_as_called
 from repl_fx.plan import Plan
 from repl_fx.sources import Source, load_source
-from repl_fx.transform import TransformResult, transform
+from repl_fx.sources.source import to_device
+from repl_fx.transform import TransformResult, rewrite, transform
 
 SCHEMA = 1
 MANIFEST, PLAN, WEIGHTS, GRAPH = "manifest.json", "plan.json", "model.safetensors", "graph.txt"
@@ -43,7 +51,7 @@ class Artifact:
         directory: where it lies.
         manifest: contents of manifest.json.
         plan: what was done to the model.
-        graph_module: the rewritten model with its weights.
+        module: the rewritten model with its weights.
         args, kwargs: example inputs.
         result: what applying the plan again gave: the graph before, its repeats and what became of each block.
     """
@@ -51,10 +59,15 @@ class Artifact:
     directory: Path
     manifest: Mapping[str, Any]
     plan: Plan
-    graph_module: fx.GraphModule
+    module: nn.Module
     args: tuple[Any, ...]
     kwargs: dict[str, Any]
     result: TransformResult
+
+    @property
+    def graph_module(self) -> fx.GraphModule:
+        """The rewritten model, where the whole model is one graph."""
+        return self.result.graph_module
 
 
 def save(result: TransformResult, directory: str | Path, *, source: Source | None = None, force: bool = False) -> Path:
@@ -72,8 +85,8 @@ def save(result: TransformResult, directory: str | Path, *, source: Source | Non
     Raises:
         OutputError: the place is taken or cannot be written.
     """
-    gm = result.graph_module
-    tensors, aliases = _tensors(gm)
+    module = result.module
+    tensors, aliases = _tensors(module)
     manifest = {
         "schema": SCHEMA,
         "kind": "repl-fx artifact",
@@ -81,24 +94,26 @@ def save(result: TransformResult, directory: str | Path, *, source: Source | Non
         "model": None
         if source is None
         else {"spec": str(_absolute(source)), "options": source.options, "class": type(source.model).__name__},
-        "capture": {"rung": result.captured.meta["capture"].rung, "dynamic": result.captured.meta["capture"].dynamic},
+        "parts": [_describe_part(part) for part in result.captured_parts.parts if part.path in result.plan.parts],
+        "eager": [asdict(eager) for eager in result.captured_parts.eager],
         "fingerprint": result.plan.fingerprint,
-        "source_weights": hash_weights(result.captured),
+        "source_weights": hash_weights(result.captured_parts.module),
         "inputs": {"args": _describe(result.args), "kwargs": _describe(dict(result.kwargs))},
         "aliases": aliases,
-        "parameters": sum(p.numel() for p in gm.parameters()),
+        "parameters": sum(p.numel() for p in module.parameters()),
     }
     with writing(directory, force=force) as place:
-        (place / MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n")
         (place / PLAN).write_text(result.plan.to_json() + "\n")
-        (place / GRAPH).write_text(graph_text(gm))
+        (place / GRAPH).write_text(parts_text(result.parts))
         save_file(tensors, place / WEIGHTS, metadata={"format": "pt"})
         # safetensors makes files that only their owner can read.
         (place / WEIGHTS).chmod(0o666 & ~_umask())
+        manifest["weights"] = _hash_file(place / WEIGHTS)
+        (place / MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n")
     return Path(directory)
 
 
-def load(directory: str | Path, model: nn.Module | None = None) -> fx.GraphModule:
+def load(directory: str | Path, model: nn.Module | None = None) -> nn.Module:
     """Load the rewritten model of an artifact.
 
     Args:
@@ -106,12 +121,12 @@ def load(directory: str | Path, model: nn.Module | None = None) -> fx.GraphModul
         model: the source model, for artifacts that were saved without a source; its weights do not matter.
 
     Returns:
-        The graph module, in evaluation mode.
+        The module, in evaluation mode: a graph module where the whole model is one graph.
 
     Raises:
         ArtifactError: no artifact, a damaged or foreign one, or one that no longer fits its model.
     """
-    return load_artifact(directory, model).graph_module
+    return load_artifact(directory, model).module
 
 
 def load_artifact(directory: str | Path, model: nn.Module | None = None) -> Artifact:
@@ -121,24 +136,54 @@ def load_artifact(directory: str | Path, model: nn.Module | None = None) -> Arti
     try:
         plan = Plan.from_json(_read(directory / PLAN))
         state = load_file(directory / WEIGHTS)
+        # Every value is a valid weight, so nothing else would notice a flipped bit.
+        if manifest["weights"] != _hash_file(directory / WEIGHTS):
+            raise ArtifactError(
+                f"{directory} is damaged: {WEIGHTS} is not the file that was written with {MANIFEST}; "
+                "copy the directory again, or transform the model again"
+            )
     except (SafetensorError, PlanMismatch, OSError) as problem:
         raise ArtifactError(f"{directory} is damaged: {_first_line(problem)}; transform the model again") from problem
     source, args, kwargs = _source(directory, manifest, model)
     # Another version of torch may trace the same model to another graph; then names and shapes must do.
     applied = plan if manifest["versions"] == _versions() else replace(plan, fingerprint="")
     try:
-        result = transform(source, args, kwargs, plan=applied, copy=model is not None)
+        result = _applied(source, args, kwargs, applied, manifest, copy=model is not None)
     except (PlanMismatch, NothingToReplace) as problem:
         raise ArtifactError(
             f"{directory} no longer fits its model: the structure of {type(source).__name__} has changed since it was "
             "transformed; transform it again"
         ) from problem
-    gm = result.graph_module
     for alias, name in manifest["aliases"].items():
         if name in state:
             state[alias] = state[name]
-    _load_state(directory, gm, state)
-    return Artifact(directory, manifest, plan, gm.eval(), result.args, result.kwargs, result)
+    _load_state(directory, result.module, state)
+    return Artifact(directory, manifest, plan, result.module.eval(), result.args, result.kwargs, result)
+
+
+def _applied(
+    model: nn.Module,
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+    plan: Plan,
+    manifest: Mapping[str, Any],
+    *,
+    copy: bool,
+) -> TransformResult:
+    if plan.parts == ("",):
+        return transform(model, args, kwargs, plan=plan, copy=copy)
+    described = {part["path"]: part for part in manifest["parts"]}
+    device = device_of(model)
+    calls = {
+        path: tuple(to_device(_make(part[side]), device) for side in ("args", "kwargs"))
+        for path, part in described.items()
+    }
+    source = copying.deepcopy(model) if copy else model
+    try:
+        captured = capture_as_called(source, calls, {path: part["rung"] for path, part in described.items()})
+    except (CaptureError, BadInput) as problem:
+        raise PlanMismatch(str(problem)) from problem
+    return rewrite(replace(captured, eager=tuple(Eager(**eager) for eager in manifest["eager"])), plan, args, kwargs)
 
 
 def read_manifest(directory: str | Path) -> dict[str, Any]:
@@ -163,7 +208,7 @@ def read_manifest(directory: str | Path) -> dict[str, Any]:
         raise ArtifactError(f"{directory} was written by another program ({kind})")
     if schema != SCHEMA:
         raise ArtifactError(f"{directory} has schema {schema}, this version reads {SCHEMA}; install a matching repl-fx")
-    missing = {"versions", "model", "inputs", "aliases", "fingerprint"} - manifest.keys()
+    missing = {"versions", "model", "inputs", "aliases", "fingerprint", "parts", "eager", "weights"} - manifest.keys()
     if missing:
         raise ArtifactError(f"{directory / MANIFEST} is damaged: it lacks {', '.join(sorted(missing))}")
     return dict(manifest)
@@ -229,6 +274,12 @@ def graph_text(gm: fx.GraphModule) -> str:
     return "\n".join(lines) + "\n"
 
 
+def parts_text(parts: Sequence[Part]) -> str:
+    """The graphs of all parts as text, each under its path; a graph that is the whole model needs no heading."""
+    texts = (f"# {part.path}\n" * bool(part.path) + graph_text(part.graph_module) for part in parts)
+    return "\n".join(texts)
+
+
 def hash_weights(module: nn.Module) -> str:
     """A hash of all parameters and buffers that are saved."""
     digest = hashlib.sha256()
@@ -287,6 +338,17 @@ def _source(
     return built.model, built.args, built.kwargs
 
 
+def _describe_part(part: Part) -> dict[str, Any]:
+    info = part.graph_module.meta["capture"]
+    inputs = {"args": _describe(part.args), "kwargs": _describe(dict(part.kwargs))}
+    return {"path": part.path, "class": info.model, "rung": info.rung, "dynamic": info.dynamic, **inputs}
+
+
+def _hash_file(file: Path) -> str:
+    with file.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
 def _absolute(source: Source) -> str:
     """The spec with the path of a model file made absolute: the artifact is read from other directories."""
     if not source.files:
@@ -316,10 +378,16 @@ def _describe(value: Any) -> Any:
             "dtype": str(value.dtype).removeprefix("torch."),
             "range": [int(value.min()), int(value.max())] if whole else None,
         }
-    if isinstance(value, (tuple, list)):
+    if isinstance(value, tuple):
         return [_describe(item) for item in value]
+    if isinstance(value, list):
+        return {"list": [_describe(item) for item in value]}
+    if isinstance(value, OrderedDict):
+        return {"ordered": [[name, _describe(item)] for name, item in value.items()]}
     if isinstance(value, dict):
         return {"dict": {name: _describe(item) for name, item in value.items()}}
+    if isinstance(value, (torch.dtype, torch.device)):
+        return {"torch": type(value).__name__, "name": str(value).removeprefix("torch.")}
     return {"constant": value if isinstance(value, (bool, int, float, str, type(None))) else repr(value)}
 
 
@@ -327,8 +395,15 @@ def _make(description: Any) -> Any:
     """Inputs of a kind that `_describe` described."""
     if isinstance(description, list):
         return tuple(_make(item) for item in description)
+    if "list" in description:
+        return [_make(item) for item in description["list"]]
+    if "ordered" in description:
+        return OrderedDict((name, _make(item)) for name, item in description["ordered"])
     if "dict" in description:
         return {name: _make(item) for name, item in description["dict"].items()}
+    if "torch" in description:
+        name = description["name"]
+        return torch.device(name) if description["torch"] == "device" else getattr(torch, name)
     if "constant" in description:
         return description["constant"]
     dtype = getattr(torch, description["dtype"])

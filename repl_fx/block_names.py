@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
+
 from torch import fx
 
 from repl_fx.node_table import NodeTable
@@ -13,6 +15,7 @@ class BlockNames:
     def __init__(self, table: NodeTable) -> None:
         self.table = table
         self.unnamed = 0
+        self.similars = 0
         self.taken: set[str] = set()
         self.under: dict[str, set[fx.Node]] = {}
         for position, node in enumerate(table.nodes):
@@ -22,7 +25,7 @@ class BlockNames:
 
     def names(self, members: list[list[int]]) -> tuple[str, list[str]]:
         """Name of a repeat and of each of its copies."""
-        paths = [[self.table.path(i) for i in copy] for copy in members]
+        paths = [self._paths(copy) for copy in members]
         shared = _common([path for copy in paths for path in copy])
         name = ".".join(shared)
         names = []
@@ -41,9 +44,26 @@ class BlockNames:
         self.taken.update([name, *names])
         return name, names
 
-    def is_module(self, path: str, nodes: set[fx.Node]) -> bool:
-        """Whether the block is all that a module computes."""
-        return self.under.get(path) == nodes
+    def similar(self, members: Sequence[Sequence[int]]) -> tuple[str, list[str]]:
+        """Name of a similar repeat and of each of its blocks, whose module paths other blocks may have taken."""
+        self.similars += 1
+        name = f"similar_{self.similars}"
+        names = []
+        for number, copy in enumerate(members):
+            own = ".".join(_common(self._paths(copy))) or f"{name}#{number}"
+            own = own if own not in self.taken else f"{own}#{name}"
+            names.append(own if own not in self.taken else f"{own}#{number}")
+            self.taken.add(names[-1])
+        self.taken.add(name)
+        return name, names
+
+    def _paths(self, copy: Sequence[int]) -> list[tuple[str, ...]]:
+        """Module paths of a copy's nodes; of those with parameters, as additions often stand in the module around."""
+        return [self.table.path(i) for i in copy if self.table.sizes[i]] or [self.table.path(i) for i in copy]
+
+    def is_module(self, path: str, nodes: Iterable[fx.Node]) -> bool:
+        """Whether the block of these nodes is all that a module computes, dropout and the like left out."""
+        return self.under.get(path) == set(nodes)
 
 
 def _common(paths: list[tuple[str, ...]]) -> tuple[str, ...]:

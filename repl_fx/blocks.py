@@ -14,29 +14,37 @@ class Block:
 
     Attributes:
         name: unique in the graph; the module path where the block is one module.
-        nodes: the block's computing nodes in an order that is the same for all copies of the repeat: node k of one
-            copy does what node k of another does.
-        input: the streamed value the block takes, a node outside the block.
-        outputs: the values used outside; the streamed one first.
+        nodes: the block's computing nodes. Those that all copies have come first, in the same order: node k of one copy
+            does what node k of another does. Behind them stands what only some copies have: dropout and drop path,
+            which are absent where their rate is 0, and in similar repeats the projection of a shortcut.
+        inputs: the streamed values the block takes, nodes outside the block; most blocks have one.
+        outputs: the streamed values it makes: output i is input i of the next copy.
+        taps: other values of the block that are used outside it.
         side_inputs: other values from outside (masks, rotary tables, encoder memory), shared by all copies.
-        parameters: paths of the parameters, in the order of the nodes; parameter k of one copy plays the part of
-            parameter k of another.
+        parameters: paths of the parameters, in the order of the nodes; of the nodes all copies have, parameter k of one
+            copy plays the part of parameter k of another.
         module_path: path of the module that is this block, None where no single module is.
         size: number of elements of the parameters.
     """
 
     name: str
     nodes: tuple[fx.Node, ...]
-    input: fx.Node
+    inputs: tuple[fx.Node, ...]
     outputs: tuple[fx.Node, ...]
+    taps: tuple[fx.Node, ...]
     side_inputs: tuple[fx.Node, ...]
     parameters: tuple[str, ...]
     module_path: str | None
     size: int
 
     @property
+    def input(self) -> fx.Node:
+        """The streamed value that the block takes, the first of several."""
+        return self.inputs[0]
+
+    @property
     def output(self) -> fx.Node:
-        """The streamed value that the block makes."""
+        """The streamed value that the block makes, the first of several."""
         return self.outputs[0]
 
     @cached_property
@@ -49,27 +57,29 @@ class Block:
 
     def details(self) -> str:
         """The block with its inputs, outputs and parameters, one a line."""
-        lines = [str(self), f"  input    {self.input.name}", f"  outputs  {', '.join(n.name for n in self.outputs)}"]
-        if self.side_inputs:
-            lines.append(f"  side     {', '.join(n.name for n in self.side_inputs)}")
-        return "\n".join([*lines, *(f"  {name}" for name in self.parameters)])
+        values = {"inputs": self.inputs, "outputs": self.outputs, "taps": self.taps, "side": self.side_inputs}
+        lines = [f"  {name:8} {', '.join(n.name for n in nodes)}" for name, nodes in values.items() if nodes]
+        return "\n".join([str(self), *lines, *(f"  {name}" for name in self.parameters)])
 
 
 @dataclass(frozen=True, eq=False)
 class Repeat:
-    """A run of isomorphic blocks, back to back.
+    """A run of isomorphic blocks, back to back, or a sequence of similar ones.
 
     Attributes:
         name: the common module path of its blocks, or `repeat_1`, `repeat_2`, …
         blocks: the copies, in program order; at least two.
         children: repeats inside the first copy.
         shared: whether the copies use the same parameters (ALBERT); such a repeat has nothing to save.
+        similar: whether the blocks are alike only up to sizes, strides and the projection of a shortcut, and may have
+            other nodes between them. Their nodes may be part of blocks of exact repeats.
     """
 
     name: str
     blocks: tuple[Block, ...]
     children: tuple[Repeat, ...] = ()
     shared: bool = False
+    similar: bool = False
 
     def __len__(self) -> int:
         return len(self.blocks)
@@ -80,7 +90,8 @@ class Repeat:
         return self.blocks[0].size if self.shared else sum(block.size for block in self.blocks)
 
     def __str__(self) -> str:
-        return f"{self.name}: {len(self)} x {len(self.blocks[0].nodes)} nodes, {self.size:,} parameters"
+        kind = " similar" if self.similar else ""
+        return f"{self.name}: {len(self)}{kind} x {len(self.blocks[0].nodes)} nodes, {self.size:,} parameters"
 
     def details(self) -> str:
         """The repeat with its blocks and inner repeats, one a line."""

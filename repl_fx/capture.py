@@ -1,6 +1,7 @@
 """Capture a model as one graph in normal form: right in training and in evaluation mode, on any device.
 
-The ladder: torch.export first, then `fx.Tracer`. Each rung that fails says why in one line.
+The ladder: torch.export first, then `fx.Tracer`. Each rung that fails says why in one line. The last rung, which takes
+the largest modules inside a model that can be captured, is `repl_fx.partial`.
 """
 
 from __future__ import annotations
@@ -21,8 +22,10 @@ from repl_fx.errors import BadInput, BrokenGraph, CaptureError
 from repl_fx.graph import CapturedModule, fake_mode_of, share_tensors
 from repl_fx.interface import bind_arguments
 from repl_fx.memory import collection_paused
+from repl_fx.objects import is_object, open_objects
 from repl_fx.passes.check_graph import check_graph
 from repl_fx.passes.follow_device import follow_device_
+from repl_fx.passes.join_branches import match_decisions_
 from repl_fx.passes.lift_modules import Constants
 from repl_fx.passes.merge_modes import merge_modes
 from repl_fx.rungs import Rung, export_rung, obstacle, symbolic_rung
@@ -85,22 +88,45 @@ def capture(
     Raises:
         BadInput: the model itself does not run on these inputs.
         CaptureError: no rung of the ladder took the model; says why, with the model's file and line.
+            `repl_fx.capture_parts` captures what it can of such a model.
     """
     source = copying.deepcopy(model) if copy else model
     args, kwargs = widen_batch(model, tuple(args), dict(kwargs or {}))
     try:
-        bind_arguments(source, args, kwargs)
+        return climb(LADDER, source, args, kwargs)
+    except CaptureError as problem:
+        _require_runs(model, args, kwargs)
+        raise CaptureError(
+            type(model).__name__, problem.obstacles, "repl_fx.capture_parts captures what it can of the modules inside"
+        ) from problem
+
+
+def climb(
+    ladder: Mapping[str, Rung], model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> CapturedModule:
+    """Capture a model by the first rung that takes it.
+
+    Args:
+        ladder: the rungs to try, best first, by name.
+        model: any module; it is not changed.
+        args, kwargs: example inputs; only their shapes and the arguments that are no tensors matter.
+
+    Raises:
+        BadInput: the forward does not take these arguments.
+        CaptureError: no rung took it.
+    """
+    try:
+        bind_arguments(model, args, kwargs)
     except TypeError as problem:
-        raise BadInput(_misfit(model, problem, args, kwargs)) from problem
+        raise BadInput(misfit(model, problem, args, kwargs)) from problem
     obstacles: list[str] = []
-    for name, rung in LADDER.items():
+    for name, rung in ladder.items():
         try:
-            return _climb(name, rung, source, args, kwargs, tuple(obstacles))
+            return _climb(name, rung, model, args, kwargs, tuple(obstacles))
         except BrokenGraph:
             raise
         except Exception as problem:
             obstacles.append(obstacle(name, problem))
-    _require_runs(model, args, kwargs)
     raise CaptureError(type(model).__name__, obstacles)
 
 
@@ -114,7 +140,7 @@ def _climb(
     pinned: dict[str, bool] = {}
     for training in (True, False):
         # A region of the caller's must not be traced as one of the model's.
-        with untouched(model), _own_randomness(device), torch.enable_grad(), _no_autocast(device):
+        with untouched(model), own_randomness(device), torch.enable_grad(), _no_autocast(device):
             model.train(training)
             graphs[training] = rung(model, arguments, constants, args, kwargs)
             pinned.update({p: m.training for p, m in model.named_modules() if m.training is not training})
@@ -135,6 +161,7 @@ def _assembled(
     root = _module_tree(model, graphs.values())
     for index, tensor in enumerate(constants.tensors):
         root.register_buffer(f"traced_constant_{index}", tensor.detach().clone(), persistent=False)
+    match_decisions_(graphs[True], graphs[False])
     merged = merge_modes(graphs[True], graphs[False], root)
     follow_device_(merged.graph, root, device)
     gm = CapturedModule(root, merged.graph, type(model).__name__)
@@ -168,23 +195,29 @@ def check_capture(
         results = []
         for module in (model, gm):
             inputs = pytree.tree_map_only(Tensor, lambda t: t.detach().clone(), (args, kwargs))
-            with untouched(module, buffers=True), in_mode(module, training), _own_randomness(device):
+            with untouched(module, buffers=True), in_mode(module, training), own_randomness(device):
                 torch.manual_seed(seed)
                 with torch.enable_grad():
                     results.append(pytree.tree_leaves(module(*inputs[0], **inputs[1])))
         equal[training] = len(results[0]) == len(results[1]) and all(
-            _equal(ours, theirs) for ours, theirs in zip(*results, strict=True)
+            equal_leaves(ours, theirs) for ours, theirs in zip(*results, strict=True)
         )
     return CaptureCheck(evaluation=equal[False], training=equal[True])
 
 
-def _equal(ours: Any, theirs: Any) -> bool:
+def equal_leaves(ours: Any, theirs: Any) -> bool:
+    """Whether two values without structure are equal, bit for bit; NaN equals NaN."""
     if isinstance(ours, Tensor) and isinstance(theirs, Tensor):
         if (ours.dtype, ours.shape, ours.device) != (theirs.dtype, theirs.shape, theirs.device):
             return False
         # Attention with a row that is masked all over gives NaN on purpose.
         return bool(((ours == theirs) | (ours.isnan() & theirs.isnan())).all())
-    return type(ours) is type(theirs) and bool(ours == theirs)
+    if type(ours) is not type(theirs):
+        return False
+    if is_object(ours):
+        inside = [pytree.tree_leaves(open_objects(value)) for value in (ours, theirs)]
+        return len(inside[0]) == len(inside[1]) and all(equal_leaves(a, b) for a, b in zip(*inside, strict=True))
+    return bool(ours == theirs)
 
 
 @contextmanager
@@ -230,7 +263,7 @@ def _contents(module: nn.Module) -> list[tuple[Any, Any]]:
     return [(v, copying.copy(v)) for v in vars(module).values() if type(v) in (dict, OrderedDict, list, set)]
 
 
-def _own_randomness(device: torch.device) -> AbstractContextManager[None]:
+def own_randomness(device: torch.device) -> AbstractContextManager[None]:
     """Leave the caller's random generators as they are."""
     if device.type in ("cpu", "meta"):
         return torch.random.fork_rng(devices=[])
@@ -280,13 +313,14 @@ def _require_runs(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any
     inputs = pytree.tree_map_only(Tensor, lambda t: t.detach().clone(), (args, kwargs))
     device = device_of(model, args, kwargs)
     try:
-        with untouched(model, buffers=True), in_mode(model, False), torch.no_grad(), _own_randomness(device):
+        with untouched(model, buffers=True), in_mode(model, False), torch.no_grad(), own_randomness(device):
             model(*inputs[0], **inputs[1])
     except Exception as problem:
-        raise BadInput(_misfit(model, problem, args, kwargs)) from problem
+        raise BadInput(misfit(model, problem, args, kwargs)) from problem
 
 
-def _misfit(model: nn.Module, problem: Exception, args: tuple[Any, ...], kwargs: dict[str, Any]) -> str:
+def misfit(model: nn.Module, problem: Exception, args: tuple[Any, ...], kwargs: dict[str, Any]) -> str:
+    """The message that a model does not run on its example inputs."""
     return (
         f"{obstacle(type(model).__name__, problem)} with the example inputs ({describe_inputs(args, kwargs)}); "
         "give inputs of the shape the model takes, with --input-shape or example_inputs()"

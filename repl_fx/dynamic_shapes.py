@@ -35,6 +35,11 @@ def dynamic_dims(tensor: Tensor) -> tuple[int, ...]:
     return (0,) if tensor.ndim else ()
 
 
+def every_dim(tensor: Tensor) -> tuple[int, ...]:
+    """Return all dimensions: inside a model, sizes come from eager code, which may choose others on the next call."""
+    return tuple(range(tensor.ndim))
+
+
 def batch_dims(tensor: Tensor) -> tuple[int, ...]:
     """Return dimension 0 alone: what is left to ask for when a model refuses a sequence length of its own choice."""
     return (0,) if tensor.ndim else ()

@@ -28,10 +28,10 @@ class CaptureError(ReplFxError):
         obstacles: one line for each rung that was tried, in the order of the ladder.
     """
 
-    def __init__(self, model: str, obstacles: Sequence[str]) -> None:
+    def __init__(self, model: str, obstacles: Sequence[str], hint: str = "") -> None:
         self.obstacles = tuple(obstacles)
         tried = "; ".join(self.obstacles)
-        super().__init__(f"{model} could not be captured: {tried}")
+        super().__init__(f"{model} could not be captured: {tried}{f'; {hint}' if hint else ''}")
 
 
 class NothingToReplace(ReplFxError):

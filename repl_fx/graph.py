@@ -10,6 +10,8 @@ from typing import Any, Self
 import torch
 from torch import Tensor, fx, nn
 
+from repl_fx.decisions import jump_over_, settle_decisions_
+
 _STATE = ("_parameters", "_buffers", "_modules", "_non_persistent_buffers_set")
 
 
@@ -20,6 +22,7 @@ class CapturedModule(fx.GraphModule):
     does not use, the module paths and the `state_dict` keys would differ from the source model's.
 
     `meta["pinned"]` says which modules the source's own `train` keeps in one mode (frozen normalisation), by path.
+    `meta["attributes"]` holds plain attributes of the source that code outside the graph reads (`out_channels`).
     """
 
     def __init__(
@@ -40,6 +43,10 @@ class CapturedModule(fx.GraphModule):
         for name in _STATE:
             self.__dict__[name] = copy.copy(state[name])
 
+    def __getattr__(self, name: str) -> Any:
+        attributes = self.__dict__.get("meta", {}).get("attributes", {})
+        return attributes[name] if name in attributes else super().__getattr__(name)
+
     def train(self, mode: bool = True) -> Self:
         """Set the mode, as the source's own `train` does."""
         super().train(mode)
@@ -48,6 +55,12 @@ class CapturedModule(fx.GraphModule):
             with suppress(AttributeError):
                 self.get_submodule(path).training = pinned
         return self
+
+    def recompile(self) -> Any:
+        """Write the code of the graph; it jumps over layers that a training step may skip."""
+        settle_decisions_(self.graph, has_effect)
+        jump_over_(self.graph)
+        return super().recompile()
 
     def __deepcopy__(self, memo: dict[int, Any]) -> CapturedModule:
         # Notes about the graph (fake mode, capture report) are not changed in place, and a fake mode cannot be copied.
@@ -76,8 +89,11 @@ def share_tensors(module: nn.Module, memo: dict[int, nn.Module] | None = None) -
             root.__dict__[name] = copy.copy(module.__dict__[name])
         for name, child in module._modules.items():
             root._modules[name] = None if child is None else share_tensors(child, memo)
-        memo[id(module)] = fx.GraphModule(root, module.graph)
-        return memo[id(module)]
+        captured = isinstance(module, CapturedModule)
+        copied = CapturedModule(root, copy.deepcopy(module.graph)) if captured else fx.GraphModule(root, module.graph)
+        copied.meta = copy.copy(module.meta)
+        memo[id(module)] = copied
+        return copied
     result = module.__class__.__new__(module.__class__)
     result.__dict__.update(module.__dict__)
     memo[id(module)] = result

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from repl_fx._torch import fixed_size, pytree
-from repl_fx.runtime import check_constant, check_shape
+from repl_fx.runtime import check_constant, check_key, check_shape
 
 # What fx can write into generated code.
 _WRITABLE = (bool, int, float, str, torch.dtype, torch.device)
@@ -92,17 +92,17 @@ class InputNodes:
             optional = optional or _is_constant(argument.value)
             default: tuple[Any, ...] = ()
             if optional:
-                default = (argument.value if _is_constant(argument.value) and _is_writable(argument.value) else None,)
+                default = (argument.value if _is_constant(argument.value) and is_writable(argument.value) else None,)
             node = graph.create_node("placeholder", argument.name, args=default)
             node.meta["val"] = argument.value if _is_constant(argument.value) else None
             self.roots[argument.name] = node
         for argument in arguments:
             for path, value in pytree.tree_flatten_with_path(argument.value)[0]:
                 if not isinstance(value, Tensor):
-                    if not _is_writable(value):
-                        raise NotImplementedError(f"{_words(argument.name, path)} is a {type(value).__name__}")
+                    if not is_writable(value):
+                        raise NotImplementedError(f"{words_for(argument.name, path)} is a {type(value).__name__}")
                     reached = self._reach(argument.name, path, value)
-                    check = graph.call_function(check_constant, (reached, value, _words(argument.name, path)))
+                    check = graph.call_function(check_constant, (reached, value, words_for(argument.name, path)))
                     check.meta["val"] = None
 
     def at(self, name: str, path: Sequence[Any], value: Any) -> fx.Node:
@@ -112,7 +112,7 @@ class InputNodes:
         """
         node = self._reach(name, path, value)
         sizes = tuple(fixed_size(size) for size in value.shape)
-        check = self.graph.call_function(check_shape, (node, sizes, _words(name, path)))
+        check = self.graph.call_function(check_shape, (node, sizes, words_for(name, path)))
         check.meta["val"] = None
         return node
 
@@ -121,6 +121,9 @@ class InputNodes:
         for depth, step in enumerate(path, start=1):
             key = (name, *path[:depth])
             if key not in self._reached:
+                if isinstance(step, pytree.MappingKey):
+                    words = words_for(name, path[: depth - 1])
+                    self.graph.call_function(check_key, (node, step.key, words)).meta["val"] = None
                 self._reached[key] = step_into(self.graph, node, step)
                 self._reached[key].meta["val"] = None
             node = self._reached[key]
@@ -154,7 +157,8 @@ def keyword_order(structure: pytree.TreeSpec) -> list[str]:
     return list(_children(structure)[1].context)
 
 
-def _words(name: str, path: Sequence[Any]) -> str:
+def words_for(name: str, path: Sequence[Any]) -> str:
+    """An argument, or the place inside a nested one, in the words of messages."""
     return f"argument {name!r}" + (f" at {pytree.keystr(tuple(path))}" if path else "")
 
 
@@ -169,6 +173,17 @@ class PackOutput:
     def __call__(self, *leaves: Any) -> Any:
         """The structured output."""
         return pytree.tree_unflatten(leaves, self.structure)
+
+
+def leaf_paths(structure: pytree.TreeSpec) -> list[tuple[Any, ...]]:
+    """Where each leaf of a structure is, in order: names of attributes and keys, numbers of items."""
+    if structure.is_leaf():
+        return [()]
+    children = _children(structure)
+    steps: Any = getattr(structure.context, "held", structure.context)
+    if not isinstance(steps, (list, tuple)) or len(steps) != len(children):
+        steps = range(len(children))
+    return [(step, *path) for step, child in zip(steps, children, strict=True) for path in leaf_paths(child)]
 
 
 def output_of(graph: fx.Graph, leaves: Sequence[Any], structure: pytree.TreeSpec) -> Any:
@@ -200,9 +215,10 @@ def _is_constant(value: Any) -> bool:
     return not any(isinstance(leaf, (Tensor, torch.SymInt)) for leaf in pytree.tree_leaves(value))
 
 
-def _is_writable(value: Any) -> bool:
+def is_writable(value: Any) -> bool:
+    """Whether a constant argument can be part of a graph's code."""
     if type(value) in (tuple, list):
-        return all(_is_writable(item) for item in value)
+        return all(is_writable(item) for item in value)
     if type(value) is dict:
-        return all(_is_writable(item) for item in value.values())
+        return all(is_writable(item) for item in value.values())
     return value is None or isinstance(value, _WRITABLE)

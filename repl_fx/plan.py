@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from repl_fx.errors import PlanMismatch
@@ -56,15 +56,40 @@ class Plan:
         refusals: the blocks that were asked for and stay.
         fingerprint: hash of the captured graph the plan was made for; empty to apply it to any graph with its blocks.
         seed: seed of the surrogates' initial values.
+        parts: paths of the modules that were captured and hold what is replaced; "" is the whole model. Names of blocks
+            and repeats begin with the path of their part.
     """
 
     replacements: tuple[Replacement, ...]
     refusals: tuple[Refusal, ...]
     fingerprint: str
     seed: int = 0
+    parts: tuple[str, ...] = ("",)
 
     def __str__(self) -> str:
         return "\n".join(str(line) for line in (*self.replacements, *self.refusals)) or "nothing to do"
+
+    def within(self, part: str) -> Plan:
+        """What is done to one part, with the names that blocks and repeats have in its graph."""
+        if not part:
+            return self
+        replacements = tuple(
+            replace(
+                r,
+                block=_inside(part, r.block),
+                repeat=_inside(part, r.repeat),
+                before=_inside(part, r.before),
+                after=_inside(part, r.after),
+            )
+            for r in self.replacements
+            if r.block.startswith(f"{part}.")
+        )
+        refusals = tuple(
+            replace(r, block=_inside(part, r.block), repeat=_inside(part, r.repeat))
+            for r in self.refusals
+            if r.block.startswith(f"{part}.")
+        )
+        return Plan(replacements, refusals, "", self.seed)
 
     def to_json(self) -> str:
         """The plan as JSON text."""
@@ -87,7 +112,12 @@ class Plan:
             return cls(
                 tuple(Replacement(**item) for item in data.pop("replacements")),
                 tuple(Refusal(**item) for item in data.pop("refusals")),
+                parts=tuple(data.pop("parts", ("",))),
                 **data,
             )
         except (ValueError, KeyError, TypeError, AttributeError) as problem:
             raise PlanMismatch(f"not a plan: {type(problem).__name__}: {problem}") from problem
+
+
+def _inside(part: str, name: str) -> str:
+    return name.removeprefix(f"{part}.")

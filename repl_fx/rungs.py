@@ -15,10 +15,15 @@ import torch
 from torch import Tensor, fx, nn
 
 from repl_fx._torch import FakeTensorMode, autograd_calls, no_hooks_left, pytree, quiet_tracing
-from repl_fx.dynamic_shapes import auto_shapes
+from repl_fx.decisions import Comparison
+from repl_fx.draws import Draws, recorded
+from repl_fx.dynamic_shapes import auto_shapes, batch_dims, dynamic_dims
+from repl_fx.eager_path import Asked, is_bounded, unaware_of_export
 from repl_fx.graph import drop_dead
 from repl_fx.interface import Argument, InputNodes
 from repl_fx.leaf_calls import Callee, LeafCalls, LeafNotOpaque, is_leaf, record_leaf_calls
+from repl_fx.objects import open_objects
+from repl_fx.passes.join_branches import join_branches
 from repl_fx.passes.lift_modules import Constants, lift_modules
 from repl_fx.runtime import AutogradCall
 
@@ -29,39 +34,77 @@ Rung = Callable[[nn.Module, Sequence[Argument], Constants, tuple[Any, ...], dict
 
 
 def export_rung(
+    model: nn.Module,
+    arguments: Sequence[Argument],
+    constants: Constants,
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+    *,
+    dims: Callable[[Tensor], tuple[int, ...]] = dynamic_dims,
+) -> fx.Graph:
+    """Trace with torch.export and lift the leaf calls; sizes that `dims` picks are dynamic where the model agrees."""
+    inlined: set[Callee] = set()
+    # Where the way the model takes when it runs cannot be traced, it is told that it is exported.
+    aware = False
+
+    def trace(answers: Sequence[bool]) -> tuple[fx.Graph, Sequence[Comparison | None]]:
+        nonlocal aware
+        while True:
+            calls = LeafCalls(inlined)
+            asked = Asked()
+            draws = Draws(answers, lambda calls=calls: calls.running)  # type: ignore[misc]
+            try:
+                with (
+                    record_leaf_calls(model, calls),
+                    no_hooks_left(),
+                    quiet_tracing(),
+                    _spelled_out(model, kwargs),
+                    recorded(draws),
+                    unaware_of_export(asked, unaware=not aware),
+                ):
+                    shapes: Any = auto_shapes(args, kwargs, dims=dims)
+                    program = torch.export.export(model, args, kwargs, dynamic_shapes=shapes, strict=False)
+            except Exception as problem:
+                if calls.inlined != inlined and _caused_by(problem, LeafNotOpaque):
+                    inlined.update(calls.inlined)
+                elif asked.yes:
+                    aware = True
+                else:
+                    raise
+                continue
+            if asked.yes and is_bounded(program):
+                aware = True
+                continue
+            return lift_modules(program, calls, model, arguments, constants, args, kwargs), draws.asked
+
+    return join_branches(trace)
+
+
+def batch_rung(
     model: nn.Module, arguments: Sequence[Argument], constants: Constants, args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> fx.Graph:
-    """Trace with torch.export, sizes dynamic where the model lets them be, and lift the leaf calls."""
-    inlined: set[Callee] = set()
-    while True:
-        calls = LeafCalls(inlined)
-        try:
-            with record_leaf_calls(model, calls), no_hooks_left(), quiet_tracing(), _spelled_out(model, kwargs):
-                shapes: Any = auto_shapes(args, kwargs)
-                program = torch.export.export(model, args, kwargs, dynamic_shapes=shapes, strict=False)
-        except Exception as problem:
-            if calls.inlined == inlined or not _caused_by(problem, LeafNotOpaque):
-                raise
-            inlined = set(calls.inlined)
-            continue
-        return lift_modules(program, calls, model, arguments, constants, args, kwargs)
+    """Trace likewise, with the batch alone dynamic: some code makes tensors of lengths, and lengths of those."""
+    tensors = [leaf for leaf in pytree.tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
+    if all(batch_dims(tensor) == dynamic_dims(tensor) for tensor in tensors):
+        raise NotImplementedError("nothing but the batch was dynamic before")
+    return export_rung(model, arguments, constants, args, kwargs, dims=batch_dims)
 
 
 @contextmanager
 def _spelled_out(model: nn.Module, kwargs: Mapping[str, Any]) -> Iterator[None]:
-    """Let the signature of a forward name what is passed through its `**kwargs`; torch.export loses track of it."""
+    """Let the forward say what torch.export cannot see by itself.
+
+    Its signature names what is passed through its `**kwargs`, and objects in its result show the tensors they hold.
+    """
     own = model.forward
     signature = inspect.signature(own)
     named = [p for p in signature.parameters.values() if p.kind is not p.VAR_KEYWORD]
     passed = [inspect.Parameter(n, inspect.Parameter.KEYWORD_ONLY) for n in kwargs if n not in signature.parameters]
-    if not passed:
-        yield
-        return
 
     def forward(*args: Any, **kwargs: Any) -> Any:
-        return own(*args, **kwargs)
+        return open_objects(own(*args, **kwargs))
 
-    forward.__signature__ = signature.replace(parameters=[*named, *passed])  # type: ignore[attr-defined]
+    forward.__signature__ = signature.replace(parameters=[*named, *passed]) if passed else signature  # type: ignore[attr-defined]
     before = vars(model).copy()
     try:
         vars(model)["forward"] = forward

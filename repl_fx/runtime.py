@@ -28,6 +28,17 @@ def check_constant(value: Any, expected: Any, name: str) -> None:
         raise BadInput(f"{name} was captured as {expected!r}, not {value!r}; capture the model again with it")
 
 
+def check_key(value: Any, key: Any, name: str) -> None:
+    """Refuse a mapping without a key that the graph was captured with.
+
+    Raises:
+        BadInput: the key is missing.
+    """
+    if key not in value:
+        there = ", ".join(repr(other) for other in value) or "none"
+        raise BadInput(f"{name} has no key {key!r}, which the graph was captured with; its keys are {there}")
+
+
 def check_shape(tensor: Any, expected: tuple[int | None, ...], name: str) -> None:
     """Refuse a tensor whose fixed sizes differ from those the graph was captured with; None stands for any size.
 
@@ -92,6 +103,7 @@ class AutogradCall:
 for _function in (
     call_module,
     check_constant,
+    check_key,
     check_shape,
     enter_grad_mode,
     restore_grad_mode,

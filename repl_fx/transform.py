@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, TypeVar
+from dataclasses import dataclass, replace
+from typing import Any, TypeVar, overload
 
 from torch import fx, nn
 
 from repl_fx.blocks import Block, Repeat
-from repl_fx.capture import capture, widen_batch
+from repl_fx.capture import widen_batch
 from repl_fx.config import check_passes
 from repl_fx.errors import NothingToReplace, PlanMismatch
 from repl_fx.memory import collection_paused
+from repl_fx.partial import CapturedParts, Part, assemble, capture_parts, graphs_in, join
 from repl_fx.passes.check_graph import check_graph
 from repl_fx.passes.choose_blocks import choose_blocks
 from repl_fx.passes.find_repeats import find_repeats
@@ -22,6 +23,7 @@ from repl_fx.passes.replace_blocks import replace_blocks
 from repl_fx.plan import Plan, Refusal, Replacement
 from repl_fx.surrogates import Site, Surrogate, make_surrogate
 from repl_fx.surrogates.site import surrogate_path
+from repl_fx.taps import only_returned
 
 Value = TypeVar("Value")
 
@@ -52,21 +54,47 @@ class TransformResult:
     """What a transform made.
 
     Attributes:
-        graph_module: the rewritten model.
-        captured: the graph before; it shares tensors with `graph_module`.
-        repeats: what was found in it.
+        module: the rewritten model: a graph module where the whole model is one graph, else a module of the source's
+            class with rewritten graphs in it.
+        captured_parts: what was captured; it shares tensors with `module`.
+        parts: the rewritten graphs, those alone in which a block was replaced.
+        repeats: what was found; names begin with the path of the part they were found in.
         plan: what was done.
         report: what became of each block of each repeat, in program order.
-        args, kwargs: the example inputs the graph was captured with, which have a batch of 2 or more.
+        args, kwargs: the example inputs of the capture, which have a batch of 2 or more where they are tensors.
     """
 
-    graph_module: fx.GraphModule
-    captured: fx.GraphModule
+    module: nn.Module
+    captured_parts: CapturedParts
+    parts: tuple[Part, ...]
     repeats: tuple[Repeat, ...]
     plan: Plan
     report: tuple[BlockReport, ...]
     args: tuple[Any, ...]
     kwargs: dict[str, Any]
+
+    @property
+    def all_parts(self) -> tuple[Part, ...]:
+        """All that was captured, with the rewritten graphs in place of those before."""
+        after = {part.path: part for part in self.parts}
+        return tuple(after.get(part.path, part) for part in self.captured_parts.parts)
+
+    @property
+    def graph_module(self) -> fx.GraphModule:
+        """The rewritten model, where the whole model is one graph."""
+        return self._whole(self.parts, "module")
+
+    @property
+    def captured(self) -> fx.GraphModule:
+        """The graph before, where the whole model is one graph."""
+        return self._whole(self.captured_parts.parts, "captured_parts")
+
+    def _whole(self, parts: tuple[Part, ...], instead: str) -> fx.GraphModule:
+        if not self.captured_parts.whole:
+            raise AttributeError(
+                f"{type(self.module).__name__} was captured in parts and is no single graph; use result.{instead}"
+            )
+        return parts[0].graph_module
 
 
 def make_plan(
@@ -98,14 +126,79 @@ def make_plan(
     Raises:
         UnknownSurrogate, UnknownBlock, BadInput: an argument that does not fit.
     """
-    stand_in = make_surrogate(surrogate, settings)
-    choice = choose_blocks(repeats, every=every, blocks=blocks, ignore=ignore)
+    options = Options(every, surrogate, blocks, ignore, settings, seed)
+    return _plan((_Found("", gm, tuple(repeats)),), options)
+
+
+@dataclass(frozen=True)
+class Options:
+    """What `make_plan` and `transform` are asked for; see there."""
+
+    every: int = 2
+    surrogate: str = "auto"
+    blocks: Sequence[str | int] | None = None
+    ignore: Sequence[str] = ()
+    settings: Mapping[str, Any] | None = None
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class _Found:
+    """Repeats of one part, under the names that they have in its graph."""
+
+    path: str
+    graph_module: fx.GraphModule
+    repeats: tuple[Repeat, ...]
+
+    @property
+    def outside(self) -> tuple[Repeat, ...]:
+        """The repeats under the names that they have in the model."""
+        return tuple(_named_from(self.path, repeat) for repeat in self.repeats)
+
+
+def _find(captured: CapturedParts) -> tuple[_Found, ...]:
+    graphs = {part.path: part.graph_module for part in captured.parts}
+    return tuple(_Found(path, gm, _checked(find_repeats(gm), gm, "find_repeats")) for path, gm in graphs.items())
+
+
+def repeats_of(captured: CapturedParts) -> tuple[Repeat, ...]:
+    """The repeats of all parts of a model, under the names that they have in the model."""
+    return tuple(repeat for part in _find(captured) for repeat in part.outside)
+
+
+def _named_from(path: str, repeat: Repeat) -> Repeat:
+    blocks = tuple(
+        replace(
+            block,
+            name=join(path, block.name),
+            parameters=tuple(join(path, name) for name in block.parameters),
+            module_path=None if block.module_path is None else join(path, block.module_path),
+        )
+        for block in repeat.blocks
+    )
+    children = tuple(_named_from(path, child) for child in repeat.children)
+    return replace(repeat, name=join(path, repeat.name), blocks=blocks, children=children) if path else repeat
+
+
+def _plan(found: Sequence[_Found], options: Options) -> Plan:
+    stand_in = make_surrogate(options.surrogate, options.settings)
+    outside = [repeat for part in found for repeat in part.outside]
+    # Globs and numbers mean the model, and surrogates the graph.
+    choice = choose_blocks(outside, every=options.every, blocks=options.blocks, ignore=options.ignore)
+    places = {
+        join(part.path, block.name): (part, block)
+        for part in found
+        for repeat in part.repeats
+        for block in repeat.blocks
+    }
     replacements: list[Replacement] = []
     refusals = list(choice.refusals)
     for pick in choice.chosen:
-        site = Site(gm, pick.block, pick.before, pick.after, pick.block.input, surrogate)
+        part, block = places[pick.block.name]
+        before, after = (places[neighbour.name][1] for neighbour in (pick.before, pick.after))
+        site = Site(part.graph_module, block, before, after, block.inputs, options.surrogate)
         chosen = stand_in.resolve(site)
-        reason = _inner_value_used(pick.block, chosen) or chosen.refuse(site)
+        reason = _inner_value_used(block, chosen) or chosen.refuse(site)
         if reason is not None:
             refusals.append(Refusal(pick.block.name, pick.repeat.name, reason))
             continue
@@ -114,7 +207,10 @@ def make_plan(
                 pick.block.name, pick.repeat.name, pick.before.name, pick.after.name, chosen.key, chosen.settings()
             )
         )
-    return Plan(tuple(replacements), tuple(refusals), fingerprint(gm), seed)
+    # The parts that stay as they are need not be captured to apply the plan again.
+    used = [part for part in found if any(places[r.block][0] is part for r in replacements)]
+    paths = tuple(part.path for part in used)
+    return Plan(tuple(replacements), tuple(refusals), _fingerprint(used or found), options.seed, paths or ("",))
 
 
 def transform(
@@ -134,6 +230,8 @@ def transform(
 ) -> TransformResult:
     """Rewrite a model: some of its repeated blocks become light surrogates made from the blocks around them.
 
+    A model that is no single graph is rewritten in the largest modules inside it that are (`capture_parts`).
+
     Args:
         model: any module; it is not changed, but shares its parameters with the result unless `copy`.
         args, kwargs: example inputs.
@@ -143,57 +241,97 @@ def transform(
         progress: called with the name of each stage as it begins.
 
     Returns:
-        The rewritten graph module with plan and report.
+        The rewritten module with plan and report.
 
     Raises:
         NothingToReplace: no block would go; says what was found and why each was refused.
-        BadInput, CaptureError: see `capture`.
+        BadInput, CaptureError: see `capture_parts`.
         PlanMismatch: `plan` was made for another model.
     """
     tell = progress or (lambda stage: None)
     args, kwargs = widen_batch(model, tuple(args), dict(kwargs or {}))
     tell("capture")
-    gm = capture(model, args, kwargs, copy=copy)
-    with collection_paused():
-        tell("find repeats")
-        repeats = _checked(find_repeats(gm), gm, "find_repeats")
-        tell("plan")
-        if plan is None:
-            plan = make_plan(
-                gm,
-                repeats,
-                every=every,
-                surrogate=surrogate,
-                blocks=blocks,
-                ignore=ignore,
-                settings=settings,
-                seed=seed,
-            )
-        elif plan.fingerprint and plan.fingerprint != fingerprint(gm):
-            raise PlanMismatch(f"the plan was made for another model than this {type(model).__name__}; make a new plan")
-        if not plan.replacements:
-            raise NothingToReplace(_found(repeats), [f"{r.block}: {r.reason}" for r in plan.refusals])
-        tell("replace")
-        rewritten = replace_blocks(gm, repeats, plan).graph_module
-        _checked(None, rewritten, "replace_blocks")
-        report = _report(gm, rewritten, repeats, plan)
-    return TransformResult(rewritten, gm, repeats, plan, report, tuple(args), dict(kwargs))
+    captured = capture_parts(model, args, kwargs, copy=copy, paths=None if plan is None else plan.parts)
+    options = Options(every, surrogate, blocks, ignore, settings, seed)
+    return rewrite(captured, plan or options, args, kwargs, tell)
 
 
-def fold(gm: fx.GraphModule) -> fx.GraphModule:
-    """The inference graph of a rewritten module: synthesised weights are constants in plain operators.
+def rewrite(
+    captured: CapturedParts,
+    plan: Plan | Options,
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+    tell: Callable[[str], None] = lambda stage: None,
+) -> TransformResult:
+    """Apply a plan, or make one and apply it.
 
     Args:
-        gm: a rewritten graph module; it is not changed.
+        captured: the model.
+        plan: a plan, or what to make one of.
+        args, kwargs: example inputs of the model.
+        tell: called with the name of each stage as it begins.
+
+    Raises:
+        NothingToReplace, PlanMismatch: see `transform`.
+    """
+    with collection_paused():
+        tell("find repeats")
+        found = _find(captured)
+        repeats = tuple(repeat for part in found for repeat in part.outside)
+        tell("plan")
+        if isinstance(plan, Options):
+            plan = _plan(found, plan)
+        elif plan.fingerprint and plan.fingerprint != _fingerprint(found):
+            name = type(captured.source).__name__
+            raise PlanMismatch(f"the plan was made for another model than this {name}; make a new plan")
+        if not plan.replacements:
+            raise NothingToReplace(_summary(captured, repeats), [f"{r.block}: {r.reason}" for r in plan.refusals])
+        for replacement in plan.replacements:
+            if not any(replacement.block.startswith(join(part.path, "")) for part in captured.parts):
+                raise PlanMismatch(f"the plan names block {replacement.block}, which no part has; make a new plan")
+        tell("replace")
+        rewritten: list[Part] = []
+        report: list[BlockReport] = []
+        for part, inside in zip(captured.parts, found, strict=True):
+            own = plan.within(part.path)
+            after = part.graph_module
+            if own.replacements:
+                after = replace_blocks(part.graph_module, inside.repeats, own).graph_module
+                _checked(None, after, "replace_blocks")
+                rewritten.append(replace(part, graph_module=after))
+            report += _report(inside, after, own)
+    return TransformResult(
+        captured.with_graphs({part.path: part.graph_module for part in rewritten}),
+        captured,
+        tuple(rewritten),
+        repeats,
+        plan,
+        tuple(report),
+        args,
+        kwargs,
+    )
+
+
+@overload
+def fold(module: fx.GraphModule) -> fx.GraphModule: ...
+@overload
+def fold(module: nn.Module) -> nn.Module: ...
+def fold(module: nn.Module) -> nn.Module:
+    """The inference form of a rewritten module: synthesised weights are constants in plain operators.
+
+    Args:
+        module: a rewritten graph module, or a module with rewritten graphs in it; it is not changed.
 
     Returns:
-        A graph module without synthesis nodes that computes the same.
+        A module without synthesis nodes that computes the same.
 
     Raises:
         NotFoldable: see `repl_fx.passes.fold_surrogates`.
     """
-    folded = fold_surrogates(gm).graph_module
-    return _checked(folded, folded, "fold_surrogates")
+    if isinstance(module, fx.GraphModule):
+        folded = fold_surrogates(module).graph_module
+        return _checked(folded, folded, "fold_surrogates")
+    return assemble(module, {path: fold(graph) for path, graph in graphs_in(module).items()})
 
 
 def fingerprint(gm: fx.GraphModule) -> str:
@@ -212,6 +350,14 @@ def fingerprint(gm: fx.GraphModule) -> str:
     return digest.hexdigest()
 
 
+def _fingerprint(found: Sequence[_Found]) -> str:
+    """Hash of the structure of all parts; that of the graph where the whole model is one."""
+    if [part.path for part in found] == [""]:
+        return fingerprint(found[0].graph_module)
+    text = "".join(f"{part.path} {fingerprint(part.graph_module)}\n" for part in sorted(found, key=lambda p: p.path))
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
 def _checked(value: Value, gm: fx.GraphModule, after: str) -> Value:
     if check_passes():
         check_graph(gm, after)
@@ -219,20 +365,24 @@ def _checked(value: Value, gm: fx.GraphModule, after: str) -> Value:
 
 
 def _inner_value_used(block: Block, surrogate: Surrogate[Any]) -> str | None:
-    if len(block.outputs) > 1 and not surrogate.keeps_inner_values:
-        return f"its inner value {block.outputs[1].name} is used outside the block"
-    return None
+    if surrogate.keeps_inner_values:
+        return None
+    used = next((tap for tap in block.taps if not only_returned(tap, block)), None)
+    return None if used is None else f"its inner value {used.name} is used outside the block"
 
 
-def _found(repeats: Sequence[Repeat]) -> str:
+def _summary(captured: CapturedParts, repeats: Sequence[Repeat]) -> str:
+    where = (
+        "" if captured.whole else f" in {', '.join(part.path for part in captured.parts)}, which alone were captured"
+    )
     if not repeats:
-        return "no repeated blocks were found"
-    return "found " + ", ".join(f"{len(repeat)} blocks in {repeat.name}" for repeat in repeats)
+        return f"no repeated blocks were found{where}"
+    return "found " + ", ".join(f"{len(repeat)} blocks in {repeat.name}" for repeat in repeats) + where
 
 
-def _report(
-    gm: fx.GraphModule, rewritten: fx.GraphModule, repeats: Sequence[Repeat], plan: Plan
-) -> tuple[BlockReport, ...]:
+def _report(found: _Found, rewritten: fx.GraphModule, plan: Plan) -> list[BlockReport]:
+    """What became of the blocks of one part; `plan` has the names that they have in its graph."""
+    gm, path = found.graph_module, found.path
     replaced = {r.block: r for r in plan.replacements}
     refused = {r.block: r for r in plan.refusals}
     sizes = {name: parameter.numel() for name, parameter in gm.named_parameters()}
@@ -240,10 +390,10 @@ def _report(
     made: dict[str, int] = {}
     for name, size in left.items():
         if name.startswith("surrogates."):
-            path = ".".join(name.split(".")[:2])
-            made[path] = made.get(path, 0) + size
+            place = ".".join(name.split(".")[:2])
+            made[place] = made.get(place, 0) + size
     rows = []
-    for repeat in repeats:
+    for repeat in found.repeats:
         for block in repeat.blocks:
             own = set(block.parameters)
             before = sum(sizes.get(name, 0) for name in own)
@@ -254,5 +404,6 @@ def _report(
                 after = sum(left.get(name, 0) for name in own) + made.get(surrogate_path(block), 0)
             elif block.name in refused or repeat.name in refused:
                 status, reason = "refused", refused.get(block.name, refused.get(repeat.name)).reason  # type: ignore[union-attr]
-            rows.append(BlockReport(block.name, repeat.name, status, key, reason, before, after))
-    return tuple(rows)
+            names = (join(path, block.name), join(path, repeat.name))
+            rows.append(BlockReport(*names, status, key, reason, before, after))
+    return rows

@@ -107,6 +107,35 @@ class TokenNet(nn.Module):
         return self.head(self.blocks(self.embed(x)).mean(1))  # type: ignore[no-any-return]
 
 
+class TwoStreams(nn.Module):
+    """Fine tokens of width 8 and coarse ones of width 6; in each block the coarse ones read the fine ones.
+
+    Takes (batch, 4); `without` leaves some blocks out.
+    """
+
+    def __init__(self, depth: int = 4, without: Collection[int] = ()) -> None:
+        super().__init__()
+        self.stem = nn.Linear(4, 8)
+        self.coarse = nn.Linear(8, 6)
+        self.blocks = nn.ModuleList(
+            nn.ModuleDict({"fine": nn.Linear(8, 8), "cross": nn.Linear(8, 6), "own": nn.Linear(6, 6)})
+            for _ in range(depth)
+        )
+        self.head = nn.Linear(14, 3)
+        self.without = without
+
+    def forward(self, x: Tensor) -> Tensor:
+        fine = self.stem(x)
+        coarse = self.coarse(fine)
+        for number, block in enumerate(self.blocks):
+            if number in self.without:
+                continue
+            fine = fine + F.relu(block["fine"](fine))  # type: ignore[index]
+            coarse = coarse + block["cross"](fine)  # type: ignore[index]
+            coarse = coarse + F.relu(block["own"](coarse))  # type: ignore[index]
+        return self.head(torch.cat([fine, coarse], 1))  # type: ignore[no-any-return]
+
+
 def images(batch: int = 2) -> Tensor:
     """Inputs for `ConvNet`."""
     return torch.randn(batch, 3, 8, 8)

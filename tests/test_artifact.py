@@ -133,6 +133,13 @@ def test_a_model_that_changed_no_longer_fits(artifact: Path, model_file: Path) -
         repl_fx.load(artifact)
 
 
+def flip_a_bit(file: Path) -> None:
+    """Change a weight by one bit."""
+    data = bytearray(file.read_bytes())
+    data[-1] ^= 1
+    file.write_bytes(data)
+
+
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
@@ -142,6 +149,10 @@ def test_a_model_that_changed_no_longer_fits(artifact: Path, model_file: Path) -
         (lambda d: (d / "plan.json").write_text("[]"), "is damaged: not a plan"),
         (lambda d: (d / "model.safetensors").write_bytes(b"\x00" * 20), "is damaged"),
         (lambda d: (d / "model.safetensors").unlink(), "is damaged"),
+        (
+            lambda d: flip_a_bit(d / "model.safetensors"),
+            "is damaged: model.safetensors is not the file that was written",
+        ),
         (shutil.rmtree, "is no directory"),
     ],
 )

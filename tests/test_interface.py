@@ -6,11 +6,12 @@ from typing import Any
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
+import repl_fx
 from repl_fx.errors import BadInput
 from repl_fx.interface import bind_arguments, input_names
-from repl_fx.runtime import check_constant, check_shape
+from repl_fx.runtime import check_constant, check_key, check_shape
 
 
 class Model(nn.Module):
@@ -48,3 +49,20 @@ def test_runtime_checks() -> None:
         check_constant(2, 1, "argument 'x'")
     with pytest.raises(BadInput, match=r"argument 'x' has shape \[2, 3, 1\], but was captured as \[any, 3\]"):
         check_shape(torch.zeros(2, 3, 1), (None, 3), "argument 'x'")
+    check_key({"a": 1}, "a", "argument 'x'")
+    with pytest.raises(BadInput, match=r"argument 'x' has no key 'b', which .*; its keys are 'a'$"):
+        check_key({"a": 1}, "b", "argument 'x'")
+
+
+def test_a_mapping_that_lacks_a_key() -> None:
+    class Sum(nn.Module):
+        def forward(self, batch: dict[str, Any]) -> Tensor:
+            return batch["x"] + batch["more"]["y"]  # type: ignore[no-any-return]
+
+    x = torch.randn(2, 3)
+    gm = repl_fx.capture(Sum(), ({"x": x, "more": {"y": x}},))
+    assert torch.equal(gm({"x": x, "more": {"y": x}, "z": 1}), x + x)
+    with pytest.raises(BadInput, match="argument 'batch' has no key 'more'"):
+        gm({"x": x})
+    with pytest.raises(BadInput, match=r"argument 'batch' at \['more'\] has no key 'y', which .*; its keys are none"):
+        gm({"x": x, "more": {}})

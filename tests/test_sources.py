@@ -448,9 +448,15 @@ def test_torchvision_inputs(name: str, shapes: list[tuple[int, ...]]) -> None:
 
 
 @needs("torchvision")
-def test_torchvision_detection_takes_a_list_of_images() -> None:
-    (images,) = load_source("torchvision:ssdlite320_mobilenet_v3_large").args
-    assert [image.shape for image in images] == [(3, 224, 224)] * 2
+def test_torchvision_detection_takes_images_and_what_is_in_them() -> None:
+    images, targets = load_source("torchvision:ssdlite320_mobilenet_v3_large", input_shape="2x3x64x96").args
+    assert [image.shape for image in images] == [(3, 64, 96)] * 2
+    for target in targets:
+        left, top, right, bottom = target["boxes"].unbind(1)
+        assert bool((left >= 0).all() and (left < right).all() and (right <= 96).all())
+        assert bool((top >= 0).all() and (top < bottom).all() and (bottom <= 64).all())
+        assert target["masks"].shape == (2, 64, 96) and target["keypoints"].shape == (2, 17, 3)
+        assert all(mask.any() for mask in target["masks"])
 
 
 @needs("torchvision")

@@ -242,7 +242,8 @@ def test_a_surrogate_that_does_not_fit_is_refused_with_the_reason() -> None:
     assert {r.surrogate for r in plan.replacements} == {"blend"}
 
 
-def test_inner_values_used_outside_keep_a_block_unless_the_surrogate_keeps_them() -> None:
+@pytest.mark.parametrize("returned", [True, False])
+def test_inner_values_used_outside_keep_a_block_unless_the_surrogate_keeps_them(returned: bool) -> None:
     class Tapped(nn.Module):
         def __init__(self) -> None:
             super().__init__()
@@ -255,9 +256,14 @@ def test_inner_values_used_outside_keep_a_block_unless_the_surrogate_keeps_them(
                 inner = first(x).relu()
                 taps.append(inner)
                 x = x + second(inner)
-            return (x, *taps)
+            return (x, *taps) if returned else (x, *(tap * 2 for tap in taps))
 
     x = torch.randn(2, 8)
+    if returned:
+        # What is only handed out, such as an attention map, is None where its block is gone.
+        gm = repl_fx.transform(Tapped(), (x,), surrogate="bottleneck").graph_module
+        assert [value is None for value in gm(x)] == [False, False, True, False, False]
+        return
     with pytest.raises(repl_fx.NothingToReplace, match=r"its inner value relu.* is used outside the block"):
         repl_fx.transform(Tapped(), (x,), surrogate="bottleneck")
     result = repl_fx.transform(Tapped(), (x,), surrogate="blend")
@@ -313,9 +319,9 @@ def test_a_surrogate_of_the_users_own() -> None:
         def refuse(self, site: repl_fx.Site) -> str | None:
             return None
 
-        def build(self, site: repl_fx.Site) -> fx.Node:
+        def build(self, site: repl_fx.Site) -> tuple[fx.Node, ...]:
             with site.before_node(min(site.block.nodes)):
-                return site.call(torch.mul, site.input, self.config.factor)
+                return (site.call(torch.mul, site.input, self.config.factor),)
 
     assert "scale" in repl_fx.known_surrogates()
     model, x = TokenNet(depth=3), tokens()

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from repl_fx.artifact import Artifact
+    from repl_fx.partial import CapturedParts
     from repl_fx.sources import Source
 
 SpecArgument = Annotated[
@@ -194,7 +195,7 @@ class Target:
 
     Attributes:
         title: one line that says what it is.
-        module: the model, or the rewritten graph of the artifact.
+        module: the model, or the rewritten model of the artifact.
         args, kwargs: example inputs.
         source: where it is a specification.
         artifact: where it is a directory.
@@ -227,9 +228,19 @@ def load_target(terminal: Terminal, spec: str, input_shape: str | None, seed: in
         raise BadInput(f"{spec} is an artifact and brings its own example inputs; leave out --input-shape")
     artifact = load_artifact(spec)
     made_of = (artifact.manifest["model"] or {}).get("class", "model")
-    parameters = sum(p.numel() for p in artifact.graph_module.parameters())
+    parameters = sum(p.numel() for p in artifact.module.parameters())
     title = f"{spec}: rewritten {made_of}, {parameters:,} parameters"
-    return Target(title, artifact.graph_module.to(device), artifact.args, artifact.kwargs, None, artifact)
+    return Target(title, artifact.module.to(device), artifact.args, artifact.kwargs, None, artifact)
+
+
+def captured_lines(title: str, captured: CapturedParts) -> list[RenderableType]:
+    """What a model is and how it was captured: one line, and a table where it was captured in parts."""
+    from repl_fx.report import parts_table
+
+    if captured.whole:
+        return [f"{title}, captured by {captured.parts[0].graph_module.meta['capture'].rung}"]
+    number = len(captured.parts)
+    return [f"{title}, captured in {number} part{'s' * (number != 1)}; the rest stays eager", parts_table(captured)]
 
 
 def parse_settings(items: list[str]) -> dict[str, Any]:

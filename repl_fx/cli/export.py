@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from repl_fx.cli.common import JsonOption, QuietOption, VerboseOption, running, write_text
 from repl_fx.cli.group import CheckFailed
+
+if TYPE_CHECKING:
+    from repl_fx.export import Verification
 
 
 def export_command(
@@ -18,7 +21,9 @@ def export_command(
     ],
     output: Annotated[
         Path | None,
-        typer.Option("-o", "--output", metavar="FILE", help="The file to write.  [default: DIR/model.onnx]"),
+        typer.Option(
+            "-o", "--output", metavar="FILE", help="The file to write.  [default: DIR/model.onnx, or DIR/PART.onnx]"
+        ),
     ] = None,
     opset: Annotated[
         int | None, typer.Option("--opset", help="Version of the ONNX operator set; the exporter's own by default.")
@@ -31,36 +36,64 @@ def export_command(
     verbose: VerboseOption = False,
     quiet: QuietOption = False,
 ) -> None:
-    """Fold the surrogates, write the model as ONNX, and verify the file; the result goes to DIR/verify.json."""
+    """Fold the surrogates, write the model as ONNX, and verify the file; the result goes to DIR/verify.json.
+
+    Of a model that was captured in parts, each rewritten part is written, as DIR/PART.onnx; the code around the parts
+    has no ONNX form.
+    """
     with running(as_json, verbose, quiet) as terminal:
         from repl_fx import export_onnx, verify_onnx
         from repl_fx.artifact import load_artifact
-        from repl_fx.errors import OutputError
+        from repl_fx.capture import widen_batch
+        from repl_fx.errors import BadInput, OutputError
+        from repl_fx.export import onnx_file
         from repl_fx.report import verification_table
 
         if output is not None and output.exists() and not force:
             raise OutputError(f"{output} exists; choose another place with -o, or replace it with --force")
         terminal.stage("load")
         artifact = load_artifact(directory)
-        target = directory / "model.onnx" if output is None else output
+        parts, whole = artifact.result.parts, artifact.result.captured_parts.whole
+        if output is not None and not whole:
+            paths = ", ".join(part.path for part in parts)
+            raise BadInput(f"{directory} was captured in parts ({paths}) and gives a file for each; leave out -o")
+        if not whole:
+            terminal.show(
+                "captured in parts: each rewritten part becomes a file; the code around them has no ONNX form"
+            )
         proof = directory / "verify.json"
-        # What it says is about the file before.
+        # What it says is about the files before; and where the export is refused, an old file must not pass for a new.
         proof.unlink(missing_ok=True)
-        terminal.stage("export")
-        export_onnx(artifact.graph_module, target, artifact.args, artifact.kwargs, opset=opset)
-        document = {"directory": str(directory), "onnx": str(target), "bytes": _bytes_of(target), "verification": None}
-        result = None
+        files = {part.path: onnx_file(directory, part.path) if output is None else output for part in parts}
+        for file in files.values() if output is None else ():
+            file.unlink(missing_ok=True)
+            file.with_name(f"{file.name}.data").unlink(missing_ok=True)
+        documents: dict[str, dict[str, Any]] = {}
+        results: dict[str, Verification] = {}
+        for part in parts:
+            target = files[part.path]
+            args, kwargs = widen_batch(part.graph_module, part.args, part.kwargs)
+            terminal.stage(f"export {part.path}".rstrip())
+            export_onnx(part.graph_module, target, args, kwargs, opset=opset)
+            documents[part.path] = {"onnx": str(target), "bytes": _bytes_of(target), "verification": None}
+            if verify:
+                terminal.stage(f"verify {part.path}".rstrip())
+                result = results[part.path] = verify_onnx(part.graph_module, target, args, kwargs)
+                documents[part.path]["verification"] = result.to_json()
+                terminal.show(verification_table(result))
+            terminal.show(f"written: {target}")
         if verify:
-            terminal.stage("verify")
-            result = verify_onnx(artifact.graph_module, target, artifact.args, artifact.kwargs)
-            document["verification"] = result.to_json()
-            write_text(proof, json.dumps(result.to_json(), indent=2) + "\n")
-            terminal.show(verification_table(result))
-        terminal.show(f"written: {target}")
-        terminal.document(document)
-        if result is not None and not result:
-            raise CheckFailed(result.summary())
-        terminal.show("not verified" if result is None else result.summary())
+            found = {path: document["verification"] for path, document in documents.items()}
+            write_text(proof, json.dumps(found[""] if whole else {"parts": found}, indent=2) + "\n")
+        document = documents[""] if whole else {"parts": [{"path": path, **d} for path, d in documents.items()]}
+        terminal.document({"directory": str(directory), **document})
+        for path, result in results.items():
+            if not result:
+                raise CheckFailed(f"{path}: {result.summary()}" if path else result.summary())
+        for path, result in results.items():
+            terminal.show(f"{path}: {result.summary()}" if path else result.summary())
+        if not verify:
+            terminal.show("not verified")
 
 
 def _bytes_of(file: Path) -> int:

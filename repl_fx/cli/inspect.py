@@ -12,6 +12,7 @@ from repl_fx.cli.common import (
     SeedOption,
     ShapeOption,
     VerboseOption,
+    captured_lines,
     load_target,
     running,
 )
@@ -28,35 +29,41 @@ def inspect_command(
 ) -> None:
     """Show what repeats in a model, with sizes and costs; for a directory, also what was replaced in it."""
     with running(as_json, verbose, quiet) as terminal:
-        from repl_fx import capture, find_repeats
+        from repl_fx import capture_parts
         from repl_fx.report import (
             blocks_document,
             blocks_table,
             costs_document,
             costs_table,
-            flops_by_node,
-            measure_costs,
+            flops_of_parts,
+            measure_parts,
+            parts_document,
             repeats_document,
             repeats_table,
         )
+        from repl_fx.transform import repeats_of
 
         target = load_target(terminal, spec, input_shape, seed, device)
         if target.artifact is not None:
-            graph, repeats = target.artifact.result.captured, target.artifact.result.repeats
+            captured, repeats = target.artifact.result.captured_parts, target.artifact.result.repeats
         else:
             terminal.stage("capture")
-            graph = capture(target.module, target.args, target.kwargs)
+            captured = capture_parts(target.module, target.args, target.kwargs)
             terminal.stage("find repeats")
-            repeats = find_repeats(graph)
+            repeats = repeats_of(captured)
         terminal.stage("measure costs")
-        costs = measure_costs(graph, target.args, target.kwargs)
-        flops = flops_by_node(graph, target.args, target.kwargs)
+        costs = measure_parts(captured.module, captured.parts)
+        flops = flops_of_parts(captured.parts)
 
-        document: dict[str, Any] = {"spec": spec, "repeats": repeats_document(repeats, costs, flops)}
-        terminal.show(f"{target.title}, captured by {graph.meta['capture'].rung}")
+        document: dict[str, Any] = {
+            "spec": spec,
+            "parts": parts_document(captured),
+            "repeats": repeats_document(repeats, costs, flops),
+        }
+        terminal.show(*captured_lines(target.title, captured))
         terminal.show(repeats_table(repeats, costs, flops) if repeats else "nothing repeats in this model")
         if target.artifact is not None:
-            after = measure_costs(target.module, target.args, target.kwargs)
+            after = measure_parts(target.module, target.artifact.result.parts)
             report, plan = target.artifact.result.report, target.artifact.plan
             document["costs"] = {"before": costs_document(costs), "after": costs_document(after)}
             document["blocks"] = blocks_document(report, plan)

@@ -16,6 +16,7 @@ from repl_fx.cli.common import (
     ShapeOption,
     SpecArgument,
     VerboseOption,
+    captured_lines,
     parse_list,
     parse_settings,
     running,
@@ -81,8 +82,9 @@ def transform_command(
             blocks_table,
             costs_document,
             costs_table,
-            flops_by_node,
-            measure_costs,
+            flops_of_parts,
+            measure_parts,
+            parts_document,
             repeats_document,
             repeats_table,
         )
@@ -115,15 +117,16 @@ def transform_command(
             terminal.stage("check the capture")
             checked = _checked(source, result)
         terminal.stage("measure costs")
-        before = measure_costs(result.captured, result.args, result.kwargs)
-        flops = flops_by_node(result.captured, result.args, result.kwargs)
-        after = measure_costs(result.graph_module, result.args, result.kwargs)
+        captured = result.captured_parts
+        before = measure_parts(captured.module, captured.parts)
+        flops = flops_of_parts(captured.parts)
+        after = measure_parts(result.module, result.all_parts)
         if output is not None and not dry_run:
             terminal.stage("save")
             save(result, output, source=source, force=force)
 
         terminal.show(
-            f"{source}, captured by {result.captured.meta['capture'].rung}",
+            *captured_lines(str(source), captured),
             repeats_table(result.repeats, before, flops),
             blocks_table(result.report, result.plan),
             costs_table(before, after),
@@ -131,7 +134,11 @@ def transform_command(
         if before.unknown:
             terminal.show(f"costs are unknown, as the model needs values to run: {before.unknown}")
         if checked:
-            terminal.show("checked: the captured graph equals the model bit for bit, in evaluation and in training")
+            what = "captured graph" if captured.whole else "model with graphs in it"
+            modes = "in evaluation and in training" if checked.training else "in evaluation"
+            terminal.show(f"checked: the {what} equals the model bit for bit, {modes}")
+        if checked and not checked.training:
+            terminal.show("not checked: the model does not run in training mode on its example inputs")
         if output is None or dry_run:
             terminal.show("dry run: nothing was written")
         else:
@@ -141,6 +148,7 @@ def transform_command(
                 "spec": spec,
                 "directory": None if output is None or dry_run else str(output),
                 "check": None if checked is None else {"evaluation": checked.evaluation, "training": checked.training},
+                "parts": parts_document(captured),
                 "repeats": repeats_document(result.repeats, before, flops),
                 "blocks": blocks_document(result.report, result.plan),
                 "costs": {"before": costs_document(before), "after": costs_document(after)},
@@ -174,6 +182,8 @@ def _checked(source: Source, result: TransformResult) -> CaptureCheck:
     from repl_fx.errors import BadInput
     from repl_fx.rungs import obstacle
 
+    if result.captured_parts.check is not None:
+        return result.captured_parts.check
     try:
         checked = check_capture(source.model, result.captured, result.args, result.kwargs)
     except Exception as problem:

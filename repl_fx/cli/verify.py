@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -14,12 +14,16 @@ from repl_fx.cli.common import (
     QuietOption,
     SeedOption,
     ShapeOption,
+    Target,
     VerboseOption,
     load_target,
     parse_list,
     running,
 )
 from repl_fx.cli.group import CheckFailed
+
+if TYPE_CHECKING:
+    from torch import nn
 
 
 def verify_command(
@@ -30,6 +34,12 @@ def verify_command(
     ] = None,
     atol: Annotated[
         float | None, typer.Option("--atol", help="Absolute tolerance, as a fraction of the size of the output.")
+    ] = None,
+    part: Annotated[
+        str | None,
+        typer.Option(
+            "--part", metavar="PATH", help="The part of DIR to compare; by default the one FILE is named for."
+        ),
     ] = None,
     batch: Annotated[
         str | None,
@@ -51,7 +61,8 @@ def verify_command(
 
         batches = None if batch is None else _sizes(batch)
         target = load_target(terminal, spec, input_shape, seed, device)
-        module, (args, kwargs) = target.module, widen_batch(target.module, target.args, target.kwargs)
+        module, args, kwargs = _subject(target, part, onnx)
+        args, kwargs = widen_batch(module, args, kwargs)
         if per_layer and target.artifact is None:
             terminal.stage("capture")
             module = capture(module, args, kwargs)
@@ -68,6 +79,23 @@ def verify_command(
         if not result:
             raise CheckFailed(result.summary())
         terminal.show(result.summary())
+
+
+def _subject(target: Target, part: str | None, onnx: Path) -> tuple[nn.Module, tuple[Any, ...], dict[str, Any]]:
+    """What to compare the file with: the model, or one part of an artifact, with its inputs."""
+    from repl_fx.errors import BadInput
+
+    if target.artifact is None or target.artifact.result.captured_parts.whole:
+        if part is not None:
+            raise BadInput("--part names a part of a model that was captured in parts; this one is whole, leave it out")
+        return target.module, target.args, target.kwargs
+    parts = {found.path: found for found in target.artifact.result.parts}
+    name = onnx.name.removesuffix(".onnx") if part is None else part
+    if name not in parts:
+        raise BadInput(
+            f"the model was captured in parts, and {name!r} is none; say which with --part {'|'.join(parts)}"
+        )
+    return parts[name].graph_module, parts[name].args, parts[name].kwargs
 
 
 def _sizes(text: str) -> list[int]:

@@ -17,8 +17,10 @@ from torch import Tensor, fx, nn
 
 from repl_fx.dynamic_shapes import auto_shapes, batch_dims, dynamic_dims
 from repl_fx.errors import BadInput, ExportError, OutputError
+from repl_fx.export.lowering import lower_
 from repl_fx.export.noise import first_line, quiet
 from repl_fx.export.tensors import FlatInputs, FlatModule, evaluating, flatten_inputs, name_outputs
+from repl_fx.partial import graphs_in
 from repl_fx.passes.fold_surrogates import fold_surrogates
 
 # protobuf refuses messages of 2 GiB; what is left is for the graph itself.
@@ -32,6 +34,11 @@ _PRIVATE_METADATA = (
     "pkg.torch.export.ExportedProgram.graph_signature",
     "pkg.torch.export.ExportedProgram.range_constraints",
 )
+
+
+def onnx_file(directory: Path, part: str) -> Path:
+    """Where the ONNX model of a part of an artifact goes; the part "" is the whole model."""
+    return directory / (f"{part}.onnx" if part else "model.onnx")
 
 
 def export_onnx(
@@ -69,7 +76,10 @@ def export_onnx(
     """
     target = _check_target(Path(path))
     _check_opset(opset)
-    source = fold_surrogates(gm).graph_module if isinstance(gm, fx.GraphModule) else gm
+    source = gm
+    if isinstance(gm, fx.GraphModule):
+        source = fold_surrogates(gm).graph_module
+        lower_(source)
     with evaluating(gm, source), torch.no_grad(), quiet():
         inputs = _on_device_of(source, flatten_inputs(source, args, kwargs))
         if all(tensor.shape[0] < 2 for tensor in inputs.tensors if tensor.ndim):
@@ -258,4 +268,6 @@ def _explain(source: nn.Module, failure: Exception) -> str:
         "TorchExportError": "torch.export refuses it",
         "ConversionError": "an operator has no translation",
     }.get(type(failure).__name__, type(failure).__name__)
-    return f"{type(source).__name__} cannot be exported to ONNX: {step}: {first_line(cause)}"
+    graphs = [] if isinstance(source, fx.GraphModule) else list(graphs_in(source))
+    hint = f"; it was captured in parts, export each of them: {', '.join(graphs)}" if graphs else ""
+    return f"{type(source).__name__} cannot be exported to ONNX: {step}: {first_line(cause)}{hint}"

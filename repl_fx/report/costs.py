@@ -8,19 +8,21 @@ from __future__ import annotations
 
 import inspect
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
+from torch.fx.immutable_collections import immutable_dict, immutable_list
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from repl_fx._torch import FakeTensorMode, pytree
 from repl_fx.capture import widen_batch
 from repl_fx.graph import copy_graph, share_tensors, tensors_in
+from repl_fx.partial import Part
 
 
 @dataclass(frozen=True)
@@ -41,6 +43,8 @@ class Costs:
         synthesis_bytes: what autograd keeps besides, of values computed from weights alone, such as those of
             surrogates; it does not grow with the batch. Told apart for graphs only; otherwise 0, and counted above.
         unknown: why `flops` and the two after it are None: the model needs values to run, not only shapes.
+        parts: number of captured parts, where the model is no single graph: `flops` and the two after it are then those
+            of one call of each part, and `batch` is that of the first.
     """
 
     batch: int
@@ -50,6 +54,7 @@ class Costs:
     activation_bytes: int | None
     synthesis_bytes: int | None
     unknown: str | None = None
+    parts: int | None = None
 
     @property
     def flops_per_sample(self) -> int | None:
@@ -99,9 +104,47 @@ def measure_costs(gm: nn.Module, args: Sequence[Any] = (), kwargs: Mapping[str, 
     )
 
 
+def measure_parts(module: nn.Module, parts: Sequence[Part]) -> Costs:
+    """Measure what a model costs that was captured in parts.
+
+    Args:
+        module: the model.
+        parts: its graphs, with inputs for each; the one at the path "" is the model.
+    """
+    each = [measure_costs(part.graph_module, part.args, part.kwargs) for part in parts]
+    if [part.path for part in parts] == [""]:
+        return each[0]
+    return Costs(
+        batch=each[0].batch,
+        parameters=sum(p.numel() for p in module.parameters()),
+        weight_bytes=_weight_bytes(module),
+        flops=_total(costs.flops for costs in each),
+        activation_bytes=_total(costs.activation_bytes for costs in each),
+        synthesis_bytes=_total(costs.synthesis_bytes for costs in each),
+        unknown=next((costs.unknown for costs in each if costs.unknown), None),
+        parts=len(each),
+    )
+
+
+def _total(numbers: Iterable[int | None]) -> int | None:
+    known = list(numbers)
+    return None if None in known else sum(number or 0 for number in known)
+
+
+def flops_of_parts(parts: Sequence[Part]) -> dict[fx.Node, int] | None:
+    """FLOPs of each node of some graphs, for one call of each; None where one of them needs values to run."""
+    every: dict[fx.Node, int] = {}
+    for part in parts:
+        flops = flops_by_node(part.graph_module, part.args, part.kwargs)
+        if flops is None:
+            return None
+        every.update(flops)
+    return every
+
+
 def flops_by_node(
     gm: fx.GraphModule, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
-) -> dict[str, int] | None:
+) -> dict[fx.Node, int] | None:
     """FLOPs of each node of a graph, as `Costs.flops` counts them.
 
     Args:
@@ -110,7 +153,7 @@ def flops_by_node(
         kwargs: keyword example inputs.
 
     Returns:
-        FLOPs by name of the node, for the nodes that have any; None where the model needs values to run.
+        FLOPs of the nodes that have any; None where the model needs values to run.
     """
     args, kwargs = widen_batch(gm, tuple(args), dict(kwargs or {}))
     try:
@@ -120,13 +163,31 @@ def flops_by_node(
             with torch.no_grad(), _counting() as counter:
                 run = _CountEach(module, counter)
                 run.run(*_positional(module, *inputs))
-            return run.flops
+            # The copy's nodes have the names of the graph's.
+            return {node: run.flops[node.name] for node in gm.graph.nodes if node.name in run.flops}
     except Exception:
         # As above: the model's own code runs here. `measure_costs` reports what it raised.
         return None
 
 
-class _CountEach(fx.Interpreter):
+class _Run(fx.Interpreter):
+    """Runs a graph as its code does: a module that is handed a list may append to it."""
+
+    def fetch_args_kwargs_from_env(self, n: fx.Node) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """The arguments of a node, in lists and dicts that can be changed."""
+        args, kwargs = super().fetch_args_kwargs_from_env(n)
+        return tuple(_changeable(arg) for arg in args), {name: _changeable(arg) for name, arg in kwargs.items()}
+
+
+def _changeable(value: Any) -> Any:
+    if isinstance(value, immutable_list):
+        return [_changeable(item) for item in value]
+    if isinstance(value, immutable_dict):
+        return {key: _changeable(item) for key, item in value.items()}
+    return tuple(_changeable(item) for item in value) if type(value) is tuple else value
+
+
+class _CountEach(_Run):
     """Runs a graph node by node and notes what the counter counted for each."""
 
     def __init__(self, gm: fx.GraphModule, counter: FlopCounterMode) -> None:
@@ -214,7 +275,7 @@ class _Saved:
         return sum(sizes.values()) - weights, weights
 
 
-class _WatchEach(fx.Interpreter):
+class _WatchEach(_Run):
     """Runs a graph and tells `saved` which nodes depend on weights alone."""
 
     def __init__(self, gm: fx.GraphModule, saved: _Saved) -> None:

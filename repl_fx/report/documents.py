@@ -6,11 +6,23 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
+from torch import fx
+
 from repl_fx.blocks import Block, Repeat
+from repl_fx.partial import CapturedParts
 from repl_fx.plan import Plan
 from repl_fx.report.costs import Costs
 from repl_fx.report.tables import block_flops, repeat_flops
 from repl_fx.transform import BlockReport
+
+
+def parts_document(captured: CapturedParts) -> dict[str, Any]:
+    """Which modules of a model are graphs, and which were tried and stay eager."""
+    infos = {part.path: part.graph_module.meta["capture"] for part in captured.parts}
+    return {
+        "captured": [{"path": path, "class": info.model, "rung": info.rung} for path, info in infos.items()],
+        "eager": [{"path": eager.path, "class": eager.kind, "reason": eager.reason} for eager in captured.eager],
+    }
 
 
 def costs_document(costs: Costs) -> dict[str, Any]:
@@ -23,14 +35,14 @@ def costs_document(costs: Costs) -> dict[str, Any]:
 
 
 def repeats_document(
-    repeats: Sequence[Repeat], costs: Costs, flops: Mapping[str, int] | None = None
+    repeats: Sequence[Repeat], costs: Costs, flops: Mapping[fx.Node, int] | None = None
 ) -> list[dict[str, Any]]:
     """Repeats with their blocks; the blocks are numbered from 1 over all repeats, as `--blocks` takes them.
 
     Args:
         repeats: from `find_repeats`.
         costs: of the whole model.
-        flops: from `flops_by_node`.
+        flops: from `flops_by_node` or `flops_of_parts`.
     """
     numbers = {block.name: i for i, block in enumerate((b for r in repeats for b in r.blocks), start=1)}
     return [{"number": i, **_repeat(repeat, costs, flops, numbers)} for i, repeat in enumerate(repeats, start=1)]
@@ -51,7 +63,7 @@ def _blocks(report: Sequence[BlockReport], plan: Plan) -> Iterator[dict[str, Any
 
 
 def _repeat(
-    repeat: Repeat, costs: Costs, flops: Mapping[str, int] | None, numbers: Mapping[str, int]
+    repeat: Repeat, costs: Costs, flops: Mapping[fx.Node, int] | None, numbers: Mapping[str, int]
 ) -> dict[str, Any]:
     total = repeat_flops(repeat, flops)
     return {
@@ -64,12 +76,14 @@ def _repeat(
         "flops": total,
         "flops_share": total / costs.flops if total is not None and costs.flops else None,
         "shared": repeat.shared,
+        "similar": repeat.similar,
+        "streamed_values": len(repeat.blocks[0].inputs),
         "blocks": [_block(block, flops, numbers) for block in repeat.blocks],
         "inside": [_repeat(child, costs, flops, {}) for child in repeat.children],
     }
 
 
-def _block(block: Block, flops: Mapping[str, int] | None, numbers: Mapping[str, int]) -> dict[str, Any]:
+def _block(block: Block, flops: Mapping[fx.Node, int] | None, numbers: Mapping[str, int]) -> dict[str, Any]:
     return {
         "number": numbers.get(block.name),
         "name": block.name,

@@ -11,8 +11,10 @@ from typing import TYPE_CHECKING, Literal
 from rich import box
 from rich.table import Table
 from rich.text import Text
+from torch import fx
 
 from repl_fx.blocks import Block, Repeat
+from repl_fx.partial import CapturedParts
 from repl_fx.plan import Plan, Replacement
 from repl_fx.report.costs import Costs
 from repl_fx.report.units import change, count, share, size, small
@@ -22,13 +24,29 @@ if TYPE_CHECKING:
     from repl_fx.export import Difference, Verification
 
 
-def repeats_table(repeats: Sequence[Repeat], costs: Costs, flops: Mapping[str, int] | None = None) -> Table:
+def parts_table(captured: CapturedParts) -> Table:
+    """Which modules of a model are graphs, and which were tried and stay eager, with the reason."""
+    table = _table("Parts")
+    _words(table, "module", "class")
+    _numbers(table, "parameters")
+    _words(table, "captured by, or why it stays eager")
+    for part in captured.parts:
+        info = part.graph_module.meta["capture"]
+        size = sum(parameter.numel() for parameter in captured.source.get_submodule(part.path).parameters())
+        _row(table, part.path or "the model itself", info.model, count(size), info.rung)
+    for eager in captured.eager:
+        size = sum(parameter.numel() for parameter in captured.source.get_submodule(eager.path).parameters())
+        _row(table, eager.path or "the model itself", eager.kind, count(size), f"eager: {eager.reason}")
+    return table
+
+
+def repeats_table(repeats: Sequence[Repeat], costs: Costs, flops: Mapping[fx.Node, int] | None = None) -> Table:
     """What repeats, and how much of the model that is.
 
     Args:
         repeats: from `find_repeats`.
         costs: of the whole model.
-        flops: from `flops_by_node`; None leaves the column without numbers.
+        flops: from `flops_by_node` or `flops_of_parts`; None leaves the column without numbers.
 
     Returns:
         A row for each repeat, and below it, indented, one for each repeat inside its first copy.
@@ -79,7 +97,7 @@ def costs_table(before: Costs, after: Costs | None = None) -> Table:
     table = _table("Costs" if after is None else "Before and after")
     _words(table, "")
     _numbers(table, *(("",) if after is None else ("before", "after", "change")))
-    batch = f"batch {before.batch}"
+    batch = f"batch {before.batch}" if before.parts is None else "one call of each part"
     lines: list[tuple[str, Callable[[int | None], str], Callable[[Costs], int | None]]] = [
         ("parameters", count, lambda costs: costs.parameters),
         ("weights on disk", size, lambda costs: costs.weight_bytes),
@@ -120,21 +138,21 @@ def layers_table(verification: Verification) -> Table:
     return table
 
 
-def block_flops(block: Block, flops: Mapping[str, int] | None) -> int | None:
+def block_flops(block: Block, flops: Mapping[fx.Node, int] | None) -> int | None:
     """FLOPs of a block; None where they are unknown."""
-    return None if flops is None else sum(flops.get(node.name, 0) for node in block.nodes)
+    return None if flops is None else sum(flops.get(node, 0) for node in block.nodes)
 
 
-def repeat_flops(repeat: Repeat, flops: Mapping[str, int] | None) -> int | None:
+def repeat_flops(repeat: Repeat, flops: Mapping[fx.Node, int] | None) -> int | None:
     """FLOPs of all copies of a repeat; None where they are unknown."""
     each = [block_flops(block, flops) for block in repeat.blocks]
     return None if flops is None else sum(number or 0 for number in each)
 
 
-def _repeat_cells(repeat: Repeat, costs: Costs, flops: Mapping[str, int] | None) -> tuple[str, ...]:
+def _repeat_cells(repeat: Repeat, costs: Costs, flops: Mapping[fx.Node, int] | None) -> tuple[str, ...]:
     first = repeat.blocks[0]
     return (
-        f"{repeat.name} (shared)" if repeat.shared else repeat.name,
+        repeat.name + (" (shared)" if repeat.shared else " (similar)" if repeat.similar else ""),
         str(len(repeat)),
         str(len(first.nodes)),
         count(first.size),
@@ -144,7 +162,7 @@ def _repeat_cells(repeat: Repeat, costs: Costs, flops: Mapping[str, int] | None)
     )
 
 
-def _inner_rows(table: Table, repeat: Repeat, costs: Costs, flops: Mapping[str, int] | None, depth: int) -> None:
+def _inner_rows(table: Table, repeat: Repeat, costs: Costs, flops: Mapping[fx.Node, int] | None, depth: int) -> None:
     for child in repeat.children:
         name, *numbers = _repeat_cells(child, costs, flops)
         _row(table, "", f"{'  ' * depth}{name}", *numbers)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from repl_fx.errors import BadInput, SourceError
@@ -20,6 +21,8 @@ _SAMPLES = {
     "mvit_v2_s": (3, 16, 224, 224),
 }
 _CLIP = (3, 16, 112, 112)
+# Of a person, in the data that keypoint detection is trained on.
+_KEYPOINTS = 17
 # Transformers whose size is fixed when they are built, and the argument that fixes it.
 _FIXED_SIZE = {"vit_": "image_size", "maxvit_": "input_size"}
 
@@ -31,8 +34,8 @@ def build(request: Request) -> Built:
         request: its name is one that `torchvision.models.get_model` knows.
 
     Returns:
-        The model with a batch of two images; two clips for a video model, two pairs for optical flow, a list of two
-        images for detection.
+        The model with a batch of two images; two clips for a video model, two pairs for optical flow; for detection a
+        list of two images and a list of what is to be found in each, which training needs.
 
     Raises:
         SourceError: torchvision does not know the name or refuses the options.
@@ -80,5 +83,19 @@ def _inputs(models: Any, request: Request, options: dict[str, Any], spec: str) -
     tensors = positional(shapes, request.generator, spec)
     if kind == "detection":
         images: list[Tensor] = [image for batch in tensors for image in batch.unbind(0)]
-        return (images,)
+        return images, [_objects(image, request.generator) for image in images]
     return tensors
+
+
+def _objects(image: Tensor, generator: torch.Generator) -> dict[str, Tensor]:
+    """Two objects of the first class in an image, with all that any detection model is trained on."""
+    *_, height, width = image.shape
+    corners = torch.tensor([[0.1, 0.1, 0.6, 0.5], [0.3, 0.4, 0.9, 0.9]])
+    boxes = corners * torch.tensor([width, height, width, height])
+    masks = torch.zeros(len(boxes), height, width, dtype=torch.uint8)
+    for mask, (left, top, right, bottom) in zip(masks, boxes.long().tolist(), strict=True):
+        mask[top : bottom + 1, left : right + 1] = 1
+    inside = torch.rand(len(boxes), _KEYPOINTS, 2, generator=generator)
+    points = boxes[:, None, :2] + inside * (boxes[:, None, 2:] - boxes[:, None, :2])
+    keypoints = torch.cat([points, torch.ones(len(boxes), _KEYPOINTS, 1)], dim=2)
+    return {"boxes": boxes, "labels": torch.ones(len(boxes), dtype=torch.int64), "masks": masks, "keypoints": keypoints}

@@ -53,6 +53,6 @@ class Auto(Surrogate[AutoConfig]):
         """Refuse what every candidate refuses."""
         return self.resolve(site).refuse(site)
 
-    def build(self, site: Site) -> fx.Node:
+    def build(self, site: Site) -> tuple[fx.Node, ...]:
         """Build what was chosen."""
         return self.resolve(site).build(site)

@@ -90,12 +90,19 @@ class Blend(Surrogate[BlendConfig]):
     keeps_inner_values = True
 
     def refuse(self, site: Site) -> str | None:
-        """Refuse a block that has no weight to blend."""
-        if not _weights(site):
+        """Refuse a block that has no weight to blend, or neighbours of another size."""
+        names = _weights(site)
+        if not names:
             return "it has no weight of two or more dimensions to blend"
+        for name in names:
+            for block in site.neighbours:
+                other = site.counterpart_parameter(name, block)
+                ours, theirs = (tuple(site.tensor(path).shape) for path in (name, other))
+                if ours != theirs:
+                    return f"{other} is {_times(theirs)}, its own {name} is {_times(ours)}"
         return None
 
-    def build(self, site: Site) -> fx.Node:
+    def build(self, site: Site) -> tuple[fx.Node, ...]:
         """Swap the block's weights for blended ones; its nodes stay where they are."""
         block = site.block
         names = _weights(site)
@@ -111,12 +118,8 @@ class Blend(Surrogate[BlendConfig]):
             )
             made = site.synthesise("blend", synthesis, *(site.parameter(path) for path in paths))
             weights = {name: site.call(operator.getitem, made, i) for i, name in enumerate(names)}
-        output = block.output
-        for node in block.nodes:
-            replacement = self._on_weights(site, node, weights)
-            if node is block.output:
-                output = replacement
-        return output
+        made_by = {node: self._on_weights(site, node, weights) for node in block.nodes}
+        return tuple(made_by[output] for output in block.outputs)
 
     def _axis(self, site: Site, name: str) -> int | None:
         if self.config.per == "tensor":
@@ -144,6 +147,10 @@ class Blend(Surrogate[BlendConfig]):
             made = _as_function(site, node, given)
         node.replace_all_uses_with(made)
         return made
+
+
+def _times(shape: tuple[int, ...]) -> str:
+    return "x".join(str(size) for size in shape)
 
 
 def _weights(site: Site) -> list[str]:

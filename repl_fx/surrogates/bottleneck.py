@@ -12,7 +12,8 @@ conv3). Its span becomes
     K[j]       = sum over i = j mod r    g_k[i]   * mean over inputs of W_spatial[i]
 
 over the rows i of every entry weight W_entry of both neighbours (kernels summed to 1x1), the columns of every exit
-weight W_exit, and the rows of the spatial kernel W_spatial; each row and column has a gain g of its own. What precedes
+weight W_exit, and the rows of the spatial kernel W_spatial; each row and column has a gain g of its own. Neighbours
+with other channel counts (similar repeats) give rows that are folded or repeated to the length needed. What precedes
 the span (pre-norm, window partition) and what follows it (post-norm, layer scale, drop path) stays the block's own.
 Learned here: the gains g, the biases, and the norm at width r. Attention no longer mixes positions in a replaced block;
 the kept blocks around it do.
@@ -32,6 +33,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
+from repl_fx.blocks import Block
 from repl_fx.errors import BadInput
 from repl_fx.mixers import CONVOLUTIONS, Mixer
 from repl_fx.passes.split_branches import Branch
@@ -79,16 +81,16 @@ class Bottleneck(Surrogate[BottleneckConfig]):
                 return reason
         return None
 
-    def build(self, site: Site) -> fx.Node:
+    def build(self, site: Site) -> tuple[fx.Node, ...]:
         """Replace the span of each branch; spine, pre-norms and what follows the spans stay."""
-        output = site.block.output
+        outputs = {output: output for output in site.block.outputs}
         for number, branch in enumerate(site.split.branches):
             with site.before_node(branch.output):
                 made = self._thin_layer(site, branch, f"branch_{number}")
             branch.output.replace_all_uses_with(made)
-            if branch.output is output:
-                output = made
-        return output
+            if branch.output in outputs:
+                outputs[branch.output] = made
+        return tuple(outputs.values())
 
     def _thin_layer(self, site: Site, branch: Branch, name: str) -> fx.Node:
         gm = site.graph_module
@@ -100,7 +102,7 @@ class Bottleneck(Surrogate[BottleneckConfig]):
         weights = [site.counterpart_parameter(str(m.weight), block) for block in site.neighbours for m in mixers]
         synthesis = ThinSynthesis(
             self._width(branch),
-            ThinForms(_forms(branch.entries), _forms(branch.exits), _forms(spatial)),
+            tuple(_forms(site, branch, spatial, block) for block in (*site.neighbours, None)),
             [site.tensor(path) for path in weights],
             [site.tensor(str(m.weight)) for m in mixers],
             bias_in=any(m.bias for m in branch.entries) and not (norm and norm.has_bias),
@@ -130,8 +132,14 @@ class Bottleneck(Surrogate[BottleneckConfig]):
         return max(1, round(self.config.ratio * min(*(int(end) for end in ends), inner)))
 
 
-def _forms(mixers: Sequence[Mixer]) -> tuple[WeightForm, ...]:
-    return tuple(WeightForm(m.transposed, m.groups) for m in mixers)
+def _forms(site: Site, branch: Branch, spatial: Sequence[Mixer], block: Block | None) -> ThinForms:
+    """The layouts of the weights a thin layer is made from, in the removed block or in a neighbour."""
+
+    def layouts(mixers: Sequence[Mixer]) -> tuple[WeightForm, ...]:
+        there = mixers if block is None else [site.counterpart_mixer(mixer, block) for mixer in mixers]
+        return tuple(WeightForm(mixer.transposed, mixer.groups) for mixer in there)
+
+    return ThinForms(layouts(branch.entries), layouts(branch.exits), layouts(spatial))
 
 
 def _spatial(site: Site, branch: Branch) -> list[Mixer]:
@@ -144,7 +152,10 @@ def _spatial(site: Site, branch: Branch) -> list[Mixer]:
     for mixer in branch.mixers:
         if not mixer.centred or mixer.weight is None:
             continue
-        sizes = site.tensor(mixer.weight).shape[2:]
+        weight = mixer.weight
+        sizes, *others = (site.tensor(path).shape[2:] for path in (weight, *site.counterpart_parameters(weight)))
+        if any(other != sizes for other in others):
+            continue
         if max(sizes) > largest:
             best, largest = [mixer], max(sizes)
     return best

@@ -29,13 +29,14 @@ class Identity(Surrogate[IdentityConfig]):
 
     def refuse(self, site: Site) -> str | None:
         """Refuse a block whose output is unlike its input."""
-        given, made = site.block.input.meta.get("val"), site.block.output.meta.get("val")
-        if not isinstance(given, Tensor) or not isinstance(made, Tensor):
-            return "its streamed value is no tensor"
-        if str(given.shape) != str(made.shape) or given.dtype != made.dtype:
-            return f"it turns {tuple(given.shape)} into {tuple(made.shape)}"
+        for given, made in zip(site.block.inputs, site.block.outputs, strict=True):
+            ours, theirs = given.meta.get("val"), made.meta.get("val")
+            if not isinstance(ours, Tensor) or not isinstance(theirs, Tensor):
+                return "its streamed value is no tensor"
+            if str(ours.shape) != str(theirs.shape) or ours.dtype != theirs.dtype:
+                return f"it turns {tuple(ours.shape)} into {tuple(theirs.shape)}"
         return None
 
-    def build(self, site: Site) -> fx.Node:
-        """Let the input pass."""
-        return site.input
+    def build(self, site: Site) -> tuple[fx.Node, ...]:
+        """Let the inputs pass."""
+        return site.inputs

@@ -74,8 +74,8 @@ class Surrogate(ABC, Generic[Config]):
         """Why this surrogate cannot stand in for the block at `site`; None when it can. Changes nothing."""
 
     @abstractmethod
-    def build(self, site: Site) -> fx.Node:
-        """Rewrite the block at `site`; returns the value that takes the place of the block's output.
+    def build(self, site: Site) -> tuple[fx.Node, ...]:
+        """Rewrite the block at `site`; returns the values that take the place of the block's outputs, one for each.
 
         Nodes of the block that nobody uses afterwards, and parameters that only they used, are removed by the caller.
         """

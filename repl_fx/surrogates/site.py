@@ -13,6 +13,7 @@ from torch import Tensor, fx, nn
 from repl_fx._torch import enable_python_dispatcher, fake_of, pytree
 from repl_fx.blocks import Block
 from repl_fx.graph import add_module, attribute, get_attr, has_attribute, unique_name
+from repl_fx.mixers import Mixer, mixer_of
 from repl_fx.passes.split_branches import Split, split_branches
 from repl_fx.surrogates.registry import Synthesis
 
@@ -30,7 +31,7 @@ class Site:
         block: the block to replace.
         before: the nearest kept block before it in its repeat.
         after: the nearest kept block after it.
-        input: the value the block takes now; differs from `block.input` when the block before was replaced too.
+        inputs: the values the block takes now; they differ from `block.inputs` when the block before was replaced too.
         surrogate: key of the surrogate, noted on every node made here.
         known: fake results of calls, shared by the sites of one graph: isomorphic blocks make the same calls, and the
             fake value costs more than all else about a node.
@@ -42,7 +43,7 @@ class Site:
         block: Block,
         before: Block,
         after: Block,
-        input: fx.Node,
+        inputs: tuple[fx.Node, ...],
         surrogate: str,
         known: dict[str, Any] | None = None,
     ) -> None:
@@ -50,10 +51,15 @@ class Site:
         self.block = block
         self.before = before
         self.after = after
-        self.input = input
+        self.inputs = inputs
         self.surrogate = surrogate
         self.path = surrogate_path(block)
         self._known = {} if known is None else known
+
+    @property
+    def input(self) -> fx.Node:
+        """The value the block takes now, the first of several."""
+        return self.inputs[0]
 
     @property
     def neighbours(self) -> tuple[Block, Block]:
@@ -67,6 +73,16 @@ class Site:
     def counterpart_parameter(self, path: str, neighbour: Block) -> str:
         """The parameter of a neighbour that plays the part of the block's parameter at `path`."""
         return neighbour.parameters[self.block.parameters.index(path)]
+
+    def counterpart_parameters(self, path: str) -> tuple[str, str]:
+        """The parameters of both neighbours that play the part of the block's parameter at `path`."""
+        return self.counterpart_parameter(path, self.before), self.counterpart_parameter(path, self.after)
+
+    def counterpart_mixer(self, mixer: Mixer, neighbour: Block) -> Mixer:
+        """The mixer of a neighbour that plays the part of one of the block's."""
+        found = mixer_of(self.graph_module, self.counterpart(mixer.node, neighbour))
+        assert found is not None
+        return found
 
     @contextmanager
     def before_node(self, node: fx.Node) -> Iterator[None]:

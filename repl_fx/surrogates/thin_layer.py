@@ -63,10 +63,11 @@ class ThinSynthesis(Synthesis):
 
     Args:
         width: r.
-        forms: layouts of the weights of one neighbour.
-        given: those weights, entry, exit and spatial ones, of the block before and then of the block after; they
+        forms: layouts of the weights, of the block before, of the block after and of the removed block.
+        given: the weights, entry, exit and spatial ones, of the block before and then of the block after; they
             size the gains.
-        own: the same weights of the removed block, which give the scale.
+        own: the same weights of the removed block, which give the scale, and the sizes to which those of neighbours
+            with other channel counts are fitted.
         bias_in, bias_out: whether the layer adds biases.
         train_neighbours: see `Synthesis`.
     """
@@ -74,7 +75,7 @@ class ThinSynthesis(Synthesis):
     def __init__(
         self,
         width: int,
-        forms: ThinForms,
+        forms: Sequence[ThinForms],
         given: Sequence[Tensor],
         own: Sequence[Tensor],
         *,
@@ -84,16 +85,18 @@ class ThinSynthesis(Synthesis):
     ) -> None:
         super().__init__(train_neighbours)
         self.width = width
-        self.forms = forms
-        entry, end, kernels = self._rows(given)
+        self.forms = tuple(forms[:-1])
+        own_rows = _rows(own, forms[-1:])
+        self.features = own_rows.entry[0].shape[1], own_rows.exit[0].shape[1]
+        rows = self._fitted(given)
         like = given[0]
-        self.gain_in = random_gains(_count(entry), like)
-        self.gain_out = random_gains(_count(end), like)
-        self.gain_kernel = random_gains(_count(kernels), like) if kernels else None
+        self.gain_in = random_gains(_count(rows.entry), like)
+        self.gain_out = random_gains(_count(rows.exit), like)
+        self.gain_kernel = random_gains(_count(rows.kernels), like) if rows.kernels else None
         self.bias_in = nn.Parameter(like.new_zeros(width)) if bias_in else None
-        self.bias_out = nn.Parameter(like.new_zeros(end[0].shape[1])) if bias_out else None
+        self.bias_out = nn.Parameter(like.new_zeros(self.features[1])) if bias_out else None
         if not like.is_meta:
-            self._match_scale(entry, end, kernels, own)
+            self._match_scale(rows, own_rows)
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -103,42 +106,68 @@ class ThinSynthesis(Synthesis):
 
     def forward(self, *weights: Tensor) -> tuple[Tensor, ...]:
         """Neighbours' weights, in the order of `given`, to the thin layer's: (r, in), (out, r), …."""
-        entry, end, kernels = self._rows([self.given(weight) for weight in weights])
-        results = [_mixed(self.gain_in, entry, self.width), _mixed(self.gain_out, end, self.width).t()]
+        rows = self._fitted([self.given(weight) for weight in weights])
+        results = [_mixed(self.gain_in, rows.entry, self.width), _mixed(self.gain_out, rows.exit, self.width).t()]
         results += [bias for bias in (self.bias_in, self.bias_out) if bias is not None]
         if self.gain_kernel is not None:
-            results.append(_mixed(self.gain_kernel, kernels, self.width))
+            results.append(_mixed(self.gain_kernel, rows.kernels, self.width))
         return tuple(results)
 
-    def _rows(self, weights: Sequence[Tensor]) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
-        """Entry rows, exit columns as rows, and spatial kernels, one tensor for each weight of each neighbour."""
-        rows: list[Tensor] = []
-        columns: list[Tensor] = []
-        kernels: list[Tensor] = []
-        pending = iter(weights)
-        for _ in range(len(weights) // self.forms.count):
-            rows += [form.pointwise(next(pending)) for form in self.forms.entry]
-            columns += [form.pointwise(next(pending)).t() for form in self.forms.exit]
-            kernels += [next(pending).mean(1, keepdim=True) for _ in self.forms.spatial]
-        return rows, columns, kernels
+    def _fitted(self, weights: Sequence[Tensor]) -> Rows:
+        """The rows of the neighbours' weights, as long as those of the removed block."""
+        rows = _rows(weights, self.forms)
+        return Rows(
+            [_fit(piece, self.features[0]) for piece in rows.entry],
+            [_fit(piece, self.features[1]) for piece in rows.exit],
+            rows.kernels,
+        )
 
     @torch.no_grad()
-    def _match_scale(
-        self, entry: list[Tensor], end: list[Tensor], kernels: list[Tensor], own: Sequence[Tensor]
-    ) -> None:
+    def _match_scale(self, rows: Rows, own: Rows) -> None:
         """Scale the gains so that rows of the synthesised weights are as long as those of the weights they replace.
 
         Random gains make the rows of a group independent, so the expected square of a sum is the sum of squares; adding
         the rows up instead would cost as much as all the rest of a transform.
         """
-        own_entry, own_end, _ = self._rows(own)
         # The length of an average row: entry weights have their own number of rows, exit weights share theirs.
-        wanted = _size(own_entry) * math.sqrt(self.width / _count(own_entry))
-        self.gain_in.mul_(_ratio(wanted, _expected_size(self.gain_in, entry)))
-        self.gain_out.mul_(_ratio(_size(own_end), _expected_size(self.gain_out, end)))
+        wanted = _size(own.entry) * math.sqrt(self.width / _count(own.entry))
+        self.gain_in.mul_(_ratio(wanted, _expected_size(self.gain_in, rows.entry)))
+        self.gain_out.mul_(_ratio(_size(own.exit), _expected_size(self.gain_out, rows.exit)))
         if self.gain_kernel is not None:
             # A kernel of length 1 keeps the energy of what it filters.
-            self.gain_kernel.mul_(_ratio(math.sqrt(self.width), _expected_size(self.gain_kernel, kernels)))
+            self.gain_kernel.mul_(_ratio(math.sqrt(self.width), _expected_size(self.gain_kernel, rows.kernels)))
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Entry rows, exit columns as rows, and spatial kernels, one tensor for each weight."""
+
+    entry: list[Tensor]
+    exit: list[Tensor]
+    kernels: list[Tensor]
+
+
+def _rows(weights: Sequence[Tensor], forms: Sequence[ThinForms]) -> Rows:
+    """The rows of the weights of several blocks, one form for each block."""
+    rows = Rows([], [], [])
+    pending = iter(weights)
+    for form in forms:
+        rows.entry.extend(one.pointwise(next(pending)) for one in form.entry)
+        rows.exit.extend(one.pointwise(next(pending)).t() for one in form.exit)
+        rows.kernels.extend(next(pending).mean(1, keepdim=True) for _ in form.spatial)
+    return rows
+
+
+def _fit(rows: Tensor, length: int) -> Tensor:
+    """Rows of a given length: longer ones folded, column j onto column j mod length; shorter ones repeated."""
+    have = rows.shape[1]
+    if have == length:
+        return rows
+    times = -(-max(have, length) // min(have, length))
+    if have < length:
+        return rows.repeat(1, times)[:, :length]
+    padded = torch.cat([rows, rows.new_zeros(rows.shape[0], times * length - have)], 1)
+    return padded.reshape(rows.shape[0], times, length).sum(1)
 
 
 def _count(rows: Sequence[Tensor]) -> int:

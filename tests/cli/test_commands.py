@@ -156,7 +156,8 @@ def test_verify_finds_a_tampered_file(run: Run, artifact: Path) -> None:
     result = run("verify", artifact, artifact / "model.onnx")
     assert result.exit_code == 1
     assert "DIFFERS" in result.stdout
-    assert result.stderr.count("\n") == 1 and "not equivalent" in result.stderr
+    # On a slow machine progress lines stand before it.
+    assert [line for line in result.stderr.splitlines() if "not equivalent" in line] == result.stderr.splitlines()[-1:]
 
 
 def test_version_and_help(run: Run) -> None:

@@ -63,7 +63,7 @@ def test_a_model_that_no_rung_captures(run: Run, model_file: Path, tmp_path: Pat
         "from torch import nn\n"
         "class Odd(nn.Module):\n"
         "    def forward(self, x):\n"
-        "        if x.sum() > 0:\n"
+        "        if float(x.numpy().sum()) > 0:\n"
         "            return x + 1\n"
         "        return x\n"
         "def model(): return Odd()\n"

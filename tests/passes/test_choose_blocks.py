@@ -13,11 +13,12 @@ from repl_fx.passes.choose_blocks import Choice, choose_blocks
 
 
 def repeat(name: str, copies: int, *, shared: bool = False) -> Repeat:
-    node = fx.Graph().placeholder("x")
+    graph = fx.Graph()
 
     def block(number: int) -> Block:
+        node = graph.placeholder("x")
         own = f"{name}.{number}"
-        return Block(own, (node,), node, (node,), (), (f"{own}.fc.weight",), own, 4)
+        return Block(own, (node,), (node,), (node,), (), (), (f"{own}.fc.weight",), own, 4)
 
     return Repeat(name, tuple(block(i) for i in range(copies)), (), shared)
 

@@ -1,14 +1,14 @@
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
 import repl_fx
 from repl_fx.passes.replace_blocks import replace_blocks
-from tests.nets import ConvNet, TokenNet, images, tokens
+from tests.nets import ConvNet, TokenNet, TwoStreams, images, tokens
 
 
 def test_the_graph_it_is_given_stays_as_it_is() -> None:
@@ -81,3 +81,42 @@ def test_nodes_of_a_surrogate_say_what_they_replace() -> None:
     made = [n for n in gm.graph.nodes if "replaces" in n.meta]
     assert made and {n.meta["replaces"] for n in made} == {("blocks.1", "bottleneck")}
     assert all("val" in n.meta for n in made)
+
+
+@pytest.mark.parametrize("surrogate", ["identity", "blend", "bottleneck"])
+def test_blocks_with_two_streamed_values(surrogate: str) -> None:
+    torch.manual_seed(0)
+    model, x = TwoStreams(5), torch.randn(3, 4)
+    result = repl_fx.transform(model, (x,), surrogate=surrogate)
+    assert [(r.block, r.surrogate) for r in result.plan.replacements] == [
+        ("blocks.1", surrogate),
+        ("blocks.3", surrogate),
+    ]
+    gm = result.graph_module
+    gone = {name for name, _ in model.named_parameters() if name.startswith(("blocks.1.", "blocks.3."))}
+    left = set(dict(gm.named_parameters()))
+    assert not {name for name in gone & left if name.endswith("weight")}
+    gm(x).square().sum().backward()
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in gm.parameters())
+    torch.testing.assert_close(repl_fx.fold(gm)(x), gm(x), rtol=0, atol=0)
+    if surrogate == "identity":
+        pruned = TwoStreams(5, without=(1, 3))
+        pruned.load_state_dict(model.state_dict())
+        assert torch.equal(gm(x), pruned(x))
+
+
+def test_a_surrogate_that_makes_too_few_values() -> None:
+    @dataclass(frozen=True)
+    class OneConfig:
+        pass
+
+    @repl_fx.register_surrogate("one-value", OneConfig)
+    class One(repl_fx.Surrogate[OneConfig]):
+        def refuse(self, site: repl_fx.Site) -> str | None:
+            return None
+
+        def build(self, site: repl_fx.Site) -> tuple[fx.Node, ...]:
+            return (site.input,)
+
+    with pytest.raises(repl_fx.PlanMismatch, match=r"one-value made 1 values for blocks\.1, which has 2"):
+        repl_fx.transform(TwoStreams(5), (torch.randn(3, 4),), surrogate="one-value")

@@ -146,7 +146,29 @@ def test_flops_of_nodes_add_up() -> None:
     assert sum(flops.values()) == measure_costs(gm, inputs).flops
     (repeat,) = repl_fx.find_repeats(gm)
     for block in repeat.blocks:
-        assert sum(flops.get(node.name, 0) for node in block.nodes) == 2 * 2 * (2 * 8 * 16)
+        assert sum(flops.get(node, 0) for node in block.nodes) == 2 * 2 * (2 * 8 * 16)
+
+
+def test_a_module_that_changes_the_list_it_gets() -> None:
+    class Extend(nn.Module):
+        def forward(self, values: list[Tensor]) -> list[Tensor]:
+            values.append(values[-1] * 2)
+            return values
+
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.fc, self.extend = nn.Linear(3, 4), Extend()
+
+        def forward(self, x: Tensor) -> Tensor:
+            return torch.cat(self.extend([self.fc(x)]))
+
+    inputs = (torch.randn(2, 3),)
+    gm = repl_fx.capture(Net(), inputs)
+    assert "extend" in {node.target for node in gm.graph.nodes}
+    flops = flops_by_node(gm, inputs)
+    assert flops is not None and sum(flops.values()) == 2 * 2 * 3 * 4
+    assert measure_costs(gm, inputs).activation_bytes == measure_costs(Net(), inputs).activation_bytes
 
 
 def test_keyword_inputs_reach_their_nodes() -> None:

@@ -42,7 +42,7 @@ def test_transposed_form() -> None:
 
 def test_synthesis_is_the_formula_of_its_docstring() -> None:
     entry, end = torch.randn(2, 7, 5), torch.randn(2, 5, 6)
-    forms = ThinForms((PLAIN,), (PLAIN,), ())
+    forms = [ThinForms((PLAIN,), (PLAIN,), ())] * 3
     given_weights = [entry[0], end[0], entry[1], end[1]]
     made = ThinSynthesis(
         3, forms, given_weights, [entry[0], end[0]], bias_in=True, bias_out=True, train_neighbours=True
@@ -63,7 +63,7 @@ def test_rows_are_about_as_long_as_those_of_the_removed_block() -> None:
     weights = [torch.randn(64, 16) * s for s in (3.0, 0.1, 5.0, 0.2)]
     entry, end = weights[0::2], [w.t() for w in weights[1::2]]
     own = [torch.randn(64, 16) * 2, torch.randn(16, 64) * 0.5]
-    forms = ThinForms((PLAIN,), (PLAIN,), ())
+    forms = [ThinForms((PLAIN,), (PLAIN,), ())] * 3
     given_weights = [entry[0], end[0], entry[1], end[1]]
     made = ThinSynthesis(8, forms, given_weights, own, bias_in=False, bias_out=False, train_neighbours=True)
     for thin, removed in zip(made(*given_weights), own, strict=True):
@@ -74,7 +74,7 @@ def test_rows_are_about_as_long_as_those_of_the_removed_block() -> None:
 def test_gradients_are_right() -> None:
     weights = [torch.randn(4, 3, 3, 3), torch.randn(3, 4, 1, 1), torch.randn(4, 3, 3, 3)] * 2
     weights = [w.double().clone().requires_grad_() for w in weights]
-    forms = ThinForms((PLAIN,), (PLAIN,), (PLAIN,))
+    forms = [ThinForms((PLAIN,), (PLAIN,), (PLAIN,))] * 3
     made = ThinSynthesis(2, forms, weights, weights[:3], bias_in=True, bias_out=True, train_neighbours=True).double()
     assert torch.autograd.gradcheck(lambda *w: made(*w), weights)
 

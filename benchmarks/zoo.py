@@ -1,0 +1,190 @@
+"""The zoo: what repl-fx does with a few hundred models of timm, torchvision and Hugging Face, stage by stage.
+
+    python -m benchmarks.zoo                                  every model, two at a time; resumes where it stopped
+    python -m benchmarks.zoo --only 'timm:*vit*' --stages captured..repeats
+    python -m benchmarks.zoo --report-only                    docs/zoo.md and docs/zoo.json from what was run
+
+For each model, with random weights, small inputs of batch 2, dropout and drop path on:
+
+    captured    `repl_fx.capture_parts` makes one graph of the whole model, or graphs of its largest parts
+    eval        its outputs equal the model's in evaluation mode, bit for bit
+    train       its outputs, all gradients and all buffers equal the model's in training mode, under one seed, likewise
+    repeats     repeats are found; a model without three alike blocks in a row ends here, as "no repeated blocks"
+    replaced    every second block of each repeat is replaced, by surrogate `auto`
+    trained     one training step: the loss and all gradients are finite, every surrogate gets a gradient; saved
+    reloaded    a fresh process builds the model, loads the artifact and gets the same outputs, bit for bit
+    folded      the folded graph has no synthesis left and the same outputs, bit for bit
+    exported    an ONNX file is written; for a model in parts, one for each part with surrogates
+    verified    ONNX Runtime computes what the folded graph computes, at batch 1, 2 and 5
+
+Every model counts, whatever becomes of it. Each half of the stages runs in a process of its own, forked from a server
+that has imported the libraries and seen no model of the zoo. Results go to `OUT/zoo.jsonl` as they come, one a line.
+
+Exit status: 0; 1 where a model failed with `--strict`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import fnmatch
+import json
+import multiprocessing
+import os
+import shutil
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+# One thread a process: the workers share the cores, and sums come out the same in every run.
+os.environ["OMP_NUM_THREADS"] = "1"
+
+from benchmarks.zoo_models import all_cases
+from benchmarks.zoo_models.case import Case
+from benchmarks.zoo_runner.report import write_report
+from benchmarks.zoo_runner.stages import FIRST, STAGES, Record, first_half, run_half, second_half
+
+ROOT = Path(__file__).resolve().parent.parent
+PRELOADED = "benchmarks.zoo_runner.preload"
+
+
+class Runner:
+    """Runs cases in processes of their own and collects their records.
+
+    Attributes:
+        out: directory of `zoo.jsonl` and of the tracebacks of what failed.
+        limit: seconds that one half may take.
+        last: the stage to stop after.
+    """
+
+    def __init__(self, out: Path, limit: float, last: str, total: int) -> None:
+        self.out = out
+        self.limit = limit
+        self.last = last
+        self.total = total
+        self.done = 0
+        self.writing = threading.Lock()
+        self.context = multiprocessing.get_context("forkserver")
+        self.context.set_forkserver_preload([PRELOADED])
+        self.heavy = self.context.Lock()
+
+    def run(self, case: Case) -> Record:
+        """Run one case through the stages and append its record to `zoo.jsonl`."""
+        begin = time.perf_counter()
+        with tempfile.TemporaryDirectory(prefix="zoo-") as folder:
+            place = Path(folder)
+            record = Record(case.name, case.family, case.note)
+            record.write(place)
+            record = self.half(first_half, case, place)
+            if STAGES.index(self.last) >= len(FIRST) and record.passed == list(FIRST):
+                record = self.half(second_half, case, place)
+            self.keep_traceback(case, place)
+        record.seconds["all"] = round(time.perf_counter() - begin, 1)
+        with self.writing:
+            self.done += 1
+            with (self.out / "zoo.jsonl").open("a") as lines:
+                lines.write(json.dumps(asdict(record)) + "\n")
+            outcome = (
+                f"FAILED at {record.failed}: {record.reason[:150]}" if record.failed else record.reason or "passed"
+            )
+            print(f"[{self.done}/{self.total}] {case.name} {record.seconds['all']:.0f}s {outcome}", flush=True)
+        return record
+
+    def half(self, half: Callable[..., None], case: Case, place: Path) -> Record:
+        """Run one half in a process; what kills it is the failure of the stage it was in."""
+        process = self.context.Process(target=run_half, args=(half, case.name, str(place), self.last, self.heavy))
+        process.start()
+        process.join(self.limit)
+        late = process.is_alive()
+        if late:
+            process.kill()
+            process.join()
+        record = Record.read(place)
+        if late or process.exitcode != 0:
+            if record.failed is None:
+                record.failed = STAGES[len(record.passed)]
+            why = f"no end after {self.limit:.0f} s" if late else f"the process died with status {process.exitcode}"
+            record.reason = record.reason or why
+            record.write(place)
+        return record
+
+    def keep_traceback(self, case: Case, place: Path) -> None:
+        """Keep the traceback of a failure, drop that of an earlier run."""
+        kept = self.out / "tracebacks" / f"{case.name.replace(':', '_').replace('/', '_')}.txt"
+        kept.unlink(missing_ok=True)
+        if (place / "traceback.txt").exists():
+            kept.parent.mkdir(exist_ok=True)
+            shutil.copy(place / "traceback.txt", kept)
+
+
+def read_records(out: Path) -> dict[str, dict[str, Any]]:
+    """The last record of each model in `zoo.jsonl`."""
+    file = out / "zoo.jsonl"
+    lines = file.read_text().splitlines() if file.exists() else []
+    return {record["name"]: record for record in map(json.loads, lines)}
+
+
+def choose(
+    cases: Sequence[Case], only: Sequence[str], family: Sequence[str], done: dict[str, Any], last: str, again: str
+) -> list[Case]:
+    """The cases to run now: those that match, and have not got as far as they were asked to."""
+
+    def wanted(case: Case) -> bool:
+        if only and not any(fnmatch.fnmatchcase(case.name, glob) for glob in only):
+            return False
+        if family and not any(fnmatch.fnmatchcase(case.family, glob) for glob in family):
+            return False
+        record = done.get(case.name)
+        if record is None or again == "all" or (again == "failed" and record["failed"]):
+            return True
+        return not (record["failed"] or record["nothing_repeats"] or last in record["passed"])
+
+    return [case for case in cases if wanted(case)]
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the zoo and write its report."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--only", action="append", default=[], metavar="GLOB", help="models by name, e.g. 'timm:vit*'")
+    parser.add_argument("--family", action="append", default=[], metavar="GLOB", help="models by family")
+    parser.add_argument("--stages", default=f"{STAGES[0]}..{STAGES[-1]}", metavar="A..B", help="where to stop")
+    parser.add_argument("--out", type=Path, default=ROOT / "build" / "zoo", help="where results are kept (build/zoo)")
+    parser.add_argument("--workers", type=int, default=2)
+    parser.add_argument("--limit", type=float, default=300, help="seconds for each half of the stages (300)")
+    group = parser.add_mutually_exclusive_group()
+    group.add_argument("--resume", dest="again", action="store_const", const="", help="skip what was run (the default)")
+    group.add_argument("--failed", dest="again", action="store_const", const="failed", help="run failures again")
+    group.add_argument("--again", dest="again", action="store_const", const="all", help="run everything again")
+    parser.set_defaults(again="")
+    parser.add_argument("--report", type=Path, default=None, metavar="DIR", help="write zoo.md and zoo.json there")
+    parser.add_argument("--report-only", action="store_true", help="run nothing; write the report to docs/")
+    parser.add_argument("--strict", action="store_true", help="exit with 1 where a model failed")
+    given = parser.parse_args(arguments)
+    last = given.stages.partition("..")[2] or given.stages
+    if last not in STAGES:
+        parser.error(f"no stage {last!r}; the stages are {', '.join(STAGES)}")
+    given.out.mkdir(parents=True, exist_ok=True)
+    cases = all_cases()
+    done = read_records(given.out)
+    if not given.report_only:
+        chosen = choose(cases, given.only, given.family, done, last, given.again)
+        print(f"{len(chosen)} of {len(cases)} models to run, {given.workers} at a time", flush=True)
+        runner = Runner(given.out, given.limit, last, len(chosen))
+        with ThreadPoolExecutor(given.workers) as pool:
+            list(pool.map(runner.run, chosen))
+    records = [record for case in cases if (record := read_records(given.out).get(case.name))]
+    place = ROOT / "docs" if given.report_only and given.report is None else given.report
+    if place is not None:
+        write_report(records, [case.name for case in cases], place)
+    failed = [record["name"] for record in records if record["failed"]]
+    print(f"{len(records)} of {len(cases)} run, {len(failed)} failed")
+    return 1 if given.strict and failed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

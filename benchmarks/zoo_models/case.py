@@ -1,0 +1,29 @@
+"""One model of the zoo: how it is built, and on what it runs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from torch import nn
+
+Built = tuple[nn.Module, tuple[Any, ...], dict[str, Any]]
+
+
+@dataclass(frozen=True)
+class Case:
+    """A model to run through every stage.
+
+    Attributes:
+        name: unique in the zoo, `LIBRARY:MODEL`.
+        family: what its library files it under: a model file, a task, an architecture.
+        build: makes the model with random weights and its positional and keyword example inputs, batch 2, on the CPU;
+            the same each time, whatever the caller's random state.
+        note: what is not obvious about it: a changed size, a repeat that is not there.
+    """
+
+    name: str
+    family: str
+    build: Callable[[], Built]
+    note: str = ""

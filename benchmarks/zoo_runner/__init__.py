@@ -1,0 +1,1 @@
+"""How `benchmarks/zoo.py` runs a model through the stages, and what it writes about it."""

@@ -1,0 +1,146 @@
+"""The report of a run of the zoo: docs/zoo.md to read, docs/zoo.json with everything that was measured."""
+
+from __future__ import annotations
+
+import json
+import platform
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from benchmarks.zoo_runner.stages import STAGES
+
+Row = Mapping[str, Any]
+
+_HEAD = """# The zoo
+
+What repl-fx does with every model of a list, stage by stage. `python -m benchmarks.zoo` runs it, and says what each
+stage proves; its `--report-only` writes this file and `zoo.json`, which has the seconds of each stage. Weights are
+random, inputs small, dropout and drop path on. All models of the list count.
+
+"""
+_LIBRARIES = {"timm": "timm", "torchvision": "torchvision", "hf": "Hugging Face"}
+_WORDS = {"eval": "exact in evaluation", "train": "exact in training", "repeats": "repeats looked for"}
+
+
+def write_report(records: Sequence[Row], names: Sequence[str], place: Path) -> None:
+    """Write zoo.md and zoo.json.
+
+    Args:
+        records: of the models that were run.
+        names: of all models of the zoo; those without a record count as not run.
+        place: the directory to write to.
+    """
+    known = {record["name"]: record for record in records}
+    place.mkdir(parents=True, exist_ok=True)
+    facts = {"versions": _versions(), "processor": _processor(), "models": [known[n] for n in names if n in known]}
+    facts["not run"] = [name for name in names if name not in known]
+    (place / "zoo.json").write_text(json.dumps(facts, indent=1) + "\n")
+    (place / "zoo.md").write_text("\n".join(_pages(known, names, facts)).rstrip() + "\n")
+
+
+def _pages(known: Mapping[str, Row], names: Sequence[str], facts: Row) -> Iterator[str]:
+    yield _HEAD + f"Versions: {', '.join(f'{k} {v}' for k, v in facts['versions'].items())}. {facts['processor']}.\n"
+    yield from _summary(known, names)
+    for library in dict.fromkeys(name.partition(":")[0] for name in names):
+        of_library = [known[name] for name in names if name.startswith(f"{library}:") and name in known]
+        yield f"\n## {_LIBRARIES.get(library, library)}\n"
+        yield from _table(
+            ("model", "filed under", "parameters", "reached", "repeats", "removed", "seconds", "remarks"),
+            ([_name(r), r["family"], _count(r["parameters"]), *_outcome(r)] for r in of_library),
+            numbers=(2, 5, 6),
+        )
+
+
+def _summary(known: Mapping[str, Row], names: Sequence[str]) -> Iterator[str]:
+    libraries = dict.fromkeys(name.partition(":")[0] for name in names)
+    columns = {lib: [name for name in names if name.startswith(f"{lib}:")] for lib in libraries}
+    columns["all"] = list(names)
+    rows = [["models", *(str(len(column)) for column in columns.values())]]
+    for stage in STAGES:
+        passed = (sum(stage in known[n]["passed"] for n in column if n in known) for column in columns.values())
+        rows.append([_WORDS.get(stage, stage), *map(str, passed)])
+        if stage == "captured":
+            parts = (sum(_in_parts(known[n]) for n in column if n in known) for column in columns.values())
+            rows.append(["of these in parts, the rest eager", *map(str, parts)])
+        if stage == "repeats":
+            none = (sum(known[n]["nothing_repeats"] for n in column if n in known) for column in columns.values())
+            rows.append(["no repeated blocks, the end", *map(str, none)])
+    failed = (sum(bool(known[n]["failed"]) for n in column if n in known) for column in columns.values())
+    rows.append(["failed at some stage", *map(str, failed)])
+    missing = [sum(n not in known for n in column) for column in columns.values()]
+    if any(missing):
+        rows.append(["not run", *map(str, missing)])
+    heads = ("stage", *(_LIBRARIES.get(lib, lib) for lib in columns))
+    yield from _table(heads, rows, numbers=range(1, len(heads)))
+
+
+def _in_parts(record: Row) -> bool:
+    return "captured" in record["passed"] and [part["path"] for part in record["parts"]] != [""]
+
+
+def _outcome(record: Row) -> list[str]:
+    if record["failed"]:
+        reached = f"**failed: {record['failed']}**"
+    elif record["nothing_repeats"]:
+        reached = "no repeated blocks"
+    else:
+        reached = record["passed"][-1] if record["passed"] else "not run"
+    removed = ""
+    if "replaced" in record["passed"] and record["parameters"]:
+        removed = f"{_count(record['removed'])} ({100 * record['removed'] / record['parameters']:.1f} %)"
+    remarks = [record["note"]] if record["note"] else []
+    paths = [part["path"] for part in record["parts"]]
+    remarks += [f"{len(paths)} parts captured: {', '.join(paths[:3])}"] if paths not in ([], [""]) else []
+    if record["failed"] or record["nothing_repeats"]:
+        remarks.append(record["reason"])
+    remarks += [f"{len(record['refused'])} refused, e.g. {record['refused'][0]}"] if record["refused"] else []
+    seconds = sum(s for stage, s in record["seconds"].items() if stage != "all")
+    return [reached, _repeats(record), removed, f"{seconds:.0f}", "; ".join(remarks)]
+
+
+def _repeats(record: Row) -> str:
+    """Copies of each repeat; those that are only similar in brackets behind a tilde."""
+    return ", ".join(
+        f"~({repeat['copies']})" if repeat["similar"] else str(repeat["copies"]) + "s" * repeat["shared"]
+        for repeat in record["repeats"]
+    )
+
+
+def _table(head: Sequence[str], rows: Iterable[Sequence[str]], numbers: Iterable[int] = ()) -> Iterator[str]:
+    numbers = set(numbers)
+    yield f"| {' | '.join(head)} |"
+    yield "|" + "|".join("--:" if i in numbers else "---" for i in range(len(head))) + "|"
+    for row in rows:
+        yield "| " + " | ".join(cell.replace("|", "\\|").replace("\n", " ") for cell in row) + " |"
+
+
+def _name(record: Row) -> str:
+    return f"`{record['name'].partition(':')[2]}`"
+
+
+def _count(number: int) -> str:
+    """A number of parameters with three figures: 12.3 M."""
+    for unit, size in (("G", 1e9), ("M", 1e6), ("k", 1e3)):
+        if abs(number) >= size:
+            return f"{number / size:.3g} {unit}"
+    return str(number)
+
+
+def _versions() -> dict[str, str]:
+    found = {}
+    for package in ("repl-fx", "torch", "timm", "torchvision", "transformers", "onnx", "onnxruntime", "onnxscript"):
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+def _processor() -> str:
+    """The name its maker gives the processor."""
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text().splitlines() if info.exists() else []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return f"{names[0] if names else platform.processor() or platform.machine()}, one thread a model"

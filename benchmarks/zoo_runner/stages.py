@@ -1,0 +1,303 @@
+"""The stages of the zoo, in two halves that run in a process each: the second starts from files alone.
+
+First half: captured, eval, train, repeats, replaced, trained. It leaves an artifact and the rewritten model's outputs.
+Second half, in a fresh process: reloaded, folded, exported, verified. It builds the model again for `repl_fx.load`.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import time
+import traceback
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import fx, nn
+
+import repl_fx
+from benchmarks.zoo_models import all_cases
+from benchmarks.zoo_models.case import Case
+from benchmarks.zoo_runner.exactness import (
+    compare_evaluation,
+    compare_training,
+    difference,
+    fresh,
+    loss_of,
+    seed_everything,
+    tensors,
+)
+from repl_fx.artifact import load_artifact
+from repl_fx.blocks import Repeat
+from repl_fx.node_table import node_table
+from repl_fx.partial import Part
+from repl_fx.passes.fold_surrogates import is_synthesis
+from repl_fx.transform import Options, rewrite
+
+FIRST = ("captured", "eval", "train", "repeats", "replaced", "trained")
+SECOND = ("reloaded", "folded", "exported", "verified")
+STAGES = (*FIRST, *SECOND)
+
+
+@dataclass
+class Record:
+    """What became of one model; written after every stage, so that a process that dies leaves what it got to.
+
+    Attributes:
+        name, family, note: of the case.
+        passed: stages that were passed, in order.
+        failed: the stage that failed; None where none did.
+        reason: why it failed, or why there was nothing to replace, in one line.
+        nothing_repeats: no block could be replaced because nothing repeats three times.
+        parameters: elements of the source's parameters.
+        removed: how many fewer the rewritten model has.
+        repeats: name, copies, whether only similar, parameters of each repeat.
+        replaced: blocks that were replaced.
+        refused: blocks or repeats that were asked for and stayed, with the reason.
+        parts: path, rung, obstacles, mode switches of each graph; one with an empty path where the model is one graph.
+        eager: what could not be captured, and why.
+        seconds: of building and of each stage.
+        peak_mib: peak resident memory of the larger process.
+    """
+
+    name: str
+    family: str
+    note: str = ""
+    passed: list[str] = field(default_factory=list)
+    failed: str | None = None
+    reason: str = ""
+    nothing_repeats: bool = False
+    parameters: int = 0
+    removed: int = 0
+    repeats: list[dict[str, Any]] = field(default_factory=list)
+    replaced: int = 0
+    refused: list[str] = field(default_factory=list)
+    parts: list[dict[str, Any]] = field(default_factory=list)
+    eager: list[str] = field(default_factory=list)
+    seconds: dict[str, float] = field(default_factory=dict)
+    peak_mib: float = 0.0
+
+    def write(self, place: Path) -> None:
+        """Write the record as `record.json`, whole or not at all."""
+        part = place / "record.part"
+        part.write_text(json.dumps(asdict(self), indent=1))
+        os.replace(part, place / "record.json")
+
+    @classmethod
+    def read(cls, place: Path) -> Record:
+        """The record that a process left."""
+        return cls(**json.loads((place / "record.json").read_text()))
+
+
+class _Stop(Exception):
+    """The last stage that was asked for, or one that failed."""
+
+
+@contextmanager
+def _stage(record: Record, place: Path, stage: str, last: str) -> Iterator[None]:
+    begin = time.perf_counter()
+    try:
+        yield
+    except _Stop:
+        raise
+    except Exception as problem:
+        record.failed, record.reason = stage, _one_line(problem)
+        (place / "traceback.txt").write_text(traceback.format_exc())
+        raise _Stop from problem
+    finally:
+        record.seconds[stage] = round(time.perf_counter() - begin, 3)
+        record.peak_mib = max(record.peak_mib, _peak_mib())
+        if record.failed is None and not record.nothing_repeats:
+            record.passed.append(stage)
+        record.write(place)
+    if stage == last:
+        raise _Stop
+
+
+def run_half(half: Callable[..., None], name: str, place: str, last: str, heavy: Any) -> None:
+    """Entry of a process: run one half of the stages of one case, noting every stage in its record.
+
+    Args:
+        half: `first_half` or `second_half`.
+        name: of the case.
+        place: directory for the record and what the halves exchange.
+        last: the stage to stop after.
+        heavy: a lock that models of which two would not fit into memory hold.
+    """
+    warnings.simplefilter("ignore")
+    torch.set_num_threads(1)
+    folder = Path(place)
+    case = next(case for case in all_cases() if case.name == name)
+    record = Record.read(folder) if half is second_half else Record(case.name, case.family, case.note)
+    with suppress(_Stop):
+        half(case, record, folder, last, heavy)
+
+
+# More elements than this, and the model runs beside no other of its kind.
+HEAVY = 120_000_000
+
+
+def first_half(case: Case, record: Record, place: Path, last: str, heavy: Any) -> None:
+    """Capture, compare, find, replace, take one training step, save."""
+    model, args, kwargs = _built(case, record, place, "build")
+    record.parameters = sum(p.numel() for p in model.parameters())
+    record.write(place)
+    with _alone(record, heavy):
+        with _stage(record, place, "captured", last):
+            captured = repl_fx.capture_parts(model, args, kwargs)
+            record.parts = [_part(part) for part in captured.parts]
+            record.eager = [str(eager) for eager in captured.eager]
+        with _stage(record, place, "eval", last):
+            compare_evaluation(model, captured.module, args, kwargs)
+        with _stage(record, place, "train", last):
+            compare_training(model, captured.module, args, kwargs)
+        with _stage(record, place, "repeats", last):
+            repeats = [repeat for part in captured.parts for repeat in repl_fx.find_repeats(part.graph_module)]
+            record.repeats = [_described(repeat) for repeat in repeats]
+        with _stage(record, place, "replaced", last):
+            try:
+                # What `repl_fx.transform` does after the capture.
+                result = rewrite(captured, Options(), args, kwargs)
+            except repl_fx.NothingToReplace as nothing:
+                if any(len(repeat) > 2 and not repeat.shared and not repeat.similar for repeat in repeats):
+                    raise
+                record.nothing_repeats, record.reason = True, _why_nothing(captured.parts, repeats, nothing)
+                raise _Stop from None
+            rewritten = result.module
+            record.replaced = len(result.plan.replacements)
+            record.refused = [str(refusal) for refusal in result.plan.refusals]
+            record.removed = record.parameters - sum(p.numel() for p in rewritten.parameters())
+        with _stage(record, place, "trained", last):
+            _train(rewritten, args, kwargs)
+            torch.save(_outputs(rewritten.eval(), args, kwargs), place / "outputs.pt")
+            repl_fx.save(result, place / "artifact", force=True)
+
+
+def second_half(case: Case, record: Record, place: Path, last: str, heavy: Any) -> None:
+    """Load what the first half saved, fold it, export it and verify the file."""
+    model, args, kwargs = _built(case, record, place, "rebuild")
+    with _alone(record, heavy), torch.no_grad():
+        expected = torch.load(place / "outputs.pt")
+        with _stage(record, place, "reloaded", last):
+            artifact = load_artifact(place / "artifact", model)
+            del model
+            _require_equal(artifact.module, args, kwargs, expected)
+        with _stage(record, place, "folded", last):
+            folded = repl_fx.fold(artifact.module)
+            graphs = [module for module in folded.modules() if isinstance(module, fx.GraphModule)]
+            left = [node.name for gm in graphs for node in gm.graph.nodes if is_synthesis(gm, node)]
+            assert graphs and not left, f"{len(left)} syntheses are left, e.g. {left}"
+            _require_equal(folded, args, kwargs, expected)
+            del folded, graphs
+        parts = artifact.result.parts
+        with _stage(record, place, "exported", last):
+            for index, part in enumerate(parts):
+                repl_fx.export_onnx(part.graph_module, place / f"{index}.onnx", *_inputs(part, args, kwargs))
+        with _stage(record, place, "verified", last):
+            for index, part in enumerate(parts):
+                check = repl_fx.verify_onnx(part.graph_module, place / f"{index}.onnx", *_inputs(part, args, kwargs))
+                assert check, f"{part.path}: {check.summary()}".removeprefix(": ")
+
+
+def _built(case: Case, record: Record, place: Path, stage: str) -> Any:
+    begin = time.perf_counter()
+    try:
+        return case.build()
+    except Exception as problem:
+        record.failed, record.reason = stage, _one_line(problem)
+        (place / "traceback.txt").write_text(traceback.format_exc())
+        raise _Stop from problem
+    finally:
+        record.seconds[stage] = round(time.perf_counter() - begin, 3)
+        record.write(place)
+
+
+@contextmanager
+def _alone(record: Record, heavy: Any) -> Iterator[None]:
+    if record.parameters < HEAVY:
+        yield
+        return
+    with heavy:
+        yield
+
+
+def _part(part: Part) -> dict[str, Any]:
+    info = part.graph_module.meta["capture"]
+    return {"path": part.path, "rung": info.rung, "obstacles": info.obstacles, "switches": info.switches}
+
+
+def _inputs(part: Part, args: Any, kwargs: Any) -> tuple[Any, Any]:
+    """Inputs of a part; the whole model gets those of the case, whose values mean something to it."""
+    return (part.args, part.kwargs) if part.path else (args, kwargs)
+
+
+def _described(repeat: Any) -> dict[str, Any]:
+    return {
+        "name": repeat.name,
+        "copies": len(repeat),
+        "similar": bool(getattr(repeat, "similar", False)),
+        "shared": bool(repeat.shared),
+        "parameters": repeat.size,
+        "children": [_described(child) for child in repeat.children],
+    }
+
+
+def _why_nothing(parts: Sequence[Part], repeats: Sequence[Repeat], nothing: repl_fx.NothingToReplace) -> str:
+    """Why nothing repeats three times, argued from the graph."""
+    if any(repeat.shared for repeat in repeats):
+        return "one set of weights is used by all blocks"
+    if repeats:
+        return "; ".join(nothing.reasons)
+    tables = [node_table(part.graph_module) for part in parts]
+    labels = [int(label) for table in tables for label in table.labels[table.mixing]]
+    return f"its {len(labels)} layers with weights are of {len(set(labels))} kinds and sizes, in no order that repeats"
+
+
+def _train(module: nn.Module, args: Any, kwargs: Any) -> None:
+    """One step of gradient descent: a finite loss, and finite gradients of every surrogate's parameters."""
+    module.train()
+    seed_everything(2)
+    a, k = fresh(args, kwargs)
+    loss = loss_of(module(*a, **k))
+    assert math.isfinite(loss.item()), f"the loss is {loss.item()}"
+    loss.backward()  # type: ignore[no-untyped-call]
+    unused = [n for n, p in module.named_parameters() if ".surrogates." in f".{n}" and p.grad is None]
+    assert not unused, f"{len(unused)} parameters of surrogates get no gradient, e.g. {unused[0]}"
+    wild = [n for n, p in module.named_parameters() if p.grad is not None and not bool(p.grad.isfinite().all())]
+    assert not wild, f"{len(wild)} gradients are not finite, e.g. of {wild[0]}"
+    with torch.no_grad():
+        for parameter in module.parameters():
+            if parameter.grad is not None:
+                parameter.sub_(parameter.grad, alpha=1e-4)
+                parameter.grad = None
+
+
+def _outputs(module: nn.Module, args: Any, kwargs: Any) -> list[torch.Tensor]:
+    seed_everything(1)
+    a, k = fresh(args, kwargs)
+    with torch.no_grad():
+        return tensors(module(*a, **k))
+
+
+def _require_equal(module: nn.Module, args: Any, kwargs: Any, expected: list[torch.Tensor]) -> None:
+    problem = difference(_outputs(module, args, kwargs), expected)
+    assert problem is None, problem
+
+
+def _one_line(problem: BaseException) -> str:
+    message = " ".join(str(problem).split())
+    kind = type(problem).__name__
+    text = message if isinstance(problem, AssertionError) else f"{kind}: {message}"
+    return text[:400] or kind
+
+
+def _peak_mib() -> float:
+    import resource
+
+    return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10)

@@ -1,0 +1,188 @@
+"""Decisions of a forward, as a trace meets them: `if torch.rand([]) < p: continue`, `if x.isinf().any(): x = clamp(x)`.
+
+A trace has no value for a number that is drawn or computed, and cannot branch on one. Where a forward asks for the
+truth of such a number, the trace goes on with an answer given beforehand, and a marker in the graph says what was
+asked.
+`repl_fx.passes.join_branches` makes one graph of traces with different answers.
+"""
+
+from __future__ import annotations
+
+import operator
+import random
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.fx.node import has_side_effect
+from torch.overrides import TorchFunctionMode
+
+from repl_fx._torch import define_operator, has_no_value
+from repl_fx.decisions import Comparison
+
+_RANDOM = frozenset({"rand", "randn", "randint", "bernoulli", "bernoulli_", "uniform_", "normal_", "random_"})
+# Functions that return one number when they are called without a size, and the most arguments they take for that.
+_PYTHON_DRAWS: tuple[tuple[Any, str, int], ...] = (
+    (random, "random", 0),
+    (random, "uniform", 2),
+    (np.random, "random", 0),
+    (np.random, "random_sample", 0),
+    (np.random, "rand", 0),
+    (np.random, "uniform", 2),
+)
+
+_library = define_operator(
+    "repl_fx", "decision(Tensor[] condition, int index) -> Tensor", lambda condition, index: torch.empty(())
+)
+
+
+def decision_operator() -> Any:
+    """The operator that marks a random decision in a traced graph."""
+    return torch.ops.repl_fx.decision.default
+
+
+# Nothing uses its result.
+has_side_effect(decision_operator())
+
+
+# Layers of the deepest models, a few times over.
+_MOST = 512
+
+
+class Draws(TorchFunctionMode):
+    """Answers what a forward asks about random numbers, during one trace.
+
+    Args:
+        answers: to the questions, in the order they are asked; no to those after the last.
+        aside: whether the trace is inside a leaf call, whose decisions are the leaf's own.
+
+    Attributes:
+        asked: for each question, the comparison of a number of Python's generator, or None where it is about a tensor.
+    """
+
+    def __init__(self, answers: Sequence[bool], aside: Callable[[], bool]) -> None:
+        super().__init__()
+        self.answers = tuple(answers)
+        self.aside = aside
+        self.asked: list[Comparison | None] = []
+        # Tensors of one element that depend on no input, and whether they come from a random draw. They are kept, so
+        # that no other tensor gets their identity.
+        self._known: dict[int, tuple[Tensor, bool]] = {}
+        # Tensors whose truth was asked for, as they were then, with the answer: who asks again is told the same.
+        self._answered: dict[tuple[int, int], tuple[Tensor, bool]] = {}
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Watch what random tensors are made into, and answer for them."""
+        kwargs = kwargs or {}
+        name = getattr(func, "__name__", "")
+        if func is Tensor.__bool__ and has_no_value(args[0]):
+            return self.decide(args[0], None)
+        if func is Tensor.item and self._drawn(args[0]):
+            return Drawn(self, args[0])
+        result = func(*args, **kwargs)
+        if isinstance(result, Tensor):
+            self._note(name, (*args, *kwargs.values()), result)
+        return result
+
+    def decide(self, condition: Tensor | None, comparison: Comparison | None) -> bool:
+        """The answer to a question, which is marked in the graph."""
+        if self.aside():
+            return False
+        known = None if condition is None else (id(condition), condition._version)
+        if known in self._answered:
+            return self._answered[known][1]
+        index = len(self.asked)
+        if index >= _MOST:
+            raise NotImplementedError(f"the forward decides more than {_MOST} times, as a loop would")
+        self.asked.append(comparison)
+        decision_operator()([] if condition is None else [condition], index)
+        answer = self.answers[index] if index < len(self.answers) else False
+        if condition is not None and known is not None:
+            self._answered[known] = condition, answer
+        return answer
+
+    def _drawn(self, value: Any) -> bool:
+        return isinstance(value, Tensor) and self._known.get(id(value), (None, False))[1]
+
+    def _note(self, name: str, arguments: Sequence[Any], result: Tensor) -> None:
+        given = [value for value in arguments if isinstance(value, Tensor)]
+        if any(id(value) not in self._known for value in given) or not _is_number(result):
+            return
+        if any(isinstance(value, (list, tuple)) and any(isinstance(v, Tensor) for v in value) for value in arguments):
+            return
+        self._known[id(result)] = (result, name in _RANDOM or any(self._drawn(value) for value in given))
+
+
+class Drawn:
+    """A random number without a value; it can be compared with a number, and that is all that can be done with it."""
+
+    def __init__(self, draws: Draws, origin: Tensor | tuple[Callable[..., Any], tuple[Any, ...]]) -> None:
+        self._draws = draws
+        self._origin = origin
+        self._used = False
+
+    def _ask(self, compare: Callable[[Any, Any], Any], other: Any) -> bool:
+        if not isinstance(other, (int, float)):
+            raise NotImplementedError(f"a random number is compared with a {type(other).__name__}")
+        if isinstance(self._origin, Tensor):
+            return self._draws.decide(compare(self._origin, other), None)
+        if self._used:
+            raise NotImplementedError("one random number decides twice")
+        self._used = True
+        return self._draws.decide(None, Comparison(*self._origin, compare, other))
+
+    def __lt__(self, other: Any) -> bool:
+        return self._ask(operator.lt, other)
+
+    def __le__(self, other: Any) -> bool:
+        return self._ask(operator.le, other)
+
+    def __gt__(self, other: Any) -> bool:
+        return self._ask(operator.gt, other)
+
+    def __ge__(self, other: Any) -> bool:
+        return self._ask(operator.ge, other)
+
+
+@contextmanager
+def recorded(draws: Draws) -> Iterator[None]:
+    """Let `draws` answer for the time of a trace.
+
+    Raises:
+        NotImplementedError: the forward took numbers from Python's or numpy's generator that are not just compared: the
+            graph would hold what was drawn during the trace.
+    """
+    own = [(module, name, getattr(module, name)) for module, name, _ in _PYTHON_DRAWS]
+    before = random.getstate(), np.random.get_state()
+    try:
+        for (module, name, most), (_, _, function) in zip(_PYTHON_DRAWS, own, strict=True):
+            setattr(module, name, _stand_in(draws, function, most))
+        with draws:
+            yield
+    finally:
+        for module, name, function in own:
+            setattr(module, name, function)
+        after = random.getstate(), np.random.get_state()
+        random.setstate(before[0])
+        np.random.set_state(before[1])
+    if before[0] != after[0] or any(not np.array_equal(a, b) for a, b in zip(before[1], after[1], strict=True)):
+        generator = "Python's" if before[0] != after[0] else "numpy's"
+        raise NotImplementedError(
+            f"the forward takes numbers from {generator} random generator, and a graph would repeat those of the trace"
+        )
+
+
+def _stand_in(draws: Draws, function: Callable[..., Any], most: int) -> Callable[..., Any]:
+    def draw(*args: Any, **kwargs: Any) -> Any:
+        if draws.aside() or kwargs or len(args) > most:
+            return function(*args, **kwargs)
+        return Drawn(draws, (function, args))
+
+    return draw
+
+
+def _is_number(tensor: Tensor) -> bool:
+    return tensor.ndim == 0 or (tensor.ndim == 1 and type(tensor.shape[0]) is int and tensor.shape[0] == 1)

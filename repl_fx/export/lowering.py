@@ -1,0 +1,128 @@
+"""Operators that the ONNX exporter stumbles over, written in operators that it translates.
+
+    before   aten.rsub.Scalar(mask, 1.0)
+    after    subtracted_from(mask, 1.0)      which torch.export traces into neg and add
+
+Each replacement computes the same values; where it would cost more, the original stays in the graph that trains.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+
+from repl_fx.decisions import Condition, is_choice, is_random
+
+
+def lower_(gm: fx.GraphModule) -> int:
+    """Replace such operators in a graph, and in the graphs of the modules inside it.
+
+    Args:
+        gm: changed in place.
+
+    Returns:
+        How many calls were replaced.
+    """
+    count = 0
+    for module in gm.modules():
+        if not isinstance(module, fx.GraphModule):
+            continue
+        if not any(_stumbles(node) for node in module.graph.nodes):
+            continue
+        if module is not gm:
+            # The graphs of mode switches may be those of the source.
+            module.graph = copy.deepcopy(module.graph)
+        for node in module.graph.nodes:
+            if _stumbles(node):
+                node.target = _lowered(node)
+                count += 1
+        module.recompile()
+    return count
+
+
+def _stumbles(node: fx.Node) -> bool:
+    return node.op == "call_function" and _lowered(node) is not node.target
+
+
+def _lowered(node: fx.Node) -> Any:
+    if isinstance(node.target, Condition):
+        return _truth if node.target.skips_when else _untruth
+    if is_choice(node) and isinstance(node.args[0], fx.Node) and not is_random(node.args[0]):
+        return _where
+    name = str(node.target)
+    if name == "aten.scaled_dot_product_attention.default" and _rank(node.args[0]) in (None, 4):
+        return node.target
+    return _LOWERED.get(name, node.target)
+
+
+def _rank(argument: Any) -> int | None:
+    value = argument.meta.get("val") if isinstance(argument, fx.Node) else None
+    return value.ndim if isinstance(value, Tensor) else None
+
+
+def _truth(value: Tensor) -> Tensor:
+    return torch.ne(value, 0)
+
+
+def _untruth(value: Tensor) -> Tensor:
+    return torch.eq(value, 0)
+
+
+def _where(skip: Tensor, before: Any, after: Any) -> Any:
+    """Both ways are computed; an ONNX graph jumps over nothing here."""
+    return None if before is None else torch.where(skip, before, after)
+
+
+def subtracted_from(tensor: Tensor, scalar: Any, alpha: Any = 1) -> Tensor:
+    """`scalar - alpha * tensor`; the exporter has no overload for a whole tensor and a floating scalar."""
+    return torch.add(torch.neg(tensor if alpha == 1 else torch.mul(tensor, alpha)), scalar)
+
+
+def attention(
+    query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None = None, *settings: Any, **named: Any
+) -> Tensor:
+    """Attention over other than four dimensions; the exporter translates (batch, heads, positions, features) alone."""
+    lead = query.shape[:-2]
+
+    def four(tensor: Tensor) -> Tensor:
+        return tensor.flatten(0, -4) if tensor.ndim > 4 else tensor[(None,) * (4 - tensor.ndim)]
+
+    if attn_mask is not None and len(lead) > 2:
+        # A mask that broadcasts over dimensions that become one has to be spelled out there.
+        attn_mask = attn_mask.expand(*lead, *attn_mask.shape[-2:])
+    attend = torch.nn.functional.scaled_dot_product_attention
+    mask = None if attn_mask is None else four(attn_mask)
+    result = attend(four(query), four(key), four(value), mask, *settings, **named)
+    return result.reshape(*lead, *result.shape[-2:])
+
+
+def grouped_matmul(rows: Tensor, weights: Tensor, ends: Tensor, *_: Any) -> Tensor:
+    """Rows of consecutive groups, each times the matrix of its group.
+
+    ONNX has no such operator. Every row is multiplied with every matrix and the product of its group is taken: so many
+    times the work, but no more memory than one product.
+
+    Args:
+        rows: (rows, in features), those of one group after those of another.
+        weights: (groups, in features, out features).
+        ends: the row behind the last of each group.
+    """
+    number = torch.arange(rows.shape[0], device=rows.device)
+    group = (number[:, None] >= ends[None, :]).sum(dim=1)
+    result = torch.zeros_like(rows[:, :1]).expand(-1, weights.shape[2])
+    for index in range(weights.shape[0]):
+        result = torch.where((group == index)[:, None], rows @ weights[index], result)
+    return result
+
+
+# By the name of the overload: some are of libraries that need not be there.
+_LOWERED: dict[str, Callable[..., Any]] = {
+    "aten.rsub.Scalar": subtracted_from,
+    "aten.scaled_dot_product_attention.default": attention,
+    "aten._grouped_mm.default": grouped_matmul,
+    "transformers.grouped_mm_fallback.default": grouped_matmul,
+}

@@ -1,0 +1,160 @@
+"""Similar repeats: residual units alike up to sizes, strides and the projection of a shortcut."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+import repl_fx
+from repl_fx.blocks import Repeat
+from repl_fx.capture import capture
+from repl_fx.passes.choose_blocks import choose_blocks
+from repl_fx.passes.find_repeats import find_repeats
+
+SURROGATES = ["identity", "bottleneck"]
+
+
+class Unit(nn.Module):
+    """A basic block; where it changes the size, its shortcut is a projection."""
+
+    def __init__(self, given: int, width: int, stride: int) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(given, width, 3, stride, 1, bias=False)
+        self.bn1 = nn.BatchNorm2d(width)
+        self.conv2 = nn.Conv2d(width, width, 3, 1, 1, bias=False)
+        self.bn2 = nn.BatchNorm2d(width)
+        self.down = nn.Sequential(nn.Conv2d(given, width, 1, stride), nn.BatchNorm2d(width)) if stride > 1 else None
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.bn2(self.conv2(F.relu(self.bn1(self.conv1(x)))))
+        return F.relu(y + (x if self.down is None else self.down(x)))
+
+
+class Stages(nn.Module):
+    """ResNet-18 in small: stages of a few units, each stage twice as wide and half as large as the one before."""
+
+    def __init__(self, *depths: int) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(3, 4, 3, padding=1)
+        widths = [4 * 2**i for i in range(len(depths))]
+        self.units = nn.ModuleList()
+        given = 4
+        for number, (depth, width) in enumerate(zip(depths, widths, strict=True)):
+            for i in range(depth):
+                self.units.append(Unit(given, width, 2 if number and not i else 1))
+                given = width
+        self.head = nn.Linear(given, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x)
+        for unit in self.units:
+            x = unit(x)
+        return self.head(x.mean((2, 3)))  # type: ignore[no-any-return]
+
+
+class Inverted(nn.Module):
+    """An inverted residual; the addition is there where the sizes allow it."""
+
+    def __init__(self, given: int, width: int, stride: int = 1) -> None:
+        super().__init__()
+        inner = 3 * given
+        self.expand = nn.Conv2d(given, inner, 1)
+        self.depthwise = nn.Conv2d(inner, inner, 3, stride, 1, groups=inner)
+        self.project = nn.Conv2d(inner, width, 1)
+        self.skip = stride == 1 and given == width
+
+    def forward(self, x: Tensor) -> Tensor:
+        y: Tensor = self.project(F.relu6(self.depthwise(F.relu6(self.expand(x)))))
+        return x + y if self.skip else y
+
+
+def images() -> Tensor:
+    return torch.randn(2, 3, 16, 16, generator=torch.Generator().manual_seed(0))
+
+
+def similar_in(model: nn.Module) -> Repeat:
+    (repeat,) = [r for r in find_repeats(capture(model, (images(),))) if r.similar]
+    return repeat
+
+
+def test_stages_of_other_widths_are_one_similar_repeat() -> None:
+    repeat = similar_in(Stages(2, 2, 2))
+    assert [block.name.partition("#")[0] for block in repeat.blocks] == [f"units.{i}" for i in range(6)]
+    first, second = repeat.blocks[1], repeat.blocks[2]
+    # The main path comes first and corresponds; the projection stands behind it.
+    assert [n.target for n in first.nodes][:2] == ["units.1.conv1", "units.1.bn1"]
+    assert [n.target for n in second.nodes][:2] == ["units.2.conv1", "units.2.bn1"]
+    assert len(second.nodes) == len(first.nodes) + 2
+    assert second.parameters[len(first.parameters) :][0] == "units.2.down.0.weight"
+
+
+def test_those_that_keep_their_size_can_go() -> None:
+    choice = choose_blocks(find_repeats(capture(Stages(2, 2, 2), (images(),))))
+    names = [tuple(b.name.partition("#")[0] for b in (c.before, c.block, c.after)) for c in choice.chosen]
+    assert names == [("units.0", "units.1", "units.2"), ("units.2", "units.3", "units.4")]
+
+
+def test_what_exact_repeats_offer_is_left_to_them() -> None:
+    repeats = find_repeats(capture(Stages(4, 2, 2), (images(),)))
+    choice = choose_blocks(repeats)
+    assert [(c.repeat.similar, c.block.name.partition("#")[0]) for c in choice.chosen] == [
+        (False, "units.1"),
+        (True, "units.5"),
+    ]
+    # A stage of many equal blocks alone has no similar repeat beside it.
+    assert not any(r.similar for r in find_repeats(capture(Stages(5), (images(),))))
+
+
+def test_explicit_blocks_do_not_go_twice() -> None:
+    repeats = find_repeats(capture(Stages(4, 2, 2), (images(),)))
+    exact, similar = (next(r for r in repeats if r.similar is kind) for kind in (False, True))
+    choice = choose_blocks(repeats, blocks=[exact.blocks[1].name, similar.blocks[1].name])
+    assert [c.block.name for c in choice.chosen] == [exact.blocks[1].name]
+    assert [r.reason for r in choice.refusals] == [f"it is part of {exact.blocks[1].name}, which goes"]
+
+
+@pytest.mark.parametrize("surrogate", SURROGATES)
+def test_replaced_by_surrogates_that_adapt_sizes(surrogate: str) -> None:
+    torch.manual_seed(0)
+    model = Stages(2, 2, 2)
+    result = repl_fx.transform(model, (images(),), surrogate=surrogate)
+    assert len(result.plan.replacements) == 2
+    gm = result.graph_module
+    before = sum(p.numel() for p in model.parameters())
+    assert sum(p.numel() for p in gm.parameters()) < 0.9 * before
+    gm.train()
+    gm(images()).square().mean().backward()
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in gm.parameters())
+    gm.eval()
+    torch.testing.assert_close(repl_fx.fold(gm)(images()), gm(images()), rtol=0, atol=0)
+
+
+def test_blend_refuses_neighbours_of_another_size() -> None:
+    with pytest.raises(repl_fx.NothingToReplace, match=r"its own units.1.conv1.weight is 4x4x3x3|units.2.conv1"):
+        repl_fx.transform(Stages(2, 2, 2), (images(),), surrogate="blend")
+
+
+def test_inverted_residuals_of_several_stages() -> None:
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.blocks = nn.Sequential(
+                Inverted(3, 6), Inverted(6, 6), Inverted(6, 10, 2), Inverted(10, 10), Inverted(10, 14), Inverted(14, 14)
+            )
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.blocks(x).mean((2, 3))  # type: ignore[no-any-return]
+
+    model = Net()
+    repeat = similar_in(model)
+    assert [block.name for block in repeat.blocks] == ["blocks.1", "blocks.3", "blocks.5"]
+    result = repl_fx.transform(model, (images(),))
+    assert [(r.block, r.surrogate) for r in result.plan.replacements] == [("blocks.3", "bottleneck")]
+
+
+def test_another_kernel_or_activation_is_not_similar() -> None:
+    model = Stages(1, 1)
+    model.units[1].conv1 = nn.Conv2d(4, 8, 5, 2, 2, bias=False)
+    assert not any(r.similar for r in find_repeats(capture(model, (images(),))))
