@@ -140,6 +140,7 @@ class _Joiner:
         A size is computed by the first layer that needs it: by another one, where that is skipped.
         """
         wanted = fx.node.map_arg((theirs.args, theirs.kwargs), lambda n: image.get(n, n))
+        node: fx.Node
         for node in self.base.nodes:
             if node.target == theirs.target and not is_tensor(node) and (node.args, node.kwargs) == wanted:
                 return node

@@ -255,6 +255,8 @@ class _Merger:
 
     def sizes_only(self, region: _Region) -> bool:
         """Let both modes compute the sizes that only training needs: that costs less than a switch."""
+        if not region.train:
+            return self.sizes_known(region)
         if region.evaluation or any(has_effect(n) or is_tensor(n) for n in region.train):
             return False
         if any(theirs is not None for _, theirs, _ in region.wanted):
@@ -263,6 +265,24 @@ class _Merger:
             pending.replace_all_uses_with(ours)
             self.graph.erase_node(pending)
         return True
+
+    def sizes_known(self, region: _Region) -> bool:
+        """Let both modes use the sizes of training, where it computes the same ones earlier."""
+        if any(has_effect(n) or is_tensor(n) for n in region.evaluation):
+            return False
+        for ours, theirs, _ in region.wanted:
+            if not isinstance(ours, fx.Node) or not isinstance(theirs, fx.Node) or not ours < region.before:
+                return False
+            if ours.target != theirs.target or self.imaged(theirs) != (ours.args, ours.kwargs):
+                return False
+        for ours, _, pending in region.wanted:
+            pending.replace_all_uses_with(self.source(ours, training=True))
+            self.graph.erase_node(pending)
+        return True
+
+    def imaged(self, theirs: fx.Node) -> Any:
+        """The arguments of a node of the evaluation graph as they are in the training graph."""
+        return fx.node.map_arg((theirs.args, theirs.kwargs), lambda n: self.image.get(n, n))
 
     def switch(self, region: _Region) -> None:
         sources: dict[fx.Node, None] = {}

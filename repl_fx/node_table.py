@@ -104,9 +104,7 @@ def node_table(gm: fx.GraphModule) -> NodeTable:
     nodes = [
         node
         for node in gm.graph.nodes
-        if node.op in ("call_module", "call_function")
-        and has_tensor(node)
-        and not passes_through(node)
+        if node.op in ("call_module", "call_function") and has_tensor(node) and not passes_through(node)
     ]
     index = {node: position for position, node in enumerate(nodes)}
     labeller = _Labeller(gm, index)
@@ -127,7 +125,9 @@ def node_table(gm: fx.GraphModule) -> NodeTable:
     arguments = np.full((len(nodes), width), NONE, np.int64)
     for position, given in enumerate(feeders):
         arguments[position, : len(given)] = [labeller.number(passed(feeder)) for feeder in given]
-    return NodeTable(tuple(nodes), labels, arguments, tuple(feeders), sizes, mixing, tuple(parameters), index, _twins(gm, index))
+    return NodeTable(
+        tuple(nodes), labels, arguments, tuple(feeders), sizes, mixing, tuple(parameters), index, _twins(gm, index)
+    )
 
 
 def _twins(gm: fx.GraphModule, index: dict[fx.Node, int]) -> npt.NDArray[np.int64]:

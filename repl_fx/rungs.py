@@ -17,7 +17,7 @@ from torch import Tensor, fx, nn
 from repl_fx._torch import FakeTensorMode, autograd_calls, no_hooks_left, pytree, quiet_tracing
 from repl_fx.decisions import Comparison
 from repl_fx.draws import Draws, recorded
-from repl_fx.dynamic_shapes import auto_shapes, batch_dims, dynamic_dims
+from repl_fx.dynamic_shapes import auto_shapes, dynamic_dims
 from repl_fx.eager_path import Asked, is_bounded, unaware_of_export
 from repl_fx.graph import drop_dead
 from repl_fx.interface import Argument, InputNodes
@@ -78,16 +78,6 @@ def export_rung(
             return lift_modules(program, calls, model, arguments, constants, args, kwargs), draws.asked
 
     return join_branches(trace)
-
-
-def batch_rung(
-    model: nn.Module, arguments: Sequence[Argument], constants: Constants, args: tuple[Any, ...], kwargs: dict[str, Any]
-) -> fx.Graph:
-    """Trace likewise, with the batch alone dynamic: some code makes tensors of lengths, and lengths of those."""
-    tensors = [leaf for leaf in pytree.tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
-    if all(batch_dims(tensor) == dynamic_dims(tensor) for tensor in tensors):
-        raise NotImplementedError("nothing but the batch was dynamic before")
-    return export_rung(model, arguments, constants, args, kwargs, dims=batch_dims)
 
 
 @contextmanager

@@ -121,7 +121,9 @@ def test_the_report_counts_all_models(tmp_path: Path) -> None:
     whole = [{"path": "", "rung": "torch.export", "obstacles": [], "switches": 0}]
     repeat = {"name": "blocks", "copies": 6, "similar": False, "shared": False, "parameters": 10, "children": []}
     done = Record("timm:a", "a", passed=list(STAGES), parameters=200, removed=50, repeats=[repeat], parts=whole)
-    flat = Record("timm:b", "b", passed=list(STAGES[:4]), reason="its 9 layers are of 9 kinds", nothing_repeats=True, parts=whole)
+    flat = Record(
+        "timm:b", "b", passed=list(STAGES[:4]), reason="its 9 layers are of 9 kinds", nothing_repeats=True, parts=whole
+    )
     bad = Record("hf:c", "c", failed="captured", reason="cannot | be")
     write_report([asdict(r) for r in (done, flat, bad)], ["timm:a", "timm:b", "hf:c", "hf:d"], tmp_path)
     text = (tmp_path / "zoo.md").read_text()

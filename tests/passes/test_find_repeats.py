@@ -12,17 +12,18 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from torch import Tensor, fx, nn
 
+from repl_fx import cuts
 from repl_fx.blocks import Repeat
 from repl_fx.capture import capture, check_capture
 from repl_fx.graph import CapturedModule
 from repl_fx.node_table import node_table
-from repl_fx.passes import find_repeats as find_repeats_module
-from repl_fx.passes.find_repeats import _candidate_shifts, _choose, _Found, _Mismatches, find_repeats, match_at_shift
+from repl_fx.passes.find_repeats import _candidate_shifts, _choose, _Found, find_repeats, match_at_shift
 from repl_fx.sources import load_source
+from repl_fx.transform import transform
 from tests.nets import TwoStreams
 
 EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
@@ -266,9 +267,8 @@ def test_depth_and_boundaries_are_those_built(depth: int, inner: int, lead: int,
     assert_sound((repeat,))
 
 
-@settings(max_examples=60)
-@given(st.integers(0, 2**20), st.integers(2, 6), st.integers(8, 160))
-def test_candidate_shifts_find_what_all_shifts_find(seed: int, kinds: int, length: int) -> None:
+def random_graph(seed: int, kinds: int, length: int) -> fx.GraphModule:
+    """A chain of random operators that repeats itself most of the time; some add a value from a block before."""
     draw = random.Random(seed)
     graph = Graph()
     values = [graph.linear(graph.input())]
@@ -281,10 +281,58 @@ def test_candidate_shifts_find_what_all_shifts_find(seed: int, kinds: int, lengt
             values.append(graph.call(operator.add, values[-1], values[max(0, len(values) - 1 - len(block))]))
         else:
             values.append(graph.call((torch.relu, torch.tanh, torch.sigmoid, torch.exp)[kind - 2], values[-1]))
-    table = node_table(graph.done(values[-1]))
+    return graph.done(values[-1])
+
+
+@settings(max_examples=60)
+@given(st.integers(0, 2**20), st.integers(2, 6), st.integers(8, 160))
+def test_candidate_shifts_find_what_all_shifts_find(seed: int, kinds: int, length: int) -> None:
+    table = node_table(random_graph(seed, kinds, length))
     every = _choose(table, range(1, len(table.nodes)))
     candidates = _choose(table, _candidate_shifts(table))
     assert positions(candidates) == positions(every)
+
+
+def woven_graph(seed: int) -> fx.GraphModule:
+    """Programs of a few operators that reach several values back, each run several times in a row."""
+    draw = random.Random(seed)
+    graph = Graph()
+    values = [graph.linear(graph.input())]
+    side = graph.linear(values[0])
+    for _ in range(draw.randint(1, 4)):
+        program = [
+            (draw.randint(0, 4), draw.randint(0, 3), draw.randint(1, 3), draw.randint(1, 5))
+            for _ in range(draw.randint(1, 7))
+        ]
+        for _ in range(draw.randint(1, 7)):
+            for kind, which, near, far in program:
+                y, z = values[-min(near, len(values))], values[-min(far, len(values))]
+                if kind == 0 or (kind == 4 and which):
+                    values.append(graph.linear(y))
+                elif kind == 1:
+                    values.append(graph.call((torch.relu, torch.tanh)[which % 2], y))
+                elif kind == 3:
+                    values.append(graph.call(operator.mul, y, side))
+                else:
+                    far = min(near + far, len(values)) if kind == 4 else min(far, len(values))
+                    values.append(graph.call(operator.add, y, values[-far] if kind == 4 else z))
+            if draw.random() < 0.1:
+                values.append(graph.call(torch.sigmoid, values[-1]))
+    return graph.done(values[-1])
+
+
+# In 314 a value crosses the last cut that only nodes behind the last copy use.
+@settings(max_examples=40)
+@example(314)
+@given(st.integers(0, 2**20))
+def test_whatever_crosses_a_cut_is_taken_by_the_copy_behind_it(seed: int) -> None:
+    for repeat in find_repeats(woven_graph(seed)):
+        if repeat.similar:
+            continue
+        for before, after in zip(repeat.blocks, repeat.blocks[1:], strict=False):
+            assert after.inputs == before.outputs
+            assert all(any(user in after.node_set for user in value.users) for value in after.inputs)
+            assert not before.node_set & after.node_set
 
 
 def test_matches_need_equal_labels_and_equal_wiring() -> None:
@@ -419,9 +467,9 @@ def test_phases_of_a_run_do_not_walk_the_same_nodes_again(monkeypatch: pytest.Mo
             x = graph.call(operator.add, x, graph.linear(graph.call(torch.relu, graph.linear(x, width)), width))
     gm = graph.done(x)
     calls = {"pairs": 0, "searches": 0}
-    known, depends = _Mismatches.known, find_repeats_module._depends
+    known, depends = cuts._Mismatches.known, cuts.depends
 
-    def count_pairs(self: _Mismatches, pattern: int, found: int, start: int) -> int | None:
+    def count_pairs(self: cuts._Mismatches, pattern: int, found: int, start: int) -> int | None:
         calls["pairs"] += 1
         return known(self, pattern, found, start)
 
@@ -429,8 +477,8 @@ def test_phases_of_a_run_do_not_walk_the_same_nodes_again(monkeypatch: pytest.Mo
         calls["searches"] += 1
         return depends(*args)
 
-    monkeypatch.setattr(_Mismatches, "known", count_pairs)
-    monkeypatch.setattr(find_repeats_module, "_depends", count_searches)
+    monkeypatch.setattr(cuts._Mismatches, "known", count_pairs)
+    monkeypatch.setattr(cuts, "depends", count_searches)
     assert find_repeats(gm)
     # Without what is remembered of other phases: 95 pairs for each node, and a search for each phase that is tried.
     assert calls["pairs"] < 3 * len(gm.graph.nodes)
@@ -572,3 +620,47 @@ def test_blocks_that_make_a_skip_value_after_the_stream_are_all_found(depth: int
 
     found = find_repeats(capture(Net(), (torch.randn(2, 2, 12),)))
     assert [len(repeat) for repeat in found] == [depth]
+
+
+class _Looks(nn.Module):
+    """A residual layer that clamps when it must, in both modes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.fc = nn.Linear(8, 8)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x + self.fc(x)
+        if (x.abs() > 4).any():
+            x = x.clamp(-4, 4)
+        return x
+
+
+def test_what_a_block_asks_about_its_own_values_is_the_block_s() -> None:
+    x = torch.randn(2, 8)
+    gm = capture(nn.Sequential(*(_Looks() for _ in range(3))), (x,))
+    (repeat,) = find_repeats(gm)
+    assert [len(block.taps) for block in repeat.blocks] == [0, 0, 0]
+    result = transform(gm, (x,), surrogate="identity")
+    assert len(result.plan.replacements) == 1
+
+
+class _Offsets(nn.Module):
+    """Each layer takes a tensor that is made for it alone before the first one."""
+
+    def __init__(self, same: bool) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(nn.Linear(8, 8) for _ in range(4))
+        self.same = same
+
+    def forward(self, x: Tensor) -> Tensor:
+        offsets = [torch.zeros(8) + (0 if self.same else i) for i in range(4)]
+        for layer, offset in zip(self.layers, offsets, strict=True):
+            x = torch.relu(layer(x) + offset)
+        return x
+
+
+@pytest.mark.parametrize(("same", "found"), [(True, [4]), (False, [])])
+def test_values_computed_alike_from_constants_count_as_one(same: bool, found: list[int]) -> None:
+    gm = capture(_Offsets(same), (torch.randn(2, 8),))
+    assert [len(repeat) for repeat in find_repeats(gm) if not repeat.similar] == found

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,9 +15,6 @@ import repl_fx
 from repl_fx.passes.fold_surrogates import is_synthesis
 from repl_fx.surrogates.thin_layer import ThinSynthesis
 
-# `auto` comes to `bottleneck` for every one of these models (`check_capture` makes sure).
-SURROGATES = ("identity", "blend", "bottleneck")
-
 
 @dataclass(frozen=True)
 class Case:
@@ -26,7 +23,9 @@ class Case:
     Attributes:
         build: makes the model, the same each time but for its weights.
         inputs: makes its keyword or positional example inputs, batch 2.
-        repeats: copies of each repeat that must be found, by name.
+        repeats: copies of each exact repeat that must be found, by name.
+        similar: blocks of each similar repeat.
+        replaced: how many blocks go when every second one does.
         modes_differ: whether training computes something else than evaluation (dropout, batch norm).
     """
 
@@ -34,10 +33,22 @@ class Case:
     build: Callable[[], nn.Module]
     inputs: Callable[[], tuple[tuple[Any, ...], dict[str, Any]]]
     repeats: Mapping[str, int] = field(default_factory=dict)
+    similar: tuple[int, ...] = ()
+    replaced: int | None = None
     modes_differ: bool = True
 
     def __str__(self) -> str:
         return self.name
+
+    def going(self, surrogate: str) -> int:
+        """How many blocks go: of exact repeats all but the ends, of similar ones where the surrogate adapts sizes."""
+        exact = sum((copies - 1) // 2 for copies in self.repeats.values())
+        return exact if surrogate == "blend" or self.replaced is None else self.replaced
+
+
+def transforms(cases: Sequence[Case]) -> list[tuple[Case, str]]:
+    """Each model with `bottleneck`, to which `auto` comes for all (`check_capture`), one with each of the others."""
+    return [*((case, "bottleneck") for case in cases), *((cases[-1], key) for key in ("identity", "blend"))]
 
 
 def floats(outputs: Any) -> list[Tensor]:
@@ -78,10 +89,11 @@ def check_capture(case: Case) -> None:
     assert [n for n in grads_a if not torch.equal(grads_a[n], grads_b[n])] == []
     assert [n for n in buffers_a if not torch.equal(buffers_a[n], buffers_b[n])] == []
     repeats = repl_fx.find_repeats(gm)
-    assert {repeat.name: len(repeat) for repeat in repeats} == dict(case.repeats)
+    assert {repeat.name: len(repeat) for repeat in repeats if not repeat.similar} == dict(case.repeats)
+    assert tuple(len(repeat) for repeat in repeats if repeat.similar) == case.similar
     automatic, thin = (repl_fx.make_plan(gm, repeats, surrogate=key) for key in ("auto", "bottleneck"))
     assert automatic == thin
-    assert len(thin.replacements) == sum((copies - 1) // 2 for copies in case.repeats.values())
+    assert len(thin.replacements) == case.going("bottleneck")
 
 
 def check_surrogate(case: Case, surrogate: str, place: Path) -> None:
@@ -92,7 +104,7 @@ def check_surrogate(case: Case, surrogate: str, place: Path) -> None:
     total = sum(p.numel() for p in model.parameters())
     result = repl_fx.transform(model, args, kwargs, surrogate=surrogate)
     gm = result.graph_module
-    assert len(result.plan.replacements) == sum((copies - 1) // 2 for copies in case.repeats.values())
+    assert len(result.plan.replacements) == case.going(surrogate)
     assert sum(p.numel() for p in gm.parameters()) < total
     if surrogate == "bottleneck":
         assert any(isinstance(module, ThinSynthesis) for module in gm.modules())

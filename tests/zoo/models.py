@@ -12,14 +12,16 @@ from repl_fx._torchvision_ops import declare_missing_operators
 from tests.zoo.checks import Case
 
 
-def timm_case(name: str, repeats: Mapping[str, int], drop_path: float = 0.1) -> Case:
-    """A timm model at its own input size."""
+def timm_case(
+    name: str, repeats: Mapping[str, int], similar: tuple[int, ...] = (), replaced: int | None = None, size: int = 224
+) -> Case:
+    """A timm model with dropout and drop path, on images of `size`."""
 
     def build() -> nn.Module:
         declare_missing_operators()
         import timm
 
-        options: dict[str, Any] = {"drop_rate": 0.1, "drop_path_rate": drop_path}
+        options: dict[str, Any] = {"drop_rate": 0.1, "drop_path_rate": 0.1}
         model: nn.Module = timm.create_model(name, **options)
         head = getattr(model, "head", None)
         if isinstance(head, nn.Linear):
@@ -27,7 +29,7 @@ def timm_case(name: str, repeats: Mapping[str, int], drop_path: float = 0.1) -> 
             nn.init.normal_(head.weight, std=0.02)
         return model
 
-    return Case(name, build, lambda: ((torch.randn(2, 3, 224, 224),), {}), repeats)
+    return Case(name, build, lambda: ((torch.randn(2, 3, size, size),), {}), repeats, similar, replaced)
 
 
 def _hugging_face(name: str, config: str, model: str, repeats: Mapping[str, int], **settings: Any) -> Case:

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from repl_fx.sources import load_source
-from tests.zoo.checks import SURROGATES, Case, check_capture, check_surrogate
+from tests.zoo.checks import Case, check_capture, check_surrogate, transforms
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 REPEATS = {
@@ -19,19 +19,23 @@ REPEATS = {
 
 def _case(name: str) -> Case:
     path = str(EXAMPLES / f"{name}.py")
-    source = load_source(path)
-    modes_differ = name != "plain_parameters"
     return Case(
-        name, lambda: load_source(path).model, lambda: (source.args, source.kwargs), REPEATS[name], modes_differ
+        name,
+        lambda: load_source(path).model,
+        lambda: ((source := load_source(path)).args, source.kwargs),
+        REPEATS[name],
+        modes_differ=name != "plain_parameters",
     )
 
 
-@pytest.mark.parametrize("name", REPEATS)
-def test_captured_exactly_and_repeats_found(name: str) -> None:
-    check_capture(_case(name))
+CASES = [_case(name) for name in REPEATS]
 
 
-@pytest.mark.parametrize("name", REPEATS)
-@pytest.mark.parametrize("surrogate", SURROGATES)
-def test_transformed(name: str, surrogate: str, tmp_path: Path) -> None:
-    check_surrogate(_case(name), surrogate, tmp_path)
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_captured_exactly_and_repeats_found(case: Case) -> None:
+    check_capture(case)
+
+
+@pytest.mark.parametrize(("case", "surrogate"), transforms(CASES), ids=str)
+def test_transformed(case: Case, surrogate: str, tmp_path: Path) -> None:
+    check_surrogate(case, surrogate, tmp_path)

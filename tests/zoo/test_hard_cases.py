@@ -17,7 +17,7 @@ import repl_fx
 from repl_fx.objects import open_objects
 
 WIDTH = 16
-DEPTH = 5
+DEPTH = 3
 
 
 class Layer(nn.Module):
@@ -208,7 +208,7 @@ def test_every_stage(name: str, tmp_path: Path) -> None:
     _check_exact(model, gm, x)
     assert [len(repeat) for repeat in repl_fx.find_repeats(gm)] == [DEPTH]
     result = repl_fx.transform(model, (x,))
-    assert len(result.plan.replacements) == 2
+    assert len(result.plan.replacements) == 1
     rewritten = result.graph_module
     rewritten.train()
     _first(rewritten(x)).square().sum().backward()  # type: ignore[no-untyped-call]
@@ -246,7 +246,7 @@ def test_a_replaced_layer_has_no_part_of_the_cache() -> None:
     x = torch.randn(2, 4, WIDTH)
     cache = repl_fx.transform(Caches(), (x,)).graph_module.eval()(x)["cache"]
     assert type(cache) is Cache
-    assert [entry.keys is None for entry in cache.entries] == [False, True, False, True, False]
+    assert [entry.keys is None for entry in cache.entries] == [False, True, False]
 
 
 def test_a_decision_inside_a_layer_that_may_be_skipped_is_refused() -> None:

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.zoo.checks import SURROGATES, Case, check_capture, check_surrogate
+from tests.zoo.checks import Case, check_capture, check_surrogate, transforms
 from tests.zoo.models import TRANSFORMERS
 
 pytestmark = pytest.mark.zoo
@@ -15,7 +15,6 @@ def test_captured_exactly_and_repeats_found(case: Case) -> None:
     check_capture(case)
 
 
-@pytest.mark.parametrize("case", TRANSFORMERS, ids=str)
-@pytest.mark.parametrize("surrogate", SURROGATES)
+@pytest.mark.parametrize(("case", "surrogate"), transforms(TRANSFORMERS), ids=str)
 def test_transformed(case: Case, surrogate: str, tmp_path: Path) -> None:
     check_surrogate(case, surrogate, tmp_path)

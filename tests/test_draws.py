@@ -1,0 +1,70 @@
+"""Tests for repl_fx.draws: what a trace is told when it asks for the truth of a number it has not."""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from repl_fx.draws import Draws, decision_operator, recorded
+
+
+class Asks(nn.Module):
+    """Asks twice about one tensor, once about another."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        high = x.sum() > 1
+        if high:
+            x = x + 1
+        if high:
+            x = x + 2
+        if x.mean() > 0:
+            x = x * 3
+        return x
+
+
+def _trace(model: nn.Module, draws: Draws) -> list[str]:
+    with recorded(draws):
+        program = torch.export.export(model, (torch.randn(2, 3),), strict=False)
+    return [str(node.target) for node in program.graph.nodes if node.op == "call_function"]
+
+
+def test_answers_come_in_the_order_of_the_questions_and_one_tensor_has_one_answer() -> None:
+    draws = Draws([True, False], lambda: False)
+    targets = _trace(Asks(), draws)
+    assert draws.asked == [None, None]
+    assert targets.count(str(decision_operator())) == 2
+    assert targets.count("aten.add.Tensor") == 2
+    assert "aten.mul.Tensor" not in targets
+
+
+def test_no_answer_means_no() -> None:
+    assert "aten.add.Tensor" not in _trace(Asks(), Draws([], lambda: False))
+
+
+class Compares(nn.Module):
+    """Asks about a number of Python's generator."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + 1 if random.uniform(0, 2) < 0.5 else x
+
+
+def test_numbers_of_python_are_compared_without_being_drawn() -> None:
+    draws = Draws([True], lambda: False)
+    before = random.getstate()
+    assert "aten.add.Tensor" in _trace(Compares(), draws)
+    assert random.getstate() == before
+    (asked,) = draws.asked
+    assert asked is not None
+    assert (asked.args, asked.other) == ((0, 2), 0.5)
+    assert asked.function == random.uniform
+
+
+def test_numbers_that_are_used_otherwise_are_refused() -> None:
+    with (
+        pytest.raises(NotImplementedError, match="takes numbers from Python's random generator"),
+        recorded(Draws([], lambda: False)),
+    ):
+        random.randint(0, 5)
