@@ -67,15 +67,16 @@ PASSES_SHARE = 0.10
 REPEATS_SHARE = 0.02
 
 EXPORT, REST = "torch.export in repl-fx", "rest of capture"
-# Function -> row; what the rest of `capture` and of `transform` take is what their parts leave over.
+# Function -> row; what the rest of `capture_parts` and of `transform` take is what their parts leave over.
 PARTS = {
     ("torch.export", "export"): EXPORT,
     ("repl_fx.rungs", "lift_modules"): "lift_modules",
+    ("repl_fx.rungs", "join_branches"): "join_branches",
     ("repl_fx.capture", "merge_modes"): "merge_modes",
     ("repl_fx.capture", "follow_device_"): "follow_device",
-    ("repl_fx.transform", "capture"): REST,
+    ("repl_fx.transform", "capture_parts"): REST,
     ("repl_fx.transform", "find_repeats"): "find_repeats",
-    ("repl_fx.transform", "make_plan"): "make_plan",
+    ("repl_fx.transform", "_plan"): "make_plan",
     ("repl_fx.transform", "replace_blocks"): "replace_blocks",
 }
 # A share of the pass that calls it, shown below it and not counted twice.
@@ -84,6 +85,7 @@ SPLIT_ROW = "  of which split_branches"
 REPORT = "rest of transform"
 ROWS = (
     "lift_modules",
+    "join_branches",
     "merge_modes",
     "follow_device",
     REST,

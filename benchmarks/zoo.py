@@ -9,7 +9,8 @@ For each model, with random weights, small inputs of batch 2, dropout and drop p
     captured    `repl_fx.capture_parts` makes one graph of the whole model, or graphs of its largest parts
     eval        its outputs equal the model's in evaluation mode, bit for bit
     train       its outputs, all gradients and all buffers equal the model's in training mode, under one seed, likewise
-    repeats     repeats are found; a model without three alike blocks in a row ends here, as "no repeated blocks"
+    repeats     repeats are looked for; a model in which no block has one like it before and behind ends here, as "no
+                repeated blocks", and the table argues why
     replaced    every second block of each repeat is replaced, by surrogate `auto`
     trained     one training step: the loss and all gradients are finite, every surrogate gets a gradient; saved
     reloaded    a fresh process builds the model, loads the artifact and gets the same outputs, bit for bit
