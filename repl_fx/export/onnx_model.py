@@ -130,9 +130,25 @@ def _convert(
         if opset is not None and written != opset:
             raise ExportError(f"the model cannot be written in opset {opset}, only in {written}; ask for {written}")
         optimizer.optimize_ir(program.model, should_fold=_keep_weights)
+        _register_strays(program.model.graph)
         return program
     assert failure is not None
     raise ExportError(_explain(source, failure)) from failure
+
+
+def _register_strays(graph: ir.Graph) -> None:
+    """Give back constants that the optimizer lost: it gives the bounds of two clips of one value the same name."""
+    kept = {id(value) for value in (*graph.inputs, *graph.initializers.values())}
+    for value in [value for node in graph for value in node.inputs]:
+        if value is None or value.producer() is not None or value.const_value is None or id(value) in kept:
+            continue
+        name = value.name or "constant"
+        count = 0
+        while value.name is None or value.name in graph.initializers:
+            count += 1
+            value.name = f"{name}_{count}"
+        graph.register_initializer(value)
+        kept.add(id(value))
 
 
 def _keep_weights(node: ir.Node) -> bool | None:

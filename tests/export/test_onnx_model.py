@@ -424,3 +424,18 @@ def test_inverse_real_fourier_transforms_run(tmp_path: Path) -> None:
     made = {name for node in graph.node for name in node.output}
     stated = {value.name for value in graph.value_info if value.type.tensor_type.HasField("shape")}
     assert not made & stated
+
+
+class TwoClips(nn.Module):
+    """Clips one value twice, each time between bounds of its own."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = x * 2
+        low, high = (y.clamp(min=bound).clamp(max=bound + 1) for bound in (-0.5, 0.1))
+        return low + high
+
+
+def test_two_clips_of_one_value_keep_their_bounds(tmp_path: Path) -> None:
+    model, x = TwoClips(), torch.randn(3, 4)
+    path = export_onnx(model, tmp_path / "clips.onnx", (x,))
+    assert verify_onnx(model, path, (x,))
