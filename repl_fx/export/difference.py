@@ -39,6 +39,11 @@ TOLERANCES: Mapping[torch.dtype, Tolerance] = {
     torch.float16: Tolerance(rtol=1e-3, atol=1.5e-2),
 }
 
+# How many times PyTorch's own rounding the two may lie apart: the file's result may be up to twice as far from the
+# exact one as PyTorch's is. And the most that is believed to be rounding, as a fraction of the scale.
+_ROUNDINGS = 3.0
+_MOST_ROUNDING = 1e-3
+
 # Further from the middle of an output than this, a number is a mask's fill value (-1e9), not a size that says how large
 # the rounding of the others may be.
 _FILL_FACTOR = 1e3
@@ -105,6 +110,27 @@ def tolerance_for(dtype: torch.dtype, rtol: float | None = None, atol: float | N
         return Tolerance(0.0, 0.0)
     default = TOLERANCES[dtype.to_real()]
     return Tolerance(default.rtol if rtol is None else rtol, default.atol if atol is None else atol)
+
+
+def widened(tolerance: Tolerance, expected: Tensor, exact: Tensor) -> Tolerance:
+    """The tolerance for an output in which rounding grows more than in the models that `TOLERANCES` were measured on.
+
+    Args:
+        tolerance: that of `TOLERANCES`.
+        expected: what PyTorch computed in single precision.
+        exact: the same in double precision.
+
+    Returns:
+        One with an absolute part of three times the rounding seen, where that is more; the same where it is less, or
+        too much to be rounding.
+    """
+    ours, theirs = expected.double(), exact.double()
+    finite = ours.isfinite() & theirs.isfinite()
+    if not bool(finite.any()):
+        return tolerance
+    scale = _scale(ours[finite].abs().numpy())
+    atol = _ROUNDINGS * float((ours - theirs)[finite].abs().max()) / scale
+    return Tolerance(tolerance.rtol, atol) if tolerance.atol < atol <= _MOST_ROUNDING else tolerance
 
 
 def measure(name: str, batch: int, expected: Tensor, value: np.ndarray[Any, Any], tolerance: Tolerance) -> Difference:

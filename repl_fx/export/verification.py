@@ -24,7 +24,8 @@ class Verification:
             module itself does not take.
         failures: what is wrong besides numbers: a missing output, another shape or type, a run that ONNX Runtime
             refuses.
-        notes: what the comparison of layers and weights found out about a mismatch.
+        notes: where the tolerance was widened, and what the comparison of layers and weights found out about a
+            mismatch.
     """
 
     rows: tuple[Difference, ...]
@@ -47,13 +48,14 @@ class Verification:
     def summary(self) -> str:
         """Return the verdict in one line: the worst row, and where the difference begins if that is known."""
         skipped = f"; {len(self.skipped)} skipped" if self.skipped else ""
+        notes = "".join(f"; {note}" for note in self.notes)
         if self:
             worst = max(self.rows, key=_badness)
             batches = ", ".join(str(batch) for batch in sorted({row.batch for row in self.rows}))
             outputs = len({row.output for row in self.rows})
             return (
                 f"equivalent: {outputs} output{'s' * (outputs != 1)} at batch {batches}; "
-                f"max |difference| {worst.max_abs:.2e} at scale {worst.scale:.2e} ({worst.output}){skipped}"
+                f"max |difference| {worst.max_abs:.2e} at scale {worst.scale:.2e} ({worst.output}){notes}{skipped}"
             )
         if self.failures:
             reason = self.failures[0]
@@ -64,7 +66,6 @@ class Verification:
             reason = str(max((row for row in self.rows if not row.passed), key=_badness))
         layer = self.first_difference
         where = f"; begins at {layer.module or layer.node}" if layer else ""
-        notes = "".join(f"; {note}" for note in self.notes)
         return f"not equivalent: {reason}{where}{notes}{skipped}"
 
     def to_json(self) -> dict[str, Any]:

@@ -58,3 +58,31 @@ def test_a_run_that_the_runtime_refuses_is_a_failure(
     check = verify_onnx(exported[0], exported[1], (X,), batches=[4])
     assert not check
     assert check.failures == ("ONNX Runtime fails at batch 4: no such kernel",)
+
+
+class Cancels(nn.Module):
+    """The small difference of two large products: rounding is large next to the result."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a = nn.Linear(512, 8)
+        self.b = nn.Linear(512, 8)
+        with torch.no_grad():
+            self.a.weight.mul_(100)
+            self.b.weight.copy_(self.a.weight + 0.02 * torch.randn(8, 512))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.a(x) - self.b(x)  # type: ignore[no-any-return]
+
+
+def test_rounding_that_a_model_lets_grow_is_no_mismatch(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    model, x = Cancels().eval(), torch.randn(64, 512)
+    path = export_onnx(model, tmp_path / "cancels.onnx", (x,))
+    check = verify_onnx(model, path, (x,))
+    assert check and any("three times what PyTorch's own result is from float64's" in note for note in check.notes)
+    # A tolerance that was asked for is kept.
+    assert not verify_onnx(model, path, (x,), atol=TOLERANCES[torch.float32].atol)
+    with torch.no_grad():
+        model.b.bias.add_(0.01)
+    assert not verify_onnx(model, path, (x,))

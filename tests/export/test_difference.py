@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from repl_fx.export import TOLERANCES, Difference
-from repl_fx.export.difference import measure, tolerance_for
+from repl_fx.export.difference import measure, tolerance_for, widened
 
 
 def difference(ours: Tensor, theirs: Tensor, **override: float) -> Difference:
@@ -85,3 +85,13 @@ def test_complex_numbers_are_compared() -> None:
     assert difference(ours, ours.clone()).passed
     row = difference(ours, ours * 1.01)
     assert not row.passed and row.top1_agreement is None
+
+
+def test_the_tolerance_widens_with_rounding_and_with_nothing_else() -> None:
+    tolerance = TOLERANCES[torch.float32]
+    expected = torch.tensor([1.0, -2.0])
+    assert widened(tolerance, expected, expected.double()) is tolerance
+    assert widened(tolerance, expected, expected.double() + 4e-5).atol == pytest.approx(6e-5)
+    # That much is an error, not rounding.
+    assert widened(tolerance, expected, expected.double() + 1e-2) is tolerance
+    assert widened(tolerance, torch.full((2,), math.nan), expected.double()) is tolerance
