@@ -124,7 +124,7 @@ def test_the_report_counts_all_models(tmp_path: Path) -> None:
     flat = Record(
         "timm:b", "b", passed=list(STAGES[:4]), reason="its 9 layers are of 9 kinds", nothing_repeats=True, parts=whole
     )
-    bad = Record("hf:c", "c", failed="captured", reason="cannot | be")
+    bad = Record("hf:c", "c", failed="captured", reason="cannot | be (at /home/me/lib/site-packages/timm/a.py, line 3)")
     write_report([asdict(r) for r in (done, flat, bad)], ["timm:a", "timm:b", "hf:c", "hf:d"], tmp_path)
     text = (tmp_path / "zoo.md").read_text()
     for line in (
@@ -135,7 +135,7 @@ def test_the_report_counts_all_models(tmp_path: Path) -> None:
         "| failed at some stage | 0 | 1 | 1 |",
         "| not run | 0 | 1 | 1 |",
         "| `a` | a | 200 | verified | 6 | 50 (25.0 %) | 0 |  |",
-        "| `c` | c | 0 | **failed: captured** |  |  | 0 | cannot \\| be |",
+        "| `c` | c | 0 | **failed: captured** |  |  | 0 | cannot \\| be (at timm/a.py, line 3) |",
     ):
         assert line in text.splitlines(), line
     assert "cannot" in (tmp_path / "zoo.json").read_text()

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import re
 import time
 import traceback
 import warnings
@@ -299,7 +300,8 @@ def _require_equal(module: nn.Module, args: Any, kwargs: Any, expected: list[tor
 
 
 def _one_line(problem: BaseException) -> str:
-    message = " ".join(str(problem).split())
+    # Where on this machine a library lies says nothing.
+    message = re.sub(r"/[^\s\"']*/site-packages/", "", " ".join(str(problem).split()))
     kind = type(problem).__name__
     text = message if isinstance(problem, AssertionError) else f"{kind}: {message}"
     return text[:400] or kind
