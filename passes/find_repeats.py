@@ -27,8 +27,8 @@ import numpy.typing as npt
 from torch import fx
 
 from repl_fx.block_names import BlockNames
-from repl_fx.block_values import boundaries
-from repl_fx.blocks import Block, Repeat
+from repl_fx.block_values import block_of, boundaries
+from repl_fx.blocks import Repeat
 from repl_fx.cuts import Cutting, Run, cut, depends
 from repl_fx.graph import attribute
 from repl_fx.memory import collection_paused
@@ -221,24 +221,11 @@ def _nouns(gm: fx.GraphModule, table: NodeTable, chosen: Sequence[_Found], named
 def _repeat(gm: fx.GraphModule, table: NodeTable, cutting: Cutting, named: BlockNames) -> Repeat:
     members = cutting.members
     name, names = named.names(members.tolist())
-    parameters = [tuple(p for i in copy for p in table.parameters[i]) for copy in members.tolist()]
-    # Tied tensors may go by several names.
-    tensors = [[id(attribute(gm, path)) for path in paths] for paths in parameters]
     # Copy after copy takes the streamed values in the same places.
     second = table.arguments[members[1]]
     streams = [second == int(members[0, offset]) for offset in cutting.streamed]
-    blocks = [
-        Block(
-            name=names[number],
-            nodes=values.nodes,
-            inputs=values.inputs,
-            outputs=values.outputs,
-            taps=values.taps,
-            side_inputs=values.side_inputs,
-            parameters=parameters[number],
-            module_path=names[number] if named.is_module(names[number], values.nodes[: cutting.period]) else None,
-            size=int(table.sizes[members[number]].sum()),
-        )
-        for number, values in enumerate(boundaries(table, members, streams, cutting.streamed))
-    ]
-    return Repeat(name, tuple(blocks), shared=bool(parameters[0]) and all(t == tensors[0] for t in tensors))
+    bounds = boundaries(table, members, streams, cutting.streamed)
+    blocks = [block_of(table, named, *each) for each in zip(names, members.tolist(), bounds, strict=True)]
+    # Tied tensors may go by several names.
+    first, *others = ([id(attribute(gm, path)) for path in block.parameters] for block in blocks)
+    return Repeat(name, tuple(blocks), shared=bool(first) and all(other == first for other in others))

@@ -18,8 +18,8 @@ import torch
 from torch import Tensor, fx, nn
 
 from repl_fx.block_names import BlockNames
-from repl_fx.block_values import boundary, leaving, with_passing
-from repl_fx.blocks import Block, Repeat
+from repl_fx.block_values import block_of, boundary, entering, leaving, with_passing
+from repl_fx.blocks import Repeat
 from repl_fx.graph import attribute
 from repl_fx.node_table import NONE, NodeTable
 from repl_fx.residuals import Residual, residuals
@@ -152,19 +152,7 @@ def _repeat(table: NodeTable, units: Sequence[Residual], names: BlockNames) -> R
     for number, (unit, nodes) in enumerate(zip(units, with_passing(copies), strict=True)):
         aligned = copies[number][: len(unit.main) + 1]
         bounds = boundary(table, aligned, nodes, (_fork(table, unit, nodes),), (leaving(table.nodes[unit.add], nodes),))
-        blocks.append(
-            Block(
-                name=named[number],
-                nodes=bounds.nodes,
-                inputs=bounds.inputs,
-                outputs=bounds.outputs,
-                taps=bounds.taps,
-                side_inputs=bounds.side_inputs,
-                parameters=tuple(p for i in unit.members for p in table.parameters[i]),
-                module_path=named[number] if names.is_module(named[number], copies[number]) else None,
-                size=int(table.sizes[list(unit.members)].sum()),
-            )
-        )
+        blocks.append(block_of(table, names, named[number], unit.members, bounds))
     return Repeat(name, tuple(blocks), similar=True)
 
 
@@ -173,7 +161,4 @@ def _fork(table: NodeTable, unit: Residual, nodes: dict[fx.Node, None]) -> fx.No
     position, slot = next(
         (i, slot) for i in unit.members for slot, v in enumerate(table.arguments[i].tolist()) if v == unit.fork
     )
-    value = table.feeders[position][slot]
-    while value in nodes:
-        value = value.all_input_nodes[0]
-    return value
+    return entering(table.feeders[position][slot], nodes)

@@ -13,6 +13,8 @@ import numpy as np
 import numpy.typing as npt
 from torch import fx
 
+from repl_fx.block_names import BlockNames
+from repl_fx.blocks import Block
 from repl_fx.node_table import NodeTable, has_tensor, passed, passes_through
 
 
@@ -137,10 +139,30 @@ def _follows(node: fx.Node, given: fx.Node, nodes: dict[fx.Node, None]) -> bool:
     return any(user in nodes for user in node.users) or all(u is node or u in nodes for u in given.users)
 
 
+def block_of(table: NodeTable, named: BlockNames, name: str, members: Sequence[int], bounds: Boundary) -> Block:
+    """The block of the nodes at these positions, which are those that all copies have and any parametric others."""
+    whole = named.is_module(name, (table.nodes[i] for i in members))
+    return Block(
+        name=name,
+        nodes=bounds.nodes,
+        inputs=bounds.inputs,
+        outputs=bounds.outputs,
+        taps=bounds.taps,
+        side_inputs=bounds.side_inputs,
+        parameters=tuple(path for i in members for path in table.parameters[i]),
+        module_path=name if whole else None,
+        size=int(table.sizes[list(members)].sum()),
+    )
+
+
 def _taken(table: NodeTable, copy: Sequence[int], nodes: dict[fx.Node, None], stream: npt.NDArray[np.bool_]) -> fx.Node:
     """The node outside a block that is one of its streamed inputs."""
     place, slot = (int(axis[0]) for axis in np.nonzero(stream))
-    value = table.feeders[copy[place]][slot]
+    return entering(table.feeders[copy[place]][slot], nodes)
+
+
+def entering(value: fx.Node, nodes: dict[fx.Node, None]) -> fx.Node:
+    """The node by which a value enters a block: the one before the dropout that belongs to the block."""
     while value in nodes:
         value = value.all_input_nodes[0]
     return value

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import json
 import platform
-import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from benchmarks.zoo_runner.stages import STAGES
+from benchmarks.zoo_runner.stages import STAGES, anywhere
 
 Row = Mapping[str, Any]
 
@@ -21,7 +20,6 @@ stage proves; its `--report-only` writes this file and `zoo.json`, which has the
 random, inputs small, dropout and drop path on. All models of the list count.
 
 """
-_LIBRARY_PATH = re.compile(r"/[^\s\"']*/site-packages/")
 _LIBRARIES = {"timm": "timm", "torchvision": "torchvision", "hf": "Hugging Face"}
 _WORDS = {"eval": "exact in evaluation", "train": "exact in training", "repeats": "repeats looked for"}
 
@@ -38,13 +36,8 @@ def write_report(records: Sequence[Row], names: Sequence[str], place: Path) -> N
     place.mkdir(parents=True, exist_ok=True)
     facts = {"versions": _versions(), "processor": _processor(), "models": [known[n] for n in names if n in known]}
     facts["not run"] = [name for name in names if name not in known]
-    (place / "zoo.json").write_text(_anywhere(json.dumps(facts, indent=1) + "\n"))
-    (place / "zoo.md").write_text(_anywhere("\n".join(_pages(known, names, facts)).rstrip() + "\n"))
-
-
-def _anywhere(text: str) -> str:
-    """A text without where on this machine the libraries lie."""
-    return _LIBRARY_PATH.sub("", text)
+    (place / "zoo.json").write_text(anywhere(json.dumps(facts, indent=1) + "\n"))
+    (place / "zoo.md").write_text(anywhere("\n".join(_pages(known, names, facts)).rstrip() + "\n"))
 
 
 def _pages(known: Mapping[str, Row], names: Sequence[str], facts: Row) -> Iterator[str]:

@@ -45,6 +45,7 @@ from repl_fx.transform import Options, rewrite
 FIRST = ("captured", "eval", "train", "repeats", "replaced", "trained")
 SECOND = ("reloaded", "folded", "exported", "verified")
 STAGES = (*FIRST, *SECOND)
+_LIBRARY_PATH = re.compile(r"/[^\s\"']*/site-packages/")
 
 
 @dataclass
@@ -101,6 +102,11 @@ class _Stop(Exception):
     """The last stage that was asked for, or one that failed."""
 
 
+def _note_failure(record: Record, place: Path, stage: str, problem: Exception) -> None:
+    record.failed, record.reason = stage, _one_line(problem)
+    (place / "traceback.txt").write_text(traceback.format_exc())
+
+
 @contextmanager
 def _stage(record: Record, place: Path, stage: str, last: str) -> Iterator[None]:
     begin = time.perf_counter()
@@ -109,8 +115,7 @@ def _stage(record: Record, place: Path, stage: str, last: str) -> Iterator[None]
     except _Stop:
         raise
     except Exception as problem:
-        record.failed, record.reason = stage, _one_line(problem)
-        (place / "traceback.txt").write_text(traceback.format_exc())
+        _note_failure(record, place, stage, problem)
         raise _Stop from problem
     finally:
         record.seconds[stage] = round(time.perf_counter() - begin, 3)
@@ -212,8 +217,7 @@ def _built(case: Case, record: Record, place: Path, stage: str) -> Any:
     try:
         return case.build()
     except Exception as problem:
-        record.failed, record.reason = stage, _one_line(problem)
-        (place / "traceback.txt").write_text(traceback.format_exc())
+        _note_failure(record, place, stage, problem)
         raise _Stop from problem
     finally:
         record.seconds[stage] = round(time.perf_counter() - begin, 3)
@@ -299,9 +303,13 @@ def _require_equal(module: nn.Module, args: Any, kwargs: Any, expected: list[tor
     assert problem is None, problem
 
 
+def anywhere(text: str) -> str:
+    """A text without where on this machine the libraries lie."""
+    return _LIBRARY_PATH.sub("", text)
+
+
 def _one_line(problem: BaseException) -> str:
-    # Where on this machine a library lies says nothing.
-    message = re.sub(r"/[^\s\"']*/site-packages/", "", " ".join(str(problem).split()))
+    message = anywhere(" ".join(str(problem).split()))
     kind = type(problem).__name__
     text = message if isinstance(problem, AssertionError) else f"{kind}: {message}"
     return text[:400] or kind
