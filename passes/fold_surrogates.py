@@ -19,7 +19,7 @@ from torch import Tensor, fx
 from repl_fx.errors import NotFoldable
 from repl_fx.graph import CapturedModule, add_buffer, attribute, copy_graph, drop_dead, erase_dead, get_attr, has_effect
 from repl_fx.state import prune_state_, used_by
-from repl_fx.surrogates.registry import Synthesis
+from repl_fx.surrogates.synthesis import Synthesis
 
 
 @dataclass(frozen=True)

@@ -29,6 +29,8 @@ class Branch:
 
     Attributes:
         root: the value the spine adds.
+        join: the addition.
+        stream: which of the block's streamed values it is added to, from 0.
         nodes: the branch, in program order.
         mixers: its mixers, in program order.
         entries: mixers that read the span's input and have no mixer before them.
@@ -38,6 +40,8 @@ class Branch:
     """
 
     root: fx.Node
+    join: fx.Node
+    stream: int
     nodes: tuple[fx.Node, ...]
     mixers: tuple[Mixer, ...]
     entries: tuple[Mixer, ...]
@@ -69,12 +73,10 @@ def split_branches(gm: fx.GraphModule, block: Block) -> Split:
     mixers = {node: mixer for node in nodes if (mixer := mixer_of(gm, node)) is not None}
     whole = digraph(sorted({*block.inputs, *nodes}))
     unmixed = whole.subgraph(n for n in whole if n not in mixers)
-    spine: set[fx.Node] = set()
-    for given, made in zip(block.inputs, block.outputs, strict=True):
-        path = on_paths(unmixed, given, made)
-        if not path:
-            return Split(reason="it has no spine: every path through it passes a mixing operator")
-        spine |= path
+    paths = [on_paths(unmixed, given, made) for given, made in zip(block.inputs, block.outputs, strict=True)]
+    if not all(paths):
+        return Split(reason="it has no spine: every path through it passes a mixing operator")
+    spine = set().union(*paths)
     branches = []
     for join in (n for n in nodes if n in spine):
         for root in join.all_input_nodes:
@@ -82,7 +84,8 @@ def split_branches(gm: fx.GraphModule, block: Block) -> Split:
                 continue
             if join.target not in ADDITIONS:
                 return Split(reason=f"a branch joins the spine by {join.name}, which is no addition")
-            branch = _branch(whole, root, spine, mixers)
+            stream = next(i for i, path in enumerate(paths) if join in path)
+            branch = _branch(whole, root, join, stream, spine, mixers)
             if isinstance(branch, str):
                 return Split(reason=branch)
             branches.append(branch)
@@ -94,6 +97,8 @@ def split_branches(gm: fx.GraphModule, block: Block) -> Split:
 def _branch(
     whole: nx.DiGraph[fx.Node],
     root: fx.Node,
+    join: fx.Node,
+    stream: int,
     spine: set[fx.Node],
     mixers: dict[fx.Node, Mixer],
 ) -> Branch | str:
@@ -118,6 +123,8 @@ def _branch(
         return f"no mixing operator of the branch that ends in {root.name} makes a value of its shape"
     return Branch(
         root,
+        join,
+        stream,
         tuple(sorted(members)),
         tuple(own),
         tuple(entries),

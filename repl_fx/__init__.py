@@ -27,12 +27,20 @@ if TYPE_CHECKING:
         SourceError,
         UnknownBlock,
         UnknownSurrogate,
+        WeightsChanged,
     )
     from repl_fx.export import export_onnx, verify_onnx
     from repl_fx.partial import CapturedParts, capture_parts
     from repl_fx.passes.find_repeats import find_repeats
     from repl_fx.plan import Plan
-    from repl_fx.surrogates import Site, Surrogate, Synthesis, known_surrogates, register_surrogate
+    from repl_fx.surrogates import (
+        Site,
+        Surrogate,
+        Synthesis,
+        known_surrogates,
+        register_surrogate,
+        shared_synthesis,
+    )
     from repl_fx.transform import TransformResult, fold, make_plan, transform
 
 __version__ = "0.1.0"
@@ -57,6 +65,7 @@ __all__ = [
     "TransformResult",
     "UnknownBlock",
     "UnknownSurrogate",
+    "WeightsChanged",
     "capture",
     "capture_parts",
     "check_capture",
@@ -68,6 +77,7 @@ __all__ = [
     "make_plan",
     "register_surrogate",
     "save",
+    "shared_synthesis",
     "transform",
     "verify_onnx",
 ]
@@ -93,6 +103,7 @@ _HOME = {
     "TransformResult": "repl_fx.transform",
     "UnknownBlock": "repl_fx.errors",
     "UnknownSurrogate": "repl_fx.errors",
+    "WeightsChanged": "repl_fx.errors",
     "capture": "repl_fx.capture",
     "capture_parts": "repl_fx.partial",
     "check_capture": "repl_fx.capture",
@@ -104,6 +115,7 @@ _HOME = {
     "make_plan": "repl_fx.transform",
     "register_surrogate": "repl_fx.surrogates",
     "save": "repl_fx.artifact",
+    "shared_synthesis": "repl_fx.surrogates",
     "transform": "repl_fx.transform",
     "verify_onnx": "repl_fx.export",
 }

@@ -54,6 +54,10 @@ class UnknownSurrogate(ReplFxError):
         super().__init__(f"unknown surrogate {key!r}; known are {', '.join(sorted(known))}")
 
 
+class WeightsChanged(ReplFxError):
+    """Weights changed where synthesised ones were still in use (see `repl_fx.shared_synthesis`)."""
+
+
 class UnknownBlock(ReplFxError):
     """A block that the model does not have."""
 

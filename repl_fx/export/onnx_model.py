@@ -129,11 +129,31 @@ def _convert(
         written = program.model.opset_imports.get("")
         if opset is not None and written != opset:
             raise ExportError(f"the model cannot be written in opset {opset}, only in {written}; ask for {written}")
+        _drop_zero_biases(program.model.graph)
         optimizer.optimize_ir(program.model, should_fold=_keep_weights)
         _register_strays(program.model.graph)
         return program
     assert failure is not None
     raise ExportError(_explain(source, failure)) from failure
+
+
+def _drop_zero_biases(graph: ir.Graph) -> None:
+    """Take off the zeros that the exporter adds to a convolution without bias: those of a Conv3d have a wrong shape."""
+    for node in graph:
+        if node.op_type == "Conv" and len(node.inputs) == 3 and _is_spread_zero(node.inputs[2]):
+            node.resize_inputs(2)
+
+
+def _is_spread_zero(value: ir.Value | None) -> bool:
+    """Whether a value is one zero, expanded."""
+    made = None if value is None else value.producer()
+    if made is None or made.op_type != "Expand":
+        return False
+    number = made.inputs[0]
+    while number is not None and (made := number.producer()) is not None and made.op_type in ("Cast", "CastLike"):
+        number = made.inputs[0]
+    constant = None if number is None else ir.convenience.get_const_tensor(number)
+    return constant is not None and constant.size == 1 and float(constant.numpy()) == 0
 
 
 def _register_strays(graph: ir.Graph) -> None:

@@ -3,12 +3,12 @@
 from repl_fx.surrogates import auto, blend, bottleneck, identity
 from repl_fx.surrogates.registry import (
     Surrogate,
-    Synthesis,
     known_surrogates,
     make_surrogate,
     register_surrogate,
 )
 from repl_fx.surrogates.site import Site
+from repl_fx.surrogates.synthesis import Synthesis, shared_synthesis
 
 __all__ = [
     "Site",
@@ -21,4 +21,5 @@ __all__ = [
     "known_surrogates",
     "make_surrogate",
     "register_surrogate",
+    "shared_synthesis",
 ]

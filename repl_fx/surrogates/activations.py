@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -66,6 +68,33 @@ class Activation:
         if self.node.op == "call_module":
             return site.call_elementwise(str(self.node.target), value)
         return site.call(self.node.target, value, *self.node.args[1:], **self.node.kwargs)  # type: ignore[arg-type]
+
+    def function(self, gm: fx.GraphModule) -> Callable[[Tensor], Tensor]:
+        """It alone, as a module or function of one tensor."""
+        if self.node.op == "call_module":
+            return copy.deepcopy(gm.get_submodule(str(self.node.target)))
+        return ElementwiseCall(self.node.target, self.node.args[1:], self.node.kwargs)  # type: ignore[arg-type]
+
+
+class ElementwiseCall(nn.Module):
+    """Calls a function on a tensor with settings that are known.
+
+    Args:
+        target: the function.
+        args, kwargs: what it is called with after the tensor.
+    """
+
+    def __init__(self, target: Callable[..., Tensor], args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:
+        super().__init__()
+        self.target, self.args, self.kwargs = target, tuple(args), dict(kwargs)
+
+    def forward(self, value: Tensor) -> Tensor:
+        """Call the function."""
+        return self.target(value, *self.args, **self.kwargs)
+
+    def extra_repr(self) -> str:
+        """The function's name."""
+        return str(self.target)
 
 
 def find_activation(gm: fx.GraphModule, branch: Branch) -> Activation | None:

@@ -23,9 +23,10 @@ from torch import Tensor, fx, nn
 
 from repl_fx.errors import BadInput
 from repl_fx.mixers import CONVOLUTIONS, is_norm, is_plain, matrix_like, mixer_of
-from repl_fx.surrogates.registry import Surrogate, Synthesis, register_surrogate
+from repl_fx.surrogates.registry import Surrogate, register_surrogate
 from repl_fx.surrogates.rewired import Rewired
 from repl_fx.surrogates.site import Site
+from repl_fx.surrogates.synthesis import Synthesis
 
 _GRANULARITIES = ("tensor", "channel")
 
@@ -65,7 +66,7 @@ class BlendSynthesis(Synthesis):
         self.alpha = nn.ParameterList(nn.Parameter(gain) for gain in gains)
         self.beta = nn.ParameterList(nn.Parameter(gain.clone()) for gain in gains)
 
-    def forward(self, *weights: Tensor) -> tuple[Tensor, ...]:
+    def synthesise(self, *weights: Tensor) -> tuple[Tensor, ...]:
         """Weights of the neighbours, (before, after, before, after, …), to one blended weight for each pair."""
         pairs = zip(self.alpha, weights[::2], self.beta, weights[1::2], strict=True)
         return tuple(alpha * self.given(a) + beta * self.given(b) for alpha, a, beta, b in pairs)

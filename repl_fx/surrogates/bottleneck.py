@@ -37,11 +37,15 @@ from repl_fx.blocks import Block
 from repl_fx.errors import BadInput
 from repl_fx.mixers import CONVOLUTIONS, Mixer
 from repl_fx.passes.split_branches import Branch
-from repl_fx.surrogates.activations import find_activation
-from repl_fx.surrogates.norms import ThinNorm, find_norm
+from repl_fx.surrogates.activations import Activation, find_activation
+from repl_fx.surrogates.lean import LeanBranch
+from repl_fx.surrogates.norms import ThinNorm, find_norm, find_pre_norm
 from repl_fx.surrogates.registry import Surrogate, register_surrogate
 from repl_fx.surrogates.site import Site
-from repl_fx.surrogates.thin_layer import ThinForms, ThinSynthesis, WeightForm
+from repl_fx.surrogates.thin_layer import ThinForms, ThinSynthesis, ThinWeights, WeightForm
+
+_SOURCES = ("neighbours", "own")
+_BRANCHES = ("each", "last")
 
 
 @dataclass(frozen=True)
@@ -52,17 +56,26 @@ class BottleneckConfig:
         ratio: width r of the thin layer as a fraction of the branch's narrowest end.
         width: r itself; overrides `ratio`.
         train_neighbours: whether gradients flow into the neighbours' weights.
+        branches: `each` for a thin layer in place of each branch, `last` for one in place of the last branch of each
+            streamed value, and nothing in place of those before it.
+        weights: `neighbours` to make W_in, W_out and K from those of the neighbours, `own` for parameters of the same
+            sizes: the control that synthesis is measured against.
     """
 
     ratio: float = 0.25
     width: int | None = None
     train_neighbours: bool = True
+    branches: str = "each"
+    weights: str = "neighbours"
 
     def __post_init__(self) -> None:
         if not isinstance(self.ratio, (int, float)) or not isinstance(self.width, int | None):
             raise BadInput(f"bottleneck: ratio is {self.ratio!r} and width is {self.width!r}; they must be numbers")
         if not 0 < self.ratio <= 1:
             raise BadInput(f"bottleneck: ratio is {self.ratio}; it must be above 0 and at most 1")
+        for name, value, known in (("weights", self.weights, _SOURCES), ("branches", self.branches, _BRANCHES)):
+            if value not in known:
+                raise BadInput(f"bottleneck: {name} is {value!r}; it can be {' or '.join(known)}")
         if self.width is not None and self.width < 1:
             raise BadInput(f"bottleneck: width is {self.width}; it must be 1 or more")
 
@@ -84,12 +97,18 @@ class Bottleneck(Surrogate[BottleneckConfig]):
     def build(self, site: Site) -> tuple[fx.Node, ...]:
         """Replace the span of each branch; spine, pre-norms and what follows the spans stay."""
         outputs = {output: output for output in site.block.outputs}
+        last = {branch.stream: branch for branch in site.split.branches}
         for number, branch in enumerate(site.split.branches):
-            with site.before_node(branch.output):
-                made = self._thin_layer(site, branch, f"branch_{number}")
-            branch.output.replace_all_uses_with(made)
-            if branch.output in outputs:
-                outputs[branch.output] = made
+            passed = _without_branch(branch) if self.config.branches == "last" and branch not in last.values() else None
+            if passed is not None:
+                old, made = branch.join, passed
+            else:
+                old = branch.output
+                with site.before_node(old):
+                    made = self._thin_layer(site, branch, f"branch_{number}")
+            old.replace_all_uses_with(made)
+            if old in outputs:
+                outputs[old] = made
         return tuple(outputs.values())
 
     def _thin_layer(self, site: Site, branch: Branch, name: str) -> fx.Node:
@@ -98,19 +117,11 @@ class Bottleneck(Surrogate[BottleneckConfig]):
         norm = find_norm(gm, branch)
         activation = find_activation(gm, branch)
         spatial = _spatial(site, branch) if entry.kind == "conv" else []
-        mixers = (*branch.entries, *branch.exits, *spatial)
-        weights = [site.counterpart_parameter(str(m.weight), block) for block in site.neighbours for m in mixers]
-        synthesis = ThinSynthesis(
-            self._width(branch),
-            tuple(_forms(site, branch, spatial, block) for block in (*site.neighbours, None)),
-            [site.tensor(path) for path in weights],
-            [site.tensor(str(m.weight)) for m in mixers],
-            bias_in=any(m.bias for m in branch.entries) and not (norm and norm.has_bias),
-            bias_out=any(m.bias for m in branch.exits),
-            train_neighbours=self.config.train_neighbours,
-        )
-        made = site.synthesise(name, synthesis, *(site.parameter(path) for path in weights))
+        synthesis, paths = self._weights(site, branch, spatial, norm)
+        made = site.synthesise(name, synthesis, *(site.parameter(path) for path in paths))
         parts = {part: site.call(operator.getitem, made, i) for i, part in enumerate(synthesis.names)}
+        if (entry.axis, end.axis) == (-1, -1) and "kernel" not in parts and norm is None:
+            return _lean(site, branch, parts, activation, name)
         value = _pointwise(site, branch.input, parts["weight_in"], parts.get("bias_in"), entry.axis)
         if "kernel" in parts:
             value = _depthwise(site, value, parts["kernel"])
@@ -120,6 +131,30 @@ class Bottleneck(Surrogate[BottleneckConfig]):
         if activation is not None:
             value = activation.emit(site, value)
         return _pointwise(site, value, parts["weight_out"], parts.get("bias_out"), end.axis)
+
+    def _weights(
+        self, site: Site, branch: Branch, spatial: Sequence[Mixer], norm: ThinNorm | None
+    ) -> tuple[ThinSynthesis | ThinWeights, list[str]]:
+        """What makes the thin layer's weights, and the parameters it reads."""
+        mixers = (*branch.entries, *branch.exits, *spatial)
+        own = [site.tensor(str(mixer.weight)) for mixer in mixers]
+        width = self._width(branch)
+        bias_in = any(m.bias for m in branch.entries) and not (norm and norm.has_bias)
+        bias_out = any(m.bias for m in branch.exits)
+        form = _forms(site, branch, spatial, None)
+        if self.config.weights == "own":
+            return ThinWeights(width, form, own, bias_in=bias_in, bias_out=bias_out), []
+        paths = [site.counterpart_parameter(str(m.weight), block) for block in site.neighbours for m in mixers]
+        synthesis = ThinSynthesis(
+            width,
+            (*(_forms(site, branch, spatial, block) for block in site.neighbours), form),
+            [site.tensor(path) for path in paths],
+            own,
+            bias_in=bias_in,
+            bias_out=bias_out,
+            train_neighbours=self.config.train_neighbours,
+        )
+        return synthesis, paths
 
     def _width(self, branch: Branch) -> int:
         if self.config.width is not None:
@@ -174,6 +209,35 @@ def _refuse_span(branch: Branch) -> str | None:
     if _layout_change(given, made, entry.axis, end.axis) is None:
         return f"the span from {branch.input.name} to {branch.output.name} turns {_sizes(given)} into {_sizes(made)}"
     return None
+
+
+def _without_branch(branch: Branch) -> fx.Node | None:
+    """What the spine adds the branch to, where it is like the sum."""
+    others = [node for node in branch.join.all_input_nodes if node is not branch.root]
+    if len(others) != 1 or len(branch.join.args) != 2 or branch.join.kwargs:
+        return None
+    ours, theirs = others[0].meta.get("val"), branch.join.meta.get("val")
+    alike = isinstance(ours, Tensor) and isinstance(theirs, Tensor) and str(ours.shape) == str(theirs.shape)
+    return others[0] if alike else None
+
+
+def _lean(site: Site, branch: Branch, parts: dict[str, fx.Node], activation: Activation | None, name: str) -> fx.Node:
+    """A thin layer on tokens, together with the norm before it, which gives its scale and shift to W_in and b_in."""
+    gm = site.graph_module
+    norm = find_pre_norm(gm, branch)
+    value, weight_in, bias_in = branch.input, parts["weight_in"], parts.get("bias_in")
+    if norm is not None:
+        value = norm.input
+        if norm.shift is not None:
+            moved = site.call(torch.sum, site.call(torch.mul, weight_in, site.parameter(norm.shift)), -1)
+            bias_in = moved if bias_in is None else site.call(torch.add, bias_in, moved)
+        if norm.scale is not None:
+            weight_in = site.call(torch.mul, weight_in, site.parameter(norm.scale))
+    kind, eps = ("none", 0.0) if norm is None else (norm.kind, norm.eps)
+    module = LeanBranch(kind, eps, None if activation is None else activation.function(gm))
+    return site.call_module(
+        site.module(f"{name}_lean", module), value, weight_in, parts["weight_out"], bias_in, parts.get("bias_out")
+    )
 
 
 def _sizes(tensor: Tensor) -> str:
@@ -234,7 +298,10 @@ def _depthwise(site: Site, value: fx.Node, kernel: fx.Node) -> fx.Node:
     )
 
 
-def _normalised(site: Site, value: fx.Node, norm: ThinNorm, name: str, synthesis: ThinSynthesis, axis: int) -> fx.Node:
+def _normalised(
+    site: Site, value: fx.Node, norm: ThinNorm, name: str, synthesis: ThinSynthesis | ThinWeights, axis: int
+) -> fx.Node:
     module: nn.Module = norm.make(synthesis.width, axis, value.meta["val"].ndim)
-    module = module.to(dtype=synthesis.gain_in.dtype, device=synthesis.gain_in.device)
+    like = next(synthesis.parameters())
+    module = module.to(dtype=like.dtype, device=like.device)
     return site.call_module(site.module(f"{name}_norm", module), value)

@@ -58,6 +58,57 @@ def find_norm(gm: fx.GraphModule, branch: Branch) -> ThinNorm | None:
     return None
 
 
+@dataclass(frozen=True)
+class PreNorm:
+    """The norm over channels that makes a span's input.
+
+    Attributes:
+        input: what it normalises.
+        kind: `layer` or `rms`.
+        eps: its own.
+        scale, shift: paths of its parameters; None where it has none.
+    """
+
+    input: fx.Node
+    kind: str
+    eps: float
+    scale: str | None
+    shift: str | None
+
+
+def find_pre_norm(gm: fx.GraphModule, branch: Branch) -> PreNorm | None:
+    """The norm over the last axis right before a span, where it is torch's own."""
+    node = branch.input
+    if node not in branch.nodes or node.op != "call_module" or len(node.args) != 1 or node.kwargs:
+        return None
+    module, given = gm.get_submodule(str(node.target)), node.args[0]
+    if not isinstance(module, nn.LayerNorm | nn.RMSNorm) or not isinstance(given, fx.Node):
+        return None
+    value = given.meta.get("val")
+    if len(module.normalized_shape) != 1 or not isinstance(value, Tensor) or not _computes_as_its_base(module):
+        return None
+    eps = torch.finfo(value.dtype).eps if module.eps is None else module.eps
+    own = {name for name, _ in module.named_parameters()}
+    scale, shift = (f"{node.target}.{name}" if name in own else None for name in ("weight", "bias"))
+    return PreNorm(given, "layer" if isinstance(module, nn.LayerNorm) else "rms", eps, scale, shift)
+
+
+def _computes_as_its_base(module: nn.LayerNorm | nn.RMSNorm) -> bool:
+    """Whether a norm does what torch's own does: asked of the module itself where it has code of its own."""
+    base = nn.LayerNorm if isinstance(module, nn.LayerNorm) else nn.RMSNorm
+    if type(module).forward is base.forward:
+        return True
+    state = [*module.parameters(), *module.buffers()]
+    if not state or state[0].is_meta:
+        return False
+    probe = torch.linspace(-2, 3, module.normalized_shape[0], dtype=state[0].dtype, device=state[0].device)[None]
+    try:
+        with torch.no_grad():
+            return torch.equal(module(probe), base.forward(module, probe))  # type: ignore[arg-type]
+    except (RuntimeError, ValueError, TypeError, IndexError, AttributeError):
+        return False
+
+
 def _norm(gm: fx.GraphModule, node: fx.Node, channels: set[int]) -> ThinNorm | None:
     if node.op == "call_function" and node.target in _BATCH_NORM_FUNCTIONS:
         momentum, eps = _BATCH_NORM_FUNCTIONS[node.target]

@@ -31,25 +31,6 @@ Config = TypeVar("Config")
 _REGISTRY: dict[str, tuple[type[Surrogate[Any]], type[Any]]] = {}
 
 
-class Synthesis(nn.Module):
-    """Base of the modules that compute a surrogate's weights from the neighbours' parameters.
-
-    `forward` takes parameters, buffers or results of other syntheses, and returns one tensor or a tuple of tensors.
-    What it learns itself are its own parameters. Folding evaluates it once and drops it.
-
-    Args:
-        train_neighbours: whether gradients flow through the synthesis into the neighbours' parameters.
-    """
-
-    def __init__(self, train_neighbours: bool) -> None:
-        super().__init__()
-        self.train_neighbours = train_neighbours
-
-    def given(self, weight: Any) -> Any:
-        """A neighbour's weight as the synthesis may use it: without gradient where neighbours are not trained."""
-        return weight if self.train_neighbours else weight.detach()
-
-
 class Surrogate(ABC, Generic[Config]):
     """What stands in for a replaced block.
 

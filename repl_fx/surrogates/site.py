@@ -15,7 +15,7 @@ from repl_fx.blocks import Block
 from repl_fx.graph import add_module, attribute, get_attr, has_attribute, unique_name
 from repl_fx.mixers import Mixer, mixer_of
 from repl_fx.passes.split_branches import Split, split_branches
-from repl_fx.surrogates.registry import Synthesis
+from repl_fx.surrogates.synthesis import Synthesis
 
 
 def surrogate_path(block: Block) -> str:

@@ -9,7 +9,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from repl_fx.surrogates.registry import Synthesis, random_gains
+from repl_fx.surrogates.registry import random_gains
+from repl_fx.surrogates.synthesis import Synthesis
 
 
 @dataclass(frozen=True)
@@ -100,11 +101,10 @@ class ThinSynthesis(Synthesis):
 
     @property
     def names(self) -> tuple[str, ...]:
-        """What `forward` returns, in order."""
-        optional = {"bias_in": self.bias_in, "bias_out": self.bias_out, "kernel": self.gain_kernel}
-        return ("weight_in", "weight_out", *(name for name, value in optional.items() if value is not None))
+        """What `synthesise` returns, in order."""
+        return _names({"bias_in": self.bias_in, "bias_out": self.bias_out, "kernel": self.gain_kernel})
 
-    def forward(self, *weights: Tensor) -> tuple[Tensor, ...]:
+    def synthesise(self, *weights: Tensor) -> tuple[Tensor, ...]:
         """Neighbours' weights, in the order of `given`, to the thin layer's: (r, in), (out, r), …."""
         rows = self._fitted([self.given(weight) for weight in weights])
         results = [_mixed(self.gain_in, rows.entry, self.width), _mixed(self.gain_out, rows.exit, self.width).t()]
@@ -136,6 +136,55 @@ class ThinSynthesis(Synthesis):
         if self.gain_kernel is not None:
             # A kernel of length 1 keeps the energy of what it filters.
             self.gain_kernel.mul_(_ratio(math.sqrt(self.width), _expected_size(self.gain_kernel, rows.kernels)))
+
+
+class ThinWeights(Synthesis):
+    """The weights of a thin layer of the same sizes as parameters of its own: the control that synthesis is held to.
+
+    Normal at random, with rows as long as in the removed block.
+
+    Args:
+        width: r.
+        form: layouts of the removed block's weights.
+        own: its weights, as for `ThinSynthesis`.
+        bias_in, bias_out: whether the layer adds biases.
+    """
+
+    def __init__(self, width: int, form: ThinForms, own: Sequence[Tensor], *, bias_in: bool, bias_out: bool) -> None:
+        super().__init__(train_neighbours=True)
+        self.width = width
+        rows, like = _rows(own, (form,)), own[0]
+        columns, features = rows.entry[0].shape[1], rows.exit[0].shape[1]
+        self.weight_in = _random(like, width, columns)
+        self.weight_out = _random(like, features, width)
+        self.bias_in = nn.Parameter(like.new_zeros(width)) if bias_in else None
+        self.bias_out = nn.Parameter(like.new_zeros(features)) if bias_out else None
+        self.kernel = _random(like, width, 1, *rows.kernels[0].shape[2:]) if rows.kernels else None
+        if not like.is_meta:
+            with torch.no_grad():
+                wanted = _size(rows.entry) * math.sqrt(width / _count(rows.entry))
+                self.weight_in.mul_(_ratio(wanted, _size([self.weight_in])))
+                self.weight_out.mul_(_ratio(_size(rows.exit), _size([self.weight_out])))
+                if self.kernel is not None:
+                    self.kernel.mul_(_ratio(math.sqrt(width), _size([self.kernel])))
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """What `synthesise` returns, in order."""
+        return _names({"bias_in": self.bias_in, "bias_out": self.bias_out, "kernel": self.kernel})
+
+    def synthesise(self, *weights: Tensor) -> tuple[Tensor, ...]:
+        """The weights themselves."""
+        return tuple(getattr(self, name) for name in self.names)
+
+
+def _names(optional: dict[str, Tensor | None]) -> tuple[str, ...]:
+    return ("weight_in", "weight_out", *(name for name, value in optional.items() if value is not None))
+
+
+def _random(like: Tensor, *sizes: int) -> nn.Parameter:
+    """Standard normal values, the same on every device for the same seed."""
+    return nn.Parameter(random_gains(math.prod(sizes), like).detach().reshape(sizes))
 
 
 @dataclass(frozen=True)

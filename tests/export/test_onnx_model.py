@@ -426,6 +426,16 @@ def test_inverse_real_fourier_transforms_run(tmp_path: Path) -> None:
     assert not made & stated
 
 
+@pytest.mark.parametrize("dimensions", [1, 2, 3])
+def test_convolutions_without_bias_get_none(dimensions: int, tmp_path: Path) -> None:
+    kind = (nn.Conv1d, nn.Conv2d, nn.Conv3d)[dimensions - 1]
+    model, x = nn.Sequential(kind(3, 5, 3, bias=False), kind(5, 2, 1)), torch.randn(2, 3, *[6] * dimensions)
+    path = export_onnx(model, tmp_path / "conv.onnx", (x,))
+    plain, biased = (node for node in onnx.load(path).graph.node if node.op_type == "Conv")
+    assert len(plain.input) == 2 and len(biased.input) == 3
+    assert verify_onnx(model, path, (x,))
+
+
 class TwoClips(nn.Module):
     """Clips one value twice, each time between bounds of its own."""
 

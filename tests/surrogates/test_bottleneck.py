@@ -228,3 +228,20 @@ def test_blocks_of_one_plan_may_have_other_widths() -> None:
     gm = repl_fx.transform(model, (x,), plan=mixed).graph_module
     made = [n for n in gm.graph.nodes if is_synthesis(gm, n)]
     assert [int(n.meta["val"][0].shape[0]) for n in made] == [4, 7]
+
+
+def test_weights_of_its_own_are_of_the_same_sizes_and_read_no_neighbour() -> None:
+    x = tokens()
+    made = {
+        weights: repl_fx.transform(TokenNet(), (x,), surrogate="bottleneck", settings={"weights": weights}).graph_module
+        for weights in ("own", "neighbours")
+    }
+    own, synthesised = ([n for n in gm.graph.nodes if is_synthesis(gm, n)] for gm in made.values())
+    assert len(own) == len(synthesised) == 4
+    for mine, theirs in zip(own, synthesised, strict=True):
+        assert not mine.all_input_nodes and theirs.all_input_nodes
+        kinds = [[(tensor.shape, tensor.dtype) for tensor in node.meta["val"]] for node in (mine, theirs)]
+        assert kinds[0] == kinds[1]
+    gm = made["own"].eval()
+    with torch.no_grad():
+        assert torch.equal(repl_fx.fold(gm)(x), gm(x))

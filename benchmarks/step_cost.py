@@ -1,0 +1,343 @@
+"""What a training step costs: the full model, each surrogate, depth pruning, checkpointing, stochastic depth.
+
+    python -m benchmarks.step_cost                                      on CUDA where there is one, else on the CPU
+    python -m benchmarks.step_cost --models vit_base --variants 'full*' '*every=2' --budget-s 540 --json vit.json
+    python -m benchmarks.step_cost --merge vit.json resnet.json --docs docs --json step_cost.json
+
+On CUDA the networks are ResNet-50, ResNet-110 for CIFAR, ViT-S and ViT-B at 224 pixels and a GPT of 12 layers, eager
+and compiled; on a CPU small ones of the same kinds, eager, as compiling takes half a minute a variant there. The
+variants of one network in one mode and dtype take turns, in another order every round, and are compared with one
+another:
+
+    full                      the model as it is
+    full, checkpointed        each block computed again in the backward pass (torch.utils.checkpoint)
+    stochastic depth          blocks left out at random; compiled block by block, as no one graph has random branches
+    depth-pruned, every=k     every k-th block of a repeat taken out (`identity`): the floor for time and memory
+    KEY, every=k              a surrogate in its place, for each that is registered, with its default settings
+    bottleneck (weights=own)  the control: the same thin layer with weights of its own, not made from the neighbours'
+
+One recipe for all: a fixed random batch, cross entropy, fused AdamW on float32 parameters. Float32 means float32, TF32
+is off; bfloat16 means `torch.autocast`. torch.compile gets the module, in one graph, not the loss and the optimizer.
+
+    time       seconds of the forward pass with the loss, of the backward pass, and of AdamW with the clearing of the
+               gradients. On CUDA by events, with the step before of the same variant not waited for; on a CPU by the
+               wall clock, or with `--clock cpu` in CPU seconds, which other load disturbs less. A ratio of times is the
+               median of the ratios in each round.
+    peak       most bytes that tensors took on the device during a step, by `torch.cuda.max_memory_allocated`, with
+               only this variant there. There is no such count on a CPU, where this is left out.
+    kept       bytes of the distinct storages that autograd saves in a forward pass, without parameters and buffers;
+               with checkpointing, without what the backward pass then computes again. Ratios of memory are those of
+               the peak, and of this where there is no peak. Of stochastic depth, both are the largest of five draws.
+    params     number of parameters, tied ones once
+    state      bytes of the state of AdamW
+
+Everything is warmed up before it is measured. With `--json` what is measured is written as it comes, so that a run that
+is killed loses nothing but its last round; `--budget-s` ends a run by itself. `--merge` puts files together; a group
+that is in several is taken whole from the one with the most steps.
+
+Targets, at every=2 in bfloat16, of ViT-B and ResNet-50 with each recommended surrogate: step time and peak memory at
+most 1.05 times those of the floor, and both below those of the full model with checkpointing.
+
+Exit status: 0; 1 with `--strict` where a target is missed; 2 where the device is not there.
+"""
+
+from __future__ import annotations
+
+import argparse
+import fnmatch
+import itertools
+import math
+import os
+import random
+import shlex
+import sys
+import time
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from torch import Tensor, nn
+
+from benchmarks.compile_time import environment
+from benchmarks.gpu_smoke import device_name
+from benchmarks.training import cost_tables as tables
+from benchmarks.training.cost_tables import Group, Row
+from benchmarks.training.models import Network, networks, small_networks
+from benchmarks.training.step import CLOCKS, Timer, Trainer, clear_memory, peak_bytes
+from benchmarks.training.variants import CHECKPOINTED, FULL, STOCHASTIC, Variant, pruned, rewritten
+from repl_fx.errors import BadInput
+from repl_fx.surrogates import known_surrogates, make_surrogate
+from repl_fx.surrogates.auto import AutoConfig
+
+DTYPES = {"float32": None, "bfloat16": torch.bfloat16}
+MODES = ("eager", "compile")
+EVERY = (2, 3)
+BATCHES = {"resnet50": 128, "resnet110": 512, "vit_small": 256, "vit_base": 128, "gpt12": 8}
+SMALL_BATCHES = {"resnet32": 32, "vit": 32, "gpt": 4}
+WARM_UP, DRAWS = 3, 5
+# Parameters, gradients and the two moments of AdamW, in float32.
+RESIDENT_BYTES, FREE_SHARE = 16, 0.9
+
+
+def all_variants() -> list[Variant]:
+    """The variants, those to compare with first."""
+    found = [FULL, CHECKPOINTED, STOCHASTIC]
+    keys = [key for key in known_surrogates() if key not in ("identity", "auto")]
+    for every in EVERY:
+        found += [pruned(every), *(rewritten(key, every) for key in keys)]
+        try:
+            make_surrogate("bottleneck", {"weights": "own"})
+        except BadInput:
+            continue
+        found.append(rewritten("bottleneck", every, weights="own"))
+    return found
+
+
+class Budget:
+    """Seconds that may pass; None for no end."""
+
+    def __init__(self, seconds: float | None, now: Callable[[], float] = time.monotonic) -> None:
+        self.seconds, self.now = seconds, now
+        self.begin = now()
+
+    @property
+    def spent(self) -> float:
+        """Seconds that have passed."""
+        return self.now() - self.begin
+
+    @property
+    def over(self) -> bool:
+        """Whether no time is left."""
+        return self.seconds is not None and self.spent >= self.seconds
+
+
+@dataclass
+class Bench:
+    """One network on one device.
+
+    Attributes:
+        network: the network.
+        batch: size of a batch.
+        device: where it trains.
+        clock: of `CLOCKS`.
+        steps: rounds to time.
+        budget: when to stop.
+        save: called with a group each time there is more in it.
+    """
+
+    network: Network
+    batch: int
+    device: torch.device
+    clock: str
+    steps: int
+    budget: Budget
+    save: Callable[[Group], None]
+    _built: dict[str, nn.Module] = field(default_factory=dict)
+
+    def measure(self, group: Group, variants: Sequence[Variant]) -> None:
+        """Fill a group: sizes of one variant after another, then times in turns."""
+        torch.manual_seed(0)
+        inputs = self.network.inputs(self.batch).to(self.device)
+        batch = (inputs, self.network.targets(inputs))
+        trainers: dict[str, Trainer] = {}
+        # cuDNN tries its algorithms for each size, which the warm-up pays for.
+        with torch.backends.cudnn.flags(enabled=True, benchmark=True, deterministic=False, allow_tf32=False):
+            for variant in variants:
+                if self.budget.over:
+                    break
+                floor = pruned(variant.every).name if variant.surrogate else None
+                group.rows.append(Row(variant.name, floor))
+                trainer = self._attempt(group.rows[-1], partial(self._sizes, variant, group, batch))
+                if trainer is not None:
+                    trainers[variant.name] = trainer
+                self.save(group)
+                what = f"{group.model}, {group.mode}, {group.dtype}: {variant.name}"
+                print(f"{what} ready after {self.budget.spent:.0f} s", file=sys.stderr)
+            self._time(group, trainers)
+        if group.mode == "compile":
+            torch.compiler.reset()
+
+    def _sizes(self, variant: Variant, group: Group, batch: tuple[Tensor, Tensor], row: Row) -> Trainer:
+        """Fill in the sizes of a variant, alone on the device; hands back its trainer, on the host and warm."""
+        clear_memory(self.device)
+        row.before_bytes = torch.cuda.memory_allocated(self.device) if self.device.type == "cuda" else None
+        trainer = Trainer(self._module(variant), group.mode == "compile", DTYPES[group.dtype], batch)
+        trainer.load()
+        for _ in range(WARM_UP):
+            loss = float(trainer.step())
+        if not math.isfinite(loss):
+            raise ValueError(f"the loss is {loss}")
+        draws = DRAWS if variant.blocks == STOCHASTIC.blocks else 1
+        peaks = [peak_bytes(trainer) for _ in range(draws)]
+        row.peak_bytes = None if None in peaks else max(peak for peak in peaks if peak is not None)
+        row.parameters, row.optimizer_bytes = trainer.parameters(), trainer.optimizer_bytes()
+        row.kept_bytes = max(trainer.kept_bytes() for _ in range(draws))
+        trainer.unload()
+        return trainer
+
+    def _module(self, variant: Variant) -> nn.Module:
+        """The variant on the host, built once for all modes and dtypes."""
+        if variant.name not in self._built:
+            torch.manual_seed(0)
+            self._built[variant.name] = variant.build(self.network.build(), (self.network.inputs(2),))
+        return self._built[variant.name]
+
+    def _time(self, group: Group, trainers: dict[str, Trainer]) -> None:
+        """Time steps in turns; only whole rounds are kept."""
+        timer = Timer(self.device, self.clock)
+        resident = self._fits(group)
+        clear_memory(self.device)
+
+        def turn(row: Row) -> dict[str, float]:
+            trainer = trainers[row.variant]
+            if trainer.optimizer is None:
+                trainer.load()
+                trainer.step()
+            seconds = timer(trainer)
+            if not resident:
+                trainer.unload()
+            return seconds
+
+        for number in range(-WARM_UP, self.steps):
+            times: dict[str, dict[str, float]] = {}
+            for name in order(trainers, number):
+                if self.budget.over:
+                    return
+                row = group.row(name)
+                assert row is not None
+                seconds = self._attempt(row, turn)
+                if seconds is None:
+                    del trainers[name]
+                else:
+                    times[name] = seconds
+            if number >= 0:
+                for row in group.rows:
+                    row.steps += [times[row.variant]] if row.variant in times else []
+                self.save(group)
+
+    def _fits(self, group: Group) -> bool:
+        """Whether all variants can stay on the device while one of them takes a step."""
+        if self.device.type != "cuda":
+            return True
+        held = sum(RESIDENT_BYTES * (row.parameters or 0) for row in group.rows)
+        peak = max((row.peak_bytes or 0 for row in group.rows), default=0)
+        return held + peak < FREE_SHARE * torch.cuda.get_device_properties(self.device).total_memory
+
+    def _attempt(self, row: Row, work: Callable[[Row], Any]) -> Any:
+        """What `work` makes of a row; None where it fails, which the row then says."""
+        try:
+            return work(row)
+        except Exception as problem:
+            first = next(iter(str(problem).strip().splitlines()), "")
+            row.error = f"{type(problem).__name__}: {first}"
+            print(f"{row.variant}: {row.error}", file=sys.stderr)
+        clear_memory(self.device)
+        return None
+
+
+def order(names: Iterable[str], number: int) -> list[str]:
+    """The order of the variants in a round: another each time, the same in each run."""
+    names = list(names)
+    return random.Random(number + WARM_UP).sample(names, len(names))
+
+
+def about_run(device: torch.device, clock: str, argv: Sequence[str]) -> dict[str, Any]:
+    """What a reader needs to compare numbers: hardware, versions, clock, command."""
+    cuda = device.type == "cuda"
+    cudnn: Any = torch.backends.cudnn
+    return environment() | {
+        "device": device_name(device),
+        "cuda": torch.version.cuda if cuda else None,
+        "cudnn": cudnn.version() if cuda else None,
+        "clock": "CUDA events" if cuda else f"the {clock} clock",
+        "load": os.getloadavg()[0],
+        "command": f"python -m benchmarks.step_cost {shlex.join(argv)}".strip(),
+    }
+
+
+def run(options: argparse.Namespace, device: torch.device, console: Console, argv: Sequence[str]) -> list[Group]:
+    """Measure what was asked for, printing and writing as it comes."""
+    groups: list[Group] = []
+    known, batches = networks() | small_networks(), BATCHES | SMALL_BATCHES
+    about = about_run(device, options.clock, argv)
+    variants = [v for v in all_variants() if any(fnmatch.fnmatchcase(v.name, glob) for glob in options.variants)]
+    budget = Budget(options.budget_s)
+    console.print(tables.describe(about), highlight=False)
+
+    def save(group: Group) -> None:
+        if options.json:
+            tables.write_json(options.json, groups)
+
+    bench: Bench | None = None
+    for name, mode, dtype in itertools.product(options.models, options.modes, options.dtypes):
+        if budget.over:
+            break
+        if bench is None or bench.network.name != name:
+            batch = options.batch or batches[name]
+            bench = Bench(known[name], batch, device, options.clock, options.steps, budget, save)
+        groups.append(Group(name, mode, dtype, bench.batch, about))
+        bench.measure(groups[-1], variants)
+        tables.show(console, groups[-1])
+    if budget.over:
+        console.print(f"the {options.budget_s:g} s are spent; this is what there is", style="yellow", highlight=False)
+    return groups
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Measure or merge, print, write; returns the exit status."""
+    argv = sys.argv[1:] if argv is None else argv
+    models = [*networks(), *small_networks()]
+    preferred = AutoConfig().candidates()[0].key
+    parser = argparse.ArgumentParser(description="What a training step costs, next to depth pruning and checkpointing.")
+    parser.add_argument("--device", help="cuda, cuda:1, cpu; by default CUDA where there is one")
+    parser.add_argument("--models", nargs="+", choices=models, help="the large by default, on a CPU the small")
+    parser.add_argument("--variants", nargs="+", default=["*"], metavar="GLOB", help="by name; all by default")
+    parser.add_argument("--modes", nargs="+", choices=MODES, help="both by default, on a CPU eager")
+    parser.add_argument("--dtypes", nargs="+", choices=DTYPES, default=list(DTYPES), help="both by default")
+    parser.add_argument("--steps", type=int, help="rounds to time (default 20, on a CPU 5)")
+    parser.add_argument("--batch", type=int, help="size of a batch, in place of each network's own")
+    parser.add_argument("--clock", choices=CLOCKS, default="wall", help="on a CPU: wall-clock (default) or CPU seconds")
+    parser.add_argument("--budget-s", type=float, help="stop after so many seconds, with what there is")
+    parser.add_argument("--recommended", nargs="+", default=[preferred], help=f"for the targets (default {preferred})")
+    parser.add_argument("--merge", nargs="+", type=Path, metavar="FILE", help="measure nothing, put files together")
+    parser.add_argument("--json", type=Path, help="write the measurements to this file, as they come")
+    parser.add_argument("--docs", type=Path, metavar="DIR", help="write DIR/step_cost.md")
+    parser.add_argument("--strict", action="store_true", help="exit with 1 where a target is missed")
+    options = parser.parse_args(argv)
+    console = Console(width=None if sys.stdout.isatty() else 210)
+    if options.merge:
+        groups = tables.merge(group for path in options.merge for group in tables.read_json(path))
+        for group in groups:
+            console.print(tables.describe(group.about), highlight=False)
+            tables.show(console, group)
+    else:
+        device = torch.device(options.device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        cuda = device.type == "cuda"
+        try:
+            torch.empty(0, device=device)
+        except (RuntimeError, AssertionError) as problem:
+            print(f"device {device} is not there: {str(problem).splitlines()[0]}", file=sys.stderr)
+            return 2
+        options.models = options.models or list(networks() if cuda else small_networks())
+        options.modes = options.modes or list(MODES if cuda else MODES[:1])
+        options.steps = options.steps or (20 if cuda else 5)
+        groups = run(options, device, console, argv)
+    held = tables.targets(groups, options.recommended)
+    for target in held:
+        colour = {"PASS": "green", "MISSED": "red"}.get(target.status, "yellow")
+        console.print(str(target), style=colour, highlight=False, markup=False)
+    if not held:
+        console.print("no target concerns what was measured")
+    if options.json:
+        tables.write_json(options.json, groups)
+    if options.docs:
+        (options.docs / "step_cost.md").write_text(tables.document(groups, options.recommended))
+    return 1 if options.strict and any(target.status == "MISSED" for target in held) else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,138 @@
+"""The variants of a model that the benchmarks of training compare: full, rewritten, pruned, checkpointed, at random."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+import repl_fx
+from repl_fx.blocks import Repeat
+
+
+@dataclass(frozen=True)
+class Variant:
+    """One way to train a model.
+
+    Attributes:
+        name: what tables and `--variants` call it.
+        surrogate: key of what stands in for the replaced blocks; None where none are replaced.
+        settings: of the surrogate.
+        every: replace every k-th block of each repeat.
+        blocks: what becomes of each block of a model that is not rewritten: `checkpoint` (computed again in the
+            backward pass) or `stochastic depth` (left out at random, for the whole batch); None for nothing.
+    """
+
+    name: str
+    surrogate: str | None = None
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    every: int = 2
+    blocks: str | None = None
+
+    def build(self, model: nn.Module, args: tuple[Any, ...], seed: int = 0) -> nn.Module:
+        """Make this variant of a model, in training mode; the model may be changed.
+
+        Args:
+            model: the model; its parameters are those of the result.
+            args: example inputs.
+            seed: of what the surrogates begin with.
+        """
+        if self.surrogate is not None:
+            return self.rewrite(model, args, seed).module.train()
+        if self.blocks is not None:
+            _wrap_blocks(model, args, WRAPPERS[self.blocks])
+        return model.train()
+
+    def rewrite(self, model: nn.Module, args: tuple[Any, ...], seed: int = 0) -> repl_fx.TransformResult:
+        """Make a variant that has a surrogate, with the plan of what was replaced; see `build`."""
+        assert self.surrogate is not None
+        return repl_fx.transform(
+            model, args, every=self.every, surrogate=self.surrogate, settings=self.settings or None, seed=seed
+        )
+
+
+class Checkpointed(nn.Module):
+    """A block whose inner values are computed again in the backward pass."""
+
+    def __init__(self, block: nn.Module, position: float) -> None:
+        super().__init__()
+        self.block = block
+
+    def forward(self, x: Tensor) -> Any:
+        """Run the block; only `x` is kept."""
+        return checkpoint(self.block, x, use_reentrant=False)
+
+
+class SometimesSkipped(nn.Module):
+    """A residual block that is left out for a whole batch (Huang et al., arXiv 1603.09382).
+
+    The paper's rule: the last block is kept with probability 0.5, those before it linearly more often. A block that
+    changes the size of its value always runs.
+
+    Args:
+        block: the block.
+        position: of the block in the network, above 0 and up to 1.
+    """
+
+    def __init__(self, block: nn.Module, position: float) -> None:
+        super().__init__()
+        self.block = block
+        self.kept = 1 - 0.5 * position
+
+    def forward(self, x: Tensor) -> Any:
+        """Run the block or let `x` pass; in evaluation its change counts as often as it ran."""
+        if self.training:
+            # The draw is on the CPU, so that no device waits for it.
+            return self.block(x) if torch.rand(()).item() < self.kept or not self._passable(x) else x
+        made = self.block(x)
+        return x + self.kept * (made - x) if made.shape == x.shape else made
+
+    def _passable(self, x: Tensor) -> bool:
+        if "passable" not in self.__dict__:
+            with torch.no_grad():
+                # Not through a call: where the block is compiled, this would compile it once more.
+                self.__dict__["passable"] = self.block.forward(x).shape == x.shape
+        return bool(self.__dict__["passable"])
+
+
+WRAPPERS: dict[str, Callable[[nn.Module, float], nn.Module]] = {
+    "checkpoint": Checkpointed,
+    "stochastic depth": SometimesSkipped,
+}
+
+
+def _wrap_blocks(model: nn.Module, args: tuple[Any, ...], wrapper: Callable[[nn.Module, float], nn.Module]) -> None:
+    """Put each block of a model into a wrapper: all modules beside the blocks of its repeats."""
+    places: dict[str, None] = {}
+    for repeat in repl_fx.find_repeats(repl_fx.capture(model, args)):
+        for path in _module_paths(repeat):
+            parent = path.rpartition(".")[0]
+            places.update(dict.fromkeys(f"{parent}.{name}" for name, _ in model.get_submodule(parent).named_children()))
+    order = [path for path, _ in model.named_modules() if path in places]
+    for i, path in enumerate(order, start=1):
+        model.set_submodule(path, wrapper(model.get_submodule(path), i / len(order)))
+
+
+def _module_paths(repeat: Repeat) -> list[str]:
+    return [] if repeat.similar else [block.module_path for block in repeat.blocks if block.module_path is not None]
+
+
+FULL = Variant("full")
+CHECKPOINTED = Variant("full, checkpointed", blocks="checkpoint")
+STOCHASTIC = Variant("stochastic depth", blocks="stochastic depth")
+
+
+def rewritten(surrogate: str, every: int, **settings: Any) -> Variant:
+    """The variant with a surrogate, named after it and its settings."""
+    shown = ", ".join(f"{name}={json.dumps(value).strip(chr(34))}" for name, value in settings.items())
+    return Variant(f"{surrogate}{f' ({shown})' if shown else ''}, every={every}", surrogate, settings, every)
+
+
+def pruned(every: int) -> Variant:
+    """The floor: the blocks are taken out, and nothing stands in for them."""
+    return Variant(f"depth-pruned, every={every}", "identity", {}, every)

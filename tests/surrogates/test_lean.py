@@ -1,0 +1,92 @@
+"""The branch that keeps its normalised input alone."""
+
+from collections.abc import Callable
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from repl_fx.surrogates.lean import LeanBranch
+
+
+def _arguments(dtype: torch.dtype = torch.float64, bias: bool = True) -> list[Tensor | None]:
+    torch.manual_seed(0)
+    sizes = ((2, 5, 12), (3, 12), (12, 3), (3,), (12,))
+    made: list[Tensor | None] = [torch.randn(size, dtype=dtype, requires_grad=True) for size in sizes]
+    return made if bias else [*made[:3], None, None]
+
+
+def _plain(norm: str) -> Callable[[Tensor], Tensor]:
+    if norm == "layer":
+        return lambda x: F.layer_norm(x, (12,), eps=1e-5)
+    if norm == "rms":
+        return lambda x: F.rms_norm(x, (12,), eps=1e-5)
+    return lambda x: x
+
+
+@pytest.mark.parametrize("norm", ["layer", "rms", "none"])
+@pytest.mark.parametrize("bias", [True, False])
+def test_it_is_its_docstring_and_gradients_are_right(norm: str, bias: bool) -> None:
+    branch = LeanBranch(norm, 1e-5, nn.GELU())
+    x, w_in, w_out, b_in, b_out = given = _arguments(bias=bias)
+    assert x is not None and w_in is not None and w_out is not None
+    expected = F.linear(F.gelu(F.linear(_plain(norm)(x), w_in, b_in)), w_out, b_out)
+    torch.testing.assert_close(branch(*given), expected)
+    assert torch.autograd.gradcheck(branch, given)
+    with torch.no_grad():
+        torch.testing.assert_close(branch(*given), expected)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_gradients_in_lower_precision_are_those_of_plain_operators(dtype: torch.dtype) -> None:
+    branch = LeanBranch("layer", 1e-5, F.silu)
+    exact, rough = (
+        _arguments(torch.float64),
+        [t.detach().to(dtype).requires_grad_() for t in _arguments() if t is not None],
+    )
+    for given in (exact, rough):
+        branch(*given).square().sum().backward()
+    for a, b in zip(exact, rough, strict=True):
+        assert a is not None and a.grad is not None and b.grad is not None and b.grad.dtype == dtype
+        near = 1e-5 if dtype == torch.float32 else 3e-2
+        assert (a.grad - b.grad).norm() <= near * a.grad.norm()
+
+
+def _kept(run: Callable[[], Tensor]) -> int:
+    """Elements that a forward pass keeps, weights left out."""
+    found: dict[int, int] = {}
+
+    def note(tensor: Tensor) -> Tensor:
+        if not isinstance(tensor, nn.Parameter):
+            found[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
+        kept = run()
+    assert kept.requires_grad
+    return sum(found.values())
+
+
+def test_it_keeps_one_value_in_the_precision_of_autocast() -> None:
+    rows, width, thin = 64, 32, 8
+    x = torch.randn(rows, width, requires_grad=True) + 0
+    w_in, w_out = nn.Parameter(torch.randn(thin, width)), nn.Parameter(torch.randn(width, thin))
+    branch = LeanBranch("layer", 1e-5, nn.GELU())
+    plain = nn.LayerNorm(width)
+    with torch.autocast("cpu", torch.bfloat16):
+        lean = _kept(lambda: branch(x, w_in, w_out, None, None))
+        ordinary = _kept(lambda: F.linear(F.gelu(F.linear(plain(x), w_in)), w_out))
+        assert branch(x, w_in, w_out, None, None).dtype == torch.bfloat16
+    weights = 2 * 2 * width * thin
+    assert lean == rows * width * 2 + rows * 4 + weights
+    assert ordinary > lean + rows * width * 4
+
+
+def test_compiled_and_exported_it_is_plain_operators() -> None:
+    branch = LeanBranch("layer", 1e-5, nn.GELU())
+    given = tuple(t.detach() for t in _arguments(torch.float32) if t is not None)
+    program = torch.export.export(branch, given)
+    targets = {str(node.target) for node in program.graph.nodes if node.op == "call_function"}
+    assert "aten.gelu.default" in targets and not any("autograd" in target for target in targets)
+    torch.testing.assert_close(program.module()(*given), branch(*given))

@@ -1,0 +1,167 @@
+"""When a synthesis runs, and when what it made is used again."""
+
+import copy
+import pickle
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+import repl_fx
+from repl_fx.errors import WeightsChanged
+from tests.nets import TokenNet
+
+
+class Sum(repl_fx.Synthesis):
+    """Counts its runs."""
+
+    def __init__(self) -> None:
+        super().__init__(True)
+        self.gain = nn.Parameter(torch.ones(()))
+        self.runs = 0
+
+    def synthesise(self, *weights: Tensor) -> Tensor:
+        self.runs += 1
+        a, b = (self.given(weight) for weight in weights)
+        made: Tensor = self.gain * (a + b)
+        return made
+
+
+def _gradients(*parameters: nn.Parameter) -> list[Tensor]:
+    return [p.grad for p in parameters if p.grad is not None]
+
+
+def _holding(parameter: nn.Parameter) -> nn.Module:
+    module = nn.Module()
+    module.register_parameter("parameter", parameter)
+    return module
+
+
+@pytest.fixture
+def made() -> tuple[Sum, nn.Parameter, nn.Parameter]:
+    return Sum(), nn.Parameter(torch.randn(3)), nn.Parameter(torch.randn(3))
+
+
+def test_without_gradients_it_runs_once_until_a_weight_changes(made: tuple[Sum, nn.Parameter, nn.Parameter]) -> None:
+    synthesis, a, b = made
+    with torch.no_grad():
+        first = synthesis(a, b)
+        assert synthesis(a, b) is first and synthesis.runs == 1
+        a.add_(1)
+        assert torch.equal(synthesis(a, b), a + b) and synthesis.runs == 2
+        synthesis.gain.fill_(2)
+        assert torch.equal(synthesis(a, b), 2 * (a + b)) and synthesis.runs == 3
+        assert torch.equal(synthesis(b, a), 2 * (a + b)) and synthesis.runs == 4
+        b.data = torch.zeros(3)
+        assert torch.equal(synthesis(b, a), 2 * a)
+        for module in (synthesis, *map(_holding, (a, b))):
+            module.double()
+        assert synthesis(a, b).dtype == torch.float64
+
+
+def test_another_tensor_in_the_place_of_one_that_is_gone_is_seen(made: tuple[Sum, nn.Parameter, nn.Parameter]) -> None:
+    synthesis, a, _ = made
+    with torch.no_grad():
+        for value in range(20):
+            # Freed at once, so that the next one gets its memory and its identity.
+            assert synthesis(torch.full((3,), float(value)), a)[0] == value + a[0]
+
+
+def test_setting_the_mode_forgets(made: tuple[Sum, nn.Parameter, nn.Parameter]) -> None:
+    synthesis, a, b = made
+    with torch.no_grad():
+        synthesis(a, b)
+        a.data.zero_()
+        assert torch.equal(synthesis.eval()(a, b), b)
+
+
+def test_with_gradients_it_runs_every_time(made: tuple[Sum, nn.Parameter, nn.Parameter]) -> None:
+    synthesis, a, b = made
+    for runs in (1, 2):
+        synthesis(a, b).sum().backward()
+        assert synthesis.runs == runs
+    assert a.grad is not None and torch.equal(a.grad, torch.full((3,), 2.0))
+
+
+def test_inference_mode_and_meta(made: tuple[Sum, nn.Parameter, nn.Parameter]) -> None:
+    synthesis, a, b = made
+    with torch.inference_mode():
+        assert torch.equal(synthesis(a, b), a + b)
+        assert torch.equal(synthesis(a, torch.ones(3)), a + 1)
+    with torch.no_grad():
+        assert synthesis.to("meta")(a.to("meta"), b.to("meta")).is_meta
+
+
+def test_copies_make_their_own(made: tuple[Sum, nn.Parameter, nn.Parameter]) -> None:
+    synthesis, a, b = made
+    with torch.no_grad():
+        synthesis(a, b)
+        for other in (copy.deepcopy(synthesis), pickle.loads(pickle.dumps(synthesis))):
+            other.gain.fill_(3)
+            assert torch.equal(other(a, b), 3 * (a + b))
+        assert torch.equal(synthesis(a, b), a + b) and synthesis.runs == 1
+
+
+def _rewritten(surrogate: str) -> nn.Module:
+    torch.manual_seed(0)
+    model = TokenNet(depth=5)
+    return repl_fx.transform(model, (torch.randn(2, 6, 16),), surrogate=surrogate).module.train()
+
+
+@contextmanager
+def _nothing() -> Iterator[None]:
+    yield
+
+
+@pytest.mark.parametrize("surrogate", ["bottleneck", "blend"])
+def test_shared_synthesis_gives_the_gradients_of_the_whole_step(surrogate: str) -> None:
+    batches = [torch.randn(2, 6, 16) for _ in range(3)]
+    gradients = []
+    for shared in (False, True):
+        module = _rewritten(surrogate)
+        with repl_fx.shared_synthesis(module) if shared else _nothing():
+            for batch in batches:
+                module(batch).square().mean().backward()
+        gradients.append({name: p.grad for name, p in module.named_parameters()})
+    for name, expected in gradients[0].items():
+        torch.testing.assert_close(gradients[1][name], expected, msg=name)
+
+
+def test_shared_synthesis_runs_each_synthesis_once(made: tuple[Sum, nn.Parameter, nn.Parameter]) -> None:
+    synthesis, a, b = made
+    with repl_fx.shared_synthesis(synthesis):
+        for _ in range(3):
+            synthesis(a, b).sum().backward()
+        assert synthesis.runs == 1 and not _gradients(a)
+    assert torch.equal(_gradients(a)[0], torch.full((3,), 3.0))
+    synthesis(a, b)
+    assert synthesis.runs == 2
+
+
+def test_shared_synthesis_refuses_weights_that_changed(made: tuple[Sum, nn.Parameter, nn.Parameter]) -> None:
+    synthesis, a, b = made
+    with pytest.raises(WeightsChanged, match="step the optimizer after it"), repl_fx.shared_synthesis(synthesis):
+        synthesis(a, b)
+        with torch.no_grad():
+            a.add_(1)
+        synthesis(a, b)
+    assert synthesis(a, b).requires_grad and a.grad is None
+
+
+def test_training_then_evaluating_uses_the_new_weights(tmp_path: Path) -> None:
+    module = _rewritten("bottleneck")
+    x = torch.randn(2, 6, 16)
+    with torch.no_grad():
+        before = module.eval()(x)
+    optimizer = torch.optim.AdamW(module.parameters(), lr=0.1)
+    # In evaluation mode, as in fine-tuning with frozen statistics: no change of mode tells.
+    F.mse_loss(module(x), torch.zeros_like(before)).backward()  # type: ignore[no-untyped-call]
+    optimizer.step()
+    with torch.no_grad():
+        after = module(x)
+        assert not torch.equal(before, after)
+        assert torch.equal(after, module.eval()(x))

@@ -1,0 +1,315 @@
+"""benchmarks/step_cost.py: what it counts, whose turn it is, when it ends, and what its verdicts follow from."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from benchmarks import step_cost
+from benchmarks.step_cost import Bench, Budget, all_variants, main, order
+from benchmarks.training import cost_tables as tables
+from benchmarks.training.cost_tables import Group, Row
+from benchmarks.training.models import Network
+from benchmarks.training.step import PARTS, Timer, Trainer, compile_, peak_bytes
+from benchmarks.training.variants import CHECKPOINTED, FULL, Checkpointed, SometimesSkipped, Variant, pruned, rewritten
+
+ABOUT: dict[str, Any] = {
+    "device": "a GPU",
+    "cpu": "a CPU",
+    "cores": 2,
+    "threads": 1,
+    "python": "3",
+    "torch": "2",
+    "repl_fx": "1",
+    "clock": "CUDA events",
+    "command": "python -m benchmarks.step_cost --models vit_base",
+}
+
+
+def _layers() -> nn.Sequential:
+    return nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 3))
+
+
+def _batch(rows: int = 5, device: str = "cpu") -> tuple[Tensor, Tensor]:
+    return torch.randn(rows, 4, device=device), torch.zeros(rows, dtype=torch.long, device=device)
+
+
+NETWORK = Network("layers", _layers, lambda rows: _batch(rows)[0], 3)
+
+
+def _trainer(module: nn.Module, dtype: torch.dtype | None = None, device: str = "cpu") -> Trainer:
+    trainer = Trainer(module, False, dtype, _batch(device=device))
+    trainer.load()
+    trainer.step()
+    return trainer
+
+
+def _row(variant: str, seconds: list[float], peak: int | None = None, floor: str | None = None) -> Row:
+    steps = [{part: one / 4 if part == "forward" else 3 * one / 8 for part in PARTS} for one in seconds]
+    return Row(variant, floor, None, 10, 20, 30, peak, 0, steps)
+
+
+def _group(ours: float, peak: int | None = 100, model: str = "vit_base", **changes: Any) -> Group:
+    rows = [
+        _row(FULL.name, [2.0, 2.0], 200),
+        _row(CHECKPOINTED.name, [2.5, 2.5], 120),
+        _row(pruned(2).name, [1.0, 1.0], 100),
+        _row(rewritten("bottleneck", 2).name, [ours, ours], peak, pruned(2).name),
+    ]
+    return replace(Group(model, "eager", "bfloat16", 128, ABOUT, rows), **changes)
+
+
+# --- what a step takes and holds ------------------------------------------------------------------------------------
+
+
+def test_kept_is_every_storage_once_without_parameters() -> None:
+    # The input; what the ReLU made, which the next layer shares; log-softmax; the targets; the weight of the loss.
+    assert _trainer(_layers()).kept_bytes() == 4 * (5 * 4 + 5 * 8 + 5 * 3) + 8 * 5 + 4
+
+
+def test_kept_counts_what_is_made_of_parameters() -> None:
+    model = nn.Sequential(nn.Linear(4, 8), nn.Linear(8, 3))
+    # In bfloat16: the input, what the first layer made, the weight of the second; the rest is float32 as above.
+    assert _trainer(model, torch.bfloat16).kept_bytes() == 2 * (5 * 4 + 5 * 8 + 8 * 3) + 4 * 5 * 3 + 8 * 5 + 4
+
+
+def test_checkpointing_keeps_less() -> None:
+    model = nn.Sequential(nn.Linear(4, 64), nn.ReLU(), nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 3))
+    assert 2 * _trainer(Checkpointed(model, 1.0)).kept_bytes() < _trainer(model).kept_bytes()
+
+
+def test_a_step_trains_a_copy_and_is_timed_in_three_parts() -> None:
+    model = _layers()
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    trainer = _trainer(model)
+    trained = trainer.module.state_dict()
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    assert not any(torch.equal(value, before[name]) for name, value in trained.items())
+    # Two moments for each of 67 parameters, and a step count for each of 4 tensors.
+    assert (trainer.parameters(), trainer.optimizer_bytes()) == (67, 4 * (2 * 67 + 4))
+    seconds = Timer(torch.device("cpu"), "wall")(trainer)
+    assert tuple(seconds) == PARTS and all(one > 0 for one in seconds.values())
+    trainer.unload()
+    assert all(p.grad is None for p in trainer.module.parameters())
+    assert peak_bytes(trainer) is None
+
+
+def test_on_cuda_the_second_of_two_steps_is_timed_before_anything_is_waited_for(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    done: list[str] = []
+
+    class Event:
+        def __init__(self, enable_timing: bool) -> None:
+            assert enable_timing
+
+        def record(self, stream: Any) -> None:
+            self.at = len(done)
+            done.append("event")
+
+        def elapsed_time(self, other: Event) -> float:
+            return 1e3 * (other.at - self.at)
+
+    fake = SimpleNamespace(Event=Event, current_stream=lambda device: None, synchronize=lambda d: done.append("wait"))
+    monkeypatch.setattr(torch, "cuda", fake)
+
+    def run(mark: Any = lambda: None) -> None:
+        for part in ("", *PARTS):
+            done.extend([part] if part else [])
+            mark()
+
+    seconds = Timer(torch.device("cuda"), "wall")(SimpleNamespace(step=run))  # type: ignore[arg-type]
+    assert done == [*PARTS, "event", "forward", "event", "backward", "event", "optimizer", "event", "wait"]
+    assert seconds == dict.fromkeys(PARTS, 2.0)
+
+
+def test_a_model_whose_blocks_are_skipped_is_compiled_block_by_block(monkeypatch: pytest.MonkeyPatch) -> None:
+    compiled: list[nn.Module] = []
+    monkeypatch.setattr(nn.Module, "compile", lambda self, **settings: compiled.append(self))
+    whole, skipped = _layers(), nn.Sequential(*(SometimesSkipped(layer, 0.5) for layer in _layers()))
+    compile_(whole)
+    assert compiled == [whole]
+    compile_(skipped)
+    assert compiled[1:] == [layer.block for layer in skipped]
+
+
+@pytest.mark.gpu
+def test_the_peak_on_a_gpu_holds_the_state_and_what_is_kept() -> None:
+    trainer = _trainer(_layers(), device="cuda")
+    peak = peak_bytes(trainer)
+    assert peak is not None and peak >= trainer.optimizer_bytes() + trainer.kept_bytes() + 2 * 4 * 67
+    assert all(one > 0 for one in Timer(torch.device("cuda"), "wall")(trainer).values())
+
+
+# --- rounds ---------------------------------------------------------------------------------------------------------
+
+
+def test_each_round_has_every_variant_once_in_another_order() -> None:
+    rounds = [order("abcdef", number) for number in range(20)]
+    assert all(sorted(one) == list("abcdef") for one in rounds)
+    assert len({"".join(one) for one in rounds}) > 15
+    assert {one[0] for one in rounds} == set("abcdef")
+    assert rounds == [order("abcdef", number) for number in range(20)]
+
+
+def _measure(
+    monkeypatch: pytest.MonkeyPatch, variants: list[Variant], budget: Budget, took: list[str]
+) -> tuple[Group, list[int]]:
+    """Measure three rounds with a timer that notes whom it timed; the rounds there were each time it was saved."""
+    names: dict[int, str] = {}
+    saved: list[int] = []
+    real = Trainer.load
+    group = Group("layers", "eager", "float32", 5, ABOUT)
+
+    def load(self: Trainer) -> None:
+        names.setdefault(id(self), group.rows[-1].variant)
+        real(self)
+
+    def timed(trainer: Trainer) -> dict[str, float]:
+        took.append(names[id(trainer)])
+        return dict.fromkeys(PARTS, 1.0)
+
+    monkeypatch.setattr(Trainer, "load", load)
+    monkeypatch.setattr(step_cost, "Timer", lambda device, clock: timed)
+
+    def save(group: Group) -> None:
+        saved.append(len(group.rows[0].steps))
+
+    Bench(NETWORK, 5, torch.device("cpu"), "wall", 3, budget, save).measure(group, variants)
+    return group, saved
+
+
+def test_variants_take_turns_and_one_that_fails_ends_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    took: list[str] = []
+    variants = [FULL, Variant("broken", surrogate="no such"), Variant("again")]
+    group, saved = _measure(monkeypatch, variants, Budget(None), took)
+    assert took == [name for number in range(-3, 3) for name in order(["full", "again"], number)]
+    assert [len(row.steps) for row in group.rows] == [3, 0, 3]
+    assert group.rows[1].error is not None and group.rows[1].error.startswith("UnknownSurrogate: ")
+    assert group.rows[0].error is None and group.rows[0].kept_bytes == 344
+    assert saved == [0, 0, 0, 1, 2, 3]
+
+
+def test_a_run_ends_with_its_budget_and_keeps_whole_rounds(monkeypatch: pytest.MonkeyPatch) -> None:
+    took: list[str] = []
+    # Time passes with the turns; it is over in the middle of the second round that counts.
+    budget = Budget(9, now=lambda: float(len(took)))
+    group, saved = _measure(monkeypatch, [FULL, Variant("again")], budget, took)
+    assert len(took) == 9
+    assert [len(row.steps) for row in group.rows] == [1, 1]
+    assert saved[-1] == 1
+
+
+def test_a_budget_that_is_spent_before_the_start_measures_nothing(tmp_path: Path) -> None:
+    path = tmp_path / "cost.json"
+    assert main(["--device", "cpu", "--models", "vit", "--budget-s", "0", "--json", str(path)]) == 0
+    assert tables.read_json(path) == []
+
+
+def test_a_small_run_from_the_command_line(tmp_path: Path) -> None:
+    path = tmp_path / "cost.json"
+    which = ["--models", "vit", "--variants", "ful?", "--dtypes", "float32", "--batch", "2", "--steps", "2"]
+    assert main(["--device", "cpu", *which, "--json", str(path), "--docs", str(tmp_path)]) == 0
+    (group,) = tables.read_json(path)
+    assert (group.model, group.mode, group.dtype, group.batch) == ("vit", "eager", "float32", 2)
+    (row,) = group.rows
+    assert row.variant == "full" and len(row.steps) == 2 and row.peak_bytes is None
+    assert row.parameters == 1_018_762 and row.optimizer_bytes is not None and row.optimizer_bytes > 8 * row.parameters
+    assert group.about["command"].startswith("python -m benchmarks.step_cost --device cpu --models vit")
+    assert "| full | " in (tmp_path / "step_cost.md").read_text()
+
+
+def test_every_surrogate_has_its_floor(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(step_cost, "known_surrogates", lambda: ("auto", "blend", "bottleneck", "identity", "newer"))
+    names = [variant.name for variant in all_variants()]
+    assert len(set(names)) == len(names)
+    for every in (2, 3):
+        at = {name for name in names if name.endswith(f"every={every}")}
+        expected = {f"{key}, every={every}" for key in ("depth-pruned", "blend", "bottleneck", "newer")}
+        assert at - {f"bottleneck (weights=own), every={every}"} == expected
+    assert {"full", "full, checkpointed", "stochastic depth"} <= set(names)
+
+
+# --- figures --------------------------------------------------------------------------------------------------------
+
+
+def test_a_ratio_of_times_is_the_median_over_rounds() -> None:
+    group = Group("m", "eager", "float32", 1, ABOUT, [_row("a", [2.0, 30.0, 4.0]), _row("b", [1.0, 10.0, 4.0, 9.0])])
+    assert group.time_ratio("a", "b") == pytest.approx(2.0)
+    assert group.time_ratio("a", "absent") is None and group.time_ratio("a", None) is None
+
+
+def test_memory_is_the_peak_and_where_there_is_none_what_is_kept() -> None:
+    group = _group(1.0)
+    cells = dict(zip(tables.head(group), tables.cells(group, group.rows[-1]), strict=True))
+    assert (cells["time/floor"], cells["time/full"], cells["peak/floor"], cells["peak/full"]) == (
+        "1.000",
+        "0.500",
+        "1.000",
+        "0.500",
+    )
+    assert (cells["step ms"], cells["forward"], cells["optimizer"]) == ("1000.0", "250.0", "375.0")
+    for row in group.rows:
+        row.peak_bytes = None
+    assert "kept/floor" in tables.head(group) and "peak/floor" not in tables.head(group)
+
+
+@pytest.mark.parametrize(
+    ("ours", "peak", "expected"),
+    [
+        (1.05, 105, ["PASS", "PASS", "PASS", "PASS"]),
+        (1.06, 106, ["MISSED", "MISSED", "PASS", "PASS"]),
+        (2.5, 120, ["MISSED", "MISSED", "MISSED", "MISSED"]),
+        (1.0, None, ["PASS", "not measured", "PASS", "not measured"]),
+    ],
+)
+def test_targets(ours: float, peak: int | None, expected: list[str]) -> None:
+    assert [target.status for target in tables.targets([_group(ours, peak)], ["bottleneck"])] == expected
+
+
+def test_targets_concern_two_models_in_bfloat16_and_the_recommended_surrogates() -> None:
+    others = [_group(9.0, model="gpt12"), _group(9.0, dtype="float32")]
+    assert tables.targets(others, ["bottleneck"]) == []
+    assert {target.status for target in tables.targets([_group(1.0)], ["blend"])} == {"not measured"}
+    (first, *_) = tables.targets([_group(1.25)], ["bottleneck"])
+    assert str(first) == (
+        "MISSED step time of vit_base, eager, bfloat16: bottleneck, every=2, against depth-pruned, every=2: "
+        "1.250 times, target at most 1.05"
+    )
+
+
+def test_files_are_merged_by_whole_groups(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    short = _group(9.0)
+    for row in short.rows:
+        del row.steps[1:]
+    older, elsewhere = _group(1.0), _group(1.0, about=ABOUT | {"device": "another GPU"})
+    other = _group(1.06, model="resnet50")
+    first, second = tmp_path / "a.json", tmp_path / "b.json"
+    tables.write_json(first, [older, elsewhere])
+    tables.write_json(second, [short, other])
+    assert tables.read_json(first) == [older, elsewhere]
+    both = tmp_path / "both.json"
+    command = ["--merge", str(first), str(second), "--json", str(both), "--docs", str(tmp_path)]
+    assert main(command) == 0
+    assert tables.read_json(both) == [older, elsewhere, other]
+    assert main([*command, "--strict"]) == 1
+    # As many steps, later: taken.
+    tables.write_json(second, [_group(1.04)])
+    assert main([*command, "--strict"]) == 0
+    text = (tmp_path / "step_cost.md").read_text()
+    assert text.count("## vit_base, eager, bfloat16 autocast, batch 128, 2 rounds") == 2
+    assert "another GPU; a CPU, 2 cores" in text and "1.040 times" in text
+    assert "PASS step time of vit_base" in capsys.readouterr().out
+
+
+def test_a_device_that_is_not_there_is_said(capsys: pytest.CaptureFixture[str]) -> None:
+    if torch.cuda.is_available():
+        pytest.skip("there is one")
+    assert main(["--device", "cuda"]) == 2
+    assert "device cuda is not there" in capsys.readouterr().err
