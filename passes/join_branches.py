@@ -9,17 +9,25 @@ Needs: each decision alone says whether the stretch behind it runs. One that dep
 when the graph runs; another is computed by the graph (`Condition`).
 Three traces tell of any number of decisions: with all layers, with every other one skipped, and with the others
 skipped. A layer that is skipped has neighbours that run, and these show what takes the place of its values.
-Never touches: the traces it is given, but for the first, which becomes the result.
+Where decisions do more than that, those that inputs settle (is a mask of this kind, or of that?) are answered as the
+example inputs answer them, and the graph refuses other inputs:
+
+    before   trace with yes: any(mask) -> decision 0; a, b      trace with no: any(mask) -> decision 0; c
+    after    any(mask) -> check_condition(any, False, …); c
+
+Never touches: the traces it is given, but for the last with all layers, which becomes the result.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import operator
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from torch import fx, nn
+import torch
+from torch import Tensor, fx, nn
 
-from repl_fx._torch import module_stack
+from repl_fx._torch import has_no_value, module_stack, pytree
 from repl_fx.decisions import (
     Comparison,
     Condition,
@@ -35,41 +43,90 @@ from repl_fx.errors import BrokenGraph
 from repl_fx.graph import drop_dead, erase_dead, has_effect, is_tensor
 from repl_fx.interface import PackOutput, leaf_paths
 from repl_fx.passes.merge_modes import equal_literals, matching_blocks, node_key
+from repl_fx.passes.sizes_first import sizes_first_
+from repl_fx.runtime import check_condition
 
 _OUTSIDE = ("placeholder", "get_attr")
 _OTHERS_FOLLOW = "how often the forward decides depends on what it decided before"
-Trace = Callable[[Sequence[bool]], tuple[fx.Graph, Sequence[Comparison | None]]]
+_Asked = Sequence[Comparison | None]
+Trace = Callable[[Sequence[bool]], tuple[fx.Graph, _Asked]]
 
 
-def join_branches(trace: Trace) -> fx.Graph:
+def join_branches(trace: Trace, example: Callable[[fx.Node], bool | None] = lambda condition: None) -> fx.Graph:
     """The graph of a forward that may decide at random to skip parts of itself.
 
     Args:
         trace: traces with given answers to the decisions, the last of them for all that follow; returns the graph, with
             markers, and what was asked.
+        example: the truth of a condition for the example inputs; None where more than the inputs settles it, so that
+            the next inputs may well have the other.
 
     Returns:
-        A graph with a `Decision` and choices where there were markers.
+        A graph with a `Decision` and choices where there were markers, or with a check of the inputs.
 
     Raises:
         NotImplementedError: a decision does more than skip what is behind it.
     """
     base, asked = trace([])
-    count = len(_markers(base))
-    if not count:
+    if not _markers(base):
         return base
+    joiner = None
+    settled: dict[int, bool] = {}
+    try:
+        joiner, asked, skips_when = _learned(trace, base, asked, settled)
+        joiner.join(asked, skips_when, settled)
+    except Exception:
+        # The base may be half of a result by now.
+        base, asked = (base, asked) if joiner is None else trace([])
+        base, asked, settled = _settle(trace, base, asked, example)
+        if not settled:
+            raise
+        joiner, asked, skips_when = _learned(trace, base, asked, settled)
+        joiner.join(asked, skips_when, settled)
+    return joiner.base
+
+
+def _settle(
+    trace: Trace, base: fx.Graph, asked: _Asked, example: Callable[[fx.Node], bool | None]
+) -> tuple[fx.Graph, _Asked, dict[int, bool]]:
+    """A trace in which the decisions that inputs settle are answered for the example inputs, and these answers."""
+    settled: dict[int, bool] = {}
+    number = 0
+    while number < len(_markers(base)):
+        condition: Any = _markers(base)[number].args[0]
+        answer = example(condition[0]) if condition else None
+        if answer is not None:
+            settled[number] = answer
+        if answer:
+            base, asked = trace([settled.get(i, False) for i in range(number + 1)])
+        number += 1
+    return base, asked, settled
+
+
+def _learned(
+    trace: Trace, base: fx.Graph, asked: _Asked, settled: Mapping[int, bool]
+) -> tuple[_Joiner, _Asked, list[bool]]:
+    """What traces with yes and no to all decisions but those that are settled tell, and the answers that skip."""
+    count = len(_markers(base))
+    free = [i for i in range(count) if i not in settled]
+
+    def answers(given: Callable[[int], bool]) -> list[bool]:
+        return [settled[i] if i in settled else given(i) for i in range(count)]
+
     # All yes to every other question, then to those between.
-    halves = [set(range(parity, count, 2)) for parity in ((0, 1) if count > 1 else (0,))]
-    others = [trace([i in half for i in range(count)])[0] for half in halves]
+    halves = [set(free[parity::2]) for parity in (0, 1) if free[parity::2]]
+    others = [trace(answers(half.__contains__))[0] for half in halves]
     runs = _answers_that_run(base, halves, others)
     if any(runs):
-        base, asked = trace(runs)
-        others = [trace([runs[i] is not (i in half) for i in range(count)])[0] for half in halves]
+        base, asked = trace(answers(runs.__getitem__))
+        others = [trace(answers(lambda i, half=half: runs[i] is not (i in half)))[0] for half in halves]  # type: ignore[misc]
+    # A size is computed by the first layer that needs it, which may be a skipped one.
+    for graph in (base, *others):
+        sizes_first_(graph)
     joiner = _Joiner(base)
     for half, other in zip(halves, others, strict=True):
         joiner.add(other, half)
-    joiner.join(asked, [not answer for answer in runs])
-    return base
+    return joiner, asked, [not answer for answer in runs]
 
 
 def _answers_that_run(base: fx.Graph, halves: Sequence[set[int]], others: Sequence[fx.Graph]) -> list[bool]:
@@ -176,12 +233,20 @@ class _Joiner:
         if self.places.setdefault(value, instead) is not instead:
             raise NotImplementedError("a value of a skipped layer is replaced by more than one other")
 
-    def join(self, asked: Sequence[Comparison | None], skips_when: Sequence[bool]) -> None:
-        """Put decisions and choices into the graph with all layers."""
+    def join(self, asked: _Asked, skips_when: Sequence[bool], settled: Mapping[int, bool]) -> None:
+        """Put decisions and choices into the graph with all layers, and checks where inputs settle a decision."""
         chosen: dict[fx.Node, fx.Node] = {}
         position = {node: i for i, node in enumerate(self.base.nodes)}
         for number, marker in enumerate(self.markers):
             condition: Any = marker.args[0]
+            if number in settled:
+                with self.base.inserting_before(marker):
+                    check = self.base.call_function(
+                        check_condition, (condition[0], settled[number], _words_for(marker))
+                    )
+                check.meta = {**marker.meta, "val": None}
+                self.base.erase_node(marker)
+                continue
             drawn = asked[number]
             needed = _drawn_from(condition[0]) if drawn is None else []
             with self.base.inserting_before(marker):
@@ -229,6 +294,8 @@ def match_decisions_(train: fx.Graph, evaluation: fx.Graph) -> None:
         return
     if there:
         raise NotImplementedError("the forward decides at random in evaluation mode, otherwise than in training")
+    for graph in (train, evaluation):
+        sizes_first_(graph)
     random = {n for n in train.nodes if is_random(n)}
     added = random | {n for n in train.nodes if is_choice(n) and n.args[0] in random}
     ours = [n for n in train.nodes if n.op not in _OUTSIDE and n not in added]
@@ -314,6 +381,65 @@ def _flat(value: Any) -> list[Any]:
     return [value]
 
 
+def _words_for(marker: fx.Node) -> str:
+    """What a marker asks, in the words of messages: the line of the source that does."""
+    lines = [line.strip() for line in str(marker.meta.get("stack_trace", "")).splitlines() if line.strip()]
+    where = ".".join(module_stack(marker)[-1:]) or "the model"
+    return f"a condition of {where}" + (f" ({lines[-1]})" if lines and not lines[-1].startswith("File ") else "")
+
+
+def truth_for(condition: fx.Node, known: Mapping[str, Any]) -> bool | None:
+    """The truth of a condition for example inputs.
+
+    Args:
+        condition: a node of a traced graph.
+        known: the arguments of the graph, and the constants that the trace made, by name.
+
+    Returns:
+        None where it is not computed from whole numbers and masks among the inputs alone, or they have no values: a
+        condition on activations or on weights is another one in the next step of a training.
+    """
+    needed = _computable(condition, known)
+    if condition not in needed:
+        return None
+    names = [str(node.target) for node in needed if node.op in _OUTSIDE]
+    values = pytree.tree_map_only(Tensor, lambda t: t.detach().clone(), [known[name] for name in names])
+    if any(t.is_meta or has_no_value(t) for t in pytree.tree_leaves(values) if isinstance(t, Tensor)):
+        return None
+    with torch.no_grad():
+        return bool(_closed(condition, needed)(*values))
+
+
+def _computable(condition: fx.Node, known: Mapping[str, Any]) -> list[fx.Node]:
+    """What up to a condition is computed from whole numbers, masks, sizes and constants; nothing where that is unclear.
+
+    Nodes that the condition does not read are among it: they may write into what it reads.
+    """
+    found: dict[fx.Node, None] = {}
+    floating: set[fx.Node] = set()
+    for node in condition.graph.nodes:
+        feeders = node.all_input_nodes
+        if node.op in _OUTSIDE:
+            there = str(node.target) in known
+        else:
+            there = node.op == "call_function" and all(feeder in found for feeder in feeders)
+            there = there and not (is_tensor(node) and any(feeder in floating for feeder in feeders))
+            schema = getattr(node.target, "_schema", None)
+            writes = schema is not None and schema.is_mutable
+            there = there and (writes or not has_effect(node))
+            if writes and not there and any(feeder in found for feeder in feeders):
+                return []
+        if there:
+            found[node] = None
+        # Activations that the user hands in have sizes, and are no masks.
+        given = node.op == "placeholder" or node.target in (operator.getitem, getattr)
+        if given and is_tensor(node) and node.meta["val"].is_floating_point() and not any(map(is_tensor, feeders)):
+            floating.add(node)
+        if node is condition:
+            break
+    return list(found)
+
+
 def _drawn_from(condition: fx.Node) -> list[fx.Node]:
     """All that a condition is computed from, where these are random draws alone; else nothing."""
     needed = [condition]
@@ -325,11 +451,12 @@ def _drawn_from(condition: fx.Node) -> list[fx.Node]:
 
 
 def _closed(condition: fx.Node, needed: Sequence[fx.Node]) -> fx.GraphModule:
-    """What computes a condition, as a module of its own."""
+    """What computes a condition, as a module of its own; it takes what comes from outside as arguments."""
     graph = fx.Graph()
     env: dict[fx.Node, fx.Node] = {}
     for node in condition.graph.nodes:
         if node in needed:
-            env[node] = graph.node_copy(node, lambda n: env[n])
+            outside = node.op in _OUTSIDE
+            env[node] = graph.placeholder(node.name) if outside else graph.node_copy(node, lambda n: env[n])
     graph.output(env[condition])
     return fx.GraphModule(nn.Module(), graph)

@@ -108,7 +108,44 @@ def _replace(
         for tap in block.taps:
             return_none_(tap, block)
     # Calls of modules count as effects; those of a block that is gone are gone with it.
-    erase_dead(gm.graph, [node for node in block.nodes if node.graph is gm.graph and not _erased(node)])
+    nodes = [node for node in block.nodes if node.graph is gm.graph and not _erased(node)]
+    kept = _kept(nodes)
+    erase_dead(gm.graph, [node for node in nodes if node not in kept])
+
+
+def _kept(nodes: Sequence[fx.Node]) -> set[fx.Node]:
+    """The nodes of a block that something behind it reads, and those that write into what these read.
+
+    A slice that is written into has no user besides the write, and the write may have none: `scores[:, 1:] = chunks`.
+    """
+    inside = set(nodes)
+    memory = {node: _memory(node) for node in nodes}
+    pending = [node for node in nodes if any(user not in inside for user in node.users)]
+    kept: set[fx.Node] = set()
+    while pending:
+        while pending:
+            node = pending.pop()
+            if node not in kept:
+                kept.add(node)
+                pending += [feeder for feeder in node.all_input_nodes if feeder in inside]
+        read = {memory[node] for node in kept}
+        pending = [node for node in nodes if node not in kept and _writes(node) and memory[node] in read]
+    return kept
+
+
+def _memory(node: fx.Node) -> fx.Node:
+    """The node that made the memory of a node's value: what a view, or a write in place, was called on."""
+    while node.op == "call_function" and node.args and isinstance(node.args[0], fx.Node):
+        schema = getattr(node.target, "_schema", None)
+        if schema is None or not schema.returns or schema.returns[0].alias_info is None:
+            break
+        node = node.args[0]
+    return node
+
+
+def _writes(node: fx.Node) -> bool:
+    schema = getattr(node.target, "_schema", None)
+    return schema is not None and bool(schema.is_mutable)
 
 
 def _latest(value: fx.Node, forward: Mapping[fx.Node, fx.Node]) -> fx.Node:

@@ -28,6 +28,7 @@ __all__ = [
     "define_operator",
     "enable_python_dispatcher",
     "enter_autocast",
+    "example_of",
     "exit_autocast",
     "fake_of",
     "fixed_size",
@@ -39,6 +40,7 @@ __all__ = [
     "pytree",
     "quiet_tracing",
     "set_call_impl",
+    "set_item",
     "unset_call_impl",
 ]
 
@@ -171,6 +173,17 @@ def exit_autocast(mode: Any) -> None:
 def has_no_value(tensor: Tensor) -> bool:
     """Whether a tensor is fake, and not a constant that the trace knows."""
     return isinstance(tensor, FakeTensor) and getattr(tensor, "constant", None) is None
+
+
+def set_item(tensor: Tensor, number: int | torch.SymInt) -> None:
+    """Tell a fake tensor of one element its number, which `item()` returns until the tensor is changed in place."""
+    fake: Any = tensor
+    fake.item_memo = number
+
+
+def example_of(size: int | torch.SymInt) -> int:
+    """The number that a size has for the example inputs, without a guard on it."""
+    return size if isinstance(size, int) else int(size.node.hint)
 
 
 def fake_of(mode: Any, meta: Tensor, device: torch.device) -> Tensor:

@@ -80,6 +80,9 @@ class Draws(TorchFunctionMode):
         name = getattr(func, "__name__", "")
         if func is Tensor.__bool__ and has_no_value(args[0]):
             return self.decide(args[0], None)
+        # A truth taken out of its tensor is asked for later. Where it is used as a number, the traces differ.
+        if func is Tensor.item and args[0].dtype is torch.bool and has_no_value(args[0]):
+            return self.decide(args[0], None)
         if func is Tensor.item and self._drawn(args[0]):
             return Drawn(self, args[0])
         result = func(*args, **kwargs)
@@ -152,33 +155,95 @@ def recorded(draws: Draws) -> Iterator[None]:
     """Let `draws` answer for the time of a trace.
 
     Raises:
-        NotImplementedError: the forward took numbers from Python's or numpy's generator that are not just compared: the
-            graph would hold what was drawn during the trace.
+        NotImplementedError: see `constant_numbers`; numbers that are just compared are no obstacle.
     """
-    own = [(module, name, getattr(module, name)) for module, name, _ in _PYTHON_DRAWS]
+    with constant_numbers() as generators:
+        own = [(module, name, getattr(module, name)) for module, name, _ in _PYTHON_DRAWS]
+        of = {generator.module: generator for generator in generators}
+        try:
+            for (module, name, function), (_, _, most) in zip(own, _PYTHON_DRAWS, strict=True):
+                setattr(module, name, _stand_in(draws, of[module], function, most))
+            with draws:
+                yield
+        finally:
+            for module, name, function in own:
+                setattr(module, name, function)
+
+
+@contextmanager
+def constant_numbers() -> Iterator[Sequence[_Generator]]:
+    """Refuse to trace a forward that takes other numbers from Python's or numpy's generator in each call.
+
+    Where it seeds the generator with a constant before it takes any, they are the same in each call, and the graph
+    holds them. Afterwards the generators are as they were.
+
+    Raises:
+        NotImplementedError: it takes numbers without that: the graph would hold what was drawn during the trace.
+    """
     before = random.getstate(), np.random.get_state()
+    generators = _Generator(random, "Python's", random.getstate), _Generator(np.random, "numpy's", np.random.get_state)
+    own = [(generator.module, generator.module.seed) for generator in generators]
     try:
-        for (module, name, most), (_, _, function) in zip(_PYTHON_DRAWS, own, strict=True):
-            setattr(module, name, _stand_in(draws, function, most))
-        with draws:
-            yield
+        for generator in generators:
+            generator.module.seed = generator.seeding(generator.module.seed)
+        yield generators
+        for generator in generators:
+            generator.check()
     finally:
-        for module, name, function in own:
-            setattr(module, name, function)
-        after = random.getstate(), np.random.get_state()
+        for module, function in own:
+            module.seed = function
         random.setstate(before[0])
         np.random.set_state(before[1])
-    if before[0] != after[0] or any(not np.array_equal(a, b) for a, b in zip(before[1], after[1], strict=True)):
-        generator = "Python's" if before[0] != after[0] else "numpy's"
-        raise NotImplementedError(
-            f"the forward takes numbers from {generator} random generator, and a graph would repeat those of the trace"
-        )
 
 
-def _stand_in(draws: Draws, function: Callable[..., Any], most: int) -> Callable[..., Any]:
+class _Generator:
+    """One of the random generators that are not torch's, during a trace.
+
+    Attributes:
+        module: whose functions draw from it.
+        seeded: the forward has seeded it with a constant, before it took a number.
+        compared: the forward has taken a number that it compares.
+    """
+
+    def __init__(self, module: Any, whose: str, state: Callable[[], Any]) -> None:
+        self.module = module
+        self.seeded = False
+        self.compared = False
+        self._whose = whose
+        self._state = state
+        self._before = state()
+
+    def seeding(self, function: Callable[..., None]) -> Callable[..., None]:
+        """What stands in for the function that seeds it."""
+
+        def seed(value: Any = None, *args: Any, **kwargs: Any) -> None:
+            if not self.seeded:
+                self.check()
+            self.seeded = isinstance(value, (int, np.integer))
+            function(value, *args, **kwargs)
+
+        return seed
+
+    def check(self) -> None:
+        """Refuse a forward whose numbers are others in each call."""
+        if not self.seeded and not _equal_states(self._before, self._state()):
+            raise NotImplementedError(
+                f"the forward takes numbers from {self._whose} random generator, and a graph would repeat those of the "
+                "trace"
+            )
+        if self.seeded and self.compared:
+            raise NotImplementedError(f"the forward seeds {self._whose} random generator after it has used it")
+
+
+def _equal_states(ours: Any, theirs: Any) -> bool:
+    return all(np.array_equal(a, b) for a, b in zip(ours, theirs, strict=True))
+
+
+def _stand_in(draws: Draws, generator: _Generator, function: Callable[..., Any], most: int) -> Callable[..., Any]:
     def draw(*args: Any, **kwargs: Any) -> Any:
-        if draws.aside() or kwargs or len(args) > most:
+        if generator.seeded or draws.aside() or kwargs or len(args) > most:
             return function(*args, **kwargs)
+        generator.compared = True
         return Drawn(draws, (function, args))
 
     return draw

@@ -23,8 +23,8 @@ FREE_SIZES = "torch.export"
 # Eager code chooses the sizes of what it hands to a module, and the next image may have others.
 PART_LADDER: Mapping[str, Rung] = MappingProxyType(
     {
-        FREE_SIZES: functools.partial(export_rung, dims=every_dim),
-        "torch.export with fixed sizes": export_rung,
+        FREE_SIZES: functools.partial(export_rung, dims=every_dim, whole=False),
+        "torch.export with fixed sizes": functools.partial(export_rung, whole=False),
         "fx.symbolic_trace": symbolic_rung,
     }
 )

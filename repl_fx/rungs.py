@@ -16,16 +16,17 @@ from torch import Tensor, fx, nn
 
 from repl_fx._torch import FakeTensorMode, autograd_calls, no_hooks_left, pytree, quiet_tracing
 from repl_fx.decisions import Comparison
-from repl_fx.draws import Draws, recorded
+from repl_fx.draws import Draws, constant_numbers, recorded
 from repl_fx.dynamic_shapes import auto_shapes, dynamic_dims
 from repl_fx.eager_path import Asked, is_bounded, unaware_of_export
 from repl_fx.graph import drop_dead
 from repl_fx.interface import Argument, InputNodes
 from repl_fx.leaf_calls import Callee, LeafCalls, LeafNotOpaque, is_leaf, record_leaf_calls
 from repl_fx.objects import open_objects
-from repl_fx.passes.join_branches import join_branches
+from repl_fx.passes.join_branches import join_branches, truth_for
 from repl_fx.passes.lift_modules import Constants, lift_modules
 from repl_fx.runtime import AutogradCall
+from repl_fx.size_tensors import SizeTensors
 
 _HERE = Path(__file__).parent
 _NOT_THE_MODEL = (Path(torch.__file__).parent, _HERE, _HERE.resolve(), (_HERE / "passes").resolve())
@@ -41,8 +42,15 @@ def export_rung(
     kwargs: dict[str, Any],
     *,
     dims: Callable[[Tensor], tuple[int, ...]] = dynamic_dims,
+    whole: bool = True,
 ) -> fx.Graph:
-    """Trace with torch.export and lift the leaf calls; sizes that `dims` picks are dynamic where the model agrees."""
+    """Trace with torch.export and lift the leaf calls.
+
+    Args:
+        model, arguments, constants, args, kwargs: see `Rung`.
+        dims: picks the sizes of an input that are dynamic where the model agrees.
+        whole: the inputs are the user's own. Those of a part come from eager code, which takes other ways by itself.
+    """
     inlined: set[Callee] = set()
     # Where the way the model takes when it runs cannot be traced, it is told that it is exported.
     aware = False
@@ -59,6 +67,7 @@ def export_rung(
                     no_hooks_left(),
                     quiet_tracing(),
                     _spelled_out(model, kwargs),
+                    SizeTensors(),
                     recorded(draws),
                     unaware_of_export(asked, unaware=not aware),
                 ):
@@ -77,7 +86,12 @@ def export_rung(
                 continue
             return lift_modules(program, calls, model, arguments, constants, args, kwargs), draws.asked
 
-    return join_branches(trace)
+    def example(condition: fx.Node) -> bool | None:
+        known = {argument.name: argument.value for argument in arguments}
+        known.update((constants.name(tensor), tensor) for tensor in list(constants.tensors))
+        return truth_for(condition, known) if whole else None
+
+    return join_branches(trace, example)
 
 
 @contextmanager
@@ -111,7 +125,7 @@ def symbolic_rung(
     fixed = {a.name: a.value for a in arguments if not any(isinstance(v, Tensor) for v in pytree.tree_leaves(a.value))}
     tracer = _LeafTracer()
     # fx warns that it cannot assert that an odd constant stays what it was; `check_constant` does.
-    with quiet_tracing(), autograd_calls(tracer.autograd_call):
+    with quiet_tracing(), autograd_calls(tracer.autograd_call), constant_numbers():
         traced = tracer.trace(model, {**_defaults(model), **fixed})
     graph = fx.Graph()
     inputs = InputNodes(graph, arguments)

@@ -53,6 +53,19 @@ def check_shape(tensor: Any, expected: tuple[int | None, ...], name: str) -> Non
         )
 
 
+def check_condition(value: Any, expected: bool, name: str) -> None:
+    """Refuse inputs for which the source takes another way than the one the graph was captured on.
+
+    Raises:
+        BadInput: the condition, computed from the inputs, has the other truth.
+    """
+    if bool(value) is not expected:
+        raise BadInput(
+            f"{name} was {expected} for the inputs the graph was captured with and is {not expected} for these; "
+            "capture the model again with these"
+        )
+
+
 def enter_grad_mode(enabled: bool) -> bool:
     """Begin a `torch.no_grad` or `torch.enable_grad` region; returns the mode to restore."""
     previous = torch.is_grad_enabled()
@@ -102,6 +115,7 @@ class AutogradCall:
 
 for _function in (
     call_module,
+    check_condition,
     check_constant,
     check_key,
     check_shape,

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import random
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
 
+import repl_fx
 from repl_fx.draws import Draws, decision_operator, recorded
 
 
@@ -68,3 +70,31 @@ def test_numbers_that_are_used_otherwise_are_refused() -> None:
         recorded(Draws([], lambda: False)),
     ):
         random.randint(0, 5)
+
+
+class Seeds(nn.Module):
+    """Draws from numpy's generator, which it seeds: before that, behind it, or with another seed each time."""
+
+    def __init__(self, when: str) -> None:
+        super().__init__()
+        self.when = when
+
+    def forward(self, x: Tensor) -> Tensor:
+        first = np.random.permutation(4) if self.when == "behind" else np.arange(4)
+        np.random.seed(None if self.when == "anew" else 3)
+        return x[:, torch.tensor(first)][:, torch.tensor(np.random.permutation(4))]
+
+
+def test_numbers_of_a_generator_that_the_forward_seeds_are_constants() -> None:
+    model = Seeds("before")
+    before = np.random.get_state()[1].copy()  # type: ignore[index]
+    gm = repl_fx.capture(model, (torch.randn(2, 4),))
+    assert np.array_equal(np.random.get_state()[1], before)  # type: ignore[index]
+    x = torch.randn(3, 4)
+    assert torch.equal(gm(x), model(x))
+
+
+@pytest.mark.parametrize("when", ["behind", "anew"])
+def test_other_numbers_of_a_generator_are_refused(when: str) -> None:
+    with pytest.raises(repl_fx.CaptureError, match="takes numbers from numpy's random generator"):
+        repl_fx.capture(Seeds(when), (torch.randn(2, 4),))

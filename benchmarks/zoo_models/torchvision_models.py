@@ -8,7 +8,11 @@ of low score, because with random weights there are no others.
 from __future__ import annotations
 
 import functools
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import ModuleType
 from typing import Any
+from unittest.mock import patch
 
 import torch
 
@@ -28,8 +32,6 @@ FIXED = {"vit_": "image_size"}
 OPTIONS: dict[str, dict[str, Any]] = {
     "googlenet": {"init_weights": True},
     "inception_v3": {"init_weights": True},
-    "mvit_v1_b": {"spatial_size": (64, 64), "temporal_size": 8},
-    "mvit_v2_s": {"spatial_size": (64, 64), "temporal_size": 8},
 }
 SMALL = {"min_size": 128, "max_size": 160}
 LOW = 0.001
@@ -65,7 +67,8 @@ def build(name: str, kind: str) -> Built:
     for prefix, argument in FIXED.items():
         if name.startswith(prefix):
             options[argument] = SIZES.get(name, SIZE)
-    model = models.get_model(name, **options)
+    with _sized_clips(models.video.mvit):
+        model = models.get_model(name, **options)
     wake(model)
     if kind == "detection":
         return model, _targets(keypoints="keypoint" in name, masks="mask" in name), {}
@@ -75,6 +78,18 @@ def build(name: str, kind: str) -> Built:
     size = SIZES.get(name, SIZE)
     sample = CLIPS.get(name, CLIP) if kind == "video" else (3, size, size)
     return model, (torch.randn(2, *sample),), {}
+
+
+@contextmanager
+def _sized_clips(mvit: ModuleType) -> Iterator[None]:
+    """Let MViT be built for smaller clips: its functions pass the size of Kinetics on, and no other."""
+    original = mvit._mvit
+
+    def sized(*args: Any, **kwargs: Any) -> Any:
+        return original(*args, **{**kwargs, "spatial_size": CLIP[2:], "temporal_size": CLIP[1]})
+
+    with patch.object(mvit, "_mvit", sized):
+        yield
 
 
 def _detection(name: str) -> dict[str, Any]:

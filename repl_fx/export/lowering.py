@@ -9,13 +9,16 @@ Each replacement computes the same values; where it would cost more, the origina
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, fx
 
+from repl_fx._torch import example_of
 from repl_fx.decisions import Condition, is_choice, is_random
+from repl_fx.interface import PackOutput
+from repl_fx.runtime import check_condition
 
 
 def lower_(gm: fx.GraphModule) -> int:
@@ -31,7 +34,7 @@ def lower_(gm: fx.GraphModule) -> int:
     for module in gm.modules():
         if not isinstance(module, fx.GraphModule):
             continue
-        if not any(_stumbles(node) for node in module.graph.nodes):
+        if not any(_stumbles(node) or node.target is check_condition for node in module.graph.nodes):
             continue
         if module is not gm:
             # The graphs of mode switches may be those of the source.
@@ -40,8 +43,28 @@ def lower_(gm: fx.GraphModule) -> int:
             if _stumbles(node):
                 node.target = _lowered(node)
                 count += 1
+        for node in list(module.graph.nodes):
+            if node.target is check_condition:
+                _withhold(module.graph, node)
+                count += 1
         module.recompile()
     return count
+
+
+def _withhold(graph: fx.Graph, check: fx.Node) -> None:
+    """Let floating outputs be NaN where a check would refuse the inputs: an ONNX graph cannot raise an error."""
+    with graph.inserting_before(check):
+        holds = graph.call_function(_truth if check.args[1] else _untruth, (check.args[0],))
+    graph.erase_node(check)
+    (output,) = (node for node in graph.nodes if node.op == "output")
+    ends = [output, *(node for node in output.all_input_nodes if isinstance(node.target, PackOutput))]
+    for value in {feeder for end in ends for feeder in end.all_input_nodes}:
+        made = value.meta.get("val")
+        if isinstance(made, Tensor) and made.is_floating_point():
+            with graph.inserting_after(value):
+                kept = graph.call_function(_or_nan, (holds, value))
+            kept.meta = dict(value.meta)
+            value.replace_all_uses_with(kept, delete_user_cb=lambda user: user in ends)
 
 
 def _stumbles(node: fx.Node) -> bool:
@@ -56,12 +79,39 @@ def _lowered(node: fx.Node) -> Any:
     name = str(node.target)
     if name == "aten.scaled_dot_product_attention.default" and _rank(node.args[0]) in (None, 4):
         return node.target
+    if name in ("aten.chunk.default", "aten.split.Tensor") and _cuts_a_computed_size(node):
+        return Pieces(len(node.meta["val"]), equal=name == "aten.chunk.default")
+    if (
+        name == "aten.as_strided.default"
+        and node.args[3:] in ((), (None,))
+        and (order := _order_in_memory(node.args[0]))
+    ):
+        return Strided(order)
     return _LOWERED.get(name, node.target)
 
 
 def _rank(argument: Any) -> int | None:
     value = argument.meta.get("val") if isinstance(argument, fx.Node) else None
     return value.ndim if isinstance(value, Tensor) else None
+
+
+def _cuts_a_computed_size(node: fx.Node) -> bool:
+    tensor, size, *rest = node.args
+    if not isinstance(tensor, fx.Node) or not isinstance(node.meta.get("val"), list | tuple):
+        return False
+    along = tensor.meta["val"].shape[rest[0] if rest else 0]
+    return isinstance(size, fx.Node) or not isinstance(along, int)
+
+
+def _order_in_memory(argument: Any) -> list[int] | None:
+    """The dimensions of a tensor from the largest stride to the smallest; None where they are in order."""
+    value = argument.meta.get("val") if isinstance(argument, fx.Node) else None
+    if not isinstance(value, Tensor):
+        return None
+    # Of symbolic strides those of the example: to compare expressions would cost more than all the rest of an export.
+    strides = [example_of(stride) for stride in value.stride()]
+    order = sorted(range(value.ndim), key=lambda dim: -strides[dim])
+    return None if order == list(range(value.ndim)) else order
 
 
 def _truth(value: Tensor) -> Tensor:
@@ -72,9 +122,38 @@ def _untruth(value: Tensor) -> Tensor:
     return torch.eq(value, 0)
 
 
+def _or_nan(holds: Tensor, value: Tensor) -> Tensor:
+    return torch.where(holds, value, torch.nan)
+
+
 def _where(skip: Tensor, before: Any, after: Any) -> Any:
     """Both ways are computed; an ONNX graph jumps over nothing here."""
     return None if before is None else torch.where(skip, before, after)
+
+
+class Pieces:
+    """Cuts a tensor along a dimension of computed size into a known number of pieces; ONNX wants the sizes written.
+
+    Args:
+        count: of the pieces.
+        equal: whether it is called with a number of equal pieces, and not with their size.
+    """
+
+    def __init__(self, count: int, *, equal: bool) -> None:
+        self.count = count
+        self.equal = equal
+        self.__name__ = self.__qualname__ = "pieces"
+        self.__module__ = __name__
+
+    def __call__(self, tensor: Tensor, size: int, dim: int = 0) -> tuple[Tensor, ...]:
+        """Slices of one size, the last as long as what is left."""
+        if self.equal:
+            size = -(-tensor.shape[dim] // size)
+        starts = [number * size for number in range(self.count)]
+        ends = [*starts[1:], None]
+        return tuple(
+            torch.ops.aten.slice.Tensor(tensor, dim, start, end) for start, end in zip(starts, ends, strict=True)
+        )
 
 
 def subtracted_from(tensor: Tensor, scalar: Any, alpha: Any = 1) -> Tensor:
@@ -98,6 +177,25 @@ def attention(
     mask = None if attn_mask is None else four(attn_mask)
     result = attend(four(query), four(key), four(value), mask, *settings, **named)
     return result.reshape(*lead, *result.shape[-2:])
+
+
+class Strided:
+    """Elements of a tensor's memory; the exporter takes that for the memory of a contiguous tensor.
+
+    A transposed one is turned back first, so that it is.
+
+    Args:
+        order: its dimensions, that with the largest stride first.
+    """
+
+    def __init__(self, order: Sequence[int]) -> None:
+        self.order = list(order)
+        self.__name__ = self.__qualname__ = "strided"
+        self.__module__ = __name__
+
+    def __call__(self, tensor: Tensor, size: Any, stride: Any, offset: None = None) -> Tensor:
+        """Elements at these strides, from the tensor's first on."""
+        return torch.as_strided(tensor.permute(self.order).contiguous(), size, stride)
 
 
 def grouped_matmul(rows: Tensor, weights: Tensor, ends: Tensor, *_: Any) -> Tensor:

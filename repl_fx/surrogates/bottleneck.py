@@ -39,7 +39,7 @@ from repl_fx.mixers import CONVOLUTIONS, Mixer
 from repl_fx.passes.split_branches import Branch
 from repl_fx.surrogates.activations import Activation, find_activation
 from repl_fx.surrogates.lean import LeanBranch
-from repl_fx.surrogates.norms import ThinNorm, find_norm, find_pre_norm
+from repl_fx.surrogates.norms import PostNorm, ThinNorm, find_norm, find_post_norm, find_pre_norm
 from repl_fx.surrogates.registry import Surrogate, register_surrogate
 from repl_fx.surrogates.site import Site
 from repl_fx.surrogates.thin_layer import ThinForms, ThinSynthesis, ThinWeights, WeightForm
@@ -103,21 +103,22 @@ class Bottleneck(Surrogate[BottleneckConfig]):
             if passed is not None:
                 old, made = branch.join, passed
             else:
-                old = branch.output
+                post = find_post_norm(site.graph_module, branch)
+                old = branch.output if post is None else post.node
                 with site.before_node(old):
-                    made = self._thin_layer(site, branch, f"branch_{number}")
+                    made = self._thin_layer(site, branch, post, f"branch_{number}")
             old.replace_all_uses_with(made)
             if old in outputs:
                 outputs[old] = made
         return tuple(outputs.values())
 
-    def _thin_layer(self, site: Site, branch: Branch, name: str) -> fx.Node:
+    def _thin_layer(self, site: Site, branch: Branch, post: PostNorm | None, name: str) -> fx.Node:
         gm = site.graph_module
         entry, end = branch.entries[0], branch.exits[0]
         norm = find_norm(gm, branch)
         activation = find_activation(gm, branch)
         spatial = _spatial(site, branch) if entry.kind == "conv" else []
-        synthesis, paths = self._weights(site, branch, spatial, norm)
+        synthesis, paths = self._weights(site, branch, spatial, norm, post)
         made = site.synthesise(name, synthesis, *(site.parameter(path) for path in paths))
         parts = {part: site.call(operator.getitem, made, i) for i, part in enumerate(synthesis.names)}
         if (entry.axis, end.axis) == (-1, -1) and "kernel" not in parts and norm is None:
@@ -130,17 +131,20 @@ class Bottleneck(Surrogate[BottleneckConfig]):
             value = _normalised(site, value, norm, name, synthesis, end.axis)
         if activation is not None:
             value = activation.emit(site, value)
-        return _pointwise(site, value, parts["weight_out"], parts.get("bias_out"), end.axis)
+        weight_out, bias_out = parts["weight_out"], parts.get("bias_out")
+        if post is not None:
+            weight_out, bias_out = _standardised(site, weight_out, post, activation)
+        return _pointwise(site, value, weight_out, bias_out, end.axis)
 
     def _weights(
-        self, site: Site, branch: Branch, spatial: Sequence[Mixer], norm: ThinNorm | None
+        self, site: Site, branch: Branch, spatial: Sequence[Mixer], norm: ThinNorm | None, post: PostNorm | None
     ) -> tuple[ThinSynthesis | ThinWeights, list[str]]:
         """What makes the thin layer's weights, and the parameters it reads."""
         mixers = (*branch.entries, *branch.exits, *spatial)
         own = [site.tensor(str(mixer.weight)) for mixer in mixers]
         width = self._width(branch)
         bias_in = any(m.bias for m in branch.entries) and not (norm and norm.has_bias)
-        bias_out = any(m.bias for m in branch.exits)
+        bias_out = post is None and any(m.bias for m in branch.exits)
         form = _forms(site, branch, spatial, None)
         if self.config.weights == "own":
             return ThinWeights(width, form, own, bias_in=bias_in, bias_out=bias_out), []
@@ -238,6 +242,18 @@ def _lean(site: Site, branch: Branch, parts: dict[str, fx.Node], activation: Act
     return site.call_module(
         site.module(f"{name}_lean", module), value, weight_in, parts["weight_out"], bias_in, parts.get("bias_out")
     )
+
+
+def _standardised(
+    site: Site, weight: fx.Node, post: PostNorm, activation: Activation | None
+) -> tuple[fx.Node, fx.Node]:
+    """W_out and b_out that stand for a batch norm after them as well: rows of one length, times the norm's scale.
+
+    What they multiply is normalised already. A rectifier leaves half of its energy, whence the root of two.
+    """
+    rows = site.call(F.normalize, weight, dim=1)
+    scale = site.call(torch.mul, site.parameter(post.scale), 1.0 if activation is None else math.sqrt(2))
+    return site.call(torch.mul, rows, site.call(torch.unsqueeze, scale, 1)), site.parameter(post.shift)
 
 
 def _sizes(tensor: Tensor) -> str:

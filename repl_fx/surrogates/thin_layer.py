@@ -30,7 +30,9 @@ class WeightForm:
         if self.transposed:
             return weight.transpose(0, 1)
         if weight.ndim > 2:
-            weight = weight.flatten(2).sum(2)
+            taps = weight.flatten(2)
+            # A view where it can be: a sum is a copy, which would be kept for the backward pass.
+            weight = taps[:, :, 0] if taps.shape[2] == 1 else taps.sum(2)
         if self.groups == 1:
             return weight
         # Row block g of a grouped convolution reads column block g alone.

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
-from torch import fx, nn
+from torch import Tensor, fx, nn
 
+import repl_fx
 from repl_fx.decisions import Condition, choose
-from repl_fx.export.lowering import attention, grouped_matmul, lower_, subtracted_from
+from repl_fx.export.lowering import Pieces, attention, grouped_matmul, lower_, subtracted_from
+from repl_fx.runtime import check_condition
 
 
 def test_a_subtraction_from_a_number() -> None:
@@ -40,3 +44,65 @@ def test_conditions_become_a_choice_of_values() -> None:
     assert lower_(gm) == 0
     for value in (torch.tensor([0.0, 0.0]), torch.tensor([1.0, 2.0])):
         assert torch.equal(gm(value), -value if value.any() else value)
+
+
+def test_where_a_check_would_refuse_the_inputs_outputs_are_not_a_number() -> None:
+    graph = fx.Graph()
+    x = graph.placeholder("x")
+    high = graph.call_function(torch.any, (graph.call_function(torch.gt, (x, 5)),))
+    graph.call_function(check_condition, (high, False, "a condition"))
+    y = graph.call_function(torch.neg, (x,))
+    y.meta["val"] = torch.empty(2)
+    z = graph.call_function(torch.abs, (y,))
+    z.meta["val"] = torch.empty(2)
+    graph.output((y, {"z": z}))
+    gm = fx.GraphModule(nn.Module(), graph)
+    assert lower_(gm) == 1
+    assert lower_(gm) == 0
+    kept, named = gm(torch.tensor([1.0, 2.0]))
+    assert torch.equal(kept, torch.tensor([-1.0, -2.0]))
+    assert torch.equal(named["z"], torch.tensor([1.0, 2.0]))
+    kept, named = gm(torch.tensor([1.0, 6.0]))
+    assert bool(kept.isnan().all() and named["z"].isnan().all())
+
+
+class Pairs(nn.Module):
+    """Runs both of a pair in one batch, as siamese networks do."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.encode = nn.Linear(4, 3)
+
+    def forward(self, first: Tensor, second: Tensor) -> Tensor:
+        a, b = torch.chunk(self.encode(torch.cat([first, second])), 2)
+        return a - 2 * b
+
+
+def test_chunks_of_a_batch_of_any_size(tmp_path: Path) -> None:
+    x = torch.arange(14.0).reshape(2, 7)
+    for made, wanted in (
+        (Pieces(3, equal=True)(x, 3, 1), x.chunk(3, 1)),
+        (Pieces(4, equal=False)(x, 2, 1), x.split(2, 1)),  # type: ignore[no-untyped-call]
+    ):
+        assert [piece.tolist() for piece in made] == [piece.tolist() for piece in wanted]
+    pair = (torch.randn(2, 4), torch.randn(2, 4))
+    gm = repl_fx.capture(Pairs(), pair)
+    path = repl_fx.export_onnx(gm, tmp_path / "pairs.onnx", pair)
+    assert repl_fx.verify_onnx(gm, path, pair)
+
+
+class Strided(nn.Module):
+    """Overlapping windows of a transposed tensor, by its memory, as Longformer takes them."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        size, stride = list(x.transpose(0, 1).shape), list(x.transpose(0, 1).stride())
+        size[0] -= 1
+        return x.transpose(0, 1).as_strided(size, stride) + 1
+
+
+def test_memory_of_a_transposed_tensor(tmp_path: Path) -> None:
+    x = torch.randn(3, 4, 5)
+    gm = repl_fx.capture(Strided(), (x,))
+    assert torch.equal(gm(x), x.transpose(0, 1)[:-1] + 1)
+    path = repl_fx.export_onnx(gm, tmp_path / "strided.onnx", (x,))
+    assert repl_fx.verify_onnx(gm, path, (x,))

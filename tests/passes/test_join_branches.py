@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 import repl_fx
 from repl_fx.decisions import is_choice, is_decision, is_random
+from repl_fx.runtime import check_condition
 
 
 class Skips(nn.Module):
@@ -60,3 +61,87 @@ class Swaps(nn.Module):
 def test_a_choice_between_two_computations_is_refused() -> None:
     with pytest.raises(repl_fx.CaptureError, match="a decision does more than skip a layer"):
         repl_fx.capture(Swaps(), (torch.randn(3, 4),))
+
+
+class Masked(nn.Module):
+    """Layers that compute otherwise where a mask asks for more than its ones, and that training skips at random."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(nn.Linear(4, 4) for _ in range(4))
+
+    def forward(self, x: Tensor, mask: Tensor) -> Tensor:
+        more = mask > 1
+        special = more.flatten().any().item()
+        for layer in self.layers:
+            if self.training and torch.rand([]) < 0.5:
+                continue
+            y = layer(x)
+            if special:
+                y = y + y[more.nonzero(as_tuple=True)].sum()
+            # The first layer that runs computes these sizes.
+            x = x + y.view(x.shape[0] * 2, -1, 2).view(x.shape).relu()
+        return x
+
+
+def _same(ours: nn.Module, theirs: nn.Module, *inputs: Tensor) -> None:
+    for training in (True, False):
+        ours.train(training)
+        theirs.train(training)
+        for seed in range(6 if training else 1):
+            torch.manual_seed(seed)
+            wanted = theirs(*inputs)
+            torch.manual_seed(seed)
+            assert torch.equal(ours(*inputs), wanted)
+
+
+def test_a_decision_that_the_inputs_settle_becomes_a_check() -> None:
+    torch.manual_seed(0)
+    model = Masked()
+    ones = torch.ones(2, 6, dtype=torch.int64)
+    gm = repl_fx.capture(model, (torch.randn(2, 6, 4), ones))
+    checks = [node for node in gm.graph.nodes if node.target is check_condition]
+    assert [node.args[1] for node in checks] == [False]
+    assert [(repeat.name, len(repeat.blocks)) for repeat in repl_fx.find_repeats(gm)] == [("layers", 4)]
+    x, other = torch.randn(3, 5, 4), torch.zeros(3, 5, dtype=torch.int64)
+    _same(gm, model, x, other)
+    other[0, 0] = 2
+    with pytest.raises(repl_fx.BadInput, match=r"special = .* was False for the inputs .* is True for these"):
+        gm(x, other)
+
+
+def test_the_example_says_which_way_is_captured() -> None:
+    torch.manual_seed(0)
+    model = Sums()
+    gm = repl_fx.capture(model, (torch.randn(2, 6), torch.tensor([[True], [False]])))
+    x = torch.randn(3, 6)
+    _same(gm, model, x, torch.tensor([[False], [True], [True]]))
+    with pytest.raises(repl_fx.BadInput, match="was True"):
+        gm(x, torch.zeros(3, 1, dtype=torch.bool))
+
+
+class Sums(nn.Module):
+    """One computation or another, by a mask that it writes into."""
+
+    def forward(self, x: Tensor, mask: Tensor) -> Tensor:
+        seen = torch.zeros(x.shape[0], 1, dtype=torch.bool)
+        seen[:] = mask
+        return x.sin() if seen.any() else x.cos()
+
+
+class Learned(nn.Module):
+    """Another computation for another weight, or for other activations."""
+
+    def __init__(self, of_weight: bool) -> None:
+        super().__init__()
+        self.of_weight = of_weight
+        self.scale = nn.Parameter(torch.ones(()))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x.sin() if (self.scale if self.of_weight else x).sum() > 0 else x.cos()
+
+
+@pytest.mark.parametrize("of_weight", [True, False])
+def test_what_the_next_step_may_decide_otherwise_is_refused(of_weight: bool) -> None:
+    with pytest.raises(repl_fx.CaptureError, match="a decision does more than skip a layer"):
+        repl_fx.capture(Learned(of_weight), (torch.ones(3, 4),))

@@ -33,7 +33,7 @@ def test_it_is_its_docstring_and_gradients_are_right(norm: str, bias: bool) -> N
     assert x is not None and w_in is not None and w_out is not None
     expected = F.linear(F.gelu(F.linear(_plain(norm)(x), w_in, b_in)), w_out, b_out)
     torch.testing.assert_close(branch(*given), expected)
-    assert torch.autograd.gradcheck(branch, given)
+    assert torch.autograd.gradcheck(branch, tuple(given))  # type: ignore[arg-type]
     with torch.no_grad():
         torch.testing.assert_close(branch(*given), expected)
 

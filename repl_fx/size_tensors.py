@@ -1,0 +1,107 @@
+"""Sizes that a forward computes through tensors: `x.view(n, torch.div(x.shape[1], 4, rounding_mode="trunc"), …)`.
+
+A trace takes a number that comes out of a tensor for one it cannot know, and stops where a shape depends on it. Where
+the tensor was made from sizes by whole-number arithmetic, its number is the same arithmetic on the sizes, and the
+trace is told so.
+
+    before   div = aten.div(size, 4, trunc) -> item -> view(x, [n, item, 4])       of unknown size
+    after    floordiv = size // 4 -> view(x, [n, floordiv, 4])
+"""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Callable, Mapping, Sequence
+from types import MappingProxyType
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.fx.experimental.symbolic_shapes import statically_known_true
+from torch.overrides import TorchFunctionMode
+
+from repl_fx._torch import fixed_size, has_no_value, set_item
+
+# By the name of the function: the operator of a number and the method of a tensor are one computation.
+_ARITHMETIC: Mapping[str, Callable[[Any, Any], Any]] = MappingProxyType(
+    {
+        "add": operator.add,
+        "__add__": operator.add,
+        "__radd__": operator.add,
+        "sub": operator.sub,
+        "__sub__": operator.sub,
+        "__rsub__": lambda a, b: b - a,
+        "mul": operator.mul,
+        "__mul__": operator.mul,
+        "__rmul__": operator.mul,
+    }
+)
+_DIVISIONS = frozenset({"div", "divide", "floor_divide", "__floordiv__"})
+_MADE_FROM_ONE = frozenset({"tensor", "scalar_tensor", "as_tensor"})
+
+
+class SizeTensors(TorchFunctionMode):
+    """Tells a trace the numbers in tensors of one whole number that were computed from sizes alone."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        # Each tensor with its version and number. They are kept, so that no other tensor gets their identity.
+        self._known: dict[int, tuple[Tensor, int, Any]] = {}
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Run the function, and note the number of its result where that is known."""
+        kwargs = kwargs or {}
+        if func in (Tensor.__getitem__, Tensor.__setitem__):
+            # Python would ask the tensors in a slice for numbers that do not vary.
+            args = (args[0], self._index(args[1]), *args[2:])
+        result = func(*args, **kwargs)
+        if func in (Tensor.__int__, Tensor.__index__):
+            self._refuse_frozen(args[0])
+        if not isinstance(result, Tensor) or result.ndim or result.dtype is not torch.int64 or not has_no_value(result):
+            return result
+        number = self._number(getattr(func, "__name__", ""), args, kwargs)
+        if number is not None:
+            set_item(result, number)
+            self._known[id(result)] = result, result._version, number
+        return result
+
+    def _number(self, name: str, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
+        """What a function computes from known numbers; None where it is another function or a number is not known."""
+        operands = [self._operand(value) for value in args]
+        if not operands or any(value is None for value in operands):
+            return None
+        settings = {key: value for key, value in kwargs.items() if key not in ("dtype", "device")}
+        if len(operands) == 1:
+            return operands[0] if name in _MADE_FROM_ONE and not settings else None
+        if len(operands) != 2:
+            return None
+        if name in _ARITHMETIC and not settings:
+            return _ARITHMETIC[name](*operands)
+        rounds = settings.pop("rounding_mode", None) if name in ("div", "divide") else "floor"
+        if name not in _DIVISIONS or rounds is None or settings:
+            return None
+        # Rounding down and rounding to zero are the same then.
+        positive = statically_known_true(operands[0] >= 0) and statically_known_true(operands[1] > 0)
+        return operands[0] // operands[1] if positive else None
+
+    def _refuse_frozen(self, value: Tensor) -> None:
+        """Refuse what has just become a number of Python's, unless the trace has fixed the sizes it came from."""
+        number = self._operand(value)
+        if number is not None and fixed_size(number) is None:
+            raise NotImplementedError(
+                "a size that went through a tensor becomes a plain number, and a graph would repeat that of the trace"
+            )
+
+    def _index(self, index: Any) -> Any:
+        if isinstance(index, tuple):
+            return tuple(self._index(item) for item in index)
+        if not isinstance(index, slice):
+            return index
+        numbers = [(end, self._operand(end)) for end in (index.start, index.stop, index.step)]
+        return slice(*(end if number is None else number for end, number in numbers))
+
+    def _operand(self, value: Any) -> Any:
+        if isinstance(value, Tensor):
+            known, version, number = self._known.get(id(value), (None, 0, None))
+            return number if known is value and known._version == version else None
+        return value if isinstance(value, (int, torch.SymInt)) and not isinstance(value, bool) else None
