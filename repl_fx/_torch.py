@@ -32,6 +32,7 @@ __all__ = [
     "exit_autocast",
     "fake_of",
     "fixed_size",
+    "guards_of",
     "has_no_value",
     "is_autocast_region",
     "is_grad_region",
@@ -146,6 +147,14 @@ def fixed_size(size: int | torch.SymInt) -> int | None:
         return size
     known = size.node.maybe_as_int()
     return None if known is None else int(known)
+
+
+def guards_of(gm: fx.GraphModule) -> list[Any]:
+    """What a trace takes for granted of its symbolic sizes, as sympy expressions; torch.export drops them."""
+    values = (node.meta.get("val") for node in gm.graph.nodes if node.op == "placeholder")
+    mode = next((value.fake_mode for value in values if isinstance(value, FakeTensor)), None)
+    shapes = getattr(mode, "shape_env", None)
+    return [] if shapes is None else [guard.expr for guard in shapes.guards]
 
 
 def is_grad_region(node: fx.Node) -> bool:

@@ -12,7 +12,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.export import Dim, ShapesCollection
+from torch.export import Dim, ExportedProgram, ShapesCollection
+
+from repl_fx._torch import fixed_size, guards_of, pytree
 
 
 def dynamic_dims(tensor: Tensor) -> tuple[int, ...]:
@@ -71,6 +73,50 @@ def auto_shapes(
         if wanted:
             shapes[tensor] = wanted
     return shapes if len(shapes) else None
+
+
+def baked_dims(program: ExportedProgram) -> set[tuple[int, int]]:
+    """Which dimensions a trace lets vary although it took a number that was computed from them for a constant.
+
+    `int(length // 4)` is such a number. torch.export writes the constant into the graph, and lets go of the condition
+    that it holds under: `length // 4 == 2`.
+
+    Returns:
+        `id` of the example input, and the dimension.
+    """
+    symbols = {
+        str(s) for guard in guards_of(program.graph_module) if _fixes_a_quotient(guard) for s in guard.free_symbols
+    }
+    if not symbols:
+        return set()
+    values = {node.name: node.meta.get("val") for node in program.graph.nodes if node.op == "placeholder"}
+    inputs = zip(program.graph_signature.user_inputs, pytree.tree_leaves(program.example_inputs), strict=True)
+    return {
+        (id(given), dim)
+        for name, given in inputs
+        for traced in (values.get(str(name)),)
+        if isinstance(traced, Tensor)
+        for dim, size in enumerate(traced.shape)
+        if fixed_size(size) is None and {str(s) for s in _symbols_of(size)} & symbols
+    }
+
+
+def _symbols_of(size: Any) -> Any:
+    return size.node.expr.free_symbols
+
+
+def _fixes_a_quotient(guard: Any) -> bool:
+    """Whether a guard says that a rounded quotient is a constant."""
+    is_equation = getattr(guard, "rel_op", None) == "=="
+    return is_equation and any(side.is_Integer for side in guard.args) and _rounds(guard)
+
+
+def _rounds(term: Any) -> bool:
+    """Whether an expression divides and rounds. What is asked of a remainder holds for many sizes."""
+    kind = type(term).__name__
+    if kind.endswith("Mod"):
+        return False
+    return "Div" in kind or "ToInt" in kind or any(_rounds(inner) for inner in term.args)
 
 
 def _tensors(value: Any) -> Iterator[Tensor]:

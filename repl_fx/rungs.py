@@ -17,7 +17,7 @@ from torch import Tensor, fx, nn
 from repl_fx._torch import FakeTensorMode, autograd_calls, no_hooks_left, pytree, quiet_tracing
 from repl_fx.decisions import Comparison
 from repl_fx.draws import Draws, constant_numbers, recorded
-from repl_fx.dynamic_shapes import auto_shapes, dynamic_dims
+from repl_fx.dynamic_shapes import auto_shapes, baked_dims, dynamic_dims
 from repl_fx.eager_path import Asked, is_bounded, unaware_of_export
 from repl_fx.graph import drop_dead
 from repl_fx.interface import Argument, InputNodes
@@ -54,6 +54,10 @@ def export_rung(
     inlined: set[Callee] = set()
     # Where the way the model takes when it runs cannot be traced, it is told that it is exported.
     aware = False
+    baked: set[tuple[int, int]] = set()
+
+    def free(tensor: Tensor) -> tuple[int, ...]:
+        return tuple(dim for dim in dims(tensor) if (id(tensor), dim) not in baked)
 
     def trace(answers: Sequence[bool]) -> tuple[fx.Graph, Sequence[Comparison | None]]:
         nonlocal aware
@@ -71,7 +75,7 @@ def export_rung(
                     recorded(draws),
                     unaware_of_export(asked, unaware=not aware),
                 ):
-                    shapes: Any = auto_shapes(args, kwargs, dims=dims)
+                    shapes: Any = auto_shapes(args, kwargs, dims=free)
                     program = torch.export.export(model, args, kwargs, dynamic_shapes=shapes, strict=False)
             except Exception as problem:
                 if calls.inlined != inlined and _caused_by(problem, LeafNotOpaque):
@@ -83,6 +87,9 @@ def export_rung(
                 continue
             if asked.yes and is_bounded(program):
                 aware = True
+                continue
+            if new := baked_dims(program) - baked:
+                baked.update(new)
                 continue
             return lift_modules(program, calls, model, arguments, constants, args, kwargs), draws.asked
 

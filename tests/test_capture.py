@@ -270,6 +270,29 @@ class Stateful(nn.Module):
         return self.head["b"](self.again(self.fc(x))) * self.late + self.kept * hidden  # type: ignore[no-any-return]
 
 
+@pytest.mark.parametrize("whole", [True, False])
+def test_a_number_made_of_a_size_is_not_kept_for_other_sizes(whole: bool) -> None:
+    class Quarter(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.mix = nn.Linear(4, 4)
+
+        def forward(self, x: Tensor) -> Tensor:
+            # A remainder says nothing about the rest; a quotient that is made a number does.
+            assert x.shape[1] % 3 == 0
+            quarter = int(x.shape[1] // 4) if whole else x.shape[1] // 4
+            return self.mix(x)[:, :quarter]  # type: ignore[no-any-return]
+
+    model, x, longer = Quarter(), torch.randn(2, 9, 4), torch.randn(2, 18, 4)
+    gm = capture(model, (x,))
+    assert torch.equal(gm(x), model(x))
+    if whole:
+        with pytest.raises(BadInput, match=r"has shape \[2, 18, 4\], but was captured as \[any, 9, 4\]"):
+            gm(longer)
+    else:
+        assert torch.equal(gm(longer), model(longer))
+
+
 def test_state_keeps_its_keys_order_and_tensors() -> None:
     model = Stateful()
     gm = capture(model, (torch.randn(3, 8),))
