@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.export import Dim, ExportedProgram, ShapesCollection
 
-from repl_fx._torch import fixed_size, guards_of, pytree
+from repl_fx._torch import example_of, fixed_size, guards_of, pytree
 
 
 def dynamic_dims(tensor: Tensor) -> tuple[int, ...]:
@@ -79,36 +79,39 @@ def baked_dims(program: ExportedProgram) -> set[tuple[int, int]]:
     """Which dimensions a trace lets vary although it took a number that was computed from them for a constant.
 
     `int(length // 4)` is such a number. torch.export writes the constant into the graph, and lets go of the condition
-    that it holds under: `length // 4 == 2`.
+    that it holds under: `length // 4 == 2`. Conditions that hold for sizes twice and three times as large as well do
+    not matter: they compare sizes that grow together.
 
     Returns:
         `id` of the example input, and the dimension.
     """
-    symbols = {
-        str(s) for guard in guards_of(program.graph_module) if _fixes_a_quotient(guard) for s in guard.free_symbols
-    }
-    if not symbols:
-        return set()
-    values = {node.name: node.meta.get("val") for node in program.graph.nodes if node.op == "placeholder"}
+    traced = {node.name: node.meta.get("val") for node in program.graph.nodes if node.op == "placeholder"}
     inputs = zip(program.graph_signature.user_inputs, pytree.tree_leaves(program.example_inputs), strict=True)
-    return {
-        (id(given), dim)
+    sizes = {
+        (id(given), dim): size
         for name, given in inputs
-        for traced in (values.get(str(name)),)
-        if isinstance(traced, Tensor)
-        for dim, size in enumerate(traced.shape)
-        if fixed_size(size) is None and {str(s) for s in _symbols_of(size)} & symbols
+        if isinstance(value := traced.get(str(name)), Tensor)
+        for dim, size in enumerate(value.shape)
+        if fixed_size(size) is None
     }
+    examples = {_expression(size): example_of(size) for size in sizes.values()}
+    baked = {symbol for guard in guards_of(program.graph_module) for symbol in _fixed_by(guard, examples)}
+    return {place for place, size in sizes.items() if _expression(size).free_symbols & baked}
 
 
-def _symbols_of(size: Any) -> Any:
-    return size.node.expr.free_symbols
+def _expression(size: Any) -> Any:
+    return size.node.expr
 
 
-def _fixes_a_quotient(guard: Any) -> bool:
-    """Whether a guard says that a rounded quotient is a constant."""
-    is_equation = getattr(guard, "rel_op", None) == "=="
-    return is_equation and any(side.is_Integer for side in guard.args) and _rounds(guard)
+def _fixed_by(guard: Any, examples: Mapping[Any, int]) -> set[Any]:
+    """The symbols of a guard that says that a rounded quotient is a constant."""
+    if getattr(guard, "rel_op", None) != "==" or not any(side.is_Integer for side in guard.args) or not _rounds(guard):
+        return set()
+    for times in (2, 3):
+        # A condition on other symbols than those of inputs stays one, and has no truth.
+        if str(guard.subs({symbol: times * size for symbol, size in examples.items()})) != "True":
+            return set(guard.free_symbols)
+    return set()
 
 
 def _rounds(term: Any) -> bool:

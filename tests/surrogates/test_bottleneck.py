@@ -7,12 +7,12 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
 import repl_fx
 from repl_fx.passes.fold_surrogates import is_synthesis
 from repl_fx.surrogates.thin_layer import ThinForms, ThinSynthesis, WeightForm
-from tests.nets import ConvNet, TokenNet, images, tokens
+from tests.nets import ConvNet, TokenNet, TransformerBlock, images, tokens
 
 PLAIN = WeightForm(transposed=False, groups=1)
 
@@ -245,3 +245,55 @@ def test_weights_of_its_own_are_of_the_same_sizes_and_read_no_neighbour() -> Non
     gm = made["own"].eval()
     with torch.no_grad():
         assert torch.equal(repl_fx.fold(gm)(x), gm(x))
+
+
+def test_the_last_branch_alone() -> None:
+    x = tokens()
+    gm = repl_fx.transform(TokenNet(depth=3), (x,), surrogate="bottleneck", settings={"branches": "last"}).graph_module
+    assert sum(is_synthesis(gm, node) for node in gm.graph.nodes) == 1
+    attentions = [n for n in gm.graph.nodes if n.target is torch.ops.aten.scaled_dot_product_attention.default]
+    assert len(attentions) == 2
+    # x + thin(norm2(x)), written out.
+    block = gm.get_submodule("surrogates.blocks_1")
+    weights = [gm.get_parameter(f"blocks.{i}.{name}.weight") for i in (0, 2) for name in ("fc1", "fc2")]
+    w_in, w_out, b_in, b_out = block.get_submodule("branch_1")(*weights)
+    scale, shift = (gm.get_parameter(f"blocks.1.norm2.{name}") for name in ("weight", "bias"))
+    streamed = gm.get_submodule("embed")(x)
+    first, last = (_block_of(gm, i) for i in (0, 2))
+    inner = first(streamed)
+    inner = inner + F.linear(F.gelu(F.linear(F.layer_norm(inner, (16,), scale, shift), w_in, b_in)), w_out, b_out)
+    wanted = gm.get_submodule("head")(last(inner).mean(1))
+    torch.testing.assert_close(gm(x), wanted)
+
+
+def _block_of(gm: nn.Module, index: int) -> nn.Module:
+    block = TransformerBlock(16)
+    block.load_state_dict({n: gm.get_parameter(f"blocks.{index}.{n}") for n, _ in block.named_parameters()})
+    return block
+
+
+def test_a_batch_norm_after_the_span_becomes_weights() -> None:
+    model = ConvNet(depth=3, width=16)
+    old = model.get_submodule("blocks.1.bn2")
+    assert isinstance(old, nn.BatchNorm2d)
+    nn.init.normal_(old.weight)
+    nn.init.normal_(old.bias)
+    x = images(16)
+    gm = repl_fx.transform(model, (x,), surrogate="bottleneck").graph_module
+    assert not any(node.target == "blocks.1.bn2" for node in gm.graph.nodes)
+    convolutions = [n for n in gm.graph.nodes if n.target is F.conv2d]
+    seen: dict[str, Tensor] = {}
+
+    class Seen(fx.Interpreter):
+        def run_node(self, n: fx.Node) -> object:
+            made = super().run_node(n)
+            if n is convolutions[-1]:
+                weight, bias = (self.env[argument] for argument in n.args[1:])
+                seen.update(weight=weight, bias=bias)
+            return made
+
+    Seen(gm).run(x)
+    torch.testing.assert_close(seen["bias"], old.bias)
+    torch.testing.assert_close(seen["weight"].flatten(1).norm(dim=1), old.weight.abs() * 2**0.5)
+    names = dict(gm.named_parameters())
+    assert names["blocks.1.bn2.weight"] is old.weight and "blocks.1.bn2.running_mean" not in gm.state_dict()
