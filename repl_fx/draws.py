@@ -71,6 +71,8 @@ class Draws(TorchFunctionMode):
         # Tensors of one element that depend on no input, and whether they come from a random draw. They are kept, so
         # that no other tensor gets their identity.
         self._known: dict[int, tuple[Tensor, bool]] = {}
+        # What `torch._check_tensor_all` takes the truth of: it states that, and asks nothing.
+        self._claimed: Tensor | None = None
         # Tensors whose truth was asked for, as they were then, with the answer: who asks again is told the same.
         self._answered: dict[tuple[int, int], tuple[Tensor, bool]] = {}
 
@@ -82,10 +84,12 @@ class Draws(TorchFunctionMode):
             return self.decide(args[0], None)
         # A truth taken out of its tensor is asked for later. Where it is used as a number, the traces differ.
         if func is Tensor.item and args[0].dtype is torch.bool and has_no_value(args[0]):
-            return self.decide(args[0], None)
+            return func(*args) if self._claimed is args[0] else self.decide(args[0], None)
         if func is Tensor.item and self._drawn(args[0]):
             return Drawn(self, args[0])
         result = func(*args, **kwargs)
+        if name == "_is_all_true":
+            self._claimed = result
         if isinstance(result, Tensor):
             self._note(name, (*args, *kwargs.values()), result)
         return result

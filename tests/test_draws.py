@@ -46,6 +46,20 @@ def test_no_answer_means_no() -> None:
     assert "aten.add.Tensor" not in _trace(Asks(), Draws([], lambda: False))
 
 
+class States(nn.Module):
+    """States what holds of a tensor, and then asks."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        torch._check_tensor_all((x * 0).sum() == 0)  # type: ignore[no-untyped-call]
+        return x + 1 if x.any().item() else x
+
+
+def test_a_check_of_a_tensor_is_no_question() -> None:
+    draws = Draws([True], lambda: False)
+    assert "aten.add.Tensor" in _trace(States(), draws)
+    assert draws.asked == [None]
+
+
 class Compares(nn.Module):
     """Asks about a number of Python's generator."""
 

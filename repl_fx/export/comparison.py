@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
 from repl_fx.export.difference import TOLERANCES, Difference, dtype_name, measure, tolerance_for, widened
 from repl_fx.export.noise import first_line
@@ -87,7 +87,7 @@ class Comparison:
         doubled = [tensor.double() if tensor.dtype is torch.float32 else tensor.clone() for tensor in inputs.tensors]
         args, kwargs = inputs.rebuild(doubled)
         try:
-            return name_outputs(copy.deepcopy(self.module).double()(*args, **kwargs))[0]
+            return name_outputs(_in_double(self.module)(*args, **kwargs))[0]
         except Exception:
             # The model's own code, which may cast to float32 on its way.
             return {}
@@ -107,3 +107,19 @@ class Comparison:
         if dtype != value.dtype.name:
             return f"output {name!r} is {dtype} in PyTorch, {value.dtype.name} in ONNX"
         return None
+
+
+def _in_double(module: nn.Module) -> nn.Module:
+    """A copy in double precision; casts to single that a trace has fixed (`x.to(self.weight.dtype)`) are to double."""
+    doubled = copy.deepcopy(module).double()
+    for graph_module in doubled.modules():
+        if isinstance(graph_module, fx.GraphModule):
+            for node in graph_module.graph.nodes:
+                node.args = fx.node.map_aggregate(node.args, _wider)
+                node.kwargs = fx.node.map_aggregate(node.kwargs, _wider)
+            graph_module.recompile()
+    return doubled
+
+
+def _wider(argument: Any) -> Any:
+    return torch.float64 if argument is torch.float32 else argument

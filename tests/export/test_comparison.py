@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import Tensor, fx, nn
 
+import repl_fx
 from repl_fx.export import TOLERANCES, export_onnx, verify_onnx
 from tests.export.subjects import X
 
@@ -86,3 +87,19 @@ def test_rounding_that_a_model_lets_grow_is_no_mismatch(tmp_path: Path) -> None:
     with torch.no_grad():
         model.b.bias.add_(0.01)
     assert not verify_onnx(model, path, (x,))
+
+
+class CastsAndCancels(Cancels):
+    """Casts to the dtype of its weights, which a trace writes down as float32."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x.to(self.a.weight.dtype) * 1)
+
+
+def test_rounding_is_told_from_error_where_a_cast_to_single_is_fixed(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    model, x = CastsAndCancels().eval(), torch.randn(64, 512)
+    gm = repl_fx.capture(model, (x,))
+    assert "torch.float32" in gm.code
+    check = verify_onnx(gm, export_onnx(gm, tmp_path / "casts.onnx", (x,)), (x,))
+    assert check and any("from float64's" in note for note in check.notes)
