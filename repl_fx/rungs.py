@@ -88,7 +88,8 @@ def export_rung(
             if asked.yes and is_bounded(program):
                 aware = True
                 continue
-            if new := baked_dims(program) - baked:
+            # Graphs of parts are tried with other sizes instead (`holds_at_other_sizes`).
+            if new := (baked_dims(program) - baked if whole else set()):
                 baked.update(new)
                 continue
             return lift_modules(program, calls, model, arguments, constants, args, kwargs), draws.asked

@@ -28,8 +28,8 @@ class LayerDifference:
 
     Attributes:
         node: name of the node in the graph.
-        module: path of the module it calls, or, for an operator of a surrogate, of the block that was replaced; empty
-            for other operators.
+        module: path of the module it calls, or, for what is a surrogate's, of the block that was replaced; empty for
+            other operators.
         difference: as for an output; `output` is the node's name, numbered where it returns several tensors.
     """
 
@@ -103,10 +103,10 @@ def choose_nodes(graph: fx.Graph, wanted: Iterable[str] | None = None) -> list[f
 
 
 def _module(node: fx.Node) -> str:
-    if node.op == "call_module":
-        return str(node.target)
     replaced: tuple[str, str] | None = node.meta.get("replaces")
-    return replaced[0] if replaced else ""
+    if replaced:
+        return replaced[0]
+    return str(node.target) if node.op == "call_module" else ""
 
 
 def _returning(gm: fx.GraphModule, names: Sequence[str]) -> fx.GraphModule:
