@@ -14,6 +14,7 @@ another:
     stochastic depth          blocks left out at random; compiled block by block, as no one graph has random branches
     depth-pruned, every=k     every k-th block of a repeat taken out (`identity`): the floor for time and memory
     KEY, every=k              a surrogate in its place, for each that is registered, with its default settings
+    bottleneck (branches=each)  one thin layer in place of each branch, and not of the last alone
     bottleneck (weights=own)  the control: the same thin layer with weights of its own, not made from the neighbours'
 
 One recipe for all: a fixed random batch, cross entropy, fused AdamW on float32 parameters. Float32 means float32, TF32
@@ -69,8 +70,7 @@ from benchmarks.training.cost_tables import Group, Row
 from benchmarks.training.models import Network, networks, small_networks
 from benchmarks.training.step import CLOCKS, Timer, Trainer, clear_memory, peak_bytes
 from benchmarks.training.variants import CHECKPOINTED, FULL, STOCHASTIC, Variant, pruned, rewritten
-from repl_fx.errors import BadInput
-from repl_fx.surrogates import known_surrogates, make_surrogate
+from repl_fx.surrogates import known_surrogates
 from repl_fx.surrogates.auto import AutoConfig
 
 DTYPES = {"float32": None, "bfloat16": torch.bfloat16}
@@ -83,17 +83,16 @@ WARM_UP, DRAWS = 3, 5
 RESIDENT_BYTES, FREE_SHARE = 16, 0.9
 
 
+SETTINGS = ({"branches": "each"}, {"weights": "own"})
+
+
 def all_variants() -> list[Variant]:
     """The variants, those to compare with first."""
     found = [FULL, CHECKPOINTED, STOCHASTIC]
     keys = [key for key in known_surrogates() if key not in ("identity", "auto")]
     for every in EVERY:
         found += [pruned(every), *(rewritten(key, every) for key in keys)]
-        try:
-            make_surrogate("bottleneck", {"weights": "own"})
-        except BadInput:
-            continue
-        found.append(rewritten("bottleneck", every, weights="own"))
+        found += [rewritten("bottleneck", every, **settings) for settings in SETTINGS]
     return found
 
 

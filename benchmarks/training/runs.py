@@ -26,7 +26,14 @@ from repl_fx.errors import BadInput
 from repl_fx.surrogates import make_surrogate
 
 WHOLE = {"full": FULL, "stochastic-depth": STOCHASTIC}
-SURROGATES = ("identity", "blend:per=tensor", "blend:per=channel", "bottleneck", "bottleneck:weights=own")
+SURROGATES = (
+    "identity",
+    "blend:per=tensor",
+    "blend:per=channel",
+    "bottleneck",
+    "bottleneck:branches=each",
+    "bottleneck:weights=own",
+)
 DEFAULT_VARIANTS = ("full", *(f"{surrogate}@{every}" for every in (2, 3) for surrogate in SURROGATES))
 # It divides the numbers of test pictures and windows, so that no batch is smaller than the others.
 TEST_BATCH = 500

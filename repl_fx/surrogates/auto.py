@@ -18,13 +18,14 @@ class AutoConfig:
     """Settings of `auto`: those of the surrogates it chooses from.
 
     Attributes:
-        ratio, width: see `bottleneck`.
+        ratio, width, branches: see `bottleneck`.
         per: see `blend`.
         train_neighbours: whether gradients flow into the neighbours' weights.
     """
 
     ratio: float = 0.25
     width: int | None = None
+    branches: str = "last"
     per: str = "channel"
     train_neighbours: bool = True
 
@@ -35,7 +36,7 @@ class AutoConfig:
     def candidates(self) -> tuple[Surrogate[Any], ...]:
         """The surrogates to choose from, most preferred first."""
         return (
-            Bottleneck(BottleneckConfig(self.ratio, self.width, self.train_neighbours)),
+            Bottleneck(BottleneckConfig(self.ratio, self.width, self.train_neighbours, self.branches)),
             Blend(BlendConfig(self.per, self.train_neighbours)),
         )
 

@@ -1,4 +1,4 @@
-"""`bottleneck`: each branch of the block becomes one thin layer made from the neighbours' weights.
+"""`bottleneck`: the block's last branch becomes one thin layer made from the neighbours' weights.
 
 RepL's computing layer (arXiv 2605.19533). A branch runs from entry mixers (qkv, fc1, conv1) to exit mixers (proj, fc2,
 conv3). Its span becomes
@@ -15,8 +15,9 @@ over the rows i of every entry weight W_entry of both neighbours (kernels summed
 weight W_exit, and the rows of the spatial kernel W_spatial; each row and column has a gain g of its own. Neighbours
 with other channel counts (similar repeats) give rows that are folded or repeated to the length needed. What precedes
 the span (pre-norm, window partition) and what follows it (post-norm, layer scale, drop path) stays the block's own.
-Learned here: the gains g, the biases, and the norm at width r. Attention no longer mixes positions in a replaced block;
-the kept blocks around it do.
+Learned here: the gains g, the biases, and the norm at width r. The branches before the last, such as attention, are
+dropped: the kept blocks around mix positions, and a thin layer in place of attention, which would average nothing, made
+small vision transformers worse than no layer at all (docs/results.md). `branches=each` puts one there all the same.
 
 Gains start random, so that rows of a group do not average out, scaled so that a row of W_in and of W_out is as long
 as in the removed block: activations inside and after the span keep their scale.
@@ -56,8 +57,8 @@ class BottleneckConfig:
         ratio: width r of the thin layer as a fraction of the branch's narrowest end.
         width: r itself; overrides `ratio`.
         train_neighbours: whether gradients flow into the neighbours' weights.
-        branches: `each` for a thin layer in place of each branch, `last` for one in place of the last branch of each
-            streamed value, and nothing in place of those before it.
+        branches: `last` for a thin layer in place of the last branch of each streamed value (the MLP of a transformer
+            block), and nothing in place of those before it; `each` for one in place of each.
         weights: `neighbours` to make W_in, W_out and K from those of the neighbours, `own` for parameters of the same
             sizes: the control that synthesis is measured against.
     """
@@ -65,7 +66,7 @@ class BottleneckConfig:
     ratio: float = 0.25
     width: int | None = None
     train_neighbours: bool = True
-    branches: str = "each"
+    branches: str = "last"
     weights: str = "neighbours"
 
     def __post_init__(self) -> None:
@@ -88,29 +89,37 @@ class Bottleneck(Surrogate[BottleneckConfig]):
         """Refuse a block without spine and branches, or with a span a thin layer cannot stand for."""
         if site.split.reason:
             return site.split.reason
-        for branch in site.split.branches:
-            reason = _refuse_span(branch)
-            if reason:
-                return reason
-        return None
+        kept = (branch for branch in site.split.branches if not self._drops(site, branch))
+        return next(filter(None, map(_refuse_span, kept)), None)
 
     def build(self, site: Site) -> tuple[fx.Node, ...]:
         """Replace the span of each branch; spine, pre-norms and what follows the spans stay."""
         outputs = {output: output for output in site.block.outputs}
-        last = {branch.stream: branch for branch in site.split.branches}
+        dropped = [branch for branch in site.split.branches if self._drops(site, branch)]
+        made: list[tuple[fx.Node, fx.Node]] = []
         for number, branch in enumerate(site.split.branches):
-            passed = _without_branch(branch) if self.config.branches == "last" and branch not in last.values() else None
-            if passed is not None:
-                old, made = branch.join, passed
-            else:
-                post = find_post_norm(site.graph_module, branch)
-                old = branch.output if post is None else post.node
-                with site.before_node(old):
-                    made = self._thin_layer(site, branch, post, f"branch_{number}")
-            old.replace_all_uses_with(made)
-            if old in outputs:
-                outputs[old] = made
+            if branch in dropped:
+                continue
+            post = find_post_norm(site.graph_module, branch)
+            old = branch.output if post is None else post.node
+            with site.before_node(old):
+                new = self._thin_layer(site, branch, post, f"branch_{number}")
+            old.replace_all_uses_with(new)
+            made.append((old, new))
+        # After the thin layers, which may read what a dropped branch was added to.
+        for branch in dropped:
+            passed = _without_branch(branch)
+            assert passed is not None
+            branch.join.replace_all_uses_with(passed)
+            made.append((branch.join, passed))
+        for old, new in made:
+            outputs = {output: new if now is old else now for output, now in outputs.items()}
         return tuple(outputs.values())
+
+    def _drops(self, site: Site, branch: Branch) -> bool:
+        """Whether nothing takes the place of a branch."""
+        last = {other.stream: other for other in site.split.branches}
+        return self.config.branches == "last" and branch not in last.values() and _without_branch(branch) is not None
 
     def _thin_layer(self, site: Site, branch: Branch, post: PostNorm | None, name: str) -> fx.Node:
         gm = site.graph_module

@@ -94,8 +94,8 @@ def test_a_neighbour_that_changed_after_the_export_is_found(tmp_path: Path, surr
     first = check.first_difference
     assert first is not None and first.module == "blocks.1"
     before = [layer.module for layer in check.layers][: check.layers.index(first)]
-    # That of the attention branch does not read fc1; in a bottleneck, norm2 is part of the thin layer.
-    assert before[-1] == ("blocks.1" if surrogate == "bottleneck" else "blocks.1.norm2")
+    # In a bottleneck, norm2 is part of the thin layer, and there is no attention before it.
+    assert before[-1] == ("blocks.0.drop" if surrogate == "bottleneck" else "blocks.1.norm2")
     assert "begins at blocks.1; weights in the file that are not the module's: blocks.2.fc1.weight" in check.summary()
 
     with torch.no_grad():

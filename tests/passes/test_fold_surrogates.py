@@ -48,7 +48,7 @@ def test_folded_graph_drops_what_only_the_syntheses_needed() -> None:
     kept = [n for n, _ in folded.named_parameters() if n.startswith("surrogates")]
     assert kept == []
     constants = {n: tuple(b.shape) for n, b in folded.named_buffers() if n.startswith("surrogates")}
-    assert sorted(constants.values()) == sorted([(4, 16), (16, 4), (4,), (16,)] * 2)
+    assert sorted(constants.values()) == sorted([(4, 16), (16, 4), (4,), (16,)])
 
 
 def test_a_synthesis_that_reads_an_activation_cannot_be_folded() -> None:
