@@ -16,8 +16,8 @@ weight W_exit, and the rows of the spatial kernel W_spatial; each row and column
 with other channel counts (similar repeats) give rows that are folded or repeated to the length needed. What precedes
 the span (pre-norm, window partition) and what follows it (post-norm, layer scale, drop path) stays the block's own.
 Learned here: the gains g, the biases, and the norm at width r. The branches before the last, such as attention, are
-dropped: the kept blocks around mix positions, and a thin layer in place of attention, which would average nothing, made
-small vision transformers worse than no layer at all (docs/results.md). `branches=each` puts one there all the same.
+dropped: the kept blocks around mix positions, and a thin layer in place of attention made a small vision transformer
+worse than no layer there (docs/results.md). `branches=each` puts one there all the same.
 
 Gains start random, so that rows of a group do not average out, scaled so that a row of W_in and of W_out is as long
 as in the removed block: activations inside and after the span keep their scale.
