@@ -40,7 +40,7 @@ from repl_fx.decisions import (
 )
 from repl_fx.draws import decision_operator
 from repl_fx.errors import BrokenGraph
-from repl_fx.graph import drop_dead, erase_dead, has_effect, is_tensor
+from repl_fx.graph import drop_dead, erase_dead, has_effect, is_tensor, writes_in_place
 from repl_fx.interface import PackOutput, leaf_paths
 from repl_fx.passes.merge_modes import equal_literals, matching_blocks, node_key
 from repl_fx.passes.sizes_first import sizes_first_
@@ -424,8 +424,7 @@ def _computable(condition: fx.Node, known: Mapping[str, Any]) -> list[fx.Node]:
         else:
             there = node.op == "call_function" and all(feeder in found for feeder in feeders)
             there = there and not (is_tensor(node) and any(feeder in floating for feeder in feeders))
-            schema = getattr(node.target, "_schema", None)
-            writes = schema is not None and schema.is_mutable
+            writes = writes_in_place(node)
             there = there and (writes or not has_effect(node))
             if writes and not there and any(feeder in found for feeder in feeders):
                 return []

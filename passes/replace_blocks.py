@@ -19,7 +19,7 @@ from torch import fx
 
 from repl_fx.blocks import Block, Repeat
 from repl_fx.errors import PlanMismatch
-from repl_fx.graph import CapturedModule, copy_graph, drop_dead, erase_dead
+from repl_fx.graph import CapturedModule, copy_graph, drop_dead, erase_dead, writes_in_place
 from repl_fx.plan import Plan, Replacement
 from repl_fx.state import prune_state_, used_by
 from repl_fx.surrogates import Site, make_surrogate
@@ -129,7 +129,7 @@ def _kept(nodes: Sequence[fx.Node]) -> set[fx.Node]:
                 kept.add(node)
                 pending += [feeder for feeder in node.all_input_nodes if feeder in inside]
         read = {memory[node] for node in kept}
-        pending = [node for node in nodes if node not in kept and _writes(node) and memory[node] in read]
+        pending = [node for node in nodes if node not in kept and writes_in_place(node) and memory[node] in read]
     return kept
 
 
@@ -141,11 +141,6 @@ def _memory(node: fx.Node) -> fx.Node:
             break
         node = node.args[0]
     return node
-
-
-def _writes(node: fx.Node) -> bool:
-    schema = getattr(node.target, "_schema", None)
-    return schema is not None and bool(schema.is_mutable)
 
 
 def _latest(value: fx.Node, forward: Mapping[fx.Node, fx.Node]) -> fx.Node:

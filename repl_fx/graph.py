@@ -231,10 +231,15 @@ def has_effect(node: fx.Node) -> bool:
         return True
     if node.op != "call_function":
         return False
-    schema = getattr(node.target, "_schema", None)
-    if schema is None:
+    if getattr(node.target, "_schema", None) is None:
         return False
-    return schema.is_mutable or torch.Tag.nondeterministic_seeded in node.target.tags  # type: ignore[union-attr]
+    return writes_in_place(node) or torch.Tag.nondeterministic_seeded in node.target.tags  # type: ignore[union-attr]
+
+
+def writes_in_place(node: fx.Node) -> bool:
+    """Whether a node calls an operator that changes an argument."""
+    schema = getattr(node.target, "_schema", None)
+    return schema is not None and bool(schema.is_mutable)
 
 
 def drop_dead(graph: fx.Graph) -> None:

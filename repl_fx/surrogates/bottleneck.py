@@ -89,13 +89,13 @@ class Bottleneck(Surrogate[BottleneckConfig]):
         """Refuse a block without spine and branches, or with a span a thin layer cannot stand for."""
         if site.split.reason:
             return site.split.reason
-        kept = (branch for branch in site.split.branches if not self._drops(site, branch))
-        return next(filter(None, map(_refuse_span, kept)), None)
+        dropped = self._dropped(site)
+        return next(filter(None, (_refuse_span(b) for b in site.split.branches if b not in dropped)), None)
 
     def build(self, site: Site) -> tuple[fx.Node, ...]:
         """Replace the span of each branch; spine, pre-norms and what follows the spans stay."""
         outputs = {output: output for output in site.block.outputs}
-        dropped = [branch for branch in site.split.branches if self._drops(site, branch)]
+        dropped = self._dropped(site)
         made: list[tuple[fx.Node, fx.Node]] = []
         for number, branch in enumerate(site.split.branches):
             if branch in dropped:
@@ -116,10 +116,12 @@ class Bottleneck(Surrogate[BottleneckConfig]):
             outputs = {output: new if now is old else now for output, now in outputs.items()}
         return tuple(outputs.values())
 
-    def _drops(self, site: Site, branch: Branch) -> bool:
-        """Whether nothing takes the place of a branch."""
-        last = {other.stream: other for other in site.split.branches}
-        return self.config.branches == "last" and branch not in last.values() and _without_branch(branch) is not None
+    def _dropped(self, site: Site) -> list[Branch]:
+        """The branches that nothing takes the place of."""
+        if self.config.branches == "each":
+            return []
+        last = {branch.stream: branch for branch in site.split.branches}.values()
+        return [branch for branch in site.split.branches if branch not in last and _without_branch(branch) is not None]
 
     def _thin_layer(self, site: Site, branch: Branch, post: PostNorm | None, name: str) -> fx.Node:
         gm = site.graph_module

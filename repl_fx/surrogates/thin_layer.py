@@ -131,13 +131,11 @@ class ThinSynthesis(Synthesis):
         Random gains make the rows of a group independent, so the expected square of a sum is the sum of squares; adding
         the rows up instead would cost as much as all the rest of a transform.
         """
-        # The length of an average row: entry weights have their own number of rows, exit weights share theirs.
-        wanted = _size(own.entry) * math.sqrt(self.width / _count(own.entry))
-        self.gain_in.mul_(_ratio(wanted, _expected_size(self.gain_in, rows.entry)))
-        self.gain_out.mul_(_ratio(_size(own.exit), _expected_size(self.gain_out, rows.exit)))
+        entry, end, kernel = _wanted_sizes(own, self.width)
+        self.gain_in.mul_(_ratio(entry, _expected_size(self.gain_in, rows.entry)))
+        self.gain_out.mul_(_ratio(end, _expected_size(self.gain_out, rows.exit)))
         if self.gain_kernel is not None:
-            # A kernel of length 1 keeps the energy of what it filters.
-            self.gain_kernel.mul_(_ratio(math.sqrt(self.width), _expected_size(self.gain_kernel, rows.kernels)))
+            self.gain_kernel.mul_(_ratio(kernel, _expected_size(self.gain_kernel, rows.kernels)))
 
 
 class ThinWeights(Synthesis):
@@ -164,11 +162,11 @@ class ThinWeights(Synthesis):
         self.kernel = _random(like, width, 1, *rows.kernels[0].shape[2:]) if rows.kernels else None
         if not like.is_meta:
             with torch.no_grad():
-                wanted = _size(rows.entry) * math.sqrt(width / _count(rows.entry))
-                self.weight_in.mul_(_ratio(wanted, _size([self.weight_in])))
-                self.weight_out.mul_(_ratio(_size(rows.exit), _size([self.weight_out])))
-                if self.kernel is not None:
-                    self.kernel.mul_(_ratio(math.sqrt(width), _size([self.kernel])))
+                for weight, wanted in zip(
+                    (self.weight_in, self.weight_out, self.kernel), _wanted_sizes(rows, width), strict=True
+                ):
+                    if weight is not None:
+                        weight.mul_(_ratio(wanted, _size([weight])))
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -253,6 +251,13 @@ def _expected_size(gains: Tensor, rows: Sequence[Tensor]) -> float:
     parts = torch.split(gains, [piece.shape[0] for piece in rows])
     typical = (_size([gain]) / math.sqrt(len(gain)) for gain in parts)
     return math.hypot(*(gain * _size([piece]) for gain, piece in zip(typical, rows, strict=True)))
+
+
+def _wanted_sizes(own: Rows, width: int) -> tuple[float, float, float]:
+    """The sizes of W_in, W_out and K whose rows are as long as those of the weights they replace."""
+    # The length of an average row: entry weights have their own number of rows, exit weights share theirs. A kernel of
+    # length 1 keeps the energy of what it filters.
+    return _size(own.entry) * math.sqrt(width / _count(own.entry)), _size(own.exit), math.sqrt(width)
 
 
 def _ratio(wanted: float, found: float) -> float:
