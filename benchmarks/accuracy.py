@@ -9,7 +9,7 @@ small vision transformer and a ConvNeXt; and a GPT on the bytes of the standard 
 without its tests, one file of ten held out by a hash of its path. Variants are given as KEY[:name=value,...][@every]:
 the key of a surrogate, its settings, and which blocks it replaces (every 2nd where it does not say); or `full`, or
 `stochastic-depth`. The default ones: full; and, for every 2nd and every 3rd block, depth pruning (`identity`, the
-floor), both kinds of `blend`, `bottleneck`, and as a control the same thin layers with weights of their own.
+floor), `auto`, the same with weights of their own as a control, and both kinds of `blend`.
 
 Every variant of a task is trained alike: AdamW, a linear warm-up and a cosine to zero, gradients clipped, weight decay
 on matrices alone, labels smoothed for pictures; pictures are shifted at random, those of CIFAR-10 also mirrored. The

@@ -102,9 +102,15 @@ class Subject:
 
     @cached_property
     def result(self) -> repl_fx.TransformResult:
-        """The rewritten model, transformed on the device."""
+        """The rewritten model, transformed on the device, with surrogates as after some training: they start silent."""
         source = self.source()
-        return repl_fx.transform(source.model, source.args, source.kwargs)
+        made = repl_fx.transform(source.model, source.args, source.kwargs)
+        draw = torch.Generator().manual_seed(0)
+        with torch.no_grad():
+            for name, parameter in made.graph_module.named_parameters():
+                if name.startswith("surrogates."):
+                    parameter.add_(torch.randn(parameter.shape, generator=draw).to(parameter.device), alpha=0.1)
+        return made
 
     def module(self, training: bool) -> nn.Module:
         """A copy of the rewritten model to train, in one mode."""

@@ -13,9 +13,9 @@ another:
     full, checkpointed        each block computed again in the backward pass (torch.utils.checkpoint)
     stochastic depth          blocks left out at random; compiled block by block, as no one graph has random branches
     depth-pruned, every=k     every k-th block of a repeat taken out (`identity`): the floor for time and memory
-    KEY, every=k              a surrogate in its place, for each that is registered, with its default settings
-    bottleneck (branches=each)  one thin layer in place of each branch, and not of the last alone
-    bottleneck (weights=own)  the control: the same thin layer with weights of its own, not made from the neighbours'
+    auto, every=k             what is recommended in its place: `reuse` for attention, `bottleneck` for convolutions
+    auto (weights=own)        the control: the same thin layers with weights of their own, not made from the neighbours'
+    KEY, every=k              any other surrogate that is registered, with its default settings
 
 One recipe for all: a fixed random batch, cross entropy, fused AdamW on float32 parameters. Float32 means float32, TF32
 is off; bfloat16 means `torch.autocast`. torch.compile gets the module, in one graph, not the loss and the optimizer.
@@ -83,16 +83,16 @@ WARM_UP, DRAWS = 3, 5
 RESIDENT_BYTES, FREE_SHARE = 16, 0.9
 
 
-SETTINGS = ({"branches": "each"}, {"weights": "own"})
+# What `auto` comes to is measured as `auto`.
+CHOSEN_FROM = ("identity", *(surrogate.key for surrogate in AutoConfig().candidates()[:-1]))
 
 
 def all_variants() -> list[Variant]:
     """The variants, those to compare with first."""
     found = [FULL, CHECKPOINTED, STOCHASTIC]
-    keys = [key for key in known_surrogates() if key not in ("identity", "auto")]
+    keys = [key for key in known_surrogates() if key not in CHOSEN_FROM]
     for every in EVERY:
-        found += [pruned(every), *(rewritten(key, every) for key in keys)]
-        found += [rewritten("bottleneck", every, **settings) for settings in SETTINGS]
+        found += [pruned(every), *(rewritten(key, every) for key in keys), rewritten("auto", every, weights="own")]
     return found
 
 
@@ -290,7 +290,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Measure or merge, print, write; returns the exit status."""
     argv = sys.argv[1:] if argv is None else argv
     models = [*networks(), *small_networks()]
-    preferred = AutoConfig().candidates()[0].key
     parser = argparse.ArgumentParser(description="What a training step costs, next to depth pruning and checkpointing.")
     parser.add_argument("--device", help="cuda, cuda:1, cpu; by default CUDA where there is one")
     parser.add_argument("--models", nargs="+", choices=models, help="the large by default, on a CPU the small")
@@ -301,7 +300,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--batch", type=int, help="size of a batch, in place of each network's own")
     parser.add_argument("--clock", choices=CLOCKS, default="wall", help="on a CPU: wall-clock (default) or CPU seconds")
     parser.add_argument("--budget-s", type=float, help="stop after so many seconds, with what there is")
-    parser.add_argument("--recommended", nargs="+", default=[preferred], help=f"for the targets (default {preferred})")
+    parser.add_argument("--recommended", nargs="+", default=["auto"], help="for the targets (default auto)")
     parser.add_argument("--merge", nargs="+", type=Path, metavar="FILE", help="measure nothing, put files together")
     parser.add_argument("--json", type=Path, help="write the measurements to this file, as they come")
     parser.add_argument("--docs", type=Path, metavar="DIR", help="write DIR/step_cost.md")

@@ -19,6 +19,7 @@ from torch import Tensor, fx
 from repl_fx.errors import NotFoldable
 from repl_fx.graph import CapturedModule, add_buffer, attribute, copy_graph, drop_dead, erase_dead, get_attr, has_effect
 from repl_fx.state import prune_state_, used_by
+from repl_fx.surrogates.site import surrogate_place
 from repl_fx.surrogates.synthesis import Synthesis
 
 
@@ -111,9 +112,10 @@ def _evaluate(gm: fx.GraphModule, node: fx.Node, values: dict[fx.Node, Any]) -> 
 
 
 def _store(gm: CapturedModule, node: fx.Node, value: Tensor) -> str:
-    """Keep a constant as a buffer beside the synthesis it comes from."""
+    """Keep a constant as a buffer where the modules of its surrogate are."""
     source = node
-    while not is_synthesis(gm, source):
+    while "replaces" not in source.meta and not is_synthesis(gm, source):
         source = next(f for f in source.all_input_nodes if f.op != "get_attr")
-    parent = str(source.target).rpartition(".")[0]
+    replaced = source.meta.get("replaces")
+    parent = surrogate_place(replaced[0]) if replaced else str(source.target).rpartition(".")[0]
     return add_buffer(gm, parent, "folded", value.detach().clone())

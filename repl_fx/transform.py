@@ -15,6 +15,7 @@ from repl_fx.config import check_passes
 from repl_fx.errors import NothingToReplace, PlanMismatch
 from repl_fx.memory import collection_paused
 from repl_fx.partial import CapturedParts, Part, assemble, capture_parts, graphs_in, join
+from repl_fx.passes.batch_syntheses import batch_syntheses
 from repl_fx.passes.check_graph import check_graph
 from repl_fx.passes.choose_blocks import choose_blocks
 from repl_fx.passes.find_repeats import find_repeats
@@ -298,6 +299,8 @@ def rewrite(
             if own.replacements:
                 after = replace_blocks(part.graph_module, inside.repeats, own).graph_module
                 _checked(None, after, "replace_blocks")
+                after = batch_syntheses(after).graph_module
+                _checked(None, after, "batch_syntheses")
                 rewritten.append(replace(part, graph_module=after))
             report += _report(inside, after, own)
     return TransformResult(

@@ -60,7 +60,7 @@ def _group(ours: float, peak: int | None = 100, model: str = "vit_base", **chang
         _row(FULL.name, [2.0, 2.0], 200),
         _row(CHECKPOINTED.name, [2.5, 2.5], 120),
         _row(pruned(2).name, [1.0, 1.0], 100),
-        _row(rewritten("bottleneck", 2).name, [ours, ours], peak, pruned(2).name),
+        _row(rewritten("auto", 2).name, [ours, ours], peak, pruned(2).name),
     ]
     return replace(Group(model, "eager", "bfloat16", 128, ABOUT, rows), **changes)
 
@@ -226,14 +226,15 @@ def test_a_small_run_from_the_command_line(tmp_path: Path) -> None:
 
 
 def test_every_surrogate_has_its_floor(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(step_cost, "known_surrogates", lambda: ("auto", "blend", "bottleneck", "identity", "newer"))
+    monkeypatch.setattr(
+        step_cost, "known_surrogates", lambda: ("auto", "blend", "bottleneck", "identity", "newer", "reuse")
+    )
     names = [variant.name for variant in all_variants()]
     assert len(set(names)) == len(names)
     for every in (2, 3):
         at = {name for name in names if name.endswith(f"every={every}")}
-        expected = {f"{key}, every={every}" for key in ("depth-pruned", "blend", "bottleneck", "newer")}
-        extra = {rewritten("bottleneck", every, **settings).name for settings in step_cost.SETTINGS}
-        assert extra < at and at - extra == expected
+        names_at = ("depth-pruned", "auto", "auto (weights=own)", "blend", "newer")
+        assert at == {f"{name}, every={every}" for name in names_at}
     assert {"full", "full, checkpointed", "stochastic depth"} <= set(names)
 
 
@@ -271,16 +272,16 @@ def test_memory_is_the_peak_and_where_there_is_none_what_is_kept() -> None:
     ],
 )
 def test_targets(ours: float, peak: int | None, expected: list[str]) -> None:
-    assert [target.status for target in tables.targets([_group(ours, peak)], ["bottleneck"])] == expected
+    assert [target.status for target in tables.targets([_group(ours, peak)], ["auto"])] == expected
 
 
 def test_targets_concern_two_models_in_bfloat16_and_the_recommended_surrogates() -> None:
     others = [_group(9.0, model="gpt12"), _group(9.0, dtype="float32")]
-    assert tables.targets(others, ["bottleneck"]) == []
+    assert tables.targets(others, ["auto"]) == []
     assert {target.status for target in tables.targets([_group(1.0)], ["blend"])} == {"not measured"}
-    (first, *_) = tables.targets([_group(1.25)], ["bottleneck"])
+    (first, *_) = tables.targets([_group(1.25)], ["auto"])
     assert str(first) == (
-        "MISSED step time of vit_base, eager, bfloat16: bottleneck, every=2, against depth-pruned, every=2: "
+        "MISSED step time of vit_base, eager, bfloat16: auto, every=2, against depth-pruned, every=2: "
         "1.250 times, target at most 1.05"
     )
 

@@ -16,7 +16,7 @@ import repl_fx
 from repl_fx.passes.fold_surrogates import is_synthesis
 from repl_fx.passes.replace_blocks import replace_blocks
 from repl_fx.transform import fingerprint
-from tests.nets import ConvNet, TokenNet, images, tokens
+from tests.nets import ConvNet, TokenNet, as_after_training, images, tokens
 
 SURROGATES = ("identity", "blend", "bottleneck", "auto")
 
@@ -217,6 +217,7 @@ def test_gradients_reach_the_neighbours_unless_stopped(surrogate: str, train_nei
     gm = repl_fx.transform(
         model, (x,), surrogate=surrogate, settings={"train_neighbours": train_neighbours}
     ).graph_module
+    as_after_training(gm)
     synthesis = next(node for node in gm.graph.nodes if is_synthesis(gm, node))
     weights = [gm.get_parameter(str(node.target)) for node in synthesis.all_input_nodes]
     value = gm.get_submodule(str(synthesis.target))(*weights)

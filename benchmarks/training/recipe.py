@@ -112,9 +112,11 @@ def train(
     optimizer = recipe.optimizer(model)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, recipe.factor)
     run = model if compiled is None else torch.compile(model, mode=compiled)
-    clock, losses = StepClock(device), []
+    clock = StepClock(device)
+    # One tensor: small ones that live on between large ones that do not would keep the heap from shrinking.
+    losses = torch.zeros(recipe.steps, device=device)
     clock.mark()
-    for x, y in data.train(recipe.batch, recipe.steps, generator):
+    for step, (x, y) in enumerate(data.train(recipe.batch, recipe.steps, generator)):
         with autocast(device):
             logits = run(x)
         loss = cross_entropy(logits, y, recipe.smoothing)
@@ -123,9 +125,9 @@ def train(
         optimizer.step()
         schedule.step()
         optimizer.zero_grad(set_to_none=True)
-        losses.append(loss.detach())
+        losses[step] = loss.detach()
         clock.mark()
-    final = torch.stack(losses[-max(1, round(LAST * recipe.steps)) :]).mean().item()
+    final = losses[-max(1, round(LAST * recipe.steps)) :].mean().item()
     if not math.isfinite(final):
         raise FloatingPointError(f"the training diverged: its loss is {final}")
     return {"train_loss": final, "step_ms": clock.median()}

@@ -28,11 +28,10 @@ from repl_fx.surrogates import make_surrogate
 WHOLE = {"full": FULL, "stochastic-depth": STOCHASTIC}
 SURROGATES = (
     "identity",
+    "auto",
+    "auto:weights=own",
     "blend:per=tensor",
     "blend:per=channel",
-    "bottleneck",
-    "bottleneck:branches=each",
-    "bottleneck:weights=own",
 )
 DEFAULT_VARIANTS = ("full", *(f"{surrogate}@{every}" for every in (2, 3) for surrogate in SURROGATES))
 # It divides the numbers of test pictures and windows, so that no batch is smaller than the others.

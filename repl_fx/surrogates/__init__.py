@@ -1,6 +1,6 @@
 """Surrogates: what stands in for a replaced block. One a file; importing this package registers them all."""
 
-from repl_fx.surrogates import auto, blend, bottleneck, identity
+from repl_fx.surrogates import auto, blend, bottleneck, identity, reuse
 from repl_fx.surrogates.registry import (
     Surrogate,
     known_surrogates,
@@ -21,5 +21,6 @@ __all__ = [
     "known_surrogates",
     "make_surrogate",
     "register_surrogate",
+    "reuse",
     "shared_synthesis",
 ]

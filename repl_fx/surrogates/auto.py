@@ -1,4 +1,7 @@
-"""`auto`: the best surrogate for each block: `bottleneck` where there is a spine with branches, `blend` elsewhere."""
+"""`auto`: for each block the surrogate that did best where it was measured (docs/results.md).
+
+`reuse` where the block has self-attention, `bottleneck` where it has a spine with other branches, `blend` elsewhere.
+"""
 
 from __future__ import annotations
 
@@ -10,6 +13,7 @@ from torch import fx
 from repl_fx.surrogates.blend import Blend, BlendConfig
 from repl_fx.surrogates.bottleneck import Bottleneck, BottleneckConfig
 from repl_fx.surrogates.registry import Surrogate, register_surrogate
+from repl_fx.surrogates.reuse import Reuse, ReuseConfig
 from repl_fx.surrogates.site import Site
 
 
@@ -18,16 +22,20 @@ class AutoConfig:
     """Settings of `auto`: those of the surrogates it chooses from.
 
     Attributes:
-        ratio, width, branches: see `bottleneck`.
+        ratio: see `reuse` and `bottleneck`.
+        heads: see `reuse`.
+        width: see `bottleneck`.
         per: see `blend`.
         train_neighbours: whether gradients flow into the neighbours' weights.
+        weights: see `reuse` and `bottleneck`; `blend` has no weights of its own.
     """
 
     ratio: float = 0.25
+    heads: int | None = None
     width: int | None = None
-    branches: str = "last"
     per: str = "channel"
     train_neighbours: bool = True
+    weights: str = "neighbours"
 
     def __post_init__(self) -> None:
         # Their own checks of the settings.
@@ -36,7 +44,8 @@ class AutoConfig:
     def candidates(self) -> tuple[Surrogate[Any], ...]:
         """The surrogates to choose from, most preferred first."""
         return (
-            Bottleneck(BottleneckConfig(self.ratio, self.width, self.train_neighbours, self.branches)),
+            Reuse(ReuseConfig(self.ratio, self.heads, self.train_neighbours, self.weights)),
+            Bottleneck(BottleneckConfig(self.ratio, self.width, self.train_neighbours, self.weights)),
             Blend(BlendConfig(self.per, self.train_neighbours)),
         )
 

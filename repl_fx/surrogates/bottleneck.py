@@ -1,26 +1,29 @@
-"""`bottleneck`: the block's last branch becomes one thin layer made from the neighbours' weights.
+"""`bottleneck`: the block's last branch becomes one thin layer made from units of the neighbours' branches.
 
 RepL's computing layer (arXiv 2605.19533). A branch runs from entry mixers (qkv, fc1, conv1) to exit mixers (proj, fc2,
 conv3). Its span becomes
 
-    u = act(norm(W_in x + b_in))        r channels
+    u = act(norm(W_in x + b_in))        r units
     u = depthwise(K, u)                 where the branch has a spatial kernel
     y = W_out u + b_out                 back to full width
 
-    W_in[j]    = sum over i = j mod r    g_in[i]  * W_entry[i]
-    W_out[:,j] = sum over i = j mod r    g_out[i] * W_exit[:, i]
-    K[j]       = sum over i = j mod r    g_k[i]   * mean over inputs of W_spatial[i]
+    W_in[j]    = sum over neighbours of g_in[j]  * W_entry[j]
+    W_out[:,j] = sum over neighbours of g_out[j] * W_exit[:, j]
+    K[j]       = sum over neighbours of g_k[j]   * mean over inputs of W_spatial[j]
 
-over the rows i of every entry weight W_entry of both neighbours (kernels summed to 1x1), the columns of every exit
-weight W_exit, and the rows of the spatial kernel W_spatial; each row and column has a gain g of its own. Neighbours
-with other channel counts (similar repeats) give rows that are folded or repeated to the length needed. What precedes
-the span (pre-norm, window partition) and what follows it (post-norm, layer scale, drop path) stays the block's own.
-Learned here: the gains g, the biases, and the norm at width r. The branches before the last, such as attention, are
-dropped: the kept blocks around mix positions, and a thin layer in place of attention made a small vision transformer
-worse than no layer there (docs/results.md). `branches=each` puts one there all the same.
+for j < r, so the layer blends the first r hidden units of both neighbours, unit by unit, each with gains g of its own.
+Hidden units have no order, so the first ones are as good as any, and only r rows are read. Kernels are summed to 1x1.
+Where a weight has groups, one row sees a part of the channels: there all its rows count, row i in unit i mod r.
+Neighbours with other channel counts (similar repeats) give rows that are folded or repeated to the length needed. What
+precedes the span (pre-norm, window partition) and what follows it (post-norm, layer scale, drop path) stays the
+block's own, but for a batch norm right after it, which goes. Learned here: the gains g, the biases, and the norm at
+width r. The branches before the last, such as attention, are dropped: a thin layer in place of attention made a small
+vision transformer worse than no layer there.
 
-Gains start random, so that rows of a group do not average out, scaled so that a row of W_in and of W_out is as long
-as in the removed block: activations inside and after the span keep their scale.
+g_in starts random, scaled so that a row of W_in is as long as in the removed block. g_out starts at zero: training
+begins with the depth-pruned network. Begun at the removed block's scale, a thin layer ended below depth pruning
+(docs/results.md). Where parameters follow the span (layer scale, post-norm), they set how it begins, and W_out starts
+at the removed block's scale.
 """
 
 from __future__ import annotations
@@ -39,14 +42,14 @@ from repl_fx.errors import BadInput
 from repl_fx.mixers import CONVOLUTIONS, Mixer
 from repl_fx.passes.split_branches import Branch
 from repl_fx.surrogates.activations import Activation, find_activation
+from repl_fx.surrogates.branches import drop_branches, starts_at_zero, without
 from repl_fx.surrogates.lean import LeanBranch
-from repl_fx.surrogates.norms import PostNorm, ThinNorm, find_norm, find_post_norm, find_pre_norm
+from repl_fx.surrogates.norms import ThinNorm, find_norm, find_post_norm, find_pre_norm
 from repl_fx.surrogates.registry import Surrogate, register_surrogate
 from repl_fx.surrogates.site import Site
 from repl_fx.surrogates.thin_layer import ThinForms, ThinSynthesis, ThinWeights, WeightForm
 
-_SOURCES = ("neighbours", "own")
-_BRANCHES = ("each", "last")
+SOURCES = ("neighbours", "own")
 
 
 @dataclass(frozen=True)
@@ -57,8 +60,6 @@ class BottleneckConfig:
         ratio: width r of the thin layer as a fraction of the branch's narrowest end.
         width: r itself; overrides `ratio`.
         train_neighbours: whether gradients flow into the neighbours' weights.
-        branches: `last` for a thin layer in place of the last branch of each streamed value (the MLP of a transformer
-            block), and nothing in place of those before it; `each` for one in place of each.
         weights: `neighbours` to make W_in, W_out and K from those of the neighbours, `own` for parameters of the same
             sizes: the control that synthesis is measured against.
     """
@@ -66,7 +67,6 @@ class BottleneckConfig:
     ratio: float = 0.25
     width: int | None = None
     train_neighbours: bool = True
-    branches: str = "last"
     weights: str = "neighbours"
 
     def __post_init__(self) -> None:
@@ -74,56 +74,44 @@ class BottleneckConfig:
             raise BadInput(f"bottleneck: ratio is {self.ratio!r} and width is {self.width!r}; they must be numbers")
         if not 0 < self.ratio <= 1:
             raise BadInput(f"bottleneck: ratio is {self.ratio}; it must be above 0 and at most 1")
-        for name, value, known in (("weights", self.weights, _SOURCES), ("branches", self.branches, _BRANCHES)):
-            if value not in known:
-                raise BadInput(f"bottleneck: {name} is {value!r}; it can be {' or '.join(known)}")
+        if self.weights not in SOURCES:
+            raise BadInput(f"bottleneck: weights is {self.weights!r}; it can be {' or '.join(SOURCES)}")
         if self.width is not None and self.width < 1:
             raise BadInput(f"bottleneck: width is {self.width}; it must be 1 or more")
 
 
 @register_surrogate("bottleneck", BottleneckConfig)
 class Bottleneck(Surrogate[BottleneckConfig]):
-    """Thin layers in place of the block's branches."""
+    """A thin layer in place of the block's last branch."""
 
     def refuse(self, site: Site) -> str | None:
         """Refuse a block without spine and branches, or with a span a thin layer cannot stand for."""
         if site.split.reason:
             return site.split.reason
-        dropped = self._dropped(site)
+        dropped = _dropped(site)
         return next(filter(None, (_refuse_span(b) for b in site.split.branches if b not in dropped)), None)
 
     def build(self, site: Site) -> tuple[fx.Node, ...]:
         """Replace the span of each branch; spine, pre-norms and what follows the spans stay."""
         outputs = {output: output for output in site.block.outputs}
-        dropped = self._dropped(site)
+        dropped = _dropped(site)
         made: list[tuple[fx.Node, fx.Node]] = []
         for number, branch in enumerate(site.split.branches):
             if branch in dropped:
                 continue
             post = find_post_norm(site.graph_module, branch)
-            old = branch.output if post is None else post.node
+            old = branch.output if post is None else post
             with site.before_node(old):
                 new = self._thin_layer(site, branch, post, f"branch_{number}")
             old.replace_all_uses_with(new)
             made.append((old, new))
         # After the thin layers, which may read what a dropped branch was added to.
-        for branch in dropped:
-            passed = _without_branch(branch)
-            assert passed is not None
-            branch.join.replace_all_uses_with(passed)
-            made.append((branch.join, passed))
+        made += drop_branches(dropped)
         for old, new in made:
             outputs = {output: new if now is old else now for output, now in outputs.items()}
         return tuple(outputs.values())
 
-    def _dropped(self, site: Site) -> list[Branch]:
-        """The branches that nothing takes the place of."""
-        if self.config.branches == "each":
-            return []
-        last = {branch.stream: branch for branch in site.split.branches}.values()
-        return [branch for branch in site.split.branches if branch not in last and _without_branch(branch) is not None]
-
-    def _thin_layer(self, site: Site, branch: Branch, post: PostNorm | None, name: str) -> fx.Node:
+    def _thin_layer(self, site: Site, branch: Branch, post: fx.Node | None, name: str) -> fx.Node:
         gm = site.graph_module
         entry, end = branch.entries[0], branch.exits[0]
         norm = find_norm(gm, branch)
@@ -142,23 +130,21 @@ class Bottleneck(Surrogate[BottleneckConfig]):
             value = _normalised(site, value, norm, name, synthesis, end.axis)
         if activation is not None:
             value = activation.emit(site, value)
-        weight_out, bias_out = parts["weight_out"], parts.get("bias_out")
-        if post is not None:
-            weight_out, bias_out = _standardised(site, weight_out, post, activation)
-        return _pointwise(site, value, weight_out, bias_out, end.axis)
+        return _pointwise(site, value, parts["weight_out"], parts.get("bias_out"), end.axis)
 
     def _weights(
-        self, site: Site, branch: Branch, spatial: Sequence[Mixer], norm: ThinNorm | None, post: PostNorm | None
+        self, site: Site, branch: Branch, spatial: Sequence[Mixer], norm: ThinNorm | None, post: fx.Node | None
     ) -> tuple[ThinSynthesis | ThinWeights, list[str]]:
         """What makes the thin layer's weights, and the parameters it reads."""
         mixers = (*branch.entries, *branch.exits, *spatial)
         own = [site.tensor(str(mixer.weight)) for mixer in mixers]
         width = self._width(branch)
         bias_in = any(m.bias for m in branch.entries) and not (norm and norm.has_bias)
-        bias_out = post is None and any(m.bias for m in branch.exits)
+        bias_out = post is not None or any(m.bias for m in branch.exits)
+        silent = starts_at_zero(site.graph_module, branch, branch.output if post is None else post)
         form = _forms(site, branch, spatial, None)
         if self.config.weights == "own":
-            return ThinWeights(width, form, own, bias_in=bias_in, bias_out=bias_out), []
+            return ThinWeights(width, form, own, bias_in=bias_in, bias_out=bias_out, silent=silent), []
         paths = [site.counterpart_parameter(str(m.weight), block) for block in site.neighbours for m in mixers]
         synthesis = ThinSynthesis(
             width,
@@ -167,6 +153,7 @@ class Bottleneck(Surrogate[BottleneckConfig]):
             own,
             bias_in=bias_in,
             bias_out=bias_out,
+            silent=silent,
             train_neighbours=self.config.train_neighbours,
         )
         return synthesis, paths
@@ -180,6 +167,12 @@ class Bottleneck(Surrogate[BottleneckConfig]):
         ]
         inner = sum(int(m.node.meta["val"].shape[m.axis]) for m in branch.entries)
         return max(1, round(self.config.ratio * min(*(int(end) for end in ends), inner)))
+
+
+def _dropped(site: Site) -> list[Branch]:
+    """The branches that nothing takes the place of: all but the last of each streamed value."""
+    last = {branch.stream: branch for branch in site.split.branches}.values()
+    return [branch for branch in site.split.branches if branch not in last and without(branch) is not None]
 
 
 def _forms(site: Site, branch: Branch, spatial: Sequence[Mixer], block: Block | None) -> ThinForms:
@@ -226,16 +219,6 @@ def _refuse_span(branch: Branch) -> str | None:
     return None
 
 
-def _without_branch(branch: Branch) -> fx.Node | None:
-    """What the spine adds the branch to, where it is like the sum."""
-    others = [node for node in branch.join.all_input_nodes if node is not branch.root]
-    if len(others) != 1 or len(branch.join.args) != 2 or branch.join.kwargs:
-        return None
-    ours, theirs = others[0].meta.get("val"), branch.join.meta.get("val")
-    alike = isinstance(ours, Tensor) and isinstance(theirs, Tensor) and str(ours.shape) == str(theirs.shape)
-    return others[0] if alike else None
-
-
 def _lean(site: Site, branch: Branch, parts: dict[str, fx.Node], activation: Activation | None, name: str) -> fx.Node:
     """A thin layer on tokens, together with the norm before it, which gives its scale and shift to W_in and b_in."""
     gm = site.graph_module
@@ -253,18 +236,6 @@ def _lean(site: Site, branch: Branch, parts: dict[str, fx.Node], activation: Act
     return site.call_module(
         site.module(f"{name}_lean", module), value, weight_in, parts["weight_out"], bias_in, parts.get("bias_out")
     )
-
-
-def _standardised(
-    site: Site, weight: fx.Node, post: PostNorm, activation: Activation | None
-) -> tuple[fx.Node, fx.Node]:
-    """W_out and b_out that stand for a batch norm after them as well: rows of one length, times the norm's scale.
-
-    What they multiply is normalised already. A rectifier leaves half of its energy, whence the root of two.
-    """
-    rows = site.call(F.normalize, weight, dim=1)
-    scale = site.call(torch.mul, site.parameter(post.scale), 1.0 if activation is None else math.sqrt(2))
-    return site.call(torch.mul, rows, site.call(torch.unsqueeze, scale, 1)), site.parameter(post.shift)
 
 
 def _sizes(tensor: Tensor) -> str:

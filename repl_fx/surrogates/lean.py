@@ -1,11 +1,13 @@
-"""One thin branch that keeps a single value for the backward pass: its normalised input.
+"""Thin branches that keep a single value for the backward pass: their normalised input.
 
     n = (x - mean) / deviation          layer norm; x / root mean square for RMS norm; x itself where there is no norm
-    y = W_out act(W_in n + b_in) + b_out
+    y = W_out act(W_in n + b_in) + b_out                     LeanBranch
+    y = W_out map (W_values n + b_values) + b_out            LeanAttention
 
 Written as ordinary operators, autograd keeps x for the norm, n for the first product, and the thin values on both sides
-of the activation. The backward pass of a norm needs only n and the deviation, and the thin values cost less to compute
-again than to keep: r / (4 d) of a transformer block's products. Under autocast n is kept in the lower precision.
+of the activation or the map. The backward pass of a norm needs only n and the deviation, and the thin values cost less
+to compute again than to keep: r / (4 d) of a transformer block's products. Under autocast n is kept in the lower
+precision.
 """
 
 from __future__ import annotations
@@ -17,9 +19,35 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
+from torch.utils.checkpoint import checkpoint
 
 
-class LeanBranch(nn.Module):
+class _Normed(nn.Module):
+    """What begins with a norm over the last axis that has no parameters.
+
+    Args:
+        norm: `layer`, `rms` or `none`.
+        eps: the norm's.
+    """
+
+    def __init__(self, norm: str, eps: float) -> None:
+        super().__init__()
+        self.norm = norm
+        self.eps = eps
+
+    def normalised(self, x: Tensor) -> tuple[Tensor, Tensor | None]:
+        """The normalised input, and one over the deviation of each row."""
+        if self.norm == "layer":
+            normalised, _, rescale = torch.ops.aten.native_layer_norm(x, (x.shape[-1],), None, None, self.eps)
+            return normalised, rescale
+        if self.norm == "rms":
+            wide = x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
+            rescale = torch.rsqrt(wide.square().mean(-1, keepdim=True) + self.eps)
+            return (wide * rescale).to(x.dtype), rescale
+        return x, None
+
+
+class LeanBranch(_Normed):
     """Norm without parameters, a product to r features, an activation, and a product back.
 
     The norm's own scale and shift belong in W_in and b_in. Where no gradient is asked for, and in compiled and exported
@@ -32,9 +60,7 @@ class LeanBranch(nn.Module):
     """
 
     def __init__(self, norm: str, eps: float, activation: Callable[[Tensor], Tensor] | None) -> None:
-        super().__init__()
-        self.norm = norm
-        self.eps = eps
+        super().__init__(norm, eps)
         self.activation = activation
 
     def forward(
@@ -49,17 +75,6 @@ class LeanBranch(nn.Module):
         made: Tensor = _Lean.apply(self, x, *cast)  # type: ignore[no-untyped-call]
         return made
 
-    def normalised(self, x: Tensor) -> tuple[Tensor, Tensor | None]:
-        """The normalised input, and one over the deviation of each row."""
-        if self.norm == "layer":
-            normalised, _, rescale = torch.ops.aten.native_layer_norm(x, (x.shape[-1],), None, None, self.eps)
-            return normalised, rescale
-        if self.norm == "rms":
-            wide = x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
-            rescale = torch.rsqrt(wide.square().mean(-1, keepdim=True) + self.eps)
-            return (wide * rescale).to(x.dtype), rescale
-        return x, None
-
     def activated(self, thin: Tensor) -> Tensor:
         """Apply the activation."""
         return thin if self.activation is None else self.activation(thin)
@@ -68,6 +83,124 @@ class LeanBranch(nn.Module):
         """What it does, in a line."""
         shown = getattr(self.activation, "__name__", type(self.activation).__name__) if self.activation else "none"
         return f"norm={self.norm}, activation={shown}"
+
+
+class LeanAttention(_Normed):
+    """Norm without parameters, a product to the values of a few heads, an attention map made elsewhere, a product back.
+
+        n = norm(x)
+        y = W_out concat over heads (map_h (W_values n + b_values)_h) + b_out
+
+    Of what it computes, n alone is kept for the backward pass: the values and what the map makes of them are computed
+    again, as they are thin. Where no gradient is asked for, and in compiled and exported graphs, it is plain operators.
+
+    Args:
+        norm: `layer`, `rms` or `none`.
+        eps: the norm's.
+        heads: how many.
+        scaled: whether the map is given by queries and keys, for `scaled_dot_product_attention`; else as itself.
+        causal, scale: settings of `scaled_dot_product_attention`.
+        batch_first: whether x is (batch, positions, d), or what has the same order; else (positions, batch, d).
+        dims: of the result, 2 or 3, where it has not as many as x.
+    """
+
+    def __init__(
+        self,
+        norm: str,
+        eps: float,
+        heads: int,
+        *,
+        scaled: bool,
+        causal: bool = False,
+        scale: float | None = None,
+        batch_first: bool = True,
+        dims: int | None = None,
+    ) -> None:
+        super().__init__(norm, eps)
+        self.heads = heads
+        self.scaled = scaled
+        self.causal = causal
+        self.scale = scale
+        self.batch_first = batch_first
+        self.dims = dims
+
+    def forward(
+        self,
+        x: Tensor,
+        weight_values: Tensor,
+        weight_out: Tensor,
+        bias_values: Tensor | None,
+        bias_out: Tensor | None,
+        *given: Any,
+    ) -> Tensor:
+        """Map x (…, d) to (…, features).
+
+        Args:
+            x: the stream, with batch and positions in as many dimensions as it likes.
+            weight_values: (heads * c, d).
+            weight_out: (features, heads * c).
+            bias_values, bias_out: (heads * c) and (features), or None.
+            given: queries, keys (batch, heads, positions, c), a mask or None, and the probability of dropout; or the
+                map (batch, heads, positions, positions).
+        """
+        if torch.compiler.is_compiling() or not torch.is_grad_enabled():
+            return self.mixed(self.normalised(x)[0], weight_values, weight_out, bias_values, bias_out, *given)
+        n: Tensor = _LeanNorm.apply(self, x, _compute_dtype(x))  # type: ignore[no-untyped-call]
+        drawn = self.scaled and given[3] > 0
+        arguments = (n, weight_values, weight_out, bias_values, bias_out, *given)
+        made: Tensor = checkpoint(self.mixed, *arguments, use_reentrant=False, preserve_rng_state=drawn)
+        return made
+
+    def mixed(
+        self,
+        n: Tensor,
+        weight_values: Tensor,
+        weight_out: Tensor,
+        bias_values: Tensor | None,
+        bias_out: Tensor | None,
+        *given: Any,
+    ) -> Tensor:
+        """What follows the norm; see `forward`."""
+        batch, width = given[0].shape[0], weight_values.shape[0]
+        sizes = (batch, -1) if self.batch_first else (-1, batch)
+        values = F.linear(n, weight_values, bias_values).reshape(*sizes, self.heads, width // self.heads)
+        values = values.transpose(1, 2) if self.batch_first else values.permute(1, 2, 0, 3)
+        if self.scaled:
+            queries, keys, mask, dropout = given
+            out = F.scaled_dot_product_attention(queries, keys, values, mask, dropout, self.causal, scale=self.scale)
+        else:
+            out = given[0] @ values.to(given[0].dtype)
+        out = out.transpose(1, 2) if self.batch_first else out.permute(2, 0, 1, 3)
+        if self.dims is None:
+            out = out.reshape(*n.shape[:-1], width)
+        else:
+            out = out.flatten(-2) if self.dims == 3 else out.reshape(-1, width)
+        return F.linear(out, weight_out, bias_out)
+
+    def extra_repr(self) -> str:
+        """What it does, in a line."""
+        return f"norm={self.norm}, heads={self.heads}"
+
+
+class _LeanNorm(torch.autograd.Function):
+    """A norm that keeps its result, in the precision that is used next, instead of what it normalises."""
+
+    @staticmethod
+    def forward(ctx: Any, branch: _Normed, x: Tensor, kind: torch.dtype) -> Tensor:
+        normalised, rescale = branch.normalised(x)
+        kept = normalised.to(kind)
+        # A result may be kept as such; the input is kept by whoever made it, if at all.
+        ctx.save_for_backward(None if rescale is None else kept, rescale)
+        ctx.branch, ctx.dtype = branch, x.dtype
+        return kept.view_as(kept) if kept is x else kept
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        kept, rescale = ctx.saved_tensors
+        if rescale is not None:
+            gradient = _without_norm(ctx.branch, gradient * rescale.to(gradient.dtype), kept)
+        return None, gradient.to(ctx.dtype), None
 
 
 class _Lean(torch.autograd.Function):
@@ -122,14 +255,15 @@ def _through_norm(
     """
     if rescale is None:
         return to_thin @ weight_in
-    toward = (to_thin * rescale.to(to_thin.dtype)) @ weight_in
-    if branch.norm == "rms":
-        wide, n = toward.float(), kept.float()
-        if kept.dtype == torch.float64:
-            wide, n = toward, kept
-        return wide - n * (wide * n).mean(-1, keepdim=True)
-    toward, n = (toward, kept) if kept.dtype == torch.float64 else (toward.float(), kept.float())
-    return toward - toward.mean(-1, keepdim=True) - n * (toward * n).mean(-1, keepdim=True)
+    return _without_norm(branch, (to_thin * rescale.to(to_thin.dtype)) @ weight_in, kept)
+
+
+def _without_norm(branch: _Normed, toward: Tensor, kept: Tensor) -> Tensor:
+    """A gradient, over the deviation already, less what the norm takes from it; in at least single precision."""
+    if kept.dtype != torch.float64:
+        toward, kept = toward.float(), kept.float()
+    along = toward - kept * (toward * kept).mean(-1, keepdim=True)
+    return along if branch.norm == "rms" else along - toward.mean(-1, keepdim=True)
 
 
 def _compute_dtype(x: Tensor) -> torch.dtype:

@@ -93,29 +93,12 @@ def find_pre_norm(gm: fx.GraphModule, branch: Branch) -> PreNorm | None:
     return PreNorm(given, "layer" if isinstance(module, nn.LayerNorm) else "rms", eps, scale, shift)
 
 
-@dataclass(frozen=True)
-class PostNorm:
-    """The batch norm of a span's output.
-
-    Attributes:
-        node: its call.
-        scale, shift: paths of its parameters.
-    """
-
-    node: fx.Node
-    scale: str
-    shift: str
-
-
-def find_post_norm(gm: fx.GraphModule, branch: Branch) -> PostNorm | None:
-    """The batch norm that alone reads a span's output, where the span has a norm inside too."""
+def find_post_norm(gm: fx.GraphModule, branch: Branch) -> fx.Node | None:
+    """The batch norm that alone reads a span's output; it cannot take values that start at zero."""
     node = next(iter(branch.output.users), None)
     if node is None or len(branch.output.users) > 1 or node not in branch.nodes or node.op != "call_module":
         return None
-    module = gm.get_submodule(str(node.target))
-    if not isinstance(module, nn.modules.batchnorm._BatchNorm) or not module.affine or find_norm(gm, branch) is None:
-        return None
-    return PostNorm(node, f"{node.target}.weight", f"{node.target}.bias")
+    return node if isinstance(gm.get_submodule(str(node.target)), nn.modules.batchnorm._BatchNorm) else None
 
 
 def _computes_as_its_base(module: nn.LayerNorm | nn.RMSNorm) -> bool:

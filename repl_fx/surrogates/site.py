@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
+from dataclasses import replace
 from functools import cached_property
 from typing import Any
 
@@ -20,7 +21,12 @@ from repl_fx.surrogates.synthesis import Synthesis
 
 def surrogate_path(block: Block) -> str:
     """Where the modules of a block's surrogate live."""
-    return f"surrogates.{block.name.replace('.', '_')}"
+    return surrogate_place(block.name)
+
+
+def surrogate_place(block: str) -> str:
+    """Where the modules of the surrogate of a block of this name live."""
+    return f"surrogates.{block.replace('.', '_')}"
 
 
 class Site:
@@ -155,8 +161,8 @@ class Site:
 
     @cached_property
     def split(self) -> Split:
-        """Spine and branches of the block, before anything was changed."""
-        return split_branches(self.graph_module, self.block)
+        """Spine and branches of the block, before anything was changed in it."""
+        return split_branches(self.graph_module, replace(self.block, inputs=self.inputs))
 
     def tensor(self, path: str) -> Tensor:
         """A parameter or buffer of the graph."""

@@ -10,8 +10,9 @@ A synthesis depends on parameters alone, so its result holds until one of them c
 from __future__ import annotations
 
 import weakref
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from itertools import islice
 from typing import Any
 
 import torch
@@ -19,6 +20,8 @@ from torch import Tensor, nn
 
 from repl_fx._torch import pytree
 from repl_fx.errors import WeightsChanged
+from repl_fx.graph import share_tensors
+from repl_fx.surrogates.slices import Blend, blend_slices
 
 
 class Synthesis(nn.Module):
@@ -67,6 +70,63 @@ class Synthesis(nn.Module):
     def __getstate__(self) -> dict[str, Any]:
         # Copies and pickles make their own.
         return {**self.__dict__, "_kept": None, "_shared": None}
+
+
+class BlendingSynthesis(Synthesis):
+    """A synthesis that begins with blends of slices, which can be done together with those of others.
+
+    A subclass says which (`blends`), and what it makes of them (`finish`), from the state it is given: its own
+    parameters by name.
+    """
+
+    def blends(self, state: Mapping[str, Tensor], weights: Sequence[Tensor]) -> list[Blend]:
+        """What to blend."""
+        raise NotImplementedError(f"{type(self).__name__} has no blends(state, weights)")
+
+    def finish(self, state: Mapping[str, Tensor], blended: Sequence[Tensor], weights: Sequence[Tensor]) -> Any:
+        """The result, from what `blends` asked for."""
+        raise NotImplementedError(f"{type(self).__name__} has no finish(state, blended, weights)")
+
+    def synthesise(self, *weights: Tensor) -> Any:
+        """Compute weights from weights."""
+        state = dict(self.named_parameters())
+        return self.finish(state, blend_slices(self.blends(state, weights)), weights)
+
+
+class SynthesisBatch(Synthesis):
+    """Several syntheses as one, so that their blends are done together.
+
+    Its inputs are, for each member, what that member reads and then its parameters, which stay where they were.
+
+    Args:
+        members: the syntheses; copies without state are kept.
+        counts: how many weights each reads.
+    """
+
+    def __init__(self, members: Sequence[BlendingSynthesis], counts: Sequence[int]) -> None:
+        super().__init__(train_neighbours=True)
+        self.members = [_without_state(member) for member in members]
+        self.names = [tuple(name for name, _ in member.named_parameters()) for member in members]
+        self.counts = tuple(counts)
+
+    def synthesise(self, *weights: Tensor) -> tuple[Any, ...]:
+        """The results of the members, in order."""
+        given = iter(weights)
+        tasks = []
+        for member, names, count in zip(self.members, self.names, self.counts, strict=True):
+            read = tuple(islice(given, count))
+            state = dict(zip(names, islice(given, len(names)), strict=True))
+            tasks.append((member, state, read, member.blends(state, read)))
+        made = iter(blend_slices([blend for *_, asked in tasks for blend in asked]))
+        return tuple(member.finish(state, list(islice(made, len(asked))), read) for member, state, read, asked in tasks)
+
+
+def _without_state(member: BlendingSynthesis) -> BlendingSynthesis:
+    copied = share_tensors(member)
+    assert isinstance(copied, BlendingSynthesis)
+    for module in copied.modules():
+        module._parameters.update(dict.fromkeys(module._parameters))
+    return copied
 
 
 class _Kept:

@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from repl_fx.surrogates.registry import random_gains
-from repl_fx.surrogates.synthesis import Synthesis
+from repl_fx.surrogates.slices import Blend, Units
+from repl_fx.surrogates.synthesis import BlendingSynthesis, Synthesis
+
+# The gains of each role.
+_GAINS = {"entry": "gain_in", "exit": "gain_out", "kernel": "gain_kernel"}
 
 
 @dataclass(frozen=True)
@@ -61,7 +66,31 @@ class ThinForms:
         return len(self.entry) + len(self.exit) + len(self.spatial)
 
 
-class ThinSynthesis(Synthesis):
+@dataclass(frozen=True)
+class _Piece:
+    """Slices that are blended, of one weight of each neighbour, or of one neighbour alone where their sizes differ.
+
+    Attributes:
+        role: `entry`, `exit` or `kernel`.
+        form: of the weights.
+        units: which of their units.
+        sources: which of the weights that the synthesis reads.
+    """
+
+    role: str
+    form: WeightForm
+    units: Units
+    sources: tuple[int, ...]
+
+    def rows(self, blended: Tensor) -> Tensor:
+        """Blended slices as rows."""
+        if self.role == "kernel":
+            return blended.mean(1, keepdim=True)
+        dense = self.form.pointwise(blended)
+        return dense if self.role == "entry" else dense.t()
+
+
+class ThinSynthesis(BlendingSynthesis):
     """W_in, W_out, biases and the depthwise kernel of one thin layer.
 
     Args:
@@ -72,6 +101,7 @@ class ThinSynthesis(Synthesis):
         own: the same weights of the removed block, which give the scale, and the sizes to which those of neighbours
             with other channel counts are fitted.
         bias_in, bias_out: whether the layer adds biases.
+        silent: whether W_out starts at zero.
         train_neighbours: see `Synthesis`.
     """
 
@@ -84,58 +114,76 @@ class ThinSynthesis(Synthesis):
         *,
         bias_in: bool,
         bias_out: bool,
+        silent: bool,
         train_neighbours: bool,
     ) -> None:
         super().__init__(train_neighbours)
         self.width = width
-        self.forms = tuple(forms[:-1])
-        own_rows = _rows(own, forms[-1:])
-        self.features = own_rows.entry[0].shape[1], own_rows.exit[0].shape[1]
-        rows = self._fitted(given)
+        self.pieces = _pieces(forms[:-1], given, width)
+        removed = _rows(own, forms[-1])
+        self.features = removed["entry"][0].shape[1], removed["exit"][0].shape[1]
         like = given[0]
-        self.gain_in = random_gains(_count(rows.entry), like)
-        self.gain_out = random_gains(_count(rows.exit), like)
-        self.gain_kernel = random_gains(_count(rows.kernels), like) if rows.kernels else None
+        self.gain_in = self._gains("entry", like)
+        self.gain_out = self._gains("exit", like)
+        self.gain_kernel = self._gains("kernel", like) if forms[0].spatial else None
         self.bias_in = nn.Parameter(like.new_zeros(width)) if bias_in else None
         self.bias_out = nn.Parameter(like.new_zeros(self.features[1])) if bias_out else None
         if not like.is_meta:
-            self._match_scale(rows, own_rows)
+            self._match_scale(given, removed, silent)
 
     @property
     def names(self) -> tuple[str, ...]:
         """What `synthesise` returns, in order."""
         return _names({"bias_in": self.bias_in, "bias_out": self.bias_out, "kernel": self.gain_kernel})
 
-    def synthesise(self, *weights: Tensor) -> tuple[Tensor, ...]:
-        """Neighbours' weights, in the order of `given`, to the thin layer's: (r, in), (out, r), …."""
-        rows = self._fitted([self.given(weight) for weight in weights])
-        results = [_mixed(self.gain_in, rows.entry, self.width), _mixed(self.gain_out, rows.exit, self.width).t()]
-        results += [bias for bias in (self.bias_in, self.bias_out) if bias is not None]
-        if self.gain_kernel is not None:
-            results.append(_mixed(self.gain_kernel, rows.kernels, self.width))
-        return tuple(results)
+    def blends(self, state: Mapping[str, Tensor], weights: Sequence[Tensor]) -> list[Blend]:
+        """One for each piece; weights in the order of `given`."""
+        taken = dict.fromkeys(_GAINS, 0)
+        made = []
+        for piece in self.pieces:
+            first, count = taken[piece.role], len(piece.sources) * piece.units.count
+            gains = state[_GAINS[piece.role]].narrow(0, first, count).reshape(len(piece.sources), -1)
+            taken[piece.role] += count
+            made.append(Blend(piece.units, gains, tuple(self.given(weights[source]) for source in piece.sources)))
+        return made
 
-    def _fitted(self, weights: Sequence[Tensor]) -> Rows:
-        """The rows of the neighbours' weights, as long as those of the removed block."""
-        rows = _rows(weights, self.forms)
-        return Rows(
-            [_fit(piece, self.features[0]) for piece in rows.entry],
-            [_fit(piece, self.features[1]) for piece in rows.exit],
-            rows.kernels,
-        )
+    def finish(self, state: Mapping[str, Tensor], blended: Sequence[Tensor], weights: Sequence[Tensor]) -> Any:
+        """W_in (r, in), W_out (out, r), biases, and K (r, 1, …)."""
+        total: dict[str, Tensor] = {}
+        for piece, slices in zip(self.pieces, blended, strict=True):
+            rows = _folded(self._fitted(piece, slices), self.width)
+            total[piece.role] = total[piece.role] + rows if piece.role in total else rows
+        results = [total["entry"], total["exit"].t()]
+        results += [state[name] for name in ("bias_in", "bias_out") if name in state]
+        return (*results, total["kernel"]) if "kernel" in total else tuple(results)
+
+    def _gains(self, role: str, like: Tensor) -> nn.Parameter:
+        return random_gains(sum(len(p.sources) * p.units.count for p in self.pieces if p.role == role), like)
+
+    def _fitted(self, piece: _Piece, slices: Tensor) -> Tensor:
+        """Rows, as long as those of the removed block."""
+        rows = piece.rows(slices)
+        return rows if piece.role == "kernel" else _fit(rows, self.features[0 if piece.role == "entry" else 1])
 
     @torch.no_grad()
-    def _match_scale(self, rows: Rows, own: Rows) -> None:
+    def _match_scale(self, given: Sequence[Tensor], removed: Mapping[str, list[Tensor]], silent: bool) -> None:
         """Scale the gains so that rows of the synthesised weights are as long as those of the weights they replace.
 
-        Random gains make the rows of a group independent, so the expected square of a sum is the sum of squares; adding
-        the rows up instead would cost as much as all the rest of a transform.
+        Random gains make the terms of a sum independent, so its expected square is the sum of their squares.
         """
-        entry, end, kernel = _wanted_sizes(own, self.width)
-        self.gain_in.mul_(_ratio(entry, _expected_size(self.gain_in, rows.entry)))
-        self.gain_out.mul_(_ratio(end, _expected_size(self.gain_out, rows.exit)))
-        if self.gain_kernel is not None:
-            self.gain_kernel.mul_(_ratio(kernel, _expected_size(self.gain_kernel, rows.kernels)))
+        wanted = _wanted_sizes(removed, self.width)
+        for role, name in _GAINS.items():
+            gains = getattr(self, name)
+            if gains is None:
+                continue
+            rows = [
+                self._fitted(piece, piece.units.of(given[source]))
+                for piece in self.pieces
+                if piece.role == role
+                for source in piece.sources
+            ]
+            typical = _size([gains]) / math.sqrt(len(gains))
+            gains.mul_(0.0 if silent and role == "exit" else _ratio(wanted[role], typical * _size(rows)))
 
 
 class ThinWeights(Synthesis):
@@ -148,25 +196,28 @@ class ThinWeights(Synthesis):
         form: layouts of the removed block's weights.
         own: its weights, as for `ThinSynthesis`.
         bias_in, bias_out: whether the layer adds biases.
+        silent: whether W_out starts at zero.
     """
 
-    def __init__(self, width: int, form: ThinForms, own: Sequence[Tensor], *, bias_in: bool, bias_out: bool) -> None:
+    def __init__(
+        self, width: int, form: ThinForms, own: Sequence[Tensor], *, bias_in: bool, bias_out: bool, silent: bool
+    ) -> None:
         super().__init__(train_neighbours=True)
         self.width = width
-        rows, like = _rows(own, (form,)), own[0]
-        columns, features = rows.entry[0].shape[1], rows.exit[0].shape[1]
+        rows, like = _rows(own, form), own[0]
+        columns, features = rows["entry"][0].shape[1], rows["exit"][0].shape[1]
         self.weight_in = _random(like, width, columns)
         self.weight_out = _random(like, features, width)
         self.bias_in = nn.Parameter(like.new_zeros(width)) if bias_in else None
         self.bias_out = nn.Parameter(like.new_zeros(features)) if bias_out else None
-        self.kernel = _random(like, width, 1, *rows.kernels[0].shape[2:]) if rows.kernels else None
+        self.kernel = _random(like, width, 1, *rows["kernel"][0].shape[2:]) if rows["kernel"] else None
         if not like.is_meta:
             with torch.no_grad():
                 for weight, wanted in zip(
-                    (self.weight_in, self.weight_out, self.kernel), _wanted_sizes(rows, width), strict=True
+                    (self.weight_in, self.weight_out, self.kernel), _wanted_sizes(rows, width).values(), strict=True
                 ):
                     if weight is not None:
-                        weight.mul_(_ratio(wanted, _size([weight])))
+                        weight.mul_(0.0 if silent and weight is self.weight_out else _ratio(wanted, _size([weight])))
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -187,24 +238,35 @@ def _random(like: Tensor, *sizes: int) -> nn.Parameter:
     return nn.Parameter(random_gains(math.prod(sizes), like).detach().reshape(sizes))
 
 
-@dataclass(frozen=True)
-class Rows:
-    """Entry rows, exit columns as rows, and spatial kernels, one tensor for each weight."""
+def _pieces(forms: Sequence[ThinForms], given: Sequence[Tensor], width: int) -> tuple[_Piece, ...]:
+    """What is blended: the first `width` units of a weight, or all where a group sees or reaches a part."""
+    listed = [
+        (role, one)
+        for form in forms
+        for role, some in (("entry", form.entry), ("exit", form.exit), ("kernel", form.spatial))
+        for one in some
+    ]
+    half = len(listed) // len(forms)
+    made = []
+    for at in range(half):
+        sources = [at + half * block for block in range(len(forms))]
+        kinds = {(listed[source], given[source].shape) for source in sources}
+        for some in [tuple(sources)] if len(kinds) == 1 else [(source,) for source in sources]:
+            role, form = listed[some[0]]
+            axis = int((role == "exit") != form.transposed)
+            size = given[some[0]].shape[axis]
+            count = size if form.groups > 1 and role != "kernel" else min(size, width)
+            made.append(_Piece(role, form, Units(axis, 0, count), some))
+    return tuple(made)
 
-    entry: list[Tensor]
-    exit: list[Tensor]
-    kernels: list[Tensor]
 
-
-def _rows(weights: Sequence[Tensor], forms: Sequence[ThinForms]) -> Rows:
-    """The rows of the weights of several blocks, one form for each block."""
-    rows = Rows([], [], [])
-    pending = iter(weights)
-    for form in forms:
-        rows.entry.extend(one.pointwise(next(pending)) for one in form.entry)
-        rows.exit.extend(one.pointwise(next(pending)).t() for one in form.exit)
-        rows.kernels.extend(next(pending).mean(1, keepdim=True) for _ in form.spatial)
-    return rows
+def _rows(weights: Sequence[Tensor], form: ThinForms) -> dict[str, list[Tensor]]:
+    """Entry rows, exit columns as rows, and kernels of all units of one block's weights, by role."""
+    pieces = _pieces([form], weights, max(max(weight.shape) for weight in weights))
+    roles: dict[str, list[Tensor]] = {role: [] for role in _GAINS}
+    for piece, weight in zip(pieces, weights, strict=True):
+        roles[piece.role].append(piece.rows(weight))
+    return roles
 
 
 def _fit(rows: Tensor, length: int) -> Tensor:
@@ -219,25 +281,16 @@ def _fit(rows: Tensor, length: int) -> Tensor:
     return padded.reshape(rows.shape[0], times, length).sum(1)
 
 
-def _count(rows: Sequence[Tensor]) -> int:
-    return sum(piece.shape[0] for piece in rows)
-
-
-def _mixed(gains: Tensor, rows: Sequence[Tensor], width: int) -> Tensor:
-    """Sum the rows i = j mod width of every tensor, each times its gain, into row j.
-
-    Tensor by tensor: stacking them first would keep a copy of the neighbours' weights for the backward pass.
-    """
-    total: Tensor | None = None
-    for gain, piece in zip(torch.split(gains, [p.shape[0] for p in rows]), rows, strict=True):
-        scaled = gain.reshape(-1, *[1] * (piece.ndim - 1)) * piece
-        rest = -scaled.shape[0] % width
-        if rest:
-            scaled = torch.cat([scaled, scaled.new_zeros(rest, *scaled.shape[1:])])
-        grouped = scaled.reshape(-1, width, *scaled.shape[1:]).sum(0)
-        total = grouped if total is None else total + grouped
-    assert total is not None
-    return total
+def _folded(rows: Tensor, count: int) -> Tensor:
+    """Row i onto row i mod count; where there are fewer, they come again."""
+    have = rows.shape[0]
+    if have == count:
+        return rows
+    if have < count:
+        return rows.repeat(-(-count // have), *[1] * (rows.ndim - 1))[:count]
+    rest = -have % count
+    padded = torch.cat([rows, rows.new_zeros(rest, *rows.shape[1:])]) if rest else rows
+    return padded.reshape(-1, count, *rows.shape[1:]).sum(0)
 
 
 def _size(pieces: Sequence[Tensor]) -> float:
@@ -246,18 +299,16 @@ def _size(pieces: Sequence[Tensor]) -> float:
     return math.hypot(*(float(torch.linalg.vector_norm(piece, dtype=kind)) for piece in pieces))
 
 
-def _expected_size(gains: Tensor, rows: Sequence[Tensor]) -> float:
-    """The expected size of what `_mixed` makes of the rows."""
-    parts = torch.split(gains, [piece.shape[0] for piece in rows])
-    typical = (_size([gain]) / math.sqrt(len(gain)) for gain in parts)
-    return math.hypot(*(gain * _size([piece]) for gain, piece in zip(typical, rows, strict=True)))
-
-
-def _wanted_sizes(own: Rows, width: int) -> tuple[float, float, float]:
+def _wanted_sizes(own: Mapping[str, list[Tensor]], width: int) -> dict[str, float]:
     """The sizes of W_in, W_out and K whose rows are as long as those of the weights they replace."""
     # The length of an average row: entry weights have their own number of rows, exit weights share theirs. A kernel of
     # length 1 keeps the energy of what it filters.
-    return _size(own.entry) * math.sqrt(width / _count(own.entry)), _size(own.exit), math.sqrt(width)
+    count = sum(len(rows) for rows in own["entry"])
+    return {
+        "entry": _size(own["entry"]) * math.sqrt(width / count),
+        "exit": _size(own["exit"]),
+        "kernel": math.sqrt(width),
+    }
 
 
 def _ratio(wanted: float, found: float) -> float:

@@ -12,7 +12,7 @@ import repl_fx
 from repl_fx.errors import BadInput
 from repl_fx.export import export_onnx, layers, verify_onnx
 from tests.export.subjects import Net, X
-from tests.nets import TokenNet, tokens
+from tests.nets import TokenNet, as_after_training, tokens
 
 
 def test_layers_are_compared_in_order(exported: tuple[fx.GraphModule, Path]) -> None:
@@ -76,6 +76,7 @@ def test_layers_need_a_graph(exported: tuple[fx.GraphModule, Path]) -> None:
 def test_a_neighbour_that_changed_after_the_export_is_found(tmp_path: Path, surrogate: str) -> None:
     x = tokens()
     gm = repl_fx.transform(TokenNet(), (x,), surrogate=surrogate).graph_module
+    as_after_training(gm)
     path = export_onnx(gm, tmp_path / "m.onnx", (x,))
     check = verify_onnx(gm, path, (x,), per_layer=True)
     assert check

@@ -14,9 +14,10 @@ def test_fold_leaves_no_synthesis_and_changes_no_bit(surrogate: str) -> None:
     x = images()
     gm = repl_fx.transform(ConvNet(), (x,), surrogate=surrogate).graph_module.eval()
     before, names = str(gm.graph), set(gm.state_dict())
+    found = [node for node in gm.graph.nodes if is_synthesis(gm, node)]
     result = fold_surrogates(gm)
     folded = result.graph_module
-    assert result.modified and len(result.folded) == 2
+    assert result.modified and len(result.folded) == len(found)
     assert not any(isinstance(m, Synthesis) for m in folded.modules())
     assert torch.equal(folded(x), gm(x))
     # The graph that was given is as it was, and training it further does not reach the folded one.
@@ -26,7 +27,7 @@ def test_fold_leaves_no_synthesis_and_changes_no_bit(surrogate: str) -> None:
         for module in gm.modules():
             if isinstance(module, Synthesis):
                 for parameter in module.parameters():
-                    parameter.mul_(2)
+                    parameter.add_(1)
     assert torch.equal(folded(x), expected)
     assert not torch.equal(gm(x), expected)
 

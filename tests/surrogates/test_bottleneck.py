@@ -1,18 +1,20 @@
 from __future__ import annotations
 
+import copy
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch import Tensor, fx, nn
+from torch import Tensor, nn
 
 import repl_fx
 from repl_fx.passes.fold_surrogates import is_synthesis
 from repl_fx.surrogates.thin_layer import ThinForms, ThinSynthesis, WeightForm
-from tests.nets import ConvNet, TokenNet, TransformerBlock, images, tokens
+from tests.nets import ConvNet, TokenNet, TransformerBlock, as_after_training, images, tokens
 
 PLAIN = WeightForm(transposed=False, groups=1)
 
@@ -40,32 +42,51 @@ def test_transposed_form() -> None:
     assert torch.equal(WeightForm(transposed=True, groups=1).pointwise(weight), weight.t())
 
 
+def _synthesis(width: int, given: list[Tensor], own: list[Tensor], **settings: Any) -> ThinSynthesis:
+    """A synthesis from two neighbours that are laid out like the removed block."""
+    sizes = {"bias_in": True, "bias_out": True, "silent": False, "train_neighbours": True} | settings
+    forms = [ThinForms((PLAIN,), (PLAIN,), (PLAIN,) * (len(own) - 2))] * 3
+    return ThinSynthesis(width, forms, given, own, **sizes)
+
+
 def test_synthesis_is_the_formula_of_its_docstring() -> None:
-    entry, end = torch.randn(2, 7, 5), torch.randn(2, 5, 6)
-    forms = [ThinForms((PLAIN,), (PLAIN,), ())] * 3
+    entry, end = torch.randn(2, 7, 5), torch.randn(2, 5, 7)
     given_weights = [entry[0], end[0], entry[1], end[1]]
-    made = ThinSynthesis(
-        3, forms, given_weights, [entry[0], end[0]], bias_in=True, bias_out=True, train_neighbours=True
-    )
+    made = _synthesis(3, given_weights, [entry[0], end[0]])
     weight_in, weight_out, bias_in, bias_out = made(*given_weights)
     expected_in, expected_out = torch.zeros(3, 5), torch.zeros(5, 3)
     for neighbour in range(2):
-        for i in range(7):
-            expected_in[i % 3] += made.gain_in[7 * neighbour + i] * entry[neighbour, i]
-        for i in range(6):
-            expected_out[:, i % 3] += made.gain_out[6 * neighbour + i] * end[neighbour, :, i]
+        for j in range(3):
+            expected_in[j] += made.gain_in[3 * neighbour + j] * entry[neighbour, j]
+            expected_out[:, j] += made.gain_out[3 * neighbour + j] * end[neighbour, :, j]
     assert torch.allclose(weight_in, expected_in, atol=1e-6)
     assert torch.allclose(weight_out, expected_out, atol=1e-6)
     assert bias_in.shape == (3,) and bias_out.shape == (5,)
+
+
+def test_all_rows_of_a_grouped_weight_count() -> None:
+    """One row of a depthwise kernel sees one channel."""
+    entry, end = torch.randn(2, 6, 1, 3, 3), torch.randn(2, 6, 6)
+    forms = [ThinForms((WeightForm(transposed=False, groups=6),), (PLAIN,), ())] * 3
+    given_weights = [entry[0], end[0], entry[1], end[1]]
+    made = ThinSynthesis(
+        2, forms, given_weights, given_weights[:2], bias_in=False, bias_out=False, silent=True, train_neighbours=True
+    )
+    weight_in, weight_out = made(*given_weights)
+    expected = torch.zeros(2, 6)
+    for neighbour in range(2):
+        for i in range(6):
+            expected[i % 2, i] += made.gain_in[6 * neighbour + i] * entry[neighbour, i].sum()
+    torch.testing.assert_close(weight_in, expected)
+    assert weight_out.abs().max() == 0
 
 
 def test_rows_are_about_as_long_as_those_of_the_removed_block() -> None:
     weights = [torch.randn(64, 16) * s for s in (3.0, 0.1, 5.0, 0.2)]
     entry, end = weights[0::2], [w.t() for w in weights[1::2]]
     own = [torch.randn(64, 16) * 2, torch.randn(16, 64) * 0.5]
-    forms = [ThinForms((PLAIN,), (PLAIN,), ())] * 3
     given_weights = [entry[0], end[0], entry[1], end[1]]
-    made = ThinSynthesis(8, forms, given_weights, own, bias_in=False, bias_out=False, train_neighbours=True)
+    made = _synthesis(8, given_weights, own, bias_in=False, bias_out=False)
     for thin, removed in zip(made(*given_weights), own, strict=True):
         lengths = [w.norm(dim=1).square().mean().sqrt().item() for w in (thin, removed)]
         assert lengths[0] == pytest.approx(lengths[1], rel=0.2)
@@ -74,8 +95,7 @@ def test_rows_are_about_as_long_as_those_of_the_removed_block() -> None:
 def test_gradients_are_right() -> None:
     weights = [torch.randn(4, 3, 3, 3), torch.randn(3, 4, 1, 1), torch.randn(4, 3, 3, 3)] * 2
     weights = [w.double().clone().requires_grad_() for w in weights]
-    forms = [ThinForms((PLAIN,), (PLAIN,), (PLAIN,))] * 3
-    made = ThinSynthesis(2, forms, weights, weights[:3], bias_in=True, bias_out=True, train_neighbours=True).double()
+    made = _synthesis(2, weights, weights[:3]).double()
     assert torch.autograd.gradcheck(lambda *w: made(*w), weights)
 
 
@@ -102,10 +122,10 @@ def test_thin_layer_of_a_convolution_keeps_a_depthwise_kernel_and_a_norm() -> No
     result = repl_fx.transform(ConvNet(width=16), (images(),), surrogate="bottleneck")
     gm = result.graph_module
     synthesis = [n for n in gm.graph.nodes if is_synthesis(gm, n)]
-    assert len(synthesis) == 2
-    made = gm.get_submodule(str(synthesis[0].target))
+    assert len(synthesis) == 1
+    made = gm.get_submodule("surrogates.blocks_1.branch_0")
     assert isinstance(made, ThinSynthesis) and made.width == 4
-    assert made.names == ("weight_in", "weight_out", "kernel")
+    assert made.names == ("weight_in", "weight_out", "bias_out", "kernel")
     norm = gm.get_submodule("surrogates.blocks_1.branch_0_norm")
     assert isinstance(norm, nn.BatchNorm2d) and norm.num_features == 4
     report = {row.block: row for row in result.report}["blocks.1"]
@@ -215,6 +235,7 @@ def test_no_surrogate_lets_the_future_into_the_past(block: type[nn.Module], surr
     later = x.clone()
     later[..., 10:] += 1
     gm = repl_fx.transform(model, (x,), surrogate=surrogate).graph_module
+    as_after_training(gm)
     assert torch.equal(gm(later)[..., :10], gm(x)[..., :10])
     assert not torch.equal(gm(later)[..., 10:], gm(x)[..., 10:])
 
@@ -226,8 +247,8 @@ def test_blocks_of_one_plan_may_have_other_widths() -> None:
     first, second = plan.replacements
     mixed = replace(plan, replacements=(first, replace(second, settings={**second.settings, "width": 7})))
     gm = repl_fx.transform(model, (x,), plan=mixed).graph_module
-    made = [n for n in gm.graph.nodes if is_synthesis(gm, n)]
-    assert [int(n.meta["val"][0].shape[0]) for n in made] == [4, 7]
+    (made,) = (n for n in gm.graph.nodes if is_synthesis(gm, n))
+    assert [int(weights[0].shape[0]) for weights in made.meta["val"]] == [4, 7]
 
 
 def test_weights_of_its_own_are_of_the_same_sizes_and_read_no_neighbour() -> None:
@@ -236,20 +257,22 @@ def test_weights_of_its_own_are_of_the_same_sizes_and_read_no_neighbour() -> Non
         weights: repl_fx.transform(TokenNet(), (x,), surrogate="bottleneck", settings={"weights": weights}).graph_module
         for weights in ("own", "neighbours")
     }
-    own, synthesised = ([n for n in gm.graph.nodes if is_synthesis(gm, n)] for gm in made.values())
-    assert len(own) == len(synthesised) == 2
-    for mine, theirs in zip(own, synthesised, strict=True):
-        assert not mine.all_input_nodes and theirs.all_input_nodes
-        kinds = [[(tensor.shape, tensor.dtype) for tensor in node.meta["val"]] for node in (mine, theirs)]
+    own, (together,) = ([n for n in gm.graph.nodes if is_synthesis(gm, n)] for gm in made.values())
+    assert len(own) == len(together.meta["val"]) == 2
+    for mine, theirs in zip(own, together.meta["val"], strict=True):
+        assert not mine.all_input_nodes and together.all_input_nodes
+        kinds = [[(tensor.shape, tensor.dtype) for tensor in made_] for made_ in (mine.meta["val"], theirs)]
         assert kinds[0] == kinds[1]
     gm = made["own"].eval()
+    as_after_training(gm)
     with torch.no_grad():
         assert torch.equal(repl_fx.fold(gm)(x), gm(x))
 
 
 def test_the_last_branch_alone() -> None:
     x = tokens()
-    gm = repl_fx.transform(TokenNet(depth=3), (x,), surrogate="bottleneck", settings={"branches": "last"}).graph_module
+    gm = repl_fx.transform(TokenNet(depth=3), (x,), surrogate="bottleneck").graph_module
+    as_after_training(gm)
     assert sum(is_synthesis(gm, node) for node in gm.graph.nodes) == 1
     attentions = [n for n in gm.graph.nodes if n.target is torch.ops.aten.scaled_dot_product_attention.default]
     assert len(attentions) == 2
@@ -272,28 +295,49 @@ def _block_of(gm: nn.Module, index: int) -> nn.Module:
     return block
 
 
-def test_a_batch_norm_after_the_span_becomes_weights() -> None:
-    model = ConvNet(depth=3, width=16)
-    old = model.get_submodule("blocks.1.bn2")
-    assert isinstance(old, nn.BatchNorm2d)
-    nn.init.normal_(old.weight)
-    nn.init.normal_(old.bias)
-    x = images(16)
+@pytest.mark.parametrize("weights", ["neighbours", "own"])
+@pytest.mark.parametrize("kind", ["conv", "tokens", "post_norm"])
+def test_training_begins_with_the_depth_pruned_network(kind: str, weights: str) -> None:
+    x = images(16) if kind == "conv" else tokens(16)
+    model = ConvNet(depth=3) if kind == "conv" else TokenNet(depth=3, post_norm=kind == "post_norm")
+    pruned, thin = (
+        repl_fx.transform(copy.deepcopy(model), (x,), surrogate=key, settings=settings_).graph_module.train()
+        for key, settings_ in (("identity", None), ("bottleneck", {"weights": weights}))
+    )
+    made = thin(x)
+    if kind == "post_norm":
+        # Its spine, the norms, is the block's own.
+        assert made.shape == pruned(x).shape
+    else:
+        torch.testing.assert_close(made, pruned(x))
+    made.square().sum().backward()
+    gains = [p.grad for n, p in thin.named_parameters() if n.endswith(("gain_out", "weight_out"))]
+    assert gains and all(gain is not None and gain.abs().max() > 0 for gain in gains)
+
+
+def test_a_batch_norm_after_the_span_goes() -> None:
+    model, x = ConvNet(depth=3, width=16), images(16)
     gm = repl_fx.transform(model, (x,), surrogate="bottleneck").graph_module
     assert not any(node.target == "blocks.1.bn2" for node in gm.graph.nodes)
-    convolutions = [n for n in gm.graph.nodes if n.target is F.conv2d]
-    seen: dict[str, Tensor] = {}
+    assert not any(name.startswith("blocks.1.bn2") for name in gm.state_dict())
+    assert gm.get_parameter("surrogates.blocks_1.branch_0.bias_out").shape == (16,)
 
-    class Seen(fx.Interpreter):
-        def run_node(self, n: fx.Node) -> object:
-            made = super().run_node(n)
-            if n is convolutions[-1]:
-                weight, bias = (self.env[argument] for argument in n.args[1:])
-                seen.update(weight=weight, bias=bias)
-            return made
 
-    Seen(gm).run(x)
-    torch.testing.assert_close(seen["bias"], old.bias)
-    torch.testing.assert_close(seen["weight"].flatten(1).norm(dim=1), old.weight.abs() * 2**0.5)
-    names = dict(gm.named_parameters())
-    assert names["blocks.1.bn2.weight"] is old.weight and "blocks.1.bn2.running_mean" not in gm.state_dict()
+@pytest.mark.parametrize("scale", [1e-6, 1.0])
+def test_a_layer_scale_sets_how_the_layer_before_it_begins(scale: float) -> None:
+    """From a product of zero and nearly zero neither would grow."""
+
+    class Scaled(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.fc1, self.fc2 = nn.Linear(8, 16), nn.Linear(16, 8)
+            self.scale = nn.Parameter(torch.full((8,), scale))
+
+        def forward(self, x: Tensor) -> Tensor:
+            out: Tensor = x + self.scale * self.fc2(F.gelu(self.fc1(x)))
+            return out
+
+    model = nn.Sequential(*(Scaled() for _ in range(3)))
+    gm = repl_fx.transform(model, (torch.randn(4, 8),), surrogate="bottleneck").graph_module
+    gains = gm.get_parameter("surrogates.1.branch_0.gain_out")
+    assert gains.abs().min() > 0

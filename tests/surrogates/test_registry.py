@@ -1,13 +1,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import pytest
 
 import repl_fx
 from repl_fx.surrogates import make_surrogate, register_surrogate
 from repl_fx.surrogates.blend import Blend, BlendConfig
-from tests.nets import TokenNet, tokens
+from tests.nets import ConvNet, TokenNet, images, tokens
 
 
 def test_known_surrogates_and_settings() -> None:
@@ -35,6 +36,12 @@ def test_settings_of_the_wrong_type_or_value() -> None:
 
 
 def test_auto_hands_its_settings_on() -> None:
-    x = tokens()
-    result = repl_fx.transform(TokenNet(depth=3), (x,), settings={"width": 3})
-    assert [r.settings["width"] for r in result.plan.replacements] == [3]
+    settings: dict[str, Any] = {"width": 3, "heads": 2, "weights": "own", "train_neighbours": False}
+    for model, x, key, own in (
+        (ConvNet(depth=3), images(), "bottleneck", "width"),
+        (TokenNet(depth=3), tokens(), "reuse", "heads"),
+    ):
+        (replacement,) = repl_fx.transform(model, (x,), settings=settings).plan.replacements
+        assert replacement.surrogate == key
+        for name in (own, "weights", "train_neighbours"):
+            assert replacement.settings[name] == settings[name]

@@ -13,7 +13,6 @@ from torch.utils import _pytree as pytree
 
 import repl_fx
 from repl_fx.passes.fold_surrogates import is_synthesis
-from repl_fx.surrogates.thin_layer import ThinSynthesis
 
 
 @dataclass(frozen=True)
@@ -47,8 +46,8 @@ class Case:
 
 
 def transforms(cases: Sequence[Case]) -> list[tuple[Case, str]]:
-    """Each model with `bottleneck`, to which `auto` comes for all (`check_capture`), one with each of the others."""
-    return [*((case, "bottleneck") for case in cases), *((cases[-1], key) for key in ("identity", "blend"))]
+    """Each model with `auto`, one with each of the others that take any block with a spine."""
+    return [*((case, "auto") for case in cases), *((cases[-1], key) for key in ("identity", "blend", "bottleneck"))]
 
 
 def floats(outputs: Any) -> list[Tensor]:
@@ -91,9 +90,8 @@ def check_capture(case: Case) -> None:
     repeats = repl_fx.find_repeats(gm)
     assert {repeat.name: len(repeat) for repeat in repeats if not repeat.similar} == dict(case.repeats)
     assert tuple(len(repeat) for repeat in repeats if repeat.similar) == case.similar
-    automatic, thin = (repl_fx.make_plan(gm, repeats, surrogate=key) for key in ("auto", "bottleneck"))
-    assert automatic == thin
-    assert len(thin.replacements) == case.going("bottleneck")
+    for key in ("auto", "bottleneck"):
+        assert len(repl_fx.make_plan(gm, repeats, surrogate=key).replacements) == case.going(key)
 
 
 def check_surrogate(case: Case, surrogate: str, place: Path) -> None:
@@ -106,8 +104,7 @@ def check_surrogate(case: Case, surrogate: str, place: Path) -> None:
     gm = result.graph_module
     assert len(result.plan.replacements) == case.going(surrogate)
     assert sum(p.numel() for p in gm.parameters()) < total
-    if surrogate == "bottleneck":
-        assert any(isinstance(module, ThinSynthesis) for module in gm.modules())
+    assert surrogate == "identity" or any(isinstance(module, repl_fx.Synthesis) for module in gm.modules())
     losses = _train(gm, args, kwargs)
     assert min(losses[1:]) < losses[0], losses
     unused = [n for n, p in gm.named_parameters() if n.startswith("surrogates") and p.grad is None]

@@ -1,0 +1,96 @@
+"""Do the syntheses of a graph together.
+
+    before   get_attr a.weight, c.weight -> call_module surrogates.b.values -> getitem 0 -> linear(x, _) -> …
+             get_attr c.weight, e.weight -> call_module surrogates.d.values -> getitem 0 -> linear(y, _)
+    after    get_attr a.weight, c.weight, surrogates.b.values.gain, … -> call_module surrogates.together
+             -> getitem 0 -> getitem 0 -> linear(x, _) -> … ; getitem 1 -> getitem 0 -> linear(y, _)
+
+A synthesis is a few operators on small slices, so on a GPU the launches cost more than the work, and one synthesis at a
+time is that for every replaced block. They depend on parameters alone and can all be done before the first of them.
+Their own parameters stay where they were.
+
+Needs: syntheses that begin with blends of slices (`BlendingSynthesis`).
+Never touches: other syntheses; what reads the results; `state_dict` keys.
+"""
+
+from __future__ import annotations
+
+import operator
+from dataclasses import dataclass
+
+from torch import fx
+
+from repl_fx.graph import CapturedModule, add_module, copy_graph, drop_dead, get_attr, unique_name
+from repl_fx.surrogates.synthesis import BlendingSynthesis, SynthesisBatch
+
+
+@dataclass(frozen=True)
+class BatchResult:
+    """A graph whose syntheses are done together.
+
+    Attributes:
+        graph_module: the copy.
+        batched: names of the nodes that were.
+    """
+
+    graph_module: CapturedModule
+    batched: tuple[str, ...]
+
+    @property
+    def modified(self) -> bool:
+        """Whether there was more than one."""
+        return bool(self.batched)
+
+
+def batch_syntheses(gm: fx.GraphModule) -> BatchResult:
+    """Put all syntheses that can be done together into one call.
+
+    Args:
+        gm: a rewritten graph.
+
+    Returns:
+        A copy that shares all tensors.
+    """
+    result = copy_graph(gm, compiled=False)
+    nodes = [node for node in result.graph.nodes if _joinable(result, node)]
+    if len(nodes) < 2:
+        result.recompile()
+        return BatchResult(result, ())
+    members = [_synthesis(result, node) for node in nodes]
+    batch = SynthesisBatch(members, [len(node.args) for node in nodes])
+    batch.train(result.training)
+    path = f"surrogates.{unique_name(result.get_submodule('surrogates'), 'together')}"
+    add_module(result, path, batch)
+    with result.graph.inserting_before(nodes[0]):
+        given: list[fx.Node] = []
+        for node, member in zip(nodes, members, strict=True):
+            given += [get_attr(result, str(source.target)) for source in _sources(node)]
+            given += [get_attr(result, f"{node.target}.{name}") for name, _ in member.named_parameters()]
+        together = result.graph.call_module(path, tuple(given))
+        together.meta["val"] = tuple(node.meta["val"] for node in nodes)
+        parts = [result.graph.call_function(operator.getitem, (together, i)) for i in range(len(nodes))]
+    names = tuple(node.name for node in nodes)
+    for node, part in zip(nodes, parts, strict=True):
+        part.meta.update(node.meta)
+        node.replace_all_uses_with(part, propagate_meta=False)
+        result.graph.erase_node(node)
+    drop_dead(result.graph)
+    result.recompile()
+    return BatchResult(result, names)
+
+
+def _sources(node: fx.Node) -> list[fx.Node]:
+    return [argument for argument in node.args if isinstance(argument, fx.Node)]
+
+
+def _synthesis(gm: fx.GraphModule, node: fx.Node) -> BlendingSynthesis:
+    module = gm.get_submodule(str(node.target))
+    assert isinstance(module, BlendingSynthesis)
+    return module
+
+
+def _joinable(gm: fx.GraphModule, node: fx.Node) -> bool:
+    """Whether a node is a synthesis that reads parameters and buffers alone, each as one argument."""
+    if node.op != "call_module" or not isinstance(gm.get_submodule(str(node.target)), BlendingSynthesis):
+        return False
+    return not node.kwargs and all(isinstance(a, fx.Node) and a.op == "get_attr" for a in node.args)

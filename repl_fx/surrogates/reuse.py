@@ -1,0 +1,318 @@
+"""`reuse`: the block's attention becomes a few heads that mix thin values by the attention map of the block before.
+
+    n = norm(x)                                                   the block's own pre-norm
+    y = W_out concat over heads h of (A_h (W_values n + b_values)_h) + b_out
+
+    W_values[j] = sum over neighbours of g[j] * W_value[j]        rows j of the heads h, in both neighbours
+
+A_h is what head h of the kept block before attends to, as it is there: a mask, rotary positions and relative biases are
+in it, and nothing is computed or kept for it again. So the layer costs its thin values alone, 2 d r for each position
+with r channels in all its heads, and still mixes positions, which the kept blocks have fewer layers to do now. Learned
+here: the gains g, W_out, and the biases. The block's other branches, such as its MLP, are dropped.
+
+Both parts were measured (docs/results.md): a W_out that is made from the neighbours' too adds nothing to depth pruning;
+values of weights of their own (`weights=own`, the control) are no better than values from the neighbours' weights.
+Attention maps of neighbouring layers are alike, and have been shared without surrogates (LazyFormer, arXiv 2102.12702;
+Xiao et al., arXiv 1906.11024).
+
+W_out starts at zero: training begins with the depth-pruned network. Where parameters follow the branch (layer scale,
+post-norm), they set how it begins, and W_out starts at random, as long as the weight it replaces.
+"""
+
+from __future__ import annotations
+
+import math
+import operator
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import chain, islice, pairwise
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+
+from repl_fx.attention import Attention, distinct_heads, find_attention, gives_positions_in_order
+from repl_fx.errors import BadInput
+from repl_fx.passes.split_branches import Branch
+from repl_fx.surrogates.bottleneck import SOURCES
+from repl_fx.surrogates.branches import drop_branches, starts_at_zero, without
+from repl_fx.surrogates.lean import LeanAttention
+from repl_fx.surrogates.norms import find_pre_norm
+from repl_fx.surrogates.registry import Surrogate, random_gains, register_surrogate
+from repl_fx.surrogates.site import Site
+from repl_fx.surrogates.slices import Blend, Units
+from repl_fx.surrogates.synthesis import BlendingSynthesis
+
+
+@dataclass(frozen=True)
+class ReuseConfig:
+    """Settings of `reuse`.
+
+    Attributes:
+        ratio: share of the attention's heads that are kept, at least one.
+        heads: how many; overrides `ratio`.
+        train_neighbours: whether gradients flow into the neighbours' weights.
+        weights: `neighbours` to make W_values from those of the neighbours, `own` for parameters of the same size: the
+            control that synthesis is measured against.
+    """
+
+    ratio: float = 0.25
+    heads: int | None = None
+    train_neighbours: bool = True
+    weights: str = "neighbours"
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.ratio, (int, float)) or not isinstance(self.heads, int | None):
+            raise BadInput(f"reuse: ratio is {self.ratio!r} and heads is {self.heads!r}; they must be numbers")
+        if not 0 < self.ratio <= 1:
+            raise BadInput(f"reuse: ratio is {self.ratio}; it must be above 0 and at most 1")
+        if self.weights not in SOURCES:
+            raise BadInput(f"reuse: weights is {self.weights!r}; it can be {' or '.join(SOURCES)}")
+        if self.heads is not None and self.heads < 1:
+            raise BadInput(f"reuse: heads is {self.heads}; it must be 1 or more")
+
+
+@register_surrogate("reuse", ReuseConfig)
+class Reuse(Surrogate[ReuseConfig]):
+    """Thin values, mixed by the attention map of the block before."""
+
+    def refuse(self, site: Site) -> str | None:
+        """Refuse a block without self-attention of a known form, and neighbours of another size."""
+        found = _find(site)
+        if isinstance(found, str):
+            return found
+        neighbours = (_refuse_neighbours(site, attention) for attention in found.values())
+        others = (_refuse_without(branch) for branch in site.split.branches if branch not in found)
+        return next(filter(None, chain(neighbours, others)), None)
+
+    def build(self, site: Site) -> tuple[fx.Node, ...]:
+        """Replace the span of each attention; drop the other branches."""
+        found = _find(site)
+        assert not isinstance(found, str)
+        made = []
+        for number, (branch, attention) in enumerate(found.items()):
+            with site.before_node(branch.output):
+                new = self._mixed(site, branch, attention, f"branch_{number}")
+            branch.output.replace_all_uses_with(new)
+            made.append((branch.output, new))
+        made += drop_branches(b for b in site.split.branches if b not in found)
+        outputs = {output: output for output in site.block.outputs}
+        for old, instead in made:
+            outputs = {output: instead if now is old else now for output, now in outputs.items()}
+        return tuple(outputs.values())
+
+    def _mixed(self, site: Site, branch: Branch, attention: Attention, name: str) -> fx.Node:
+        gm, core = site.graph_module, site.counterpart(attention.core, site.before)
+        heads = self._heads(attention)
+        synthesis, paths = self._weights(site, branch, attention, heads)
+        made = site.synthesise(name, synthesis, *(site.parameter(path) for path in paths))
+        parts = {part: site.call(operator.getitem, made, i) for i, part in enumerate(synthesis.names)}
+        value, kind, eps, bias = branch.input, "none", 0.0, parts.get("bias_values")
+        weight = parts["weight_values"]
+        norm = find_pre_norm(gm, branch)
+        if norm is not None:
+            value, kind, eps = norm.input, norm.kind, norm.eps
+            if norm.shift is not None:
+                moved = site.call(torch.mv, weight, site.parameter(norm.shift))
+                bias = moved if bias is None else site.call(torch.add, bias, moved)
+            if norm.scale is not None:
+                weight = site.call(torch.mul, weight, site.parameter(norm.scale))
+        settings: dict[str, Any] = {"scaled": attention.scaled, "batch_first": attention.batch_first}
+        dims = branch.output.meta["val"].ndim
+        settings["dims"] = None if dims == branch.input.meta["val"].ndim else dims
+        given: tuple[object, ...] = (_some_heads(site, _node(core.args[0]), heads),)
+        if attention.scaled:
+            given = _scaled_product(site, core, heads)
+            settings |= {"causal": bool(_settings(core)["is_causal"]), "scale": _settings(core)["scale"]}
+        module = LeanAttention(kind, eps, len(heads), **settings)
+        path = site.module(f"{name}_reuse", module)
+        return site.call_module(path, value, weight, parts["weight_out"], bias, parts.get("bias_out"), *given)
+
+    def _heads(self, attention: Attention) -> tuple[int, ...]:
+        count = self.config.heads or max(1, round(self.config.ratio * len(attention.units)))
+        return tuple(islice(distinct_heads(attention), count))
+
+    def _weights(
+        self, site: Site, branch: Branch, attention: Attention, heads: Sequence[int]
+    ) -> tuple[ValueSynthesis, list[str]]:
+        """What makes the weights, and the parameters it reads."""
+        mixer = attention.mixer
+        units = [unit for head in heads for unit in attention.units[head]]
+        weight = str(mixer.weight)
+        own = self.config.weights == "own"
+        exits = [site.tensor(str(m.weight)) for m in branch.exits if m.weight is not None]
+        synthesis = ValueSynthesis(
+            site.tensor(weight),
+            units,
+            1 if mixer.transposed else 0,
+            int(branch.output.meta["val"].shape[-1]),
+            0.0 if starts_at_zero(site.graph_module, branch, branch.output) else _length(exits),
+            own=own,
+            bias_values=mixer.bias,
+            bias_out=any(m.bias for m in branch.exits),
+            train_neighbours=self.config.train_neighbours,
+        )
+        return synthesis, [] if own else list(site.counterpart_parameters(weight))
+
+
+class ValueSynthesis(BlendingSynthesis):
+    """W_values and biases of a few heads, from the neighbours' weights, and a W_out of its own.
+
+    Args:
+        weight: the weight that makes the removed block's values; it gives the scale.
+        units: which of its output units the heads are made of, r of them.
+        axis: the axis of output units.
+        features: what W_out maps to.
+        length: Frobenius norm of W_out at the start; 0 for zeros.
+        own: whether W_values is a parameter too; else it is synthesised.
+        bias_values, bias_out: whether the layer adds biases.
+        train_neighbours: see `Synthesis`.
+    """
+
+    def __init__(
+        self,
+        weight: Tensor,
+        units: Sequence[int],
+        axis: int,
+        features: int,
+        length: float,
+        *,
+        own: bool,
+        bias_values: bool,
+        bias_out: bool,
+        train_neighbours: bool,
+    ) -> None:
+        super().__init__(train_neighbours)
+        self.runs, self.axis = _runs(units, axis), axis
+        count = len(units)
+        taken = torch.cat([run.of(weight.detach()) for run in self.runs], axis)
+        rows = taken.t() if axis else taken
+        if own:
+            self.weight_values: nn.Parameter | None = _random(rows, count, rows.shape[1])
+            self.register_parameter("gain", None)
+        else:
+            self.register_parameter("weight_values", None)
+            # Of two rows that are independent the sum is longer by the root of two.
+            self.gain = nn.Parameter(rows.new_full((2, count), math.sqrt(0.5)))
+        self.weight_out = _random(rows, features, count)
+        self.bias_values = nn.Parameter(rows.new_zeros(count)) if bias_values else None
+        self.bias_out = nn.Parameter(rows.new_zeros(features)) if bias_out else None
+        if not weight.is_meta:
+            with torch.no_grad():
+                self.weight_out.mul_(length / _length([self.weight_out]) if length else 0.0)
+                if self.weight_values is not None:
+                    self.weight_values.mul_(_length([rows]) / _length([self.weight_values]))
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """What `synthesise` returns, in order."""
+        optional = {"bias_values": self.bias_values, "bias_out": self.bias_out}
+        return ("weight_values", "weight_out", *(name for name, value in optional.items() if value is not None))
+
+    def blends(self, state: Mapping[str, Tensor], weights: Sequence[Tensor]) -> list[Blend]:
+        """One for each run of units that follow each other in the weight."""
+        if not weights:
+            return []
+        given = tuple(self.given(weight) for weight in weights)
+        gains = torch.split(state["gain"], [run.count for run in self.runs], 1)
+        return [Blend(run, gain, given) for run, gain in zip(self.runs, gains, strict=True)]
+
+    def finish(self, state: Mapping[str, Tensor], blended: Sequence[Tensor], weights: Sequence[Tensor]) -> Any:
+        """W_values (r, d), W_out (features, r) and the biases."""
+        if not blended:
+            values = state["weight_values"]
+        else:
+            joined = blended[0] if len(blended) == 1 else torch.cat(list(blended), self.axis)
+            values = joined.t() if self.axis else joined
+        return (values, *(state[name] for name in ("weight_out", "bias_values", "bias_out") if name in state))
+
+
+def _runs(units: Sequence[int], axis: int) -> tuple[Units, ...]:
+    """Units as runs that follow each other."""
+    starts = [i for i, unit in enumerate(units) if i == 0 or unit != units[i - 1] + 1]
+    return tuple(Units(axis, units[a], b - a) for a, b in pairwise([*starts, len(units)]))
+
+
+def _find(site: Site) -> dict[Branch, Attention] | str:
+    """The branches with attention over their own positions; a reason where there is none."""
+    if site.split.reason:
+        return site.split.reason
+    found, reasons = {}, []
+    for branch in site.split.branches:
+        attention = find_attention(branch)
+        if isinstance(attention, str):
+            reasons.append(attention)
+        elif branch.exits[0].kind == "linear" and gives_positions_in_order(branch, attention):
+            found[branch] = attention
+        else:
+            reasons.append(f"{branch.output.name} does not have the positions of {branch.input.name}")
+    return found or reasons[0]
+
+
+def _refuse_neighbours(site: Site, attention: Attention) -> str | None:
+    weight = str(attention.mixer.weight)
+    for path in site.counterpart_parameters(weight):
+        if site.tensor(path).shape != site.tensor(weight).shape:
+            return f"{path} is of another size than its own {weight}"
+    before = site.counterpart(attention.core, site.before)
+    for ours, theirs in zip(_tensors(attention.core), _tensors(before), strict=True):
+        if str(ours.meta["val"].shape) != str(theirs.meta["val"].shape):
+            return f"{theirs.name} is of another size than its own {ours.name}"
+    return None
+
+
+def _refuse_without(branch: Branch) -> str | None:
+    return f"the branch that ends in {branch.root.name} cannot be left out" if without(branch) is None else None
+
+
+def _settings(core: fx.Node) -> dict[str, object]:
+    """The arguments of a scaled product by name."""
+    names = ("query", "key", "value", "attn_mask", "dropout_p", "is_causal")
+    defaults = {"attn_mask": None, "dropout_p": 0.0, "is_causal": False, "scale": None, "enable_gqa": False}
+    return {**defaults, **dict(zip(names, core.args, strict=False)), **core.kwargs}
+
+
+def _scaled_product(site: Site, core: fx.Node, heads: Sequence[int]) -> tuple[object, ...]:
+    """Queries, keys, mask and dropout of some heads of the values."""
+    settings = _settings(core)
+    queries, keys, values, mask = (settings[name] for name in ("query", "key", "value", "attn_mask"))
+    # Several heads of queries may share one of keys and values; the first of each is taken.
+    shared = _count(_node(queries)) // _count(_node(values))
+    asking = [head * shared for head in heads]
+    if isinstance(mask, fx.Node) and mask.meta["val"].ndim == 4 and str(mask.meta["val"].shape[1]) != "1":
+        mask = _some_heads(site, mask, asking)
+    return (
+        _some_heads(site, _node(queries), asking),
+        _some_heads(site, _node(keys), heads),
+        mask,
+        settings["dropout_p"],
+    )
+
+
+def _node(value: object) -> fx.Node:
+    assert isinstance(value, fx.Node)
+    return value
+
+
+def _count(node: fx.Node) -> int:
+    return int(node.meta["val"].shape[1])
+
+
+def _some_heads(site: Site, value: fx.Node, heads: Sequence[int]) -> fx.Node:
+    """Some heads of (batch, heads, …): a view, where they lie at even distances."""
+    step = heads[1] - heads[0] if len(heads) > 1 else 1
+    if list(heads) == list(range(heads[0], heads[-1] + 1, step)):
+        return site.call(operator.getitem, value, (slice(None), slice(heads[0], heads[-1] + 1, step)))
+    return site.call(operator.getitem, value, (slice(None), list(heads)))
+
+
+def _tensors(core: fx.Node) -> list[fx.Node]:
+    return [node for node in core.all_input_nodes if isinstance(node.meta.get("val"), Tensor)]
+
+
+def _random(like: Tensor, *sizes: int) -> nn.Parameter:
+    return nn.Parameter(random_gains(math.prod(sizes), like).detach().reshape(sizes))
+
+
+def _length(weights: Sequence[Tensor]) -> float:
+    return math.hypot(*(float(torch.linalg.vector_norm(w.detach(), dtype=torch.float64)) for w in weights))

@@ -1,0 +1,166 @@
+"""All syntheses of a graph in one call."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor, fx, nn
+
+import repl_fx
+from repl_fx.passes.batch_syntheses import batch_syntheses
+from repl_fx.passes.fold_surrogates import is_synthesis
+from repl_fx.passes.replace_blocks import replace_blocks
+from repl_fx.surrogates import slices
+from repl_fx.surrogates.slices import Blend, Units, blend_slices
+from repl_fx.surrogates.synthesis import SynthesisBatch
+from tests.nets import ConvNet, TokenNet, images, tokens
+
+
+def _parts(surrogate: str) -> tuple[fx.GraphModule, Tensor]:
+    """A graph whose syntheses are still apart, with gains as after some training."""
+    torch.manual_seed(0)
+    model, x = (ConvNet(depth=5), images()) if surrogate == "bottleneck" else (TokenNet(depth=5), tokens())
+    gm = repl_fx.capture(model, (x,))
+    repeats = repl_fx.find_repeats(gm)
+    rewritten = replace_blocks(gm, repeats, repl_fx.make_plan(gm, repeats, surrogate=surrogate)).graph_module
+    for name, parameter in rewritten.named_parameters():
+        if name.startswith("surrogates"):
+            nn.init.normal_(parameter, std=0.3)
+    return rewritten, x
+
+
+def _results(gm: fx.GraphModule, x: Tensor) -> dict[str, Tensor]:
+    """Output and gradients, by name."""
+    gm = copy.deepcopy(gm).double().train()
+    made = gm(x.double())
+    torch.autograd.backward(made.square().sum())
+    return {"output": made, **{n: p.grad for n, p in gm.named_parameters() if p.grad is not None}}
+
+
+@pytest.mark.parametrize("surrogate", ["reuse", "bottleneck"])
+def test_outputs_gradients_and_names_stay(surrogate: str) -> None:
+    gm, x = _parts(surrogate)
+    apart = [node for node in gm.graph.nodes if is_synthesis(gm, node)]
+    result = batch_syntheses(gm)
+    assert result.modified and result.batched == tuple(node.name for node in apart) and len(apart) == 2
+    together = [n for n in result.graph_module.graph.nodes if is_synthesis(result.graph_module, n)]
+    assert [str(node.target) for node in together] == ["surrogates.together"]
+    assert list(result.graph_module.state_dict()) == list(gm.state_dict())
+    before, after = _results(gm, x), _results(result.graph_module, x)
+    assert before.keys() == after.keys()
+    for name, wanted in before.items():
+        torch.testing.assert_close(after[name], wanted, msg=name)
+    # The graph that was given is as it was.
+    assert [node for node in gm.graph.nodes if is_synthesis(gm, node)] == apart
+
+
+def test_one_synthesis_stays_alone() -> None:
+    x = tokens()
+    gm = repl_fx.transform(TokenNet(depth=3), (x,), surrogate="reuse").graph_module
+    assert not batch_syntheses(gm).modified
+    assert not any(isinstance(module, SynthesisBatch) for module in gm.modules())
+
+
+def test_a_transformed_model_copies_saves_folds_and_shares(tmp_path: Any) -> None:
+    x = tokens(4)
+    result = repl_fx.transform(TokenNet(), (x,), surrogate="reuse")
+    gm = result.graph_module
+    assert sum(isinstance(module, SynthesisBatch) for module in gm.modules()) == 1
+    for name, parameter in gm.named_parameters():
+        if name.startswith("surrogates"):
+            nn.init.normal_(parameter)
+    gm.eval()
+    with torch.no_grad():
+        wanted = gm(x)
+        repl_fx.save(result, tmp_path / "artifact")
+        for other in (copy.deepcopy(gm), repl_fx.load(tmp_path / "artifact", TokenNet())):
+            torch.testing.assert_close(other.eval()(x), wanted, rtol=0, atol=0)
+        folded = repl_fx.fold(gm)
+        torch.testing.assert_close(folded(x), wanted, rtol=0, atol=0)
+        assert {n.rpartition(".")[0] for n, _ in folded.named_buffers()} == {
+            "surrogates.blocks_1",
+            "surrogates.blocks_3",
+        }
+        assert not any(name.startswith("surrogates") for name, _ in folded.named_parameters())
+        # What was made is kept until a gain changes.
+        gm.get_parameter("surrogates.blocks_1.branch_0.gain").add_(1)
+        assert not torch.equal(gm(x), wanted)
+    gm.train()
+    with repl_fx.shared_synthesis(gm):
+        for part in x.split(2):  # type: ignore[no-untyped-call]
+            torch.autograd.backward(gm(part).square().sum())
+    shared = {n: p.grad.clone() for n, p in gm.named_parameters() if p.grad is not None}
+    gm.zero_grad()
+    torch.autograd.backward(gm(x).square().sum())
+    for name, parameter in gm.named_parameters():
+        torch.testing.assert_close(shared[name], parameter.grad, msg=name)
+
+
+def test_compiled_it_is_the_same() -> None:
+    gm, x = _parts("reuse")
+    joined = batch_syntheses(gm).graph_module
+    compiled = torch.compile(joined, backend="aot_eager")
+    torch.testing.assert_close(compiled(x), gm(x))
+
+
+# --- blends of slices -----------------------------------------------------------------------------------------------
+
+
+@given(
+    sizes=st.lists(st.integers(2, 5), min_size=1, max_size=3),
+    axis=st.integers(0, 2),
+    blends=st.integers(1, 4),
+    terms=st.integers(1, 3),
+    seed=st.integers(0, 100),
+)
+@settings(max_examples=25, deadline=None)
+def test_stacked_blends_are_the_sums_and_so_are_their_gradients(
+    sizes: list[int], axis: int, blends: int, terms: int, seed: int
+) -> None:
+    torch.manual_seed(seed)
+    axis %= len(sizes)
+    count = torch.randint(1, sizes[axis] + 1, ()).item()
+    asked = []
+    for _ in range(blends):
+        start = torch.randint(0, sizes[axis] - int(count) + 1, ()).item()
+        weights = [torch.randn(sizes, dtype=torch.float64, requires_grad=True) for _ in range(terms)]
+        gains = torch.randn(terms, int(count), dtype=torch.float64, requires_grad=True)
+        asked.append(Blend(Units(axis, int(start), int(count)), gains, tuple(weights)))
+    tensors = [t for blend in asked for t in (blend.gains, *blend.weights)]
+
+    def run(*given_tensors: Tensor) -> tuple[Tensor, ...]:
+        each = iter(given_tensors)
+        return tuple(blend_slices([Blend(b.units, next(each), tuple(next(each) for _ in b.weights)) for b in asked]))
+
+    for made, blend in zip(run(*tensors), asked, strict=True):
+        torch.testing.assert_close(made, slices._alone(blend))
+    assert torch.autograd.gradcheck(run, tensors)
+
+
+def test_a_weight_that_needs_no_gradient_gets_none() -> None:
+    weights = (torch.randn(4, 3, requires_grad=True), torch.randn(4, 3))
+    gains = torch.randn(2, 2)
+    (made,) = blend_slices([Blend(Units(0, 1, 2), gains, weights)])
+    torch.autograd.backward(made.sum())
+    assert weights[0].grad is not None and weights[1].grad is None and gains.grad is None
+    torch.testing.assert_close(weights[0].grad.sum(1), torch.tensor([0.0, gains[0, 0], gains[0, 1], 0.0]) * 3)
+
+
+def test_few_operators_for_many_blends() -> None:
+    """The reason for it all: as many operators for eight blends as for two, but for one copy of each slice."""
+
+    def launched(count: int) -> int:
+        weights = [torch.randn(8, 6, requires_grad=True) for _ in range(2 * count)]
+        gains = [torch.randn(2, 3, requires_grad=True) for _ in range(count)]
+        asked = [Blend(Units(0, 0, 3), gain, (weights[2 * i], weights[2 * i + 1])) for i, gain in enumerate(gains)]
+        with torch.profiler.profile() as profile:
+            blend_slices(asked)
+        views = ("aten::narrow", "aten::slice", "aten::as_strided", "aten::select", "aten::unsqueeze", "aten::unbind")
+        return sum(e.count for e in profile.key_averages() if e.key.startswith("aten::") and e.key not in views)
+
+    assert launched(8) <= launched(2)

@@ -1,0 +1,232 @@
+"""The surrogate that mixes thin values by the attention map of the block before."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from typing import Any, cast
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, fx, nn
+
+import repl_fx
+from repl_fx.surrogates.lean import LeanAttention
+from repl_fx.surrogates.reuse import ValueSynthesis
+from tests.nets import ConvNet, TokenNet, TransformerBlock, as_after_training, images, tokens
+from tests.test_attention import Net
+
+
+def _reused(model: nn.Module, x: Tensor, **settings: Any) -> fx.GraphModule:
+    return repl_fx.transform(model, (x,), surrogate="reuse", settings=settings).graph_module
+
+
+def _synthesis(gm: nn.Module) -> ValueSynthesis:
+    (found,) = (module for module in gm.modules() if isinstance(module, ValueSynthesis))
+    return found
+
+
+def test_it_is_its_docstring() -> None:
+    model, x = TokenNet(depth=3, heads=4), tokens()
+    gm = _reused(model, x, heads=2)
+    made = _synthesis(gm)
+    with torch.no_grad():
+        as_after_training(gm)
+        for bias in (made.bias_values, made.bias_out):
+            assert bias is not None
+            bias.normal_()
+        streamed = model.embed(x)
+        before, own, after = cast("Sequence[TransformerBlock]", model.blocks)
+        streamed_1 = before(streamed)
+        # The map of the block before, of its first two heads.
+        q, k, _ = before.attn.qkv(before.norm1(streamed)).reshape(2, 6, 3, 4, 4).permute(2, 0, 3, 1, 4)
+        attended = torch.softmax(q[:, :2] @ k[:, :2].transpose(-1, -2) / 2, -1)
+        rows = [block.attn.qkv.weight[32:40] for block in (before, after)]
+        weight = made.gain[0][:, None] * rows[0] + made.gain[1][:, None] * rows[1]
+        values = F.linear(own.norm1(streamed_1), weight, made.bias_values)
+        mixed = attended @ values.reshape(2, 6, 2, 4).transpose(1, 2)
+        y = F.linear(mixed.transpose(1, 2).reshape(2, 6, 8), made.weight_out, made.bias_out)
+        wanted = model.head(after(streamed_1 + y).mean(1))
+        torch.testing.assert_close(gm(x), wanted)
+    # With gradients, and what is kept computed again.
+    torch.testing.assert_close(gm(x), wanted)
+
+
+@pytest.mark.parametrize("weights", ["neighbours", "own"])
+def test_training_begins_with_the_depth_pruned_network(weights: str) -> None:
+    model, x = TokenNet(depth=3, dropout=0.1), tokens()
+    pruned = repl_fx.transform(copy.deepcopy(model), (x,), surrogate="identity").graph_module
+    gm = _reused(model, x, weights=weights)
+    torch.testing.assert_close(gm.eval()(x), pruned.eval()(x))
+    gm.train()(x).square().sum().backward()
+    grown = _synthesis(gm).weight_out.grad
+    assert grown is not None and grown.abs().max() > 0
+
+
+@pytest.mark.parametrize("kind", ["fused", "softmax", "head by head", "flat", "positions first", "apart", "grouped"])
+def test_every_layout_gives_the_same_layer(kind: str) -> None:
+    """With gain (1, 0) and the block before's own W_out, a stream that the block before saw is mixed as it did."""
+    x = torch.randn(2, 4, 8)
+    model = Net(kind).eval()
+    heads = 1 if kind == "grouped" else 2
+    gm = _reused(model, x, heads=heads).eval()
+    made = _synthesis(gm)
+    before = model.attentions[0]
+    with torch.no_grad():
+        made.gain.copy_(torch.tensor([[1.0], [0.0]]).expand(2, 4 * heads))
+        made.weight_out.copy_(before.proj.weight[:, : 4 * heads])  # type: ignore[union-attr,index]
+        source = before.v if kind in ("apart", "grouped") else before.qkv
+        assert made.bias_values is not None and made.bias_out is not None
+        units = [unit for run in made.runs for unit in range(run.start, run.start + run.count)]
+        if kind != "flat":
+            made.bias_values.copy_(source.bias[units])  # type: ignore[union-attr,index]
+        made.bias_out.copy_(before.proj.bias)  # type: ignore[union-attr,arg-type]
+        for norm in model.norms:
+            norm.load_state_dict(model.norms[0].state_dict())
+        call = next(n for n in gm.graph.nodes if n.op == "call_module" and "reuse" in str(n.target))
+        # The surrogate on the network's input, which the block before reads.
+        layer = gm.get_submodule(str(call.target))
+        env: dict[fx.Node, Any] = {}
+
+        class Kept(fx.Interpreter):
+            def run_node(self, n: fx.Node) -> Any:
+                env[n] = super().run_node(n)
+                return env[n]
+
+        Kept(gm).run(x)
+        given = [env[a] if isinstance(a, fx.Node) else a for a in call.args]
+        # Where a view lies between the norm and the attention, the norm stays a node of its own.
+        n = model.norms[0](x)
+        stream = {"flat": n.reshape(-1, 8), "positions first": n.transpose(0, 1)}.get(kind, x)
+        found = layer(stream, *given[1:])
+        wanted = before(model.norms[0](x))
+        if kind == "positions first":
+            found = found.reshape(4, 2, 8).transpose(0, 1)
+        if kind == "grouped":
+            # Two heads of queries, of which the first is taken.
+            wanted = _first_head(before, model.norms[0](x))
+        torch.testing.assert_close(found.reshape(2, 4, 8), wanted)
+
+
+def _first_head(attention: Any, n: Tensor) -> Tensor:
+    q, k, v = (layer(n)[..., :4] for layer in (attention.q, attention.k, attention.v))
+    mixed = F.scaled_dot_product_attention(q, k, v)
+    return F.linear(mixed, attention.proj.weight[:, :4], attention.proj.bias)
+
+
+class Causal(nn.Module):
+    """Attention to the past, by the flag or by a mask."""
+
+    def __init__(self, masked: bool) -> None:
+        super().__init__()
+        self.masked = masked
+        self.norm, self.qkv, self.proj = nn.LayerNorm(8), nn.Linear(8, 24), nn.Linear(8, 8)
+
+    def forward(self, x: Tensor) -> Tensor:
+        batch, length, width = x.shape
+        q, k, v = self.qkv(self.norm(x)).reshape(batch, length, 3, 2, 4).permute(2, 0, 3, 1, 4)
+        mask = torch.ones(length, length, dtype=torch.bool).tril()[None, None] if self.masked else None
+        out = F.scaled_dot_product_attention(q, k, v, mask, is_causal=not self.masked)
+        return x + self.proj(out.transpose(1, 2).reshape(batch, length, width))  # type: ignore[no-any-return]
+
+
+@pytest.mark.parametrize("masked", [True, False])
+def test_the_future_stays_unseen(masked: bool) -> None:
+    x = torch.randn(2, 10, 8)
+    later = x.clone()
+    later[:, 6:] += 1
+    gm = _reused(nn.Sequential(*(Causal(masked) for _ in range(3))), x).eval()
+    as_after_training(gm)
+    torch.testing.assert_close(gm(later)[:, :6], gm(x)[:, :6], rtol=0, atol=0)
+    assert not torch.equal(gm(later)[:, 6:], gm(x)[:, 6:])
+
+
+def test_consecutive_blocks_share_one_map_and_lengths_may_change() -> None:
+    model, x = TokenNet(depth=5, heads=4), tokens()
+    gm = repl_fx.transform(model, (x,), blocks=["blocks.1", "blocks.2"], surrogate="reuse").graph_module.eval()
+    as_after_training(gm)
+    maps = {n.args[5].args[0] for n in gm.graph.nodes if n.op == "call_module" and "reuse" in str(n.target)}
+    assert len(maps) == 1
+    assert gm(tokens(3, 6)).shape == (3, 10)
+    with torch.no_grad():
+        torch.testing.assert_close(repl_fx.fold(gm)(x), gm(x), rtol=0, atol=0)
+
+
+def test_what_has_no_attention_is_refused_and_auto_knows() -> None:
+    with pytest.raises(repl_fx.NothingToReplace, match="0 products with an attention map"):
+        _reused(ConvNet(), images())
+    for model, x, key in ((ConvNet(), images(), "bottleneck"), (TokenNet(), tokens(), "reuse")):
+        plan = repl_fx.transform(model, (x,), surrogate="auto").plan
+        assert {replacement.surrogate for replacement in plan.replacements} == {key}
+
+
+@pytest.mark.parametrize("settings", [{"ratio": 0}, {"ratio": 1.5}, {"heads": 0}, {"heads": "two"}, {"weights": "all"}])
+def test_settings_that_make_no_sense(settings: dict[str, Any]) -> None:
+    with pytest.raises(repl_fx.BadInput, match="reuse: "):
+        _reused(TokenNet(), tokens(), **settings)
+
+
+# --- LeanAttention --------------------------------------------------------------------------------------------------
+
+
+def _arguments(scaled: bool, dtype: torch.dtype = torch.float64) -> list[Any]:
+    torch.manual_seed(0)
+    sizes: list[tuple[int, ...]] = [(2, 5, 12), (6, 12), (12, 6), (6,), (12,)]
+    sizes += [(2, 2, 5, 3), (2, 2, 5, 3)] if scaled else [(2, 2, 5, 5)]
+    made: list[Any] = [torch.randn(size, dtype=dtype, requires_grad=True) for size in sizes]
+    return [*made, None, 0.0] if scaled else made
+
+
+@pytest.mark.parametrize("norm", ["layer", "rms", "none"])
+@pytest.mark.parametrize("scaled", [True, False])
+def test_gradients_are_right(norm: str, scaled: bool) -> None:
+    layer = LeanAttention(norm, 1e-5, 2, scaled=scaled)
+    given = _arguments(scaled)
+    tensors = tuple(t for t in given if isinstance(t, Tensor))
+    rest = given[len(tensors) :]
+    assert torch.autograd.gradcheck(lambda *t: layer(*t, *rest), tensors)
+    with torch.no_grad():
+        plain = layer(*given)
+    torch.testing.assert_close(layer(*given), plain)
+
+
+def test_dropout_is_drawn_once() -> None:
+    """What is computed again in the backward pass drops the same."""
+    layer = LeanAttention("layer", 1e-5, 2, scaled=True)
+    *given, _ = _arguments(scaled=True)
+    torch.manual_seed(1)
+    made = layer(*given, 0.5)
+    n = F.layer_norm(given[0], (12,), eps=1e-5)
+    torch.manual_seed(1)
+    plain = layer.mixed(n, *given[1:], 0.5)
+    torch.testing.assert_close(made, plain)
+    found, wanted = (torch.autograd.grad(y.square().sum(), given[2]) for y in (made, plain))
+    torch.testing.assert_close(found, wanted)
+
+
+def test_it_keeps_one_value_in_the_precision_of_autocast() -> None:
+    sizes: list[int] = []
+
+    def note(tensor: Tensor) -> Tensor:
+        if not isinstance(tensor, nn.Parameter) and tensor.ndim == 3:
+            sizes.append(tensor.numel() * tensor.element_size())
+        return tensor
+
+    layer = LeanAttention("layer", 1e-5, 2, scaled=True)
+    x, *given = _arguments(scaled=True, dtype=torch.float32)
+    with torch.autocast("cpu", torch.bfloat16), torch.autograd.graph.saved_tensors_hooks(note, lambda t: t):
+        made = layer(x + 0, *given)
+    assert made.dtype == torch.bfloat16
+    # The normalised input, and one number a row.
+    assert sorted(set(sizes)) == [x.numel() // 12 * 4, x.numel() * 2]
+
+
+def test_compiled_and_exported_it_is_plain_operators() -> None:
+    layer = LeanAttention("layer", 1e-5, 2, scaled=True)
+    given = tuple(t.detach() if isinstance(t, Tensor) else t for t in _arguments(scaled=True, dtype=torch.float32))
+    program = torch.export.export(layer, given)
+    targets = {str(node.target) for node in program.graph.nodes if node.op == "call_function"}
+    assert "aten.scaled_dot_product_attention.default" in targets
+    assert not any("autograd" in target or "checkpoint" in target for target in targets)
+    torch.testing.assert_close(program.module()(*given), layer(*given))
