@@ -22,7 +22,7 @@ class AutoConfig:
     """Settings of `auto`: those of the surrogates it chooses from.
 
     Attributes:
-        ratio: see `reuse` and `bottleneck`.
+        ratio: see `reuse` and `bottleneck`; None for the default of each.
         heads: see `reuse`.
         width: see `bottleneck`.
         per: see `blend`.
@@ -30,7 +30,7 @@ class AutoConfig:
         weights: see `reuse` and `bottleneck`; `blend` has no weights of its own.
     """
 
-    ratio: float = 0.25
+    ratio: float | None = None
     heads: int | None = None
     width: int | None = None
     per: str = "channel"
@@ -43,9 +43,11 @@ class AutoConfig:
 
     def candidates(self) -> tuple[Surrogate[Any], ...]:
         """The surrogates to choose from, most preferred first."""
+        ratio: Any = {} if self.ratio is None else {"ratio": self.ratio}
+        shared: Any = {"train_neighbours": self.train_neighbours, "weights": self.weights}
         return (
-            Reuse(ReuseConfig(self.ratio, self.heads, self.train_neighbours, self.weights)),
-            Bottleneck(BottleneckConfig(self.ratio, self.width, self.train_neighbours, self.weights)),
+            Reuse(ReuseConfig(heads=self.heads, **ratio, **shared)),
+            Bottleneck(BottleneckConfig(width=self.width, **ratio, **shared)),
             Blend(BlendConfig(self.per, self.train_neighbours)),
         )
 

@@ -262,8 +262,14 @@ def _without_norm(branch: _Normed, toward: Tensor, kept: Tensor) -> Tensor:
     """A gradient, over the deviation already, less what the norm takes from it; in at least single precision."""
     if kept.dtype != torch.float64:
         toward, kept = toward.float(), kept.float()
-    along = toward - kept * (toward * kept).mean(-1, keepdim=True)
-    return along if branch.norm == "rms" else along - toward.mean(-1, keepdim=True)
+    if branch.norm == "rms":
+        return toward - kept * (toward * kept).mean(-1, keepdim=True)
+    # What is kept has a mean of 0 and a deviation of 1.
+    mean, rescale = kept.new_zeros((*kept.shape[:-1], 1)), kept.new_ones((*kept.shape[:-1], 1))
+    made: Tensor = torch.ops.aten.native_layer_norm_backward(
+        toward, kept, (kept.shape[-1],), mean, rescale, None, None, (True, False, False)
+    )[0]
+    return made
 
 
 def _compute_dtype(x: Tensor) -> torch.dtype:

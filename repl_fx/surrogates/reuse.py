@@ -56,7 +56,7 @@ class ReuseConfig:
             control that synthesis is measured against.
     """
 
-    ratio: float = 0.25
+    ratio: float = 0.125
     heads: int | None = None
     train_neighbours: bool = True
     weights: str = "neighbours"
