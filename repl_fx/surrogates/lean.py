@@ -12,14 +12,14 @@ precision.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
-from torch.utils.checkpoint import checkpoint
 
 
 class _Normed(nn.Module):
@@ -145,10 +145,11 @@ class LeanAttention(_Normed):
         """
         if torch.compiler.is_compiling() or not torch.is_grad_enabled():
             return self.mixed(self.normalised(x)[0], weight_values, weight_out, bias_values, bias_out, *given)
-        n: Tensor = _LeanNorm.apply(self, x, _compute_dtype(x))  # type: ignore[no-untyped-call]
-        drawn = self.scaled and given[3] > 0
-        arguments = (n, weight_values, weight_out, bias_values, bias_out, *given)
-        made: Tensor = checkpoint(self.mixed, *arguments, use_reentrant=False, preserve_rng_state=drawn)
+        kind = _compute_dtype(x)
+        *tensors, drop = given if self.scaled else (*given, 0.0)
+        weights = (weight_values, weight_out, bias_values, bias_out)
+        cast = [t.to(kind) if isinstance(t, Tensor) and t.is_floating_point() else t for t in (*weights, *tensors)]
+        made: Tensor = _LeanMix.apply(self, drop, x, *cast)  # type: ignore[no-untyped-call]
         return made
 
     def mixed(
@@ -182,25 +183,60 @@ class LeanAttention(_Normed):
         return f"norm={self.norm}, heads={self.heads}"
 
 
-class _LeanNorm(torch.autograd.Function):
-    """A norm that keeps its result, in the precision that is used next, instead of what it normalises."""
+class _LeanMix(torch.autograd.Function):
+    """Keeps the normalised input, the weights, and what makes the map; computes the rest again in the backward pass."""
 
     @staticmethod
-    def forward(ctx: Any, branch: _Normed, x: Tensor, kind: torch.dtype) -> Tensor:
-        normalised, rescale = branch.normalised(x)
-        kept = normalised.to(kind)
-        # A result may be kept as such; the input is kept by whoever made it, if at all.
-        ctx.save_for_backward(None if rescale is None else kept, rescale)
-        ctx.branch, ctx.dtype = branch, x.dtype
-        return kept.view_as(kept) if kept is x else kept
+    def forward(ctx: Any, layer: LeanAttention, drop: float, x: Tensor, weight: Tensor, *rest: Any) -> Tensor:
+        normalised, rescale = layer.normalised(x)
+        kept = normalised.to(weight.dtype)
+        ctx.save_for_backward(kept, rescale, weight, *rest)
+        ctx.layer, ctx.drop, ctx.dtype = layer, drop, x.dtype
+        # What is dropped is drawn again.
+        ctx.drawn = _generator_state(x.device) if drop > 0 else None
+        return layer.mixed(kept, weight, *rest, *([drop] if layer.scaled else []))
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
-        kept, rescale = ctx.saved_tensors
-        if rescale is not None:
-            gradient = _without_norm(ctx.branch, gradient * rescale.to(gradient.dtype), kept)
-        return None, gradient.to(ctx.dtype), None
+        kept, rescale, *rest = ctx.saved_tensors
+        layer: LeanAttention = ctx.layer
+        needs = ctx.needs_input_grad[2:]
+        leaves = [
+            t.detach().requires_grad_(need) if isinstance(t, Tensor) and t.is_floating_point() else t
+            for t, need in zip((kept, *rest), needs, strict=True)
+        ]
+        with torch.enable_grad(), _drawing_from(ctx.drawn, kept.device):
+            made = layer.mixed(*leaves, *([ctx.drop] if layer.scaled else []))
+        wanted = [t for t, need in zip(leaves, needs, strict=True) if need and t is not None]
+        found = iter(torch.autograd.grad(made, wanted, gradient))
+        toward, *others = [
+            next(found) if need and t is not None else None for t, need in zip(leaves, needs, strict=True)
+        ]
+        if toward is not None:
+            if rescale is not None:
+                toward = _without_norm(layer, toward * rescale.to(toward.dtype), kept)
+            toward = toward.to(ctx.dtype)
+        return None, None, toward, *others
+
+
+def _generator_state(device: torch.device) -> Tensor:
+    return torch.cuda.get_rng_state(device) if device.type == "cuda" else torch.get_rng_state()
+
+
+@contextmanager
+def _drawing_from(state: Tensor | None, device: torch.device) -> Iterator[None]:
+    """Draw as from a state that was kept, and leave the generator as it is."""
+    if state is None:
+        yield
+        return
+    cuda = device.type == "cuda"
+    with torch.random.fork_rng([device] if cuda else []):
+        if cuda:
+            torch.cuda.set_rng_state(state, device)
+        else:
+            torch.set_rng_state(state)
+        yield
 
 
 class _Lean(torch.autograd.Function):
