@@ -6,7 +6,7 @@
              -> getitem 0 -> getitem 0 -> linear(x, _) -> … ; getitem 1 -> getitem 0 -> linear(y, _)
 
 A synthesis is a few operators on small slices, so on a GPU the launches cost more than the work, and one synthesis at a
-time is that for every replaced block. They depend on parameters alone and can all be done before the first of them.
+time is that for every replaced block. They depend on parameters alone and can all be done first.
 Their own parameters stay where they were.
 
 Needs: syntheses that begin with blends of slices (`BlendingSynthesis`).
@@ -61,7 +61,8 @@ def batch_syntheses(gm: fx.GraphModule) -> BatchResult:
     batch.train(result.training)
     path = f"surrogates.{unique_name(result.get_submodule('surrogates'), 'together')}"
     add_module(result, path, batch)
-    with result.graph.inserting_before(nodes[0]):
+    # Before all else: the first of them may be in a layer that training may skip.
+    with result.graph.inserting_before(next(n for n in result.graph.nodes if n.op != "placeholder")):
         given: list[fx.Node] = []
         for node, member in zip(nodes, members, strict=True):
             given += [get_attr(result, str(source.target)) for source in _sources(node)]

@@ -32,6 +32,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from repl_fx.attention import Attention, distinct_heads, find_attention, gives_positions_in_order
+from repl_fx.decisions import is_choice
 from repl_fx.errors import BadInput
 from repl_fx.passes.split_branches import Branch
 from repl_fx.surrogates.bottleneck import SOURCES
@@ -81,6 +82,8 @@ class Reuse(Surrogate[ReuseConfig]):
         found = _find(site)
         if isinstance(found, str):
             return found
+        if any(is_choice(node) for node in site.before.nodes):
+            return f"{site.before.name} may be skipped in training, and its attention map with it"
         neighbours = (_refuse_neighbours(site, attention) for attention in found.values())
         others = (_refuse_without(branch) for branch in site.split.branches if branch not in found)
         return next(filter(None, chain(neighbours, others)), None)

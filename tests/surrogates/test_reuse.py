@@ -161,6 +161,30 @@ def test_what_has_no_attention_is_refused_and_auto_knows() -> None:
         assert {replacement.surrogate for replacement in plan.replacements} == {key}
 
 
+def test_a_map_that_may_not_be_there_is_not_reused() -> None:
+    """Where layers are dropped in training, the block before may not have run."""
+
+    class DropsLayers(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layers = nn.ModuleList(TransformerBlock(16) for _ in range(5))
+
+        def forward(self, x: Tensor) -> Tensor:
+            for layer in self.layers:
+                if self.training and bool(torch.rand([]) < 0.4):
+                    continue
+                x = layer(x)
+            return x
+
+    x = tokens()
+    with pytest.raises(repl_fx.NothingToReplace, match=r"layers\.0 may be skipped in training"):
+        _reused(DropsLayers(), x)
+    result = repl_fx.transform(DropsLayers(), (x,))
+    assert [replacement.surrogate for replacement in result.plan.replacements] == ["bottleneck"] * 2
+    for _ in range(8):
+        assert result.graph_module.train()(x).shape == x.shape
+
+
 @pytest.mark.parametrize("settings", [{"ratio": 0}, {"ratio": 1.5}, {"heads": 0}, {"heads": "two"}, {"weights": "all"}])
 def test_settings_that_make_no_sense(settings: dict[str, Any]) -> None:
     with pytest.raises(repl_fx.BadInput, match="reuse: "):
