@@ -42,9 +42,9 @@ from repl_fx.errors import BadInput
 from repl_fx.mixers import CONVOLUTIONS, Mixer
 from repl_fx.passes.split_branches import Branch
 from repl_fx.surrogates.activations import Activation, find_activation
-from repl_fx.surrogates.branches import drop_branches, starts_at_zero, without
+from repl_fx.surrogates.branches import drop_branches, outputs_after, starts_at_zero, without
 from repl_fx.surrogates.lean import LeanBranch
-from repl_fx.surrogates.norms import ThinNorm, find_norm, find_post_norm, find_pre_norm
+from repl_fx.surrogates.norms import ThinNorm, find_norm, find_post_norm, without_norm
 from repl_fx.surrogates.registry import Surrogate, register_surrogate
 from repl_fx.surrogates.site import Site
 from repl_fx.surrogates.thin_layer import ThinForms, ThinSynthesis, ThinWeights, WeightForm
@@ -93,7 +93,6 @@ class Bottleneck(Surrogate[BottleneckConfig]):
 
     def build(self, site: Site) -> tuple[fx.Node, ...]:
         """Replace the span of each branch; spine, pre-norms and what follows the spans stay."""
-        outputs = {output: output for output in site.block.outputs}
         dropped = _dropped(site)
         made: list[tuple[fx.Node, fx.Node]] = []
         for number, branch in enumerate(site.split.branches):
@@ -107,9 +106,7 @@ class Bottleneck(Surrogate[BottleneckConfig]):
             made.append((old, new))
         # After the thin layers, which may read what a dropped branch was added to.
         made += drop_branches(dropped)
-        for old, new in made:
-            outputs = {output: new if now is old else now for output, now in outputs.items()}
-        return tuple(outputs.values())
+        return outputs_after(site.block, made)
 
     def _thin_layer(self, site: Site, branch: Branch, post: fx.Node | None, name: str) -> fx.Node:
         gm = site.graph_module
@@ -221,21 +218,10 @@ def _refuse_span(branch: Branch) -> str | None:
 
 def _lean(site: Site, branch: Branch, parts: dict[str, fx.Node], activation: Activation | None, name: str) -> fx.Node:
     """A thin layer on tokens, together with the norm before it, which gives its scale and shift to W_in and b_in."""
-    gm = site.graph_module
-    norm = find_pre_norm(gm, branch)
-    value, weight_in, bias_in = branch.input, parts["weight_in"], parts.get("bias_in")
-    if norm is not None:
-        value = norm.input
-        if norm.shift is not None:
-            moved = site.call(torch.sum, site.call(torch.mul, weight_in, site.parameter(norm.shift)), -1)
-            bias_in = moved if bias_in is None else site.call(torch.add, bias_in, moved)
-        if norm.scale is not None:
-            weight_in = site.call(torch.mul, weight_in, site.parameter(norm.scale))
-    kind, eps = ("none", 0.0) if norm is None else (norm.kind, norm.eps)
-    module = LeanBranch(kind, eps, None if activation is None else activation.function(gm))
-    return site.call_module(
-        site.module(f"{name}_lean", module), value, weight_in, parts["weight_out"], bias_in, parts.get("bias_out")
-    )
+    value, kind, eps, weight, bias = without_norm(site, branch, parts["weight_in"], parts.get("bias_in"))
+    function = None if activation is None else activation.function(site.graph_module)
+    path = site.module(f"{name}_lean", LeanBranch(kind, eps, function))
+    return site.call_module(path, value, weight, parts["weight_out"], bias, parts.get("bias_out"))
 
 
 def _sizes(tensor: Tensor) -> str:

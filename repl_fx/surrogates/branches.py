@@ -6,6 +6,7 @@ from collections.abc import Iterable
 
 from torch import Tensor, fx
 
+from repl_fx.blocks import Block
 from repl_fx.passes.split_branches import Branch
 
 
@@ -28,6 +29,14 @@ def drop_branches(branches: Iterable[Branch]) -> list[tuple[fx.Node, fx.Node]]:
         branch.join.replace_all_uses_with(passed)
         made.append((branch.join, passed))
     return made
+
+
+def outputs_after(block: Block, made: Iterable[tuple[fx.Node, fx.Node]]) -> tuple[fx.Node, ...]:
+    """What stands for the outputs of a block after values in it were replaced, each old one by a new, in order."""
+    outputs = list(block.outputs)
+    for old, new in made:
+        outputs = [new if output is old else output for output in outputs]
+    return tuple(outputs)
 
 
 def starts_at_zero(gm: fx.GraphModule, branch: Branch, end: fx.Node) -> bool:

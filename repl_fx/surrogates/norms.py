@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
 from repl_fx.passes.split_branches import Branch
+from repl_fx.surrogates.site import Site
 
 _BATCH_NORMS = {2: nn.BatchNorm1d, 3: nn.BatchNorm1d, 4: nn.BatchNorm2d, 5: nn.BatchNorm3d}
 # Positions of momentum and eps in the functional form.
@@ -91,6 +92,26 @@ def find_pre_norm(gm: fx.GraphModule, branch: Branch) -> PreNorm | None:
     own = {name for name, _ in module.named_parameters()}
     scale, shift = (f"{node.target}.{name}" if name in own else None for name in ("weight", "bias"))
     return PreNorm(given, "layer" if isinstance(module, nn.LayerNorm) else "rms", eps, scale, shift)
+
+
+def without_norm(
+    site: Site, branch: Branch, weight: fx.Node, bias: fx.Node | None
+) -> tuple[fx.Node, str, float, fx.Node, fx.Node | None]:
+    """A linear layer on a span's input as one on what the norm before it reads, which is normalised without parameters.
+
+    Returns:
+        What to read, kind and eps of the norm (`none` where there is none), a weight (rows, channels) and a bias with
+        the norm's scale and shift in them.
+    """
+    norm = find_pre_norm(site.graph_module, branch)
+    if norm is None:
+        return branch.input, "none", 0.0, weight, bias
+    if norm.shift is not None:
+        moved = site.call(torch.mv, weight, site.parameter(norm.shift))
+        bias = moved if bias is None else site.call(torch.add, bias, moved)
+    if norm.scale is not None:
+        weight = site.call(torch.mul, weight, site.parameter(norm.scale))
+    return norm.input, norm.kind, norm.eps, weight, bias
 
 
 def find_post_norm(gm: fx.GraphModule, branch: Branch) -> fx.Node | None:

@@ -19,8 +19,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import asdict, fields
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar
 
-import torch
-from torch import Tensor, fx, nn
+from torch import fx
 
 from repl_fx.errors import BadInput, UnknownSurrogate
 
@@ -114,10 +113,3 @@ def make_surrogate(key: str, settings: Mapping[str, Any] | None = None) -> Surro
     except TypeError as problem:
         given = ", ".join(f"{name}={value!r}" for name, value in (settings or {}).items())
         raise BadInput(f"surrogate {key!r} cannot be set to {given}: {problem}") from None
-
-
-def random_gains(count: int, like: Tensor) -> nn.Parameter:
-    """Standard normal gains of the dtype and device of `like`, the same on every device for the same seed."""
-    if like.is_meta:
-        return nn.Parameter(torch.empty(count, dtype=like.dtype, device="meta"))
-    return nn.Parameter(torch.randn(count).to(like))

@@ -36,12 +36,13 @@ from repl_fx.decisions import is_choice
 from repl_fx.errors import BadInput
 from repl_fx.passes.split_branches import Branch
 from repl_fx.surrogates.bottleneck import SOURCES
-from repl_fx.surrogates.branches import drop_branches, starts_at_zero, without
+from repl_fx.surrogates.branches import drop_branches, outputs_after, starts_at_zero, without
 from repl_fx.surrogates.lean import LeanAttention
-from repl_fx.surrogates.norms import find_pre_norm
-from repl_fx.surrogates.registry import Surrogate, random_gains, register_surrogate
+from repl_fx.surrogates.norms import without_norm
+from repl_fx.surrogates.registry import Surrogate, register_surrogate
 from repl_fx.surrogates.site import Site
 from repl_fx.surrogates.slices import Blend, Units
+from repl_fx.surrogates.starts import length, random_values
 from repl_fx.surrogates.synthesis import BlendingSynthesis
 
 
@@ -99,27 +100,15 @@ class Reuse(Surrogate[ReuseConfig]):
             branch.output.replace_all_uses_with(new)
             made.append((branch.output, new))
         made += drop_branches(b for b in site.split.branches if b not in found)
-        outputs = {output: output for output in site.block.outputs}
-        for old, instead in made:
-            outputs = {output: instead if now is old else now for output, now in outputs.items()}
-        return tuple(outputs.values())
+        return outputs_after(site.block, made)
 
     def _mixed(self, site: Site, branch: Branch, attention: Attention, name: str) -> fx.Node:
-        gm, core = site.graph_module, site.counterpart(attention.core, site.before)
+        core = site.counterpart(attention.core, site.before)
         heads = self._heads(attention)
         synthesis, paths = self._weights(site, branch, attention, heads)
         made = site.synthesise(name, synthesis, *(site.parameter(path) for path in paths))
         parts = {part: site.call(operator.getitem, made, i) for i, part in enumerate(synthesis.names)}
-        value, kind, eps, bias = branch.input, "none", 0.0, parts.get("bias_values")
-        weight = parts["weight_values"]
-        norm = find_pre_norm(gm, branch)
-        if norm is not None:
-            value, kind, eps = norm.input, norm.kind, norm.eps
-            if norm.shift is not None:
-                moved = site.call(torch.mv, weight, site.parameter(norm.shift))
-                bias = moved if bias is None else site.call(torch.add, bias, moved)
-            if norm.scale is not None:
-                weight = site.call(torch.mul, weight, site.parameter(norm.scale))
+        value, kind, eps, weight, bias = without_norm(site, branch, parts["weight_values"], parts.get("bias_values"))
         settings: dict[str, Any] = {"scaled": attention.scaled, "batch_first": attention.batch_first}
         dims = branch.output.meta["val"].ndim
         settings["dims"] = None if dims == branch.input.meta["val"].ndim else dims
@@ -149,7 +138,7 @@ class Reuse(Surrogate[ReuseConfig]):
             units,
             1 if mixer.transposed else 0,
             int(branch.output.meta["val"].shape[-1]),
-            0.0 if starts_at_zero(site.graph_module, branch, branch.output) else _length(exits),
+            0.0 if starts_at_zero(site.graph_module, branch, branch.output) else length(exits),
             own=own,
             bias_values=mixer.bias,
             bias_out=any(m.bias for m in branch.exits),
@@ -166,7 +155,7 @@ class ValueSynthesis(BlendingSynthesis):
         units: which of its output units the heads are made of, r of them.
         axis: the axis of output units.
         features: what W_out maps to.
-        length: Frobenius norm of W_out at the start; 0 for zeros.
+        begin: Frobenius norm of W_out at the start; 0 for zeros.
         own: whether W_values is a parameter too; else it is synthesised.
         bias_values, bias_out: whether the layer adds biases.
         train_neighbours: see `Synthesis`.
@@ -178,7 +167,7 @@ class ValueSynthesis(BlendingSynthesis):
         units: Sequence[int],
         axis: int,
         features: int,
-        length: float,
+        begin: float,
         *,
         own: bool,
         bias_values: bool,
@@ -191,20 +180,20 @@ class ValueSynthesis(BlendingSynthesis):
         taken = torch.cat([run.of(weight.detach()) for run in self.runs], axis)
         rows = taken.t() if axis else taken
         if own:
-            self.weight_values: nn.Parameter | None = _random(rows, count, rows.shape[1])
+            self.weight_values: nn.Parameter | None = random_values(rows, count, rows.shape[1])
             self.register_parameter("gain", None)
         else:
             self.register_parameter("weight_values", None)
             # Of two rows that are independent the sum is longer by the root of two.
             self.gain = nn.Parameter(rows.new_full((2, count), math.sqrt(0.5)))
-        self.weight_out = _random(rows, features, count)
+        self.weight_out = random_values(rows, features, count)
         self.bias_values = nn.Parameter(rows.new_zeros(count)) if bias_values else None
         self.bias_out = nn.Parameter(rows.new_zeros(features)) if bias_out else None
         if not weight.is_meta:
             with torch.no_grad():
-                self.weight_out.mul_(length / _length([self.weight_out]) if length else 0.0)
+                self.weight_out.mul_(begin / length([self.weight_out]) if begin else 0.0)
                 if self.weight_values is not None:
-                    self.weight_values.mul_(_length([rows]) / _length([self.weight_values]))
+                    self.weight_values.mul_(length([rows]) / length([self.weight_values]))
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -311,11 +300,3 @@ def _some_heads(site: Site, value: fx.Node, heads: Sequence[int]) -> fx.Node:
 
 def _tensors(core: fx.Node) -> list[fx.Node]:
     return [node for node in core.all_input_nodes if isinstance(node.meta.get("val"), Tensor)]
-
-
-def _random(like: Tensor, *sizes: int) -> nn.Parameter:
-    return nn.Parameter(random_gains(math.prod(sizes), like).detach().reshape(sizes))
-
-
-def _length(weights: Sequence[Tensor]) -> float:
-    return math.hypot(*(float(torch.linalg.vector_norm(w.detach(), dtype=torch.float64)) for w in weights))

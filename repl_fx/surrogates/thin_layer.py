@@ -10,8 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from repl_fx.surrogates.registry import random_gains
 from repl_fx.surrogates.slices import Blend, Units
+from repl_fx.surrogates.starts import length, random_values, ratio
 from repl_fx.surrogates.synthesis import BlendingSynthesis, Synthesis
 
 # The gains of each role.
@@ -158,7 +158,7 @@ class ThinSynthesis(BlendingSynthesis):
         return (*results, total["kernel"]) if "kernel" in total else tuple(results)
 
     def _gains(self, role: str, like: Tensor) -> nn.Parameter:
-        return random_gains(sum(len(p.sources) * p.units.count for p in self.pieces if p.role == role), like)
+        return random_values(like, sum(len(p.sources) * p.units.count for p in self.pieces if p.role == role))
 
     def _fitted(self, piece: _Piece, slices: Tensor) -> Tensor:
         """Rows, as long as those of the removed block."""
@@ -182,8 +182,8 @@ class ThinSynthesis(BlendingSynthesis):
                 if piece.role == role
                 for source in piece.sources
             ]
-            typical = _size([gains]) / math.sqrt(len(gains))
-            gains.mul_(0.0 if silent and role == "exit" else _ratio(wanted[role], typical * _size(rows)))
+            typical = length([gains]) / math.sqrt(len(gains))
+            gains.mul_(0.0 if silent and role == "exit" else ratio(wanted[role], typical * length(rows)))
 
 
 class ThinWeights(Synthesis):
@@ -206,18 +206,18 @@ class ThinWeights(Synthesis):
         self.width = width
         rows, like = _rows(own, form), own[0]
         columns, features = rows["entry"][0].shape[1], rows["exit"][0].shape[1]
-        self.weight_in = _random(like, width, columns)
-        self.weight_out = _random(like, features, width)
+        self.weight_in = random_values(like, width, columns)
+        self.weight_out = random_values(like, features, width)
         self.bias_in = nn.Parameter(like.new_zeros(width)) if bias_in else None
         self.bias_out = nn.Parameter(like.new_zeros(features)) if bias_out else None
-        self.kernel = _random(like, width, 1, *rows["kernel"][0].shape[2:]) if rows["kernel"] else None
+        self.kernel = random_values(like, width, 1, *rows["kernel"][0].shape[2:]) if rows["kernel"] else None
         if not like.is_meta:
             with torch.no_grad():
                 for weight, wanted in zip(
                     (self.weight_in, self.weight_out, self.kernel), _wanted_sizes(rows, width).values(), strict=True
                 ):
                     if weight is not None:
-                        weight.mul_(0.0 if silent and weight is self.weight_out else _ratio(wanted, _size([weight])))
+                        weight.mul_(0.0 if silent and weight is self.weight_out else ratio(wanted, length([weight])))
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -231,11 +231,6 @@ class ThinWeights(Synthesis):
 
 def _names(optional: dict[str, Tensor | None]) -> tuple[str, ...]:
     return ("weight_in", "weight_out", *(name for name, value in optional.items() if value is not None))
-
-
-def _random(like: Tensor, *sizes: int) -> nn.Parameter:
-    """Standard normal values, the same on every device for the same seed."""
-    return nn.Parameter(random_gains(math.prod(sizes), like).detach().reshape(sizes))
 
 
 def _pieces(forms: Sequence[ThinForms], given: Sequence[Tensor], width: int) -> tuple[_Piece, ...]:
@@ -293,24 +288,13 @@ def _folded(rows: Tensor, count: int) -> Tensor:
     return padded.reshape(-1, count, *rows.shape[1:]).sum(0)
 
 
-def _size(pieces: Sequence[Tensor]) -> float:
-    """The Frobenius norm of several tensors together, in at least single precision."""
-    kind = torch.promote_types(pieces[0].dtype, torch.float32)
-    return math.hypot(*(float(torch.linalg.vector_norm(piece, dtype=kind)) for piece in pieces))
-
-
 def _wanted_sizes(own: Mapping[str, list[Tensor]], width: int) -> dict[str, float]:
     """The sizes of W_in, W_out and K whose rows are as long as those of the weights they replace."""
     # The length of an average row: entry weights have their own number of rows, exit weights share theirs. A kernel of
     # length 1 keeps the energy of what it filters.
     count = sum(len(rows) for rows in own["entry"])
     return {
-        "entry": _size(own["entry"]) * math.sqrt(width / count),
-        "exit": _size(own["exit"]),
+        "entry": length(own["entry"]) * math.sqrt(width / count),
+        "exit": length(own["exit"]),
         "kernel": math.sqrt(width),
     }
-
-
-def _ratio(wanted: float, found: float) -> float:
-    # Weights that start at zero have no length to match.
-    return wanted / found if wanted > 0 and found > 0 else 1.0
