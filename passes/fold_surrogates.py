@@ -19,7 +19,7 @@ from torch import Tensor, fx
 from repl_fx.errors import NotFoldable
 from repl_fx.graph import CapturedModule, add_buffer, attribute, copy_graph, drop_dead, erase_dead, get_attr, has_effect
 from repl_fx.state import prune_state_, used_by
-from repl_fx.surrogates.site import surrogate_place
+from repl_fx.surrogates.site import surrogate_path
 from repl_fx.surrogates.synthesis import Synthesis
 
 
@@ -117,5 +117,5 @@ def _store(gm: CapturedModule, node: fx.Node, value: Tensor) -> str:
     while "replaces" not in source.meta and not is_synthesis(gm, source):
         source = next(f for f in source.all_input_nodes if f.op != "get_attr")
     replaced = source.meta.get("replaces")
-    parent = surrogate_place(replaced[0]) if replaced else str(source.target).rpartition(".")[0]
+    parent = surrogate_path(replaced[0]) if replaced else str(source.target).rpartition(".")[0]
     return add_buffer(gm, parent, "folded", value.detach().clone())

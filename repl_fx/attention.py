@@ -43,15 +43,13 @@ class Attention:
 
     Attributes:
         core: the product of a map (batch, heads, positions, positions) with values.
-        values: (batch, heads, positions, c).
-        mixer: the linear layer that makes the values.
+        mixer: the linear layer that makes the values (batch, heads, positions, c).
         units: for each head of the values, which of the layer's output units they are.
         batch_first: whether positions follow each other in the layer's result, example by example, and not the examples
             of a batch, position by position.
     """
 
     core: fx.Node
-    values: fx.Node
     mixer: Mixer
     units: tuple[tuple[int, ...], ...]
     batch_first: bool
@@ -64,12 +62,10 @@ class Attention:
 
 def find_attention(branch: Branch) -> Attention | str:
     """The attention of a branch over the positions of its input; a reason where it has none that is understood."""
-    found = [core for core in branch.nodes if _values(core) is not None]
+    found = [(core, values) for core in branch.nodes if (values := _values(core)) is not None]
     if len(found) != 1:
         return f"the branch that ends in {branch.root.name} has {len(found)} products with an attention map, not one"
-    core = found[0]
-    values = _values(core)
-    assert values is not None
+    core, values = found[0]
     makers = {mixer.node: mixer for mixer in branch.mixers if mixer.kind == "linear" and mixer.weight is not None}
     path = _views_back(values, set(makers))
     if path is None:
@@ -82,7 +78,7 @@ def find_attention(branch: Branch) -> Attention | str:
     laid = _layout(list(reversed(path)))
     if laid is None:
         return f"the heads of {core.name} do not hold their values position by position"
-    return Attention(core, values, mixer, *laid)
+    return Attention(core, mixer, *laid)
 
 
 def _values(node: fx.Node) -> fx.Node | None:
@@ -148,12 +144,17 @@ def _layout(path: list[fx.Node]) -> tuple[tuple[tuple[int, ...], ...], bool] | N
     if not torch.equal(held, held[:1, :, :1].expand_as(held)) or batch * positions != count:
         return None
     found = tuple(tuple(head) for head in held[0, :, 0].tolist())
-    numbers = torch.arange(count, dtype=torch.int32)
     for batch_first in (True, False):
-        order = numbers.reshape(batch, positions) if batch_first else numbers.reshape(positions, batch).t()
-        if torch.equal(places, order[:, None, :, None].expand_as(places)):
+        if torch.equal(places, _order(batch, positions, batch_first).expand_as(places)):
             return found, batch_first
     return None
+
+
+def _order(batch: int, positions: int, batch_first: bool) -> Tensor:
+    """The numbers of places in (batch, 1, positions, 1)."""
+    numbers = torch.arange(batch * positions, dtype=torch.int32)
+    order = numbers.reshape(batch, positions) if batch_first else numbers.reshape(positions, batch).t()
+    return order[:, None, :, None]
 
 
 def _through(path: list[fx.Node], numbers: Tensor) -> Tensor | None:
@@ -165,14 +166,9 @@ def _through(path: list[fx.Node], numbers: Tensor) -> Tensor | None:
             return value if given is source else _example(given.meta["val"])
 
         args, kwargs = fx.node.map_arg((node.args, node.kwargs), known)
+        function: Any = getattr(type(args[0]), str(node.target)) if node.op == "call_method" else node.target
         try:
-            value = (
-                getattr(args[0], str(node.target))(*args[1:], **kwargs)
-                if node.op == "call_method"
-                else (
-                    node.target(*args, **kwargs)  # type: ignore[operator]
-                )
-            )
+            value = function(*args, **kwargs)
         except (RuntimeError, TypeError, ValueError, IndexError):
             return None
     return value if isinstance(value, Tensor) else None
@@ -210,10 +206,10 @@ def gives_positions_in_order(branch: Branch, attention: Attention) -> bool:
     sizes = [example_of(size) for size in made]
     if sizes not in ([batch * positions], [batch, positions] if attention.batch_first else [positions, batch]):
         return False
-    numbers = torch.arange(batch * positions, dtype=torch.int32)
-    order = numbers.reshape(batch, positions) if attention.batch_first else numbers.reshape(positions, batch).t()
-    places = _through(list(reversed(path)), order[:, None, :, None].expand(batch, heads, positions, width))
-    return places is not None and torch.equal(places.flatten(0, -2)[:, 0], numbers)
+    order = _order(batch, positions, attention.batch_first)
+    places = _through(list(reversed(path)), order.expand(batch, heads, positions, width))
+    wanted = torch.arange(batch * positions, dtype=torch.int32)
+    return places is not None and torch.equal(places.flatten(0, -2)[:, 0], wanted)
 
 
 def distinct_heads(attention: Attention) -> Iterator[int]:

@@ -404,7 +404,7 @@ def _report(found: _Found, rewritten: fx.GraphModule, plan: Plan) -> list[BlockR
             status, key, reason = "kept", None, None
             if block.name in replaced:
                 status, key = "replaced", replaced[block.name].surrogate
-                after = sum(left.get(name, 0) for name in own) + made.get(surrogate_path(block), 0)
+                after = sum(left.get(name, 0) for name in own) + made.get(surrogate_path(block.name), 0)
             elif block.name in refused or repeat.name in refused:
                 status, reason = "refused", refused.get(block.name, refused.get(repeat.name)).reason  # type: ignore[union-attr]
             names = (join(path, block.name), join(path, repeat.name))

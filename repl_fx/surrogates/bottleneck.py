@@ -38,18 +38,15 @@ import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
 from repl_fx.blocks import Block
-from repl_fx.errors import BadInput
 from repl_fx.mixers import CONVOLUTIONS, Mixer
 from repl_fx.passes.split_branches import Branch
 from repl_fx.surrogates.activations import Activation, find_activation
 from repl_fx.surrogates.branches import drop_branches, outputs_after, starts_at_zero, without
 from repl_fx.surrogates.lean import LeanBranch
 from repl_fx.surrogates.norms import ThinNorm, find_norm, find_post_norm, without_norm
-from repl_fx.surrogates.registry import Surrogate, register_surrogate
+from repl_fx.surrogates.registry import Surrogate, check_thin_settings, register_surrogate
 from repl_fx.surrogates.site import Site
 from repl_fx.surrogates.thin_layer import ThinForms, ThinSynthesis, ThinWeights, WeightForm
-
-SOURCES = ("neighbours", "own")
 
 
 @dataclass(frozen=True)
@@ -70,14 +67,7 @@ class BottleneckConfig:
     weights: str = "neighbours"
 
     def __post_init__(self) -> None:
-        if not isinstance(self.ratio, (int, float)) or not isinstance(self.width, int | None):
-            raise BadInput(f"bottleneck: ratio is {self.ratio!r} and width is {self.width!r}; they must be numbers")
-        if not 0 < self.ratio <= 1:
-            raise BadInput(f"bottleneck: ratio is {self.ratio}; it must be above 0 and at most 1")
-        if self.weights not in SOURCES:
-            raise BadInput(f"bottleneck: weights is {self.weights!r}; it can be {' or '.join(SOURCES)}")
-        if self.width is not None and self.width < 1:
-            raise BadInput(f"bottleneck: width is {self.width}; it must be 1 or more")
+        check_thin_settings("bottleneck", self.ratio, "width", self.width, self.weights)
 
 
 @register_surrogate("bottleneck", BottleneckConfig)

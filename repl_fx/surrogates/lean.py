@@ -208,11 +208,9 @@ class _LeanMix(torch.autograd.Function):
         ]
         with torch.enable_grad(), _drawing_from(ctx.drawn, kept.device):
             made = layer.mixed(*leaves, *([ctx.drop] if layer.scaled else []))
-        wanted = [t for t, need in zip(leaves, needs, strict=True) if need and t is not None]
+        wanted = [t for t, need in zip(leaves, needs, strict=True) if need]
         found = iter(torch.autograd.grad(made, wanted, gradient))
-        toward, *others = [
-            next(found) if need and t is not None else None for t, need in zip(leaves, needs, strict=True)
-        ]
+        toward, *others = (next(found) if need else None for need in needs)
         if toward is not None:
             if rescale is not None:
                 toward = _without_norm(layer, toward * rescale.to(toward.dtype), kept)

@@ -27,6 +27,8 @@ if TYPE_CHECKING:
     from repl_fx.surrogates.site import Site
 
 Config = TypeVar("Config")
+# Where a thin surrogate can have its weights from.
+_SOURCES = ("neighbours", "own")
 _REGISTRY: dict[str, tuple[type[Surrogate[Any]], type[Any]]] = {}
 
 
@@ -113,3 +115,25 @@ def make_surrogate(key: str, settings: Mapping[str, Any] | None = None) -> Surro
     except TypeError as problem:
         given = ", ".join(f"{name}={value!r}" for name, value in (settings or {}).items())
         raise BadInput(f"surrogate {key!r} cannot be set to {given}: {problem}") from None
+
+
+def check_thin_settings(key: str, ratio: Any, name: str, count: Any, weights: Any) -> None:
+    """Check the settings that the thin surrogates share.
+
+    Args:
+        key: the surrogate.
+        ratio: what part of the block's it is as wide as.
+        name, count: the setting that overrides `ratio` by a number, and that number or None.
+        weights: where its weights come from.
+
+    Raises:
+        BadInput: one makes no sense; names the setting and what it can be.
+    """
+    if not isinstance(ratio, (int, float)) or not isinstance(count, int | None):
+        raise BadInput(f"{key}: ratio is {ratio!r} and {name} is {count!r}; they must be numbers")
+    if not 0 < ratio <= 1:
+        raise BadInput(f"{key}: ratio is {ratio}; it must be above 0 and at most 1")
+    if weights not in _SOURCES:
+        raise BadInput(f"{key}: weights is {weights!r}; it can be {' or '.join(_SOURCES)}")
+    if count is not None and count < 1:
+        raise BadInput(f"{key}: {name} is {count}; it must be 1 or more")

@@ -33,17 +33,18 @@ from torch import Tensor, fx, nn
 
 from repl_fx.attention import Attention, distinct_heads, find_attention, gives_positions_in_order
 from repl_fx.decisions import is_choice
-from repl_fx.errors import BadInput
 from repl_fx.passes.split_branches import Branch
-from repl_fx.surrogates.bottleneck import SOURCES
 from repl_fx.surrogates.branches import drop_branches, outputs_after, starts_at_zero, without
 from repl_fx.surrogates.lean import LeanAttention
 from repl_fx.surrogates.norms import without_norm
-from repl_fx.surrogates.registry import Surrogate, register_surrogate
+from repl_fx.surrogates.registry import Surrogate, check_thin_settings, register_surrogate
 from repl_fx.surrogates.site import Site
 from repl_fx.surrogates.slices import Blend, Units
 from repl_fx.surrogates.starts import length, random_values
 from repl_fx.surrogates.synthesis import BlendingSynthesis
+
+# What a synthesis of values returns behind them, in order; the biases where there are any.
+_BESIDE_VALUES = ("weight_out", "bias_values", "bias_out")
 
 
 @dataclass(frozen=True)
@@ -64,14 +65,7 @@ class ReuseConfig:
     weights: str = "neighbours"
 
     def __post_init__(self) -> None:
-        if not isinstance(self.ratio, (int, float)) or not isinstance(self.heads, int | None):
-            raise BadInput(f"reuse: ratio is {self.ratio!r} and heads is {self.heads!r}; they must be numbers")
-        if not 0 < self.ratio <= 1:
-            raise BadInput(f"reuse: ratio is {self.ratio}; it must be above 0 and at most 1")
-        if self.weights not in SOURCES:
-            raise BadInput(f"reuse: weights is {self.weights!r}; it can be {' or '.join(SOURCES)}")
-        if self.heads is not None and self.heads < 1:
-            raise BadInput(f"reuse: heads is {self.heads}; it must be 1 or more")
+        check_thin_settings("reuse", self.ratio, "heads", self.heads, self.weights)
 
 
 @register_surrogate("reuse", ReuseConfig)
@@ -112,10 +106,12 @@ class Reuse(Surrogate[ReuseConfig]):
         settings: dict[str, Any] = {"scaled": attention.scaled, "batch_first": attention.batch_first}
         dims = branch.output.meta["val"].ndim
         settings["dims"] = None if dims == branch.input.meta["val"].ndim else dims
-        given: tuple[object, ...] = (_some_heads(site, _node(core.args[0]), heads),)
         if attention.scaled:
-            given = _scaled_product(site, core, heads)
-            settings |= {"causal": bool(_settings(core)["is_causal"]), "scale": _settings(core)["scale"]}
+            product = _settings(core)
+            given = _scaled_product(site, product, heads)
+            settings |= {"causal": bool(product["is_causal"]), "scale": product["scale"]}
+        else:
+            given = (_some_heads(site, _node(core.args[0]), heads),)
         module = LeanAttention(kind, eps, len(heads), **settings)
         path = site.module(f"{name}_reuse", module)
         return site.call_module(path, value, weight, parts["weight_out"], bias, parts.get("bias_out"), *given)
@@ -198,8 +194,7 @@ class ValueSynthesis(BlendingSynthesis):
     @property
     def names(self) -> tuple[str, ...]:
         """What `synthesise` returns, in order."""
-        optional = {"bias_values": self.bias_values, "bias_out": self.bias_out}
-        return ("weight_values", "weight_out", *(name for name, value in optional.items() if value is not None))
+        return ("weight_values", *(name for name in _BESIDE_VALUES if getattr(self, name) is not None))
 
     def blends(self, state: Mapping[str, Tensor], weights: Sequence[Tensor]) -> list[Blend]:
         """One for each run of units that follow each other in the weight."""
@@ -216,7 +211,7 @@ class ValueSynthesis(BlendingSynthesis):
         else:
             joined = blended[0] if len(blended) == 1 else torch.cat(list(blended), self.axis)
             values = joined.t() if self.axis else joined
-        return (values, *(state[name] for name in ("weight_out", "bias_values", "bias_out") if name in state))
+        return (values, *(state[name] for name in _BESIDE_VALUES if name in state))
 
 
 def _runs(units: Sequence[int], axis: int) -> tuple[Units, ...]:
@@ -260,13 +255,12 @@ def _refuse_without(branch: Branch) -> str | None:
 def _settings(core: fx.Node) -> dict[str, object]:
     """The arguments of a scaled product by name."""
     names = ("query", "key", "value", "attn_mask", "dropout_p", "is_causal")
-    defaults = {"attn_mask": None, "dropout_p": 0.0, "is_causal": False, "scale": None, "enable_gqa": False}
+    defaults = {"attn_mask": None, "dropout_p": 0.0, "is_causal": False, "scale": None}
     return {**defaults, **dict(zip(names, core.args, strict=False)), **core.kwargs}
 
 
-def _scaled_product(site: Site, core: fx.Node, heads: Sequence[int]) -> tuple[object, ...]:
+def _scaled_product(site: Site, settings: Mapping[str, object], heads: Sequence[int]) -> tuple[object, ...]:
     """Queries, keys, mask and dropout of some heads of the values."""
-    settings = _settings(core)
     queries, keys, values, mask = (settings[name] for name in ("query", "key", "value", "attn_mask"))
     # Several heads of queries may share one of keys and values; the first of each is taken.
     shared = _count(_node(queries)) // _count(_node(values))

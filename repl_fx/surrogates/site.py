@@ -19,12 +19,7 @@ from repl_fx.passes.split_branches import Split, split_branches
 from repl_fx.surrogates.synthesis import Synthesis
 
 
-def surrogate_path(block: Block) -> str:
-    """Where the modules of a block's surrogate live."""
-    return surrogate_place(block.name)
-
-
-def surrogate_place(block: str) -> str:
+def surrogate_path(block: str) -> str:
     """Where the modules of the surrogate of a block of this name live."""
     return f"surrogates.{block.replace('.', '_')}"
 
@@ -59,7 +54,7 @@ class Site:
         self.after = after
         self.inputs = inputs
         self.surrogate = surrogate
-        self.path = surrogate_path(block)
+        self.path = surrogate_path(block.name)
         self._known = {} if known is None else known
 
     @property

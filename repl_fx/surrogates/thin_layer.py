@@ -60,11 +60,6 @@ class ThinForms:
     exit: tuple[WeightForm, ...]
     spatial: tuple[WeightForm, ...]
 
-    @property
-    def count(self) -> int:
-        """Number of weights."""
-        return len(self.entry) + len(self.exit) + len(self.spatial)
-
 
 @dataclass(frozen=True)
 class _Piece:
@@ -264,16 +259,16 @@ def _rows(weights: Sequence[Tensor], form: ThinForms) -> dict[str, list[Tensor]]
     return roles
 
 
-def _fit(rows: Tensor, length: int) -> Tensor:
-    """Rows of a given length: longer ones folded, column j onto column j mod length; shorter ones repeated."""
+def _fit(rows: Tensor, size: int) -> Tensor:
+    """Rows of a given length: longer ones folded, column j onto column j mod size; shorter ones repeated."""
     have = rows.shape[1]
-    if have == length:
+    if have == size:
         return rows
-    times = -(-max(have, length) // min(have, length))
-    if have < length:
-        return rows.repeat(1, times)[:, :length]
-    padded = torch.cat([rows, rows.new_zeros(rows.shape[0], times * length - have)], 1)
-    return padded.reshape(rows.shape[0], times, length).sum(1)
+    times = -(-max(have, size) // min(have, size))
+    if have < size:
+        return rows.repeat(1, times)[:, :size]
+    padded = torch.cat([rows, rows.new_zeros(rows.shape[0], times * size - have)], 1)
+    return padded.reshape(rows.shape[0], times, size).sum(1)
 
 
 def _folded(rows: Tensor, count: int) -> Tensor:
