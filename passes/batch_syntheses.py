@@ -16,68 +16,46 @@ Never touches: other syntheses; what reads the results; `state_dict` keys.
 from __future__ import annotations
 
 import operator
-from dataclasses import dataclass
 
 from torch import fx
 
-from repl_fx.graph import CapturedModule, add_module, copy_graph, drop_dead, get_attr, unique_name
+from repl_fx.graph import add_module, drop_dead, get_attr, unique_name
 from repl_fx.surrogates.synthesis import BlendingSynthesis, SynthesisBatch
 
 
-@dataclass(frozen=True)
-class BatchResult:
-    """A graph whose syntheses are done together.
-
-    Attributes:
-        graph_module: the copy.
-        batched: names of the nodes that were.
-    """
-
-    graph_module: CapturedModule
-    batched: tuple[str, ...]
-
-    @property
-    def modified(self) -> bool:
-        """Whether there was more than one."""
-        return bool(self.batched)
-
-
-def batch_syntheses(gm: fx.GraphModule) -> BatchResult:
-    """Put all syntheses that can be done together into one call.
+def batch_syntheses_(gm: fx.GraphModule) -> tuple[str, ...]:
+    """Put all syntheses that can be done together into one call; the caller recompiles the graph.
 
     Args:
         gm: a rewritten graph.
 
     Returns:
-        A copy that shares all tensors.
+        Names of the nodes that were put together; none where there are fewer than two.
     """
-    result = copy_graph(gm, compiled=False)
-    nodes = [node for node in result.graph.nodes if _joinable(result, node)]
+    nodes = [node for node in gm.graph.nodes if _joinable(gm, node)]
     if len(nodes) < 2:
-        result.recompile()
-        return BatchResult(result, ())
-    members = [_synthesis(result, node) for node in nodes]
+        return ()
+    members = [_synthesis(gm, node) for node in nodes]
     batch = SynthesisBatch(members, [len(node.args) for node in nodes])
-    batch.train(result.training)
-    path = f"surrogates.{unique_name(result.get_submodule('surrogates'), 'together')}"
-    add_module(result, path, batch)
+    batch.train(gm.training)
+    path = f"surrogates.{unique_name(gm.get_submodule('surrogates'), 'together')}"
+    add_module(gm, path, batch)
     # Before all else: the first of them may be in a layer that training may skip.
-    with result.graph.inserting_before(next(n for n in result.graph.nodes if n.op != "placeholder")):
+    with gm.graph.inserting_before(next(n for n in gm.graph.nodes if n.op != "placeholder")):
         given: list[fx.Node] = []
         for node, member in zip(nodes, members, strict=True):
-            given += [get_attr(result, str(source.target)) for source in _sources(node)]
-            given += [get_attr(result, f"{node.target}.{name}") for name, _ in member.named_parameters()]
-        together = result.graph.call_module(path, tuple(given))
+            given += [get_attr(gm, str(source.target)) for source in _sources(node)]
+            given += [get_attr(gm, f"{node.target}.{name}") for name, _ in member.named_parameters()]
+        together = gm.graph.call_module(path, tuple(given))
         together.meta["val"] = tuple(node.meta["val"] for node in nodes)
-        parts = [result.graph.call_function(operator.getitem, (together, i)) for i in range(len(nodes))]
+        parts = [gm.graph.call_function(operator.getitem, (together, i)) for i in range(len(nodes))]
     names = tuple(node.name for node in nodes)
     for node, part in zip(nodes, parts, strict=True):
         part.meta.update(node.meta)
         node.replace_all_uses_with(part, propagate_meta=False)
-        result.graph.erase_node(node)
-    drop_dead(result.graph)
-    result.recompile()
-    return BatchResult(result, names)
+        gm.graph.erase_node(node)
+    drop_dead(gm.graph)
+    return names
 
 
 def _sources(node: fx.Node) -> list[fx.Node]:

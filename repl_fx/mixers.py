@@ -76,6 +76,7 @@ class Mixer:
         groups: groups of a convolution.
         centred: a convolution whose result at a position depends on both sides of it alike and has the input's size:
             stride 1, zeros on both sides, an odd kernel.
+        dilation: of a convolution, one number for each spatial dimension.
         bias: whether a bias is added.
     """
 
@@ -87,6 +88,7 @@ class Mixer:
     groups: int = 1
     bias: bool = False
     centred: bool = False
+    dilation: tuple[int, ...] = ()
 
     @property
     def axis(self) -> int:
@@ -159,21 +161,24 @@ def _module_mixer(module: nn.Module, node: fx.Node) -> Mixer | None:
         return Mixer(node, given, path, "linear", bias=bias)
     conv = cast("nn.Conv2d", module)
     centred = conv.padding_mode == "zeros" and _is_centred(conv.weight, conv.stride, conv.padding, conv.dilation)
-    return Mixer(node, given, path, "conv", groups=conv.groups, bias=bias, centred=centred)
+    dilation = _each(conv.dilation, conv.weight.ndim - 2)
+    return Mixer(node, given, path, "conv", groups=conv.groups, bias=bias, centred=centred, dilation=dilation)
 
 
 def _is_centred(weight: Tensor, stride: Any, padding: Any, dilation: Any) -> bool:
     sizes = weight.shape[2:]
-
-    def each(value: Any) -> tuple[Any, ...]:
-        given = tuple(value) if isinstance(value, (tuple, list)) else (value,)
-        return given if len(given) == len(sizes) else given * len(sizes)
-
-    if any(size % 2 == 0 for size in sizes) or any(step != 1 for step in each(stride)):
+    count = len(sizes)
+    if any(size % 2 == 0 for size in sizes) or any(step != 1 for step in _each(stride, count)):
         return False
     if isinstance(padding, str):
         return padding == "same"
-    return all(2 * p == d * (k - 1) for p, d, k in zip(each(padding), each(dilation), sizes, strict=True))
+    return all(2 * p == d * (k - 1) for p, d, k in zip(_each(padding, count), _each(dilation, count), sizes, strict=True))
+
+
+def _each(value: Any, count: int) -> tuple[Any, ...]:
+    """A setting of a convolution for each of its spatial dimensions."""
+    given = tuple(value) if isinstance(value, (tuple, list)) else (value,)
+    return given if len(given) == count else given * count
 
 
 def _function_mixer(gm: fx.GraphModule, node: fx.Node) -> Mixer | None:
@@ -190,8 +195,11 @@ def _function_mixer(gm: fx.GraphModule, node: fx.Node) -> Mixer | None:
         node.kwargs.get(name, node.args[i] if len(node.args) > i else default)
         for i, (name, default) in enumerate(_CONV_SETTINGS.items(), start=3)
     )
-    centred = _is_centred(attribute(gm, path), stride, padding, dilation)
-    return Mixer(node, given, path, "conv", False, int(str(groups)), bias, centred)
+    stored = attribute(gm, path)
+    centred = _is_centred(stored, stride, padding, dilation)
+    return Mixer(
+        node, given, path, "conv", False, int(str(groups)), bias, centred, _each(dilation, stored.ndim - 2)
+    )
 
 
 def _weight_path(gm: fx.GraphModule, value: Any) -> tuple[str | None, bool]:

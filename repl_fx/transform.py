@@ -15,12 +15,13 @@ from repl_fx.config import check_passes
 from repl_fx.errors import NothingToReplace, PlanMismatch
 from repl_fx.memory import collection_paused
 from repl_fx.partial import CapturedParts, Part, assemble, capture_parts, graphs_in, join
-from repl_fx.passes.batch_syntheses import batch_syntheses
+from repl_fx.passes.batch_syntheses import batch_syntheses_
 from repl_fx.passes.check_graph import check_graph
 from repl_fx.passes.choose_blocks import choose_blocks
 from repl_fx.passes.find_repeats import find_repeats
 from repl_fx.passes.fold_surrogates import fold_surrogates
 from repl_fx.passes.replace_blocks import replace_blocks
+from repl_fx.passes.write_in_place import write_in_place_
 from repl_fx.plan import Plan, Refusal, Replacement
 from repl_fx.surrogates import Site, Surrogate, make_surrogate
 from repl_fx.surrogates.site import surrogate_path
@@ -299,8 +300,11 @@ def rewrite(
             if own.replacements:
                 after = replace_blocks(part.graph_module, inside.repeats, own).graph_module
                 _checked(None, after, "replace_blocks")
-                after = batch_syntheses(after).graph_module
-                _checked(None, after, "batch_syntheses")
+                batch_syntheses_(after)
+                _checked(None, after, "batch_syntheses_")
+                write_in_place_(after)
+                _checked(None, after, "write_in_place_")
+                after.recompile()
                 rewritten.append(replace(part, graph_module=after))
             report += _report(inside, after, own)
     return TransformResult(

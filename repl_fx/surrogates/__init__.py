@@ -1,6 +1,6 @@
 """Surrogates: what stands in for a replaced block. One a file; importing this package registers them all."""
 
-from repl_fx.surrogates import auto, blend, bottleneck, identity, reuse
+from repl_fx.surrogates import auto, blend, bottleneck, identity, reuse, slim
 from repl_fx.surrogates.registry import (
     Surrogate,
     known_surrogates,
@@ -23,4 +23,5 @@ __all__ = [
     "register_surrogate",
     "reuse",
     "shared_synthesis",
+    "slim",
 ]

@@ -106,13 +106,13 @@ def find_activation(gm: fx.GraphModule, branch: Branch) -> Activation | None:
             continue
         if node in exits:
             break
-        if _is_activation(gm, node):
+        if is_activation(gm, node):
             return Activation(node)
         reached.add(node)
     return None
 
 
-def _is_activation(gm: fx.GraphModule, node: fx.Node) -> bool:
+def is_activation(gm: fx.GraphModule, node: fx.Node) -> bool:
     given = node.args[0] if node.args else None
     if not isinstance(given, fx.Node) or not _same_shape(given, node) or node.meta.get("passes_through"):
         return False

@@ -52,7 +52,7 @@ def find_norm(gm: fx.GraphModule, branch: Branch) -> ThinNorm | None:
     for node in branch.nodes:
         if node in mixers or not any(feeder in reached for feeder in node.all_input_nodes):
             continue
-        norm = _norm(gm, node, channels)
+        norm = norm_at(gm, node, channels)
         if norm is not None:
             return norm
         reached.add(node)
@@ -138,7 +138,7 @@ def _computes_as_its_base(module: nn.LayerNorm | nn.RMSNorm) -> bool:
         return False
 
 
-def _norm(gm: fx.GraphModule, node: fx.Node, channels: set[int]) -> ThinNorm | None:
+def norm_at(gm: fx.GraphModule, node: fx.Node, channels: set[int]) -> ThinNorm | None:
     if node.op == "call_function" and node.target in _BATCH_NORM_FUNCTIONS:
         momentum, eps = _BATCH_NORM_FUNCTIONS[node.target]
         given = node.args[0].meta.get("val") if isinstance(node.args[0], fx.Node) else None

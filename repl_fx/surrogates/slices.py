@@ -2,8 +2,8 @@
 
     out = sum over weights i of gains[i] * units(weights[i])        gains one number for each unit
 
-where units(w) are consecutive units of a weight along its input or output axis. Blends of one size are stacked and done
-at once. Written as ordinary operators, each slice would be kept for the backward pass, and each weight's gradient made
+where units(w) are consecutive units of a weight along its input or output axis, whole or their first numbers along the
+other. Blends of one size are stacked and done at once. Written as ordinary operators, each slice would be kept for the backward pass, and each weight's gradient made
 by a chain of small operators; here only the weights and gains are kept, and slices are cut again.
 """
 
@@ -24,17 +24,20 @@ class Units:
     """Consecutive units of a weight.
 
     Attributes:
-        axis: of the weight.
+        axis: of the weight, 0 or 1.
         start, count: which.
+        across: how many of their numbers along the other of these two axes, the first ones; None for all.
     """
 
     axis: int
     start: int
     count: int
+    across: int | None = None
 
     def of(self, weight: Tensor) -> Tensor:
         """The slice, a view."""
-        return weight.narrow(self.axis, self.start, self.count)
+        some = weight.narrow(self.axis, self.start, self.count)
+        return some if self.across is None else some.narrow(1 - self.axis, 0, self.across)
 
     def scales(self, gains: Tensor, ndim: int) -> Tensor:
         """Gains (…, count) in as many dimensions more as make them scale slices of `ndim` dimensions."""
@@ -48,7 +51,7 @@ class Blend:
     Attributes:
         units: which units of each weight.
         gains: (weights, count).
-        weights: of one shape.
+        weights: whose slices are of one shape.
     """
 
     units: Units
@@ -59,9 +62,7 @@ class Blend:
     def kind(self) -> tuple[Any, ...]:
         """What blends that can be stacked have in common."""
         one = self.weights[0]
-        sizes = [*one.shape]
-        sizes[self.units.axis] = self.units.count
-        return (self.units.axis, len(self.weights), tuple(sizes), one.dtype, one.device)
+        return (self.units.axis, len(self.weights), self.units.of(one).shape, one.dtype, one.device)
 
 
 def blend_slices(blends: Sequence[Blend]) -> list[Tensor]:

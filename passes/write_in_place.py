@@ -1,0 +1,134 @@
+"""Write the channels that a slim block makes into the stream, instead of copying the stream.
+
+    before   t -> relu -> x; narrow(x, 0, r) -> … -> add -> relu -> p; narrow(x, r, …) -> q; cat(p, q) -> y
+    after    t -> take_channels -> t, s; s -> … -> add -> p; put_channels(t, p) -> y
+
+and likewise where no ReLU follows the additions. One value of full size and the passes over it, forward and backward,
+are saved for each slim block.
+
+Needs: the concatenations that `repl_fx.surrogates.slim` makes.
+Never touches: a stream that anything else reads, or that does not come from an addition, whose backward pass needs it
+not.
+"""
+
+from __future__ import annotations
+
+import operator
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import fx, nn
+
+from repl_fx.graph import writes_in_place
+from repl_fx.residuals import ADDITIONS
+from repl_fx.surrogates.channels import put_channels, take_channels
+
+_RELUS = {torch.ops.aten.relu.default, torch.ops.aten.relu_.default, F.relu, torch.relu, torch.Tensor.relu}
+_SUMS_IN_PLACE = {operator.iadd, torch.Tensor.add_}
+_PRODUCTS = {torch.ops.aten.mul.Tensor, operator.mul, torch.mul}
+
+
+@dataclass(frozen=True)
+class _Slice:
+    """A concatenation that can go.
+
+    Attributes:
+        made: the concatenation.
+        stream, total: what is sliced, and the sum that it comes from: itself, or what its ReLU reads.
+        taken, rest: its slices.
+        new: what stands in the place of the first one, before its own ReLU.
+    """
+
+    made: fx.Node
+    stream: fx.Node
+    total: fx.Node
+    taken: fx.Node
+    rest: fx.Node
+    new: fx.Node
+
+
+def write_in_place_(gm: fx.GraphModule) -> tuple[str, ...]:
+    """Let slim blocks write into the stream where nothing else reads it; the caller recompiles the graph.
+
+    Args:
+        gm: a rewritten graph.
+
+    Returns:
+        Names of the concatenations that are gone.
+    """
+    names = []
+    for node in list(gm.graph.nodes):
+        found = _slice(gm, node)
+        if found is not None:
+            names.append(node.name)
+            _write(gm, found)
+    return tuple(names)
+
+
+def _slice(gm: fx.GraphModule, node: fx.Node) -> _Slice | None:
+    if node.target is not torch.cat or "replaces" not in node.meta:
+        return None
+    new, rest = node.args[0]  # type: ignore[misc, union-attr]
+    assert isinstance(new, fx.Node) and isinstance(rest, fx.Node)
+    if rest.target is not torch.narrow or len(rest.users) > 1:
+        return None
+    stream = rest.args[0]
+    assert isinstance(stream, fx.Node)
+    taken = next((user for user in stream.users if user is not rest), None)
+    if len(stream.users) != 2 or taken is None or taken.target is not torch.narrow or taken.args[2] != 0:
+        return None
+    total = stream
+    if _is_relu(gm, stream):
+        total = stream.all_input_nodes[0]
+        if len(total.users) > 1 or not _is_relu(gm, new) or len(new.users) > 1:
+            return None
+        new = new.all_input_nodes[0]
+    return _Slice(node, stream, total, taken, rest, new) if _is_owned_sum(gm, total) else None
+
+
+def _write(gm: fx.GraphModule, found: _Slice) -> None:
+    relu = found.stream is not found.total
+    values = found.stream.meta["val"], found.taken.meta["val"]
+    with gm.graph.inserting_before(found.taken):
+        both = gm.graph.call_function(take_channels, (found.total, found.taken.args[3], relu))
+        total, part = (gm.graph.call_function(operator.getitem, (both, i)) for i in range(2))
+    with gm.graph.inserting_before(found.made):
+        put = gm.graph.call_function(put_channels, (total, found.new, relu))
+    for node, value in ((both, values), (total, values[0]), (part, values[1]), (put, values[0])):
+        node.meta.update(found.made.meta)
+        node.meta["val"] = value
+    found.taken.replace_all_uses_with(part, propagate_meta=False)
+    old = next(iter(found.made.args[0]))  # type: ignore[arg-type]
+    found.made.replace_all_uses_with(put, propagate_meta=False)
+    gone = [found.made, found.rest, found.taken, *([old, found.stream] if relu else [])]
+    for node in gone:
+        assert isinstance(node, fx.Node)
+        gm.graph.erase_node(node)
+
+
+def _is_relu(gm: fx.GraphModule, node: fx.Node) -> bool:
+    if node.op == "call_module":
+        module = gm.get_submodule(str(node.target))
+        return type(module) is nn.ReLU and not module._forward_hooks and not module._forward_pre_hooks
+    return node.op == "call_function" and node.target in _RELUS
+
+
+def _is_owned_sum(gm: fx.GraphModule, node: fx.Node) -> bool:
+    """Whether a value is the result of an addition that has its memory for itself."""
+    if node.target not in ADDITIONS:
+        return False
+    if not writes_in_place(node) and node.target not in _SUMS_IN_PLACE:
+        return True
+    given = node.args[0]
+    return isinstance(given, fx.Node) and len(given.users) == 1 and _is_fresh(gm, given)
+
+
+def _is_fresh(gm: fx.GraphModule, node: fx.Node) -> bool:
+    """Whether a value has memory of its own: modules without state may hand on what they were given."""
+    if node.op == "call_module":
+        if any(True for _ in gm.get_submodule(str(node.target)).parameters()):
+            return True
+        feeders = node.all_input_nodes
+        return len(feeders) == 1 and len(feeders[0].users) == 1 and _is_fresh(gm, feeders[0])
+    return node.op == "call_function" and node.target in _PRODUCTS

@@ -1,0 +1,103 @@
+"""The first channels of a value, and the same value with others in their place, without a second value of full size.
+
+    total, part = take_channels(total, r)          part = total[:, :r]
+    …                                              part -> part
+    total = put_channels(total, part)              total[:, :r] = part
+
+With `relu`, what is taken and what is put has passed a ReLU: take_channels(total) is [relu(total)][:, :r], and
+put_channels(total, part) is relu of total with part in it, so that one ReLU over the whole value does for the blocks on
+both sides. The total is written to, so it has to be a value that nothing else reads and that no operator keeps for its
+backward pass, such as a sum; `repl_fx.passes.write_in_place` sees to that. As ordinary operators, the same would copy the
+total in the forward pass, keep the copy, and add a gradient of full size, mostly zeros, in the backward pass.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+
+def take_channels(total: Tensor, count: int, relu: bool) -> tuple[Tensor, Tensor]:
+    """The total, for `put_channels` alone, and its first channels.
+
+    Args:
+        total: (batch, channels, …).
+        count: how many are taken.
+        relu: whether what is taken passes a ReLU.
+    """
+    if _written(total):
+        taken: tuple[Tensor, Tensor] = _Take.apply(total, count, relu)  # type: ignore[no-untyped-call]
+        return taken
+    part = total.narrow(1, 0, count)
+    return total, F.relu(part) if relu else part
+
+
+def put_channels(total: Tensor, part: Tensor, relu: bool) -> Tensor:
+    """The total with other first channels.
+
+    Args:
+        total: from `take_channels`.
+        part: (batch, count, …), in a precision of its own.
+        relu: whether all of it passes a ReLU.
+    """
+    if _written(total):
+        put: Tensor = _Put.apply(total, part, relu)  # type: ignore[no-untyped-call]
+        return put
+    count = part.shape[1]
+    whole = torch.cat([part.to(total.dtype), total.narrow(1, count, total.shape[1] - count)], 1)
+    return F.relu(whole) if relu else whole
+
+
+def _written(total: Tensor) -> bool:
+    """Whether a value may be written to: in eager mode, where it is no more than a tensor."""
+    return not torch.compiler.is_compiling() and type(total) is Tensor
+
+
+class _Take(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, total: Tensor, count: int, relu: bool) -> tuple[Tensor, Tensor]:
+        part = total.narrow(1, 0, count).clone()
+        if relu:
+            part.relu_()
+            ctx.save_for_backward(part)
+        ctx.count, ctx.relu = count, relu
+        # As it is written to later; returned as it is, it would count as a view of itself.
+        ctx.mark_dirty(total)
+        return total, part
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, toward: Tensor, toward_part: Tensor) -> tuple[Tensor, None, None]:
+        # `_Put` made this gradient for here alone. What it has for the channels that were taken counts no more.
+        if ctx.relu:
+            (part,) = ctx.saved_tensors
+            toward_part = torch.ops.aten.threshold_backward(toward_part, part, 0)
+        toward.narrow(1, 0, ctx.count).copy_(toward_part)
+        return toward, None, None
+
+
+class _Put(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, total: Tensor, part: Tensor, relu: bool) -> Tensor:
+        ctx.count, ctx.relu, ctx.dtype = part.shape[1], relu, part.dtype
+        total.narrow(1, 0, ctx.count).copy_(part)
+        if relu:
+            total.relu_()
+            ctx.save_for_backward(total)
+        ctx.mark_dirty(total)
+        return total
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, toward: Tensor) -> tuple[Tensor, Tensor, None]:
+        if ctx.relu:
+            (total,) = ctx.saved_tensors
+            toward = torch.ops.aten.threshold_backward(toward, total, 0)
+        else:
+            # It may be another value's gradient too.
+            toward = toward.clone()
+        return toward, toward.narrow(1, 0, ctx.count).to(ctx.dtype, copy=True), None

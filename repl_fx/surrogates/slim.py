@@ -1,0 +1,400 @@
+"""`slim`: the block itself at a fraction of its width, on as many channels of the stream.
+
+    [s ; rest] = x                  the first r of C channels, and the others
+    y = [block_r(s) ; rest]
+
+block_r does what the block does with every width times r / C: the same convolutions, norms, activations and additions (a
+block as slimmed by Yu et al., arXiv 1812.08928; that a part of the channels is enough to read and write is the partial
+convolution of Chen et al., arXiv 2303.03667). The kept block behind it mixes these channels with the others. What is
+computed, kept for the backward pass and stored is about r / C of the block's, and nothing of it has full width.
+
+    K[o, i] = sum over neighbours of g[o] * W[o, i]         for each convolution and linear layer
+
+with o and i below its slim widths, W the weights of both neighbours, and gains g of their own for every unit. Learned
+here: the gains, and biases, norms and layer scales at their slim widths.
+
+The gains of a layer start alike, so that a row of K is as long as a row of what it stands for. The end of a branch
+starts silent: the norm behind its last layer, or the gains of that layer where there is no norm, are zero, and training
+begins with the depth-pruned network. Where a layer scale follows, that sets how the branch begins.
+"""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, fx, nn
+
+from repl_fx.mixers import CONVOLUTIONS, Mixer, mixer_of
+from repl_fx.residuals import ADDITIONS
+from repl_fx.surrogates.activations import Activation, is_activation
+from repl_fx.surrogates.branches import starts_at_zero
+from repl_fx.surrogates.norms import ThinNorm, find_post_norm, norm_at
+from repl_fx.surrogates.registry import Surrogate, check_thin_settings, register_surrogate
+from repl_fx.surrogates.site import Site
+from repl_fx.surrogates.slim_weights import Cut, SlimSynthesis, SlimWeights
+
+# Fewer channels than this have little to say; a convolution of fewer takes as long.
+_LEAST = 4
+_PERMUTING = {torch.ops.aten.permute.default, torch.ops.aten.transpose.int, torch.permute, torch.transpose, torch.movedim}
+_PASSING = {torch.ops.aten.contiguous.default, torch.ops.aten.clone.default}
+
+
+@dataclass(frozen=True)
+class SlimConfig:
+    """Settings of `slim`.
+
+    Attributes:
+        ratio: r as a fraction of the stream's channels; r is at least 4, or all of them.
+        width: r itself; overrides `ratio`.
+        train_neighbours: whether gradients flow into the neighbours' weights.
+        weights: `neighbours` to make weights from theirs, `own` for parameters of the same sizes: the control that
+            synthesis is measured against.
+    """
+
+    ratio: float = 0.125
+    width: int | None = None
+    train_neighbours: bool = True
+    weights: str = "neighbours"
+
+    def __post_init__(self) -> None:
+        check_thin_settings("slim", self.ratio, "width", self.width, self.weights)
+
+
+@dataclass(frozen=True)
+class _Step:
+    """One node of the block at its slim width.
+
+    Attributes:
+        node: which.
+        axis: of the channels in its result.
+        channels: in the result of the slim one.
+        mixer: it, where the node is one; `cut` and `groups` are then those of the slim one.
+        norm: likewise.
+        scale: path of the parameter it multiplies by.
+    """
+
+    node: fx.Node
+    axis: int
+    channels: int
+    mixer: Mixer | None = None
+    cut: Cut | None = None
+    groups: int = 1
+    norm: ThinNorm | None = None
+    scale: str | None = None
+
+
+class _Unlike(Exception):
+    """A node that cannot be had at another width; says why."""
+
+
+@register_surrogate("slim", SlimConfig)
+class Slim(Surrogate[SlimConfig]):
+    """The block on a few channels."""
+
+    def refuse(self, site: Site) -> str | None:
+        """Refuse a block with several streams or none, or with a node that depends on its width otherwise."""
+        try:
+            self._steps(site)
+        except _Unlike as reason:
+            return str(reason)
+        return None
+
+    def build(self, site: Site) -> tuple[fx.Node, ...]:
+        """Put the slim block before the block's output, which reads it and the other channels."""
+        steps = self._steps(site)
+        mixed = [step for step in steps if step.mixer is not None]
+        silent = _silent_norms(site)
+        stream = site.input
+        width, channels = self._width(site), int(stream.meta["val"].shape[1])
+        with site.before_node(site.block.output):
+            weights = self._weights(site, mixed)
+            made = {site.block.inputs[0]: site.call(torch.narrow, stream, 1, 0, width)}
+            for number, step in enumerate(steps):
+                given = made[step.mixer.input if step.mixer else _streamed(step.node, made)[0]]
+                if step.mixer is not None:
+                    i = mixed.index(step)
+                    value = _mixed(site, step, given, weights[f"weight_{i}"], weights.get(f"bias_{i}"))
+                elif step.norm is not None:
+                    value = _normed(site, step, given, number, silent=step.node in silent)
+                elif step.scale is not None:
+                    value = _scaled(site, step, given, number)
+                else:
+                    value = _again(site, step.node, [made[node] for node in _streamed(step.node, made)])
+                made[step.node] = value
+            out = made[site.block.output]
+            if width < channels:
+                out = site.call(torch.cat, [out, site.call(torch.narrow, stream, 1, width, channels - width)], 1)
+        return (out,)
+
+    def _width(self, site: Site) -> int:
+        channels = int(site.input.meta["val"].shape[1])
+        wanted = self.config.width or max(_LEAST, round(self.config.ratio * channels))
+        return min(wanted, channels)
+
+    def _weights(self, site: Site, mixed: Sequence[_Step]) -> dict[str, fx.Node]:
+        """The weights and biases of the mixers, by name."""
+        cuts = [step.cut for step in mixed if step.cut is not None]
+        names = [str(step.mixer.weight) for step in mixed if step.mixer is not None]
+        own = [site.tensor(name) for name in names]
+        if self.config.weights == "own":
+            control = SlimWeights(cuts, own)
+            made, outputs = site.synthesise("slim", control), control.names
+        else:
+            paths = [path for name in names for path in site.counterpart_parameters(name)]
+            synthesis = SlimSynthesis(cuts, [site.tensor(path) for path in paths], own, self.config.train_neighbours)
+            made, outputs = site.synthesise("slim", synthesis, *map(site.parameter, paths)), synthesis.names
+        return {name: site.call(operator.getitem, made, i) for i, name in enumerate(outputs)}
+
+    def _steps(self, site: Site) -> list[_Step]:
+        """The nodes of the block that lead to its output, at their slim widths.
+
+        Raises:
+            _Unlike: there is one that cannot be had at such a width.
+        """
+        block = site.block
+        if site.split.reason:
+            raise _Unlike(site.split.reason)
+        given, made = site.input.meta.get("val"), block.output.meta.get("val")
+        if len(block.inputs) != 1 or not isinstance(given, Tensor) or not isinstance(made, Tensor):
+            raise _Unlike("it has several streamed values")
+        if given.ndim not in (3, 4, 5) or str(given.shape) != str(made.shape):
+            raise _Unlike(f"it turns {_sizes(given)} into {_sizes(made)}, and slim blocks are of pictures")
+        if not isinstance(given.shape[1], int):
+            raise _Unlike("the channels of its stream are not along axis 1")
+        planner = _Planner(site, self._width(site))
+        for node in _leading_to(site):
+            planner.add(node)
+        if planner.axes[block.output] != 1 or not any(step.mixer for step in planner.steps):
+            raise _Unlike("the channels of its output are not along axis 1")
+        return planner.steps
+
+
+class _Planner:
+    """Works out what each node of a block is at its slim width, in program order.
+
+    Args:
+        site: of the block.
+        width: of the stream.
+    """
+
+    def __init__(self, site: Site, width: int) -> None:
+        self.site = site
+        self.part = width, int(site.input.meta["val"].shape[1])
+        # The axis of the channels of each value that comes from the stream.
+        self.axes = {site.block.inputs[0]: 1}
+        self.steps: list[_Step] = []
+        self.silent = _silent_mixers(site)
+        self.constants: set[fx.Node] = set()
+
+    def add(self, node: fx.Node) -> None:
+        """Plan one more node."""
+        feeders = _streamed(node, self.axes)
+        if not feeders and all(f.op == "get_attr" or f in self.constants for f in node.all_input_nodes):
+            # A transposed weight, say; whoever reads it decides.
+            self.constants.add(node)
+            return
+        for feeder in node.all_input_nodes:
+            if feeder not in self.axes and feeder not in self.constants and feeder.op != "get_attr":
+                raise _Unlike(f"{node.name} reads {feeder.name} from outside the block")
+        value = node.meta.get("val")
+        if not isinstance(value, Tensor):
+            raise _Unlike(f"{node.name} is no tensor")
+        step = self._mixer(node) or self._norm(node, feeders) or self._other(node, feeders, value)
+        if (step.norm or step.scale) and node in self.site.split.spine:
+            raise _Unlike(f"its spine has parameters, in {node.name}")
+        self.axes[node] = step.axis
+        self.steps.append(step)
+
+    def channels(self, node: fx.Node, axis: int) -> int:
+        """How many channels the slim one of a value has."""
+        width, whole = self.part
+        size = node.meta["val"].shape[axis]
+        if not isinstance(size, int):
+            raise _Unlike(f"the number of channels of {node.name} is not fixed")
+        return max(1, round(size * width / whole))
+
+    def _mixer(self, node: fx.Node) -> _Step | None:
+        mixer = mixer_of(self.site.graph_module, node)
+        if mixer is None:
+            return None
+        axis = self.axes.get(mixer.input)
+        if mixer.weight is None or mixer.kind == "other" or axis is None:
+            raise _Unlike(f"the weight of {node.name} is of a kind a slim block cannot be made from")
+        if axis != mixer.axis % node.meta["val"].ndim:
+            raise _Unlike(f"{node.name} does not work along axis {axis}, where the channels of its stream would be")
+        if mixer.kind == "conv" and not mixer.centred:
+            raise _Unlike(f"{node.name} is a convolution with a stride, or one that is not centred")
+        before, after = self.channels(mixer.input, axis), self.channels(node, axis)
+        groups = self._groups(mixer, before, after)
+        cut = Cut(after, before // groups, mixer.transposed, mixer.bias, mixer.node in self.silent)
+        sizes = self.site.tensor(mixer.weight).shape
+        for path in self.site.counterpart_parameters(mixer.weight):
+            theirs = self.site.tensor(path).shape
+            out, inner = (theirs[1], theirs[0]) if mixer.transposed else theirs[:2]
+            if theirs[2:] != sizes[2:] or out < cut.rows or inner < cut.columns:
+                raise _Unlike(f"{path} is {_times(theirs)}, too unlike its own {mixer.weight}, {_times(sizes)}")
+        return _Step(node, axis, after, mixer=mixer, cut=cut, groups=groups)
+
+    def _groups(self, mixer: Mixer, before: int, after: int) -> int:
+        """Groups of the slim convolution, each as large as those of the whole one."""
+        if mixer.groups == 1:
+            return 1
+        inputs, outputs = (
+            int(node.meta["val"].shape[mixer.axis]) // mixer.groups for node in (mixer.input, mixer.node)
+        )
+        groups = before // inputs
+        if groups < 1 or (groups * inputs, groups * outputs) != (before, after):
+            raise _Unlike(f"the groups of {mixer.node.name} are too large for so few channels")
+        return groups
+
+    def _norm(self, node: fx.Node, feeders: Sequence[fx.Node]) -> _Step | None:
+        axis = self.axes[feeders[0]]
+        ndim = node.meta["val"].ndim
+        norm = norm_at(self.site.graph_module, node, {int(node.meta["val"].shape[axis])})
+        if norm is None:
+            return None
+        if len(feeders) > 1 or (norm.kind in ("layer", "rms")) != (axis == ndim - 1):
+            raise _Unlike(f"{node.name} does not normalise the channels of the stream alone")
+        return _Step(node, axis, self.channels(node, axis), norm=norm)
+
+    def _other(self, node: fx.Node, feeders: Sequence[fx.Node], value: Tensor) -> _Step:
+        gm, axes = self.site.graph_module, [self.axes[feeder] for feeder in feeders]
+        first = feeders[0].meta["val"]
+        alike = all(str(feeder.meta["val"].shape) == str(value.shape) for feeder in feeders)
+        same = _Step(node, axes[0], self.channels(feeders[0], axes[0]))
+        if node.target in ADDITIONS and len(feeders) == len(node.args) == 2 and not node.kwargs:
+            if alike and axes[0] == axes[1]:
+                return same
+        elif node.target in (torch.ops.aten.mul.Tensor, operator.mul, torch.mul) and len(feeders) == 1:
+            scale = next((a for a in node.args if isinstance(a, fx.Node) and a.op == "get_attr"), None)
+            if scale is not None and alike and _along(scale.meta["val"], axes[0], value):
+                return _Step(node, axes[0], same.channels, scale=str(scale.target))
+        elif len(feeders) == 1 and len(node.all_input_nodes) == 1 and node.args[0] is feeders[0]:
+            if alike and (is_activation(gm, node) or node.target in _PASSING or _has_no_state(gm, node)):
+                return same
+            order = _order(gm, node, first.ndim)
+            if order is not None:
+                return _Step(node, order.index(axes[0]), same.channels)
+        raise _Unlike(f"what {node.name} does is not known at another width")
+
+
+def _streamed(node: fx.Node, values: dict[fx.Node, int] | dict[fx.Node, fx.Node]) -> list[fx.Node]:
+    """The arguments of a node that come from the stream; one that is given twice counts twice."""
+    found: list[fx.Node] = []
+    fx.node.map_arg((node.args, node.kwargs), lambda n: found.append(n) if n in values else None)
+    return found
+
+
+def _leading_to(site: Site) -> list[fx.Node]:
+    """The nodes of a block that its output depends on, in program order."""
+    inside = set(site.block.nodes)
+    found: set[fx.Node] = set()
+    pending = [site.block.output]
+    while pending:
+        node = pending.pop()
+        if node not in found and node in inside:
+            found.add(node)
+            pending += node.all_input_nodes
+    return sorted(found)
+
+
+def _silent_norms(site: Site) -> set[fx.Node]:
+    """The norms that end a branch and can start at zero."""
+    gm = site.graph_module
+    posts = ((branch, find_post_norm(gm, branch)) for branch in site.split.branches)
+    return {post for branch, post in posts if post is not None and starts_at_zero(gm, branch, post)}
+
+
+def _silent_mixers(site: Site) -> set[fx.Node]:
+    """The mixers that end a branch and can start at zero, as no norm behind them does."""
+    gm = site.graph_module
+    ends = (branch for branch in site.split.branches if starts_at_zero(gm, branch, branch.output))
+    return {mixer.node for branch in ends for mixer in branch.exits}
+
+
+def _along(scale: object, axis: int, value: Tensor) -> bool:
+    """Whether a parameter has one number for each channel of a value."""
+    if not isinstance(scale, Tensor):
+        return False
+    sizes = [1] * value.ndim
+    sizes[axis] = int(value.shape[axis])
+    return [1] * (value.ndim - scale.ndim) + list(scale.shape) == sizes
+
+
+def _has_no_state(gm: fx.GraphModule, node: fx.Node) -> bool:
+    """Whether a node calls a module without parameters and buffers: dropout, drop path."""
+    if node.op != "call_module" or node.kwargs:
+        return False
+    module = gm.get_submodule(str(node.target))
+    return not any(True for some in (module.parameters(), module.buffers()) for _ in some)
+
+
+def _order(gm: fx.GraphModule, node: fx.Node, ndim: int) -> tuple[int, ...] | None:
+    """Which axis of its argument each axis of the result of a permutation is; None where a node is none."""
+    if not (node.target in _PERMUTING or _has_no_state(gm, node)) or node.meta["val"].ndim != ndim:
+        return None
+    sizes = (2, 3, 5, 7, 11)[:ndim]
+    probe = torch.empty(sizes, device="meta")
+    try:
+        if node.op == "call_module":
+            made = gm.get_submodule(str(node.target))(probe)
+        else:
+            made = node.target(probe, *node.args[1:], **node.kwargs)  # type: ignore[operator]
+    except (RuntimeError, ValueError, TypeError, IndexError):
+        return None
+    if not isinstance(made, Tensor) or sorted(made.shape) != sorted(sizes):
+        return None
+    return tuple(sizes.index(size) for size in made.shape)
+
+
+def _mixed(site: Site, step: _Step, given: fx.Node, weight: fx.Node, bias: fx.Node | None) -> fx.Node:
+    mixer = step.mixer
+    assert mixer is not None
+    if mixer.kind == "linear":
+        return site.call(F.linear, given, weight, bias)
+    kernel = weight.meta["val"].shape[2:]
+    padding = [d * (int(k) - 1) // 2 for d, k in zip(mixer.dilation, kernel, strict=True)]
+    ones = [1] * len(kernel)
+    return site.call(CONVOLUTIONS[len(kernel)], given, weight, bias, ones, padding, list(mixer.dilation), step.groups)
+
+
+def _normed(site: Site, step: _Step, given: fx.Node, number: int, *, silent: bool) -> fx.Node:
+    assert step.norm is not None
+    value = given.meta["val"]
+    axis = 1 if step.axis == 1 else -1
+    like = site.tensor(site.block.parameters[0])
+    module = step.norm.make(step.channels, axis, value.ndim).to(dtype=like.dtype, device=like.device)
+    if silent and isinstance(module.weight, nn.Parameter):
+        nn.init.zeros_(module.weight)
+    return site.call_module(site.module(f"norm_{number}", module), given)
+
+
+def _scaled(site: Site, step: _Step, given: fx.Node, number: int) -> fx.Node:
+    """The product with the first numbers of a layer scale, which are the surrogate's own from here on."""
+    scale = site.tensor(str(step.scale))
+    longest = max(range(scale.ndim), key=lambda axis: scale.shape[axis])
+    own = nn.ParameterList([nn.Parameter(scale.detach().narrow(longest, 0, step.channels).clone())])
+    return site.call(torch.mul, given, site.parameter(f"{site.module(f'scale_{number}', own)}.0"))
+
+
+def _again(site: Site, node: fx.Node, given: Sequence[fx.Node]) -> fx.Node:
+    """The same call on other values."""
+    if len(given) == 2:
+        return site.call(torch.add, *given)
+    if node.op == "call_module" and str(node.meta["val"].shape) == str(node.all_input_nodes[0].meta["val"].shape):
+        return site.call_elementwise(str(node.target), given[0])
+    if node.op == "call_module":
+        return site.call_module(str(node.target), given[0])
+    return site.call(node.target, given[0], *node.args[1:], **node.kwargs)  # type: ignore[arg-type]
+
+
+def _sizes(tensor: Tensor) -> str:
+    return _times(tuple(tensor.shape))
+
+
+def _times(sizes: Sequence[object]) -> str:
+    return "x".join(str(size) for size in sizes)

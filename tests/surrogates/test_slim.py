@@ -1,0 +1,313 @@
+"""`slim`: a block at a fraction of its width, on some of the channels."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+import repl_fx
+from repl_fx.passes.fold_surrogates import is_synthesis
+from repl_fx.surrogates.slim_weights import Cut, SlimSynthesis, SlimWeights
+from tests.nets import ConvNet, TokenNet, as_after_training, images, tokens
+
+CHANNELS = 16
+
+
+class Residual(nn.Module):
+    """x + inner(x), on pictures of 16 channels; what is between depends on the kind."""
+
+    def __init__(self, *inner: nn.Module, relu: bool = False) -> None:
+        super().__init__()
+        self.inner = nn.Sequential(*inner)
+        self.relu = relu
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = x + self.inner(x)
+        return F.relu(y) if self.relu else y
+
+
+class Next(nn.Module):
+    """As in ConvNeXt: channels last between two permutations, and a layer scale."""
+
+    def __init__(self, scale: float = 0.5) -> None:
+        super().__init__()
+        self.dw = nn.Conv2d(CHANNELS, CHANNELS, 5, padding=2, groups=CHANNELS)
+        self.norm = nn.LayerNorm(CHANNELS)
+        self.fc1, self.fc2 = nn.Linear(CHANNELS, 2 * CHANNELS), nn.Linear(2 * CHANNELS, CHANNELS)
+        self.scale = nn.Parameter(torch.full((CHANNELS, 1, 1), scale))
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.fc2(F.gelu(self.fc1(self.norm(self.dw(x).permute(0, 2, 3, 1)))))
+        out: Tensor = x + self.scale * y.permute(0, 3, 1, 2)
+        return out
+
+
+def _basic() -> nn.Module:
+    return Residual(
+        nn.Conv2d(CHANNELS, CHANNELS, 3, padding=1, bias=False),
+        nn.BatchNorm2d(CHANNELS),
+        nn.ReLU(),
+        nn.Conv2d(CHANNELS, CHANNELS, 3, padding=1, bias=False),
+        nn.BatchNorm2d(CHANNELS),
+        relu=True,
+    )
+
+
+def _before_activation() -> nn.Module:
+    """Norms and activations before the convolutions, with biases."""
+    return Residual(
+        nn.BatchNorm2d(CHANNELS),
+        nn.SiLU(),
+        nn.Conv2d(CHANNELS, 2 * CHANNELS, 1),
+        nn.GroupNorm(4, 2 * CHANNELS),
+        nn.SiLU(),
+        nn.Dropout(0.0),
+        nn.Conv2d(2 * CHANNELS, CHANNELS, 3, padding=2, dilation=2),
+    )
+
+
+def _grouped() -> nn.Module:
+    return Residual(
+        nn.Conv2d(CHANNELS, CHANNELS, 1, bias=False),
+        nn.BatchNorm2d(CHANNELS),
+        nn.ReLU(),
+        nn.Conv2d(CHANNELS, CHANNELS, 3, padding=1, groups=8, bias=False),
+        nn.BatchNorm2d(CHANNELS),
+    )
+
+
+BLOCKS: dict[str, Callable[[], nn.Module]] = {
+    "basic": _basic,
+    "before activation": _before_activation,
+    "grouped": _grouped,
+    "next": Next,
+}
+
+
+def _net(block: Callable[[], nn.Module], depth: int = 3) -> nn.Module:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Conv2d(3, CHANNELS, 3, padding=1), *(block() for _ in range(depth)), nn.Flatten())
+
+
+def _slim(model: nn.Module, x: Tensor, **settings: object) -> repl_fx.TransformResult:
+    return repl_fx.transform(model, (x,), surrogate="slim", settings=settings or None)
+
+
+@pytest.mark.parametrize("weights", ["neighbours", "own"])
+def test_it_is_the_block_on_its_first_channels(weights: str) -> None:
+    model, x = _net(_basic), images(4)
+    gm = _slim(model, x, weights=weights).graph_module
+    as_after_training(gm)
+    surrogate = gm.get_submodule("surrogates.1_1" if hasattr(gm.surrogates, "1_1") else "surrogates.2")
+    synthesis = surrogate.get_submodule("slim")
+    given = [model.get_parameter(f"{i}.inner.{j}.weight") for j in (0, 3) for i in (1, 3)]
+    first, second = synthesis(*given if weights == "neighbours" else ())
+    assert first.shape == second.shape == (4, 4, 3, 3)
+    norms = [module for module in surrogate.children() if isinstance(module, nn.BatchNorm2d)]
+    stream = model[1](model[0](x))
+    part = stream[:, :4]
+    inner = norms[0](F.conv2d(part, first, padding=1))
+    slim = F.relu(part + norms[1](F.conv2d(F.relu(inner), second, padding=1)))
+    wanted = model[3](torch.cat([slim, stream[:, 4:]], 1)).flatten(1)
+    for module in (model, gm):
+        for norm in module.modules():
+            if isinstance(norm, nn.BatchNorm2d):
+                norm.reset_running_stats()
+    torch.testing.assert_close(gm(x), wanted)
+
+
+@pytest.mark.parametrize("weights", ["neighbours", "own"])
+@pytest.mark.parametrize("kind", BLOCKS)
+def test_blocks_of_many_kinds_start_as_if_pruned_train_and_fold(kind: str, weights: str, tmp_path: Path) -> None:
+    model, x = _net(BLOCKS[kind]), images(4)
+    result = _slim(model, x, weights=weights)
+    gm = result.graph_module.train()
+    pruned = repl_fx.transform(copy.deepcopy(model), (x,), surrogate="identity").graph_module.train()
+    made = gm(x)
+    if kind == "next":
+        # A layer scale sets how its branch begins.
+        assert not torch.equal(made, pruned(x)) and (made - pruned(x)).abs().max() < made.abs().max()
+    else:
+        torch.testing.assert_close(made, pruned(x))
+    made.square().sum().backward()
+    own = {n: p.grad for n, p in gm.named_parameters() if n.startswith("surrogates")}
+    assert own and all(grad is not None for grad in own.values())
+    assert any(grad.abs().max() > 0 for grad in own.values() if grad is not None)
+    as_after_training(gm.eval())
+    with torch.no_grad():
+        wanted = gm(x)
+        folded = repl_fx.fold(gm)
+        torch.testing.assert_close(folded(x), wanted, rtol=0, atol=0)
+        assert not any(is_synthesis(folded, node) for node in folded.graph.nodes)
+        assert not torch.allclose(wanted, pruned.eval()(x))
+    repl_fx.export_onnx(gm, tmp_path / "slim.onnx", (x,))
+    assert repl_fx.verify_onnx(gm, tmp_path / "slim.onnx", (x,))
+
+
+def test_every_width_shrinks_alike() -> None:
+    def sizes(block: Callable[[], nn.Module], **settings: object) -> list[tuple[int, ...]]:
+        gm = _slim(_net(block), images(), **settings).graph_module
+        (node,) = (node for node in gm.graph.nodes if is_synthesis(gm, node))
+        return [tuple(value.shape) for value in node.meta["val"]]
+
+    assert sizes(_basic) == [(4, 4, 3, 3)] * 2
+    assert sizes(_basic, ratio=0.5) == [(8, 8, 3, 3)] * 2
+    assert sizes(_basic, width=3) == [(3, 3, 3, 3)] * 2
+    assert sizes(_basic, width=99) == [(16, 16, 3, 3)] * 2
+    assert sizes(_before_activation) == [(8, 4, 1, 1), (4, 8, 3, 3), (8,), (4,)]
+    assert sizes(_grouped) == [(4, 4, 1, 1), (4, 2, 3, 3)]
+    assert sizes(Next) == [(4, 1, 5, 5), (8, 4), (4, 8), (4,), (8,), (4,)]
+
+
+class Shrinking(nn.Module):
+    """Two stages of blocks of other widths, the first of a stage with a projection."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.blocks = nn.Sequential(
+            *(Step(a, b) for a, b in ((8, 16), (16, 16), (16, 16), (16, 32), (32, 32), (32, 32)))
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.blocks(x).mean((2, 3))
+        return out
+
+
+class Step(nn.Module):
+    """A basic block, with a stride and a projection where it changes the width."""
+
+    def __init__(self, inner: int, outer: int) -> None:
+        super().__init__()
+        stride = 1 if inner == outer else 2
+        self.conv1 = nn.Conv2d(inner, outer, 3, stride=stride, padding=1, bias=False)
+        self.conv2 = nn.Conv2d(outer, outer, 3, padding=1, bias=False)
+        self.bn1, self.bn2 = nn.BatchNorm2d(outer), nn.BatchNorm2d(outer)
+        self.skip = nn.Identity() if stride == 1 else nn.Conv2d(inner, outer, 1, stride=2, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.bn2(self.conv2(F.relu(self.bn1(self.conv1(x)))))
+        return F.relu(y + self.skip(x))
+
+
+def test_neighbours_of_other_sizes_give_what_they_have() -> None:
+    x = torch.randn(2, 8, 16, 16)
+    result = _slim(Shrinking(), x)
+    assert [(r.block, r.surrogate) for r in result.plan.replacements][0][1] == "slim"
+    gm = result.graph_module
+    as_after_training(gm)
+    before = gm.get_parameter("blocks.0.conv1.weight")
+    assert before.shape[1] == 8
+    gm(x).square().sum().backward()
+    assert before.grad is not None and torch.isfinite(before.grad).all()
+    # All of its few inputs are asked for, and it has too few.
+    with pytest.raises(repl_fx.NothingToReplace, match=r"blocks.0.conv1.weight is 16x8x3x3, too unlike its own"):
+        _slim(Shrinking(), x, ratio=1.0)
+
+
+class _Squeezed(nn.Module):
+    """Scales channels by a gate, as squeeze-and-excitation does."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.gate, self.out = (nn.Conv2d(CHANNELS, CHANNELS, 1) for _ in range(3))
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.conv(x)
+        out: Tensor = x + self.out(y * self.gate(y.mean((2, 3), keepdim=True)).sigmoid())
+        return out
+
+
+@pytest.mark.parametrize(
+    ("block", "reason"),
+    [
+        (_Squeezed, "what mean_dim.* does is not known at another width"),
+        (lambda: Residual(nn.Conv2d(16, 16, 3, padding=1, padding_mode="circular")), "is of a kind|not centred"),
+        (lambda: Residual(nn.Conv2d(16, 32, 2, stride=2), nn.PixelShuffle(2), nn.Conv2d(8, 16, 1)), "with a stride"),
+        (lambda: Residual(nn.Conv2d(16, 16, 3, padding=1, groups=2)), "groups of .* are too large for so few channels"),
+        (lambda: Residual(nn.Conv2d(16, 16, 1), nn.Softmax(1), nn.InstanceNorm2d(16, affine=True)), "is not known"),
+        (lambda: Residual(nn.Linear(8, 8)), "does not work along axis 1, where the channels"),
+        (lambda: nn.Conv2d(16, 16, 3, padding=1), "it has no spine"),
+    ],
+)
+def test_what_depends_on_the_width_otherwise_is_refused(block: Callable[[], nn.Module], reason: str) -> None:
+    with pytest.raises(repl_fx.NothingToReplace, match=reason):
+        _slim(_net(block), images())
+
+
+def test_tokens_are_refused() -> None:
+    with pytest.raises(repl_fx.NothingToReplace, match="the channels of its stream are not along axis 1"):
+        _slim(TokenNet(depth=3), tokens())
+
+
+def test_settings_that_make_no_sense_are_refused() -> None:
+    for settings, message in (({"ratio": 0.0}, "ratio is 0.0"), ({"width": 0}, "width is 0"), ({"weights": "x"}, "own")):
+        with pytest.raises(repl_fx.ReplFxError, match=message):
+            _slim(ConvNet(depth=3), images(), **settings)
+
+
+def test_half_precision_and_double_models() -> None:
+    for dtype in (torch.bfloat16, torch.float64):
+        model, x = ConvNet(depth=3, width=16).to(dtype), images().to(dtype)
+        gm = _slim(model, x).graph_module
+        assert {p.dtype for p in gm.parameters()} == {dtype} and gm(x).dtype == dtype
+
+
+# --- weights --------------------------------------------------------------------------------------------------------
+
+CUTS = (
+    Cut(3, 2, transposed=False, bias=True, silent=False),
+    Cut(2, 4, transposed=True, bias=False, silent=False),
+    Cut(3, 2, transposed=False, bias=False, silent=True),
+)
+
+
+def _weights() -> list[Tensor]:
+    shapes = ((6, 4, 3, 3), (6, 5), (6, 4, 1, 1))
+    return [torch.randn(shape, dtype=torch.float64) * 3 for shape in shapes]
+
+
+def test_weights_are_the_formula_of_the_docstring() -> None:
+    own, before, after = _weights(), _weights(), _weights()
+    given = [weight for pair in zip(before, after, strict=True) for weight in pair]
+    synthesis = SlimSynthesis(CUTS, given, own, train_neighbours=True)
+    made = dict(zip(synthesis.names, synthesis(*given), strict=True))
+    assert list(made) == ["weight_0", "weight_1", "weight_2", "bias_0"]
+    assert made["weight_2"].abs().max() == 0
+    for parameter in synthesis.parameters():
+        nn.init.normal_(parameter)
+    made = dict(zip(synthesis.names, synthesis(*given), strict=True))
+    for i, (a, b) in enumerate(zip(before, after, strict=True)):
+        gains = synthesis.gains[i].reshape(2, -1)
+        if CUTS[i].transposed:
+            a, b = a.t(), b.t()
+        rows, columns = CUTS[i].rows, CUTS[i].columns
+        shape = (rows, *[1] * (a.ndim - 1))
+        wanted = sum(g.reshape(shape) * w[:rows, :columns] for g, w in zip(gains, (a, b), strict=True))
+        torch.testing.assert_close(made[f"weight_{i}"], wanted)
+
+
+@pytest.mark.parametrize("control", [False, True])
+def test_rows_are_as_long_as_those_they_stand_for(control: bool) -> None:
+    own, given = _weights(), [weight for one in _weights() for weight in (one, torch.randn_like(one))]
+    made = SlimWeights(CUTS, own)() if control else SlimSynthesis(CUTS, given, own, train_neighbours=True)(*given)
+    for i in range(2):
+        removed = own[i].t() if CUTS[i].transposed else own[i]
+        lengths = [weight.flatten(1).norm(dim=1).square().mean().sqrt().item() for weight in (made[i], removed)]
+        assert lengths[0] == pytest.approx(lengths[1])
+
+
+def test_gradients_are_right_and_stop_where_neighbours_are_not_trained() -> None:
+    given = [weight.requires_grad_() for one in _weights() for weight in (one, one.clone())]
+    trained, fixed = (SlimSynthesis(CUTS, given, given[::2], train_neighbours=train) for train in (True, False))
+    for synthesis in (trained, fixed):
+        for parameter in synthesis.parameters():
+            nn.init.normal_(parameter)
+    assert torch.autograd.gradcheck(lambda *w: trained(*w), given)
+    torch.autograd.backward([made.sum() for made in fixed(*given)])
+    assert all(weight.grad is None for weight in given) and fixed.gains[0].grad is not None
