@@ -51,16 +51,17 @@ class ResNet(nn.Module):
     Args:
         depth: basic blocks in each of the three stages.
         classes: size of the output.
+        width: channels in the first stage; each other stage has twice those of the stage before.
     """
 
-    def __init__(self, depth: int = 5, classes: int = 10) -> None:
+    def __init__(self, depth: int = 5, classes: int = 10, width: int = 16) -> None:
         super().__init__()
-        self.conv = nn.Conv2d(3, 16, 3, padding=1, bias=False)
-        self.bn = nn.BatchNorm2d(16)
-        self.stage1 = self._stage(16, 16, depth, stride=1)
-        self.stage2 = self._stage(16, 32, depth, stride=2)
-        self.stage3 = self._stage(32, 64, depth, stride=2)
-        self.head = nn.Linear(64, classes)
+        self.conv = nn.Conv2d(3, width, 3, padding=1, bias=False)
+        self.bn = nn.BatchNorm2d(width)
+        self.stage1 = self._stage(width, width, depth, stride=1)
+        self.stage2 = self._stage(width, 2 * width, depth, stride=2)
+        self.stage3 = self._stage(2 * width, 4 * width, depth, stride=2)
+        self.head = nn.Linear(4 * width, classes)
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")

@@ -58,7 +58,7 @@ def write_in_place_(gm: fx.GraphModule) -> tuple[str, ...]:
         Names of the concatenations that are gone.
     """
     names = []
-    for node in list(gm.graph.nodes):
+    for node in gm.graph.find_nodes(op="call_function", target=torch.cat):
         found = _slice(gm, node)
         if found is not None:
             names.append(node.name)
@@ -67,10 +67,9 @@ def write_in_place_(gm: fx.GraphModule) -> tuple[str, ...]:
 
 
 def _slice(gm: fx.GraphModule, node: fx.Node) -> _Slice | None:
-    if node.target is not torch.cat or "replaces" not in node.meta:
+    if "replaces" not in node.meta or len(node.all_input_nodes) != 2:
         return None
-    new, rest = node.args[0]  # type: ignore[misc, union-attr]
-    assert isinstance(new, fx.Node) and isinstance(rest, fx.Node)
+    new, rest = node.all_input_nodes
     if rest.target is not torch.narrow or len(rest.users) > 1:
         return None
     stream = rest.args[0]
@@ -99,11 +98,10 @@ def _write(gm: fx.GraphModule, found: _Slice) -> None:
         node.meta.update(found.made.meta)
         node.meta["val"] = value
     found.taken.replace_all_uses_with(part, propagate_meta=False)
-    old = next(iter(found.made.args[0]))  # type: ignore[arg-type]
+    old = found.made.all_input_nodes[0]
     found.made.replace_all_uses_with(put, propagate_meta=False)
     gone = [found.made, found.rest, found.taken, *([old, found.stream] if relu else [])]
     for node in gone:
-        assert isinstance(node, fx.Node)
         gm.graph.erase_node(node)
 
 

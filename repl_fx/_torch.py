@@ -191,8 +191,13 @@ def set_item(tensor: Tensor, number: int | torch.SymInt) -> None:
 
 
 def example_of(size: int | torch.SymInt) -> int:
-    """The number that a size has for the example inputs, without a guard on it."""
+    """The number that a size has for the example inputs, without a guard on it; see `has_example`."""
     return size if isinstance(size, int) else int(size.node.hint)
+
+
+def has_example(size: int | torch.SymInt) -> bool:
+    """Whether a size is known for the example inputs: one that depends on values (of a mask, say) is not."""
+    return isinstance(size, int) or size.node.hint is not None
 
 
 def fake_of(mode: Any, meta: Tensor, device: torch.device) -> Tensor:

@@ -20,7 +20,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, fx
 
-from repl_fx._torch import example_of
+from repl_fx._torch import example_of, has_example
 from repl_fx.mixers import Mixer
 from repl_fx.passes.split_branches import Branch
 
@@ -75,6 +75,8 @@ def find_attention(branch: Branch) -> Attention | str:
         return f"the values of {core.name} are not made from the block's stream"
     if [*_shape(core)[:1], *_shape(core)[2:]] != [*_shape(values)[:1], *_shape(values)[2:]]:
         return f"{core.name} does not give one value for each position of {branch.input.name}"
+    if not all(has_example(size) for node in (core, *path) for size in node.meta["val"].shape):
+        return f"how many values {core.name} has depends on the values of other tensors"
     laid = _layout(list(reversed(path)))
     if laid is None:
         return f"the heads of {core.name} do not hold their values position by position"
@@ -165,9 +167,9 @@ def _through(path: list[fx.Node], numbers: Tensor) -> Tensor | None:
         def known(given: fx.Node, source: fx.Node = source, value: Any = value) -> Any:
             return value if given is source else _example(given.meta["val"])
 
-        args, kwargs = fx.node.map_arg((node.args, node.kwargs), known)
-        function: Any = getattr(type(args[0]), str(node.target)) if node.op == "call_method" else node.target
         try:
+            args, kwargs = fx.node.map_arg((node.args, node.kwargs), known)
+            function: Any = getattr(type(args[0]), str(node.target)) if node.op == "call_method" else node.target
             value = function(*args, **kwargs)
         except (RuntimeError, TypeError, ValueError, IndexError):
             return None

@@ -172,7 +172,9 @@ def _is_centred(weight: Tensor, stride: Any, padding: Any, dilation: Any) -> boo
         return False
     if isinstance(padding, str):
         return padding == "same"
-    return all(2 * p == d * (k - 1) for p, d, k in zip(_each(padding, count), _each(dilation, count), sizes, strict=True))
+    return all(
+        2 * p == d * (k - 1) for p, d, k in zip(_each(padding, count), _each(dilation, count), sizes, strict=True)
+    )
 
 
 def _each(value: Any, count: int) -> tuple[Any, ...]:
@@ -197,9 +199,7 @@ def _function_mixer(gm: fx.GraphModule, node: fx.Node) -> Mixer | None:
     )
     stored = attribute(gm, path)
     centred = _is_centred(stored, stride, padding, dilation)
-    return Mixer(
-        node, given, path, "conv", False, int(str(groups)), bias, centred, _each(dilation, stored.ndim - 2)
-    )
+    return Mixer(node, given, path, "conv", False, int(str(groups)), bias, centred, _each(dilation, stored.ndim - 2))
 
 
 def _weight_path(gm: fx.GraphModule, value: Any) -> tuple[str | None, bool]:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 import repl_fx
 from repl_fx.attention import Attention, distinct_heads, find_attention, gives_positions_in_order
 from repl_fx.passes.split_branches import split_branches
-from tests.nets import images
+from tests.nets import TokenNet, images, tokens
 
 WIDTH, HEADS = 8, 2
 
@@ -117,3 +117,23 @@ def test_a_convolution_has_no_attention() -> None:
     repeat = max(repl_fx.find_repeats(gm), key=len)
     (branch,) = split_branches(gm, repeat.blocks[1]).branches
     assert "0 products with an attention map" in str(find_attention(branch))
+
+
+def test_a_number_of_inputs_that_depends_on_values_is_a_reason() -> None:
+    """Pictures that are padding are taken out first, say."""
+
+    class Picking(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.net = TokenNet(depth=3)
+
+        def forward(self, x: Tensor, real: Tensor) -> Tensor:
+            out: Tensor = self.net(x[real])
+            return out
+
+    x, real = tokens(4), torch.tensor([True, False, True, True])
+    with pytest.raises(repl_fx.NothingToReplace, match="depends on the values of other tensors"):
+        repl_fx.transform(Picking(), (x, real), surrogate="reuse")
+    result = repl_fx.transform(Picking(), (x, real))
+    assert [replacement.surrogate for replacement in result.plan.replacements] == ["bottleneck"]
+    assert result.module(x, ~real).shape == (1, 10)

@@ -28,7 +28,7 @@ def test_the_readmes_model_file_is_transformed(tmp_path: Path) -> None:
     (tmp_path / "net.py").write_text(file)
     source = load_source(str(tmp_path / "net.py"))
     result = repl_fx.transform(source.model, source.args)
-    assert [r.surrogate for r in result.plan.replacements] == ["bottleneck"] * 3
+    assert [r.surrogate for r in result.plan.replacements] == ["slim"] * 3
 
 
 def test_the_readmes_python_runs(
@@ -39,7 +39,7 @@ def test_the_readmes_python_runs(
     names: dict[str, Any] = {"model": ConvNet(), "images": images(), "make_model": ConvNet}
     exec(compile(code, "README.md", "exec"), names)
     assert names["check"] and (tmp_path / "net.onnx").exists() and (tmp_path / "out" / "manifest.json").exists()
-    assert "blocks.1 -> bottleneck" in capsys.readouterr().out
+    assert "blocks.1 -> slim" in capsys.readouterr().out
 
 
 def test_the_surrogate_of_the_docs_works(monkeypatch: pytest.MonkeyPatch) -> None:

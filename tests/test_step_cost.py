@@ -227,13 +227,13 @@ def test_a_small_run_from_the_command_line(tmp_path: Path) -> None:
 
 def test_every_surrogate_has_its_floor(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(
-        step_cost, "known_surrogates", lambda: ("auto", "blend", "bottleneck", "identity", "newer", "reuse")
+        step_cost, "known_surrogates", lambda: ("auto", "blend", "bottleneck", "identity", "newer", "reuse", "slim")
     )
     names = [variant.name for variant in all_variants()]
     assert len(set(names)) == len(names)
     for every in (2, 3):
         at = {name for name in names if name.endswith(f"every={every}")}
-        names_at = ("depth-pruned", "auto", "auto (weights=own)", "blend", "newer")
+        names_at = ("depth-pruned", "auto", "auto (weights=own)", "auto (weights=neighbours)", "blend", "newer")
         assert at == {f"{name}, every={every}" for name in names_at}
     assert {"full", "full, checkpointed", "stochastic depth"} <= set(names)
 

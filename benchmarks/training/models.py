@@ -58,11 +58,11 @@ def example(name: str) -> ModuleType:
     return sys.modules[known]
 
 
-def resnet(depth: int, channels: int = 3) -> nn.Module:
+def resnet(depth: int, channels: int = 3, width: int = 16) -> nn.Module:
     """The CIFAR ResNet of 6 * depth + 2 layers, for pictures of any number of channels."""
-    model: nn.Module = example("resnet32").ResNet(depth)
+    model: nn.Module = example("resnet32").ResNet(depth, width=width)
     if channels != 3:
-        first = nn.Conv2d(channels, 16, 3, padding=1, bias=False)
+        first = nn.Conv2d(channels, width, 3, padding=1, bias=False)
         nn.init.kaiming_normal_(first.weight, mode="fan_out", nonlinearity="relu")
         model.conv = first
     return model

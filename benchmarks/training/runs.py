@@ -30,6 +30,7 @@ SURROGATES = (
     "identity",
     "auto",
     "auto:weights=own",
+    "auto:weights=neighbours",
     "blend:per=tensor",
     "blend:per=channel",
 )

@@ -1,6 +1,7 @@
 """`auto`: for each block the surrogate that did best where it was measured (docs/results.md).
 
-`reuse` where the block has self-attention, `bottleneck` where it has a spine with other branches, `blend` elsewhere.
+`reuse` where the block has self-attention, `slim` where it works on pictures with channels first and can be had at
+another width, `bottleneck` where it has a spine with other branches, `blend` elsewhere.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from repl_fx.surrogates.bottleneck import Bottleneck, BottleneckConfig
 from repl_fx.surrogates.registry import Surrogate, register_surrogate
 from repl_fx.surrogates.reuse import Reuse, ReuseConfig
 from repl_fx.surrogates.site import Site
+from repl_fx.surrogates.slim import Slim, SlimConfig
 
 
 @dataclass(frozen=True)
@@ -22,12 +24,13 @@ class AutoConfig:
     """Settings of `auto`: those of the surrogates it chooses from.
 
     Attributes:
-        ratio: see `reuse` and `bottleneck`; None for the default of each.
+        ratio: see `reuse`, `slim` and `bottleneck`; None for the default of each.
         heads: see `reuse`.
-        width: see `bottleneck`.
+        width: see `slim` and `bottleneck`.
         per: see `blend`.
         train_neighbours: whether gradients flow into the neighbours' weights.
-        weights: see `reuse` and `bottleneck`; `blend` has no weights of its own.
+        weights: see `reuse`, `slim` and `bottleneck`; None for the default of each, which is what did best. `blend` has
+            no weights of its own.
     """
 
     ratio: float | None = None
@@ -35,7 +38,7 @@ class AutoConfig:
     width: int | None = None
     per: str = "channel"
     train_neighbours: bool = True
-    weights: str = "neighbours"
+    weights: str | None = None
 
     def __post_init__(self) -> None:
         # Their own checks of the settings.
@@ -43,11 +46,13 @@ class AutoConfig:
 
     def candidates(self) -> tuple[Surrogate[Any], ...]:
         """The surrogates to choose from, most preferred first."""
-        ratio: Any = {} if self.ratio is None else {"ratio": self.ratio}
-        shared: Any = {"train_neighbours": self.train_neighbours, "weights": self.weights}
+        set_here = {"ratio": self.ratio, "weights": self.weights}
+        shared: Any = {name: value for name, value in set_here.items() if value is not None}
+        shared["train_neighbours"] = self.train_neighbours
         return (
-            Reuse(ReuseConfig(heads=self.heads, **ratio, **shared)),
-            Bottleneck(BottleneckConfig(width=self.width, **ratio, **shared)),
+            Reuse(ReuseConfig(heads=self.heads, **shared)),
+            Slim(SlimConfig(width=self.width, **shared)),
+            Bottleneck(BottleneckConfig(width=self.width, **shared)),
             Blend(BlendConfig(self.per, self.train_neighbours)),
         )
 

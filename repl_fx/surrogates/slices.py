@@ -3,8 +3,9 @@
     out = sum over weights i of gains[i] * units(weights[i])        gains one number for each unit
 
 where units(w) are consecutive units of a weight along its input or output axis, whole or their first numbers along the
-other. Blends of one size are stacked and done at once. Written as ordinary operators, each slice would be kept for the backward pass, and each weight's gradient made
-by a chain of small operators; here only the weights and gains are kept, and slices are cut again.
+other. Blends of one size are stacked and done at once. Written as ordinary operators, each slice would be kept for the
+backward pass, and each weight's gradient made by a chain of small operators; here only the weights and gains are kept,
+and slices are cut again.
 """
 
 from __future__ import annotations

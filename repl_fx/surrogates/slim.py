@@ -3,19 +3,23 @@
     [s ; rest] = x                  the first r of C channels, and the others
     y = [block_r(s) ; rest]
 
-block_r does what the block does with every width times r / C: the same convolutions, norms, activations and additions (a
-block as slimmed by Yu et al., arXiv 1812.08928; that a part of the channels is enough to read and write is the partial
-convolution of Chen et al., arXiv 2303.03667). The kept block behind it mixes these channels with the others. What is
-computed, kept for the backward pass and stored is about r / C of the block's, and nothing of it has full width.
+block_r does what the block does with every width times r / C, but none below r: the same convolutions, norms, activations
+and additions (a block as slimmed by Yu et al., arXiv 1812.08928; that a part of the channels is enough to read and write
+is the partial convolution of Chen et al., arXiv 2303.03667). The kept block behind it mixes these channels with the
+others. What is computed and kept for the backward pass is about r / C of the block's, and nothing of it has full width.
+
+With `weights=own`, the default, its weights K are parameters of its own, (r / C)^2 of the block's. With
+`weights=neighbours` they are synthesised,
 
     K[o, i] = sum over neighbours of g[o] * W[o, i]         for each convolution and linear layer
 
-with o and i below its slim widths, W the weights of both neighbours, and gains g of their own for every unit. Learned
-here: the gains, and biases, norms and layer scales at their slim widths.
+with o and i below its slim widths, W the weights of both neighbours, and gains g of their own for every unit. So few
+weights are worth more than they cost: in small ResNets, networks with own ones ended above depth pruning, and those with
+synthesised ones level with it (docs/results.md). Biases, norms and layer scales are learned at their slim widths.
 
-The gains of a layer start alike, so that a row of K is as long as a row of what it stands for. The end of a branch
-starts silent: the norm behind its last layer, or the gains of that layer where there is no norm, are zero, and training
-begins with the depth-pruned network. Where a layer scale follows, that sets how the branch begins.
+At the start a row of K is as long as a row of what it stands for. The end of a branch starts silent: the norm behind
+its last layer, or K of that layer where there is no norm, is zero, and training begins with the depth-pruned network.
+Where a layer scale follows, that sets how the branch begins.
 """
 
 from __future__ import annotations
@@ -30,7 +34,7 @@ from torch import Tensor, fx, nn
 
 from repl_fx.mixers import CONVOLUTIONS, Mixer, mixer_of
 from repl_fx.residuals import ADDITIONS
-from repl_fx.surrogates.activations import Activation, is_activation
+from repl_fx.surrogates.activations import is_activation
 from repl_fx.surrogates.branches import starts_at_zero
 from repl_fx.surrogates.norms import ThinNorm, find_post_norm, norm_at
 from repl_fx.surrogates.registry import Surrogate, check_thin_settings, register_surrogate
@@ -39,7 +43,13 @@ from repl_fx.surrogates.slim_weights import Cut, SlimSynthesis, SlimWeights
 
 # Fewer channels than this have little to say; a convolution of fewer takes as long.
 _LEAST = 4
-_PERMUTING = {torch.ops.aten.permute.default, torch.ops.aten.transpose.int, torch.permute, torch.transpose, torch.movedim}
+_PERMUTING = {
+    torch.ops.aten.permute.default,
+    torch.ops.aten.transpose.int,
+    torch.permute,
+    torch.transpose,
+    torch.movedim,
+}
 _PASSING = {torch.ops.aten.contiguous.default, torch.ops.aten.clone.default}
 
 
@@ -50,15 +60,14 @@ class SlimConfig:
     Attributes:
         ratio: r as a fraction of the stream's channels; r is at least 4, or all of them.
         width: r itself; overrides `ratio`.
-        train_neighbours: whether gradients flow into the neighbours' weights.
-        weights: `neighbours` to make weights from theirs, `own` for parameters of the same sizes: the control that
-            synthesis is measured against.
+        train_neighbours: whether gradients flow into the neighbours' weights, where these are used.
+        weights: `own` for parameters, `neighbours` to make weights of the same sizes from theirs.
     """
 
-    ratio: float = 0.125
+    ratio: float = 0.0625
     width: int | None = None
     train_neighbours: bool = True
-    weights: str = "neighbours"
+    weights: str = "own"
 
     def __post_init__(self) -> None:
         check_thin_settings("slim", self.ratio, "width", self.width, self.weights)
@@ -215,7 +224,7 @@ class _Planner:
         size = node.meta["val"].shape[axis]
         if not isinstance(size, int):
             raise _Unlike(f"the number of channels of {node.name} is not fixed")
-        return max(1, round(size * width / whole))
+        return max(min(width, size), round(size * width / whole))
 
     def _mixer(self, node: fx.Node) -> _Step | None:
         mixer = mixer_of(self.site.graph_module, node)

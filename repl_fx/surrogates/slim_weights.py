@@ -93,7 +93,7 @@ class SlimSynthesis(BlendingSynthesis):
 
 
 class SlimWeights(Synthesis):
-    """Weights of the same sizes as parameters of their own, normal at random: the control that synthesis is held to.
+    """Weights of the same sizes as parameters of their own, normal at random.
 
     Args:
         cuts, own: as for `SlimSynthesis`.

@@ -128,7 +128,7 @@ def test_what_other_operators_read_is_not_written_to() -> None:
     total, part = take_channels(base + 0, 2, False)
     made = put_channels(total, part * 2, False)
     toward = torch.ones_like(made)
-    made.backward(toward)
+    torch.autograd.backward(made, toward)
     assert torch.equal(toward, torch.ones_like(made))
     assert base.grad is not None and torch.equal(base.grad[:, :2], torch.full((2, 2, 3), 2.0, dtype=torch.float64))
 

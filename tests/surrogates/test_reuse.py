@@ -156,7 +156,7 @@ def test_consecutive_blocks_share_one_map_and_lengths_may_change() -> None:
 def test_what_has_no_attention_is_refused_and_auto_knows() -> None:
     with pytest.raises(repl_fx.NothingToReplace, match="0 products with an attention map"):
         _reused(ConvNet(), images())
-    for model, x, key in ((ConvNet(), images(), "bottleneck"), (TokenNet(), tokens(), "reuse")):
+    for model, x, key in ((ConvNet(), images(), "slim"), (TokenNet(), tokens(), "reuse")):
         plan = repl_fx.transform(model, (x,), surrogate="auto").plan
         assert {replacement.surrogate for replacement in plan.replacements} == {key}
 

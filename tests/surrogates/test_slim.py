@@ -82,6 +82,17 @@ def _grouped() -> nn.Module:
     )
 
 
+def _narrow() -> nn.Module:
+    """Narrower inside than the stream."""
+    return Residual(
+        nn.Conv2d(CHANNELS, CHANNELS // 2, 1, bias=False),
+        nn.BatchNorm2d(CHANNELS // 2),
+        nn.ReLU(),
+        nn.Conv2d(CHANNELS // 2, CHANNELS, 3, padding=1, bias=False),
+        nn.BatchNorm2d(CHANNELS),
+    )
+
+
 BLOCKS: dict[str, Callable[[], nn.Module]] = {
     "basic": _basic,
     "before activation": _before_activation,
@@ -104,17 +115,18 @@ def test_it_is_the_block_on_its_first_channels(weights: str) -> None:
     model, x = _net(_basic), images(4)
     gm = _slim(model, x, weights=weights).graph_module
     as_after_training(gm)
-    surrogate = gm.get_submodule("surrogates.1_1" if hasattr(gm.surrogates, "1_1") else "surrogates.2")
+    surrogate = gm.get_submodule("surrogates.2")
     synthesis = surrogate.get_submodule("slim")
     given = [model.get_parameter(f"{i}.inner.{j}.weight") for j in (0, 3) for i in (1, 3)]
     first, second = synthesis(*given if weights == "neighbours" else ())
     assert first.shape == second.shape == (4, 4, 3, 3)
     norms = [module for module in surrogate.children() if isinstance(module, nn.BatchNorm2d)]
-    stream = model[1](model[0](x))
+    stem, before, after = (model.get_submodule(name) for name in ("0", "1", "3"))
+    stream = before(stem(x))
     part = stream[:, :4]
     inner = norms[0](F.conv2d(part, first, padding=1))
     slim = F.relu(part + norms[1](F.conv2d(F.relu(inner), second, padding=1)))
-    wanted = model[3](torch.cat([slim, stream[:, 4:]], 1)).flatten(1)
+    wanted = after(torch.cat([slim, stream[:, 4:]], 1)).flatten(1)
     for module in (model, gm):
         for norm in module.modules():
             if isinstance(norm, nn.BatchNorm2d):
@@ -160,6 +172,8 @@ def test_every_width_shrinks_alike() -> None:
     assert sizes(_basic, ratio=0.5) == [(8, 8, 3, 3)] * 2
     assert sizes(_basic, width=3) == [(3, 3, 3, 3)] * 2
     assert sizes(_basic, width=99) == [(16, 16, 3, 3)] * 2
+    # No fewer inside than the stream gives.
+    assert sizes(_narrow) == [(4, 4, 1, 1), (4, 4, 3, 3)]
     assert sizes(_before_activation) == [(8, 4, 1, 1), (4, 8, 3, 3), (8,), (4,)]
     assert sizes(_grouped) == [(4, 4, 1, 1), (4, 2, 3, 3)]
     assert sizes(Next) == [(4, 1, 5, 5), (8, 4), (4, 8), (4,), (8,), (4,)]
@@ -198,7 +212,7 @@ class Step(nn.Module):
 def test_neighbours_of_other_sizes_give_what_they_have() -> None:
     x = torch.randn(2, 8, 16, 16)
     result = _slim(Shrinking(), x)
-    assert [(r.block, r.surrogate) for r in result.plan.replacements][0][1] == "slim"
+    assert {replacement.surrogate for replacement in result.plan.replacements} == {"slim"}
     gm = result.graph_module
     as_after_training(gm)
     before = gm.get_parameter("blocks.0.conv1.weight")
@@ -246,9 +260,9 @@ def test_tokens_are_refused() -> None:
 
 
 def test_settings_that_make_no_sense_are_refused() -> None:
-    for settings, message in (({"ratio": 0.0}, "ratio is 0.0"), ({"width": 0}, "width is 0"), ({"weights": "x"}, "own")):
+    for name, value, message in (("ratio", 0.0, "ratio is 0.0"), ("width", 0, "width is 0"), ("weights", "x", "own")):
         with pytest.raises(repl_fx.ReplFxError, match=message):
-            _slim(ConvNet(depth=3), images(), **settings)
+            _slim(ConvNet(depth=3), images(), **{name: value})
 
 
 def test_half_precision_and_double_models() -> None:
