@@ -21,6 +21,7 @@ import torch.nn.functional as F
 from torch import Tensor, fx
 
 from repl_fx._torch import example_of, has_example
+from repl_fx.graph import tensors_in
 from repl_fx.mixers import Mixer
 from repl_fx.passes.split_branches import Branch
 
@@ -75,7 +76,8 @@ def find_attention(branch: Branch) -> Attention | str:
         return f"the values of {core.name} are not made from the block's stream"
     if [*_shape(core)[:1], *_shape(core)[2:]] != [*_shape(values)[:1], *_shape(values)[2:]]:
         return f"{core.name} does not give one value for each position of {branch.input.name}"
-    if not all(has_example(size) for node in (core, *path) for size in node.meta["val"].shape):
+    made = (tensor for node in (core, *path) for tensor in tensors_in(node.meta["val"]))
+    if not all(has_example(size) for tensor in made for size in tensor.shape):
         return f"how many values {core.name} has depends on the values of other tensors"
     laid = _layout(list(reversed(path)))
     if laid is None:
