@@ -28,7 +28,7 @@ def test_the_readmes_model_file_is_transformed(tmp_path: Path) -> None:
     (tmp_path / "net.py").write_text(file)
     source = load_source(str(tmp_path / "net.py"))
     result = repl_fx.transform(source.model, source.args)
-    assert [r.surrogate for r in result.plan.replacements] == ["slim"] * 3
+    assert [r.surrogate for r in result.plan.replacements] == ["bottleneck"] * 3
 
 
 def test_the_readmes_python_runs(

@@ -174,7 +174,7 @@ class Slim(Surrogate[SlimConfig]):
             raise _Unlike(f"it turns {_sizes(given)} into {_sizes(made)}, and slim blocks are of pictures")
         if not isinstance(given.shape[1], int):
             raise _Unlike("the channels of its stream are not along axis 1")
-        planner = _Planner(site, self._width(site))
+        planner = _Planner(site, self._width(site), synthesised=self.config.weights == "neighbours")
         for node in _leading_to(site):
             planner.add(node)
         if planner.axes[block.output] != 1 or not any(step.mixer for step in planner.steps):
@@ -188,10 +188,12 @@ class _Planner:
     Args:
         site: of the block.
         width: of the stream.
+        synthesised: whether the neighbours give the weights.
     """
 
-    def __init__(self, site: Site, width: int) -> None:
+    def __init__(self, site: Site, width: int, *, synthesised: bool) -> None:
         self.site = site
+        self.synthesised = synthesised
         self.part = width, int(site.input.meta["val"].shape[1])
         # The axis of the channels of each value that comes from the stream.
         self.axes = {site.block.inputs[0]: 1}
@@ -241,7 +243,7 @@ class _Planner:
         groups = self._groups(mixer, before, after)
         cut = Cut(after, before // groups, mixer.transposed, mixer.bias, mixer.node in self.silent)
         sizes = self.site.tensor(mixer.weight).shape
-        for path in self.site.counterpart_parameters(mixer.weight):
+        for path in self.site.counterpart_parameters(mixer.weight) if self.synthesised else ():
             theirs = self.site.tensor(path).shape
             out, inner = (theirs[1], theirs[0]) if mixer.transposed else theirs[:2]
             if theirs[2:] != sizes[2:] or out < cut.rows or inner < cut.columns:

@@ -63,7 +63,7 @@ def test_inspect_where_nothing_repeats(run: Run, tmp_path: Path) -> None:
 def test_transform_shows_and_writes(run: Run, model_file: Path, tmp_path: Path) -> None:
     result = run("transform", model_file, "-o", tmp_path / "out")
     assert result.exit_code == 0, result.stderr
-    assert "slim, from blocks.0" in result.stdout
+    assert "bottleneck, from blocks.0" in result.stdout
     assert "bit for bit" in result.stdout
     assert f"next:    repl-fx export {tmp_path / 'out'}" in result.stdout
     assert sorted(p.name for p in (tmp_path / "out").iterdir()) == [

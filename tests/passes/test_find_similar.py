@@ -13,7 +13,7 @@ from repl_fx.capture import capture
 from repl_fx.passes.choose_blocks import choose_blocks
 from repl_fx.passes.find_repeats import find_repeats
 
-SURROGATES = ["identity", "bottleneck"]
+SURROGATES = ["identity", "bottleneck", "slim"]
 
 
 class Unit(nn.Module):
@@ -151,7 +151,7 @@ def test_inverted_residuals_of_several_stages() -> None:
     repeat = similar_in(model)
     assert [block.name for block in repeat.blocks] == ["blocks.1", "blocks.3", "blocks.5"]
     result = repl_fx.transform(model, (images(),))
-    assert [(r.block, r.surrogate) for r in result.plan.replacements] == [("blocks.3", "bottleneck")]
+    assert [(r.block, r.surrogate) for r in result.plan.replacements] == [("blocks.3", "slim")]
 
 
 def test_another_kernel_or_activation_is_not_similar() -> None:

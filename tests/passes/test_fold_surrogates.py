@@ -9,7 +9,7 @@ from repl_fx.surrogates import Synthesis
 from tests.nets import ConvNet, TokenNet, images, tokens
 
 
-@pytest.mark.parametrize("surrogate", ["blend", "bottleneck"])
+@pytest.mark.parametrize("surrogate", ["blend", "bottleneck", "slim"])
 def test_fold_leaves_no_synthesis_and_changes_no_bit(surrogate: str) -> None:
     x = images()
     gm = repl_fx.transform(ConvNet(), (x,), surrogate=surrogate).graph_module.eval()

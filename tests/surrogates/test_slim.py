@@ -211,7 +211,7 @@ class Step(nn.Module):
 
 def test_neighbours_of_other_sizes_give_what_they_have() -> None:
     x = torch.randn(2, 8, 16, 16)
-    result = _slim(Shrinking(), x)
+    result = _slim(Shrinking(), x, weights="neighbours")
     assert {replacement.surrogate for replacement in result.plan.replacements} == {"slim"}
     gm = result.graph_module
     as_after_training(gm)
@@ -221,7 +221,9 @@ def test_neighbours_of_other_sizes_give_what_they_have() -> None:
     assert before.grad is not None and torch.isfinite(before.grad).all()
     # All of its few inputs are asked for, and it has too few.
     with pytest.raises(repl_fx.NothingToReplace, match=r"blocks.0.conv1.weight is 16x8x3x3, too unlike its own"):
-        _slim(Shrinking(), x, ratio=1.0)
+        _slim(Shrinking(), x, ratio=1.0, weights="neighbours")
+    # Weights of its own ask nothing of them.
+    assert _slim(Shrinking(), x, ratio=1.0).graph_module(x).shape == (2, 32)
 
 
 class _Squeezed(nn.Module):
