@@ -24,10 +24,10 @@ of the whole run with rewriting, compiling and testing; and on a GPU the peak of
 data. Step times of runs that shared a machine are disturbed; `step_cost.py` measures them by themselves.
 
 The scales: `gpu` trains on everything, in bfloat16 autocast, with the data on the device; `cpu` is smaller and says
-little about absolute accuracies: narrow networks, fewer epochs, ResNet on pictures of half the size, float32, one thread
-a run; `smoke` only shows that it works. Records go to OUT/accuracy.jsonl as they come, and what is
-there is not run again; seeds come one after the other, all variants of a task within a seed. Other sizes, recipes and
-settings are other runs, but a change in the code of a surrogate is not noticed: give another OUT after one.
+little about absolute accuracies: narrow networks, fewer epochs, ResNet on pictures of half the size, float32, one
+thread a run; `smoke` only shows that it works. Records go to OUT/accuracy.jsonl as they come, and what is there is not
+run again; seeds come one after the other, all variants of a task within a seed. Other sizes, recipes and settings are
+other runs, but a change in the code of a surrogate is not noticed: give another OUT after one.
 
 Exit status: 0; 1 where a run failed; 2 where there is no such data, task, variant or device.
 """

@@ -5,9 +5,10 @@
     total = put_channels(total, part)              total[:, :r] = part
 
 With `relu`, what is taken has passed a ReLU, relu(total)[:, :r], and so does what is put, relu of total with part in
-it: one ReLU over the whole value does for the blocks on both sides. The total is written to, so it has to be a value that nothing else reads and that no operator keeps for its
-backward pass, such as a sum; `repl_fx.passes.write_in_place` sees to that. As ordinary operators, the same would copy the
-total in the forward pass, keep the copy, and add a gradient of full size, mostly zeros, in the backward pass.
+it: one ReLU over the whole value does for the blocks on both sides. The total is written to, so it has to be a value
+that nothing else reads and that no operator keeps for its backward pass, such as a sum; `repl_fx.passes.write_in_place`
+sees to that. As ordinary operators, the same would copy the total in the forward pass, keep the copy, and add a
+gradient of full size, mostly zeros, in the backward pass.
 """
 
 from __future__ import annotations

@@ -3,10 +3,11 @@
     [s ; rest] = x                  the first r of C channels, and the others
     y = [block_r(s) ; rest]
 
-block_r does what the block does with every width times r / C, but none below r: the same convolutions, norms, activations
-and additions (a block as slimmed by Yu et al., arXiv 1812.08928; that a part of the channels is enough to read and write
-is the partial convolution of Chen et al., arXiv 2303.03667). The kept block behind it mixes these channels with the
-others. What is computed and kept for the backward pass is about r / C of the block's, and nothing of it has full width.
+block_r does what the block does with every width times r / C, but none below r: the same convolutions, norms,
+activations and additions (a block as slimmed by Yu et al., arXiv 1812.08928; that a part of the channels is enough to
+read and write is the partial convolution of Chen et al., arXiv 2303.03667). The kept block behind it mixes these
+channels with the others. What is computed and kept for the backward pass is about r / C of the block's, and nothing of
+it has full width.
 
 With `weights=own`, the default, its weights K are parameters of its own, (r / C)^2 of the block's. With
 `weights=neighbours` they are synthesised,
@@ -14,8 +15,8 @@ With `weights=own`, the default, its weights K are parameters of its own, (r / C
     K[o, i] = sum over neighbours of g[o] * W[o, i]         for each convolution and linear layer
 
 with o and i below its slim widths, W the weights of both neighbours, and gains g of their own for every unit. So few
-weights are worth more than they cost: in small ResNets, networks with own ones ended above depth pruning, and those with
-synthesised ones level with it (docs/results.md). Biases, norms and layer scales are learned at their slim widths.
+weights are worth more than they cost: in small ResNets, networks with own ones ended above depth pruning, and those
+with synthesised ones level with it (docs/results.md). Biases, norms and layer scales are learned at their slim widths.
 
 At the start a row of K is as long as a row of what it stands for. The end of a branch starts silent: the norm behind
 its last layer, or K of that layer where there is no norm, is zero, and training begins with the depth-pruned network.

@@ -13,7 +13,7 @@ from repl_fx.capture import capture
 from repl_fx.passes.choose_blocks import choose_blocks
 from repl_fx.passes.find_repeats import find_repeats
 
-SURROGATES = ["identity", "bottleneck", "slim"]
+SURROGATES = ["identity", "bottleneck"]
 
 
 class Unit(nn.Module):

@@ -6,13 +6,14 @@ import torch
 import repl_fx
 from repl_fx.passes.fold_surrogates import fold_surrogates, is_synthesis
 from repl_fx.surrogates import Synthesis
-from tests.nets import ConvNet, TokenNet, images, tokens
+from tests.nets import ConvNet, TokenNet, as_after_training, images, tokens
 
 
 @pytest.mark.parametrize("surrogate", ["blend", "bottleneck", "slim"])
 def test_fold_leaves_no_synthesis_and_changes_no_bit(surrogate: str) -> None:
     x = images()
     gm = repl_fx.transform(ConvNet(), (x,), surrogate=surrogate).graph_module.eval()
+    as_after_training(gm)
     before, names = str(gm.graph), set(gm.state_dict())
     found = [node for node in gm.graph.nodes if is_synthesis(gm, node)]
     result = fold_surrogates(gm)
