@@ -122,7 +122,7 @@ class Slim(Surrogate[SlimConfig]):
         width, channels = self._width(site), int(stream.meta["val"].shape[1])
         with site.before_node(site.block.output):
             weights = self._weights(site, mixed)
-            made = {site.block.inputs[0]: site.call(torch.narrow, stream, 1, 0, width)}
+            made = {stream: site.call(torch.narrow, stream, 1, 0, width)}
             for number, step in enumerate(steps):
                 given = made[step.mixer.input if step.mixer else _streamed(step.node, made)[0]]
                 if step.mixer is not None:
@@ -197,7 +197,7 @@ class _Planner:
         self.synthesised = synthesised
         self.part = width, int(site.input.meta["val"].shape[1])
         # The axis of the channels of each value that comes from the stream.
-        self.axes = {site.block.inputs[0]: 1}
+        self.axes = {site.input: 1}
         self.steps: list[_Step] = []
         self.silent = _silent_mixers(site)
         self.constants: set[fx.Node] = set()

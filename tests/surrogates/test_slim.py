@@ -179,6 +179,18 @@ def test_every_width_shrinks_alike() -> None:
     assert sizes(Next) == [(4, 1, 5, 5), (8, 4), (4, 8), (4,), (8,), (4,)]
 
 
+def test_blocks_back_to_back() -> None:
+    model, x = _net(_basic, depth=5), images(4)
+    repeats = repl_fx.find_repeats(repl_fx.capture(model, (x,)))
+    names = [block.name for block in repeats[0].blocks[1:4]]
+    gm = repl_fx.transform(model, (x,), surrogate="slim", blocks=names).graph_module.train()
+    pruned = repl_fx.transform(model, (x,), surrogate="identity", blocks=names).graph_module.train()
+    torch.testing.assert_close(gm(x), pruned(x))
+    as_after_training(gm)
+    gm(x).square().sum().backward()
+    assert all(p.grad is not None and torch.isfinite(p.grad).all() for p in gm.parameters())
+
+
 class Shrinking(nn.Module):
     """Two stages of blocks of other widths, the first of a stage with a projection."""
 
