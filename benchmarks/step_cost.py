@@ -14,8 +14,7 @@ another:
     stochastic depth          blocks left out at random; compiled block by block, as no one graph has random branches
     depth-pruned, every=k     every k-th block of a repeat taken out (`identity`): the floor for time and memory
     auto, every=k             what is recommended in its place: `reuse` for attention, `slim` for convolutions
-    auto (weights=own)        the same with weights of their own, not made from the neighbours': the control for `reuse`
-    auto (weights=neighbours) the same with weights made from the neighbours', which `slim` does not have by itself
+    auto (weights=own)        the control: the same thin layers with weights of their own, not made from the neighbours'
     KEY, every=k              any other surrogate that is registered, with its default settings
 
 One recipe for all: a fixed random batch, cross entropy, fused AdamW on float32 parameters. Float32 means float32, TF32
@@ -93,8 +92,7 @@ def all_variants() -> list[Variant]:
     found = [FULL, CHECKPOINTED, STOCHASTIC]
     keys = [key for key in known_surrogates() if key not in CHOSEN_FROM]
     for every in EVERY:
-        sources = (rewritten("auto", every, weights=source) for source in ("own", "neighbours"))
-        found += [pruned(every), *(rewritten(key, every) for key in keys), *sources]
+        found += [pruned(every), *(rewritten(key, every) for key in keys), rewritten("auto", every, weights="own")]
     return found
 
 

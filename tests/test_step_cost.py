@@ -233,7 +233,7 @@ def test_every_surrogate_has_its_floor(monkeypatch: pytest.MonkeyPatch) -> None:
     assert len(set(names)) == len(names)
     for every in (2, 3):
         at = {name for name in names if name.endswith(f"every={every}")}
-        names_at = ("depth-pruned", "auto", "auto (weights=own)", "auto (weights=neighbours)", "blend", "newer")
+        names_at = ("depth-pruned", "auto", "auto (weights=own)", "blend", "newer")
         assert at == {f"{name}, every={every}" for name in names_at}
     assert {"full", "full, checkpointed", "stochastic depth"} <= set(names)
 

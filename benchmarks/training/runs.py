@@ -30,7 +30,6 @@ SURROGATES = (
     "identity",
     "auto",
     "auto:weights=own",
-    "auto:weights=neighbours",
     "blend:per=tensor",
     "blend:per=channel",
 )

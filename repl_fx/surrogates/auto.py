@@ -29,8 +29,7 @@ class AutoConfig:
         width: see `slim` and `bottleneck`.
         per: see `blend`.
         train_neighbours: whether gradients flow into the neighbours' weights.
-        weights: see `reuse`, `slim` and `bottleneck`; None for the default of each, which is what did best. `blend` has
-            no weights of its own.
+        weights: see `reuse`, `slim` and `bottleneck`; `blend` has no weights of its own.
     """
 
     ratio: float | None = None
@@ -38,7 +37,7 @@ class AutoConfig:
     width: int | None = None
     per: str = "channel"
     train_neighbours: bool = True
-    weights: str | None = None
+    weights: str = "neighbours"
 
     def __post_init__(self) -> None:
         # Their own checks of the settings.
@@ -46,9 +45,9 @@ class AutoConfig:
 
     def candidates(self) -> tuple[Surrogate[Any], ...]:
         """The surrogates to choose from, most preferred first."""
-        set_here = {"ratio": self.ratio, "weights": self.weights}
-        shared: Any = {name: value for name, value in set_here.items() if value is not None}
-        shared["train_neighbours"] = self.train_neighbours
+        shared: Any = {"train_neighbours": self.train_neighbours, "weights": self.weights}
+        if self.ratio is not None:
+            shared["ratio"] = self.ratio
         return (
             Reuse(ReuseConfig(heads=self.heads, **shared)),
             Slim(SlimConfig(width=self.width, **shared)),

@@ -9,14 +9,10 @@ read and write is the partial convolution of Chen et al., arXiv 2303.03667). The
 channels with the others. What is computed and kept for the backward pass is about r / C of the block's, and nothing of
 it has full width.
 
-With `weights=own`, the default, its weights K are parameters of its own, (r / C)^2 of the block's. With
-`weights=neighbours` they are synthesised,
-
     K[o, i] = sum over neighbours of g[o] * W[o, i]         for each convolution and linear layer
 
-with o and i below its slim widths, W the weights of both neighbours, and gains g of their own for every unit. So few
-weights are worth more than they cost: in small ResNets, networks with own ones ended above depth pruning, and those
-with synthesised ones level with it (docs/results.md). Biases, norms and layer scales are learned at their slim widths.
+with o and i below its slim widths, W the weights of both neighbours, and gains g of their own for every unit. Learned
+here: the gains, and biases, norms and layer scales at their slim widths.
 
 At the start a row of K is as long as a row of what it stands for. The end of a branch starts silent: the norm behind
 its last layer, or K of that layer where there is no norm, is zero, and training begins with the depth-pruned network.
@@ -61,14 +57,15 @@ class SlimConfig:
     Attributes:
         ratio: r as a fraction of the stream's channels; r is at least 4, or all of them.
         width: r itself; overrides `ratio`.
-        train_neighbours: whether gradients flow into the neighbours' weights, where these are used.
-        weights: `own` for parameters, `neighbours` to make weights of the same sizes from theirs.
+        train_neighbours: whether gradients flow into the neighbours' weights.
+        weights: `neighbours` to make weights from theirs, `own` for parameters of the same sizes: the control that
+            synthesis is measured against.
     """
 
     ratio: float = 0.0625
     width: int | None = None
     train_neighbours: bool = True
-    weights: str = "own"
+    weights: str = "neighbours"
 
     def __post_init__(self) -> None:
         check_thin_settings("slim", self.ratio, "width", self.width, self.weights)

@@ -66,13 +66,12 @@ class SlimSynthesis(BlendingSynthesis):
     ) -> None:
         super().__init__(train_neighbours)
         self.cuts = tuple(cuts)
-        self.gains = nn.ParameterList()
         for i, cut in enumerate(cuts):
             start = 1.0
             if not given[0].is_meta:
                 start = cut.scale(cut.units.of(given[2 * i]) + cut.units.of(given[2 * i + 1]), own[i])
-            self.gains.append(nn.Parameter(given[0].new_full((2 * cut.rows,), start)))
-        self.biases = _biases(cuts, given[0])
+            self.register_parameter(f"gain_{i}", nn.Parameter(given[0].new_full((2 * cut.rows,), start)))
+        _add_biases(self, cuts, given[0])
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -82,18 +81,18 @@ class SlimSynthesis(BlendingSynthesis):
     def blends(self, state: Mapping[str, Tensor], weights: Sequence[Tensor]) -> list[Blend]:
         """One for each cut; weights in the order of `given`."""
         return [
-            Blend(cut.units, state[f"gains.{i}"].reshape(2, -1), tuple(map(self.given, weights[2 * i : 2 * i + 2])))
+            Blend(cut.units, state[f"gain_{i}"].reshape(2, -1), tuple(map(self.given, weights[2 * i : 2 * i + 2])))
             for i, cut in enumerate(self.cuts)
         ]
 
     def finish(self, state: Mapping[str, Tensor], blended: Sequence[Tensor], weights: Sequence[Tensor]) -> Any:
         """The weights, (out, in, …), and then the biases."""
-        biases = [state[f"biases.{i}"] for i in range(len(self.biases))]
+        biases = [state[f"bias_{i}"] for i, cut in enumerate(self.cuts) if cut.bias]
         return (*(cut.laid_out(made) for cut, made in zip(self.cuts, blended, strict=True)), *biases)
 
 
 class SlimWeights(Synthesis):
-    """Weights of the same sizes as parameters of their own, normal at random.
+    """Weights of the same sizes as parameters of their own, normal at random: the control that synthesis is held to.
 
     Args:
         cuts, own: as for `SlimSynthesis`.
@@ -102,14 +101,13 @@ class SlimWeights(Synthesis):
     def __init__(self, cuts: Sequence[Cut], own: Sequence[Tensor]) -> None:
         super().__init__(train_neighbours=True)
         self.cuts = tuple(cuts)
-        self.weights = nn.ParameterList()
-        for cut, weight in zip(cuts, own, strict=True):
+        for i, (cut, weight) in enumerate(zip(cuts, own, strict=True)):
             made = random_values(weight, *cut.laid_out(cut.units.of(weight)).shape)
             if not weight.is_meta:
                 with torch.no_grad():
                     made.mul_(cut.scale(made, weight))
-            self.weights.append(made)
-        self.biases = _biases(cuts, own[0])
+            self.register_parameter(f"weight_{i}", made)
+        _add_biases(self, cuts, own[0])
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -118,11 +116,13 @@ class SlimWeights(Synthesis):
 
     def synthesise(self, *weights: Tensor) -> tuple[Tensor, ...]:
         """The weights themselves."""
-        return (*self.weights, *self.biases)
+        return tuple(getattr(self, name) for name in self.names)
 
 
-def _biases(cuts: Sequence[Cut], like: Tensor) -> nn.ParameterList:
-    return nn.ParameterList(nn.Parameter(like.new_zeros(cut.rows)) for cut in cuts if cut.bias)
+def _add_biases(module: nn.Module, cuts: Sequence[Cut], like: Tensor) -> None:
+    for i, cut in enumerate(cuts):
+        if cut.bias:
+            module.register_parameter(f"bias_{i}", nn.Parameter(like.new_zeros(cut.rows)))
 
 
 def _names(cuts: Sequence[Cut]) -> tuple[str, ...]:
