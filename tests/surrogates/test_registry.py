@@ -38,7 +38,7 @@ def test_settings_of_the_wrong_type_or_value() -> None:
 def test_auto_hands_its_settings_on() -> None:
     settings: dict[str, Any] = {"width": 3, "heads": 2, "weights": "own", "train_neighbours": False}
     for model, x, key, own in (
-        (ConvNet(depth=3), images(), "bottleneck", "width"),
+        (ConvNet(depth=3), images(), "slim", "width"),
         (TokenNet(depth=3), tokens(), "reuse", "heads"),
     ):
         (replacement,) = repl_fx.transform(model, (x,), settings=settings).plan.replacements
