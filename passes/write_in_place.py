@@ -21,12 +21,11 @@ import torch.nn.functional as F
 from torch import fx, nn
 
 from repl_fx.graph import writes_in_place
-from repl_fx.residuals import ADDITIONS
+from repl_fx.residuals import ADDITIONS, MULTIPLICATIONS
 from repl_fx.surrogates.channels import put_channels, take_channels
 
 _RELUS = {torch.ops.aten.relu.default, torch.ops.aten.relu_.default, F.relu, torch.relu, torch.Tensor.relu}
 _SUMS_IN_PLACE = {operator.iadd, torch.Tensor.add_}
-_PRODUCTS = {torch.ops.aten.mul.Tensor, operator.mul, torch.mul}
 
 
 @dataclass(frozen=True)
@@ -129,4 +128,4 @@ def _is_fresh(gm: fx.GraphModule, node: fx.Node) -> bool:
             return True
         feeders = node.all_input_nodes
         return len(feeders) == 1 and len(feeders[0].users) == 1 and _is_fresh(gm, feeders[0])
-    return node.op == "call_function" and node.target in _PRODUCTS
+    return node.op == "call_function" and node.target in MULTIPLICATIONS

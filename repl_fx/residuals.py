@@ -27,6 +27,7 @@ ADDITIONS = {
     torch.Tensor.add,
     torch.Tensor.add_,
 }
+MULTIPLICATIONS = {torch.ops.aten.mul.Tensor, operator.mul, torch.mul}
 # A shortcut is a projection at most: a pool, a convolution, a norm.
 _SHORTCUT = 4
 _LONGEST = 300

@@ -25,7 +25,7 @@ from repl_fx.errors import BadInput
 from repl_fx.mixers import CONVOLUTIONS, is_norm, is_plain, matrix_like, mixer_of
 from repl_fx.surrogates.registry import Surrogate, register_surrogate
 from repl_fx.surrogates.rewired import Rewired
-from repl_fx.surrogates.site import Site
+from repl_fx.surrogates.site import Site, shown
 from repl_fx.surrogates.synthesis import Synthesis
 
 _GRANULARITIES = ("tensor", "channel")
@@ -100,7 +100,7 @@ class Blend(Surrogate[BlendConfig]):
                 other = site.counterpart_parameter(name, block)
                 ours, theirs = (tuple(site.tensor(path).shape) for path in (name, other))
                 if ours != theirs:
-                    return f"{other} is {_times(theirs)}, its own {name} is {_times(ours)}"
+                    return f"{other} is {shown(theirs)}, its own {name} is {shown(ours)}"
         return None
 
     def build(self, site: Site) -> tuple[fx.Node, ...]:
@@ -148,10 +148,6 @@ class Blend(Surrogate[BlendConfig]):
             made = _as_function(site, node, given)
         node.replace_all_uses_with(made)
         return made
-
-
-def _times(shape: tuple[int, ...]) -> str:
-    return "x".join(str(size) for size in shape)
 
 
 def _weights(site: Site) -> list[str]:

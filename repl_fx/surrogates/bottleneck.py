@@ -45,7 +45,7 @@ from repl_fx.surrogates.branches import drop_branches, outputs_after, starts_at_
 from repl_fx.surrogates.lean import LeanBranch
 from repl_fx.surrogates.norms import ThinNorm, find_norm, find_post_norm, without_norm
 from repl_fx.surrogates.registry import Surrogate, check_thin_settings, register_surrogate
-from repl_fx.surrogates.site import Site
+from repl_fx.surrogates.site import Site, shown
 from repl_fx.surrogates.thin_layer import ThinForms, ThinSynthesis, ThinWeights, WeightForm
 
 
@@ -202,7 +202,8 @@ def _refuse_span(branch: Branch) -> str | None:
     if not isinstance(given, Tensor) or not isinstance(made, Tensor):
         return f"the span of {branch.root.name} has no tensor at one end"
     if _layout_change(given, made, entry.axis, end.axis) is None:
-        return f"the span from {branch.input.name} to {branch.output.name} turns {_sizes(given)} into {_sizes(made)}"
+        span = f"the span from {branch.input.name} to {branch.output.name}"
+        return f"{span} turns {shown(given.shape)} into {shown(made.shape)}"
     return None
 
 
@@ -212,10 +213,6 @@ def _lean(site: Site, branch: Branch, parts: dict[str, fx.Node], activation: Act
     function = None if activation is None else activation.function(site.graph_module)
     path = site.module(f"{name}_lean", LeanBranch(kind, eps, function))
     return site.call_module(path, value, weight, parts["weight_out"], bias, parts.get("bias_out"))
-
-
-def _sizes(tensor: Tensor) -> str:
-    return "x".join(str(size) for size in tensor.shape)
 
 
 def _without(tensor: Tensor, axis: int) -> list[str]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from functools import cached_property
@@ -22,6 +22,11 @@ from repl_fx.surrogates.synthesis import Synthesis
 def surrogate_path(block: str) -> str:
     """Where the modules of the surrogate of a block of this name live."""
     return f"surrogates.{block.replace('.', '_')}"
+
+
+def shown(sizes: Iterable[Any]) -> str:
+    """Sizes as messages give them, such as 64x3x3x3."""
+    return "x".join(str(size) for size in sizes)
 
 
 class Site:

@@ -30,12 +30,12 @@ import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
 from repl_fx.mixers import CONVOLUTIONS, Mixer, mixer_of
-from repl_fx.residuals import ADDITIONS
+from repl_fx.residuals import ADDITIONS, MULTIPLICATIONS
 from repl_fx.surrogates.activations import is_activation
 from repl_fx.surrogates.branches import starts_at_zero
 from repl_fx.surrogates.norms import ThinNorm, find_post_norm, norm_at
 from repl_fx.surrogates.registry import Surrogate, check_thin_settings, register_surrogate
-from repl_fx.surrogates.site import Site
+from repl_fx.surrogates.site import Site, shown
 from repl_fx.surrogates.slim_weights import Cut, SlimSynthesis, SlimWeights
 
 # Fewer channels than this have little to say; a convolution of fewer takes as long.
@@ -169,7 +169,7 @@ class Slim(Surrogate[SlimConfig]):
         if len(block.inputs) != 1 or not isinstance(given, Tensor) or not isinstance(made, Tensor):
             raise _Unlike("it has several streamed values")
         if given.ndim not in (3, 4, 5) or str(given.shape) != str(made.shape):
-            raise _Unlike(f"it turns {_sizes(given)} into {_sizes(made)}, and slim blocks are of pictures")
+            raise _Unlike(f"it turns {shown(given.shape)} into {shown(made.shape)}, and slim blocks are of pictures")
         if not isinstance(given.shape[1], int):
             raise _Unlike("the channels of its stream are not along axis 1")
         planner = _Planner(site, self._width(site), synthesised=self.config.weights == "neighbours")
@@ -245,7 +245,7 @@ class _Planner:
             theirs = self.site.tensor(path).shape
             out, inner = (theirs[1], theirs[0]) if mixer.transposed else theirs[:2]
             if theirs[2:] != sizes[2:] or out < cut.rows or inner < cut.columns:
-                raise _Unlike(f"{path} is {_times(theirs)}, too unlike its own {mixer.weight}, {_times(sizes)}")
+                raise _Unlike(f"{path} is {shown(theirs)}, too unlike its own {mixer.weight}, {shown(sizes)}")
         return _Step(node, axis, after, mixer=mixer, cut=cut, groups=groups)
 
     def _groups(self, mixer: Mixer, before: int, after: int) -> int:
@@ -278,7 +278,7 @@ class _Planner:
         if node.target in ADDITIONS and len(feeders) == len(node.args) == 2 and not node.kwargs:
             if alike and axes[0] == axes[1]:
                 return same
-        elif node.target in (torch.ops.aten.mul.Tensor, operator.mul, torch.mul) and len(feeders) == 1:
+        elif node.target in MULTIPLICATIONS and len(feeders) == 1:
             scale = next((a for a in node.args if isinstance(a, fx.Node) and a.op == "get_attr"), None)
             if scale is not None and alike and _along(scale.meta["val"], axes[0], value):
                 return _Step(node, axes[0], same.channels, scale=str(scale.target))
@@ -399,11 +399,3 @@ def _again(site: Site, node: fx.Node, given: Sequence[fx.Node]) -> fx.Node:
     if node.op == "call_module":
         return site.call_module(str(node.target), given[0])
     return site.call(node.target, given[0], *node.args[1:], **node.kwargs)  # type: ignore[arg-type]
-
-
-def _sizes(tensor: Tensor) -> str:
-    return _times(tuple(tensor.shape))
-
-
-def _times(sizes: Sequence[object]) -> str:
-    return "x".join(str(size) for size in sizes)
