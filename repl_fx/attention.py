@@ -223,3 +223,29 @@ def distinct_heads(attention: Attention) -> Iterator[int]:
         if units not in seen:
             seen.add(units)
             yield head
+
+
+def product_settings(core: fx.Node) -> dict[str, object]:
+    """The arguments of a scaled dot product by name."""
+    names = ("query", "key", "value", "attn_mask", "dropout_p", "is_causal")
+    defaults = {"attn_mask": None, "dropout_p": 0.0, "is_causal": False, "scale": None}
+    return {**defaults, **dict(zip(names, core.args, strict=False)), **core.kwargs}
+
+
+def sees_all_positions(attention: Attention) -> bool:
+    """Whether each position attends to every other, by what they hold alone: there is no mask and no bias."""
+    if attention.scaled:
+        settings = product_settings(attention.core)
+        return settings["attn_mask"] is None and not settings["is_causal"]
+    node = attention.core.args[0]
+    while isinstance(node, fx.Node) and not (node.op == "call_function" and node.target in _PRODUCTS):
+        tensors = [f for f in node.all_input_nodes if isinstance(f.meta.get("val"), Tensor)]
+        if len(tensors) != 1:
+            return False
+        node = tensors[0]
+    return isinstance(node, fx.Node)
+
+
+def mixes_by_map(branch: Branch) -> bool:
+    """Whether a branch has an attention map of any kind."""
+    return any(_values(node) is not None for node in branch.nodes)

@@ -1,6 +1,6 @@
 """Surrogates: what stands in for a replaced block. One a file; importing this package registers them all."""
 
-from repl_fx.surrogates import auto, blend, bottleneck, identity, reuse, slim
+from repl_fx.surrogates import auto, blend, bottleneck, coarse, identity, reuse, slim
 from repl_fx.surrogates.registry import (
     Surrogate,
     known_surrogates,
@@ -17,6 +17,7 @@ __all__ = [
     "auto",
     "blend",
     "bottleneck",
+    "coarse",
     "identity",
     "known_surrogates",
     "make_surrogate",

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import math
 import operator
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import cast
 
@@ -25,7 +26,7 @@ from repl_fx.errors import BadInput
 from repl_fx.mixers import CONVOLUTIONS, is_norm, is_plain, matrix_like, mixer_of
 from repl_fx.surrogates.registry import Surrogate, register_surrogate
 from repl_fx.surrogates.rewired import Rewired
-from repl_fx.surrogates.site import Site, shown
+from repl_fx.surrogates.site import Call, Site, shown
 from repl_fx.surrogates.synthesis import Synthesis
 
 _GRANULARITIES = ("tensor", "channel")
@@ -62,7 +63,7 @@ class BlendSynthesis(Synthesis):
         self, own: list[Tensor], pairs: list[tuple[Tensor, Tensor]], axes: list[int | None], train_neighbours: bool
     ) -> None:
         super().__init__(train_neighbours)
-        gains = [_gain(w, *pair, axis) for w, pair, axis in zip(own, pairs, axes, strict=True)]
+        gains = [start_of_blend(w, *pair, axis) for w, pair, axis in zip(own, pairs, axes, strict=True)]
         self.alpha = nn.ParameterList(nn.Parameter(gain) for gain in gains)
         self.beta = nn.ParameterList(nn.Parameter(gain.clone()) for gain in gains)
 
@@ -72,7 +73,7 @@ class BlendSynthesis(Synthesis):
         return tuple(alpha * self.given(a) + beta * self.given(b) for alpha, a, beta, b in pairs)
 
 
-def _gain(own: Tensor, before: Tensor, after: Tensor, axis: int | None) -> Tensor:
+def start_of_blend(own: Tensor, before: Tensor, after: Tensor, axis: int | None) -> Tensor:
     shape = [1] * own.ndim
     if axis is not None:
         shape[axis] = own.shape[axis]
@@ -92,22 +93,13 @@ class Blend(Surrogate[BlendConfig]):
 
     def refuse(self, site: Site) -> str | None:
         """Refuse a block that has no weight to blend, or neighbours of another size."""
-        names = _weights(site)
-        if not names:
-            return "it has no weight of two or more dimensions to blend"
-        for name in names:
-            for block in site.neighbours:
-                other = site.counterpart_parameter(name, block)
-                ours, theirs = (tuple(site.tensor(path).shape) for path in (name, other))
-                if ours != theirs:
-                    return f"{other} is {shown(theirs)}, its own {name} is {shown(ours)}"
-        return None
+        return refuse_unlike(site)
 
     def build(self, site: Site) -> tuple[fx.Node, ...]:
         """Swap the block's weights for blended ones; its nodes stay where they are."""
         block = site.block
-        names = _weights(site)
-        axes = [self._axis(site, name) for name in names]
+        names = weights_to_blend(site)
+        axes = [None if self.config.per == "tensor" else output_axis(site, name) for name in names]
         with site.before_node(min(block.nodes)):
             paths = [site.counterpart_parameter(name, b) for name in names for b in site.neighbours]
             tensors = [site.tensor(path) for path in paths]
@@ -122,35 +114,43 @@ class Blend(Surrogate[BlendConfig]):
         made_by = {node: self._on_weights(site, node, weights) for node in block.nodes}
         return tuple(made_by[output] for output in block.outputs)
 
-    def _axis(self, site: Site, name: str) -> int | None:
-        if self.config.per == "tensor":
-            return None
-        for node in site.block.nodes:
-            mixer = mixer_of(site.graph_module, node)
-            if mixer is not None and mixer.weight == name:
-                return 1 if mixer.transposed else 0
-        return None
-
-    def _on_weights(self, site: Site, node: fx.Node, weights: dict[str, fx.Node]) -> fx.Node:
+    def _on_weights(self, site: Site, node: fx.Node, weights: Mapping[str, fx.Node]) -> fx.Node:
         """Make one node of the block read blended weights; returns the node that has its value now."""
-        gm = site.graph_module
         for feeder in node.all_input_nodes:
             if feeder.op == "get_attr" and str(feeder.target) in weights:
                 node.replace_input_with(feeder, weights[str(feeder.target)])
-        if node.op != "call_module":
-            return node
-        module = gm.get_submodule(str(node.target))
-        own = {n: f"{node.target}.{n}" for n, _ in (*module.named_parameters(), *module.named_buffers())}
-        if not any(path in weights for path in own.values()):
-            return node
         with site.before_node(node):
-            given = {n: weights[p] if p in weights else site.parameter(p) for n, p in own.items()}
-            made = _as_function(site, node, given)
+            made = on_state(site, Call.of(node), weights)
+        if made is None:
+            return node
         node.replace_all_uses_with(made)
         return made
 
 
-def _weights(site: Site) -> list[str]:
+def output_axis(site: Site, name: str) -> int | None:
+    """The axis of output channels of a weight of the block; None where no mixer says which it is."""
+    for node in site.block.nodes:
+        mixer = mixer_of(site.graph_module, node)
+        if mixer is not None and mixer.weight == name:
+            return 1 if mixer.transposed else 0
+    return None
+
+
+def refuse_unlike(site: Site) -> str | None:
+    """Why the neighbours' weights cannot be blended; None where they can."""
+    names = weights_to_blend(site)
+    if not names:
+        return "it has no weight of two or more dimensions to blend"
+    for name in names:
+        for block in site.neighbours:
+            other = site.counterpart_parameter(name, block)
+            ours, theirs = (tuple(site.tensor(path).shape) for path in (name, other))
+            if ours != theirs:
+                return f"{other} is {shown(theirs)}, its own {name} is {shown(ours)}"
+    return None
+
+
+def weights_to_blend(site: Site) -> list[str]:
     """Parameters of the block that are blended, each once."""
     gm, names = site.graph_module, []
     norms = {
@@ -162,16 +162,22 @@ def _weights(site: Site) -> list[str]:
     return names
 
 
-def _as_function(site: Site, node: fx.Node, state: dict[str, fx.Node]) -> fx.Node:
-    """The call of a module as nodes that read the given state instead of the module's own."""
-    module = site.graph_module.get_submodule(str(node.target))
+def on_state(site: Site, call: Call, given: Mapping[str, fx.Node]) -> fx.Node | None:
+    """The call of a module that reads some of its state from nodes, by path; None where it has none of that state."""
+    if call.node.op != "call_module":
+        return None
+    module = site.graph_module.get_submodule(str(call.node.target))
+    own = {n: f"{call.node.target}.{n}" for n, _ in (*module.named_parameters(), *module.named_buffers())}
+    if given.keys().isdisjoint(own.values()):
+        return None
+    state = {name: given[path] if path in given else site.parameter(path) for name, path in own.items()}
     if is_plain(module) and isinstance(module, nn.Linear):
-        return site.call(F.linear, node.args[0], state["weight"], state.get("bias"))
+        return site.call(F.linear, call.args[0], state["weight"], state.get("bias"))
     if is_plain(module) and cast("nn.Conv2d", module).padding_mode == "zeros":
         conv = cast("nn.Conv2d", module)
         settings = (conv.stride, conv.padding, conv.dilation, conv.groups)
         return site.call(
-            CONVOLUTIONS[conv.weight.ndim - 2], node.args[0], state["weight"], state.get("bias"), *settings
+            CONVOLUTIONS[conv.weight.ndim - 2], call.args[0], state["weight"], state.get("bias"), *settings
         )
     path = site.module("call", Rewired(module, tuple(state)))
-    return site.call_like(node, path, *state.values())
+    return site.call_on_state(path, tuple(state.values()), call)

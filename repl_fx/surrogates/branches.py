@@ -8,6 +8,8 @@ from torch import Tensor, fx
 
 from repl_fx.blocks import Block
 from repl_fx.passes.split_branches import Branch
+from repl_fx.surrogates.norms import find_post_norm
+from repl_fx.surrogates.site import Site
 
 
 def without(branch: Branch) -> fx.Node | None:
@@ -54,3 +56,38 @@ def starts_at_zero(gm: fx.GraphModule, branch: Branch, end: fx.Node) -> bool:
         if node.op == "call_module" and any(True for _ in gm.get_submodule(str(node.target)).parameters()):
             return False
     return True
+
+
+def silent_norms(site: Site) -> set[fx.Node]:
+    """The norms that end a branch and can start at zero."""
+    gm = site.graph_module
+    posts = ((branch, find_post_norm(gm, branch)) for branch in site.split.branches)
+    return {post for branch, post in posts if post is not None and starts_at_zero(gm, branch, post)}
+
+
+def silent_mixers(site: Site) -> set[fx.Node]:
+    """The mixers that end a branch and can start at zero, as no norm behind them does."""
+    gm = site.graph_module
+    ends = (branch for branch in site.split.branches if starts_at_zero(gm, branch, branch.output))
+    return {mixer.node for branch in ends for mixer in branch.exits}
+
+
+def leading_to(block: Block, end: fx.Node) -> list[fx.Node]:
+    """The nodes of a block that one of them depends on, in program order, that one last."""
+    inside = set(block.nodes)
+    found: set[fx.Node] = set()
+    pending = [end]
+    while pending:
+        node = pending.pop()
+        if node not in found and node in inside:
+            found.add(node)
+            pending += node.all_input_nodes
+    return sorted(found)
+
+
+def has_no_state(gm: fx.GraphModule, node: fx.Node) -> bool:
+    """Whether a node calls a module without parameters and buffers: dropout, drop path."""
+    if node.op != "call_module" or node.kwargs:
+        return False
+    module = gm.get_submodule(str(node.target))
+    return not any(True for some in (module.parameters(), module.buffers()) for _ in some)

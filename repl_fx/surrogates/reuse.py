@@ -31,7 +31,13 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from repl_fx.attention import Attention, distinct_heads, find_attention, gives_positions_in_order
+from repl_fx.attention import (
+    Attention,
+    distinct_heads,
+    find_attention,
+    gives_positions_in_order,
+    product_settings,
+)
 from repl_fx.decisions import is_choice
 from repl_fx.passes.split_branches import Branch
 from repl_fx.surrogates.branches import drop_branches, outputs_after, starts_at_zero, without
@@ -107,7 +113,7 @@ class Reuse(Surrogate[ReuseConfig]):
         dims = branch.output.meta["val"].ndim
         settings["dims"] = None if dims == branch.input.meta["val"].ndim else dims
         if attention.scaled:
-            product = _settings(core)
+            product = product_settings(core)
             given = _scaled_product(site, product, heads)
             settings |= {"causal": bool(product["is_causal"]), "scale": product["scale"]}
         else:
@@ -250,13 +256,6 @@ def _refuse_neighbours(site: Site, attention: Attention) -> str | None:
 
 def _refuse_without(branch: Branch) -> str | None:
     return f"the branch that ends in {branch.root.name} cannot be left out" if without(branch) is None else None
-
-
-def _settings(core: fx.Node) -> dict[str, object]:
-    """The arguments of a scaled product by name."""
-    names = ("query", "key", "value", "attn_mask", "dropout_p", "is_causal")
-    defaults = {"attn_mask": None, "dropout_p": 0.0, "is_causal": False, "scale": None}
-    return {**defaults, **dict(zip(names, core.args, strict=False)), **core.kwargs}
 
 
 def _scaled_product(site: Site, settings: Mapping[str, object], heads: Sequence[int]) -> tuple[object, ...]:

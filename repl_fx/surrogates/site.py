@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
@@ -27,6 +27,27 @@ def surrogate_path(block: str) -> str:
 def shown(sizes: Iterable[Any]) -> str:
     """Sizes as messages give them, such as 64x3x3x3."""
     return "x".join(str(size) for size in sizes)
+
+
+@dataclass(frozen=True)
+class Call:
+    """A call of a node of the block, on its own arguments or on others.
+
+    Attributes:
+        node: which.
+        args, kwargs: its arguments.
+        value: what it makes.
+    """
+
+    node: fx.Node
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+    value: Any
+
+    @classmethod
+    def of(cls, node: fx.Node) -> Call:
+        """The call that a node is."""
+        return cls(node, node.args, node.kwargs, node.meta["val"])
 
 
 class Site:
@@ -122,10 +143,16 @@ class Site:
         node.meta["val"] = value.meta["val"]
         return node
 
-    def call_like(self, node: fx.Node, path: str, *state: fx.Node) -> fx.Node:
-        """A node that calls the module at `path` on `state` and the arguments of `node`, for a value like `node`'s."""
-        made = self._mark(self.graph_module.graph.call_module(path, (*state, *node.args), node.kwargs))
-        made.meta["val"] = node.meta["val"]
+    def repeat(self, call: Call) -> fx.Node:
+        """A node that makes a call."""
+        made = self._mark(self.graph_module.graph.create_node(call.node.op, call.node.target, call.args, call.kwargs))
+        made.meta["val"] = call.value
+        return made
+
+    def call_on_state(self, path: str, state: Sequence[fx.Node], call: Call) -> fx.Node:
+        """A node that calls the module at `path` on state and then on the arguments of a call."""
+        made = self._mark(self.graph_module.graph.call_module(path, (*state, *call.args), call.kwargs))
+        made.meta["val"] = call.value
         return made
 
     def call(self, function: Callable[..., Any], *args: Any, **kwargs: Any) -> fx.Node:
@@ -177,6 +204,22 @@ class Site:
         node.meta["replaces"] = (self.block.name, self.surrogate)
         return node
 
+    def computed(self, node: fx.Node, args: Any, kwargs: Any) -> Any:
+        """The fake result of the call of a node on fake values.
+
+        Raises:
+            RuntimeError, TypeError, ValueError, IndexError, AssertionError: the call does not take such values.
+        """
+        if node.op == "call_module":
+            module = self.graph_module.get_submodule(str(node.target))
+            return self._computed(lambda *a, **k: _call_on_fakes(module, a, k), args, kwargs)
+        function: Any = getattr(type(args[0]), str(node.target)) if node.op == "call_method" else node.target
+        return self._computed(function, args, kwargs)
+
+    def value_of(self, function: Callable[..., Any], *args: Any) -> Any:
+        """The fake result of a function of fake values, without a node."""
+        return self._computed(function, args, {})
+
     def _once(self, call: str, compute: Callable[[], Any]) -> Any:
         if call not in self._known:
             self._known[call] = compute()
@@ -202,11 +245,11 @@ class _Kind:
         return repr(pytree.tree_map_only(Tensor, lambda t: (t.dtype, t.shape), self.value))
 
 
-def _call_on_fakes(module: nn.Module, args: tuple[Any, ...]) -> Any:
+def _call_on_fakes(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any] | None = None) -> Any:
     """Call a module with its state replaced by tensors of the mode the arguments belong to."""
     mode = next((a.fake_mode for a in pytree.tree_leaves(args) if hasattr(a, "fake_mode")), None)
     if mode is None:
-        return module(*args)
+        return module(*args, **(kwargs or {}))
     state = {**dict(module.named_parameters()), **dict(module.named_buffers())}
     fakes = {name: mode.from_tensor(tensor, static_shapes=True) for name, tensor in state.items()}
-    return torch.func.functional_call(module, fakes, args)
+    return torch.func.functional_call(module, fakes, args, kwargs)

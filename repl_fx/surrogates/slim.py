@@ -32,8 +32,8 @@ from torch import Tensor, fx, nn
 from repl_fx.mixers import CONVOLUTIONS, Mixer, mixer_of
 from repl_fx.residuals import ADDITIONS, MULTIPLICATIONS
 from repl_fx.surrogates.activations import is_activation
-from repl_fx.surrogates.branches import starts_at_zero
-from repl_fx.surrogates.norms import ThinNorm, find_post_norm, norm_at
+from repl_fx.surrogates.branches import has_no_state, leading_to, silent_mixers, silent_norms
+from repl_fx.surrogates.norms import ThinNorm, norm_at
 from repl_fx.surrogates.registry import Surrogate, check_thin_settings, register_surrogate
 from repl_fx.surrogates.site import Site, shown
 from repl_fx.surrogates.slim_weights import Cut, SlimSynthesis, SlimWeights
@@ -114,7 +114,7 @@ class Slim(Surrogate[SlimConfig]):
         """Put the slim block before the block's output, which reads it and the other channels."""
         steps = self._steps(site)
         mixed = [step for step in steps if step.mixer is not None]
-        silent = _silent_norms(site)
+        silent = silent_norms(site)
         stream = site.input
         width, channels = self._width(site), int(stream.meta["val"].shape[1])
         with site.before_node(site.block.output):
@@ -173,7 +173,7 @@ class Slim(Surrogate[SlimConfig]):
         if not isinstance(given.shape[1], int):
             raise _Unlike("the channels of its stream are not along axis 1")
         planner = _Planner(site, self._width(site), synthesised=self.config.weights == "neighbours")
-        for node in _leading_to(site):
+        for node in leading_to(block, block.output):
             planner.add(node)
         if planner.axes[block.output] != 1 or not any(step.mixer for step in planner.steps):
             raise _Unlike("the channels of its output are not along axis 1")
@@ -196,7 +196,7 @@ class _Planner:
         # The axis of the channels of each value that comes from the stream.
         self.axes = {site.input: 1}
         self.steps: list[_Step] = []
-        self.silent = _silent_mixers(site)
+        self.silent = silent_mixers(site)
         self.constants: set[fx.Node] = set()
 
     def add(self, node: fx.Node) -> None:
@@ -283,7 +283,7 @@ class _Planner:
             if scale is not None and alike and _along(scale.meta["val"], axes[0], value):
                 return _Step(node, axes[0], same.channels, scale=str(scale.target))
         elif len(feeders) == 1 and len(node.all_input_nodes) == 1 and node.args[0] is feeders[0]:
-            if alike and (is_activation(gm, node) or node.target in _PASSING or _has_no_state(gm, node)):
+            if alike and (is_activation(gm, node) or node.target in _PASSING or has_no_state(gm, node)):
                 return same
             order = _order(gm, node, first.ndim)
             if order is not None:
@@ -298,33 +298,6 @@ def _streamed(node: fx.Node, values: dict[fx.Node, int] | dict[fx.Node, fx.Node]
     return found
 
 
-def _leading_to(site: Site) -> list[fx.Node]:
-    """The nodes of a block that its output depends on, in program order."""
-    inside = set(site.block.nodes)
-    found: set[fx.Node] = set()
-    pending = [site.block.output]
-    while pending:
-        node = pending.pop()
-        if node not in found and node in inside:
-            found.add(node)
-            pending += node.all_input_nodes
-    return sorted(found)
-
-
-def _silent_norms(site: Site) -> set[fx.Node]:
-    """The norms that end a branch and can start at zero."""
-    gm = site.graph_module
-    posts = ((branch, find_post_norm(gm, branch)) for branch in site.split.branches)
-    return {post for branch, post in posts if post is not None and starts_at_zero(gm, branch, post)}
-
-
-def _silent_mixers(site: Site) -> set[fx.Node]:
-    """The mixers that end a branch and can start at zero, as no norm behind them does."""
-    gm = site.graph_module
-    ends = (branch for branch in site.split.branches if starts_at_zero(gm, branch, branch.output))
-    return {mixer.node for branch in ends for mixer in branch.exits}
-
-
 def _along(scale: object, axis: int, value: Tensor) -> bool:
     """Whether a parameter has one number for each channel of a value."""
     if not isinstance(scale, Tensor):
@@ -334,17 +307,9 @@ def _along(scale: object, axis: int, value: Tensor) -> bool:
     return [1] * (value.ndim - scale.ndim) + list(scale.shape) == sizes
 
 
-def _has_no_state(gm: fx.GraphModule, node: fx.Node) -> bool:
-    """Whether a node calls a module without parameters and buffers: dropout, drop path."""
-    if node.op != "call_module" or node.kwargs:
-        return False
-    module = gm.get_submodule(str(node.target))
-    return not any(True for some in (module.parameters(), module.buffers()) for _ in some)
-
-
 def _order(gm: fx.GraphModule, node: fx.Node, ndim: int) -> tuple[int, ...] | None:
     """Which axis of its argument each axis of the result of a permutation is; None where a node is none."""
-    if not (node.target in _PERMUTING or _has_no_state(gm, node)) or node.meta["val"].ndim != ndim:
+    if not (node.target in _PERMUTING or has_no_state(gm, node)) or node.meta["val"].ndim != ndim:
         return None
     sizes = (2, 3, 5, 7, 11)[:ndim]
     probe = torch.empty(sizes, device="meta")

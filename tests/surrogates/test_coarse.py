@@ -1,0 +1,317 @@
+"""`coarse`: a block on means over windows of positions."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor, fx, nn
+
+import repl_fx
+from repl_fx.passes.fold_surrogates import is_synthesis
+from repl_fx.surrogates.coarse import CoarseSynthesis
+from repl_fx.surrogates.windows import PictureWindows, TokenWindows, add_windows
+from tests.nets import ConvNet, TokenNet, TransformerBlock, as_after_training, images, tokens
+
+GRID = 17  # A class token and four by four patches.
+
+
+class InPlace(nn.Module):
+    """A residual block that writes where it can, with a pass over the stream between the branches."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(width, width, 3, padding=1)
+        self.norm = nn.BatchNorm2d(width)
+        self.conv2 = nn.Conv2d(width, width, 1)
+        self.shortcut = nn.Identity()
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.conv2(F.relu(self.norm(self.conv1(x)), inplace=True))
+        y += self.shortcut(x)
+        return F.relu(y, inplace=True)
+
+
+class Scaled(nn.Module):
+    """As in ConvNeXt: permutations, and a layer scale behind the last layer."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.dw = nn.Conv2d(width, width, 5, padding=2, groups=width)
+        self.norm = nn.LayerNorm(width)
+        self.fc1, self.fc2 = nn.Linear(width, 2 * width), nn.Linear(2 * width, width)
+        self.scale = nn.Parameter(torch.full((width, 1, 1), 0.5))
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.fc2(F.gelu(self.fc1(self.norm(self.dw(x).permute(0, 2, 3, 1)))))
+        out: Tensor = x + self.scale * y.permute(0, 3, 1, 2)
+        return out
+
+
+class Patches(TokenNet):
+    """A sequence of fixed length, as positions of its own make it."""
+
+    def __init__(self, length: int = GRID, **sizes: Any) -> None:
+        super().__init__(depth=3, **sizes)
+        self.positions = nn.Parameter(torch.randn(1, length, 16))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.blocks(self.embed(x) + self.positions).mean(1))  # type: ignore[no-any-return]
+
+
+def _pictures(block: Callable[[int], nn.Module], depth: int = 3, width: int = 8) -> nn.Module:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Conv2d(3, width, 3, padding=1), *(block(width) for _ in range(depth)), nn.Flatten())
+
+
+NETS: dict[str, Callable[[], tuple[nn.Module, Tensor]]] = {
+    "batch norm": lambda: (ConvNet(depth=3), images(4)),
+    "in place": lambda: (_pictures(InPlace), images(4)),
+    "layer scale": lambda: (_pictures(Scaled), images(4)),
+    "tokens": lambda: (Patches(), tokens(length=GRID)),
+    "sequence": lambda: (Patches(24), tokens(length=24)),
+}
+
+
+def _coarse(model: nn.Module, x: Tensor, **settings: Any) -> fx.GraphModule:
+    return repl_fx.transform(model, (x,), surrogate="coarse", settings=settings or None).graph_module
+
+
+def _synthesis(gm: nn.Module) -> CoarseSynthesis:
+    (found,) = (module for module in gm.modules() if isinstance(module, CoarseSynthesis))
+    return found
+
+
+def test_tokens_are_the_docstring() -> None:
+    torch.manual_seed(0)
+    model, x = Patches(), tokens(length=GRID)
+    before, own, after = model.blocks
+    assert isinstance(own, TransformerBlock)
+    gm = _coarse(model, x, ratio=0.25)
+    as_after_training(gm)
+    made = _synthesis(gm)
+    names = ("attn.qkv", "attn.proj", "fc1", "fc2")
+    block = copy.deepcopy(own)
+    with torch.no_grad():
+        for name, alpha, beta in zip(names, made.alpha, made.beta, strict=True):
+            weights = [side.get_submodule(name).get_parameter("weight") for side in (before, after)]
+            block.get_submodule(name).get_parameter("weight").copy_(alpha * weights[0] + beta * weights[1])
+        for name, bias in zip(("attn.proj", "fc2"), made.biases, strict=True):
+            block.get_submodule(name).get_parameter("bias").copy_(bias)
+        stream = before(model.embed(x) + model.positions)
+        # The class token, and the four quarters of the picture.
+        patches = stream[:, 1:].reshape(2, 2, 2, 2, 2, 16).mean((2, 4)).flatten(1, 2)
+        mean = torch.cat([stream[:, :1], patches], 1)
+        change = block(mean) - mean
+        spread = change[:, 1:].reshape(2, 2, 1, 2, 1, 16).expand(2, 2, 2, 2, 2, 16).reshape(2, 16, 16)
+        wanted = model.head(after(stream + torch.cat([change[:, :1], spread], 1)).mean(1))
+    torch.testing.assert_close(gm(x), wanted)
+
+
+@pytest.mark.parametrize("weights", ["neighbours", "own"])
+def test_pictures_are_the_docstring(weights: str) -> None:
+    torch.manual_seed(0)
+    model, x = ConvNet(depth=3), images(4)
+    before, own, after = model.blocks
+    stream = before(model.stem(x))
+    gm = _coarse(model, x, ratio=0.25, weights=weights)
+    kernels = [own.get_parameter(f"{name}.weight") for name in ("conv1", "conv2")]
+    norms = [copy.deepcopy(own.get_submodule(name)) for name in ("bn1", "bn2")]
+    if weights == "neighbours":
+        as_after_training(gm)
+        paths = [f"blocks.{i}.{name}.weight" for name in ("conv1", "conv2") for i in (0, 2)]
+        kernels = list(_synthesis(gm)(*(gm.get_parameter(path) for path in paths)))
+        (norms[1],) = (copy.deepcopy(m) for n, m in gm.named_modules() if n.endswith("norm"))
+    for norm in norms:
+        norm.reset_running_stats()  # type: ignore[operator]
+    mean = F.avg_pool2d(stream, 2)
+    y = F.conv2d(F.relu(norms[0](F.conv2d(mean, kernels[0], padding=1))), kernels[1], padding=1)
+    change = norms[1](y).repeat_interleave(2, 2).repeat_interleave(2, 3)
+    wanted = model.head(after(F.relu(stream + change)).mean((2, 3)))
+    torch.testing.assert_close(gm(x), wanted)
+
+
+@pytest.mark.parametrize("kind", NETS)
+def test_blocks_of_many_kinds_start_as_if_pruned_train_and_fold(kind: str, tmp_path: Path) -> None:
+    model, x = NETS[kind]()
+    gm = _coarse(model, x, ratio=0.25).train()
+    pruned = repl_fx.transform(copy.deepcopy(model), (x,), surrogate="identity").graph_module.train()
+    made = gm(x)
+    if kind == "layer scale":
+        # It sets how its branch begins.
+        assert not torch.equal(made, pruned(x)) and (made - pruned(x)).abs().max() < made.abs().max()
+    else:
+        torch.testing.assert_close(made, pruned(x))
+    made.square().sum().backward()
+    grown = [p.grad for n, p in gm.named_parameters() if n.startswith("surrogates")]
+    assert grown and all(grad is not None for grad in grown)
+    assert any(grad.abs().max() > 0 for grad in grown if grad is not None)
+    as_after_training(gm.eval())
+    with torch.no_grad():
+        wanted = gm(x)
+        folded = repl_fx.fold(gm)
+        torch.testing.assert_close(folded(x), wanted, rtol=0, atol=0)
+        assert not any(is_synthesis(folded, node) for node in folded.graph.nodes)
+        assert not torch.allclose(wanted, pruned.eval()(x))
+    repl_fx.export_onnx(gm, tmp_path / "coarse.onnx", (x,))
+    assert repl_fx.verify_onnx(gm, tmp_path / "coarse.onnx", (x,))
+
+
+@pytest.mark.parametrize("kind", NETS)
+def test_own_weights_are_those_of_the_block(kind: str) -> None:
+    model, x = NETS[kind]()
+    gm = _coarse(model, x, weights="own")
+    names = {name for name, _ in gm.named_parameters()}
+    assert names == {name for name, _ in model.named_parameters()}
+    gm.train()(x).square().sum().backward()
+    assert all(p.grad is not None for p in gm.parameters())
+
+
+@pytest.mark.parametrize("kind", ["batch norm", "tokens"])
+def test_gradients_are_those_of_finite_differences(kind: str) -> None:
+    model, x = NETS[kind]()
+    gm = _coarse(model.double(), x.double(), ratio=0.25).train()
+    as_after_training(gm)
+    gains = [p for n, p in gm.named_parameters() if n.startswith("surrogates")][:2]
+    shared = gm.get_parameter("blocks.0.conv1.weight" if kind == "batch norm" else "blocks.0.fc1.weight")
+    gm(x.double()).square().sum().backward()
+    for parameter in (*gains, shared):
+        assert parameter.grad is not None
+        toward = torch.randn_like(parameter)
+        ends = []
+        for step in (1e-7, -1e-7):  # small, for the kinks of ReLU
+            with torch.no_grad():
+                parameter.add_(toward, alpha=step)
+                ends.append(gm(x.double()).square().sum().item())
+                parameter.sub_(toward, alpha=step)
+        slope = (parameter.grad * toward).sum().item()
+        assert slope == pytest.approx((ends[0] - ends[1]) / 2e-7, rel=1e-4, abs=1e-5)
+
+
+def test_neighbours_without_gradients() -> None:
+    model, x = NETS["tokens"]()
+    gm = _coarse(model, x, train_neighbours=False)
+    as_after_training(gm)
+    made = _synthesis(gm)
+    weights = [gm.get_parameter(f"blocks.{i}.attn.qkv.weight").requires_grad_() for i in (0, 2)]
+    others = [gm.get_parameter(f"blocks.{i}.{n}.weight") for n in ("attn.proj", "fc1", "fc2") for i in (0, 2)]
+    total = sum(value.square().sum() for value in made(*weights, *others))
+    assert all(grad is None for grad in torch.autograd.grad(total, weights, allow_unused=True))
+
+
+class _Masked(nn.Module):
+    """Attention that is causal by a flag, by a mask as an addend, or by a product written out."""
+
+    def __init__(self, kind: str) -> None:
+        super().__init__()
+        self.kind = kind
+        self.norm, self.qkv, self.proj = nn.LayerNorm(16), nn.Linear(16, 48), nn.Linear(16, 16)
+        self.table = nn.Parameter(torch.zeros(GRID, 16)) if kind == "table" else None
+        self.mask: Tensor
+        self.register_buffer("mask", torch.full((GRID, GRID), float("-inf")).triu(1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        n = self.norm(x) if self.table is None else self.norm(x) + self.table
+        q, k, v = self.qkv(n).reshape(x.shape[0], GRID, 3, 2, 8).permute(2, 0, 3, 1, 4)
+        if self.kind == "written out":
+            y = (q @ k.transpose(-1, -2) / 3 + self.mask).softmax(-1) @ v
+        else:
+            mask = self.mask if self.kind == "mask" else None
+            y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=self.kind == "causal")
+        out: Tensor = x + self.proj(y.transpose(1, 2).reshape(x.shape))
+        return out
+
+
+@pytest.mark.parametrize(
+    ("model", "x", "reason"),
+    [
+        (nn.Sequential(*(_Masked("causal") for _ in range(3))), tokens(length=GRID), "does not attend to all"),
+        (nn.Sequential(*(_Masked("mask") for _ in range(3))), tokens(length=GRID), "does not attend to all"),
+        (nn.Sequential(*(_Masked("written out") for _ in range(3))), tokens(length=GRID), "does not attend to all"),
+        (nn.Sequential(*(_Masked("table") for _ in range(3))), tokens(length=GRID), "parameters for each of its 17"),
+        (Patches(post_norm=True), tokens(length=GRID), "which is no plain addition"),
+        (Patches(16), tokens(length=16), "parameters for each of its 16 positions, or as many channels"),
+        (TokenNet(depth=3), tokens(length=GRID), "nor a sequence of fixed length"),
+        (ConvNet(depth=3, plain=True), images(), "it has no spine"),
+    ],
+)
+def test_what_tells_positions_apart_is_refused(model: nn.Module, x: Tensor, reason: str) -> None:
+    with pytest.raises(repl_fx.NothingToReplace, match=reason):
+        _coarse(model, x)
+
+
+def test_the_same_attention_without_a_mask_is_taken() -> None:
+    model, x = nn.Sequential(*(_Masked("none") for _ in range(3))), tokens(length=GRID)
+    assert _coarse(model, x)(x).shape == x.shape
+
+
+class _OtherWidth(nn.Module):
+    def __init__(self, width: int, hidden: int) -> None:
+        super().__init__()
+        self.inner = nn.Sequential(nn.Conv2d(width, hidden, 1), nn.ReLU(), nn.Conv2d(hidden, width, 1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = x + self.inner(x)
+        return out
+
+
+def test_neighbours_of_other_sizes_are_refused_but_not_needed() -> None:
+    model, x = nn.Sequential(*(_OtherWidth(8, hidden) for hidden in (16, 24, 16))), torch.randn(2, 8, 8, 8)
+    with pytest.raises(repl_fx.NothingToReplace, match=r"0.inner.0.weight is 16x8x1x1, its own 1.inner.0.weight is 24"):
+        _coarse(model, x)
+    assert _coarse(model, x, weights="own")(x).shape == x.shape
+
+
+def test_pictures_may_change_in_size_and_need_not_divide() -> None:
+    gm = _coarse(ConvNet(depth=3), torch.randn(2, 3, 7, 11), ratio=0.1).eval()
+    as_after_training(gm)
+    assert torch.isfinite(gm(torch.randn(2, 3, 7, 11))).all()
+    # What is left at an edge goes with the last window.
+    stream = torch.randn(2, 3, 7, 11)
+    windows = PictureWindows.of(stream, 0.1)
+    assert windows.side == 3 and windows.fewer(stream).shape == (2, 3, 2, 3)
+    change = add_windows(stream, windows.fewer(stream)) - stream
+    torch.testing.assert_close(change[:, :, 4:, :4], windows.fewer(stream)[:, :, 1:, :1].expand(2, 3, 3, 4))
+    assert PictureWindows.of(torch.zeros(1, 1, 2, 5), 0.01).side == 2
+    clip = torch.zeros(1, 1, 9, 9, 9)
+    assert tuple(PictureWindows.of(clip, 1 / 27).fewer(clip).shape) == (1, 1, 3, 3, 3)
+
+
+@given(positions=st.integers(2, 300), ratio=st.floats(0.01, 1.0))
+def test_windows_divide_the_positions_of_a_sequence(positions: int, ratio: float) -> None:
+    windows = TokenWindows.of(torch.empty(1, positions, 1), ratio)
+    assert len(windows.window) == positions
+    assert set(windows.window) == set(range(windows.count)) and windows.count <= positions
+    sizes = [windows.window.count(i) for i in range(windows.count)]
+    assert min(sizes) >= 1 and windows.sizes == {positions: windows.count}
+
+
+def test_patches_are_grouped_along_both_sides() -> None:
+    assert TokenWindows.of(torch.empty(1, 17, 1), 0.25).window == (0, *[1, 1, 2, 2] * 2, *[3, 3, 4, 4] * 2)
+    # 14x14 patches and a class token, 16x16 and five tokens, none at all; a sentence.
+    assert [TokenWindows.of(torch.empty(1, n, 1), 1 / 16).count for n in (197, 261, 64, 128)] == [10, 21, 4, 8]
+
+
+@pytest.mark.parametrize("kind", ["batch norm", "tokens"])
+def test_half_precision_and_double_models(kind: str) -> None:
+    for dtype in (torch.bfloat16, torch.float64):
+        model, x = NETS[kind]()
+        gm = _coarse(model.to(dtype), x.to(dtype))
+        made = gm(x.to(dtype))
+        assert {t.dtype for t in (*gm.parameters(), made)} == {dtype}
+    with torch.autocast("cpu", torch.bfloat16):
+        model, x = NETS[kind]()
+        assert torch.isfinite(_coarse(model, x)(x)).all()
+
+
+def test_settings_that_make_no_sense_are_refused() -> None:
+    for name, value, message in (("ratio", 0.0, "ratio is 0.0"), ("weights", "x", "own")):
+        with pytest.raises(repl_fx.ReplFxError, match=message):
+            _coarse(ConvNet(depth=3), images(), **{name: value})
