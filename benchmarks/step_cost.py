@@ -13,7 +13,8 @@ another:
     full, checkpointed        each block computed again in the backward pass (torch.utils.checkpoint)
     stochastic depth          blocks left out at random; compiled block by block, as no one graph has random branches
     depth-pruned, every=k     every k-th block of a repeat taken out (`identity`): the floor for time and memory
-    auto, every=k             what is recommended in its place: `reuse` for attention, `slim` for convolutions
+    auto, every=k             what is recommended in its place: `coarse` for vision transformers, `reuse` for language
+                              models, `slim` for convolutions
     auto (weights=own)        the control: the same thin layers with weights of their own, not made from the neighbours'
     KEY, every=k              any other surrogate that is registered, with its default settings
 

@@ -227,7 +227,9 @@ def test_a_small_run_from_the_command_line(tmp_path: Path) -> None:
 
 def test_every_surrogate_has_its_floor(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(
-        step_cost, "known_surrogates", lambda: ("auto", "blend", "bottleneck", "identity", "newer", "reuse", "slim")
+        step_cost,
+        "known_surrogates",
+        lambda: ("auto", "blend", "coarse", "bottleneck", "identity", "newer", "reuse", "slim"),
     )
     names = [variant.name for variant in all_variants()]
     assert len(set(names)) == len(names)

@@ -65,11 +65,11 @@ def _resnet(depth: int, epochs: int, half: bool = False, width: int = 16) -> Net
     return Net(f"resnet{layers}", about, lambda side, channels: resnet(depth, channels, width), 4e-3, epochs, half)
 
 
-def _vit(parts: int, depth: int, width: int, heads: int, epochs: int) -> Net:
+def _vit(parts: int, depth: int, width: int, heads: int, epochs: int, name: str = "vit") -> Net:
     def build(side: int, channels: int) -> nn.Module:
         return vit(side, channels, patch=-(-side // parts), depth=depth, width=width, heads=heads)
 
-    return Net("vit", f"{depth} blocks of width {width}, up to {parts}x{parts} patches", build, 1e-3, epochs)
+    return Net(name, f"{depth} blocks of width {width}, up to {parts}x{parts} patches", build, 1e-3, epochs)
 
 
 def _convnext(width: int, depths: tuple[int, ...], epochs: int) -> Net:
@@ -85,7 +85,16 @@ PICTURE_SCALES: dict[str, tuple[int | None, int, tuple[Net, ...]]] = {
         (_resnet(5, 50), _resnet(18, 50), _vit(8, 12, 192, 3, 50), _convnext(40, (3, 3, 9, 3), 50)),
     ),
     # Narrow, so that they can be trained until more blocks are worth something.
-    "cpu": (None, 64, (_resnet(3, 15, half=True, width=8), _vit(8, 9, 32, 2, 8), _convnext(8, (3, 3, 9, 3), 8))),
+    "cpu": (
+        None,
+        64,
+        (
+            _resnet(3, 15, half=True, width=8),
+            _vit(4, 9, 32, 2, 13),
+            _vit(8, 9, 32, 2, 13, name="vit-fine"),
+            _convnext(8, (3, 3, 9, 3), 8),
+        ),
+    ),
     "smoke": (64, 16, (_resnet(4, 1, half=True), _vit(2, 4, 24, 2, 1))),
 }
 # The GPT, the windows it is tested on, and its recipe; smoothed labels would be paid for in bits per byte. On a CPU it

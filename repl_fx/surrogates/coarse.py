@@ -171,6 +171,12 @@ class CoarseSynthesis(BlendSynthesis):
         return (*super().synthesise(*weights), *self.biases)
 
 
+def streams_sequence(site: Site) -> bool:
+    """Whether what streams through the block is (batch, positions, channels)."""
+    value = site.input.meta.get("val")
+    return isinstance(value, Tensor) and value.ndim == 3
+
+
 def _plan(site: Site, ratio: float) -> _Coarse:
     """Work out the block at a lower resolution.
 

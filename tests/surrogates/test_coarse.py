@@ -315,3 +315,11 @@ def test_settings_that_make_no_sense_are_refused() -> None:
     for name, value, message in (("ratio", 0.0, "ratio is 0.0"), ("weights", "x", "own")):
         with pytest.raises(repl_fx.ReplFxError, match=message):
             _coarse(ConvNet(depth=3), images(), **{name: value})
+
+
+def test_auto_takes_it_for_sequences_of_patches() -> None:
+    chosen = []
+    for model, x in (NETS["tokens"](), NETS["batch norm"](), (TokenNet(depth=3), tokens())):
+        plan = repl_fx.transform(model, (x,), surrogate="auto").plan
+        chosen.append(plan.replacements[0].surrogate)
+    assert chosen == ["coarse", "slim", "reuse"]
