@@ -33,11 +33,11 @@ from torch import Tensor, fx, nn
 from repl_fx._torch import pytree
 from repl_fx.attention import find_attention, mixes_by_map, sees_all_positions
 from repl_fx.graph import writes_in_place
-from repl_fx.mixers import Mixer
+from repl_fx.mixers import Mixer, mixer_of
 from repl_fx.surrogates.activations import is_activation
 from repl_fx.surrogates.blend import BlendSynthesis, on_state, output_axis, refuse_unlike, weights_to_blend
 from repl_fx.surrogates.branches import has_no_state, leading_to, silent_mixers, silent_norms
-from repl_fx.surrogates.norms import norm_at
+from repl_fx.surrogates.norms import fresh_norm, norm_at
 from repl_fx.surrogates.registry import Surrogate, check_thin_settings, register_surrogate
 from repl_fx.surrogates.site import Call, Site, shown
 from repl_fx.surrogates.windows import PictureWindows, TokenWindows, Windows
@@ -194,8 +194,7 @@ def _plan(site: Site, ratio: float) -> _Coarse:
     joins = {branch.join for branch in split.branches}
     last = max(joins)
     for node in split.spine:
-        plain = len(node.args) == 2 and not node.kwargs if node in joins else _is_identity(site, node)
-        if node <= last and not plain:
+        if node <= last and not (_is_plain_sum(node) if node in joins else _is_identity(site, node)):
             raise _Unlike(f"its spine has {node.name}, which is no plain addition")
         if node > last and not _is_passing(site, node):
             raise _Unlike(f"its spine has {node.name} behind its last addition")
@@ -245,11 +244,13 @@ def _coarser(site: Site, node: fx.Node, values: Mapping[fx.Node, Any], sizes: Ma
     outside = [f for f in node.all_input_nodes if f not in values and isinstance(f.meta.get("val"), Tensor)]
     if any(f.op != "get_attr" for f in outside):
         raise _Unlike(f"{node.name} reads a value from outside the block")
-    if node not in {branch.join for branch in site.split.branches} and _written(site, node) in (
-        site.input,
-        *site.split.spine,
-    ):
+    joined = any(node is branch.join for branch in site.split.branches)
+    if not joined and _written(site, node) in {site.input, *site.split.spine}:
         raise _Unlike(f"{node.name} writes into the stream")
+    mixer = mixer_of(site.graph_module, node)
+    if mixer is not None and (mixer.weight is None or (mixer.kind == "conv" and not mixer.centred)):
+        # A masked or causal convolution would see what it must not in the mean over a window.
+        raise _Unlike(f"{node.name} is of a kind that may look to one side alone")
 
     def smaller(argument: Any) -> Any:
         return sizes.get(argument, argument) if type(argument) is int else argument
@@ -275,6 +276,10 @@ def _written(site: Site, node: fx.Node) -> fx.Node | None:
     return given if isinstance(given, fx.Node) else None
 
 
+def _is_plain_sum(node: fx.Node) -> bool:
+    return len(node.args) == 2 and not node.kwargs
+
+
 def _is_identity(site: Site, node: fx.Node) -> bool:
     return node.op == "call_module" and type(site.graph_module.get_submodule(str(node.target))) is nn.Identity
 
@@ -297,13 +302,10 @@ def _read(node: fx.Node, weights: Mapping[str, fx.Node]) -> list[fx.Node]:
 
 def _silent_norm(site: Site, call: Call) -> str:
     """A norm like that of a call, which makes zeros at first; where it is."""
-    value = call.value
-    norm = norm_at(site.graph_module, call.node, {int(value.shape[1])})
+    channels = int(call.value.shape[1])
+    norm = norm_at(site.graph_module, call.node, {channels})
     assert norm is not None
-    like = site.tensor(site.block.parameters[0])
-    module = norm.make(int(value.shape[1]), 1, value.ndim).to(dtype=like.dtype, device=like.device)
-    nn.init.zeros_(module.weight)  # type: ignore[arg-type]
-    return site.module("norm", module)
+    return site.module("norm", fresh_norm(site, norm, channels, 1, call.value.ndim, silent=True))
 
 
 def _bias_paths(site: Site, mixer: Mixer) -> list[str]:

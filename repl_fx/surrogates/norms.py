@@ -114,6 +114,15 @@ def without_norm(
     return norm.input, norm.kind, norm.eps, weight, bias
 
 
+def fresh_norm(site: Site, norm: ThinNorm, width: int, axis: int, ndim: int, *, silent: bool) -> nn.Module:
+    """A norm made again, stored as the block's parameters are; a silent one makes zeros at first."""
+    like = site.tensor(site.block.parameters[0])
+    module = norm.make(width, axis, ndim).to(dtype=like.dtype, device=like.device)
+    if silent and isinstance(module.weight, nn.Parameter):
+        nn.init.zeros_(module.weight)
+    return module
+
+
 def find_post_norm(gm: fx.GraphModule, branch: Branch) -> fx.Node | None:
     """The batch norm that alone reads a span's output; it cannot take values that start at zero."""
     node = next(iter(branch.output.users), None)
@@ -139,6 +148,7 @@ def _computes_as_its_base(module: nn.LayerNorm | nn.RMSNorm) -> bool:
 
 
 def norm_at(gm: fx.GraphModule, node: fx.Node, channels: set[int]) -> ThinNorm | None:
+    """The norm that a node is, over as many channels as one of `channels`; None where it is none."""
     if node.op == "call_function" and node.target in _BATCH_NORM_FUNCTIONS:
         momentum, eps = _BATCH_NORM_FUNCTIONS[node.target]
         given = node.args[0].meta.get("val") if isinstance(node.args[0], fx.Node) else None

@@ -33,7 +33,7 @@ from repl_fx.mixers import CONVOLUTIONS, Mixer, mixer_of
 from repl_fx.residuals import ADDITIONS, MULTIPLICATIONS
 from repl_fx.surrogates.activations import is_activation
 from repl_fx.surrogates.branches import has_no_state, leading_to, silent_mixers, silent_norms
-from repl_fx.surrogates.norms import ThinNorm, norm_at
+from repl_fx.surrogates.norms import ThinNorm, fresh_norm, norm_at
 from repl_fx.surrogates.registry import Surrogate, check_thin_settings, register_surrogate
 from repl_fx.surrogates.site import Site, shown
 from repl_fx.surrogates.slim_weights import Cut, SlimSynthesis, SlimWeights
@@ -338,12 +338,8 @@ def _mixed(site: Site, step: _Step, given: fx.Node, weight: fx.Node, bias: fx.No
 
 def _normed(site: Site, step: _Step, given: fx.Node, number: int, *, silent: bool) -> fx.Node:
     assert step.norm is not None
-    value = given.meta["val"]
     axis = 1 if step.axis == 1 else -1
-    like = site.tensor(site.block.parameters[0])
-    module = step.norm.make(step.channels, axis, value.ndim).to(dtype=like.dtype, device=like.device)
-    if silent and isinstance(module.weight, nn.Parameter):
-        nn.init.zeros_(module.weight)
+    module = fresh_norm(site, step.norm, step.channels, axis, given.meta["val"].ndim, silent=silent)
     return site.call_module(site.module(f"norm_{number}", module), given)
 
 

@@ -252,18 +252,48 @@ def test_the_same_attention_without_a_mask_is_taken() -> None:
     assert _coarse(model, x)(x).shape == x.shape
 
 
-class _OtherWidth(nn.Module):
-    def __init__(self, width: int, hidden: int) -> None:
+class _MaskedConvolution(nn.Conv2d):
+    """Sees what lies above alone, as in PixelCNN."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        mask = torch.ones_like(self.weight)
+        mask[:, :, 2:] = 0
+        made: Tensor = self._conv_forward(x, self.weight * mask, self.bias)
+        return made
+
+
+@pytest.mark.parametrize(
+    ("convolution", "reason"),
+    [
+        (lambda: _MaskedConvolution(8, 8, 3, padding=1), "may look to one side alone"),
+        (lambda: nn.Sequential(nn.ZeroPad2d((2, 0, 2, 0)), nn.Conv2d(8, 8, 3)), "may look to one side alone"),
+        (lambda: nn.Sequential(nn.ReLU(inplace=True), nn.Conv2d(8, 8, 1)), "writes into the stream|no plain addition"),
+    ],
+)
+def test_convolutions_that_look_to_one_side_are_refused(convolution: Callable[[], nn.Module], reason: str) -> None:
+    model = nn.Sequential(*(_Around(convolution()) for _ in range(3)))
+    with pytest.raises(repl_fx.NothingToReplace, match=reason):
+        _coarse(model, torch.randn(2, 8, 8, 8))
+
+
+class _Around(nn.Module):
+    """x + inner(x)."""
+
+    def __init__(self, inner: nn.Module) -> None:
         super().__init__()
-        self.inner = nn.Sequential(nn.Conv2d(width, hidden, 1), nn.ReLU(), nn.Conv2d(hidden, width, 1))
+        self.inner = inner
 
     def forward(self, x: Tensor) -> Tensor:
         out: Tensor = x + self.inner(x)
         return out
 
 
+def _of_width(hidden: int) -> nn.Module:
+    return _Around(nn.Sequential(nn.Conv2d(8, hidden, 1), nn.ReLU(), nn.Conv2d(hidden, 8, 1)))
+
+
 def test_neighbours_of_other_sizes_are_refused_but_not_needed() -> None:
-    model, x = nn.Sequential(*(_OtherWidth(8, hidden) for hidden in (16, 24, 16))), torch.randn(2, 8, 8, 8)
+    model, x = nn.Sequential(*(_of_width(hidden) for hidden in (16, 24, 16))), torch.randn(2, 8, 8, 8)
     with pytest.raises(repl_fx.NothingToReplace, match=r"0.inner.0.weight is 16x8x1x1, its own 1.inner.0.weight is 24"):
         _coarse(model, x)
     assert _coarse(model, x, weights="own")(x).shape == x.shape
