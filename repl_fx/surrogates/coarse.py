@@ -10,11 +10,12 @@ block's last addition (a ReLU) is applied to y, at full resolution.
     W' = alpha A + beta C        for the weights of its linear layers and convolutions; A and C those of the neighbours
 
 with alpha and beta for each output channel. Norms, biases, layer scales and buffers stay the block's own. With
-`weights=own` the block keeps all its weights: a network of full depth and size, of which some blocks see less.
+`weights=own` the block keeps its weights: a network of full depth and size, of which some blocks see less.
 
 The end of each branch starts silent: the batch norm behind its last layer, or that layer's weight and bias, is zero,
-and training begins with the depth-pruned network. Where a layer scale follows, that sets how the branch begins, and W'
-starts as long as the weight that it replaces.
+and training begins with the depth-pruned network. (Blended weights that begin at their scale cost a vision transformer
+more than the layer is worth; a block that begins as it is did so in a ResNet; docs/results.md.) Where a layer scale
+follows, that sets how the branch begins, and W' starts as long as the weight that it replaces.
 
 Blocks whose positions cannot be grouped without harm are refused: a causal or masked attention would see what it must
 not, and a window of a sequence in time reaches into the future.
@@ -23,7 +24,7 @@ not, and a window of a sequence in time reaches into the future.
 from __future__ import annotations
 
 import operator
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -40,6 +41,7 @@ from repl_fx.surrogates.branches import has_no_state, leading_to, silent_mixers,
 from repl_fx.surrogates.norms import fresh_norm, norm_at
 from repl_fx.surrogates.registry import Surrogate, check_thin_settings, register_surrogate
 from repl_fx.surrogates.site import Call, Site, shown
+from repl_fx.surrogates.synthesis import Synthesis
 from repl_fx.surrogates.windows import PictureWindows, TokenWindows, Windows
 
 
@@ -97,9 +99,9 @@ class Coarse(Surrogate[CoarseConfig]):
     def build(self, site: Site) -> tuple[fx.Node, ...]:
         """Put the coarse block before the block's output."""
         coarse = _plan(site, self.config.ratio)
-        fresh = silent_norms(site) if self.config.weights == "neighbours" else set()
+        fresh = silent_norms(site)
         with site.before_node(site.block.output):
-            weights = self._weights(site) if self.config.weights == "neighbours" else {}
+            weights = self._weights(site)
             mean = coarse.windows.mean(site, site.input)
             made: dict[fx.Node, fx.Node] = {site.input: mean}
             for call in coarse.calls:
@@ -121,22 +123,29 @@ class Coarse(Surrogate[CoarseConfig]):
         return (stream,)
 
     def _weights(self, site: Site) -> dict[str, fx.Node]:
-        """What stands for parameters of the block, by path: blended weights, and biases that start at zero."""
-        names = weights_to_blend(site)
+        """What stands for parameters of the block, by path: blended weights, and those that start at zero."""
         silent = silent_mixers(site)
         ends = [mixer for branch in site.split.branches for mixer in branch.exits if mixer.node in silent]
-        zero = {str(mixer.weight) for mixer in ends if mixer.weight is not None}
+        zero = [str(mixer.weight) for mixer in ends if mixer.weight is not None]
         biases = [path for mixer in ends if mixer.bias for path in _bias_paths(site, mixer)]
-        paths = [site.counterpart_parameter(name, b) for name in names for b in site.neighbours]
-        tensors = [site.tensor(path) for path in paths]
-        synthesis = CoarseSynthesis(
-            [site.tensor(name) for name in names],
-            list(zip(tensors[::2], tensors[1::2], strict=True)),
-            [output_axis(site, name) for name in names],
-            [name in zero for name in names],
-            [site.tensor(path) for path in biases],
-            self.config.train_neighbours,
-        )
+        synthesis: Synthesis
+        if self.config.weights == "own":
+            names, paths = zero, []
+            synthesis = ZeroWeights([site.tensor(path) for path in (*zero, *biases)])
+        else:
+            names = weights_to_blend(site)
+            paths = [site.counterpart_parameter(name, b) for name in names for b in site.neighbours]
+            tensors = [site.tensor(path) for path in paths]
+            synthesis = CoarseSynthesis(
+                [site.tensor(name) for name in names],
+                list(zip(tensors[::2], tensors[1::2], strict=True)),
+                [output_axis(site, name) for name in names],
+                [name in zero for name in names],
+                [site.tensor(path) for path in biases],
+                self.config.train_neighbours,
+            )
+        if not names:
+            return {}
         made = site.synthesise("coarse", synthesis, *(site.parameter(path) for path in paths))
         return {path: site.call(operator.getitem, made, i) for i, path in enumerate((*names, *biases))}
 
@@ -169,6 +178,22 @@ class CoarseSynthesis(BlendSynthesis):
     def synthesise(self, *weights: Tensor) -> tuple[Tensor, ...]:
         """Weights of the neighbours, (before, after, before, after, …), to the blends, and the biases."""
         return (*super().synthesise(*weights), *self.biases)
+
+
+class ZeroWeights(Synthesis):
+    """Parameters that start at zero in the place of others.
+
+    Args:
+        given: those that are removed.
+    """
+
+    def __init__(self, given: Sequence[Tensor]) -> None:
+        super().__init__(train_neighbours=True)
+        self.values = nn.ParameterList(nn.Parameter(torch.zeros_like(tensor)) for tensor in given)
+
+    def synthesise(self, *weights: Tensor) -> tuple[Tensor, ...]:
+        """The parameters themselves."""
+        return tuple(self.values)
 
 
 def streams_sequence(site: Site) -> bool:

@@ -124,11 +124,11 @@ def test_pictures_are_the_docstring(weights: str) -> None:
     gm = _coarse(model, x, ratio=0.25, weights=weights)
     kernels = [own.get_parameter(f"{name}.weight") for name in ("conv1", "conv2")]
     norms = [copy.deepcopy(own.get_submodule(name)) for name in ("bn1", "bn2")]
+    as_after_training(gm)
+    (norms[1],) = (copy.deepcopy(m) for n, m in gm.named_modules() if n.endswith("norm"))
     if weights == "neighbours":
-        as_after_training(gm)
         paths = [f"blocks.{i}.{name}.weight" for name in ("conv1", "conv2") for i in (0, 2)]
         kernels = list(_synthesis(gm)(*(gm.get_parameter(path) for path in paths)))
-        (norms[1],) = (copy.deepcopy(m) for n, m in gm.named_modules() if n.endswith("norm"))
     for norm in norms:
         norm.reset_running_stats()  # type: ignore[operator]
     mean = F.avg_pool2d(stream, 2)
@@ -138,10 +138,11 @@ def test_pictures_are_the_docstring(weights: str) -> None:
     torch.testing.assert_close(gm(x), wanted)
 
 
+@pytest.mark.parametrize("weights", ["neighbours", "own"])
 @pytest.mark.parametrize("kind", NETS)
-def test_blocks_of_many_kinds_start_as_if_pruned_train_and_fold(kind: str, tmp_path: Path) -> None:
+def test_blocks_of_many_kinds_start_as_if_pruned_train_and_fold(kind: str, weights: str, tmp_path: Path) -> None:
     model, x = NETS[kind]()
-    gm = _coarse(model, x, ratio=0.25).train()
+    gm = _coarse(model, x, ratio=0.25, weights=weights).train()
     pruned = repl_fx.transform(copy.deepcopy(model), (x,), surrogate="identity").graph_module.train()
     made = gm(x)
     if kind == "layer scale":
@@ -150,9 +151,10 @@ def test_blocks_of_many_kinds_start_as_if_pruned_train_and_fold(kind: str, tmp_p
     else:
         torch.testing.assert_close(made, pruned(x))
     made.square().sum().backward()
-    grown = [p.grad for n, p in gm.named_parameters() if n.startswith("surrogates")]
-    assert grown and all(grad is not None for grad in grown)
-    assert any(grad.abs().max() > 0 for grad in grown if grad is not None)
+    grown = {n: p.grad for n, p in gm.named_parameters() if n.startswith("surrogates")}
+    assert all(grad is not None for grad in grown.values())
+    if (kind, weights) != ("layer scale", "own"):
+        assert any(grad.abs().max() > 0 for grad in grown.values() if grad is not None)
     as_after_training(gm.eval())
     with torch.no_grad():
         wanted = gm(x)
@@ -164,14 +166,19 @@ def test_blocks_of_many_kinds_start_as_if_pruned_train_and_fold(kind: str, tmp_p
     assert repl_fx.verify_onnx(gm, tmp_path / "coarse.onnx", (x,))
 
 
-@pytest.mark.parametrize("kind", NETS)
-def test_own_weights_are_those_of_the_block(kind: str) -> None:
-    model, x = NETS[kind]()
-    gm = _coarse(model, x, weights="own")
-    names = {name for name, _ in gm.named_parameters()}
-    assert names == {name for name, _ in model.named_parameters()}
-    gm.train()(x).square().sum().backward()
-    assert all(p.grad is not None for p in gm.parameters())
+def test_own_weights_are_those_of_the_block_but_for_the_ends_of_branches() -> None:
+    for kind, ends in (
+        ("batch norm", ["bn2"]),
+        ("tokens", ["attn.proj", "fc2"]),
+        ("layer scale", []),
+    ):
+        model, x = NETS[kind]()
+        gm = _coarse(model, x, weights="own")
+        block = "2" if kind == "layer scale" else "blocks.1"
+        gone = {name for name, _ in model.named_parameters()} - {name for name, _ in gm.named_parameters()}
+        assert gone == {f"{block}.{end}.{part}" for end in ends for part in ("weight", "bias")}
+        gm.train()(x).square().sum().backward()
+        assert all(p.grad is not None for p in gm.parameters())
 
 
 @pytest.mark.parametrize("kind", ["batch norm", "tokens"])
