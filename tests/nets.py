@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Collection
+from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
+
+import repl_fx
+from repl_fx.passes.fold_surrogates import is_synthesis
 
 
 class Attention(nn.Module):
@@ -152,3 +157,38 @@ def as_after_training(gm: nn.Module) -> None:
         for name, parameter in gm.named_parameters():
             if name.startswith("surrogates."):
                 parameter.add_(torch.randn_like(parameter), alpha=0.3)
+
+
+def check_starts_as_if_pruned_and_folds(
+    model: nn.Module, gm: fx.GraphModule, x: Tensor, file: Path, *, layer_scale: bool
+) -> dict[str, Tensor | None]:
+    """A rewritten net begins as the depth-pruned one, trains, folds without a difference, and exports to `file`.
+
+    Args:
+        model: what it was made from.
+        gm: the rewritten net.
+        x: its input.
+        file: of the ONNX model.
+        layer_scale: whether one sets how its branches begin, near the pruned net and not like it.
+
+    Returns:
+        The gradients at the start of the surrogates' own parameters, by name.
+    """
+    pruned = repl_fx.transform(copy.deepcopy(model), (x,), surrogate="identity").graph_module.train()
+    made = gm.train()(x)
+    if layer_scale:
+        assert not torch.equal(made, pruned(x)) and (made - pruned(x)).abs().max() < made.abs().max()
+    else:
+        torch.testing.assert_close(made, pruned(x))
+    made.square().sum().backward()
+    own = {n: p.grad for n, p in gm.named_parameters() if n.startswith("surrogates")}
+    as_after_training(gm.eval())
+    with torch.no_grad():
+        wanted = gm(x)
+        folded = repl_fx.fold(gm)
+        torch.testing.assert_close(folded(x), wanted, rtol=0, atol=0)
+        assert not any(is_synthesis(folded, node) for node in folded.graph.nodes)
+        assert not torch.allclose(wanted, pruned.eval()(x))
+    repl_fx.export_onnx(gm, file, (x,))
+    assert repl_fx.verify_onnx(gm, file, (x,))
+    return own

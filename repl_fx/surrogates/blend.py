@@ -63,7 +63,7 @@ class BlendSynthesis(Synthesis):
         self, own: list[Tensor], pairs: list[tuple[Tensor, Tensor]], axes: list[int | None], train_neighbours: bool
     ) -> None:
         super().__init__(train_neighbours)
-        gains = [start_of_blend(w, *pair, axis) for w, pair, axis in zip(own, pairs, axes, strict=True)]
+        gains = [_gain(w, *pair, axis) for w, pair, axis in zip(own, pairs, axes, strict=True)]
         self.alpha = nn.ParameterList(nn.Parameter(gain) for gain in gains)
         self.beta = nn.ParameterList(nn.Parameter(gain.clone()) for gain in gains)
 
@@ -73,7 +73,7 @@ class BlendSynthesis(Synthesis):
         return tuple(alpha * self.given(a) + beta * self.given(b) for alpha, a, beta, b in pairs)
 
 
-def start_of_blend(own: Tensor, before: Tensor, after: Tensor, axis: int | None) -> Tensor:
+def _gain(own: Tensor, before: Tensor, after: Tensor, axis: int | None) -> Tensor:
     shape = [1] * own.ndim
     if axis is not None:
         shape[axis] = own.shape[axis]

@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from torch import Tensor, fx
 
 from repl_fx.blocks import Block
+from repl_fx.mixers import Mixer
 from repl_fx.passes.split_branches import Branch
 from repl_fx.surrogates.norms import find_post_norm
 from repl_fx.surrogates.site import Site
@@ -65,11 +66,11 @@ def silent_norms(site: Site) -> set[fx.Node]:
     return {post for branch, post in posts if post is not None and starts_at_zero(gm, branch, post)}
 
 
-def silent_mixers(site: Site) -> set[fx.Node]:
+def silent_mixers(site: Site) -> list[Mixer]:
     """The mixers that end a branch and can start at zero, as no norm behind them does."""
     gm = site.graph_module
     ends = (branch for branch in site.split.branches if starts_at_zero(gm, branch, branch.output))
-    return {mixer.node for branch in ends for mixer in branch.exits}
+    return [mixer for branch in ends for mixer in branch.exits]
 
 
 def leading_to(block: Block, end: fx.Node) -> list[fx.Node]:

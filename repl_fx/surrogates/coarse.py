@@ -124,8 +124,7 @@ class Coarse(Surrogate[CoarseConfig]):
 
     def _weights(self, site: Site) -> dict[str, fx.Node]:
         """What stands for parameters of the block, by path: blended weights, and those that start at zero."""
-        silent = silent_mixers(site)
-        ends = [mixer for branch in site.split.branches for mixer in branch.exits if mixer.node in silent]
+        ends = silent_mixers(site)
         zero = [str(mixer.weight) for mixer in ends if mixer.weight is not None]
         biases = [path for mixer in ends if mixer.bias for path in _bias_paths(site, mixer)]
         synthesis: Synthesis
@@ -229,9 +228,12 @@ def _plan(site: Site, ratio: float) -> _Coarse:
     for node in leading_to(block, last):
         if node.op == "get_attr":
             continue
+        # The additions are made out of place.
+        if node not in joins and _written(site, node) in {site.input, *split.spine}:
+            raise _Unlike(f"{node.name} writes into the stream")
         coarse.calls.append(_coarser(site, node, values, windows.sizes))
         values[node] = coarse.calls[-1].value
-    if _shape(values[last]) != _shape(values[site.input]):
+    if str(values[last].shape) != str(values[site.input].shape):
         raise _Unlike(f"{last.name} has other positions than {site.input.name} at a lower resolution")
     return coarse
 
@@ -264,14 +266,11 @@ def _coarser(site: Site, node: fx.Node, values: Mapping[fx.Node, Any], sizes: Ma
     """The call of a node of the block at a lower resolution, with its own arguments but for sizes.
 
     Raises:
-        _Unlike: it reads something else than the stream, writes into it, or cannot be called so.
+        _Unlike: it reads something else than the stream, looks to one side alone, or cannot be called so.
     """
     outside = [f for f in node.all_input_nodes if f not in values and isinstance(f.meta.get("val"), Tensor)]
     if any(f.op != "get_attr" for f in outside):
         raise _Unlike(f"{node.name} reads a value from outside the block")
-    joined = any(node is branch.join for branch in site.split.branches)
-    if not joined and _written(site, node) in {site.input, *site.split.spine}:
-        raise _Unlike(f"{node.name} writes into the stream")
     mixer = mixer_of(site.graph_module, node)
     if mixer is not None and (mixer.weight is None or (mixer.kind == "conv" and not mixer.centred)):
         # A masked or causal convolution would see what it must not in the mean over a window.
@@ -339,7 +338,3 @@ def _bias_paths(site: Site, mixer: Mixer) -> list[str]:
         return [f"{mixer.node.target}.bias"]
     read = [str(feeder.target) for feeder in mixer.node.all_input_nodes if feeder.op == "get_attr"]
     return [path for path in read if path != mixer.weight and site.tensor(path).ndim == 1]
-
-
-def _shape(value: Any) -> str:
-    return str(value.shape) if isinstance(value, Tensor) else ""

@@ -133,8 +133,7 @@ class Site:
     def call_module(self, path: str, *args: Any) -> fx.Node:
         """A node that calls a module of the graph."""
         node = self._mark(self.graph_module.graph.call_module(path, args))
-        module = self.graph_module.get_submodule(path)
-        node.meta["val"] = self._computed(lambda *a: _call_on_fakes(module, a), args, {})
+        node.meta["val"] = self.computed(node, args, {})
         return node
 
     def call_elementwise(self, path: str, value: fx.Node) -> fx.Node:
@@ -245,11 +244,11 @@ class _Kind:
         return repr(pytree.tree_map_only(Tensor, lambda t: (t.dtype, t.shape), self.value))
 
 
-def _call_on_fakes(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any] | None = None) -> Any:
+def _call_on_fakes(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     """Call a module with its state replaced by tensors of the mode the arguments belong to."""
     mode = next((a.fake_mode for a in pytree.tree_leaves(args) if hasattr(a, "fake_mode")), None)
     if mode is None:
-        return module(*args, **(kwargs or {}))
+        return module(*args, **kwargs)
     state = {**dict(module.named_parameters()), **dict(module.named_buffers())}
     fakes = {name: mode.from_tensor(tensor, static_shapes=True) for name, tensor in state.items()}
     return torch.func.functional_call(module, fakes, args, kwargs)

@@ -196,7 +196,7 @@ class _Planner:
         # The axis of the channels of each value that comes from the stream.
         self.axes = {site.input: 1}
         self.steps: list[_Step] = []
-        self.silent = silent_mixers(site)
+        self.silent = {mixer.node for mixer in silent_mixers(site)}
         self.constants: set[fx.Node] = set()
 
     def add(self, node: fx.Node) -> None:

@@ -15,10 +15,17 @@ from hypothesis import strategies as st
 from torch import Tensor, fx, nn
 
 import repl_fx
-from repl_fx.passes.fold_surrogates import is_synthesis
 from repl_fx.surrogates.coarse import CoarseSynthesis
 from repl_fx.surrogates.windows import PictureWindows, TokenWindows, add_windows
-from tests.nets import ConvNet, TokenNet, TransformerBlock, as_after_training, images, tokens
+from tests.nets import (
+    ConvNet,
+    TokenNet,
+    TransformerBlock,
+    as_after_training,
+    check_starts_as_if_pruned_and_folds,
+    images,
+    tokens,
+)
 
 GRID = 17  # A class token and four by four patches.
 
@@ -142,28 +149,12 @@ def test_pictures_are_the_docstring(weights: str) -> None:
 @pytest.mark.parametrize("kind", NETS)
 def test_blocks_of_many_kinds_start_as_if_pruned_train_and_fold(kind: str, weights: str, tmp_path: Path) -> None:
     model, x = NETS[kind]()
-    gm = _coarse(model, x, ratio=0.25, weights=weights).train()
-    pruned = repl_fx.transform(copy.deepcopy(model), (x,), surrogate="identity").graph_module.train()
-    made = gm(x)
-    if kind == "layer scale":
-        # It sets how its branch begins.
-        assert not torch.equal(made, pruned(x)) and (made - pruned(x)).abs().max() < made.abs().max()
-    else:
-        torch.testing.assert_close(made, pruned(x))
-    made.square().sum().backward()
-    grown = {n: p.grad for n, p in gm.named_parameters() if n.startswith("surrogates")}
+    gm = _coarse(model, x, ratio=0.25, weights=weights)
+    file, scaled = tmp_path / "coarse.onnx", kind == "layer scale"
+    grown = check_starts_as_if_pruned_and_folds(model, gm, x, file, layer_scale=scaled)
     assert all(grad is not None for grad in grown.values())
     if (kind, weights) != ("layer scale", "own"):
         assert any(grad.abs().max() > 0 for grad in grown.values() if grad is not None)
-    as_after_training(gm.eval())
-    with torch.no_grad():
-        wanted = gm(x)
-        folded = repl_fx.fold(gm)
-        torch.testing.assert_close(folded(x), wanted, rtol=0, atol=0)
-        assert not any(is_synthesis(folded, node) for node in folded.graph.nodes)
-        assert not torch.allclose(wanted, pruned.eval()(x))
-    repl_fx.export_onnx(gm, tmp_path / "coarse.onnx", (x,))
-    assert repl_fx.verify_onnx(gm, tmp_path / "coarse.onnx", (x,))
 
 
 def test_own_weights_are_those_of_the_block_but_for_the_ends_of_branches() -> None:

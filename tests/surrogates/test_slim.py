@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable
 from pathlib import Path
 
@@ -14,7 +13,14 @@ from torch import Tensor, nn
 import repl_fx
 from repl_fx.passes.fold_surrogates import is_synthesis
 from repl_fx.surrogates.slim_weights import Cut, SlimSynthesis, SlimWeights
-from tests.nets import ConvNet, TokenNet, as_after_training, images, tokens
+from tests.nets import (
+    ConvNet,
+    TokenNet,
+    as_after_training,
+    check_starts_as_if_pruned_and_folds,
+    images,
+    tokens,
+)
 
 CHANNELS = 16
 
@@ -138,28 +144,11 @@ def test_it_is_the_block_on_its_first_channels(weights: str) -> None:
 @pytest.mark.parametrize("kind", BLOCKS)
 def test_blocks_of_many_kinds_start_as_if_pruned_train_and_fold(kind: str, weights: str, tmp_path: Path) -> None:
     model, x = _net(BLOCKS[kind]), images(4)
-    result = _slim(model, x, weights=weights)
-    gm = result.graph_module.train()
-    pruned = repl_fx.transform(copy.deepcopy(model), (x,), surrogate="identity").graph_module.train()
-    made = gm(x)
-    if kind == "next":
-        # A layer scale sets how its branch begins.
-        assert not torch.equal(made, pruned(x)) and (made - pruned(x)).abs().max() < made.abs().max()
-    else:
-        torch.testing.assert_close(made, pruned(x))
-    made.square().sum().backward()
-    own = {n: p.grad for n, p in gm.named_parameters() if n.startswith("surrogates")}
+    gm = _slim(model, x, weights=weights).graph_module
+    file, scaled = tmp_path / "slim.onnx", kind == "next"
+    own = check_starts_as_if_pruned_and_folds(model, gm, x, file, layer_scale=scaled)
     assert own and all(grad is not None for grad in own.values())
     assert any(grad.abs().max() > 0 for grad in own.values() if grad is not None)
-    as_after_training(gm.eval())
-    with torch.no_grad():
-        wanted = gm(x)
-        folded = repl_fx.fold(gm)
-        torch.testing.assert_close(folded(x), wanted, rtol=0, atol=0)
-        assert not any(is_synthesis(folded, node) for node in folded.graph.nodes)
-        assert not torch.allclose(wanted, pruned.eval()(x))
-    repl_fx.export_onnx(gm, tmp_path / "slim.onnx", (x,))
-    assert repl_fx.verify_onnx(gm, tmp_path / "slim.onnx", (x,))
 
 
 def test_every_width_shrinks_alike() -> None:
