@@ -35,6 +35,7 @@ __all__ = [
     "guards_of",
     "has_no_value",
     "is_autocast_region",
+    "is_compiled",
     "is_grad_region",
     "module_stack",
     "no_hooks_left",
@@ -79,6 +80,13 @@ def set_call_impl(module: torch.nn.Module, function: Callable[..., Any]) -> None
 def unset_call_impl(module: torch.nn.Module) -> None:
     """Undo `set_call_impl`."""
     module.__dict__.pop("_call_impl", None)
+
+
+def is_compiled(module: torch.nn.Module) -> bool:
+    """Whether a call of a module runs what `torch.compile(module)` or `module.compile()` made of it."""
+    # The class of the first kind is not named: importing it takes seconds.
+    kinds = (kind.__module__ for kind in type(module).__mro__)
+    return module._compiled_call_impl is not None or any(kind.startswith("torch._dynamo") for kind in kinds)
 
 
 @contextmanager

@@ -29,6 +29,7 @@ from repl_fx.passes.join_branches import match_decisions_
 from repl_fx.passes.lift_modules import Constants
 from repl_fx.passes.merge_modes import merge_modes
 from repl_fx.rungs import Rung, export_rung, obstacle, symbolic_rung
+from repl_fx.tracing.model_checks import misfit, require_capturable
 
 LADDER: dict[str, Rung] = {"torch.export": export_rung, "fx.symbolic_trace": symbolic_rung}
 
@@ -86,10 +87,11 @@ def capture(
         A graph module with the model's arguments, outputs, module paths and `state_dict` keys, in the model's mode.
 
     Raises:
-        BadInput: the model itself does not run on these inputs.
+        BadInput: the model itself does not run on these inputs, or is of a kind that cannot be captured.
         CaptureError: no rung of the ladder took the model; says why, with the model's file and line.
             `repl_fx.capture_parts` captures what it can of such a model.
     """
+    require_capturable(model, args, kwargs)
     source = copying.deepcopy(model) if copy else model
     args, kwargs = widen_batch(model, tuple(args), dict(kwargs or {}))
     try:
@@ -118,7 +120,7 @@ def climb(
     try:
         bind_arguments(model, args, kwargs)
     except TypeError as problem:
-        raise BadInput(misfit(model, problem, args, kwargs)) from problem
+        raise BadInput(misfit(obstacle(type(model).__name__, problem), problem, args, kwargs)) from problem
     obstacles: list[str] = []
     for name, rung in ladder.items():
         try:
@@ -298,16 +300,6 @@ def device_of(model: nn.Module, args: Sequence[Any] = (), kwargs: Mapping[str, A
     return torch.device("cpu")
 
 
-def describe_inputs(args: Sequence[Any], kwargs: Mapping[str, Any]) -> str:
-    """Example inputs in words, for messages: `x: float32[2, 3, 32, 32]`."""
-    words = []
-    for name, value in [*((str(i), v) for i, v in enumerate(args)), *kwargs.items()]:
-        for leaf in pytree.tree_leaves(value):
-            if isinstance(leaf, Tensor):
-                words.append(f"{name}: {str(leaf.dtype).removeprefix('torch.')}{list(leaf.shape)}")
-    return ", ".join(words) or "none"
-
-
 def _require_runs(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
     """Tell inputs that do not fit from a model that cannot be traced: run the model itself."""
     inputs = pytree.tree_map_only(Tensor, lambda t: t.detach().clone(), (args, kwargs))
@@ -316,15 +308,7 @@ def _require_runs(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any
         with untouched(model, buffers=True), in_mode(model, False), torch.no_grad(), own_randomness(device):
             model(*inputs[0], **inputs[1])
     except Exception as problem:
-        raise BadInput(misfit(model, problem, args, kwargs)) from problem
-
-
-def misfit(model: nn.Module, problem: Exception, args: tuple[Any, ...], kwargs: dict[str, Any]) -> str:
-    """The message that a model does not run on its example inputs."""
-    return (
-        f"{obstacle(type(model).__name__, problem)} with the example inputs ({describe_inputs(args, kwargs)}); "
-        "give inputs of the shape the model takes, with --input-shape or example_inputs()"
-    )
+        raise BadInput(misfit(obstacle(type(model).__name__, problem), problem, args, kwargs)) from problem
 
 
 def _module_tree(model: nn.Module, graphs: Iterable[fx.Graph]) -> nn.Module:

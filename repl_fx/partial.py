@@ -27,7 +27,7 @@ from torch import Tensor, fx, nn
 
 from repl_fx._torch import pytree
 from repl_fx.calls import Call, Calls, Run, Watch, run
-from repl_fx.capture import LADDER, CaptureCheck, climb, misfit, widen_batch
+from repl_fx.capture import LADDER, CaptureCheck, climb, widen_batch
 from repl_fx.capture import capture as capture_whole
 from repl_fx.errors import BadInput, CaptureError
 from repl_fx.graph import CapturedModule, share_tensors
@@ -35,6 +35,7 @@ from repl_fx.leaf_calls import is_leaf
 from repl_fx.method_calls import MethodCalls
 from repl_fx.part_search import OWN_ATTRIBUTES, PART_LADDER, Eager, Search, keep_attributes
 from repl_fx.rungs import obstacle
+from repl_fx.tracing.model_checks import misfit, require_capturable
 
 
 @dataclass(frozen=True, eq=False)
@@ -110,9 +111,10 @@ def capture_parts(
         where the model itself does not run in it on these inputs.
 
     Raises:
-        BadInput: the model does not run on these inputs.
+        BadInput: the model does not run on these inputs, or is of a kind that cannot be captured.
         CaptureError: nothing of the model could be captured, or not all of `paths`.
     """
+    require_capturable(model, args, kwargs)
     source = copying.deepcopy(model) if copy else model
     args, kwargs = widen_batch(model, tuple(args), dict(kwargs or {}))
     if paths is not None and list(paths) == [""]:
@@ -245,7 +247,7 @@ def _observe(
             reference[training] = run(source, args, kwargs, training, Watch(modules, note))
     problem = reference[False].problem
     if problem is not None:
-        raise BadInput(misfit(source, problem, args, kwargs)) from problem
+        raise BadInput(misfit(obstacle(type(source).__name__, problem), problem, args, kwargs)) from problem
     return reference, calls, methods.found
 
 

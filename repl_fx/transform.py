@@ -26,6 +26,7 @@ from repl_fx.plan import Plan, Refusal, Replacement
 from repl_fx.surrogates import Site, Surrogate, make_surrogate
 from repl_fx.surrogates.site import surrogate_path
 from repl_fx.taps import only_returned
+from repl_fx.tracing.model_checks import require_capturable, require_finite
 
 Value = TypeVar("Value")
 
@@ -200,7 +201,7 @@ def _plan(found: Sequence[_Found], options: Options) -> Plan:
         before, after = (places[neighbour.name][1] for neighbour in (pick.before, pick.after))
         site = Site(part.graph_module, block, before, after, block.inputs, options.surrogate)
         chosen = stand_in.resolve(site)
-        reason = _inner_value_used(block, chosen) or chosen.refuse(site)
+        reason = _inner_value_used(block, chosen) or _integer_weight(site, chosen) or chosen.refuse(site)
         if reason is not None:
             refusals.append(Refusal(pick.block.name, pick.repeat.name, reason))
             continue
@@ -228,6 +229,7 @@ def transform(
     seed: int = 0,
     plan: Plan | None = None,
     copy: bool = False,
+    allow_nan: bool = False,
     progress: Callable[[str], None] | None = None,
 ) -> TransformResult:
     """Rewrite a model: some of its repeated blocks become light surrogates made from the blocks around them.
@@ -240,6 +242,7 @@ def transform(
         every, surrogate, blocks, ignore, settings, seed: see `make_plan`.
         plan: a plan made before, for this model; overrides all of these.
         copy: give the result parameters of its own.
+        allow_nan: take a model with weights that are NaN or infinite, too.
         progress: called with the name of each stage as it begins.
 
     Returns:
@@ -247,10 +250,14 @@ def transform(
 
     Raises:
         NothingToReplace: no block would go; says what was found and why each was refused.
-        BadInput, CaptureError: see `capture_parts`.
+        BadInput: weights are no numbers, and see `capture_parts`.
+        CaptureError: see `capture_parts`.
         PlanMismatch: `plan` was made for another model.
     """
     tell = progress or (lambda stage: None)
+    require_capturable(model, args, kwargs)
+    if not allow_nan:
+        require_finite(model)
     args, kwargs = widen_batch(model, tuple(args), dict(kwargs or {}))
     tell("capture")
     captured = capture_parts(model, args, kwargs, copy=copy, paths=None if plan is None else plan.parts)
@@ -376,6 +383,19 @@ def _inner_value_used(block: Block, surrogate: Surrogate[Any]) -> str | None:
         return None
     used = next((tap for tap in block.taps if not only_returned(tap, block)), None)
     return None if used is None else f"its inner value {used.name} is used outside the block"
+
+
+def _integer_weight(site: Site, surrogate: Surrogate[Any]) -> str | None:
+    """Why no weights can be made from those of the neighbours; `identity` makes none."""
+    if surrogate.key == "identity":
+        return None
+    names = [*site.block.parameters, *(name for block in site.neighbours for name in block.parameters)]
+    for name in names:
+        dtype = site.tensor(name).dtype
+        if not (dtype.is_floating_point or dtype.is_complex) or dtype.itemsize == 1:
+            kind = str(dtype).removeprefix("torch.")
+            return f"{name} is {kind}, and weights can be made from floating point ones alone"
+    return None
 
 
 def _summary(captured: CapturedParts, repeats: Sequence[Repeat]) -> str:

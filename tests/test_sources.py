@@ -5,9 +5,11 @@ from __future__ import annotations
 import importlib.util
 import json
 import re
+import signal
 import sys
 import textwrap
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -97,6 +99,8 @@ def test_input_shapes(text: str, shapes: tuple[InputShape, ...]) -> None:
         ("ids:int64", "'ids:int64' has no sizes"),
         ("ids:2x3:int64:x", "has no sizes"),
         ("2x0", "has a size of 0"),
+        ("0x8", "has a size of 0"),
+        (f"2x{10**19}", "has a size that no tensor can have"),
         ("1x3x8x8", "has a batch of 1"),
         ("2x3:int46", "no type 'int46'; known are float16"),
         ("a:2x3,a:2x3", "gives 'a' twice"),
@@ -313,6 +317,67 @@ def test_a_file_that_fails_leaves_no_module_behind(write: Write, code: str, mess
     with pytest.raises(SourceError, match=message):
         load_source(str(write(code)))
     assert not {name for name in set(sys.modules) - before if name.startswith("repl_fx_source_")}
+
+
+@pytest.mark.parametrize("raised", ["SystemExit(0)", "KeyboardInterrupt", "GeneratorExit", "Odd('bad')"])
+@pytest.mark.parametrize("where", ["import", "model", "example_inputs"])
+def test_an_exception_of_any_kind_is_an_error_of_the_file(write: Write, raised: str, where: str) -> None:
+    stop = f"    raise {raised}\n"
+    code = "class Odd(BaseException):\n    pass\n" + MODEL
+    if where == "import":
+        code += f"if True:\n{stop}"
+    else:
+        head = next(line for line in code.splitlines() if line.startswith(f"def {where}("))
+        code = code.replace(f"{head}\n", f"{head}\n{stop}")
+    handler = signal.getsignal(signal.SIGINT)
+    with pytest.raises(SourceError, match=rf"{raised.split('(')[0]}.*, line \d+\)") as problem:
+        load_source(str(write(code)))
+    assert "\n" not in str(problem.value)
+    assert signal.getsignal(signal.SIGINT) is handler
+
+
+@pytest.mark.parametrize("where", ["import", "model"])
+def test_ctrl_c_still_interrupts(write: Write, where: str) -> None:
+    press = "import signal\nsignal.raise_signal(signal.SIGINT)\n"
+    body = textwrap.indent(press, "    ")
+    code = (
+        press + MODEL if where == "import" else MODEL.replace("def model(width=8):\n", f"def model(width=8):\n{body}")
+    )
+    handler = signal.getsignal(signal.SIGINT)
+    with pytest.raises(KeyboardInterrupt):
+        load_source(str(write(code)))
+    assert signal.getsignal(signal.SIGINT) is handler
+    # A KeyboardInterrupt that the file raises later is not taken for it.
+    with pytest.raises(SourceError, match="KeyboardInterrupt"):
+        load_source(str(write("raise KeyboardInterrupt\n")))
+
+
+def test_a_file_may_be_loaded_in_another_thread(write: Write) -> None:
+    good, bad = str(write(MODEL)), str(write("raise KeyboardInterrupt\n", "bad.py"))
+    with ThreadPoolExecutor(1) as pool:
+        assert run(pool.submit(load_source, good).result()).shape == (2, 8)
+        assert isinstance(pool.submit(load_source, bad).exception(), SourceError)
+
+
+def test_a_handler_of_the_file_stays(write: Write) -> None:
+    handler = signal.getsignal(signal.SIGINT)
+    try:
+        load_source(str(write(f"import signal\nsignal.signal(signal.SIGINT, signal.SIG_IGN)\n{MODEL}")))
+        assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGINT, handler)
+
+
+def test_meta_parameters(write: Write) -> None:
+    path = str(write(MODEL.replace("nn.Linear(4, width)", "nn.Linear(4, width, device='meta')")))
+    with pytest.raises(SourceError, match=r"tensors on the meta device, without values: weight and 1 more; give them"):
+        load_source(path)
+    assert load_source(path, device="meta").model.get_parameter("weight").is_meta
+
+
+def test_a_factory_that_returns_a_class(write: Write) -> None:
+    with pytest.raises(SourceError, match=r"returned the class Linear, not a model of it; return Linear\(…\)"):
+        load_source(str(write("from torch import nn\ndef model():\n    return nn.Linear\n")))
 
 
 def test_a_factory_that_returns_something_else(write: Write) -> None:

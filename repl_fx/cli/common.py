@@ -50,7 +50,13 @@ ShapeOption = Annotated[
         show_default=False,
     ),
 ]
-SeedOption = Annotated[int, typer.Option("--seed", help="Seed of random weights, inputs and surrogates.")]
+# What torch.manual_seed takes.
+SeedOption = Annotated[
+    int,
+    typer.Option(
+        "--seed", min=-(2**63), max=2**63 - 1, help="Seed of random weights, inputs and surrogates.", show_default=True
+    ),
+]
 DeviceOption = Annotated[
     str, typer.Option("--device", metavar="DEVICE", help="Where the model goes: cpu, cuda, cuda:1.")
 ]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import re
 import sys
 from collections.abc import Sequence
 from typing import Any
@@ -11,6 +12,10 @@ import typer
 from typer.core import TyperGroup
 
 DONE, FAILED, BAD, DEFECT, INTERRUPTED, CLOSED = 0, 1, 2, 70, 130, 141
+
+
+# What torch says of a tensor that no memory holds; on a CPU this is a plain RuntimeError.
+_TOO_LARGE = re.compile(r"can't allocate memory|not enough memory|Storage size calculation overflowed")
 
 
 class CheckFailed(Exception):
@@ -44,15 +49,23 @@ class Commands(TyperGroup):
             code = result if isinstance(result, int) else DONE
         except (KeyboardInterrupt, typer.Abort):
             code = INTERRUPTED
-        except Exception as error:
-            message, code = explain(error)
-            print(f"repl-fx: error: {message}", file=sys.stderr)
+        except SystemExit as error:
+            # Nobody reads stdout any more. Any other is the model's own, and must not pass for the end of the command.
+            code = CLOSED if error.code == CLOSED else _report(error)
+        except BaseException as error:
+            code = _report(error)
         if standalone_mode:
             sys.exit(code)
         return code
 
 
-def explain(error: Exception) -> tuple[str, int]:
+def _report(error: BaseException) -> int:
+    message, code = explain(error)
+    print(f"repl-fx: error: {message}", file=sys.stderr)
+    return code
+
+
+def explain(error: BaseException) -> tuple[str, int]:
     """What to say about an exception, in one line, and the exit code it means."""
     # Usage errors have this method. Their class is click's or, in later versions, that of typer's own copy of click.
     format_message = getattr(error, "format_message", None)
@@ -71,8 +84,10 @@ def explain(error: Exception) -> tuple[str, int]:
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
         where = f" at {error.filename}" if error.filename else ""
         return f"no space left{where}; free some, or choose another place with -o", BAD
-    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError" or _TOO_LARGE.search(line):
         return f"not enough memory ({line[:200]}); give smaller inputs with --input-shape, or another --device", BAD
+    if not isinstance(error, Exception):
+        return f"the model's code ended the command with {type(error).__name__}: {line[:300]}", BAD
     return (
         f"this is a defect of repl-fx: {type(error).__name__}: {line[:300]}; -v shows where, please report it",
         DEFECT,

@@ -65,6 +65,9 @@ def transform_command(
         bool,
         typer.Option("--check/--no-check", help="Check that the captured graph equals the model, bit for bit."),
     ] = True,
+    allow_nan: Annotated[
+        bool, typer.Option("--allow-nan", help="Take a model with weights that are NaN or infinite, too.")
+    ] = False,
     input_shape: ShapeOption = None,
     seed: SeedOption = 0,
     device: DeviceOption = "cpu",
@@ -99,6 +102,11 @@ def transform_command(
 
         terminal.stage("load")
         source = load_source(spec, input_shape=input_shape, seed=seed, device=device)
+        if device.startswith("meta") and (check or not dry_run):
+            raise BadInput(
+                "weights on the meta device have no values to check or to write; see what would be done with "
+                "--dry-run --no-check, or choose another --device"
+            )
         result = transform(
             source.model,
             source.args,
@@ -110,6 +118,7 @@ def transform_command(
             settings=parse_settings(settings or []) or None,
             seed=seed,
             plan=plan,
+            allow_nan=allow_nan,
             progress=terminal.stage,
         )
         checked = None
@@ -181,13 +190,15 @@ def _checked(source: Source, result: TransformResult) -> CaptureCheck:
     from repl_fx import check_capture
     from repl_fx.errors import BadInput
     from repl_fx.rungs import obstacle
+    from repl_fx.tracing.model_checks import misfit
 
     if result.captured_parts.check is not None:
         return result.captured_parts.check
     try:
         checked = check_capture(source.model, result.captured, result.args, result.kwargs)
     except Exception as problem:
-        raise BadInput(f"{obstacle(type(source.model).__name__, problem)} on its example inputs") from problem
+        what = obstacle(type(source.model).__name__, problem)
+        raise BadInput(misfit(what, problem, result.args, result.kwargs)) from problem
     if not checked:
         modes = " and ".join(name for name in ("evaluation", "training") if not getattr(checked, name))
         raise CheckFailed(

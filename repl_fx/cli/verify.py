@@ -102,6 +102,7 @@ def _sizes(text: str) -> list[int]:
     from repl_fx.errors import BadInput
 
     items = parse_list(text, "--batch")
-    if not all(item.isdecimal() and int(item) > 0 for item in items):
-        raise BadInput(f"--batch {text!r} has an item that is no positive number; write it like 1,2,5")
+    # A size of a tensor has 63 bits.
+    if not all(item.isdecimal() and 0 < int(item) < 2**63 for item in items):
+        raise BadInput(f"--batch {text!r} has an item that is no positive number of samples; write it like 1,2,5")
     return [int(item) for item in items]

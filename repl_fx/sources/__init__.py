@@ -25,6 +25,7 @@ from repl_fx.errors import BadInput, SourceError
 from repl_fx.sources import hugging_face, python_file, timm_zoo, torchvision_zoo
 from repl_fx.sources.input_shapes import parse_input_shape
 from repl_fx.sources.source import Request, Source, close_matches, seeded, to_device
+from repl_fx.tracing.model_checks import without_values
 
 __all__ = ["Source", "load_source"]
 
@@ -80,6 +81,11 @@ def load_source(
         _refuse_other_zoos(spec)
     with seeded(seed, target):
         built = build(Request(name, shapes, options, seed, torch.Generator().manual_seed(seed)))
+    valueless = [
+        name for name, tensor in (*built.model.named_parameters(), *built.model.named_buffers()) if tensor.is_meta
+    ]
+    if valueless and target.type != "meta":
+        raise SourceError(f"{spec}: the model {without_values(valueless)}")
     return Source(
         spec=spec,
         model=built.model.to(target),

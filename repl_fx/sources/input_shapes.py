@@ -39,6 +39,7 @@ _DTYPES = {
     "bool": torch.bool,
 }
 _SIZES = re.compile(r"[0-9]+(x[0-9]+)*", re.ASCII)
+_LARGEST = 2**63 - 1
 _EXAMPLE = "write it like 2x3x224x224 or ids:2x16:int64,mask:2x16:bool"
 
 
@@ -94,6 +95,8 @@ def _parse_input(part: str, text: str) -> InputShape:
     sizes = tuple(int(size) for size in fields[0].split("x"))
     if 0 in sizes:
         raise BadInput(f"input shape {text!r}: {part!r} has a size of 0; every size is at least 1")
+    if max(sizes) > _LARGEST:
+        raise BadInput(f"input shape {text!r}: {part!r} has a size that no tensor can have; {_EXAMPLE}")
     if len(fields) == 1:
         return InputShape(sizes, name)
     if fields[1] not in _DTYPES:

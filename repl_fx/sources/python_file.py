@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from repl_fx.errors import BadInput, SourceError
 from repl_fx.sources.input_shapes import random_tensor
+from repl_fx.sources.interrupts import interrupts
 from repl_fx.sources.source import Built, Request, close_matches, describe
 
 # Modules that an earlier model file imported from its own directory. They are forgotten before the next file is
@@ -47,6 +48,11 @@ def build(request: Request) -> Built:
         factory = _find_factory(module, factory_name, path)
         _check_arguments(factory, request.options, f"{path}:{factory_name}")
         model = _call(factory, request.options, f"{path}:{factory_name}", path)
+        if isinstance(model, type) and issubclass(model, nn.Module):
+            raise SourceError(
+                f"{path}:{factory_name} returned the class {model.__name__}, not a model of it; "
+                f"return {model.__name__}(…)"
+            )
         if not isinstance(model, nn.Module):
             raise SourceError(
                 f"{path}:{factory_name} returned {_a(type(model).__name__)}, not a torch.nn.Module; "
@@ -122,9 +128,12 @@ def _execute(path: Path) -> ModuleType:
     sys.modules[name] = module
     try:
         # Not through the loader: its cache takes a file that changed within a second, at the same size, for unchanged.
-        exec(compile(path.read_bytes(), str(path), "exec"), module.__dict__)
-    except (Exception, SystemExit) as error:
-        del sys.modules[name]
+        with interrupts() as interrupted:
+            exec(compile(path.read_bytes(), str(path), "exec"), module.__dict__)
+    except BaseException as error:
+        sys.modules.pop(name, None)
+        if interrupted():
+            raise
         raise SourceError(f"{path} could not be executed: {describe(error)}{_where(error, path)}") from error
     return module
 
@@ -165,8 +174,11 @@ def _check_arguments(factory: Callable[..., Any], options: Mapping[str, Any], wh
 
 def _call(function: Callable[..., Any], options: Mapping[str, Any], where: str, path: Path) -> Any:
     try:
-        return function(**options)
-    except (Exception, SystemExit) as error:
+        with interrupts() as interrupted:
+            return function(**options)
+    except BaseException as error:
+        if interrupted():
+            raise
         raise SourceError(f"{where} raised {describe(error)}{_where(error, path)}") from error
 
 

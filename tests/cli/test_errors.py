@@ -286,6 +286,73 @@ def test_what_goes_wrong_inside(
         assert loud.exit_code == code and "Traceback" in loud.stderr
 
 
+@pytest.mark.parametrize(
+    ("stop", "code"), [("SystemExit(0)", 2), ("SystemExit(1)", 2), ("GeneratorExit", 2), ("KeyboardInterrupt", 130)]
+)
+def test_a_forward_that_ends_the_process(run: Run, model_file: Path, tmp_path: Path, stop: str, code: int) -> None:
+    model_file.write_text(
+        model_file.read_text().replace("return self.head(", f"raise {stop}\n        return self.head(")
+    )
+    result = run("transform", model_file, "-o", tmp_path / "out")
+    assert result.exit_code == code
+    assert code == 130 or f"the model's code ended the command with {stop.split('(')[0]}" in one_line(result)
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("--input-shape", f"{10**18}x8"), "not enough memory"),
+        (("--input-shape", f"{10**20}x8"), "has a size that no tensor can have"),
+        (("--input-shape", f"{10**12}x8"), "not enough memory"),
+        (("--seed", f"{10**20}"), "Invalid value for '--seed'"),
+    ],
+)
+def test_numbers_that_are_too_large(
+    run: Run, model_file: Path, tmp_path: Path, arguments: tuple[str, str], message: str
+) -> None:
+    assert message in refused(run, tmp_path, model_file, *arguments)
+
+
+@pytest.mark.parametrize("batch", ["0", "2,0", "-1", "2,-3", "1.5", "", "2,,3", "٣,x", f"{10**20}"])
+def test_batches_that_are_none(run: Run, artifact: Path, batch: str) -> None:
+    line = one_line(run("verify", artifact, artifact / "model.onnx", "--batch", batch))
+    assert line.startswith(f"--batch {batch!r} has an item that is no positive number") or "empty item" in line
+
+
+def test_a_batch_that_no_memory_holds(run: Run, artifact: Path) -> None:
+    assert "not enough memory" in one_line(run("verify", artifact, artifact / "model.onnx", "--batch", f"2,{10**15}"))
+
+
+def test_example_inputs_with_a_batch_of_0(run: Run, model_file: Path, tmp_path: Path) -> None:
+    model_file.write_text(model_file.read_text().replace("torch.randn(2, 8)", "torch.randn(0, 8)"))
+    assert "a batch of 0 (0: float32[0, 8])" in refused(run, tmp_path, model_file)
+    assert "a batch of 0 (0: float32[0, 8])" in one_line(run("inspect", model_file))
+
+
+def test_weights_that_are_no_numbers(run: Run, model_file: Path, tmp_path: Path) -> None:
+    text = model_file.read_text()
+    model_file.write_text(
+        text.replace(
+            "    return Net(depth)",
+            "    net = Net(depth)\n    net.head.bias.data[1] = 1 / torch.zeros(())\n    return net",
+        )
+    )
+    assert "head.bias has 1 infinite of 3 values" in refused(run, tmp_path, model_file)
+    done = run("transform", model_file, "--dry-run", "--allow-nan")
+    assert done.exit_code == 0, done.stderr
+
+
+def test_weights_on_the_meta_device(run: Run, model_file: Path, tmp_path: Path) -> None:
+    line = refused(run, tmp_path, model_file, "--device", "meta")
+    assert "no values to check or to write" in line
+    shown = run("transform", model_file, "--device", "meta", "--dry-run", "--no-check")
+    assert shown.exit_code == 0 and "dry run" in shown.stdout, shown.stderr
+    model_file.write_text(model_file.read_text().replace("return Net(depth)", "return Net(depth).to('meta')"))
+    assert "without values: blocks.0.norm.weight and 31 more" in refused(run, tmp_path, model_file)
+    assert run("inspect", model_file, "--device", "meta").exit_code == 0
+
+
 def test_settings() -> None:
     items = ["a=1", "b=0.5", "c=true", "d=None", "e=text", "f=1e-3", "g=x=y", "h="]
     assert parse_settings(items) == {

@@ -1,0 +1,193 @@
+"""What can be said of a model before it is traced, and what to say when it does not run.
+
+A model that no tracer can take, or whose copy would not train as the model does, is refused with the reason. It would
+otherwise fail somewhere inside torch, with a message that says nothing about the model.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
+
+from repl_fx._torch import is_compiled, pytree
+from repl_fx.errors import BadInput
+
+# Modules that call another one, and expect to be called themselves, by the packages they come from.
+_WRAPPERS = ("torch.nn.parallel", "torch.distributed.fsdp")
+_QUANTISED = ("torch.ao.nn.quantized", "torch.ao.nn.intrinsic.quantized", "torchao.")
+# Live in such a package, and are of models that can be quantised and are not yet.
+_FLOATING = ("FloatFunctional", "FXFloatFunctional")
+_SHARDED = "torch.distributed"
+
+# What a message of torch is about, and what helps then.
+_HINTS = (
+    (r"dtype|scalar type|data type|have the same type|expected tensor for argument .* to have", "dtype"),
+    (r"same device|is on (cpu|cuda|meta)|device type", "device"),
+    (
+        r"shape|size|dimension|\bdims?\b|channels|broadcast|index out of range|out of bounds|numel|\bmat1\b|"
+        r"positional argument|required argument|unexpected keyword|missing a required|too many|not enough values",
+        "shape",
+    ),
+)
+_ADVICE = {
+    "dtype": "give inputs of the dtype the model takes, with example_inputs() or as in --input-shape 2x8:float64",
+    "device": "put the model and its inputs on one device",
+    "shape": "give inputs of the shape the model takes, with --input-shape or example_inputs()",
+}
+
+
+def require_capturable(model: Any, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None) -> None:
+    """Refuse a model that cannot be captured whatever its forward does.
+
+    Args:
+        model: what was given for a model.
+        args, kwargs: its example inputs.
+
+    Raises:
+        BadInput: says what of the model stands in the way, where it is, and what to give instead.
+    """
+    if torch.is_inference_mode_enabled():
+        raise BadInput("inside torch.inference_mode no gradient can be followed; call repl-fx outside of it")
+    if isinstance(model, type):
+        raise BadInput(f"{model.__name__} is a class, not a model; call it and give what it returns")
+    if not isinstance(model, nn.Module):
+        raise BadInput(f"a torch.nn.Module is needed, and this is of type {type(model).__name__}")
+    tensors = [leaf for leaf in pytree.tree_leaves((tuple(args), dict(kwargs or {}))) if isinstance(leaf, Tensor)]
+    reason = _module_in_the_way(model) or _tensor_in_the_way(model, tensors) or _mode_in_the_way(model)
+    if reason is not None:
+        raise BadInput(f"{type(model).__name__} {reason}")
+    first = next((tensor for tensor in tensors if tensor.ndim > 0), None)
+    if first is not None and first.shape[0] == 0:
+        raise BadInput(
+            f"{type(model).__name__} has example inputs with a batch of 0 ({describe_inputs(args, kwargs or {})}), "
+            "which show nothing of what it computes; give a batch of 2 or more"
+        )
+
+
+def require_finite(model: nn.Module) -> None:
+    """Refuse a model with weights that are no numbers: what it computes cannot be compared, nor trained.
+
+    Infinity in buffers and in parameters that are not trained is fine: masks are made of it.
+
+    Raises:
+        BadInput: names the tensors and how many of their values are NaN or infinite.
+    """
+    found = [f"{name} has {words}" for name, tensor in _state(model) if (words := _no_numbers(tensor))]
+    if found:
+        more = f" and {len(found) - 3} more" if len(found) > 3 else ""
+        raise BadInput(
+            f"{type(model).__name__} has weights that are no numbers: {'; '.join(found[:3])}{more}; "
+            "mend them, or go on all the same with --allow-nan (allow_nan=True)"
+        )
+
+
+def misfit(what: str, problem: Exception, args: Sequence[Any], kwargs: Mapping[str, Any]) -> str:
+    """The message that a model does not run on its example inputs, with advice where the problem is about these.
+
+    Args:
+        what: the problem in one line, with the model's name, file and line.
+        problem: the exception.
+        args, kwargs: the example inputs.
+    """
+    text = f"{what} with the example inputs ({describe_inputs(args, kwargs)})"
+    # A model may speak of its inputs in an exception of any kind, and torch does so in words alone.
+    kind = next((kind for pattern, kind in _HINTS if re.search(pattern, str(problem), re.IGNORECASE)), None)
+    return text if kind is None else f"{text}; {_ADVICE[kind]}"
+
+
+def describe_inputs(args: Sequence[Any], kwargs: Mapping[str, Any]) -> str:
+    """Example inputs in words, for messages: `x: float32[2, 3, 32, 32]`."""
+    words = []
+    for name, value in [*((str(i), v) for i, v in enumerate(args)), *kwargs.items()]:
+        for leaf in pytree.tree_leaves(value):
+            if isinstance(leaf, Tensor):
+                words.append(f"{name}: {str(leaf.dtype).removeprefix('torch.')}{list(leaf.shape)}")
+    return ", ".join(words) or "none"
+
+
+def _module_in_the_way(model: nn.Module) -> str | None:
+    for path, module in model.named_modules():
+        kind, at = type(module).__name__, f" at {path}" if path else ""
+        if isinstance(module, torch.jit.ScriptModule):
+            return (
+                f"is TorchScript{at}, whose code is compiled and cannot be traced; "
+                "give the model as it was before torch.jit"
+            )
+        if is_compiled(module):
+            return f"is compiled by torch.compile{at}; give the model as it was before, and compile the result"
+        if _comes_from(type(module), _WRAPPERS):
+            return f"is wrapped ({kind}{at}); give the module inside, and wrap the result"
+        if kind not in _FLOATING and _comes_from(type(module), _QUANTISED):
+            return f"is quantised ({kind}{at}); transform the model in floating point, and quantise the result"
+    return None
+
+
+def _comes_from(kind: type, packages: tuple[str, ...]) -> bool:
+    # Of the class itself or of one it is derived from: `fully_shard` makes a class of its own for each module.
+    return any(base.__module__.startswith(packages) for base in kind.__mro__)
+
+
+def _tensor_in_the_way(model: nn.Module, inputs: Sequence[Tensor]) -> str | None:
+    state = list(_state(model))
+    for name, tensor in state:
+        if is_lazy(tensor):
+            return f"is lazy: {name} has no shape before the first forward; run the model once, then give it"
+        if tensor.is_quantized or _comes_from(type(tensor), _QUANTISED):
+            return f"is quantised ({name}); transform the model in floating point, and quantise the result"
+        if _comes_from(type(tensor), (_SHARDED,)):
+            return f"is sharded ({name}); give the model as it was before, and shard the result"
+        if tensor.layout is not torch.strided:
+            layout = str(tensor.layout).removeprefix("torch.")
+            return f"has a parameter or buffer of layout {layout} ({name}); repl-fx rewrites dense tensors"
+        if tensor.is_inference():
+            return f"was made inside torch.inference_mode ({name}) and cannot be trained; make it outside of it"
+    valueless = [name for name, tensor in state if tensor.is_meta]
+    if valueless and len(valueless) < len(state) + len(inputs) - sum(tensor.is_meta for tensor in inputs):
+        return without_values(valueless)
+    return None
+
+
+def without_values(names: Sequence[str]) -> str:
+    """What to say of a model with tensors on the meta device."""
+    more = f" and {len(names) - 1} more" if len(names) > 1 else ""
+    return (
+        f"has tensors on the meta device, without values: {names[0]}{more}; give them values in the factory "
+        "(to_empty, then initialise), or inspect model and inputs together with --device meta"
+    )
+
+
+def _mode_in_the_way(model: nn.Module) -> str | None:
+    modes = [(module, module.training) for module in model.modules()]
+    for training in (True, False):
+        try:
+            model.train(training)
+        except Exception as problem:
+            mode = "training" if training else "evaluation"
+            words = " ".join(str(problem).split())
+            return f"refuses {mode} mode ({type(problem).__name__}: {words}), and both modes are captured"
+        finally:
+            for module, mode_before in modes:
+                module.training = mode_before
+    return None
+
+
+def _state(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    yield from model.named_parameters()
+    yield from model.named_buffers()
+
+
+def _no_numbers(tensor: Tensor) -> str:
+    """How many values of a tensor are no numbers, in words; empty where it is as it may be."""
+    if tensor.is_meta or not (tensor.is_floating_point() or tensor.is_complex()):
+        return ""
+    # Types of 8 bits know no such questions.
+    values = tensor.detach().float() if tensor.element_size() == 1 else tensor.detach()
+    nan = int(values.isnan().sum())
+    infinite = int(values.isinf().sum()) if tensor.requires_grad else 0
+    counts = [f"{count} {kind}" for count, kind in ((nan, "NaN"), (infinite, "infinite")) if count]
+    return f"{' and '.join(counts)} of {tensor.numel()} values" if counts else ""
