@@ -1,4 +1,4 @@
-"""The attack: random networks through every stage of repl-fx, each judged right, refused with a reason, wrong or crashed.
+"""The attack: random networks through every stage of repl-fx, each judged right, refused, wrong or crashed.
 
     python -m benchmarks.attack --networks 500                the networks of seeds 0 to 499; resumes where it stopped
     python -m benchmarks.attack --minutes 30 --seed 7         as many as fit, from seed 700,000 on
@@ -115,7 +115,9 @@ def _commit() -> str:
 def report(lines: Sequence[Line]) -> str:
     """Counts of what became of networks, the reasons of refusals, and every failure with its command."""
     outcomes = Counter(line["outcome"] for line in lines)
-    text = [f"{len(lines)} networks: " + ", ".join(f"{outcomes[o]} {o}" for o in ("right", "refused", "wrong", "crashed"))]
+    text = [
+        f"{len(lines)} networks: " + ", ".join(f"{outcomes[o]} {o}" for o in ("right", "refused", "wrong", "crashed"))
+    ]
     stages: dict[str, Counter[str]] = {}
     reasons: Counter[str] = Counter()
     for line in lines:

@@ -23,9 +23,7 @@ class Attention(nn.Module):
         keep_map: whether the last attention map stays on the module, for people to look at.
     """
 
-    def __init__(
-        self, rng: random.Random, width: int, tokens: int, side: bool = False, keep_map: bool = False
-    ) -> None:
+    def __init__(self, rng: random.Random, width: int, tokens: int, side: bool = False, keep_map: bool = False) -> None:
         super().__init__()
         self.fused = rng.random() < 0.5
         self.by_hand = keep_map or rng.random() < 0.4

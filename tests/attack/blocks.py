@@ -92,6 +92,8 @@ def draw_block(rng: random.Random, stream: str, width: int, length: int, extras:
     usual = "add" if plain else rng.choice(JOINS)
     for number in range(rng.choice([1, 1, 1, 2, 2, 3]) if stream != "pictures" else rng.choice([1, 1, 2])):
         kind = rng.choice(kinds)
+        if kind == "scripted" and rng.random() < 0.6:
+            kind = "mlp"
         if extras & {"map_kept", "side"} and number == 0:
             kind = "attention"
         join = usual if rng.random() < 0.7 else "add"
@@ -169,7 +171,7 @@ class Branch(nn.Module):
         if self.norm2 is not None:
             y = self.norm2(y)
         x = self.joined(x, self.drop(y))
-        return self.norm(x) if self.place == "post" else x  # type: ignore[no-any-return]
+        return self.norm(x) if self.place == "post" else x
 
     def joined(self, x: Tensor, y: Tensor) -> Tensor:
         """The stream behind the branch."""

@@ -57,12 +57,12 @@ def judge_file(
         before.restore()
         if expected is None:
             continue
-        found = _run(session, given)
-        if found is None:
+        arrays = _run(session, given)
+        if arrays is None:
             return
-        if len(found) != len(expected):
-            raise FileDiffers(f"the file has {len(found)} outputs, not {len(expected)}")
-        for number, (tensor, array) in enumerate(zip(expected, found, strict=True)):
+        if len(arrays) != len(expected):
+            raise FileDiffers(f"the file has {len(arrays)} outputs, not {len(expected)}")
+        for number, (tensor, array) in enumerate(zip(expected, arrays, strict=True)):
             _compare(f"output {number} at batch {size or batch}", tensor, array, module, given, number)
 
 

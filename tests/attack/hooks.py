@@ -55,7 +55,7 @@ class TensorHook(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         y = x * 1.0
         if y.requires_grad:
-            y.register_hook(self.hook)
+            y.register_hook(self.hook)  # type: ignore[no-untyped-call]
         return y
 
 
@@ -77,9 +77,7 @@ def _on_pre(module: nn.Module, path: str, change: bool, count: bool) -> None:
 
 
 def _on_pre_kwargs(module: nn.Module, path: str, change: bool, count: bool) -> None:
-    hook = Counted(
-        f"pre_kwargs@{path}", (lambda m, args, kwargs: (_changed(args), kwargs)) if change else None, count
-    )
+    hook = Counted(f"pre_kwargs@{path}", (lambda m, args, kwargs: (_changed(args), kwargs)) if change else None, count)
     module.register_forward_pre_hook(hook, with_kwargs=True)
 
 
@@ -98,7 +96,8 @@ def _on_backward_pre(module: nn.Module, path: str, change: bool, count: bool) ->
 def _on_parameter(module: nn.Module, path: str, change: bool, count: bool) -> None:
     for name, parameter in module.named_parameters():
         if parameter.requires_grad:
-            parameter.register_hook(Counted(f"parameter@{path}.{name}", _changed if change else None, count))
+            hook = Counted(f"parameter@{path}.{name}", _changed if change else None, count)
+            parameter.register_hook(hook)  # type: ignore[no-untyped-call]
             return
 
 
@@ -110,7 +109,7 @@ def _on_accumulated(module: nn.Module, path: str, change: bool, count: bool) -> 
     for name, parameter in module.named_parameters():
         if parameter.requires_grad:
             hook = Counted(f"accumulated@{path}.{name}", halve if change else None, count)
-            parameter.register_post_accumulate_grad_hook(hook)
+            parameter.register_post_accumulate_grad_hook(hook)  # type: ignore[no-untyped-call]
             return
 
 

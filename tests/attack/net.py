@@ -211,9 +211,7 @@ class Net(nn.Module):
         }
         return forms[form]
 
-    def forward(
-        self, x: Any, other: Tensor | None = None, *, side: Tensor | None = None, scale: float = 1.0
-    ) -> Any:
+    def forward(self, x: Any, other: Tensor | None = None, *, side: Tensor | None = None, scale: float = 1.0) -> Any:
         if isinstance(x, dict):
             x, other = x["x"], x["other"]
         elif isinstance(x, tuple):

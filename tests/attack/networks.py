@@ -1,4 +1,4 @@
-"""Random networks, each drawn from a seed: a stem, one or two repeats of a random block, a head, and features at random.
+"""Random networks, drawn from seeds: a stem, one or two repeats of a random block, a head, and features at random.
 
     make(seed)              the network; the same for the same seed, in any process
     example_inputs(seed)    its inputs, (args, kwargs); other values for each step

@@ -1,4 +1,4 @@
-"""Small pieces that random networks are made of: norms, activations, drops, and a function with a backward of its own."""
+"""Small pieces of random networks: norms, activations, drops, and a function with a backward of its own."""
 
 from __future__ import annotations
 

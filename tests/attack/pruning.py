@@ -27,7 +27,10 @@ def prune(model: nn.Module, paths: Sequence[str | None]) -> nn.Module | None:
         module = None if path is None else model.get_submodule(path)
         if path is None or not isinstance(module, (Block, Branch)) or not module.prunable:
             return None
-        if any(m._forward_hooks or m._forward_pre_hooks or m._backward_hooks or m._backward_pre_hooks for m in module.modules()):
+        if any(
+            m._forward_hooks or m._forward_pre_hooks or m._backward_hooks or m._backward_pre_hooks
+            for m in module.modules()
+        ):
             return None
         model.set_submodule(path, Passed())
     return model

@@ -16,6 +16,8 @@ class Stateful(nn.Module):
         channel: the dimension that holds them.
     """
 
+    m: Tensor
+
     def __init__(self, width: int, channel: int) -> None:
         super().__init__()
         self.channel = channel
@@ -80,6 +82,8 @@ class BufferCopied(Stateful):
 class BufferWindow(Stateful):
     """A ring of the last means, written by index."""
 
+    ring: Tensor
+
     def __init__(self, width: int, channel: int) -> None:
         super().__init__(width, channel)
         self.register_buffer("ring", torch.zeros(3, width), persistent=False)
@@ -92,6 +96,8 @@ class BufferWindow(Stateful):
 
 class CounterBuffer(Stateful):
     """An integer buffer that counts batches and sets a scale."""
+
+    num_batches: Tensor
 
     def __init__(self, width: int, channel: int) -> None:
         super().__init__(width, channel)
@@ -250,6 +256,8 @@ class KeepsActivation(Stateful):
 
 class FrozenScale(Stateful):
     """A scale that the first training step fixes, by a flag in a buffer."""
+
+    started: Tensor
 
     def __init__(self, width: int, channel: int) -> None:
         super().__init__(width, channel)

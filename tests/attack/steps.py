@@ -53,7 +53,9 @@ def opened(value: Any) -> tuple[list[Any], str]:
         return [x for _, leaves, _ in inside for x in leaves], f"{{{', '.join(f'{k}: {w}' for k, _, w in inside)}}}"
     if isinstance(value, (tuple, list)):
         several = [opened(item) for item in value]
-        return [x for leaves, _ in several for x in leaves], f"{type(value).__name__}({', '.join(w for _, w in several)})"
+        return [
+            x for leaves, _ in several for x in leaves
+        ], f"{type(value).__name__}({', '.join(w for _, w in several)})"
     return [value], "Tensor" if isinstance(value, Tensor) else type(value).__name__
 
 
@@ -234,8 +236,11 @@ class Snapshot:
             if vars(m).keys() != attributes.keys():
                 found.append(f"the attributes of a {name}: {sorted(vars(m).keys() ^ attributes.keys())}")
             for key, value in attributes.items():
-                if vars(m).get(key) is not value and not (
-                    isinstance(value, (int, float, str, tuple)) and vars(m).get(key) == value
+                # A cache of the module's own is nobody's state.
+                if (
+                    not key.startswith("_")
+                    and vars(m).get(key) is not value
+                    and not (isinstance(value, (int, float, str, tuple)) and vars(m).get(key) == value)
                 ):
                     found.append(f"attribute {key} of a {name}")
             for key, content in contents.items():

@@ -6,6 +6,7 @@ import math
 import random
 import warnings
 from collections.abc import Callable
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -66,7 +67,9 @@ class Parametrized(nn.Module):
 
     def __init__(self, rng: random.Random, width: int) -> None:
         super().__init__()
-        kind = rng.choice([parametrizations.weight_norm, parametrizations.spectral_norm, parametrizations.orthogonal])
+        kind: Any = rng.choice(
+            [parametrizations.weight_norm, parametrizations.spectral_norm, parametrizations.orthogonal]
+        )
         self.fc1 = kind(nn.Linear(width, width))
         self.fc2 = nn.Linear(width, width)
 
@@ -173,7 +176,20 @@ class Conv1d(nn.Module):
 class Indexed(nn.Module):
     """Tensor operators at the edges: topk, gather, cumsum, where, squeeze, expand, slices, flips, rolls."""
 
-    KINDS = ("topk", "gather", "cumsum", "where", "squeeze", "expand", "slices", "flip", "roll", "masked", "sort", "pad")
+    KINDS = (
+        "topk",
+        "gather",
+        "cumsum",
+        "where",
+        "squeeze",
+        "expand",
+        "slices",
+        "flip",
+        "roll",
+        "masked",
+        "sort",
+        "pad",
+    )
 
     def __init__(self, rng: random.Random, width: int) -> None:
         super().__init__()
@@ -254,7 +270,7 @@ class Experts(nn.Module):
         gates = self.gate(x).softmax(-1)
         y = torch.stack([expert(x) for expert in self.experts], dim=-1)
         busy = F.one_hot(gates.argmax(-1), 2).to(x.dtype).mean((0, 1))
-        return (y * (gates * (1 + busy)).unsqueeze(-2)).sum(-1)
+        return (y * (gates * (1 + busy)).unsqueeze(-2)).sum(-1)  # type: ignore[no-any-return]
 
 
 Factory = Callable[[random.Random, int], nn.Module]
