@@ -14,6 +14,11 @@ settings.register_profile("fixed", derandomize=True, deadline=None)
 settings.load_profile("fixed")
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Let `tests/attack` run for longer than the default suite has time for."""
+    parser.addoption("--attack-minutes", type=float, default=0.0, help="judge further random networks for this long")
+
+
 @pytest.fixture(autouse=True)
 def _seeded() -> None:
     """Start every test from the same random state, whatever ran before it."""

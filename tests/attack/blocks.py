@@ -189,10 +189,10 @@ class Branch(nn.Module):
         if kind == "scalar":
             return x * self.alpha + y
         if kind == "gate":
-            gate = torch.sigmoid(self.gate)
-            return gate * y + (1 - gate) * x
+            gate: Tensor = torch.sigmoid(self.gate)
+            return x.add(gate * (y - x))
         if kind == "lerp":
-            return torch.lerp(x, y, torch.sigmoid(self.gate).expand_as(x))
+            return x.lerp(y, torch.sigmoid(self.gate).expand_as(x))
         if kind == "mean":
             return x + y + x.mean()
         if kind == "norm":

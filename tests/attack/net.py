@@ -164,7 +164,7 @@ class Net(nn.Module):
         if "unused" in features:
             self.unused = nn.Linear(2, 2)
         if self._tied():
-            self.head.weight = self.stem.weight  # type: ignore[assignment]
+            self.head.weight = self.stem.weight
         if "transposed_buffer" in features:
             self.square = nn.Parameter(torch.randn(width, width) / width)
             self.register_buffer("turned", self.square.detach().t())

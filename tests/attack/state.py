@@ -26,7 +26,7 @@ class Stateful(nn.Module):
     def stats(self, x: Tensor) -> Tensor:
         """The mean of each channel, (width,), cut off from the gradient."""
         others = [d for d in range(x.ndim) if d != self.channel % x.ndim]
-        return x.detach().to(self.m.dtype).mean(others)  # type: ignore[arg-type]
+        return x.detach().to(self.m.dtype).mean(others)
 
     def spread(self, values: Tensor, x: Tensor) -> Tensor:
         """Values of the channels, in a shape that adds to `x`."""
