@@ -27,6 +27,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
+from importlib import import_module
 from itertools import islice
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -194,9 +195,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if lines:
         print("\n" + report(lines))
     if options.corrupt:
-        from tests.attack.corruptor import run_corruptor
-
-        print(run_corruptor(options.seed, options.corrupt))
+        corruptor: Any = import_module("tests.attack.corruptor")
+        print(corruptor.run_corruptor(options.seed, options.corrupt))
     return int(failed)
 
 

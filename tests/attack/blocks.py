@@ -196,7 +196,7 @@ class Branch(nn.Module):
         if kind == "mean":
             return x + y + x.mean()
         if kind == "norm":
-            return 3 * x / (x.norm() + 1e-3) + y
+            return y + x.mul(3) / (x.norm() + 1e-3)
         if kind == "none":
             return y
         if kind == "view":

@@ -49,10 +49,10 @@ def test_a_seed_gives_the_same_network_each_time(seed: int) -> None:
 def test_a_seed_gives_the_same_network_in_another_process() -> None:
     program = (
         "from tests.attack import networks; model = networks.make(5);"
-        "print(networks.describe(5), sum(float(p.double().sum()) for p in model.parameters()))"
+        "print(networks.describe(5), sum(float(p.detach().double().sum()) for p in model.parameters()))"
     )
     other = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout.strip()
-    total = sum(float(p.double().sum()) for p in networks.make(5).parameters())
+    total = sum(float(p.detach().double().sum()) for p in networks.make(5).parameters())
     assert other == f"{networks.describe(5)} {total}"
 
 
