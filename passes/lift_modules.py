@@ -24,10 +24,20 @@ from torch.export.graph_signature import InputKind
 
 from repl_fx._torch import is_autocast_region, is_grad_region, pytree
 from repl_fx.graph import drop_dead
-from repl_fx.interface import Argument, InputNodes, input_names, keyword_order, locate_inputs, output_of, step_into
+from repl_fx.interface import (
+    Argument,
+    InputNodes,
+    children_of,
+    input_names,
+    keyword_order,
+    locate_inputs,
+    output_of,
+    step_into,
+)
 from repl_fx.leaf_calls import LeafCall, LeafCalls, leaf_call_operator
 from repl_fx.memory import collection_paused
 from repl_fx.runtime import AutogradCall, enter_autocast, enter_grad_mode, exit_autocast, restore_grad_mode
+from repl_fx.tracing.assigned_buffers import add_assignments
 
 _ASSERTIONS = {
     torch.ops.aten._assert_tensor_metadata.default,
@@ -64,6 +74,7 @@ def lift_modules(
     constants: Constants,
     args: Sequence[Any],
     kwargs: Mapping[str, Any],
+    assigned: Sequence[tuple[str, str]] | None = None,
 ) -> fx.Graph:
     """Rewrite an exported program as a graph over the model's own modules and state.
 
@@ -74,6 +85,8 @@ def lift_modules(
         arguments: the graph's arguments, from `repl_fx.interface.bind_arguments`.
         constants: collects the tensors the trace made.
         args, kwargs: the example inputs of the export.
+        assigned: buffers that the forward rebinds; the program then returns its own outputs and their new values as
+            a pair. None where it returns its own outputs alone.
 
     Returns:
         A graph whose targets are paths in `model` (and the names in `constants`).
@@ -84,7 +97,11 @@ def lift_modules(
     lifter = _Lifter(program, calls, model, constants)
     lifter.placeholders(InputNodes(lifter.graph, arguments), input_names(model, args, kwargs), args, kwargs)
     results = lifter.body(program.graph_module)
-    lifter.graph.output(output_of(lifter.graph, results, program.call_spec.out_spec))
+    structure = program.call_spec.out_spec
+    if assigned is not None:
+        structure = children_of(structure)[0]
+        add_assignments(lifter.graph, assigned, results[structure.num_leaves :])
+    lifter.graph.output(output_of(lifter.graph, results[: structure.num_leaves], structure))
     drop_dead(lifter.graph)
     return lifter.graph
 

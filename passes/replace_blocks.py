@@ -19,7 +19,7 @@ from torch import fx
 
 from repl_fx.blocks import Block, Repeat
 from repl_fx.errors import PlanMismatch
-from repl_fx.graph import CapturedModule, copy_graph, drop_dead, erase_dead, writes_in_place
+from repl_fx.graph import CapturedModule, copy_graph, drop_dead, erase_dead, memory_of, writes_in_place
 from repl_fx.plan import Plan, Replacement
 from repl_fx.state import prune_state_, used_by
 from repl_fx.surrogates import Site, make_surrogate
@@ -119,7 +119,7 @@ def _kept(nodes: Sequence[fx.Node]) -> set[fx.Node]:
     A slice that is written into has no user besides the write, and the write may have none: `scores[:, 1:] = chunks`.
     """
     inside = set(nodes)
-    memory = {node: _memory(node) for node in nodes}
+    memory = {node: memory_of(node) for node in nodes}
     pending = [node for node in nodes if any(user not in inside for user in node.users)]
     kept: set[fx.Node] = set()
     while pending:
@@ -131,16 +131,6 @@ def _kept(nodes: Sequence[fx.Node]) -> set[fx.Node]:
         read = {memory[node] for node in kept}
         pending = [node for node in nodes if node not in kept and writes_in_place(node) and memory[node] in read]
     return kept
-
-
-def _memory(node: fx.Node) -> fx.Node:
-    """The node that made the memory of a node's value: what a view, or a write in place, was called on."""
-    while node.op == "call_function" and node.args and isinstance(node.args[0], fx.Node):
-        schema = getattr(node.target, "_schema", None)
-        if schema is None or not schema.returns or schema.returns[0].alias_info is None:
-            break
-        node = node.args[0]
-    return node
 
 
 def _latest(value: fx.Node, forward: Mapping[fx.Node, fx.Node]) -> fx.Node:

@@ -16,6 +16,7 @@ import torch.utils._pytree as pytree
 from torch import Tensor, fx
 from torch._dispatch.python import enable_python_dispatcher
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
 __all__ = [
     "FakeTensor",
     "FakeTensorMode",
+    "OperatorsSeen",
     "autograd_calls",
     "call_impl",
     "define_operator",
@@ -32,12 +34,15 @@ __all__ = [
     "exit_autocast",
     "fake_of",
     "fixed_size",
+    "global_module_hooks",
     "guards_of",
     "has_no_value",
     "is_autocast_region",
     "is_compiled",
     "is_grad_region",
+    "memory_of",
     "module_stack",
+    "no_buffer_hooks",
     "no_hooks_left",
     "pytree",
     "quiet_tracing",
@@ -109,6 +114,25 @@ def autograd_calls(
         yield
     finally:
         base.apply = own
+
+
+@contextmanager
+def no_buffer_hooks() -> Iterator[None]:
+    """Keep torch.export from seeing assignments to buffers: it copies into those of the root, and drops the others."""
+    hooks: Any = getattr(torch.nn.modules.module, "_global_buffer_registration_hooks", {})
+    before = dict(hooks)
+    hooks.clear()
+    try:
+        yield
+    finally:
+        hooks.update(before)
+
+
+def global_module_hooks() -> bool:
+    """Whether anybody registered a hook on the calls of all modules."""
+    module: Any = torch.nn.modules.module
+    names = ("forward_hooks", "forward_pre_hooks", "backward_hooks", "backward_pre_hooks")
+    return any(getattr(module, f"_global_{name}", None) for name in names)
 
 
 @contextmanager
@@ -212,3 +236,25 @@ def fake_of(mode: Any, meta: Tensor, device: torch.device) -> Tensor:
     """A fake tensor of a mode, that says it is on `device`, from one on the meta device."""
     fake: Tensor = FakeTensor(mode, meta, device)
     return fake
+
+
+class OperatorsSeen(TorchDispatchMode):
+    """Sees each operator before it runs on tensors.
+
+    Args:
+        see: gets the operator, its arguments and keyword arguments.
+    """
+
+    def __init__(self, see: Callable[[Any, Any, Any], None]) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.see = see
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Run an operator."""
+        self.see(func, args, kwargs or {})
+        return func(*args, **(kwargs or {}))
+
+
+def memory_of(tensor: Tensor) -> int:
+    """Equal for tensors that share their memory."""
+    return int(tensor.untyped_storage()._cdata)

@@ -30,13 +30,13 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, fx, nn
 
-from repl_fx.capture import device_of
 from repl_fx.errors import ArtifactError, BadInput, CaptureError, NothingToReplace, OutputError, PlanMismatch
 from repl_fx.part_search import Eager
 from repl_fx.partial import Part, capture_as_called
 from repl_fx.plan import Plan
 from repl_fx.sources import Source, load_source
 from repl_fx.sources.source import to_device
+from repl_fx.tracing.untouched import device_of
 from repl_fx.transform import TransformResult, rewrite, transform
 
 SCHEMA = 1

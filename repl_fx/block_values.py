@@ -13,9 +13,11 @@ import numpy as np
 import numpy.typing as npt
 from torch import fx
 
+from repl_fx._torch import module_stack
 from repl_fx.block_names import BlockNames
 from repl_fx.blocks import Block
 from repl_fx.node_table import NodeTable, has_tensor, passed, passes_through
+from repl_fx.tracing.assigned_buffers import assigned_by
 
 
 @dataclass(frozen=True)
@@ -108,19 +110,27 @@ def with_passing(copies: Sequence[Sequence[fx.Node]]) -> list[dict[fx.Node, None
 
 
 def _own_numbers(nodes: dict[fx.Node, None]) -> list[fx.Node]:
-    """What a block computes from its own values besides tensors, for itself alone: sizes, truths, decisions."""
+    """What a block makes of its own values besides tensors: sizes, truths, decisions, updates of its own buffers."""
+    paths = {path for node in nodes for path in module_stack(node)}
     found: dict[fx.Node, None] = {}
     pending = list(nodes)
     while pending:
         for user in pending.pop().users:
-            if user not in nodes and user not in found and user.op == "call_function" and not has_tensor(user):
+            if user not in nodes and user not in found and not has_tensor(user) and user.op != "output":
                 found[user] = None
                 pending.append(user)
     kept: set[fx.Node] = set()
     for node in sorted(found, reverse=True):
-        if node.users and all(user in nodes or user in kept for user in node.users):
+        used = bool(node.users) and node.op == "call_function"
+        if (used or _updates_within(node, paths)) and all(user in nodes or user in kept for user in node.users):
             kept.add(node)
     return sorted(kept)
+
+
+def _updates_within(node: fx.Node, paths: set[str]) -> bool:
+    """Whether a node does nothing but update buffers of modules at some paths."""
+    buffer = str(node.target) if node.op == "call_module" else assigned_by(node)
+    return not node.users and buffer is not None and buffer.rpartition(".")[0] in paths
 
 
 def _leads(node: fx.Node, nodes: dict[fx.Node, None]) -> bool:

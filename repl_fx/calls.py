@@ -2,21 +2,22 @@
 
 from __future__ import annotations
 
-import random
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field, is_dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
 from repl_fx._torch import pytree
-from repl_fx.capture import device_of, equal_leaves, in_mode, own_randomness, untouched
 from repl_fx.interface import is_writable
+from repl_fx.tracing.equality import same_value
+from repl_fx.tracing.untouched import device_of, fresh_inputs, in_mode, seed_everything, seeded, untouched
 
 SEED = 0
+# State that a forward changes shows in the second.
+STEPS = 2
 
 
 @dataclass(frozen=True)
@@ -119,7 +120,7 @@ class Run:
     """What a model did in one mode.
 
     Attributes:
-        outputs: what it returned; None where it failed.
+        outputs: what it returned, step by step; None where it failed.
         problem: what it raised.
     """
 
@@ -171,7 +172,7 @@ def run(
     training: bool,
     watch: Watch | None = None,
 ) -> Run:
-    """Run a model for its outputs alone: it, the inputs and the random generators stay as they are.
+    """Run a model a few steps for its outputs alone: it, the inputs and the random generators stay as they are.
 
     Args:
         model: any module.
@@ -182,30 +183,20 @@ def run(
     Returns:
         Outputs, or what the model raised.
     """
-    inputs = pytree.tree_map_only(Tensor, lambda t: t.detach().clone(), (tuple(args), dict(kwargs)))
     device = device_of(model, args, kwargs)
-    with untouched(model, buffers=True), in_mode(model, training), own_randomness(device), _host_randomness():
-        torch.manual_seed(SEED)
-        random.seed(SEED)
-        np.random.seed(SEED)
-        try:
-            with torch.enable_grad(), watch.watching() if watch else _nothing():
-                outputs = model(*inputs[0], **inputs[1])
-        except Exception as problem:
-            # The model's own code runs here, and what it may raise has no common base.
-            return Run(None, problem)
-        return Run(pytree.tree_map_only(Tensor, lambda t: t.detach(), outputs), None)
-
-
-@contextmanager
-def _host_randomness() -> Iterator[None]:
-    # Eager code may draw from the generators of Python and numpy, which a capture never touches.
-    state, array_state = random.getstate(), np.random.get_state()
-    try:
-        yield
-    finally:
-        random.setstate(state)
-        np.random.set_state(array_state)
+    outputs = []
+    with untouched(model, buffers=True), in_mode(model, training), seeded(device, SEED):
+        for _ in range(STEPS):
+            seed_everything(SEED)
+            inputs = fresh_inputs(args, kwargs)
+            try:
+                with torch.enable_grad(), watch.watching() if watch else _nothing():
+                    made = model(*inputs[0], **inputs[1])
+            except Exception as problem:
+                # The model's own code runs here, and what it may raise has no common base.
+                return Run(None, problem)
+            outputs.append(pytree.tree_map_only(Tensor, lambda t: t.detach().clone(), made))
+    return Run(outputs, None)
 
 
 @contextmanager
@@ -219,20 +210,3 @@ def _blank(tensor: Tensor) -> Blank:
 
 def _a(noun: str) -> str:
     return f"an {noun}" if noun[:1].lower() in "aeiou" else f"a {noun}"
-
-
-def same_value(ours: Any, theirs: Any) -> bool:
-    """Whether two nested values are equal, bit for bit, also inside objects of the model's own classes."""
-    if type(ours) is not type(theirs):
-        return False
-    if isinstance(ours, Tensor):
-        return equal_leaves(ours, theirs)
-    if isinstance(ours, Mapping):
-        return list(ours) == list(theirs) and all(same_value(ours[key], theirs[key]) for key in ours)
-    if isinstance(ours, (tuple, list)):
-        return len(ours) == len(theirs) and all(same_value(a, b) for a, b in zip(ours, theirs, strict=True))
-    own_equality: Any = type(ours).__eq__
-    if is_dataclass(ours) or own_equality is object.__eq__:
-        inside = getattr(ours, "__dict__", {})
-        return bool(inside) and same_value(dict(inside), dict(theirs.__dict__))
-    return equal_leaves(ours, theirs)

@@ -7,9 +7,8 @@ the largest modules inside a model that can be captured, is `repl_fx.partial`.
 from __future__ import annotations
 
 import copy as copying
-from collections import OrderedDict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,15 +20,20 @@ from repl_fx.config import check_passes
 from repl_fx.errors import BadInput, BrokenGraph, CaptureError
 from repl_fx.graph import CapturedModule, fake_mode_of, share_tensors
 from repl_fx.interface import bind_arguments
+from repl_fx.leaf_calls import is_leaf
 from repl_fx.memory import collection_paused
-from repl_fx.objects import is_object, open_objects
 from repl_fx.passes.check_graph import check_graph
 from repl_fx.passes.follow_device import follow_device_
 from repl_fx.passes.join_branches import match_decisions_
 from repl_fx.passes.lift_modules import Constants
 from repl_fx.passes.merge_modes import merge_modes
 from repl_fx.rungs import Rung, export_rung, obstacle, symbolic_rung
+from repl_fx.tracing.check import CaptureCheck, compare_steps
+from repl_fx.tracing.hooks import hooks_followed
 from repl_fx.tracing.model_checks import misfit, require_capturable
+from repl_fx.tracing.python_state import StateChanges, changes_noted
+from repl_fx.tracing.settled import require_settled
+from repl_fx.tracing.untouched import device_of, fresh_inputs, in_mode, own_randomness, untouched
 
 LADDER: dict[str, Rung] = {"torch.export": export_rung, "fx.symbolic_trace": symbolic_rung}
 
@@ -53,22 +57,6 @@ class CaptureInfo:
     literals: int
     switches: int
     dynamic: dict[str, tuple[int, ...]]
-
-
-@dataclass(frozen=True)
-class CaptureCheck:
-    """Whether a captured graph computes what its source computes.
-
-    Attributes:
-        evaluation: outputs in evaluation mode are equal, bit for bit.
-        training: outputs in training mode under the same seed are equal, bit for bit.
-    """
-
-    evaluation: bool
-    training: bool
-
-    def __bool__(self) -> bool:
-        return self.evaluation and self.training
 
 
 def capture(
@@ -115,7 +103,7 @@ def climb(
 
     Raises:
         BadInput: the forward does not take these arguments.
-        CaptureError: no rung took it.
+        CaptureError: no rung took it, it has hooks that a graph would drop, or Python state that a graph has not.
     """
     try:
         bind_arguments(model, args, kwargs)
@@ -125,7 +113,7 @@ def climb(
     for name, rung in ladder.items():
         try:
             return _climb(name, rung, model, args, kwargs, tuple(obstacles))
-        except BrokenGraph:
+        except (BrokenGraph, CaptureError):
             raise
         except Exception as problem:
             obstacles.append(obstacle(name, problem))
@@ -140,12 +128,16 @@ def _climb(
     device = device_of(model, args, kwargs)
     graphs = {}
     pinned: dict[str, bool] = {}
+    changes: dict[bool, StateChanges] = {}
     for training in (True, False):
         # A region of the caller's must not be traced as one of the model's.
         with untouched(model), own_randomness(device), torch.enable_grad(), _no_autocast(device):
             model.train(training)
-            graphs[training] = rung(model, arguments, constants, args, kwargs)
+            with hooks_followed(model, is_leaf), changes_noted(model, is_leaf) as changes[training]:
+                graphs[training] = rung(model, arguments, constants, args, kwargs)
             pinned.update({p: m.training for p, m in model.named_modules() if m.training is not training})
+    for training, changed in changes.items():
+        require_settled(model, changed, args, kwargs, training)
     return _assembled(model, name, obstacles, graphs, constants, device, pinned)
 
 
@@ -180,96 +172,21 @@ def _assembled(
 
 
 def check_capture(
-    model: nn.Module, gm: fx.GraphModule, args: Sequence[Any], kwargs: Mapping[str, Any] | None = None, *, seed: int = 0
+    model: nn.Module, gm: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any] | None = None, *, seed: int = 0
 ) -> CaptureCheck:
-    """Run source and graph side by side in both modes.
+    """Run source and graph side by side, two steps in each mode, and compare outputs, buffers and gradients.
 
     Args:
-        model: the source; statistics that a training step would change are put back.
-        gm: the graph captured from it.
-        args, kwargs: inputs both can take.
+        model: the source; it and the graph are afterwards as they were.
+        gm: the graph captured from it, or the model with graphs in place of some of its modules.
+        args, kwargs: inputs both can take. Gradients are those of all parameters and of floating inputs.
         seed: for dropout and the like.
     """
     args, kwargs = widen_batch(model, tuple(args), dict(kwargs or {}))
-    device = device_of(model, args, kwargs)
-    equal = {}
-    for training in (False, True):
-        results = []
-        for module in (model, gm):
-            inputs = pytree.tree_map_only(Tensor, lambda t: t.detach().clone(), (args, kwargs))
-            with untouched(module, buffers=True), in_mode(module, training), own_randomness(device):
-                torch.manual_seed(seed)
-                with torch.enable_grad():
-                    results.append(pytree.tree_leaves(module(*inputs[0], **inputs[1])))
-        equal[training] = len(results[0]) == len(results[1]) and all(
-            equal_leaves(ours, theirs) for ours, theirs in zip(*results, strict=True)
-        )
-    return CaptureCheck(evaluation=equal[False], training=equal[True])
-
-
-def equal_leaves(ours: Any, theirs: Any) -> bool:
-    """Whether two values without structure are equal, bit for bit; NaN equals NaN."""
-    if isinstance(ours, Tensor) and isinstance(theirs, Tensor):
-        if (ours.dtype, ours.shape, ours.device) != (theirs.dtype, theirs.shape, theirs.device):
-            return False
-        # Attention with a row that is masked all over gives NaN on purpose.
-        return bool(((ours == theirs) | (ours.isnan() & theirs.isnan())).all())
-    if type(ours) is not type(theirs):
-        return False
-    if is_object(ours):
-        inside = [pytree.tree_leaves(open_objects(value)) for value in (ours, theirs)]
-        return len(inside[0]) == len(inside[1]) and all(equal_leaves(a, b) for a, b in zip(*inside, strict=True))
-    return bool(ours == theirs)
-
-
-@contextmanager
-def in_mode(model: nn.Module, training: bool) -> Iterator[None]:
-    """Put a model in one mode for a while; afterwards each of its modules has the mode it had."""
-    modes = [(module, module.training) for module in model.modules()]
-    model.train(training)
-    try:
-        yield
-    finally:
-        for module, mode in modes:
-            module.training = mode
-
-
-@contextmanager
-def untouched(model: nn.Module, *, buffers: bool = False) -> Iterator[None]:
-    """Give every module back the attributes it had, whatever a trace or a forward leaves there.
-
-    Args:
-        model: its forward may count its calls, keep an activation, replace a buffer.
-        buffers: restore the values of buffers too, for a forward on real tensors.
-    """
-    kept = [(module, dict(vars(module)), _contents(module)) for module in model.modules()]
-    values = [(buffer, buffer.detach().clone()) for buffer in model.buffers()] if buffers else []
-    try:
-        yield
-    finally:
-        for module, attributes, contents in kept:
-            vars(module).clear()
-            vars(module).update(attributes)
-            for container, content in contents:
-                container.clear()
-                if isinstance(container, list):
-                    container.extend(content)
-                else:
-                    container.update(content)
-        with torch.no_grad():
-            for buffer, value in values:
-                buffer.copy_(value)
-
-
-def _contents(module: nn.Module) -> list[tuple[Any, Any]]:
-    return [(v, copying.copy(v)) for v in vars(module).values() if type(v) in (dict, OrderedDict, list, set)]
-
-
-def own_randomness(device: torch.device) -> AbstractContextManager[None]:
-    """Leave the caller's random generators as they are."""
-    if device.type in ("cpu", "meta"):
-        return torch.random.fork_rng(devices=[])
-    return torch.random.fork_rng(devices=[device], device_type=device.type)
+    found = {mode: compare_steps(model, gm, args, kwargs, mode, seed=seed) for mode in (False, True)}
+    return CaptureCheck(
+        evaluation=not found[False], training=not found[True], differences=(*found[False], *found[True])
+    )
 
 
 def _no_autocast(device: torch.device) -> AbstractContextManager[object]:
@@ -291,21 +208,12 @@ def widen_batch(
     return pytree.tree_map_only(Tensor, lambda t: torch.cat([t, t]), (args, kwargs))  # type: ignore[no-any-return]
 
 
-def device_of(model: nn.Module, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None) -> torch.device:
-    """Where a model lives: the device of its first parameter or buffer, or of the first input."""
-    inputs = pytree.tree_leaves((tuple(args), dict(kwargs or {})))
-    for value in (*model.parameters(), *model.buffers(), *inputs):
-        if isinstance(value, Tensor):
-            return value.device
-    return torch.device("cpu")
-
-
 def _require_runs(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
     """Tell inputs that do not fit from a model that cannot be traced: run the model itself."""
-    inputs = pytree.tree_map_only(Tensor, lambda t: t.detach().clone(), (args, kwargs))
+    inputs = fresh_inputs(args, kwargs)
     device = device_of(model, args, kwargs)
     try:
-        with untouched(model, buffers=True), in_mode(model, False), torch.no_grad(), own_randomness(device):
+        with untouched(model, buffers=True), in_mode(model, False), torch.enable_grad(), own_randomness(device):
             model(*inputs[0], **inputs[1])
     except Exception as problem:
         raise BadInput(misfit(obstacle(type(model).__name__, problem), problem, args, kwargs)) from problem

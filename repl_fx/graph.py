@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from typing import Any, Self
 
@@ -47,6 +47,11 @@ class CapturedModule(fx.GraphModule):
         attributes = self.__dict__.get("meta", {}).get("attributes", {})
         return attributes[name] if name in attributes else super().__getattr__(name)
 
+    @property
+    def graph_root(self) -> Self:
+        """The module itself, for nodes that rebind its own buffers."""
+        return self
+
     def train(self, mode: bool = True) -> Self:
         """Set the mode, as the source's own `train` does."""
         super().train(mode)
@@ -61,6 +66,10 @@ class CapturedModule(fx.GraphModule):
         settle_decisions_(self.graph, has_effect)
         jump_over_(self.graph)
         return super().recompile()
+
+    def _deepcopy_init(self) -> Callable[..., None]:
+        # `fx.GraphModule.__init__` would look for what the nodes name, one by one.
+        return CapturedModule.__init__
 
     def __deepcopy__(self, memo: dict[int, Any]) -> CapturedModule:
         # Notes about the graph (fake mode, capture report) are not changed in place, and a fake mode cannot be copied.
@@ -240,6 +249,16 @@ def writes_in_place(node: fx.Node) -> bool:
     """Whether a node calls an operator that changes an argument."""
     schema = getattr(node.target, "_schema", None)
     return schema is not None and bool(schema.is_mutable)
+
+
+def memory_of(node: fx.Node) -> fx.Node:
+    """The node that made the memory of a node's value: what a view, or a write in place, was called on."""
+    while node.op == "call_function" and node.args and isinstance(node.args[0], fx.Node):
+        schema = getattr(node.target, "_schema", None)
+        if schema is None or not schema.returns or schema.returns[0].alias_info is None:
+            break
+        node = node.args[0]
+    return node
 
 
 def drop_dead(graph: fx.Graph) -> None:

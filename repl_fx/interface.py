@@ -154,7 +154,7 @@ def locate_inputs(
 
 def keyword_order(structure: pytree.TreeSpec) -> list[str]:
     """Names of the keyword arguments in the structure of (args, kwargs)."""
-    return list(_children(structure)[1].context)
+    return list(children_of(structure)[1].context)
 
 
 def words_for(name: str, path: Sequence[Any]) -> str:
@@ -179,7 +179,7 @@ def leaf_paths(structure: pytree.TreeSpec) -> list[tuple[Any, ...]]:
     """Where each leaf of a structure is, in order: names of attributes and keys, numbers of items."""
     if structure.is_leaf():
         return [()]
-    children = _children(structure)
+    children = children_of(structure)
     steps: Any = getattr(structure.context, "held", structure.context)
     if not isinstance(steps, (list, tuple)) or len(steps) != len(children):
         steps = range(len(children))
@@ -191,7 +191,7 @@ def output_of(graph: fx.Graph, leaves: Sequence[Any], structure: pytree.TreeSpec
     leaves = list(leaves)
     if structure.is_leaf():
         return leaves[0]
-    children = _children(structure)
+    children = children_of(structure)
     if structure.type in (tuple, list, dict):
         built = []
         for child in children:
@@ -205,7 +205,8 @@ def output_of(graph: fx.Graph, leaves: Sequence[Any], structure: pytree.TreeSpec
     return node
 
 
-def _children(structure: pytree.TreeSpec) -> list[pytree.TreeSpec]:
+def children_of(structure: pytree.TreeSpec) -> list[pytree.TreeSpec]:
+    """The structures of the parts of a nested value."""
     # torch 2.11 has children_specs, later versions children().
     children = getattr(structure, "children", None)
     return list(children()) if callable(children) else list(structure.children_specs)

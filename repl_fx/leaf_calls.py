@@ -24,6 +24,9 @@ import torch
 from torch import Tensor, nn
 
 from repl_fx._torch import autograd_calls, call_impl, define_operator, pytree, set_call_impl, unset_call_impl
+from repl_fx.tracing.mode_and_randomness import may_vary
+
+_VARIES: dict[type[nn.Module], bool] = {}
 
 # What may stand aside.
 Callee = nn.Module | type[torch.autograd.Function]
@@ -36,14 +39,23 @@ _CONSTANTS = (bool, int, float, complex, str, torch.dtype, torch.device, torch.l
 def is_leaf(module: nn.Module) -> bool:
     """Whether calls of a module stay calls in the normal form.
 
-    A leaf has no child modules and is one of `torch.nn` (or derived from one), or has no parameters: Linear, a Conv2d
-    subclass that pads, Dropout, DropPath, a rotary table. A module of the user's own with parameters is inlined, so
-    that its parameters can be seen.
+    A leaf has no child modules and is one of `torch.nn` (or derived from one), or has no parameters and may depend on
+    the mode or on random numbers: Linear, a Conv2d subclass that pads, Dropout, DropPath. All other modules of the
+    user's own are traced into, so that their parameters can be seen, and which of their arguments they read.
     """
     if any(True for _ in module.children()) or isinstance(module, _CONTAINERS):
         return False
+    # A forward that somebody put into one module belongs to that module, and not to the copy that a graph calls.
+    if "forward" in vars(module):
+        return False
     from_torch = any(base.__module__.startswith("torch.nn.") and base is not nn.Module for base in type(module).__mro__)
-    return from_torch or not any(True for _ in module.parameters(recurse=False))
+    return from_torch or (not any(True for _ in module.parameters(recurse=False)) and _varies(type(module)))
+
+
+def _varies(kind: type[nn.Module]) -> bool:
+    if kind not in _VARIES:
+        _VARIES[kind] = may_vary(kind)
+    return _VARIES[kind]
 
 
 @dataclass
@@ -76,6 +88,10 @@ class LeafCalls:
         self.calls: list[LeafCall] = []
         self.inlined = set(inlined)
         self.running = False
+
+    def stands_aside(self, module: nn.Module) -> bool:
+        """Whether calls of a module stay calls."""
+        return is_leaf(module) and module not in self.inlined
 
     def run(self, index: int, tensors: list[Tensor], symbols: list[Any]) -> list[Tensor]:
         """Run call `index` for its shapes (on fake tensors, under no tracer)."""
@@ -135,7 +151,7 @@ def record_leaf_calls(model: nn.Module, calls: LeafCalls) -> Iterator[None]:
         model: the model about to be traced; its modules are patched one by one for the time of the trace.
         calls: the table to fill; leaves in `calls.inlined` are left alone.
     """
-    leaves = [m for m in model.modules() if is_leaf(m) and m not in calls.inlined and m is not model]
+    leaves = [m for m in model.modules() if calls.stands_aside(m) and m is not model]
     _recording.append(calls)
     try:
         for module in leaves:

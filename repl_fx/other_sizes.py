@@ -13,10 +13,10 @@ import torch
 from torch import Tensor, fx, nn
 
 from repl_fx._torch import fixed_size, pytree
-from repl_fx.capture import in_mode, untouched
 from repl_fx.graph import CapturedModule
 from repl_fx.interface import bind_arguments, words_for
 from repl_fx.runtime import check_shape
+from repl_fx.tracing.untouched import in_mode, untouched
 
 # Other sizes are tried on inputs no larger than this along a dimension.
 _TRIAL_SIZE = 193

@@ -18,6 +18,7 @@ from repl_fx.graph import CapturedModule
 from repl_fx.leaf_calls import is_leaf
 from repl_fx.other_sizes import holds_at_other_sizes
 from repl_fx.rungs import Rung, export_rung, symbolic_rung
+from repl_fx.tracing.python_state import OWN_ATTRIBUTES
 
 FREE_SIZES = "torch.export"
 # Eager code chooses the sizes of what it hands to a module, and the next image may have others.
@@ -33,9 +34,6 @@ MAX_ATTEMPTS = 40
 # A replaced block has one before and one after it, each with a parameter at least.
 _FEWEST_PARAMETERS = 3
 _SMALLEST_SHARE = 0.01
-
-# What every module has of its own accord.
-OWN_ATTRIBUTES = frozenset(vars(nn.Module()))
 
 
 @dataclass(frozen=True)

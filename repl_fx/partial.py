@@ -27,15 +27,17 @@ from torch import Tensor, fx, nn
 
 from repl_fx._torch import pytree
 from repl_fx.calls import Call, Calls, Run, Watch, run
-from repl_fx.capture import LADDER, CaptureCheck, climb, widen_batch
+from repl_fx.capture import LADDER, climb, widen_batch
 from repl_fx.capture import capture as capture_whole
 from repl_fx.errors import BadInput, CaptureError
 from repl_fx.graph import CapturedModule, share_tensors
 from repl_fx.leaf_calls import is_leaf
 from repl_fx.method_calls import MethodCalls
-from repl_fx.part_search import OWN_ATTRIBUTES, PART_LADDER, Eager, Search, keep_attributes
+from repl_fx.part_search import PART_LADDER, Eager, Search, keep_attributes
 from repl_fx.rungs import obstacle
+from repl_fx.tracing.check import CaptureCheck, compare_steps
 from repl_fx.tracing.model_checks import misfit, require_capturable
+from repl_fx.tracing.python_state import OWN_ATTRIBUTES
 
 
 @dataclass(frozen=True, eq=False)
@@ -142,8 +144,8 @@ def capture_parts(
     if obstacles:
         eager.insert(0, Eager("", type(model).__name__, obstacles[0]))
     parts = tuple(Part(path, search.parts[path], *inputs[path]) for path in calls if path in inputs)
-    check = CaptureCheck(evaluation=True, training=reference[True].problem is None)
-    return CapturedParts(source, assemble(source, search.parts), parts, tuple(eager), check)
+    module = assemble(source, search.parts)
+    return CapturedParts(source, module, parts, tuple(eager), _checked(source, module, reference, args, kwargs))
 
 
 def capture_as_called(
@@ -249,6 +251,25 @@ def _observe(
     if problem is not None:
         raise BadInput(misfit(obstacle(type(source).__name__, problem), problem, args, kwargs)) from problem
     return reference, calls, methods.found
+
+
+def _checked(
+    source: nn.Module,
+    module: nn.Module,
+    reference: Mapping[bool, Run],
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+) -> CaptureCheck:
+    """Compare gradients and buffers too; outputs are equal already.
+
+    Raises:
+        CaptureError: something differs.
+    """
+    runs = [mode for mode in (False, True) if reference[mode].problem is None]
+    differences = [line for mode in runs for line in compare_steps(source, module, args, kwargs, mode)]
+    if differences:
+        raise CaptureError(type(source).__name__, [f"with graphs in it, it differs in {line}" for line in differences])
+    return CaptureCheck(evaluation=True, training=True in runs)
 
 
 def _settle(

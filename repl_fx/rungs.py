@@ -14,7 +14,15 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from repl_fx._torch import FakeTensorMode, autograd_calls, no_hooks_left, pytree, quiet_tracing
+from repl_fx._torch import (
+    FakeTensorMode,
+    OperatorsSeen,
+    autograd_calls,
+    memory_of,
+    no_hooks_left,
+    pytree,
+    quiet_tracing,
+)
 from repl_fx.decisions import Comparison
 from repl_fx.draws import Draws, constant_numbers, recorded
 from repl_fx.dynamic_shapes import auto_shapes, baked_dims, dynamic_dims
@@ -27,9 +35,14 @@ from repl_fx.passes.join_branches import join_branches, truth_for
 from repl_fx.passes.lift_modules import Constants, lift_modules
 from repl_fx.runtime import AutogradCall
 from repl_fx.size_tensors import SizeTensors
+from repl_fx.tracing.assigned_buffers import BufferAssignments, assigned_by
+from repl_fx.tracing.hooks import no_tensor_hooks
 
 _HERE = Path(__file__).parent
 _NOT_THE_MODEL = (Path(torch.__file__).parent, _HERE, _HERE.resolve(), (_HERE / "passes").resolve())
+
+# Methods that belong to the one tensor of a trace.
+_ON_ONE_TENSOR = ("register_hook", "register_post_accumulate_grad_hook", "retain_grad", "backward", "requires_grad_")
 
 Rung = Callable[[nn.Module, Sequence[Argument], Constants, tuple[Any, ...], dict[str, Any]], fx.Graph]
 
@@ -64,13 +77,15 @@ def export_rung(
         while True:
             calls = LeafCalls(inlined)
             asked = Asked()
+            assigned = BufferAssignments()
             draws = Draws(answers, lambda calls=calls: calls.running)  # type: ignore[misc]
             try:
                 with (
                     record_leaf_calls(model, calls),
                     no_hooks_left(),
+                    no_tensor_hooks(lambda calls=calls: calls.running),  # type: ignore[misc]
                     quiet_tracing(),
-                    _spelled_out(model, kwargs),
+                    _spelled_out(model, kwargs, calls, assigned),
                     SizeTensors(),
                     recorded(draws),
                     unaware_of_export(asked, unaware=not aware),
@@ -92,7 +107,8 @@ def export_rung(
             if new := (baked_dims(program) - baked if whole else set()):
                 baked.update(new)
                 continue
-            return lift_modules(program, calls, model, arguments, constants, args, kwargs), draws.asked
+            buffers = None if _is_interpreted(model) else assigned.buffers
+            return lift_modules(program, calls, model, arguments, constants, args, kwargs, buffers), draws.asked
 
     def example(condition: fx.Node) -> bool | None:
         known = {argument.name: argument.value for argument in arguments}
@@ -102,19 +118,43 @@ def export_rung(
     return join_branches(trace, example)
 
 
+def _is_interpreted(model: nn.Module) -> bool:
+    """Whether torch.export runs a model node by node, past its forward, which keeps what the nodes note.
+
+    One that rebinds buffers is traced like any other module, as its forward has to say which.
+    """
+    graphs = [module.graph for module in model.modules() if isinstance(module, fx.GraphModule)]
+    return isinstance(model, fx.GraphModule) and not any(assigned_by(node) for graph in graphs for node in graph.nodes)
+
+
 @contextmanager
-def _spelled_out(model: nn.Module, kwargs: Mapping[str, Any]) -> Iterator[None]:
+def _spelled_out(
+    model: nn.Module, kwargs: Mapping[str, Any], calls: LeafCalls, assigned: BufferAssignments
+) -> Iterator[None]:
     """Let the forward say what torch.export cannot see by itself.
 
-    Its signature names what is passed through its `**kwargs`, and objects in its result show the tensors they hold.
+    Its signature names what is passed through its `**kwargs`, objects in its result show the tensors they hold, and the
+    buffers it rebinds leave it as further results.
     """
+    if isinstance(model, fx.GraphModule) and not _is_interpreted(model):
+        kind = type(model)
+        plain: Any = type(kind.__name__, (nn.Module,), {"forward": kind.forward, "graph_root": property(lambda gm: gm)})
+        model.__class__ = plain
+        try:
+            with _spelled_out(model, kwargs, calls, assigned):
+                yield
+        finally:
+            model.__class__ = kind
+        return
     own = model.forward
     signature = inspect.signature(own)
     named = [p for p in signature.parameters.values() if p.kind is not p.VAR_KEYWORD]
     passed = [inspect.Parameter(n, inspect.Parameter.KEYWORD_ONLY) for n in kwargs if n not in signature.parameters]
 
     def forward(*args: Any, **kwargs: Any) -> Any:
-        return open_objects(own(*args, **kwargs))
+        with assigned.noted(model, lambda module: module is not model and calls.stands_aside(module)):
+            results = open_objects(own(*args, **kwargs))
+        return results, list(assigned.values)
 
     forward.__signature__ = signature.replace(parameters=[*named, *passed]) if passed else signature  # type: ignore[attr-defined]
     before = vars(model).copy()
@@ -133,7 +173,13 @@ def symbolic_rung(
     fixed = {a.name: a.value for a in arguments if not any(isinstance(v, Tensor) for v in pytree.tree_leaves(a.value))}
     tracer = _LeafTracer()
     # fx warns that it cannot assert that an odd constant stays what it was; `check_constant` does.
-    with quiet_tracing(), autograd_calls(tracer.autograd_call), constant_numbers():
+    with (
+        quiet_tracing(),
+        autograd_calls(tracer.autograd_call),
+        constant_numbers(),
+        no_tensor_hooks(lambda: False),
+        _state_unread(model),
+    ):
         traced = tracer.trace(model, {**_defaults(model), **fixed})
     graph = fx.Graph()
     inputs = InputNodes(graph, arguments)
@@ -147,6 +193,8 @@ def symbolic_rung(
             # A check that a fixed argument keeps its value, which `InputNodes` has made already.
             continue
         elif node.op == "call_method":
+            if node.target in _ON_ONE_TENSOR:
+                raise NotImplementedError(f"the forward calls {node.target}, which a graph would drop")
             method = getattr(Tensor, str(node.target))
             env[node] = graph.call_function(method, *_mapped(node, env))
         else:
@@ -170,6 +218,18 @@ def _mapped(node: fx.Node, env: Mapping[fx.Node, fx.Node]) -> Any:
 def _defaults(model: nn.Module) -> dict[str, Any]:
     parameters = inspect.signature(model.forward).parameters.values()
     return {p.name: p.default for p in parameters if p.default is not p.empty and not isinstance(p.default, Tensor)}
+
+
+def _state_unread(model: nn.Module) -> OperatorsSeen:
+    """Refuses operators on parameters and buffers themselves: fx sees none of them, and bakes in what they return."""
+    memory = {memory_of(tensor) for tensor in (*model.parameters(), *model.buffers())}
+
+    def see(operator: Any, args: Any, kwargs: Any) -> None:
+        for leaf in pytree.tree_leaves((args, kwargs)):
+            if isinstance(leaf, Tensor) and memory_of(leaf) in memory:
+                raise NotImplementedError(f"fx would bake in what {operator} computes from a parameter or a buffer")
+
+    return OperatorsSeen(see)
 
 
 class _LeafTracer(fx.Tracer):

@@ -88,6 +88,11 @@ def exit_autocast(mode: Any) -> None:
     _torch.exit_autocast(mode)
 
 
+def assign_buffer(owner: nn.Module, name: str, value: torch.Tensor) -> None:
+    """Rebind a buffer, as an assignment in the source's forward does."""
+    owner._buffers[name] = value
+
+
 def call_module(module: nn.Module, *args: Any, **kwargs: Any) -> Any:
     """Call a module that a mode switch got as an argument."""
     return module(*args, **kwargs)
@@ -114,6 +119,7 @@ class AutogradCall:
 
 
 for _function in (
+    assign_buffer,
     call_module,
     check_condition,
     check_constant,

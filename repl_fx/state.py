@@ -8,6 +8,7 @@ from torch import Tensor, fx, nn
 
 from repl_fx.graph import attribute
 from repl_fx.runtime import ModeSwitch
+from repl_fx.tracing.assigned_buffers import assigned_by
 
 
 @dataclass(frozen=True)
@@ -35,7 +36,10 @@ def used_by(gm: fx.GraphModule) -> Used:
         if node.op not in ("call_module", "get_attr"):
             continue
         value = attribute(gm, path)
-        if isinstance(value, nn.Module):
+        assigned = [buffer for user in node.users if (buffer := assigned_by(user))]
+        if node.op == "get_attr" and assigned:
+            state.update(assigned)
+        elif isinstance(value, nn.Module):
             modules.add(path)
             state.update(f"{path}.{name}" for name, _ in value.named_parameters(remove_duplicate=False))
             state.update(f"{path}.{name}" for name, _ in value.named_buffers(remove_duplicate=False))

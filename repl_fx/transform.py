@@ -26,6 +26,8 @@ from repl_fx.plan import Plan, Refusal, Replacement
 from repl_fx.surrogates import Site, Surrogate, make_surrogate
 from repl_fx.surrogates.site import surrogate_path
 from repl_fx.taps import only_returned
+from repl_fx.tracing.assigned_buffers import assigned_by
+from repl_fx.tracing.hooks import hooks_within
 from repl_fx.tracing.model_checks import require_capturable, require_finite
 
 Value = TypeVar("Value")
@@ -201,7 +203,9 @@ def _plan(found: Sequence[_Found], options: Options) -> Plan:
         before, after = (places[neighbour.name][1] for neighbour in (pick.before, pick.after))
         site = Site(part.graph_module, block, before, after, block.inputs, options.surrogate)
         chosen = stand_in.resolve(site)
-        reason = _inner_value_used(block, chosen) or _integer_weight(site, chosen) or chosen.refuse(site)
+        layers = [str(node.target) for node in block.nodes if node.op == "call_module"]
+        reason = _inner_value_used(block, chosen) or hooks_within(part.graph_module, layers)
+        reason = reason or _update_lost(block, chosen) or _integer_weight(site, chosen) or chosen.refuse(site)
         if reason is not None:
             refusals.append(Refusal(pick.block.name, pick.repeat.name, reason))
             continue
@@ -396,6 +400,14 @@ def _integer_weight(site: Site, surrogate: Surrogate[Any]) -> str | None:
             kind = str(dtype).removeprefix("torch.")
             return f"{name} is {kind}, and weights can be made from floating point ones alone"
     return None
+
+
+def _update_lost(block: Block, surrogate: Surrogate[Any]) -> str | None:
+    """Why a surrogate cannot stand in for a block that updates a buffer; identity keeps nothing that reads it."""
+    buffer = next((buffer for node in block.nodes if (buffer := assigned_by(node))), None)
+    if buffer is None or surrogate.key == "identity":
+        return None
+    return f"its forward updates buffer {buffer}, which {surrogate.key} would leave as it is"
 
 
 def _summary(captured: CapturedParts, repeats: Sequence[Repeat]) -> str:

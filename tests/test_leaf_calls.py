@@ -20,6 +20,24 @@ class Plain(nn.Module):
         return x * 2
 
 
+class Noise(nn.Module):
+    """A module of the user's own that draws random numbers."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + torch.randn_like(x)
+
+
+class Scaled(nn.Module):
+    """A module of the user's own that depends on the mode, by a function."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return scaled_in_training(x, self)
+
+
+def scaled_in_training(x: Tensor, module: nn.Module) -> Tensor:
+    return x * 2 if module.training else x
+
+
 class Scale(nn.Module):
     """A module of the user's own with a parameter."""
 
@@ -43,7 +61,9 @@ class Padded(nn.Linear):
         (Padded(2, 2), True),
         (nn.Dropout(), True),
         (nn.LSTM(2, 2), True),
-        (Plain(), True),
+        (Plain(), False),
+        (Noise(), True),
+        (Scaled(), True),
         (Scale(), False),
         (nn.Sequential(nn.ReLU()), False),
         (nn.MultiheadAttention(4, 2), False),
@@ -63,7 +83,7 @@ def calls(gm: fx.GraphModule) -> list[str]:
 def test_leaves_are_calls_and_the_rest_is_operators() -> None:
     model = nn.Sequential(nn.Linear(8, 8), Scale(), Plain(), Padded(8, 8), nn.Sequential(nn.ReLU(), nn.Dropout(0.1)))
     gm = capture(model, (torch.randn(3, 8),))
-    assert calls(gm) == ["0", "2", "3", "4.0", "4.1"]
+    assert calls(gm) == ["0", "3", "4.0", "4.1"]
     assert [str(n.target) for n in gm.graph.nodes if n.op == "get_attr"] == ["1.gain"]
     assert torch.ops.aten.mul.Tensor in [n.target for n in gm.graph.nodes]
 
@@ -82,7 +102,7 @@ class Parts(NamedTuple):
 
 class Splits(nn.Module):
     def forward(self, x: Tensor, *, at: int = 4, more: dict[str, Tensor] | None = None) -> Any:
-        extra = 0 if more is None else more["bias"]
+        extra = 0 if more is None or not self.training else more["bias"]
         return {"parts": Parts(x[:, :at] + extra, x[:, at:]), "none": None, "number": at}
 
 
@@ -138,7 +158,7 @@ def test_what_a_leaf_calls_itself_is_part_of_it() -> None:
             self.inner = [inner]
 
         def forward(self, x: Tensor) -> Any:
-            return self.inner[0](x) * 2
+            return self.inner[0](x) * (2 if self.training else 3)
 
     relu = nn.ReLU()
     model = nn.Sequential(nn.Linear(8, 8), relu, Hidden(relu))

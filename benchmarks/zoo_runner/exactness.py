@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from repl_fx.capture import untouched
+from repl_fx.tracing.untouched import untouched
 
 
 def seed_everything(seed: int) -> None:

@@ -25,8 +25,8 @@ from repl_fx.cli.group import CheckFailed
 
 if TYPE_CHECKING:
     from repl_fx import Plan, TransformResult
-    from repl_fx.capture import CaptureCheck
     from repl_fx.sources import Source
+    from repl_fx.tracing.check import CaptureCheck
 
 
 def transform_command(
@@ -203,7 +203,7 @@ def _checked(source: Source, result: TransformResult) -> CaptureCheck:
         modes = " and ".join(name for name in ("evaluation", "training") if not getattr(checked, name))
         raise CheckFailed(
             f"the captured graph of {type(source.model).__name__} does not compute what the model computes in {modes} "
-            "mode; nothing was written (--no-check goes on all the same)"
+            f"mode ({checked.differences[0]}); nothing was written (--no-check goes on all the same)"
         )
     return checked
 

@@ -19,6 +19,7 @@ from repl_fx.dynamic_shapes import auto_shapes, batch_dims, dynamic_dims
 from repl_fx.errors import BadInput, ExportError, OutputError
 from repl_fx.export.lowering import lower_
 from repl_fx.export.noise import first_line, quiet
+from repl_fx.export.stateless import drop_updates_
 from repl_fx.export.tensors import FlatInputs, FlatModule, evaluating, flatten_inputs, name_outputs
 from repl_fx.partial import graphs_in
 from repl_fx.passes.fold_surrogates import fold_surrogates
@@ -70,7 +71,8 @@ def export_onnx(
 
     Raises:
         BadInput: the inputs do not fit the module, or have a batch of 1, which cannot become dynamic.
-        ExportError: a step or an operator that the exporter refuses, or a file that the checker refuses.
+        ExportError: a step or an operator that the exporter refuses, a file that the checker refuses, or outputs that
+            depend on a buffer which each forward changes.
         OutputError: a place that cannot be written.
         NotFoldable: a surrogate whose weights depend on the input.
     """
@@ -79,6 +81,7 @@ def export_onnx(
     source = gm
     if isinstance(gm, fx.GraphModule):
         source = fold_surrogates(gm).graph_module
+        drop_updates_(source)
         lower_(source)
     with evaluating(gm, source), torch.no_grad(), quiet():
         inputs = _on_device_of(source, flatten_inputs(source, args, kwargs))

@@ -1,0 +1,86 @@
+"""Updates of buffers in evaluation mode, which an ONNX graph has no place for.
+
+    before   count = add(get_attr calls, 1);  assign_buffer(owner, "calls", count)
+    after    nothing, where no output depends on `calls`; else the export is refused
+
+Batch normalisation and the like update their statistics in training mode alone, and are exported as they evaluate.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+
+from torch import fx
+
+from repl_fx.errors import ExportError
+from repl_fx.graph import drop_dead, memory_of, writes_in_place
+from repl_fx.runtime import ModeSwitch, assign_buffer
+from repl_fx.tracing.assigned_buffers import assigned_by
+
+
+def drop_updates_(gm: fx.GraphModule) -> int:
+    """Leave out updates of buffers that no output depends on.
+
+    Args:
+        gm: changed in place.
+
+    Returns:
+        How many updates were left out.
+
+    Raises:
+        ExportError: an output depends on a buffer that each forward changes; names the buffer.
+    """
+    updates = {node: buffer for node in gm.graph.nodes for buffer in _updated(gm, node)}
+    read = _leading_to_output(gm.graph)
+    for buffer in dict.fromkeys(updates.values()):
+        if any(n.op == "get_attr" and str(n.target) == buffer for n in read):
+            raise ExportError(
+                f"the outputs depend on buffer {buffer}, which each forward changes in evaluation mode too; an ONNX "
+                "graph has no state, so it would be right for one call alone"
+            )
+    dropped = 0
+    for node in reversed(updates):
+        if not node.users:
+            gm.graph.erase_node(node)
+            dropped += 1
+    drop_dead(gm.graph)
+    return dropped
+
+
+def _updated(gm: fx.GraphModule, node: fx.Node) -> Iterator[str]:
+    """Paths of the buffers that a node changes in evaluation mode."""
+    assigned = assigned_by(node)
+    if assigned is not None:
+        yield assigned
+    elif node.op == "call_function" and writes_in_place(node):
+        made = memory_of(node)
+        if made.op == "get_attr":
+            yield str(made.target)
+    elif node.op == "call_module" and isinstance(switch := gm.get_submodule(str(node.target)), ModeSwitch):
+        given = dict(
+            zip((n for n in switch.when_evaluating.graph.nodes if n.op == "placeholder"), node.args, strict=True)
+        )
+        for inner in switch.when_evaluating.graph.nodes:
+            source = given.get(memory_of(inner)) if writes_in_place(inner) else None
+            if isinstance(source, fx.Node) and source.op == "get_attr":
+                yield str(source.target)
+            if inner.target is assign_buffer and isinstance(owner := given.get(inner.args[0]), fx.Node):
+                yield f"{owner.target}.{inner.args[1]}".removeprefix("graph_root.")
+
+
+def _leading_to_output(graph: fx.Graph) -> set[fx.Node]:
+    """The nodes that the output node depends on, by values or by memory that they write into."""
+    writers: dict[fx.Node, list[fx.Node]] = {}
+    for node in graph.nodes:
+        if node.op == "call_function" and writes_in_place(node):
+            writers.setdefault(memory_of(node), []).append(node)
+    pending: list[fx.Node] = [node for node in graph.nodes if node.op == "output"]
+    found: set[fx.Node] = set()
+    while pending:
+        node = pending.pop()
+        if node in found:
+            continue
+        found.add(node)
+        feeders: Iterable[fx.Node] = node.all_input_nodes
+        pending += [*feeders, *writers.get(memory_of(node), ())] if node.op != "get_attr" else list(feeders)
+    return found

@@ -1,0 +1,167 @@
+"""Whether a graph does what its source does: two steps in each mode, to the bit."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from repl_fx._torch import pytree
+from repl_fx.objects import open_objects
+from repl_fx.tracing.equality import equal_leaves
+from repl_fx.tracing.untouched import device_of, in_mode, seed_everything, seeded, untouched
+
+STEPS = 2
+
+
+@dataclass(frozen=True)
+class CaptureCheck:
+    """Whether a captured graph does what its source does: in two consecutive steps in each mode, bit for bit.
+
+    Attributes:
+        evaluation: outputs, buffers and gradients in evaluation mode are equal.
+        training: likewise in training mode under the same seed.
+        differences: one line for each thing that differs.
+    """
+
+    evaluation: bool
+    training: bool
+    differences: tuple[str, ...] = ()
+
+    def __bool__(self) -> bool:
+        return self.evaluation and self.training
+
+
+@dataclass
+class _Step:
+    """What one step of a module did, by names for messages.
+
+    Attributes:
+        outputs: the leaves of what it returned; no tensor has a history.
+        state: values of buffers and gradients; None for a parameter or an input that got none.
+        problem: what the backward pass raised.
+    """
+
+    outputs: list[Any]
+    state: dict[str, Tensor | None] = field(default_factory=dict)
+    problem: str | None = None
+
+
+def compare_steps(
+    model: nn.Module,
+    module: nn.Module,
+    args: Sequence[Any],
+    kwargs: Mapping[str, Any],
+    training: bool,
+    *,
+    seed: int = 0,
+) -> tuple[str, ...]:
+    """Run two modules two steps each, in one mode, and compare all they do.
+
+    A step is a forward and a backward pass; the first in evaluation mode has no backward pass, and inputs require
+    gradients in the second step alone, so that what a forward does without them is compared too.
+
+    Args:
+        model: the source; it and `module` are afterwards as they were.
+        module: what should equal it; its parameters and buffers may be the source's.
+        args, kwargs: inputs both can take.
+        training: the mode.
+        seed: for dropout and the like, one higher in the second step.
+
+    Returns:
+        One line for each thing that differs; empty where both did the same.
+    """
+    ours = _steps(model, args, kwargs, training, seed)
+    theirs = _steps(module, args, kwargs, training, seed)
+    mode = "training" if training else "evaluation"
+    found = []
+    for number, (one, other) in enumerate(zip(ours, theirs, strict=True), start=1):
+        found += [f"{mode}, step {number}: {difference}" for difference in _differences(one, other)]
+    return tuple(found)
+
+
+def _steps(module: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any], training: bool, seed: int) -> list[_Step]:
+    device = device_of(module, args, kwargs)
+    with (
+        untouched(module, buffers=True, parameters=True),
+        in_mode(module, training),
+        seeded(device, seed),
+        torch.enable_grad(),
+    ):
+        return [
+            _step(module, args, kwargs, seed + number, backward=training or number > 0, inputs=number > 0)
+            for number in range(STEPS)
+        ]
+
+
+def _step(
+    module: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any], seed: int, *, backward: bool, inputs: bool
+) -> _Step:
+    seed_everything(seed)
+    wanted: dict[str, Tensor] = {}
+
+    def given(path: Any, value: Any) -> Any:
+        if not isinstance(value, Tensor):
+            return value
+        copied = value.detach().clone()
+        if not inputs or not backward or not (copied.is_floating_point() or copied.is_complex()):
+            return copied
+        wanted[f"input {pytree.keystr(path)}"] = copied.requires_grad_()
+        # A forward may change its input in place, which autograd forbids for a leaf.
+        return copied.clone()
+
+    own_args, own_kwargs = pytree.tree_map_with_path(given, (tuple(args), dict(kwargs)))
+    outputs = pytree.tree_leaves(open_objects(module(*own_args, **own_kwargs)))
+    step = _Step([value.detach().clone() if isinstance(value, Tensor) else value for value in outputs])
+    loss = loss_of(outputs) if backward else None
+    if loss is not None:
+        wanted.update({name: p for name, p in module.named_parameters() if p.requires_grad})
+        try:
+            gradients = torch.autograd.grad(loss, list(wanted.values()), allow_unused=True)
+        except RuntimeError as problem:
+            # A forward that keeps its history has no second backward pass; then neither has the graph.
+            step.problem = str(problem).splitlines()[0]
+        else:
+            step.state.update((f"the gradient of {n}", g) for n, g in zip(wanted, gradients, strict=True))
+    buffers = module.named_buffers(remove_duplicate=False)
+    step.state.update((f"buffer {name}", buffer.detach().clone()) for name, buffer in buffers)
+    return step
+
+
+def loss_of(outputs: Sequence[Any]) -> Tensor | None:
+    """One number that every floating output which requires a gradient has a part in; None where there is none."""
+    parts = [value for value in outputs if isinstance(value, Tensor) and value.requires_grad]
+    real = [torch.view_as_real(part) if part.is_complex() else part for part in parts]
+    return torch.stack([((part.float() - 0.5) ** 2).mean() for part in real]).sum() if real else None
+
+
+def _differences(ours: _Step, theirs: _Step) -> list[str]:
+    if len(ours.outputs) != len(theirs.outputs):
+        return [f"{len(theirs.outputs)} outputs, not {len(ours.outputs)}"]
+    found = [
+        f"output {index}{_by_how_much(one, other)}"
+        for index, (one, other) in enumerate(zip(ours.outputs, theirs.outputs, strict=True))
+        if not equal_leaves(one, other)
+    ]
+    if ours.problem != theirs.problem:
+        found.append(f"the backward pass: {theirs.problem or 'no error'}, not {ours.problem or 'no error'}")
+    for name, value in ours.state.items():
+        other = theirs.state.get(name)
+        # Parameters that the graph has under another of their names are compared under that.
+        if value is None or other is None:
+            if value is not other:
+                found.append(name)
+        elif not equal_leaves(value, other):
+            found.append(f"{name}{_by_how_much(value, other)}")
+    return found
+
+
+def _by_how_much(ours: Any, theirs: Any) -> str:
+    if not isinstance(ours, Tensor) or not isinstance(theirs, Tensor) or ours.shape != theirs.shape:
+        return " is another"
+    if ours.dtype != theirs.dtype or ours.is_complex() or not ours.numel():
+        return " is another"
+    return f" differs by up to {(ours.double() - theirs.double()).abs().max().item():.3g}"

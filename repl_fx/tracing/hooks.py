@@ -1,0 +1,176 @@
+"""Hooks that a graph would drop: followed, or refused by name, so that the module stays eager.
+
+A leaf module keeps its hooks, because the graph calls it as the source does. A module that is traced into is not called
+any more: a forward hook of it that changes a value is traced like the forward, one that looks, counts or keeps is
+refused, and so are backward hooks. A hook on a tensor inside the forward belongs to the one tensor of the trace.
+"""
+
+from __future__ import annotations
+
+import functools
+import sys
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack, contextmanager
+from types import FunctionType, MethodType, ModuleType
+from typing import Any
+from unittest.mock import patch
+
+import torch
+from torch import Tensor, nn
+
+from repl_fx._torch import global_module_hooks
+from repl_fx.errors import CaptureError
+from repl_fx.tracing.python_state import Change, PythonState
+
+_FORWARD = {"_forward_hooks": "forward hook", "_forward_pre_hooks": "forward pre-hook"}
+_BACKWARD = {"_backward_hooks": "backward hook", "_backward_pre_hooks": "backward pre-hook"}
+# Hooks that act in a forward that asks for them alone, through values which a trace sees.
+_FOLLOWED = ("transformers.utils.output_capturing",)
+_ON_TENSORS: tuple[tuple[Any, str], ...] = (
+    (Tensor, "register_hook"),
+    (Tensor, "register_post_accumulate_grad_hook"),
+    (Tensor, "retain_grad"),
+    (torch.autograd.graph, "register_multi_grad_hook"),
+    (torch.autograd.graph.saved_tensors_hooks, "__init__"),
+    (torch.autograd.graph.save_on_cpu, "__init__"),
+)
+
+
+@contextmanager
+def hooks_followed(model: nn.Module, stands_aside: Callable[[nn.Module], bool]) -> Iterator[None]:
+    """Trace through forward hooks that change a value and do nothing else; refuse other hooks that would be dropped.
+
+    Args:
+        model: about to be traced. State that its hooks change meanwhile is put back.
+        stands_aside: whether calls of a module stay calls, with their hooks.
+
+    Raises:
+        CaptureError: names the hook and its module.
+    """
+    if global_module_hooks():
+        raise _refusal(model, "a hook on all modules is registered")
+    state = PythonState(nn.Module(), values=_reached_by_hooks(model))
+    watched: list[_Watched] = []
+    for path, module in model.named_modules():
+        if module is not model and stands_aside(module):
+            continue
+        for registry, kind in _BACKWARD.items():
+            for hook in (getattr(module, registry, None) or {}).values():
+                raise _refusal(model, f"{path or 'the model'} has a {kind} ({hook_name(hook)})")
+        for registry, kind in _FORWARD.items():
+            hooks = getattr(module, registry)
+            for key, hook in list(hooks.items()):
+                if getattr(hook, "__module__", None) not in _FOLLOWED:
+                    watched.append(_Watched(f"{path or 'the model'} has a {kind} ({hook_name(hook)})", hook))
+                    hooks[key] = watched[-1]
+    try:
+        yield
+        for hook in watched:
+            if hook.called and not hook.changed_a_value:
+                raise _refusal(model, f"{hook.words} that changes no value")
+            if hook.state:
+                raise _refusal(model, f"{hook.words} that keeps {hook.state[0].path}")
+    finally:
+        state.restore()
+        for module in model.modules():
+            for registry in _FORWARD:
+                hooks = getattr(module, registry)
+                hooks.update({key: hook.own for key, hook in hooks.items() if isinstance(hook, _Watched)})
+
+
+class _Watched:
+    """Runs a hook, and notes what it does besides computing.
+
+    Attributes:
+        words: the hook in words.
+        own: the hook itself.
+        called: it was.
+        changed_a_value: it returned something in the place of an argument or a result.
+        state: what it changed of the Python state that it can reach.
+    """
+
+    def __init__(self, words: str, own: Callable[..., Any]) -> None:
+        self.words = words
+        self.own = own
+        self.called = self.changed_a_value = False
+        self.state: list[Change] = []
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        before = PythonState(nn.Module(), values=_reached_by(self.own))
+        result = self.own(*args, **kwargs)
+        self.called = True
+        self.changed_a_value = self.changed_a_value or result is not None
+        self.state += before.changes(PythonState(nn.Module(), values=_reached_by(self.own)))
+        return result
+
+
+def _reached_by_hooks(model: nn.Module) -> dict[str, Any]:
+    registries = (getattr(module, name) for module in model.modules() for name in _FORWARD)
+    hooks = dict.fromkeys(hook for registry in registries for hook in registry.values())
+    return {f"{n}.{name}": value for n, hook in enumerate(hooks) for name, value in _reached_by(hook).items()}
+
+
+def _reached_by(hook: Any) -> dict[str, Any]:
+    """The Python state that a hook can reach, by name: closure, object it is a method of, globals it names."""
+    if isinstance(hook, functools.partial):
+        given = {f"argument {n}": value for n, value in enumerate((*hook.args, *hook.keywords.values()))}
+        return {**given, **_reached_by(hook.func)}
+    if isinstance(hook, MethodType):
+        return {hook_name(hook): hook.__self__, **_reached_by(hook.__func__)}
+    if not isinstance(hook, FunctionType):
+        return {hook_name(hook): hook} if hasattr(hook, "__dict__") else {}
+    cells = dict(zip(hook.__code__.co_freevars, hook.__closure__ or (), strict=True))
+    named = {name: hook.__globals__[name] for name in hook.__code__.co_names if name in hook.__globals__}
+    inner = {name: value for name, value in named.items() if not isinstance(value, (ModuleType, FunctionType))}
+    return {**inner, **cells}
+
+
+def _refusal(model: nn.Module, what: str) -> CaptureError:
+    return CaptureError(
+        type(model).__name__,
+        [f"{what}, which a graph would drop; remove it first, or capture the modules inside alone"],
+    )
+
+
+def hooks_within(gm: nn.Module, paths: Iterable[str]) -> str | None:
+    """A hook on one of some modules, in words; None where there is none.
+
+    Args:
+        gm: the graph module that calls them.
+        paths: of modules.
+    """
+    for path in paths:
+        module = gm.get_submodule(path)
+        for registry, kind in (_FORWARD | _BACKWARD).items():
+            for hook in (getattr(module, registry, None) or {}).values():
+                return f"its layer {path} has a {kind} ({hook_name(hook)}), which would go with it"
+    return None
+
+
+def hook_name(hook: Any) -> str:
+    """A hook by the name of its function."""
+    return str(getattr(hook, "__qualname__", None) or type(hook).__qualname__)
+
+
+@contextmanager
+def no_tensor_hooks(stands_aside: Callable[[], bool]) -> Iterator[None]:
+    """Refuse hooks on tensors that a forward registers while it is traced.
+
+    Args:
+        stands_aside: whether the trace is inside a leaf call, which runs as it is.
+    """
+
+    def refusing(name: str, function: Any) -> Any:
+        def refuse(*args: Any, **kwargs: Any) -> Any:
+            caller = str(sys._getframe(1).f_globals.get("__name__"))
+            if stands_aside() or caller == "torch" or caller.startswith("torch."):
+                return function(*args, **kwargs)
+            raise NotImplementedError(f"the forward calls {name}, which a graph would drop")
+
+        return refuse
+
+    with ExitStack() as patches:
+        for holder, name in _ON_TENSORS:
+            shown = holder.__name__ if name == "__init__" else name
+            patches.enter_context(patch.object(holder, name, refusing(shown, getattr(holder, name))))
+        yield

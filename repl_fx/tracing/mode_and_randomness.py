@@ -1,0 +1,67 @@
+"""Whether a module of a user's own may compute otherwise in training, or draw random numbers, by its code alone.
+
+Such a module stays a call in the graph, which is then right in both modes and draws anew each time. All else is traced
+into: a call would hide which of its arguments are read. The answer may be yes for code that never does; a no for code
+that does is still right, because a trace sees what a module does.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterator
+from types import CodeType, FunctionType
+from typing import Any
+
+from torch import nn
+
+_NAMES = frozenset({"training", "dropout", "random", "bernoulli", "multinomial", "poisson", "fork_rng", "rrelu"})
+_PARTS = ("rand", "dropout", "droppath", "drop_path", "uniform", "normal_", "exponential", "geometric_", "cauchy_")
+# How deep functions that a forward calls are looked into.
+_DEEPEST = 4
+
+
+def may_vary(kind: type[nn.Module]) -> bool:
+    """Whether the code of a class, or of a function it calls, names the training mode or a random draw.
+
+    Args:
+        kind: the class; what it inherits from torch is not looked at.
+
+    Returns:
+        True also where the code cannot be seen.
+    """
+    functions = [value for base in kind.__mro__ if not _of_torch(base) for value in vars(base).values()]
+    own = [inspect.unwrap(value) for value in functions if isinstance(value, FunctionType)]
+    forward = inspect.unwrap(kind.forward)
+    if not isinstance(forward, FunctionType):
+        return True
+    seen: set[CodeType] = set()
+    return any(_names(function, seen, 0) for function in (*own, forward) if _runs_in_forward(function))
+
+
+def _runs_in_forward(function: Any) -> bool:
+    return isinstance(function, FunctionType) and function.__name__ not in ("__init__", "extra_repr", "train")
+
+
+def _names(function: FunctionType, seen: set[CodeType], depth: int) -> bool:
+    if function.__code__ in seen or depth > _DEEPEST:
+        return False
+    for code in _codes(function.__code__):
+        seen.add(code)
+        for name in (*code.co_names, *code.co_varnames):
+            if name in _NAMES or any(part in name.lower() for part in _PARTS):
+                return True
+            called = function.__globals__.get(name)
+            if isinstance(called, FunctionType) and not _of_torch(called) and _names(called, seen, depth + 1):
+                return True
+    return False
+
+
+def _codes(code: CodeType) -> Iterator[CodeType]:
+    yield code
+    for constant in code.co_consts:
+        if isinstance(constant, CodeType):
+            yield from _codes(constant)
+
+
+def _of_torch(value: Any) -> bool:
+    return str(value.__module__).split(".")[0] in ("torch", "builtins")

@@ -1,0 +1,322 @@
+"""Python state of a model: what its forward may read and change besides parameters and buffers.
+
+    self.k += 1            self.log.append(x)        self.cache["mask"] = mask        type(self).calls += 1
+
+A trace runs the forward once and bakes in what it met. That is right where the state has no part in the results (an
+activation that is kept for the user) or does not move after the first forward (a table made when it is first needed);
+else the graph would part from the model with the second step, so the model is refused.
+"""
+
+from __future__ import annotations
+
+import ast
+import copy
+import functools
+import inspect
+import re
+import sys
+import textwrap
+from collections import Counter, OrderedDict, defaultdict, deque
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from enum import Enum
+from types import CellType, MappingProxyType, ModuleType
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from repl_fx._torch import has_no_value
+from repl_fx.tracing.equality import equal_leaves
+
+# What every module has of its own accord.
+OWN_ATTRIBUTES = frozenset(vars(nn.Module()))
+
+# Values that are compared as they are.
+_PLAIN = (type(None), bool, int, float, complex, str, bytes, torch.dtype, torch.device, torch.Size, Enum)
+# These very types: a subclass may do more than hold when it is read or filled.
+_CONTAINERS = frozenset({dict, OrderedDict, defaultdict, Counter, list, set, deque, bytearray, np.ndarray})
+# Attributes by which a library notes that it has prepared a model, which its forward does at the first call.
+_NOTES = frozenset({"_output_capturing_hooks_installed"})
+# Libraries whose objects, classes and modules are no part of a model's own state.
+_FOREIGN = ("torch", "numpy", "logging", "threading", "typing", "abc", "enum", "inspect", "repl_fx", "builtins")
+# What is reachable from a model is looked at up to this many values (a vocabulary has more) and this deep.
+_MOST = 20_000
+_DEEPEST = 6
+
+
+@dataclass(frozen=True, eq=False)
+class _Holder:
+    """Something that holds values: an object or a class with attributes, or a container with items.
+
+    Attributes:
+        owner: the object itself.
+        content: a shallow copy of what it held when it was looked at.
+    """
+
+    owner: Any
+    content: Any
+
+
+@dataclass(frozen=True)
+class _Version:
+    """A tensor as it was at one moment: in-place operators count its versions up."""
+
+    tensor: Tensor
+    number: int
+
+
+@dataclass(frozen=True)
+class Change:
+    """Python state that differs between two moments.
+
+    Attributes:
+        path: such as `blocks.0.count` or `log[3]`.
+        is_tensor: the value is a tensor afterwards, such as an activation that the forward keeps.
+    """
+
+    path: str
+    is_tensor: bool
+
+
+class PythonState:
+    """The Python state of a model at one moment: attributes, and what can be reached through them.
+
+    Args:
+        model: any module.
+        stands_aside: whether calls of a module stay calls in a graph; such a module keeps its state itself.
+        values: further values, by name, such as the cells of a function.
+
+    Attributes:
+        iterators: paths of the iterators among it, whose state cannot be seen.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        stands_aside: Callable[[nn.Module], bool] = lambda module: False,
+        values: Mapping[str, Any] = MappingProxyType({}),
+    ) -> None:
+        self.iterators: list[str] = []
+        self._holders: list[_Holder] = []
+        self._values: dict[str, Any] = {}
+        self._seen = {id(module) for module in model.modules()}
+        modules = {module: path for path, module in model.named_modules() if not stands_aside(module)}
+        for module, path in modules.items():
+            self._enter(path, module, _attributes(module), 0)
+            # A buffer without a tensor is filled when it is first needed.
+            empty = [name for name, buffer in module._buffers.items() if buffer is None]
+            self._values.update((_dotted(path, name), None) for name in empty)
+        kinds = dict.fromkeys(kind for module in modules for kind in type(module).__mro__ if not _is_foreign(kind))
+        for kind in kinds:
+            self._enter(kind.__qualname__, kind, _plain_attributes(kind), 0)
+        for name in dict.fromkeys(kind.__module__ for kind in kinds):
+            if name in sys.modules:
+                self._enter(name, sys.modules[name], _plain_attributes(sys.modules[name]), 0)
+
+        for name, value in values.items():
+            self._look(name, value, 0)
+
+    def changes(self, later: PythonState) -> list[Change]:
+        """What differs in a later state of the same model; an object in the place of an equal one does not."""
+        paths = dict.fromkeys([*self._values, *later._values])
+        return [
+            Change(path, isinstance(later._values.get(path), _Version))
+            for path in paths
+            if not _same(self._values.get(path, _Version), later._values.get(path, _Version))
+        ]
+
+    def restore(self) -> None:
+        """Give every holder back what it held."""
+        for holder in self._holders:
+            _refill(holder.owner, holder.content)
+
+    def _enter(self, path: str, owner: Any, content: Any, depth: int) -> None:
+        self._holders.append(_Holder(owner, content))
+        if isinstance(content, (np.ndarray, bytearray)):
+            self._values[path] = content
+            return
+        inside = type(owner) in _CONTAINERS
+        if inside:
+            self._values[f"len({path})"] = len(content)
+        for key, value in _items(content):
+            self._look(f"{path}[{_shown(key)}]" if inside else _dotted(path, key), value, depth + 1)
+
+    def _look(self, path: str, value: Any, depth: int) -> None:
+        if len(self._values) >= _MOST or depth > _DEEPEST:
+            return
+        if isinstance(value, CellType):
+            # An empty cell has no contents.
+            with suppress(ValueError):
+                self._holders.append(_Holder(value, value.cell_contents))
+                self._look(path, value.cell_contents, depth)
+        elif isinstance(value, _PLAIN):
+            self._values[path] = value
+        elif isinstance(value, Tensor):
+            self._values[path] = _Version(value, 0 if value.is_inference() else value._version)
+        elif isinstance(value, Iterator):
+            self.iterators.append(path)
+        elif isinstance(value, (tuple, frozenset)):
+            for index, item in enumerate(value):
+                self._look(f"{path}[{index}]", item, depth + 1)
+        elif id(value) not in self._seen and (type(value) in _CONTAINERS or _is_own_object(value)):
+            self._seen.add(id(value))
+            self._enter(path, value, copy.copy(value) if type(value) in _CONTAINERS else _attributes(value), depth)
+
+
+@dataclass
+class StateChanges:
+    """What a trace changed of a model's Python state.
+
+    Attributes:
+        changes: what differed after it, or after the model's forward in it.
+        iterators: paths of the iterators among the state, of which nothing can be said.
+    """
+
+    changes: list[Change] = field(default_factory=list)
+    iterators: list[str] = field(default_factory=list)
+
+    def __bool__(self) -> bool:
+        return bool(self.changes or self.iterators)
+
+
+@contextmanager
+def changes_noted(model: nn.Module, stands_aside: Callable[[nn.Module], bool]) -> Iterator[StateChanges]:
+    """Note what a trace of a model changes of its Python state.
+
+    torch.export puts attributes back when it is done, so the state is looked at in the forward as well.
+
+    Args:
+        model: about to be traced.
+        stands_aside: see `PythonState`.
+    """
+    noted = StateChanges()
+    own = model.forward
+
+    def compare(before: PythonState) -> None:
+        noted.changes += before.changes(PythonState(model, stands_aside))
+        noted.iterators = before.iterators
+
+    @functools.wraps(own)
+    def forward(*args: Any, **kwargs: Any) -> Any:
+        before = PythonState(model, stands_aside)
+        results = own(*args, **kwargs)
+        compare(before)
+        return results
+
+    before = PythonState(model, stands_aside)
+    kept = vars(model).get("forward")
+    vars(model)["forward"] = forward
+    try:
+        yield noted
+    finally:
+        vars(model).pop("forward", None)
+        if kept is not None:
+            vars(model)["forward"] = kept
+    compare(before)
+
+
+def place_of(model: nn.Module, path: str) -> str:
+    """File and line where a model's code names an attribute, with a comma before them; empty where it is not found.
+
+    Args:
+        model: the model.
+        path: of the attribute, as in `Change.path`.
+    """
+    found = ""
+    for module_path, module in model.named_modules():
+        if not path.removeprefix("len(").startswith(module_path):
+            continue
+        name = re.split(r"[.\[(){}]", path.removeprefix("len(").removeprefix(module_path).lstrip("."))[0]
+        for kind in type(module).__mro__:
+            if not _is_foreign(kind):
+                found = _line_of(kind, name) or found
+    return found
+
+
+def _line_of(kind: type, name: str) -> str | None:
+    try:
+        lines, first = inspect.getsourcelines(kind)
+        tree = ast.parse(textwrap.dedent("".join(lines)))
+    except (OSError, TypeError, SyntaxError):
+        return None
+    functions = [node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef) and node.name != "__init__"]
+    named = [n for f in functions for n in ast.walk(f) if isinstance(n, ast.Attribute) and n.attr == name]
+    written = [node for node in named if isinstance(node.ctx, ast.Store)] or named
+    return f", {inspect.getsourcefile(kind)}, line {first + written[0].lineno - 1}" if written else None
+
+
+def _attributes(value: Any) -> dict[str, Any]:
+    """The attributes of an object; of a module, those that not every module has."""
+    skipped = OWN_ATTRIBUTES | _NOTES if isinstance(value, nn.Module) else frozenset()
+    return {name: item for name, item in vars(value).items() if name not in skipped}
+
+
+def _plain_attributes(holder: Any) -> dict[str, Any]:
+    """The attributes of a class or a Python file that a forward may count in."""
+    return {
+        name: value
+        for name, value in list(vars(holder).items())
+        if (isinstance(value, (*_PLAIN, Tensor)) or type(value) in _CONTAINERS)
+        and not (name.startswith("__") and name.endswith("__"))
+    }
+
+
+def _is_foreign(kind: type) -> bool:
+    return kind.__module__.split(".")[0] in _FOREIGN
+
+
+def _is_own_object(value: Any) -> bool:
+    if isinstance(value, nn.Module):
+        return True
+    return hasattr(value, "__dict__") and not callable(value) and not _is_foreign(type(value))
+
+
+def _items(content: Any) -> list[tuple[Any, Any]]:
+    if isinstance(content, Mapping):
+        return list(content.items())
+    return [(item, True) for item in content] if isinstance(content, set) else list(enumerate(content))
+
+
+def _shown(key: Any) -> str:
+    return repr(key)[:40] if isinstance(key, _PLAIN) else f"<{type(key).__name__}>"
+
+
+def _dotted(path: str, name: Any) -> str:
+    return f"{path}.{name}".lstrip(".")
+
+
+def _same(before: Any, after: Any) -> bool:
+    if type(before) is not type(after):
+        return False
+    if isinstance(before, _Version):
+        if before.tensor is after.tensor:
+            return bool(before.number == after.number)
+        known = not has_no_value(before.tensor) and not has_no_value(after.tensor)
+        return known and equal_leaves(before.tensor, after.tensor)
+    if isinstance(before, np.ndarray):
+        return bool(np.array_equal(before, after, equal_nan=before.dtype.kind in "fc"))
+    return bool(before == after) or bool(before != before and after != after)
+
+
+def _refill(owner: Any, content: Any) -> None:
+    if isinstance(owner, CellType):
+        owner.cell_contents = content
+    elif isinstance(owner, (dict, list, set, deque)):
+        pairs = zip(_items(owner), _items(content), strict=False)
+        if len(owner) != len(content) or any(a is not c or b is not d for (a, b), (c, d) in pairs):
+            owner.clear()
+            owner.extend(content) if isinstance(owner, (list, deque)) else owner.update(content)
+    elif isinstance(owner, (bytearray, np.ndarray)):
+        owner[:] = content
+    else:
+        shared = isinstance(owner, (type, ModuleType))
+        now = _plain_attributes(owner) if shared else _attributes(owner)
+        for name in now.keys() - content.keys():
+            delattr(owner, name) if shared else vars(owner).pop(name)
+        for name, value in content.items():
+            if name not in now or now[name] is not value:
+                # Past a `__setattr__` of the object's own.
+                setattr(owner, name, value) if shared else vars(owner).update({name: value})

@@ -1,0 +1,118 @@
+"""Refuse a model whose forward changes Python state that a graph would have to follow.
+
+step 1, step 2                  what the second step leaves behind must be what the first one left
+step 1, step 2 as if no step 1  with the Python state of before the first, the second must compute the same
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from repl_fx._torch import pytree
+from repl_fx.errors import CaptureError
+from repl_fx.tracing.equality import same_value
+from repl_fx.tracing.python_state import PythonState, StateChanges, place_of
+from repl_fx.tracing.untouched import device_of, fresh_inputs, in_mode, seed_everything, seeded, untouched
+
+_SHOWN = 3
+
+
+def require_settled(
+    model: nn.Module,
+    changes: StateChanges,
+    args: Sequence[Any],
+    kwargs: Mapping[str, Any],
+    training: bool,
+) -> None:
+    """Refuse a model if Python state has a part in its second step, or moves with every step.
+
+    An activation that is kept for the user has no part; a table that is made when it is first needed does not move.
+
+    Args:
+        model: it is run three times on copies of the inputs, and is not changed.
+        changes: what a trace changed; the model is not run where that is nothing.
+        args, kwargs: example inputs.
+        training: the mode of the trace.
+
+    Raises:
+        CaptureError: names the state, with the line of the model that changes it.
+    """
+    if not changes:
+        return
+    args, kwargs = _with_values(args, kwargs)
+    device = device_of(model, args, kwargs)
+    with untouched(model, buffers=True, parameters=True), in_mode(model, training), seeded(device, 0):
+        begin = PythonState(model)
+        _step(model, args, kwargs)
+        between, state = PythonState(model), _State(model)
+        outputs = _step(model, args, kwargs)
+        moved = between.changes(PythonState(model))
+        moving = [change.path for change in moved if not change.is_tensor]
+        if moving:
+            raise _refusal(model, moving, "moves with every forward")
+        after = _State(model)
+        state.restore()
+        begin.restore()
+        again = _step(model, args, kwargs)
+        if not same_value(outputs, again) or not after.equals(_State(model)):
+            paths = dict.fromkeys(change.path for change in (*moved, *changes.changes))
+            raise _refusal(model, [*paths, *changes.iterators], "changes in one forward and has a part in the next")
+
+
+def _step(model: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
+    seed_everything(0)
+    given = fresh_inputs(args, kwargs)
+    with torch.enable_grad():
+        return model(*given[0], **given[1])
+
+
+class _State:
+    """The tensors of a model at one moment: those that are registered, and their values."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self._owned = [(module, dict(module._parameters), dict(module._buffers)) for module in model.modules()]
+        self._values = [(t, t.detach().clone()) for t in (*model.parameters(), *model.buffers())]
+
+    def restore(self) -> None:
+        for module, parameters, buffers in self._owned:
+            module._parameters.update(parameters)
+            module._buffers.update(buffers)
+        with torch.no_grad():
+            for tensor, value in self._values:
+                tensor.copy_(value)
+
+    def equals(self, other: _State) -> bool:
+        return same_value([value for _, value in self._values], [value for _, value in other._values])
+
+
+def _with_values(args: Sequence[Any], kwargs: Mapping[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """Inputs with other values where they are all zero: a running mean of zeros would not move."""
+
+    def valued(tensor: Tensor) -> Tensor:
+        floats = tensor.is_floating_point() and not tensor.is_meta and tensor.numel()
+        return (
+            torch.linspace(-1, 1, tensor.numel()).to(tensor).view(tensor.shape)
+            if floats and not tensor.any()
+            else tensor
+        )
+
+    copied = pytree.tree_map_only(Tensor, valued, (tuple(args), dict(kwargs)))
+    return tuple(copied[0]), dict(copied[1])
+
+
+def _refusal(model: nn.Module, paths: Sequence[str], what: str) -> CaptureError:
+    # A container that grew is named, and not its items.
+    grown = [path[4:-1] for path in paths if path.startswith("len(")]
+    paths = [*grown, *(p for p in paths if not p.startswith(("len(", *(f"{path}[" for path in grown))))]
+    listed = ", ".join(paths[:_SHOWN]) + (f" and {len(paths) - _SHOWN} more" if len(paths) > _SHOWN else "")
+    return CaptureError(
+        type(model).__name__,
+        [
+            f"Python state {what}: {listed}{place_of(model, paths[0])}; a graph has no Python state: "
+            "keep it in a buffer, or outside the forward"
+        ],
+    )
