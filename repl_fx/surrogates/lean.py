@@ -194,7 +194,7 @@ class _LeanMix(torch.autograd.Function):
         ctx.layer, ctx.drop, ctx.dtype = layer, drop, x.dtype
         # What is dropped is drawn again.
         ctx.drawn = _generator_state(x.device) if drop > 0 else None
-        return layer.mixed(kept, weight, *rest, *([drop] if layer.scaled else []))
+        return _no_view(layer.mixed(kept, weight, *rest, *([drop] if layer.scaled else [])))
 
     @staticmethod
     @once_differentiable
@@ -254,7 +254,7 @@ class _Lean(torch.autograd.Function):
         kept = normalised.to(weight_in.dtype)
         ctx.save_for_backward(kept, rescale, weight_in, weight_out, bias_in)
         ctx.branch, ctx.dtype = branch, x.dtype
-        return F.linear(branch.activated(F.linear(kept, weight_in, bias_in)), weight_out, bias_out)
+        return _no_view(F.linear(branch.activated(F.linear(kept, weight_in, bias_in)), weight_out, bias_out))
 
     @staticmethod
     @once_differentiable
@@ -277,6 +277,16 @@ class _Lean(torch.autograd.Function):
             thin_rows.sum(0) if needs[4] else None,
             rows.sum(0) if needs[5] else None,
         )
+
+
+def _no_view(made: Tensor) -> Tensor:
+    """A result as autograd takes it from a function that other code may write into.
+
+    A product on more than two dimensions is a view of one on two, and what follows (`y += x`) may write into no view
+    that was made inside a function of autograd's.
+    """
+    owned: Tensor = torch.ops.aten._unsafe_view.default(made, made.shape)
+    return owned
 
 
 def _through_norm(

@@ -85,9 +85,10 @@ class Reuse(Surrogate[ReuseConfig]):
             return found
         if any(is_choice(node) for node in site.before.nodes):
             return f"{site.before.name} may be skipped in training, and its attention map with it"
+        maps = (_refuse_map(attention) for attention in found.values())
         neighbours = (_refuse_neighbours(site, attention) for attention in found.values())
         others = (_refuse_without(branch) for branch in site.split.branches if branch not in found)
-        return next(filter(None, chain(neighbours, others)), None)
+        return next(filter(None, chain(maps, neighbours, others)), None)
 
     def build(self, site: Site) -> tuple[fx.Node, ...]:
         """Replace the span of each attention; drop the other branches."""
@@ -254,6 +255,19 @@ def _refuse_neighbours(site: Site, attention: Attention) -> str | None:
     return None
 
 
+def _refuse_map(attention: Attention) -> str | None:
+    """Refuse a map that all examples or heads share: the layer counts on one for each."""
+    core = attention.core
+    made = core.meta["val"].shape
+    # Of queries and keys the heads may be others than those of the values.
+    same = made[:1] if attention.scaled else made[:2]
+    for node in core.args[: 2 if attention.scaled else 1]:
+        value = _node(node).meta["val"]
+        if value.ndim != len(made) or str(value.shape[: len(same)]) != str(same):
+            return f"{core.name} has one attention map for several examples or heads"
+    return None
+
+
 def _refuse_without(branch: Branch) -> str | None:
     return f"the branch that ends in {branch.root.name} cannot be left out" if without(branch) is None else None
 
@@ -264,7 +278,7 @@ def _scaled_product(site: Site, settings: Mapping[str, object], heads: Sequence[
     # Several heads of queries may share one of keys and values; the first of each is taken.
     shared = _count(_node(queries)) // _count(_node(values))
     asking = [head * shared for head in heads]
-    if isinstance(mask, fx.Node) and mask.meta["val"].ndim == 4 and str(mask.meta["val"].shape[1]) != "1":
+    if isinstance(mask, fx.Node) and mask.meta["val"].ndim > 2 and str(mask.meta["val"].shape[-3]) != "1":
         mask = _some_heads(site, mask, asking)
     return (
         _some_heads(site, _node(queries), asking),
@@ -284,11 +298,12 @@ def _count(node: fx.Node) -> int:
 
 
 def _some_heads(site: Site, value: fx.Node, heads: Sequence[int]) -> fx.Node:
-    """Some heads of (batch, heads, …): a view, where they lie at even distances."""
+    """Some heads of (…, heads, positions, c): a view, where they lie at even distances."""
     step = heads[1] - heads[0] if len(heads) > 1 else 1
+    before = [slice(None)] * (value.meta["val"].ndim - 3)
     if list(heads) == list(range(heads[0], heads[-1] + 1, step)):
-        return site.call(operator.getitem, value, (slice(None), slice(heads[0], heads[-1] + 1, step)))
-    return site.call(operator.getitem, value, (slice(None), list(heads)))
+        return site.call(operator.getitem, value, (*before, slice(heads[0], heads[-1] + 1, step)))
+    return site.call(operator.getitem, value, (*before, list(heads)))
 
 
 def _tensors(core: fx.Node) -> list[fx.Node]:

@@ -212,6 +212,9 @@ class _Planner:
         value = node.meta.get("val")
         if not isinstance(value, Tensor):
             raise _Unlike(f"{node.name} is no tensor")
+        if any(value.ndim <= self.axes[feeder] for feeder in feeders):
+            # A mean over channels or over everything, say, which is another number on fewer channels.
+            raise _Unlike(f"{node.name} has no axis for the channels of its stream")
         step = self._mixer(node) or self._norm(node, feeders) or self._other(node, feeders, value)
         if (step.norm or step.scale) and node in self.site.split.spine:
             raise _Unlike(f"its spine has parameters, in {node.name}")

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from repl_fx.surrogates.lean import LeanBranch
+from repl_fx.surrogates.lean import LeanAttention, LeanBranch
 
 
 def _arguments(dtype: torch.dtype = torch.float64, bias: bool = True) -> list[Tensor | None]:
@@ -90,3 +90,26 @@ def test_compiled_and_exported_it_is_plain_operators() -> None:
     targets = {str(node.target) for node in program.graph.nodes if node.op == "call_function"}
     assert "aten.gelu.default" in targets and not any("autograd" in target for target in targets)
     torch.testing.assert_close(program.module()(*given), branch(*given))
+
+
+@pytest.mark.parametrize("dims", [(12,), (5, 12), (2, 5, 12), (2, 3, 5, 12)])
+def test_what_follows_may_write_into_the_result(dims: tuple[int, ...]) -> None:
+    x = torch.randn(dims, requires_grad=True)
+    _, *state = _arguments(torch.float32)
+    branch = LeanBranch("layer", 1e-5, nn.GELU())
+    for made in (branch(x, *state), branch(x, *state).view(-1, 12)):
+        made.mul_(0.5).add_(1.0)
+        made[..., :3].relu_()
+        made.square().sum().backward()
+        assert x.grad is not None and x.grad.any()
+    wanted = branch(x, *state).mul(0.5).add(1.0)
+    torch.testing.assert_close(branch(x, *state).mul_(0.5).add_(1.0), wanted)
+
+
+def test_what_follows_an_attention_may_write_into_the_result() -> None:
+    layer = LeanAttention("layer", 1e-5, 2, scaled=False)
+    x, amap = torch.randn(3, 5, 12, requires_grad=True), torch.rand(3, 2, 5, 5)
+    made = layer(x, torch.randn(4, 12), torch.randn(12, 4), None, None, amap)
+    made += x
+    made.sum().backward()
+    assert x.grad is not None

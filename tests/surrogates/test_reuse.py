@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
 import repl_fx
+from repl_fx.errors import NothingToReplace
 from repl_fx.surrogates.lean import LeanAttention
 from repl_fx.surrogates.reuse import ValueSynthesis
 from tests.nets import ConvNet, TokenNet, TransformerBlock, as_after_training, images, tokens
@@ -129,6 +130,58 @@ class Causal(nn.Module):
         mask = torch.ones(length, length, dtype=torch.bool).tril()[None, None] if self.masked else None
         out = F.scaled_dot_product_attention(q, k, v, mask, is_causal=not self.masked)
         return x + self.proj(out.transpose(1, 2).reshape(batch, length, width))  # type: ignore[no-any-return]
+
+
+class Biased(nn.Module):
+    """A transformer block with a bias or mask of a given shape on its map; without a product, that is the map alone."""
+
+    def __init__(self, kind: torch.dtype, shape: tuple[int, ...], product: bool = True) -> None:
+        super().__init__()
+        self.norm, self.qkv, self.proj = nn.LayerNorm(16), nn.Linear(16, 48), nn.Linear(16, 16)
+        # A mask lets every position see itself.
+        bias = torch.randn(4, 6, 6) if kind.is_floating_point else (torch.rand(4, 6, 6) > 0.4) | torch.eye(6).bool()
+        self.register_buffer("bias", (bias if 4 in shape else bias[0]).reshape(shape))
+        self.product = product
+
+    def forward(self, x: Tensor) -> Tensor:
+        q, k, v = self.qkv(self.norm(x)).reshape(-1, 6, 3, 4, 4).permute(2, 0, 3, 1, 4)
+        attend = F.scaled_dot_product_attention
+        out = attend(q, k, v, self.bias) if self.product else torch.softmax(self.bias, -1) @ v
+        return x + self.proj(out.transpose(1, 2).reshape(-1, 6, 16))  # type: ignore[no-any-return]
+
+
+def _biased(kind: torch.dtype, shape: tuple[int, ...], product: bool = True) -> nn.Sequential:
+    torch.manual_seed(0)
+    return nn.Sequential(*(Biased(kind, shape, product) for _ in range(3)))
+
+
+@pytest.mark.parametrize("kind", [torch.float32, torch.bool])
+def test_a_bias_without_batch_is_that_of_the_heads_that_are_kept(kind: torch.dtype) -> None:
+    x = tokens()
+    results = []
+    for shape in ((1, 4, 6, 6), (4, 6, 6)):
+        gm = _reused(_biased(kind, shape), x, heads=2)
+        torch.manual_seed(1)
+        as_after_training(gm)
+        results.append(gm(x))
+        with torch.no_grad():
+            torch.testing.assert_close(gm(x), results[-1])
+    torch.testing.assert_close(*results)
+
+
+@pytest.mark.parametrize("shape", [(6, 6), (1, 6, 6), (1, 1, 6, 6)])
+def test_a_bias_for_all_heads_is_that_of_each(shape: tuple[int, ...]) -> None:
+    x = tokens()
+    gm = _reused(_biased(torch.float32, shape), x, heads=2)
+    as_after_training(gm)
+    gm(x).square().sum().backward()
+    assert all(p.grad is not None and p.grad.any() for n, p in gm.named_parameters() if n.startswith("surrogates."))
+
+
+@pytest.mark.parametrize("shape", [(4, 6, 6), (1, 4, 6, 6), (6, 6)])
+def test_a_map_for_all_examples_is_refused(shape: tuple[int, ...]) -> None:
+    with pytest.raises(NothingToReplace, match="one attention map for several examples or heads"):
+        _reused(_biased(torch.float32, shape, product=False), tokens())
 
 
 @pytest.mark.parametrize("masked", [True, False])

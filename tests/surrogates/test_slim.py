@@ -240,9 +240,25 @@ class _Squeezed(nn.Module):
         return out
 
 
+class _Reduced(nn.Module):
+    """Adds a number of the stream, beside pre-activation convolutions."""
+
+    def __init__(self, reduce: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self.norm, self.conv = nn.BatchNorm2d(CHANNELS), nn.Conv2d(CHANNELS, CHANNELS, 3, padding=1)
+        self.reduce = reduce
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.conv(F.relu(self.norm(x))) + self.reduce(x)  # type: ignore[no-any-return]
+
+
 @pytest.mark.parametrize(
     ("block", "reason"),
     [
+        (lambda: _Reduced(lambda x: x + x.mean()), "mean_default.* has no axis for the channels of its stream"),
+        (lambda: _Reduced(lambda x: x * x.amax()), "amax.* has no axis for the channels"),
+        (lambda: _Reduced(lambda x: x + x.sum(1, keepdim=True)), "sum_dim.* does is not known at another width"),
+        (lambda: _Reduced(lambda x: x + x.norm()), "norm.* has no axis for the channels"),
         (_Squeezed, "what mean_dim.* does is not known at another width"),
         (lambda: Residual(nn.Conv2d(16, 16, 3, padding=1, padding_mode="circular")), "is of a kind|not centred"),
         (lambda: Residual(nn.Conv2d(16, 32, 2, stride=2), nn.PixelShuffle(2), nn.Conv2d(8, 16, 1)), "with a stride"),
