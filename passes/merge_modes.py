@@ -32,9 +32,9 @@ from typing import Any
 import torch
 from torch import fx, nn
 
-from repl_fx._torch import module_stack
+from repl_fx._torch import example_of, module_stack
 from repl_fx.decisions import jump_over_
-from repl_fx.graph import add_module, drop_dead, has_attribute, has_effect, is_tensor, unique_name
+from repl_fx.graph import add_module, drop_dead, has_attribute, has_effect, is_tensor, unique_name, writes_in_place
 from repl_fx.runtime import ModeSwitch, call_module, select_mode
 
 _OUTSIDE = ("placeholder", "get_attr")
@@ -232,14 +232,19 @@ class _Merger:
                 self.graph.erase_node(node)
 
     def copied(self, region: _Region) -> bool:
-        """Let both modes make a copy that only one of them needs.
+        """Let both modes make a copy that only one of them needs, where it changes nothing for the other.
 
-        Whether `.contiguous()` copies depends on the strides the attention kernel of the mode happened to return.
+        Whether `.contiguous()` copies depends on the strides the attention kernel of the mode happened to return. A
+        model may also ask for it in one mode alone; the kernels behind it then get other strides in each mode, and sum
+        in another order.
         """
         nodes = [*region.train, *region.evaluation]
         if len(nodes) != 1 or nodes[0].target not in _COPIES or len(region.wanted) != 1:
             return False
         ours, theirs, pending = region.wanted[0]
+        uncopied = theirs if region.train else ours
+        if not isinstance(uncopied, fx.Node) or not _copy_changes_nothing(nodes[0], uncopied, pending):
+            return False
         if region.train:
             if ours is not nodes[0] or theirs is not nodes[0].args[0]:
                 return False
@@ -396,6 +401,43 @@ def equal_literals(ours: Any, theirs: Any) -> bool:
     if isinstance(ours, fx.Node) or isinstance(theirs, fx.Node) or type(ours) is not type(theirs):
         return False
     return bool(ours == theirs) or bool(ours != ours and theirs != theirs)
+
+
+def _copy_changes_nothing(copy: fx.Node, uncopied: fx.Node, pending: fx.Node) -> bool:
+    """Whether a mode that makes no copy computes the same, to the bit, when it makes one.
+
+    Args:
+        copy: of the other mode.
+        uncopied: the value that this mode goes on with.
+        pending: what stands for it in the merged graph.
+    """
+    value, layout = uncopied.meta.get("val"), copy.kwargs.get("memory_format")
+    if not isinstance(value, torch.Tensor):
+        return False
+    if layout is None and copy.target is torch.ops.aten.contiguous.default:
+        layout = torch.contiguous_format
+    if isinstance(layout, torch.memory_format) and layout is not torch.preserve_format:
+        sizes, strides = ([example_of(n) for n in numbers] for numbers in (value.shape, value.stride()))
+        if not torch.empty_strided(sizes, strides, device="meta").is_contiguous(memory_format=layout):
+            return False
+    # `.contiguous()` on what is contiguous is the tensor itself; `.clone()` takes it apart from what is written later.
+    is_itself = copy.target is torch.ops.aten.contiguous.default
+    return is_itself or not (_written_later(uncopied) or _written_later(pending))
+
+
+def _written_later(node: fx.Node) -> bool:
+    """Whether a user changes a value in place, or what shares its memory."""
+    for user in node.users:
+        schema = getattr(user.target, "_schema", None)
+        if writes_in_place(user) or (schema is None and user.op != "output"):
+            return True
+        if (
+            schema is not None
+            and any(result.alias_info is not None for result in schema.returns)
+            and _written_later(user)
+        ):
+            return True
+    return False
 
 
 def _is_nested(value: Any) -> bool:

@@ -574,6 +574,31 @@ def test_a_pass_that_breaks_the_graph_is_named(monkeypatch: pytest.MonkeyPatch) 
         capture(nn.Sequential(nn.Linear(8, 8)), (torch.randn(2, 8),))
 
 
+class Upsampled(nn.Module):
+    """Convolutions on an image whose channels lie innermost in evaluation, and outermost in training."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Conv2d(4, 8, 3, padding=1), nn.Conv2d(8, 4, 3, padding=1)
+        self.norm = nn.GroupNorm(2, 8)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.norm(self.first(x.permute(0, 3, 1, 2)))
+        if self.training:
+            x = x.contiguous()
+        changed: Tensor = self.second(x)
+        return changed
+
+
+def test_a_layout_that_one_mode_alone_asks_for() -> None:
+    model, args = Upsampled(), (torch.randn(2, 16, 16, 4),)
+    gm = capture(model, args)
+    assert check_capture(model, gm, args)
+    for training in (True, False):
+        ours, theirs = (module.train(training)(*args) for module in (gm, model))
+        assert ours.stride() == theirs.stride()
+
+
 def test_the_device_of_a_model() -> None:
     assert device_of(nn.Linear(2, 2, device="meta")) == torch.device("meta")
     assert device_of(nn.ReLU(), (torch.zeros(2, device="meta"),)) == torch.device("meta")

@@ -103,6 +103,54 @@ def test_a_copy_that_one_mode_needs_is_made_in_both(more_in_training: bool) -> N
     assert torch.equal(run(gm, True), run(gm, False))
 
 
+@pytest.mark.parametrize("more_in_training", [True, False])
+@pytest.mark.parametrize(
+    ("layout", "switches"), [({}, 0), ({"memory_format": torch.contiguous_format}, 0), ("transposed", 1)]
+)
+def test_a_copy_that_changes_strides_is_switched(
+    more_in_training: bool, layout: dict[str, Any] | str, switches: int
+) -> None:
+    how = layout if isinstance(layout, dict) else {}
+
+    def build(copies: bool) -> fx.Graph:
+        graph = graph_of(lambda g, x: g.call_function(aten.relu.default, (x,)))
+        x, relu, _ = graph.nodes
+        if isinstance(layout, str):
+            x.meta["val"] = torch.empty(3, 2, device="meta").t()
+        if copies:
+            with graph.inserting_before(relu):
+                copy = graph.call_function(aten.contiguous.default, (x,), how)
+            copy.meta["val"] = torch.empty(2, 3, device="meta")
+            relu.args = (copy,)
+        return graph
+
+    result = merge_modes(build(more_in_training), build(not more_in_training), root := nn.Module())
+    assert (result.literals, result.switches) == (0, switches)
+    gm = fx.GraphModule(root, result.graph)
+    x = torch.ones(3, 2).t()
+    for training in (True, False):
+        copied = gm.train(training)(x).is_contiguous()
+        assert copied is (switches == 0 or training is more_in_training)
+
+
+@pytest.mark.parametrize("through", [None, aten.view.default])
+def test_a_copy_that_keeps_a_value_from_later_writes_is_switched(through: Any) -> None:
+    def build(copies: bool) -> Build:
+        def made(graph: fx.Graph, x: fx.Node) -> Any:
+            taken = y = graph.call_function(torch.mul, (x, 2.0))
+            if copies:
+                taken = graph.call_function(aten.clone.default, (y,))
+            shaped = taken if through is None else graph.call_function(through, (taken, [2, 3]))
+            graph.call_function(aten.add_.Tensor, (shaped, 1.0))
+            return graph.call_function(torch.add, (taken, y))
+
+        return made
+
+    gm, _, switches = merged(build(True), build(False))
+    assert switches == 1
+    assert run(gm, True)[0, 0] == 5 and run(gm, False)[0, 0] == 6
+
+
 def test_different_operators_are_switched() -> None:
     gm, literals, switches = merged(
         lambda g, x: g.call_function(torch.neg, (g.call_function(torch.exp, (x,)),)),
