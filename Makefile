@@ -52,7 +52,7 @@ bench: .venv/.installed-dev
 	@set -e; for script in $(filter-out benchmarks/zoo.py benchmarks/accuracy.py,$(wildcard benchmarks/*.py)); do echo "== $$script"; $(BIN)/python -m "benchmarks.$$(basename "$$script" .py)" || test $$? -eq 2; done
 
 # Every model of the zoo through every stage, and docs/zoo.md from it; hours. An interrupted run goes on where it stopped.
-zoo: .venv/.installed-dev
+zoo: .venv/.installed-dev .venv/.installed-bench
 	$(BIN)/python -m benchmarks.zoo
 	$(BIN)/python -m benchmarks.zoo --report-only
 

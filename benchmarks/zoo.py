@@ -1,7 +1,8 @@
-"""The zoo: what repl-fx does with a few hundred models of timm, torchvision and Hugging Face, stage by stage.
+"""The zoo: what repl-fx does with a few hundred models of five libraries, stage by stage.
 
     python -m benchmarks.zoo                                  every model, two at a time; resumes where it stopped
     python -m benchmarks.zoo --only 'timm:*vit*' --stages captured..repeats
+    python -m benchmarks.zoo --sample 60                      the same 60 for everyone, of every library, by hash of name
     python -m benchmarks.zoo --report-only                    docs/zoo.md and docs/zoo.json from what was run
 
 For each model, with random weights, small inputs of batch 2, dropout and drop path on:
@@ -47,6 +48,7 @@ os.environ["OMP_NUM_THREADS"] = "1"
 
 from benchmarks.zoo_models import all_cases
 from benchmarks.zoo_models.case import Case
+from benchmarks.zoo_models.sample import sample
 from benchmarks.zoo_runner.report import write_report
 from benchmarks.zoo_runner.stages import FIRST, STAGES, Record, first_half, run_half, second_half
 
@@ -153,6 +155,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--only", action="append", default=[], metavar="GLOB", help="models by name, e.g. 'timm:vit*'")
     parser.add_argument("--family", action="append", default=[], metavar="GLOB", help="models by family")
+    parser.add_argument("--sample", type=int, metavar="N", help="N models of the list, the same ones for everyone")
     parser.add_argument("--stages", default=f"{STAGES[0]}..{STAGES[-1]}", metavar="A..B", help="where to stop")
     parser.add_argument("--out", type=Path, default=ROOT / "build" / "zoo", help="where results are kept (build/zoo)")
     parser.add_argument("--workers", type=int, default=2)
@@ -170,7 +173,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if last not in STAGES:
         parser.error(f"no stage {last!r}; the stages are {', '.join(STAGES)}")
     given.out.mkdir(parents=True, exist_ok=True)
-    cases = all_cases()
+    listed = all_cases()
+    cases = listed if given.sample is None else sample(listed, given.sample)
     done = read_records(given.out)
     if not given.report_only:
         chosen = choose(cases, given.only, given.family, done, last, given.again)

@@ -10,7 +10,7 @@ from importlib.util import find_spec
 
 from benchmarks.zoo_models.case import Case
 
-LISTS = ("timm_models", "torchvision_models", "hugging_face")
+LISTS = ("timm_models", "torchvision_models", "hugging_face", "diffusers_models", "torchaudio_models")
 
 
 def all_cases() -> list[Case]:

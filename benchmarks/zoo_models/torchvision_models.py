@@ -18,7 +18,7 @@ import torch
 
 from benchmarks.zoo_models.case import Built, Case
 from benchmarks.zoo_models.weights import wake
-from repl_fx._torchvision_ops import declare_missing_operators
+from repl_fx.sources.foreign_libraries import make_importable
 
 KINDS = ("segmentation", "detection", "video", "optical_flow", "quantization")
 SIZE = 96
@@ -43,7 +43,7 @@ def cases() -> list[Case]:
 
 
 def _models() -> list[tuple[str, str]]:
-    declare_missing_operators()
+    make_importable()
     from torchvision import models
 
     kind_of = {name: kind for kind in KINDS for name in models.list_models(module=getattr(models, kind))}

@@ -22,12 +22,22 @@ import torch
 from torch import nn
 
 import repl_fx
-from repl_fx._torchvision_ops import declare_missing_operators
+from repl_fx.sources.foreign_libraries import make_importable
 
 
 def _import_libraries() -> None:
-    declare_missing_operators()
-    for name in ("timm", "torchvision", "transformers", "onnxruntime", "onnxscript", "onnx", "safetensors.torch"):
+    make_importable()
+    for name in (
+        "timm",
+        "torchvision",
+        "torchaudio",
+        "transformers",
+        "diffusers",
+        "onnxruntime",
+        "onnxscript",
+        "onnx",
+        "safetensors.torch",
+    ):
         if find_spec(name.split(".")[0]) is not None:
             import_module(name)
 

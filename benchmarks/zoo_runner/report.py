@@ -21,6 +21,10 @@ random, inputs small, dropout and drop path on. All models of the list count.
 
 """
 _LIBRARIES = {"timm": "timm", "torchvision": "torchvision", "hf": "Hugging Face"}
+_PACKAGES = (
+    *("repl-fx", "torch", "timm", "torchvision", "transformers", "diffusers", "torchaudio"),
+    *("onnx", "onnxruntime", "onnxscript"),
+)
 _WORDS = {"eval": "exact in evaluation", "train": "exact in training", "repeats": "repeats looked for"}
 
 
@@ -130,7 +134,7 @@ def _count(number: int) -> str:
 
 def _versions() -> dict[str, str]:
     found = {}
-    for package in ("repl-fx", "torch", "timm", "torchvision", "transformers", "onnx", "onnxruntime", "onnxscript"):
+    for package in _PACKAGES:
         try:
             found[package] = version(package)
         except PackageNotFoundError:

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from repl_fx._torchvision_ops import declare_missing_operators
+from repl_fx.sources.foreign_libraries import make_importable
 from tests.zoo.checks import Case
 
 
@@ -18,7 +18,7 @@ def timm_case(
     """A timm model with dropout and drop path, on images of `size`."""
 
     def build() -> nn.Module:
-        declare_missing_operators()
+        make_importable()
         import timm
 
         options: dict[str, Any] = {"drop_rate": 0.1, "drop_path_rate": 0.1}
@@ -34,7 +34,7 @@ def timm_case(
 
 def _hugging_face(name: str, config: str, model: str, repeats: Mapping[str, int], **settings: Any) -> Case:
     def build() -> nn.Module:
-        declare_missing_operators()
+        make_importable()
         import transformers
 
         made: nn.Module = getattr(transformers, model)(getattr(transformers, config)(**settings))
