@@ -2,7 +2,7 @@
 
     python -m benchmarks.zoo                                  every model, two at a time; resumes where it stopped
     python -m benchmarks.zoo --only 'timm:*vit*' --stages captured..repeats
-    python -m benchmarks.zoo --sample 60                      the same 60 for everyone, of every library, by hash of name
+    python -m benchmarks.zoo --sample 60                      60 models of all libraries, the same ones for everyone
     python -m benchmarks.zoo --report-only                    docs/zoo.md and docs/zoo.json from what was run
 
 For each model, with random weights, small inputs of batch 2, dropout and drop path on:

@@ -304,13 +304,14 @@ def _same(before: Any, after: Any) -> bool:
 def _refill(owner: Any, content: Any) -> None:
     if isinstance(owner, CellType):
         owner.cell_contents = content
-    elif isinstance(owner, (dict, list, set, deque)):
+    elif isinstance(owner, (bytearray, np.ndarray)):
+        owner[:] = content
+    # Another class of container, such as a frozen dict, is an object: its attributes are what was noted of it.
+    elif type(owner) in _CONTAINERS:
         pairs = zip(_items(owner), _items(content), strict=False)
         if len(owner) != len(content) or any(a is not c or b is not d for (a, b), (c, d) in pairs):
             owner.clear()
             owner.extend(content) if isinstance(owner, (list, deque)) else owner.update(content)
-    elif isinstance(owner, (bytearray, np.ndarray)):
-        owner[:] = content
     else:
         shared = isinstance(owner, (type, ModuleType))
         now = _plain_attributes(owner) if shared else _attributes(owner)

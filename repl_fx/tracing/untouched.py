@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy as copying
 import random
+from collections import OrderedDict
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from typing import Any
@@ -59,7 +61,8 @@ def untouched(model: nn.Module, *, buffers: bool = False, parameters: bool = Fal
 def _registries(module: nn.Module) -> list[tuple[Any, Any]]:
     """What every module keeps its state, its children and its hooks in, each with a copy."""
     own = (value for name, value in vars(module).items() if name.startswith("_"))
-    return [(registry, type(registry)(registry)) for registry in own if isinstance(registry, (dict, set))]
+    # These very types: a library's frozen dict, say, cannot be filled again.
+    return [(registry, copying.copy(registry)) for registry in own if type(registry) in (dict, OrderedDict, set)]
 
 
 def own_randomness(device: torch.device) -> AbstractContextManager[None]:
