@@ -13,6 +13,7 @@ from repl_fx.export.difference import TOLERANCES, Difference, dtype_name, measur
 from repl_fx.export.noise import first_line
 from repl_fx.export.session import OnnxSession
 from repl_fx.export.tensors import FlatInputs, name_outputs
+from repl_fx.tracing.untouched import untouched
 
 
 class Comparison:
@@ -53,7 +54,10 @@ class Comparison:
             return fixed
         try:
             args, kwargs = inputs.rebuild([tensor.clone() for tensor in inputs.tensors])
-            expected, others = name_outputs(self.module(*args, **kwargs))
+            # Every run begins with the state that was exported, whatever a forward changes of it.
+            with untouched(self.module, buffers=True, parameters=True):
+                expected, others = name_outputs(self.module(*args, **kwargs))
+                expected = {name: tensor.clone() for name, tensor in expected.items()}
         except Exception as error:
             return f"the module itself fails: {first_line(error)}"
         self.skipped.update({f"output {name}": f"a {kind}, not a tensor" for name, kind in others.items()})

@@ -61,7 +61,7 @@ class Difference:
         max_abs, mean_abs, median_abs: of |onnx - torch| over all numbers that are finite in both; inf when none is.
         max_rel: largest |onnx - torch| / |torch|, where |torch| counts as no less than a thousandth of `scale`.
         scale: size of the numbers in the PyTorch output; the absolute tolerance is a fraction of it.
-        cosine: of the two outputs as vectors; 1.0 for two zero vectors.
+        cosine: of the two outputs as vectors, -1.0 for opposite ones; 1.0 for two zero vectors.
         top1_agreement: share of rows (last dimension) with the same largest entry, ties within the tolerance counted as
             the same; None where there are no classes to choose from.
         finite_torch, finite_onnx: whether all numbers are; equal infinities pass, NaN never does.
@@ -192,7 +192,7 @@ def _cosine(theirs: np.ndarray[Any, Any], ours: np.ndarray[Any, Any]) -> float:
         return 1.0
     theirs, ours = theirs / largest, ours / largest
     norms = float(np.linalg.norm(theirs) * np.linalg.norm(ours))
-    return min(1.0, float(np.abs(np.vdot(theirs, ours))) / norms) if norms else 0.0
+    return max(-1.0, min(1.0, float(np.vdot(theirs, ours).real) / norms)) if norms else 0.0
 
 
 def _top1(theirs: np.ndarray[Any, Any], ours: np.ndarray[Any, Any], allowed: np.ndarray[Any, Any]) -> float | None:

@@ -8,9 +8,12 @@ import tempfile
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
-from torch import fx
+import torch
+from torch import Tensor, fx
 
+from repl_fx._torch import pytree
 from repl_fx.errors import BadInput, ExportError
 from repl_fx.export.comparison import Comparison
 from repl_fx.export.difference import Difference
@@ -110,15 +113,27 @@ def _module(node: fx.Node) -> str:
 
 
 def _returning(gm: fx.GraphModule, names: Sequence[str]) -> fx.GraphModule:
-    """A copy of the graph that returns the values of the nodes of these names, in their order."""
+    """A copy of the graph that returns the values of the nodes of these names, in their order.
+
+    Each value is copied where it is made: a graph that writes in place has another in its memory at the end.
+    """
     graph = copy.deepcopy(gm.graph)
     # How the original packs its results does not matter here.
     graph.set_codegen(fx.graph.CodeGen())
     named = {node.name: node for node in graph.nodes}
-    graph.output_node().args = (tuple(named[name] for name in names),)
+    taken = []
+    for name in names:
+        with graph.inserting_after(named[name]):
+            taken.append(graph.call_function(_copied, (named[name],)))
+    graph.output_node().args = (tuple(taken),)
     probe = fx.GraphModule(gm, graph)
     probe.train(gm.training)
     return probe
+
+
+def _copied(value: Any) -> Any:
+    """The value with tensors of its own."""
+    return pytree.tree_map_only(Tensor, torch.clone, value)
 
 
 def _layer(nodes: Sequence[fx.Node], row: Difference) -> LayerDifference:

@@ -23,6 +23,7 @@ from repl_fx.export.stateless import drop_updates_
 from repl_fx.export.tensors import FlatInputs, FlatModule, evaluating, flatten_inputs, name_outputs
 from repl_fx.partial import graphs_in
 from repl_fx.passes.fold_surrogates import fold_surrogates
+from repl_fx.tracing.untouched import untouched
 
 # protobuf refuses messages of 2 GiB; what is left is for the graph itself.
 INLINE_LIMIT = 1536 * 2**20
@@ -54,8 +55,9 @@ def export_onnx(
     """Export a graph to ONNX.
 
     Surrogates are folded first, and the module is exported as it computes in eval mode; the module itself keeps its
-    modes and parameters. Dimension 0 of every input is dynamic, and the sequence lengths of token ids and masks, where
-    the model allows. The file appears under its name only when it is complete and the ONNX checker has passed it.
+    modes, parameters, buffers and other state. Dimension 0 of every input is dynamic, and the sequence lengths of token
+    ids and masks, where the model allows. The file appears under its name only when it is complete and the ONNX checker
+    has passed it.
 
     Args:
         gm: the graph, in any mode; any other `nn.Module` is exported as it is.
@@ -83,7 +85,9 @@ def export_onnx(
         source = fold_surrogates(gm).graph_module
         drop_updates_(source)
         lower_(source)
-    with evaluating(gm, source), torch.no_grad(), quiet():
+    # A forward that counts its calls or moves a buffer runs for the names of the outputs, and for the trace.
+    kept = untouched(gm, buffers=True, parameters=True)
+    with kept, evaluating(gm, source), torch.no_grad(), quiet():
         inputs = _on_device_of(source, flatten_inputs(source, args, kwargs))
         if all(tensor.shape[0] < 2 for tensor in inputs.tensors if tensor.ndim):
             raise BadInput("the example inputs have a batch of 1, which the export would fix; give 2 or more")
@@ -94,9 +98,10 @@ def export_onnx(
 
 
 def _output_names(source: nn.Module, inputs: FlatInputs) -> list[str]:
-    args, kwargs = inputs.rebuild(inputs.tensors)
+    args, kwargs = inputs.rebuild([tensor.clone() for tensor in inputs.tensors])
     try:
-        tensors, _ = name_outputs(source(*args, **kwargs))
+        with untouched(source, buffers=True, parameters=True):
+            tensors, _ = name_outputs(source(*args, **kwargs))
     except Exception as error:
         raise BadInput(f"the module fails on the example inputs: {first_line(error)}") from error
     if not tensors:

@@ -84,6 +84,7 @@ def test_rounding_that_a_model_lets_grow_is_no_mismatch(tmp_path: Path) -> None:
     assert check and any("three times what PyTorch's own result is from float64's" in note for note in check.notes)
     # A tolerance that was asked for is kept.
     assert not verify_onnx(model, path, (x,), atol=TOLERANCES[torch.float32].atol)
+    assert not verify_onnx(model, path, (x,), rtol=TOLERANCES[torch.float32].rtol)
     with torch.no_grad():
         model.b.bias.add_(0.01)
     assert not verify_onnx(model, path, (x,))
@@ -103,3 +104,43 @@ def test_rounding_is_told_from_error_where_a_cast_to_single_is_fixed(tmp_path: P
     assert "torch.float32" in gm.code
     check = verify_onnx(gm, export_onnx(gm, tmp_path / "casts.onnx", (x,)), (x,))
     assert check and any("from float64's" in note for note in check.notes)
+
+
+class Counts(nn.Module):
+    """Moves a buffer in evaluation too, by one forward a step, and counts its calls in Python."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(4, 4)
+        self.register_buffer("mean", torch.zeros(4))
+        self.calls = 0
+        self.sizes: list[int] = []
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.calls += 1
+        self.sizes.append(self.calls)
+        self.mean = self.get_buffer("mean").mul(0.5).add(x.mean(0))
+        return self.linear(x) * 2  # type: ignore[no-any-return]
+
+
+class Writes(Counts):
+    """The same, in place, returning what it wrote."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.calls += 1
+        mean = self.get_buffer("mean")
+        result = self.linear(x) + mean
+        mean.add_(x.mean(0))
+        return result  # type: ignore[no-any-return]
+
+
+@pytest.mark.parametrize("kind", [Counts, Writes])
+def test_export_and_verification_leave_the_state_of_a_module_alone(tmp_path: Path, kind: type[Counts]) -> None:
+    torch.manual_seed(0)
+    module, x = kind().train(), torch.randn(3, 4)
+    buffer = module.get_buffer("mean")
+    path = export_onnx(module, tmp_path / "m.onnx", (x,))
+    # Each batch is compared from the state that was exported on.
+    assert verify_onnx(module, path, (x,))
+    assert module.get_buffer("mean") is buffer and not buffer.any()
+    assert module.calls == 0 and module.sizes == [] and module.training

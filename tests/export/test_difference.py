@@ -53,6 +53,37 @@ def test_the_tolerance_follows_the_scale_and_can_fail(scale: float, dtype: torch
         assert difference(ours, theirs).passed is passes
 
 
+@pytest.mark.parametrize(
+    ("dtype", "passes", "fails"),
+    [(torch.float64, 1e-14, 1e-13), (torch.float32, 1e-5, 1e-4), (torch.float16, 1e-2, 5e-2)],
+)
+def test_the_tolerance_in_figures(dtype: torch.dtype, passes: float, fails: float) -> None:
+    ours = torch.tensor([0.0, 1.0, -1.0], dtype=dtype)
+    for gap, expected in ((passes, True), (fails, False)):
+        for entry in range(3):
+            theirs = ours.clone()
+            theirs[entry] += gap
+            assert difference(ours, theirs).passed is expected
+
+
+def test_the_relative_part_follows_each_number_and_is_no_more() -> None:
+    ours = torch.tensor([1.0, 1000.0], dtype=torch.float64)
+    for entry, gap, expected in ((1, 0.9, True), (1, 1.1, False), (0, 0.9e-3, True), (0, 1.1e-3, False)):
+        theirs = ours.clone()
+        theirs[entry] += gap
+        assert difference(ours, theirs, rtol=1e-3, atol=0.0).passed is expected
+
+
+def test_the_cosine_has_a_sign() -> None:
+    ours = torch.tensor([1.0, -2.0, 3.0])
+    assert difference(ours, ours.clone()).cosine == pytest.approx(1.0)
+    assert difference(ours, -ours).cosine == pytest.approx(-1.0)
+    assert difference(torch.tensor([1.0, 0.0]), torch.tensor([0.0, 1.0])).cosine == 0.0
+    assert difference(torch.zeros(3), torch.zeros(3)).cosine == 1.0
+    turned = torch.complex(ours, ours)
+    assert difference(turned, -turned).cosine == pytest.approx(-1.0)
+
+
 def test_integers_must_be_equal() -> None:
     ours = torch.arange(10)
     assert difference(ours, ours.clone()).passed

@@ -12,7 +12,7 @@ import repl_fx
 from repl_fx.errors import BadInput
 from repl_fx.export import export_onnx, layers, verify_onnx
 from tests.export.subjects import Net, X
-from tests.nets import TokenNet, as_after_training, tokens
+from tests.nets import ConvNet, TokenNet, as_after_training, tokens
 
 
 def test_layers_are_compared_in_order(exported: tuple[fx.GraphModule, Path]) -> None:
@@ -152,3 +152,57 @@ def test_many_layers_are_thinned_evenly(monkeypatch: pytest.MonkeyPatch) -> None
     gm = fx.symbolic_trace(nn.Sequential(*(nn.Identity() for _ in range(10))))
     monkeypatch.setattr(layers, "_MAX_LAYERS", 4)
     assert [node.target for node in layers.choose_nodes(gm.graph)] == ["0", "3", "6", "9"]
+
+
+class WritesLater(nn.Module):
+    """Layers whose values, or views of them, are written into after they were made."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.Linear(8, 8)
+        self.act = nn.ReLU(inplace=True)
+        self.second = nn.Linear(8, 8)
+        self.flat = nn.Flatten()
+        self.pool = nn.MaxPool1d(2, return_indices=True)
+        self.register_buffer("table", torch.randn(8))
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.act(self.first(x))
+        z = self.second(y)
+        part = z[:, :4]
+        part.add_(1)
+        flat = self.flat(z)
+        flat.mul_(0.5)
+        values, places = self.pool(flat)
+        places.add_(1)
+        seen = self.get_buffer("table").view(2, 4)[0].add(values)
+        seen[:, 1:] = 3
+        return seen * places  # type: ignore[no-any-return]
+
+
+def test_layers_that_are_written_into_later_are_compared_as_they_were_made(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    model, x = WritesLater().eval(), torch.randn(3, 8)
+    gm = repl_fx.capture(model, (x,))
+    path = export_onnx(gm, tmp_path / "m.onnx", (x,))
+    for names in (None, [n.name for n in gm.graph.nodes if n.op.startswith("call")]):
+        check = verify_onnx(gm, path, (x,), layer_nodes=names, per_layer=True)
+        assert check and check.layers
+        assert check.first_difference is None, str(check.first_difference)
+    # A layer has its own value, and not that which is written over it.
+    with torch.no_grad():
+        gm.get_parameter("second.weight").mul_(1.5)
+    check = verify_onnx(gm, path, (x,), per_layer=True)
+    assert not check and check.first_difference is not None and check.first_difference.module == "second"
+
+
+def test_a_layer_is_not_what_is_written_over_it(tmp_path: Path) -> None:
+    """Channels that a `slim` surrogate takes as a view are written in place by the next step, and are another layer."""
+    torch.manual_seed(0)
+    x = torch.randn(2, 3, 8, 8)
+    gm = repl_fx.transform(ConvNet(), (x,), surrogate="slim").graph_module
+    path = export_onnx(gm, tmp_path / "m.onnx", (x,))
+    check = verify_onnx(gm, path, (x,), per_layer=True)
+    assert check
+    assert any(layer.node.startswith("take_channels") for layer in check.layers)
+    assert check.first_difference is None, str(check.first_difference)

@@ -258,6 +258,19 @@ def test_data_that_no_model_refers_to_any_more_is_removed(tmp_path: Path) -> Non
     assert verify_onnx(module, tmp_path / "other.onnx", (x,))
 
 
+def test_a_second_export_replaces_the_data_of_the_first(tmp_path: Path) -> None:
+    first, second, x = nn.Linear(64, 64), nn.Linear(64, 64), torch.randn(2, 64)
+    path = export_onnx(first, tmp_path / "m.onnx", (x,), external_data=True)
+    assert verify_onnx(first, path, (x,))
+    stale = (tmp_path / "m.onnx.data").read_bytes()
+    export_onnx(second, path, (x,), external_data=True)
+    assert (tmp_path / "m.onnx.data").read_bytes() != stale
+    assert verify_onnx(second, path, (x,))
+    # The weights of one export beside the graph of another are found out.
+    (tmp_path / "m.onnx.data").write_bytes(stale)
+    assert not verify_onnx(second, path, (x,))
+
+
 def test_data_beside_no_model_is_left_alone(tmp_path: Path) -> None:
     stranger = tmp_path / "m.onnx.data"
     stranger.write_text("of somebody else")
