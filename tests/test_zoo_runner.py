@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
@@ -12,7 +13,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from benchmarks.zoo_models.case import Case
+from benchmarks.zoo_models.sample import sample
 from benchmarks.zoo_models.weights import wake
+from benchmarks.zoo_runner.alive import train
 from benchmarks.zoo_runner.exactness import compare_evaluation, compare_training, tensors
 from benchmarks.zoo_runner.report import write_report
 from benchmarks.zoo_runner.stages import STAGES, Record
@@ -55,6 +59,11 @@ def moved(x: Tensor, net: nn.Module) -> Tensor:
     return x
 
 
+def later(x: Tensor, net: nn.Module) -> Tensor:
+    """Another value in every step but the first, by a buffer that both start with alike."""
+    return x + (net.get_buffer("norm.num_batches_tracked") > 1)
+
+
 def nets(change: Callable[[Tensor, nn.Module], Tensor] | None) -> tuple[Net, Net]:
     torch.manual_seed(0)
     model = Net()
@@ -78,9 +87,10 @@ def test_equal_modules_pass_and_keep_their_buffers() -> None:
     ("change", "problem"),
     [
         (lambda x, net: x + 1e-6, "output 0 differs by up to"),
-        (doubled, "of 4 gradients differ"),
-        (moved, "1 buffers differ after a step, e.g. norm.num_batches_tracked"),
-        (lambda x, net: x.detach() + net.norm.bias * 0 if net.training else x, "gradients"),
+        (doubled, "training, step 1: the gradient of fc.weight differs by up to .*; and .* more"),
+        (moved, "training, step 1: buffer norm.num_batches_tracked differs by up to 1; training, step 2"),
+        (lambda x, net: x.detach() + net.norm.bias * 0 if net.training else x, "the gradient of fc.weight"),
+        (later, "training, step 2: output 0 differs"),
     ],
 )
 def test_what_differs_in_training_is_named(change: Callable[[Tensor, nn.Module], Tensor], problem: str) -> None:
@@ -93,6 +103,83 @@ def test_what_differs_in_evaluation_is_named() -> None:
     with pytest.raises(AssertionError, match="output 0 differs"):
         compare_evaluation(model, other, (X,), {})
     compare_training(model, other, (X,), {})
+
+
+class Rewritten(nn.Module):
+    """A layer, and a surrogate of two weights behind it, whose second one starts at zero."""
+
+    def __init__(self, forward: Callable[[Tensor, Tensor, Tensor], Tensor]) -> None:
+        super().__init__()
+        self.fc = nn.Linear(4, 4)
+        surrogate = nn.ParameterDict({"down": torch.randn(2, 4), "up": torch.zeros(4, 2)})
+        self.surrogates = nn.ModuleDict({"blocks_1": surrogate})
+        self.change = forward
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.fc(x)
+        surrogate = self.surrogates["blocks_1"]
+        return x + self.change(x, surrogate["down"], surrogate["up"])  # type: ignore[index]
+
+
+def infinite(x: Tensor, down: Tensor, up: Tensor) -> Tensor:
+    return x @ down.t() @ up.t() / (up.sum() * 0)
+
+
+def unheard(x: Tensor, down: Tensor, up: Tensor) -> Tensor:
+    apply: Any = Unheard.apply
+    doubled: Tensor = apply(x, down, up)
+    return doubled
+
+
+@pytest.mark.parametrize(
+    ("forward", "problem"),
+    [
+        (lambda x, down, up: x @ down.t() @ up.t(), None),
+        (lambda x, down, up: x @ down.t() @ up.detach().t(), "2 parameters of surrogates get a gradient of zeros"),
+        (lambda x, down, up: (x @ down.t() * 0) @ up.t(), "2 parameters of surrogates get a gradient of zeros"),
+        (lambda x, down, up: x @ down.t() @ up.t() * 0, "2 parameters of surrogates get a gradient of zeros"),
+        (lambda x, down, up: x, "2 parameters of surrogates get no gradient"),
+        (unheard, "1 surrogates change no output, e.g. surrogates.blocks_1"),
+        (infinite, "the loss is nan in step 1"),
+    ],
+)
+def test_a_surrogate_has_to_take_part(forward: Any, problem: str | None) -> None:
+    torch.manual_seed(0)
+    model = Rewritten(forward)
+    if problem is None:
+        return train(model, (X,), {})
+    with pytest.raises(AssertionError, match=problem):
+        train(model, (X,), {})
+
+
+class Unheard(torch.autograd.Function):
+    """Weights that get a gradient, and are not used."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, *weights: Tensor) -> Tensor:
+        ctx.save_for_backward(*weights)
+        return x * 2
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Any:
+        return (grad * 2, *(torch.ones_like(weight) for weight in ctx.saved_tensors))
+
+
+def test_a_sample_is_the_same_for_everyone() -> None:
+    sizes = {"big": 60, "middle": 30, "small": 3}
+    cases = [Case(f"{lib}:{i}", f"kind{i % 5}", lambda: None) for lib, size in sizes.items() for i in range(size)]  # type: ignore[arg-type, return-value]
+    picked = sample(cases, 24)
+    names = [case.name for case in picked]
+    assert len(names) == len(set(names)) == 24
+    assert sample(list(reversed(cases)), 24) == list(reversed(picked))
+    shares = Counter(name.partition(":")[0] for name in names)
+    assert shares == {"big": 14, "middle": 7, "small": 3}
+    for lib in ("big", "middle"):
+        assert {case.family for case in picked if case.name.startswith(lib)} == {f"kind{i}" for i in range(5)}
+    # A model more changes the choice by one at most, and a larger sample holds the smaller one.
+    more = {case.name for case in sample([*cases, Case("big:new", "kind0", cases[0].build)], 24)}
+    assert len(set(names) - more) <= 1
+    assert sample(cases, 200) == cases and len(sample(cases, 0)) == 11
 
 
 def test_tensors_are_found_inside_plain_objects() -> None:

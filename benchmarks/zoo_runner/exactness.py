@@ -2,23 +2,15 @@
 
 from __future__ import annotations
 
-import random
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from repl_fx.tracing.untouched import untouched
-
-
-def seed_everything(seed: int) -> None:
-    """Seed the generators that a model may draw from: torch's, Python's and numpy's."""
-    torch.manual_seed(seed)
-    random.seed(seed)
-    np.random.seed(seed)
+from repl_fx.tracing.check import compare_steps
+from repl_fx.tracing.untouched import in_mode, seed_everything, untouched
 
 
 def tensors(value: Any) -> list[Tensor]:
@@ -68,58 +60,35 @@ def same(a: Tensor, b: Tensor) -> bool:
 
 
 def compare_evaluation(model: nn.Module, module: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:
-    """Both in evaluation mode.
+    """Both in evaluation mode, two steps of each (`repl_fx.tracing.check`).
 
     Raises:
-        AssertionError: an output differs; says which and by how much.
+        AssertionError: something differs, says what; or there is nothing that could.
     """
-    outputs = []
-    for each in (model, module):
-        each.eval()
-        seed_everything(1)
-        a, k = fresh(args, kwargs)
-        # With gradients on: `nn.TransformerEncoderLayer` computes in another order without.
-        with untouched(model, buffers=True), untouched(module, buffers=True):
-            outputs.append([t.detach() for t in tensors(each(*a, **k))])
-    problem = difference(outputs[1], outputs[0])
-    assert outputs[0], "the model returns no tensor"
-    assert problem is None, problem
+    a, k = fresh(args, kwargs)
+    # With gradients on: `nn.TransformerEncoderLayer` computes in another order without.
+    with untouched(model, buffers=True), in_mode(model, False):
+        outputs = tensors(model(*a, **k))
+    assert outputs, "the model returns no tensor"
+    assert any(bool(output.any()) for output in outputs), "all outputs are zero"
+    _require_none(compare_steps(model, module, args, kwargs, False, seed=1))
 
 
 def compare_training(model: nn.Module, module: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:
-    """Both in training mode from the same seed: outputs, gradients of all parameters, buffers afterwards.
-
-    A buffer that the model's forward replaces by another tensor, as tables that are made on the first call, is no part
-    of the comparison.
+    """Both in training mode from the same seed, two steps of each: outputs, buffers and all gradients.
 
     Raises:
-        AssertionError: something differs; says what.
+        AssertionError: something differs, says what; or there is nothing that could.
     """
-    outputs, grads, after = [], [], []
-    for each in (model, module):
-        each.train()
-        each.zero_grad()
-        seed_everything(1)
-        a, k = fresh(args, kwargs)
-        with untouched(model, buffers=True), untouched(module, buffers=True):
-            buffers = dict(each.named_buffers(remove_duplicate=False))
-            out = each(*a, **k)
-            outputs.append([t.detach() for t in tensors(out)])
-            loss_of(out).backward()  # type: ignore[no-untyped-call]
-            del out
-            # The gradients are the first module's own; the second, which shares its parameters, makes new ones.
-            grads.append({name: p.grad for name, p in each.named_parameters() if p.grad is not None})
-            for parameter in each.parameters():
-                parameter.grad = None
-            now = dict(each.named_buffers(remove_duplicate=False))
-            after.append({n: b.detach().clone() for n, b in now.items() if buffers.get(n) is b})
-    problem = difference(outputs[1], outputs[0])
-    assert problem is None, problem
-    assert grads[0].keys() == grads[1].keys(), (
-        f"gradients of {len(grads[1])} parameters, not {len(grads[0])}, e.g. {min(grads[0].keys() ^ grads[1].keys())}"
-    )
-    wrong = [name for name in grads[0] if not same(grads[0][name], grads[1][name])]
-    assert not wrong, f"{len(wrong)} of {len(grads[0])} gradients differ, e.g. of {wrong[-1]}"
-    assert any(bool(grad.any()) for grad in grads[0].values()), "all gradients are zero"
-    wrong = [name for name in after[0] if name not in after[1] or not same(after[0][name], after[1][name])]
-    assert not wrong, f"{len(wrong)} buffers differ after a step, e.g. {wrong[-1]}"
+    seed_everything(1)
+    a, k = fresh(args, kwargs)
+    with untouched(model, buffers=True), in_mode(model, True):
+        wanted = [parameter for parameter in model.parameters() if parameter.requires_grad]
+        gradients = torch.autograd.grad(loss_of(model(*a, **k)), wanted, allow_unused=True)
+    assert any(gradient is not None and bool(gradient.any()) for gradient in gradients), "all gradients are zero"
+    _require_none(compare_steps(model, module, args, kwargs, True, seed=1))
+
+
+def _require_none(differences: Sequence[str]) -> None:
+    more = f"; and {len(differences) - 3} more" if len(differences) > 3 else ""
+    assert not differences, "; ".join(differences[:3]) + more

@@ -7,7 +7,6 @@ Second half, in a fresh process: reloaded, folded, exported, verified. It builds
 from __future__ import annotations
 
 import json
-import math
 import os
 import re
 import time
@@ -25,21 +24,20 @@ from torch import fx, nn
 import repl_fx
 from benchmarks.zoo_models import all_cases
 from benchmarks.zoo_models.case import Case
+from benchmarks.zoo_runner.alive import train
 from benchmarks.zoo_runner.exactness import (
     compare_evaluation,
     compare_training,
     difference,
     fresh,
-    loss_of,
-    seed_everything,
     tensors,
 )
 from repl_fx.artifact import load_artifact
 from repl_fx.blocks import Repeat
-from repl_fx.decisions import is_random
 from repl_fx.node_table import node_table
 from repl_fx.partial import Part
 from repl_fx.passes.fold_surrogates import is_synthesis
+from repl_fx.tracing.untouched import seed_everything
 from repl_fx.transform import Options, rewrite
 
 FIRST = ("captured", "eval", "train", "repeats", "replaced", "trained")
@@ -151,7 +149,7 @@ HEAVY = 120_000_000
 
 
 def first_half(case: Case, record: Record, place: Path, last: str, heavy: Any) -> None:
-    """Capture, compare, find, replace, take one training step, save."""
+    """Capture, compare, find, replace, take a few training steps, save."""
     model, args, kwargs = _built(case, record, place, "build")
     record.parameters = sum(p.numel() for p in model.parameters())
     record.write(place)
@@ -181,7 +179,7 @@ def first_half(case: Case, record: Record, place: Path, last: str, heavy: Any) -
             record.refused = [str(refusal) for refusal in result.plan.refusals]
             record.removed = record.parameters - sum(p.numel() for p in rewritten.parameters())
         with _stage(record, place, "trained", last):
-            _train(rewritten, args, kwargs)
+            train(rewritten, args, kwargs)
             torch.save(_outputs(rewritten.eval(), args, kwargs), place / "outputs.pt")
             repl_fx.save(result, place / "artifact", force=True)
 
@@ -263,32 +261,6 @@ def _why_nothing(parts: Sequence[Part], repeats: Sequence[Repeat], nothing: repl
     tables = [node_table(part.graph_module) for part in parts]
     labels = [int(label) for table in tables for label in table.labels[table.mixing]]
     return f"its {len(labels)} layers with weights are of {len(set(labels))} kinds and sizes, in no order that repeats"
-
-
-def _train(module: nn.Module, args: Any, kwargs: Any) -> None:
-    """One step of gradient descent: a finite loss, and finite gradients of every surrogate's parameters."""
-    module.train()
-    unused: list[str] = []
-    # Where the model itself drops layers at random, one step may drop what a surrogate stands for; others keep it.
-    graphs = [part for part in module.modules() if isinstance(part, fx.GraphModule)]
-    drops = any(is_random(node) for part in graphs for node in part.graph.nodes)
-    for seed in range(2, 10 if drops else 3):
-        seed_everything(seed)
-        a, k = fresh(args, kwargs)
-        loss = loss_of(module(*a, **k))
-        assert math.isfinite(loss.item()), f"the loss is {loss.item()}"
-        loss.backward()  # type: ignore[no-untyped-call]
-        unused = [n for n, p in module.named_parameters() if ".surrogates." in f".{n}" and p.grad is None]
-        if not unused:
-            break
-    assert not unused, f"{len(unused)} parameters of surrogates get no gradient, e.g. {unused[0]}"
-    wild = [n for n, p in module.named_parameters() if p.grad is not None and not bool(p.grad.isfinite().all())]
-    assert not wild, f"{len(wild)} gradients are not finite, e.g. of {wild[0]}"
-    with torch.no_grad():
-        for parameter in module.parameters():
-            if parameter.grad is not None:
-                parameter.sub_(parameter.grad, alpha=1e-4)
-                parameter.grad = None
 
 
 def _outputs(module: nn.Module, args: Any, kwargs: Any) -> list[torch.Tensor]:

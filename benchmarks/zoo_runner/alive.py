@@ -1,0 +1,113 @@
+"""Whether what stands in for the replaced blocks takes part: in the gradients of a few steps, and in the outputs."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+
+from benchmarks.zoo_runner.exactness import fresh, loss_of, same, tensors
+from repl_fx.decisions import is_random
+from repl_fx.tracing.untouched import in_mode, seed_everything, untouched
+
+# Surrogates begin silent, so that some of their parameters get their first gradient in a later step.
+SILENT, STEPS = 2, 4
+# Where the model itself drops layers at random, one step may drop what a surrogate stands for; others keep it.
+STEPS_WITH_DROPS = 10
+# A step moves each parameter by this much of its length, or by this much where it is zero.
+PACE = 1e-3
+
+
+def train(module: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:
+    """A few steps of normalised gradient descent on a rewritten model.
+
+    Raises:
+        AssertionError: a loss or a gradient is not finite, a parameter of a surrogate gets no gradient, or nothing but
+            zeros, in all steps but the first ones, or a surrogate can be changed without a change of any output.
+    """
+    module.train()
+    owned = {name: parameter for name, parameter in module.named_parameters() if _of_surrogate(name)}
+    graphs = [part for part in module.modules() if isinstance(part, fx.GraphModule)]
+    drops = any(is_random(node) for part in graphs for node in part.graph.nodes)
+    dead = dict.fromkeys(owned, "no gradient")
+    for step in range(STEPS_WITH_DROPS if drops else STEPS):
+        seed_everything(step + 2)
+        a, k = fresh(args, kwargs)
+        loss = loss_of(module(*a, **k))
+        assert math.isfinite(loss.item()), f"the loss is {loss.item()} in step {step + 1}"
+        loss.backward()  # type: ignore[no-untyped-call]
+        gradients = {name: p.grad for name, p in module.named_parameters() if p.grad is not None}
+        wild = [name for name, gradient in gradients.items() if not bool(gradient.isfinite().all())]
+        assert not wild, f"{len(wild)} gradients are not finite, e.g. of {wild[0]}"
+        for name in dead.keys() & gradients.keys() if step >= SILENT else ():
+            if bool(gradients[name].any()):
+                del dead[name]
+            else:
+                dead[name] = "a gradient of zeros"
+        _descend(module)
+        if step >= SILENT and not dead:
+            break
+    assert not dead, f"{len(dead)} parameters of surrogates get {dead[min(dead)]}, e.g. {min(dead)}"
+    _require_heard(module, owned, args, kwargs)
+
+
+def _of_surrogate(name: str) -> bool:
+    return ".surrogates." in f".{name}"
+
+
+@torch.no_grad()
+def _descend(module: nn.Module) -> None:
+    for parameter in module.parameters():
+        if parameter.grad is not None:
+            length = float(parameter.grad.norm())
+            pace = PACE * (float(parameter.norm()) or 1.0)
+            parameter.sub_(parameter.grad, alpha=pace / length if length > 0 else 0.0)
+            parameter.grad = None
+
+
+@torch.no_grad()
+def _require_heard(
+    module: nn.Module, owned: Mapping[str, Tensor], args: Sequence[Any], kwargs: Mapping[str, Any]
+) -> None:
+    """Change the parameters of one surrogate after the other, and look for a change of an output in either mode."""
+    surrogates: dict[str, list[Tensor]] = {}
+    for name, parameter in owned.items():
+        place, _, rest = f".{name}".partition(".surrogates.")
+        surrogates.setdefault(f"{place}.surrogates.{rest.split('.')[0]}".lstrip("."), []).append(parameter)
+    waiting = dict(surrogates)
+    for training in (False, True):
+        for seed in range(1, 9 if training else 2):
+            before = _outputs(module, args, kwargs, training, seed)
+            for name, parameters in list(waiting.items()):
+                with _changed(parameters):
+                    after = _outputs(module, args, kwargs, training, seed)
+                if len(after) != len(before) or not all(map(same, after, before)):
+                    del waiting[name]
+            if not waiting:
+                return
+    assert not waiting, f"{len(waiting)} surrogates change no output, e.g. {min(waiting)}"
+
+
+@contextmanager
+def _changed(parameters: Sequence[Tensor]) -> Iterator[None]:
+    before = [parameter.clone() for parameter in parameters]
+    try:
+        for parameter in parameters:
+            parameter.add_(torch.randn_like(parameter), alpha=0.1 + float(parameter.abs().mean()))
+        yield
+    finally:
+        for parameter, value in zip(parameters, before, strict=True):
+            parameter.copy_(value)
+
+
+def _outputs(
+    module: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any], training: bool, seed: int
+) -> list[Tensor]:
+    a, k = fresh(args, kwargs)
+    with untouched(module, buffers=True), in_mode(module, training):
+        seed_everything(seed)
+        return [output.clone() for output in tensors(module(*a, **k))]
