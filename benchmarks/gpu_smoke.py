@@ -250,7 +250,7 @@ def _same_as_source(gm: nn.Module, source: Source) -> str:
     strays = {name for name, t in gm.state_dict().items() if t.device != next(source.model.parameters()).device}
     if strays:
         raise Failed(f"{len(strays)} tensors are on another device, e.g. {min(strays)}")
-    check = repl_fx.check_capture(source.model, gm, source.args, source.kwargs)  # type: ignore[arg-type]
+    check = repl_fx.check_capture(source.model, gm, source.args, source.kwargs)
     if not check:
         differing = [mode for mode in ("evaluation", "training") if not getattr(check, mode)]
         raise Failed(f"outputs differ from the source's in {' and '.join(differing)} mode")

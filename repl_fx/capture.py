@@ -32,7 +32,7 @@ from repl_fx.tracing.check import CaptureCheck, compare_steps
 from repl_fx.tracing.hooks import hooks_followed
 from repl_fx.tracing.model_checks import misfit, require_capturable
 from repl_fx.tracing.python_state import StateChanges, changes_noted
-from repl_fx.tracing.settled import require_settled
+from repl_fx.tracing.settled import require_leaves_left, require_settled
 from repl_fx.tracing.untouched import device_of, fresh_inputs, in_mode, own_randomness, untouched
 
 LADDER: dict[str, Rung] = {"torch.export": export_rung, "fx.symbolic_trace": symbolic_rung}
@@ -133,10 +133,11 @@ def _climb(
         # A region of the caller's must not be traced as one of the model's.
         with untouched(model), own_randomness(device), torch.enable_grad(), _no_autocast(device):
             model.train(training)
-            with hooks_followed(model, is_leaf), changes_noted(model, is_leaf) as changes[training]:
+            with hooks_followed(model, is_leaf), changes_noted(model) as changes[training]:
                 graphs[training] = rung(model, arguments, constants, args, kwargs)
             pinned.update({p: m.training for p, m in model.named_modules() if m.training is not training})
     for training, changed in changes.items():
+        require_leaves_left(model, changed, is_leaf)
         require_settled(model, changed, args, kwargs, training)
     return _assembled(model, name, obstacles, graphs, constants, device, pinned)
 

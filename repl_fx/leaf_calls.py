@@ -16,7 +16,7 @@ forward of a `torch.autograd.Function` stands aside likewise: traced into, it wo
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -25,6 +25,7 @@ from torch import Tensor, nn
 
 from repl_fx._torch import autograd_calls, call_impl, define_operator, pytree, set_call_impl, unset_call_impl
 from repl_fx.tracing.mode_and_randomness import may_vary
+from repl_fx.tracing.untouched import untouched
 
 _VARIES: dict[type[nn.Module], bool] = {}
 
@@ -105,7 +106,8 @@ class LeafCalls:
         # What a leaf calls itself is part of the leaf.
         self.running = True
         try:
-            results, call.result = pytree.tree_flatten(call.run(*args, **kwargs))
+            with _left_alone(call.callee):
+                results, call.result = pytree.tree_flatten(call.run(*args, **kwargs))
         finally:
             self.running = False
         call.constants = {i: value for i, value in enumerate(results) if not isinstance(value, Tensor)}
@@ -118,6 +120,11 @@ class LeafCalls:
         # Functional dropout hands out a new object under the tracer, even where it does nothing.
         call.passes_through = same or (isinstance(call.callee, _DROPOUTS) and not call.callee.training)
         return [v.view_as(v) if id(v) in own else v for v in results if isinstance(v, Tensor)]
+
+
+def _left_alone(callee: Callee) -> AbstractContextManager[None]:
+    """Undo what a call on fake tensors leaves in a module."""
+    return untouched(callee) if isinstance(callee, nn.Module) else nullcontext()
 
 
 class LeafNotOpaque(RuntimeError):

@@ -118,6 +118,15 @@ def export_rung(
     return join_branches(trace, example)
 
 
+def _hooked(model: nn.Module, hooks: Mapping[int, Any], args: Any, kwargs: Any, results: Any) -> Any:
+    """The results of a forward after the model's forward hooks."""
+    for key, hook in hooks.items():
+        given = (args, kwargs) if key in model._forward_hooks_with_kwargs else (args,)
+        changed = hook(model, *given, results)
+        results = results if changed is None else changed
+    return results
+
+
 def _is_interpreted(model: nn.Module) -> bool:
     """Whether torch.export runs a model node by node, past its forward, which keeps what the nodes note.
 
@@ -153,15 +162,19 @@ def _spelled_out(
 
     def forward(*args: Any, **kwargs: Any) -> Any:
         with assigned.noted(model, lambda module: module is not model and calls.stands_aside(module)):
-            results = open_objects(own(*args, **kwargs))
+            results = open_objects(_hooked(model, hooks, args, kwargs, own(*args, **kwargs)))
         return results, list(assigned.values)
 
     forward.__signature__ = signature.replace(parameters=[*named, *passed]) if passed else signature  # type: ignore[attr-defined]
     before = vars(model).copy()
+    # Hooks on the model's result must not see the buffers.
+    hooks = dict(model._forward_hooks)
+    model._forward_hooks.clear()
     try:
         vars(model)["forward"] = forward
         yield
     finally:
+        model._forward_hooks.update(hooks)
         vars(model).pop("forward")
         vars(model).update({"forward": before["forward"]} if "forward" in before else {})
 
@@ -179,8 +192,11 @@ def symbolic_rung(
         constant_numbers(),
         no_tensor_hooks(lambda: False),
         _state_unread(model),
+        (assigned := BufferAssignments()).noted(model, lambda module: False),
     ):
         traced = tracer.trace(model, {**_defaults(model), **fixed})
+    if assigned.buffers:
+        raise NotImplementedError(f"fx cannot rebind a buffer ({'.'.join(assigned.buffers[0]).lstrip('.')})")
     graph = fx.Graph()
     inputs = InputNodes(graph, arguments)
     env: dict[fx.Node, fx.Node] = {}
@@ -225,6 +241,8 @@ def _state_unread(model: nn.Module) -> OperatorsSeen:
     memory = {memory_of(tensor) for tensor in (*model.parameters(), *model.buffers())}
 
     def see(operator: Any, args: Any, kwargs: Any) -> None:
+        if torch.Tag.nondeterministic_seeded in operator.tags:
+            raise NotImplementedError(f"fx would bake in what {operator} draws")
         for leaf in pytree.tree_leaves((args, kwargs)):
             if isinstance(leaf, Tensor) and memory_of(leaf) in memory:
                 raise NotImplementedError(f"fx would bake in what {operator} computes from a parameter or a buffer")

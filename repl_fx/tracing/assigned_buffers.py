@@ -50,9 +50,14 @@ class BufferAssignments:
             if not stands_aside(module):
                 modules.setdefault(module, path)
         before = {module: dict(module._buffers) for module in modules}
+        aside = {path: module for path, module in model.named_modules() if module not in modules}
+        own = {module: {name: id(buffer) for name, buffer in module._buffers.items()} for module in aside.values()}
         self.buffers, self.values = [], []
         with no_buffer_hooks():
             yield
+            for path, module in aside.items():
+                if own[module] != {name: id(buffer) for name, buffer in module._buffers.items()}:
+                    raise NotImplementedError(f"the forward around {path} replaces a buffer of it")
             for module, path in modules.items():
                 self._note(path, before[module], module._buffers)
                 for name, buffer in before[module].items():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -90,7 +91,10 @@ def _steps(module: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any], tr
         in_mode(module, training),
         seeded(device, seed),
         torch.enable_grad(),
+        warnings.catch_warnings(),
     ):
+        # What torch has to say of hooks and the like it says when the user trains.
+        warnings.simplefilter("ignore")
         return [
             _step(module, args, kwargs, seed + number, backward=training or number > 0, inputs=number > 0)
             for number in range(STEPS)

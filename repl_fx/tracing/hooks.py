@@ -26,13 +26,18 @@ _FORWARD = {"_forward_hooks": "forward hook", "_forward_pre_hooks": "forward pre
 _BACKWARD = {"_backward_hooks": "backward hook", "_backward_pre_hooks": "backward pre-hook"}
 # Hooks that act in a forward that asks for them alone, through values which a trace sees.
 _FOLLOWED = ("transformers.utils.output_capturing",)
-_ON_TENSORS: tuple[tuple[Any, str], ...] = (
+_DROPPED: tuple[tuple[Any, str], ...] = (
     (Tensor, "register_hook"),
     (Tensor, "register_post_accumulate_grad_hook"),
     (Tensor, "retain_grad"),
     (torch.autograd.graph, "register_multi_grad_hook"),
     (torch.autograd.graph.saved_tensors_hooks, "__init__"),
     (torch.autograd.graph.save_on_cpu, "__init__"),
+    (torch, "manual_seed"),
+    (torch.random, "manual_seed"),
+    (torch, "set_rng_state"),
+    (torch.random, "set_rng_state"),
+    (torch.random, "fork_rng"),
 )
 
 
@@ -61,11 +66,14 @@ def hooks_followed(model: nn.Module, stands_aside: Callable[[nn.Module], bool]) 
             hooks = getattr(module, registry)
             for key, hook in list(hooks.items()):
                 if getattr(hook, "__module__", None) not in _FOLLOWED:
-                    watched.append(_Watched(f"{path or 'the model'} has a {kind} ({hook_name(hook)})", hook))
+                    words = f"{path or 'the model'} has a {kind} ({hook_name(hook)})"
+                    watched.append(_Watched(words, hook, module is model))
                     hooks[key] = watched[-1]
     try:
         yield
         for hook in watched:
+            if not hook.called and hook.of_the_model:
+                raise _refusal(model, f"{hook.words} that a trace goes past")
             if hook.called and not hook.changed_a_value:
                 raise _refusal(model, f"{hook.words} that changes no value")
             if hook.state:
@@ -84,14 +92,16 @@ class _Watched:
     Attributes:
         words: the hook in words.
         own: the hook itself.
+        of_the_model: it is on the model, and not on a module inside.
         called: it was.
         changed_a_value: it returned something in the place of an argument or a result.
         state: what it changed of the Python state that it can reach.
     """
 
-    def __init__(self, words: str, own: Callable[..., Any]) -> None:
+    def __init__(self, words: str, own: Callable[..., Any], of_the_model: bool) -> None:
         self.words = words
         self.own = own
+        self.of_the_model = of_the_model
         self.called = self.changed_a_value = False
         self.state: list[Change] = []
 
@@ -170,7 +180,7 @@ def no_tensor_hooks(stands_aside: Callable[[], bool]) -> Iterator[None]:
         return refuse
 
     with ExitStack() as patches:
-        for holder, name in _ON_TENSORS:
+        for holder, name in _DROPPED:
             shown = holder.__name__ if name == "__init__" else name
             patches.enter_context(patch.object(holder, name, refusing(shown, getattr(holder, name))))
         yield

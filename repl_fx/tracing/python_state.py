@@ -13,15 +13,16 @@ import ast
 import copy
 import functools
 import inspect
+import random
 import re
 import sys
 import textwrap
 from collections import Counter, OrderedDict, defaultdict, deque
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from enum import Enum
-from types import CellType, MappingProxyType, ModuleType
+from types import CellType, FunctionType, MappingProxyType, ModuleType
 from typing import Any
 
 import numpy as np
@@ -40,10 +41,11 @@ _PLAIN = (type(None), bool, int, float, complex, str, bytes, torch.dtype, torch.
 _CONTAINERS = frozenset({dict, OrderedDict, defaultdict, Counter, list, set, deque, bytearray, np.ndarray})
 # Attributes by which a library notes that it has prepared a model, which its forward does at the first call.
 _NOTES = frozenset({"_output_capturing_hooks_installed"})
+_GENERATORS = (random.Random, np.random.Generator, np.random.RandomState, torch.Generator)
 # Libraries whose objects, classes and modules are no part of a model's own state.
 _FOREIGN = ("torch", "numpy", "logging", "threading", "typing", "abc", "enum", "inspect", "repl_fx", "builtins")
 # What is reachable from a model is looked at up to this many values (a vocabulary has more) and this deep.
-_MOST = 20_000
+_MOST = 200_000
 _DEEPEST = 6
 
 
@@ -86,7 +88,6 @@ class PythonState:
 
     Args:
         model: any module.
-        stands_aside: whether calls of a module stay calls in a graph; such a module keeps its state itself.
         values: further values, by name, such as the cells of a function.
 
     Attributes:
@@ -96,14 +97,13 @@ class PythonState:
     def __init__(
         self,
         model: nn.Module,
-        stands_aside: Callable[[nn.Module], bool] = lambda module: False,
         values: Mapping[str, Any] = MappingProxyType({}),
     ) -> None:
         self.iterators: list[str] = []
         self._holders: list[_Holder] = []
         self._values: dict[str, Any] = {}
         self._seen = {id(module) for module in model.modules()}
-        modules = {module: path for path, module in model.named_modules() if not stands_aside(module)}
+        modules = {module: path for path, module in model.named_modules()}
         for module, path in modules.items():
             self._enter(path, module, _attributes(module), 0)
             # A buffer without a tensor is filled when it is first needed.
@@ -112,6 +112,9 @@ class PythonState:
         kinds = dict.fromkeys(kind for module in modules for kind in type(module).__mro__ if not _is_foreign(kind))
         for kind in kinds:
             self._enter(kind.__qualname__, kind, _plain_attributes(kind), 0)
+            for function in vars(kind).values():
+                if isinstance(function, FunctionType):
+                    self._enter_function(function)
         for name in dict.fromkeys(kind.__module__ for kind in kinds):
             if name in sys.modules:
                 self._enter(name, sys.modules[name], _plain_attributes(sys.modules[name]), 0)
@@ -125,7 +128,9 @@ class PythonState:
         return [
             Change(path, isinstance(later._values.get(path), _Version))
             for path in paths
-            if not _same(self._values.get(path, _Version), later._values.get(path, _Version))
+            # What fx meets on its way it keeps in the model.
+            if not path.startswith("_tensor_constant")
+            and not _same(self._values.get(path, _Version), later._values.get(path, _Version))
         ]
 
     def restore(self) -> None:
@@ -144,6 +149,14 @@ class PythonState:
         for key, value in _items(content):
             self._look(f"{path}[{_shown(key)}]" if inside else _dotted(path, key), value, depth + 1)
 
+    def _enter_function(self, function: FunctionType) -> None:
+        """Enter what a method counts in besides its object: a closure, a mutable default, attributes of its own."""
+        path = function.__qualname__
+        cells = zip(function.__code__.co_freevars, function.__closure__ or (), strict=True)
+        for name, value in (*cells, *enumerate(function.__defaults__ or ()), *vars(function).items()):
+            if name != "__wrapped__":
+                self._look(f"{path}: {name}", value, 0)
+
     def _look(self, path: str, value: Any, depth: int) -> None:
         if len(self._values) >= _MOST or depth > _DEEPEST:
             return
@@ -156,6 +169,10 @@ class PythonState:
             self._values[path] = value
         elif isinstance(value, Tensor):
             self._values[path] = _Version(value, 0 if value.is_inference() else value._version)
+        elif isinstance(value, _GENERATORS):
+            state = _state_of(value)
+            self._holders.append(_Holder(value, state))
+            self._values[path] = repr(state.tolist() if isinstance(state, Tensor) else state)
         elif isinstance(value, Iterator):
             self.iterators.append(path)
         elif isinstance(value, (tuple, frozenset)):
@@ -173,40 +190,43 @@ class StateChanges:
     Attributes:
         changes: what differed after it, or after the model's forward in it.
         iterators: paths of the iterators among the state, of which nothing can be said.
+        replaced: paths of the parameters and modules in whose place there were others.
     """
 
     changes: list[Change] = field(default_factory=list)
     iterators: list[str] = field(default_factory=list)
+    replaced: list[str] = field(default_factory=list)
 
     def __bool__(self) -> bool:
         return bool(self.changes or self.iterators)
 
 
 @contextmanager
-def changes_noted(model: nn.Module, stands_aside: Callable[[nn.Module], bool]) -> Iterator[StateChanges]:
-    """Note what a trace of a model changes of its Python state.
+def changes_noted(model: nn.Module) -> Iterator[StateChanges]:
+    """Note what a trace of a model changes of its Python state, leaf calls apart.
 
     torch.export puts attributes back when it is done, so the state is looked at in the forward as well.
 
     Args:
         model: about to be traced.
-        stands_aside: see `PythonState`.
     """
     noted = StateChanges()
     own = model.forward
 
-    def compare(before: PythonState) -> None:
-        noted.changes += before.changes(PythonState(model, stands_aside))
+    def compare(before: PythonState, tree: dict[str, int]) -> None:
+        noted.changes += before.changes(PythonState(model))
         noted.iterators = before.iterators
+        after = _tree(model)
+        noted.replaced += [path for path in {**tree, **after} if tree.get(path) != after.get(path)]
 
     @functools.wraps(own)
     def forward(*args: Any, **kwargs: Any) -> Any:
-        before = PythonState(model, stands_aside)
+        before, tree = PythonState(model), _tree(model)
         results = own(*args, **kwargs)
-        compare(before)
+        compare(before, tree)
         return results
 
-    before = PythonState(model, stands_aside)
+    before, tree = PythonState(model), _tree(model)
     kept = vars(model).get("forward")
     vars(model)["forward"] = forward
     try:
@@ -215,7 +235,13 @@ def changes_noted(model: nn.Module, stands_aside: Callable[[nn.Module], bool]) -
         vars(model).pop("forward", None)
         if kept is not None:
             vars(model)["forward"] = kept
-    compare(before)
+    compare(before, tree)
+
+
+def _tree(model: nn.Module) -> dict[str, int]:
+    """The identities of all modules and parameters, by path."""
+    modules = {path: id(module) for path, module in model.named_modules(remove_duplicate=False)}
+    return modules | {path: id(parameter) for path, parameter in model.named_parameters(remove_duplicate=False)}
 
 
 def place_of(model: nn.Module, path: str) -> str:
@@ -248,10 +274,35 @@ def _line_of(kind: type, name: str) -> str | None:
     return f", {inspect.getsourcefile(kind)}, line {first + written[0].lineno - 1}" if written else None
 
 
+def _state_of(generator: Any) -> Any:
+    """The state of a random generator, in its library's form."""
+    if isinstance(generator, np.random.Generator):
+        return generator.bit_generator.state
+    return generator.getstate() if isinstance(generator, random.Random) else generator.get_state()
+
+
+def _set_state(generator: Any, state: Any) -> None:
+    if isinstance(generator, np.random.Generator):
+        generator.bit_generator.state = state
+    elif isinstance(generator, random.Random):
+        generator.setstate(state)
+    else:
+        generator.set_state(state)
+
+
 def _attributes(value: Any) -> dict[str, Any]:
     """The attributes of an object; of a module, those that not every module has."""
     skipped = OWN_ATTRIBUTES | _NOTES if isinstance(value, nn.Module) else frozenset()
-    return {name: item for name, item in vars(value).items() if name not in skipped}
+    slots = (name for kind in type(value).__mro__ for name in _slots(kind) if hasattr(value, name))
+    return {name: item for name, item in getattr(value, "__dict__", {}).items() if name not in skipped} | {
+        name: getattr(value, name) for name in slots
+    }
+
+
+def _slots(kind: type) -> tuple[str, ...]:
+    slots = vars(kind).get("__slots__", ())
+    named = (slots,) if isinstance(slots, str) else tuple(slots)
+    return tuple(name for name in named if not name.startswith("__"))
 
 
 def _plain_attributes(holder: Any) -> dict[str, Any]:
@@ -271,7 +322,8 @@ def _is_foreign(kind: type) -> bool:
 def _is_own_object(value: Any) -> bool:
     if isinstance(value, nn.Module):
         return True
-    return hasattr(value, "__dict__") and not callable(value) and not _is_foreign(type(value))
+    holds = hasattr(value, "__dict__") or any(_slots(kind) for kind in type(value).__mro__)
+    return holds and not callable(value) and not _is_foreign(type(value))
 
 
 def _items(content: Any) -> list[tuple[Any, Any]]:
@@ -304,6 +356,8 @@ def _same(before: Any, after: Any) -> bool:
 def _refill(owner: Any, content: Any) -> None:
     if isinstance(owner, CellType):
         owner.cell_contents = content
+    elif isinstance(owner, _GENERATORS):
+        _set_state(owner, content)
     elif isinstance(owner, (bytearray, np.ndarray)):
         owner[:] = content
     # Another class of container, such as a frozen dict, is an object: its attributes are what was noted of it.
@@ -316,8 +370,17 @@ def _refill(owner: Any, content: Any) -> None:
         shared = isinstance(owner, (type, ModuleType))
         now = _plain_attributes(owner) if shared else _attributes(owner)
         for name in now.keys() - content.keys():
-            delattr(owner, name) if shared else vars(owner).pop(name)
+            delattr(owner, name) if shared else _own(owner, name, None, delete=True)
         for name, value in content.items():
             if name not in now or now[name] is not value:
-                # Past a `__setattr__` of the object's own.
-                setattr(owner, name, value) if shared else vars(owner).update({name: value})
+                setattr(owner, name, value) if shared else _own(owner, name, value)
+
+
+def _own(owner: Any, name: str, value: Any, *, delete: bool = False) -> None:
+    """Set or delete an attribute of an object, past a `__setattr__` of its own."""
+    if name in {slot for kind in type(owner).__mro__ for slot in _slots(kind)}:
+        object.__delattr__(owner, name) if delete else object.__setattr__(owner, name, value)
+    elif delete:
+        vars(owner).pop(name)
+    else:
+        vars(owner)[name] = value

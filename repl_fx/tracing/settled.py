@@ -6,7 +6,7 @@ step 1, step 2 as if no step 1  with the Python state of before the first, the s
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -49,6 +49,8 @@ def require_settled(
         begin = PythonState(model)
         _step(model, args, kwargs)
         between, state = PythonState(model), _State(model)
+        # Other inputs: what the first one left behind may be right for the first alone.
+        args, kwargs = _scaled(args, kwargs)
         outputs = _step(model, args, kwargs)
         moved = between.changes(PythonState(model))
         moving = [change.path for change in moved if not change.is_tensor]
@@ -61,6 +63,25 @@ def require_settled(
         if not same_value(outputs, again) or not after.equals(_State(model)):
             paths = dict.fromkeys(change.path for change in (*moved, *changes.changes))
             raise _refusal(model, [*paths, *changes.iterators], "changes in one forward and has a part in the next")
+
+
+def require_leaves_left(model: nn.Module, changes: StateChanges, stands_aside: Callable[[nn.Module], bool]) -> None:
+    """Refuse a model whose forward sets attributes of modules that the graph calls, such as the rate of a dropout.
+
+    Args:
+        model: the traced model.
+        changes: what the trace changed, leaf calls apart.
+        stands_aside: whether calls of a module stay calls.
+
+    Raises:
+        CaptureError: names the attribute.
+    """
+    if changes.replaced:
+        raise _refusal(model, changes.replaced, "as the forward leaves it has other parameters or modules")
+    leaves = [path for path, module in model.named_modules() if path and stands_aside(module)]
+    for change in changes.changes:
+        if any(change.path.removeprefix("len(").startswith(f"{path}.") for path in leaves):
+            raise _refusal(model, [change.path], "of a module that the graph calls is set by the forward around it")
 
 
 def _step(model: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
@@ -101,6 +122,13 @@ def _with_values(args: Sequence[Any], kwargs: Mapping[str, Any]) -> tuple[tuple[
         )
 
     copied = pytree.tree_map_only(Tensor, valued, (tuple(args), dict(kwargs)))
+    return tuple(copied[0]), dict(copied[1])
+
+
+def _scaled(args: Sequence[Any], kwargs: Mapping[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    copied = pytree.tree_map_only(
+        Tensor, lambda t: t * 0.9 if t.is_floating_point() else t, (tuple(args), dict(kwargs))
+    )
     return tuple(copied[0]), dict(copied[1])
 
 

@@ -1,0 +1,202 @@
+"""Hooks are followed, or refused by name; none is dropped."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import repl_fx
+from repl_fx.capture import capture, check_capture
+from repl_fx.errors import CaptureError
+
+
+class Block(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.fc, self.act = nn.Linear(8, 8), nn.ReLU()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.act(self.fc(x))  # type: ignore[no-any-return]
+
+
+def network(blocks: int = 3) -> nn.Sequential:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(8, 8), *(Block() for _ in range(blocks)))
+
+
+X = torch.linspace(-1, 1, 24).view(3, 8)
+
+
+def triple(module: nn.Module, given: Any, taken: Any) -> Any:
+    return (given[0] * 3,)
+
+
+def twice(module: nn.Module, args: Any, output: Tensor) -> Tensor:
+    return output * 2
+
+
+def test_hooks_that_change_a_value_are_followed() -> None:
+    model = network()
+    model[1].register_forward_hook(twice)
+    model[2].register_forward_pre_hook(lambda module, args: (args[0] + 1,))
+    model.register_forward_hook(twice)
+    gm = capture(model, (X,))
+    assert check_capture(model, gm, (X,))
+    plain = network()
+    assert not torch.equal(gm.eval()(X), plain.eval()(X))
+    assert model[1]._forward_hooks and list(model[1]._forward_hooks.values()) == [twice]
+
+
+def test_hooks_on_leaves_are_kept() -> None:
+    model = network()
+    seen: list[tuple[int, ...]] = []
+    fc = model.get_submodule("1.fc")
+    fc.register_forward_hook(lambda module, args, output: seen.append(tuple(output.shape)))
+    fc.register_full_backward_hook(triple)
+    gm = capture(model, (X,))
+    assert seen == [], "a trace leaves nothing in what a hook collects"
+    assert check_capture(model, gm, (X,))
+    seen.clear()
+    gm(X).sum().backward()
+    model_grad = copy.deepcopy(gm.get_parameter("0.weight").grad)
+    assert seen == [(3, 8)]
+    model.zero_grad()
+    model(X).sum().backward()
+    grad = model.get_parameter("0.weight").grad
+    assert grad is not None and model_grad is not None and torch.equal(grad, model_grad)
+
+
+def looks(model: nn.Sequential) -> None:
+    model[1].register_forward_hook(lambda module, args, output: None)
+
+
+def counts(model: nn.Sequential) -> None:
+    found = {"calls": 0}
+
+    def count(module: nn.Module, args: Any, output: Tensor) -> Tensor:
+        found["calls"] += 1
+        return output * 2
+
+    model[1].register_forward_hook(count)
+
+
+def collects(model: nn.Sequential) -> None:
+    kept: list[Tensor] = []
+
+    def collect(module: nn.Module, args: Any, output: Tensor) -> Tensor:
+        kept.append(output)
+        return output * 2
+
+    model.register_forward_hook(collect)
+
+
+def by_object(model: nn.Sequential) -> None:
+    class Keeps:
+        def __init__(self) -> None:
+            self.last: Any = None
+
+        def hook(self, module: nn.Module, args: Any, output: Tensor) -> Tensor:
+            self.last = output
+            return output * 2
+
+    model[2].register_forward_hook(Keeps().hook)
+
+
+def before(model: nn.Sequential) -> None:
+    model.register_forward_pre_hook(lambda module, args: None)
+
+
+def backward(model: nn.Sequential) -> None:
+    model[1].register_full_backward_hook(triple)
+
+
+def backward_before(model: nn.Sequential) -> None:
+    model.register_full_backward_pre_hook(lambda module, given: given)
+
+
+REFUSED = {
+    looks: "1 has a forward hook .* that changes no value",
+    counts: r"1 has a forward hook \(counts.<locals>.count\) that keeps",
+    collects: "the model has a forward hook .* that keeps",
+    by_object: "2 has a forward hook .* that keeps",
+    before: "the model has a forward pre-hook .* that changes no value",
+    backward: "1 has a backward hook",
+    backward_before: "the model has a backward pre-hook",
+}
+
+
+@pytest.mark.parametrize("add", REFUSED, ids=lambda add: add.__name__)
+def test_hooks_that_a_graph_would_drop_are_refused(add: Any) -> None:
+    model = network()
+    add(model)
+    hooks = [copy.copy(vars(module)) for module in model.modules()]
+    with pytest.raises(CaptureError, match=REFUSED[add]):
+        capture(model, (X,))
+    assert [vars(module) for module in model.modules()] == hooks
+
+
+def test_a_hook_on_all_modules_is_refused() -> None:
+    handle = nn.modules.module.register_module_forward_hook(lambda module, args, output: None)
+    try:
+        with pytest.raises(CaptureError, match="a hook on all modules"):
+            capture(network(), (X,))
+    finally:
+        handle.remove()
+
+
+class OnTensors(nn.Module):
+    def __init__(self, kind: str) -> None:
+        super().__init__()
+        self.kind, self.fc = kind, nn.Linear(8, 8)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.fc(x)
+        if self.kind == "register_hook":
+            x.register_hook(lambda grad: grad * 2)  # type: ignore[no-untyped-call]
+        elif self.kind == "retain_grad":
+            x.retain_grad()
+        elif self.kind == "save_on_cpu":
+            with torch.autograd.graph.save_on_cpu():
+                return x * x
+        return x
+
+
+@pytest.mark.parametrize("kind", ["register_hook", "retain_grad", "save_on_cpu"])
+def test_hooks_on_tensors_of_a_forward_are_refused(kind: str) -> None:
+    own = Tensor.register_hook, Tensor.retain_grad
+    with pytest.raises(CaptureError, match=f"the forward calls {kind}, which a graph would drop"):
+        capture(OnTensors(kind), (X,))
+    assert own == (Tensor.register_hook, Tensor.retain_grad)
+
+
+def test_a_part_leaves_a_module_with_a_backward_hook_eager() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(network(), network())
+    calls: list[int] = []
+    model.register_full_backward_hook(lambda module, given, taken: calls.append(1))
+    captured = repl_fx.capture_parts(model, (X,))
+    assert [part.path for part in captured.parts] == ["0", "1"]
+    calls.clear()
+    captured.module(X.clone().requires_grad_()).sum().backward()
+    assert calls == [1]
+
+
+def test_a_block_whose_layer_has_a_hook_stays() -> None:
+    model = network(5)
+    model.get_submodule("2.fc").register_forward_hook(lambda module, args, output: None)
+    result = repl_fx.transform(model, (X,), surrogate="identity")
+    refused = {r.block: r.reason for r in result.plan.refusals}
+    assert "layer 2.fc has a forward hook" in refused["2"]
+    assert [r.block for r in result.plan.replacements] == ["4"]
+
+
+def test_a_forward_put_into_one_module_is_traced_into() -> None:
+    model = nn.Sequential(nn.Linear(8, 8), nn.Dropout(0.5))
+    own = model[1].forward
+    model[1].forward = lambda x: own(x) * 3
+    gm = capture(model, (X,))
+    assert check_capture(model, gm, (X,))
