@@ -29,6 +29,9 @@ def equal_leaves(ours: Any, theirs: Any) -> bool:
 
 def same_value(ours: Any, theirs: Any) -> bool:
     """Whether two nested values are equal, bit for bit, also inside objects of the model's own classes."""
+    # Such as None, which knows no equality but this one.
+    if ours is theirs:
+        return True
     if type(ours) is not type(theirs):
         return False
     if isinstance(ours, Tensor):
