@@ -8,13 +8,12 @@
 For each model, with random weights, small inputs of batch 2, dropout and drop path on:
 
     captured    `repl_fx.capture_parts` makes one graph of the whole model, or graphs of its largest parts
-    eval        two consecutive steps equal the model's in evaluation mode, bit for bit: outputs, buffers, gradients
-    train       likewise in training mode, under one seed
+    eval        its outputs equal the model's in evaluation mode, bit for bit
+    train       its outputs, all gradients and all buffers equal the model's in training mode, under one seed, likewise
     repeats     repeats are looked for; a model in which no block has one like it before and behind ends here, as "no
                 repeated blocks", and the table argues why
     replaced    every second block of each repeat is replaced, by surrogate `auto`
-    trained     a few training steps: losses and gradients are finite, every parameter of a surrogate gets a gradient
-                that is not zero, and a change of any surrogate changes an output; saved
+    trained     one training step: the loss and all gradients are finite, every surrogate gets a gradient; saved
     reloaded    a fresh process builds the model, loads the artifact and gets the same outputs, bit for bit
     folded      the folded graph has no synthesis left and the same outputs, bit for bit
     exported    an ONNX file is written; for a model in parts, one for each part with surrogates

@@ -171,7 +171,7 @@ def _applied(
     copy: bool,
 ) -> TransformResult:
     if plan.parts == ("",):
-        return transform(model, args, kwargs, plan=plan, copy=copy)
+        return transform(model, args, kwargs, plan=plan, copy=copy, check=False)
     described = {part["path"]: part for part in manifest["parts"]}
     device = device_of(model)
     calls = {
@@ -183,7 +183,8 @@ def _applied(
         captured = capture_as_called(source, calls, {path: part["rung"] for path, part in described.items()})
     except (CaptureError, BadInput) as problem:
         raise PlanMismatch(str(problem)) from problem
-    return rewrite(replace(captured, eager=tuple(Eager(**eager) for eager in manifest["eager"])), plan, args, kwargs)
+    eager = tuple(Eager(**eager) for eager in manifest["eager"])
+    return rewrite(replace(captured, eager=eager), plan, args, kwargs, check=False)
 
 
 def read_manifest(directory: str | Path) -> dict[str, Any]:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
+from itertools import chain
 from typing import Any, TypeVar, overload
 
 from torch import fx, nn
@@ -17,6 +19,7 @@ from repl_fx.memory import collection_paused
 from repl_fx.partial import CapturedParts, Part, assemble, capture_parts, graphs_in, join
 from repl_fx.passes.batch_syntheses import batch_syntheses_
 from repl_fx.passes.check_graph import check_graph
+from repl_fx.passes.check_training import TrainingCheck, one_line
 from repl_fx.passes.choose_blocks import choose_blocks
 from repl_fx.passes.find_repeats import find_repeats
 from repl_fx.passes.fold_surrogates import fold_surrogates
@@ -190,22 +193,12 @@ def _plan(found: Sequence[_Found], options: Options) -> Plan:
     outside = [repeat for part in found for repeat in part.outside]
     # Globs and numbers mean the model, and surrogates the graph.
     choice = choose_blocks(outside, every=options.every, blocks=options.blocks, ignore=options.ignore)
-    places = {
-        join(part.path, block.name): (part, block)
-        for part in found
-        for repeat in part.repeats
-        for block in repeat.blocks
-    }
     replacements: list[Replacement] = []
     refusals = list(choice.refusals)
     for pick in choice.chosen:
-        part, block = places[pick.block.name]
-        before, after = (places[neighbour.name][1] for neighbour in (pick.before, pick.after))
-        site = Site(part.graph_module, block, before, after, block.inputs, options.surrogate)
+        site = _site(found, options.surrogate, pick.block.name, pick.before.name, pick.after.name)
         chosen = stand_in.resolve(site)
-        layers = [str(node.target) for node in block.nodes if node.op == "call_module"]
-        reason = _inner_value_used(block, chosen) or hooks_within(part.graph_module, layers)
-        reason = reason or _update_lost(block, chosen) or _integer_weight(site, chosen) or chosen.refuse(site)
+        reason = _refusal(site, chosen)
         if reason is not None:
             refusals.append(Refusal(pick.block.name, pick.repeat.name, reason))
             continue
@@ -214,10 +207,49 @@ def _plan(found: Sequence[_Found], options: Options) -> Plan:
                 pick.block.name, pick.repeat.name, pick.before.name, pick.after.name, chosen.key, chosen.settings()
             )
         )
+    return _settled(found, Plan((), tuple(choice.refusals), "", options.seed), tuple(replacements), tuple(refusals))
+
+
+def _settled(
+    found: Sequence[_Found], plan: Plan, replacements: tuple[Replacement, ...], refusals: tuple[Refusal, ...]
+) -> Plan:
+    """A plan with these replacements, and with more refusals."""
     # The parts that stay as they are need not be captured to apply the plan again.
-    used = [part for part in found if any(places[r.block][0] is part for r in replacements)]
+    going = {replacement.block for replacement in replacements}
+    used = [part for part in found if any(b.name in going for repeat in part.outside for b in repeat.blocks)]
     paths = tuple(part.path for part in used)
-    return Plan(tuple(replacements), tuple(refusals), _fingerprint(used or found), options.seed, paths or ("",))
+    known = dict.fromkeys((*plan.refusals, *refusals))
+    return Plan(replacements, tuple(known), _fingerprint(used or found), plan.seed, paths or ("",))
+
+
+def _site(found: Sequence[_Found], key: str, *names: str) -> Site:
+    """The site of a block between its neighbours, by the names that they have in the model."""
+    for part in found:
+        blocks = {join(part.path, block.name): block for repeat in part.repeats for block in repeat.blocks}
+        if names[0] in blocks:
+            block, before, after = (blocks[name] for name in names)
+            return Site(part.graph_module, block, before, after, block.inputs, key)
+    raise PlanMismatch(f"the plan names block {names[0]}, which no part has; make a new plan")
+
+
+def _refusal(site: Site, surrogate: Surrogate[Any]) -> str | None:
+    """Why a surrogate cannot stand in for a block; None where it can."""
+    layers = [str(node.target) for node in site.block.nodes if node.op == "call_module"]
+    return (
+        _inner_value_used(site.block, surrogate)
+        or hooks_within(site.graph_module, layers)
+        or _update_lost(site.block, surrogate)
+        or _integer_weight(site, surrogate)
+        or surrogate.refuse(site)
+    )
+
+
+def _next_choices(found: Sequence[_Found], options: Options, replaced: Replacement) -> Iterator[Replacement]:
+    """What else may stand in for a block, most preferred first."""
+    site = _site(found, options.surrogate, replaced.block, replaced.before, replaced.after)
+    for surrogate in make_surrogate(options.surrogate, options.settings).choices(site):
+        if surrogate.key != replaced.surrogate and _refusal(site, surrogate) is None:
+            yield replace(replaced, surrogate=surrogate.key, settings=surrogate.settings())
 
 
 def transform(
@@ -234,6 +266,7 @@ def transform(
     plan: Plan | None = None,
     copy: bool = False,
     allow_nan: bool = False,
+    check: bool = True,
     progress: Callable[[str], None] | None = None,
 ) -> TransformResult:
     """Rewrite a model: some of its repeated blocks become light surrogates made from the blocks around them.
@@ -247,6 +280,8 @@ def transform(
         plan: a plan made before, for this model; overrides all of these.
         copy: give the result parameters of its own.
         allow_nan: take a model with weights that are NaN or infinite, too.
+        check: take one training step of the rewritten model on the example inputs. A surrogate that fails it is
+            refused; `auto` goes on to its next choice for that block. With a given plan the failure is an error.
         progress: called with the name of each stage as it begins.
 
     Returns:
@@ -256,7 +291,7 @@ def transform(
         NothingToReplace: no block would go; says what was found and why each was refused.
         BadInput: weights are no numbers, and see `capture_parts`.
         CaptureError: see `capture_parts`.
-        PlanMismatch: `plan` was made for another model.
+        PlanMismatch: `plan` was made for another model, or what it makes of this one does not train.
     """
     tell = progress or (lambda stage: None)
     require_capturable(model, args, kwargs)
@@ -266,7 +301,7 @@ def transform(
     tell("capture")
     captured = capture_parts(model, args, kwargs, copy=copy, paths=None if plan is None else plan.parts)
     options = Options(every, surrogate, blocks, ignore, settings, seed)
-    return rewrite(captured, plan or options, args, kwargs, tell)
+    return rewrite(captured, plan or options, args, kwargs, tell, check=check)
 
 
 def rewrite(
@@ -275,6 +310,8 @@ def rewrite(
     args: tuple[Any, ...],
     kwargs: dict[str, Any],
     tell: Callable[[str], None] = lambda stage: None,
+    *,
+    check: bool = True,
 ) -> TransformResult:
     """Apply a plan, or make one and apply it.
 
@@ -283,6 +320,7 @@ def rewrite(
         plan: a plan, or what to make one of.
         args, kwargs: example inputs of the model.
         tell: called with the name of each stage as it begins.
+        check: see `transform`.
 
     Raises:
         NothingToReplace, PlanMismatch: see `transform`.
@@ -292,42 +330,199 @@ def rewrite(
         found = _find(captured)
         repeats = tuple(repeat for part in found for repeat in part.outside)
         tell("plan")
+        options = plan if isinstance(plan, Options) else None
         if isinstance(plan, Options):
             plan = _plan(found, plan)
         elif plan.fingerprint and plan.fingerprint != _fingerprint(found):
             name = type(captured.source).__name__
             raise PlanMismatch(f"the plan was made for another model than this {name}; make a new plan")
-        if not plan.replacements:
-            raise NothingToReplace(_summary(captured, repeats), [f"{r.block}: {r.reason}" for r in plan.refusals])
-        for replacement in plan.replacements:
-            if not any(replacement.block.startswith(join(part.path, "")) for part in captured.parts):
-                raise PlanMismatch(f"the plan names block {replacement.block}, which no part has; make a new plan")
+        _require_replacements(captured, repeats, plan)
         tell("replace")
-        rewritten: list[Part] = []
+        trials = _Trials(captured, found, plan.seed, args, kwargs)
+        if check and options is None:
+            trials.require(plan)
+        elif check and options is not None:
+            plan = _settled(found, plan, *trials.settle(plan, partial(_next_choices, found, options)))
+            _require_replacements(captured, repeats, plan)
+        graphs = trials.graphs(plan)
+        rewritten = tuple(
+            replace(part, graph_module=graphs[part.path]) for part in captured.parts if part.path in graphs
+        )
         report: list[BlockReport] = []
-        for part, inside in zip(captured.parts, found, strict=True):
-            own = plan.within(part.path)
-            after = part.graph_module
-            if own.replacements:
-                after = replace_blocks(part.graph_module, inside.repeats, own).graph_module
-                _checked(None, after, "replace_blocks")
-                batch_syntheses_(after)
-                _checked(None, after, "batch_syntheses_")
-                write_in_place_(after)
-                _checked(None, after, "write_in_place_")
-                after.recompile()
-                rewritten.append(replace(part, graph_module=after))
-            report += _report(inside, after, own)
+        for inside in found:
+            after = graphs.get(inside.path, inside.graph_module)
+            report += _report(inside, after, plan.within(inside.path))
     return TransformResult(
-        captured.with_graphs({part.path: part.graph_module for part in rewritten}),
+        captured.with_graphs(graphs),
         captured,
-        tuple(rewritten),
+        rewritten,
         repeats,
         plan,
         tuple(report),
         args,
         kwargs,
     )
+
+
+def _require_replacements(captured: CapturedParts, repeats: Sequence[Repeat], plan: Plan) -> None:
+    if not plan.replacements:
+        raise NothingToReplace(_summary(captured, repeats), [f"{r.block}: {r.reason}" for r in plan.refusals])
+    for replacement in plan.replacements:
+        if not any(replacement.block.startswith(join(part.path, "")) for part in captured.parts):
+            raise PlanMismatch(f"the plan names block {replacement.block}, which no part has; make a new plan")
+
+
+def _apply(found: Sequence[_Found], plan: Plan) -> dict[str, fx.GraphModule]:
+    """The rewritten graphs, by the path of their part; those alone in which a block is replaced."""
+    graphs: dict[str, fx.GraphModule] = {}
+    for part in found:
+        own = plan.within(part.path)
+        if not own.replacements:
+            continue
+        after = replace_blocks(part.graph_module, part.repeats, own).graph_module
+        _checked(None, after, "replace_blocks")
+        batch_syntheses_(after)
+        _checked(None, after, "batch_syntheses_")
+        write_in_place_(after)
+        _checked(None, after, "write_in_place_")
+        after.recompile()
+        graphs[part.path] = after
+    return graphs
+
+
+class _Trials:
+    """Applies plans, and takes a training step with what they make.
+
+    Args:
+        captured: the model.
+        found: its repeats.
+        seed: of the surrogates' initial values.
+        args, kwargs: example inputs of the model.
+
+    """
+
+    def __init__(
+        self,
+        captured: CapturedParts,
+        found: Sequence[_Found],
+        seed: int,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+    ) -> None:
+        self.captured, self.found, self.seed = captured, found, seed
+        self._reasons: dict[tuple[str, ...], str | None] = {}
+        self._passed: tuple[tuple[Replacement, ...], dict[str, fx.GraphModule]] = (), {}
+        self._check = TrainingCheck(captured.module, args, kwargs)
+        if captured.check is not None and not captured.check.training:
+            # The model does not run in training mode.
+            self._check.possible = False
+
+    def graphs(self, plan: Plan) -> dict[str, fx.GraphModule]:
+        """What a plan makes; made already where it was the last to pass."""
+        replacements, graphs = self._passed
+        return graphs if replacements == plan.replacements else _apply(self.found, plan)
+
+    def require(self, plan: Plan) -> None:
+        """Try a plan that is not to be changed.
+
+        Raises:
+            PlanMismatch: what it makes does not train.
+        """
+        reason = self._reason(plan.replacements)
+        if reason is not None:
+            raise PlanMismatch(f"what the plan makes cannot be trained: {reason}; make a new plan")
+
+    def settle(
+        self, plan: Plan, choices: Callable[[Replacement], Iterator[Replacement]]
+    ) -> tuple[tuple[Replacement, ...], tuple[Refusal, ...]]:
+        """The replacements of a plan that train together, and refusals of the others.
+
+        Args:
+            plan: the plan.
+            choices: what else may stand in for a block, most preferred first.
+        """
+        if self._reason(plan.replacements) is None:
+            return plan.replacements, ()
+        order = {replacement.block: number for number, replacement in enumerate(plan.replacements)}
+        kept: tuple[Replacement, ...] = ()
+        refusals: list[Refusal] = []
+
+        def with_kept(*more: Replacement) -> tuple[Replacement, ...]:
+            return tuple(sorted((*kept, *more), key=lambda replacement: order[replacement.block]))
+
+        for group in _alike(plan.replacements):
+            # Blocks that are alike mostly fail alike, so the first of them speaks for all.
+            first = self._first_that_trains(chain(group[:1], choices(group[0])), with_kept)
+            alike = () if first is None else tuple(_standing_in(r, first) for r in group)
+            if alike and self._reason(with_kept(*alike)) is None:
+                kept = with_kept(*alike)
+                continue
+            for one in group:
+                other = self._first_that_trains(chain([one], choices(one)), with_kept)
+                if other is not None:
+                    kept = with_kept(other)
+                else:
+                    refusals.append(Refusal(one.block, one.repeat, self._reason(with_kept(one)) or ""))
+        return kept, tuple(refusals)
+
+    def _first_that_trains(
+        self, choices: Iterable[Replacement], with_kept: Callable[[Replacement], tuple[Replacement, ...]]
+    ) -> Replacement | None:
+        return next((one for one in choices if self._reason(with_kept(one)) is None), None)
+
+    def _reason(self, replacements: tuple[Replacement, ...]) -> str | None:
+        """Why these replacements together do not train; None where they do."""
+        tried = tuple(map(str, (replace(r, settings={}) for r in replacements)))
+        if tried not in self._reasons:
+            self._reasons[tried] = self._try(replacements)
+        return self._reasons[tried]
+
+    def _try(self, replacements: tuple[Replacement, ...]) -> str | None:
+        keys = ", ".join(dict.fromkeys(replacement.surrogate for replacement in replacements))
+        try:
+            graphs = _apply(self.found, Plan(replacements, (), "", self.seed))
+        except Exception as problem:
+            # A surrogate that cannot be built here is refused like one that cannot be trained.
+            return f"{keys} cannot be built here: {one_line(problem)}"
+        removed = {
+            join(part.path, block.name): [part.graph_module.get_parameter(name) for name in block.parameters]
+            for part in self.found
+            for repeat in part.repeats
+            for block in repeat.blocks
+        }
+        made = {r.block: _made_for(r.block, self.found, graphs) for r in replacements}
+        problem_found, culprits = self._check.run(self.captured.with_graphs(graphs), made, removed)
+        if problem_found is not None:
+            return f"{keys} fails in a training step: {problem_found}"
+        for replacement in replacements:
+            if replacement.block in culprits:
+                return f"{replacement.surrogate} cannot be trained here: {culprits[replacement.block]}"
+        self._passed = replacements, graphs
+        return None
+
+
+def _alike(replacements: Sequence[Replacement]) -> list[tuple[Replacement, ...]]:
+    """Replacements of one repeat by one surrogate, in program order."""
+    groups: dict[tuple[str, str], list[Replacement]] = {}
+    for replacement in replacements:
+        groups.setdefault((replacement.repeat, replacement.surrogate), []).append(replacement)
+    return [tuple(group) for group in groups.values()]
+
+
+def _standing_in(replacement: Replacement, like: Replacement) -> Replacement:
+    """The same block, replaced by the surrogate of another one."""
+    return replace(replacement, surrogate=like.surrogate, settings=like.settings)
+
+
+def _made_for(block: str, found: Sequence[_Found], graphs: Mapping[str, fx.GraphModule]) -> list[nn.Parameter]:
+    """The parameters that the surrogate of a block has for itself."""
+    made = []
+    for part in found:
+        names = {join(part.path, b.name): b.name for repeat in part.repeats for b in repeat.blocks}
+        if block in names and part.path in graphs:
+            place = f"{surrogate_path(names[block])}."
+            made += [p for name, p in graphs[part.path].named_parameters() if name.startswith(place)]
+    return made
 
 
 @overload

@@ -221,8 +221,8 @@ def test_the_report_counts_all_models(tmp_path: Path) -> None:
         "| verified | 1 | 0 | 1 |",
         "| failed at some stage | 0 | 1 | 1 |",
         "| not run | 0 | 1 | 1 |",
-        "| `a` | a | 200 | verified | 2 | 6 | 50 (25.0 %) | 0 |  |",
-        "| `c` | c | 0 | **failed: captured** | 2 |  |  | 0 | cannot \\| be (at timm/a.py, line 3) |",
+        "| `a` | a | 200 | verified | 6 | 50 (25.0 %) | 0 |  |",
+        "| `c` | c | 0 | **failed: captured** |  |  | 0 | cannot \\| be (at timm/a.py, line 3) |",
     ):
         assert line in text.splitlines(), line
     assert "cannot" in (tmp_path / "zoo.json").read_text()

@@ -17,13 +17,7 @@ _HEAD = """# The zoo
 
 What repl-fx does with every model of a list, stage by stage. `python -m benchmarks.zoo` runs it, and says what each
 stage proves; its `--report-only` writes this file and `zoo.json`, which has the seconds of each stage. Weights are
-random, inputs small, dropout and drop path on. All models of the list count. `python -m benchmarks.zoo --sample 60`
-runs 60 models, the same ones for everyone, picked from all libraries by the hash of their names.
-
-The column *steps* says how strong the check of a row was. 1: outputs in evaluation; outputs, gradients of parameters
-and buffers after one step in training; one training step of the rewritten model. 2, the check of today: two
-consecutive steps in each mode, with outputs, buffers, gradients of all parameters and of floating inputs; and a few
-training steps in which every surrogate has to get gradients and to matter for the outputs.
+random, inputs small, dropout and drop path on. All models of the list count.
 
 """
 _LIBRARIES = {"timm": "timm", "torchvision": "torchvision", "hf": "Hugging Face"}
@@ -52,19 +46,14 @@ def write_report(records: Sequence[Row], names: Sequence[str], place: Path) -> N
 
 def _pages(known: Mapping[str, Row], names: Sequence[str], facts: Row) -> Iterator[str]:
     yield _HEAD + f"Versions: {', '.join(f'{k} {v}' for k, v in facts['versions'].items())}. {facts['processor']}.\n"
-    strong = {name: record for name, record in known.items() if _steps(record) > 1}
-    if strong and len(strong) < len(known):
-        yield f"## With two steps compared: {len(strong)} models\n"
-        yield from _summary(strong, [name for name in names if name in strong])
-        yield "\n## All, each by its latest run\n"
     yield from _summary(known, names)
     for library in dict.fromkeys(name.partition(":")[0] for name in names):
         of_library = [known[name] for name in names if name.startswith(f"{library}:") and name in known]
         yield f"\n## {_LIBRARIES.get(library, library)}\n"
         yield from _table(
-            ("model", "filed under", "parameters", "reached", "steps", "repeats", "removed", "seconds", "remarks"),
+            ("model", "filed under", "parameters", "reached", "repeats", "removed", "seconds", "remarks"),
             ([_name(r), r["family"], _count(r["parameters"]), *_outcome(r)] for r in of_library),
-            numbers=(2, 4, 6, 7),
+            numbers=(2, 5, 6),
         )
 
 
@@ -91,11 +80,6 @@ def _summary(known: Mapping[str, Row], names: Sequence[str]) -> Iterator[str]:
     yield from _table(heads, rows, numbers=range(1, len(heads)))
 
 
-def _steps(record: Row) -> int:
-    """Steps that were compared in each mode; records of before this was noted have one."""
-    return int(record.get("steps", 1))
-
-
 def _in_parts(record: Row) -> bool:
     return "captured" in record["passed"] and [part["path"] for part in record["parts"]] != [""]
 
@@ -117,7 +101,7 @@ def _outcome(record: Row) -> list[str]:
         remarks.append(record["reason"])
     remarks += [f"{len(record['refused'])} refused, e.g. {record['refused'][0]}"] if record["refused"] else []
     seconds = sum(s for stage, s in record["seconds"].items() if stage != "all")
-    return [reached, str(_steps(record)), _repeats(record), removed, f"{seconds:.0f}", "; ".join(remarks)]
+    return [reached, _repeats(record), removed, f"{seconds:.0f}", "; ".join(remarks)]
 
 
 def _repeats(record: Row) -> str:

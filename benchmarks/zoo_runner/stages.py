@@ -37,7 +37,6 @@ from repl_fx.blocks import Repeat
 from repl_fx.node_table import node_table
 from repl_fx.partial import Part
 from repl_fx.passes.fold_surrogates import is_synthesis
-from repl_fx.tracing.check import STEPS
 from repl_fx.tracing.untouched import seed_everything
 from repl_fx.transform import Options, rewrite
 
@@ -64,7 +63,6 @@ class Record:
         refused: blocks or repeats that were asked for and stayed, with the reason.
         parts: path, rung, obstacles, mode switches of each graph; one with an empty path where the model is one graph.
         eager: what could not be captured, and why.
-        steps: that source and graph were compared over, in each mode.
         seconds: of building and of each stage.
         peak_mib: peak resident memory of the larger process.
     """
@@ -83,7 +81,6 @@ class Record:
     refused: list[str] = field(default_factory=list)
     parts: list[dict[str, Any]] = field(default_factory=list)
     eager: list[str] = field(default_factory=list)
-    steps: int = STEPS
     seconds: dict[str, float] = field(default_factory=dict)
     peak_mib: float = 0.0
 

@@ -63,7 +63,10 @@ def transform_command(
     force: Annotated[bool, typer.Option("--force", help="Replace an artifact that is there already.")] = False,
     check: Annotated[
         bool,
-        typer.Option("--check/--no-check", help="Check that the captured graph equals the model, bit for bit."),
+        typer.Option(
+            "--check/--no-check",
+            help="Check that the captured graph equals the model, bit for bit, and that the rewritten one trains.",
+        ),
     ] = True,
     allow_nan: Annotated[
         bool, typer.Option("--allow-nan", help="Take a model with weights that are NaN or infinite, too.")
@@ -119,6 +122,7 @@ def transform_command(
             seed=seed,
             plan=plan,
             allow_nan=allow_nan,
+            check=check,
             progress=terminal.stage,
         )
         checked = None

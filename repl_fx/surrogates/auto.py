@@ -63,10 +63,14 @@ class AutoConfig:
 class Auto(Surrogate[AutoConfig]):
     """Chooses for each block; plans hold what it chose, not itself."""
 
+    def choices(self, site: Site) -> tuple[Surrogate[Any], ...]:
+        """The surrogates to choose from, most preferred first."""
+        # On pictures `slim` did as well as `coarse`, and costs less.
+        return tuple(c for c in self.config.candidates() if not isinstance(c, Coarse) or streams_sequence(site))
+
     def resolve(self, site: Site) -> Surrogate[Any]:
         """The first surrogate in the order of preference that does not refuse; the last where all do."""
-        # On pictures `slim` did as well as `coarse`, and costs less.
-        candidates = [c for c in self.config.candidates() if not isinstance(c, Coarse) or streams_sequence(site)]
+        candidates = self.choices(site)
         return next((c for c in candidates if c.refuse(site) is None), candidates[-1])
 
     def refuse(self, site: Site) -> str | None:

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import Any
 
+import torch
 from torch import Tensor, fx
 
 from repl_fx.blocks import Block
+from repl_fx.graph import share_tensors
 from repl_fx.mixers import Mixer
 from repl_fx.passes.split_branches import Branch
 from repl_fx.surrogates.norms import find_post_norm
@@ -43,9 +46,10 @@ def outputs_after(block: Block, made: Iterable[tuple[fx.Node, fx.Node]]) -> tupl
 
 
 def starts_at_zero(gm: fx.GraphModule, branch: Branch, end: fx.Node) -> bool:
-    """Whether a span may end in zeros: nothing behind `end` in the branch has parameters.
+    """Whether a span may end in zeros: nothing behind `end` in the branch has parameters, or is flat at zero.
 
     A layer scale that begins near zero would learn from zeros too slowly, and a norm would blow their first change up.
+    What a ReLU makes of zeros has no gradient at all, so nothing before it would ever learn.
     """
     behind = {end}
     for node in branch.nodes:
@@ -56,7 +60,35 @@ def starts_at_zero(gm: fx.GraphModule, branch: Branch, end: fx.Node) -> bool:
             return False
         if node.op == "call_module" and any(True for _ in gm.get_submodule(str(node.target)).parameters()):
             return False
+        if _flat_at_zero(gm, node):
+            return False
     return True
+
+
+def _flat_at_zero(gm: fx.GraphModule, node: fx.Node) -> bool:
+    """Whether an elementwise operator of one value has no gradient where that is zero: ReLU, a square."""
+    feeders, value = node.all_input_nodes, node.meta.get("val")
+    if len(feeders) != 1 or not isinstance(value, Tensor) or not value.is_floating_point():
+        return False
+    if node.op == "call_module":
+        # In evaluation mode, as dropout may drop all of so few numbers.
+        function: Any = share_tensors(gm.get_submodule(str(node.target))).eval()
+    else:
+        function = node.target
+    leaf = torch.zeros([2] * value.ndim, requires_grad=True)
+    try:
+        with torch.enable_grad(), torch.random.fork_rng(devices=[]):
+            # Operators in place must not write to a leaf.
+            given = leaf * 1.0
+            args, kwargs = fx.node.map_arg((node.args, node.kwargs), lambda n: given)
+            made = function(*args, **kwargs)
+            if not isinstance(made, Tensor) or made.shape != leaf.shape:
+                return False
+            (gradient,) = torch.autograd.grad(made.sum(), leaf)
+    except (RuntimeError, ValueError, TypeError, IndexError, AttributeError, NotImplementedError):
+        # What asks for certain sizes is no elementwise operator.
+        return False
+    return not bool(gradient.any())
 
 
 def silent_norms(site: Site) -> set[fx.Node]:

@@ -47,6 +47,10 @@ class Surrogate(ABC, Generic[Config]):
     def __init__(self, config: Config) -> None:
         self.config = config
 
+    def choices(self, site: Site) -> tuple[Surrogate[Any], ...]:
+        """The surrogates that may do the work here, most preferred first; itself, but for one that chooses."""
+        return (self,)
+
     def resolve(self, site: Site) -> Surrogate[Any]:
         """The surrogate that does the work here; itself, except where a surrogate chooses between others."""
         return self

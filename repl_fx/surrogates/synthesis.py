@@ -59,7 +59,8 @@ class Synthesis(nn.Module):
         if torch.is_grad_enabled() or not _can_be_watched(read := [*weights, *self.parameters(), *self.buffers()]):
             return self.synthesise(*weights)
         if self._kept is None or self._kept.stale(read):
-            self._kept = _Kept(read, self.synthesise(*weights))
+            # Without history, as folded ones are: a product with a weight that requires a gradient may round otherwise.
+            self._kept = _Kept(read, pytree.tree_map_only(Tensor, torch.Tensor.detach, self.synthesise(*weights)))
         return self._kept.made
 
     def train(self, mode: bool = True) -> Synthesis:

@@ -135,6 +135,8 @@ class Causal(nn.Module):
 class Biased(nn.Module):
     """A transformer block with a bias or mask of a given shape on its map; without a product, that is the map alone."""
 
+    bias: Tensor
+
     def __init__(self, kind: torch.dtype, shape: tuple[int, ...], product: bool = True) -> None:
         super().__init__()
         self.norm, self.qkv, self.proj = nn.LayerNorm(16), nn.Linear(16, 48), nn.Linear(16, 16)

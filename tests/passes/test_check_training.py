@@ -1,0 +1,200 @@
+"""After replacing, one training step: what cannot take it is refused, and nothing of the model moves."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, fx, nn
+
+import repl_fx
+from repl_fx.errors import NothingToReplace, PlanMismatch
+from repl_fx.passes.check_training import TrainingCheck
+from repl_fx.surrogates import Site, Surrogate, registry
+from repl_fx.surrogates.bottleneck import Bottleneck
+from repl_fx.surrogates.synthesis import Synthesis
+from tests.nets import ConvNet, TokenNet, images, tokens
+
+
+class Scale(Synthesis):
+    """One number of its own."""
+
+    def __init__(self) -> None:
+        super().__init__(train_neighbours=True)
+        self.scale = nn.Parameter(torch.ones(1))
+
+    def synthesise(self, *weights: Tensor) -> Tensor:
+        return self.scale * 1.0
+
+
+@dataclass(frozen=True)
+class NoConfig:
+    """No settings."""
+
+
+def _fails(x: Tensor, scale: Tensor) -> Tensor:
+    made: Tensor = x * scale
+    if x.requires_grad:
+        # exp keeps its result, which is then written to.
+        made = made.exp()
+        made.add_(1)
+    return made
+
+
+_MADE: dict[str, tuple[Callable[[Tensor, Tensor], Tensor], str]] = {
+    "fails": (_fails, "modified by an inplace operation"),
+    "dead": (lambda x, scale: x + 0 * scale, "none of its parameters gets a gradient"),
+    "infinite": (lambda x, scale: x + (scale - 1).sqrt().nan_to_num(), "are no finite numbers"),
+}
+
+
+def _registered(monkeypatch: pytest.MonkeyPatch, apply: Callable[[Tensor, Tensor], Tensor]) -> None:
+    class Given(Surrogate[NoConfig]):
+        key = "given"
+
+        def refuse(self, site: Site) -> str | None:
+            return None
+
+        def build(self, site: Site) -> tuple[fx.Node, ...]:
+            with site.before_node(site.block.output):
+                return (site.call(apply, site.input, site.synthesise("scale", Scale())),)
+
+    monkeypatch.setitem(registry._REGISTRY, "given", (Given, NoConfig))
+
+
+@pytest.mark.parametrize("kind", _MADE)
+def test_a_surrogate_that_cannot_be_trained_is_refused(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    apply, reason = _MADE[kind]
+    _registered(monkeypatch, apply)
+    model = TokenNet(depth=3)
+    with pytest.raises(NothingToReplace, match=f"blocks.1: given .*{reason}"):
+        repl_fx.transform(model, (tokens(),), surrogate="given")
+    made = repl_fx.transform(model, (tokens(),), surrogate="given", check=False)
+    with pytest.raises(PlanMismatch, match=f"cannot be trained: given .*{reason}"):
+        repl_fx.transform(model, (tokens(),), plan=made.plan)
+    repl_fx.transform(model, (tokens(),), plan=made.plan, check=False)
+
+
+def test_auto_goes_on_to_its_next_choice_for_the_culprit_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    build = Bottleneck.build
+
+    def broken(self: Any, site: Site) -> tuple[fx.Node, ...]:
+        if site.block.name == "3":
+            raise IndexError("tuple index out of range")
+        return build(self, site)
+
+    monkeypatch.setattr(Bottleneck, "build", broken)
+    model = nn.Sequential(*(_Perceptron() for _ in range(7)))
+    x = torch.randn(4, 16)
+    result = repl_fx.transform(model, (x,))
+    assert [r.surrogate for r in result.plan.replacements] == ["bottleneck", "blend", "bottleneck"]
+    assert not result.plan.refusals
+    # An explicit choice has no other; the rest goes on.
+    result = repl_fx.transform(model, (x,), surrogate="bottleneck")
+    assert [r.block for r in result.plan.replacements] == ["1", "5"]
+    (refusal,) = result.plan.refusals
+    assert refusal.reason == "bottleneck cannot be built here: IndexError: tuple index out of range"
+    # The plan is the whole story: it makes the same graph again.
+    again = repl_fx.transform(model, (x,), plan=result.plan)
+    assert str(again.graph_module.graph) == str(result.graph_module.graph)
+    for name, value in again.graph_module.state_dict().items():
+        torch.testing.assert_close(value, result.graph_module.state_dict()[name], rtol=0, atol=0)
+
+
+class _Perceptron(nn.Module):
+    """x + gate * end(fc2(gelu(fc1(x))))."""
+
+    def __init__(self, gate: float = 1.0, end: Callable[[Tensor], Tensor] = lambda y: y) -> None:
+        super().__init__()
+        self.fc1, self.fc2 = nn.Linear(16, 32), nn.Linear(32, 16)
+        self.gate = nn.Parameter(torch.full((1,), gate)) if gate != 1 else None
+        self.end = end
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.end(self.fc2(F.gelu(self.fc1(x))))
+        return x + (y if self.gate is None else self.gate * y)
+
+
+def test_a_gate_that_is_closed_at_first_is_no_death() -> None:
+    model = nn.Sequential(*(_Perceptron(gate=0.0) for _ in range(3)))
+    x = torch.randn(4, 16)
+    gm = repl_fx.transform(model, (x,), surrogate="bottleneck").graph_module
+    gm(x).square().sum().backward()
+    own = [p.grad for n, p in gm.named_parameters() if n.startswith("surrogates")]
+    assert own and all(gradient is not None and not gradient.any() for gradient in own)
+
+
+@pytest.mark.parametrize(
+    "end", [F.relu, F.relu_, F.relu6, torch.square, lambda y: y * y, lambda y: F.threshold(y, 0, 0)]
+)
+def test_a_branch_that_ends_in_what_is_flat_at_zero_does_not_begin_there(end: Callable[[Tensor], Tensor]) -> None:
+    model = nn.Sequential(*(_Perceptron(end=end) for _ in range(3)))
+    x = torch.randn(4, 16)
+    result = repl_fx.transform(model, (x,))
+    assert [r.surrogate for r in result.plan.replacements] == ["bottleneck"]
+    result.graph_module(x).square().sum().backward()
+    own = [p.grad for n, p in result.graph_module.named_parameters() if n.startswith("surrogates")]
+    assert own and all(gradient is not None and gradient.any() for gradient in own)
+
+
+@pytest.mark.parametrize("surrogate", ["coarse", "slim", "bottleneck"])
+def test_likewise_in_pictures(surrogate: str) -> None:
+    model = nn.Sequential(*(_PictureBlock() for _ in range(3)))
+    x = torch.randn(2, 16, 8, 8)
+    gm = repl_fx.transform(model, (x,), surrogate=surrogate).graph_module
+    gm(x).square().sum().backward()
+    own = [p.grad for n, p in gm.named_parameters() if n.startswith("surrogates")]
+    assert own and all(gradient is not None and gradient.any() for gradient in own)
+
+
+class _PictureBlock(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.relu = nn.Conv2d(16, 16, 3, padding=1), nn.ReLU(inplace=True)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.relu(self.conv(x))  # type: ignore[no-any-return]
+
+
+def test_nothing_of_the_model_moves() -> None:
+    model, x = ConvNet(), images()
+    model.train()
+    model.blocks[0].eval()
+    model(x).sum().backward()
+    state = copy.deepcopy(model.state_dict())
+    gradients = [None if p.grad is None else p.grad.clone() for p in model.parameters()]
+    modes = [module.training for module in model.modules()]
+    drawn = torch.get_rng_state()
+    result = repl_fx.transform(model, (x,))
+    assert torch.equal(drawn, torch.get_rng_state())
+    assert modes == [module.training for module in model.modules()]
+    for name, value in model.state_dict().items():
+        assert torch.equal(value, state[name]), name
+    for parameter, gradient in zip(model.parameters(), gradients, strict=True):
+        assert gradient is None or (parameter.grad is not None and torch.equal(parameter.grad, gradient))
+    fresh = repl_fx.transform(model, (x,), check=False).graph_module.state_dict()
+    for name, value in result.graph_module.state_dict().items():
+        assert torch.equal(value, fresh[name]), name
+    assert all(p.grad is None for n, p in result.graph_module.named_parameters() if n.startswith("surrogates"))
+
+
+def test_what_the_model_itself_cannot_do_is_not_the_surrogates_fault() -> None:
+    class Stubborn(TokenNet):
+        def forward(self, x: Tensor) -> Tensor:
+            # sigmoid keeps its result, which is then written to.
+            return super().forward(x).sigmoid().add_(1)
+
+    result = repl_fx.transform(Stubborn(depth=3), (tokens(),), surrogate="bottleneck")
+    assert [r.block for r in result.plan.replacements] == ["blocks.1"]
+
+
+def test_on_the_meta_device_nothing_is_run() -> None:
+    with torch.device("meta"):
+        model, x = TokenNet(depth=3), tokens()
+    assert not TrainingCheck(model, (x,), {}).possible
+    assert repl_fx.transform(model, (x,), surrogate="bottleneck").plan.replacements
