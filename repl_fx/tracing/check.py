@@ -44,11 +44,13 @@ class _Step:
         outputs: the leaves of what it returned; no tensor has a history.
         state: values of buffers and gradients; None for a parameter or an input that got none.
         problem: what the backward pass raised.
+        trains: whether an output requires a gradient.
     """
 
     outputs: list[Any]
     state: dict[str, Tensor | None] = field(default_factory=dict)
     problem: str | None = None
+    trains: bool = False
 
 
 def compare_steps(
@@ -121,6 +123,7 @@ def _step(
     outputs = pytree.tree_leaves(open_objects(module(*own_args, **own_kwargs)))
     step = _Step([value.detach().clone() if isinstance(value, Tensor) else value for value in outputs])
     loss = loss_of(outputs) if backward else None
+    step.trains = loss is not None
     if loss is not None:
         wanted.update({name: p for name, p in module.named_parameters() if p.requires_grad})
         try:
@@ -150,6 +153,10 @@ def _differences(ours: _Step, theirs: _Step) -> list[str]:
         for index, (one, other) in enumerate(zip(ours.outputs, theirs.outputs, strict=True))
         if not equal_leaves(one, other)
     ]
+    if ours.trains is not theirs.trains:
+        # Such as a model that computes inside torch.inference_mode, of which torch.export knows nothing.
+        which = ("a", "do not") if theirs.trains else ("no", "do")
+        found.append(f"its outputs require {which[0]} gradient, and those of the model {which[1]}")
     if ours.problem != theirs.problem:
         found.append(f"the backward pass: {theirs.problem or 'no error'}, not {ours.problem or 'no error'}")
     for name, value in ours.state.items():
