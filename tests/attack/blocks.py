@@ -196,7 +196,7 @@ class Branch(nn.Module):
         if kind == "mean":
             return x + y + x.mean()
         if kind == "norm":
-            return y + x.mul(3) / (x.norm() + 1e-3)
+            return x.mul(3).div(x.norm() + 1e-3).add(y)
         if kind == "none":
             return y
         if kind == "view":
