@@ -127,7 +127,8 @@ def test_a_wrong_capture_is_seen(monkeypatch: pytest.MonkeyPatch, spoil: Callabl
     [
         (repl_fx.CaptureError("Net", ["no way"]), "refused"),
         (repl_fx.CaptureError("Net", ["two\nlines"]), "wrong"),
-        (repl_fx.BadInput("the inputs do not fit"), "wrong"),
+        (repl_fx.BadInput("Net has a compiled module"), "refused"),
+        (repl_fx.BadInput("Net: RuntimeError: no with the example inputs (0: float32[2, 5])"), "wrong"),
         (ValueError("a defect"), "crashed"),
         (UserWarning("a warning"), "crashed"),
     ],
