@@ -61,10 +61,10 @@ def draw(rng: random.Random) -> Drawn:
         in_block -= {"side"}
     inside = frozenset(in_block | set(states[:1] if rng.random() < 0.6 else []))
     repeats = []
-    for number in range(rng.choice([1, 1, 1, 1, 1, 1, 2])):
+    for number in range(rng.choice([1] * 9 + [2])):
         block = draw_block(rng, stream, width, length, inside if number == 0 else frozenset(inside & {"side"}))
-        depth = rng.choice([4, 4, 4, 4, 4, 4, 4, 5, 5, 6, 7])
-        other = draw_block(rng, stream, width, length, frozenset()) if rng.random() < 0.2 else None
+        depth = rng.choice([4] * 12 + [5, 5, 6, 7])
+        other = draw_block(rng, stream, width, length, frozenset()) if rng.random() < 0.15 else None
         repeats.append(RepeatSpec(block, depth, rng.choice(CONTAINERS), other, rng.randrange(1, depth)))
     if "side" in inside:
         repeats = [replace(repeat, container="list") for repeat in repeats]
