@@ -131,7 +131,8 @@ def _climb(
     changes: dict[bool, StateChanges] = {}
     for training in (True, False):
         # A region of the caller's must not be traced as one of the model's.
-        with untouched(model), own_randomness(device), torch.enable_grad(), _no_autocast(device):
+        # Shapes are found on fake tensors, yet a norm that counts its batches adds one to a buffer that is none.
+        with untouched(model, buffers=True), own_randomness(device), torch.enable_grad(), _no_autocast(device):
             model.train(training)
             with hooks_followed(model, is_leaf), changes_noted(model) as changes[training]:
                 graphs[training] = rung(model, arguments, constants, args, kwargs)

@@ -603,3 +603,10 @@ def test_the_device_of_a_model() -> None:
     assert device_of(nn.Linear(2, 2, device="meta")) == torch.device("meta")
     assert device_of(nn.ReLU(), (torch.zeros(2, device="meta"),)) == torch.device("meta")
     assert device_of(nn.ReLU()) == torch.device("cpu")
+
+
+def test_a_capture_that_fails_leaves_the_buffers_alone() -> None:
+    model = nn.Sequential(nn.Conv2d(3, 3, 1), nn.BatchNorm2d(3, momentum=None), nn.ReLU())
+    with pytest.raises(CaptureError):
+        capture(model, (torch.randn(2, 3, 4, 4),))
+    assert [int(value) for name, value in model.named_buffers() if "num_batches" in name] == [0]

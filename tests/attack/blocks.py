@@ -90,7 +90,7 @@ def draw_block(rng: random.Random, stream: str, width: int, length: int, extras:
     norms = PICTURE_NORMS if stream == "pictures" else TOKEN_NORMS if stream == "tokens" else ("layer", "rms", "none")
     place, norm = rng.choice(["pre", "pre", "post", "none", "sandwich"]), rng.choice(norms)
     usual = "add" if plain else rng.choice(JOINS)
-    for number in range(rng.choice([1, 1, 1, 1, 1, 1, 2, 2, 2, 3]) if stream != "pictures" else rng.choice([1, 1, 1, 2])):
+    for number in range(rng.choice([1, 1, 1, 2] if stream == "pictures" else [1, 1, 1, 1, 1, 1, 2, 2, 2, 3])):
         kind = rng.choice(kinds)
         if kind == "scripted" and rng.random() < 0.6:
             kind = "mlp"
