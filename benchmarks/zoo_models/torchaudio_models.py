@@ -137,8 +137,8 @@ def _rnnt() -> dict[str, Any]:
 
 
 def _tasnet() -> dict[str, Any]:
-    sizes = {"enc_num_feats": 32, "msk_num_feats": 16, "msk_num_hidden_feats": 32, "msk_num_layers": 4}
-    return {**sizes, "msk_num_stacks": 2}
+    sizes = {"enc_num_feats": 32, "msk_num_feats": 16, "msk_num_hidden_feats": 32, "msk_num_layers": 3}
+    return {**sizes, "msk_num_stacks": 3}
 
 
 def _demucs() -> dict[str, Any]:
