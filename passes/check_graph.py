@@ -6,7 +6,9 @@ Never touches: anything.
 
 from __future__ import annotations
 
+import operator
 import warnings
+from collections.abc import Collection, Mapping
 
 from torch import Tensor, fx, nn
 
@@ -14,6 +16,8 @@ from repl_fx.errors import BrokenGraph
 from repl_fx.graph import attribute, has_effect, is_tensor
 from repl_fx.leaf_calls import leaf_call_operator
 from repl_fx.passes.follow_device import mentions_device
+from repl_fx.state import used_by
+from repl_fx.surrogates.synthesis import Synthesis
 
 _OPS = ("placeholder", "get_attr", "call_module", "call_function", "output")
 
@@ -39,6 +43,56 @@ def check_graph(gm: fx.GraphModule, after: str) -> None:
         problem_found = _problem(gm, node)
         if problem_found:
             raise BrokenGraph(f"{after}: node {node.name}: {problem_found}")
+
+
+def check_surrogates(gm: fx.GraphModule, surrogates: Mapping[str, str], gone: Mapping[str, Collection[str]]) -> None:
+    """Raise unless surrogates stand in for their blocks: nothing of what they replace is read, all they make is.
+
+    Args:
+        gm: a rewritten graph, from which dead nodes are gone.
+        surrogates: key of what stands in for each replaced block.
+        gone: paths of parameters that nothing may read any more, by block.
+
+    Raises:
+        BrokenGraph: names the surrogate, the block and what is wrong.
+    """
+    read = used_by(gm).state
+    for block, paths in gone.items():
+        left = next((path for path in paths if path in read), None)
+        if left is not None:
+            raise BrokenGraph(f"{surrogates[block]} stands in for {block}, whose {left} is still read")
+    useful = _useful(gm)
+    for node in gm.graph.nodes:
+        if node.op != "call_module" or not isinstance(gm.get_submodule(str(node.target)), Synthesis):
+            continue
+        missing = _unread(node, useful)
+        if missing is not None:
+            block, key = node.meta.get("replaces", ("a block", "a surrogate"))
+            raise BrokenGraph(f"{key} stands in for {block}, but nothing reads {missing} of {node.name}")
+
+
+def _unread(node: fx.Node, useful: Collection[fx.Node]) -> str | None:
+    """A result of a synthesis that no useful node reads; None where all are read."""
+    readers = [user for user in node.users if user in useful]
+    if not readers:
+        return "the result"
+    made = node.meta.get("val")
+    if not isinstance(made, tuple | list) or any(user.target is not operator.getitem for user in readers):
+        return None
+    parts = {user.args[1] for user in readers}
+    return next((f"result {number}" for number in range(len(made)) if number not in parts), None)
+
+
+def _useful(gm: fx.GraphModule) -> set[fx.Node]:
+    """The nodes that the outputs depend on, and those that write somewhere, with what these depend on."""
+    found: set[fx.Node] = set()
+    pending = [n for n in gm.graph.nodes if n.op == "output" or (n.op == "call_function" and has_effect(n))]
+    while pending:
+        node = pending.pop()
+        if node not in found:
+            found.add(node)
+            pending += node.all_input_nodes
+    return found
 
 
 def _problem(gm: fx.GraphModule, node: fx.Node) -> str | None:

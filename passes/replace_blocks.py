@@ -20,6 +20,7 @@ from torch import fx
 from repl_fx.blocks import Block, Repeat
 from repl_fx.errors import PlanMismatch
 from repl_fx.graph import CapturedModule, copy_graph, drop_dead, erase_dead, memory_of, writes_in_place
+from repl_fx.passes.check_graph import check_surrogates
 from repl_fx.plan import Plan, Replacement
 from repl_fx.state import prune_state_, used_by
 from repl_fx.surrogates import Site, make_surrogate
@@ -59,18 +60,20 @@ def replace_blocks(gm: fx.GraphModule, repeats: Sequence[Repeat], plan: Plan) ->
 
     Raises:
         PlanMismatch: the plan names a block the graph does not have, or its surrogate refuses it.
+        BrokenGraph: a surrogate leaves in place what it says it replaces, or makes what nothing reads.
     """
     result = copy_graph(gm, compiled=False)
     blocks = blocks_in(result, repeats)
     forward: dict[fx.Node, fx.Node] = {}
     known: dict[str, Any] = {}
     used = used_by(result)
+    readers = _readers(result)
     with torch.random.fork_rng(devices=[]):
         # torch.manual_seed would seed the GPUs too, and leave them so.
         torch.default_generator.manual_seed(plan.seed)
-        for replacement in plan.replacements:
-            _replace(result, replacement, blocks, forward, known)
+        gone = {r.block: _replace(result, r, blocks, forward, known, readers) for r in plan.replacements}
     drop_dead(result.graph)
+    check_surrogates(result, {r.block: r.surrogate for r in plan.replacements}, gone)
     removed = prune_state_(result, used)
     result.recompile()
     return ReplaceResult(result, tuple(r.block for r in plan.replacements), removed)
@@ -82,7 +85,9 @@ def _replace(
     blocks: Mapping[str, Block],
     forward: dict[fx.Node, fx.Node],
     known: dict[str, Any],
-) -> None:
+    readers: Mapping[str, Sequence[fx.Node]],
+) -> tuple[str, ...]:
+    """Replace one block; returns the paths of the parameters that its surrogate takes the place of."""
     for name in (replacement.block, replacement.before, replacement.after):
         if name not in blocks:
             raise PlanMismatch(f"the plan names block {name}, which this model does not have; make a new plan")
@@ -94,6 +99,10 @@ def _replace(
     reason = surrogate.refuse(site)
     if reason:
         raise PlanMismatch(f"{replacement.surrogate} cannot stand in for {block.name}: {reason}")
+    # Others may read a parameter of the block too, and go on with it.
+    own = block.node_set | site.weight_nodes
+    stays = {*surrogate.kept_parameters(site), *(path for path, nodes in readers.items() if not own.issuperset(nodes))}
+    gone = tuple(path for path in dict.fromkeys(block.parameters) if path not in stays)
     made = surrogate.build(site)
     if len(made) != len(block.outputs):
         raise PlanMismatch(
@@ -111,6 +120,19 @@ def _replace(
     nodes = [node for node in block.nodes if node.graph is gm.graph and not _erased(node)]
     kept = _kept(nodes)
     erase_dead(gm.graph, [node for node in nodes if node not in kept])
+    return gone
+
+
+def _readers(gm: CapturedModule) -> dict[str, list[fx.Node]]:
+    """The nodes that read each parameter: those that call its module, and the users of what stands for it."""
+    readers: dict[str, list[fx.Node]] = {}
+    for node in gm.graph.nodes:
+        if node.op == "call_module":
+            for name, _ in gm.get_submodule(str(node.target)).named_parameters(remove_duplicate=False):
+                readers.setdefault(f"{node.target}.{name}", []).append(node)
+        elif node.op == "get_attr":
+            readers.setdefault(str(node.target), []).extend(node.users)
+    return readers
 
 
 def _kept(nodes: Sequence[fx.Node]) -> set[fx.Node]:

@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
+from repl_fx.graph import share_tensors
 from repl_fx.passes.split_branches import Branch
 from repl_fx.surrogates.site import Site
 
@@ -121,9 +122,12 @@ def is_activation(gm: fx.GraphModule, node: fx.Node) -> bool:
     if node.op != "call_module" or len(node.all_input_nodes) != 1:
         return False
     module = gm.get_submodule(str(node.target))
-    if isinstance(module, _NOT_ACTIVATIONS) or any(True for _ in module.parameters()):
+    if isinstance(module, _NOT_ACTIVATIONS) or any(
+        True for some in (module.parameters(), module.buffers()) for _ in some
+    ):
         return False
-    return _is_elementwise_nonlinearity(module)
+    # A copy, as a forward may leave something behind in the module.
+    return _is_elementwise_nonlinearity(share_tensors(module))
 
 
 def _is_elementwise_nonlinearity(module: nn.Module) -> bool:

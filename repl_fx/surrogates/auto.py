@@ -7,6 +7,7 @@ with other branches, `blend` elsewhere.
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Any
 
@@ -76,6 +77,10 @@ class Auto(Surrogate[AutoConfig]):
     def refuse(self, site: Site) -> str | None:
         """Refuse what every candidate refuses."""
         return self.resolve(site).refuse(site)
+
+    def kept_parameters(self, site: Site) -> Collection[str]:
+        """As what was chosen."""
+        return self.resolve(site).kept_parameters(site)
 
     def build(self, site: Site) -> tuple[fx.Node, ...]:
         """Build what was chosen."""

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import math
 import operator
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import cast
 
@@ -95,12 +95,18 @@ class Blend(Surrogate[BlendConfig]):
         """Refuse a block that has no weight to blend, or neighbours of another size."""
         return refuse_unlike(site)
 
+    def kept_parameters(self, site: Site) -> Collection[str]:
+        """All but the weights that are blended."""
+        blended = set(weights_to_blend(site))
+        return [path for path in site.block.parameters if path not in blended]
+
     def build(self, site: Site) -> tuple[fx.Node, ...]:
         """Swap the block's weights for blended ones; its nodes stay where they are."""
         block = site.block
         names = weights_to_blend(site)
         axes = [None if self.config.per == "tensor" else output_axis(site, name) for name in names]
-        with site.before_node(min(block.nodes)):
+        nodes = sorted({*block.nodes, *site.weight_nodes})
+        with site.before_node(nodes[0]):
             paths = [site.counterpart_parameter(name, b) for name in names for b in site.neighbours]
             tensors = [site.tensor(path) for path in paths]
             synthesis = BlendSynthesis(
@@ -111,7 +117,7 @@ class Blend(Surrogate[BlendConfig]):
             )
             made = site.synthesise("blend", synthesis, *(site.parameter(path) for path in paths))
             weights = {name: site.call(operator.getitem, made, i) for i, name in enumerate(names)}
-        made_by = {node: self._on_weights(site, node, weights) for node in block.nodes}
+        made_by = {node: self._on_weights(site, node, weights) for node in nodes}
         return tuple(made_by[output] for output in block.outputs)
 
     def _on_weights(self, site: Site, node: fx.Node, weights: Mapping[str, fx.Node]) -> fx.Node:

@@ -24,7 +24,7 @@ not, and a window of a sequence in time reaches into the future.
 from __future__ import annotations
 
 import operator
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -95,6 +95,12 @@ class Coarse(Surrogate[CoarseConfig]):
         except _Unlike as reason:
             return str(reason)
         return refuse_unlike(site) if self.config.weights == "neighbours" else None
+
+    def kept_parameters(self, site: Site) -> Collection[str]:
+        """All but the weights that are blended, and those at the ends of branches, which start at zero."""
+        ends = [str(mixer.weight) for mixer in silent_mixers(site)]
+        gone = {*ends, *(weights_to_blend(site) if self.config.weights == "neighbours" else ())}
+        return [path for path in site.block.parameters if path not in gone]
 
     def build(self, site: Site) -> tuple[fx.Node, ...]:
         """Put the coarse block before the block's output."""

@@ -10,6 +10,7 @@ is built without it.
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
 
 from torch import Tensor, fx
@@ -36,6 +37,10 @@ class Identity(Surrogate[IdentityConfig]):
             if str(ours.shape) != str(theirs.shape) or ours.dtype != theirs.dtype:
                 return f"it turns {tuple(ours.shape)} into {tuple(theirs.shape)}"
         return None
+
+    def kept_parameters(self, site: Site) -> Collection[str]:
+        """None: all of the block goes."""
+        return ()
 
     def build(self, site: Site) -> tuple[fx.Node, ...]:
         """Let the inputs pass."""

@@ -15,7 +15,7 @@ A surrogate is a frozen dataclass of settings and one class, in one file, regist
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import asdict, fields
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar
 
@@ -65,6 +65,14 @@ class Surrogate(ABC, Generic[Config]):
 
         Nodes of the block that nobody uses afterwards, and parameters that only they used, are removed by the caller.
         """
+
+    def kept_parameters(self, site: Site) -> Collection[str]:
+        """Which of the block's own parameters may still be read afterwards; asked before `build`.
+
+        By default what no branch of the block mixes with: norms, biases and scales, on the spine or beside a branch.
+        """
+        mixing = {mixer.weight for branch in site.split.branches for mixer in branch.mixers}
+        return [path for path in site.block.parameters if path not in mixing]
 
     def settings(self) -> dict[str, Any]:
         """The settings as plain data, for the plan."""

@@ -13,10 +13,12 @@ from torch import Tensor, fx, nn
 
 from repl_fx._torch import enable_python_dispatcher, fake_of, pytree
 from repl_fx.blocks import Block
-from repl_fx.graph import add_module, attribute, get_attr, has_attribute, unique_name
+from repl_fx.graph import add_module, attribute, get_attr, has_attribute, share_tensors, unique_name
 from repl_fx.mixers import Mixer, mixer_of
 from repl_fx.passes.split_branches import Split, split_branches
 from repl_fx.surrogates.synthesis import Synthesis
+
+_CALLS = ("call_function", "call_module")
 
 
 def surrogate_path(block: str) -> str:
@@ -190,6 +192,24 @@ class Site:
         """Spine and branches of the block, before anything was changed in it."""
         return split_branches(self.graph_module, replace(self.block, inputs=self.inputs))
 
+    @cached_property
+    def weight_nodes(self) -> frozenset[fx.Node]:
+        """What the block's weights go through before the block reads them, such as dropout, where that is its own.
+
+        These nodes depend on parameters alone, so that they are no part of a block between two streamed values.
+        """
+        constant: set[fx.Node] = set()
+        for node in self.graph_module.graph.nodes:
+            feeders = node.all_input_nodes
+            if node.op == "get_attr" or (node.op in _CALLS and feeders and constant.issuperset(feeders)):
+                constant.add(node)
+        inside = self.block.node_set
+        found: set[fx.Node] = set()
+        for node in sorted(constant - inside, reverse=True):
+            if node.op in _CALLS and node.users and all(user in inside or user in found for user in node.users):
+                found.add(node)
+        return frozenset(found)
+
     def tensor(self, path: str) -> Tensor:
         """A parameter or buffer of the graph."""
         found = attribute(self.graph_module, path)
@@ -246,6 +266,8 @@ class _Kind:
 
 def _call_on_fakes(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     """Call a module with its state replaced by tensors of the mode the arguments belong to."""
+    # A copy, as a forward may put its fakes in the place of state.
+    module = share_tensors(module)
     mode = next((a.fake_mode for a in pytree.tree_leaves(args) if hasattr(a, "fake_mode")), None)
     if mode is None:
         return module(*args, **kwargs)

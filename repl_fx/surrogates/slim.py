@@ -22,13 +22,14 @@ Where a layer scale follows, that sets how the branch begins.
 from __future__ import annotations
 
 import operator
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
+from repl_fx.graph import share_tensors
 from repl_fx.mixers import CONVOLUTIONS, Mixer, mixer_of
 from repl_fx.residuals import ADDITIONS, MULTIPLICATIONS
 from repl_fx.surrogates.activations import is_activation
@@ -109,6 +110,10 @@ class Slim(Surrogate[SlimConfig]):
         except _Unlike as reason:
             return str(reason)
         return None
+
+    def kept_parameters(self, site: Site) -> Collection[str]:
+        """None: what the slim block has, it has for itself."""
+        return ()
 
     def build(self, site: Site) -> tuple[fx.Node, ...]:
         """Put the slim block before the block's output, which reads it and the other channels."""
@@ -318,7 +323,7 @@ def _order(gm: fx.GraphModule, node: fx.Node, ndim: int) -> tuple[int, ...] | No
     probe = torch.empty(sizes, device="meta")
     try:
         if node.op == "call_module":
-            made = gm.get_submodule(str(node.target))(probe)
+            made = share_tensors(gm.get_submodule(str(node.target)))(probe)
         else:
             made = node.target(probe, *node.args[1:], **node.kwargs)  # type: ignore[operator]
     except (RuntimeError, ValueError, TypeError, IndexError):

@@ -1,13 +1,19 @@
 from __future__ import annotations
 
+import operator
+from collections.abc import Callable
 from dataclasses import dataclass, replace
+from typing import Any, ClassVar
 
 import pytest
 import torch
 from torch import Tensor, fx, nn
 
 import repl_fx
+from repl_fx.errors import BrokenGraph
 from repl_fx.passes.replace_blocks import replace_blocks
+from repl_fx.surrogates import registry
+from repl_fx.surrogates.synthesis import Synthesis
 from tests.nets import ConvNet, TokenNet, TwoStreams, images, tokens
 
 
@@ -119,7 +125,81 @@ def test_a_surrogate_that_makes_too_few_values() -> None:
             return (site.input,)
 
     with pytest.raises(repl_fx.PlanMismatch, match=r"one-value made 1 values for blocks\.1, which has 2"):
-        repl_fx.transform(TwoStreams(5), (torch.randn(3, 4),), surrogate="one-value")
+        repl_fx.transform(TwoStreams(5), (torch.randn(3, 4),), surrogate="one-value", check=False)
+
+
+class _Given(repl_fx.Surrogate[Any]):
+    """Builds what a test says."""
+
+    def refuse(self, site: repl_fx.Site) -> str | None:
+        return None
+
+    def build(self, site: repl_fx.Site) -> tuple[fx.Node, ...]:
+        return type(self).make(site)
+
+    make: ClassVar[Callable[[repl_fx.Site], tuple[fx.Node, ...]]]
+
+
+class _Twice(Synthesis):
+    """Two results."""
+
+    def __init__(self) -> None:
+        super().__init__(train_neighbours=True)
+        self.scale = nn.Parameter(torch.ones(1))
+
+    def synthesise(self, *weights: Tensor) -> tuple[Tensor, Tensor]:
+        return self.scale + 1, self.scale + 2
+
+
+def _reads(site: repl_fx.Site, *results: int, lost: bool = False) -> tuple[fx.Node, ...]:
+    with site.before_node(site.block.output):
+        made = site.synthesise("twice", _Twice())
+        value = site.input
+        for result in results:
+            value = site.call(torch.mul, value, site.call(operator.getitem, made, result))
+    return (site.input if lost else value,)
+
+
+@pytest.mark.parametrize(
+    ("make", "reason"),
+    [
+        (
+            lambda site: site.block.outputs,
+            r"given stands in for blocks\.1, whose blocks\.1\.conv1\.weight is still read",
+        ),
+        (
+            lambda site: _reads(site),
+            r"given stands in for blocks\.1, but nothing reads the result of surrogates_blocks_1",
+        ),
+        (
+            lambda site: _reads(site, 0),
+            r"given stands in for blocks\.1, but nothing reads result 1 of surrogates_blocks_1",
+        ),
+        (lambda site: _reads(site, 0, 1, lost=True), r"but nothing reads the result of surrogates_blocks_1_twice"),
+    ],
+)
+def test_a_surrogate_that_does_not_stand_in_for_its_block(
+    make: Callable[[repl_fx.Site], tuple[fx.Node, ...]], reason: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(
+        registry._REGISTRY, "given", (type("Given", (_Given,), {"key": "given", "make": make}), _NoConfig)
+    )
+    with pytest.raises(BrokenGraph, match=reason):
+        repl_fx.transform(ConvNet(depth=3), (images(),), surrogate="given", check=False)
+    with pytest.raises(repl_fx.NothingToReplace, match=f"given cannot be built here: BrokenGraph: .*{reason}"):
+        repl_fx.transform(ConvNet(depth=3), (images(),), surrogate="given")
+
+
+def test_a_surrogate_that_stands_in_for_its_block_passes(monkeypatch: pytest.MonkeyPatch) -> None:
+    kinds = {"key": "given", "make": lambda site: _reads(site, 0, 1)}
+    monkeypatch.setitem(registry._REGISTRY, "given", (type("Given", (_Given,), kinds), _NoConfig))
+    gm = repl_fx.transform(ConvNet(depth=3), (images(),), surrogate="given").graph_module
+    assert not any(name.startswith("blocks.1.") for name, _ in gm.named_parameters())
+
+
+@dataclass(frozen=True)
+class _NoConfig:
+    """No settings."""
 
 
 class Writes(nn.Module):

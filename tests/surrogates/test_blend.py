@@ -167,3 +167,48 @@ def test_recurrent_layers(surrogate: str, recurrent: type[nn.RNNBase], tmp_path:
     repl_fx.save(result, tmp_path / "out")
     again = repl_fx.load(tmp_path / "out", nn.Sequential(*(Recurrent() for _ in range(5))))
     assert torch.equal(again(x), gm(x))
+
+
+class Dropped(nn.Module):
+    """A linear layer whose weight is dropped in training (DropConnect), by a module or a function, or scaled."""
+
+    def __init__(self, how: str) -> None:
+        super().__init__()
+        self.inner, self.drop, self.how = nn.Linear(16, 16), nn.Dropout(0.5), how
+
+    def forward(self, x: Tensor) -> Tensor:
+        weight = self.inner.weight
+        if self.how == "module":
+            weight = self.drop(weight)
+        elif self.how == "function":
+            weight = F.dropout(weight, 0.5, self.training)
+        elif self.how == "scaled":
+            weight = weight.t().contiguous().t() * 2
+        return x + F.relu(F.linear(x, weight, self.inner.bias))
+
+
+@pytest.mark.parametrize("how", ["module", "function", "scaled"])
+def test_weights_that_go_through_something_first(how: str) -> None:
+    model, x = nn.Sequential(*(Dropped(how) for _ in range(3))), torch.randn(4, 16)
+    gm = repl_fx.transform(copy.deepcopy(model), (x,), surrogate="blend").graph_module
+    names = dict(gm.named_parameters())
+    assert "1.inner.weight" not in names and "1.inner.bias" in names
+    blend = gm.get_submodule("surrogates.1.blend")
+    assert isinstance(blend, BlendSynthesis)
+    with torch.no_grad():
+        blend.alpha[0].mul_(1.5)
+        before, own, after = (block.inner for block in model)  # type: ignore[union-attr]
+        own.weight.copy_(blend.alpha[0] * before.weight + blend.beta[0] * after.weight)  # type: ignore[union-attr, operator]
+    folded = repl_fx.fold(gm)
+    torch.testing.assert_close(gm.eval()(x), model.eval()(x))
+    torch.testing.assert_close(folded.eval()(x), model(x))
+    for module in (gm.train(), folded.train()):
+        results = []
+        for seed in (1, 2):
+            torch.manual_seed(seed)
+            wanted = model.train()(x)
+            torch.manual_seed(seed)
+            results.append(module(x))
+            torch.testing.assert_close(results[-1], wanted)
+        # A fold that kept one draw would be the same each time.
+        assert torch.equal(*results) == (how == "scaled")

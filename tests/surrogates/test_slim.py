@@ -344,3 +344,26 @@ def test_gradients_are_right_and_stop_where_neighbours_are_not_trained() -> None
     assert torch.autograd.gradcheck(lambda *w: trained(*w), given)
     torch.autograd.backward([made.sum() for made in fixed(*given)])
     assert all(weight.grad is None for weight in given) and fixed.get_parameter("gain_0").grad is not None
+
+
+class _Counting(nn.Module):
+    """An activation that keeps a running mean of its input in training."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("mean", torch.zeros(1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.training:
+            with torch.no_grad():
+                self.mean = 0.9 * self.mean + x.mean()
+        return F.relu(x)
+
+
+def test_planning_moves_no_state() -> None:
+    model = nn.Sequential(*(Residual(nn.Conv2d(16, 16, 1), _Counting(), nn.Conv2d(16, 16, 1)) for _ in range(3)))
+    gm = repl_fx.capture(model, (torch.randn(2, 16, 8, 8),))
+    for surrogate in ("slim", "coarse", "bottleneck", "auto"):
+        repl_fx.make_plan(gm, repl_fx.find_repeats(gm), surrogate=surrogate)
+    for name, buffer in (*gm.named_buffers(), *model.named_buffers()):
+        assert type(buffer) is Tensor and not buffer.any(), name
