@@ -152,6 +152,15 @@ def test_a_surrogate_has_to_take_part(forward: Any, problem: str | None) -> None
         train(model, (X,), {})
 
 
+def test_a_surrogate_of_a_block_that_the_source_does_not_train() -> None:
+    model = Rewritten(lambda x, down, up: (100 * x @ down.t() @ up.t()).round())
+    with pytest.raises(AssertionError, match="2 parameters of surrogates get a gradient of zeros"):
+        train(model, (X,), {})
+    train(model, (X,), {}, {"surrogates.blocks_1"})
+    with pytest.raises(AssertionError, match="2 parameters of surrogates"):
+        train(model, (X,), {}, {"surrogates.blocks_10", "surrogates.blocks"})
+
+
 class Unheard(torch.autograd.Function):
     """Weights that get a gradient, and are not used."""
 

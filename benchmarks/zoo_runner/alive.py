@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -22,8 +22,13 @@ STEPS_WITH_DROPS = 10
 PACE = 1e-3
 
 
-def train(module: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:
+def train(module: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any], untrained: Collection[str] = ()) -> None:
     """A few steps of normalised gradient descent on a rewritten model.
+
+    Args:
+        module: the rewritten model.
+        args, kwargs: its example inputs.
+        untrained: paths of surrogates that need no gradient: the source gives none to the blocks they stand for.
 
     Raises:
         AssertionError: a loss or a gradient is not finite, a parameter of a surrogate gets no gradient, or nothing but
@@ -33,7 +38,7 @@ def train(module: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any]) -> 
     owned = {name: parameter for name, parameter in module.named_parameters() if _of_surrogate(name)}
     graphs = [part for part in module.modules() if isinstance(part, fx.GraphModule)]
     drops = any(is_random(node) for part in graphs for node in part.graph.nodes)
-    dead = dict.fromkeys(owned, "no gradient")
+    dead = {name: "no gradient" for name in owned if not name.startswith(tuple(f"{path}." for path in untrained))}
     for step in range(STEPS_WITH_DROPS if drops else STEPS):
         seed_everything(step + 2)
         a, k = fresh(args, kwargs)

@@ -74,8 +74,13 @@ def compare_evaluation(model: nn.Module, module: nn.Module, args: Sequence[Any],
     _require_none(compare_steps(model, module, args, kwargs, False, seed=1))
 
 
-def compare_training(model: nn.Module, module: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:
+def compare_training(
+    model: nn.Module, module: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any]
+) -> frozenset[str]:
     """Both in training mode from the same seed, two steps of each: outputs, buffers and all gradients.
+
+    Returns:
+        Names of the parameters that the model itself gives a gradient.
 
     Raises:
         AssertionError: something differs, says what; or there is nothing that could.
@@ -83,10 +88,12 @@ def compare_training(model: nn.Module, module: nn.Module, args: Sequence[Any], k
     seed_everything(1)
     a, k = fresh(args, kwargs)
     with untouched(model, buffers=True), in_mode(model, True):
-        wanted = [parameter for parameter in model.parameters() if parameter.requires_grad]
-        gradients = torch.autograd.grad(loss_of(model(*a, **k)), wanted, allow_unused=True)
-    assert any(gradient is not None and bool(gradient.any()) for gradient in gradients), "all gradients are zero"
+        wanted = {name: p for name, p in model.named_parameters(remove_duplicate=False) if p.requires_grad}
+        gradients = torch.autograd.grad(loss_of(model(*a, **k)), list(wanted.values()), allow_unused=True)
+    found = {name: g for name, g in zip(wanted, gradients, strict=True) if g is not None}
+    assert any(bool(gradient.any()) for gradient in found.values()), "all gradients are zero"
     _require_none(compare_steps(model, module, args, kwargs, True, seed=1))
+    return frozenset(found)
 
 
 def _require_none(differences: Sequence[str]) -> None:

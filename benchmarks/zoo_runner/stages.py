@@ -33,12 +33,13 @@ from benchmarks.zoo_runner.exactness import (
     tensors,
 )
 from repl_fx.artifact import load_artifact
-from repl_fx.blocks import Repeat
+from repl_fx.blocks import Block, Repeat
 from repl_fx.node_table import node_table
-from repl_fx.partial import Part
+from repl_fx.partial import Part, join
 from repl_fx.passes.fold_surrogates import is_synthesis
+from repl_fx.surrogates.site import surrogate_path
 from repl_fx.tracing.untouched import seed_everything
-from repl_fx.transform import Options, rewrite
+from repl_fx.transform import Options, TransformResult, rewrite
 
 FIRST = ("captured", "eval", "train", "repeats", "replaced", "trained")
 SECOND = ("reloaded", "folded", "exported", "verified")
@@ -161,7 +162,7 @@ def first_half(case: Case, record: Record, place: Path, last: str, heavy: Any) -
         with _stage(record, place, "eval", last):
             compare_evaluation(model, captured.module, args, kwargs)
         with _stage(record, place, "train", last):
-            compare_training(model, captured.module, args, kwargs)
+            trained = compare_training(model, captured.module, args, kwargs)
         with _stage(record, place, "repeats", last):
             repeats = [repeat for part in captured.parts for repeat in repl_fx.find_repeats(part.graph_module)]
             record.repeats = [_described(repeat) for repeat in repeats]
@@ -179,7 +180,7 @@ def first_half(case: Case, record: Record, place: Path, last: str, heavy: Any) -
             record.refused = [str(refusal) for refusal in result.plan.refusals]
             record.removed = record.parameters - sum(p.numel() for p in rewritten.parameters())
         with _stage(record, place, "trained", last):
-            train(rewritten, args, kwargs)
+            train(rewritten, args, kwargs, _untrained(result, trained))
             torch.save(_outputs(rewritten.eval(), args, kwargs), place / "outputs.pt")
             repl_fx.save(result, place / "artifact", force=True)
 
@@ -229,6 +230,24 @@ def _alone(record: Record, heavy: Any) -> Iterator[None]:
         return
     with heavy:
         yield
+
+
+def _untrained(result: TransformResult, trained: frozenset[str]) -> frozenset[str]:
+    """Paths of the surrogates of blocks that the source itself does not train, as before an output that is rounded."""
+    own = {block.name: block.parameters for repeat in result.repeats for block in _blocks_of(repeat)}
+    found = set()
+    for replacement in result.plan.replacements:
+        if trained.isdisjoint(own[replacement.block]):
+            path = next(part.path for part in result.parts if replacement.block.startswith(join(part.path, "")))
+            inside = replacement.block.removeprefix(join(path, ""))
+            found.add(join(path, surrogate_path(inside)))
+    return frozenset(found)
+
+
+def _blocks_of(repeat: Repeat) -> Iterator[Block]:
+    yield from repeat.blocks
+    for child in repeat.children:
+        yield from _blocks_of(child)
 
 
 def _part(part: Part) -> dict[str, Any]:
