@@ -28,7 +28,7 @@ from repl_fx.passes.join_branches import match_decisions_
 from repl_fx.passes.lift_modules import Constants
 from repl_fx.passes.merge_modes import merge_modes
 from repl_fx.rungs import Rung, export_rung, obstacle, symbolic_rung
-from repl_fx.tracing.check import CaptureCheck, compare_steps
+from repl_fx.tracing.check import CaptureCheck, compare_modes
 from repl_fx.tracing.hooks import hooks_followed
 from repl_fx.tracing.model_checks import misfit, require_capturable
 from repl_fx.tracing.python_state import StateChanges, changes_noted
@@ -185,7 +185,7 @@ def check_capture(
         seed: for dropout and the like.
     """
     args, kwargs = widen_batch(model, tuple(args), dict(kwargs or {}))
-    found = {mode: compare_steps(model, gm, args, kwargs, mode, seed=seed) for mode in (False, True)}
+    found = compare_modes(model, gm, args, kwargs, seed=seed)
     return CaptureCheck(
         evaluation=not found[False], training=not found[True], differences=(*found[False], *found[True])
     )
@@ -200,25 +200,38 @@ def _no_autocast(device: torch.device) -> AbstractContextManager[object]:
 def widen_batch(
     model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """Repeat example inputs of batch 1 to batch 2, where every tensor among them has it.
+    """Repeat example inputs of batch 1 to batch 2, where every tensor among them has it and the model takes it.
 
-    torch.export takes a dimension of size 1 for a constant.
+    torch.export takes a dimension of size 1 for a constant. A first dimension need not be a batch: where the model
+    runs on the inputs as they are and not on wider ones, they stay as they are.
     """
     tensors = [leaf for leaf in pytree.tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
     if not tensors or any(tensor.ndim == 0 or tensor.shape[0] != 1 for tensor in tensors):
         return args, kwargs
-    return pytree.tree_map_only(Tensor, lambda t: torch.cat([t, t]), (args, kwargs))  # type: ignore[no-any-return]
+    wider = pytree.tree_map_only(Tensor, lambda t: torch.cat([t, t]), (args, kwargs))
+    if _runs(model, *wider) is not None and _runs(model, args, kwargs) is None:
+        return args, kwargs
+    return wider  # type: ignore[no-any-return]
 
 
 def _require_runs(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
     """Tell inputs that do not fit from a model that cannot be traced: run the model itself."""
+    problem = _runs(model, args, kwargs)
+    if problem is not None:
+        raise BadInput(misfit(obstacle(type(model).__name__, problem), problem, args, kwargs)) from problem
+
+
+def _runs(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Exception | None:
+    """What a model raises on these inputs in evaluation mode; None where it runs."""
     inputs = fresh_inputs(args, kwargs)
     device = device_of(model, args, kwargs)
     try:
         with untouched(model, buffers=True), in_mode(model, False), torch.enable_grad(), own_randomness(device):
             model(*inputs[0], **inputs[1])
     except Exception as problem:
-        raise BadInput(misfit(obstacle(type(model).__name__, problem), problem, args, kwargs)) from problem
+        # The model's own code runs here, and what it may raise has no common base.
+        return problem
+    return None
 
 
 def _module_tree(model: nn.Module, graphs: Iterable[fx.Graph]) -> nn.Module:

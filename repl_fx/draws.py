@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import operator
 import random
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -48,8 +49,19 @@ def decision_operator() -> Any:
 has_side_effect(decision_operator())
 
 
+_ASKS_FOR_GRADIENT = Tensor.requires_grad.__get__  # type: ignore[attr-defined]
+
 # Layers of the deepest models, a few times over.
 _MOST = 512
+
+
+def asked_by_model() -> bool:
+    """Whether the code that called an operator, past the modes that see it, is neither torch's nor this package's."""
+    frame = sys._getframe(2)
+    while frame is not None and frame.f_code.co_name in ("__torch_function__", "__torch_dispatch__"):
+        frame = frame.f_back  # type: ignore[assignment]
+    asker = "" if frame is None else str(frame.f_globals.get("__name__"))
+    return asker.split(".")[0] not in ("torch", "repl_fx")
 
 
 class Draws(TorchFunctionMode):
@@ -87,6 +99,8 @@ class Draws(TorchFunctionMode):
             return func(*args) if self._claimed is args[0] else self.decide(args[0], None)
         if func is Tensor.item and self._drawn(args[0]):
             return Drawn(self, args[0])
+        if func == _ASKS_FOR_GRADIENT and has_no_value(args[0]) and not self.aside() and asked_by_model():
+            raise NotImplementedError("the forward asks whether a tensor requires a gradient, which its input decides")
         result = func(*args, **kwargs)
         if name == "_is_all_true":
             self._claimed = result

@@ -35,7 +35,7 @@ from repl_fx.leaf_calls import is_leaf
 from repl_fx.method_calls import MethodCalls
 from repl_fx.part_search import PART_LADDER, Eager, Search, keep_attributes
 from repl_fx.rungs import obstacle
-from repl_fx.tracing.check import CaptureCheck, compare_steps
+from repl_fx.tracing.check import CaptureCheck, compare_modes
 from repl_fx.tracing.model_checks import misfit, require_capturable
 from repl_fx.tracing.python_state import OWN_ATTRIBUTES
 
@@ -266,7 +266,7 @@ def _checked(
         CaptureError: something differs.
     """
     runs = [mode for mode in (False, True) if reference[mode].problem is None]
-    differences = [line for mode in runs for line in compare_steps(source, module, args, kwargs, mode)]
+    differences = [line for lines in compare_modes(source, module, args, kwargs, runs).values() for line in lines]
     if differences:
         raise CaptureError(type(source).__name__, [f"with graphs in it, it differs in {line}" for line in differences])
     return CaptureCheck(evaluation=True, training=True in runs)

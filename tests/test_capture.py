@@ -610,3 +610,19 @@ def test_a_capture_that_fails_leaves_the_buffers_alone() -> None:
     with pytest.raises(CaptureError):
         capture(model, (torch.randn(2, 3, 4, 4),))
     assert [int(value) for name, value in model.named_buffers() if "num_batches" in name] == [0]
+
+
+def test_a_first_dimension_that_is_no_batch_stays_one() -> None:
+    class Flat(Linear):
+        def __init__(self) -> None:
+            super().__init__()
+            self.head = nn.Linear(8, 2)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.head(self.fc(x).flatten())  # type: ignore[no-any-return]
+
+    model, x = Flat(), torch.randn(1, 8)
+    gm = capture(model, (x,))
+    assert check_capture(model, gm, (x,))
+    with pytest.raises(BadInput, match=r"captured as \[1, 8\]"):
+        gm(torch.randn(2, 8))

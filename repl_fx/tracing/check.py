@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -77,19 +78,67 @@ def compare_steps(
     Returns:
         One line for each thing that differs; empty where both did the same.
     """
-    ours = _steps(model, args, kwargs, training, seed)
-    theirs = _steps(module, args, kwargs, training, seed)
-    mode = "training" if training else "evaluation"
-    found = []
-    for number, (one, other) in enumerate(zip(ours, theirs, strict=True), start=1):
-        found += [f"{mode}, step {number}: {difference}" for difference in _differences(one, other)]
-    return tuple(found)
+    return compare_modes(model, module, args, kwargs, (training,), seed=seed)[training]
+
+
+def compare_modes(
+    model: nn.Module,
+    module: nn.Module,
+    args: Sequence[Any],
+    kwargs: Mapping[str, Any],
+    modes: Sequence[bool] = (False, True),
+    *,
+    seed: int = 0,
+) -> dict[bool, tuple[str, ...]]:
+    """`compare_steps` in several modes: what differs, by mode."""
+    found: dict[bool, tuple[str, ...]] = {}
+    with _parameters_kept(model, module) as restore:
+        for training in modes:
+            ours = _steps(model, args, kwargs, training, seed)
+            restore()
+            theirs = _steps(module, args, kwargs, training, seed)
+            restore()
+            mode = "training" if training else "evaluation"
+            found[training] = tuple(
+                f"{mode}, step {number}: {difference}"
+                for number, (one, other) in enumerate(zip(ours, theirs, strict=True), start=1)
+                for difference in _differences(one, other)
+            )
+    return found
+
+
+@contextmanager
+def _parameters_kept(*modules: nn.Module) -> Iterator[Callable[[], None]]:
+    """Put parameters back that a forward changes, where it says so at once and otherwise at the end.
+
+    Most forwards change none, and modules share theirs: one copy serves all runs.
+    """
+    parameters = {id(p): p for module in modules for p in module.parameters() if not p.is_meta}.values()
+    kept = [(parameter, parameter.detach().clone()) for parameter in parameters]
+    versions = [parameter._version for parameter in parameters]
+
+    def restore() -> None:
+        with torch.no_grad():
+            for number, (parameter, value) in enumerate(kept):
+                if parameter._version != versions[number]:
+                    parameter.copy_(value)
+                    versions[number] = parameter._version
+
+    try:
+        yield restore
+    finally:
+        restore()
+        with torch.no_grad():
+            for parameter, value in kept:
+                # A change through `.data` counts no version up.
+                if not torch.equal(parameter, value) and not bool(value.isnan().any()):
+                    parameter.copy_(value)
 
 
 def _steps(module: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any], training: bool, seed: int) -> list[_Step]:
     device = device_of(module, args, kwargs)
     with (
-        untouched(module, buffers=True, parameters=True),
+        untouched(module, buffers=True),
         in_mode(module, training),
         seeded(device, seed),
         torch.enable_grad(),

@@ -8,6 +8,7 @@ refused, and so are backward hooks. A hook on a tensor inside the forward belong
 from __future__ import annotations
 
 import functools
+import inspect
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -26,6 +27,8 @@ _FORWARD = {"_forward_hooks": "forward hook", "_forward_pre_hooks": "forward pre
 _BACKWARD = {"_backward_hooks": "backward hook", "_backward_pre_hooks": "backward pre-hook"}
 # Hooks that act in a forward that asks for them alone, through values which a trace sees.
 _FOLLOWED = ("transformers.utils.output_capturing",)
+# How many calls deep the functions are looked into that a hook calls.
+_DEEPEST = 3
 _DROPPED: tuple[tuple[Any, str], ...] = (
     (Tensor, "register_hook"),
     (Tensor, "register_post_accumulate_grad_hook"),
@@ -38,6 +41,7 @@ _DROPPED: tuple[tuple[Any, str], ...] = (
     (torch, "set_rng_state"),
     (torch.random, "set_rng_state"),
     (torch.random, "fork_rng"),
+    (torch.inference_mode, "__init__"),
 )
 
 
@@ -120,19 +124,28 @@ def _reached_by_hooks(model: nn.Module) -> dict[str, Any]:
     return {f"{n}.{name}": value for n, hook in enumerate(hooks) for name, value in _reached_by(hook).items()}
 
 
-def _reached_by(hook: Any) -> dict[str, Any]:
-    """The Python state that a hook can reach, by name: closure, object it is a method of, globals it names."""
+def _reached_by(hook: Any, depth: int = 0) -> dict[str, Any]:
+    """The Python state that a hook can reach, by name: closure, object it is a method of, globals that it names.
+
+    Functions that it calls by name are entered, a few calls deep.
+    """
     if isinstance(hook, functools.partial):
         given = {f"argument {n}": value for n, value in enumerate((*hook.args, *hook.keywords.values()))}
-        return {**given, **_reached_by(hook.func)}
+        return {**given, **_reached_by(hook.func, depth)}
     if isinstance(hook, MethodType):
-        return {hook_name(hook): hook.__self__, **_reached_by(hook.__func__)}
+        return {hook_name(hook): hook.__self__, **_reached_by(hook.__func__, depth)}
     if not isinstance(hook, FunctionType):
-        return {hook_name(hook): hook} if hasattr(hook, "__dict__") else {}
-    cells = dict(zip(hook.__code__.co_freevars, hook.__closure__ or (), strict=True))
-    named = {name: hook.__globals__[name] for name in hook.__code__.co_names if name in hook.__globals__}
-    inner = {name: value for name, value in named.items() if not isinstance(value, (ModuleType, FunctionType))}
-    return {**inner, **cells}
+        call = inspect.getattr_static(type(hook), "__call__", None)
+        inside = {f"{hook_name(hook)}.{name}": value for name, value in getattr(hook, "__dict__", {}).items()}
+        return {**inside, **(_reached_by(call, depth) if isinstance(call, FunctionType) else {})}
+    reached: dict[str, Any] = dict(zip(hook.__code__.co_freevars, hook.__closure__ or (), strict=True))
+    for name in hook.__code__.co_names:
+        value = hook.__globals__.get(name)
+        if isinstance(value, FunctionType) and depth < _DEEPEST and not value.__module__.startswith("torch"):
+            reached.update(_reached_by(value, depth + 1))
+        elif not isinstance(value, (ModuleType, FunctionType, type)):
+            reached[name] = value
+    return reached
 
 
 def _refusal(model: nn.Module, what: str) -> CaptureError:
@@ -173,7 +186,9 @@ def no_tensor_hooks(stands_aside: Callable[[], bool]) -> Iterator[None]:
     def refusing(name: str, function: Any) -> Any:
         def refuse(*args: Any, **kwargs: Any) -> Any:
             caller = str(sys._getframe(1).f_globals.get("__name__"))
-            if stands_aside() or caller == "torch" or caller.startswith("torch."):
+            # A region that decorates a function makes itself anew in each call.
+            from_torch = caller != "torch.autograd.grad_mode" and (caller == "torch" or caller.startswith("torch."))
+            if stands_aside() or from_torch:
                 return function(*args, **kwargs)
             raise NotImplementedError(f"the forward calls {name}, which a graph would drop")
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections import Counter
 from typing import Any
 
 import pytest
@@ -27,6 +28,8 @@ def network(blocks: int = 3) -> nn.Sequential:
     torch.manual_seed(0)
     return nn.Sequential(nn.Linear(8, 8), *(Block() for _ in range(blocks)))
 
+
+LEDGER = Counter({"calls": 0})
 
 X = torch.linspace(-1, 1, 24).view(3, 8)
 
@@ -106,6 +109,19 @@ def by_object(model: nn.Sequential) -> None:
     model[2].register_forward_hook(Keeps().hook)
 
 
+def in_the_file(model: nn.Sequential) -> None:
+    class Counts:
+        def __call__(self, module: nn.Module, args: Any, output: Tensor) -> Tensor:
+            return noted(output)
+
+    model.register_forward_hook(Counts())
+
+
+def noted(output: Tensor) -> Tensor:
+    LEDGER["calls"] += 1
+    return output * 2
+
+
 def before(model: nn.Sequential) -> None:
     model.register_forward_pre_hook(lambda module, args: None)
 
@@ -123,6 +139,7 @@ REFUSED = {
     counts: r"1 has a forward hook \(counts.<locals>.count\) that keeps",
     collects: "the model has a forward hook .* that keeps",
     by_object: "2 has a forward hook .* that keeps",
+    in_the_file: "the model has a forward hook .* that keeps .*LEDGER",
     before: "the model has a forward pre-hook .* that changes no value",
     backward: "1 has a backward hook",
     backward_before: "the model has a backward pre-hook",
@@ -159,18 +176,29 @@ class OnTensors(nn.Module):
             x.register_hook(lambda grad: grad * 2)  # type: ignore[no-untyped-call]
         elif self.kind == "retain_grad":
             x.retain_grad()
+        elif self.kind == "requires a gradient":
+            x = x * 2 if x.requires_grad else x
+        elif self.kind == "inference_mode":
+            with torch.inference_mode():
+                y = x * 2
+            return x + y
         elif self.kind == "save_on_cpu":
             with torch.autograd.graph.save_on_cpu():
                 return x * x
         return x
 
 
-@pytest.mark.parametrize("kind", ["register_hook", "retain_grad", "save_on_cpu"])
+@pytest.mark.parametrize("kind", ["register_hook", "retain_grad", "save_on_cpu", "inference_mode"])
 def test_hooks_on_tensors_of_a_forward_are_refused(kind: str) -> None:
     own = Tensor.register_hook, Tensor.retain_grad
     with pytest.raises(CaptureError, match=f"the forward calls {kind}, which a graph would drop"):
         capture(OnTensors(kind), (X,))
     assert own == (Tensor.register_hook, Tensor.retain_grad)
+
+
+def test_a_question_that_the_input_decides_is_refused() -> None:
+    with pytest.raises(CaptureError, match="asks whether a tensor requires a gradient"):
+        capture(OnTensors("requires a gradient"), (X,))
 
 
 def test_a_part_leaves_a_module_with_a_backward_hook_eager() -> None:
