@@ -52,6 +52,8 @@ def starts_at_zero(gm: fx.GraphModule, branch: Branch, end: fx.Node) -> bool:
     What a ReLU makes of zeros has no gradient at all, so nothing before it would ever learn.
     """
     behind = {end}
+    # Values that change with the span's where that is zero.
+    lively = {end}
     for node in branch.nodes:
         if node in behind or behind.isdisjoint(node.all_input_nodes):
             continue
@@ -60,9 +62,9 @@ def starts_at_zero(gm: fx.GraphModule, branch: Branch, end: fx.Node) -> bool:
             return False
         if node.op == "call_module" and any(True for _ in gm.get_submodule(str(node.target)).parameters()):
             return False
-        if _flat_at_zero(gm, node):
-            return False
-    return True
+        if not lively.isdisjoint(node.all_input_nodes) and not _flat_at_zero(gm, node):
+            lively.add(node)
+    return branch.root in lively
 
 
 def _flat_at_zero(gm: fx.GraphModule, node: fx.Node) -> bool:

@@ -197,7 +197,7 @@ def test_weights_that_go_through_something_first(how: str) -> None:
     assert isinstance(blend, BlendSynthesis)
     with torch.no_grad():
         blend.alpha[0].mul_(1.5)
-        before, own, after = (block.inner for block in model)  # type: ignore[union-attr]
+        before, own, after = (block.inner for block in model)
         own.weight.copy_(blend.alpha[0] * before.weight + blend.beta[0] * after.weight)  # type: ignore[union-attr, operator]
     folded = repl_fx.fold(gm)
     torch.testing.assert_close(gm.eval()(x), model.eval()(x))

@@ -38,9 +38,10 @@ def test_it_is_its_docstring_and_gradients_are_right(norm: str, bias: bool) -> N
         torch.testing.assert_close(branch(*given), expected)
 
 
+@pytest.mark.parametrize("norm", ["layer", "rms"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_gradients_in_lower_precision_are_those_of_plain_operators(dtype: torch.dtype) -> None:
-    branch = LeanBranch("layer", 1e-5, F.silu)
+def test_gradients_in_lower_precision_are_those_of_plain_operators(dtype: torch.dtype, norm: str) -> None:
+    branch = LeanBranch(norm, 1e-5, F.silu)
     exact, rough = (
         _arguments(torch.float64),
         [t.detach().to(dtype).requires_grad_() for t in _arguments() if t is not None],
@@ -113,3 +114,12 @@ def test_what_follows_an_attention_may_write_into_the_result() -> None:
     made += x
     made.sum().backward()
     assert x.grad is not None
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_an_rms_norm_in_half_precision_squares_in_single(dtype: torch.dtype) -> None:
+    # The squares of these numbers are too large for half precision.
+    x = torch.full((2, 12), 300.0, dtype=dtype)
+    made, rescale = LeanBranch("rms", 1e-5, None).normalised(x)
+    torch.testing.assert_close(made, torch.ones_like(x))
+    assert made.dtype == dtype and rescale is not None and rescale.dtype == torch.float32

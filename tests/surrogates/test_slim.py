@@ -349,6 +349,8 @@ def test_gradients_are_right_and_stop_where_neighbours_are_not_trained() -> None
 class _Counting(nn.Module):
     """An activation that keeps a running mean of its input in training."""
 
+    mean: Tensor
+
     def __init__(self) -> None:
         super().__init__()
         self.register_buffer("mean", torch.zeros(1))
