@@ -67,6 +67,7 @@ def choose_blocks(
     # What belongs to an exact repeat with blocks to spare, and what goes.
     settled = {n for r in repeats if not r.similar and len(r) > 2 for block in r.blocks for n in block.nodes}
     gone: dict[fx.Node, str] = {}
+    picked: list[tuple[Repeat, int]] = []
     chosen: list[Chosen] = []
     refusals: list[Refusal] = []
     for repeat in repeats:
@@ -85,14 +86,17 @@ def choose_blocks(
                 going.append(i)
             else:
                 refusals.append(Refusal(repeat.blocks[i].name, repeat.name, reason))
-        kept = [i for i, b in enumerate(repeat.blocks) if i not in going and gone.keys().isdisjoint(b.nodes)]
         for i in going:
-            before, after = [j for j in kept if j < i], [j for j in kept if j > i]
-            if not before or not after:
-                refusals.append(Refusal(repeat.blocks[i].name, repeat.name, "no block like it is kept on one side"))
-                continue
-            chosen.append(Chosen(repeat, repeat.blocks[i], repeat.blocks[before[-1]], repeat.blocks[after[0]]))
             gone.update(dict.fromkeys(repeat.blocks[i].nodes, repeat.blocks[i].name))
+            picked.append((repeat, i))
+    # A block of one repeat may be the neighbour of a block of another, so all that goes must be known before.
+    for repeat, i in picked:
+        kept = [j for j, block in enumerate(repeat.blocks) if gone.keys().isdisjoint(block.nodes)]
+        before, after = [j for j in kept if j < i], [j for j in kept if j > i]
+        if before and after:
+            chosen.append(Chosen(repeat, repeat.blocks[i], repeat.blocks[before[-1]], repeat.blocks[after[0]]))
+        else:
+            refusals.append(Refusal(repeat.blocks[i].name, repeat.name, "no block like it is kept on one side"))
     return Choice(tuple(chosen), tuple(refusals))
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 import repl_fx
 from repl_fx.artifact import load_artifact, require_free, writing
@@ -213,3 +213,41 @@ def test_a_failure_leaves_nothing_behind(tmp_path: Path, artifact: Path, monkeyp
         repl_fx.save(result, tmp_path / "new")
     assert sorted(p.name for p in tmp_path.iterdir()) == before
     assert {p.name: p.read_bytes() for p in artifact.iterdir()} == old
+
+
+class Shares(nn.Module):
+    """Residual blocks, and buffers that look at the memory of a parameter in another way."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.blocks = nn.ModuleList(Residual() for _ in range(3))
+        self.tied = nn.Linear(8, 8)
+        weight = self.tied.weight.detach()
+        self.turned: Tensor
+        self.bits: Tensor
+        self.register_buffer("turned", weight.t())
+        self.register_buffer("bits", weight.view(torch.int32))
+
+    def forward(self, x: Tensor) -> Tensor:
+        for block in self.blocks:
+            x = block(x)
+        return self.tied(x) @ self.turned + (self.bits % 2).float().sum()  # type: ignore[no-any-return]
+
+
+class Residual(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.fc = nn.Linear(8, 8)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.fc(x).relu()  # type: ignore[no-any-return]
+
+
+def test_one_memory_seen_in_several_ways_is_no_alias(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    x = torch.randn(3, 8)
+    result = repl_fx.transform(Shares(), (x,), surrogate="identity")
+    wanted = result.module.eval()(x)
+    repl_fx.save(result, tmp_path / "out")
+    assert json.loads((tmp_path / "out" / "manifest.json").read_text())["aliases"] == {}
+    assert torch.equal(repl_fx.load(tmp_path / "out", Shares())(x), wanted)

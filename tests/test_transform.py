@@ -330,3 +330,43 @@ def test_a_surrogate_of_the_users_own() -> None:
     hidden = model.blocks[2](model.blocks[0](model.embed(x)) * 0.25)
     assert torch.equal(result.graph_module(x), model.head(hidden.mean(1)))
     assert result.plan.replacements[0].settings == {"factor": 0.25}
+
+
+def test_a_fingerprint_sees_what_a_state_is_made_of() -> None:
+    model, x = nn.Sequential(nn.Linear(8, 8), nn.ReLU()), torch.randn(2, 8)
+    gm = repl_fx.capture(model, (x,))
+    prints = {fingerprint(gm), fingerprint(repl_fx.capture(copy.deepcopy(model).double(), (x.double(),)))}
+    gm.register_buffer("more", torch.zeros(2))
+    prints.add(fingerprint(gm))
+    assert len(prints) == 3
+
+
+def _made(result: repl_fx.TransformResult) -> list[Tensor]:
+    found = [p.detach() for name, p in result.module.named_parameters() if "surrogates." in name]
+    assert found
+    return found
+
+
+@pytest.mark.parametrize("in_parts", [False, True])
+def test_a_seed_decides_what_surrogates_begin_with(in_parts: bool) -> None:
+    class Counts(nn.Module):
+        def __init__(self, body: nn.Module) -> None:
+            super().__init__()
+            self.body, self.calls = body, 0
+
+        def forward(self, x: Tensor) -> Tensor:
+            self.calls += 1
+            return self.body(x)  # type: ignore[no-any-return]
+
+    torch.manual_seed(0)
+    body = TokenNet(depth=3)
+    model = Counts(body) if in_parts else body
+    x = tokens()
+    first, same, other = (
+        repl_fx.transform(model, (x,), surrogate="bottleneck", seed=seed, check=False) for seed in (1, 1, 2)
+    )
+    assert first.captured_parts.whole is not in_parts
+    replayed = repl_fx.transform(model, (x,), plan=first.plan, check=False)
+    assert all(torch.equal(a, b) for a, b in zip(_made(first), _made(same), strict=True))
+    assert all(torch.equal(a, b) for a, b in zip(_made(first), _made(replayed), strict=True))
+    assert not all(torch.equal(a, b) for a, b in zip(_made(first), _made(other), strict=True))

@@ -104,3 +104,24 @@ def test_a_number_is_a_place_and_a_text_is_a_name_first() -> None:
     plain = Repeat("repeat_1", tuple(replace(block, name=str(i)) for i, block in enumerate(repeat("a", 5).blocks)))
     assert [name for _, name, _ in chosen(choose_blocks([plain], blocks=[2]))] == ["1"]
     assert [name for _, name, _ in chosen(choose_blocks([plain], blocks=["2"]))] == ["2"]
+
+
+def test_a_neighbour_that_another_repeat_gives_up_is_no_neighbour() -> None:
+    exact = repeat("a", 5)
+    # The same blocks again, as members of a longer repeat of similar ones.
+    ends = repeat("s", 2).blocks
+    similar = replace(repeat("s", 2), blocks=(ends[0], *exact.blocks, ends[1]), similar=True)
+    choice = choose_blocks([exact, similar], blocks=["a.2", "a.0"])
+    going = {c.block.name for c in choice.chosen}
+    assert going == {"a.2", "a.0"}
+    assert not going & {c.before.name for c in choice.chosen} | going & {c.after.name for c in choice.chosen}
+    assert chosen(choice) == [("a.1", "a.2", "a.3"), ("s.0", "a.0", "a.1")]
+
+
+def test_a_block_beside_one_that_goes_for_another_repeat_takes_the_next() -> None:
+    exact = repeat("a", 5)
+    ends = repeat("s", 2).blocks
+    similar = replace(repeat("s", 2), blocks=(ends[0], exact.blocks[0], ends[1]), similar=True)
+    choice = choose_blocks([exact, similar], blocks=["a.1", "a.0"])
+    assert refused(choice)["a.1"] == "no block like it is kept on one side"
+    assert chosen(choice) == [("s.0", "a.0", "s.1")]
