@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -11,7 +12,7 @@ from torch import Tensor, fx, nn
 
 from repl_fx.export.difference import TOLERANCES, Difference, dtype_name, measure, tolerance_for, widened
 from repl_fx.export.noise import first_line
-from repl_fx.export.session import OnnxSession
+from repl_fx.export.session import OnnxSession, pair_by_position
 from repl_fx.export.tensors import FlatInputs, name_outputs
 from repl_fx.tracing.untouched import untouched
 
@@ -28,7 +29,7 @@ class Comparison:
         rows: one for each output and batch size.
         failures: what is wrong besides numbers.
         skipped: outputs that are no tensors, with what they are.
-        notes: where the tolerance was widened, and by what.
+        notes: where the tolerance was widened, and by what; outputs that were paired by position.
     """
 
     def __init__(
@@ -66,10 +67,16 @@ class Comparison:
         except Exception as error:  # the runtime's own exceptions have no common base that it documents
             self.failures.append(f"ONNX Runtime fails at batch {batch}: {first_line(error)}")
             return None
+        # export_onnx calls an output that has the name of an input so.
+        theirs = {name: f"{name}_out" if name in inputs.names and name not in found else name for name in expected}
+        self._pair(theirs, expected, found)
+        extra = [name for name in found if name not in theirs.values()]
+        if extra and set(theirs.values()) <= set(found):
+            names = ", ".join(extra)
+            self._fail(f"the file has {len(found)} outputs, the module {len(expected)}: it does not return {names}")
         exact: dict[str, Tensor] | None = None
         for name, tensor in expected.items():
-            # export_onnx calls an output that has the name of an input so.
-            value: Any = found.get(f"{name}_out" if name in inputs.names else name)
+            value: Any = found.get(theirs[name])
             failure = self._mismatch(name, batch, tensor, value)
             if failure is None:
                 tolerance = tolerance_for(tensor.dtype, self.rtol, self.atol)
@@ -82,9 +89,30 @@ class Comparison:
                         wide = f"{name} at batch {batch}: tolerance {wider.atol:.1e} of the scale"
                         self.notes.append(f"{wide}, three times what PyTorch's own result is from float64's")
                 self.rows.append(row)
-            elif failure not in self.failures:
-                self.failures.append(failure)
+            else:
+                self._fail(failure)
         return None
+
+    def _fail(self, failure: str) -> None:
+        if failure not in self.failures:
+            self.failures.append(failure)
+
+    def _pair(self, theirs: dict[str, str], expected: Mapping[str, Tensor], found: Mapping[str, Any]) -> None:
+        """Take outputs by position where the file has names of its own, and as many outputs of the same shapes."""
+        if set(theirs.values()) <= set(found):
+            return
+        paired = pair_by_position(list(found), list(theirs.values()))
+        if paired is None:
+            return
+        for tensor, value in zip(expected.values(), found.values(), strict=True):
+            if not isinstance(value, np.ndarray) or value.shape != tuple(tensor.shape):
+                return
+            if value.dtype.name != dtype_name(tensor.dtype):
+                return
+        theirs.update(zip(theirs, paired, strict=True))
+        note = f"outputs compared by position: the file calls them {', '.join(found)}"
+        if note not in self.notes:
+            self.notes.append(note)
 
     def _exact(self, inputs: FlatInputs) -> dict[str, Tensor]:
         """The outputs in double precision; none where the model insists on single."""

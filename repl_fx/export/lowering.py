@@ -217,8 +217,14 @@ def grouped_matmul(rows: Tensor, weights: Tensor, ends: Tensor, *_: Any) -> Tens
     return result
 
 
+def angle(tensor: Tensor) -> Tensor:
+    """The angle of complex numbers, by the signs of both parts; the exporter takes -0.0 for 0.0."""
+    return torch.atan2(tensor.imag, tensor.real) if tensor.is_complex() else torch.angle(tensor)
+
+
 # By the name of the overload: some are of libraries that need not be there.
 _LOWERED: dict[str, Callable[..., Any]] = {
+    "aten.angle.default": angle,
     "aten.rsub.Scalar": subtracted_from,
     "aten.scaled_dot_product_attention.default": attention,
     "aten._grouped_mm.default": grouped_matmul,

@@ -21,6 +21,7 @@ from repl_fx.export.lowering import lower_
 from repl_fx.export.noise import first_line, quiet
 from repl_fx.export.stateless import drop_updates_
 from repl_fx.export.tensors import FlatInputs, FlatModule, evaluating, flatten_inputs, name_outputs
+from repl_fx.export.translations import TRANSLATIONS
 from repl_fx.partial import graphs_in
 from repl_fx.passes.fold_surrogates import fold_surrogates
 from repl_fx.tracing.untouched import untouched
@@ -128,6 +129,7 @@ def _convert(
                 input_names=list(inputs.names),
                 output_names=list(outputs),
                 opset_version=opset,
+                custom_translation_table=dict(TRANSLATIONS),
                 optimize=False,
             )
         except Exception as error:

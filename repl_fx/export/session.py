@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import onnxruntime
+from torch import Tensor
 
 from repl_fx.errors import BadInput, ExportError
 from repl_fx.export.noise import first_line
@@ -39,31 +41,47 @@ class OnnxSession:
             hint = "; export the model in float32" if "NOT_IMPLEMENTED" in str(error) else ""
             raise ExportError(f"ONNX Runtime cannot load {file}: {first_line(error)}{hint}") from error
         self.outputs = tuple(value.name for value in self._session.get_outputs())
+        self._source: dict[str, str] = {}
 
-    def check_inputs(self, inputs: FlatInputs) -> None:
-        """Refuse inputs of other names or another number of dimensions than the file's.
+    def check_inputs(self, inputs: FlatInputs) -> str | None:
+        """Find which input of the file is which of these: by name, or by position where the file has its own names.
+
+        Returns:
+            A note where they were paired by position.
 
         Raises:
-            BadInput: names the input, and what the file has instead.
+            BadInput: inputs of other names that cannot be paired, or of another number of dimensions; names the input,
+                and what the file has instead.
         """
         # An exporter may drop an input that the graph does not use, so the file may have fewer, but no others.
         names = [value.name for value in self._session.get_inputs()]
+        note = None
         if not set(names) <= set(inputs.names):
-            raise BadInput(
-                f"{self.file} takes the inputs {', '.join(names)}, the module {', '.join(inputs.names)}; "
-                "pass the example inputs the file was exported with"
-            )
-        tensors = inputs.by_name()
+            paired = pair_by_position(names, inputs.names)
+            if paired is None:
+                raise BadInput(
+                    f"{self.file} takes the inputs {', '.join(names)}, the module {', '.join(inputs.names)}; "
+                    "pass the example inputs the file was exported with"
+                )
+            self._source = paired
+            note = f"inputs compared by position: the file calls them {', '.join(names)}"
+        tensors = self._tensors(inputs)
         for value in self._session.get_inputs():
             if len(value.shape) != tensors[value.name].ndim:
                 raise BadInput(
                     f"input {value.name!r} has {len(value.shape)} dimensions in {self.file}, "
                     f"{tensors[value.name].ndim} in the example inputs"
                 )
+        return note
+
+    def _tensors(self, inputs: FlatInputs) -> dict[str, Tensor]:
+        """The tensors by the names that the file has for its inputs."""
+        given = inputs.by_name()
+        return {value.name: given[self._source.get(value.name, value.name)] for value in self._session.get_inputs()}
 
     def fixed_dimension(self, inputs: FlatInputs) -> str | None:
         """Say which dimension of the file is fixed to another size than these inputs have, if one is."""
-        tensors = inputs.by_name()
+        tensors = self._tensors(inputs)
         for value in self._session.get_inputs():
             for position, (size, given) in enumerate(zip(value.shape, tensors[value.name].shape, strict=True)):
                 if isinstance(size, int) and size != given:
@@ -73,8 +91,7 @@ class OnnxSession:
 
     def run(self, inputs: FlatInputs) -> dict[str, Any]:
         """Compute all outputs, by name: arrays, or the lists and dicts of ONNX types that are no tensors."""
-        wanted = {value.name for value in self._session.get_inputs()}
-        feed = {name: tensor.contiguous().numpy() for name, tensor in inputs.by_name().items() if name in wanted}
+        feed = {name: tensor.contiguous().numpy() for name, tensor in self._tensors(inputs).items()}
         return dict(zip(self.outputs, self._session.run(self.outputs, feed), strict=True))
 
     def settings(self) -> dict[str, str]:
@@ -85,3 +102,17 @@ class OnnxSession:
             "graph_optimization_level": self._session.get_session_options().graph_optimization_level.name,
             "onnxruntime": onnxruntime.__version__,
         }
+
+
+def pair_by_position(theirs: Sequence[str], ours: Sequence[str]) -> dict[str, str] | None:
+    """Pair the names in a file with a module's by their positions.
+
+    Returns:
+        The module's name for each of the file's; None where the counts differ, or a name that both have stands at two
+        positions, so that positions say nothing.
+    """
+    if len(theirs) != len(ours) or any(
+        a != b and (a in ours or b in theirs) for a, b in zip(theirs, ours, strict=True)
+    ):
+        return None
+    return dict(zip(theirs, ours, strict=True))

@@ -24,8 +24,8 @@ class Verification:
             module itself does not take.
         failures: what is wrong besides numbers: a missing output, another shape or type, a run that ONNX Runtime
             refuses.
-        notes: where the tolerance was widened, and what the comparison of layers and weights found out about a
-            mismatch.
+        notes: where the tolerance was widened, inputs and outputs that were paired by position, and what the
+            comparison of layers and weights found out about a mismatch.
     """
 
     rows: tuple[Difference, ...]

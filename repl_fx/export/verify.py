@@ -41,10 +41,11 @@ def verify_onnx(
     """Compare an ONNX file with the module it should be equivalent to.
 
     Both run on the CPU, in the precision of the model: the module in eval mode without gradients, the file in ONNX
-    Runtime with its graph optimisations on. At the batch size of the example inputs they get the example inputs; at
-    others, inputs of the same shape and distribution drawn with `seed`. Where a difference in float32 is above the
-    tolerance, the module runs in float64 too: in a model in which rounding grows, the file must be about as near to
-    that as PyTorch is.
+    Runtime with its graph optimisations on. Inputs and outputs are paired by name, or, in a file that has names of its
+    own for as many of the same shapes, by position. At the batch size of the example inputs they get the example
+    inputs; at others, inputs of the same shape and distribution drawn with `seed`. Where a difference in float32 is
+    above the tolerance, the module runs in float64 too: in a model in which rounding grows, the file must be about as
+    near to that as PyTorch is.
 
     Args:
         gm: the module, in any mode, on any device (one that is elsewhere is copied to the CPU); it is not changed.
@@ -76,10 +77,11 @@ def verify_onnx(
     with evaluating(module), torch.no_grad(), quiet():
         inputs = flatten_inputs(module, args, kwargs)
         inputs = inputs.with_tensors([tensor.detach().cpu() for tensor in inputs.tensors])
-        session.check_inputs(inputs)
+        paired = session.check_inputs(inputs)
         traced = batch_size(inputs.tensors)
         wanted = tuple(batches) if batches is not None else default_batches(traced)
         comparison = Comparison(session, module, rtol, atol)
+        comparison.notes += [paired] if paired else []
         for batch in wanted:
             obstacle = comparison.run(batch, at_batch(inputs, batch, seed))
             if obstacle and (batches is not None or batch == traced):

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import onnx
 import pytest
 import torch
 from torch import Tensor, fx, nn
 
 import repl_fx
+from repl_fx.errors import BadInput
 from repl_fx.export import TOLERANCES, export_onnx, verify_onnx
+from repl_fx.export.noise import quiet
 from tests.export.subjects import X
 
 
@@ -144,3 +147,76 @@ def test_export_and_verification_leave_the_state_of_a_module_alone(tmp_path: Pat
     assert verify_onnx(module, path, (x,))
     assert module.get_buffer("mean") is buffer and not buffer.any()
     assert module.calls == 0 and module.sizes == [] and module.training
+
+
+class TwoNames(nn.Module):
+    """Two inputs and two outputs, all of one shape."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(4, 4)
+
+    def forward(self, first: Tensor, second: Tensor) -> dict[str, Tensor]:
+        return {"sum": self.linear(first) + second, "gap": self.linear(first) - second}
+
+
+def renamed(path: Path, names: dict[str, str], keep: int | None = None, extra: str | None = None) -> Path:
+    """A copy of the file with other names for its inputs and outputs, fewer outputs, or one more."""
+    model = onnx.load(str(path))
+    for value in (*model.graph.input, *model.graph.output):
+        value.name = names.get(value.name, value.name)
+    for node in model.graph.node:
+        node.input[:] = [names.get(name, name) for name in node.input]
+        node.output[:] = [names.get(name, name) for name in node.output]
+    if keep is not None:
+        del model.graph.output[keep:]
+    if extra is not None:
+        more = model.graph.output.add()
+        more.CopyFrom(model.graph.output[0])
+        more.name = extra
+        model.graph.node.append(onnx.helper.make_node("Identity", [model.graph.output[0].name], [extra]))
+    copy = path.with_name("renamed.onnx")
+    onnx.save(model, str(copy))
+    return copy
+
+
+def test_a_file_with_names_of_its_own_is_compared_by_position(tmp_path: Path) -> None:
+    module, args = TwoNames().eval(), (torch.randn(3, 4), torch.randn(3, 4))
+    path = export_onnx(module, tmp_path / "m.onnx", args)
+    assert verify_onnx(module, path, args).notes == ()
+
+    check = verify_onnx(module, renamed(path, {"sum": "a", "gap": "b", "first": "c", "second": "d"}), args)
+    assert check and check.failures == ()
+    assert check.notes == (
+        "inputs compared by position: the file calls them c, d",
+        "outputs compared by position: the file calls them a, b",
+    )
+    assert "by position" in check.summary() and "by position" in check.to_json()["notes"][0]
+    # One name of two is another: its place is clear. The other file has the outputs in another order.
+    assert verify_onnx(module, renamed(path, {"sum": "a"}), args)
+    assert not verify_onnx(module, renamed(path, {"sum": "gap", "gap": "sum"}), args)
+    check = verify_onnx(module, renamed(path, {"sum": "gap", "gap": "b"}), args)
+    assert not check and "no output 'sum'" in check.failures[0]
+    with pytest.raises(BadInput, match="takes the inputs second, b, the module first, second"):
+        verify_onnx(module, renamed(path, {"first": "second", "second": "b"}), args)
+
+
+def test_a_file_with_an_output_more_or_less_is_refused(tmp_path: Path) -> None:
+    module, args = TwoNames().eval(), (torch.randn(3, 4), torch.randn(3, 4))
+    path = export_onnx(module, tmp_path / "m.onnx", args)
+    check = verify_onnx(module, renamed(path, {}, keep=1), args)
+    assert not check and check.failures == ("the file has no output 'gap', it has sum",)
+    check = verify_onnx(module, renamed(path, {}, extra="more"), args)
+    assert not check
+    assert check.failures == ("the file has 3 outputs, the module 2: it does not return more",)
+
+
+def test_a_plain_export_of_torch_is_compared(tmp_path: Path) -> None:
+    module, args = TwoNames().eval(), (torch.randn(3, 4), torch.randn(3, 4))
+    batch = {0: torch.export.Dim.DYNAMIC}
+    with quiet():
+        torch.onnx.export(
+            module, args, str(tmp_path / "m.onnx"), dynamo=True, verbose=False, dynamic_shapes=(batch, batch)
+        )
+    check = verify_onnx(repl_fx.capture(module, args), tmp_path / "m.onnx", args)
+    assert check and any("by position" in note for note in check.notes)

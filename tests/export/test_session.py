@@ -22,11 +22,11 @@ def test_files_that_are_no_model(exported: tuple[fx.GraphModule, Path], tmp_path
 
 def test_inputs_that_do_not_match_name_both(exported: tuple[fx.GraphModule, Path]) -> None:
     class Renamed(nn.Module):
-        def forward(self, pixels: Tensor) -> Tensor:
-            return pixels
+        def forward(self, pixels: Tensor, mask: Tensor) -> Tensor:
+            return pixels * mask
 
-    with pytest.raises(BadInput, match="takes the inputs x, the module pixels"):
-        verify_onnx(Renamed(), exported[1], (X,))
+    with pytest.raises(BadInput, match="takes the inputs x, the module pixels, mask"):
+        verify_onnx(Renamed(), exported[1], (X, X))
     with pytest.raises(BadInput, match="has 2 dimensions in"):
         verify_onnx(exported[0], exported[1], (X[None],))
     with pytest.raises(BadInput, match="batch 4 cannot be compared: dimension 1 of input 'x' is fixed to 16"):

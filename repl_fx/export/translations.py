@@ -1,0 +1,285 @@
+"""Operators that the exporter translates into something else at the edges of what they are defined for.
+
+    aten.squeeze.dim(x, 1), x of (2, 3)    ->  Identity(x)             the exporter: Squeeze, which is no valid node
+    aten.mean.dim(int64, dtype=float32)    ->  ReduceMean(Cast(x))     the exporter: Cast(ReduceMean(x)), cut off first
+    aten.log_sigmoid(-100)                 ->  -100                    the exporter: Log(Sigmoid(x)), -inf
+
+Each translation computes what PyTorch computes, signed zeros and infinities included; what it cannot translate it
+refuses.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import onnx_ir as ir
+import torch
+from onnxscript.onnx_opset import opset18
+
+aten = torch.ops.aten
+# Its annotations are those of arrays; in a translation it takes and returns values of the graph.
+op: Any = opset18
+
+
+def _axis(dim: int, rank: int) -> int:
+    return dim + rank if dim < 0 else dim
+
+
+def _constant(value: float, like: Any) -> Any:
+    return op.Constant(value=ir.tensor(value, dtype=like.dtype))
+
+
+def _is_integer(value: Any) -> bool:
+    return bool(value.dtype.is_integer())
+
+
+def squeeze_dim(self: Any, dim: int) -> Any:
+    """Only a dimension of size 1 goes."""
+    return squeeze_dims(self, [dim])
+
+
+def squeeze_dims(self: Any, dim: Sequence[int]) -> Any:
+    """Only dimensions of size 1 go; a size that is not fixed is no 1, as the trace took it for another."""
+    rank = len(self.shape)
+    going = sorted({_axis(d, rank) for d in dim if rank and self.shape[_axis(d, rank)] == 1})
+    return op.Squeeze(self, op.Constant(value_ints=going)) if going else op.Identity(self)
+
+
+def mean_dim(self: Any, dim: Sequence[int] | None = None, keepdim: bool = False, dtype: int = -1) -> Any:
+    """The mean of the values in the type of the result."""
+    # A cast has no shape yet.
+    rank = len(self.shape)
+    if dtype not in (-1, None):
+        self = op.Cast(self, to=dtype)
+    if not rank:
+        return op.Identity(self)
+    dims = dim if dim else range(rank)
+    return op.ReduceMean(self, op.Constant(value_ints=list(dims)), keepdims=keepdim)
+
+
+def _softmax(kind: Any, self: Any, dim: int, dtype: int) -> Any:
+    rank = len(self.shape)
+    if dtype not in (-1, None):
+        self = op.Cast(self, to=dtype)
+    if rank:
+        return kind(self, axis=dim)
+    return op.Squeeze(kind(op.Unsqueeze(self, op.Constant(value_ints=[0])), axis=0))
+
+
+def softmax(self: Any, dim: int, dtype: int = -1) -> Any:
+    """The softmax of the values in the type of the result."""
+    return _softmax(op.Softmax, self, dim, dtype)
+
+
+def log_softmax(self: Any, dim: int, dtype: int = -1) -> Any:
+    """The logarithm of the softmax of the values in the type of the result."""
+    return _softmax(op.LogSoftmax, self, dim, dtype)
+
+
+def _log_sum(self: Any, other: Any, scale: float) -> Any:
+    """log(exp(a) + exp(b)) without an overflow, to a base of which `scale` is the natural logarithm."""
+    largest = op.Max(self, other)
+    apart = op.Neg(op.Abs(op.Sub(self, other)))
+    # Equal infinities have no difference.
+    apart = op.Where(op.Equal(self, other), _constant(0.0, self), apart)
+    one = _constant(1.0, self)
+    added = op.Log(op.Add(one, op.Exp(op.Mul(apart, _constant(scale, self)))))
+    return op.Add(largest, op.Div(added, _constant(scale, self)))
+
+
+def logaddexp(self: Any, other: Any) -> Any:
+    """log(exp(a) + exp(b)) without an overflow."""
+    return _log_sum(self, other, 1.0)
+
+
+def logaddexp2(self: Any, other: Any) -> Any:
+    """log2(2^a + 2^b) without an overflow."""
+    return _log_sum(self, other, math.log(2.0))
+
+
+def log_sigmoid(self: Any) -> Any:
+    """min(x, 0) - log(1 + exp(-|x|)), which has no underflow."""
+    rest = op.Log(op.Add(_constant(1.0, self), op.Exp(op.Neg(op.Abs(self)))))
+    return op.Sub(op.Min(self, _constant(0.0, self)), rest)
+
+
+def _is_negative(value: Any) -> Any:
+    """Whether the sign is set, that of -0.0 included, whose reciprocal is -inf."""
+    zero = _constant(0.0, value)
+    return op.Or(
+        op.Less(value, zero), op.And(op.Equal(value, zero), op.Less(op.Div(_constant(1.0, value), value), zero))
+    )
+
+
+def signbit(self: Any) -> Any:
+    """Whether the sign is set."""
+    if self.dtype == ir.DataType.BOOL:
+        return op.And(self, op.Not(self))
+    return op.Less(self, _constant(0, self)) if _is_integer(self) else _is_negative(self)
+
+
+def atan2(self: Any, other: Any) -> Any:
+    """The angle of (other, self), by the signs of both: on the axes, and for zeros, as well."""
+    zero, pi, half = (_constant(value, self) for value in (0.0, math.pi, math.pi / 2))
+    magnitude = op.Atan(op.Div(op.Abs(self), op.Abs(other)))
+    still = op.And(op.Equal(self, zero), op.Equal(other, zero))
+    magnitude = op.Where(still, zero, magnitude)
+    endless = op.And(op.IsInf(self), op.IsInf(other))
+    magnitude = op.Where(endless, op.Div(half, _constant(2.0, self)), magnitude)
+    turned = op.Where(_is_negative(other), op.Sub(pi, magnitude), magnitude)
+    return op.Where(_is_negative(self), op.Neg(turned), turned)
+
+
+def same_integers(kind: Callable[[Any], Any]) -> Callable[[Any], Any]:
+    """A rounding, which leaves integers as they are; ONNX has it for floating values alone."""
+
+    def rounded(self: Any) -> Any:
+        return op.Identity(self) if _is_integer(self) else kind(self)
+
+    return rounded
+
+
+def trunc(self: Any) -> Any:
+    """Towards zero."""
+    if _is_integer(self):
+        return op.Identity(self)
+    return op.Where(op.Less(self, _constant(0.0, self)), op.Ceil(self), op.Floor(self))
+
+
+def relu(self: Any) -> Any:
+    """The larger of x and 0; ONNX Runtime has no Relu for all integers."""
+    return op.Max(self, _constant(0, self)) if _is_integer(self) else op.Relu(self)
+
+
+def where(condition: Any, self: Any, other: Any) -> Any:
+    """A choice; of truths by logic, as ONNX Runtime has none for them."""
+    if ir.DataType.BOOL in (self.dtype, other.dtype):
+        return op.Or(op.And(condition, self), op.And(op.Not(condition), other))
+    return op.Where(condition, self, other)
+
+
+def scatter_reduce(self: Any, dim: int, index: Any, src: Any, reduce: str, include_self: bool = True) -> Any:
+    """Values scattered and reduced; the exporter's own takes the last for the mean."""
+    if not len(self.shape):
+        raise NotImplementedError("scatter_reduce of a tensor without dimensions has no translation to ONNX")
+    if reduce == "mean" and _is_integer(self):
+        raise NotImplementedError("scatter_reduce with the mean of integers has no translation to ONNX")
+    if reduce in ("mean", "sum"):
+        zeros, ones = op.Mul(src, _constant(0, src)), op.Add(op.Mul(src, _constant(0, src)), _constant(1, src))
+        base = self if include_self else op.ScatterElements(self, index, zeros, axis=dim)
+        total = op.ScatterElements(base, index, src, axis=dim, reduction="add")
+        if reduce == "sum":
+            return total
+        one = op.Expand(_constant(1, self), op.Shape(self))
+        counted = one if include_self else op.ScatterElements(one, index, zeros, axis=dim)
+        return op.Div(total, op.ScatterElements(counted, index, ones, axis=dim, reduction="add"))
+    neutral = _neutral(reduce, src.dtype)
+    base = self
+    if not include_self:
+        fill = op.Expand(op.Constant(value=ir.tensor(neutral, dtype=src.dtype)), op.Shape(src))
+        base = op.ScatterElements(self, index, fill, axis=dim)
+    return op.ScatterElements(
+        base, index, src, axis=dim, reduction={"prod": "mul", "amin": "min", "amax": "max"}[reduce]
+    )
+
+
+def _neutral(reduce: str, dtype: ir.DataType) -> Any:
+    if reduce == "prod":
+        return 1
+    if dtype.is_floating_point():
+        return math.inf if reduce == "amin" else -math.inf
+    bounds = torch.iinfo(getattr(torch, dtype.name.lower()))
+    return bounds.max if reduce == "amin" else bounds.min
+
+
+def sort_stable(self: Any, stable: bool | None = None, dim: int = -1, descending: bool = False) -> Any:
+    """TopK of all: of equal values, that with the lower index comes first."""
+    if not len(self.shape):
+        return op.Identity(self), op.Constant(value_int=0)
+    axis = _axis(dim, len(self.shape))
+    size = op.Shape(self, start=axis, end=axis + 1)
+    values, indices = op.TopK(self, size, axis=axis, largest=descending, sorted=True)
+    return values, indices
+
+
+def _pooled(self: Any, kernel: Sequence[int], stride: Sequence[int], pads: Sequence[int]) -> Any:
+    return op.AveragePool(self, kernel_shape=kernel, strides=stride, pads=[*pads, *pads], count_include_pad=True)
+
+
+def avg_pool2d(
+    self: Any,
+    kernel_size: Sequence[int],
+    stride: Sequence[int] = (),
+    padding: Sequence[int] = (0, 0),
+    ceil_mode: bool = False,
+    count_include_pad: bool = True,
+    divisor_override: int | None = None,
+) -> Any:
+    """The average of windows; with a divisor of its own, the sum divided by that."""
+    kernel = _spread(kernel_size, 2)
+    strides, pads = _spread(stride, 2) or kernel, _spread(padding, 2)
+    unbatched = len(self.shape) == 3
+    if unbatched:
+        self = op.Unsqueeze(self, op.Constant(value_ints=[0]))
+    if divisor_override is None:
+        result = op.AveragePool(
+            self,
+            kernel_shape=kernel,
+            strides=strides,
+            pads=[*pads, *pads],
+            ceil_mode=ceil_mode,
+            count_include_pad=count_include_pad,
+        )
+    elif ceil_mode:
+        raise NotImplementedError("avg_pool2d with ceil_mode and divisor_override has no translation to ONNX")
+    else:
+        ratio = math.prod(kernel) / divisor_override
+        result = op.Mul(_pooled(self, kernel, strides, pads), _constant(ratio, self))
+    return op.Squeeze(result, op.Constant(value_ints=[0])) if unbatched else result
+
+
+def _spread(sizes: Sequence[int], rank: int) -> list[int]:
+    return list(sizes) * rank if len(sizes) == 1 else list(sizes)
+
+
+def power(self: Any, exponent: float) -> Any:
+    """A power; of integers by multiplication, as ONNX Runtime takes a floating one, exact up to 2^53."""
+    if not _is_integer(self):
+        return op.Pow(self, ir.tensor(exponent, dtype=self.dtype))
+    if not isinstance(exponent, int):
+        return op.Pow(op.Cast(self, to=ir.DataType.FLOAT), ir.tensor(exponent, dtype=ir.DataType.FLOAT))
+    if not 1 <= exponent <= 64:
+        return op.Pow(self, ir.tensor(exponent, dtype=self.dtype))
+    result, square = None, self
+    while exponent:
+        if exponent % 2:
+            result = square if result is None else op.Mul(result, square)
+        exponent //= 2
+        square = op.Mul(square, square) if exponent else square
+    return op.Identity(self) if result is self else result
+
+
+TRANSLATIONS: Mapping[Any, Callable[..., Any]] = {
+    aten.squeeze.dim: squeeze_dim,
+    aten.squeeze.dims: squeeze_dims,
+    aten.mean.dim: mean_dim,
+    aten.softmax.int: softmax,
+    aten.log_softmax.int: log_softmax,
+    aten.logaddexp.default: logaddexp,
+    aten.logaddexp2.default: logaddexp2,
+    aten.log_sigmoid.default: log_sigmoid,
+    aten.signbit.default: signbit,
+    aten.atan2.default: atan2,
+    aten.round.default: same_integers(op.Round),
+    aten.floor.default: same_integers(op.Floor),
+    aten.ceil.default: same_integers(op.Ceil),
+    aten.trunc.default: trunc,
+    aten.relu.default: relu,
+    aten.where.self: where,
+    aten.scatter_reduce.two: scatter_reduce,
+    aten.sort.stable: sort_stable,
+    aten.avg_pool2d.default: avg_pool2d,
+    aten.pow.Tensor_Scalar: power,
+}
