@@ -37,6 +37,7 @@ from repl_fx.runtime import AutogradCall
 from repl_fx.size_tensors import SizeTensors
 from repl_fx.tracing.assigned_buffers import BufferAssignments, assigned_by
 from repl_fx.tracing.hooks import no_tensor_hooks
+from repl_fx.tracing.settled import buffer_settles
 
 _HERE = Path(__file__).parent
 _NOT_THE_MODEL = (Path(torch.__file__).parent, _HERE, _HERE.resolve(), (_HERE / "passes").resolve())
@@ -108,7 +109,12 @@ def export_rung(
                 baked.update(new)
                 continue
             buffers = None if _is_interpreted(model) else assigned.buffers
-            return lift_modules(program, calls, model, arguments, constants, args, kwargs, buffers), draws.asked
+            graph = lift_modules(program, calls, model, arguments, constants, args, kwargs, buffers)
+            for buffer, reason in assigned.reshaped.items():
+                read = any(node.op == "get_attr" and node.target == buffer for node in graph.nodes)
+                if read or not buffer_settles(model, buffer, args, kwargs):
+                    raise NotImplementedError(reason)
+            return graph, draws.asked
 
     def example(condition: fx.Node) -> bool | None:
         known = {argument.name: argument.value for argument in arguments}

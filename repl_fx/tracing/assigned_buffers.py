@@ -28,11 +28,13 @@ class BufferAssignments:
     Attributes:
         buffers: path of the module and name of the buffer, of each.
         values: the new tensors, in the same order.
+        reshaped: those that get another shape or type, with a line that says so.
     """
 
     def __init__(self) -> None:
         self.buffers: list[tuple[str, str]] = []
         self.values: list[Tensor] = []
+        self.reshaped: dict[str, str] = {}
 
     @contextmanager
     def noted(self, model: nn.Module, stands_aside: Callable[[nn.Module], bool]) -> Iterator[None]:
@@ -52,7 +54,7 @@ class BufferAssignments:
         before = {module: dict(module._buffers) for module in modules}
         aside = {path: module for path, module in model.named_modules() if module not in modules}
         own = {module: {name: id(buffer) for name, buffer in module._buffers.items()} for module in aside.values()}
-        self.buffers, self.values = [], []
+        self.buffers, self.values, self.reshaped = [], [], {}
         with no_buffer_hooks():
             yield
             for path, module in aside.items():
@@ -75,7 +77,7 @@ class BufferAssignments:
             if value is None:
                 raise NotImplementedError(f"the forward of {where} sets its buffer {name} to None")
             if old is not None and (old.dtype != value.dtype or tuple(old.shape) != tuple(value.shape)):
-                raise NotImplementedError(
+                self.reshaped[f"{path}.{name}".lstrip(".")] = (
                     f"the forward of {where} changes the shape or type of its buffer {name}, from {_kind(old)} "
                     f"to {_kind(value)}; the graph is made for the first"
                 )

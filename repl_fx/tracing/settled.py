@@ -65,6 +65,23 @@ def require_settled(
             raise _refusal(model, [*paths, *changes.iterators], "changes in one forward and has a part in the next")
 
 
+def buffer_settles(model: nn.Module, path: str, args: Sequence[Any], kwargs: Mapping[str, Any]) -> bool:
+    """Whether a buffer is after a second forward, on other inputs, what it was after the first.
+
+    A table that is made when it is first needed settles: a graph may make it anew each time.
+
+    Args:
+        model: it is run twice on copies of the inputs, in its mode, and is not changed.
+        path: of the buffer.
+        args, kwargs: example inputs.
+    """
+    with untouched(model, buffers=True, parameters=True), seeded(device_of(model, args, kwargs), 0):
+        _step(model, args, kwargs)
+        first = model.get_buffer(path).detach().clone()
+        _step(model, *_scaled(args, kwargs))
+        return same_value(first, model.get_buffer(path).detach())
+
+
 def require_leaves_left(model: nn.Module, changes: StateChanges, stands_aside: Callable[[nn.Module], bool]) -> None:
     """Refuse a model whose forward sets attributes of modules that the graph calls, such as the rate of a dropout.
 

@@ -139,6 +139,19 @@ def test_another_shape_is_refused() -> None:
     refuses(longer, r"changes the shape or type of its buffer other, from float32\[8\] to float32\[16\]")
 
 
+def test_a_table_that_the_first_forward_makes_may_have_another_shape() -> None:
+    def table(module: Counter, x: Tensor) -> None:
+        if module.other.shape[0] != 16:
+            module.other = torch.arange(16.0)
+        module.m = module.other[:8] * 0.5
+
+    model, x = nested(table), torch.randn(3, 8)
+    gm = capture(model, (x,))
+    assert check_capture(model, gm, (x,))
+    gm(x)
+    assert gm.get_buffer("1.0.other").shape == (16,)
+
+
 def test_no_value_is_refused() -> None:
     def nothing(module: Counter, x: Tensor) -> None:
         module.other = None  # type: ignore[assignment]
