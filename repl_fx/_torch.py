@@ -258,3 +258,11 @@ class OperatorsSeen(TorchDispatchMode):
 def memory_of(tensor: Tensor) -> int:
     """Equal for tensors that share their memory."""
     return int(tensor.untyped_storage()._cdata)
+
+
+def move_hooks(source: Tensor, target: Tensor) -> None:
+    """Register on one tensor the hooks on the gradients of another."""
+    for hook in (source._backward_hooks or {}).values():
+        target.register_hook(hook)  # type: ignore[no-untyped-call]
+    for hook in (getattr(source, "_post_accumulate_grad_hooks", None) or {}).values():
+        target.register_post_accumulate_grad_hook(hook)  # type: ignore[no-untyped-call]

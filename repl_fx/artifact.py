@@ -13,12 +13,12 @@ plan rewrites, each on inputs like those it was called with; the model itself is
 
 from __future__ import annotations
 
-import copy as copying
 import hashlib
 import json
 import shutil
+import sys
 import tempfile
-from collections import OrderedDict
+from collections import OrderedDict, namedtuple
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
@@ -31,6 +31,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, fx, nn
 
 from repl_fx.errors import ArtifactError, BadInput, CaptureError, NothingToReplace, OutputError, PlanMismatch
+from repl_fx.graph import copy_model
 from repl_fx.part_search import Eager
 from repl_fx.partial import Part, capture_as_called
 from repl_fx.plan import Plan
@@ -178,7 +179,7 @@ def _applied(
         path: tuple(to_device(_make(part[side]), device) for side in ("args", "kwargs"))
         for path, part in described.items()
     }
-    source = copying.deepcopy(model) if copy else model
+    source = copy_model(model) if copy else model
     try:
         captured = capture_as_called(source, calls, {path: part["rung"] for path, part in described.items()})
     except (CaptureError, BadInput) as problem:
@@ -379,6 +380,9 @@ def _describe(value: Any) -> Any:
             "dtype": str(value.dtype).removeprefix("torch."),
             "range": [int(value.min()), int(value.max())] if whole else None,
         }
+    if isinstance(value, tuple) and hasattr(value, "_fields"):
+        kind = {"module": type(value).__module__, "name": type(value).__qualname__}
+        return {"named": [[name, _describe(item)] for name, item in zip(value._fields, value, strict=True)], **kind}
     if isinstance(value, tuple):
         return [_describe(item) for item in value]
     if isinstance(value, list):
@@ -396,6 +400,9 @@ def _make(description: Any) -> Any:
     """Inputs of a kind that `_describe` described."""
     if isinstance(description, list):
         return tuple(_make(item) for item in description)
+    if "named" in description:
+        fields = {name: _make(item) for name, item in description["named"]}
+        return _named_tuple(description["module"], description["name"], tuple(fields))(**fields)
     if "list" in description:
         return [_make(item) for item in description["list"]]
     if "ordered" in description:
@@ -413,6 +420,16 @@ def _make(description: Any) -> Any:
         return torch.randn(description["tensor"], generator=generator).to(dtype)
     low, high = description["range"]
     return torch.randint(low, high + 1, description["tensor"], generator=generator).to(dtype)
+
+
+def _named_tuple(module: str, name: str, fields: tuple[str, ...]) -> type[Any]:
+    """The class of a named tuple where its module is loaded, else one like it: an artifact imports nothing."""
+    found: Any = sys.modules.get(module)
+    for step in name.split("."):
+        found = getattr(found, step, None)
+    if isinstance(found, type) and getattr(found, "_fields", None) == fields:
+        return found
+    return namedtuple(name.rpartition(".")[2], fields)
 
 
 def _read(path: Path) -> str:

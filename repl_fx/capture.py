@@ -18,7 +18,7 @@ from torch import Tensor, fx, nn
 from repl_fx._torch import fixed_size, pytree
 from repl_fx.config import check_passes
 from repl_fx.errors import BadInput, BrokenGraph, CaptureError
-from repl_fx.graph import CapturedModule, fake_mode_of, share_tensors
+from repl_fx.graph import CapturedModule, copy_model, fake_mode_of, share_tensors
 from repl_fx.interface import bind_arguments
 from repl_fx.leaf_calls import is_leaf
 from repl_fx.memory import collection_paused
@@ -80,7 +80,7 @@ def capture(
             `repl_fx.capture_parts` captures what it can of such a model.
     """
     require_capturable(model, args, kwargs)
-    source = copying.deepcopy(model) if copy else model
+    source = copy_model(model) if copy else model
     args, kwargs = widen_batch(model, tuple(args), dict(kwargs or {}))
     try:
         return climb(LADDER, source, args, kwargs)

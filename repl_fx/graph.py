@@ -10,6 +10,7 @@ from typing import Any, Self
 import torch
 from torch import Tensor, fx, nn
 
+from repl_fx._torch import move_hooks
 from repl_fx.decisions import jump_over_, settle_decisions_
 
 _STATE = ("_parameters", "_buffers", "_modules", "_non_persistent_buffers_set")
@@ -113,6 +114,14 @@ def share_tensors(module: nn.Module, memo: dict[int, nn.Module] | None = None) -
     for name, child in module._modules.items():
         result._modules[name] = None if child is None else share_tensors(child, memo)
     return result
+
+
+def copy_model(model: nn.Module) -> nn.Module:
+    """Copy a model with its parameters; hooks on the gradients of parameters, which a deep copy drops, come along."""
+    copied = copy.deepcopy(model)
+    for source, target in zip(model.parameters(), copied.parameters(), strict=True):
+        move_hooks(source, target)
+    return copied
 
 
 def copy_graph(gm: fx.GraphModule, *, compiled: bool = True) -> CapturedModule:

@@ -17,7 +17,6 @@ Never touches: the source; tensors are shared with it. A model that is one graph
 
 from __future__ import annotations
 
-import copy as copying
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from types import MethodType
@@ -30,7 +29,7 @@ from repl_fx.calls import Call, Calls, Run, Watch, run
 from repl_fx.capture import LADDER, climb, widen_batch
 from repl_fx.capture import capture as capture_whole
 from repl_fx.errors import BadInput, CaptureError
-from repl_fx.graph import CapturedModule, share_tensors
+from repl_fx.graph import CapturedModule, copy_model, share_tensors
 from repl_fx.leaf_calls import is_leaf
 from repl_fx.method_calls import MethodCalls
 from repl_fx.part_search import PART_LADDER, Eager, Search, keep_attributes
@@ -117,7 +116,7 @@ def capture_parts(
         CaptureError: nothing of the model could be captured, or not all of `paths`.
     """
     require_capturable(model, args, kwargs)
-    source = copying.deepcopy(model) if copy else model
+    source = copy_model(model) if copy else model
     args, kwargs = widen_batch(model, tuple(args), dict(kwargs or {}))
     if paths is not None and list(paths) == [""]:
         gm = capture_whole(source, args, kwargs)

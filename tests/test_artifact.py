@@ -6,6 +6,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import NamedTuple
 
 import pytest
 import torch
@@ -251,3 +252,51 @@ def test_one_memory_seen_in_several_ways_is_no_alias(tmp_path: Path) -> None:
     repl_fx.save(result, tmp_path / "out")
     assert json.loads((tmp_path / "out" / "manifest.json").read_text())["aliases"] == {}
     assert torch.equal(repl_fx.load(tmp_path / "out", Shares())(x), wanted)
+
+
+class Pair(NamedTuple):
+    first: torch.Tensor
+    second: torch.Tensor
+
+
+class OfPairs(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.net = TokenNet()
+
+    def forward(self, pair: Pair) -> torch.Tensor:
+        return self.net(pair.first + pair[1])  # type: ignore[no-any-return]
+
+
+@pytest.mark.parametrize("known", [True, False])
+def test_example_inputs_in_a_named_tuple(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, known: bool) -> None:
+    pair = Pair(tokens(), tokens())
+    model = OfPairs()
+    result = repl_fx.transform(model, (pair,))
+    repl_fx.save(result, tmp_path / "artifact")
+    if not known:
+        # The class is where nobody has imported it from.
+        monkeypatch.setattr(sys.modules[__name__], "Pair", None)
+    loaded = load_artifact(tmp_path / "artifact", OfPairs())
+    assert type(loaded.args[0]).__name__ == "Pair" and loaded.args[0]._fields == pair._fields
+    assert known == (type(loaded.args[0]) is type(pair))
+    assert torch.equal(loaded.module(pair), result.module.eval()(pair))
+
+
+def test_hooks_on_parameters_come_along_in_a_copy(tmp_path: Path) -> None:
+    model, x = TokenNet(), tokens()
+    model.head.weight.register_hook(lambda grad: grad * 2)  # type: ignore[no-untyped-call]
+    seen: list[torch.Tensor] = []
+    model.embed.weight.register_post_accumulate_grad_hook(seen.append)  # type: ignore[no-untyped-call]
+    result = repl_fx.transform(model, (x,), copy=True)
+    repl_fx.save(result, tmp_path / "artifact")
+    gradients = []
+    for module in (result.module, repl_fx.load(tmp_path / "artifact", model)):
+        module.eval()(x).sum().backward()
+        gradients.append(dict(module.named_parameters())["head.weight"].grad)
+    assert gradients[0] is not None and gradients[1] is not None and torch.equal(gradients[0], gradients[1])
+    assert len(seen) == 2
+    plain = repl_fx.load(tmp_path / "artifact", TokenNet())
+    plain(x).sum().backward()
+    once = dict(plain.named_parameters())["head.weight"].grad
+    assert once is not None and gradients[1] is not None and torch.equal(gradients[1], 2 * once)
