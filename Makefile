@@ -9,11 +9,11 @@ PYTEST_ARGS ?=
 
 BIN := .venv/bin
 
-.PHONY: help .venv demo test lint types check bench zoo clean
+.PHONY: help .venv demo test lint types check bench zoo mutants clean
 .DELETE_ON_ERROR:
 
 help:
-	@echo "make demo | test | lint | types | check | bench | zoo | clean | .venv"
+	@echo "make demo | test | lint | types | check | bench | zoo | mutants | clean | .venv"
 
 # The virtual environment itself. The stamp is written last, so that one that was interrupted is made anew.
 .venv/.created:
@@ -49,12 +49,16 @@ check: lint types test
 
 # A script that needs a device that is not there says so and exits with 2.
 bench: .venv/.installed-dev
-	@set -e; for script in $(filter-out benchmarks/zoo.py benchmarks/accuracy.py,$(wildcard benchmarks/*.py)); do echo "== $$script"; $(BIN)/python -m "benchmarks.$$(basename "$$script" .py)" || test $$? -eq 2; done
+	@set -e; for script in $(filter-out benchmarks/zoo.py benchmarks/accuracy.py benchmarks/mutants.py,$(wildcard benchmarks/*.py)); do echo "== $$script"; $(BIN)/python -m "benchmarks.$$(basename "$$script" .py)" || test $$? -eq 2; done
 
 # Every model of the zoo through every stage, and docs/zoo.md from it; hours. An interrupted run goes on where it stopped.
 zoo: .venv/.installed-dev .venv/.installed-bench
 	$(BIN)/python -m benchmarks.zoo
 	$(BIN)/python -m benchmarks.zoo --report-only
+
+# How many small faults the tests notice; hours on one core. An interrupted run goes on where it stopped.
+mutants: .venv/.installed-dev
+	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.mutants --workers $(WORKERS)
 
 clean:
 	rm -rf .venv build dist *.egg-info .hypothesis .mypy_cache .pytest_cache .ruff_cache
