@@ -72,6 +72,8 @@ def verify_onnx(
             take.
         ExportError: the file is no ONNX model that ONNX Runtime can load, or the layers cannot be exported.
     """
+    if batches is not None:
+        _require_sizes(batches)
     session = OnnxSession(Path(path))
     module = _on_cpu(gm)
     with evaluating(module), torch.no_grad(), quiet():
@@ -109,6 +111,13 @@ def verify_onnx(
         failures=tuple(comparison.failures),
         notes=(*comparison.notes, *notes),
     )
+
+
+def _require_sizes(batches: Sequence[int]) -> None:
+    """Refuse what is no batch: at a batch of 0 everything is equal, because there is nothing."""
+    wrong = [size for size in batches if isinstance(size, bool) or not isinstance(size, int) or size < 1]
+    if wrong or not batches:
+        raise BadInput(f"batches is {list(batches)!r}; give one positive number or more, such as [1, 2, 5]")
 
 
 def _on_cpu(gm: nn.Module) -> nn.Module:

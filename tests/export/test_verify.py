@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -10,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
 import repl_fx
+from repl_fx.errors import BadInput
 from repl_fx.export import export_onnx, verify_onnx
 from repl_fx.runtime import ModeSwitch
 from tests.export.subjects import X, perturbed
@@ -61,6 +64,12 @@ def test_tolerances_can_be_set(exported: tuple[fx.GraphModule, Path], tmp_path: 
     loose = verify_onnx(exported[0], path, (X,), batches=[4], atol=0.1)
     assert [row.passed for row in loose.rows if row.output == "logits"] == [True]
     assert loose.settings["atol"] == 0.1
+
+
+@pytest.mark.parametrize("batches", [[], [0], [2, 0], [-1], [1.5], [True], ["2"]])
+def test_what_is_no_batch_is_refused(exported: tuple[fx.GraphModule, Path], batches: Any) -> None:
+    with pytest.raises(BadInput, match=re.escape(f"batches is {batches!r}; give one positive number or more")):
+        verify_onnx(*exported, (X,), batches=batches)
 
 
 class Functional(nn.Module):
