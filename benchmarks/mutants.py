@@ -68,6 +68,7 @@ TESTS: dict[str, tuple[str, ...]] = {
     "repl_fx/surrogates/windows.py": ("tests/surrogates/test_coarse.py",),
     "repl_fx/export/noise.py": ("tests/export/test_verify.py", "tests/export/test_comparison.py"),
     "repl_fx/export/stateless.py": ("tests/export/test_onnx_model.py",),
+    "repl_fx/export/translations.py": ("tests/export/test_edges.py",),
     "repl_fx/export/tensors.py": ("tests/export/test_onnx_model.py", "tests/export/test_layers.py"),
 }
 
