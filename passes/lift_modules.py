@@ -75,6 +75,7 @@ def lift_modules(
     args: Sequence[Any],
     kwargs: Mapping[str, Any],
     assigned: Sequence[tuple[str, str]] | None = None,
+    least: Mapping[str, int] | None = None,
 ) -> fx.Graph:
     """Rewrite an exported program as a graph over the model's own modules and state.
 
@@ -87,6 +88,7 @@ def lift_modules(
         args, kwargs: the example inputs of the export.
         assigned: buffers that the forward rebinds; the program then returns its own outputs and their new values as
             a pair. None where it returns its own outputs alone.
+        least: the smallest sizes for which the program holds, by the names of their symbols.
 
     Returns:
         A graph whose targets are paths in `model` (and the names in `constants`).
@@ -95,7 +97,7 @@ def lift_modules(
         NotImplementedError: an input of a kind that has no place in a plain graph; names it.
     """
     lifter = _Lifter(program, calls, model, constants)
-    lifter.placeholders(InputNodes(lifter.graph, arguments), input_names(model, args, kwargs), args, kwargs)
+    lifter.placeholders(InputNodes(lifter.graph, arguments), input_names(model, args, kwargs), args, kwargs, least)
     results = lifter.body(program.graph_module)
     structure = program.call_spec.out_spec
     if assigned is not None:
@@ -118,7 +120,14 @@ class _Lifter:
         self.env: dict[fx.Node, Any] = {}
         self.state: dict[str, fx.Node] = {}
 
-    def placeholders(self, inputs: InputNodes, names: Sequence[str], args: Any, kwargs: Any) -> None:
+    def placeholders(
+        self,
+        inputs: InputNodes,
+        names: Sequence[str],
+        args: Any,
+        kwargs: Any,
+        least: Mapping[str, int] | None,
+    ) -> None:
         signature = self.program.graph_signature
         in_spec = self.program.call_spec.in_spec
         # torch.export puts keyword arguments in the order of the signature.
@@ -128,7 +137,7 @@ class _Lifter:
             if spec.kind is InputKind.USER_INPUT:
                 name, path, _ = next(located)
                 val = node.meta.get("val")
-                self.env[node] = inputs.at(name, path, val) if isinstance(val, Tensor) else None
+                self.env[node] = inputs.at(name, path, val, least) if isinstance(val, Tensor) else None
             elif spec.kind in (InputKind.PARAMETER, InputKind.BUFFER):
                 self.env[node] = _State(spec.target, node.meta.get("val"))
             elif spec.kind is InputKind.CONSTANT_TENSOR:

@@ -33,6 +33,7 @@ from repl_fx.tracing.hooks import hooks_followed
 from repl_fx.tracing.model_checks import misfit, require_capturable
 from repl_fx.tracing.python_state import StateChanges, changes_noted
 from repl_fx.tracing.settled import require_leaves_left, require_settled
+from repl_fx.tracing.size_questions import drop_questions_answered_alike_
 from repl_fx.tracing.untouched import device_of, fresh_inputs, in_mode, own_randomness, untouched
 
 LADDER: dict[str, Rung] = {"torch.export": export_rung, "fx.symbolic_trace": symbolic_rung}
@@ -140,7 +141,9 @@ def _climb(
     for training, changed in changes.items():
         require_leaves_left(model, changed, is_leaf)
         require_settled(model, changed, args, kwargs, training)
-    return _assembled(model, name, obstacles, graphs, constants, device, pinned)
+    gm = _assembled(model, name, obstacles, graphs, constants, device, pinned)
+    drop_questions_answered_alike_(gm, model, args, kwargs)
+    return gm
 
 
 @collection_paused()

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from repl_fx._torch import fixed_size, pytree
-from repl_fx.runtime import check_constant, check_key, check_shape
+from repl_fx.runtime import check_constant, check_key, check_least, check_shape
 
 # What fx can write into generated code.
 _WRITABLE = (bool, int, float, str, torch.dtype, torch.device)
@@ -105,15 +105,20 @@ class InputNodes:
                     check = graph.call_function(check_constant, (reached, value, words_for(argument.name, path)))
                     check.meta["val"] = None
 
-    def at(self, name: str, path: Sequence[Any], value: Any) -> fx.Node:
+    def at(self, name: str, path: Sequence[Any], value: Any, least: Mapping[str, int] | None = None) -> fx.Node:
         """The node of the tensor at `path` inside argument `name`; `value` is its fake value.
 
-        The graph refuses tensors whose sizes differ where the trace has fixed them.
+        The graph refuses tensors whose sizes differ where the trace has fixed them, and those smaller than `least`, by
+        the name of the size's symbol.
         """
         node = self._reach(name, path, value)
         sizes = tuple(fixed_size(size) for size in value.shape)
         check = self.graph.call_function(check_shape, (node, sizes, words_for(name, path)))
         check.meta["val"] = None
+        for dim, size in enumerate(value.shape):
+            if least and str(size) in least:
+                given = (node, dim, least[str(size)], words_for(name, path))
+                self.graph.call_function(check_least, given).meta["val"] = None
         return node
 
     def _reach(self, name: str, path: Sequence[Any], value: Any) -> fx.Node:

@@ -38,6 +38,7 @@ from repl_fx.size_tensors import SizeTensors
 from repl_fx.tracing.assigned_buffers import BufferAssignments, assigned_by
 from repl_fx.tracing.hooks import no_tensor_hooks
 from repl_fx.tracing.settled import buffer_settles
+from repl_fx.tracing.size_questions import size_questions
 
 _HERE = Path(__file__).parent
 _NOT_THE_MODEL = (Path(torch.__file__).parent, _HERE, _HERE.resolve(), (_HERE / "passes").resolve())
@@ -79,6 +80,7 @@ def export_rung(
             calls = LeafCalls(inlined)
             asked = Asked()
             assigned = BufferAssignments()
+            least: dict[str, int] = {}
             draws = Draws(answers, lambda calls=calls: calls.running)  # type: ignore[misc]
             try:
                 with (
@@ -88,6 +90,7 @@ def export_rung(
                     quiet_tracing(),
                     _spelled_out(model, kwargs, calls, assigned),
                     SizeTensors(),
+                    size_questions(least),
                     recorded(draws),
                     unaware_of_export(asked, unaware=not aware),
                 ):
@@ -109,7 +112,7 @@ def export_rung(
                 baked.update(new)
                 continue
             buffers = None if _is_interpreted(model) else assigned.buffers
-            graph = lift_modules(program, calls, model, arguments, constants, args, kwargs, buffers)
+            graph = lift_modules(program, calls, model, arguments, constants, args, kwargs, buffers, least)
             for buffer, reason in assigned.reshaped.items():
                 read = any(node.op == "get_attr" and node.target == buffer for node in graph.nodes)
                 if read or not buffer_settles(model, buffer, args, kwargs):

@@ -53,6 +53,20 @@ def check_shape(tensor: Any, expected: tuple[int | None, ...], name: str) -> Non
         )
 
 
+def check_least(tensor: Any, dim: int, least: int, name: str) -> None:
+    """Refuse a tensor with a size for which the source takes another way than the one the graph was captured on.
+
+    Raises:
+        BadInput: the size is smaller than `least`.
+    """
+    found = tensor.shape[dim]
+    if found < least:
+        raise BadInput(
+            f"{name} has size {found} in dimension {dim}, where the model computes otherwise than for {least} or more; "
+            "capture the model with it"
+        )
+
+
 def check_condition(value: Any, expected: bool, name: str) -> None:
     """Refuse inputs for which the source takes another way than the one the graph was captured on.
 
@@ -124,6 +138,7 @@ for _function in (
     check_condition,
     check_constant,
     check_key,
+    check_least,
     check_shape,
     enter_grad_mode,
     restore_grad_mode,

@@ -1,0 +1,142 @@
+"""What a forward asks of dynamic sizes that a size of 1 would answer otherwise.
+
+torch.export takes a dynamic size for 2 or more: `if x.shape[0] == 1` is settled without a guard, and a graph of that
+is another function than the model at 1. Such questions of the model's own code are noted; the graph then refuses that
+size, unless model and graph compute the same there.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+
+from repl_fx._torch import pytree
+from repl_fx.interface import bind_arguments
+from repl_fx.objects import open_objects
+from repl_fx.runtime import check_least, check_shape
+from repl_fx.tracing.equality import equal_leaves
+from repl_fx.tracing.untouched import device_of, fresh_inputs, in_mode, seeded, untouched
+
+
+@contextmanager
+def size_questions(least: dict[str, int]) -> Iterator[None]:
+    """Note the smallest value of symbolic sizes for which a trace holds, where the model asks about them meanwhile.
+
+    Args:
+        least: filled with 2 for each size, by the name of its symbol, for which 1 has another answer.
+    """
+    kind: Any = torch.SymBool
+    own = kind.__bool__
+
+    def truth(question: Any) -> bool:
+        answer: bool = own(question)
+        asker = str(sys._getframe(1).f_globals.get("__name__"))
+        if asker.split(".")[0] not in ("torch", "repl_fx", "sympy"):
+            expression = question.node.expr
+            for symbol in getattr(expression, "free_symbols", ()):
+                at_one = expression.subs(symbol, 1)
+                if at_one in (True, False) and bool(at_one) != answer:
+                    least[str(symbol)] = 2
+        return answer
+
+    kind.__bool__ = truth
+    try:
+        yield
+    finally:
+        kind.__bool__ = own
+
+
+def drop_questions_answered_alike_(
+    gm: fx.GraphModule, model: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any]
+) -> None:
+    """Let a graph take a size of 1 again where it computes there what the model does, in both modes.
+
+    `is_causal = length > 1` is such a question: whether one token is masked makes no difference.
+
+    Args:
+        gm: the graph captured from the model; its `check_least` nodes are removed where they are not needed.
+        model: it runs on the example inputs, with the sizes asked about narrowed to 1, and is not changed.
+        args, kwargs: the example inputs.
+    """
+    checks: dict[str, list[fx.Node]] = {}
+    for node in gm.graph.nodes:
+        if node.target is check_least:
+            checks.setdefault(str(_source(node).meta["val"].shape[node.args[1]]), []).append(node)
+    if not checks or device_of(model, args, kwargs).type == "meta":
+        return
+    dims = _dims_of(gm, model, args, kwargs)
+    for symbol, nodes in checks.items():
+        found = [node.args[2] for node in nodes]
+        for node in nodes:
+            node.update_arg(2, 1)
+        gm.recompile()
+        asked = {key: sizes.get(symbol, ()) for key, sizes in dims.items()}
+        alike = _same_outputs(gm, model, *_narrowed(args, kwargs, asked))
+        for node, least in zip(nodes, found, strict=True):
+            if alike:
+                gm.graph.erase_node(node)
+            else:
+                node.update_arg(2, least)
+        gm.recompile()
+
+
+def _source(check: fx.Node) -> fx.Node:
+    source = check.args[0]
+    assert isinstance(source, fx.Node)
+    return source
+
+
+def _dims_of(
+    gm: fx.GraphModule, model: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any]
+) -> dict[int, dict[str, tuple[int, ...]]]:
+    """For each input tensor, by its id, the dimensions that have a size, by the name of its symbol."""
+    given = {argument.name: argument.value for argument in bind_arguments(model, args, kwargs)}
+
+    def value(node: Any) -> Any:
+        if not isinstance(node, fx.Node):
+            return node
+        return given[str(node.target)] if node.op == "placeholder" else node.target(*map(value, node.args))  # type: ignore[operator]
+
+    dims: dict[int, dict[str, tuple[int, ...]]] = {}
+    for node in gm.graph.nodes:
+        if node.target is check_shape:
+            sizes = dims.setdefault(id(value(_source(node))), {})
+            for dim, size in enumerate(_source(node).meta["val"].shape):
+                sizes[str(size)] = (*sizes.get(str(size), ()), dim)
+    return dims
+
+
+def _narrowed(
+    args: Sequence[Any], kwargs: Mapping[str, Any], dims: Mapping[int, Sequence[int]]
+) -> tuple[Sequence[Any], Mapping[str, Any]]:
+    """The inputs with a size of 1 in these dimensions of the tensors with these ids."""
+
+    def narrow(tensor: Tensor) -> Tensor:
+        for dim in dims.get(id(tensor), ()):
+            tensor = tensor.narrow(dim, 0, 1)
+        return tensor
+
+    narrowed: tuple[Sequence[Any], Mapping[str, Any]] = pytree.tree_map_only(Tensor, narrow, (args, kwargs))
+    return narrowed
+
+
+def _same_outputs(gm: fx.GraphModule, model: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any]) -> bool:
+    device = device_of(model, args, kwargs)
+    for training in (True, False):
+        outputs = []
+        for module in (model, gm):
+            given = fresh_inputs(args, kwargs)
+            with untouched(module, buffers=True), in_mode(module, training), seeded(device, 0), torch.no_grad():
+                try:
+                    outputs.append(pytree.tree_leaves(open_objects(module(*given[0], **given[1]))))
+                except Exception:
+                    return False
+        ours, theirs = outputs
+        if len(ours) != len(theirs) or not all(map(equal_leaves, ours, theirs)):
+            return False
+    return True

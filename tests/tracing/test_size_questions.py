@@ -1,0 +1,76 @@
+"""A size of 1 that the model treats otherwise is refused by the graph."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from repl_fx.capture import capture
+from repl_fx.errors import BadInput
+
+
+class Asks(nn.Module):
+    def __init__(self, question: Callable[[Tensor], bool]) -> None:
+        super().__init__()
+        self.fc, self.question = nn.Linear(8, 8), question
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fc(x) * 3 if self.question(x) else self.fc(x)  # type: ignore[no-any-return]
+
+
+@pytest.mark.parametrize(
+    "question",
+    [lambda x: x.shape[0] == 1, lambda x: x.size(0) > 1, lambda x: x.size(0) < 2, lambda x: x.shape[0] != 1],
+    ids=["is one", "more than one", "less than two", "is not one"],
+)
+def test_a_question_that_one_answers_otherwise(question: Callable[[Tensor], bool]) -> None:
+    model = Asks(question)
+    gm = capture(model, (torch.randn(2, 8),))
+    for batch in (2, 5):
+        x = torch.randn(batch, 8)
+        assert torch.equal(gm(x), model(x))
+    with pytest.raises(BadInput, match="argument 'x' has size 1 in dimension 0, where the model computes otherwise"):
+        gm(torch.randn(1, 8))
+
+
+def test_a_question_that_one_answers_alike() -> None:
+    model = Asks(lambda x: x.shape[0] > 0)
+    gm = capture(model, (torch.randn(2, 8),))
+    x = torch.randn(1, 8)
+    assert torch.equal(gm(x), model(x))
+
+
+class AsksAlike(nn.Module):
+    """The answer has no part in the value, as with the causal mask of one token."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.fc = nn.Linear(8, 8)
+
+    def forward(self, x: Tensor, *, scale: Tensor) -> Tensor:
+        summed = x.cumsum(1) if x.shape[1] > 1 else x
+        return self.fc(summed) * scale  # type: ignore[no-any-return]
+
+
+def test_a_size_of_one_that_makes_no_difference_is_taken() -> None:
+    model = AsksAlike()
+    gm = capture(model, (torch.randn(2, 4, 8),), {"scale": torch.randn(4, 1)})
+    for length in (1, 3):
+        x, scale = torch.randn(2, length, 8), torch.randn(length, 1)
+        assert torch.equal(gm(x, scale=scale), model(x, scale=scale))
+
+
+def test_each_size_is_asked_about_by_itself() -> None:
+    class Both(nn.Module):
+        def forward(self, x: Tensor, y: Tensor) -> Tensor:
+            first = x.cumsum(0) if x.shape[0] > 1 else x
+            second = -y if y.shape[0] > 1 else y
+            return torch.cat([first, second])
+
+    gm = capture(Both(), (torch.randn(3, 8), torch.randn(4, 8)))
+    assert gm(torch.randn(1, 8), torch.randn(5, 8)).shape == (6, 8)
+    with pytest.raises(BadInput, match="argument 'y' has size 1 in dimension 0"):
+        gm(torch.randn(3, 8), torch.randn(1, 8))
