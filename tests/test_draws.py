@@ -42,6 +42,24 @@ def test_answers_come_in_the_order_of_the_questions_and_one_tensor_has_one_answe
     assert "aten.mul.Tensor" not in targets
 
 
+class AsksAgain(nn.Module):
+    """Asks, turns the condition round in place, and asks again."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        high = x.sum() > 1
+        if high:
+            x = x + 1
+        high.logical_not_()
+        return x * 3 if high else x
+
+
+def test_a_condition_that_changed_in_place_is_another_question() -> None:
+    draws = Draws([True, False], lambda: False)
+    targets = _trace(AsksAgain(), draws)
+    assert draws.asked == [None, None]
+    assert "aten.add.Tensor" in targets and "aten.mul.Tensor" not in targets
+
+
 def test_no_answer_means_no() -> None:
     assert "aten.add.Tensor" not in _trace(Asks(), Draws([], lambda: False))
 

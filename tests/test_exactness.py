@@ -501,6 +501,35 @@ def test_switch_stands_in_the_module_it_belongs_to_and_is_frozen_with_it() -> No
     assert gm.get_buffer("second.num_batches_tracked").item() == 1
 
 
+class DropsOut(nn.Module):
+    """Traced into, and in two versions."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.fc = linear()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.dropout(self.fc(x), 0.5, self.training)
+
+
+@pytest.mark.parametrize("make", [lambda: nn.Dropout(0.5), lambda: nn.BatchNorm1d(8), lambda: nn.RReLU(), DropsOut])
+def test_a_layer_that_alone_evaluates_inside_what_trains(make: Callable[[], nn.Module]) -> None:
+    model = nn.Sequential(nn.Sequential(linear(), make(), linear()), nn.Dropout(0.3), make())
+    x = torch.randn(16, 8)
+    gm = capture(copy.deepcopy(model), (x,))
+    for network in (model, gm):
+        network.train()
+        network.get_submodule("0.1").eval()
+    for _ in range(2):
+        results = []
+        for network in (model, gm):
+            torch.manual_seed(3)
+            results.append(network(x))
+        assert torch.equal(*results)
+    theirs = dict(gm.named_buffers())
+    assert all(torch.equal(buffer, theirs[name]) for name, buffer in model.named_buffers())
+
+
 def test_module_of_one_mode_keeps_its_place() -> None:
     model = Net(training_runs_more, a=linear(), aux=linear())
     gm = capture(model, (torch.randn(3, 8),))

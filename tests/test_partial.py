@@ -205,6 +205,29 @@ def test_numbers_and_globs_mean_the_model_and_a_plan_its_parts() -> None:
         repl_fx.transform(other, inputs, plan=plan)
 
 
+def test_parts_of_which_one_name_begins_with_the_other() -> None:
+    class Two(Detector):
+        def __init__(self) -> None:
+            super().__init__()
+            self.body2 = Body()
+
+        def forward(self, images: list[Tensor], targets: Any = None) -> Any:
+            if bool(self.body2(torch.stack(images)).sum() > 1e9):
+                return []
+            return super().forward(images, targets)
+
+    inputs = detector_inputs()
+    result = repl_fx.transform(Two(), inputs, surrogate="blend", ignore=["head.*"])
+    assert set(result.plan.parts) == {"body", "body2"}
+    assert [r.block for r in result.plan.within("body").replacements] == ["blocks.1"]
+    assert {r.block for r in result.plan.replacements} == {"body.blocks.1", "body2.blocks.1"}
+    made = [name for name, _ in result.module.named_parameters() if ".surrogates." in name]
+    assert made and {name.split(".surrogates.")[0] for name in made} == {"body", "body2"}
+    only = repl_fx.transform(Two(), inputs, surrogate="blend", blocks=["body2.blocks.1"])
+    assert only.plan.parts == ("body2",)
+    assert type(only.module.get_submodule("body")) is Body
+
+
 def test_nothing_to_replace_names_the_parts() -> None:
     model = Detector()
     model.body.blocks = nn.Sequential(ConvBlock(8), ConvBlock(8))

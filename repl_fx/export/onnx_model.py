@@ -12,13 +12,13 @@ from typing import Any
 import onnx
 import onnx_ir as ir
 import torch
-from onnxscript import optimizer
 from torch import Tensor, fx, nn
 
 from repl_fx.dynamic_shapes import auto_shapes, batch_dims, dynamic_dims
 from repl_fx.errors import BadInput, ExportError, OutputError
 from repl_fx.export.lowering import lower_
 from repl_fx.export.noise import first_line, quiet
+from repl_fx.export.optimizing import optimize_
 from repl_fx.export.stateless import drop_updates_
 from repl_fx.export.tensors import FlatInputs, FlatModule, evaluating, flatten_inputs, name_outputs
 from repl_fx.export.translations import TRANSLATIONS
@@ -139,51 +139,10 @@ def _convert(
         written = program.model.opset_imports.get("")
         if opset is not None and written != opset:
             raise ExportError(f"the model cannot be written in opset {opset}, only in {written}; ask for {written}")
-        _drop_zero_biases(program.model.graph)
-        optimizer.optimize_ir(program.model, should_fold=_keep_weights)
-        _register_strays(program.model.graph)
+        optimize_(program.model)
         return program
     assert failure is not None
     raise ExportError(_explain(source, failure)) from failure
-
-
-def _drop_zero_biases(graph: ir.Graph) -> None:
-    """Take off the zeros that the exporter adds to a convolution without bias: those of a Conv3d have a wrong shape."""
-    for node in graph:
-        if node.op_type == "Conv" and len(node.inputs) == 3 and _is_spread_zero(node.inputs[2]):
-            node.resize_inputs(2)
-
-
-def _is_spread_zero(value: ir.Value | None) -> bool:
-    """Whether a value is one zero, expanded."""
-    made = None if value is None else value.producer()
-    if made is None or made.op_type != "Expand":
-        return False
-    number = made.inputs[0]
-    while number is not None and (made := number.producer()) is not None and made.op_type in ("Cast", "CastLike"):
-        number = made.inputs[0]
-    constant = None if number is None else ir.convenience.get_const_tensor(number)
-    return constant is not None and constant.size == 1 and float(constant.numpy()) == 0
-
-
-def _register_strays(graph: ir.Graph) -> None:
-    """Give back constants that the optimizer lost: it gives the bounds of two clips of one value the same name."""
-    kept = {id(value) for value in (*graph.inputs, *graph.initializers.values())}
-    for value in [value for node in graph for value in node.inputs]:
-        if value is None or value.producer() is not None or value.const_value is None or id(value) in kept:
-            continue
-        name = value.name or "constant"
-        count = 0
-        while value.name is None or value.name in graph.initializers:
-            count += 1
-            value.name = f"{name}_{count}"
-        graph.register_initializer(value)
-        kept.add(id(value))
-
-
-def _keep_weights(node: ir.Node) -> bool | None:
-    """Never fold a weight: its transpose would be another tensor under no name, stored again beside a tied one."""
-    return False if any(value is not None and value.is_initializer() for value in node.inputs) else None
 
 
 def _ladder(tensors: Sequence[Tensor]) -> Iterator[Callable[[Tensor], tuple[int, ...]]]:

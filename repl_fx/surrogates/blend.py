@@ -30,6 +30,7 @@ from repl_fx.surrogates.site import Call, Site, shown
 from repl_fx.surrogates.synthesis import Synthesis
 
 _GRANULARITIES = ("tensor", "channel")
+_TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 
 
 @dataclass(frozen=True)
@@ -134,11 +135,16 @@ class Blend(Surrogate[BlendConfig]):
 
 
 def output_axis(site: Site, name: str) -> int | None:
-    """The axis of output channels of a weight of the block; None where no mixer says which it is."""
+    """The axis of output channels of a weight of the block; None where its layer does not say which it is."""
     for node in site.block.nodes:
         mixer = mixer_of(site.graph_module, node)
         if mixer is not None and mixer.weight == name:
             return 1 if mixer.transposed else 0
+        # No mixer of channels, yet its weight is (in, out, …); of groups, each has output channels of its own.
+        if node.op == "call_module" and name == f"{node.target}.weight":
+            module = site.graph_module.get_submodule(str(node.target))
+            if isinstance(module, _TRANSPOSED) and module.groups == 1:
+                return 1
     return None
 
 

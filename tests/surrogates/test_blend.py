@@ -4,6 +4,7 @@ import copy
 import warnings
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -110,6 +111,39 @@ def test_layers_of_any_kind_run_their_own_code_on_blended_weights(kind: str) -> 
     assert torch.allclose(gm(x), model(x), atol=1e-6)
     assert torch.equal(repl_fx.fold(gm)(x[:1]), gm(x[:1]))
     assert "1.0.weight" not in dict(gm.named_parameters()) and "1.0.bias" in dict(gm.named_parameters())
+
+
+@pytest.mark.parametrize(
+    ("layer", "shape"),
+    [
+        (nn.ConvTranspose2d(4, 6, 3, padding=1), (1, 6, 1, 1)),
+        (nn.ConvTranspose1d(4, 6, 3, padding=1), (1, 6, 1)),
+        (nn.Conv1d(4, 6, 3, padding=1), (6, 1, 1)),
+        (nn.Linear(4, 6), (6, 1)),
+    ],
+    ids=lambda value: type(value).__name__ if isinstance(value, nn.Module) else "",
+)
+def test_a_gain_belongs_to_an_output_channel(layer: nn.Module, shape: tuple[int, ...]) -> None:
+    back: Any = nn.Linear(6, 4) if isinstance(layer, nn.Linear) else type(layer)(6, 4, 3, padding=1)
+    model = nn.Sequential(*(nn.Sequential(copy.deepcopy(layer), copy.deepcopy(back)) for _ in range(3)))
+    gm = repl_fx.transform(model, (torch.randn(2, 4, *[5] * len(shape[2:])),), surrogate="blend").graph_module
+    assert tuple(gm.get_parameter("surrogates.1.blend.alpha.0").shape) == shape
+
+
+@pytest.mark.parametrize("normalised", [(6,), (5, 6), (4, 5, 6)], ids=str)
+def test_weights_of_norms_of_any_shape_stay_the_blocks_own(normalised: tuple[int, ...]) -> None:
+    layers = (nn.Sequential(nn.Conv2d(4, 4, 3, padding=1), nn.LayerNorm(normalised)) for _ in range(3))
+    model = nn.Sequential(*layers)
+    for parameter in model.parameters():
+        nn.init.normal_(parameter)
+    x = torch.randn(2, 4, 5, 6)
+    gm = repl_fx.transform(model, (x,), surrogate="blend").graph_module
+    blend = gm.get_submodule("surrogates.1.blend")
+    assert isinstance(blend, BlendSynthesis) and len(blend.alpha) == 1
+    with torch.no_grad():
+        before, own, after = (model.get_parameter(f"{i}.0.weight") for i in range(3))
+        own.copy_(blend.alpha[0] * before + blend.beta[0] * after)
+    torch.testing.assert_close(gm(x), model(x))
 
 
 def test_weights_computed_by_a_hook_are_blended_too() -> None:

@@ -131,6 +131,36 @@ def test_shared_synthesis_gives_the_gradients_of_the_whole_step(surrogate: str) 
         torch.testing.assert_close(gradients[1][name], expected, msg=name)
 
 
+class Chain(nn.Module):
+    """The second synthesis reads what the first one makes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = Sum(), Sum()
+        self.a, self.b = (nn.Parameter(torch.randn(3, 3)) for _ in range(2))
+
+    def forward(self, x: Tensor) -> Tensor:
+        made = self.first(self.a, self.b)
+        return torch.tanh(x @ made) @ self.second(made, self.b)  # type: ignore[no-any-return]
+
+
+def test_shared_synthesis_hands_gradients_on_from_one_synthesis_to_the_other() -> None:
+    torch.manual_seed(0)
+    module = Chain()
+    batches = [torch.randn(4, 3) for _ in range(3)]
+    gradients = []
+    for shared in (False, True):
+        module.zero_grad()
+        with repl_fx.shared_synthesis(module) if shared else _nothing():
+            for batch in batches:
+                module(batch).square().mean().backward()
+        gradients.append({name: p.grad for name, p in module.named_parameters()})
+    assert set(gradients[0]) == {"a", "b", "first.gain", "second.gain"}
+    for name, expected in gradients[0].items():
+        assert expected is not None and expected.abs().min() > 0
+        torch.testing.assert_close(gradients[1][name], expected, msg=name)
+
+
 def test_shared_synthesis_runs_each_synthesis_once(made: tuple[Sum, nn.Parameter, nn.Parameter]) -> None:
     synthesis, a, b = made
     with repl_fx.shared_synthesis(synthesis):

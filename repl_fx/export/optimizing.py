@@ -1,0 +1,97 @@
+"""Optimise an exported program, and mend what the exporter and the optimizer of onnxscript do wrong.
+
+Conv(x, w, Expand(0))       ->  Conv(x, w)         zeros of a wrong shape, under a Conv3d
+Transpose(weight)           ->  Transpose(weight)  folded, it would be another tensor under no name
+Add(x, 1e-15)               ->  Add(x, 1e-15)      the optimizer takes it for Add(x, 0) and drops it
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import onnx_ir as ir
+from onnxscript import optimizer
+
+_NEUTRAL = {"Add": 0.0, "Sub": 0.0, "Mul": 1.0, "Div": 1.0}
+# No domain that a rule of the optimizer knows.
+_ASIDE = "repl_fx.aside"
+
+
+def optimize_(model: ir.Model) -> None:
+    """Fold constants, drop what computes nothing and inline functions, in place; what the model computes stays."""
+    _drop_zero_biases(model.graph)
+    # Constants first, so that numbers that are computed are seen.
+    optimizer.fold_constants(model, should_fold=_keep_weights)
+    with _nearly_neutral_aside(model.graph):
+        optimizer.optimize_ir(model, should_fold=_keep_weights)
+    _register_strays(model.graph)
+
+
+@contextmanager
+def _nearly_neutral_aside(graph: ir.Graph) -> Iterator[None]:
+    """Keep sums with a number of nearly 0, and products with one of nearly 1, out of the optimizer's sight.
+
+    Its rules for `x + 0` and `x * 1` take any number within 1e-8, or 1e-5 of its size, for the neutral one; then
+    x / (y + 1e-15) is no number where y is 0.
+    """
+    aside = [node for node in graph if _is_nearly_neutral(node)]
+    for node in aside:
+        node.domain = _ASIDE
+    try:
+        yield
+    finally:
+        for node in aside:
+            node.domain = ""
+
+
+def _is_nearly_neutral(node: ir.Node) -> bool:
+    neutral = _NEUTRAL.get(node.op_type)
+    if neutral is None or node.domain != "":
+        return False
+    numbers = (_number(value) for value in node.inputs)
+    return any(number is not None and number != neutral and abs(number - neutral) < 1e-4 for number in numbers)
+
+
+def _drop_zero_biases(graph: ir.Graph) -> None:
+    """Take off the zeros that the exporter adds to a convolution without bias: those of a Conv3d have a wrong shape."""
+    for node in graph:
+        if node.op_type == "Conv" and len(node.inputs) == 3 and _is_spread_zero(node.inputs[2]):
+            node.resize_inputs(2)
+
+
+def _is_spread_zero(value: ir.Value | None) -> bool:
+    """Whether a value is one zero, expanded."""
+    made = None if value is None else value.producer()
+    return made is not None and made.op_type == "Expand" and _number(made.inputs[0]) == 0
+
+
+def _number(value: ir.Value | None) -> float | None:
+    """The one real number that a value is, casts apart; None where it is anything else."""
+    while value is not None and (made := value.producer()) is not None and made.op_type in ("Cast", "CastLike"):
+        value = made.inputs[0]
+    constant = None if value is None else ir.convenience.get_const_tensor(value)
+    if constant is None or constant.size != 1 or constant.dtype is ir.DataType.STRING:
+        return None
+    number = complex(constant.numpy().reshape(()))
+    return None if number.imag else number.real
+
+
+def _register_strays(graph: ir.Graph) -> None:
+    """Give back constants that the optimizer lost: it gives the bounds of two clips of one value the same name."""
+    kept = {id(value) for value in (*graph.inputs, *graph.initializers.values())}
+    for value in [value for node in graph for value in node.inputs]:
+        if value is None or value.producer() is not None or value.const_value is None or id(value) in kept:
+            continue
+        name = value.name or "constant"
+        count = 0
+        while value.name is None or value.name in graph.initializers:
+            count += 1
+            value.name = f"{name}_{count}"
+        graph.register_initializer(value)
+        kept.add(id(value))
+
+
+def _keep_weights(node: ir.Node) -> bool | None:
+    """Never fold a weight: its transpose would be another tensor under no name, stored again beside a tied one."""
+    return False if any(value is not None and value.is_initializer() for value in node.inputs) else None
