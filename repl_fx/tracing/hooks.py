@@ -158,6 +158,8 @@ def _refusal(model: nn.Module, what: str) -> CaptureError:
 def hooks_within(gm: nn.Module, paths: Iterable[str]) -> str | None:
     """A hook on one of some modules, in words; None where there is none.
 
+    A hook of torch's own that makes a weight (`torch.nn.utils.weight_norm`) is a part of the layer, and goes with it.
+
     Args:
         gm: the graph module that calls them.
         paths: of modules.
@@ -166,6 +168,8 @@ def hooks_within(gm: nn.Module, paths: Iterable[str]) -> str | None:
         module = gm.get_submodule(path)
         for registry, kind in (_FORWARD | _BACKWARD).items():
             for hook in (getattr(module, registry, None) or {}).values():
+                if type(hook).__module__.startswith("torch.nn.utils."):
+                    continue
                 return f"its layer {path} has a {kind} ({hook_name(hook)}), which would go with it"
     return None
 
