@@ -106,7 +106,8 @@ class Subject:
     example: Tensor
 
     def inputs(self, seed: int) -> Iterator[Tensor]:
-        """Inputs like the example, at its batch and at another."""
+        """The example, and inputs like it at its batch and at another."""
+        yield self.example
         generator = torch.Generator().manual_seed(seed)
         for batch in (len(self.example), len(self.example) + 1, len(self.example)):
             yield torch.randn(batch, *self.example.shape[1:], generator=generator)

@@ -220,3 +220,35 @@ def test_a_plain_export_of_torch_is_compared(tmp_path: Path) -> None:
         )
     check = verify_onnx(repl_fx.capture(module, args), tmp_path / "m.onnx", args)
     assert check and any("by position" in note for note in check.notes)
+
+
+class Double(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm, self.fc = nn.LayerNorm(8), nn.Linear(8, 8)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fc(self.norm(x * 0.01))  # type: ignore[no-any-return]
+
+
+def test_a_double_model_is_compared_as_closely_as_attributes_allow(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    model, x = Double().double(), torch.randn(4, 8, dtype=torch.float64)
+    path = export_onnx(model, tmp_path / "m.onnx", (x,))
+    check = verify_onnx(model, path, (x,))
+    assert check and any("ONNX keeps the attributes of operators in float32" in note for note in check.notes)
+    assert all(0 < row.max_abs < 1e-6 for row in check.rows)
+    assert not verify_onnx(model, path, (x,), atol=1e-14)
+    with torch.no_grad():
+        model.fc.bias.add_(1e-5)
+    assert not verify_onnx(model, path, (x,))
+
+
+def test_numbers_of_a_double_model_keep_their_digits(tmp_path: Path) -> None:
+    class Scales(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return (x * 0.1 + 1 / 3).clamp(0.2).pow(0.7) / 3.3
+
+    model, x = Scales(), torch.randn(4, 8, dtype=torch.float64)
+    check = verify_onnx(model, export_onnx(model, tmp_path / "m.onnx", (x,)), (x,), atol=1e-15)
+    assert check, check.summary()
