@@ -8,7 +8,7 @@ import re
 import signal
 import sys
 import textwrap
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, TypeVar
@@ -336,6 +336,15 @@ def test_an_exception_of_any_kind_is_an_error_of_the_file(write: Write, raised: 
     assert signal.getsignal(signal.SIGINT) is handler
 
 
+@pytest.fixture
+def _interrupts() -> Iterator[None]:
+    """Python's own handler of Ctrl-C, which a process that a shell started in the background has not."""
+    handler = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, handler)
+
+
+@pytest.mark.usefixtures("_interrupts")
 @pytest.mark.parametrize("where", ["import", "model"])
 def test_ctrl_c_still_interrupts(write: Write, where: str) -> None:
     press = "import signal\nsignal.raise_signal(signal.SIGINT)\n"

@@ -543,7 +543,7 @@ class Network(nn.Module):
         return x.mean(1)
 
 
-@settings(max_examples=12)
+@settings(max_examples=6)
 @given(
     convolutional=st.booleans(),
     width=st.sampled_from([4, 6, 10]),
@@ -582,7 +582,7 @@ def test_loop_over_bare_parameters_is_found() -> None:
     assert {p.split(".")[1] for p in repeat.blocks[2].parameters} == {"2"}
 
 
-@pytest.mark.parametrize(("name", "expected"), [("resnet32", [5, 4, 4]), ("vit", [9]), ("gpt", [8]), ("mlp", [8])])
+@pytest.mark.parametrize(("name", "expected"), [("resnet32", [5, 4, 4]), ("mlp", [8])])
 def test_examples(name: str, expected: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("REPL_FX_CHECK", "1")
     source = load_source(str(EXAMPLES / f"{name}.py"))

@@ -103,7 +103,7 @@ def test_gradients_are_right() -> None:
 @pytest.mark.parametrize("kind", ["conv", "tokens", "post_norm"])
 def test_output_scale_at_the_start_is_within_a_factor_of_two(surrogate: str, kind: str) -> None:
     x = images(16) if kind == "conv" else tokens(16)
-    for seed in range(5):
+    for seed in range(2):
         torch.manual_seed(seed)
         model = (ConvNet(depth=3) if kind == "conv" else TokenNet(depth=3, post_norm=kind == "post_norm")).eval()
         result = repl_fx.transform(model, (x,), surrogate=surrogate, seed=seed)

@@ -54,25 +54,25 @@ def _hugging_face(name: str, config: str, model: str, repeats: Mapping[str, int]
     return Case(name, build, inputs, repeats)
 
 
-_SMALL = {"hidden_size": 64, "num_hidden_layers": 6, "num_attention_heads": 4, "intermediate_size": 128}
+_SMALL = {"hidden_size": 64, "num_hidden_layers": 3, "num_attention_heads": 4, "intermediate_size": 128}
 _TOKENS = {"vocab_size": 100, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
 
 TRANSFORMERS = [
-    _hugging_face("bert", "BertConfig", "BertModel", {"encoder.layer": 6}, **_SMALL, **_TOKENS),
+    _hugging_face("bert", "BertConfig", "BertModel", {"encoder.layer": 3}, **_SMALL, **_TOKENS),
     _hugging_face(
-        "gpt2", "GPT2Config", "GPT2LMHeadModel", {"transformer.h": 5}, n_embd=64, n_layer=5, n_head=4, use_cache=False,
+        "gpt2", "GPT2Config", "GPT2LMHeadModel", {"transformer.h": 3}, n_embd=64, n_layer=3, n_head=4, use_cache=False,
         **_TOKENS,
     ),
     _hugging_face(
-        "llama", "LlamaConfig", "LlamaForCausalLM", {"model.layers": 6}, num_key_value_heads=2, use_cache=False,
+        "llama", "LlamaConfig", "LlamaForCausalLM", {"model.layers": 3}, num_key_value_heads=2, use_cache=False,
         attention_dropout=0.1, **_SMALL, **_TOKENS,
     ),
     _hugging_face(
-        "vit", "ViTConfig", "ViTModel", {"layers": 6}, image_size=32, patch_size=8, hidden_dropout_prob=0.1,
+        "vit", "ViTConfig", "ViTModel", {"layers": 3}, image_size=32, patch_size=8, hidden_dropout_prob=0.1,
         attention_probs_dropout_prob=0.1, **_SMALL,
     ),
     _hugging_face(
-        "t5", "T5Config", "T5ForConditionalGeneration", {"encoder.block": 4, "decoder.block": 5}, d_model=64, d_kv=16,
-        d_ff=128, num_layers=4, num_decoder_layers=5, num_heads=4, use_cache=False, decoder_start_token_id=0, **_TOKENS,
+        "t5", "T5Config", "T5ForConditionalGeneration", {"encoder.block": 3, "decoder.block": 3}, d_model=64, d_kv=16,
+        d_ff=128, num_layers=3, num_decoder_layers=3, num_heads=4, use_cache=False, decoder_start_token_id=0, **_TOKENS,
     ),
 ]  # fmt: skip

@@ -29,6 +29,7 @@ def _case(name: str) -> Case:
 
 
 CASES = [_case(name) for name in REPEATS]
+TRANSFORMED = {"resnet32": "auto", "vit": "auto", "gpt": "auto", "mlp": "identity", "plain_parameters": "bottleneck"}
 
 
 @pytest.mark.parametrize("case", CASES, ids=str)
@@ -36,6 +37,6 @@ def test_captured_exactly_and_repeats_found(case: Case) -> None:
     check_capture(case)
 
 
-@pytest.mark.parametrize(("case", "surrogate"), transforms(CASES), ids=str)
+@pytest.mark.parametrize(("case", "surrogate"), transforms(CASES, TRANSFORMED), ids=str)
 def test_transformed(case: Case, surrogate: str, tmp_path: Path) -> None:
     check_surrogate(case, surrogate, tmp_path)

@@ -17,12 +17,14 @@ CASES = [
     timm_case("mixer_s32_224", {"blocks": 8}),
 ]
 
+TRANSFORMED = {"vit_tiny_patch16_224": "auto", "mixer_s32_224": "blend"}
+
 
 @pytest.mark.parametrize("case", CASES, ids=str)
 def test_captured_exactly_and_repeats_found(case: Case) -> None:
     check_capture(case)
 
 
-@pytest.mark.parametrize(("case", "surrogate"), transforms(CASES), ids=str)
+@pytest.mark.parametrize(("case", "surrogate"), transforms(CASES, TRANSFORMED), ids=str)
 def test_transformed(case: Case, surrogate: str, tmp_path: Path) -> None:
     check_surrogate(case, surrogate, tmp_path)

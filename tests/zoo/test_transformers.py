@@ -9,12 +9,14 @@ from tests.zoo.models import TRANSFORMERS
 
 pytestmark = pytest.mark.zoo
 
+TRANSFORMED = {"bert": "auto", "gpt2": "identity", "llama": "blend", "vit": "bottleneck", "t5": "auto"}
+
 
 @pytest.mark.parametrize("case", TRANSFORMERS, ids=str)
 def test_captured_exactly_and_repeats_found(case: Case) -> None:
     check_capture(case)
 
 
-@pytest.mark.parametrize(("case", "surrogate"), transforms(TRANSFORMERS), ids=str)
+@pytest.mark.parametrize(("case", "surrogate"), transforms(TRANSFORMERS, TRANSFORMED), ids=str)
 def test_transformed(case: Case, surrogate: str, tmp_path: Path) -> None:
     check_surrogate(case, surrogate, tmp_path)
