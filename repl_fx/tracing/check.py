@@ -65,8 +65,8 @@ def compare_steps(
 ) -> tuple[str, ...]:
     """Run two modules two steps each, in one mode, and compare all they do.
 
-    A step is a forward and a backward pass; the first in evaluation mode has no backward pass, and inputs require
-    gradients in the second step alone, so that what a forward does without them is compared too.
+    The second step has a backward pass too, with inputs that require gradients; the first compares what a forward does
+    without, and leaves behind the state that the second begins with. Two backward passes would cost half as much again.
 
     Args:
         model: the source; it and `module` are afterwards as they were.
@@ -146,15 +146,10 @@ def _steps(module: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any], tr
     ):
         # What torch has to say of hooks and the like it says when the user trains.
         warnings.simplefilter("ignore")
-        return [
-            _step(module, args, kwargs, seed + number, backward=training or number > 0, inputs=number > 0)
-            for number in range(STEPS)
-        ]
+        return [_step(module, args, kwargs, seed + number, gradients=number > 0) for number in range(STEPS)]
 
 
-def _step(
-    module: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any], seed: int, *, backward: bool, inputs: bool
-) -> _Step:
+def _step(module: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any], seed: int, *, gradients: bool) -> _Step:
     seed_everything(seed)
     wanted: dict[str, Tensor] = {}
 
@@ -162,7 +157,7 @@ def _step(
         if not isinstance(value, Tensor):
             return value
         copied = value.detach().clone()
-        if not inputs or not backward or not (copied.is_floating_point() or copied.is_complex()):
+        if not gradients or not (copied.is_floating_point() or copied.is_complex()):
             return copied
         wanted[f"input {pytree.keystr(path)}"] = copied.requires_grad_()
         # A forward may change its input in place, which autograd forbids for a leaf.
@@ -171,17 +166,17 @@ def _step(
     own_args, own_kwargs = pytree.tree_map_with_path(given, (tuple(args), dict(kwargs)))
     outputs = pytree.tree_leaves(open_objects(module(*own_args, **own_kwargs)))
     step = _Step([value.detach().clone() if isinstance(value, Tensor) else value for value in outputs])
-    loss = loss_of(outputs) if backward else None
-    step.trains = loss is not None
+    step.trains = any(isinstance(value, Tensor) and value.requires_grad for value in outputs)
+    loss = loss_of(outputs) if gradients else None
     if loss is not None:
         wanted.update({name: p for name, p in module.named_parameters() if p.requires_grad})
         try:
-            gradients = torch.autograd.grad(loss, list(wanted.values()), allow_unused=True)
+            found = torch.autograd.grad(loss, list(wanted.values()), allow_unused=True)
         except RuntimeError as problem:
             # A forward that keeps its history has no second backward pass; then neither has the graph.
             step.problem = str(problem).splitlines()[0]
         else:
-            step.state.update((f"the gradient of {n}", g) for n, g in zip(wanted, gradients, strict=True))
+            step.state.update((f"the gradient of {n}", g) for n, g in zip(wanted, found, strict=True))
     buffers = module.named_buffers(remove_duplicate=False)
     step.state.update((f"buffer {name}", buffer.detach().clone()) for name, buffer in buffers)
     return step
