@@ -17,7 +17,7 @@ CASES = [
     timm_case("mixer_s32_224", {"blocks": 8}),
 ]
 
-TRANSFORMED = {"vit_tiny_patch16_224": "auto", "mixer_s32_224": "blend"}
+TRANSFORMED = {"vit_tiny_patch16_224": "auto"}
 
 
 @pytest.mark.parametrize("case", CASES, ids=str)
