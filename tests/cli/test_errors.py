@@ -13,6 +13,7 @@ from typer.testing import Result
 import repl_fx
 from repl_fx.cli.common import parse_settings
 from repl_fx.errors import BadInput
+from tests.passes.test_check_training import MADE, register
 
 if TYPE_CHECKING:
     from .conftest import Run
@@ -236,6 +237,17 @@ def test_bad_usage(run: Run, arguments: tuple[str, ...], message: str) -> None:
     result = run(*arguments)
     assert message in one_line(result)
     assert result.stdout == ""
+
+
+def test_a_surrogate_that_cannot_be_trained(
+    run: Run, model_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    apply, reason = MADE["dead"]
+    register(monkeypatch, apply)
+    command = ("transform", model_file, "-o", tmp_path / "out", "--surrogate", "given")
+    assert reason in one_line(run(*command))
+    assert not (tmp_path / "out").exists()
+    assert run(*command, "--no-check").exit_code == 0 and (tmp_path / "out").exists()
 
 
 def test_a_capture_that_differs_fails_the_check(run: Run, model_file: Path, tmp_path: Path) -> None:
