@@ -14,6 +14,7 @@ from torch import Tensor, fx, nn
 from repl_fx.graph import share_tensors
 from repl_fx.passes.split_branches import Branch
 from repl_fx.surrogates.site import Site
+from repl_fx.tracing.untouched import seeded
 
 _FUNCTIONS = {
     torch.ops.aten.relu.default,
@@ -131,17 +132,24 @@ def is_activation(gm: fx.GraphModule, node: fx.Node) -> bool:
 
 
 def _is_elementwise_nonlinearity(module: nn.Module) -> bool:
-    """Ask the module itself: an activation of its own treats every element alike and is not linear."""
+    """Ask the module itself: an activation of its own treats every element alike, is not linear and not random.
+
+    Args:
+        module: without parameters; its mode is changed.
+    """
     if module.__class__.__module__ == "torch.nn.modules.activation":
         return True
     probe = torch.linspace(-2, 2, 9)
     try:
-        with torch.no_grad():
-            whole: Any = module(probe.reshape(1, 1, 9))
+        with torch.no_grad(), seeded(probe.device, 0):
+            # One that drops elements in training is none, however the draw falls.
+            trained, whole = (module.train(mode)(probe.reshape(1, 1, 9)) for mode in (True, False))
             parts = torch.stack([module(x.reshape(1, 1, 1)).reshape(()) for x in probe])
     except (RuntimeError, ValueError, TypeError, IndexError, AttributeError):
         return False
     if not isinstance(whole, Tensor) or whole.numel() != 9 or not torch.allclose(whole.flatten(), parts, atol=1e-6):
+        return False
+    if not isinstance(trained, Tensor) or not torch.equal(trained, whole):
         return False
     curve = whole.flatten().diff().diff()
     return bool(curve.abs().max() > 1e-3)

@@ -14,6 +14,7 @@ from repl_fx.mixers import Mixer
 from repl_fx.passes.split_branches import Branch
 from repl_fx.surrogates.norms import find_post_norm
 from repl_fx.surrogates.site import Site
+from repl_fx.tracing.untouched import seeded
 
 
 def without(branch: Branch) -> fx.Node | None:
@@ -79,7 +80,7 @@ def _flat_at_zero(gm: fx.GraphModule, node: fx.Node) -> bool:
         function = node.target
     leaf = torch.zeros([2] * value.ndim, requires_grad=True)
     try:
-        with torch.enable_grad(), torch.random.fork_rng(devices=[]):
+        with torch.enable_grad(), seeded(leaf.device, 0):
             # Operators in place must not write to a leaf.
             given = leaf * 1.0
             args, kwargs = fx.node.map_arg((node.args, node.kwargs), lambda n: given)

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 import repl_fx
 from repl_fx.passes.fold_surrogates import is_synthesis
+from repl_fx.surrogates.activations import is_activation
 from repl_fx.surrogates.slim_weights import Cut, SlimSynthesis, SlimWeights
 from tests.nets import (
     ConvNet,
@@ -360,6 +361,24 @@ class _Counting(nn.Module):
             with torch.no_grad():
                 self.mean = 0.9 * self.mean + x.mean()
         return F.relu(x)
+
+
+class _Dropping(nn.Module):
+    """Dropout, and no activation: it treats elements unlike in training, and is linear in evaluation."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.dropout(x, 0.5, self.training)
+
+
+def test_planning_draws_no_numbers_and_dropout_is_no_activation() -> None:
+    model = nn.Sequential(*(Residual(nn.Conv2d(16, 16, 1), _Dropping(), nn.Conv2d(16, 16, 1)) for _ in range(3)))
+    gm = repl_fx.capture(model, (torch.randn(2, 16, 8, 8),))
+    before = torch.get_rng_state()
+    for surrogate in ("slim", "coarse", "bottleneck", "auto"):
+        repl_fx.make_plan(gm, repl_fx.find_repeats(gm), surrogate=surrogate)
+    assert torch.equal(torch.get_rng_state(), before)
+    dropping = [n for n in gm.graph.nodes if n.op == "call_module" and type(gm.get_submodule(n.target)) is _Dropping]
+    assert len(dropping) == 3 and not any(is_activation(gm, node) for node in dropping)
 
 
 def test_planning_moves_no_state() -> None:
