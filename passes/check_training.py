@@ -20,6 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from repl_fx._torch import pytree
+from repl_fx.errors import one_line
 from repl_fx.objects import open_objects
 from repl_fx.tracing.untouched import device_of, fresh_inputs, in_mode, seed_everything, seeded, untouched
 
@@ -97,10 +98,8 @@ class TrainingCheck:
             trained = {id(parameter) for parameter in own if parameter.requires_grad}
             if trained & step.broken and not self.before.broken:
                 found[block] = "its gradients are no finite numbers in a training step"
-            elif trained and not trained & step.learns:
+            elif trained and not trained & step.learns and not self.before.learns.isdisjoint(map(id, removed[block])):
                 suspects[block] = trained
-        alive = {block for block in suspects if self.before.learns.isdisjoint(map(id, removed[block]))}
-        suspects = {block: trained for block, trained in suspects.items() if block not in alive}
         if suspects:
             moved = self._trained(module, moves=_MOVES).learns
             dead = "none of its parameters gets a gradient, so that it would never learn"
@@ -166,8 +165,3 @@ def _move(parameters: Sequence[nn.Parameter], gradients: Sequence[Tensor | None]
             length = torch.linalg.vector_norm(gradient)
             if bool(length > 0) and bool(torch.isfinite(length)):
                 parameter.sub_(gradient * (_LENGTH / length))
-
-
-def one_line(problem: Exception) -> str:
-    """An error in one line, for a reason."""
-    return f"{type(problem).__name__}: {next(iter(str(problem).splitlines()), '')}".rstrip(": ")

@@ -91,3 +91,9 @@ class BrokenGraph(Exception):
 
     Raised by `repl_fx.passes.check_graph` and therefore not a `ReplFxError`: the user cannot fix it.
     """
+
+
+def one_line(problem: BaseException) -> str:
+    """Any error in one line, by its class and the first line of its message that says something."""
+    lines = [line.strip() for line in str(problem).splitlines() if line.strip()]
+    return f"{type(problem).__name__}: {lines[0]}" if lines else type(problem).__name__

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import cached_property, partial
 from itertools import chain
 from typing import Any, TypeVar, overload
 
@@ -14,12 +14,12 @@ from torch import fx, nn
 from repl_fx.blocks import Block, Repeat
 from repl_fx.capture import widen_batch
 from repl_fx.config import check_passes
-from repl_fx.errors import NothingToReplace, PlanMismatch
+from repl_fx.errors import NothingToReplace, PlanMismatch, one_line
 from repl_fx.memory import collection_paused
 from repl_fx.partial import CapturedParts, Part, assemble, capture_parts, graphs_in, join
 from repl_fx.passes.batch_syntheses import batch_syntheses_
 from repl_fx.passes.check_graph import check_graph
-from repl_fx.passes.check_training import TrainingCheck, one_line
+from repl_fx.passes.check_training import TrainingCheck
 from repl_fx.passes.choose_blocks import choose_blocks
 from repl_fx.passes.find_repeats import find_repeats
 from repl_fx.passes.fold_surrogates import fold_surrogates
@@ -163,6 +163,11 @@ class _Found:
         """The repeats under the names that they have in the model."""
         return tuple(_named_from(self.path, repeat) for repeat in self.repeats)
 
+    @cached_property
+    def blocks(self) -> dict[str, Block]:
+        """The blocks of all repeats, by the names that they have in the model."""
+        return {join(self.path, block.name): block for repeat in self.repeats for block in repeat.blocks}
+
 
 def _find(captured: CapturedParts) -> tuple[_Found, ...]:
     graphs = {part.path: part.graph_module for part in captured.parts}
@@ -215,8 +220,7 @@ def _settled(
 ) -> Plan:
     """A plan with these replacements, and with more refusals."""
     # The parts that stay as they are need not be captured to apply the plan again.
-    going = {replacement.block for replacement in replacements}
-    used = [part for part in found if any(b.name in going for repeat in part.outside for b in repeat.blocks)]
+    used = [part for part in found if any(replacement.block in part.blocks for replacement in replacements)]
     paths = tuple(part.path for part in used)
     known = dict.fromkeys((*plan.refusals, *refusals))
     return Plan(replacements, tuple(known), _fingerprint(used or found), plan.seed, paths or ("",))
@@ -225,9 +229,8 @@ def _settled(
 def _site(found: Sequence[_Found], key: str, *names: str) -> Site:
     """The site of a block between its neighbours, by the names that they have in the model."""
     for part in found:
-        blocks = {join(part.path, block.name): block for repeat in part.repeats for block in repeat.blocks}
-        if names[0] in blocks:
-            block, before, after = (blocks[name] for name in names)
+        if names[0] in part.blocks:
+            block, before, after = (part.blocks[name] for name in names)
             return Site(part.graph_module, block, before, after, block.inputs, key)
     raise PlanMismatch(f"the plan names block {names[0]}, which no part has; make a new plan")
 
@@ -398,7 +401,6 @@ class _Trials:
         found: its repeats.
         seed: of the surrogates' initial values.
         args, kwargs: example inputs of the model.
-
     """
 
     def __init__(
@@ -484,13 +486,13 @@ class _Trials:
         except Exception as problem:
             # A surrogate that cannot be built here is refused like one that cannot be trained.
             return f"{keys} cannot be built here: {one_line(problem)}"
-        removed = {
-            join(part.path, block.name): [part.graph_module.get_parameter(name) for name in block.parameters]
-            for part in self.found
-            for repeat in part.repeats
-            for block in repeat.blocks
-        }
-        made = {r.block: _made_for(r.block, self.found, graphs) for r in replacements}
+        removed, made = {}, {}
+        for name in (replacement.block for replacement in replacements):
+            part = next(part for part in self.found if name in part.blocks)
+            block, after = part.blocks[name], graphs[part.path]
+            removed[name] = [part.graph_module.get_parameter(path) for path in block.parameters]
+            place = f"{surrogate_path(block.name)}."
+            made[name] = [p for path, p in after.named_parameters() if path.startswith(place)]
         problem_found, culprits = self._check.run(self.captured.with_graphs(graphs), made, removed)
         if problem_found is not None:
             return f"{keys} fails in a training step: {problem_found}"
@@ -512,17 +514,6 @@ def _alike(replacements: Sequence[Replacement]) -> list[tuple[Replacement, ...]]
 def _standing_in(replacement: Replacement, like: Replacement) -> Replacement:
     """The same block, replaced by the surrogate of another one."""
     return replace(replacement, surrogate=like.surrogate, settings=like.settings)
-
-
-def _made_for(block: str, found: Sequence[_Found], graphs: Mapping[str, fx.GraphModule]) -> list[nn.Parameter]:
-    """The parameters that the surrogate of a block has for itself."""
-    made = []
-    for part in found:
-        names = {join(part.path, b.name): b.name for repeat in part.repeats for b in repeat.blocks}
-        if block in names and part.path in graphs:
-            place = f"{surrogate_path(names[block])}."
-            made += [p for name, p in graphs[part.path].named_parameters() if name.startswith(place)]
-    return made
 
 
 @overload

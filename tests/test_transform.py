@@ -16,7 +16,7 @@ import repl_fx
 from repl_fx.passes.fold_surrogates import is_synthesis
 from repl_fx.passes.replace_blocks import replace_blocks
 from repl_fx.transform import fingerprint
-from tests.nets import ConvNet, TokenNet, as_after_training, images, tokens
+from tests.nets import ConvNet, Counts, TokenNet, as_after_training, images, tokens
 
 SURROGATES = ("identity", "blend", "bottleneck", "auto")
 
@@ -349,15 +349,6 @@ def _made(result: repl_fx.TransformResult) -> list[Tensor]:
 
 @pytest.mark.parametrize("in_parts", [False, True])
 def test_a_seed_decides_what_surrogates_begin_with(in_parts: bool) -> None:
-    class Counts(nn.Module):
-        def __init__(self, body: nn.Module) -> None:
-            super().__init__()
-            self.body, self.calls = body, 0
-
-        def forward(self, x: Tensor) -> Tensor:
-            self.calls += 1
-            return self.body(x)  # type: ignore[no-any-return]
-
     torch.manual_seed(0)
     body = ConvNet(depth=3)
     model = Counts(body) if in_parts else body

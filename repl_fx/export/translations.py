@@ -261,16 +261,10 @@ def power(self: Any, exponent: float) -> Any:
     return op.Identity(self) if result is self else result
 
 
-def _exact(value: Any, dtype: int) -> Any:
-    """A number in a type; one of Python's is not rounded to float32 first, as the exporter's constants are."""
-    if isinstance(value, (bool, int, float)):
-        return op.Constant(value=ir.tensor(value, dtype=ir.DataType(dtype)))
-    return op.Cast(value, to=dtype)
-
-
 def scalar_tensor(s: Any, dtype: int = -1, layout: str = "", device: str = "", pin_memory: bool = False) -> Any:
-    """A tensor of one number."""
-    return _exact(s, ir.DataType.FLOAT if dtype in (-1, None) else dtype)
+    """A tensor of one number; one of Python's is not rounded to float32 first, as the exporter's constants are."""
+    kind = ir.DataType.FLOAT if dtype in (-1, None) else ir.DataType(dtype)
+    return op.Constant(value=ir.tensor(s, dtype=kind)) if isinstance(s, (bool, int, float)) else op.Cast(s, to=kind)
 
 
 TRANSLATIONS: Mapping[Any, Callable[..., Any]] = {

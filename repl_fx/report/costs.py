@@ -21,6 +21,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from repl_fx._torch import FakeTensorMode, pytree
 from repl_fx.capture import widen_batch
+from repl_fx.errors import one_line
 from repl_fx.graph import copy_graph, share_tensors, tensors_in
 from repl_fx.partial import Part
 
@@ -92,7 +93,7 @@ def measure_costs(gm: nn.Module, args: Sequence[Any] = (), kwargs: Mapping[str, 
             activations, synthesis = _saved_bytes(module, *inputs)
     except Exception as problem:
         # The model's own code runs here, and what it may raise has no common base.
-        flops, activations, synthesis, unknown = None, None, None, _first_line(problem)
+        flops, activations, synthesis, unknown = None, None, None, one_line(problem)
     return Costs(
         batch=_batch(args, kwargs),
         parameters=sum(p.numel() for p in gm.parameters()),
@@ -327,8 +328,3 @@ def _weight_bytes(module: nn.Module) -> int:
 def _batch(args: tuple[Any, ...], kwargs: dict[str, Any]) -> int:
     tensors = (leaf for leaf in pytree.tree_leaves((args, kwargs)) if isinstance(leaf, Tensor) and leaf.ndim)
     return next((tensor.shape[0] for tensor in tensors), 1)
-
-
-def _first_line(problem: BaseException) -> str:
-    lines = [line.strip() for line in str(problem).splitlines() if line.strip()]
-    return f"{type(problem).__name__}: {lines[0]}" if lines else type(problem).__name__

@@ -18,7 +18,7 @@ from repl_fx.passes.check_training import TrainingCheck
 from repl_fx.surrogates import Site, Surrogate, registry
 from repl_fx.surrogates.bottleneck import Bottleneck
 from repl_fx.surrogates.synthesis import Synthesis
-from tests.nets import ConvNet, TokenNet, images, tokens
+from tests.nets import ConvNet, Counts, TokenNet, images, tokens
 
 
 class Scale(Synthesis):
@@ -30,18 +30,6 @@ class Scale(Synthesis):
 
     def synthesise(self, *weights: Tensor) -> Tensor:
         return self.scale * 1.0
-
-
-class Counts(nn.Module):
-    """No single graph, as it keeps a number in Python."""
-
-    def __init__(self, body: nn.Module) -> None:
-        super().__init__()
-        self.body, self.calls = body, 0
-
-    def forward(self, x: Tensor) -> Tensor:
-        self.calls += 1
-        return self.body(x)  # type: ignore[no-any-return]
 
 
 @dataclass(frozen=True)
