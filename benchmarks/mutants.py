@@ -7,19 +7,20 @@
     python -m benchmarks.mutants --report-only                 what an interrupted run has judged
 
 Mutated, with the operators of cosmic-ray, are the passes, the surrogates, the plan and the export. A place in the code
-is sampled at most once, however many mutants there are of it. Left out by rule are mutants that compute the same or
-change only words:
+is sampled at most once, however many mutants there are of it, and a place stays in or out of the sample while other
+lines change. Left out by rule are mutants that compute the same or change only words:
 
 - annotations, type aliases, and what stands under `if TYPE_CHECKING`;
 - `raise` statements, assertions, and f-strings: the words of an error or of a name;
 - decorators and their arguments (`frozen=True` of a dataclass), and `strict=` of `zip`;
 - `==` for `is` and the reverse, where the values are singletons, or small numbers and words that Python holds once.
 
-The tests of a module are those at the mirrored place in tests/, or those that `TESTS` names. They run in a process that
-is forked from one with torch loaded already, on a copy of the tree, and stop at the first failure. A mutant that runs
-five times as long as the tests do without it, and at least a minute, is a timeout, and counts as killed. Judgements are
-kept in `--out`: a second run judges only mutants of modules whose code or tests have changed, and with `--again` the
-survivors too.
+The tests of a module are those at the mirrored place in tests/, or those that `TESTS` names. They run once without a
+mutant, with coverage.py, which says what lines each of them runs. A mutant is judged by the tests that run its line,
+the quickest first, or by all of the module where none does. They run in a process that is forked from one with torch
+loaded already, on a copy of the tree, and stop at the first failure. A mutant that runs five times as long as its tests
+do without it, and at least a minute, is a timeout, and counts as killed. Judgements are kept in `--out`: a second run
+judges only mutants of modules whose code or tests have changed, and with `--again` the survivors too.
 
 Exit status: 0; 1 where less than `--floor` of the sample is killed; 2 where the tests fail without a mutant.
 """
@@ -40,10 +41,11 @@ import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -95,6 +97,7 @@ class Mutant:
         module: the file, from the root of the project.
         operator, occurrence: what cosmic-ray calls the change, and the how manieth of its places in the file.
         line, column: the place.
+        words: the line itself.
     """
 
     module: str
@@ -102,6 +105,7 @@ class Mutant:
     occurrence: int
     line: int
     column: int
+    words: str
 
     def __str__(self) -> str:
         return f"{self.module}:{self.line}:{self.column} {self.operator.removeprefix('core/')}"
@@ -122,6 +126,7 @@ def mutants_of(module: str, source: str) -> Iterator[Mutant]:
 
     tree = get_ast(source)
     excluded = list(_excluded(ast.parse(source)))
+    lines = source.splitlines()
     for name in sorted(plugins.operator_names()):
         kind = plugins.get_operator(name)
         if kind.arguments() or name.endswith(SAME_VALUE):
@@ -130,17 +135,26 @@ def mutants_of(module: str, source: str) -> Iterator[Mutant]:
         places = (place for node in ast_nodes(tree) for place in operator.mutation_positions(node))
         for occurrence, (start, end) in enumerate(places):
             if not any(first <= start and end <= last for first, last in excluded):
-                yield Mutant(module, name, occurrence, *start)
+                yield Mutant(module, name, occurrence, start[0], start[1], lines[start[0] - 1].strip())
 
 
 def sample(mutants: Iterable[Mutant], count: int, seed: int) -> list[Mutant]:
-    """Mutants of different places, drawn by a seed, in the order of the files."""
+    """Mutants of different places, drawn by a seed, in the order of the files.
+
+    Whether a place is drawn depends on the words of its line, not on its number: an edit elsewhere in the project
+    changes few of the others.
+    """
     places: dict[tuple[str, int, int], list[Mutant]] = {}
     for mutant in mutants:
         places.setdefault((mutant.module, mutant.line, mutant.column), []).append(mutant)
-    draw = random.Random(seed)
-    drawn = draw.sample(sorted(places), min(count, len(places)))
-    return [draw.choice(places[place]) for place in sorted(drawn)]
+    seen: Counter[tuple[str, str, int]] = Counter()
+    ranks = {}
+    for place in sorted(places):
+        words = (place[0], places[place][0].words, place[2])
+        seen[words] += 1
+        ranks[place] = hashlib.sha256(f"{seed} {words} {seen[words]}".encode()).digest()
+    drawn = sorted(places, key=ranks.__getitem__)[:count]
+    return [random.Random(ranks[place]).choice(places[place]) for place in sorted(drawn)]
 
 
 def mutated(source: str, mutant: Mutant) -> str:
@@ -208,8 +222,60 @@ def copy_tree(to: Path) -> None:
             shutil.copy2(source, target, follow_symlinks=False)
 
 
-def start(tree: Path, tests: Sequence[str], log: Path, *, write_bytecode: bool) -> int:
-    """Run tests in a fork of this process; its number."""
+class _Covering:
+    """A plugin of pytest that keeps what lines of the mutated modules each test runs, and its seconds.
+
+    What a fixture of more than one test runs, and what an import does, belongs to all tests.
+    """
+
+    def __init__(self, tree: Path, to: Path) -> None:
+        import coverage
+
+        self.tree, self.to = tree.resolve(), to
+        include = [str(self.tree / glob.replace("repl_fx/passes", "passes")) for glob in MUTATED]
+        self.coverage = coverage.Coverage(data_file=None, config_file=False, include=include)
+        self.coverage.start()
+        self.seconds: dict[str, float] = {}
+        self.test = ""
+
+    @pytest.hookimpl(wrapper=True)
+    def pytest_runtest_protocol(self, item: pytest.Item) -> Iterator[None]:
+        self.test = item.nodeid
+        self.coverage.switch_context(self.test)
+        begun = time.monotonic()
+        result = yield
+        self.seconds[self.test] = time.monotonic() - begun
+        self.coverage.switch_context("")
+        return result
+
+    @pytest.hookimpl(wrapper=True)
+    def pytest_fixture_setup(self, fixturedef: pytest.FixtureDef[object]) -> Iterator[None]:
+        shared = fixturedef.scope != "function"
+        if shared:
+            self.coverage.switch_context("")
+        result = yield
+        if shared:
+            self.coverage.switch_context(self.test)
+        return result
+
+    def pytest_sessionfinish(self) -> None:
+        self.coverage.stop()
+        data = self.coverage.get_data()
+        lines = {
+            str(Path(name).relative_to(self.tree)): data.contexts_by_lineno(name) for name in data.measured_files()
+        }
+        self.to.write_text(json.dumps({"seconds": self.seconds, "lines": lines}))
+
+
+def start(tree: Path, tests: Sequence[str], log: Path, *, covering: Path | None = None) -> int:
+    """Run tests in a fork of this process; its number.
+
+    Args:
+        tree: a copy of the project.
+        tests: files, or single tests.
+        log: where the output of pytest goes.
+        covering: where what each test runs is written; where None, nothing is.
+    """
     process = os.fork()
     if process:
         return process
@@ -224,10 +290,11 @@ def start(tree: Path, tests: Sequence[str], log: Path, *, write_bytecode: bool) 
         del sys.modules[name]
     os.environ["PYTHONPATH"] = str(tree)
     # A file that was mutated may have the size and the time of another mutant of it.
-    sys.dont_write_bytecode = not write_bytecode
+    sys.dont_write_bytecode = covering is None
     code = 1
     try:
-        code = int(pytest.main(["-x", "-q", "--tb=short", "-p", "no:cacheprovider", "-p", "no:xdist", *tests]))
+        plugins = [_Covering(tree, covering)] if covering is not None else []
+        code = int(pytest.main(["-x", "-q", "--tb=short", "-p", "no:cacheprovider", "-p", "no:xdist", *tests], plugins))
     finally:
         sys.stdout.flush()
         os._exit(code)
@@ -264,9 +331,8 @@ def judge(
             judged[key] = known[key]
         else:
             waiting.append((mutant, key))
-    limits: dict[tuple[str, ...], float] = {}
-    for tests in dict.fromkeys(mirrored_tests(m.module) for m, _ in waiting):
-        limits[tests] = limit or max(60.0, 5 * workers * _baseline(trees[0], tests, out / "baseline.log"))
+    files = sorted({test for mutant, _ in waiting for test in mirrored_tests(mutant.module)})
+    covered = _covered(files, trees, out)
     running: list[_Run] = []
     free = list(trees)
     while waiting or running:
@@ -276,9 +342,10 @@ def judge(
             source = sources[mutant.module]
             code = mutated(source, mutant)
             _put(tree / mutant.module, code)
-            tests = mirrored_tests(mutant.module)
-            process = start(tree, tests, tree.with_suffix(".log"), write_bytecode=False)
-            running.append(_Run(process, tree, mutant, key, _diff(source, code), time.monotonic(), limits[tests]))
+            tests, seconds = _tests_of(mutant, source, covered)
+            process = start(tree, tests, tree.with_suffix(".log"))
+            most = limit or max(60.0, 5 * workers * seconds)
+            running.append(_Run(process, tree, mutant, key, _diff(source, code), time.monotonic(), most))
         time.sleep(0.05)
         for run in list(running):
             outcome = _outcome(run)
@@ -304,13 +371,60 @@ def _judged_before(chosen: Sequence[Mutant], out: Path) -> list[dict[str, object
     return [known[key] for key in keys if key in known]
 
 
-def _baseline(tree: Path, tests: Sequence[str], log: Path) -> float:
-    begun = time.monotonic()
-    _, status = os.waitpid(start(tree, tests, log, write_bytecode=True), 0)
-    if status:
-        print(f"error: {' '.join(tests)} fails without a mutant; see {log}", file=sys.stderr)
-        raise SystemExit(2)
-    return time.monotonic() - begun
+def _covered(files: Sequence[str], trees: Sequence[Path], out: Path) -> dict[str, dict[str, Any]]:
+    """What the tests of each file run, and their seconds; kept for a second run on the same code."""
+    code = hashlib.sha256()
+    for path in sorted(path for glob in MUTATED for path in ROOT.glob(glob)):
+        code.update(path.read_bytes())
+    kept = {
+        file: out / f"{hashlib.sha256((ROOT / file).read_bytes() + code.digest()).hexdigest()[:16]}.json"
+        for file in files
+    }
+    waiting = [file for file in files if not kept[file].exists()]
+    running: dict[int, tuple[str, Path]] = {}
+    free = list(trees)
+    while waiting or running:
+        while waiting and free:
+            file, tree = waiting.pop(), free.pop()
+            running[start(tree, [file], tree.with_suffix(".log"), covering=kept[file].with_suffix(".part"))] = (
+                file,
+                tree,
+            )
+        process, status = os.wait()
+        file, tree = running.pop(process)
+        free.append(tree)
+        if status:
+            print(f"error: {file} fails without a mutant; see {tree.with_suffix('.log')}", file=sys.stderr)
+            raise SystemExit(2)
+        kept[file].with_suffix(".part").rename(kept[file])
+    return {file: json.loads(kept[file].read_text()) for file in files}
+
+
+def _tests_of(mutant: Mutant, source: str, covered: Mapping[str, Mapping[str, Any]]) -> tuple[list[str], float]:
+    """The tests that judge a mutant, the quickest first, and the seconds that they take without it."""
+    lines = set(map(str, statement_around(source, mutant.line)))
+    seconds: dict[str, float] = {}
+    for file in mirrored_tests(mutant.module):
+        seconds |= covered[file]["seconds"]
+    running: set[str] = set()
+    for file in mirrored_tests(mutant.module):
+        found = covered[file]["lines"].get(mutant.module, {})
+        running.update(test for line in lines & found.keys() for test in found[line])
+    chosen = sorted(running if running and "" not in running else seconds, key=lambda test: seconds[test])
+    return chosen, sum(seconds[test] for test in chosen)
+
+
+def statement_around(source: str, line: int) -> range:
+    """The lines of the smallest statement around a line; of a compound one those up to its body."""
+    best = range(line, line + 1)
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.stmt):
+            body = getattr(node, "body", None)
+            end = body[0].lineno - 1 if body else node.end_lineno or node.lineno
+            span = range(node.lineno, max(end, node.lineno) + 1)
+            # The walk comes to the inner statements later.
+            best = span if line in span else best
+    return best
 
 
 def _outcome(run: _Run) -> str | None:

@@ -6,7 +6,17 @@ import pytest
 
 pytest.importorskip("cosmic_ray")
 
-from benchmarks.mutants import MUTATED, ROOT, Mutant, mirrored_tests, mutants_of, mutated, report, sample
+from benchmarks.mutants import (
+    MUTATED,
+    ROOT,
+    Mutant,
+    mirrored_tests,
+    mutants_of,
+    mutated,
+    report,
+    sample,
+    statement_around,
+)
 
 SOURCE = """
 def double(x: int | None, *, strict: bool = False) -> int | None:
@@ -42,10 +52,27 @@ def test_a_sample_is_seeded_and_takes_a_place_once() -> None:
     assert len(sample(found, 100, seed=1)) == len({(m.line, m.column) for m in found}) < len(found)
 
 
+def test_a_sample_stays_while_other_lines_change() -> None:
+    before = sample(mutants_of("a.py", SOURCE), 3, seed=1)
+    after = sample(mutants_of("a.py", "\n\n# A comment.\n" + SOURCE), 3, seed=1)
+    assert [(m.words, m.operator) for m in after] == [(m.words, m.operator) for m in before]
+    assert {m.line for m in after} == {m.line + 3 for m in before}
+
+
+def test_the_statement_around_a_line() -> None:
+    code = "if (\n    x\n    and y\n):\n    z = [\n        1,\n    ]\n"
+    assert statement_around(code, 3) == range(1, 5)
+    assert statement_around(code, 6) == range(5, 8)
+
+
 @pytest.mark.parametrize(("survivors", "enough"), [(1, True), (2, False)])
 def test_the_report_counts_and_shows_survivors(survivors: int, enough: bool) -> None:
     entries: list[dict[str, object]] = [
-        {**vars(Mutant("a.py", "op", i, i, 0)), "outcome": "survived" if i < survivors else "killed", "diff": f"<{i}>"}
+        {
+            **vars(Mutant("a.py", "op", i, i, 0, "")),
+            "outcome": "survived" if i < survivors else "killed",
+            "diff": f"<{i}>",
+        }
         for i in range(4)
     ]
     text, passed = report(entries, 0.75)
