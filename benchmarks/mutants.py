@@ -294,7 +294,8 @@ def start(tree: Path, tests: Sequence[str], log: Path, *, covering: Path | None 
     code = 1
     try:
         plugins = [_Covering(tree, covering)] if covering is not None else []
-        code = int(pytest.main(["-x", "-q", "--tb=short", "-p", "no:cacheprovider", "-p", "no:xdist", *tests], plugins))
+        options = ["-x", "-q", "--tb=short", "-m", "not timed", "-p", "no:cacheprovider", "-p", "no:xdist"]
+        code = int(pytest.main([*options, *tests], plugins))
     finally:
         sys.stdout.flush()
         os._exit(code)

@@ -433,6 +433,7 @@ def seconds(gm: fx.GraphModule) -> float:
     return time.process_time() - start
 
 
+@pytest.mark.timed
 def test_twenty_thousand_nodes_take_seconds() -> None:
     gm = residual(285, inner=34)
     assert len(gm.graph.nodes) > 19_000
@@ -443,6 +444,7 @@ def test_twenty_thousand_nodes_take_seconds() -> None:
     assert shape_of((repeat,)) == [(285, 69)]
 
 
+@pytest.mark.timed
 def test_time_grows_near_linearly() -> None:
     small, large = residual(100, inner=8), residual(800, inner=8)
     find_repeats(small)
