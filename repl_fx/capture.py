@@ -188,9 +188,11 @@ def check_capture(
         seed: for dropout and the like.
     """
     args, kwargs = widen_batch(model, tuple(args), dict(kwargs or {}))
-    found = compare_modes(model, gm, args, kwargs, seed=seed)
+    evaluation, training = compare_modes(model, gm, args, kwargs, seed=seed)
     return CaptureCheck(
-        evaluation=not found[False], training=not found[True], differences=(*found[False], *found[True])
+        evaluation=not evaluation.differences,
+        training=not training.differences,
+        differences=(*evaluation.differences, *training.differences),
     )
 
 

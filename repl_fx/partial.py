@@ -265,7 +265,7 @@ def _checked(
         CaptureError: something differs.
     """
     runs = [mode for mode in (False, True) if reference[mode].problem is None]
-    differences = [line for lines in compare_modes(source, module, args, kwargs, runs).values() for line in lines]
+    differences = [line for check in compare_modes(source, module, args, kwargs, runs) for line in check.differences]
     if differences:
         raise CaptureError(type(source).__name__, [f"with graphs in it, it differs in {line}" for line in differences])
     return CaptureCheck(evaluation=True, training=True in runs)

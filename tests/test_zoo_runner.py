@@ -17,9 +17,10 @@ from benchmarks.zoo_models.case import Case
 from benchmarks.zoo_models.sample import sample
 from benchmarks.zoo_models.weights import wake
 from benchmarks.zoo_runner.alive import train
-from benchmarks.zoo_runner.exactness import compare_evaluation, compare_training, tensors
+from benchmarks.zoo_runner.exactness import require_equal, require_equal_training, tensors
 from benchmarks.zoo_runner.report import write_report
 from benchmarks.zoo_runner.stages import STAGES, Record
+from repl_fx.tracing.check import compare_modes
 
 
 class Net(nn.Module):
@@ -78,8 +79,9 @@ X = torch.linspace(-1, 1, 24).reshape(6, 4)
 
 def test_equal_modules_pass_and_keep_their_buffers() -> None:
     model, other = nets(None)
-    compare_evaluation(model, other, (X,), {})
-    compare_training(model, other, (X,), {})
+    evaluation, training = compare_modes(model, other, (X,), {})
+    require_equal(evaluation)
+    require_equal_training(training)
     assert int(model.get_buffer("norm.num_batches_tracked")) == 0
 
 
@@ -87,22 +89,24 @@ def test_equal_modules_pass_and_keep_their_buffers() -> None:
     ("change", "problem"),
     [
         (lambda x, net: x + 1e-6, "output 0 differs by up to"),
-        (doubled, "training, step 1: the gradient of fc.weight differs by up to .*; and .* more"),
+        (doubled, "training, step 2: the gradient of fc.weight differs by up to .*; and .* more"),
         (moved, "training, step 1: buffer norm.num_batches_tracked differs by up to 1; training, step 2"),
         (lambda x, net: x.detach() + net.norm.bias * 0 if net.training else x, "the gradient of fc.weight"),
         (later, "training, step 2: output 0 differs"),
     ],
 )
 def test_what_differs_in_training_is_named(change: Callable[[Tensor, nn.Module], Tensor], problem: str) -> None:
+    (check,) = compare_modes(*nets(change), (X,), {}, (True,))
     with pytest.raises(AssertionError, match=problem):
-        compare_training(*nets(change), (X,), {})
+        require_equal_training(check)
 
 
 def test_what_differs_in_evaluation_is_named() -> None:
     model, other = nets(lambda x, net: x if net.training else x * 1.0001)
+    evaluation, training = compare_modes(model, other, (X,), {})
     with pytest.raises(AssertionError, match="output 0 differs"):
-        compare_evaluation(model, other, (X,), {})
-    compare_training(model, other, (X,), {})
+        require_equal(evaluation)
+    require_equal_training(training)
 
 
 class Rewritten(nn.Module):

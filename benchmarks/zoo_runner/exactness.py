@@ -6,11 +6,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.utils import _pytree as pytree
 
-from repl_fx.tracing.check import compare_steps
-from repl_fx.tracing.untouched import in_mode, seed_everything, untouched
+from repl_fx.tracing.check import ModeCheck
 
 
 def tensors(value: Any) -> list[Tensor]:
@@ -59,43 +58,23 @@ def same(a: Tensor, b: Tensor) -> bool:
     return torch.equal(a, b) or bool(((a == b) | (a.isnan() & b.isnan())).all())
 
 
-def compare_evaluation(model: nn.Module, module: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:
-    """Both in evaluation mode, two steps of each (`repl_fx.tracing.check`).
+def require_equal(check: ModeCheck) -> None:
+    """Accept what two modules did in one mode.
 
     Raises:
         AssertionError: something differs, says what; or there is nothing that could.
     """
-    a, k = fresh(args, kwargs)
-    # With gradients on: `nn.TransformerEncoderLayer` computes in another order without.
-    with untouched(model, buffers=True), in_mode(model, False):
-        outputs = tensors(model(*a, **k))
-    assert outputs, "the model returns no tensor"
-    assert any(bool(output.any()) for output in outputs), "all outputs are zero"
-    _require_none(compare_steps(model, module, args, kwargs, False, seed=1))
+    assert check.outputs, "the model returns no tensor"
+    assert check.speaks, "all outputs are zero"
+    more = f"; and {len(check.differences) - 3} more" if len(check.differences) > 3 else ""
+    assert not check.differences, "; ".join(check.differences[:3]) + more
 
 
-def compare_training(
-    model: nn.Module, module: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any]
-) -> frozenset[str]:
-    """Both in training mode from the same seed, two steps of each: outputs, buffers and all gradients.
-
-    Returns:
-        Names of the parameters that the model itself gives a gradient.
+def require_equal_training(check: ModeCheck) -> None:
+    """Likewise in training mode, where gradients count.
 
     Raises:
-        AssertionError: something differs, says what; or there is nothing that could.
+        AssertionError: see `require_equal`.
     """
-    seed_everything(1)
-    a, k = fresh(args, kwargs)
-    with untouched(model, buffers=True), in_mode(model, True):
-        wanted = {name: p for name, p in model.named_parameters(remove_duplicate=False) if p.requires_grad}
-        gradients = torch.autograd.grad(loss_of(model(*a, **k)), list(wanted.values()), allow_unused=True)
-    found = {name: g for name, g in zip(wanted, gradients, strict=True) if g is not None}
-    assert any(bool(gradient.any()) for gradient in found.values()), "all gradients are zero"
-    _require_none(compare_steps(model, module, args, kwargs, True, seed=1))
-    return frozenset(found)
-
-
-def _require_none(differences: Sequence[str]) -> None:
-    more = f"; and {len(differences) - 3} more" if len(differences) > 3 else ""
-    assert not differences, "; ".join(differences[:3]) + more
+    require_equal(check)
+    assert check.moves, "all gradients are zero"

@@ -26,10 +26,10 @@ from benchmarks.zoo_models import all_cases
 from benchmarks.zoo_models.case import Case
 from benchmarks.zoo_runner.alive import train
 from benchmarks.zoo_runner.exactness import (
-    compare_evaluation,
-    compare_training,
     difference,
     fresh,
+    require_equal,
+    require_equal_training,
     tensors,
 )
 from repl_fx.artifact import load_artifact
@@ -38,6 +38,7 @@ from repl_fx.node_table import node_table
 from repl_fx.partial import Part, join
 from repl_fx.passes.fold_surrogates import is_synthesis
 from repl_fx.surrogates.site import surrogate_path
+from repl_fx.tracing.check import compare_modes
 from repl_fx.tracing.untouched import seed_everything
 from repl_fx.transform import Options, TransformResult, rewrite
 
@@ -160,9 +161,12 @@ def first_half(case: Case, record: Record, place: Path, last: str, heavy: Any) -
             record.parts = [_part(part) for part in captured.parts]
             record.eager = [str(eager) for eager in captured.eager]
         with _stage(record, place, "eval", last):
-            compare_evaluation(model, captured.module, args, kwargs)
+            checks = compare_modes(model, captured.module, args, kwargs, seed=1)
+            require_equal(next(checks))
         with _stage(record, place, "train", last):
-            trained = compare_training(model, captured.module, args, kwargs)
+            check = next(checks)
+            require_equal_training(check)
+            checks.close()
         with _stage(record, place, "repeats", last):
             repeats = [repeat for part in captured.parts for repeat in repl_fx.find_repeats(part.graph_module)]
             record.repeats = [_described(repeat) for repeat in repeats]
@@ -180,7 +184,7 @@ def first_half(case: Case, record: Record, place: Path, last: str, heavy: Any) -
             record.refused = [str(refusal) for refusal in result.plan.refusals]
             record.removed = record.parameters - sum(p.numel() for p in rewritten.parameters())
         with _stage(record, place, "trained", last):
-            train(rewritten, args, kwargs, _untrained(result, trained))
+            train(rewritten, args, kwargs, _untrained(result, check.learns))
             torch.save(_outputs(rewritten.eval(), args, kwargs), place / "outputs.pt")
             repl_fx.save(result, place / "artifact", force=True)
 

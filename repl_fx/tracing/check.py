@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -54,31 +54,23 @@ class _Step:
     trains: bool = False
 
 
-def compare_steps(
-    model: nn.Module,
-    module: nn.Module,
-    args: Sequence[Any],
-    kwargs: Mapping[str, Any],
-    training: bool,
-    *,
-    seed: int = 0,
-) -> tuple[str, ...]:
-    """Run two modules two steps each, in one mode, and compare all they do.
+@dataclass(frozen=True)
+class ModeCheck:
+    """What two modules did in one mode, in two steps.
 
-    The second step has a backward pass too, with inputs that require gradients; the first compares what a forward does
-    without, and leaves behind the state that the second begins with. Two backward passes would cost half as much again.
-
-    Args:
-        model: the source; it and `module` are afterwards as they were.
-        module: what should equal it; its parameters and buffers may be the source's.
-        args, kwargs: inputs both can take.
-        training: the mode.
-        seed: for dropout and the like, one higher in the second step.
-
-    Returns:
-        One line for each thing that differs; empty where both did the same.
+    Attributes:
+        differences: one line for each thing that differs; empty where both did the same.
+        outputs: how many tensors the source returns.
+        speaks: whether any of them is not zero all over; where none is, equal outputs say little.
+        learns: the source's parameters, by all their names, that its loss reaches; likewise where `moves` is False.
+        moves: whether the gradient of any of them is not zero all over.
     """
-    return compare_modes(model, module, args, kwargs, (training,), seed=seed)[training]
+
+    differences: tuple[str, ...]
+    outputs: int
+    speaks: bool
+    learns: frozenset[str]
+    moves: bool
 
 
 def compare_modes(
@@ -89,9 +81,22 @@ def compare_modes(
     modes: Sequence[bool] = (False, True),
     *,
     seed: int = 0,
-) -> dict[bool, tuple[str, ...]]:
-    """`compare_steps` in several modes: what differs, by mode."""
-    found: dict[bool, tuple[str, ...]] = {}
+) -> Generator[ModeCheck, None, None]:
+    """Run two modules two steps each, mode by mode, and compare all they do.
+
+    The second step has a backward pass too, with inputs that require gradients; the first compares what a forward does
+    without, and leaves behind the state that the second begins with. Two backward passes would cost half as much again.
+
+    Args:
+        model: the source; it and `module` are afterwards as they were.
+        module: what should equal it; its parameters and buffers may be the source's.
+        args, kwargs: inputs both can take.
+        modes: training or not; each is run when its check is asked for.
+        seed: for dropout and the like, one higher in the second step.
+
+    Yields:
+        A check for each mode.
+    """
     with _parameters_kept(model, module) as restore:
         for training in modes:
             ours = _steps(model, args, kwargs, training, seed)
@@ -99,12 +104,28 @@ def compare_modes(
             theirs = _steps(module, args, kwargs, training, seed)
             restore()
             mode = "training" if training else "evaluation"
-            found[training] = tuple(
+            differences = tuple(
                 f"{mode}, step {number}: {difference}"
                 for number, (one, other) in enumerate(zip(ours, theirs, strict=True), start=1)
                 for difference in _differences(one, other)
             )
-    return found
+            check = _mode_check(model, differences, ours[-1])
+            # The gradients of a mode are as large as the model; the next mode does without.
+            del ours, theirs
+            yield check
+
+
+def _mode_check(model: nn.Module, differences: tuple[str, ...], step: _Step) -> ModeCheck:
+    named = dict(model.named_parameters(remove_duplicate=False))
+    gradients = {id(named[n]): g for n in named if (g := step.state.get(f"the gradient of {n}")) is not None}
+    outputs = [value for value in step.outputs if isinstance(value, Tensor)]
+    return ModeCheck(
+        differences,
+        outputs=len(outputs),
+        speaks=any(bool(output.any()) for output in outputs),
+        learns=frozenset(name for name, parameter in named.items() if id(parameter) in gradients),
+        moves=any(bool(gradient.any()) for gradient in gradients.values()),
+    )
 
 
 @contextmanager

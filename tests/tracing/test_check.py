@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 import repl_fx
 from repl_fx.errors import CaptureError
-from repl_fx.tracing.check import compare_steps
+from repl_fx.tracing.check import ModeCheck, compare_modes
 
 X = torch.linspace(-1, 1, 8).reshape(2, 4)
 
@@ -33,17 +33,46 @@ class ForInference(nn.Module):
             return made
 
 
+def check(model: nn.Module, module: nn.Module, training: bool) -> ModeCheck:
+    (found,) = compare_modes(model, module, (X,), {}, (training,))
+    return found
+
+
 def test_what_only_one_of_them_trains() -> None:
     plain, detached = nn.Linear(4, 4), Detached(4, 4)
     detached.load_state_dict(plain.state_dict())
-    assert compare_steps(detached, plain, (X,), {}, True) == tuple(
+    assert check(detached, plain, True).differences == tuple(
         f"training, step {step}: its outputs require a gradient, and those of the model do not" for step in (1, 2)
     )
-    assert (
-        "its outputs require no gradient, and those of the model do"
-        in compare_steps(plain, detached, (X,), {}, True)[0]
-    )
-    assert compare_steps(plain, plain, (X,), {}, True) == compare_steps(detached, detached, (X,), {}, False) == ()
+    assert "its outputs require no gradient, and those of the model do" in check(plain, detached, True).differences[0]
+    assert not check(plain, plain, True).differences and not check(detached, detached, False).differences
+
+
+def test_what_a_check_says_of_its_source() -> None:
+    plain, silent = nn.Linear(4, 4), nn.Linear(4, 4)
+    found = check(plain, plain, True)
+    assert found.learns == {"weight", "bias"} and found.outputs == 1 and found.speaks and found.moves
+    nn.init.zeros_(silent.weight)
+    nn.init.constant_(silent.bias, 0.5)
+    # The loss is least at a half, so that its gradient is zero.
+    assert not check(silent, silent, False).moves and check(silent, silent, False).learns == found.learns
+    nn.init.zeros_(silent.bias)
+    assert not check(silent, silent, False).speaks
+    assert not check(Detached(4, 4), Detached(4, 4), False).learns
+
+
+def test_a_parameter_that_a_forward_changes_is_put_back_when_the_check_ends() -> None:
+    class Moves(nn.Linear):
+        def forward(self, input: Tensor) -> Tensor:
+            self.bias.data = self.bias.data + 1.0
+            return super().forward(input)
+
+    model = Moves(4, 4)
+    before = model.bias.detach().clone()
+    checks = compare_modes(model, model, (X,), {})
+    next(checks)
+    checks.close()
+    assert torch.equal(model.bias, before)
 
 
 def test_inference_mode_inside_a_forward_is_not_taken_for_training() -> None:
