@@ -55,23 +55,39 @@ MUTATED = ("passes/*.py", "repl_fx/surrogates/*.py", "repl_fx/export/*.py", "rep
 # Tests of modules that have no file of their own at the mirrored place, or more than one.
 TESTS: dict[str, tuple[str, ...]] = {
     "repl_fx/plan.py": ("tests/test_transform.py",),
+    "passes/check_graph.py": ("tests/passes/test_check_graph.py", "tests/passes/test_replace_blocks.py"),
     "passes/choose_blocks.py": ("tests/passes/test_choose_blocks.py", "tests/passes/test_find_similar.py"),
     "repl_fx/surrogates/activations.py": ("tests/surrogates/test_lean.py", "tests/surrogates/test_slim.py"),
     "repl_fx/surrogates/auto.py": ("tests/surrogates/test_registry.py", "tests/surrogates/test_coarse.py"),
     "repl_fx/surrogates/channels.py": ("tests/passes/test_write_in_place.py",),
     "repl_fx/surrogates/identity.py": ("tests/test_transform.py",),
-    "repl_fx/surrogates/norms.py": ("tests/surrogates/test_lean.py", "tests/surrogates/test_slim.py"),
+    "repl_fx/surrogates/norms.py": (
+        "tests/surrogates/test_lean.py",
+        "tests/surrogates/test_slim.py",
+        "tests/surrogates/test_bottleneck.py",
+    ),
     "repl_fx/surrogates/rewired.py": ("tests/surrogates/test_coarse.py", "tests/surrogates/test_slim.py"),
-    "repl_fx/surrogates/site.py": ("tests/surrogates/test_registry.py", "tests/surrogates/test_blend.py"),
+    "repl_fx/surrogates/site.py": (
+        "tests/surrogates/test_registry.py",
+        "tests/surrogates/test_blend.py",
+        "tests/surrogates/test_coarse.py",
+    ),
+    "repl_fx/surrogates/coarse.py": ("tests/surrogates/test_coarse.py", "tests/surrogates/test_slim.py"),
+    "repl_fx/surrogates/lean.py": ("tests/surrogates/test_lean.py", "tests/surrogates/test_reuse.py"),
     "repl_fx/surrogates/slices.py": ("tests/surrogates/test_synthesis.py", "tests/surrogates/test_slim.py"),
     "repl_fx/surrogates/slim_weights.py": ("tests/surrogates/test_slim.py",),
     "repl_fx/surrogates/starts.py": ("tests/surrogates/test_lean.py", "tests/surrogates/test_slim.py"),
-    "repl_fx/surrogates/thin_layer.py": ("tests/surrogates/test_bottleneck.py",),
+    "repl_fx/surrogates/thin_layer.py": (
+        "tests/surrogates/test_thin_layer.py",
+        "tests/surrogates/test_bottleneck.py",
+    ),
     "repl_fx/surrogates/windows.py": ("tests/surrogates/test_coarse.py",),
     "repl_fx/export/noise.py": ("tests/export/test_verify.py", "tests/export/test_comparison.py"),
     "repl_fx/export/stateless.py": ("tests/export/test_onnx_model.py",),
     "repl_fx/export/translations.py": ("tests/export/test_edges.py",),
     "repl_fx/export/tensors.py": ("tests/export/test_onnx_model.py", "tests/export/test_layers.py"),
+    "repl_fx/export/optimizing.py": ("tests/export/test_optimizing.py", "tests/export/test_onnx_model.py"),
+    "repl_fx/export/verify.py": ("tests/export/test_verify.py", "tests/export/test_weights.py"),
 }
 
 # Loaded before the first fork. The package itself is not: each fork imports it with its mutant.

@@ -123,8 +123,6 @@ class _Chooser:
                 continue
             self.owned[cutting.members] = level
             chosen.append(_Found(cutting, tuple(children)))
-        for found in chosen:
-            self.owned[found.cutting.members] = level - 1
         return sorted(chosen, key=lambda found: int(found.cutting.members[0, 0]))
 
     def _inside(self, number: int, first: Ints) -> list[int]:

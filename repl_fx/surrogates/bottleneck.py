@@ -193,7 +193,7 @@ def _spatial(site: Site, branch: Branch) -> list[Mixer]:
 
 def _refuse_span(branch: Branch) -> str | None:
     for mixer in (*branch.entries, *branch.exits):
-        if mixer.weight is None or mixer.kind == "other":
+        if mixer.weight is None:
             return f"the weight of {mixer.node.name} is of a kind a thin layer cannot be made from"
     entry, end = branch.entries[0], branch.exits[0]
     if len({m.kind for m in branch.entries}) > 1 or len({m.kind for m in branch.exits}) > 1:

@@ -239,7 +239,7 @@ class _Planner:
         if mixer is None:
             return None
         axis = self.axes.get(mixer.input)
-        if mixer.weight is None or mixer.kind == "other" or axis is None:
+        if mixer.weight is None or axis is None:
             raise _Unlike(f"the weight of {node.name} is of a kind a slim block cannot be made from")
         if axis != mixer.axis % node.meta["val"].ndim:
             raise _Unlike(f"{node.name} does not work along axis {axis}, where the channels of its stream would be")

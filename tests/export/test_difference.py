@@ -26,6 +26,18 @@ def test_equal_infinities_are_equal_and_others_are_not() -> None:
     assert not difference(torch.tensor([1.0, 2.0]), torch.tensor([1.0, math.nan])).passed
 
 
+def test_integers_have_no_tolerance() -> None:
+    for dtype in (torch.int64, torch.uint8, torch.bool):
+        found = tolerance_for(dtype)
+        assert (found.rtol, found.atol) == (0.0, 0.0)
+
+
+def test_a_difference_without_finite_numbers_has_no_bound() -> None:
+    for made, bound in ((torch.tensor([math.nan, math.inf]), math.inf), (torch.empty(0), 0.0)):
+        found = difference(made, made.clone())
+        assert (found.max_abs, found.mean_abs, found.median_abs, found.max_rel) == (bound,) * 4
+
+
 def test_a_fill_value_does_not_loosen_the_tolerance_of_the_rest() -> None:
     ours = torch.cat([torch.randn(100, generator=torch.Generator().manual_seed(0)), torch.tensor([-1e9, -3.4e38])])
     theirs = ours.clone()

@@ -303,6 +303,7 @@ FLOATS: Cases = {
     "tri_idx": lambda x: torch.tril_indices(3, 3) + x.sum().long(),
     "entr": lambda x: torch.special.entr(x.abs()),
     "signb0": lambda x: (x * 0).signbit(),
+    "atan_ends": lambda x: torch.stack([torch.atan2((x + 0.3) * math.inf, (s - x) * math.inf) for s in (1.0, -1.0)]),
     "atan0": lambda x: torch.atan2(x * 0, x.flip(1) * 0 - 1),
     "scmean_in": lambda x: torch.ones(3, 4).scatter_reduce(1, torch.zeros(3, 4, dtype=torch.long), x, "mean"),
 }

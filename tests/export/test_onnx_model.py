@@ -356,6 +356,9 @@ def test_unusable_inputs(tmp_path: Path, args: tuple[object, ...], kwargs: dict[
 def test_opset(tmp_path: Path) -> None:
     path = export_onnx(nn.Linear(4, 4), tmp_path / "m.onnx", (torch.randn(2, 4),), opset=18)
     assert onnx.load(str(path)).opset_import[0].version == 18
+    with pytest.raises(ExportError, match="the model cannot be written in opset 7, only in 18; ask for 18"):
+        export_onnx(nn.LayerNorm(4), tmp_path / "old.onnx", (torch.randn(2, 4),), opset=7)
+    assert not (tmp_path / "old.onnx").exists()
     with pytest.raises(BadInput, match="opset 999 does not exist"):
         export_onnx(nn.Linear(4, 4), tmp_path / "m.onnx", (torch.randn(2, 4),), opset=999)
 

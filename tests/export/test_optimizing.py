@@ -5,12 +5,15 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import onnx
+import onnx_ir as ir
 import pytest
 import torch
 from torch import Tensor, nn
 
 from repl_fx.export import export_onnx, verify_onnx
+from repl_fx.export.optimizing import _drop_zero_biases, _register_strays
 
 
 class Net(nn.Module):
@@ -48,6 +51,32 @@ def test_a_factor_of_nearly_one_is_kept(function: Callable[[Tensor], Tensor], ki
     path = export_onnx(net, tmp_path / "m.onnx", (x,))
     assert verify_onnx(net, path, (x,))
     assert [node.op_type for node in onnx.load(path).graph.node] == [kind, "Sub"]
+
+
+def test_only_zeros_are_taken_off_a_convolution() -> None:
+    float_ = ir.DataType.FLOAT
+    x, weight, size = (ir.Value(name=name, type=ir.TensorType(float_)) for name in ("x", "weight", "size"))
+    nodes = []
+    for number in (0.0, 2.0):
+        constant = ir.node("Constant", [], {"value": ir.tensor(np.array(number, np.float32))})
+        spread = ir.node("Expand", [constant.outputs[0], size])
+        nodes += [constant, spread, ir.node("Conv", [x, weight, spread.outputs[0]])]
+    graph = ir.Graph([x, weight, size], [node.outputs[0] for node in nodes[2::3]], nodes=nodes, opset_imports={"": 18})
+    _drop_zero_biases(graph)
+    assert [len(node.inputs) for node in graph if node.op_type == "Conv"] == [2, 3]
+
+
+def test_every_constant_that_was_lost_is_given_back() -> None:
+    x = ir.Value(name="x", type=ir.TensorType(ir.DataType.FLOAT))
+    known, *lost = (ir.val(name, const_value=ir.tensor([1.0])) for name in ("c", "c", None, "c"))
+    nodes, total = [], x
+    for value in (known, *lost):
+        nodes.append(ir.node("Add", [total, value]))
+        total = nodes[-1].outputs[0]
+    graph = ir.Graph([x], [total], nodes=nodes, initializers=[known], opset_imports={"": 18})
+    _register_strays(graph)
+    assert set(graph.initializers) == {"c", "c_1", "constant_1", "c_2"}
+    assert {id(value) for value in graph.initializers.values()} == {id(value) for value in (known, *lost)}
 
 
 def test_nothing_is_added_where_nothing_is(tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ from torch import Tensor, fx, nn
 
 from repl_fx.capture import capture, check_capture
 from repl_fx.passes.follow_device import ANCHOR, follow_device_
+from repl_fx.runtime import enter_autocast
 
 
 class Model(nn.Module):
@@ -56,6 +57,17 @@ def test_moves_to_the_gpu_and_computes_the_same() -> None:
     model, x = nn.Sequential(nn.Linear(8, 8)), torch.randn(3, 8)
     gm = copy.deepcopy(capture(model, (x,))).cuda()
     torch.testing.assert_close(gm(x.cuda()).cpu(), model(x), rtol=0.0, atol=1e-5)
+
+
+def test_the_device_type_of_autocast_follows_and_other_words_stay() -> None:
+    graph, root = fx.Graph(), nn.Module()
+    region = graph.call_function(enter_autocast, ("cpu", torch.bfloat16, True, True))
+    spoken = graph.call_function(print, ("cpu",))
+    graph.output((region, spoken))
+    assert follow_device_(graph, root, torch.device("cpu")) == 1
+    kind = region.args[0]
+    assert isinstance(kind, fx.Node) and kind.args == (kind.all_input_nodes[0], "type")
+    assert spoken.args == ("cpu",)
 
 
 def test_counts_and_leaves_other_devices_alone() -> None:

@@ -76,6 +76,7 @@ def test_a_flag_becomes_the_mode_itself() -> None:
     gm, literals, switches = merged(dropout(True), dropout(False))
     assert (literals, switches) == (1, 0)
     assert [n.target for n in gm.graph.nodes if n.op == "get_attr"] == ["training"]
+    assert not any(n.target is select_mode for n in gm.graph.nodes)
     assert torch.equal(run(gm, False), torch.ones(2, 3))
     assert set(run(gm, True).unique().tolist()) <= {0.0, 2.0}
 
@@ -101,6 +102,66 @@ def test_a_copy_that_one_mode_needs_is_made_in_both(more_in_training: bool) -> N
     assert (literals, switches) == (0, 0)
     assert sum(n.target is aten.clone.default for n in gm.graph.nodes) == 1
     assert torch.equal(run(gm, True), run(gm, False))
+
+
+@pytest.mark.parametrize("more_in_training", [True, False])
+@pytest.mark.parametrize("earlier", [True, False])
+def test_a_copy_of_another_value_is_switched(more_in_training: bool, earlier: bool) -> None:
+    graphs = []
+    for copies in (more_in_training, not more_in_training):
+        graph = fx.Graph()
+        x = graph.placeholder("x")
+        doubled, tripled = (graph.call_function(torch.mul, (x, factor)) for factor in (2.0, 3.0))
+        one, other = (doubled, tripled) if earlier else (tripled, doubled)
+        taken = graph.call_function(aten.clone.default, (one,)) if copies else other
+        product = graph.call_function(torch.mul, (doubled, tripled))
+        graph.output(graph.call_function(torch.add, (graph.call_function(torch.neg, (taken,)), product)))
+        for node in graph.nodes:
+            if node.op != "output":
+                node.meta["val"] = torch.empty(2, 3, device="meta")
+        graphs.append(graph)
+    root = nn.Module()
+    result = merge_modes(graphs[0], graphs[1], root)
+    gm = fx.GraphModule(root, result.graph)
+    copied, plain = (4.0, 3.0) if earlier else (3.0, 4.0)
+    for training in (True, False):
+        assert run(gm, training)[0, 0] == (copied if training is more_in_training else plain)
+
+
+def test_a_value_of_training_may_stand_against_two_of_evaluation() -> None:
+    def train(graph: fx.Graph, x: fx.Node) -> Any:
+        a = graph.call_function(torch.neg, (x,))
+        return graph.call_function(torch.add, (a, graph.call_function(torch.mul, (a, 2.0))))
+
+    def evaluation(graph: fx.Graph, x: fx.Node) -> Any:
+        b, c = graph.call_function(torch.exp, (x,)), graph.call_function(torch.tanh, (x,))
+        return graph.call_function(torch.add, (b, graph.call_function(torch.mul, (c, 2.0))))
+
+    gm, _, _ = merged(train, evaluation)
+    x = torch.ones(2, 3)
+    assert torch.equal(run(gm, True), -3 * x)
+    torch.testing.assert_close(run(gm, False), x.exp() + 2 * x.tanh())
+
+
+def test_the_mode_is_that_of_the_module_that_asks() -> None:
+    class Inner(nn.Module):
+        """One that its owner may keep in evaluation."""
+
+    root = nn.Module()
+    root.outer = nn.Module()
+    root.outer.inner = Inner()
+
+    def dropout(training: bool) -> fx.Graph:
+        graph = graph_of(lambda g, x: g.call_function(aten.dropout.default, (x, 0.5, training)))
+        (node,) = (n for n in graph.nodes if n.op == "call_function")
+        node.meta["nn_module_stack"] = {"a": ("", nn.Module), "b": ("outer", nn.Module), "c": ("outer.inner", Inner)}
+        return graph
+
+    result = merge_modes(dropout(True), dropout(False), root)
+    assert [n.target for n in result.graph.nodes if n.op == "get_attr"] == ["outer.inner.training"]
+    gm = fx.GraphModule(root, result.graph).train()
+    gm.get_submodule("outer.inner").eval()
+    assert torch.equal(gm(torch.ones(2, 3)), torch.ones(2, 3))
 
 
 @pytest.mark.parametrize("more_in_training", [True, False])

@@ -88,6 +88,21 @@ def test_parallel_branches_and_cross_attention() -> None:
     split = _split(nn.Sequential(*(Parallel() for _ in range(3))), torch.randn(2, 8))
     assert _ends(split) == [(["1.a1"], ["1.a2"]), (["1.b1"], ["1.b2"])]
 
+    class Staggered(nn.Module):
+        """Its second head reads another value of the stream than its first."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.norm = nn.LayerNorm(8)
+            self.early, self.late, self.out = (nn.Linear(8, 8) for _ in range(3))
+
+        def forward(self, x: Tensor) -> Tensor:
+            out: Tensor = x + self.out(self.early(x) * self.late(self.norm(x)))
+            return out
+
+    split = _split(nn.Sequential(*(Staggered() for _ in range(3))), torch.randn(2, 8))
+    assert _ends(split) == [(["1.early"], ["1.out"])]
+
     class Cross(nn.Module):
         def __init__(self) -> None:
             super().__init__()

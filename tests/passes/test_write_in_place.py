@@ -33,17 +33,20 @@ class Stream(nn.Module):
         self.dropout = nn.Dropout(dropout)
 
     def forward(self, x: Tensor) -> Any:
-        """The stream; with `tap`, the sums before or the values behind the activation as well."""
+        """The stream; with `tap`, the ends of the branches, the sums or what is behind the activation as well."""
         x = self.stem(x)
         seen = []
         for conv, norm in zip(self.convs, self.norms, strict=True):
             y = self.dropout(norm(conv(x)))
+            if self.tap == "branch":
+                seen.append(y)
             if self.in_place:
                 y += x
             else:
                 y = x + y
             x = F.relu(y, inplace=self.in_place) if self.relu else y
-            seen.append(y if self.tap == "sum" else x)
+            if self.tap != "branch":
+                seen.append(y if self.tap == "sum" else x)
         return (x, *seen) if self.tap else x
 
 
@@ -176,6 +179,11 @@ def test_a_stream_that_is_read_elsewhere_is_copied(relu: bool, tap: str) -> None
     first = stem(x)
     total = first + norm(conv(first))
     torch.testing.assert_close(seen, total if tap == "sum" or not relu else F.relu(total))
+
+
+def test_a_sum_that_is_read_under_the_name_of_its_branch_is_copied() -> None:
+    gm = _transformed(Stream(relu=False, in_place=True, tap="branch")).eval()
+    assert _calls(gm, put_channels) == 0 and _calls(gm, torch.cat) == 2
 
 
 def test_a_hook_on_the_activation_is_still_called() -> None:

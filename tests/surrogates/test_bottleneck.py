@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 import repl_fx
 from repl_fx.passes.fold_surrogates import is_synthesis
+from repl_fx.surrogates.bottleneck import _layout_change
 from repl_fx.surrogates.thin_layer import ThinForms, ThinSynthesis, WeightForm
 from tests.nets import ConvNet, TokenNet, TransformerBlock, as_after_training, images, tokens
 
@@ -132,8 +133,28 @@ def test_thin_layer_of_a_convolution_keeps_a_depthwise_kernel_and_a_norm() -> No
     assert report.parameters_after < 0.1 * report.parameters_before
 
 
+@pytest.mark.parametrize(
+    ("given_", "made", "axes", "change"),
+    [
+        ((2, 8, 5, 6), (2, 4, 5, 6), (1, 1), "none"),
+        ((2, 8, 5, 6), (2, 4, 6, 5), (1, 1), None),
+        ((2, 8, 5, 6), (2, 5, 6, 4), (1, -1), "channels last"),
+        ((2, 5, 6, 8), (2, 4, 5, 6), (-1, 1), "channels first"),
+        ((2, 8, 5, 6), (2, 6, 5, 4), (1, -1), None),
+        ((2, 8), (2, 4), (1, -1), None),
+        ((2, 8, 5, 6), (2, 30, 4), (1, -1), "flatten"),
+        ((2, 8, 5, 6), (2, 31, 4), (1, -1), None),
+        ((2, 8, 5, 6), (3, 30, 4), (1, -1), None),
+    ],
+)
+def test_layouts_are_told_apart(
+    given_: tuple[int, ...], made: tuple[int, ...], axes: tuple[int, int], change: str | None
+) -> None:
+    assert _layout_change(torch.empty(given_), torch.empty(made), *axes) == change
+
+
 def test_width_setting() -> None:
-    for settings_, width in (({"width": 3}, 3), ({"ratio": 0.5}, 8), ({}, 4)):
+    for settings_, width in (({"width": 3}, 3), ({"ratio": 0.5}, 8), ({}, 4), ({"ratio": 0.01}, 1)):
         gm = repl_fx.transform(TokenNet(), (tokens(),), surrogate="bottleneck", settings=settings_).graph_module
         made = [m for m in gm.modules() if isinstance(m, ThinSynthesis)]
         assert {m.width for m in made} == {width}

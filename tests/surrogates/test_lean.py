@@ -107,6 +107,73 @@ def test_what_follows_may_write_into_the_result(dims: tuple[int, ...]) -> None:
     torch.testing.assert_close(branch(x, *state).mul_(0.5).add_(1.0), wanted)
 
 
+def _attended(layer: LeanAttention, plain: Callable[[Tensor], Tensor], *given: Tensor | None) -> Tensor:
+    """What the docstring of the layer says, head by head; (batch, positions, features)."""
+    x, weight, out, bias, bias_out, *rest = given
+    assert x is not None and weight is not None and out is not None
+    values = F.linear(plain(x), weight, bias)
+    heads = []
+    for number, of_head in enumerate(values.chunk(layer.heads, -1)):
+        if layer.scaled:
+            q, k, mask = rest
+            assert q is not None and k is not None and mask is not None
+            scores = layer.scale * q[:, number] @ k[:, number].mT + mask  # type: ignore[operator]
+            amap = scores.softmax(-1)
+        else:
+            assert rest[0] is not None
+            amap = rest[0][:, number]
+        heads.append(amap @ of_head)
+    joined: Tensor = F.linear(torch.cat(heads, -1), out, bias_out)
+    return joined
+
+
+@pytest.mark.parametrize("norm", ["layer", "rms", "none"])
+@pytest.mark.parametrize("scaled", [True, False])
+@pytest.mark.parametrize("batch_first", [True, False])
+def test_an_attention_is_its_docstring_and_gradients_are_right(norm: str, scaled: bool, batch_first: bool) -> None:
+    torch.manual_seed(0)
+    layer = LeanAttention(norm, 1e-5, 2, scaled=scaled, scale=0.3 if scaled else None, batch_first=batch_first)
+    sizes: list[tuple[int, ...]] = [(3, 5, 12), (4, 12), (12, 4), (4,), (12,)]
+    sizes += [(3, 2, 5, 6), (3, 2, 5, 6), (5, 5)] if scaled else [(3, 2, 5, 5)]
+    given = [torch.randn(size, dtype=torch.float64, requires_grad=True) for size in sizes]
+    drop = [0.0] if scaled else []
+
+    def run(x: Tensor, *rest: Tensor) -> Tensor:
+        made: Tensor = layer(x if batch_first else x.transpose(0, 1), *rest, *drop)
+        return made if batch_first else made.transpose(0, 1)
+
+    expected = _attended(layer, _plain(norm), *given)
+    torch.testing.assert_close(run(*given), expected)
+    assert torch.autograd.gradcheck(run, tuple(given))
+    with torch.no_grad():
+        torch.testing.assert_close(run(*given), expected)
+
+
+@pytest.mark.parametrize("dims", [2, 3, None])
+def test_what_an_attention_drops_is_dropped_again_in_the_backward_pass(dims: int | None) -> None:
+    layer = LeanAttention("layer", 1e-5, 2, scaled=True, dims=dims)
+    torch.manual_seed(0)
+    x, weight, out = (
+        torch.randn(size, dtype=torch.float64, requires_grad=True) for size in ((3, 5, 12), (4, 12), (12, 4))
+    )
+    queries, keys = torch.randn(2, 3, 2, 5, 6, dtype=torch.float64)
+    made, toward = [], []
+    for plain in (False, True):
+        torch.manual_seed(1)
+        normalised = layer.normalised(x)[0]
+        if plain:
+            result = layer.mixed(normalised, weight, out, None, None, queries, keys, None, 0.5)
+        else:
+            result = layer(x, weight, out, None, None, queries, keys, None, 0.5)
+        state = torch.get_rng_state()
+        toward.append(torch.autograd.grad(result.square().sum(), (x, weight, out)))
+        assert torch.equal(torch.get_rng_state(), state)
+        made.append(result)
+    assert made[0].ndim == (dims or 3)
+    torch.testing.assert_close(made[0], made[1])
+    torch.testing.assert_close(toward[0], toward[1])
+
+
 def test_what_follows_an_attention_may_write_into_the_result() -> None:
     layer = LeanAttention("layer", 1e-5, 2, scaled=False)
     x, amap = torch.randn(3, 5, 12, requires_grad=True), torch.rand(3, 2, 5, 5)

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 import repl_fx
 from repl_fx.passes.fold_surrogates import is_synthesis
 from repl_fx.surrogates.activations import is_activation
+from repl_fx.surrogates.slim import _order
 from repl_fx.surrogates.slim_weights import Cut, SlimSynthesis, SlimWeights
 from tests.nets import (
     ConvNet,
@@ -368,6 +369,31 @@ class _Dropping(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return F.dropout(x, 0.5, self.training)
+
+
+class _Picky(nn.Module):
+    """Random, and takes pictures of one size alone."""
+
+    def __init__(self, kind: type[Exception]) -> None:
+        super().__init__()
+        self.kind = kind
+
+    def forward(self, x: Tensor) -> Tensor:
+        if tuple(x.shape[1:]) != (16, 8, 8):
+            raise self.kind(f"no pictures of {tuple(x.shape)}")
+        return F.dropout(x, 0.5, self.training)
+
+
+@pytest.mark.parametrize("kind", [RuntimeError, ValueError, TypeError, IndexError])
+def test_a_module_that_cannot_be_asked_is_refused(kind: type[Exception]) -> None:
+    model = nn.Sequential(*(Residual(nn.Conv2d(16, 16, 1), _Picky(kind), nn.Conv2d(16, 16, 1)) for _ in range(3)))
+    gm = repl_fx.capture(model, (torch.randn(2, 16, 8, 8),))
+    picky = [n for n in gm.graph.nodes if n.op == "call_module" and type(gm.get_submodule(n.target)) is _Picky]
+    assert len(picky) == 3 and not any(is_activation(gm, node) for node in picky)
+    assert all(_order(gm, node, 4) is None for node in picky)
+    for surrogate, reason in (("slim", "no pictures of"), ("coarse", "at a lower resolution")):
+        with pytest.raises(repl_fx.NothingToReplace, match=reason):
+            repl_fx.transform(model, (torch.randn(2, 16, 8, 8),), surrogate=surrogate)
 
 
 def test_planning_draws_no_numbers_and_dropout_is_no_activation() -> None:
