@@ -128,6 +128,9 @@ FLOATS: Cases = {
         1, torch.zeros(3, 4, dtype=torch.long), x, "mean", include_self=False
     ),
     "scat_prod": lambda x: torch.ones(3, 4).scatter_reduce(1, torch.ones(3, 4, dtype=torch.long), x, "prod"),
+    "scat_amax_ns": lambda x: torch.full((3, 4), 99.0).scatter_reduce(
+        1, torch.zeros(3, 4, dtype=torch.long), x, "amax", include_self=False
+    ),
     "scat_amin_ns": lambda x: torch.zeros(3, 4).scatter_reduce(
         1, torch.ones(3, 4, dtype=torch.long), x, "amin", include_self=False
     ),
@@ -457,6 +460,7 @@ SPECIALS: Cases = {
 }
 
 IMAGES: Cases = {
+    "avg_unbatched": lambda x: F.avg_pool2d(x[0], 2),
     "mp_ceil": lambda x: F.max_pool2d(x, 3, 2, ceil_mode=True),
     "mp_dil": lambda x: F.max_pool2d(x, 2, 1, 0, dilation=2),
     "mp_idx": lambda x: F.max_pool2d(x, 2, return_indices=True)[1],

@@ -86,6 +86,23 @@ def test_a_surrogate_that_cannot_be_trained_is_refused(kind: str, monkeypatch: p
     repl_fx.transform(model, (tokens(),), plan=made.plan, check=False)
 
 
+def test_a_parameter_of_the_model_that_nothing_uses_hides_no_dead_surrogate(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Spare(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.spare = nn.Parameter(torch.ones(2))
+            self.body = nn.Sequential(*(_Perceptron() for _ in range(3)))
+
+        def forward(self, x: Tensor) -> Tensor:
+            made: Tensor = self.body(x)
+            return made
+
+    apply, reason = MADE["dead"]
+    register(monkeypatch, apply)
+    with pytest.raises(NothingToReplace, match=f"body.1: given .*{reason}"):
+        repl_fx.transform(Spare(), (torch.randn(4, 16),), surrogate="given")
+
+
 def test_auto_goes_on_to_its_next_choice_for_the_culprit_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     build = Bottleneck.build
 

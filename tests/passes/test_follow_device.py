@@ -38,6 +38,7 @@ def test_no_device_is_left_in_the_graph() -> None:
     model, x = Model(), torch.randn(3, 8)
     gm = capture(model, (x,))
     assert literals(gm.graph) == []
+    assert next(iter(gm.graph.nodes)).op == "placeholder"
     assert check_capture(model, gm, (x,))
     # The anchor is no part of the saved state.
     assert ANCHOR in dict(gm.named_buffers()) and ANCHOR not in gm.state_dict()

@@ -109,7 +109,8 @@ def test_parallel_branches_and_cross_attention() -> None:
             self.q, self.k, self.v, self.o = (nn.Linear(8, 8) for _ in range(4))
 
         def forward(self, x: Tensor, memory: Tensor) -> Tensor:
-            out: Tensor = x + self.o(F.scaled_dot_product_attention(self.q(x), self.k(memory), self.v(memory)))
+            k, v = self.k(memory), self.v(memory)
+            out: Tensor = x + self.o(F.scaled_dot_product_attention(self.q(x), k, v))
             return out
 
     class Decoder(nn.Module):

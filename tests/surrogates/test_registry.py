@@ -1,11 +1,13 @@
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from typing import Any
 
 import pytest
 
 import repl_fx
+from repl_fx.errors import BadInput
 from repl_fx.surrogates import make_surrogate, register_surrogate
 from repl_fx.surrogates.blend import Blend, BlendConfig
 from tests.nets import ConvNet, TokenNet, images, tokens
@@ -45,3 +47,9 @@ def test_auto_hands_its_settings_on() -> None:
         assert replacement.surrogate == key
         for name in (own, "weights", "train_neighbours"):
             assert replacement.settings[name] == settings[name]
+
+
+def test_an_unknown_setting_is_named_with_the_known_ones() -> None:
+    message = "surrogate 'blend' has no setting 'colour'; its settings are per, train_neighbours"
+    with pytest.raises(BadInput, match=re.escape(message)):
+        make_surrogate("blend", {"per": "tensor", "colour": "red"})

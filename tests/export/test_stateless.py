@@ -1,0 +1,49 @@
+"""Updates of buffers are left out of a file, or the export is refused."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import repl_fx
+from repl_fx.errors import ExportError
+from repl_fx.export.stateless import drop_updates_
+
+
+class Counts(nn.Module):
+    """Two counters, one of which may be read."""
+
+    calls: Tensor
+    sums: Tensor
+
+    def __init__(self, *, reads: bool) -> None:
+        super().__init__()
+        self.reads = reads
+        self.fc = nn.Linear(4, 4)
+        self.register_buffer("calls", torch.zeros(()))
+        self.register_buffer("sums", torch.zeros(4))
+        self.register_buffer("still", torch.ones(4))
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.calls = self.calls + 1
+        self.sums += x.detach().sum(0)
+        y: Tensor = self.fc(x) * self.still
+        return y + self.sums if self.reads else y
+
+
+def test_updates_that_no_output_depends_on_are_left_out() -> None:
+    model, x = Counts(reads=False), torch.randn(2, 4)
+    gm = repl_fx.capture(model, (x,))
+    expected = model(x)
+    assert drop_updates_(gm) == 2 and drop_updates_(gm) == 0
+    gm.recompile()
+    before = {name: buffer.clone() for name, buffer in gm.named_buffers()}
+    assert torch.equal(gm(x), expected)
+    assert all(torch.equal(buffer, before[name]) for name, buffer in gm.named_buffers())
+
+
+def test_an_output_that_depends_on_a_change_is_refused() -> None:
+    gm = repl_fx.capture(Counts(reads=True), (torch.randn(2, 4),))
+    with pytest.raises(ExportError, match="the outputs depend on buffer sums, which each forward changes"):
+        drop_updates_(gm)
