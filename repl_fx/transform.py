@@ -297,6 +297,9 @@ def transform(
         PlanMismatch: `plan` was made for another model, or what it makes of this one does not train.
     """
     tell = progress or (lambda stage: None)
+    if plan is None:
+        # A word that is misspelt should not cost a capture.
+        make_surrogate(surrogate, settings)
     require_capturable(model, args, kwargs)
     if not allow_nan:
         require_finite(model)

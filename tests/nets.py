@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-import copy
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
 import repl_fx
+from repl_fx.partial import CapturedParts
 from repl_fx.passes.fold_surrogates import is_synthesis
+from repl_fx.surrogates import make_surrogate
+from repl_fx.transform import Options, rewrite
 
 
 class Attention(nn.Module):
@@ -171,6 +174,23 @@ def as_after_training(gm: nn.Module) -> None:
                 parameter.add_(torch.randn_like(parameter), alpha=0.3)
 
 
+_captured: tuple[nn.Module, Tensor, CapturedParts] | None = None
+
+
+def rewritten(
+    model: nn.Module, x: Tensor, surrogate: str, settings: Mapping[str, Any] | None = None
+) -> repl_fx.TransformResult:
+    """What `repl_fx.transform` makes of a model, which is captured once while tests ask for no other.
+
+    The results share their parameters with the model and with each other.
+    """
+    global _captured
+    make_surrogate(surrogate, settings)
+    if _captured is None or _captured[0] is not model or _captured[1] is not x:
+        _captured = model, x, repl_fx.capture_parts(model, (x,))
+    return rewrite(_captured[2], Options(surrogate=surrogate, settings=settings), (x,), {})
+
+
 def check_starts_as_if_pruned_and_folds(
     model: nn.Module, gm: fx.GraphModule, x: Tensor, file: Path | None, *, layer_scale: bool
 ) -> dict[str, Tensor | None]:
@@ -186,7 +206,7 @@ def check_starts_as_if_pruned_and_folds(
     Returns:
         The gradients at the start of the surrogates' own parameters, by name.
     """
-    pruned = repl_fx.transform(copy.deepcopy(model), (x,), surrogate="identity").graph_module.train()
+    pruned = rewritten(model, x, "identity").graph_module.train()
     made = gm.train()(x)
     if layer_scale:
         assert not torch.equal(made, pruned(x)) and (made - pruned(x)).abs().max() < made.abs().max()

@@ -4,6 +4,7 @@ import copy
 import warnings
 from collections.abc import Callable, Collection
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -361,3 +362,14 @@ def test_a_seed_decides_what_surrogates_begin_with(in_parts: bool) -> None:
     assert all(torch.equal(a, b) for a, b in zip(_made(first), _made(same), strict=True))
     assert all(torch.equal(a, b) for a, b in zip(_made(first), _made(replayed), strict=True))
     assert not all(torch.equal(a, b) for a, b in zip(_made(first), _made(other), strict=True))
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [({"surrogate": "blnd"}, "blnd"), ({"surrogate": "blend", "settings": {"per": "word"}}, "per")],
+)
+def test_a_misspelt_surrogate_is_refused_before_the_capture(wrong: dict[str, Any], message: str) -> None:
+    told: list[str] = []
+    with pytest.raises(repl_fx.ReplFxError, match=message):
+        repl_fx.transform(ConvNet(), (images(),), progress=told.append, **wrong)
+    assert told == []

@@ -73,17 +73,17 @@ def register(monkeypatch: pytest.MonkeyPatch, apply: Callable[[Tensor, Tensor], 
 def test_a_surrogate_that_cannot_be_trained_is_refused(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
     apply, reason = MADE[kind]
     register(monkeypatch, apply)
-    model = TokenNet(depth=3)
+    model, x = nn.Sequential(*(_Perceptron() for _ in range(3))), torch.randn(4, 16)
     if kind == "dead":
         # Captured in parts, the whole is checked.
-        with pytest.raises(NothingToReplace, match=f"body.blocks.1: given .*{reason}"):
-            repl_fx.transform(Counts(model), (tokens(),), surrogate="given")
-    with pytest.raises(NothingToReplace, match=f"blocks.1: given .*{reason}"):
-        repl_fx.transform(model, (tokens(),), surrogate="given")
-    made = repl_fx.transform(model, (tokens(),), surrogate="given", check=False)
+        with pytest.raises(NothingToReplace, match=f"body.1: given .*{reason}"):
+            repl_fx.transform(Counts(model), (x,), surrogate="given")
+    with pytest.raises(NothingToReplace, match=f"1: given .*{reason}"):
+        repl_fx.transform(model, (x,), surrogate="given")
+    made = repl_fx.transform(model, (x,), surrogate="given", check=False)
     with pytest.raises(PlanMismatch, match=f"cannot be trained: given .*{reason}"):
-        repl_fx.transform(model, (tokens(),), plan=made.plan)
-    repl_fx.transform(model, (tokens(),), plan=made.plan, check=False)
+        repl_fx.transform(model, (x,), plan=made.plan)
+    repl_fx.transform(model, (x,), plan=made.plan, check=False)
 
 
 def test_a_parameter_of_the_model_that_nothing_uses_hides_no_dead_surrogate(monkeypatch: pytest.MonkeyPatch) -> None:

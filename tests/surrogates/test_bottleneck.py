@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import copy
 from dataclasses import replace
 from typing import Any
 
@@ -16,7 +15,7 @@ from repl_fx.passes.fold_surrogates import is_synthesis
 from repl_fx.surrogates.bottleneck import _layout_change
 from repl_fx.surrogates.lean import LeanBranch
 from repl_fx.surrogates.thin_layer import ThinForms, ThinSynthesis, WeightForm
-from tests.nets import ConvNet, TokenNet, TransformerBlock, as_after_training, images, tokens
+from tests.nets import ConvNet, TokenNet, TransformerBlock, as_after_training, images, rewritten, tokens
 
 PLAIN = WeightForm(transposed=False, groups=1)
 
@@ -161,8 +160,9 @@ def test_a_bottleneck_between_linear_layers_keeps_its_input_alone() -> None:
 
 
 def test_width_setting() -> None:
+    model, x = TokenNet(), tokens()
     for settings_, width in (({"width": 3}, 3), ({"ratio": 0.5}, 8), ({}, 4), ({"ratio": 0.01}, 1)):
-        gm = repl_fx.transform(TokenNet(), (tokens(),), surrogate="bottleneck", settings=settings_).graph_module
+        gm = rewritten(model, x, "bottleneck", settings_).graph_module
         made = [m for m in gm.modules() if isinstance(m, ThinSynthesis)]
         assert {m.width for m in made} == {width}
 
@@ -329,7 +329,7 @@ def test_training_begins_with_the_depth_pruned_network(kind: str, weights: str) 
     x = images(16) if kind == "conv" else tokens(16)
     model = ConvNet(depth=3) if kind == "conv" else TokenNet(depth=3, post_norm=kind == "post_norm")
     pruned, thin = (
-        repl_fx.transform(copy.deepcopy(model), (x,), surrogate=key, settings=settings_).graph_module.train()
+        rewritten(model, x, key, settings_).graph_module.train()
         for key, settings_ in (("identity", None), ("bottleneck", {"weights": weights}))
     )
     made = thin(x)

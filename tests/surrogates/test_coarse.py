@@ -24,6 +24,7 @@ from tests.nets import (
     as_after_training,
     check_starts_as_if_pruned_and_folds,
     images,
+    rewritten,
     tokens,
 )
 
@@ -88,7 +89,7 @@ NETS: dict[str, Callable[[], tuple[nn.Module, Tensor]]] = {
 
 
 def _coarse(model: nn.Module, x: Tensor, **settings: Any) -> fx.GraphModule:
-    return repl_fx.transform(model, (x,), surrogate="coarse", settings=settings or None).graph_module
+    return rewritten(model, x, "coarse", settings).graph_module
 
 
 def _synthesis(gm: nn.Module) -> CoarseSynthesis:

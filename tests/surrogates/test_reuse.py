@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Sequence
 from typing import Any, cast
 
@@ -15,12 +14,12 @@ import repl_fx
 from repl_fx.errors import NothingToReplace
 from repl_fx.surrogates.lean import LeanAttention
 from repl_fx.surrogates.reuse import ValueSynthesis
-from tests.nets import ConvNet, TokenNet, TransformerBlock, as_after_training, images, tokens
+from tests.nets import ConvNet, TokenNet, TransformerBlock, as_after_training, images, rewritten, tokens
 from tests.test_attention import Net
 
 
 def _reused(model: nn.Module, x: Tensor, **settings: Any) -> fx.GraphModule:
-    return repl_fx.transform(model, (x,), surrogate="reuse", settings=settings).graph_module
+    return rewritten(model, x, "reuse", settings).graph_module
 
 
 def _synthesis(gm: nn.Module) -> ValueSynthesis:
@@ -57,7 +56,7 @@ def test_it_is_its_docstring() -> None:
 @pytest.mark.parametrize("weights", ["neighbours", "own"])
 def test_training_begins_with_the_depth_pruned_network(weights: str) -> None:
     model, x = TokenNet(depth=3, dropout=0.1), tokens()
-    pruned = repl_fx.transform(copy.deepcopy(model), (x,), surrogate="identity").graph_module
+    pruned = rewritten(model, x, "identity").graph_module
     gm = _reused(model, x, weights=weights)
     torch.testing.assert_close(gm.eval()(x), pruned.eval()(x))
     gm.train()(x).square().sum().backward()

@@ -21,6 +21,7 @@ from tests.nets import (
     as_after_training,
     check_starts_as_if_pruned_and_folds,
     images,
+    rewritten,
     tokens,
 )
 
@@ -115,7 +116,7 @@ def _net(block: Callable[[], nn.Module], depth: int = 3) -> nn.Module:
 
 
 def _slim(model: nn.Module, x: Tensor, **settings: object) -> repl_fx.TransformResult:
-    return repl_fx.transform(model, (x,), surrogate="slim", settings=settings or None)
+    return rewritten(model, x, "slim", settings)
 
 
 @pytest.mark.parametrize("weights", ["neighbours", "own"])
@@ -154,8 +155,10 @@ def test_blocks_of_many_kinds_start_as_if_pruned_train_and_fold(kind: str, weigh
 
 
 def test_every_width_shrinks_alike() -> None:
+    nets, x = {block: _net(block) for block in (_basic, _narrow, _before_activation, _grouped, Next)}, images()
+
     def sizes(block: Callable[[], nn.Module], **settings: object) -> list[tuple[int, ...]]:
-        gm = _slim(_net(block), images(), **settings).graph_module
+        gm = _slim(nets[block], x, **settings).graph_module
         (node,) = (node for node in gm.graph.nodes if is_synthesis(gm, node))
         return [tuple(value.shape) for value in node.meta["val"]]
 
