@@ -16,13 +16,15 @@ import inspect
 import random
 import re
 import sys
+import sysconfig
 import textwrap
 from collections import Counter, OrderedDict, defaultdict, deque
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from enum import Enum
-from types import CellType, FunctionType, MappingProxyType, ModuleType
+from itertools import chain
+from types import CellType, FunctionType, MappingProxyType, MethodType, ModuleType
 from typing import Any
 
 import numpy as np
@@ -44,6 +46,8 @@ _NOTES = frozenset({"_output_capturing_hooks_installed"})
 _GENERATORS = (random.Random, np.random.Generator, np.random.RandomState, torch.Generator)
 # Libraries whose objects, classes and modules are no part of a model's own state.
 _FOREIGN = ("torch", "numpy", "logging", "threading", "typing", "abc", "enum", "inspect", "repl_fx", "builtins")
+# Where installed packages and Python's own files are.
+_INSTALLED = tuple(dict.fromkeys(sysconfig.get_path(name) for name in ("stdlib", "platstdlib", "purelib", "platlib")))
 # What is reachable from a model is looked at up to this many values (a vocabulary has more) and this deep.
 _MOST = 200_000
 _DEEPEST = 6
@@ -111,14 +115,10 @@ class PythonState:
             self._values.update((_dotted(path, name), None) for name in empty)
         kinds = dict.fromkeys(kind for module in modules for kind in type(module).__mro__ if not _is_foreign(kind))
         for kind in kinds:
-            self._enter(kind.__qualname__, kind, _plain_attributes(kind), 0)
-            for function in vars(kind).values():
-                if isinstance(function, FunctionType):
-                    self._enter_function(function)
-        for name in dict.fromkeys(kind.__module__ for kind in kinds):
-            if name in sys.modules:
-                self._enter(name, sys.modules[name], _plain_attributes(sys.modules[name]), 0)
-
+            self._enter_class(kind)
+        own = dict.fromkeys(sys.modules[kind.__module__] for kind in kinds if kind.__module__ in sys.modules)
+        for file in dict.fromkeys(chain(own, *map(_imported, own))):
+            self._enter_file(file)
         for name, value in values.items():
             self._look(name, value, 0)
 
@@ -149,13 +149,39 @@ class PythonState:
         for key, value in _items(content):
             self._look(f"{path}[{_shown(key)}]" if inside else _dotted(path, key), value, depth + 1)
 
+    def _enter_class(self, kind: type) -> None:
+        if id(kind) in self._seen:
+            return
+        self._seen.add(id(kind))
+        self._enter(kind.__qualname__, kind, _plain_attributes(kind), 0)
+        for value in vars(kind).values():
+            function = value.fget if isinstance(value, property) else getattr(value, "__func__", value)
+            if isinstance(function, FunctionType):
+                self._enter_function(function)
+
+    def _enter_file(self, file: ModuleType) -> None:
+        """Enter what a forward may count in besides its module: variables, functions, classes and objects of a file."""
+        name = file.__name__
+        self._enter(name, file, _plain_attributes(file), 0)
+        for key, value in list(vars(file).items()):
+            if isinstance(value, FunctionType) and value.__module__ == name:
+                self._enter_function(value)
+            elif isinstance(value, type) and value.__module__ == name:
+                self._enter_class(value)
+            elif not isinstance(value, type) and type(value).__module__ in (name, "types"):
+                self._look(_dotted(name, key), value, 0)
+
     def _enter_function(self, function: FunctionType) -> None:
         """Enter what a method counts in besides its object: a closure, a mutable default, attributes of its own."""
+        if id(function) in self._seen or _is_foreign(function):
+            return
+        self._seen.add(id(function))
         path = function.__qualname__
         cells = zip(function.__code__.co_freevars, function.__closure__ or (), strict=True)
-        for name, value in (*cells, *enumerate(function.__defaults__ or ()), *vars(function).items()):
-            if name != "__wrapped__":
-                self._look(f"{path}: {name}", value, 0)
+        defaults = (*enumerate(function.__defaults__ or ()), *(function.__kwdefaults__ or {}).items())
+        for name, value in (*cells, *defaults):
+            self._look(f"{path}: {name}", value, 0)
+        self._look(path, vars(function), 0)
 
     def _look(self, path: str, value: Any, depth: int) -> None:
         if len(self._values) >= _MOST or depth > _DEEPEST:
@@ -175,6 +201,14 @@ class PythonState:
             self._values[path] = repr(state.tolist() if isinstance(state, Tensor) else state)
         elif isinstance(value, Iterator):
             self.iterators.append(path)
+        elif isinstance(value, FunctionType):
+            self._enter_function(value)
+        elif isinstance(value, MethodType):
+            self._look(f"{path}.__func__", value.__func__, depth + 1)
+            self._look(f"{path}.__self__", value.__self__, depth + 1)
+        elif isinstance(value, functools.partial):
+            self._look(f"{path}.func", value.func, depth + 1)
+            self._look(path, (*value.args, *value.keywords.values()), depth + 1)
         elif isinstance(value, (tuple, frozenset)):
             for index, item in enumerate(value):
                 self._look(f"{path}[{index}]", item, depth + 1)
@@ -315,15 +349,31 @@ def _plain_attributes(holder: Any) -> dict[str, Any]:
     }
 
 
-def _is_foreign(kind: type) -> bool:
-    return kind.__module__.split(".")[0] in _FOREIGN
+def _imported(file: ModuleType) -> Iterator[ModuleType]:
+    """The user's own files, not installed ones, that a file of the user's imports from."""
+    if _is_installed(file):
+        return
+    for value in list(vars(file).values()):
+        name = value.__name__ if isinstance(value, ModuleType) else getattr(value, "__module__", None)
+        imported = sys.modules.get(name) if isinstance(name, str) else None
+        if imported is not None and imported is not file and not _is_installed(imported):
+            yield imported
+
+
+def _is_installed(file: ModuleType) -> bool:
+    path = getattr(file, "__file__", None)
+    return path is None or file.__name__.split(".")[0] in _FOREIGN or str(path).startswith(_INSTALLED)
+
+
+def _is_foreign(kind: type | FunctionType) -> bool:
+    return (kind.__module__ or "").split(".")[0] in _FOREIGN
 
 
 def _is_own_object(value: Any) -> bool:
     if isinstance(value, nn.Module):
         return True
     holds = hasattr(value, "__dict__") or any(_slots(kind) for kind in type(value).__mro__)
-    return holds and not callable(value) and not _is_foreign(type(value))
+    return holds and not isinstance(value, type) and not _is_foreign(type(value))
 
 
 def _items(content: Any) -> list[tuple[Any, Any]]:

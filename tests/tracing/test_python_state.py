@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 import random
 from collections import deque
@@ -17,6 +18,7 @@ import repl_fx
 from repl_fx.capture import capture, check_capture
 from repl_fx.errors import CaptureError
 from repl_fx.tracing.python_state import PythonState
+from tests.tracing import counters
 
 CALLS = 0
 LOG: list[int] = []
@@ -229,6 +231,94 @@ def test_a_closure_and_a_mutable_default_are_refused() -> None:
         with pytest.raises(CaptureError, match="moves with every forward"):
             capture(nn.Sequential(nn.Linear(8, 8), module), (torch.randn(3, 8),))
     assert seen == 0
+
+
+def default_of_its_file(x: Tensor, known: list[int] = []) -> Tensor:  # noqa: B006
+    known.append(1)
+    return x * len(known)
+
+
+def attribute_of_its_own(x: Tensor) -> Tensor:
+    attribute_of_its_own.calls = getattr(attribute_of_its_own, "calls", 0) + 1  # type: ignore[attr-defined]
+    return x * attribute_of_its_own.calls  # type: ignore[attr-defined,no-any-return]
+
+
+def only_by_keyword(x: Tensor, *, known: list[int]) -> Tensor:
+    known.append(1)
+    return x * len(known)
+
+
+def closes() -> Callable[[Tensor], Tensor]:
+    seen = 0
+
+    def function(x: Tensor) -> Tensor:
+        nonlocal seen
+        seen += 1
+        return x * seen
+
+    return function
+
+
+class Held(nn.Module):
+    """Calls what it holds."""
+
+    def __init__(self, held: Any) -> None:
+        super().__init__()
+        self.fc, self.held = nn.Linear(8, 8), held
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fc(self.held(x))  # type: ignore[no-any-return]
+
+
+class FromOutside(nn.Module):
+    """Calls what is in a file, its own or one that it imports from."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__()
+        self.fc, self.name = nn.Linear(8, 8), name
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.name == "object":
+            return self.fc(counters.COUNTER(x))  # type: ignore[no-any-return]
+        if self.name == "function":
+            return self.fc(counters.counted(x))  # type: ignore[no-any-return]
+        if self.name == "class":
+            Settings.total = getattr(Settings, "total", 0) + 1  # type: ignore[attr-defined]
+            return self.fc(x * Settings.total)  # type: ignore[attr-defined,no-any-return]
+        return self.fc({"default": default_of_its_file, "attribute": attribute_of_its_own}[self.name](x))  # type: ignore[no-any-return]
+
+
+@pytest.mark.parametrize(
+    ("make", "named"),
+    [
+        (lambda: Held(counters.Counter()), r"held\.count"),
+        (lambda: Held([counters.Counter()][0].__call__), r"held\.__self__\.count"),
+        (lambda: Held(functools.partial(only_by_keyword, known=[])), r"held\[0\]"),
+        (lambda: Held(closes()), "closes.<locals>.function: seen"),
+        (lambda: FromOutside("object"), r"counters\.COUNTER\.count"),
+        (lambda: FromOutside("function"), r"counters\.CALLS\[0\]"),
+        (lambda: FromOutside("class"), r"Settings\.total"),
+        (lambda: FromOutside("default"), "default_of_its_file: 0"),
+        (lambda: FromOutside("attribute"), r"attribute_of_its_own\['calls'\]"),
+    ],
+    ids=["callable", "method", "partial", "closure", "object", "function", "class", "default", "attribute"],
+)
+def test_what_a_forward_calls_may_not_count_either(make: Callable[[], nn.Module], named: str) -> None:
+    model = make()
+    before = PythonState(model)
+    with pytest.raises(CaptureError, match=f"moves with every forward: .*{named}"):
+        capture(model, (torch.randn(3, 8),))
+    assert before.changes(PythonState(model)) == []
+
+
+def test_functions_and_objects_that_do_not_count_are_no_obstacle() -> None:
+    class Plain:
+        def __call__(self, x: Tensor) -> Tensor:
+            return x.relu()
+
+    for held in (Plain(), functools.partial(torch.clamp, min=0), torch.tanh, Plain().__call__):
+        model, x = Held(held), torch.randn(3, 8)
+        assert check_capture(model, capture(model, (x,)), (x,))
 
 
 def keeps_an_activation(net: Any, x: Tensor) -> Tensor:
