@@ -21,6 +21,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+import torch.utils.checkpoint
 from torch import Tensor, nn
 
 from repl_fx._torch import autograd_calls, call_impl, define_operator, pytree, set_call_impl, unset_call_impl
@@ -48,6 +49,9 @@ def is_leaf(module: nn.Module) -> bool:
         return False
     # A forward that somebody put into one module belongs to that module, and not to the copy that a graph calls.
     if "forward" in vars(module):
+        return False
+    # What a class does around its forward is called around the stand-in too.
+    if type(module).__call__ is not nn.Module.__call__:
         return False
     from_torch = any(base.__module__.startswith("torch.nn.") and base is not nn.Module for base in type(module).__mro__)
     return from_torch or (not any(True for _ in module.parameters(recurse=False)) and _varies(type(module)))
@@ -89,10 +93,22 @@ class LeafCalls:
         self.calls: list[LeafCall] = []
         self.inlined = set(inlined)
         self.running = False
+        self._own: dict[nn.Module, dict[str, Tensor | None]] = {}
 
     def stands_aside(self, module: nn.Module) -> bool:
         """Whether calls of a module stay calls."""
         return is_leaf(module) and module not in self.inlined
+
+    def begin(self, model: nn.Module) -> None:
+        """Note what state the leaves have as the forward begins: torch.export puts other tensors in for its trace."""
+        self._own = {module: _state(module) for module in model.modules()}
+
+    def has_others(self, callee: Callee) -> bool:
+        """Whether a leaf is called with other tensors than its own, as `torch.func.functional_call` does."""
+        if not isinstance(callee, nn.Module) or callee not in self._own:
+            return False
+        now = _state(callee)
+        return any(now.get(name) is not tensor for name, tensor in self._own[callee].items())
 
     def run(self, index: int, tensors: list[Tensor], symbols: list[Any]) -> list[Tensor]:
         """Run call `index` for its shapes (on fake tensors, under no tracer)."""
@@ -120,6 +136,10 @@ class LeafCalls:
         # Functional dropout hands out a new object under the tracer, even where it does nothing.
         call.passes_through = same or (isinstance(call.callee, _DROPOUTS) and not call.callee.training)
         return [v.view_as(v) if id(v) in own else v for v in results if isinstance(v, Tensor)]
+
+
+def _state(module: nn.Module) -> dict[str, Tensor | None]:
+    return {**module._parameters, **module._buffers}
 
 
 def _left_alone(callee: Callee) -> AbstractContextManager[None]:
@@ -178,7 +198,11 @@ def _stand_in(callee: Callee, run: Callable[..., Any], calls: LeafCalls) -> Call
         others = [leaf for leaf in leaves if not isinstance(leaf, Tensor) and not _is_symbol(leaf)]
         # A call without tensors makes a constant, and an argument that may hide tensors (a cache) must be seen.
         opaque = tensors and all(leaf is None or isinstance(leaf, _CONSTANTS) for leaf in others)
-        if calls.running or callee in calls.inlined or not opaque:
+        if calls.running:
+            return run(*args, **kwargs)
+        if callee in calls.inlined or not opaque or calls.has_others(callee):
+            if not isinstance(callee, nn.Module) and torch.is_grad_enabled():
+                raise NotImplementedError(_lost_backward(callee))
             return run(*args, **kwargs)
         index = len(calls.calls)
         calls.calls.append(LeafCall(callee, run, leaves, arguments))
@@ -189,6 +213,15 @@ def _stand_in(callee: Callee, run: Callable[..., Any], calls: LeafCalls) -> Call
         return pytree.tree_unflatten(values, made.result)
 
     return call
+
+
+def _lost_backward(function: type[torch.autograd.Function]) -> str:
+    if function is torch.utils.checkpoint.CheckpointFunction:
+        return "a graph would drop the gradients of a checkpoint with use_reentrant=True; give use_reentrant=False"
+    return (
+        f"a graph would drop the backward of the autograd function {function.__name__}, which takes or returns "
+        "something that is neither a tensor nor a constant"
+    )
 
 
 def _is_symbol(value: Any) -> bool:

@@ -170,6 +170,7 @@ def _spelled_out(
     passed = [inspect.Parameter(n, inspect.Parameter.KEYWORD_ONLY) for n in kwargs if n not in signature.parameters]
 
     def forward(*args: Any, **kwargs: Any) -> Any:
+        calls.begin(model)
         with assigned.noted(model, lambda module: module is not model and calls.stands_aside(module)):
             results = open_objects(_hooked(model, hooks, args, kwargs, own(*args, **kwargs)))
         return results, list(assigned.values)
@@ -263,6 +264,8 @@ class _LeafTracer(fx.Tracer):
     """An fx tracer that stops at the same leaves as the other rungs."""
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
+        if any(isinstance(parameter, fx.Proxy) for parameter in m._parameters.values()):
+            raise NotImplementedError(f"fx cannot call {module_qualified_name} with other parameters than its own")
         return is_leaf(m)
 
     def create_node(self, *args: Any, **kwargs: Any) -> fx.Node:

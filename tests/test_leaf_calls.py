@@ -8,8 +8,10 @@ from typing import Any, NamedTuple
 import pytest
 import torch
 from torch import Tensor, fx, nn
+from torch.utils.checkpoint import checkpoint
 
 from repl_fx.capture import capture, check_capture
+from repl_fx.errors import CaptureError
 from repl_fx.leaf_calls import LeafCalls, is_leaf, record_leaf_calls
 
 
@@ -54,11 +56,19 @@ class Padded(nn.Linear):
         return super().forward(input) + 1
 
 
+class Doubled(nn.Linear):
+    """Does something around its forward."""
+
+    def __call__(self, input: Tensor) -> Tensor:
+        return super().__call__(input) * 2  # type: ignore[no-any-return]
+
+
 @pytest.mark.parametrize(
     ("module", "leaf"),
     [
         (nn.Linear(2, 2), True),
         (Padded(2, 2), True),
+        (Doubled(2, 2), False),
         (nn.Dropout(), True),
         (nn.LSTM(2, 2), True),
         (Plain(), False),
@@ -166,6 +176,80 @@ def test_what_a_leaf_calls_itself_is_part_of_it() -> None:
     gm = capture(model, (x,))
     assert calls(gm) == ["0", "1", "2"]
     assert check_capture(model, gm, (x,))
+
+
+def test_what_a_class_does_around_its_forward_is_traced() -> None:
+    model, x = nn.Sequential(nn.Linear(8, 8), Doubled(8, 8)), torch.randn(3, 8)
+    gm = capture(model, (x,))
+    assert torch.equal(gm(x), model(x)) and check_capture(model, gm, (x,))
+
+
+class Borrowed(nn.Module):
+    """Calls a module on the tensors of another."""
+
+    def __init__(self, module: nn.Module, name: str) -> None:
+        super().__init__()
+        self.first, self.second, self.norm = nn.Linear(8, 8), module, nn.BatchNorm1d(8)
+        self.name = name
+
+    def forward(self, x: Tensor) -> Tensor:
+        assert self.norm.running_var is not None
+        made = self.first.weight * 2 if self.name.endswith("weight") else self.norm.running_var + 1
+        other = {self.name: made}
+        return self.second(torch.func.functional_call(self.second, other, (self.norm(self.first(x)),)))  # type: ignore[no-any-return]
+
+
+@pytest.mark.parametrize(
+    ("module", "name"),
+    [
+        (nn.Linear(8, 8), "weight"),
+        (nn.Sequential(nn.Linear(8, 8), nn.ReLU()), "0.weight"),
+        (nn.BatchNorm1d(8), "running_mean"),
+    ],
+    ids=["a layer", "a layer inside", "a buffer"],
+)
+def test_a_layer_that_is_called_on_other_tensors_than_its_own(module: nn.Module, name: str) -> None:
+    model, x = Borrowed(module, name), torch.randn(3, 8)
+    gm = capture(model, (x,))
+    assert check_capture(model, gm, (x,)).differences == ()
+    if name == "weight":
+        # The call on its own tensors is one as before.
+        assert calls(gm).count("second") == 1
+
+
+class Held(torch.autograd.Function):
+    """Doubles by a function that it is given, and triples gradients."""
+
+    @staticmethod
+    def forward(ctx: Any, function: Any, x: Tensor) -> Tensor:
+        return function(x)  # type: ignore[no-any-return]
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[None, Tensor]:
+        return None, gradients[0] * 3
+
+
+class Checkpointed(nn.Module):
+    def __init__(self, *, reentrant: bool) -> None:
+        super().__init__()
+        self.fc, self.reentrant = nn.Linear(8, 8), reentrant
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + checkpoint(lambda y: self.fc(y).relu(), x, use_reentrant=self.reentrant)  # type: ignore[no-any-return]
+
+
+def test_a_backward_that_a_graph_would_drop_is_refused() -> None:
+    class Holds(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return Held.apply(torch.relu, x)  # type: ignore[no-any-return,no-untyped-call]
+
+    x = torch.randn(3, 8)
+    with pytest.raises(CaptureError, match="drop the backward of the autograd function Held, which takes or returns"):
+        capture(nn.Sequential(nn.Linear(8, 8), Holds()), (x,))
+    with pytest.raises(CaptureError, match="drop the gradients of a checkpoint with use_reentrant=True"):
+        capture(nn.Sequential(nn.Linear(8, 8), Checkpointed(reentrant=True)), (x,))
+    model = nn.Sequential(nn.Linear(8, 8), Checkpointed(reentrant=False))
+    assert check_capture(model, capture(model, (x,)), (x,))
 
 
 def test_modules_are_unpatched_however_the_trace_ends() -> None:
