@@ -110,7 +110,7 @@ def skippable(graph: fx.Graph) -> list[tuple[fx.Node, list[fx.Node], list[fx.Nod
 
 
 def settle_decisions_(graph: fx.Graph, has_effect: Callable[[fx.Node], bool]) -> None:
-    """Move what a skipped layer computes for others, such as a size or a weight, in front of the decision.
+    """Move what is computed whether a layer is skipped or not, such as a size or a weight, in front of the decision.
 
     Args:
         graph: changed in place; nothing moves where there is nothing to do.
@@ -121,7 +121,7 @@ def settle_decisions_(graph: fx.Graph, has_effect: Callable[[fx.Node], bool]) ->
     """
     for decision, layer, _ in skippable(graph):
         inside = set(layer)
-        needed = {n for n in layer if any(u not in inside and not _chosen(u, decision) for u in n.users)}
+        needed = {n for n in layer if any(u not in inside and not _chosen(u, n, decision) for u in n.users)}
         for node in reversed(layer):
             if node in needed:
                 needed.update(f for f in node.all_input_nodes if f in inside)
@@ -129,12 +129,13 @@ def settle_decisions_(graph: fx.Graph, has_effect: Callable[[fx.Node], bool]) ->
             if node not in needed:
                 continue
             if has_effect(node):
-                raise BrokenGraph(f"{node.name} is needed although {decision.name} may skip it")
+                raise BrokenGraph(f"{node.name} is computed whether a decision skips its layer or not")
             decision.prepend(node)
 
 
-def _chosen(user: fx.Node, decision: fx.Node) -> bool:
-    return is_choice(user) and user.args[0] is decision
+def _chosen(user: fx.Node, value: fx.Node, decision: fx.Node) -> bool:
+    """Whether a value is taken where its layer is not skipped, and then alone."""
+    return is_choice(user) and user.args[0] is decision and user.args[1] is not value
 
 
 def jump_over_(graph: fx.Graph) -> None:

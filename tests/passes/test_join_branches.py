@@ -51,6 +51,35 @@ def test_one_graph_decides_as_the_source_does() -> None:
     assert torch.equal(gm(x), model(x))
 
 
+class Cleans(nn.Module):
+    """What it computes is needed whether it is changed or not."""
+
+    def __init__(self, *, leaf: bool) -> None:
+        super().__init__()
+        self.fc, self.leaf = nn.Linear(4, 4), leaf
+
+    def forward(self, x: Tensor) -> Tensor:
+        def made() -> Tensor:
+            return self.fc(x) if self.leaf else x.cos() @ self.fc.weight
+
+        return made().nan_to_num() if torch.isnan(x).any() else made()
+
+
+def test_what_both_ways_compute_is_computed_before_the_decision_or_refused() -> None:
+    torch.manual_seed(0)
+    x = torch.randn(3, 4)
+    unclean = x.clone()
+    unclean[0, 0] = torch.nan
+    model = nn.Sequential(Cleans(leaf=False), Cleans(leaf=False))
+    gm = repl_fx.capture(model, (x,))
+    for given in (x, unclean):
+        for training in (True, False):
+            made, wanted = gm.train(training)(given), model.train(training)(given)
+            torch.testing.assert_close(made, wanted, rtol=0, atol=0, equal_nan=True)
+    with pytest.raises(repl_fx.CaptureError, match="is computed whether a decision skips its layer or not"):
+        repl_fx.capture(nn.Sequential(Cleans(leaf=True), Cleans(leaf=True)), (x,))
+
+
 class Swaps(nn.Module):
     """Computes one thing or another."""
 
