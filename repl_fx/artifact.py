@@ -37,6 +37,7 @@ from repl_fx.partial import Part, capture_as_called
 from repl_fx.plan import Plan
 from repl_fx.sources import Source, load_source
 from repl_fx.sources.source import to_device
+from repl_fx.tracing.size_questions import refuse_sizes_, refused_sizes
 from repl_fx.tracing.untouched import device_of
 from repl_fx.transform import TransformResult, rewrite, transform
 
@@ -155,6 +156,11 @@ def load_artifact(directory: str | Path, model: nn.Module | None = None) -> Arti
             f"{directory} no longer fits its model: the structure of {type(source).__name__} has changed since it was "
             "transformed; transform it again"
         ) from problem
+    refused = {part["path"]: part.get("refused_sizes") for part in manifest["parts"]}
+    for part in result.parts:
+        if refused.get(part.path) is not None:
+            # The example inputs are made anew, of the same shapes; the model itself may not run on their values.
+            refuse_sizes_(part.graph_module, {(name, dim) for name, dim in refused[part.path]})
     for alias, name in manifest["aliases"].items():
         if name in state:
             state[alias] = state[name]
@@ -343,7 +349,8 @@ def _source(
 def _describe_part(part: Part) -> dict[str, Any]:
     info = part.graph_module.meta["capture"]
     inputs = {"args": _describe(part.args), "kwargs": _describe(dict(part.kwargs))}
-    return {"path": part.path, "class": info.model, "rung": info.rung, "dynamic": info.dynamic, **inputs}
+    made = {"path": part.path, "class": info.model, "rung": info.rung, "dynamic": info.dynamic, **inputs}
+    return {**made, "refused_sizes": refused_sizes(part.graph_module)}
 
 
 def _hash_file(file: Path) -> str:

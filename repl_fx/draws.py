@@ -49,7 +49,9 @@ def decision_operator() -> Any:
 has_side_effect(decision_operator())
 
 
-_ASKS_FOR_GRADIENT = Tensor.requires_grad.__get__  # type: ignore[attr-defined]
+_ASKS_FOR_GRADIENT = tuple(
+    getattr(Tensor, name).__get__ for name in ("requires_grad", "is_leaf", "grad_fn", "grad", "retains_grad")
+)
 
 # Layers of the deepest models, a few times over.
 _MOST = 512
@@ -99,7 +101,7 @@ class Draws(TorchFunctionMode):
             return func(*args) if self._claimed is args[0] else self.decide(args[0], None)
         if func is Tensor.item and self._drawn(args[0]):
             return Drawn(self, args[0])
-        if func == _ASKS_FOR_GRADIENT and has_no_value(args[0]) and not self.aside() and asked_by_model():
+        if func in _ASKS_FOR_GRADIENT and has_no_value(args[0]) and not self.aside() and asked_by_model():
             raise NotImplementedError("the forward asks whether a tensor requires a gradient, which its input decides")
         result = func(*args, **kwargs)
         if name == "_is_all_true":

@@ -70,6 +70,7 @@ class LeafCall:
     Attributes:
         callee: what was called, a module or a `torch.autograd.Function`.
         run: makes the call itself, past the stand-in.
+        training: the mode that the module was in.
         leaves: the flattened arguments; tensors and SymInts as placeholders, constants as they were.
         arguments: structure of (args, kwargs).
         result: structure of the result; None until the call has run.
@@ -79,6 +80,7 @@ class LeafCall:
 
     callee: Callee
     run: Callable[..., Any]
+    training: bool
     leaves: list[Any]
     arguments: pytree.TreeSpec
     result: pytree.TreeSpec | None = None
@@ -110,6 +112,10 @@ class LeafCalls:
         now = _state(callee)
         return any(now.get(name) is not tensor for name, tensor in self._own[callee].items())
 
+    def toggled(self) -> set[Callee]:
+        """Leaves that the forward called in another mode than it left them in, so that their calls would be others."""
+        return {call.callee for call in self.calls if is_training(call.callee) is not call.training}
+
     def run(self, index: int, tensors: list[Tensor], symbols: list[Any]) -> list[Tensor]:
         """Run call `index` for its shapes (on fake tensors, under no tracer)."""
         call = self.calls[index]
@@ -136,6 +142,11 @@ class LeafCalls:
         # Functional dropout hands out a new object under the tracer, even where it does nothing.
         call.passes_through = same or (isinstance(call.callee, _DROPOUTS) and not call.callee.training)
         return [v.view_as(v) if id(v) in own else v for v in results if isinstance(v, Tensor)]
+
+
+def is_training(callee: Callee) -> bool:
+    """The mode of a module; an autograd function has none."""
+    return isinstance(callee, nn.Module) and callee.training
 
 
 def _state(module: nn.Module) -> dict[str, Tensor | None]:
@@ -177,7 +188,13 @@ def record_leaf_calls(model: nn.Module, calls: LeafCalls) -> Iterator[None]:
     Args:
         model: the model about to be traced; its modules are patched one by one for the time of the trace.
         calls: the table to fill; leaves in `calls.inlined` are left alone.
+
+    Raises:
+        NotImplementedError: one of these has hooks.
     """
+    for callee in calls.inlined:
+        if isinstance(callee, nn.Module):
+            _require_no_hooks(callee)
     leaves = [m for m in model.modules() if calls.stands_aside(m) and m is not model]
     _recording.append(calls)
     try:
@@ -201,11 +218,14 @@ def _stand_in(callee: Callee, run: Callable[..., Any], calls: LeafCalls) -> Call
         if calls.running:
             return run(*args, **kwargs)
         if callee in calls.inlined or not opaque or calls.has_others(callee):
-            if not isinstance(callee, nn.Module) and torch.is_grad_enabled():
-                raise NotImplementedError(_lost_backward(callee))
+            if not isinstance(callee, nn.Module):
+                if torch.is_grad_enabled():
+                    raise NotImplementedError(_lost_backward(callee))
+            elif tensors:
+                _require_no_hooks(callee)
             return run(*args, **kwargs)
         index = len(calls.calls)
-        calls.calls.append(LeafCall(callee, run, leaves, arguments))
+        calls.calls.append(LeafCall(callee, run, is_training(callee), leaves, arguments))
         results = iter(leaf_call_operator()(tensors, [leaf for leaf in leaves if _is_symbol(leaf)], index))
         made = calls.calls[index]
         assert made.result is not None
@@ -213,6 +233,14 @@ def _stand_in(callee: Callee, run: Callable[..., Any], calls: LeafCalls) -> Call
         return pytree.tree_unflatten(values, made.result)
 
     return call
+
+
+def _require_no_hooks(module: nn.Module) -> None:
+    registries = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+    hooks = (hook for name in registries for hook in (getattr(module, name, None) or {}).values())
+    # Hooks of torch's own that make a weight are traced like the forward.
+    if any(not type(hook).__module__.startswith("torch.nn.utils.") for hook in hooks):
+        raise NotImplementedError(f"a graph would drop the hooks of {module}, which it cannot call as a whole")
 
 
 def _lost_backward(function: type[torch.autograd.Function]) -> str:

@@ -104,6 +104,9 @@ def export_rung(
                 else:
                     raise
                 continue
+            if toggled := calls.toggled():
+                inlined.update(toggled)
+                continue
             if asked.yes and is_bounded(program):
                 aware = True
                 continue
@@ -205,6 +208,8 @@ def symbolic_rung(
         (assigned := BufferAssignments()).noted(model, lambda module: False),
     ):
         traced = tracer.trace(model, {**_defaults(model), **fixed})
+    if any(leaf.training is not training for leaf, training in tracer.modes):
+        raise NotImplementedError("fx cannot call a module in another mode than the forward leaves it in")
     if assigned.buffers:
         raise NotImplementedError(f"fx cannot rebind a buffer ({'.'.join(assigned.buffers[0]).lstrip('.')})")
     graph = fx.Graph()
@@ -261,11 +266,21 @@ def _state_unread(model: nn.Module) -> OperatorsSeen:
 
 
 class _LeafTracer(fx.Tracer):
-    """An fx tracer that stops at the same leaves as the other rungs."""
+    """An fx tracer that stops at the same leaves as the other rungs.
+
+    Attributes:
+        modes: the leaves that were called, each with the mode that it was in.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.modes: list[tuple[nn.Module, bool]] = []
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         if any(isinstance(parameter, fx.Proxy) for parameter in m._parameters.values()):
             raise NotImplementedError(f"fx cannot call {module_qualified_name} with other parameters than its own")
+        if is_leaf(m):
+            self.modes.append((m, m.training))
         return is_leaf(m)
 
     def create_node(self, *args: Any, **kwargs: Any) -> fx.Node:

@@ -300,3 +300,35 @@ def test_hooks_on_parameters_come_along_in_a_copy(tmp_path: Path) -> None:
     plain(x).sum().backward()
     once = dict(plain.named_parameters())["head.weight"].grad
     assert once is not None and gradients[1] is not None and torch.equal(gradients[1], 2 * once)
+
+
+class Offset(nn.Module):
+    """Does not run on numbers below 5, asks whether there is one example, and computes the same then."""
+
+    def __init__(self, *, alike: bool) -> None:
+        super().__init__()
+        self.alike = alike
+        self.embedding, self.body = nn.Embedding(5, 16), TokenNet(depth=3)
+
+    def forward(self, ids: Tensor) -> Tensor:
+        x = self.embedding(ids - 5)
+        if ids.shape[0] == 1:
+            x = x * (1.0 if self.alike else 2.0)
+        return self.body(x)  # type: ignore[no-any-return]
+
+
+@pytest.mark.parametrize("alike", [True, False])
+def test_a_size_of_one_is_taken_after_loading_as_before(tmp_path: Path, alike: bool) -> None:
+    torch.manual_seed(0)
+    model, ids = Offset(alike=alike), torch.randint(5, 10, (2, 6))
+    result = repl_fx.transform(model, (ids,))
+    repl_fx.save(result, tmp_path / "out")
+    loaded = repl_fx.load(tmp_path / "out", Offset(alike=alike))
+    made = result.graph_module.eval()
+    assert torch.equal(loaded(ids), made(ids))
+    if alike:
+        assert torch.equal(loaded(ids[:1]), made(ids[:1]))
+    else:
+        for module in (loaded, made):
+            with pytest.raises(repl_fx.BadInput, match="has size 1 in dimension 0"):
+                module(ids[:1])

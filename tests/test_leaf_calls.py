@@ -217,6 +217,33 @@ def test_a_layer_that_is_called_on_other_tensors_than_its_own(module: nn.Module,
         assert calls(gm).count("second") == 1
 
 
+class Toggles(nn.Module):
+    """Calls layers in other modes than its own for a while, and keeps one in evaluation."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.fc, self.drop, self.norm, self.frozen = nn.Linear(8, 8), nn.Dropout(), nn.BatchNorm1d(8), nn.BatchNorm1d(8)
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.frozen.eval()
+        mode = self.training
+        self.eval()
+        x = self.norm(self.drop(self.fc(x)))
+        self.train(mode)
+        self.frozen.eval()
+        return self.norm(self.drop(self.frozen(x)))  # type: ignore[no-any-return]
+
+
+def test_layers_in_other_modes_for_a_while() -> None:
+    model, x = nn.Sequential(Toggles(), nn.Linear(8, 8)), torch.randn(3, 8)
+    gm = capture(model, (x,))
+    assert check_capture(model, gm, (x,)).differences == ()
+    assert {"0.frozen", "1"} <= set(calls(gm))
+    model[0].drop.register_full_backward_hook(lambda *_: None)  # type: ignore[union-attr]
+    with pytest.raises(CaptureError, match=r"drop the hooks of Dropout.*, which it cannot call as a whole"):
+        capture(model, (x,))
+
+
 class Held(torch.autograd.Function):
     """Doubles by a function that it is given, and triples gradients."""
 

@@ -36,6 +36,7 @@ _DROPPED: tuple[tuple[Any, str], ...] = (
     (torch.autograd.graph, "register_multi_grad_hook"),
     (torch.autograd.graph.saved_tensors_hooks, "__init__"),
     (torch.autograd.graph.save_on_cpu, "__init__"),
+    *((place, name) for place in (torch, torch.random) for name in ("seed", "initial_seed", "get_rng_state")),
     (torch, "manual_seed"),
     (torch.random, "manual_seed"),
     (torch, "set_rng_state"),

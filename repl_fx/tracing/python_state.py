@@ -45,7 +45,19 @@ _CONTAINERS = frozenset({dict, OrderedDict, defaultdict, Counter, list, set, deq
 _NOTES = frozenset({"_output_capturing_hooks_installed"})
 _GENERATORS = (random.Random, np.random.Generator, np.random.RandomState, torch.Generator)
 # Libraries whose objects, classes and modules are no part of a model's own state.
-_FOREIGN = ("torch", "numpy", "logging", "threading", "typing", "abc", "enum", "inspect", "repl_fx", "builtins")
+_FOREIGN = (
+    "torch",
+    "numpy",
+    "logging",
+    "contextlib",
+    "threading",
+    "typing",
+    "abc",
+    "enum",
+    "inspect",
+    "repl_fx",
+    "builtins",
+)
 # Where installed packages and Python's own files are.
 _INSTALLED = tuple(dict.fromkeys(sysconfig.get_path(name) for name in ("stdlib", "platstdlib", "purelib", "platlib")))
 # What is reachable from a model is looked at up to this many values (a vocabulary has more) and this deep.
@@ -253,7 +265,8 @@ def changes_noted(model: nn.Module) -> Iterator[StateChanges]:
         after = _tree(model)
         noted.replaced += [path for path in {**tree, **after} if tree.get(path) != after.get(path)]
 
-    @functools.wraps(own)
+    # Not the module: it is no function of the user's, and its closure no state.
+    @functools.wraps(own, assigned=("__name__", "__qualname__", "__doc__"))
     def forward(*args: Any, **kwargs: Any) -> Any:
         before, tree = PythonState(model), _tree(model)
         results = own(*args, **kwargs)
@@ -325,12 +338,12 @@ def _set_state(generator: Any, state: Any) -> None:
 
 
 def _attributes(value: Any) -> dict[str, Any]:
-    """The attributes of an object; of a module, those that not every module has."""
+    """The attributes of an object, by name, as their order may change; of a module, those that not every module has."""
     skipped = OWN_ATTRIBUTES | _NOTES if isinstance(value, nn.Module) else frozenset()
     slots = (name for kind in type(value).__mro__ for name in _slots(kind) if hasattr(value, name))
-    return {name: item for name, item in getattr(value, "__dict__", {}).items() if name not in skipped} | {
-        name: getattr(value, name) for name in slots
-    }
+    own = {name: item for name, item in getattr(value, "__dict__", {}).items() if name not in skipped}
+    # An object with two names is found under the same one each time.
+    return dict(sorted((own | {name: getattr(value, name) for name in slots}).items()))
 
 
 def _slots(kind: type) -> tuple[str, ...]:

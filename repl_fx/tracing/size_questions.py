@@ -8,7 +8,7 @@ size, unless model and graph compute the same there.
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -83,6 +83,19 @@ def drop_questions_answered_alike_(
             else:
                 node.update_arg(2, least)
         gm.recompile()
+
+
+def refused_sizes(gm: fx.GraphModule) -> list[tuple[str, int]]:
+    """What a graph refuses to be 1: names of inputs, each with a dimension."""
+    return [(node.args[3], node.args[1]) for node in gm.graph.nodes if node.target is check_least]
+
+
+def refuse_sizes_(gm: fx.GraphModule, refused: Collection[tuple[str, int]]) -> None:
+    """Let a graph refuse no more than another graph of its model did, whose example inputs the model runs on."""
+    for node in list(gm.graph.nodes):
+        if node.target is check_least and (node.args[3], node.args[1]) not in refused:
+            gm.graph.erase_node(node)
+    gm.recompile()
 
 
 def _source(check: fx.Node) -> fx.Node:

@@ -182,13 +182,17 @@ class OnTensors(nn.Module):
             with torch.inference_mode():
                 y = x * 2
             return x + y
+        elif self.kind == "initial_seed":
+            return x * (torch.initial_seed() % 7)
+        elif self.kind == "is a leaf":
+            return x * 2 if x.is_leaf else x
         elif self.kind == "save_on_cpu":
             with torch.autograd.graph.save_on_cpu():
                 return x * x
         return x
 
 
-@pytest.mark.parametrize("kind", ["register_hook", "retain_grad", "save_on_cpu", "inference_mode"])
+@pytest.mark.parametrize("kind", ["register_hook", "retain_grad", "save_on_cpu", "inference_mode", "initial_seed"])
 def test_hooks_on_tensors_of_a_forward_are_refused(kind: str) -> None:
     own = Tensor.register_hook, Tensor.retain_grad
     with pytest.raises(CaptureError, match=f"the forward calls {kind}, which a graph would drop"):
@@ -196,9 +200,10 @@ def test_hooks_on_tensors_of_a_forward_are_refused(kind: str) -> None:
     assert own == (Tensor.register_hook, Tensor.retain_grad)
 
 
-def test_a_question_that_the_input_decides_is_refused() -> None:
+@pytest.mark.parametrize("kind", ["requires a gradient", "is a leaf"])
+def test_a_question_that_the_input_decides_is_refused(kind: str) -> None:
     with pytest.raises(CaptureError, match="asks whether a tensor requires a gradient"):
-        capture(OnTensors("requires a gradient"), (X,))
+        capture(OnTensors(kind), (X,))
 
 
 def test_a_part_leaves_a_module_with_a_backward_hook_eager() -> None:
