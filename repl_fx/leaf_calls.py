@@ -16,7 +16,7 @@ forward of a `torch.autograd.Function` stands aside likewise: traced into, it wo
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -25,7 +25,9 @@ import torch.utils.checkpoint
 from torch import Tensor, nn
 
 from repl_fx._torch import autograd_calls, call_impl, define_operator, pytree, set_call_impl, unset_call_impl
+from repl_fx.tracing.hooks import reached_by_hooks
 from repl_fx.tracing.mode_and_randomness import may_vary
+from repl_fx.tracing.python_state import PythonState
 from repl_fx.tracing.untouched import untouched
 
 _VARIES: dict[type[nn.Module], bool] = {}
@@ -153,9 +155,20 @@ def _state(module: nn.Module) -> dict[str, Tensor | None]:
     return {**module._parameters, **module._buffers}
 
 
-def _left_alone(callee: Callee) -> AbstractContextManager[None]:
-    """Undo what a call on fake tensors leaves in a module."""
-    return untouched(callee) if isinstance(callee, nn.Module) else nullcontext()
+@contextmanager
+def _left_alone(callee: Callee) -> Iterator[None]:
+    """Undo what a call on fake tensors leaves in a module, and what hooks on it count."""
+    if not isinstance(callee, nn.Module):
+        yield
+        return
+    reached = reached_by_hooks(callee)
+    counted = PythonState(nn.Module(), values=reached) if reached else None
+    with untouched(callee):
+        try:
+            yield
+        finally:
+            if counted is not None:
+                counted.restore()
 
 
 class LeafNotOpaque(RuntimeError):

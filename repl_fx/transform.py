@@ -242,7 +242,7 @@ def _refusal(site: Site, surrogate: Surrogate[Any]) -> str | None:
     return (
         _inner_value_used(site.block, surrogate)
         or hooks_within(site.graph_module, layers)
-        or _update_lost(site.block, surrogate)
+        or _update_lost(site, surrogate)
         or _integer_weight(site, surrogate)
         or surrogate.refuse(site)
     )
@@ -594,11 +594,17 @@ def _integer_weight(site: Site, surrogate: Surrogate[Any]) -> str | None:
     return None
 
 
-def _update_lost(block: Block, surrogate: Surrogate[Any]) -> str | None:
+def _update_lost(site: Site, surrogate: Surrogate[Any]) -> str | None:
     """Why a surrogate cannot stand in for a block that updates a buffer; identity keeps nothing that reads it."""
-    buffer = next((buffer for node in block.nodes if (buffer := assigned_by(node))), None)
+    buffer = next((buffer for node in site.block.nodes if (buffer := assigned_by(node))), None)
     if buffer is None or surrogate.key == "identity":
         return None
+    if surrogate.key == "bottleneck":
+        # Of branches nothing is left, so that what they alone read goes with them.
+        inside = {node for branch in site.split.branches for node in branch.nodes}
+        reads = [node for node in site.graph_module.graph.nodes if node.op == "get_attr" and node.target == buffer]
+        if all(user in inside or assigned_by(user) for node in reads for user in node.users):
+            return None
     return f"its forward updates buffer {buffer}, which {surrogate.key} would leave as it is"
 
 

@@ -59,7 +59,7 @@ def hooks_followed(model: nn.Module, stands_aside: Callable[[nn.Module], bool]) 
     """
     if global_module_hooks():
         raise _refusal(model, "a hook on all modules is registered")
-    state = PythonState(nn.Module(), values=_reached_by_hooks(model))
+    state = PythonState(nn.Module(), values=reached_by_hooks(model))
     watched: list[_Watched] = []
     for path, module in model.named_modules():
         if module is not model and stands_aside(module):
@@ -119,7 +119,8 @@ class _Watched:
         return result
 
 
-def _reached_by_hooks(model: nn.Module) -> dict[str, Any]:
+def reached_by_hooks(model: nn.Module) -> dict[str, Any]:
+    """The Python state that the forward hooks in a model can reach, by name."""
     registries = (getattr(module, name) for module in model.modules() for name in _FORWARD)
     hooks = dict.fromkeys(hook for registry in registries for hook in registry.values())
     return {f"{n}.{name}": value for n, hook in enumerate(hooks) for name, value in _reached_by(hook).items()}

@@ -118,8 +118,10 @@ class PythonState:
         self.iterators: list[str] = []
         self._holders: list[_Holder] = []
         self._values: dict[str, Any] = {}
-        self._seen = {id(module) for module in model.modules()}
         modules = {module: path for path, module in model.named_modules()}
+        self._seen = {id(module): path for module, path in modules.items()}
+        # Other names of a container or an object, each with the one under which its values are.
+        self._aliases: dict[str, str] = {}
         for module, path in modules.items():
             self._enter(path, module, _attributes(module), 0)
             # A buffer without a tensor is filled when it is first needed.
@@ -141,9 +143,19 @@ class PythonState:
             Change(path, isinstance(later._values.get(path), _Version))
             for path in paths
             # What fx meets on its way it keeps in the model.
-            if not path.startswith("_tensor_constant")
-            and not _same(self._values.get(path, _Version), later._values.get(path, _Version))
+            if not path.startswith("_tensor_constant") and not _same(self._at(path), later._at(path))
         ]
+
+    def _at(self, path: str) -> Any:
+        """The value at a path; of two names of one object, which may be two objects later, either will do."""
+        inner, is_length = path.removeprefix("len(").removesuffix(")"), path.startswith("len(")
+        for _ in range(_DEEPEST):
+            known = self._values.get(f"len({inner})" if is_length else inner, _Version)
+            names = [name for name in _prefixes(inner) if name in self._aliases] if known is _Version else []
+            if not names:
+                return known
+            inner = self._aliases[names[0]] + inner[len(names[0]) :]
+        return _Version
 
     def restore(self) -> None:
         """Give every holder back what it held."""
@@ -164,7 +176,7 @@ class PythonState:
     def _enter_class(self, kind: type) -> None:
         if id(kind) in self._seen:
             return
-        self._seen.add(id(kind))
+        self._seen[id(kind)] = kind.__qualname__
         self._enter(kind.__qualname__, kind, _plain_attributes(kind), 0)
         for value in vars(kind).values():
             function = value.fget if isinstance(value, property) else getattr(value, "__func__", value)
@@ -187,8 +199,8 @@ class PythonState:
         """Enter what a method counts in besides its object: a closure, a mutable default, attributes of its own."""
         if id(function) in self._seen or _is_foreign(function):
             return
-        self._seen.add(id(function))
-        path = function.__qualname__
+        # An attribute of the model may have the name of a function.
+        path = self._seen[id(function)] = f"{function.__qualname__}()"
         cells = zip(function.__code__.co_freevars, function.__closure__ or (), strict=True)
         defaults = (*enumerate(function.__defaults__ or ()), *(function.__kwdefaults__ or {}).items())
         for name, value in (*cells, *defaults):
@@ -224,8 +236,11 @@ class PythonState:
         elif isinstance(value, (tuple, frozenset)):
             for index, item in enumerate(value):
                 self._look(f"{path}[{index}]", item, depth + 1)
-        elif id(value) not in self._seen and (type(value) in _CONTAINERS or _is_own_object(value)):
-            self._seen.add(id(value))
+        elif type(value) in _CONTAINERS or _is_own_object(value):
+            if id(value) in self._seen:
+                self._aliases[path] = self._seen[id(value)]
+                return
+            self._seen[id(value)] = path
             self._enter(path, value, copy.copy(value) if type(value) in _CONTAINERS else _attributes(value), depth)
 
 
@@ -393,6 +408,14 @@ def _items(content: Any) -> list[tuple[Any, Any]]:
     if isinstance(content, Mapping):
         return list(content.items())
     return [(item, True) for item in content] if isinstance(content, set) else list(enumerate(content))
+
+
+def _prefixes(path: str) -> Iterator[str]:
+    """A path and those of what it is in, the longest first."""
+    yield path
+    for place in range(len(path) - 1, 0, -1):
+        if path[place] in ".[":
+            yield path[:place]
 
 
 def _shown(key: Any) -> str:

@@ -294,12 +294,12 @@ class FromOutside(nn.Module):
         (lambda: Held(counters.Counter()), r"held\.count"),
         (lambda: Held([counters.Counter()][0].__call__), r"held\.__self__\.count"),
         (lambda: Held(functools.partial(only_by_keyword, known=[])), r"held\[0\]"),
-        (lambda: Held(closes()), "closes.<locals>.function: seen"),
+        (lambda: Held(closes()), r"closes.<locals>.function\(\): seen"),
         (lambda: FromOutside("object"), r"counters\.COUNTER\.count"),
         (lambda: FromOutside("function"), r"counters\.CALLS\[0\]"),
         (lambda: FromOutside("class"), r"Settings\.total"),
-        (lambda: FromOutside("default"), "default_of_its_file: 0"),
-        (lambda: FromOutside("attribute"), r"attribute_of_its_own\['calls'\]"),
+        (lambda: FromOutside("default"), r"default_of_its_file\(\): 0"),
+        (lambda: FromOutside("attribute"), r"attribute_of_its_own\(\)\['calls'\]"),
     ],
     ids=["callable", "method", "partial", "closure", "object", "function", "class", "default", "attribute"],
 )
@@ -319,6 +319,34 @@ def test_functions_and_objects_that_do_not_count_are_no_obstacle() -> None:
     for held in (Plain(), functools.partial(torch.clamp, min=0), torch.tanh, Plain().__call__):
         model, x = Held(held), torch.randn(3, 8)
         assert check_capture(model, capture(model, (x,)), (x,))
+
+
+def test_one_object_under_two_names_may_become_two() -> None:
+    """torch.export puts copies of containers back."""
+    model = Net(lambda net, x: x)
+    model.table = {"sizes": [4, 4]}  # type: ignore[dict-item]
+    model.log = model.table["sizes"]  # type: ignore[assignment]
+    before = PythonState(model)
+    model.log = [4, 4]
+    assert before.changes(PythonState(model)) == []
+    model.log = [4, 5]
+    (change,) = before.changes(PythonState(model))
+    assert change.path in ("log[1]", "table['sizes'][1]")
+
+
+def test_a_layer_that_shares_its_settings_with_the_model_is_no_obstacle() -> None:
+    class Unfolds(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.size = [2, 2]
+            self.unfold, self.fc = nn.Unfold(self.size, stride=self.size), nn.Linear(4, 4)  # type: ignore[arg-type]
+
+        def forward(self, x: Tensor) -> Tensor:
+            made: Tensor = self.fc(self.unfold(x).mT)
+            return made.view(*x.shape[:1], *self.size, -1)
+
+    model, x = nn.Sequential(Unfolds(), nn.Identity()), torch.randn(3, 1, 4, 4)
+    assert check_capture(model, capture(model, (x,)), (x,))
 
 
 def keeps_an_activation(net: Any, x: Tensor) -> Tensor:
