@@ -129,7 +129,7 @@ def settle_decisions_(graph: fx.Graph, has_effect: Callable[[fx.Node], bool]) ->
             if node not in needed:
                 continue
             if has_effect(node):
-                raise BrokenGraph(f"{node.name} is computed whether a decision skips its layer or not")
+                raise BrokenGraph(f"{node.name} has an effect, and is needed whether {decision.name} skips or not")
             decision.prepend(node)
 
 

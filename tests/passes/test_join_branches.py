@@ -76,7 +76,7 @@ def test_what_both_ways_compute_is_computed_before_the_decision_or_refused() -> 
         for training in (True, False):
             made, wanted = gm.train(training)(given), model.train(training)(given)
             torch.testing.assert_close(made, wanted, rtol=0, atol=0, equal_nan=True)
-    with pytest.raises(repl_fx.CaptureError, match="is computed whether a decision skips its layer or not"):
+    with pytest.raises(repl_fx.CaptureError, match="has an effect, and is needed whether skip_"):
         repl_fx.capture(nn.Sequential(Cleans(leaf=True), Cleans(leaf=True)), (x,))
 
 
