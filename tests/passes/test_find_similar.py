@@ -70,6 +70,17 @@ class Inverted(nn.Module):
         return x + y if self.skip else y
 
 
+class Nested(nn.Module):
+    """A unit inside another, which has parameters of its own besides."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.into, self.unit, self.out = nn.Conv2d(width, width, 1), Unit(width, width, 1), nn.Conv2d(width, width, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.out(self.unit(self.into(x)))  # type: ignore[no-any-return]
+
+
 def images() -> Tensor:
     return torch.randn(2, 3, 16, 16, generator=torch.Generator().manual_seed(0))
 
@@ -158,3 +169,9 @@ def test_another_kernel_or_activation_is_not_similar() -> None:
     model = Stages(1, 1)
     model.units[1].conv1 = nn.Conv2d(4, 8, 5, 2, 2, bias=False)
     assert not any(r.similar for r in find_repeats(capture(model, (images(),))))
+
+
+def test_of_units_inside_units_those_that_let_more_go_are_found() -> None:
+    layers = [layer for width in (3, 5, 7) for layer in (Nested(width), nn.Conv2d(width, width + 2, 1))]
+    repeat = similar_in(nn.Sequential(*layers))
+    assert [block.nodes[0].target for block in repeat.blocks] == ["0.into", "2.into", "4.into"]

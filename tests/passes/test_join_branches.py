@@ -17,8 +17,11 @@ class Skips(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.layers = nn.ModuleList(nn.Linear(4, 4) for _ in range(3))
+        # Read before the mode is.
+        self.gain = nn.Parameter(torch.ones(4))
 
     def forward(self, x: Tensor) -> Tensor:
+        x = x * self.gain
         for layer in self.layers:
             skip = self.training and torch.rand([]) < 0.5
             if not skip:

@@ -130,6 +130,13 @@ def test_a_gain_belongs_to_an_output_channel(layer: nn.Module, shape: tuple[int,
     assert tuple(gm.get_parameter("surrogates.1.blend.alpha.0").shape) == shape
 
 
+def test_a_gain_behind_a_transposed_convolution_belongs_to_its_own_layer() -> None:
+    model = nn.Sequential(*(nn.Sequential(nn.ConvTranspose2d(4, 6, 1), nn.Conv2d(6, 4, 1)) for _ in range(3)))
+    gm = repl_fx.transform(model, (torch.randn(2, 4, 5, 5),), surrogate="blend").graph_module
+    shapes = [tuple(gm.get_parameter(f"surrogates.1.blend.alpha.{i}").shape) for i in range(2)]
+    assert shapes == [(1, 6, 1, 1), (4, 1, 1, 1)]
+
+
 @pytest.mark.parametrize("normalised", [(6,), (5, 6), (4, 5, 6)], ids=str)
 def test_weights_of_norms_of_any_shape_stay_the_blocks_own(normalised: tuple[int, ...]) -> None:
     layers = (nn.Sequential(nn.Conv2d(4, 4, 3, padding=1), nn.LayerNorm(normalised)) for _ in range(3))

@@ -224,6 +224,23 @@ def test_a_span_that_changes_resolution_is_refused() -> None:
         repl_fx.transform(model, (torch.randn(2, 4, 8, 8),), surrogate="bottleneck")
 
 
+def test_a_branch_that_ends_in_mixers_of_several_kinds_is_refused() -> None:
+    class Mixed(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.into, self.out = nn.Conv2d(6, 6, 1), nn.Conv2d(6, 6, 1)
+            self.across = nn.Linear(6, 6)
+
+        def forward(self, x: Tensor) -> Tensor:
+            y = F.relu(self.into(x))
+            out: Tensor = x + (self.out(y) + self.across(y))
+            return out
+
+    model = nn.Sequential(*(Mixed() for _ in range(3)))
+    with pytest.raises(repl_fx.NothingToReplace, match="begins or ends in mixers of several kinds"):
+        repl_fx.transform(model, (torch.randn(2, 6, 6, 6),), surrogate="bottleneck")
+
+
 class Causal(nn.Module):
     """Looks at the past alone: pads both sides and cuts the end off."""
 

@@ -245,6 +245,18 @@ class _Squeezed(nn.Module):
         return out
 
 
+class _Turned(nn.Module):
+    """Adds pictures to themselves, on their side: as many channels as rows are told apart by nothing but their axes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.out = nn.Conv2d(CHANNELS, CHANNELS, 3, padding=1), nn.Conv2d(CHANNELS, CHANNELS, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.conv(x)
+        return x + self.out(y + y.transpose(1, 2))  # type: ignore[no-any-return]
+
+
 class _Reduced(nn.Module):
     """Adds a number of the stream, beside pre-activation convolutions."""
 
@@ -276,6 +288,11 @@ class _Reduced(nn.Module):
 def test_what_depends_on_the_width_otherwise_is_refused(block: Callable[[], nn.Module], reason: str) -> None:
     with pytest.raises(repl_fx.NothingToReplace, match=reason):
         _slim(_net(block), images())
+
+
+def test_channels_that_are_added_to_rows_are_refused() -> None:
+    with pytest.raises(repl_fx.NothingToReplace, match="what add_tensor.* does is not known at another width"):
+        _slim(nn.Sequential(*(_Turned() for _ in range(3))), torch.randn(2, CHANNELS, CHANNELS, 4))
 
 
 def test_tokens_are_refused() -> None:
