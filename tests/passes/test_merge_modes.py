@@ -23,7 +23,7 @@ def graph_of(build: Build) -> fx.Graph:
     graph.output(build(graph, x))
     for node in graph.nodes:
         if node.op not in ("placeholder", "output"):
-            node.meta["val"] = torch.empty(2, 3, device="meta")
+            node.meta.setdefault("val", torch.empty(2, 3, device="meta"))
     return graph
 
 
@@ -322,3 +322,25 @@ def test_outputs_of_each_mode_may_have_another_structure() -> None:
     assert torch.equal(out["main"], -x) and torch.equal(out["aux"][0], x.exp()) and out["aux"][1] == 3
     plain = run(gm, False)
     assert isinstance(plain, Tensor) and torch.equal(plain, -x)
+
+
+@pytest.mark.parametrize(("dimension", "switched"), [(0, 0), (1, 1)])
+def test_a_size_that_training_knows_earlier_serves_evaluation(dimension: int, switched: int) -> None:
+    def scaled(early: bool, dimension: int) -> Build:
+        def build(g: fx.Graph, x: fx.Node) -> Any:
+            def size() -> fx.Node:
+                made = g.call_function(aten.sym_size.int, (x, dimension))
+                made.meta["val"] = 2 + dimension
+                return made
+
+            count = size() if early else None
+            y = g.call_function(torch.exp, (g.call_function(torch.neg, (x,)),))
+            return g.call_function(torch.mul, (y, size() if count is None else count))
+
+        return build
+
+    gm, literals, switches = merged(scaled(True, 0), scaled(False, dimension))
+    assert (literals, switches) == (0, switched)
+    x = torch.ones(2, 3)
+    assert torch.equal(run(gm, True), (-x).exp() * 2)
+    assert torch.equal(run(gm, False), (-x).exp() * (2 + dimension))

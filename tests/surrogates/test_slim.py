@@ -291,7 +291,7 @@ def test_what_depends_on_the_width_otherwise_is_refused(block: Callable[[], nn.M
 
 
 def test_channels_that_are_added_to_rows_are_refused() -> None:
-    with pytest.raises(repl_fx.NothingToReplace, match="what add_tensor.* does is not known at another width"):
+    with pytest.raises(repl_fx.NothingToReplace, match=r"what add_tensor.* does is not known at another width"):
         _slim(nn.Sequential(*(_Turned() for _ in range(3))), torch.randn(2, CHANNELS, CHANNELS, 4))
 
 
