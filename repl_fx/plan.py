@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, replace
-from typing import Any
+from dataclasses import asdict, dataclass, field, fields, replace
+from typing import Annotated, Any
 
-from repl_fx.errors import PlanMismatch
+import msgspec
+
+from repl_fx.errors import PlanMismatch, one_line
 
 SCHEMA = 1
 
@@ -63,7 +65,7 @@ class Plan:
     replacements: tuple[Replacement, ...]
     refusals: tuple[Refusal, ...]
     fingerprint: str
-    seed: int = 0
+    seed: Annotated[int, msgspec.Meta(ge=-(2**63), le=2**63 - 1)] = 0
     parts: tuple[str, ...] = ("",)
 
     def __str__(self) -> str:
@@ -100,23 +102,28 @@ class Plan:
         """A plan from its JSON text.
 
         Raises:
-            PlanMismatch: the text is no plan, or was written by a newer version.
+            PlanMismatch: the text is no plan, and says where, or was written by a newer version.
         """
         try:
             data = json.loads(text)
             schema = data.pop("schema")
-            if schema != SCHEMA:
-                raise PlanMismatch(
-                    f"the plan has schema {schema}; this version reads {SCHEMA}; install a matching repl-fx"
-                )
-            return cls(
-                tuple(Replacement(**item) for item in data.pop("replacements")),
-                tuple(Refusal(**item) for item in data.pop("refusals")),
-                parts=tuple(data.pop("parts", ("",))),
-                **data,
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as problem:
+            raise PlanMismatch(f"not a plan: {one_line(problem)}") from problem
+        if schema != SCHEMA:
+            raise PlanMismatch(
+                f"the plan has schema {schema!r}; this version reads {SCHEMA}; install a matching repl-fx"
             )
-        except (ValueError, KeyError, TypeError, AttributeError) as problem:
-            raise PlanMismatch(f"not a plan: {type(problem).__name__}: {problem}") from problem
+        try:
+            plan = msgspec.convert(data, cls)
+        except (msgspec.ValidationError, RecursionError) as problem:
+            raise PlanMismatch(f"not a plan: {one_line(problem)}") from problem
+        unknown = [name for name in data if name not in {f.name for f in fields(cls)}]
+        for kind, name in ((Replacement, "replacements"), (Refusal, "refusals")):
+            known = {f.name for f in fields(kind)}
+            unknown += [f"{name}[{i}].{key}" for i, item in enumerate(data[name]) for key in item if key not in known]
+        if unknown:
+            raise PlanMismatch(f"not a plan: it has an unknown field {unknown[0]}")
+        return plan
 
 
 def _inside(part: str, name: str) -> str:

@@ -233,7 +233,7 @@ def load_target(terminal: Terminal, spec: str, input_shape: str | None, seed: in
     if input_shape is not None:
         raise BadInput(f"{spec} is an artifact and brings its own example inputs; leave out --input-shape")
     artifact = load_artifact(spec)
-    made_of = (artifact.manifest["model"] or {}).get("class", "model")
+    made_of = artifact.manifest.model.kind if artifact.manifest.model else "model"
     parameters = sum(p.numel() for p in artifact.module.parameters())
     title = f"{spec}: rewritten {made_of}, {parameters:,} parameters"
     return Target(title, artifact.module.to(device), artifact.args, artifact.kwargs, None, artifact)
@@ -292,20 +292,3 @@ def parse_list(text: str, option: str) -> list[str]:
     if not all(items):
         raise BadInput(f"{option} {text!r} has an empty item; write it like 3,5")
     return items
-
-
-def write_text(path: Path, text: str) -> None:
-    """Write a file; it appears under its name only when it is complete.
-
-    Raises:
-        OutputError: the place cannot be written.
-    """
-    from repl_fx.errors import OutputError
-
-    unfinished = path.with_name(f".{path.name}.tmp")
-    try:
-        unfinished.write_text(text)
-        unfinished.replace(path)
-    except OSError as problem:
-        unfinished.unlink(missing_ok=True)
-        raise OutputError(f"cannot write {path}: {problem.strerror or problem}") from problem

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from repl_fx.cli.common import JsonOption, QuietOption, VerboseOption, running, write_text
+from repl_fx.cli.common import JsonOption, QuietOption, VerboseOption, running
 from repl_fx.cli.group import CheckFailed
 
 if TYPE_CHECKING:
@@ -43,10 +43,10 @@ def export_command(
     """
     with running(as_json, verbose, quiet) as terminal:
         from repl_fx import export_onnx, verify_onnx
-        from repl_fx.artifact import load_artifact
+        from repl_fx.artifact import PROOF, changing, load_artifact
         from repl_fx.capture import widen_batch
         from repl_fx.errors import BadInput, OutputError
-        from repl_fx.export import onnx_file
+        from repl_fx.export import onnx_name
         from repl_fx.report import verification_table
 
         if output is not None and output.exists() and not force:
@@ -61,30 +61,33 @@ def export_command(
             terminal.show(
                 "captured in parts: each rewritten part becomes a file; the code around them has no ONNX form"
             )
-        proof = directory / "verify.json"
-        # What it says is about the files before; and where the export is refused, an old file must not pass for a new.
-        proof.unlink(missing_ok=True)
-        files = {part.path: onnx_file(directory, part.path) if output is None else output for part in parts}
-        for file in files.values() if output is None else ():
-            file.unlink(missing_ok=True)
-            file.with_name(f"{file.name}.data").unlink(missing_ok=True)
+        names = {part.path: onnx_name(part.path) for part in parts}
         documents: dict[str, dict[str, Any]] = {}
         results: dict[str, Verification] = {}
-        for part in parts:
-            target = files[part.path]
-            args, kwargs = widen_batch(part.graph_module, part.args, part.kwargs)
-            terminal.stage(f"export {part.path}".rstrip())
-            export_onnx(part.graph_module, target, args, kwargs, opset=opset)
-            documents[part.path] = {"onnx": str(target), "bytes": _bytes_of(target), "verification": None}
+        with changing(directory) as change:
+            change.require_own([PROOF] if output else [PROOF, *names.values()])
+            for part in parts:
+                # What the artifact had stays until all is written that takes its place.
+                written = output or change.place / names[part.path]
+                args, kwargs = widen_batch(part.graph_module, part.args, part.kwargs)
+                terminal.stage(f"export {part.path}".rstrip())
+                export_onnx(part.graph_module, written, args, kwargs, opset=opset)
+                target = output or directory / names[part.path]
+                documents[part.path] = {"onnx": str(target), "bytes": _bytes_of(written), "verification": None}
+                if verify:
+                    terminal.stage(f"verify {part.path}".rstrip())
+                    result = results[part.path] = verify_onnx(part.graph_module, written, args, kwargs)
+                    documents[part.path]["verification"] = result.to_json()
+                    terminal.show(verification_table(result))
             if verify:
-                terminal.stage(f"verify {part.path}".rstrip())
-                result = results[part.path] = verify_onnx(part.graph_module, target, args, kwargs)
-                documents[part.path]["verification"] = result.to_json()
-                terminal.show(verification_table(result))
-            terminal.show(f"written: {target}")
-        if verify:
-            found = {path: document["verification"] for path, document in documents.items()}
-            write_text(proof, json.dumps(found[""] if whole else {"parts": found}, indent=2) + "\n")
+                found = {path: document["verification"] for path, document in documents.items()}
+                proof = found[""] if whole else {"parts": found}
+                (change.place / PROOF).write_text(json.dumps(proof, indent=2) + "\n")
+            terminal.stage("save")
+            # A proof is about the file that was written last; the ONNX files before go with the new ones alone.
+            exported = () if output is None else artifact.manifest.files.keys() - {PROOF}
+            change.commit(artifact.manifest, keep={*artifact.own_files, *exported})
+        terminal.show(*(f"written: {document['onnx']}" for document in documents.values()))
         document = documents[""] if whole else {"parts": [{"path": path, **d} for path, d in documents.items()]}
         terminal.document({"directory": str(directory), **document})
         for path, result in results.items():

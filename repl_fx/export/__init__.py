@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from repl_fx.export.difference import TOLERANCES, Difference, Tolerance
 from repl_fx.export.layers import LayerDifference
-from repl_fx.export.onnx_model import export_onnx, onnx_file
+from repl_fx.export.onnx_model import export_onnx, onnx_name
 from repl_fx.export.verification import Verification
 from repl_fx.export.verify import verify_onnx
 
@@ -15,6 +15,6 @@ __all__ = [
     "Tolerance",
     "Verification",
     "export_onnx",
-    "onnx_file",
+    "onnx_name",
     "verify_onnx",
 ]

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import re
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import onnx
 import onnx_ir as ir
@@ -39,9 +41,14 @@ _PRIVATE_METADATA = (
 )
 
 
-def onnx_file(directory: Path, part: str) -> Path:
-    """Where the ONNX model of a part of an artifact goes; the part "" is the whole model."""
-    return directory / (f"{part}.onnx" if part else "model.onnx")
+def onnx_name(part: str) -> str:
+    """Name of the file for the ONNX model of a part of an artifact; the part "" is the whole model.
+
+    Module names may hold all but a dot, slashes too; none of them leads to another directory.
+    """
+    name = quote(part, safe="[] ") or "model"
+    # File systems take 255 bytes.
+    return f"{name if len(name) <= 200 else name[:180] + hashlib.sha256(part.encode()).hexdigest()[:16]}.onnx"
 
 
 def export_onnx(

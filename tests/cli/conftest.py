@@ -10,6 +10,7 @@ import pytest
 from typer.testing import CliRunner, Result
 
 from repl_fx.cli import app
+from tests.artifact.edits import edit_manifest
 
 MODEL = """
 import torch
@@ -77,6 +78,6 @@ def _exported(tmp_path_factory: pytest.TempPathFactory, run: Run) -> Path:
 def artifact(tmp_path: Path, _exported: Path) -> Path:
     """An artifact of its own for each test, with model.onnx and verify.json; its model.py lies beside it."""
     shutil.copytree(_exported, tmp_path / "copy")
-    manifest = tmp_path / "copy" / "artifact" / "manifest.json"
-    manifest.write_text(manifest.read_text().replace(str(_exported), str(tmp_path / "copy")))
-    return tmp_path / "copy" / "artifact"
+    directory = tmp_path / "copy" / "artifact"
+    edit_manifest(directory, lambda text: text.replace(str(_exported), str(tmp_path / "copy")))
+    return directory

@@ -77,8 +77,9 @@ def test_transform_inspect_export_and_verify(run: Run, finder: Path, tmp_path: P
     assert misplaced.exit_code == 2 and "was captured in parts (body)" in misplaced.stderr
 
 
-def test_a_refused_export_leaves_no_model_behind(run: Run, artifact: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert (artifact / "model.onnx").is_file()
+def test_a_refused_export_leaves_all_as_it_was(run: Run, artifact: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = {file.name: file.read_bytes() for file in artifact.iterdir()}
+    assert {"model.onnx", "verify.json"} < before.keys()
 
     def refuse(*_: object, **__: object) -> None:
         raise repl_fx.ExportError("an operator has no translation")
@@ -86,4 +87,4 @@ def test_a_refused_export_leaves_no_model_behind(run: Run, artifact: Path, monke
     monkeypatch.setattr(repl_fx, "export_onnx", refuse)
     result = run("export", artifact)
     assert result.exit_code == 2 and "no translation" in result.stderr
-    assert not (artifact / "model.onnx").exists() and not (artifact / "verify.json").exists()
+    assert {file.name: file.read_bytes() for file in artifact.iterdir()} == before

@@ -17,7 +17,7 @@ from torch import Tensor, fx, nn
 
 from repl_fx.dynamic_shapes import auto_shapes, dynamic_dims
 from repl_fx.errors import BadInput, ExportError, OutputError
-from repl_fx.export import export_onnx, onnx_model, verify_onnx
+from repl_fx.export import export_onnx, onnx_model, onnx_name, verify_onnx
 
 
 class ConvNet(nn.Module):
@@ -465,3 +465,22 @@ def test_two_clips_of_one_value_keep_their_bounds(tmp_path: Path) -> None:
     model, x = TwoClips(), torch.randn(3, 4)
     path = export_onnx(model, tmp_path / "clips.onnx", (x,))
     assert verify_onnx(model, path, (x,))
+
+
+@pytest.mark.parametrize(
+    ("part", "name"),
+    [
+        ("", "model.onnx"),
+        ("body.layers", "body.layers.onnx"),
+        ("/etc/passwd", "%2Fetc%2Fpasswd.onnx"),
+        ("blocks./../x", "blocks.%2F..%2Fx.onnx"),
+        ("a\\b\n", "a%5Cb%0A.onnx"),
+    ],
+)
+def test_names_of_files_lead_to_no_other_directory(part: str, name: str) -> None:
+    assert onnx_name(part) == name == Path(name).name
+
+
+def test_long_paths_of_parts_have_files_of_their_own() -> None:
+    names = {onnx_name("é" * 100 + end) for end in "ab"}
+    assert len(names) == 2 and max(len(name.encode()) for name in names) < 255

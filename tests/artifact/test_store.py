@@ -5,16 +5,18 @@ import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import pytest
 import torch
 from torch import Tensor, nn
 
 import repl_fx
-from repl_fx.artifact import load_artifact, require_free, writing
+from repl_fx.artifact import load_artifact
 from repl_fx.sources import load_source
+from tests.artifact.edits import edit_manifest
 from tests.nets import TokenNet, tokens
 
 MODEL = """
@@ -60,11 +62,22 @@ def model_file(tmp_path: Path) -> Path:
     return path
 
 
+@pytest.fixture(scope="module")
+def _made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    place = tmp_path_factory.mktemp("made")
+    (place / "net.py").write_text(MODEL)
+    source = load_source(str(place / "net.py"))
+    return repl_fx.save(
+        repl_fx.transform(source.model, source.args, source.kwargs), place / "artifact", source=source
+    ).parent
+
+
 @pytest.fixture
-def artifact(model_file: Path, tmp_path: Path) -> Path:
-    source = load_source(str(model_file))
-    result = repl_fx.transform(source.model, source.args, source.kwargs)
-    return repl_fx.save(result, tmp_path / "artifact", source=source)
+def artifact(_made: Path, model_file: Path, tmp_path: Path) -> Path:
+    """An artifact of its own for each test, of `model_file`."""
+    shutil.copytree(_made / "artifact", tmp_path / "artifact")
+    edit_manifest(tmp_path / "artifact", lambda text: text.replace(str(_made), str(tmp_path)))
+    return tmp_path / "artifact"
 
 
 def test_reloads_in_a_fresh_process_after_training(model_file: Path, tmp_path: Path) -> None:
@@ -101,7 +114,9 @@ def test_contents(artifact: Path) -> None:
     assert {p.name for p in artifact.iterdir()} == {"manifest.json", "plan.json", "model.safetensors", "graph.txt"}
     manifest = json.loads((artifact / "manifest.json").read_text())
     assert manifest["aliases"] == {"head.weight": "embed.weight"}
-    assert manifest["inputs"]["args"] == [{"tensor": [2, 6], "dtype": "int64", "range": [0, 10]}]
+    ids = {"kind": "tensor", "shape": [2, 6], "dtype": "int64", "range": [0, 10]}
+    assert manifest["inputs"] == {"args": [ids], "kwargs": {}}
+    assert set(manifest["files"]) == {"plan.json", "model.safetensors", "graph.txt"}
     loaded = load_artifact(artifact)
     assert loaded.plan == repl_fx.Plan.from_json((artifact / "plan.json").read_text())
     assert manifest["parameters"] == sum(p.numel() for p in loaded.graph_module.parameters())
@@ -146,10 +161,18 @@ def flip_a_bit(file: Path) -> None:
     [
         (lambda d: (d / "manifest.json").unlink(), "is no artifact: it has no manifest.json"),
         (lambda d: (d / "manifest.json").write_text("{"), "manifest.json is damaged or of another program"),
+        (lambda d: (d / "manifest.json").write_text("[" * 10**5), "manifest.json is damaged or of another program"),
         (lambda d: (d / "manifest.json").write_text('{"schema": 1, "kind": "x"}'), r"written by another program \(x\)"),
-        (lambda d: (d / "plan.json").write_text("[]"), "is damaged: not a plan"),
+        (lambda d: (d / "manifest.json").write_text("[]"), "is of another program, or damaged"),
+        (
+            lambda d: (d / "manifest.json").write_text((d / "manifest.json").read_text().replace("2.", "3.", 1)),
+            "is damaged or was changed by hand",
+        ),
+        (lambda d: (d / "plan.json").write_text("[]"), "is damaged: plan.json is not the file that was written"),
+        (lambda d: (d / "graph.txt").write_text(""), "is damaged: graph.txt is not the file that was written"),
+        (lambda d: (d / "plan.json").unlink(), "is damaged: plan.json is gone"),
         (lambda d: (d / "model.safetensors").write_bytes(b"\x00" * 20), "is damaged"),
-        (lambda d: (d / "model.safetensors").unlink(), "is damaged"),
+        (lambda d: (d / "model.safetensors").unlink(), "is damaged: model.safetensors is gone"),
         (
             lambda d: flip_a_bit(d / "model.safetensors"),
             "is damaged: model.safetensors is not the file that was written",
@@ -165,12 +188,46 @@ def test_damaged_and_foreign_artifacts(artifact: Path, damage: object, message: 
     assert "\n" not in str(caught.value)
 
 
+def _set(path: str, value: Any) -> Callable[[str], str]:
+    def edit(text: str) -> str:
+        data = json.loads(text)
+        *steps, last = (int(step) if step.isdecimal() else step for step in path.split("/"))
+        inner = data
+        for step in steps:
+            inner = inner[step]
+        inner[last] = value
+        return json.dumps(data)
+
+    return edit
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "message"),
+    [
+        ("versions", 3, r"Expected `object`, got `int` - at `\$.versions`"),
+        ("model/options/seed", "x", r"Expected `int`, got `str` - at `\$.model.options.seed`"),
+        ("aliases/head.weight", 1, r"Expected `str`, got `int`"),
+        ("surplus", 1, "unknown field `surplus`"),
+        ("inputs/args/0/shape/0", -3, "no example input can be made like int64"),
+        ("inputs/args/0/dtype", "save", "is of the dtype 'save'"),
+        ("files/plan.json/at", "../plan.json", "lies at '../plan.json', outside the artifact"),
+        ("files/plan.json/at", "/etc/passwd", "outside the artifact"),
+        ("files/plan.json/at", "plan.json/..", "outside the artifact"),
+        ("files/plan.json/at", "graph.txt", "outside the artifact"),
+        ("aliases/head.weight", "nowhere", "head.weight should be nowhere, which is no tensor in it"),
+        ("aliases/embed.weight", "embed.weight", "embed.weight should be embed.weight, which is a tensor in it, too"),
+    ],
+)
+def test_a_manifest_that_lies(artifact: Path, path: str, value: Any, message: str) -> None:
+    edit_manifest(artifact, _set(path, value))
+    with pytest.raises(repl_fx.ArtifactError, match=message):
+        repl_fx.load(artifact, None if "inputs" not in path else load_source(str(artifact.parent / "net.py")).model)
+
+
 def test_an_artifact_of_another_torch_is_judged_by_names_and_shapes(artifact: Path, model_file: Path) -> None:
-    manifest = json.loads((artifact / "manifest.json").read_text())
-    manifest["versions"]["torch"] = "2.0"
-    (artifact / "manifest.json").write_text(json.dumps(manifest))
     plan = json.loads((artifact / "plan.json").read_text())
     (artifact / "plan.json").write_text(json.dumps({**plan, "fingerprint": "of another trace"}))
+    edit_manifest(artifact, _set("versions/torch", "2.0"))
     assert repl_fx.load(artifact)(torch.zeros(2, 6, dtype=torch.int64)).shape == (2, 6, 11)
     model_file.write_text(MODEL.replace("range(5)", "range(6)"))
     with pytest.raises(repl_fx.ArtifactError, match="does not fit its model"):
@@ -180,23 +237,8 @@ def test_an_artifact_of_another_torch_is_judged_by_names_and_shapes(artifact: Pa
 def test_newer_schema(artifact: Path) -> None:
     manifest = json.loads((artifact / "manifest.json").read_text())
     (artifact / "manifest.json").write_text(json.dumps({**manifest, "schema": 99}))
-    with pytest.raises(repl_fx.ArtifactError, match="has schema 99, this version reads 1"):
+    with pytest.raises(repl_fx.ArtifactError, match="has schema 99, this version reads 2"):
         repl_fx.load(artifact)
-
-
-def test_places_that_are_taken(tmp_path: Path, artifact: Path) -> None:
-    (tmp_path / "file").write_text("")
-    with pytest.raises(repl_fx.OutputError, match="is a file"):
-        require_free(tmp_path / "file", force=True)
-    with pytest.raises(repl_fx.OutputError, match="is not empty; choose another place"):
-        require_free(artifact, force=False)
-    require_free(artifact, force=True)
-    (tmp_path / "home").mkdir()
-    (tmp_path / "home" / "thesis.txt").write_text("precious")
-    with pytest.raises(repl_fx.OutputError, match="replaces artifacts only"):
-        require_free(tmp_path / "home", force=True)
-    with pytest.raises(repl_fx.OutputError, match="cannot write"), writing(tmp_path / "file" / "below"):
-        pass
 
 
 def test_a_failure_leaves_nothing_behind(tmp_path: Path, artifact: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -205,13 +247,13 @@ def test_a_failure_leaves_nothing_behind(tmp_path: Path, artifact: Path, monkeyp
     def full(*_: object, **__: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("repl_fx.artifact.save_file", full)
+    monkeypatch.setattr("repl_fx.artifact.weights.save_file", full)
     result = repl_fx.transform(nn.Sequential(*(nn.Linear(4, 4) for _ in range(3))), (torch.randn(2, 4),))
     before = sorted(p.name for p in tmp_path.iterdir())
     with pytest.raises(repl_fx.OutputError, match="No space left on device"):
         repl_fx.save(result, artifact, force=True)
     with pytest.raises(repl_fx.OutputError, match="No space left on device"):
-        repl_fx.save(result, tmp_path / "new")
+        repl_fx.save(result, tmp_path / "new" / "newer")
     assert sorted(p.name for p in tmp_path.iterdir()) == before
     assert {p.name: p.read_bytes() for p in artifact.iterdir()} == old
 

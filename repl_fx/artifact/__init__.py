@@ -1,0 +1,26 @@
+"""The artifact: a directory that a transform writes and every other command reads.
+
+    manifest.json       schema and versions, how to build the model, example inputs, captured parts and what they were
+                        called with, aliases of tied tensors, and a hash of every file, of itself too
+    plan.json           which blocks went and what stands in for each
+    model.safetensors   parameters and buffers of the rewritten model
+    graph.txt           the rewritten graph, to read and to compare
+    model.onnx          and model.onnx.data, verify.json: what `repl-fx export` adds
+
+Nothing is pickled. `load` builds the model from its source, applies the plan again, and loads the weights; a model
+whose structure no longer fits is an error. Of a model that was captured in parts, `load` captures the parts that the
+plan rewrites, each on inputs like those it was called with; the model itself is not run.
+
+    manifest    the manifest and its schema
+    inputs      example inputs as plain data
+    weights     tensors to a file and back
+    changing    how files come into an artifact: all of them at one moment, or none
+    store       `save` and `load`
+"""
+
+from __future__ import annotations
+
+from repl_fx.artifact.changing import changing, require_free
+from repl_fx.artifact.store import PROOF, Artifact, load, load_artifact, save
+
+__all__ = ["PROOF", "Artifact", "changing", "load", "load_artifact", "require_free", "save"]

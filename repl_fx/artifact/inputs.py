@@ -1,0 +1,189 @@
+"""Example inputs as plain data: shapes, dtypes and, for integers, the range; no values of tensors."""
+
+from __future__ import annotations
+
+import sys
+from collections import OrderedDict, namedtuple
+from collections.abc import Iterable
+from typing import Any, Literal
+
+import msgspec
+import torch
+from torch import Tensor
+
+from repl_fx.errors import ArtifactError
+
+Scalar = bool | int | float | str | None
+
+
+class Described(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag_field="kind"):
+    """A value of example inputs; each class of values has a subclass."""
+
+
+class OneTensor(Described, frozen=True, tag="tensor"):
+    """A tensor; `range` is that of the values of an integer one."""
+
+    shape: tuple[int, ...]
+    dtype: str
+    range: tuple[int, int] | None = None
+
+
+class Sequence(Described, frozen=True, tag="sequence"):
+    """A tuple or a list."""
+
+    type: Literal["tuple", "list"]
+    items: tuple[AnyDescribed, ...]
+
+
+class Named(Described, frozen=True, tag="named tuple"):
+    """A named tuple and where its class is found."""
+
+    module: str
+    name: str
+    items: tuple[tuple[str, AnyDescribed], ...]
+
+
+class Dict(Described, frozen=True, tag="dict"):
+    """A dict, whose keys need not be words."""
+
+    ordered: bool
+    items: tuple[tuple[Scalar, AnyDescribed], ...]
+
+
+class OfTorch(Described, frozen=True, tag="torch"):
+    """A dtype or a device."""
+
+    type: Literal["dtype", "device"]
+    name: str
+
+
+class Constant(Described, frozen=True, tag="constant"):
+    """A number, a word, a truth or None."""
+
+    value: Scalar
+
+
+class NotFinite(Described, frozen=True, tag="float"):
+    """An infinite number or NaN, which JSON has not."""
+
+    text: Literal["nan", "inf", "-inf"]
+
+
+class Opaque(Described, frozen=True, tag="opaque"):
+    """A value of which plain data says nothing but its class."""
+
+    type: str
+
+
+AnyDescribed = OneTensor | Sequence | Named | Dict | OfTorch | Constant | NotFinite | Opaque
+
+
+class Inputs(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Positional and keyword arguments."""
+
+    args: tuple[AnyDescribed, ...]
+    kwargs: dict[str, AnyDescribed]
+
+    @classmethod
+    def of(cls, args: Iterable[Any], kwargs: dict[str, Any]) -> Inputs:
+        """The description of arguments."""
+        return cls(tuple(map(describe, args)), {name: describe(value) for name, value in kwargs.items()})
+
+    def make(self) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """Arguments of the same kind; the same each time.
+
+        Raises:
+            ArtifactError: an argument is of a class that plain data does not describe, or no tensor is like it.
+        """
+        return tuple(map(make, self.args)), {name: make(value) for name, value in self.kwargs.items()}
+
+
+def describe(value: Any) -> AnyDescribed:
+    """A value as plain data."""
+    if isinstance(value, Tensor):
+        whole = not value.is_floating_point() and not value.is_complex() and value.numel() > 0 and not value.is_meta
+        least_and_most = (int(value.min()), int(value.max())) if whole else None
+        return OneTensor(tuple(value.shape), str(value.dtype).removeprefix("torch."), least_and_most)
+    if isinstance(value, tuple) and hasattr(value, "_fields"):
+        items = tuple((name, describe(item)) for name, item in zip(value._fields, value, strict=True))
+        return Named(type(value).__module__, type(value).__qualname__, items)
+    if type(value) in (tuple, list):
+        return Sequence("list" if type(value) is list else "tuple", tuple(map(describe, value)))
+    if type(value) in (dict, OrderedDict) and all(isinstance(key, Scalar) for key in value):
+        items = tuple((key, describe(item)) for key, item in value.items())
+        return Dict(type(value) is OrderedDict, items)
+    if isinstance(value, torch.dtype):
+        return OfTorch("dtype", str(value).removeprefix("torch."))
+    if isinstance(value, torch.device):
+        return OfTorch("device", str(value))
+    if type(value) is float and (value != value or value in (float("inf"), -float("inf"))):
+        return NotFinite(str(value))  # type: ignore[arg-type]
+    if type(value) in (bool, int, float, str, type(None)):
+        return Constant(value)
+    return Opaque(f"{type(value).__module__}.{type(value).__qualname__}")
+
+
+def make(described: AnyDescribed) -> Any:
+    """A value of the kind that was described.
+
+    Raises:
+        ArtifactError: the value is of a class that plain data does not describe, or no tensor is like it.
+    """
+    match described:
+        case OneTensor():
+            return _tensor(described)
+        case Sequence(type=kind, items=items):
+            made = [make(item) for item in items]
+            return made if kind == "list" else tuple(made)
+        case Named(module=module, name=name, items=items):
+            fields = {field: make(item) for field, item in items}
+            return _named_tuple(module, name, tuple(fields))(**fields)
+        case Dict(ordered=ordered, items=items):
+            return (OrderedDict if ordered else dict)((key, make(item)) for key, item in items)
+        case OfTorch(type=kind, name=name):
+            return _of_torch(kind, name)
+        case Constant(value=value):
+            return value
+        case NotFinite(text=text):
+            return float(text)
+        case Opaque(type=kind):
+            raise ArtifactError(
+                f"an example input is a {kind}, which an artifact does not hold; give the inputs: "
+                "load(directory, args=…, kwargs=…)"
+            )
+
+
+def _tensor(described: OneTensor) -> Tensor:
+    dtype = _of_torch("dtype", described.dtype)
+    generator = torch.Generator().manual_seed(0)
+    try:
+        if described.range is None:
+            return torch.randn(described.shape, generator=generator).to(dtype)
+        low, high = described.range
+        return torch.randint(low, high + 1, described.shape, generator=generator).to(dtype)
+    except (RuntimeError, TypeError, ValueError, OverflowError) as problem:
+        wanted = f"{described.dtype}{list(described.shape)}"
+        raise ArtifactError(f"no example input can be made like {wanted}: {str(problem).splitlines()[0]}") from problem
+
+
+def _of_torch(kind: str, name: str) -> Any:
+    try:
+        made = torch.device(name) if kind == "device" else getattr(torch, name)
+    except (RuntimeError, AttributeError):
+        made = None
+    if not isinstance(made, (torch.device, torch.dtype)):
+        raise ArtifactError(f"an example input is of the {kind} {name!r}, which torch {torch.__version__} has not")
+    return made
+
+
+def _named_tuple(module: str, name: str, fields: tuple[str, ...]) -> type[Any]:
+    """The class of a named tuple where its module is loaded, else one like it: an artifact imports nothing."""
+    found: Any = sys.modules.get(module)
+    for step in name.split("."):
+        found = getattr(found, step, None)
+    if isinstance(found, type) and getattr(found, "_fields", None) == fields:
+        return found
+    try:
+        return namedtuple(name.rpartition(".")[2], fields)
+    except ValueError as problem:
+        raise ArtifactError(f"an example input is of the named tuple {name!r}, which cannot be: {problem}") from problem

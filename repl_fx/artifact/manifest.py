@@ -1,0 +1,180 @@
+"""The manifest of an artifact: what it is made of, by a schema that each field is checked against."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import msgspec
+
+from repl_fx.artifact.inputs import Inputs
+from repl_fx.errors import ArtifactError, one_line
+from repl_fx.part_search import Eager
+
+SCHEMA = 2
+KIND = "repl-fx artifact"
+MANIFEST = "manifest.json"
+# Where files lie that are on their way into an artifact.
+UNSETTLED = ".repl-fx-"
+
+
+class _Strict(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """A part of a manifest; a field that it does not know is an error."""
+
+
+class File(_Strict, frozen=True):
+    """A file of an artifact.
+
+    Attributes:
+        at: where it lies, from the artifact's directory: under its own name, or on its way there.
+        sha256: of its bytes.
+    """
+
+    at: str
+    sha256: str
+
+
+class Options(_Strict, frozen=True):
+    """Keyword arguments of `load_source`."""
+
+    input_shape: str | None
+    seed: int
+    options: dict[str, Any]
+
+
+class Model(_Strict, frozen=True, rename={"kind": "class"}):
+    """How the source model is built.
+
+    Attributes:
+        spec: see `repl_fx.sources`.
+        options: what `load_source` is given besides.
+        kind: name of its class.
+    """
+
+    spec: str
+    options: Options
+    kind: str
+
+
+class Captured(_Strict, frozen=True, rename={"kind": "class"}):
+    """A captured part that holds what was replaced.
+
+    Attributes:
+        path: of the module; empty where the whole model is one graph.
+        kind: name of its class.
+        rung: which rung of the ladder took it.
+        dynamic: for each tensor argument, the dimensions that stayed dynamic.
+        inputs: what it was called with.
+        refused_sizes: inputs and dimensions of which the graph refuses a size of 1.
+    """
+
+    path: str
+    kind: str
+    rung: str
+    dynamic: dict[str, tuple[int, ...]]
+    inputs: Inputs
+    refused_sizes: tuple[tuple[str, int], ...]
+
+
+class Manifest(_Strict, frozen=True, kw_only=True):
+    """All that `manifest.json` says, but for its own hash.
+
+    Attributes:
+        versions: of the packages that have a say in the graph.
+        model: how the source is built; None where it was given in Python.
+        parts: the captured parts that hold what was replaced.
+        eager: what was tried and is no part.
+        inputs: example inputs of the model.
+        aliases: other names of tied tensors, and the name under which each is in the weights.
+        parameters: of the rewritten model.
+        files: the files of the artifact, by name.
+        gone: files of what was there before, which have not been removed yet.
+    """
+
+    schema: int = SCHEMA
+    kind: str = KIND
+    versions: dict[str, str]
+    model: Model | None
+    parts: tuple[Captured, ...]
+    eager: tuple[Eager, ...]
+    inputs: Inputs
+    aliases: dict[str, str]
+    parameters: int
+    files: dict[str, File] = {}
+    gone: tuple[File, ...] = ()
+
+    def to_json(self) -> str:
+        """The text of the file, which holds a hash of all the rest of it."""
+        return sealed(msgspec.to_builtins(self))
+
+
+def read_manifest(directory: str | Path) -> Manifest:
+    """Read and check `manifest.json`.
+
+    Raises:
+        ArtifactError: no such directory, not an artifact, damaged, or from another version.
+    """
+    directory = Path(directory)
+    file = directory / MANIFEST
+    if not directory.is_dir():
+        raise ArtifactError(f"{directory} is no directory; give the directory a transform wrote")
+    if not file.is_file():
+        raise ArtifactError(f"{directory} is no artifact: it has no {MANIFEST}; give the directory a transform wrote")
+    try:
+        data = json.loads(file.read_bytes().decode())
+    except (OSError, ValueError, RecursionError) as problem:
+        raise ArtifactError(f"{file} is damaged or of another program: {one_line(problem)}") from problem
+    if not isinstance(data, dict) or "kind" not in data or "schema" not in data:
+        raise ArtifactError(f"{file} is of another program, or damaged: it names no kind and schema of an artifact")
+    if data["kind"] != KIND:
+        raise ArtifactError(f"{directory} was written by another program ({_short(data['kind'])})")
+    if data["schema"] != SCHEMA:
+        found = _short(data["schema"])
+        raise ArtifactError(f"{directory} has schema {found}, this version reads {SCHEMA}; install a matching repl-fx")
+    if data.pop("sha256", None) != _hash(data):
+        raise ArtifactError(
+            f"{file} is damaged or was changed by hand: it is not as it was written; copy the directory again, or "
+            "transform the model again (a plan.json of your own goes with --plan)"
+        )
+    try:
+        manifest = msgspec.convert(data, Manifest)
+    except (msgspec.ValidationError, RecursionError) as problem:
+        raise ArtifactError(f"{file} is damaged: {one_line(problem)}") from problem
+    for name, entry in manifest.files.items():
+        _require_inside(file, name, entry.at)
+    for entry in manifest.gone:
+        _require_inside(file, entry.at, entry.at)
+    return manifest
+
+
+def sealed(data: Mapping[str, Any]) -> str:
+    """What a manifest says, as the text of its file, with a hash of it."""
+    return json.dumps({**data, "sha256": _hash(data)}, indent=2) + "\n"
+
+
+def hash_file(file: Path) -> str:
+    """SHA-256 of the bytes of a file."""
+    with file.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def _hash(data: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(data, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+
+
+def _require_inside(manifest: Path, name: str, at: str) -> None:
+    """Refuse a file that does not lie in its artifact, under its own name or in a directory of files on their way."""
+    *folders, last = PurePosixPath(at).parts or ("",)
+    settled = not folders and last == at
+    on_its_way = len(folders) == 1 and folders[0].startswith(UNSETTLED) and f"{folders[0]}/{last}" == at
+    if not (settled or on_its_way) or last != name.rpartition("/")[2] or last in ("", ".", "..") or "\\" in at:
+        raise ArtifactError(f"{manifest} is damaged: the file {name!r} lies at {at!r}, outside the artifact")
+
+
+def _short(value: object) -> str:
+    """A value of a file of others, which may be anything."""
+    text = " ".join(str(value).split())
+    return text if len(text) <= 40 else f"{text[:40]}…"
