@@ -67,7 +67,15 @@ class UnknownBlock(ReplFxError):
 
 
 class PlanMismatch(ReplFxError):
-    """A plan that does not fit the model it is applied to."""
+    """A plan that does not fit the model it is applied to.
+
+    Attributes:
+        structure: the text of that model, by lines (`repl_fx.tracing.fingerprint`), where the plan's is another.
+    """
+
+    def __init__(self, message: str, structure: Sequence[str] = ()) -> None:
+        self.structure = tuple(structure)
+        super().__init__(message)
 
 
 class ArtifactError(ReplFxError):

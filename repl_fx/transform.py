@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
@@ -26,11 +25,11 @@ from repl_fx.passes.fold_surrogates import fold_surrogates
 from repl_fx.passes.replace_blocks import replace_blocks
 from repl_fx.passes.write_in_place import write_in_place_
 from repl_fx.plan import Plan, Refusal, Replacement
-from repl_fx.runtime import check_least
 from repl_fx.surrogates import Site, Surrogate, make_surrogate
 from repl_fx.surrogates.site import surrogate_path
 from repl_fx.taps import only_returned
 from repl_fx.tracing.assigned_buffers import assigned_by
+from repl_fx.tracing.fingerprint import code_of, fingerprint, lines_around, lines_of_graph
 from repl_fx.tracing.hooks import hooks_within
 from repl_fx.tracing.model_checks import require_capturable, require_finite
 
@@ -71,6 +70,8 @@ class TransformResult:
         plan: what was done.
         report: what became of each block of each repeat, in program order.
         args, kwargs: the example inputs of the capture, which have a batch of 2 or more where they are tensors.
+        structure: the text of what was captured (`repl_fx.tracing.fingerprint`), of which the plan holds the hash.
+        code: hash of the code of the user's own classes in the model, as it was then.
     """
 
     module: nn.Module
@@ -81,6 +82,8 @@ class TransformResult:
     report: tuple[BlockReport, ...]
     args: tuple[Any, ...]
     kwargs: dict[str, Any]
+    structure: tuple[str, ...]
+    code: str
 
     @property
     def all_parts(self) -> tuple[Part, ...]:
@@ -194,7 +197,7 @@ def _named_from(path: str, repeat: Repeat) -> Repeat:
     return replace(repeat, name=join(path, repeat.name), blocks=blocks, children=children) if path else repeat
 
 
-def _plan(found: Sequence[_Found], options: Options) -> Plan:
+def _plan(found: Sequence[_Found], options: Options, model: nn.Module | None = None) -> Plan:
     stand_in = make_surrogate(options.surrogate, options.settings)
     outside = [repeat for part in found for repeat in part.outside]
     # Globs and numbers mean the model, and surrogates the graph.
@@ -213,18 +216,27 @@ def _plan(found: Sequence[_Found], options: Options) -> Plan:
                 pick.block.name, pick.repeat.name, pick.before.name, pick.after.name, chosen.key, chosen.settings()
             )
         )
-    return _settled(found, Plan((), tuple(choice.refusals), "", options.seed), tuple(replacements), tuple(refusals))
+    plan = Plan((), tuple(choice.refusals), "", options.seed)
+    return _settled(found, plan, tuple(replacements), tuple(refusals), model)
 
 
 def _settled(
-    found: Sequence[_Found], plan: Plan, replacements: tuple[Replacement, ...], refusals: tuple[Refusal, ...]
+    found: Sequence[_Found],
+    plan: Plan,
+    replacements: tuple[Replacement, ...],
+    refusals: tuple[Refusal, ...],
+    model: nn.Module | None,
 ) -> Plan:
     """A plan with these replacements, and with more refusals."""
-    # The parts that stay as they are need not be captured to apply the plan again.
-    used = [part for part in found if any(replacement.block in part.blocks for replacement in replacements)]
+    used = _used(found, replacements)
     paths = tuple(part.path for part in used)
     known = dict.fromkeys((*plan.refusals, *refusals))
-    return Plan(replacements, tuple(known), _fingerprint(used or found), plan.seed, paths or ("",))
+    return Plan(replacements, tuple(known), fingerprint(_structure(used or found, model)), plan.seed, paths or ("",))
+
+
+def _used(found: Sequence[_Found], replacements: Sequence[Replacement]) -> list[_Found]:
+    """The parts that hold what is replaced; those that stay as they are need not be captured to apply a plan again."""
+    return [part for part in found if any(replacement.block in part.blocks for replacement in replacements)]
 
 
 def _site(found: Sequence[_Found], key: str, *names: str) -> Site:
@@ -339,17 +351,20 @@ def rewrite(
         tell("plan")
         options = plan if isinstance(plan, Options) else None
         if isinstance(plan, Options):
-            plan = _plan(found, plan)
-        elif plan.fingerprint and plan.fingerprint != _fingerprint(found):
-            name = type(captured.source).__name__
-            raise PlanMismatch(f"the plan was made for another model than this {name}; make a new plan")
+            plan = _plan(found, plan, captured.source)
+        elif plan.fingerprint:
+            structure = _structure(found, captured.source)
+            if plan.fingerprint != fingerprint(structure):
+                name = type(captured.source).__name__
+                raise PlanMismatch(f"the plan was made for another model than this {name}; make a new plan", structure)
         _require_replacements(captured, repeats, plan)
         tell("replace")
         trials = _Trials(captured, found, plan.seed, args, kwargs)
         if check and options is None:
             trials.require(plan)
         elif check and options is not None:
-            plan = _settled(found, plan, *trials.settle(plan, partial(_next_choices, found, options)))
+            settled = trials.settle(plan, partial(_next_choices, found, options))
+            plan = _settled(found, plan, *settled, captured.source)
             _require_replacements(captured, repeats, plan)
         graphs = trials.graphs(plan)
         rewritten = tuple(
@@ -368,6 +383,8 @@ def rewrite(
         tuple(report),
         args,
         kwargs,
+        _structure(_used(found, plan.replacements), captured.source),
+        code_of(captured.source),
     )
 
 
@@ -542,30 +559,13 @@ def fold(module: nn.Module) -> nn.Module:
     return assemble(module, {path: fold(graph) for path, graph in graphs_in(module).items()})
 
 
-def fingerprint(gm: fx.GraphModule) -> str:
-    """Hash of a captured graph's structure: operators, targets, connections, shapes of state; no values."""
-    # Which sizes of 1 a graph refuses depends on the values of the example inputs too.
-    nodes = [node for node in gm.graph.nodes if node.target is not check_least]
-    position = {node: i for i, node in enumerate(nodes)}
-    digest = hashlib.sha256()
-    for node in nodes:
-        target = (
-            node.target
-            if isinstance(node.target, str)
-            else getattr(node.target, "__name__", type(node.target).__name__)
-        )
-        digest.update(f"{node.op} {target} {[position[f] for f in node.all_input_nodes]}\n".encode())
-    for name, tensor in gm.state_dict(keep_vars=True).items():
-        digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}\n".encode())
-    return digest.hexdigest()
-
-
-def _fingerprint(found: Sequence[_Found]) -> str:
-    """Hash of the structure of all parts; that of the graph where the whole model is one."""
-    if [part.path for part in found] == [""]:
-        return fingerprint(found[0].graph_module)
-    text = "".join(f"{part.path} {fingerprint(part.graph_module)}\n" for part in sorted(found, key=lambda p: p.path))
-    return hashlib.sha256(text.encode()).hexdigest()
+def _structure(found: Sequence[_Found], model: nn.Module | None) -> tuple[str, ...]:
+    """The text of all parts, and of the model around them; that of the graph where the whole model is one."""
+    if model is None or [part.path for part in found] == [""]:
+        return tuple(lines_of_graph(found[0].graph_module))
+    parts = sorted(found, key=lambda part: part.path)
+    inside = (f"{part.path}: {line}" for part in parts for line in lines_of_graph(part.graph_module))
+    return *inside, *lines_around(model, [part.path for part in parts])
 
 
 def _checked(value: Value, gm: fx.GraphModule, after: str) -> Value:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import importlib.util
 import json
 import re
@@ -129,7 +130,7 @@ def test_file_with_the_default_factory(write: Write) -> None:
     source = load_source(str(path))
     assert run(source).shape == (2, 8)
     assert source.spec == str(path)
-    assert source.files == (path.resolve(),)
+    assert list(source.files) == [path.resolve()]
     assert str(source) == f"{path}: Linear, 40 parameters"
 
 
@@ -209,7 +210,7 @@ def test_files_beside_it_can_be_imported_and_do_not_leak_into_the_next(write: Wr
     path = list(sys.path)
     source = load_source(str(first))
     assert run(source).shape == (2, 3)
-    assert source.files == (first.resolve(), beside.resolve())
+    assert list(source.files) == [first.resolve(), beside.resolve()]
     assert run(load_source(str(second))).shape == (2, 5)
     assert sys.path == path
 
@@ -469,7 +470,7 @@ def test_a_zoo_that_is_not_installed(zoo: str, package: str, monkeypatch: pytest
 def test_timm() -> None:
     source = load_source("timm:resnet18", options={"num_classes": 5}, input_shape="2x3x64x64")
     assert run(source).shape == (2, 5)
-    assert source.files == ()
+    assert source.files == {} and source.absolute == source.spec
     assert load_source("timm:test_vit").args[0].shape == (2, 3, 160, 160)
 
 
@@ -608,7 +609,9 @@ def test_transformers_config_file_is_taken_as_it_is(tmp_path: Path, suffix: str)
     }
     (tmp_path / "config.json").write_text(json.dumps(values), encoding="utf-8")
     source = load_source(f"hf:{tmp_path}{suffix}")
-    assert source.files == ((tmp_path / "config.json").resolve(),)
+    file = (tmp_path / "config.json").resolve()
+    assert source.files == {file: hashlib.sha256(file.read_bytes()).hexdigest()}
+    assert source.absolute.startswith(f"hf:{file}")
     assert run(source).last_hidden_state.shape == (2, 16, 24)
     assert load_source(f"hf:{tmp_path}{suffix}:BertForMaskedLM").model.get_parameter("cls.predictions.bias").shape == (
         40,

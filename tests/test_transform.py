@@ -16,7 +16,6 @@ from torch.utils.checkpoint import checkpoint
 import repl_fx
 from repl_fx.passes.fold_surrogates import is_synthesis
 from repl_fx.passes.replace_blocks import replace_blocks
-from repl_fx.transform import fingerprint
 from tests.nets import ConvNet, Counts, TokenNet, as_after_training, images, tokens
 
 SURROGATES = ("identity", "blend", "bottleneck", "auto")
@@ -285,14 +284,6 @@ def test_plan_replays_on_a_fresh_model_and_not_on_another() -> None:
         repl_fx.transform(TokenNet(depth=6), (x,), plan=plan)
 
 
-def test_fingerprint_sees_operators_and_shapes_but_not_values() -> None:
-    x = images()
-    same = fingerprint(repl_fx.capture(ConvNet(), (x,)))
-    assert fingerprint(repl_fx.capture(ConvNet(), (x,))) == same
-    assert fingerprint(repl_fx.capture(ConvNet(kernel=1), (x,))) != same
-    assert fingerprint(repl_fx.capture(ConvNet(depth=4), (x,))) != same
-
-
 def test_bad_arguments() -> None:
     x = images()
     with pytest.raises(repl_fx.UnknownSurrogate, match=r"unknown surrogate 'magic'; known are auto, blend, bottleneck"):
@@ -331,15 +322,6 @@ def test_a_surrogate_of_the_users_own() -> None:
     hidden = model.blocks[2](model.blocks[0](model.embed(x)) * 0.25)
     assert torch.equal(result.graph_module(x), model.head(hidden.mean(1)))
     assert result.plan.replacements[0].settings == {"factor": 0.25}
-
-
-def test_a_fingerprint_sees_what_a_state_is_made_of() -> None:
-    model, x = nn.Sequential(nn.Linear(8, 8), nn.ReLU()), torch.randn(2, 8)
-    gm = repl_fx.capture(model, (x,))
-    prints = {fingerprint(gm), fingerprint(repl_fx.capture(copy.deepcopy(model).double(), (x.double(),)))}
-    gm.register_buffer("more", torch.zeros(2))
-    prints.add(fingerprint(gm))
-    assert len(prints) == 3
 
 
 def _made(result: repl_fx.TransformResult) -> list[Tensor]:

@@ -4,7 +4,8 @@
                         called with, aliases of tied tensors, and a hash of every file, of itself too
     plan.json           which blocks went and what stands in for each
     model.safetensors   parameters and buffers of the rewritten model
-    graph.txt           the rewritten graph, to read and to compare
+    source.txt          the text of the source model's graph, by which a model that changed is told
+    graph.txt           the rewritten graph, to read
     model.onnx          and model.onnx.data, verify.json: what `repl-fx export` adds
 
 Nothing is pickled. `load` builds the model from its source, applies the plan again, and loads the weights; a model

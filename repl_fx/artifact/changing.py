@@ -28,8 +28,9 @@ from pathlib import Path
 import msgspec
 from safetensors import SafetensorError
 
-from repl_fx.artifact.manifest import MANIFEST, UNSETTLED, File, Manifest, hash_file, read_manifest
+from repl_fx.artifact.manifest import MANIFEST, UNSETTLED, File, Manifest, read_manifest
 from repl_fx.errors import ArtifactError, OutputError, one_line
+from repl_fx.sources.source import hash_file
 
 _UNSETTLED_NAME = re.compile(rf"{re.escape(UNSETTLED)}[a-z0-9_]{{8}}")
 

@@ -49,14 +49,16 @@ class Model(_Strict, frozen=True, rename={"kind": "class"}):
     """How the source model is built.
 
     Attributes:
-        spec: see `repl_fx.sources`.
+        spec: see `repl_fx.sources`; the path of a file is absolute.
         options: what `load_source` is given besides.
         kind: name of its class.
+        files: the files that it was made from, each with the SHA-256 of what was read.
     """
 
     spec: str
     options: Options
     kind: str
+    files: dict[str, str]
 
 
 class Captured(_Strict, frozen=True, rename={"kind": "class"}):
@@ -84,6 +86,7 @@ class Manifest(_Strict, frozen=True, kw_only=True):
 
     Attributes:
         versions: of the packages that have a say in the graph.
+        code: hash of the code of the user's own classes in the model.
         model: how the source is built; None where it was given in Python.
         parts: the captured parts that hold what was replaced.
         eager: what was tried and is no part.
@@ -97,6 +100,7 @@ class Manifest(_Strict, frozen=True, kw_only=True):
     schema: int = SCHEMA
     kind: str = KIND
     versions: dict[str, str]
+    code: str
     model: Model | None
     parts: tuple[Captured, ...]
     eager: tuple[Eager, ...]
@@ -153,12 +157,6 @@ def read_manifest(directory: str | Path) -> Manifest:
 def sealed(data: Mapping[str, Any]) -> str:
     """What a manifest says, as the text of its file, with a hash of it."""
     return json.dumps({**data, "sha256": _hash(data)}, indent=2) + "\n"
-
-
-def hash_file(file: Path) -> str:
-    """SHA-256 of the bytes of a file."""
-    with file.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def _hash(data: Mapping[str, Any]) -> str:

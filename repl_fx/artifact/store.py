@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from importlib.metadata import PackageNotFoundError, version
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -13,19 +14,20 @@ from torch import Tensor, fx, nn
 
 from repl_fx.artifact.changing import changing, require_free
 from repl_fx.artifact.inputs import Inputs
-from repl_fx.artifact.manifest import MANIFEST, Captured, Manifest, Model, Options, hash_file, read_manifest
+from repl_fx.artifact.manifest import MANIFEST, Captured, Manifest, Model, Options, read_manifest
 from repl_fx.artifact.weights import load_state, read_weights, write_weights
 from repl_fx.errors import ArtifactError, BadInput, CaptureError, NothingToReplace, PlanMismatch, one_line
 from repl_fx.graph import copy_model
 from repl_fx.partial import Part, capture_as_called
 from repl_fx.plan import Plan
-from repl_fx.sources import Source, load_source
-from repl_fx.sources.source import to_device
+from repl_fx.sources import ZOOS, Source, load_source
+from repl_fx.sources.source import hash_file, to_device
+from repl_fx.tracing.fingerprint import code_of
 from repl_fx.tracing.size_questions import refuse_sizes_, refused_sizes
 from repl_fx.tracing.untouched import device_of
 from repl_fx.transform import TransformResult, rewrite, transform
 
-PLAN, WEIGHTS, GRAPH = "plan.json", "model.safetensors", "graph.txt"
+PLAN, WEIGHTS, GRAPH, STRUCTURE = "plan.json", "model.safetensors", "graph.txt", "source.txt"
 # What `repl-fx export` proved.
 PROOF = "verify.json"
 
@@ -51,7 +53,7 @@ class Artifact:
     kwargs: dict[str, Any]
     result: TransformResult
 
-    own_files = (PLAN, WEIGHTS, GRAPH)
+    own_files = (PLAN, WEIGHTS, GRAPH, STRUCTURE)
 
     @property
     def graph_module(self) -> fx.GraphModule:
@@ -79,39 +81,47 @@ def save(result: TransformResult, directory: str | Path, *, source: Source | Non
         aliases = write_weights(result.module, change.place / WEIGHTS)
         (change.place / PLAN).write_text(result.plan.to_json() + "\n")
         (change.place / GRAPH).write_text(parts_text(result.parts))
+        (change.place / STRUCTURE).write_text("".join(f"{line}\n" for line in result.structure))
         change.commit(_manifest(result, source, aliases))
     return Path(directory)
 
 
-def load(directory: str | Path, model: nn.Module | None = None) -> nn.Module:
+def load(directory: str | Path, model: nn.Module | str | None = None) -> nn.Module:
     """Load the rewritten model of an artifact.
 
     Args:
         directory: the artifact.
-        model: the source model, for artifacts that were saved without a source; its weights do not matter.
+        model: the source model, for artifacts that were saved without a source; its weights do not matter. Or a
+            specification of it (`repl_fx.sources`), for artifacts whose model file is elsewhere now, or another.
 
     Returns:
         The module, in evaluation mode: a graph module where the whole model is one graph.
 
     Raises:
-        ArtifactError: no artifact, a damaged or foreign one, or one that no longer fits its model.
+        ArtifactError: no artifact, a damaged or foreign one, one whose model file is not the one it was made from, or
+            one that no longer fits its model.
     """
     return load_artifact(directory, model).module
 
 
-def load_artifact(directory: str | Path, model: nn.Module | None = None) -> Artifact:
+def load_artifact(directory: str | Path, model: nn.Module | str | None = None) -> Artifact:
     """Load an artifact with its plan and example inputs; see `load`."""
     directory = Path(directory)
-    manifest, plan, state = _read(directory)
+    manifest, plan, state, structure = _read(directory)
     source, args, kwargs = _source(directory, manifest, model)
-    # Another version of torch may trace the same model to another graph; then names and shapes must do.
-    applied = plan if manifest.versions == _versions() else replace(plan, fingerprint="")
+    copy = isinstance(model, nn.Module)
     try:
-        result = _applied(source, args, kwargs, applied, manifest, copy=model is not None)
+        try:
+            result = _applied(source, args, kwargs, plan, manifest, copy=copy)
+        except PlanMismatch as problem:
+            if not problem.structure or not _may_trace_otherwise(manifest, source):
+                raise
+            result = _applied(source, args, kwargs, replace(plan, fingerprint=""), manifest, copy=copy)
     except (PlanMismatch, NothingToReplace) as problem:
+        found = problem.structure if isinstance(problem, PlanMismatch) else ()
         raise ArtifactError(
-            f"{directory} no longer fits its model: the structure of {type(source).__name__} has changed since it was "
-            "transformed; transform it again"
+            f"{directory} no longer fits its model: {type(source).__name__} has changed since it was transformed; "
+            f"{_difference(structure, found)}transform it again"
         ) from problem
     refused = {part.path: part.refused_sizes for part in manifest.parts}
     for part in result.parts:
@@ -121,15 +131,35 @@ def load_artifact(directory: str | Path, model: nn.Module | None = None) -> Arti
     return Artifact(directory, manifest, plan, result.module.eval(), result.args, result.kwargs, result)
 
 
-def _read(directory: Path) -> tuple[Manifest, Plan, dict[str, Tensor]]:
+def _may_trace_otherwise(manifest: Manifest, model: nn.Module) -> bool:
+    """Whether a model may have another graph and be the same: where other versions trace the same code."""
+    now = _versions()
+    changed = {name for name in (*manifest.versions, *now) if manifest.versions.get(name) != now.get(name)}
+    of_model = {type(module).__module__.partition(".")[0] for module in model.modules()} - {"torch"}
+    return bool(changed) and not changed & of_model and manifest.code == code_of(model)
+
+
+def _difference(before: Sequence[str], after: Sequence[str]) -> str:
+    """The first line in which two structures differ, in words."""
+    if not after:
+        return ""
+    at = next((i for i, pair in enumerate(zip_longest(before, after)) if pair[0] != pair[1]), None)
+    if at is None:
+        return ""
+    was, now = (lines[at] if at < len(lines) else "nothing" for lines in (before, after))
+    return f"what differs first: {now}, which was {was}; "
+
+
+def _read(directory: Path) -> tuple[Manifest, Plan, dict[str, Tensor], list[str]]:
     """What the files of an artifact say, each of which is as it was written."""
     manifest = read_manifest(directory)
     while True:
         try:
             plan = Plan.from_json(_written(directory, manifest, PLAN).read_text())
             state = read_weights(_written(directory, manifest, WEIGHTS), manifest.aliases)
+            structure = _written(directory, manifest, STRUCTURE).read_text().splitlines()
             _written(directory, manifest, GRAPH)
-            return manifest, plan, state
+            return manifest, plan, state, structure
         except (ArtifactError, OSError) as problem:
             # Another process may have replaced the artifact between the first file and the last.
             again = read_manifest(directory)
@@ -166,9 +196,15 @@ def _written(directory: Path, manifest: Manifest, name: str) -> Path:
 def _manifest(result: TransformResult, source: Source | None, aliases: dict[str, str]) -> Manifest:
     model = None
     if source is not None:
-        model = Model(spec=_absolute(source), options=Options(**source.options), kind=type(source.model).__name__)
+        model = Model(
+            spec=source.absolute,
+            options=Options(**source.options),
+            kind=type(source.model).__name__,
+            files={str(file): digest for file, digest in source.files.items()},
+        )
     return Manifest(
         versions=_versions(),
+        code=result.code,
         model=model,
         parts=tuple(_captured(part) for part in result.captured_parts.parts if part.path in result.plan.parts),
         eager=result.captured_parts.eager,
@@ -212,27 +248,43 @@ def _applied(
 
 
 def _source(
-    directory: Path, manifest: Manifest, model: nn.Module | None
+    directory: Path, manifest: Manifest, model: nn.Module | str | None
 ) -> tuple[nn.Module, tuple[Any, ...], dict[str, Any]]:
-    if model is not None:
+    if isinstance(model, nn.Module):
         return model, *manifest.inputs.make()
-    if manifest.model is None:
+    known = manifest.model
+    if known is None and model is None:
         raise ArtifactError(
             f"{directory} was saved from Python without a model spec; pass the model: load(directory, model=…)"
         )
-    options = manifest.model.options
-    built = load_source(
-        manifest.model.spec, input_shape=options.input_shape, seed=options.seed, options=options.options
-    )
+    options = Options(input_shape=None, seed=0, options={}) if known is None else known.options
+    if model is None and known is not None:
+        _require_same_files(directory, known)
+        model = known.spec
+    built = load_source(str(model), input_shape=options.input_shape, seed=options.seed, options=options.options)
     return built.model, built.args, built.kwargs
 
 
-def _absolute(source: Source) -> str:
-    """The spec with the path of a model file made absolute: the artifact is read from other directories."""
-    if not source.files:
-        return source.spec
-    factory = source.spec.rpartition(":")[2] if ":" in Path(source.spec).name else ""
-    return f"{source.files[0].resolve()}{':' + factory if factory else ''}"
+def _require_same_files(directory: Path, model: Model) -> None:
+    """Refuse to run a model file that an artifact names, unless it is the one that the artifact was made from.
+
+    Raises:
+        ArtifactError: a file is gone, another, or one that came with the artifact.
+    """
+    otherwise = f"to take another, name it: --model {model.spec} (load(directory, model=…))"
+    name, is_file = model.spec, ":" not in model.spec or model.spec.partition(":")[0] not in ZOOS
+    if is_file and not any(name == file or name.startswith(f"{file}:") for file in model.files):
+        raise ArtifactError(f"{directory} names the model {name}, and no hash of that file; {otherwise}")
+    for text, digest in model.files.items():
+        file = Path(text)
+        if not file.is_absolute():
+            raise ArtifactError(f"{directory} names the model file {file}, which is no absolute path; {otherwise}")
+        if file.resolve().is_relative_to(directory.resolve()):
+            raise ArtifactError(f"{directory} names the model file {file}, which came with it; {otherwise}")
+        if not file.is_file():
+            raise ArtifactError(f"{directory} was made from {file}, which is gone; {otherwise}")
+        if hash_file(file) != digest:
+            raise ArtifactError(f"{file} changed since {directory} was made from it; {otherwise}")
 
 
 def _versions() -> dict[str, str]:

@@ -60,6 +60,15 @@ SeedOption = Annotated[
 DeviceOption = Annotated[
     str, typer.Option("--device", metavar="DEVICE", help="Where the model goes: cpu, cuda, cuda:1.")
 ]
+ModelOption = Annotated[
+    str | None,
+    typer.Option(
+        "--model",
+        metavar="SPEC",
+        help="The model that DIR was made from, where its file is elsewhere now, or has changed.",
+        show_default=False,
+    ),
+]
 JsonOption = Annotated[bool, typer.Option("--json", help="Write one JSON document to stdout, and nothing else there.")]
 VerboseOption = Annotated[
     bool,
@@ -215,7 +224,9 @@ class Target:
     artifact: Artifact | None
 
 
-def load_target(terminal: Terminal, spec: str, input_shape: str | None, seed: int, device: str) -> Target:
+def load_target(
+    terminal: Terminal, spec: str, input_shape: str | None, seed: int, device: str, model: str | None
+) -> Target:
     """Load a model by its specification, or an artifact by its directory.
 
     Raises:
@@ -228,11 +239,13 @@ def load_target(terminal: Terminal, spec: str, input_shape: str | None, seed: in
 
     terminal.stage("load")
     if not Path(spec).is_dir():
+        if model is not None:
+            raise BadInput(f"--model names the model of an artifact, and {spec} is no directory; leave out --model")
         source = load_source(spec, input_shape=input_shape, seed=seed, device=device)
         return Target(str(source), source.model, source.args, source.kwargs, source, None)
     if input_shape is not None:
         raise BadInput(f"{spec} is an artifact and brings its own example inputs; leave out --input-shape")
-    artifact = load_artifact(spec)
+    artifact = load_artifact(spec, model)
     made_of = artifact.manifest.model.kind if artifact.manifest.model else "model"
     parameters = sum(p.numel() for p in artifact.module.parameters())
     title = f"{spec}: rewritten {made_of}, {parameters:,} parameters"

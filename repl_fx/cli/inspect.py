@@ -8,6 +8,7 @@ from repl_fx.cli.common import (
     AnySpecArgument,
     DeviceOption,
     JsonOption,
+    ModelOption,
     QuietOption,
     SeedOption,
     ShapeOption,
@@ -20,6 +21,7 @@ from repl_fx.cli.common import (
 
 def inspect_command(
     spec: AnySpecArgument,
+    model: ModelOption = None,
     input_shape: ShapeOption = None,
     seed: SeedOption = 0,
     device: DeviceOption = "cpu",
@@ -43,7 +45,7 @@ def inspect_command(
         )
         from repl_fx.transform import repeats_of
 
-        target = load_target(terminal, spec, input_shape, seed, device)
+        target = load_target(terminal, spec, input_shape, seed, device, model)
         if target.artifact is not None:
             captured, repeats = target.artifact.result.captured_parts, target.artifact.result.repeats
         else:

@@ -11,6 +11,7 @@ from repl_fx.cli.common import (
     AnySpecArgument,
     DeviceOption,
     JsonOption,
+    ModelOption,
     QuietOption,
     SeedOption,
     ShapeOption,
@@ -46,6 +47,7 @@ def verify_command(
         typer.Option("--batch", metavar="LIST", help="Batch sizes, such as 1,2,5; by default three of them."),
     ] = None,
     per_layer: Annotated[bool, typer.Option("--per-layer", help="Compare inner values too, layer by layer.")] = False,
+    model: ModelOption = None,
     input_shape: ShapeOption = None,
     seed: SeedOption = 0,
     device: DeviceOption = "cpu",
@@ -60,7 +62,7 @@ def verify_command(
         from repl_fx.report import layers_table, verification_table
 
         batches = None if batch is None else _sizes(batch)
-        target = load_target(terminal, spec, input_shape, seed, device)
+        target = load_target(terminal, spec, input_shape, seed, device, model)
         module, args, kwargs = _subject(target, part, onnx)
         args, kwargs = widen_batch(module, args, kwargs)
         if per_layer and target.artifact is None:

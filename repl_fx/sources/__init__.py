@@ -27,9 +27,10 @@ from repl_fx.sources.input_shapes import parse_input_shape
 from repl_fx.sources.source import Request, Source, close_matches, seeded, to_device
 from repl_fx.tracing.model_checks import without_values
 
-__all__ = ["Source", "load_source"]
+__all__ = ["ZOOS", "Source", "load_source"]
 
-_ZOOS = {"timm": timm_zoo.build, "torchvision": torchvision_zoo.build, "hf": hugging_face.build}
+# What a specification begins with that names no file, and who builds it.
+ZOOS = {"timm": timm_zoo.build, "torchvision": torchvision_zoo.build, "hf": hugging_face.build}
 
 
 def load_source(
@@ -73,9 +74,9 @@ def load_source(
     if not spec:
         raise SourceError("the model specification is empty; give a model.py, timm:NAME, torchvision:NAME or hf:CONFIG")
     zoo, colon, name = spec.partition(":")
-    if zoo in _ZOOS and colon and not name:
+    if zoo in ZOOS and colon and not name:
         raise SourceError(f"{spec!r} names no model; write {zoo}:NAME")
-    build = _ZOOS[zoo] if zoo in _ZOOS and colon else python_file.build
+    build = ZOOS[zoo] if zoo in ZOOS and colon else python_file.build
     if build is python_file.build:
         name = spec
         _refuse_other_zoos(spec)
@@ -93,6 +94,7 @@ def load_source(
         kwargs=to_device(built.kwargs, target),
         options={"input_shape": input_shape, "seed": seed, "options": options},
         files=built.files,
+        absolute=built.absolute or spec,
     )
 
 
@@ -111,6 +113,6 @@ def _refuse_other_zoos(spec: str) -> None:
     """Say what is meant where a specification looks like `zoo:name` but is neither that nor a file."""
     prefix, colon, _ = spec.partition(":")
     if colon and prefix.isidentifier() and len(prefix) > 1 and not Path(prefix).exists():
-        known = ", ".join(f"{zoo}:" for zoo in _ZOOS)
-        hint = close_matches(prefix, _ZOOS)
+        known = ", ".join(f"{zoo}:" for zoo in ZOOS)
+        hint = close_matches(prefix, ZOOS)
         raise SourceError(f"{spec!r}: no kind of model {prefix!r}{hint}; known are {known} and a path to a .py file")

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from repl_fx.errors import BadInput, SourceError
 from repl_fx.sources.input_shapes import InputShape, random_tensor
-from repl_fx.sources.source import Built, Request, close_matches, describe, import_zoo
+from repl_fx.sources.source import Built, Request, close_matches, describe, hash_file, import_zoo
 
 # What a config made from a type alone is shrunk to. Only arguments that the config takes, and whose default is an
 # integer above the small value, are set: lists such as the depths of a hierarchical network stay as they are.
@@ -59,10 +59,12 @@ def build(request: Request) -> Built:
     spec = f"hf:{request.name}"
     transformers = import_zoo("transformers", spec)
     source, class_name = _split(request.name)
-    config, files = _config(transformers, source, request.options, spec)
+    config, file = _config(transformers, source, request.options, spec)
     model = _model(transformers, class_name, config, request.options.get("attn_implementation"), spec)
     assert isinstance(model, nn.Module)
-    return Built(model, kwargs=_inputs(model, config, request, spec), files=files)
+    files = {} if file is None else {file: hash_file(file)}
+    absolute = "" if file is None else f"hf:{file}{f':{class_name}' if class_name else ''}"
+    return Built(model, kwargs=_inputs(model, config, request, spec), files=files, absolute=absolute)
 
 
 def _split(name: str) -> tuple[str, str | None]:
@@ -70,18 +72,18 @@ def _split(name: str) -> tuple[str, str | None]:
     return (head, tail) if colon and head and tail.isidentifier() and not Path(name).exists() else (name, None)
 
 
-def _config(transformers: Any, source: str, options: Mapping[str, Any], spec: str) -> tuple[Any, tuple[Path, ...]]:
-    """The config, and the file it is from."""
+def _config(transformers: Any, source: str, options: Mapping[str, Any], spec: str) -> tuple[Any, Path | None]:
+    """The config, and the file it is from, if it is from one."""
     path = Path(source)
     if path.suffix == ".json" or path.is_dir() or len(path.parts) > 1:
         file = path / "config.json" if path.is_dir() else path
         values = _read(file, spec)
         config_class = _config_class(transformers, values.get("model_type"), f"{spec}: the model_type of {file}")
         config = _construct(config_class, {**values, "use_cache": False}, options, spec)
-        return config, (file.resolve(),)
+        return config, file.resolve()
     config_class = _config_class(transformers, source, spec)
     small = {**_shrunk(config_class, config_class()), **_BY_TYPE.get(source, {})}
-    return _construct(config_class, small, options, spec), ()
+    return _construct(config_class, small, options, spec), None
 
 
 def _read(file: Path, spec: str) -> dict[str, Any]:

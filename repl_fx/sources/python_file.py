@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from repl_fx.errors import BadInput, SourceError
 from repl_fx.sources.input_shapes import random_tensor
 from repl_fx.sources.interrupts import interrupts
-from repl_fx.sources.source import Built, Request, close_matches, describe
+from repl_fx.sources.source import Built, Request, close_matches, describe, hash_file
 
 # Modules that an earlier model file imported from its own directory. They are forgotten before the next file is
 # executed: two files in different directories may both have a `layers.py` beside them.
@@ -44,7 +44,7 @@ def build(request: Request) -> Built:
     """
     path, factory_name = _split(request.name)
     with _importable(path.parent):
-        module = _execute(path)
+        module, digest = _execute(path)
         factory = _find_factory(module, factory_name, path)
         _check_arguments(factory, request.options, f"{path}:{factory_name}")
         model = _call(factory, request.options, f"{path}:{factory_name}", path)
@@ -59,7 +59,8 @@ def build(request: Request) -> Built:
                 "return the model itself"
             )
         args, kwargs = _inputs(module, request, path)
-    return Built(model, args, kwargs, (path, *_imported_siblings(path)))
+    files = {path: digest, **_imported_siblings(path)}
+    return Built(model, args, kwargs, files, f"{path}:{factory_name}")
 
 
 def _split(name: str) -> tuple[Path, str]:
@@ -118,8 +119,8 @@ def _lies_in(module: ModuleType, directory: Path) -> bool:
 _PREFIX = "repl_fx_source_"
 
 
-def _execute(path: Path) -> ModuleType:
-    """Run the file as a module that `sys.modules` holds, as dataclasses, pickle and inspect expect."""
+def _execute(path: Path) -> tuple[ModuleType, str]:
+    """Run the file as a module that `sys.modules` holds, as dataclasses, pickle and inspect expect; and its SHA-256."""
     name = f"{_PREFIX}{path.stem}_{hashlib.sha256(str(path).encode()).hexdigest()[:8]}"
     spec = importlib.util.spec_from_file_location(name, path)
     if spec is None:
@@ -129,13 +130,14 @@ def _execute(path: Path) -> ModuleType:
     try:
         # Not through the loader: its cache takes a file that changed within a second, at the same size, for unchanged.
         with interrupts() as interrupted:
-            exec(compile(path.read_bytes(), str(path), "exec"), module.__dict__)
+            code = path.read_bytes()
+            exec(compile(code, str(path), "exec"), module.__dict__)
     except BaseException as error:
         sys.modules.pop(name, None)
         if interrupted():
             raise
         raise SourceError(f"{path} could not be executed: {describe(error)}{_where(error, path)}") from error
-    return module
+    return module, hashlib.sha256(code).hexdigest()
 
 
 def _find_factory(module: ModuleType, name: str, path: Path) -> Callable[..., Any]:
@@ -233,9 +235,9 @@ def _as_arguments(inputs: Any, path: Path) -> tuple[tuple[Any, ...], dict[str, A
     return args, kwargs
 
 
-def _imported_siblings(path: Path) -> tuple[Path, ...]:
+def _imported_siblings(path: Path) -> dict[Path, str]:
     files = {Path(sys.modules[name].__file__ or "").resolve() for name in _siblings if name in sys.modules}
-    return tuple(sorted(files - {path}))
+    return {file: hash_file(file) for file in sorted(files - {path})}
 
 
 def _a(noun: str) -> str:

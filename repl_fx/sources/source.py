@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import hashlib
 import importlib
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -31,7 +32,9 @@ class Source:
         kwargs: keyword example inputs.
         options: JSON-serialisable keyword arguments of `load_source` that rebuild this source: `input_shape`, `seed`
             and `options`.
-        files: files the model was made from, the one named in `spec` first; empty for a model of a zoo.
+        files: files the model was made from, the one named in `spec` first, each with the SHA-256 of what was read;
+            empty for a model of a zoo.
+        absolute: a specification that leads to the same model from any directory.
     """
 
     spec: str
@@ -39,7 +42,8 @@ class Source:
     args: tuple[Any, ...]
     kwargs: dict[str, Any]
     options: dict[str, Any]
-    files: tuple[Path, ...]
+    files: Mapping[Path, str]
+    absolute: str
 
     def __str__(self) -> str:
         """The specification, the class of the model and its size."""
@@ -68,12 +72,13 @@ class Request:
 
 @dataclass(frozen=True, eq=False)
 class Built:
-    """What a builder hands back; the fields are those of `Source`."""
+    """What a builder hands back; the fields are those of `Source`, and `absolute` is empty where the spec is."""
 
     model: nn.Module
     args: tuple[Any, ...] = ()
     kwargs: dict[str, Any] = field(default_factory=dict)
-    files: tuple[Path, ...] = ()
+    files: Mapping[Path, str] = field(default_factory=dict)
+    absolute: str = ""
 
 
 @contextmanager
@@ -126,6 +131,12 @@ def import_zoo(package: str, spec: str) -> ModuleType:
         raise SourceError(f"{spec}: importing {package} failed: {describe(error)}") from error
     except Exception as error:
         raise SourceError(f"{spec}: importing {package} failed: {describe(error)}") from error
+
+
+def hash_file(file: Path) -> str:
+    """SHA-256 of the bytes of a file."""
+    with file.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def describe(error: BaseException) -> str:

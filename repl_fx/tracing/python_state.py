@@ -393,6 +393,12 @@ def _is_installed(file: ModuleType) -> bool:
     return path is None or file.__name__.split(".")[0] in _FOREIGN or str(path).startswith(_INSTALLED)
 
 
+def is_own_code(part: type | FunctionType) -> bool:
+    """Whether a class or a function is from a file of the user's, not from an installed package."""
+    file = sys.modules.get(part.__module__ or "")
+    return not _is_foreign(part) and (file is None or file.__name__ == "__main__" or not _is_installed(file))
+
+
 def _is_foreign(kind: type | FunctionType) -> bool:
     return (kind.__module__ or "").split(".")[0] in _FOREIGN
 

@@ -6,7 +6,8 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 
-from repl_fx.artifact.manifest import MANIFEST, hash_file, sealed
+from repl_fx.artifact.manifest import MANIFEST, sealed
+from repl_fx.sources.source import hash_file
 
 
 def edit_manifest(directory: Path, edit: Callable[[str], str]) -> None:

@@ -11,8 +11,9 @@ import pytest
 
 from repl_fx.artifact.changing import Change, changing, require_free
 from repl_fx.artifact.inputs import Inputs
-from repl_fx.artifact.manifest import Manifest, hash_file, read_manifest
+from repl_fx.artifact.manifest import Manifest, read_manifest
 from repl_fx.errors import OutputError
+from repl_fx.sources.source import hash_file
 from tests.artifact.cuts import cut_before_each_write
 
 OLD = {"plan.json": "old plan", "model.safetensors": "old weights", "model.onnx": "old onnx"}
@@ -21,7 +22,7 @@ NEW = {"plan.json": "new plan", "model.safetensors": "new weights", "graph.txt":
 
 def manifest() -> Manifest:
     inputs = Inputs(args=(), kwargs={})
-    return Manifest(versions={}, model=None, parts=(), eager=(), inputs=inputs, aliases={}, parameters=0)
+    return Manifest(versions={}, code="", model=None, parts=(), eager=(), inputs=inputs, aliases={}, parameters=0)
 
 
 def write(directory: Path, files: dict[str, str], keep: tuple[str, ...] = ()) -> None:

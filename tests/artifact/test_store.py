@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import shutil
@@ -53,6 +54,9 @@ def model():
 def example_inputs():
     return (torch.arange(12).reshape(2, 6) % 11,)
 """
+
+
+FILES = {"plan.json", "model.safetensors", "graph.txt", "source.txt"}
 
 
 @pytest.fixture
@@ -111,12 +115,12 @@ def test_reloads_in_a_fresh_process_after_training(model_file: Path, tmp_path: P
 
 
 def test_contents(artifact: Path) -> None:
-    assert {p.name for p in artifact.iterdir()} == {"manifest.json", "plan.json", "model.safetensors", "graph.txt"}
+    assert {p.name for p in artifact.iterdir()} == {"manifest.json", *FILES}
     manifest = json.loads((artifact / "manifest.json").read_text())
     assert manifest["aliases"] == {"head.weight": "embed.weight"}
     ids = {"kind": "tensor", "shape": [2, 6], "dtype": "int64", "range": [0, 10]}
     assert manifest["inputs"] == {"args": [ids], "kwargs": {}}
-    assert set(manifest["files"]) == {"plan.json", "model.safetensors", "graph.txt"}
+    assert set(manifest["files"]) == FILES
     loaded = load_artifact(artifact)
     assert loaded.plan == repl_fx.Plan.from_json((artifact / "plan.json").read_text())
     assert manifest["parameters"] == sum(p.numel() for p in loaded.graph_module.parameters())
@@ -137,16 +141,59 @@ def test_models_given_in_python(tmp_path: Path) -> None:
     assert all(t.equal(before[n]) for n, t in model.state_dict().items())
 
 
-def test_a_model_that_changed_no_longer_fits(artifact: Path, model_file: Path) -> None:
-    model_file.write_text(MODEL.replace("range(5)", "range(6)"))
-    with pytest.raises(repl_fx.ArtifactError, match="no longer fits its model: the structure of Net has changed"):
+@pytest.mark.parametrize(
+    ("old", "new", "difference"),
+    [
+        ("range(5)", "range(6)", "what differs first: "),
+        (".relu()", ".tanh()", "aten.tanh.default.*, which was .*aten.relu.default"),
+        ("x + self.fc2", "0.5 * x + self.fc2", r"aten.mul.Tensor\(%\d+, 0.5\), which was"),
+        ("nn.LayerNorm(width)", "nn.LayerNorm(width, eps=0.1)", "eps=0.1 .*, which was .*eps=1e-05"),
+    ],
+)
+def test_a_model_that_changed_no_longer_fits(
+    artifact: Path, model_file: Path, old: str, new: str, difference: str
+) -> None:
+    model_file.write_text(MODEL.replace(old, new))
+    with pytest.raises(repl_fx.ArtifactError, match=r"net.py changed since .*artifact was made from it; .* --model"):
         repl_fx.load(artifact)
-    model_file.write_text(MODEL.replace(".relu()", ".tanh()"))
-    with pytest.raises(repl_fx.ArtifactError, match="no longer fits its model"):
-        repl_fx.load(artifact)
+    for model in (str(model_file), load_source(str(model_file)).model):
+        with pytest.raises(repl_fx.ArtifactError, match=f"no longer fits its model: Net has changed .*{difference}"):
+            repl_fx.load(artifact, model)
+
+
+def test_a_model_file_that_moved_is_taken_when_it_is_named(artifact: Path, model_file: Path, tmp_path: Path) -> None:
+    ids = torch.arange(12).reshape(2, 6) % 11
+    wanted = repl_fx.load(artifact)(ids)
+    (tmp_path / "elsewhere").mkdir()
+    moved = shutil.move(artifact, tmp_path / "elsewhere" / "art")
+    # A comment makes another file, and the same model.
+    (tmp_path / "elsewhere" / "net.py").write_text(f"# Moved.\n{MODEL}")
     model_file.unlink()
-    with pytest.raises(repl_fx.SourceError, match=r"net\.py"):
-        repl_fx.load(artifact)
+    with pytest.raises(repl_fx.ArtifactError, match=r"was made from .*net\.py, which is gone"):
+        repl_fx.load(moved)
+    assert torch.equal(repl_fx.load(moved, str(tmp_path / "elsewhere" / "net.py"))(ids), wanted)
+
+
+def test_no_code_that_comes_with_an_artifact_is_run(artifact: Path, model_file: Path, tmp_path: Path) -> None:
+    ran = tmp_path / "ran"
+    code = f"open({str(ran)!r}, 'w')\n{MODEL}"
+    (artifact / "net.py").write_text(code)
+    digest = hashlib.sha256(code.encode()).hexdigest()
+    inside = str(artifact / "net.py")
+    before = (artifact / "manifest.json").read_text()
+    for spec, files, message in (
+        (f"{inside}:model", {inside: digest}, "which came with it"),
+        ("net.py:model", {"net.py": digest}, "is no absolute path"),
+        (f"{inside}:model", {}, "no hash of that file"),
+        (f"{inside}:model", {str(model_file): hashlib.sha256(MODEL.encode()).hexdigest()}, "no hash of that file"),
+        (f"{model_file}:model", {str(model_file): digest}, "changed since"),
+    ):
+        edit_manifest(artifact, _set("model/spec", spec))
+        edit_manifest(artifact, _set("model/files", files))
+        with pytest.raises(repl_fx.ArtifactError, match=message):
+            repl_fx.load(artifact)
+        (artifact / "manifest.json").write_text(before)
+    assert not ran.exists()
 
 
 def flip_a_bit(file: Path) -> None:
@@ -227,11 +274,15 @@ def test_a_manifest_that_lies(artifact: Path, path: str, value: Any, message: st
 def test_an_artifact_of_another_torch_is_judged_by_names_and_shapes(artifact: Path, model_file: Path) -> None:
     plan = json.loads((artifact / "plan.json").read_text())
     (artifact / "plan.json").write_text(json.dumps({**plan, "fingerprint": "of another trace"}))
+    edit_manifest(artifact, lambda text: text)
+    with pytest.raises(repl_fx.ArtifactError, match="no longer fits its model"):
+        repl_fx.load(artifact)
     edit_manifest(artifact, _set("versions/torch", "2.0"))
     assert repl_fx.load(artifact)(torch.zeros(2, 6, dtype=torch.int64)).shape == (2, 6, 11)
-    model_file.write_text(MODEL.replace("range(5)", "range(6)"))
-    with pytest.raises(repl_fx.ArtifactError, match="does not fit its model"):
-        repl_fx.load(artifact)
+    # Other code is another model, with any torch.
+    model_file.write_text(MODEL.replace(".relu()", ".tanh()"))
+    with pytest.raises(repl_fx.ArtifactError, match="no longer fits its model"):
+        repl_fx.load(artifact, str(model_file))
 
 
 def test_newer_schema(artifact: Path) -> None:

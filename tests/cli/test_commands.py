@@ -71,6 +71,7 @@ def test_transform_shows_and_writes(run: Run, model_file: Path, tmp_path: Path) 
         "manifest.json",
         "model.safetensors",
         "plan.json",
+        "source.txt",
     ]
     assert repl_fx.load(tmp_path / "out") is not None
 
@@ -127,6 +128,17 @@ def test_export_without_verification_leaves_no_old_proof(run: Run, artifact: Pat
     taken = run("export", artifact, "-o", file)
     assert taken.exit_code == 2 and "--force" in taken.stderr
     assert run("export", artifact, "-o", file, "--no-verify", "--force").exit_code == 0
+
+
+def test_a_model_that_moved_is_named(run: Run, artifact: Path, tmp_path: Path) -> None:
+    moved = (artifact.parent / "model.py").rename(tmp_path / "net.py")
+    for command in (("inspect", artifact), ("export", artifact), ("verify", artifact, artifact / "model.onnx")):
+        lost = run(*command)
+        assert lost.exit_code == 2 and "which is gone; to take another, name it: --model" in lost.stderr
+        assert run(*command, "--model", moved).exit_code == 0
+    for command in (("inspect", moved), ("verify", moved, artifact / "model.onnx")):
+        needless = run(*command, "--model", moved)
+        assert needless.exit_code == 2 and "is no directory; leave out --model" in needless.stderr
 
 
 def test_verify_a_directory(run: Run, artifact: Path) -> None:

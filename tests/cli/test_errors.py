@@ -196,7 +196,7 @@ def _model_changed(artifact: Path) -> None:
         (_cut_short, "damaged"),
         (_no_weights, "damaged"),
         (_model_gone, "model.py"),
-        (_model_changed, "no longer fits its model"),
+        (_model_changed, "changed since"),
     ],
 )
 def test_an_artifact_that_cannot_be_used(run: Run, artifact: Path, damage: Any, message: str) -> None:

@@ -1,0 +1,196 @@
+"""What a captured graph is, as text: two graphs with the same text compute the same from the same weights.
+
+    %3 = call_function aten.gelu.default(%2)    nodes, with all that is no tensor among their arguments
+    blocks.0.drop: torch.nn.modules.dropout.Dropout p=0.1
+                                                layers called as a whole, with their settings
+    blocks.0.fc.weight: float32[32, 16]         parameters and buffers, without their values
+    traced_constant_0: float32[2] 5f2c…         tensors that the code itself holds, with them
+
+Of code that stays Python (layers of the user's own that are called as a whole, and what is around captured parts), the
+text is the code, without comments, and the numbers and words that it reads from its file.
+"""
+
+from __future__ import annotations
+
+import ast
+import functools
+import hashlib
+import inspect
+import textwrap
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from types import BuiltinFunctionType, CodeType, FunctionType, MappingProxyType, MethodType
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+from torch.utils import _pytree as pytree
+
+from repl_fx.runtime import check_least
+from repl_fx.tracing.python_state import OWN_ATTRIBUTES, is_own_code
+
+# As they are: what they print is what they are.
+_PLAIN = (
+    type(None), bool, int, float, complex, str, bytes, type(...), torch.dtype, torch.device, torch.layout,
+    torch.memory_format, torch.Size, pytree.TreeSpec,
+)  # fmt: skip
+_NO_NODES: Mapping[fx.Node, str] = MappingProxyType({})
+# Objects may hold objects; what lies deeper is told by its class.
+_DEEPEST = 6
+
+
+def fingerprint(lines: Iterable[str]) -> str:
+    """Hash of the text of a graph, or of all parts of a model."""
+    return hashlib.sha256("".join(f"{line}\n" for line in lines).encode()).hexdigest()
+
+
+def lines_of_graph(gm: fx.GraphModule) -> list[str]:
+    """The text of a captured graph, by lines."""
+    lines = list(_nodes(gm))
+    called = dict.fromkeys(str(node.target) for node in gm.graph.nodes if node.op == "call_module")
+    for path in called:
+        lines += lines_of_module(gm.get_submodule(path), path)
+    for name, tensor in gm.state_dict(keep_vars=True).items():
+        lines.append(f"{name}: {_kind(tensor)}")
+    read = {str(node.target) for node in gm.graph.nodes if node.op == "get_attr"}
+    for name, buffer in gm.named_buffers():
+        if name in read and name.rpartition(".")[2].startswith("traced_constant_"):
+            lines.append(f"{name}: {_kind(buffer)} {_digest(buffer)}")
+    return lines
+
+
+def lines_of_module(module: nn.Module, path: str) -> Iterator[str]:
+    """The text of a module that a graph calls as a whole: its class, its settings and its code, and of those in it."""
+    if isinstance(module, fx.GraphModule):
+        yield from (f"{path}: {line}" for line in lines_of_graph(module))
+        return
+    yield f"{path}: {_describe(type(module))} {_attributes(_settings(module))}".rstrip()
+    for name, child in module.named_children():
+        yield from lines_of_module(child, f"{path}.{name}")
+
+
+def lines_around(model: nn.Module, parts: Collection[str]) -> Iterator[str]:
+    """The text of what stays Python around captured parts: classes and their code, and the settings of PyTorch's own.
+
+    What a forward of the user's changes, such as a counter, is no setting; so those of other classes are left out.
+
+    Args:
+        model: with the parts in it.
+        parts: paths of modules that are left out, with all that is in them.
+    """
+    for path, module in model.named_modules():
+        if not any(path == part or path.startswith(f"{part}.") for part in parts):
+            settings = _attributes(_settings(module)) if type(module).__module__.startswith("torch.nn.") else ""
+            yield f"{path}: {_describe(type(module))} {settings}".rstrip()
+
+
+def code_of(model: nn.Module) -> str:
+    """Hash of the code of the user's own classes in a model; empty where there are none."""
+    kinds: set[Any] = {type(module) for module in model.modules()}
+    codes = {f"{_name(kind)}{code}" for kind in kinds if (code := _code(kind))}
+    return fingerprint(sorted(codes)) if codes else ""
+
+
+def _settings(module: nn.Module) -> dict[str, Any]:
+    return {name: value for name, value in vars(module).items() if name not in OWN_ATTRIBUTES}
+
+
+def _nodes(gm: fx.GraphModule) -> Iterator[str]:
+    # Which sizes of 1 a graph refuses depends on the values of the example inputs too.
+    nodes = [node for node in gm.graph.nodes if node.target is not check_least]
+    number = {node: f"%{i}" for i, node in enumerate(nodes)}
+    for node in nodes:
+        target = node.target if isinstance(node.target, str) else _describe(node.target)
+        given = [_describe(value, number) for value in node.args]
+        given += [f"{name}={_describe(value, number)}" for name, value in node.kwargs.items()]
+        yield f"{number[node]} = {node.op} {target}({', '.join(given)})"
+
+
+def _describe(value: Any, number: Mapping[fx.Node, str] = _NO_NODES, depth: int = 0) -> str:
+    if isinstance(value, fx.Node):
+        return number.get(value, value.name)
+    if isinstance(value, _PLAIN):
+        return repr(value)
+    if isinstance(value, Tensor):
+        # A parameter by another way, mostly, as recurrent layers have them.
+        return _kind(value)
+    if isinstance(value, (torch._ops.OpOverload, torch._ops.OpOverloadPacket)):
+        return str(value)
+    if isinstance(value, slice):
+        return f"{_describe([value.start, value.stop, value.step], number, depth)}"
+    if depth > _DEEPEST:
+        return _name(type(value))
+    if isinstance(value, Mapping):
+        items = (f"{_describe(k, number, depth + 1)}: {_describe(v, number, depth + 1)}" for k, v in value.items())
+        return f"{{{', '.join(items)}}}"
+    if isinstance(value, (tuple, list, set, frozenset)):
+        described = [_describe(item, number, depth + 1) for item in value]
+        listed = ", ".join(sorted(described) if isinstance(value, (set, frozenset)) else described)
+        return f"[{listed}]" if isinstance(value, list) else f"({listed})"
+    if isinstance(value, (type, FunctionType, BuiltinFunctionType)):
+        return _name(value) + _code(value)
+    if isinstance(value, MethodType):
+        return f"{_describe(value.__func__, number, depth + 1)} of {_describe(value.__self__, number, depth + 1)}"
+    if isinstance(value, functools.partial):
+        return f"partial{_describe([value.func, value.args, value.keywords], number, depth + 1)}"
+    if isinstance(value, nn.Module):
+        # Its own lines say what it is, where a graph calls it.
+        return _name(type(value))
+    return f"{_name(type(value))} {_attributes(getattr(value, '__dict__', {}), depth + 1)}".rstrip()
+
+
+def _attributes(values: Mapping[str, Any], depth: int = 0) -> str:
+    plain = {name: value for name, value in values.items() if not isinstance(value, (Tensor, nn.Module))}
+    return " ".join(f"{name}={_describe(value, depth=depth)}" for name, value in sorted(plain.items()))
+
+
+def _name(kind: Any) -> str:
+    name = str(getattr(kind, "__qualname__", kind))
+    # A file of the user's has another module name wherever it lies.
+    own = isinstance(kind, (type, FunctionType)) and is_own_code(kind)
+    return name if own else f"{getattr(kind, '__module__', None) or ''}.{name}"
+
+
+def _kind(tensor: Tensor) -> str:
+    return f"{str(tensor.dtype).removeprefix('torch.')}{list(tensor.shape)}"
+
+
+def _digest(tensor: Tensor) -> str:
+    if tensor.is_meta:
+        return ""
+    data = tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes()
+    return hashlib.sha256(data).hexdigest()[:16]
+
+
+@functools.lru_cache(maxsize=1024)
+def _code(kind: Any) -> str:
+    """Hash of the user's own code of a class or a function, with the numbers and words that it reads; else nothing."""
+    found: list[str] = []
+    for part in inspect.getmro(kind) if isinstance(kind, type) else (kind,):
+        if isinstance(part, (type, FunctionType)) and is_own_code(part):
+            found.append(_source(part))
+            functions = vars(part).values() if isinstance(part, type) else (part,)
+            for function in functions:
+                code = getattr(function, "__code__", None)
+                if isinstance(code, CodeType):
+                    found += _globals(code, function.__globals__)
+    return f" code {hashlib.sha256(''.join(found).encode()).hexdigest()[:16]}" if found else ""
+
+
+def _source(part: Any) -> str:
+    """The source without comments; where there is none, what Python made of it."""
+    try:
+        return ast.unparse(ast.parse(textwrap.dedent(inspect.getsource(part))))
+    except (OSError, TypeError, SyntaxError):
+        functions = vars(part).values() if isinstance(part, type) else (part,)
+        codes = (getattr(function, "__code__", None) for function in functions)
+        return "".join(f"{code.co_code.hex()} {code.co_consts}" for code in codes if isinstance(code, CodeType))
+
+
+def _globals(code: CodeType, names: Mapping[str, Any]) -> Iterator[str]:
+    for name in code.co_names:
+        value = names.get(name)
+        if isinstance(value, _PLAIN) and value is not None:
+            yield f"{name}={value!r}"
+    for constant in code.co_consts:
+        if isinstance(constant, CodeType):
+            yield from _globals(constant, names)
