@@ -38,14 +38,14 @@ class Stream(nn.Module):
         seen = []
         for conv, norm in zip(self.convs, self.norms, strict=True):
             y = self.dropout(norm(conv(x)))
-            if self.tap == "branch":
-                seen.append(y)
+            if self.tap in ("branch", "view"):
+                seen.append(y if self.tap == "branch" else y.flatten(1))
             if self.in_place:
                 y += x
             else:
                 y = x + y
             x = F.relu(y, inplace=self.in_place) if self.relu else y
-            if self.tap != "branch":
+            if self.tap in ("sum", "stream"):
                 seen.append(y if self.tap == "sum" else x)
         return (x, *seen) if self.tap else x
 
@@ -184,6 +184,16 @@ def test_a_stream_that_is_read_elsewhere_is_copied(relu: bool, tap: str) -> None
 def test_a_sum_that_is_read_under_the_name_of_its_branch_is_copied() -> None:
     gm = _transformed(Stream(relu=False, in_place=True, tap="branch")).eval()
     assert _calls(gm, put_channels) == 0 and _calls(gm, torch.cat) == 2
+
+
+def test_a_sum_whose_memory_is_read_in_another_shape_is_copied() -> None:
+    gm = _transformed(Stream(relu=False, in_place=True, tap="view")).eval()
+    assert _calls(gm, put_channels) == 0 and _calls(gm, torch.cat) == 2
+    x = images()
+    _, seen, *_ = gm(x)
+    stem, conv, norm = (gm.get_submodule(name) for name in ("stem", "convs.0", "norms.0"))
+    first = stem(x)
+    torch.testing.assert_close(seen, (norm(conv(first)) + first).flatten(1))
 
 
 def test_a_hook_on_the_activation_is_still_called() -> None:

@@ -120,7 +120,10 @@ def test_output_scale_at_the_start_is_within_a_factor_of_two(surrogate: str, kin
 
 
 def test_thin_layer_of_a_convolution_keeps_a_depthwise_kernel_and_a_norm() -> None:
-    result = repl_fx.transform(ConvNet(width=16), (images(),), surrogate="bottleneck")
+    model = ConvNet(width=16)
+    for block in model.blocks:
+        block.bn1.eps = 0.1  # type: ignore[union-attr]
+    result = repl_fx.transform(model, (images(),), surrogate="bottleneck")
     gm = result.graph_module
     synthesis = [n for n in gm.graph.nodes if is_synthesis(gm, n)]
     assert len(synthesis) == 1
@@ -128,7 +131,8 @@ def test_thin_layer_of_a_convolution_keeps_a_depthwise_kernel_and_a_norm() -> No
     assert isinstance(made, ThinSynthesis) and made.width == 4
     assert made.names == ("weight_in", "weight_out", "bias_out", "kernel")
     norm = gm.get_submodule("surrogates.blocks_1.branch_0_norm")
-    assert isinstance(norm, nn.BatchNorm2d) and norm.num_features == 4
+    # Of the two norms of a branch, it is the one behind the first convolution.
+    assert isinstance(norm, nn.BatchNorm2d) and norm.num_features == 4 and norm.eps == 0.1
     report = {row.block: row for row in result.report}["blocks.1"]
     assert report.parameters_after < 0.1 * report.parameters_before
 

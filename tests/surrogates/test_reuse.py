@@ -62,6 +62,8 @@ def test_training_begins_with_the_depth_pruned_network(weights: str) -> None:
     gm.train()(x).square().sum().backward()
     grown = _synthesis(gm).weight_out.grad
     assert grown is not None and grown.abs().max() > 0
+    # A quarter of two heads is one.
+    assert grown.shape == (16, 8)
 
 
 @pytest.mark.parametrize("kind", ["fused", "softmax", "head by head", "flat", "positions first", "apart", "grouped"])
