@@ -3,6 +3,7 @@
     python -m benchmarks.attack --networks 500                the networks of seeds 0 to 499; resumes where it stopped
     python -m benchmarks.attack --minutes 30 --seed 7         as many as fit, from seed 700,000 on
     python -m benchmarks.attack --networks 0 --corrupt 300    faults put into ONNX files, and clean files
+    python -m benchmarks.attack --networks 0 --artifacts 1000 damaged artifacts
     python -m benchmarks.attack --only 17 -v                  one network in full
 
 What the networks are made of and what the judge asks of each stage stand in `tests/attack/networks.py` and
@@ -167,6 +168,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--networks", type=int, help="how many (default: 100, or as many as --minutes allow)")
     parser.add_argument("--minutes", type=float, help="no network begins after this many minutes")
     parser.add_argument("--seed", type=int, default=0, help="the networks' seeds begin at 100,000 times this")
+    parser.add_argument("--artifacts", type=int, default=0, help="how many artifacts are damaged")
     parser.add_argument("--corrupt", type=int, default=0, help="how many faults are put into ONNX files")
     parser.add_argument("--jobs", type=int, default=1, help="how many networks at a time")
     parser.add_argument("--limit", type=float, default=180.0, help="seconds for one network")
@@ -194,9 +196,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     failed = any(line["outcome"] in ("wrong", "crashed") for line in lines)
     if lines:
         print("\n" + report(lines))
-    if options.corrupt:
-        corruptor: Any = import_module("tests.attack.corruptor")
-        print(corruptor.run_corruptor(options.seed, options.corrupt))
+    runs = (
+        ("tests.attack.corruptor", "run_corruptor", options.corrupt),
+        ("tests.attack.artifacts", "run_damages", options.artifacts),
+    )
+    for module, run, count in runs:
+        if count:
+            counts: Any = getattr(import_module(module), run)(options.seed, count)
+            print(counts)
+            failed = failed or bool(counts.wrong)
     return int(failed)
 
 
