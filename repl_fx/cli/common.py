@@ -140,14 +140,14 @@ class Terminal:
         """Write the one JSON document, where JSON is wanted."""
         self.end_stage()
         if self.as_json:
-            print(json.dumps(document, indent=2, allow_nan=False), file=self._stdout)
+            print(json.dumps(document, indent=2, allow_nan=False), file=self._stdout, flush=True)
 
 
 @contextlib.contextmanager
 def running(as_json: bool, verbose: bool, quiet: bool) -> Iterator[Terminal]:
     """The surroundings of a command: what libraries warn and log is not shown unless `verbose`.
 
-    With `as_json`, what the model's own code prints goes to stderr.
+    With `as_json`, what the model's own code prints goes to stderr, also where it writes to the file descriptor itself.
     """
     with contextlib.ExitStack() as stack:
         if not verbose:
@@ -155,16 +155,17 @@ def running(as_json: bool, verbose: bool, quiet: bool) -> Iterator[Terminal]:
         if isinstance(sys.stdout, io.TextIOWrapper):
             # A name that the terminal cannot write is no reason to fail.
             sys.stdout.reconfigure(errors="replace")
-        terminal = Terminal(sys.stdout, as_json, verbose, quiet)
-        if as_json:
-            stack.enter_context(contextlib.redirect_stdout(sys.stderr))
+        results = stack.enter_context(_results_alone(sys.stdout)) if as_json else sys.stdout
+        terminal = Terminal(results, as_json, verbose, quiet)
         try:
             yield terminal
         except typer.Exit:
             raise
         except BrokenPipeError:
             # Who reads stdout has seen enough; what is still in its buffer must not fail once more at exit.
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.__stdout__.fileno())  # type: ignore[union-attr]
+            nowhere = os.open(os.devnull, os.O_WRONLY)
+            for stream in (results, sys.__stdout__):
+                os.dup2(nowhere, stream.fileno())  # type: ignore[union-attr]
             raise typer.Exit(CLOSED) from None
         except Exception:
             terminal.end_stage()
@@ -173,6 +174,25 @@ def running(as_json: bool, verbose: bool, quiet: bool) -> Iterator[Terminal]:
             raise
         finally:
             terminal.end_stage()
+
+
+@contextlib.contextmanager
+def _results_alone(stdout: TextIO) -> Iterator[TextIO]:
+    """A stream to where stdout leads, while all else that is written there goes to stderr."""
+    with contextlib.redirect_stdout(sys.stderr):
+        try:
+            number, errors = stdout.fileno(), sys.stderr.fileno()
+        except OSError:
+            # No file: nothing but Python can write to it.
+            yield stdout
+            return
+        stdout.flush()
+        with os.fdopen(os.dup(number), "w", encoding=stdout.encoding, errors="replace") as results:
+            os.dup2(errors, number)
+            try:
+                yield results
+            finally:
+                os.dup2(results.fileno(), number)
 
 
 @contextlib.contextmanager

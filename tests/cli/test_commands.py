@@ -216,3 +216,11 @@ def test_as_a_process(model_file: Path, tmp_path: Path) -> None:
     assert again.stderr == (
         "repl-fx: error: out is not empty; choose another place with -o, or replace it with --force\n"
     )
+    # What C code of a model's prints, too, is no part of the document.
+    said = ("import os", r"os.write(1, b'by number\n')", "os.system('echo by a child')", "print('by name')")
+    model_file.write_text("\n".join((*said, model_file.read_text())))
+    one = call("--json", "--dry-run", "--no-check")
+    assert one.returncode == 0 and json.loads(one.stdout)["directory"] is None
+    assert all(words in one.stderr for words in ("by number", "by a child", "by name"))
+    shown = call("--dry-run", "--no-check")
+    assert all(words in shown.stdout for words in ("by number", "by a child", "by name"))
