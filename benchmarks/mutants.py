@@ -69,6 +69,7 @@ TESTS: dict[str, tuple[str, ...]] = {
     "repl_fx/surrogates/channels.py": ("tests/passes/test_write_in_place.py",),
     "repl_fx/surrogates/identity.py": ("tests/test_transform.py",),
     "repl_fx/surrogates/norms.py": (
+        "tests/surrogates/test_norms.py",
         "tests/surrogates/test_lean.py",
         "tests/surrogates/test_slim.py",
         "tests/surrogates/test_bottleneck.py",

@@ -63,6 +63,18 @@ class Scaled(nn.Module):
         return out
 
 
+class Bare(nn.Module):
+    """Weights of its own, and no layers."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.into, self.out = (nn.Parameter(torch.randn(width, width, 1, 1) / width) for _ in range(2))
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = x + F.conv2d(F.relu(F.conv2d(x, self.into)), self.out)
+        return out
+
+
 class Patches(TokenNet):
     """A sequence of fixed length, as positions of its own make it."""
 
@@ -83,6 +95,7 @@ NETS: dict[str, Callable[[], tuple[nn.Module, Tensor]]] = {
     "batch norm": lambda: (ConvNet(depth=3), images(4)),
     "in place": lambda: (_pictures(InPlace), images(4)),
     "layer scale": lambda: (_pictures(Scaled), images(4)),
+    "bare weights": lambda: (_pictures(Bare), images(4)),
     "tokens": lambda: (Patches(), tokens(length=GRID)),
     "sequence": lambda: (Patches(24), tokens(length=24)),
 }
