@@ -53,7 +53,7 @@ class Next(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         y = self.fc2(F.gelu(self.fc1(self.norm(self.dw(x).permute(0, 2, 3, 1)))))
-        out: Tensor = x + self.scale * y.permute(0, 3, 1, 2)
+        out: Tensor = x + y.permute(0, 3, 1, 2) * self.scale
         return out
 
 
