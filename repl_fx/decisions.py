@@ -82,6 +82,11 @@ def choose(skip: bool, before: Any, after: Any) -> Any:
     return before if skip else after
 
 
+def pick(skip: bool, before: Any, after: Any) -> Any:
+    """As `choose`, behind a layer that is computed whether it is skipped or not."""
+    return choose(skip, before, after)
+
+
 def is_decision(node: fx.Node) -> bool:
     """Whether a node decides that a layer is skipped."""
     return isinstance(node.target, (Decision, Condition))
@@ -93,7 +98,7 @@ def is_random(node: fx.Node) -> bool:
 
 
 def is_choice(node: fx.Node) -> bool:
-    """Whether a node takes the value before a layer or the one behind it."""
+    """Whether a node takes the value before a layer that Python jumps over, or the one behind it."""
     return node.target is choose
 
 
@@ -138,14 +143,27 @@ def _chosen(user: fx.Node, value: fx.Node, decision: fx.Node) -> bool:
     return is_choice(user) and user.args[0] is decision and user.args[1] is not value
 
 
+def compute_all_(graph: fx.Graph) -> None:
+    """Let evaluation compute every layer, so that each value of each layer can be read; changes the graph in place.
+
+    Evaluation skips no layer by a draw; what goes on behind a layer that a computed number skips is picked afterwards.
+    """
+    for decision, _, choices in skippable(graph):
+        for choice in choices:
+            choice.target = pick
+            if is_random(decision):
+                choice.args = (False, *choice.args[1:])
+
+
 def jump_over_(graph: fx.Graph) -> None:
     """Let the code of a graph, written from now on, jump over what a decision skips."""
     skips = [
         (decision.name, choices[0].name, [str(choice.args[2]) for choice in choices])
         for decision, _, choices in skippable(graph)
     ]
-    if skips:
-        graph.on_generate_code(lambda _: skipping_code(skips))
+    # None takes away what asked for decisions that are gone; the annotation in torch does not know it.
+    transform: Any = skipping_code(skips) if skips else None
+    graph.on_generate_code(lambda _: transform)
 
 
 def skipping_code(skips: Iterable[tuple[str, str, Sequence[str]]]) -> Callable[[list[str]], list[str]]:

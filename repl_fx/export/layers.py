@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, fx
 
 from repl_fx._torch import pytree
+from repl_fx.decisions import compute_all_, is_decision
 from repl_fx.errors import BadInput, ExportError
 from repl_fx.export.comparison import Comparison
 from repl_fx.export.difference import Difference
@@ -83,7 +84,7 @@ def compare_layers(
 
 
 def choose_nodes(graph: fx.Graph, wanted: Iterable[str] | None = None) -> list[fx.Node]:
-    """Find the nodes whose values say where a difference begins.
+    """Find the nodes whose values say where a difference begins; a decision is no value.
 
     Args:
         graph: a folded graph: what it has not, the file has not either.
@@ -99,8 +100,9 @@ def choose_nodes(graph: fx.Graph, wanted: Iterable[str] | None = None) -> list[f
         unknown = [name for name in chosen if name not in every]
         if unknown:
             raise BadInput(f"the graph has no inner value {unknown[0]!r}; its values are {', '.join(every)}")
-        return [every[name] for name in chosen]
-    calls = [node for node in every.values() if _module(node)] or list(every.values())
+        return [every[name] for name in chosen if not is_decision(every[name])]
+    operators = [node for node in every.values() if not is_decision(node)]
+    calls = [node for node in operators if _module(node)] or operators
     # Evenly thinned: where a difference begins is then known to within a few layers.
     return calls[:: math.ceil(len(calls) / _MAX_LAYERS) or 1]
 
@@ -120,6 +122,7 @@ def _returning(gm: fx.GraphModule, names: Sequence[str]) -> fx.GraphModule:
     graph = copy.deepcopy(gm.graph)
     # How the original packs its results does not matter here.
     graph.set_codegen(fx.graph.CodeGen())
+    compute_all_(graph)
     named = {node.name: node for node in graph.nodes}
     taken = []
     for name in names:

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, fx
 
 from repl_fx._torch import example_of
-from repl_fx.decisions import Condition, is_choice, is_random
+from repl_fx.decisions import Condition, is_choice, is_random, pick
 from repl_fx.interface import PackOutput
 from repl_fx.runtime import check_condition
 
@@ -74,7 +74,7 @@ def _stumbles(node: fx.Node) -> bool:
 def _lowered(node: fx.Node) -> Any:
     if isinstance(node.target, Condition):
         return _truth if node.target.skips_when else _untruth
-    if is_choice(node) and isinstance(node.args[0], fx.Node) and not is_random(node.args[0]):
+    if (node.target is pick or is_choice(node)) and isinstance(node.args[0], fx.Node) and not is_random(node.args[0]):
         return _where
     name = str(node.target)
     if name == "aten.scaled_dot_product_attention.default" and _rank(node.args[0]) in (None, 4):

@@ -207,3 +207,35 @@ def test_a_layer_is_not_what_is_written_over_it(tmp_path: Path) -> None:
     assert check
     assert any(layer.node.startswith("take_channels") for layer in check.layers)
     assert check.first_difference is None, str(check.first_difference)
+
+
+class _Skips(nn.Module):
+    """A layer whose inner value another one reads; it is skipped at random, or by a number of the stream."""
+
+    def __init__(self, at_random: bool) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(16)
+        self.first, self.second = nn.Linear(16, 16), nn.Linear(16, 16)
+        self.at_random = at_random
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.at_random:
+            if not (self.training and torch.rand([]) < 0.5):
+                x = x + self.first(self.norm(x))
+        elif x.sum() > 0:
+            x = x + self.first(self.norm(x))
+        result: Tensor = self.second(x)
+        return result
+
+
+@pytest.mark.parametrize("at_random", [True, False])
+@pytest.mark.parametrize("sign", [1.0, -1.0])
+def test_layers_that_may_be_skipped_are_compared_too(tmp_path: Path, at_random: bool, sign: float) -> None:
+    x = sign * X.abs()
+    gm = repl_fx.capture(_Skips(at_random), (x,)).eval()
+    path = export_onnx(gm, tmp_path / "m.onnx", (x,))
+    check = verify_onnx(gm, path, (x,), per_layer=True)
+    assert check, check.summary()
+    assert [layer.module for layer in check.layers] == ["norm", "first", "second"]
+    every = [node.name for node in gm.graph.nodes if node.op not in ("placeholder", "get_attr", "output")]
+    assert all(layer.passed for layer in verify_onnx(gm, path, (x,), layer_nodes=every).layers)
