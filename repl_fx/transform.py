@@ -172,6 +172,11 @@ class _Found:
         """The blocks of all repeats, by the names that they have in the model."""
         return {join(self.path, block.name): block for repeat in self.repeats for block in repeat.blocks}
 
+    @cached_property
+    def lines(self) -> tuple[str, ...]:
+        """The text of the graph."""
+        return tuple(lines_of_graph(self.graph_module))
+
 
 def _find(captured: CapturedParts) -> tuple[_Found, ...]:
     graphs = {part.path: part.graph_module for part in captured.parts}
@@ -562,9 +567,9 @@ def fold(module: nn.Module) -> nn.Module:
 def _structure(found: Sequence[_Found], model: nn.Module | None) -> tuple[str, ...]:
     """The text of all parts, and of the model around them; that of the graph where the whole model is one."""
     if model is None or [part.path for part in found] == [""]:
-        return tuple(lines_of_graph(found[0].graph_module))
+        return found[0].lines
     parts = sorted(found, key=lambda part: part.path)
-    inside = (f"{part.path}: {line}" for part in parts for line in lines_of_graph(part.graph_module))
+    inside = (f"{part.path}: {line}" for part in parts for line in part.lines)
     return *inside, *lines_around(model, [part.path for part in parts])
 
 

@@ -100,7 +100,9 @@ def changing(directory: str | Path) -> Iterator[Change]:
             try:
                 yield Change(target, place)
             finally:
-                _drop_unsettled(target)
+                # A manifest that cannot be read may name any of them.
+                with suppress(ArtifactError):
+                    _drop_unsettled(target, _files_of(target))
     except (OSError, SafetensorError) as problem:
         why = problem.strerror or str(problem) if isinstance(problem, OSError) else one_line(problem)
         raise OutputError(f"cannot write {target}: {why}; free some space, or choose another place") from problem
@@ -144,9 +146,9 @@ def _settle(directory: Path) -> None:
     try:
         manifest = read_manifest(directory)
     except ArtifactError:
-        # No artifact yet, or one that is damaged: only what was never part of one goes.
+        # No artifact yet: only what was never part of one goes. Of one that is damaged, nothing does.
         if not (directory / MANIFEST).exists():
-            _drop_unsettled(directory)
+            _drop_unsettled(directory, {})
         return
     used = {file.at for file in manifest.files.values()}
     for file in manifest.gone:
@@ -159,7 +161,7 @@ def _settle(directory: Path) -> None:
     if manifest.gone or files != manifest.files:
         _synchronise(directory)
         _put(directory, msgspec.structs.replace(manifest, files=files, gone=()))
-    _drop_unsettled(directory)
+    _drop_unsettled(directory, files)
 
 
 def _named(unsettled: Path, path: Path, file: File) -> bool:
@@ -204,14 +206,9 @@ def _is_unsettled(path: Path) -> bool:
     return bool(_UNSETTLED_NAME.fullmatch(path.name)) and path.is_dir() and not path.is_symlink()
 
 
-def _drop_unsettled(directory: Path) -> None:
-    """Remove the directories of changes that the manifest does not name; the lock says that none is alive."""
-    used: set[str] = set()
-    if (directory / MANIFEST).exists():
-        try:
-            used = {file.at.partition("/")[0] for file in read_manifest(directory).files.values()}
-        except ArtifactError:
-            return
+def _drop_unsettled(directory: Path, files: Mapping[str, File]) -> None:
+    """Remove the directories of changes in which none of these files lies; the lock says that none is alive."""
+    used = {file.at.partition("/")[0] for file in files.values()}
     for path in directory.iterdir():
         if _is_unsettled(path) and path.name not in used:
             shutil.rmtree(path, ignore_errors=True)

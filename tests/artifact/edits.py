@@ -1,8 +1,9 @@
-"""Changes to an artifact that its hashes do not notice."""
+"""Copies of an artifact, and changes to one that its hashes do not notice."""
 
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -19,3 +20,10 @@ def edit_manifest(directory: Path, edit: Callable[[str], str]) -> None:
         if (directory / name).is_file():
             entry["sha256"] = hash_file(directory / name)
     file.write_text(sealed(data))
+
+
+def copy_artifact(made: Path, to: Path) -> Path:
+    """Copy `made/artifact` and what lies beside it; the model file that the copy names is the copied one."""
+    shutil.copytree(made, to, dirs_exist_ok=True)
+    edit_manifest(to / "artifact", lambda text: text.replace(str(made), str(to)))
+    return to / "artifact"

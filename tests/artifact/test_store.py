@@ -17,44 +17,9 @@ from torch import Tensor, nn
 import repl_fx
 from repl_fx.artifact import load_artifact
 from repl_fx.sources import load_source
-from tests.artifact.edits import edit_manifest
+from tests.artifact.edits import copy_artifact, edit_manifest
+from tests.artifact.tied_net import MODEL
 from tests.nets import TokenNet, tokens
-
-MODEL = """
-import torch
-from torch import nn
-
-
-class Block(nn.Module):
-    def __init__(self, width):
-        super().__init__()
-        self.norm = nn.LayerNorm(width)
-        self.fc1, self.fc2 = nn.Linear(width, 32), nn.Linear(32, width)
-
-    def forward(self, x):
-        return x + self.fc2(self.fc1(self.norm(x)).relu())
-
-
-class Net(nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.embed = nn.Embedding(11, 16)
-        self.blocks = nn.Sequential(*(Block(16) for _ in range(5)))
-        self.head = nn.Linear(16, 11, bias=False)
-        self.head.weight = self.embed.weight
-
-    def forward(self, ids):
-        return self.head(self.blocks(self.embed(ids)))
-
-
-def model():
-    return Net()
-
-
-def example_inputs():
-    return (torch.arange(12).reshape(2, 6) % 11,)
-"""
-
 
 FILES = {"plan.json", "model.safetensors", "graph.txt", "source.txt"}
 
@@ -79,9 +44,7 @@ def _made(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def artifact(_made: Path, model_file: Path, tmp_path: Path) -> Path:
     """An artifact of its own for each test, of `model_file`."""
-    shutil.copytree(_made / "artifact", tmp_path / "artifact")
-    edit_manifest(tmp_path / "artifact", lambda text: text.replace(str(_made), str(tmp_path)))
-    return tmp_path / "artifact"
+    return copy_artifact(_made, tmp_path)
 
 
 def test_reloads_in_a_fresh_process_after_training(model_file: Path, tmp_path: Path) -> None:

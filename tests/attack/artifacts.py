@@ -27,41 +27,9 @@ import repl_fx
 from repl_fx.artifact.manifest import sealed
 from repl_fx.sources import load_source
 from repl_fx.sources.source import hash_file
+from tests.artifact import tied_net
 
-MODEL = """
-import torch
-from torch import nn
-
-
-class Block(nn.Module):
-    def __init__(self, width):
-        super().__init__()
-        self.fc1, self.fc2 = nn.Linear(width, 6), nn.Linear(6, width)
-
-    def forward(self, x):
-        return x + self.fc2(self.fc1(x).relu())
-
-
-class Net(nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.embed = nn.Embedding(7, 4)
-        self.blocks = nn.Sequential(*(Block(4) for _ in range(3)))
-        self.head = nn.Linear(4, 7, bias=False)
-        self.head.weight = self.embed.weight
-
-    def forward(self, ids):
-        return self.head(self.blocks(self.embed(ids)))
-
-
-def model():
-    return Net()
-
-
-def example_inputs():
-    return (torch.arange(6).reshape(2, 3),)
-"""
-
+MODEL = tied_net.MODEL.replace("range(5)", "range(3)")
 IDS = torch.arange(6).reshape(3, 2)
 # In place of a value of a field.
 _VALUES: tuple[Any, ...] = (

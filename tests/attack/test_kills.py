@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -16,7 +15,7 @@ from repl_fx.cli import app
 from repl_fx.sources import load_source
 from repl_fx.sources.source import hash_file
 from tests.artifact.cuts import cut_before_each_write
-from tests.artifact.edits import edit_manifest
+from tests.artifact.edits import copy_artifact
 from tests.attack.artifacts import IDS, MODEL
 
 OTHERS = {"notes.txt": "mine", "checkpoints/last.ckpt": "mine too"}
@@ -39,8 +38,7 @@ def _made(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def place(_made: Path, tmp_path: Path) -> Path:
     """A model file, and an artifact that was exported, with files of others in it."""
-    shutil.copytree(_made, tmp_path / "place")
-    edit_manifest(tmp_path / "place" / "artifact", lambda text: text.replace(str(_made), str(tmp_path / "place")))
+    copy_artifact(_made, tmp_path / "place")
     for name, text in OTHERS.items():
         (tmp_path / "place" / "artifact" / name).parent.mkdir(exist_ok=True)
         (tmp_path / "place" / "artifact" / name).write_text(text)

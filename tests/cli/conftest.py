@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -10,7 +9,7 @@ import pytest
 from typer.testing import CliRunner, Result
 
 from repl_fx.cli import app
-from tests.artifact.edits import edit_manifest
+from tests.artifact.edits import copy_artifact
 
 MODEL = """
 import torch
@@ -77,7 +76,4 @@ def _exported(tmp_path_factory: pytest.TempPathFactory, run: Run) -> Path:
 @pytest.fixture
 def artifact(tmp_path: Path, _exported: Path) -> Path:
     """An artifact of its own for each test, with model.onnx and verify.json; its model.py lies beside it."""
-    shutil.copytree(_exported, tmp_path / "copy")
-    directory = tmp_path / "copy" / "artifact"
-    edit_manifest(directory, lambda text: text.replace(str(_exported), str(tmp_path / "copy")))
-    return directory
+    return copy_artifact(_exported, tmp_path / "copy")
