@@ -23,7 +23,7 @@ from torch.export import ExportedProgram
 from torch.export.graph_signature import InputKind
 
 from repl_fx._torch import is_autocast_region, is_grad_region, pytree
-from repl_fx.graph import drop_dead
+from repl_fx.graph import drop_dead, traced_constant
 from repl_fx.interface import (
     Argument,
     InputNodes,
@@ -60,9 +60,9 @@ class Constants:
         for index, known in enumerate(self.tensors):
             same_kind = known.dtype == tensor.dtype and known.shape == tensor.shape and known.device == tensor.device
             if known is tensor or (same_kind and not tensor.is_meta and torch.equal(known, tensor)):
-                return f"traced_constant_{index}"
+                return traced_constant(index)
         self.tensors.append(tensor)
-        return f"traced_constant_{len(self.tensors) - 1}"
+        return traced_constant(len(self.tensors) - 1)
 
 
 @collection_paused()

@@ -18,7 +18,7 @@ from torch import Tensor, fx, nn
 from repl_fx._torch import fixed_size, pytree
 from repl_fx.config import check_passes
 from repl_fx.errors import BadInput, BrokenGraph, CaptureError
-from repl_fx.graph import CapturedModule, copy_model, fake_mode_of, share_tensors
+from repl_fx.graph import CapturedModule, copy_model, fake_mode_of, share_tensors, traced_constant
 from repl_fx.interface import bind_arguments
 from repl_fx.leaf_calls import is_leaf
 from repl_fx.memory import collection_paused
@@ -159,7 +159,7 @@ def _assembled(
     """The module for the graphs of both modes (training and not), with the model's own module tree."""
     root = _module_tree(model, graphs.values())
     for index, tensor in enumerate(constants.tensors):
-        root.register_buffer(f"traced_constant_{index}", tensor.detach().clone(), persistent=False)
+        root.register_buffer(traced_constant(index), tensor.detach().clone(), persistent=False)
     match_decisions_(graphs[True], graphs[False])
     merged = merge_modes(graphs[True], graphs[False], root)
     follow_device_(merged.graph, root, device)

@@ -13,6 +13,7 @@ from torch import Tensor, fx, nn
 from repl_fx._torch import move_hooks
 from repl_fx.decisions import jump_over_, settle_decisions_
 
+_TRACED_CONSTANT = "traced_constant_"
 _STATE = ("_parameters", "_buffers", "_modules", "_non_persistent_buffers_set")
 
 
@@ -238,6 +239,16 @@ def add_module(gm: nn.Module, path: str, module: nn.Module) -> None:
             parent.add_module(step, nn.Module())
         parent = parent.get_submodule(step)
     parent.add_module(name, module)
+
+
+def traced_constant(index: int) -> str:
+    """The name of the buffer that holds a tensor which the model's code itself holds."""
+    return f"{_TRACED_CONSTANT}{index}"
+
+
+def is_traced_constant(name: str) -> bool:
+    """Whether a buffer, by its path, holds a tensor which the model's code itself holds."""
+    return name.rpartition(".")[2].startswith(_TRACED_CONSTANT)
 
 
 def has_effect(node: fx.Node) -> bool:

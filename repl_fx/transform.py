@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
@@ -29,11 +30,13 @@ from repl_fx.surrogates import Site, Surrogate, make_surrogate
 from repl_fx.surrogates.site import surrogate_path
 from repl_fx.taps import only_returned
 from repl_fx.tracing.assigned_buffers import assigned_by
-from repl_fx.tracing.fingerprint import code_of, fingerprint, lines_around, lines_of_graph
+from repl_fx.tracing.fingerprint import code_of, fingerprint, lines_around, lines_of_code, lines_of_graph
 from repl_fx.tracing.hooks import hooks_within
 from repl_fx.tracing.model_checks import require_capturable, require_finite
 
 Value = TypeVar("Value")
+# What stands before the shape of a tensor of fractions.
+_PRECISION = re.compile(r"\b(?:bfloat|float|complex)\d\w*(?=\[)")
 
 
 @dataclass(frozen=True)
@@ -71,6 +74,7 @@ class TransformResult:
         report: what became of each block of each repeat, in program order.
         args, kwargs: the example inputs of the capture, which have a batch of 2 or more where they are tensors.
         structure: the text of what was captured (`repl_fx.tracing.fingerprint`), of which the plan holds the hash.
+        made: the text of the code of `module`, as it was then.
         code: hash of the code of the user's own classes in the model, as it was then.
     """
 
@@ -83,6 +87,7 @@ class TransformResult:
     args: tuple[Any, ...]
     kwargs: dict[str, Any]
     structure: tuple[str, ...]
+    made: tuple[str, ...]
     code: str
 
     @property
@@ -379,8 +384,9 @@ def rewrite(
         for inside in found:
             after = graphs.get(inside.path, inside.graph_module)
             report += _report(inside, after, plan.within(inside.path))
+    module = captured.with_graphs(graphs)
     return TransformResult(
-        captured.with_graphs(graphs),
+        module,
         captured,
         rewritten,
         repeats,
@@ -389,6 +395,7 @@ def rewrite(
         args,
         kwargs,
         _structure(_used(found, plan.replacements), captured.source),
+        lines_made(module),
         code_of(captured.source),
     )
 
@@ -571,6 +578,17 @@ def _structure(found: Sequence[_Found], model: nn.Module | None) -> tuple[str, .
     parts = sorted(found, key=lambda part: part.path)
     inside = (f"{part.path}: {line}" for part in parts for line in part.lines)
     return *inside, *lines_around(model, [part.path for part in parts])
+
+
+def lines_made(module: nn.Module) -> tuple[str, ...]:
+    """The text of the code of a rewritten module: its graphs, and what stays Python around them.
+
+    Precision, and subclasses that a library makes of a layer's class to wrap it, leave no trace in it.
+    """
+    graphs = graphs_in(module)
+    inside = [f"{join(path, '')} {line}".lstrip(". ") for path, gm in graphs.items() for line in lines_of_code(gm)]
+    around = () if "" in graphs else lines_around(module, graphs)
+    return tuple(_PRECISION.sub("", line) for line in (*inside, *around))
 
 
 def _checked(value: Value, gm: fx.GraphModule, after: str) -> Value:

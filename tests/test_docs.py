@@ -10,8 +10,11 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file
+from typer.testing import CliRunner
 
 import repl_fx
+from repl_fx.cli import app
 from repl_fx.passes.fold_surrogates import is_synthesis
 from repl_fx.sources import load_source
 from tests.nets import ConvNet, TokenNet, images, tokens
@@ -31,11 +34,41 @@ def test_the_readmes_model_file_is_transformed(tmp_path: Path) -> None:
     assert [r.surrogate for r in result.plan.replacements] == ["bottleneck"] * 3
 
 
+def test_the_readmes_walk_from_the_command_line_to_python_and_back(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    code = {
+        name: text for text in _code("README.md") for name in ("net.py", "train.py") if text.startswith(f"# {name}")
+    }
+    (tmp_path / "first").mkdir()
+    monkeypatch.chdir(tmp_path / "first")
+
+    def run(*arguments: str, fails: str = "") -> None:
+        result = CliRunner().invoke(app, arguments, prog_name="repl-fx")
+        assert (result.exit_code, fails in result.stderr) == (2 if fails else 0, True), result.output
+
+    Path("net.py").write_text(code["net.py"])
+    run("transform", "net.py", "-o", "out")
+    for train in (code["train.py"], code["train.py"].replace('load("out")', 'load("out", model="net.py")')):
+        before = load_file("out/model.safetensors")
+        exec(compile(train, "train.py", "exec"), {})
+        after = load_file("out/model.safetensors")
+        assert before.keys() == after.keys() and not torch.equal(before["0.weight"], after["0.weight"])
+        run("export", "out")
+        run("verify", "out", "out/model.onnx", "--per-layer")
+        if train == code["train.py"]:
+            # All of it moves, the model file too.
+            Path(tmp_path / "first").rename(tmp_path / "second")
+            monkeypatch.chdir(tmp_path / "second")
+            run("export", "out", fails="take it with --model net.py:model")
+            run("export", "out", "--model", "net.py")
+
+
 def test_the_readmes_python_runs(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    code = next(code for code in _code("README.md") if "repl_fx.save" in code)
+    code = next(code for code in _code("README.md") if "repl_fx.save(result" in code)
     names: dict[str, Any] = {"model": ConvNet(), "images": images(), "make_model": ConvNet}
     exec(compile(code, "README.md", "exec"), names)
     assert names["check"] and (tmp_path / "net.onnx").exists() and (tmp_path / "out" / "manifest.json").exists()

@@ -3,7 +3,8 @@
     manifest.json       schema and versions, how to build the model, example inputs, captured parts and what they were
                         called with, aliases of tied tensors, and a hash of every file, of itself too
     plan.json           which blocks went and what stands in for each
-    model.safetensors   parameters and buffers of the rewritten model
+    model.safetensors   parameters and buffers of the rewritten model: its `state_dict`
+    constants.safetensors   buffers that are not in it: tables that the model's code computes
     source.txt          the text of the source model's graph, by which a model that changed is told
     graph.txt           the rewritten graph, to read
     model.onnx          and model.onnx.data, verify.json: what `repl-fx export` adds
@@ -14,7 +15,8 @@ plan rewrites, each on inputs like those it was called with; the model itself is
 
     manifest    the manifest and its schema
     inputs      example inputs as plain data
-    weights     tensors to a file and back
+    weights     tensors to files and back
+    origin      what `save` has to know of a module besides its tensors
     changing    how files come into an artifact: all of them at one moment, or none
     store       `save` and `load`
 """

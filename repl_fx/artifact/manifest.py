@@ -14,7 +14,7 @@ from repl_fx.artifact.inputs import Inputs
 from repl_fx.errors import ArtifactError, one_line
 from repl_fx.part_search import Eager
 
-SCHEMA = 2
+SCHEMA = 3
 KIND = "repl-fx artifact"
 MANIFEST = "manifest.json"
 # Where files lie that are on their way into an artifact.
@@ -105,8 +105,8 @@ class Manifest(_Strict, frozen=True, kw_only=True):
     parts: tuple[Captured, ...]
     eager: tuple[Eager, ...]
     inputs: Inputs
-    aliases: dict[str, str]
-    parameters: int
+    aliases: dict[str, str] = {}
+    parameters: int = 0
     files: dict[str, File] = {}
     gone: tuple[File, ...] = ()
 

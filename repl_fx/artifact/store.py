@@ -2,32 +2,33 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from importlib.metadata import PackageNotFoundError, version
-from itertools import zip_longest
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-import torch
+import msgspec
 from torch import Tensor, fx, nn
 
 from repl_fx.artifact.changing import changing, require_free
-from repl_fx.artifact.inputs import Inputs
-from repl_fx.artifact.manifest import MANIFEST, Captured, Manifest, Model, Options, read_manifest
-from repl_fx.artifact.weights import load_state, read_weights, write_weights
+from repl_fx.artifact.manifest import MANIFEST, Manifest, Model, Options, read_manifest
+from repl_fx.artifact.origin import Origin, first_difference, model_of, require_as_made, versions, with_origin
+from repl_fx.artifact.weights import State, load_state, read_state, write_state
 from repl_fx.errors import ArtifactError, BadInput, CaptureError, NothingToReplace, PlanMismatch, one_line
 from repl_fx.graph import copy_model
-from repl_fx.partial import Part, capture_as_called
+from repl_fx.partial import capture_as_called
 from repl_fx.plan import Plan
 from repl_fx.sources import ZOOS, Source, load_source
 from repl_fx.sources.source import hash_file, to_device
-from repl_fx.tracing.fingerprint import code_of
-from repl_fx.tracing.size_questions import refuse_sizes_, refused_sizes
+from repl_fx.tracing.fingerprint import code_of, fingerprint
+from repl_fx.tracing.python_state import ORIGIN
+from repl_fx.tracing.size_questions import refuse_sizes_
 from repl_fx.tracing.untouched import device_of
 from repl_fx.transform import TransformResult, rewrite, transform
 
-PLAN, WEIGHTS, GRAPH, STRUCTURE = "plan.json", "model.safetensors", "graph.txt", "source.txt"
+PLAN, GRAPH, STRUCTURE = "plan.json", "graph.txt", "source.txt"
+WEIGHTS, CONSTANTS = "model.safetensors", "constants.safetensors"
 # What `repl-fx export` proved.
 PROOF = "verify.json"
 
@@ -53,7 +54,7 @@ class Artifact:
     kwargs: dict[str, Any]
     result: TransformResult
 
-    own_files = (PLAN, WEIGHTS, GRAPH, STRUCTURE)
+    own_files = (PLAN, WEIGHTS, CONSTANTS, GRAPH, STRUCTURE)
 
     @property
     def graph_module(self) -> fx.GraphModule:
@@ -61,38 +62,56 @@ class Artifact:
         return self.result.graph_module
 
 
-def save(result: TransformResult, directory: str | Path, *, source: Source | None = None, force: bool = False) -> Path:
+def save(
+    model: TransformResult | nn.Module, directory: str | Path, *, source: Source | None = None, force: bool = False
+) -> Path:
     """Write an artifact; all of it or nothing.
 
     Args:
-        result: from `transform`; its weights are saved as they are now, so training in between is kept.
+        model: from `transform`, or a module from `load`, which keeps its model's specification, options and example
+            inputs. Weights are saved as they are now, so training in between is kept.
         directory: where to; it must be absent or empty.
-        source: how to build the model again; without it, `load` needs the model itself.
+        source: how to build the model again; without it, an artifact from `transform` needs the model itself at `load`.
         force: replace the artifact that is there. Files of others in its directory stay.
 
     Returns:
         The directory.
 
     Raises:
+        BadInput: a module that is from neither, or whose graph or settings were changed since.
         OutputError: the place is taken or cannot be written.
     """
+    module, origin = with_origin(model)
+    if source is not None:
+        origin = replace(origin, manifest=msgspec.structs.replace(origin.manifest, model=model_of(source)))
+    require_as_made(module, origin)
     require_free(directory, force=force)
     with changing(directory) as change:
-        aliases = write_weights(result.module, change.place / WEIGHTS)
-        (change.place / PLAN).write_text(result.plan.to_json() + "\n")
-        (change.place / GRAPH).write_text(parts_text(result.parts))
-        (change.place / STRUCTURE).write_text("".join(f"{line}\n" for line in result.structure))
-        change.commit(_manifest(result, source, aliases))
+        aliases = write_state(module, change.place / WEIGHTS, change.place / CONSTANTS)
+        (change.place / PLAN).write_text(origin.plan.to_json() + "\n")
+        (change.place / GRAPH).write_text(graphs_text({path: module.get_submodule(path) for path in origin.plan.parts}))
+        (change.place / STRUCTURE).write_text("".join(f"{line}\n" for line in origin.structure))
+        parameters = sum(p.numel() for p in module.parameters())
+        change.commit(
+            msgspec.structs.replace(origin.manifest, versions=versions(), aliases=aliases, parameters=parameters)
+        )
     return Path(directory)
 
 
-def load(directory: str | Path, model: nn.Module | str | None = None) -> nn.Module:
-    """Load the rewritten model of an artifact.
+def load(
+    directory: str | Path,
+    model: nn.Module | str | None = None,
+    *,
+    args: Sequence[Any] | None = None,
+    kwargs: Mapping[str, Any] | None = None,
+) -> nn.Module:
+    """Load the rewritten model of an artifact; `save` takes it again.
 
     Args:
         directory: the artifact.
         model: the source model, for artifacts that were saved without a source; its weights do not matter. Or a
             specification of it (`repl_fx.sources`), for artifacts whose model file is elsewhere now, or another.
+        args, kwargs: example inputs, in place of inputs like those that the artifact describes.
 
     Returns:
         The module, in evaluation mode: a graph module where the whole model is one graph.
@@ -101,62 +120,69 @@ def load(directory: str | Path, model: nn.Module | str | None = None) -> nn.Modu
         ArtifactError: no artifact, a damaged or foreign one, one whose model file is not the one it was made from, or
             one that no longer fits its model.
     """
-    return load_artifact(directory, model).module
+    return load_artifact(directory, model, args=args, kwargs=kwargs).module
 
 
-def load_artifact(directory: str | Path, model: nn.Module | str | None = None) -> Artifact:
+def load_artifact(
+    directory: str | Path,
+    model: nn.Module | str | None = None,
+    *,
+    args: Sequence[Any] | None = None,
+    kwargs: Mapping[str, Any] | None = None,
+) -> Artifact:
     """Load an artifact with its plan and example inputs; see `load`."""
     directory = Path(directory)
     manifest, plan, state, structure = _read(directory)
-    source, args, kwargs = _source(directory, manifest, model)
-    copy = isinstance(model, nn.Module)
+    given = None if args is None and kwargs is None else (tuple(args or ()), dict(kwargs or {}))
+    source = _source(directory, manifest, model)
+    if isinstance(source, Source):
+        manifest = msgspec.structs.replace(manifest, model=model_of(source))
+        inputs = given or (source.args, source.kwargs)
+    else:
+        inputs = given or manifest.inputs.make()
+    built = source.model if isinstance(source, Source) else source
+    apply = partial(_applied, built, inputs, manifest=manifest, as_called=given is None, copy=source is built)
     try:
         try:
-            result = _applied(source, args, kwargs, plan, manifest, copy=copy)
+            result = apply(plan)
         except PlanMismatch as problem:
-            if not problem.structure or not _may_trace_otherwise(manifest, source):
+            if not problem.structure or not _may_trace_otherwise(manifest, built):
                 raise
-            result = _applied(source, args, kwargs, replace(plan, fingerprint=""), manifest, copy=copy)
+            result = apply(replace(plan, fingerprint=""))
     except (PlanMismatch, NothingToReplace) as problem:
         found = problem.structure if isinstance(problem, PlanMismatch) else ()
+        differs = first_difference(structure, found) if found else ""
         raise ArtifactError(
-            f"{directory} no longer fits its model: {type(source).__name__} has changed since it was transformed; "
-            f"{_difference(structure, found)}transform it again"
+            f"{directory} no longer fits its model: {type(built).__name__} has changed since it was transformed; "
+            f"{f'what differs first: {differs}; ' * bool(differs)}transform it again"
         ) from problem
     refused = {part.path: part.refused_sizes for part in manifest.parts}
     for part in result.parts:
         # The example inputs are made anew, of the same shapes; the model itself may not run on their values.
         refuse_sizes_(part.graph_module, refused.get(part.path, ()))
-    load_state(directory / WEIGHTS, result.module, state)
+    load_state(result.module, state)
+    # An attribute like any other, so that copies have it too.
+    known = replace(plan, fingerprint=fingerprint(result.structure))
+    vars(result.module)[ORIGIN] = Origin(manifest, known, result.structure, result.made)
     return Artifact(directory, manifest, plan, result.module.eval(), result.args, result.kwargs, result)
 
 
 def _may_trace_otherwise(manifest: Manifest, model: nn.Module) -> bool:
     """Whether a model may have another graph and be the same: where other versions trace the same code."""
-    now = _versions()
+    now = versions()
     changed = {name for name in (*manifest.versions, *now) if manifest.versions.get(name) != now.get(name)}
     of_model = {type(module).__module__.partition(".")[0] for module in model.modules()} - {"torch"}
     return bool(changed) and not changed & of_model and manifest.code == code_of(model)
 
 
-def _difference(before: Sequence[str], after: Sequence[str]) -> str:
-    """The first line in which two structures differ, in words."""
-    if not after:
-        return ""
-    at = next((i for i, pair in enumerate(zip_longest(before, after)) if pair[0] != pair[1]), None)
-    if at is None:
-        return ""
-    was, now = (lines[at] if at < len(lines) else "nothing" for lines in (before, after))
-    return f"what differs first: {now}, which was {was}; "
-
-
-def _read(directory: Path) -> tuple[Manifest, Plan, dict[str, Tensor], list[str]]:
+def _read(directory: Path) -> tuple[Manifest, Plan, State, list[str]]:
     """What the files of an artifact say, each of which is as it was written."""
     manifest = read_manifest(directory)
     while True:
         try:
             plan = Plan.from_json(_written(directory, manifest, PLAN).read_text())
-            state = read_weights(_written(directory, manifest, WEIGHTS), manifest.aliases)
+            weights, constants = (_written(directory, manifest, name) for name in (WEIGHTS, CONSTANTS))
+            state = read_state(weights, constants, manifest.aliases)
             structure = _written(directory, manifest, STRUCTURE).read_text().splitlines()
             _written(directory, manifest, GRAPH)
             return manifest, plan, state, structure
@@ -193,50 +219,17 @@ def _written(directory: Path, manifest: Manifest, name: str) -> Path:
     return file
 
 
-def _manifest(result: TransformResult, source: Source | None, aliases: dict[str, str]) -> Manifest:
-    model = None
-    if source is not None:
-        model = Model(
-            spec=source.absolute,
-            options=Options(**source.options),
-            kind=type(source.model).__name__,
-            files={str(file): digest for file, digest in source.files.items()},
-        )
-    return Manifest(
-        versions=_versions(),
-        code=result.code,
-        model=model,
-        parts=tuple(_captured(part) for part in result.captured_parts.parts if part.path in result.plan.parts),
-        eager=result.captured_parts.eager,
-        inputs=Inputs.of(result.args, dict(result.kwargs)),
-        aliases=aliases,
-        parameters=sum(p.numel() for p in result.module.parameters()),
-    )
-
-
-def _captured(part: Part) -> Captured:
-    info = part.graph_module.meta["capture"]
-    return Captured(
-        path=part.path,
-        kind=info.model,
-        rung=info.rung,
-        dynamic=info.dynamic,
-        inputs=Inputs.of(part.args, part.kwargs),
-        refused_sizes=tuple(refused_sizes(part.graph_module)),
-    )
-
-
 def _applied(
     model: nn.Module,
-    args: tuple[Any, ...],
-    kwargs: dict[str, Any],
+    inputs: tuple[tuple[Any, ...], dict[str, Any]],
     plan: Plan,
-    manifest: Manifest,
     *,
+    manifest: Manifest,
+    as_called: bool,
     copy: bool,
 ) -> TransformResult:
-    if plan.parts == ("",):
-        return transform(model, args, kwargs, plan=plan, copy=copy, check=False)
+    if plan.parts == ("",) or not as_called:
+        return transform(model, *inputs, plan=plan, copy=copy, check=False)
     device = device_of(model)
     calls = {part.path: to_device(part.inputs.make(), device) for part in manifest.parts}
     source = copy_model(model) if copy else model
@@ -244,14 +237,13 @@ def _applied(
         captured = capture_as_called(source, calls, {part.path: part.rung for part in manifest.parts})
     except (CaptureError, BadInput) as problem:
         raise PlanMismatch(str(problem)) from problem
-    return rewrite(replace(captured, eager=manifest.eager), plan, args, kwargs, check=False)
+    return rewrite(replace(captured, eager=manifest.eager), plan, *inputs, check=False)
 
 
-def _source(
-    directory: Path, manifest: Manifest, model: nn.Module | str | None
-) -> tuple[nn.Module, tuple[Any, ...], dict[str, Any]]:
+def _source(directory: Path, manifest: Manifest, model: nn.Module | str | None) -> nn.Module | Source:
+    """The source model; with how it was built, where it was not given."""
     if isinstance(model, nn.Module):
-        return model, *manifest.inputs.make()
+        return model
     known = manifest.model
     if known is None and model is None:
         raise ArtifactError(
@@ -261,8 +253,7 @@ def _source(
     if model is None and known is not None:
         _require_same_files(directory, known)
         model = known.spec
-    built = load_source(str(model), input_shape=options.input_shape, seed=options.seed, options=options.options)
-    return built.model, built.args, built.kwargs
+    return load_source(str(model), input_shape=options.input_shape, seed=options.seed, options=options.options)
 
 
 def _require_same_files(directory: Path, model: Model) -> None:
@@ -271,8 +262,8 @@ def _require_same_files(directory: Path, model: Model) -> None:
     Raises:
         ArtifactError: a file is gone, another, or one that came with the artifact.
     """
-    otherwise = f"to take another, name it: --model {model.spec} (load(directory, model=…))"
     name, is_file = model.spec, ":" not in model.spec or model.spec.partition(":")[0] not in ZOOS
+    otherwise = f"to take another, name it: --model {name} (load(directory, model=…))"
     if is_file and not any(name == file or name.startswith(f"{file}:") for file in model.files):
         raise ArtifactError(f"{directory} names the model {name}, and no hash of that file; {otherwise}")
     for text, digest in model.files.items():
@@ -282,24 +273,25 @@ def _require_same_files(directory: Path, model: Model) -> None:
         if file.resolve().is_relative_to(directory.resolve()):
             raise ArtifactError(f"{directory} names the model file {file}, which came with it; {otherwise}")
         if not file.is_file():
-            raise ArtifactError(f"{directory} was made from {file}, which is gone; {otherwise}")
+            raise ArtifactError(f"{directory} was made from {file}, which is gone; {_seen(directory, model, file)}")
         if hash_file(file) != digest:
             raise ArtifactError(f"{file} changed since {directory} was made from it; {otherwise}")
 
 
-def _versions() -> dict[str, str]:
-    found = {"torch": str(torch.__version__)}
-    for package in ("repl-fx", "timm", "torchvision", "transformers"):
-        try:
-            found[package] = version(package)
-        except PackageNotFoundError:
-            continue
-    return found
+def _seen(directory: Path, model: Model, file: Path) -> str:
+    """What to do about a model file that is gone; a file like it is named, and never run unasked."""
+    for near in (Path(file.name), directory.parent / file.name):
+        if model.spec.startswith(str(file)) and near.is_file() and hash_file(near) == model.files[str(file)]:
+            spec = model.spec.replace(str(file), str(near), 1)
+            return f"a file like it is there: take it with --model {spec} (load(directory, model={spec!r}))"
+    return "name where it is: --model PATH (load(directory, model=…))"
 
 
-def parts_text(parts: Sequence[Part]) -> str:
-    """The graphs of all parts as text, each under its path; a graph that is the whole model needs no heading."""
-    texts = (f"# {part.path}\n" * bool(part.path) + graph_text(part.graph_module) for part in parts)
+def graphs_text(graphs: Mapping[str, nn.Module]) -> str:
+    """Graphs as text, each under its path; a graph that is the whole model needs no heading."""
+    texts = (
+        f"# {path}\n" * bool(path) + graph_text(gm) for path, gm in graphs.items() if isinstance(gm, fx.GraphModule)
+    )
     return "\n".join(texts)
 
 

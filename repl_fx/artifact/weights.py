@@ -3,79 +3,179 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from repl_fx.errors import ArtifactError, OutputError, one_line
+from repl_fx.graph import is_traced_constant
+from repl_fx.partial import graphs_in, join
+
+# How far a constant may be from the one that was saved, as a fraction of the largest of its values. A sine of a large
+# angle has lost this much where another machine computes the angle, and a constant that was changed differs by more.
+_SAME = 1e-3
 
 
-def write_weights(module: nn.Module, file: Path) -> dict[str, str]:
-    """Write the state of a module, each tensor once.
+def write_state(module: nn.Module, weights: Path, constants: Path) -> dict[str, str]:
+    """Write the tensors of a module, each once: those of its `state_dict`, and the buffers that are not in it.
+
+    Args:
+        module: on any device.
+        weights, constants: the two files.
 
     Returns:
-        The other names of tied tensors, and the name under which each was written.
+        The other names of tied tensors, and the name under which each was written, in the same file.
 
     Raises:
-        OutputError: a tensor has no values.
-        SafetensorError, OSError: the file cannot be written.
+        OutputError: a tensor has no values, or the module has state that is no tensor.
+        SafetensorError, OSError: a file cannot be written.
     """
-    known: dict[tuple[Any, ...], str] = {}
-    tensors: dict[str, Tensor] = {}
     aliases: dict[str, str] = {}
-    for name, tensor in module.state_dict(keep_vars=True).items():
-        if tensor.is_meta:
-            raise OutputError(f"{name} is on the meta device and has no values to save; materialise the model first")
-        key = (tensor.data_ptr(), tensor.shape, tensor.stride(), tensor.dtype) if tensor.numel() else (name,)
-        if key in known:
-            aliases[name] = known[key]
-            continue
-        known[key] = name
-        tensors[name] = tensor.detach().cpu().contiguous().clone()
-    # The library makes a file that its owner alone can read.
-    file.touch()
-    mode = file.stat().st_mode
-    save_file(tensors, file, metadata={"format": "pt"})
-    file.chmod(mode)
+    for file, tensors in ((weights, module.state_dict(keep_vars=True)), (constants, constants_of(module))):
+        known: dict[tuple[Any, ...], str] = {}
+        fresh: dict[str, Tensor] = {}
+        for name, tensor in tensors.items():
+            if not isinstance(tensor, Tensor):
+                raise OutputError(f"{name} is of class {type(tensor).__name__}, and an artifact holds tensors alone")
+            if tensor.is_meta:
+                raise OutputError(
+                    f"{name} is on the meta device and has no values to save; materialise the model first"
+                )
+            # Addresses on different devices may be the same number.
+            key = (tensor.device, tensor.data_ptr(), tensor.shape, tensor.stride(), tensor.dtype)
+            if tensor.numel() and known.setdefault(key, name) != name:
+                aliases[name] = known[key]
+                continue
+            fresh[name] = tensor.detach().cpu().contiguous().clone()
+        # The library makes a file that its owner alone can read.
+        file.touch()
+        mode = file.stat().st_mode
+        save_file(fresh, file, metadata={"format": "pt"})
+        file.chmod(mode)
     return aliases
 
 
-def read_weights(file: Path, aliases: Mapping[str, str]) -> dict[str, Tensor]:
-    """Read what `write_weights` wrote, under all names.
+def constants_of(module: nn.Module) -> dict[str, Tensor]:
+    """The buffers that are not in the `state_dict` of a module: tables that its code computes, mostly."""
+    state = module.state_dict(keep_vars=True)
+    return {name: buffer for name, buffer in module.named_buffers(remove_duplicate=False) if name not in state}
+
+
+@dataclass(frozen=True)
+class State:
+    """What `write_state` wrote, under all names.
+
+    Attributes:
+        file: where the weights are from.
+        weights: parameters, and buffers of the `state_dict`.
+        constants: the other buffers.
+    """
+
+    file: Path
+    weights: Mapping[str, Tensor]
+    constants: Mapping[str, Tensor]
+
+
+def read_state(weights: Path, constants: Path, aliases: Mapping[str, str]) -> State:
+    """Read what `write_state` wrote.
 
     Raises:
-        ArtifactError: the file holds no tensors, or not those that aliases name.
+        ArtifactError: a file holds no tensors, or none holds those that aliases name.
     """
+    read = _read(weights), _read(constants)
+    for alias, name in aliases.items():
+        tensors = next((tensors for tensors in read if name in tensors), None)
+        if tensors is None or any(alias in tensors for tensors in read):
+            why = "is no tensor in it" if tensors is None else "is a tensor in it, too"
+            raise ArtifactError(f"{weights} does not fit its manifest: {alias} should be {name}, which {why}")
+        tensors[alias] = tensors[name]
+    return State(weights, *read)
+
+
+def _read(file: Path) -> dict[str, Tensor]:
     try:
-        state = load_file(file)
+        return load_file(file)
     except (SafetensorError, OSError, ValueError) as problem:
         raise ArtifactError(f"{file} is damaged: {one_line(problem)}; transform the model again") from problem
-    for alias, name in aliases.items():
-        if name not in state or alias in state:
-            why = "is no tensor in it" if name not in state else "is a tensor in it, too"
-            raise ArtifactError(f"{file} does not fit its manifest: {alias} should be {name}, which {why}")
-        state[alias] = state[name]
-    return state
 
 
-def load_state(file: Path, module: nn.Module, state: Mapping[str, Tensor]) -> None:
-    """Give a module the state from a file, which has to be exactly its own.
+@torch.no_grad()
+def load_state(module: nn.Module, state: State) -> None:
+    """Give a module the tensors of an artifact, which have to be exactly its own.
+
+    A module that was trained in another precision gets that precision. Constants are those that were saved, whatever
+    this machine, or this version of a library, computes.
 
     Raises:
-        ArtifactError: a tensor is missing, foreign, or of another shape or dtype.
+        ArtifactError: a tensor is missing, foreign, or of another shape or kind; or a constant in the model's code is
+            another one now.
     """
     own = module.state_dict(keep_vars=True)
-    missing, foreign = own.keys() - state.keys(), state.keys() - own.keys()
+    missing, foreign = own.keys() - state.weights.keys(), state.weights.keys() - own.keys()
     if missing or foreign:
         words = [
             f"{len(m)} tensors {w}, e.g. {min(m)}" for m, w in ((missing, "are missing"), (foreign, "are foreign")) if m
         ]
-        raise ArtifactError(f"{file} does not fit its model: {'; '.join(words)}; transform it again")
+        raise ArtifactError(f"{state.file} does not fit its model: {'; '.join(words)}; transform it again")
     for name, tensor in own.items():
-        if tuple(tensor.shape) != tuple(state[name].shape) or tensor.dtype != state[name].dtype:
-            found, wanted = (f"{t.dtype!s}{list(t.shape)}" for t in (state[name], tensor))
-            raise ArtifactError(f"{file} does not fit its model: {name} is {found}, the model has {wanted}")
-    module.load_state_dict(dict(state))
+        _require_alike(state.file, name, state.weights[name], tensor)
+        if tensor.dtype != state.weights[name].dtype:
+            # Of the object itself, so that what is tied stays tied.
+            tensor.data = tensor.data.to(state.weights[name].dtype)
+    module.load_state_dict(dict(state.weights))
+    _load_constants(module, state)
+
+
+def _load_constants(module: nn.Module, state: State) -> None:
+    computed = constants_of(module)
+    graphs = tuple(join(path, "") for path in graphs_in(module))
+    for name, saved in state.constants.items():
+        found = computed.get(name)
+        # Code around the graphs may keep a buffer that it makes when it first runs.
+        if name.startswith(graphs):
+            if found is None:
+                raise ArtifactError(
+                    f"{state.file} does not fit its model, which has no buffer {name}; transform it again"
+                )
+            _require_alike(state.file, name, saved, found)
+            if is_traced_constant(name) and not _close(found, saved):
+                raise ArtifactError(
+                    f"{state.file.parent} no longer fits its model: the constant {name} has other values now; "
+                    "transform it again"
+                )
+        if found is not None and (found.shape, found.dtype) == (saved.shape, saved.dtype) and not _repeats(found):
+            found.copy_(saved)
+            continue
+        path, _, last = name.rpartition(".")
+        try:
+            module.get_submodule(path).register_buffer(last, saved, persistent=False)
+        except (AttributeError, KeyError) as problem:
+            raise ArtifactError(f"{state.file} does not fit its model: {one_line(problem)}") from problem
+
+
+def _require_alike(file: Path, name: str, saved: Tensor, own: Tensor) -> None:
+    numbers = saved.dtype.is_floating_point and own.dtype.is_floating_point
+    if saved.shape != own.shape or (saved.dtype != own.dtype and not numbers):
+        found, wanted = (f"{t.dtype!s}{list(t.shape)}" for t in (saved, own))
+        raise ArtifactError(f"{file} does not fit its model: {name} is {found}, the model has {wanted}")
+
+
+def _close(found: Tensor, saved: Tensor) -> bool:
+    if not saved.is_floating_point() and not saved.is_complex():
+        return torch.equal(found, saved)
+    wide = torch.complex128 if saved.is_complex() else torch.float64
+    here, there = found.to(wide), saved.to(wide)
+    finite = there[there.isfinite()].abs()
+    scale = float(finite.max()) if finite.numel() else 0.0
+    share = max(_SAME, 2 * torch.finfo(saved.dtype).eps, 2 * torch.finfo(found.dtype).eps)
+    return torch.allclose(here, there, rtol=0, atol=share * scale, equal_nan=True)
+
+
+def _repeats(tensor: Tensor) -> bool:
+    """Whether elements share their memory, so that none can be written alone."""
+    return any(size > 1 and step == 0 for size, step in zip(tensor.shape, tensor.stride(), strict=True))

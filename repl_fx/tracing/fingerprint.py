@@ -4,7 +4,8 @@
     blocks.0.drop: torch.nn.modules.dropout.Dropout p=0.1
                                                 layers called as a whole, with their settings
     blocks.0.fc.weight: float32[32, 16]         parameters and buffers, without their values
-    traced_constant_0: float32[2] 5f2c…         tensors that the code itself holds, with them
+    rope.inv_freq: float32[8]                   other buffers, of which an artifact holds the values
+    traced_constant_0: float32[2] 0.5 2         tensors that the code itself holds, with them
 
 Of code that stays Python (layers of the user's own that are called as a whole, and what is around captured parts), the
 text is the code, without comments, and the numbers and words that it reads from its file.
@@ -13,9 +14,11 @@ text is the code, without comments, and the numbers and words that it reads from
 from __future__ import annotations
 
 import ast
+import dis
 import functools
 import hashlib
 import inspect
+import sys
 import textwrap
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from types import BuiltinFunctionType, CodeType, FunctionType, MappingProxyType, MethodType
@@ -25,8 +28,9 @@ import torch
 from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 
+from repl_fx.graph import is_traced_constant
 from repl_fx.runtime import check_least
-from repl_fx.tracing.python_state import OWN_ATTRIBUTES, is_own_code
+from repl_fx.tracing.python_state import NOTES, OWN_ATTRIBUTES, is_own_code
 
 # As they are: what they print is what they are.
 _PLAIN = (
@@ -34,6 +38,8 @@ _PLAIN = (
     torch.memory_format, torch.Size, pytree.TreeSpec,
 )  # fmt: skip
 _NO_NODES: Mapping[fx.Node, str] = MappingProxyType({})
+# Numbers of a constant that are written out.
+_FEW = 32
 # Objects may hold objects; what lies deeper is told by its class.
 _DEEPEST = 6
 
@@ -43,18 +49,25 @@ def fingerprint(lines: Iterable[str]) -> str:
     return hashlib.sha256("".join(f"{line}\n" for line in lines).encode()).hexdigest()
 
 
-def lines_of_graph(gm: fx.GraphModule) -> list[str]:
-    """The text of a captured graph, by lines."""
+def lines_of_code(gm: fx.GraphModule) -> list[str]:
+    """The text of what a graph computes, without that of the tensors it computes with."""
     lines = list(_nodes(gm))
     called = dict.fromkeys(str(node.target) for node in gm.graph.nodes if node.op == "call_module")
     for path in called:
         lines += lines_of_module(gm.get_submodule(path), path)
-    for name, tensor in gm.state_dict(keep_vars=True).items():
-        lines.append(f"{name}: {_kind(tensor)}")
+    return lines
+
+
+def lines_of_graph(gm: fx.GraphModule) -> list[str]:
+    """The text of a captured graph, by lines."""
+    lines = lines_of_code(gm)
+    state = gm.state_dict(keep_vars=True)
+    lines += [f"{name}: {_kind(tensor)}" for name, tensor in state.items()]
     read = {str(node.target) for node in gm.graph.nodes if node.op == "get_attr"}
-    for name, buffer in gm.named_buffers():
-        if name in read and name.rpartition(".")[2].startswith("traced_constant_"):
-            lines.append(f"{name}: {_kind(buffer)} {_digest(buffer)}")
+    for name, buffer in gm.named_buffers(remove_duplicate=False):
+        if name in read and name not in state:
+            values = _values(buffer) if is_traced_constant(name) else ""
+            lines.append(f"{name}: {_kind(buffer)} {values}".rstrip())
     return lines
 
 
@@ -63,24 +76,80 @@ def lines_of_module(module: nn.Module, path: str) -> Iterator[str]:
     if isinstance(module, fx.GraphModule):
         yield from (f"{path}: {line}" for line in lines_of_graph(module))
         return
-    yield f"{path}: {_describe(type(module))} {_attributes(_settings(module))}".rstrip()
+    yield f"{path}: {_describe(_written(type(module)))} {_attributes(_settings(module))}".rstrip()
     for name, child in module.named_children():
         yield from lines_of_module(child, f"{path}.{name}")
 
 
 def lines_around(model: nn.Module, parts: Collection[str]) -> Iterator[str]:
-    """The text of what stays Python around captured parts: classes and their code, and the settings of PyTorch's own.
+    """The text of what stays Python around captured parts: classes, their code, and their settings.
 
-    What a forward of the user's changes, such as a counter, is no setting; so those of other classes are left out.
+    An attribute that a forward changes, such as a counter, is no setting: of classes other than PyTorch's own, settings
+    are the numbers and words that no method but `__init__` assigns.
 
     Args:
         model: with the parts in it.
         parts: paths of modules that are left out, with all that is in them.
     """
+    kinds: set[Any] = {type(module) for module in model.modules()}
+    assigned = frozenset[str]().union(*map(_assigned, kinds))
     for path, module in model.named_modules():
         if not any(path == part or path.startswith(f"{part}.") for part in parts):
-            settings = _attributes(_settings(module)) if type(module).__module__.startswith("torch.nn.") else ""
-            yield f"{path}: {_describe(type(module))} {settings}".rstrip()
+            settings = _settings(module)
+            if not type(module).__module__.startswith("torch.nn."):
+                # Libraries mark modules with private names.
+                private = is_own_code(type(module))
+                settings = {
+                    name: value
+                    for name, value in settings.items()
+                    if name not in assigned and (private or not name.startswith("_")) and _is_fixed(value)
+                }
+            yield f"{path}: {_describe(_written(type(module)))} {_attributes(settings)}".rstrip()
+
+
+def _written(kind: type) -> type:
+    """The class as a file has it; libraries make subclasses on the fly, to shard a layer or to compute its weight."""
+    return next((part for part in inspect.getmro(kind) if _is_in_a_file(part)), kind)
+
+
+def _is_in_a_file(kind: type) -> bool:
+    found: Any = sys.modules.get(kind.__module__)
+    if found is None or "<locals>" in kind.__qualname__:
+        return True
+    for step in kind.__qualname__.split("."):
+        found = getattr(found, step, None)
+    return found is kind and issubclass(kind, nn.Module)
+
+
+def _is_fixed(value: Any) -> bool:
+    return isinstance(value, _PLAIN) or (isinstance(value, tuple) and all(map(_is_fixed, value)))
+
+
+@functools.lru_cache(maxsize=1024)
+def _assigned(kind: type) -> frozenset[str]:
+    """The attributes that code of a class assigns after `__init__`, of itself or of others."""
+    found: set[str] = set()
+    for part in inspect.getmro(kind):
+        if part.__module__.startswith("torch.nn.") or part is object:
+            continue
+        for name, value in vars(part).items():
+            functions = (
+                (value.fget, value.fset) if isinstance(value, property) else (getattr(value, "__func__", value),)
+            )
+            for function in functions:
+                code = getattr(inspect.unwrap(function) if callable(function) else None, "__code__", None)
+                if isinstance(code, CodeType) and name != "__init__":
+                    found.update(_stored(code))
+    return frozenset(found)
+
+
+def _stored(code: CodeType) -> Iterator[str]:
+    for step in dis.get_instructions(code):
+        if step.opname in ("STORE_ATTR", "DELETE_ATTR"):
+            yield str(step.argval)
+    for constant in code.co_consts:
+        if isinstance(constant, CodeType):
+            yield from _stored(constant)
 
 
 def code_of(model: nn.Module) -> str:
@@ -91,7 +160,7 @@ def code_of(model: nn.Module) -> str:
 
 
 def _settings(module: nn.Module) -> dict[str, Any]:
-    return {name: value for name, value in vars(module).items() if name not in OWN_ATTRIBUTES}
+    return {name: value for name, value in vars(module).items() if name not in OWN_ATTRIBUTES | NOTES}
 
 
 def _nodes(gm: fx.GraphModule) -> Iterator[str]:
@@ -154,11 +223,16 @@ def _kind(tensor: Tensor) -> str:
     return f"{str(tensor.dtype).removeprefix('torch.')}{list(tensor.shape)}"
 
 
-def _digest(tensor: Tensor) -> str:
+def _values(tensor: Tensor) -> str:
+    """Values in few digits, or a hash; nothing of long tables of fractions, whose last digits machines differ in."""
     if tensor.is_meta:
         return ""
-    data = tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes()
-    return hashlib.sha256(data).hexdigest()[:16]
+    flat = tensor.detach().cpu().flatten()
+    if flat.numel() <= _FEW:
+        return " ".join(f"{value:.4g}" for value in flat.tolist())
+    if flat.is_floating_point() or flat.is_complex():
+        return ""
+    return hashlib.sha256(flat.contiguous().view(torch.uint8).numpy().tobytes()).hexdigest()[:16]
 
 
 @functools.lru_cache(maxsize=1024)

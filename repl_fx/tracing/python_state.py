@@ -41,8 +41,10 @@ OWN_ATTRIBUTES = frozenset(vars(nn.Module()))
 _PLAIN = (type(None), bool, int, float, complex, str, bytes, torch.dtype, torch.device, torch.Size, Enum)
 # These very types: a subclass may do more than hold when it is read or filled.
 _CONTAINERS = frozenset({dict, OrderedDict, defaultdict, Counter, list, set, deque, bytearray, np.ndarray})
-# Attributes by which a library notes that it has prepared a model, which its forward does at the first call.
-_NOTES = frozenset({"_output_capturing_hooks_installed"})
+# The attribute of a loaded module that says which artifact it is from.
+ORIGIN = "_repl_fx_artifact"
+# Attributes by which a library, PyTorch too, notes what it has done with a module.
+NOTES = frozenset({"_output_capturing_hooks_installed", "_is_hf_initialized", "_compiled_call_impl", ORIGIN})
 _GENERATORS = (random.Random, np.random.Generator, np.random.RandomState, torch.Generator)
 # Libraries whose objects, classes and modules are no part of a model's own state.
 _FOREIGN = (
@@ -354,7 +356,7 @@ def _set_state(generator: Any, state: Any) -> None:
 
 def _attributes(value: Any) -> dict[str, Any]:
     """The attributes of an object, by name, as their order may change; of a module, those that not every module has."""
-    skipped = OWN_ATTRIBUTES | _NOTES if isinstance(value, nn.Module) else frozenset()
+    skipped = OWN_ATTRIBUTES | NOTES if isinstance(value, nn.Module) else frozenset()
     slots = (name for kind in type(value).__mro__ for name in _slots(kind) if hasattr(value, name))
     own = {name: item for name, item in getattr(value, "__dict__", {}).items() if name not in skipped}
     # An object with two names is found under the same one each time.

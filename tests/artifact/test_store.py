@@ -21,7 +21,7 @@ from tests.artifact.edits import copy_artifact, edit_manifest
 from tests.artifact.tied_net import MODEL
 from tests.nets import TokenNet, tokens
 
-FILES = {"plan.json", "model.safetensors", "graph.txt", "source.txt"}
+FILES = {"plan.json", "model.safetensors", "constants.safetensors", "graph.txt", "source.txt"}
 
 
 @pytest.fixture
@@ -251,7 +251,7 @@ def test_an_artifact_of_another_torch_is_judged_by_names_and_shapes(artifact: Pa
 def test_newer_schema(artifact: Path) -> None:
     manifest = json.loads((artifact / "manifest.json").read_text())
     (artifact / "manifest.json").write_text(json.dumps({**manifest, "schema": 99}))
-    with pytest.raises(repl_fx.ArtifactError, match="has schema 99, this version reads 2"):
+    with pytest.raises(repl_fx.ArtifactError, match="has schema 99, this version reads 3"):
         repl_fx.load(artifact)
 
 

@@ -190,7 +190,7 @@ def _edit_plan(directory: Path, other: Path, chance: random.Random) -> bool:
 
 
 def _exchange_sealed(directory: Path, other: Path, chance: random.Random) -> bool:
-    name = chance.choice(["plan.json", "model.safetensors", "graph.txt", "source.txt"])
+    name = chance.choice(["plan.json", "model.safetensors", "constants.safetensors", "graph.txt", "source.txt"])
     shutil.copyfile(chance.choice([other, directory]) / chance.choice([name, "graph.txt"]), directory / "kept")
     (directory / "kept").rename(directory / name)
     return _reseal(directory, chance, always=True)

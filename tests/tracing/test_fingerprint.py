@@ -134,14 +134,41 @@ class Counts(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.inner, self.drop = nn.Sequential(nn.Linear(2, 2)), nn.Dropout(0.3)
-        self.count = 0
+        self.count, self.limit, self._scale = 0, (2, "rows"), 0.5
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        self.count += 1
+        return self.drop(self.inner(x)) * self._scale if self.count < self.limit[0] else x
 
 
 def test_what_stays_python_is_told_by_its_code_and_not_by_its_state() -> None:
     model = Counts()
     lines = list(lines_around(model, ["inner"]))
     assert [line.partition(":")[0] for line in lines] == ["", "drop"]
-    assert " code " in lines[0] and "p=0.3" in lines[1]
+    assert " code " in lines[0] and "_scale=0.5" in lines[0] and "limit=(2, 'rows')" in lines[0] and "p=0.3" in lines[1]
     model.count += 1
     assert list(lines_around(model, ["inner"])) == lines
+    model.limit = (3, "rows")
+    assert list(lines_around(model, ["inner"])) != lines
     assert len(list(lines_around(model, []))) == 4
+
+
+def test_long_tables_of_fractions_count_by_their_size_alone() -> None:
+    def lines(table: torch.Tensor) -> list[str]:
+        class Adds(nn.Module):
+            def __init__(self) -> None:
+                super().__init__()
+                self.table, self.fc = table, nn.Linear(2, 2)
+
+            def forward(self, x: torch.Tensor) -> torch.Tensor:
+                y: torch.Tensor = self.fc(x)
+                return y + self.table.sum()
+
+        return lines_of_graph(repl_fx.capture(Adds(), (torch.randn(3, 2),)))
+
+    table = torch.arange(100.0).sin()
+    assert lines(table) == lines(table + 1e-7) == lines(table + 1)
+    assert lines(table) != lines(table[:50])
+    assert lines(torch.arange(100)) != lines(torch.arange(1, 101))
+    assert lines(torch.tensor([0.5, 0.25])) == lines(torch.tensor([0.5, 0.25 + 1e-7]))
+    assert lines(torch.tensor([0.5, 0.25])) != lines(torch.tensor([0.5, 0.26]))

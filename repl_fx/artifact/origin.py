@@ -1,0 +1,128 @@
+"""What `save` has to know of a rewritten module besides its tensors; a module that `load` returned brings it along."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+from itertools import zip_longest
+from typing import Any
+
+import torch
+from torch import nn
+
+from repl_fx.artifact.inputs import Inputs
+from repl_fx.artifact.manifest import Captured, Manifest, Model, Options
+from repl_fx.errors import BadInput
+from repl_fx.partial import Part
+from repl_fx.plan import Plan
+from repl_fx.sources import Source
+from repl_fx.tracing.python_state import ORIGIN
+from repl_fx.tracing.size_questions import refused_sizes
+from repl_fx.transform import TransformResult, lines_made
+
+
+@dataclass(frozen=True)
+class Origin:
+    """What `save` has to know of a rewritten module besides its tensors.
+
+    Attributes:
+        manifest: without what is known of files and tensors.
+        plan: what was done to the model.
+        structure: the text of what was captured.
+        made: the text of the code of the rewritten module.
+    """
+
+    manifest: Manifest
+    plan: Plan
+    structure: tuple[str, ...]
+    made: tuple[str, ...]
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Origin:
+        return self
+
+
+def with_origin(model: TransformResult | nn.Module) -> tuple[nn.Module, Origin]:
+    """A rewritten module, and what is known of it.
+
+    Raises:
+        BadInput: the module was not loaded from an artifact.
+    """
+    if isinstance(model, TransformResult):
+        return model.module, Origin(_manifest(model), model.plan, model.structure, model.made)
+    kind = type(model).__name__
+    origin = vars(model).get(ORIGIN) if isinstance(model, nn.Module) else None
+    if isinstance(model, nn.Module) and isinstance(origin, Origin):
+        return model, origin
+    inner = model.named_modules() if isinstance(model, nn.Module) else ()
+    path = next((path for path, module in inner if ORIGIN in vars(module)), None)
+    if path is not None:
+        raise BadInput(f"save takes the module that load returned, and this {kind} holds it: give model.{path}")
+    raise BadInput(f"save takes what transform returned, or a module from load; this {kind} is neither")
+
+
+def require_as_made(module: nn.Module, origin: Origin) -> None:
+    """Refuse a module whose code was changed: its artifact would be loaded without the change.
+
+    Raises:
+        BadInput: says what was changed first.
+    """
+    differs = first_difference(origin.made, lines_made(module))
+    if differs:
+        raise BadInput(
+            f"an artifact holds a model as transform rewrote it, and this one was changed since: {differs}; "
+            "save its state_dict instead"
+        )
+
+
+def first_difference(before: Sequence[str], after: Sequence[str]) -> str:
+    """The first line in which two texts differ, in words; nothing where none does."""
+    at = next((i for i, pair in enumerate(zip_longest(before, after)) if pair[0] != pair[1]), None)
+    if at is None:
+        return ""
+    was, now = (lines[at] if at < len(lines) else "nothing" for lines in (before, after))
+    return f"{now}, which was {was}"
+
+
+def _manifest(result: TransformResult) -> Manifest:
+    return Manifest(
+        versions=versions(),
+        code=result.code,
+        model=None,
+        parts=tuple(_captured(part) for part in result.captured_parts.parts if part.path in result.plan.parts),
+        eager=result.captured_parts.eager,
+        inputs=Inputs.of(result.args, dict(result.kwargs)),
+    )
+
+
+def _captured(part: Part) -> Captured:
+    info = part.graph_module.meta["capture"]
+    return Captured(
+        path=part.path,
+        kind=info.model,
+        rung=info.rung,
+        dynamic=info.dynamic,
+        inputs=Inputs.of(part.args, part.kwargs),
+        refused_sizes=tuple(refused_sizes(part.graph_module)),
+    )
+
+
+def model_of(source: Source) -> Model:
+    """How a source is built, as an artifact says it."""
+    return Model(
+        spec=source.absolute,
+        options=Options(**source.options),
+        kind=type(source.model).__name__,
+        files={str(file): digest for file, digest in source.files.items()},
+    )
+
+
+def versions() -> dict[str, str]:
+    """The versions of the packages that have a say in a graph."""
+    found = {"torch": str(torch.__version__)}
+    for package in ("repl-fx", "timm", "torchvision", "transformers"):
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            continue
+    return found
