@@ -135,7 +135,7 @@ def test_a_model_that_moved_is_named(run: Run, artifact: Path, tmp_path: Path) -
     moved = (artifact.parent / "model.py").rename(tmp_path / "net.py")
     for command in (("inspect", artifact), ("export", artifact), ("verify", artifact, artifact / "model.onnx")):
         lost = run(*command)
-        assert lost.exit_code == 2 and "which is gone; to take another, name it: --model" in lost.stderr
+        assert lost.exit_code == 2 and "which is gone; name where it is: --model" in lost.stderr
         assert run(*command, "--model", moved).exit_code == 0
     for command in (("inspect", moved), ("verify", moved, artifact / "model.onnx")):
         needless = run(*command, "--model", moved)
