@@ -133,10 +133,12 @@ def test_export_without_verification_leaves_no_old_proof(run: Run, artifact: Pat
 
 def test_a_model_that_moved_is_named(run: Run, artifact: Path, tmp_path: Path) -> None:
     moved = (artifact.parent / "model.py").rename(tmp_path / "net.py")
-    for command in (("inspect", artifact), ("export", artifact), ("verify", artifact, artifact / "model.onnx")):
+    for command in (("inspect", artifact), ("verify", artifact, artifact / "model.onnx"), ("export", artifact)):
         lost = run(*command)
         assert lost.exit_code == 2 and "which is gone; name where it is: --model" in lost.stderr
         assert run(*command, "--model", moved).exit_code == 0
+    # What writes the manifest notes the new place.
+    assert run("inspect", artifact).exit_code == 0
     for command in (("inspect", moved), ("verify", moved, artifact / "model.onnx")):
         needless = run(*command, "--model", moved)
         assert needless.exit_code == 2 and "is no directory; leave out --model" in needless.stderr
