@@ -38,6 +38,7 @@ __all__ = [
     "ShapeEnv",
     "autograd_calls",
     "call_impl",
+    "children_of",
     "define_operator",
     "enable_python_dispatcher",
     "enter_autocast",
@@ -283,7 +284,7 @@ def move_hooks(source: Tensor, target: Tensor) -> None:
 _KNOWN = (
     "backed_var_to_val", "var_to_range", "replacements", "unbacked_renamings", "divisible", "size_like", "val_to_var",
     "unbacked_symfloat_counter", "unbacked_symint_counter", "unbacked_alloc_order", "pending_fresh_unbacked_symbols",
-    "num_deferred_runtime_asserts", "frozen", "runtime_asserts_frozen",
+    "num_deferred_runtime_asserts", "frozen", "runtime_asserts_frozen", "_replacements_version_counter",
 )  # fmt: skip
 # Where something was learned, which is not kept.
 _NOWHERE = SLoc(None, None)
@@ -336,13 +337,25 @@ def expression_of(number: Any) -> tuple[ShapeEnv, Any, Any, Any]:
     node = number.node
     if not isinstance(node, SymNode) or node.shape_env is None:
         raise TypeError(f"{number} is no expression of sizes")
-    return node.shape_env, node._expr, node._hint, node.constant
+    return node.shape_env, node.expr, node.hint, node.constant
 
 
 def symbolic_number(kind: type, sizes: ShapeEnv, expression: Any, hint: Any, constant: Any) -> Any:
     """A symbolic number of what `expression_of` says."""
     made: Any = kind
     return made(SymNode(expression, sizes, SYMBOLIC[kind], hint, constant))
+
+
+def children_of(structure: pytree.TreeSpec) -> list[pytree.TreeSpec]:
+    """The structures of the parts of a nested value."""
+    # torch 2.11 has children_specs, later versions children().
+    children = getattr(structure, "children", None)
+    return list(children()) if callable(children) else list(structure.children_specs)
+
+
+def leaf_structure() -> pytree.TreeSpec:
+    """The structure of a leaf; making one of its own class would warn that the class is deprecated."""
+    return pytree.tree_structure(None)
 
 
 def operator_name(operator: Any) -> str | None:

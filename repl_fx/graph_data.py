@@ -33,9 +33,11 @@ from repl_fx._torch import (
     FakeTensor,
     FakeTensorMode,
     ShapeEnv,
+    children_of,
     expression_of,
     fake_of,
     known_of_sizes,
+    leaf_structure,
     operator_name,
     pytree,
     settings_of_mode,
@@ -152,6 +154,14 @@ def function_as_data(function: Any) -> Any:
     return function
 
 
+def structure_as_data(structure: pytree.TreeSpec) -> Any:
+    """What a pickle can hold of the structure of a nested value."""
+    if structure.is_leaf():
+        return _Rebuilt(leaf_structure)
+    children = list(map(structure_as_data, children_of(structure)))
+    return _Rebuilt(pytree.TreeSpec, structure.type, structure.context, children)
+
+
 class _Rebuilt:
     """Stands in a pickle for what `make(*given)` makes."""
 
@@ -175,7 +185,7 @@ class _Function(_Rebuilt):
 
 class _Nested(_Rebuilt):
     def __init__(self, leaves: list[Any], structure: pytree.TreeSpec) -> None:
-        super().__init__(pytree.tree_unflatten, leaves, structure)
+        super().__init__(pytree.tree_unflatten, leaves, structure_as_data(structure))
 
 
 class _Fake(_Rebuilt):
