@@ -28,7 +28,7 @@ _LOADER, _FUNCTION = "torchaudio._extension.utils", "_load_lib"
 
 
 def make_importable() -> None:
-    """Prepare for the import of timm, torchvision, torchaudio, transformers and diffusers; `import repl_fx` calls it."""
+    """Prepare for the import of timm, torchvision, torchaudio and transformers; `import repl_fx` calls it."""
     if not any(isinstance(finder, ForeignLibraries) for finder in sys.meta_path):
         sys.meta_path.insert(0, ForeignLibraries())
 

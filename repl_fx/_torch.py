@@ -307,7 +307,7 @@ def sizes_knowing(known: Mapping[str, Any]) -> ShapeEnv:
     for name in _KNOWN:
         setattr(sizes, name, known[name])
     sizes.guards = [ShapeGuard(expr, _NOWHERE, oblivious) for expr, oblivious in known["guards"]]
-    here = CapturedTraceback.extract()
+    here = CapturedTraceback.extract()  # type: ignore[no-untyped-call]
     sizes.deferred_runtime_asserts = {
         on: [RuntimeAssert(expr, message, here) for expr, message in found] for on, found in known["asserts"].items()
     }
@@ -364,4 +364,6 @@ def operator_name(operator: Any) -> str | None:
         return f"{operator.namespace}.{operator._schema.name.partition('::')[2]}.{operator._overloadname}"
     if isinstance(operator, OpOverloadPacket):
         return str(operator._qualified_op_name).replace("::", ".")
-    return f"higher_order.{operator.name()}" if isinstance(operator, HigherOrderOperator) else None
+    if isinstance(operator, HigherOrderOperator):
+        return f"higher_order.{operator.name()}"  # type: ignore[no-untyped-call]
+    return None

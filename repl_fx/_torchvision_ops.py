@@ -36,8 +36,8 @@ _declared: set[str] = set()
 def declare_missing_operators() -> tuple[str, ...]:
     """Declare what the import of torchvision needs and its C++ library did not bring.
 
-    `repl_fx._foreign_libraries` calls it before torchvision is imported. It does nothing where torchvision is missing, is
-    imported already, or comes with a C++ library that loads.
+    `repl_fx._foreign_libraries` calls it before torchvision is imported. It does nothing where torchvision is missing,
+    is imported already, or comes with a C++ library that loads.
 
     Returns:
         The qualified names of the operators declared by this call; empty where there was nothing to do.
@@ -178,7 +178,7 @@ def _samples(start: Tensor, end: Tensor, bins: int, ratio: int, aligned: bool, s
 
 
 def let_calls_through() -> None:
-    """Tell torchvision, once it is imported, that the operators with a kernel can be called, where they are those here."""
+    """Tell torchvision, once it is imported, that the operators with a kernel here can be called."""
     for name in _USERS if _declared else ():
         module = sys.modules.get(name)
         for guard, answer in (("_assert_has_ops", None), ("_has_ops", True)):

@@ -13,7 +13,7 @@ from torch import Tensor, fx, nn
 
 from repl_fx._torch import move_hooks
 from repl_fx.decisions import jump_over_, settle_decisions_
-from repl_fx.graph_data import GraphData, as_data
+from repl_fx.graph_data import GraphData, View, as_data, share_views_, views_in
 
 _STATE = ("_parameters", "_buffers", "_modules", "_non_persistent_buffers_set")
 # The graph, and what fx writes from it.
@@ -64,14 +64,16 @@ class PlainGraphModule(fx.GraphModule):
                 "as it was before that, or its state_dict"
             )
         meta = {name: note if name == "attributes" else as_data(note) for name, note in self.meta.items()}
-        return _empty, (kind,), ({**self.__getstate__(), "meta": meta}, GraphData.of(self._graph), own.__name__)
+        state = {**self.__getstate__(), "meta": meta}
+        return _empty, (kind,), (state, GraphData.of(self._graph), own.__name__, views_in(self))
 
-    def __setstate__(self, state: tuple[dict[str, Any], GraphData, str]) -> None:
-        attributes, graph, name = state
+    def __setstate__(self, state: tuple[dict[str, Any], GraphData, str, tuple[View, ...]]) -> None:
+        attributes, graph, name, views = state
         self._become(attributes, graph.make(), name)
+        share_views_(self, views)
 
     def _become(self, state: dict[str, Any], graph: fx.Graph, name: str) -> None:
-        nn.Module.__setstate__(self, state)
+        nn.Module.__setstate__(self, state)  # type: ignore[no-untyped-call]
         # Each graph module has a class of its own.
         type(self).__name__ = name
         self._graph = graph

@@ -20,13 +20,14 @@ import pickle
 import random
 import sys
 import weakref
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from types import ModuleType
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, fx
+from torch import Tensor, fx, nn
 
 from repl_fx._torch import (
     SYMBOLIC,
@@ -38,6 +39,7 @@ from repl_fx._torch import (
     fake_of,
     known_of_sizes,
     leaf_structure,
+    memory_of,
     operator_name,
     pytree,
     settings_of_mode,
@@ -119,6 +121,47 @@ class GraphData:
         return graph
 
 
+@dataclass(frozen=True)
+class View:
+    """A parameter or buffer that shows memory of another one: `pickle` keeps that where the two are one object alone.
+
+    Attributes:
+        name, base: of the two, in the module.
+        offset, size, stride: where it is in the memory of `base`.
+    """
+
+    name: str
+    base: str
+    offset: int
+    size: tuple[int, ...]
+    stride: tuple[int, ...]
+
+
+def views_in(module: nn.Module) -> tuple[View, ...]:
+    """The parameters and buffers of a module that share memory and are not one tensor."""
+    first: dict[int, tuple[str, Tensor]] = {}
+    found = []
+    for name, tensor in (*module.named_parameters(), *module.named_buffers()):
+        plain = type(tensor) in (Tensor, nn.Parameter) and tensor.layout is torch.strided and not tensor.is_meta
+        if not plain or not tensor.untyped_storage().nbytes():
+            continue
+        base, shown = first.setdefault(memory_of(tensor), (name, tensor))
+        if shown is not tensor:
+            place = int(tensor.storage_offset()), tuple(tensor.shape), tuple(tensor.stride())
+            found.append(View(name, base, *place))
+    return tuple(found)
+
+
+def share_views_(module: nn.Module, views: Iterable[View]) -> None:
+    """Let parameters and buffers of a module show the memory of others again."""
+    tensors = {**dict(module.named_parameters()), **dict(module.named_buffers())}
+    for view in views:
+        tensor, memory = tensors[view.name], tensors[view.base].untyped_storage()
+        if not tensor.is_meta and memory.nbytes():
+            empty = torch.empty(0, dtype=tensor.dtype, device=tensor.device)
+            tensor.data = empty.set_(memory, view.offset, view.size, view.stride)
+
+
 def as_data(value: Any) -> Any:
     """A value without fake tensors, fake modes and symbolic numbers in it, at any depth that pytree opens.
 
@@ -146,12 +189,13 @@ def function_as_data(function: Any) -> Any:
     name = operator_name(function)
     if name is not None:
         return _Operator(name)
-    name, module = getattr(function, "__name__", ""), sys.modules.get(getattr(function, "__module__", None) or "")
-    # Python looks for `boolean_dispatch.<locals>.fn`, which `torch.nn.functional.max_pool2d` is called.
-    for place in (*_GENERATORS, *([module] if "<locals>" in getattr(function, "__qualname__", "") else [])):
-        if getattr(place, name, None) is function:
-            return _Function(place.__name__, name)
-    return function
+    name = getattr(function, "__name__", "")
+    places: list[ModuleType] = [*_GENERATORS]
+    if "<locals>" in getattr(function, "__qualname__", "") and function.__module__ in sys.modules:
+        # Python would look for `boolean_dispatch.<locals>.fn`, which `torch.nn.functional.max_pool2d` is called.
+        places.append(sys.modules[function.__module__])
+    found = next((place for place in places if getattr(place, name, None) is function), None)
+    return function if found is None else _Function(found.__name__, name)
 
 
 def structure_as_data(structure: pytree.TreeSpec) -> Any:
@@ -272,9 +316,7 @@ def _known_sizes(version: str, known: Mapping[str, Any]) -> ShapeEnv:
         ) from problem
 
 
-def _fake(
-    mode: Any, size: Any, stride: Any, dtype: torch.dtype, device: torch.device, requires_grad: bool
-) -> Tensor:
+def _fake(mode: Any, size: Any, stride: Any, dtype: torch.dtype, device: torch.device, requires_grad: bool) -> Tensor:
     meta = torch.empty_strided(size, stride, dtype=dtype, device="meta", requires_grad=requires_grad)
     return fake_of(mode, meta, device)
 

@@ -89,7 +89,9 @@ def needs(library: str) -> pytest.MarkDecorator:
 
 
 def test_importing_repl_fx_imports_nothing_that_takes_time(tmp_path: Path) -> None:
-    done = run(tmp_path, "import repl_fx\nprint(*(name for name in ('torch', 'numpy', 'torchvision') if name in sys.modules))")
+    done = run(
+        tmp_path, "import repl_fx\nprint(*(name for name in ('torch', 'numpy', 'torchvision') if name in sys.modules))"
+    )
     assert (done.returncode, done.stdout.strip()) == (0, "")
 
 
@@ -98,7 +100,9 @@ def test_importing_repl_fx_imports_nothing_that_takes_time(tmp_path: Path) -> No
     "code",
     [
         pytest.param("import timm; net = timm.create_model('test_vit')", id="timm", marks=needs("timm")),
-        pytest.param("import torchvision; torchvision.ops.nms(torch.zeros(1, 4), torch.zeros(1), 0.5)", id="torchvision"),
+        pytest.param(
+            "import torchvision; torchvision.ops.nms(torch.zeros(1, 4), torch.zeros(1), 0.5)", id="torchvision"
+        ),
         pytest.param("from transformers import DetrConfig, DetrImageProcessor", id="hf", marks=needs("transformers")),
         pytest.param("import importlib.util as u; u.find_spec('torchvision'); import torchvision.models", id="asked"),
         pytest.param("import repl_fx._foreign_libraries as f; f.make_importable(); import torchvision", id="twice"),
@@ -113,7 +117,9 @@ def test_importing_repl_fx_first_is_enough(tmp_path: Path, code: str) -> None:
 @pytest.mark.zoo
 @needs("torchvision")
 def test_nothing_is_declared_before_torchvision_is_imported(tmp_path: Path) -> None:
-    code = "import importlib.util\nimportlib.util.find_spec('torchvision')\nprint(hasattr(torch.ops.torchvision, 'nms'))"
+    code = (
+        "import importlib.util\nimportlib.util.find_spec('torchvision')\nprint(hasattr(torch.ops.torchvision, 'nms'))"
+    )
     assert run(tmp_path, f"{BROKEN}import repl_fx\n{code}").stdout.strip() == "False"
 
 

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
+from repl_fx.arguments import require_loadable, require_saveable
 from repl_fx.artifact.changing import changing, require_free
 from repl_fx.artifact.inputs import Inputs
 from repl_fx.artifact.manifest import MANIFEST, Captured, Manifest, Model, Options, read_manifest
@@ -76,6 +77,7 @@ def save(result: TransformResult, directory: str | Path, *, source: Source | Non
     Raises:
         OutputError: the place is taken or cannot be written.
     """
+    require_saveable(result, TransformResult, directory)
     require_free(directory, force=force)
     with changing(directory) as change:
         aliases = write_weights(result.module, change.place / WEIGHTS)
@@ -106,6 +108,7 @@ def load(directory: str | Path, model: nn.Module | str | None = None) -> nn.Modu
 
 def load_artifact(directory: str | Path, model: nn.Module | str | None = None) -> Artifact:
     """Load an artifact with its plan and example inputs; see `load`."""
+    require_loadable(directory, model)
     directory = Path(directory)
     manifest, plan, state, structure = _read(directory)
     source, args, kwargs = _source(directory, manifest, model)

@@ -96,7 +96,7 @@ class ElementwiseCall(nn.Module):
         return self.target(value, *self.args, **self.kwargs)
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**super().__getstate__(), "target": function_as_data(self.target)}
+        return {**vars(self), "target": function_as_data(self.target)}
 
     def extra_repr(self) -> str:
         """The function's name."""

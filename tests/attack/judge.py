@@ -392,9 +392,9 @@ class Judge:
         # As torch has it, pickles of parameters are without what was registered on their gradients.
         for parameter, other in zip(module.parameters(), loaded.parameters(), strict=True):
             for hook in (parameter._backward_hooks or {}).values():
-                other.register_hook(hook)  # type: ignore[no-untyped-call]
+                other.register_hook(hook)
             for hook in (getattr(parameter, "_post_accumulate_grad_hooks", None) or {}).values():
-                other.register_post_accumulate_grad_hook(hook)  # type: ignore[no-untyped-call]
+                other.register_post_accumulate_grad_hook(hook)
         expected = run_steps(module, self.steps, MODES)
         folded = run_step(repl_fx.fold(module), self.steps(40), False, 9)
         state.restore()
