@@ -17,7 +17,7 @@ from repl_fx.graph_data import GraphData, View, as_data, share_views_, views_in
 
 _STATE = ("_parameters", "_buffers", "_modules", "_non_persistent_buffers_set")
 # The graph, and what fx writes from it.
-_WRITTEN = ("_graph", "_code", "_lineno_map", "_prologue_start")
+_WRITTEN = ("_graph", "_code", "_lineno_map", "_prologue_start", "_in_spec", "_out_spec")
 
 
 class PlainGraphModule(fx.GraphModule):

@@ -99,9 +99,13 @@ class GraphData:
             meta = {key: _meta_as_data(key, value, words) for key, value in node.meta.items()}
             nodes.append(NodeData(node.name, node.op, target, args, kwargs, node.type, meta))
             places[node] = Place(number)
-        codegen = copy.copy(graph._codegen)
+        codegen: Any = copy.copy(graph._codegen)
         # What rewrites the code's lines is set when the code is written.
         codegen._body_transformer = None
+        if hasattr(codegen, "pytree_info"):
+            specs = {name: getattr(codegen.pytree_info, name) for name in ("in_spec", "out_spec")}
+            held = {name: structure_as_data(spec) for name, spec in specs.items() if spec is not None}
+            codegen.pytree_info = codegen.pytree_info._replace(**held)
         return cls(tuple(nodes), None if type(codegen) is fx.graph.CodeGen else codegen)
 
     def make(self) -> fx.Graph:

@@ -194,6 +194,8 @@ def test_fake_values_are_of_one_mode_again() -> None:
 class Mixed(nn.Module):
     """What else a graph may hold: a region, tied weights, a buffer that moves; a mode switch, or layers to skip."""
 
+    mean: Tensor
+
     def __init__(self, skips: bool) -> None:
         super().__init__()
         self.skips = skips
@@ -342,7 +344,10 @@ class Pooled(nn.Module):
 
 
 def test_graphs_that_fx_traced() -> None:
-    module = capture(Pooled(), (images(),))
+    class Local(Pooled):
+        """Cannot be pickled, and is no part of its graph."""
+
+    module = capture(Local(), (images(),))
     assert module.meta["capture"].rung == "fx.symbolic_trace"
     assert_same(module, through_pickle(module), images())
 
@@ -373,9 +378,10 @@ def test_models_in_parts(way: Callable[[Any], Any]) -> None:
     module: Any = copy.deepcopy(result.module)
     module.tag, module.history = "x", [1, 2]
     module.register_forward_hook(_doubled)
-    again = way(module)
+    again: Any = way(module)
     assert isinstance(again, Branches) and isinstance(again.body, CapturedModule)
-    assert (again.tag, again.history) == ("x", [1, 2]) and again.history is not module.history
+    assert vars(again)["tag"] == "x" and vars(again)["history"] == [1, 2]
+    assert vars(again)["history"] is not module.history
     twin = copy.deepcopy(module)
     assert_same(twin, again, x)
     assert torch.equal(repl_fx.fold(again.eval())(x), repl_fx.fold(twin.eval())(x))
@@ -432,7 +438,7 @@ def _unchanged(module: nn.Module, args: Any) -> None: ...
 def _seen(module: nn.Module, given: Any, made: Any) -> None: ...
 
 
-@torch.utils.hooks.unserializable_hook
+@torch.utils.hooks.unserializable_hook  # type: ignore[untyped-decorator]
 def _seen_gradient(gradient: Tensor) -> None: ...
 
 
@@ -460,6 +466,8 @@ def test_a_hook_that_holds_its_module_holds_the_copy(way: Callable[[Any], Any]) 
 
 class Views(nn.Module):
     """Has a buffer that shows the memory of a parameter."""
+
+    turned: Tensor
 
     def __init__(self) -> None:
         super().__init__()
@@ -521,8 +529,7 @@ def test_a_class_that_was_made_for_one_module_is_refused() -> None:
 
 def test_an_operator_of_a_library_that_is_not_imported_is_named() -> None:
     module = capture(nn.Sequential(nn.Linear(8, 8)), (torch.randn(2, 8),))
-    library = torch.library.Library("repl_fx_test", "DEF")
-    library.define("same(Tensor x) -> Tensor")
+    torch.library.define("repl_fx_test::same", "(Tensor x) -> Tensor")
     (output,) = (node for node in module.graph.nodes if node.op == "output")
     with module.graph.inserting_before(output):
         called = module.graph.call_function(torch.ops.repl_fx_test.same.default, (output.args[0],))
@@ -606,3 +613,12 @@ def test_graphs_inside_graphs_are_data_too() -> None:
     assert type(again).__mro__[1] is PlainGraphModule
     assert torch.equal(again(torch.tensor([-1.0, 2.0])), torch.tensor([0.0, 2.0]))
     assert [node.name for node in again.graph.nodes] == [node.name for node in graph.nodes]
+
+
+def test_graphs_that_take_and_return_nested_values() -> None:
+    def swapped(given: dict[str, Any]) -> Any:
+        return {"b": given["a"] + 1, "a": [given["b"]]}
+
+    traced = fx.symbolic_trace(swapped, concrete_args={"given": {"a": fx.PH, "b": fx.PH}})
+    again = through_pickle(PlainGraphModule(nn.Module(), traced.graph))
+    assert again({"a": 1, "b": 2}) == {"b": 2, "a": [2]}
