@@ -59,7 +59,6 @@ from torch import nn
 import repl_fx
 from repl_fx._torch import FakeTensorMode
 from repl_fx.dynamic_shapes import auto_shapes
-from repl_fx.sources.foreign_libraries import make_importable
 from repl_fx.tracing.untouched import in_mode
 
 CLOCKS = {"wall": time.perf_counter, "cpu": time.process_time}
@@ -273,7 +272,6 @@ def rewrite(
 
 def measure(name: str, runs: int, clock: str) -> dict[str, Any]:
     """Measure one model in this process."""
-    make_importable()
     case, now = CASES[name], CLOCKS[clock]
     _warm_up()
     # Importing a model's library is no part of building it.

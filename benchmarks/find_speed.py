@@ -60,7 +60,6 @@ from torch import Tensor, fx, nn
 
 import repl_fx
 from repl_fx.graph import CapturedModule
-from repl_fx.sources.foreign_libraries import make_importable
 
 CLOCKS = {"wall": time.perf_counter, "cpu": time.process_time}
 INSTALL = "pip install torch-pruning nncf==2.19.0 matplotlib"
@@ -269,7 +268,6 @@ def _serve(connection: Connection, tool: str, clock: str) -> None:
         os.environ["NNCF_TORCH_LEGACY_TRACING"] = "1"
         with contextlib.suppress(Exception):
             importlib.import_module("nncf.torch")
-    make_importable()
     with contextlib.suppress(Exception):
         TOOLS[tool].run(*_small(), CLOCKS[clock])
     connection.send("ready")
@@ -459,7 +457,6 @@ def synthetic(shape: str, nodes: int) -> fx.GraphModule:
 
 
 def _llama(depth: int) -> fx.GraphModule:
-    make_importable()
     sizes = dict(vocab_size=100, hidden_size=32, intermediate_size=64, num_attention_heads=4, num_key_value_heads=2)
     tokens = {"input_ids": torch.zeros(1, 8, dtype=torch.long)}
     model, inputs = _hugging_face("LlamaModel", tokens, num_hidden_layers=depth, **sizes)

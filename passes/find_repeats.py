@@ -26,6 +26,7 @@ import numpy as np
 import numpy.typing as npt
 from torch import fx
 
+from repl_fx.arguments import require_module
 from repl_fx.block_names import BlockNames
 from repl_fx.block_values import block_of, boundaries
 from repl_fx.blocks import Repeat
@@ -62,7 +63,11 @@ def find_repeats(gm: fx.GraphModule) -> tuple[Repeat, ...]:
     Returns:
         The repeats that cover the most parameters, in program order; repeats inside a block are `children` of its own.
         Behind them the similar repeats, with `similar` set, that are no part of one of the others.
+
+    Raises:
+        BadInput: what was given is no graph.
     """
+    require_module("find_repeats", gm, graph=True)
     table = node_table(gm)
     if len(table.nodes) < 2:
         return ()

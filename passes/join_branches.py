@@ -40,7 +40,7 @@ from repl_fx.decisions import (
 )
 from repl_fx.draws import decision_operator
 from repl_fx.errors import BrokenGraph
-from repl_fx.graph import drop_dead, erase_dead, has_effect, is_tensor, writes_in_place
+from repl_fx.graph import PlainGraphModule, drop_dead, erase_dead, has_effect, is_tensor, writes_in_place
 from repl_fx.interface import PackOutput, leaf_paths
 from repl_fx.passes.merge_modes import equal_literals, matching_blocks, node_key
 from repl_fx.passes.sizes_first import sizes_first_
@@ -458,4 +458,4 @@ def _closed(condition: fx.Node, needed: Sequence[fx.Node]) -> fx.GraphModule:
             outside = node.op in _OUTSIDE
             env[node] = graph.placeholder(node.name) if outside else graph.node_copy(node, lambda n: env[n])
     graph.output(env[condition])
-    return fx.GraphModule(nn.Module(), graph)
+    return PlainGraphModule(nn.Module(), graph)

@@ -22,12 +22,11 @@ from torch import Tensor, fx, nn
 from torch.export import ExportedProgram
 from torch.export.graph_signature import InputKind
 
-from repl_fx._torch import is_autocast_region, is_grad_region, pytree
+from repl_fx._torch import children_of, is_autocast_region, is_grad_region, pytree
 from repl_fx.graph import drop_dead, traced_constant
 from repl_fx.interface import (
     Argument,
     InputNodes,
-    children_of,
     input_names,
     keyword_order,
     locate_inputs,

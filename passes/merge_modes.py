@@ -33,8 +33,16 @@ import torch
 from torch import fx, nn
 
 from repl_fx._torch import example_of, module_stack
-from repl_fx.decisions import jump_over_
-from repl_fx.graph import add_module, drop_dead, has_attribute, has_effect, is_tensor, unique_name, writes_in_place
+from repl_fx.graph import (
+    PlainGraphModule,
+    add_module,
+    drop_dead,
+    has_attribute,
+    has_effect,
+    is_tensor,
+    unique_name,
+    writes_in_place,
+)
 from repl_fx.runtime import ModeSwitch, call_module, select_mode
 
 _OUTSIDE = ("placeholder", "get_attr")
@@ -354,8 +362,7 @@ class _Version:
                 env[node] = graph.node_copy(node, lambda n: env[n])
         answers = [env[r] if isinstance(r, fx.Node) else r for r in self.results]
         graph.output(answers[0] if len(answers) == 1 else tuple(answers))
-        jump_over_(graph)
-        return fx.GraphModule(nn.Module(), graph)
+        return PlainGraphModule(nn.Module(), graph)
 
 
 def _pending() -> None:

@@ -1,6 +1,8 @@
 """repl-fx: Replacement Learning for any PyTorch model, as a graph compiler.
 
 The names below are imported when they are first asked for, so that `repl-fx --help` need not wait for torch.
+From here on, torchvision and torchaudio, and with them timm and transformers, can be imported where their C++ parts do
+not fit the torch that is installed.
 """
 
 from __future__ import annotations
@@ -9,6 +11,8 @@ import sys
 from importlib import import_module
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
+
+from repl_fx._foreign_libraries import make_importable
 
 if TYPE_CHECKING:
     from repl_fx.artifact import load, save
@@ -142,3 +146,4 @@ class _Package(ModuleType):
 
 
 sys.modules[__name__].__class__ = _Package
+make_importable()

@@ -9,24 +9,36 @@ import io
 import logging
 import warnings
 from contextlib import contextmanager, redirect_stderr
+from dataclasses import fields
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.utils._pytree as pytree
 from torch import Tensor, fx
 from torch._dispatch.python import enable_python_dispatcher
+from torch._guards import ShapeGuard, SLoc
+from torch._ops import HigherOrderOperator, OpOverload, OpOverloadPacket
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
+from torch.fx.experimental.sym_node import SymNode
+from torch.fx.experimental.symbolic_shapes import RuntimeAssert, ShapeEnv, ValueRangesSLoc
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._traceback import CapturedTraceback
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Mapping
+
+SYMBOLIC: Mapping[type, type] = MappingProxyType({torch.SymInt: int, torch.SymFloat: float, torch.SymBool: bool})
 
 __all__ = [
     "FakeTensor",
     "FakeTensorMode",
+    "OpOverload",
     "OperatorsSeen",
+    "ShapeEnv",
     "autograd_calls",
     "call_impl",
+    "children_of",
     "define_operator",
     "enable_python_dispatcher",
     "enter_autocast",
@@ -266,3 +278,92 @@ def move_hooks(source: Tensor, target: Tensor) -> None:
         target.register_hook(hook)  # type: ignore[no-untyped-call]
     for hook in (getattr(source, "_post_accumulate_grad_hooks", None) or {}).values():
         target.register_post_accumulate_grad_hook(hook)  # type: ignore[no-untyped-call]
+
+
+# What a `ShapeEnv` knows of its symbols, as far as it is plain data.
+_KNOWN = (
+    "backed_var_to_val", "var_to_range", "replacements", "unbacked_renamings", "divisible", "size_like", "val_to_var",
+    "unbacked_symfloat_counter", "unbacked_symint_counter", "unbacked_alloc_order", "pending_fresh_unbacked_symbols",
+    "num_deferred_runtime_asserts", "frozen", "runtime_asserts_frozen", "_replacements_version_counter",
+)  # fmt: skip
+# Where something was learned, which is not kept.
+_NOWHERE = SLoc(None, None)
+
+
+def known_of_sizes(sizes: ShapeEnv) -> dict[str, Any]:
+    """What is known of symbolic sizes, as plain data, for `sizes_knowing`: values in the example, ranges, guards."""
+    known: dict[str, Any] = {name: getattr(sizes, name) for name in _KNOWN}
+    known["settings"] = {field.name: getattr(sizes.settings, field.name) for field in fields(sizes.settings)}
+    known["guards"] = [(guard.expr, guard.size_oblivious) for guard in sizes.guards]
+    known["asserts"] = {on: [(a.expr, a.msg) for a in found] for on, found in sizes.deferred_runtime_asserts.items()}
+    return known
+
+
+def sizes_knowing(known: Mapping[str, Any]) -> ShapeEnv:
+    """Symbolic sizes of which as much is known as of those that `known_of_sizes` was asked about."""
+    from torch._dynamo.source import ConstantSource
+
+    sizes = ShapeEnv(**known["settings"])
+    for name in _KNOWN:
+        setattr(sizes, name, known[name])
+    sizes.guards = [ShapeGuard(expr, _NOWHERE, oblivious) for expr, oblivious in known["guards"]]
+    here = CapturedTraceback.extract()  # type: ignore[no-untyped-call]
+    sizes.deferred_runtime_asserts = {
+        on: [RuntimeAssert(expr, message, here) for expr, message in found] for on, found in known["asserts"].items()
+    }
+    for symbol in sizes.var_to_range:
+        sizes.var_to_range_sloc[symbol] = ValueRangesSLoc(_NOWHERE, _NOWHERE)
+        sizes.var_to_sources[symbol] = [ConstantSource(str(symbol))]
+        sizes.var_to_stack[symbol] = here
+    return sizes
+
+
+def settings_of_mode(mode: FakeTensorMode) -> dict[str, bool]:
+    """The keywords that make a fake tensor mode like this one, but for its symbolic sizes."""
+    return {
+        "allow_fallback_kernels": mode.allow_fallback_kernels,
+        "allow_non_fake_inputs": mode.allow_non_fake_inputs,
+        "static_shapes": mode.static_shapes,
+        "export": mode.fake_tensor_converter.export,
+    }
+
+
+def expression_of(number: Any) -> tuple[ShapeEnv, Any, Any, Any]:
+    """What makes up a symbolic number: its sizes, the expression, its value in the example, and its constant value.
+
+    Raises:
+        TypeError: it is no expression of sizes, such as the length of a jagged dimension.
+    """
+    node = number.node
+    if not isinstance(node, SymNode) or node.shape_env is None:
+        raise TypeError(f"{number} is no expression of sizes")
+    return node.shape_env, node.expr, node.hint, node.constant
+
+
+def symbolic_number(kind: type, sizes: ShapeEnv, expression: Any, hint: Any, constant: Any) -> Any:
+    """A symbolic number of what `expression_of` says."""
+    made: Any = kind
+    return made(SymNode(expression, sizes, SYMBOLIC[kind], hint, constant))
+
+
+def children_of(structure: pytree.TreeSpec) -> list[pytree.TreeSpec]:
+    """The structures of the parts of a nested value."""
+    # torch 2.11 has children_specs, later versions children().
+    children = getattr(structure, "children", None)
+    return list(children()) if callable(children) else list(structure.children_specs)
+
+
+def leaf_structure() -> pytree.TreeSpec:
+    """The structure of a leaf; making one of its own class would warn that the class is deprecated."""
+    return pytree.tree_structure(None)
+
+
+def operator_name(operator: Any) -> str | None:
+    """The words behind `torch.ops.` that lead to an operator; None for what is none."""
+    if isinstance(operator, OpOverload):
+        return f"{operator.namespace}.{operator._schema.name.partition('::')[2]}.{operator._overloadname}"
+    if isinstance(operator, OpOverloadPacket):
+        return str(operator._qualified_op_name).replace("::", ".")
+    if isinstance(operator, HigherOrderOperator):
+        return f"higher_order.{operator.name()}"  # type: ignore[no-untyped-call]
+    return None

@@ -13,9 +13,6 @@ from __future__ import annotations
 import importlib.machinery
 import importlib.util
 import sys
-from collections.abc import Sequence
-from importlib.abc import MetaPathFinder
-from types import ModuleType
 from typing import Any, NamedTuple
 
 import torch
@@ -32,13 +29,15 @@ _SCHEMAS = {
 _CHUNK = 256
 # The modules of torchvision that refuse to call an operator with a kernel here, because the library is not there.
 _USERS = ("torchvision.ops.boxes", "torchvision.ops.roi_align")
+# The operators that were declared here.
+_declared: set[str] = set()
 
 
 def declare_missing_operators() -> tuple[str, ...]:
     """Declare what the import of torchvision needs and its C++ library did not bring.
 
-    Call it before anything that may import torchvision. It does nothing where torchvision is missing, is imported
-    already, or comes with a C++ library that loads.
+    `repl_fx._foreign_libraries` calls it before torchvision is imported. It does nothing where torchvision is missing,
+    is imported already, or comes with a C++ library that loads.
 
     Returns:
         The qualified names of the operators declared by this call; empty where there was nothing to do.
@@ -53,8 +52,7 @@ def declare_missing_operators() -> tuple[str, ...]:
     if "torchvision::roi_align" in missing:
         # Of differentiable operators, so that it needs no backward of its own.
         torch.library.impl("torchvision::roi_align", "CompositeImplicitAutograd", roi_align)
-    if missing:
-        sys.meta_path.insert(0, _AfterImport())
+    _declared.update(missing)
     return missing
 
 
@@ -179,31 +177,9 @@ def _samples(start: Tensor, end: Tensor, bins: int, ratio: int, aligned: bool, s
     return _Samples(count, taken, corners)
 
 
-class _AfterImport(MetaPathFinder):
-    """Tells torchvision, once it is imported, that the operators with a kernel can be called."""
-
-    def find_spec(
-        self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
-    ) -> importlib.machinery.ModuleSpec | None:
-        """The spec of torchvision with a loader that does so; None for all other modules."""
-        if fullname != "torchvision":
-            return None
-        spec = importlib.machinery.PathFinder.find_spec(fullname, path, target)
-        if spec is not None and spec.loader is not None:
-            loader: Any = spec.loader
-            run = loader.exec_module
-
-            def exec_module(module: ModuleType) -> None:
-                run(module)
-                sys.meta_path[:] = [finder for finder in sys.meta_path if not isinstance(finder, _AfterImport)]
-                _let_through()
-
-            loader.exec_module = exec_module
-        return spec
-
-
-def _let_through() -> None:
-    for name in _USERS:
+def let_calls_through() -> None:
+    """Tell torchvision, once it is imported, that the operators with a kernel here can be called."""
+    for name in _USERS if _declared else ():
         module = sys.modules.get(name)
         for guard, answer in (("_assert_has_ops", None), ("_has_ops", True)):
             if module is not None and hasattr(module, guard):

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from repl_fx._torch import fixed_size, pytree
+from repl_fx.arguments import require_args, require_module
 from repl_fx.config import check_passes
 from repl_fx.errors import BadInput, BrokenGraph, CaptureError
 from repl_fx.graph import CapturedModule, copy_model, fake_mode_of, share_tensors, traced_constant
@@ -80,6 +81,8 @@ def capture(
         CaptureError: no rung of the ladder took the model; says why, with the model's file and line.
             `repl_fx.capture_parts` captures what it can of such a model.
     """
+    require_module("capture", model)
+    require_args(args, kwargs)
     require_capturable(model, args, kwargs)
     source = copy_model(model) if copy else model
     args, kwargs = widen_batch(model, tuple(args), dict(kwargs or {}))
@@ -186,7 +189,13 @@ def check_capture(
         gm: the graph captured from it, or the model with graphs in place of some of its modules.
         args, kwargs: inputs both can take. Gradients are those of all parameters and of floating inputs.
         seed: for dropout and the like.
+
+    Raises:
+        BadInput: an argument is of another kind.
     """
+    require_module("check_capture", model)
+    require_module("check_capture", gm, name="gm")
+    require_args(args, kwargs)
     args, kwargs = widen_batch(model, tuple(args), dict(kwargs or {}))
     evaluation, training = compare_modes(model, gm, args, kwargs, seed=seed)
     return CaptureCheck(

@@ -19,6 +19,7 @@ from typing import Any
 from torch import fx
 
 from repl_fx.errors import BrokenGraph
+from repl_fx.graph_data import function_as_data
 
 
 class Decision:
@@ -58,6 +59,9 @@ class Comparison:
     def __call__(self) -> bool:
         """Draw and compare."""
         return bool(self.compare(self.function(*self.args), self.other))
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Comparison, (function_as_data(self.function), self.args, self.compare, self.other)
 
 
 class Condition:

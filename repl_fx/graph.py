@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterable, Iterator
+import pickle
+from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from typing import Any, Self
 
@@ -12,13 +13,82 @@ from torch import Tensor, fx, nn
 
 from repl_fx._torch import move_hooks
 from repl_fx.decisions import jump_over_, settle_decisions_
+from repl_fx.graph_data import GraphData, View, as_data, share_views_, views_in
 
 _TRACED_CONSTANT = "traced_constant_"
 _STATE = ("_parameters", "_buffers", "_modules", "_non_persistent_buffers_set")
+# The graph, and what fx writes from it.
+_WRITTEN = ("_graph", "_code", "_lineno_map", "_prologue_start", "_in_spec", "_out_spec")
 
 
-class CapturedModule(fx.GraphModule):
-    """An `fx.GraphModule` that keeps the whole module tree of its root.
+class PlainGraphModule(fx.GraphModule):
+    """An `fx.GraphModule` that copies and pickles keep as it is: graph, state, hooks and attributes.
+
+    `fx.GraphModule` itself copies no attributes, and is pickled as its code, which is traced when it is loaded: what
+    nodes know of themselves is lost, and what only runs (regions without gradients, layers that are jumped over) runs
+    during that trace.
+    """
+
+    def recompile(self) -> Any:
+        """Write the code of the graph; it jumps over layers that a training step may skip."""
+        settle_decisions_(self.graph, has_effect)
+        jump_over_(self.graph)
+        return super().recompile()
+
+    def __copy__(self) -> Self:
+        result: Self = type(self).__new__(type(self))
+        result._become(dict(self.__getstate__()), copy.deepcopy(self._graph), type(self).__name__)
+        return result
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Self:
+        result: Self = type(self).__new__(type(self))
+        memo[id(self)] = result
+        # Notes about the graph (fake mode, capture report) are not changed in place, and a fake mode cannot be copied.
+        memo[id(self.meta)] = {
+            name: copy.deepcopy(note, memo) if name == "attributes" else note for name, note in self.meta.items()
+        }
+        state = {name: copy.deepcopy(value, memo) for name, value in self.__getstate__().items()}
+        result._become(state, copy.deepcopy(self._graph, memo), type(self).__name__)
+        for hook in self._deepcopy_hooks:
+            hook(result)
+        return result
+
+    def __getstate__(self) -> dict[str, Any]:
+        # A compiled call is the process's own, and the code is written anew.
+        return {name: value for name, value in vars(self).items() if name not in ("_compiled_call_impl", *_WRITTEN)}
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        own, kind = type(self), type(self).__mro__[1]
+        if own.__qualname__.rpartition(".")[2] != "GraphModuleImpl":
+            raise pickle.PicklingError(
+                f"{kind.__name__} has become a {own.__name__}, a class that was made for it alone; pickle the module "
+                "as it was before that, or its state_dict"
+            )
+        meta = {name: note if name == "attributes" else as_data(note) for name, note in self.meta.items()}
+        state = {**self.__getstate__(), "meta": meta}
+        return _empty, (kind,), (state, GraphData.of(self._graph), own.__name__, views_in(self))
+
+    def __setstate__(self, state: tuple[dict[str, Any], GraphData, str, tuple[View, ...]]) -> None:
+        attributes, graph, name, views = state
+        self._become(attributes, graph.make(), name)
+        share_views_(self, views)
+
+    def _become(self, state: dict[str, Any], graph: fx.Graph, name: str) -> None:
+        nn.Module.__setstate__(self, state)  # type: ignore[no-untyped-call]
+        # Each graph module has a class of its own.
+        type(self).__name__ = name
+        self._graph = graph
+        graph.owning_module = self
+        self.recompile()
+
+
+def _empty(kind: type[PlainGraphModule]) -> PlainGraphModule:
+    """A graph module whose state is about to be set."""
+    return kind.__new__(kind)
+
+
+class CapturedModule(PlainGraphModule):
+    """A graph module that keeps the whole module tree of its root.
 
     `fx.GraphModule` keeps only what the graph refers to, and makes every buffer persistent; then parameters the forward
     does not use, the module paths and the `state_dict` keys would differ from the source model's.
@@ -33,17 +103,14 @@ class CapturedModule(fx.GraphModule):
         # The state comes from the root as it is; handed an empty graph, fx does not copy it node by node first.
         super().__init__(nn.Module(), fx.Graph(), class_name)
         self.training = root.training
-        self._adopt(root.__dict__)
+        for name in _STATE:
+            self.__dict__[name] = copy.copy(root.__dict__[name])
         self._graph = graph
         graph.owning_module = self
         # A pass that goes on to change the graph has its code written once, afterwards.
         if compiled:
             self.recompile()
         self.meta = dict(getattr(root, "meta", {}))
-
-    def _adopt(self, state: dict[str, Any]) -> None:
-        for name in _STATE:
-            self.__dict__[name] = copy.copy(state[name])
 
     def __getattr__(self, name: str) -> Any:
         attributes = self.__dict__.get("meta", {}).get("attributes", {})
@@ -63,25 +130,6 @@ class CapturedModule(fx.GraphModule):
                 self.get_submodule(path).training = pinned
         return self
 
-    def recompile(self) -> Any:
-        """Write the code of the graph; it jumps over layers that a training step may skip."""
-        settle_decisions_(self.graph, has_effect)
-        jump_over_(self.graph)
-        return super().recompile()
-
-    def _deepcopy_init(self) -> Callable[..., None]:
-        # `fx.GraphModule.__init__` would look for what the nodes name, one by one.
-        return CapturedModule.__init__
-
-    def __deepcopy__(self, memo: dict[int, Any]) -> CapturedModule:
-        # Notes about the graph (fake mode, capture report) are not changed in place, and a fake mode cannot be copied.
-        memo[id(self.meta)] = dict(self.meta)
-        result: CapturedModule = super().__deepcopy__(memo)  # type: ignore[assignment]
-        # The memo makes these the same objects that the copied graph refers to.
-        result._adopt({name: copy.deepcopy(self.__dict__[name], memo) for name in _STATE})
-        result.training = self.training
-        return result
-
 
 def share_tensors(module: nn.Module, memo: dict[int, nn.Module] | None = None) -> nn.Module:
     """Copy a module tree but share its parameters and buffers.
@@ -100,8 +148,8 @@ def share_tensors(module: nn.Module, memo: dict[int, nn.Module] | None = None) -
             root.__dict__[name] = copy.copy(module.__dict__[name])
         for name, child in module._modules.items():
             root._modules[name] = None if child is None else share_tensors(child, memo)
-        captured = isinstance(module, CapturedModule)
-        copied = CapturedModule(root, copy.deepcopy(module.graph)) if captured else fx.GraphModule(root, module.graph)
+        kind = next(k for k in (CapturedModule, PlainGraphModule, fx.GraphModule) if isinstance(module, k))
+        copied = kind(root, copy.deepcopy(module.graph) if kind is CapturedModule else module.graph)
         copied.meta = copy.copy(module.meta)
         memo[id(module)] = copied
         return copied

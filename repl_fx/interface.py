@@ -15,7 +15,8 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from repl_fx._torch import fixed_size, pytree
+from repl_fx._torch import children_of, fixed_size, pytree
+from repl_fx.graph_data import structure_as_data
 from repl_fx.runtime import check_constant, check_key, check_least, check_shape
 
 # What fx can write into generated code.
@@ -179,6 +180,9 @@ class PackOutput:
         """The structured output."""
         return pytree.tree_unflatten(leaves, self.structure)
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        return PackOutput, (structure_as_data(self.structure),)
+
 
 def leaf_paths(structure: pytree.TreeSpec) -> list[tuple[Any, ...]]:
     """Where each leaf of a structure is, in order: names of attributes and keys, numbers of items."""
@@ -208,13 +212,6 @@ def output_of(graph: fx.Graph, leaves: Sequence[Any], structure: pytree.TreeSpec
     node = graph.call_function(PackOutput(structure), tuple(leaves))
     node.meta["val"] = None
     return node
-
-
-def children_of(structure: pytree.TreeSpec) -> list[pytree.TreeSpec]:
-    """The structures of the parts of a nested value."""
-    # torch 2.11 has children_specs, later versions children().
-    children = getattr(structure, "children", None)
-    return list(children()) if callable(children) else list(structure.children_specs)
 
 
 def _is_constant(value: Any) -> bool:

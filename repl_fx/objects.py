@@ -11,6 +11,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterator
 from dataclasses import dataclass
+from enum import Enum
 from typing import Any
 
 import torch
@@ -57,7 +58,16 @@ class _Shell:
         return hash((self.kind, self.names, self.held))
 
 
-_HERE = "device of the tensors"
+class _Here(Enum):
+    """One object in every process: a word would be another one where a pickle is loaded."""
+
+    HERE = "device of the tensors"
+
+    def __repr__(self) -> str:
+        return repr(self.value)
+
+
+_HERE = _Here.HERE
 
 
 def open_objects(value: Any) -> Any:

@@ -25,6 +25,7 @@ from typing import Any
 from torch import Tensor, fx, nn
 
 from repl_fx._torch import pytree
+from repl_fx.arguments import require_args, require_module
 from repl_fx.calls import Call, Calls, Run, Watch, run
 from repl_fx.capture import LADDER, climb, widen_batch
 from repl_fx.capture import capture as capture_whole
@@ -115,6 +116,8 @@ def capture_parts(
         BadInput: the model does not run on these inputs, or is of a kind that cannot be captured.
         CaptureError: nothing of the model could be captured, or not all of `paths`.
     """
+    require_module("capture_parts", model)
+    require_args(args, kwargs)
     require_capturable(model, args, kwargs)
     source = copy_model(model) if copy else model
     args, kwargs = widen_batch(model, tuple(args), dict(kwargs or {}))

@@ -11,6 +11,7 @@ from typing import Any, TypeVar, overload
 
 from torch import fx, nn
 
+from repl_fx.arguments import require_args, require_kind, require_module
 from repl_fx.blocks import Block, Repeat
 from repl_fx.capture import widen_batch
 from repl_fx.config import check_passes
@@ -143,6 +144,8 @@ def make_plan(
     Raises:
         UnknownSurrogate, UnknownBlock, BadInput: an argument that does not fit.
     """
+    require_module("make_plan", gm, graph=True)
+    require_kind(repeats, Sequence, "make_plan takes for repeats what repl_fx.find_repeats(gm) returned")
     options = Options(every, surrogate, blocks, ignore, settings, seed)
     return _plan((_Found("", gm, tuple(repeats)),), options)
 
@@ -319,8 +322,12 @@ def transform(
         CaptureError: see `capture_parts`.
         PlanMismatch: `plan` was made for another model, or what it makes of this one does not train.
     """
+    require_module("transform", model)
+    require_args(args, kwargs)
     tell = progress or (lambda stage: None)
-    if plan is None:
+    if plan is not None:
+        require_kind(plan, Plan, "transform takes for plan what repl_fx.make_plan returned, or Plan.from_json(text)")
+    else:
         # A word that is misspelt should not cost a capture.
         make_surrogate(surrogate, settings)
     require_capturable(model, args, kwargs)
@@ -564,7 +571,9 @@ def fold(module: nn.Module) -> nn.Module:
 
     Raises:
         NotFoldable: see `repl_fx.passes.fold_surrogates`.
+        BadInput: what was given is no module.
     """
+    require_module("fold", module)
     if isinstance(module, fx.GraphModule):
         folded = fold_surrogates(module).graph_module
         return _checked(folded, folded, "fold_surrogates")

@@ -430,8 +430,6 @@ def test_repeats_have_the_names_of_the_model(result: repl_fx.TransformResult) ->
 
 @pytest.mark.zoo
 def test_a_detection_model() -> None:
-    declare = pytest.importorskip("repl_fx._torchvision_ops").declare_missing_operators
-    declare()
     detection = pytest.importorskip("torchvision.models.detection")
     model = detection.fasterrcnn_mobilenet_v3_large_320_fpn(
         weights=None, weights_backbone=None, min_size=64, max_size=96, rpn_pre_nms_top_n_test=30

@@ -61,11 +61,11 @@ def test_an_import_that_failed_before_can_be_repeated() -> None:
     printed = run(
         BROKEN
         + """
-from repl_fx._torchvision_ops import declare_missing_operators
 try:
     import torchvision
 except RuntimeError as error:
     print(error)
+from repl_fx._torchvision_ops import declare_missing_operators
 print(len(declare_missing_operators()))
 import torchvision
 print(torchvision.extension._has_ops())

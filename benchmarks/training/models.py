@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from repl_fx.sources.foreign_libraries import make_importable
+from repl_fx._foreign_libraries import make_importable
 
 EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
 

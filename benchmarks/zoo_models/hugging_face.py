@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks.zoo_models.case import Built, Case
-from repl_fx.sources.foreign_libraries import make_importable
+from repl_fx._foreign_libraries import make_importable
 
 LAYERS = 4
 LENGTH = 12

@@ -18,7 +18,7 @@ from torch import nn
 
 from benchmarks.zoo_models.case import Built, Case
 from benchmarks.zoo_models.weights import wake
-from repl_fx.sources.foreign_libraries import make_importable
+from repl_fx._foreign_libraries import make_importable
 
 # Model file -> its smallest model.
 SMALLEST = {

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from benchmarks.zoo_models.case import Built, Case
 from benchmarks.zoo_models.weights import wake
-from repl_fx.sources.foreign_libraries import make_importable
+from repl_fx._foreign_libraries import make_importable
 
 SAMPLES = 4000
 WIDTH = 32

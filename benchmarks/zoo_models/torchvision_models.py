@@ -18,7 +18,7 @@ import torch
 
 from benchmarks.zoo_models.case import Built, Case
 from benchmarks.zoo_models.weights import wake
-from repl_fx.sources.foreign_libraries import make_importable
+from repl_fx._foreign_libraries import make_importable
 
 KINDS = ("segmentation", "detection", "video", "optical_flow", "quantization")
 SIZE = 96

@@ -22,11 +22,9 @@ import torch
 from torch import nn
 
 import repl_fx
-from repl_fx.sources.foreign_libraries import make_importable
 
 
 def _import_libraries() -> None:
-    make_importable()
     for name in (
         "timm",
         "torchvision",

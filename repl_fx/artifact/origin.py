@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from repl_fx.arguments import in_words
 from repl_fx.artifact.inputs import Inputs
 from repl_fx.artifact.manifest import Captured, Manifest, Model, Options
 from repl_fx.errors import BadInput
@@ -50,15 +51,16 @@ def with_origin(model: TransformResult | nn.Module) -> tuple[nn.Module, Origin]:
     """
     if isinstance(model, TransformResult):
         return model.module, Origin(_manifest(model), model.plan, model.structure, model.made)
-    kind = type(model).__name__
-    origin = vars(model).get(ORIGIN) if isinstance(model, nn.Module) else None
-    if isinstance(model, nn.Module) and isinstance(origin, Origin):
-        return model, origin
-    inner = model.named_modules() if isinstance(model, nn.Module) else ()
-    path = next((path for path, module in inner if ORIGIN in vars(module)), None)
-    if path is not None:
-        raise BadInput(f"save takes the module that load returned, and this {kind} holds it: give model.{path}")
-    raise BadInput(f"save takes what transform returned, or a module from load; this {kind} is neither")
+    if isinstance(model, nn.Module):
+        origin = vars(model).get(ORIGIN)
+        if isinstance(origin, Origin):
+            return model, origin
+        inner = next((path for path, module in model.named_modules() if ORIGIN in vars(module)), None)
+        if inner is not None:
+            kind = type(model).__name__
+            raise BadInput(f"save takes the module that load returned, and this {kind} holds it: give model.{inner}")
+    takes = "save takes what repl_fx.transform returned, or a module from repl_fx.load (torch.save keeps any other)"
+    raise BadInput(f"{takes}, and this is {in_words(model)}")
 
 
 def require_as_made(module: nn.Module, origin: Origin) -> None:

@@ -11,6 +11,7 @@ from typing import Any
 import msgspec
 from torch import Tensor, fx, nn
 
+from repl_fx.arguments import require_args, require_loadable, require_path
 from repl_fx.artifact.changing import changing, require_free
 from repl_fx.artifact.manifest import MANIFEST, Manifest, Model, Options, read_manifest
 from repl_fx.artifact.origin import Origin, first_difference, model_of, require_as_made, versions, with_origin
@@ -81,6 +82,7 @@ def save(
         BadInput: a module that is from neither, or whose graph or settings were changed since.
         OutputError: the place is taken or cannot be written.
     """
+    require_path(directory, "the directory of an artifact")
     module, origin = with_origin(model)
     if source is not None:
         origin = replace(origin, manifest=msgspec.structs.replace(origin.manifest, model=model_of(source)))
@@ -131,6 +133,8 @@ def load_artifact(
     kwargs: Mapping[str, Any] | None = None,
 ) -> Artifact:
     """Load an artifact with its plan and example inputs; see `load`."""
+    require_loadable(directory, model)
+    require_args(() if args is None else args, kwargs)
     directory = Path(directory)
     manifest, plan, state, structure = _read(directory)
     given = None if args is None and kwargs is None else (tuple(args or ()), dict(kwargs or {}))

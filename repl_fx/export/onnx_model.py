@@ -16,6 +16,7 @@ import onnx_ir as ir
 import torch
 from torch import Tensor, fx, nn
 
+from repl_fx.arguments import require_args, require_module, require_path
 from repl_fx.dynamic_shapes import auto_shapes, batch_dims, dynamic_dims
 from repl_fx.errors import BadInput, ExportError, OutputError
 from repl_fx.export.lowering import lower_
@@ -54,7 +55,7 @@ def onnx_name(part: str) -> str:
 def export_onnx(
     gm: nn.Module,
     path: str | os.PathLike[str],
-    args: tuple[Any, ...],
+    args: Sequence[Any],
     kwargs: Mapping[str, Any] | None = None,
     *,
     opset: int | None = None,
@@ -86,6 +87,9 @@ def export_onnx(
         OutputError: a place that cannot be written.
         NotFoldable: a surrogate whose weights depend on the input.
     """
+    require_module("export_onnx", gm)
+    require_path(path, "the file to write")
+    require_args(args, kwargs)
     target = _check_target(Path(path))
     _check_opset(opset)
     source = gm

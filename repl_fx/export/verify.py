@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import fx, nn
 
+from repl_fx.arguments import require_args, require_module, require_path
 from repl_fx.errors import BadInput, ReplFxError
 from repl_fx.export.batches import at_batch, default_batches
 from repl_fx.export.comparison import Comparison
@@ -28,7 +29,7 @@ from repl_fx.passes.fold_surrogates import fold_surrogates
 def verify_onnx(
     gm: nn.Module,
     path: str | os.PathLike[str],
-    args: tuple[Any, ...],
+    args: Sequence[Any],
     kwargs: Mapping[str, Any] | None = None,
     *,
     rtol: float | None = None,
@@ -72,6 +73,9 @@ def verify_onnx(
             take.
         ExportError: the file is no ONNX model that ONNX Runtime can load, or the layers cannot be exported.
     """
+    require_module("verify_onnx", gm)
+    require_path(path, "the ONNX file")
+    require_args(args, kwargs)
     if batches is not None:
         _require_sizes(batches)
     session = OnnxSession(Path(path))

@@ -22,7 +22,6 @@ import torch
 
 from repl_fx.errors import BadInput, SourceError
 from repl_fx.sources import hugging_face, python_file, timm_zoo, torchvision_zoo
-from repl_fx.sources.foreign_libraries import make_importable
 from repl_fx.sources.input_shapes import parse_input_shape
 from repl_fx.sources.source import Request, Source, close_matches, seeded, to_device
 from repl_fx.tracing.model_checks import without_values
@@ -68,8 +67,6 @@ def load_source(
     except (TypeError, ValueError) as error:
         raise BadInput(f"options have to be serialisable as JSON, to be stored with the model: {error}") from error
     shapes = None if input_shape is None else parse_input_shape(input_shape)
-    # Whichever way a model is built, its code may import torchvision.
-    make_importable()
 
     if not spec:
         raise SourceError("the model specification is empty; give a model.py, timm:NAME, torchvision:NAME or hf:CONFIG")

@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
 from repl_fx.graph import share_tensors
+from repl_fx.graph_data import function_as_data
 from repl_fx.passes.split_branches import Branch
 from repl_fx.surrogates.site import Site
 from repl_fx.tracing.untouched import seeded
@@ -93,6 +94,9 @@ class ElementwiseCall(nn.Module):
     def forward(self, value: Tensor) -> Tensor:
         """Call the function."""
         return self.target(value, *self.args, **self.kwargs)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**vars(self), "target": function_as_data(self.target)}
 
     def extra_repr(self) -> str:
         """The function's name."""

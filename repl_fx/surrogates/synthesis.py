@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from repl_fx._torch import pytree
+from repl_fx.arguments import require_module
 from repl_fx.errors import WeightsChanged
 from repl_fx.graph import share_tensors
 from repl_fx.surrogates.slices import Blend, blend_slices
@@ -204,7 +205,9 @@ def shared_synthesis(module: nn.Module) -> Iterator[None]:
 
     Raises:
         WeightsChanged: in a forward pass after the weights were changed inside.
+        BadInput: what was given is no module.
     """
+    require_module("shared_synthesis", module)
     syntheses = [found for found in module.modules() if isinstance(found, Synthesis)]
     # In a graph, what reads another's result comes after it.
     started: list[_Shared] = []

@@ -41,11 +41,11 @@ _ADVICE = {
 }
 
 
-def require_capturable(model: Any, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None) -> None:
+def require_capturable(model: nn.Module, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None) -> None:
     """Refuse a model that cannot be captured whatever its forward does.
 
     Args:
-        model: what was given for a model.
+        model: any module.
         args, kwargs: its example inputs.
 
     Raises:
@@ -53,10 +53,6 @@ def require_capturable(model: Any, args: Sequence[Any] = (), kwargs: Mapping[str
     """
     if torch.is_inference_mode_enabled():
         raise BadInput("inside torch.inference_mode no gradient can be followed; call repl-fx outside of it")
-    if isinstance(model, type):
-        raise BadInput(f"{model.__name__} is a class, not a model; call it and give what it returns")
-    if not isinstance(model, nn.Module):
-        raise BadInput(f"a torch.nn.Module is needed, and this is of type {type(model).__name__}")
     tensors = [leaf for leaf in pytree.tree_leaves((tuple(args), dict(kwargs or {}))) if isinstance(leaf, Tensor)]
     reason = _module_in_the_way(model) or _tensor_in_the_way(model, tensors) or _mode_in_the_way(model)
     if reason is not None:

@@ -59,38 +59,60 @@ class TensorHook(nn.Module):
         return y
 
 
+# Of the file, so that they can be pickled.
+def _changed_output(module: nn.Module, args: Any, out: Any) -> Any:
+    return _changed(out)
+
+
+def _changed_output_of_kwargs(module: nn.Module, args: Any, kwargs: Any, out: Any) -> Any:
+    return _changed(out)
+
+
+def _changed_args(module: nn.Module, args: Any) -> Any:
+    return _changed(args)
+
+
+def _changed_args_of_kwargs(module: nn.Module, args: Any, kwargs: Any) -> Any:
+    return _changed(args), kwargs
+
+
+def _changed_inputs(module: nn.Module, inputs: Any, outputs: Any) -> Any:
+    return _changed(inputs)
+
+
+def _changed_outputs(module: nn.Module, outputs: Any) -> Any:
+    return _changed(outputs)
+
+
+def _halved(parameter: Tensor) -> None:
+    if parameter.grad is not None:
+        parameter.grad.mul_(0.5)
+
+
 def _on_forward(module: nn.Module, path: str, change: bool, count: bool) -> None:
-    module.register_forward_hook(
-        Counted(f"forward@{path}", (lambda m, args, out: _changed(out)) if change else None, count)
-    )
+    module.register_forward_hook(Counted(f"forward@{path}", _changed_output if change else None, count))
 
 
 def _on_forward_kwargs(module: nn.Module, path: str, change: bool, count: bool) -> None:
-    hook = Counted(f"forward_kwargs@{path}", (lambda m, args, kwargs, out: _changed(out)) if change else None, count)
+    hook = Counted(f"forward_kwargs@{path}", _changed_output_of_kwargs if change else None, count)
     module.register_forward_hook(hook, with_kwargs=True)
 
 
 def _on_pre(module: nn.Module, path: str, change: bool, count: bool) -> None:
-    module.register_forward_pre_hook(
-        Counted(f"pre@{path}", (lambda m, args: _changed(args)) if change else None, count)
-    )
+    module.register_forward_pre_hook(Counted(f"pre@{path}", _changed_args if change else None, count))
 
 
 def _on_pre_kwargs(module: nn.Module, path: str, change: bool, count: bool) -> None:
-    hook = Counted(f"pre_kwargs@{path}", (lambda m, args, kwargs: (_changed(args), kwargs)) if change else None, count)
+    hook = Counted(f"pre_kwargs@{path}", _changed_args_of_kwargs if change else None, count)
     module.register_forward_pre_hook(hook, with_kwargs=True)
 
 
 def _on_backward(module: nn.Module, path: str, change: bool, count: bool) -> None:
-    module.register_full_backward_hook(
-        Counted(f"backward@{path}", (lambda m, inputs, outputs: _changed(inputs)) if change else None, count)
-    )
+    module.register_full_backward_hook(Counted(f"backward@{path}", _changed_inputs if change else None, count))
 
 
 def _on_backward_pre(module: nn.Module, path: str, change: bool, count: bool) -> None:
-    module.register_full_backward_pre_hook(
-        Counted(f"backward_pre@{path}", (lambda m, outputs: _changed(outputs)) if change else None, count)
-    )
+    module.register_full_backward_pre_hook(Counted(f"backward_pre@{path}", _changed_outputs if change else None, count))
 
 
 def _on_parameter(module: nn.Module, path: str, change: bool, count: bool) -> None:
@@ -102,13 +124,9 @@ def _on_parameter(module: nn.Module, path: str, change: bool, count: bool) -> No
 
 
 def _on_accumulated(module: nn.Module, path: str, change: bool, count: bool) -> None:
-    def halve(parameter: Tensor) -> None:
-        if parameter.grad is not None:
-            parameter.grad.mul_(0.5)
-
     for name, parameter in module.named_parameters():
         if parameter.requires_grad:
-            hook = Counted(f"accumulated@{path}.{name}", halve if change else None, count)
+            hook = Counted(f"accumulated@{path}.{name}", _halved if change else None, count)
             parameter.register_post_accumulate_grad_hook(hook)  # type: ignore[no-untyped-call]
             return
 

@@ -4,6 +4,7 @@
     KEY         the network with this surrogate: what stays is the source's, it trains, every surrogate has an effect
     KEY/pruned  `identity` is the source with its blocks taken out by hand
     KEY/fold    the folded network computes the same
+    KEY/pickle  so does what is pickled and unpickled; a plan made of an unpickled capture is the same plan
     KEY/load    so does what is saved and loaded into a fresh network
     KEY/export  so does the file in ONNX Runtime, on inputs of the judge's; the file passes repl-fx's own verification
 
@@ -12,6 +13,7 @@ The judge asks none of repl-fx's own checks whether something is right.
 
 from __future__ import annotations
 
+import pickle
 import random
 import tempfile
 import time
@@ -184,7 +186,11 @@ class Judge:
                 candidates.append((key, result, start))
             self.begin.restore()
         if candidates:
-            self.judge_kept(*self.rng.choice(candidates))
+            key, result, start = self.rng.choice(candidates)
+            with self.stage(f"{key}/pickle", honest=()):
+                start.restore()
+                self.check_pickle(result)
+            self.judge_kept(key, result, start)
 
     @contextmanager
     def quiet(self, what: str) -> Iterator[None]:
@@ -373,6 +379,35 @@ class Judge:
         none_of(differences(*results, only=()), "the folded network differs")
         none_of([type(m).__name__ for m in folded.modules() if isinstance(m, repl_fx.Synthesis)], "not folded")
 
+    def check_pickle(self, result: TransformResult) -> None:
+        """What comes out of a pickle is what went in, trains on as that does, and folds to the same."""
+        module = result.module
+        state = Snapshot(module)
+        loaded = pickle.loads(pickle.dumps(module))
+        none_of(state.changes(), "pickling changed what it was given")
+        require(loaded.training == module.training, "an unpickled network is in another mode")
+        mine, theirs = module.state_dict(), loaded.state_dict()
+        require(list(mine) == list(theirs), f"other state: {sorted(mine.keys() ^ theirs.keys())[:4]}")
+        require(_shared(module) == _shared(loaded), "other tensors are one")
+        # As torch has it, pickles of parameters are without what was registered on their gradients.
+        for parameter, other in zip(module.parameters(), loaded.parameters(), strict=True):
+            for hook in (parameter._backward_hooks or {}).values():
+                other.register_hook(hook)
+            for hook in (getattr(parameter, "_post_accumulate_grad_hooks", None) or {}).values():
+                other.register_post_accumulate_grad_hook(hook)
+        expected = run_steps(module, self.steps, MODES)
+        folded = run_step(repl_fx.fold(module), self.steps(40), False, 9)
+        state.restore()
+        none_of(differences(expected, run_steps(loaded, self.steps, MODES)), "the unpickled network differs")
+        none_of(
+            differences([folded], [run_step(repl_fx.fold(loaded), self.steps(40), False, 9)]),
+            "the unpickled network folds to another",
+        )
+        for part in result.captured_parts.parts:
+            graphs = part.graph_module, pickle.loads(pickle.dumps(part.graph_module))
+            plans = [repl_fx.make_plan(gm, repl_fx.find_repeats(gm)) for gm in graphs]
+            require(plans[0] == plans[1], "a plan made of the unpickled capture is another")
+
     def judge_kept(self, key: str, result: TransformResult, start: Snapshot) -> None:
         """Save, load, export and verify one of the rewritten networks, after a few steps of training."""
         module = result.module
@@ -429,6 +464,15 @@ def _with_children(repeat: Any) -> list[Any]:
 
 def _named(module: nn.Module) -> dict[str, Tensor]:
     return {**dict(module.named_parameters()), **dict(module.named_buffers())}
+
+
+def _shared(module: nn.Module) -> list[list[str]]:
+    """Names of parameters and buffers that are one tensor."""
+    names: dict[int, list[str]] = {}
+    for found in (module.named_parameters(remove_duplicate=False), module.named_buffers(remove_duplicate=False)):
+        for name, tensor in found:
+            names.setdefault(id(tensor), []).append(name)
+    return list(names.values())
 
 
 def _emptied(name: str, parameters: list[str], gone: set[str]) -> bool:

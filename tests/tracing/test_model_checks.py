@@ -134,8 +134,8 @@ def all_nan() -> nn.Module:
         (lambda: OneMode(8, 8), r"refuses training mode \(RuntimeError: made for inference alone\)"),
         (lambda: torch.export.export(net(), (X,)).module(), "refuses training mode"),
         (lambda: nn.Linear, "Linear is a class, not a model; call it"),
-        (lambda: lambda x: x, "a torch.nn.Module is needed, and this is of type function"),
-        (lambda: None, "this is of type NoneType"),
+        (lambda: lambda x: x, "takes a module, and this is a function; give a torch.nn.Module"),
+        (lambda: None, "takes a module, and this is None; give a torch.nn.Module"),
     ],
 )
 def test_a_model_that_cannot_be_captured(make: Callable[[], Any], message: str) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from repl_fx.sources.foreign_libraries import make_importable
+from repl_fx._foreign_libraries import make_importable
 from tests.zoo.checks import Case
 
 

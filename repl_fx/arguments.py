@@ -1,0 +1,131 @@
+"""What the public functions refuse to be given, each in one line that says what was given and what to give.
+
+fold(result)             fold takes a module, and this is a TransformResult; give result.module
+capture(model, x)        args is a tensor; give a tuple: (x,)
+find_repeats(model)      find_repeats takes a graph, and Net is a model; capture it first: repl_fx.capture(model, args)
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from torch import Tensor, fx, nn
+
+from repl_fx.errors import BadInput
+
+# What holds a module, with the names of a variable and of the attribute that is it.
+_HOLDERS = {
+    "TransformResult": ("result", "module"),
+    "CapturedParts": ("parts", "module"),
+    "Part": ("part", "graph_module"),
+    "Artifact": ("artifact", "module"),
+    "Source": ("source", "model"),
+}
+
+
+def require_module(function: str, given: Any, *, graph: bool = False, name: str = "") -> None:
+    """Refuse what is no module.
+
+    Args:
+        function: the name of the public function.
+        given: what it was given.
+        graph: whether it has to be a graph.
+        name: of the argument, where it is not the first.
+
+    Raises:
+        BadInput: says what it is, and what to give instead.
+    """
+    if isinstance(given, fx.GraphModule) or (isinstance(given, nn.Module) and not graph):
+        return
+    takes = f"{function} takes {'a graph' if graph else 'a module'}{f' for {name}' if name else ''}"
+    if isinstance(given, nn.Module):
+        kind = type(given).__name__
+        raise BadInput(f"{takes}, and {kind} is a model; capture it first: repl_fx.capture(model, args)")
+    if isinstance(given, type):
+        raise BadInput(f"{takes}, and {given.__name__} is a class, not a model; call it and give what it returns")
+    raise BadInput(f"{takes}, and this is {in_words(given)}; {_instead(given, graph)}")
+
+
+def require_args(args: Any, kwargs: Any = None) -> None:
+    """Refuse example inputs that are no sequence of arguments, or no mapping of them.
+
+    Raises:
+        BadInput: says what they are, and what to give instead.
+    """
+    if isinstance(args, (str, bytes)) or not isinstance(args, Sequence):
+        how = "a tuple: (x,)" if isinstance(args, Tensor) else "a tuple with one item for each argument, () for none"
+        how = "it as kwargs, or a tuple: (inputs,)" if isinstance(args, Mapping) else how
+        raise BadInput(f"args is {in_words(args)}; give {how}")
+    if kwargs is not None and not isinstance(kwargs, Mapping):
+        raise BadInput(f"kwargs is {in_words(kwargs)}; give a dict of arguments by their names")
+    wrong = next((name for name in kwargs or {} if not isinstance(name, str)), None)
+    if wrong is not None:
+        raise BadInput(f"kwargs has the key {wrong!r}; its keys are the names of arguments")
+
+
+def require_path(given: Any, what: str) -> None:
+    """Refuse what is no path.
+
+    Args:
+        given: what was given.
+        what: what the path leads to, as in "the file to write".
+
+    Raises:
+        BadInput: says what it is.
+    """
+    if not isinstance(given, (str, os.PathLike)):
+        raise BadInput(f"{what} is a path, and this is {in_words(given)}; give a str or a pathlib.Path")
+
+
+def require_loadable(directory: Any, model: Any) -> None:
+    """Refuse to load from no directory, or for a model that is neither a module nor a specification."""
+    require_path(directory, "the directory of an artifact")
+    if model is not None and not isinstance(model, str):
+        require_module("load", model, name="model")
+
+
+def require_kind(given: Any, kind: type, words: str) -> None:
+    """Refuse what is of another class.
+
+    Args:
+        given: what was given.
+        kind: the class it has to be of.
+        words: what is taken and where it comes from, as in "save takes the result of repl_fx.transform".
+
+    Raises:
+        BadInput: says what it is.
+    """
+    if not isinstance(given, kind):
+        raise BadInput(f"{words}, and this is {in_words(given)}")
+
+
+def in_words(given: Any) -> str:
+    """What a value is, as in "a tensor" or "the class Net"."""
+    if given is None:
+        return "None"
+    if isinstance(given, Tensor):
+        return "a tensor"
+    if isinstance(given, type):
+        return f"the class {given.__name__}"
+    kind = type(given).__name__
+    return f"{'an' if kind[0] in 'AEIOUaeiou' else 'a'} {kind}"
+
+
+def _instead(given: Any, graph: bool) -> str:
+    kind = type(given)
+    if kind.__name__ in _HOLDERS and kind.__module__.startswith("repl_fx."):
+        variable, attribute = _HOLDERS[kind.__name__]
+        inside = getattr(given, "captured_parts", given)
+        if graph and hasattr(inside, "parts"):
+            path = variable if inside is given else f"{variable}.captured_parts"
+            return f"give a graph of its parts: {path}.parts[0].graph_module"
+        return f"give {variable}.{attribute}"
+    if isinstance(given, (str, os.PathLike)):
+        return (
+            "give the model itself: repl_fx.sources.load_source(spec).model, or repl_fx.load(directory) of an artifact"
+        )
+    if isinstance(given, Mapping):
+        return "give the model that has this state"
+    return "give a graph from repl_fx.capture" if graph else "give a torch.nn.Module"

@@ -1,0 +1,179 @@
+"""What public functions are given by mistake: one line each, with what was given and what to give."""
+
+from __future__ import annotations
+
+import functools
+import re
+from collections import UserDict, UserList
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import fx, nn
+
+import repl_fx
+from repl_fx.arguments import require_args
+from tests.nets import ConvNet, Counts, images
+
+X = torch.randn(2, 3, 8, 8)
+
+
+@functools.cache
+def whole() -> repl_fx.TransformResult:
+    return repl_fx.transform(ConvNet(), (X,), surrogate="identity", check=False)
+
+
+@functools.cache
+def parts() -> repl_fx.TransformResult:
+    return repl_fx.transform(Counts(ConvNet()), (X,), surrogate="identity", check=False)
+
+
+def refused(function: Any, *args: Any, **kwargs: Any) -> str:
+    with pytest.raises(repl_fx.BadInput) as caught:
+        function(*args, **kwargs)
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+def call(name: str, given: Any) -> Any:
+    """A public function on what was given for its module, with all else as it should be."""
+    function = getattr(repl_fx, name)
+    if name in ("capture", "capture_parts", "transform"):
+        return function(given, (X,))
+    if name == "check_capture":
+        return function(given, whole().graph_module, (X,))
+    if name in ("export_onnx", "verify_onnx"):
+        return function(given, "never.onnx", (X,))
+    if name == "make_plan":
+        return function(given, ())
+    if name == "shared_synthesis":
+        with function(given):
+            return None
+    return function(given)
+
+
+WITH_INPUTS = ("capture", "capture_parts", "transform", "check_capture", "export_onnx", "verify_onnx")
+MODULES = (*WITH_INPUTS, "fold", "shared_synthesis")
+GRAPHS = ("find_repeats", "make_plan")
+
+
+@pytest.mark.parametrize("name", (*MODULES, *GRAPHS))
+def test_what_is_no_module(name: str) -> None:
+    takes = f"{name} takes a {'graph' if name in GRAPHS else 'module'}"
+    for value, words in (
+        (None, "this is None; give a "),
+        (torch.ones(2), "this is a tensor; give a "),
+        (ConvNet, "ConvNet is a class, not a model; call it and give what it returns"),
+        (lambda: ConvNet(), "this is a function; give a "),
+        ("timm:resnet18", "this is a str; give the model itself: repl_fx.sources.load_source(spec).model, or"),
+        (Path("artifact"), "Path; give the model itself: "),
+        ({"weight": torch.ones(2)}, "this is a dict; give the model that has this state"),
+        ((ConvNet(), X), "this is a tuple; give a "),
+    ):
+        message = refused(call, name, value)
+        assert message.startswith(takes) and words in message, message
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_what_holds_a_module(name: str) -> None:
+    assert refused(call, name, whole()) == f"{name} takes a module, and this is a TransformResult; give result.module"
+    captured = parts().captured_parts
+    assert refused(call, name, captured) == f"{name} takes a module, and this is a CapturedParts; give parts.module"
+    words = f"{name} takes a module, and this is a Part; give part.graph_module"
+    assert refused(call, name, captured.parts[0]) == words
+
+
+@pytest.mark.parametrize("name", GRAPHS)
+def test_what_holds_graphs(name: str) -> None:
+    takes = f"{name} takes a graph, and "
+    words = "this is a TransformResult; give a graph of its parts: result.captured_parts.parts[0].graph_module"
+    assert refused(call, name, parts()) == f"{takes}, and this is {words}"
+    words = "this is a CapturedParts; give a graph of its parts: parts.parts[0].graph_module"
+    assert refused(call, name, parts().captured_parts) == f"{takes}, and this is {words}"
+    words = "ConvNet is a model; capture it first: repl_fx.capture(model, args)"
+    assert refused(call, name, ConvNet()) == f"{takes}, and this is {words}"
+    for graph in (parts().captured_parts.parts[0].graph_module, whole().captured_parts.parts[0].graph_module):
+        assert isinstance(graph, fx.GraphModule) and call(name, graph) is not None
+
+
+@pytest.mark.parametrize("name", WITH_INPUTS)
+def test_what_are_no_arguments(name: str, tmp_path: Path) -> None:
+    before = {
+        "check_capture": (ConvNet(), whole().graph_module),
+        "export_onnx": (whole().graph_module, tmp_path / "net.onnx"),
+        "verify_onnx": (whole().graph_module, tmp_path / "net.onnx"),
+    }.get(name, (ConvNet(),))
+    function = functools.partial(getattr(repl_fx, name), *before)
+    assert refused(function, X) == "args is a tensor; give a tuple: (x,)"
+    assert refused(function, {"x": X}) == "args is a dict; give it as kwargs, or a tuple: (inputs,)"
+    assert refused(function, None).startswith("args is None; give a tuple with one item for each argument")
+    assert refused(function, "x").startswith("args is a str; give a tuple")
+    assert refused(function, X.numpy()).startswith("args is a ndarray; give a tuple")
+    assert refused(function, (X,), X) == "kwargs is a tensor; give a dict of arguments by their names"
+    assert refused(function, (X,), (X,)) == "kwargs is a tuple; give a dict of arguments by their names"
+    assert refused(function, (X,), {1: X}) == "kwargs has the key 1; its keys are the names of arguments"
+    assert not any(tmp_path.iterdir())
+
+
+NUMBERS = st.integers()
+PLAIN = st.one_of(st.none(), NUMBERS, st.text(), st.binary(), st.sets(NUMBERS), st.dictionaries(st.text(), NUMBERS))
+
+
+@given(given=st.one_of(PLAIN, st.builds(torch.ones, st.just(2)), st.builds(np.ones, st.just(2)), st.just(ConvNet)))
+def test_all_but_sequences_are_refused_as_args(given: Any) -> None:
+    message = refused(require_args, given)
+    assert re.fullmatch(r"args is (None|an? \w+|the class \w+); give (a tuple|it as kwargs).*", message)
+
+
+@given(items=st.lists(PLAIN), named=st.dictionaries(st.text(), PLAIN))
+def test_sequences_and_mappings_of_all_kinds_are_taken(items: list[Any], named: dict[str, Any]) -> None:
+    for args in (items, tuple(items), UserList(items)):
+        for kwargs in (None, named, UserDict(named)):
+            require_args(args, kwargs)
+
+
+def test_a_list_of_arguments_is_taken(tmp_path: Path) -> None:
+    module = repl_fx.capture(nn.Sequential(nn.Flatten(), nn.Linear(192, 2)), [images()])
+    repl_fx.export_onnx(module, tmp_path / "net.onnx", [images()])
+    assert repl_fx.verify_onnx(module, tmp_path / "net.onnx", [images()])
+
+
+def test_places_that_are_none(tmp_path: Path) -> None:
+    module = whole().graph_module
+    is_path = "is a path, and this is {}; give a str or a pathlib.Path"
+    message = refused(repl_fx.export_onnx, module, (X,), "net.onnx")
+    assert message == f"the file to write {is_path.format('a tuple')}"
+    assert refused(repl_fx.verify_onnx, module, None, (X,)) == f"the ONNX file {is_path.format('None')}"
+    artifact = f"the directory of an artifact {is_path}"
+    assert refused(repl_fx.load, None) == artifact.format("None")
+    assert refused(repl_fx.load, whole()) == artifact.format("a TransformResult")
+    assert refused(repl_fx.save, whole(), None) == artifact.format("None")
+
+
+def test_what_is_saved_and_what_for_it_is_loaded(tmp_path: Path) -> None:
+    takes = "save takes what repl_fx.transform returned, or a module from repl_fx.load (torch.save keeps any other)"
+    for value, words in ((whole().module, "a ConvNet"), (parts().captured_parts, "a CapturedParts"), (None, "None")):
+        assert refused(repl_fx.save, value, tmp_path / "artifact") == f"{takes}, and this is {words}"
+    assert not any(tmp_path.iterdir())
+    words = "load takes a module for model, and "
+    result = refused(repl_fx.load, tmp_path / "artifact", whole())
+    assert result == f"{words}this is a TransformResult; give result.module"
+    assert refused(repl_fx.load, tmp_path, ConvNet).startswith(f"{words}ConvNet is a class, not a model")
+
+
+def test_what_is_no_plan_and_what_are_no_repeats() -> None:
+    words = "transform takes for plan what repl_fx.make_plan returned, or Plan.from_json(text), and this is "
+    assert refused(repl_fx.transform, ConvNet(), (X,), plan="plan.json") == f"{words}a str"
+    assert refused(repl_fx.transform, ConvNet(), (X,), plan=whole()) == f"{words}a TransformResult"
+    gm = whole().captured
+    words = "make_plan takes for repeats what repl_fx.find_repeats(gm) returned, and this is "
+    assert refused(repl_fx.make_plan, gm, whole().plan) == f"{words}a Plan"
+
+
+def test_the_second_module_of_a_check() -> None:
+    message = refused(repl_fx.check_capture, Counts(ConvNet()), parts().captured_parts, (X,))
+    assert message == "check_capture takes a module for gm, and this is a CapturedParts; give parts.module"
