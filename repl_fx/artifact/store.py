@@ -21,6 +21,8 @@ from repl_fx.graph import copy_model
 from repl_fx.partial import Part, capture_as_called
 from repl_fx.plan import Plan
 from repl_fx.sources import ZOOS, Source, load_source
+from repl_fx.sources.hugging_face import own_code
+from repl_fx.sources.hugging_face_code import OPTION as TRUST
 from repl_fx.sources.source import hash_file, to_device
 from repl_fx.tracing.fingerprint import code_of
 from repl_fx.tracing.size_questions import refuse_sizes_, refused_sizes
@@ -86,13 +88,14 @@ def save(result: TransformResult, directory: str | Path, *, source: Source | Non
     return Path(directory)
 
 
-def load(directory: str | Path, model: nn.Module | str | None = None) -> nn.Module:
+def load(directory: str | Path, model: nn.Module | str | None = None, *, trust_remote_code: bool = False) -> nn.Module:
     """Load the rewritten model of an artifact.
 
     Args:
         directory: the artifact.
         model: the source model, for artifacts that were saved without a source; its weights do not matter. Or a
             specification of it (`repl_fx.sources`), for artifacts whose model file is elsewhere now, or another.
+        trust_remote_code: let code run that lies in the directory of an `hf:` model; see `load_source`.
 
     Returns:
         The module, in evaluation mode: a graph module where the whole model is one graph.
@@ -101,14 +104,16 @@ def load(directory: str | Path, model: nn.Module | str | None = None) -> nn.Modu
         ArtifactError: no artifact, a damaged or foreign one, one whose model file is not the one it was made from, or
             one that no longer fits its model.
     """
-    return load_artifact(directory, model).module
+    return load_artifact(directory, model, trust_remote_code=trust_remote_code).module
 
 
-def load_artifact(directory: str | Path, model: nn.Module | str | None = None) -> Artifact:
+def load_artifact(
+    directory: str | Path, model: nn.Module | str | None = None, *, trust_remote_code: bool = False
+) -> Artifact:
     """Load an artifact with its plan and example inputs; see `load`."""
     directory = Path(directory)
     manifest, plan, state, structure = _read(directory)
-    source, args, kwargs = _source(directory, manifest, model)
+    source, args, kwargs = _source(directory, manifest, model, trust_remote_code)
     copy = isinstance(model, nn.Module)
     try:
         try:
@@ -248,7 +253,7 @@ def _applied(
 
 
 def _source(
-    directory: Path, manifest: Manifest, model: nn.Module | str | None
+    directory: Path, manifest: Manifest, model: nn.Module | str | None, trusted: bool
 ) -> tuple[nn.Module, tuple[Any, ...], dict[str, Any]]:
     if isinstance(model, nn.Module):
         return model, *manifest.inputs.make()
@@ -260,8 +265,17 @@ def _source(
     options = Options(input_shape=None, seed=0, options={}) if known is None else known.options
     if model is None and known is not None:
         _require_same_files(directory, known)
+        trusted = _runs_code(directory, known, trusted)
         model = known.spec
-    built = load_source(str(model), input_shape=options.input_shape, seed=options.seed, options=options.options)
+    built = load_source(
+        str(model),
+        input_shape=options.input_shape,
+        seed=options.seed,
+        options=options.options,
+        # The artifact has its own.
+        weights=False,
+        trust_remote_code=trusted,
+    )
     return built.model, built.args, built.kwargs
 
 
@@ -285,6 +299,25 @@ def _require_same_files(directory: Path, model: Model) -> None:
             raise ArtifactError(f"{directory} was made from {file}, which is gone; {otherwise}")
         if hash_file(file) != digest:
             raise ArtifactError(f"{file} changed since {directory} was made from it; {otherwise}")
+
+
+def _runs_code(directory: Path, model: Model, trusted: bool) -> bool:
+    """Whether a model of transformers is made of code beside its config: the code that the artifact has hashes of.
+
+    Raises:
+        ArtifactError: it is, without permission, or of other code too.
+    """
+    zoo, _, name = model.spec.partition(":")
+    code = [file for file in model.files if file.endswith(".py")]
+    if zoo != "hf" or not code:
+        return False
+    if not trusted:
+        raise ArtifactError(
+            f"{directory} was made from a model with code of its own ({code[0]}); to run it, add {TRUST}"
+        )
+    if other := [file for file in own_code(name) if str(file) not in model.files]:
+        raise ArtifactError(f"{directory} names the model {model.spec}, and no hash of {other[0]}, which is part of it")
+    return True
 
 
 def _versions() -> dict[str, str]:
