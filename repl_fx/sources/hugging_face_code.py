@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from repl_fx.errors import SourceError
+from repl_fx.sources.interrupts import interrupts
 from repl_fx.sources.source import describe, hash_file
 
 OPTION = "--trust-remote-code (trust_remote_code=True in Python)"
@@ -92,17 +93,18 @@ class Code:
             )
         dynamic: Any = importlib.import_module("transformers.dynamic_module_utils")
         name = _file_of(reference, self.directory, spec)
-        try:
-            at = dynamic.get_cached_module_file(str(self.directory), name, local_files_only=True)
-            copies = Path(dynamic.HF_MODULES_CACHE, at).parents[name.count("/")]
-            for file in (str(self.directory / name), *dynamic.get_relative_import_files(self.directory / name)):
-                if hash_file(copies / Path(file).relative_to(self.directory)) != files.get(Path(file)):
-                    raise SourceError(f"{spec}: {file} changed while it was read; try again")
-            return dynamic.get_class_in_module(reference.rpartition(".")[2], at)
-        except SourceError:
-            raise
-        except Exception as error:
-            raise SourceError(f"{spec}: {self.directory / name} could not be run: {describe(error)}") from error
+        with interrupts() as interrupted:
+            try:
+                at = dynamic.get_cached_module_file(str(self.directory), name, local_files_only=True)
+                copies = Path(dynamic.HF_MODULES_CACHE, at).parents[name.count("/")]
+                for file in (str(self.directory / name), *dynamic.get_relative_import_files(self.directory / name)):
+                    if hash_file(copies / Path(file).relative_to(self.directory)) != files.get(Path(file)):
+                        raise SourceError(f"{spec}: {file} changed while it was read; try again")
+                return dynamic.get_class_in_module(reference.rpartition(".")[2], at)
+            except BaseException as error:
+                if isinstance(error, SourceError) or interrupted():
+                    raise
+                raise SourceError(f"{spec}: {self.directory / name} could not be run: {describe(error)}") from error
 
 
 def _file_of(reference: str, directory: Path, spec: str) -> str:

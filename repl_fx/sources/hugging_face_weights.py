@@ -190,9 +190,13 @@ def _refuse_quantised(model: nn.Module, state: Mapping[str, Tensor], directory: 
     """Refuse bytes in place of floats, which transformers would convert as if they were the values."""
     floating = {name for name, parameter in model.named_parameters() if parameter.is_floating_point()}
     for name, tensor in state.items():
-        in_bytes = tensor.dtype.itemsize == 1 and tensor.is_floating_point()
-        of_model = any(name == n or name.endswith(f".{n}") or n.endswith(f".{name}") for n in floating)
-        if in_bytes or (not tensor.is_floating_point() and not tensor.is_complex() and of_model):
+        if tensor.is_floating_point():
+            quantised = tensor.dtype.itemsize == 1
+        else:
+            # The name may have a prefix more or less than in the model.
+            named = any(name == n or name.endswith(f".{n}") or n.endswith(f".{name}") for n in floating)
+            quantised = named and not tensor.is_complex()
+        if quantised:
             kind = str(tensor.dtype).removeprefix("torch.")
             raise SourceError(f"{spec}: weights of {directory} are quantised ({name} is {kind}); dequantise them")
 

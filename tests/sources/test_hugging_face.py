@@ -381,6 +381,16 @@ def test_code_that_changes_between_hash_and_run_is_refused(own: Path, monkeypatc
         load_source(f"hf:{own}", trust_remote_code=True)
 
 
+@pytest.mark.parametrize(
+    "code", ["raise ValueError('no\\nluck')", "raise SystemExit(0)", "(", "import no_such_package"]
+)
+def test_code_that_fails_is_one_line(own: Path, code: str) -> None:
+    (own / "configuration_net.py").write_text(code)
+    with pytest.raises(SourceError, match=r"configuration_net\.py could not be run: \w+: ") as error:
+        load_source(f"hf:{own}", trust_remote_code=True)
+    assert "\n" not in str(error.value)
+
+
 def test_code_for_another_class_is_named(own: Path) -> None:
     with pytest.raises(SourceError, match="AutoModelForCausalLM has no model for a NetConfig; its code has AutoModel"):
         load_source(f"hf:{own}:AutoModelForCausalLM", trust_remote_code=True)
