@@ -611,7 +611,7 @@ def test_transformers_config_file_is_taken_as_it_is(tmp_path: Path, suffix: str)
     source = load_source(f"hf:{tmp_path}{suffix}")
     file = (tmp_path / "config.json").resolve()
     assert source.files == {file: hashlib.sha256(file.read_bytes()).hexdigest()}
-    assert source.absolute.startswith(f"hf:{file}")
+    assert source.absolute == f"hf:{file if suffix else tmp_path}"
     assert run(source).last_hidden_state.shape == (2, 16, 24)
     assert load_source(f"hf:{tmp_path}{suffix}:BertForMaskedLM").model.get_parameter("cls.predictions.bias").shape == (
         40,
@@ -626,7 +626,7 @@ def test_transformers_config_file_is_taken_as_it_is(tmp_path: Path, suffix: str)
         ("bert:BertForNothing", r"transformers has no model class 'BertForNothing'; did you mean BertFor"),
         ("bert:BertConfig", r"transformers has no model class 'BertConfig'"),
         ("gpt2:BertModel", "BertModel takes a BertConfig, not a GPT2Config"),
-        ("some/model", "no file some/model; nothing is downloaded"),
+        ("some/model", "no file .*/some/model; nothing is downloaded"),
         ("lxmert:LxmertForNothing", "no model class 'LxmertForNothing'"),
     ],
 )

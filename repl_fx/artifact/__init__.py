@@ -15,6 +15,7 @@ plan rewrites, each on inputs like those it was called with; the model itself is
 
     manifest    the manifest and its schema
     inputs      example inputs as plain data
+    model_code  the source model, built anew, and what code may run for it
     weights     tensors to files and back
     origin      what `save` has to know of a module besides its tensors
     changing    how files come into an artifact: all of them at one moment, or none

@@ -13,14 +13,15 @@ from torch import Tensor, fx, nn
 
 from repl_fx.arguments import require_args, require_loadable, require_path
 from repl_fx.artifact.changing import changing, require_free
-from repl_fx.artifact.manifest import MANIFEST, Manifest, Model, Options, read_manifest
+from repl_fx.artifact.manifest import MANIFEST, Manifest, read_manifest
+from repl_fx.artifact.model_code import build_source
 from repl_fx.artifact.origin import Origin, first_difference, model_of, require_as_made, versions, with_origin
 from repl_fx.artifact.weights import State, load_state, read_state, write_state
 from repl_fx.errors import ArtifactError, BadInput, CaptureError, NothingToReplace, PlanMismatch, one_line
 from repl_fx.graph import copy_model
 from repl_fx.partial import capture_as_called
 from repl_fx.plan import Plan
-from repl_fx.sources import ZOOS, Source, load_source
+from repl_fx.sources import Source
 from repl_fx.sources.source import hash_file, to_device
 from repl_fx.tracing.fingerprint import code_of, fingerprint
 from repl_fx.tracing.python_state import ORIGIN
@@ -106,6 +107,7 @@ def load(
     *,
     args: Sequence[Any] | None = None,
     kwargs: Mapping[str, Any] | None = None,
+    trust_remote_code: bool = False,
 ) -> nn.Module:
     """Load the rewritten model of an artifact; `save` takes it again.
 
@@ -114,6 +116,7 @@ def load(
         model: the source model, for artifacts that were saved without a source; its weights do not matter. Or a
             specification of it (`repl_fx.sources`), for artifacts whose model file is elsewhere now, or another.
         args, kwargs: example inputs, in place of inputs like those that the artifact describes.
+        trust_remote_code: let code run that lies in the directory of an `hf:` model; see `load_source`.
 
     Returns:
         The module, in evaluation mode: a graph module where the whole model is one graph.
@@ -122,7 +125,7 @@ def load(
         ArtifactError: no artifact, a damaged or foreign one, one whose model file is not the one it was made from, or
             one that no longer fits its model.
     """
-    return load_artifact(directory, model, args=args, kwargs=kwargs).module
+    return load_artifact(directory, model, args=args, kwargs=kwargs, trust_remote_code=trust_remote_code).module
 
 
 def load_artifact(
@@ -131,6 +134,7 @@ def load_artifact(
     *,
     args: Sequence[Any] | None = None,
     kwargs: Mapping[str, Any] | None = None,
+    trust_remote_code: bool = False,
 ) -> Artifact:
     """Load an artifact with its plan and example inputs; see `load`."""
     require_loadable(directory, model)
@@ -138,7 +142,7 @@ def load_artifact(
     directory = Path(directory)
     manifest, plan, state, structure = _read(directory)
     given = None if args is None and kwargs is None else (tuple(args or ()), dict(kwargs or {}))
-    source = _source(directory, manifest, model)
+    source = build_source(directory, manifest, model, trust_remote_code)
     if isinstance(source, Source):
         manifest = msgspec.structs.replace(manifest, model=model_of(source))
         inputs = given or (source.args, source.kwargs)
@@ -242,53 +246,6 @@ def _applied(
     except (CaptureError, BadInput) as problem:
         raise PlanMismatch(str(problem)) from problem
     return rewrite(replace(captured, eager=manifest.eager), plan, *inputs, check=False)
-
-
-def _source(directory: Path, manifest: Manifest, model: nn.Module | str | None) -> nn.Module | Source:
-    """The source model; with how it was built, where it was not given."""
-    if isinstance(model, nn.Module):
-        return model
-    known = manifest.model
-    if known is None and model is None:
-        raise ArtifactError(
-            f"{directory} was saved from Python without a model spec; pass the model: load(directory, model=…)"
-        )
-    options = Options(input_shape=None, seed=0, options={}) if known is None else known.options
-    if model is None and known is not None:
-        _require_same_files(directory, known)
-        model = known.spec
-    return load_source(str(model), input_shape=options.input_shape, seed=options.seed, options=options.options)
-
-
-def _require_same_files(directory: Path, model: Model) -> None:
-    """Refuse to run a model file that an artifact names, unless it is the one that the artifact was made from.
-
-    Raises:
-        ArtifactError: a file is gone, another, or one that came with the artifact.
-    """
-    name, is_file = model.spec, ":" not in model.spec or model.spec.partition(":")[0] not in ZOOS
-    otherwise = f"to take another, name it: --model {name} (load(directory, model=…))"
-    if is_file and not any(name == file or name.startswith(f"{file}:") for file in model.files):
-        raise ArtifactError(f"{directory} names the model {name}, and no hash of that file; {otherwise}")
-    for text, digest in model.files.items():
-        file = Path(text)
-        if not file.is_absolute():
-            raise ArtifactError(f"{directory} names the model file {file}, which is no absolute path; {otherwise}")
-        if file.resolve().is_relative_to(directory.resolve()):
-            raise ArtifactError(f"{directory} names the model file {file}, which came with it; {otherwise}")
-        if not file.is_file():
-            raise ArtifactError(f"{directory} was made from {file}, which is gone; {_seen(directory, model, file)}")
-        if hash_file(file) != digest:
-            raise ArtifactError(f"{file} changed since {directory} was made from it; {otherwise}")
-
-
-def _seen(directory: Path, model: Model, file: Path) -> str:
-    """What to do about a model file that is gone; a file like it is named, and never run unasked."""
-    for near in (Path(file.name), directory.parent / file.name):
-        if model.spec.startswith(str(file)) and near.is_file() and hash_file(near) == model.files[str(file)]:
-            spec = model.spec.replace(str(file), str(near), 1)
-            return f"a file like it is there: take it with --model {spec} (load(directory, model={spec!r}))"
-    return "name where it is: --model PATH (load(directory, model=…))"
 
 
 def graphs_text(graphs: Mapping[str, nn.Module]) -> str:

@@ -48,8 +48,8 @@ def _repl_fx(
     """Replacement Learning for any PyTorch model: find its repeated blocks, replace some by light surrogates made from
     the blocks around them, export the result to ONNX and prove it equivalent.
 
-    SPEC is model.py, model.py:FACTORY, timm:NAME, torchvision:NAME, hf:TYPE or hf:CONFIG. A model.py defines model(),
-    and example_inputs() unless --input-shape is given.
+    SPEC is model.py, model.py:FACTORY, timm:NAME, torchvision:NAME, hf:TYPE, hf:DIR or hf:CONFIG. A model.py defines
+    model(), and example_inputs() unless --input-shape is given.
     """  # noqa: D205 - this is the help text, and its first line is a paragraph
     if context.invoked_subcommand is None:
         typer.echo(context.get_help())

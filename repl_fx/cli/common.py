@@ -11,7 +11,7 @@ import sys
 import time
 import traceback
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, TextIO
@@ -33,7 +33,7 @@ SpecArgument = Annotated[
     str,
     typer.Argument(
         metavar="SPEC",
-        help="The model: model.py, model.py:FACTORY, timm:NAME, torchvision:NAME, hf:TYPE or hf:CONFIG.",
+        help="The model: model.py, model.py:FACTORY, timm:NAME, torchvision:NAME, hf:TYPE, hf:DIR or hf:CONFIG.",
         show_default=False,
     ),
 ]
@@ -67,6 +67,12 @@ ModelOption = Annotated[
         metavar="SPEC",
         help="The model that DIR was made from, where its file is elsewhere now, or has changed.",
         show_default=False,
+    ),
+]
+TrustOption = Annotated[
+    bool,
+    typer.Option(
+        "--trust-remote-code", help="Run the code that lies in the directory of an hf: model, if it is made of it."
     ),
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="Write one JSON document to stdout, and nothing else there.")]
@@ -230,6 +236,7 @@ class Target:
 
     Attributes:
         title: one line that says what it is.
+        notes: lines on it, such as which weights are random.
         module: the model, or the rewritten model of the artifact.
         args, kwargs: example inputs.
         source: where it is a specification.
@@ -237,6 +244,7 @@ class Target:
     """
 
     title: str
+    notes: tuple[str, ...]
     module: nn.Module
     args: tuple[Any, ...]
     kwargs: dict[str, Any]
@@ -245,7 +253,7 @@ class Target:
 
 
 def load_target(
-    terminal: Terminal, spec: str, input_shape: str | None, seed: int, device: str, model: str | None
+    terminal: Terminal, spec: str, input_shape: str | None, seed: int, device: str, model: str | None, trust: bool
 ) -> Target:
     """Load a model by its specification, or an artifact by its directory.
 
@@ -261,15 +269,20 @@ def load_target(
     if not Path(spec).is_dir():
         if model is not None:
             raise BadInput(f"--model names the model of an artifact, and {spec} is no directory; leave out --model")
-        source = load_source(spec, input_shape=input_shape, seed=seed, device=device)
-        return Target(str(source), source.model, source.args, source.kwargs, source, None)
+        source = load_source(spec, input_shape=input_shape, seed=seed, device=device, trust_remote_code=trust)
+        return Target(str(source), source.notes, source.model, source.args, source.kwargs, source, None)
     if input_shape is not None:
         raise BadInput(f"{spec} is an artifact and brings its own example inputs; leave out --input-shape")
-    artifact = load_artifact(spec, model)
+    artifact = load_artifact(spec, model, trust_remote_code=trust)
     made_of = artifact.manifest.model.kind if artifact.manifest.model else "model"
     parameters = sum(p.numel() for p in artifact.module.parameters())
     title = f"{spec}: rewritten {made_of}, {parameters:,} parameters"
-    return Target(title, artifact.module.to(device), artifact.args, artifact.kwargs, None, artifact)
+    return Target(title, (), artifact.module.to(device), artifact.args, artifact.kwargs, None, artifact)
+
+
+def note_lines(notes: Sequence[str]) -> list[RenderableType]:
+    """Notes as lines of their own."""
+    return [f"note: {note}" for note in notes]
 
 
 def captured_lines(title: str, captured: CapturedParts) -> list[RenderableType]:

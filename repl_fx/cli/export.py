@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from repl_fx.cli.common import JsonOption, ModelOption, QuietOption, VerboseOption, running
+from repl_fx.cli.common import JsonOption, ModelOption, QuietOption, TrustOption, VerboseOption, running
 from repl_fx.cli.group import CheckFailed
 
 if TYPE_CHECKING:
@@ -32,6 +32,7 @@ def export_command(
         bool, typer.Option("--verify/--no-verify", help="Prove that ONNX Runtime computes what PyTorch computes.")
     ] = True,
     model: ModelOption = None,
+    trust: TrustOption = False,
     force: Annotated[bool, typer.Option("--force", help="Replace the FILE of -o if it exists.")] = False,
     as_json: JsonOption = False,
     verbose: VerboseOption = False,
@@ -53,7 +54,7 @@ def export_command(
         if output is not None and output.exists() and not force:
             raise OutputError(f"{output} exists; choose another place with -o, or replace it with --force")
         terminal.stage("load")
-        artifact = load_artifact(directory, model)
+        artifact = load_artifact(directory, model, trust_remote_code=trust)
         parts, whole = artifact.result.parts, artifact.result.captured_parts.whole
         if output is not None and not whole:
             paths = ", ".join(part.path for part in parts)

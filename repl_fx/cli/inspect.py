@@ -12,9 +12,11 @@ from repl_fx.cli.common import (
     QuietOption,
     SeedOption,
     ShapeOption,
+    TrustOption,
     VerboseOption,
     captured_lines,
     load_target,
+    note_lines,
     running,
 )
 
@@ -25,6 +27,7 @@ def inspect_command(
     input_shape: ShapeOption = None,
     seed: SeedOption = 0,
     device: DeviceOption = "cpu",
+    trust: TrustOption = False,
     as_json: JsonOption = False,
     verbose: VerboseOption = False,
     quiet: QuietOption = False,
@@ -45,7 +48,7 @@ def inspect_command(
         )
         from repl_fx.transform import repeats_of
 
-        target = load_target(terminal, spec, input_shape, seed, device, model)
+        target = load_target(terminal, spec, input_shape, seed, device, model, trust)
         if target.artifact is not None:
             captured, repeats = target.artifact.result.captured_parts, target.artifact.result.repeats
         else:
@@ -59,10 +62,11 @@ def inspect_command(
 
         document: dict[str, Any] = {
             "spec": spec,
+            "notes": list(target.notes),
             "parts": parts_document(captured),
             "repeats": repeats_document(repeats, costs, flops),
         }
-        terminal.show(*captured_lines(target.title, captured))
+        terminal.show(*captured_lines(target.title, captured), *note_lines(target.notes))
         terminal.show(repeats_table(repeats, costs, flops) if repeats else "nothing repeats in this model")
         if target.artifact is not None:
             after = measure_parts(target.module, target.artifact.result.parts)

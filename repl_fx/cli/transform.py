@@ -15,8 +15,10 @@ from repl_fx.cli.common import (
     SeedOption,
     ShapeOption,
     SpecArgument,
+    TrustOption,
     VerboseOption,
     captured_lines,
+    note_lines,
     parse_list,
     parse_settings,
     running,
@@ -74,6 +76,7 @@ def transform_command(
     input_shape: ShapeOption = None,
     seed: SeedOption = 0,
     device: DeviceOption = "cpu",
+    trust: TrustOption = False,
     as_json: JsonOption = False,
     verbose: VerboseOption = False,
     quiet: QuietOption = False,
@@ -104,7 +107,7 @@ def transform_command(
         plan = _read_plan(plan_file, chosen)
 
         terminal.stage("load")
-        source = load_source(spec, input_shape=input_shape, seed=seed, device=device)
+        source = load_source(spec, input_shape=input_shape, seed=seed, device=device, trust_remote_code=trust)
         if device.startswith("meta") and (check or not dry_run):
             raise BadInput(
                 "weights on the meta device have no values to check or to write; see what would be done with "
@@ -140,6 +143,7 @@ def transform_command(
 
         terminal.show(
             *captured_lines(str(source), captured),
+            *note_lines(source.notes),
             repeats_table(result.repeats, before, flops),
             blocks_table(result.report, result.plan),
             costs_table(before, after),
@@ -159,6 +163,7 @@ def transform_command(
         terminal.document(
             {
                 "spec": spec,
+                "notes": list(source.notes),
                 "directory": None if output is None or dry_run else str(output),
                 "check": None if checked is None else {"evaluation": checked.evaluation, "training": checked.training},
                 "parts": parts_document(captured),

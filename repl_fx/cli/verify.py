@@ -16,8 +16,10 @@ from repl_fx.cli.common import (
     SeedOption,
     ShapeOption,
     Target,
+    TrustOption,
     VerboseOption,
     load_target,
+    note_lines,
     parse_list,
     running,
 )
@@ -51,6 +53,7 @@ def verify_command(
     input_shape: ShapeOption = None,
     seed: SeedOption = 0,
     device: DeviceOption = "cpu",
+    trust: TrustOption = False,
     as_json: JsonOption = False,
     verbose: VerboseOption = False,
     quiet: QuietOption = False,
@@ -62,7 +65,7 @@ def verify_command(
         from repl_fx.report import layers_table, verification_table
 
         batches = None if batch is None else _sizes(batch)
-        target = load_target(terminal, spec, input_shape, seed, device, model)
+        target = load_target(terminal, spec, input_shape, seed, device, model, trust)
         module, args, kwargs = _subject(target, part, onnx)
         args, kwargs = widen_batch(module, args, kwargs)
         if per_layer and target.artifact is None:
@@ -72,12 +75,14 @@ def verify_command(
         result = verify_onnx(
             module, onnx, args, kwargs, rtol=rtol, atol=atol, batches=batches, seed=seed, per_layer=per_layer
         )
+        terminal.show(*note_lines(target.notes))
         if result.layers:
             terminal.show(layers_table(result))
         terminal.show(verification_table(result))
         for what, why in result.skipped.items():
             terminal.show(f"skipped: {what}: {why}")
-        terminal.document({"spec": spec, "onnx": str(onnx), **result.to_json()})
+        notes = [*target.notes, *result.notes]
+        terminal.document({"spec": spec, "onnx": str(onnx), **result.to_json(), "notes": notes})
         if not result:
             raise CheckFailed(result.summary())
         terminal.show(result.summary())

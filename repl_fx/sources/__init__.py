@@ -5,10 +5,13 @@
     timm:NAME                a model of timm, with random weights
     torchvision:NAME         a model of torchvision, with random weights
     hf:TYPE                  a small model of a transformers type (`hf:bert`), with random weights
-    hf:PATH                  the model of a config.json, or of a directory that holds one
-    hf:TYPE:CLASS            a class other than AutoModel: `hf:bert:BertForSequenceClassification`
+    hf:DIR                   the model of a directory that transformers saved, with the weights that lie there
+    hf:CONFIG                the model of a config.json, with random weights
+    hf:…:CLASS               a class other than AutoModel: `hf:bert:BertForSequenceClassification`
 
-Nothing is downloaded. The grammar of `input_shape` is in `repl_fx.sources.input_shapes`.
+Nothing is downloaded, and nothing unpickled: the weights of a directory are its model.safetensors, or the shards that
+model.safetensors.index.json names. Code in a directory (the `auto_map` of its config.json) runs with permission alone.
+The grammar of `input_shape` is in `repl_fx.sources.input_shapes`.
 """
 
 from __future__ import annotations
@@ -39,6 +42,8 @@ def load_source(
     seed: int = 0,
     device: str | torch.device = "cpu",
     options: Mapping[str, Any] | None = None,
+    weights: bool = True,
+    trust_remote_code: bool = False,
 ) -> Source:
     """Build the model that a specification names, and example inputs for it.
 
@@ -52,9 +57,12 @@ def load_source(
         device: where the model and the inputs go.
         options: keyword arguments of the factory, of the zoo's constructor or of the transformers config, which have
             to be serialisable as JSON.
+        weights: load the weights of `hf:DIR`; without them, they are random and need not be there.
+        trust_remote_code: let the code of `hf:DIR` run, where the model is made of it. It is never run otherwise.
 
     Returns:
-        The source. `load_source(source.spec, **source.options)` builds the same again.
+        The source, with notes on weights that are random or left out. `load_source(source.spec, **source.options)`
+        builds the same again.
 
     Raises:
         SourceError: the specification leads to no model; says what is there instead.
@@ -78,7 +86,8 @@ def load_source(
         name = spec
         _refuse_other_zoos(spec)
     with seeded(seed, target):
-        built = build(Request(name, shapes, options, seed, torch.Generator().manual_seed(seed)))
+        generator = torch.Generator().manual_seed(seed)
+        built = build(Request(name, shapes, options, seed, generator, weights, trust_remote_code))
     valueless = [
         name for name, tensor in (*built.model.named_parameters(), *built.model.named_buffers()) if tensor.is_meta
     ]
@@ -89,9 +98,14 @@ def load_source(
         model=built.model.to(target),
         args=to_device(built.args, target),
         kwargs=to_device(built.kwargs, target),
-        options={"input_shape": input_shape, "seed": seed, "options": options},
+        options={
+            "input_shape": input_shape,
+            "seed": seed,
+            "options": dict(built.options or options),
+        },
         files=built.files,
         absolute=built.absolute or spec,
+        notes=built.notes,
     )
 
 

@@ -1,4 +1,4 @@
-"""Models of transformers: `hf:TYPE`, `hf:PATH` and `hf:…:CLASS`, with random weights."""
+"""Models of transformers: `hf:TYPE` and `hf:CONFIG` with random weights, `hf:DIR` with those of the directory."""
 
 from __future__ import annotations
 
@@ -9,10 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from repl_fx.errors import BadInput, SourceError
-from repl_fx.sources.input_shapes import InputShape, random_tensor
+from repl_fx.sources.hugging_face_code import OPTION, Code
+from repl_fx.sources.hugging_face_inputs import SPECIAL_TOKENS, example_inputs
+from repl_fx.sources.hugging_face_weights import dtype_of, keep_precision_, load_weights_, read_weights, why_random
 from repl_fx.sources.source import Built, Request, close_matches, describe, hash_file, import_zoo
 
 # What a config made from a type alone is shrunk to. Only arguments that the config takes, and whose default is an
@@ -33,18 +35,16 @@ _SMALL = {
     256: "vocab_size vocab_size_per_layer_input",
 }
 _SMALL_VALUES = {name: value for value, names in _SMALL.items() for name in names.split()}
-_SPECIAL_TOKENS = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2, "decoder_start_token_id": 1}
 # Types whose defaults do not build, or do not fit the small sizes.
 _BY_TYPE: dict[str, dict[str, Any]] = {
     "esm": {"vocab_size": 33, "pad_token_id": 1},
     "gpt_neo": {"attention_types": [[["global", "local"], 2]]},
     "reformer": {"axial_pos_embds": False},
 }
-_LENGTH = 16
 
 
 def build(request: Request) -> Built:
-    """Build a model of transformers from a type or a config file; options are attributes of its config.
+    """Build a model of transformers from a type, a config file or a directory; options are attributes of its config.
 
     Args:
         request: its name is a model type or a path, with `:CLASS` after it for a class other than AutoModel.
@@ -59,12 +59,58 @@ def build(request: Request) -> Built:
     spec = f"hf:{request.name}"
     transformers = import_zoo("transformers", spec)
     source, class_name = _split(request.name)
-    config, file = _config(transformers, source, request.options, spec)
-    model = _model(transformers, class_name, config, request.options.get("attn_implementation"), spec)
-    assert isinstance(model, nn.Module)
-    files = {} if file is None else {file: hash_file(file)}
-    absolute = "" if file is None else f"hf:{file}{f':{class_name}' if class_name else ''}"
-    return Built(model, kwargs=_inputs(model, config, request, spec), files=files, absolute=absolute)
+    file = _config_file(source)
+    if file is None:
+        config_class = _config_class(transformers, source, spec)
+        small = {**_shrunk(config_class, config_class()), **_BY_TYPE.get(source, {})}
+        config = _construct(config_class, small, request.options, spec)
+        model = _model(_native_class(transformers, class_name, config, spec), config, request.options, spec)
+        return Built(model, kwargs=example_inputs(model, config, request, spec))
+
+    values = _read(file, spec)
+    code = Code.named_by(values, file.parent, class_name, request.trust_remote_code)
+    files = {file: hash_file(file), **code.files(spec)}
+    config_class = _own_config_class(transformers, values, code, files, file, spec)
+    config = _construct(config_class, {**values, "use_cache": False}, request.options, spec)
+    model_class = _own_class(transformers, class_name, config, code, files, spec)
+    directory = file.parent if Path(source).is_dir() else None
+    state = read_weights(directory, config, spec) if directory is not None and request.weights else None
+    options = {**request.options, **_give_dtype_(config, dtype_of(state or {}))}
+    model = _model(model_class, config, request.options, spec)
+    notes: list[str] = []
+    if code.unused:
+        notes.append(f"the code in {file.parent} is not used, as transformers has such a model; {OPTION} takes it")
+    if state is not None and directory is not None:
+        notes += load_weights_(model, state, directory, spec)
+    else:
+        keep_precision_(model)
+        if request.weights:
+            notes.append(why_random(file, directory))
+    return Built(
+        model,
+        kwargs=example_inputs(model, config, request, spec),
+        files=files,
+        absolute=f"hf:{directory or file}{f':{class_name}' if class_name else ''}",
+        options=options,
+        notes=tuple(notes),
+    )
+
+
+def own_code(name: str) -> dict[Path, str]:
+    """The files of code that a model runs where that is permitted, each with its SHA-256.
+
+    Args:
+        name: the specification without `hf:`.
+
+    Raises:
+        SourceError: there is no config, or a file that it names is gone.
+    """
+    spec = f"hf:{name}"
+    source, class_name = _split(name)
+    file = _config_file(source)
+    if file is None:
+        return {}
+    return Code.named_by(_read(file, spec), file.parent, class_name, permitted=True).files(spec)
 
 
 def _split(name: str) -> tuple[str, str | None]:
@@ -72,18 +118,15 @@ def _split(name: str) -> tuple[str, str | None]:
     return (head, tail) if colon and head and tail.isidentifier() and not Path(name).exists() else (name, None)
 
 
-def _config(transformers: Any, source: str, options: Mapping[str, Any], spec: str) -> tuple[Any, Path | None]:
-    """The config, and the file it is from, if it is from one."""
+def _config_file(source: str) -> Path | None:
+    """The config file that a path leads to, if it is a path and no type; also where there is none.
+
+    A link stays one, in a directory that is resolved: what else belongs to a model lies beside the link.
+    """
     path = Path(source)
-    if path.suffix == ".json" or path.is_dir() or len(path.parts) > 1:
-        file = path / "config.json" if path.is_dir() else path
-        values = _read(file, spec)
-        config_class = _config_class(transformers, values.get("model_type"), f"{spec}: the model_type of {file}")
-        config = _construct(config_class, {**values, "use_cache": False}, options, spec)
-        return config, file.resolve()
-    config_class = _config_class(transformers, source, spec)
-    small = {**_shrunk(config_class, config_class()), **_BY_TYPE.get(source, {})}
-    return _construct(config_class, small, options, spec), None
+    if path.is_dir():
+        return path.resolve() / "config.json"
+    return path.parent.resolve() / path.name if path.suffix == ".json" or len(path.parts) > 1 else None
 
 
 def _read(file: Path, spec: str) -> dict[str, Any]:
@@ -93,11 +136,28 @@ def _read(file: Path, spec: str) -> dict[str, Any]:
         )
     try:
         values = json.loads(file.read_text(encoding="utf-8"))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise SourceError(f"{spec}: {file} is not JSON: {describe(error)}") from error
-    if not isinstance(values, dict) or "model_type" not in values:
+    if not isinstance(values, dict) or ("model_type" not in values and "auto_map" not in values):
         raise SourceError(f"{spec}: {file} has no model_type, so it is no config of transformers")
-    return values
+    if "configuration_files" in values:
+        raise SourceError(f"{spec}: {file} names other configs (configuration_files); put the right one in its place")
+    # Attention is written out, whatever kernel the file prefers; a kernel may be code that has to be fetched. Fusions
+    # are made while weights are loaded, and are no part of the model without them.
+    return {k: value for k, value in values.items() if k.lstrip("_") not in ("attn_implementation", "fusion_config")}
+
+
+def _own_config_class(
+    transformers: Any, values: Mapping[str, Any], code: Code, files: Mapping[Path, str], file: Path, spec: str
+) -> Any:
+    """The class of a config file: of its code where that may run, else of transformers."""
+    model_type = values.get("model_type")
+    if code.config is not None and (code.permitted or model_type not in transformers.CONFIG_MAPPING):
+        return code.load(code.config, files, spec)
+    # As AutoConfig does.
+    if model_type == "mistral" and "layer_types" in values and "ministral" in transformers.CONFIG_MAPPING:
+        model_type = "ministral"
+    return _config_class(transformers, model_type, f"{spec}: the model_type of {file}")
 
 
 def _config_class(transformers: Any, model_type: Any, where: str) -> Any:
@@ -111,7 +171,10 @@ def _config_class(transformers: Any, model_type: Any, where: str) -> Any:
 
 def _construct(config_class: Any, values: Mapping[str, Any], options: Mapping[str, Any], spec: str) -> Any:
     # Configs keep any keyword they are given, so a misspelt one would go unseen.
-    default = config_class()
+    try:
+        default = config_class()
+    except Exception as error:
+        raise SourceError(f"{spec}: {config_class.__name__} has no defaults: {describe(error)}") from error
     known = {*inspect.signature(config_class).parameters, *default.to_dict(), "attn_implementation"}
     for name in options:
         if name not in known and not hasattr(default, name):
@@ -128,8 +191,8 @@ def _shrunk(config_class: Any, default: Any) -> dict[str, Any]:
     small: dict[str, Any] = {"use_cache": False} if "use_cache" in parameters else {}
     for name in parameters:
         value = getattr(default, name, None)
-        if name in _SPECIAL_TOKENS and (value is None or isinstance(value, int)):
-            small[name] = _SPECIAL_TOKENS[name]
+        if name in SPECIAL_TOKENS and (value is None or isinstance(value, int)):
+            small[name] = SPECIAL_TOKENS[name]
         elif name in _SMALL_VALUES and isinstance(value, int) and value > _SMALL_VALUES[name]:
             small[name] = _SMALL_VALUES[name]
     heads, groups = (getattr(default, f"num_{kind}_heads", None) for kind in ("attention", "key_value"))
@@ -142,7 +205,36 @@ def _shrunk(config_class: Any, default: Any) -> dict[str, Any]:
     return small
 
 
-def _model(transformers: Any, class_name: str | None, config: Any, chosen: Any, spec: str) -> Any:
+def _give_dtype_(config: Any, dtype: torch.dtype | None) -> dict[str, str]:
+    """Give a config that names no dtype that of its weights, with the configs inside it; the option to do so again."""
+    name = "dtype" if hasattr(config, "dtype") else "torch_dtype"
+    own = getattr(config, name, None)
+    for inner in (config, *(getattr(config, key, None) for key in getattr(config, "sub_configs", {}))):
+        if inner is not None and getattr(inner, name, None) is None:
+            setattr(inner, name, own or dtype)
+    return {} if own is not None or dtype in (None, torch.float32) else {name: str(dtype).removeprefix("torch.")}
+
+
+def _own_class(
+    transformers: Any, class_name: str | None, config: Any, code: Code, files: Mapping[Path, str], spec: str
+) -> Any:
+    """The class of a model with a config file: of its code where that may run, else of transformers."""
+    native: Any = None
+    try:
+        native = _native_class(transformers, class_name, config, spec)
+    except SourceError as error:
+        if code.model is None:
+            hint = f"; its code has {', '.join(code.classes)}" if code.classes else ""
+            raise SourceError(f"{error}{hint}") from error
+    if code.model is None or (native is not None and not code.permitted):
+        return native
+    found = code.load(code.model, files, spec)
+    if not hasattr(found, "_from_config"):
+        raise SourceError(f"{spec}: {code.model} in the auto_map of config.json is no model of transformers")
+    return found
+
+
+def _native_class(transformers: Any, class_name: str | None, config: Any, spec: str) -> Any:
     model_class: Any = getattr(transformers, class_name or "AutoModel", None)
     if not hasattr(model_class, "from_config") and not hasattr(model_class, "_from_config"):
         known = [name for name in dir(transformers) if name[:1].isupper()]
@@ -152,95 +244,21 @@ def _model(transformers: Any, class_name: str | None, config: Any, chosen: Any, 
     wanted = getattr(model_class, "config_class", None)
     if wanted is not None and not isinstance(config, wanted):
         raise SourceError(f"{spec}: {class_name} takes a {wanted.__name__}, not a {type(config).__name__}")
+    if type(config) not in getattr(model_class, "_model_mapping", (type(config),)):
+        raise SourceError(f"{spec}: {model_class.__name__} has no model for a {type(config).__name__}")
+    return model_class
+
+
+def _model(model_class: Any, config: Any, options: Mapping[str, Any], spec: str) -> Any:
     try:
-        model = model_class.from_config(config) if hasattr(model_class, "from_config") else model_class(config)
+        if hasattr(model_class, "from_config"):
+            model = model_class.from_config(config, trust_remote_code=False)
+        else:
+            model = model_class._from_config(config)
     except Exception as error:
         raise SourceError(f"{spec} could not be built: {describe(error)}") from error
     # Fused attention picks its kernel by looking into the mask, which no trace can follow.
-    if chosen is None and hasattr(model, "set_attn_implementation"):
+    if options.get("attn_implementation") is None and hasattr(model, "set_attn_implementation"):
         model.set_attn_implementation("eager")
+    assert isinstance(model, nn.Module)
     return model
-
-
-def _inputs(model: Any, config: Any, request: Request, spec: str) -> dict[str, Tensor]:
-    accepted = inspect.signature(model.forward).parameters
-    default = _default_inputs(model, config, accepted)
-    if not default and not request.shapes:
-        raise SourceError(
-            f"{spec}: no example inputs are known for {type(model).__name__}; name them with --input-shape, "
-            f"such as {next(iter(accepted))}:2x16:int64"
-        )
-    wanted = default
-    if request.shapes is not None:
-        wanted = {}
-        for shape in request.shapes:
-            # A shape without a name is for the main input, or for the only one there is.
-            name = str(shape.name or getattr(model, "main_input_name", next(iter(accepted))))
-            if name not in accepted:
-                usual = f"; by default it gets {', '.join(default)}" if default else ""
-                raise BadInput(f"{spec} takes no input {name!r}{close_matches(name, accepted)}{usual}")
-            if name in wanted:
-                raise BadInput(f"{spec} has {name!r} as its main input; name the other inputs, as in ids:2x16")
-            dtype = shape.dtype or (default[name].dtype if name in default else _dtype(name))
-            wanted[name] = InputShape(shape.sizes, name, dtype)
-    return {name: _tensor(shape, config, request.generator) for name, shape in wanted.items()}
-
-
-def _default_inputs(model: Any, config: Any, accepted: Mapping[str, Any]) -> dict[str, InputShape]:
-    """Shapes of the inputs that a model of this signature cannot do without."""
-    main = getattr(model, "main_input_name", "input_ids")
-    # Text with images inside needs placeholders at the right places; its text part runs alone.
-    interleaved = any(hasattr(config, name) for name in ("image_token_id", "image_token_index", "image_token"))
-    names = [main] if main in accepted else []
-    if not interleaved and getattr(config, "text_config", None) is not None:
-        names += [name for name in ("input_ids", "pixel_values") if name in accepted and name != main]
-    if "input_ids" in names and "attention_mask" in accepted:
-        names.append("attention_mask")
-    if getattr(config, "is_encoder_decoder", False) and "decoder_input_ids" in accepted:
-        names.append("decoder_input_ids")
-    sizes = {
-        "input_ids": (2, _LENGTH),
-        "attention_mask": (2, _LENGTH),
-        "decoder_input_ids": (2, _LENGTH),
-        "pixel_values": _image_sizes(config),
-        "input_features": (2, getattr(config, "num_mel_bins", 80), 2 * getattr(config, "max_source_positions", 64)),
-        # A spectrogram where the config says its size, else a second of sound.
-        "input_values": (2, config.max_length, config.num_mel_bins) if _is_spectrogram(config) else (2, 16_000),
-    }
-    return {name: InputShape(sizes[name], name, _dtype(name)) for name in names if name in sizes}
-
-
-def _is_spectrogram(config: Any) -> bool:
-    return isinstance(getattr(config, "max_length", None), int) and hasattr(config, "num_mel_bins")
-
-
-def _image_sizes(config: Any) -> tuple[int, ...]:
-    vision = getattr(config, "vision_config", None) or config
-    size = getattr(vision, "image_size", None) or 224
-    height, width = (size, size) if isinstance(size, int) else tuple(size)
-    image = (getattr(vision, "num_channels", 3), height, width)
-    frames = getattr(vision, "num_frames", None)
-    return (2, frames, *image) if isinstance(frames, int) else (2, *image)
-
-
-def _dtype(name: str) -> torch.dtype:
-    return torch.int64 if name.endswith(("ids", "mask")) else torch.float32
-
-
-def _tensor(shape: InputShape, config: Any, generator: torch.Generator) -> Tensor:
-    name, dtype = shape.name or "", shape.dtype or torch.float32
-    if name.endswith("mask"):
-        return torch.ones(shape.sizes, dtype=dtype)
-    if name in ("input_ids", "decoder_input_ids"):
-        text = getattr(config, "text_config", None) or config
-        vocabulary = getattr(text, "vocab_size", None) or 2
-        # Special tokens change what some models do with a row: where positions start, which token is pooled.
-        special = max((getattr(text, token, None) or 0 for token in _SPECIAL_TOKENS), default=0)
-        low = special + 1 if special + 1 < vocabulary // 2 else 0
-        ids = random_tensor(shape.sizes, dtype, generator, low=low, high=vocabulary)
-        # Classifiers on an encoder and a decoder read the end of the text, and refuse a text without one.
-        end = getattr(text, "eos_token_id", None)
-        if getattr(config, "is_encoder_decoder", False) and isinstance(end, int) and end < vocabulary:
-            ids[..., -1] = end
-        return ids
-    return random_tensor(shape.sizes, dtype, generator)

@@ -33,8 +33,9 @@ class Source:
         options: JSON-serialisable keyword arguments of `load_source` that rebuild this source: `input_shape`, `seed`
             and `options`.
         files: files the model was made from, the one named in `spec` first, each with the SHA-256 of what was read;
-            empty for a model of a zoo.
+            empty for a model of a zoo. Weights are none of them.
         absolute: a specification that leads to the same model from any directory.
+        notes: what a user should know of the model, a line each, such as which weights are random.
     """
 
     spec: str
@@ -44,6 +45,7 @@ class Source:
     options: dict[str, Any]
     files: Mapping[Path, str]
     absolute: str
+    notes: tuple[str, ...] = ()
 
     def __str__(self) -> str:
         """The specification, the class of the model and its size."""
@@ -61,6 +63,8 @@ class Request:
         options: keyword arguments for what builds the model.
         seed: of weights and inputs.
         generator: seeded, for example inputs.
+        weights: whether to load weights, where there are some beside a config.
+        trust_remote_code: whether code beside a config may run.
     """
 
     name: str
@@ -68,17 +72,24 @@ class Request:
     options: Mapping[str, Any]
     seed: int
     generator: torch.Generator
+    weights: bool = True
+    trust_remote_code: bool = False
 
 
 @dataclass(frozen=True, eq=False)
 class Built:
-    """What a builder hands back; the fields are those of `Source`, and `absolute` is empty where the spec is."""
+    """What a builder hands back; the fields are those of `Source`, and `absolute` is empty where the spec is.
+
+    `options` are those of the request with what the weights told, and empty where they told nothing.
+    """
 
     model: nn.Module
     args: tuple[Any, ...] = ()
     kwargs: dict[str, Any] = field(default_factory=dict)
     files: Mapping[Path, str] = field(default_factory=dict)
     absolute: str = ""
+    options: Mapping[str, Any] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
 
 
 @contextmanager

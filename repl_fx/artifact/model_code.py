@@ -1,0 +1,101 @@
+"""The source model of an artifact, built anew: what code may run for it, and what may not."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from torch import nn
+
+from repl_fx.artifact.manifest import Manifest, Model, Options
+from repl_fx.errors import ArtifactError
+from repl_fx.sources import ZOOS, Source, load_source
+from repl_fx.sources.hugging_face import own_code
+from repl_fx.sources.hugging_face_code import OPTION as TRUST
+from repl_fx.sources.source import hash_file
+
+
+def build_source(
+    directory: Path, manifest: Manifest, model: nn.Module | str | None, trusted: bool
+) -> nn.Module | Source:
+    """The source model of an artifact; with how it was built, where it was not given.
+
+    Args:
+        directory: the artifact.
+        manifest: what its manifest says.
+        model: the model, or a specification of it; None takes what the manifest names.
+        trusted: whether code beside the config of an `hf:` model may run.
+
+    Raises:
+        ArtifactError: the manifest names no model, or code that is not to be run.
+    """
+    if isinstance(model, nn.Module):
+        return model
+    known = manifest.model
+    if known is None and model is None:
+        raise ArtifactError(
+            f"{directory} was saved from Python without a model spec; pass the model: load(directory, model=…)"
+        )
+    options = Options(input_shape=None, seed=0, options={}) if known is None else known.options
+    if model is None and known is not None:
+        _require_same_files(directory, known)
+        trusted = _runs_code(directory, known, trusted)
+        model = known.spec
+    return load_source(
+        str(model),
+        input_shape=options.input_shape,
+        seed=options.seed,
+        options=options.options,
+        # The artifact has its own.
+        weights=False,
+        trust_remote_code=trusted,
+    )
+
+
+def _require_same_files(directory: Path, model: Model) -> None:
+    """Refuse to run a model file that an artifact names, unless it is the one that the artifact was made from.
+
+    Raises:
+        ArtifactError: a file is gone, another, or one that came with the artifact.
+    """
+    name, is_file = model.spec, ":" not in model.spec or model.spec.partition(":")[0] not in ZOOS
+    otherwise = f"to take another, name it: --model {name} (load(directory, model=…))"
+    if is_file and not any(name == file or name.startswith(f"{file}:") for file in model.files):
+        raise ArtifactError(f"{directory} names the model {name}, and no hash of that file; {otherwise}")
+    for text, digest in model.files.items():
+        file = Path(text)
+        if not file.is_absolute():
+            raise ArtifactError(f"{directory} names the model file {file}, which is no absolute path; {otherwise}")
+        if file.resolve().is_relative_to(directory.resolve()):
+            raise ArtifactError(f"{directory} names the model file {file}, which came with it; {otherwise}")
+        if not file.is_file():
+            raise ArtifactError(f"{directory} was made from {file}, which is gone; {_seen(directory, model, file)}")
+        if hash_file(file) != digest:
+            raise ArtifactError(f"{file} changed since {directory} was made from it; {otherwise}")
+
+
+def _seen(directory: Path, model: Model, file: Path) -> str:
+    """What to do about a model file that is gone; a file like it is named, and never run unasked."""
+    for near in (Path(file.name), directory.parent / file.name):
+        if model.spec.startswith(str(file)) and near.is_file() and hash_file(near) == model.files[str(file)]:
+            spec = model.spec.replace(str(file), str(near), 1)
+            return f"a file like it is there: take it with --model {spec} (load(directory, model={spec!r}))"
+    return "name where it is: --model PATH (load(directory, model=…))"
+
+
+def _runs_code(directory: Path, model: Model, trusted: bool) -> bool:
+    """Whether a model of transformers is made of code beside its config: the code that the artifact has hashes of.
+
+    Raises:
+        ArtifactError: it is, without permission, or of other code too.
+    """
+    zoo, _, name = model.spec.partition(":")
+    code = [file for file in model.files if file.endswith(".py")]
+    if zoo != "hf" or not code:
+        return False
+    if not trusted:
+        raise ArtifactError(
+            f"{directory} was made from a model with code of its own ({code[0]}); to run it, add {TRUST}"
+        )
+    if other := [file for file in own_code(name) if str(file) not in model.files]:
+        raise ArtifactError(f"{directory} names the model {model.spec}, and no hash of {other[0]}, which is part of it")
+    return True

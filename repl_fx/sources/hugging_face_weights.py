@@ -1,0 +1,223 @@
+"""Weights of a directory of transformers: reading them, and giving them to a model.
+
+    before   a model as its config says, with random weights; model.safetensors, or shards and their index
+    after    the same model, of the same modules, buffers, ties and mode, with the weights of the files
+
+Only safetensors are read. transformers makes of their tensors what it makes of a directory (old names, fused experts,
+tied weights, parts that stay in float32), but is given no path: some files of a directory it would unpickle.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor, nn
+
+from repl_fx.errors import SourceError
+from repl_fx.sources.source import describe
+
+_WEIGHTS, _INDEX = "model.safetensors", "model.safetensors.index.json"
+# Files of weights that are left alone, in a directory that has none of those above.
+_OTHERS = ("pytorch_model*.bin", "*.safetensors", "*.gguf", "*.ckpt", "tf_model.h5", "flax_model.msgpack")
+_SHOWN = 3
+
+
+def read_weights(directory: Path, config: Any, spec: str) -> dict[str, Tensor] | None:
+    """Read the tensors of a directory, under the names that they have there.
+
+    Args:
+        directory: holds config.json.
+        config: the model's; it may name a file of weights other than model.safetensors.
+        spec: for messages.
+
+    Returns:
+        The tensors, in memory of their own; None where the directory has no safetensors that transformers would load.
+
+    Raises:
+        SourceError: a file is gone, damaged or elsewhere, or what the files hold is not all of the model.
+    """
+    named = getattr(config, "transformers_weights", None)
+    entry = named or next((name for name in (_WEIGHTS, _INDEX) if (directory / name).is_file()), None)
+    if entry is None:
+        return None
+    if (directory / "adapter_config.json").is_file():
+        raise SourceError(
+            f"{spec}: {directory} holds an adapter too (adapter_config.json), which is not applied; merge it into the "
+            "weights, or move it away"
+        )
+    if getattr(config, "quantization_config", None) is not None:
+        raise SourceError(f"{spec}: the weights of {directory} are quantised (quantization_config); dequantise them")
+    # A few classes have heads in files of their own.
+    heads = [directory / name for name in getattr(type(config), "extra_files", ()) if (directory / name).is_file()]
+    file = _inside(directory, entry, spec)
+    if not entry.endswith(".index.json"):
+        return _read([file, *heads], spec)
+    try:
+        shards = json.loads(file.read_bytes())["weight_map"]
+        files = [_inside(directory, shard, spec) for shard in sorted(set(shards.values()))]
+    except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
+        raise SourceError(f"{spec}: {file} cannot be read: {describe(error)}; copy the directory again") from error
+    state = _read([*files, *heads], spec)
+    if gone := shards.keys() - state.keys():
+        raise SourceError(f"{spec}: {file} names weights that its files do not hold: {_listed(gone)}")
+    return state
+
+
+def _inside(directory: Path, name: str, spec: str) -> Path:
+    path = PurePosixPath(name)
+    if path.is_absolute() or ".." in path.parts or not name.endswith((".safetensors", ".safetensors.index.json")):
+        raise SourceError(f"{spec}: weights in {name!r} are not read; they have to be safetensors in {directory}")
+    return directory / path
+
+
+def _read(files: Iterable[Path], spec: str) -> dict[str, Tensor]:
+    state: dict[str, Tensor] = {}
+    for file in files:
+        try:
+            with safe_open(file, framework="pt") as opened:
+                # Copies: these would change with the file, and be gone with it.
+                state |= {name: opened.get_tensor(name).clone() for name in opened.keys()}  # noqa: SIM118 - no mapping
+        except (SafetensorError, OSError, ValueError) as error:
+            raise SourceError(f"{spec}: {file} cannot be read: {describe(error)}; copy the directory again") from error
+    return state
+
+
+def why_random(config: Path, directory: Path | None) -> str:
+    """A note on random weights: of a config file alone, or of a directory without weights that are read."""
+    if directory is None:
+        beside = any((config.parent / name).is_file() for name in (_WEIGHTS, _INDEX))
+        return f"weights are random: {config} is a config alone" + f"; hf:{config.parent} has weights too" * beside
+    others = sorted({file.name for pattern in _OTHERS for file in directory.glob(pattern)})
+    left = ""
+    if others:
+        left = f"; {_listed(others)} {'is' if len(others) == 1 else 'are'} not read"
+        left += ", as it would be unpickled" * all(name.endswith(".bin") for name in others)
+    return f"weights are random: {directory} has no {_WEIGHTS}{left}"
+
+
+def dtype_of(state: Mapping[str, Tensor]) -> torch.dtype | None:
+    """What transformers makes of weights whose config names no dtype: that of the first floating one."""
+    return next((t.dtype for t in state.values() if t.is_floating_point() and t.dtype.itemsize > 1), None)
+
+
+def load_weights_(model: Any, state: Mapping[str, Tensor], directory: Path, spec: str) -> tuple[str, ...]:
+    """Give a model of transformers the weights of a directory.
+
+    Args:
+        model: as its config says; it keeps its mode, and what is no weight.
+        state: the tensors, by the names that they have in the directory.
+        directory: for messages.
+        spec: for messages.
+
+    Returns:
+        Notes on what is not as in the directory.
+
+    Raises:
+        SourceError: weights of other shapes, ties or kinds than the model's, or none of the model's.
+    """
+    _refuse_quantised(model, state, directory, spec)
+    try:
+        loaded, found = _as_transformers_loads(model, state)
+    except Exception as error:
+        raise SourceError(f"{spec}: the weights of {directory} could not be loaded: {describe(error)}") from error
+    if mismatched := found["mismatched_keys"]:
+        shapes = [f"{name} is {_shape(there)} there and {_shape(here)} here" for name, there, here in mismatched]
+        raise SourceError(
+            f"{spec}: {len(mismatched)} of the weights of {directory} do not fit {type(model).__name__}: "
+            f"{_listed(shapes, '; ')}; take the config that they were made with"
+        )
+    missing, unexpected = set(found["missing_keys"]), set(found["unexpected_keys"])
+    own = model.state_dict(keep_vars=True)
+    if own.keys() <= missing:
+        raise SourceError(
+            f"{spec}: none of the weights of {directory} is in {type(model).__name__}: they are {_listed(state)}; "
+            f"its own are {_listed(own)}"
+        )
+    new = loaded.state_dict(keep_vars=True)
+    if untied := _tied(own) - _tied(new):
+        raise SourceError(
+            f"{spec}: {_listed(min(untied), ' and ')} are one tensor by config.json and differ in {directory}; "
+            "set tie_word_embeddings to false in it"
+        )
+    try:
+        model.load_state_dict(new, assign=True)
+    except RuntimeError as error:
+        raise SourceError(f"{spec}: the weights of {directory} make another model: {describe(error)}") from error
+    notes = []
+    if missing:
+        notes.append(f"{_weights(missing)} not in {directory}, so random: {_listed(missing)}")
+    if unexpected:
+        classes = [name for name in getattr(model.config, "architectures", None) or () if name != type(model).__name__]
+        there = f" (it was saved from {', '.join(classes)})" if classes else ""
+        notes.append(
+            f"{_weights(unexpected)} in {directory}{there} but not in {type(model).__name__}: {_listed(unexpected)}"
+        )
+    kinds = {str(t.dtype).removeprefix("torch.") for t in state.values() if t.is_floating_point()}
+    kind = str(model.dtype).removeprefix("torch.")
+    if kinds and kind not in kinds:
+        notes.append(f"weights are {_listed(kinds)} in {directory} and {kind} here, as the config says")
+    return tuple(notes)
+
+
+def keep_precision_(model: Any) -> None:
+    """Give random weights the dtypes that loaded ones have: transformers keeps some in float32 where most are half."""
+    kept = any(getattr(model, name, None) for name in ("_keep_in_fp32_modules", "_keep_in_fp32_modules_strict"))
+    if kept and model.dtype in (torch.float16, torch.bfloat16):
+        loaded, _ = _as_transformers_loads(model, model.state_dict())
+        model.load_state_dict(loaded.state_dict(keep_vars=True), assign=True)
+
+
+def _as_transformers_loads(model: Any, state: Mapping[str, Tensor]) -> tuple[nn.Module, dict[str, Any]]:
+    loaded = type(model).from_pretrained(
+        None,
+        config=model.config,
+        state_dict=dict(state),
+        # The name that all versions know.
+        torch_dtype=model.dtype,
+        local_files_only=True,
+        ignore_mismatched_sizes=True,
+        output_loading_info=True,
+    )
+    return loaded  # type: ignore[no-any-return]
+
+
+def _refuse_quantised(model: nn.Module, state: Mapping[str, Tensor], directory: Path, spec: str) -> None:
+    """Refuse bytes in place of floats, which transformers would convert as if they were the values."""
+    floating = {name for name, parameter in model.named_parameters() if parameter.is_floating_point()}
+    for name, tensor in state.items():
+        if tensor.is_floating_point():
+            quantised = tensor.dtype.itemsize == 1
+        else:
+            # The name may have a prefix more or less than in the model.
+            named = any(name == n or name.endswith(f".{n}") or n.endswith(f".{name}") for n in floating)
+            quantised = named and not tensor.is_complex()
+        if quantised:
+            kind = str(tensor.dtype).removeprefix("torch.")
+            raise SourceError(f"{spec}: weights of {directory} are quantised ({name} is {kind}); dequantise them")
+
+
+def _tied(state: Mapping[str, Tensor]) -> set[frozenset[str]]:
+    """Groups of names that lead to one tensor."""
+    groups: dict[int, set[str]] = {}
+    for name, tensor in state.items():
+        groups.setdefault(id(tensor), set()).add(name)
+    return {frozenset(names) for names in groups.values() if len(names) > 1}
+
+
+def _weights(names: set[str]) -> str:
+    return "1 weight is" if len(names) == 1 else f"{len(names)} weights are"
+
+
+def _shape(sizes: Iterable[int]) -> str:
+    return "x".join(str(size) for size in sizes) or "a number"
+
+
+def _listed(names: Iterable[str], separator: str = ", ") -> str:
+    """The first names, and an ellipsis where there are more."""
+    first = sorted(names)
+    return separator.join([*first[:_SHOWN], *(["…"] if len(first) > _SHOWN else [])])
