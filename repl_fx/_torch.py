@@ -284,7 +284,7 @@ def move_hooks(source: Tensor, target: Tensor) -> None:
 _KNOWN = (
     "backed_var_to_val", "var_to_range", "replacements", "unbacked_renamings", "divisible", "size_like", "val_to_var",
     "unbacked_symfloat_counter", "unbacked_symint_counter", "unbacked_alloc_order", "pending_fresh_unbacked_symbols",
-    "num_deferred_runtime_asserts", "frozen", "runtime_asserts_frozen", "_replacements_version_counter",
+    "num_deferred_runtime_asserts", "frozen", "runtime_asserts_frozen",
 )  # fmt: skip
 # Where something was learned, which is not kept.
 _NOWHERE = SLoc(None, None)
