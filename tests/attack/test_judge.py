@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import pickle
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -63,7 +65,38 @@ def test_nothing_is_wrong_where_nothing_is(monkeypatch: pytest.MonkeyPatch) -> N
     assert outcome(verdict, "reuse")[0] == "refused"
     stages = {finding.stage for finding in verdict.findings if finding.outcome == "right"}
     assert {"capture", "identity", "blend", "bottleneck", "blend/fold", "bottleneck/fold"} <= stages
-    assert any(stage.endswith("/load") for stage in stages) and any(stage.endswith("/export") for stage in stages)
+    for kept in ("/pickle", "/load", "/export"):
+        assert any(stage.endswith(kept) for stage in stages)
+
+
+def _in_other_mode(loaded: Any) -> Any:
+    return loaded.eval()
+
+
+def _of_other_statistics(loaded: Any) -> Any:
+    loaded.get_submodule("1.norm").momentum = 0.3
+    return loaded
+
+
+def _with_nodes_that_know_nothing(loaded: Any) -> Any:
+    for node in loaded.graph.nodes:
+        node.meta.pop("val", None)
+    return loaded
+
+
+@pytest.mark.parametrize(
+    ("spoil", "words"),
+    [
+        (_in_other_mode, "an unpickled network is in another mode"),
+        (_of_other_statistics, "the unpickled network differs: .*buffer 1.norm.running_mean differs"),
+        (_with_nodes_that_know_nothing, "a plan made of the unpickled capture is another|has no attribute|KeyError"),
+    ],
+)
+def test_a_wrong_pickle_is_seen(monkeypatch: pytest.MonkeyPatch, spoil: Callable[..., Any], words: str) -> None:
+    real = pickle.loads
+    monkeypatch.setattr(pickle, "loads", lambda data: spoil(real(data)))
+    found, detail = outcome(judged(monkeypatch, "identity"), "identity/pickle")
+    assert found in ("wrong", "crashed") and re.search(words, detail), detail
 
 
 def _wrong_constant(captured: Any, *_: Any) -> Any:
