@@ -41,6 +41,7 @@ test: .venv/.installed-test
 lint: .venv/.installed-dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/lint-imports
 
 types: .venv/.installed-dev
 	$(BIN)/mypy

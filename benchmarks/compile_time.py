@@ -58,8 +58,8 @@ from torch import nn
 
 import repl_fx
 from repl_fx._torch import FakeTensorMode
-from repl_fx.dynamic_shapes import auto_shapes
-from repl_fx.tracing.untouched import in_mode
+from repl_fx.running.untouched import in_mode
+from repl_fx.tracing.dynamic_shapes import auto_shapes
 
 CLOCKS = {"wall": time.perf_counter, "cpu": time.process_time}
 PASSES_SHARE = 0.10
@@ -69,17 +69,17 @@ EXPORT, REST = "torch.export in repl-fx", "rest of capture"
 # Function -> row; what the rest of `capture_parts` and of `transform` take is what their parts leave over.
 PARTS = {
     ("torch.export", "export"): EXPORT,
-    ("repl_fx.rungs", "lift_modules"): "lift_modules",
-    ("repl_fx.rungs", "join_branches"): "join_branches",
-    ("repl_fx.capture", "merge_modes"): "merge_modes",
-    ("repl_fx.capture", "follow_device_"): "follow_device",
-    ("repl_fx.transform", "capture_parts"): REST,
-    ("repl_fx.transform", "find_repeats"): "find_repeats",
-    ("repl_fx.transform", "_plan"): "make_plan",
-    ("repl_fx.transform", "replace_blocks"): "replace_blocks",
+    ("repl_fx.tracing.tracers", "lift_modules"): "lift_modules",
+    ("repl_fx.tracing.tracers", "join_branches"): "join_branches",
+    ("repl_fx.tracing.capture", "merge_modes"): "merge_modes",
+    ("repl_fx.tracing.capture", "follow_device_"): "follow_device",
+    ("repl_fx.pipeline", "capture_parts"): REST,
+    ("repl_fx.pipeline", "find_repeats"): "find_repeats",
+    ("repl_fx.pipeline", "_plan"): "make_plan",
+    ("repl_fx.pipeline", "replace_blocks"): "replace_blocks",
 }
 # A share of the pass that calls it, shown below it and not counted twice.
-SPLIT = ("repl_fx.surrogates.site", "split_branches")
+SPLIT = ("repl_fx.surrogates.shared.site", "split_branches")
 SPLIT_ROW = "  of which split_branches"
 REPORT = "rest of transform"
 ROWS = (

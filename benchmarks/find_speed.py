@@ -59,7 +59,7 @@ import torch
 from torch import Tensor, fx, nn
 
 import repl_fx
-from repl_fx.graph import CapturedModule
+from repl_fx.graph.captured import CapturedModule
 
 CLOCKS = {"wall": time.perf_counter, "cpu": time.process_time}
 INSTALL = "pip install torch-pruning nncf==2.19.0 matplotlib"

@@ -50,50 +50,68 @@ from typing import Any
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
-MUTATED = ("passes/*.py", "repl_fx/surrogates/*.py", "repl_fx/export/*.py", "repl_fx/plan.py")
+MUTATED = (
+    "passes/*.py",
+    "repl_fx/surrogates/*.py",
+    "repl_fx/surrogates/shared/*.py",
+    "repl_fx/export/*.py",
+    "repl_fx/plan.py",
+)
 
 # Tests of modules that have no file of their own at the mirrored place, or more than one.
 TESTS: dict[str, tuple[str, ...]] = {
-    "repl_fx/plan.py": ("tests/test_transform.py",),
+    "repl_fx/plan.py": ("tests/test_pipeline.py",),
     "passes/check_graph.py": ("tests/passes/test_check_graph.py", "tests/passes/test_replace_blocks.py"),
     "passes/choose_blocks.py": ("tests/passes/test_choose_blocks.py", "tests/passes/test_find_similar.py"),
-    "passes/replace_blocks.py": ("tests/passes/test_replace_blocks.py", "tests/test_taps.py"),
-    "repl_fx/surrogates/activations.py": (
-        "tests/surrogates/test_activations.py",
-        "tests/surrogates/test_lean.py",
+    "passes/replace_blocks.py": ("tests/passes/test_replace_blocks.py", "tests/analysis/test_side_outputs.py"),
+    "repl_fx/surrogates/shared/activations.py": (
+        "tests/surrogates/shared/test_activations.py",
+        "tests/surrogates/shared/test_recompute.py",
         "tests/surrogates/test_slim.py",
         "tests/surrogates/test_bottleneck.py",
     ),
-    "repl_fx/surrogates/auto.py": ("tests/surrogates/test_registry.py", "tests/surrogates/test_coarse.py"),
-    "repl_fx/surrogates/branches.py": ("tests/surrogates/test_branches.py", "tests/passes/test_check_training.py"),
-    "repl_fx/surrogates/channels.py": ("tests/passes/test_write_in_place.py",),
-    "repl_fx/surrogates/identity.py": ("tests/test_transform.py",),
-    "repl_fx/surrogates/norms.py": (
-        "tests/surrogates/test_norms.py",
-        "tests/surrogates/test_lean.py",
+    "repl_fx/surrogates/auto.py": ("tests/surrogates/shared/test_registry.py", "tests/surrogates/test_coarse.py"),
+    "repl_fx/surrogates/shared/branch_edits.py": (
+        "tests/surrogates/shared/test_branch_edits.py",
+        "tests/passes/test_check_training.py",
+    ),
+    "repl_fx/surrogates/shared/channels.py": ("tests/passes/test_write_in_place.py",),
+    "repl_fx/surrogates/identity.py": ("tests/test_pipeline.py",),
+    "repl_fx/surrogates/shared/norms.py": (
+        "tests/surrogates/shared/test_norms.py",
+        "tests/surrogates/shared/test_recompute.py",
         "tests/surrogates/test_slim.py",
         "tests/surrogates/test_bottleneck.py",
     ),
-    "repl_fx/surrogates/rewired.py": (
+    "repl_fx/surrogates/shared/functional_module.py": (
         "tests/surrogates/test_coarse.py",
         "tests/surrogates/test_slim.py",
         "tests/surrogates/test_blend.py",
     ),
-    "repl_fx/surrogates/site.py": (
-        "tests/surrogates/test_registry.py",
+    "repl_fx/surrogates/shared/site.py": (
+        "tests/surrogates/shared/test_registry.py",
         "tests/surrogates/test_blend.py",
         "tests/surrogates/test_coarse.py",
     ),
     "repl_fx/surrogates/coarse.py": ("tests/surrogates/test_coarse.py", "tests/surrogates/test_slim.py"),
-    "repl_fx/surrogates/lean.py": ("tests/surrogates/test_lean.py", "tests/surrogates/test_reuse.py"),
-    "repl_fx/surrogates/slices.py": ("tests/surrogates/test_synthesis.py", "tests/surrogates/test_slim.py"),
-    "repl_fx/surrogates/slim_weights.py": ("tests/surrogates/test_slim.py",),
-    "repl_fx/surrogates/starts.py": ("tests/surrogates/test_lean.py", "tests/surrogates/test_slim.py"),
-    "repl_fx/surrogates/thin_layer.py": (
-        "tests/surrogates/test_thin_layer.py",
+    "repl_fx/surrogates/shared/recompute.py": (
+        "tests/surrogates/shared/test_recompute.py",
+        "tests/surrogates/test_reuse.py",
+    ),
+    "repl_fx/surrogates/shared/weight_slices.py": (
+        "tests/surrogates/shared/test_synthesis.py",
+        "tests/surrogates/test_slim.py",
+    ),
+    "repl_fx/surrogates/shared/thin_block.py": ("tests/surrogates/test_slim.py",),
+    "repl_fx/surrogates/shared/initialisation.py": (
+        "tests/surrogates/shared/test_recompute.py",
+        "tests/surrogates/test_slim.py",
+    ),
+    "repl_fx/surrogates/shared/thin_layer.py": (
+        "tests/surrogates/shared/test_thin_layer.py",
         "tests/surrogates/test_bottleneck.py",
     ),
-    "repl_fx/surrogates/windows.py": ("tests/surrogates/test_coarse.py",),
+    "repl_fx/surrogates/shared/windows.py": ("tests/surrogates/test_coarse.py",),
     "repl_fx/export/translations.py": ("tests/export/test_edges.py",),
     "repl_fx/export/tensors.py": ("tests/export/test_onnx_model.py", "tests/export/test_layers.py"),
     "repl_fx/export/optimizing.py": ("tests/export/test_optimizing.py", "tests/export/test_onnx_model.py"),

@@ -19,8 +19,8 @@ import operator
 
 from torch import fx
 
-from repl_fx.graph import add_module, drop_dead, get_attr, unique_name
-from repl_fx.surrogates.synthesis import BlendingSynthesis, SynthesisBatch
+from repl_fx.graph.captured import add_module, drop_dead, get_attr, unique_name
+from repl_fx.surrogates.shared.synthesis import BlendingSynthesis, SynthesisBatch
 
 
 def batch_syntheses_(gm: fx.GraphModule) -> tuple[str, ...]:

@@ -13,11 +13,11 @@ from collections.abc import Collection, Mapping
 from torch import Tensor, fx, nn
 
 from repl_fx.errors import BrokenGraph
-from repl_fx.graph import attribute, has_effect, is_tensor
-from repl_fx.leaf_calls import leaf_call_operator
+from repl_fx.graph.captured import attribute, has_effect, is_tensor
+from repl_fx.graph.markers import leaf_call_operator
+from repl_fx.graph.state import used_by
 from repl_fx.passes.follow_device import mentions_device
-from repl_fx.state import used_by
-from repl_fx.surrogates.synthesis import Synthesis
+from repl_fx.surrogates.shared.synthesis import Synthesis
 
 _OPS = ("placeholder", "get_attr", "call_module", "call_function", "output")
 

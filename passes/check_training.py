@@ -21,8 +21,8 @@ from torch import Tensor, nn
 
 from repl_fx._torch import pytree
 from repl_fx.errors import one_line
-from repl_fx.objects import open_objects
-from repl_fx.tracing.untouched import device_of, fresh_inputs, in_mode, seed_everything, seeded, untouched
+from repl_fx.running.opaque_outputs import open_objects
+from repl_fx.running.untouched import device_of, fresh_inputs, in_mode, seed_everything, seeded, untouched
 
 # How often the parameters move before a surrogate without gradients counts as dead: a closed gate opens at the first,
 # a second one behind it at the next.

@@ -16,7 +16,7 @@ from fnmatch import fnmatchcase
 
 from torch import Tensor, fx
 
-from repl_fx.blocks import Block, Repeat
+from repl_fx.analysis.blocks import Block, Repeat
 from repl_fx.errors import BadInput, UnknownBlock
 from repl_fx.plan import Refusal
 

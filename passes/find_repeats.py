@@ -5,9 +5,9 @@
     equal at +3        yes  yes  yes  yes  no
     =>            one run of 4 at shift 3: 4 // 3 + 1 = 2 copies, begun at 1 or at 2
 
-Two nodes match at shift p when their labels are equal (`repl_fx.node_table`) and each tensor argument comes either
-from the same distance back (a value of the block or of the one before it), or from the very same value (an input all
-copies share), or from values that are computed alike from inputs and constants alone. No names take part, except to
+Two nodes match at shift p when their labels are equal (`repl_fx.analysis.node_table`) and each tensor argument comes
+either from the same distance back (a value of the block or of the one before it), or from the very same value (an input
+all copies share), or from values that are computed alike from inputs and constants alone. No names take part, except to
 choose where a copy begins when the structure leaves that open.
 Shifts that cannot be periods are not tried: a period is the distance between two nodes whose surroundings look alike,
 so the gaps between equal rolling hashes of labels are the candidates. That keeps the search near-linear.
@@ -26,14 +26,14 @@ import numpy as np
 import numpy.typing as npt
 from torch import fx
 
+from repl_fx.analysis.block_names import BlockNames
+from repl_fx.analysis.block_values import block_of, boundaries
+from repl_fx.analysis.blocks import Repeat
+from repl_fx.analysis.node_table import NodeTable, node_table
+from repl_fx.analysis.segmentation import Cutting, Run, cut, depends
 from repl_fx.arguments import require_module
-from repl_fx.block_names import BlockNames
-from repl_fx.block_values import block_of, boundaries
-from repl_fx.blocks import Repeat
-from repl_fx.cuts import Cutting, Run, cut, depends
-from repl_fx.graph import attribute
-from repl_fx.memory import collection_paused
-from repl_fx.node_table import NodeTable, node_table
+from repl_fx.graph.captured import attribute
+from repl_fx.graph.gc_pause import collection_paused
 from repl_fx.passes.find_similar import find_similar
 
 Ints = npt.NDArray[np.int64]

@@ -3,9 +3,9 @@
     stage 1   x - [conv3 bn relu conv3 bn +] - relu - [conv3 bn relu conv3 bn +] - relu -
     stage 2       [conv3/2 bn relu conv3 bn + (conv1/2 bn)] - relu - [conv3 bn relu conv3 bn +] - relu -
 
-The blocks here are residual units (`repl_fx.residuals`): what lies between an addition and the value both its sides
-come from. Those whose main paths are the same operators in the same wiring, sizes left out, are one similar repeat;
-they need not stand back to back. Surrogates that adapt sizes can make one of them from two others.
+The blocks here are residual units (`repl_fx.analysis.residual_units`): what lies between an addition and the value both
+its sides come from. Those whose main paths are the same operators in the same wiring, sizes left out, are one similar
+repeat; they need not stand back to back. Surrogates that adapt sizes can make one of them from two others.
 Never touches: the graph.
 """
 
@@ -17,12 +17,12 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from repl_fx.block_names import BlockNames
-from repl_fx.block_values import block_of, boundary, entering, leaving, with_passing
-from repl_fx.blocks import Repeat
-from repl_fx.graph import attribute
-from repl_fx.node_table import NONE, NodeTable
-from repl_fx.residuals import Residual, residuals
+from repl_fx.analysis.block_names import BlockNames
+from repl_fx.analysis.block_values import block_of, boundary, entering, leaving, with_passing
+from repl_fx.analysis.blocks import Repeat
+from repl_fx.analysis.node_table import NONE, NodeTable
+from repl_fx.analysis.residual_units import Residual, residuals
+from repl_fx.graph.captured import attribute
 
 # What the schemas of ATen operators call sizes.
 _SIZES = {

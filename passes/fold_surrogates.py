@@ -17,10 +17,19 @@ import torch
 from torch import Tensor, fx
 
 from repl_fx.errors import NotFoldable
-from repl_fx.graph import CapturedModule, add_buffer, attribute, copy_graph, drop_dead, erase_dead, get_attr, has_effect
-from repl_fx.state import prune_state_, used_by
-from repl_fx.surrogates.site import surrogate_path
-from repl_fx.surrogates.synthesis import Synthesis
+from repl_fx.graph.captured import (
+    CapturedModule,
+    add_buffer,
+    attribute,
+    copy_graph,
+    drop_dead,
+    erase_dead,
+    get_attr,
+    has_effect,
+)
+from repl_fx.graph.state import prune_state_, used_by
+from repl_fx.surrogates.shared.site import surrogate_path
+from repl_fx.surrogates.shared.synthesis import Synthesis
 
 
 @dataclass(frozen=True)

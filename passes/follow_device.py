@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import fx, nn
 
-from repl_fx.runtime import enter_autocast
+from repl_fx.graph.runtime import enter_autocast
 
 ANCHOR = "device_anchor"
 

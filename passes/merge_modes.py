@@ -33,7 +33,7 @@ import torch
 from torch import fx, nn
 
 from repl_fx._torch import example_of, module_stack
-from repl_fx.graph import (
+from repl_fx.graph.captured import (
     PlainGraphModule,
     add_module,
     drop_dead,
@@ -43,7 +43,7 @@ from repl_fx.graph import (
     unique_name,
     writes_in_place,
 )
-from repl_fx.runtime import ModeSwitch, call_module, select_mode
+from repl_fx.graph.runtime import ModeSwitch, call_module, select_mode
 
 _OUTSIDE = ("placeholder", "get_attr")
 _COPIES = (torch.ops.aten.clone.default, torch.ops.aten.contiguous.default)

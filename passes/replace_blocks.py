@@ -17,14 +17,14 @@ from typing import Any
 import torch
 from torch import fx
 
-from repl_fx.blocks import Block, Repeat
+from repl_fx.analysis.blocks import Block, Repeat
+from repl_fx.analysis.side_outputs import return_none_
 from repl_fx.errors import PlanMismatch
-from repl_fx.graph import CapturedModule, copy_graph, drop_dead, erase_dead, memory_of, writes_in_place
+from repl_fx.graph.captured import CapturedModule, copy_graph, drop_dead, erase_dead, memory_of, writes_in_place
+from repl_fx.graph.state import prune_state_, used_by
 from repl_fx.passes.check_graph import check_surrogates
 from repl_fx.plan import Plan, Replacement
-from repl_fx.state import prune_state_, used_by
 from repl_fx.surrogates import Site, make_surrogate
-from repl_fx.taps import return_none_
 
 
 @dataclass(frozen=True)

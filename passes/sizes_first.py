@@ -15,8 +15,8 @@ from typing import Any
 import torch
 from torch import fx
 
-from repl_fx.graph import has_effect
-from repl_fx.runtime import check_constant, check_key, check_shape
+from repl_fx.graph.captured import has_effect
+from repl_fx.graph.runtime import check_constant, check_key, check_shape
 
 # What refuses an input has to run before its sizes are used.
 _CHECKS = (check_constant, check_key, check_shape)

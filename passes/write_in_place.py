@@ -20,9 +20,9 @@ import torch
 import torch.nn.functional as F
 from torch import fx, nn
 
-from repl_fx.graph import writes_in_place
-from repl_fx.residuals import ADDITIONS, MULTIPLICATIONS
-from repl_fx.surrogates.channels import put_channels, take_channels
+from repl_fx.analysis.residual_units import ADDITIONS, MULTIPLICATIONS
+from repl_fx.graph.captured import writes_in_place
+from repl_fx.surrogates.shared.channels import put_channels, take_channels
 
 _RELUS = {torch.ops.aten.relu.default, torch.ops.aten.relu_.default, F.relu, torch.relu, torch.Tensor.relu}
 _SUMS_IN_PLACE = {operator.iadd, torch.Tensor.add_}

@@ -11,10 +11,10 @@ import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
 import repl_fx
-from repl_fx.partial import CapturedParts
 from repl_fx.passes.fold_surrogates import is_synthesis
+from repl_fx.pipeline import Options, rewrite
 from repl_fx.surrogates import make_surrogate
-from repl_fx.transform import Options, rewrite
+from repl_fx.tracing.parts.capture import CapturedParts
 
 
 class Attention(nn.Module):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import re
 import sys
 import types
@@ -87,6 +88,22 @@ def test_the_surrogate_of_the_docs_works(monkeypatch: pytest.MonkeyPatch) -> Non
     assert torch.equal(repl_fx.fold(gm)(x), gm(x))
     with pytest.raises(repl_fx.NothingToReplace, match="it has no square weight"):
         repl_fx.transform(ConvNet(), (images(),), surrogate="one-layer")
+
+
+def test_the_picture_of_the_folders_is_that_of_the_imports() -> None:
+    pytest.importorskip("grimp")
+    spec = importlib.util.spec_from_file_location("draw_architecture", ROOT / "docs" / "draw_architecture.py")
+    assert spec is not None and spec.loader is not None
+    script = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(script)
+    page = script.PAGE.read_text()
+    assert script.drawn(page) == page
+
+
+def test_every_folder_is_in_the_table_of_the_architecture() -> None:
+    told = set(re.findall(r"^\| `(\w+)[/.]", (ROOT / "docs" / "architecture.md").read_text(), re.MULTILINE))
+    folders = {path.name for path in (ROOT / "repl_fx").iterdir() if (path / "__init__.py").exists()}
+    assert told - {"pipeline"} == folders
 
 
 def test_the_table_of_debug_variables_is_complete() -> None:

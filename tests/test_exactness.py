@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map_only
 from torch.utils.checkpoint import checkpoint
 
-from repl_fx.capture import CaptureInfo, capture, check_capture
+from repl_fx.tracing.capture import CaptureInfo, capture, check_capture
 
 
 class Net(nn.Module):

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 import repl_fx
-from repl_fx.blocks import Repeat
+from repl_fx.analysis.blocks import Repeat
 
 
 @dataclass(frozen=True)

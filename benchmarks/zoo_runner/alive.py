@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, fx, nn
 
 from benchmarks.zoo_runner.exactness import fresh, loss_of, same, tensors
-from repl_fx.decisions import is_random
-from repl_fx.tracing.untouched import in_mode, seed_everything, untouched
+from repl_fx.graph.decisions import is_random
+from repl_fx.running.untouched import in_mode, seed_everything, untouched
 
 # Surrogates begin silent, so that some of their parameters get their first gradient in a later step.
 SILENT, STEPS = 2, 4

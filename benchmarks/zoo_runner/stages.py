@@ -32,15 +32,15 @@ from benchmarks.zoo_runner.exactness import (
     require_equal_training,
     tensors,
 )
+from repl_fx.analysis.blocks import Block, Repeat
+from repl_fx.analysis.node_table import node_table
 from repl_fx.artifact import load_artifact
-from repl_fx.blocks import Block, Repeat
-from repl_fx.node_table import node_table
-from repl_fx.partial import Part, join
 from repl_fx.passes.fold_surrogates import is_synthesis
-from repl_fx.surrogates.site import surrogate_path
+from repl_fx.pipeline import Options, TransformResult, rewrite
+from repl_fx.running.untouched import seed_everything
+from repl_fx.surrogates.shared.site import surrogate_path
 from repl_fx.tracing.check import compare_modes
-from repl_fx.tracing.untouched import seed_everything
-from repl_fx.transform import Options, TransformResult, rewrite
+from repl_fx.tracing.parts.capture import Part, join
 
 FIRST = ("captured", "eval", "train", "repeats", "replaced", "trained")
 SECOND = ("reloaded", "folded", "exported", "verified")

@@ -12,7 +12,7 @@ import msgspec
 
 from repl_fx.artifact.inputs import Inputs
 from repl_fx.errors import ArtifactError, one_line
-from repl_fx.part_search import Eager
+from repl_fx.tracing.parts.search import Eager
 
 SCHEMA = 3
 KIND = "repl-fx artifact"

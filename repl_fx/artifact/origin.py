@@ -15,12 +15,12 @@ from repl_fx.arguments import in_words
 from repl_fx.artifact.inputs import Inputs
 from repl_fx.artifact.manifest import Captured, Manifest, Model, Options
 from repl_fx.errors import BadInput
-from repl_fx.partial import Part
+from repl_fx.pipeline import TransformResult, lines_made
 from repl_fx.plan import Plan
+from repl_fx.running.python_state import ORIGIN
 from repl_fx.sources import Source
-from repl_fx.tracing.python_state import ORIGIN
+from repl_fx.tracing.parts.capture import Part
 from repl_fx.tracing.size_questions import refused_sizes
-from repl_fx.transform import TransformResult, lines_made
 
 
 @dataclass(frozen=True)

@@ -18,16 +18,16 @@ from repl_fx.artifact.model_code import build_source
 from repl_fx.artifact.origin import Origin, first_difference, model_of, require_as_made, versions, with_origin
 from repl_fx.artifact.weights import State, load_state, read_state, write_state
 from repl_fx.errors import ArtifactError, BadInput, CaptureError, NothingToReplace, PlanMismatch, one_line
-from repl_fx.graph import copy_model
-from repl_fx.partial import capture_as_called
+from repl_fx.graph.captured import copy_model
+from repl_fx.pipeline import TransformResult, rewrite, transform
 from repl_fx.plan import Plan
+from repl_fx.running.python_state import ORIGIN
+from repl_fx.running.untouched import device_of
 from repl_fx.sources import Source
 from repl_fx.sources.source import hash_file, to_device
 from repl_fx.tracing.fingerprint import code_of, fingerprint
-from repl_fx.tracing.python_state import ORIGIN
+from repl_fx.tracing.parts.capture import capture_as_called
 from repl_fx.tracing.size_questions import refuse_sizes_
-from repl_fx.tracing.untouched import device_of
-from repl_fx.transform import TransformResult, rewrite, transform
 
 PLAN, GRAPH, STRUCTURE = "plan.json", "graph.txt", "source.txt"
 WEIGHTS, CONSTANTS = "model.safetensors", "constants.safetensors"

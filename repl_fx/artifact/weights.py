@@ -13,8 +13,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from repl_fx.errors import ArtifactError, OutputError, one_line
-from repl_fx.graph import is_traced_constant
-from repl_fx.partial import graphs_in, join
+from repl_fx.graph.captured import is_traced_constant
+from repl_fx.tracing.parts.capture import graphs_in, join
 
 # How far a constant may be from the one that was saved, as a fraction of the largest of its values. A sine of a large
 # angle has lost this much where another machine computes the angle, and a constant that was changed differs by more.

@@ -26,8 +26,8 @@ if TYPE_CHECKING:
     from torch import nn
 
     from repl_fx.artifact import Artifact
-    from repl_fx.partial import CapturedParts
     from repl_fx.sources import Source
+    from repl_fx.tracing.parts.capture import CapturedParts
 
 SpecArgument = Annotated[
     str,

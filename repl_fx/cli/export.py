@@ -46,10 +46,10 @@ def export_command(
     with running(as_json, verbose, quiet) as terminal:
         from repl_fx import export_onnx, verify_onnx
         from repl_fx.artifact import PROOF, changing, load_artifact
-        from repl_fx.capture import widen_batch
         from repl_fx.errors import BadInput, OutputError
         from repl_fx.export import onnx_name
         from repl_fx.report import verification_table
+        from repl_fx.tracing.capture import widen_batch
 
         if output is not None and output.exists() and not force:
             raise OutputError(f"{output} exists; choose another place with -o, or replace it with --force")

@@ -35,6 +35,7 @@ def inspect_command(
     """Show what repeats in a model, with sizes and costs; for a directory, also what was replaced in it."""
     with running(as_json, verbose, quiet) as terminal:
         from repl_fx import capture_parts
+        from repl_fx.pipeline import repeats_of
         from repl_fx.report import (
             blocks_document,
             blocks_table,
@@ -46,7 +47,6 @@ def inspect_command(
             repeats_document,
             repeats_table,
         )
-        from repl_fx.transform import repeats_of
 
         target = load_target(terminal, spec, input_shape, seed, device, model, trust)
         if target.artifact is not None:

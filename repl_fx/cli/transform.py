@@ -198,8 +198,8 @@ def _checked(source: Source, result: TransformResult) -> CaptureCheck:
     """
     from repl_fx import check_capture
     from repl_fx.errors import BadInput
-    from repl_fx.rungs import obstacle
     from repl_fx.tracing.model_checks import misfit
+    from repl_fx.tracing.tracers import obstacle
 
     if result.captured_parts.check is not None:
         return result.captured_parts.check

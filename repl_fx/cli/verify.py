@@ -61,8 +61,8 @@ def verify_command(
     """Compare an ONNX file with a model or a directory, per output and per layer; exit 1 when they differ."""
     with running(as_json, verbose, quiet) as terminal:
         from repl_fx import capture, verify_onnx
-        from repl_fx.capture import widen_batch
         from repl_fx.report import layers_table, verification_table
+        from repl_fx.tracing.capture import widen_batch
 
         batches = None if batch is None else _sizes(batch)
         target = load_target(terminal, spec, input_shape, seed, device, model, trust)

@@ -24,7 +24,7 @@ from repl_fx.export.difference import (
 from repl_fx.export.noise import first_line
 from repl_fx.export.session import OnnxSession, pair_by_position
 from repl_fx.export.tensors import FlatInputs, name_outputs
-from repl_fx.tracing.untouched import untouched
+from repl_fx.running.untouched import untouched
 
 
 class Comparison:

@@ -14,13 +14,13 @@ import torch
 from torch import Tensor, fx
 
 from repl_fx._torch import pytree
-from repl_fx.decisions import compute_all_, is_decision
 from repl_fx.errors import BadInput, ExportError
 from repl_fx.export.comparison import Comparison
 from repl_fx.export.difference import Difference
 from repl_fx.export.onnx_model import export_onnx
 from repl_fx.export.session import OnnxSession
 from repl_fx.export.tensors import FlatInputs, batch_size
+from repl_fx.graph.decisions import compute_all_, is_decision
 
 # More rows than this say no more about where a difference begins, and every one is an output of the diagnostic export.
 _MAX_LAYERS = 256

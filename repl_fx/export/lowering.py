@@ -16,9 +16,9 @@ import torch
 from torch import Tensor, fx
 
 from repl_fx._torch import example_of
-from repl_fx.decisions import Condition, is_choice, is_random, pick
-from repl_fx.interface import PackOutput
-from repl_fx.runtime import check_condition
+from repl_fx.graph.decisions import Condition, is_choice, is_random, pick
+from repl_fx.graph.runtime import check_condition
+from repl_fx.graph.signature import PackOutput
 
 
 def lower_(gm: fx.GraphModule) -> int:

@@ -17,7 +17,6 @@ import torch
 from torch import Tensor, fx, nn
 
 from repl_fx.arguments import require_args, require_module, require_path
-from repl_fx.dynamic_shapes import auto_shapes, batch_dims, dynamic_dims
 from repl_fx.errors import BadInput, ExportError, OutputError
 from repl_fx.export.lowering import lower_
 from repl_fx.export.noise import first_line, quiet
@@ -25,9 +24,10 @@ from repl_fx.export.optimizing import optimize_
 from repl_fx.export.stateless import drop_updates_
 from repl_fx.export.tensors import FlatInputs, FlatModule, evaluating, flatten_inputs, name_outputs
 from repl_fx.export.translations import TRANSLATIONS
-from repl_fx.partial import graphs_in
 from repl_fx.passes.fold_surrogates import fold_surrogates
-from repl_fx.tracing.untouched import untouched
+from repl_fx.running.untouched import untouched
+from repl_fx.tracing.dynamic_shapes import auto_shapes, batch_dims, dynamic_dims
+from repl_fx.tracing.parts.capture import graphs_in
 
 # protobuf refuses messages of 2 GiB; what is left is for the graph itself.
 INLINE_LIMIT = 1536 * 2**20

@@ -13,9 +13,9 @@ from collections.abc import Iterable, Iterator
 from torch import fx
 
 from repl_fx.errors import ExportError
-from repl_fx.graph import drop_dead, memory_of, writes_in_place
-from repl_fx.runtime import ModeSwitch, assign_buffer
-from repl_fx.tracing.assigned_buffers import assigned_by
+from repl_fx.graph.assigned_buffers import assigned_by
+from repl_fx.graph.captured import drop_dead, memory_of, writes_in_place
+from repl_fx.graph.runtime import ModeSwitch, assign_buffer
 
 
 def drop_updates_(gm: fx.GraphModule) -> int:

@@ -20,10 +20,10 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from repl_fx._torch import FakeTensorMode, pytree
-from repl_fx.capture import widen_batch
 from repl_fx.errors import one_line
-from repl_fx.graph import copy_graph, share_tensors, tensors_in
-from repl_fx.partial import Part
+from repl_fx.graph.captured import copy_graph, share_tensors, tensors_in
+from repl_fx.tracing.capture import widen_batch
+from repl_fx.tracing.parts.capture import Part
 
 
 @dataclass(frozen=True)

@@ -13,12 +13,12 @@ from rich.table import Table
 from rich.text import Text
 from torch import fx
 
-from repl_fx.blocks import Block, Repeat
-from repl_fx.partial import CapturedParts
+from repl_fx.analysis.blocks import Block, Repeat
+from repl_fx.pipeline import BlockReport
 from repl_fx.plan import Plan, Replacement
 from repl_fx.report.costs import Costs
 from repl_fx.report.units import change, count, share, size, small
-from repl_fx.transform import BlockReport
+from repl_fx.tracing.parts.capture import CapturedParts
 
 if TYPE_CHECKING:
     from repl_fx.export import Difference, Verification

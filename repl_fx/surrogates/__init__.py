@@ -1,14 +1,14 @@
 """Surrogates: what stands in for a replaced block. One a file; importing this package registers them all."""
 
 from repl_fx.surrogates import auto, blend, bottleneck, coarse, identity, reuse, slim
-from repl_fx.surrogates.registry import (
+from repl_fx.surrogates.shared.registry import (
     Surrogate,
     known_surrogates,
     make_surrogate,
     register_surrogate,
 )
-from repl_fx.surrogates.site import Site
-from repl_fx.surrogates.synthesis import Synthesis, shared_synthesis
+from repl_fx.surrogates.shared.site import Site
+from repl_fx.surrogates.shared.synthesis import Synthesis, shared_synthesis
 
 __all__ = [
     "Site",

@@ -16,9 +16,9 @@ from torch import fx
 from repl_fx.surrogates.blend import Blend, BlendConfig
 from repl_fx.surrogates.bottleneck import Bottleneck, BottleneckConfig
 from repl_fx.surrogates.coarse import Coarse, CoarseConfig, streams_sequence
-from repl_fx.surrogates.registry import Surrogate, register_surrogate
 from repl_fx.surrogates.reuse import Reuse, ReuseConfig
-from repl_fx.surrogates.site import Site
+from repl_fx.surrogates.shared.registry import Surrogate, register_surrogate
+from repl_fx.surrogates.shared.site import Site
 from repl_fx.surrogates.slim import Slim, SlimConfig
 
 

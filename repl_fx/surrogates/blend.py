@@ -22,12 +22,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
+from repl_fx.analysis.linear_operators import CONVOLUTIONS, is_norm, is_plain, matrix_like, mixer_of
 from repl_fx.errors import BadInput
-from repl_fx.mixers import CONVOLUTIONS, is_norm, is_plain, matrix_like, mixer_of
-from repl_fx.surrogates.registry import Surrogate, register_surrogate
-from repl_fx.surrogates.rewired import Rewired
-from repl_fx.surrogates.site import Call, Site, shown
-from repl_fx.surrogates.synthesis import Synthesis
+from repl_fx.surrogates.shared.functional_module import Rewired
+from repl_fx.surrogates.shared.registry import Surrogate, register_surrogate
+from repl_fx.surrogates.shared.site import Call, Site, shown
+from repl_fx.surrogates.shared.synthesis import Synthesis
 
 _GRANULARITIES = ("tensor", "channel")
 _TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)

@@ -37,16 +37,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
-from repl_fx.blocks import Block
-from repl_fx.mixers import CONVOLUTIONS, Mixer
-from repl_fx.passes.split_branches import Branch
-from repl_fx.surrogates.activations import Activation, find_activation
-from repl_fx.surrogates.branches import drop_branches, outputs_after, starts_at_zero, without
-from repl_fx.surrogates.lean import LeanBranch
-from repl_fx.surrogates.norms import ThinNorm, find_norm, find_post_norm, without_norm
-from repl_fx.surrogates.registry import Surrogate, check_thin_settings, register_surrogate
-from repl_fx.surrogates.site import Site, shown
-from repl_fx.surrogates.thin_layer import ThinForms, ThinSynthesis, ThinWeights, WeightForm
+from repl_fx.analysis.blocks import Block
+from repl_fx.analysis.branches import Branch
+from repl_fx.analysis.linear_operators import CONVOLUTIONS, Mixer
+from repl_fx.surrogates.shared.activations import Activation, find_activation
+from repl_fx.surrogates.shared.branch_edits import drop_branches, outputs_after, starts_at_zero, without
+from repl_fx.surrogates.shared.norms import ThinNorm, find_norm, find_post_norm, without_norm
+from repl_fx.surrogates.shared.recompute import LeanBranch
+from repl_fx.surrogates.shared.registry import Surrogate, check_thin_settings, register_surrogate
+from repl_fx.surrogates.shared.site import Site, shown
+from repl_fx.surrogates.shared.thin_layer import ThinForms, ThinSynthesis, ThinWeights, WeightForm
 
 
 @dataclass(frozen=True)

@@ -32,17 +32,17 @@ import torch
 from torch import Tensor, fx, nn
 
 from repl_fx._torch import pytree
-from repl_fx.attention import find_attention, mixes_by_map, sees_all_positions
-from repl_fx.graph import writes_in_place
-from repl_fx.mixers import Mixer, mixer_of
-from repl_fx.surrogates.activations import is_activation
+from repl_fx.analysis.attention import find_attention, mixes_by_map, sees_all_positions
+from repl_fx.analysis.linear_operators import Mixer, mixer_of
+from repl_fx.graph.captured import writes_in_place
 from repl_fx.surrogates.blend import BlendSynthesis, on_state, output_axis, refuse_unlike, weights_to_blend
-from repl_fx.surrogates.branches import has_no_state, leading_to, silent_mixers, silent_norms
-from repl_fx.surrogates.norms import fresh_norm, norm_at
-from repl_fx.surrogates.registry import Surrogate, check_thin_settings, register_surrogate
-from repl_fx.surrogates.site import Call, Site, shown
-from repl_fx.surrogates.synthesis import Synthesis
-from repl_fx.surrogates.windows import PictureWindows, TokenWindows, Windows
+from repl_fx.surrogates.shared.activations import is_activation
+from repl_fx.surrogates.shared.branch_edits import has_no_state, leading_to, silent_mixers, silent_norms
+from repl_fx.surrogates.shared.norms import fresh_norm, norm_at
+from repl_fx.surrogates.shared.registry import Surrogate, check_thin_settings, register_surrogate
+from repl_fx.surrogates.shared.site import Call, Site, shown
+from repl_fx.surrogates.shared.synthesis import Synthesis
+from repl_fx.surrogates.shared.windows import PictureWindows, TokenWindows, Windows
 
 
 @dataclass(frozen=True)

@@ -15,8 +15,8 @@ from dataclasses import dataclass
 
 from torch import Tensor, fx
 
-from repl_fx.surrogates.registry import Surrogate, register_surrogate
-from repl_fx.surrogates.site import Site
+from repl_fx.surrogates.shared.registry import Surrogate, register_surrogate
+from repl_fx.surrogates.shared.site import Site
 
 
 @dataclass(frozen=True)

@@ -31,23 +31,23 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from repl_fx.attention import (
+from repl_fx.analysis.attention import (
     Attention,
     distinct_heads,
     find_attention,
     gives_positions_in_order,
     product_settings,
 )
-from repl_fx.decisions import is_choice
-from repl_fx.passes.split_branches import Branch
-from repl_fx.surrogates.branches import drop_branches, outputs_after, starts_at_zero, without
-from repl_fx.surrogates.lean import LeanAttention
-from repl_fx.surrogates.norms import without_norm
-from repl_fx.surrogates.registry import Surrogate, check_thin_settings, register_surrogate
-from repl_fx.surrogates.site import Site
-from repl_fx.surrogates.slices import Blend, Units
-from repl_fx.surrogates.starts import length, random_values
-from repl_fx.surrogates.synthesis import BlendingSynthesis
+from repl_fx.analysis.branches import Branch
+from repl_fx.graph.decisions import is_choice
+from repl_fx.surrogates.shared.branch_edits import drop_branches, outputs_after, starts_at_zero, without
+from repl_fx.surrogates.shared.initialisation import length, random_values
+from repl_fx.surrogates.shared.norms import without_norm
+from repl_fx.surrogates.shared.recompute import LeanAttention
+from repl_fx.surrogates.shared.registry import Surrogate, check_thin_settings, register_surrogate
+from repl_fx.surrogates.shared.site import Site
+from repl_fx.surrogates.shared.synthesis import BlendingSynthesis
+from repl_fx.surrogates.shared.weight_slices import Blend, Units
 
 # What a synthesis of values returns behind them, in order; the biases where there are any.
 _BESIDE_VALUES = ("weight_out", "bias_values", "bias_out")

@@ -29,15 +29,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
-from repl_fx.graph import share_tensors
-from repl_fx.mixers import CONVOLUTIONS, Mixer, mixer_of
-from repl_fx.residuals import ADDITIONS, MULTIPLICATIONS
-from repl_fx.surrogates.activations import is_activation
-from repl_fx.surrogates.branches import has_no_state, leading_to, silent_mixers, silent_norms
-from repl_fx.surrogates.norms import ThinNorm, fresh_norm, norm_at
-from repl_fx.surrogates.registry import Surrogate, check_thin_settings, register_surrogate
-from repl_fx.surrogates.site import Site, shown
-from repl_fx.surrogates.slim_weights import Cut, SlimSynthesis, SlimWeights
+from repl_fx.analysis.linear_operators import CONVOLUTIONS, Mixer, mixer_of
+from repl_fx.analysis.residual_units import ADDITIONS, MULTIPLICATIONS
+from repl_fx.graph.captured import share_tensors
+from repl_fx.surrogates.shared.activations import is_activation
+from repl_fx.surrogates.shared.branch_edits import has_no_state, leading_to, silent_mixers, silent_norms
+from repl_fx.surrogates.shared.norms import ThinNorm, fresh_norm, norm_at
+from repl_fx.surrogates.shared.registry import Surrogate, check_thin_settings, register_surrogate
+from repl_fx.surrogates.shared.site import Site, shown
+from repl_fx.surrogates.shared.thin_block import Cut, SlimSynthesis, SlimWeights
 
 # Fewer channels than this have little to say; a convolution of fewer takes as long.
 _LEAST = 4

@@ -28,9 +28,9 @@ import torch
 from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 
-from repl_fx.graph import is_traced_constant
-from repl_fx.runtime import check_least
-from repl_fx.tracing.python_state import NOTES, OWN_ATTRIBUTES, is_own_code
+from repl_fx.graph.captured import is_traced_constant
+from repl_fx.graph.runtime import check_least
+from repl_fx.running.python_state import NOTES, OWN_ATTRIBUTES, is_own_code
 
 # As they are: what they print is what they are.
 _PLAIN = (

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from repl_fx._torch import global_module_hooks
 from repl_fx.errors import CaptureError
-from repl_fx.tracing.python_state import Change, PythonState
+from repl_fx.running.python_state import Change, PythonState
 
 _FORWARD = {"_forward_hooks": "forward hook", "_forward_pre_hooks": "forward pre-hook"}
 _BACKWARD = {"_backward_hooks": "backward hook", "_backward_pre_hooks": "backward pre-hook"}

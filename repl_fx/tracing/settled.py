@@ -14,9 +14,9 @@ from torch import Tensor, nn
 
 from repl_fx._torch import pytree
 from repl_fx.errors import CaptureError
-from repl_fx.tracing.equality import same_value
-from repl_fx.tracing.python_state import PythonState, StateChanges, place_of
-from repl_fx.tracing.untouched import device_of, fresh_inputs, in_mode, seed_everything, seeded, untouched
+from repl_fx.running.equality import same_value
+from repl_fx.running.python_state import PythonState, StateChanges, place_of
+from repl_fx.running.untouched import device_of, fresh_inputs, in_mode, seed_everything, seeded, untouched
 
 _SHOWN = 3
 

@@ -16,11 +16,11 @@ import torch
 from torch import Tensor, fx, nn
 
 from repl_fx._torch import pytree
-from repl_fx.interface import bind_arguments
-from repl_fx.objects import open_objects
-from repl_fx.runtime import check_least, check_shape
-from repl_fx.tracing.equality import equal_leaves
-from repl_fx.tracing.untouched import device_of, fresh_inputs, in_mode, seeded, untouched
+from repl_fx.graph.runtime import check_least, check_shape
+from repl_fx.graph.signature import bind_arguments
+from repl_fx.running.equality import equal_leaves
+from repl_fx.running.opaque_outputs import open_objects
+from repl_fx.running.untouched import device_of, fresh_inputs, in_mode, seeded, untouched
 
 
 @contextmanager

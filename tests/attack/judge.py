@@ -28,8 +28,8 @@ import torch
 from torch import Tensor, nn
 
 import repl_fx
-from repl_fx.surrogates.site import surrogate_path
-from repl_fx.transform import Options, TransformResult, rewrite
+from repl_fx.pipeline import Options, TransformResult, rewrite
+from repl_fx.surrogates.shared.site import surrogate_path
 from tests.attack import networks
 from tests.attack.files import FileDiffers, judge_file
 from tests.attack.pruning import prune

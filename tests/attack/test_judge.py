@@ -15,7 +15,7 @@ from onnx import numpy_helper
 from torch import Tensor, nn
 
 import repl_fx
-from repl_fx.surrogates.site import surrogate_path
+from repl_fx.surrogates.shared.site import surrogate_path
 from tests.attack import judge as judging
 from tests.attack.hooks import Counted
 from tests.attack.judge import Judge, Verdict

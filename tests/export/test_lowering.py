@@ -9,9 +9,9 @@ import torch
 from torch import Tensor, fx, nn
 
 import repl_fx
-from repl_fx.decisions import Condition, choose
 from repl_fx.export.lowering import Pieces, attention, grouped_matmul, lower_, subtracted_from
-from repl_fx.runtime import check_condition
+from repl_fx.graph.decisions import Condition, choose
+from repl_fx.graph.runtime import check_condition
 
 
 def test_a_subtraction_from_a_number() -> None:

@@ -11,13 +11,12 @@ import onnx
 import onnxruntime
 import pytest
 import torch
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
+from hypothesis import HealthCheck, given, settings, strategies as st
 from torch import Tensor, fx, nn
 
-from repl_fx.dynamic_shapes import auto_shapes, dynamic_dims
 from repl_fx.errors import BadInput, ExportError, OutputError
 from repl_fx.export import export_onnx, onnx_model, onnx_name, verify_onnx
+from repl_fx.tracing.dynamic_shapes import auto_shapes, dynamic_dims
 
 
 class ConvNet(nn.Module):

@@ -14,7 +14,7 @@ from torch import Tensor, fx, nn
 import repl_fx
 from repl_fx.errors import BadInput
 from repl_fx.export import export_onnx, verify_onnx
-from repl_fx.runtime import ModeSwitch
+from repl_fx.graph.runtime import ModeSwitch
 from tests.export.subjects import X, perturbed
 
 

@@ -7,8 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from hypothesis import given, settings, strategies as st
 from torch import Tensor, fx, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -16,9 +15,9 @@ import repl_fx
 from repl_fx.passes.batch_syntheses import batch_syntheses_
 from repl_fx.passes.fold_surrogates import is_synthesis
 from repl_fx.passes.replace_blocks import replace_blocks
-from repl_fx.surrogates import slices
-from repl_fx.surrogates.slices import Blend, Units, blend_slices
-from repl_fx.surrogates.synthesis import SynthesisBatch
+from repl_fx.surrogates.shared import weight_slices
+from repl_fx.surrogates.shared.synthesis import SynthesisBatch
+from repl_fx.surrogates.shared.weight_slices import Blend, Units, blend_slices
 from tests.nets import ConvNet, TokenNet, images, tokens
 
 
@@ -140,7 +139,7 @@ def test_stacked_blends_are_the_sums_and_so_are_their_gradients(
         return tuple(blend_slices([Blend(b.units, next(each), tuple(next(each) for _ in b.weights)) for b in asked]))
 
     for made, blend in zip(run(*tensors), asked, strict=True):
-        torch.testing.assert_close(made, slices._alone(blend))
+        torch.testing.assert_close(made, weight_slices._alone(blend))
     assert torch.autograd.gradcheck(run, tensors)
 
 

@@ -10,11 +10,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
-from repl_fx.capture import capture
 from repl_fx.config import check_passes
 from repl_fx.errors import BadInput, BrokenGraph
-from repl_fx.leaf_calls import leaf_call_operator
+from repl_fx.graph.markers import leaf_call_operator
 from repl_fx.passes.check_graph import check_graph
+from repl_fx.tracing.capture import capture
 
 
 class Model(nn.Module):

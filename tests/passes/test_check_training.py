@@ -15,9 +15,10 @@ from torch import Tensor, fx, nn
 import repl_fx
 from repl_fx.errors import NothingToReplace, PlanMismatch
 from repl_fx.passes.check_training import TrainingCheck
-from repl_fx.surrogates import Site, Surrogate, registry
+from repl_fx.surrogates import Site, Surrogate
 from repl_fx.surrogates.bottleneck import Bottleneck
-from repl_fx.surrogates.synthesis import Synthesis
+from repl_fx.surrogates.shared import registry
+from repl_fx.surrogates.shared.synthesis import Synthesis
 from tests.nets import ConvNet, Counts, TokenNet, images, tokens
 
 

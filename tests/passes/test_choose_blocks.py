@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 from torch import fx
 
-from repl_fx.blocks import Block, Repeat
+from repl_fx.analysis.blocks import Block, Repeat
 from repl_fx.errors import BadInput, UnknownBlock
 from repl_fx.passes.choose_blocks import Choice, choose_blocks
 

@@ -12,18 +12,17 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from hypothesis import example, given, settings
-from hypothesis import strategies as st
+from hypothesis import example, given, settings, strategies as st
 from torch import Tensor, fx, nn
 
-from repl_fx import cuts
-from repl_fx.blocks import Repeat
-from repl_fx.capture import capture, check_capture
-from repl_fx.graph import CapturedModule
-from repl_fx.node_table import node_table
+from repl_fx.analysis import segmentation
+from repl_fx.analysis.blocks import Repeat
+from repl_fx.analysis.node_table import node_table
+from repl_fx.graph.captured import CapturedModule
 from repl_fx.passes.find_repeats import _candidate_shifts, _choose, _Found, find_repeats, match_at_shift
+from repl_fx.pipeline import transform
 from repl_fx.sources import load_source
-from repl_fx.transform import transform
+from repl_fx.tracing.capture import capture, check_capture
 from tests.nets import TwoStreams
 
 EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
@@ -469,9 +468,9 @@ def test_phases_of_a_run_do_not_walk_the_same_nodes_again(monkeypatch: pytest.Mo
             x = graph.call(operator.add, x, graph.linear(graph.call(torch.relu, graph.linear(x, width)), width))
     gm = graph.done(x)
     calls = {"pairs": 0, "searches": 0}
-    known, depends = cuts._Mismatches.known, cuts.depends
+    known, depends = segmentation._Mismatches.known, segmentation.depends
 
-    def count_pairs(self: cuts._Mismatches, pattern: int, found: int, start: int) -> int | None:
+    def count_pairs(self: segmentation._Mismatches, pattern: int, found: int, start: int) -> int | None:
         calls["pairs"] += 1
         return known(self, pattern, found, start)
 
@@ -479,8 +478,8 @@ def test_phases_of_a_run_do_not_walk_the_same_nodes_again(monkeypatch: pytest.Mo
         calls["searches"] += 1
         return depends(*args)
 
-    monkeypatch.setattr(cuts._Mismatches, "known", count_pairs)
-    monkeypatch.setattr(cuts, "depends", count_searches)
+    monkeypatch.setattr(segmentation._Mismatches, "known", count_pairs)
+    monkeypatch.setattr(segmentation, "depends", count_searches)
     assert find_repeats(gm)
     # Without what is remembered of other phases: 95 pairs for each node, and a search for each phase that is tried.
     assert calls["pairs"] < 3 * len(gm.graph.nodes)

@@ -8,10 +8,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import repl_fx
-from repl_fx.blocks import Repeat
-from repl_fx.capture import capture
+from repl_fx.analysis.blocks import Repeat
 from repl_fx.passes.choose_blocks import choose_blocks
 from repl_fx.passes.find_repeats import find_repeats
+from repl_fx.tracing.capture import capture
 
 SURROGATES = ["identity", "bottleneck"]
 

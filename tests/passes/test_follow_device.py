@@ -8,9 +8,9 @@ import pytest
 import torch
 from torch import Tensor, fx, nn
 
-from repl_fx.capture import capture, check_capture
+from repl_fx.graph.runtime import enter_autocast
 from repl_fx.passes.follow_device import ANCHOR, follow_device_
-from repl_fx.runtime import enter_autocast
+from repl_fx.tracing.capture import capture, check_capture
 
 
 class Model(nn.Module):

@@ -9,8 +9,8 @@ import pytest
 import torch
 from torch import Tensor, fx, nn
 
+from repl_fx.graph.runtime import ModeSwitch, select_mode
 from repl_fx.passes.merge_modes import merge_modes
-from repl_fx.runtime import ModeSwitch, select_mode
 
 Build = Callable[[fx.Graph, fx.Node], Any]
 aten = torch.ops.aten

@@ -12,8 +12,8 @@ from torch import Tensor, fx, nn
 import repl_fx
 from repl_fx.errors import BrokenGraph
 from repl_fx.passes.replace_blocks import replace_blocks
-from repl_fx.surrogates import registry
-from repl_fx.surrogates.synthesis import Synthesis
+from repl_fx.surrogates.shared import registry
+from repl_fx.surrogates.shared.synthesis import Synthesis
 from tests.nets import ConvNet, TokenNet, TwoStreams, images, tokens
 
 

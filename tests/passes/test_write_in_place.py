@@ -10,14 +10,13 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from hypothesis import given, settings, strategies as st
 from torch import Tensor, fx, nn
 
 import repl_fx
 from repl_fx.passes.replace_blocks import replace_blocks
-from repl_fx.surrogates import channels
-from repl_fx.surrogates.channels import put_channels, take_channels
+from repl_fx.surrogates.shared import channels
+from repl_fx.surrogates.shared.channels import put_channels, take_channels
 from tests.nets import ConvNet, as_after_training, images
 
 

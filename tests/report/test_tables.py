@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 import repl_fx
 from repl_fx.export import Difference, LayerDifference, Verification
+from repl_fx.pipeline import BlockReport
 from repl_fx.plan import Plan, Refusal, Replacement
 from repl_fx.report import (
     Costs,
@@ -27,7 +28,6 @@ from repl_fx.report import (
     repeats_table,
     verification_table,
 )
-from repl_fx.transform import BlockReport
 
 
 class Pair(nn.Module):

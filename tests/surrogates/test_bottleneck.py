@@ -6,15 +6,14 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from hypothesis import given, settings, strategies as st
 from torch import Tensor, nn
 
 import repl_fx
 from repl_fx.passes.fold_surrogates import is_synthesis
 from repl_fx.surrogates.bottleneck import _layout_change
-from repl_fx.surrogates.lean import LeanBranch
-from repl_fx.surrogates.thin_layer import ThinForms, ThinSynthesis, WeightForm
+from repl_fx.surrogates.shared.recompute import LeanBranch
+from repl_fx.surrogates.shared.thin_layer import ThinForms, ThinSynthesis, WeightForm
 from tests.nets import ConvNet, TokenNet, TransformerBlock, as_after_training, images, rewritten, tokens
 
 PLAIN = WeightForm(transposed=False, groups=1)

@@ -10,13 +10,12 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from hypothesis import given
-from hypothesis import strategies as st
+from hypothesis import given, strategies as st
 from torch import Tensor, fx, nn
 
 import repl_fx
 from repl_fx.surrogates.coarse import CoarseSynthesis
-from repl_fx.surrogates.windows import PictureWindows, TokenWindows, add_windows
+from repl_fx.surrogates.shared.windows import PictureWindows, TokenWindows, add_windows
 from tests.nets import (
     ConvNet,
     TokenNet,

@@ -12,10 +12,10 @@ from torch import Tensor, fx, nn
 
 import repl_fx
 from repl_fx.errors import NothingToReplace
-from repl_fx.surrogates.lean import LeanAttention
 from repl_fx.surrogates.reuse import ValueSynthesis
+from repl_fx.surrogates.shared.recompute import LeanAttention
+from tests.analysis.test_attention import Net
 from tests.nets import ConvNet, TokenNet, TransformerBlock, as_after_training, images, rewritten, tokens
-from tests.test_attention import Net
 
 
 def _reused(model: nn.Module, x: Tensor, **settings: Any) -> fx.GraphModule:

@@ -12,9 +12,9 @@ from torch import Tensor, nn
 
 import repl_fx
 from repl_fx.passes.fold_surrogates import is_synthesis
-from repl_fx.surrogates.activations import is_activation
+from repl_fx.surrogates.shared.activations import is_activation
+from repl_fx.surrogates.shared.thin_block import Cut, SlimSynthesis, SlimWeights
 from repl_fx.surrogates.slim import _order
-from repl_fx.surrogates.slim_weights import Cut, SlimSynthesis, SlimWeights
 from tests.nets import (
     ConvNet,
     TokenNet,

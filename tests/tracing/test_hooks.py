@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 
 import repl_fx
-from repl_fx.capture import capture, check_capture
 from repl_fx.errors import CaptureError
+from repl_fx.tracing.capture import capture, check_capture
 
 
 class Block(nn.Module):

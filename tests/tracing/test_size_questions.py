@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from repl_fx.capture import capture
 from repl_fx.errors import BadInput
+from repl_fx.tracing.capture import capture
 
 
 class Asks(nn.Module):

@@ -14,7 +14,7 @@ from torch.nn.utils import parametrizations
 from torch.utils import _pytree as pytree
 
 import repl_fx
-from repl_fx.objects import open_objects
+from repl_fx.running.opaque_outputs import open_objects
 
 WIDTH = 16
 DEPTH = 3

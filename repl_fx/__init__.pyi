@@ -1,0 +1,59 @@
+# The public names, and where they are; the package imports each when it is first asked for.
+
+from .analysis.blocks import (
+    Block as Block,
+    Repeat as Repeat,
+)
+from .artifact import (
+    load as load,
+    save as save,
+)
+from .errors import (
+    ArtifactError as ArtifactError,
+    BadInput as BadInput,
+    CaptureError as CaptureError,
+    ExportError as ExportError,
+    NotFoldable as NotFoldable,
+    NothingToReplace as NothingToReplace,
+    OutputError as OutputError,
+    PlanMismatch as PlanMismatch,
+    ReplFxError as ReplFxError,
+    SourceError as SourceError,
+    UnknownBlock as UnknownBlock,
+    UnknownSurrogate as UnknownSurrogate,
+    WeightsChanged as WeightsChanged,
+)
+from .export import (
+    export_onnx as export_onnx,
+    verify_onnx as verify_onnx,
+)
+from .passes.find_repeats import (
+    find_repeats as find_repeats,
+)
+from .pipeline import (
+    TransformResult as TransformResult,
+    fold as fold,
+    make_plan as make_plan,
+    transform as transform,
+)
+from .plan import (
+    Plan as Plan,
+)
+from .surrogates import (
+    Site as Site,
+    Surrogate as Surrogate,
+    Synthesis as Synthesis,
+    known_surrogates as known_surrogates,
+    register_surrogate as register_surrogate,
+    shared_synthesis as shared_synthesis,
+)
+from .tracing.capture import (
+    capture as capture,
+    check_capture as check_capture,
+)
+from .tracing.parts.capture import (
+    CapturedParts as CapturedParts,
+    capture_parts as capture_parts,
+)
+
+__version__: str

@@ -1,0 +1,1 @@
+"""Questions about a graph: blocks, branches, residual units, linear operators, attention."""

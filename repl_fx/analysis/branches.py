@@ -1,0 +1,139 @@
+r"""Split a block into its spine and its branches, by structure alone.
+
+    x ----------------------- add ------------------------------ add --- out      the spine
+      \- norm - qkv - … - proj -/ \- norm - fc1 - gelu - fc2 ----/               two branches
+
+The spine holds the nodes on a path from the block's input to its output that passes no mixer; a block with several
+streamed values has such a path for each. A branch hangs on it
+through one residual add. Its entry mixers have no mixer before them in the branch, its exit mixers none after; the
+span between them is what a thin surrogate can stand for.
+Never touches: the graph.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import networkx as nx
+from torch import Tensor, fx
+
+from repl_fx.analysis.blocks import Block
+from repl_fx.analysis.linear_operators import Mixer, mixer_of
+from repl_fx.analysis.residual_units import ADDITIONS
+from repl_fx.graph.bridge import digraph, meeting_point, on_paths
+
+
+@dataclass(frozen=True, eq=False)
+class Branch:
+    """What hangs on the spine through one residual add.
+
+    Attributes:
+        root: the value the spine adds.
+        join: the addition.
+        stream: which of the block's streamed values it is added to, from 0.
+        nodes: the branch, in program order.
+        mixers: its mixers, in program order.
+        entries: mixers that read the span's input and have no mixer before them.
+        exits: mixers that make values like the span's output and have none after.
+        input: the value the span starts from.
+        output: the value the span ends in: the first one that everything mixed passes through.
+    """
+
+    root: fx.Node
+    join: fx.Node
+    stream: int
+    nodes: tuple[fx.Node, ...]
+    mixers: tuple[Mixer, ...]
+    entries: tuple[Mixer, ...]
+    exits: tuple[Mixer, ...]
+    input: fx.Node
+    output: fx.Node
+
+
+@dataclass(frozen=True, eq=False)
+class Split:
+    """Spine and branches of a block; `reason` says why there are none."""
+
+    spine: tuple[fx.Node, ...] = ()
+    branches: tuple[Branch, ...] = ()
+    reason: str | None = None
+
+
+def split_branches(gm: fx.GraphModule, block: Block) -> Split:
+    """Find the spine and the branches of a block.
+
+    Args:
+        gm: the graph the block belongs to.
+        block: a block in it.
+
+    Returns:
+        The split, or one with a reason: no path around the mixers, a gate on the spine, no branch.
+    """
+    nodes = sorted(block.nodes)
+    mixers = {node: mixer for node in nodes if (mixer := mixer_of(gm, node)) is not None}
+    whole = digraph(sorted({*block.inputs, *nodes}))
+    unmixed = whole.subgraph(n for n in whole if n not in mixers)
+    paths = [on_paths(unmixed, given, made) for given, made in zip(block.inputs, block.outputs, strict=True)]
+    if not all(paths):
+        return Split(reason="it has no spine: every path through it passes a mixing operator")
+    spine = set().union(*paths)
+    branches = []
+    for join in (n for n in nodes if n in spine):
+        for root in join.all_input_nodes:
+            if root in spine or root not in whole or not (({root} | nx.ancestors(whole, root)) & mixers.keys()):
+                continue
+            if join.target not in ADDITIONS:
+                return Split(reason=f"a branch joins the spine by {join.name}, which is no addition")
+            stream = next(i for i, path in enumerate(paths) if join in path)
+            branch = _branch(whole, root, join, stream, spine, mixers)
+            if isinstance(branch, str):
+                return Split(reason=branch)
+            branches.append(branch)
+    if not branches:
+        return Split(reason="it has no branch with a mixing operator")
+    return Split(tuple(n for n in nodes if n in spine), tuple(branches))
+
+
+def _branch(
+    whole: nx.DiGraph[fx.Node],
+    root: fx.Node,
+    join: fx.Node,
+    stream: int,
+    spine: set[fx.Node],
+    mixers: dict[fx.Node, Mixer],
+) -> Branch | str:
+    off_spine = whole.subgraph(n for n in whole if n not in spine)
+    members = {root} | nx.ancestors(off_spine, root)
+    inside = whole.subgraph(members)
+    streamed = set().union(*(nx.descendants(whole, n) for n in spine)) if spine else set()
+    own = [mixers[n] for n in sorted(members & mixers.keys()) if n in streamed]
+    if not own:
+        return f"the branch that ends in {root.name} does not depend on the block's input"
+    nodes = {m.node for m in own}
+    heads = [m for m in own if not (nx.ancestors(inside, m.node) & nodes)]
+    # Cross attention reads the encoder's memory besides the stream; only what reads the stream starts the span.
+    heads = [m for m in heads if m.input in spine or m.input in streamed] or heads
+    entries = [m for m in heads if m.input is heads[0].input]
+    output = meeting_point(inside, nodes, root)
+    tails = [m for m in own if not (nx.descendants(inside, m.node) & nodes)]
+    exits = [m for m in tails if _same_shape(m.node, output)]
+    if not exits:
+        exits = [m for m in own if _same_shape(m.node, output) and m.node is not entries[0].node][-1:]
+    if not exits:
+        return f"no mixing operator of the branch that ends in {root.name} makes a value of its shape"
+    return Branch(
+        root,
+        join,
+        stream,
+        tuple(sorted(members)),
+        tuple(own),
+        tuple(entries),
+        tuple(exits),
+        entries[0].input,
+        output,
+    )
+
+
+def _same_shape(a: fx.Node, b: fx.Node) -> bool:
+    ours, theirs = a.meta.get("val"), b.meta.get("val")
+    return isinstance(ours, Tensor) and isinstance(theirs, Tensor) and str(ours.shape) == str(theirs.shape)

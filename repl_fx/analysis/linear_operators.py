@@ -1,0 +1,222 @@
+"""Recognise parametric mixing operators: linear layers, convolutions, products with a parameter.
+
+A mixer reads an activation and a weight of two or more dimensions and mixes channels (or positions) with it. What a
+surrogate must know of one is which weight, how it is laid out, and along which axis of the activation it works.
+"""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, cast
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, fx, nn
+
+from repl_fx.graph.captured import attribute
+
+_CONV_MODULES = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
+# By number of spatial dimensions.
+CONVOLUTIONS: dict[int, Callable[..., Tensor]] = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
+_CONV_FUNCTIONS = {
+    torch.ops.aten.conv1d.default,
+    torch.ops.aten.conv2d.default,
+    torch.ops.aten.conv3d.default,
+    torch.ops.aten.conv1d.padding,
+    torch.ops.aten.conv2d.padding,
+    torch.ops.aten.conv3d.padding,
+    F.conv1d,
+    F.conv2d,
+    F.conv3d,
+}
+# The arguments after input, weight and bias of every one of them, with their defaults.
+_CONV_SETTINGS = {"stride": 1, "padding": 0, "dilation": 1, "groups": 1}
+_LINEAR_FUNCTIONS = {torch.ops.aten.linear.default, F.linear}
+# input @ weight: position of the activation and of the weight.
+_PRODUCTS = {
+    torch.ops.aten.mm.default: (0, 1),
+    torch.ops.aten.matmul.default: (0, 1),
+    torch.ops.aten.addmm.default: (1, 2),
+    torch.ops.aten.bmm.default: (0, 1),
+    torch.ops.aten.baddbmm.default: (1, 2),
+    operator.matmul: (0, 1),
+    torch.matmul: (0, 1),
+    torch.addmm: (1, 2),
+    torch.mm: (0, 1),
+    torch.Tensor.matmul: (0, 1),
+}
+_TRANSPOSES = {
+    torch.ops.aten.t.default,
+    torch.ops.aten.transpose.int,
+    torch.ops.aten.numpy_T.default,
+    torch.t,
+    torch.transpose,
+}
+_NORM_MODULES = (
+    nn.modules.batchnorm._NormBase,
+    nn.LayerNorm,
+    nn.GroupNorm,
+    nn.RMSNorm,
+    nn.LocalResponseNorm,
+)
+
+
+@dataclass(frozen=True)
+class Mixer:
+    """One parametric mixing operator.
+
+    Attributes:
+        node: the operator.
+        input: the activation it reads.
+        weight: path of its weight; None where the weight is computed, or of a kind not understood.
+        kind: `linear` works along the last axis of the activation, `conv` along axis 1, `other` is not understood.
+        transposed: the weight is (in, out) instead of (out, in, …).
+        groups: groups of a convolution.
+        centred: a convolution whose result at a position depends on both sides of it alike and has the input's size:
+            stride 1, zeros on both sides, an odd kernel.
+        dilation: of a convolution, one number for each spatial dimension.
+        bias: whether a bias is added.
+    """
+
+    node: fx.Node
+    input: fx.Node
+    weight: str | None
+    kind: str
+    transposed: bool = False
+    groups: int = 1
+    bias: bool = False
+    centred: bool = False
+    dilation: tuple[int, ...] = ()
+
+    @property
+    def axis(self) -> int:
+        """The channel axis of the activation and of the result."""
+        return 1 if self.kind == "conv" else -1
+
+
+def is_norm(module: nn.Module) -> bool:
+    """Whether a module normalises; derived classes count."""
+    return isinstance(module, _NORM_MODULES) or type(module).__name__.lower().endswith(("norm", "norm2d"))
+
+
+def is_plain(module: nn.Module) -> bool:
+    """Whether a module is a linear layer or convolution that does with its weight just what torch's own does.
+
+    A derived class may pad one side only (causal convolutions), mask or standardise the weight; a hook may compute it.
+    """
+    for base in (nn.Linear, *_CONV_MODULES):
+        if isinstance(module, base):
+            own = type(module).forward is base.forward
+            own = own and getattr(type(module), "_conv_forward", None) is getattr(base, "_conv_forward", None)
+            return own and "weight" in module._parameters
+    return False
+
+
+def matrix_like(tensor: Tensor) -> bool:
+    """Whether a parameter mixes: two or more dimensions longer than one. Biases, scales and norms are not."""
+    return sum(size > 1 for size in tensor.shape) >= 2
+
+
+def mixer_of(gm: fx.GraphModule, node: fx.Node) -> Mixer | None:
+    """The mixer that a node is, None where it is none."""
+    if node.op == "call_module":
+        return _module_mixer(gm.get_submodule(str(node.target)), node)
+    if node.op != "call_function":
+        return None
+    if node.target in _LINEAR_FUNCTIONS or node.target in _CONV_FUNCTIONS:
+        return _function_mixer(gm, node)
+    if node.target in _PRODUCTS:
+        at, weight_at = _PRODUCTS[node.target]
+        given, weight = node.args[at], node.args[weight_at]
+        path, transposed = _weight_path(gm, weight)
+        if path is not None and isinstance(given, fx.Node):
+            flat = attribute(gm, path).ndim == 2
+            bias = node.target in (torch.ops.aten.addmm.default, torch.addmm)
+            return Mixer(node, given, path if flat else None, "linear" if flat else "other", not transposed, 1, bias)
+        path, transposed = _weight_path(gm, given)
+        if path is not None and isinstance(weight, fx.Node):
+            # parameter @ activation mixes positions, along another axis than the last.
+            return Mixer(node, weight, None, "other")
+        return None
+    weights = [f for f in node.all_input_nodes if _weight_path(gm, f)[0] is not None]
+    activations = [f for f in node.all_input_nodes if f not in weights]
+    if node.target is torch.ops.aten.einsum.default and weights and activations:
+        return Mixer(node, activations[0], None, "other")
+    return None
+
+
+def _module_mixer(module: nn.Module, node: fx.Node) -> Mixer | None:
+    given = next(iter(node.all_input_nodes), None)
+    if given is None or is_norm(module) or not any(matrix_like(p) for p in module.parameters()):
+        return None
+    if isinstance(module, (nn.Embedding, nn.EmbeddingBag)):
+        return None
+    path = f"{node.target}.weight"
+    if not is_plain(module):
+        return Mixer(node, given, None, "other")
+    bias = module.bias is not None
+    if isinstance(module, nn.Linear):
+        return Mixer(node, given, path, "linear", bias=bias)
+    conv = cast("nn.Conv2d", module)
+    centred = conv.padding_mode == "zeros" and _is_centred(conv.weight, conv.stride, conv.padding, conv.dilation)
+    dilation = _each(conv.dilation, conv.weight.ndim - 2)
+    return Mixer(node, given, path, "conv", groups=conv.groups, bias=bias, centred=centred, dilation=dilation)
+
+
+def _is_centred(weight: Tensor, stride: Any, padding: Any, dilation: Any) -> bool:
+    sizes = weight.shape[2:]
+    count = len(sizes)
+    if any(size % 2 == 0 for size in sizes) or any(step != 1 for step in _each(stride, count)):
+        return False
+    if isinstance(padding, str):
+        return padding == "same"
+    return all(
+        2 * p == d * (k - 1) for p, d, k in zip(_each(padding, count), _each(dilation, count), sizes, strict=True)
+    )
+
+
+def _each(value: Any, count: int) -> tuple[Any, ...]:
+    """A setting of a convolution for each of its spatial dimensions."""
+    given = tuple(value) if isinstance(value, (tuple, list)) else (value,)
+    return given if len(given) == count else given * count
+
+
+def _function_mixer(gm: fx.GraphModule, node: fx.Node) -> Mixer | None:
+    given, weight = node.args[0], node.args[1]
+    path, transposed = _weight_path(gm, weight)
+    if not isinstance(given, fx.Node):
+        return None
+    bias = len(node.args) > 2 and node.args[2] is not None
+    if node.target in _LINEAR_FUNCTIONS:
+        return Mixer(node, given, path, "linear" if path else "other", transposed, 1, bias)
+    if path is None or transposed:
+        return Mixer(node, given, None, "other")
+    stride, padding, dilation, groups = (
+        node.kwargs.get(name, node.args[i] if len(node.args) > i else default)
+        for i, (name, default) in enumerate(_CONV_SETTINGS.items(), start=3)
+    )
+    stored = attribute(gm, path)
+    centred = _is_centred(stored, stride, padding, dilation)
+    return Mixer(node, given, path, "conv", False, int(str(groups)), bias, centred, _each(dilation, stored.ndim - 2))
+
+
+def _weight_path(gm: fx.GraphModule, value: Any) -> tuple[str | None, bool]:
+    """Path of the parameter a value is, and whether it is transposed on the way; None where it is no parameter."""
+    transposed = False
+    while isinstance(value, fx.Node) and value.target in _TRANSPOSES:
+        if (
+            len(value.all_input_nodes) != 1
+            or not isinstance(value.meta.get("val"), Tensor)
+            or value.meta["val"].ndim != 2
+        ):
+            return None, False
+        transposed = not transposed
+        value = value.all_input_nodes[0]
+    if not isinstance(value, fx.Node) or value.op != "get_attr":
+        return None, False
+    tensor = attribute(gm, str(value.target))
+    if not isinstance(tensor, nn.Parameter) or not matrix_like(tensor):
+        return None, False
+    return str(value.target), transposed

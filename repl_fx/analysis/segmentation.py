@@ -1,0 +1,326 @@
+"""Where the copies of a run of matching nodes begin, and what passes from one to the next.
+
+    nodes      emb | fc  act  add | fc  act  add | head       a run of 6 at period 3
+    crossing       1    2    2    1    2    2    1            values that copies hand on, at each cut
+    =>             ^              ^                           copies begin where the fewest cross
+
+Of the cuts with the fewest values, those that give the most copies are taken, and on ties the one at the shallowest
+module boundary. The first copy may differ in where its input comes from: the run is extended to the left by one copy.
+Used by `repl_fx.passes.find_repeats`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+
+import numpy as np
+import numpy.typing as npt
+
+from repl_fx.analysis.node_table import NONE, NodeTable
+
+Ints = npt.NDArray[np.int64]
+Bools = npt.NDArray[np.bool_]
+
+# Values handed from copy to copy; a cut that more than this cross is no boundary of a block.
+_STREAMS = 4
+
+
+@dataclass(frozen=True)
+class Run:
+    """Nodes [start, stop) repeat with `period`, at least once."""
+
+    start: int
+    stop: int
+    period: int
+
+
+@dataclass(frozen=True)
+class Cutting:
+    """Where the copies of a run begin, and what passes from one to the next.
+
+    Attributes:
+        start: position of the first copy that matches strictly.
+        period: nodes in a copy.
+        copies: how many such copies.
+        streamed: positions of the streamed values within a copy.
+        first: for a copy before `start` that differs only in where its input comes from, its nodes in the order of the
+            other copies'; None where there is none.
+    """
+
+    start: int
+    period: int
+    copies: int
+    streamed: tuple[int, ...]
+    first: tuple[int, ...] | None
+
+    @property
+    def total(self) -> int:
+        return self.copies + (self.first is not None)
+
+    @cached_property
+    def members(self) -> Ints:
+        """Positions of the nodes of each copy: int array (total, period)."""
+        strict = np.arange(self.start, self.start + self.copies * self.period).reshape(self.copies, self.period)
+        return strict if self.first is None else np.vstack([np.array(self.first, np.int64), strict])
+
+    @cached_property
+    def begin(self) -> int:
+        return self.start if self.first is None else min(self.first)
+
+
+def cut(table: NodeTable, run: Run) -> Cutting | None:
+    """Choose where the copies of a run begin: fewest streamed values, most copies, shallowest module boundary."""
+    crossing = _Crossing(table, run)
+    for streams in range(1, _STREAMS + 1):
+        cutting = _cut_across(table, run, crossing, streams)
+        if cutting is not None:
+            return cutting
+    return None
+
+
+def _cut_across(table: NodeTable, run: Run, crossing: _Crossing, streams: int) -> Cutting | None:
+    """The best of the cuts that so many values cross."""
+    period = run.period
+    best: tuple[tuple[int, int, int], Cutting] | None = None
+    mismatches = _Mismatches()
+    for start, copies in crossing.phases(streams):
+        inner = start + (copies - 1) * period
+        depth = _boundary_depth(table, inner)
+        # One more copy to the left is the most there can be, so this cannot win any more.
+        if best is not None and (copies + 1, -depth) <= (best[0][0], best[0][1]):
+            continue
+        streamed = crossing.values(inner)
+        offsets = tuple(value - (inner - period) for value in streamed)
+        # A value that only a copy behind the last one takes is handed over two cuts.
+        if offsets[0] < 0 or not all(_taken_in(table, value, inner, period) for value in streamed):
+            continue
+        if not all(crossing.passes(inner, inner + o) or depends(table, inner, o, streamed) for o in offsets):
+            continue
+        cutting = _extended(table, start, period, copies, offsets, mismatches)
+        rank = cutting.total, -depth, -start
+        if best is None or rank > best[0]:
+            best = rank, cutting
+    return best[1] if best else None
+
+
+def depends(table: NodeTable, start: int, offset: int, sources: Sequence[int], around: Bools | None = None) -> bool:
+    """Whether what the copy at `start` makes depends on what it takes, on a way around some nodes.
+
+    Projections of one value, side by side, can be cut so that one value crosses, but nothing flows through.
+    """
+    if around is not None and around[start + offset]:
+        return False
+    pending = [start + offset]
+    seen = set(pending)
+    while pending:
+        for feeder in table.arguments[pending.pop()].tolist():
+            if feeder in sources:
+                return True
+            if feeder >= start and feeder not in seen and not (around is not None and around[feeder]):
+                seen.add(feeder)
+                pending.append(feeder)
+    return False
+
+
+def _taken_in(table: NodeTable, value: int, start: int, period: int) -> bool:
+    """Whether the copy at `start` takes a value."""
+    rows, _ = table.uses(value)
+    return bool(((rows >= start) & (rows < start + period)).any())
+
+
+class _Crossing:
+    """For each cut within a run, the values of the run that are used across it."""
+
+    def __init__(self, table: NodeTable, run: Run) -> None:
+        start, stop, period = run.start, run.stop, run.period
+        length = stop - start
+        arguments = table.arguments[start:stop] - start
+        users = np.broadcast_to(np.arange(length)[:, None], arguments.shape)
+        # An input that a copy shares with the next or the previous copy is no part of the stream.
+        shared = np.zeros(arguments.shape, bool)
+        same = arguments[period:] == arguments[:-period]
+        shared[period:] |= same
+        shared[:-period] |= same
+        streamed = (arguments >= 0) & ~shared
+        last_use = np.full(length, -1, np.int64)
+        np.maximum.at(last_use, arguments[streamed], users[streamed])
+        made = np.flatnonzero(last_use >= 0)
+        change = np.zeros(length + 2, np.int64)
+        np.add.at(change, made + 1, 1)
+        np.add.at(change, last_use[made] + 1, -1)
+        self._start, self._period = start, period
+        self._arguments, self._streamed = arguments, streamed
+        self._last_use = last_use
+        self._made, self._latest = made, np.maximum.accumulate(last_use[made])
+        self._counts = change.cumsum()
+
+    def phases(self, streams: int) -> Iterator[tuple[int, int]]:
+        """The first node and the number of copies, two or more, of the ways to cut that so many values cross."""
+        period, length = self._period, len(self._last_use)
+        starts = np.arange(min(period, length - period + 1))
+        copies = (length - starts) // period
+        kept = (copies >= 2) & (self._counts[starts + (copies - 1) * period] == streams)
+        yield from zip((starts[kept] + self._start).tolist(), copies[kept].tolist(), strict=True)
+
+    def values(self, cut: int) -> tuple[int, ...]:
+        """The positions of the values that cross; only -1 where one is older than the copy before the cut."""
+        here = cut - self._start
+        # The oldest is the first of all that are used this late.
+        oldest = int(self._made[np.searchsorted(self._latest, here)])
+        if oldest < here - self._period:
+            return (-1,)
+        crossing = np.flatnonzero(self._last_use[oldest:here] >= here) + oldest + self._start
+        return tuple(crossing.tolist())
+
+    def passes(self, cut: int, value: int) -> bool:
+        """Whether a value of the last copy, which begins at a cut, comes from a value that crosses the cut.
+
+        Seen for streamed values alone, at the cost of one walk for all cuts; what is made from the same value by way
+        of inputs that copies share is not seen.
+        """
+        return self._oldest[value - self._start - self._last] < cut - self._start
+
+    @property
+    def _last(self) -> int:
+        """Where the earliest of the last copies begins."""
+        return max(0, len(self._last_use) - 2 * self._period)
+
+    @cached_property
+    def _oldest(self) -> list[int]:
+        """For the nodes from `_last` on, the oldest value each is made from."""
+        last, oldest = self._last, list[int]()
+        rows = np.where(self._streamed[last:], self._arguments[last:], len(self._last_use)).tolist()
+        for position, row in enumerate(rows, last):
+            feeder = min(row, default=position)
+            if feeder >= last:
+                feeder = min((oldest[f - last] for f in row if f < position), default=position)
+            oldest.append(feeder)
+        return oldest
+
+
+def _boundary_depth(table: NodeTable, cut: int) -> int:
+    """How many module levels the nodes on both sides of a cut share."""
+    before, after = table.path(cut - 1), table.path(cut)
+    depth = 0
+    while depth < min(len(before), len(after)) and before[depth] == after[depth]:
+        depth += 1
+    return depth
+
+
+def _extended(
+    table: NodeTable, start: int, period: int, copies: int, offsets: tuple[int, ...], mismatches: _Mismatches
+) -> Cutting:
+    """A cutting, with one more copy on the left where that copy differs only in where its input comes from."""
+    entries = _entries(table, start, period, offsets)
+    first = None if entries is None else _match_backwards(table, start, period, offsets, entries, mismatches)
+    return Cutting(start, period, copies, offsets, first)
+
+
+def _entries(table: NodeTable, start: int, period: int, offsets: Sequence[int]) -> tuple[int, ...] | None:
+    """What the first strict copy takes where later copies take the streamed values; None where that is not one each."""
+    entries: list[int] = []
+    for offset in offsets:
+        rows, slots = table.uses(start + offset)
+        later = (rows >= start + period) & (rows < start + 2 * period)
+        values = set(table.arguments[rows[later] - period, slots[later]].tolist())
+        if len(values) != 1 or min(values) < 0:
+            return None
+        entries += values
+    return tuple(entries)
+
+
+@dataclass(frozen=True)
+class _Mismatches:
+    """Pairs of nodes that cannot match, as the nodes they are made from do not; shared by all phases of a run.
+
+    Without them, each phase of a run would go back to the same mismatch at its left end.
+
+    Attributes:
+        culprits: for each pair the node, in the later copy, of the pair that is to blame.
+    """
+
+    culprits: dict[tuple[int, int], int] = field(default_factory=dict)
+
+    def known(self, pattern: int, found: int, start: int) -> int | None:
+        """The culprit of a pair, where that is part of the copy at `start`."""
+        culprit = self.culprits.get((pattern, found))
+        return culprit if culprit is not None and culprit >= start else None
+
+    def note(self, pattern: int | None, image: dict[int, int], users: dict[int, int], culprit: int) -> None:
+        """Blame one pair for all that led to it."""
+        while pattern is not None:
+            self.culprits[pattern, image[pattern]] = culprit
+            pattern = users.get(pattern)
+
+
+def _match_backwards(
+    table: NodeTable,
+    start: int,
+    period: int,
+    offsets: Sequence[int],
+    entries: Sequence[int],
+    mismatches: _Mismatches,
+) -> tuple[int, ...] | None:
+    """Match the copy at `start`, from its outputs backwards, onto nodes that end in `entries`.
+
+    The order of the nodes does not matter here, nor does what stands between them: T5's first layer computes the
+    position bias that the others reuse.
+    """
+    stream_at = {start + offset: stream for stream, offset in enumerate(offsets)}
+    image: dict[int, int] = {}
+    # The user by which a node was reached, where it is reached so from every phase.
+    users: dict[int, int] = {}
+    for offset, entry in zip(offsets, entries, strict=True):
+        if image.setdefault(start + offset, entry) != entry:
+            return None
+    pending = list(image)
+    streams: dict[int, set[int]] = {stream: set() for stream in range(len(offsets))}
+    while pending:
+        pattern = pending.pop()
+        found = image[pattern]
+        culprit = mismatches.known(pattern, found, start)
+        if culprit is None and (found < 0 or table.labels[found] != table.labels[pattern]):
+            culprit = pattern
+        if culprit is not None:
+            mismatches.note(pattern, image, users, culprit)
+            return None
+        if found >= start:
+            return None
+        row, other = table.arguments[pattern].tolist(), table.arguments[found].tolist()
+        later = table.arguments[pattern + period].tolist()
+        for ours, theirs, next_ in zip(row, other, later, strict=True):
+            stream = stream_at.get(next_, NONE)
+            if stream != NONE:
+                streams[stream].add(theirs)
+            elif ours >= start:
+                if ours not in image:
+                    pending.append(ours)
+                    if next_ == ours + period:
+                        users[ours] = pattern
+                if image.setdefault(ours, theirs) != theirs:
+                    return None
+            elif not table.same(ours, theirs):
+                return None
+    whole = range(start, start + period)
+    if any(len(values) != 1 or NONE in values for values in streams.values()):
+        return None
+    stream_of = {stream: next(iter(values)) for stream, values in streams.items()}
+    for pattern in whole:
+        # What the output does not depend on, such as a skip value that is made beside it.
+        if pattern in image:
+            continue
+        row, later = table.arguments[pattern].tolist(), table.arguments[pattern + period].tolist()
+        wanted = [
+            stream_of[stream_at[next_]] if next_ in stream_at else image.get(value, NONE) if value >= start else value
+            for value, next_ in zip(row, later, strict=True)
+        ]
+        alike = (table.labels[:start] == table.labels[pattern]) & (table.arguments[:start] == wanted).all(axis=1)
+        unused = [found for found in np.flatnonzero(alike).tolist() if found not in image.values()]
+        if not unused:
+            return None
+        image[pattern] = unused[0]
+    if len(set(image.values())) != period:
+        return None
+    return tuple(image[p] for p in whole)

@@ -1,0 +1,364 @@
+"""The graph module that capture returns, and the few questions and edits that every pass needs."""
+
+from __future__ import annotations
+
+import copy
+import pickle
+from collections.abc import Iterable, Iterator
+from contextlib import suppress
+from typing import Any, Self
+
+import torch
+from torch import Tensor, fx, nn
+
+from repl_fx._torch import move_hooks
+from repl_fx.graph.decisions import jump_over_, settle_decisions_
+from repl_fx.graph.pickling import GraphData, View, as_data, share_views_, views_in
+
+_TRACED_CONSTANT = "traced_constant_"
+_STATE = ("_parameters", "_buffers", "_modules", "_non_persistent_buffers_set")
+# The graph, and what fx writes from it.
+_WRITTEN = ("_graph", "_code", "_lineno_map", "_prologue_start", "_in_spec", "_out_spec")
+
+
+class PlainGraphModule(fx.GraphModule):
+    """An `fx.GraphModule` that copies and pickles keep as it is: graph, state, hooks and attributes.
+
+    `fx.GraphModule` itself copies no attributes, and is pickled as its code, which is traced when it is loaded: what
+    nodes know of themselves is lost, and what only runs (regions without gradients, layers that are jumped over) runs
+    during that trace.
+    """
+
+    def recompile(self) -> Any:
+        """Write the code of the graph; it jumps over layers that a training step may skip."""
+        settle_decisions_(self.graph, has_effect)
+        jump_over_(self.graph)
+        return super().recompile()
+
+    def __copy__(self) -> Self:
+        result: Self = type(self).__new__(type(self))
+        result._become(dict(self.__getstate__()), copy.deepcopy(self._graph), type(self).__name__)
+        return result
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Self:
+        result: Self = type(self).__new__(type(self))
+        memo[id(self)] = result
+        # Notes about the graph (fake mode, capture report) are not changed in place, and a fake mode cannot be copied.
+        memo[id(self.meta)] = {
+            name: copy.deepcopy(note, memo) if name == "attributes" else note for name, note in self.meta.items()
+        }
+        state = {name: copy.deepcopy(value, memo) for name, value in self.__getstate__().items()}
+        result._become(state, copy.deepcopy(self._graph, memo), type(self).__name__)
+        for hook in self._deepcopy_hooks:
+            hook(result)
+        return result
+
+    def __getstate__(self) -> dict[str, Any]:
+        # A compiled call is the process's own, and the code is written anew.
+        return {name: value for name, value in vars(self).items() if name not in ("_compiled_call_impl", *_WRITTEN)}
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        own, kind = type(self), type(self).__mro__[1]
+        if own.__qualname__.rpartition(".")[2] != "GraphModuleImpl":
+            raise pickle.PicklingError(
+                f"{kind.__name__} has become a {own.__name__}, a class that was made for it alone; pickle the module "
+                "as it was before that, or its state_dict"
+            )
+        meta = {name: note if name == "attributes" else as_data(note) for name, note in self.meta.items()}
+        state = {**self.__getstate__(), "meta": meta}
+        return _empty, (kind,), (state, GraphData.of(self._graph), own.__name__, views_in(self))
+
+    def __setstate__(self, state: tuple[dict[str, Any], GraphData, str, tuple[View, ...]]) -> None:
+        attributes, graph, name, views = state
+        self._become(attributes, graph.make(), name)
+        share_views_(self, views)
+
+    def _become(self, state: dict[str, Any], graph: fx.Graph, name: str) -> None:
+        nn.Module.__setstate__(self, state)  # type: ignore[no-untyped-call]
+        # Each graph module has a class of its own.
+        type(self).__name__ = name
+        self._graph = graph
+        graph.owning_module = self
+        self.recompile()
+
+
+def _empty(kind: type[PlainGraphModule]) -> PlainGraphModule:
+    """A graph module whose state is about to be set."""
+    return kind.__new__(kind)
+
+
+class CapturedModule(PlainGraphModule):
+    """A graph module that keeps the whole module tree of its root.
+
+    `fx.GraphModule` keeps only what the graph refers to, and makes every buffer persistent; then parameters the forward
+    does not use, the module paths and the `state_dict` keys would differ from the source model's.
+
+    `meta["pinned"]` says which modules the source's own `train` keeps in one mode (frozen normalisation), by path.
+    `meta["attributes"]` holds plain attributes of the source that code outside the graph reads (`out_channels`).
+    """
+
+    def __init__(
+        self, root: nn.Module, graph: fx.Graph, class_name: str = "CapturedModule", *, compiled: bool = True
+    ) -> None:
+        # The state comes from the root as it is; handed an empty graph, fx does not copy it node by node first.
+        super().__init__(nn.Module(), fx.Graph(), class_name)
+        self.training = root.training
+        for name in _STATE:
+            self.__dict__[name] = copy.copy(root.__dict__[name])
+        self._graph = graph
+        graph.owning_module = self
+        # A pass that goes on to change the graph has its code written once, afterwards.
+        if compiled:
+            self.recompile()
+        self.meta = dict(getattr(root, "meta", {}))
+
+    def __getattr__(self, name: str) -> Any:
+        attributes = self.__dict__.get("meta", {}).get("attributes", {})
+        return attributes[name] if name in attributes else super().__getattr__(name)
+
+    @property
+    def graph_root(self) -> Self:
+        """The module itself, for nodes that rebind its own buffers."""
+        return self
+
+    def train(self, mode: bool = True) -> Self:
+        """Set the mode, as the source's own `train` does."""
+        super().train(mode)
+        for path, pinned in self.meta.get("pinned", {}).items():
+            # A rewrite may have removed it.
+            with suppress(AttributeError):
+                self.get_submodule(path).training = pinned
+        return self
+
+
+def share_tensors(module: nn.Module, memo: dict[int, nn.Module] | None = None) -> nn.Module:
+    """Copy a module tree but share its parameters and buffers.
+
+    Modes, hooks and structure of the copy are its own, so that `copy.eval()` does not reach the source. A module that
+    stands at two paths stays one module at two paths.
+    """
+    memo = {} if memo is None else memo
+    if id(module) in memo:
+        return memo[id(module)]
+    if isinstance(module, fx.GraphModule):
+        # Each graph module has a class of its own that holds its code.
+        root = nn.Module()
+        root.training = module.training
+        for name in ("_parameters", "_buffers"):
+            root.__dict__[name] = copy.copy(module.__dict__[name])
+        for name, child in module._modules.items():
+            root._modules[name] = None if child is None else share_tensors(child, memo)
+        kind = next(k for k in (CapturedModule, PlainGraphModule, fx.GraphModule) if isinstance(module, k))
+        copied = kind(root, copy.deepcopy(module.graph) if kind is CapturedModule else module.graph)
+        copied.meta = copy.copy(module.meta)
+        memo[id(module)] = copied
+        return copied
+    result = module.__class__.__new__(module.__class__)
+    result.__dict__.update(module.__dict__)
+    memo[id(module)] = result
+    for name, value in module.__dict__.items():
+        # State, hooks, and lists of state such as the flat weights of an LSTM.
+        if isinstance(value, (dict, list, set)):
+            result.__dict__[name] = copy.copy(value)
+    for name, child in module._modules.items():
+        result._modules[name] = None if child is None else share_tensors(child, memo)
+    return result
+
+
+def copy_model(model: nn.Module) -> nn.Module:
+    """Copy a model with its parameters; hooks on the gradients of parameters, which a deep copy drops, come along."""
+    copied = copy.deepcopy(model)
+    for source, target in zip(model.parameters(), copied.parameters(), strict=True):
+        move_hooks(source, target)
+    return copied
+
+
+def copy_graph(gm: fx.GraphModule, *, compiled: bool = True) -> CapturedModule:
+    """Copy a graph and its module tree; parameters and buffers are shared with the original.
+
+    Args:
+        gm: what to copy.
+        compiled: write the copy's code; without it, it runs only after `recompile()`.
+    """
+    root = nn.Module()
+    memo: dict[int, nn.Module] = {}
+    root._parameters = copy.copy(gm._parameters)
+    root._buffers = copy.copy(gm._buffers)
+    root._non_persistent_buffers_set = set(gm._non_persistent_buffers_set)
+    for name, child in gm._modules.items():
+        root._modules[name] = None if child is None else share_tensors(child, memo)
+    for name, value in gm.__dict__.items():
+        # Plain attributes that the graph may read besides state, such as a mode flag.
+        if isinstance(value, (bool, int, float, str)) and not name.startswith("_"):
+            setattr(root, name, value)
+    result = CapturedModule(root, copy.deepcopy(gm.graph), type(gm).__name__, compiled=compiled)
+    result.meta = copy.copy(gm.meta)
+    result.training = gm.training
+    return result
+
+
+def attribute(root: nn.Module, path: str) -> Any:
+    """What a dotted path leads to.
+
+    Raises:
+        AttributeError: where the path breaks off.
+    """
+    value: Any = root
+    for name in path.split("."):
+        value = getattr(value, name)
+    return value
+
+
+def has_attribute(root: nn.Module, path: str) -> bool:
+    """Whether a dotted path leads anywhere."""
+    try:
+        attribute(root, path)
+    except AttributeError:
+        return False
+    return True
+
+
+def value_of(node: fx.Node) -> Any:
+    """The fake value of a node (`meta["val"]`), None where it has none."""
+    return node.meta.get("val")
+
+
+def is_tensor(node: fx.Node) -> bool:
+    """Whether a node's value is one tensor."""
+    return isinstance(node.meta.get("val"), Tensor)
+
+
+def tensors_in(value: Any) -> Iterator[Tensor]:
+    """The tensors of a nested value, in order."""
+    if isinstance(value, Tensor):
+        yield value
+    elif isinstance(value, (tuple, list)):
+        for item in value:
+            yield from tensors_in(item)
+    elif isinstance(value, dict):
+        for item in value.values():
+            yield from tensors_in(item)
+
+
+def get_attr(gm: fx.GraphModule, path: str) -> fx.Node:
+    """A new `get_attr` node for a parameter, buffer or flag, with its fake value, at the current insertion point."""
+    # Graph.get_attr would warn about flags and about state that is added later.
+    node = gm.graph.create_node("get_attr", path)
+    value = attribute(gm, path)
+    node.meta["val"] = fake_like(gm, value) if isinstance(value, Tensor) else value
+    return node
+
+
+def fake_mode_of(gm: fx.GraphModule) -> Any:
+    """The fake tensor mode that the graph's values belong to, None where the graph has no fake value."""
+    for node in gm.graph.nodes:
+        for tensor in tensors_in(node.meta.get("val")):
+            mode = getattr(tensor, "fake_mode", None)
+            if mode is not None:
+                return mode
+    return None
+
+
+def fake_like(gm: fx.GraphModule, tensor: Tensor) -> Tensor:
+    """A fake tensor with the shape, dtype and device of `tensor`, of the graph's own mode."""
+    mode = gm.meta.get("fake_mode") or fake_mode_of(gm)
+    if mode is None:
+        return tensor.detach().to("meta")
+    with torch.no_grad():
+        fake: Tensor = mode.from_tensor(tensor, static_shapes=True)
+    return fake
+
+
+def unique_name(root: nn.Module, wanted: str) -> str:
+    """`wanted`, or `wanted_1`, … where the module already has an attribute of that name."""
+    name, number = wanted, 0
+    while hasattr(root, name):
+        number += 1
+        name = f"{wanted}_{number}"
+    return name
+
+
+def add_module(gm: nn.Module, path: str, module: nn.Module) -> None:
+    """Put a module at a dotted path, making plain containers on the way."""
+    *parents, name = path.split(".")
+    parent: nn.Module = gm
+    for step in parents:
+        if step not in parent._modules:
+            parent.add_module(step, nn.Module())
+        parent = parent.get_submodule(step)
+    parent.add_module(name, module)
+
+
+def traced_constant(index: int) -> str:
+    """The name of the buffer that holds a tensor which the model's code itself holds."""
+    return f"{_TRACED_CONSTANT}{index}"
+
+
+def is_traced_constant(name: str) -> bool:
+    """Whether a buffer, by its path, holds a tensor which the model's code itself holds."""
+    return name.rpartition(".")[2].startswith(_TRACED_CONSTANT)
+
+
+def has_effect(node: fx.Node) -> bool:
+    """Whether a node does more than compute its value: changes an argument in place, or draws random numbers.
+
+    A call of a module always counts: normalisation layers update statistics, dropout advances the generator.
+    """
+    if node.op in ("placeholder", "output", "call_module") or node.is_impure():
+        return True
+    if node.op != "call_function":
+        return False
+    if getattr(node.target, "_schema", None) is None:
+        return False
+    return writes_in_place(node) or torch.Tag.nondeterministic_seeded in node.target.tags  # type: ignore[union-attr]
+
+
+def writes_in_place(node: fx.Node) -> bool:
+    """Whether a node calls an operator that changes an argument."""
+    schema = getattr(node.target, "_schema", None)
+    return schema is not None and bool(schema.is_mutable)
+
+
+def memory_of(node: fx.Node) -> fx.Node:
+    """The node that made the memory of a node's value: what a view, or a write in place, was called on."""
+    while node.op == "call_function" and node.args and isinstance(node.args[0], fx.Node):
+        schema = getattr(node.target, "_schema", None)
+        if schema is None or not schema.returns or schema.returns[0].alias_info is None:
+            break
+        node = node.args[0]
+    return node
+
+
+def drop_dead(graph: fx.Graph) -> None:
+    """Erase every node without users that has no effect (`has_effect`), and so on up their inputs."""
+    for node in reversed(list(graph.nodes)):
+        if not node.users and not has_effect(node):
+            graph.erase_node(node)
+
+
+def erase_dead(graph: fx.Graph, nodes: Iterable[fx.Node]) -> None:
+    """Erase those of `nodes` that nothing uses any more, users first, and the values only they read.
+
+    Nodes are erased even when they are impure: the caller has decided that what they belong to is gone.
+    """
+    order = {node: index for index, node in enumerate(graph.nodes)}
+    pending = sorted(set(nodes), key=order.__getitem__)
+    while pending:
+        node = pending.pop()
+        if node.users or node.op in ("placeholder", "output"):
+            continue
+        inputs = node.all_input_nodes
+        graph.erase_node(node)
+        # What fed only this node is dead too, but only when it has no effect of its own.
+        for feeder in inputs:
+            if not feeder.users and not feeder.is_impure() and feeder.op != "placeholder" and feeder not in pending:
+                pending.append(feeder)
+        pending.sort(key=order.__getitem__)
+
+
+def add_buffer(gm: fx.GraphModule, parent: str, name: str, value: Tensor) -> str:
+    """Register a buffer in the module at `parent`, under `name` or the next free name; returns its path."""
+    owner = gm.get_submodule(parent)
+    name = unique_name(owner, name)
+    owner.register_buffer(name, value)
+    return f"{parent}.{name}" if parent else name

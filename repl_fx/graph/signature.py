@@ -1,0 +1,227 @@
+"""The outside of a captured graph: argument names, constant arguments, nested inputs and outputs.
+
+The captured graph takes the arguments its source takes, by the same names and in the same order, and returns the same
+structure, built from plain nodes: no generated code besides fx's own.
+"""
+
+from __future__ import annotations
+
+import inspect
+import operator
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+
+from repl_fx._torch import children_of, fixed_size, pytree
+from repl_fx.graph.pickling import structure_as_data
+from repl_fx.graph.runtime import check_constant, check_key, check_least, check_shape
+
+# What fx can write into generated code.
+_WRITABLE = (bool, int, float, str, torch.dtype, torch.device)
+
+
+@dataclass(frozen=True)
+class Argument:
+    """One argument of the source's forward.
+
+    Attributes:
+        name: its name in the signature; `args_2` for the third of a `*args`.
+        value: the example value, or the default where it was not passed.
+    """
+
+    name: str
+    value: Any
+
+
+def bind_arguments(model: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any]) -> tuple[Argument, ...]:
+    """Name the example inputs in the order of the forward's signature.
+
+    Arguments that were not passed but stand before one that was are bound to their defaults, so that positional calls
+    mean the same for the graph as for the source.
+
+    Raises:
+        TypeError: the forward does not take these arguments.
+    """
+    signature = inspect.signature(model.forward)
+    signature.bind(*args, **kwargs)
+    parameters = list(signature.parameters.values())
+    bound: dict[str, Any] = {}
+    positional = list(args)
+    for parameter in parameters:
+        if parameter.kind is parameter.VAR_POSITIONAL:
+            bound.update({f"{parameter.name}_{i}": value for i, value in enumerate(positional)})
+            positional = []
+        elif positional and parameter.kind is not parameter.KEYWORD_ONLY:
+            bound[parameter.name] = positional.pop(0)
+    last = max((i for i, p in enumerate(parameters) if p.name in kwargs), default=-1)
+    for parameter in parameters[: last + 1]:
+        if parameter.name in kwargs:
+            bound[parameter.name] = kwargs[parameter.name]
+        elif parameter.name not in bound and parameter.default is not parameter.empty:
+            bound[parameter.name] = parameter.default
+    bound.update({name: value for name, value in kwargs.items() if name not in bound})
+    return tuple(Argument(name, value) for name, value in bound.items())
+
+
+def input_names(model: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any]) -> list[str]:
+    """Names for the positional and then the keyword arguments, one for each."""
+    names = [argument.name for argument in bind_arguments(model, args, kwargs)]
+    return [*names[: len(args)], *kwargs]
+
+
+class InputNodes:
+    """Placeholders for the arguments of a graph, with nodes that reach into nested ones.
+
+    Args:
+        graph: an empty graph; the placeholders become its first nodes.
+        arguments: from `bind_arguments`.
+
+    Raises:
+        NotImplementedError: an argument is neither a tensor nor a constant that a graph can hold.
+    """
+
+    def __init__(self, graph: fx.Graph, arguments: Sequence[Argument]) -> None:
+        self.graph = graph
+        self.roots: dict[str, fx.Node] = {}
+        self._reached: dict[tuple[Any, ...], fx.Node] = {}
+        optional = False
+        for argument in arguments:
+            # Python wants every argument after an optional one to be optional too.
+            optional = optional or _is_constant(argument.value)
+            default: tuple[Any, ...] = ()
+            if optional:
+                default = (argument.value if _is_constant(argument.value) and is_writable(argument.value) else None,)
+            node = graph.create_node("placeholder", argument.name, args=default)
+            node.meta["val"] = argument.value if _is_constant(argument.value) else None
+            self.roots[argument.name] = node
+        for argument in arguments:
+            for path, value in pytree.tree_flatten_with_path(argument.value)[0]:
+                if not isinstance(value, Tensor):
+                    if not is_writable(value):
+                        raise NotImplementedError(f"{words_for(argument.name, path)} is a {type(value).__name__}")
+                    reached = self._reach(argument.name, path, value)
+                    check = graph.call_function(check_constant, (reached, value, words_for(argument.name, path)))
+                    check.meta["val"] = None
+
+    def at(self, name: str, path: Sequence[Any], value: Any, least: Mapping[str, int] | None = None) -> fx.Node:
+        """The node of the tensor at `path` inside argument `name`; `value` is its fake value.
+
+        The graph refuses tensors whose sizes differ where the trace has fixed them, and those smaller than `least`, by
+        the name of the size's symbol.
+        """
+        node = self._reach(name, path, value)
+        sizes = tuple(fixed_size(size) for size in value.shape)
+        check = self.graph.call_function(check_shape, (node, sizes, words_for(name, path)))
+        check.meta["val"] = None
+        for dim, size in enumerate(value.shape):
+            if least and str(size) in least:
+                given = (node, dim, least[str(size)], words_for(name, path))
+                self.graph.call_function(check_least, given).meta["val"] = None
+        return node
+
+    def _reach(self, name: str, path: Sequence[Any], value: Any) -> fx.Node:
+        node = self.roots[name]
+        for depth, step in enumerate(path, start=1):
+            key = (name, *path[:depth])
+            if key not in self._reached:
+                if isinstance(step, pytree.MappingKey):
+                    words = words_for(name, path[: depth - 1])
+                    self.graph.call_function(check_key, (node, step.key, words)).meta["val"] = None
+                self._reached[key] = step_into(self.graph, node, step)
+                self._reached[key].meta["val"] = None
+            node = self._reached[key]
+        node.meta["val"] = value
+        return node
+
+
+def step_into(graph: fx.Graph, node: fx.Node, step: Any) -> fx.Node:
+    """A new node for the part of a nested value that one step of a pytree path leads to."""
+    if isinstance(step, pytree.SequenceKey):
+        return graph.call_function(operator.getitem, (node, step.idx))
+    if isinstance(step, pytree.MappingKey):
+        return graph.call_function(operator.getitem, (node, step.key))
+    if isinstance(step, pytree.GetAttrKey):
+        return graph.call_function(getattr, (node, step.name))
+    raise NotImplementedError(f"a value nested by {type(step).__name__}")
+
+
+def locate_inputs(
+    names: Sequence[str], args: Sequence[Any], kwargs: Mapping[str, Any]
+) -> list[tuple[str, tuple[Any, ...], Any]]:
+    """Argument name, path inside it and value of each flattened leaf of (args, kwargs)."""
+    given = [*zip(names, args, strict=False), *kwargs.items()]
+    return [
+        (name, tuple(path), leaf) for name, value in given for path, leaf in pytree.tree_flatten_with_path(value)[0]
+    ]
+
+
+def keyword_order(structure: pytree.TreeSpec) -> list[str]:
+    """Names of the keyword arguments in the structure of (args, kwargs)."""
+    return list(children_of(structure)[1].context)
+
+
+def words_for(name: str, path: Sequence[Any]) -> str:
+    """An argument, or the place inside a nested one, in the words of messages."""
+    return f"argument {name!r}" + (f" at {pytree.keystr(tuple(path))}" if path else "")
+
+
+class PackOutput:
+    """Builds an output that is no tuple, list or dict (a dataclass, a Hugging Face ModelOutput) from its leaves."""
+
+    def __init__(self, structure: pytree.TreeSpec) -> None:
+        self.structure = structure
+        self.__name__ = self.__qualname__ = f"pack_{getattr(structure.type, '__name__', 'output')}"
+        self.__module__ = __name__
+
+    def __call__(self, *leaves: Any) -> Any:
+        """The structured output."""
+        return pytree.tree_unflatten(leaves, self.structure)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return PackOutput, (structure_as_data(self.structure),)
+
+
+def leaf_paths(structure: pytree.TreeSpec) -> list[tuple[Any, ...]]:
+    """Where each leaf of a structure is, in order: names of attributes and keys, numbers of items."""
+    if structure.is_leaf():
+        return [()]
+    children = children_of(structure)
+    steps: Any = getattr(structure.context, "held", structure.context)
+    if not isinstance(steps, (list, tuple)) or len(steps) != len(children):
+        steps = range(len(children))
+    return [(step, *path) for step, child in zip(steps, children, strict=True) for path in leaf_paths(child)]
+
+
+def output_of(graph: fx.Graph, leaves: Sequence[Any], structure: pytree.TreeSpec) -> Any:
+    """An fx argument that rebuilds a nested output from its flattened leaves, adding nodes where it must."""
+    leaves = list(leaves)
+    if structure.is_leaf():
+        return leaves[0]
+    children = children_of(structure)
+    if structure.type in (tuple, list, dict):
+        built = []
+        for child in children:
+            built.append(output_of(graph, leaves[: child.num_leaves], child))
+            leaves = leaves[child.num_leaves :]
+        if structure.type is dict:
+            return dict(zip(structure.context, built, strict=True))
+        return structure.type(built)
+    node = graph.call_function(PackOutput(structure), tuple(leaves))
+    node.meta["val"] = None
+    return node
+
+
+def _is_constant(value: Any) -> bool:
+    return not any(isinstance(leaf, (Tensor, torch.SymInt)) for leaf in pytree.tree_leaves(value))
+
+
+def is_writable(value: Any) -> bool:
+    """Whether a constant argument can be part of a graph's code."""
+    if type(value) in (tuple, list):
+        return all(is_writable(item) for item in value)
+    if type(value) is dict:
+        return all(is_writable(item) for item in value.values())
+    return value is None or isinstance(value, _WRITABLE)

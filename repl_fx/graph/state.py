@@ -1,0 +1,115 @@
+"""Which parameters, buffers and modules a graph uses, and the removal of those it no longer does."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import Tensor, fx, nn
+
+from repl_fx.graph.assigned_buffers import assigned_by
+from repl_fx.graph.captured import attribute
+from repl_fx.graph.runtime import ModeSwitch
+
+
+@dataclass(frozen=True)
+class Used:
+    """What the nodes of a graph refer to.
+
+    Attributes:
+        state: paths of parameters and buffers, those of called modules included.
+        modules: paths of modules that are called, by the graph or by a mode switch in it.
+        flags: paths of the modules whose mode is read.
+    """
+
+    state: frozenset[str]
+    modules: frozenset[str]
+    flags: frozenset[str]
+
+
+def used_by(gm: fx.GraphModule) -> Used:
+    """What the nodes of a graph refer to."""
+    state: set[str] = set()
+    modules: set[str] = set()
+    flags: set[str] = set()
+    for node in gm.graph.nodes:
+        path = str(node.target)
+        if node.op not in ("call_module", "get_attr"):
+            continue
+        value = attribute(gm, path)
+        assigned = [buffer for user in node.users if (buffer := assigned_by(user))]
+        if node.op == "get_attr" and assigned:
+            state.update(assigned)
+        elif isinstance(value, nn.Module):
+            modules.add(path)
+            state.update(f"{path}.{name}" for name, _ in value.named_parameters(remove_duplicate=False))
+            state.update(f"{path}.{name}" for name, _ in value.named_buffers(remove_duplicate=False))
+        elif isinstance(value, Tensor):
+            state.add(path)
+        else:
+            flags.add(path.rpartition(".")[0])
+    return Used(frozenset(state), frozenset(modules), frozenset(flags))
+
+
+def prune_state_(gm: fx.GraphModule, before: Used) -> tuple[str, ...]:
+    """Remove the state that the graph used before and does not use any more, and modules that are left empty.
+
+    State that the graph never used (a head the forward does not call) is the source's and stays.
+
+    Args:
+        gm: changed in place.
+        before: what the graph used before it was rewritten.
+
+    Returns:
+        Paths of the parameters and buffers that were removed, sorted.
+    """
+    now = used_by(gm)
+    # A tied tensor stays under every name while one of them is used.
+    kept = {id(attribute(gm, path)) for path in now.state}
+    removed = sorted(path for path in before.state - now.state if id(attribute(gm, path)) not in kept)
+    for path in removed:
+        owner_path, _, name = path.rpartition(".")
+        owner = gm.get_submodule(owner_path)
+        owner._parameters.pop(name, None)
+        owner._buffers.pop(name, None)
+        owner._non_persistent_buffers_set.discard(name)
+    uncalled = before.modules - now.modules
+    for path in uncalled:
+        module = gm.get_submodule(path)
+        # A mode switch is no part of the source, so nothing of it needs to stay.
+        _set(gm, path, None if isinstance(module, ModeSwitch) else _container(module))
+    for path in uncalled | {path.rpartition(".")[0] for path in removed}:
+        _drop_empty(gm, path, now)
+    return tuple(removed)
+
+
+def _container(module: nn.Module) -> nn.Module:
+    """A module that holds what is left of one whose forward would fail: state for nodes to read, children, the mode."""
+    plain = nn.Module()
+    plain.training = module.training
+    for name in ("_parameters", "_buffers", "_modules", "_non_persistent_buffers_set"):
+        plain.__dict__[name] = module.__dict__[name]
+    return plain
+
+
+def _set(gm: nn.Module, path: str, module: nn.Module | None) -> None:
+    parent_path, _, name = path.rpartition(".")
+    parent = gm.get_submodule(parent_path)
+    if module is None:
+        del parent._modules[name]
+    else:
+        parent._modules[name] = module
+
+
+def _drop_empty(gm: nn.Module, path: str, now: Used) -> None:
+    """Drop a module that holds and does nothing, and then its parents likewise."""
+    while path and path not in now.flags and path not in now.modules:
+        try:
+            module = gm.get_submodule(path)
+        except AttributeError:
+            path = path.rpartition(".")[0]
+            continue
+        held = (*module._modules.values(), *module._parameters.values(), *module._buffers.values())
+        if any(item is not None for item in held):
+            return
+        _set(gm, path, None)
+        path = path.rpartition(".")[0]

@@ -1,0 +1,154 @@
+"""See the tensors inside objects of unknown structure, such as a cache of keys and values.
+
+pytree opens tuples, lists, dicts and what a library registered. A result of any other class that holds tensors would
+be one opaque leaf, which no graph can return. Here such an object is opened by its attributes, at any depth, and
+rebuilt around other tensors: an object of the same class with the same attributes, made without calling its
+constructor.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator
+from dataclasses import dataclass
+from enum import Enum
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from repl_fx._torch import pytree
+
+_PLAIN = (type(None), bool, int, float, complex, str, bytes, torch.dtype, torch.device, nn.Module, type)
+
+_RETURNED = (Tensor, torch.SymInt, torch.SymFloat, torch.SymBool, type(None), bool, int, float, str)
+
+
+class Opened:
+    """Stands for an object while it is flattened; unflattening gives the object itself, rebuilt."""
+
+    def __init__(self, value: Any) -> None:
+        self.value = value
+
+
+@dataclass(frozen=True)
+class _Kept:
+    """Stands for a constant inside an opened object, such as a dtype."""
+
+    value: Any
+
+
+@dataclass(frozen=True)
+class _Shell:
+    """What an object is besides the attributes that hold tensors.
+
+    Attributes:
+        kind: its class.
+        names: all attributes, in order.
+        held: those that hold tensors.
+        rest: the values of the others, by name; `_HERE` for a device that is the tensors' own.
+    """
+
+    kind: type
+    names: tuple[str, ...]
+    held: tuple[str, ...]
+    rest: dict[str, Any]
+
+    def __hash__(self) -> int:
+        return hash((self.kind, self.names, self.held))
+
+
+class _Here(Enum):
+    """One object in every process: a word would be another one where a pickle is loaded."""
+
+    HERE = "device of the tensors"
+
+    def __repr__(self) -> str:
+        return repr(self.value)
+
+
+_HERE = _Here.HERE
+
+
+def open_objects(value: Any) -> Any:
+    """A nested value in which every object with attributes is `Opened`, so that pytree flattens it.
+
+    One without tensors, such as a cache that no layer has used, has no leaves then.
+    """
+    return pytree.tree_map(lambda leaf: Opened(leaf) if is_object(leaf) else leaf, value)
+
+
+def is_object(value: Any) -> bool:
+    """Whether pytree takes a value for a leaf although it may have tensors among its attributes, at any depth."""
+    # A symbolic number is a leaf that a graph can return.
+    plain = isinstance(value, (Tensor, torch.SymInt, torch.SymFloat, torch.SymBool, Opened, *_PLAIN))
+    return not plain and not callable(value) and hasattr(value, "__dict__")
+
+
+def _inside(value: Any, seen: set[int]) -> Iterator[Any]:
+    """Tensors and symbolic sizes that a value holds; an object that holds itself is entered once."""
+    for leaf in pytree.tree_leaves(value):
+        if isinstance(leaf, (Tensor, torch.SymInt)):
+            yield leaf
+        elif is_object(leaf) and id(leaf) not in seen:
+            seen.add(id(leaf))
+            for attribute in vars(leaf).values():
+                yield from _inside(attribute, seen)
+
+
+def _open_inside(value: Any) -> Any:
+    """Likewise for what an object holds: all of it, for nothing else than tensors and numbers can be returned."""
+
+    def one(leaf: Any) -> Any:
+        if is_object(leaf):
+            return Opened(leaf)
+        return leaf if isinstance(leaf, _RETURNED) else _Kept(leaf)
+
+    return pytree.tree_map(one, value)
+
+
+def _flatten(opened: Opened) -> tuple[list[Any], _Shell]:
+    attributes = vars(opened.value)
+    owner = {id(opened.value)}
+    held = tuple(name for name, item in attributes.items() if any(True for _ in _inside(item, set(owner))))
+    tensors = (leaf for name in held for leaf in _inside(attributes[name], set(owner)) if isinstance(leaf, Tensor))
+    device = next((tensor.device for tensor in tensors), None)
+    rest = {
+        name: _HERE if isinstance(item, torch.device) and item == device else item
+        for name, item in attributes.items()
+        if name not in held
+    }
+    shell = _Shell(type(opened.value), tuple(attributes), held, rest)
+    return [_open_inside(attributes[name]) for name in held], shell
+
+
+def _flatten_with_keys(opened: Opened) -> tuple[list[tuple[Any, Any]], _Shell]:
+    children, shell = _flatten(opened)
+    return [(pytree.GetAttrKey(name), child) for name, child in zip(shell.held, children, strict=True)], shell
+
+
+def _unflatten(children: Any, shell: _Shell) -> Any:
+    held = dict(zip(shell.held, children, strict=True))
+    device = next((leaf.device for leaf in _inside(list(held.values()), set()) if isinstance(leaf, Tensor)), None)
+    made: Any = object.__new__(shell.kind)
+    for name in shell.names:
+        item = held[name] if name in held else shell.rest[name]
+        # The next call must not find what the caller has done with the object of this one.
+        vars(made)[name] = device if item is _HERE else copy.copy(item) if name not in held else item
+    return made
+
+
+pytree.register_pytree_node(
+    Opened,
+    _flatten,
+    _unflatten,
+    serialized_type_name="repl_fx.running.opaque_outputs.Opened",
+    flatten_with_keys_fn=_flatten_with_keys,
+)
+pytree.register_pytree_node(
+    _Kept,
+    lambda kept: ([], kept.value),
+    lambda children, value: value,
+    serialized_type_name="repl_fx.running.opaque_outputs.Kept",
+    flatten_with_keys_fn=lambda kept: ([], kept.value),
+)

@@ -1,0 +1,163 @@
+"""Find the nonlinearity of a branch and use it again at another width."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, fx, nn
+
+from repl_fx.analysis.branches import Branch
+from repl_fx.graph.captured import share_tensors
+from repl_fx.graph.pickling import function_as_data
+from repl_fx.running.untouched import seeded
+from repl_fx.surrogates.shared.site import Site
+
+_FUNCTIONS = {
+    torch.ops.aten.relu.default,
+    torch.ops.aten.relu_.default,
+    torch.ops.aten.relu6.default,
+    torch.ops.aten.gelu.default,
+    torch.ops.aten.silu.default,
+    torch.ops.aten.silu_.default,
+    torch.ops.aten.mish.default,
+    torch.ops.aten.tanh.default,
+    torch.ops.aten.sigmoid.default,
+    torch.ops.aten.elu.default,
+    torch.ops.aten.selu.default,
+    torch.ops.aten.celu.default,
+    torch.ops.aten.leaky_relu.default,
+    torch.ops.aten.leaky_relu_.default,
+    torch.ops.aten.hardswish.default,
+    torch.ops.aten.hardswish_.default,
+    torch.ops.aten.hardsigmoid.default,
+    torch.ops.aten.hardtanh.default,
+    torch.ops.aten.hardtanh_.default,
+    torch.ops.aten.softplus.default,
+    F.relu,
+    F.gelu,
+    F.silu,
+    F.mish,
+    F.elu,
+    F.leaky_relu,
+    F.hardswish,
+    F.relu6,
+    torch.relu,
+    torch.tanh,
+    torch.sigmoid,
+    torch.Tensor.relu,
+    torch.Tensor.tanh,
+    torch.Tensor.sigmoid,
+}
+_NOT_ACTIVATIONS = (nn.Softmax, nn.LogSoftmax, nn.Softmin, nn.MultiheadAttention, nn.PReLU, nn.Softmax2d, nn.GLU)
+
+
+@dataclass(frozen=True)
+class Activation:
+    """An elementwise function without parameters.
+
+    Attributes:
+        node: where the branch calls it.
+    """
+
+    node: fx.Node
+
+    def emit(self, site: Site, value: fx.Node) -> fx.Node:
+        """Call it on another value."""
+        if self.node.op == "call_module":
+            return site.call_elementwise(str(self.node.target), value)
+        return site.call(self.node.target, value, *self.node.args[1:], **self.node.kwargs)  # type: ignore[arg-type]
+
+    def function(self, gm: fx.GraphModule) -> Callable[[Tensor], Tensor]:
+        """It alone, as a module or function of one tensor."""
+        if self.node.op == "call_module":
+            return copy.deepcopy(gm.get_submodule(str(self.node.target)))
+        return ElementwiseCall(self.node.target, self.node.args[1:], self.node.kwargs)  # type: ignore[arg-type]
+
+
+class ElementwiseCall(nn.Module):
+    """Calls a function on a tensor with settings that are known.
+
+    Args:
+        target: the function.
+        args, kwargs: what it is called with after the tensor.
+    """
+
+    def __init__(self, target: Callable[..., Tensor], args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:
+        super().__init__()
+        self.target, self.args, self.kwargs = target, tuple(args), dict(kwargs)
+
+    def forward(self, value: Tensor) -> Tensor:
+        """Call the function."""
+        return self.target(value, *self.args, **self.kwargs)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**vars(self), "target": function_as_data(self.target)}
+
+    def extra_repr(self) -> str:
+        """The function's name."""
+        return str(self.target)
+
+
+def find_activation(gm: fx.GraphModule, branch: Branch) -> Activation | None:
+    """The first nonlinearity on the way from the branch's entries to its exits."""
+    exits = {mixer.node for mixer in branch.exits}
+    reached = {mixer.node for mixer in branch.entries}
+    for node in branch.nodes:
+        if node in reached or not any(feeder in reached for feeder in node.all_input_nodes):
+            continue
+        if node in exits:
+            break
+        if is_activation(gm, node):
+            return Activation(node)
+        reached.add(node)
+    return None
+
+
+def is_activation(gm: fx.GraphModule, node: fx.Node) -> bool:
+    given = node.args[0] if node.args else None
+    if not isinstance(given, fx.Node) or not _same_shape(given, node) or node.meta.get("passes_through"):
+        return False
+    if node.op == "call_function":
+        return node.target in _FUNCTIONS
+    if node.op != "call_module" or len(node.all_input_nodes) != 1:
+        return False
+    module = gm.get_submodule(str(node.target))
+    if isinstance(module, _NOT_ACTIVATIONS) or any(
+        True for some in (module.parameters(), module.buffers()) for _ in some
+    ):
+        return False
+    # A copy, as a forward may leave something behind in the module.
+    return _is_elementwise_nonlinearity(share_tensors(module))
+
+
+def _is_elementwise_nonlinearity(module: nn.Module) -> bool:
+    """Ask the module itself: an activation of its own treats every element alike, is not linear and not random.
+
+    Args:
+        module: without parameters; its mode is changed.
+    """
+    if module.__class__.__module__ == "torch.nn.modules.activation":
+        return True
+    probe = torch.linspace(-2, 2, 9)
+    try:
+        with torch.no_grad(), seeded(probe.device, 0):
+            # One that drops elements in training is none, however the draw falls.
+            trained, whole = (module.train(mode)(probe.reshape(1, 1, 9)) for mode in (True, False))
+            parts = torch.stack([module(x.reshape(1, 1, 1)).reshape(()) for x in probe])
+    except (RuntimeError, ValueError, TypeError, IndexError, AttributeError):
+        return False
+    if not isinstance(whole, Tensor) or whole.numel() != 9 or not torch.allclose(whole.flatten(), parts, atol=1e-6):
+        return False
+    if not isinstance(trained, Tensor) or not torch.equal(trained, whole):
+        return False
+    curve = whole.flatten().diff().diff()
+    return bool(curve.abs().max() > 1e-3)
+
+
+def _same_shape(a: fx.Node, b: fx.Node) -> bool:
+    return str(getattr(a.meta.get("val"), "shape", None)) == str(getattr(b.meta.get("val"), "shape", 0))

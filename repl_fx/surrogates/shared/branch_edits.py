@@ -1,0 +1,129 @@
+"""What surrogates ask of the branches of a block, and taking branches out."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+
+from repl_fx.analysis.blocks import Block
+from repl_fx.analysis.branches import Branch
+from repl_fx.analysis.linear_operators import Mixer
+from repl_fx.graph.captured import share_tensors
+from repl_fx.running.untouched import seeded
+from repl_fx.surrogates.shared.norms import find_post_norm
+from repl_fx.surrogates.shared.site import Site
+
+
+def without(branch: Branch) -> fx.Node | None:
+    """What the spine adds the branch to, where it is like the sum; None where the branch cannot be left out."""
+    others = [node for node in branch.join.all_input_nodes if node is not branch.root]
+    if len(others) != 1 or len(branch.join.args) != 2 or branch.join.kwargs:
+        return None
+    ours, theirs = others[0].meta.get("val"), branch.join.meta.get("val")
+    alike = isinstance(ours, Tensor) and isinstance(theirs, Tensor) and str(ours.shape) == str(theirs.shape)
+    return others[0] if alike else None
+
+
+def drop_branches(branches: Iterable[Branch]) -> list[tuple[fx.Node, fx.Node]]:
+    """Take branches out of the spine; returns each sum, and what stands in its place."""
+    made = []
+    for branch in branches:
+        passed = without(branch)
+        assert passed is not None
+        branch.join.replace_all_uses_with(passed)
+        made.append((branch.join, passed))
+    return made
+
+
+def outputs_after(block: Block, made: Iterable[tuple[fx.Node, fx.Node]]) -> tuple[fx.Node, ...]:
+    """What stands for the outputs of a block after values in it were replaced, each old one by a new, in order."""
+    outputs = list(block.outputs)
+    for old, new in made:
+        outputs = [new if output is old else output for output in outputs]
+    return tuple(outputs)
+
+
+def starts_at_zero(gm: fx.GraphModule, branch: Branch, end: fx.Node) -> bool:
+    """Whether a span may end in zeros: nothing behind `end` in the branch has parameters, or is flat at zero.
+
+    A layer scale that begins near zero would learn from zeros too slowly, and a norm would blow their first change up.
+    What a ReLU makes of zeros has no gradient at all, so nothing before it would ever learn.
+    """
+    behind = {end}
+    # Values that change with the span's where that is zero.
+    lively = {end}
+    for node in branch.nodes:
+        if node in behind or behind.isdisjoint(node.all_input_nodes):
+            continue
+        behind.add(node)
+        if any(feeder.op == "get_attr" for feeder in node.all_input_nodes):
+            return False
+        if node.op == "call_module" and any(True for _ in gm.get_submodule(str(node.target)).parameters()):
+            return False
+        if not lively.isdisjoint(node.all_input_nodes) and not _flat_at_zero(gm, node):
+            lively.add(node)
+    return branch.root in lively
+
+
+def _flat_at_zero(gm: fx.GraphModule, node: fx.Node) -> bool:
+    """Whether an elementwise operator of one value has no gradient where that is zero: ReLU, a square."""
+    feeders, value = node.all_input_nodes, node.meta.get("val")
+    if len(feeders) != 1 or not isinstance(value, Tensor) or not value.is_floating_point():
+        return False
+    if node.op == "call_module":
+        # In evaluation mode, as dropout may drop all of so few numbers.
+        function: Any = share_tensors(gm.get_submodule(str(node.target))).eval()
+    else:
+        function = node.target
+    leaf = torch.zeros([2] * value.ndim, requires_grad=True)
+    try:
+        with torch.enable_grad(), seeded(leaf.device, 0):
+            # Operators in place must not write to a leaf.
+            given = leaf * 1.0
+            args, kwargs = fx.node.map_arg((node.args, node.kwargs), lambda n: given)
+            made = function(*args, **kwargs)
+            if not isinstance(made, Tensor) or made.shape != leaf.shape:
+                return False
+            (gradient,) = torch.autograd.grad(made.sum(), leaf)
+    except (RuntimeError, ValueError, TypeError, IndexError, AttributeError, NotImplementedError):
+        # What asks for certain sizes is no elementwise operator.
+        return False
+    return not bool(gradient.any())
+
+
+def silent_norms(site: Site) -> set[fx.Node]:
+    """The norms that end a branch and can start at zero."""
+    gm = site.graph_module
+    posts = ((branch, find_post_norm(gm, branch)) for branch in site.split.branches)
+    return {post for branch, post in posts if post is not None and starts_at_zero(gm, branch, post)}
+
+
+def silent_mixers(site: Site) -> list[Mixer]:
+    """The mixers that end a branch and can start at zero, as no norm behind them does."""
+    gm = site.graph_module
+    ends = (branch for branch in site.split.branches if starts_at_zero(gm, branch, branch.output))
+    return [mixer for branch in ends for mixer in branch.exits]
+
+
+def leading_to(block: Block, end: fx.Node) -> list[fx.Node]:
+    """The nodes of a block that one of them depends on, in program order, that one last."""
+    inside = set(block.nodes)
+    found: set[fx.Node] = set()
+    pending = [end]
+    while pending:
+        node = pending.pop()
+        if node not in found and node in inside:
+            found.add(node)
+            pending += node.all_input_nodes
+    return sorted(found)
+
+
+def has_no_state(gm: fx.GraphModule, node: fx.Node) -> bool:
+    """Whether a node calls a module without parameters and buffers: dropout, drop path."""
+    if node.op != "call_module" or node.kwargs:
+        return False
+    module = gm.get_submodule(str(node.target))
+    return not any(True for some in (module.parameters(), module.buffers()) for _ in some)

@@ -1,0 +1,168 @@
+"""Find the norm that follows a branch's entry and make one like it at another width."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, fx, nn
+
+from repl_fx.analysis.branches import Branch
+from repl_fx.surrogates.shared.site import Site
+
+_BATCH_NORMS = {2: nn.BatchNorm1d, 3: nn.BatchNorm1d, 4: nn.BatchNorm2d, 5: nn.BatchNorm3d}
+# Positions of momentum and eps in the functional form.
+_BATCH_NORM_FUNCTIONS = {torch.ops.aten.batch_norm.default: (6, 7), F.batch_norm: (6, 7)}
+
+
+@dataclass(frozen=True)
+class ThinNorm:
+    """A norm to be made again at another width.
+
+    Attributes:
+        kind: `batch`, `layer`, `group` or `rms`.
+        eps: the original's.
+        momentum: of batch statistics; None for a cumulative average.
+        groups: of a group norm.
+        has_bias: whether it shifts, so that a bias before it is idle.
+    """
+
+    kind: str
+    eps: float
+    momentum: float | None = 0.1
+    groups: int = 1
+    has_bias: bool = True
+
+    def make(self, width: int, axis: int, ndim: int) -> nn.Module:
+        """A fresh norm for `width` channels along `axis` of a tensor of `ndim` dimensions."""
+        if self.kind == "batch" and axis == 1:
+            return _BATCH_NORMS[ndim](width, eps=self.eps, momentum=self.momentum)
+        if axis == -1:
+            return nn.RMSNorm(width, eps=self.eps) if self.kind == "rms" else nn.LayerNorm(width, eps=self.eps)
+        return nn.GroupNorm(math.gcd(self.groups, width), width, eps=self.eps)
+
+
+def find_norm(gm: fx.GraphModule, branch: Branch) -> ThinNorm | None:
+    """The norm over all channels of an entry's result that comes before the next mixer; None where there is none."""
+    mixers = {mixer.node for mixer in branch.mixers}
+    channels = {int(m.node.meta["val"].shape[m.axis]) for m in branch.entries}
+    reached = {mixer.node for mixer in branch.entries}
+    for node in branch.nodes:
+        if node in mixers or not any(feeder in reached for feeder in node.all_input_nodes):
+            continue
+        norm = norm_at(gm, node, channels)
+        if norm is not None:
+            return norm
+        reached.add(node)
+    return None
+
+
+@dataclass(frozen=True)
+class PreNorm:
+    """The norm over channels that makes a span's input.
+
+    Attributes:
+        input: what it normalises.
+        kind: `layer` or `rms`.
+        eps: its own.
+        scale, shift: paths of its parameters; None where it has none.
+    """
+
+    input: fx.Node
+    kind: str
+    eps: float
+    scale: str | None
+    shift: str | None
+
+
+def find_pre_norm(gm: fx.GraphModule, branch: Branch) -> PreNorm | None:
+    """The norm over the last axis right before a span, where it is torch's own."""
+    node = branch.input
+    if node not in branch.nodes or node.op != "call_module" or len(node.args) != 1 or node.kwargs:
+        return None
+    module, given = gm.get_submodule(str(node.target)), node.args[0]
+    if not isinstance(module, nn.LayerNorm | nn.RMSNorm) or not isinstance(given, fx.Node):
+        return None
+    value = given.meta.get("val")
+    if len(module.normalized_shape) != 1 or not isinstance(value, Tensor) or not _computes_as_its_base(module):
+        return None
+    eps = torch.finfo(value.dtype).eps if module.eps is None else module.eps
+    own = {name for name, _ in module.named_parameters()}
+    scale, shift = (f"{node.target}.{name}" if name in own else None for name in ("weight", "bias"))
+    return PreNorm(given, "layer" if isinstance(module, nn.LayerNorm) else "rms", eps, scale, shift)
+
+
+def without_norm(
+    site: Site, branch: Branch, weight: fx.Node, bias: fx.Node | None
+) -> tuple[fx.Node, str, float, fx.Node, fx.Node | None]:
+    """A linear layer on a span's input as one on what the norm before it reads, which is normalised without parameters.
+
+    Returns:
+        What to read, kind and eps of the norm (`none` where there is none), a weight (rows, channels) and a bias with
+        the norm's scale and shift in them.
+    """
+    norm = find_pre_norm(site.graph_module, branch)
+    if norm is None:
+        return branch.input, "none", 0.0, weight, bias
+    if norm.shift is not None:
+        moved = site.call(torch.mv, weight, site.parameter(norm.shift))
+        bias = moved if bias is None else site.call(torch.add, bias, moved)
+    if norm.scale is not None:
+        weight = site.call(torch.mul, weight, site.parameter(norm.scale))
+    return norm.input, norm.kind, norm.eps, weight, bias
+
+
+def fresh_norm(site: Site, norm: ThinNorm, width: int, axis: int, ndim: int, *, silent: bool) -> nn.Module:
+    """A norm made again, stored as the block's parameters are; a silent one makes zeros at first."""
+    like = site.tensor(site.block.parameters[0])
+    module = norm.make(width, axis, ndim).to(dtype=like.dtype, device=like.device)
+    if silent and isinstance(module.weight, nn.Parameter):
+        nn.init.zeros_(module.weight)
+    return module
+
+
+def find_post_norm(gm: fx.GraphModule, branch: Branch) -> fx.Node | None:
+    """The batch norm that alone reads a span's output; it cannot take values that start at zero."""
+    node = next(iter(branch.output.users), None)
+    if node is None or len(branch.output.users) > 1 or node not in branch.nodes or node.op != "call_module":
+        return None
+    return node if isinstance(gm.get_submodule(str(node.target)), nn.modules.batchnorm._BatchNorm) else None
+
+
+def _computes_as_its_base(module: nn.LayerNorm | nn.RMSNorm) -> bool:
+    """Whether a norm does what torch's own does: asked of the module itself where it has code of its own."""
+    base = nn.LayerNorm if isinstance(module, nn.LayerNorm) else nn.RMSNorm
+    if type(module).forward is base.forward:
+        return True
+    state = [*module.parameters(), *module.buffers()]
+    if not state or state[0].is_meta:
+        return False
+    probe = torch.linspace(-2, 3, module.normalized_shape[0], dtype=state[0].dtype, device=state[0].device)[None]
+    try:
+        with torch.no_grad():
+            return torch.equal(module(probe), base.forward(module, probe))  # type: ignore[arg-type]
+    except (RuntimeError, ValueError, TypeError, IndexError, AttributeError):
+        return False
+
+
+def norm_at(gm: fx.GraphModule, node: fx.Node, channels: set[int]) -> ThinNorm | None:
+    """The norm that a node is, over as many channels as one of `channels`; None where it is none."""
+    if node.op == "call_function" and node.target in _BATCH_NORM_FUNCTIONS:
+        momentum, eps = _BATCH_NORM_FUNCTIONS[node.target]
+        given = node.args[0].meta.get("val") if isinstance(node.args[0], fx.Node) else None
+        if not isinstance(given, Tensor) or int(given.shape[1]) not in channels or len(node.args) <= eps:
+            return None
+        return ThinNorm("batch", float(str(node.args[eps])), float(str(node.args[momentum])))
+    if node.op != "call_module":
+        return None
+    module = gm.get_submodule(str(node.target))
+    if isinstance(module, nn.modules.batchnorm._BatchNorm) and module.num_features in channels:
+        return ThinNorm("batch", module.eps, module.momentum)
+    if isinstance(module, nn.GroupNorm) and module.num_channels in channels:
+        return ThinNorm("group", module.eps, groups=module.num_groups)
+    if isinstance(module, (nn.LayerNorm, nn.RMSNorm)) and math.prod(module.normalized_shape) in channels:
+        layer = isinstance(module, nn.LayerNorm)
+        return ThinNorm("layer" if layer else "rms", module.eps or 1e-6, has_bias=layer and module.bias is not None)
+    return None

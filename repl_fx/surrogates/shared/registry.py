@@ -1,0 +1,151 @@
+"""What a surrogate is, and the registry of all of them.
+
+A surrogate is a frozen dataclass of settings and one class, in one file, registered by a key:
+
+    @dataclass(frozen=True)
+    class HalveConfig:
+        factor: float = 0.5
+
+    @register_surrogate("halve", HalveConfig)
+    class Halve(Surrogate[HalveConfig]):
+        def refuse(self, site): ...
+        def build(self, site): ...
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import asdict, fields
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar
+
+from torch import fx
+
+from repl_fx.errors import BadInput, UnknownSurrogate
+
+if TYPE_CHECKING:
+    from repl_fx.surrogates.shared.site import Site
+
+Config = TypeVar("Config")
+# Where a thin surrogate can have its weights from.
+_SOURCES = ("neighbours", "own")
+_REGISTRY: dict[str, tuple[type[Surrogate[Any]], type[Any]]] = {}
+
+
+class Surrogate(ABC, Generic[Config]):
+    """What stands in for a replaced block.
+
+    Args:
+        config: its settings.
+    """
+
+    key: ClassVar[str]
+    # Whether values inside the block that are used outside it (attention maps, feature taps) are still there
+    # afterwards.
+    keeps_inner_values: ClassVar[bool] = False
+
+    def __init__(self, config: Config) -> None:
+        self.config = config
+
+    def choices(self, site: Site) -> tuple[Surrogate[Any], ...]:
+        """The surrogates that may do the work here, most preferred first; itself, but for one that chooses."""
+        return (self,)
+
+    def resolve(self, site: Site) -> Surrogate[Any]:
+        """The surrogate that does the work here; itself, except where a surrogate chooses between others."""
+        return self
+
+    @abstractmethod
+    def refuse(self, site: Site) -> str | None:
+        """Why this surrogate cannot stand in for the block at `site`; None when it can. Changes nothing."""
+
+    @abstractmethod
+    def build(self, site: Site) -> tuple[fx.Node, ...]:
+        """Rewrite the block at `site`; returns the values that take the place of the block's outputs, one for each.
+
+        Nodes of the block that nobody uses afterwards, and parameters that only they used, are removed by the caller.
+        """
+
+    def kept_parameters(self, site: Site) -> Collection[str]:
+        """Which of the block's own parameters may still be read afterwards; asked before `build`.
+
+        By default what no branch of the block mixes with: norms, biases and scales, on the spine or beside a branch.
+        """
+        mixing = {mixer.weight for branch in site.split.branches for mixer in branch.mixers}
+        return [path for path in site.block.parameters if path not in mixing]
+
+    def settings(self) -> dict[str, Any]:
+        """The settings as plain data, for the plan."""
+        return asdict(self.config)  # type: ignore[call-overload,no-any-return]
+
+
+def register_surrogate(key: str, config: type[Any]) -> Callable[[type[Surrogate[Any]]], type[Surrogate[Any]]]:
+    """Register a surrogate class under a key.
+
+    Args:
+        key: what `--surrogate` and plans call it. Registering a key again replaces the old entry.
+        config: its frozen dataclass of settings, every one with a default.
+
+    Raises:
+        BadInput: a setting without a default.
+    """
+    try:
+        config()
+    except TypeError as problem:
+        raise BadInput(f"surrogate {key!r}: every setting of {config.__name__} needs a default ({problem})") from None
+
+    def register(cls: type[Surrogate[Any]]) -> type[Surrogate[Any]]:
+        cls.key = key
+        _REGISTRY[key] = (cls, config)
+        return cls
+
+    return register
+
+
+def known_surrogates() -> tuple[str, ...]:
+    """The registered keys."""
+    return tuple(sorted(_REGISTRY))
+
+
+def make_surrogate(key: str, settings: Mapping[str, Any] | None = None) -> Surrogate[Any]:
+    """Make a surrogate from its key and settings.
+
+    Raises:
+        UnknownSurrogate: nobody registered the key; lists the known ones.
+        BadInput: a setting the surrogate does not have, or a value it refuses.
+    """
+    if key not in _REGISTRY:
+        raise UnknownSurrogate(key, _REGISTRY)
+    cls, config = _REGISTRY[key]
+    known = {field.name for field in fields(config)}
+    for name in settings or {}:
+        if name not in known:
+            listed = ", ".join(sorted(known)) or "none"
+            raise BadInput(f"surrogate {key!r} has no setting {name!r}; its settings are {listed}")
+    try:
+        return cls(config(**(settings or {})))
+    except TypeError as problem:
+        given = ", ".join(f"{name}={value!r}" for name, value in (settings or {}).items())
+        raise BadInput(f"surrogate {key!r} cannot be set to {given}: {problem}") from None
+
+
+def check_thin_settings(key: str, ratio: Any, name: str, count: Any, weights: Any) -> None:
+    """Check the settings that the thin surrogates share.
+
+    Args:
+        key: the surrogate.
+        ratio: what part of the block's it is as wide as.
+        name, count: the setting that overrides `ratio` by a number, and that number or None.
+        weights: where its weights come from.
+
+    Raises:
+        BadInput: one makes no sense; names the setting and what it can be.
+    """
+    if not isinstance(ratio, (int, float)) or not isinstance(count, int | None):
+        raise BadInput(f"{key}: ratio is {ratio!r} and {name} is {count!r}; they must be numbers")
+    if not 0 < ratio <= 1:
+        raise BadInput(f"{key}: ratio is {ratio}; it must be above 0 and at most 1")
+    if weights not in _SOURCES:
+        raise BadInput(f"{key}: weights is {weights!r}; it can be {' or '.join(_SOURCES)}")
+    if count is not None and count < 1:
+        raise BadInput(f"{key}: {name} is {count}; it must be 1 or more")

@@ -1,0 +1,223 @@
+"""The modules that compute a surrogate's weights, when they run again, and when what they made is used again.
+
+A synthesis depends on parameters alone, so its result holds until one of them changes:
+
+    training              it runs in every forward pass, and gradients flow through it
+    without gradients     (evaluation, `torch.no_grad`) its result is kept until a parameter changes
+    shared_synthesis      it runs once for all micro-batches of a step; what they sum up goes through it at the end
+"""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from itertools import islice
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from repl_fx._torch import pytree
+from repl_fx.arguments import require_module
+from repl_fx.errors import WeightsChanged
+from repl_fx.graph.captured import share_tensors
+from repl_fx.surrogates.shared.weight_slices import Blend, blend_slices
+
+
+class Synthesis(nn.Module):
+    """Base of the modules that compute a surrogate's weights from the neighbours' parameters.
+
+    `synthesise` takes parameters, buffers or results of other syntheses, and returns one tensor or a tuple of tensors.
+    It is a function of them and of the module's own parameters and buffers alone. Folding evaluates it once and drops
+    it.
+
+    Args:
+        train_neighbours: whether gradients flow through the synthesis into the neighbours' parameters.
+    """
+
+    def __init__(self, train_neighbours: bool) -> None:
+        super().__init__()
+        self.train_neighbours = train_neighbours
+        self._kept: _Kept | None = None
+        self._shared: _Shared | None = None
+
+    def synthesise(self, *weights: Tensor) -> Any:
+        """Compute weights from weights."""
+        raise NotImplementedError(f"{type(self).__name__} has no synthesise(*weights)")
+
+    def given(self, weight: Any) -> Any:
+        """A neighbour's weight as the synthesis may use it: without gradient where neighbours are not trained."""
+        return weight if self.train_neighbours else weight.detach()
+
+    def forward(self, *weights: Tensor) -> Any:
+        """What `synthesise` makes of the weights, or made of them before."""
+        if torch.compiler.is_compiling():
+            # A compiled graph is fast without it, and would have to be guarded by the state of every weight.
+            return self.synthesise(*weights)
+        if self._shared is not None:
+            return self._shared.weights(self, weights)
+        if torch.is_grad_enabled() or not _can_be_watched(read := [*weights, *self.parameters(), *self.buffers()]):
+            return self.synthesise(*weights)
+        if self._kept is None or self._kept.stale(read):
+            # Without history, as folded ones are: a product with a weight that requires a gradient may round otherwise.
+            self._kept = _Kept(read, pytree.tree_map_only(Tensor, torch.Tensor.detach, self.synthesise(*weights)))
+        return self._kept.made
+
+    def train(self, mode: bool = True) -> Synthesis:
+        """Set the mode, and forget what was made: a change through `.data` leaves no trace."""
+        self._kept = None
+        return super().train(mode)
+
+    def __getstate__(self) -> dict[str, Any]:
+        # Copies and pickles make their own.
+        return {**self.__dict__, "_kept": None, "_shared": None}
+
+
+class BlendingSynthesis(Synthesis):
+    """A synthesis that begins with blends of slices, which can be done together with those of others.
+
+    A subclass says which (`blends`), and what it makes of them (`finish`), from the state it is given: its own
+    parameters by name.
+    """
+
+    def blends(self, state: Mapping[str, Tensor], weights: Sequence[Tensor]) -> list[Blend]:
+        """What to blend."""
+        raise NotImplementedError(f"{type(self).__name__} has no blends(state, weights)")
+
+    def finish(self, state: Mapping[str, Tensor], blended: Sequence[Tensor], weights: Sequence[Tensor]) -> Any:
+        """The result, from what `blends` asked for."""
+        raise NotImplementedError(f"{type(self).__name__} has no finish(state, blended, weights)")
+
+    def synthesise(self, *weights: Tensor) -> Any:
+        """Compute weights from weights."""
+        state = dict(self.named_parameters())
+        return self.finish(state, blend_slices(self.blends(state, weights)), weights)
+
+
+class SynthesisBatch(Synthesis):
+    """Several syntheses as one, so that their blends are done together.
+
+    Its inputs are, for each member, what that member reads and then its parameters, which stay where they were.
+
+    Args:
+        members: the syntheses; copies without state are kept.
+        counts: how many weights each reads.
+    """
+
+    def __init__(self, members: Sequence[BlendingSynthesis], counts: Sequence[int]) -> None:
+        super().__init__(train_neighbours=True)
+        self.members = [_without_state(member) for member in members]
+        self.names = [tuple(name for name, _ in member.named_parameters()) for member in members]
+        self.counts = tuple(counts)
+
+    def synthesise(self, *weights: Tensor) -> tuple[Any, ...]:
+        """The results of the members, in order."""
+        given = iter(weights)
+        tasks = []
+        for member, names, count in zip(self.members, self.names, self.counts, strict=True):
+            read = tuple(islice(given, count))
+            state = dict(zip(names, islice(given, len(names)), strict=True))
+            tasks.append((member, state, read, member.blends(state, read)))
+        made = iter(blend_slices([blend for *_, asked in tasks for blend in asked]))
+        return tuple(member.finish(state, list(islice(made, len(asked))), read) for member, state, read, asked in tasks)
+
+
+def _without_state(member: BlendingSynthesis) -> BlendingSynthesis:
+    copied = share_tensors(member)
+    assert isinstance(copied, BlendingSynthesis)
+    for module in copied.modules():
+        module._parameters.update(dict.fromkeys(module._parameters))
+    return copied
+
+
+class _Kept:
+    """Weights that were made, and what they were made of."""
+
+    def __init__(self, read: Sequence[Tensor], made: Any) -> None:
+        # Weak: another tensor may get the identity of one that is gone, but not its reference.
+        self.sources = [(weakref.ref(tensor), tensor._version, tensor.data_ptr()) for tensor in read]
+        self.made = made
+
+    def stale(self, read: Sequence[Tensor]) -> bool:
+        """Whether other tensors are read now, or the same ones with other values."""
+        return len(read) != len(self.sources) or any(
+            source() is not tensor or version != tensor._version or place != tensor.data_ptr()
+            for tensor, (source, version, place) in zip(read, self.sources, strict=True)
+        )
+
+
+def _can_be_watched(tensors: Sequence[Tensor]) -> bool:
+    """Whether a change of each would show: plain tensors with storage and a version."""
+    return all(type(t) in (Tensor, nn.Parameter) and not t.is_meta and not t.is_inference() for t in tensors)
+
+
+class _Shared:
+    """One run of a synthesis, for several forward and backward passes."""
+
+    def __init__(self) -> None:
+        self.kept: _Kept | None = None
+        self.leaves: Any = None
+
+    def weights(self, synthesis: Synthesis, given: Sequence[Tensor]) -> Any:
+        """The weights, cut off from what they were made of, so that each pass adds to their own gradients."""
+        read = [*given, *synthesis.parameters(), *synthesis.buffers()]
+        if self.kept is None:
+            with torch.enable_grad():
+                self.kept = _Kept(read, synthesis.synthesise(*given))
+            self.leaves = pytree.tree_map_only(Tensor, _leaf, self.kept.made)
+        elif self.kept.stale(read):
+            raise WeightsChanged(
+                f"the weights that {type(synthesis).__name__} reads changed inside shared_synthesis; step the "
+                "optimizer after it"
+            )
+        return self.leaves
+
+    def finish(self) -> None:
+        """Hand the gradients on, through the synthesis."""
+        if self.kept is None:
+            return
+        pairs = zip(pytree.tree_leaves(self.kept.made), pytree.tree_leaves(self.leaves), strict=True)
+        due = [(made, leaf.grad) for made, leaf in pairs if isinstance(leaf, Tensor) and leaf.grad is not None]
+        if due:
+            torch.autograd.backward([made for made, _ in due], [gradient for _, gradient in due])
+
+
+def _leaf(made: Tensor) -> Tensor:
+    return made.detach().requires_grad_(made.requires_grad)
+
+
+@contextmanager
+def shared_synthesis(module: nn.Module) -> Iterator[None]:
+    """Run each synthesis of a module once for all forward and backward passes inside, as in gradient accumulation.
+
+        with repl_fx.shared_synthesis(model):
+            for batch in micro_batches:
+                loss(model, batch).backward()
+        optimizer.step()
+
+    Gradients of synthesised weights add up inside, and go through the syntheses to gains and neighbours once, at the
+    end: inside, `.grad` of these is not complete. With DistributedDataParallel use it inside `no_sync`, for all
+    micro-batches but the last. A compiled module runs its syntheses every time.
+
+    Args:
+        module: a rewritten module, or one with rewritten graphs in it.
+
+    Raises:
+        WeightsChanged: in a forward pass after the weights were changed inside.
+        BadInput: what was given is no module.
+    """
+    require_module("shared_synthesis", module)
+    syntheses = [found for found in module.modules() if isinstance(found, Synthesis)]
+    # In a graph, what reads another's result comes after it.
+    started: list[_Shared] = []
+    for synthesis in syntheses:
+        synthesis._shared = _Shared()
+        started.append(synthesis._shared)
+    try:
+        yield
+        for shared in reversed(started):
+            shared.finish()
+    finally:
+        for synthesis in syntheses:
+            synthesis._shared = None

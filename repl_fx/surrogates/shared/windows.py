@@ -1,0 +1,145 @@
+"""Windows over the positions of a stream: their means, and giving what was made for a window to its positions."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, fx, nn
+
+from repl_fx.surrogates.shared.site import Site
+
+_POOLS = {2: F.avg_pool2d, 3: F.avg_pool3d}
+# Class and distillation tokens, and up to four registers.
+_MOST_BESIDE_GRID = 5
+
+
+class Windows(Protocol):
+    """A partition of the positions of a stream."""
+
+    @property
+    def sizes(self) -> dict[int, int]:
+        """Sizes that operators are given for a value of the stream, and those for the means."""
+
+    def fewer(self, value: Tensor) -> Tensor:
+        """A value of the size of the means."""
+
+    def mean(self, site: Site, stream: fx.Node) -> fx.Node:
+        """A node with the mean over each window."""
+
+    def added(self, site: Site, stream: fx.Node, change: fx.Node) -> fx.Node:
+        """A node with the stream, and at each position what was made for its window added."""
+
+
+@dataclass(frozen=True)
+class PictureWindows:
+    """Squares (cubes) of a picture, channels first; what is left at the far edges goes with the last ones.
+
+    Attributes:
+        side: positions along each axis.
+        axes: how many.
+    """
+
+    side: int
+    axes: int
+
+    @classmethod
+    def of(cls, value: Tensor, ratio: float) -> PictureWindows:
+        """Windows for a value (batch, channels, …), so that there are about `ratio` windows for a position."""
+        axes = value.ndim - 2
+        fixed = [size for size in value.shape[2:] if isinstance(size, int)]
+        return cls(min([max(1, round(ratio ** (-1 / axes))), *fixed]), axes)
+
+    @property
+    def sizes(self) -> dict[int, int]:
+        """None: convolutions are given no sizes."""
+        return {}
+
+    def fewer(self, value: Tensor) -> Tensor:
+        """(batch, channels, …) at the lower resolution."""
+        return _POOLS[self.axes](value, self.side)
+
+    def mean(self, site: Site, stream: fx.Node) -> fx.Node:
+        """(batch, channels, …) at the lower resolution."""
+        return site.call(_POOLS[self.axes], stream, self.side)
+
+    def added(self, site: Site, stream: fx.Node, change: fx.Node) -> fx.Node:
+        """The stream with the change at its own resolution added."""
+        return site.call(add_windows, stream, change)
+
+
+def add_windows(stream: Tensor, change: Tensor) -> Tensor:
+    """The sum of a picture and one of a lower resolution, each value of which goes to all positions of its window."""
+    return stream + F.interpolate(change, size=stream.shape[2:], mode="nearest")
+
+
+@dataclass(frozen=True)
+class TokenWindows:
+    """Windows over a sequence (batch, positions, channels).
+
+    A grid of patches, with a few tokens before it, is divided along both sides, and each of these tokens is a window of
+    its own; another sequence is divided into runs.
+
+    Attributes:
+        window: of each position.
+    """
+
+    window: tuple[int, ...]
+
+    @classmethod
+    def of(cls, value: Tensor, ratio: float) -> TokenWindows:
+        """Windows for a value, so that there are about `ratio` windows for a position."""
+        positions = int(value.shape[1])
+        beside, side = _grid(positions)
+        if side is None:
+            count = max(1, round(ratio * positions))
+            return cls(tuple(i * count // positions for i in range(positions)))
+        count = max(min(2, side - 1), math.floor(side * math.sqrt(ratio)))
+        part = [i * count // side for i in range(side)]
+        return cls((*range(beside), *(beside + count * row + column for row in part for column in part)))
+
+    @property
+    def sizes(self) -> dict[int, int]:
+        """The number of positions becomes that of windows."""
+        return {len(self.window): self.count}
+
+    def fewer(self, value: Tensor) -> Tensor:
+        """(batch, windows, channels)."""
+        return value.narrow(1, 0, self.count)
+
+    @property
+    def count(self) -> int:
+        """How many windows there are."""
+        return self.window[-1] + 1
+
+    def mean(self, site: Site, stream: fx.Node) -> fx.Node:
+        """(batch, windows, channels)."""
+        member = self._members(site)
+        return site.call(torch.matmul, self._matrix(site, "mean", member / member.sum(1, keepdim=True)), stream)
+
+    def added(self, site: Site, stream: fx.Node, change: fx.Node) -> fx.Node:
+        """The stream with the change of its window added to each position."""
+        spread = self._matrix(site, "spread", self._members(site).t().contiguous())
+        return site.call(torch.add, stream, site.call(torch.matmul, spread, change))
+
+    def _members(self, site: Site) -> Tensor:
+        like = site.tensor(site.block.parameters[0])
+        member = F.one_hot(torch.tensor(self.window), self.count).t()
+        return member.to(dtype=like.dtype, device=like.device)
+
+    def _matrix(self, site: Site, name: str, values: Tensor) -> fx.Node:
+        holder = nn.Module()
+        holder.register_buffer("matrix", values)
+        return site.parameter(f"{site.module(name, holder)}.matrix")
+
+
+def _grid(positions: int) -> tuple[int, int | None]:
+    """How many tokens lie before a square grid, and its side; None where there is no such grid."""
+    for beside in range(_MOST_BESIDE_GRID + 1):
+        side = math.isqrt(max(0, positions - beside))
+        if side > 1 and side * side == positions - beside:
+            return beside, side
+    return 0, None

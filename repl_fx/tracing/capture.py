@@ -1,0 +1,279 @@
+"""Capture a model as one graph in normal form: right in training and in evaluation mode, on any device.
+
+The ladder: torch.export first, then `fx.Tracer`. Each rung that fails says why in one line. The last rung, which takes
+the largest modules inside a model that can be captured, is `repl_fx.tracing.parts.capture`.
+"""
+
+from __future__ import annotations
+
+import copy as copying
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+
+from repl_fx._torch import fixed_size, pytree
+from repl_fx.arguments import require_args, require_module
+from repl_fx.config import check_passes
+from repl_fx.errors import BadInput, BrokenGraph, CaptureError
+from repl_fx.graph.captured import CapturedModule, copy_model, fake_mode_of, share_tensors, traced_constant
+from repl_fx.graph.gc_pause import collection_paused
+from repl_fx.graph.signature import bind_arguments
+from repl_fx.passes.check_graph import check_graph
+from repl_fx.passes.follow_device import follow_device_
+from repl_fx.passes.merge_modes import merge_modes
+from repl_fx.running.python_state import StateChanges, changes_noted
+from repl_fx.running.untouched import device_of, fresh_inputs, in_mode, own_randomness, untouched
+from repl_fx.tracing.check import CaptureCheck, compare_modes
+from repl_fx.tracing.control_flow import match_decisions_
+from repl_fx.tracing.hooks import hooks_followed
+from repl_fx.tracing.leaf_calls import is_leaf
+from repl_fx.tracing.lift_modules import Constants
+from repl_fx.tracing.model_checks import misfit, require_capturable
+from repl_fx.tracing.settled import require_leaves_left, require_settled
+from repl_fx.tracing.size_questions import drop_questions_answered_alike_
+from repl_fx.tracing.tracers import Rung, export_rung, obstacle, symbolic_rung
+
+LADDER: dict[str, Rung] = {"torch.export": export_rung, "fx.symbolic_trace": symbolic_rung}
+
+
+@dataclass(frozen=True)
+class CaptureInfo:
+    """How a graph was captured; kept in `graph_module.meta["capture"]`.
+
+    Attributes:
+        model: class name of the source.
+        rung: which rung of the ladder took it.
+        obstacles: why earlier rungs did not, one line each.
+        literals: arguments that had to be made dependent on the mode.
+        switches: stretches of which each mode has its own version.
+        dynamic: for each tensor argument, the dimensions that stayed dynamic.
+    """
+
+    model: str
+    rung: str
+    obstacles: tuple[str, ...]
+    literals: int
+    switches: int
+    dynamic: dict[str, tuple[int, ...]]
+
+
+def capture(
+    model: nn.Module, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None, *, copy: bool = False
+) -> fx.GraphModule:
+    """Capture a model as an `fx.GraphModule` in normal form.
+
+    Args:
+        model: any module; it is not changed, and its modes are left as they are.
+        args: positional example inputs. A batch (first dimension) of 1 is widened to 2, because tracing would take 1
+            for a constant.
+        kwargs: keyword example inputs.
+        copy: give the graph parameters of its own instead of sharing the model's.
+
+    Returns:
+        A graph module with the model's arguments, outputs, module paths and `state_dict` keys, in the model's mode.
+
+    Raises:
+        BadInput: the model itself does not run on these inputs, or is of a kind that cannot be captured.
+        CaptureError: no rung of the ladder took the model; says why, with the model's file and line.
+            `repl_fx.capture_parts` captures what it can of such a model.
+    """
+    require_module("capture", model)
+    require_args(args, kwargs)
+    require_capturable(model, args, kwargs)
+    source = copy_model(model) if copy else model
+    args, kwargs = widen_batch(model, tuple(args), dict(kwargs or {}))
+    try:
+        return climb(LADDER, source, args, kwargs)
+    except CaptureError as problem:
+        _require_runs(model, args, kwargs)
+        raise CaptureError(
+            type(model).__name__, problem.obstacles, "repl_fx.capture_parts captures what it can of the modules inside"
+        ) from problem
+
+
+def climb(
+    ladder: Mapping[str, Rung], model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> CapturedModule:
+    """Capture a model by the first rung that takes it.
+
+    Args:
+        ladder: the rungs to try, best first, by name.
+        model: any module; it is not changed.
+        args, kwargs: example inputs; only their shapes and the arguments that are no tensors matter.
+
+    Raises:
+        BadInput: the forward does not take these arguments.
+        CaptureError: no rung took it, it has hooks that a graph would drop, or Python state that a graph has not.
+    """
+    try:
+        bind_arguments(model, args, kwargs)
+    except TypeError as problem:
+        raise BadInput(misfit(obstacle(type(model).__name__, problem), problem, args, kwargs)) from problem
+    obstacles: list[str] = []
+    for name, rung in ladder.items():
+        try:
+            return _climb(name, rung, model, args, kwargs, tuple(obstacles))
+        except (BrokenGraph, CaptureError):
+            raise
+        except Exception as problem:
+            obstacles.append(obstacle(name, problem))
+    raise CaptureError(type(model).__name__, obstacles)
+
+
+def _climb(
+    name: str, rung: Rung, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], obstacles: tuple[str, ...]
+) -> CapturedModule:
+    arguments = bind_arguments(model, args, kwargs)
+    constants = Constants()
+    device = device_of(model, args, kwargs)
+    graphs = {}
+    pinned: dict[str, bool] = {}
+    changes: dict[bool, StateChanges] = {}
+    for training in (True, False):
+        # A region of the caller's must not be traced as one of the model's.
+        # Shapes are found on fake tensors, yet a norm that counts its batches adds one to a buffer that is none.
+        with untouched(model, buffers=True), own_randomness(device), torch.enable_grad(), _no_autocast(device):
+            model.train(training)
+            with hooks_followed(model, is_leaf), changes_noted(model) as changes[training]:
+                graphs[training] = rung(model, arguments, constants, args, kwargs)
+            pinned.update({p: m.training for p, m in model.named_modules() if m.training is not training})
+    for training, changed in changes.items():
+        require_leaves_left(model, changed, is_leaf)
+        require_settled(model, changed, args, kwargs, training)
+    gm = _assembled(model, name, obstacles, graphs, constants, device, pinned)
+    drop_questions_answered_alike_(gm, model, args, kwargs)
+    return gm
+
+
+@collection_paused()
+def _assembled(
+    model: nn.Module,
+    name: str,
+    obstacles: tuple[str, ...],
+    graphs: Mapping[bool, fx.Graph],
+    constants: Constants,
+    device: torch.device,
+    pinned: dict[str, bool],
+) -> CapturedModule:
+    """The module for the graphs of both modes (training and not), with the model's own module tree."""
+    root = _module_tree(model, graphs.values())
+    for index, tensor in enumerate(constants.tensors):
+        root.register_buffer(traced_constant(index), tensor.detach().clone(), persistent=False)
+    match_decisions_(graphs[True], graphs[False])
+    merged = merge_modes(graphs[True], graphs[False], root)
+    follow_device_(merged.graph, root, device)
+    gm = CapturedModule(root, merged.graph, type(model).__name__)
+    gm.training = model.training
+    gm.meta["pinned"] = pinned
+    gm.meta["fake_mode"] = fake_mode_of(gm)
+    gm.meta["device"] = device
+    gm.meta["capture"] = CaptureInfo(
+        type(model).__name__, name, obstacles, merged.literals, merged.switches, _dynamic_dims(gm)
+    )
+    if check_passes():
+        check_graph(gm, f"capture by {name}")
+    return gm
+
+
+def check_capture(
+    model: nn.Module, gm: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any] | None = None, *, seed: int = 0
+) -> CaptureCheck:
+    """Run source and graph side by side, two steps in each mode, and compare outputs, buffers and gradients.
+
+    Args:
+        model: the source; it and the graph are afterwards as they were.
+        gm: the graph captured from it, or the model with graphs in place of some of its modules.
+        args, kwargs: inputs both can take. Gradients are those of all parameters and of floating inputs.
+        seed: for dropout and the like.
+
+    Raises:
+        BadInput: an argument is of another kind.
+    """
+    require_module("check_capture", model)
+    require_module("check_capture", gm, name="gm")
+    require_args(args, kwargs)
+    args, kwargs = widen_batch(model, tuple(args), dict(kwargs or {}))
+    evaluation, training = compare_modes(model, gm, args, kwargs, seed=seed)
+    return CaptureCheck(
+        evaluation=not evaluation.differences,
+        training=not training.differences,
+        differences=(*evaluation.differences, *training.differences),
+    )
+
+
+def _no_autocast(device: torch.device) -> AbstractContextManager[object]:
+    if device.type == "meta" or not torch.is_autocast_enabled(device.type):
+        return nullcontext()
+    return torch.autocast(device.type, enabled=False)
+
+
+def widen_batch(
+    model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """Repeat example inputs of batch 1 to batch 2, where every tensor among them has it and the model takes it.
+
+    torch.export takes a dimension of size 1 for a constant. A first dimension need not be a batch: where the model
+    runs on the inputs as they are and not on wider ones, they stay as they are.
+    """
+    tensors = [leaf for leaf in pytree.tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
+    if not tensors or any(tensor.ndim == 0 or tensor.shape[0] != 1 for tensor in tensors):
+        return args, kwargs
+    wider = pytree.tree_map_only(Tensor, lambda t: torch.cat([t, t]), (args, kwargs))
+    if _runs(model, *wider) is not None and _runs(model, args, kwargs) is None:
+        return args, kwargs
+    return wider  # type: ignore[no-any-return]
+
+
+def _require_runs(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    """Tell inputs that do not fit from a model that cannot be traced: run the model itself."""
+    problem = _runs(model, args, kwargs)
+    if problem is not None:
+        raise BadInput(misfit(obstacle(type(model).__name__, problem), problem, args, kwargs)) from problem
+
+
+def _runs(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Exception | None:
+    """What a model raises on these inputs in evaluation mode; None where it runs."""
+    inputs = fresh_inputs(args, kwargs)
+    device = device_of(model, args, kwargs)
+    try:
+        with untouched(model, buffers=True), in_mode(model, False), torch.enable_grad(), own_randomness(device):
+            model(*inputs[0], **inputs[1])
+    except Exception as problem:
+        # The model's own code runs here, and what it may raise has no common base.
+        return problem
+    return None
+
+
+def _module_tree(model: nn.Module, graphs: Iterable[fx.Graph]) -> nn.Module:
+    """The source's module tree: modules the graphs call as they are, plain containers with their state elsewhere."""
+    called = {str(node.target) for graph in graphs for node in graph.nodes if node.op == "call_module"}
+    modules = {model.get_submodule(path) for path in called}
+    memo: dict[int, nn.Module] = {}
+
+    def build(module: nn.Module) -> nn.Module:
+        if id(module) in memo:
+            return memo[id(module)]
+        if module in modules:
+            return share_tensors(module, memo)
+        container = memo[id(module)] = nn.Module()
+        container.training = module.training
+        for name in ("_parameters", "_buffers", "_non_persistent_buffers_set"):
+            container.__dict__[name] = copying.copy(module.__dict__[name])
+        for name, child in module._modules.items():
+            container._modules[name] = None if child is None else build(child)
+        return container
+
+    return build(model)
+
+
+def _dynamic_dims(gm: fx.GraphModule) -> dict[str, tuple[int, ...]]:
+    dims = {}
+    for node in gm.graph.nodes:
+        if node.op == "placeholder" and isinstance(node.meta.get("val"), Tensor):
+            shape = node.meta["val"].shape
+            dims[str(node.target)] = tuple(i for i, size in enumerate(shape) if fixed_size(size) is None)
+    return dims

@@ -1,0 +1,273 @@
+"""Decisions of a forward, as a trace meets them: `if torch.rand([]) < p: continue`, `if x.isinf().any(): x = clamp(x)`.
+
+A trace has no value for a number that is drawn or computed, and cannot branch on one. Where a forward asks for the
+truth of such a number, the trace goes on with an answer given beforehand, and a marker in the graph says what was
+asked.
+`repl_fx.tracing.control_flow` makes one graph of traces with different answers.
+"""
+
+from __future__ import annotations
+
+import operator
+import random
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.fx.node import has_side_effect
+from torch.overrides import TorchFunctionMode
+
+from repl_fx._torch import define_operator, has_no_value
+from repl_fx.graph.decisions import Comparison
+
+_RANDOM = frozenset({"rand", "randn", "randint", "bernoulli", "bernoulli_", "uniform_", "normal_", "random_"})
+# Functions that return one number when they are called without a size, and the most arguments they take for that.
+_PYTHON_DRAWS: tuple[tuple[Any, str, int], ...] = (
+    (random, "random", 0),
+    (random, "uniform", 2),
+    (np.random, "random", 0),
+    (np.random, "random_sample", 0),
+    (np.random, "rand", 0),
+    (np.random, "uniform", 2),
+)
+
+_library = define_operator(
+    "repl_fx", "decision(Tensor[] condition, int index) -> Tensor", lambda condition, index: torch.empty(())
+)
+
+
+def decision_operator() -> Any:
+    """The operator that marks a random decision in a traced graph."""
+    return torch.ops.repl_fx.decision.default
+
+
+# Nothing uses its result.
+has_side_effect(decision_operator())
+
+
+_ASKS_FOR_GRADIENT = tuple(
+    getattr(Tensor, name).__get__ for name in ("requires_grad", "is_leaf", "grad_fn", "grad", "retains_grad")
+)
+
+# Layers of the deepest models, a few times over.
+_MOST = 512
+
+
+def asked_by_model() -> bool:
+    """Whether the code that called an operator, past the modes that see it, is neither torch's nor this package's."""
+    frame = sys._getframe(2)
+    while frame is not None and frame.f_code.co_name in ("__torch_function__", "__torch_dispatch__"):
+        frame = frame.f_back  # type: ignore[assignment]
+    asker = "" if frame is None else str(frame.f_globals.get("__name__"))
+    return asker.split(".")[0] not in ("torch", "repl_fx")
+
+
+class Draws(TorchFunctionMode):
+    """Answers what a forward asks about random numbers, during one trace.
+
+    Args:
+        answers: to the questions, in the order they are asked; no to those after the last.
+        aside: whether the trace is inside a leaf call, whose decisions are the leaf's own.
+
+    Attributes:
+        asked: for each question, the comparison of a number of Python's generator, or None where it is about a tensor.
+    """
+
+    def __init__(self, answers: Sequence[bool], aside: Callable[[], bool]) -> None:
+        super().__init__()
+        self.answers = tuple(answers)
+        self.aside = aside
+        self.asked: list[Comparison | None] = []
+        # Tensors of one element that depend on no input, and whether they come from a random draw. They are kept, so
+        # that no other tensor gets their identity.
+        self._known: dict[int, tuple[Tensor, bool]] = {}
+        # What `torch._check_tensor_all` takes the truth of: it states that, and asks nothing.
+        self._claimed: Tensor | None = None
+        # Tensors whose truth was asked for, as they were then, with the answer: who asks again is told the same.
+        self._answered: dict[tuple[int, int], tuple[Tensor, bool]] = {}
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Watch what random tensors are made into, and answer for them."""
+        kwargs = kwargs or {}
+        name = getattr(func, "__name__", "")
+        if func is Tensor.__bool__ and has_no_value(args[0]):
+            return self.decide(args[0], None)
+        # A truth taken out of its tensor is asked for later. Where it is used as a number, the traces differ.
+        if func is Tensor.item and args[0].dtype is torch.bool and has_no_value(args[0]):
+            return func(*args) if self._claimed is args[0] else self.decide(args[0], None)
+        if func is Tensor.item and self._drawn(args[0]):
+            return Drawn(self, args[0])
+        if func in _ASKS_FOR_GRADIENT and has_no_value(args[0]) and not self.aside() and asked_by_model():
+            raise NotImplementedError("the forward asks whether a tensor requires a gradient, which its input decides")
+        result = func(*args, **kwargs)
+        if name == "_is_all_true":
+            self._claimed = result
+        if isinstance(result, Tensor):
+            self._note(name, (*args, *kwargs.values()), result)
+        return result
+
+    def decide(self, condition: Tensor | None, comparison: Comparison | None) -> bool:
+        """The answer to a question, which is marked in the graph."""
+        if self.aside():
+            return False
+        known = None if condition is None else (id(condition), condition._version)
+        if known in self._answered:
+            return self._answered[known][1]
+        index = len(self.asked)
+        if index >= _MOST:
+            raise NotImplementedError(f"the forward decides more than {_MOST} times, as a loop would")
+        self.asked.append(comparison)
+        decision_operator()([] if condition is None else [condition], index)
+        answer = self.answers[index] if index < len(self.answers) else False
+        if condition is not None and known is not None:
+            self._answered[known] = condition, answer
+        return answer
+
+    def _drawn(self, value: Any) -> bool:
+        return isinstance(value, Tensor) and self._known.get(id(value), (None, False))[1]
+
+    def _note(self, name: str, arguments: Sequence[Any], result: Tensor) -> None:
+        given = [value for value in arguments if isinstance(value, Tensor)]
+        if any(id(value) not in self._known for value in given) or not _is_number(result):
+            return
+        if any(isinstance(value, (list, tuple)) and any(isinstance(v, Tensor) for v in value) for value in arguments):
+            return
+        self._known[id(result)] = (result, name in _RANDOM or any(self._drawn(value) for value in given))
+
+
+class Drawn:
+    """A random number without a value; it can be compared with a number, and that is all that can be done with it."""
+
+    def __init__(self, draws: Draws, origin: Tensor | tuple[Callable[..., Any], tuple[Any, ...]]) -> None:
+        self._draws = draws
+        self._origin = origin
+        self._used = False
+
+    def _ask(self, compare: Callable[[Any, Any], Any], other: Any) -> bool:
+        if not isinstance(other, (int, float)):
+            raise NotImplementedError(f"a random number is compared with a {type(other).__name__}")
+        if isinstance(self._origin, Tensor):
+            return self._draws.decide(compare(self._origin, other), None)
+        if self._used:
+            raise NotImplementedError("one random number decides twice")
+        self._used = True
+        return self._draws.decide(None, Comparison(*self._origin, compare, other))
+
+    def __lt__(self, other: Any) -> bool:
+        return self._ask(operator.lt, other)
+
+    def __le__(self, other: Any) -> bool:
+        return self._ask(operator.le, other)
+
+    def __gt__(self, other: Any) -> bool:
+        return self._ask(operator.gt, other)
+
+    def __ge__(self, other: Any) -> bool:
+        return self._ask(operator.ge, other)
+
+
+@contextmanager
+def recorded(draws: Draws) -> Iterator[None]:
+    """Let `draws` answer for the time of a trace.
+
+    Raises:
+        NotImplementedError: see `constant_numbers`; numbers that are just compared are no obstacle.
+    """
+    with constant_numbers() as generators:
+        own = [(module, name, getattr(module, name)) for module, name, _ in _PYTHON_DRAWS]
+        of = {generator.module: generator for generator in generators}
+        try:
+            for (module, name, function), (_, _, most) in zip(own, _PYTHON_DRAWS, strict=True):
+                setattr(module, name, _stand_in(draws, of[module], function, most))
+            with draws:
+                yield
+        finally:
+            for module, name, function in own:
+                setattr(module, name, function)
+
+
+@contextmanager
+def constant_numbers() -> Iterator[Sequence[_Generator]]:
+    """Refuse to trace a forward that takes other numbers from Python's or numpy's generator in each call.
+
+    Where it seeds the generator with a constant before it takes any, they are the same in each call, and the graph
+    holds them. Afterwards the generators are as they were.
+
+    Raises:
+        NotImplementedError: it takes numbers without that: the graph would hold what was drawn during the trace.
+    """
+    before = random.getstate(), np.random.get_state()
+    generators = _Generator(random, "Python's", random.getstate), _Generator(np.random, "numpy's", np.random.get_state)
+    own = [(generator.module, generator.module.seed) for generator in generators]
+    try:
+        for generator in generators:
+            generator.module.seed = generator.seeding(generator.module.seed)
+        yield generators
+        for generator in generators:
+            generator.check()
+    finally:
+        for module, function in own:
+            module.seed = function
+        random.setstate(before[0])
+        np.random.set_state(before[1])
+
+
+class _Generator:
+    """One of the random generators that are not torch's, during a trace.
+
+    Attributes:
+        module: whose functions draw from it.
+        seeded: the forward has seeded it with a constant, before it took a number.
+        compared: the forward has taken a number that it compares.
+    """
+
+    def __init__(self, module: Any, whose: str, state: Callable[[], Any]) -> None:
+        self.module = module
+        self.seeded = False
+        self.compared = False
+        self._whose = whose
+        self._state = state
+        self._before = state()
+
+    def seeding(self, function: Callable[..., None]) -> Callable[..., None]:
+        """What stands in for the function that seeds it."""
+
+        def seed(value: Any = None, *args: Any, **kwargs: Any) -> None:
+            if not self.seeded:
+                self.check()
+            self.seeded = isinstance(value, (int, np.integer))
+            function(value, *args, **kwargs)
+
+        return seed
+
+    def check(self) -> None:
+        """Refuse a forward whose numbers are others in each call."""
+        if not self.seeded and not _equal_states(self._before, self._state()):
+            raise NotImplementedError(
+                f"the forward takes numbers from {self._whose} random generator, and a graph would repeat those of the "
+                "trace"
+            )
+        if self.seeded and self.compared:
+            raise NotImplementedError(f"the forward seeds {self._whose} random generator after it has used it")
+
+
+def _equal_states(ours: Any, theirs: Any) -> bool:
+    return all(np.array_equal(a, b) for a, b in zip(ours, theirs, strict=True))
+
+
+def _stand_in(draws: Draws, generator: _Generator, function: Callable[..., Any], most: int) -> Callable[..., Any]:
+    def draw(*args: Any, **kwargs: Any) -> Any:
+        if generator.seeded or draws.aside() or kwargs or len(args) > most:
+            return function(*args, **kwargs)
+        generator.compared = True
+        return Drawn(draws, (function, args))
+
+    return draw
+
+
+def _is_number(tensor: Tensor) -> bool:
+    return tensor.ndim == 0 or (tensor.ndim == 1 and type(tensor.shape[0]) is int and tensor.shape[0] == 1)

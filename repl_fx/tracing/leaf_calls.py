@@ -1,0 +1,265 @@
+"""Record the calls of leaf modules while a model is traced.
+
+torch.export inlines every module. To get the calls of leaf modules back whole, each leaf stands aside during the trace:
+its call becomes one opaque operator in the graph, and what was called with which arguments goes to a table here.
+`repl_fx.tracing.lift_modules` turns the operators into `call_module` nodes.
+
+Grouping the inlined nodes by `nn_module_stack` afterwards, the other way to do it, has to guess the call's arguments,
+loses calls that leave no node (DropPath in eval mode), and leaves mutations and random draws behind. The opaque
+operator has none of that, and makes the two modes of a model line up node for node. It costs torch.export little: about
+the same time for language models, up to half as much again for small vision models (`benchmarks/compile_time.py`).
+
+A leaf is run on fake tensors for the shapes of its results, so hooks on it see fake tensors during a capture. The
+forward of a `torch.autograd.Function` stands aside likewise: traced into, it would lose its backward.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+import torch.utils.checkpoint
+from torch import Tensor, nn
+
+from repl_fx._torch import autograd_calls, call_impl, define_operator, pytree, set_call_impl, unset_call_impl
+from repl_fx.graph.markers import leaf_call_operator
+from repl_fx.running.python_state import PythonState
+from repl_fx.running.untouched import untouched
+from repl_fx.tracing.hooks import reached_by_hooks
+from repl_fx.tracing.mode_and_randomness import may_vary
+
+_VARIES: dict[type[nn.Module], bool] = {}
+
+# What may stand aside.
+Callee = nn.Module | type[torch.autograd.Function]
+
+_CONTAINERS = (nn.ModuleList, nn.ModuleDict, nn.ParameterList, nn.ParameterDict)
+_DROPOUTS = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout, nn.FeatureAlphaDropout)
+_CONSTANTS = (bool, int, float, complex, str, torch.dtype, torch.device, torch.layout, torch.memory_format, slice)
+
+
+def is_leaf(module: nn.Module) -> bool:
+    """Whether calls of a module stay calls in the normal form.
+
+    A leaf has no child modules and is one of `torch.nn` (or derived from one), or has no parameters and may depend on
+    the mode or on random numbers: Linear, a Conv2d subclass that pads, Dropout, DropPath. All other modules of the
+    user's own are traced into, so that their parameters can be seen, and which of their arguments they read.
+    """
+    if any(True for _ in module.children()) or isinstance(module, _CONTAINERS):
+        return False
+    # A forward that somebody put into one module belongs to that module, and not to the copy that a graph calls.
+    if "forward" in vars(module):
+        return False
+    # What a class does around its forward is called around the stand-in too.
+    if type(module).__call__ is not nn.Module.__call__:
+        return False
+    from_torch = any(base.__module__.startswith("torch.nn.") and base is not nn.Module for base in type(module).__mro__)
+    return from_torch or (not any(True for _ in module.parameters(recurse=False)) and _varies(type(module)))
+
+
+def _varies(kind: type[nn.Module]) -> bool:
+    if kind not in _VARIES:
+        _VARIES[kind] = may_vary(kind)
+    return _VARIES[kind]
+
+
+@dataclass
+class LeafCall:
+    """One call of a leaf module, as the tracer saw it.
+
+    Attributes:
+        callee: what was called, a module or a `torch.autograd.Function`.
+        run: makes the call itself, past the stand-in.
+        training: the mode that the module was in.
+        leaves: the flattened arguments; tensors and SymInts as placeholders, constants as they were.
+        arguments: structure of (args, kwargs).
+        result: structure of the result; None until the call has run.
+        constants: the non-tensor leaves of the result by position.
+        passes_through: the call returned its only tensor argument untouched, as Identity and Dropout do in evaluation.
+    """
+
+    callee: Callee
+    run: Callable[..., Any]
+    training: bool
+    leaves: list[Any]
+    arguments: pytree.TreeSpec
+    result: pytree.TreeSpec | None = None
+    constants: dict[int, Any] = field(default_factory=dict)
+    passes_through: bool = False
+
+
+class LeafCalls:
+    """The table of calls made during one trace, and the leaves that cannot stand aside."""
+
+    def __init__(self, inlined: Iterable[Callee] = ()) -> None:
+        self.calls: list[LeafCall] = []
+        self.inlined = set(inlined)
+        self.running = False
+        self._own: dict[nn.Module, dict[str, Tensor | None]] = {}
+
+    def stands_aside(self, module: nn.Module) -> bool:
+        """Whether calls of a module stay calls."""
+        return is_leaf(module) and module not in self.inlined
+
+    def begin(self, model: nn.Module) -> None:
+        """Note what state the leaves have as the forward begins: torch.export puts other tensors in for its trace."""
+        self._own = {module: _state(module) for module in model.modules()}
+
+    def has_others(self, callee: Callee) -> bool:
+        """Whether a leaf is called with other tensors than its own, as `torch.func.functional_call` does."""
+        if not isinstance(callee, nn.Module) or callee not in self._own:
+            return False
+        now = _state(callee)
+        return any(now.get(name) is not tensor for name, tensor in self._own[callee].items())
+
+    def toggled(self) -> set[Callee]:
+        """Leaves that the forward called in another mode than it left them in, so that their calls would be others."""
+        return {call.callee for call in self.calls if is_training(call.callee) is not call.training}
+
+    def run(self, index: int, tensors: list[Tensor], symbols: list[Any]) -> list[Tensor]:
+        """Run call `index` for its shapes (on fake tensors, under no tracer)."""
+        call = self.calls[index]
+        given_tensors, given_symbols = iter(tensors), iter(symbols)
+        leaves = [
+            next(given_tensors) if isinstance(leaf, Tensor) else next(given_symbols) if _is_symbol(leaf) else leaf
+            for leaf in call.leaves
+        ]
+        args, kwargs = pytree.tree_unflatten(leaves, call.arguments)
+        # What a leaf calls itself is part of the leaf.
+        self.running = True
+        try:
+            with _left_alone(call.callee):
+                results, call.result = pytree.tree_flatten(call.run(*args, **kwargs))
+        finally:
+            self.running = False
+        call.constants = {i: value for i, value in enumerate(results) if not isinstance(value, Tensor)}
+        if not all(value is None or isinstance(value, _CONSTANTS) for value in call.constants.values()):
+            self.inlined.add(call.callee)
+            raise LeafNotOpaque(f"{call.callee} returns something that is no tensor")
+        # An operator may not return one of its inputs; Identity and Dropout in eval mode do.
+        own = {id(tensor) for tensor in tensors}
+        same = len(tensors) == 1 and len(results) == 1 and results[0] is tensors[0]
+        # Functional dropout hands out a new object under the tracer, even where it does nothing.
+        call.passes_through = same or (isinstance(call.callee, _DROPOUTS) and not call.callee.training)
+        return [v.view_as(v) if id(v) in own else v for v in results if isinstance(v, Tensor)]
+
+
+def is_training(callee: Callee) -> bool:
+    """The mode of a module; an autograd function has none."""
+    return isinstance(callee, nn.Module) and callee.training
+
+
+def _state(module: nn.Module) -> dict[str, Tensor | None]:
+    return {**module._parameters, **module._buffers}
+
+
+@contextmanager
+def _left_alone(callee: Callee) -> Iterator[None]:
+    """Undo what a call on fake tensors leaves in a module, and what hooks on it count."""
+    if not isinstance(callee, nn.Module):
+        yield
+        return
+    reached = reached_by_hooks(callee)
+    counted = PythonState(nn.Module(), values=reached) if reached else None
+    with untouched(callee):
+        try:
+            yield
+        finally:
+            if counted is not None:
+                counted.restore()
+
+
+class LeafNotOpaque(RuntimeError):
+    """A leaf returned something that is no tensor or constant; the trace is repeated with that leaf inlined."""
+
+
+_recording: list[LeafCalls] = []
+
+
+def _leaf_call(tensors: list[Tensor], symbols: list[Any], index: int) -> list[Tensor]:
+    return _recording[-1].run(index, tensors, symbols)
+
+
+_library = define_operator(
+    "repl_fx", "leaf_call(Tensor[] tensors, SymInt[] symbols, int index) -> Tensor[]", _leaf_call
+)
+
+
+@contextmanager
+def record_leaf_calls(model: nn.Module, calls: LeafCalls) -> Iterator[None]:
+    """Let every leaf module of `model`, and every `torch.autograd.Function`, stand aside.
+
+    Undone on leaving, however the trace ends.
+
+    Args:
+        model: the model about to be traced; its modules are patched one by one for the time of the trace.
+        calls: the table to fill; leaves in `calls.inlined` are left alone.
+
+    Raises:
+        NotImplementedError: one of these has hooks.
+    """
+    for callee in calls.inlined:
+        if isinstance(callee, nn.Module):
+            _require_no_hooks(callee)
+    leaves = [m for m in model.modules() if calls.stands_aside(m) and m is not model]
+    _recording.append(calls)
+    try:
+        for module in leaves:
+            set_call_impl(module, _stand_in(module, call_impl(module), calls))
+        with autograd_calls(lambda function, apply: _stand_in(function, apply, calls)):
+            yield
+    finally:
+        for module in leaves:
+            unset_call_impl(module)
+        _recording.pop()
+
+
+def _stand_in(callee: Callee, run: Callable[..., Any], calls: LeafCalls) -> Callable[..., Any]:
+    def call(*args: Any, **kwargs: Any) -> Any:
+        leaves, arguments = pytree.tree_flatten((args, kwargs))
+        tensors = [leaf for leaf in leaves if isinstance(leaf, Tensor)]
+        others = [leaf for leaf in leaves if not isinstance(leaf, Tensor) and not _is_symbol(leaf)]
+        # A call without tensors makes a constant, and an argument that may hide tensors (a cache) must be seen.
+        opaque = tensors and all(leaf is None or isinstance(leaf, _CONSTANTS) for leaf in others)
+        if calls.running:
+            return run(*args, **kwargs)
+        if callee in calls.inlined or not opaque or calls.has_others(callee):
+            if not isinstance(callee, nn.Module):
+                if torch.is_grad_enabled():
+                    raise NotImplementedError(_lost_backward(callee))
+            elif tensors:
+                _require_no_hooks(callee)
+            return run(*args, **kwargs)
+        index = len(calls.calls)
+        calls.calls.append(LeafCall(callee, run, is_training(callee), leaves, arguments))
+        results = iter(leaf_call_operator()(tensors, [leaf for leaf in leaves if _is_symbol(leaf)], index))
+        made = calls.calls[index]
+        assert made.result is not None
+        values = [made.constants[i] if i in made.constants else next(results) for i in range(made.result.num_leaves)]
+        return pytree.tree_unflatten(values, made.result)
+
+    return call
+
+
+def _require_no_hooks(module: nn.Module) -> None:
+    registries = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+    hooks = (hook for name in registries for hook in (getattr(module, name, None) or {}).values())
+    # Hooks of torch's own that make a weight are traced like the forward.
+    if any(not type(hook).__module__.startswith("torch.nn.utils.") for hook in hooks):
+        raise NotImplementedError(f"a graph would drop the hooks of {module}, which it cannot call as a whole")
+
+
+def _lost_backward(function: type[torch.autograd.Function]) -> str:
+    if function is torch.utils.checkpoint.CheckpointFunction:
+        return "a graph would drop the gradients of a checkpoint with use_reentrant=True; give use_reentrant=False"
+    return (
+        f"a graph would drop the backward of the autograd function {function.__name__}, which takes or returns "
+        "something that is neither a tensor nor a constant"
+    )
+
+
+def _is_symbol(value: Any) -> bool:
+    return isinstance(value, torch.SymInt)

@@ -1,0 +1,257 @@
+"""Lift module calls and state out of an exported program.
+
+    before   p_fc_weight, x -> leaf_call([x], [], 7) -> getitem 0 -> aten.mul(_, p_gamma)
+    after    x -> call_module fc -> aten.mul(_, get_attr gamma)
+
+Needs: a program traced under `record_leaf_calls` with the table of its calls.
+Also undoes what torch.export adds around the model's own operators: flattened inputs and outputs become the source's
+arguments and structure again, packed `no_grad` and `autocast` regions become calls that begin and end them, and the
+assertions about shapes and dtypes that only the exported program needs are left out.
+Never touches: the model, the program.
+"""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+from torch.export import ExportedProgram
+from torch.export.graph_signature import InputKind
+
+from repl_fx._torch import children_of, is_autocast_region, is_grad_region, pytree
+from repl_fx.graph.assigned_buffers import add_assignments
+from repl_fx.graph.captured import drop_dead, traced_constant
+from repl_fx.graph.gc_pause import collection_paused
+from repl_fx.graph.markers import leaf_call_operator
+from repl_fx.graph.runtime import AutogradCall, enter_autocast, enter_grad_mode, exit_autocast, restore_grad_mode
+from repl_fx.graph.signature import (
+    Argument,
+    InputNodes,
+    input_names,
+    keyword_order,
+    locate_inputs,
+    output_of,
+    step_into,
+)
+from repl_fx.tracing.leaf_calls import LeafCall, LeafCalls
+
+_ASSERTIONS = {
+    torch.ops.aten._assert_tensor_metadata.default,
+    torch.ops.aten._assert_scalar.default,
+    torch.ops.aten._assert_async.msg,
+    torch.ops.aten.sym_constrain_range.default,
+    torch.ops.aten.sym_constrain_range_for_size.default,
+}
+_KEPT_META = ("val", "nn_module_stack", "stack_trace")
+
+
+@dataclass
+class Constants:
+    """Tensors that the trace itself made (`torch.tensor(…)` in a forward), shared by the traces of both modes."""
+
+    tensors: list[Tensor] = field(default_factory=list)
+
+    def name(self, tensor: Tensor) -> str:
+        """The attribute name of a constant; an equal one that is known already is used again."""
+        for index, known in enumerate(self.tensors):
+            same_kind = known.dtype == tensor.dtype and known.shape == tensor.shape and known.device == tensor.device
+            if known is tensor or (same_kind and not tensor.is_meta and torch.equal(known, tensor)):
+                return traced_constant(index)
+        self.tensors.append(tensor)
+        return traced_constant(len(self.tensors) - 1)
+
+
+@collection_paused()
+def lift_modules(
+    program: ExportedProgram,
+    calls: LeafCalls,
+    model: nn.Module,
+    arguments: Sequence[Argument],
+    constants: Constants,
+    args: Sequence[Any],
+    kwargs: Mapping[str, Any],
+    assigned: Sequence[tuple[str, str]] | None = None,
+    least: Mapping[str, int] | None = None,
+) -> fx.Graph:
+    """Rewrite an exported program as a graph over the model's own modules and state.
+
+    Args:
+        program: what torch.export returned.
+        calls: the table filled during that export.
+        model: the traced model; names for its modules are taken from it.
+        arguments: the graph's arguments, from `repl_fx.graph.signature.bind_arguments`.
+        constants: collects the tensors the trace made.
+        args, kwargs: the example inputs of the export.
+        assigned: buffers that the forward rebinds; the program then returns its own outputs and their new values as
+            a pair. None where it returns its own outputs alone.
+        least: the smallest sizes for which the program holds, by the names of their symbols.
+
+    Returns:
+        A graph whose targets are paths in `model` (and the names in `constants`).
+
+    Raises:
+        NotImplementedError: an input of a kind that has no place in a plain graph; names it.
+    """
+    lifter = _Lifter(program, calls, model, constants)
+    lifter.placeholders(InputNodes(lifter.graph, arguments), input_names(model, args, kwargs), args, kwargs, least)
+    results = lifter.body(program.graph_module)
+    structure = program.call_spec.out_spec
+    if assigned is not None:
+        structure = children_of(structure)[0]
+        add_assignments(lifter.graph, assigned, results[structure.num_leaves :])
+    lifter.graph.output(output_of(lifter.graph, results[: structure.num_leaves], structure))
+    drop_dead(lifter.graph)
+    return lifter.graph
+
+
+class _Lifter:
+    def __init__(self, program: ExportedProgram, calls: LeafCalls, model: nn.Module, constants: Constants) -> None:
+        self.program = program
+        self.calls = calls
+        self.constants = constants
+        self.graph = fx.Graph()
+        self.paths: dict[nn.Module, str] = {}
+        for path, module in model.named_modules(remove_duplicate=False):
+            self.paths.setdefault(module, path)
+        self.env: dict[fx.Node, Any] = {}
+        self.state: dict[str, fx.Node] = {}
+
+    def placeholders(
+        self,
+        inputs: InputNodes,
+        names: Sequence[str],
+        args: Any,
+        kwargs: Any,
+        least: Mapping[str, int] | None,
+    ) -> None:
+        signature = self.program.graph_signature
+        in_spec = self.program.call_spec.in_spec
+        # torch.export puts keyword arguments in the order of the signature.
+        located = iter(locate_inputs(names, args, {name: kwargs[name] for name in keyword_order(in_spec)}))
+        nodes = [node for node in self.program.graph.nodes if node.op == "placeholder"]
+        for node, spec in zip(nodes, signature.input_specs, strict=True):
+            if spec.kind is InputKind.USER_INPUT:
+                name, path, _ = next(located)
+                val = node.meta.get("val")
+                self.env[node] = inputs.at(name, path, val, least) if isinstance(val, Tensor) else None
+            elif spec.kind in (InputKind.PARAMETER, InputKind.BUFFER):
+                self.env[node] = _State(spec.target, node.meta.get("val"))
+            elif spec.kind is InputKind.CONSTANT_TENSOR:
+                tensor = self.program.constants[spec.target]
+                self.env[node] = _State(self.constants.name(tensor), node.meta.get("val"))
+            else:
+                raise NotImplementedError(f"an input of kind {spec.kind.name} ({spec.target})")
+
+    def body(self, gm: fx.GraphModule) -> list[Any]:
+        """Emit the nodes of one (sub)graph; returns its results."""
+        for node in gm.graph.nodes:
+            if node.op == "output":
+                return [self.value(result) for result in pytree.tree_leaves(node.args[0])]
+            if node.op == "call_function":
+                self.function(gm, node)
+            elif node.op == "get_attr":
+                target = gm.get_submodule(node.target) if _has_module(gm, node.target) else getattr(gm, node.target)
+                self.env[node] = target
+            elif node.op != "placeholder":
+                raise NotImplementedError(f"a node of kind {node.op}")
+        raise NotImplementedError("a graph without an output")
+
+    def function(self, gm: fx.GraphModule, node: fx.Node) -> None:
+        source: Any = node.args[0] if node.args else None
+        if node.target is leaf_call_operator():
+            self.env[node] = self.leaf(node)
+        elif node.target is operator.getitem and isinstance(self.env.get(source), (list, tuple)):
+            self.env[node] = self.env[source][node.args[1]]
+        elif is_grad_region(node):
+            self.env[node] = self.region(node, enter_grad_mode, restore_grad_mode, 1)
+        elif is_autocast_region(node):
+            self.env[node] = self.region(node, enter_autocast, exit_autocast, 4)
+        elif node.target in _ASSERTIONS:
+            return
+        else:
+            self.env[node] = self.emit(
+                "call_function", node.target, self.value(node.args), self.value(node.kwargs), node
+            )
+
+    def leaf(self, node: fx.Node) -> list[Any]:
+        index: Any = node.args[2]
+        call: LeafCall = self.calls.calls[index]
+        tensors, symbols = iter(self.value(node.args[0])), iter(self.value(node.args[1]))
+        leaves = [
+            next(tensors) if isinstance(leaf, Tensor) else next(symbols) if isinstance(leaf, torch.SymInt) else leaf
+            for leaf in call.leaves
+        ]
+        args, kwargs = pytree.tree_unflatten(leaves, call.arguments)
+        if isinstance(call.callee, nn.Module):
+            made = self.emit("call_module", self.paths[call.callee], tuple(args), kwargs, node)
+        else:
+            made = self.emit("call_function", AutogradCall(call.callee), tuple(args), kwargs, node)
+        made.meta["passes_through"] = call.passes_through
+        assert call.result is not None
+        values = iter(node.meta["val"])
+        results = [call.constants[i] if i in call.constants else next(values) for i in range(call.result.num_leaves)]
+        made.meta["val"] = pytree.tree_unflatten(results, call.result)
+        if call.result.is_leaf():
+            return [made]
+        nodes = []
+        for path, value in pytree.tree_flatten_with_path(made.meta["val"])[0]:
+            if not isinstance(value, Tensor):
+                continue
+            part = made
+            for step in path:
+                part = step_into(self.graph, part, step)
+                part.meta = {name: node.meta[name] for name in _KEPT_META if name in node.meta}
+            part.meta["val"] = value
+            nodes.append(part)
+        return nodes
+
+    def region(self, node: fx.Node, enter: Any, leave: Any, settings: int) -> list[Any]:
+        """Put the nodes of a packed region between a call that begins it and one that ends it."""
+        given = node.args[:settings]
+        body: Any = node.args[settings]
+        inner = self.env[body]
+        placeholders = [n for n in inner.graph.nodes if n.op == "placeholder"]
+        for placeholder, value in zip(placeholders, node.args[settings + 1 :], strict=True):
+            self.env[placeholder] = self.env[value] if isinstance(value, fx.Node) else value
+        begin = self.emit("call_function", enter, tuple(given), {}, node)
+        begin.meta["val"] = None
+        results = self.body(inner)
+        end = self.emit("call_function", leave, (begin,), {}, node)
+        end.meta["val"] = None
+        return results
+
+    def emit(self, op: str, target: Any, args: Any, kwargs: Any, source: fx.Node) -> fx.Node:
+        made = self.graph.create_node(op, target, args, kwargs)
+        made.meta = {name: source.meta[name] for name in _KEPT_META if name in source.meta}
+        return made
+
+    def value(self, argument: Any) -> Any:
+        """An argument of the exported graph as an argument of the new one; state appears where it is first used."""
+
+        def one(node: fx.Node) -> Any:
+            value = self.env[node]
+            if isinstance(value, nn.Module):
+                raise NotImplementedError(f"a packed region of another kind ({node.target})")
+            if not isinstance(value, _State):
+                return value
+            if value.path not in self.state:
+                attribute = self.graph.create_node("get_attr", value.path)
+                attribute.meta["val"] = value.val
+                self.state[value.path] = attribute
+            return self.state[value.path]
+
+        return fx.node.map_arg(argument, one)
+
+
+@dataclass(frozen=True)
+class _State:
+    path: str
+    val: Any
+
+
+def _has_module(gm: nn.Module, path: str) -> bool:
+    return any(path == name for name, _ in gm.named_modules())

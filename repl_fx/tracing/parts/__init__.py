@@ -1,0 +1,1 @@
+"""Models that are no single graph: the largest modules in them that are."""

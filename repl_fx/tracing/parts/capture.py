@@ -1,0 +1,347 @@
+"""Capture a model in parts: the last rung of the ladder.
+
+Detection models, and others whose code depends on the values of tensors, are no one graph. Their largest modules that
+are graphs (backbone, pyramid, heads) take the place of the originals in a copy of the module tree; the code around them
+stays as it is, and calls them.
+
+    before   Detector.forward -> backbone(x), then boxes by nonzero, nms, …
+    after    Detector.forward -> graph of the backbone, then boxes by nonzero, nms, …
+
+The model is run once in each mode, to see what its modules are called with. Then the tree is searched from the top: a
+module is tried on what it was called with, and where that fails, its children are. At the end the model with its parts
+has to return, in each mode, what the source returned, bit for bit; a part that spoils this is taken out, and its
+children are tried.
+
+Never touches: the source; tensors are shared with it. A model that is one graph is one part, at the path "".
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from types import MethodType
+from typing import Any
+
+from torch import Tensor, fx, nn
+
+from repl_fx._torch import pytree
+from repl_fx.arguments import require_args, require_module
+from repl_fx.errors import BadInput, CaptureError
+from repl_fx.graph.captured import CapturedModule, copy_model, share_tensors
+from repl_fx.running.python_state import OWN_ATTRIBUTES
+from repl_fx.tracing.capture import LADDER, capture as capture_whole, climb, widen_batch
+from repl_fx.tracing.check import CaptureCheck, compare_modes
+from repl_fx.tracing.leaf_calls import is_leaf
+from repl_fx.tracing.model_checks import misfit, require_capturable
+from repl_fx.tracing.parts.calls import Call, Calls, Run, Watch, run
+from repl_fx.tracing.parts.method_calls import MethodCalls
+from repl_fx.tracing.parts.search import PART_LADDER, Eager, Search, keep_attributes
+from repl_fx.tracing.tracers import obstacle
+
+
+@dataclass(frozen=True, eq=False)
+class Part:
+    """A module of a model that is a graph.
+
+    Attributes:
+        path: of the module in the model; empty where the whole model is one graph.
+        graph_module: the graph, whose `meta["capture"]` says how it was captured.
+        args, kwargs: inputs it was called with while the model ran.
+    """
+
+    path: str
+    graph_module: fx.GraphModule
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+
+    def __str__(self) -> str:
+        size = sum(parameter.numel() for parameter in self.graph_module.parameters())
+        rung = self.graph_module.meta["capture"].rung
+        return f"{self.path or 'the whole model'}: captured by {rung}, {size:,} parameters"
+
+
+@dataclass(frozen=True, eq=False)
+class CapturedParts:
+    """A model with its parts in place.
+
+    Attributes:
+        source: the model, or the copy of it that the parts share their tensors with.
+        module: the model with graphs in place of the modules that were captured; the graph where it is one.
+        parts: the graphs, in the order of their first calls.
+        eager: what was tried and stays eager, with the reason; empty where the model is one graph.
+        check: what was compared between source and `module`; None where nothing was.
+    """
+
+    source: nn.Module
+    module: nn.Module
+    parts: tuple[Part, ...]
+    eager: tuple[Eager, ...] = ()
+    check: CaptureCheck | None = None
+
+    @property
+    def whole(self) -> bool:
+        """Whether the model is one graph."""
+        return [part.path for part in self.parts] == [""]
+
+    def with_graphs(self, graphs: Mapping[str, fx.GraphModule]) -> nn.Module:
+        """The model with these graphs, by path, in place of its modules."""
+        return graphs[""] if self.whole else assemble(self.source, graphs)
+
+    def __str__(self) -> str:
+        return "\n".join(str(line) for line in (*self.parts, *self.eager))
+
+
+def capture_parts(
+    model: nn.Module,
+    args: Sequence[Any] = (),
+    kwargs: Mapping[str, Any] | None = None,
+    *,
+    copy: bool = False,
+    paths: Sequence[str] | None = None,
+) -> CapturedParts:
+    """Capture a model as one graph, or else the largest modules inside it that are graphs.
+
+    Args:
+        model: any module; it is not changed, and its modes are left as they are.
+        args, kwargs: example inputs. A model that needs targets in training mode should get them here.
+        copy: give the parts parameters of their own instead of sharing the model's.
+        paths: capture exactly the modules at these paths; "" is the whole model.
+
+    Returns:
+        The model with its parts. Outputs equal the source's in both modes, bit for bit; training mode is left out
+        where the model itself does not run in it on these inputs.
+
+    Raises:
+        BadInput: the model does not run on these inputs, or is of a kind that cannot be captured.
+        CaptureError: nothing of the model could be captured, or not all of `paths`.
+    """
+    require_module("capture_parts", model)
+    require_args(args, kwargs)
+    require_capturable(model, args, kwargs)
+    source = copy_model(model) if copy else model
+    args, kwargs = widen_batch(model, tuple(args), dict(kwargs or {}))
+    if paths is not None and list(paths) == [""]:
+        gm = capture_whole(source, args, kwargs)
+        return CapturedParts(source, gm, (Part("", gm, args, kwargs),))
+    obstacles: tuple[str, ...] = ()
+    if paths is None:
+        try:
+            gm = climb(LADDER, source, args, kwargs)
+            return CapturedParts(source, gm, (Part("", gm, args, kwargs),))
+        except CaptureError as problem:
+            obstacles = problem.obstacles
+    reference, calls, methods = _observe(source, args, kwargs)
+    search = Search(source, calls, methods)
+    if paths is None:
+        search.descend("")
+    else:
+        search.require(paths)
+    inputs = _settle(source, search, reference, args, kwargs)
+    if paths is not None and set(paths) != search.parts.keys():
+        raise CaptureError(type(model).__name__, [str(line) for line in search.eager])
+    if not search.parts:
+        raise CaptureError(type(model).__name__, [*obstacles, *(str(line) for line in search.eager)])
+    eager = [*search.eager]
+    if obstacles:
+        eager.insert(0, Eager("", type(model).__name__, obstacles[0]))
+    parts = tuple(Part(path, search.parts[path], *inputs[path]) for path in calls if path in inputs)
+    module = assemble(source, search.parts)
+    return CapturedParts(source, module, parts, tuple(eager), _checked(source, module, reference, args, kwargs))
+
+
+def capture_as_called(
+    model: nn.Module, calls: Mapping[str, tuple[tuple[Any, ...], dict[str, Any]]], rungs: Mapping[str, str]
+) -> CapturedParts:
+    """Capture modules of a model on inputs that are known already: the model is not run, and nothing is compared.
+
+    Args:
+        model: any module; it is not changed.
+        calls: inputs of each module, by path.
+        rungs: the rung that took each module before, by path.
+
+    Raises:
+        CaptureError: a module cannot be captured on these inputs.
+    """
+    parts = []
+    for path, (args, kwargs) in calls.items():
+        try:
+            module = model.get_submodule(path)
+        except AttributeError as problem:
+            raise CaptureError(type(model).__name__, [f"it has no module {path}"]) from problem
+        args, kwargs = widen_batch(module, args, kwargs)
+        ladder = {name: rung for name, rung in PART_LADDER.items() if name == rungs.get(path)} or PART_LADDER
+        gm = climb(ladder, module, args, kwargs)
+        keep_attributes(module, gm)
+        parts.append(Part(path, gm, args, kwargs))
+    graphs = {part.path: part.graph_module for part in parts}
+    return CapturedParts(model, assemble(model, graphs), tuple(parts))
+
+
+def assemble(source: nn.Module, graphs: Mapping[str, fx.GraphModule]) -> nn.Module:
+    """A copy of a model's tree with graphs, by path, in place of modules; parameters and buffers are shared.
+
+    A module that stands at several paths is replaced at all of them.
+    """
+    memo: dict[int, nn.Module] = {id(source.get_submodule(path)): gm for path, gm in graphs.items()}
+    result = share_tensors(source, memo)
+    for module in source.modules():
+        copied = memo.get(id(module))
+        if copied is None or isinstance(copied, fx.GraphModule):
+            continue
+        for name, value in vars(module).items():
+            # Modules in plain lists, and methods kept in attributes, would still be the source's.
+            if name not in OWN_ATTRIBUTES:
+                copied.__dict__[name] = _moved(value, memo, copied.__dict__[name])
+    return result
+
+
+def graphs_in(module: nn.Module) -> dict[str, CapturedModule]:
+    """The captured graphs in a module, by path; the module itself where it is one."""
+    found: dict[str, CapturedModule] = {}
+    for path, child in module.named_modules():
+        # What a graph calls is part of it.
+        if isinstance(child, CapturedModule) and not any(path.startswith(join(outer, "")) for outer in found):
+            found[path] = child
+    return found
+
+
+def join(path: str, name: str) -> str:
+    """A name inside a part as a name in the model."""
+    return f"{path}.{name}" if path else name
+
+
+def _moved(value: Any, memo: Mapping[int, nn.Module], unchanged: Any) -> Any:
+    """`value` with the modules of the copy in place of the source's; `unchanged` where there is none in it."""
+    if isinstance(value, nn.Module):
+        return memo.get(id(value), unchanged)
+    if isinstance(value, MethodType) and id(value.__self__) in memo:
+        return MethodType(value.__func__, memo[id(value.__self__)])
+    if type(value) in (list, tuple):
+        moved = [_moved(item, memo, item) for item in value]
+        return type(value)(moved) if any(a is not b for a, b in zip(moved, value, strict=True)) else unchanged
+    if type(value) is dict:
+        entries = {key: _moved(item, memo, item) for key, item in value.items()}
+        return entries if any(entries[key] is not item for key, item in value.items()) else unchanged
+    return unchanged
+
+
+def _observe(
+    source: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> tuple[dict[bool, Run], dict[str, Calls], dict[str, list[str]]]:
+    """Run a model in each mode.
+
+    Returns:
+        What it returned; the calls of its modules, by path, in the order of first calls; and methods of modules that
+        code around them called, by path.
+
+    Raises:
+        BadInput: it does not run in evaluation mode.
+    """
+    modules = {path: module for path, module in source.named_modules() if path and not is_leaf(module)}
+    calls: dict[str, Calls] = {}
+    reference: dict[bool, Run] = {}
+    methods = MethodCalls(source)
+    for training in (False, True):
+
+        def note(path: str, args: tuple[Any, ...], kwargs: dict[str, Any], training: bool = training) -> None:
+            calls.setdefault(path, Calls()).calls.append(Call.of(args, kwargs, training))
+
+        with methods.watching():
+            reference[training] = run(source, args, kwargs, training, Watch(modules, note))
+    problem = reference[False].problem
+    if problem is not None:
+        raise BadInput(misfit(obstacle(type(source).__name__, problem), problem, args, kwargs)) from problem
+    return reference, calls, methods.found
+
+
+def _checked(
+    source: nn.Module,
+    module: nn.Module,
+    reference: Mapping[bool, Run],
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+) -> CaptureCheck:
+    """Compare gradients and buffers too; outputs are equal already.
+
+    Raises:
+        CaptureError: something differs.
+    """
+    runs = [mode for mode in (False, True) if reference[mode].problem is None]
+    differences = [line for check in compare_modes(source, module, args, kwargs, runs) for line in check.differences]
+    if differences:
+        raise CaptureError(type(source).__name__, [f"with graphs in it, it differs in {line}" for line in differences])
+    return CaptureCheck(evaluation=True, training=True in runs)
+
+
+def _settle(
+    source: nn.Module,
+    search: Search,
+    reference: Mapping[bool, Run],
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+) -> dict[str, tuple[tuple[Any, ...], dict[str, Any]]]:
+    """Reject parts until the model with the rest computes what the source does; inputs of each part, by path."""
+
+    def trial(graphs: Mapping[str, CapturedModule]) -> _Trial:
+        return _Trial(assemble(source, graphs), graphs, search.calls, reference, args, kwargs)
+
+    while search.parts:
+        whole = trial(search.parts)
+        if whole.reason is None:
+            # As they were traced.
+            return {path: widen_batch(search.parts[path], *whole.inputs[path]) for path in search.parts}
+        alone = {path: whole if len(search.parts) == 1 else trial({path: gm}) for path, gm in search.parts.items()}
+        culprits = {path: attempt.reason for path, attempt in alone.items() if attempt.reason is not None}
+        for path, reason in (culprits or dict.fromkeys(search.parts, whole.reason)).items():
+            search.reject(path, reason)
+    return {}
+
+
+class _Trial:
+    """A run, in each mode, of a model with parts.
+
+    Attributes:
+        reason: why the parts cannot stay; None where they can.
+        inputs: what each part was called with, by path.
+    """
+
+    def __init__(
+        self,
+        module: nn.Module,
+        graphs: Mapping[str, CapturedModule],
+        calls: Mapping[str, Calls],
+        reference: Mapping[bool, Run],
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+    ) -> None:
+        self.inputs: dict[str, tuple[tuple[Any, ...], dict[str, Any]]] = {}
+        self._degenerate: dict[str, int] = {}
+        self._count: dict[str, int] = {}
+        self.reason: str | None = None
+        for training, expected in reference.items():
+            if expected.problem is not None:
+                continue
+            self._count = dict.fromkeys(graphs, 0)
+            found = run(module, args, kwargs, training, Watch(graphs, self._note))
+            self.reason = self._judge(found, expected, calls, training)
+            if self.reason is not None:
+                return
+
+    def _note(self, path: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        self._count[path] += 1
+        degenerate = Call.of(args, kwargs, False).degenerate
+        if degenerate < self._degenerate.get(path, degenerate + 1):
+            self._degenerate[path] = degenerate
+            self.inputs[path] = pytree.tree_map_only(Tensor, lambda t: t.detach().clone(), (args, kwargs))
+
+    def _judge(self, found: Run, expected: Run, calls: Mapping[str, Calls], training: bool) -> str | None:
+        mode = "training" if training else "evaluation"
+        if found.problem is not None:
+            return f"with its graph in place, {obstacle(f'{mode} mode', found.problem)}"
+        if not found.equals(expected):
+            return f"with its graph in place, the model returns something else in {mode} mode"
+        for path, count in self._count.items():
+            wanted = sum(call.training is training for call in calls[path].calls)
+            if count != wanted:
+                return f"the model reaches it by another way than its path in {mode} mode"
+        return None

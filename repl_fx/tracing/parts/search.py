@@ -1,0 +1,170 @@
+"""The search for the largest modules of a model that can be captured, given what each was called with."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from types import MappingProxyType, MethodType
+from typing import Any
+
+from torch import nn
+
+from repl_fx.errors import BadInput, CaptureError
+from repl_fx.graph.captured import CapturedModule
+from repl_fx.running.python_state import OWN_ATTRIBUTES
+from repl_fx.tracing.capture import climb, widen_batch
+from repl_fx.tracing.dynamic_shapes import every_dim
+from repl_fx.tracing.leaf_calls import is_leaf
+from repl_fx.tracing.other_sizes import holds_at_other_sizes
+from repl_fx.tracing.parts.calls import Call, Calls
+from repl_fx.tracing.tracers import Rung, export_rung, symbolic_rung
+
+FREE_SIZES = "torch.export"
+# Eager code chooses the sizes of what it hands to a module, and the next image may have others.
+PART_LADDER: Mapping[str, Rung] = MappingProxyType(
+    {
+        FREE_SIZES: functools.partial(export_rung, dims=every_dim, whole=False),
+        "torch.export with fixed sizes": functools.partial(export_rung, whole=False),
+        "fx.symbolic_trace": symbolic_rung,
+    }
+)
+# A model of hundreds of modules that all fail must come to an end.
+MAX_ATTEMPTS = 40
+# A replaced block has one before and one after it, each with a parameter at least.
+_FEWEST_PARAMETERS = 3
+_SMALLEST_SHARE = 0.01
+
+
+@dataclass(frozen=True)
+class Eager:
+    """A module that was tried and stays as it is.
+
+    Attributes:
+        path: in the model; empty for the model itself.
+        kind: name of its class.
+        reason: why it is no part.
+    """
+
+    path: str
+    kind: str
+    reason: str
+
+    def __str__(self) -> str:
+        return f"{self.path or 'the model itself'} ({self.kind}) stays eager: {self.reason}"
+
+
+class Search:
+    """The search for the largest modules that can be captured.
+
+    Attributes:
+        parts: what was captured, by path.
+        eager: what was tried and was not.
+    """
+
+    def __init__(self, source: nn.Module, calls: Mapping[str, Calls], methods: Mapping[str, list[str]]) -> None:
+        self.source = source
+        self.calls = calls
+        self.methods = methods
+        self.parts: dict[str, CapturedModule] = {}
+        self.eager: list[Eager] = []
+        self._least = _SMALLEST_SHARE * sum(parameter.numel() for parameter in source.parameters())
+        self._seen: set[int] = set()
+        self._failed: dict[Any, str] = {}
+        self._attempts = 0
+
+    def descend(self, path: str) -> None:
+        """Try the children of a module, the largest first."""
+        module = self.source.get_submodule(path)
+        children = [(f"{path}.{name}".lstrip("."), child) for name, child in module.named_children()]
+        for child_path, child in sorted(children, key=lambda item: -_size(item[1])):
+            if id(child) not in self._seen and self._matters(child):
+                self._seen.add(id(child))
+                self._visit(child_path, child)
+
+    def reject(self, path: str, reason: str) -> None:
+        """Take a part out again, and try its children."""
+        module = self.source.get_submodule(path)
+        del self.parts[path]
+        self.eager.append(Eager(path, type(module).__name__, reason))
+        self.descend(path)
+
+    def require(self, paths: Iterable[str]) -> None:
+        """Try exactly the modules at these paths."""
+        for path in paths:
+            if path not in self.calls:
+                self.eager.append(Eager(path, "module", "the model has no such module, or does not call it"))
+                continue
+            self._try(path, self.source.get_submodule(path))
+
+    def _visit(self, path: str, module: nn.Module) -> None:
+        # A container, or a module that is used in another way than by calling it.
+        if path not in self.calls or not self._try(path, module):
+            self.descend(path)
+
+    def _matters(self, module: nn.Module) -> bool:
+        enough = sum(1 for _ in module.parameters()) >= _FEWEST_PARAMETERS and _size(module) >= self._least
+        return enough and not is_leaf(module)
+
+    def _try(self, path: str, module: nn.Module) -> bool:
+        calls = self.calls[path]
+        reason = calls.obstacle()
+        if path in self.methods:
+            reason = f"the code around it calls its method {self.methods[path][0]}, which a graph has not"
+        if reason is None:
+            call = calls.typical()
+            # Siblings that are alike fail alike.
+            kind = _kind(module, call)
+            if kind not in self._failed:
+                try:
+                    self.parts[path] = self._captured(module, call)
+                except (CaptureError, BadInput) as problem:
+                    self._failed[kind] = problem.obstacles[0] if isinstance(problem, CaptureError) else str(problem)
+            reason = self._failed.get(kind)
+        if reason is not None:
+            self.eager.append(Eager(path, type(module).__name__, reason))
+        return reason is None
+
+    def _captured(self, module: nn.Module, call: Call) -> CapturedModule:
+        self._attempts += 1
+        if self._attempts > MAX_ATTEMPTS:
+            raise CaptureError(type(module).__name__, [f"{MAX_ATTEMPTS} modules were tried before it"])
+        args, kwargs = widen_batch(module, *call.inputs())
+        gm = climb(PART_LADDER, module, args, kwargs)
+        if gm.meta["capture"].rung == FREE_SIZES and not holds_at_other_sizes(module, gm, args, kwargs):
+            gm = climb({n: rung for n, rung in PART_LADDER.items() if n != FREE_SIZES}, module, args, kwargs)
+        keep_attributes(module, gm)
+        return gm
+
+
+def keep_attributes(source: nn.Module, gm: CapturedModule) -> None:
+    """Let the graph have the plain attributes of its source: code outside reads `backbone.out_channels`."""
+    for path, module in source.named_modules():
+        plain = {
+            name: value
+            for name, value in vars(module).items()
+            if name not in OWN_ATTRIBUTES and not isinstance(value, (nn.Module, MethodType))
+        }
+        if not path:
+            gm.meta["attributes"] = plain
+            continue
+        try:
+            container = gm.get_submodule(path)
+        except AttributeError:
+            continue
+        # The modules that the graph calls have theirs.
+        if type(container) is nn.Module:
+            container.__dict__.update({name: v for name, v in plain.items() if name not in container.__dict__})
+
+
+def _kind(module: nn.Module, call: Call) -> Any:
+    """Equal for modules that a trace cannot tell apart."""
+    tree = tuple((name, type(child)) for name, child in module.named_modules())
+    state = tuple(
+        (name, tuple(tensor.shape), tensor.dtype) for name, tensor in module.state_dict(keep_vars=True).items()
+    )
+    return tree, state, call.shapes(), str(call.structure)
+
+
+def _size(module: nn.Module) -> int:
+    return sum(parameter.numel() for parameter in module.parameters())

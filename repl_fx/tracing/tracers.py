@@ -1,0 +1,371 @@
+"""The rungs of the capture ladder: ways to get a graph over a model's own modules, in the mode the model is in."""
+
+from __future__ import annotations
+
+import inspect
+import operator
+import sysconfig
+import traceback
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+
+from repl_fx._torch import (
+    FakeTensorMode,
+    OperatorsSeen,
+    autograd_calls,
+    memory_of,
+    no_hooks_left,
+    pytree,
+    quiet_tracing,
+)
+from repl_fx.graph.assigned_buffers import BufferAssignments, assigned_by
+from repl_fx.graph.captured import drop_dead
+from repl_fx.graph.decisions import Comparison
+from repl_fx.graph.runtime import AutogradCall
+from repl_fx.graph.signature import Argument, InputNodes
+from repl_fx.running.opaque_outputs import open_objects
+from repl_fx.tracing.control_flow import join_branches, truth_for
+from repl_fx.tracing.data_dependent import Draws, constant_numbers, recorded
+from repl_fx.tracing.dynamic_shapes import auto_shapes, baked_dims, dynamic_dims
+from repl_fx.tracing.eager_path import Asked, is_bounded, unaware_of_export
+from repl_fx.tracing.hooks import no_tensor_hooks
+from repl_fx.tracing.leaf_calls import Callee, LeafCalls, LeafNotOpaque, is_leaf, record_leaf_calls
+from repl_fx.tracing.lift_modules import Constants, lift_modules
+from repl_fx.tracing.settled import buffer_settles
+from repl_fx.tracing.size_questions import size_questions
+from repl_fx.tracing.size_tensors import SizeTensors
+
+_HERE = Path(__file__).parent
+_NOT_THE_MODEL = (Path(torch.__file__).parent, _HERE, _HERE.resolve(), (_HERE / "passes").resolve())
+
+# Methods that belong to the one tensor of a trace.
+_ON_ONE_TENSOR = ("register_hook", "register_post_accumulate_grad_hook", "retain_grad", "backward", "requires_grad_")
+
+Rung = Callable[[nn.Module, Sequence[Argument], Constants, tuple[Any, ...], dict[str, Any]], fx.Graph]
+
+
+def export_rung(
+    model: nn.Module,
+    arguments: Sequence[Argument],
+    constants: Constants,
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+    *,
+    dims: Callable[[Tensor], tuple[int, ...]] = dynamic_dims,
+    whole: bool = True,
+) -> fx.Graph:
+    """Trace with torch.export and lift the leaf calls.
+
+    Args:
+        model, arguments, constants, args, kwargs: see `Rung`.
+        dims: picks the sizes of an input that are dynamic where the model agrees.
+        whole: the inputs are the user's own. Those of a part come from eager code, which takes other ways by itself.
+    """
+    inlined: set[Callee] = set()
+    # Where the way the model takes when it runs cannot be traced, it is told that it is exported.
+    aware = False
+    baked: set[tuple[int, int]] = set()
+
+    def free(tensor: Tensor) -> tuple[int, ...]:
+        return tuple(dim for dim in dims(tensor) if (id(tensor), dim) not in baked)
+
+    def trace(answers: Sequence[bool]) -> tuple[fx.Graph, Sequence[Comparison | None]]:
+        nonlocal aware
+        while True:
+            calls = LeafCalls(inlined)
+            asked = Asked()
+            assigned = BufferAssignments()
+            least: dict[str, int] = {}
+            draws = Draws(answers, lambda calls=calls: calls.running)  # type: ignore[misc]
+            try:
+                with (
+                    record_leaf_calls(model, calls),
+                    no_hooks_left(),
+                    no_tensor_hooks(lambda calls=calls: calls.running),  # type: ignore[misc]
+                    quiet_tracing(),
+                    _spelled_out(model, kwargs, calls, assigned),
+                    SizeTensors(),
+                    size_questions(least),
+                    recorded(draws),
+                    unaware_of_export(asked, unaware=not aware),
+                ):
+                    shapes: Any = auto_shapes(args, kwargs, dims=free)
+                    program = torch.export.export(model, args, kwargs, dynamic_shapes=shapes, strict=False)
+            except Exception as problem:
+                if calls.inlined != inlined and _caused_by(problem, LeafNotOpaque):
+                    inlined.update(calls.inlined)
+                elif asked.yes:
+                    aware = True
+                else:
+                    raise
+                continue
+            if toggled := calls.toggled():
+                inlined.update(toggled)
+                continue
+            if asked.yes and is_bounded(program):
+                aware = True
+                continue
+            # Graphs of parts are tried with other sizes instead (`holds_at_other_sizes`).
+            if new := (baked_dims(program) - baked if whole else set()):
+                baked.update(new)
+                continue
+            buffers = None if _is_interpreted(model) else assigned.buffers
+            graph = lift_modules(program, calls, model, arguments, constants, args, kwargs, buffers, least)
+            for buffer, reason in assigned.reshaped.items():
+                read = any(node.op == "get_attr" and node.target == buffer for node in graph.nodes)
+                if read or not buffer_settles(model, buffer, args, kwargs):
+                    raise NotImplementedError(reason)
+            return graph, draws.asked
+
+    def example(condition: fx.Node) -> bool | None:
+        known = {argument.name: argument.value for argument in arguments}
+        known.update((constants.name(tensor), tensor) for tensor in list(constants.tensors))
+        return truth_for(condition, known) if whole else None
+
+    return join_branches(trace, example)
+
+
+def _hooked(model: nn.Module, hooks: Mapping[int, Any], args: Any, kwargs: Any, results: Any) -> Any:
+    """The results of a forward after the model's forward hooks."""
+    for key, hook in hooks.items():
+        given = (args, kwargs) if key in model._forward_hooks_with_kwargs else (args,)
+        changed = hook(model, *given, results)
+        results = results if changed is None else changed
+    return results
+
+
+def _is_interpreted(model: nn.Module) -> bool:
+    """Whether torch.export runs a model node by node, past its forward, which keeps what the nodes note.
+
+    One that rebinds buffers is traced like any other module, as its forward has to say which.
+    """
+    graphs = [module.graph for module in model.modules() if isinstance(module, fx.GraphModule)]
+    return isinstance(model, fx.GraphModule) and not any(assigned_by(node) for graph in graphs for node in graph.nodes)
+
+
+@contextmanager
+def _spelled_out(
+    model: nn.Module, kwargs: Mapping[str, Any], calls: LeafCalls, assigned: BufferAssignments
+) -> Iterator[None]:
+    """Let the forward say what torch.export cannot see by itself.
+
+    Its signature names what is passed through its `**kwargs`, objects in its result show the tensors they hold, and the
+    buffers it rebinds leave it as further results.
+    """
+    if isinstance(model, fx.GraphModule) and not _is_interpreted(model):
+        kind = type(model)
+        plain: Any = type(kind.__name__, (nn.Module,), {"forward": kind.forward, "graph_root": property(lambda gm: gm)})
+        model.__class__ = plain
+        try:
+            with _spelled_out(model, kwargs, calls, assigned):
+                yield
+        finally:
+            model.__class__ = kind
+        return
+    own = model.forward
+    signature = inspect.signature(own)
+    named = [p for p in signature.parameters.values() if p.kind is not p.VAR_KEYWORD]
+    passed = [inspect.Parameter(n, inspect.Parameter.KEYWORD_ONLY) for n in kwargs if n not in signature.parameters]
+
+    def forward(*args: Any, **kwargs: Any) -> Any:
+        calls.begin(model)
+        with assigned.noted(model, lambda module: module is not model and calls.stands_aside(module)):
+            results = open_objects(_hooked(model, hooks, args, kwargs, own(*args, **kwargs)))
+        return results, list(assigned.values)
+
+    forward.__signature__ = signature.replace(parameters=[*named, *passed]) if passed else signature  # type: ignore[attr-defined]
+    before = vars(model).copy()
+    # Hooks on the model's result must not see the buffers.
+    hooks = dict(model._forward_hooks)
+    model._forward_hooks.clear()
+    try:
+        vars(model)["forward"] = forward
+        yield
+    finally:
+        model._forward_hooks.update(hooks)
+        vars(model).pop("forward")
+        vars(model).update({"forward": before["forward"]} if "forward" in before else {})
+
+
+def symbolic_rung(
+    model: nn.Module, arguments: Sequence[Argument], constants: Constants, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> fx.Graph:
+    """Trace with `fx.Tracer`, and compute fake values (of the sizes of the example inputs) for every node."""
+    fixed = {a.name: a.value for a in arguments if not any(isinstance(v, Tensor) for v in pytree.tree_leaves(a.value))}
+    tracer = _LeafTracer()
+    # fx warns that it cannot assert that an odd constant stays what it was; `check_constant` does.
+    with (
+        quiet_tracing(),
+        autograd_calls(tracer.autograd_call),
+        constant_numbers(),
+        no_tensor_hooks(lambda: False),
+        _state_unread(model),
+        (assigned := BufferAssignments()).noted(model, lambda module: False),
+    ):
+        traced = tracer.trace(model, {**_defaults(model), **fixed})
+    if any(leaf.training is not training for leaf, training in tracer.modes):
+        raise NotImplementedError("fx cannot call a module in another mode than the forward leaves it in")
+    if assigned.buffers:
+        raise NotImplementedError(f"fx cannot rebind a buffer ({'.'.join(assigned.buffers[0]).lstrip('.')})")
+    graph = fx.Graph()
+    inputs = InputNodes(graph, arguments)
+    env: dict[fx.Node, fx.Node] = {}
+    for node in traced.nodes:
+        if node.op == "placeholder":
+            name = str(node.target).lstrip("*")
+            if name in inputs.roots and name not in fixed:
+                env[node] = inputs.roots[name]
+        elif any(feeder not in env for feeder in node.all_input_nodes):
+            # A check that a fixed argument keeps its value, which `InputNodes` has made already.
+            continue
+        elif node.op == "call_method":
+            if node.target in _ON_ONE_TENSOR:
+                raise NotImplementedError(f"the forward calls {node.target}, which a graph would drop")
+            method = getattr(Tensor, str(node.target))
+            env[node] = graph.call_function(method, *_mapped(node, env))
+        else:
+            env[node] = graph.node_copy(node, lambda n: env[n])
+        if node in env and node.op != "placeholder":
+            env[node].meta = {key: node.meta[key] for key in ("nn_module_stack", "stack_trace") if key in node.meta}
+    for name, value in tracer.constants(model).items():
+        for node in graph.nodes:
+            if node.op == "get_attr" and node.target == name:
+                node.target = constants.name(value)
+    with quiet_tracing():
+        _FakeValues(model, constants, graph).run_on({a.name: a.value for a in arguments})
+    drop_dead(graph)
+    return graph
+
+
+def _mapped(node: fx.Node, env: Mapping[fx.Node, fx.Node]) -> Any:
+    return fx.node.map_arg((node.args, node.kwargs), lambda n: env[n])
+
+
+def _defaults(model: nn.Module) -> dict[str, Any]:
+    parameters = inspect.signature(model.forward).parameters.values()
+    return {p.name: p.default for p in parameters if p.default is not p.empty and not isinstance(p.default, Tensor)}
+
+
+def _state_unread(model: nn.Module) -> OperatorsSeen:
+    """Refuses operators on parameters and buffers themselves: fx sees none of them, and bakes in what they return."""
+    memory = {memory_of(tensor) for tensor in (*model.parameters(), *model.buffers())}
+
+    def see(operator: Any, args: Any, kwargs: Any) -> None:
+        if torch.Tag.nondeterministic_seeded in operator.tags:
+            raise NotImplementedError(f"fx would bake in what {operator} draws")
+        for leaf in pytree.tree_leaves((args, kwargs)):
+            if isinstance(leaf, Tensor) and memory_of(leaf) in memory:
+                raise NotImplementedError(f"fx would bake in what {operator} computes from a parameter or a buffer")
+
+    return OperatorsSeen(see)
+
+
+class _LeafTracer(fx.Tracer):
+    """An fx tracer that stops at the same leaves as the other rungs.
+
+    Attributes:
+        modes: the leaves that were called, each with the mode that it was in.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.modes: list[tuple[nn.Module, bool]] = []
+
+    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
+        if any(isinstance(parameter, fx.Proxy) for parameter in m._parameters.values()):
+            raise NotImplementedError(f"fx cannot call {module_qualified_name} with other parameters than its own")
+        if is_leaf(m):
+            self.modes.append((m, m.training))
+        return is_leaf(m)
+
+    def create_node(self, *args: Any, **kwargs: Any) -> fx.Node:
+        """Make a node, unless it is in a region that fx would silently leave out.
+
+        Raises:
+            NotImplementedError: inside `torch.no_grad` or `torch.autocast`.
+        """
+        if not torch.is_grad_enabled():
+            raise NotImplementedError("fx cannot trace a torch.no_grad region")
+        if any(torch.is_autocast_enabled(device) for device in ("cpu", "cuda")):
+            raise NotImplementedError("fx cannot trace a torch.autocast region")
+        return super().create_node(*args, **kwargs)
+
+    def autograd_call(self, function: type[torch.autograd.Function], apply: Callable[..., Any]) -> Callable[..., Any]:
+        """What stands in for `apply`: fx would trace into the forward, and lose the backward."""
+
+        def call(*args: Any) -> Any:
+            if any(isinstance(leaf, fx.Proxy) for leaf in pytree.tree_leaves(args)):
+                return self.create_proxy("call_function", AutogradCall(function), args, {})
+            return apply(*args)
+
+        return call
+
+    def constants(self, model: nn.Module) -> dict[str, Tensor]:
+        """Tensors that the trace met, as fx names them, and that are no state of the model."""
+        return {
+            name: value
+            for value, name in self.tensor_attrs.items()
+            if isinstance(value, Tensor) and not hasattr(model, name.split(".")[0])
+        }
+
+
+class _FakeValues(fx.Interpreter):
+    """Runs a graph on fake tensors and keeps each node's value in `meta["val"]`."""
+
+    def __init__(self, model: nn.Module, constants: Constants, graph: fx.Graph) -> None:
+        self.mode = FakeTensorMode(allow_non_fake_inputs=True)
+        known = {constants.name(tensor): tensor for tensor in list(constants.tensors)}
+        state = {str(n.target): n for n in graph.nodes if n.op in ("get_attr", "call_module")}
+        root = {name: known[name] if name in known else operator.attrgetter(name)(model) for name in state}
+        super().__init__(fx.GraphModule(root, graph))
+        # The graph module shares its graph, so what is noted there is noted on the caller's nodes.
+        self.graph = graph
+
+    def run_on(self, values: Mapping[str, Any]) -> None:
+        fakes = pytree.tree_map_only(Tensor, self.mode.from_tensor, dict(values))
+        with self.mode, torch.random.fork_rng(devices=[]):
+            self.run(*[fakes[str(n.target)] for n in self.graph.nodes if n.op == "placeholder"])
+
+    def run_node(self, n: fx.Node) -> Any:
+        value = super().run_node(n)
+        n.meta["val"] = value
+        return value
+
+
+def _caused_by(problem: BaseException, kind: type[BaseException]) -> bool:
+    seen: BaseException | None = problem
+    while seen is not None:
+        if isinstance(seen, kind) or kind.__name__ in str(seen):
+            return True
+        seen = seen.__cause__ or seen.__context__
+    return False
+
+
+def obstacle(rung: str, problem: BaseException) -> str:
+    """One line: what a rung stumbled over, and the file and line of the model where it did."""
+    lines = [line.strip() for line in str(problem).splitlines() if line.strip()]
+    what = lines[0] if lines else type(problem).__name__
+    where = _model_line(problem)
+    return f"{rung}: {type(problem).__name__}: {what[:200]}{f' (at {where})' if where else ''}"
+
+
+def _model_line(problem: BaseException) -> str | None:
+    """The innermost frame that is neither torch's, Python's nor this package's: the model's own line."""
+    seen: BaseException | None = problem
+    while seen is not None:
+        for frame in reversed(traceback.extract_tb(seen.__traceback__)):
+            path = Path(frame.filename)
+            if path.exists() and not any(folder in path.parents for folder in _NOT_THE_MODEL) and not _standard(path):
+                return f"{frame.filename}, line {frame.lineno}"
+        seen = seen.__cause__ or seen.__context__
+    return None
+
+
+def _standard(path: Path) -> bool:
+    # Installed packages lie inside the standard library's folder, and may hold the model.
+    return Path(sysconfig.get_path("stdlib")) in path.parents and "site-packages" not in path.parts

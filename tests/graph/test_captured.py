@@ -1,0 +1,125 @@
+"""Edits and copies of a graph module, and what of its state a graph uses."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, fx, nn
+
+from repl_fx.graph.captured import (
+    add_buffer,
+    add_module,
+    attribute,
+    copy_graph,
+    drop_dead,
+    erase_dead,
+    get_attr,
+    has_effect,
+    share_tensors,
+    unique_name,
+)
+from repl_fx.graph.state import prune_state_, used_by
+from repl_fx.tracing.capture import capture
+
+
+class Model(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.fc, self.norm, self.lstm = nn.Linear(8, 8), nn.BatchNorm1d(8), nn.LSTM(8, 8)
+        self.extra, self.unused = nn.Linear(8, 8), nn.Parameter(torch.ones(3))
+        self.register_buffer("hidden", torch.ones(8), persistent=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.norm(self.fc(x)) * self.hidden
+        if self.training:
+            x = x + self.extra(x)
+        return self.lstm(x)[0]  # type: ignore[no-any-return]
+
+
+@pytest.fixture
+def gm() -> fx.GraphModule:
+    return capture(Model(), (torch.randn(3, 8),))
+
+
+def call(gm: fx.GraphModule, name: str) -> fx.Node:
+    found: fx.Node = next(n for n in gm.graph.nodes if n.op == "call_module" and n.target == name)
+    return found
+
+
+def test_copies_share_tensors_and_nothing_else(gm: fx.GraphModule) -> None:
+    twin = copy_graph(gm)
+    assert list(twin.state_dict()) == list(gm.state_dict())
+    assert all(twin.get_parameter(n) is p for n, p in gm.named_parameters())
+    assert all(twin.get_buffer(n) is b for n, b in gm.named_buffers())
+    twin.eval()
+    assert gm.training and gm.get_submodule("norm").training and not twin.get_submodule("norm").training
+    twin.get_submodule("fc").register_forward_hook(lambda module, args, output: output * 2)
+    assert not gm.get_submodule("fc")._forward_hooks
+    twin.double()
+    lstm: Any = gm.get_submodule("lstm")
+    assert lstm._flat_weights[0].dtype == torch.float64, "data moves in place for both, as torch has it"
+
+
+def test_a_copy_of_a_copy_computes_the_same(gm: fx.GraphModule) -> None:
+    x = torch.randn(3, 8)
+    twin = copy_graph(copy_graph(gm))
+    for training in (True, False):
+        assert torch.equal(twin.train(training)(x), gm.train(training)(x))
+
+
+def test_a_module_at_two_paths_stays_one() -> None:
+    layer = nn.Linear(2, 2)
+    twin: Any = share_tensors(nn.ModuleList([layer, nn.Sequential(layer), nn.ReLU()]))
+    assert twin[0] is twin[1][0] and twin[0] is not layer and twin[0].weight is layer.weight
+
+
+def test_effects_and_dead_nodes(gm: fx.GraphModule) -> None:
+    fc = call(gm, "fc")
+    assert has_effect(fc)
+    with gm.graph.inserting_after(fc):
+        pure = gm.graph.call_function(torch.relu, (fc,))
+        random = gm.graph.call_function(torch.ops.aten.bernoulli.p, (fc, 0.5))
+        mutates = gm.graph.call_function(torch.ops.aten.relu_.default, (fc,))
+    assert [has_effect(n) for n in (pure, random, mutates)] == [False, True, True]
+    drop_dead(gm.graph)
+    assert pure not in gm.graph.nodes and {random, mutates} <= set(gm.graph.nodes)
+    erase_dead(gm.graph, [random, mutates, fc])
+    # What is used stays, even when asked for.
+    assert {random, mutates}.isdisjoint(gm.graph.nodes) and fc in gm.graph.nodes
+
+
+def test_names_and_places(gm: fx.GraphModule) -> None:
+    assert unique_name(gm, "fc") == "fc_1" and unique_name(gm, "new") == "new"
+    add_module(gm, "one.two", nn.ReLU())
+    assert isinstance(attribute(gm, "one.two"), nn.ReLU)
+    assert add_buffer(gm, "one", "b", torch.ones(1)) == "one.b"
+    assert add_buffer(gm, "one", "b", torch.ones(1)) == "one.b_1"
+    with gm.graph.inserting_before(call(gm, "fc")):
+        node = get_attr(gm, "fc.weight")
+    assert node.meta["val"].shape == (8, 8) and type(node.meta["val"]) is not nn.Parameter
+    with pytest.raises(AttributeError):
+        attribute(gm, "one.three")
+
+
+def test_used_state_counts_what_switches_call(gm: fx.GraphModule) -> None:
+    used = used_by(gm)
+    assert {"fc.weight", "extra.bias", "norm.running_mean", "hidden"} <= used.state
+    assert "unused" not in used.state
+    assert {"fc", "extra", "norm", "lstm", "mode_switch"} == used.modules
+
+
+def test_pruning_takes_what_is_no_longer_used(gm: fx.GraphModule) -> None:
+    before = used_by(gm)
+    assert prune_state_(gm, before) == ()
+    fc, switch = call(gm, "fc"), call(gm, "mode_switch")
+    switch.replace_all_uses_with(next(n for n in switch.all_input_nodes if n.op != "get_attr"))
+    fc.replace_all_uses_with(fc.all_input_nodes[0])
+    erase_dead(gm.graph, [switch, fc])
+    gm.recompile()
+    assert prune_state_(gm, before) == ("extra.bias", "extra.weight", "fc.bias", "fc.weight")
+    assert [name for name, _ in gm.named_children()] == ["norm", "lstm"]
+    assert "unused" in gm.state_dict()
+    assert prune_state_(gm, used_by(gm)) == ()
+    assert gm(torch.randn(3, 8)).shape == (3, 8)

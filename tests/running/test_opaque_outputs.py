@@ -1,0 +1,46 @@
+"""Tests for repl_fx.running.opaque_outputs: tensors inside objects of unknown structure."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch.utils import _pytree as pytree
+
+from repl_fx.running.opaque_outputs import is_object, open_objects
+
+
+class Holder:
+    """Has no constructor that could be called without arguments."""
+
+    def __init__(self, value: Any) -> None:
+        self.value = value
+        self.notes = ["one"]
+        self.dtype = torch.float32
+
+
+def test_an_object_is_opened_at_any_depth_and_rebuilt_around_other_tensors() -> None:
+    inner = Holder(torch.ones(2))
+    leaves, structure = pytree.tree_flatten(open_objects({"cache": Holder([inner, 3])}))
+    assert len([leaf for leaf in leaves if isinstance(leaf, torch.Tensor)]) == 1
+    made = pytree.tree_unflatten([leaf * 5 for leaf in leaves], structure)["cache"]
+    assert type(made) is Holder
+    assert made.value[1] == 15
+    assert torch.equal(made.value[0].value, torch.full((2,), 5.0))
+    assert made.dtype is torch.float32
+
+
+def test_what_a_caller_does_to_the_result_stays_with_it() -> None:
+    leaves, structure = pytree.tree_flatten(open_objects(Holder(torch.ones(2))))
+    pytree.tree_unflatten(leaves, structure).notes.append("two")
+    assert pytree.tree_unflatten(leaves, structure).notes == ["one"]
+
+
+def test_an_object_without_tensors_has_no_leaves() -> None:
+    leaves, structure = pytree.tree_flatten(open_objects(Holder(None)))
+    assert leaves == []
+    assert type(pytree.tree_unflatten(leaves, structure)) is Holder
+
+
+def test_plain_values_are_no_objects() -> None:
+    assert not any(is_object(value) for value in (1, "a", torch.ones(1), torch.float32, torch.nn.ReLU(), len, int))

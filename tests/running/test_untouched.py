@@ -1,0 +1,73 @@
+"""A model is after a run as it was before, whatever it keeps its settings in."""
+
+from __future__ import annotations
+
+from collections import Counter, OrderedDict, defaultdict
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import repl_fx
+from repl_fx.running.untouched import untouched
+
+X = torch.linspace(-1, 1, 8).reshape(2, 4)
+
+
+class Frozen(OrderedDict[str, Any]):
+    """A configuration that refuses to be changed, and shows its items as attributes."""
+
+    def __init__(self, **items: Any) -> None:
+        super().__init__(**items)
+        vars(self).update(items)
+
+    def update(self, *args: Any, **kwargs: Any) -> None:
+        raise RuntimeError("frozen")
+
+
+class Default(dict[str, Any]):
+    """A dict that is not made from another dict alone."""
+
+    def __init__(self, kind: str, items: dict[str, Any]) -> None:
+        super().__init__(items)
+        self.kind = kind
+
+
+class Net(nn.Module):
+    """A layer with settings, public and private."""
+
+    def __init__(self, settings: Any, name: str) -> None:
+        super().__init__()
+        self.fc, self.name = nn.Linear(4, 4), name
+        setattr(self, name, settings)
+
+    def forward(self, x: Tensor) -> Tensor:
+        scaled: Tensor = self.fc(x) * getattr(self, self.name)["scale"]
+        return scaled
+
+
+@pytest.mark.parametrize("name", ["settings", "_settings"])
+@pytest.mark.parametrize(
+    "settings",
+    [
+        Frozen(scale=2.0),
+        Default("b", {"scale": 2.0}),
+        defaultdict(float, scale=2.0),
+        Counter(scale=2),
+        OrderedDict(scale=2.0),
+    ],
+)
+def test_settings_of_any_class_survive(settings: Any, name: str) -> None:
+    model, before, kept = Net(settings, name), dict(settings), dict(getattr(settings, "__dict__", {}))
+    with untouched(model, buffers=True, parameters=True):
+        model(X)
+    gm = repl_fx.capture(model, (X,))
+    assert repl_fx.check_capture(model, gm, (X,))
+    assert getattr(model, name) is settings
+    assert dict(settings) == before and dict(getattr(settings, "__dict__", {})) == kept
+    with untouched(model):
+        settings_now = getattr(model, name)
+        if type(settings_now) is not Frozen:
+            settings_now["scale"] = 3.0
+    assert type(settings) is Default or dict(settings) == before

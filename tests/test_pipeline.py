@@ -1,0 +1,356 @@
+from __future__ import annotations
+
+import copy
+import warnings
+from collections.abc import Callable, Collection
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings, strategies as st
+from torch import Tensor, fx, nn
+from torch.utils.checkpoint import checkpoint
+
+import repl_fx
+from repl_fx.passes.fold_surrogates import is_synthesis
+from repl_fx.passes.replace_blocks import replace_blocks
+from tests.nets import ConvNet, Counts, TokenNet, as_after_training, images, tokens
+
+SURROGATES = ("identity", "blend", "bottleneck", "auto")
+
+
+def _losses(gm: nn.Module, x: Tensor, steps: int = 6, autocast: bool = False) -> list[float]:
+    gm.train()
+    target = torch.arange(len(x)) % 10
+    optimizer = torch.optim.AdamW(gm.parameters(), 3e-3)
+    losses = []
+    for _ in range(steps):
+        with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+            loss = nn.functional.cross_entropy(gm(x), target)
+        optimizer.zero_grad()
+        loss.backward()  # type: ignore[no-untyped-call]
+        optimizer.step()
+        losses.append(loss.item())
+    return losses
+
+
+@st.composite
+def residual_networks(draw: st.DrawFn) -> tuple[Callable[[Collection[int]], nn.Module], Tensor, int]:
+    """A way to build a random network without some of its blocks, an input for it, and its depth."""
+    depth = draw(st.integers(3, 6))
+    width = draw(st.sampled_from([4, 6, 8]))
+    if draw(st.booleans()):
+        dropout, post_norm = draw(st.sampled_from([0.0, 0.2])), draw(st.booleans())
+        return (lambda without: TokenNet(depth, width, 2, dropout, post_norm, without)), tokens(width=width), depth
+    kernel = draw(st.sampled_from([1, 3]))
+    return (lambda without: ConvNet(depth, width, kernel, without=without)), images(), depth
+
+
+def _both_modes(model: nn.Module, x: Tensor) -> list[Tensor]:
+    results = []
+    for training in (False, True):
+        model.train(training)
+        torch.manual_seed(1)
+        results.append(model(x))
+    return results
+
+
+@given(network=residual_networks())
+@settings(max_examples=6)
+def test_replacing_nothing_changes_no_bit(
+    network: tuple[Callable[[Collection[int]], nn.Module], Tensor, int],
+) -> None:
+    build, x, depth = network
+    model = build(())
+    gm = repl_fx.capture(model, (x,), copy=True)
+    repeats = repl_fx.find_repeats(gm)
+    assert [len(repeat) for repeat in repeats] == [depth]
+    plan = replace(repl_fx.make_plan(gm, repeats), replacements=())
+    same = replace_blocks(gm, repeats, plan)
+    assert not same.modified
+    expected, found = _both_modes(model, x), _both_modes(same.graph_module, x)
+    assert all(torch.equal(a, b) for a, b in zip(expected, found, strict=True))
+    for outputs in (expected, found):
+        outputs[1].square().mean().backward()  # type: ignore[no-untyped-call]
+    theirs = dict(same.graph_module.named_parameters())
+    for name, parameter in model.named_parameters():
+        ours, other = parameter.grad, theirs[name].grad
+        assert ours is not None and other is not None and torch.equal(ours, other)
+
+
+@given(network=residual_networks(), data=st.data())
+@settings(max_examples=6)
+def test_identity_equals_the_network_built_without_the_blocks(
+    network: tuple[Callable[[Collection[int]], nn.Module], Tensor, int], data: st.DataObject
+) -> None:
+    build, x, depth = network
+    gone = data.draw(st.sets(st.integers(1, depth - 2), min_size=1, max_size=depth - 2))
+    model, smaller = build(()), build(gone)
+    kept = [i for i in range(depth) if i not in gone]
+    source = model.state_dict()
+
+    def in_model(name: str) -> str:
+        parts = name.split(".")
+        return ".".join([parts[0], str(kept[int(parts[1])]), *parts[2:]]) if parts[0] == "blocks" else name
+
+    smaller.load_state_dict({name: source[in_model(name)] for name in smaller.state_dict()})
+    result = repl_fx.transform(model, (x,), surrogate="identity", blocks=[f"blocks.{i}" for i in gone], copy=True)
+    expected, found = _both_modes(smaller, x), _both_modes(result.graph_module, x)
+    assert all(torch.equal(a, b) for a, b in zip(expected, found, strict=True))
+    assert sum(p.numel() for p in result.graph_module.parameters()) == sum(p.numel() for p in smaller.parameters())
+
+
+@pytest.mark.parametrize("surrogate", SURROGATES)
+@pytest.mark.parametrize("kind", ["conv", "tokens", "post_norm"])
+def test_each_surrogate_trains_and_folds(surrogate: str, kind: str) -> None:
+    model = ConvNet() if kind == "conv" else TokenNet(post_norm=kind == "post_norm", dropout=0.1)
+    x = images(8) if kind == "conv" else tokens(8)
+    gm = repl_fx.transform(model, (x,), surrogate=surrogate).graph_module
+    losses = _losses(gm, x)
+    assert losses[-1] < losses[0]
+    gm.eval()
+    folded = repl_fx.fold(gm)
+    assert not any(is_synthesis(folded, node) for node in folded.graph.nodes)
+    assert torch.equal(folded(x), gm(x))
+    assert torch.equal(folded(x[:3]), gm(x[:3]))
+
+
+def test_every_second_block_goes_and_its_parameters_with_it() -> None:
+    model = ConvNet(depth=7)
+    result = repl_fx.transform(model, (images(),), surrogate="identity")
+    assert [r.block for r in result.plan.replacements] == ["blocks.1", "blocks.3", "blocks.5"]
+    assert [r.status for r in result.report] == ["kept", "replaced"] * 3 + ["kept"]
+    names = {name.split(".")[1] for name, _ in result.graph_module.named_parameters() if name.startswith("blocks")}
+    assert names == {"0", "2", "4", "6"}
+    assert not [name for name, _ in result.graph_module.named_buffers() if name.startswith("blocks.1.")]
+    assert all(row.parameters_after == 0 for row in result.report if row.status == "replaced")
+
+
+@pytest.mark.parametrize(("every", "gone"), [(2, ["1", "3"]), (3, ["2"]), (4, ["3"])])
+def test_every_k(every: int, gone: list[str]) -> None:
+    result = repl_fx.transform(ConvNet(depth=5), (images(),), every=every, surrogate="identity")
+    assert [r.block for r in result.plan.replacements] == [f"blocks.{i}" for i in gone]
+
+
+def test_neighbours_of_adjacent_blocks_are_the_nearest_kept_ones() -> None:
+    x = tokens()
+    result = repl_fx.transform(TokenNet(depth=6), (x,), surrogate="blend", blocks=["blocks.2", "blocks.3"])
+    assert [(r.before, r.after) for r in result.plan.replacements] == [("blocks.1", "blocks.4")] * 2
+    assert torch.isfinite(result.graph_module(x)).all()
+
+
+def test_adjacent_blocks_replaced_by_identity_chain_their_inputs() -> None:
+    x = tokens()
+    model = TokenNet(depth=5)
+    result = repl_fx.transform(model, (x,), surrogate="identity", blocks=[2, 3, 4])
+    expected = model.head(model.blocks[4](model.blocks[0](model.embed(x))).mean(1))
+    assert torch.equal(result.graph_module(x), expected)
+
+
+def test_source_model_is_not_changed_and_tensors_are_shared() -> None:
+    model, x = TokenNet(), tokens()
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    expected = model(x)
+    result = repl_fx.transform(model, (x,), surrogate="auto")
+    assert torch.equal(model(x), expected)
+    assert {n: t.equal(before[n]) for n, t in model.state_dict().items()} == dict.fromkeys(before, True)
+    kept = dict(result.graph_module.named_parameters())
+    assert kept["blocks.0.fc1.weight"] is model.get_parameter("blocks.0.fc1.weight")
+    own = repl_fx.transform(model, (x,), surrogate="auto", copy=True).graph_module
+    assert dict(own.named_parameters())["blocks.0.fc1.weight"] is not model.get_parameter("blocks.0.fc1.weight")
+
+
+def test_result_is_an_ordinary_graph_module() -> None:
+    model, x = TokenNet(dropout=0.1), tokens()
+    gm = repl_fx.transform(model, (x,)).graph_module
+    assert isinstance(gm, fx.GraphModule)
+    gm.eval()
+    expected = gm(x)
+    twin = copy.deepcopy(gm)
+    assert torch.equal(twin(x), expected)
+    assert twin.state_dict().keys() == gm.state_dict().keys()
+    with torch.no_grad():
+        for parameter in twin.parameters():
+            parameter.zero_()
+    assert not torch.equal(twin(x), expected)
+    twin.load_state_dict(gm.state_dict())
+    assert torch.equal(twin(x), expected)
+    assert gm.to(torch.float64)(x.double()).dtype is torch.float64
+
+
+def test_autocast_and_activation_checkpointing() -> None:
+    model, x = TokenNet(), tokens(8)
+    gm = repl_fx.transform(model, (x,), copy=True).graph_module
+    losses = _losses(copy.deepcopy(gm), x, autocast=True)
+    assert losses[-1] < losses[0]
+    gm.train()
+    grads = []
+    for wrap in (False, True):
+        gm.zero_grad()
+        out = checkpoint(gm, x, use_reentrant=False) if wrap else gm(x)
+        out.square().mean().backward()
+        grads.append([p.grad.clone() for p in gm.parameters() if p.grad is not None])
+    assert all(torch.equal(a, b) for a, b in zip(*grads, strict=True))
+
+
+def test_torch_compile_agrees_with_eager() -> None:
+    model, x = TokenNet(depth=3), tokens()
+    gm = repl_fx.transform(model, (x,)).graph_module.eval()
+    with warnings.catch_warnings():
+        # The compiler's own dependencies deprecate things.
+        warnings.simplefilter("ignore")
+        torch._dynamo.reset()
+        compiled = torch.compile(gm, backend="aot_eager", fullgraph=True)
+        assert torch.allclose(compiled(x), gm(x), atol=1e-6)
+        gm.train()
+        compiled(x).sum().backward()
+    assert all(p.grad is not None for n, p in gm.named_parameters() if n.startswith("surrogates"))
+
+
+@pytest.mark.parametrize("surrogate", ["blend", "bottleneck"])
+@pytest.mark.parametrize("train_neighbours", [True, False])
+def test_gradients_reach_the_neighbours_unless_stopped(surrogate: str, train_neighbours: bool) -> None:
+    x = tokens()
+    model = TokenNet(depth=3)
+    gm = repl_fx.transform(
+        model, (x,), surrogate=surrogate, settings={"train_neighbours": train_neighbours}
+    ).graph_module
+    as_after_training(gm)
+    synthesis = next(node for node in gm.graph.nodes if is_synthesis(gm, node))
+    weights = [gm.get_parameter(str(node.target)) for node in synthesis.all_input_nodes]
+    value = gm.get_submodule(str(synthesis.target))(*weights)
+    sum(v.sum() for v in value).backward()
+    assert all((w.grad is not None and bool(w.grad.any())) is train_neighbours for w in weights)
+
+
+def test_nothing_to_replace_says_why() -> None:
+    with pytest.raises(repl_fx.NothingToReplace, match="no repeated blocks were found"):
+        repl_fx.transform(nn.Sequential(nn.Linear(4, 5), nn.Linear(5, 6)), (torch.randn(2, 4),))
+    with pytest.raises(repl_fx.NothingToReplace, match=r"found 2 blocks in blocks: .* needs a kept one on both sides"):
+        repl_fx.transform(ConvNet(depth=2), (images(),))
+    with pytest.raises(repl_fx.NothingToReplace, match=r"blocks.0: it is the first of its repeat"):
+        repl_fx.transform(ConvNet(depth=3), (images(),), blocks=["blocks.0"])
+    with pytest.raises(repl_fx.NothingToReplace, match=r"matches --ignore blocks.\*"):
+        repl_fx.transform(ConvNet(depth=3), (images(),), ignore=["blocks.*"])
+
+
+def test_a_surrogate_that_does_not_fit_is_refused_with_the_reason() -> None:
+    with pytest.raises(repl_fx.NothingToReplace, match="it has no spine"):
+        repl_fx.transform(ConvNet(plain=True), (images(),), surrogate="bottleneck")
+    plan = repl_fx.transform(ConvNet(plain=True), (images(),), surrogate="auto").plan
+    assert {r.surrogate for r in plan.replacements} == {"blend"}
+
+
+@pytest.mark.parametrize("returned", [True, False])
+def test_inner_values_used_outside_keep_a_block_unless_the_surrogate_keeps_them(returned: bool) -> None:
+    class Tapped(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first = nn.ModuleList(nn.Linear(8, 16) for _ in range(4))
+            self.second = nn.ModuleList(nn.Linear(16, 8) for _ in range(4))
+
+        def forward(self, x: Tensor) -> tuple[Tensor, ...]:
+            taps = []
+            for first, second in zip(self.first, self.second, strict=True):
+                inner = first(x).relu()
+                taps.append(inner)
+                x = x + second(inner)
+            return (x, *taps) if returned else (x, *(tap * 2 for tap in taps))
+
+    x = torch.randn(2, 8)
+    if returned:
+        # What is only handed out, such as an attention map, is None where its block is gone.
+        gm = repl_fx.transform(Tapped(), (x,), surrogate="bottleneck").graph_module
+        assert [value is None for value in gm(x)] == [False, False, True, False, False]
+        return
+    with pytest.raises(repl_fx.NothingToReplace, match=r"its inner value relu.* is used outside the block"):
+        repl_fx.transform(Tapped(), (x,), surrogate="bottleneck")
+    result = repl_fx.transform(Tapped(), (x,), surrogate="blend")
+    assert len(result.graph_module(x)) == 5
+
+
+def test_plan_replays_on_a_fresh_model_and_not_on_another() -> None:
+    x = tokens()
+    plan = repl_fx.transform(TokenNet(), (x,), seed=3).plan
+    again = repl_fx.Plan.from_json(plan.to_json())
+    assert again == plan
+    model = TokenNet()
+    first, second = (repl_fx.transform(model, (x,), plan=again).graph_module for _ in range(2))
+    assert str(first.graph) == str(second.graph)
+    assert torch.equal(first.eval()(x), second.eval()(x))
+    with pytest.raises(repl_fx.PlanMismatch, match="made for another model"):
+        repl_fx.transform(TokenNet(depth=6), (x,), plan=plan)
+
+
+def test_bad_arguments() -> None:
+    x = images()
+    with pytest.raises(repl_fx.UnknownSurrogate, match=r"unknown surrogate 'magic'; known are auto, blend, bottleneck"):
+        repl_fx.transform(ConvNet(), (x,), surrogate="magic")
+    with pytest.raises(repl_fx.UnknownBlock, match=r"no block 'layer9'; the blocks are blocks.0, blocks.1"):
+        repl_fx.transform(ConvNet(), (x,), blocks=["layer9"])
+    with pytest.raises(repl_fx.BadInput, match="every is 1; it must be 2 or more"):
+        repl_fx.transform(ConvNet(), (x,), every=1)
+    with pytest.raises(repl_fx.BadInput, match="surrogate 'blend' has no setting 'ratio'"):
+        repl_fx.transform(ConvNet(), (x,), surrogate="blend", settings={"ratio": 1})
+    with pytest.raises(repl_fx.BadInput, match="per is 'row'; it can be tensor or channel"):
+        repl_fx.transform(ConvNet(), (x,), surrogate="blend", settings={"per": "row"})
+    with pytest.raises(repl_fx.BadInput, match=r"ratio is 2.0"):
+        repl_fx.transform(ConvNet(), (x,), surrogate="bottleneck", settings={"ratio": 2.0})
+
+
+def test_a_surrogate_of_the_users_own() -> None:
+    from dataclasses import dataclass
+
+    @dataclass(frozen=True)
+    class ScaleConfig:
+        factor: float = 0.5
+
+    @repl_fx.register_surrogate("scale", ScaleConfig)
+    class Scale(repl_fx.Surrogate[ScaleConfig]):
+        def refuse(self, site: repl_fx.Site) -> str | None:
+            return None
+
+        def build(self, site: repl_fx.Site) -> tuple[fx.Node, ...]:
+            with site.before_node(min(site.block.nodes)):
+                return (site.call(torch.mul, site.input, self.config.factor),)
+
+    assert "scale" in repl_fx.known_surrogates()
+    model, x = TokenNet(depth=3), tokens()
+    result = repl_fx.transform(model, (x,), surrogate="scale", settings={"factor": 0.25})
+    hidden = model.blocks[2](model.blocks[0](model.embed(x)) * 0.25)
+    assert torch.equal(result.graph_module(x), model.head(hidden.mean(1)))
+    assert result.plan.replacements[0].settings == {"factor": 0.25}
+
+
+def _made(result: repl_fx.TransformResult) -> list[Tensor]:
+    found = [p.detach() for name, p in result.module.named_parameters() if "surrogates." in name]
+    assert found
+    return found
+
+
+@pytest.mark.parametrize("in_parts", [False, True])
+def test_a_seed_decides_what_surrogates_begin_with(in_parts: bool) -> None:
+    torch.manual_seed(0)
+    body = ConvNet(depth=3)
+    model = Counts(body) if in_parts else body
+    x = images()
+    first, same, other = (
+        repl_fx.transform(model, (x,), surrogate="bottleneck", seed=seed, check=False) for seed in (1, 1, 2)
+    )
+    assert first.captured_parts.whole is not in_parts
+    replayed = repl_fx.transform(model, (x,), plan=first.plan, check=False)
+    assert all(torch.equal(a, b) for a, b in zip(_made(first), _made(same), strict=True))
+    assert all(torch.equal(a, b) for a, b in zip(_made(first), _made(replayed), strict=True))
+    assert not all(torch.equal(a, b) for a, b in zip(_made(first), _made(other), strict=True))
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [({"surrogate": "blnd"}, "blnd"), ({"surrogate": "blend", "settings": {"per": "word"}}, "per")],
+)
+def test_a_misspelt_surrogate_is_refused_before_the_capture(wrong: dict[str, Any], message: str) -> None:
+    told: list[str] = []
+    with pytest.raises(repl_fx.ReplFxError, match=message):
+        repl_fx.transform(ConvNet(), (images(),), progress=told.append, **wrong)
+    assert told == []

@@ -1,0 +1,628 @@
+"""What capture promises besides equal numbers: the interface, the state, the untouched source, the errors."""
+
+from __future__ import annotations
+
+import copy
+import sys
+from collections import OrderedDict
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils import _pytree as pytree
+
+from repl_fx.errors import BadInput, BrokenGraph, CaptureError
+from repl_fx.passes import merge_modes
+from repl_fx.running.untouched import device_of
+from repl_fx.tracing.capture import CaptureInfo, capture, check_capture, widen_batch
+
+
+class Linear(nn.Module):
+    """One linear layer; `forward` is given by the subclasses."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.fc = nn.Linear(8, 8)
+
+
+def info_of(gm: nn.Module) -> CaptureInfo:
+    meta: Any = gm.meta
+    return meta["capture"]  # type: ignore[no-any-return]
+
+
+# --- outputs --------------------------------------------------------------------------------------------------------
+
+
+@dataclass
+class Pair:
+    first: Tensor
+    second: Tensor | None = None
+
+
+class ModelOutput(OrderedDict[str, Any]):
+    """What Hugging Face models return: a mapping with attributes, registered as a pytree."""
+
+    def __getattr__(self, name: str) -> Any:
+        return self[name]
+
+
+torch.export.register_dataclass(Pair, serialized_type_name="test_capture.Pair")
+pytree.register_pytree_node(
+    ModelOutput,
+    lambda output: (list(output.values()), list(output)),
+    lambda values, names: ModelOutput(zip(names, values, strict=True)),
+    serialized_type_name="test_capture.ModelOutput",
+)
+
+
+class Returns(Linear):
+    def __init__(self, pack: Callable[[Tensor], Any]) -> None:
+        super().__init__()
+        self.pack = pack
+
+    def forward(self, x: Tensor) -> Any:
+        return self.pack(F.dropout(self.fc(x), 0.5, self.training))
+
+
+@pytest.mark.parametrize(
+    "pack",
+    [
+        lambda y: y,
+        lambda y: (y, y + 1),
+        lambda y: [y, (y + 1, None)],
+        lambda y: {"b": y, "a": [y + 1, 3]},
+        lambda y: (y,),
+        lambda y: Pair(y, y + 1),
+        lambda y: (Pair(y), "text"),
+        lambda y: ModelOutput(logits=y, hidden=(y + 1, y + 2)),
+    ],
+    ids=["tensor", "tuple", "list", "dict", "single", "dataclass", "nested", "model output"],
+)
+def test_outputs_keep_their_structure(pack: Callable[[Tensor], Any]) -> None:
+    model, x = Returns(pack).eval(), torch.randn(3, 8)
+    gm = capture(model, (x,))
+    ours, theirs = gm(x), model(x)
+    assert type(ours) is type(theirs)
+    assert pytree.tree_structure(ours) == pytree.tree_structure(theirs)
+    assert check_capture(model, gm, (x,))
+
+
+# --- inputs ---------------------------------------------------------------------------------------------------------
+
+
+class Nested(Linear):
+    def forward(self, batch: dict[str, Any], pair: tuple[Tensor, Tensor] | None = None, *, point: Any = None) -> Tensor:
+        x = self.fc(batch["x"]) * batch["more"][0]
+        if pair is not None:
+            x = x + pair[1]
+        return x if point is None else x - point.first  # type: ignore[no-any-return]
+
+
+def test_nested_inputs() -> None:
+    model = Nested()
+    batch = {"x": torch.randn(3, 8), "more": [torch.randn(3, 8), torch.randn(2)]}
+    pair, point = (torch.randn(3, 8), torch.randn(3, 8)), Pair(torch.randn(3, 8))
+    gm = capture(model, (batch, pair), {"point": point})
+    assert check_capture(model, gm, (batch, pair), {"point": point})
+    assert torch.equal(gm(point=point, pair=pair, batch=batch), model(batch, pair, point=point))
+
+
+class Settings(Linear):
+    def forward(
+        self,
+        x: Tensor,
+        mask: Tensor | None = None,
+        scale: float = 2.0,
+        act: str = "relu",
+        flip: bool = False,
+        sizes: Any = (),
+    ) -> Tensor:
+        y = getattr(F, act)(self.fc(x)) * scale
+        if mask is not None:
+            y = y * mask
+        for size in sizes:
+            y = y + size
+        return -y if flip else y  # type: ignore[no-any-return]
+
+
+def test_defaults_stand_before_passed_keywords() -> None:
+    model, x = Settings(), torch.randn(3, 8)
+    gm = capture(model, (x,), {"flip": True})
+    # The same positional call means the same for both.
+    assert torch.equal(gm(x, None, 2.0, "relu", True), model(x, None, 2.0, "relu", True))
+    assert torch.equal(gm(x), model(x, flip=True))
+    assert torch.equal(gm(x=x, flip=True), model(x, flip=True))
+
+
+@pytest.mark.parametrize(
+    ("captured", "other", "message"),
+    [
+        ({"scale": 3.0}, {"scale": 4.0}, "argument 'scale' was captured as 3.0, not 4.0"),
+        ({"act": "gelu"}, {"act": "relu"}, "argument 'act' was captured as 'gelu', not 'relu'"),
+        ({"flip": True}, {"flip": False}, "argument 'flip' was captured as True, not False"),
+        ({"mask": None}, {"mask": torch.ones(8)}, "argument 'mask' was captured as None"),
+        ({"sizes": [1, 2]}, {"sizes": [1, 3]}, r"argument 'sizes' at \[1\] was captured as 2, not 3"),
+    ],
+)
+def test_constant_arguments_are_checked(captured: dict[str, Any], other: dict[str, Any], message: str) -> None:
+    model, x = Settings(), torch.randn(3, 8)
+    gm = capture(model, (x,), captured)
+    assert torch.equal(gm(x, **captured), model(x, **captured))
+    assert torch.equal(gm(x), model(x, **captured))
+    with pytest.raises(BadInput, match=message):
+        gm(x, **other)
+
+
+class Many(Linear):
+    def forward(self, *xs: Tensor, weight: Tensor | None = None, **more: Tensor) -> Tensor:
+        y = self.fc(sum(xs))
+        if weight is not None:
+            y = y * weight
+        for value in more.values():
+            y = y + value
+        return y  # type: ignore[no-any-return]
+
+
+def test_variable_arguments() -> None:
+    model = Many()
+    xs = tuple(torch.randn(3, 8) for _ in range(3))
+    kwargs = {"extra": torch.randn(3, 8), "weight": torch.randn(3, 8)}
+    gm = capture(model, xs, kwargs)
+    assert check_capture(model, gm, xs, kwargs)
+    assert [str(n.target) for n in gm.graph.nodes if n.op == "placeholder"] == [
+        "xs_0",
+        "xs_1",
+        "xs_2",
+        "weight",
+        "extra",
+    ]
+
+
+def test_argument_and_attribute_of_one_name() -> None:
+    class Same(Linear):
+        def __init__(self) -> None:
+            super().__init__()
+            self.x = nn.Parameter(torch.randn(8))
+
+        def forward(self, x: Tensor, input: Tensor) -> Tensor:
+            return self.fc(x) * self.x + input  # type: ignore[no-any-return]
+
+    model, args = Same(), (torch.randn(3, 8), torch.randn(3, 8))
+    gm = capture(model, args)
+    assert torch.equal(gm(input=args[1], x=args[0]), model(*args))
+
+
+# --- sizes ----------------------------------------------------------------------------------------------------------
+
+
+class Tokens(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed, self.attend = nn.Embedding(20, 8), nn.Linear(8, 24)
+
+    def forward(self, ids: Tensor, mask: Tensor) -> Tensor:
+        q, k, v = self.attend(self.embed(ids)).chunk(3, -1)
+        return F.scaled_dot_product_attention(q, k, v, attn_mask=mask[:, None, :].bool())
+
+
+def test_batch_and_sequence_stay_dynamic() -> None:
+    model = Tokens()
+    gm = capture(model, (torch.randint(20, (2, 6)), torch.ones(2, 6)))
+    # The second dimension of a floating matrix counts as features, which ties the sequence to it.
+    assert info_of(gm).dynamic == {"ids": (0,), "mask": (0,)}
+    gm = capture(model, (torch.randint(20, (2, 6)), torch.ones(2, 6, dtype=torch.long)))
+    assert info_of(gm).dynamic == {"ids": (0, 1), "mask": (0, 1)}
+    for batch, length in ((1, 6), (5, 3), (1, 1), (3, 11)):
+        ids, mask = torch.randint(20, (batch, length)), torch.ones(batch, length, dtype=torch.long)
+        mask[:, length // 2 + 1 :] = 0
+        assert torch.equal(gm(ids, mask), model(ids, mask))
+
+
+def test_batch_of_one_is_widened() -> None:
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Flatten(), nn.Linear(144, 2))
+    gm = capture(model, (torch.randn(1, 3, 8, 8),))
+    assert info_of(gm).dynamic == {"input": (0,)}
+    x = torch.randn(5, 3, 8, 8)
+    assert torch.equal(gm(x), model(x))
+    args, kwargs = widen_batch(model, (torch.randn(1, 2), torch.randn(3)), {"k": 1})
+    assert [tuple(a.shape) for a in args] == [(1, 2), (3,)] and kwargs == {"k": 1}
+
+
+def test_sizes_the_trace_has_fixed_are_refused() -> None:
+    class Loops(Linear):
+        def forward(self, x: Tensor) -> Tensor:
+            for row in range(x.shape[0]):
+                x = x + self.fc(x[row])
+            return x
+
+    gm = capture(Loops(), (torch.randn(3, 8),))
+    assert info_of(gm).dynamic == {"x": ()}
+    assert gm(torch.randn(3, 8)).shape == (3, 8)
+    with pytest.raises(BadInput, match=r"argument 'x' has shape \[4, 8\], but was captured as \[3, 8\]"):
+        gm(torch.randn(4, 8))
+    gm = capture(nn.Conv2d(3, 4, 3), (torch.randn(2, 3, 8, 8),))
+    with pytest.raises(BadInput, match=r"\[1, 3, 9, 9\], but was captured as \[any, 3, 8, 8\]"):
+        gm(torch.randn(1, 3, 9, 9))
+
+
+# --- state ----------------------------------------------------------------------------------------------------------
+
+
+class Stateful(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.late = nn.Parameter(torch.randn(8))
+        self.unused = nn.Parameter(torch.randn(2))
+        self.register_buffer("kept", torch.ones(8))
+        self.register_buffer("hidden", torch.full((8,), 2.0), persistent=False)
+        self.register_buffer("nothing", None)
+        self.fc = nn.Linear(8, 8, bias=False)
+        self.head = nn.ModuleDict({"b": nn.Linear(8, 8, bias=False), "a": nn.Linear(8, 3)})
+        self.head["b"].weight = self.fc.weight
+        self.again = self.fc
+
+    def forward(self, x: Tensor) -> Tensor:
+        hidden: Any = self.hidden
+        return self.head["b"](self.again(self.fc(x))) * self.late + self.kept * hidden  # type: ignore[no-any-return]
+
+
+@pytest.mark.parametrize("whole", [True, False])
+def test_a_number_made_of_a_size_is_not_kept_for_other_sizes(whole: bool) -> None:
+    class Quarter(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.mix = nn.Linear(4, 4)
+
+        def forward(self, x: Tensor) -> Tensor:
+            # A remainder says nothing about the rest; a quotient that is made a number does.
+            assert x.shape[1] % 3 == 0
+            quarter = int(x.shape[1] // 4) if whole else x.shape[1] // 4
+            return self.mix(x)[:, :quarter]  # type: ignore[no-any-return]
+
+    model, x, longer = Quarter(), torch.randn(2, 9, 4), torch.randn(2, 18, 4)
+    gm = capture(model, (x,))
+    assert torch.equal(gm(x), model(x))
+    if whole:
+        with pytest.raises(BadInput, match=r"has shape \[2, 18, 4\], but was captured as \[any, 9, 4\]"):
+            gm(longer)
+    else:
+        assert torch.equal(gm(longer), model(longer))
+
+
+def test_state_keeps_its_keys_order_and_tensors() -> None:
+    model = Stateful()
+    gm = capture(model, (torch.randn(3, 8),))
+    assert list(gm.state_dict()) == list(model.state_dict())
+    assert all(gm.state_dict()[name] is not None for name in model.state_dict())
+    for name, parameter in model.named_parameters(remove_duplicate=False):
+        assert gm.get_parameter(name) is parameter
+    assert gm.get_buffer("hidden") is model.hidden
+    assert gm.get_submodule("again") is gm.get_submodule("fc")
+    assert gm.load_state_dict(model.state_dict()).missing_keys == []
+
+
+def test_deepcopy_keeps_everything_and_shares_nothing() -> None:
+    model, x = Stateful(), torch.randn(3, 8)
+    gm = capture(model, (x,))
+    twin = copy.deepcopy(gm)
+    assert list(twin.state_dict()) == list(gm.state_dict())
+    assert [n for n, _ in twin.named_buffers()] == [n for n, _ in gm.named_buffers()]
+    assert twin.get_parameter("fc.weight") is twin.get_parameter("head.b.weight")
+    assert twin.get_parameter("fc.weight") is not gm.get_parameter("fc.weight")
+    assert twin.get_submodule("again") is twin.get_submodule("fc")
+    assert info_of(twin) == info_of(gm)
+    assert torch.equal(twin(x), gm(x))
+    with torch.no_grad():
+        twin.get_buffer("hidden").zero_()
+    assert not torch.equal(twin(x), gm(x))
+    assert torch.equal(copy.deepcopy(twin)(x), twin(x))
+
+
+def test_copy_gives_parameters_of_its_own() -> None:
+    model = Stateful()
+    gm = capture(model, (torch.randn(3, 8),), copy=True)
+    assert gm.get_parameter("late") is not model.late
+    assert torch.equal(gm.get_parameter("late"), model.late)
+
+
+# --- the source is not touched --------------------------------------------------------------------------------------
+
+
+class Busy(nn.Module):
+    """Keeps an activation and a total in its forward, as real models do."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.fc, self.dropout, self.norm = nn.Linear(8, 8), nn.Dropout(0.5), nn.BatchNorm1d(8)
+        self.calls, self.log, self.cache = 0, ["made"], {"a": 1}
+        self.total: Tensor
+        self.register_buffer("total", torch.zeros(()))
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.latest = x
+        self.cache["latest"] = x  # type: ignore[assignment]
+        self.total = self.total + 1
+        return self.norm(self.dropout(self.fc(x)))  # type: ignore[no-any-return]
+
+
+def snapshot(model: nn.Module) -> list[tuple[str, list[str], dict[str, Any]]]:
+    def frozen(value: Any) -> Any:
+        return copy.copy(value) if isinstance(value, (dict, list, set)) else value
+
+    return [(name, list(vars(m)), {k: frozen(v) for k, v in vars(m).items()}) for name, m in model.named_modules()]
+
+
+def assert_untouched(model: nn.Module, before: list[tuple[str, list[str], dict[str, Any]]]) -> None:
+    after = snapshot(model)
+    assert [(name, keys) for name, keys, _ in after] == [(name, keys) for name, keys, _ in before]
+    for (_, _, now), (_, _, then) in zip(after, before, strict=True):
+        for key, value in then.items():
+            if isinstance(value, dict):
+                assert list(now[key].items()) == list(value.items()) or all(
+                    a is b for a, b in zip(now[key].values(), value.values(), strict=True)
+                ), key
+            else:
+                assert now[key] is value or now[key] == value, key
+
+
+def test_source_is_left_as_it_was() -> None:
+    model = Busy()
+    model.norm.eval()
+    hook = model.fc.register_forward_hook(lambda module, args, output: output * 2)
+    before = snapshot(model)
+    values = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    generator = torch.get_rng_state()
+    gm = capture(model, (torch.randn(3, 8, generator=torch.Generator()),))
+    assert_untouched(model, before)
+    assert all(torch.equal(model.state_dict()[name], value) for name, value in values.items())
+    assert torch.equal(torch.get_rng_state(), generator)
+    assert gm.training and not gm.get_submodule("norm").training
+
+    gm.eval()
+    assert model.training and model.fc.training and model.dropout.training
+    hook.remove()
+    assert not model.fc._forward_hooks and gm.get_submodule("fc")._forward_hooks
+
+
+def test_source_is_left_as_it_was_after_a_failure() -> None:
+    class Fails(Busy):
+        def forward(self, x: Tensor) -> Tensor:
+            self.calls += 1
+            self.log.append("called")
+            y = super().forward(x)
+            return y.relu() if y.sum() > 0 else y.tanh()
+
+    model = Fails()
+    before, apply = snapshot(model), torch.autograd.Function.__dict__["apply"]
+    with pytest.raises(CaptureError):
+        capture(model, (torch.randn(3, 8),))
+    with pytest.raises(BadInput):
+        capture(model, (torch.randn(3, 7),))
+    assert_untouched(model, before)
+    assert torch.autograd.Function.__dict__["apply"] is apply
+    assert model.total.item() == 0
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_graph_is_in_the_mode_of_its_source(training: bool) -> None:
+    model = nn.Sequential(nn.Linear(8, 8), nn.Dropout(0.5)).train(training)
+    gm = capture(model, (torch.randn(3, 8),))
+    assert gm.training is training and gm.get_submodule("1").training is training
+
+
+def test_regions_of_the_caller_are_not_traced() -> None:
+    model, x = Linear(), torch.randn(3, 8)
+    model.forward = lambda x: model.fc(x) @ model.fc.weight
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        gm = capture(model, (x,))
+    assert gm(x).requires_grad and gm(x).dtype == torch.float32
+    assert [str(n.target) for n in gm.graph.nodes if n.op == "call_function" and n.meta["val"] is None] == [
+        str(n.target) for n in gm.graph.nodes if "check_shape" in n.name
+    ]
+
+
+# --- the second rung ------------------------------------------------------------------------------------------------
+
+
+class Opaque:
+    """A container that torch.export does not know."""
+
+    def __init__(self, value: Tensor) -> None:
+        self.value = value
+
+
+def refuse_export(x: Tensor) -> None:
+    """Tell the fake tensors of torch.export from real ones and from the proxies of fx."""
+    if isinstance(x, Tensor) and type(x) is not Tensor:
+        raise RuntimeError("this model must not be exported")
+
+
+class Refused(Linear):
+    """What torch.export alone cannot take."""
+
+    def forward(self, x: Tensor, flip: bool = False) -> Tensor:
+        refuse_export(x)
+        y = F.dropout(self.fc(x), 0.5, self.training).relu()
+        return -y if flip else y
+
+
+def test_second_rung_takes_what_torch_export_refuses() -> None:
+    model, x = Refused(), torch.randn(3, 8)
+    gm = capture(model, (x,), {"flip": True})
+    info = info_of(gm)
+    assert info.rung == "fx.symbolic_trace"
+    assert len(info.obstacles) == 1
+    assert info.obstacles[0].startswith("torch.export: RuntimeError: this model must not be exported (at ")
+    assert check_capture(model, gm, (x,), {"flip": True})
+    assert info.literals == 1
+    assert list(gm.state_dict()) == list(model.state_dict())
+    x = torch.randn(5, 8)
+    assert torch.equal(gm.eval()(x), model.eval()(x, True))
+    with pytest.raises(BadInput, match="argument 'flip' was captured as True, not False"):
+        gm(x, False)
+
+
+class RefusedRegion(Linear):
+    def __init__(self, region: Callable[[], Any]) -> None:
+        super().__init__()
+        self.region = region
+
+    def forward(self, x: Tensor) -> Tensor:
+        refuse_export(x)
+        with self.region():
+            return self.fc(x)  # type: ignore[no-any-return]
+
+
+@pytest.mark.parametrize(
+    ("region", "word"), [(torch.no_grad, "no_grad"), (lambda: torch.autocast("cpu", torch.bfloat16), "autocast")]
+)
+def test_second_rung_refuses_regions_it_would_leave_out(region: Callable[[], Any], word: str) -> None:
+    with pytest.raises(CaptureError, match=f"fx cannot trace a torch.{word} region"):
+        capture(RefusedRegion(region), (torch.randn(3, 8),))
+
+
+class Triple(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        return x * 1
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> Tensor:
+        return gradients[0] * 3
+
+
+def test_second_rung_keeps_own_gradients() -> None:
+    class Model(Linear):
+        def forward(self, x: Tensor) -> Any:
+            refuse_export(x)
+            return Triple.apply(self.fc(x))  # type: ignore[no-untyped-call]
+
+    model = Model()
+    gm = capture(model, (torch.randn(3, 8),), copy=True)
+    gm(torch.ones(1, 8)).sum().backward()
+    assert info_of(gm).rung == "fx.symbolic_trace"
+    assert torch.equal(gm.get_parameter("fc.weight").grad, torch.full((8, 8), 3.0))  # type: ignore[arg-type]
+
+
+# --- errors ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("args", "kwargs", "message"),
+    [
+        ((torch.randn(2, 7),), {}, r"shapes cannot be multiplied.*\(0: float32\[2, 7\]\).*--input-shape"),
+        ((), {}, r"missing a required argument.*\(none\)"),
+        ((torch.randn(2, 8), torch.randn(3)), {}, r"too many positional.*\(0: float32\[2, 8\], 1: float32\[3\]\)"),
+        ((torch.randn(2, 8),), {"y": torch.zeros(2)}, r"unexpected keyword argument 'y'.*y: float32\[2\]"),
+    ],
+)
+def test_inputs_that_do_not_fit(args: tuple[Any, ...], kwargs: dict[str, Any], message: str) -> None:
+    with pytest.raises(BadInput, match=message) as caught:
+        capture(nn.Linear(8, 8), args, kwargs)
+    assert "\n" not in str(caught.value)
+
+
+class Branches(Linear):
+    def forward(self, x: Tensor) -> Tensor:
+        y: Tensor = self.fc(x)
+        for _ in range(int(y.sum().abs()) % 3):  # the obstacle
+            y = y.relu()
+        return y
+
+
+def test_a_model_no_rung_takes(capfd: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(CaptureError) as caught:
+        capture(Branches(), (torch.randn(2, 8),))
+    message = str(caught.value)
+    text = Path(__file__).read_text(encoding="utf-8").splitlines()
+    line = next(number for number, line in enumerate(text, start=1) if "# the obstacle" in line)
+    assert "\n" not in message
+    assert message.startswith("Branches could not be captured: torch.export: ")
+    assert [o.split(":")[0] for o in caught.value.obstacles] == ["torch.export", "fx.symbolic_trace"]
+    assert all(o.endswith(f"(at {__file__}, line {line})") for o in caught.value.obstacles)
+    # torch.export dumps the graph it had so far; an error is one line.
+    assert capfd.readouterr() == ("", "")
+
+
+def test_an_argument_that_no_graph_can_hold() -> None:
+    class Odd(Linear):
+        def forward(self, x: Tensor, factor: Opaque) -> Tensor:
+            return self.fc(x) * factor.value  # type: ignore[no-any-return]
+
+    with pytest.raises(CaptureError, match="argument 'factor' is a Opaque"):
+        capture(Odd(), (torch.randn(3, 8), Opaque(torch.ones(8))))
+
+
+def test_a_pass_that_breaks_the_graph_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    real = merge_modes.merge_modes
+
+    def breaks(*args: Any) -> merge_modes.MergeResult:
+        result = real(*args)
+        next(n for n in result.graph.nodes if n.op == "call_module").meta.pop("val")
+        return result
+
+    # `repl_fx.capture` is the function; the module of that name stands behind it.
+    monkeypatch.setattr(sys.modules["repl_fx.tracing.capture"], "merge_modes", breaks)
+    capture(nn.Sequential(nn.Linear(8, 8)), (torch.randn(2, 8),))
+    monkeypatch.setenv("REPL_FX_CHECK", "1")
+    with pytest.raises(BrokenGraph, match=r"capture by torch\.export: node .*: it has no fake value"):
+        capture(nn.Sequential(nn.Linear(8, 8)), (torch.randn(2, 8),))
+
+
+class Upsampled(nn.Module):
+    """Convolutions on an image whose channels lie innermost in evaluation, and outermost in training."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Conv2d(4, 8, 3, padding=1), nn.Conv2d(8, 4, 3, padding=1)
+        self.norm = nn.GroupNorm(2, 8)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.norm(self.first(x.permute(0, 3, 1, 2)))
+        if self.training:
+            x = x.contiguous()
+        changed: Tensor = self.second(x)
+        return changed
+
+
+def test_a_layout_that_one_mode_alone_asks_for() -> None:
+    model, args = Upsampled(), (torch.randn(2, 16, 16, 4),)
+    gm = capture(model, args)
+    assert check_capture(model, gm, args)
+    for training in (True, False):
+        ours, theirs = (module.train(training)(*args) for module in (gm, model))
+        assert ours.stride() == theirs.stride()
+
+
+def test_the_device_of_a_model() -> None:
+    assert device_of(nn.Linear(2, 2, device="meta")) == torch.device("meta")
+    assert device_of(nn.ReLU(), (torch.zeros(2, device="meta"),)) == torch.device("meta")
+    assert device_of(nn.ReLU()) == torch.device("cpu")
+
+
+def test_a_capture_that_fails_leaves_the_buffers_alone() -> None:
+    model = nn.Sequential(nn.Conv2d(3, 3, 1), nn.BatchNorm2d(3, momentum=None), nn.ReLU())
+    with pytest.raises(CaptureError):
+        capture(model, (torch.randn(2, 3, 4, 4),))
+    assert [int(value) for name, value in model.named_buffers() if "num_batches" in name] == [0]
+
+
+def test_a_first_dimension_that_is_no_batch_stays_one() -> None:
+    class Flat(Linear):
+        def __init__(self) -> None:
+            super().__init__()
+            self.head = nn.Linear(8, 2)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.head(self.fc(x).flatten())  # type: ignore[no-any-return]
+
+    model, x = Flat(), torch.randn(1, 8)
+    gm = capture(model, (x,))
+    assert check_capture(model, gm, (x,))
+    with pytest.raises(BadInput, match=r"captured as \[1, 8\]"):
+        gm(torch.randn(2, 8))

@@ -1,0 +1,179 @@
+"""Tests for repl_fx.tracing.control_flow: traces with different answers become one graph."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import repl_fx
+from repl_fx.graph.decisions import is_choice, is_decision, is_random
+from repl_fx.graph.runtime import check_condition
+
+
+class Skips(nn.Module):
+    """Skips layers at random in training, and a last one by what it computed, in both modes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(nn.Linear(4, 4) for _ in range(3))
+        # Read before the mode is.
+        self.gain = nn.Parameter(torch.ones(4))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x * self.gain
+        for layer in self.layers:
+            skip = self.training and torch.rand([]) < 0.5
+            if not skip:
+                x = layer(x)
+                # A size that the first layer which runs computes, for all.
+                x = x.reshape(x.shape[0] * 2, 2).reshape(-1, 4)
+            if skip:
+                continue
+        if (x > 3).any():
+            x = x.clamp(max=3)
+        return x
+
+
+def test_one_graph_decides_as_the_source_does() -> None:
+    torch.manual_seed(0)
+    model = Skips()
+    gm = repl_fx.capture(model, (torch.randn(3, 4),))
+    decisions = [node for node in gm.graph.nodes if is_decision(node)]
+    assert [is_random(node) for node in decisions] == [True, True, True, False]
+    assert sum(is_choice(node) for node in gm.graph.nodes) == 4
+    for seed in range(8):
+        for scale in (1.0, 50.0):
+            x = torch.randn(5, 4) * scale
+            torch.manual_seed(seed)
+            wanted = model(x)
+            torch.manual_seed(seed)
+            assert torch.equal(gm(x), wanted)
+    model.eval()
+    gm.eval()
+    assert torch.equal(gm(x), model(x))
+
+
+class Cleans(nn.Module):
+    """What it computes is needed whether it is changed or not."""
+
+    def __init__(self, *, leaf: bool) -> None:
+        super().__init__()
+        self.fc, self.leaf = nn.Linear(4, 4), leaf
+
+    def forward(self, x: Tensor) -> Tensor:
+        def made() -> Tensor:
+            return self.fc(x) if self.leaf else x.cos() @ self.fc.weight
+
+        return made().nan_to_num() if torch.isnan(x).any() else made()
+
+
+def test_what_both_ways_compute_is_computed_before_the_decision_or_refused() -> None:
+    torch.manual_seed(0)
+    x = torch.randn(3, 4)
+    unclean = x.clone()
+    unclean[0, 0] = torch.nan
+    model = nn.Sequential(Cleans(leaf=False), Cleans(leaf=False))
+    gm = repl_fx.capture(model, (x,))
+    for given in (x, unclean):
+        for training in (True, False):
+            made, wanted = gm.train(training)(given), model.train(training)(given)
+            torch.testing.assert_close(made, wanted, rtol=0, atol=0, equal_nan=True)
+    with pytest.raises(repl_fx.CaptureError, match="has an effect, and is needed whether skip_"):
+        repl_fx.capture(nn.Sequential(Cleans(leaf=True), Cleans(leaf=True)), (x,))
+
+
+class Swaps(nn.Module):
+    """Computes one thing or another."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x.sin() if x.sum() > 0 else x.cos()
+
+
+def test_a_choice_between_two_computations_is_refused() -> None:
+    with pytest.raises(repl_fx.CaptureError, match="a decision does more than skip a layer"):
+        repl_fx.capture(Swaps(), (torch.randn(3, 4),))
+
+
+class Masked(nn.Module):
+    """Layers that compute otherwise where a mask asks for more than its ones, and that training skips at random."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(nn.Linear(4, 4) for _ in range(4))
+
+    def forward(self, x: Tensor, mask: Tensor) -> Tensor:
+        more = mask > 1
+        special = more.flatten().any().item()
+        for layer in self.layers:
+            if self.training and torch.rand([]) < 0.5:
+                continue
+            y = layer(x)
+            if special:
+                y = y + y[more.nonzero(as_tuple=True)].sum()
+            # The first layer that runs computes these sizes.
+            x = x + y.view(x.shape[0] * 2, -1, 2).view(x.shape).relu()
+        return x
+
+
+def _same(ours: nn.Module, theirs: nn.Module, *inputs: Tensor) -> None:
+    for training in (True, False):
+        ours.train(training)
+        theirs.train(training)
+        for seed in range(6 if training else 1):
+            torch.manual_seed(seed)
+            wanted = theirs(*inputs)
+            torch.manual_seed(seed)
+            assert torch.equal(ours(*inputs), wanted)
+
+
+def test_a_decision_that_the_inputs_settle_becomes_a_check() -> None:
+    torch.manual_seed(0)
+    model = Masked()
+    ones = torch.ones(2, 6, dtype=torch.int64)
+    gm = repl_fx.capture(model, (torch.randn(2, 6, 4), ones))
+    checks = [node for node in gm.graph.nodes if node.target is check_condition]
+    assert [node.args[1] for node in checks] == [False]
+    assert [(repeat.name, len(repeat.blocks)) for repeat in repl_fx.find_repeats(gm)] == [("layers", 4)]
+    x, other = torch.randn(3, 5, 4), torch.zeros(3, 5, dtype=torch.int64)
+    _same(gm, model, x, other)
+    other[0, 0] = 2
+    with pytest.raises(repl_fx.BadInput, match=r"special = .* was False for the inputs .* is True for these"):
+        gm(x, other)
+
+
+def test_the_example_says_which_way_is_captured() -> None:
+    torch.manual_seed(0)
+    model = Sums()
+    gm = repl_fx.capture(model, (torch.randn(2, 6), torch.tensor([[True], [False]])))
+    x = torch.randn(3, 6)
+    _same(gm, model, x, torch.tensor([[False], [True], [True]]))
+    with pytest.raises(repl_fx.BadInput, match="was True"):
+        gm(x, torch.zeros(3, 1, dtype=torch.bool))
+
+
+class Sums(nn.Module):
+    """One computation or another, by a mask that it writes into."""
+
+    def forward(self, x: Tensor, mask: Tensor) -> Tensor:
+        seen = torch.zeros(x.shape[0], 1, dtype=torch.bool)
+        seen[:] = mask
+        return x.sin() if seen.any() else x.cos()
+
+
+class Learned(nn.Module):
+    """Another computation for another weight, or for other activations."""
+
+    def __init__(self, of_weight: bool) -> None:
+        super().__init__()
+        self.of_weight = of_weight
+        self.scale = nn.Parameter(torch.ones(()))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x.sin() if (self.scale if self.of_weight else x).sum() > 0 else x.cos()
+
+
+@pytest.mark.parametrize("of_weight", [True, False])
+def test_what_the_next_step_may_decide_otherwise_is_refused(of_weight: bool) -> None:
+    with pytest.raises(repl_fx.CaptureError, match="a decision does more than skip a layer"):
+        repl_fx.capture(Learned(of_weight), (torch.ones(3, 4),))

@@ -1,0 +1,132 @@
+"""Tests for repl_fx.tracing.data_dependent: what a trace is told when it asks for the truth of a number it has not."""
+
+from __future__ import annotations
+
+import random
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+import repl_fx
+from repl_fx.tracing.data_dependent import Draws, decision_operator, recorded
+
+
+class Asks(nn.Module):
+    """Asks twice about one tensor, once about another."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        high = x.sum() > 1
+        if high:
+            x = x + 1
+        if high:
+            x = x + 2
+        if x.mean() > 0:
+            x = x * 3
+        return x
+
+
+def _trace(model: nn.Module, draws: Draws) -> list[str]:
+    with recorded(draws):
+        program = torch.export.export(model, (torch.randn(2, 3),), strict=False)
+    return [str(node.target) for node in program.graph.nodes if node.op == "call_function"]
+
+
+def test_answers_come_in_the_order_of_the_questions_and_one_tensor_has_one_answer() -> None:
+    draws = Draws([True, False], lambda: False)
+    targets = _trace(Asks(), draws)
+    assert draws.asked == [None, None]
+    assert targets.count(str(decision_operator())) == 2
+    assert targets.count("aten.add.Tensor") == 2
+    assert "aten.mul.Tensor" not in targets
+
+
+class AsksAgain(nn.Module):
+    """Asks, turns the condition round in place, and asks again."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        high = x.sum() > 1
+        if high:
+            x = x + 1
+        high.logical_not_()
+        return x * 3 if high else x
+
+
+def test_a_condition_that_changed_in_place_is_another_question() -> None:
+    draws = Draws([True, False], lambda: False)
+    targets = _trace(AsksAgain(), draws)
+    assert draws.asked == [None, None]
+    assert "aten.add.Tensor" in targets and "aten.mul.Tensor" not in targets
+
+
+def test_no_answer_means_no() -> None:
+    assert "aten.add.Tensor" not in _trace(Asks(), Draws([], lambda: False))
+
+
+class States(nn.Module):
+    """States what holds of a tensor, and then asks."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        torch._check_tensor_all((x * 0).sum() == 0)  # type: ignore[no-untyped-call]
+        return x + 1 if x.any().item() else x
+
+
+def test_a_check_of_a_tensor_is_no_question() -> None:
+    draws = Draws([True], lambda: False)
+    assert "aten.add.Tensor" in _trace(States(), draws)
+    assert draws.asked == [None]
+
+
+class Compares(nn.Module):
+    """Asks about a number of Python's generator."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + 1 if random.uniform(0, 2) < 0.5 else x
+
+
+def test_numbers_of_python_are_compared_without_being_drawn() -> None:
+    draws = Draws([True], lambda: False)
+    before = random.getstate()
+    assert "aten.add.Tensor" in _trace(Compares(), draws)
+    assert random.getstate() == before
+    (asked,) = draws.asked
+    assert asked is not None
+    assert (asked.args, asked.other) == ((0, 2), 0.5)
+    assert asked.function == random.uniform
+
+
+def test_numbers_that_are_used_otherwise_are_refused() -> None:
+    with (
+        pytest.raises(NotImplementedError, match="takes numbers from Python's random generator"),
+        recorded(Draws([], lambda: False)),
+    ):
+        random.randint(0, 5)
+
+
+class Seeds(nn.Module):
+    """Draws from numpy's generator, which it seeds: before that, behind it, or with another seed each time."""
+
+    def __init__(self, when: str) -> None:
+        super().__init__()
+        self.when = when
+
+    def forward(self, x: Tensor) -> Tensor:
+        first = np.random.permutation(4) if self.when == "behind" else np.arange(4)
+        np.random.seed(None if self.when == "anew" else 3)
+        return x[:, torch.tensor(first)][:, torch.tensor(np.random.permutation(4))]
+
+
+def test_numbers_of_a_generator_that_the_forward_seeds_are_constants() -> None:
+    model = Seeds("before")
+    before = np.random.get_state()[1].copy()  # type: ignore[index]
+    gm = repl_fx.capture(model, (torch.randn(2, 4),))
+    assert np.array_equal(np.random.get_state()[1], before)  # type: ignore[index]
+    x = torch.randn(3, 4)
+    assert torch.equal(gm(x), model(x))
+
+
+@pytest.mark.parametrize("when", ["behind", "anew"])
+def test_other_numbers_of_a_generator_are_refused(when: str) -> None:
+    with pytest.raises(repl_fx.CaptureError, match="takes numbers from numpy's random generator"):
+        repl_fx.capture(Seeds(when), (torch.randn(2, 4),))

@@ -1,0 +1,74 @@
+"""An exported program becomes a graph over the model's own modules and state."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+
+from repl_fx.graph.captured import attribute
+from repl_fx.graph.markers import leaf_call_operator
+from repl_fx.graph.runtime import check_shape, enter_grad_mode, restore_grad_mode
+from repl_fx.graph.signature import bind_arguments
+from repl_fx.tracing.leaf_calls import LeafCalls, record_leaf_calls
+from repl_fx.tracing.lift_modules import Constants, lift_modules
+
+
+class Model(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.fc, self.norm = nn.Linear(8, 8), nn.BatchNorm1d(8)
+        self.gain = nn.Parameter(torch.ones(8))
+        self.register_buffer("shift", torch.ones(8))
+
+    def forward(self, x: Tensor) -> Any:
+        with torch.no_grad():
+            scale = self.fc(x).max()
+        y = self.norm(self.fc(x)) * self.gain + self.get_buffer("shift") * torch.tensor([2.0] * 8)
+        return {"y": y, "scale": [scale]}
+
+
+def lifted(model: nn.Module, x: Tensor) -> tuple[fx.Graph, Constants, str]:
+    calls, constants = LeafCalls(), Constants()
+    with record_leaf_calls(model, calls):
+        program = torch.export.export(model, (x,), strict=False)
+    before = str(program.graph)
+    graph = lift_modules(program, calls, model, bind_arguments(model, (x,), {}), constants, (x,), {})
+    assert str(program.graph) == before
+    return graph, constants, before
+
+
+def test_calls_state_and_regions_come_back() -> None:
+    model = Model()
+    graph, constants, _ = lifted(model, torch.randn(3, 8))
+    targets = [n.target for n in graph.nodes]
+    assert [str(n.target) for n in graph.nodes if n.op == "call_module"] == ["fc", "fc", "norm"]
+    assert [n.target for n in graph.nodes if n.op == "get_attr"] == ["gain", "traced_constant_0", "shift"]
+    assert len(constants.tensors) == 1 and torch.equal(constants.tensors[0], torch.full((8,), 2.0))
+    begin, end = targets.index(enter_grad_mode), targets.index(restore_grad_mode)
+    assert begin < targets.index("fc") < end < targets.index("norm")
+    assert targets.count(check_shape) == 1
+    # The running statistics are the business of the norm itself.
+    assert not {leaf_call_operator(), torch.ops.aten.add_.Tensor} & set(targets)
+    output = next(n for n in graph.nodes if n.op == "output")
+    assert list(output.args[0]) == ["y", "scale"] and isinstance(output.args[0]["scale"], list)
+    for node in graph.nodes:
+        assert node.op == "output" or "val" in node.meta
+        if node.op in ("get_attr", "call_module") and not str(node.target).startswith("traced"):
+            assert attribute(model, str(node.target)) is not None
+
+
+def test_a_second_lift_gives_the_same_graph() -> None:
+    model, x = Model(), torch.randn(3, 8)
+    assert str(lifted(model, x)[0]) == str(lifted(model, x)[0])
+
+
+def test_constants_are_shared_when_equal() -> None:
+    constants = Constants()
+    first = constants.name(torch.ones(2))
+    assert constants.name(torch.ones(2)) == first
+    assert constants.name(torch.ones(2, dtype=torch.float64)) != first
+    assert constants.name(torch.ones(1, 2)) != first
+    assert constants.name(torch.zeros(2)) != first
+    assert len(constants.tensors) == 4
