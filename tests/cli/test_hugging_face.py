@@ -78,8 +78,8 @@ def test_an_artifact_of_a_directory_goes_from_place_to_place(
     assert len(shards) > 1 and len(kept) > 20
     assert all(torch.equal(written[name], saved[name]) for name in kept)
     # Weights are the artifact's own now, and where the directory lies is known from everywhere.
-    for file in (*shards, resnet / "model.safetensors.index.json"):
-        file.unlink()
+    for shard in shards:
+        shard.unlink()
     (tmp_path / "elsewhere").mkdir()
     monkeypatch.chdir(tmp_path / "elsewhere")
     result = run("export", tmp_path / "out")

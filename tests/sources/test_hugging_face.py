@@ -125,7 +125,8 @@ def test_without_weights_all_else_is_the_same(transformers: Any, tmp_path: Path,
     config = transformers.BertConfig(**BERT) if kind == "BertModel" else transformers.T5Config(**small)
     getattr(transformers, kind)(config).to(torch.float16).save_pretrained(tmp_path)
     full = load_source(f"hf:{tmp_path}")
-    (tmp_path / "model.safetensors").unlink()
+    # Not read, so it may be damaged.
+    (tmp_path / "model.safetensors").write_bytes(b"")
     bare = load_source(f"hf:{tmp_path}", weights=False)
 
     def kinds(model: nn.Module) -> dict[str, tuple[Any, ...]]:
@@ -430,3 +431,7 @@ def test_a_model_that_transformers_knows_needs_no_code(own: Path, bert: Path) ->
     assert list(source.files) == [bert / "config.json"]
     write(bert, auto_map={"AutoModelForCausalLM": "modeling_net.Net"})
     assert load_source(f"hf:{bert}:BertForMaskedLM").notes == ()
+    write(bert, auto_map=AUTO_MAP)
+    (bert / "model.safetensors").unlink()
+    permitted = load_source(f"hf:{bert}", options={"depth": 2}, trust_remote_code=True)
+    assert type(permitted.model).__name__ == "Net" and (own.parent / "ran").exists()
