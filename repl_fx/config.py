@@ -1,10 +1,16 @@
-"""Debug variables, read from the environment and validated in one place (table in docs/debugging.md)."""
+"""What the environment says: debug variables (table in docs/debugging.md), and packages that extend repl-fx.
+
+A package extends repl-fx by entry points (docs/extending.md). Its modules are imported when they are first asked for by
+name.
+"""
 
 from __future__ import annotations
 
 import os
+from importlib.metadata import EntryPoint, entry_points
+from typing import Any
 
-from repl_fx.errors import BadInput
+from repl_fx.errors import BadInput, one_line
 
 
 def check_passes() -> bool:
@@ -17,3 +23,28 @@ def check_passes() -> bool:
     if value not in ("0", "1"):
         raise BadInput(f"REPL_FX_CHECK is {value!r}; set it to 1 or 0")
     return value == "1"
+
+
+def offered(group: str) -> dict[str, EntryPoint]:
+    """The entry points of a group, by name: what installed packages offer."""
+    return {point.name: point for point in entry_points(group=group)}
+
+
+def load_offered(group: str, name: str) -> Any:
+    """Import what a package offers.
+
+    Args:
+        group: the group of entry points.
+        name: one of `offered(group)`.
+
+    Raises:
+        BadInput: the package fails to be imported, or has not what it offers.
+    """
+    point = offered(group)[name]
+    try:
+        return point.load()
+    except Exception as problem:
+        package = point.dist.name if point.dist is not None else "an installed package"
+        raise BadInput(
+            f"{package} offers {name!r} ({group}: {point.value}), which fails: {one_line(problem)}; mend or remove it"
+        ) from problem

@@ -8,7 +8,7 @@ from torch import nn
 
 from repl_fx.artifact.manifest import Manifest, Model, Options
 from repl_fx.errors import ArtifactError
-from repl_fx.sources import ZOOS, Source, load_source
+from repl_fx.sources import Source, load_source, names_no_file
 from repl_fx.sources.hugging_face import own_code
 from repl_fx.sources.hugging_face_code import OPTION as TRUST
 from repl_fx.sources.source import hash_file
@@ -57,7 +57,7 @@ def _require_same_files(directory: Path, model: Model) -> None:
     Raises:
         ArtifactError: a file is gone, another, or one that came with the artifact.
     """
-    name, is_file = model.spec, ":" not in model.spec or model.spec.partition(":")[0] not in ZOOS
+    name, is_file = model.spec, not names_no_file(model.spec)
     otherwise = f"to take another, name it: --model {name} (load(directory, model=…))"
     if is_file and not any(name == file or name.startswith(f"{file}:") for file in model.files):
         raise ArtifactError(f"{directory} names the model {name}, and no hash of that file; {otherwise}")

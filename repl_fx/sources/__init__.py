@@ -8,6 +8,7 @@
     hf:DIR                   the model of a directory that transformers saved, with the weights that lie there
     hf:CONFIG                the model of a config.json, with random weights
     hf:…:CLASS               a class other than AutoModel: `hf:bert:BertForSequenceClassification`
+    KIND:NAME                what else is registered (`repl_fx.sources.registry`)
 
 Nothing is downloaded, and nothing unpickled: the weights of a directory are its model.safetensors, or the shards that
 model.safetensors.index.json names. Code in a directory (the `auto_map` of its config.json) runs with permission alone.
@@ -26,13 +27,15 @@ import torch
 from repl_fx.errors import BadInput, SourceError
 from repl_fx.sources import hugging_face, python_file, timm_zoo, torchvision_zoo
 from repl_fx.sources.input_shapes import parse_input_shape
-from repl_fx.sources.source import Request, Source, close_matches, seeded, to_device
+from repl_fx.sources.registry import builder, known_sources, register_source
+from repl_fx.sources.source import Built, Request, Source, close_matches, seeded, to_device
 from repl_fx.tracing.model_checks import without_values
 
-__all__ = ["ZOOS", "Source", "load_source"]
+__all__ = ["Built", "Request", "Source", "known_sources", "load_source", "names_no_file", "register_source"]
 
-# What a specification begins with that names no file, and who builds it.
-ZOOS = {"timm": timm_zoo.build, "torchvision": torchvision_zoo.build, "hf": hugging_face.build}
+register_source("timm")(timm_zoo.build)
+register_source("torchvision")(torchvision_zoo.build)
+register_source("hf")(hugging_face.build)
 
 
 def load_source(
@@ -78,13 +81,14 @@ def load_source(
 
     if not spec:
         raise SourceError("the model specification is empty; give a model.py, timm:NAME, torchvision:NAME or hf:CONFIG")
-    zoo, colon, name = spec.partition(":")
-    if zoo in ZOOS and colon and not name:
-        raise SourceError(f"{spec!r} names no model; write {zoo}:NAME")
-    build = ZOOS[zoo] if zoo in ZOOS and colon else python_file.build
-    if build is python_file.build:
-        name = spec
-        _refuse_other_zoos(spec)
+    kind, _, name = spec.partition(":")
+    if names_no_file(spec):
+        if not name:
+            raise SourceError(f"{spec!r} names no model; write {kind}:NAME")
+        build = builder(kind)
+    else:
+        name, build = spec, python_file.build
+        _refuse_other_kinds(spec)
     with seeded(seed, target):
         generator = torch.Generator().manual_seed(seed)
         built = build(Request(name, shapes, options, seed, generator, weights, trust_remote_code))
@@ -120,10 +124,16 @@ def _device(device: str | torch.device) -> torch.device:
     return found
 
 
-def _refuse_other_zoos(spec: str) -> None:
-    """Say what is meant where a specification looks like `zoo:name` but is neither that nor a file."""
+def names_no_file(spec: str) -> bool:
+    """Whether a specification is of a registered kind (`timm:NAME`), and not the path of a file."""
+    kind, colon, _ = spec.partition(":")
+    return bool(colon) and kind in known_sources()
+
+
+def _refuse_other_kinds(spec: str) -> None:
+    """Say what is meant where a specification looks like `kind:name` but is neither that nor a file."""
     prefix, colon, _ = spec.partition(":")
     if colon and prefix.isidentifier() and len(prefix) > 1 and not Path(prefix).exists():
-        known = ", ".join(f"{zoo}:" for zoo in ZOOS)
-        hint = close_matches(prefix, ZOOS)
+        known = ", ".join(f"{kind}:" for kind in known_sources())
+        hint = close_matches(prefix, known_sources())
         raise SourceError(f"{spec!r}: no kind of model {prefix!r}{hint}; known are {known} and a path to a .py file")

@@ -10,6 +10,9 @@ A surrogate is a frozen dataclass of settings and one class, in one file, regist
     class Halve(Surrogate[HalveConfig]):
         def refuse(self, site): ...
         def build(self, site): ...
+
+A package offers surrogates by entry points of the group `repl_fx.surrogates`: the key, and the module that registers
+it.
 """
 
 from __future__ import annotations
@@ -21,6 +24,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar
 
 from torch import fx
 
+from repl_fx.config import load_offered, offered
 from repl_fx.errors import BadInput, UnknownSurrogate
 
 if TYPE_CHECKING:
@@ -29,6 +33,7 @@ if TYPE_CHECKING:
 Config = TypeVar("Config")
 # Where a thin surrogate can have its weights from.
 _SOURCES = ("neighbours", "own")
+_GROUP = "repl_fx.surrogates"
 _REGISTRY: dict[str, tuple[type[Surrogate[Any]], type[Any]]] = {}
 
 
@@ -103,8 +108,8 @@ def register_surrogate(key: str, config: type[Any]) -> Callable[[type[Surrogate[
 
 
 def known_surrogates() -> tuple[str, ...]:
-    """The registered keys."""
-    return tuple(sorted(_REGISTRY))
+    """The registered keys, and those that installed packages offer."""
+    return tuple(sorted({*_REGISTRY, *offered(_GROUP)}))
 
 
 def make_surrogate(key: str, settings: Mapping[str, Any] | None = None) -> Surrogate[Any]:
@@ -112,10 +117,12 @@ def make_surrogate(key: str, settings: Mapping[str, Any] | None = None) -> Surro
 
     Raises:
         UnknownSurrogate: nobody registered the key; lists the known ones.
-        BadInput: a setting the surrogate does not have, or a value it refuses.
+        BadInput: a setting the surrogate does not have, or a value it refuses; or a package that fails.
     """
+    if key not in _REGISTRY and key in offered(_GROUP):
+        load_offered(_GROUP, key)
     if key not in _REGISTRY:
-        raise UnknownSurrogate(key, _REGISTRY)
+        raise UnknownSurrogate(key, known_surrogates())
     cls, config = _REGISTRY[key]
     known = {field.name for field in fields(config)}
     for name in settings or {}:

@@ -1,0 +1,58 @@
+"""The kinds of specifications, by what stands before the colon: `timm:NAME` is built by what is registered as "timm".
+
+    @register_source("shop")
+    def build(request: Request) -> Built:
+        return Built(shop.make(request.name, **request.options), args=(torch.randn(2, 3, 32, 32),))
+
+A package offers kinds by entry points of the group `repl_fx.sources`: what stands before the colon, and the function.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from repl_fx.config import load_offered, offered
+from repl_fx.errors import BadInput
+from repl_fx.sources.source import Built, Request
+
+Builder = Callable[[Request], Built]
+_GROUP = "repl_fx.sources"
+_REGISTRY: dict[str, Builder] = {}
+
+
+def register_source(prefix: str) -> Callable[[Builder], Builder]:
+    """Register a function that builds the models of a kind of specification.
+
+    Args:
+        prefix: what stands before the colon; two letters or more, as one is a drive. Registering it again replaces the
+            old entry.
+
+    Raises:
+        BadInput: a prefix that no specification can begin with.
+    """
+    if not prefix.isidentifier() or len(prefix) < 2:
+        raise BadInput(
+            f"{prefix!r} cannot stand before the colon of a specification; take a word of two letters or more"
+        )
+
+    def register(build: Builder) -> Builder:
+        _REGISTRY[prefix] = build
+        return build
+
+    return register
+
+
+def known_sources() -> tuple[str, ...]:
+    """What can stand before the colon: what is registered, and what installed packages offer."""
+    return tuple(dict.fromkeys((*_REGISTRY, *sorted(offered(_GROUP)))))
+
+
+def builder(prefix: str) -> Builder:
+    """The function that builds the models of a kind, which is one of `known_sources()`.
+
+    Raises:
+        BadInput: the package that offers it fails.
+    """
+    if prefix not in _REGISTRY:
+        register_source(prefix)(load_offered(_GROUP, prefix))
+    return _REGISTRY[prefix]
