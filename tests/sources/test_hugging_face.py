@@ -431,7 +431,17 @@ def test_a_model_that_transformers_knows_needs_no_code(own: Path, bert: Path) ->
     assert list(source.files) == [bert / "config.json"]
     write(bert, auto_map={"AutoModelForCausalLM": "modeling_net.Net"})
     assert load_source(f"hf:{bert}:BertForMaskedLM").notes == ()
-    write(bert, auto_map=AUTO_MAP)
-    (bert / "model.safetensors").unlink()
-    permitted = load_source(f"hf:{bert}", options={"depth": 2}, trust_remote_code=True)
-    assert type(permitted.model).__name__ == "Net" and (own.parent / "ran").exists()
+
+
+@pytest.mark.usefixtures("own")
+def test_permission_prefers_the_code_to_what_transformers_has(bert: Path) -> None:
+    (bert / "own_bert.py").write_text("from transformers import BertModel\n\n\nclass Net(BertModel):\n    pass\n")
+    write(bert, auto_map={"AutoModel": "own_bert.Net"})
+    found = [load_source(f"hf:{bert}", trust_remote_code=trusted) for trusted in (False, True)]
+    assert [type(source.model).__name__ for source in found] == ["BertModel", "Net"]
+    assert [list(source.files) for source in found] == [
+        [bert / "config.json"],
+        [bert / "config.json", bert / "own_bert.py"],
+    ]
+    assert same(found[0].model.state_dict(), found[1].model.state_dict())
+    assert [any("is not used" in note for note in source.notes) for source in found] == [True, False]
