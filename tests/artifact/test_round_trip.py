@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import copy
 import json
+import pickle
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -107,11 +109,16 @@ def _train(net: nn.Module, x: Tensor) -> None:
         optimizer.zero_grad()
 
 
-@pytest.mark.parametrize("copied", [False, True])
-def test_what_was_loaded_is_saved_again_with_its_spec_and_inputs(tmp_path: Path, copied: bool) -> None:
+def _pickled(net: nn.Module) -> nn.Module:
+    return pickle.loads(pickle.dumps(net))  # type: ignore[no-any-return]
+
+
+@pytest.mark.parametrize("copied", [lambda net: net, copy.deepcopy, _pickled])
+def test_what_was_loaded_is_saved_again_with_its_spec_and_inputs(
+    tmp_path: Path, copied: Callable[[nn.Module], nn.Module]
+) -> None:
     _, out = _transformed(tmp_path, surrogate="blend")
-    net = repl_fx.load(out)
-    net = copy.deepcopy(net) if copied else net
+    net = copied(repl_fx.load(out))
     _train(net, X)
     repl_fx.save(net, out, force=True)
     again = load_artifact(out)
@@ -195,3 +202,10 @@ def test_inputs_that_plain_data_does_not_describe_are_given(tmp_path: Path) -> N
         repl_fx.load(tmp_path / "out", TakesBoxes())
     loaded = repl_fx.load(tmp_path / "out", TakesBoxes(), args=(boxed,))
     assert torch.equal(loaded(boxed), result.module.eval()(boxed))
+    # Captured in parts, it is saved again as any other.
+    repl_fx.save(loaded, tmp_path / "again")
+    again = repl_fx.load(tmp_path / "again", TakesBoxes(), args=(boxed,))
+    assert isinstance(again, TakesBoxes) and torch.equal(again(boxed), loaded(boxed))
+    vars(again)["limit"] = 0.5
+    with pytest.raises(repl_fx.BadInput, match=r"was changed since: .*limit=0\.5, which was"):
+        repl_fx.save(again, tmp_path / "third")
