@@ -263,7 +263,7 @@ def rewrite(
         whole = now() - begin
     facts = {
         "nodes": len(result.captured.graph.nodes),
-        "rung": result.captured.meta["capture"].rung,
+        "tracer": result.captured.meta["capture"].tracer,
         "repeats": [f"{len(repeat)} in {repeat.name}" for repeat in result.repeats],
         "replaced": len(result.plan.replacements),
     }

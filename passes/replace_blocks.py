@@ -114,8 +114,8 @@ def _replace(
             output.replace_all_uses_with(value, propagate_meta=False)
             forward[output] = value
     if not surrogate.keeps_inner_values:
-        for tap in block.taps:
-            return_none_(tap, block)
+        for value in block.side_outputs:
+            return_none_(value, block)
     # Calls of modules count as effects; those of a block that is gone are gone with it.
     nodes = [node for node in block.nodes if node.graph is gm.graph and not _erased(node)]
     kept = _kept(nodes)
@@ -181,7 +181,7 @@ def blocks_in(gm: fx.GraphModule, repeats: Sequence[Repeat]) -> dict[str, Block]
             nodes=moved(block.nodes),
             inputs=moved(block.inputs),
             outputs=moved(block.outputs),
-            taps=moved(block.taps),
+            side_outputs=moved(block.side_outputs),
             side_inputs=moved(block.side_inputs),
         )
         for repeat in repeats

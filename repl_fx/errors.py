@@ -22,10 +22,10 @@ class SourceError(ReplFxError):
 
 
 class CaptureError(ReplFxError):
-    """No rung of the capture ladder could take the model.
+    """No tracer could take the model.
 
     Attributes:
-        obstacles: one line for each rung that was tried, in the order of the ladder.
+        obstacles: one line for each tracer that was tried, in order.
     """
 
     def __init__(self, model: str, obstacles: Sequence[str], hint: str = "") -> None:

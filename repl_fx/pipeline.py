@@ -609,7 +609,7 @@ def _checked(value: Value, gm: fx.GraphModule, after: str) -> Value:
 def _inner_value_used(block: Block, surrogate: Surrogate[Any]) -> str | None:
     if surrogate.keeps_inner_values:
         return None
-    used = next((tap for tap in block.taps if not only_returned(tap, block)), None)
+    used = next((value for value in block.side_outputs if not only_returned(value, block)), None)
     return None if used is None else f"its inner value {used.name} is used outside the block"
 
 

@@ -433,7 +433,7 @@ def test_graph_computes_what_its_source_computes(name: str, monkeypatch: pytest.
     model, x = case.build(), case.example()
     gm = capture(model, (x,))
     info: CaptureInfo = gm.meta["capture"]
-    assert (info.rung, info.literals, info.switches) == ("torch.export", case.literals, case.switches)
+    assert (info.tracer, info.literals, info.switches) == ("torch.export", case.literals, case.switches)
     assert list(gm.state_dict()) == list(model.state_dict())
     assert [n for n, _ in gm.named_parameters()] == [n for n, _ in model.named_parameters()]
     # On copies, because graph and source share their buffers. Evaluation follows a training step: statistics count.

@@ -63,7 +63,7 @@ class Record:
         repeats: name, copies, whether only similar, parameters of each repeat.
         replaced: blocks that were replaced.
         refused: blocks or repeats that were asked for and stayed, with the reason.
-        parts: path, rung, obstacles, mode switches of each graph; one with an empty path where the model is one graph.
+        parts: path, tracer, obstacles, mode switches of each graph; one with an empty path where the model is a graph.
         eager: what could not be captured, and why.
         seconds: of building and of each stage.
         peak_mib: peak resident memory of the larger process.
@@ -256,7 +256,7 @@ def _blocks_of(repeat: Repeat) -> Iterator[Block]:
 
 def _part(part: Part) -> dict[str, Any]:
     info = part.graph_module.meta["capture"]
-    return {"path": part.path, "rung": info.rung, "obstacles": info.obstacles, "switches": info.switches}
+    return {"path": part.path, "tracer": info.tracer, "obstacles": info.obstacles, "switches": info.switches}
 
 
 def _inputs(part: Part, args: Any, kwargs: Any) -> tuple[Any, Any]:

@@ -27,7 +27,7 @@ class Boundary:
     nodes: tuple[fx.Node, ...]
     inputs: tuple[fx.Node, ...]
     outputs: tuple[fx.Node, ...]
-    taps: tuple[fx.Node, ...]
+    side_outputs: tuple[fx.Node, ...]
     side_inputs: tuple[fx.Node, ...]
 
 
@@ -73,12 +73,14 @@ def boundary(
     outputs: tuple[fx.Node, ...],
 ) -> Boundary:
     """The boundary of one block, whose nodes are `aligned` and what else is in `nodes`."""
-    taps = tuple(node for node in nodes if node not in outputs and any(user not in nodes for user in node.users))
+    side_outputs = tuple(
+        node for node in nodes if node not in outputs and any(user not in nodes for user in node.users)
+    )
     feeders = dict.fromkeys(f for node in nodes for f in node.all_input_nodes if f not in nodes and f not in inputs)
     side = tuple(f for f in feeders if f.op == "placeholder" or passes_through(f) or f in table.index)
     known = set(aligned)
     extra = sorted(node for node in nodes if node not in known)
-    return Boundary((*aligned, *extra), inputs, outputs, taps, side)
+    return Boundary((*aligned, *extra), inputs, outputs, side_outputs, side)
 
 
 def with_passing(copies: Sequence[Sequence[fx.Node]]) -> list[dict[fx.Node, None]]:
@@ -157,7 +159,7 @@ def block_of(table: NodeTable, named: BlockNames, name: str, members: Sequence[i
         nodes=bounds.nodes,
         inputs=bounds.inputs,
         outputs=bounds.outputs,
-        taps=bounds.taps,
+        side_outputs=bounds.side_outputs,
         side_inputs=bounds.side_inputs,
         parameters=tuple(path for i in members for path in table.parameters[i]),
         module_path=name if whole else None,

@@ -19,7 +19,7 @@ class Block:
             which are absent where their rate is 0, and in similar repeats the projection of a shortcut.
         inputs: the streamed values the block takes, nodes outside the block; most blocks have one.
         outputs: the streamed values it makes: output i is input i of the next copy.
-        taps: other values of the block that are used outside it.
+        side_outputs: other values of the block that are used outside it.
         side_inputs: other values from outside (masks, rotary tables, encoder memory), shared by all copies.
         parameters: paths of the parameters, in the order of the nodes; of the nodes all copies have, parameter k of one
             copy plays the part of parameter k of another.
@@ -31,7 +31,7 @@ class Block:
     nodes: tuple[fx.Node, ...]
     inputs: tuple[fx.Node, ...]
     outputs: tuple[fx.Node, ...]
-    taps: tuple[fx.Node, ...]
+    side_outputs: tuple[fx.Node, ...]
     side_inputs: tuple[fx.Node, ...]
     parameters: tuple[str, ...]
     module_path: str | None
@@ -57,8 +57,13 @@ class Block:
 
     def details(self) -> str:
         """The block with its inputs, outputs and parameters, one a line."""
-        values = {"inputs": self.inputs, "outputs": self.outputs, "taps": self.taps, "side": self.side_inputs}
-        lines = [f"  {name:8} {', '.join(n.name for n in nodes)}" for name, nodes in values.items() if nodes]
+        values = {
+            "inputs": self.inputs,
+            "outputs": self.outputs,
+            "side outputs": self.side_outputs,
+            "side inputs": self.side_inputs,
+        }
+        lines = [f"  {name:12} {', '.join(n.name for n in nodes)}" for name, nodes in values.items() if nodes]
         return "\n".join([str(self), *lines, *(f"  {name}" for name in self.parameters)])
 
 

@@ -67,7 +67,7 @@ class Captured(_Strict, frozen=True, rename={"kind": "class"}):
     Attributes:
         path: of the module; empty where the whole model is one graph.
         kind: name of its class.
-        rung: which rung of the ladder took it.
+        tracer: which tracer took it.
         dynamic: for each tensor argument, the dimensions that stayed dynamic.
         inputs: what it was called with.
         refused_sizes: inputs and dimensions of which the graph refuses a size of 1.
@@ -75,7 +75,7 @@ class Captured(_Strict, frozen=True, rename={"kind": "class"}):
 
     path: str
     kind: str
-    rung: str
+    tracer: str
     dynamic: dict[str, tuple[int, ...]]
     inputs: Inputs
     refused_sizes: tuple[tuple[str, int], ...]

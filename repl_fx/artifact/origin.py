@@ -102,7 +102,7 @@ def _captured(part: Part) -> Captured:
     return Captured(
         path=part.path,
         kind=info.model,
-        rung=info.rung,
+        tracer=info.tracer,
         dynamic=info.dynamic,
         inputs=Inputs.of(part.args, part.kwargs),
         refused_sizes=tuple(refused_sizes(part.graph_module)),

@@ -242,7 +242,7 @@ def _applied(
     calls = {part.path: to_device(part.inputs.make(), device) for part in manifest.parts}
     source = copy_model(model) if copy else model
     try:
-        captured = capture_as_called(source, calls, {part.path: part.rung for part in manifest.parts})
+        captured = capture_as_called(source, calls, {part.path: part.tracer for part in manifest.parts})
     except (CaptureError, BadInput) as problem:
         raise PlanMismatch(str(problem)) from problem
     return rewrite(replace(captured, eager=manifest.eager), plan, *inputs, check=False)

@@ -290,7 +290,7 @@ def captured_lines(title: str, captured: CapturedParts) -> list[RenderableType]:
     from repl_fx.report import parts_table
 
     if captured.whole:
-        return [f"{title}, captured by {captured.parts[0].graph_module.meta['capture'].rung}"]
+        return [f"{title}, captured by {captured.parts[0].graph_module.meta['capture'].tracer}"]
     number = len(captured.parts)
     return [f"{title}, captured in {number} part{'s' * (number != 1)}; the rest stays eager", parts_table(captured)]
 

@@ -20,7 +20,7 @@ def parts_document(captured: CapturedParts) -> dict[str, Any]:
     """Which modules of a model are graphs, and which were tried and stay eager."""
     infos = {part.path: part.graph_module.meta["capture"] for part in captured.parts}
     return {
-        "captured": [{"path": path, "class": info.model, "rung": info.rung} for path, info in infos.items()],
+        "captured": [{"path": path, "class": info.model, "tracer": info.tracer} for path, info in infos.items()],
         "eager": [{"path": eager.path, "class": eager.kind, "reason": eager.reason} for eager in captured.eager],
     }
 

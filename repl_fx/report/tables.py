@@ -33,7 +33,7 @@ def parts_table(captured: CapturedParts) -> Table:
     for part in captured.parts:
         info = part.graph_module.meta["capture"]
         size = sum(parameter.numel() for parameter in captured.source.get_submodule(part.path).parameters())
-        _row(table, part.path or "the model itself", info.model, count(size), info.rung)
+        _row(table, part.path or "the model itself", info.model, count(size), info.tracer)
     for eager in captured.eager:
         size = sum(parameter.numel() for parameter in captured.source.get_submodule(eager.path).parameters())
         _row(table, eager.path or "the model itself", eager.kind, count(size), f"eager: {eager.reason}")

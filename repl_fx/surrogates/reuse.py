@@ -47,7 +47,7 @@ from repl_fx.surrogates.shared.recompute import LeanAttention
 from repl_fx.surrogates.shared.registry import Surrogate, check_thin_settings, register_surrogate
 from repl_fx.surrogates.shared.site import Site
 from repl_fx.surrogates.shared.synthesis import BlendingSynthesis
-from repl_fx.surrogates.shared.weight_slices import Blend, Units
+from repl_fx.surrogates.shared.weight_slices import SliceBlend, WeightSlice
 
 # What a synthesis of values returns behind them, in order; the biases where there are any.
 _BESIDE_VALUES = ("weight_out", "bias_values", "bias_out")
@@ -203,13 +203,13 @@ class ValueSynthesis(BlendingSynthesis):
         """What `synthesise` returns, in order."""
         return ("weight_values", *(name for name in _BESIDE_VALUES if getattr(self, name) is not None))
 
-    def blends(self, state: Mapping[str, Tensor], weights: Sequence[Tensor]) -> list[Blend]:
+    def blends(self, state: Mapping[str, Tensor], weights: Sequence[Tensor]) -> list[SliceBlend]:
         """One for each run of units that follow each other in the weight."""
         if not weights:
             return []
         given = tuple(self.given(weight) for weight in weights)
         gains = torch.split(state["gain"], [run.count for run in self.runs], 1)
-        return [Blend(run, gain, given) for run, gain in zip(self.runs, gains, strict=True)]
+        return [SliceBlend(run, gain, given) for run, gain in zip(self.runs, gains, strict=True)]
 
     def finish(self, state: Mapping[str, Tensor], blended: Sequence[Tensor], weights: Sequence[Tensor]) -> Any:
         """W_values (r, d), W_out (features, r) and the biases."""
@@ -221,10 +221,10 @@ class ValueSynthesis(BlendingSynthesis):
         return (values, *(state[name] for name in _BESIDE_VALUES if name in state))
 
 
-def _runs(units: Sequence[int], axis: int) -> tuple[Units, ...]:
+def _runs(units: Sequence[int], axis: int) -> tuple[WeightSlice, ...]:
     """Units as runs that follow each other."""
     starts = [i for i, unit in enumerate(units) if i == 0 or unit != units[i - 1] + 1]
-    return tuple(Units(axis, units[a], b - a) for a, b in pairwise([*starts, len(units)]))
+    return tuple(WeightSlice(axis, units[a], b - a) for a, b in pairwise([*starts, len(units)]))
 
 
 def _find(site: Site) -> dict[Branch, Attention] | str:

@@ -1,6 +1,6 @@
 """Capture a model as one graph in normal form: right in training and in evaluation mode, on any device.
 
-The ladder: torch.export first, then `fx.Tracer`. Each rung that fails says why in one line. The last rung, which takes
+Tracers: torch.export first, then `fx.Tracer`. Each tracer that fails says why in one line. The last tracer, which takes
 the largest modules inside a model that can be captured, is `repl_fx.tracing.parts.capture`.
 """
 
@@ -35,9 +35,9 @@ from repl_fx.tracing.lift_modules import Constants
 from repl_fx.tracing.model_checks import misfit, require_capturable
 from repl_fx.tracing.settled import require_leaves_left, require_settled
 from repl_fx.tracing.size_questions import drop_questions_answered_alike_
-from repl_fx.tracing.tracers import Rung, export_rung, obstacle, symbolic_rung
+from repl_fx.tracing.tracers import Tracer, obstacle, trace_by_export, trace_by_fx
 
-LADDER: dict[str, Rung] = {"torch.export": export_rung, "fx.symbolic_trace": symbolic_rung}
+TRACERS: dict[str, Tracer] = {"torch.export": trace_by_export, "fx.symbolic_trace": trace_by_fx}
 
 
 @dataclass(frozen=True)
@@ -46,15 +46,15 @@ class CaptureInfo:
 
     Attributes:
         model: class name of the source.
-        rung: which rung of the ladder took it.
-        obstacles: why earlier rungs did not, one line each.
+        tracer: which tracer took it.
+        obstacles: why earlier tracers did not, one line each.
         literals: arguments that had to be made dependent on the mode.
         switches: stretches of which each mode has its own version.
         dynamic: for each tensor argument, the dimensions that stayed dynamic.
     """
 
     model: str
-    rung: str
+    tracer: str
     obstacles: tuple[str, ...]
     literals: int
     switches: int
@@ -78,7 +78,7 @@ def capture(
 
     Raises:
         BadInput: the model itself does not run on these inputs, or is of a kind that cannot be captured.
-        CaptureError: no rung of the ladder took the model; says why, with the model's file and line.
+        CaptureError: no tracer took the model; says why, with the model's file and line.
             `repl_fx.capture_parts` captures what it can of such a model.
     """
     require_module("capture", model)
@@ -87,7 +87,7 @@ def capture(
     source = copy_model(model) if copy else model
     args, kwargs = widen_batch(model, tuple(args), dict(kwargs or {}))
     try:
-        return climb(LADDER, source, args, kwargs)
+        return trace_by_first(TRACERS, source, args, kwargs)
     except CaptureError as problem:
         _require_runs(model, args, kwargs)
         raise CaptureError(
@@ -95,28 +95,28 @@ def capture(
         ) from problem
 
 
-def climb(
-    ladder: Mapping[str, Rung], model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+def trace_by_first(
+    tracers: Mapping[str, Tracer], model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> CapturedModule:
-    """Capture a model by the first rung that takes it.
+    """Capture a model by the first tracer that takes it.
 
     Args:
-        ladder: the rungs to try, best first, by name.
+        tracers: the tracers to try, best first, by name.
         model: any module; it is not changed.
         args, kwargs: example inputs; only their shapes and the arguments that are no tensors matter.
 
     Raises:
         BadInput: the forward does not take these arguments.
-        CaptureError: no rung took it, it has hooks that a graph would drop, or Python state that a graph has not.
+        CaptureError: no tracer took it, it has hooks that a graph would drop, or Python state that a graph has not.
     """
     try:
         bind_arguments(model, args, kwargs)
     except TypeError as problem:
         raise BadInput(misfit(obstacle(type(model).__name__, problem), problem, args, kwargs)) from problem
     obstacles: list[str] = []
-    for name, rung in ladder.items():
+    for name, tracer in tracers.items():
         try:
-            return _climb(name, rung, model, args, kwargs, tuple(obstacles))
+            return _trace_by(name, tracer, model, args, kwargs, tuple(obstacles))
         except (BrokenGraph, CaptureError):
             raise
         except Exception as problem:
@@ -124,8 +124,13 @@ def climb(
     raise CaptureError(type(model).__name__, obstacles)
 
 
-def _climb(
-    name: str, rung: Rung, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], obstacles: tuple[str, ...]
+def _trace_by(
+    name: str,
+    tracer: Tracer,
+    model: nn.Module,
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+    obstacles: tuple[str, ...],
 ) -> CapturedModule:
     arguments = bind_arguments(model, args, kwargs)
     constants = Constants()
@@ -139,7 +144,7 @@ def _climb(
         with untouched(model, buffers=True), own_randomness(device), torch.enable_grad(), _no_autocast(device):
             model.train(training)
             with hooks_followed(model, is_leaf), changes_noted(model) as changes[training]:
-                graphs[training] = rung(model, arguments, constants, args, kwargs)
+                graphs[training] = tracer(model, arguments, constants, args, kwargs)
             pinned.update({p: m.training for p, m in model.named_modules() if m.training is not training})
     for training, changed in changes.items():
         require_leaves_left(model, changed, is_leaf)

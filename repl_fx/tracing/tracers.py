@@ -1,4 +1,4 @@
-"""The rungs of the capture ladder: ways to get a graph over a model's own modules, in the mode the model is in."""
+"""Tracers: ways to get a graph over a model's own modules, in the mode the model is in."""
 
 from __future__ import annotations
 
@@ -46,10 +46,10 @@ _NOT_THE_MODEL = (Path(torch.__file__).parent, _HERE, _HERE.resolve(), (_HERE / 
 # Methods that belong to the one tensor of a trace.
 _ON_ONE_TENSOR = ("register_hook", "register_post_accumulate_grad_hook", "retain_grad", "backward", "requires_grad_")
 
-Rung = Callable[[nn.Module, Sequence[Argument], Constants, tuple[Any, ...], dict[str, Any]], fx.Graph]
+Tracer = Callable[[nn.Module, Sequence[Argument], Constants, tuple[Any, ...], dict[str, Any]], fx.Graph]
 
 
-def export_rung(
+def trace_by_export(
     model: nn.Module,
     arguments: Sequence[Argument],
     constants: Constants,
@@ -62,7 +62,7 @@ def export_rung(
     """Trace with torch.export and lift the leaf calls.
 
     Args:
-        model, arguments, constants, args, kwargs: see `Rung`.
+        model, arguments, constants, args, kwargs: see `Tracer`.
         dims: picks the sizes of an input that are dynamic where the model agrees.
         whole: the inputs are the user's own. Those of a part come from eager code, which takes other ways by itself.
     """
@@ -192,7 +192,7 @@ def _spelled_out(
         vars(model).update({"forward": before["forward"]} if "forward" in before else {})
 
 
-def symbolic_rung(
+def trace_by_fx(
     model: nn.Module, arguments: Sequence[Argument], constants: Constants, args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> fx.Graph:
     """Trace with `fx.Tracer`, and compute fake values (of the sizes of the example inputs) for every node."""
@@ -266,7 +266,7 @@ def _state_unread(model: nn.Module) -> OperatorsSeen:
 
 
 class _LeafTracer(fx.Tracer):
-    """An fx tracer that stops at the same leaves as the other rungs.
+    """An fx tracer that stops at the same leaves as the other tracers.
 
     Attributes:
         modes: the leaves that were called, each with the mode that it was in.
@@ -346,12 +346,12 @@ def _caused_by(problem: BaseException, kind: type[BaseException]) -> bool:
     return False
 
 
-def obstacle(rung: str, problem: BaseException) -> str:
-    """One line: what a rung stumbled over, and the file and line of the model where it did."""
+def obstacle(tracer: str, problem: BaseException) -> str:
+    """One line: what a tracer stumbled over, and the file and line of the model where it did."""
     lines = [line.strip() for line in str(problem).splitlines() if line.strip()]
     what = lines[0] if lines else type(problem).__name__
     where = _model_line(problem)
-    return f"{rung}: {type(problem).__name__}: {what[:200]}{f' (at {where})' if where else ''}"
+    return f"{tracer}: {type(problem).__name__}: {what[:200]}{f' (at {where})' if where else ''}"
 
 
 def _model_line(problem: BaseException) -> str | None:

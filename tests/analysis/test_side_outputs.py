@@ -58,9 +58,9 @@ def test_a_value_that_one_mode_returns_is_only_returned(used: bool) -> None:
     gm = repl_fx.capture(Stack(used), (torch.randn(2, WIDTH),))
     (repeat,) = repl_fx.find_repeats(gm)
     assert len(repeat) == 4
-    taps = [(tap, block) for block in repeat.blocks for tap in block.taps]
-    assert len(taps) == (1 if used else 4)
-    assert all(only_returned(tap, block) is not used for tap, block in taps)
+    side_outputs = [(value, block) for block in repeat.blocks for value in block.side_outputs]
+    assert len(side_outputs) == (1 if used else 4)
+    assert all(only_returned(value, block) is not used for value, block in side_outputs)
 
 
 def test_a_replaced_layer_returns_none_for_it() -> None:

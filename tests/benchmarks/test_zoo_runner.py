@@ -218,7 +218,7 @@ def test_wake_touches_only_weights_that_hide_something() -> None:
 
 
 def test_the_report_counts_all_models(tmp_path: Path) -> None:
-    whole = [{"path": "", "rung": "torch.export", "obstacles": [], "switches": 0}]
+    whole = [{"path": "", "tracer": "torch.export", "obstacles": [], "switches": 0}]
     repeat = {"name": "blocks", "copies": 6, "similar": False, "shared": False, "parameters": 10, "children": []}
     done = Record("timm:a", "a", passed=list(STAGES), parameters=200, removed=50, repeats=[repeat], parts=whole)
     flat = Record(

@@ -355,7 +355,7 @@ def test_graphs_that_fx_traced() -> None:
             return self.inner(x)
 
     module = capture(nn.Sequential(Local()), (images(),))
-    assert module.meta["capture"].rung == "fx.symbolic_trace"
+    assert module.meta["capture"].tracer == "fx.symbolic_trace"
     assert_same(module, through_pickle(module), images())
 
 

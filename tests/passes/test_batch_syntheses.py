@@ -17,7 +17,7 @@ from repl_fx.passes.fold_surrogates import is_synthesis
 from repl_fx.passes.replace_blocks import replace_blocks
 from repl_fx.surrogates.shared import weight_slices
 from repl_fx.surrogates.shared.synthesis import SynthesisBatch
-from repl_fx.surrogates.shared.weight_slices import Blend, Units, blend_slices
+from repl_fx.surrogates.shared.weight_slices import SliceBlend, WeightSlice, blend_slices
 from tests.nets import ConvNet, TokenNet, images, tokens
 
 
@@ -131,12 +131,14 @@ def test_stacked_blends_are_the_sums_and_so_are_their_gradients(
         start = torch.randint(0, sizes[axis] - int(count) + 1, ()).item()
         weights = [torch.randn(sizes, dtype=torch.float64, requires_grad=True) for _ in range(terms)]
         gains = torch.randn(terms, int(count), dtype=torch.float64, requires_grad=True)
-        asked.append(Blend(Units(axis, int(start), int(count)), gains, tuple(weights)))
+        asked.append(SliceBlend(WeightSlice(axis, int(start), int(count)), gains, tuple(weights)))
     tensors = [t for blend in asked for t in (blend.gains, *blend.weights)]
 
     def run(*given_tensors: Tensor) -> tuple[Tensor, ...]:
         each = iter(given_tensors)
-        return tuple(blend_slices([Blend(b.units, next(each), tuple(next(each) for _ in b.weights)) for b in asked]))
+        return tuple(
+            blend_slices([SliceBlend(b.units, next(each), tuple(next(each) for _ in b.weights)) for b in asked])
+        )
 
     for made, blend in zip(run(*tensors), asked, strict=True):
         torch.testing.assert_close(made, weight_slices._alone(blend))
@@ -146,7 +148,7 @@ def test_stacked_blends_are_the_sums_and_so_are_their_gradients(
 def test_a_weight_that_needs_no_gradient_gets_none() -> None:
     weights = (torch.randn(4, 3, requires_grad=True), torch.randn(4, 3))
     gains = torch.randn(2, 2)
-    (made,) = blend_slices([Blend(Units(0, 1, 2), gains, weights)])
+    (made,) = blend_slices([SliceBlend(WeightSlice(0, 1, 2), gains, weights)])
     torch.autograd.backward(made.sum())
     assert weights[0].grad is not None and weights[1].grad is None and gains.grad is None
     torch.testing.assert_close(weights[0].grad.sum(1), torch.tensor([0.0, gains[0, 0], gains[0, 1], 0.0]) * 3)
@@ -171,7 +173,9 @@ def test_few_operators_for_many_blends() -> None:
     def launched(count: int) -> tuple[int, int]:
         weights = [torch.randn(8, 6, requires_grad=True) for _ in range(2 * count)]
         gains = [torch.randn(2, 3, requires_grad=True) for _ in range(count)]
-        asked = [Blend(Units(0, 0, 3), gain, (weights[2 * i], weights[2 * i + 1])) for i, gain in enumerate(gains)]
+        asked = [
+            SliceBlend(WeightSlice(0, 0, 3), gain, (weights[2 * i], weights[2 * i + 1])) for i, gain in enumerate(gains)
+        ]
         with _Counted() as forward:
             made = blend_slices(asked)
         total = torch.stack(made).sum()

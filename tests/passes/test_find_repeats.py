@@ -226,14 +226,14 @@ def test_first_copy_may_take_its_input_from_anywhere() -> None:
 def test_value_used_after_the_repeat_is_an_output_of_its_block() -> None:
     graph = Graph()
     x = graph.linear(graph.input())
-    taps = []
+    inner = []
     for _ in range(3):
         y = graph.call(torch.relu, graph.linear(x))
-        taps.append(y)
+        inner.append(y)
         x = graph.call(operator.add, x, y)
-    (repeat,) = find_repeats(graph.done(graph.call(operator.mul, x, taps[1])))
-    assert [len(block.taps) for block in repeat.blocks] == [0, 1, 0]
-    assert repeat.blocks[1].taps == (taps[1],)
+    (repeat,) = find_repeats(graph.done(graph.call(operator.mul, x, inner[1])))
+    assert [len(block.side_outputs) for block in repeat.blocks] == [0, 1, 0]
+    assert repeat.blocks[1].side_outputs == (inner[1],)
 
 
 def test_a_second_search_finds_the_same() -> None:
@@ -382,7 +382,7 @@ def test_dropout_that_one_block_lacks_makes_no_difference(behind: bool) -> None:
     for number, block in enumerate(repeat.blocks[1:], start=1):
         assert block.nodes[-1].target == f"drops.{number}"
         assert block.input is repeat.blocks[number - 1].output
-        assert block.taps == ()
+        assert block.side_outputs == ()
     assert repeat.blocks[-1].output.users.keys() == {gm.graph.output_node()}
 
 
@@ -641,7 +641,7 @@ def test_what_a_block_asks_about_its_own_values_is_the_block_s() -> None:
     x = torch.randn(2, 8)
     gm = capture(nn.Sequential(*(_Looks() for _ in range(3))), (x,))
     (repeat,) = find_repeats(gm)
-    assert [len(block.taps) for block in repeat.blocks] == [0, 0, 0]
+    assert [len(block.side_outputs) for block in repeat.blocks] == [0, 0, 0]
     result = transform(gm, (x,), surrogate="identity")
     assert len(result.plan.replacements) == 1
 

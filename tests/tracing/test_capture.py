@@ -426,7 +426,7 @@ def test_regions_of_the_caller_are_not_traced() -> None:
     ]
 
 
-# --- the second rung ------------------------------------------------------------------------------------------------
+# --- the second tracer ------------------------------------------------------------------------------------------------
 
 
 class Opaque:
@@ -455,7 +455,7 @@ def test_second_rung_takes_what_torch_export_refuses() -> None:
     model, x = Refused(), torch.randn(3, 8)
     gm = capture(model, (x,), {"flip": True})
     info = info_of(gm)
-    assert info.rung == "fx.symbolic_trace"
+    assert info.tracer == "fx.symbolic_trace"
     assert len(info.obstacles) == 1
     assert info.obstacles[0].startswith("torch.export: RuntimeError: this model must not be exported (at ")
     assert check_capture(model, gm, (x,), {"flip": True})
@@ -505,7 +505,7 @@ def test_second_rung_keeps_own_gradients() -> None:
     model = Model()
     gm = capture(model, (torch.randn(3, 8),), copy=True)
     gm(torch.ones(1, 8)).sum().backward()
-    assert info_of(gm).rung == "fx.symbolic_trace"
+    assert info_of(gm).tracer == "fx.symbolic_trace"
     assert torch.equal(gm.get_parameter("fc.weight").grad, torch.full((8, 8), 3.0))  # type: ignore[arg-type]
 
 

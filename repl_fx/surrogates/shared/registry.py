@@ -45,7 +45,7 @@ class Surrogate(ABC, Generic[Config]):
     """
 
     key: ClassVar[str]
-    # Whether values inside the block that are used outside it (attention maps, feature taps) are still there
+    # Whether values inside the block that are used outside it (attention maps, inner features) are still there
     # afterwards.
     keeps_inner_values: ClassVar[bool] = False
 

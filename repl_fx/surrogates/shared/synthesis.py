@@ -22,7 +22,7 @@ from repl_fx._torch import pytree
 from repl_fx.arguments import require_module
 from repl_fx.errors import WeightsChanged
 from repl_fx.graph.captured import share_tensors
-from repl_fx.surrogates.shared.weight_slices import Blend, blend_slices
+from repl_fx.surrogates.shared.weight_slices import SliceBlend, blend_slices
 
 
 class Synthesis(nn.Module):
@@ -81,7 +81,7 @@ class BlendingSynthesis(Synthesis):
     parameters by name.
     """
 
-    def blends(self, state: Mapping[str, Tensor], weights: Sequence[Tensor]) -> list[Blend]:
+    def blends(self, state: Mapping[str, Tensor], weights: Sequence[Tensor]) -> list[SliceBlend]:
         """What to blend."""
         raise NotImplementedError(f"{type(self).__name__} has no blends(state, weights)")
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from repl_fx.surrogates.shared.initialisation import length, random_values, ratio
 from repl_fx.surrogates.shared.synthesis import BlendingSynthesis, Synthesis
-from repl_fx.surrogates.shared.weight_slices import Blend, Units
+from repl_fx.surrogates.shared.weight_slices import SliceBlend, WeightSlice
 
 
 @dataclass(frozen=True)
@@ -34,9 +34,9 @@ class Cut:
     silent: bool
 
     @property
-    def units(self) -> Units:
+    def units(self) -> WeightSlice:
         """The slice of a stored weight."""
-        return Units(int(self.transposed), 0, self.rows, self.columns)
+        return WeightSlice(int(self.transposed), 0, self.rows, self.columns)
 
     def laid_out(self, made: Tensor) -> Tensor:
         """A slice as (out, in, …)."""
@@ -78,10 +78,10 @@ class SlimSynthesis(BlendingSynthesis):
         """What `synthesise` returns, in order."""
         return _names(self.cuts)
 
-    def blends(self, state: Mapping[str, Tensor], weights: Sequence[Tensor]) -> list[Blend]:
+    def blends(self, state: Mapping[str, Tensor], weights: Sequence[Tensor]) -> list[SliceBlend]:
         """One for each cut; weights in the order of `given`."""
         return [
-            Blend(cut.units, state[f"gain_{i}"].reshape(2, -1), tuple(map(self.given, weights[2 * i : 2 * i + 2])))
+            SliceBlend(cut.units, state[f"gain_{i}"].reshape(2, -1), tuple(map(self.given, weights[2 * i : 2 * i + 2])))
             for i, cut in enumerate(self.cuts)
         ]
 

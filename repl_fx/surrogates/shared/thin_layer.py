@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from repl_fx.surrogates.shared.initialisation import length, random_values, ratio
 from repl_fx.surrogates.shared.synthesis import BlendingSynthesis, Synthesis
-from repl_fx.surrogates.shared.weight_slices import Blend, Units
+from repl_fx.surrogates.shared.weight_slices import SliceBlend, WeightSlice
 
 # The gains of each role.
 _GAINS = {"entry": "gain_in", "exit": "gain_out", "kernel": "gain_kernel"}
@@ -74,7 +74,7 @@ class _Piece:
 
     role: str
     form: WeightForm
-    units: Units
+    units: WeightSlice
     sources: tuple[int, ...]
 
     def rows(self, blended: Tensor) -> Tensor:
@@ -131,7 +131,7 @@ class ThinSynthesis(BlendingSynthesis):
         """What `synthesise` returns, in order."""
         return _names({"bias_in": self.bias_in, "bias_out": self.bias_out, "kernel": self.gain_kernel})
 
-    def blends(self, state: Mapping[str, Tensor], weights: Sequence[Tensor]) -> list[Blend]:
+    def blends(self, state: Mapping[str, Tensor], weights: Sequence[Tensor]) -> list[SliceBlend]:
         """One for each piece; weights in the order of `given`."""
         taken = dict.fromkeys(_GAINS, 0)
         made = []
@@ -139,7 +139,7 @@ class ThinSynthesis(BlendingSynthesis):
             first, count = taken[piece.role], len(piece.sources) * piece.units.count
             gains = state[_GAINS[piece.role]].narrow(0, first, count).reshape(len(piece.sources), -1)
             taken[piece.role] += count
-            made.append(Blend(piece.units, gains, tuple(self.given(weights[source]) for source in piece.sources)))
+            made.append(SliceBlend(piece.units, gains, tuple(self.given(weights[source]) for source in piece.sources)))
         return made
 
     def finish(self, state: Mapping[str, Tensor], blended: Sequence[Tensor], weights: Sequence[Tensor]) -> Any:
@@ -246,7 +246,7 @@ def _pieces(forms: Sequence[ThinForms], given: Sequence[Tensor], width: int) -> 
             axis = int((role == "exit") != form.transposed)
             size = given[some[0]].shape[axis]
             count = size if form.groups > 1 and role != "kernel" else min(size, width)
-            made.append(_Piece(role, form, Units(axis, 0, count), some))
+            made.append(_Piece(role, form, WeightSlice(axis, 0, count), some))
     return tuple(made)
 
 

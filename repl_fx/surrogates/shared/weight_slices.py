@@ -21,7 +21,7 @@ from torch.autograd.function import once_differentiable
 
 
 @dataclass(frozen=True)
-class Units:
+class WeightSlice:
     """Consecutive units of a weight.
 
     Attributes:
@@ -46,7 +46,7 @@ class Units:
 
 
 @dataclass(frozen=True)
-class Blend:
+class SliceBlend:
     """One sum of scaled slices.
 
     Attributes:
@@ -55,7 +55,7 @@ class Blend:
         weights: whose slices are of one shape.
     """
 
-    units: Units
+    units: WeightSlice
     gains: Tensor
     weights: tuple[Tensor, ...]
 
@@ -66,7 +66,7 @@ class Blend:
         return (self.units.axis, len(self.weights), self.units.of(one).shape, one.dtype, one.device)
 
 
-def blend_slices(blends: Sequence[Blend]) -> list[Tensor]:
+def blend_slices(blends: Sequence[SliceBlend]) -> list[Tensor]:
     """The sums, one for each blend, in the size of its slices."""
     made: dict[int, Tensor] = {}
     groups: dict[tuple[Any, ...], list[int]] = {}
@@ -78,7 +78,7 @@ def blend_slices(blends: Sequence[Blend]) -> list[Tensor]:
     return [made[number] for number in range(len(blends))]
 
 
-def _alone(blend: Blend) -> Tensor:
+def _alone(blend: SliceBlend) -> Tensor:
     units = blend.units
     scales = units.scales(blend.gains, blend.weights[0].ndim)
     terms = [scale * units.of(weight) for scale, weight in zip(scales, blend.weights, strict=True)]
@@ -86,7 +86,7 @@ def _alone(blend: Blend) -> Tensor:
     return total
 
 
-def _plain(blends: Sequence[Blend]) -> bool:
+def _plain(blends: Sequence[SliceBlend]) -> bool:
     """Whether the sums can be done together: not in a compiled graph, nor on tensors that are more than values."""
     if torch.compiler.is_compiling():
         return False
@@ -95,7 +95,7 @@ def _plain(blends: Sequence[Blend]) -> bool:
     )
 
 
-def _stacked(blends: Sequence[Blend]) -> Sequence[Tensor]:
+def _stacked(blends: Sequence[SliceBlend]) -> Sequence[Tensor]:
     layout = [blend.units for blend in blends]
     flat = [weight for blend in blends for weight in blend.weights]
     made: Tensor = _Stacked.apply(layout, *(blend.gains for blend in blends), *flat)  # type: ignore[no-untyped-call]
@@ -106,7 +106,7 @@ class _Stacked(torch.autograd.Function):
     """Blends of one size, (blends, …)."""
 
     @staticmethod
-    def forward(ctx: Any, layout: Sequence[Units], *tensors: Tensor) -> Tensor:
+    def forward(ctx: Any, layout: Sequence[WeightSlice], *tensors: Tensor) -> Tensor:
         ctx.layout = layout
         ctx.save_for_backward(*tensors)
         scales, slices = _cut(layout, tensors)
@@ -136,7 +136,7 @@ class _Stacked(torch.autograd.Function):
         return None, *gains, *weights
 
 
-def _cut(layout: Sequence[Units], tensors: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+def _cut(layout: Sequence[WeightSlice], tensors: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
     """Gains (blends, weights, …) that scale the slices, and the slices, (blends, weights, …)."""
     count = len(layout)
     each = (len(tensors) - count) // count

@@ -1,4 +1,4 @@
-"""Capture a model in parts: the last rung of the ladder.
+"""Capture a model in parts: the last tracer.
 
 Detection models, and others whose code depends on the values of tensors, are no one graph. Their largest modules that
 are graphs (backbone, pyramid, heads) take the place of the originals in a copy of the module tree; the code around them
@@ -29,13 +29,13 @@ from repl_fx.arguments import require_args, require_module
 from repl_fx.errors import BadInput, CaptureError
 from repl_fx.graph.captured import CapturedModule, copy_model, share_tensors
 from repl_fx.running.python_state import OWN_ATTRIBUTES
-from repl_fx.tracing.capture import LADDER, capture as capture_whole, climb, widen_batch
+from repl_fx.tracing.capture import TRACERS, capture as capture_whole, trace_by_first, widen_batch
 from repl_fx.tracing.check import CaptureCheck, compare_modes
 from repl_fx.tracing.leaf_calls import is_leaf
 from repl_fx.tracing.model_checks import misfit, require_capturable
 from repl_fx.tracing.parts.calls import Call, Calls, Run, Watch, run
 from repl_fx.tracing.parts.method_calls import MethodCalls
-from repl_fx.tracing.parts.search import PART_LADDER, Eager, Search, keep_attributes
+from repl_fx.tracing.parts.search import PART_TRACERS, Eager, Search, keep_attributes
 from repl_fx.tracing.tracers import obstacle
 
 
@@ -56,8 +56,8 @@ class Part:
 
     def __str__(self) -> str:
         size = sum(parameter.numel() for parameter in self.graph_module.parameters())
-        rung = self.graph_module.meta["capture"].rung
-        return f"{self.path or 'the whole model'}: captured by {rung}, {size:,} parameters"
+        tracer = self.graph_module.meta["capture"].tracer
+        return f"{self.path or 'the whole model'}: captured by {tracer}, {size:,} parameters"
 
 
 @dataclass(frozen=True, eq=False)
@@ -126,7 +126,7 @@ def capture_parts(
     obstacles: tuple[str, ...] = ()
     if paths is None:
         try:
-            gm = climb(LADDER, source, args, kwargs)
+            gm = trace_by_first(TRACERS, source, args, kwargs)
             return CapturedParts(source, gm, (Part("", gm, args, kwargs),))
         except CaptureError as problem:
             obstacles = problem.obstacles
@@ -150,14 +150,14 @@ def capture_parts(
 
 
 def capture_as_called(
-    model: nn.Module, calls: Mapping[str, tuple[tuple[Any, ...], dict[str, Any]]], rungs: Mapping[str, str]
+    model: nn.Module, calls: Mapping[str, tuple[tuple[Any, ...], dict[str, Any]]], tracers: Mapping[str, str]
 ) -> CapturedParts:
     """Capture modules of a model on inputs that are known already: the model is not run, and nothing is compared.
 
     Args:
         model: any module; it is not changed.
         calls: inputs of each module, by path.
-        rungs: the rung that took each module before, by path.
+        tracers: the tracer that took each module before, by path.
 
     Raises:
         CaptureError: a module cannot be captured on these inputs.
@@ -169,8 +169,8 @@ def capture_as_called(
         except AttributeError as problem:
             raise CaptureError(type(model).__name__, [f"it has no module {path}"]) from problem
         args, kwargs = widen_batch(module, args, kwargs)
-        ladder = {name: rung for name, rung in PART_LADDER.items() if name == rungs.get(path)} or PART_LADDER
-        gm = climb(ladder, module, args, kwargs)
+        known = {name: tracer for name, tracer in PART_TRACERS.items() if name == tracers.get(path)} or PART_TRACERS
+        gm = trace_by_first(known, module, args, kwargs)
         keep_attributes(module, gm)
         parts.append(Part(path, gm, args, kwargs))
     graphs = {part.path: part.graph_module for part in parts}

@@ -13,20 +13,20 @@ from torch import nn
 from repl_fx.errors import BadInput, CaptureError
 from repl_fx.graph.captured import CapturedModule
 from repl_fx.running.python_state import OWN_ATTRIBUTES
-from repl_fx.tracing.capture import climb, widen_batch
+from repl_fx.tracing.capture import trace_by_first, widen_batch
 from repl_fx.tracing.dynamic_shapes import every_dim
 from repl_fx.tracing.leaf_calls import is_leaf
 from repl_fx.tracing.other_sizes import holds_at_other_sizes
 from repl_fx.tracing.parts.calls import Call, Calls
-from repl_fx.tracing.tracers import Rung, export_rung, symbolic_rung
+from repl_fx.tracing.tracers import Tracer, trace_by_export, trace_by_fx
 
 FREE_SIZES = "torch.export"
 # Eager code chooses the sizes of what it hands to a module, and the next image may have others.
-PART_LADDER: Mapping[str, Rung] = MappingProxyType(
+PART_TRACERS: Mapping[str, Tracer] = MappingProxyType(
     {
-        FREE_SIZES: functools.partial(export_rung, dims=every_dim, whole=False),
-        "torch.export with fixed sizes": functools.partial(export_rung, whole=False),
-        "fx.symbolic_trace": symbolic_rung,
+        FREE_SIZES: functools.partial(trace_by_export, dims=every_dim, whole=False),
+        "torch.export with fixed sizes": functools.partial(trace_by_export, whole=False),
+        "fx.symbolic_trace": trace_by_fx,
     }
 )
 # A model of hundreds of modules that all fail must come to an end.
@@ -130,9 +130,11 @@ class Search:
         if self._attempts > MAX_ATTEMPTS:
             raise CaptureError(type(module).__name__, [f"{MAX_ATTEMPTS} modules were tried before it"])
         args, kwargs = widen_batch(module, *call.inputs())
-        gm = climb(PART_LADDER, module, args, kwargs)
-        if gm.meta["capture"].rung == FREE_SIZES and not holds_at_other_sizes(module, gm, args, kwargs):
-            gm = climb({n: rung for n, rung in PART_LADDER.items() if n != FREE_SIZES}, module, args, kwargs)
+        gm = trace_by_first(PART_TRACERS, module, args, kwargs)
+        if gm.meta["capture"].tracer == FREE_SIZES and not holds_at_other_sizes(module, gm, args, kwargs):
+            gm = trace_by_first(
+                {n: tracer for n, tracer in PART_TRACERS.items() if n != FREE_SIZES}, module, args, kwargs
+            )
         keep_attributes(module, gm)
         return gm
 

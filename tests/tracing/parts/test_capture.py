@@ -313,7 +313,7 @@ def test_a_size_that_code_asks_about_is_fixed() -> None:
     model = Chosen(EvenOnly())
     captured = repl_fx.capture_parts(model, (torch.randn(2, 4, 6, 8),))
     (part,) = captured.parts
-    assert part.graph_module.meta["capture"].rung == "torch.export with fixed sizes"
+    assert part.graph_module.meta["capture"].tracer == "torch.export with fixed sizes"
     with pytest.raises(repl_fx.BadInput, match="was captured as"):
         captured.module(torch.randn(2, 4, 6, 7))
 
@@ -326,13 +326,13 @@ def test_a_batch_of_one_is_widened_for_its_parts() -> None:
 
 def test_siblings_that_are_alike_are_tried_once(monkeypatch: pytest.MonkeyPatch) -> None:
     tried: list[str] = []
-    climb: Callable[..., Any] = repl_fx.tracing.parts.capture.climb  # type: ignore[attr-defined]
+    trace_by_first: Callable[..., Any] = repl_fx.tracing.parts.capture.trace_by_first  # type: ignore[attr-defined]
 
-    def counted(ladder: Any, model: nn.Module, *rest: Any) -> Any:
+    def counted(tracers: Any, model: nn.Module, *rest: Any) -> Any:
         tried.append(type(model).__name__)
-        return climb(ladder, model, *rest)
+        return trace_by_first(tracers, model, *rest)
 
-    monkeypatch.setattr("repl_fx.tracing.parts.search.climb", counted)
+    monkeypatch.setattr("repl_fx.tracing.parts.search.trace_by_first", counted)
     model = Chosen(nn.Sequential(*(Chosen(nn.Linear(4, 4)) for _ in range(5))))
     with pytest.raises(repl_fx.CaptureError, match=r"Chosen could not be captured: torch\.export"):
         repl_fx.capture_parts(model, (torch.randn(2, 4),))
