@@ -33,7 +33,7 @@ _LENGTH = 0.1
 
 @dataclass(frozen=True)
 class Trained:
-    """What a training step of one model did.
+    """The outcome of one training step.
 
     Attributes:
         problem: the error that it raised, in one line; None where it ran.

@@ -101,7 +101,7 @@ class _Alike:
         )
 
     def label(self, position: int) -> Any:
-        """What of a node must be alike; nodes with the same exact label need to be looked at once."""
+        """The traits of a node that must be alike; nodes with the same exact label are looked at once."""
         exact = int(self.table.labels[position])
         if exact not in self.known:
             node = self.table.nodes[position]

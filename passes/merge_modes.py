@@ -51,7 +51,7 @@ _COPIES = (torch.ops.aten.clone.default, torch.ops.aten.contiguous.default)
 
 @dataclass(frozen=True)
 class MergeResult:
-    """What had to be done to merge the modes.
+    """The steps that merging the modes took.
 
     Attributes:
         graph: right in both modes.
@@ -396,7 +396,7 @@ def matching_blocks(ours: list[Any], theirs: list[Any]) -> Iterator[tuple[int, i
 
 
 def node_key(node: fx.Node) -> tuple[Any, ...]:
-    """What two nodes must have in common to be taken for the same: all but literals."""
+    """The traits that make two nodes the same: all but literals."""
     shape = tuple(isinstance(a, fx.Node) for a in node.args) if node.op != "output" else ()
     # Packers of outputs are made anew for each trace.
     target = getattr(node.target, "__name__", node.target)

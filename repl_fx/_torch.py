@@ -81,7 +81,7 @@ def module_stack(node: fx.Node) -> tuple[str, ...]:
 
 
 def call_impl(module: torch.nn.Module) -> Callable[..., Any]:
-    """What `module(...)` runs: hooks and forward.
+    """The function that `module(...)` runs: hooks and forward.
 
     Overriding it on one object is the only way to see calls under torch.export, which binds `Module.__call__` when
     torch is imported.
@@ -194,7 +194,7 @@ def fixed_size(size: int | torch.SymInt) -> int | None:
 
 
 def guards_of(gm: fx.GraphModule) -> list[Any]:
-    """What a trace takes for granted of its symbolic sizes, as sympy expressions; torch.export drops them."""
+    """The assumptions of a trace on its symbolic sizes, as sympy expressions; torch.export drops them."""
     values = (node.meta.get("val") for node in gm.graph.nodes if node.op == "placeholder")
     mode = next((value.fake_mode for value in values if isinstance(value, FakeTensor)), None)
     shapes = getattr(mode, "shape_env", None)
@@ -291,7 +291,7 @@ _NOWHERE = SLoc(None, None)
 
 
 def known_of_sizes(sizes: ShapeEnv) -> dict[str, Any]:
-    """What is known of symbolic sizes, as plain data, for `sizes_knowing`: values in the example, ranges, guards."""
+    """The facts known of symbolic sizes, as plain data for `sizes_knowing`: values in the example, ranges, guards."""
     known: dict[str, Any] = {name: getattr(sizes, name) for name in _KNOWN}
     known["settings"] = {field.name: getattr(sizes.settings, field.name) for field in fields(sizes.settings)}
     known["guards"] = [(guard.expr, guard.size_oblivious) for guard in sizes.guards]
@@ -329,7 +329,7 @@ def settings_of_mode(mode: FakeTensorMode) -> dict[str, bool]:
 
 
 def expression_of(number: Any) -> tuple[ShapeEnv, Any, Any, Any]:
-    """What makes up a symbolic number: its sizes, the expression, its value in the example, and its constant value.
+    """The makings of a symbolic number: its sizes, the expression, its value in the example, and its constant value.
 
     Raises:
         TypeError: it is no expression of sizes, such as the length of a jagged dimension.

@@ -1,4 +1,4 @@
-"""What the public functions refuse to be given, each in one line that says what was given and what to give.
+"""Arguments that the public functions refuse, each in one line that names the given one and the one to give.
 
 fold(result)             fold takes a module, and this is a TransformResult; give result.module
 capture(model, x)        args is a tensor; give a tuple: (x,)
@@ -102,7 +102,7 @@ def require_kind(given: Any, kind: type, words: str) -> None:
 
 
 def in_words(given: Any) -> str:
-    """What a value is, as in "a tensor" or "the class Net"."""
+    """The kind of a value in words, as in "a tensor" or "the class Net"."""
     if given is None:
         return "None"
     if isinstance(given, Tensor):

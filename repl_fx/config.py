@@ -1,4 +1,4 @@
-"""What the environment says: debug variables (table in docs/debugging.md), and packages that extend repl-fx.
+"""Settings of the environment: debug variables (table in docs/debugging.md), and packages that extend repl-fx.
 
 A package extends repl-fx by entry points (docs/extending.md). Its modules are imported when they are first asked for by
 name.

@@ -42,7 +42,7 @@ _PRECISION = re.compile(r"\b(?:bfloat|float|complex)\d\w*(?=\[)")
 
 @dataclass(frozen=True)
 class BlockReport:
-    """What became of one block.
+    """The fate of one block.
 
     Attributes:
         block, repeat: names.
@@ -63,7 +63,7 @@ class BlockReport:
 
 @dataclass(frozen=True)
 class TransformResult:
-    """What a transform made.
+    """The result of a transform.
 
     Attributes:
         module: the rewritten model: a graph module where the whole model is one graph, else a module of the source's
@@ -152,7 +152,7 @@ def make_plan(
 
 @dataclass(frozen=True)
 class Options:
-    """What `make_plan` and `transform` are asked for; see there."""
+    """The options of `make_plan` and `transform`; see there."""
 
     every: int = 2
     surrogate: str = "auto"
@@ -274,7 +274,7 @@ def _refusal(site: Site, surrogate: Surrogate[Any]) -> str | None:
 
 
 def _next_choices(found: Sequence[_Found], options: Options, replaced: Replacement) -> Iterator[Replacement]:
-    """What else may stand in for a block, most preferred first."""
+    """Other surrogates that may stand in for a block, most preferred first."""
     site = _site(found, options.surrogate, replaced.block, replaced.before, replaced.after)
     for surrogate in make_surrogate(options.surrogate, options.settings).choices(site):
         if surrogate.key != replaced.surrogate and _refusal(site, surrogate) is None:
@@ -460,7 +460,7 @@ class _Trials:
             self._check.possible = False
 
     def graphs(self, plan: Plan) -> dict[str, fx.GraphModule]:
-        """What a plan makes; made already where it was the last to pass."""
+        """The graphs that a plan makes; made already where it was the last to pass."""
         replacements, graphs = self._passed
         return graphs if replacements == plan.replacements else _apply(self.found, plan)
 
@@ -648,7 +648,7 @@ def _summary(captured: CapturedParts, repeats: Sequence[Repeat]) -> str:
 
 
 def _report(found: _Found, rewritten: fx.GraphModule, plan: Plan) -> list[BlockReport]:
-    """What became of the blocks of one part; `plan` has the names that they have in its graph."""
+    """The fates of the blocks of one part; `plan` has the names that they have in its graph."""
     gm, path = found.graph_module, found.path
     replaced = {r.block: r for r in plan.replacements}
     refused = {r.block: r for r in plan.refusals}

@@ -51,7 +51,7 @@ class Refusal:
 
 @dataclass(frozen=True)
 class Plan:
-    """What a transform does to a model.
+    """The decision which blocks of a model go, and which surrogate stands in for each.
 
     Attributes:
         replacements: the blocks that go, in program order.
@@ -72,7 +72,7 @@ class Plan:
         return "\n".join(str(line) for line in (*self.replacements, *self.refusals)) or "nothing to do"
 
     def within(self, part: str) -> Plan:
-        """What is done to one part, with the names that blocks and repeats have in its graph."""
+        """The plan for one part, with the names that blocks and repeats have in its graph."""
         if not part:
             return self
         replacements = tuple(

@@ -86,7 +86,7 @@ def find_attention(branch: Branch) -> Attention | str:
 
 
 def _values(node: fx.Node) -> fx.Node | None:
-    """What an attention map is multiplied with here; None where there is no map."""
+    """The value that an attention map is multiplied with here; None where no map is."""
     if node.op != "call_function":
         return None
     values: Any = None

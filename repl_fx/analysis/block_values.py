@@ -112,7 +112,7 @@ def with_passing(copies: Sequence[Sequence[fx.Node]]) -> list[dict[fx.Node, None
 
 
 def _own_numbers(nodes: dict[fx.Node, None]) -> list[fx.Node]:
-    """What a block makes of its own values besides tensors: sizes, truths, decisions, updates of its own buffers."""
+    """The non-tensors that a block makes of its own values: sizes, truths, decisions, updates of its own buffers."""
     paths = {path for node in nodes for path in module_stack(node)}
     found: dict[fx.Node, None] = {}
     pending = list(nodes)

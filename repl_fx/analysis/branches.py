@@ -25,7 +25,7 @@ from repl_fx.graph.bridge import digraph, meeting_point, on_paths
 
 @dataclass(frozen=True, eq=False)
 class Branch:
-    """What hangs on the spine through one residual add.
+    """Nodes that hang on the spine through one residual add.
 
     Attributes:
         root: the value the spine adds.

@@ -189,7 +189,7 @@ class _Labeller:
         return (target, args, kwargs, _erased(node.meta.get("val"))), tuple(row), tuple(names)
 
     def argument(self, value: Any, row: list[fx.Node], names: list[str]) -> Any:
-        """What a label says of one argument; tensors go to the row."""
+        """The part of a label for one argument; tensors go to the row."""
         if isinstance(value, fx.Node):
             source = passed(value)
             if source.op == "get_attr":
@@ -208,7 +208,7 @@ class _Labeller:
         return (type(value).__name__, str(value) if isinstance(value, float) else value)
 
     def number(self, node: fx.Node) -> int:
-        """What `NodeTable.arguments` says of a value."""
+        """The entry of a value in `NodeTable.arguments`."""
         if node in self.index:
             return self.index[node]
         return self.elsewhere.setdefault(node, NONE - 1 - len(self.elsewhere))
@@ -232,7 +232,7 @@ class _Labeller:
             self.weights.add(path)
 
     def module(self, path: str) -> tuple[Any, tuple[str, ...]]:
-        """What a label says of a module, and its parameters."""
+        """The part of a label for a module, and its parameters."""
         if path not in self.modules:
             module = self.gm.get_submodule(path)
             names = []
@@ -280,7 +280,7 @@ def _shape_of(graph: fx.Graph) -> tuple[Any, ...]:
 
 
 def _erased(value: Any) -> Any:
-    """What a label says of a value: dtype and shape, symbolic sizes erased."""
+    """The part of a label for a value: dtype and shape, symbolic sizes erased."""
     if isinstance(value, Tensor):
         return (value.dtype, tuple(fixed_size(size) for size in value.shape))
     if isinstance(value, (tuple, list)):

@@ -106,7 +106,7 @@ def _cut_across(table: NodeTable, run: Run, crossing: _Crossing, streams: int) -
 
 
 def depends(table: NodeTable, start: int, offset: int, sources: Sequence[int], around: Bools | None = None) -> bool:
-    """Whether what the copy at `start` makes depends on what it takes, on a way around some nodes.
+    """Whether the result of the copy at `start` depends on its streamed input by a path that avoids some nodes.
 
     Projections of one value, side by side, can be cut so that one value crosses, but nothing flows through.
     """
@@ -219,7 +219,7 @@ def _extended(
 
 
 def _entries(table: NodeTable, start: int, period: int, offsets: Sequence[int]) -> tuple[int, ...] | None:
-    """What the first strict copy takes where later copies take the streamed values; None where that is not one each."""
+    """Inputs of the first strict copy that match the streamed values of later ones; None where not one each."""
     entries: list[int] = []
     for offset in offsets:
         rows, slots = table.uses(start + offset)

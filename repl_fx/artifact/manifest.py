@@ -155,7 +155,7 @@ def read_manifest(directory: str | Path) -> Manifest:
 
 
 def sealed(data: Mapping[str, Any]) -> str:
-    """What a manifest says, as the text of its file, with a hash of it."""
+    """The text of a manifest's file, with a hash of its data."""
     return json.dumps({**data, "sha256": _hash(data)}, indent=2) + "\n"
 
 

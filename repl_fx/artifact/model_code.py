@@ -74,7 +74,7 @@ def _require_same_files(directory: Path, model: Model) -> None:
 
 
 def _seen(directory: Path, model: Model, file: Path) -> str:
-    """What to do about a model file that is gone; a file like it is named, and never run unasked."""
+    """Advice on a model file that is gone; a file like it is named, and never run unasked."""
     for near in (Path(file.name), directory.parent / file.name):
         if model.spec.startswith(str(file)) and near.is_file() and hash_file(near) == model.files[str(file)]:
             spec = model.spec.replace(str(file), str(near), 1)

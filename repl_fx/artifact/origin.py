@@ -1,4 +1,4 @@
-"""What `save` has to know of a rewritten module besides its tensors; a module that `load` returned brings it along."""
+"""The origin of a rewritten module: all that `save` needs besides tensors; a module from `load` brings it along."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from repl_fx.tracing.size_questions import refused_sizes
 
 @dataclass(frozen=True)
 class Origin:
-    """What `save` has to know of a rewritten module besides its tensors.
+    """All that `save` needs to know of a rewritten module besides its tensors.
 
     Attributes:
         manifest: without what is known of files and tensors.

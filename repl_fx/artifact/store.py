@@ -184,7 +184,7 @@ def _may_trace_otherwise(manifest: Manifest, model: nn.Module) -> bool:
 
 
 def _read(directory: Path) -> tuple[Manifest, Plan, State, list[str]]:
-    """What the files of an artifact say, each of which is as it was written."""
+    """Read the files of an artifact, each of which is as it was written."""
     manifest = read_manifest(directory)
     while True:
         try:

@@ -68,7 +68,7 @@ def constants_of(module: nn.Module) -> dict[str, Tensor]:
 
 @dataclass(frozen=True)
 class State:
-    """What `write_state` wrote, under all names.
+    """The tensors that `write_state` wrote, under all names.
 
     Attributes:
         file: where the weights are from.

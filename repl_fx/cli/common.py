@@ -1,4 +1,4 @@
-"""What the commands share: options, where they write, and how they read a SPEC."""
+"""Shared by the commands: options, the terminal they write to, and reading a SPEC."""
 
 from __future__ import annotations
 
@@ -232,7 +232,7 @@ def _console(file: TextIO) -> Console:
 
 @dataclass(frozen=True, eq=False)
 class Target:
-    """What a `SPEC|DIR` leads to.
+    """The model or the artifact that a `SPEC|DIR` leads to.
 
     Attributes:
         title: one line that says what it is.
@@ -286,7 +286,7 @@ def note_lines(notes: Sequence[str]) -> list[RenderableType]:
 
 
 def captured_lines(title: str, captured: CapturedParts) -> list[RenderableType]:
-    """What a model is and how it was captured: one line, and a table where it was captured in parts."""
+    """The lines on a model and its capture: one, and a table where it was captured in parts."""
     from repl_fx.report import parts_table
 
     if captured.whole:

@@ -66,7 +66,7 @@ def _report(error: BaseException) -> int:
 
 
 def explain(error: BaseException) -> tuple[str, int]:
-    """What to say about an exception, in one line, and the exit code it means."""
+    """The one line for an exception, and its exit code."""
     # Usage errors have this method. Their class is click's or, in later versions, that of typer's own copy of click.
     format_message = getattr(error, "format_message", None)
     if format_message is not None:

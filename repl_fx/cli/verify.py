@@ -89,7 +89,7 @@ def verify_command(
 
 
 def _subject(target: Target, part: str | None, onnx: Path) -> tuple[nn.Module, tuple[Any, ...], dict[str, Any]]:
-    """What to compare the file with: the model, or one part of an artifact, with its inputs."""
+    """The module to compare the file with: the model, or one part of an artifact, with its inputs."""
     from repl_fx.errors import BadInput
 
     if target.artifact is None or target.artifact.result.captured_parts.whole:

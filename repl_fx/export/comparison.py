@@ -28,7 +28,7 @@ from repl_fx.running.untouched import untouched
 
 
 class Comparison:
-    """What was found at the batch sizes that were run.
+    """Differences at the batch sizes that were run.
 
     Args:
         session: the ONNX file.

@@ -212,5 +212,5 @@ def _top1(theirs: np.ndarray[Any, Any], ours: np.ndarray[Any, Any], allowed: np.
 
 
 def _nothing(size: int) -> float:
-    """What stands for a difference that cannot be computed: none for an empty output, no bound for NaN."""
+    """The number in place of a difference that cannot be computed: zero for an empty output, infinity for NaN."""
     return math.inf if size else 0.0

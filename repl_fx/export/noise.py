@@ -1,4 +1,4 @@
-"""What the exporter and the runtime say beside their results: warnings, log lines, messages of many lines."""
+"""Messages of the exporter and the runtime beside their results: warnings, log lines, errors of many lines."""
 
 from __future__ import annotations
 

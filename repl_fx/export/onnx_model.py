@@ -157,7 +157,7 @@ def _convert(
 
 
 def _ladder(tensors: Sequence[Tensor]) -> Iterator[Callable[[Tensor], tuple[int, ...]]]:
-    """What to ask for, best first: AUTO gives way by itself, but not where a model insists on one length late."""
+    """Dynamic dimensions to ask for, best first; AUTO gives way, but not where a model insists on one length late."""
     yield dynamic_dims
     if any(dynamic_dims(tensor) != batch_dims(tensor) for tensor in tensors):
         yield batch_dims

@@ -13,7 +13,7 @@ from repl_fx.export.layers import LayerDifference
 
 @dataclass(frozen=True)
 class Verification:
-    """What was compared, how, and with what result; true when the file is equivalent to the module.
+    """The comparison of a file with a module, and its result; true when they are equivalent.
 
     Attributes:
         rows: one for each output and batch size.

@@ -198,7 +198,7 @@ def copy_graph(gm: fx.GraphModule, *, compiled: bool = True) -> CapturedModule:
 
 
 def attribute(root: nn.Module, path: str) -> Any:
-    """What a dotted path leads to.
+    """The module, tensor or attribute at a dotted path.
 
     Raises:
         AttributeError: where the path breaks off.

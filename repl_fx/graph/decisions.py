@@ -82,7 +82,7 @@ class Condition:
 
 
 def choose(skip: bool, before: Any, after: Any) -> Any:
-    """What goes on behind a layer that may be skipped; `before` is None for a value that only the layer has."""
+    """The value behind a layer that may be skipped; `before` is None for a value that only the layer has."""
     return before if skip else after
 
 
@@ -171,7 +171,7 @@ def jump_over_(graph: fx.Graph) -> None:
 
 
 def skipping_code(skips: Iterable[tuple[str, str, Sequence[str]]]) -> Callable[[list[str]], list[str]]:
-    """What makes straight-line code jump over layers, for `fx.Graph.on_generate_code`.
+    """The transformer of code that makes it jump over layers, for `fx.Graph.on_generate_code`.
 
     Args:
         skips: for each decision its name, the name of the first choice behind the layer, and the names of the values

@@ -189,7 +189,7 @@ def as_data(value: Any) -> Any:
 
 
 def function_as_data(function: Any) -> Any:
-    """What a pickle can hold of the target of a node: an operator by its name, other functions as they are."""
+    """The form of a node's target in a pickle: an operator by its name, other functions as they are."""
     name = operator_name(function)
     if name is not None:
         return _Operator(name)
@@ -203,7 +203,7 @@ def function_as_data(function: Any) -> Any:
 
 
 def structure_as_data(structure: pytree.TreeSpec) -> Any:
-    """What a pickle can hold of the structure of a nested value."""
+    """The form of a nested value's structure in a pickle."""
     if structure.is_leaf():
         return _Rebuilt(leaf_structure)
     children = list(map(structure_as_data, children_of(structure)))

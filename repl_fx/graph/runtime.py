@@ -1,4 +1,4 @@
-"""What a captured graph calls at run time besides torch: mode switches, regions, checks of constant inputs."""
+"""Functions that a captured graph calls besides torch's: mode switches, regions, checks of constant inputs."""
 
 from __future__ import annotations
 

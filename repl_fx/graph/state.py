@@ -13,7 +13,7 @@ from repl_fx.graph.runtime import ModeSwitch
 
 @dataclass(frozen=True)
 class Used:
-    """What the nodes of a graph refer to.
+    """Names of the modules, parameters and buffers that nodes of a graph refer to.
 
     Attributes:
         state: paths of parameters and buffers, those of called modules included.
@@ -27,7 +27,7 @@ class Used:
 
 
 def used_by(gm: fx.GraphModule) -> Used:
-    """What the nodes of a graph refer to."""
+    """Names of the modules, parameters and buffers that nodes of a graph refer to."""
     state: set[str] = set()
     modules: set[str] = set()
     flags: set[str] = set()

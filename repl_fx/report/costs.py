@@ -1,4 +1,4 @@
-"""What a model costs: parameters, FLOPs, activation memory, size on disk.
+"""Costs of a model: parameters, FLOPs, activation memory, size on disk.
 
 Everything is measured on fake tensors, which have a shape and no values: nothing is computed, so a model of any size,
 on any device (the meta device too), is measured in the time its operators take to be dispatched.
@@ -28,7 +28,7 @@ from repl_fx.tracing.parts.capture import Part
 
 @dataclass(frozen=True)
 class Costs:
-    """What a model costs, with the example inputs it was measured on.
+    """The costs of a model, with the example inputs they were measured on.
 
     Attributes:
         batch: size of the first dimension of the first input tensor; 1 where there is none. Inputs of batch 1 are

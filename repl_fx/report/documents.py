@@ -1,4 +1,4 @@
-"""What `--json` writes: the same that the tables show, as plain data."""
+"""The documents that `--json` writes: the tables as plain data."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def repeats_document(
 
 
 def blocks_document(report: Sequence[BlockReport], plan: Plan) -> list[dict[str, Any]]:
-    """What became of each block, numbered as `--blocks` takes them."""
+    """The fate of each block, numbered as `--blocks` takes them."""
     return list(_blocks(report, plan))
 
 

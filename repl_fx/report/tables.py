@@ -41,7 +41,7 @@ def parts_table(captured: CapturedParts) -> Table:
 
 
 def repeats_table(repeats: Sequence[Repeat], costs: Costs, flops: Mapping[fx.Node, int] | None = None) -> Table:
-    """What repeats, and how much of the model that is.
+    """The repeats, and their share of the model.
 
     Args:
         repeats: from `find_repeats`.
@@ -63,7 +63,7 @@ def repeats_table(repeats: Sequence[Repeat], costs: Costs, flops: Mapping[fx.Nod
 
 
 def blocks_table(report: Sequence[BlockReport], plan: Plan) -> Table:
-    """What became of each block, and why.
+    """The fate of each block, and the reason.
 
     Args:
         report: from `transform`, in program order.
@@ -86,7 +86,7 @@ def blocks_table(report: Sequence[BlockReport], plan: Plan) -> Table:
 
 
 def how(row: BlockReport, replacement: Replacement | None) -> str:
-    """What stands in for a block and what it is made from, or why the block stays."""
+    """The surrogate of a block and the blocks it is made from, or the reason why the block stays."""
     if replacement is not None:
         return f"{replacement.surrogate}, from {replacement.before} and {replacement.after}"
     return row.reason or ""

@@ -40,7 +40,7 @@ class _Kept:
 
 @dataclass(frozen=True)
 class _Shell:
-    """What an object is besides the attributes that hold tensors.
+    """An object without the attributes that hold tensors.
 
     Attributes:
         kind: its class.

@@ -139,7 +139,7 @@ class PythonState:
             self._look(name, value, 0)
 
     def changes(self, later: PythonState) -> list[Change]:
-        """What differs in a later state of the same model; an object in the place of an equal one does not."""
+        """The differences of a later state of the same model; an object in the place of an equal one is none."""
         paths = dict.fromkeys([*self._values, *later._values])
         return [
             Change(path, isinstance(later._values.get(path), _Version))
@@ -248,7 +248,7 @@ class PythonState:
 
 @dataclass
 class StateChanges:
-    """What a trace changed of a model's Python state.
+    """The changes that a trace made to a model's Python state.
 
     Attributes:
         changes: what differed after it, or after the model's forward in it.

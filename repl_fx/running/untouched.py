@@ -59,7 +59,7 @@ def untouched(model: nn.Module, *, buffers: bool = False, parameters: bool = Fal
 
 
 def _registries(module: nn.Module) -> list[tuple[Any, Any]]:
-    """What every module keeps its state, its children and its hooks in, each with a copy."""
+    """The dictionaries of every module (state, children, hooks), each with a copy."""
     own = (value for name, value in vars(module).items() if name.startswith("_"))
     # These very types: a library's frozen dict, say, cannot be filled again.
     return [(registry, copying.copy(registry)) for registry in own if type(registry) in (dict, OrderedDict, set)]

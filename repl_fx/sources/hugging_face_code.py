@@ -42,7 +42,7 @@ class Code:
 
     @classmethod
     def named_by(cls, values: Mapping[str, Any], directory: Path, class_name: str | None, permitted: bool) -> Code:
-        """What a config names for a class: an auto class, or a class of the code by its own name."""
+        """The code that a config names for a class: an auto class, or a class of the code by its own name."""
         auto_map = values.get("auto_map")
         named = {k: v for k, v in auto_map.items() if isinstance(v, str)} if isinstance(auto_map, dict) else {}
         wanted = class_name or "AutoModel"

@@ -101,7 +101,7 @@ def why_random(config: Path, directory: Path | None) -> str:
 
 
 def dtype_of(state: Mapping[str, Tensor]) -> torch.dtype | None:
-    """What transformers makes of weights whose config names no dtype: that of the first floating one."""
+    """The dtype that transformers gives weights whose config names none: that of the first floating one."""
     return next((t.dtype for t in state.values() if t.is_floating_point() and t.dtype.itemsize > 1), None)
 
 

@@ -43,7 +43,7 @@ def register_source(prefix: str) -> Callable[[Builder], Builder]:
 
 
 def known_sources() -> tuple[str, ...]:
-    """What can stand before the colon: what is registered, and what installed packages offer."""
+    """The words that can stand before the colon: registered ones, and those that installed packages offer."""
     return tuple(dict.fromkeys((*_REGISTRY, *sorted(offered(_GROUP)))))
 
 

@@ -1,4 +1,4 @@
-"""What all kinds of sources share: the source itself, the request that builders get, and small helpers."""
+"""Shared by all kinds of sources: the source itself, the request that builders get, and small helpers."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ class Source:
 
 @dataclass(frozen=True, eq=False)
 class Request:
-    """What a builder is asked for.
+    """The request for a model that a builder gets.
 
     Attributes:
         name: the specification without the prefix of its kind.
@@ -78,7 +78,7 @@ class Request:
 
 @dataclass(frozen=True, eq=False)
 class Built:
-    """What a builder hands back; the fields are those of `Source`, and `absolute` is empty where the spec is.
+    """The model that a builder returns; the fields are those of `Source`, and `absolute` is empty where the spec is.
 
     `options` are those of the request with what the weights told, and empty where they told nothing.
     """

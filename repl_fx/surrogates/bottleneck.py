@@ -122,7 +122,7 @@ class Bottleneck(Surrogate[BottleneckConfig]):
     def _weights(
         self, site: Site, branch: Branch, spatial: Sequence[Mixer], norm: ThinNorm | None, post: fx.Node | None
     ) -> tuple[ThinSynthesis | ThinWeights, list[str]]:
-        """What makes the thin layer's weights, and the parameters it reads."""
+        """The synthesis of the thin layer's weights, and the parameters it reads."""
         mixers = (*branch.entries, *branch.exits, *spatial)
         own = [site.tensor(str(mixer.weight)) for mixer in mixers]
         width = self._width(branch)

@@ -129,7 +129,7 @@ class Coarse(Surrogate[CoarseConfig]):
         return (stream,)
 
     def _weights(self, site: Site) -> dict[str, fx.Node]:
-        """What stands for parameters of the block, by path: blended weights, and those that start at zero."""
+        """The stand-ins for parameters of the block, by path: blended weights, and those that start at zero."""
         ends = silent_mixers(site)
         zero = [str(mixer.weight) for mixer in ends if mixer.weight is not None]
         biases = [path for mixer in ends if mixer.bias for path in _bias_paths(site, mixer)]
@@ -202,7 +202,7 @@ class ZeroWeights(Synthesis):
 
 
 def streams_sequence(site: Site) -> bool:
-    """Whether what streams through the block is (batch, positions, channels)."""
+    """Whether the streamed value is of shape (batch, positions, channels)."""
     value = site.input.meta.get("val")
     return isinstance(value, Tensor) and value.ndim == 3
 
@@ -297,7 +297,7 @@ def _coarser(site: Site, node: fx.Node, values: Mapping[fx.Node, Any], sizes: Ma
 
 
 def _written(site: Site, node: fx.Node) -> fx.Node | None:
-    """What a node writes into; None where it writes nowhere."""
+    """The value that a node writes into; None where it writes nowhere."""
     if node.op == "call_module":
         writes = getattr(site.graph_module.get_submodule(str(node.target)), "inplace", False)
     else:

@@ -130,7 +130,7 @@ class Reuse(Surrogate[ReuseConfig]):
     def _weights(
         self, site: Site, branch: Branch, attention: Attention, heads: Sequence[int]
     ) -> tuple[ValueSynthesis, list[str]]:
-        """What makes the weights, and the parameters it reads."""
+        """The synthesis of the weights, and the parameters it reads."""
         mixer = attention.mixer
         units = [unit for head in heads for unit in attention.units[head]]
         weight = str(mixer.weight)
@@ -200,7 +200,7 @@ class ValueSynthesis(BlendingSynthesis):
 
     @property
     def names(self) -> tuple[str, ...]:
-        """What `synthesise` returns, in order."""
+        """The weights that `synthesise` returns, in order."""
         return ("weight_values", *(name for name in _BESIDE_VALUES if getattr(self, name) is not None))
 
     def blends(self, state: Mapping[str, Tensor], weights: Sequence[Tensor]) -> list[SliceBlend]:

@@ -241,7 +241,7 @@ def _require_runs(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any
 
 
 def _runs(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Exception | None:
-    """What a model raises on these inputs in evaluation mode; None where it runs."""
+    """The exception of a model on these inputs in evaluation mode; None where it runs."""
     inputs = fresh_inputs(args, kwargs)
     device = device_of(model, args, kwargs)
     try:

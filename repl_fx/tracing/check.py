@@ -39,7 +39,7 @@ class CaptureCheck:
 
 @dataclass
 class _Step:
-    """What one step of a module did, by names for messages.
+    """The values of one step of a module, by names for messages.
 
     Attributes:
         outputs: the leaves of what it returned; no tensor has a history.
@@ -56,7 +56,7 @@ class _Step:
 
 @dataclass(frozen=True)
 class ModeCheck:
-    """What two modules did in one mode, in two steps.
+    """Two steps of two modules in one mode.
 
     Attributes:
         differences: one line for each thing that differs; empty where both did the same.

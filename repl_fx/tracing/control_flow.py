@@ -106,7 +106,7 @@ def _settle(
 def _learned(
     trace: Trace, base: fx.Graph, asked: _Asked, settled: Mapping[int, bool]
 ) -> tuple[_Joiner, _Asked, list[bool]]:
-    """What traces with yes and no to all decisions but those that are settled tell, and the answers that skip."""
+    """Traces with yes and with no to all decisions that are not settled, and the answers that skip."""
     count = len(_markers(base))
     free = [i for i in range(count) if i not in settled]
 
@@ -204,7 +204,7 @@ class _Joiner:
         raise NotImplementedError("a decision changes what is computed behind the layer it skips")
 
     def returned(self, ours: fx.Node, theirs: fx.Node, skipped: set[int]) -> tuple[list[Any], list[Any]]:
-        """What both traces return; what only a layer has, such as its part of a cache, is not returned without it."""
+        """The values that both traces return; those of a layer alone, such as its part of a cache, are left out."""
         long, short = (dict(zip(leaf_paths(n.target.structure), n.args, strict=True)) for n in (ours, theirs))  # type: ignore[union-attr]
         for path in long.keys() - short.keys():
             value = long[path]
@@ -365,7 +365,7 @@ def _segments(graph: fx.Graph) -> list[list[fx.Node]]:
 
 
 def _key(node: fx.Node) -> tuple[Any, ...]:
-    """What pairs nodes of two traces; what is returned may hold fewer values where layers were skipped."""
+    """The key by which nodes of two traces pair; an output may hold fewer values where layers were skipped."""
     key = node_key(node)
     return key[:-1] if isinstance(node.target, PackOutput) else key
 
@@ -382,7 +382,7 @@ def _flat(value: Any) -> list[Any]:
 
 
 def _words_for(marker: fx.Node) -> str:
-    """What a marker asks, in the words of messages: the line of the source that does."""
+    """The question of a marker, in the words of messages: the line of the source that asks."""
     lines = [line.strip() for line in str(marker.meta.get("stack_trace", "")).splitlines() if line.strip()]
     where = ".".join(module_stack(marker)[-1:]) or "the model"
     return f"a condition of {where}" + (f" ({lines[-1]})" if lines and not lines[-1].startswith("File ") else "")
@@ -411,7 +411,7 @@ def truth_for(condition: fx.Node, known: Mapping[str, Any]) -> bool | None:
 
 
 def _computable(condition: fx.Node, known: Mapping[str, Any]) -> list[fx.Node]:
-    """What up to a condition is computed from whole numbers, masks, sizes and constants; nothing where that is unclear.
+    """The nodes up to a condition that compute from whole numbers, masks, sizes, constants; none where unclear.
 
     Nodes that the condition does not read are among it: they may write into what it reads.
     """
@@ -450,7 +450,7 @@ def _drawn_from(condition: fx.Node) -> list[fx.Node]:
 
 
 def _closed(condition: fx.Node, needed: Sequence[fx.Node]) -> fx.GraphModule:
-    """What computes a condition, as a module of its own; it takes what comes from outside as arguments."""
+    """The computation of a condition, as a module of its own; values from outside are its arguments."""
     graph = fx.Graph()
     env: dict[fx.Node, fx.Node] = {}
     for node in condition.graph.nodes:

@@ -234,7 +234,7 @@ class _Generator:
         self._before = state()
 
     def seeding(self, function: Callable[..., None]) -> Callable[..., None]:
-        """What stands in for the function that seeds it."""
+        """The stand-in for the function that seeds the generator."""
 
         def seed(value: Any = None, *args: Any, **kwargs: Any) -> None:
             if not self.seeded:

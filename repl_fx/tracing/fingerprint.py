@@ -1,4 +1,4 @@
-"""What a captured graph is, as text: two graphs with the same text compute the same from the same weights.
+"""The text of a captured graph: two graphs with the same text compute the same from the same weights.
 
     %3 = call_function aten.gelu.default(%2)    nodes, with all that is no tensor among their arguments
     blocks.0.drop: torch.nn.modules.dropout.Dropout p=0.1

@@ -1,4 +1,4 @@
-"""What can be said of a model before it is traced, and what to say when it does not run.
+"""Checks of a model before it is traced, and the message when it does not run.
 
 A model that no tracer can take, or whose copy would not train as the model does, is refused with the reason. It would
 otherwise fail somewhere inside torch, with a message that says nothing about the model.
@@ -149,7 +149,7 @@ def _tensor_in_the_way(model: nn.Module, inputs: Sequence[Tensor]) -> str | None
 
 
 def without_values(names: Sequence[str]) -> str:
-    """What to say of a model with tensors on the meta device."""
+    """The message for a model with tensors on the meta device."""
     more = f" and {len(names) - 1} more" if len(names) > 1 else ""
     return (
         f"has tensors on the meta device, without values: {names[0]}{more}; give them values in the factory "

@@ -1,4 +1,4 @@
-"""What a forward asks of dynamic sizes that a size of 1 would answer otherwise.
+"""Questions of a forward about dynamic sizes that a size of 1 would answer otherwise.
 
 torch.export takes a dynamic size for 2 or more: `if x.shape[0] == 1` is settled without a guard, and a graph of that
 is another function than the model at 1. Such questions of the model's own code are noted; the graph then refuses that
@@ -86,7 +86,7 @@ def drop_questions_answered_alike_(
 
 
 def refused_sizes(gm: fx.GraphModule) -> list[tuple[str, int]]:
-    """What a graph refuses to be 1: names of inputs, each with a dimension."""
+    """The sizes that a graph refuses to be 1: names of inputs, each with a dimension."""
     return [(node.args[3], node.args[1]) for node in gm.graph.nodes if node.target is check_least]
 
 

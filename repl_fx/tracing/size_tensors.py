@@ -66,7 +66,7 @@ class SizeTensors(TorchFunctionMode):
         return result
 
     def _number(self, name: str, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
-        """What a function computes from known numbers; None where it is another function or a number is not known."""
+        """The result of a function on known numbers; None where it is another function or a number is not known."""
         operands = [self._operand(value) for value in args]
         if not operands or any(value is None for value in operands):
             return None

@@ -296,7 +296,7 @@ class _LeafTracer(fx.Tracer):
         return super().create_node(*args, **kwargs)
 
     def autograd_call(self, function: type[torch.autograd.Function], apply: Callable[..., Any]) -> Callable[..., Any]:
-        """What stands in for `apply`: fx would trace into the forward, and lose the backward."""
+        """The stand-in for `apply`: fx would trace into the forward, and lose the backward."""
 
         def call(*args: Any) -> Any:
             if any(isinstance(leaf, fx.Proxy) for leaf in pytree.tree_leaves(args)):

@@ -1,1 +1,1 @@
-"""What several surrogates share."""
+"""The machinery that several surrogates share."""

@@ -73,7 +73,7 @@ class Activation:
         return site.call(self.node.target, value, *self.node.args[1:], **self.node.kwargs)  # type: ignore[arg-type]
 
     def function(self, gm: fx.GraphModule) -> Callable[[Tensor], Tensor]:
-        """It alone, as a module or function of one tensor."""
+        """The activation alone, as a module or function of one tensor."""
         if self.node.op == "call_module":
             return copy.deepcopy(gm.get_submodule(str(self.node.target)))
         return ElementwiseCall(self.node.target, self.node.args[1:], self.node.kwargs)  # type: ignore[arg-type]

@@ -1,4 +1,4 @@
-"""What surrogates ask of the branches of a block, and taking branches out."""
+"""Questions of surrogates about the branches of a block, and taking branches out."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from repl_fx.surrogates.shared.site import Site
 
 
 def without(branch: Branch) -> fx.Node | None:
-    """What the spine adds the branch to, where it is like the sum; None where the branch cannot be left out."""
+    """The operand that the spine adds the branch to, if it is like the sum; None if the branch cannot be left out."""
     others = [node for node in branch.join.all_input_nodes if node is not branch.root]
     if len(others) != 1 or len(branch.join.args) != 2 or branch.join.kwargs:
         return None
@@ -39,7 +39,7 @@ def drop_branches(branches: Iterable[Branch]) -> list[tuple[fx.Node, fx.Node]]:
 
 
 def outputs_after(block: Block, made: Iterable[tuple[fx.Node, fx.Node]]) -> tuple[fx.Node, ...]:
-    """What stands for the outputs of a block after values in it were replaced, each old one by a new, in order."""
+    """The outputs of a block after values in it were replaced, each old one by a new, in order."""
     outputs = list(block.outputs)
     for old, new in made:
         outputs = [new if output is old else output for output in outputs]

@@ -1,4 +1,4 @@
-"""How what a surrogate learns begins."""
+"""Initialisation of the parameters that a surrogate learns."""
 
 from __future__ import annotations
 
@@ -23,5 +23,5 @@ def length(pieces: Sequence[Tensor]) -> float:
 
 
 def ratio(wanted: float, found: float) -> float:
-    """What a length is multiplied by; 1 where weights start at zero and have no length to match."""
+    """The factor of a weight's length; 1 where weights start at zero and have no length to match."""
     return wanted / found if wanted > 0 and found > 0 else 1.0

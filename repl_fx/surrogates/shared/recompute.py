@@ -23,7 +23,7 @@ from torch.autograd.function import once_differentiable
 
 
 class _Normed(nn.Module):
-    """What begins with a norm over the last axis that has no parameters.
+    """A thin branch that begins with a norm over the last axis without parameters.
 
     Args:
         norm: `layer`, `rms` or `none`.
@@ -80,7 +80,7 @@ class LeanBranch(_Normed):
         return thin if self.activation is None else self.activation(thin)
 
     def extra_repr(self) -> str:
-        """What it does, in a line."""
+        """The branch, in a line."""
         shown = getattr(self.activation, "__name__", type(self.activation).__name__) if self.activation else "none"
         return f"norm={self.norm}, activation={shown}"
 
@@ -161,7 +161,7 @@ class LeanAttention(_Normed):
         bias_out: Tensor | None,
         *given: Any,
     ) -> Tensor:
-        """What follows the norm; see `forward`."""
+        """The computation behind the norm; see `forward`."""
         batch, width = given[0].shape[0], weight_values.shape[0]
         sizes = (batch, -1) if self.batch_first else (-1, batch)
         values = F.linear(n, weight_values, bias_values).reshape(*sizes, self.heads, width // self.heads)
@@ -179,7 +179,7 @@ class LeanAttention(_Normed):
         return F.linear(out, weight_out, bias_out)
 
     def extra_repr(self) -> str:
-        """What it does, in a line."""
+        """The branch, in a line."""
         return f"norm={self.norm}, heads={self.heads}"
 
 

@@ -1,4 +1,4 @@
-"""What a surrogate is, and the registry of all of them.
+"""The base class of surrogates, and the registry of all of them.
 
 A surrogate is a frozen dataclass of settings and one class, in one file, registered by a key:
 
@@ -38,7 +38,7 @@ _REGISTRY: dict[str, tuple[type[Surrogate[Any]], type[Any]]] = {}
 
 
 class Surrogate(ABC, Generic[Config]):
-    """What stands in for a replaced block.
+    """A kind of stand-in for replaced blocks.
 
     Args:
         config: its settings.

@@ -194,7 +194,7 @@ class Site:
 
     @cached_property
     def weight_nodes(self) -> frozenset[fx.Node]:
-        """What the block's weights go through before the block reads them, such as dropout, where that is its own.
+        """The modules of its own, such as dropout, that the block's weights go through before the block reads them.
 
         These nodes depend on parameters alone, so that they are no part of a block between two streamed values.
         """

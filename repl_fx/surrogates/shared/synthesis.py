@@ -51,7 +51,7 @@ class Synthesis(nn.Module):
         return weight if self.train_neighbours else weight.detach()
 
     def forward(self, *weights: Tensor) -> Any:
-        """What `synthesise` makes of the weights, or made of them before."""
+        """The result of `synthesise` on the weights, computed now or before."""
         if torch.compiler.is_compiling():
             # A compiled graph is fast without it, and would have to be guarded by the state of every weight.
             return self.synthesise(*weights)
@@ -82,7 +82,7 @@ class BlendingSynthesis(Synthesis):
     """
 
     def blends(self, state: Mapping[str, Tensor], weights: Sequence[Tensor]) -> list[SliceBlend]:
-        """What to blend."""
+        """The blends of slices that make the weights."""
         raise NotImplementedError(f"{type(self).__name__} has no blends(state, weights)")
 
     def finish(self, state: Mapping[str, Tensor], blended: Sequence[Tensor], weights: Sequence[Tensor]) -> Any:

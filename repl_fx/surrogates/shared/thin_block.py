@@ -17,7 +17,7 @@ from repl_fx.surrogates.shared.weight_slices import SliceBlend, WeightSlice
 
 @dataclass(frozen=True)
 class Cut:
-    """What a slim block has of one weight.
+    """The part of one weight that a slim block has.
 
     Attributes:
         rows: outputs.
@@ -44,7 +44,7 @@ class Cut:
 
     @torch.no_grad()
     def scale(self, made: Tensor, own: Tensor) -> float:
-        """What gives the rows of a weight of this size the length of those that it stands for; 0 for a silent one."""
+        """The factor that gives rows of a weight of this size the length of the removed ones; 0 for a silent one."""
         if self.silent:
             return 0.0
         rows = own.shape[int(self.transposed)]
@@ -75,7 +75,7 @@ class SlimSynthesis(BlendingSynthesis):
 
     @property
     def names(self) -> tuple[str, ...]:
-        """What `synthesise` returns, in order."""
+        """The weights that `synthesise` returns, in order."""
         return _names(self.cuts)
 
     def blends(self, state: Mapping[str, Tensor], weights: Sequence[Tensor]) -> list[SliceBlend]:
@@ -111,7 +111,7 @@ class SlimWeights(Synthesis):
 
     @property
     def names(self) -> tuple[str, ...]:
-        """What `synthesise` returns, in order."""
+        """The weights that `synthesise` returns, in order."""
         return _names(self.cuts)
 
     def synthesise(self, *weights: Tensor) -> tuple[Tensor, ...]:

@@ -128,7 +128,7 @@ class ThinSynthesis(BlendingSynthesis):
 
     @property
     def names(self) -> tuple[str, ...]:
-        """What `synthesise` returns, in order."""
+        """The weights that `synthesise` returns, in order."""
         return _names({"bias_in": self.bias_in, "bias_out": self.bias_out, "kernel": self.gain_kernel})
 
     def blends(self, state: Mapping[str, Tensor], weights: Sequence[Tensor]) -> list[SliceBlend]:
@@ -216,7 +216,7 @@ class ThinWeights(Synthesis):
 
     @property
     def names(self) -> tuple[str, ...]:
-        """What `synthesise` returns, in order."""
+        """The weights that `synthesise` returns, in order."""
         return _names({"bias_in": self.bias_in, "bias_out": self.bias_out, "kernel": self.kernel})
 
     def synthesise(self, *weights: Tensor) -> tuple[Tensor, ...]:
@@ -229,7 +229,7 @@ def _names(optional: dict[str, Tensor | None]) -> tuple[str, ...]:
 
 
 def _pieces(forms: Sequence[ThinForms], given: Sequence[Tensor], width: int) -> tuple[_Piece, ...]:
-    """What is blended: the first `width` units of a weight, or all where a group sees or reaches a part."""
+    """The slice that is blended: the first `width` units of a weight, or all where a group sees or reaches a part."""
     listed = [
         (role, one)
         for form in forms

@@ -61,7 +61,7 @@ class SliceBlend:
 
     @property
     def kind(self) -> tuple[Any, ...]:
-        """What blends that can be stacked have in common."""
+        """The traits that blends which can be stacked have in common."""
         one = self.weights[0]
         return (self.units.axis, len(self.weights), self.units.of(one).shape, one.dtype, one.device)
 

@@ -1,4 +1,4 @@
-"""What the modules of a model are called with while it runs, remembered as shapes, and runs that can be compared."""
+"""Calls of the modules of a model while it runs, remembered as shapes, and runs that can be compared."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class Blank:
 
     @property
     def key(self) -> tuple[Any, ...]:
-        """What two calls have in common when this tensor may differ in its sizes alone."""
+        """The key of a tensor in calls that may differ in its sizes alone."""
         return (self.like.ndim, self.like.dtype, self.device)
 
 
@@ -117,7 +117,7 @@ class Calls:
 
 @dataclass(frozen=True)
 class Run:
-    """What a model did in one mode.
+    """One run of a model in one mode.
 
     Attributes:
         outputs: what it returned, step by step; None where it failed.
