@@ -83,6 +83,10 @@ TESTS: dict[str, tuple[str, ...]] = {
         "tests/surrogates/test_slim.py",
         "tests/surrogates/test_bottleneck.py",
     ),
+    "repl_fx/surrogates/shared/blended_weights.py": (
+        "tests/surrogates/test_blend.py",
+        "tests/surrogates/test_coarse.py",
+    ),
     "repl_fx/surrogates/shared/functional_module.py": (
         "tests/surrogates/test_coarse.py",
         "tests/surrogates/test_slim.py",

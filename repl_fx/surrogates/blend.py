@@ -12,25 +12,24 @@ output stays.
 
 from __future__ import annotations
 
-import math
 import operator
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
-from typing import cast
 
-import torch
-import torch.nn.functional as F
-from torch import Tensor, fx, nn
+from torch import fx
 
-from repl_fx.analysis.linear_operators import CONVOLUTIONS, is_norm, is_plain, matrix_like, mixer_of
 from repl_fx.errors import BadInput
-from repl_fx.surrogates.shared.functional_module import Rewired
+from repl_fx.surrogates.shared.blended_weights import (
+    BlendSynthesis,
+    on_state,
+    output_axis,
+    refuse_unlike,
+    weights_to_blend,
+)
 from repl_fx.surrogates.shared.registry import Surrogate, register_surrogate
-from repl_fx.surrogates.shared.site import Call, Site, shown
-from repl_fx.surrogates.shared.synthesis import Synthesis
+from repl_fx.surrogates.shared.site import Call, Site
 
 _GRANULARITIES = ("tensor", "channel")
-_TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 
 
 @dataclass(frozen=True)
@@ -48,42 +47,6 @@ class BlendConfig:
     def __post_init__(self) -> None:
         if self.per not in _GRANULARITIES:
             raise BadInput(f"blend: per is {self.per!r}; it can be {' or '.join(_GRANULARITIES)}")
-
-
-class BlendSynthesis(Synthesis):
-    """alpha * W_before + beta * W_after for a list of weights.
-
-    Args:
-        own: the weights that are removed; they give the scale.
-        pairs: the neighbours' weights, before and after, for each.
-        axes: the output axis of each weight, None for one gain a tensor.
-        train_neighbours: see `Synthesis`.
-    """
-
-    def __init__(
-        self, own: list[Tensor], pairs: list[tuple[Tensor, Tensor]], axes: list[int | None], train_neighbours: bool
-    ) -> None:
-        super().__init__(train_neighbours)
-        gains = [_gain(w, *pair, axis) for w, pair, axis in zip(own, pairs, axes, strict=True)]
-        self.alpha = nn.ParameterList(nn.Parameter(gain) for gain in gains)
-        self.beta = nn.ParameterList(nn.Parameter(gain.clone()) for gain in gains)
-
-    def synthesise(self, *weights: Tensor) -> tuple[Tensor, ...]:
-        """Weights of the neighbours, (before, after, before, after, …), to one blended weight for each pair."""
-        pairs = zip(self.alpha, weights[::2], self.beta, weights[1::2], strict=True)
-        return tuple(alpha * self.given(a) + beta * self.given(b) for alpha, a, beta, b in pairs)
-
-
-def _gain(own: Tensor, before: Tensor, after: Tensor, axis: int | None) -> Tensor:
-    shape = [1] * own.ndim
-    if axis is not None:
-        shape[axis] = own.shape[axis]
-    start = 1 / math.sqrt(2)
-    if not own.is_meta:
-        with torch.no_grad():
-            mixed = (before.double() + after.double()).norm().item()
-            start = own.double().norm().item() / mixed if mixed > 0 else start
-    return torch.full(shape, start, dtype=own.dtype, device=own.device)
 
 
 @register_surrogate("blend", BlendConfig)
@@ -132,64 +95,3 @@ class Blend(Surrogate[BlendConfig]):
             return node
         node.replace_all_uses_with(made)
         return made
-
-
-def output_axis(site: Site, name: str) -> int | None:
-    """The axis of output channels of a weight of the block; None where its layer does not say which it is."""
-    for node in site.block.nodes:
-        mixer = mixer_of(site.graph_module, node)
-        if mixer is not None and mixer.weight == name:
-            return 1 if mixer.transposed else 0
-        # No mixer of channels, yet its weight is (in, out, …); of groups, each has output channels of its own.
-        if node.op == "call_module" and name == f"{node.target}.weight":
-            module = site.graph_module.get_submodule(str(node.target))
-            if isinstance(module, _TRANSPOSED) and module.groups == 1:
-                return 1
-    return None
-
-
-def refuse_unlike(site: Site) -> str | None:
-    """Why the neighbours' weights cannot be blended; None where they can."""
-    names = weights_to_blend(site)
-    if not names:
-        return "it has no weight of two or more dimensions to blend"
-    for name in names:
-        for block in site.neighbours:
-            other = site.counterpart_parameter(name, block)
-            ours, theirs = (tuple(site.tensor(path).shape) for path in (name, other))
-            if ours != theirs:
-                return f"{other} is {shown(theirs)}, its own {name} is {shown(ours)}"
-    return None
-
-
-def weights_to_blend(site: Site) -> list[str]:
-    """Parameters of the block that are blended, each once."""
-    gm, names = site.graph_module, []
-    norms = {
-        str(n.target) for n in site.block.nodes if n.op == "call_module" and is_norm(gm.get_submodule(str(n.target)))
-    }
-    for name in dict.fromkeys(site.block.parameters):
-        if matrix_like(site.tensor(name)) and name.rpartition(".")[0] not in norms:
-            names.append(name)
-    return names
-
-
-def on_state(site: Site, call: Call, given: Mapping[str, fx.Node]) -> fx.Node | None:
-    """The call of a module that reads some of its state from nodes, by path; None where it has none of that state."""
-    if call.node.op != "call_module":
-        return None
-    module = site.graph_module.get_submodule(str(call.node.target))
-    own = {n: f"{call.node.target}.{n}" for n, _ in (*module.named_parameters(), *module.named_buffers())}
-    if given.keys().isdisjoint(own.values()):
-        return None
-    state = {name: given[path] if path in given else site.parameter(path) for name, path in own.items()}
-    if is_plain(module) and isinstance(module, nn.Linear):
-        return site.call(F.linear, call.args[0], state["weight"], state.get("bias"))
-    if is_plain(module) and cast("nn.Conv2d", module).padding_mode == "zeros":
-        conv = cast("nn.Conv2d", module)
-        settings = (conv.stride, conv.padding, conv.dilation, conv.groups)
-        return site.call(
-            CONVOLUTIONS[conv.weight.ndim - 2], call.args[0], state["weight"], state.get("bias"), *settings
-        )
-    path = site.module("call", Rewired(module, tuple(state)))
-    return site.call_on_state(path, tuple(state.values()), call)

@@ -35,8 +35,14 @@ from repl_fx._torch import pytree
 from repl_fx.analysis.attention import find_attention, mixes_by_map, sees_all_positions
 from repl_fx.analysis.linear_operators import Mixer, mixer_of
 from repl_fx.graph.captured import writes_in_place
-from repl_fx.surrogates.blend import BlendSynthesis, on_state, output_axis, refuse_unlike, weights_to_blend
 from repl_fx.surrogates.shared.activations import is_activation
+from repl_fx.surrogates.shared.blended_weights import (
+    BlendSynthesis,
+    on_state,
+    output_axis,
+    refuse_unlike,
+    weights_to_blend,
+)
 from repl_fx.surrogates.shared.branch_edits import has_no_state, leading_to, silent_mixers, silent_norms
 from repl_fx.surrogates.shared.norms import fresh_norm, norm_at
 from repl_fx.surrogates.shared.registry import Surrogate, check_thin_settings, register_surrogate

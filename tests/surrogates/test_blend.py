@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import repl_fx
-from repl_fx.surrogates.blend import BlendSynthesis
+from repl_fx.surrogates.shared.blended_weights import BlendSynthesis
 from tests.nets import ConvBlock, ConvNet, TokenNet, images, tokens
 
 
