@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -106,6 +107,15 @@ class TransformResult:
     def captured(self) -> fx.GraphModule:
         """The graph before, where the whole model is one graph."""
         return self._whole(self.captured_parts.parts, "captured_parts")
+
+    def __copy__(self) -> TransformResult:
+        return replace(self)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # Its blocks are of nodes, which belong to the graphs of this process.
+        raise pickle.PicklingError(
+            "a TransformResult cannot be pickled or copied; pickle result.module, and keep all of it with repl_fx.save"
+        )
 
     def _whole(self, parts: tuple[Part, ...], instead: str) -> fx.GraphModule:
         if not self.captured_parts.whole:

@@ -561,6 +561,14 @@ def test_a_local_function_is_pickles_own_error() -> None:
         pickle.dumps(module)
 
 
+def test_a_result_says_what_of_it_can_be_pickled() -> None:
+    result, _ = in_parts()
+    for way in (pickle.dumps, copy.deepcopy):
+        with pytest.raises(pickle.PicklingError, match=r"pickle result\.module, and keep all of it with repl_fx\.save"):
+            way(result)
+    assert copy.copy(result).plan is result.plan
+
+
 def test_operators_and_functions_are_found_by_name() -> None:
     aten = torch.ops.aten
     for function in (
