@@ -323,8 +323,9 @@ def match_decisions_(train: fx.Graph, evaluation: fx.Graph) -> None:
         nodes = list(evaluation.nodes)
         span = set(nodes[nodes.index(order[0]) : nodes.index(last) + 1])
         for choice in choices:
-            before, after = (twin[v] if isinstance(v, fx.Node) else v for v in choice.args[1:])
-            assert isinstance(after, fx.Node)
+            before, after = (_counterpart(v, twin) if isinstance(v, fx.Node) else v for v in choice.args[1:])
+            if not isinstance(after, fx.Node) or (before is None and choice.args[1] is not None):
+                raise NotImplementedError("a layer that training may skip takes a value that evaluation does not have")
             with evaluation.inserting_after(last):
                 last = evaluation.call_function(choose, (decided, before, after))
             last.meta = dict(choice.meta)
@@ -333,6 +334,25 @@ def match_decisions_(train: fx.Graph, evaluation: fx.Graph) -> None:
     # A decision without a choice skipped nothing that counts.
     for skip in [n for n in random if not n.users]:
         train.erase_node(skip)
+
+
+def _counterpart(value: fx.Node, twin: Mapping[fx.Node, fx.Node]) -> fx.Node | None:
+    """The node of the other graph in the place of a value: its twin, or the operand in its place of a user's twin."""
+    if value in twin:
+        return twin[value]
+    for user in value.users:
+        if user in twin:
+            ours, theirs = (_operands(node) for node in (user, twin[user]))
+            if len(ours) == len(theirs):
+                return theirs[ours.index(value)]
+    return None
+
+
+def _operands(node: fx.Node) -> list[fx.Node]:
+    """The nodes among the arguments of a node, one as often as it occurs."""
+    found: list[fx.Node] = []
+    fx.node.map_arg((node.args, node.kwargs), found.append)
+    return found
 
 
 def _use_instead(value: fx.Node, choice: fx.Node, layer: set[fx.Node]) -> None:

@@ -127,6 +127,30 @@ def _same(ours: nn.Module, theirs: nn.Module, *inputs: Tensor) -> None:
             assert torch.equal(ours(*inputs), wanted)
 
 
+class Shaken(nn.Module):
+    """Training adds noise to the value that layers take which it skips at random."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.extra, self.layers = nn.Linear(4, 4), nn.ModuleList(nn.Linear(4, 4) for _ in range(3))
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.training:
+            x = x + torch.rand(1) * self.extra(x)
+        for layer in self.layers:
+            if not (self.training and torch.rand([]) < 0.5):
+                x = x + layer(x).relu()
+        return x
+
+
+def test_a_layer_that_may_be_skipped_takes_a_value_of_training_alone() -> None:
+    torch.manual_seed(0)
+    model, x = Shaken(), torch.randn(2, 4)
+    gm = repl_fx.capture(model, (x,))
+    assert sum(is_decision(node) for node in gm.graph.nodes) == 3
+    _same(gm, model, x)
+
+
 def test_a_decision_that_the_inputs_settle_becomes_a_check() -> None:
     torch.manual_seed(0)
     model = Masked()
