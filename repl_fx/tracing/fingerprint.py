@@ -114,7 +114,8 @@ def _written(kind: type) -> type:
 
 def _is_in_a_file(kind: type) -> bool:
     found: Any = sys.modules.get(kind.__module__)
-    if found is None or "<locals>" in kind.__qualname__:
+    # A file of the user's may have been read again since, and has other classes of the same names then.
+    if found is None or "<locals>" in kind.__qualname__ or is_own_code(kind):
         return True
     for step in kind.__qualname__.split("."):
         found = getattr(found, step, None)

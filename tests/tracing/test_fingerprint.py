@@ -172,3 +172,12 @@ def test_long_tables_of_fractions_count_by_their_size_alone() -> None:
     assert lines(torch.arange(100)) != lines(torch.arange(1, 101))
     assert lines(torch.tensor([0.5, 0.25])) == lines(torch.tensor([0.5, 0.25 + 1e-7]))
     assert lines(torch.tensor([0.5, 0.25])) != lines(torch.tensor([0.5, 0.26]))
+
+
+def test_a_class_whose_file_was_read_again_is_told_by_its_name(tmp_path: Path) -> None:
+    (tmp_path / "net.py").write_text(MODEL)
+    first = load_source(str(tmp_path / "net.py"))
+    # The classes of the first are no longer those of the file that Python knows.
+    load_source(str(tmp_path / "net.py"))
+    lines = lines_of_graph(repl_fx.capture(first.model, first.args))
+    assert any(line.startswith("noise: Noise code ") for line in lines)
