@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 
 import grimp
@@ -27,7 +26,7 @@ def picture() -> str:
             ):
                 imports.add_edge(importer, imported)
     arrows = sorted(nx.transitive_reduction(imports).edges)
-    order = [folder for folder in nx.lexicographical_topological_sort(imports)]
+    order = nx.lexicographical_topological_sort(imports)
     lines = ["flowchart TD", *(f"    {folder}" for folder in order), *(f"    {a} --> {b}" for a, b in arrows)]
     return "".join(f"{line}\n" for line in lines)
 
@@ -41,4 +40,3 @@ def drawn(page: str) -> str:
 
 if __name__ == "__main__":
     PAGE.write_text(drawn(PAGE.read_text()))
-    sys.exit(0)

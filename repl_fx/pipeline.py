@@ -19,6 +19,7 @@ from repl_fx.config import check_passes
 from repl_fx.errors import NothingToReplace, PlanMismatch, one_line
 from repl_fx.graph.assigned_buffers import assigned_by
 from repl_fx.graph.gc_pause import collection_paused
+from repl_fx.graph.kinds import dtype_name
 from repl_fx.passes.batch_syntheses import batch_syntheses_
 from repl_fx.passes.check_graph import check_graph
 from repl_fx.passes.check_training import TrainingCheck
@@ -592,11 +593,9 @@ def fold(module: nn.Module) -> nn.Module:
 
 def _structure(found: Sequence[_Found], model: nn.Module | None) -> tuple[str, ...]:
     """The text of all parts, and of the model around them; that of the graph where the whole model is one."""
-    if model is None or [part.path for part in found] == [""]:
+    if model is None:
         return found[0].lines
-    parts = sorted(found, key=lambda part: part.path)
-    inside = (f"{part.path}: {line}" for part in parts for line in part.lines)
-    return *inside, *lines_around(model, [part.path for part in parts])
+    return _text({part.path: part.lines for part in found}, model)
 
 
 def lines_made(module: nn.Module) -> tuple[str, ...]:
@@ -604,10 +603,16 @@ def lines_made(module: nn.Module) -> tuple[str, ...]:
 
     Precision, and subclasses that a library makes of a layer's class to wrap it, leave no trace in it.
     """
-    graphs = graphs_in(module)
-    inside = [f"{join(path, '')} {line}".lstrip(". ") for path, gm in graphs.items() for line in lines_of_code(gm)]
-    around = () if "" in graphs else lines_around(module, graphs)
-    return tuple(_PRECISION.sub("", line) for line in (*inside, *around))
+    text = _text({path: lines_of_code(gm) for path, gm in graphs_in(module).items()}, module)
+    return tuple(_PRECISION.sub("", line) for line in text)
+
+
+def _text(graphs: Mapping[str, Iterable[str]], model: nn.Module) -> tuple[str, ...]:
+    """The lines of graphs, by path, and of the model around them; those of the graph where the whole model is one."""
+    if "" in graphs:
+        return tuple(graphs[""])
+    inside = (f"{path}: {line}" for path in sorted(graphs) for line in graphs[path])
+    return *inside, *lines_around(model, graphs)
 
 
 def _checked(value: Value, gm: fx.GraphModule, after: str) -> Value:
@@ -631,8 +636,7 @@ def _integer_weight(site: Site, surrogate: Surrogate[Any]) -> str | None:
     for name in names:
         dtype = site.tensor(name).dtype
         if not (dtype.is_floating_point or dtype.is_complex) or dtype.itemsize == 1:
-            kind = str(dtype).removeprefix("torch.")
-            return f"{name} is {kind}, and weights can be made from floating point ones alone"
+            return f"{name} is {dtype_name(dtype)}, and weights can be made from floating point ones alone"
     return None
 
 

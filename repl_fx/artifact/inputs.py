@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from repl_fx.errors import ArtifactError
+from repl_fx.graph.kinds import dtype_name
 
 Scalar = bool | int | float | str | None
 
@@ -103,7 +104,7 @@ def describe(value: Any) -> AnyDescribed:
     if isinstance(value, Tensor):
         whole = not value.is_floating_point() and not value.is_complex() and value.numel() > 0 and not value.is_meta
         least_and_most = (int(value.min()), int(value.max())) if whole else None
-        return OneTensor(tuple(value.shape), str(value.dtype).removeprefix("torch."), least_and_most)
+        return OneTensor(tuple(value.shape), dtype_name(value.dtype), least_and_most)
     if isinstance(value, tuple) and hasattr(value, "_fields"):
         items = tuple((name, describe(item)) for name, item in zip(value._fields, value, strict=True))
         return Named(type(value).__module__, type(value).__qualname__, items)
@@ -113,7 +114,7 @@ def describe(value: Any) -> AnyDescribed:
         items = tuple((key, describe(item)) for key, item in value.items())
         return Dict(type(value) is OrderedDict, items)
     if isinstance(value, torch.dtype):
-        return OfTorch("dtype", str(value).removeprefix("torch."))
+        return OfTorch("dtype", dtype_name(value))
     if isinstance(value, torch.device):
         return OfTorch("device", str(value))
     if type(value) is float and (value != value or value in (float("inf"), -float("inf"))):

@@ -105,8 +105,8 @@ class Manifest(_Strict, frozen=True, kw_only=True):
     parts: tuple[Captured, ...]
     eager: tuple[Eager, ...]
     inputs: Inputs
-    aliases: dict[str, str] = {}
-    parameters: int = 0
+    aliases: dict[str, str]
+    parameters: int
     files: dict[str, File] = {}
     gone: tuple[File, ...] = ()
 

@@ -94,6 +94,9 @@ def _manifest(result: TransformResult) -> Manifest:
         parts=tuple(_captured(part) for part in result.captured_parts.parts if part.path in result.plan.parts),
         eager=result.captured_parts.eager,
         inputs=Inputs.of(result.args, dict(result.kwargs)),
+        # Known when tensors are written.
+        aliases={},
+        parameters=0,
     )
 
 

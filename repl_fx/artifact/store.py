@@ -19,6 +19,7 @@ from repl_fx.artifact.origin import Origin, first_difference, model_of, require_
 from repl_fx.artifact.weights import State, load_state, read_state, write_state
 from repl_fx.errors import ArtifactError, BadInput, CaptureError, NothingToReplace, PlanMismatch, one_line
 from repl_fx.graph.captured import copy_model
+from repl_fx.graph.kinds import kind_of
 from repl_fx.pipeline import TransformResult, rewrite, transform
 from repl_fx.plan import Plan
 from repl_fx.running.python_state import ORIGIN
@@ -261,7 +262,7 @@ def graph_text(gm: fx.GraphModule) -> str:
     lines = []
     for node in gm.graph.nodes:
         value = node.meta.get("val")
-        shape = f"  {str(value.dtype).removeprefix('torch.')}{list(value.shape)}" if isinstance(value, Tensor) else ""
+        shape = f"  {kind_of(value)}" if isinstance(value, Tensor) else ""
         target = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", str(node.target))
         inputs = ", ".join(f.name for f in node.all_input_nodes)
         lines.append(f"{node.name} = {node.op} {target}({inputs}){shape}")

@@ -36,7 +36,8 @@ def write_state(module: nn.Module, weights: Path, constants: Path) -> dict[str, 
         SafetensorError, OSError: a file cannot be written.
     """
     aliases: dict[str, str] = {}
-    for file, tensors in ((weights, module.state_dict(keep_vars=True)), (constants, constants_of(module))):
+    state = module.state_dict(keep_vars=True)
+    for file, tensors in ((weights, state), (constants, constants_of(module, state))):
         known: dict[tuple[Any, ...], str] = {}
         fresh: dict[str, Tensor] = {}
         for name, tensor in tensors.items():
@@ -60,9 +61,8 @@ def write_state(module: nn.Module, weights: Path, constants: Path) -> dict[str, 
     return aliases
 
 
-def constants_of(module: nn.Module) -> dict[str, Tensor]:
+def constants_of(module: nn.Module, state: Mapping[str, Any]) -> dict[str, Tensor]:
     """The buffers that are not in the `state_dict` of a module: tables that its code computes, mostly."""
-    state = module.state_dict(keep_vars=True)
     return {name: buffer for name, buffer in module.named_buffers(remove_duplicate=False) if name not in state}
 
 
@@ -128,11 +128,10 @@ def load_state(module: nn.Module, state: State) -> None:
             # Of the object itself, so that what is tied stays tied.
             tensor.data = tensor.data.to(state.weights[name].dtype)
     module.load_state_dict(dict(state.weights))
-    _load_constants(module, state)
+    _load_constants(module, constants_of(module, own), state)
 
 
-def _load_constants(module: nn.Module, state: State) -> None:
-    computed = constants_of(module)
+def _load_constants(module: nn.Module, computed: Mapping[str, Tensor], state: State) -> None:
     graphs = tuple(join(path, "") for path in graphs_in(module))
     for name, saved in state.constants.items():
         found = computed.get(name)

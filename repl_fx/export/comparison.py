@@ -16,7 +16,6 @@ from repl_fx.export.difference import (
     TOLERANCES,
     Difference,
     Tolerance,
-    dtype_name,
     measure,
     tolerance_for,
     widened,
@@ -24,6 +23,7 @@ from repl_fx.export.difference import (
 from repl_fx.export.noise import first_line
 from repl_fx.export.session import OnnxSession, pair_by_position
 from repl_fx.export.tensors import FlatInputs, name_outputs
+from repl_fx.graph.kinds import dtype_name
 from repl_fx.running.untouched import untouched
 
 

@@ -11,6 +11,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from repl_fx.graph.kinds import dtype_name
+
 
 @dataclass(frozen=True)
 class Tolerance:
@@ -97,11 +99,6 @@ class Difference:
             f"{self.output} at batch {self.batch}: {verdict}, max |difference| {self.max_abs:.2e} "
             f"at scale {self.scale:.2e}, cosine {self.cosine:.8f}{finite}"
         )
-
-
-def dtype_name(dtype: torch.dtype) -> str:
-    """Return what numpy calls a dtype, such as "float32"."""
-    return str(dtype).removeprefix("torch.")
 
 
 def tolerance_for(dtype: torch.dtype, rtol: float | None = None, atol: float | None = None) -> Tolerance:

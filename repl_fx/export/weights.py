@@ -12,7 +12,7 @@ import onnx
 import torch
 from torch import Tensor, fx
 
-from repl_fx.export.difference import dtype_name
+from repl_fx.graph.kinds import dtype_name
 
 Arrays = Mapping[str, np.ndarray[Any, Any]]
 

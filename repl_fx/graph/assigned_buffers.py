@@ -16,6 +16,7 @@ from contextlib import contextmanager
 from torch import Tensor, fx, nn
 
 from repl_fx._torch import no_buffer_hooks
+from repl_fx.graph.kinds import dtype_name
 from repl_fx.graph.runtime import assign_buffer
 
 # The attribute by which nodes reach the graph module itself; see `CapturedModule.graph_root`.
@@ -86,7 +87,7 @@ class BufferAssignments:
 
 
 def _kind(tensor: Tensor) -> str:
-    return f"{str(tensor.dtype).removeprefix('torch.')}{[str(size) for size in tensor.shape]}".replace("'", "")
+    return f"{dtype_name(tensor.dtype)}{[str(size) for size in tensor.shape]}".replace("'", "")
 
 
 def add_assignments(graph: fx.Graph, buffers: Sequence[tuple[str, str]], values: Sequence[fx.Node]) -> None:

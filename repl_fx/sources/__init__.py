@@ -27,7 +27,7 @@ import torch
 from repl_fx.errors import BadInput, SourceError
 from repl_fx.sources import hugging_face, python_file, timm_zoo, torchvision_zoo
 from repl_fx.sources.input_shapes import parse_input_shape
-from repl_fx.sources.registry import builder, known_sources, register_source
+from repl_fx.sources.registry import builder, is_source, known_sources, register_source
 from repl_fx.sources.source import Built, Request, Source, close_matches, seeded, to_device
 from repl_fx.tracing.model_checks import without_values
 
@@ -127,13 +127,13 @@ def _device(device: str | torch.device) -> torch.device:
 def names_no_file(spec: str) -> bool:
     """Whether a specification is of a registered kind (`timm:NAME`), and not the path of a file."""
     kind, colon, _ = spec.partition(":")
-    return bool(colon) and kind in known_sources()
+    return bool(colon) and is_source(kind)
 
 
 def _refuse_other_kinds(spec: str) -> None:
     """Say what is meant where a specification looks like `kind:name` but is neither that nor a file."""
     prefix, colon, _ = spec.partition(":")
     if colon and prefix.isidentifier() and len(prefix) > 1 and not Path(prefix).exists():
-        known = ", ".join(f"{kind}:" for kind in known_sources())
-        hint = close_matches(prefix, known_sources())
-        raise SourceError(f"{spec!r}: no kind of model {prefix!r}{hint}; known are {known} and a path to a .py file")
+        known = known_sources()
+        listed, hint = ", ".join(f"{kind}:" for kind in known), close_matches(prefix, known)
+        raise SourceError(f"{spec!r}: no kind of model {prefix!r}{hint}; known are {listed} and a path to a .py file")

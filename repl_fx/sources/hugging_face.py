@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from repl_fx.errors import BadInput, SourceError
+from repl_fx.graph.kinds import dtype_name
 from repl_fx.sources.hugging_face_code import OPTION, Code
 from repl_fx.sources.hugging_face_inputs import SPECIAL_TOKENS, example_inputs
 from repl_fx.sources.hugging_face_weights import dtype_of, keep_precision_, load_weights_, read_weights, why_random
@@ -212,7 +213,7 @@ def _give_dtype_(config: Any, dtype: torch.dtype | None) -> dict[str, str]:
     for inner in (config, *(getattr(config, key, None) for key in getattr(config, "sub_configs", {}))):
         if inner is not None and getattr(inner, name, None) is None:
             setattr(inner, name, own or dtype)
-    return {} if own is not None or dtype in (None, torch.float32) else {name: str(dtype).removeprefix("torch.")}
+    return {} if own is not None or dtype in (None, torch.float32) else {name: dtype_name(dtype)}
 
 
 def _own_class(

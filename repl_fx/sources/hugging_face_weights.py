@@ -19,6 +19,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from repl_fx.errors import SourceError
+from repl_fx.graph.kinds import dtype_name
 from repl_fx.sources.source import describe
 
 _WEIGHTS, _INDEX = "model.safetensors", "model.safetensors.index.json"
@@ -157,8 +158,8 @@ def load_weights_(model: Any, state: Mapping[str, Tensor], directory: Path, spec
         notes.append(
             f"{_weights(unexpected)} in {directory}{there} but not in {type(model).__name__}: {_listed(unexpected)}"
         )
-    kinds = {str(t.dtype).removeprefix("torch.") for t in state.values() if t.is_floating_point()}
-    kind = str(model.dtype).removeprefix("torch.")
+    kinds = {dtype_name(t.dtype) for t in state.values() if t.is_floating_point()}
+    kind = dtype_name(model.dtype)
     if kinds and kind not in kinds:
         notes.append(f"weights are {_listed(kinds)} in {directory} and {kind} here, as the config says")
     return tuple(notes)
@@ -197,7 +198,7 @@ def _refuse_quantised(model: nn.Module, state: Mapping[str, Tensor], directory: 
             named = any(name == n or name.endswith(f".{n}") or n.endswith(f".{name}") for n in floating)
             quantised = named and not tensor.is_complex()
         if quantised:
-            kind = str(tensor.dtype).removeprefix("torch.")
+            kind = dtype_name(tensor.dtype)
             raise SourceError(f"{spec}: weights of {directory} are quantised ({name} is {kind}); dequantise them")
 
 

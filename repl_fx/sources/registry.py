@@ -47,8 +47,13 @@ def known_sources() -> tuple[str, ...]:
     return tuple(dict.fromkeys((*_REGISTRY, *sorted(offered(_GROUP)))))
 
 
+def is_source(prefix: str) -> bool:
+    """Whether a word can stand before the colon; packages are looked through for what is not registered alone."""
+    return prefix in _REGISTRY or prefix in offered(_GROUP)
+
+
 def builder(prefix: str) -> Builder:
-    """The function that builds the models of a kind, which is one of `known_sources()`.
+    """The function that builds the models of a kind for which `is_source` holds.
 
     Raises:
         BadInput: the package that offers it fails.

@@ -29,6 +29,7 @@ from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 
 from repl_fx.graph.captured import is_traced_constant
+from repl_fx.graph.kinds import kind_of
 from repl_fx.graph.runtime import check_least
 from repl_fx.running.python_state import NOTES, OWN_ATTRIBUTES, is_own_code
 
@@ -62,12 +63,12 @@ def lines_of_graph(gm: fx.GraphModule) -> list[str]:
     """The text of a captured graph, by lines."""
     lines = lines_of_code(gm)
     state = gm.state_dict(keep_vars=True)
-    lines += [f"{name}: {_kind(tensor)}" for name, tensor in state.items()]
+    lines += [f"{name}: {kind_of(tensor)}" for name, tensor in state.items()]
     read = {str(node.target) for node in gm.graph.nodes if node.op == "get_attr"}
     for name, buffer in gm.named_buffers(remove_duplicate=False):
         if name in read and name not in state:
             values = _values(buffer) if is_traced_constant(name) else ""
-            lines.append(f"{name}: {_kind(buffer)} {values}".rstrip())
+            lines.append(f"{name}: {kind_of(buffer)} {values}".rstrip())
     return lines
 
 
@@ -186,7 +187,7 @@ def _describe(value: Any, number: Mapping[fx.Node, str] = _NO_NODES, depth: int 
         return repr(value)
     if isinstance(value, Tensor):
         # A parameter by another way, mostly, as recurrent layers have them.
-        return _kind(value)
+        return kind_of(value)
     if isinstance(value, (torch._ops.OpOverload, torch._ops.OpOverloadPacket)):
         return str(value)
     if isinstance(value, slice):
@@ -222,10 +223,6 @@ def _name(kind: Any) -> str:
     # A file of the user's has another module name wherever it lies.
     own = isinstance(kind, (type, FunctionType)) and is_own_code(kind)
     return name if own else f"{getattr(kind, '__module__', None) or ''}.{name}"
-
-
-def _kind(tensor: Tensor) -> str:
-    return f"{str(tensor.dtype).removeprefix('torch.')}{list(tensor.shape)}"
 
 
 def _values(tensor: Tensor) -> str:

@@ -16,6 +16,7 @@ from torch.nn.parameter import is_lazy
 
 from repl_fx._torch import is_compiled, pytree
 from repl_fx.errors import BadInput
+from repl_fx.graph.kinds import kind_of
 
 # Modules that call another one, and expect to be called themselves, by the packages they come from.
 _WRAPPERS = ("torch.nn.parallel", "torch.distributed.fsdp")
@@ -102,7 +103,7 @@ def describe_inputs(args: Sequence[Any], kwargs: Mapping[str, Any]) -> str:
     for name, value in [*((str(i), v) for i, v in enumerate(args)), *kwargs.items()]:
         for leaf in pytree.tree_leaves(value):
             if isinstance(leaf, Tensor):
-                words.append(f"{name}: {str(leaf.dtype).removeprefix('torch.')}{list(leaf.shape)}")
+                words.append(f"{name}: {kind_of(leaf)}")
     return ", ".join(words) or "none"
 
 
