@@ -29,7 +29,8 @@ from repl_fx.passes.fold_surrogates import fold_surrogates
 from repl_fx.passes.replace_blocks import replace_blocks
 from repl_fx.passes.write_in_place import write_in_place_
 from repl_fx.plan import Plan, Refusal, Replacement
-from repl_fx.surrogates import Site, Surrogate, make_surrogate
+from repl_fx.surrogates import Match, Site, Surrogate, make_surrogate
+from repl_fx.surrogates.shared.matching import Matches
 from repl_fx.surrogates.shared.site import surrogate_path
 from repl_fx.tracing.capture import widen_batch
 from repl_fx.tracing.fingerprint import code_of, fingerprint, lines_around, lines_of_code, lines_of_graph
@@ -192,6 +193,11 @@ class _Found:
         return {join(self.path, block.name): block for repeat in self.repeats for block in repeat.blocks}
 
     @cached_property
+    def matches(self) -> Matches:
+        """What surrogates found out about the blocks."""
+        return Matches(self.graph_module, self.repeats)
+
+    @cached_property
     def lines(self) -> tuple[str, ...]:
         """The text of the graph."""
         return tuple(lines_of_graph(self.graph_module))
@@ -229,17 +235,17 @@ def _plan(found: Sequence[_Found], options: Options, model: nn.Module | None = N
     replacements: list[Replacement] = []
     refusals = list(choice.refusals)
     for pick in choice.chosen:
-        site = _site(found, options.surrogate, pick.block.name, pick.before.name, pick.after.name)
-        chosen = stand_in.resolve(site)
-        reason = _refusal(site, chosen)
-        if reason is not None:
-            refusals.append(Refusal(pick.block.name, pick.repeat.name, reason))
-            continue
-        replacements.append(
-            Replacement(
-                pick.block.name, pick.repeat.name, pick.before.name, pick.after.name, chosen.key, chosen.settings()
-            )
-        )
+        names = pick.block.name, pick.repeat.name, pick.before.name, pick.after.name
+        part, site = _site(found, pick.block.name, pick.before.name, pick.after.name)
+        # The first that fits; the last where none does.
+        for chosen in stand_in.choices(site):
+            if isinstance(part.matches.of(chosen, site), Match):
+                break
+        refusal = _refusal(part, site, chosen)
+        if refusal is None:
+            replacements.append(Replacement(*names, chosen.key, chosen.settings()))
+        else:
+            refusals.append(replace(refusal, block=names[0], repeat=names[1]))
     plan = Plan((), tuple(choice.refusals), "", options.seed)
     return _settled(found, plan, tuple(replacements), tuple(refusals), model)
 
@@ -263,32 +269,34 @@ def _used(found: Sequence[_Found], replacements: Sequence[Replacement]) -> list[
     return [part for part in found if any(replacement.block in part.blocks for replacement in replacements)]
 
 
-def _site(found: Sequence[_Found], key: str, *names: str) -> Site:
-    """The site of a block between its neighbours, by the names that they have in the model."""
+def _site(found: Sequence[_Found], block: str, before: str, after: str) -> tuple[_Found, Site]:
+    """The part that a block is in, and its site there, from the names that they have in the model."""
     for part in found:
-        if names[0] in part.blocks:
-            block, before, after = (part.blocks[name] for name in names)
-            return Site(part.graph_module, block, before, after, block.inputs, key)
-    raise PlanMismatch(f"the plan names block {names[0]}, which no part has; make a new plan")
+        if block in part.blocks:
+            names = (part.blocks[name].name for name in (block, before, after))
+            return part, part.matches.site(*names)
+    raise PlanMismatch(f"the plan names block {block}, which no part has; make a new plan")
 
 
-def _refusal(site: Site, surrogate: Surrogate[Any]) -> str | None:
+def _refusal(part: _Found, site: Site, surrogate: Surrogate[Any, Any]) -> Refusal | None:
     """Why a surrogate cannot stand in for a block; None where it can."""
     layers = [str(node.target) for node in site.block.nodes if node.op == "call_module"]
+    hook = hooks_within(site.graph_module, layers)
+    found = part.matches.of(surrogate, site)
     return (
-        _inner_value_used(site.block, surrogate)
-        or hooks_within(site.graph_module, layers)
+        _inner_value_used(site, surrogate)
+        or (None if hook is None else site.refusal(hook))
         or _update_lost(site, surrogate)
         or _integer_weight(site, surrogate)
-        or surrogate.refuse(site)
+        or (found if isinstance(found, Refusal) else None)
     )
 
 
 def _next_choices(found: Sequence[_Found], options: Options, replaced: Replacement) -> Iterator[Replacement]:
     """Other surrogates that may stand in for a block, most preferred first."""
-    site = _site(found, options.surrogate, replaced.block, replaced.before, replaced.after)
+    part, site = _site(found, replaced.block, replaced.before, replaced.after)
     for surrogate in make_surrogate(options.surrogate, options.settings).choices(site):
-        if surrogate.key != replaced.surrogate and _refusal(site, surrogate) is None:
+        if surrogate.key != replaced.surrogate and _refusal(part, site, surrogate) is None:
             yield replace(replaced, surrogate=surrogate.key, settings=surrogate.settings())
 
 
@@ -433,7 +441,7 @@ def _apply(found: Sequence[_Found], plan: Plan) -> dict[str, fx.GraphModule]:
         own = plan.within(part.path)
         if not own.replacements:
             continue
-        after = replace_blocks(part.graph_module, part.repeats, own).graph_module
+        after = replace_blocks(part.graph_module, part.repeats, own, part.matches).graph_module
         _checked(None, after, "replace_blocks")
         batch_syntheses_(after)
         _checked(None, after, "batch_syntheses_")
@@ -621,35 +629,38 @@ def _checked(value: Value, gm: fx.GraphModule, after: str) -> Value:
     return value
 
 
-def _inner_value_used(block: Block, surrogate: Surrogate[Any]) -> str | None:
+def _inner_value_used(site: Site, surrogate: Surrogate[Any, Any]) -> Refusal | None:
     if surrogate.keeps_inner_values:
         return None
+    block = site.block
     used = next((value for value in block.side_outputs if not only_returned(value, block)), None)
-    return None if used is None else f"its inner value {used.name} is used outside the block"
+    return None if used is None else site.refusal(f"its inner value {used.name} is used outside the block", used)
 
 
-def _integer_weight(site: Site, surrogate: Surrogate[Any]) -> str | None:
-    """Why no weights can be made from those of the neighbours; `identity` makes none."""
-    if surrogate.key == "identity":
+def _integer_weight(site: Site, surrogate: Surrogate[Any, Any]) -> Refusal | None:
+    """Why no weights can be made from those of the neighbours."""
+    if surrogate.leaves_nothing:
         return None
     names = [*site.block.parameters, *(name for block in site.neighbours for name in block.parameters)]
     for name in names:
         dtype = site.tensor(name).dtype
         if not (dtype.is_floating_point or dtype.is_complex) or dtype.itemsize == 1:
-            return f"{name} is {dtype_name(dtype)}, and weights can be made from floating point ones alone"
+            return site.refusal(
+                f"{name} is {dtype_name(dtype)}, and weights can be made from floating point ones alone"
+            )
     return None
 
 
-def _update_lost(site: Site, surrogate: Surrogate[Any]) -> str | None:
-    """Why a surrogate cannot stand in for a block that updates a buffer; identity keeps nothing that reads it."""
-    buffer = next((buffer for node in site.block.nodes if (buffer := assigned_by(node))), None)
-    if buffer is None or surrogate.key == "identity":
+def _update_lost(site: Site, surrogate: Surrogate[Any, Any]) -> Refusal | None:
+    """Why a surrogate cannot stand in for a block that updates a buffer."""
+    update = next((node for node in site.block.nodes if assigned_by(node)), None)
+    if update is None or surrogate.leaves_nothing:
         return None
+    buffer = assigned_by(update)
     nodes = site.graph_module.graph.nodes
-    if surrogate.key == "bottleneck" and not any(n.op == "get_attr" and n.target == buffer for n in nodes):
-        # A table that each forward makes anew: what the surrogate leaves of the block makes it too.
+    if surrogate.fills_buffers and not any(n.op == "get_attr" and n.target == buffer for n in nodes):
         return None
-    return f"its forward updates buffer {buffer}, which {surrogate.key} would leave as it is"
+    return site.refusal(f"its forward updates buffer {buffer}, which {surrogate.key} would leave as it is", update)
 
 
 def _summary(captured: CapturedParts, repeats: Sequence[Repeat]) -> str:
@@ -683,8 +694,8 @@ def _report(found: _Found, rewritten: fx.GraphModule, plan: Plan) -> list[BlockR
             if block.name in replaced:
                 status, key = "replaced", replaced[block.name].surrogate
                 after = sum(left.get(name, 0) for name in own) + made.get(surrogate_path(block.name), 0)
-            elif block.name in refused or repeat.name in refused:
-                status, reason = "refused", refused.get(block.name, refused.get(repeat.name)).reason  # type: ignore[union-attr]
+            elif refusal := refused.get(block.name, refused.get(repeat.name)):
+                status, reason = "refused", refusal.reason
             names = (join(path, block.name), join(path, repeat.name))
             rows.append(BlockReport(*names, status, key, reason, before, after))
     return rows

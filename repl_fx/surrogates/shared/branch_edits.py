@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -25,25 +24,6 @@ def without(branch: Branch) -> fx.Node | None:
     ours, theirs = others[0].meta.get("val"), branch.join.meta.get("val")
     alike = isinstance(ours, Tensor) and isinstance(theirs, Tensor) and str(ours.shape) == str(theirs.shape)
     return others[0] if alike else None
-
-
-def drop_branches(branches: Iterable[Branch]) -> list[tuple[fx.Node, fx.Node]]:
-    """Take branches out of the spine; returns each sum, and what stands in its place."""
-    made = []
-    for branch in branches:
-        passed = without(branch)
-        assert passed is not None
-        branch.join.replace_all_uses_with(passed)
-        made.append((branch.join, passed))
-    return made
-
-
-def outputs_after(block: Block, made: Iterable[tuple[fx.Node, fx.Node]]) -> tuple[fx.Node, ...]:
-    """The outputs of a block after values in it were replaced, each old one by a new, in order."""
-    outputs = list(block.outputs)
-    for old, new in made:
-        outputs = [new if output is old else output for output in outputs]
-    return tuple(outputs)
 
 
 def starts_at_zero(gm: fx.GraphModule, branch: Branch, end: fx.Node) -> bool:
@@ -94,14 +74,14 @@ def _flat_at_zero(gm: fx.GraphModule, node: fx.Node) -> bool:
     return not bool(gradient.any())
 
 
-def silent_norms(site: Site) -> set[fx.Node]:
+def zero_init_norms(site: Site) -> set[fx.Node]:
     """The norms that end a branch and can start at zero."""
     gm = site.graph_module
     posts = ((branch, find_post_norm(gm, branch)) for branch in site.split.branches)
     return {post for branch, post in posts if post is not None and starts_at_zero(gm, branch, post)}
 
 
-def silent_mixers(site: Site) -> list[Mixer]:
+def zero_init_mixers(site: Site) -> list[Mixer]:
     """The mixers that end a branch and can start at zero, as no norm behind them does."""
     gm = site.graph_module
     ends = (branch for branch in site.split.branches if starts_at_zero(gm, branch, branch.output))
