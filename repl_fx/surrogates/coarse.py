@@ -33,11 +33,11 @@ from torch import Tensor, fx, nn
 
 from repl_fx._torch import pytree
 from repl_fx.analysis.attention import find_attention, mixes_by_map, sees_all_positions
-from repl_fx.analysis.linear_operators import Mixer, mixer_of
+from repl_fx.analysis.linear_operators import LinearOperator, linear_operator_of
 from repl_fx.graph.captured import writes_in_place
 from repl_fx.surrogates.shared.activations import is_activation
 from repl_fx.surrogates.shared.blended_weights import BlendedWeight, BlendSynthesis, find_weights, on_state
-from repl_fx.surrogates.shared.branch_edits import has_no_state, leading_to, zero_init_mixers, zero_init_norms
+from repl_fx.surrogates.shared.branch_edits import has_no_state, leading_to, zero_init_norms, zero_init_operators
 from repl_fx.surrogates.shared.builder import Builder
 from repl_fx.surrogates.shared.norms import fresh_norm, norm_at
 from repl_fx.surrogates.shared.registry import Match, Surrogate, check_thin_settings, register_surrogate
@@ -98,9 +98,9 @@ class Coarse(Surrogate[CoarseConfig, CoarseMatch]):
         joins, behind = _spine(site)
         windows, calls = _calls(site, joins, self.config.ratio)
         blended = find_weights(site) if self.config.weights == "neighbours" else ()
-        ends = zero_init_mixers(site)
-        zero = tuple(mixer.weight for mixer in ends if mixer.weight is not None)
-        biases = tuple(path for mixer in ends if mixer.bias for path in _bias_paths(site, mixer))
+        ends = zero_init_operators(site)
+        zero = tuple(linear.weight for linear in ends if linear.weight is not None)
+        biases = tuple(path for linear in ends if linear.bias for path in _bias_paths(site, linear))
         gone = {*zero, *(weight.path for weight in blended)}
         kept = [path for path in site.block.parameters if path not in gone]
         norms = frozenset(zero_init_norms(site))
@@ -283,8 +283,8 @@ def _coarser(site: Site, node: fx.Node, values: Mapping[fx.Node, Any], sizes: Ma
     outside = [f for f in node.all_input_nodes if f not in values and isinstance(f.meta.get("val"), Tensor)]
     if any(f.op != "get_attr" for f in outside):
         raise Unfit(f"{node.name} reads a value from outside the block", node)
-    mixer = mixer_of(site.graph_module, node)
-    if mixer is not None and (mixer.weight is None or (mixer.kind == "conv" and not mixer.centred)):
+    linear = linear_operator_of(site.graph_module, node)
+    if linear is not None and (linear.weight is None or (linear.kind == "conv" and not linear.centred)):
         # A masked or causal convolution would see what it must not in the mean over a window.
         raise Unfit(f"{node.name} is of a kind that may look to one side alone", node)
 
@@ -344,9 +344,9 @@ def _zero_norm(site: Builder, call: NodeCall) -> str:
     return site.module("norm", fresh_norm(site, norm, channels, 1, call.value.ndim, zero_init=True))
 
 
-def _bias_paths(site: Site, mixer: Mixer) -> list[str]:
-    """Where the bias of a mixer is."""
-    if mixer.node.op == "call_module":
-        return [f"{mixer.node.target}.bias"]
-    read = [str(feeder.target) for feeder in mixer.node.all_input_nodes if feeder.op == "get_attr"]
-    return [path for path in read if path != mixer.weight and site.tensor(path).ndim == 1]
+def _bias_paths(site: Site, linear: LinearOperator) -> list[str]:
+    """Where the bias of a linear is."""
+    if linear.node.op == "call_module":
+        return [f"{linear.node.target}.bias"]
+    read = [str(feeder.target) for feeder in linear.node.all_input_nodes if feeder.op == "get_attr"]
+    return [path for path in read if path != linear.weight and site.tensor(path).ndim == 1]

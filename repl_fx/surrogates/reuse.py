@@ -174,19 +174,19 @@ class Reuse(Surrogate[ReuseConfig, ReuseMatch]):
 
     def _weights(self, site: Site, mixing: _Mixing) -> tuple[ValueSynthesis, list[str]]:
         """The synthesis of the weights, and the parameters it reads."""
-        branch, mixer = mixing.branch, mixing.attention.mixer
+        branch, linear = mixing.branch, mixing.attention.linear
         units = [unit for head in mixing.heads for unit in mixing.attention.units[head]]
-        weight = str(mixer.weight)
+        weight = str(linear.weight)
         own = self.config.weights == "own"
         exits = [site.tensor(str(m.weight)) for m in branch.exits if m.weight is not None]
         synthesis = ValueSynthesis(
             site.tensor(weight),
             units,
-            1 if mixer.transposed else 0,
+            1 if linear.transposed else 0,
             int(branch.output.meta["val"].shape[-1]),
             0.0 if mixing.zero_init else length(exits),
             own=own,
-            bias_values=mixer.bias,
+            bias_values=linear.bias,
             bias_out=any(m.bias for m in branch.exits),
             train_neighbours=self.config.train_neighbours,
         )
@@ -292,10 +292,10 @@ def _find(site: Site) -> dict[Branch, Attention]:
 
 
 def _require_like_neighbours(site: Site, attention: Attention) -> None:
-    weight, core = str(attention.mixer.weight), attention.core
+    weight, core = str(attention.linear.weight), attention.core
     for path in site.counterpart_parameters(weight):
         if site.tensor(path).shape != site.tensor(weight).shape:
-            raise Unfit(f"{path} is of another size than its own {weight}", attention.mixer.node)
+            raise Unfit(f"{path} is of another size than its own {weight}", attention.linear.node)
     before = site.counterpart(core, site.before)
     for ours, theirs in zip(_tensors(core), _tensors(before), strict=True):
         if str(ours.meta["val"].shape) != str(theirs.meta["val"].shape):

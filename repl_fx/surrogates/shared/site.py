@@ -15,7 +15,7 @@ from torch import Tensor, fx, nn
 from repl_fx._torch import enable_python_dispatcher, pytree
 from repl_fx.analysis.blocks import Block
 from repl_fx.analysis.branches import Split, split_branches
-from repl_fx.analysis.linear_operators import Mixer, mixer_of
+from repl_fx.analysis.linear_operators import LinearOperator, linear_operator_of
 from repl_fx.graph.captured import attribute, share_tensors
 from repl_fx.plan import Refusal
 
@@ -125,9 +125,9 @@ class Site:
         """The parameters of both neighbours that play the part of the block's parameter at `path`."""
         return self.counterpart_parameter(path, self.before), self.counterpart_parameter(path, self.after)
 
-    def counterpart_mixer(self, mixer: Mixer, neighbour: Block) -> Mixer:
-        """The mixer of a neighbour that plays the part of one of the block's."""
-        found = mixer_of(self.graph_module, self.counterpart(mixer.node, neighbour))
+    def counterpart_operator(self, linear: LinearOperator, neighbour: Block) -> LinearOperator:
+        """The linear of a neighbour that plays the part of one of the block's."""
+        found = linear_operator_of(self.graph_module, self.counterpart(linear.node, neighbour))
         assert found is not None
         return found
 
@@ -149,7 +149,7 @@ class Site:
     @cached_property
     def unmixed_parameters(self) -> tuple[str, ...]:
         """The block's parameters that no branch mixes with: norms, biases and scales, on the spine or in a branch."""
-        mixing = {mixer.weight for branch in self.split.branches for mixer in branch.mixers}
+        mixing = {linear.weight for branch in self.split.branches for linear in branch.operators}
         return tuple(path for path in self.block.parameters if path not in mixing)
 
     @cached_property
