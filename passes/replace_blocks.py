@@ -20,7 +20,8 @@ from torch import fx
 from repl_fx.analysis.blocks import Block, Repeat
 from repl_fx.analysis.side_outputs import return_none_
 from repl_fx.errors import PlanMismatch
-from repl_fx.graph.captured import CapturedModule, copy_graph, drop_dead, erase_dead, memory_of, writes_in_place
+from repl_fx.graph.bridge import digraph_with_writes, leading_to
+from repl_fx.graph.captured import CapturedModule, copy_graph, drop_dead, erase_dead
 from repl_fx.graph.state import prune_state_, used_by
 from repl_fx.passes.check_graph import check_surrogates
 from repl_fx.plan import Plan, Replacement
@@ -136,23 +137,10 @@ def _readers(gm: CapturedModule) -> dict[str, list[fx.Node]]:
 
 
 def _kept(nodes: Sequence[fx.Node]) -> set[fx.Node]:
-    """The nodes of a block that something behind it reads, and those that write into what these read.
-
-    A slice that is written into has no user besides the write, and the write may have none: `scores[:, 1:] = chunks`.
-    """
+    """The nodes of a block that something behind it reads, and those that write into what these read."""
     inside = set(nodes)
-    memory = {node: memory_of(node) for node in nodes}
-    pending = [node for node in nodes if any(user not in inside for user in node.users)]
-    kept: set[fx.Node] = set()
-    while pending:
-        while pending:
-            node = pending.pop()
-            if node not in kept:
-                kept.add(node)
-                pending += [feeder for feeder in node.all_input_nodes if feeder in inside]
-        read = {memory[node] for node in kept}
-        pending = [node for node in nodes if node not in kept and writes_in_place(node) and memory[node] in read]
-    return kept
+    read = [node for node in nodes if any(user not in inside for user in node.users)]
+    return leading_to(digraph_with_writes(nodes), read)
 
 
 def _latest(value: fx.Node, forward: Mapping[fx.Node, fx.Node]) -> fx.Node:

@@ -34,6 +34,7 @@ from torch import Tensor, fx, nn
 from repl_fx._torch import pytree
 from repl_fx.analysis.attention import find_attention, mixes_by_map, sees_all_positions
 from repl_fx.analysis.linear_operators import LinearOperator, linear_operator_of
+from repl_fx.graph.bridge import digraph, leading_to
 from repl_fx.graph.captured import writes_in_place
 from repl_fx.surrogates.shared.activations import is_activation
 from repl_fx.surrogates.shared.blended_weights import (
@@ -43,7 +44,7 @@ from repl_fx.surrogates.shared.blended_weights import (
     refuse_unlike,
     weights_to_blend,
 )
-from repl_fx.surrogates.shared.branch_edits import has_no_state, leading_to, silent_norms, silent_operators
+from repl_fx.surrogates.shared.branch_edits import has_no_state, silent_norms, silent_operators
 from repl_fx.surrogates.shared.norms import fresh_norm, norm_at
 from repl_fx.surrogates.shared.registry import Surrogate, check_thin_settings, register_surrogate
 from repl_fx.surrogates.shared.site import Call, Site, shown
@@ -237,7 +238,7 @@ def _plan(site: Site, ratio: float) -> _Coarse:
     windows = _windows(site, given, ratio)
     coarse = _Coarse(windows, joins, behind=[node for node in split.spine if node > last])
     values: dict[fx.Node, Any] = {site.input: site.value_of(windows.fewer, given)}
-    for node in leading_to(block, last):
+    for node in sorted(leading_to(digraph(block.nodes), [last])):
         if node.op == "get_attr":
             continue
         # The additions are made out of place.
