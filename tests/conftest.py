@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import random
 from types import ModuleType
 
@@ -35,9 +36,7 @@ def detection() -> ModuleType:
     from benchmarks.zoo_models.torchvision_ops import give_kernels
 
     give_kernels()
-    from torchvision.models import detection
-
-    return detection
+    return importlib.import_module("torchvision.models.detection")
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:

@@ -62,4 +62,5 @@ def meeting_point(graph: nx.DiGraph[fx.Node], sources: Iterable[fx.Node], end: f
     everything: Any = "feeds all sources"
     backwards = graph.reverse()
     backwards.add_edges_from((source, everything) for source in sources)
-    return nx.immediate_dominators(backwards, end)[everything]
+    common: fx.Node = nx.immediate_dominators(backwards, end)[everything]
+    return common
