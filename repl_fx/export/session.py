@@ -9,8 +9,7 @@ from typing import Any
 import onnxruntime
 from torch import Tensor
 
-from repl_fx.errors import BadInput, ExportError
-from repl_fx.export.noise import first_line
+from repl_fx.errors import BadInput, ExportError, first_line
 from repl_fx.export.tensors import FlatInputs
 
 

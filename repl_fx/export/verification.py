@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from repl_fx._torch import pytree
 from repl_fx.export.difference import Difference
 from repl_fx.export.layers import LayerDifference
 
@@ -90,8 +91,4 @@ def _badness(row: Difference) -> float:
 
 
 def _plain(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _plain(item) for key, item in value.items()}
-    if isinstance(value, list):
-        return [_plain(item) for item in value]
-    return str(value) if isinstance(value, float) and not math.isfinite(value) else value
+    return pytree.tree_map_only(float, lambda number: number if math.isfinite(number) else str(number), value)

@@ -171,7 +171,7 @@ def flops_by_node(
         return None
 
 
-class _Run(fx.Interpreter):
+class _Interpreter(fx.Interpreter):
     """Runs a graph as its code does: a module that is handed a list may append to it."""
 
     def fetch_args_kwargs_from_env(self, n: fx.Node) -> tuple[tuple[Any, ...], dict[str, Any]]:
@@ -188,7 +188,7 @@ def _changeable(value: Any) -> Any:
     return tuple(_changeable(item) for item in value) if type(value) is tuple else value
 
 
-class _CountEach(_Run):
+class _CountEach(_Interpreter):
     """Runs a graph node by node and notes what the counter counted for each."""
 
     def __init__(self, gm: fx.GraphModule, counter: FlopCounterMode) -> None:
@@ -276,7 +276,7 @@ class _Saved:
         return sum(sizes.values()) - weights, weights
 
 
-class _WatchEach(_Run):
+class _WatchEach(_Interpreter):
     """Runs a graph and tells `saved` which nodes depend on weights alone."""
 
     def __init__(self, gm: fx.GraphModule, saved: _Saved) -> None:

@@ -19,8 +19,8 @@ from torch import Tensor, nn
 
 from repl_fx._torch import pytree
 
-_PLAIN = (type(None), bool, int, float, complex, str, bytes, torch.dtype, torch.device, nn.Module, type)
-
+# Values that are what they print, in a model and in its graph.
+PLAIN = (type(None), bool, int, float, complex, str, bytes, torch.dtype, torch.device)
 _RETURNED = (Tensor, torch.SymInt, torch.SymFloat, torch.SymBool, type(None), bool, int, float, str)
 
 
@@ -81,7 +81,7 @@ def open_objects(value: Any) -> Any:
 def is_object(value: Any) -> bool:
     """Whether pytree takes a value for a leaf although it may have tensors among its attributes, at any depth."""
     # A symbolic number is a leaf that a graph can return.
-    plain = isinstance(value, (Tensor, torch.SymInt, torch.SymFloat, torch.SymBool, Opened, *_PLAIN))
+    plain = isinstance(value, (Tensor, torch.SymInt, torch.SymFloat, torch.SymBool, Opened, nn.Module, type, *PLAIN))
     return not plain and not callable(value) and hasattr(value, "__dict__")
 
 

@@ -33,12 +33,13 @@ from torch import Tensor, nn
 
 from repl_fx._torch import has_no_value
 from repl_fx.running.equality import equal_leaves
+from repl_fx.running.opaque_outputs import PLAIN
 
 # What every module has of its own accord.
 OWN_ATTRIBUTES = frozenset(vars(nn.Module()))
 
 # Values that are compared as they are.
-_PLAIN = (type(None), bool, int, float, complex, str, bytes, torch.dtype, torch.device, torch.Size, Enum)
+_PLAIN = (*PLAIN, torch.Size, Enum)
 # These very types: a subclass may do more than hold when it is read or filled.
 _CONTAINERS = frozenset({dict, OrderedDict, defaultdict, Counter, list, set, deque, bytearray, np.ndarray})
 # The attribute of a loaded module that says which artifact it is from.
