@@ -65,7 +65,7 @@ def find_repeats(gm: fx.GraphModule) -> tuple[Repeat, ...]:
         Behind them the similar repeats, with `similar` set, that are no part of one of the others.
 
     Raises:
-        BadInput: what was given is no graph.
+        BadInput: the argument is no graph.
     """
     require_module("find_repeats", gm, graph=True)
     table = node_table(gm)

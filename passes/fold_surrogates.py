@@ -46,7 +46,7 @@ class FoldResult:
 
     @property
     def modified(self) -> bool:
-        """Whether there was anything to fold."""
+        """Whether a synthesis became a constant."""
         return bool(self.folded)
 
 

@@ -110,6 +110,7 @@ def depends(table: NodeTable, start: int, offset: int, sources: Sequence[int], a
 
     Projections of one value, side by side, can be cut so that one value crosses, but nothing flows through.
     """
+    # A walk of its own, as it stays in one copy: asked at every cut of a run, where networkx would need a graph each.
     if around is not None and around[start + offset]:
         return False
     pending = [start + offset]
@@ -308,7 +309,7 @@ def _match_backwards(
         return None
     stream_of = {stream: next(iter(values)) for stream, values in streams.items()}
     for pattern in whole:
-        # What the output does not depend on, such as a skip value that is made beside it.
+        # Nodes that the output does not depend on, such as a skip value that is made beside it.
         if pattern in image:
             continue
         row, later = table.arguments[pattern].tolist(), table.arguments[pattern + period].tolist()

@@ -21,7 +21,7 @@ def build_source(
 
     Args:
         directory: the artifact.
-        manifest: what its manifest says.
+        manifest: its manifest.
         model: the model, or a specification of it; None takes what the manifest names.
         trusted: whether code beside the config of an `hf:` model may run.
 
@@ -86,7 +86,7 @@ def _runs_code(directory: Path, model: Model, trusted: bool) -> bool:
     """Whether a model is made of code that runs with permission alone: the code that the artifact has hashes of.
 
     Raises:
-        ArtifactError: it is, without permission, or of other code too.
+        ArtifactError: the code has no permission, or the model is of other code too.
     """
     kind, _, name = model.spec.partition(":")
     own_code = code_of(kind)

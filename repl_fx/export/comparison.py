@@ -37,7 +37,7 @@ class ModelComparison:
 
     Attributes:
         rows: one for each output and batch size.
-        failures: what is wrong besides numbers.
+        failures: faults besides numbers.
         skipped: outputs that are no tensors, with what they are.
         notes: where the tolerance was widened, and by what; outputs that were paired by position.
     """

@@ -60,10 +60,10 @@ def compare_layers(
     An ONNX file has not the same inner values as the graph, so a copy of the graph is exported that returns them.
 
     Args:
-        gm: what PyTorch runs, in eval mode, on the CPU.
-        exported: what is exported: `gm` folded, with the weights of the file in question.
+        gm: the graph that PyTorch runs, in eval mode, on the CPU.
+        exported: the graph that is exported: `gm` folded, with the weights of the file in question.
         nodes: of `exported`; those that compute no tensor give no row.
-        inputs: what to run both on.
+        inputs: of both runs.
         rtol, atol: in place of those of `TOLERANCES`, where not None.
 
     Returns:

@@ -20,8 +20,8 @@ class OnnxSession:
         file: the ONNX file.
 
     Raises:
-        BadInput: there is no such file.
-        ExportError: it is no ONNX model that ONNX Runtime can load.
+        BadInput: the file does not exist.
+        ExportError: ONNX Runtime cannot load the file.
     """
 
     def __init__(self, file: Path) -> None:

@@ -21,9 +21,9 @@ class Verification:
         layers: one for each inner value, in the order of execution, computed with the weights of the file; empty unless
             asked for.
         settings: runtime, versions, seed and batch sizes: what is needed to repeat the comparison.
-        skipped: what could not be compared, with the reason: outputs that are no tensors, batch sizes the file or the
-            module itself does not take.
-        failures: what is wrong besides numbers: a missing output, another shape or type, a run that ONNX Runtime
+        skipped: comparisons that could not be made, with the reason: outputs that are no tensors, batch sizes the file
+            or the module itself does not take.
+        failures: faults besides numbers: a missing output, another shape or type, a run that ONNX Runtime
             refuses.
         notes: where the tolerance was widened, inputs and outputs that were paired by position, and what the
             comparison of layers and weights found out about a mismatch.

@@ -177,7 +177,7 @@ def copy_graph(gm: fx.GraphModule, *, compiled: bool = True) -> CapturedModule:
     """Copy a graph and its module tree; parameters and buffers are shared with the original.
 
     Args:
-        gm: what to copy.
+        gm: the graph to copy.
         compiled: write the copy's code; without it, it runs only after `recompile()`.
     """
     root = nn.Module()
@@ -342,7 +342,7 @@ def erase_dead(graph: fx.Graph, nodes: Iterable[fx.Node]) -> None:
             continue
         inputs = node.all_input_nodes
         graph.erase_node(node)
-        # What fed only this node is dead too, but only when it has no effect of its own.
+        # A value that fed only this node is dead too, but only when it has no effect of its own.
         for feeder in inputs:
             if not feeder.users and not feeder.is_impure() and feeder.op != "placeholder" and feeder not in pending:
                 pending.append(feeder)

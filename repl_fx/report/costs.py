@@ -38,10 +38,10 @@ class Costs:
         flops: floating point operations of one forward pass of that batch in evaluation mode; a multiplication and an
             addition are 2. Matrix products, convolutions and attention count, nothing else does; attention counts in
             full under a mask.
-        activation_bytes: what autograd keeps for the backward pass of one training step on that batch: bytes of the
-            storages saved in a forward pass in training mode, each storage once, without those of parameters and
+        activation_bytes: memory that autograd keeps for the backward pass of one training step on that batch: bytes of
+            the storages saved in a forward pass in training mode, each storage once, without those of parameters and
             buffers. Inputs that are kept count.
-        synthesis_bytes: what autograd keeps besides, of values computed from weights alone, such as those of
+        synthesis_bytes: memory that autograd keeps besides, of values computed from weights alone, such as those of
             surrogates; it does not grow with the batch. Told apart for graphs only; otherwise 0, and counted above.
         unknown: why `flops` and the two after it are None: the model needs values to run, not only shapes.
         parts: number of captured parts, where the model is no single graph: `flops` and the two after it are then those

@@ -97,7 +97,7 @@ def _inside(value: Any, seen: set[int]) -> Iterator[Any]:
 
 
 def _open_inside(value: Any) -> Any:
-    """Likewise for what an object holds: all of it, for nothing else than tensors and numbers can be returned."""
+    """The content of an object likewise, with its constants kept: only tensors and numbers can be returned."""
 
     def one(leaf: Any) -> Any:
         if is_object(leaf):

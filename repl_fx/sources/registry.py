@@ -28,7 +28,7 @@ def register_source(prefix: str, *, code: CodeOf | None = None) -> Callable[[Bui
     """Register a function that builds the models of a kind of specification.
 
     Args:
-        prefix: what stands before the colon; two letters or more, as one is a drive. Registering it again replaces the
+        prefix: the word before the colon; two letters or more, as one is a drive. Registering it again replaces the
             old entry.
         code: for kinds whose models may be made of code that runs with permission alone, the files of that code.
 

@@ -36,7 +36,7 @@ class Source:
         files: files the model was made from, the one named in `spec` first, each with the SHA-256 of what was read;
             empty for a model of a zoo. Weights are none of them.
         absolute: a specification that leads to the same model from any directory.
-        notes: what a user should know of the model, a line each, such as which weights are random.
+        notes: remarks on the model for a user, a line each, such as which weights are random.
     """
 
     spec: str
@@ -125,7 +125,7 @@ def import_zoo(package: str, spec: str) -> ModuleType:
         The package.
 
     Raises:
-        SourceError: it is not installed, or fails to import.
+        SourceError: the package is not installed, or fails to import.
     """
     try:
         return importlib.import_module(package)
