@@ -71,7 +71,7 @@ PARTS = {
     ("torch.export", "export"): EXPORT,
     ("repl_fx.tracing.tracers", "lift_modules"): "lift_modules",
     ("repl_fx.tracing.tracers", "join_branches"): "join_branches",
-    ("repl_fx.tracing.capture", "merge_modes"): "merge_modes",
+    ("repl_fx.tracing.capture", "merge_modes_"): "merge_modes",
     ("repl_fx.tracing.capture", "follow_device_"): "follow_device",
     ("repl_fx.pipeline", "capture_parts"): REST,
     ("repl_fx.pipeline", "find_repeats"): "find_repeats",

@@ -8,22 +8,21 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from itertools import chain
-from typing import Any, TypeVar, overload
+from typing import Any, overload
 
 from torch import fx, nn
 
 from repl_fx.analysis.blocks import Block, Repeat
 from repl_fx.analysis.side_outputs import only_returned
 from repl_fx.arguments import require_args, require_kind, require_module
-from repl_fx.config import check_passes
 from repl_fx.errors import NothingToReplace, PlanMismatch, one_line
 from repl_fx.graph.assigned_buffers import assigned_by
 from repl_fx.graph.gc_pause import collection_paused
 from repl_fx.graph.kinds import dtype_name
 from repl_fx.passes.batch_syntheses import batch_syntheses_
-from repl_fx.passes.check_graph import check_graph
 from repl_fx.passes.check_training import TrainingCheck
 from repl_fx.passes.choose_blocks import choose_blocks
+from repl_fx.passes.driver import run_passes
 from repl_fx.passes.find_repeats import find_repeats
 from repl_fx.passes.fold_surrogates import fold_surrogates
 from repl_fx.passes.replace_blocks import replace_blocks
@@ -37,7 +36,6 @@ from repl_fx.tracing.hooks import hooks_within
 from repl_fx.tracing.model_checks import require_capturable, require_finite
 from repl_fx.tracing.parts.capture import CapturedParts, Part, assemble, capture_parts, graphs_in, join
 
-Value = TypeVar("Value")
 # What stands before the shape of a tensor of fractions.
 _PRECISION = re.compile(r"\b(?:bfloat|float|complex)\d\w*(?=\[)")
 
@@ -199,7 +197,7 @@ class _Found:
 
 def _find(captured: CapturedParts) -> tuple[_Found, ...]:
     graphs = {part.path: part.graph_module for part in captured.parts}
-    return tuple(_Found(path, gm, _checked(find_repeats(gm), gm, "find_repeats")) for path, gm in graphs.items())
+    return tuple(_Found(path, gm, find_repeats(gm)) for path, gm in graphs.items())
 
 
 def repeats_of(captured: CapturedParts) -> tuple[Repeat, ...]:
@@ -433,14 +431,12 @@ def _apply(found: Sequence[_Found], plan: Plan) -> dict[str, fx.GraphModule]:
         own = plan.within(part.path)
         if not own.replacements:
             continue
-        after = replace_blocks(part.graph_module, part.repeats, own).graph_module
-        _checked(None, after, "replace_blocks")
-        batch_syntheses_(after)
-        _checked(None, after, "batch_syntheses_")
-        write_in_place_(after)
-        _checked(None, after, "write_in_place_")
-        after.recompile()
-        graphs[part.path] = after
+        graphs[part.path] = run_passes(
+            part.graph_module,
+            partial(replace_blocks, repeats=part.repeats, plan=own),
+            batch_syntheses_,
+            write_in_place_,
+        ).graph_module
     return graphs
 
 
@@ -586,8 +582,7 @@ def fold(module: nn.Module) -> nn.Module:
     """
     require_module("fold", module)
     if isinstance(module, fx.GraphModule):
-        folded = fold_surrogates(module).graph_module
-        return _checked(folded, folded, "fold_surrogates")
+        return run_passes(module, fold_surrogates).graph_module
     return assemble(module, {path: fold(graph) for path, graph in graphs_in(module).items()})
 
 
@@ -613,12 +608,6 @@ def _text(graphs: Mapping[str, Iterable[str]], model: nn.Module) -> tuple[str, .
         return tuple(graphs[""])
     inside = (f"{path}: {line}" for path in sorted(graphs) for line in graphs[path])
     return *inside, *lines_around(model, graphs)
-
-
-def _checked(value: Value, gm: fx.GraphModule, after: str) -> Value:
-    if check_passes():
-        check_graph(gm, after)
-    return value
 
 
 def _inner_value_used(block: Block, surrogate: Surrogate[Any]) -> str | None:
