@@ -51,9 +51,9 @@ def _pages(known: Mapping[str, Row], names: Sequence[str], facts: Row) -> Iterat
         of_library = [known[name] for name in names if name.startswith(f"{library}:") and name in known]
         yield f"\n## {_LIBRARIES.get(library, library)}\n"
         yield from _table(
-            ("model", "filed under", "parameters", "reached", "repeats", "removed", "seconds", "remarks"),
+            ("model", "filed under", "parameters", "reached", "repeats", "surrogates", "removed", "seconds", "remarks"),
             ([_name(r), r["family"], _count(r["parameters"]), *_outcome(r)] for r in of_library),
-            numbers=(2, 5, 6),
+            numbers=(2, 6, 7),
         )
 
 
@@ -101,7 +101,9 @@ def _outcome(record: Row) -> list[str]:
         remarks.append(record["reason"])
     remarks += [f"{len(record['refused'])} refused, e.g. {record['refused'][0]}"] if record["refused"] else []
     seconds = sum(s for stage, s in record["seconds"].items() if stage != "all")
-    return [reached, _repeats(record), removed, f"{seconds:.0f}", "; ".join(remarks)]
+    # Records from before the surrogates were counted have none.
+    surrogates = ", ".join(f"{key} {count}" for key, count in record.get("surrogates", {}).items())
+    return [reached, _repeats(record), surrogates, removed, f"{seconds:.0f}", "; ".join(remarks)]
 
 
 def _repeats(record: Row) -> str:

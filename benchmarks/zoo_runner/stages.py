@@ -12,6 +12,7 @@ import re
 import time
 import traceback
 import warnings
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
@@ -62,6 +63,7 @@ class Record:
         removed: how many fewer the rewritten model has.
         repeats: name, copies, whether only similar, parameters of each repeat.
         replaced: blocks that were replaced.
+        surrogates: how many of them by each surrogate that `auto` took.
         refused: blocks or repeats that were asked for and stayed, with the reason.
         parts: path, tracer, obstacles, mode switches of each graph; one with an empty path where the model is a graph.
         eager: what could not be captured, and why.
@@ -80,6 +82,7 @@ class Record:
     removed: int = 0
     repeats: list[dict[str, Any]] = field(default_factory=list)
     replaced: int = 0
+    surrogates: dict[str, int] = field(default_factory=dict)
     refused: list[str] = field(default_factory=list)
     parts: list[dict[str, Any]] = field(default_factory=list)
     eager: list[str] = field(default_factory=list)
@@ -181,6 +184,7 @@ def first_half(case: Case, record: Record, place: Path, last: str, heavy: Any) -
                 raise _Stop from None
             rewritten = result.module
             record.replaced = len(result.plan.replacements)
+            record.surrogates = dict(Counter(replacement.surrogate for replacement in result.plan.replacements))
             record.refused = [str(refusal) for refusal in result.plan.refusals]
             record.removed = record.parameters - sum(p.numel() for p in rewritten.parameters())
         with _stage(record, place, "trained", last):

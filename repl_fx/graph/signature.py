@@ -14,11 +14,14 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
+from torch.fx.immutable_collections import immutable_dict, immutable_list
 
 from repl_fx._torch import children_of, fixed_size, pytree
 from repl_fx.graph.pickling import structure_as_data
 from repl_fx.graph.runtime import check_constant, check_key, check_least, check_shape
 
+# What fx makes of the lists and mappings in its graphs.
+_PLAIN: dict[Any, type] = {immutable_list: list, immutable_dict: dict}
 # What fx can write into generated code.
 _WRITABLE = (bool, int, float, str, torch.dtype, torch.device)
 
@@ -201,14 +204,15 @@ def output_of(graph: fx.Graph, leaves: Sequence[Any], structure: pytree.TreeSpec
     if structure.is_leaf():
         return leaves[0]
     children = children_of(structure)
-    if structure.type in (tuple, list, dict):
+    kind = _PLAIN.get(structure.type, structure.type)
+    if kind in (tuple, list, dict):
         built = []
         for child in children:
             built.append(output_of(graph, leaves[: child.num_leaves], child))
             leaves = leaves[child.num_leaves :]
-        if structure.type is dict:
+        if kind is dict:
             return dict(zip(structure.context, built, strict=True))
-        return structure.type(built)
+        return kind(built)
     node = graph.call_function(PackOutput(structure), tuple(leaves))
     node.meta["val"] = None
     return node

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-import operator
 import sysconfig
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -15,7 +14,6 @@ import torch
 from torch import Tensor, fx, nn
 
 from repl_fx._torch import (
-    FakeTensorMode,
     OperatorsSeen,
     autograd_calls,
     memory_of,
@@ -24,7 +22,6 @@ from repl_fx._torch import (
     quiet_tracing,
 )
 from repl_fx.graph.assigned_buffers import BufferAssignments, assigned_by
-from repl_fx.graph.captured import drop_dead
 from repl_fx.graph.decisions import Comparison
 from repl_fx.graph.runtime import AutogradCall
 from repl_fx.graph.signature import Argument, InputNodes
@@ -193,9 +190,20 @@ def _spelled_out(
 
 
 def trace_by_fx(
-    model: nn.Module, arguments: Sequence[Argument], constants: Constants, args: tuple[Any, ...], kwargs: dict[str, Any]
+    model: nn.Module,
+    arguments: Sequence[Argument],
+    constants: Constants,
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+    *,
+    whole: bool = True,
 ) -> fx.Graph:
-    """Trace with `fx.Tracer`, and compute fake values (of the sizes of the example inputs) for every node."""
+    """Trace with `fx.Tracer`, which takes the forward's Python away, and what is left with torch.export.
+
+    Args:
+        model, arguments, constants, args, kwargs: see `Tracer`.
+        whole: see `trace_by_export`.
+    """
     fixed = {a.name: a.value for a in arguments if not any(isinstance(v, Tensor) for v in pytree.tree_leaves(a.value))}
     tracer = _LeafTracer()
     # fx warns that it cannot assert that an odd constant stays what it was; `check_constant` does.
@@ -207,48 +215,41 @@ def trace_by_fx(
         _state_unread(model),
         (assigned := BufferAssignments()).noted(model, lambda module: False),
     ):
-        traced = tracer.trace(model, {**_defaults(model), **fixed})
+        traced = tracer.trace(model, {**_defaults(model, arguments), **fixed})
     if any(leaf.training is not training for leaf, training in tracer.modes):
         raise NotImplementedError("fx cannot call a module in another mode than the forward leaves it in")
     if assigned.buffers:
         raise NotImplementedError(f"fx cannot rebind a buffer ({'.'.join(assigned.buffers[0]).lstrip('.')})")
     graph = fx.Graph()
-    inputs = InputNodes(graph, arguments)
+    inputs = InputNodes(graph, arguments).roots
     env: dict[fx.Node, fx.Node] = {}
     for node in traced.nodes:
         if node.op == "placeholder":
-            name = str(node.target).lstrip("*")
-            if name in inputs.roots and name not in fixed:
-                env[node] = inputs.roots[name]
-        elif any(feeder not in env for feeder in node.all_input_nodes):
-            # A check that a fixed argument keeps its value, which `InputNodes` has made already.
-            continue
-        elif node.op == "call_method":
-            if node.target in _ON_ONE_TENSOR:
-                raise NotImplementedError(f"the forward calls {node.target}, which a graph would drop")
-            method = getattr(Tensor, str(node.target))
-            env[node] = graph.call_function(method, *_mapped(node, env))
-        else:
-            env[node] = graph.node_copy(node, lambda n: env[n])
-        if node in env and node.op != "placeholder":
-            env[node].meta = {key: node.meta[key] for key in ("nn_module_stack", "stack_trace") if key in node.meta}
-    for name, value in tracer.constants(model).items():
-        for node in graph.nodes:
-            if node.op == "get_attr" and node.target == name:
-                node.target = constants.name(value)
-    with quiet_tracing():
-        _FakeValues(model, constants, graph).run_on({a.name: a.value for a in arguments})
-    drop_dead(graph)
-    return graph
+            if str(node.target).startswith("*") and node.users:
+                raise NotImplementedError(f"fx cannot tell what the forward takes by {node.target}")
+            if node.target in inputs.keys() - fixed.keys():
+                env[node] = inputs[node.target]
+        elif node.op == "call_method" and node.target in _ON_ONE_TENSOR:
+            raise NotImplementedError(f"the forward calls {node.target}, which a graph would drop")
+        elif node.op == "output":
+            # Where a fixed argument is nested, fx keeps the leaves of the output.
+            graph.output(traced.process_outputs(fx.node.map_arg(node.args[0], env.__getitem__)))
+        elif all(feeder in env for feeder in node.all_input_nodes):
+            # All but the checks that a fixed argument keeps its value, which `InputNodes` makes.
+            env[node] = graph.node_copy(node, env.__getitem__)
+    plain = fx.GraphModule(model, graph)
+    # Tensors that the trace met are no state of the model; `fx.GraphModule` takes them for buffers.
+    for name in {n for n, _ in plain.named_buffers()} - {n for n, _ in model.named_buffers(remove_duplicate=False)}:
+        owner, _, attribute = name.rpartition(".")
+        holder = plain.get_submodule(owner)
+        vars(holder)[attribute] = holder._buffers.pop(attribute)
+    return trace_by_export(plain, arguments, constants, tuple(a.value for a in arguments), {}, whole=whole)
 
 
-def _mapped(node: fx.Node, env: Mapping[fx.Node, fx.Node]) -> Any:
-    return fx.node.map_arg((node.args, node.kwargs), lambda n: env[n])
-
-
-def _defaults(model: nn.Module) -> dict[str, Any]:
+def _defaults(model: nn.Module, passed: Sequence[Argument]) -> dict[str, Any]:
     parameters = inspect.signature(model.forward).parameters.values()
-    return {p.name: p.default for p in parameters if p.default is not p.empty and not isinstance(p.default, Tensor)}
+    defaults = {p.name: p.default for p in parameters if p.default is not p.empty and not isinstance(p.default, Tensor)}
+    return {name: value for name, value in defaults.items() if all(name != argument.name for argument in passed)}
 
 
 def _state_unread(model: nn.Module) -> OperatorsSeen:
@@ -304,37 +305,6 @@ class _LeafTracer(fx.Tracer):
             return apply(*args)
 
         return call
-
-    def constants(self, model: nn.Module) -> dict[str, Tensor]:
-        """Tensors that the trace met, as fx names them, and that are no state of the model."""
-        return {
-            name: value
-            for value, name in self.tensor_attrs.items()
-            if isinstance(value, Tensor) and not hasattr(model, name.split(".")[0])
-        }
-
-
-class _FakeValues(fx.Interpreter):
-    """Runs a graph on fake tensors and keeps each node's value in `meta["val"]`."""
-
-    def __init__(self, model: nn.Module, constants: Constants, graph: fx.Graph) -> None:
-        self.mode = FakeTensorMode(allow_non_fake_inputs=True)
-        known = {constants.name(tensor): tensor for tensor in list(constants.tensors)}
-        state = {str(n.target): n for n in graph.nodes if n.op in ("get_attr", "call_module")}
-        root = {name: known[name] if name in known else operator.attrgetter(name)(model) for name in state}
-        super().__init__(fx.GraphModule(root, graph))
-        # The graph module shares its graph, so what is noted there is noted on the caller's nodes.
-        self.graph = graph
-
-    def run_on(self, values: Mapping[str, Any]) -> None:
-        fakes = pytree.tree_map_only(Tensor, self.mode.from_tensor, dict(values))
-        with self.mode, torch.random.fork_rng(devices=[]):
-            self.run(*[fakes[str(n.target)] for n in self.graph.nodes if n.op == "placeholder"])
-
-    def run_node(self, n: fx.Node) -> Any:
-        value = super().run_node(n)
-        n.meta["val"] = value
-        return value
 
 
 def _caused_by(problem: BaseException, kind: type[BaseException]) -> bool:

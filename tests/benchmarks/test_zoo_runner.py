@@ -221,6 +221,7 @@ def test_the_report_counts_all_models(tmp_path: Path) -> None:
     whole = [{"path": "", "tracer": "torch.export", "obstacles": [], "switches": 0}]
     repeat = {"name": "blocks", "copies": 6, "similar": False, "shared": False, "parameters": 10, "children": []}
     done = Record("timm:a", "a", passed=list(STAGES), parameters=200, removed=50, repeats=[repeat], parts=whole)
+    done.surrogates = {"coarse": 2, "slim": 1}
     flat = Record(
         "timm:b", "b", passed=list(STAGES[:4]), reason="its 9 layers are of 9 kinds", nothing_repeats=True, parts=whole
     )
@@ -234,8 +235,8 @@ def test_the_report_counts_all_models(tmp_path: Path) -> None:
         "| verified | 1 | 0 | 1 |",
         "| failed at some stage | 0 | 1 | 1 |",
         "| not run | 0 | 1 | 1 |",
-        "| `a` | a | 200 | verified | 6 | 50 (25.0 %) | 0 |  |",
-        "| `c` | c | 0 | **failed: captured** |  |  | 0 | cannot \\| be (at timm/a.py, line 3) |",
+        "| `a` | a | 200 | verified | 6 | coarse 2, slim 1 | 50 (25.0 %) | 0 |  |",
+        "| `c` | c | 0 | **failed: captured** |  |  |  | 0 | cannot \\| be (at timm/a.py, line 3) |",
     ):
         assert line in text.splitlines(), line
     assert "cannot" in (tmp_path / "zoo.json").read_text()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import operator
 import sys
 from collections import OrderedDict
 from collections.abc import Callable
@@ -17,6 +18,7 @@ from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 
 from repl_fx.errors import BadInput, BrokenGraph, CaptureError
+from repl_fx.graph.runtime import check_constant, check_shape
 from repl_fx.passes import merge_modes
 from repl_fx.running.untouched import device_of
 from repl_fx.tracing.capture import CaptureInfo, capture, check_capture, widen_batch
@@ -507,6 +509,47 @@ def test_second_rung_keeps_own_gradients() -> None:
     gm(torch.ones(1, 8)).sum().backward()
     assert info_of(gm).tracer == "fx.symbolic_trace"
     assert torch.equal(gm.get_parameter("fc.weight").grad, torch.full((8, 8), 3.0))  # type: ignore[arg-type]
+
+
+class Dialects(nn.Module):
+    """Constants, an optional argument, items written in place, and a nested result: each spelt in another way."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.fc, self.gate = nn.Linear(8, 8), nn.Parameter(torch.ones(8))
+        self.steps = torch.arange(8.0)
+
+    def forward(self, x: Tensor, mask: Tensor | None = None, *, axes: tuple[int, ...] = (0, 1)) -> Any:
+        refuse_export(x)
+        y = torch.relu(self.fc(x)) @ x.T @ x + torch.arange(8.0) * self.steps * self.gate
+        y = y if mask is None else y * mask
+        return {"out": [y.view(x.shape[0], -1), F.gelu(y)], "summed": y.sum(axes[1])}
+
+
+@pytest.mark.parametrize("kwargs", [{}, {"mask": torch.arange(8.0)}, {"axes": (1, 0)}], ids=["plain", "mask", "axes"])
+def test_second_rung_speaks_the_dialect_of_the_first(kwargs: dict[str, Any]) -> None:
+    model, args = Dialects(), (torch.randn(3, 8),)
+    gm = capture(model, args, kwargs)
+    assert info_of(gm).tracer == "fx.symbolic_trace" and info_of(gm).dynamic["x"] == (0,)
+    assert check_capture(model, gm, args, kwargs)
+    assert not any(node.op == "call_method" for node in gm.graph.nodes)
+    called = {node.target for node in gm.graph.nodes if node.op == "call_function"}
+    operators = {target for target in called if isinstance(target, torch._ops.OpOverload)}
+    assert called - operators <= {operator.getitem, check_shape, check_constant}
+    made, expected = gm(torch.ones(5, 8), **kwargs), model(torch.ones(5, 8), **kwargs)
+    assert type(made) is dict and type(made["out"]) is list
+    assert torch.equal(made["out"][1], expected["out"][1])
+
+
+class Passes(Linear):
+    def forward(self, x: Tensor, **others: Any) -> Tensor:
+        refuse_export(x)
+        return self.fc(x) + others["y"]  # type: ignore[no-any-return]
+
+
+def test_second_rung_refuses_arguments_without_a_name() -> None:
+    with pytest.raises(CaptureError, match=r"fx cannot tell what the forward takes by \*\*others"):
+        capture(Passes(), (torch.randn(3, 8),), {"y": torch.randn(3, 8)})
 
 
 # --- errors ---------------------------------------------------------------------------------------------------------

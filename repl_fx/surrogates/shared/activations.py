@@ -105,8 +105,8 @@ class ElementwiseCall(nn.Module):
 
 def find_activation(gm: fx.GraphModule, branch: Branch) -> Activation | None:
     """The first nonlinearity on the way from the branch's entries to its exits."""
-    exits = {mixer.node for mixer in branch.exits}
-    reached = {mixer.node for mixer in branch.entries}
+    exits = {linear.node for linear in branch.exits}
+    reached = {linear.node for linear in branch.entries}
     for node in branch.nodes:
         if node in reached or not any(feeder in reached for feeder in node.all_input_nodes):
             continue

@@ -10,7 +10,7 @@ from torch import Tensor, fx
 
 from repl_fx.analysis.blocks import Block
 from repl_fx.analysis.branches import Branch
-from repl_fx.analysis.linear_operators import Mixer
+from repl_fx.analysis.linear_operators import LinearOperator
 from repl_fx.graph.captured import share_tensors
 from repl_fx.running.untouched import seeded
 from repl_fx.surrogates.shared.norms import find_post_norm
@@ -101,11 +101,11 @@ def silent_norms(site: Site) -> set[fx.Node]:
     return {post for branch, post in posts if post is not None and starts_at_zero(gm, branch, post)}
 
 
-def silent_mixers(site: Site) -> list[Mixer]:
-    """The mixers that end a branch and can start at zero, as no norm behind them does."""
+def silent_operators(site: Site) -> list[LinearOperator]:
+    """The linear operators that end a branch and can start at zero, as no norm behind them does."""
     gm = site.graph_module
     ends = (branch for branch in site.split.branches if starts_at_zero(gm, branch, branch.output))
-    return [mixer for branch in ends for mixer in branch.exits]
+    return [linear for branch in ends for linear in branch.exits]
 
 
 def leading_to(block: Block, end: fx.Node) -> list[fx.Node]:

@@ -45,12 +45,12 @@ class ThinNorm:
 
 
 def find_norm(gm: fx.GraphModule, branch: Branch) -> ThinNorm | None:
-    """The norm over all channels of an entry's result that comes before the next mixer; None where there is none."""
-    mixers = {mixer.node for mixer in branch.mixers}
+    """The norm over all channels of an entry's result that comes before the next operator; None where there is none."""
+    operators = {linear.node for linear in branch.operators}
     channels = {int(m.node.meta["val"].shape[m.axis]) for m in branch.entries}
-    reached = {mixer.node for mixer in branch.entries}
+    reached = {linear.node for linear in branch.entries}
     for node in branch.nodes:
-        if node in mixers or not any(feeder in reached for feeder in node.all_input_nodes):
+        if node in operators or not any(feeder in reached for feeder in node.all_input_nodes):
             continue
         norm = norm_at(gm, node, channels)
         if norm is not None:

@@ -26,7 +26,7 @@ PART_TRACERS: Mapping[str, Tracer] = MappingProxyType(
     {
         FREE_SIZES: functools.partial(trace_by_export, dims=every_dim, whole=False),
         "torch.export with fixed sizes": functools.partial(trace_by_export, whole=False),
-        "fx.symbolic_trace": trace_by_fx,
+        "fx.symbolic_trace": functools.partial(trace_by_fx, whole=False),
     }
 )
 # A model of hundreds of modules that all fail must come to an end.
