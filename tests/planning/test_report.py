@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import repl_fx
-from repl_fx.plan import Plan, Refusal
+from repl_fx.plan import Plan, Refusal, Replacement
 from repl_fx.planning.part_repeats import PartRepeats
 from repl_fx.planning.report import reports_of
 from repl_fx.planning.trials import apply_plan
@@ -17,9 +15,8 @@ def test_each_block_of_a_part_has_a_row() -> None:
     repeats = repl_fx.find_repeats(gm)
     (chosen,) = repl_fx.make_plan(gm, repeats, blocks=["blocks.1"], surrogate="blend").replacements
     part = PartRepeats.of("encoder", gm, repeats)
-    named = replace(
-        chosen, **{name: f"encoder.{getattr(chosen, name)}" for name in ("block", "repeat", "before", "after")}
-    )
+    names = (f"encoder.{name}" for name in (chosen.block, chosen.repeat, chosen.before, chosen.after))
+    named = Replacement(*names, "blend", chosen.settings)
     plan = Plan((named,), (Refusal("encoder.blocks.2", "encoder.blocks", "of a whim"),), "")
     (after,) = apply_plan([part], plan).values()
     rows = reports_of(part, after, plan)
