@@ -15,11 +15,11 @@ def test_each_block_of_a_part_has_a_row() -> None:
     repeats = repl_fx.find_repeats(gm)
     (chosen,) = repl_fx.make_plan(gm, repeats, blocks=["blocks.1"], surrogate="blend").replacements
     part = PartRepeats.of("encoder", gm, repeats)
-    names = (f"encoder.{name}" for name in (chosen.block, chosen.repeat, chosen.before, chosen.after))
-    named = Replacement(*names, "blend", chosen.settings)
+    block, repeat, before, after = ("encoder." + n for n in (chosen.block, chosen.repeat, chosen.before, chosen.after))
+    named = Replacement(block, repeat, before, after, "blend", chosen.settings)
     plan = Plan((named,), (Refusal("encoder.blocks.2", "encoder.blocks", "of a whim"),), "")
-    (after,) = apply_plan([part], plan).values()
-    rows = reports_of(part, after, plan)
+    (rewritten,) = apply_plan([part], plan).values()
+    rows = reports_of(part, rewritten, plan)
     assert [(row.block, row.status, row.surrogate, row.reason) for row in rows] == [
         ("encoder.blocks.0", "kept", None, None),
         ("encoder.blocks.1", "replaced", "blend", None),
@@ -30,6 +30,6 @@ def test_each_block_of_a_part_has_a_row() -> None:
     assert {row.repeat for row in rows} == {"encoder.blocks"}
     assert [row.parameters_before for row in rows] == [full] * 4
     # Norms stay at their path; the rest is the surrogate's.
-    stays = [n for n, _ in after.named_parameters() if n.startswith(("surrogates.", "blocks.1."))]
-    left = sum(after.get_parameter(name).numel() for name in stays)
+    stays = [n for n, _ in rewritten.named_parameters() if n.startswith(("surrogates.", "blocks.1."))]
+    left = sum(rewritten.get_parameter(name).numel() for name in stays)
     assert [row.parameters_after for row in rows] == [full, left, full, full] and 0 < left < full
