@@ -1,6 +1,6 @@
 """Check that a graph keeps the contract of the normal form, and name the pass that broke it.
 
-Set `REPL_FX_CHECK=1` to run this between passes.
+With `REPL_FX_CHECK=1` the driver runs it behind each pass.
 Never touches: anything.
 """
 
@@ -15,9 +15,9 @@ from torch import Tensor, fx, nn
 from repl_fx.errors import BrokenGraph
 from repl_fx.graph.bridge import digraph, leading_to
 from repl_fx.graph.captured import attribute, has_effect, is_tensor
+from repl_fx.graph.devices import mentions_device
 from repl_fx.graph.markers import leaf_call_operator
 from repl_fx.graph.state import used_by
-from repl_fx.passes.follow_device import mentions_device
 from repl_fx.surrogates.shared.synthesis import Synthesis
 
 _OPS = ("placeholder", "get_attr", "call_module", "call_function", "output")

@@ -24,21 +24,20 @@ from repl_fx.graph.bridge import digraph_with_writes, leading_to
 from repl_fx.graph.captured import CapturedModule, copy_graph, drop_dead, erase_dead
 from repl_fx.graph.state import prune_state_, used_by
 from repl_fx.passes.check_graph import check_surrogates
+from repl_fx.passes.driver import Result
 from repl_fx.plan import Plan, Replacement
 from repl_fx.surrogates import Site, make_surrogate
 
 
 @dataclass(frozen=True)
-class ReplaceResult:
+class ReplaceResult(Result):
     """A rewritten graph.
 
     Attributes:
-        graph_module: the graph with surrogates.
         replaced: names of the blocks that are gone.
         removed: paths of the parameters and buffers that are gone.
     """
 
-    graph_module: CapturedModule
     replaced: tuple[str, ...]
     removed: tuple[str, ...]
 
@@ -57,7 +56,7 @@ def replace_blocks(gm: fx.GraphModule, repeats: Sequence[Repeat], plan: Plan) ->
         plan: from `repl_fx.make_plan`.
 
     Returns:
-        A new graph module that shares the tensors of what is kept.
+        A new graph module, whose code is not written yet, that shares the tensors of what is kept.
 
     Raises:
         PlanMismatch: the plan names a block the graph does not have, or its surrogate refuses it.
@@ -76,7 +75,6 @@ def replace_blocks(gm: fx.GraphModule, repeats: Sequence[Repeat], plan: Plan) ->
     drop_dead(result.graph)
     check_surrogates(result, {r.block: r.surrogate for r in plan.replacements}, gone)
     removed = prune_state_(result, used)
-    result.recompile()
     return ReplaceResult(result, tuple(r.block for r in plan.replacements), removed)
 
 

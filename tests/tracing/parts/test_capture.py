@@ -19,7 +19,7 @@ from repl_fx.artifact import load_artifact
 from repl_fx.export import export_onnx, verify_onnx
 from repl_fx.graph.captured import CapturedModule
 from repl_fx.passes.fold_surrogates import is_synthesis
-from repl_fx.pipeline import repeats_of
+from repl_fx.planning.part_repeats import repeats_of
 from repl_fx.tracing.parts.method_calls import MethodCalls
 
 Inputs = tuple[list[Tensor], list[dict[str, Tensor]]]
