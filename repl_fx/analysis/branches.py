@@ -12,6 +12,7 @@ Never touches: the graph.
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
 
 import networkx as nx
@@ -20,7 +21,7 @@ from torch import Tensor, fx
 from repl_fx.analysis.blocks import Block
 from repl_fx.analysis.linear_operators import LinearOperator, linear_operator_of
 from repl_fx.analysis.residual_units import ADDITIONS
-from repl_fx.graph.bridge import digraph, meeting_point, on_paths
+from repl_fx.graph.bridge import digraph, leading_to, meeting_point, on_paths, reached_from
 
 
 @dataclass(frozen=True, eq=False)
@@ -80,7 +81,7 @@ def split_branches(gm: fx.GraphModule, block: Block) -> Split:
     branches = []
     for join in (n for n in nodes if n in spine):
         for root in join.all_input_nodes:
-            if root in spine or root not in whole or not (({root} | nx.ancestors(whole, root)) & operators.keys()):
+            if root in spine or root not in whole or not (leading_to(whole, [root]) & operators.keys()):
                 continue
             if join.target not in ADDITIONS:
                 return Split(reason=f"a branch joins the spine by {join.name}, which is no addition")
@@ -103,22 +104,22 @@ def _branch(
     operators: dict[fx.Node, LinearOperator],
 ) -> Branch | str:
     off_spine = whole.subgraph(n for n in whole if n not in spine)
-    members = {root} | nx.ancestors(off_spine, root)
+    members = leading_to(off_spine, [root])
     inside = whole.subgraph(members)
-    streamed = set().union(*(nx.descendants(whole, n) for n in spine)) if spine else set()
+    streamed = reached_from(whole, spine)
     own = [operators[n] for n in sorted(members & operators.keys()) if n in streamed]
     if not own:
         return f"the branch that ends in {root.name} does not depend on the block's input"
     nodes = {m.node for m in own}
     heads = [m for m in own if not (nx.ancestors(inside, m.node) & nodes)]
     # Cross attention reads the encoder's memory besides the stream; only what reads the stream starts the span.
-    heads = [m for m in heads if m.input in spine or m.input in streamed] or heads
+    heads = [m for m in heads if m.input in streamed] or heads
     entries = [m for m in heads if m.input is heads[0].input]
     output = meeting_point(inside, nodes, root)
     tails = [m for m in own if not (nx.descendants(inside, m.node) & nodes)]
-    exits = [m for m in tails if _same_shape(m.node, output)]
+    exits = [m for m in tails if same_shape(m.node, output)]
     if not exits:
-        exits = [m for m in own if _same_shape(m.node, output) and m.node is not entries[0].node][-1:]
+        exits = [m for m in own if same_shape(m.node, output) and m.node is not entries[0].node][-1:]
     if not exits:
         return f"no mixing operator of the branch that ends in {root.name} makes a value of its shape"
     return Branch(
@@ -134,6 +135,14 @@ def _branch(
     )
 
 
-def _same_shape(a: fx.Node, b: fx.Node) -> bool:
+def behind_entries(branch: Branch, stops: Collection[fx.Node] = ()) -> list[fx.Node]:
+    """The nodes of a branch that depend on its entries by a path without any of `stops`, in program order."""
+    entries = [linear.node for linear in branch.entries]
+    inside = digraph(node for node in branch.nodes if node in entries or node not in stops)
+    return sorted(reached_from(inside, entries).difference(entries))
+
+
+def same_shape(a: fx.Node, b: fx.Node) -> bool:
+    """Whether two values are tensors of one shape, symbolic sizes and all."""
     ours, theirs = a.meta.get("val"), b.meta.get("val")
     return isinstance(ours, Tensor) and isinstance(theirs, Tensor) and str(ours.shape) == str(theirs.shape)

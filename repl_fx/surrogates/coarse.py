@@ -34,10 +34,11 @@ from torch import Tensor, fx, nn
 from repl_fx._torch import pytree
 from repl_fx.analysis.attention import find_attention, mixes_by_map, sees_all_positions
 from repl_fx.analysis.linear_operators import LinearOperator, linear_operator_of
+from repl_fx.graph.bridge import digraph, leading_to
 from repl_fx.graph.captured import writes_in_place
 from repl_fx.surrogates.shared.activations import is_activation
 from repl_fx.surrogates.shared.blended_weights import BlendedWeight, BlendSynthesis, find_weights, on_state
-from repl_fx.surrogates.shared.branch_edits import has_no_state, leading_to, zero_init_norms, zero_init_operators
+from repl_fx.surrogates.shared.branch_edits import has_no_state, zero_init_norms, zero_init_operators
 from repl_fx.surrogates.shared.builder import Builder
 from repl_fx.surrogates.shared.norms import fresh_norm, norm_at
 from repl_fx.surrogates.shared.registry import Match, Surrogate, check_thin_settings, register_surrogate
@@ -237,7 +238,7 @@ def _calls(site: Site, joins: frozenset[fx.Node], ratio: float) -> tuple[Windows
     windows = _windows(site, given, ratio)
     values: dict[fx.Node, Any] = {site.input: site.value_of(windows.fewer, given)}
     calls = []
-    for node in leading_to(site.block, last):
+    for node in sorted(leading_to(digraph(site.block.nodes), [last])):
         if node.op == "get_attr":
             continue
         # The additions are made out of place.

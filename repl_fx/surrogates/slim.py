@@ -32,9 +32,10 @@ from torch import Tensor, fx, nn
 
 from repl_fx.analysis.linear_operators import CONVOLUTIONS, LinearOperator, linear_operator_of
 from repl_fx.analysis.residual_units import ADDITIONS, MULTIPLICATIONS
+from repl_fx.graph.bridge import digraph, leading_to
 from repl_fx.graph.captured import share_tensors
 from repl_fx.surrogates.shared.activations import is_activation
-from repl_fx.surrogates.shared.branch_edits import has_no_state, leading_to, zero_init_norms, zero_init_operators
+from repl_fx.surrogates.shared.branch_edits import has_no_state, zero_init_norms, zero_init_operators
 from repl_fx.surrogates.shared.builder import Builder
 from repl_fx.surrogates.shared.norms import ThinNorm, fresh_norm, norm_at
 from repl_fx.surrogates.shared.registry import Match, Surrogate, check_thin_settings, register_surrogate
@@ -188,7 +189,7 @@ class Slim(Surrogate[SlimConfig, SlimMatch]):
         if not isinstance(given.shape[1], int):
             raise Unfit("the channels of its stream are not along axis 1")
         planner = _Planner(site, self._width(site), synthesised=self.config.weights == "neighbours")
-        for node in leading_to(block, block.output):
+        for node in sorted(leading_to(digraph(block.nodes), [block.output])):
             planner.add(node)
         if planner.axes[block.output] != 1 or not any(step.linear for step in planner.steps):
             raise Unfit("the channels of its output are not along axis 1")

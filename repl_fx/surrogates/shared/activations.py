@@ -5,13 +5,14 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import takewhile
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
-from repl_fx.analysis.branches import Branch
+from repl_fx.analysis.branches import Branch, behind_entries, same_shape
 from repl_fx.graph.captured import share_tensors
 from repl_fx.graph.pickling import function_as_data
 from repl_fx.running.untouched import seeded
@@ -110,21 +111,13 @@ class ElementwiseCall(nn.Module):
 def find_activation(gm: fx.GraphModule, branch: Branch) -> Activation | None:
     """The first nonlinearity on the way from the branch's entries to its exits."""
     exits = {linear.node for linear in branch.exits}
-    reached = {linear.node for linear in branch.entries}
-    for node in branch.nodes:
-        if node in reached or not any(feeder in reached for feeder in node.all_input_nodes):
-            continue
-        if node in exits:
-            break
-        if is_activation(gm, node):
-            return Activation(node)
-        reached.add(node)
-    return None
+    between = takewhile(lambda node: node not in exits, behind_entries(branch))
+    return next((Activation(node) for node in between if is_activation(gm, node)), None)
 
 
 def is_activation(gm: fx.GraphModule, node: fx.Node) -> bool:
     given = node.args[0] if node.args else None
-    if not isinstance(given, fx.Node) or not _same_shape(given, node) or node.meta.get("passes_through"):
+    if not isinstance(given, fx.Node) or not same_shape(given, node) or node.meta.get("passes_through"):
         return False
     if node.op == "call_function":
         return node.target in _FUNCTIONS
@@ -161,7 +154,3 @@ def _is_elementwise_nonlinearity(module: nn.Module) -> bool:
         return False
     curve = whole.flatten().diff().diff()
     return bool(curve.abs().max() > 1e-3)
-
-
-def _same_shape(a: fx.Node, b: fx.Node) -> bool:
-    return str(getattr(a.meta.get("val"), "shape", None)) == str(getattr(b.meta.get("val"), "shape", 0))
