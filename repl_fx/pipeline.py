@@ -16,7 +16,7 @@ from repl_fx.analysis.blocks import Block, Repeat
 from repl_fx.analysis.side_outputs import only_returned
 from repl_fx.arguments import require_args, require_kind, require_module
 from repl_fx.config import check_passes
-from repl_fx.errors import NothingToReplace, PlanMismatch, one_line
+from repl_fx.errors import ForeignError, NothingToReplace, PlanMismatch, foreign_code
 from repl_fx.graph.assigned_buffers import assigned_by
 from repl_fx.graph.gc_pause import collection_paused
 from repl_fx.graph.kinds import dtype_name
@@ -533,10 +533,11 @@ class _Trials:
     def _try(self, replacements: tuple[Replacement, ...]) -> str | None:
         keys = ", ".join(dict.fromkeys(replacement.surrogate for replacement in replacements))
         try:
-            graphs = _apply(self.found, Plan(replacements, (), "", self.seed))
-        except Exception as problem:
-            # A surrogate that cannot be built here is refused like one that cannot be trained.
-            return f"{keys} cannot be built here: {one_line(problem)}"
+            # A surrogate may be a package's. One that cannot be built here is refused like one that cannot be trained.
+            with foreign_code():
+                graphs = _apply(self.found, Plan(replacements, (), "", self.seed))
+        except ForeignError as problem:
+            return f"{keys} cannot be built here: {problem}"
         removed, made = {}, {}
         for name in (replacement.block for replacement in replacements):
             part = next(part for part in self.found if name in part.blocks)
