@@ -71,12 +71,12 @@ PARTS = {
     ("torch.export", "export"): EXPORT,
     ("repl_fx.tracing.tracers", "lift_modules"): "lift_modules",
     ("repl_fx.tracing.tracers", "join_branches"): "join_branches",
-    ("repl_fx.tracing.capture", "merge_modes"): "merge_modes",
+    ("repl_fx.tracing.capture", "merge_modes_"): "merge_modes",
     ("repl_fx.tracing.capture", "follow_device_"): "follow_device",
     ("repl_fx.pipeline", "capture_parts"): REST,
-    ("repl_fx.pipeline", "find_repeats"): "find_repeats",
+    ("repl_fx.planning.part_repeats", "find_repeats"): "find_repeats",
     ("repl_fx.pipeline", "_plan"): "make_plan",
-    ("repl_fx.pipeline", "replace_blocks"): "replace_blocks",
+    ("repl_fx.planning.trials", "replace_blocks"): "replace_blocks",
 }
 # A share of the pass that calls it, shown below it and not counted twice.
 SPLIT = ("repl_fx.surrogates.shared.site", "split_branches")

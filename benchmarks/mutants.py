@@ -73,7 +73,7 @@ TESTS: dict[str, tuple[str, ...]] = {
     "repl_fx/surrogates/auto.py": ("tests/surrogates/shared/test_registry.py", "tests/surrogates/test_coarse.py"),
     "repl_fx/surrogates/shared/branch_edits.py": (
         "tests/surrogates/shared/test_branch_edits.py",
-        "tests/passes/test_check_training.py",
+        "tests/planning/test_check_training.py",
     ),
     "repl_fx/surrogates/shared/channels.py": ("tests/passes/test_write_in_place.py",),
     "repl_fx/surrogates/identity.py": ("tests/test_pipeline.py",),

@@ -16,25 +16,40 @@ Never touches: other syntheses; what reads the results; `state_dict` keys.
 from __future__ import annotations
 
 import operator
+from dataclasses import dataclass
 
 from torch import fx
 
 from repl_fx.graph.captured import add_module, drop_dead, get_attr, unique_name
+from repl_fx.passes.driver import Result
 from repl_fx.surrogates.shared.synthesis import BlendingSynthesis, SynthesisBatch
 
 
-def batch_syntheses_(gm: fx.GraphModule) -> tuple[str, ...]:
-    """Put all syntheses that can be done together into one call; the caller recompiles the graph.
+@dataclass(frozen=True)
+class BatchResult(Result):
+    """A graph whose syntheses are done together.
+
+    Attributes:
+        batched: names of the nodes that were put together.
+    """
+
+    batched: tuple[str, ...]
+
+    @property
+    def modified(self) -> bool:
+        """Whether there were at least two to put together."""
+        return bool(self.batched)
+
+
+def batch_syntheses_(gm: fx.GraphModule) -> BatchResult:
+    """Put all syntheses that can be done together into one call.
 
     Args:
-        gm: a rewritten graph.
-
-    Returns:
-        Names of the nodes that were put together; none where there are fewer than two.
+        gm: a rewritten graph, changed in place.
     """
     nodes = [node for node in gm.graph.nodes if _joinable(gm, node)]
     if len(nodes) < 2:
-        return ()
+        return BatchResult(gm, ())
     members = [_synthesis(gm, node) for node in nodes]
     batch = SynthesisBatch(members, [len(node.args) for node in nodes])
     batch.train(gm.training)
@@ -55,7 +70,7 @@ def batch_syntheses_(gm: fx.GraphModule) -> tuple[str, ...]:
         node.replace_all_uses_with(part, propagate_meta=False)
         gm.graph.erase_node(node)
     drop_dead(gm.graph)
-    return names
+    return BatchResult(gm, names)
 
 
 def _sources(node: fx.Node) -> list[fx.Node]:

@@ -1,6 +1,6 @@
 """Check that a graph keeps the contract of the normal form, and name the pass that broke it.
 
-Set `REPL_FX_CHECK=1` to run this between passes.
+With `REPL_FX_CHECK=1` the driver runs it behind each pass.
 Never touches: anything.
 """
 
@@ -13,10 +13,11 @@ from collections.abc import Collection, Mapping
 from torch import Tensor, fx, nn
 
 from repl_fx.errors import BrokenGraph
+from repl_fx.graph.bridge import digraph, leading_to
 from repl_fx.graph.captured import attribute, has_effect, is_tensor
+from repl_fx.graph.devices import mentions_device
 from repl_fx.graph.markers import leaf_call_operator
 from repl_fx.graph.state import used_by
-from repl_fx.passes.follow_device import mentions_device
 from repl_fx.surrogates.shared.synthesis import Synthesis
 
 _OPS = ("placeholder", "get_attr", "call_module", "call_function", "output")
@@ -85,14 +86,8 @@ def _unread(node: fx.Node, useful: Collection[fx.Node]) -> str | None:
 
 def _useful(gm: fx.GraphModule) -> set[fx.Node]:
     """The nodes that the outputs depend on, and those that write somewhere, with what these depend on."""
-    found: set[fx.Node] = set()
-    pending = [n for n in gm.graph.nodes if n.op == "output" or (n.op == "call_function" and has_effect(n))]
-    while pending:
-        node = pending.pop()
-        if node not in found:
-            found.add(node)
-            pending += node.all_input_nodes
-    return found
+    ends = [n for n in gm.graph.nodes if n.op == "output" or (n.op == "call_function" and has_effect(n))]
+    return leading_to(digraph(gm.graph.nodes), ends)
 
 
 def _problem(gm: fx.GraphModule, node: fx.Node) -> str | None:

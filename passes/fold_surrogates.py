@@ -28,20 +28,19 @@ from repl_fx.graph.captured import (
     has_effect,
 )
 from repl_fx.graph.state import prune_state_, used_by
+from repl_fx.passes.driver import Result
 from repl_fx.surrogates.shared.site import surrogate_path
 from repl_fx.surrogates.shared.synthesis import Synthesis
 
 
 @dataclass(frozen=True)
-class FoldResult:
+class FoldResult(Result):
     """A graph for inference.
 
     Attributes:
-        graph_module: the folded copy.
         folded: names of the synthesis nodes that became constants.
     """
 
-    graph_module: fx.GraphModule
     folded: tuple[str, ...]
 
     @property
@@ -57,7 +56,8 @@ def fold_surrogates(gm: fx.GraphModule) -> FoldResult:
         gm: a graph, rewritten or not, in any mode; it is not changed.
 
     Returns:
-        A copy that shares the tensors of what is kept; `folded` is empty when there was nothing to fold.
+        A copy, whose code is not written yet, that shares the tensors of what is kept; `folded` is empty when there was
+        nothing to fold.
 
     Raises:
         NotFoldable: a synthesis depends on an activation; names the synthesis and the input.
@@ -65,7 +65,6 @@ def fold_surrogates(gm: fx.GraphModule) -> FoldResult:
     result = copy_graph(gm, compiled=False)
     syntheses = [node for node in result.graph.nodes if is_synthesis(result, node)]
     if not syntheses:
-        result.recompile()
         return FoldResult(result, ())
     used = used_by(result)
     constants = _constant_nodes(result, syntheses)
@@ -84,7 +83,6 @@ def fold_surrogates(gm: fx.GraphModule) -> FoldResult:
     erase_dead(result.graph, constants)
     drop_dead(result.graph)
     prune_state_(result, used)
-    result.recompile()
     return FoldResult(result, names)
 
 

@@ -11,31 +11,49 @@ Never touches: devices other than the one the model was captured on, which the m
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import fx, nn
+from torch import fx
 
+from repl_fx.graph.devices import is_device, mentions_device
 from repl_fx.graph.runtime import enter_autocast
+from repl_fx.passes.driver import Result
 
 ANCHOR = "device_anchor"
 
 
-def follow_device_(graph: fx.Graph, root: nn.Module, device: torch.device) -> int:
+@dataclass(frozen=True)
+class FollowResult(Result):
+    """A graph whose constants follow the module.
+
+    Attributes:
+        following: names of the nodes that named a device.
+    """
+
+    following: tuple[str, ...]
+
+    @property
+    def modified(self) -> bool:
+        """Whether any node named the device."""
+        return bool(self.following)
+
+
+def follow_device_(gm: fx.GraphModule, device: torch.device) -> FollowResult:
     """Replace every literal of the capture device by a read of where the module is now.
 
     Args:
-        graph: changed in place.
-        root: the module tree it refers to; gets the anchor when one is needed.
+        gm: changed in place; gets the anchor when one is needed, and keeps the device in its `meta`, so that
+            `check_graph` finds what still names it.
         device: where the model and its inputs were when they were captured.
-
-    Returns:
-        How many nodes follow the module now.
     """
+    graph = gm.graph
+    gm.meta["device"] = device
     constants = [n for n in graph.nodes if n.op == "call_function" and mentions_device(n, device)]
     if not constants:
-        return 0
-    root.register_buffer(ANCHOR, torch.empty(0, device=device), persistent=False)
+        return FollowResult(gm, ())
+    gm.register_buffer(ANCHOR, torch.empty(0, device=device), persistent=False)
     with graph.inserting_before(next(n for n in graph.nodes if n.op != "placeholder")):
         anchor = graph.create_node("get_attr", ANCHOR)
         anchor.meta["val"] = torch.empty(0, device="meta")
@@ -46,7 +64,7 @@ def follow_device_(graph: fx.Graph, root: nn.Module, device: torch.device) -> in
     for node in constants:
 
         def follow(value: Any, node: fx.Node = node) -> Any:
-            if _is_here(value, device):
+            if is_device(value, device):
                 return here
             return kind if node.target is enter_autocast and value == device.type else value
 
@@ -54,17 +72,4 @@ def follow_device_(graph: fx.Graph, root: nn.Module, device: torch.device) -> in
         node.kwargs = fx.node.map_aggregate(node.kwargs, follow)
     if not kind.users:
         graph.erase_node(kind)
-    return len(constants)
-
-
-def mentions_device(node: fx.Node, device: torch.device) -> bool:
-    """Whether an argument of a node, at any depth, is the literal `device`."""
-    found: list[Any] = []
-    fx.node.map_aggregate((node.args, node.kwargs), lambda v: found.append(v) if _is_here(v, device) else None)
-    return bool(found) or (node.target is enter_autocast and node.args[0] == device.type)
-
-
-def _is_here(value: Any, device: torch.device) -> bool:
-    if not isinstance(value, torch.device) or value.type != device.type:
-        return False
-    return value.index is None or device.index is None or value.index == device.index
+    return FollowResult(gm, tuple(node.name for node in constants))

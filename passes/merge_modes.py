@@ -17,7 +17,7 @@ Leaf modules hold their own mode, so most models need nothing at all. Where a li
 and `.eval()` set is read live: the flag of the module whose forward holds the operator, so that a part of the model can
 be frozen in evaluation mode. Where nodes differ, both stretches go into a `ModeSwitch`, which stands in the innermost
 module around them; the modules it calls stay where they are and come in as arguments.
-Never touches: the graphs it is given.
+Never touches: the evaluation graph.
 """
 
 from __future__ import annotations
@@ -44,22 +44,21 @@ from repl_fx.graph.captured import (
     writes_in_place,
 )
 from repl_fx.graph.runtime import ModeSwitch, call_module, select_mode
+from repl_fx.passes.driver import Result
 
 _OUTSIDE = ("placeholder", "get_attr")
 _COPIES = (torch.ops.aten.clone.default, torch.ops.aten.contiguous.default)
 
 
 @dataclass(frozen=True)
-class MergeResult:
-    """The steps that merging the modes took.
+class MergeResult(Result):
+    """A graph that is right in both modes.
 
     Attributes:
-        graph: right in both modes.
         literals: arguments that now depend on the mode.
         switches: stretches of the graph of which each mode has its own.
     """
 
-    graph: fx.Graph
     literals: int
     switches: int
 
@@ -69,23 +68,19 @@ class MergeResult:
         return bool(self.literals or self.switches)
 
 
-def merge_modes(train: fx.Graph, evaluation: fx.Graph, root: nn.Module) -> MergeResult:
-    """Bring the graphs of both modes together.
+def merge_modes_(gm: fx.GraphModule, evaluation: fx.Graph) -> MergeResult:
+    """Let the training graph of a model compute evaluation mode too, by the modes of its modules.
 
     Args:
-        train: the model's graph in training mode.
-        evaluation: its graph in evaluation mode.
-        root: the module tree both refer to; mode switches are added to it.
-
-    Returns:
-        A copy of the training graph that computes either, by the modes of the modules in `root`.
+        gm: the model's graph in training mode, changed in place; mode switches are added to its modules.
+        evaluation: the graph in evaluation mode, over the same modules; it is not changed.
     """
-    merger = _Merger(copy.deepcopy(train), copy.deepcopy(evaluation), root)
+    merger = _Merger(gm.graph, copy.deepcopy(evaluation), gm)
     merger.align()
     merger.compare()
     merger.build_switches()
     drop_dead(merger.graph)
-    return MergeResult(merger.graph, merger.literals, merger.switches)
+    return MergeResult(gm, merger.literals, merger.switches)
 
 
 @dataclass(eq=False)

@@ -20,24 +20,24 @@ from torch import fx
 from repl_fx.analysis.blocks import Block, Repeat
 from repl_fx.analysis.side_outputs import return_none_
 from repl_fx.errors import PlanMismatch
-from repl_fx.graph.captured import CapturedModule, copy_graph, drop_dead, erase_dead, memory_of, writes_in_place
+from repl_fx.graph.bridge import digraph_with_writes, leading_to
+from repl_fx.graph.captured import CapturedModule, copy_graph, drop_dead, erase_dead
 from repl_fx.graph.state import prune_state_, used_by
 from repl_fx.passes.check_graph import check_surrogates
+from repl_fx.passes.driver import Result
 from repl_fx.plan import Plan, Replacement
 from repl_fx.surrogates import Site, make_surrogate
 
 
 @dataclass(frozen=True)
-class ReplaceResult:
+class ReplaceResult(Result):
     """A rewritten graph.
 
     Attributes:
-        graph_module: the graph with surrogates.
         replaced: names of the blocks that are gone.
         removed: paths of the parameters and buffers that are gone.
     """
 
-    graph_module: CapturedModule
     replaced: tuple[str, ...]
     removed: tuple[str, ...]
 
@@ -56,7 +56,7 @@ def replace_blocks(gm: fx.GraphModule, repeats: Sequence[Repeat], plan: Plan) ->
         plan: from `repl_fx.make_plan`.
 
     Returns:
-        A new graph module that shares the tensors of what is kept.
+        A new graph module, whose code is not written yet, that shares the tensors of what is kept.
 
     Raises:
         PlanMismatch: the plan names a block the graph does not have, or its surrogate refuses it.
@@ -75,7 +75,6 @@ def replace_blocks(gm: fx.GraphModule, repeats: Sequence[Repeat], plan: Plan) ->
     drop_dead(result.graph)
     check_surrogates(result, {r.block: r.surrogate for r in plan.replacements}, gone)
     removed = prune_state_(result, used)
-    result.recompile()
     return ReplaceResult(result, tuple(r.block for r in plan.replacements), removed)
 
 
@@ -136,23 +135,10 @@ def _readers(gm: CapturedModule) -> dict[str, list[fx.Node]]:
 
 
 def _kept(nodes: Sequence[fx.Node]) -> set[fx.Node]:
-    """The nodes of a block that something behind it reads, and those that write into what these read.
-
-    A slice that is written into has no user besides the write, and the write may have none: `scores[:, 1:] = chunks`.
-    """
+    """The nodes of a block that something behind it reads, and those that write into what these read."""
     inside = set(nodes)
-    memory = {node: memory_of(node) for node in nodes}
-    pending = [node for node in nodes if any(user not in inside for user in node.users)]
-    kept: set[fx.Node] = set()
-    while pending:
-        while pending:
-            node = pending.pop()
-            if node not in kept:
-                kept.add(node)
-                pending += [feeder for feeder in node.all_input_nodes if feeder in inside]
-        read = {memory[node] for node in kept}
-        pending = [node for node in nodes if node not in kept and writes_in_place(node) and memory[node] in read]
-    return kept
+    read = [node for node in nodes if any(user not in inside for user in node.users)]
+    return leading_to(digraph_with_writes(nodes), read)
 
 
 def _latest(value: fx.Node, forward: Mapping[fx.Node, fx.Node]) -> fx.Node:

@@ -22,6 +22,7 @@ from torch import fx, nn
 
 from repl_fx.analysis.residual_units import ADDITIONS, MULTIPLICATIONS
 from repl_fx.graph.captured import writes_in_place
+from repl_fx.passes.driver import Result
 from repl_fx.surrogates.shared.channels import put_channels, take_channels
 
 _RELUS = {torch.ops.aten.relu.default, torch.ops.aten.relu_.default, F.relu, torch.relu, torch.Tensor.relu}
@@ -47,14 +48,27 @@ class _Slice:
     new: fx.Node
 
 
-def write_in_place_(gm: fx.GraphModule) -> tuple[str, ...]:
-    """Let slim blocks write into the stream where nothing else reads it; the caller recompiles the graph.
+@dataclass(frozen=True)
+class InPlaceResult(Result):
+    """A graph whose slim blocks write into the stream.
+
+    Attributes:
+        removed: names of the concatenations that are gone.
+    """
+
+    removed: tuple[str, ...]
+
+    @property
+    def modified(self) -> bool:
+        """Whether any concatenation could go."""
+        return bool(self.removed)
+
+
+def write_in_place_(gm: fx.GraphModule) -> InPlaceResult:
+    """Let slim blocks write into the stream where nothing else reads it.
 
     Args:
-        gm: a rewritten graph.
-
-    Returns:
-        Names of the concatenations that are gone.
+        gm: a rewritten graph, changed in place.
     """
     names = []
     for node in gm.graph.find_nodes(op="call_function", target=torch.cat):
@@ -62,7 +76,7 @@ def write_in_place_(gm: fx.GraphModule) -> tuple[str, ...]:
         if found is not None:
             names.append(node.name)
             _write(gm, found)
-    return tuple(names)
+    return InPlaceResult(gm, tuple(names))
 
 
 def _slice(gm: fx.GraphModule, node: fx.Node) -> _Slice | None:

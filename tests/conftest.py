@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import importlib
 import random
+from types import ModuleType
 
 import numpy as np
 import pytest
@@ -25,6 +27,16 @@ def _seeded() -> None:
     random.seed(0)
     np.random.seed(0)
     torch.manual_seed(0)
+
+
+@pytest.fixture
+def detection() -> ModuleType:
+    """The detection models of torchvision, which run where its own operators do not load, too."""
+    pytest.importorskip("torchvision")
+    from benchmarks.zoo_models.torchvision_ops import give_kernels
+
+    give_kernels()
+    return importlib.import_module("torchvision.models.detection")
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:

@@ -171,8 +171,9 @@ def test_the_pass_of_the_docs_works() -> None:
     model = torch.nn.Sequential(torch.nn.Linear(4, 4), torch.nn.Dropout(0.5), torch.nn.Linear(4, 4))
     x = torch.randn(2, 4)
     gm = repl_fx.capture(model, (x,)).train()
-    assert names["without_dropout"](gm) == 1
+    assert names["without_dropout"](gm) is gm
     assert torch.equal(gm(x), model.eval()(x))
+    assert not names["remove_dropout_"](gm).modified
 
 
 def test_the_table_of_debug_variables_is_complete() -> None:

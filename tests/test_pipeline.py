@@ -4,6 +4,7 @@ import copy
 import warnings
 from collections.abc import Callable, Collection
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import pytest
@@ -13,6 +14,7 @@ from torch import Tensor, fx, nn
 from torch.utils.checkpoint import checkpoint
 
 import repl_fx
+from repl_fx.passes.driver import run_passes
 from repl_fx.passes.fold_surrogates import is_synthesis
 from repl_fx.passes.replace_blocks import replace_blocks
 from tests.nets import ConvNet, Counts, TokenNet, as_after_training, images, tokens
@@ -67,7 +69,7 @@ def test_replacing_nothing_changes_no_bit(
     repeats = repl_fx.find_repeats(gm)
     assert [len(repeat) for repeat in repeats] == [depth]
     plan = replace(repl_fx.make_plan(gm, repeats), replacements=())
-    same = replace_blocks(gm, repeats, plan)
+    same = run_passes(gm, partial(replace_blocks, repeats=repeats, plan=plan))
     assert not same.modified
     expected, found = _both_modes(model, x), _both_modes(same.graph_module, x)
     assert all(torch.equal(a, b) for a, b in zip(expected, found, strict=True))

@@ -17,8 +17,8 @@ from unittest.mock import patch
 import torch
 
 from benchmarks.zoo_models.case import Built, Case
+from benchmarks.zoo_models.torchvision_ops import give_kernels
 from benchmarks.zoo_models.weights import wake
-from repl_fx._foreign_libraries import make_importable
 
 KINDS = ("segmentation", "detection", "video", "optical_flow", "quantization")
 SIZE = 96
@@ -43,7 +43,7 @@ def cases() -> list[Case]:
 
 
 def _models() -> list[tuple[str, str]]:
-    make_importable()
+    give_kernels()
     from torchvision import models
 
     kind_of = {name: kind for kind in KINDS for name in models.list_models(module=getattr(models, kind))}

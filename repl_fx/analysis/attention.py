@@ -22,7 +22,7 @@ from torch import Tensor, fx
 
 from repl_fx._torch import example_of, has_example
 from repl_fx.analysis.branches import Branch
-from repl_fx.analysis.linear_operators import Mixer
+from repl_fx.analysis.linear_operators import LinearOperator
 from repl_fx.graph.captured import tensors_in
 
 SCALED_PRODUCTS = (torch.ops.aten.scaled_dot_product_attention.default, F.scaled_dot_product_attention)
@@ -44,14 +44,14 @@ class Attention:
 
     Attributes:
         core: the product of a map (batch, heads, positions, positions) with values.
-        mixer: the linear layer that makes the values (batch, heads, positions, c).
+        linear: the linear layer that makes the values (batch, heads, positions, c).
         units: for each head of the values, which of the layer's output units they are.
         batch_first: whether positions follow each other in the layer's result, example by example, and not the examples
             of a batch, position by position.
     """
 
     core: fx.Node
-    mixer: Mixer
+    linear: LinearOperator
     units: tuple[tuple[int, ...], ...]
     batch_first: bool
 
@@ -67,12 +67,14 @@ def find_attention(branch: Branch) -> Attention | str:
     if len(found) != 1:
         return f"the branch that ends in {branch.root.name} has {len(found)} products with an attention map, not one"
     core, values = found[0]
-    makers = {mixer.node: mixer for mixer in branch.mixers if mixer.kind == "linear" and mixer.weight is not None}
+    makers = {
+        linear.node: linear for linear in branch.operators if linear.kind == "linear" and linear.weight is not None
+    }
     path = _views_back(values, set(makers))
     if path is None:
         return f"the values of {core.name} are no view of what one linear layer makes"
-    mixer = makers[path[-1]]
-    if mixer.input is not branch.input:
+    linear = makers[path[-1]]
+    if linear.input is not branch.input:
         return f"the values of {core.name} are not made from the block's stream"
     if [*_shape(core)[:1], *_shape(core)[2:]] != [*_shape(values)[:1], *_shape(values)[2:]]:
         return f"{core.name} does not give one value for each position of {branch.input.name}"
@@ -82,7 +84,7 @@ def find_attention(branch: Branch) -> Attention | str:
     laid = _layout(list(reversed(path)))
     if laid is None:
         return f"the heads of {core.name} do not hold their values position by position"
-    return Attention(core, mixer, *laid)
+    return Attention(core, linear, *laid)
 
 
 def _values(node: fx.Node) -> fx.Node | None:

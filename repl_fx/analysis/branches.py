@@ -3,24 +3,25 @@ r"""Split a block into its spine and its branches, by structure alone.
     x ----------------------- add ------------------------------ add --- out      the spine
       \- norm - qkv - … - proj -/ \- norm - fc1 - gelu - fc2 ----/               two branches
 
-The spine holds the nodes on a path from the block's input to its output that passes no mixer; a block with several
-streamed values has such a path for each. A branch hangs on it
-through one residual add. Its entry mixers have no mixer before them in the branch, its exit mixers none after; the
-span between them is what a thin surrogate can stand for.
+The spine holds the nodes on a path from the block's input to its output that passes no linear operator; a block with
+several streamed values has such a path for each. A branch hangs on it through one residual add. Its entry operators
+have no linear operator before them in the branch, its exit operators none after; a thin surrogate can stand for the
+span between them.
 Never touches: the graph.
 """
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
 
 import networkx as nx
 from torch import Tensor, fx
 
 from repl_fx.analysis.blocks import Block
-from repl_fx.analysis.linear_operators import Mixer, mixer_of
+from repl_fx.analysis.linear_operators import LinearOperator, linear_operator_of
 from repl_fx.analysis.residual_units import ADDITIONS
-from repl_fx.graph.bridge import digraph, meeting_point, on_paths
+from repl_fx.graph.bridge import digraph, leading_to, meeting_point, on_paths, reached_from
 
 
 @dataclass(frozen=True, eq=False)
@@ -32,9 +33,9 @@ class Branch:
         join: the addition.
         stream: which of the block's streamed values it is added to, from 0.
         nodes: the branch, in program order.
-        mixers: its mixers, in program order.
-        entries: mixers that read the span's input and have no mixer before them.
-        exits: mixers that make values like the span's output and have none after.
+        operators: its linear operators, in program order.
+        entries: linear operators that read the span's input and have no linear operator before them.
+        exits: linear operators that make values like the span's output and have none after.
         input: the value the span starts from.
         output: the value the span ends in: the first one that everything mixed passes through.
     """
@@ -43,9 +44,9 @@ class Branch:
     join: fx.Node
     stream: int
     nodes: tuple[fx.Node, ...]
-    mixers: tuple[Mixer, ...]
-    entries: tuple[Mixer, ...]
-    exits: tuple[Mixer, ...]
+    operators: tuple[LinearOperator, ...]
+    entries: tuple[LinearOperator, ...]
+    exits: tuple[LinearOperator, ...]
     input: fx.Node
     output: fx.Node
 
@@ -67,12 +68,12 @@ def split_branches(gm: fx.GraphModule, block: Block) -> Split:
         block: a block in it.
 
     Returns:
-        The split, or one with a reason: no path around the mixers, a gate on the spine, no branch.
+        The split, or one with a reason: no path around the linear operators, a gate on the spine, no branch.
     """
     nodes = sorted(block.nodes)
-    mixers = {node: mixer for node in nodes if (mixer := mixer_of(gm, node)) is not None}
+    operators = {node: linear for node in nodes if (linear := linear_operator_of(gm, node)) is not None}
     whole = digraph(sorted({*block.inputs, *nodes}))
-    unmixed = whole.subgraph(n for n in whole if n not in mixers)
+    unmixed = whole.subgraph(n for n in whole if n not in operators)
     paths = [on_paths(unmixed, given, made) for given, made in zip(block.inputs, block.outputs, strict=True)]
     if not all(paths):
         return Split(reason="it has no spine: every path through it passes a mixing operator")
@@ -80,12 +81,12 @@ def split_branches(gm: fx.GraphModule, block: Block) -> Split:
     branches = []
     for join in (n for n in nodes if n in spine):
         for root in join.all_input_nodes:
-            if root in spine or root not in whole or not (({root} | nx.ancestors(whole, root)) & mixers.keys()):
+            if root in spine or root not in whole or not (leading_to(whole, [root]) & operators.keys()):
                 continue
             if join.target not in ADDITIONS:
                 return Split(reason=f"a branch joins the spine by {join.name}, which is no addition")
             stream = next(i for i, path in enumerate(paths) if join in path)
-            branch = _branch(whole, root, join, stream, spine, mixers)
+            branch = _branch(whole, root, join, stream, spine, operators)
             if isinstance(branch, str):
                 return Split(reason=branch)
             branches.append(branch)
@@ -100,19 +101,19 @@ def _branch(
     join: fx.Node,
     stream: int,
     spine: set[fx.Node],
-    mixers: dict[fx.Node, Mixer],
+    operators: dict[fx.Node, LinearOperator],
 ) -> Branch | str:
     off_spine = whole.subgraph(n for n in whole if n not in spine)
-    members = {root} | nx.ancestors(off_spine, root)
+    members = leading_to(off_spine, [root])
     inside = whole.subgraph(members)
-    streamed = set().union(*(nx.descendants(whole, n) for n in spine)) if spine else set()
-    own = [mixers[n] for n in sorted(members & mixers.keys()) if n in streamed]
+    streamed = reached_from(whole, spine)
+    own = [operators[n] for n in sorted(members & operators.keys()) if n in streamed]
     if not own:
         return f"the branch that ends in {root.name} does not depend on the block's input"
     nodes = {m.node for m in own}
     heads = [m for m in own if not (nx.ancestors(inside, m.node) & nodes)]
     # Cross attention reads the encoder's memory besides the stream; only what reads the stream starts the span.
-    heads = [m for m in heads if m.input in spine or m.input in streamed] or heads
+    heads = [m for m in heads if m.input in streamed] or heads
     entries = [m for m in heads if m.input is heads[0].input]
     output = meeting_point(inside, nodes, root)
     tails = [m for m in own if not (nx.descendants(inside, m.node) & nodes)]
@@ -132,6 +133,13 @@ def _branch(
         entries[0].input,
         output,
     )
+
+
+def behind_entries(branch: Branch, stops: Collection[fx.Node] = ()) -> list[fx.Node]:
+    """The nodes of a branch that depend on its entries by a path without any of `stops`, in program order."""
+    entries = [linear.node for linear in branch.entries]
+    inside = digraph(node for node in branch.nodes if node in entries or node not in stops)
+    return sorted(reached_from(inside, entries).difference(entries))
 
 
 def _same_shape(a: fx.Node, b: fx.Node) -> bool:

@@ -1,7 +1,7 @@
 """Recognise parametric mixing operators: linear layers, convolutions, products with a parameter.
 
-A mixer reads an activation and a weight of two or more dimensions and mixes channels (or positions) with it. What a
-surrogate must know of one is which weight, how it is laid out, and along which axis of the activation it works.
+A linear operator reads an activation and a weight of two or more dimensions and mixes channels (or positions) with it.
+A surrogate must know which weight it reads, how that is laid out, and along which axis of the activation it works.
 """
 
 from __future__ import annotations
@@ -64,7 +64,7 @@ _NORM_MODULES = (
 
 
 @dataclass(frozen=True)
-class Mixer:
+class LinearOperator:
     """One parametric mixing operator.
 
     Attributes:
@@ -119,14 +119,14 @@ def matrix_like(tensor: Tensor) -> bool:
     return sum(size > 1 for size in tensor.shape) >= 2
 
 
-def mixer_of(gm: fx.GraphModule, node: fx.Node) -> Mixer | None:
-    """The mixer that a node is, None where it is none."""
+def linear_operator_of(gm: fx.GraphModule, node: fx.Node) -> LinearOperator | None:
+    """The linear operator that a node is, None where it is none."""
     if node.op == "call_module":
-        return _module_mixer(gm.get_submodule(str(node.target)), node)
+        return _module_operator(gm.get_submodule(str(node.target)), node)
     if node.op != "call_function":
         return None
     if node.target in _LINEAR_FUNCTIONS or node.target in _CONV_FUNCTIONS:
-        return _function_mixer(gm, node)
+        return _function_operator(gm, node)
     if node.target in _PRODUCTS:
         at, weight_at = _PRODUCTS[node.target]
         given, weight = node.args[at], node.args[weight_at]
@@ -134,20 +134,22 @@ def mixer_of(gm: fx.GraphModule, node: fx.Node) -> Mixer | None:
         if path is not None and isinstance(given, fx.Node):
             flat = attribute(gm, path).ndim == 2
             bias = node.target in (torch.ops.aten.addmm.default, torch.addmm)
-            return Mixer(node, given, path if flat else None, "linear" if flat else "other", not transposed, 1, bias)
+            return LinearOperator(
+                node, given, path if flat else None, "linear" if flat else "other", not transposed, 1, bias
+            )
         path, transposed = _weight_path(gm, given)
         if path is not None and isinstance(weight, fx.Node):
             # parameter @ activation mixes positions, along another axis than the last.
-            return Mixer(node, weight, None, "other")
+            return LinearOperator(node, weight, None, "other")
         return None
     weights = [f for f in node.all_input_nodes if _weight_path(gm, f)[0] is not None]
     activations = [f for f in node.all_input_nodes if f not in weights]
     if node.target is torch.ops.aten.einsum.default and weights and activations:
-        return Mixer(node, activations[0], None, "other")
+        return LinearOperator(node, activations[0], None, "other")
     return None
 
 
-def _module_mixer(module: nn.Module, node: fx.Node) -> Mixer | None:
+def _module_operator(module: nn.Module, node: fx.Node) -> LinearOperator | None:
     given = next(iter(node.all_input_nodes), None)
     if given is None or is_norm(module) or not any(matrix_like(p) for p in module.parameters()):
         return None
@@ -155,14 +157,14 @@ def _module_mixer(module: nn.Module, node: fx.Node) -> Mixer | None:
         return None
     path = f"{node.target}.weight"
     if not is_plain(module):
-        return Mixer(node, given, None, "other")
+        return LinearOperator(node, given, None, "other")
     bias = module.bias is not None
     if isinstance(module, nn.Linear):
-        return Mixer(node, given, path, "linear", bias=bias)
+        return LinearOperator(node, given, path, "linear", bias=bias)
     conv = cast("nn.Conv2d", module)
     centred = conv.padding_mode == "zeros" and _is_centred(conv.weight, conv.stride, conv.padding, conv.dilation)
     dilation = _each(conv.dilation, conv.weight.ndim - 2)
-    return Mixer(node, given, path, "conv", groups=conv.groups, bias=bias, centred=centred, dilation=dilation)
+    return LinearOperator(node, given, path, "conv", groups=conv.groups, bias=bias, centred=centred, dilation=dilation)
 
 
 def _is_centred(weight: Tensor, stride: Any, padding: Any, dilation: Any) -> bool:
@@ -183,23 +185,25 @@ def _each(value: Any, count: int) -> tuple[Any, ...]:
     return given if len(given) == count else given * count
 
 
-def _function_mixer(gm: fx.GraphModule, node: fx.Node) -> Mixer | None:
+def _function_operator(gm: fx.GraphModule, node: fx.Node) -> LinearOperator | None:
     given, weight = node.args[0], node.args[1]
     path, transposed = _weight_path(gm, weight)
     if not isinstance(given, fx.Node):
         return None
     bias = len(node.args) > 2 and node.args[2] is not None
     if node.target in _LINEAR_FUNCTIONS:
-        return Mixer(node, given, path, "linear" if path else "other", transposed, 1, bias)
+        return LinearOperator(node, given, path, "linear" if path else "other", transposed, 1, bias)
     if path is None or transposed:
-        return Mixer(node, given, None, "other")
+        return LinearOperator(node, given, None, "other")
     stride, padding, dilation, groups = (
         node.kwargs.get(name, node.args[i] if len(node.args) > i else default)
         for i, (name, default) in enumerate(_CONV_SETTINGS.items(), start=3)
     )
     stored = attribute(gm, path)
     centred = _is_centred(stored, stride, padding, dilation)
-    return Mixer(node, given, path, "conv", False, int(str(groups)), bias, centred, _each(dilation, stored.ndim - 2))
+    return LinearOperator(
+        node, given, path, "conv", False, int(str(groups)), bias, centred, _each(dilation, stored.ndim - 2)
+    )
 
 
 def _weight_path(gm: fx.GraphModule, value: Any) -> tuple[str | None, bool]:

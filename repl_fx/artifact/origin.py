@@ -15,8 +15,9 @@ from repl_fx.arguments import in_words
 from repl_fx.artifact.inputs import Inputs
 from repl_fx.artifact.manifest import Captured, Manifest, Model, Options
 from repl_fx.errors import BadInput
-from repl_fx.pipeline import TransformResult, lines_made
+from repl_fx.pipeline import TransformResult
 from repl_fx.plan import Plan
+from repl_fx.planning.structure import lines_made
 from repl_fx.running.python_state import ORIGIN
 from repl_fx.sources import Source
 from repl_fx.tracing.parts.capture import Part

@@ -35,7 +35,7 @@ def inspect_command(
     """Show what repeats in a model, with sizes and costs; for a directory, also what was replaced in it."""
     with running(as_json, verbose, quiet) as terminal:
         from repl_fx import capture_parts
-        from repl_fx.pipeline import repeats_of
+        from repl_fx.planning.part_repeats import repeats_of
         from repl_fx.report import (
             blocks_document,
             blocks_table,

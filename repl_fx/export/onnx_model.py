@@ -24,6 +24,7 @@ from repl_fx.export.optimizing import optimize_
 from repl_fx.export.stateless import drop_updates_
 from repl_fx.export.tensors import FlatInputs, FlatModule, evaluating, flatten_inputs, name_outputs
 from repl_fx.export.translations import TRANSLATIONS
+from repl_fx.passes.driver import run_passes
 from repl_fx.passes.fold_surrogates import fold_surrogates
 from repl_fx.running.untouched import untouched
 from repl_fx.tracing.dynamic_shapes import auto_shapes, batch_dims, dynamic_dims
@@ -94,7 +95,7 @@ def export_onnx(
     _check_opset(opset)
     source = gm
     if isinstance(gm, fx.GraphModule):
-        source = fold_surrogates(gm).graph_module
+        source = run_passes(gm, fold_surrogates).graph_module
         drop_updates_(source)
         lower_(source)
     # A forward that counts its calls or moves a buffer runs for the names of the outputs, and for the trace.

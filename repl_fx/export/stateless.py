@@ -8,12 +8,13 @@ Batch normalisation and the like update their statistics in training mode alone,
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 
 from torch import fx
 
 from repl_fx.errors import ExportError
 from repl_fx.graph.assigned_buffers import assigned_by
+from repl_fx.graph.bridge import digraph_with_writes, leading_to
 from repl_fx.graph.captured import drop_dead, memory_of, writes_in_place
 from repl_fx.graph.runtime import ModeSwitch, assign_buffer
 
@@ -31,7 +32,7 @@ def drop_updates_(gm: fx.GraphModule) -> int:
         ExportError: an output depends on a buffer that each forward changes; names the buffer.
     """
     updates = {node: buffer for node in gm.graph.nodes for buffer in _updated(gm, node)}
-    read = _leading_to_output(gm.graph)
+    read = leading_to(digraph_with_writes(gm.graph.nodes), gm.graph.find_nodes(op="output"))
     for buffer in dict.fromkeys(updates.values()):
         if any(n.op == "get_attr" and str(n.target) == buffer for n in read):
             raise ExportError(
@@ -66,21 +67,3 @@ def _updated(gm: fx.GraphModule, node: fx.Node) -> Iterator[str]:
                 yield str(source.target)
             if inner.target is assign_buffer and isinstance(owner := given.get(inner.args[0]), fx.Node):
                 yield f"{owner.target}.{inner.args[1]}".removeprefix("graph_root.")
-
-
-def _leading_to_output(graph: fx.Graph) -> set[fx.Node]:
-    """The nodes that the output node depends on, by values or by memory that they write into."""
-    writers: dict[fx.Node, list[fx.Node]] = {}
-    for node in graph.nodes:
-        if node.op == "call_function" and writes_in_place(node):
-            writers.setdefault(memory_of(node), []).append(node)
-    pending: list[fx.Node] = [node for node in graph.nodes if node.op == "output"]
-    found: set[fx.Node] = set()
-    while pending:
-        node = pending.pop()
-        if node in found:
-            continue
-        found.add(node)
-        feeders: Iterable[fx.Node] = node.all_input_nodes
-        pending += [*feeders, *writers.get(memory_of(node), ())] if node.op != "get_attr" else list(feeders)
-    return found

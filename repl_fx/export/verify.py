@@ -23,6 +23,7 @@ from repl_fx.export.session import OnnxSession
 from repl_fx.export.tensors import FlatInputs, batch_size, evaluating, flatten_inputs
 from repl_fx.export.verification import Verification
 from repl_fx.export.weights import Arrays, other_weights, weights_of, with_weights
+from repl_fx.passes.driver import run_passes
 from repl_fx.passes.fold_surrogates import fold_surrogates
 
 
@@ -136,7 +137,7 @@ def _localise(
     gm = outputs.module
     if not isinstance(gm, fx.GraphModule):
         raise BadInput(f"layers can only be compared in a graph, and {type(gm).__name__} is none; capture it first")
-    folded = fold_surrogates(gm).graph_module
+    folded = run_passes(gm, fold_surrogates).graph_module
     nodes = choose_nodes(folded.graph, wanted)
     fresh: Arrays = {}
     notes: tuple[str, ...] = ()

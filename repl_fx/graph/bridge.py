@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from itertools import chain
 from typing import Any
 
 import networkx as nx
 from torch import fx
+
+from repl_fx.graph.captured import memory_of, writes_in_place
 
 
 def digraph(nodes: Iterable[fx.Node]) -> nx.DiGraph[fx.Node]:
@@ -22,27 +25,42 @@ def digraph(nodes: Iterable[fx.Node]) -> nx.DiGraph[fx.Node]:
     return graph
 
 
+def digraph_with_writes(nodes: Iterable[fx.Node]) -> nx.DiGraph[fx.Node]:
+    """The data-flow graph, with an edge from each write in place to each computed value of the same memory.
+
+    A slice that is written into has no user besides the write, and the write may have none: `scores[:, 1:] = chunks`.
+    """
+    graph = digraph(nodes)
+    writers: dict[fx.Node, list[fx.Node]] = {}
+    for node in graph:
+        if writes_in_place(node):
+            writers.setdefault(memory_of(node), []).append(node)
+    for node in list(graph) if writers else ():
+        if node.op != "get_attr":
+            graph.add_edges_from((writer, node) for writer in writers.get(memory_of(node), ()))
+    return graph
+
+
+def reached_from(graph: nx.DiGraph[fx.Node], sources: Iterable[fx.Node]) -> set[fx.Node]:
+    """Those of the sources that are in the graph, and all nodes that depend on one of them."""
+    return set(chain.from_iterable(nx.bfs_layers(graph, [node for node in sources if node in graph])))
+
+
+def leading_to(graph: nx.DiGraph[fx.Node], ends: Iterable[fx.Node]) -> set[fx.Node]:
+    """Those of the ends that are in the graph, and all nodes that one of them depends on."""
+    return reached_from(graph.reverse(copy=False), ends)
+
+
 def on_paths(graph: nx.DiGraph[fx.Node], start: fx.Node, end: fx.Node) -> set[fx.Node]:
     """The nodes on any path from `start` to `end`, both included; empty when there is no path."""
-    if start not in graph or end not in graph or not nx.has_path(graph, start, end):
-        return set()
-    # The stubs of networkx want a graph of plain objects here.
-    plain: Any = graph
-    return ({start} | nx.descendants(plain, start)) & ({end} | nx.ancestors(plain, end))
+    return reached_from(graph, [start]) & leading_to(graph, [end])
 
 
 def meeting_point(graph: nx.DiGraph[fx.Node], sources: Iterable[fx.Node], end: fx.Node) -> fx.Node:
     """The first node that every path from every source to `end` passes: their nearest common post-dominator."""
-    above = nx.immediate_dominators(graph.reverse(copy=False), end)
-
-    def chain(node: fx.Node) -> list[fx.Node]:
-        found = [node]
-        while found[-1] is not end:
-            found.append(above[found[-1]])
-        return found
-
-    common: list[fx.Node] | None = None
-    for source in sources:
-        steps = chain(source)
-        common = steps if common is None else [node for node in common if node in set(steps)]
-    return end if not common else common[0]
+    # What feeds all sources is dominated, from the end, by what they have in common.
+    everything: Any = "feeds all sources"
+    backwards = graph.reverse()
+    backwards.add_edges_from((source, everything) for source in sources)
+    common: fx.Node = nx.immediate_dominators(backwards, end)[everything]
+    return common

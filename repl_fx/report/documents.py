@@ -9,8 +9,8 @@ from typing import Any
 from torch import fx
 
 from repl_fx.analysis.blocks import Block, Repeat
-from repl_fx.pipeline import BlockReport
 from repl_fx.plan import Plan
+from repl_fx.planning.report import BlockReport
 from repl_fx.report.costs import Costs
 from repl_fx.report.tables import block_flops, repeat_flops
 from repl_fx.tracing.parts.capture import CapturedParts

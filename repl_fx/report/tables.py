@@ -14,8 +14,8 @@ from rich.text import Text
 from torch import fx
 
 from repl_fx.analysis.blocks import Block, Repeat
-from repl_fx.pipeline import BlockReport
 from repl_fx.plan import Plan, Replacement
+from repl_fx.planning.report import BlockReport
 from repl_fx.report.costs import Costs
 from repl_fx.report.units import change, count, share, size, small
 from repl_fx.tracing.parts.capture import CapturedParts

@@ -1,7 +1,7 @@
 """`bottleneck`: the block's last branch becomes one thin layer made from units of the neighbours' branches.
 
-RepL's computing layer (arXiv 2605.19533). A branch runs from entry mixers (qkv, fc1, conv1) to exit mixers (proj, fc2,
-conv3). Its span becomes
+RepL's computing layer (arXiv 2605.19533). A branch runs from entry operators (qkv, fc1, conv1) to exit operators
+(proj, fc2, conv3). Its span becomes
 
     u = act(norm(W_in x + b_in))        r units
     u = depthwise(K, u)                 where the branch has a spatial kernel
@@ -39,7 +39,7 @@ from torch import Tensor, fx, nn
 
 from repl_fx.analysis.blocks import Block
 from repl_fx.analysis.branches import Branch
-from repl_fx.analysis.linear_operators import CONVOLUTIONS, Mixer
+from repl_fx.analysis.linear_operators import CONVOLUTIONS, LinearOperator
 from repl_fx.surrogates.shared.activations import Activation, find_activation
 from repl_fx.surrogates.shared.branch_edits import drop_branches, outputs_after, starts_at_zero, without
 from repl_fx.surrogates.shared.norms import ThinNorm, find_norm, find_post_norm, without_norm
@@ -120,11 +120,11 @@ class Bottleneck(Surrogate[BottleneckConfig]):
         return _pointwise(site, value, parts["weight_out"], parts.get("bias_out"), end.axis)
 
     def _weights(
-        self, site: Site, branch: Branch, spatial: Sequence[Mixer], norm: ThinNorm | None, post: fx.Node | None
+        self, site: Site, branch: Branch, spatial: Sequence[LinearOperator], norm: ThinNorm | None, post: fx.Node | None
     ) -> tuple[ThinSynthesis | ThinWeights, list[str]]:
         """The synthesis of the thin layer's weights, and the parameters it reads."""
-        mixers = (*branch.entries, *branch.exits, *spatial)
-        own = [site.tensor(str(mixer.weight)) for mixer in mixers]
+        operators = (*branch.entries, *branch.exits, *spatial)
+        own = [site.tensor(str(linear.weight)) for linear in operators]
         width = self._width(branch)
         bias_in = any(m.bias for m in branch.entries) and not (norm and norm.has_bias)
         bias_out = post is not None or any(m.bias for m in branch.exits)
@@ -132,7 +132,7 @@ class Bottleneck(Surrogate[BottleneckConfig]):
         form = _forms(site, branch, spatial, None)
         if self.config.weights == "own":
             return ThinWeights(width, form, own, bias_in=bias_in, bias_out=bias_out, silent=silent), []
-        paths = [site.counterpart_parameter(str(m.weight), block) for block in site.neighbours for m in mixers]
+        paths = [site.counterpart_parameter(str(m.weight), block) for block in site.neighbours for m in operators]
         synthesis = ThinSynthesis(
             width,
             (*(_forms(site, branch, spatial, block) for block in site.neighbours), form),
@@ -162,42 +162,42 @@ def _dropped(site: Site) -> list[Branch]:
     return [branch for branch in site.split.branches if branch not in last and without(branch) is not None]
 
 
-def _forms(site: Site, branch: Branch, spatial: Sequence[Mixer], block: Block | None) -> ThinForms:
+def _forms(site: Site, branch: Branch, spatial: Sequence[LinearOperator], block: Block | None) -> ThinForms:
     """The layouts of the weights a thin layer is made from, in the removed block or in a neighbour."""
 
-    def layouts(mixers: Sequence[Mixer]) -> tuple[WeightForm, ...]:
-        there = mixers if block is None else [site.counterpart_mixer(mixer, block) for mixer in mixers]
-        return tuple(WeightForm(mixer.transposed, mixer.groups) for mixer in there)
+    def layouts(operators: Sequence[LinearOperator]) -> tuple[WeightForm, ...]:
+        there = operators if block is None else [site.counterpart_operator(linear, block) for linear in operators]
+        return tuple(WeightForm(linear.transposed, linear.groups) for linear in there)
 
     return ThinForms(layouts(branch.entries), layouts(branch.exits), layouts(spatial))
 
 
-def _spatial(site: Site, branch: Branch) -> list[Mixer]:
+def _spatial(site: Site, branch: Branch) -> list[LinearOperator]:
     """The first of the branch's convolutions with the largest kernel, if any is larger than 1.
 
     Only a centred one: another (causal, strided) would look at positions that the block must not see or does not have.
     """
-    best: list[Mixer] = []
+    best: list[LinearOperator] = []
     largest = 1
-    for mixer in branch.mixers:
-        if not mixer.centred or mixer.weight is None:
+    for linear in branch.operators:
+        if not linear.centred or linear.weight is None:
             continue
-        weight = mixer.weight
+        weight = linear.weight
         sizes, *others = (site.tensor(path).shape[2:] for path in (weight, *site.counterpart_parameters(weight)))
         if any(other != sizes for other in others):
             continue
         if max(sizes) > largest:
-            best, largest = [mixer], max(sizes)
+            best, largest = [linear], max(sizes)
     return best
 
 
 def _refuse_span(branch: Branch) -> str | None:
-    for mixer in (*branch.entries, *branch.exits):
-        if mixer.weight is None:
-            return f"the weight of {mixer.node.name} is of a kind a thin layer cannot be made from"
+    for linear in (*branch.entries, *branch.exits):
+        if linear.weight is None:
+            return f"the weight of {linear.node.name} is of a kind a thin layer cannot be made from"
     entry, end = branch.entries[0], branch.exits[0]
     if len({m.kind for m in branch.entries}) > 1 or len({m.kind for m in branch.exits}) > 1:
-        return f"the branch that ends in {branch.root.name} begins or ends in mixers of several kinds"
+        return f"the branch that ends in {branch.root.name} begins or ends in linear operators of several kinds"
     given, made = branch.input.meta.get("val"), branch.output.meta.get("val")
     if not isinstance(given, Tensor) or not isinstance(made, Tensor):
         return f"the span of {branch.root.name} has no tensor at one end"

@@ -33,7 +33,8 @@ from torch import Tensor, fx, nn
 
 from repl_fx._torch import pytree
 from repl_fx.analysis.attention import find_attention, mixes_by_map, sees_all_positions
-from repl_fx.analysis.linear_operators import Mixer, mixer_of
+from repl_fx.analysis.linear_operators import LinearOperator, linear_operator_of
+from repl_fx.graph.bridge import digraph, leading_to
 from repl_fx.graph.captured import writes_in_place
 from repl_fx.surrogates.shared.activations import is_activation
 from repl_fx.surrogates.shared.blended_weights import (
@@ -43,7 +44,7 @@ from repl_fx.surrogates.shared.blended_weights import (
     refuse_unlike,
     weights_to_blend,
 )
-from repl_fx.surrogates.shared.branch_edits import has_no_state, leading_to, silent_mixers, silent_norms
+from repl_fx.surrogates.shared.branch_edits import has_no_state, silent_norms, silent_operators
 from repl_fx.surrogates.shared.norms import fresh_norm, norm_at
 from repl_fx.surrogates.shared.registry import Surrogate, check_thin_settings, register_surrogate
 from repl_fx.surrogates.shared.site import Call, Site, shown
@@ -104,7 +105,7 @@ class Coarse(Surrogate[CoarseConfig]):
 
     def kept_parameters(self, site: Site) -> Collection[str]:
         """All but the weights that are blended, and those at the ends of branches, which start at zero."""
-        ends = [str(mixer.weight) for mixer in silent_mixers(site)]
+        ends = [str(linear.weight) for linear in silent_operators(site)]
         gone = {*ends, *(weights_to_blend(site) if self.config.weights == "neighbours" else ())}
         return [path for path in site.block.parameters if path not in gone]
 
@@ -136,9 +137,9 @@ class Coarse(Surrogate[CoarseConfig]):
 
     def _weights(self, site: Site) -> dict[str, fx.Node]:
         """The stand-ins for parameters of the block, by path: blended weights, and those that start at zero."""
-        ends = silent_mixers(site)
-        zero = [str(mixer.weight) for mixer in ends if mixer.weight is not None]
-        biases = [path for mixer in ends if mixer.bias for path in _bias_paths(site, mixer)]
+        ends = silent_operators(site)
+        zero = [str(linear.weight) for linear in ends if linear.weight is not None]
+        biases = [path for linear in ends if linear.bias for path in _bias_paths(site, linear)]
         synthesis: Synthesis
         if self.config.weights == "own":
             names, paths = zero, []
@@ -237,7 +238,7 @@ def _plan(site: Site, ratio: float) -> _Coarse:
     windows = _windows(site, given, ratio)
     coarse = _Coarse(windows, joins, behind=[node for node in split.spine if node > last])
     values: dict[fx.Node, Any] = {site.input: site.value_of(windows.fewer, given)}
-    for node in leading_to(block, last):
+    for node in sorted(leading_to(digraph(block.nodes), [last])):
         if node.op == "get_attr":
             continue
         # The additions are made out of place.
@@ -283,8 +284,8 @@ def _coarser(site: Site, node: fx.Node, values: Mapping[fx.Node, Any], sizes: Ma
     outside = [f for f in node.all_input_nodes if f not in values and isinstance(f.meta.get("val"), Tensor)]
     if any(f.op != "get_attr" for f in outside):
         raise _Unlike(f"{node.name} reads a value from outside the block")
-    mixer = mixer_of(site.graph_module, node)
-    if mixer is not None and (mixer.weight is None or (mixer.kind == "conv" and not mixer.centred)):
+    linear = linear_operator_of(site.graph_module, node)
+    if linear is not None and (linear.weight is None or (linear.kind == "conv" and not linear.centred)):
         # A masked or causal convolution would see what it must not in the mean over a window.
         raise _Unlike(f"{node.name} is of a kind that may look to one side alone")
 
@@ -344,9 +345,9 @@ def _silent_norm(site: Site, call: Call) -> str:
     return site.module("norm", fresh_norm(site, norm, channels, 1, call.value.ndim, silent=True))
 
 
-def _bias_paths(site: Site, mixer: Mixer) -> list[str]:
-    """Where the bias of a mixer is."""
-    if mixer.node.op == "call_module":
-        return [f"{mixer.node.target}.bias"]
-    read = [str(feeder.target) for feeder in mixer.node.all_input_nodes if feeder.op == "get_attr"]
-    return [path for path in read if path != mixer.weight and site.tensor(path).ndim == 1]
+def _bias_paths(site: Site, linear: LinearOperator) -> list[str]:
+    """Where the bias of a linear operator is."""
+    if linear.node.op == "call_module":
+        return [f"{linear.node.target}.bias"]
+    read = [str(feeder.target) for feeder in linear.node.all_input_nodes if feeder.op == "get_attr"]
+    return [path for path in read if path != linear.weight and site.tensor(path).ndim == 1]

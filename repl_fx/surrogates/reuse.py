@@ -131,19 +131,19 @@ class Reuse(Surrogate[ReuseConfig]):
         self, site: Site, branch: Branch, attention: Attention, heads: Sequence[int]
     ) -> tuple[ValueSynthesis, list[str]]:
         """The synthesis of the weights, and the parameters it reads."""
-        mixer = attention.mixer
+        linear = attention.linear
         units = [unit for head in heads for unit in attention.units[head]]
-        weight = str(mixer.weight)
+        weight = str(linear.weight)
         own = self.config.weights == "own"
         exits = [site.tensor(str(m.weight)) for m in branch.exits if m.weight is not None]
         synthesis = ValueSynthesis(
             site.tensor(weight),
             units,
-            1 if mixer.transposed else 0,
+            1 if linear.transposed else 0,
             int(branch.output.meta["val"].shape[-1]),
             0.0 if starts_at_zero(site.graph_module, branch, branch.output) else length(exits),
             own=own,
-            bias_values=mixer.bias,
+            bias_values=linear.bias,
             bias_out=any(m.bias for m in branch.exits),
             train_neighbours=self.config.train_neighbours,
         )
@@ -244,7 +244,7 @@ def _find(site: Site) -> dict[Branch, Attention] | str:
 
 
 def _refuse_neighbours(site: Site, attention: Attention) -> str | None:
-    weight = str(attention.mixer.weight)
+    weight = str(attention.linear.weight)
     for path in site.counterpart_parameters(weight):
         if site.tensor(path).shape != site.tensor(weight).shape:
             return f"{path} is of another size than its own {weight}"

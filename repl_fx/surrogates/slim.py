@@ -29,11 +29,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
-from repl_fx.analysis.linear_operators import CONVOLUTIONS, Mixer, mixer_of
+from repl_fx.analysis.linear_operators import CONVOLUTIONS, LinearOperator, linear_operator_of
 from repl_fx.analysis.residual_units import ADDITIONS, MULTIPLICATIONS
+from repl_fx.graph.bridge import digraph, leading_to
 from repl_fx.graph.captured import share_tensors
 from repl_fx.surrogates.shared.activations import is_activation
-from repl_fx.surrogates.shared.branch_edits import has_no_state, leading_to, silent_mixers, silent_norms
+from repl_fx.surrogates.shared.branch_edits import has_no_state, silent_norms, silent_operators
 from repl_fx.surrogates.shared.norms import ThinNorm, fresh_norm, norm_at
 from repl_fx.surrogates.shared.registry import Surrogate, check_thin_settings, register_surrogate
 from repl_fx.surrogates.shared.site import Site, shown
@@ -80,7 +81,7 @@ class _Step:
         node: which.
         axis: of the channels in its result.
         channels: in the result of the slim one.
-        mixer: it, where the node is one; `cut` and `groups` are then those of the slim one.
+        linear: it, where the node is one; `cut` and `groups` are then those of the slim one.
         norm: likewise.
         scale: path of the parameter it multiplies by.
     """
@@ -88,7 +89,7 @@ class _Step:
     node: fx.Node
     axis: int
     channels: int
-    mixer: Mixer | None = None
+    linear: LinearOperator | None = None
     cut: Cut | None = None
     groups: int = 1
     norm: ThinNorm | None = None
@@ -118,7 +119,7 @@ class Slim(Surrogate[SlimConfig]):
     def build(self, site: Site) -> tuple[fx.Node, ...]:
         """Put the slim block before the block's output, which reads it and the other channels."""
         steps = self._steps(site)
-        mixed = [step for step in steps if step.mixer is not None]
+        mixed = [step for step in steps if step.linear is not None]
         silent = silent_norms(site)
         stream = site.input
         width, channels = self._width(site), int(stream.meta["val"].shape[1])
@@ -126,8 +127,8 @@ class Slim(Surrogate[SlimConfig]):
             weights = self._weights(site, mixed)
             made = {stream: site.call(torch.narrow, stream, 1, 0, width)}
             for number, step in enumerate(steps):
-                given = made[step.mixer.input if step.mixer else _streamed(step.node, made)[0]]
-                if step.mixer is not None:
+                given = made[step.linear.input if step.linear else _streamed(step.node, made)[0]]
+                if step.linear is not None:
                     i = mixed.index(step)
                     value = _mixed(site, step, given, weights[f"weight_{i}"], weights.get(f"bias_{i}"))
                 elif step.norm is not None:
@@ -148,9 +149,9 @@ class Slim(Surrogate[SlimConfig]):
         return min(wanted, channels)
 
     def _weights(self, site: Site, mixed: Sequence[_Step]) -> dict[str, fx.Node]:
-        """The weights and biases of the mixers, by name."""
+        """The weights and biases of the linear operators, by name."""
         cuts = [step.cut for step in mixed if step.cut is not None]
-        names = [str(step.mixer.weight) for step in mixed if step.mixer is not None]
+        names = [str(step.linear.weight) for step in mixed if step.linear is not None]
         own = [site.tensor(name) for name in names]
         if self.config.weights == "own":
             control = SlimWeights(cuts, own)
@@ -178,9 +179,9 @@ class Slim(Surrogate[SlimConfig]):
         if not isinstance(given.shape[1], int):
             raise _Unlike("the channels of its stream are not along axis 1")
         planner = _Planner(site, self._width(site), synthesised=self.config.weights == "neighbours")
-        for node in leading_to(block, block.output):
+        for node in sorted(leading_to(digraph(block.nodes), [block.output])):
             planner.add(node)
-        if planner.axes[block.output] != 1 or not any(step.mixer for step in planner.steps):
+        if planner.axes[block.output] != 1 or not any(step.linear for step in planner.steps):
             raise _Unlike("the channels of its output are not along axis 1")
         return planner.steps
 
@@ -201,7 +202,7 @@ class _Planner:
         # The axis of the channels of each value that comes from the stream.
         self.axes = {site.input: 1}
         self.steps: list[_Step] = []
-        self.silent = {mixer.node for mixer in silent_mixers(site)}
+        self.silent = {linear.node for linear in silent_operators(site)}
         self.constants: set[fx.Node] = set()
 
     def add(self, node: fx.Node) -> None:
@@ -220,7 +221,7 @@ class _Planner:
         if any(value.ndim <= self.axes[feeder] for feeder in feeders):
             # A mean over channels or over everything, say, which is another number on fewer channels.
             raise _Unlike(f"{node.name} has no axis for the channels of its stream")
-        step = self._mixer(node) or self._norm(node, feeders) or self._other(node, feeders, value)
+        step = self._linear(node) or self._norm(node, feeders) or self._other(node, feeders, value)
         if (step.norm or step.scale) and node in self.site.split.spine:
             raise _Unlike(f"its spine has parameters, in {node.name}")
         self.axes[node] = step.axis
@@ -234,38 +235,38 @@ class _Planner:
             raise _Unlike(f"the number of channels of {node.name} is not fixed")
         return max(min(width, size), round(size * width / whole))
 
-    def _mixer(self, node: fx.Node) -> _Step | None:
-        mixer = mixer_of(self.site.graph_module, node)
-        if mixer is None:
+    def _linear(self, node: fx.Node) -> _Step | None:
+        linear = linear_operator_of(self.site.graph_module, node)
+        if linear is None:
             return None
-        axis = self.axes.get(mixer.input)
-        if mixer.weight is None or axis is None:
+        axis = self.axes.get(linear.input)
+        if linear.weight is None or axis is None:
             raise _Unlike(f"the weight of {node.name} is of a kind a slim block cannot be made from")
-        if axis != mixer.axis % node.meta["val"].ndim:
+        if axis != linear.axis % node.meta["val"].ndim:
             raise _Unlike(f"{node.name} does not work along axis {axis}, where the channels of its stream would be")
-        if mixer.kind == "conv" and not mixer.centred:
+        if linear.kind == "conv" and not linear.centred:
             raise _Unlike(f"{node.name} is a convolution with a stride, or one that is not centred")
-        before, after = self.channels(mixer.input, axis), self.channels(node, axis)
-        groups = self._groups(mixer, before, after)
-        cut = Cut(after, before // groups, mixer.transposed, mixer.bias, mixer.node in self.silent)
-        sizes = self.site.tensor(mixer.weight).shape
-        for path in self.site.counterpart_parameters(mixer.weight) if self.synthesised else ():
+        before, after = self.channels(linear.input, axis), self.channels(node, axis)
+        groups = self._groups(linear, before, after)
+        cut = Cut(after, before // groups, linear.transposed, linear.bias, linear.node in self.silent)
+        sizes = self.site.tensor(linear.weight).shape
+        for path in self.site.counterpart_parameters(linear.weight) if self.synthesised else ():
             theirs = self.site.tensor(path).shape
-            out, inner = (theirs[1], theirs[0]) if mixer.transposed else theirs[:2]
+            out, inner = (theirs[1], theirs[0]) if linear.transposed else theirs[:2]
             if theirs[2:] != sizes[2:] or out < cut.rows or inner < cut.columns:
-                raise _Unlike(f"{path} is {shown(theirs)}, too unlike its own {mixer.weight}, {shown(sizes)}")
-        return _Step(node, axis, after, mixer=mixer, cut=cut, groups=groups)
+                raise _Unlike(f"{path} is {shown(theirs)}, too unlike its own {linear.weight}, {shown(sizes)}")
+        return _Step(node, axis, after, linear=linear, cut=cut, groups=groups)
 
-    def _groups(self, mixer: Mixer, before: int, after: int) -> int:
+    def _groups(self, linear: LinearOperator, before: int, after: int) -> int:
         """Groups of the slim convolution, each as large as those of the whole one."""
-        if mixer.groups == 1:
+        if linear.groups == 1:
             return 1
         inputs, outputs = (
-            int(node.meta["val"].shape[mixer.axis]) // mixer.groups for node in (mixer.input, mixer.node)
+            int(node.meta["val"].shape[linear.axis]) // linear.groups for node in (linear.input, linear.node)
         )
         groups = before // inputs
         if groups < 1 or (groups * inputs, groups * outputs) != (before, after):
-            raise _Unlike(f"the groups of {mixer.node.name} are too large for so few channels")
+            raise _Unlike(f"the groups of {linear.node.name} are too large for so few channels")
         return groups
 
     def _norm(self, node: fx.Node, feeders: Sequence[fx.Node]) -> _Step | None:
@@ -334,14 +335,14 @@ def _order(gm: fx.GraphModule, node: fx.Node, ndim: int) -> tuple[int, ...] | No
 
 
 def _mixed(site: Site, step: _Step, given: fx.Node, weight: fx.Node, bias: fx.Node | None) -> fx.Node:
-    mixer = step.mixer
-    assert mixer is not None
-    if mixer.kind == "linear":
+    linear = step.linear
+    assert linear is not None
+    if linear.kind == "linear":
         return site.call(F.linear, given, weight, bias)
     kernel = weight.meta["val"].shape[2:]
-    padding = [d * (int(k) - 1) // 2 for d, k in zip(mixer.dilation, kernel, strict=True)]
+    padding = [d * (int(k) - 1) // 2 for d, k in zip(linear.dilation, kernel, strict=True)]
     ones = [1] * len(kernel)
-    return site.call(CONVOLUTIONS[len(kernel)], given, weight, bias, ones, padding, list(mixer.dilation), step.groups)
+    return site.call(CONVOLUTIONS[len(kernel)], given, weight, bias, ones, padding, list(linear.dilation), step.groups)
 
 
 def _normed(site: Site, step: _Step, given: fx.Node, number: int, *, silent: bool) -> fx.Node:

@@ -10,6 +10,7 @@ import copy as copying
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -17,14 +18,13 @@ from torch import Tensor, fx, nn
 
 from repl_fx._torch import fixed_size, pytree
 from repl_fx.arguments import require_args, require_module
-from repl_fx.config import check_passes
 from repl_fx.errors import BadInput, CaptureError, ForeignError, Untraceable, foreign_code
 from repl_fx.graph.captured import CapturedModule, copy_model, fake_mode_of, share_tensors, traced_constant
 from repl_fx.graph.gc_pause import collection_paused
 from repl_fx.graph.signature import bind_arguments
-from repl_fx.passes.check_graph import check_graph
+from repl_fx.passes.driver import run_passes
 from repl_fx.passes.follow_device import follow_device_
-from repl_fx.passes.merge_modes import merge_modes
+from repl_fx.passes.merge_modes import MergeResult, merge_modes_
 from repl_fx.running.python_state import StateChanges, changes_noted
 from repl_fx.running.untouched import device_of, fresh_inputs, in_mode, own_randomness, untouched
 from repl_fx.tracing.check import CaptureCheck, compare_modes
@@ -167,18 +167,15 @@ def _assembled(
     for index, tensor in enumerate(constants.tensors):
         root.register_buffer(traced_constant(index), tensor.detach().clone(), persistent=False)
     match_decisions_(graphs[True], graphs[False])
-    merged = merge_modes(graphs[True], graphs[False], root)
-    follow_device_(merged.graph, root, device)
-    gm = CapturedModule(root, merged.graph, type(model).__name__)
+    gm = CapturedModule(root, graphs[True], type(model).__name__, compiled=False)
     gm.training = model.training
     gm.meta["pinned"] = pinned
     gm.meta["fake_mode"] = fake_mode_of(gm)
-    gm.meta["device"] = device
+    run = run_passes(gm, partial(merge_modes_, evaluation=graphs[False]), partial(follow_device_, device=device))
+    merged = run.of(MergeResult)
     gm.meta["capture"] = CaptureInfo(
         type(model).__name__, name, obstacles, merged.literals, merged.switches, _dynamic_dims(gm)
     )
-    if check_passes():
-        check_graph(gm, f"capture by {name}")
     return gm
 
 

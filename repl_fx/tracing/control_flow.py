@@ -43,8 +43,8 @@ from repl_fx.graph.decisions import (
 from repl_fx.graph.runtime import check_condition
 from repl_fx.graph.signature import PackOutput, leaf_paths
 from repl_fx.passes.merge_modes import equal_literals, matching_blocks, node_key
-from repl_fx.passes.sizes_first import sizes_first_
 from repl_fx.tracing.data_dependent import decision_operator
+from repl_fx.tracing.sizes_first import sizes_first_
 
 _OUTSIDE = ("placeholder", "get_attr")
 _OTHERS_FOLLOW = "how often the forward decides depends on what it decided before"

@@ -35,7 +35,7 @@ def test_residual_convolutions_have_one_branch() -> None:
     assert [n.name.split("_")[0] for n in split.spine] == ["add", "relu"]
 
 
-def test_a_block_without_a_way_around_its_mixers_has_no_spine() -> None:
+def test_a_block_without_a_way_around_its_operators_has_no_spine() -> None:
     split = _split(ConvNet(plain=True), images())
     assert split.branches == () and split.reason is not None and "it has no spine" in split.reason
 

@@ -13,7 +13,7 @@ from typer.testing import Result
 import repl_fx
 from repl_fx.cli.common import parse_settings
 from repl_fx.errors import BadInput
-from tests.passes.test_check_training import MADE, register
+from tests.planning.test_check_training import MADE, register
 
 if TYPE_CHECKING:
     from .conftest import Run

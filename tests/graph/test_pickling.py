@@ -14,6 +14,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from multiprocessing.reduction import ForkingPickler
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -397,8 +398,7 @@ def test_models_in_parts(way: Callable[[Any], Any]) -> None:
 
 
 @pytest.mark.zoo
-def test_a_detection_model() -> None:
-    detection = pytest.importorskip("torchvision.models.detection")
+def test_a_detection_model(detection: ModuleType) -> None:
     model = detection.fasterrcnn_mobilenet_v3_large_320_fpn(
         weights=None, weights_backbone=None, min_size=64, max_size=96, rpn_pre_nms_top_n_test=30
     )

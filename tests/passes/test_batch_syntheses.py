@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from functools import partial
 from typing import Any
 
 import pytest
@@ -12,7 +13,8 @@ from torch import Tensor, fx, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import repl_fx
-from repl_fx.passes.batch_syntheses import batch_syntheses_
+from repl_fx.passes.batch_syntheses import BatchResult, batch_syntheses_
+from repl_fx.passes.driver import run_passes
 from repl_fx.passes.fold_surrogates import is_synthesis
 from repl_fx.passes.replace_blocks import replace_blocks
 from repl_fx.surrogates.shared import weight_slices
@@ -27,7 +29,8 @@ def _parts(surrogate: str) -> tuple[fx.GraphModule, Tensor]:
     model, x = (ConvNet(depth=5), images()) if surrogate == "bottleneck" else (TokenNet(depth=5), tokens())
     gm = repl_fx.capture(model, (x,))
     repeats = repl_fx.find_repeats(gm)
-    rewritten = replace_blocks(gm, repeats, repl_fx.make_plan(gm, repeats, surrogate=surrogate)).graph_module
+    plan = repl_fx.make_plan(gm, repeats, surrogate=surrogate)
+    rewritten = run_passes(gm, partial(replace_blocks, repeats=repeats, plan=plan)).graph_module
     for name, parameter in rewritten.named_parameters():
         if name.startswith("surrogates"):
             nn.init.normal_(parameter, std=0.3)
@@ -47,8 +50,8 @@ def test_outputs_gradients_and_names_stay(surrogate: str) -> None:
     gm, x = _parts(surrogate)
     apart = [node for node in gm.graph.nodes if is_synthesis(gm, node)]
     joined = copy.deepcopy(gm)
-    assert batch_syntheses_(joined) == tuple(node.name for node in apart) and len(apart) == 2
-    joined.recompile()
+    assert run_passes(joined, batch_syntheses_).of(BatchResult).batched == tuple(node.name for node in apart)
+    assert len(apart) == 2
     together = [node for node in joined.graph.nodes if is_synthesis(joined, node)]
     assert [str(node.target) for node in together] == ["surrogates.together"]
     assert list(joined.state_dict()) == list(gm.state_dict())
@@ -61,7 +64,7 @@ def test_outputs_gradients_and_names_stay(surrogate: str) -> None:
 def test_one_synthesis_stays_alone() -> None:
     x = tokens()
     gm = repl_fx.transform(TokenNet(depth=3), (x,), surrogate="reuse").graph_module
-    assert not batch_syntheses_(gm)
+    assert not batch_syntheses_(gm).modified
     assert not any(isinstance(module, SynthesisBatch) for module in gm.modules())
 
 
@@ -103,8 +106,7 @@ def test_a_transformed_model_copies_saves_folds_and_shares(tmp_path: Any) -> Non
 def test_compiled_it_is_the_same() -> None:
     gm, x = _parts("reuse")
     joined = copy.deepcopy(gm)
-    batch_syntheses_(joined)
-    joined.recompile()
+    run_passes(joined, batch_syntheses_)
     compiled = torch.compile(joined, backend="aot_eager")
     torch.testing.assert_close(compiled(x), gm(x))
 

@@ -61,25 +61,27 @@ def test_moves_to_the_gpu_and_computes_the_same() -> None:
 
 
 def test_the_device_type_of_autocast_follows_and_other_words_stay() -> None:
-    graph, root = fx.Graph(), nn.Module()
+    graph = fx.Graph()
     region = graph.call_function(enter_autocast, ("cpu", torch.bfloat16, True, True))
     spoken = graph.call_function(print, ("cpu",))
     graph.output((region, spoken))
-    assert follow_device_(graph, root, torch.device("cpu")) == 1
+    assert follow_device_(fx.GraphModule(nn.Module(), graph), torch.device("cpu")).following == ("enter_autocast",)
     kind = region.args[0]
     assert isinstance(kind, fx.Node) and kind.args == (kind.all_input_nodes[0], "type")
     assert spoken.args == ("cpu",)
 
 
 def test_counts_and_leaves_other_devices_alone() -> None:
-    graph, root = fx.Graph(), nn.Module()
+    graph = fx.Graph()
     first = graph.call_function(torch.zeros, (2,), {"device": torch.device("cpu")})
     second = graph.call_function(torch.ones, (2,), {"device": torch.device("cuda", 1)})
     graph.output((first, second))
-    assert follow_device_(graph, root, torch.device("cpu")) == 1
+    gm = fx.GraphModule(nn.Module(), graph)
+    result = follow_device_(gm, torch.device("cpu"))
+    assert result.modified and result.following == ("zeros",)
     assert isinstance(first.kwargs["device"], fx.Node) and literals(graph) == [torch.device("cuda", 1)]
-    assert follow_device_(graph, root, torch.device("cpu")) == 0
-    assert follow_device_(graph, root, torch.device("cuda", 0)) == 0
+    assert not follow_device_(gm, torch.device("cpu")).modified
+    assert not follow_device_(gm, torch.device("cuda", 0)).modified
 
 
 def test_a_graph_without_constants_gets_no_anchor() -> None:

@@ -9,8 +9,9 @@ import pytest
 import torch
 from torch import Tensor, fx, nn
 
+from repl_fx.graph.captured import CapturedModule
 from repl_fx.graph.runtime import ModeSwitch, select_mode
-from repl_fx.passes.merge_modes import merge_modes
+from repl_fx.passes.merge_modes import MergeResult, merge_modes_
 
 Build = Callable[[fx.Graph, fx.Node], Any]
 aten = torch.ops.aten
@@ -27,16 +28,22 @@ def graph_of(build: Build) -> fx.Graph:
     return graph
 
 
+def merge(train: fx.Graph, evaluation: fx.Graph, root: nn.Module) -> MergeResult:
+    result = merge_modes_(CapturedModule(root, train, compiled=False), evaluation)
+    result.graph_module.recompile()
+    return result
+
+
 def merged(train: Build, evaluation: Build, root: nn.Module | None = None) -> tuple[fx.GraphModule, int, int]:
     root = root if root is not None else nn.Module()
-    graphs = graph_of(train), graph_of(evaluation)
-    texts = [str(graph) for graph in graphs]
-    result = merge_modes(*graphs, root)
-    # The graphs given are not touched.
-    assert [str(graph) for graph in graphs] == texts
+    graph = graph_of(evaluation)
+    text = str(graph)
+    result = merge(graph_of(train), graph, root)
+    # The evaluation graph is not touched.
+    assert str(graph) == text
     assert result.modified is bool(result.literals or result.switches)
-    result.graph.lint()
-    return fx.GraphModule(root, result.graph), result.literals, result.switches
+    result.graph_module.graph.lint()
+    return result.graph_module, result.literals, result.switches
 
 
 def plus(value: float) -> Build:
@@ -120,9 +127,7 @@ def test_a_copy_of_another_value_is_switched(more_in_training: bool, earlier: bo
             if node.op != "output":
                 node.meta["val"] = torch.empty(2, 3, device="meta")
         graphs.append(graph)
-    root = nn.Module()
-    result = merge_modes(graphs[0], graphs[1], root)
-    gm = fx.GraphModule(root, result.graph)
+    gm = merge(graphs[0], graphs[1], nn.Module()).graph_module
     copied, plain = (4.0, 3.0) if earlier else (3.0, 4.0)
     for training in (True, False):
         assert run(gm, training)[0, 0] == (copied if training is more_in_training else plain)
@@ -157,9 +162,9 @@ def test_the_mode_is_that_of_the_module_that_asks() -> None:
         node.meta["nn_module_stack"] = {"a": ("", nn.Module), "b": ("outer", nn.Module), "c": ("outer.inner", Inner)}
         return graph
 
-    result = merge_modes(dropout(True), dropout(False), root)
-    assert [n.target for n in result.graph.nodes if n.op == "get_attr"] == ["outer.inner.training"]
-    gm = fx.GraphModule(root, result.graph).train()
+    gm = merge(dropout(True), dropout(False), root).graph_module.train()
+    assert isinstance(gm, fx.GraphModule)
+    assert [n.target for n in gm.graph.nodes if n.op == "get_attr"] == ["outer.inner.training"]
     gm.get_submodule("outer.inner").eval()
     assert torch.equal(gm(torch.ones(2, 3)), torch.ones(2, 3))
 
@@ -185,9 +190,9 @@ def test_a_copy_that_changes_strides_is_switched(
             relu.args = (copy,)
         return graph
 
-    result = merge_modes(build(more_in_training), build(not more_in_training), root := nn.Module())
+    result = merge(build(more_in_training), build(not more_in_training), nn.Module())
     assert (result.literals, result.switches) == (0, switches)
-    gm = fx.GraphModule(root, result.graph)
+    gm = result.graph_module
     x = torch.ones(3, 2).t()
     for training in (True, False):
         copied = gm.train(training)(x).is_contiguous()
@@ -305,11 +310,11 @@ def test_a_pure_difference_that_nothing_uses_is_dropped() -> None:
 
 
 def test_merging_a_merged_graph_with_itself_changes_nothing() -> None:
-    root = nn.Module()
-    first = merge_modes(graph_of(plus(1.0)), graph_of(plus(5.0)), root)
-    second = merge_modes(first.graph, first.graph, root)
+    first = merge(graph_of(plus(1.0)), graph_of(plus(5.0)), nn.Module())
+    text = str(first.graph_module.graph)
+    second = merge_modes_(first.graph_module, first.graph_module.graph)
     assert first.modified and not second.modified
-    assert str(second.graph) == str(first.graph)
+    assert str(second.graph_module.graph) == text
 
 
 def test_outputs_of_each_mode_may_have_another_structure() -> None:

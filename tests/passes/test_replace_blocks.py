@@ -3,6 +3,7 @@ from __future__ import annotations
 import operator
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, ClassVar
 
 import pytest
@@ -11,7 +12,8 @@ from torch import Tensor, fx, nn
 
 import repl_fx
 from repl_fx.errors import BrokenGraph
-from repl_fx.passes.replace_blocks import replace_blocks
+from repl_fx.passes.driver import run_passes
+from repl_fx.passes.replace_blocks import ReplaceResult, replace_blocks
 from repl_fx.surrogates.shared import registry
 from repl_fx.surrogates.shared.synthesis import Synthesis
 from tests.nets import ConvNet, TokenNet, TwoStreams, images, tokens
@@ -35,8 +37,9 @@ def test_an_empty_plan_changes_no_bit() -> None:
     gm = repl_fx.capture(TokenNet(dropout=0.2), (x,))
     repeats = repl_fx.find_repeats(gm)
     plan = replace(repl_fx.make_plan(gm, repeats), replacements=())
-    result = replace_blocks(gm, repeats, plan)
-    assert not result.modified and result.removed == ()
+    run = run_passes(gm, partial(replace_blocks, repeats=repeats, plan=plan))
+    result = run.of(ReplaceResult)
+    assert not run.modified and result.removed == ()
     assert result.graph_module.state_dict().keys() == gm.state_dict().keys()
     for training in (False, True):
         outputs = []

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import pytest
@@ -14,6 +15,7 @@ from hypothesis import given, settings, strategies as st
 from torch import Tensor, fx, nn
 
 import repl_fx
+from repl_fx.passes.driver import run_passes
 from repl_fx.passes.replace_blocks import replace_blocks
 from repl_fx.surrogates.shared import channels
 from repl_fx.surrogates.shared.channels import put_channels, take_channels
@@ -159,7 +161,8 @@ def test_no_value_of_full_width_is_kept(relu: bool) -> None:
     pruned = repl_fx.transform(copy.deepcopy(model), (x,), surrogate="identity").graph_module.train()
     captured = repl_fx.capture(model, (x,))
     repeats = repl_fx.find_repeats(captured)
-    copying = replace_blocks(captured, repeats, repl_fx.make_plan(captured, repeats, surrogate="slim")).graph_module
+    plan = repl_fx.make_plan(captured, repeats, surrogate="slim")
+    copying = run_passes(captured, partial(replace_blocks, repeats=repeats, plan=plan)).graph_module
     full = x.shape[0] * 16 * 8 * 8 * x.element_size()
     more = _kept(gm, x) - _kept(pruned, x)
     # For each of two slim blocks of 4 of 16 channels: the channels, and what the convolution makes of them.

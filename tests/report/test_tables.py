@@ -13,8 +13,8 @@ from torch import Tensor, nn
 
 import repl_fx
 from repl_fx.export import Difference, LayerDifference, Verification
-from repl_fx.pipeline import BlockReport
 from repl_fx.plan import Plan, Refusal, Replacement
+from repl_fx.planning.report import BlockReport
 from repl_fx.report import (
     Costs,
     blocks_document,

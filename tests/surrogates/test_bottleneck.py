@@ -227,7 +227,7 @@ def test_a_span_that_changes_resolution_is_refused() -> None:
         repl_fx.transform(model, (torch.randn(2, 4, 8, 8),), surrogate="bottleneck")
 
 
-def test_a_branch_that_ends_in_mixers_of_several_kinds_is_refused() -> None:
+def test_a_branch_that_ends_in_operators_of_several_kinds_is_refused() -> None:
     class Mixed(nn.Module):
         def __init__(self) -> None:
             super().__init__()
@@ -240,7 +240,7 @@ def test_a_branch_that_ends_in_mixers_of_several_kinds_is_refused() -> None:
             return out
 
     model = nn.Sequential(*(Mixed() for _ in range(3)))
-    with pytest.raises(repl_fx.NothingToReplace, match="begins or ends in mixers of several kinds"):
+    with pytest.raises(repl_fx.NothingToReplace, match="begins or ends in linear operators of several kinds"):
         repl_fx.transform(model, (torch.randn(2, 6, 6, 6),), surrogate="bottleneck")
 
 

@@ -5,13 +5,14 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import takewhile
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
-from repl_fx.analysis.branches import Branch
+from repl_fx.analysis.branches import Branch, behind_entries
 from repl_fx.graph.captured import share_tensors
 from repl_fx.graph.pickling import function_as_data
 from repl_fx.running.untouched import seeded
@@ -105,17 +106,9 @@ class ElementwiseCall(nn.Module):
 
 def find_activation(gm: fx.GraphModule, branch: Branch) -> Activation | None:
     """The first nonlinearity on the way from the branch's entries to its exits."""
-    exits = {mixer.node for mixer in branch.exits}
-    reached = {mixer.node for mixer in branch.entries}
-    for node in branch.nodes:
-        if node in reached or not any(feeder in reached for feeder in node.all_input_nodes):
-            continue
-        if node in exits:
-            break
-        if is_activation(gm, node):
-            return Activation(node)
-        reached.add(node)
-    return None
+    exits = {linear.node for linear in branch.exits}
+    between = takewhile(lambda node: node not in exits, behind_entries(branch))
+    return next((Activation(node) for node in between if is_activation(gm, node)), None)
 
 
 def is_activation(gm: fx.GraphModule, node: fx.Node) -> bool:

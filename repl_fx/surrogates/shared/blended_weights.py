@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
-from repl_fx.analysis.linear_operators import CONVOLUTIONS, is_norm, is_plain, matrix_like, mixer_of
+from repl_fx.analysis.linear_operators import CONVOLUTIONS, is_norm, is_plain, linear_operator_of, matrix_like
 from repl_fx.surrogates.shared.functional_module import Rewired
 from repl_fx.surrogates.shared.site import Call, Site, shown
 from repl_fx.surrogates.shared.synthesis import Synthesis
@@ -57,10 +57,10 @@ def _gain(own: Tensor, before: Tensor, after: Tensor, axis: int | None) -> Tenso
 def output_axis(site: Site, name: str) -> int | None:
     """The axis of output channels of a weight of the block; None where its layer does not say which it is."""
     for node in site.block.nodes:
-        mixer = mixer_of(site.graph_module, node)
-        if mixer is not None and mixer.weight == name:
-            return 1 if mixer.transposed else 0
-        # No mixer of channels, yet its weight is (in, out, …); of groups, each has output channels of its own.
+        linear = linear_operator_of(site.graph_module, node)
+        if linear is not None and linear.weight == name:
+            return 1 if linear.transposed else 0
+        # No operator on channels, yet its weight is (in, out, …); of groups, each has output channels of its own.
         if node.op == "call_module" and name == f"{node.target}.weight":
             module = site.graph_module.get_submodule(str(node.target))
             if isinstance(module, _TRANSPOSED) and module.groups == 1:

@@ -10,7 +10,8 @@ from torch import Tensor, fx
 
 from repl_fx.analysis.blocks import Block
 from repl_fx.analysis.branches import Branch
-from repl_fx.analysis.linear_operators import Mixer
+from repl_fx.analysis.linear_operators import LinearOperator
+from repl_fx.graph.bridge import digraph, reached_from
 from repl_fx.graph.captured import share_tensors
 from repl_fx.running.untouched import seeded
 from repl_fx.surrogates.shared.norms import find_post_norm
@@ -52,20 +53,15 @@ def starts_at_zero(gm: fx.GraphModule, branch: Branch, end: fx.Node) -> bool:
     A layer scale that begins near zero would learn from zeros too slowly, and a norm would blow their first change up.
     What a ReLU makes of zeros has no gradient at all, so nothing before it would ever learn.
     """
-    behind = {end}
-    # Values that change with the span's where that is zero.
-    lively = {end}
-    for node in branch.nodes:
-        if node in behind or behind.isdisjoint(node.all_input_nodes):
-            continue
-        behind.add(node)
+    behind = sorted(reached_from(digraph(branch.nodes), [end]) - {end})
+    for node in behind:
         if any(feeder.op == "get_attr" for feeder in node.all_input_nodes):
             return False
         if node.op == "call_module" and any(True for _ in gm.get_submodule(str(node.target)).parameters()):
             return False
-        if not lively.isdisjoint(node.all_input_nodes) and not _flat_at_zero(gm, node):
-            lively.add(node)
-    return branch.root in lively
+    # Values that change with the span's where that is zero.
+    lively = digraph([end, *(node for node in behind if not _flat_at_zero(gm, node))])
+    return branch.root in reached_from(lively, [end])
 
 
 def _flat_at_zero(gm: fx.GraphModule, node: fx.Node) -> bool:
@@ -101,24 +97,11 @@ def silent_norms(site: Site) -> set[fx.Node]:
     return {post for branch, post in posts if post is not None and starts_at_zero(gm, branch, post)}
 
 
-def silent_mixers(site: Site) -> list[Mixer]:
-    """The mixers that end a branch and can start at zero, as no norm behind them does."""
+def silent_operators(site: Site) -> list[LinearOperator]:
+    """The linear operators that end a branch and can start at zero, as no norm behind them does."""
     gm = site.graph_module
     ends = (branch for branch in site.split.branches if starts_at_zero(gm, branch, branch.output))
-    return [mixer for branch in ends for mixer in branch.exits]
-
-
-def leading_to(block: Block, end: fx.Node) -> list[fx.Node]:
-    """The nodes of a block that one of them depends on, in program order, that one last."""
-    inside = set(block.nodes)
-    found: set[fx.Node] = set()
-    pending = [end]
-    while pending:
-        node = pending.pop()
-        if node not in found and node in inside:
-            found.add(node)
-            pending += node.all_input_nodes
-    return sorted(found)
+    return [linear for branch in ends for linear in branch.exits]
 
 
 def has_no_state(gm: fx.GraphModule, node: fx.Node) -> bool:

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
-from repl_fx.analysis.branches import Branch
+from repl_fx.analysis.branches import Branch, behind_entries
 from repl_fx.surrogates.shared.site import Site
 
 _BATCH_NORMS = {2: nn.BatchNorm1d, 3: nn.BatchNorm1d, 4: nn.BatchNorm2d, 5: nn.BatchNorm3d}
@@ -45,18 +45,11 @@ class ThinNorm:
 
 
 def find_norm(gm: fx.GraphModule, branch: Branch) -> ThinNorm | None:
-    """The norm over all channels of an entry's result that comes before the next mixer; None where there is none."""
-    mixers = {mixer.node for mixer in branch.mixers}
+    """The norm over all channels of an entry's result that comes before the next operator; None where there is none."""
+    operators = {linear.node for linear in branch.operators}
     channels = {int(m.node.meta["val"].shape[m.axis]) for m in branch.entries}
-    reached = {mixer.node for mixer in branch.entries}
-    for node in branch.nodes:
-        if node in mixers or not any(feeder in reached for feeder in node.all_input_nodes):
-            continue
-        norm = norm_at(gm, node, channels)
-        if norm is not None:
-            return norm
-        reached.add(node)
-    return None
+    found = (norm_at(gm, node, channels) for node in behind_entries(branch, operators))
+    return next((norm for norm in found if norm is not None), None)
 
 
 @dataclass(frozen=True)

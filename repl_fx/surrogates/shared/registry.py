@@ -76,7 +76,7 @@ class Surrogate(ABC, Generic[Config]):
 
         By default what no branch of the block mixes with: norms, biases and scales, on the spine or beside a branch.
         """
-        mixing = {mixer.weight for branch in site.split.branches for mixer in branch.mixers}
+        mixing = {linear.weight for branch in site.split.branches for linear in branch.operators}
         return [path for path in site.block.parameters if path not in mixing]
 
     def settings(self) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from torch import Tensor, fx, nn
 from repl_fx._torch import enable_python_dispatcher, fake_of, pytree
 from repl_fx.analysis.blocks import Block
 from repl_fx.analysis.branches import Split, split_branches
-from repl_fx.analysis.linear_operators import Mixer, mixer_of
+from repl_fx.analysis.linear_operators import LinearOperator, linear_operator_of
 from repl_fx.graph.captured import add_module, attribute, get_attr, has_attribute, share_tensors, unique_name
 from repl_fx.surrogates.shared.synthesis import Synthesis
 
@@ -107,9 +107,9 @@ class Site:
         """The parameters of both neighbours that play the part of the block's parameter at `path`."""
         return self.counterpart_parameter(path, self.before), self.counterpart_parameter(path, self.after)
 
-    def counterpart_mixer(self, mixer: Mixer, neighbour: Block) -> Mixer:
-        """The mixer of a neighbour that plays the part of one of the block's."""
-        found = mixer_of(self.graph_module, self.counterpart(mixer.node, neighbour))
+    def counterpart_operator(self, linear: LinearOperator, neighbour: Block) -> LinearOperator:
+        """The linear operator of a neighbour that plays the part of one of the block's."""
+        found = linear_operator_of(self.graph_module, self.counterpart(linear.node, neighbour))
         assert found is not None
         return found
 

@@ -52,7 +52,7 @@ class ThinForms:
     """Layouts of the weights that one neighbour gives to a thin layer.
 
     Attributes:
-        entry, exit: of the mixers that the branch begins and ends with.
+        entry, exit: of the linear operators that the branch begins and ends with.
         spatial: of the convolution whose kernel is kept; empty where there is none.
     """
 

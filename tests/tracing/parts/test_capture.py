@@ -7,6 +7,7 @@ import json
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import pytest
@@ -18,7 +19,7 @@ from repl_fx.artifact import load_artifact
 from repl_fx.export import export_onnx, verify_onnx
 from repl_fx.graph.captured import CapturedModule
 from repl_fx.passes.fold_surrogates import is_synthesis
-from repl_fx.pipeline import repeats_of
+from repl_fx.planning.part_repeats import repeats_of
 from repl_fx.tracing.parts.method_calls import MethodCalls
 
 Inputs = tuple[list[Tensor], list[dict[str, Tensor]]]
@@ -429,8 +430,7 @@ def test_repeats_have_the_names_of_the_model(result: repl_fx.TransformResult) ->
 
 
 @pytest.mark.zoo
-def test_a_detection_model() -> None:
-    detection = pytest.importorskip("torchvision.models.detection")
+def test_a_detection_model(detection: ModuleType) -> None:
     model = detection.fasterrcnn_mobilenet_v3_large_320_fpn(
         weights=None, weights_backbone=None, min_size=64, max_size=96, rpn_pre_nms_top_n_test=30
     )

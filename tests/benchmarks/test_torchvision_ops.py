@@ -1,7 +1,4 @@
-"""Importing torchvision beside a torch that its C++ library does not fit.
-
-Each case runs in an interpreter of its own: operators cannot be taken back, nor torchvision imported twice.
-"""
+"""Kernels of torchvision's operators: next to what its documentation says, and as torchvision calls them."""
 
 from __future__ import annotations
 
@@ -9,79 +6,19 @@ import importlib.util
 import math
 import subprocess
 import sys
-import textwrap
 
 import pytest
 import torch
 
-from repl_fx._torchvision_ops import nms, roi_align
+from benchmarks.zoo_models.torchvision_ops import nms, roi_align
 
-needs_torchvision = pytest.mark.skipif(importlib.util.find_spec("torchvision") is None, reason="torchvision is missing")
-BROKEN = """
+CALLS = """
 import torch
 def refuse(path):
     raise OSError("as beside another torch")
 torch.ops.load_library = refuse
-"""
-
-
-def run(code: str) -> str:
-    done = subprocess.run([sys.executable, "-c", textwrap.dedent(code)], capture_output=True, text=True, timeout=120)
-    assert done.returncode == 0, done.stderr
-    return done.stdout.strip()
-
-
-@pytest.mark.zoo
-@needs_torchvision
-def test_torchvision_without_its_operators_fails_to_import() -> None:
-    # What the module is for: when torchvision no longer fails, it can go.
-    with pytest.raises(AssertionError, match="operator torchvision::nms does not exist"):
-        run(BROKEN + "import torchvision")
-
-
-@pytest.mark.zoo
-@needs_torchvision
-def test_declared_operators_let_the_import_through() -> None:
-    printed = run(
-        BROKEN
-        + """
-from repl_fx._torchvision_ops import declare_missing_operators
-print(declare_missing_operators(), declare_missing_operators())
-import torchvision
-print(torchvision.models.resnet18(weights=None)(torch.zeros(2, 3, 32, 32)).shape)
-"""
-    )
-    declared = "('torchvision::nms', 'torchvision::qnms', 'torchvision::roi_align') ()"
-    assert printed.splitlines() == [declared, "torch.Size([2, 1000])"]
-
-
-@pytest.mark.zoo
-@needs_torchvision
-def test_an_import_that_failed_before_can_be_repeated() -> None:
-    printed = run(
-        BROKEN
-        + """
-try:
-    import torchvision
-except RuntimeError as error:
-    print(error)
-from repl_fx._torchvision_ops import declare_missing_operators
-print(len(declare_missing_operators()))
-import torchvision
-print(torchvision.extension._has_ops())
-"""
-    )
-    assert printed.splitlines() == ["operator torchvision::nms does not exist", "3", "False"]
-
-
-@pytest.mark.zoo
-@needs_torchvision
-def test_operators_with_a_kernel_run_and_the_others_say_that_the_library_is_missing() -> None:
-    printed = run(
-        BROKEN
-        + """
-from repl_fx._torchvision_ops import declare_missing_operators
-declare_missing_operators()
+from benchmarks.zoo_models.torchvision_ops import give_kernels
+print(give_kernels(), give_kernels())
 from torchvision import ops
 boxes = torch.tensor([[0.0, 0, 4, 4], [0, 0, 4, 3.9], [8, 8, 9, 9]])
 print(ops.nms(boxes, torch.tensor([0.5, 0.9, 0.1]), 0.5).tolist())
@@ -90,19 +27,23 @@ pooled = ops.roi_align(image, [boxes], (2, 2))
 pooled.sum().backward()
 # The third region lies outside.
 print(tuple(pooled.shape), float(image.grad.sum()))
-for call in (lambda: ops.roi_pool(image, [boxes], (2, 2)), lambda: torch.ops.torchvision.qnms(boxes, boxes[:, 0], 0.5)):
-    try:
-        call()
-    except (RuntimeError, NotImplementedError) as error:
-        print(str(error).splitlines()[0][:40])
+try:
+    ops.roi_pool(image, [boxes], (2, 2))
+except RuntimeError as error:
+    print(str(error).splitlines()[0][:40])
 """
-    )
-    assert printed.splitlines() == [
+
+
+@pytest.mark.zoo
+@pytest.mark.skipif(importlib.util.find_spec("torchvision") is None, reason="torchvision is missing")
+def test_operators_with_a_kernel_run_and_the_others_say_that_the_library_is_missing() -> None:
+    done = subprocess.run([sys.executable, "-c", CALLS], capture_output=True, text=True, timeout=120)
+    assert done.stdout.splitlines() == [
+        "True True",
         "[1, 2]",
         "(3, 2, 2, 2) 16.0",
         "Couldn't load custom C++ ops. This can h",
-        "Could not run 'torchvision::qnms' with a",
-    ]
+    ], done.stderr
 
 
 def slow_nms(boxes: list[list[float]], scores: list[float], threshold: float) -> list[int]:
@@ -199,42 +140,3 @@ def test_roi_align_of_no_regions_is_empty() -> None:
         assert found.shape == (0, 3, 3, 2)
         (grad,) = torch.autograd.grad(found.sum(), maps)
         assert not grad.any()
-
-
-@needs_torchvision
-def test_nothing_is_declared_where_the_library_loads() -> None:
-    printed = run(
-        """
-import torch
-torch.ops.load_library = lambda path: None
-from repl_fx._torchvision_ops import declare_missing_operators
-print(declare_missing_operators(), hasattr(torch.ops.torchvision, "nms"))
-"""
-    )
-    assert printed == "() False"
-
-
-def test_nothing_is_declared_where_torchvision_is_not_installed() -> None:
-    printed = run(
-        """
-import importlib.util, torch
-find_spec = importlib.util.find_spec
-importlib.util.find_spec = lambda name, *rest: None if name == "torchvision" else find_spec(name, *rest)
-from repl_fx._torchvision_ops import declare_missing_operators
-print(declare_missing_operators(), hasattr(torch.ops.torchvision, "nms"))
-"""
-    )
-    assert printed == "() False"
-
-
-@needs_torchvision
-def test_nothing_is_declared_once_torchvision_is_imported() -> None:
-    printed = run(
-        """
-import sys, types, torch
-sys.modules["torchvision"] = types.ModuleType("torchvision")
-from repl_fx._torchvision_ops import declare_missing_operators
-print(declare_missing_operators(), hasattr(torch.ops.torchvision, "nms"))
-"""
-    )
-    assert printed == "() False"

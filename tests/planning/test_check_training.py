@@ -14,7 +14,7 @@ from torch import Tensor, fx, nn
 
 import repl_fx
 from repl_fx.errors import NothingToReplace, PlanMismatch
-from repl_fx.passes.check_training import TrainingCheck
+from repl_fx.planning.check_training import TrainingCheck
 from repl_fx.surrogates import Site, Surrogate
 from repl_fx.surrogates.bottleneck import Bottleneck
 from repl_fx.surrogates.shared import registry

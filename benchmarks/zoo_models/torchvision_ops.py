@@ -1,59 +1,53 @@
-"""Let torchvision, and with it timm and transformers, work where its C++ operators do not load.
+"""Kernels of torchvision's `nms` and `roi_align`, for a torchvision whose C++ library does not load.
 
-torchvision built for another torch (the usual case is a CUDA build beside a CPU torch) skips its C++ library in
-silence, then fails at import with `operator torchvision::nms does not exist`: it registers fake kernels for two
-operators that nobody has declared. Declared, they let the import through.
-
-The two operators that detection models need, `nms` and `roi_align`, get kernels of plain torch operators for the CPU,
-so that these models run, slower than with the library. The others fail when they are called, with a clear error.
+repl-fx lets such a torchvision be imported; its detection models need these two operators to run. They are made of
+plain torch operators, for the CPU, and slower than the library's. The others fail when they are called, with a clear
+error.
 """
 
 from __future__ import annotations
 
-import importlib.machinery
-import importlib.util
 import sys
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
-_SCHEMAS = {
-    "nms": "(Tensor dets, Tensor scores, float iou_threshold) -> Tensor",
-    "qnms": "(Tensor dets, Tensor scores, float iou_threshold) -> Tensor",
-    "roi_align": "(Tensor input, Tensor rois, float spatial_scale, SymInt pooled_height, SymInt pooled_width, "
-    "int sampling_ratio, bool aligned) -> Tensor",
-}
+from repl_fx._foreign_libraries import make_importable
+
+_ROI_ALIGN = (
+    "(Tensor input, Tensor rois, float spatial_scale, SymInt pooled_height, SymInt pooled_width, int sampling_ratio, "
+    "bool aligned) -> Tensor"
+)
 # Boxes that are compared with each other at a time.
 _CHUNK = 256
 # The modules of torchvision that refuse to call an operator with a kernel here, because the library is not there.
 _USERS = ("torchvision.ops.boxes", "torchvision.ops.roi_align")
-# The operators that were declared here.
-_declared: set[str] = set()
 
 
-def declare_missing_operators() -> tuple[str, ...]:
-    """Declare what the import of torchvision needs and its C++ library did not bring.
-
-    `repl_fx._foreign_libraries` calls it before torchvision is imported. It does nothing where torchvision is missing,
-    is imported already, or comes with a C++ library that loads.
+def give_kernels() -> bool:
+    """Import torchvision and, where its library does not load, let `nms` and `roi_align` be called.
 
     Returns:
-        The qualified names of the operators declared by this call; empty where there was nothing to do.
+        Whether the kernels are those of this file.
     """
-    if "torchvision" in sys.modules or _library_loads():
-        return ()
-    missing = tuple(f"torchvision::{name}" for name in _SCHEMAS if not hasattr(torch.ops.torchvision, name))
-    for name in missing:
-        torch.library.define(name, _SCHEMAS[name.partition("::")[2]])
-    if "torchvision::nms" in missing:
+    make_importable()
+    import torchvision
+
+    if torchvision.extension._has_ops():
+        return False
+    if not hasattr(torch.ops.torchvision, "roi_align"):
+        torch.library.define("torchvision::roi_align", _ROI_ALIGN)
         torch.library.impl("torchvision::nms", "CPU", nms)
-    if "torchvision::roi_align" in missing:
         # Of differentiable operators, so that it needs no backward of its own.
         torch.library.impl("torchvision::roi_align", "CompositeImplicitAutograd", roi_align)
-    _declared.update(missing)
-    return missing
+    for name in _USERS:
+        module = sys.modules[name]
+        for guard, answer in (("_assert_has_ops", None), ("_has_ops", True)):
+            if hasattr(module, guard):
+                setattr(module, guard, lambda answer=answer: answer)
+    return True
 
 
 def nms(dets: Tensor, scores: Tensor, iou_threshold: float) -> Tensor:
@@ -175,31 +169,3 @@ def _samples(start: Tensor, end: Tensor, bins: int, ratio: int, aligned: bool, s
     after = (low + 1).clamp(max=size - 1)
     corners = ((low, torch.where(counts, 1 - share, 0)), (after, torch.where(counts, share, 0)))
     return _Samples(count, taken, corners)
-
-
-def let_calls_through() -> None:
-    """Tell torchvision, once it is imported, that the operators with a kernel here can be called."""
-    for name in _USERS if _declared else ():
-        module = sys.modules.get(name)
-        for guard, answer in (("_assert_has_ops", None), ("_has_ops", True)):
-            if module is not None and hasattr(module, guard):
-                setattr(module, guard, lambda answer=answer: answer)
-
-
-def _library_loads() -> bool:
-    """Whether torchvision's own search for its library will succeed, or there is no torchvision to search for it.
-
-    Loading it here changes nothing: torchvision loads the same file again, and the second time is a no-op.
-    """
-    package = importlib.util.find_spec("torchvision")
-    if package is None or package.submodule_search_locations is None:
-        return True
-    library = importlib.machinery.PathFinder.find_spec("_C", package.submodule_search_locations)
-    if library is None or library.origin is None:
-        return False
-    try:
-        load: Any = torch.ops.load_library  # Without annotations in torch.
-        load(library.origin)
-    except (ImportError, OSError):
-        return False
-    return True

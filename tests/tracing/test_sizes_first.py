@@ -1,4 +1,4 @@
-"""Tests for repl_fx.passes.sizes_first: arithmetic on sizes goes in front, once, in an order of its own."""
+"""Tests for repl_fx.tracing.sizes_first: arithmetic on sizes goes in front, once, in an order of its own."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, fx, nn
 
 import repl_fx
-from repl_fx.passes.sizes_first import sizes_first_
+from repl_fx.tracing.sizes_first import sizes_first_
 
 
 class Late(nn.Module):

@@ -1,0 +1,103 @@
+"""The protocol of passes, and the driver that runs them.
+
+A pass is a function `(graph module, …) -> Result`. It works on a copy, unless its name ends in `_`, and writes no code:
+the driver does, once, behind the last pass.
+
+    run_passes(gm, partial(replace_blocks, repeats=repeats, plan=plan), batch_syntheses_, write_in_place_)
+
+Passes that change no graph (`find_repeats`, `choose_blocks`) need no driver, and return their finding alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any, TypeVar
+
+from torch import fx
+
+from repl_fx.config import check_passes
+from repl_fx.errors import BrokenGraph
+from repl_fx.passes.check_graph import check_graph
+from repl_fx.plan import Refusal
+
+
+@dataclass(frozen=True)
+class Result:
+    """The outcome of a pass; each pass extends it by what it found.
+
+    Attributes:
+        graph_module: the graph to go on with.
+        refusals: what the pass was asked for and left as it is, with the reasons.
+    """
+
+    graph_module: fx.GraphModule
+    refusals: tuple[Refusal, ...] = field(default=(), kw_only=True)
+
+    @property
+    def modified(self) -> bool:
+        """Whether the graph is another than the one that was given."""
+        raise NotImplementedError(f"{type(self).__name__} does not say whether the graph was modified")
+
+
+R = TypeVar("R", bound=Result)
+Pass = Callable[[fx.GraphModule], Result]
+
+
+@dataclass(frozen=True)
+class Run:
+    """The outcome of several passes.
+
+    Attributes:
+        graph_module: the graph behind the last pass, with its code written.
+        results: of each pass, in order.
+    """
+
+    graph_module: fx.GraphModule
+    results: tuple[Result, ...]
+
+    @property
+    def modified(self) -> bool:
+        """Whether any pass modified the graph."""
+        return any(result.modified for result in self.results)
+
+    @property
+    def refusals(self) -> tuple[Refusal, ...]:
+        """The refusals of all passes."""
+        return tuple(refusal for result in self.results for refusal in result.refusals)
+
+    def of(self, kind: type[R]) -> R:
+        """The result of the pass that returns this kind of result."""
+        return next(result for result in self.results if isinstance(result, kind))
+
+
+def run_passes(gm: fx.GraphModule, *passes: Pass) -> Run:
+    """Run passes on a graph, one after another, and write the code of the last graph.
+
+    Args:
+        gm: a graph in normal form; passes whose name ends in `_` change it.
+        passes: functions of a graph alone; `functools.partial` gives the others their further arguments.
+
+    Raises:
+        BrokenGraph: a pass changed the graph that it was to copy, or, with `REPL_FX_CHECK=1`, broke the normal form;
+            names the pass.
+    """
+    results = []
+    for one in passes:
+        name = _name(one)
+        result = one(gm)
+        if result.modified and result.graph_module is gm and not name.endswith("_"):
+            raise BrokenGraph(f"{name}: it changed the graph that it was given; let it copy, or let its name end in _")
+        gm = result.graph_module
+        results.append(result)
+        if check_passes():
+            check_graph(gm, name)
+    gm.recompile()
+    return Run(gm, tuple(results))
+
+
+def _name(one: Any) -> str:
+    while isinstance(one, partial):
+        one = one.func
+    return str(getattr(one, "__name__", type(one).__name__))

@@ -1,0 +1,66 @@
+"""The report: what became of each block."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import fx
+
+from repl_fx.plan import Plan
+from repl_fx.planning.part_repeats import PartRepeats
+from repl_fx.surrogates.shared.site import surrogate_path
+
+
+@dataclass(frozen=True)
+class BlockReport:
+    """The fate of one block.
+
+    Attributes:
+        block, repeat: names.
+        status: `replaced`, `kept` (nobody asked for it) or `refused`.
+        surrogate: key of what stands in for it; None where it stays.
+        reason: why it was refused.
+        parameters_before, parameters_after: elements of its own parameters.
+    """
+
+    block: str
+    repeat: str
+    status: str
+    surrogate: str | None
+    reason: str | None
+    parameters_before: int
+    parameters_after: int
+
+
+def reports_of(part: PartRepeats, rewritten: fx.GraphModule, plan: Plan) -> list[BlockReport]:
+    """The fates of the blocks of one part.
+
+    Args:
+        part: the part and its repeats, before.
+        rewritten: its graph behind the plan; that of `part` where no block of it was replaced.
+        plan: what was done to the model.
+    """
+    replaced = {replacement.block: replacement for replacement in plan.replacements}
+    refused = {refusal.block: refusal for refusal in plan.refusals}
+    sizes, left = (
+        {name: parameter.numel() for name, parameter in gm.named_parameters()} for gm in (part.graph_module, rewritten)
+    )
+    made: dict[str, int] = {}
+    for name, size in left.items():
+        if name.startswith("surrogates."):
+            place = ".".join(name.split(".")[:2])
+            made[place] = made.get(place, 0) + size
+    rows = []
+    for repeat in part.repeats:
+        for name in (block.name for block in repeat.blocks):
+            block = part.blocks[name]
+            own = set(block.parameters)
+            before = after = sum(sizes.get(path, 0) for path in own)
+            status, key, reason = "kept", None, None
+            if name in replaced:
+                status, key = "replaced", replaced[name].surrogate
+                after = sum(left.get(path, 0) for path in own) + made.get(surrogate_path(block.name), 0)
+            elif refusal := refused.get(name, refused.get(repeat.name)):
+                status, reason = "refused", refusal.reason
+            rows.append(BlockReport(name, repeat.name, status, key, reason, before, after))
+    return rows

@@ -1,0 +1,162 @@
+"""Trials of a plan: it is applied, and what it makes takes a training step."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import replace
+from functools import partial
+from itertools import chain
+from typing import Any
+
+from torch import fx
+
+from repl_fx.errors import ForeignError, PlanMismatch, foreign_code
+from repl_fx.passes.batch_syntheses import batch_syntheses_
+from repl_fx.passes.driver import run_passes
+from repl_fx.passes.replace_blocks import replace_blocks
+from repl_fx.passes.write_in_place import write_in_place_
+from repl_fx.plan import Plan, Refusal, Replacement
+from repl_fx.planning.check_training import TrainingCheck
+from repl_fx.planning.part_repeats import PartRepeats
+from repl_fx.surrogates.shared.site import surrogate_path
+from repl_fx.tracing.parts.capture import CapturedParts
+
+
+def apply_plan(parts: Sequence[PartRepeats], plan: Plan) -> dict[str, fx.GraphModule]:
+    """The rewritten graphs, by the path of their part; those alone in which a block is replaced."""
+    graphs: dict[str, fx.GraphModule] = {}
+    for part in parts:
+        own = plan.within(part.path)
+        if not own.replacements:
+            continue
+        graphs[part.path] = run_passes(
+            part.graph_module,
+            partial(replace_blocks, repeats=part.inside, plan=own),
+            batch_syntheses_,
+            write_in_place_,
+        ).graph_module
+    return graphs
+
+
+class Trials:
+    """Applies plans, and takes a training step with what they make.
+
+    Args:
+        captured: the model.
+        parts: the repeats of its parts.
+        seed: of the surrogates' initial values.
+        args, kwargs: example inputs of the model.
+    """
+
+    def __init__(
+        self,
+        captured: CapturedParts,
+        parts: Sequence[PartRepeats],
+        seed: int,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+    ) -> None:
+        self.captured, self.parts, self.seed = captured, parts, seed
+        self._reasons: dict[tuple[str, ...], str | None] = {}
+        self._passed: tuple[tuple[Replacement, ...], dict[str, fx.GraphModule]] = (), {}
+        self._check = TrainingCheck(captured.module, args, kwargs)
+        if captured.check is not None and not captured.check.training:
+            # The model does not run in training mode.
+            self._check.possible = False
+
+    def graphs(self, plan: Plan) -> dict[str, fx.GraphModule]:
+        """The graphs that a plan makes; made already where it was the last to pass."""
+        replacements, graphs = self._passed
+        return graphs if replacements == plan.replacements else apply_plan(self.parts, plan)
+
+    def require(self, plan: Plan) -> None:
+        """Try a plan that is not to be changed.
+
+        Raises:
+            PlanMismatch: what it makes does not train.
+        """
+        reason = self._reason(plan.replacements)
+        if reason is not None:
+            raise PlanMismatch(f"what the plan makes cannot be trained: {reason}; make a new plan")
+
+    def settle(
+        self, plan: Plan, choices: Callable[[Replacement], Iterator[Replacement]]
+    ) -> tuple[tuple[Replacement, ...], tuple[Refusal, ...]]:
+        """The replacements of a plan that train together, and refusals of the others.
+
+        Args:
+            plan: the plan.
+            choices: what else may stand in for a block, most preferred first.
+        """
+        if self._reason(plan.replacements) is None:
+            return plan.replacements, ()
+        order = {replacement.block: number for number, replacement in enumerate(plan.replacements)}
+        kept: tuple[Replacement, ...] = ()
+        refusals: list[Refusal] = []
+
+        def with_kept(*more: Replacement) -> tuple[Replacement, ...]:
+            return tuple(sorted((*kept, *more), key=lambda replacement: order[replacement.block]))
+
+        for group in _alike(plan.replacements):
+            # Blocks that are alike mostly fail alike, so the first of them speaks for all.
+            first = self._first_that_trains(chain(group[:1], choices(group[0])), with_kept)
+            alike = () if first is None else tuple(_standing_in(r, first) for r in group)
+            if alike and self._reason(with_kept(*alike)) is None:
+                kept = with_kept(*alike)
+                continue
+            for one in group:
+                other = self._first_that_trains(chain([one], choices(one)), with_kept)
+                if other is not None:
+                    kept = with_kept(other)
+                else:
+                    refusals.append(Refusal(one.block, one.repeat, self._reason(with_kept(one)) or ""))
+        return kept, tuple(refusals)
+
+    def _first_that_trains(
+        self, choices: Iterable[Replacement], with_kept: Callable[[Replacement], tuple[Replacement, ...]]
+    ) -> Replacement | None:
+        return next((one for one in choices if self._reason(with_kept(one)) is None), None)
+
+    def _reason(self, replacements: tuple[Replacement, ...]) -> str | None:
+        """Why these replacements together do not train; None where they do."""
+        tried = tuple(map(str, (replace(r, settings={}) for r in replacements)))
+        if tried not in self._reasons:
+            self._reasons[tried] = self._try(replacements)
+        return self._reasons[tried]
+
+    def _try(self, replacements: tuple[Replacement, ...]) -> str | None:
+        keys = ", ".join(dict.fromkeys(replacement.surrogate for replacement in replacements))
+        try:
+            # A surrogate may be a package's; one that cannot be built here is refused like one that cannot be trained.
+            with foreign_code():
+                graphs = apply_plan(self.parts, Plan(replacements, (), "", self.seed))
+        except ForeignError as problem:
+            return f"{keys} cannot be built here: {problem}"
+        removed, made = {}, {}
+        for name in (replacement.block for replacement in replacements):
+            part = next(part for part in self.parts if name in part.blocks)
+            block, after = part.blocks[name], graphs[part.path]
+            removed[name] = [part.graph_module.get_parameter(path) for path in block.parameters]
+            place = f"{surrogate_path(block.name)}."
+            made[name] = [p for path, p in after.named_parameters() if path.startswith(place)]
+        problem_found, culprits = self._check.run(self.captured.with_graphs(graphs), made, removed)
+        if problem_found is not None:
+            return f"{keys} fails in a training step: {problem_found}"
+        for replacement in replacements:
+            if replacement.block in culprits:
+                return f"{replacement.surrogate} cannot be trained here: {culprits[replacement.block]}"
+        self._passed = replacements, graphs
+        return None
+
+
+def _alike(replacements: Sequence[Replacement]) -> list[tuple[Replacement, ...]]:
+    """Replacements of one repeat by one surrogate, in program order."""
+    groups: dict[tuple[str, str], list[Replacement]] = {}
+    for replacement in replacements:
+        groups.setdefault((replacement.repeat, replacement.surrogate), []).append(replacement)
+    return [tuple(group) for group in groups.values()]
+
+
+def _standing_in(replacement: Replacement, like: Replacement) -> Replacement:
+    """The same block, replaced by the surrogate of another one."""
+    return replace(replacement, surrogate=like.surrogate, settings=like.settings)

@@ -1,0 +1,35 @@
+"""The report says of each block what became of it, and counts its parameters before and after."""
+
+from __future__ import annotations
+
+import repl_fx
+from repl_fx.plan import Plan, Refusal, Replacement
+from repl_fx.planning.part_repeats import PartRepeats
+from repl_fx.planning.report import reports_of
+from repl_fx.planning.trials import apply_plan
+from tests.nets import TokenNet, tokens
+
+
+def test_each_block_of_a_part_has_a_row() -> None:
+    gm = repl_fx.capture(TokenNet(depth=4), (tokens(),))
+    repeats = repl_fx.find_repeats(gm)
+    (chosen,) = repl_fx.make_plan(gm, repeats, blocks=["blocks.1"], surrogate="blend").replacements
+    part = PartRepeats.of("encoder", gm, repeats)
+    block, repeat, before, after = ("encoder." + n for n in (chosen.block, chosen.repeat, chosen.before, chosen.after))
+    named = Replacement(block, repeat, before, after, "blend", chosen.settings)
+    plan = Plan((named,), (Refusal("encoder.blocks.2", "encoder.blocks", "of a whim"),), "")
+    (rewritten,) = apply_plan([part], plan).values()
+    rows = reports_of(part, rewritten, plan)
+    assert [(row.block, row.status, row.surrogate, row.reason) for row in rows] == [
+        ("encoder.blocks.0", "kept", None, None),
+        ("encoder.blocks.1", "replaced", "blend", None),
+        ("encoder.blocks.2", "refused", None, "of a whim"),
+        ("encoder.blocks.3", "kept", None, None),
+    ]
+    full = repeats[0].blocks[0].size
+    assert {row.repeat for row in rows} == {"encoder.blocks"}
+    assert [row.parameters_before for row in rows] == [full] * 4
+    # Norms stay at their path; the rest is the surrogate's.
+    stays = [n for n, _ in rewritten.named_parameters() if n.startswith(("surrogates.", "blocks.1."))]
+    left = sum(rewritten.get_parameter(name).numel() for name in stays)
+    assert [row.parameters_after for row in rows] == [full, left, full, full] and 0 < left < full
