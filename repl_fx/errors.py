@@ -6,6 +6,7 @@ without a traceback and exits with code 2 (see `repl_fx.cli`).
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from types import TracebackType
@@ -147,5 +148,15 @@ class BrokenGraph(Exception):
 
 def one_line(problem: BaseException) -> str:
     """Any error in one line, by its class and the first line of its message that says something."""
-    lines = [line.strip() for line in str(problem).splitlines() if line.strip()]
-    return f"{type(problem).__name__}: {lines[0]}" if lines else type(problem).__name__
+    return f"{type(problem).__name__}: {line}" if (line := _first_line(problem)) else type(problem).__name__
+
+
+def first_line(problem: BaseException) -> str:
+    """The first line of an error's message that says something; its class where none does."""
+    return _first_line(problem) or type(problem).__name__
+
+
+def _first_line(problem: BaseException) -> str:
+    # Without terminal colours.
+    lines = re.sub(r"\x1b\[[0-9;]*m", "", str(problem)).splitlines()
+    return next((line.strip() for line in lines if line.strip()), "")

@@ -1,11 +1,19 @@
-"""Tests for repl_fx.errors: exceptions of code that is not repl-fx's, and those that are defects of repl-fx."""
+"""Tests for repl_fx.errors: errors in one line, those of code that is not repl-fx's, and defects of repl-fx."""
 
 from __future__ import annotations
 
 import pytest
 
-from repl_fx import errors
-from repl_fx.errors import BadInput, ForeignError, foreign_code
+from repl_fx.errors import BadInput, ForeignError, first_line, foreign_code, one_line
+
+
+def test_the_first_line_of_an_error_that_says_something() -> None:
+    assert first_line(ValueError("\n  \x1b[31mred\x1b[0m  \nmore")) == "red"
+    assert one_line(ValueError("\n  \x1b[31mred\x1b[0m  \nmore")) == "ValueError: red"
+
+
+def test_an_error_without_a_message_is_its_class() -> None:
+    assert first_line(KeyError()) == one_line(KeyError()) == "KeyError"
 
 
 @pytest.mark.parametrize("problem", [ValueError("not\nhere"), AssertionError(""), BadInput("of another call")])
@@ -13,7 +21,7 @@ def test_what_foreign_code_raises(problem: Exception) -> None:
     with pytest.raises(ForeignError) as caught, foreign_code():
         raise problem
     assert caught.value.problem is problem and caught.value.__cause__ is problem
-    assert str(caught.value) == errors.one_line(problem)
+    assert str(caught.value) == one_line(problem)
 
 
 def test_an_assertion_of_repl_fx_stays_one() -> None:

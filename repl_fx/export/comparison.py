@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor, fx, nn
 
-from repl_fx.errors import ForeignError, foreign_code
+from repl_fx.errors import ForeignError, first_line, foreign_code
 from repl_fx.export.difference import (
     IN_DOUBLE,
     TOLERANCES,
@@ -21,14 +21,13 @@ from repl_fx.export.difference import (
     tolerance_for,
     widened,
 )
-from repl_fx.export.noise import first_line
 from repl_fx.export.session import OnnxSession, pair_by_position
 from repl_fx.export.tensors import FlatInputs, name_outputs
 from repl_fx.graph.kinds import dtype_name
 from repl_fx.running.untouched import untouched
 
 
-class Comparison:
+class ModelComparison:
     """Differences at the batch sizes that were run.
 
     Args:
@@ -38,7 +37,7 @@ class Comparison:
 
     Attributes:
         rows: one for each output and batch size.
-        failures: what is wrong besides numbers.
+        failures: faults besides numbers.
         skipped: outputs that are no tensors, with what they are.
         notes: where the tolerance was widened, and by what; outputs that were paired by position.
     """

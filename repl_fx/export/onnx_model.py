@@ -17,9 +17,9 @@ import torch
 from torch import Tensor, fx, nn
 
 from repl_fx.arguments import require_args, require_module, require_path
-from repl_fx.errors import BadInput, ExportError, ForeignError, OutputError, foreign_code
+from repl_fx.errors import BadInput, ExportError, ForeignError, OutputError, first_line, foreign_code
 from repl_fx.export.lowering import lower_
-from repl_fx.export.noise import first_line, quiet
+from repl_fx.export.noise import quiet
 from repl_fx.export.optimizing import optimize_
 from repl_fx.export.stateless import drop_updates_
 from repl_fx.export.tensors import FlatInputs, FlatModule, evaluating, flatten_inputs, name_outputs

@@ -9,8 +9,7 @@ from typing import Any
 import onnxruntime
 from torch import Tensor
 
-from repl_fx.errors import BadInput, ExportError, ForeignError, foreign_code
-from repl_fx.export.noise import first_line
+from repl_fx.errors import BadInput, ExportError, ForeignError, first_line, foreign_code
 from repl_fx.export.tensors import FlatInputs
 
 
@@ -21,8 +20,8 @@ class OnnxSession:
         file: the ONNX file.
 
     Raises:
-        BadInput: there is no such file.
-        ExportError: it is no ONNX model that ONNX Runtime can load.
+        BadInput: the file does not exist.
+        ExportError: ONNX Runtime cannot load the file.
     """
 
     def __init__(self, file: Path) -> None:

@@ -38,10 +38,10 @@ class Costs:
         flops: floating point operations of one forward pass of that batch in evaluation mode; a multiplication and an
             addition are 2. Matrix products, convolutions and attention count, nothing else does; attention counts in
             full under a mask.
-        activation_bytes: what autograd keeps for the backward pass of one training step on that batch: bytes of the
-            storages saved in a forward pass in training mode, each storage once, without those of parameters and
+        activation_bytes: memory that autograd keeps for the backward pass of one training step on that batch: bytes of
+            the storages saved in a forward pass in training mode, each storage once, without those of parameters and
             buffers. Inputs that are kept count.
-        synthesis_bytes: what autograd keeps besides, of values computed from weights alone, such as those of
+        synthesis_bytes: memory that autograd keeps besides, of values computed from weights alone, such as those of
             surrogates; it does not grow with the batch. Told apart for graphs only; otherwise 0, and counted above.
         unknown: why `flops` and the two after it are None: the model needs values to run, not only shapes.
         parts: number of captured parts, where the model is no single graph: `flops` and the two after it are then those
@@ -170,7 +170,7 @@ def flops_by_node(
     return {node: run.flops[node.name] for node in gm.graph.nodes if node.name in run.flops}
 
 
-class _Run(fx.Interpreter):
+class _Interpreter(fx.Interpreter):
     """Runs a graph as its code does: a module that is handed a list may append to it."""
 
     def fetch_args_kwargs_from_env(self, n: fx.Node) -> tuple[tuple[Any, ...], dict[str, Any]]:
@@ -187,7 +187,7 @@ def _changeable(value: Any) -> Any:
     return tuple(_changeable(item) for item in value) if type(value) is tuple else value
 
 
-class _CountEach(_Run):
+class _CountEach(_Interpreter):
     """Runs a graph node by node and notes what the counter counted for each."""
 
     def __init__(self, gm: fx.GraphModule, counter: FlopCounterMode) -> None:
@@ -275,7 +275,7 @@ class _Saved:
         return sum(sizes.values()) - weights, weights
 
 
-class _WatchEach(_Run):
+class _WatchEach(_Interpreter):
     """Runs a graph and tells `saved` which nodes depend on weights alone."""
 
     def __init__(self, gm: fx.GraphModule, saved: _Saved) -> None:

@@ -18,7 +18,7 @@ from repl_fx.sources.hugging_face_inputs import SPECIAL_TOKENS, example_inputs
 from repl_fx.sources.hugging_face_weights import dtype_of, keep_precision_, load_weights_, read_weights, why_random
 from repl_fx.sources.source import Built, Request, close_matches, describe, hash_file, import_zoo, package_code
 
-# What a config made from a type alone is shrunk to. Only arguments that the config takes, and whose default is an
+# Sizes of a config that is made from a type alone. Only arguments that the config takes, and whose default is an
 # integer above the small value, are set: lists such as the depths of a hierarchical network stay as they are.
 _SMALL = {
     4: "num_hidden_layers num_layers n_layer n_layers num_decoder_layers encoder_layers decoder_layers "
@@ -104,7 +104,7 @@ def own_code(name: str) -> dict[Path, str]:
         name: the specification without `hf:`.
 
     Raises:
-        SourceError: there is no config, or a file that it names is gone.
+        SourceError: the config does not exist, or a file that it names is gone.
     """
     spec = f"hf:{name}"
     source, class_name = _split(name)
