@@ -7,7 +7,9 @@ without a traceback and exits with code 2 (see `repl_fx.cli`).
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from types import TracebackType
 
 
 class ReplFxError(Exception):
@@ -93,6 +95,48 @@ class NotFoldable(ReplFxError):
 
 class ExportError(ReplFxError):
     """A graph that the ONNX exporter refuses, or a file that is no valid ONNX model."""
+
+
+class Untraceable(Exception):
+    """A forward does what the graph of a tracer cannot hold; another tracer, or a smaller module, may do.
+
+    Raised while a model is traced. `repl_fx.capture` puts it into a `CaptureError`.
+    """
+
+
+class ForeignError(Exception):
+    """The exception of code that is not repl-fx's: of a model, of torch's exporter, of an installed package.
+
+    Attributes:
+        problem: the exception itself.
+    """
+
+    def __init__(self, problem: Exception) -> None:
+        self.problem = problem
+        super().__init__(one_line(problem))
+
+
+@contextmanager
+def foreign_code() -> Iterator[None]:
+    """Run code that is not repl-fx's, and nothing else; what fails outside of it is a defect of repl-fx.
+
+    Raises:
+        ForeignError: whatever that code raised. An assertion of repl-fx that fails meanwhile stays one.
+    """
+    try:
+        yield
+    except Exception as problem:
+        # What a model, or a package that builds one, may raise has no common base.
+        if isinstance(problem, AssertionError) and _raised_here(problem.__traceback__):
+            raise
+        raise ForeignError(problem) from problem
+
+
+def _raised_here(trace: TracebackType | None) -> bool:
+    """Whether the innermost frame of a traceback is repl-fx's."""
+    while trace is not None and trace.tb_next is not None:
+        trace = trace.tb_next
+    return trace is not None and str(trace.tb_frame.f_globals.get("__name__")).startswith("repl_fx.")
 
 
 class BrokenGraph(Exception):

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor, fx, nn
 
-from repl_fx.errors import first_line
+from repl_fx.errors import ForeignError, first_line, foreign_code
 from repl_fx.export.difference import (
     IN_DOUBLE,
     TOLERANCES,
@@ -63,19 +63,20 @@ class ModelComparison:
         fixed = self.session.fixed_dimension(inputs)
         if fixed:
             return fixed
+        args, kwargs = inputs.rebuild([tensor.clone() for tensor in inputs.tensors])
         try:
-            args, kwargs = inputs.rebuild([tensor.clone() for tensor in inputs.tensors])
             # Every run begins with the state that was exported, whatever a forward changes of it.
-            with untouched(self.module, buffers=True, parameters=True):
+            with untouched(self.module, buffers=True, parameters=True), foreign_code():
                 expected, others = name_outputs(self.module(*args, **kwargs))
                 expected = {name: tensor.clone() for name, tensor in expected.items()}
-        except Exception as error:
-            return f"the module itself fails: {first_line(error)}"
+        except ForeignError as failed:
+            return f"the module itself fails: {first_line(failed.problem)}"
         self.skipped.update({f"output {name}": f"a {kind}, not a tensor" for name, kind in others.items()})
         try:
-            found = self.session.run(inputs)
-        except Exception as error:  # the runtime's own exceptions have no common base that it documents
-            self.failures.append(f"ONNX Runtime fails at batch {batch}: {first_line(error)}")
+            with foreign_code():
+                found = self.session.run(inputs)
+        except ForeignError as failed:
+            self.failures.append(f"ONNX Runtime fails at batch {batch}: {first_line(failed.problem)}")
             return None
         # export_onnx calls an output that has the name of an input so.
         theirs = {name: f"{name}_out" if name in inputs.names and name not in found else name for name in expected}
@@ -147,10 +148,12 @@ class ModelComparison:
         doubled = [tensor.double() if tensor.dtype is torch.float32 else tensor.clone() for tensor in inputs.tensors]
         args, kwargs = inputs.rebuild(doubled)
         try:
-            return name_outputs(_in_double(self.module)(*args, **kwargs))[0]
-        except Exception:
-            # The model's own code, which may cast to float32 on its way.
+            with foreign_code():
+                outputs = name_outputs(_in_double(self.module)(*args, **kwargs))[0]
+        except ForeignError:
+            # It may cast to float32 on its way.
             return {}
+        return outputs
 
     def _mismatch(self, name: str, batch: int, expected: Tensor, value: Any) -> str | None:
         """Why two outputs cannot be subtracted, if they cannot."""

@@ -20,7 +20,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from repl_fx._torch import FakeTensorMode, pytree
-from repl_fx.errors import one_line
+from repl_fx.errors import ForeignError, foreign_code
 from repl_fx.graph.captured import copy_graph, share_tensors, tensors_in
 from repl_fx.tracing.capture import widen_batch
 from repl_fx.tracing.parts.capture import Part
@@ -87,13 +87,12 @@ def measure_costs(gm: nn.Module, args: Sequence[Any] = (), kwargs: Mapping[str, 
     synthesis: int | None = None
     unknown: str | None = None
     try:
-        with _fake(gm, args, kwargs) as (module, inputs):
+        with _fake(gm, args, kwargs) as (module, inputs), foreign_code():
             flops = _flops(module, *inputs)
-        with _fake(gm, args, kwargs) as (module, inputs):
+        with _fake(gm, args, kwargs) as (module, inputs), foreign_code():
             activations, synthesis = _saved_bytes(module, *inputs)
-    except Exception as problem:
-        # The model's own code runs here, and what it may raise has no common base.
-        flops, activations, synthesis, unknown = None, None, None, one_line(problem)
+    except ForeignError as problem:
+        flops, activations, synthesis, unknown = None, None, None, str(problem)
     return Costs(
         batch=_batch(args, kwargs),
         parameters=sum(p.numel() for p in gm.parameters()),
@@ -161,14 +160,14 @@ def flops_by_node(
         with _fake(gm, args, kwargs) as (module, inputs):
             assert isinstance(module, fx.GraphModule)  # the copy of a graph is a graph
             module.eval()
-            with torch.no_grad(), _counting() as counter:
+            with torch.no_grad(), _counting() as counter, foreign_code():
                 run = _CountEach(module, counter)
                 run.run(*_positional(module, *inputs))
-            # The copy's nodes have the names of the graph's.
-            return {node: run.flops[node.name] for node in gm.graph.nodes if node.name in run.flops}
-    except Exception:
-        # As above: the model's own code runs here. `measure_costs` reports what it raised.
+    except ForeignError:
+        # `measure_costs` reports what the model's code raised.
         return None
+    # The copy's nodes have the names of the graph's.
+    return {node: run.flops[node.name] for node in gm.graph.nodes if node.name in run.flops}
 
 
 class _Interpreter(fx.Interpreter):

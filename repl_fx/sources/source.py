@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from repl_fx._torch import pytree
-from repl_fx.errors import SourceError
+from repl_fx.errors import ForeignError, SourceError, foreign_code
 from repl_fx.sources.input_shapes import InputShape
 
 T = TypeVar("T")
@@ -127,14 +127,33 @@ def import_zoo(package: str, spec: str) -> ModuleType:
     Raises:
         SourceError: the package is not installed, or fails to import.
     """
+    with package_code(f"{spec}: importing {package} failed"):
+        try:
+            imported = importlib.import_module(package)
+        except ModuleNotFoundError as error:
+            if error.name != package:
+                raise
+            imported = None
+    if imported is None:
+        raise SourceError(f"{spec} needs {package}, which is not installed; pip install 'repl-fx[zoo]'")
+    return imported
+
+
+@contextmanager
+def package_code(failed: str) -> Iterator[None]:
+    """Run the code of a package that makes models.
+
+    Args:
+        failed: the message for the case that it raises, without the reason.
+
+    Raises:
+        SourceError: the message, and what was raised.
+    """
     try:
-        return importlib.import_module(package)
-    except ModuleNotFoundError as error:
-        if error.name == package:
-            raise SourceError(f"{spec} needs {package}, which is not installed; pip install 'repl-fx[zoo]'") from error
-        raise SourceError(f"{spec}: importing {package} failed: {describe(error)}") from error
-    except Exception as error:
-        raise SourceError(f"{spec}: importing {package} failed: {describe(error)}") from error
+        with foreign_code():
+            yield
+    except ForeignError as error:
+        raise SourceError(f"{failed}: {describe(error.problem)}") from error.problem
 
 
 def hash_file(file: Path) -> str:

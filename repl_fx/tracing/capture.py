@@ -18,7 +18,7 @@ from torch import Tensor, fx, nn
 
 from repl_fx._torch import fixed_size, pytree
 from repl_fx.arguments import require_args, require_module
-from repl_fx.errors import BadInput, BrokenGraph, CaptureError
+from repl_fx.errors import BadInput, CaptureError, ForeignError, Untraceable, foreign_code
 from repl_fx.graph.captured import CapturedModule, copy_model, fake_mode_of, share_tensors, traced_constant
 from repl_fx.graph.gc_pause import collection_paused
 from repl_fx.graph.signature import bind_arguments
@@ -117,9 +117,7 @@ def trace_by_first(
     for name, tracer in tracers.items():
         try:
             return _trace_by(name, tracer, model, args, kwargs, tuple(obstacles))
-        except (BrokenGraph, CaptureError):
-            raise
-        except Exception as problem:
+        except (Untraceable, ForeignError) as problem:
             obstacles.append(obstacle(name, problem))
     raise CaptureError(type(model).__name__, obstacles)
 
@@ -241,12 +239,12 @@ def _runs(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Ex
     """The exception of a model on these inputs in evaluation mode; None where it runs."""
     inputs = fresh_inputs(args, kwargs)
     device = device_of(model, args, kwargs)
-    try:
-        with untouched(model, buffers=True), in_mode(model, False), torch.enable_grad(), own_randomness(device):
-            model(*inputs[0], **inputs[1])
-    except Exception as problem:
-        # The model's own code runs here, and what it may raise has no common base.
-        return problem
+    with untouched(model, buffers=True), in_mode(model, False), torch.enable_grad(), own_randomness(device):
+        try:
+            with foreign_code():
+                model(*inputs[0], **inputs[1])
+        except ForeignError as failed:
+            return failed.problem
     return None
 
 
