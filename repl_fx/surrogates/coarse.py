@@ -173,15 +173,16 @@ class CoarseSynthesis(BlendSynthesis):
         train_neighbours: bool,
     ) -> None:
         super().__init__(removed, pairs, axes, train_neighbours)
+        self.bias_count = len(biases)
         self.biases = nn.ParameterList(nn.Parameter(torch.zeros_like(bias)) for bias in biases)
         for alpha, beta, at_zero in zip(self.alpha, self.beta, zero, strict=True):
             if at_zero:
                 nn.init.zeros_(alpha)
                 nn.init.zeros_(beta)
 
-    def synthesise(self, *weights: Tensor) -> tuple[Tensor, ...]:
-        """Weights of the neighbours, (before, after, before, after, …), to the blends, and the biases."""
-        return (*super().synthesise(*weights), *self.biases)
+    def finish(self, state: Mapping[str, Tensor], blended: Sequence[Tensor], weights: Sequence[Tensor]) -> Any:
+        """The blended weights, and the biases."""
+        return (*blended, *(state[f"biases.{i}"] for i in range(self.bias_count)))
 
 
 class ZeroWeights(Synthesis):
