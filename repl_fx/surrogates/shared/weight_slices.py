@@ -18,6 +18,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+# On a CPU, where launching an operator costs little, a copy of a whole weight of so many numbers costs more.
+_LARGE = 2**12
+
 
 @dataclass(frozen=True)
 class WeightSlice:
@@ -60,6 +63,11 @@ class SliceBlend:
     weights: tuple[Tensor, ...]
 
     @property
+    def whole(self) -> bool:
+        """Whether each slice is all of its weight."""
+        return all(self.units.of(weight) is weight for weight in self.weights)
+
+    @property
     def numbers(self) -> int:
         """How many gains a weight has."""
         return sum(gain.numel() for gain in self.gains) // len(self.weights)
@@ -69,7 +77,7 @@ class SliceBlend:
         """The traits that blends which can be stacked have in common."""
         one = self.weights[0]
         sizes = self.units.of(one).shape, self.numbers, len(self.gains), len(self.weights)
-        return (self.units.axis, *sizes, one.dtype, one.device)
+        return (self.units.axis, *sizes, one.dtype, one.device, self.whole)
 
 
 def blend_slices(blends: Sequence[SliceBlend]) -> list[Tensor]:
@@ -94,8 +102,9 @@ def _alone(blend: SliceBlend) -> Tensor:
 
 
 def _plain(blends: Sequence[SliceBlend]) -> bool:
-    """Whether the sums can be done together: not in a compiled graph, nor on tensors that are more than values."""
-    if torch.compiler.is_compiling():
+    """Whether the sums are best done together: not in a compiled graph, nor on tensors that are more than values."""
+    one = blends[0].weights[0]
+    if torch.compiler.is_compiling() or (blends[0].whole and one.is_cpu and one.numel() > _LARGE):
         return False
     tensors = [tensor for blend in blends for tensor in (*blend.gains, *blend.weights)]
     alike = len({tensor.dtype for tensor in tensors}) == 1 and not tensors[0].is_complex()
@@ -133,7 +142,7 @@ class _Stacked(torch.autograd.Function):
             kept = {0, 1} if scales[0, 0].numel() == 1 else {0, 1, layout[0].axis + 2}
             others = [axis for axis in range(slices.ndim) if axis not in kept]
             summed = (slices * toward).sum(others) if others else slices * toward
-            parts = summed.flatten().split([gain.numel() for gain in gains])
+            parts = torch.split(summed.flatten(), [gain.numel() for gain in gains])
             to_gains = [part.view_as(gain) for part, gain in zip(parts, gains, strict=True)]
         to_weights: list[Tensor | None] = [None] * len(weights)
         if any(needs[ctx.split :]):
