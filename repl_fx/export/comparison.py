@@ -151,7 +151,7 @@ class ModelComparison:
             with foreign_code():
                 outputs = name_outputs(_in_double(self.module)(*args, **kwargs))[0]
         except ForeignError:
-            # It may cast to float32 on its way.
+            # The module may cast to float32 on its way.
             return {}
         return outputs
 

@@ -73,7 +73,7 @@ class Trials:
         """Try a plan that is not to be changed.
 
         Raises:
-            PlanMismatch: what it makes does not train.
+            PlanMismatch: the rewritten model does not train.
         """
         reason = self._reason(plan.replacements)
         if reason is not None:
@@ -86,7 +86,7 @@ class Trials:
 
         Args:
             plan: the plan.
-            choices: what else may stand in for a block, most preferred first.
+            choices: other surrogates that may stand in for a block, most preferred first.
         """
         if self._reason(plan.replacements) is None:
             return plan.replacements, ()

@@ -81,7 +81,7 @@ def lift_modules(
     """Rewrite an exported program as a graph over the model's own modules and state.
 
     Args:
-        program: what torch.export returned.
+        program: the result of torch.export.
         calls: the table filled during that export.
         model: the traced model; names for its modules are taken from it.
         arguments: the graph's arguments, from `repl_fx.graph.signature.bind_arguments`.
