@@ -31,7 +31,7 @@ def apply_plan(parts: Sequence[PartRepeats], plan: Plan) -> dict[str, fx.GraphMo
             continue
         graphs[part.path] = run_passes(
             part.graph_module,
-            partial(replace_blocks, repeats=part.inside, plan=own),
+            partial(replace_blocks, repeats=part.inside, plan=own, matches=part.matches),
             batch_syntheses_,
             write_in_place_,
         ).graph_module
