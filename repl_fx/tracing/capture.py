@@ -222,10 +222,11 @@ def widen_batch(
     tensors = [leaf for leaf in pytree.tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
     if not tensors or any(tensor.ndim == 0 or tensor.shape[0] != 1 for tensor in tensors):
         return args, kwargs
+    wider: tuple[tuple[Any, ...], dict[str, Any]]
     wider = pytree.tree_map_only(Tensor, lambda t: torch.cat([t, t]), (args, kwargs))
     if _runs(model, *wider) is not None and _runs(model, args, kwargs) is None:
         return args, kwargs
-    return wider  # type: ignore[no-any-return]
+    return wider
 
 
 def _require_runs(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:

@@ -81,7 +81,9 @@ def _resized(
                 other = min(max(now // 2, 2), _TRIAL_SIZE) | 1
                 wanted.append(sizes.setdefault(str(size), other) if fixed_size(size) is None else now)
             tensors[id(leaf)] = _drawn(wanted, leaf, generator)
-    return pytree.tree_map_only(Tensor, lambda t: tensors.get(id(t), t), (args, kwargs))  # type: ignore[no-any-return]
+    other_inputs: tuple[tuple[Any, ...], dict[str, Any]]
+    other_inputs = pytree.tree_map_only(Tensor, lambda t: tensors.get(id(t), t), (args, kwargs))
+    return other_inputs
 
 
 def _drawn(sizes: Sequence[int], like: Tensor, generator: torch.Generator) -> Tensor:
