@@ -53,7 +53,7 @@ def inspect_command(
             captured, repeats = target.artifact.result.captured_parts, target.artifact.result.repeats
         else:
             terminal.stage("capture")
-            captured = capture_parts(target.module, target.args, target.kwargs)
+            captured = capture_parts(target.module, target.inputs.args, target.inputs.kwargs)
             terminal.stage("find repeats")
             repeats = repeats_of(captured)
         terminal.stage("measure costs")

@@ -207,7 +207,7 @@ def _checked(source: Source, result: TransformResult) -> CaptureCheck:
         checked = check_capture(source.model, result.captured, result.args, result.kwargs)
     except Exception as problem:
         what = obstacle(type(source.model).__name__, problem)
-        raise BadInput(misfit(what, problem, result.args, result.kwargs)) from problem
+        raise BadInput(misfit(what, problem, result.inputs)) from problem
     if not checked:
         modes = " and ".join(name for name in ("evaluation", "training") if not getattr(checked, name))
         raise CheckFailed(

@@ -26,6 +26,7 @@ from repl_fx.export.tensors import FlatInputs, FlatModule, evaluating, flatten_i
 from repl_fx.export.translations import TRANSLATIONS
 from repl_fx.passes.driver import run_passes
 from repl_fx.passes.fold_surrogates import fold_surrogates
+from repl_fx.running.example_inputs import ExampleInputs
 from repl_fx.running.untouched import untouched
 from repl_fx.tracing.dynamic_shapes import auto_shapes, batch_dims, dynamic_dims
 from repl_fx.tracing.parts.capture import graphs_in
@@ -137,7 +138,7 @@ def _convert(
                 tensors,
                 dynamo=True,
                 verbose=False,
-                dynamic_shapes=auto_shapes(tensors, dims=dims),  # type: ignore[arg-type]
+                dynamic_shapes=auto_shapes(ExampleInputs(tensors), dims=dims),  # type: ignore[arg-type]
                 input_names=list(inputs.names),
                 output_names=list(outputs),
                 opset_version=opset,

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from repl_fx.errors import SourceError
+from repl_fx.running.example_inputs import ExampleInputs
 from repl_fx.sources.input_shapes import InputShape
 
 T = TypeVar("T")
@@ -46,6 +47,11 @@ class Source:
     files: Mapping[Path, str]
     absolute: str
     notes: tuple[str, ...] = ()
+
+    @property
+    def inputs(self) -> ExampleInputs:
+        """The example inputs."""
+        return ExampleInputs(self.args, self.kwargs)
 
     def __str__(self) -> str:
         """The specification, the class of the model and its size."""
