@@ -16,7 +16,7 @@ import onnx_ir as ir
 import torch
 from torch import Tensor, fx, nn
 
-from repl_fx.arguments import require_args, require_module, require_path
+from repl_fx.arguments import require_module, require_path
 from repl_fx.errors import BadInput, ExportError, OutputError
 from repl_fx.export.lowering import lower_
 from repl_fx.export.noise import first_line, quiet
@@ -91,7 +91,7 @@ def export_onnx(
     """
     require_module("export_onnx", gm)
     require_path(path, "the file to write")
-    require_args(args, kwargs)
+    given = ExampleInputs.of(args, kwargs)
     target = _check_target(Path(path))
     _check_opset(opset)
     source = gm
@@ -102,7 +102,7 @@ def export_onnx(
     # A forward that counts its calls or moves a buffer runs for the names of the outputs, and for the trace.
     kept = untouched(gm, buffers=True, parameters=True)
     with kept, evaluating(gm, source), torch.no_grad(), quiet():
-        inputs = _on_device_of(source, flatten_inputs(source, args, kwargs))
+        inputs = _on_device_of(source, flatten_inputs(source, given))
         if all(tensor.shape[0] < 2 for tensor in inputs.tensors if tensor.ndim):
             raise BadInput("the example inputs have a batch of 1, which the export would fix; give 2 or more")
         program = _convert(source, inputs, _output_names(source, inputs), opset)
@@ -112,10 +112,9 @@ def export_onnx(
 
 
 def _output_names(source: nn.Module, inputs: FlatInputs) -> list[str]:
-    args, kwargs = inputs.rebuild([tensor.clone() for tensor in inputs.tensors])
     try:
         with untouched(source, buffers=True, parameters=True):
-            tensors, _ = name_outputs(source(*args, **kwargs))
+            tensors, _ = name_outputs(inputs.given.map(torch.clone).passed_to(source))
     except Exception as error:
         raise BadInput(f"the module fails on the example inputs: {first_line(error)}") from error
     if not tensors:
@@ -275,7 +274,7 @@ def _on_device_of(module: nn.Module, inputs: FlatInputs) -> FlatInputs:
     weight = next(iter((*module.parameters(), *module.buffers())), None)
     if weight is None:
         return inputs
-    return inputs.with_tensors([tensor.to(weight.device) for tensor in inputs.tensors])
+    return inputs.map(lambda tensor: tensor.to(weight.device))
 
 
 def _explain(source: nn.Module, failure: Exception) -> str:
