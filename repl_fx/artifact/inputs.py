@@ -118,7 +118,7 @@ def describe(value: Any) -> AnyDescribed:
     if isinstance(value, torch.device):
         return OfTorch("device", str(value))
     if type(value) is float and (value != value or value in (float("inf"), -float("inf"))):
-        return NotFinite(str(value))  # type: ignore[arg-type]
+        return NotFinite("nan" if value != value else "inf" if value > 0 else "-inf")
     if type(value) in (bool, int, float, str, type(None)):
         return Constant(value)
     return Opaque(f"{type(value).__module__}.{type(value).__qualname__}")

@@ -171,8 +171,8 @@ def running(as_json: bool, verbose: bool, quiet: bool) -> Iterator[Terminal]:
         except BrokenPipeError:
             # Who reads stdout has seen enough; what is still in its buffer must not fail once more at exit.
             nowhere = os.open(os.devnull, os.O_WRONLY)
-            for stream in (results, sys.__stdout__):
-                os.dup2(nowhere, stream.fileno())  # type: ignore[union-attr]
+            for stream in filter(None, (results, sys.__stdout__)):
+                os.dup2(nowhere, stream.fileno())
             raise typer.Exit(CLOSED) from None
         except Exception:
             terminal.end_stage()
@@ -253,7 +253,7 @@ class Target:
 
 
 def load_target(
-    terminal: Terminal, spec: str, input_shape: str | None, seed: int, device: str, model: str | None, trust: bool
+    spec: str, model: str | None, *, input_shape: str | None, seed: int, device: str, trust: bool
 ) -> Target:
     """Load a model by its specification, or an artifact by its directory.
 
@@ -265,7 +265,6 @@ def load_target(
     from repl_fx.errors import BadInput
     from repl_fx.sources import load_source
 
-    terminal.stage("load")
     if not Path(spec).is_dir():
         if model is not None:
             raise BadInput(f"--model names the model of an artifact, and {spec} is no directory; leave out --model")

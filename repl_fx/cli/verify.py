@@ -67,7 +67,8 @@ def verify_command(
         from repl_fx.tracing.capture import widen_batch
 
         batches = None if batch is None else _sizes(batch)
-        target = load_target(terminal, spec, input_shape, seed, device, model, trust)
+        terminal.stage("load")
+        target = load_target(spec, model, input_shape=input_shape, seed=seed, device=device, trust=trust)
         module, given = _subject(target, part, onnx)
         inputs = widen_batch(module, given)
         if per_layer and target.artifact is None:

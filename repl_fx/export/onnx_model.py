@@ -131,13 +131,15 @@ def _convert(
     flat = FlatModule(source, inputs)
     failure: Exception | None = None
     for dims in _ladder(tensors):
+        # The annotation in torch does not know a ShapesCollection.
+        shapes: Any = auto_shapes(ExampleInputs(tensors), dims=dims)
         try:
             program = torch.onnx.export(
                 flat,
                 tensors,
                 dynamo=True,
                 verbose=False,
-                dynamic_shapes=auto_shapes(ExampleInputs(tensors), dims=dims),  # type: ignore[arg-type]
+                dynamic_shapes=shapes,
                 input_names=list(inputs.names),
                 output_names=list(outputs),
                 opset_version=opset,

