@@ -9,7 +9,7 @@ from __future__ import annotations
 import copy as copying
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
@@ -57,9 +57,9 @@ class CaptureInfo:
     model: str
     tracer: str
     obstacles: tuple[str, ...]
-    literals: int
-    switches: int
-    dynamic: dict[str, tuple[int, ...]]
+    literals: int = 0
+    switches: int = 0
+    dynamic: dict[str, tuple[int, ...]] = field(default_factory=dict)
 
 
 def capture(
@@ -143,7 +143,8 @@ def _trace_by(
     for training, changed in changes.items():
         require_leaves_left(model, changed, is_leaf)
         require_settled(model, changed, inputs, training)
-    gm = _assembled(model, name, obstacles, graphs, constants, device, pinned)
+    info = CaptureInfo(type(model).__name__, name, obstacles)
+    gm = _assembled(model, info, graphs, constants, device, pinned)
     drop_questions_answered_alike_(gm, model, inputs)
     return gm
 
@@ -151,8 +152,7 @@ def _trace_by(
 @collection_paused()
 def _assembled(
     model: nn.Module,
-    name: str,
-    obstacles: tuple[str, ...],
+    info: CaptureInfo,
     graphs: Mapping[bool, fx.Graph],
     constants: Constants,
     device: torch.device,
@@ -169,9 +169,7 @@ def _assembled(
     gm.meta["fake_mode"] = fake_mode_of(gm)
     run = run_passes(gm, partial(merge_modes_, evaluation=graphs[False]), partial(follow_device_, device=device))
     merged = run.of(MergeResult)
-    gm.meta["capture"] = CaptureInfo(
-        type(model).__name__, name, obstacles, merged.literals, merged.switches, _dynamic_dims(gm)
-    )
+    gm.meta["capture"] = replace(info, literals=merged.literals, switches=merged.switches, dynamic=_dynamic_dims(gm))
     return gm
 
 

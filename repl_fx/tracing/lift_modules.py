@@ -63,28 +63,33 @@ class Constants:
         return traced_constant(len(self.tensors) - 1)
 
 
-@collection_paused()
-def lift_modules(
-    program: ExportedProgram,
-    calls: LeafCalls,
-    model: nn.Module,
-    inputs: BoundInputs,
-    constants: Constants,
-    *,
-    assigned: Sequence[tuple[str, str]] | None = None,
-    least: Mapping[str, int] | None = None,
-) -> fx.Graph:
-    """Rewrite an exported program as a graph over the model's own modules and state.
+@dataclass(frozen=True, eq=False)
+class Exported:
+    """The outcome of an export under `record_leaf_calls`.
 
-    Args:
+    Attributes:
         program: what torch.export returned.
         calls: the table filled during that export.
-        model: the traced model; names for its modules are taken from it.
-        inputs: the example inputs of the export, with the names that the graph's arguments get.
-        constants: collects the tensors the trace made.
         assigned: buffers that the forward rebinds; the program then returns its own outputs and their new values as
             a pair. None where it returns its own outputs alone.
         least: the smallest sizes for which the program holds, by the names of their symbols.
+    """
+
+    program: ExportedProgram
+    calls: LeafCalls
+    assigned: Sequence[tuple[str, str]] | None = None
+    least: Mapping[str, int] = field(default_factory=dict)
+
+
+@collection_paused()
+def lift_modules(exported: Exported, model: nn.Module, inputs: BoundInputs, constants: Constants) -> fx.Graph:
+    """Rewrite an exported program as a graph over the model's own modules and state.
+
+    Args:
+        exported: the program, and what was noted meanwhile.
+        model: the traced model; names for its modules are taken from it.
+        inputs: the example inputs of the export, with the names that the graph's arguments get.
+        constants: collects the tensors the trace made.
 
     Returns:
         A graph whose targets are paths in `model` (and the names in `constants`).
@@ -92,13 +97,13 @@ def lift_modules(
     Raises:
         NotImplementedError: an input of a kind that has no place in a plain graph; names it.
     """
-    lifter = _Lifter(program, calls, model, constants)
-    lifter.placeholders(inputs, least)
-    results = lifter.body(program.graph_module)
-    structure = program.call_spec.out_spec
-    if assigned is not None:
+    lifter = _Lifter(exported.program, exported.calls, model, constants)
+    lifter.placeholders(inputs, exported.least)
+    results = lifter.body(exported.program.graph_module)
+    structure = exported.program.call_spec.out_spec
+    if exported.assigned is not None:
         structure = children_of(structure)[0]
-        add_assignments(lifter.graph, assigned, results[structure.num_leaves :])
+        add_assignments(lifter.graph, exported.assigned, results[structure.num_leaves :])
     lifter.graph.output(output_of(lifter.graph, results[: structure.num_leaves], structure))
     drop_dead(lifter.graph)
     return lifter.graph
@@ -116,7 +121,7 @@ class _Lifter:
         self.env: dict[fx.Node, Any] = {}
         self.state: dict[str, fx.Node] = {}
 
-    def placeholders(self, inputs: BoundInputs, least: Mapping[str, int] | None) -> None:
+    def placeholders(self, inputs: BoundInputs, least: Mapping[str, int]) -> None:
         made = InputNodes(self.graph, inputs.arguments)
         signature = self.program.graph_signature
         in_spec = self.program.call_spec.in_spec

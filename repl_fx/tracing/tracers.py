@@ -33,7 +33,7 @@ from repl_fx.tracing.dynamic_shapes import auto_shapes, baked_dims, dynamic_dims
 from repl_fx.tracing.eager_path import Asked, is_bounded, unaware_of_export
 from repl_fx.tracing.hooks import no_tensor_hooks
 from repl_fx.tracing.leaf_calls import Callee, LeafCalls, LeafNotOpaque, is_leaf, record_leaf_calls
-from repl_fx.tracing.lift_modules import Constants, lift_modules
+from repl_fx.tracing.lift_modules import Constants, Exported, lift_modules
 from repl_fx.tracing.settled import buffer_settles
 from repl_fx.tracing.size_questions import size_questions
 from repl_fx.tracing.size_tensors import SizeTensors
@@ -114,7 +114,7 @@ def trace_by_export(
                 baked.update(new)
                 continue
             buffers = None if _is_interpreted(model) else assigned.buffers
-            graph = lift_modules(program, calls, model, inputs, constants, assigned=buffers, least=least)
+            graph = lift_modules(Exported(program, calls, buffers, least), model, inputs, constants)
             for buffer, reason in assigned.reshaped.items():
                 read = any(node.op == "get_attr" and node.target == buffer for node in graph.nodes)
                 if read or not buffer_settles(model, buffer, inputs.inputs):
