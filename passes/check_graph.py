@@ -28,7 +28,7 @@ def check_graph(gm: fx.GraphModule, after: str) -> None:
 
     Args:
         gm: the graph to look at.
-        after: what ran last, to be blamed.
+        after: the pass that ran last, to be blamed.
 
     Raises:
         BrokenGraph: names `after`, the node and what is wrong with it.

@@ -30,7 +30,7 @@ from repl_fx.analysis.block_names import BlockNames
 from repl_fx.analysis.block_values import block_of, boundaries
 from repl_fx.analysis.blocks import Repeat
 from repl_fx.analysis.node_table import NodeTable, node_table
-from repl_fx.analysis.segmentation import Cutting, Run, cut, depends
+from repl_fx.analysis.segmentation import Cutting, TandemRun, cut, depends
 from repl_fx.arguments import require_module
 from repl_fx.graph.captured import attribute
 from repl_fx.graph.gc_pause import collection_paused
@@ -46,11 +46,11 @@ _FREQUENT = 4
 
 
 @dataclass(frozen=True)
-class _Found:
+class _Chosen:
     """A cutting that was chosen, with those inside its first copy."""
 
     cutting: Cutting
-    children: tuple[_Found, ...]
+    children: tuple[_Chosen, ...]
 
 
 @collection_paused()
@@ -65,7 +65,7 @@ def find_repeats(gm: fx.GraphModule) -> tuple[Repeat, ...]:
         Behind them the similar repeats, with `similar` set, that are no part of one of the others.
 
     Raises:
-        BadInput: what was given is no graph.
+        BadInput: the argument is no graph.
     """
     require_module("find_repeats", gm, graph=True)
     table = node_table(gm)
@@ -80,7 +80,7 @@ def find_repeats(gm: fx.GraphModule) -> tuple[Repeat, ...]:
     return (*whole, *similar)
 
 
-def _choose(table: NodeTable, shifts: Iterable[int]) -> list[_Found]:
+def _choose(table: NodeTable, shifts: Iterable[int]) -> list[_Chosen]:
     """The cuttings that cover the most parameters, in program order, each with those inside its first copy."""
     found = [c for c in (cut(table, run) for run in _runs(table, shifts)) if c is not None]
     # Norms alone, one behind the other, are no block.
@@ -108,11 +108,11 @@ class _Chooser:
         self.begins = [cuttings[i].begin for i in self.order]
         self.owned = np.zeros(len(table.nodes), np.int64)
 
-    def choose(self) -> list[_Found]:
+    def choose(self) -> list[_Chosen]:
         """The chosen ones, in program order."""
         return self._among(range(len(self.cuttings)), level=1)
 
-    def _among(self, numbers: Iterable[int], level: int) -> list[_Found]:
+    def _among(self, numbers: Iterable[int], level: int) -> list[_Chosen]:
         # A node that is free at this level is marked with the level above.
         chosen = []
         for number in numbers:
@@ -127,7 +127,7 @@ class _Chooser:
             if cutting.total * inner > self._gain(cutting):
                 continue
             self.owned[cutting.members] = level
-            chosen.append(_Found(cutting, tuple(children)))
+            chosen.append(_Chosen(cutting, tuple(children)))
         return sorted(chosen, key=lambda found: int(found.cutting.members[0, 0]))
 
     def _inside(self, number: int, first: Ints) -> list[int]:
@@ -152,7 +152,7 @@ def _has_spine(table: NodeTable, cutting: Cutting) -> bool:
 # --- runs -----------------------------------------------------------------------------------------------------------
 
 
-def _runs(table: NodeTable, shifts: Iterable[int]) -> Iterator[Run]:
+def _runs(table: NodeTable, shifts: Iterable[int]) -> Iterator[TandemRun]:
     parameters = np.concatenate(([0], table.sizes.cumsum()))
     for period in shifts:
         matches = match_at_shift(table, period)
@@ -162,7 +162,7 @@ def _runs(table: NodeTable, shifts: Iterable[int]) -> Iterator[Run]:
         # A repeat of nothing but activations has nothing to save.
         worth &= parameters[stops + period] > parameters[starts]
         for start, stop in zip(starts[worth].tolist(), stops[worth].tolist(), strict=True):
-            yield Run(start, stop + period, period)
+            yield TandemRun(start, stop + period, period)
 
 
 def match_at_shift(table: NodeTable, shift: int) -> Bools:
@@ -173,11 +173,11 @@ def match_at_shift(table: NodeTable, shift: int) -> Bools:
     here, there = table.arguments[places], table.arguments[places + shift]
     inside = (here >= 0) & (there - here == shift)
     alike = inside | (here == there)
-    if table.has_twins:
+    if table.has_equal_values:
         rows, slots = np.nonzero(~alike)
         ours, theirs = here[rows, slots], there[rows, slots]
-        made = (ours >= 0) & (theirs >= 0) & (table.twins[ours] > 0)
-        alike[rows, slots] = made & (table.twins[ours] == table.twins[theirs])
+        made = (ours >= 0) & (theirs >= 0) & (table.value_numbers[ours] > 0)
+        alike[rows, slots] = made & (table.value_numbers[ours] == table.value_numbers[theirs])
     matches[places] = alike.all(axis=1)
     return matches
 
@@ -212,7 +212,7 @@ def _candidate_shifts(table: NodeTable) -> list[int]:
 # --- nouns ----------------------------------------------------------------------------------------------------------
 
 
-def _nouns(gm: fx.GraphModule, table: NodeTable, chosen: Sequence[_Found], named: BlockNames) -> tuple[Repeat, ...]:
+def _nouns(gm: fx.GraphModule, table: NodeTable, chosen: Sequence[_Chosen], named: BlockNames) -> tuple[Repeat, ...]:
     # The outer names first: an inner repeat must not take the name that its block would have.
     repeats = [_repeat(gm, table, found.cutting, named) for found in chosen]
     return tuple(

@@ -24,7 +24,7 @@ from repl_fx.analysis.node_table import NONE, NodeTable
 from repl_fx.analysis.residual_units import Residual, residuals
 from repl_fx.graph.captured import attribute
 
-# What the schemas of ATen operators call sizes.
+# Names of sizes in the schemas of ATen operators.
 _SIZES = {
     "size", "sizes", "shape", "split_size", "split_sizes", "normalized_shape", "stride", "padding", "output_size",
     "output_padding", "groups", "num_groups", "start", "end", "length", "shifts", "repeats", "pad", "scale",

@@ -45,7 +45,7 @@ class FoldResult(Result):
 
     @property
     def modified(self) -> bool:
-        """Whether there was anything to fold."""
+        """Whether a synthesis became a constant."""
         return bool(self.folded)
 
 

@@ -35,9 +35,9 @@ class _Slice:
 
     Attributes:
         made: the concatenation.
-        stream, total: what is sliced, and the sum that it comes from: itself, or what its ReLU reads.
+        stream, total: the sliced value, and the sum that it comes from: itself, or the input of its ReLU.
         taken, rest: its slices.
-        new: what stands in the place of the first one, before its own ReLU.
+        new: the value in the place of the first slice, before its own ReLU.
     """
 
     made: fx.Node

@@ -163,7 +163,7 @@ def no_hooks_left() -> Iterator[None]:
 def quiet_tracing() -> Iterator[None]:
     """Keep what torch has to say about a model's style, and the graphs it dumps when a trace fails, off the terminal.
 
-    What the trace stumbled over is in the exception it raises.
+    The operation that the trace stumbled over is in the exception it raises.
     """
     disabled = logging.root.manager.disable
     try:
@@ -280,7 +280,7 @@ def move_hooks(source: Tensor, target: Tensor) -> None:
         target.register_post_accumulate_grad_hook(hook)  # type: ignore[no-untyped-call]
 
 
-# What a `ShapeEnv` knows of its symbols, as far as it is plain data.
+# The knowledge of a `ShapeEnv` about its symbols, as far as it is plain data.
 _KNOWN = (
     "backed_var_to_val", "var_to_range", "replacements", "unbacked_renamings", "divisible", "size_like", "val_to_var",
     "unbacked_symfloat_counter", "unbacked_symint_counter", "unbacked_alloc_order", "pending_fresh_unbacked_symbols",

@@ -10,7 +10,7 @@ import os
 from importlib.metadata import EntryPoint, entry_points
 from typing import Any
 
-from repl_fx.errors import BadInput, one_line
+from repl_fx.errors import BadInput, ForeignError, foreign_code
 
 
 def check_passes() -> bool:
@@ -42,9 +42,11 @@ def load_offered(group: str, name: str) -> Any:
     """
     point = offered(group)[name]
     try:
-        return point.load()
-    except Exception as problem:
+        with foreign_code():
+            found = point.load()
+    except ForeignError as failed:
         package = point.dist.name if point.dist is not None else "an installed package"
         raise BadInput(
-            f"{package} offers {name!r} ({group}: {point.value}), which fails: {one_line(problem)}; mend or remove it"
-        ) from problem
+            f"{package} offers {name!r} ({group}: {point.value}), which fails: {failed}; mend or remove it"
+        ) from failed.problem
+    return found

@@ -6,7 +6,10 @@ without a traceback and exits with code 2 (see `repl_fx.cli`).
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from types import TracebackType
 
 
 class ReplFxError(Exception):
@@ -94,6 +97,48 @@ class ExportError(ReplFxError):
     """A graph that the ONNX exporter refuses, or a file that is no valid ONNX model."""
 
 
+class Untraceable(Exception):
+    """A forward does what the graph of a tracer cannot hold; another tracer, or a smaller module, may do.
+
+    Raised while a model is traced. `repl_fx.capture` puts it into a `CaptureError`.
+    """
+
+
+class ForeignError(Exception):
+    """The exception of code that is not repl-fx's: of a model, of torch's exporter, of an installed package.
+
+    Attributes:
+        problem: the exception itself.
+    """
+
+    def __init__(self, problem: Exception) -> None:
+        self.problem = problem
+        super().__init__(one_line(problem))
+
+
+@contextmanager
+def foreign_code() -> Iterator[None]:
+    """Run code that is not repl-fx's, and nothing else; what fails outside of it is a defect of repl-fx.
+
+    Raises:
+        ForeignError: whatever that code raised. An assertion of repl-fx that fails meanwhile stays one.
+    """
+    try:
+        yield
+    except Exception as problem:
+        # What a model, or a package that builds one, may raise has no common base.
+        if isinstance(problem, AssertionError) and _raised_here(problem.__traceback__):
+            raise
+        raise ForeignError(problem) from problem
+
+
+def _raised_here(trace: TracebackType | None) -> bool:
+    """Whether the innermost frame of a traceback is repl-fx's."""
+    while trace is not None and trace.tb_next is not None:
+        trace = trace.tb_next
+    return trace is not None and str(trace.tb_frame.f_globals.get("__name__")).startswith("repl_fx.")
+
+
 class BrokenGraph(Exception):
     """A pass left the graph in a state that breaks the contract of the normal form: a defect of that pass.
 
@@ -103,5 +148,15 @@ class BrokenGraph(Exception):
 
 def one_line(problem: BaseException) -> str:
     """Any error in one line, by its class and the first line of its message that says something."""
-    lines = [line.strip() for line in str(problem).splitlines() if line.strip()]
-    return f"{type(problem).__name__}: {lines[0]}" if lines else type(problem).__name__
+    return f"{type(problem).__name__}: {line}" if (line := _first_line(problem)) else type(problem).__name__
+
+
+def first_line(problem: BaseException) -> str:
+    """The first line of an error's message that says something; its class where none does."""
+    return _first_line(problem) or type(problem).__name__
+
+
+def _first_line(problem: BaseException) -> str:
+    # Without terminal colours.
+    lines = re.sub(r"\x1b\[[0-9;]*m", "", str(problem)).splitlines()
+    return next((line.strip() for line in lines if line.strip()), "")

@@ -34,7 +34,7 @@ _VIEWS = {
     *("unbind", "split", "split_with_sizes", "chunk", "tensor_split", "getitem", "select", "slice", "narrow"),
     *("unsqueeze", "squeeze", "expand", "repeat_interleave", "contiguous", "clone"),
 }
-# What may lie between a softmax and the product with the values.
+# Operators that may lie between a softmax and the product with the values.
 _KEEP_MAP = _VIEWS | {"dropout", "to", "_to_copy", "type_as", "float", "half"}
 
 

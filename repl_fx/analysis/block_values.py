@@ -86,7 +86,7 @@ def boundary(
 def with_passing(copies: Sequence[Sequence[fx.Node]]) -> list[dict[fx.Node, None]]:
     """The nodes of each block, with the dropout and the like that belongs to it.
 
-    What stands behind a value of a block belongs to it where nothing else takes the value. What stands before a block
+    Dropout behind a value of a block belongs to the block where nothing else takes the value. Dropout before a block
     that also takes the value as it is belongs to that block: x + f(dropout(x)).
     """
     inside = [dict.fromkeys(copy) for copy in copies]

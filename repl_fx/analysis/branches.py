@@ -117,9 +117,9 @@ def _branch(
     entries = [m for m in heads if m.input is heads[0].input]
     output = meeting_point(inside, nodes, root)
     tails = [m for m in own if not (nx.descendants(inside, m.node) & nodes)]
-    exits = [m for m in tails if _same_shape(m.node, output)]
+    exits = [m for m in tails if same_shape(m.node, output)]
     if not exits:
-        exits = [m for m in own if _same_shape(m.node, output) and m.node is not entries[0].node][-1:]
+        exits = [m for m in own if same_shape(m.node, output) and m.node is not entries[0].node][-1:]
     if not exits:
         return f"no mixing operator of the branch that ends in {root.name} makes a value of its shape"
     return Branch(
@@ -142,6 +142,7 @@ def behind_entries(branch: Branch, stops: Collection[fx.Node] = ()) -> list[fx.N
     return sorted(reached_from(inside, entries).difference(entries))
 
 
-def _same_shape(a: fx.Node, b: fx.Node) -> bool:
+def same_shape(a: fx.Node, b: fx.Node) -> bool:
+    """Whether two values are tensors of one shape, symbolic sizes and all."""
     ours, theirs = a.meta.get("val"), b.meta.get("val")
     return isinstance(ours, Tensor) and isinstance(theirs, Tensor) and str(ours.shape) == str(theirs.shape)

@@ -53,8 +53,8 @@ class NodeTable:
             have not.
         parameters: for each node the paths of the parameters it reads.
         index: position of each node.
-        twins: int array (N,): equal numbers for nodes that compute the same from inputs and constants alone, such as a
-            mask or an empty cache that is made anew for each layer; 0 for all others.
+        value_numbers: int array (N,): equal numbers for nodes that compute the same from inputs and constants alone,
+            such as a mask or an empty cache that is made anew for each layer; 0 for all others.
     """
 
     nodes: tuple[fx.Node, ...]
@@ -65,16 +65,16 @@ class NodeTable:
     mixing: npt.NDArray[np.bool_]
     parameters: tuple[tuple[str, ...], ...]
     index: dict[fx.Node, int]
-    twins: npt.NDArray[np.int64]
+    value_numbers: npt.NDArray[np.int64]
 
     @cached_property
-    def has_twins(self) -> bool:
-        """Whether there are any."""
-        return bool(self.twins.any())
+    def has_equal_values(self) -> bool:
+        """Whether any node computes the same as another, from inputs and constants alone."""
+        return bool(self.value_numbers.any())
 
     def same(self, one: int, other: int) -> bool:
-        """Whether two entries of `arguments` are one value, or twins."""
-        return one == other or (min(one, other) >= 0 and 0 != self.twins[one] == self.twins[other])
+        """Whether two entries of `arguments` are one value, or equal by their value numbers."""
+        return one == other or (min(one, other) >= 0 and 0 != self.value_numbers[one] == self.value_numbers[other])
 
     def uses(self, position: int) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
         """Where in `arguments` a node is: rows, ascending, and columns."""
@@ -126,11 +126,19 @@ def node_table(gm: fx.GraphModule) -> NodeTable:
     for position, given in enumerate(feeders):
         arguments[position, : len(given)] = [labeller.number(passed(feeder)) for feeder in given]
     return NodeTable(
-        tuple(nodes), labels, arguments, tuple(feeders), sizes, mixing, tuple(parameters), index, _twins(gm, index)
+        tuple(nodes),
+        labels,
+        arguments,
+        tuple(feeders),
+        sizes,
+        mixing,
+        tuple(parameters),
+        index,
+        _value_numbers(gm, index),
     )
 
 
-def _twins(gm: fx.GraphModule, index: dict[fx.Node, int]) -> npt.NDArray[np.int64]:
+def _value_numbers(gm: fx.GraphModule, index: dict[fx.Node, int]) -> npt.NDArray[np.int64]:
     """Number the values that are computed from inputs and constants alone, equal ones alike."""
     numbers: dict[Any, int] = {}
     number: dict[fx.Node, int] = {}
@@ -140,12 +148,12 @@ def _twins(gm: fx.GraphModule, index: dict[fx.Node, int]) -> npt.NDArray[np.int6
         elif node.op == "call_function" and all(feeder in number for feeder in node.all_input_nodes):
             given = fx.node.map_arg((node.args, node.kwargs), lambda feeder: f"%{number[feeder]}")
             number[node] = numbers.setdefault((node.target, str(given)), len(numbers) + 1)
-    twins = np.zeros(len(index), np.int64)
+    found = np.zeros(len(index), np.int64)
     for node, position in index.items():
-        twins[position] = number.get(node, 0)
+        found[position] = number.get(node, 0)
     # Most have none, and are compared with nothing.
-    values, counts = np.unique(twins, return_counts=True)
-    return np.where(np.isin(twins, values[counts > 1]), twins, 0)
+    values, counts = np.unique(found, return_counts=True)
+    return np.where(np.isin(found, values[counts > 1]), found, 0)
 
 
 def has_tensor(node: fx.Node) -> bool:

@@ -69,6 +69,8 @@ def residuals(table: NodeTable) -> Iterator[Residual]:
 
 def _residual(table: NodeTable, add: int, left: int, right: int) -> Residual | None:
     sides = {left: _LEFT, right: _RIGHT}
+    # A walk of its own, as it ends at the fork: ancestors by networkx take 14 s for 1,600 units of 8,000 nodes, this
+    # 0.06 s. (Dominators would not do: tables that others read come from elsewhere.)
     # Latest first: when a value is met, all its users behind it have been.
     pending = [-left, -right]
     heapq.heapify(pending)

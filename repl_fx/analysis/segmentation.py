@@ -28,7 +28,7 @@ _STREAMS = 4
 
 
 @dataclass(frozen=True)
-class Run:
+class TandemRun:
     """Nodes [start, stop) repeat with `period`, at least once."""
 
     start: int
@@ -70,7 +70,7 @@ class Cutting:
         return self.start if self.first is None else min(self.first)
 
 
-def cut(table: NodeTable, run: Run) -> Cutting | None:
+def cut(table: NodeTable, run: TandemRun) -> Cutting | None:
     """Choose where the copies of a run begin: fewest streamed values, most copies, shallowest module boundary."""
     crossing = _Crossing(table, run)
     for streams in range(1, _STREAMS + 1):
@@ -80,7 +80,7 @@ def cut(table: NodeTable, run: Run) -> Cutting | None:
     return None
 
 
-def _cut_across(table: NodeTable, run: Run, crossing: _Crossing, streams: int) -> Cutting | None:
+def _cut_across(table: NodeTable, run: TandemRun, crossing: _Crossing, streams: int) -> Cutting | None:
     """The best of the cuts that so many values cross."""
     period = run.period
     best: tuple[tuple[int, int, int], Cutting] | None = None
@@ -110,6 +110,7 @@ def depends(table: NodeTable, start: int, offset: int, sources: Sequence[int], a
 
     Projections of one value, side by side, can be cut so that one value crosses, but nothing flows through.
     """
+    # A walk of its own, as it stays in one copy: asked at every cut of a run, where networkx would need a graph each.
     if around is not None and around[start + offset]:
         return False
     pending = [start + offset]
@@ -133,7 +134,7 @@ def _taken_in(table: NodeTable, value: int, start: int, period: int) -> bool:
 class _Crossing:
     """For each cut within a run, the values of the run that are used across it."""
 
-    def __init__(self, table: NodeTable, run: Run) -> None:
+    def __init__(self, table: NodeTable, run: TandemRun) -> None:
         start, stop, period = run.start, run.stop, run.period
         length = stop - start
         arguments = table.arguments[start:stop] - start
@@ -308,7 +309,7 @@ def _match_backwards(
         return None
     stream_of = {stream: next(iter(values)) for stream, values in streams.items()}
     for pattern in whole:
-        # What the output does not depend on, such as a skip value that is made beside it.
+        # Nodes that the output does not depend on, such as a skip value that is made beside it.
         if pattern in image:
             continue
         row, later = table.arguments[pattern].tolist(), table.arguments[pattern + period].tolist()

@@ -16,7 +16,7 @@ from repl_fx.graph.signature import PackOutput
 
 
 def only_returned(value: fx.Node, block: Block) -> bool:
-    """Whether all that uses an inner value of a block outside it is what the model returns, in either mode."""
+    """Whether an inner value of a block is used outside it for the results of the model alone, in either mode."""
     outside = [user for user in value.users if user not in block.node_set]
     return bool(outside) and all(_returns(user, value) for user in outside)
 

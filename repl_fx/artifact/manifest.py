@@ -50,7 +50,7 @@ class Model(_Strict, frozen=True, rename={"kind": "class"}):
 
     Attributes:
         spec: see `repl_fx.sources`; the path of a file is absolute.
-        options: what `load_source` is given besides.
+        options: the other arguments of `load_source`.
         kind: name of its class.
         files: the files that it was made from, each with the SHA-256 of what was read.
     """
@@ -69,7 +69,7 @@ class Captured(_Strict, frozen=True, rename={"kind": "class"}):
         kind: name of its class.
         tracer: which tracer took it.
         dynamic: for each tensor argument, the dimensions that stayed dynamic.
-        inputs: what it was called with.
+        inputs: the example inputs of the capture.
         refused_sizes: inputs and dimensions of which the graph refuses a size of 1.
     """
 
@@ -89,7 +89,7 @@ class Manifest(_Strict, frozen=True, kw_only=True):
         code: hash of the code of the user's own classes in the model.
         model: how the source is built; None where it was given in Python.
         parts: the captured parts that hold what was replaced.
-        eager: what was tried and is no part.
+        eager: modules that were tried and are no parts.
         inputs: example inputs of the model.
         aliases: other names of tied tensors, and the name under which each is in the weights.
         parameters: of the rewritten model.

@@ -9,8 +9,8 @@ from torch import nn
 from repl_fx.artifact.manifest import Manifest, Model, Options
 from repl_fx.errors import ArtifactError
 from repl_fx.sources import Source, load_source, names_no_file
-from repl_fx.sources.hugging_face import own_code
 from repl_fx.sources.hugging_face_code import OPTION as TRUST
+from repl_fx.sources.registry import code_of
 from repl_fx.sources.source import hash_file
 
 
@@ -21,7 +21,7 @@ def build_source(
 
     Args:
         directory: the artifact.
-        manifest: what its manifest says.
+        manifest: its manifest.
         model: the model, or a specification of it; None takes what the manifest names.
         trusted: whether code beside the config of an `hf:` model may run.
 
@@ -83,14 +83,15 @@ def _seen(directory: Path, model: Model, file: Path) -> str:
 
 
 def _runs_code(directory: Path, model: Model, trusted: bool) -> bool:
-    """Whether a model of transformers is made of code beside its config: the code that the artifact has hashes of.
+    """Whether a model is made of code that runs with permission alone: the code that the artifact has hashes of.
 
     Raises:
-        ArtifactError: it is, without permission, or of other code too.
+        ArtifactError: the code has no permission, or the model is of other code too.
     """
-    zoo, _, name = model.spec.partition(":")
+    kind, _, name = model.spec.partition(":")
+    own_code = code_of(kind)
     code = [file for file in model.files if file.endswith(".py")]
-    if zoo != "hf" or not code:
+    if own_code is None or not code:
         return False
     if not trusted:
         raise ArtifactError(

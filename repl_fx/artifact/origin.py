@@ -30,7 +30,7 @@ class Origin:
 
     Attributes:
         manifest: without what is known of files and tensors.
-        plan: what was done to the model.
+        plan: the plan that was applied to the model.
         structure: the text of what was captured.
         made: the text of the code of the rewritten module.
     """

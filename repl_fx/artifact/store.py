@@ -33,7 +33,7 @@ from repl_fx.tracing.size_questions import refuse_sizes_
 
 PLAN, GRAPH, STRUCTURE = "plan.json", "graph.txt", "source.txt"
 WEIGHTS, CONSTANTS = "model.safetensors", "constants.safetensors"
-# What `repl-fx export` proved.
+# The result of the verification by `repl-fx export`.
 PROOF = "verify.json"
 
 
@@ -43,10 +43,10 @@ class Artifact:
 
     Attributes:
         directory: where it lies.
-        manifest: what manifest.json says.
-        plan: what was done to the model.
+        manifest: the content of manifest.json.
+        plan: the plan that was applied to the model.
         module: the rewritten model with its weights.
-        result: what applying the plan again gave: the graph before, its repeats and what became of each block.
+        result: of applying the plan again: the graph before, its repeats and what became of each block.
     """
 
     directory: Path

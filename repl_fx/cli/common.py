@@ -51,7 +51,7 @@ ShapeOption = Annotated[
         show_default=False,
     ),
 ]
-# What torch.manual_seed takes.
+# The largest seed of torch.manual_seed.
 SeedOption = Annotated[
     int,
     typer.Option(
@@ -259,7 +259,7 @@ def load_target(
 
     Raises:
         BadInput: options that an artifact does not take.
-        SourceError, ArtifactError: it leads to neither.
+        SourceError, ArtifactError: the specification leads to neither.
     """
     from repl_fx.artifact import load_artifact
     from repl_fx.errors import BadInput

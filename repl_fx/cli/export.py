@@ -69,7 +69,7 @@ def export_command(
         with changing(directory) as change:
             change.require_own([PROOF] if output else [PROOF, *names.values()])
             for part in parts:
-                # What the artifact had stays until all is written that takes its place.
+                # Files that the artifact had stay until all is written that takes their place.
                 written = output or change.place / names[part.path]
                 inputs = widen_batch(part.graph_module, part.inputs)
                 terminal.stage(f"export {part.path}".rstrip())

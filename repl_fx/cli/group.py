@@ -14,7 +14,7 @@ from typer.core import TyperGroup
 DONE, FAILED, BAD, DEFECT, INTERRUPTED, CLOSED = 0, 1, 2, 70, 130, 141
 
 
-# What torch says of a tensor that no memory holds; on a CPU this is a plain RuntimeError.
+# Messages of torch about a tensor that no memory holds; on a CPU it raises a plain RuntimeError.
 _TOO_LARGE = re.compile(r"can't allocate memory|not enough memory|Storage size calculation overflowed")
 
 

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor, fx, nn
 
+from repl_fx.errors import ForeignError, first_line, foreign_code
 from repl_fx.export.difference import (
     IN_DOUBLE,
     TOLERANCES,
@@ -20,14 +21,13 @@ from repl_fx.export.difference import (
     tolerance_for,
     widened,
 )
-from repl_fx.export.noise import first_line
 from repl_fx.export.session import OnnxSession, pair_by_position
 from repl_fx.export.tensors import FlatInputs, name_outputs
 from repl_fx.graph.kinds import dtype_name
 from repl_fx.running.untouched import untouched
 
 
-class Comparison:
+class ModelComparison:
     """Differences at the batch sizes that were run.
 
     Args:
@@ -37,7 +37,7 @@ class Comparison:
 
     Attributes:
         rows: one for each output and batch size.
-        failures: what is wrong besides numbers.
+        failures: faults besides numbers.
         skipped: outputs that are no tensors, with what they are.
         notes: where the tolerance was widened, and by what; outputs that were paired by position.
     """
@@ -65,16 +65,17 @@ class Comparison:
             return fixed
         try:
             # Every run begins with the state that was exported, whatever a forward changes of it.
-            with untouched(self.module, buffers=True, parameters=True):
+            with untouched(self.module, buffers=True, parameters=True), foreign_code():
                 expected, others = name_outputs(inputs.given.map(torch.clone).passed_to(self.module))
                 expected = {name: tensor.clone() for name, tensor in expected.items()}
-        except Exception as error:
-            return f"the module itself fails: {first_line(error)}"
+        except ForeignError as failed:
+            return f"the module itself fails: {first_line(failed.problem)}"
         self.skipped.update({f"output {name}": f"a {kind}, not a tensor" for name, kind in others.items()})
         try:
-            found = self.session.run(inputs)
-        except Exception as error:  # the runtime's own exceptions have no common base that it documents
-            self.failures.append(f"ONNX Runtime fails at batch {batch}: {first_line(error)}")
+            with foreign_code():
+                found = self.session.run(inputs)
+        except ForeignError as failed:
+            self.failures.append(f"ONNX Runtime fails at batch {batch}: {first_line(failed.problem)}")
             return None
         # export_onnx calls an output that has the name of an input so.
         theirs = {name: f"{name}_out" if name in inputs.names and name not in found else name for name in expected}
@@ -145,10 +146,12 @@ class Comparison:
         """The outputs in double precision; none where the model insists on single."""
         doubled = inputs.given.map(lambda t: t.double() if t.dtype is torch.float32 else t.clone())
         try:
-            return name_outputs(doubled.passed_to(_in_double(self.module)))[0]
-        except Exception:
-            # The model's own code, which may cast to float32 on its way.
+            with foreign_code():
+                outputs = name_outputs(doubled.passed_to(_in_double(self.module)))[0]
+        except ForeignError:
+            # It may cast to float32 on its way.
             return {}
+        return outputs
 
     def _mismatch(self, name: str, batch: int, expected: Tensor, value: Any) -> str | None:
         """Why two outputs cannot be subtracted, if they cannot."""

@@ -118,7 +118,7 @@ def widened(tolerance: Tolerance, expected: Tensor, exact: Tensor) -> Tolerance:
 
     Args:
         tolerance: that of `TOLERANCES`.
-        expected: what PyTorch computed in single precision.
+        expected: the result of PyTorch in single precision.
         exact: the same in double precision.
 
     Returns:
@@ -140,8 +140,8 @@ def measure(name: str, batch: int, expected: Tensor, value: np.ndarray[Any, Any]
     Args:
         name: of the output.
         batch: batch size of the inputs.
-        expected: what PyTorch computed, on the CPU.
-        value: what ONNX Runtime computed.
+        expected: the result of PyTorch, on the CPU.
+        value: the result of ONNX Runtime.
         tolerance: see `tolerance_for`.
     """
     floating = expected.is_floating_point() or expected.is_complex()

@@ -15,7 +15,7 @@ from torch import Tensor, fx
 
 from repl_fx._torch import pytree
 from repl_fx.errors import BadInput, ExportError
-from repl_fx.export.comparison import Comparison
+from repl_fx.export.comparison import ModelComparison
 from repl_fx.export.difference import Difference
 from repl_fx.export.onnx_model import export_onnx
 from repl_fx.export.session import OnnxSession
@@ -60,10 +60,10 @@ def compare_layers(
     An ONNX file has not the same inner values as the graph, so a copy of the graph is exported that returns them.
 
     Args:
-        gm: what PyTorch runs, in eval mode, on the CPU.
-        exported: what is exported: `gm` folded, with the weights of the file in question.
+        gm: the graph that PyTorch runs, in eval mode, on the CPU.
+        exported: the graph that is exported: `gm` folded, with the weights of the file in question.
         nodes: of `exported`; those that compute no tensor give no row.
-        inputs: what to run both on.
+        inputs: of both runs.
         rtol, atol: in place of those of `TOLERANCES`, where not None.
 
     Returns:
@@ -76,7 +76,7 @@ def compare_layers(
     args, kwargs = inputs.given.args, inputs.given.kwargs
     with tempfile.TemporaryDirectory() as scratch:
         file = export_onnx(_returning(exported, names), Path(scratch) / "layers.onnx", args, kwargs)
-        comparison = Comparison(OnnxSession(file), _returning(gm, names), rtol, atol)
+        comparison = ModelComparison(OnnxSession(file), _returning(gm, names), rtol, atol)
         problem = comparison.run(batch_size(inputs.tensors), inputs) or next(iter(comparison.failures), None)
     if problem:
         raise ExportError(f"the layers cannot be compared: {problem}")

@@ -136,7 +136,7 @@ class Pieces:
 
     Args:
         count: of the pieces.
-        equal: whether it is called with a number of equal pieces, and not with their size.
+        equal: whether the operator is called with a number of equal pieces, and not with their size.
     """
 
     def __init__(self, count: int, *, equal: bool) -> None:

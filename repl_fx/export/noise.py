@@ -1,9 +1,8 @@
-"""Messages of the exporter and the runtime beside their results: warnings, log lines, errors of many lines."""
+"""Messages of the exporter and the runtime beside their results: warnings and log lines."""
 
 from __future__ import annotations
 
 import logging
-import re
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,12 +11,6 @@ from contextlib import contextmanager
 # act on, and what is really wrong comes as an exception.
 _NOISY = ("torch", "onnxscript", "onnx_ir", "onnx")
 _NOISY_LOGGERS = ("torch.onnx", "torch.export", "onnxscript", "onnx_ir")
-
-
-def first_line(error: BaseException) -> str:
-    """Return the first line of an error's message that says something, without terminal colours."""
-    lines = re.sub(r"\x1b\[[0-9;]*m", "", str(error)).splitlines()
-    return next((line.strip() for line in lines if line.strip()), type(error).__name__)
 
 
 @contextmanager

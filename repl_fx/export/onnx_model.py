@@ -17,9 +17,9 @@ import torch
 from torch import Tensor, fx, nn
 
 from repl_fx.arguments import require_module, require_path
-from repl_fx.errors import BadInput, ExportError, OutputError
+from repl_fx.errors import BadInput, ExportError, ForeignError, OutputError, first_line, foreign_code
 from repl_fx.export.lowering import lower_
-from repl_fx.export.noise import first_line, quiet
+from repl_fx.export.noise import quiet
 from repl_fx.export.optimizing import optimize_
 from repl_fx.export.stateless import drop_updates_
 from repl_fx.export.tensors import FlatInputs, FlatModule, evaluating, flatten_inputs, name_outputs
@@ -113,10 +113,10 @@ def export_onnx(
 
 def _output_names(source: nn.Module, inputs: FlatInputs) -> list[str]:
     try:
-        with untouched(source, buffers=True, parameters=True):
+        with untouched(source, buffers=True, parameters=True), foreign_code():
             tensors, _ = name_outputs(inputs.given.map(torch.clone).passed_to(source))
-    except Exception as error:
-        raise BadInput(f"the module fails on the example inputs: {first_line(error)}") from error
+    except ForeignError as failed:
+        raise BadInput(f"the module fails on the example inputs: {first_line(failed.problem)}") from failed.problem
     if not tensors:
         raise ExportError(f"{type(source).__name__} returns no tensor, so there is nothing to export")
     # A graph has one namespace; a module may well call its input and its output "x".
@@ -131,23 +131,23 @@ def _convert(
     flat = FlatModule(source, inputs)
     failure: Exception | None = None
     for dims in _ladder(tensors):
-        # The annotation in torch does not know a ShapesCollection.
         shapes: Any = auto_shapes(ExampleInputs(tensors), dims=dims)
         try:
-            program = torch.onnx.export(
-                flat,
-                tensors,
-                dynamo=True,
-                verbose=False,
-                dynamic_shapes=shapes,
-                input_names=list(inputs.names),
-                output_names=list(outputs),
-                opset_version=opset,
-                custom_translation_table=dict(TRANSLATIONS),
-                optimize=False,
-            )
-        except Exception as error:
-            failure = failure or error
+            with foreign_code():
+                program = torch.onnx.export(
+                    flat,
+                    tensors,
+                    dynamo=True,
+                    verbose=False,
+                    dynamic_shapes=shapes,
+                    input_names=list(inputs.names),
+                    output_names=list(outputs),
+                    opset_version=opset,
+                    custom_translation_table=dict(TRANSLATIONS),
+                    optimize=False,
+                )
+        except ForeignError as failed:
+            failure = failure or failed.problem
             continue
         assert program is not None  # dynamo=True always returns one
         written = program.model.opset_imports.get("")

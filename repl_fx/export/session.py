@@ -9,8 +9,7 @@ from typing import Any
 import onnxruntime
 from torch import Tensor
 
-from repl_fx.errors import BadInput, ExportError
-from repl_fx.export.noise import first_line
+from repl_fx.errors import BadInput, ExportError, ForeignError, first_line, foreign_code
 from repl_fx.export.tensors import FlatInputs
 
 
@@ -21,8 +20,8 @@ class OnnxSession:
         file: the ONNX file.
 
     Raises:
-        BadInput: there is no such file.
-        ExportError: it is no ONNX model that ONNX Runtime can load.
+        BadInput: the file does not exist.
+        ExportError: ONNX Runtime cannot load the file.
     """
 
     def __init__(self, file: Path) -> None:
@@ -33,10 +32,12 @@ class OnnxSession:
         options.log_severity_level = 4  # fatal only: what goes wrong comes as an exception too
         try:
             # By path, so that external data is found next to the file.
-            self._session = onnxruntime.InferenceSession(
-                str(file), sess_options=options, providers=["CPUExecutionProvider"]
-            )
-        except Exception as error:  # the runtime's own exceptions have no common base that it documents
+            with foreign_code():
+                self._session = onnxruntime.InferenceSession(
+                    str(file), sess_options=options, providers=["CPUExecutionProvider"]
+                )
+        except ForeignError as failed:
+            error = failed.problem
             # Valid ONNX in a precision the CPU has no kernels for: float64 convolutions, bfloat16.
             hint = "; export the model in float32" if "NOT_IMPLEMENTED" in str(error) else ""
             raise ExportError(f"ONNX Runtime cannot load {file}: {first_line(error)}{hint}") from error

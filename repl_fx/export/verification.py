@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from repl_fx._torch import pytree
 from repl_fx.export.difference import Difference
 from repl_fx.export.layers import LayerDifference
 
@@ -20,9 +21,9 @@ class Verification:
         layers: one for each inner value, in the order of execution, computed with the weights of the file; empty unless
             asked for.
         settings: runtime, versions, seed and batch sizes: what is needed to repeat the comparison.
-        skipped: what could not be compared, with the reason: outputs that are no tensors, batch sizes the file or the
-            module itself does not take.
-        failures: what is wrong besides numbers: a missing output, another shape or type, a run that ONNX Runtime
+        skipped: comparisons that could not be made, with the reason: outputs that are no tensors, batch sizes the file
+            or the module itself does not take.
+        failures: faults besides numbers: a missing output, another shape or type, a run that ONNX Runtime
             refuses.
         notes: where the tolerance was widened, inputs and outputs that were paired by position, and what the
             comparison of layers and weights found out about a mismatch.
@@ -90,8 +91,4 @@ def _badness(row: Difference) -> float:
 
 
 def _plain(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _plain(item) for key, item in value.items()}
-    if isinstance(value, list):
-        return [_plain(item) for item in value]
-    return str(value) if isinstance(value, float) and not math.isfinite(value) else value
+    return pytree.tree_map_only(float, lambda number: number if math.isfinite(number) else str(number), value)

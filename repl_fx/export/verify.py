@@ -13,11 +13,11 @@ import torch
 from torch import fx, nn
 
 from repl_fx.arguments import require_module, require_path
-from repl_fx.errors import BadInput, ReplFxError
+from repl_fx.errors import BadInput, ReplFxError, first_line
 from repl_fx.export.batches import at_batch, default_batches
-from repl_fx.export.comparison import Comparison
+from repl_fx.export.comparison import ModelComparison
 from repl_fx.export.layers import LayerDifference, choose_nodes, compare_layers
-from repl_fx.export.noise import first_line, quiet
+from repl_fx.export.noise import quiet
 from repl_fx.export.onnx_model import export_onnx
 from repl_fx.export.session import OnnxSession
 from repl_fx.export.tensors import FlatInputs, batch_size, evaluating, flatten_inputs
@@ -87,7 +87,7 @@ def verify_onnx(
         paired = session.check_inputs(inputs)
         traced = batch_size(inputs.tensors)
         wanted = tuple(batches) if batches is not None else default_batches(traced)
-        comparison = Comparison(session, module, rtol, atol)
+        comparison = ModelComparison(session, module, rtol, atol)
         comparison.notes += [paired] if paired else []
         for batch in wanted:
             obstacle = comparison.run(batch, at_batch(inputs, batch, seed))
@@ -131,7 +131,7 @@ def _on_cpu(gm: nn.Module) -> nn.Module:
 
 
 def _localise(
-    outputs: Comparison, inputs: FlatInputs, wanted: Iterable[str] | None
+    outputs: ModelComparison, inputs: FlatInputs, wanted: Iterable[str] | None
 ) -> tuple[tuple[LayerDifference, ...], tuple[str, ...]]:
     """The layers, and what they and the weights say of a difference in the outputs."""
     gm = outputs.module

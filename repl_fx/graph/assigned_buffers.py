@@ -16,6 +16,7 @@ from contextlib import contextmanager
 from torch import Tensor, fx, nn
 
 from repl_fx._torch import no_buffer_hooks
+from repl_fx.errors import Untraceable
 from repl_fx.graph.kinds import dtype_name
 from repl_fx.graph.runtime import assign_buffer
 
@@ -46,7 +47,7 @@ class BufferAssignments:
             stands_aside: whether calls of a module are not traced into; such a module keeps its state by itself.
 
         Raises:
-            NotImplementedError: the forward adds a buffer, or takes one away.
+            Untraceable: the forward adds a buffer, or takes one away.
         """
         modules: dict[nn.Module, str] = {}
         for path, module in model.named_modules(remove_duplicate=False):
@@ -60,7 +61,7 @@ class BufferAssignments:
             yield
             for path, module in aside.items():
                 if own[module] != {name: id(buffer) for name, buffer in module._buffers.items()}:
-                    raise NotImplementedError(f"the forward around {path} replaces a buffer of it")
+                    raise Untraceable(f"the forward around {path} replaces a buffer of it")
             for module, path in modules.items():
                 self._note(path, before[module], module._buffers)
                 for name, buffer in before[module].items():
@@ -70,13 +71,13 @@ class BufferAssignments:
         where = path or "the model"
         if before.keys() != after.keys():
             changed = ", ".join(sorted(before.keys() ^ after.keys()))
-            raise NotImplementedError(f"the forward of {where} registers or deletes a buffer ({changed})")
+            raise Untraceable(f"the forward of {where} registers or deletes a buffer ({changed})")
         for name, value in after.items():
             if value is before[name]:
                 continue
             old = before[name]
             if value is None:
-                raise NotImplementedError(f"the forward of {where} sets its buffer {name} to None")
+                raise Untraceable(f"the forward of {where} sets its buffer {name} to None")
             if old is not None and (old.dtype != value.dtype or tuple(old.shape) != tuple(value.shape)):
                 self.reshaped[f"{path}.{name}".lstrip(".")] = (
                     f"the forward of {where} changes the shape or type of its buffer {name}, from {_kind(old)} "

@@ -58,7 +58,7 @@ def on_paths(graph: nx.DiGraph[fx.Node], start: fx.Node, end: fx.Node) -> set[fx
 
 def meeting_point(graph: nx.DiGraph[fx.Node], sources: Iterable[fx.Node], end: fx.Node) -> fx.Node:
     """The first node that every path from every source to `end` passes: their nearest common post-dominator."""
-    # What feeds all sources is dominated, from the end, by what they have in common.
+    # A node that feeds all sources is dominated, from the end, by the nodes they have in common.
     everything: Any = "feeds all sources"
     backwards = graph.reverse()
     backwards.add_edges_from((source, everything) for source in sources)

@@ -11,7 +11,7 @@ from typing import Any, Self
 import torch
 from torch import Tensor, fx, nn
 
-from repl_fx._torch import move_hooks
+from repl_fx._torch import move_hooks, pytree
 from repl_fx.graph.decisions import jump_over_, settle_decisions_
 from repl_fx.graph.pickling import GraphData, View, as_data, share_views_, views_in
 
@@ -177,7 +177,7 @@ def copy_graph(gm: fx.GraphModule, *, compiled: bool = True) -> CapturedModule:
     """Copy a graph and its module tree; parameters and buffers are shared with the original.
 
     Args:
-        gm: what to copy.
+        gm: the graph to copy.
         compiled: write the copy's code; without it, it runs only after `recompile()`.
     """
     root = nn.Module()
@@ -230,14 +230,7 @@ def is_tensor(node: fx.Node) -> bool:
 
 def tensors_in(value: Any) -> Iterator[Tensor]:
     """The tensors of a nested value, in order."""
-    if isinstance(value, Tensor):
-        yield value
-    elif isinstance(value, (tuple, list)):
-        for item in value:
-            yield from tensors_in(item)
-    elif isinstance(value, dict):
-        for item in value.values():
-            yield from tensors_in(item)
+    return (leaf for leaf in pytree.tree_leaves(value) if isinstance(leaf, Tensor))
 
 
 def get_attr(gm: fx.GraphModule, path: str) -> fx.Node:
@@ -349,7 +342,7 @@ def erase_dead(graph: fx.Graph, nodes: Iterable[fx.Node]) -> None:
             continue
         inputs = node.all_input_nodes
         graph.erase_node(node)
-        # What fed only this node is dead too, but only when it has no effect of its own.
+        # A value that fed only this node is dead too, but only when it has no effect of its own.
         for feeder in inputs:
             if not feeder.users and not feeder.is_impure() and feeder.op != "placeholder" and feeder not in pending:
                 pending.append(feeder)

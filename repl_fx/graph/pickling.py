@@ -5,7 +5,7 @@
     a fake tensor  -> sizes, strides, dtype, device and the mode it is of
     a size `2*s0`  -> the expression and the sizes it is of: their values in the example, ranges and guards
 
-What stands for an operator or a fake value is an object that unpickles as the thing itself, so that values of one fake
+An operator or a fake value is pickled as an object that unpickles as the thing itself, so that values of one fake
 mode are of one mode again, in all graphs of a pickle. All else is pickled as it is.
 
 Operators and sizes are those of one version of torch; where another version has not what a pickle names, unpickling
@@ -77,7 +77,7 @@ class GraphData:
 
     Attributes:
         nodes: in program order.
-        codegen: what writes its code, where it is not fx's usual one.
+        codegen: the writer of its code, where that is not fx's usual one.
     """
 
     nodes: tuple[NodeData, ...]
@@ -100,7 +100,7 @@ class GraphData:
             nodes.append(NodeData(node.name, node.op, target, args, kwargs, node.type, meta))
             places[node] = Place(number)
         codegen: Any = copy.copy(graph._codegen)
-        # What rewrites the code's lines is set when the code is written.
+        # The function that rewrites the code's lines is set when the code is written.
         codegen._body_transformer = None
         if hasattr(codegen, "pytree_info"):
             specs = {name: getattr(codegen.pytree_info, name) for name in ("in_spec", "out_spec")}
@@ -288,7 +288,7 @@ def _operator(name: str) -> Any:
     """The operator of a name.
 
     Raises:
-        UnpicklingError: there is none.
+        UnpicklingError: this torch has no such operator.
     """
     found: Any = torch.ops
     for step in name.split("."):

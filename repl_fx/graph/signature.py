@@ -17,6 +17,7 @@ from torch import Tensor, fx, nn
 from torch.fx.immutable_collections import immutable_dict, immutable_list
 
 from repl_fx._torch import children_of, fixed_size, pytree
+from repl_fx.errors import Untraceable
 from repl_fx.graph.pickling import structure_as_data
 from repl_fx.graph.runtime import check_constant, check_key, check_least, check_shape
 from repl_fx.running.example_inputs import ExampleInputs
@@ -108,7 +109,7 @@ class InputNodes:
         arguments: from `bind_arguments`.
 
     Raises:
-        NotImplementedError: an argument is neither a tensor nor a constant that a graph can hold.
+        Untraceable: an argument is neither a tensor nor a constant that a graph can hold.
     """
 
     def __init__(self, graph: fx.Graph, arguments: Sequence[Argument]) -> None:
@@ -129,7 +130,7 @@ class InputNodes:
             for path, value in pytree.tree_flatten_with_path(argument.value)[0]:
                 if not isinstance(value, Tensor):
                     if not is_writable(value):
-                        raise NotImplementedError(f"{words_for(argument.name, path)} is a {type(value).__name__}")
+                        raise Untraceable(f"{words_for(argument.name, path)} is a {type(value).__name__}")
                     reached = self._reach(argument.name, path, value)
                     check = graph.call_function(check_constant, (reached, value, words_for(argument.name, path)))
                     check.meta["val"] = None
@@ -173,7 +174,7 @@ def step_into(graph: fx.Graph, node: fx.Node, step: Any) -> fx.Node:
         return graph.call_function(operator.getitem, (node, step.key))
     if isinstance(step, pytree.GetAttrKey):
         return graph.call_function(getattr, (node, step.name))
-    raise NotImplementedError(f"a value nested by {type(step).__name__}")
+    raise Untraceable(f"a value nested by {type(step).__name__}")
 
 
 def keyword_order(structure: pytree.TreeSpec) -> list[str]:

@@ -57,7 +57,7 @@ def prune_state_(gm: fx.GraphModule, before: Used) -> tuple[str, ...]:
 
     Args:
         gm: changed in place.
-        before: what the graph used before it was rewritten.
+        before: the state that the graph used before it was rewritten.
 
     Returns:
         Paths of the parameters and buffers that were removed, sorted.

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from repl_fx._torch import pytree
-from repl_fx.errors import one_line
+from repl_fx.errors import ForeignError, foreign_code
 from repl_fx.running.example_inputs import ExampleInputs
 from repl_fx.running.opaque_outputs import open_objects
 from repl_fx.running.untouched import device_of, in_mode, seed_everything, seeded, untouched
@@ -120,10 +120,11 @@ class TrainingCheck:
             for number in range(moves + 1):
                 seed_everything(self.seed + number)
                 try:
-                    gradients = self._gradients(module, parameters)
-                except Exception as problem:
-                    # Whatever code of the model or of a surrogate raises: the caller tells whose fault it is.
-                    return Trained(one_line(problem))
+                    with foreign_code():
+                        gradients = self._gradients(module, parameters)
+                except ForeignError as problem:
+                    # The model's or a surrogate's: the caller tells whose fault it is.
+                    return Trained(str(problem))
                 if gradients is None:
                     return Trained(None, compared=False)
                 for parameter, gradient in zip(parameters, gradients, strict=True):

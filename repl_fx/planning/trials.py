@@ -9,7 +9,7 @@ from itertools import chain
 
 from torch import fx
 
-from repl_fx.errors import PlanMismatch, one_line
+from repl_fx.errors import ForeignError, PlanMismatch, foreign_code
 from repl_fx.passes.batch_syntheses import batch_syntheses_
 from repl_fx.passes.driver import run_passes
 from repl_fx.passes.replace_blocks import replace_blocks
@@ -120,10 +120,11 @@ class Trials:
     def _try(self, replacements: tuple[Replacement, ...]) -> str | None:
         keys = ", ".join(dict.fromkeys(replacement.surrogate for replacement in replacements))
         try:
-            graphs = apply_plan(self.parts, Plan(replacements, (), "", self.seed))
-        except Exception as problem:
-            # A surrogate that cannot be built here is refused like one that cannot be trained.
-            return f"{keys} cannot be built here: {one_line(problem)}"
+            # A surrogate may be a package's; one that cannot be built here is refused like one that cannot be trained.
+            with foreign_code():
+                graphs = apply_plan(self.parts, Plan(replacements, (), "", self.seed))
+        except ForeignError as problem:
+            return f"{keys} cannot be built here: {problem}"
         removed, made = {}, {}
         for name in (replacement.block for replacement in replacements):
             part = next(part for part in self.parts if name in part.blocks)

@@ -20,7 +20,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from repl_fx._torch import FakeTensorMode
-from repl_fx.errors import one_line
+from repl_fx.errors import ForeignError, foreign_code
 from repl_fx.graph.captured import copy_graph, share_tensors, tensors_in
 from repl_fx.running.example_inputs import ExampleInputs
 from repl_fx.tracing.capture import widen_batch
@@ -39,10 +39,10 @@ class Costs:
         flops: floating point operations of one forward pass of that batch in evaluation mode; a multiplication and an
             addition are 2. Matrix products, convolutions and attention count, nothing else does; attention counts in
             full under a mask.
-        activation_bytes: what autograd keeps for the backward pass of one training step on that batch: bytes of the
-            storages saved in a forward pass in training mode, each storage once, without those of parameters and
+        activation_bytes: memory that autograd keeps for the backward pass of one training step on that batch: bytes of
+            the storages saved in a forward pass in training mode, each storage once, without those of parameters and
             buffers. Inputs that are kept count.
-        synthesis_bytes: what autograd keeps besides, of values computed from weights alone, such as those of
+        synthesis_bytes: memory that autograd keeps besides, of values computed from weights alone, such as those of
             surrogates; it does not grow with the batch. Told apart for graphs only; otherwise 0, and counted above.
         unknown: why `flops` and the two after it are None: the model needs values to run, not only shapes.
         parts: number of captured parts, where the model is no single graph: `flops` and the two after it are then those
@@ -88,13 +88,12 @@ def measure_costs(gm: nn.Module, args: Sequence[Any] = (), kwargs: Mapping[str, 
     synthesis: int | None = None
     unknown: str | None = None
     try:
-        with _fake(gm, given) as (module, inputs):
+        with _fake(gm, given) as (module, inputs), foreign_code():
             flops = _flops(module, inputs)
-        with _fake(gm, given) as (module, inputs):
+        with _fake(gm, given) as (module, inputs), foreign_code():
             activations, synthesis = _saved_bytes(module, inputs)
-    except Exception as problem:
-        # The model's own code runs here, and what it may raise has no common base.
-        flops, activations, synthesis, unknown = None, None, None, one_line(problem)
+    except ForeignError as problem:
+        flops, activations, synthesis, unknown = None, None, None, str(problem)
     return Costs(
         batch=given.batch,
         parameters=sum(p.numel() for p in gm.parameters()),
@@ -162,17 +161,17 @@ def flops_by_node(
         with _fake(gm, given) as (module, inputs):
             assert isinstance(module, fx.GraphModule)  # the copy of a graph is a graph
             module.eval()
-            with torch.no_grad(), _counting() as counter:
+            with torch.no_grad(), _counting() as counter, foreign_code():
                 run = _CountEach(module, counter)
                 run.run(*_positional(module, inputs))
-            # The copy's nodes have the names of the graph's.
-            return {node: run.flops[node.name] for node in gm.graph.nodes if node.name in run.flops}
-    except Exception:
-        # As above: the model's own code runs here. `measure_costs` reports what it raised.
+    except ForeignError:
+        # `measure_costs` reports what the model's code raised.
         return None
+    # The copy's nodes have the names of the graph's.
+    return {node: run.flops[node.name] for node in gm.graph.nodes if node.name in run.flops}
 
 
-class _Run(fx.Interpreter):
+class _Interpreter(fx.Interpreter):
     """Runs a graph as its code does: a module that is handed a list may append to it."""
 
     def fetch_args_kwargs_from_env(self, n: fx.Node) -> tuple[tuple[Any, ...], dict[str, Any]]:
@@ -189,7 +188,7 @@ def _changeable(value: Any) -> Any:
     return tuple(_changeable(item) for item in value) if type(value) is tuple else value
 
 
-class _CountEach(_Run):
+class _CountEach(_Interpreter):
     """Runs a graph node by node and notes what the counter counted for each."""
 
     def __init__(self, gm: fx.GraphModule, counter: FlopCounterMode) -> None:
@@ -275,7 +274,7 @@ class _Saved:
         return sum(sizes.values()) - weights, weights
 
 
-class _WatchEach(_Run):
+class _WatchEach(_Interpreter):
     """Runs a graph and tells `saved` which nodes depend on weights alone."""
 
     def __init__(self, gm: fx.GraphModule, saved: _Saved) -> None:

@@ -67,7 +67,7 @@ def blocks_table(report: Sequence[BlockReport], plan: Plan) -> Table:
 
     Args:
         report: from `transform`, in program order.
-        plan: what was done.
+        plan: the plan that was applied.
 
     Returns:
         A row for each block, numbered as `--blocks` takes them.

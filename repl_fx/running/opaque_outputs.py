@@ -19,8 +19,8 @@ from torch import Tensor, nn
 
 from repl_fx._torch import pytree
 
-_PLAIN = (type(None), bool, int, float, complex, str, bytes, torch.dtype, torch.device, nn.Module, type)
-
+# Values that are what they print, in a model and in its graph.
+PLAIN = (type(None), bool, int, float, complex, str, bytes, torch.dtype, torch.device)
 _RETURNED = (Tensor, torch.SymInt, torch.SymFloat, torch.SymBool, type(None), bool, int, float, str)
 
 
@@ -81,7 +81,7 @@ def open_objects(value: Any) -> Any:
 def is_object(value: Any) -> bool:
     """Whether pytree takes a value for a leaf although it may have tensors among its attributes, at any depth."""
     # A symbolic number is a leaf that a graph can return.
-    plain = isinstance(value, (Tensor, torch.SymInt, torch.SymFloat, torch.SymBool, Opened, *_PLAIN))
+    plain = isinstance(value, (Tensor, torch.SymInt, torch.SymFloat, torch.SymBool, Opened, nn.Module, type, *PLAIN))
     return not plain and not callable(value) and hasattr(value, "__dict__")
 
 
@@ -97,7 +97,7 @@ def _inside(value: Any, seen: set[int]) -> Iterator[Any]:
 
 
 def _open_inside(value: Any) -> Any:
-    """Likewise for what an object holds: all of it, for nothing else than tensors and numbers can be returned."""
+    """The content of an object likewise, with its constants kept: only tensors and numbers can be returned."""
 
     def one(leaf: Any) -> Any:
         if is_object(leaf):

@@ -33,12 +33,13 @@ from torch import Tensor, nn
 
 from repl_fx._torch import has_no_value
 from repl_fx.running.equality import equal_leaves
+from repl_fx.running.opaque_outputs import PLAIN
 
-# What every module has of its own accord.
+# The attributes that every module has.
 OWN_ATTRIBUTES = frozenset(vars(nn.Module()))
 
 # Values that are compared as they are.
-_PLAIN = (type(None), bool, int, float, complex, str, bytes, torch.dtype, torch.device, torch.Size, Enum)
+_PLAIN = (*PLAIN, torch.Size, Enum)
 # These very types: a subclass may do more than hold when it is read or filled.
 _CONTAINERS = frozenset({dict, OrderedDict, defaultdict, Counter, list, set, deque, bytearray, np.ndarray})
 # The attribute of a loaded module that says which artifact it is from.
@@ -62,7 +63,7 @@ _FOREIGN = (
 )
 # Where installed packages and Python's own files are.
 _INSTALLED = tuple(dict.fromkeys(sysconfig.get_path(name) for name in ("stdlib", "platstdlib", "purelib", "platlib")))
-# What is reachable from a model is looked at up to this many values (a vocabulary has more) and this deep.
+# State reachable from a model is looked at up to this many values (a vocabulary has more) and this deep.
 _MOST = 200_000
 _DEEPEST = 6
 
@@ -144,7 +145,7 @@ class PythonState:
         return [
             Change(path, isinstance(later._values.get(path), _Version))
             for path in paths
-            # What fx meets on its way it keeps in the model.
+            # Tensors that fx meets on its way it keeps in the model.
             if not path.startswith("_tensor_constant") and not _same(self._at(path), later._at(path))
         ]
 
@@ -251,7 +252,7 @@ class StateChanges:
     """The changes that a trace made to a model's Python state.
 
     Attributes:
-        changes: what differed after it, or after the model's forward in it.
+        changes: differences after the trace, or after the model's forward in it.
         iterators: paths of the iterators among the state, of which nothing can be said.
         replaced: paths of the parameters and modules in whose place there were others.
     """

@@ -35,7 +35,7 @@ __all__ = ["Built", "Request", "Source", "known_sources", "load_source", "names_
 
 register_source("timm")(timm_zoo.build)
 register_source("torchvision")(torchvision_zoo.build)
-register_source("hf")(hugging_face.build)
+register_source("hf", code=hugging_face.own_code)(hugging_face.build)
 
 
 def load_source(

@@ -16,9 +16,9 @@ from repl_fx.graph.kinds import dtype_name
 from repl_fx.sources.hugging_face_code import OPTION, Code
 from repl_fx.sources.hugging_face_inputs import SPECIAL_TOKENS, example_inputs
 from repl_fx.sources.hugging_face_weights import dtype_of, keep_precision_, load_weights_, read_weights, why_random
-from repl_fx.sources.source import Built, Request, close_matches, describe, hash_file, import_zoo
+from repl_fx.sources.source import Built, Request, close_matches, describe, hash_file, import_zoo, package_code
 
-# What a config made from a type alone is shrunk to. Only arguments that the config takes, and whose default is an
+# Sizes of a config that is made from a type alone. Only arguments that the config takes, and whose default is an
 # integer above the small value, are set: lists such as the depths of a hierarchical network stay as they are.
 _SMALL = {
     4: "num_hidden_layers num_layers n_layer n_layers num_decoder_layers encoder_layers decoder_layers "
@@ -104,7 +104,7 @@ def own_code(name: str) -> dict[Path, str]:
         name: the specification without `hf:`.
 
     Raises:
-        SourceError: there is no config, or a file that it names is gone.
+        SourceError: the config does not exist, or a file that it names is gone.
     """
     spec = f"hf:{name}"
     source, class_name = _split(name)
@@ -172,18 +172,15 @@ def _config_class(transformers: Any, model_type: Any, where: str) -> Any:
 
 def _construct(config_class: Any, values: Mapping[str, Any], options: Mapping[str, Any], spec: str) -> Any:
     # Configs keep any keyword they are given, so a misspelt one would go unseen.
-    try:
+    with package_code(f"{spec}: {config_class.__name__} has no defaults"):
         default = config_class()
-    except Exception as error:
-        raise SourceError(f"{spec}: {config_class.__name__} has no defaults: {describe(error)}") from error
     known = {*inspect.signature(config_class).parameters, *default.to_dict(), "attn_implementation"}
     for name in options:
         if name not in known and not hasattr(default, name):
             raise BadInput(f"{spec}: {config_class.__name__} has no option {name!r}{close_matches(name, known)}")
-    try:
-        return config_class(**{**values, **options})
-    except Exception as error:
-        raise SourceError(f"{spec}: {config_class.__name__} refuses its values: {describe(error)}") from error
+    with package_code(f"{spec}: {config_class.__name__} refuses its values"):
+        config = config_class(**{**values, **options})
+    return config
 
 
 def _shrunk(config_class: Any, default: Any) -> dict[str, Any]:
@@ -251,13 +248,11 @@ def _native_class(transformers: Any, class_name: str | None, config: Any, spec: 
 
 
 def _model(model_class: Any, config: Any, options: Mapping[str, Any], spec: str) -> Any:
-    try:
+    with package_code(f"{spec} could not be built"):
         if hasattr(model_class, "from_config"):
             model = model_class.from_config(config, trust_remote_code=False)
         else:
             model = model_class._from_config(config)
-    except Exception as error:
-        raise SourceError(f"{spec} could not be built: {describe(error)}") from error
     # Fused attention picks its kernel by looking into the mask, which no trace can follow.
     if options.get("attn_implementation") is None and hasattr(model, "set_attn_implementation"):
         model.set_attn_implementation("eager")

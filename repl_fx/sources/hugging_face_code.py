@@ -31,7 +31,7 @@ class Code:
         config: reference to the class of the config, `file.Class`; None where transformers has it.
         model: reference to the class of the model that was asked for.
         classes: the names under which models can be asked for.
-        permitted: whether it may run.
+        permitted: whether the code may run.
     """
 
     directory: Path
@@ -52,7 +52,7 @@ class Code:
 
     @property
     def unused(self) -> bool:
-        """Whether there is code for what was asked for, which may not run."""
+        """Whether the class that was asked for has code, which may not run."""
         return not self.permitted and (self.config is not None or self.model is not None)
 
     def files(self, spec: str) -> dict[Path, str]:

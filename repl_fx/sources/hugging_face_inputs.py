@@ -13,7 +13,7 @@ from repl_fx.errors import BadInput, SourceError
 from repl_fx.sources.input_shapes import InputShape, random_tensor
 from repl_fx.sources.source import Request, close_matches
 
-# What a small config calls its special tokens; in any config, words begin behind the last of them.
+# The special tokens of a small config; in any config, words begin behind the last of them.
 SPECIAL_TOKENS = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2, "decoder_start_token_id": 1}
 _LENGTH = 16
 
@@ -23,7 +23,7 @@ def example_inputs(model: Any, config: Any, request: Request, spec: str) -> dict
 
     Args:
         model: of transformers.
-        config: what it was built from.
+        config: the config of the model.
         request: its shapes and its generator.
         spec: for messages.
 

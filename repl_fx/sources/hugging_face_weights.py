@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from repl_fx.errors import SourceError
 from repl_fx.graph.kinds import dtype_name
-from repl_fx.sources.source import describe
+from repl_fx.sources.source import describe, package_code
 
 _WEIGHTS, _INDEX = "model.safetensors", "model.safetensors.index.json"
 # Files of weights that are left alone, in a directory that has none of those above.
@@ -122,10 +122,8 @@ def load_weights_(model: Any, state: Mapping[str, Tensor], directory: Path, spec
         SourceError: weights of other shapes, ties or kinds than the model's, or none of the model's.
     """
     _refuse_quantised(model, state, directory, spec)
-    try:
+    with package_code(f"{spec}: the weights of {directory} could not be loaded"):
         loaded, found = _as_transformers_loads(model, state)
-    except Exception as error:
-        raise SourceError(f"{spec}: the weights of {directory} could not be loaded: {describe(error)}") from error
     if mismatched := found["mismatched_keys"]:
         shapes = [f"{name} is {_shape(there)} there and {_shape(here)} here" for name, there, here in mismatched]
         raise SourceError(

@@ -94,7 +94,7 @@ def _importable(directory: Path) -> Iterator[None]:
     _siblings.clear()
     importlib.invalidate_caches()
     entry, before = str(directory), set(sys.modules)
-    # What a path of the process itself already leads to is the process's own, and stays imported.
+    # A module that a path of the process itself already leads to is the process's own, and stays imported.
     passing = entry not in sys.path
     sys.path.insert(0, entry)
     try:

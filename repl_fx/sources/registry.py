@@ -9,7 +9,8 @@ A package offers kinds by entry points of the group `repl_fx.sources`: what stan
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from pathlib import Path
 
 from repl_fx.config import load_offered, offered
 from repl_fx.errors import BadInput
@@ -17,15 +18,19 @@ from repl_fx.sources.source import Built, Request
 
 Builder = Callable[[Request], Built]
 _GROUP = "repl_fx.sources"
+# The files of code that a model runs where that is permitted, each with its SHA-256, by the name after the colon.
+CodeOf = Callable[[str], Mapping[Path, str]]
 _REGISTRY: dict[str, Builder] = {}
+_CODE: dict[str, CodeOf] = {}
 
 
-def register_source(prefix: str) -> Callable[[Builder], Builder]:
+def register_source(prefix: str, *, code: CodeOf | None = None) -> Callable[[Builder], Builder]:
     """Register a function that builds the models of a kind of specification.
 
     Args:
-        prefix: what stands before the colon; two letters or more, as one is a drive. Registering it again replaces the
+        prefix: the word before the colon; two letters or more, as one is a drive. Registering it again replaces the
             old entry.
+        code: for kinds whose models may be made of code that runs with permission alone, the files of that code.
 
     Raises:
         BadInput: a prefix that no specification can begin with.
@@ -37,6 +42,8 @@ def register_source(prefix: str) -> Callable[[Builder], Builder]:
 
     def register(build: Builder) -> Builder:
         _REGISTRY[prefix] = build
+        if code is not None:
+            _CODE[prefix] = code
         return build
 
     return register
@@ -61,3 +68,8 @@ def builder(prefix: str) -> Builder:
     if prefix not in _REGISTRY:
         register_source(prefix)(load_offered(_GROUP, prefix))
     return _REGISTRY[prefix]
+
+
+def code_of(prefix: str) -> CodeOf | None:
+    """The function that finds the code of a model of some kind; None where no code of the kind asks for permission."""
+    return _CODE.get(prefix)

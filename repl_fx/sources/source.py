@@ -15,7 +15,8 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
-from repl_fx.errors import SourceError
+from repl_fx._torch import pytree
+from repl_fx.errors import ForeignError, SourceError, foreign_code
 from repl_fx.running.example_inputs import ExampleInputs
 from repl_fx.sources.input_shapes import InputShape
 
@@ -36,7 +37,7 @@ class Source:
         files: files the model was made from, the one named in `spec` first, each with the SHA-256 of what was read;
             empty for a model of a zoo. Weights are none of them.
         absolute: a specification that leads to the same model from any directory.
-        notes: what a user should know of the model, a line each, such as which weights are random.
+        notes: remarks on the model for a user, a line each, such as which weights are random.
     """
 
     spec: str
@@ -115,16 +116,8 @@ def seeded(seed: int, device: torch.device) -> Iterator[None]:
 
 def to_device(value: T, device: torch.device) -> T:
     """Copy nested tuples, lists and dicts with every tensor in them on `device`."""
-    moved: Any = value
-    if isinstance(value, Tensor):
-        moved = value.to(device)
-    elif isinstance(value, dict):
-        moved = {key: to_device(item, device) for key, item in value.items()}
-    elif isinstance(value, tuple) and hasattr(value, "_fields"):
-        moved = type(value)(*(to_device(item, device) for item in value))
-    elif isinstance(value, list | tuple):
-        moved = type(value)(to_device(item, device) for item in value)
-    return moved  # type: ignore[no-any-return]
+    moved: T = pytree.tree_map_only(Tensor, lambda tensor: tensor.to(device), value)
+    return moved
 
 
 def import_zoo(package: str, spec: str) -> ModuleType:
@@ -138,16 +131,35 @@ def import_zoo(package: str, spec: str) -> ModuleType:
         The package.
 
     Raises:
-        SourceError: it is not installed, or fails to import.
+        SourceError: the package is not installed, or fails to import.
+    """
+    with package_code(f"{spec}: importing {package} failed"):
+        try:
+            imported = importlib.import_module(package)
+        except ModuleNotFoundError as error:
+            if error.name != package:
+                raise
+            imported = None
+    if imported is None:
+        raise SourceError(f"{spec} needs {package}, which is not installed; pip install 'repl-fx[zoo]'")
+    return imported
+
+
+@contextmanager
+def package_code(failed: str) -> Iterator[None]:
+    """Run the code of a package that makes models.
+
+    Args:
+        failed: the message for the case that it raises, without the reason.
+
+    Raises:
+        SourceError: the message, and what was raised.
     """
     try:
-        return importlib.import_module(package)
-    except ModuleNotFoundError as error:
-        if error.name == package:
-            raise SourceError(f"{spec} needs {package}, which is not installed; pip install 'repl-fx[zoo]'") from error
-        raise SourceError(f"{spec}: importing {package} failed: {describe(error)}") from error
-    except Exception as error:
-        raise SourceError(f"{spec}: importing {package} failed: {describe(error)}") from error
+        with foreign_code():
+            yield
+    except ForeignError as error:
+        raise SourceError(f"{failed}: {describe(error.problem)}") from error.problem
 
 
 def hash_file(file: Path) -> str:

@@ -6,7 +6,7 @@ from typing import Any
 
 from repl_fx.errors import SourceError
 from repl_fx.sources.input_shapes import InputShape, positional
-from repl_fx.sources.source import Built, Request, close_matches, describe, import_zoo
+from repl_fx.sources.source import Built, Request, close_matches, import_zoo, package_code
 
 
 def build(request: Request) -> Built:
@@ -30,10 +30,8 @@ def build(request: Request) -> Built:
     if not timm.is_model(request.name):
         raise SourceError(f"timm has no model {request.name!r}{close_matches(request.name, timm.list_models())}")
     options = {"pretrained": False, **_sizes(timm, request), **request.options}
-    try:
+    with package_code(f"{spec} could not be built"):
         model = timm.create_model(request.name, **options)
-    except Exception as error:
-        raise SourceError(f"{spec} could not be built: {describe(error)}") from error
     shapes = request.shapes or (InputShape((2, *_input_size(model, options))),)
     return Built(model, positional(shapes, request.generator, spec))
 

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from repl_fx.errors import BadInput, SourceError
 from repl_fx.sources.input_shapes import InputShape, positional
-from repl_fx.sources.source import Built, Request, close_matches, describe, import_zoo
+from repl_fx.sources.source import Built, Request, close_matches, import_zoo, package_code
 
 # Shapes of one sample where it is not a 224×224 image: inception has a stem for 299, the video networks take clips.
 _SAMPLES = {
@@ -47,10 +47,8 @@ def build(request: Request) -> Built:
     if request.name not in known:
         raise SourceError(f"torchvision has no model {request.name!r}{close_matches(request.name, known)}")
     options = {**_defaults(models, request, spec), **request.options}
-    try:
+    with package_code(f"{spec} could not be built"):
         model = models.get_model(request.name, **options)
-    except Exception as error:
-        raise SourceError(f"{spec} could not be built: {describe(error)}") from error
     return Built(model, _inputs(models, request, options, spec))
 
 

@@ -18,7 +18,7 @@ from torch import Tensor, fx, nn
 
 from repl_fx._torch import fixed_size
 from repl_fx.arguments import require_module
-from repl_fx.errors import BadInput, BrokenGraph, CaptureError
+from repl_fx.errors import BadInput, CaptureError, ForeignError, Untraceable, foreign_code
 from repl_fx.graph.captured import CapturedModule, copy_model, fake_mode_of, share_tensors, traced_constant
 from repl_fx.graph.gc_pause import collection_paused
 from repl_fx.graph.signature import BoundInputs, bind_arguments
@@ -116,9 +116,7 @@ def trace_by_first(tracers: Mapping[str, Tracer], model: nn.Module, inputs: Exam
     for name, tracer in tracers.items():
         try:
             return _trace_by(name, tracer, model, bound, tuple(obstacles))
-        except (BrokenGraph, CaptureError):
-            raise
-        except Exception as problem:
+        except (Untraceable, ForeignError) as problem:
             obstacles.append(obstacle(name, problem))
     raise CaptureError(type(model).__name__, obstacles)
 
@@ -226,12 +224,12 @@ def _require_runs(model: nn.Module, inputs: ExampleInputs) -> None:
 def _runs(model: nn.Module, inputs: ExampleInputs) -> Exception | None:
     """The exception of a model on these inputs in evaluation mode; None where it runs."""
     device = device_of(model, inputs)
-    try:
-        with untouched(model, buffers=True), in_mode(model, False), torch.enable_grad(), own_randomness(device):
-            inputs.fresh().passed_to(model)
-    except Exception as problem:
-        # The model's own code runs here, and what it may raise has no common base.
-        return problem
+    with untouched(model, buffers=True), in_mode(model, False), torch.enable_grad(), own_randomness(device):
+        try:
+            with foreign_code():
+                inputs.fresh().passed_to(model)
+        except ForeignError as failed:
+            return failed.problem
     return None
 
 

@@ -28,7 +28,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from repl_fx._torch import has_no_value, module_stack, pytree
-from repl_fx.errors import BrokenGraph
+from repl_fx.errors import BrokenGraph, ForeignError, Untraceable
 from repl_fx.graph.captured import PlainGraphModule, drop_dead, erase_dead, has_effect, is_tensor, writes_in_place
 from repl_fx.graph.decisions import (
     Comparison,
@@ -65,7 +65,7 @@ def join_branches(trace: Trace, example: Callable[[fx.Node], bool | None] = lamb
         A graph with a `Decision` and choices where there were markers, or with a check of the inputs.
 
     Raises:
-        NotImplementedError: a decision does more than skip what is behind it.
+        Untraceable: a decision does more than skip what is behind it.
     """
     base, asked = trace([])
     if not _markers(base):
@@ -75,7 +75,7 @@ def join_branches(trace: Trace, example: Callable[[fx.Node], bool | None] = lamb
     try:
         joiner, asked, skips_when = _learned(trace, base, asked, settled)
         joiner.join(asked, skips_when, settled)
-    except Exception:
+    except (Untraceable, ForeignError):
         # The base may be half of a result by now.
         base, asked = (base, asked) if joiner is None else trace([])
         base, asked, settled = _settle(trace, base, asked, example)
@@ -136,7 +136,7 @@ def _answers_that_run(base: fx.Graph, halves: Sequence[set[int]], others: Sequen
     for half, other in zip(halves, others, strict=True):
         theirs = _segments(other)
         if len(theirs) != len(sizes):
-            raise NotImplementedError(_OTHERS_FOLLOW)
+            raise Untraceable(_OTHERS_FOLLOW)
         for i in half:
             runs[i] = len(theirs[i + 1]) > sizes[i + 1]
     return runs
@@ -160,11 +160,11 @@ class _Joiner:
             if node.op in _OUTSIDE:
                 known = self.outside.get((node.op, str(node.target)))
                 if known is None:
-                    raise NotImplementedError(f"{node.target} is used only when a layer is skipped")
+                    raise Untraceable(f"{node.target} is used only when a layer is skipped")
                 image[node] = known
         ours, theirs = _segments(self.base), _segments(other)
         if len(ours) != len(theirs):
-            raise NotImplementedError(_OTHERS_FOLLOW)
+            raise Untraceable(_OTHERS_FOLLOW)
         pairs: list[tuple[fx.Node, fx.Node]] = []
         sizes: list[fx.Node] = []
         for number, (long, short) in enumerate(zip(ours, theirs, strict=True)):
@@ -178,7 +178,7 @@ class _Joiner:
             alone = number - 1 not in skipped
             # What only skipped layers read is dead in the other trace, wherever it was computed.
             if any(has_effect(n) or is_tensor(n) for n in added) or (alone and any(has_effect(n) for n in layer)):
-                raise NotImplementedError("a decision does more than skip a layer")
+                raise Untraceable("a decision does more than skip a layer")
             if layer and not alone:
                 self.layers[number - 1] = layer
                 self.layer_of.update(dict.fromkeys(layer, number - 1))
@@ -201,7 +201,7 @@ class _Joiner:
         for node in self.base.nodes:
             if node.target == theirs.target and not is_tensor(node) and (node.args, node.kwargs) == wanted:
                 return node
-        raise NotImplementedError("a decision changes what is computed behind the layer it skips")
+        raise Untraceable("a decision changes what is computed behind the layer it skips")
 
     def returned(self, ours: fx.Node, theirs: fx.Node, skipped: set[int]) -> tuple[list[Any], list[Any]]:
         """The values that both traces return; those of a layer alone, such as its part of a cache, are left out."""
@@ -209,29 +209,29 @@ class _Joiner:
         for path in long.keys() - short.keys():
             value = long[path]
             if not isinstance(value, fx.Node) or self.layer_of.get(value) not in skipped:
-                raise NotImplementedError("a decision changes what the forward returns")
+                raise Untraceable("a decision changes what the forward returns")
             self.place(value, None)
         if short.keys() - long.keys():
-            raise NotImplementedError("a decision adds to what the forward returns")
+            raise Untraceable("a decision adds to what the forward returns")
         return [long[path] for path in short], list(short.values())
 
     def compare(self, ours: Any, theirs: Any, image: dict[fx.Node, fx.Node], skipped: set[int]) -> None:
         """Where the traces use different values, the one is the layer's and the other takes its place."""
         a, b = _flat(ours), _flat(theirs)
         if len(a) != len(b):
-            raise NotImplementedError("a decision changes what the forward returns")
+            raise Untraceable("a decision changes what the forward returns")
         for value, instead in zip(a, b, strict=True):
             instead = image.get(instead, instead) if isinstance(instead, fx.Node) else instead
             if value is instead or equal_literals(value, instead):
                 continue
             if not isinstance(value, fx.Node) or self.layer_of.get(value) not in skipped:
-                raise NotImplementedError("a decision changes more than the layer it skips")
+                raise Untraceable("a decision changes more than the layer it skips")
             self.place(value, instead)
 
     def place(self, value: fx.Node, instead: Any) -> None:
         """Note what takes the place of a value when its layer is skipped."""
         if self.places.setdefault(value, instead) is not instead:
-            raise NotImplementedError("a value of a skipped layer is replaced by more than one other")
+            raise Untraceable("a value of a skipped layer is replaced by more than one other")
 
     def join(self, asked: _Asked, skips_when: Sequence[bool], settled: Mapping[int, bool]) -> None:
         """Put decisions and choices into the graph with all layers, and checks where inputs settle a decision."""
@@ -276,7 +276,7 @@ class _Joiner:
         try:
             settle_decisions_(self.base, has_effect)
         except BrokenGraph as problem:
-            raise NotImplementedError(str(problem)) from problem
+            raise Untraceable(str(problem)) from problem
 
 
 def match_decisions_(train: fx.Graph, evaluation: fx.Graph) -> None:
@@ -287,13 +287,13 @@ def match_decisions_(train: fx.Graph, evaluation: fx.Graph) -> None:
         evaluation: the graph of the same model in evaluation mode; changed in place.
 
     Raises:
-        NotImplementedError: evaluation mode decides otherwise, or computes a layer that may be skipped in another way.
+        Untraceable: evaluation mode decides otherwise, or computes a layer that may be skipped in another way.
     """
     there, here = (sum(map(is_random, graph.nodes)) for graph in (evaluation, train))
     if there == here:
         return
     if there:
-        raise NotImplementedError("the forward decides at random in evaluation mode, otherwise than in training")
+        raise Untraceable("the forward decides at random in evaluation mode, otherwise than in training")
     for graph in (train, evaluation):
         sizes_first_(graph)
     random = {n for n in train.nodes if is_random(n)}
@@ -311,7 +311,7 @@ def match_decisions_(train: fx.Graph, evaluation: fx.Graph) -> None:
         found = {twin[n] for n in layer if n in twin and n.op not in _OUTSIDE}
         order = [n for n in evaluation.nodes if n in found]
         if not order or any(not isinstance(c.args[2], fx.Node) or c.args[2] not in twin for c in choices):
-            raise NotImplementedError("a layer that training may skip computes otherwise in evaluation mode")
+            raise Untraceable("a layer that training may skip computes otherwise in evaluation mode")
         path = ".".join([*module_stack(skip)[-1:], "training"])
         skip.args = (_flag(train, path),)
         with evaluation.inserting_before(order[0]):
@@ -325,7 +325,7 @@ def match_decisions_(train: fx.Graph, evaluation: fx.Graph) -> None:
         for choice in choices:
             before, after = (_counterpart(v, twin) if isinstance(v, fx.Node) else v for v in choice.args[1:])
             if not isinstance(after, fx.Node) or (before is None and choice.args[1] is not None):
-                raise NotImplementedError("a layer that training may skip takes a value that evaluation does not have")
+                raise Untraceable("a layer that training may skip takes a value that evaluation does not have")
             with evaluation.inserting_after(last):
                 last = evaluation.call_function(choose, (decided, before, after))
             last.meta = dict(choice.meta)

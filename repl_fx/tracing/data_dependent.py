@@ -22,6 +22,7 @@ from torch.fx.node import has_side_effect
 from torch.overrides import TorchFunctionMode
 
 from repl_fx._torch import define_operator, has_no_value
+from repl_fx.errors import Untraceable
 from repl_fx.graph.decisions import Comparison
 
 _RANDOM = frozenset({"rand", "randn", "randint", "bernoulli", "bernoulli_", "uniform_", "normal_", "random_"})
@@ -102,7 +103,7 @@ class Draws(TorchFunctionMode):
         if func is Tensor.item and self._drawn(args[0]):
             return Drawn(self, args[0])
         if func in _ASKS_FOR_GRADIENT and has_no_value(args[0]) and not self.aside() and asked_by_model():
-            raise NotImplementedError("the forward asks whether a tensor requires a gradient, which its input decides")
+            raise Untraceable("the forward asks whether a tensor requires a gradient, which its input decides")
         result = func(*args, **kwargs)
         if name == "_is_all_true":
             self._claimed = result
@@ -119,7 +120,7 @@ class Draws(TorchFunctionMode):
             return self._answered[known][1]
         index = len(self.asked)
         if index >= _MOST:
-            raise NotImplementedError(f"the forward decides more than {_MOST} times, as a loop would")
+            raise Untraceable(f"the forward decides more than {_MOST} times, as a loop would")
         self.asked.append(comparison)
         decision_operator()([] if condition is None else [condition], index)
         answer = self.answers[index] if index < len(self.answers) else False
@@ -149,11 +150,11 @@ class Drawn:
 
     def _ask(self, compare: Callable[[Any, Any], Any], other: Any) -> bool:
         if not isinstance(other, (int, float)):
-            raise NotImplementedError(f"a random number is compared with a {type(other).__name__}")
+            raise Untraceable(f"a random number is compared with a {type(other).__name__}")
         if isinstance(self._origin, Tensor):
             return self._draws.decide(compare(self._origin, other), None)
         if self._used:
-            raise NotImplementedError("one random number decides twice")
+            raise Untraceable("one random number decides twice")
         self._used = True
         return self._draws.decide(None, Comparison(*self._origin, compare, other))
 
@@ -175,7 +176,7 @@ def recorded(draws: Draws) -> Iterator[None]:
     """Let `draws` answer for the time of a trace.
 
     Raises:
-        NotImplementedError: see `constant_numbers`; numbers that are just compared are no obstacle.
+        Untraceable: see `constant_numbers`; numbers that are just compared are no obstacle.
     """
     with constant_numbers() as generators:
         own = [(module, name, getattr(module, name)) for module, name, _ in _PYTHON_DRAWS]
@@ -198,7 +199,7 @@ def constant_numbers() -> Iterator[Sequence[_Generator]]:
     holds them. Afterwards the generators are as they were.
 
     Raises:
-        NotImplementedError: it takes numbers without that: the graph would hold what was drawn during the trace.
+        Untraceable: it takes numbers without that: the graph would hold what was drawn during the trace.
     """
     before = random.getstate(), np.random.get_state()
     generators = _Generator(random, "Python's", random.getstate), _Generator(np.random, "numpy's", np.random.get_state)
@@ -247,12 +248,12 @@ class _Generator:
     def check(self) -> None:
         """Refuse a forward whose numbers are others in each call."""
         if not self.seeded and not _equal_states(self._before, self._state()):
-            raise NotImplementedError(
+            raise Untraceable(
                 f"the forward takes numbers from {self._whose} random generator, and a graph would repeat those of the "
                 "trace"
             )
         if self.seeded and self.compared:
-            raise NotImplementedError(f"the forward seeds {self._whose} random generator after it has used it")
+            raise Untraceable(f"the forward seeds {self._whose} random generator after it has used it")
 
 
 def _equal_states(ours: Any, theirs: Any) -> bool:

@@ -31,13 +31,11 @@ from torch.utils import _pytree as pytree
 from repl_fx.graph.captured import is_traced_constant
 from repl_fx.graph.kinds import kind_of
 from repl_fx.graph.runtime import check_least
+from repl_fx.running.opaque_outputs import PLAIN
 from repl_fx.running.python_state import NOTES, OWN_ATTRIBUTES, is_own_code
 
 # As they are: what they print is what they are.
-_PLAIN = (
-    type(None), bool, int, float, complex, str, bytes, type(...), torch.dtype, torch.device, torch.layout,
-    torch.memory_format, torch.Size, pytree.TreeSpec,
-)  # fmt: skip
+_PLAIN = (*PLAIN, type(...), torch.layout, torch.memory_format, torch.Size, pytree.TreeSpec)
 _NO_NODES: Mapping[fx.Node, str] = MappingProxyType({})
 # Numbers of a constant that are written out.
 _FEW = 32

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from repl_fx._torch import global_module_hooks
-from repl_fx.errors import CaptureError
+from repl_fx.errors import CaptureError, Untraceable
 from repl_fx.running.python_state import Change, PythonState
 
 _FORWARD = {"_forward_hooks": "forward hook", "_forward_pre_hooks": "forward pre-hook"}
@@ -196,7 +196,7 @@ def no_tensor_hooks(stands_aside: Callable[[], bool]) -> Iterator[None]:
             from_torch = caller != "torch.autograd.grad_mode" and (caller == "torch" or caller.startswith("torch."))
             if stands_aside() or from_torch:
                 return function(*args, **kwargs)
-            raise NotImplementedError(f"the forward calls {name}, which a graph would drop")
+            raise Untraceable(f"the forward calls {name}, which a graph would drop")
 
         return refuse
 

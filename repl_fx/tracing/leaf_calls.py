@@ -25,6 +25,7 @@ import torch.utils.checkpoint
 from torch import Tensor, nn
 
 from repl_fx._torch import autograd_calls, call_impl, define_operator, pytree, set_call_impl, unset_call_impl
+from repl_fx.errors import Untraceable
 from repl_fx.graph.markers import leaf_call_operator
 from repl_fx.running.python_state import PythonState
 from repl_fx.running.untouched import untouched
@@ -199,7 +200,7 @@ def record_leaf_calls(model: nn.Module, calls: LeafCalls) -> Iterator[None]:
         calls: the table to fill; leaves in `calls.inlined` are left alone.
 
     Raises:
-        NotImplementedError: one of these has hooks.
+        Untraceable: one of these has hooks.
     """
     for callee in calls.inlined:
         if isinstance(callee, nn.Module):
@@ -229,7 +230,7 @@ def _stand_in(callee: Callee, run: Callable[..., Any], calls: LeafCalls) -> Call
         if callee in calls.inlined or not opaque or calls.has_others(callee):
             if not isinstance(callee, nn.Module):
                 if torch.is_grad_enabled():
-                    raise NotImplementedError(_lost_backward(callee))
+                    raise Untraceable(_lost_backward(callee))
             elif tensors:
                 _require_no_hooks(callee)
             return run(*args, **kwargs)
@@ -249,7 +250,7 @@ def _require_no_hooks(module: nn.Module) -> None:
     hooks = (hook for name in registries for hook in (getattr(module, name, None) or {}).values())
     # Hooks of torch's own that make a weight are traced like the forward.
     if any(not type(hook).__module__.startswith("torch.nn.utils.") for hook in hooks):
-        raise NotImplementedError(f"a graph would drop the hooks of {module}, which it cannot call as a whole")
+        raise Untraceable(f"a graph would drop the hooks of {module}, which it cannot call as a whole")
 
 
 def _lost_backward(function: type[torch.autograd.Function]) -> str:

@@ -23,6 +23,7 @@ from torch.export import ExportedProgram
 from torch.export.graph_signature import InputKind
 
 from repl_fx._torch import children_of, is_autocast_region, is_grad_region, pytree
+from repl_fx.errors import Untraceable
 from repl_fx.graph.assigned_buffers import add_assignments
 from repl_fx.graph.captured import drop_dead, traced_constant
 from repl_fx.graph.gc_pause import collection_paused
@@ -95,7 +96,7 @@ def lift_modules(exported: Exported, model: nn.Module, inputs: BoundInputs, cons
         A graph whose targets are paths in `model` (and the names in `constants`).
 
     Raises:
-        NotImplementedError: an input of a kind that has no place in a plain graph; names it.
+        Untraceable: an input of a kind that has no place in a plain graph; names it.
     """
     lifter = _Lifter(exported.program, exported.calls, model, constants)
     lifter.placeholders(inputs, exported.least)
@@ -139,7 +140,7 @@ class _Lifter:
                 tensor = self.program.constants[spec.target]
                 self.env[node] = _State(self.constants.name(tensor), node.meta.get("val"))
             else:
-                raise NotImplementedError(f"an input of kind {spec.kind.name} ({spec.target})")
+                raise Untraceable(f"an input of kind {spec.kind.name} ({spec.target})")
 
     def body(self, gm: fx.GraphModule) -> list[Any]:
         """Emit the nodes of one (sub)graph; returns its results."""
@@ -152,8 +153,8 @@ class _Lifter:
                 target = gm.get_submodule(node.target) if _has_module(gm, node.target) else getattr(gm, node.target)
                 self.env[node] = target
             elif node.op != "placeholder":
-                raise NotImplementedError(f"a node of kind {node.op}")
-        raise NotImplementedError("a graph without an output")
+                raise Untraceable(f"a node of kind {node.op}")
+        raise Untraceable("a graph without an output")
 
     def function(self, gm: fx.GraphModule, node: fx.Node) -> None:
         source: Any = node.args[0] if node.args else None
@@ -230,7 +231,7 @@ class _Lifter:
         def one(node: fx.Node) -> Any:
             value = self.env[node]
             if isinstance(value, nn.Module):
-                raise NotImplementedError(f"a packed region of another kind ({node.target})")
+                raise Untraceable(f"a packed region of another kind ({node.target})")
             if not isinstance(value, _State):
                 return value
             if value.path not in self.state:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from repl_fx._torch import is_compiled, pytree
-from repl_fx.errors import BadInput
+from repl_fx.errors import BadInput, ForeignError, foreign_code
 from repl_fx.graph.kinds import kind_of
 from repl_fx.running.example_inputs import ExampleInputs
 
@@ -162,11 +162,12 @@ def _mode_in_the_way(model: nn.Module) -> str | None:
     modes = [(module, module.training) for module in model.modules()]
     for training in (True, False):
         try:
-            model.train(training)
-        except Exception as problem:
+            with foreign_code():
+                model.train(training)
+        except ForeignError as failed:
             mode = "training" if training else "evaluation"
-            words = " ".join(str(problem).split())
-            return f"refuses {mode} mode ({type(problem).__name__}: {words}), and both modes are captured"
+            words = " ".join(str(failed.problem).split())
+            return f"refuses {mode} mode ({type(failed.problem).__name__}: {words}), and both modes are captured"
         finally:
             for module, mode_before in modes:
                 module.training = mode_before

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from repl_fx._torch import fixed_size, pytree
+from repl_fx.errors import ForeignError, foreign_code
 from repl_fx.graph.captured import CapturedModule
 from repl_fx.graph.runtime import check_shape
 from repl_fx.graph.signature import bind_arguments, words_for
@@ -43,8 +44,9 @@ def holds_at_other_sizes(module: nn.Module, gm: CapturedModule, inputs: ExampleI
     for candidate in (module, gm):
         with untouched(candidate, buffers=True), in_mode(candidate, False), torch.no_grad():
             try:
-                results.append(pytree.tree_leaves(resized.passed_to(candidate)))
-            except Exception:
+                with foreign_code():
+                    results.append(pytree.tree_leaves(resized.passed_to(candidate)))
+            except ForeignError:
                 # Where the source does not take these sizes, there is nothing to be wrong about.
                 return candidate is module
     close = [

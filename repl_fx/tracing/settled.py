@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from repl_fx.errors import CaptureError
+from repl_fx.errors import CaptureError, foreign_code
 from repl_fx.running.equality import same_value
 from repl_fx.running.example_inputs import ExampleInputs
 from repl_fx.running.python_state import PythonState, StateChanges, place_of
@@ -97,8 +97,9 @@ def require_leaves_left(model: nn.Module, changes: StateChanges, stands_aside: C
 
 def _step(model: nn.Module, inputs: ExampleInputs) -> Any:
     seed_everything(0)
-    with torch.enable_grad():
-        return inputs.fresh().passed_to(model)
+    with torch.enable_grad(), foreign_code():
+        outputs = inputs.fresh().passed_to(model)
+    return outputs
 
 
 class _State:

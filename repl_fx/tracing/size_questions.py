@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from repl_fx._torch import pytree
+from repl_fx.errors import ForeignError, foreign_code
 from repl_fx.graph.runtime import check_least, check_shape
 from repl_fx.graph.signature import bind_arguments
 from repl_fx.running.equality import equal_leaves
@@ -139,8 +140,9 @@ def _same_outputs(gm: fx.GraphModule, model: nn.Module, inputs: ExampleInputs) -
         for module in (model, gm):
             with untouched(module, buffers=True), in_mode(module, training), seeded(device, 0), torch.no_grad():
                 try:
-                    outputs.append(pytree.tree_leaves(open_objects(inputs.fresh().passed_to(module))))
-                except Exception:
+                    with foreign_code():
+                        outputs.append(pytree.tree_leaves(open_objects(inputs.fresh().passed_to(module))))
+                except ForeignError:
                     return False
         ours, theirs = outputs
         if len(ours) != len(theirs) or not all(map(equal_leaves, ours, theirs)):

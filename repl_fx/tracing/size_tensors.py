@@ -21,6 +21,7 @@ from torch.fx.experimental.symbolic_shapes import statically_known_true
 from torch.overrides import TorchFunctionMode
 
 from repl_fx._torch import fixed_size, has_no_value, set_item
+from repl_fx.errors import Untraceable
 
 # By the name of the function: the operator of a number and the method of a tensor are one computation.
 _ARITHMETIC: Mapping[str, Callable[[Any, Any], Any]] = MappingProxyType(
@@ -88,7 +89,7 @@ class SizeTensors(TorchFunctionMode):
         """Refuse what has just become a number of Python's, unless the trace has fixed the sizes it came from."""
         number = self._operand(value)
         if number is not None and fixed_size(number) is None:
-            raise NotImplementedError(
+            raise Untraceable(
                 "a size that went through a tensor becomes a plain number, and a graph would repeat that of the trace"
             )
 

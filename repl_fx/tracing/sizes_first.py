@@ -18,7 +18,7 @@ from torch import fx
 from repl_fx.graph.captured import has_effect
 from repl_fx.graph.runtime import check_constant, check_key, check_shape
 
-# What refuses an input has to run before its sizes are used.
+# Checks of an input have to run before its sizes are used.
 _CHECKS = (check_constant, check_key, check_shape)
 
 
@@ -27,7 +27,7 @@ def sizes_first_(graph: fx.Graph) -> None:
     order = list(graph.nodes)
     place = {node: i for i, node in enumerate(order)}
     checked = max((place[n] for n in order if n.op == "placeholder" or n.target in _CHECKS), default=0)
-    # What the order goes by must not be the place in this graph.
+    # The key of the order must not be the place in this graph.
     words: dict[fx.Node, tuple[int, str]] = {}
     known: dict[Any, fx.Node] = {}
     groups: dict[int, list[fx.Node]] = {}

@@ -21,6 +21,7 @@ from repl_fx._torch import (
     pytree,
     quiet_tracing,
 )
+from repl_fx.errors import ForeignError, Untraceable, foreign_code
 from repl_fx.graph.assigned_buffers import BufferAssignments, assigned_by
 from repl_fx.graph.decisions import Comparison
 from repl_fx.graph.runtime import AutogradCall
@@ -80,6 +81,7 @@ def trace_by_export(
             asked = Asked()
             assigned = BufferAssignments()
             least: dict[str, int] = {}
+            shapes: Any = auto_shapes(inputs.inputs, dims=free)
             draws = Draws(answers, lambda calls=calls: calls.running)  # type: ignore[misc]
             try:
                 with (
@@ -92,10 +94,10 @@ def trace_by_export(
                     size_questions(least),
                     recorded(draws),
                     unaware_of_export(asked, unaware=not aware),
+                    foreign_code(),
                 ):
-                    shapes: Any = auto_shapes(inputs.inputs, dims=free)
                     program = torch.export.export(model, args, kwargs, dynamic_shapes=shapes, strict=False)
-            except Exception as problem:
+            except (Untraceable, ForeignError) as problem:
                 if calls.inlined != inlined and _caused_by(problem, LeafNotOpaque):
                     inlined.update(calls.inlined)
                 elif asked.yes:
@@ -118,7 +120,7 @@ def trace_by_export(
             for buffer, reason in assigned.reshaped.items():
                 read = any(node.op == "get_attr" and node.target == buffer for node in graph.nodes)
                 if read or not buffer_settles(model, buffer, inputs.inputs):
-                    raise NotImplementedError(reason)
+                    raise Untraceable(reason)
             return graph, draws.asked
 
     def example(condition: fx.Node) -> bool | None:
@@ -217,23 +219,24 @@ def trace_by_fx(
         no_tensor_hooks(lambda: False),
         _state_unread(model),
         (assigned := BufferAssignments()).noted(model, lambda module: False),
+        foreign_code(),
     ):
         traced = tracer.trace(model, {**_defaults(model, given), **fixed})
     if any(leaf.training is not training for leaf, training in tracer.modes):
-        raise NotImplementedError("fx cannot call a module in another mode than the forward leaves it in")
+        raise Untraceable("fx cannot call a module in another mode than the forward leaves it in")
     if assigned.buffers:
-        raise NotImplementedError(f"fx cannot rebind a buffer ({'.'.join(assigned.buffers[0]).lstrip('.')})")
+        raise Untraceable(f"fx cannot rebind a buffer ({'.'.join(assigned.buffers[0]).lstrip('.')})")
     graph = fx.Graph()
     roots = InputNodes(graph, inputs.arguments).roots
     env: dict[fx.Node, fx.Node] = {}
     for node in traced.nodes:
         if node.op == "placeholder":
             if str(node.target).startswith("*") and node.users:
-                raise NotImplementedError(f"fx cannot tell what the forward takes by {node.target}")
+                raise Untraceable(f"fx cannot tell what the forward takes by {node.target}")
             if node.target in roots.keys() - fixed.keys():
                 env[node] = roots[node.target]
         elif node.op == "call_method" and node.target in _ON_ONE_TENSOR:
-            raise NotImplementedError(f"the forward calls {node.target}, which a graph would drop")
+            raise Untraceable(f"the forward calls {node.target}, which a graph would drop")
         elif node.op == "output":
             # Where a fixed argument is nested, fx keeps the leaves of the output.
             graph.output(traced.process_outputs(fx.node.map_arg(node.args[0], env.__getitem__)))
@@ -262,10 +265,10 @@ def _state_unread(model: nn.Module) -> OperatorsSeen:
 
     def see(operator: Any, args: Any, kwargs: Any) -> None:
         if torch.Tag.nondeterministic_seeded in operator.tags:
-            raise NotImplementedError(f"fx would bake in what {operator} draws")
+            raise Untraceable(f"fx would bake in what {operator} draws")
         for leaf in pytree.tree_leaves((args, kwargs)):
             if isinstance(leaf, Tensor) and memory_of(leaf) in memory:
-                raise NotImplementedError(f"fx would bake in what {operator} computes from a parameter or a buffer")
+                raise Untraceable(f"fx would bake in what {operator} computes from a parameter or a buffer")
 
     return OperatorsSeen(see)
 
@@ -283,7 +286,7 @@ class _LeafTracer(fx.Tracer):
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         if any(isinstance(parameter, fx.Proxy) for parameter in m._parameters.values()):
-            raise NotImplementedError(f"fx cannot call {module_qualified_name} with other parameters than its own")
+            raise Untraceable(f"fx cannot call {module_qualified_name} with other parameters than its own")
         if is_leaf(m):
             self.modes.append((m, m.training))
         return is_leaf(m)
@@ -292,12 +295,12 @@ class _LeafTracer(fx.Tracer):
         """Make a node, unless it is in a region that fx would silently leave out.
 
         Raises:
-            NotImplementedError: inside `torch.no_grad` or `torch.autocast`.
+            Untraceable: inside `torch.no_grad` or `torch.autocast`.
         """
         if not torch.is_grad_enabled():
-            raise NotImplementedError("fx cannot trace a torch.no_grad region")
+            raise Untraceable("fx cannot trace a torch.no_grad region")
         if any(torch.is_autocast_enabled(device) for device in ("cpu", "cuda")):
-            raise NotImplementedError("fx cannot trace a torch.autocast region")
+            raise Untraceable("fx cannot trace a torch.autocast region")
         return super().create_node(*args, **kwargs)
 
     def autograd_call(self, function: type[torch.autograd.Function], apply: Callable[..., Any]) -> Callable[..., Any]:
@@ -322,10 +325,12 @@ def _caused_by(problem: BaseException, kind: type[BaseException]) -> bool:
 
 def obstacle(tracer: str, problem: BaseException) -> str:
     """One line: what a tracer stumbled over, and the file and line of the model where it did."""
+    problem = problem.problem if isinstance(problem, ForeignError) else problem
     lines = [line.strip() for line in str(problem).splitlines() if line.strip()]
     what = lines[0] if lines else type(problem).__name__
+    kind = "" if isinstance(problem, Untraceable) else f"{type(problem).__name__}: "
     where = _model_line(problem)
-    return f"{tracer}: {type(problem).__name__}: {what[:200]}{f' (at {where})' if where else ''}"
+    return f"{tracer}: {kind}{what[:200]}{f' (at {where})' if where else ''}"
 
 
 def _model_line(problem: BaseException) -> str | None:

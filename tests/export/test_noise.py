@@ -7,7 +7,7 @@ import warnings
 
 import pytest
 
-from repl_fx.export.noise import first_line, quiet
+from repl_fx.export.noise import quiet
 
 
 def test_log_levels_are_what_they_were(caplog: pytest.LogCaptureFixture) -> None:
@@ -33,8 +33,3 @@ def test_warnings_of_others_are_heard() -> None:
             warnings.warn_explicit("old", DeprecationWarning, "core.py", 1, module="torch.onnx.core")
             warnings.warn_explicit("kept", UserWarning, "torchless.py", 1, module="torchless")
     assert [str(warning.message) for warning in heard] == ["kept"]
-
-
-def test_the_first_line_of_an_error_that_says_something() -> None:
-    assert first_line(ValueError("\n  \x1b[31mred\x1b[0m  \nmore")) == "red"
-    assert first_line(KeyError()) == "KeyError"

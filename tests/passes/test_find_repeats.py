@@ -19,7 +19,7 @@ from repl_fx.analysis import segmentation
 from repl_fx.analysis.blocks import Repeat
 from repl_fx.analysis.node_table import node_table
 from repl_fx.graph.captured import CapturedModule
-from repl_fx.passes.find_repeats import _candidate_shifts, _choose, _Found, find_repeats, match_at_shift
+from repl_fx.passes.find_repeats import _candidate_shifts, _choose, _Chosen, find_repeats, match_at_shift
 from repl_fx.pipeline import transform
 from repl_fx.sources import load_source
 from repl_fx.tracing.capture import capture, check_capture
@@ -68,7 +68,7 @@ def residual(depth: int, inner: int = 2, width: int = 8) -> fx.GraphModule:
     return graph.done(graph.linear(x, 3))
 
 
-def positions(chosen: Sequence[_Found]) -> list[tuple[list[list[int]], object]]:
+def positions(chosen: Sequence[_Chosen]) -> list[tuple[list[list[int]], object]]:
     return [(found.cutting.members.tolist(), positions(found.children)) for found in chosen]
 
 

@@ -23,6 +23,7 @@ from repl_fx.passes import merge_modes
 from repl_fx.running.example_inputs import ExampleInputs
 from repl_fx.running.untouched import device_of
 from repl_fx.tracing.capture import CaptureInfo, capture, check_capture, widen_batch
+from repl_fx.tracing.parts.capture import capture_parts
 
 
 class Linear(nn.Module):
@@ -614,6 +615,24 @@ def test_a_pass_that_breaks_the_graph_is_named(monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setenv("REPL_FX_CHECK", "1")
     with pytest.raises(BrokenGraph, match=r"^merge_modes_: node .*: it has no fake value"):
         capture(nn.Sequential(nn.Linear(8, 8)), (torch.randn(2, 8),))
+
+
+@pytest.mark.parametrize("kind", [AssertionError, TypeError])
+@pytest.mark.parametrize(("module", "step"), [("capture", "merge_modes_"), ("tracers", "lift_modules")])
+def test_a_defect_of_a_step_surfaces(
+    monkeypatch: pytest.MonkeyPatch, kind: type[Exception], module: str, step: str
+) -> None:
+    calls = []
+
+    def fails(*args: Any, **kwargs: Any) -> Any:
+        calls.append(args)
+        raise kind("a defect")
+
+    monkeypatch.setattr(sys.modules[f"repl_fx.tracing.{module}"], step, fails)
+    # Neither another tracer nor smaller modules are tried.
+    with pytest.raises(kind, match="a defect"):
+        capture_parts(nn.Sequential(nn.Linear(8, 8), nn.Linear(8, 8)), (torch.randn(2, 8),))
+    assert len(calls) == 1
 
 
 class Upsampled(nn.Module):

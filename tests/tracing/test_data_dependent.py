@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 import repl_fx
+from repl_fx.errors import Untraceable
 from repl_fx.tracing.data_dependent import Draws, decision_operator, recorded
 
 
@@ -98,7 +99,7 @@ def test_numbers_of_python_are_compared_without_being_drawn() -> None:
 
 def test_numbers_that_are_used_otherwise_are_refused() -> None:
     with (
-        pytest.raises(NotImplementedError, match="takes numbers from Python's random generator"),
+        pytest.raises(Untraceable, match="takes numbers from Python's random generator"),
         recorded(Draws([], lambda: False)),
     ):
         random.randint(0, 5)

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
-from repl_fx.analysis.branches import Branch, behind_entries
+from repl_fx.analysis.branches import Branch, behind_entries, same_shape
 from repl_fx.graph.captured import share_tensors
 from repl_fx.graph.pickling import function_as_data
 from repl_fx.running.untouched import seeded
@@ -113,7 +113,7 @@ def find_activation(gm: fx.GraphModule, branch: Branch) -> Activation | None:
 
 def is_activation(gm: fx.GraphModule, node: fx.Node) -> bool:
     given = node.args[0] if node.args else None
-    if not isinstance(given, fx.Node) or not _same_shape(given, node) or node.meta.get("passes_through"):
+    if not isinstance(given, fx.Node) or not same_shape(given, node) or node.meta.get("passes_through"):
         return False
     if node.op == "call_function":
         return node.target in _FUNCTIONS
@@ -150,7 +150,3 @@ def _is_elementwise_nonlinearity(module: nn.Module) -> bool:
         return False
     curve = whole.flatten().diff().diff()
     return bool(curve.abs().max() > 1e-3)
-
-
-def _same_shape(a: fx.Node, b: fx.Node) -> bool:
-    return str(getattr(a.meta.get("val"), "shape", None)) == str(getattr(b.meta.get("val"), "shape", 0))

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, fx
 
 from repl_fx.analysis.blocks import Block
-from repl_fx.analysis.branches import Branch
+from repl_fx.analysis.branches import Branch, same_shape
 from repl_fx.analysis.linear_operators import LinearOperator
 from repl_fx.graph.bridge import digraph, reached_from
 from repl_fx.graph.captured import share_tensors
@@ -23,9 +23,7 @@ def without(branch: Branch) -> fx.Node | None:
     others = [node for node in branch.join.all_input_nodes if node is not branch.root]
     if len(others) != 1 or len(branch.join.args) != 2 or branch.join.kwargs:
         return None
-    ours, theirs = others[0].meta.get("val"), branch.join.meta.get("val")
-    alike = isinstance(ours, Tensor) and isinstance(theirs, Tensor) and str(ours.shape) == str(theirs.shape)
-    return others[0] if alike else None
+    return others[0] if same_shape(others[0], branch.join) else None
 
 
 def drop_branches(branches: Iterable[Branch]) -> list[tuple[fx.Node, fx.Node]]:

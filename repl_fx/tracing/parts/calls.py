@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from repl_fx._torch import pytree
+from repl_fx.errors import ForeignError, foreign_code
 from repl_fx.graph.signature import is_writable
 from repl_fx.running.equality import same_value
 from repl_fx.running.example_inputs import ExampleInputs
@@ -181,18 +182,12 @@ def run(model: nn.Module, inputs: ExampleInputs, training: bool, watch: Watch | 
         for _ in range(STEPS):
             seed_everything(SEED)
             try:
-                with torch.enable_grad(), watch.watching() if watch else _nothing():
+                with torch.enable_grad(), watch.watching() if watch else nullcontext(), foreign_code():
                     made = inputs.fresh().passed_to(model)
-            except Exception as problem:
-                # The model's own code runs here, and what it may raise has no common base.
-                return Run(None, problem)
+            except ForeignError as failed:
+                return Run(None, failed.problem)
             outputs.append(pytree.tree_map_only(Tensor, lambda t: t.detach().clone(), made))
     return Run(outputs, None)
-
-
-@contextmanager
-def _nothing() -> Iterator[None]:
-    yield
 
 
 def _blank(tensor: Tensor) -> Blank:
