@@ -92,6 +92,14 @@ TESTS: dict[str, tuple[str, ...]] = {
         "tests/surrogates/test_slim.py",
         "tests/surrogates/test_blend.py",
     ),
+    "repl_fx/surrogates/shared/matching.py": (
+        "tests/surrogates/shared/test_matching.py",
+        "tests/passes/test_replace_blocks.py",
+    ),
+    "repl_fx/surrogates/shared/builder.py": (
+        "tests/surrogates/shared/test_matching.py",
+        "tests/passes/test_replace_blocks.py",
+    ),
     "repl_fx/surrogates/shared/site.py": (
         "tests/surrogates/shared/test_registry.py",
         "tests/surrogates/test_blend.py",

@@ -37,7 +37,7 @@ class BatchResult(Result):
 
     @property
     def modified(self) -> bool:
-        """Whether there were at least two to put together."""
+        """Whether two syntheses or more were put together."""
         return bool(self.batched)
 
 

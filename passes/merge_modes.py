@@ -90,8 +90,8 @@ class _Region:
     Attributes:
         train, evaluation: the nodes of each side.
         before: the first node of the training graph after the stretch.
-        wanted: what is used outside: the value in training, the value in evaluation, and a node that stands for both
-            until the switch is built.
+        wanted: the values used outside: each in training, in evaluation, and as a node that stands for both until the
+            switch is built.
     """
 
     train: list[fx.Node]
@@ -377,7 +377,7 @@ def _spell_out_defaults(node: fx.Node) -> None:
 def matching_blocks(ours: list[Any], theirs: list[Any]) -> Iterator[tuple[int, int, int]]:
     """Stretches that both lists have, as (start in ours, start in theirs, size), ascending.
 
-    What is alike at both ends is cut off first: difflib is quadratic, and most models differ in one place or none.
+    Equal items at both ends are cut off first: difflib is quadratic, and most models differ in one place or none.
     """
     shorter = min(len(ours), len(theirs))
     head = next((i for i in range(shorter) if ours[i] != theirs[i]), shorter)
@@ -411,7 +411,7 @@ def _copy_changes_nothing(copy: fx.Node, uncopied: fx.Node, pending: fx.Node) ->
     Args:
         copy: of the other mode.
         uncopied: the value that this mode goes on with.
-        pending: what stands for it in the merged graph.
+        pending: the node that stands for it in the merged graph.
     """
     value, layout = uncopied.meta.get("val"), copy.kwargs.get("memory_format")
     if not isinstance(value, torch.Tensor):

@@ -11,22 +11,23 @@ Never touches: the graph it is given; blocks that are kept.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
-from typing import Any
+from dataclasses import dataclass
 
 import torch
 from torch import fx
 
-from repl_fx.analysis.blocks import Block, Repeat
+from repl_fx.analysis.blocks import Repeat
 from repl_fx.analysis.side_outputs import return_none_
 from repl_fx.errors import PlanMismatch
 from repl_fx.graph.bridge import digraph_with_writes, leading_to
-from repl_fx.graph.captured import CapturedModule, copy_graph, drop_dead, erase_dead
+from repl_fx.graph.captured import drop_dead, erase_dead
 from repl_fx.graph.state import prune_state_, used_by
 from repl_fx.passes.check_graph import check_surrogates
 from repl_fx.passes.driver import Result
-from repl_fx.plan import Plan, Replacement
-from repl_fx.surrogates import Site, make_surrogate
+from repl_fx.plan import Plan, Refusal, Replacement
+from repl_fx.surrogates import make_surrogate
+from repl_fx.surrogates.shared.builder import Rewriting
+from repl_fx.surrogates.shared.matching import Matches
 
 
 @dataclass(frozen=True)
@@ -47,13 +48,16 @@ class ReplaceResult(Result):
         return bool(self.replaced)
 
 
-def replace_blocks(gm: fx.GraphModule, repeats: Sequence[Repeat], plan: Plan) -> ReplaceResult:
+def replace_blocks(
+    gm: fx.GraphModule, repeats: Sequence[Repeat], plan: Plan, matches: Matches | None = None
+) -> ReplaceResult:
     """Apply a plan.
 
     Args:
         gm: the graph the repeats were found in.
         repeats: from `find_repeats`.
         plan: from `repl_fx.make_plan`.
+        matches: what surrogates found out in this graph while the plan was made; None where that is not known.
 
     Returns:
         A new graph module, whose code is not written yet, that shares the tensors of what is kept.
@@ -62,16 +66,15 @@ def replace_blocks(gm: fx.GraphModule, repeats: Sequence[Repeat], plan: Plan) ->
         PlanMismatch: the plan names a block the graph does not have, or its surrogate refuses it.
         BrokenGraph: a surrogate leaves in place what it says it replaces, or makes what nothing reads.
     """
-    result = copy_graph(gm, compiled=False)
-    blocks = blocks_in(result, repeats)
-    forward: dict[fx.Node, fx.Node] = {}
-    known: dict[str, Any] = {}
-    used = used_by(result)
-    readers = _readers(result)
+    matches = matches or Matches(gm, repeats)
+    rewriting = Rewriting(gm)
+    result = rewriting.graph_module
+    used = used_by(gm)
+    readers = _readers(gm)
     with torch.random.fork_rng(devices=[]):
         # torch.manual_seed would seed the GPUs too, and leave them so.
         torch.default_generator.manual_seed(plan.seed)
-        gone = {r.block: _replace(result, r, blocks, forward, known, readers) for r in plan.replacements}
+        gone = {r.block: _replace(rewriting, r, matches, readers) for r in plan.replacements}
     drop_dead(result.graph)
     check_surrogates(result, {r.block: r.surrogate for r in plan.replacements}, gone)
     removed = prune_state_(result, used)
@@ -79,50 +82,40 @@ def replace_blocks(gm: fx.GraphModule, repeats: Sequence[Repeat], plan: Plan) ->
 
 
 def _replace(
-    gm: CapturedModule,
-    replacement: Replacement,
-    blocks: Mapping[str, Block],
-    forward: dict[fx.Node, fx.Node],
-    known: dict[str, Any],
-    readers: Mapping[str, Sequence[fx.Node]],
+    rewriting: Rewriting, replacement: Replacement, matches: Matches, readers: Mapping[str, Sequence[fx.Node]]
 ) -> tuple[str, ...]:
     """Replace one block; returns the paths of the parameters that its surrogate takes the place of."""
-    for name in (replacement.block, replacement.before, replacement.after):
-        if name not in blocks:
-            raise PlanMismatch(f"the plan names block {name}, which this model does not have; make a new plan")
-    block = blocks[replacement.block]
-    entries = tuple(_latest(value, forward) for value in block.inputs)
-    before, after = blocks[replacement.before], blocks[replacement.after]
-    site = Site(gm, block, before, after, entries, replacement.surrogate, known)
-    surrogate = make_surrogate(replacement.surrogate, replacement.settings)
-    reason = surrogate.refuse(site)
-    if reason:
-        raise PlanMismatch(f"{replacement.surrogate} cannot stand in for {block.name}: {reason}")
+    site = matches.site(replacement.block, replacement.before, replacement.after)
+    surrogate, block = make_surrogate(replacement.surrogate, replacement.settings), site.block
+    match = matches.of(surrogate, site)
+    if isinstance(match, Refusal):
+        raise PlanMismatch(f"{replacement.surrogate} cannot stand in for {block.name}: {match.reason}")
     # Others may read a parameter of the block too, and go on with it.
     own = block.node_set | site.weight_nodes
-    stays = {*surrogate.kept_parameters(site), *(path for path, nodes in readers.items() if not own.issuperset(nodes))}
+    kept = site.unmixed_parameters if match.kept_parameters is None else match.kept_parameters
+    stays = {*kept, *(path for path, nodes in readers.items() if not own.issuperset(nodes))}
     gone = tuple(path for path in dict.fromkeys(block.parameters) if path not in stays)
-    made = surrogate.build(site)
+    made = surrogate.build(rewriting.at(site, replacement.surrogate), match)
     if len(made) != len(block.outputs):
         raise PlanMismatch(
             f"{replacement.surrogate} made {len(made)} values for {block.name}, which has {len(block.outputs)}; "
-            "let its refuse() refuse such blocks"
+            "let its match() refuse such blocks"
         )
     for output, value in zip(block.outputs, made, strict=True):
-        if value is not output:
-            output.replace_all_uses_with(value, propagate_meta=False)
-            forward[output] = value
+        rewriting.replace(output, value)
+    graph = rewriting.graph_module.graph
+    inside = [rewriting.copy_of(node) for node in block.nodes]
     if not surrogate.keeps_inner_values:
-        for value in block.side_outputs:
-            return_none_(value, block)
+        for side_output in block.side_outputs:
+            return_none_(rewriting.copy_of(side_output), set(inside))
     # Calls of modules count as effects; those of a block that is gone are gone with it.
-    nodes = [node for node in block.nodes if node.graph is gm.graph and not _erased(node)]
-    kept = _kept(nodes)
-    erase_dead(gm.graph, [node for node in nodes if node not in kept])
+    nodes = [node for node in inside if not _erased(node)]
+    left = _kept(nodes)
+    erase_dead(graph, [node for node in nodes if node not in left])
     return gone
 
 
-def _readers(gm: CapturedModule) -> dict[str, list[fx.Node]]:
+def _readers(gm: fx.GraphModule) -> dict[str, list[fx.Node]]:
     """The nodes that read each parameter: those that call its module, and the users of what stands for it."""
     readers: dict[str, list[fx.Node]] = {}
     for node in gm.graph.nodes:
@@ -141,35 +134,5 @@ def _kept(nodes: Sequence[fx.Node]) -> set[fx.Node]:
     return leading_to(digraph_with_writes(nodes), read)
 
 
-def _latest(value: fx.Node, forward: Mapping[fx.Node, fx.Node]) -> fx.Node:
-    while value in forward:
-        value = forward[value]
-    return value
-
-
 def _erased(node: fx.Node) -> bool:
     return node._erased
-
-
-def blocks_in(gm: fx.GraphModule, repeats: Sequence[Repeat]) -> dict[str, Block]:
-    """The blocks of repeats found in one graph as blocks of a copy of it, by name.
-
-    Copies of a graph keep the names of its nodes.
-    """
-    nodes = {node.name: node for node in gm.graph.nodes}
-
-    def moved(some: Sequence[fx.Node]) -> tuple[fx.Node, ...]:
-        return tuple(nodes[node.name] for node in some)
-
-    return {
-        block.name: replace(
-            block,
-            nodes=moved(block.nodes),
-            inputs=moved(block.inputs),
-            outputs=moved(block.outputs),
-            side_outputs=moved(block.side_outputs),
-            side_inputs=moved(block.side_inputs),
-        )
-        for repeat in repeats
-        for block in repeat.blocks
-    }

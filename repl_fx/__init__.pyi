@@ -38,8 +38,11 @@ from .pipeline import (
 )
 from .plan import (
     Plan as Plan,
+    Refusal as Refusal,
 )
 from .surrogates import (
+    Builder as Builder,
+    Match as Match,
     Site as Site,
     Surrogate as Surrogate,
     Synthesis as Synthesis,

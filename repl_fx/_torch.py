@@ -332,7 +332,7 @@ def expression_of(number: Any) -> tuple[ShapeEnv, Any, Any, Any]:
     """The makings of a symbolic number: its sizes, the expression, its value in the example, and its constant value.
 
     Raises:
-        TypeError: it is no expression of sizes, such as the length of a jagged dimension.
+        TypeError: the number is no expression of sizes, such as the length of a jagged dimension.
     """
     node = number.node
     if not isinstance(node, SymNode) or node.shape_env is None:

@@ -3,33 +3,30 @@
 from __future__ import annotations
 
 import pickle
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, overload
 
 from torch import fx, nn
 
-from repl_fx.analysis.blocks import Block, Repeat
-from repl_fx.analysis.side_outputs import only_returned
+from repl_fx.analysis.blocks import Repeat
 from repl_fx.arguments import require_kind, require_module
 from repl_fx.errors import NothingToReplace, PlanMismatch
-from repl_fx.graph.assigned_buffers import assigned_by
 from repl_fx.graph.gc_pause import collection_paused
-from repl_fx.graph.kinds import dtype_name
 from repl_fx.passes.choose_blocks import choose_blocks
 from repl_fx.passes.driver import run_passes
 from repl_fx.passes.fold_surrogates import fold_surrogates
 from repl_fx.plan import Plan, Refusal, Replacement
+from repl_fx.planning.choose_surrogates import choose_surrogates, next_choices
 from repl_fx.planning.part_repeats import PartRepeats, find_in_parts
 from repl_fx.planning.report import BlockReport, reports_of
 from repl_fx.planning.structure import lines_made, structure_of
 from repl_fx.planning.trials import Trials
 from repl_fx.running.example_inputs import ExampleInputs
-from repl_fx.surrogates import Site, Surrogate, make_surrogate
+from repl_fx.surrogates import make_surrogate
 from repl_fx.tracing.capture import widen_batch
 from repl_fx.tracing.fingerprint import code_of, fingerprint
-from repl_fx.tracing.hooks import hooks_within
 from repl_fx.tracing.model_checks import require_capturable, require_finite
 from repl_fx.tracing.parts.capture import CapturedParts, Part, assemble, capture_parts, graphs_in, join
 
@@ -158,22 +155,9 @@ def _plan(found: Sequence[PartRepeats], options: Options, model: nn.Module | Non
     outside = [repeat for part in found for repeat in part.repeats]
     # Globs and numbers mean the model, and surrogates the graph.
     choice = choose_blocks(outside, every=options.every, blocks=options.blocks, ignore=options.ignore)
-    replacements: list[Replacement] = []
-    refusals = list(choice.refusals)
-    for pick in choice.chosen:
-        site = _site(found, options.surrogate, pick.block.name, pick.before.name, pick.after.name)
-        chosen = stand_in.resolve(site)
-        reason = _refusal(site, chosen)
-        if reason is not None:
-            refusals.append(Refusal(pick.block.name, pick.repeat.name, reason))
-            continue
-        replacements.append(
-            Replacement(
-                pick.block.name, pick.repeat.name, pick.before.name, pick.after.name, chosen.key, chosen.settings()
-            )
-        )
+    replacements, refusals = choose_surrogates(found, choice.chosen, stand_in)
     plan = Plan((), tuple(choice.refusals), "", options.seed)
-    return _settled(found, plan, tuple(replacements), tuple(refusals), model)
+    return _settled(found, plan, replacements, refusals, model)
 
 
 def _settled(
@@ -193,35 +177,6 @@ def _settled(
 def _used(found: Sequence[PartRepeats], replacements: Sequence[Replacement]) -> list[PartRepeats]:
     """The parts that hold what is replaced; those that stay as they are need not be captured to apply a plan again."""
     return [part for part in found if any(replacement.block in part.blocks for replacement in replacements)]
-
-
-def _site(found: Sequence[PartRepeats], key: str, *names: str) -> Site:
-    """The site of a block between its neighbours, by the names that they have in the model."""
-    for part in found:
-        if names[0] in part.blocks:
-            block, before, after = (part.blocks[name] for name in names)
-            return Site(part.graph_module, block, before, after, block.inputs, key)
-    raise PlanMismatch(f"the plan names block {names[0]}, which no part has; make a new plan")
-
-
-def _refusal(site: Site, surrogate: Surrogate[Any]) -> str | None:
-    """Why a surrogate cannot stand in for a block; None where it can."""
-    layers = [str(node.target) for node in site.block.nodes if node.op == "call_module"]
-    return (
-        _inner_value_used(site.block, surrogate)
-        or hooks_within(site.graph_module, layers)
-        or _update_lost(site, surrogate)
-        or _integer_weight(site, surrogate)
-        or surrogate.refuse(site)
-    )
-
-
-def _next_choices(found: Sequence[PartRepeats], options: Options, replaced: Replacement) -> Iterator[Replacement]:
-    """Other surrogates that may stand in for a block, most preferred first."""
-    site = _site(found, options.surrogate, replaced.block, replaced.before, replaced.after)
-    for surrogate in make_surrogate(options.surrogate, options.settings).choices(site):
-        if surrogate.key != replaced.surrogate and _refusal(site, surrogate) is None:
-            yield replace(replaced, surrogate=surrogate.key, settings=surrogate.settings())
 
 
 def transform(
@@ -322,7 +277,9 @@ def rewrite(
         if check and options is None:
             trials.require(plan)
         elif check and options is not None:
-            settled = trials.settle(plan, partial(_next_choices, found, options))
+            settled = trials.settle(
+                plan, partial(next_choices, found, make_surrogate(options.surrogate, options.settings))
+            )
             plan = _settled(found, plan, *settled, captured.source)
             _require_replacements(captured, repeats, plan)
         graphs = trials.graphs(plan)
@@ -374,37 +331,6 @@ def fold(module: nn.Module) -> nn.Module:
     if isinstance(module, fx.GraphModule):
         return run_passes(module, fold_surrogates).graph_module
     return assemble(module, {path: fold(graph) for path, graph in graphs_in(module).items()})
-
-
-def _inner_value_used(block: Block, surrogate: Surrogate[Any]) -> str | None:
-    if surrogate.keeps_inner_values:
-        return None
-    used = next((value for value in block.side_outputs if not only_returned(value, block)), None)
-    return None if used is None else f"its inner value {used.name} is used outside the block"
-
-
-def _integer_weight(site: Site, surrogate: Surrogate[Any]) -> str | None:
-    """Why no weights can be made from those of the neighbours; `identity` makes none."""
-    if surrogate.key == "identity":
-        return None
-    names = [*site.block.parameters, *(name for block in site.neighbours for name in block.parameters)]
-    for name in names:
-        dtype = site.tensor(name).dtype
-        if not (dtype.is_floating_point or dtype.is_complex) or dtype.itemsize == 1:
-            return f"{name} is {dtype_name(dtype)}, and weights can be made from floating point ones alone"
-    return None
-
-
-def _update_lost(site: Site, surrogate: Surrogate[Any]) -> str | None:
-    """Why a surrogate cannot stand in for a block that updates a buffer; identity keeps nothing that reads it."""
-    buffer = next((buffer for node in site.block.nodes if (buffer := assigned_by(node))), None)
-    if buffer is None or surrogate.key == "identity":
-        return None
-    nodes = site.graph_module.graph.nodes
-    if surrogate.key == "bottleneck" and not any(n.op == "get_attr" and n.target == buffer for n in nodes):
-        # A table that each forward makes anew: what the surrogate leaves of the block makes it too.
-        return None
-    return f"its forward updates buffer {buffer}, which {surrogate.key} would leave as it is"
 
 
 def _summary(captured: CapturedParts, repeats: Sequence[Repeat]) -> str:

@@ -39,11 +39,19 @@ class Replacement:
 
 @dataclass(frozen=True)
 class Refusal:
-    """One block that was asked for and stays, with the reason."""
+    """One block that was asked for and stays.
+
+    Attributes:
+        block: name of the block.
+        repeat: name of its repeat.
+        reason: in words.
+        node: name of the node of the graph that is the reason; None where it is no single one.
+    """
 
     block: str
     repeat: str
     reason: str
+    node: str | None = None
 
     def __str__(self) -> str:
         return f"{self.block} stays: {self.reason}"

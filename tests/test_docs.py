@@ -80,11 +80,11 @@ def test_the_readmes_python_runs(
 
 
 def test_the_surrogate_of_the_docs_works(monkeypatch: pytest.MonkeyPatch) -> None:
-    *_, code = _code("docs/surrogates.md")
+    code = next(code for code in _code("docs/extending.md") if "register_surrogate" in code)
     # dataclasses look their module up by name.
     module = types.ModuleType("docs_surrogates")
     monkeypatch.setitem(sys.modules, module.__name__, module)
-    exec(compile(code, "docs/surrogates.md", "exec"), vars(module))
+    exec(compile(code, "docs/extending.md", "exec"), vars(module))
     x = tokens()
     gm = repl_fx.transform(TokenNet(), (x,), surrogate="one-layer").graph_module.eval()
     assert sum(is_synthesis(gm, node) for node in gm.graph.nodes) == 2

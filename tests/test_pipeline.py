@@ -309,11 +309,11 @@ def test_a_surrogate_of_the_users_own() -> None:
         factor: float = 0.5
 
     @repl_fx.register_surrogate("scale", ScaleConfig)
-    class Scale(repl_fx.Surrogate[ScaleConfig]):
-        def refuse(self, site: repl_fx.Site) -> str | None:
-            return None
+    class Scale(repl_fx.Surrogate[ScaleConfig, repl_fx.Match]):
+        def match(self, site: repl_fx.Site) -> repl_fx.Match:
+            return repl_fx.Match()
 
-        def build(self, site: repl_fx.Site) -> tuple[fx.Node, ...]:
+        def build(self, site: repl_fx.Builder, match: repl_fx.Match) -> tuple[fx.Node, ...]:
             with site.before_node(min(site.block.nodes)):
                 return (site.call(torch.mul, site.input, self.config.factor),)
 

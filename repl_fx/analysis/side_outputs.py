@@ -7,6 +7,7 @@ their places.
 from __future__ import annotations
 
 import operator
+from collections.abc import Set
 
 from torch import fx
 
@@ -21,10 +22,15 @@ def only_returned(value: fx.Node, block: Block) -> bool:
     return bool(outside) and all(_returns(user, value) for user in outside)
 
 
-def return_none_(value: fx.Node, block: Block) -> None:
-    """Let the model return None where it returned `value` (`only_returned`); the graph is changed in place."""
+def return_none_(value: fx.Node, inside: Set[fx.Node]) -> None:
+    """Let the model return None where it returned `value` (`only_returned`); the graph is changed in place.
+
+    Args:
+        value: an inner value of a block.
+        inside: the nodes of the block.
+    """
     for user in list(value.users):
-        if user not in block.node_set and _returns(user, value):
+        if user not in inside and _returns(user, value):
             user.args = fx.node.map_arg(user.args, lambda node: None if node is value else node)
 
 

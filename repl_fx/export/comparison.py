@@ -149,7 +149,7 @@ class ModelComparison:
             with foreign_code():
                 outputs = name_outputs(doubled.passed_to(_in_double(self.module)))[0]
         except ForeignError:
-            # It may cast to float32 on its way.
+            # The module may cast to float32 on its way.
             return {}
         return outputs
 

@@ -22,9 +22,9 @@ from repl_fx.graph.pickling import structure_as_data
 from repl_fx.graph.runtime import check_constant, check_key, check_least, check_shape
 from repl_fx.running.example_inputs import ExampleInputs
 
-# What fx makes of the lists and mappings in its graphs.
+# The classes that fx makes of the lists and mappings in its graphs.
 _PLAIN: dict[Any, type] = {immutable_list: list, immutable_dict: dict}
-# What fx can write into generated code.
+# Values that fx can write into generated code.
 _WRITABLE = (bool, int, float, str, torch.dtype, torch.device)
 
 

@@ -10,6 +10,7 @@ from torch import fx
 
 from repl_fx.analysis.blocks import Block, Repeat
 from repl_fx.passes.find_repeats import find_repeats
+from repl_fx.surrogates.shared.matching import Matches
 from repl_fx.tracing.fingerprint import lines_of_graph
 from repl_fx.tracing.parts.capture import CapturedParts, join
 
@@ -43,6 +44,11 @@ class PartRepeats:
             for named, repeat in zip(self.repeats, self.inside, strict=True)
             for outside, inside in zip(named.blocks, repeat.blocks, strict=True)
         }
+
+    @cached_property
+    def matches(self) -> Matches:
+        """What surrogates found out about the blocks."""
+        return Matches(self.graph_module, self.inside)
 
     @cached_property
     def lines(self) -> tuple[str, ...]:

@@ -31,7 +31,7 @@ def apply_plan(parts: Sequence[PartRepeats], plan: Plan) -> dict[str, fx.GraphMo
             continue
         graphs[part.path] = run_passes(
             part.graph_module,
-            partial(replace_blocks, repeats=part.inside, plan=own),
+            partial(replace_blocks, repeats=part.inside, plan=own, matches=part.matches),
             batch_syntheses_,
             write_in_place_,
         ).graph_module
@@ -66,7 +66,7 @@ class Trials:
         """Try a plan that is not to be changed.
 
         Raises:
-            PlanMismatch: what it makes does not train.
+            PlanMismatch: the rewritten model does not train.
         """
         reason = self._reason(plan.replacements)
         if reason is not None:
@@ -79,7 +79,7 @@ class Trials:
 
         Args:
             plan: the plan.
-            choices: what else may stand in for a block, most preferred first.
+            choices: other surrogates that may stand in for a block, most preferred first.
         """
         if self._reason(plan.replacements) is None:
             return plan.replacements, ()

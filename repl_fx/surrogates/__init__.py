@@ -1,7 +1,9 @@
 """Surrogates: what stands in for a replaced block. One a file; importing this package registers them all."""
 
 from repl_fx.surrogates import auto, blend, bottleneck, coarse, identity, reuse, slim
+from repl_fx.surrogates.shared.builder import Builder
 from repl_fx.surrogates.shared.registry import (
+    Match,
     Surrogate,
     known_surrogates,
     make_surrogate,
@@ -11,6 +13,8 @@ from repl_fx.surrogates.shared.site import Site
 from repl_fx.surrogates.shared.synthesis import Synthesis, shared_synthesis
 
 __all__ = [
+    "Builder",
+    "Match",
     "Site",
     "Surrogate",
     "Synthesis",

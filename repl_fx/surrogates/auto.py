@@ -7,17 +7,18 @@ with other branches, `blend` elsewhere.
 
 from __future__ import annotations
 
-from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Any
 
 from torch import fx
 
+from repl_fx.plan import Refusal
 from repl_fx.surrogates.blend import Blend, BlendConfig
 from repl_fx.surrogates.bottleneck import Bottleneck, BottleneckConfig
 from repl_fx.surrogates.coarse import Coarse, CoarseConfig, streams_sequence
 from repl_fx.surrogates.reuse import Reuse, ReuseConfig
-from repl_fx.surrogates.shared.registry import Surrogate, register_surrogate
+from repl_fx.surrogates.shared.builder import Builder
+from repl_fx.surrogates.shared.registry import Match, Surrogate, register_surrogate
 from repl_fx.surrogates.shared.site import Site
 from repl_fx.surrogates.slim import Slim, SlimConfig
 
@@ -46,7 +47,7 @@ class AutoConfig:
         # Their own checks of the settings.
         self.candidates()
 
-    def candidates(self) -> tuple[Surrogate[Any], ...]:
+    def candidates(self) -> tuple[Surrogate[Any, Any], ...]:
         """The surrogates to choose from, most preferred first."""
         shared: Any = {"train_neighbours": self.train_neighbours, "weights": self.weights}
         if self.ratio is not None:
@@ -60,28 +61,33 @@ class AutoConfig:
         )
 
 
+@dataclass(frozen=True)
+class Chosen(Match):
+    """The first candidate that fits, with its match."""
+
+    surrogate: Surrogate[Any, Any]
+    found: Match
+
+
 @register_surrogate("auto", AutoConfig)
-class Auto(Surrogate[AutoConfig]):
+class Auto(Surrogate[AutoConfig, Chosen]):
     """Chooses for each block; plans hold what it chose, not itself."""
 
-    def choices(self, site: Site) -> tuple[Surrogate[Any], ...]:
+    def choices(self, site: Site) -> tuple[Surrogate[Any, Any], ...]:
         """The surrogates to choose from, most preferred first."""
         # On pictures `slim` did as well as `coarse`, and costs less.
         return tuple(c for c in self.config.candidates() if not isinstance(c, Coarse) or streams_sequence(site))
 
-    def resolve(self, site: Site) -> Surrogate[Any]:
-        """The first surrogate in the order of preference that does not refuse; the last where all do."""
-        candidates = self.choices(site)
-        return next((c for c in candidates if c.refuse(site) is None), candidates[-1])
-
-    def refuse(self, site: Site) -> str | None:
+    def match(self, site: Site) -> Chosen | Refusal:
         """Refuse what every candidate refuses."""
-        return self.resolve(site).refuse(site)
+        refusals = []
+        for candidate in self.choices(site):
+            found = candidate.match(site)
+            if isinstance(found, Match):
+                return Chosen(candidate, found, kept_parameters=found.kept_parameters)
+            refusals.append(found)
+        return refusals[-1]
 
-    def kept_parameters(self, site: Site) -> Collection[str]:
-        """As what was chosen."""
-        return self.resolve(site).kept_parameters(site)
-
-    def build(self, site: Site) -> tuple[fx.Node, ...]:
+    def build(self, site: Builder, match: Chosen) -> tuple[fx.Node, ...]:
         """Build what was chosen."""
-        return self.resolve(site).build(site)
+        return match.surrogate.build(site, match.found)

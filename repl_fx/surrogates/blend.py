@@ -13,21 +13,16 @@ output stays.
 from __future__ import annotations
 
 import operator
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from torch import fx
 
 from repl_fx.errors import BadInput
-from repl_fx.surrogates.shared.blended_weights import (
-    BlendSynthesis,
-    on_state,
-    output_axis,
-    refuse_unlike,
-    weights_to_blend,
-)
-from repl_fx.surrogates.shared.registry import Surrogate, register_surrogate
-from repl_fx.surrogates.shared.site import Call, Site
+from repl_fx.surrogates.shared.blended_weights import BlendedWeight, BlendSynthesis, find_weights, on_state
+from repl_fx.surrogates.shared.builder import Builder
+from repl_fx.surrogates.shared.registry import Match, Surrogate, register_surrogate
+from repl_fx.surrogates.shared.site import NodeCall, Site, unfit_is_refused
 
 _GRANULARITIES = ("tensor", "channel")
 
@@ -49,49 +44,55 @@ class BlendConfig:
             raise BadInput(f"blend: per is {self.per!r}; it can be {' or '.join(_GRANULARITIES)}")
 
 
+@dataclass(frozen=True)
+class BlendMatch(Match):
+    """The weights of a block that are blended.
+
+    Attributes:
+        weights: those.
+        nodes: what reads them, and the rest of the block, in program order.
+    """
+
+    weights: tuple[BlendedWeight, ...]
+    nodes: tuple[fx.Node, ...]
+
+
 @register_surrogate("blend", BlendConfig)
-class Blend(Surrogate[BlendConfig]):
+class Blend(Surrogate[BlendConfig, BlendMatch]):
     """The same computation on blended weights."""
 
     keeps_inner_values = True
 
-    def refuse(self, site: Site) -> str | None:
+    @unfit_is_refused
+    def match(self, site: Site) -> BlendMatch:
         """Refuse a block that has no weight to blend, or neighbours of another size."""
-        return refuse_unlike(site)
+        weights = find_weights(site)
+        blended = {weight.path for weight in weights}
+        kept = [path for path in site.block.parameters if path not in blended]
+        nodes = tuple(sorted({*site.block.nodes, *site.weight_nodes}))
+        return BlendMatch(weights, nodes, kept_parameters=kept)
 
-    def kept_parameters(self, site: Site) -> Collection[str]:
-        """All but the weights that are blended."""
-        blended = set(weights_to_blend(site))
-        return [path for path in site.block.parameters if path not in blended]
-
-    def build(self, site: Site) -> tuple[fx.Node, ...]:
+    def build(self, site: Builder, match: BlendMatch) -> tuple[fx.Node, ...]:
         """Swap the block's weights for blended ones; its nodes stay where they are."""
-        block = site.block
-        names = weights_to_blend(site)
-        axes = [None if self.config.per == "tensor" else output_axis(site, name) for name in names]
-        nodes = sorted({*block.nodes, *site.weight_nodes})
-        with site.before_node(nodes[0]):
-            paths = [site.counterpart_parameter(name, b) for name in names for b in site.neighbours]
-            tensors = [site.tensor(path) for path in paths]
-            synthesis = BlendSynthesis(
-                [site.tensor(name) for name in names],
-                list(zip(tensors[::2], tensors[1::2], strict=True)),
-                axes,
-                self.config.train_neighbours,
-            )
-            made = site.synthesise("blend", synthesis, *(site.parameter(path) for path in paths))
-            weights = {name: site.call(operator.getitem, made, i) for i, name in enumerate(names)}
-        made_by = {node: self._on_weights(site, node, weights) for node in nodes}
-        return tuple(made_by[output] for output in block.outputs)
+        axes = [None if self.config.per == "tensor" else weight.axis for weight in match.weights]
+        removed = [site.tensor(weight.path) for weight in match.weights]
+        pairs = [(site.tensor(weight.before), site.tensor(weight.after)) for weight in match.weights]
+        with site.before_node(match.nodes[0]):
+            read = [site.parameter(path) for weight in match.weights for path in (weight.before, weight.after)]
+            synthesis = BlendSynthesis(removed, pairs, axes, self.config.train_neighbours)
+            made = site.synthesise("blend", synthesis, *read)
+            weights = {weight.path: site.call(operator.getitem, made, i) for i, weight in enumerate(match.weights)}
+        for node in match.nodes:
+            self._on_weights(site, node, weights)
+        return site.block.outputs
 
-    def _on_weights(self, site: Site, node: fx.Node, weights: Mapping[str, fx.Node]) -> fx.Node:
-        """Make one node of the block read blended weights; returns the node that has its value now."""
-        for feeder in node.all_input_nodes:
+    def _on_weights(self, site: Builder, node: fx.Node, weights: Mapping[str, fx.Node]) -> None:
+        """Make one node of the block read blended weights, or another in its place."""
+        here = site.now(node)
+        for feeder in here.all_input_nodes:
             if feeder.op == "get_attr" and str(feeder.target) in weights:
-                node.replace_input_with(feeder, weights[str(feeder.target)])
+                here.replace_input_with(feeder, weights[str(feeder.target)])
         with site.before_node(node):
-            made = on_state(site, Call.of(node), weights)
-        if made is None:
-            return node
-        node.replace_all_uses_with(made)
-        return made
+            made = on_state(site, NodeCall.of(here), weights)
+        if made is not None:
+            site.replace(node, made)

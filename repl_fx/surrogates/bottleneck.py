@@ -35,17 +35,25 @@ from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, fx, nn
+from torch import Tensor, fx
 
 from repl_fx.analysis.blocks import Block
 from repl_fx.analysis.branches import Branch
 from repl_fx.analysis.linear_operators import CONVOLUTIONS, LinearOperator
 from repl_fx.surrogates.shared.activations import Activation, find_activation
-from repl_fx.surrogates.shared.branch_edits import drop_branches, outputs_after, starts_at_zero, without
-from repl_fx.surrogates.shared.norms import ThinNorm, find_norm, find_post_norm, without_norm
+from repl_fx.surrogates.shared.branch_edits import starts_at_zero, without
+from repl_fx.surrogates.shared.builder import Builder
+from repl_fx.surrogates.shared.norms import (
+    PreNorm,
+    ThinNorm,
+    find_norm,
+    find_post_norm,
+    find_pre_norm,
+    without_norm,
+)
 from repl_fx.surrogates.shared.recompute import LeanBranch
-from repl_fx.surrogates.shared.registry import Surrogate, check_thin_settings, register_surrogate
-from repl_fx.surrogates.shared.site import Site, shown
+from repl_fx.surrogates.shared.registry import Match, Surrogate, check_thin_settings, register_surrogate
+from repl_fx.surrogates.shared.site import Site, Unfit, shown, unfit_is_refused
 from repl_fx.surrogates.shared.thin_layer import ThinForms, ThinSynthesis, ThinWeights, WeightForm
 
 
@@ -70,80 +78,132 @@ class BottleneckConfig:
         check_thin_settings("bottleneck", self.ratio, "width", self.width, self.weights)
 
 
+@dataclass(frozen=True)
+class _Span:
+    """The span of a branch that becomes a thin layer.
+
+    Attributes:
+        name: of the layer's modules.
+        branch: the branch.
+        width: r.
+        layout: how positions move from the span's input to its output.
+        spatial: the convolution whose kernel is kept, if any.
+        norm, activation: inside the span; None where there is none.
+        pre_norm: before the span, where the layer takes it in.
+        post: the batch norm right behind the span, which goes.
+        zero_init: whether W_out starts at zero.
+    """
+
+    name: str
+    branch: Branch
+    width: int
+    layout: str
+    spatial: tuple[LinearOperator, ...]
+    norm: ThinNorm | None
+    activation: Activation | None
+    pre_norm: PreNorm | None
+    post: fx.Node | None
+    zero_init: bool
+
+    @property
+    def axes(self) -> tuple[int, int]:
+        """The axes of channels in the span's input and output."""
+        return self.branch.entries[0].axis, self.branch.exits[0].axis
+
+
+@dataclass(frozen=True)
+class BottleneckMatch(Match):
+    """The branches of a block that become thin layers, and those that go.
+
+    Attributes:
+        spans: of the former.
+        dropped: the addition of each of the latter, and what is left of it.
+    """
+
+    spans: tuple[_Span, ...]
+    dropped: tuple[tuple[fx.Node, fx.Node], ...]
+
+
 @register_surrogate("bottleneck", BottleneckConfig)
-class Bottleneck(Surrogate[BottleneckConfig]):
+class Bottleneck(Surrogate[BottleneckConfig, BottleneckMatch]):
     """A thin layer in place of the block's last branch."""
 
-    def refuse(self, site: Site) -> str | None:
+    fills_buffers = True
+
+    @unfit_is_refused
+    def match(self, site: Site) -> BottleneckMatch:
         """Refuse a block without spine and branches, or with a span a thin layer cannot stand for."""
-        if site.split.reason:
-            return site.split.reason
-        dropped = _dropped(site)
-        return next(filter(None, (_refuse_span(b) for b in site.split.branches if b not in dropped)), None)
+        branches = site.require_split().branches
+        last = {branch.stream: branch for branch in branches}.values()
+        # Nothing takes the place of all but the last of each streamed value.
+        left = {branch: without(branch) for branch in branches if branch not in last}
+        dropped = tuple((branch.join, passed) for branch, passed in left.items() if passed is not None)
+        spans = [
+            self._span(site, branch, f"branch_{number}")
+            for number, branch in enumerate(branches)
+            if left.get(branch) is None
+        ]
+        return BottleneckMatch(tuple(spans), dropped)
 
-    def build(self, site: Site) -> tuple[fx.Node, ...]:
+    def build(self, site: Builder, match: BottleneckMatch) -> tuple[fx.Node, ...]:
         """Replace the span of each branch; spine, pre-norms and what follows the spans stay."""
-        dropped = _dropped(site)
-        made: list[tuple[fx.Node, fx.Node]] = []
-        for number, branch in enumerate(site.split.branches):
-            if branch in dropped:
-                continue
-            post = find_post_norm(site.graph_module, branch)
-            old = branch.output if post is None else post
+        for span in match.spans:
+            old = span.post or span.branch.output
             with site.before_node(old):
-                new = self._thin_layer(site, branch, post, f"branch_{number}")
-            old.replace_all_uses_with(new)
-            made.append((old, new))
+                new = self._thin_layer(site, span)
+            site.replace(old, new)
         # After the thin layers, which may read what a dropped branch was added to.
-        made += drop_branches(dropped)
-        return outputs_after(site.block, made)
+        for join, passed in match.dropped:
+            site.replace(join, passed)
+        return site.block.outputs
 
-    def _thin_layer(self, site: Site, branch: Branch, post: fx.Node | None, name: str) -> fx.Node:
+    def _span(self, site: Site, branch: Branch, name: str) -> _Span:
+        """The span of a branch.
+
+        Raises:
+            Unfit: a thin layer cannot stand for it.
+        """
+        layout = _layout(branch)
         gm = site.graph_module
-        entry, end = branch.entries[0], branch.exits[0]
-        norm = find_norm(gm, branch)
-        activation = find_activation(gm, branch)
-        spatial = _spatial(site, branch) if entry.kind == "conv" else []
-        synthesis, paths = self._weights(site, branch, spatial, norm, post)
-        made = site.synthesise(name, synthesis, *(site.parameter(path) for path in paths))
+        post = find_post_norm(gm, branch)
+        spatial = tuple(_spatial(site, branch)) if branch.entries[0].kind == "conv" else ()
+        norm, activation, pre_norm = find_norm(gm, branch), find_activation(gm, branch), find_pre_norm(gm, branch)
+        zero_init = starts_at_zero(gm, branch, post or branch.output)
+        return _Span(name, branch, self._width(branch), layout, spatial, norm, activation, pre_norm, post, zero_init)
+
+    def _thin_layer(self, site: Builder, span: _Span) -> fx.Node:
+        axis_in, axis_out = span.axes
+        synthesis, paths = self._weights(site, span)
+        made = site.synthesise(span.name, synthesis, *(site.parameter(path) for path in paths))
         parts = {part: site.call(operator.getitem, made, i) for i, part in enumerate(synthesis.names)}
-        if (entry.axis, end.axis) == (-1, -1) and "kernel" not in parts and norm is None:
-            return _lean(site, branch, parts, activation, name)
-        value = _pointwise(site, branch.input, parts["weight_in"], parts.get("bias_in"), entry.axis)
+        if span.axes == (-1, -1) and "kernel" not in parts and span.norm is None:
+            return _lean(site, span, parts)
+        value = _pointwise(site, span.branch.input, parts["weight_in"], parts.get("bias_in"), axis_in)
         if "kernel" in parts:
             value = _depthwise(site, value, parts["kernel"])
-        value = _change_layout(site, value, entry.axis, end.axis, branch.output)
-        if norm is not None:
-            value = _normalised(site, value, norm, name, synthesis, end.axis)
-        if activation is not None:
-            value = activation.emit(site, value)
-        return _pointwise(site, value, parts["weight_out"], parts.get("bias_out"), end.axis)
+        value = _change_layout(site, value, span.layout)
+        if span.norm is not None:
+            value = _normalised(site, value, span, next(synthesis.parameters()))
+        if span.activation is not None:
+            value = span.activation.emit(site, value)
+        return _pointwise(site, value, parts["weight_out"], parts.get("bias_out"), axis_out)
 
-    def _weights(
-        self, site: Site, branch: Branch, spatial: Sequence[LinearOperator], norm: ThinNorm | None, post: fx.Node | None
-    ) -> tuple[ThinSynthesis | ThinWeights, list[str]]:
+    def _weights(self, site: Site, span: _Span) -> tuple[ThinSynthesis | ThinWeights, list[str]]:
         """The synthesis of the thin layer's weights, and the parameters it reads."""
-        operators = (*branch.entries, *branch.exits, *spatial)
-        own = [site.tensor(str(linear.weight)) for linear in operators]
-        width = self._width(branch)
+        branch, norm = span.branch, span.norm
+        operators = (*branch.entries, *branch.exits, *span.spatial)
+        removed = [site.tensor(str(linear.weight)) for linear in operators]
         bias_in = any(m.bias for m in branch.entries) and not (norm and norm.has_bias)
-        bias_out = post is not None or any(m.bias for m in branch.exits)
-        silent = starts_at_zero(site.graph_module, branch, branch.output if post is None else post)
-        form = _forms(site, branch, spatial, None)
+        bias_out = span.post is not None or any(m.bias for m in branch.exits)
+        form = _forms(site, span, None)
+        kept = {"bias_in": bias_in, "bias_out": bias_out, "zero_init": span.zero_init}
         if self.config.weights == "own":
-            return ThinWeights(width, form, own, bias_in=bias_in, bias_out=bias_out, silent=silent), []
+            return ThinWeights(span.width, form, removed, **kept), []
         paths = [site.counterpart_parameter(str(m.weight), block) for block in site.neighbours for m in operators]
-        synthesis = ThinSynthesis(
-            width,
-            (*(_forms(site, branch, spatial, block) for block in site.neighbours), form),
-            [site.tensor(path) for path in paths],
-            own,
-            bias_in=bias_in,
-            bias_out=bias_out,
-            silent=silent,
-            train_neighbours=self.config.train_neighbours,
-        )
-        return synthesis, paths
+        forms = (*(_forms(site, span, block) for block in site.neighbours), form)
+        given = [site.tensor(path) for path in paths]
+        trained = self.config.train_neighbours
+        return ThinSynthesis(span.width, forms, given, removed, train_neighbours=trained, **kept), paths
 
     def _width(self, branch: Branch) -> int:
         if self.config.width is not None:
@@ -156,20 +216,14 @@ class Bottleneck(Surrogate[BottleneckConfig]):
         return max(1, round(self.config.ratio * min(*(int(end) for end in ends), inner)))
 
 
-def _dropped(site: Site) -> list[Branch]:
-    """The branches that nothing takes the place of: all but the last of each streamed value."""
-    last = {branch.stream: branch for branch in site.split.branches}.values()
-    return [branch for branch in site.split.branches if branch not in last and without(branch) is not None]
-
-
-def _forms(site: Site, branch: Branch, spatial: Sequence[LinearOperator], block: Block | None) -> ThinForms:
+def _forms(site: Site, span: _Span, block: Block | None) -> ThinForms:
     """The layouts of the weights a thin layer is made from, in the removed block or in a neighbour."""
 
     def layouts(operators: Sequence[LinearOperator]) -> tuple[WeightForm, ...]:
         there = operators if block is None else [site.counterpart_operator(linear, block) for linear in operators]
         return tuple(WeightForm(linear.transposed, linear.groups) for linear in there)
 
-    return ThinForms(layouts(branch.entries), layouts(branch.exits), layouts(spatial))
+    return ThinForms(layouts(span.branch.entries), layouts(span.branch.exits), layouts(span.spatial))
 
 
 def _spatial(site: Site, branch: Branch) -> list[LinearOperator]:
@@ -191,27 +245,34 @@ def _spatial(site: Site, branch: Branch) -> list[LinearOperator]:
     return best
 
 
-def _refuse_span(branch: Branch) -> str | None:
+def _layout(branch: Branch) -> str:
+    """How positions move from the input of a branch's span to its output.
+
+    Raises:
+        Unfit: a thin layer cannot stand for the span.
+    """
     for linear in (*branch.entries, *branch.exits):
         if linear.weight is None:
-            return f"the weight of {linear.node.name} is of a kind a thin layer cannot be made from"
-    entry, end = branch.entries[0], branch.exits[0]
+            raise Unfit(f"the weight of {linear.node.name} is of a kind a thin layer cannot be made from", linear.node)
+    entry, end, root = branch.entries[0], branch.exits[0], branch.root
     if len({m.kind for m in branch.entries}) > 1 or len({m.kind for m in branch.exits}) > 1:
-        return f"the branch that ends in {branch.root.name} begins or ends in linear operators of several kinds"
+        raise Unfit(f"the branch that ends in {root.name} begins or ends in linear operators of several kinds", root)
     given, made = branch.input.meta.get("val"), branch.output.meta.get("val")
     if not isinstance(given, Tensor) or not isinstance(made, Tensor):
-        return f"the span of {branch.root.name} has no tensor at one end"
-    if _layout_change(given, made, entry.axis, end.axis) is None:
+        raise Unfit(f"the span of {root.name} has no tensor at one end", root)
+    change = _layout_change(given, made, entry.axis, end.axis)
+    if change is None:
         span = f"the span from {branch.input.name} to {branch.output.name}"
-        return f"{span} turns {shown(given.shape)} into {shown(made.shape)}"
-    return None
+        raise Unfit(f"{span} turns {shown(given.shape)} into {shown(made.shape)}", branch.output)
+    return change
 
 
-def _lean(site: Site, branch: Branch, parts: dict[str, fx.Node], activation: Activation | None, name: str) -> fx.Node:
+def _lean(site: Builder, span: _Span, parts: dict[str, fx.Node]) -> fx.Node:
     """A thin layer on tokens, together with the norm before it, which gives its scale and shift to W_in and b_in."""
-    value, kind, eps, weight, bias = without_norm(site, branch, parts["weight_in"], parts.get("bias_in"))
-    function = None if activation is None else activation.function(site.graph_module)
-    path = site.module(f"{name}_lean", LeanBranch(kind, eps, function))
+    given, bias_in = span.branch.input, parts.get("bias_in")
+    value, kind, eps, weight, bias = without_norm(site, given, span.pre_norm, parts["weight_in"], bias_in)
+    function = None if span.activation is None else span.activation.function(site.graph_module)
+    path = site.module(f"{span.name}_lean", LeanBranch(kind, eps, function))
     return site.call_module(path, value, weight, parts["weight_out"], bias, parts.get("bias_out"))
 
 
@@ -234,8 +295,7 @@ def _layout_change(given: Tensor, made: Tensor, axis_in: int, axis_out: int) -> 
     return None
 
 
-def _change_layout(site: Site, value: fx.Node, axis_in: int, axis_out: int, like: fx.Node) -> fx.Node:
-    change = _layout_change(value.meta["val"], like.meta["val"], axis_in, axis_out)
+def _change_layout(site: Builder, value: fx.Node, change: str) -> fx.Node:
     if change == "channels last":
         return site.call(torch.movedim, value, 1, -1)
     if change == "channels first":
@@ -245,7 +305,7 @@ def _change_layout(site: Site, value: fx.Node, axis_in: int, axis_out: int, like
     return value
 
 
-def _pointwise(site: Site, value: fx.Node, weight: fx.Node, bias: fx.Node | None, axis: int) -> fx.Node:
+def _pointwise(site: Builder, value: fx.Node, weight: fx.Node, bias: fx.Node | None, axis: int) -> fx.Node:
     if axis == -1:
         return site.call(F.linear, value, weight, bias)
     spatial = value.meta["val"].ndim - 2
@@ -260,7 +320,7 @@ def _as_kernel(weight: Tensor, spatial: int) -> Tensor:
     return weight.reshape(*weight.shape, *[1] * spatial)
 
 
-def _depthwise(site: Site, value: fx.Node, kernel: fx.Node) -> fx.Node:
+def _depthwise(site: Builder, value: fx.Node, kernel: fx.Node) -> fx.Node:
     sizes = kernel.meta["val"].shape[2:]
     padding = [int(size) // 2 for size in sizes]
     ones = [1] * len(sizes)
@@ -269,10 +329,7 @@ def _depthwise(site: Site, value: fx.Node, kernel: fx.Node) -> fx.Node:
     )
 
 
-def _normalised(
-    site: Site, value: fx.Node, norm: ThinNorm, name: str, synthesis: ThinSynthesis | ThinWeights, axis: int
-) -> fx.Node:
-    module: nn.Module = norm.make(synthesis.width, axis, value.meta["val"].ndim)
-    like = next(synthesis.parameters())
-    module = module.to(dtype=like.dtype, device=like.device)
-    return site.call_module(site.module(f"{name}_norm", module), value)
+def _normalised(site: Builder, value: fx.Node, span: _Span, like: Tensor) -> fx.Node:
+    assert span.norm is not None
+    module = span.norm.make(span.width, span.axes[1], value.meta["val"].ndim)
+    return site.call_module(site.module(f"{span.name}_norm", module.to(dtype=like.dtype, device=like.device)), value)

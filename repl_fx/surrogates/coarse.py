@@ -24,8 +24,8 @@ not, and a window of a sequence in time reaches into the future.
 from __future__ import annotations
 
 import operator
-from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -37,17 +37,12 @@ from repl_fx.analysis.linear_operators import LinearOperator, linear_operator_of
 from repl_fx.graph.bridge import digraph, leading_to
 from repl_fx.graph.captured import writes_in_place
 from repl_fx.surrogates.shared.activations import is_activation
-from repl_fx.surrogates.shared.blended_weights import (
-    BlendSynthesis,
-    on_state,
-    output_axis,
-    refuse_unlike,
-    weights_to_blend,
-)
-from repl_fx.surrogates.shared.branch_edits import has_no_state, silent_norms, silent_operators
+from repl_fx.surrogates.shared.blended_weights import BlendedWeight, BlendSynthesis, find_weights, on_state
+from repl_fx.surrogates.shared.branch_edits import has_no_state, zero_init_norms, zero_init_operators
+from repl_fx.surrogates.shared.builder import Builder
 from repl_fx.surrogates.shared.norms import fresh_norm, norm_at
-from repl_fx.surrogates.shared.registry import Surrogate, check_thin_settings, register_surrogate
-from repl_fx.surrogates.shared.site import Call, Site, shown
+from repl_fx.surrogates.shared.registry import Match, Surrogate, check_thin_settings, register_surrogate
+from repl_fx.surrogates.shared.site import NodeCall, Site, Unfit, shown, unfit_is_refused
 from repl_fx.surrogates.shared.synthesis import Synthesis
 from repl_fx.surrogates.shared.windows import PictureWindows, TokenWindows, Windows
 
@@ -70,12 +65,8 @@ class CoarseConfig:
         check_thin_settings("coarse", self.ratio, "ratio", None, self.weights)
 
 
-class _Unlike(Exception):
-    """A block that cannot be had at a lower resolution; says why."""
-
-
-@dataclass
-class _Coarse:
+@dataclass(frozen=True)
+class CoarseMatch(Match):
     """A block at a lower resolution, worked out on fake values.
 
     Attributes:
@@ -83,107 +74,108 @@ class _Coarse:
         joins: the additions on the block's spine.
         calls: what leads to the last of them, in order; arguments are the block's own nodes.
         behind: what follows it.
+        zero_norms: the norms that end a branch, which start at zero.
+        zero_weights, zero_biases: paths of what ends the other branches, and starts at zero.
+        blended: the weights that are made from those of the neighbours.
     """
 
     windows: Windows
-    joins: set[fx.Node]
-    calls: list[Call] = field(default_factory=list)
-    behind: list[fx.Node] = field(default_factory=list)
+    joins: frozenset[fx.Node]
+    calls: tuple[NodeCall, ...]
+    behind: tuple[fx.Node, ...]
+    zero_norms: frozenset[fx.Node]
+    zero_weights: tuple[str, ...]
+    zero_biases: tuple[str, ...]
+    blended: tuple[BlendedWeight, ...]
 
 
 @register_surrogate("coarse", CoarseConfig)
-class Coarse(Surrogate[CoarseConfig]):
+class Coarse(Surrogate[CoarseConfig, CoarseMatch]):
     """The block on means over windows."""
 
-    def refuse(self, site: Site) -> str | None:
+    @unfit_is_refused
+    def match(self, site: Site) -> CoarseMatch:
         """Refuse a block without a plain spine, one whose positions are told apart, and neighbours of another size."""
-        try:
-            _plan(site, self.config.ratio)
-        except _Unlike as reason:
-            return str(reason)
-        return refuse_unlike(site) if self.config.weights == "neighbours" else None
+        joins, behind = _spine(site)
+        windows, calls = _calls(site, joins, self.config.ratio)
+        blended = find_weights(site) if self.config.weights == "neighbours" else ()
+        ends = zero_init_operators(site)
+        zero = tuple(linear.weight for linear in ends if linear.weight is not None)
+        biases = tuple(path for linear in ends if linear.bias for path in _bias_paths(site, linear))
+        gone = {*zero, *(weight.path for weight in blended)}
+        kept = [path for path in site.block.parameters if path not in gone]
+        norms = frozenset(zero_init_norms(site))
+        return CoarseMatch(windows, joins, calls, behind, norms, zero, biases, blended, kept_parameters=kept)
 
-    def kept_parameters(self, site: Site) -> Collection[str]:
-        """All but the weights that are blended, and those at the ends of branches, which start at zero."""
-        ends = [str(linear.weight) for linear in silent_operators(site)]
-        gone = {*ends, *(weights_to_blend(site) if self.config.weights == "neighbours" else ())}
-        return [path for path in site.block.parameters if path not in gone]
-
-    def build(self, site: Site) -> tuple[fx.Node, ...]:
+    def build(self, site: Builder, match: CoarseMatch) -> tuple[fx.Node, ...]:
         """Put the coarse block before the block's output."""
-        coarse = _plan(site, self.config.ratio)
-        fresh = silent_norms(site)
         with site.before_node(site.block.output):
-            weights = self._weights(site)
-            mean = coarse.windows.mean(site, site.input)
+            weights = self._weights(site, match)
+            mean = match.windows.mean(site, site.input)
             made: dict[fx.Node, fx.Node] = {site.input: mean}
-            for call in coarse.calls:
+            for call in match.calls:
                 args, kwargs = _on(call, made | {n: weights[str(n.target)] for n in _read(call.node, weights)})
-                if call.node in fresh:
-                    value = site.call_module(_silent_norm(site, call), args[0])
-                elif call.node in coarse.joins:
+                if call.node in match.zero_norms:
+                    value = site.call_module(_zero_norm(site, call), args[0])
+                elif call.node in match.joins:
                     # Not in place: the mean is read again.
                     value = site.call(torch.add, *args)
                 else:
-                    now = Call(call.node, args, kwargs, call.value)
-                    value = on_state(site, now, weights) or site.repeat(now)
+                    now = NodeCall(call.node, args, kwargs, call.value)
+                    value = on_state(site, now, weights) or site.repeat_call(now)
                 made[call.node] = value
-            change = site.call(torch.sub, made[max(coarse.joins)], mean)
-            stream = coarse.windows.added(site, site.input, change)
-            for node in coarse.behind:
-                args, kwargs = _on(Call.of(node), {node.all_input_nodes[0]: stream})
-                stream = site.repeat(Call(node, args, kwargs, node.meta["val"]))
+            change = site.call(torch.sub, made[max(match.joins)], mean)
+            stream = match.windows.added(site, site.input, change)
+            for node in match.behind:
+                args, kwargs = _on(NodeCall.of(node), {node.all_input_nodes[0]: stream})
+                stream = site.repeat_call(NodeCall(node, args, kwargs, node.meta["val"]))
         return (stream,)
 
-    def _weights(self, site: Site) -> dict[str, fx.Node]:
+    def _weights(self, site: Builder, match: CoarseMatch) -> dict[str, fx.Node]:
         """The stand-ins for parameters of the block, by path: blended weights, and those that start at zero."""
-        ends = silent_operators(site)
-        zero = [str(linear.weight) for linear in ends if linear.weight is not None]
-        biases = [path for linear in ends if linear.bias for path in _bias_paths(site, linear)]
         synthesis: Synthesis
         if self.config.weights == "own":
-            names, paths = zero, []
-            synthesis = ZeroWeights([site.tensor(path) for path in (*zero, *biases)])
+            names, paths = match.zero_weights, []
+            synthesis = ZeroWeights([site.tensor(path) for path in (*names, *match.zero_biases)])
         else:
-            names = weights_to_blend(site)
-            paths = [site.counterpart_parameter(name, b) for name in names for b in site.neighbours]
-            tensors = [site.tensor(path) for path in paths]
+            names = tuple(weight.path for weight in match.blended)
+            paths = [path for weight in match.blended for path in (weight.before, weight.after)]
             synthesis = CoarseSynthesis(
                 [site.tensor(name) for name in names],
-                list(zip(tensors[::2], tensors[1::2], strict=True)),
-                [output_axis(site, name) for name in names],
-                [name in zero for name in names],
-                [site.tensor(path) for path in biases],
+                [(site.tensor(weight.before), site.tensor(weight.after)) for weight in match.blended],
+                [weight.axis for weight in match.blended],
+                [name in match.zero_weights for name in names],
+                [site.tensor(path) for path in match.zero_biases],
                 self.config.train_neighbours,
             )
         if not names:
             return {}
-        made = site.synthesise("coarse", synthesis, *(site.parameter(path) for path in paths))
-        return {path: site.call(operator.getitem, made, i) for i, path in enumerate((*names, *biases))}
+        made = site.synthesise("coarse", synthesis, *map(site.parameter, paths))
+        return {path: site.call(operator.getitem, made, i) for i, path in enumerate((*names, *match.zero_biases))}
 
 
 class CoarseSynthesis(BlendSynthesis):
     """Blended weights, some of which start at zero, and then biases of its own, which do too.
 
     Args:
-        own, pairs, axes, train_neighbours: see `BlendSynthesis`.
-        silent: for each weight whether it starts at zero.
+        removed, pairs, axes, train_neighbours: see `BlendSynthesis`.
+        zero: for each weight whether it starts at zero.
         biases: those that are removed.
     """
 
     def __init__(
         self,
-        own: list[Tensor],
+        removed: list[Tensor],
         pairs: list[tuple[Tensor, Tensor]],
         axes: list[int | None],
-        silent: list[bool],
+        zero: list[bool],
         biases: list[Tensor],
         train_neighbours: bool,
     ) -> None:
-        super().__init__(own, pairs, axes, train_neighbours)
+        super().__init__(removed, pairs, axes, train_neighbours)
         self.biases = nn.ParameterList(nn.Parameter(torch.zeros_like(bias)) for bias in biases)
-        for alpha, beta, zero in zip(self.alpha, self.beta, silent, strict=True):
-            if zero:
+        for alpha, beta, at_zero in zip(self.alpha, self.beta, zero, strict=True):
+            if at_zero:
                 nn.init.zeros_(alpha)
                 nn.init.zeros_(beta)
 
@@ -214,80 +206,88 @@ def streams_sequence(site: Site) -> bool:
     return isinstance(value, Tensor) and value.ndim == 3
 
 
-def _plan(site: Site, ratio: float) -> _Coarse:
-    """Work out the block at a lower resolution.
+def _spine(site: Site) -> tuple[frozenset[fx.Node], tuple[fx.Node, ...]]:
+    """The additions on the block's spine, and what follows the last of them.
 
     Raises:
-        _Unlike: it cannot be had.
+        Unfit: something else is on the spine.
     """
-    split, block = site.split, site.block
-    if split.reason:
-        raise _Unlike(split.reason)
-    given, made = site.input.meta.get("val"), block.output.meta.get("val")
+    split, block = site.require_split(), site.block
+    given, made = block.input.meta.get("val"), block.output.meta.get("val")
     if len(block.inputs) != 1 or not isinstance(given, Tensor) or not isinstance(made, Tensor):
-        raise _Unlike("it has several streamed values")
+        raise Unfit("it has several streamed values")
     if str(given.shape) != str(made.shape):
-        raise _Unlike(f"it turns {shown(given.shape)} into {shown(made.shape)}")
-    joins = {branch.join for branch in split.branches}
+        raise Unfit(f"it turns {shown(given.shape)} into {shown(made.shape)}")
+    joins = frozenset(branch.join for branch in split.branches)
     last = max(joins)
     for node in split.spine:
         if node <= last and not (_is_plain_sum(node) if node in joins else _is_identity(site, node)):
-            raise _Unlike(f"its spine has {node.name}, which is no plain addition")
+            raise Unfit(f"its spine has {node.name}, which is no plain addition", node)
         if node > last and not _is_passing(site, node):
-            raise _Unlike(f"its spine has {node.name} behind its last addition")
+            raise Unfit(f"its spine has {node.name} behind its last addition", node)
+    return joins, tuple(node for node in split.spine if node > last)
+
+
+def _calls(site: Site, joins: frozenset[fx.Node], ratio: float) -> tuple[Windows, tuple[NodeCall, ...]]:
+    """The block's calls up to its last addition, on windows instead of positions.
+
+    Raises:
+        Unfit: it cannot be had at a lower resolution.
+    """
+    given, last = site.input.meta["val"], max(joins)
     windows = _windows(site, given, ratio)
-    coarse = _Coarse(windows, joins, behind=[node for node in split.spine if node > last])
     values: dict[fx.Node, Any] = {site.input: site.value_of(windows.fewer, given)}
-    for node in sorted(leading_to(digraph(block.nodes), [last])):
+    calls = []
+    for node in sorted(leading_to(digraph(site.block.nodes), [last])):
         if node.op == "get_attr":
             continue
         # The additions are made out of place.
-        if node not in joins and _written(site, node) in {site.input, *split.spine}:
-            raise _Unlike(f"{node.name} writes into the stream")
-        coarse.calls.append(_coarser(site, node, values, windows.sizes))
-        values[node] = coarse.calls[-1].value
+        if node not in joins and _written(site, node) in {site.input, *site.split.spine}:
+            raise Unfit(f"{node.name} writes into the stream", node)
+        calls.append(_coarser(site, node, values, windows.sizes))
+        values[node] = calls[-1].value
     if str(values[last].shape) != str(values[site.input].shape):
-        raise _Unlike(f"{last.name} has other positions than {site.input.name} at a lower resolution")
-    return coarse
+        raise Unfit(f"{last.name} has other positions than {site.input.name} at a lower resolution", last)
+    return windows, tuple(calls)
 
 
 def _windows(site: Site, given: Tensor, ratio: float) -> PictureWindows | TokenWindows:
     """Windows over what streams through the block.
 
     Raises:
-        _Unlike: it has no positions that can be grouped.
+        Unfit: it has no positions that can be grouped.
     """
     if given.ndim in (4, 5) and isinstance(given.shape[1], int):
         return PictureWindows.of(given, ratio)
     if given.ndim != 3 or not isinstance(given.shape[1], int):
-        raise _Unlike(f"{site.input.name} is neither a picture, channels first, nor a sequence of fixed length")
+        raise Unfit(f"{site.input.name} is neither a picture, channels first, nor a sequence of fixed length")
     positions = given.shape[1]
     if any(positions in site.tensor(path).shape for path in site.block.parameters):
-        raise _Unlike(f"it has parameters for each of its {positions} positions, or as many channels")
+        raise Unfit(f"it has parameters for each of its {positions} positions, or as many channels")
     attentions = [find_attention(branch) for branch in site.split.branches if mixes_by_map(branch)]
     for attention in attentions:
         if isinstance(attention, str):
-            raise _Unlike(attention)
+            raise Unfit(attention)
         if not attention.batch_first or not sees_all_positions(attention):
-            raise _Unlike(f"{attention.core.name} does not attend to all positions alike")
+            raise Unfit(f"{attention.core.name} does not attend to all positions alike", attention.core)
     if not attentions:
-        raise _Unlike("nothing shows that the order of its positions is free, as attention without a mask would")
+        raise Unfit("nothing shows that the order of its positions is free, as attention without a mask would")
     return TokenWindows.of(given, ratio)
 
 
-def _coarser(site: Site, node: fx.Node, values: Mapping[fx.Node, Any], sizes: Mapping[int, int]) -> Call:
+def _coarser(site: Site, node: fx.Node, values: Mapping[fx.Node, Any], sizes: Mapping[int, int]) -> NodeCall:
     """The call of a node of the block at a lower resolution, with its own arguments but for sizes.
 
     Raises:
-        _Unlike: it reads something else than the stream, looks to one side alone, or cannot be called so.
+        Unfit: it reads something else than the stream, looks to one side alone, or cannot be called so.
     """
     outside = [f for f in node.all_input_nodes if f not in values and isinstance(f.meta.get("val"), Tensor)]
     if any(f.op != "get_attr" for f in outside):
-        raise _Unlike(f"{node.name} reads a value from outside the block")
+        raise Unfit(f"{node.name} reads a value from outside the block", node)
     linear = linear_operator_of(site.graph_module, node)
     if linear is not None and (linear.weight is None or (linear.kind == "conv" and not linear.centred)):
         # A masked or causal convolution would see what it must not in the mean over a window.
-        raise _Unlike(f"{node.name} is of a kind that may look to one side alone")
+        raise Unfit(f"{node.name} is of a kind that may look to one side alone", node)
 
     def smaller(argument: Any) -> Any:
         return sizes.get(argument, argument) if type(argument) is int else argument
@@ -299,8 +299,8 @@ def _coarser(site: Site, node: fx.Node, values: Mapping[fx.Node, Any], sizes: Ma
         given = fx.node.map_arg((args, kwargs), lambda n: values.get(n, n.meta["val"]))
         value = site.computed(node, *given)
     except (RuntimeError, TypeError, ValueError, IndexError, AssertionError):
-        raise _Unlike(f"{node.name} does not work at a lower resolution") from None
-    return Call(node, args, kwargs, value)
+        raise Unfit(f"{node.name} does not work at a lower resolution", node) from None
+    return NodeCall(node, args, kwargs, value)
 
 
 def _written(site: Site, node: fx.Node) -> fx.Node | None:
@@ -327,7 +327,7 @@ def _is_passing(site: Site, node: fx.Node) -> bool:
     return len(node.all_input_nodes) == 1 and (is_activation(gm, node) or has_no_state(gm, node))
 
 
-def _on(call: Call, values: Mapping[fx.Node, fx.Node]) -> Any:
+def _on(call: NodeCall, values: Mapping[fx.Node, fx.Node]) -> Any:
     """The arguments of a call on other nodes, where there are others."""
     return fx.node.map_arg((call.args, call.kwargs), lambda n: values.get(n, n))
 
@@ -337,16 +337,16 @@ def _read(node: fx.Node, weights: Mapping[str, fx.Node]) -> list[fx.Node]:
     return [feeder for feeder in node.all_input_nodes if feeder.op == "get_attr" and str(feeder.target) in weights]
 
 
-def _silent_norm(site: Site, call: Call) -> str:
+def _zero_norm(site: Builder, call: NodeCall) -> str:
     """A norm like that of a call, which makes zeros at first; where it is."""
     channels = int(call.value.shape[1])
     norm = norm_at(site.graph_module, call.node, {channels})
     assert norm is not None
-    return site.module("norm", fresh_norm(site, norm, channels, 1, call.value.ndim, silent=True))
+    return site.module("norm", fresh_norm(site, norm, channels, 1, call.value.ndim, zero_init=True))
 
 
 def _bias_paths(site: Site, linear: LinearOperator) -> list[str]:
-    """Where the bias of a linear operator is."""
+    """Where the bias of a linear is."""
     if linear.node.op == "call_module":
         return [f"{linear.node.target}.bias"]
     read = [str(feeder.target) for feeder in linear.node.all_input_nodes if feeder.op == "get_attr"]

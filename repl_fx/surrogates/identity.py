@@ -10,12 +10,13 @@ is built without it.
 
 from __future__ import annotations
 
-from collections.abc import Collection
 from dataclasses import dataclass
 
 from torch import Tensor, fx
 
-from repl_fx.surrogates.shared.registry import Surrogate, register_surrogate
+from repl_fx.plan import Refusal
+from repl_fx.surrogates.shared.builder import Builder
+from repl_fx.surrogates.shared.registry import Match, Surrogate, register_surrogate
 from repl_fx.surrogates.shared.site import Site
 
 
@@ -25,23 +26,21 @@ class IdentityConfig:
 
 
 @register_surrogate("identity", IdentityConfig)
-class Identity(Surrogate[IdentityConfig]):
+class Identity(Surrogate[IdentityConfig, Match]):
     """Depth pruning: the block's output is its input."""
 
-    def refuse(self, site: Site) -> str | None:
+    leaves_nothing = True
+
+    def match(self, site: Site) -> Match | Refusal:
         """Refuse a block whose output is unlike its input."""
         for given, made in zip(site.block.inputs, site.block.outputs, strict=True):
             ours, theirs = given.meta.get("val"), made.meta.get("val")
             if not isinstance(ours, Tensor) or not isinstance(theirs, Tensor):
-                return "its streamed value is no tensor"
+                return site.refusal("its streamed value is no tensor", made)
             if str(ours.shape) != str(theirs.shape) or ours.dtype != theirs.dtype:
-                return f"it turns {tuple(ours.shape)} into {tuple(theirs.shape)}"
-        return None
+                return site.refusal(f"it turns {tuple(ours.shape)} into {tuple(theirs.shape)}", made)
+        return Match(kept_parameters=())
 
-    def kept_parameters(self, site: Site) -> Collection[str]:
-        """None: all of the block goes."""
-        return ()
-
-    def build(self, site: Site) -> tuple[fx.Node, ...]:
+    def build(self, site: Builder, match: Match) -> tuple[fx.Node, ...]:
         """Let the inputs pass."""
-        return site.inputs
+        return site.block.inputs

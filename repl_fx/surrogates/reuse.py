@@ -25,7 +25,7 @@ import math
 import operator
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from itertools import chain, islice, pairwise
+from itertools import islice, pairwise
 from typing import Any
 
 import torch
@@ -40,12 +40,13 @@ from repl_fx.analysis.attention import (
 )
 from repl_fx.analysis.branches import Branch
 from repl_fx.graph.decisions import is_choice
-from repl_fx.surrogates.shared.branch_edits import drop_branches, outputs_after, starts_at_zero, without
+from repl_fx.surrogates.shared.branch_edits import starts_at_zero, without
+from repl_fx.surrogates.shared.builder import Builder
 from repl_fx.surrogates.shared.initialisation import length, random_values
-from repl_fx.surrogates.shared.norms import without_norm
+from repl_fx.surrogates.shared.norms import PreNorm, find_pre_norm, without_norm
 from repl_fx.surrogates.shared.recompute import LeanAttention
-from repl_fx.surrogates.shared.registry import Surrogate, check_thin_settings, register_surrogate
-from repl_fx.surrogates.shared.site import Site
+from repl_fx.surrogates.shared.registry import Match, Surrogate, check_thin_settings, register_surrogate
+from repl_fx.surrogates.shared.site import Site, Unfit, unfit_is_refused
 from repl_fx.surrogates.shared.synthesis import BlendingSynthesis
 from repl_fx.surrogates.shared.weight_slices import SliceBlend, WeightSlice
 
@@ -74,65 +75,107 @@ class ReuseConfig:
         check_thin_settings("reuse", self.ratio, "heads", self.heads, self.weights)
 
 
+@dataclass(frozen=True)
+class _Mixing:
+    """A branch that becomes a few heads of thin values.
+
+    Attributes:
+        name: of the modules.
+        branch: the branch.
+        attention: its own.
+        core: what plays the part of `attention.core` in the block before.
+        heads: which heads of the values.
+        pre_norm: the norm before the branch's span; None where there is none.
+        zero_init: whether W_out starts at zero.
+    """
+
+    name: str
+    branch: Branch
+    attention: Attention
+    core: fx.Node
+    heads: tuple[int, ...]
+    pre_norm: PreNorm | None
+    zero_init: bool
+
+
+@dataclass(frozen=True)
+class ReuseMatch(Match):
+    """The branches of a block that keep an attention, and those that go.
+
+    Attributes:
+        mixings: the former.
+        dropped: the addition of each of the latter, and what is left of it.
+    """
+
+    mixings: tuple[_Mixing, ...]
+    dropped: tuple[tuple[fx.Node, fx.Node], ...]
+
+
 @register_surrogate("reuse", ReuseConfig)
-class Reuse(Surrogate[ReuseConfig]):
+class Reuse(Surrogate[ReuseConfig, ReuseMatch]):
     """Thin values, mixed by the attention map of the block before."""
 
-    def refuse(self, site: Site) -> str | None:
+    @unfit_is_refused
+    def match(self, site: Site) -> ReuseMatch:
         """Refuse a block without self-attention of a known form, and neighbours of another size."""
         found = _find(site)
-        if isinstance(found, str):
-            return found
-        if any(is_choice(node) for node in site.before.nodes):
-            return f"{site.before.name} may be skipped in training, and its attention map with it"
-        maps = (_refuse_map(attention) for attention in found.values())
-        neighbours = (_refuse_neighbours(site, attention) for attention in found.values())
-        others = (_refuse_without(branch) for branch in site.split.branches if branch not in found)
-        return next(filter(None, chain(maps, neighbours, others)), None)
+        skip = next((node for node in site.before.nodes if is_choice(node)), None)
+        if skip is not None:
+            raise Unfit(f"{site.before.name} may be skipped in training, and its attention map with it", skip)
+        for attention in found.values():
+            _require_own_map(attention)
+        for attention in found.values():
+            _require_like_neighbours(site, attention)
+        left = {branch: without(branch) for branch in site.split.branches if branch not in found}
+        for branch, passed in left.items():
+            if passed is None:
+                raise Unfit(f"the branch that ends in {branch.root.name} cannot be left out", branch.root)
+        mixings = [self._mixing(site, *item, f"branch_{number}") for number, item in enumerate(found.items())]
+        dropped = tuple((branch.join, passed) for branch, passed in left.items() if passed is not None)
+        return ReuseMatch(tuple(mixings), dropped)
 
-    def build(self, site: Site) -> tuple[fx.Node, ...]:
+    def build(self, site: Builder, match: ReuseMatch) -> tuple[fx.Node, ...]:
         """Replace the span of each attention; drop the other branches."""
-        found = _find(site)
-        assert not isinstance(found, str)
-        made = []
-        for number, (branch, attention) in enumerate(found.items()):
-            with site.before_node(branch.output):
-                new = self._mixed(site, branch, attention, f"branch_{number}")
-            branch.output.replace_all_uses_with(new)
-            made.append((branch.output, new))
-        made += drop_branches(b for b in site.split.branches if b not in found)
-        return outputs_after(site.block, made)
+        for mixing in match.mixings:
+            with site.before_node(mixing.branch.output):
+                new = self._mixed(site, mixing)
+            site.replace(mixing.branch.output, new)
+        for join, passed in match.dropped:
+            site.replace(join, passed)
+        return site.block.outputs
 
-    def _mixed(self, site: Site, branch: Branch, attention: Attention, name: str) -> fx.Node:
+    def _mixing(self, site: Site, branch: Branch, attention: Attention, name: str) -> _Mixing:
+        gm = site.graph_module
+        count = self.config.heads or max(1, round(self.config.ratio * len(attention.units)))
+        heads = tuple(islice(distinct_heads(attention), count))
         core = site.counterpart(attention.core, site.before)
-        heads = self._heads(attention)
-        synthesis, paths = self._weights(site, branch, attention, heads)
-        made = site.synthesise(name, synthesis, *(site.parameter(path) for path in paths))
+        zero_init = starts_at_zero(gm, branch, branch.output)
+        return _Mixing(name, branch, attention, core, heads, find_pre_norm(gm, branch), zero_init)
+
+    def _mixed(self, site: Builder, mixing: _Mixing) -> fx.Node:
+        branch, attention, heads = mixing.branch, mixing.attention, mixing.heads
+        synthesis, paths = self._weights(site, mixing)
+        made = site.synthesise(mixing.name, synthesis, *(site.parameter(path) for path in paths))
         parts = {part: site.call(operator.getitem, made, i) for i, part in enumerate(synthesis.names)}
-        value, kind, eps, weight, bias = without_norm(site, branch, parts["weight_values"], parts.get("bias_values"))
+        values = parts["weight_values"], parts.get("bias_values")
+        value, kind, eps, weight, bias = without_norm(site, branch.input, mixing.pre_norm, *values)
         settings: dict[str, Any] = {"scaled": attention.scaled, "batch_first": attention.batch_first}
         dims = branch.output.meta["val"].ndim
         settings["dims"] = None if dims == branch.input.meta["val"].ndim else dims
         if attention.scaled:
-            product = product_settings(core)
+            product = product_settings(mixing.core)
             given = _scaled_product(site, product, heads)
             settings |= {"causal": bool(product["is_causal"]), "scale": product["scale"]}
         else:
-            given = (_some_heads(site, _node(core.args[0]), heads),)
+            given = (_some_heads(site, _node(mixing.core.args[0]), heads),)
         module = LeanAttention(kind, eps, len(heads), **settings)
-        path = site.module(f"{name}_reuse", module)
+        path = site.module(f"{mixing.name}_reuse", module)
         return site.call_module(path, value, weight, parts["weight_out"], bias, parts.get("bias_out"), *given)
 
-    def _heads(self, attention: Attention) -> tuple[int, ...]:
-        count = self.config.heads or max(1, round(self.config.ratio * len(attention.units)))
-        return tuple(islice(distinct_heads(attention), count))
-
-    def _weights(
-        self, site: Site, branch: Branch, attention: Attention, heads: Sequence[int]
-    ) -> tuple[ValueSynthesis, list[str]]:
+    def _weights(self, site: Site, mixing: _Mixing) -> tuple[ValueSynthesis, list[str]]:
         """The synthesis of the weights, and the parameters it reads."""
-        linear = attention.linear
-        units = [unit for head in heads for unit in attention.units[head]]
+        branch, linear = mixing.branch, mixing.attention.linear
+        units = [unit for head in mixing.heads for unit in mixing.attention.units[head]]
         weight = str(linear.weight)
         own = self.config.weights == "own"
         exits = [site.tensor(str(m.weight)) for m in branch.exits if m.weight is not None]
@@ -141,7 +184,7 @@ class Reuse(Surrogate[ReuseConfig]):
             units,
             1 if linear.transposed else 0,
             int(branch.output.meta["val"].shape[-1]),
-            0.0 if starts_at_zero(site.graph_module, branch, branch.output) else length(exits),
+            0.0 if mixing.zero_init else length(exits),
             own=own,
             bias_values=linear.bias,
             bias_out=any(m.bias for m in branch.exits),
@@ -227,35 +270,39 @@ def _runs(units: Sequence[int], axis: int) -> tuple[WeightSlice, ...]:
     return tuple(WeightSlice(axis, units[a], b - a) for a, b in pairwise([*starts, len(units)]))
 
 
-def _find(site: Site) -> dict[Branch, Attention] | str:
-    """The branches with attention over their own positions; a reason where there is none."""
-    if site.split.reason:
-        return site.split.reason
+def _find(site: Site) -> dict[Branch, Attention]:
+    """The branches with attention over their own positions.
+
+    Raises:
+        Unfit: there is none.
+    """
     found, reasons = {}, []
-    for branch in site.split.branches:
+    for branch in site.require_split().branches:
         attention = find_attention(branch)
         if isinstance(attention, str):
-            reasons.append(attention)
+            reasons.append(Unfit(attention, branch.root))
         elif branch.exits[0].kind == "linear" and gives_positions_in_order(branch, attention):
             found[branch] = attention
         else:
-            reasons.append(f"{branch.output.name} does not have the positions of {branch.input.name}")
-    return found or reasons[0]
+            made = branch.output
+            reasons.append(Unfit(f"{made.name} does not have the positions of {branch.input.name}", made))
+    if not found:
+        raise reasons[0]
+    return found
 
 
-def _refuse_neighbours(site: Site, attention: Attention) -> str | None:
-    weight = str(attention.linear.weight)
+def _require_like_neighbours(site: Site, attention: Attention) -> None:
+    weight, core = str(attention.linear.weight), attention.core
     for path in site.counterpart_parameters(weight):
         if site.tensor(path).shape != site.tensor(weight).shape:
-            return f"{path} is of another size than its own {weight}"
-    before = site.counterpart(attention.core, site.before)
-    for ours, theirs in zip(_tensors(attention.core), _tensors(before), strict=True):
+            raise Unfit(f"{path} is of another size than its own {weight}", attention.linear.node)
+    before = site.counterpart(core, site.before)
+    for ours, theirs in zip(_tensors(core), _tensors(before), strict=True):
         if str(ours.meta["val"].shape) != str(theirs.meta["val"].shape):
-            return f"{theirs.name} is of another size than its own {ours.name}"
-    return None
+            raise Unfit(f"{theirs.name} is of another size than its own {ours.name}", core)
 
 
-def _refuse_map(attention: Attention) -> str | None:
+def _require_own_map(attention: Attention) -> None:
     """Refuse a map that all examples or heads share: the layer counts on one for each."""
     core = attention.core
     made = core.meta["val"].shape
@@ -264,15 +311,10 @@ def _refuse_map(attention: Attention) -> str | None:
     for node in core.args[: 2 if attention.scaled else 1]:
         value = _node(node).meta["val"]
         if value.ndim != len(made) or str(value.shape[: len(same)]) != str(same):
-            return f"{core.name} has one attention map for several examples or heads"
-    return None
+            raise Unfit(f"{core.name} has one attention map for several examples or heads", core)
 
 
-def _refuse_without(branch: Branch) -> str | None:
-    return f"the branch that ends in {branch.root.name} cannot be left out" if without(branch) is None else None
-
-
-def _scaled_product(site: Site, settings: Mapping[str, object], heads: Sequence[int]) -> tuple[object, ...]:
+def _scaled_product(site: Builder, settings: Mapping[str, object], heads: Sequence[int]) -> tuple[object, ...]:
     """Queries, keys, mask and dropout of some heads of the values."""
     queries, keys, values, mask = (settings[name] for name in ("query", "key", "value", "attn_mask"))
     # Several heads of queries may share one of keys and values; the first of each is taken.
@@ -297,7 +339,7 @@ def _count(node: fx.Node) -> int:
     return int(node.meta["val"].shape[1])
 
 
-def _some_heads(site: Site, value: fx.Node, heads: Sequence[int]) -> fx.Node:
+def _some_heads(site: Builder, value: fx.Node, heads: Sequence[int]) -> fx.Node:
     """Some heads of (…, heads, positions, c): a view, where they lie at even distances."""
     step = heads[1] - heads[0] if len(heads) > 1 else 1
     before = [slice(None)] * (value.meta["val"].ndim - 3)

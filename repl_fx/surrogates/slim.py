@@ -22,8 +22,9 @@ Where a layer scale follows, that sets how the branch begins.
 from __future__ import annotations
 
 import operator
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -34,10 +35,11 @@ from repl_fx.analysis.residual_units import ADDITIONS, MULTIPLICATIONS
 from repl_fx.graph.bridge import digraph, leading_to
 from repl_fx.graph.captured import share_tensors
 from repl_fx.surrogates.shared.activations import is_activation
-from repl_fx.surrogates.shared.branch_edits import has_no_state, silent_norms, silent_operators
+from repl_fx.surrogates.shared.branch_edits import has_no_state, zero_init_norms, zero_init_operators
+from repl_fx.surrogates.shared.builder import Builder
 from repl_fx.surrogates.shared.norms import ThinNorm, fresh_norm, norm_at
-from repl_fx.surrogates.shared.registry import Surrogate, check_thin_settings, register_surrogate
-from repl_fx.surrogates.shared.site import Site, shown
+from repl_fx.surrogates.shared.registry import Match, Surrogate, check_thin_settings, register_surrogate
+from repl_fx.surrogates.shared.site import Site, Unfit, shown, unfit_is_refused
 from repl_fx.surrogates.shared.thin_block import Cut, SlimSynthesis, SlimWeights
 
 # Fewer channels than this have little to say; a convolution of fewer takes as long.
@@ -96,43 +98,51 @@ class _Step:
     scale: str | None = None
 
 
-class _Unlike(Exception):
-    """A node that cannot be had at another width; says why."""
+@dataclass(frozen=True)
+class SlimMatch(Match):
+    """A block at its slim width.
+
+    Attributes:
+        width: of the stream.
+        steps: the nodes that lead to the block's output, in program order.
+        zero_norms: the norms that end a branch, which start at zero.
+    """
+
+    width: int
+    steps: tuple[_Step, ...]
+    zero_norms: frozenset[fx.Node]
+
+    @property
+    def mixed(self) -> list[_Step]:
+        """The steps with weights of both neighbours."""
+        return [step for step in self.steps if step.linear is not None]
 
 
 @register_surrogate("slim", SlimConfig)
-class Slim(Surrogate[SlimConfig]):
+class Slim(Surrogate[SlimConfig, SlimMatch]):
     """The block on a few channels."""
 
-    def refuse(self, site: Site) -> str | None:
+    @unfit_is_refused
+    def match(self, site: Site) -> SlimMatch:
         """Refuse a block with several streams or none, or with a node that depends on its width otherwise."""
-        try:
-            self._steps(site)
-        except _Unlike as reason:
-            return str(reason)
-        return None
+        steps = tuple(self._steps(site))
+        # The slim block has all that it has for itself.
+        return SlimMatch(self._width(site), steps, frozenset(zero_init_norms(site)), kept_parameters=())
 
-    def kept_parameters(self, site: Site) -> Collection[str]:
-        """None: what the slim block has, it has for itself."""
-        return ()
-
-    def build(self, site: Site) -> tuple[fx.Node, ...]:
+    def build(self, site: Builder, match: SlimMatch) -> tuple[fx.Node, ...]:
         """Put the slim block before the block's output, which reads it and the other channels."""
-        steps = self._steps(site)
-        mixed = [step for step in steps if step.linear is not None]
-        silent = silent_norms(site)
-        stream = site.input
-        width, channels = self._width(site), int(stream.meta["val"].shape[1])
+        stream, width = site.input, match.width
+        channels = int(stream.meta["val"].shape[1])
         with site.before_node(site.block.output):
-            weights = self._weights(site, mixed)
+            weights = self._weights(site, match.mixed)
             made = {stream: site.call(torch.narrow, stream, 1, 0, width)}
-            for number, step in enumerate(steps):
+            for number, step in enumerate(match.steps):
                 given = made[step.linear.input if step.linear else _streamed(step.node, made)[0]]
                 if step.linear is not None:
-                    i = mixed.index(step)
+                    i = match.mixed.index(step)
                     value = _mixed(site, step, given, weights[f"weight_{i}"], weights.get(f"bias_{i}"))
                 elif step.norm is not None:
-                    value = _normed(site, step, given, number, silent=step.node in silent)
+                    value = _normed(site, step, given, number, zero_init=step.node in match.zero_norms)
                 elif step.scale is not None:
                     value = _scaled(site, step, given, number)
                 else:
@@ -143,46 +153,46 @@ class Slim(Surrogate[SlimConfig]):
                 out = site.call(torch.cat, [out, site.call(torch.narrow, stream, 1, width, channels - width)], 1)
         return (out,)
 
+    def _weights(self, site: Builder, mixed: Sequence[_Step]) -> dict[str, fx.Node]:
+        """The weights and biases of the linear operators, by name."""
+        cuts = [step.cut for step in mixed if step.cut is not None]
+        names = [str(step.linear.weight) for step in mixed if step.linear is not None]
+        removed = [site.tensor(name) for name in names]
+        if self.config.weights == "own":
+            control = SlimWeights(cuts, removed)
+            made, outputs = site.synthesise("slim", control), control.names
+        else:
+            paths = [path for name in names for path in site.counterpart_parameters(name)]
+            given = [site.tensor(path) for path in paths]
+            synthesis = SlimSynthesis(cuts, given, removed, self.config.train_neighbours)
+            made, outputs = site.synthesise("slim", synthesis, *map(site.parameter, paths)), synthesis.names
+        return {name: site.call(operator.getitem, made, i) for i, name in enumerate(outputs)}
+
     def _width(self, site: Site) -> int:
         channels = int(site.input.meta["val"].shape[1])
         wanted = self.config.width or max(_LEAST, round(self.config.ratio * channels))
         return min(wanted, channels)
 
-    def _weights(self, site: Site, mixed: Sequence[_Step]) -> dict[str, fx.Node]:
-        """The weights and biases of the linear operators, by name."""
-        cuts = [step.cut for step in mixed if step.cut is not None]
-        names = [str(step.linear.weight) for step in mixed if step.linear is not None]
-        own = [site.tensor(name) for name in names]
-        if self.config.weights == "own":
-            control = SlimWeights(cuts, own)
-            made, outputs = site.synthesise("slim", control), control.names
-        else:
-            paths = [path for name in names for path in site.counterpart_parameters(name)]
-            synthesis = SlimSynthesis(cuts, [site.tensor(path) for path in paths], own, self.config.train_neighbours)
-            made, outputs = site.synthesise("slim", synthesis, *map(site.parameter, paths)), synthesis.names
-        return {name: site.call(operator.getitem, made, i) for i, name in enumerate(outputs)}
-
     def _steps(self, site: Site) -> list[_Step]:
         """The nodes of the block that lead to its output, at their slim widths.
 
         Raises:
-            _Unlike: there is one that cannot be had at such a width.
+            Unfit: there is one that cannot be had at such a width.
         """
         block = site.block
-        if site.split.reason:
-            raise _Unlike(site.split.reason)
+        site.require_split()
         given, made = site.input.meta.get("val"), block.output.meta.get("val")
         if len(block.inputs) != 1 or not isinstance(given, Tensor) or not isinstance(made, Tensor):
-            raise _Unlike("it has several streamed values")
+            raise Unfit("it has several streamed values")
         if given.ndim not in (3, 4, 5) or str(given.shape) != str(made.shape):
-            raise _Unlike(f"it turns {shown(given.shape)} into {shown(made.shape)}, and slim blocks are of pictures")
+            raise Unfit(f"it turns {shown(given.shape)} into {shown(made.shape)}, and slim blocks are of pictures")
         if not isinstance(given.shape[1], int):
-            raise _Unlike("the channels of its stream are not along axis 1")
+            raise Unfit("the channels of its stream are not along axis 1")
         planner = _Planner(site, self._width(site), synthesised=self.config.weights == "neighbours")
         for node in sorted(leading_to(digraph(block.nodes), [block.output])):
             planner.add(node)
         if planner.axes[block.output] != 1 or not any(step.linear for step in planner.steps):
-            raise _Unlike("the channels of its output are not along axis 1")
+            raise Unfit("the channels of its output are not along axis 1")
         return planner.steps
 
 
@@ -202,7 +212,7 @@ class _Planner:
         # The axis of the channels of each value that comes from the stream.
         self.axes = {site.input: 1}
         self.steps: list[_Step] = []
-        self.silent = {linear.node for linear in silent_operators(site)}
+        self.zero_init = {linear.node for linear in zero_init_operators(site)}
         self.constants: set[fx.Node] = set()
 
     def add(self, node: fx.Node) -> None:
@@ -214,16 +224,16 @@ class _Planner:
             return
         for feeder in node.all_input_nodes:
             if feeder not in self.axes and feeder not in self.constants and feeder.op != "get_attr":
-                raise _Unlike(f"{node.name} reads {feeder.name} from outside the block")
+                raise Unfit(f"{node.name} reads {feeder.name} from outside the block", node)
         value = node.meta.get("val")
         if not isinstance(value, Tensor):
-            raise _Unlike(f"{node.name} is no tensor")
+            raise Unfit(f"{node.name} is no tensor", node)
         if any(value.ndim <= self.axes[feeder] for feeder in feeders):
             # A mean over channels or over everything, say, which is another number on fewer channels.
-            raise _Unlike(f"{node.name} has no axis for the channels of its stream")
+            raise Unfit(f"{node.name} has no axis for the channels of its stream", node)
         step = self._linear(node) or self._norm(node, feeders) or self._other(node, feeders, value)
         if (step.norm or step.scale) and node in self.site.split.spine:
-            raise _Unlike(f"its spine has parameters, in {node.name}")
+            raise Unfit(f"its spine has parameters, in {node.name}", node)
         self.axes[node] = step.axis
         self.steps.append(step)
 
@@ -232,7 +242,7 @@ class _Planner:
         width, whole = self.part
         size = node.meta["val"].shape[axis]
         if not isinstance(size, int):
-            raise _Unlike(f"the number of channels of {node.name} is not fixed")
+            raise Unfit(f"the number of channels of {node.name} is not fixed", node)
         return max(min(width, size), round(size * width / whole))
 
     def _linear(self, node: fx.Node) -> _Step | None:
@@ -241,20 +251,20 @@ class _Planner:
             return None
         axis = self.axes.get(linear.input)
         if linear.weight is None or axis is None:
-            raise _Unlike(f"the weight of {node.name} is of a kind a slim block cannot be made from")
+            raise Unfit(f"the weight of {node.name} is of a kind a slim block cannot be made from", node)
         if axis != linear.axis % node.meta["val"].ndim:
-            raise _Unlike(f"{node.name} does not work along axis {axis}, where the channels of its stream would be")
+            raise Unfit(f"{node.name} does not work along axis {axis}, where the channels of its stream would be", node)
         if linear.kind == "conv" and not linear.centred:
-            raise _Unlike(f"{node.name} is a convolution with a stride, or one that is not centred")
+            raise Unfit(f"{node.name} is a convolution with a stride, or one that is not centred", node)
         before, after = self.channels(linear.input, axis), self.channels(node, axis)
         groups = self._groups(linear, before, after)
-        cut = Cut(after, before // groups, linear.transposed, linear.bias, linear.node in self.silent)
+        cut = Cut(after, before // groups, linear.transposed, linear.bias, linear.node in self.zero_init)
         sizes = self.site.tensor(linear.weight).shape
         for path in self.site.counterpart_parameters(linear.weight) if self.synthesised else ():
             theirs = self.site.tensor(path).shape
             out, inner = (theirs[1], theirs[0]) if linear.transposed else theirs[:2]
             if theirs[2:] != sizes[2:] or out < cut.rows or inner < cut.columns:
-                raise _Unlike(f"{path} is {shown(theirs)}, too unlike its own {linear.weight}, {shown(sizes)}")
+                raise Unfit(f"{path} is {shown(theirs)}, too unlike its own {linear.weight}, {shown(sizes)}", node)
         return _Step(node, axis, after, linear=linear, cut=cut, groups=groups)
 
     def _groups(self, linear: LinearOperator, before: int, after: int) -> int:
@@ -266,7 +276,7 @@ class _Planner:
         )
         groups = before // inputs
         if groups < 1 or (groups * inputs, groups * outputs) != (before, after):
-            raise _Unlike(f"the groups of {linear.node.name} are too large for so few channels")
+            raise Unfit(f"the groups of {linear.node.name} are too large for so few channels")
         return groups
 
     def _norm(self, node: fx.Node, feeders: Sequence[fx.Node]) -> _Step | None:
@@ -276,7 +286,7 @@ class _Planner:
         if norm is None:
             return None
         if len(feeders) > 1 or (norm.kind in ("layer", "rms")) != (axis == ndim - 1):
-            raise _Unlike(f"{node.name} does not normalise the channels of the stream alone")
+            raise Unfit(f"{node.name} does not normalise the channels of the stream alone", node)
         return _Step(node, axis, self.channels(node, axis), norm=norm)
 
     def _other(self, node: fx.Node, feeders: Sequence[fx.Node], value: Tensor) -> _Step:
@@ -297,7 +307,7 @@ class _Planner:
             order = _order(gm, node, first.ndim)
             if order is not None:
                 return _Step(node, order.index(axes[0]), same.channels)
-        raise _Unlike(f"what {node.name} does is not known at another width")
+        raise Unfit(f"what {node.name} does is not known at another width", node)
 
 
 def _streamed(node: fx.Node, values: dict[fx.Node, int] | dict[fx.Node, fx.Node]) -> list[fx.Node]:
@@ -326,7 +336,8 @@ def _order(gm: fx.GraphModule, node: fx.Node, ndim: int) -> tuple[int, ...] | No
         if node.op == "call_module":
             made = share_tensors(gm.get_submodule(str(node.target)))(probe)
         else:
-            made = node.target(probe, *node.args[1:], **node.kwargs)  # type: ignore[operator]
+            function: Any = node.target
+            made = function(probe, *node.args[1:], **node.kwargs)
     except (RuntimeError, ValueError, TypeError, IndexError):
         return None
     if not isinstance(made, Tensor) or sorted(made.shape) != sorted(sizes):
@@ -334,7 +345,7 @@ def _order(gm: fx.GraphModule, node: fx.Node, ndim: int) -> tuple[int, ...] | No
     return tuple(sizes.index(size) for size in made.shape)
 
 
-def _mixed(site: Site, step: _Step, given: fx.Node, weight: fx.Node, bias: fx.Node | None) -> fx.Node:
+def _mixed(site: Builder, step: _Step, given: fx.Node, weight: fx.Node, bias: fx.Node | None) -> fx.Node:
     linear = step.linear
     assert linear is not None
     if linear.kind == "linear":
@@ -345,14 +356,14 @@ def _mixed(site: Site, step: _Step, given: fx.Node, weight: fx.Node, bias: fx.No
     return site.call(CONVOLUTIONS[len(kernel)], given, weight, bias, ones, padding, list(linear.dilation), step.groups)
 
 
-def _normed(site: Site, step: _Step, given: fx.Node, number: int, *, silent: bool) -> fx.Node:
+def _normed(site: Builder, step: _Step, given: fx.Node, number: int, *, zero_init: bool) -> fx.Node:
     assert step.norm is not None
     axis = 1 if step.axis == 1 else -1
-    module = fresh_norm(site, step.norm, step.channels, axis, given.meta["val"].ndim, silent=silent)
+    module = fresh_norm(site, step.norm, step.channels, axis, given.meta["val"].ndim, zero_init=zero_init)
     return site.call_module(site.module(f"norm_{number}", module), given)
 
 
-def _scaled(site: Site, step: _Step, given: fx.Node, number: int) -> fx.Node:
+def _scaled(site: Builder, step: _Step, given: fx.Node, number: int) -> fx.Node:
     """The product with the first numbers of a layer scale, which are the surrogate's own from here on."""
     scale = site.tensor(str(step.scale))
     longest = max(range(scale.ndim), key=lambda axis: scale.shape[axis])
@@ -360,7 +371,7 @@ def _scaled(site: Site, step: _Step, given: fx.Node, number: int) -> fx.Node:
     return site.call(torch.mul, given, site.parameter(f"{site.module(f'scale_{number}', own)}.0"))
 
 
-def _again(site: Site, node: fx.Node, given: Sequence[fx.Node]) -> fx.Node:
+def _again(site: Builder, node: fx.Node, given: Sequence[fx.Node]) -> fx.Node:
     """The same call on other values."""
     if len(given) == 2:
         return site.call(torch.add, *given)
@@ -368,4 +379,5 @@ def _again(site: Site, node: fx.Node, given: Sequence[fx.Node]) -> fx.Node:
         return site.call_elementwise(str(node.target), given[0])
     if node.op == "call_module":
         return site.call_module(str(node.target), given[0])
-    return site.call(node.target, given[0], *node.args[1:], **node.kwargs)  # type: ignore[arg-type]
+    function: Any = node.target
+    return site.call(function, given[0], *node.args[1:], **node.kwargs)

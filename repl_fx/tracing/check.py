@@ -45,7 +45,7 @@ class _Step:
     Attributes:
         outputs: the leaves of what it returned; no tensor has a history.
         state: values of buffers and gradients; None for a parameter or an input that got none.
-        problem: what the backward pass raised.
+        problem: the error of the backward pass.
         trains: whether an output requires a gradient.
     """
 
@@ -89,7 +89,7 @@ def compare_modes(
 
     Args:
         model: the source; it and `module` are afterwards as they were.
-        module: what should equal it; its parameters and buffers may be the source's.
+        module: the module that should equal it; its parameters and buffers may be the source's.
         inputs: both can take them.
         modes: training or not; each is run when its check is asked for.
         seed: for dropout and the like, one higher in the second step.
@@ -165,7 +165,7 @@ def _steps(module: nn.Module, inputs: ExampleInputs, training: bool, seed: int) 
         torch.enable_grad(),
         warnings.catch_warnings(),
     ):
-        # What torch has to say of hooks and the like it says when the user trains.
+        # Warnings of torch about hooks and the like come when the user trains.
         warnings.simplefilter("ignore")
         return [_step(module, inputs, seed + number, gradients=number > 0) for number in range(STEPS)]
 

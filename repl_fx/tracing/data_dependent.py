@@ -86,7 +86,7 @@ class Draws(TorchFunctionMode):
         # Tensors of one element that depend on no input, and whether they come from a random draw. They are kept, so
         # that no other tensor gets their identity.
         self._known: dict[int, tuple[Tensor, bool]] = {}
-        # What `torch._check_tensor_all` takes the truth of: it states that, and asks nothing.
+        # Conditions of `torch._check_tensor_all`, which states their truth, and asks nothing.
         self._claimed: Tensor | None = None
         # Tensors whose truth was asked for, as they were then, with the answer: who asks again is told the same.
         self._answered: dict[tuple[int, int], tuple[Tensor, bool]] = {}
@@ -199,7 +199,7 @@ def constant_numbers() -> Iterator[Sequence[_Generator]]:
     holds them. Afterwards the generators are as they were.
 
     Raises:
-        Untraceable: it takes numbers without that: the graph would hold what was drawn during the trace.
+        Untraceable: the forward takes numbers without a seed: the graph would hold those drawn in the trace.
     """
     before = random.getstate(), np.random.get_state()
     generators = _Generator(random, "Python's", random.getstate), _Generator(np.random, "numpy's", np.random.get_state)

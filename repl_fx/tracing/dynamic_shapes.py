@@ -58,7 +58,7 @@ def auto_shapes(
         dims: picks the dimensions of one tensor.
 
     Returns:
-        What `torch.export.export` and `torch.onnx.export` take as `dynamic_shapes`. It is keyed by tensor, so it is
+        The `dynamic_shapes` of `torch.export.export` and `torch.onnx.export`. They are keyed by tensor, so each is
         right for any nesting and for any order of keywords; the same tensor objects must be passed to the exporter.
         None when there is no dimension to vary.
     """

@@ -25,7 +25,7 @@ _QUANTISED = ("torch.ao.nn.quantized", "torch.ao.nn.intrinsic.quantized", "torch
 _FLOATING = ("FloatFunctional", "FXFloatFunctional")
 _SHARDED = "torch.distributed"
 
-# What a message of torch is about, and what helps then.
+# Subjects of torch's messages, and the remedies.
 _HINTS = (
     (r"dtype|scalar type|data type|have the same type|expected tensor for argument .* to have", "dtype"),
     (r"same device|is on (cpu|cuda|meta)|device type", "device"),

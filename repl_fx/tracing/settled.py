@@ -28,7 +28,7 @@ def require_settled(model: nn.Module, changes: StateChanges, inputs: ExampleInpu
 
     Args:
         model: it is run three times on copies of the inputs, and is not changed.
-        changes: what a trace changed; the model is not run where that is nothing.
+        changes: of a trace; without any, the model is not run.
         inputs: example inputs.
         training: the mode of the trace.
 
@@ -81,7 +81,7 @@ def require_leaves_left(model: nn.Module, changes: StateChanges, stands_aside: C
 
     Args:
         model: the traced model.
-        changes: what the trace changed, leaf calls apart.
+        changes: of the trace, leaf calls apart.
         stands_aside: whether calls of a module stay calls.
 
     Raises:

@@ -14,7 +14,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from multiprocessing.reduction import ForkingPickler
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -395,23 +394,6 @@ def test_models_in_parts(way: Callable[[Any], Any]) -> None:
     assert torch.equal(repl_fx.fold(again.eval())(x), repl_fx.fold(twin.eval())(x))
     captured = copy.deepcopy(result.captured_parts.module)
     assert_same(captured, way(captured), x)
-
-
-@pytest.mark.zoo
-def test_a_detection_model(detection: ModuleType) -> None:
-    model = detection.fasterrcnn_mobilenet_v3_large_320_fpn(
-        weights=None, weights_backbone=None, min_size=64, max_size=96, rpn_pre_nms_top_n_test=30
-    )
-    pictures = [torch.rand(3, 64, 64), torch.rand(3, 64, 80)]
-    targets = [{"boxes": torch.tensor([[4.0, 4, 40, 50]]), "labels": torch.tensor([1])} for _ in pictures]
-    module = repl_fx.capture_parts(model, (pictures, targets)).module
-    again = through_torch(module)
-    for training in (True, False):
-        results = []
-        for each in (module, again):
-            torch.manual_seed(0)
-            results.append(pytree.tree_leaves(each.train(training)(pictures, targets)))
-        assert results[0] and all(map(torch.equal, *results))
 
 
 def _doubled(module: nn.Module, args: Any, out: Any) -> Any:

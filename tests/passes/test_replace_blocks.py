@@ -120,27 +120,27 @@ def test_a_surrogate_that_makes_too_few_values() -> None:
         pass
 
     @repl_fx.register_surrogate("one-value", OneConfig)
-    class One(repl_fx.Surrogate[OneConfig]):
-        def refuse(self, site: repl_fx.Site) -> str | None:
-            return None
+    class One(repl_fx.Surrogate[OneConfig, repl_fx.Match]):
+        def match(self, site: repl_fx.Site) -> repl_fx.Match:
+            return repl_fx.Match()
 
-        def build(self, site: repl_fx.Site) -> tuple[fx.Node, ...]:
+        def build(self, site: repl_fx.Builder, match: repl_fx.Match) -> tuple[fx.Node, ...]:
             return (site.input,)
 
     with pytest.raises(repl_fx.PlanMismatch, match=r"one-value made 1 values for blocks\.1, which has 2"):
         repl_fx.transform(TwoStreams(5), (torch.randn(3, 4),), surrogate="one-value", check=False)
 
 
-class _Given(repl_fx.Surrogate[Any]):
+class _Given(repl_fx.Surrogate[Any, repl_fx.Match]):
     """Builds what a test says."""
 
-    def refuse(self, site: repl_fx.Site) -> str | None:
-        return None
+    def match(self, site: repl_fx.Site) -> repl_fx.Match:
+        return repl_fx.Match()
 
-    def build(self, site: repl_fx.Site) -> tuple[fx.Node, ...]:
+    def build(self, site: repl_fx.Builder, match: repl_fx.Match) -> tuple[fx.Node, ...]:
         return type(self).make(site)
 
-    make: ClassVar[Callable[[repl_fx.Site], tuple[fx.Node, ...]]]
+    make: ClassVar[Callable[[repl_fx.Builder], tuple[fx.Node, ...]]]
 
 
 class _Twice(Synthesis):
@@ -154,7 +154,7 @@ class _Twice(Synthesis):
         return self.scale + 1, self.scale + 2
 
 
-def _reads(site: repl_fx.Site, *results: int, lost: bool = False) -> tuple[fx.Node, ...]:
+def _reads(site: repl_fx.Builder, *results: int, lost: bool = False) -> tuple[fx.Node, ...]:
     with site.before_node(site.block.output):
         made = site.synthesise("twice", _Twice())
         value = site.input
@@ -182,7 +182,7 @@ def _reads(site: repl_fx.Site, *results: int, lost: bool = False) -> tuple[fx.No
     ],
 )
 def test_a_surrogate_that_does_not_stand_in_for_its_block(
-    make: Callable[[repl_fx.Site], tuple[fx.Node, ...]], reason: str, monkeypatch: pytest.MonkeyPatch
+    make: Callable[[repl_fx.Builder], tuple[fx.Node, ...]], reason: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(
         registry._REGISTRY, "given", (type("Given", (_Given,), {"key": "given", "make": make}), _NoConfig)

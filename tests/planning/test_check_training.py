@@ -16,7 +16,7 @@ import repl_fx
 from repl_fx.errors import NothingToReplace, PlanMismatch
 from repl_fx.planning.check_training import TrainingCheck
 from repl_fx.running.example_inputs import ExampleInputs
-from repl_fx.surrogates import Site, Surrogate
+from repl_fx.surrogates import Builder, Match, Site, Surrogate
 from repl_fx.surrogates.bottleneck import Bottleneck
 from repl_fx.surrogates.shared import registry
 from repl_fx.surrogates.shared.synthesis import Synthesis
@@ -58,13 +58,13 @@ MADE: dict[str, tuple[Callable[[Tensor, Tensor], Tensor], str]] = {
 def register(monkeypatch: pytest.MonkeyPatch, apply: Callable[[Tensor, Tensor], Tensor]) -> None:
     """Make a surrogate of a function of the stream and one number of its own known as `given`, for one test."""
 
-    class Given(Surrogate[NoConfig]):
+    class Given(Surrogate[NoConfig, Match]):
         key = "given"
 
-        def refuse(self, site: Site) -> str | None:
-            return None
+        def match(self, site: Site) -> Match:
+            return Match()
 
-        def build(self, site: Site) -> tuple[fx.Node, ...]:
+        def build(self, site: Builder, match: Match) -> tuple[fx.Node, ...]:
             with site.before_node(site.block.output):
                 return (site.call(apply, site.input, site.synthesise("scale", Scale())),)
 
@@ -108,10 +108,10 @@ def test_a_parameter_of_the_model_that_nothing_uses_hides_no_dead_surrogate(monk
 def test_auto_goes_on_to_its_next_choice_for_the_culprit_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     build = Bottleneck.build
 
-    def broken(self: Any, site: Site) -> tuple[fx.Node, ...]:
+    def broken(self: Any, site: Builder, match: Any) -> tuple[fx.Node, ...]:
         if site.block.name == "3":
             raise IndexError("tuple index out of range")
-        return build(self, site)
+        return build(self, site, match)
 
     monkeypatch.setattr(Bottleneck, "build", broken)
     model = nn.Sequential(*(_Perceptron() for _ in range(7)))

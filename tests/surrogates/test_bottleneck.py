@@ -44,7 +44,7 @@ def test_transposed_form() -> None:
 
 def _synthesis(width: int, given: list[Tensor], own: list[Tensor], **settings: Any) -> ThinSynthesis:
     """A synthesis from two neighbours that are laid out like the removed block."""
-    sizes = {"bias_in": True, "bias_out": True, "silent": False, "train_neighbours": True} | settings
+    sizes = {"bias_in": True, "bias_out": True, "zero_init": False, "train_neighbours": True} | settings
     forms = [ThinForms((PLAIN,), (PLAIN,), (PLAIN,) * (len(own) - 2))] * 3
     return ThinSynthesis(width, forms, given, own, **sizes)
 
@@ -70,7 +70,7 @@ def test_all_rows_of_a_grouped_weight_count() -> None:
     forms = [ThinForms((WeightForm(transposed=False, groups=6),), (PLAIN,), ())] * 3
     given_weights = [entry[0], end[0], entry[1], end[1]]
     made = ThinSynthesis(
-        2, forms, given_weights, given_weights[:2], bias_in=False, bias_out=False, silent=True, train_neighbours=True
+        2, forms, given_weights, given_weights[:2], bias_in=False, bias_out=False, zero_init=True, train_neighbours=True
     )
     weight_in, weight_out = made(*given_weights)
     expected = torch.zeros(2, 6)

@@ -316,9 +316,9 @@ def test_half_precision_and_double_models() -> None:
 # --- weights --------------------------------------------------------------------------------------------------------
 
 CUTS = (
-    Cut(3, 2, transposed=False, bias=True, silent=False),
-    Cut(2, 4, transposed=True, bias=False, silent=False),
-    Cut(3, 2, transposed=False, bias=False, silent=True),
+    Cut(3, 2, transposed=False, bias=True, zero_init=False),
+    Cut(2, 4, transposed=True, bias=False, zero_init=False),
+    Cut(3, 2, transposed=False, bias=False, zero_init=True),
 )
 
 

@@ -16,7 +16,7 @@ from repl_fx.analysis.branches import Branch, behind_entries, same_shape
 from repl_fx.graph.captured import share_tensors
 from repl_fx.graph.pickling import function_as_data
 from repl_fx.running.untouched import seeded
-from repl_fx.surrogates.shared.site import Site
+from repl_fx.surrogates.shared.builder import Builder
 
 _FUNCTIONS = {
     torch.ops.aten.relu.default,
@@ -67,17 +67,21 @@ class Activation:
 
     node: fx.Node
 
-    def emit(self, site: Site, value: fx.Node) -> fx.Node:
+    def emit(self, site: Builder, value: fx.Node) -> fx.Node:
         """Call it on another value."""
         if self.node.op == "call_module":
             return site.call_elementwise(str(self.node.target), value)
-        return site.call(self.node.target, value, *self.node.args[1:], **self.node.kwargs)  # type: ignore[arg-type]
+        return site.call(self._target, value, *self.node.args[1:], **self.node.kwargs)
 
     def function(self, gm: fx.GraphModule) -> Callable[[Tensor], Tensor]:
         """The activation alone, as a module or function of one tensor."""
         if self.node.op == "call_module":
             return copy.deepcopy(gm.get_submodule(str(self.node.target)))
-        return ElementwiseCall(self.node.target, self.node.args[1:], self.node.kwargs)  # type: ignore[arg-type]
+        return ElementwiseCall(self._target, self.node.args[1:], self.node.kwargs)
+
+    @property
+    def _target(self) -> Any:
+        return self.node.target
 
 
 class ElementwiseCall(nn.Module):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import cast
 
 import torch
@@ -11,8 +12,9 @@ import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
 from repl_fx.analysis.linear_operators import CONVOLUTIONS, is_norm, is_plain, linear_operator_of, matrix_like
+from repl_fx.surrogates.shared.builder import Builder
 from repl_fx.surrogates.shared.functional_module import Rewired
-from repl_fx.surrogates.shared.site import Call, Site, shown
+from repl_fx.surrogates.shared.site import NodeCall, Site, Unfit, shown
 from repl_fx.surrogates.shared.synthesis import Synthesis
 
 _TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
@@ -22,17 +24,17 @@ class BlendSynthesis(Synthesis):
     """alpha * W_before + beta * W_after for a list of weights.
 
     Args:
-        own: the weights that are removed; they give the scale.
+        removed: the weights that are removed; they give the scale.
         pairs: the neighbours' weights, before and after, for each.
         axes: the output axis of each weight, None for one gain a tensor.
         train_neighbours: see `Synthesis`.
     """
 
     def __init__(
-        self, own: list[Tensor], pairs: list[tuple[Tensor, Tensor]], axes: list[int | None], train_neighbours: bool
+        self, removed: list[Tensor], pairs: list[tuple[Tensor, Tensor]], axes: list[int | None], train_neighbours: bool
     ) -> None:
         super().__init__(train_neighbours)
-        gains = [_gain(w, *pair, axis) for w, pair, axis in zip(own, pairs, axes, strict=True)]
+        gains = [_gain(w, *pair, axis) for w, pair, axis in zip(removed, pairs, axes, strict=True)]
         self.alpha = nn.ParameterList(nn.Parameter(gain) for gain in gains)
         self.beta = nn.ParameterList(nn.Parameter(gain.clone()) for gain in gains)
 
@@ -42,59 +44,74 @@ class BlendSynthesis(Synthesis):
         return tuple(alpha * self.given(a) + beta * self.given(b) for alpha, a, beta, b in pairs)
 
 
-def _gain(own: Tensor, before: Tensor, after: Tensor, axis: int | None) -> Tensor:
-    shape = [1] * own.ndim
+def _gain(removed: Tensor, before: Tensor, after: Tensor, axis: int | None) -> Tensor:
+    shape = [1] * removed.ndim
     if axis is not None:
-        shape[axis] = own.shape[axis]
+        shape[axis] = removed.shape[axis]
     start = 1 / math.sqrt(2)
-    if not own.is_meta:
+    if not removed.is_meta:
         with torch.no_grad():
             mixed = (before.double() + after.double()).norm().item()
-            start = own.double().norm().item() / mixed if mixed > 0 else start
-    return torch.full(shape, start, dtype=own.dtype, device=own.device)
+            start = removed.double().norm().item() / mixed if mixed > 0 else start
+    return torch.full(shape, start, dtype=removed.dtype, device=removed.device)
 
 
-def output_axis(site: Site, name: str) -> int | None:
+@dataclass(frozen=True)
+class BlendedWeight:
+    """A weight of the block that is blended from those of both neighbours.
+
+    Attributes:
+        path: its own.
+        before, after: those of the neighbours' weights.
+        axis: of its output channels; None where its layer does not say which it is.
+    """
+
+    path: str
+    before: str
+    after: str
+    axis: int | None
+
+
+def find_weights(site: Site) -> tuple[BlendedWeight, ...]:
+    """The block's weights that can be blended, each once.
+
+    Raises:
+        Unfit: there is none, or the neighbours' are of another size.
+    """
+    gm = site.graph_module
+    norms = {
+        str(n.target) for n in site.block.nodes if n.op == "call_module" and is_norm(gm.get_submodule(str(n.target)))
+    }
+    found = []
+    for path in dict.fromkeys(site.block.parameters):
+        if not matrix_like(site.tensor(path)) or path.rpartition(".")[0] in norms:
+            continue
+        others = site.counterpart_parameters(path)
+        for other in others:
+            ours, theirs = (tuple(site.tensor(one).shape) for one in (path, other))
+            if ours != theirs:
+                raise Unfit(f"{other} is {shown(theirs)}, its own {path} is {shown(ours)}")
+        found.append(BlendedWeight(path, *others, _output_axis(site, path)))
+    if not found:
+        raise Unfit("it has no weight of two or more dimensions to blend")
+    return tuple(found)
+
+
+def _output_axis(site: Site, path: str) -> int | None:
     """The axis of output channels of a weight of the block; None where its layer does not say which it is."""
     for node in site.block.nodes:
         linear = linear_operator_of(site.graph_module, node)
-        if linear is not None and linear.weight == name:
+        if linear is not None and linear.weight == path:
             return 1 if linear.transposed else 0
         # No operator on channels, yet its weight is (in, out, …); of groups, each has output channels of its own.
-        if node.op == "call_module" and name == f"{node.target}.weight":
+        if node.op == "call_module" and path == f"{node.target}.weight":
             module = site.graph_module.get_submodule(str(node.target))
             if isinstance(module, _TRANSPOSED) and module.groups == 1:
                 return 1
     return None
 
 
-def refuse_unlike(site: Site) -> str | None:
-    """Why the neighbours' weights cannot be blended; None where they can."""
-    names = weights_to_blend(site)
-    if not names:
-        return "it has no weight of two or more dimensions to blend"
-    for name in names:
-        for block in site.neighbours:
-            other = site.counterpart_parameter(name, block)
-            ours, theirs = (tuple(site.tensor(path).shape) for path in (name, other))
-            if ours != theirs:
-                return f"{other} is {shown(theirs)}, its own {name} is {shown(ours)}"
-    return None
-
-
-def weights_to_blend(site: Site) -> list[str]:
-    """Parameters of the block that are blended, each once."""
-    gm, names = site.graph_module, []
-    norms = {
-        str(n.target) for n in site.block.nodes if n.op == "call_module" and is_norm(gm.get_submodule(str(n.target)))
-    }
-    for name in dict.fromkeys(site.block.parameters):
-        if matrix_like(site.tensor(name)) and name.rpartition(".")[0] not in norms:
-            names.append(name)
-    return names
-
-
-def on_state(site: Site, call: Call, given: Mapping[str, fx.Node]) -> fx.Node | None:
+def on_state(site: Builder, call: NodeCall, given: Mapping[str, fx.Node]) -> fx.Node | None:
     """The call of a module that reads some of its state from nodes, by path; None where it has none of that state."""
     if call.node.op != "call_module":
         return None

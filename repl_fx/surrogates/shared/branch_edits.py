@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from typing import Any
 
 import torch
 from torch import Tensor, fx
 
-from repl_fx.analysis.blocks import Block
 from repl_fx.analysis.branches import Branch, same_shape
 from repl_fx.analysis.linear_operators import LinearOperator
 from repl_fx.graph.bridge import digraph, reached_from
@@ -24,25 +22,6 @@ def without(branch: Branch) -> fx.Node | None:
     if len(others) != 1 or len(branch.join.args) != 2 or branch.join.kwargs:
         return None
     return others[0] if same_shape(others[0], branch.join) else None
-
-
-def drop_branches(branches: Iterable[Branch]) -> list[tuple[fx.Node, fx.Node]]:
-    """Take branches out of the spine; returns each sum, and what stands in its place."""
-    made = []
-    for branch in branches:
-        passed = without(branch)
-        assert passed is not None
-        branch.join.replace_all_uses_with(passed)
-        made.append((branch.join, passed))
-    return made
-
-
-def outputs_after(block: Block, made: Iterable[tuple[fx.Node, fx.Node]]) -> tuple[fx.Node, ...]:
-    """The outputs of a block after values in it were replaced, each old one by a new, in order."""
-    outputs = list(block.outputs)
-    for old, new in made:
-        outputs = [new if output is old else output for output in outputs]
-    return tuple(outputs)
 
 
 def starts_at_zero(gm: fx.GraphModule, branch: Branch, end: fx.Node) -> bool:
@@ -88,14 +67,14 @@ def _flat_at_zero(gm: fx.GraphModule, node: fx.Node) -> bool:
     return not bool(gradient.any())
 
 
-def silent_norms(site: Site) -> set[fx.Node]:
+def zero_init_norms(site: Site) -> set[fx.Node]:
     """The norms that end a branch and can start at zero."""
     gm = site.graph_module
     posts = ((branch, find_post_norm(gm, branch)) for branch in site.split.branches)
     return {post for branch, post in posts if post is not None and starts_at_zero(gm, branch, post)}
 
 
-def silent_operators(site: Site) -> list[LinearOperator]:
+def zero_init_operators(site: Site) -> list[LinearOperator]:
     """The linear operators that end a branch and can start at zero, as no norm behind them does."""
     gm = site.graph_module
     ends = (branch for branch in site.split.branches if starts_at_zero(gm, branch, branch.output))

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
 from repl_fx.analysis.branches import Branch, behind_entries
+from repl_fx.surrogates.shared.builder import Builder
 from repl_fx.surrogates.shared.site import Site
 
 _BATCH_NORMS = {2: nn.BatchNorm1d, 3: nn.BatchNorm1d, 4: nn.BatchNorm2d, 5: nn.BatchNorm3d}
@@ -88,17 +90,23 @@ def find_pre_norm(gm: fx.GraphModule, branch: Branch) -> PreNorm | None:
 
 
 def without_norm(
-    site: Site, branch: Branch, weight: fx.Node, bias: fx.Node | None
+    site: Builder, given: fx.Node, norm: PreNorm | None, weight: fx.Node, bias: fx.Node | None
 ) -> tuple[fx.Node, str, float, fx.Node, fx.Node | None]:
     """A linear layer on a span's input as one on what the norm before it reads, which is normalised without parameters.
 
+    Args:
+        site: where.
+        given: the span's input.
+        norm: from `find_pre_norm`.
+        weight: (rows, channels).
+        bias: (rows), or None.
+
     Returns:
-        What to read, kind and eps of the norm (`none` where there is none), a weight (rows, channels) and a bias with
-        the norm's scale and shift in them.
+        What to read, kind and eps of the norm (`none` where there is none), weight and bias with the norm's scale and
+        shift in them.
     """
-    norm = find_pre_norm(site.graph_module, branch)
     if norm is None:
-        return branch.input, "none", 0.0, weight, bias
+        return given, "none", 0.0, weight, bias
     if norm.shift is not None:
         moved = site.call(torch.mv, weight, site.parameter(norm.shift))
         bias = moved if bias is None else site.call(torch.add, bias, moved)
@@ -107,11 +115,11 @@ def without_norm(
     return norm.input, norm.kind, norm.eps, weight, bias
 
 
-def fresh_norm(site: Site, norm: ThinNorm, width: int, axis: int, ndim: int, *, silent: bool) -> nn.Module:
-    """A norm made again, stored as the block's parameters are; a silent one makes zeros at first."""
+def fresh_norm(site: Site, norm: ThinNorm, width: int, axis: int, ndim: int, *, zero_init: bool) -> nn.Module:
+    """A norm made again, stored as the block's parameters are; one of zeros makes zeros at first."""
     like = site.tensor(site.block.parameters[0])
     module = norm.make(width, axis, ndim).to(dtype=like.dtype, device=like.device)
-    if silent and isinstance(module.weight, nn.Parameter):
+    if zero_init and isinstance(module.weight, nn.Parameter):
         nn.init.zeros_(module.weight)
     return module
 
@@ -135,7 +143,8 @@ def _computes_as_its_base(module: nn.LayerNorm | nn.RMSNorm) -> bool:
     probe = torch.linspace(-2, 3, module.normalized_shape[0], dtype=state[0].dtype, device=state[0].device)[None]
     try:
         with torch.no_grad():
-            return torch.equal(module(probe), base.forward(module, probe))  # type: ignore[arg-type]
+            made: Tensor = module(probe)
+            return torch.equal(made, cast(Any, base).forward(module, probe))
     except (RuntimeError, ValueError, TypeError, IndexError, AttributeError):
         return False
 

@@ -7,9 +7,9 @@ A surrogate is a frozen dataclass of settings and one class, in one file, regist
         factor: float = 0.5
 
     @register_surrogate("halve", HalveConfig)
-    class Halve(Surrogate[HalveConfig]):
-        def refuse(self, site): ...
-        def build(self, site): ...
+    class Halve(Surrogate[HalveConfig, Match]):
+        def match(self, site): ...
+        def build(self, site, match): ...
 
 A package offers surrogates by entry points of the group `repl_fx.surrogates`: the key, and the module that registers
 it.
@@ -19,25 +19,42 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Mapping
-from dataclasses import asdict, fields
+from dataclasses import asdict, dataclass, field, fields
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar
 
 from torch import fx
 
 from repl_fx.config import load_offered, offered
 from repl_fx.errors import BadInput, UnknownSurrogate
+from repl_fx.plan import Refusal
 
 if TYPE_CHECKING:
+    from repl_fx.surrogates.shared.builder import Builder
     from repl_fx.surrogates.shared.site import Site
 
 Config = TypeVar("Config")
 # Where a thin surrogate can have its weights from.
 _SOURCES = ("neighbours", "own")
 _GROUP = "repl_fx.surrogates"
-_REGISTRY: dict[str, tuple[type[Surrogate[Any]], type[Any]]] = {}
+_REGISTRY: dict[str, tuple[type[Surrogate[Any, Any]], type[Any]]] = {}
 
 
-class Surrogate(ABC, Generic[Config]):
+@dataclass(frozen=True)
+class Match:
+    """What a surrogate found out about a block that it can stand in for; a subclass holds what its `build` needs.
+
+    Attributes:
+        kept_parameters: which of the block's own parameters may still be read afterwards; None for those that no branch
+            mixes with (`Site.unmixed_parameters`).
+    """
+
+    kept_parameters: Collection[str] | None = field(default=None, kw_only=True)
+
+
+Found = TypeVar("Found", bound=Match)
+
+
+class Surrogate(ABC, Generic[Config, Found]):
     """A kind of stand-in for replaced blocks.
 
     Args:
@@ -48,43 +65,48 @@ class Surrogate(ABC, Generic[Config]):
     # Whether values inside the block that are used outside it (attention maps, inner features) are still there
     # afterwards.
     keeps_inner_values: ClassVar[bool] = False
+    # Whether nothing of the block stays, and nothing is made in its place.
+    leaves_nothing: ClassVar[bool] = False
+    # Whether what stays of the block computes anew, as the block did, the buffers that each forward fills before it
+    # reads them.
+    fills_buffers: ClassVar[bool] = False
 
     def __init__(self, config: Config) -> None:
         self.config = config
 
-    def choices(self, site: Site) -> tuple[Surrogate[Any], ...]:
+    def choices(self, site: Site) -> tuple[Surrogate[Any, Any], ...]:
         """The surrogates that may do the work here, most preferred first; itself, but for one that chooses."""
         return (self,)
 
-    def resolve(self, site: Site) -> Surrogate[Any]:
-        """The surrogate that does the work here; itself, except where a surrogate chooses between others."""
-        return self
+    @abstractmethod
+    def match(self, site: Site) -> Found | Refusal:
+        """Work the block at `site` out, once for planning and building.
+
+        Returns:
+            What `build` has to know, or `site.refusal(reason)` where this surrogate cannot stand in for the block.
+        """
 
     @abstractmethod
-    def refuse(self, site: Site) -> str | None:
-        """Why this surrogate cannot stand in for the block at `site`; None when it can. Changes nothing."""
-
-    @abstractmethod
-    def build(self, site: Site) -> tuple[fx.Node, ...]:
-        """Rewrite the block at `site`; returns the values that take the place of the block's outputs, one for each.
+    def build(self, site: Builder, match: Found) -> tuple[fx.Node, ...]:
+        """Make the nodes that stand in for the block.
 
         Nodes of the block that nobody uses afterwards, and parameters that only they used, are removed by the caller.
-        """
 
-    def kept_parameters(self, site: Site) -> Collection[str]:
-        """Which of the block's own parameters may still be read afterwards; asked before `build`.
+        Args:
+            site: the site that was matched, in a copy of its graph.
+            match: from `match`; it serves for several copies.
 
-        By default what no branch of the block mixes with: norms, biases and scales, on the spine or beside a branch.
+        Returns:
+            The values that take the place of the block's outputs, one for each.
         """
-        mixing = {linear.weight for branch in site.split.branches for linear in branch.operators}
-        return [path for path in site.block.parameters if path not in mixing]
 
     def settings(self) -> dict[str, Any]:
         """The settings as plain data, for the plan."""
-        return asdict(self.config)  # type: ignore[call-overload,no-any-return]
+        config: Any = self.config
+        return asdict(config)
 
 
-def register_surrogate(key: str, config: type[Any]) -> Callable[[type[Surrogate[Any]]], type[Surrogate[Any]]]:
+def register_surrogate(key: str, config: type[Any]) -> Callable[[type[Surrogate[Any, Any]]], type[Surrogate[Any, Any]]]:
     """Register a surrogate class under a key.
 
     Args:
@@ -99,7 +121,7 @@ def register_surrogate(key: str, config: type[Any]) -> Callable[[type[Surrogate[
     except TypeError as problem:
         raise BadInput(f"surrogate {key!r}: every setting of {config.__name__} needs a default ({problem})") from None
 
-    def register(cls: type[Surrogate[Any]]) -> type[Surrogate[Any]]:
+    def register(cls: type[Surrogate[Any, Any]]) -> type[Surrogate[Any, Any]]:
         cls.key = key
         _REGISTRY[key] = (cls, config)
         return cls
@@ -112,7 +134,7 @@ def known_surrogates() -> tuple[str, ...]:
     return tuple(sorted({*_REGISTRY, *offered(_GROUP)}))
 
 
-def make_surrogate(key: str, settings: Mapping[str, Any] | None = None) -> Surrogate[Any]:
+def make_surrogate(key: str, settings: Mapping[str, Any] | None = None) -> Surrogate[Any, Any]:
     """Make a surrogate from its key and settings.
 
     Raises:

@@ -1,23 +1,26 @@
-"""The place where a surrogate works: a block, its neighbours, and the edits a surrogate may make there."""
+"""The place where a surrogate works: a block and its neighbours, and questions about them."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass, replace
+import functools
+from collections.abc import Callable, Iterable
+from contextlib import nullcontext
+from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, fx, nn
 
-from repl_fx._torch import enable_python_dispatcher, fake_of, pytree
+from repl_fx._torch import enable_python_dispatcher, pytree
 from repl_fx.analysis.blocks import Block
 from repl_fx.analysis.branches import Split, split_branches
 from repl_fx.analysis.linear_operators import LinearOperator, linear_operator_of
-from repl_fx.graph.captured import add_module, attribute, get_attr, has_attribute, share_tensors, unique_name
-from repl_fx.surrogates.shared.synthesis import Synthesis
+from repl_fx.graph.captured import attribute, share_tensors
+from repl_fx.plan import Refusal
 
+Asked = TypeVar("Asked")
+Found = TypeVar("Found")
 _CALLS = ("call_function", "call_module")
 
 
@@ -31,8 +34,34 @@ def shown(sizes: Iterable[Any]) -> str:
     return "x".join(str(size) for size in sizes)
 
 
+class Unfit(Exception):
+    """A block that a surrogate cannot stand in for.
+
+    Args:
+        reason: in words.
+        node: the node of the block that is the reason; None where it is no single one.
+    """
+
+    def __init__(self, reason: str, node: fx.Node | None = None) -> None:
+        super().__init__(reason)
+        self.node = node
+
+
+def unfit_is_refused(match: Callable[[Asked, Site], Found]) -> Callable[[Asked, Site], Found | Refusal]:
+    """Let a `match` that raises `Unfit`, from however deep, return the refusal."""
+
+    @functools.wraps(match)
+    def refusing(surrogate: Asked, site: Site) -> Found | Refusal:
+        try:
+            return match(surrogate, site)
+        except Unfit as unfit:
+            return site.refusal(str(unfit), unfit.node)
+
+    return refusing
+
+
 @dataclass(frozen=True)
-class Call:
+class NodeCall:
     """A call of a node of the block, on its own arguments or on others.
 
     Attributes:
@@ -47,53 +76,42 @@ class Call:
     value: Any
 
     @classmethod
-    def of(cls, node: fx.Node) -> Call:
+    def of(cls, node: fx.Node) -> NodeCall:
         """The call that a node is."""
         return cls(node, node.args, node.kwargs, node.meta["val"])
 
 
 class Site:
-    """A block to be replaced in a graph, with the kept blocks before and after it.
+    """A block to be replaced in a graph, with the kept blocks before and after it: questions, which change nothing.
 
     Args:
-        graph_module: the graph, which may be changed.
+        graph_module: the captured graph.
         block: the block to replace.
         before: the nearest kept block before it in its repeat.
         after: the nearest kept block after it.
-        inputs: the values the block takes now; they differ from `block.inputs` when the block before was replaced too.
-        surrogate: key of the surrogate, noted on every node made here.
-        known: fake results of calls, shared by the sites of one graph: isomorphic blocks make the same calls, and the
-            fake value costs more than all else about a node.
+        repeat: name of the repeat.
     """
 
-    def __init__(
-        self,
-        graph_module: fx.GraphModule,
-        block: Block,
-        before: Block,
-        after: Block,
-        inputs: tuple[fx.Node, ...],
-        surrogate: str,
-        known: dict[str, Any] | None = None,
-    ) -> None:
+    def __init__(self, graph_module: fx.GraphModule, block: Block, before: Block, after: Block, repeat: str) -> None:
         self.graph_module = graph_module
         self.block = block
         self.before = before
         self.after = after
-        self.inputs = inputs
-        self.surrogate = surrogate
-        self.path = surrogate_path(block.name)
-        self._known = {} if known is None else known
+        self.repeat = repeat
 
     @property
     def input(self) -> fx.Node:
-        """The value the block takes now, the first of several."""
-        return self.inputs[0]
+        """The value that the block takes, the first of several."""
+        return self.block.input
 
     @property
     def neighbours(self) -> tuple[Block, Block]:
         """The block before and the block after."""
         return self.before, self.after
+
+    def refusal(self, reason: str, node: fx.Node | None = None) -> Refusal:
+        """A refusal to stand in for the block, with the node of it that is the reason, where it is a single one."""
+        return Refusal(self.block.name, self.repeat, reason, None if node is None else node.name)
 
     def counterpart(self, node: fx.Node, neighbour: Block) -> fx.Node:
         """The node of a neighbour that plays the part of `node` in the block."""
@@ -108,89 +126,31 @@ class Site:
         return self.counterpart_parameter(path, self.before), self.counterpart_parameter(path, self.after)
 
     def counterpart_operator(self, linear: LinearOperator, neighbour: Block) -> LinearOperator:
-        """The linear operator of a neighbour that plays the part of one of the block's."""
+        """The linear of a neighbour that plays the part of one of the block's."""
         found = linear_operator_of(self.graph_module, self.counterpart(linear.node, neighbour))
         assert found is not None
         return found
 
-    @contextmanager
-    def before_node(self, node: fx.Node) -> Iterator[None]:
-        """Put the nodes made meanwhile right before `node`."""
-        with self.graph_module.graph.inserting_before(node):
-            yield
-
-    def parameter(self, path: str) -> fx.Node:
-        """A node that reads a parameter or buffer."""
-        return self._mark(get_attr(self.graph_module, path))
-
-    def module(self, name: str, module: nn.Module) -> str:
-        """Add a module of the surrogate's own; returns its path."""
-        path = f"{self.path}.{name}"
-        if has_attribute(self.graph_module, path):
-            path = f"{self.path}.{unique_name(self.graph_module.get_submodule(self.path), name)}"
-        module.train(self.graph_module.training)
-        add_module(self.graph_module, path, module)
-        return path
-
-    def call_module(self, path: str, *args: Any) -> fx.Node:
-        """A node that calls a module of the graph."""
-        node = self._mark(self.graph_module.graph.call_module(path, args))
-        node.meta["val"] = self.computed(node, args, {})
-        return node
-
-    def call_elementwise(self, path: str, value: fx.Node) -> fx.Node:
-        """A node that calls a module whose result has the shape and dtype of its one argument."""
-        node = self._mark(self.graph_module.graph.call_module(path, (value,)))
-        node.meta["val"] = value.meta["val"]
-        return node
-
-    def repeat(self, call: Call) -> fx.Node:
-        """A node that makes a call."""
-        made = self._mark(self.graph_module.graph.create_node(call.node.op, call.node.target, call.args, call.kwargs))
-        made.meta["val"] = call.value
-        return made
-
-    def call_on_state(self, path: str, state: Sequence[fx.Node], call: Call) -> fx.Node:
-        """A node that calls the module at `path` on state and then on the arguments of a call."""
-        made = self._mark(self.graph_module.graph.call_module(path, (*state, *call.args), call.kwargs))
-        made.meta["val"] = call.value
-        return made
-
-    def call(self, function: Callable[..., Any], *args: Any, **kwargs: Any) -> fx.Node:
-        """A node that calls a function."""
-        node = self._mark(self.graph_module.graph.call_function(function, args, kwargs))
-        given = pytree.tree_map_only(fx.Node, lambda n: _Kind(n.meta["val"]), (args, kwargs))
-        node.meta["val"] = self._once(f"{function!r} {given!r}", lambda: self._computed(function, args, kwargs))
-        return node
-
-    def synthesise(self, name: str, synthesis: Synthesis, *weights: fx.Node) -> fx.Node:
-        """Add a synthesis and call it on neighbours' weights."""
-        node = self._mark(self.graph_module.graph.call_module(self.module(name, synthesis), weights))
-        # Settings such as a width decide the result's shape as much as the state does.
-        settings = {name: value for name, value in vars(synthesis).items() if not name.startswith("_")}
-        kinds = [_Kind(tensor) for tensor in (*synthesis.parameters(), *(weight.meta["val"] for weight in weights))]
-        call = f"{type(synthesis)!r} {settings!r} {kinds!r}"
-        node.meta["val"] = self._once(call, lambda: self._shapes_of(synthesis, weights))
-        return node
-
-    def _shapes_of(self, synthesis: Synthesis, weights: tuple[fx.Node, ...]) -> Any:
-        """Fake results of a synthesis. Weights have fixed sizes, so the meta device will do, and is faster."""
-        tensors = (*synthesis.named_parameters(), *synthesis.named_buffers())
-        state = {name: tensor.detach().to("meta") for name, tensor in tensors}
-        values = [node.meta["val"] for node in weights]
-        given = [torch.empty(tuple(value.shape), dtype=value.dtype, device="meta") for value in values]
-        with torch.no_grad():
-            made = torch.func.functional_call(synthesis, state, tuple(given))
-        return pytree.tree_map_only(Tensor, self._fake, made)
-
-    def _fake(self, tensor: Tensor) -> Tensor:
-        mode = self.graph_module.meta.get("fake_mode")
-        return tensor if mode is None else fake_of(mode, tensor, self.graph_module.meta["device"])
-
     @cached_property
     def split(self) -> Split:
-        """Spine and branches of the block, before anything was changed in it."""
-        return split_branches(self.graph_module, replace(self.block, inputs=self.inputs))
+        """Spine and branches of the block, or the reason why it has none."""
+        return split_branches(self.graph_module, self.block)
+
+    def require_split(self) -> Split:
+        """Spine and branches of the block.
+
+        Raises:
+            Unfit: it has none.
+        """
+        if self.split.reason:
+            raise Unfit(self.split.reason)
+        return self.split
+
+    @cached_property
+    def unmixed_parameters(self) -> tuple[str, ...]:
+        """The block's parameters that no branch mixes with: norms, biases and scales, on the spine or in a branch."""
+        mixing = {linear.weight for branch in self.split.branches for linear in branch.operators}
+        return tuple(path for path in self.block.parameters if path not in mixing)
 
     @cached_property
     def weight_nodes(self) -> frozenset[fx.Node]:
@@ -216,36 +176,20 @@ class Site:
         assert isinstance(found, Tensor)
         return found
 
-    def _mark(self, node: fx.Node) -> fx.Node:
-        source = self.block.output
-        node.meta.setdefault("nn_module_stack", source.meta.get("nn_module_stack"))
-        node.meta["stack_trace"] = source.meta.get("stack_trace")
-        node.meta["replaces"] = (self.block.name, self.surrogate)
-        return node
-
     def computed(self, node: fx.Node, args: Any, kwargs: Any) -> Any:
-        """The fake result of the call of a node on fake values.
+        """The fake result of the call of a node on fake values, or on nodes that have them.
 
         Raises:
             RuntimeError, TypeError, ValueError, IndexError, AssertionError: the call does not take such values.
         """
         if node.op == "call_module":
             module = self.graph_module.get_submodule(str(node.target))
-            return self._computed(lambda *a, **k: _call_on_fakes(module, a, k), args, kwargs)
-        function: Any = getattr(type(args[0]), str(node.target)) if node.op == "call_method" else node.target
-        return self._computed(function, args, kwargs)
+            return self.value_of(lambda *a, **k: call_on_fakes(module, a, k), *args, **kwargs)
+        function: Any = node.target
+        return self.value_of(function, *args, **kwargs)
 
-    def value_of(self, function: Callable[..., Any], *args: Any) -> Any:
-        """The fake result of a function of fake values, without a node."""
-        return self._computed(function, args, {})
-
-    def _once(self, call: str, compute: Callable[[], Any]) -> Any:
-        if call not in self._known:
-            self._known[call] = compute()
-        return self._known[call]
-
-    def _computed(self, function: Callable[..., Any], args: Any, kwargs: Any) -> Any:
-        """The fake result of a call on nodes."""
+    def value_of(self, function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        """The fake result of a function of fake values, or of nodes that have them."""
         values = fx.node.map_arg((args, kwargs), lambda n: n.meta["val"])
         mode = self.graph_module.meta.get("fake_mode")
         # Composite operators cannot take symbolic sizes in C++; in Python they can.
@@ -254,17 +198,7 @@ class Site:
             return function(*values[0], **values[1])
 
 
-class _Kind:
-    """Prints dtype and shape of the tensors in a value: what the shape of a result depends on."""
-
-    def __init__(self, value: Any) -> None:
-        self.value = value
-
-    def __repr__(self) -> str:
-        return repr(pytree.tree_map_only(Tensor, lambda t: (t.dtype, t.shape), self.value))
-
-
-def _call_on_fakes(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+def call_on_fakes(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     """Call a module with its state replaced by tensors of the mode the arguments belong to."""
     # A copy, as a forward may put its fakes in the place of state.
     module = share_tensors(module)

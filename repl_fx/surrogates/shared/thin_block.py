@@ -24,14 +24,14 @@ class Cut:
         columns: inputs of each.
         transposed: the weight is stored (in, out) instead of (out, in, …).
         bias: whether a bias is added.
-        silent: whether it starts at zero.
+        zero_init: whether it starts at zero.
     """
 
     rows: int
     columns: int
     transposed: bool
     bias: bool
-    silent: bool
+    zero_init: bool
 
     @property
     def units(self) -> WeightSlice:
@@ -44,8 +44,8 @@ class Cut:
 
     @torch.no_grad()
     def scale(self, made: Tensor, own: Tensor) -> float:
-        """The factor that gives rows of a weight of this size the length of the removed ones; 0 for a silent one."""
-        if self.silent:
+        """The factor that gives rows of a weight of this size the length of the removed ones; 0 to start at zero."""
+        if self.zero_init:
             return 0.0
         rows = own.shape[int(self.transposed)]
         return ratio(length([own]) * math.sqrt(self.rows / rows), length([made]))

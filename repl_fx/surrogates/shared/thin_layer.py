@@ -96,7 +96,7 @@ class ThinSynthesis(BlendingSynthesis):
         own: the same weights of the removed block, which give the scale, and the sizes to which those of neighbours
             with other channel counts are fitted.
         bias_in, bias_out: whether the layer adds biases.
-        silent: whether W_out starts at zero.
+        zero_init: whether W_out starts at zero.
         train_neighbours: see `Synthesis`.
     """
 
@@ -109,7 +109,7 @@ class ThinSynthesis(BlendingSynthesis):
         *,
         bias_in: bool,
         bias_out: bool,
-        silent: bool,
+        zero_init: bool,
         train_neighbours: bool,
     ) -> None:
         super().__init__(train_neighbours)
@@ -124,7 +124,7 @@ class ThinSynthesis(BlendingSynthesis):
         self.bias_in = nn.Parameter(like.new_zeros(width)) if bias_in else None
         self.bias_out = nn.Parameter(like.new_zeros(self.features[1])) if bias_out else None
         if not like.is_meta:
-            self._match_scale(given, removed, silent)
+            self._match_scale(given, removed, zero_init)
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -161,7 +161,7 @@ class ThinSynthesis(BlendingSynthesis):
         return rows if piece.role == "kernel" else _fit(rows, self.features[0 if piece.role == "entry" else 1])
 
     @torch.no_grad()
-    def _match_scale(self, given: Sequence[Tensor], removed: Mapping[str, list[Tensor]], silent: bool) -> None:
+    def _match_scale(self, given: Sequence[Tensor], removed: Mapping[str, list[Tensor]], zero_init: bool) -> None:
         """Scale the gains so that rows of the synthesised weights are as long as those of the weights they replace.
 
         Random gains make the terms of a sum independent, so its expected square is the sum of their squares.
@@ -178,7 +178,7 @@ class ThinSynthesis(BlendingSynthesis):
                 for source in piece.sources
             ]
             typical = length([gains]) / math.sqrt(len(gains))
-            gains.mul_(0.0 if silent and role == "exit" else ratio(wanted[role], typical * length(rows)))
+            gains.mul_(0.0 if zero_init and role == "exit" else ratio(wanted[role], typical * length(rows)))
 
 
 class ThinWeights(Synthesis):
@@ -191,11 +191,11 @@ class ThinWeights(Synthesis):
         form: layouts of the removed block's weights.
         own: its weights, as for `ThinSynthesis`.
         bias_in, bias_out: whether the layer adds biases.
-        silent: whether W_out starts at zero.
+        zero_init: whether W_out starts at zero.
     """
 
     def __init__(
-        self, width: int, form: ThinForms, own: Sequence[Tensor], *, bias_in: bool, bias_out: bool, silent: bool
+        self, width: int, form: ThinForms, own: Sequence[Tensor], *, bias_in: bool, bias_out: bool, zero_init: bool
     ) -> None:
         super().__init__(train_neighbours=True)
         self.width = width
@@ -212,7 +212,7 @@ class ThinWeights(Synthesis):
                     (self.weight_in, self.weight_out, self.kernel), _wanted_sizes(rows, width).values(), strict=True
                 ):
                     if weight is not None:
-                        weight.mul_(0.0 if silent and weight is self.weight_out else ratio(wanted, length([weight])))
+                        weight.mul_(0.0 if zero_init and weight is self.weight_out else ratio(wanted, length([weight])))
 
     @property
     def names(self) -> tuple[str, ...]:

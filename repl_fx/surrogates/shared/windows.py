@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
-from repl_fx.surrogates.shared.site import Site
+from repl_fx.surrogates.shared.builder import Builder
 
 _POOLS = {2: F.avg_pool2d, 3: F.avg_pool3d}
 # Class and distillation tokens, and up to four registers.
@@ -27,10 +27,10 @@ class Windows(Protocol):
     def fewer(self, value: Tensor) -> Tensor:
         """A value of the size of the means."""
 
-    def mean(self, site: Site, stream: fx.Node) -> fx.Node:
+    def mean(self, site: Builder, stream: fx.Node) -> fx.Node:
         """A node with the mean over each window."""
 
-    def added(self, site: Site, stream: fx.Node, change: fx.Node) -> fx.Node:
+    def added(self, site: Builder, stream: fx.Node, change: fx.Node) -> fx.Node:
         """A node with the stream, and at each position what was made for its window added."""
 
 
@@ -62,11 +62,11 @@ class PictureWindows:
         """(batch, channels, …) at the lower resolution."""
         return _POOLS[self.axes](value, self.side)
 
-    def mean(self, site: Site, stream: fx.Node) -> fx.Node:
+    def mean(self, site: Builder, stream: fx.Node) -> fx.Node:
         """(batch, channels, …) at the lower resolution."""
         return site.call(_POOLS[self.axes], stream, self.side)
 
-    def added(self, site: Site, stream: fx.Node, change: fx.Node) -> fx.Node:
+    def added(self, site: Builder, stream: fx.Node, change: fx.Node) -> fx.Node:
         """The stream with the change at its own resolution added."""
         return site.call(add_windows, stream, change)
 
@@ -115,22 +115,22 @@ class TokenWindows:
         """How many windows there are."""
         return self.window[-1] + 1
 
-    def mean(self, site: Site, stream: fx.Node) -> fx.Node:
+    def mean(self, site: Builder, stream: fx.Node) -> fx.Node:
         """(batch, windows, channels)."""
         member = self._members(site)
         return site.call(torch.matmul, self._matrix(site, "mean", member / member.sum(1, keepdim=True)), stream)
 
-    def added(self, site: Site, stream: fx.Node, change: fx.Node) -> fx.Node:
+    def added(self, site: Builder, stream: fx.Node, change: fx.Node) -> fx.Node:
         """The stream with the change of its window added to each position."""
         spread = self._matrix(site, "spread", self._members(site).t().contiguous())
         return site.call(torch.add, stream, site.call(torch.matmul, spread, change))
 
-    def _members(self, site: Site) -> Tensor:
+    def _members(self, site: Builder) -> Tensor:
         like = site.tensor(site.block.parameters[0])
         member = F.one_hot(torch.tensor(self.window), self.count).t()
         return member.to(dtype=like.dtype, device=like.device)
 
-    def _matrix(self, site: Site, name: str, values: Tensor) -> fx.Node:
+    def _matrix(self, site: Builder, name: str, values: Tensor) -> fx.Node:
         holder = nn.Module()
         holder.register_buffer("matrix", values)
         return site.parameter(f"{site.module(name, holder)}.matrix")

@@ -121,8 +121,8 @@ class Run:
     """One run of a model in one mode.
 
     Attributes:
-        outputs: what it returned, step by step; None where it failed.
-        problem: what it raised.
+        outputs: the results, step by step; None where a step failed.
+        problem: the error of the step that failed.
     """
 
     outputs: Any

@@ -77,8 +77,8 @@ class CapturedParts:
         source: the model, or the copy of it that the parts share their tensors with.
         module: the model with graphs in place of the modules that were captured; the graph where it is one.
         parts: the graphs, in the order of their first calls.
-        eager: what was tried and stays eager, with the reason; empty where the model is one graph.
-        check: what was compared between source and `module`; None where nothing was.
+        eager: modules that were tried and stay eager, with the reason; empty where the model is one graph.
+        check: the comparison of source and `module`; None where none was made.
     """
 
     source: nn.Module
@@ -208,7 +208,7 @@ def graphs_in(module: nn.Module) -> dict[str, CapturedModule]:
     """The captured graphs in a module, by path; the module itself where it is one."""
     found: dict[str, CapturedModule] = {}
     for path, child in module.named_modules():
-        # What a graph calls is part of it.
+        # A module that a graph calls is part of the graph.
         if isinstance(child, CapturedModule) and not any(path.startswith(join(outer, "")) for outer in found):
             found[path] = child
     return found
@@ -240,11 +240,11 @@ def _observe(
     """Run a model in each mode.
 
     Returns:
-        What it returned; the calls of its modules, by path, in the order of first calls; and methods of modules that
-        code around them called, by path.
+        The results of the model; the calls of its modules, by path, in the order of first calls; and methods of modules
+        that code around them called, by path.
 
     Raises:
-        BadInput: it does not run in evaluation mode.
+        BadInput: the model does not run in evaluation mode.
     """
     modules = {path: module for path, module in source.named_modules() if path and not is_leaf(module)}
     calls: dict[str, Calls] = {}
@@ -303,7 +303,7 @@ class _Trial:
 
     Attributes:
         reason: why the parts cannot stay; None where they can.
-        inputs: what each part was called with, by path.
+        inputs: the arguments of each part, by path.
     """
 
     def __init__(

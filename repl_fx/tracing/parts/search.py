@@ -58,8 +58,8 @@ class Search:
     """The search for the largest modules that can be captured.
 
     Attributes:
-        parts: what was captured, by path.
-        eager: what was tried and was not.
+        parts: the captured modules, by path.
+        eager: modules that were tried and not captured.
     """
 
     def __init__(self, source: nn.Module, calls: Mapping[str, Calls], methods: Mapping[str, list[str]]) -> None:

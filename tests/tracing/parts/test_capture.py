@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import pickle
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -13,6 +14,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, fx, nn
+from torch.utils import _pytree as pytree
 
 import repl_fx
 from repl_fx.artifact import load_artifact
@@ -449,3 +451,10 @@ def test_a_detection_model(detection: ModuleType) -> None:
     sum(losses.values()).backward()
     found = result.module.eval()([torch.rand(3, 70, 50)])
     assert found[0].keys() == {"boxes", "labels", "scores"}
+    again = pickle.loads(pickle.dumps(result.module))
+    for training in (True, False):
+        results = []
+        for module in (result.module, again):
+            torch.manual_seed(0)
+            results.append(pytree.tree_leaves(module.train(training)(images, targets)))
+        assert results[0] and all(map(torch.equal, *results))

@@ -1,0 +1,124 @@
+"""Choose what stands in for each block that goes: the first surrogate that fits, where nothing of the block forbids it.
+
+Never touches: the graph.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from typing import Any
+
+from repl_fx.analysis.side_outputs import only_returned
+from repl_fx.errors import PlanMismatch
+from repl_fx.graph.assigned_buffers import assigned_by
+from repl_fx.graph.kinds import dtype_name
+from repl_fx.passes.choose_blocks import Chosen
+from repl_fx.plan import Refusal, Replacement
+from repl_fx.planning.part_repeats import PartRepeats
+from repl_fx.surrogates import Match, Site, Surrogate
+from repl_fx.tracing.hooks import hooks_within
+
+
+def choose_surrogates(
+    parts: Sequence[PartRepeats], chosen: Sequence[Chosen], surrogate: Surrogate[Any, Any]
+) -> tuple[tuple[Replacement, ...], tuple[Refusal, ...]]:
+    """What stands in for each block, and which blocks stay.
+
+    Args:
+        parts: the parts of the model.
+        chosen: the blocks that go, under the names that they have in the model.
+        surrogate: what was asked for.
+    """
+    replacements: list[Replacement] = []
+    refusals: list[Refusal] = []
+    for pick in chosen:
+        names = pick.block.name, pick.repeat.name, pick.before.name, pick.after.name
+        part, site = _site(parts, pick.block.name, pick.before.name, pick.after.name)
+        # The first that fits; the last where none does.
+        for choice in surrogate.choices(site):
+            if isinstance(part.matches.of(choice, site), Match):
+                break
+        refusal = _refusal(part, site, choice)
+        if refusal is None:
+            replacements.append(Replacement(*names, choice.key, choice.settings()))
+        else:
+            refusals.append(replace(refusal, block=names[0], repeat=names[1]))
+    return tuple(replacements), tuple(refusals)
+
+
+def next_choices(
+    parts: Sequence[PartRepeats], surrogate: Surrogate[Any, Any], replaced: Replacement
+) -> Iterator[Replacement]:
+    """Other surrogates that may stand in for a block, most preferred first.
+
+    Args:
+        parts: the parts of the model.
+        surrogate: what was asked for.
+        replaced: the block, and what does not train there.
+    """
+    part, site = _site(parts, replaced.block, replaced.before, replaced.after)
+    for choice in surrogate.choices(site):
+        if choice.key != replaced.surrogate and _refusal(part, site, choice) is None:
+            yield replace(replaced, surrogate=choice.key, settings=choice.settings())
+
+
+def _site(parts: Sequence[PartRepeats], block: str, before: str, after: str) -> tuple[PartRepeats, Site]:
+    """The part that a block is in, and its site there, from the names that they have in the model."""
+    for part in parts:
+        if block in part.blocks:
+            names = (part.blocks[name].name for name in (block, before, after))
+            return part, part.matches.site(*names)
+    raise PlanMismatch(f"the plan names block {block}, which no part has; make a new plan")
+
+
+def _refusal(part: PartRepeats, site: Site, surrogate: Surrogate[Any, Any]) -> Refusal | None:
+    """Why a surrogate cannot stand in for a block; None where it can."""
+    found = part.matches.of(surrogate, site)
+    return (
+        _inner_value_used(site, surrogate)
+        or _hook_dropped(site)
+        or _update_lost(site, surrogate)
+        or _integer_weight(site, surrogate)
+        or (found if isinstance(found, Refusal) else None)
+    )
+
+
+def _inner_value_used(site: Site, surrogate: Surrogate[Any, Any]) -> Refusal | None:
+    if surrogate.keeps_inner_values:
+        return None
+    block = site.block
+    used = next((value for value in block.side_outputs if not only_returned(value, block)), None)
+    return None if used is None else site.refusal(f"its inner value {used.name} is used outside the block", used)
+
+
+def _hook_dropped(site: Site) -> Refusal | None:
+    layers = [str(node.target) for node in site.block.nodes if node.op == "call_module"]
+    hook = hooks_within(site.graph_module, layers)
+    return None if hook is None else site.refusal(hook)
+
+
+def _update_lost(site: Site, surrogate: Surrogate[Any, Any]) -> Refusal | None:
+    """Why a surrogate cannot stand in for a block that updates a buffer."""
+    update = next((node for node in site.block.nodes if assigned_by(node)), None)
+    if update is None or surrogate.leaves_nothing:
+        return None
+    buffer = assigned_by(update)
+    nodes = site.graph_module.graph.nodes
+    if surrogate.fills_buffers and not any(n.op == "get_attr" and n.target == buffer for n in nodes):
+        return None
+    return site.refusal(f"its forward updates buffer {buffer}, which {surrogate.key} would leave as it is", update)
+
+
+def _integer_weight(site: Site, surrogate: Surrogate[Any, Any]) -> Refusal | None:
+    """Why no weights can be made from those of the neighbours."""
+    if surrogate.leaves_nothing:
+        return None
+    names = [*site.block.parameters, *(name for block in site.neighbours for name in block.parameters)]
+    for name in names:
+        dtype = site.tensor(name).dtype
+        if not (dtype.is_floating_point or dtype.is_complex) or dtype.itemsize == 1:
+            return site.refusal(
+                f"{name} is {dtype_name(dtype)}, and weights can be made from floating point ones alone"
+            )
+    return None

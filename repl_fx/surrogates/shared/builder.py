@@ -1,0 +1,198 @@
+"""Nodes that surrogates make, in a copy of the graph their sites are in.
+
+    rewriting = Rewriting(gm)                       a copy of the captured graph
+    builder = rewriting.at(site, "bottleneck")      the site, with nodes to be made in the copy
+    surrogate.build(builder, match)
+
+Sites and matches name nodes of the captured graph, which stays as it is, so that one match serves for as many copies as
+are made. As an argument of what a builder makes, such a node stands for the node of the copy that has its value now:
+the copy of it, or what took its place.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+
+from repl_fx._torch import fake_of, pytree
+from repl_fx.graph.captured import add_module, copy_graph, get_attr, has_attribute, unique_name
+from repl_fx.surrogates.shared.site import NodeCall, Site, call_on_fakes, surrogate_path
+from repl_fx.surrogates.shared.synthesis import Synthesis
+
+
+class Rewriting:
+    """A copy of a graph whose blocks are being replaced.
+
+    Args:
+        graph_module: the captured graph; it is not changed.
+
+    Attributes:
+        graph_module: the copy; it shares tensors with the captured graph, and is not compiled yet.
+        known: fake results of calls. Isomorphic blocks make the same calls, and the fake value costs more than all else
+            about a node.
+    """
+
+    def __init__(self, graph_module: fx.GraphModule) -> None:
+        self.graph_module = copy_graph(graph_module, compiled=False)
+        self._copies = dict(zip(graph_module.graph.nodes, self.graph_module.graph.nodes, strict=True))
+        self._replaced: dict[fx.Node, fx.Node] = {}
+        self.known: dict[str, Any] = {}
+
+    def at(self, site: Site, surrogate: str) -> Builder:
+        """A builder for the surrogate of this key at a site."""
+        return Builder(self, site, surrogate)
+
+    def copy_of(self, node: fx.Node) -> fx.Node:
+        """The copy of a node of the captured graph, which may be replaced or erased by now."""
+        copied: fx.Node = self._copies.get(node, node)
+        return copied
+
+    def now(self, node: fx.Node) -> fx.Node:
+        """The node of the copy that has the value of a node now."""
+        found = self.copy_of(node)
+        while found in self._replaced:
+            found = self._replaced[found]
+        return found
+
+    def replace(self, old: fx.Node, new: fx.Node) -> None:
+        """Let all that reads the value of one node read that of another."""
+        old, new = self.now(old), self.now(new)
+        if old is not new:
+            old.replace_all_uses_with(new, propagate_meta=False)
+            self._replaced[old] = new
+
+
+class Builder(Site):
+    """A site at which nodes are made, in a copy of the site's graph; see the top of this file.
+
+    Args:
+        rewriting: the copy.
+        site: where.
+        surrogate: key of the surrogate, noted on every node.
+    """
+
+    def __init__(self, rewriting: Rewriting, site: Site, surrogate: str) -> None:
+        super().__init__(site.graph_module, site.block, site.before, site.after, site.repeat)
+        self.surrogate = surrogate
+        self.path = surrogate_path(site.block.name)
+        self._rewriting = rewriting
+        self._made = rewriting.graph_module
+
+    def now(self, value: Any) -> Any:
+        """A node, or arguments, with the nodes of the copy that have the values of those of the captured graph."""
+        return fx.node.map_arg(value, self._rewriting.now)
+
+    def replace(self, old: fx.Node, new: fx.Node) -> None:
+        """Let all that reads the value of one node read that of another."""
+        self._rewriting.replace(old, new)
+
+    @contextmanager
+    def before_node(self, node: fx.Node) -> Iterator[None]:
+        """Put the nodes made meanwhile right before `node`."""
+        with self._made.graph.inserting_before(self._rewriting.copy_of(node)):
+            yield
+
+    def parameter(self, path: str) -> fx.Node:
+        """A node that reads a parameter or buffer."""
+        return self._mark(get_attr(self._made, path))
+
+    def module(self, name: str, module: nn.Module) -> str:
+        """Add a module of the surrogate's own; returns its path."""
+        path = f"{self.path}.{name}"
+        if has_attribute(self._made, path):
+            path = f"{self.path}.{unique_name(self._made.get_submodule(self.path), name)}"
+        module.train(self._made.training)
+        add_module(self._made, path, module)
+        return path
+
+    def call_module(self, path: str, *args: Any) -> fx.Node:
+        """A node that calls a module of the graph."""
+        node = self._create("call_module", path, args, {})
+        node.meta["val"] = self._called(path, node.args)
+        return node
+
+    def call_elementwise(self, path: str, value: fx.Node) -> fx.Node:
+        """A node that calls a module whose result has the shape and dtype of its one argument."""
+        node = self._create("call_module", path, (value,), {})
+        node.meta["val"] = node.all_input_nodes[0].meta["val"]
+        return node
+
+    def repeat_call(self, call: NodeCall) -> fx.Node:
+        """A node that makes a call."""
+        made = self._create(call.node.op, call.node.target, call.args, call.kwargs)
+        made.meta["val"] = call.value
+        return made
+
+    def call_on_state(self, path: str, state: Sequence[fx.Node], call: NodeCall) -> fx.Node:
+        """A node that calls the module at `path` on state and then on the arguments of a call."""
+        made = self._create("call_module", path, (*state, *call.args), call.kwargs)
+        made.meta["val"] = call.value
+        return made
+
+    def call(self, function: Callable[..., Any], *args: Any, **kwargs: Any) -> fx.Node:
+        """A node that calls a function."""
+        node = self._create("call_function", function, args, kwargs)
+        args, kwargs = node.args, node.kwargs
+        given = pytree.tree_map_only(fx.Node, lambda n: _Kind(n.meta["val"]), (args, kwargs))
+        node.meta["val"] = self._once(f"{function!r} {given!r}", lambda: self.value_of(function, *args, **kwargs))
+        return node
+
+    def synthesise(self, name: str, synthesis: Synthesis, *weights: fx.Node) -> fx.Node:
+        """Add a synthesis and call it on neighbours' weights."""
+        node = self._create("call_module", self.module(name, synthesis), weights, {})
+        # Settings such as a width decide the result's shape as much as the state does.
+        settings = {name: value for name, value in vars(synthesis).items() if not name.startswith("_")}
+        kinds = [_Kind(tensor) for tensor in (*synthesis.parameters(), *(weight.meta["val"] for weight in weights))]
+        call = f"{type(synthesis)!r} {settings!r} {kinds!r}"
+        node.meta["val"] = self._once(call, lambda: self._shapes_of(synthesis, weights))
+        return node
+
+    def _create(self, op: str, target: Any, args: Any, kwargs: Any) -> fx.Node:
+        args, kwargs = self.now((args, kwargs))
+        return self._mark(self._made.graph.create_node(op, target, args, kwargs))
+
+    def _mark(self, node: fx.Node) -> fx.Node:
+        source = self.block.output
+        node.meta.setdefault("nn_module_stack", source.meta.get("nn_module_stack"))
+        node.meta["stack_trace"] = source.meta.get("stack_trace")
+        node.meta["replaces"] = (self.block.name, self.surrogate)
+        return node
+
+    def _called(self, path: str, args: Any) -> Any:
+        """The fake result of a call of a module of the copy."""
+        module = self._made.get_submodule(path)
+        return self.value_of(lambda *given: call_on_fakes(module, given, {}), *args)
+
+    def _shapes_of(self, synthesis: Synthesis, weights: tuple[fx.Node, ...]) -> Any:
+        """Fake results of a synthesis. Weights have fixed sizes, so the meta device will do, and is faster."""
+        tensors = (*synthesis.named_parameters(), *synthesis.named_buffers())
+        state = {name: tensor.detach().to("meta") for name, tensor in tensors}
+        values = [node.meta["val"] for node in weights]
+        given = [torch.empty(tuple(value.shape), dtype=value.dtype, device="meta") for value in values]
+        with torch.no_grad():
+            made = torch.func.functional_call(synthesis, state, tuple(given))
+        return pytree.tree_map_only(Tensor, self._fake, made)
+
+    def _fake(self, tensor: Tensor) -> Tensor:
+        mode = self._made.meta.get("fake_mode")
+        return tensor if mode is None else fake_of(mode, tensor, self._made.meta["device"])
+
+    def _once(self, call: str, compute: Callable[[], Any]) -> Any:
+        known = self._rewriting.known
+        if call not in known:
+            known[call] = compute()
+        return known[call]
+
+
+class _Kind:
+    """Prints dtype and shape of the tensors in a value: what the shape of a result depends on."""
+
+    def __init__(self, value: Any) -> None:
+        self.value = value
+
+    def __repr__(self) -> str:
+        return repr(pytree.tree_map_only(Tensor, lambda t: (t.dtype, t.shape), self.value))

@@ -1,0 +1,54 @@
+"""Matches: what surrogates found out about the blocks of one graph, each asked once for each block."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from torch import fx
+
+from repl_fx.analysis.blocks import Block, Repeat
+from repl_fx.errors import PlanMismatch
+from repl_fx.plan import Refusal
+from repl_fx.surrogates.shared.registry import Match, Surrogate
+from repl_fx.surrogates.shared.site import Site
+
+
+class Matches:
+    """The sites of a graph, and what surrogates answered there.
+
+    Args:
+        graph_module: the captured graph.
+        repeats: found in it.
+    """
+
+    def __init__(self, graph_module: fx.GraphModule, repeats: Sequence[Repeat]) -> None:
+        self.graph_module = graph_module
+        self._blocks = {block.name: block for repeat in repeats for block in repeat.blocks}
+        self._repeats = {block.name: repeat.name for repeat in repeats for block in repeat.blocks}
+        self._sites: dict[tuple[str, ...], Site] = {}
+        self._answers: dict[tuple[Site, str, str], Match | Refusal] = {}
+
+    def site(self, block: str, before: str, after: str) -> Site:
+        """The site of a block between its neighbours, all by name.
+
+        Raises:
+            PlanMismatch: the graph has no such block.
+        """
+        names = block, before, after
+        if names not in self._sites:
+            removed, first, second = map(self._block, names)
+            self._sites[names] = Site(self.graph_module, removed, first, second, self._repeats[block])
+        return self._sites[names]
+
+    def of(self, surrogate: Surrogate[Any, Any], site: Site) -> Match | Refusal:
+        """What a surrogate found out at a site."""
+        key = site, surrogate.key, repr(surrogate.config)
+        if key not in self._answers:
+            self._answers[key] = surrogate.match(site)
+        return self._answers[key]
+
+    def _block(self, name: str) -> Block:
+        if name not in self._blocks:
+            raise PlanMismatch(f"the plan names block {name}, which this model does not have; make a new plan")
+        return self._blocks[name]
