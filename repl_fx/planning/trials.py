@@ -6,7 +6,6 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
 from itertools import chain
-from typing import Any
 
 from torch import fx
 
@@ -18,6 +17,7 @@ from repl_fx.passes.write_in_place import write_in_place_
 from repl_fx.plan import Plan, Refusal, Replacement
 from repl_fx.planning.check_training import TrainingCheck
 from repl_fx.planning.part_repeats import PartRepeats
+from repl_fx.running.example_inputs import ExampleInputs
 from repl_fx.surrogates.shared.site import surrogate_path
 from repl_fx.tracing.parts.capture import CapturedParts
 
@@ -45,21 +45,14 @@ class Trials:
         captured: the model.
         parts: the repeats of its parts.
         seed: of the surrogates' initial values.
-        args, kwargs: example inputs of the model.
+        inputs: example inputs of the model.
     """
 
-    def __init__(
-        self,
-        captured: CapturedParts,
-        parts: Sequence[PartRepeats],
-        seed: int,
-        args: tuple[Any, ...],
-        kwargs: dict[str, Any],
-    ) -> None:
+    def __init__(self, captured: CapturedParts, parts: Sequence[PartRepeats], seed: int, inputs: ExampleInputs) -> None:
         self.captured, self.parts, self.seed = captured, parts, seed
         self._reasons: dict[tuple[str, ...], str | None] = {}
         self._passed: tuple[tuple[Replacement, ...], dict[str, fx.GraphModule]] = (), {}
-        self._check = TrainingCheck(captured.module, args, kwargs)
+        self._check = TrainingCheck(captured.module, inputs)
         if captured.check is not None and not captured.check.training:
             # The model does not run in training mode.
             self._check.possible = False
