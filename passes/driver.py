@@ -29,7 +29,7 @@ class Result:
 
     Attributes:
         graph_module: the graph to go on with.
-        refusals: what the pass was asked for and left as it is, with the reasons.
+        refusals: blocks that the pass was asked for and left as they are, with the reasons.
     """
 
     graph_module: fx.GraphModule

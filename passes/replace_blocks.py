@@ -57,7 +57,7 @@ def replace_blocks(
         gm: the graph the repeats were found in.
         repeats: from `find_repeats`.
         plan: from `repl_fx.make_plan`.
-        matches: what surrogates found out in this graph while the plan was made; None where that is not known.
+        matches: of surrogates and blocks, from making the plan; None where they are not known.
 
     Returns:
         A new graph module, whose code is not written yet, that shares the tensors of what is kept.

@@ -38,11 +38,11 @@ class TransformResult:
     Attributes:
         module: the rewritten model: a graph module where the whole model is one graph, else a module of the source's
             class with rewritten graphs in it.
-        captured_parts: what was captured; it shares tensors with `module`.
+        captured_parts: the captured graphs, which share tensors with `module`.
         parts: the rewritten graphs, those alone in which a block was replaced.
-        repeats: what was found; names begin with the path of the part they were found in.
-        plan: what was done.
-        report: what became of each block of each repeat, in program order.
+        repeats: of all parts; names begin with the path of the part they were found in.
+        plan: the plan that was applied.
+        report: the outcome for each block of each repeat, in program order.
         inputs: the example inputs of the capture, which have a batch of 2 or more where they are tensors.
         structure: the text of what was captured (`repl_fx.tracing.fingerprint`), of which the plan holds the hash.
         made: the text of the code of `module`, as it was then.
@@ -325,7 +325,7 @@ def fold(module: nn.Module) -> nn.Module:
 
     Raises:
         NotFoldable: see `repl_fx.passes.fold_surrogates`.
-        BadInput: what was given is no module.
+        BadInput: the argument is no module.
     """
     require_module("fold", module)
     if isinstance(module, fx.GraphModule):

@@ -47,7 +47,7 @@ class PartRepeats:
 
     @cached_property
     def matches(self) -> Matches:
-        """What surrogates found out about the blocks."""
+        """The matches of surrogates and blocks."""
         return Matches(self.graph_module, self.inside)
 
     @cached_property

@@ -69,7 +69,7 @@ class Exported:
     """The outcome of an export under `record_leaf_calls`.
 
     Attributes:
-        program: what torch.export returned.
+        program: the result of torch.export.
         calls: the table filled during that export.
         assigned: buffers that the forward rebinds; the program then returns its own outputs and their new values as
             a pair. None where it returns its own outputs alone.

@@ -27,7 +27,7 @@ def take_channels(total: Tensor, count: int, relu: bool) -> tuple[Tensor, Tensor
     Args:
         total: (batch, channels, …).
         count: how many are taken.
-        relu: whether what is taken passes a ReLU.
+        relu: whether the channels that are taken pass a ReLU.
     """
     if _written(total):
         untyped: Any = _Take
@@ -100,6 +100,6 @@ class _Put(torch.autograd.Function):
             (total,) = ctx.saved_tensors
             toward = torch.ops.aten.threshold_backward(toward, total, 0)
         else:
-            # It may be another value's gradient too.
+            # This tensor may be another value's gradient too.
             toward = toward.clone()
         return toward, toward.narrow(1, 0, ctx.count).to(ctx.dtype, copy=True), None

@@ -1,4 +1,4 @@
-"""Matches: what surrogates found out about the blocks of one graph, each asked once for each block."""
+"""The matches of surrogates and the blocks of one graph; a surrogate is asked once about each block."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ class Matches:
         return self._sites[names]
 
     def of(self, surrogate: Surrogate[Any, Any], site: Site) -> Match | Refusal:
-        """What a surrogate found out at a site."""
+        """The match of a surrogate at a site, or its refusal."""
         key = site, surrogate.key, repr(surrogate.config)
         if key not in self._answers:
             self._answers[key] = surrogate.match(site)

@@ -194,7 +194,7 @@ class _RecomputeMix(torch.autograd.Function):
         kept = normalised.to(weight.dtype)
         ctx.save_for_backward(kept, rescale, weight, *rest)
         ctx.layer, ctx.drop, ctx.dtype = layer, drop, x.dtype
-        # What is dropped is drawn again.
+        # The dropped elements are drawn again.
         ctx.drawn = _generator_state(x.device) if drop > 0 else None
         return _no_view(layer.mixed(kept, weight, *rest, *([drop] if layer.scaled else [])))
 
@@ -310,7 +310,7 @@ def _without_norm(branch: _Normed, toward: Tensor, kept: Tensor) -> Tensor:
         toward, kept = toward.float(), kept.float()
     if branch.norm == "rms":
         return toward - kept * (toward * kept).mean(-1, keepdim=True)
-    # What is kept has a mean of 0 and a deviation of 1.
+    # The kept value has a mean of 0 and a deviation of 1.
     mean, rescale = kept.new_zeros((*kept.shape[:-1], 1)), kept.new_ones((*kept.shape[:-1], 1))
     made: Tensor = torch.ops.aten.native_layer_norm_backward(
         toward, kept, (kept.shape[-1],), mean, rescale, None, None, (True, False, False)

@@ -169,7 +169,7 @@ def run(model: nn.Module, inputs: ExampleInputs, training: bool, watch: Watch | 
 
     Args:
         model: any module.
-        inputs: it gets copies, which it may change.
+        inputs: the model gets copies, which it may change.
         training: the mode to run it in.
         watch: sees calls while it runs.
 
