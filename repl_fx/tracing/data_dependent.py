@@ -13,6 +13,7 @@ import random
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from types import FrameType
 from typing import Any
 
 import numpy as np
@@ -60,9 +61,9 @@ _MOST = 512
 
 def asked_by_model() -> bool:
     """Whether the code that called an operator, past the modes that see it, is neither torch's nor this package's."""
-    frame = sys._getframe(2)
+    frame: FrameType | None = sys._getframe(2)
     while frame is not None and frame.f_code.co_name in ("__torch_function__", "__torch_dispatch__"):
-        frame = frame.f_back  # type: ignore[assignment]
+        frame = frame.f_back
     asker = "" if frame is None else str(frame.f_globals.get("__name__"))
     return asker.split(".")[0] not in ("torch", "repl_fx")
 

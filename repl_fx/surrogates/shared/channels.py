@@ -30,7 +30,8 @@ def take_channels(total: Tensor, count: int, relu: bool) -> tuple[Tensor, Tensor
         relu: whether what is taken passes a ReLU.
     """
     if _written(total):
-        taken: tuple[Tensor, Tensor] = _Take.apply(total, count, relu)  # type: ignore[no-untyped-call]
+        untyped: Any = _Take
+        taken: tuple[Tensor, Tensor] = untyped.apply(total, count, relu)
         return taken
     part = total.narrow(1, 0, count)
     return total, F.relu(part) if relu else part
@@ -45,7 +46,8 @@ def put_channels(total: Tensor, part: Tensor, relu: bool) -> Tensor:
         relu: whether all of it passes a ReLU.
     """
     if _written(total):
-        put: Tensor = _Put.apply(total, part, relu)  # type: ignore[no-untyped-call]
+        untyped: Any = _Put
+        put: Tensor = untyped.apply(total, part, relu)
         return put
     count = part.shape[1]
     whole = torch.cat([part.to(total.dtype), total.narrow(1, count, total.shape[1] - count)], 1)
