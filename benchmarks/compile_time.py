@@ -58,6 +58,7 @@ from torch import nn
 
 import repl_fx
 from repl_fx._torch import FakeTensorMode
+from repl_fx.running.example_inputs import ExampleInputs
 from repl_fx.running.untouched import in_mode
 from repl_fx.tracing.dynamic_shapes import auto_shapes
 
@@ -247,7 +248,7 @@ def plain_export(
     """Seconds of one torch.export of a model as it is, in training mode."""
     with in_mode(model, True), torch.random.fork_rng(devices=[]), warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        shapes = auto_shapes(args, kwargs)
+        shapes = auto_shapes(ExampleInputs(args, kwargs))
         begin = now()
         torch.export.export(model, args, kwargs, dynamic_shapes=shapes, strict=False)  # type: ignore[arg-type]
         return now() - begin

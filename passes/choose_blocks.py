@@ -64,7 +64,7 @@ def choose_blocks(
     if every < 2:
         raise BadInput(f"every is {every}; it must be 2 or more, because a replaced block needs kept blocks around it")
     wanted = None if blocks is None else _named(repeats, blocks)
-    # What belongs to an exact repeat with blocks to spare, and what goes.
+    # Nodes of exact repeats with blocks to spare, and nodes of blocks that go.
     settled = {n for r in repeats if not r.similar and len(r) > 2 for block in r.blocks for n in block.nodes}
     gone: dict[fx.Node, str] = {}
     picked: list[tuple[Repeat, int]] = []

@@ -35,17 +35,11 @@ class ReplaceResult(Result):
     """A rewritten graph.
 
     Attributes:
-        replaced: names of the blocks that are gone.
+        changed: names of the blocks that are gone.
         removed: paths of the parameters and buffers that are gone.
     """
 
-    replaced: tuple[str, ...]
-    removed: tuple[str, ...]
-
-    @property
-    def modified(self) -> bool:
-        """Whether any block was replaced."""
-        return bool(self.replaced)
+    removed: tuple[str, ...] = ()
 
 
 def replace_blocks(
@@ -57,7 +51,7 @@ def replace_blocks(
         gm: the graph the repeats were found in.
         repeats: from `find_repeats`.
         plan: from `repl_fx.make_plan`.
-        matches: what surrogates found out in this graph while the plan was made; None where that is not known.
+        matches: of surrogates and blocks, from making the plan; None where they are not known.
 
     Returns:
         A new graph module, whose code is not written yet, that shares the tensors of what is kept.

@@ -48,27 +48,14 @@ class _Slice:
     new: fx.Node
 
 
-@dataclass(frozen=True)
-class InPlaceResult(Result):
-    """A graph whose slim blocks write into the stream.
-
-    Attributes:
-        removed: names of the concatenations that are gone.
-    """
-
-    removed: tuple[str, ...]
-
-    @property
-    def modified(self) -> bool:
-        """Whether any concatenation could go."""
-        return bool(self.removed)
-
-
-def write_in_place_(gm: fx.GraphModule) -> InPlaceResult:
+def write_in_place_(gm: fx.GraphModule) -> Result:
     """Let slim blocks write into the stream where nothing else reads it.
 
     Args:
         gm: a rewritten graph, changed in place.
+
+    Returns:
+        The graph, with the names of the concatenations that are gone.
     """
     names = []
     for node in gm.graph.find_nodes(op="call_function", target=torch.cat):
@@ -76,7 +63,7 @@ def write_in_place_(gm: fx.GraphModule) -> InPlaceResult:
         if found is not None:
             names.append(node.name)
             _write(gm, found)
-    return InPlaceResult(gm, tuple(names))
+    return Result(gm, tuple(names))
 
 
 def _slice(gm: fx.GraphModule, node: fx.Node) -> _Slice | None:

@@ -86,7 +86,8 @@ def call_impl(module: torch.nn.Module) -> Callable[..., Any]:
     Overriding it on one object is the only way to see calls under torch.export, which binds `Module.__call__` when
     torch is imported.
     """
-    return type(module)._call_impl.__get__(module)  # type: ignore[no-any-return]
+    function: Callable[..., Any] = type(module)._call_impl.__get__(module)
+    return function
 
 
 def set_call_impl(module: torch.nn.Module, function: Callable[..., Any]) -> None:
@@ -177,12 +178,12 @@ def quiet_tracing() -> Iterator[None]:
 
 def define_operator(namespace: str, schema: str, fake: Callable[..., Any]) -> torch.library.Library:
     """Define an operator that exists in traces alone; it lives as long as the returned library."""
-    library: Any = torch.library.Library
-    library = library(namespace, "FRAGMENT")
-    library.define(schema)
-    register: Any = torch.library.register_fake
-    register(f"{namespace}::{schema.split('(')[0]}", fake, lib=library)
-    return library  # type: ignore[no-any-return]
+    untyped: Any = torch.library
+    library: torch.library.Library = untyped.Library(namespace, "FRAGMENT")
+    define: Any = library.define
+    define(schema)
+    untyped.register_fake(f"{namespace}::{schema.split('(')[0]}", fake, lib=library)
+    return library
 
 
 def fixed_size(size: int | torch.SymInt) -> int | None:
@@ -274,10 +275,11 @@ def memory_of(tensor: Tensor) -> int:
 
 def move_hooks(source: Tensor, target: Tensor) -> None:
     """Register on one tensor the hooks on the gradients of another."""
+    untyped: Any = target
     for hook in (source._backward_hooks or {}).values():
-        target.register_hook(hook)  # type: ignore[no-untyped-call]
+        untyped.register_hook(hook)
     for hook in (getattr(source, "_post_accumulate_grad_hooks", None) or {}).values():
-        target.register_post_accumulate_grad_hook(hook)  # type: ignore[no-untyped-call]
+        untyped.register_post_accumulate_grad_hook(hook)
 
 
 # The knowledge of a `ShapeEnv` about its symbols, as far as it is plain data.
@@ -307,7 +309,8 @@ def sizes_knowing(known: Mapping[str, Any]) -> ShapeEnv:
     for name in _KNOWN:
         setattr(sizes, name, known[name])
     sizes.guards = [ShapeGuard(expr, _NOWHERE, oblivious) for expr, oblivious in known["guards"]]
-    here = CapturedTraceback.extract()  # type: ignore[no-untyped-call]
+    traceback: Any = CapturedTraceback
+    here = traceback.extract()
     sizes.deferred_runtime_asserts = {
         on: [RuntimeAssert(expr, message, here) for expr, message in found] for on, found in known["asserts"].items()
     }
@@ -332,7 +335,7 @@ def expression_of(number: Any) -> tuple[ShapeEnv, Any, Any, Any]:
     """The makings of a symbolic number: its sizes, the expression, its value in the example, and its constant value.
 
     Raises:
-        TypeError: it is no expression of sizes, such as the length of a jagged dimension.
+        TypeError: the number is no expression of sizes, such as the length of a jagged dimension.
     """
     node = number.node
     if not isinstance(node, SymNode) or node.shape_env is None:
@@ -364,6 +367,4 @@ def operator_name(operator: Any) -> str | None:
         return f"{operator.namespace}.{operator._schema.name.partition('::')[2]}.{operator._overloadname}"
     if isinstance(operator, OpOverloadPacket):
         return str(operator._qualified_op_name).replace("::", ".")
-    if isinstance(operator, HigherOrderOperator):
-        return f"higher_order.{operator.name()}"  # type: ignore[no-untyped-call]
-    return None
+    return f"higher_order.{operator.__name__}" if isinstance(operator, HigherOrderOperator) else None

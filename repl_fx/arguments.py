@@ -15,7 +15,7 @@ from torch import Tensor, fx, nn
 
 from repl_fx.errors import BadInput
 
-# What holds a module, with the names of a variable and of the attribute that is it.
+# Objects that hold a module, with the names of a variable and of the attribute that is the module.
 _HOLDERS = {
     "TransformResult": ("result", "module"),
     "CapturedParts": ("parts", "module"),
@@ -30,8 +30,8 @@ def require_module(function: str, given: Any, *, graph: bool = False, name: str 
 
     Args:
         function: the name of the public function.
-        given: what it was given.
-        graph: whether it has to be a graph.
+        given: the argument of that call.
+        graph: whether the module has to be a graph.
         name: of the argument, where it is not the first.
 
     Raises:
@@ -69,8 +69,8 @@ def require_path(given: Any, what: str) -> None:
     """Refuse what is no path.
 
     Args:
-        given: what was given.
-        what: what the path leads to, as in "the file to write".
+        given: the argument.
+        what: the noun for the file or directory at the path, as in "the file to write".
 
     Raises:
         BadInput: says what it is.
@@ -90,9 +90,9 @@ def require_kind(given: Any, kind: type, words: str) -> None:
     """Refuse what is of another class.
 
     Args:
-        given: what was given.
+        given: the argument.
         kind: the class it has to be of.
-        words: what is taken and where it comes from, as in "save takes the result of repl_fx.transform".
+        words: the class that is taken and its origin, as in "save takes the result of repl_fx.transform".
 
     Raises:
         BadInput: says what it is.

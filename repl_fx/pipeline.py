@@ -11,7 +11,7 @@ from typing import Any, overload
 from torch import fx, nn
 
 from repl_fx.analysis.blocks import Repeat
-from repl_fx.arguments import require_args, require_kind, require_module
+from repl_fx.arguments import require_kind, require_module
 from repl_fx.errors import NothingToReplace, PlanMismatch
 from repl_fx.graph.gc_pause import collection_paused
 from repl_fx.passes.choose_blocks import choose_blocks
@@ -23,11 +23,12 @@ from repl_fx.planning.part_repeats import PartRepeats, find_in_parts
 from repl_fx.planning.report import BlockReport, reports_of
 from repl_fx.planning.structure import lines_made, structure_of
 from repl_fx.planning.trials import Trials
+from repl_fx.running.example_inputs import ExampleInputs
 from repl_fx.surrogates import make_surrogate
 from repl_fx.tracing.capture import widen_batch
 from repl_fx.tracing.fingerprint import code_of, fingerprint
 from repl_fx.tracing.model_checks import require_capturable, require_finite
-from repl_fx.tracing.parts.capture import CapturedParts, Part, assemble, capture_parts, graphs_in, join
+from repl_fx.tracing.parts.capture import CapturedParts, Part, assemble, capture_parts, graphs_in
 
 
 @dataclass(frozen=True)
@@ -37,12 +38,12 @@ class TransformResult:
     Attributes:
         module: the rewritten model: a graph module where the whole model is one graph, else a module of the source's
             class with rewritten graphs in it.
-        captured_parts: what was captured; it shares tensors with `module`.
+        captured_parts: the captured graphs, which share tensors with `module`.
         parts: the rewritten graphs, those alone in which a block was replaced.
-        repeats: what was found; names begin with the path of the part they were found in.
-        plan: what was done.
-        report: what became of each block of each repeat, in program order.
-        args, kwargs: the example inputs of the capture, which have a batch of 2 or more where they are tensors.
+        repeats: of all parts; names begin with the path of the part they were found in.
+        plan: the plan that was applied.
+        report: the outcome for each block of each repeat, in program order.
+        inputs: the example inputs of the capture, which have a batch of 2 or more where they are tensors.
         structure: the text of what was captured (`repl_fx.tracing.fingerprint`), of which the plan holds the hash.
         made: the text of the code of `module`, as it was then.
         code: hash of the code of the user's own classes in the model, as it was then.
@@ -54,11 +55,20 @@ class TransformResult:
     repeats: tuple[Repeat, ...]
     plan: Plan
     report: tuple[BlockReport, ...]
-    args: tuple[Any, ...]
-    kwargs: dict[str, Any]
+    inputs: ExampleInputs
     structure: tuple[str, ...]
     made: tuple[str, ...]
     code: str
+
+    @property
+    def args(self) -> tuple[Any, ...]:
+        """The positional inputs."""
+        return self.inputs.args
+
+    @property
+    def kwargs(self) -> dict[str, Any]:
+        """The keyword inputs."""
+        return self.inputs.kwargs
 
     @property
     def all_parts(self) -> tuple[Part, ...]:
@@ -211,28 +221,27 @@ def transform(
         PlanMismatch: `plan` was made for another model, or what it makes of this one does not train.
     """
     require_module("transform", model)
-    require_args(args, kwargs)
+    given = ExampleInputs.of(args, kwargs)
     tell = progress or (lambda stage: None)
     if plan is not None:
         require_kind(plan, Plan, "transform takes for plan what repl_fx.make_plan returned, or Plan.from_json(text)")
     else:
         # A word that is misspelt should not cost a capture.
         make_surrogate(surrogate, settings)
-    require_capturable(model, args, kwargs)
+    require_capturable(model, given)
     if not allow_nan:
         require_finite(model)
-    args, kwargs = widen_batch(model, tuple(args), dict(kwargs or {}))
+    inputs = widen_batch(model, given)
     tell("capture")
-    captured = capture_parts(model, args, kwargs, copy=copy, paths=None if plan is None else plan.parts)
+    captured = capture_parts(model, inputs.args, inputs.kwargs, copy=copy, paths=None if plan is None else plan.parts)
     options = Options(every, surrogate, blocks, ignore, settings, seed)
-    return rewrite(captured, plan or options, args, kwargs, tell, check=check)
+    return rewrite(captured, plan or options, inputs, tell, check=check)
 
 
 def rewrite(
     captured: CapturedParts,
     plan: Plan | Options,
-    args: tuple[Any, ...],
-    kwargs: dict[str, Any],
+    inputs: ExampleInputs,
     tell: Callable[[str], None] = lambda stage: None,
     *,
     check: bool = True,
@@ -242,7 +251,7 @@ def rewrite(
     Args:
         captured: the model.
         plan: a plan, or what to make one of.
-        args, kwargs: example inputs of the model.
+        inputs: example inputs of the model.
         tell: called with the name of each stage as it begins.
         check: see `transform`.
 
@@ -264,7 +273,7 @@ def rewrite(
                 raise PlanMismatch(f"the plan was made for another model than this {name}; make a new plan", structure)
         _require_replacements(captured, repeats, plan)
         tell("replace")
-        trials = Trials(captured, found, plan.seed, args, kwargs)
+        trials = Trials(captured, found, plan.seed, inputs)
         if check and options is None:
             trials.require(plan)
         elif check and options is not None:
@@ -286,8 +295,7 @@ def rewrite(
         repeats,
         plan,
         tuple(report),
-        args,
-        kwargs,
+        inputs,
         structure_of(_used(found, plan.replacements), captured.source),
         lines_made(module),
         code_of(captured.source),
@@ -297,9 +305,10 @@ def rewrite(
 def _require_replacements(captured: CapturedParts, repeats: Sequence[Repeat], plan: Plan) -> None:
     if not plan.replacements:
         raise NothingToReplace(_summary(captured, repeats), [f"{r.block}: {r.reason}" for r in plan.refusals])
-    for replacement in plan.replacements:
-        if not any(replacement.block.startswith(join(part.path, "")) for part in captured.parts):
-            raise PlanMismatch(f"the plan names block {replacement.block}, which no part has; make a new plan")
+    known = {block.name for repeat in repeats for block in repeat.blocks}
+    missing = next((r.block for r in plan.replacements if r.block not in known), None)
+    if missing is not None:
+        raise PlanMismatch(f"the plan names block {missing}, which this model does not have; make a new plan")
 
 
 @overload
@@ -317,7 +326,7 @@ def fold(module: nn.Module) -> nn.Module:
 
     Raises:
         NotFoldable: see `repl_fx.passes.fold_surrogates`.
-        BadInput: what was given is no module.
+        BadInput: the argument is no module.
     """
     require_module("fold", module)
     if isinstance(module, fx.GraphModule):

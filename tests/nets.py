@@ -13,6 +13,7 @@ from torch import Tensor, fx, nn
 import repl_fx
 from repl_fx.passes.fold_surrogates import is_synthesis
 from repl_fx.pipeline import Options, rewrite
+from repl_fx.running.example_inputs import ExampleInputs
 from repl_fx.surrogates import make_surrogate
 from repl_fx.tracing.parts.capture import CapturedParts
 
@@ -188,7 +189,7 @@ def rewritten(
     make_surrogate(surrogate, settings)
     if _captured is None or _captured[0] is not model or _captured[1] is not x:
         _captured = model, x, repl_fx.capture_parts(model, (x,))
-    return rewrite(_captured[2], Options(surrogate=surrogate, settings=settings), (x,), {})
+    return rewrite(_captured[2], Options(surrogate=surrogate, settings=settings), ExampleInputs((x,)))
 
 
 def check_starts_as_if_pruned_and_folds(

@@ -38,6 +38,7 @@ from repl_fx.analysis.node_table import node_table
 from repl_fx.artifact import load_artifact
 from repl_fx.passes.fold_surrogates import is_synthesis
 from repl_fx.pipeline import Options, TransformResult, rewrite
+from repl_fx.running.example_inputs import ExampleInputs
 from repl_fx.running.untouched import seed_everything
 from repl_fx.surrogates.shared.site import surrogate_path
 from repl_fx.tracing.check import compare_modes
@@ -164,7 +165,7 @@ def first_half(case: Case, record: Record, place: Path, last: str, heavy: Any) -
             record.parts = [_part(part) for part in captured.parts]
             record.eager = [str(eager) for eager in captured.eager]
         with _stage(record, place, "eval", last):
-            checks = compare_modes(model, captured.module, args, kwargs, seed=1)
+            checks = compare_modes(model, captured.module, ExampleInputs(args, kwargs), seed=1)
             require_equal(next(checks))
         with _stage(record, place, "train", last):
             check = next(checks)
@@ -176,7 +177,7 @@ def first_half(case: Case, record: Record, place: Path, last: str, heavy: Any) -
         with _stage(record, place, "replaced", last):
             try:
                 # What `repl_fx.transform` does after the capture.
-                result = rewrite(captured, Options(), args, kwargs)
+                result = rewrite(captured, Options(), ExampleInputs(args, kwargs))
             except repl_fx.NothingToReplace as nothing:
                 if any(len(repeat) > 2 and not repeat.shared and not repeat.similar for repeat in repeats):
                     raise

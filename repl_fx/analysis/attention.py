@@ -127,7 +127,7 @@ def _views_back(node: fx.Node, makers: set[fx.Node]) -> list[fx.Node] | None:
     path = [node]
     while path[-1] not in makers:
         last = path[-1]
-        if last.op not in ("call_function", "call_method") or _name(last) not in _VIEWS or not last.args:
+        if last.op != "call_function" or _name(last) not in _VIEWS or not last.args:
             return None
         source = last.args[0]
         if not isinstance(source, fx.Node):
@@ -173,7 +173,7 @@ def _through(path: list[fx.Node], numbers: Tensor) -> Tensor | None:
 
         try:
             args, kwargs = fx.node.map_arg((node.args, node.kwargs), known)
-            function: Any = getattr(type(args[0]), str(node.target)) if node.op == "call_method" else node.target
+            function: Any = node.target
             value = function(*args, **kwargs)
         except (RuntimeError, TypeError, ValueError, IndexError):
             return None
@@ -190,9 +190,7 @@ def _shape(node: fx.Node) -> list[str]:
 
 
 def _name(node: fx.Node) -> str:
-    """The bare name of an operator, function or method."""
-    if node.op == "call_method":
-        return str(node.target)
+    """The bare name of an operator or function."""
     schema = getattr(node.target, "_schema", None)
     return str(schema.name).rpartition("::")[2] if schema else str(getattr(node.target, "__name__", ""))
 

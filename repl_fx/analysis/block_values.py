@@ -156,11 +156,7 @@ def block_of(table: NodeTable, named: BlockNames, name: str, members: Sequence[i
     whole = named.is_module(name, (table.nodes[i] for i in members))
     return Block(
         name=name,
-        nodes=bounds.nodes,
-        inputs=bounds.inputs,
-        outputs=bounds.outputs,
-        side_outputs=bounds.side_outputs,
-        side_inputs=bounds.side_inputs,
+        **vars(bounds),
         parameters=tuple(path for i in members for path in table.parameters[i]),
         module_path=name if whole else None,
         size=int(table.sizes[list(members)].sum()),

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import sys
 from collections import OrderedDict, namedtuple
-from collections.abc import Iterable
 from typing import Any, Literal
 
 import msgspec
@@ -13,6 +12,7 @@ from torch import Tensor
 
 from repl_fx.errors import ArtifactError
 from repl_fx.graph.kinds import dtype_name
+from repl_fx.running.example_inputs import ExampleInputs
 
 Scalar = bool | int | float | str | None
 
@@ -86,17 +86,17 @@ class Inputs(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     kwargs: dict[str, AnyDescribed]
 
     @classmethod
-    def of(cls, args: Iterable[Any], kwargs: dict[str, Any]) -> Inputs:
+    def of(cls, inputs: ExampleInputs) -> Inputs:
         """The description of arguments."""
-        return cls(tuple(map(describe, args)), {name: describe(value) for name, value in kwargs.items()})
+        return cls(tuple(map(describe, inputs.args)), {name: describe(v) for name, v in inputs.kwargs.items()})
 
-    def make(self) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    def make(self) -> ExampleInputs:
         """Arguments of the same kind; the same each time.
 
         Raises:
             ArtifactError: an argument is of a class that plain data does not describe, or no tensor is like it.
         """
-        return tuple(map(make, self.args)), {name: make(value) for name, value in self.kwargs.items()}
+        return ExampleInputs(tuple(map(make, self.args)), {name: make(value) for name, value in self.kwargs.items()})
 
 
 def describe(value: Any) -> AnyDescribed:
@@ -118,7 +118,7 @@ def describe(value: Any) -> AnyDescribed:
     if isinstance(value, torch.device):
         return OfTorch("device", str(value))
     if type(value) is float and (value != value or value in (float("inf"), -float("inf"))):
-        return NotFinite(str(value))  # type: ignore[arg-type]
+        return NotFinite("nan" if value != value else "inf" if value > 0 else "-inf")
     if type(value) in (bool, int, float, str, type(None)):
         return Constant(value)
     return Opaque(f"{type(value).__module__}.{type(value).__qualname__}")

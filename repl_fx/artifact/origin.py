@@ -94,7 +94,7 @@ def _manifest(result: TransformResult) -> Manifest:
         model=None,
         parts=tuple(_captured(part) for part in result.captured_parts.parts if part.path in result.plan.parts),
         eager=result.captured_parts.eager,
-        inputs=Inputs.of(result.args, dict(result.kwargs)),
+        inputs=Inputs.of(result.inputs),
         # Known when tensors are written.
         aliases={},
         parameters=0,
@@ -108,7 +108,7 @@ def _captured(part: Part) -> Captured:
         kind=info.model,
         tracer=info.tracer,
         dynamic=info.dynamic,
-        inputs=Inputs.of(part.args, part.kwargs),
+        inputs=Inputs.of(part.inputs),
         refused_sizes=tuple(refused_sizes(part.graph_module)),
     )
 

@@ -11,7 +11,7 @@ from typing import Any
 import msgspec
 from torch import Tensor, fx, nn
 
-from repl_fx.arguments import require_args, require_loadable, require_path
+from repl_fx.arguments import require_loadable, require_path
 from repl_fx.artifact.changing import changing, require_free
 from repl_fx.artifact.manifest import MANIFEST, Manifest, read_manifest
 from repl_fx.artifact.model_code import build_source
@@ -22,6 +22,7 @@ from repl_fx.graph.captured import copy_model
 from repl_fx.graph.kinds import kind_of
 from repl_fx.pipeline import TransformResult, rewrite, transform
 from repl_fx.plan import Plan
+from repl_fx.running.example_inputs import ExampleInputs
 from repl_fx.running.python_state import ORIGIN
 from repl_fx.running.untouched import device_of
 from repl_fx.sources import Source
@@ -45,7 +46,6 @@ class Artifact:
         manifest: the content of manifest.json.
         plan: the plan that was applied to the model.
         module: the rewritten model with its weights.
-        args, kwargs: example inputs.
         result: of applying the plan again: the graph before, its repeats and what became of each block.
     """
 
@@ -53,11 +53,14 @@ class Artifact:
     manifest: Manifest
     plan: Plan
     module: nn.Module
-    args: tuple[Any, ...]
-    kwargs: dict[str, Any]
     result: TransformResult
 
     own_files = (PLAN, WEIGHTS, CONSTANTS, GRAPH, STRUCTURE)
+
+    @property
+    def inputs(self) -> ExampleInputs:
+        """The example inputs."""
+        return self.result.inputs
 
     @property
     def graph_module(self) -> fx.GraphModule:
@@ -139,18 +142,18 @@ def load_artifact(
 ) -> Artifact:
     """Load an artifact with its plan and example inputs; see `load`."""
     require_loadable(directory, model)
-    require_args(() if args is None else args, kwargs)
+    given = ExampleInputs.of(() if args is None else args, kwargs)
+    known = args is None and kwargs is None
     directory = Path(directory)
     manifest, plan, state, structure = _read(directory)
-    given = None if args is None and kwargs is None else (tuple(args or ()), dict(kwargs or {}))
     source = build_source(directory, manifest, model, trust_remote_code)
     if isinstance(source, Source):
         manifest = msgspec.structs.replace(manifest, model=model_of(source))
-        inputs = given or (source.args, source.kwargs)
+        inputs = source.inputs if known else given
     else:
-        inputs = given or manifest.inputs.make()
+        inputs = manifest.inputs.make() if known else given
     built = source.model if isinstance(source, Source) else source
-    apply = partial(_applied, built, inputs, manifest=manifest, as_called=given is None, copy=source is built)
+    apply = partial(_applied, built, inputs, manifest=manifest, as_called=known, copy=source is built)
     try:
         try:
             result = apply(plan)
@@ -171,9 +174,9 @@ def load_artifact(
         refuse_sizes_(part.graph_module, refused.get(part.path, ()))
     load_state(result.module, state)
     # An attribute like any other, so that copies have it too.
-    known = replace(plan, fingerprint=fingerprint(result.structure))
-    vars(result.module)[ORIGIN] = Origin(manifest, known, result.structure, result.made)
-    return Artifact(directory, manifest, plan, result.module.eval(), result.args, result.kwargs, result)
+    as_applied = replace(plan, fingerprint=fingerprint(result.structure))
+    vars(result.module)[ORIGIN] = Origin(manifest, as_applied, result.structure, result.made)
+    return Artifact(directory, manifest, plan, result.module.eval(), result)
 
 
 def _may_trace_otherwise(manifest: Manifest, model: nn.Module) -> bool:
@@ -230,7 +233,7 @@ def _written(directory: Path, manifest: Manifest, name: str) -> Path:
 
 def _applied(
     model: nn.Module,
-    inputs: tuple[tuple[Any, ...], dict[str, Any]],
+    inputs: ExampleInputs,
     plan: Plan,
     *,
     manifest: Manifest,
@@ -238,15 +241,18 @@ def _applied(
     copy: bool,
 ) -> TransformResult:
     if plan.parts == ("",) or not as_called:
-        return transform(model, *inputs, plan=plan, copy=copy, check=False)
+        return transform(model, inputs.args, inputs.kwargs, plan=plan, copy=copy, check=False)
     device = device_of(model)
-    calls = {part.path: to_device(part.inputs.make(), device) for part in manifest.parts}
+    made = {part.path: part.inputs.make() for part in manifest.parts}
+    calls = {
+        path: ExampleInputs(to_device(one.args, device), to_device(one.kwargs, device)) for path, one in made.items()
+    }
     source = copy_model(model) if copy else model
     try:
         captured = capture_as_called(source, calls, {part.path: part.tracer for part in manifest.parts})
     except (CaptureError, BadInput) as problem:
         raise PlanMismatch(str(problem)) from problem
-    return rewrite(replace(captured, eager=manifest.eager), plan, *inputs, check=False)
+    return rewrite(replace(captured, eager=manifest.eager), plan, inputs, check=False)
 
 
 def graphs_text(graphs: Mapping[str, nn.Module]) -> str:

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from repl_fx.artifact import Artifact
+    from repl_fx.running.example_inputs import ExampleInputs
     from repl_fx.sources import Source
     from repl_fx.tracing.parts.capture import CapturedParts
 
@@ -170,8 +171,8 @@ def running(as_json: bool, verbose: bool, quiet: bool) -> Iterator[Terminal]:
         except BrokenPipeError:
             # Who reads stdout has seen enough; what is still in its buffer must not fail once more at exit.
             nowhere = os.open(os.devnull, os.O_WRONLY)
-            for stream in (results, sys.__stdout__):
-                os.dup2(nowhere, stream.fileno())  # type: ignore[union-attr]
+            for stream in filter(None, (results, sys.__stdout__)):
+                os.dup2(nowhere, stream.fileno())
             raise typer.Exit(CLOSED) from None
         except Exception:
             terminal.end_stage()
@@ -238,7 +239,7 @@ class Target:
         title: one line that says what it is.
         notes: lines on it, such as which weights are random.
         module: the model, or the rewritten model of the artifact.
-        args, kwargs: example inputs.
+        inputs: example inputs.
         source: where it is a specification.
         artifact: where it is a directory.
     """
@@ -246,14 +247,13 @@ class Target:
     title: str
     notes: tuple[str, ...]
     module: nn.Module
-    args: tuple[Any, ...]
-    kwargs: dict[str, Any]
+    inputs: ExampleInputs
     source: Source | None
     artifact: Artifact | None
 
 
 def load_target(
-    terminal: Terminal, spec: str, input_shape: str | None, seed: int, device: str, model: str | None, trust: bool
+    spec: str, model: str | None, *, input_shape: str | None, seed: int, device: str, trust: bool
 ) -> Target:
     """Load a model by its specification, or an artifact by its directory.
 
@@ -265,19 +265,18 @@ def load_target(
     from repl_fx.errors import BadInput
     from repl_fx.sources import load_source
 
-    terminal.stage("load")
     if not Path(spec).is_dir():
         if model is not None:
             raise BadInput(f"--model names the model of an artifact, and {spec} is no directory; leave out --model")
         source = load_source(spec, input_shape=input_shape, seed=seed, device=device, trust_remote_code=trust)
-        return Target(str(source), source.notes, source.model, source.args, source.kwargs, source, None)
+        return Target(str(source), source.notes, source.model, source.inputs, source, None)
     if input_shape is not None:
         raise BadInput(f"{spec} is an artifact and brings its own example inputs; leave out --input-shape")
     artifact = load_artifact(spec, model, trust_remote_code=trust)
     made_of = artifact.manifest.model.kind if artifact.manifest.model else "model"
     parameters = sum(p.numel() for p in artifact.module.parameters())
     title = f"{spec}: rewritten {made_of}, {parameters:,} parameters"
-    return Target(title, (), artifact.module.to(device), artifact.args, artifact.kwargs, None, artifact)
+    return Target(title, (), artifact.module.to(device), artifact.inputs, None, artifact)
 
 
 def note_lines(notes: Sequence[str]) -> list[RenderableType]:

@@ -71,14 +71,14 @@ def export_command(
             for part in parts:
                 # Files that the artifact had stay until all is written that takes their place.
                 written = output or change.place / names[part.path]
-                args, kwargs = widen_batch(part.graph_module, part.args, part.kwargs)
+                inputs = widen_batch(part.graph_module, part.inputs)
                 terminal.stage(f"export {part.path}".rstrip())
-                export_onnx(part.graph_module, written, args, kwargs, opset=opset)
+                export_onnx(part.graph_module, written, inputs.args, inputs.kwargs, opset=opset)
                 target = output or directory / names[part.path]
                 documents[part.path] = {"onnx": str(target), "bytes": _bytes_of(written), "verification": None}
                 if verify:
                     terminal.stage(f"verify {part.path}".rstrip())
-                    result = results[part.path] = verify_onnx(part.graph_module, written, args, kwargs)
+                    result = results[part.path] = verify_onnx(part.graph_module, written, inputs.args, inputs.kwargs)
                     documents[part.path]["verification"] = result.to_json()
                     terminal.show(verification_table(result))
             if verify:

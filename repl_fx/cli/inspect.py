@@ -48,12 +48,13 @@ def inspect_command(
             repeats_table,
         )
 
-        target = load_target(terminal, spec, input_shape, seed, device, model, trust)
+        terminal.stage("load")
+        target = load_target(spec, model, input_shape=input_shape, seed=seed, device=device, trust=trust)
         if target.artifact is not None:
             captured, repeats = target.artifact.result.captured_parts, target.artifact.result.repeats
         else:
             terminal.stage("capture")
-            captured = capture_parts(target.module, target.args, target.kwargs)
+            captured = capture_parts(target.module, target.inputs.args, target.inputs.kwargs)
             terminal.stage("find repeats")
             repeats = repeats_of(captured)
         terminal.stage("measure costs")

@@ -208,7 +208,7 @@ def _checked(source: Source, result: TransformResult) -> CaptureCheck:
             checked = check_capture(source.model, result.captured, result.args, result.kwargs)
     except ForeignError as failed:
         what = obstacle(type(source.model).__name__, failed)
-        raise BadInput(misfit(what, failed.problem, result.args, result.kwargs)) from failed.problem
+        raise BadInput(misfit(what, failed.problem, result.inputs)) from failed.problem
     if not checked:
         modes = " and ".join(name for name in ("evaluation", "training") if not getattr(checked, name))
         raise CheckFailed(

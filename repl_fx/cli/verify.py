@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -27,6 +27,8 @@ from repl_fx.cli.group import CheckFailed
 
 if TYPE_CHECKING:
     from torch import nn
+
+    from repl_fx.running.example_inputs import ExampleInputs
 
 
 def verify_command(
@@ -65,15 +67,24 @@ def verify_command(
         from repl_fx.tracing.capture import widen_batch
 
         batches = None if batch is None else _sizes(batch)
-        target = load_target(terminal, spec, input_shape, seed, device, model, trust)
-        module, args, kwargs = _subject(target, part, onnx)
-        args, kwargs = widen_batch(module, args, kwargs)
+        terminal.stage("load")
+        target = load_target(spec, model, input_shape=input_shape, seed=seed, device=device, trust=trust)
+        module, given = _subject(target, part, onnx)
+        inputs = widen_batch(module, given)
         if per_layer and target.artifact is None:
             terminal.stage("capture")
-            module = capture(module, args, kwargs)
+            module = capture(module, inputs.args, inputs.kwargs)
         terminal.stage("verify")
         result = verify_onnx(
-            module, onnx, args, kwargs, rtol=rtol, atol=atol, batches=batches, seed=seed, per_layer=per_layer
+            module,
+            onnx,
+            inputs.args,
+            inputs.kwargs,
+            rtol=rtol,
+            atol=atol,
+            batches=batches,
+            seed=seed,
+            per_layer=per_layer,
         )
         terminal.show(*note_lines(target.notes))
         if result.layers:
@@ -88,21 +99,21 @@ def verify_command(
         terminal.show(result.summary())
 
 
-def _subject(target: Target, part: str | None, onnx: Path) -> tuple[nn.Module, tuple[Any, ...], dict[str, Any]]:
+def _subject(target: Target, part: str | None, onnx: Path) -> tuple[nn.Module, ExampleInputs]:
     """The module to compare the file with: the model, or one part of an artifact, with its inputs."""
     from repl_fx.errors import BadInput
 
     if target.artifact is None or target.artifact.result.captured_parts.whole:
         if part is not None:
             raise BadInput("--part names a part of a model that was captured in parts; this one is whole, leave it out")
-        return target.module, target.args, target.kwargs
+        return target.module, target.inputs
     parts = {found.path: found for found in target.artifact.result.parts}
     name = onnx.name.removesuffix(".onnx") if part is None else part
     if name not in parts:
         raise BadInput(
             f"the model was captured in parts, and {name!r} is none; say which with --part {'|'.join(parts)}"
         )
-    return parts[name].graph_module, parts[name].args, parts[name].kwargs
+    return parts[name].graph_module, parts[name].inputs
 
 
 def _sizes(text: str) -> list[int]:

@@ -22,11 +22,8 @@ def at_batch(inputs: FlatInputs, batch: int, seed: int) -> FlatInputs:
     if batch == traced:
         return inputs
     generator = torch.Generator().manual_seed(seed)
-    return inputs.with_tensors(
-        [
-            draw(tensor, batch, generator) if tensor.ndim and tensor.shape[0] == traced else tensor
-            for tensor in inputs.tensors
-        ]
+    return inputs.map(
+        lambda tensor: draw(tensor, batch, generator) if tensor.ndim and tensor.shape[0] == traced else tensor
     )
 
 

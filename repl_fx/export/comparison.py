@@ -63,11 +63,10 @@ class ModelComparison:
         fixed = self.session.fixed_dimension(inputs)
         if fixed:
             return fixed
-        args, kwargs = inputs.rebuild([tensor.clone() for tensor in inputs.tensors])
         try:
             # Every run begins with the state that was exported, whatever a forward changes of it.
             with untouched(self.module, buffers=True, parameters=True), foreign_code():
-                expected, others = name_outputs(self.module(*args, **kwargs))
+                expected, others = name_outputs(inputs.given.map(torch.clone).passed_to(self.module))
                 expected = {name: tensor.clone() for name, tensor in expected.items()}
         except ForeignError as failed:
             return f"the module itself fails: {first_line(failed.problem)}"
@@ -145,13 +144,12 @@ class ModelComparison:
 
     def _exact(self, inputs: FlatInputs) -> dict[str, Tensor]:
         """The outputs in double precision; none where the model insists on single."""
-        doubled = [tensor.double() if tensor.dtype is torch.float32 else tensor.clone() for tensor in inputs.tensors]
-        args, kwargs = inputs.rebuild(doubled)
+        doubled = inputs.given.map(lambda t: t.double() if t.dtype is torch.float32 else t.clone())
         try:
             with foreign_code():
-                outputs = name_outputs(_in_double(self.module)(*args, **kwargs))[0]
+                outputs = name_outputs(doubled.passed_to(_in_double(self.module)))[0]
         except ForeignError:
-            # It may cast to float32 on its way.
+            # The module may cast to float32 on its way.
             return {}
         return outputs
 

@@ -73,7 +73,7 @@ def compare_layers(
         ExportError: the copy cannot be exported, or its results are of another kind.
     """
     names = [node.name for node in nodes]
-    args, kwargs = inputs.rebuild(inputs.tensors)
+    args, kwargs = inputs.given.args, inputs.given.kwargs
     with tempfile.TemporaryDirectory() as scratch:
         file = export_onnx(_returning(exported, names), Path(scratch) / "layers.onnx", args, kwargs)
         comparison = ModelComparison(OnnxSession(file), _returning(gm, names), rtol, atol)

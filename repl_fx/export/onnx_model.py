@@ -16,7 +16,7 @@ import onnx_ir as ir
 import torch
 from torch import Tensor, fx, nn
 
-from repl_fx.arguments import require_args, require_module, require_path
+from repl_fx.arguments import require_module, require_path
 from repl_fx.errors import BadInput, ExportError, ForeignError, OutputError, first_line, foreign_code
 from repl_fx.export.lowering import lower_
 from repl_fx.export.noise import quiet
@@ -26,6 +26,7 @@ from repl_fx.export.tensors import FlatInputs, FlatModule, evaluating, flatten_i
 from repl_fx.export.translations import TRANSLATIONS
 from repl_fx.passes.driver import run_passes
 from repl_fx.passes.fold_surrogates import fold_surrogates
+from repl_fx.running.example_inputs import ExampleInputs
 from repl_fx.running.untouched import untouched
 from repl_fx.tracing.dynamic_shapes import auto_shapes, batch_dims, dynamic_dims
 from repl_fx.tracing.parts.capture import graphs_in
@@ -90,7 +91,7 @@ def export_onnx(
     """
     require_module("export_onnx", gm)
     require_path(path, "the file to write")
-    require_args(args, kwargs)
+    given = ExampleInputs.of(args, kwargs)
     target = _check_target(Path(path))
     _check_opset(opset)
     source = gm
@@ -101,7 +102,7 @@ def export_onnx(
     # A forward that counts its calls or moves a buffer runs for the names of the outputs, and for the trace.
     kept = untouched(gm, buffers=True, parameters=True)
     with kept, evaluating(gm, source), torch.no_grad(), quiet():
-        inputs = _on_device_of(source, flatten_inputs(source, args, kwargs))
+        inputs = _on_device_of(source, flatten_inputs(source, given))
         if all(tensor.shape[0] < 2 for tensor in inputs.tensors if tensor.ndim):
             raise BadInput("the example inputs have a batch of 1, which the export would fix; give 2 or more")
         program = _convert(source, inputs, _output_names(source, inputs), opset)
@@ -111,10 +112,9 @@ def export_onnx(
 
 
 def _output_names(source: nn.Module, inputs: FlatInputs) -> list[str]:
-    args, kwargs = inputs.rebuild([tensor.clone() for tensor in inputs.tensors])
     try:
         with untouched(source, buffers=True, parameters=True), foreign_code():
-            tensors, _ = name_outputs(source(*args, **kwargs))
+            tensors, _ = name_outputs(inputs.given.map(torch.clone).passed_to(source))
     except ForeignError as failed:
         raise BadInput(f"the module fails on the example inputs: {first_line(failed.problem)}") from failed.problem
     if not tensors:
@@ -131,7 +131,7 @@ def _convert(
     flat = FlatModule(source, inputs)
     failure: Exception | None = None
     for dims in _ladder(tensors):
-        shapes: Any = auto_shapes(tensors, dims=dims)
+        shapes: Any = auto_shapes(ExampleInputs(tensors), dims=dims)
         try:
             with foreign_code():
                 program = torch.onnx.export(
@@ -276,7 +276,7 @@ def _on_device_of(module: nn.Module, inputs: FlatInputs) -> FlatInputs:
     weight = next(iter((*module.parameters(), *module.buffers())), None)
     if weight is None:
         return inputs
-    return inputs.with_tensors([tensor.to(weight.device) for tensor in inputs.tensors])
+    return inputs.map(lambda tensor: tensor.to(weight.device))
 
 
 def _explain(source: nn.Module, failure: Exception) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import enum
 import inspect
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, fields, is_dataclass, replace
 from typing import Any
@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from repl_fx._torch import pytree
 from repl_fx.errors import BadInput
+from repl_fx.running.example_inputs import ExampleInputs
 
 Path = tuple[str, ...]
 
@@ -35,43 +36,38 @@ _CONSTANTS = (
 
 @dataclass(frozen=True)
 class FlatInputs:
-    """The example inputs of a module as named tensors, and the way back.
+    """The example inputs of a module with names for their tensors.
 
     Attributes:
+        given: the inputs, as the module takes them.
         names: one for each tensor: the argument's name, with the path below it where the argument is nested.
-        tensors: in the same order; a tensor passed twice is two entries.
         constants: names of the arguments that are not tensors; they are fixed at export.
     """
 
+    given: ExampleInputs
     names: tuple[str, ...]
-    tensors: tuple[Tensor, ...]
     constants: tuple[str, ...]
-    _leaves: tuple[Any, ...]
-    _spec: Any
 
-    def rebuild(self, tensors: Sequence[Tensor]) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        """Return positional and keyword arguments with these tensors in the places of the example's."""
-        following = iter(tensors)
-        leaves = [next(following) if isinstance(leaf, Tensor) else leaf for leaf in self._leaves]
-        args, kwargs = pytree.tree_unflatten(leaves, self._spec)
-        return tuple(args), dict(kwargs)
+    @property
+    def tensors(self) -> tuple[Tensor, ...]:
+        """The tensors, in the order of their names; a tensor passed twice is two entries."""
+        return tuple(self.given.tensors)
 
     def by_name(self) -> dict[str, Tensor]:
         """Return the tensors by their names."""
         return dict(zip(self.names, self.tensors, strict=True))
 
-    def with_tensors(self, tensors: Sequence[Tensor]) -> FlatInputs:
+    def map(self, change: Callable[[Tensor], Tensor]) -> FlatInputs:
         """Return the same arguments with other tensors."""
-        return replace(self, tensors=tuple(tensors))
+        return replace(self, given=self.given.map(change))
 
 
-def flatten_inputs(module: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any] | None = None) -> FlatInputs:
+def flatten_inputs(module: nn.Module, given: ExampleInputs) -> FlatInputs:
     """Name the tensors among a module's arguments.
 
     Args:
         module: its `forward` gives the names.
-        args: positional arguments, nested as the module takes them.
-        kwargs: keyword arguments.
+        given: its arguments.
 
     Returns:
         The tensors in the order of the arguments.
@@ -79,7 +75,7 @@ def flatten_inputs(module: nn.Module, args: Sequence[Any], kwargs: Mapping[str, 
     Raises:
         BadInput: the arguments do not fit the signature, hold no tensor, or hold an object of unknown structure.
     """
-    leaves, spec = pytree.tree_flatten((tuple(args), dict(kwargs or {})))
+    leaves, spec = pytree.tree_flatten((given.args, given.kwargs))
     numbered_args, numbered_kwargs = pytree.tree_unflatten(list(range(len(leaves))), spec)
     try:
         bound = inspect.signature(module.forward).bind(*numbered_args, **numbered_kwargs)
@@ -103,11 +99,9 @@ def flatten_inputs(module: nn.Module, args: Sequence[Any], kwargs: Mapping[str, 
     if not positions:
         raise BadInput(f"the example inputs of {type(module).__name__} hold no tensor")
     return FlatInputs(
+        given=given,
         names=unique(named[index] for index in positions),
-        tensors=tuple(leaves[index] for index in positions),
         constants=tuple(named[index] for index in range(len(leaves)) if index not in positions),
-        _leaves=tuple(leaves),
-        _spec=spec,
     )
 
 
@@ -186,10 +180,11 @@ class FlatModule(nn.Module):
     def forward(self, *tensors: Tensor) -> tuple[Tensor, ...]:
         """Call the source; every result is a tensor of its own, since an ONNX value can have but one name."""
         source, inputs = self.__dict__["_source"], self.__dict__["_inputs"]
-        args, kwargs = inputs.rebuild(tensors)
+        following = iter(tensors)
+        returned = inputs.given.map(lambda _: next(following)).passed_to(source)
         named = {id(t) for t in (*tensors, *source.parameters(), *source.buffers())}
         results = []
-        for tensor in name_outputs(source(*args, **kwargs))[0].values():
+        for tensor in name_outputs(returned)[0].values():
             results.append(tensor.clone() if id(tensor) in named else tensor)
             named.add(id(tensor))
         return tuple(results)

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import fx, nn
 
-from repl_fx.arguments import require_args, require_module, require_path
+from repl_fx.arguments import require_module, require_path
 from repl_fx.errors import BadInput, ReplFxError, first_line
 from repl_fx.export.batches import at_batch, default_batches
 from repl_fx.export.comparison import ModelComparison
@@ -25,6 +25,7 @@ from repl_fx.export.verification import Verification
 from repl_fx.export.weights import Arrays, other_weights, weights_of, with_weights
 from repl_fx.passes.driver import run_passes
 from repl_fx.passes.fold_surrogates import fold_surrogates
+from repl_fx.running.example_inputs import ExampleInputs
 
 
 def verify_onnx(
@@ -76,14 +77,13 @@ def verify_onnx(
     """
     require_module("verify_onnx", gm)
     require_path(path, "the ONNX file")
-    require_args(args, kwargs)
+    given = ExampleInputs.of(args, kwargs)
     if batches is not None:
         _require_sizes(batches)
     session = OnnxSession(Path(path))
     module = _on_cpu(gm)
     with evaluating(module), torch.no_grad(), quiet():
-        inputs = flatten_inputs(module, args, kwargs)
-        inputs = inputs.with_tensors([tensor.detach().cpu() for tensor in inputs.tensors])
+        inputs = flatten_inputs(module, given.map(lambda tensor: tensor.detach().cpu()))
         paired = session.check_inputs(inputs)
         traced = batch_size(inputs.tensors)
         wanted = tuple(batches) if batches is not None else default_batches(traced)
@@ -157,6 +157,6 @@ def _localise(
 
 
 def _exported_weights(gm: fx.GraphModule, inputs: FlatInputs) -> Arrays:
-    args, kwargs = inputs.rebuild(inputs.tensors)
+    args, kwargs = inputs.given.args, inputs.given.kwargs
     with tempfile.TemporaryDirectory() as scratch:
         return weights_of(export_onnx(gm, Path(scratch) / "fresh.onnx", args, kwargs))

@@ -301,9 +301,7 @@ def has_effect(node: fx.Node) -> bool:
         return True
     if node.op != "call_function":
         return False
-    if getattr(node.target, "_schema", None) is None:
-        return False
-    return writes_in_place(node) or torch.Tag.nondeterministic_seeded in node.target.tags  # type: ignore[union-attr]
+    return writes_in_place(node) or torch.Tag.nondeterministic_seeded in getattr(node.target, "tags", ())
 
 
 def writes_in_place(node: fx.Node) -> bool:

@@ -46,7 +46,7 @@ class Comparison:
     """A number of Python's or numpy's generator, compared with one that is known.
 
     Attributes:
-        function, args: what draws it.
+        function, args: the call that draws the number.
         compare: the operator.
         other: the right operand.
     """

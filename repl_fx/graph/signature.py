@@ -20,10 +20,11 @@ from repl_fx._torch import children_of, fixed_size, pytree
 from repl_fx.errors import Untraceable
 from repl_fx.graph.pickling import structure_as_data
 from repl_fx.graph.runtime import check_constant, check_key, check_least, check_shape
+from repl_fx.running.example_inputs import ExampleInputs
 
-# What fx makes of the lists and mappings in its graphs.
+# The classes that fx makes of the lists and mappings in its graphs.
 _PLAIN: dict[Any, type] = {immutable_list: list, immutable_dict: dict}
-# What fx can write into generated code.
+# Values that fx can write into generated code.
 _WRITABLE = (bool, int, float, str, torch.dtype, torch.device)
 
 
@@ -40,7 +41,36 @@ class Argument:
     value: Any
 
 
-def bind_arguments(model: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any]) -> tuple[Argument, ...]:
+@dataclass(frozen=True, eq=False)
+class BoundInputs:
+    """Example inputs with the names that they have in the signature of a forward.
+
+    Attributes:
+        inputs: the inputs.
+        arguments: in the order of the signature.
+    """
+
+    inputs: ExampleInputs
+    arguments: tuple[Argument, ...]
+
+    @property
+    def values(self) -> dict[str, Any]:
+        """The values of the arguments, by name."""
+        return {argument.name: argument.value for argument in self.arguments}
+
+    def located(self, keywords: Sequence[str]) -> list[tuple[str, tuple[Any, ...], Any]]:
+        """Argument name, path inside it and value of each flattened leaf, the keyword arguments in this order."""
+        positional = [argument.name for argument in self.arguments][: len(self.inputs.args)]
+        given = [
+            *zip(positional, self.inputs.args, strict=True),
+            *((name, self.inputs.kwargs[name]) for name in keywords),
+        ]
+        return [
+            (name, tuple(path), leaf) for name, value in given for path, leaf in pytree.tree_flatten_with_path(value)[0]
+        ]
+
+
+def bind_arguments(model: nn.Module, inputs: ExampleInputs) -> BoundInputs:
     """Name the example inputs in the order of the forward's signature.
 
     Arguments that were not passed but stand before one that was are bound to their defaults, so that positional calls
@@ -50,6 +80,7 @@ def bind_arguments(model: nn.Module, args: Sequence[Any], kwargs: Mapping[str, A
         TypeError: the forward does not take these arguments.
     """
     signature = inspect.signature(model.forward)
+    args, kwargs = inputs.args, inputs.kwargs
     signature.bind(*args, **kwargs)
     parameters = list(signature.parameters.values())
     bound: dict[str, Any] = {}
@@ -67,13 +98,7 @@ def bind_arguments(model: nn.Module, args: Sequence[Any], kwargs: Mapping[str, A
         elif parameter.name not in bound and parameter.default is not parameter.empty:
             bound[parameter.name] = parameter.default
     bound.update({name: value for name, value in kwargs.items() if name not in bound})
-    return tuple(Argument(name, value) for name, value in bound.items())
-
-
-def input_names(model: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any]) -> list[str]:
-    """Names for the positional and then the keyword arguments, one for each."""
-    names = [argument.name for argument in bind_arguments(model, args, kwargs)]
-    return [*names[: len(args)], *kwargs]
+    return BoundInputs(inputs, tuple(Argument(name, value) for name, value in bound.items()))
 
 
 class InputNodes:
@@ -150,16 +175,6 @@ def step_into(graph: fx.Graph, node: fx.Node, step: Any) -> fx.Node:
     if isinstance(step, pytree.GetAttrKey):
         return graph.call_function(getattr, (node, step.name))
     raise Untraceable(f"a value nested by {type(step).__name__}")
-
-
-def locate_inputs(
-    names: Sequence[str], args: Sequence[Any], kwargs: Mapping[str, Any]
-) -> list[tuple[str, tuple[Any, ...], Any]]:
-    """Argument name, path inside it and value of each flattened leaf of (args, kwargs)."""
-    given = [*zip(names, args, strict=False), *kwargs.items()]
-    return [
-        (name, tuple(path), leaf) for name, value in given for path, leaf in pytree.tree_flatten_with_path(value)[0]
-    ]
 
 
 def keyword_order(structure: pytree.TreeSpec) -> list[str]:

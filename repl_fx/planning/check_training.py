@@ -21,8 +21,9 @@ from torch import Tensor, nn
 
 from repl_fx._torch import pytree
 from repl_fx.errors import ForeignError, foreign_code
+from repl_fx.running.example_inputs import ExampleInputs
 from repl_fx.running.opaque_outputs import open_objects
-from repl_fx.running.untouched import device_of, fresh_inputs, in_mode, seed_everything, seeded, untouched
+from repl_fx.running.untouched import device_of, in_mode, seed_everything, seeded, untouched
 
 # How often the parameters move before a surrogate without gradients counts as dead: a closed gate opens at the first,
 # a second one behind it at the next.
@@ -53,16 +54,14 @@ class TrainingCheck:
 
     Args:
         model: before it is rewritten.
-        args, kwargs: its example inputs.
+        inputs: its example inputs.
         seed: for dropout and the like.
     """
 
-    def __init__(self, model: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any], seed: int = 0) -> None:
-        self.model = model
-        self.args, self.kwargs, self.seed = tuple(args), dict(kwargs), seed
-        given = (leaf for leaf in pytree.tree_leaves((self.args, self.kwargs)) if isinstance(leaf, Tensor))
+    def __init__(self, model: nn.Module, inputs: ExampleInputs, seed: int = 0) -> None:
+        self.model, self.inputs, self.seed = model, inputs, seed
         # A step needs values.
-        self.possible = not any(tensor.is_meta for tensor in (*given, *model.parameters(), *model.buffers()))
+        self.possible = not any(tensor.is_meta for tensor in (*inputs.tensors, *model.parameters(), *model.buffers()))
 
     @cached_property
     def before(self) -> Trained:
@@ -108,7 +107,7 @@ class TrainingCheck:
 
     def _trained(self, module: nn.Module, moves: int) -> Trained:
         """A step of a model, and some more after its parameters moved; what learns in any of them learns."""
-        device = device_of(module, self.args, self.kwargs)
+        device = device_of(module, self.inputs)
         parameters = [parameter for parameter in module.parameters() if parameter.requires_grad]
         learns: set[int] = set()
         broken: set[int] = set()
@@ -141,8 +140,7 @@ class TrainingCheck:
 
     def _gradients(self, module: nn.Module, parameters: Sequence[nn.Parameter]) -> tuple[Tensor | None, ...] | None:
         """Gradients of one number of all outputs; None where no output depends on a parameter."""
-        args, kwargs = fresh_inputs(self.args, self.kwargs)
-        outputs = pytree.tree_leaves(open_objects(module(*args, **kwargs)))
+        outputs = pytree.tree_leaves(open_objects(self.inputs.fresh().passed_to(module)))
         parts = list(_floating(outputs))
         if not parts or not parameters:
             return None

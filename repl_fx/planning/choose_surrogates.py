@@ -23,12 +23,12 @@ from repl_fx.tracing.hooks import hooks_within
 def choose_surrogates(
     parts: Sequence[PartRepeats], chosen: Sequence[Chosen], surrogate: Surrogate[Any, Any]
 ) -> tuple[tuple[Replacement, ...], tuple[Refusal, ...]]:
-    """What stands in for each block, and which blocks stay.
+    """Choose the surrogate of each block; blocks that none can stand in for stay.
 
     Args:
         parts: the parts of the model.
         chosen: the blocks that go, under the names that they have in the model.
-        surrogate: what was asked for.
+        surrogate: the one that was asked for.
     """
     replacements: list[Replacement] = []
     refusals: list[Refusal] = []
@@ -54,7 +54,7 @@ def next_choices(
 
     Args:
         parts: the parts of the model.
-        surrogate: what was asked for.
+        surrogate: the one that was asked for.
         replaced: the block, and what does not train there.
     """
     part, site = _site(parts, replaced.block, replaced.before, replaced.after)
@@ -67,8 +67,7 @@ def _site(parts: Sequence[PartRepeats], block: str, before: str, after: str) -> 
     """The part that a block is in, and its site there, from the names that they have in the model."""
     for part in parts:
         if block in part.blocks:
-            names = (part.blocks[name].name for name in (block, before, after))
-            return part, part.matches.site(*names)
+            return part, part.matches.site(block, before, after)
     raise PlanMismatch(f"the plan names block {block}, which no part has; make a new plan")
 
 

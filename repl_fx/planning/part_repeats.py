@@ -47,8 +47,8 @@ class PartRepeats:
 
     @cached_property
     def matches(self) -> Matches:
-        """What surrogates found out about the blocks."""
-        return Matches(self.graph_module, self.inside)
+        """The matches of surrogates and blocks."""
+        return Matches(self.graph_module, self.inside, join(self.path, ""))
 
     @cached_property
     def lines(self) -> tuple[str, ...]:

@@ -38,7 +38,7 @@ def reports_of(part: PartRepeats, rewritten: fx.GraphModule, plan: Plan) -> list
     Args:
         part: the part and its repeats, before.
         rewritten: its graph behind the plan; that of `part` where no block of it was replaced.
-        plan: what was done to the model.
+        plan: the plan that was applied.
     """
     replaced = {replacement.block: replacement for replacement in plan.replacements}
     refused = {refusal.block: refusal for refusal in plan.refusals}

@@ -11,7 +11,7 @@ from repl_fx.planning.part_repeats import PartRepeats
 from repl_fx.tracing.fingerprint import lines_around, lines_of_code
 from repl_fx.tracing.parts.capture import graphs_in
 
-# What stands before the shape of a tensor of fractions.
+# The word before the shape of a tensor of fractions.
 _PRECISION = re.compile(r"\b(?:bfloat|float|complex)\d\w*(?=\[)")
 
 

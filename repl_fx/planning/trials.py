@@ -6,7 +6,6 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
 from itertools import chain
-from typing import Any
 
 from torch import fx
 
@@ -18,6 +17,7 @@ from repl_fx.passes.write_in_place import write_in_place_
 from repl_fx.plan import Plan, Refusal, Replacement
 from repl_fx.planning.check_training import TrainingCheck
 from repl_fx.planning.part_repeats import PartRepeats
+from repl_fx.running.example_inputs import ExampleInputs
 from repl_fx.surrogates.shared.site import surrogate_path
 from repl_fx.tracing.parts.capture import CapturedParts
 
@@ -26,15 +26,19 @@ def apply_plan(parts: Sequence[PartRepeats], plan: Plan) -> dict[str, fx.GraphMo
     """The rewritten graphs, by the path of their part; those alone in which a block is replaced."""
     graphs: dict[str, fx.GraphModule] = {}
     for part in parts:
-        own = plan.within(part.path)
-        if not own.replacements:
-            continue
-        graphs[part.path] = run_passes(
-            part.graph_module,
-            partial(replace_blocks, repeats=part.inside, plan=own, matches=part.matches),
-            batch_syntheses_,
-            write_in_place_,
-        ).graph_module
+        own = tuple(replacement for replacement in plan.replacements if replacement.block in part.blocks)
+        if own:
+            graphs[part.path] = run_passes(
+                part.graph_module,
+                partial(
+                    replace_blocks,
+                    repeats=part.inside,
+                    plan=replace(plan, replacements=own),
+                    matches=part.matches,
+                ),
+                batch_syntheses_,
+                write_in_place_,
+            ).graph_module
     return graphs
 
 
@@ -45,21 +49,14 @@ class Trials:
         captured: the model.
         parts: the repeats of its parts.
         seed: of the surrogates' initial values.
-        args, kwargs: example inputs of the model.
+        inputs: example inputs of the model.
     """
 
-    def __init__(
-        self,
-        captured: CapturedParts,
-        parts: Sequence[PartRepeats],
-        seed: int,
-        args: tuple[Any, ...],
-        kwargs: dict[str, Any],
-    ) -> None:
+    def __init__(self, captured: CapturedParts, parts: Sequence[PartRepeats], seed: int, inputs: ExampleInputs) -> None:
         self.captured, self.parts, self.seed = captured, parts, seed
         self._reasons: dict[tuple[str, ...], str | None] = {}
         self._passed: tuple[tuple[Replacement, ...], dict[str, fx.GraphModule]] = (), {}
-        self._check = TrainingCheck(captured.module, args, kwargs)
+        self._check = TrainingCheck(captured.module, inputs)
         if captured.check is not None and not captured.check.training:
             # The model does not run in training mode.
             self._check.possible = False
@@ -73,7 +70,7 @@ class Trials:
         """Try a plan that is not to be changed.
 
         Raises:
-            PlanMismatch: what it makes does not train.
+            PlanMismatch: the rewritten model does not train.
         """
         reason = self._reason(plan.replacements)
         if reason is not None:
@@ -86,7 +83,7 @@ class Trials:
 
         Args:
             plan: the plan.
-            choices: what else may stand in for a block, most preferred first.
+            choices: other surrogates that may stand in for a block, most preferred first.
         """
         if self._reason(plan.replacements) is None:
             return plan.replacements, ()

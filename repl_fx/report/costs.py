@@ -19,9 +19,10 @@ from torch.fx.immutable_collections import immutable_dict, immutable_list
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from repl_fx._torch import FakeTensorMode, pytree
+from repl_fx._torch import FakeTensorMode
 from repl_fx.errors import ForeignError, foreign_code
 from repl_fx.graph.captured import copy_graph, share_tensors, tensors_in
+from repl_fx.running.example_inputs import ExampleInputs
 from repl_fx.tracing.capture import widen_batch
 from repl_fx.tracing.parts.capture import Part
 
@@ -81,20 +82,20 @@ def measure_costs(gm: nn.Module, args: Sequence[Any] = (), kwargs: Mapping[str, 
         The costs. Where the model cannot run without values, FLOPs and activation memory are None, and `unknown` says
         why.
     """
-    args, kwargs = widen_batch(gm, tuple(args), dict(kwargs or {}))
+    given = widen_batch(gm, ExampleInputs.of(args, kwargs))
     flops: int | None = None
     activations: int | None = None
     synthesis: int | None = None
     unknown: str | None = None
     try:
-        with _fake(gm, args, kwargs) as (module, inputs), foreign_code():
-            flops = _flops(module, *inputs)
-        with _fake(gm, args, kwargs) as (module, inputs), foreign_code():
-            activations, synthesis = _saved_bytes(module, *inputs)
+        with _fake(gm, given) as (module, inputs), foreign_code():
+            flops = _flops(module, inputs)
+        with _fake(gm, given) as (module, inputs), foreign_code():
+            activations, synthesis = _saved_bytes(module, inputs)
     except ForeignError as problem:
         flops, activations, synthesis, unknown = None, None, None, str(problem)
     return Costs(
-        batch=_batch(args, kwargs),
+        batch=given.batch,
         parameters=sum(p.numel() for p in gm.parameters()),
         weight_bytes=_weight_bytes(gm),
         flops=flops,
@@ -155,14 +156,14 @@ def flops_by_node(
     Returns:
         FLOPs of the nodes that have any; None where the model needs values to run.
     """
-    args, kwargs = widen_batch(gm, tuple(args), dict(kwargs or {}))
+    given = widen_batch(gm, ExampleInputs.of(args, kwargs))
     try:
-        with _fake(gm, args, kwargs) as (module, inputs):
+        with _fake(gm, given) as (module, inputs):
             assert isinstance(module, fx.GraphModule)  # the copy of a graph is a graph
             module.eval()
             with torch.no_grad(), _counting() as counter, foreign_code():
                 run = _CountEach(module, counter)
-                run.run(*_positional(module, *inputs))
+                run.run(*_positional(module, inputs))
     except ForeignError:
         # `measure_costs` reports what the model's code raised.
         return None
@@ -206,9 +207,7 @@ class _CountEach(_Interpreter):
 
 
 @contextmanager
-def _fake(
-    gm: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
-) -> Iterator[tuple[nn.Module, tuple[tuple[Any, ...], dict[str, Any]]]]:
+def _fake(gm: nn.Module, given: ExampleInputs) -> Iterator[tuple[nn.Module, ExampleInputs]]:
     """A copy of a module and of its inputs without values, to run inside the block."""
     module = copy_graph(gm) if isinstance(gm, fx.GraphModule) else share_tensors(gm)
     # Tensors that are neither parameters nor buffers are met as they are.
@@ -218,7 +217,7 @@ def _fake(
         for name, tensor in (*child._parameters.items(), *child._buffers.items()):
             state: dict[str, Any] = child._parameters if name in child._parameters else child._buffers
             state[name] = None if tensor is None else mode.from_tensor(tensor)
-    inputs = pytree.tree_map_only(Tensor, lambda t: mode.from_tensor(t.detach()), (args, kwargs))
+    inputs = given.map(lambda tensor: mode.from_tensor(tensor.detach()))
     with mode, torch.random.fork_rng(devices=[]):
         yield module, inputs
 
@@ -238,10 +237,10 @@ def _counting() -> Iterator[FlopCounterMode]:
             yield counter
 
 
-def _flops(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> int:
+def _flops(module: nn.Module, inputs: ExampleInputs) -> int:
     module.eval()
     with torch.no_grad(), _counting() as counter:
-        module(*args, **kwargs)
+        inputs.passed_to(module)
     return counter.get_total_flops()
 
 
@@ -295,20 +294,20 @@ class _WatchEach(_Interpreter):
         return value
 
 
-def _saved_bytes(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[int, int]:
+def _saved_bytes(module: nn.Module, inputs: ExampleInputs) -> tuple[int, int]:
     module.train()
     saved = _Saved(module)
     with torch.enable_grad(), torch.autograd.graph.saved_tensors_hooks(saved.pack, lambda tensor: tensor):
         if isinstance(module, fx.GraphModule):
-            _WatchEach(module, saved).run(*_positional(module, args, kwargs))
+            _WatchEach(module, saved).run(*_positional(module, inputs))
         else:
-            module(*args, **kwargs)
+            inputs.passed_to(module)
     return saved.sizes()
 
 
-def _positional(gm: fx.GraphModule, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, ...]:
+def _positional(gm: fx.GraphModule, inputs: ExampleInputs) -> tuple[Any, ...]:
     """The arguments in the order of the placeholders, which is what an interpreter takes."""
-    bound = inspect.signature(gm.forward).bind(*args, **kwargs)
+    bound = inspect.signature(gm.forward).bind(*inputs.args, **inputs.kwargs)
     bound.apply_defaults()
     return tuple(bound.arguments.values())
 
@@ -322,8 +321,3 @@ def _weight_bytes(module: nn.Module) -> int:
         held.append(storage)
         seen[(id(storage), tensor.storage_offset(), tensor.shape)] = tensor.numel() * tensor.element_size()
     return sum(seen.values())
-
-
-def _batch(args: tuple[Any, ...], kwargs: dict[str, Any]) -> int:
-    tensors = (leaf for leaf in pytree.tree_leaves((args, kwargs)) if isinstance(leaf, Tensor) and leaf.ndim)
-    return next((tensor.shape[0] for tensor in tensors), 1)

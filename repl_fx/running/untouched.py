@@ -5,15 +5,15 @@ from __future__ import annotations
 import copy as copying
 import random
 from collections import OrderedDict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from repl_fx._torch import pytree
+from repl_fx.running.example_inputs import ExampleInputs
 from repl_fx.running.python_state import PythonState
 
 
@@ -92,16 +92,7 @@ def seed_everything(seed: int) -> None:
     np.random.seed(seed)
 
 
-def device_of(model: nn.Module, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None) -> torch.device:
+def device_of(model: nn.Module, inputs: ExampleInputs | None = None) -> torch.device:
     """Where a model lives: the device of its first parameter or buffer, or of the first input."""
-    inputs = pytree.tree_leaves((tuple(args), dict(kwargs or {})))
-    for value in (*model.parameters(), *model.buffers(), *inputs):
-        if isinstance(value, Tensor):
-            return value.device
-    return torch.device("cpu")
-
-
-def fresh_inputs(args: Sequence[Any], kwargs: Mapping[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """Copies of example inputs, which a forward may change."""
-    copied = pytree.tree_map_only(Tensor, lambda t: t.detach().clone(), (tuple(args), dict(kwargs)))
-    return tuple(copied[0]), dict(copied[1])
+    tensors = (*model.parameters(), *model.buffers(), *(inputs.tensors if inputs else ()))
+    return tensors[0].device if tensors else torch.device("cpu")

@@ -172,7 +172,7 @@ def keep_precision_(model: Any) -> None:
 
 
 def _as_transformers_loads(model: Any, state: Mapping[str, Tensor]) -> tuple[nn.Module, dict[str, Any]]:
-    loaded = type(model).from_pretrained(
+    loaded: tuple[nn.Module, dict[str, Any]] = type(model).from_pretrained(
         None,
         config=model.config,
         state_dict=dict(state),
@@ -182,7 +182,7 @@ def _as_transformers_loads(model: Any, state: Mapping[str, Tensor]) -> tuple[nn.
         ignore_mismatched_sizes=True,
         output_loading_info=True,
     )
-    return loaded  # type: ignore[no-any-return]
+    return loaded
 
 
 def _refuse_quantised(model: nn.Module, state: Mapping[str, Tensor], directory: Path, spec: str) -> None:

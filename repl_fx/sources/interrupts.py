@@ -14,7 +14,7 @@ def interrupts() -> Iterator[Callable[[], bool]]:
     """Watch for Ctrl-C while code that is not ours runs; what Ctrl-C does stays the same.
 
     Yields:
-        Whether it was pressed since, to be asked at any time.
+        Whether Ctrl-C was pressed since, to be asked at any time.
     """
     pressed = threading.Event()
     before = signal.getsignal(signal.SIGINT)

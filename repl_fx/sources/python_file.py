@@ -141,11 +141,11 @@ def _execute(path: Path) -> tuple[ModuleType, str]:
 
 
 def _find_factory(module: ModuleType, name: str, path: Path) -> Callable[..., Any]:
-    factory = getattr(module, name, None)
+    factory: Callable[..., Any] | None = getattr(module, name, None)
     if isinstance(factory, nn.Module):
         raise SourceError(f"{path}: {name!r} is a model, not a factory; make it a function that returns the model")
     if callable(factory):
-        return factory  # type: ignore[no-any-return]
+        return factory
     there = [
         key
         for key, value in vars(module).items()

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from repl_fx._torch import pytree
 from repl_fx.errors import ForeignError, SourceError, foreign_code
+from repl_fx.running.example_inputs import ExampleInputs
 from repl_fx.sources.input_shapes import InputShape
 
 T = TypeVar("T")
@@ -47,6 +48,11 @@ class Source:
     files: Mapping[Path, str]
     absolute: str
     notes: tuple[str, ...] = ()
+
+    @property
+    def inputs(self) -> ExampleInputs:
+        """The example inputs."""
+        return ExampleInputs(self.args, self.kwargs)
 
     def __str__(self) -> str:
         """The specification, the class of the model and its size."""

@@ -1,4 +1,4 @@
-"""Surrogates: what stands in for a replaced block. One a file; importing this package registers them all."""
+"""Surrogates, which stand in for replaced blocks. One a file; importing this package registers them all."""
 
 from repl_fx.surrogates import auto, blend, bottleneck, coarse, identity, reuse, slim
 from repl_fx.surrogates.shared.builder import Builder

@@ -83,7 +83,7 @@ class _Mixing:
         name: of the modules.
         branch: the branch.
         attention: its own.
-        core: what plays the part of `attention.core` in the block before.
+        core: the counterpart of `attention.core` in the block before.
         heads: which heads of the values.
         pre_norm: the norm before the branch's span; None where there is none.
         zero_init: whether W_out starts at zero.
@@ -274,7 +274,7 @@ def _find(site: Site) -> dict[Branch, Attention]:
     """The branches with attention over their own positions.
 
     Raises:
-        Unfit: there is none.
+        Unfit: the block has no such branch.
     """
     found, reasons = {}, []
     for branch in site.require_split().branches:

@@ -83,7 +83,7 @@ class _Step:
         node: which.
         axis: of the channels in its result.
         channels: in the result of the slim one.
-        linear: it, where the node is one; `cut` and `groups` are then those of the slim one.
+        linear: the linear operator, where the node is one; `cut` and `groups` are then those of the slim one.
         norm: likewise.
         scale: path of the parameter it multiplies by.
     """
@@ -177,7 +177,7 @@ class Slim(Surrogate[SlimConfig, SlimMatch]):
         """The nodes of the block that lead to its output, at their slim widths.
 
         Raises:
-            Unfit: there is one that cannot be had at such a width.
+            Unfit: a node cannot be had at such a width.
         """
         block = site.block
         site.require_split()

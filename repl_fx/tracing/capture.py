@@ -9,24 +9,25 @@ from __future__ import annotations
 import copy as copying
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
 
-from repl_fx._torch import fixed_size, pytree
-from repl_fx.arguments import require_args, require_module
+from repl_fx._torch import fixed_size
+from repl_fx.arguments import require_module
 from repl_fx.errors import BadInput, CaptureError, ForeignError, Untraceable, foreign_code
 from repl_fx.graph.captured import CapturedModule, copy_model, fake_mode_of, share_tensors, traced_constant
 from repl_fx.graph.gc_pause import collection_paused
-from repl_fx.graph.signature import bind_arguments
+from repl_fx.graph.signature import BoundInputs, bind_arguments
 from repl_fx.passes.driver import run_passes
 from repl_fx.passes.follow_device import follow_device_
 from repl_fx.passes.merge_modes import MergeResult, merge_modes_
+from repl_fx.running.example_inputs import ExampleInputs
 from repl_fx.running.python_state import StateChanges, changes_noted
-from repl_fx.running.untouched import device_of, fresh_inputs, in_mode, own_randomness, untouched
+from repl_fx.running.untouched import device_of, in_mode, own_randomness, untouched
 from repl_fx.tracing.check import CaptureCheck, compare_modes
 from repl_fx.tracing.control_flow import match_decisions_
 from repl_fx.tracing.hooks import hooks_followed
@@ -56,9 +57,9 @@ class CaptureInfo:
     model: str
     tracer: str
     obstacles: tuple[str, ...]
-    literals: int
-    switches: int
-    dynamic: dict[str, tuple[int, ...]]
+    literals: int = 0
+    switches: int = 0
+    dynamic: dict[str, tuple[int, ...]] = field(default_factory=dict)
 
 
 def capture(
@@ -82,57 +83,50 @@ def capture(
             `repl_fx.capture_parts` captures what it can of such a model.
     """
     require_module("capture", model)
-    require_args(args, kwargs)
-    require_capturable(model, args, kwargs)
+    given = ExampleInputs.of(args, kwargs)
+    require_capturable(model, given)
     source = copy_model(model) if copy else model
-    args, kwargs = widen_batch(model, tuple(args), dict(kwargs or {}))
+    inputs = widen_batch(model, given)
     try:
-        return trace_by_first(TRACERS, source, args, kwargs)
+        return trace_by_first(TRACERS, source, inputs)
     except CaptureError as problem:
-        _require_runs(model, args, kwargs)
+        _require_runs(model, inputs)
         raise CaptureError(
             type(model).__name__, problem.obstacles, "repl_fx.capture_parts captures what it can of the modules inside"
         ) from problem
 
 
-def trace_by_first(
-    tracers: Mapping[str, Tracer], model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
-) -> CapturedModule:
+def trace_by_first(tracers: Mapping[str, Tracer], model: nn.Module, inputs: ExampleInputs) -> CapturedModule:
     """Capture a model by the first tracer that takes it.
 
     Args:
         tracers: the tracers to try, best first, by name.
         model: any module; it is not changed.
-        args, kwargs: example inputs; only their shapes and the arguments that are no tensors matter.
+        inputs: example inputs; only their shapes and the arguments that are no tensors matter.
 
     Raises:
         BadInput: the forward does not take these arguments.
         CaptureError: no tracer took it, it has hooks that a graph would drop, or Python state that a graph has not.
     """
     try:
-        bind_arguments(model, args, kwargs)
+        bound = bind_arguments(model, inputs)
     except TypeError as problem:
-        raise BadInput(misfit(obstacle(type(model).__name__, problem), problem, args, kwargs)) from problem
+        raise BadInput(misfit(obstacle(type(model).__name__, problem), problem, inputs)) from problem
     obstacles: list[str] = []
     for name, tracer in tracers.items():
         try:
-            return _trace_by(name, tracer, model, args, kwargs, tuple(obstacles))
+            return _trace_by(name, tracer, model, bound, tuple(obstacles))
         except (Untraceable, ForeignError) as problem:
             obstacles.append(obstacle(name, problem))
     raise CaptureError(type(model).__name__, obstacles)
 
 
 def _trace_by(
-    name: str,
-    tracer: Tracer,
-    model: nn.Module,
-    args: tuple[Any, ...],
-    kwargs: dict[str, Any],
-    obstacles: tuple[str, ...],
+    name: str, tracer: Tracer, model: nn.Module, bound: BoundInputs, obstacles: tuple[str, ...]
 ) -> CapturedModule:
-    arguments = bind_arguments(model, args, kwargs)
+    inputs = bound.inputs
     constants = Constants()
-    device = device_of(model, args, kwargs)
+    device = device_of(model, inputs)
     graphs = {}
     pinned: dict[str, bool] = {}
     changes: dict[bool, StateChanges] = {}
@@ -142,21 +136,21 @@ def _trace_by(
         with untouched(model, buffers=True), own_randomness(device), torch.enable_grad(), _no_autocast(device):
             model.train(training)
             with hooks_followed(model, is_leaf), changes_noted(model) as changes[training]:
-                graphs[training] = tracer(model, arguments, constants, args, kwargs)
+                graphs[training] = tracer(model, bound, constants)
             pinned.update({p: m.training for p, m in model.named_modules() if m.training is not training})
     for training, changed in changes.items():
         require_leaves_left(model, changed, is_leaf)
-        require_settled(model, changed, args, kwargs, training)
-    gm = _assembled(model, name, obstacles, graphs, constants, device, pinned)
-    drop_questions_answered_alike_(gm, model, args, kwargs)
+        require_settled(model, changed, inputs, training)
+    info = CaptureInfo(type(model).__name__, name, obstacles)
+    gm = _assembled(model, info, graphs, constants, device, pinned)
+    drop_questions_answered_alike_(gm, model, inputs)
     return gm
 
 
 @collection_paused()
 def _assembled(
     model: nn.Module,
-    name: str,
-    obstacles: tuple[str, ...],
+    info: CaptureInfo,
     graphs: Mapping[bool, fx.Graph],
     constants: Constants,
     device: torch.device,
@@ -173,9 +167,7 @@ def _assembled(
     gm.meta["fake_mode"] = fake_mode_of(gm)
     run = run_passes(gm, partial(merge_modes_, evaluation=graphs[False]), partial(follow_device_, device=device))
     merged = run.of(MergeResult)
-    gm.meta["capture"] = CaptureInfo(
-        type(model).__name__, name, obstacles, merged.literals, merged.switches, _dynamic_dims(gm)
-    )
+    gm.meta["capture"] = replace(info, literals=merged.literals, switches=merged.switches, dynamic=_dynamic_dims(gm))
     return gm
 
 
@@ -195,9 +187,8 @@ def check_capture(
     """
     require_module("check_capture", model)
     require_module("check_capture", gm, name="gm")
-    require_args(args, kwargs)
-    args, kwargs = widen_batch(model, tuple(args), dict(kwargs or {}))
-    evaluation, training = compare_modes(model, gm, args, kwargs, seed=seed)
+    inputs = widen_batch(model, ExampleInputs.of(args, kwargs))
+    evaluation, training = compare_modes(model, gm, inputs, seed=seed)
     return CaptureCheck(
         evaluation=not evaluation.differences,
         training=not training.differences,
@@ -211,38 +202,32 @@ def _no_autocast(device: torch.device) -> AbstractContextManager[object]:
     return torch.autocast(device.type, enabled=False)
 
 
-def widen_batch(
-    model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
-) -> tuple[tuple[Any, ...], dict[str, Any]]:
+def widen_batch(model: nn.Module, inputs: ExampleInputs) -> ExampleInputs:
     """Repeat example inputs of batch 1 to batch 2, where every tensor among them has it and the model takes it.
 
     torch.export takes a dimension of size 1 for a constant. A first dimension need not be a batch: where the model
     runs on the inputs as they are and not on wider ones, they stay as they are.
     """
-    tensors = [leaf for leaf in pytree.tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
-    if not tensors or any(tensor.ndim == 0 or tensor.shape[0] != 1 for tensor in tensors):
-        return args, kwargs
-    wider = pytree.tree_map_only(Tensor, lambda t: torch.cat([t, t]), (args, kwargs))
-    if _runs(model, *wider) is not None and _runs(model, args, kwargs) is None:
-        return args, kwargs
-    return wider  # type: ignore[no-any-return]
+    if not inputs.tensors or any(tensor.ndim == 0 or tensor.shape[0] != 1 for tensor in inputs.tensors):
+        return inputs
+    wider = inputs.map(lambda tensor: torch.cat([tensor, tensor]))
+    return inputs if _runs(model, wider) is not None and _runs(model, inputs) is None else wider
 
 
-def _require_runs(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+def _require_runs(model: nn.Module, inputs: ExampleInputs) -> None:
     """Tell inputs that do not fit from a model that cannot be traced: run the model itself."""
-    problem = _runs(model, args, kwargs)
+    problem = _runs(model, inputs)
     if problem is not None:
-        raise BadInput(misfit(obstacle(type(model).__name__, problem), problem, args, kwargs)) from problem
+        raise BadInput(misfit(obstacle(type(model).__name__, problem), problem, inputs)) from problem
 
 
-def _runs(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Exception | None:
+def _runs(model: nn.Module, inputs: ExampleInputs) -> Exception | None:
     """The exception of a model on these inputs in evaluation mode; None where it runs."""
-    inputs = fresh_inputs(args, kwargs)
-    device = device_of(model, args, kwargs)
+    device = device_of(model, inputs)
     with untouched(model, buffers=True), in_mode(model, False), torch.enable_grad(), own_randomness(device):
         try:
             with foreign_code():
-                model(*inputs[0], **inputs[1])
+                inputs.fresh().passed_to(model)
         except ForeignError as failed:
             return failed.problem
     return None

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from repl_fx._torch import pytree
 from repl_fx.running.equality import equal_leaves
+from repl_fx.running.example_inputs import ExampleInputs
 from repl_fx.running.opaque_outputs import open_objects
 from repl_fx.running.untouched import device_of, in_mode, seed_everything, seeded, untouched
 
@@ -44,7 +45,7 @@ class _Step:
     Attributes:
         outputs: the leaves of what it returned; no tensor has a history.
         state: values of buffers and gradients; None for a parameter or an input that got none.
-        problem: what the backward pass raised.
+        problem: the error of the backward pass.
         trains: whether an output requires a gradient.
     """
 
@@ -76,8 +77,7 @@ class ModeCheck:
 def compare_modes(
     model: nn.Module,
     module: nn.Module,
-    args: Sequence[Any],
-    kwargs: Mapping[str, Any],
+    inputs: ExampleInputs,
     modes: Sequence[bool] = (False, True),
     *,
     seed: int = 0,
@@ -89,8 +89,8 @@ def compare_modes(
 
     Args:
         model: the source; it and `module` are afterwards as they were.
-        module: what should equal it; its parameters and buffers may be the source's.
-        args, kwargs: inputs both can take.
+        module: the module that should equal it; its parameters and buffers may be the source's.
+        inputs: both can take them.
         modes: training or not; each is run when its check is asked for.
         seed: for dropout and the like, one higher in the second step.
 
@@ -99,9 +99,9 @@ def compare_modes(
     """
     with _parameters_kept(model, module) as restore:
         for training in modes:
-            ours = _steps(model, args, kwargs, training, seed)
+            ours = _steps(model, inputs, training, seed)
             restore()
-            theirs = _steps(module, args, kwargs, training, seed)
+            theirs = _steps(module, inputs, training, seed)
             restore()
             mode = "training" if training else "evaluation"
             differences = tuple(
@@ -156,8 +156,8 @@ def _parameters_kept(*modules: nn.Module) -> Iterator[Callable[[], None]]:
                     parameter.copy_(value)
 
 
-def _steps(module: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any], training: bool, seed: int) -> list[_Step]:
-    device = device_of(module, args, kwargs)
+def _steps(module: nn.Module, inputs: ExampleInputs, training: bool, seed: int) -> list[_Step]:
+    device = device_of(module, inputs)
     with (
         untouched(module, buffers=True),
         in_mode(module, training),
@@ -165,12 +165,12 @@ def _steps(module: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any], tr
         torch.enable_grad(),
         warnings.catch_warnings(),
     ):
-        # What torch has to say of hooks and the like it says when the user trains.
+        # Warnings of torch about hooks and the like come when the user trains.
         warnings.simplefilter("ignore")
-        return [_step(module, args, kwargs, seed + number, gradients=number > 0) for number in range(STEPS)]
+        return [_step(module, inputs, seed + number, gradients=number > 0) for number in range(STEPS)]
 
 
-def _step(module: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any], seed: int, *, gradients: bool) -> _Step:
+def _step(module: nn.Module, inputs: ExampleInputs, seed: int, *, gradients: bool) -> _Step:
     seed_everything(seed)
     wanted: dict[str, Tensor] = {}
 
@@ -184,7 +184,7 @@ def _step(module: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any], see
         # A forward may change its input in place, which autograd forbids for a leaf.
         return copied.clone()
 
-    own_args, own_kwargs = pytree.tree_map_with_path(given, (tuple(args), dict(kwargs)))
+    own_args, own_kwargs = pytree.tree_map_with_path(given, (inputs.args, inputs.kwargs))
     outputs = pytree.tree_leaves(open_objects(module(*own_args, **own_kwargs)))
     step = _Step([value.detach().clone() if isinstance(value, Tensor) else value for value in outputs])
     step.trains = any(isinstance(value, Tensor) and value.requires_grad for value in outputs)

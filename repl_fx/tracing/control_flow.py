@@ -176,7 +176,7 @@ class _Joiner:
             added = [n for n in short if n not in common]
             sizes += added
             alone = number - 1 not in skipped
-            # What only skipped layers read is dead in the other trace, wherever it was computed.
+            # A value that only skipped layers read is dead in the other trace, wherever it was computed.
             if any(has_effect(n) or is_tensor(n) for n in added) or (alone and any(has_effect(n) for n in layer)):
                 raise Untraceable("a decision does more than skip a layer")
             if layer and not alone:
@@ -319,7 +319,7 @@ def match_decisions_(train: fx.Graph, evaluation: fx.Graph) -> None:
         decided.args = (_flag(evaluation, path),)
         decided.meta = dict(skip.meta)
         last = order[-1]
-        # What evaluation alone computes in the layer has no twin.
+        # A node that evaluation alone computes in the layer has no twin.
         nodes = list(evaluation.nodes)
         span = set(nodes[nodes.index(order[0]) : nodes.index(last) + 1])
         for choice in choices:

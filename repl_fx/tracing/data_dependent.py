@@ -13,6 +13,7 @@ import random
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from types import FrameType
 from typing import Any
 
 import numpy as np
@@ -60,9 +61,9 @@ _MOST = 512
 
 def asked_by_model() -> bool:
     """Whether the code that called an operator, past the modes that see it, is neither torch's nor this package's."""
-    frame = sys._getframe(2)
+    frame: FrameType | None = sys._getframe(2)
     while frame is not None and frame.f_code.co_name in ("__torch_function__", "__torch_dispatch__"):
-        frame = frame.f_back  # type: ignore[assignment]
+        frame = frame.f_back
     asker = "" if frame is None else str(frame.f_globals.get("__name__"))
     return asker.split(".")[0] not in ("torch", "repl_fx")
 
@@ -86,7 +87,7 @@ class Draws(TorchFunctionMode):
         # Tensors of one element that depend on no input, and whether they come from a random draw. They are kept, so
         # that no other tensor gets their identity.
         self._known: dict[int, tuple[Tensor, bool]] = {}
-        # What `torch._check_tensor_all` takes the truth of: it states that, and asks nothing.
+        # Conditions of `torch._check_tensor_all`, which states their truth, and asks nothing.
         self._claimed: Tensor | None = None
         # Tensors whose truth was asked for, as they were then, with the answer: who asks again is told the same.
         self._answered: dict[tuple[int, int], tuple[Tensor, bool]] = {}
@@ -199,7 +200,7 @@ def constant_numbers() -> Iterator[Sequence[_Generator]]:
     holds them. Afterwards the generators are as they were.
 
     Raises:
-        Untraceable: it takes numbers without that: the graph would hold what was drawn during the trace.
+        Untraceable: the forward takes numbers without a seed: the graph would hold those drawn in the trace.
     """
     before = random.getstate(), np.random.get_state()
     generators = _Generator(random, "Python's", random.getstate), _Generator(np.random, "numpy's", np.random.get_state)

@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.export import Dim, ExportedProgram, ShapesCollection
 
 from repl_fx._torch import example_of, fixed_size, guards_of, pytree
+from repl_fx.running.example_inputs import ExampleInputs
 
 
 def dynamic_dims(tensor: Tensor) -> tuple[int, ...]:
@@ -48,25 +49,22 @@ def batch_dims(tensor: Tensor) -> tuple[int, ...]:
 
 
 def auto_shapes(
-    args: tuple[Any, ...],
-    kwargs: Mapping[str, Any] | None = None,
-    *,
-    dims: Callable[[Tensor], tuple[int, ...]] = dynamic_dims,
+    inputs: ExampleInputs, *, dims: Callable[[Tensor], tuple[int, ...]] = dynamic_dims
 ) -> ShapesCollection | None:
     """Describe the example inputs to torch.export: what may vary, and what may not.
 
     Args:
-        args: positional example inputs, nested in tuples, lists, mappings and dataclasses as the model takes them.
-        kwargs: keyword example inputs, likewise.
+        inputs: nested in tuples, lists, mappings and dataclasses as the model takes them.
         dims: picks the dimensions of one tensor.
 
     Returns:
-        What `torch.export.export` and `torch.onnx.export` take as `dynamic_shapes`. It is keyed by tensor, so it is
+        The `dynamic_shapes` of `torch.export.export` and `torch.onnx.export`. They are keyed by tensor, so each is
         right for any nesting and for any order of keywords; the same tensor objects must be passed to the exporter.
         None when there is no dimension to vary.
     """
-    shapes = ShapesCollection()  # type: ignore[no-untyped-call]
-    for tensor in _tensors((args, dict(kwargs or {}))):
+    kind: Any = ShapesCollection
+    shapes: ShapesCollection = kind()
+    for tensor in _tensors((inputs.args, inputs.kwargs)):
         # Size 1 cannot be told apart from broadcasting, so torch.export makes it static even when asked with AUTO, and
         # the ONNX exporter, which lets it vary, breaks masks of shape (batch, 1, length, length).
         wanted = {dim: Dim.AUTO for dim in dims(tensor) if tensor.shape[dim] > 1}

@@ -97,10 +97,10 @@ class _Watched:
     Attributes:
         words: the hook in words.
         own: the hook itself.
-        of_the_model: it is on the model, and not on a module inside.
-        called: it was.
-        changed_a_value: it returned something in the place of an argument or a result.
-        state: what it changed of the Python state that it can reach.
+        of_the_model: the hook is on the model, and not on a module inside.
+        called: the hook was called.
+        changed_a_value: the hook returned something in the place of an argument or a result.
+        state: changes to the Python state that the hook can reach.
     """
 
     def __init__(self, words: str, own: Callable[..., Any], of_the_model: bool) -> None:

@@ -34,7 +34,7 @@ from repl_fx.tracing.mode_and_randomness import may_vary
 
 _VARIES: dict[type[nn.Module], bool] = {}
 
-# What may stand aside.
+# Modules that may stand aside.
 Callee = nn.Module | type[torch.autograd.Function]
 
 _CONTAINERS = (nn.ModuleList, nn.ModuleDict, nn.ParameterList, nn.ParameterDict)
@@ -54,7 +54,7 @@ def is_leaf(module: nn.Module) -> bool:
     # A forward that somebody put into one module belongs to that module, and not to the copy that a graph calls.
     if "forward" in vars(module):
         return False
-    # What a class does around its forward is called around the stand-in too.
+    # Code of a class around its forward is called around the stand-in too.
     if type(module).__call__ is not nn.Module.__call__:
         return False
     from_torch = any(base.__module__.startswith("torch.nn.") and base is not nn.Module for base in type(module).__mro__)
@@ -72,7 +72,7 @@ class LeafCall:
     """One call of a leaf module, as the tracer saw it.
 
     Attributes:
-        callee: what was called, a module or a `torch.autograd.Function`.
+        callee: the callee, a module or a `torch.autograd.Function`.
         run: makes the call itself, past the stand-in.
         training: the mode that the module was in.
         leaves: the flattened arguments; tensors and SymInts as placeholders, constants as they were.
@@ -129,7 +129,7 @@ class LeafCalls:
             for leaf in call.leaves
         ]
         args, kwargs = pytree.tree_unflatten(leaves, call.arguments)
-        # What a leaf calls itself is part of the leaf.
+        # A module that a leaf calls itself is part of the leaf.
         self.running = True
         try:
             with _left_alone(call.callee):

@@ -30,11 +30,9 @@ from repl_fx.graph.gc_pause import collection_paused
 from repl_fx.graph.markers import leaf_call_operator
 from repl_fx.graph.runtime import AutogradCall, enter_autocast, enter_grad_mode, exit_autocast, restore_grad_mode
 from repl_fx.graph.signature import (
-    Argument,
+    BoundInputs,
     InputNodes,
-    input_names,
     keyword_order,
-    locate_inputs,
     output_of,
     step_into,
 )
@@ -66,30 +64,33 @@ class Constants:
         return traced_constant(len(self.tensors) - 1)
 
 
-@collection_paused()
-def lift_modules(
-    program: ExportedProgram,
-    calls: LeafCalls,
-    model: nn.Module,
-    arguments: Sequence[Argument],
-    constants: Constants,
-    args: Sequence[Any],
-    kwargs: Mapping[str, Any],
-    assigned: Sequence[tuple[str, str]] | None = None,
-    least: Mapping[str, int] | None = None,
-) -> fx.Graph:
-    """Rewrite an exported program as a graph over the model's own modules and state.
+@dataclass(frozen=True, eq=False)
+class Exported:
+    """The outcome of an export under `record_leaf_calls`.
 
-    Args:
-        program: what torch.export returned.
+    Attributes:
+        program: the result of torch.export.
         calls: the table filled during that export.
-        model: the traced model; names for its modules are taken from it.
-        arguments: the graph's arguments, from `repl_fx.graph.signature.bind_arguments`.
-        constants: collects the tensors the trace made.
-        args, kwargs: the example inputs of the export.
         assigned: buffers that the forward rebinds; the program then returns its own outputs and their new values as
             a pair. None where it returns its own outputs alone.
         least: the smallest sizes for which the program holds, by the names of their symbols.
+    """
+
+    program: ExportedProgram
+    calls: LeafCalls
+    assigned: Sequence[tuple[str, str]] | None = None
+    least: Mapping[str, int] = field(default_factory=dict)
+
+
+@collection_paused()
+def lift_modules(exported: Exported, model: nn.Module, inputs: BoundInputs, constants: Constants) -> fx.Graph:
+    """Rewrite an exported program as a graph over the model's own modules and state.
+
+    Args:
+        exported: the program, and what was noted meanwhile.
+        model: the traced model; names for its modules are taken from it.
+        inputs: the example inputs of the export, with the names that the graph's arguments get.
+        constants: collects the tensors the trace made.
 
     Returns:
         A graph whose targets are paths in `model` (and the names in `constants`).
@@ -97,13 +98,13 @@ def lift_modules(
     Raises:
         Untraceable: an input of a kind that has no place in a plain graph; names it.
     """
-    lifter = _Lifter(program, calls, model, constants)
-    lifter.placeholders(InputNodes(lifter.graph, arguments), input_names(model, args, kwargs), args, kwargs, least)
-    results = lifter.body(program.graph_module)
-    structure = program.call_spec.out_spec
-    if assigned is not None:
+    lifter = _Lifter(exported.program, exported.calls, model, constants)
+    lifter.placeholders(inputs, exported.least)
+    results = lifter.body(exported.program.graph_module)
+    structure = exported.program.call_spec.out_spec
+    if exported.assigned is not None:
         structure = children_of(structure)[0]
-        add_assignments(lifter.graph, assigned, results[structure.num_leaves :])
+        add_assignments(lifter.graph, exported.assigned, results[structure.num_leaves :])
     lifter.graph.output(output_of(lifter.graph, results[: structure.num_leaves], structure))
     drop_dead(lifter.graph)
     return lifter.graph
@@ -121,24 +122,18 @@ class _Lifter:
         self.env: dict[fx.Node, Any] = {}
         self.state: dict[str, fx.Node] = {}
 
-    def placeholders(
-        self,
-        inputs: InputNodes,
-        names: Sequence[str],
-        args: Any,
-        kwargs: Any,
-        least: Mapping[str, int] | None,
-    ) -> None:
+    def placeholders(self, inputs: BoundInputs, least: Mapping[str, int]) -> None:
+        made = InputNodes(self.graph, inputs.arguments)
         signature = self.program.graph_signature
         in_spec = self.program.call_spec.in_spec
         # torch.export puts keyword arguments in the order of the signature.
-        located = iter(locate_inputs(names, args, {name: kwargs[name] for name in keyword_order(in_spec)}))
+        located = iter(inputs.located(keyword_order(in_spec)))
         nodes = [node for node in self.program.graph.nodes if node.op == "placeholder"]
         for node, spec in zip(nodes, signature.input_specs, strict=True):
             if spec.kind is InputKind.USER_INPUT:
                 name, path, _ = next(located)
                 val = node.meta.get("val")
-                self.env[node] = inputs.at(name, path, val, least) if isinstance(val, Tensor) else None
+                self.env[node] = made.at(name, path, val, least) if isinstance(val, Tensor) else None
             elif spec.kind in (InputKind.PARAMETER, InputKind.BUFFER):
                 self.env[node] = _State(spec.target, node.meta.get("val"))
             elif spec.kind is InputKind.CONSTANT_TENSOR:

@@ -7,8 +7,7 @@ otherwise fail somewhere inside torch, with a message that says nothing about th
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -17,6 +16,7 @@ from torch.nn.parameter import is_lazy
 from repl_fx._torch import is_compiled, pytree
 from repl_fx.errors import BadInput, ForeignError, foreign_code
 from repl_fx.graph.kinds import kind_of
+from repl_fx.running.example_inputs import ExampleInputs
 
 # Modules that call another one, and expect to be called themselves, by the packages they come from.
 _WRAPPERS = ("torch.nn.parallel", "torch.distributed.fsdp")
@@ -25,7 +25,7 @@ _QUANTISED = ("torch.ao.nn.quantized", "torch.ao.nn.intrinsic.quantized", "torch
 _FLOATING = ("FloatFunctional", "FXFloatFunctional")
 _SHARDED = "torch.distributed"
 
-# What a message of torch is about, and what helps then.
+# Subjects of torch's messages, and the remedies.
 _HINTS = (
     (r"dtype|scalar type|data type|have the same type|expected tensor for argument .* to have", "dtype"),
     (r"same device|is on (cpu|cuda|meta)|device type", "device"),
@@ -42,26 +42,26 @@ _ADVICE = {
 }
 
 
-def require_capturable(model: nn.Module, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None) -> None:
+def require_capturable(model: nn.Module, inputs: ExampleInputs) -> None:
     """Refuse a model that cannot be captured whatever its forward does.
 
     Args:
         model: any module.
-        args, kwargs: its example inputs.
+        inputs: its example inputs.
 
     Raises:
         BadInput: says what of the model stands in the way, where it is, and what to give instead.
     """
     if torch.is_inference_mode_enabled():
         raise BadInput("inside torch.inference_mode no gradient can be followed; call repl-fx outside of it")
-    tensors = [leaf for leaf in pytree.tree_leaves((tuple(args), dict(kwargs or {}))) if isinstance(leaf, Tensor)]
+    tensors = inputs.tensors
     reason = _module_in_the_way(model) or _tensor_in_the_way(model, tensors) or _mode_in_the_way(model)
     if reason is not None:
         raise BadInput(f"{type(model).__name__} {reason}")
     first = next((tensor for tensor in tensors if tensor.ndim > 0), None)
     if first is not None and first.shape[0] == 0:
         raise BadInput(
-            f"{type(model).__name__} has example inputs with a batch of 0 ({describe_inputs(args, kwargs or {})}), "
+            f"{type(model).__name__} has example inputs with a batch of 0 ({describe_inputs(inputs)}), "
             "which show nothing of what it computes; give a batch of 2 or more"
         )
 
@@ -83,24 +83,24 @@ def require_finite(model: nn.Module) -> None:
         )
 
 
-def misfit(what: str, problem: Exception, args: Sequence[Any], kwargs: Mapping[str, Any]) -> str:
+def misfit(what: str, problem: Exception, inputs: ExampleInputs) -> str:
     """The message that a model does not run on its example inputs, with advice where the problem is about these.
 
     Args:
         what: the problem in one line, with the model's name, file and line.
         problem: the exception.
-        args, kwargs: the example inputs.
+        inputs: the example inputs.
     """
-    text = f"{what} with the example inputs ({describe_inputs(args, kwargs)})"
+    text = f"{what} with the example inputs ({describe_inputs(inputs)})"
     # A model may speak of its inputs in an exception of any kind, and torch does so in words alone.
     kind = next((kind for pattern, kind in _HINTS if re.search(pattern, str(problem), re.IGNORECASE)), None)
     return text if kind is None else f"{text}; {_ADVICE[kind]}"
 
 
-def describe_inputs(args: Sequence[Any], kwargs: Mapping[str, Any]) -> str:
+def describe_inputs(inputs: ExampleInputs) -> str:
     """Example inputs in words, for messages: `x: float32[2, 3, 32, 32]`."""
     words = []
-    for name, value in [*((str(i), v) for i, v in enumerate(args)), *kwargs.items()]:
+    for name, value in [*((str(i), v) for i, v in enumerate(inputs.args)), *inputs.kwargs.items()]:
         for leaf in pytree.tree_leaves(value):
             if isinstance(leaf, Tensor):
                 words.append(f"{name}: {kind_of(leaf)}")

@@ -17,26 +17,27 @@ from repl_fx.errors import ForeignError, foreign_code
 from repl_fx.graph.captured import CapturedModule
 from repl_fx.graph.runtime import check_shape
 from repl_fx.graph.signature import bind_arguments, words_for
+from repl_fx.running.example_inputs import ExampleInputs
 from repl_fx.running.untouched import in_mode, untouched
 
 # Other sizes are tried on inputs no larger than this along a dimension.
 _TRIAL_SIZE = 193
 
 
-def holds_at_other_sizes(module: nn.Module, gm: CapturedModule, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
+def holds_at_other_sizes(module: nn.Module, gm: CapturedModule, inputs: ExampleInputs) -> bool:
     """Whether a graph computes what its source does at other sizes of the dimensions that stayed dynamic in it.
 
     Args:
         module: the source.
         gm: the graph captured from it.
-        args, kwargs: inputs of the sizes it was traced with.
+        inputs: of the sizes it was traced with.
 
     Returns:
         False where it differs or fails; also where nothing can be said, because a size depends on others.
     """
     if not any(fixed_size(size) is None for size in _symbolic_sizes(gm)):
         return True
-    resized = _resized(module, gm, args, kwargs)
+    resized = _resized(module, gm, inputs)
     if resized is None:
         return False
     results: list[Any] = []
@@ -44,7 +45,7 @@ def holds_at_other_sizes(module: nn.Module, gm: CapturedModule, args: tuple[Any,
         with untouched(candidate, buffers=True), in_mode(candidate, False), torch.no_grad():
             try:
                 with foreign_code():
-                    results.append(pytree.tree_leaves(candidate(*resized[0], **resized[1])))
+                    results.append(pytree.tree_leaves(resized.passed_to(candidate)))
             except ForeignError:
                 # Where the source does not take these sizes, there is nothing to be wrong about.
                 return candidate is module
@@ -56,9 +57,7 @@ def holds_at_other_sizes(module: nn.Module, gm: CapturedModule, args: tuple[Any,
     return all(close)
 
 
-def _resized(
-    module: nn.Module, gm: CapturedModule, args: tuple[Any, ...], kwargs: dict[str, Any]
-) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
+def _resized(module: nn.Module, gm: CapturedModule, inputs: ExampleInputs) -> ExampleInputs | None:
     """The inputs with other sizes where they are dynamic; None where a size is no symbol of its own."""
     shapes = {
         str(node.args[2]): node.args[0].meta["val"].shape
@@ -68,7 +67,7 @@ def _resized(
     sizes: dict[str, int] = {}
     tensors: dict[int, Tensor] = {}
     generator = torch.Generator().manual_seed(0)
-    for argument in bind_arguments(module, args, kwargs):
+    for argument in bind_arguments(module, inputs).arguments:
         for path, leaf in pytree.tree_flatten_with_path(argument.value)[0]:
             words = words_for(argument.name, path)
             if not isinstance(leaf, Tensor) or words not in shapes:
@@ -81,7 +80,7 @@ def _resized(
                 other = min(max(now // 2, 2), _TRIAL_SIZE) | 1
                 wanted.append(sizes.setdefault(str(size), other) if fixed_size(size) is None else now)
             tensors[id(leaf)] = _drawn(wanted, leaf, generator)
-    return pytree.tree_map_only(Tensor, lambda t: tensors.get(id(t), t), (args, kwargs))  # type: ignore[no-any-return]
+    return inputs.map(lambda tensor: tensors.get(id(tensor), tensor))
 
 
 def _drawn(sizes: Sequence[int], like: Tensor, generator: torch.Generator) -> Tensor:

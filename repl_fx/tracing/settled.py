@@ -6,36 +6,30 @@ step 1, step 2 as if no step 1  with the Python state of before the first, the s
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from repl_fx._torch import pytree
 from repl_fx.errors import CaptureError, foreign_code
 from repl_fx.running.equality import same_value
+from repl_fx.running.example_inputs import ExampleInputs
 from repl_fx.running.python_state import PythonState, StateChanges, place_of
-from repl_fx.running.untouched import device_of, fresh_inputs, in_mode, seed_everything, seeded, untouched
+from repl_fx.running.untouched import device_of, in_mode, seed_everything, seeded, untouched
 
 _SHOWN = 3
 
 
-def require_settled(
-    model: nn.Module,
-    changes: StateChanges,
-    args: Sequence[Any],
-    kwargs: Mapping[str, Any],
-    training: bool,
-) -> None:
+def require_settled(model: nn.Module, changes: StateChanges, inputs: ExampleInputs, training: bool) -> None:
     """Refuse a model if Python state has a part in its second step, or moves with every step.
 
     An activation that is kept for the user has no part; a table that is made when it is first needed does not move.
 
     Args:
         model: it is run three times on copies of the inputs, and is not changed.
-        changes: what a trace changed; the model is not run where that is nothing.
-        args, kwargs: example inputs.
+        changes: of a trace; without any, the model is not run.
+        inputs: example inputs.
         training: the mode of the trace.
 
     Raises:
@@ -43,15 +37,15 @@ def require_settled(
     """
     if not changes:
         return
-    args, kwargs = _with_values(args, kwargs)
-    device = device_of(model, args, kwargs)
+    inputs = inputs.map(_valued)
+    device = device_of(model, inputs)
     with untouched(model, buffers=True, parameters=True), in_mode(model, training), seeded(device, 0):
         begin = PythonState(model)
-        _step(model, args, kwargs)
+        _step(model, inputs)
         between, state = PythonState(model), _State(model)
         # Other inputs: what the first one left behind may be right for the first alone.
-        args, kwargs = _scaled(args, kwargs)
-        outputs = _step(model, args, kwargs)
+        inputs = inputs.map(_scaled)
+        outputs = _step(model, inputs)
         moved = between.changes(PythonState(model))
         moving = [change.path for change in moved if not change.is_tensor]
         if moving:
@@ -59,13 +53,13 @@ def require_settled(
         after = _State(model)
         state.restore()
         begin.restore()
-        again = _step(model, args, kwargs)
+        again = _step(model, inputs)
         if not same_value(outputs, again) or not after.equals(_State(model)):
             paths = dict.fromkeys(change.path for change in (*moved, *changes.changes))
             raise _refusal(model, [*paths, *changes.iterators], "changes in one forward and has a part in the next")
 
 
-def buffer_settles(model: nn.Module, path: str, args: Sequence[Any], kwargs: Mapping[str, Any]) -> bool:
+def buffer_settles(model: nn.Module, path: str, inputs: ExampleInputs) -> bool:
     """Whether a buffer is after a second forward, on other inputs, what it was after the first.
 
     A table that is made when it is first needed settles: a graph may make it anew each time.
@@ -73,12 +67,12 @@ def buffer_settles(model: nn.Module, path: str, args: Sequence[Any], kwargs: Map
     Args:
         model: it is run twice on copies of the inputs, in its mode, and is not changed.
         path: of the buffer.
-        args, kwargs: example inputs.
+        inputs: example inputs.
     """
-    with untouched(model, buffers=True, parameters=True), seeded(device_of(model, args, kwargs), 0):
-        _step(model, args, kwargs)
+    with untouched(model, buffers=True, parameters=True), seeded(device_of(model, inputs), 0):
+        _step(model, inputs)
         first = model.get_buffer(path).detach().clone()
-        _step(model, *_scaled(args, kwargs))
+        _step(model, inputs.map(_scaled))
         return same_value(first, model.get_buffer(path).detach())
 
 
@@ -87,7 +81,7 @@ def require_leaves_left(model: nn.Module, changes: StateChanges, stands_aside: C
 
     Args:
         model: the traced model.
-        changes: what the trace changed, leaf calls apart.
+        changes: of the trace, leaf calls apart.
         stands_aside: whether calls of a module stay calls.
 
     Raises:
@@ -101,11 +95,10 @@ def require_leaves_left(model: nn.Module, changes: StateChanges, stands_aside: C
             raise _refusal(model, [change.path], "of a module that the graph calls is set by the forward around it")
 
 
-def _step(model: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
+def _step(model: nn.Module, inputs: ExampleInputs) -> Any:
     seed_everything(0)
-    given = fresh_inputs(args, kwargs)
     with torch.enable_grad(), foreign_code():
-        outputs = model(*given[0], **given[1])
+        outputs = inputs.fresh().passed_to(model)
     return outputs
 
 
@@ -128,26 +121,16 @@ class _State:
         return same_value([value for _, value in self._values], [value for _, value in other._values])
 
 
-def _with_values(args: Sequence[Any], kwargs: Mapping[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """Inputs with other values where they are all zero: a running mean of zeros would not move."""
-
-    def valued(tensor: Tensor) -> Tensor:
-        floats = tensor.is_floating_point() and not tensor.is_meta and tensor.numel()
-        return (
-            torch.linspace(-1, 1, tensor.numel()).to(tensor).view(tensor.shape)
-            if floats and not tensor.any()
-            else tensor
-        )
-
-    copied = pytree.tree_map_only(Tensor, valued, (tuple(args), dict(kwargs)))
-    return tuple(copied[0]), dict(copied[1])
+def _valued(tensor: Tensor) -> Tensor:
+    """An input with other values where it is all zero: a running mean of zeros would not move."""
+    floats = tensor.is_floating_point() and not tensor.is_meta and tensor.numel()
+    if not floats or tensor.any():
+        return tensor
+    return torch.linspace(-1, 1, tensor.numel()).to(tensor).view(tensor.shape)
 
 
-def _scaled(args: Sequence[Any], kwargs: Mapping[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    copied = pytree.tree_map_only(
-        Tensor, lambda t: t * 0.9 if t.is_floating_point() else t, (tuple(args), dict(kwargs))
-    )
-    return tuple(copied[0]), dict(copied[1])
+def _scaled(tensor: Tensor) -> Tensor:
+    return tensor * 0.9 if tensor.is_floating_point() else tensor
 
 
 def _refusal(model: nn.Module, paths: Sequence[str], what: str) -> CaptureError:

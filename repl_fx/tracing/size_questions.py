@@ -20,8 +20,9 @@ from repl_fx.errors import ForeignError, foreign_code
 from repl_fx.graph.runtime import check_least, check_shape
 from repl_fx.graph.signature import bind_arguments
 from repl_fx.running.equality import equal_leaves
+from repl_fx.running.example_inputs import ExampleInputs
 from repl_fx.running.opaque_outputs import open_objects
-from repl_fx.running.untouched import device_of, fresh_inputs, in_mode, seeded, untouched
+from repl_fx.running.untouched import device_of, in_mode, seeded, untouched
 
 
 @contextmanager
@@ -52,9 +53,7 @@ def size_questions(least: dict[str, int]) -> Iterator[None]:
         kind.__bool__ = own
 
 
-def drop_questions_answered_alike_(
-    gm: fx.GraphModule, model: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any]
-) -> None:
+def drop_questions_answered_alike_(gm: fx.GraphModule, model: nn.Module, inputs: ExampleInputs) -> None:
     """Let a graph take a size of 1 again where it computes there what the model does, in both modes.
 
     `is_causal = length > 1` is such a question: whether one token is masked makes no difference.
@@ -62,22 +61,22 @@ def drop_questions_answered_alike_(
     Args:
         gm: the graph captured from the model; its `check_least` nodes are removed where they are not needed.
         model: it runs on the example inputs, with the sizes asked about narrowed to 1, and is not changed.
-        args, kwargs: the example inputs.
+        inputs: the example inputs.
     """
     checks: dict[str, list[fx.Node]] = {}
     for node in gm.graph.nodes:
         if node.target is check_least:
             checks.setdefault(str(_source(node).meta["val"].shape[node.args[1]]), []).append(node)
-    if not checks or device_of(model, args, kwargs).type == "meta":
+    if not checks or device_of(model, inputs).type == "meta":
         return
-    dims = _dims_of(gm, model, args, kwargs)
+    dims = _dims_of(gm, model, inputs)
     for symbol, nodes in checks.items():
         found = [node.args[2] for node in nodes]
         for node in nodes:
             node.update_arg(2, 1)
         gm.recompile()
         asked = {key: sizes.get(symbol, ()) for key, sizes in dims.items()}
-        alike = _same_outputs(gm, model, *_narrowed(args, kwargs, asked))
+        alike = _same_outputs(gm, model, _narrowed(inputs, asked))
         for node, least in zip(nodes, found, strict=True):
             if alike:
                 gm.graph.erase_node(node)
@@ -105,11 +104,9 @@ def _source(check: fx.Node) -> fx.Node:
     return source
 
 
-def _dims_of(
-    gm: fx.GraphModule, model: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any]
-) -> dict[int, dict[str, tuple[int, ...]]]:
+def _dims_of(gm: fx.GraphModule, model: nn.Module, inputs: ExampleInputs) -> dict[int, dict[str, tuple[int, ...]]]:
     """For each input tensor, by its id, the dimensions that have a size, by the name of its symbol."""
-    given = {argument.name: argument.value for argument in bind_arguments(model, args, kwargs)}
+    given = bind_arguments(model, inputs).values
 
     def value(node: Any) -> Any:
         if not isinstance(node, fx.Node):
@@ -125,9 +122,7 @@ def _dims_of(
     return dims
 
 
-def _narrowed(
-    args: Sequence[Any], kwargs: Mapping[str, Any], dims: Mapping[int, Sequence[int]]
-) -> tuple[Sequence[Any], Mapping[str, Any]]:
+def _narrowed(inputs: ExampleInputs, dims: Mapping[int, Sequence[int]]) -> ExampleInputs:
     """The inputs with a size of 1 in these dimensions of the tensors with these ids."""
 
     def narrow(tensor: Tensor) -> Tensor:
@@ -135,20 +130,18 @@ def _narrowed(
             tensor = tensor.narrow(dim, 0, 1)
         return tensor
 
-    narrowed: tuple[Sequence[Any], Mapping[str, Any]] = pytree.tree_map_only(Tensor, narrow, (args, kwargs))
-    return narrowed
+    return inputs.map(narrow)
 
 
-def _same_outputs(gm: fx.GraphModule, model: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any]) -> bool:
-    device = device_of(model, args, kwargs)
+def _same_outputs(gm: fx.GraphModule, model: nn.Module, inputs: ExampleInputs) -> bool:
+    device = device_of(model, inputs)
     for training in (True, False):
         outputs = []
         for module in (model, gm):
-            given = fresh_inputs(args, kwargs)
             with untouched(module, buffers=True), in_mode(module, training), seeded(device, 0), torch.no_grad():
                 try:
                     with foreign_code():
-                        outputs.append(pytree.tree_leaves(open_objects(module(*given[0], **given[1]))))
+                        outputs.append(pytree.tree_leaves(open_objects(inputs.fresh().passed_to(module))))
                 except ForeignError:
                     return False
         ours, theirs = outputs

@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import sysconfig
 import traceback
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -25,7 +25,8 @@ from repl_fx.errors import ForeignError, Untraceable, foreign_code
 from repl_fx.graph.assigned_buffers import BufferAssignments, assigned_by
 from repl_fx.graph.decisions import Comparison
 from repl_fx.graph.runtime import AutogradCall
-from repl_fx.graph.signature import Argument, InputNodes
+from repl_fx.graph.signature import BoundInputs, InputNodes
+from repl_fx.running.example_inputs import ExampleInputs
 from repl_fx.running.opaque_outputs import open_objects
 from repl_fx.tracing.control_flow import join_branches, truth_for
 from repl_fx.tracing.data_dependent import Draws, constant_numbers, recorded
@@ -33,7 +34,7 @@ from repl_fx.tracing.dynamic_shapes import auto_shapes, baked_dims, dynamic_dims
 from repl_fx.tracing.eager_path import Asked, is_bounded, unaware_of_export
 from repl_fx.tracing.hooks import no_tensor_hooks
 from repl_fx.tracing.leaf_calls import Callee, LeafCalls, LeafNotOpaque, is_leaf, record_leaf_calls
-from repl_fx.tracing.lift_modules import Constants, lift_modules
+from repl_fx.tracing.lift_modules import Constants, Exported, lift_modules
 from repl_fx.tracing.settled import buffer_settles
 from repl_fx.tracing.size_questions import size_questions
 from repl_fx.tracing.size_tensors import SizeTensors
@@ -44,15 +45,13 @@ _NOT_THE_MODEL = (Path(torch.__file__).parent, _HERE, _HERE.resolve(), (_HERE / 
 # Methods that belong to the one tensor of a trace.
 _ON_ONE_TENSOR = ("register_hook", "register_post_accumulate_grad_hook", "retain_grad", "backward", "requires_grad_")
 
-Tracer = Callable[[nn.Module, Sequence[Argument], Constants, tuple[Any, ...], dict[str, Any]], fx.Graph]
+Tracer = Callable[[nn.Module, BoundInputs, Constants], fx.Graph]
 
 
 def trace_by_export(
     model: nn.Module,
-    arguments: Sequence[Argument],
+    inputs: BoundInputs,
     constants: Constants,
-    args: tuple[Any, ...],
-    kwargs: dict[str, Any],
     *,
     dims: Callable[[Tensor], tuple[int, ...]] = dynamic_dims,
     whole: bool = True,
@@ -60,10 +59,13 @@ def trace_by_export(
     """Trace with torch.export and lift the leaf calls.
 
     Args:
-        model, arguments, constants, args, kwargs: see `Tracer`.
+        model: any module, in the mode to trace.
+        inputs: its example inputs.
+        constants: collects the tensors that the trace makes.
         dims: picks the sizes of an input that are dynamic where the model agrees.
         whole: the inputs are the user's own. Those of a part come from eager code, which takes other ways by itself.
     """
+    args, kwargs = inputs.inputs.args, inputs.inputs.kwargs
     inlined: set[Callee] = set()
     # Where the way the model takes when it runs cannot be traced, it is told that it is exported.
     aware = False
@@ -79,7 +81,7 @@ def trace_by_export(
             asked = Asked()
             assigned = BufferAssignments()
             least: dict[str, int] = {}
-            shapes: Any = auto_shapes(args, kwargs, dims=free)
+            shapes: Any = auto_shapes(inputs.inputs, dims=free)
             draws = Draws(answers, lambda calls=calls: calls.running)  # type: ignore[misc]
             try:
                 with (
@@ -114,15 +116,15 @@ def trace_by_export(
                 baked.update(new)
                 continue
             buffers = None if _is_interpreted(model) else assigned.buffers
-            graph = lift_modules(program, calls, model, arguments, constants, args, kwargs, buffers, least)
+            graph = lift_modules(Exported(program, calls, buffers, least), model, inputs, constants)
             for buffer, reason in assigned.reshaped.items():
                 read = any(node.op == "get_attr" and node.target == buffer for node in graph.nodes)
-                if read or not buffer_settles(model, buffer, args, kwargs):
+                if read or not buffer_settles(model, buffer, inputs.inputs):
                     raise Untraceable(reason)
             return graph, draws.asked
 
     def example(condition: fx.Node) -> bool | None:
-        known = {argument.name: argument.value for argument in arguments}
+        known = inputs.values
         known.update((constants.name(tensor), tensor) for tensor in list(constants.tensors))
         return truth_for(condition, known) if whole else None
 
@@ -193,20 +195,21 @@ def _spelled_out(
 
 def trace_by_fx(
     model: nn.Module,
-    arguments: Sequence[Argument],
+    inputs: BoundInputs,
     constants: Constants,
-    args: tuple[Any, ...],
-    kwargs: dict[str, Any],
     *,
     whole: bool = True,
 ) -> fx.Graph:
     """Trace with `fx.Tracer`, which takes the forward's Python away, and what is left with torch.export.
 
     Args:
-        model, arguments, constants, args, kwargs: see `Tracer`.
+        model: any module, in the mode to trace.
+        inputs: its example inputs.
+        constants: collects the tensors that the trace makes.
         whole: see `trace_by_export`.
     """
-    fixed = {a.name: a.value for a in arguments if not any(isinstance(v, Tensor) for v in pytree.tree_leaves(a.value))}
+    given = inputs.values
+    fixed = {n: v for n, v in given.items() if not any(isinstance(leaf, Tensor) for leaf in pytree.tree_leaves(v))}
     tracer = _LeafTracer()
     # fx warns that it cannot assert that an odd constant stays what it was; `check_constant` does.
     with (
@@ -218,20 +221,20 @@ def trace_by_fx(
         (assigned := BufferAssignments()).noted(model, lambda module: False),
         foreign_code(),
     ):
-        traced = tracer.trace(model, {**_defaults(model, arguments), **fixed})
+        traced = tracer.trace(model, {**_defaults(model, given), **fixed})
     if any(leaf.training is not training for leaf, training in tracer.modes):
         raise Untraceable("fx cannot call a module in another mode than the forward leaves it in")
     if assigned.buffers:
         raise Untraceable(f"fx cannot rebind a buffer ({'.'.join(assigned.buffers[0]).lstrip('.')})")
     graph = fx.Graph()
-    inputs = InputNodes(graph, arguments).roots
+    roots = InputNodes(graph, inputs.arguments).roots
     env: dict[fx.Node, fx.Node] = {}
     for node in traced.nodes:
         if node.op == "placeholder":
             if str(node.target).startswith("*") and node.users:
                 raise Untraceable(f"fx cannot tell what the forward takes by {node.target}")
-            if node.target in inputs.keys() - fixed.keys():
-                env[node] = inputs[node.target]
+            if node.target in roots.keys() - fixed.keys():
+                env[node] = roots[node.target]
         elif node.op == "call_method" and node.target in _ON_ONE_TENSOR:
             raise Untraceable(f"the forward calls {node.target}, which a graph would drop")
         elif node.op == "output":
@@ -246,13 +249,14 @@ def trace_by_fx(
         owner, _, attribute = name.rpartition(".")
         holder = plain.get_submodule(owner)
         vars(holder)[attribute] = holder._buffers.pop(attribute)
-    return trace_by_export(plain, arguments, constants, tuple(a.value for a in arguments), {}, whole=whole)
+    positional = BoundInputs(ExampleInputs(tuple(given.values())), inputs.arguments)
+    return trace_by_export(plain, positional, constants, whole=whole)
 
 
-def _defaults(model: nn.Module, passed: Sequence[Argument]) -> dict[str, Any]:
+def _defaults(model: nn.Module, passed: Collection[str]) -> dict[str, Any]:
     parameters = inspect.signature(model.forward).parameters.values()
     defaults = {p.name: p.default for p in parameters if p.default is not p.empty and not isinstance(p.default, Tensor)}
-    return {name: value for name, value in defaults.items() if all(name != argument.name for argument in passed)}
+    return {name: value for name, value in defaults.items() if name not in passed}
 
 
 def _state_unread(model: nn.Module) -> OperatorsSeen:

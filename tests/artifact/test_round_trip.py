@@ -129,7 +129,7 @@ def test_what_was_loaded_is_saved_again_with_its_spec_and_inputs(
     assert torch.equal(again.module(X), net.eval()(X))
     assert again.manifest.model is not None and again.manifest.model.spec == f"{tmp_path / 'net.py'}:model"
     assert again.plan.replacements and again.plan == load_artifact(out).plan
-    assert again.args[0].shape == (2, 6, 8)
+    assert again.inputs.args[0].shape == (2, 6, 8)
     # And once more, from there.
     repl_fx.save(again.module, tmp_path / "third")
     assert torch.equal(repl_fx.load(tmp_path / "third")(X), net(X))

@@ -87,7 +87,7 @@ def test_contents(artifact: Path) -> None:
     loaded = load_artifact(artifact)
     assert loaded.plan == repl_fx.Plan.from_json((artifact / "plan.json").read_text())
     assert manifest["parameters"] == sum(p.numel() for p in loaded.graph_module.parameters())
-    assert torch.equal(loaded.args[0], torch.arange(12).reshape(2, 6) % 11)
+    assert torch.equal(loaded.inputs.args[0], torch.arange(12).reshape(2, 6) % 11)
 
 
 def test_models_given_in_python(tmp_path: Path) -> None:
@@ -334,8 +334,8 @@ def test_example_inputs_in_a_named_tuple(tmp_path: Path, monkeypatch: pytest.Mon
         # The class is where nobody has imported it from.
         monkeypatch.setattr(sys.modules[__name__], "Pair", None)
     loaded = load_artifact(tmp_path / "artifact", OfPairs())
-    assert type(loaded.args[0]).__name__ == "Pair" and loaded.args[0]._fields == pair._fields
-    assert known == (type(loaded.args[0]) is type(pair))
+    assert type(loaded.inputs.args[0]).__name__ == "Pair" and loaded.inputs.args[0]._fields == pair._fields
+    assert known == (type(loaded.inputs.args[0]) is type(pair))
     assert torch.equal(loaded.module(pair), result.module.eval()(pair))
 
 

@@ -29,6 +29,7 @@ from torch import Tensor, nn
 
 import repl_fx
 from repl_fx.pipeline import Options, TransformResult, rewrite
+from repl_fx.running.example_inputs import ExampleInputs
 from repl_fx.surrogates.shared.site import surrogate_path
 from tests.attack import networks
 from tests.attack.files import FileDiffers, judge_file
@@ -180,7 +181,8 @@ class Judge:
             every = self.rng.choice([2, 2, 2, 3])
             with self.stage(key, honest=(repl_fx.NothingToReplace,)):
                 with self.quiet(f"transform by {key}"):
-                    result = rewrite(captured, Options(every=every, surrogate=key, settings=settings), args, kwargs)
+                    options = Options(every=every, surrogate=key, settings=settings)
+                    result = rewrite(captured, options, ExampleInputs(args, kwargs))
                 start = Snapshot(result.module)
                 self.judge_rewritten(key, result)
                 candidates.append((key, result, start))

@@ -20,6 +20,7 @@ from benchmarks.zoo_runner.alive import train
 from benchmarks.zoo_runner.exactness import require_equal, require_equal_training, tensors
 from benchmarks.zoo_runner.report import write_report
 from benchmarks.zoo_runner.stages import STAGES, Record
+from repl_fx.running.example_inputs import ExampleInputs
 from repl_fx.tracing.check import compare_modes
 
 
@@ -79,7 +80,7 @@ X = torch.linspace(-1, 1, 24).reshape(6, 4)
 
 def test_equal_modules_pass_and_keep_their_buffers() -> None:
     model, other = nets(None)
-    evaluation, training = compare_modes(model, other, (X,), {})
+    evaluation, training = compare_modes(model, other, ExampleInputs((X,)))
     require_equal(evaluation)
     require_equal_training(training)
     assert int(model.get_buffer("norm.num_batches_tracked")) == 0
@@ -96,14 +97,14 @@ def test_equal_modules_pass_and_keep_their_buffers() -> None:
     ],
 )
 def test_what_differs_in_training_is_named(change: Callable[[Tensor, nn.Module], Tensor], problem: str) -> None:
-    (check,) = compare_modes(*nets(change), (X,), {}, (True,))
+    (check,) = compare_modes(*nets(change), ExampleInputs((X,)), (True,))
     with pytest.raises(AssertionError, match=problem):
         require_equal_training(check)
 
 
 def test_what_differs_in_evaluation_is_named() -> None:
     model, other = nets(lambda x, net: x if net.training else x * 1.0001)
-    evaluation, training = compare_modes(model, other, (X,), {})
+    evaluation, training = compare_modes(model, other, ExampleInputs((X,)))
     with pytest.raises(AssertionError, match="output 0 differs"):
         require_equal(evaluation)
     require_equal_training(training)

@@ -13,6 +13,7 @@ from torch import Tensor, fx, nn
 from repl_fx.export import verify_onnx
 from repl_fx.export.batches import at_batch, default_batches, draw
 from repl_fx.export.tensors import flatten_inputs
+from repl_fx.running.example_inputs import ExampleInputs
 from tests.export.subjects import X
 
 
@@ -48,7 +49,7 @@ def test_only_what_has_the_batch_gets_another() -> None:
         def forward(self, x: Tensor, table: Tensor, scale: Tensor) -> Tensor:
             return x @ table * scale
 
-    inputs = flatten_inputs(Three(), (torch.randn(2, 3), torch.randn(3, 4), torch.tensor(2.0)))
+    inputs = flatten_inputs(Three(), ExampleInputs((torch.randn(2, 3), torch.randn(3, 4), torch.tensor(2.0))))
     assert at_batch(inputs, 2, seed=0) is inputs
     other = at_batch(inputs, 5, seed=0)
     assert [tuple(tensor.shape) for tensor in other.tensors] == [(5, 3), (3, 4), ()]

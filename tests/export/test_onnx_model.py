@@ -16,6 +16,7 @@ from torch import Tensor, fx, nn
 
 from repl_fx.errors import BadInput, ExportError, OutputError
 from repl_fx.export import export_onnx, onnx_model, onnx_name, verify_onnx
+from repl_fx.running.example_inputs import ExampleInputs
 from repl_fx.tracing.dynamic_shapes import auto_shapes, dynamic_dims
 
 
@@ -403,7 +404,7 @@ def test_auto_shapes_follow_the_tensors_through_nesting_and_keywords() -> None:
             return a[0] + b + c["k"]
 
     args, kwargs = ([torch.randn(2, 3)],), {"c": {"k": torch.randn(2, 3)}, "b": torch.randn(2, 3)}
-    shapes = auto_shapes(args, kwargs)
+    shapes = auto_shapes(ExampleInputs(args, kwargs))
     program = torch.export.export(
         Nested(),
         args,
@@ -414,7 +415,7 @@ def test_auto_shapes_follow_the_tensors_through_nesting_and_keywords() -> None:
     sizes = [node.meta["val"].shape[0] for node in program.graph.nodes if node.op == "placeholder"]
     assert len(sizes) == 3
     assert all(isinstance(size, torch.SymInt) for size in sizes)
-    assert auto_shapes((torch.tensor(1.0), None)) is None
+    assert auto_shapes(ExampleInputs((torch.tensor(1.0), None))) is None
 
 
 def test_inverse_real_fourier_transforms_run(tmp_path: Path) -> None:

@@ -11,7 +11,8 @@ from torch import Tensor, nn
 import repl_fx
 from repl_fx.errors import BadInput
 from repl_fx.graph.runtime import check_constant, check_key, check_shape
-from repl_fx.graph.signature import bind_arguments, input_names
+from repl_fx.graph.signature import bind_arguments
+from repl_fx.running.example_inputs import ExampleInputs
 
 
 class Model(nn.Module):
@@ -32,14 +33,17 @@ class Model(nn.Module):
 def test_arguments_are_bound_in_the_order_of_the_signature(
     args: tuple[Any, ...], kwargs: dict[str, Any], expected: dict[str, Any]
 ) -> None:
-    bound = bind_arguments(Model(), args, kwargs)
-    assert [(a.name, a.value) for a in bound] == list(expected.items())
-    assert input_names(Model(), args, kwargs) == [*list(expected)[: len(args)], *kwargs]
+    bound = bind_arguments(Model(), ExampleInputs(args, kwargs))
+    assert list(bound.values.items()) == list(expected.items())
+    # Keywords in the order that is asked for, and not in that of the signature.
+    located = bound.located([*reversed(kwargs)])
+    assert [name for name, _, _ in located] == [*list(expected)[: len(args)], *reversed(kwargs)]
+    assert all(expected[name] == value and path == () for name, path, value in located)
 
 
 def test_arguments_that_do_not_fit() -> None:
     with pytest.raises(TypeError, match="missing a required argument: 'a'"):
-        bind_arguments(Model(), (), {"b": 1})
+        bind_arguments(Model(), ExampleInputs((), {"b": 1}))
 
 
 def test_runtime_checks() -> None:

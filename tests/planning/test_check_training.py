@@ -15,6 +15,7 @@ from torch import Tensor, fx, nn
 import repl_fx
 from repl_fx.errors import NothingToReplace, PlanMismatch
 from repl_fx.planning.check_training import TrainingCheck
+from repl_fx.running.example_inputs import ExampleInputs
 from repl_fx.surrogates import Builder, Match, Site, Surrogate
 from repl_fx.surrogates.bottleneck import Bottleneck
 from repl_fx.surrogates.shared import registry
@@ -220,5 +221,5 @@ def test_what_the_model_itself_cannot_do_is_not_the_surrogates_fault() -> None:
 def test_on_the_meta_device_nothing_is_run() -> None:
     with torch.device("meta"):
         model, x = TokenNet(depth=3), tokens()
-    assert not TrainingCheck(model, (x,), {}).possible
+    assert not TrainingCheck(model, ExampleInputs((x,))).possible
     assert repl_fx.transform(model, (x,), surrogate="bottleneck").plan.replacements

@@ -20,6 +20,7 @@ from torch.utils import _pytree as pytree
 from repl_fx.errors import BadInput, BrokenGraph, CaptureError
 from repl_fx.graph.runtime import check_constant, check_shape
 from repl_fx.passes import merge_modes
+from repl_fx.running.example_inputs import ExampleInputs
 from repl_fx.running.untouched import device_of
 from repl_fx.tracing.capture import CaptureInfo, capture, check_capture, widen_batch
 from repl_fx.tracing.parts.capture import capture_parts
@@ -232,8 +233,8 @@ def test_batch_of_one_is_widened() -> None:
     assert info_of(gm).dynamic == {"input": (0,)}
     x = torch.randn(5, 3, 8, 8)
     assert torch.equal(gm(x), model(x))
-    args, kwargs = widen_batch(model, (torch.randn(1, 2), torch.randn(3)), {"k": 1})
-    assert [tuple(a.shape) for a in args] == [(1, 2), (3,)] and kwargs == {"k": 1}
+    inputs = widen_batch(model, ExampleInputs((torch.randn(1, 2), torch.randn(3)), {"k": 1}))
+    assert [tuple(a.shape) for a in inputs.args] == [(1, 2), (3,)] and inputs.kwargs == {"k": 1}
 
 
 def test_sizes_the_trace_has_fixed_are_refused() -> None:
@@ -661,7 +662,7 @@ def test_a_layout_that_one_mode_alone_asks_for() -> None:
 
 def test_the_device_of_a_model() -> None:
     assert device_of(nn.Linear(2, 2, device="meta")) == torch.device("meta")
-    assert device_of(nn.ReLU(), (torch.zeros(2, device="meta"),)) == torch.device("meta")
+    assert device_of(nn.ReLU(), ExampleInputs((torch.zeros(2, device="meta"),))) == torch.device("meta")
     assert device_of(nn.ReLU()) == torch.device("cpu")
 
 

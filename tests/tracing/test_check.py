@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 import repl_fx
 from repl_fx.errors import CaptureError
+from repl_fx.running.example_inputs import ExampleInputs
 from repl_fx.tracing.check import ModeCheck, compare_modes
 
 X = torch.linspace(-1, 1, 8).reshape(2, 4)
@@ -34,7 +35,7 @@ class ForInference(nn.Module):
 
 
 def check(model: nn.Module, module: nn.Module, training: bool) -> ModeCheck:
-    (found,) = compare_modes(model, module, (X,), {}, (training,))
+    (found,) = compare_modes(model, module, ExampleInputs((X,)), (training,))
     return found
 
 
@@ -69,7 +70,7 @@ def test_a_parameter_that_a_forward_changes_is_put_back_when_the_check_ends() ->
 
     model = Moves(4, 4)
     before = model.bias.detach().clone()
-    checks = compare_modes(model, model, (X,), {})
+    checks = compare_modes(model, model, ExampleInputs((X,)))
     next(checks)
     checks.close()
     assert torch.equal(model.bias, before)

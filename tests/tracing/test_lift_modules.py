@@ -11,8 +11,9 @@ from repl_fx.graph.captured import attribute
 from repl_fx.graph.markers import leaf_call_operator
 from repl_fx.graph.runtime import check_shape, enter_grad_mode, restore_grad_mode
 from repl_fx.graph.signature import bind_arguments
+from repl_fx.running.example_inputs import ExampleInputs
 from repl_fx.tracing.leaf_calls import LeafCalls, record_leaf_calls
-from repl_fx.tracing.lift_modules import Constants, lift_modules
+from repl_fx.tracing.lift_modules import Constants, Exported, lift_modules
 
 
 class Model(nn.Module):
@@ -34,7 +35,7 @@ def lifted(model: nn.Module, x: Tensor) -> tuple[fx.Graph, Constants, str]:
     with record_leaf_calls(model, calls):
         program = torch.export.export(model, (x,), strict=False)
     before = str(program.graph)
-    graph = lift_modules(program, calls, model, bind_arguments(model, (x,), {}), constants, (x,), {})
+    graph = lift_modules(Exported(program, calls), model, bind_arguments(model, ExampleInputs((x,))), constants)
     assert str(program.graph) == before
     return graph, constants, before
 

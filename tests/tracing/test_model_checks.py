@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 import repl_fx
 from repl_fx.errors import BadInput
+from repl_fx.running.example_inputs import ExampleInputs
 from repl_fx.tracing.model_checks import describe_inputs, misfit, require_capturable, require_finite
 
 X = torch.linspace(-1, 1, 16).reshape(2, 8)
@@ -164,9 +165,9 @@ def test_a_model_that_cannot_be_captured(make: Callable[[], Any], message: str) 
 )
 def test_a_batch_of_nothing(args: tuple[Any, ...], kwargs: dict[str, Any], refused: bool) -> None:
     if not refused:
-        return require_capturable(nn.ReLU(), args, kwargs)
+        return require_capturable(nn.ReLU(), ExampleInputs(args, kwargs))
     with pytest.raises(BadInput, match=r"ReLU has example inputs with a batch of 0 \(.*; give a batch of 2 or more"):
-        require_capturable(nn.ReLU(), args, kwargs)
+        require_capturable(nn.ReLU(), ExampleInputs(args, kwargs))
 
 
 def test_a_model_on_the_meta_device_is_captured_with_inputs_there() -> None:
@@ -192,7 +193,7 @@ def test_inference_mode_of_the_caller() -> None:
     ],
 )
 def test_a_model_that_only_looks_odd(model: nn.Module) -> None:
-    require_capturable(model, (X,))
+    require_capturable(model, ExampleInputs((X,)))
 
 
 @pytest.mark.parametrize("dtype", [torch.int8, torch.int64, torch.bool, torch.float8_e4m3fn])
@@ -261,13 +262,13 @@ def test_infinity_in_masks_is_no_matter_and_nan_can_be_allowed() -> None:
     ],
 )
 def test_advice_is_about_the_problem(problem: Exception, advice: str | None) -> None:
-    line = misfit(f"Net: {problem}", problem, (X,), {})
+    line = misfit(f"Net: {problem}", problem, ExampleInputs((X,)))
     assert line.startswith(f"Net: {problem} with the example inputs (0: float32[2, 8])")
     assert line.endswith(")") if advice is None else f"; {'put' if 'device' in advice else 'give'} " in line
     assert advice is None or advice in line
 
 
 def test_words_for_inputs() -> None:
-    given = describe_inputs((torch.zeros(2, 3),), {"m": [torch.ones(1, dtype=torch.bool)]})
+    given = describe_inputs(ExampleInputs((torch.zeros(2, 3),), {"m": [torch.ones(1, dtype=torch.bool)]}))
     assert given == "0: float32[2, 3], m: bool[1]"
-    assert describe_inputs((), {}) == "none"
+    assert describe_inputs(ExampleInputs()) == "none"

@@ -89,7 +89,7 @@ class ElementwiseCall(nn.Module):
 
     Args:
         target: the function.
-        args, kwargs: what it is called with after the tensor.
+        args, kwargs: its arguments after the tensor.
     """
 
     def __init__(self, target: Callable[..., Tensor], args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:

@@ -28,7 +28,7 @@ def starts_at_zero(gm: fx.GraphModule, branch: Branch, end: fx.Node) -> bool:
     """Whether a span may end in zeros: nothing behind `end` in the branch has parameters, or is flat at zero.
 
     A layer scale that begins near zero would learn from zeros too slowly, and a norm would blow their first change up.
-    What a ReLU makes of zeros has no gradient at all, so nothing before it would ever learn.
+    The result of a ReLU of zeros has no gradient at all, so nothing before it would ever learn.
     """
     behind = sorted(reached_from(digraph(branch.nodes), [end]) - {end})
     for node in behind:
@@ -62,7 +62,7 @@ def _flat_at_zero(gm: fx.GraphModule, node: fx.Node) -> bool:
                 return False
             (gradient,) = torch.autograd.grad(made.sum(), leaf)
     except (RuntimeError, ValueError, TypeError, IndexError, AttributeError, NotImplementedError):
-        # What asks for certain sizes is no elementwise operator.
+        # A function that asks for certain sizes is no elementwise operator.
         return False
     return not bool(gradient.any())
 

@@ -27,10 +27,11 @@ def take_channels(total: Tensor, count: int, relu: bool) -> tuple[Tensor, Tensor
     Args:
         total: (batch, channels, …).
         count: how many are taken.
-        relu: whether what is taken passes a ReLU.
+        relu: whether the channels that are taken pass a ReLU.
     """
     if _written(total):
-        taken: tuple[Tensor, Tensor] = _Take.apply(total, count, relu)  # type: ignore[no-untyped-call]
+        untyped: Any = _Take
+        taken: tuple[Tensor, Tensor] = untyped.apply(total, count, relu)
         return taken
     part = total.narrow(1, 0, count)
     return total, F.relu(part) if relu else part
@@ -45,7 +46,8 @@ def put_channels(total: Tensor, part: Tensor, relu: bool) -> Tensor:
         relu: whether all of it passes a ReLU.
     """
     if _written(total):
-        put: Tensor = _Put.apply(total, part, relu)  # type: ignore[no-untyped-call]
+        untyped: Any = _Put
+        put: Tensor = untyped.apply(total, part, relu)
         return put
     count = part.shape[1]
     whole = torch.cat([part.to(total.dtype), total.narrow(1, count, total.shape[1] - count)], 1)
@@ -98,6 +100,6 @@ class _Put(torch.autograd.Function):
             (total,) = ctx.saved_tensors
             toward = torch.ops.aten.threshold_backward(toward, total, 0)
         else:
-            # It may be another value's gradient too.
+            # This tensor may be another value's gradient too.
             toward = toward.clone()
         return toward, toward.narrow(1, 0, ctx.count).to(ctx.dtype, copy=True), None

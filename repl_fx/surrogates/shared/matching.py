@@ -1,4 +1,4 @@
-"""Matches: what surrogates found out about the blocks of one graph, each asked once for each block."""
+"""The matches of surrogates and the blocks of one graph; a surrogate is asked once about each block."""
 
 from __future__ import annotations
 
@@ -20,12 +20,13 @@ class Matches:
     Args:
         graph_module: the captured graph.
         repeats: found in it.
+        prefix: before the names of its blocks, such as "backbone." for those of a part of a model.
     """
 
-    def __init__(self, graph_module: fx.GraphModule, repeats: Sequence[Repeat]) -> None:
+    def __init__(self, graph_module: fx.GraphModule, repeats: Sequence[Repeat], prefix: str = "") -> None:
         self.graph_module = graph_module
-        self._blocks = {block.name: block for repeat in repeats for block in repeat.blocks}
-        self._repeats = {block.name: repeat.name for repeat in repeats for block in repeat.blocks}
+        self._blocks = {f"{prefix}{block.name}": block for repeat in repeats for block in repeat.blocks}
+        self._repeats = {f"{prefix}{block.name}": repeat.name for repeat in repeats for block in repeat.blocks}
         self._sites: dict[tuple[str, ...], Site] = {}
         self._answers: dict[tuple[Site, str, str], Match | Refusal] = {}
 
@@ -42,7 +43,7 @@ class Matches:
         return self._sites[names]
 
     def of(self, surrogate: Surrogate[Any, Any], site: Site) -> Match | Refusal:
-        """What a surrogate found out at a site."""
+        """The match of a surrogate at a site, or its refusal."""
         key = site, surrogate.key, repr(surrogate.config)
         if key not in self._answers:
             self._answers[key] = surrogate.match(site)

@@ -28,7 +28,7 @@ class ThinNorm:
         eps: the original's.
         momentum: of batch statistics; None for a cumulative average.
         groups: of a group norm.
-        has_bias: whether it shifts, so that a bias before it is idle.
+        has_bias: whether the norm shifts, so that a bias before it is idle.
     """
 
     kind: str
@@ -59,7 +59,7 @@ class PreNorm:
     """The norm over channels that makes a span's input.
 
     Attributes:
-        input: what it normalises.
+        input: the value that the norm normalises.
         kind: `layer` or `rms`.
         eps: its own.
         scale, shift: paths of its parameters; None where it has none.
@@ -102,8 +102,8 @@ def without_norm(
         bias: (rows), or None.
 
     Returns:
-        What to read, kind and eps of the norm (`none` where there is none), weight and bias with the norm's scale and
-        shift in them.
+        The value to read, kind and eps of the norm (`none` where there is none), weight and bias with the norm's scale
+        and shift in them.
     """
     if norm is None:
         return given, "none", 0.0, weight, bias

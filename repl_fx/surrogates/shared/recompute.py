@@ -72,7 +72,8 @@ class LeanBranch(_Normed):
             return F.linear(thin, weight_out, bias_out)
         kind = _compute_dtype(x)
         cast = [None if tensor is None else tensor.to(kind) for tensor in (weight_in, weight_out, bias_in, bias_out)]
-        made: Tensor = _Lean.apply(self, x, *cast)  # type: ignore[no-untyped-call]
+        untyped: Any = _Recompute
+        made: Tensor = untyped.apply(self, x, *cast)
         return made
 
     def activated(self, thin: Tensor) -> Tensor:
@@ -149,7 +150,8 @@ class LeanAttention(_Normed):
         *tensors, drop = given if self.scaled else (*given, 0.0)
         weights = (weight_values, weight_out, bias_values, bias_out)
         cast = [t.to(kind) if isinstance(t, Tensor) and t.is_floating_point() else t for t in (*weights, *tensors)]
-        made: Tensor = _LeanMix.apply(self, drop, x, *cast)  # type: ignore[no-untyped-call]
+        untyped: Any = _RecomputeMix
+        made: Tensor = untyped.apply(self, drop, x, *cast)
         return made
 
     def mixed(
@@ -183,7 +185,7 @@ class LeanAttention(_Normed):
         return f"norm={self.norm}, heads={self.heads}"
 
 
-class _LeanMix(torch.autograd.Function):
+class _RecomputeMix(torch.autograd.Function):
     """Keeps the normalised input, the weights, and what makes the map; computes the rest again in the backward pass."""
 
     @staticmethod
@@ -192,7 +194,7 @@ class _LeanMix(torch.autograd.Function):
         kept = normalised.to(weight.dtype)
         ctx.save_for_backward(kept, rescale, weight, *rest)
         ctx.layer, ctx.drop, ctx.dtype = layer, drop, x.dtype
-        # What is dropped is drawn again.
+        # The dropped elements are drawn again.
         ctx.drawn = _generator_state(x.device) if drop > 0 else None
         return _no_view(layer.mixed(kept, weight, *rest, *([drop] if layer.scaled else [])))
 
@@ -237,7 +239,7 @@ def _drawing_from(state: Tensor | None, device: torch.device) -> Iterator[None]:
         yield
 
 
-class _Lean(torch.autograd.Function):
+class _Recompute(torch.autograd.Function):
     """Keeps the normalised input and the weights; computes the thin values again in the backward pass."""
 
     @staticmethod
@@ -308,7 +310,7 @@ def _without_norm(branch: _Normed, toward: Tensor, kept: Tensor) -> Tensor:
         toward, kept = toward.float(), kept.float()
     if branch.norm == "rms":
         return toward - kept * (toward * kept).mean(-1, keepdim=True)
-    # What is kept has a mean of 0 and a deviation of 1.
+    # The kept value has a mean of 0 and a deviation of 1.
     mean, rescale = kept.new_zeros((*kept.shape[:-1], 1)), kept.new_ones((*kept.shape[:-1], 1))
     made: Tensor = torch.ops.aten.native_layer_norm_backward(
         toward, kept, (kept.shape[-1],), mean, rescale, None, None, (True, False, False)

@@ -41,7 +41,7 @@ _REGISTRY: dict[str, tuple[type[Surrogate[Any, Any]], type[Any]]] = {}
 
 @dataclass(frozen=True)
 class Match:
-    """What a surrogate found out about a block that it can stand in for; a subclass holds what its `build` needs.
+    """The result of a surrogate's look at a block that it can stand in for; a subclass holds the needs of its `build`.
 
     Attributes:
         kept_parameters: which of the block's own parameters may still be read afterwards; None for those that no branch
@@ -83,7 +83,7 @@ class Surrogate(ABC, Generic[Config, Found]):
         """Work the block at `site` out, once for planning and building.
 
         Returns:
-            What `build` has to know, or `site.refusal(reason)` where this surrogate cannot stand in for the block.
+            The match that `build` takes, or `site.refusal(reason)` where this surrogate cannot stand in for the block.
         """
 
     @abstractmethod
@@ -110,7 +110,7 @@ def register_surrogate(key: str, config: type[Any]) -> Callable[[type[Surrogate[
     """Register a surrogate class under a key.
 
     Args:
-        key: what `--surrogate` and plans call it. Registering a key again replaces the old entry.
+        key: its name in `--surrogate` and in plans. Registering a key again replaces the old entry.
         config: its frozen dataclass of settings, every one with a default.
 
     Raises:
@@ -163,7 +163,7 @@ def check_thin_settings(key: str, ratio: Any, name: str, count: Any, weights: An
 
     Args:
         key: the surrogate.
-        ratio: what part of the block's it is as wide as.
+        ratio: its width as a fraction of the block's.
         name, count: the setting that overrides `ratio` by a number, and that number or None.
         weights: where its weights come from.
 

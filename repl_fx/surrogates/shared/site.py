@@ -67,7 +67,7 @@ class NodeCall:
     Attributes:
         node: which.
         args, kwargs: its arguments.
-        value: what it makes.
+        value: the fake result.
     """
 
     node: fx.Node
@@ -140,7 +140,7 @@ class Site:
         """Spine and branches of the block.
 
         Raises:
-            Unfit: it has none.
+            Unfit: the block has none.
         """
         if self.split.reason:
             raise Unfit(self.split.reason)

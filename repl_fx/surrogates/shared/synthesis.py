@@ -29,8 +29,8 @@ class Synthesis(nn.Module):
     """Base of the modules that compute a surrogate's weights from the neighbours' parameters.
 
     `synthesise` takes parameters, buffers or results of other syntheses, and returns one tensor or a tuple of tensors.
-    It is a function of them and of the module's own parameters and buffers alone. Folding evaluates it once and drops
-    it.
+    The result is a function of them and of the module's own parameters and buffers alone. Folding evaluates the
+    synthesis once and drops it.
 
     Args:
         train_neighbours: whether gradients flow through the synthesis into the neighbours' parameters.
@@ -205,7 +205,7 @@ def shared_synthesis(module: nn.Module) -> Iterator[None]:
 
     Raises:
         WeightsChanged: in a forward pass after the weights were changed inside.
-        BadInput: what was given is no module.
+        BadInput: the argument is no module.
     """
     require_module("shared_synthesis", module)
     syntheses = [found for found in module.modules() if isinstance(found, Synthesis)]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
@@ -14,7 +14,8 @@ from repl_fx._torch import pytree
 from repl_fx.errors import ForeignError, foreign_code
 from repl_fx.graph.signature import is_writable
 from repl_fx.running.equality import same_value
-from repl_fx.running.untouched import device_of, fresh_inputs, in_mode, seed_everything, seeded, untouched
+from repl_fx.running.example_inputs import ExampleInputs
+from repl_fx.running.untouched import device_of, in_mode, seed_everything, seeded, untouched
 
 SEED = 0
 # State that a forward changes shows in the second.
@@ -54,19 +55,18 @@ class Call:
     training: bool
 
     @classmethod
-    def of(cls, args: Sequence[Any], kwargs: Mapping[str, Any], training: bool) -> Call:
+    def of(cls, inputs: ExampleInputs, training: bool) -> Call:
         """Describe a call; none of its tensors is kept."""
-        leaves, structure = pytree.tree_flatten((tuple(args), dict(kwargs)))
-        return cls(structure, tuple(_blank(leaf) if isinstance(leaf, Tensor) else leaf for leaf in leaves), training)
+        blank = inputs.map(_blank)
+        leaves, structure = pytree.tree_flatten((blank.args, blank.kwargs))
+        return cls(structure, tuple(leaves), training)
 
-    def inputs(
-        self, make: Callable[[Tensor, torch.device], Tensor] | None = None
-    ) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    def inputs(self, make: Callable[[Tensor, torch.device], Tensor] | None = None) -> ExampleInputs:
         """Arguments of this kind; zeros unless `make` makes other tensors of the meta tensor and the device it gets."""
         make = make or (lambda like, device: torch.zeros_like(like, device=device))
         leaves = [make(leaf.like, leaf.device) if isinstance(leaf, Blank) else leaf for leaf in self.leaves]
         args, kwargs = pytree.tree_unflatten(leaves, self.structure)
-        return tuple(args), dict(kwargs)
+        return ExampleInputs(tuple(args), dict(kwargs))
 
     def obstacle(self) -> str | None:
         """Why no graph can take such a call, None where one may."""
@@ -121,8 +121,8 @@ class Run:
     """One run of a model in one mode.
 
     Attributes:
-        outputs: what it returned, step by step; None where it failed.
-        problem: what it raised.
+        outputs: the results, step by step; None where a step failed.
+        problem: the error of the step that failed.
     """
 
     outputs: Any
@@ -138,12 +138,10 @@ class Watch:
 
     Args:
         modules: the modules, by path.
-        see: called before each call with path, args and kwargs.
+        see: called before each call with path and inputs.
     """
 
-    def __init__(
-        self, modules: Mapping[str, nn.Module], see: Callable[[str, tuple[Any, ...], dict[str, Any]], None]
-    ) -> None:
+    def __init__(self, modules: Mapping[str, nn.Module], see: Callable[[str, ExampleInputs], None]) -> None:
         self.modules = modules
         self.see = see
 
@@ -161,38 +159,31 @@ class Watch:
 
     def _hook(self, path: str) -> Callable[[nn.Module, tuple[Any, ...], dict[str, Any]], None]:
         def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-            self.see(path, args, kwargs)
+            self.see(path, ExampleInputs(args, kwargs))
 
         return hook
 
 
-def run(
-    model: nn.Module,
-    args: Sequence[Any],
-    kwargs: Mapping[str, Any],
-    training: bool,
-    watch: Watch | None = None,
-) -> Run:
+def run(model: nn.Module, inputs: ExampleInputs, training: bool, watch: Watch | None = None) -> Run:
     """Run a model a few steps for its outputs alone: it, the inputs and the random generators stay as they are.
 
     Args:
         model: any module.
-        args, kwargs: its inputs; it gets copies, which it may change.
+        inputs: the model gets copies, which it may change.
         training: the mode to run it in.
         watch: sees calls while it runs.
 
     Returns:
         Outputs, or what the model raised.
     """
-    device = device_of(model, args, kwargs)
+    device = device_of(model, inputs)
     outputs = []
     with untouched(model, buffers=True), in_mode(model, training), seeded(device, SEED):
         for _ in range(STEPS):
             seed_everything(SEED)
-            inputs = fresh_inputs(args, kwargs)
             try:
                 with torch.enable_grad(), watch.watching() if watch else nullcontext(), foreign_code():
-                    made = model(*inputs[0], **inputs[1])
+                    made = inputs.fresh().passed_to(model)
             except ForeignError as failed:
                 return Run(None, failed.problem)
             outputs.append(pytree.tree_map_only(Tensor, lambda t: t.detach().clone(), made))

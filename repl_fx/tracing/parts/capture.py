@@ -22,12 +22,12 @@ from dataclasses import dataclass
 from types import MethodType
 from typing import Any
 
-from torch import Tensor, fx, nn
+from torch import fx, nn
 
-from repl_fx._torch import pytree
-from repl_fx.arguments import require_args, require_module
+from repl_fx.arguments import require_module
 from repl_fx.errors import BadInput, CaptureError
 from repl_fx.graph.captured import CapturedModule, copy_model, share_tensors
+from repl_fx.running.example_inputs import ExampleInputs
 from repl_fx.running.python_state import OWN_ATTRIBUTES
 from repl_fx.tracing.capture import TRACERS, capture as capture_whole, trace_by_first, widen_batch
 from repl_fx.tracing.check import CaptureCheck, compare_modes
@@ -46,13 +46,22 @@ class Part:
     Attributes:
         path: of the module in the model; empty where the whole model is one graph.
         graph_module: the graph, whose `meta["capture"]` says how it was captured.
-        args, kwargs: inputs it was called with while the model ran.
+        inputs: those it was called with while the model ran.
     """
 
     path: str
     graph_module: fx.GraphModule
-    args: tuple[Any, ...]
-    kwargs: dict[str, Any]
+    inputs: ExampleInputs
+
+    @property
+    def args(self) -> tuple[Any, ...]:
+        """The positional inputs."""
+        return self.inputs.args
+
+    @property
+    def kwargs(self) -> dict[str, Any]:
+        """The keyword inputs."""
+        return self.inputs.kwargs
 
     def __str__(self) -> str:
         size = sum(parameter.numel() for parameter in self.graph_module.parameters())
@@ -68,8 +77,8 @@ class CapturedParts:
         source: the model, or the copy of it that the parts share their tensors with.
         module: the model with graphs in place of the modules that were captured; the graph where it is one.
         parts: the graphs, in the order of their first calls.
-        eager: what was tried and stays eager, with the reason; empty where the model is one graph.
-        check: what was compared between source and `module`; None where nothing was.
+        eager: modules that were tried and stay eager, with the reason; empty where the model is one graph.
+        check: the comparison of source and `module`; None where none was made.
     """
 
     source: nn.Module
@@ -116,27 +125,27 @@ def capture_parts(
         CaptureError: nothing of the model could be captured, or not all of `paths`.
     """
     require_module("capture_parts", model)
-    require_args(args, kwargs)
-    require_capturable(model, args, kwargs)
+    given = ExampleInputs.of(args, kwargs)
+    require_capturable(model, given)
     source = copy_model(model) if copy else model
-    args, kwargs = widen_batch(model, tuple(args), dict(kwargs or {}))
+    inputs = widen_batch(model, given)
     if paths is not None and list(paths) == [""]:
-        gm = capture_whole(source, args, kwargs)
-        return CapturedParts(source, gm, (Part("", gm, args, kwargs),))
+        gm = capture_whole(source, inputs.args, inputs.kwargs)
+        return CapturedParts(source, gm, (Part("", gm, inputs),))
     obstacles: tuple[str, ...] = ()
     if paths is None:
         try:
-            gm = trace_by_first(TRACERS, source, args, kwargs)
-            return CapturedParts(source, gm, (Part("", gm, args, kwargs),))
+            gm = trace_by_first(TRACERS, source, inputs)
+            return CapturedParts(source, gm, (Part("", gm, inputs),))
         except CaptureError as problem:
             obstacles = problem.obstacles
-    reference, calls, methods = _observe(source, args, kwargs)
+    reference, calls, methods = _observe(source, inputs)
     search = Search(source, calls, methods)
     if paths is None:
         search.descend("")
     else:
         search.require(paths)
-    inputs = _settle(source, search, reference, args, kwargs)
+    called = _settle(source, search, reference, inputs)
     if paths is not None and set(paths) != search.parts.keys():
         raise CaptureError(type(model).__name__, [str(line) for line in search.eager])
     if not search.parts:
@@ -144,13 +153,13 @@ def capture_parts(
     eager = [*search.eager]
     if obstacles:
         eager.insert(0, Eager("", type(model).__name__, obstacles[0]))
-    parts = tuple(Part(path, search.parts[path], *inputs[path]) for path in calls if path in inputs)
+    parts = tuple(Part(path, search.parts[path], called[path]) for path in calls if path in called)
     module = assemble(source, search.parts)
-    return CapturedParts(source, module, parts, tuple(eager), _checked(source, module, reference, args, kwargs))
+    return CapturedParts(source, module, parts, tuple(eager), _checked(source, module, reference, inputs))
 
 
 def capture_as_called(
-    model: nn.Module, calls: Mapping[str, tuple[tuple[Any, ...], dict[str, Any]]], tracers: Mapping[str, str]
+    model: nn.Module, calls: Mapping[str, ExampleInputs], tracers: Mapping[str, str]
 ) -> CapturedParts:
     """Capture modules of a model on inputs that are known already: the model is not run, and nothing is compared.
 
@@ -163,16 +172,16 @@ def capture_as_called(
         CaptureError: a module cannot be captured on these inputs.
     """
     parts = []
-    for path, (args, kwargs) in calls.items():
+    for path, given in calls.items():
         try:
             module = model.get_submodule(path)
         except AttributeError as problem:
             raise CaptureError(type(model).__name__, [f"it has no module {path}"]) from problem
-        args, kwargs = widen_batch(module, args, kwargs)
+        inputs = widen_batch(module, given)
         known = {name: tracer for name, tracer in PART_TRACERS.items() if name == tracers.get(path)} or PART_TRACERS
-        gm = trace_by_first(known, module, args, kwargs)
+        gm = trace_by_first(known, module, inputs)
         keep_attributes(module, gm)
-        parts.append(Part(path, gm, args, kwargs))
+        parts.append(Part(path, gm, inputs))
     graphs = {part.path: part.graph_module for part in parts}
     return CapturedParts(model, assemble(model, graphs), tuple(parts))
 
@@ -199,7 +208,7 @@ def graphs_in(module: nn.Module) -> dict[str, CapturedModule]:
     """The captured graphs in a module, by path; the module itself where it is one."""
     found: dict[str, CapturedModule] = {}
     for path, child in module.named_modules():
-        # What a graph calls is part of it.
+        # A module that a graph calls is part of the graph.
         if isinstance(child, CapturedModule) and not any(path.startswith(join(outer, "")) for outer in found):
             found[path] = child
     return found
@@ -226,16 +235,16 @@ def _moved(value: Any, memo: Mapping[int, nn.Module], unchanged: Any) -> Any:
 
 
 def _observe(
-    source: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+    source: nn.Module, inputs: ExampleInputs
 ) -> tuple[dict[bool, Run], dict[str, Calls], dict[str, list[str]]]:
     """Run a model in each mode.
 
     Returns:
-        What it returned; the calls of its modules, by path, in the order of first calls; and methods of modules that
-        code around them called, by path.
+        The results of the model; the calls of its modules, by path, in the order of first calls; and methods of modules
+        that code around them called, by path.
 
     Raises:
-        BadInput: it does not run in evaluation mode.
+        BadInput: the model does not run in evaluation mode.
     """
     modules = {path: module for path, module in source.named_modules() if path and not is_leaf(module)}
     calls: dict[str, Calls] = {}
@@ -243,23 +252,19 @@ def _observe(
     methods = MethodCalls(source)
     for training in (False, True):
 
-        def note(path: str, args: tuple[Any, ...], kwargs: dict[str, Any], training: bool = training) -> None:
-            calls.setdefault(path, Calls()).calls.append(Call.of(args, kwargs, training))
+        def note(path: str, inputs: ExampleInputs, training: bool = training) -> None:
+            calls.setdefault(path, Calls()).calls.append(Call.of(inputs, training))
 
         with methods.watching():
-            reference[training] = run(source, args, kwargs, training, Watch(modules, note))
+            reference[training] = run(source, inputs, training, Watch(modules, note))
     problem = reference[False].problem
     if problem is not None:
-        raise BadInput(misfit(obstacle(type(source).__name__, problem), problem, args, kwargs)) from problem
+        raise BadInput(misfit(obstacle(type(source).__name__, problem), problem, inputs)) from problem
     return reference, calls, methods.found
 
 
 def _checked(
-    source: nn.Module,
-    module: nn.Module,
-    reference: Mapping[bool, Run],
-    args: tuple[Any, ...],
-    kwargs: dict[str, Any],
+    source: nn.Module, module: nn.Module, reference: Mapping[bool, Run], inputs: ExampleInputs
 ) -> CaptureCheck:
     """Compare gradients and buffers too; outputs are equal already.
 
@@ -267,29 +272,25 @@ def _checked(
         CaptureError: something differs.
     """
     runs = [mode for mode in (False, True) if reference[mode].problem is None]
-    differences = [line for check in compare_modes(source, module, args, kwargs, runs) for line in check.differences]
+    differences = [line for check in compare_modes(source, module, inputs, runs) for line in check.differences]
     if differences:
         raise CaptureError(type(source).__name__, [f"with graphs in it, it differs in {line}" for line in differences])
     return CaptureCheck(evaluation=True, training=True in runs)
 
 
 def _settle(
-    source: nn.Module,
-    search: Search,
-    reference: Mapping[bool, Run],
-    args: tuple[Any, ...],
-    kwargs: dict[str, Any],
-) -> dict[str, tuple[tuple[Any, ...], dict[str, Any]]]:
+    source: nn.Module, search: Search, reference: Mapping[bool, Run], inputs: ExampleInputs
+) -> dict[str, ExampleInputs]:
     """Reject parts until the model with the rest computes what the source does; inputs of each part, by path."""
 
     def trial(graphs: Mapping[str, CapturedModule]) -> _Trial:
-        return _Trial(assemble(source, graphs), graphs, search.calls, reference, args, kwargs)
+        return _Trial(assemble(source, graphs), graphs, search.calls, reference, inputs)
 
     while search.parts:
         whole = trial(search.parts)
         if whole.reason is None:
             # As they were traced.
-            return {path: widen_batch(search.parts[path], *whole.inputs[path]) for path in search.parts}
+            return {path: widen_batch(search.parts[path], whole.inputs[path]) for path in search.parts}
         alone = {path: whole if len(search.parts) == 1 else trial({path: gm}) for path, gm in search.parts.items()}
         culprits = {path: attempt.reason for path, attempt in alone.items() if attempt.reason is not None}
         for path, reason in (culprits or dict.fromkeys(search.parts, whole.reason)).items():
@@ -302,7 +303,7 @@ class _Trial:
 
     Attributes:
         reason: why the parts cannot stay; None where they can.
-        inputs: what each part was called with, by path.
+        inputs: the arguments of each part, by path.
     """
 
     def __init__(
@@ -311,10 +312,9 @@ class _Trial:
         graphs: Mapping[str, CapturedModule],
         calls: Mapping[str, Calls],
         reference: Mapping[bool, Run],
-        args: tuple[Any, ...],
-        kwargs: dict[str, Any],
+        inputs: ExampleInputs,
     ) -> None:
-        self.inputs: dict[str, tuple[tuple[Any, ...], dict[str, Any]]] = {}
+        self.inputs: dict[str, ExampleInputs] = {}
         self._degenerate: dict[str, int] = {}
         self._count: dict[str, int] = {}
         self.reason: str | None = None
@@ -322,17 +322,17 @@ class _Trial:
             if expected.problem is not None:
                 continue
             self._count = dict.fromkeys(graphs, 0)
-            found = run(module, args, kwargs, training, Watch(graphs, self._note))
+            found = run(module, inputs, training, Watch(graphs, self._note))
             self.reason = self._judge(found, expected, calls, training)
             if self.reason is not None:
                 return
 
-    def _note(self, path: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    def _note(self, path: str, inputs: ExampleInputs) -> None:
         self._count[path] += 1
-        degenerate = Call.of(args, kwargs, False).degenerate
+        degenerate = Call.of(inputs, False).degenerate
         if degenerate < self._degenerate.get(path, degenerate + 1):
             self._degenerate[path] = degenerate
-            self.inputs[path] = pytree.tree_map_only(Tensor, lambda t: t.detach().clone(), (args, kwargs))
+            self.inputs[path] = inputs.fresh()
 
     def _judge(self, found: Run, expected: Run, calls: Mapping[str, Calls], training: bool) -> str | None:
         mode = "training" if training else "evaluation"

@@ -58,8 +58,8 @@ class Search:
     """The search for the largest modules that can be captured.
 
     Attributes:
-        parts: what was captured, by path.
-        eager: what was tried and was not.
+        parts: the captured modules, by path.
+        eager: modules that were tried and not captured.
     """
 
     def __init__(self, source: nn.Module, calls: Mapping[str, Calls], methods: Mapping[str, list[str]]) -> None:
@@ -129,12 +129,10 @@ class Search:
         self._attempts += 1
         if self._attempts > MAX_ATTEMPTS:
             raise CaptureError(type(module).__name__, [f"{MAX_ATTEMPTS} modules were tried before it"])
-        args, kwargs = widen_batch(module, *call.inputs())
-        gm = trace_by_first(PART_TRACERS, module, args, kwargs)
-        if gm.meta["capture"].tracer == FREE_SIZES and not holds_at_other_sizes(module, gm, args, kwargs):
-            gm = trace_by_first(
-                {n: tracer for n, tracer in PART_TRACERS.items() if n != FREE_SIZES}, module, args, kwargs
-            )
+        inputs = widen_batch(module, call.inputs())
+        gm = trace_by_first(PART_TRACERS, module, inputs)
+        if gm.meta["capture"].tracer == FREE_SIZES and not holds_at_other_sizes(module, gm, inputs):
+            gm = trace_by_first({n: tracer for n, tracer in PART_TRACERS.items() if n != FREE_SIZES}, module, inputs)
         keep_attributes(module, gm)
         return gm
 

@@ -11,6 +11,7 @@ from torch import fx, nn
 
 import repl_fx
 from repl_fx.pipeline import Options, rewrite
+from repl_fx.running.example_inputs import ExampleInputs
 from repl_fx.surrogates.auto import AutoConfig
 from repl_fx.surrogates.shared.matching import Matches
 from tests.nets import ConvNet, TokenNet, images, tokens
@@ -63,7 +64,8 @@ def test_one_capture_serves_for_several_rewrites_and_stays_as_it_is() -> None:
     captured = repl_fx.capture_parts(TokenNet(depth=5), (tokens(),))
     (part,) = captured.parts
     before = part.graph_module.print_readable(print_output=False)
-    results = [rewrite(captured, Options(surrogate=key), (tokens(),), {}) for key in ("reuse", "blend", "reuse")]
+    inputs = ExampleInputs((tokens(),))
+    results = [rewrite(captured, Options(surrogate=key), inputs) for key in ("reuse", "blend", "reuse")]
     assert part.graph_module.print_readable(print_output=False) == before
     first, _, again = (result.graph_module for result in results)
     assert str(first.graph) == str(again.graph)

@@ -1,0 +1,63 @@
+"""Example inputs: the arguments of one call of a model."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import Tensor, nn
+
+from repl_fx._torch import pytree
+from repl_fx.arguments import require_args
+
+
+@dataclass(frozen=True, eq=False)
+class ExampleInputs:
+    """The arguments of one call of a model, nested as it takes them.
+
+    Attributes:
+        args: positional arguments.
+        kwargs: keyword arguments.
+    """
+
+    args: tuple[Any, ...] = ()
+    kwargs: dict[str, Any] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None) -> ExampleInputs:
+        """The inputs that a public function was given.
+
+        Raises:
+            BadInput: they are no sequence, or no mapping, of arguments; says what to give instead.
+        """
+        require_args(args, kwargs)
+        return cls(tuple(args), dict(kwargs or {}))
+
+    @property
+    def leaves(self) -> list[Any]:
+        """The flattened arguments."""
+        return pytree.tree_leaves((self.args, self.kwargs))
+
+    @property
+    def tensors(self) -> list[Tensor]:
+        """The tensors among the flattened arguments."""
+        return [leaf for leaf in self.leaves if isinstance(leaf, Tensor)]
+
+    @property
+    def batch(self) -> int:
+        """The first size of the first tensor that has one; 1 where there is none."""
+        return next((tensor.shape[0] for tensor in self.tensors if tensor.ndim), 1)
+
+    def map(self, change: Callable[[Tensor], Any]) -> ExampleInputs:
+        """The same arguments with other values in the places of the tensors."""
+        args, kwargs = pytree.tree_map_only(Tensor, change, (self.args, self.kwargs))
+        return ExampleInputs(tuple(args), dict(kwargs))
+
+    def fresh(self) -> ExampleInputs:
+        """Copies of the tensors, which a forward may change."""
+        return self.map(lambda tensor: tensor.detach().clone())
+
+    def passed_to(self, module: nn.Module) -> Any:
+        """The result of a module on these inputs themselves."""
+        return module(*self.args, **self.kwargs)
