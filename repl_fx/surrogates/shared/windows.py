@@ -20,10 +20,6 @@ _MOST_BESIDE_GRID = 5
 class Windows(Protocol):
     """A partition of the positions of a stream."""
 
-    @property
-    def sizes(self) -> dict[int, int]:
-        """Sizes that operators are given for a value of the stream, and those for the means."""
-
     def fewer(self, value: Tensor) -> Tensor:
         """A value of the size of the means."""
 
@@ -52,11 +48,6 @@ class PictureWindows:
         axes = value.ndim - 2
         fixed = [size for size in value.shape[2:] if isinstance(size, int)]
         return cls(min([max(1, round(ratio ** (-1 / axes))), *fixed]), axes)
-
-    @property
-    def sizes(self) -> dict[int, int]:
-        """None: convolutions are given no sizes."""
-        return {}
 
     def fewer(self, value: Tensor) -> Tensor:
         """(batch, channels, …) at the lower resolution."""
@@ -101,11 +92,6 @@ class TokenWindows:
         count = max(min(2, side - 1), math.floor(side * math.sqrt(ratio)))
         part = [i * count // side for i in range(side)]
         return cls((*range(beside), *(beside + count * row + column for row in part for column in part)))
-
-    @property
-    def sizes(self) -> dict[int, int]:
-        """The number of positions becomes that of windows."""
-        return {len(self.window): self.count}
 
     def fewer(self, value: Tensor) -> Tensor:
         """(batch, windows, channels)."""
