@@ -16,7 +16,6 @@ Never touches: other syntheses; what reads the results; `state_dict` keys.
 from __future__ import annotations
 
 import operator
-from dataclasses import dataclass
 
 from torch import fx
 
@@ -25,31 +24,18 @@ from repl_fx.passes.driver import Result
 from repl_fx.surrogates.shared.synthesis import BlendingSynthesis, SynthesisBatch
 
 
-@dataclass(frozen=True)
-class BatchResult(Result):
-    """A graph whose syntheses are done together.
-
-    Attributes:
-        batched: names of the nodes that were put together.
-    """
-
-    batched: tuple[str, ...]
-
-    @property
-    def modified(self) -> bool:
-        """Whether two syntheses or more were put together."""
-        return bool(self.batched)
-
-
-def batch_syntheses_(gm: fx.GraphModule) -> BatchResult:
+def batch_syntheses_(gm: fx.GraphModule) -> Result:
     """Put all syntheses that can be done together into one call.
 
     Args:
         gm: a rewritten graph, changed in place.
+
+    Returns:
+        The graph, with the names of the nodes that were put together; none where there are fewer than two.
     """
     nodes = [node for node in gm.graph.nodes if _joinable(gm, node)]
     if len(nodes) < 2:
-        return BatchResult(gm, ())
+        return Result(gm)
     members = [_synthesis(gm, node) for node in nodes]
     batch = SynthesisBatch(members, [len(node.args) for node in nodes])
     batch.train(gm.training)
@@ -70,7 +56,7 @@ def batch_syntheses_(gm: fx.GraphModule) -> BatchResult:
         node.replace_all_uses_with(part, propagate_meta=False)
         gm.graph.erase_node(node)
     drop_dead(gm.graph)
-    return BatchResult(gm, names)
+    return Result(gm, names)
 
 
 def _sources(node: fx.Node) -> list[fx.Node]:

@@ -25,20 +25,22 @@ from repl_fx.plan import Refusal
 
 @dataclass(frozen=True)
 class Result:
-    """The outcome of a pass; each pass extends it by what it found.
+    """The outcome of a pass; a pass that found more extends it.
 
     Attributes:
         graph_module: the graph to go on with.
+        changed: names of what was changed, such as nodes or blocks.
         refusals: blocks that the pass was asked for and left as they are, with the reasons.
     """
 
     graph_module: fx.GraphModule
+    changed: tuple[str, ...] = ()
     refusals: tuple[Refusal, ...] = field(default=(), kw_only=True)
 
     @property
     def modified(self) -> bool:
-        """Whether the graph is another than the one that was given."""
-        raise NotImplementedError(f"{type(self).__name__} does not say whether the graph was modified")
+        """Whether anything was changed."""
+        return bool(self.changed)
 
 
 R = TypeVar("R", bound=Result)

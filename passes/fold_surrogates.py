@@ -10,7 +10,6 @@ go. Never touches: nodes that depend on an input of the model; the graph it is g
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -33,31 +32,15 @@ from repl_fx.surrogates.shared.site import surrogate_path
 from repl_fx.surrogates.shared.synthesis import Synthesis
 
 
-@dataclass(frozen=True)
-class FoldResult(Result):
-    """A graph for inference.
-
-    Attributes:
-        folded: names of the synthesis nodes that became constants.
-    """
-
-    folded: tuple[str, ...]
-
-    @property
-    def modified(self) -> bool:
-        """Whether a synthesis became a constant."""
-        return bool(self.folded)
-
-
-def fold_surrogates(gm: fx.GraphModule) -> FoldResult:
+def fold_surrogates(gm: fx.GraphModule) -> Result:
     """Replace each synthesis by the weights it computes now.
 
     Args:
         gm: a graph, rewritten or not, in any mode; it is not changed.
 
     Returns:
-        A copy, whose code is not written yet, that shares the tensors of what is kept; `folded` is empty when there was
-        nothing to fold.
+        A copy, whose code is not written yet, that shares the tensors of what is kept, with the names of the synthesis
+        nodes that became constants.
 
     Raises:
         NotFoldable: a synthesis depends on an activation; names the synthesis and the input.
@@ -65,7 +48,7 @@ def fold_surrogates(gm: fx.GraphModule) -> FoldResult:
     result = copy_graph(gm, compiled=False)
     syntheses = [node for node in result.graph.nodes if is_synthesis(result, node)]
     if not syntheses:
-        return FoldResult(result, ())
+        return Result(result)
     used = used_by(result)
     constants = _constant_nodes(result, syntheses)
     values: dict[fx.Node, Any] = {}
@@ -83,7 +66,7 @@ def fold_surrogates(gm: fx.GraphModule) -> FoldResult:
     erase_dead(result.graph, constants)
     drop_dead(result.graph)
     prune_state_(result, used)
-    return FoldResult(result, names)
+    return Result(result, names)
 
 
 def is_synthesis(gm: fx.GraphModule, node: fx.Node) -> bool:

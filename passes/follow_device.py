@@ -11,7 +11,6 @@ Never touches: devices other than the one the model was captured on, which the m
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -24,35 +23,22 @@ from repl_fx.passes.driver import Result
 ANCHOR = "device_anchor"
 
 
-@dataclass(frozen=True)
-class FollowResult(Result):
-    """A graph whose constants follow the module.
-
-    Attributes:
-        following: names of the nodes that named a device.
-    """
-
-    following: tuple[str, ...]
-
-    @property
-    def modified(self) -> bool:
-        """Whether any node named the device."""
-        return bool(self.following)
-
-
-def follow_device_(gm: fx.GraphModule, device: torch.device) -> FollowResult:
+def follow_device_(gm: fx.GraphModule, device: torch.device) -> Result:
     """Replace every literal of the capture device by a read of where the module is now.
 
     Args:
         gm: changed in place; gets the anchor when one is needed, and keeps the device in its `meta`, so that
             `check_graph` finds what still names it.
         device: where the model and its inputs were when they were captured.
+
+    Returns:
+        The graph, with the names of the nodes that named the device.
     """
     graph = gm.graph
     gm.meta["device"] = device
     constants = [n for n in graph.nodes if n.op == "call_function" and mentions_device(n, device)]
     if not constants:
-        return FollowResult(gm, ())
+        return Result(gm)
     gm.register_buffer(ANCHOR, torch.empty(0, device=device), persistent=False)
     with graph.inserting_before(next(n for n in graph.nodes if n.op != "placeholder")):
         anchor = graph.create_node("get_attr", ANCHOR)
@@ -72,4 +58,4 @@ def follow_device_(gm: fx.GraphModule, device: torch.device) -> FollowResult:
         node.kwargs = fx.node.map_aggregate(node.kwargs, follow)
     if not kind.users:
         graph.erase_node(kind)
-    return FollowResult(gm, tuple(node.name for node in constants))
+    return Result(gm, tuple(node.name for node in constants))

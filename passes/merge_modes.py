@@ -43,11 +43,11 @@ from repl_fx.graph.captured import (
     unique_name,
     writes_in_place,
 )
+from repl_fx.graph.roles import COPIES
 from repl_fx.graph.runtime import ModeSwitch, call_module, select_mode
 from repl_fx.passes.driver import Result
 
 _OUTSIDE = ("placeholder", "get_attr")
-_COPIES = (torch.ops.aten.clone.default, torch.ops.aten.contiguous.default)
 
 
 @dataclass(frozen=True)
@@ -55,17 +55,13 @@ class MergeResult(Result):
     """A graph that is right in both modes.
 
     Attributes:
+        changed: the nodes with other arguments in each mode, and the calls of switches.
         literals: arguments that now depend on the mode.
         switches: stretches of the graph of which each mode has its own.
     """
 
-    literals: int
-    switches: int
-
-    @property
-    def modified(self) -> bool:
-        """Whether the training graph alone would have been wrong."""
-        return bool(self.literals or self.switches)
+    literals: int = 0
+    switches: int = 0
 
 
 def merge_modes_(gm: fx.GraphModule, evaluation: fx.Graph) -> MergeResult:
@@ -80,7 +76,8 @@ def merge_modes_(gm: fx.GraphModule, evaluation: fx.Graph) -> MergeResult:
     merger.compare()
     merger.build_switches()
     drop_dead(merger.graph)
-    return MergeResult(gm, merger.literals, merger.switches)
+    changed = (*merger.literals, *merger.switches)
+    return MergeResult(gm, changed, len(merger.literals), len(merger.switches))
 
 
 @dataclass(eq=False)
@@ -111,8 +108,8 @@ class _Merger:
         self.outside: dict[tuple[str, str], fx.Node] = {
             (n.op, str(n.target)): n for n in train.nodes if n.op in _OUTSIDE
         }
-        self.literals = 0
-        self.switches = 0
+        self.literals: list[str] = []
+        self.switches: list[str] = []
         self.start = next(n for n in train.nodes if n.op not in _OUTSIDE)
 
     def align(self) -> None:
@@ -162,7 +159,7 @@ class _Merger:
         # Each mode returns a structure of its own, such as the outputs of auxiliary heads in training alone.
         ours = fx.node.map_arg(ours, lambda n: self.source(n, training=True))
         theirs = fx.node.map_arg(theirs, lambda n: self.source(n, training=False))
-        self.literals += 1
+        self.literals.append(user.name)
         flag = self.flag(user)
         if ours is True and theirs is False:
             return flag
@@ -229,7 +226,6 @@ class _Merger:
             if region.wanted or any(has_effect(n) for n in [*region.train, *region.evaluation]):
                 if self.copied(region) or self.sizes_only(region):
                     continue
-                self.switches += 1
                 self.switch(region)
             for node in reversed(region.train):
                 self.graph.erase_node(node)
@@ -242,7 +238,7 @@ class _Merger:
         in another order.
         """
         nodes = [*region.train, *region.evaluation]
-        if len(nodes) != 1 or nodes[0].target not in _COPIES or len(region.wanted) != 1:
+        if len(nodes) != 1 or nodes[0].target not in COPIES or len(region.wanted) != 1:
             return False
         ours, theirs, pending = region.wanted[0]
         uncopied = theirs if region.train else ours
@@ -306,6 +302,7 @@ class _Merger:
         place = region.wanted[0][2] if region.wanted else region.before
         with self.graph.inserting_before(place):
             call = self.graph.call_module(path, tuple(sources))
+        self.switches.append(call.name)
         call.meta = dict((region.train or region.evaluation)[0].meta)
         call.meta.pop("passes_through", None)
         vals = [pending.meta["val"] for _, _, pending in region.wanted]

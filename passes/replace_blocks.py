@@ -35,17 +35,11 @@ class ReplaceResult(Result):
     """A rewritten graph.
 
     Attributes:
-        replaced: names of the blocks that are gone.
+        changed: names of the blocks that are gone.
         removed: paths of the parameters and buffers that are gone.
     """
 
-    replaced: tuple[str, ...]
-    removed: tuple[str, ...]
-
-    @property
-    def modified(self) -> bool:
-        """Whether any block was replaced."""
-        return bool(self.replaced)
+    removed: tuple[str, ...] = ()
 
 
 def replace_blocks(

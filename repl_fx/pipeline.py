@@ -28,7 +28,7 @@ from repl_fx.surrogates import make_surrogate
 from repl_fx.tracing.capture import widen_batch
 from repl_fx.tracing.fingerprint import code_of, fingerprint
 from repl_fx.tracing.model_checks import require_capturable, require_finite
-from repl_fx.tracing.parts.capture import CapturedParts, Part, assemble, capture_parts, graphs_in, join
+from repl_fx.tracing.parts.capture import CapturedParts, Part, assemble, capture_parts, graphs_in
 
 
 @dataclass(frozen=True)
@@ -305,9 +305,10 @@ def rewrite(
 def _require_replacements(captured: CapturedParts, repeats: Sequence[Repeat], plan: Plan) -> None:
     if not plan.replacements:
         raise NothingToReplace(_summary(captured, repeats), [f"{r.block}: {r.reason}" for r in plan.refusals])
-    for replacement in plan.replacements:
-        if not any(replacement.block.startswith(join(part.path, "")) for part in captured.parts):
-            raise PlanMismatch(f"the plan names block {replacement.block}, which no part has; make a new plan")
+    known = {block.name for repeat in repeats for block in repeat.blocks}
+    missing = next((r.block for r in plan.replacements if r.block not in known), None)
+    if missing is not None:
+        raise PlanMismatch(f"the plan names block {missing}, which this model does not have; make a new plan")
 
 
 @overload

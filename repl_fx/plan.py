@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import asdict, dataclass, field, fields
 from typing import Annotated, Any
 
 import msgspec
@@ -79,28 +79,6 @@ class Plan:
     def __str__(self) -> str:
         return "\n".join(str(line) for line in (*self.replacements, *self.refusals)) or "nothing to do"
 
-    def within(self, part: str) -> Plan:
-        """The plan for one part, with the names that blocks and repeats have in its graph."""
-        if not part:
-            return self
-        replacements = tuple(
-            replace(
-                r,
-                block=_inside(part, r.block),
-                repeat=_inside(part, r.repeat),
-                before=_inside(part, r.before),
-                after=_inside(part, r.after),
-            )
-            for r in self.replacements
-            if r.block.startswith(f"{part}.")
-        )
-        refusals = tuple(
-            replace(r, block=_inside(part, r.block), repeat=_inside(part, r.repeat))
-            for r in self.refusals
-            if r.block.startswith(f"{part}.")
-        )
-        return Plan(replacements, refusals, "", self.seed)
-
     def to_json(self) -> str:
         """The plan as JSON text."""
         return json.dumps({"schema": SCHEMA, **asdict(self)}, indent=2)
@@ -132,7 +110,3 @@ class Plan:
         if unknown:
             raise PlanMismatch(f"not a plan: it has an unknown field {unknown[0]}")
         return plan
-
-
-def _inside(part: str, name: str) -> str:
-    return name.removeprefix(f"{part}.")

@@ -67,8 +67,7 @@ def _site(parts: Sequence[PartRepeats], block: str, before: str, after: str) -> 
     """The part that a block is in, and its site there, from the names that they have in the model."""
     for part in parts:
         if block in part.blocks:
-            names = (part.blocks[name].name for name in (block, before, after))
-            return part, part.matches.site(*names)
+            return part, part.matches.site(block, before, after)
     raise PlanMismatch(f"the plan names block {block}, which no part has; make a new plan")
 
 

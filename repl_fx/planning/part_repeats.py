@@ -48,7 +48,7 @@ class PartRepeats:
     @cached_property
     def matches(self) -> Matches:
         """The matches of surrogates and blocks."""
-        return Matches(self.graph_module, self.inside)
+        return Matches(self.graph_module, self.inside, join(self.path, ""))
 
     @cached_property
     def lines(self) -> tuple[str, ...]:

@@ -26,15 +26,19 @@ def apply_plan(parts: Sequence[PartRepeats], plan: Plan) -> dict[str, fx.GraphMo
     """The rewritten graphs, by the path of their part; those alone in which a block is replaced."""
     graphs: dict[str, fx.GraphModule] = {}
     for part in parts:
-        own = plan.within(part.path)
-        if not own.replacements:
-            continue
-        graphs[part.path] = run_passes(
-            part.graph_module,
-            partial(replace_blocks, repeats=part.inside, plan=own, matches=part.matches),
-            batch_syntheses_,
-            write_in_place_,
-        ).graph_module
+        own = tuple(replacement for replacement in plan.replacements if replacement.block in part.blocks)
+        if own:
+            graphs[part.path] = run_passes(
+                part.graph_module,
+                partial(
+                    replace_blocks,
+                    repeats=part.inside,
+                    plan=replace(plan, replacements=own),
+                    matches=part.matches,
+                ),
+                batch_syntheses_,
+                write_in_place_,
+            ).graph_module
     return graphs
 
 

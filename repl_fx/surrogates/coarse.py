@@ -31,7 +31,6 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from repl_fx._torch import pytree
 from repl_fx.analysis.attention import find_attention, mixes_by_map, sees_all_positions
 from repl_fx.analysis.linear_operators import LinearOperator, linear_operator_of
 from repl_fx.graph.bridge import digraph, leading_to
@@ -41,6 +40,7 @@ from repl_fx.surrogates.shared.blended_weights import BlendedWeight, BlendSynthe
 from repl_fx.surrogates.shared.branch_edits import has_no_state, zero_init_norms, zero_init_operators
 from repl_fx.surrogates.shared.builder import Builder
 from repl_fx.surrogates.shared.norms import fresh_norm, norm_at
+from repl_fx.surrogates.shared.position_sizes import with_positions
 from repl_fx.surrogates.shared.registry import Match, Surrogate, check_thin_settings, register_surrogate
 from repl_fx.surrogates.shared.site import NodeCall, Site, Unfit, shown, unfit_is_refused
 from repl_fx.surrogates.shared.synthesis import Synthesis
@@ -119,12 +119,12 @@ class Coarse(Surrogate[CoarseConfig, CoarseMatch]):
                     value = site.call_module(_zero_norm(site, call), args[0])
                 elif call.node in match.joins:
                     # Not in place: the mean is read again.
-                    value = site.call(torch.add, *args)
+                    value = site.call(torch.ops.aten.add.Tensor, *args)
                 else:
                     now = NodeCall(call.node, args, kwargs, call.value)
                     value = on_state(site, now, weights) or site.repeat_call(now)
                 made[call.node] = value
-            change = site.call(torch.sub, made[max(match.joins)], mean)
+            change = site.call(torch.ops.aten.sub.Tensor, made[max(match.joins)], mean)
             stream = match.windows.added(site, site.input, change)
             for node in match.behind:
                 args, kwargs = _on(NodeCall.of(node), {node.all_input_nodes[0]: stream})
@@ -173,15 +173,16 @@ class CoarseSynthesis(BlendSynthesis):
         train_neighbours: bool,
     ) -> None:
         super().__init__(removed, pairs, axes, train_neighbours)
+        self.bias_count = len(biases)
         self.biases = nn.ParameterList(nn.Parameter(torch.zeros_like(bias)) for bias in biases)
         for alpha, beta, at_zero in zip(self.alpha, self.beta, zero, strict=True):
             if at_zero:
                 nn.init.zeros_(alpha)
                 nn.init.zeros_(beta)
 
-    def synthesise(self, *weights: Tensor) -> tuple[Tensor, ...]:
-        """Weights of the neighbours, (before, after, before, after, …), to the blends, and the biases."""
-        return (*super().synthesise(*weights), *self.biases)
+    def finish(self, state: Mapping[str, Tensor], blended: Sequence[Tensor], weights: Sequence[Tensor]) -> Any:
+        """The blended weights, and the biases."""
+        return (*blended, *(state[f"biases.{i}"] for i in range(self.bias_count)))
 
 
 class ZeroWeights(Synthesis):
@@ -244,7 +245,7 @@ def _calls(site: Site, joins: frozenset[fx.Node], ratio: float) -> tuple[Windows
         # The additions are made out of place.
         if node not in joins and _written(site, node) in {site.input, *site.split.spine}:
             raise Unfit(f"{node.name} writes into the stream", node)
-        calls.append(_coarser(site, node, values, windows.sizes))
+        calls.append(_coarser(site, node, values, windows))
         values[node] = calls[-1].value
     if str(values[last].shape) != str(values[site.input].shape):
         raise Unfit(f"{last.name} has other positions than {site.input.name} at a lower resolution", last)
@@ -261,9 +262,7 @@ def _windows(site: Site, given: Tensor, ratio: float) -> PictureWindows | TokenW
         return PictureWindows.of(given, ratio)
     if given.ndim != 3 or not isinstance(given.shape[1], int):
         raise Unfit(f"{site.input.name} is neither a picture, channels first, nor a sequence of fixed length")
-    positions = given.shape[1]
-    if any(positions in site.tensor(path).shape for path in site.block.parameters):
-        raise Unfit(f"it has parameters for each of its {positions} positions, or as many channels")
+    _require_none_for_each_position(site, *given.shape[1:])
     attentions = [find_attention(branch) for branch in site.split.branches if mixes_by_map(branch)]
     for attention in attentions:
         if isinstance(attention, str):
@@ -275,7 +274,23 @@ def _windows(site: Site, given: Tensor, ratio: float) -> PictureWindows | TokenW
     return TokenWindows.of(given, ratio)
 
 
-def _coarser(site: Site, node: fx.Node, values: Mapping[fx.Node, Any], sizes: Mapping[int, int]) -> NodeCall:
+def _require_none_for_each_position(site: Site, positions: int, channels: int) -> None:
+    """Refuse parameters for each position; those that lie along the channels may be as many."""
+    gm, told = site.graph_module, set()
+    for node in site.block.nodes:
+        linear = linear_operator_of(gm, node)
+        module = gm.get_submodule(str(node.target)) if node.op == "call_module" else None
+        if linear is not None and linear.kind == "linear":
+            told |= {linear.weight, *_bias_paths(site, linear)}
+        elif isinstance(module, nn.LayerNorm | nn.RMSNorm):
+            told |= {f"{node.target}.{name}" for name, _ in module.named_parameters()}
+    for path in site.block.parameters:
+        sizes = site.tensor(path).shape
+        if positions in sizes and path not in told and (len(sizes) > 1 or positions != channels):
+            raise Unfit(f"it has parameters for each of its {positions} positions, or as many channels: {path}")
+
+
+def _coarser(site: Site, node: fx.Node, values: Mapping[fx.Node, Any], windows: Windows) -> NodeCall:
     """The call of a node of the block at a lower resolution, with its own arguments but for sizes.
 
     Raises:
@@ -289,12 +304,9 @@ def _coarser(site: Site, node: fx.Node, values: Mapping[fx.Node, Any], sizes: Ma
         # A masked or causal convolution would see what it must not in the mean over a window.
         raise Unfit(f"{node.name} is of a kind that may look to one side alone", node)
 
-    def smaller(argument: Any) -> Any:
-        return sizes.get(argument, argument) if type(argument) is int else argument
-
     args, kwargs = node.args, node.kwargs
-    if node.op != "call_module":
-        args, kwargs = pytree.tree_map(smaller, (args, kwargs))
+    if node.op != "call_module" and isinstance(windows, TokenWindows):
+        args, kwargs = with_positions(site, node, values, len(windows.window), windows.count)
     try:
         given = fx.node.map_arg((args, kwargs), lambda n: values.get(n, n.meta["val"]))
         value = site.computed(node, *given)

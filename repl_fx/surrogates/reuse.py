@@ -252,7 +252,7 @@ class ValueSynthesis(BlendingSynthesis):
             return []
         given = tuple(self.given(weight) for weight in weights)
         gains = torch.split(state["gain"], [run.count for run in self.runs], 1)
-        return [SliceBlend(run, gain, given) for run, gain in zip(self.runs, gains, strict=True)]
+        return [SliceBlend(run, (gain,), given) for run, gain in zip(self.runs, gains, strict=True)]
 
     def finish(self, state: Mapping[str, Tensor], blended: Sequence[Tensor], weights: Sequence[Tensor]) -> Any:
         """W_values (r, d), W_out (features, r) and the biases."""

@@ -13,7 +13,7 @@ from torch import Tensor, fx, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import repl_fx
-from repl_fx.passes.batch_syntheses import BatchResult, batch_syntheses_
+from repl_fx.passes.batch_syntheses import batch_syntheses_
 from repl_fx.passes.driver import run_passes
 from repl_fx.passes.fold_surrogates import is_synthesis
 from repl_fx.passes.replace_blocks import replace_blocks
@@ -26,7 +26,7 @@ from tests.nets import ConvNet, TokenNet, images, tokens
 def _parts(surrogate: str) -> tuple[fx.GraphModule, Tensor]:
     """A graph whose syntheses are still apart, with gains as after some training."""
     torch.manual_seed(0)
-    model, x = (ConvNet(depth=5), images()) if surrogate == "bottleneck" else (TokenNet(depth=5), tokens())
+    model, x = (ConvNet(depth=5), images()) if surrogate in ("bottleneck", "coarse") else (TokenNet(depth=5), tokens())
     gm = repl_fx.capture(model, (x,))
     repeats = repl_fx.find_repeats(gm)
     plan = repl_fx.make_plan(gm, repeats, surrogate=surrogate)
@@ -45,12 +45,12 @@ def _results(gm: fx.GraphModule, x: Tensor) -> dict[str, Tensor]:
     return {"output": made, **{n: p.grad for n, p in gm.named_parameters() if p.grad is not None}}
 
 
-@pytest.mark.parametrize("surrogate", ["reuse", "bottleneck"])
+@pytest.mark.parametrize("surrogate", ["reuse", "bottleneck", "blend", "coarse"])
 def test_outputs_gradients_and_names_stay(surrogate: str) -> None:
     gm, x = _parts(surrogate)
     apart = [node for node in gm.graph.nodes if is_synthesis(gm, node)]
     joined = copy.deepcopy(gm)
-    assert run_passes(joined, batch_syntheses_).of(BatchResult).batched == tuple(node.name for node in apart)
+    assert run_passes(joined, batch_syntheses_).results[0].changed == tuple(node.name for node in apart)
     assert len(apart) == 2
     together = [node for node in joined.graph.nodes if is_synthesis(joined, node)]
     assert [str(node.target) for node in together] == ["surrogates.together"]
@@ -133,13 +133,13 @@ def test_stacked_blends_are_the_sums_and_so_are_their_gradients(
         start = torch.randint(0, sizes[axis] - int(count) + 1, ()).item()
         weights = [torch.randn(sizes, dtype=torch.float64, requires_grad=True) for _ in range(terms)]
         gains = torch.randn(terms, int(count), dtype=torch.float64, requires_grad=True)
-        asked.append(SliceBlend(WeightSlice(axis, int(start), int(count)), gains, tuple(weights)))
-    tensors = [t for blend in asked for t in (blend.gains, *blend.weights)]
+        asked.append(SliceBlend(WeightSlice(axis, int(start), int(count)), (gains,), tuple(weights)))
+    tensors = [t for blend in asked for t in (*blend.gains, *blend.weights)]
 
     def run(*given_tensors: Tensor) -> tuple[Tensor, ...]:
         each = iter(given_tensors)
         return tuple(
-            blend_slices([SliceBlend(b.units, next(each), tuple(next(each) for _ in b.weights)) for b in asked])
+            blend_slices([SliceBlend(b.units, (next(each),), tuple(next(each) for _ in b.weights)) for b in asked])
         )
 
     for made, blend in zip(run(*tensors), asked, strict=True):
@@ -147,10 +147,38 @@ def test_stacked_blends_are_the_sums_and_so_are_their_gradients(
     assert torch.autograd.gradcheck(run, tensors)
 
 
+@pytest.mark.parametrize("shape", [(5, 1, 1), (1, 4, 1), (1, 1, 1)])
+def test_whole_weights_with_gains_in_tensors_of_their_own(shape: tuple[int, ...]) -> None:
+    axis = next((axis for axis, size in enumerate(shape) if size > 1), 0)
+    weights = [torch.randn(5, 4, 3, dtype=torch.float64, requires_grad=True) for _ in range(4)]
+    gains = [torch.randn(shape, dtype=torch.float64, requires_grad=True) for _ in range(4)]
+
+    def run(*tensors: Tensor) -> tuple[Tensor, ...]:
+        pairs = [(tensors[i : i + 2], tensors[i + 4 : i + 6]) for i in (0, 2)]
+        units = WeightSlice(axis, 0, 5 if axis == 0 else 4)
+        return tuple(blend_slices([SliceBlend(units, gain, weight) for gain, weight in pairs]))
+
+    a, b, c, d = (gain * weight for gain, weight in zip(gains, weights, strict=True))
+    for made, wanted in zip(run(*gains, *weights), (a + b, c + d), strict=True):
+        assert torch.equal(made, wanted)
+    assert torch.autograd.gradcheck(run, (*gains, *weights))
+    assert torch.autograd.gradgradcheck(run, (*gains, *weights))
+
+
+def test_complex_weights_get_the_gradients_of_ordinary_operators() -> None:
+    weights = tuple(torch.randn(3, 2, dtype=torch.complex128, requires_grad=True) for _ in range(2))
+    gains = torch.randn(2, 3, dtype=torch.complex128, requires_grad=True)
+
+    def run(*tensors: Tensor) -> Tensor:
+        return blend_slices([SliceBlend(WeightSlice(0, 0, 3), tensors[:1], tensors[1:])])[0]
+
+    assert torch.autograd.gradcheck(run, (gains, *weights))
+
+
 def test_a_weight_that_needs_no_gradient_gets_none() -> None:
     weights = (torch.randn(4, 3, requires_grad=True), torch.randn(4, 3))
     gains = torch.randn(2, 2)
-    (made,) = blend_slices([SliceBlend(WeightSlice(0, 1, 2), gains, weights)])
+    (made,) = blend_slices([SliceBlend(WeightSlice(0, 1, 2), (gains,), weights)])
     torch.autograd.backward(made.sum())
     assert weights[0].grad is not None and weights[1].grad is None and gains.grad is None
     torch.testing.assert_close(weights[0].grad.sum(1), torch.tensor([0.0, gains[0, 0], gains[0, 1], 0.0]) * 3)
@@ -176,7 +204,8 @@ def test_few_operators_for_many_blends() -> None:
         weights = [torch.randn(8, 6, requires_grad=True) for _ in range(2 * count)]
         gains = [torch.randn(2, 3, requires_grad=True) for _ in range(count)]
         asked = [
-            SliceBlend(WeightSlice(0, 0, 3), gain, (weights[2 * i], weights[2 * i + 1])) for i, gain in enumerate(gains)
+            SliceBlend(WeightSlice(0, 0, 3), (gain,), (weights[2 * i], weights[2 * i + 1]))
+            for i, gain in enumerate(gains)
         ]
         with _Counted() as forward:
             made = blend_slices(asked)

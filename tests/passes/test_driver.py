@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from functools import partial
 
 import pytest
@@ -16,50 +15,35 @@ from repl_fx.plan import Refusal
 from repl_fx.tracing.capture import capture
 
 
-@dataclass(frozen=True)
-class Edited(Result):
-    """A graph with other operators.
-
-    Attributes:
-        nodes: names of the edited nodes.
-    """
-
-    nodes: tuple[str, ...]
-
-    @property
-    def modified(self) -> bool:
-        return bool(self.nodes)
-
-
 class Net(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         return x.relu()
 
 
-def _edit(gm: fx.GraphModule, old: str, new: str) -> Edited:
+def _edit(gm: fx.GraphModule, old: str, new: str) -> Result:
     operators = {name: getattr(torch.ops.aten, name).default for name in (old, new)}
     nodes = gm.graph.find_nodes(op="call_function", target=operators[old])
     for node in nodes:
         node.target = operators[new]
     refusals = () if nodes else (Refusal("net", "net", f"it has no {old}"),)
-    return Edited(gm, tuple(node.name for node in nodes), refusals=refusals)
+    return Result(gm, tuple(node.name for node in nodes), refusals=refusals)
 
 
-def edit_(gm: fx.GraphModule, old: str = "relu", new: str = "neg") -> Edited:
+def edit_(gm: fx.GraphModule, old: str = "relu", new: str = "neg") -> Result:
     return _edit(gm, old, new)
 
 
-def edit(gm: fx.GraphModule) -> Edited:
+def edit(gm: fx.GraphModule) -> Result:
     return _edit(copy_graph(gm, compiled=False), "relu", "neg")
 
 
-def edit_in_secret(gm: fx.GraphModule) -> Edited:
+def edit_in_secret(gm: fx.GraphModule) -> Result:
     return _edit(gm, "relu", "neg")
 
 
-def break_(gm: fx.GraphModule) -> Edited:
+def break_(gm: fx.GraphModule) -> Result:
     next(node for node in gm.graph.nodes if node.op == "call_function").meta.clear()
-    return Edited(gm, ("check_shape",))
+    return Result(gm, ("check_shape",))
 
 
 @pytest.fixture
@@ -73,7 +57,7 @@ def test_passes_run_in_order_and_nobody_recompiles(gm: fx.GraphModule) -> None:
     assert run.graph_module is gm and run.modified
     assert torch.equal(gm(-x), x)
     assert [result.modified for result in run.results] == [True, True, False]
-    assert run.of(Edited).nodes == ("relu_default",) and [r.reason for r in run.refusals] == ["it has no relu"]
+    assert run.of(Result).changed == ("relu_default",) and [r.reason for r in run.refusals] == ["it has no relu"]
 
 
 def test_a_pass_that_copies_leaves_the_graph_as_it_was(gm: fx.GraphModule) -> None:

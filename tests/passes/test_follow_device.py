@@ -65,7 +65,7 @@ def test_the_device_type_of_autocast_follows_and_other_words_stay() -> None:
     region = graph.call_function(enter_autocast, ("cpu", torch.bfloat16, True, True))
     spoken = graph.call_function(print, ("cpu",))
     graph.output((region, spoken))
-    assert follow_device_(fx.GraphModule(nn.Module(), graph), torch.device("cpu")).following == ("enter_autocast",)
+    assert follow_device_(fx.GraphModule(nn.Module(), graph), torch.device("cpu")).changed == ("enter_autocast",)
     kind = region.args[0]
     assert isinstance(kind, fx.Node) and kind.args == (kind.all_input_nodes[0], "type")
     assert spoken.args == ("cpu",)
@@ -78,7 +78,7 @@ def test_counts_and_leaves_other_devices_alone() -> None:
     graph.output((first, second))
     gm = fx.GraphModule(nn.Module(), graph)
     result = follow_device_(gm, torch.device("cpu"))
-    assert result.modified and result.following == ("zeros",)
+    assert result.modified and result.changed == ("zeros",)
     assert isinstance(first.kwargs["device"], fx.Node) and literals(graph) == [torch.device("cuda", 1)]
     assert not follow_device_(gm, torch.device("cpu")).modified
     assert not follow_device_(gm, torch.device("cuda", 0)).modified

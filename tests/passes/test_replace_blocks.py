@@ -25,7 +25,7 @@ def test_the_graph_it_is_given_stays_as_it_is() -> None:
     repeats = repl_fx.find_repeats(gm)
     before, names, expected = str(gm.graph), list(gm.state_dict()), gm(x)
     result = replace_blocks(gm, repeats, repl_fx.make_plan(gm, repeats, surrogate="identity"))
-    assert result.modified and result.replaced == ("blocks.1", "blocks.3")
+    assert result.modified and result.changed == ("blocks.1", "blocks.3")
     assert str(gm.graph) == before and list(gm.state_dict()) == names and torch.equal(gm(x), expected)
     removed = set(names) - set(result.graph_module.state_dict())
     assert removed == set(result.removed) and all(n.startswith(("blocks.1.", "blocks.3.")) for n in removed)

@@ -3,24 +3,25 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import cast
+from typing import Any, cast
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
-from repl_fx.analysis.linear_operators import CONVOLUTIONS, is_norm, is_plain, linear_operator_of, matrix_like
+from repl_fx.analysis.linear_operators import is_norm, is_plain, linear_operator_of, matrix_like
+from repl_fx.graph.roles import CONVOLUTIONS, LINEAR
 from repl_fx.surrogates.shared.builder import Builder
 from repl_fx.surrogates.shared.functional_module import Rewired
 from repl_fx.surrogates.shared.site import NodeCall, Site, Unfit, shown
-from repl_fx.surrogates.shared.synthesis import Synthesis
+from repl_fx.surrogates.shared.synthesis import BlendingSynthesis
+from repl_fx.surrogates.shared.weight_slices import SliceBlend, WeightSlice
 
 _TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 
 
-class BlendSynthesis(Synthesis):
+class BlendSynthesis(BlendingSynthesis):
     """alpha * W_before + beta * W_after for a list of weights.
 
     Args:
@@ -37,11 +38,20 @@ class BlendSynthesis(Synthesis):
         gains = [_gain(w, *pair, axis) for w, pair, axis in zip(removed, pairs, axes, strict=True)]
         self.alpha = nn.ParameterList(nn.Parameter(gain) for gain in gains)
         self.beta = nn.ParameterList(nn.Parameter(gain.clone()) for gain in gains)
+        self.axes = tuple(axis or 0 for axis in axes)
 
-    def synthesise(self, *weights: Tensor) -> tuple[Tensor, ...]:
-        """Weights of the neighbours, (before, after, before, after, …), to one blended weight for each pair."""
-        pairs = zip(self.alpha, weights[::2], self.beta, weights[1::2], strict=True)
-        return tuple(alpha * self.given(a) + beta * self.given(b) for alpha, a, beta, b in pairs)
+    def blends(self, state: Mapping[str, Tensor], weights: Sequence[Tensor]) -> list[SliceBlend]:
+        """One for each weight, of those of the neighbours, which come in pairs."""
+        made = []
+        for i, axis in enumerate(self.axes):
+            pair = self.given(weights[2 * i]), self.given(weights[2 * i + 1])
+            units = WeightSlice(axis, 0, pair[0].shape[axis])
+            made.append(SliceBlend(units, (state[f"alpha.{i}"], state[f"beta.{i}"]), pair))
+        return made
+
+    def finish(self, state: Mapping[str, Tensor], blended: Sequence[Tensor], weights: Sequence[Tensor]) -> Any:
+        """The blended weights."""
+        return tuple(blended)
 
 
 def _gain(removed: Tensor, before: Tensor, after: Tensor, axis: int | None) -> Tensor:
@@ -121,7 +131,7 @@ def on_state(site: Builder, call: NodeCall, given: Mapping[str, fx.Node]) -> fx.
         return None
     state = {name: given[path] if path in given else site.parameter(path) for name, path in own.items()}
     if is_plain(module) and isinstance(module, nn.Linear):
-        return site.call(F.linear, call.args[0], state["weight"], state.get("bias"))
+        return site.call(LINEAR, call.args[0], state["weight"], state.get("bias"))
     if is_plain(module) and cast("nn.Conv2d", module).padding_mode == "zeros":
         conv = cast("nn.Conv2d", module)
         settings = (conv.stride, conv.padding, conv.dilation, conv.groups)

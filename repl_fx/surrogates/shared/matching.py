@@ -20,12 +20,13 @@ class Matches:
     Args:
         graph_module: the captured graph.
         repeats: found in it.
+        prefix: before the names of its blocks, such as "backbone." for those of a part of a model.
     """
 
-    def __init__(self, graph_module: fx.GraphModule, repeats: Sequence[Repeat]) -> None:
+    def __init__(self, graph_module: fx.GraphModule, repeats: Sequence[Repeat], prefix: str = "") -> None:
         self.graph_module = graph_module
-        self._blocks = {block.name: block for repeat in repeats for block in repeat.blocks}
-        self._repeats = {block.name: repeat.name for repeat in repeats for block in repeat.blocks}
+        self._blocks = {f"{prefix}{block.name}": block for repeat in repeats for block in repeat.blocks}
+        self._repeats = {f"{prefix}{block.name}": repeat.name for repeat in repeats for block in repeat.blocks}
         self._sites: dict[tuple[str, ...], Site] = {}
         self._answers: dict[tuple[Site, str, str], Match | Refusal] = {}
 

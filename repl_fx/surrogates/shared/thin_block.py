@@ -81,7 +81,7 @@ class SlimSynthesis(BlendingSynthesis):
     def blends(self, state: Mapping[str, Tensor], weights: Sequence[Tensor]) -> list[SliceBlend]:
         """One for each cut; weights in the order of `given`."""
         return [
-            SliceBlend(cut.units, state[f"gain_{i}"].reshape(2, -1), tuple(map(self.given, weights[2 * i : 2 * i + 2])))
+            SliceBlend(cut.units, (state[f"gain_{i}"],), tuple(map(self.given, weights[2 * i : 2 * i + 2])))
             for i, cut in enumerate(self.cuts)
         ]
 

@@ -137,9 +137,11 @@ class ThinSynthesis(BlendingSynthesis):
         made = []
         for piece in self.pieces:
             first, count = taken[piece.role], len(piece.sources) * piece.units.count
-            gains = state[_GAINS[piece.role]].narrow(0, first, count).reshape(len(piece.sources), -1)
+            gains = state[_GAINS[piece.role]].narrow(0, first, count)
             taken[piece.role] += count
-            made.append(SliceBlend(piece.units, gains, tuple(self.given(weights[source]) for source in piece.sources)))
+            made.append(
+                SliceBlend(piece.units, (gains,), tuple(self.given(weights[source]) for source in piece.sources))
+            )
         return made
 
     def finish(self, state: Mapping[str, Tensor], blended: Sequence[Tensor], weights: Sequence[Tensor]) -> Any:

@@ -2,10 +2,10 @@
 
     out = sum over weights i of gains[i] * units(weights[i])        gains one number for each unit
 
-where units(w) are consecutive units of a weight along its input or output axis, whole or their first numbers along the
-other. Blends of one size are stacked and done at once. Written as ordinary operators, each slice would be kept for the
-backward pass, and each weight's gradient made by a chain of small operators; here only the weights and gains are kept,
-and slices are cut again.
+where units(w) are consecutive units of a weight along its input or output axis, or all of them, whole or their first
+numbers along the other. Blends of one size are stacked and done at once. Written as ordinary operators, each slice
+would be kept for the backward pass, and each weight's gradient made by a chain of small operators; here only the
+weights and gains are kept, and slices are cut again.
 """
 
 from __future__ import annotations
@@ -17,7 +17,9 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
+
+# On a CPU, where launching an operator costs little, a copy of a whole weight of so many numbers costs more.
+_LARGE = 2**12
 
 
 @dataclass(frozen=True)
@@ -37,12 +39,13 @@ class WeightSlice:
 
     def of(self, weight: Tensor) -> Tensor:
         """The slice, a view."""
-        some = weight.narrow(self.axis, self.start, self.count)
+        whole = self.count == weight.shape[self.axis]
+        some = weight if whole else weight.narrow(self.axis, self.start, self.count)
         return some if self.across is None else some.narrow(1 - self.axis, 0, self.across)
 
     def scales(self, gains: Tensor, ndim: int) -> Tensor:
-        """Gains (…, count) in as many dimensions more as make them scale slices of `ndim` dimensions."""
-        return gains.reshape(*gains.shape[:-1], *[1] * self.axis, self.count, *[1] * (ndim - self.axis - 1))
+        """Gains (…, count) or (…, 1) in as many dimensions more as make them scale slices of `ndim` dimensions."""
+        return gains.reshape(*gains.shape[:-1], *[1] * self.axis, -1, *[1] * (ndim - self.axis - 1))
 
 
 @dataclass(frozen=True)
@@ -51,19 +54,30 @@ class SliceBlend:
 
     Attributes:
         units: which units of each weight.
-        gains: (weights, count).
+        gains: in one tensor or several, for each weight one number for each unit, or one for all.
         weights: whose slices are of one shape.
     """
 
     units: WeightSlice
-    gains: Tensor
+    gains: tuple[Tensor, ...]
     weights: tuple[Tensor, ...]
+
+    @property
+    def whole(self) -> bool:
+        """Whether each slice is all of its weight."""
+        return all(self.units.of(weight) is weight for weight in self.weights)
+
+    @property
+    def numbers(self) -> int:
+        """How many gains a weight has."""
+        return sum(gain.numel() for gain in self.gains) // len(self.weights)
 
     @property
     def kind(self) -> tuple[Any, ...]:
         """The traits that blends which can be stacked have in common."""
         one = self.weights[0]
-        return (self.units.axis, len(self.weights), self.units.of(one).shape, one.dtype, one.device)
+        sizes = self.units.of(one).shape, self.numbers, len(self.gains), len(self.weights)
+        return (self.units.axis, *sizes, one.dtype, one.device, self.whole)
 
 
 def blend_slices(blends: Sequence[SliceBlend]) -> list[Tensor]:
@@ -80,66 +94,91 @@ def blend_slices(blends: Sequence[SliceBlend]) -> list[Tensor]:
 
 def _alone(blend: SliceBlend) -> Tensor:
     units = blend.units
-    scales = units.scales(blend.gains, blend.weights[0].ndim)
+    gains = (row for gain in blend.gains for row in gain.reshape(-1, blend.numbers))
+    scales = (units.scales(row, blend.weights[0].ndim) for row in gains)
     terms = [scale * units.of(weight) for scale, weight in zip(scales, blend.weights, strict=True)]
     total: Tensor = functools.reduce(torch.add, terms)
     return total
 
 
 def _plain(blends: Sequence[SliceBlend]) -> bool:
-    """Whether the sums can be done together: not in a compiled graph, nor on tensors that are more than values."""
-    if torch.compiler.is_compiling():
+    """Whether the sums are best done together: not in a compiled graph, nor on tensors that are more than values."""
+    one = blends[0].weights[0]
+    if torch.compiler.is_compiling() or (blends[0].whole and one.is_cpu and one.numel() > _LARGE):
         return False
-    return all(
-        type(t) in (Tensor, nn.Parameter) and not t.is_meta for blend in blends for t in (blend.gains, *blend.weights)
-    )
+    tensors = [tensor for blend in blends for tensor in (*blend.gains, *blend.weights)]
+    alike = len({tensor.dtype for tensor in tensors}) == 1 and not tensors[0].is_complex()
+    return alike and all(type(tensor) in (Tensor, nn.Parameter) and not tensor.is_meta for tensor in tensors)
 
 
 def _stacked(blends: Sequence[SliceBlend]) -> Sequence[Tensor]:
-    layout = [blend.units for blend in blends]
-    flat = [weight for blend in blends for weight in blend.weights]
-    made: Tensor = _Stacked.apply(layout, *(blend.gains for blend in blends), *flat)  # type: ignore[no-untyped-call]
+    flat = [gain for blend in blends for gain in blend.gains]
+    flat += [weight for blend in blends for weight in blend.weights]
+    apply: Any = _Stacked.apply
+    made: Tensor = apply([blend.units for blend in blends], len(blends[0].gains), *flat)
     return made.unbind()
 
 
 class _Stacked(torch.autograd.Function):
-    """Blends of one size, (blends, …)."""
+    """Blends of one size, (blends, …), from the gains of all and then their weights."""
 
     @staticmethod
-    def forward(ctx: Any, layout: Sequence[WeightSlice], *tensors: Tensor) -> Tensor:
-        ctx.layout = layout
+    def forward(ctx: Any, layout: Sequence[WeightSlice], gains_each: int, *tensors: Tensor) -> Tensor:
+        ctx.layout, ctx.split = layout, len(layout) * gains_each
         ctx.save_for_backward(*tensors)
-        scales, slices = _cut(layout, tensors)
-        return (scales * slices).sum(1)
+        scales, slices = _cut(layout, tensors[: ctx.split], tensors[ctx.split :])
+        return slices.mul_(scales).sum(1)
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Any, ...]:
-        layout, tensors = ctx.layout, ctx.saved_tensors
-        count, needs = len(layout), ctx.needs_input_grad[1:]
-        scales, slices = _cut(layout, tensors)
+        layout, gains, weights = ctx.layout, ctx.saved_tensors[: ctx.split], ctx.saved_tensors[ctx.split :]
+        needs = ctx.needs_input_grad[2:]
+        if torch.is_grad_enabled():
+            return None, None, *_differentiable(layout, gains, weights, needs, gradient)
+        scales, slices = _cut(layout, gains, weights)
         toward = gradient.unsqueeze(1)
-        gains: list[Tensor | None] = [None] * count
-        if any(needs[:count]):
-            others = [axis for axis in range(2, slices.ndim) if axis != layout[0].axis + 2]
-            summed = (toward * slices).sum(others) if others else toward * slices
-            gains = list(summed.to(tensors[0].dtype).unbind())
-        weights: list[Tensor | None] = [None] * (len(tensors) - count)
-        if any(needs[count:]):
+        to_gains: list[Tensor | None] = [None] * len(gains)
+        if any(needs[: ctx.split]):
+            kept = {0, 1} if scales[0, 0].numel() == 1 else {0, 1, layout[0].axis + 2}
+            others = [axis for axis in range(slices.ndim) if axis not in kept]
+            summed = (slices * toward).sum(others) if others else slices * toward
+            parts = torch.split(summed.flatten(), [gain.numel() for gain in gains])
+            to_gains = [part.view_as(gain) for part, gain in zip(parts, gains, strict=True)]
+        to_weights: list[Tensor | None] = [None] * len(weights)
+        if any(needs[ctx.split :]):
             # Each weight's own, zero but for its units; a sum over the whole weight would cost as much.
-            parts = (scales * toward).flatten(0, 1).unbind()
-            found = [torch.empty_like(weight) for weight in tensors[count:]]
+            found = [torch.empty_like(weight) for weight in weights]
             torch._foreach_zero_(found)
-            each = len(found) // count
-            torch._foreach_copy_([layout[i // each].of(grad) for i, grad in enumerate(found)], list(parts))
-            weights = [grad if need else None for grad, need in zip(found, needs[count:], strict=True)]
-        return None, *gains, *weights
+            each = len(found) // len(layout)
+            places = [layout[i // each].of(grad) for i, grad in enumerate(found)]
+            torch._foreach_copy_(places, list((scales * toward).flatten(0, 1).unbind()))
+            to_weights = [grad if need else None for grad, need in zip(found, needs[ctx.split :], strict=True)]
+        return None, None, *to_gains, *to_weights
 
 
-def _cut(layout: Sequence[WeightSlice], tensors: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
-    """Gains (blends, weights, …) that scale the slices, and the slices, (blends, weights, …)."""
+def _cut(layout: Sequence[WeightSlice], gains: Sequence[Tensor], weights: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+    """Gains (blends, weights, …) that scale the slices, and the slices, (blends, weights, …), which are copies."""
+    count, each = len(layout), len(weights) // len(layout)
+    slices = torch.stack([layout[i // each].of(weight) for i, weight in enumerate(weights)])
+    flat = torch.cat([gain.reshape(-1) for gain in gains]).reshape(count, each, -1)
+    return layout[0].scales(flat, slices.ndim - 1), slices.reshape(count, each, *slices.shape[1:])
+
+
+def _differentiable(
+    layout: Sequence[WeightSlice],
+    gains: Sequence[Tensor],
+    weights: Sequence[Tensor],
+    needs: Sequence[bool],
+    gradient: Tensor,
+) -> tuple[Tensor | None, ...]:
+    """The gradients, by operators that can be differentiated again."""
     count = len(layout)
-    each = (len(tensors) - count) // count
-    slices = torch.stack([layout[i // each].of(weight) for i, weight in enumerate(tensors[count:])])
-    gains = layout[0].scales(torch.stack(list(tensors[:count])), slices.ndim - 1)
-    return gains, slices.reshape(count, each, *slices.shape[1:])
+    first, second = len(gains) // count, len(weights) // count
+    blends = [
+        SliceBlend(units, tuple(gains[i * first : (i + 1) * first]), tuple(weights[i * second : (i + 1) * second]))
+        for i, units in enumerate(layout)
+    ]
+    made = torch.stack([_alone(blend) for blend in blends])
+    wanted = [tensor for tensor, need in zip((*gains, *weights), needs, strict=True) if need]
+    found = iter(torch.autograd.grad(made, wanted, gradient, create_graph=True))
+    return tuple(next(found) if need else None for need in needs)

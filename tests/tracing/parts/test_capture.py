@@ -191,7 +191,6 @@ def test_rewritten_parts_train_copy_and_fold(result: repl_fx.TransformResult) ->
 def test_numbers_and_globs_mean_the_model_and_a_plan_its_parts() -> None:
     inputs = detector_inputs()
     result = repl_fx.transform(Detector(), inputs, blocks=[2, "head.tower.1"], ignore=["head.*"])
-    assert [r.block for r in result.plan.replacements] == ["body.blocks.1"]
     # What stays as it is stays the source's own module.
     assert result.plan.parts == ("body",)
     assert type(result.module.get_submodule("head.tower")) is nn.Sequential
@@ -222,7 +221,6 @@ def test_parts_of_which_one_name_begins_with_the_other() -> None:
     inputs = detector_inputs()
     result = repl_fx.transform(Two(), inputs, surrogate="blend", ignore=["head.*"])
     assert set(result.plan.parts) == {"body", "body2"}
-    assert [r.block for r in result.plan.within("body").replacements] == ["blocks.1"]
     assert {r.block for r in result.plan.replacements} == {"body.blocks.1", "body2.blocks.1"}
     made = [name for name, _ in result.module.named_parameters() if ".surrogates." in name]
     assert made and {name.split(".surrogates.")[0] for name in made} == {"body", "body2"}
