@@ -43,11 +43,11 @@ from repl_fx.graph.captured import (
     unique_name,
     writes_in_place,
 )
+from repl_fx.graph.roles import COPIES
 from repl_fx.graph.runtime import ModeSwitch, call_module, select_mode
 from repl_fx.passes.driver import Result
 
 _OUTSIDE = ("placeholder", "get_attr")
-_COPIES = (torch.ops.aten.clone.default, torch.ops.aten.contiguous.default)
 
 
 @dataclass(frozen=True)
@@ -238,7 +238,7 @@ class _Merger:
         in another order.
         """
         nodes = [*region.train, *region.evaluation]
-        if len(nodes) != 1 or nodes[0].target not in _COPIES or len(region.wanted) != 1:
+        if len(nodes) != 1 or nodes[0].target not in COPIES or len(region.wanted) != 1:
             return False
         ours, theirs, pending = region.wanted[0]
         uncopied = theirs if region.train else ours

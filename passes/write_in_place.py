@@ -17,16 +17,14 @@ import operator
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 from torch import fx, nn
 
-from repl_fx.analysis.residual_units import ADDITIONS, MULTIPLICATIONS
 from repl_fx.graph.captured import writes_in_place
+from repl_fx.graph.roles import ADDITIONS, MULTIPLICATIONS, RELUS
 from repl_fx.passes.driver import Result
 from repl_fx.surrogates.shared.channels import put_channels, take_channels
 
-_RELUS = {torch.ops.aten.relu.default, torch.ops.aten.relu_.default, F.relu, torch.relu, torch.Tensor.relu}
-_SUMS_IN_PLACE = {operator.iadd, torch.Tensor.add_}
+_NARROW, _CAT = torch.ops.aten.narrow.default, torch.ops.aten.cat.default
 
 
 @dataclass(frozen=True)
@@ -58,7 +56,7 @@ def write_in_place_(gm: fx.GraphModule) -> Result:
         The graph, with the names of the concatenations that are gone.
     """
     names = []
-    for node in gm.graph.find_nodes(op="call_function", target=torch.cat):
+    for node in gm.graph.find_nodes(op="call_function", target=_CAT):
         found = _slice(gm, node)
         if found is not None:
             names.append(node.name)
@@ -70,12 +68,12 @@ def _slice(gm: fx.GraphModule, node: fx.Node) -> _Slice | None:
     if "replaces" not in node.meta or len(node.all_input_nodes) != 2:
         return None
     new, rest = node.all_input_nodes
-    if rest.target is not torch.narrow or len(rest.users) > 1:
+    if rest.target is not _NARROW or len(rest.users) > 1:
         return None
     stream = rest.args[0]
     assert isinstance(stream, fx.Node)
     taken = next((user for user in stream.users if user is not rest), None)
-    if len(stream.users) != 2 or taken is None or taken.target is not torch.narrow or taken.args[2] != 0:
+    if len(stream.users) != 2 or taken is None or taken.target is not _NARROW or taken.args[2] != 0:
         return None
     total = stream
     if _is_relu(gm, stream):
@@ -109,14 +107,14 @@ def _is_relu(gm: fx.GraphModule, node: fx.Node) -> bool:
     if node.op == "call_module":
         module = gm.get_submodule(str(node.target))
         return type(module) is nn.ReLU and not module._forward_hooks and not module._forward_pre_hooks
-    return node.op == "call_function" and node.target in _RELUS
+    return node.op == "call_function" and node.target in RELUS
 
 
 def _is_owned_sum(gm: fx.GraphModule, node: fx.Node) -> bool:
     """Whether a value is the result of an addition that has its memory for itself."""
     if node.target not in ADDITIONS:
         return False
-    if not writes_in_place(node) and node.target not in _SUMS_IN_PLACE:
+    if not writes_in_place(node):
         return True
     given = node.args[0]
     return isinstance(given, fx.Node) and len(given.users) == 1 and _is_fresh(gm, given)

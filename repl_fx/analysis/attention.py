@@ -10,32 +10,23 @@ head by head) is found by sending the numbers of the units through the views.
 from __future__ import annotations
 
 import math
-import operator
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, fx
 
 from repl_fx._torch import example_of, has_example
 from repl_fx.analysis.branches import Branch
 from repl_fx.analysis.linear_operators import LinearOperator
 from repl_fx.graph.captured import tensors_in
+from repl_fx.graph.roles import CASTS, SCALED_PRODUCT, SOFTMAX, is_view
 
-SCALED_PRODUCTS = (torch.ops.aten.scaled_dot_product_attention.default, F.scaled_dot_product_attention)
-_PRODUCTS = (torch.ops.aten.matmul.default, torch.matmul, operator.matmul)
-_SOFTMAX = ("softmax", "_softmax")
-# Operators that change neither values nor how many there are of one kind; of copies, heads may have several.
-_VIEWS = {
-    *("reshape", "view", "_unsafe_view", "flatten", "unflatten", "permute", "transpose", "swapaxes", "movedim", "t"),
-    *("unbind", "split", "split_with_sizes", "chunk", "tensor_split", "getitem", "select", "slice", "narrow"),
-    *("unsqueeze", "squeeze", "expand", "repeat_interleave", "contiguous", "clone"),
-}
-# Operators that may lie between a softmax and the product with the values.
-_KEEP_MAP = _VIEWS | {"dropout", "to", "_to_copy", "type_as", "float", "half"}
+_PRODUCT = torch.ops.aten.matmul.default
+# Operators, besides views, that may lie between a softmax and the product with the values.
+_KEEP_MAP = CASTS | {torch.ops.aten.dropout.default}
 
 
 @dataclass(frozen=True)
@@ -58,7 +49,7 @@ class Attention:
     @property
     def scaled(self) -> bool:
         """Whether the core computes the map too."""
-        return self.core.target in SCALED_PRODUCTS
+        return self.core.target is SCALED_PRODUCT
 
 
 def find_attention(branch: Branch) -> Attention | str:
@@ -92,9 +83,9 @@ def _values(node: fx.Node) -> fx.Node | None:
     if node.op != "call_function":
         return None
     values: Any = None
-    if node.target in SCALED_PRODUCTS and len(node.args) > 2:
+    if node.target is SCALED_PRODUCT and len(node.args) > 2:
         values = node.args[2]
-    elif node.target in _PRODUCTS and len(node.args) == 2 and _is_map(node.args[0]):
+    elif node.target is _PRODUCT and len(node.args) == 2 and _is_map(node.args[0]):
         values = node.args[1]
     if not isinstance(values, fx.Node) or not isinstance(values.meta.get("val"), Tensor):
         return None
@@ -109,9 +100,9 @@ def _is_map(node: Any) -> bool:
                 return False
             if isinstance(_module(node), torch.nn.Softmax):
                 return getattr(_module(node), "dim", None) in (-1, 3)
-        elif _name(node) in _SOFTMAX:
+        elif node.target in SOFTMAX:
             return node.kwargs.get("dim", node.args[1] if len(node.args) > 1 else None) in (-1, 3)
-        elif _name(node) not in _KEEP_MAP:
+        elif node.target not in _KEEP_MAP and not is_view(node):
             return False
         node = next(iter(node.all_input_nodes), None)
     return False
@@ -127,7 +118,7 @@ def _views_back(node: fx.Node, makers: set[fx.Node]) -> list[fx.Node] | None:
     path = [node]
     while path[-1] not in makers:
         last = path[-1]
-        if last.op != "call_function" or _name(last) not in _VIEWS or not last.args:
+        if last.op != "call_function" or not is_view(last):
             return None
         source = last.args[0]
         if not isinstance(source, fx.Node):
@@ -189,12 +180,6 @@ def _shape(node: fx.Node) -> list[str]:
     return [str(size) for size in value.shape] if isinstance(value, Tensor) else []
 
 
-def _name(node: fx.Node) -> str:
-    """The bare name of an operator or function."""
-    schema = getattr(node.target, "_schema", None)
-    return str(schema.name).rpartition("::")[2] if schema else str(getattr(node.target, "__name__", ""))
-
-
 def gives_positions_in_order(branch: Branch, attention: Attention) -> bool:
     """Whether a branch's last layer reads what the attention makes in the order of positions of the branch's input.
 
@@ -238,7 +223,7 @@ def sees_all_positions(attention: Attention) -> bool:
         settings = product_settings(attention.core)
         return settings["attn_mask"] is None and not settings["is_causal"]
     node = attention.core.args[0]
-    while isinstance(node, fx.Node) and not (node.op == "call_function" and node.target in _PRODUCTS):
+    while isinstance(node, fx.Node) and not (node.op == "call_function" and node.target is _PRODUCT):
         tensors = [f for f in node.all_input_nodes if isinstance(f.meta.get("val"), Tensor)]
         if len(tensors) != 1:
             return False

@@ -20,8 +20,8 @@ from torch import Tensor, fx
 
 from repl_fx.analysis.blocks import Block
 from repl_fx.analysis.linear_operators import LinearOperator, linear_operator_of
-from repl_fx.analysis.residual_units import ADDITIONS
 from repl_fx.graph.bridge import digraph, leading_to, meeting_point, on_paths, reached_from
+from repl_fx.graph.roles import ADDITIONS
 
 
 @dataclass(frozen=True, eq=False)

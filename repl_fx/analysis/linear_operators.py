@@ -6,54 +6,18 @@ A surrogate must know which weight it reads, how that is laid out, and along whi
 
 from __future__ import annotations
 
-import operator
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, cast
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
 from repl_fx.graph.captured import attribute
+from repl_fx.graph.roles import ANY_CONVOLUTION, LINEAR, PRODUCTS, TRANSPOSES
 
 _CONV_MODULES = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
-# By number of spatial dimensions.
-CONVOLUTIONS: dict[int, Callable[..., Tensor]] = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
-_CONV_FUNCTIONS = {
-    torch.ops.aten.conv1d.default,
-    torch.ops.aten.conv2d.default,
-    torch.ops.aten.conv3d.default,
-    torch.ops.aten.conv1d.padding,
-    torch.ops.aten.conv2d.padding,
-    torch.ops.aten.conv3d.padding,
-    F.conv1d,
-    F.conv2d,
-    F.conv3d,
-}
 # The arguments after input, weight and bias of every one of them, with their defaults.
 _CONV_SETTINGS = {"stride": 1, "padding": 0, "dilation": 1, "groups": 1}
-_LINEAR_FUNCTIONS = {torch.ops.aten.linear.default, F.linear}
-# input @ weight: position of the activation and of the weight.
-_PRODUCTS = {
-    torch.ops.aten.mm.default: (0, 1),
-    torch.ops.aten.matmul.default: (0, 1),
-    torch.ops.aten.addmm.default: (1, 2),
-    torch.ops.aten.bmm.default: (0, 1),
-    torch.ops.aten.baddbmm.default: (1, 2),
-    operator.matmul: (0, 1),
-    torch.matmul: (0, 1),
-    torch.addmm: (1, 2),
-    torch.mm: (0, 1),
-    torch.Tensor.matmul: (0, 1),
-}
-_TRANSPOSES = {
-    torch.ops.aten.t.default,
-    torch.ops.aten.transpose.int,
-    torch.ops.aten.numpy_T.default,
-    torch.t,
-    torch.transpose,
-}
 _NORM_MODULES = (
     nn.modules.batchnorm._NormBase,
     nn.LayerNorm,
@@ -98,7 +62,7 @@ class LinearOperator:
 
 def is_norm(module: nn.Module) -> bool:
     """Whether a module normalises; derived classes count."""
-    return isinstance(module, _NORM_MODULES) or type(module).__name__.lower().endswith(("norm", "norm2d"))
+    return isinstance(module, _NORM_MODULES)
 
 
 def is_plain(module: nn.Module) -> bool:
@@ -125,15 +89,15 @@ def linear_operator_of(gm: fx.GraphModule, node: fx.Node) -> LinearOperator | No
         return _module_operator(gm.get_submodule(str(node.target)), node)
     if node.op != "call_function":
         return None
-    if node.target in _LINEAR_FUNCTIONS or node.target in _CONV_FUNCTIONS:
+    if node.target is LINEAR or node.target in ANY_CONVOLUTION:
         return _function_operator(gm, node)
-    if node.target in _PRODUCTS:
-        at, weight_at = _PRODUCTS[node.target]
+    if node.target in PRODUCTS:
+        at, weight_at = PRODUCTS[node.target]
         given, weight = node.args[at], node.args[weight_at]
         path, transposed = _weight_path(gm, weight)
         if path is not None and isinstance(given, fx.Node):
             flat = attribute(gm, path).ndim == 2
-            bias = node.target in (torch.ops.aten.addmm.default, torch.addmm)
+            bias = node.target is torch.ops.aten.addmm.default
             return LinearOperator(
                 node, given, path if flat else None, "linear" if flat else "other", not transposed, 1, bias
             )
@@ -191,7 +155,7 @@ def _function_operator(gm: fx.GraphModule, node: fx.Node) -> LinearOperator | No
     if not isinstance(given, fx.Node):
         return None
     bias = len(node.args) > 2 and node.args[2] is not None
-    if node.target in _LINEAR_FUNCTIONS:
+    if node.target is LINEAR:
         return LinearOperator(node, given, path, "linear" if path else "other", transposed, 1, bias)
     if path is None or transposed:
         return LinearOperator(node, given, None, "other")
@@ -209,7 +173,7 @@ def _function_operator(gm: fx.GraphModule, node: fx.Node) -> LinearOperator | No
 def _weight_path(gm: fx.GraphModule, value: Any) -> tuple[str | None, bool]:
     """Path of the parameter a value is, and whether it is transposed on the way; None where it is no parameter."""
     transposed = False
-    while isinstance(value, fx.Node) and value.target in _TRANSPOSES:
+    while isinstance(value, fx.Node) and value.target in TRANSPOSES:
         if (
             len(value.all_input_nodes) != 1
             or not isinstance(value.meta.get("val"), Tensor)

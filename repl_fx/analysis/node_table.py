@@ -20,20 +20,11 @@ from torch import Tensor, fx, nn
 from repl_fx._torch import fixed_size, module_stack
 from repl_fx.analysis.linear_operators import matrix_like
 from repl_fx.graph.captured import attribute, tensors_in
+from repl_fx.graph.roles import PROBABILITY
 from repl_fx.graph.runtime import ModeSwitch
 
 # Settings of modules that grow with depth and do not change what a block is.
 _PROBABILITY = re.compile(r"^(p|rate|.*drop.*|.*prob.*)$")
-# The same for operators: position of the argument that is a probability.
-_PROBABILITY_ARGUMENT: dict[Any, int] = {
-    torch.ops.aten.dropout.default: 1,
-    torch.ops.aten.dropout_.default: 1,
-    torch.ops.aten.feature_dropout.default: 1,
-    torch.ops.aten.alpha_dropout.default: 1,
-    torch.ops.aten.bernoulli.p: 1,
-    torch.ops.aten.bernoulli_.float: 1,
-    torch.ops.aten.scaled_dot_product_attention.default: 4,
-}
 NONE = -1
 
 
@@ -191,7 +182,7 @@ class _Labeller:
         if node.op == "call_module":
             target, own = self.module(str(node.target))
             names.extend(own)
-        skip = _PROBABILITY_ARGUMENT.get(node.target)
+        skip = PROBABILITY.get(node.target)
         args = tuple(self.argument(a, row, names) for i, a in enumerate(node.args) if i != skip)
         kwargs = tuple((k, self.argument(v, row, names)) for k, v in sorted(node.kwargs.items()) if k != "dropout_p")
         return (target, args, kwargs, _erased(node.meta.get("val"))), tuple(row), tuple(names)

@@ -10,24 +10,12 @@ fork -- conv - norm ---------- add        projection shortcut, at the start of a
 from __future__ import annotations
 
 import heapq
-import operator
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-import torch
-
 from repl_fx.analysis.node_table import NONE, NodeTable, passes_through
+from repl_fx.graph.roles import ADDITIONS
 
-ADDITIONS = {
-    torch.ops.aten.add.Tensor,
-    torch.ops.aten.add_.Tensor,
-    operator.add,
-    operator.iadd,
-    torch.add,
-    torch.Tensor.add,
-    torch.Tensor.add_,
-}
-MULTIPLICATIONS = {torch.ops.aten.mul.Tensor, operator.mul, torch.mul}
 # A shortcut is a projection at most: a pool, a convolution, a norm.
 _SHORTCUT = 4
 _LONGEST = 300

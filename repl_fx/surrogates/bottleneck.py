@@ -34,12 +34,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, fx
 
 from repl_fx.analysis.blocks import Block
 from repl_fx.analysis.branches import Branch
-from repl_fx.analysis.linear_operators import CONVOLUTIONS, LinearOperator
+from repl_fx.analysis.linear_operators import LinearOperator
+from repl_fx.graph.roles import CONVOLUTIONS, LINEAR
 from repl_fx.surrogates.shared.activations import Activation, find_activation
 from repl_fx.surrogates.shared.branch_edits import starts_at_zero, without
 from repl_fx.surrogates.shared.builder import Builder
@@ -297,20 +297,20 @@ def _layout_change(given: Tensor, made: Tensor, axis_in: int, axis_out: int) -> 
 
 def _change_layout(site: Builder, value: fx.Node, change: str) -> fx.Node:
     if change == "channels last":
-        return site.call(torch.movedim, value, 1, -1)
+        return site.call(torch.ops.aten.movedim.int, value, 1, -1)
     if change == "channels first":
-        return site.call(torch.movedim, value, -1, 1)
+        return site.call(torch.ops.aten.movedim.int, value, -1, 1)
     if change == "flatten":
-        return site.call(torch.transpose, site.call(torch.flatten, value, 2), 1, 2)
+        return site.call(torch.ops.aten.transpose.int, site.call(torch.ops.aten.flatten.using_ints, value, 2), 1, 2)
     return value
 
 
 def _pointwise(site: Builder, value: fx.Node, weight: fx.Node, bias: fx.Node | None, axis: int) -> fx.Node:
     if axis == -1:
-        return site.call(F.linear, value, weight, bias)
+        return site.call(LINEAR, value, weight, bias)
     spatial = value.meta["val"].ndim - 2
     if spatial not in CONVOLUTIONS:
-        return site.call(F.linear, value, weight, bias)
+        return site.call(LINEAR, value, weight, bias)
     shaped = site.call(_as_kernel, weight, spatial)
     return site.call(CONVOLUTIONS[spatial], value, shaped, bias)
 

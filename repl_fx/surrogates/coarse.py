@@ -119,12 +119,12 @@ class Coarse(Surrogate[CoarseConfig, CoarseMatch]):
                     value = site.call_module(_zero_norm(site, call), args[0])
                 elif call.node in match.joins:
                     # Not in place: the mean is read again.
-                    value = site.call(torch.add, *args)
+                    value = site.call(torch.ops.aten.add.Tensor, *args)
                 else:
                     now = NodeCall(call.node, args, kwargs, call.value)
                     value = on_state(site, now, weights) or site.repeat_call(now)
                 made[call.node] = value
-            change = site.call(torch.sub, made[max(match.joins)], mean)
+            change = site.call(torch.ops.aten.sub.Tensor, made[max(match.joins)], mean)
             stream = match.windows.added(site, site.input, change)
             for node in match.behind:
                 args, kwargs = _on(NodeCall.of(node), {node.all_input_nodes[0]: stream})

@@ -27,13 +27,12 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
-from repl_fx.analysis.linear_operators import CONVOLUTIONS, LinearOperator, linear_operator_of
-from repl_fx.analysis.residual_units import ADDITIONS, MULTIPLICATIONS
+from repl_fx.analysis.linear_operators import LinearOperator, linear_operator_of
 from repl_fx.graph.bridge import digraph, leading_to
 from repl_fx.graph.captured import share_tensors
+from repl_fx.graph.roles import ADDITIONS, CONVOLUTIONS, COPIES, LINEAR, MULTIPLICATIONS, PERMUTATIONS
 from repl_fx.surrogates.shared.activations import is_activation
 from repl_fx.surrogates.shared.branch_edits import has_no_state, zero_init_norms, zero_init_operators
 from repl_fx.surrogates.shared.builder import Builder
@@ -44,14 +43,6 @@ from repl_fx.surrogates.shared.thin_block import Cut, SlimSynthesis, SlimWeights
 
 # Fewer channels than this have little to say; a convolution of fewer takes as long.
 _LEAST = 4
-_PERMUTING = {
-    torch.ops.aten.permute.default,
-    torch.ops.aten.transpose.int,
-    torch.permute,
-    torch.transpose,
-    torch.movedim,
-}
-_PASSING = {torch.ops.aten.contiguous.default, torch.ops.aten.clone.default}
 
 
 @dataclass(frozen=True)
@@ -135,7 +126,7 @@ class Slim(Surrogate[SlimConfig, SlimMatch]):
         channels = int(stream.meta["val"].shape[1])
         with site.before_node(site.block.output):
             weights = self._weights(site, match.mixed)
-            made = {stream: site.call(torch.narrow, stream, 1, 0, width)}
+            made = {stream: site.call(torch.ops.aten.narrow.default, stream, 1, 0, width)}
             for number, step in enumerate(match.steps):
                 given = made[step.linear.input if step.linear else _streamed(step.node, made)[0]]
                 if step.linear is not None:
@@ -150,7 +141,11 @@ class Slim(Surrogate[SlimConfig, SlimMatch]):
                 made[step.node] = value
             out = made[site.block.output]
             if width < channels:
-                out = site.call(torch.cat, [out, site.call(torch.narrow, stream, 1, width, channels - width)], 1)
+                out = site.call(
+                    torch.ops.aten.cat.default,
+                    [out, site.call(torch.ops.aten.narrow.default, stream, 1, width, channels - width)],
+                    1,
+                )
         return (out,)
 
     def _weights(self, site: Builder, mixed: Sequence[_Step]) -> dict[str, fx.Node]:
@@ -302,7 +297,7 @@ class _Planner:
             if scale is not None and alike and _along(scale.meta["val"], axes[0], value):
                 return _Step(node, axes[0], same.channels, scale=str(scale.target))
         elif len(feeders) == 1 and len(node.all_input_nodes) == 1 and node.args[0] is feeders[0]:
-            if alike and (is_activation(gm, node) or node.target in _PASSING or has_no_state(gm, node)):
+            if alike and (is_activation(gm, node) or node.target in COPIES or has_no_state(gm, node)):
                 return same
             order = _order(gm, node, first.ndim)
             if order is not None:
@@ -328,7 +323,7 @@ def _along(scale: object, axis: int, value: Tensor) -> bool:
 
 def _order(gm: fx.GraphModule, node: fx.Node, ndim: int) -> tuple[int, ...] | None:
     """Which axis of its argument each axis of the result of a permutation is; None where a node is none."""
-    if not (node.target in _PERMUTING or has_no_state(gm, node)) or node.meta["val"].ndim != ndim:
+    if not (node.target in PERMUTATIONS or has_no_state(gm, node)) or node.meta["val"].ndim != ndim:
         return None
     sizes = (2, 3, 5, 7, 11)[:ndim]
     probe = torch.empty(sizes, device="meta")
@@ -349,7 +344,7 @@ def _mixed(site: Builder, step: _Step, given: fx.Node, weight: fx.Node, bias: fx
     linear = step.linear
     assert linear is not None
     if linear.kind == "linear":
-        return site.call(F.linear, given, weight, bias)
+        return site.call(LINEAR, given, weight, bias)
     kernel = weight.meta["val"].shape[2:]
     padding = [d * (int(k) - 1) // 2 for d, k in zip(linear.dilation, kernel, strict=True)]
     ones = [1] * len(kernel)
@@ -368,13 +363,13 @@ def _scaled(site: Builder, step: _Step, given: fx.Node, number: int) -> fx.Node:
     scale = site.tensor(str(step.scale))
     longest = max(range(scale.ndim), key=lambda axis: scale.shape[axis])
     own = nn.ParameterList([nn.Parameter(scale.detach().narrow(longest, 0, step.channels).clone())])
-    return site.call(torch.mul, given, site.parameter(f"{site.module(f'scale_{number}', own)}.0"))
+    return site.call(torch.ops.aten.mul.Tensor, given, site.parameter(f"{site.module(f'scale_{number}', own)}.0"))
 
 
 def _again(site: Builder, node: fx.Node, given: Sequence[fx.Node]) -> fx.Node:
     """The same call on other values."""
     if len(given) == 2:
-        return site.call(torch.add, *given)
+        return site.call(torch.ops.aten.add.Tensor, *given)
     if node.op == "call_module" and str(node.meta["val"].shape) == str(node.all_input_nodes[0].meta["val"].shape):
         return site.call_elementwise(str(node.target), given[0])
     if node.op == "call_module":

@@ -9,51 +9,15 @@ from itertools import takewhile
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
 from repl_fx.analysis.branches import Branch, behind_entries, same_shape
 from repl_fx.graph.captured import share_tensors
 from repl_fx.graph.pickling import function_as_data
+from repl_fx.graph.roles import ACTIVATIONS
 from repl_fx.running.untouched import seeded
 from repl_fx.surrogates.shared.builder import Builder
 
-_FUNCTIONS = {
-    torch.ops.aten.relu.default,
-    torch.ops.aten.relu_.default,
-    torch.ops.aten.relu6.default,
-    torch.ops.aten.gelu.default,
-    torch.ops.aten.silu.default,
-    torch.ops.aten.silu_.default,
-    torch.ops.aten.mish.default,
-    torch.ops.aten.tanh.default,
-    torch.ops.aten.sigmoid.default,
-    torch.ops.aten.elu.default,
-    torch.ops.aten.selu.default,
-    torch.ops.aten.celu.default,
-    torch.ops.aten.leaky_relu.default,
-    torch.ops.aten.leaky_relu_.default,
-    torch.ops.aten.hardswish.default,
-    torch.ops.aten.hardswish_.default,
-    torch.ops.aten.hardsigmoid.default,
-    torch.ops.aten.hardtanh.default,
-    torch.ops.aten.hardtanh_.default,
-    torch.ops.aten.softplus.default,
-    F.relu,
-    F.gelu,
-    F.silu,
-    F.mish,
-    F.elu,
-    F.leaky_relu,
-    F.hardswish,
-    F.relu6,
-    torch.relu,
-    torch.tanh,
-    torch.sigmoid,
-    torch.Tensor.relu,
-    torch.Tensor.tanh,
-    torch.Tensor.sigmoid,
-}
 _NOT_ACTIVATIONS = (nn.Softmax, nn.LogSoftmax, nn.Softmin, nn.MultiheadAttention, nn.PReLU, nn.Softmax2d, nn.GLU)
 
 
@@ -120,7 +84,7 @@ def is_activation(gm: fx.GraphModule, node: fx.Node) -> bool:
     if not isinstance(given, fx.Node) or not same_shape(given, node) or node.meta.get("passes_through"):
         return False
     if node.op == "call_function":
-        return node.target in _FUNCTIONS
+        return node.target in ACTIVATIONS
     if node.op != "call_module" or len(node.all_input_nodes) != 1:
         return False
     module = gm.get_submodule(str(node.target))

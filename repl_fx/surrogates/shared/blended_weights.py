@@ -8,10 +8,10 @@ from dataclasses import dataclass
 from typing import Any, cast
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
-from repl_fx.analysis.linear_operators import CONVOLUTIONS, is_norm, is_plain, linear_operator_of, matrix_like
+from repl_fx.analysis.linear_operators import is_norm, is_plain, linear_operator_of, matrix_like
+from repl_fx.graph.roles import CONVOLUTIONS, LINEAR
 from repl_fx.surrogates.shared.builder import Builder
 from repl_fx.surrogates.shared.functional_module import Rewired
 from repl_fx.surrogates.shared.site import NodeCall, Site, Unfit, shown
@@ -131,7 +131,7 @@ def on_state(site: Builder, call: NodeCall, given: Mapping[str, fx.Node]) -> fx.
         return None
     state = {name: given[path] if path in given else site.parameter(path) for name, path in own.items()}
     if is_plain(module) and isinstance(module, nn.Linear):
-        return site.call(F.linear, call.args[0], state["weight"], state.get("bias"))
+        return site.call(LINEAR, call.args[0], state["weight"], state.get("bias"))
     if is_plain(module) and cast("nn.Conv2d", module).padding_mode == "zeros":
         conv = cast("nn.Conv2d", module)
         settings = (conv.stride, conv.padding, conv.dilation, conv.groups)

@@ -7,16 +7,14 @@ from dataclasses import dataclass
 from typing import Any, cast
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
 from repl_fx.analysis.branches import Branch, behind_entries
+from repl_fx.graph.roles import BATCH_NORM
 from repl_fx.surrogates.shared.builder import Builder
 from repl_fx.surrogates.shared.site import Site
 
 _BATCH_NORMS = {2: nn.BatchNorm1d, 3: nn.BatchNorm1d, 4: nn.BatchNorm2d, 5: nn.BatchNorm3d}
-# Positions of momentum and eps in the functional form.
-_BATCH_NORM_FUNCTIONS = {torch.ops.aten.batch_norm.default: (6, 7), F.batch_norm: (6, 7)}
 
 
 @dataclass(frozen=True)
@@ -108,10 +106,10 @@ def without_norm(
     if norm is None:
         return given, "none", 0.0, weight, bias
     if norm.shift is not None:
-        moved = site.call(torch.mv, weight, site.parameter(norm.shift))
-        bias = moved if bias is None else site.call(torch.add, bias, moved)
+        moved = site.call(torch.ops.aten.mv.default, weight, site.parameter(norm.shift))
+        bias = moved if bias is None else site.call(torch.ops.aten.add.Tensor, bias, moved)
     if norm.scale is not None:
-        weight = site.call(torch.mul, weight, site.parameter(norm.scale))
+        weight = site.call(torch.ops.aten.mul.Tensor, weight, site.parameter(norm.scale))
     return norm.input, norm.kind, norm.eps, weight, bias
 
 
@@ -151,8 +149,8 @@ def _computes_as_its_base(module: nn.LayerNorm | nn.RMSNorm) -> bool:
 
 def norm_at(gm: fx.GraphModule, node: fx.Node, channels: set[int]) -> ThinNorm | None:
     """The norm that a node is, over as many channels as one of `channels`; None where it is none."""
-    if node.op == "call_function" and node.target in _BATCH_NORM_FUNCTIONS:
-        momentum, eps = _BATCH_NORM_FUNCTIONS[node.target]
+    if node.op == "call_function" and node.target is BATCH_NORM:
+        momentum, eps = 6, 7
         given = node.args[0].meta.get("val") if isinstance(node.args[0], fx.Node) else None
         if not isinstance(given, Tensor) or int(given.shape[1]) not in channels or len(node.args) <= eps:
             return None

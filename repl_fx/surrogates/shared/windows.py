@@ -12,7 +12,7 @@ from torch import Tensor, fx, nn
 
 from repl_fx.surrogates.shared.builder import Builder
 
-_POOLS = {2: F.avg_pool2d, 3: F.avg_pool3d}
+_POOLS = {2: torch.ops.aten.avg_pool2d.default, 3: torch.ops.aten.avg_pool3d.default}
 # Class and distillation tokens, and up to four registers.
 _MOST_BESIDE_GRID = 5
 
@@ -51,11 +51,12 @@ class PictureWindows:
 
     def fewer(self, value: Tensor) -> Tensor:
         """(batch, channels, …) at the lower resolution."""
-        return _POOLS[self.axes](value, self.side)
+        pooled: Tensor = _POOLS[self.axes](value, [self.side] * self.axes)
+        return pooled
 
     def mean(self, site: Builder, stream: fx.Node) -> fx.Node:
         """(batch, channels, …) at the lower resolution."""
-        return site.call(_POOLS[self.axes], stream, self.side)
+        return site.call(_POOLS[self.axes], stream, [self.side] * self.axes)
 
     def added(self, site: Builder, stream: fx.Node, change: fx.Node) -> fx.Node:
         """The stream with the change at its own resolution added."""
@@ -104,12 +105,14 @@ class TokenWindows:
     def mean(self, site: Builder, stream: fx.Node) -> fx.Node:
         """(batch, windows, channels)."""
         member = self._members(site)
-        return site.call(torch.matmul, self._matrix(site, "mean", member / member.sum(1, keepdim=True)), stream)
+        return site.call(
+            torch.ops.aten.matmul.default, self._matrix(site, "mean", member / member.sum(1, keepdim=True)), stream
+        )
 
     def added(self, site: Builder, stream: fx.Node, change: fx.Node) -> fx.Node:
         """The stream with the change of its window added to each position."""
         spread = self._matrix(site, "spread", self._members(site).t().contiguous())
-        return site.call(torch.add, stream, site.call(torch.matmul, spread, change))
+        return site.call(torch.ops.aten.add.Tensor, stream, site.call(torch.ops.aten.matmul.default, spread, change))
 
     def _members(self, site: Builder) -> Tensor:
         like = site.tensor(site.block.parameters[0])
