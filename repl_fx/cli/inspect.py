@@ -34,19 +34,8 @@ def inspect_command(
 ) -> None:
     """Show what repeats in a model, with sizes and costs; for a directory, also what was replaced in it."""
     with running(as_json, verbose, quiet) as terminal:
-        from repl_fx import capture_parts
+        from repl_fx import capture_parts, report
         from repl_fx.planning.part_repeats import repeats_of
-        from repl_fx.report import (
-            blocks_document,
-            blocks_table,
-            costs_document,
-            costs_table,
-            flops_of_parts,
-            measure_parts,
-            parts_document,
-            repeats_document,
-            repeats_table,
-        )
 
         terminal.stage("load")
         target = load_target(spec, model, input_shape=input_shape, seed=seed, device=device, trust=trust)
@@ -58,26 +47,26 @@ def inspect_command(
             terminal.stage("find repeats")
             repeats = repeats_of(captured)
         terminal.stage("measure costs")
-        costs = measure_parts(captured.module, captured.parts)
-        flops = flops_of_parts(captured.parts)
+        costs = report.measure_parts(captured.module, captured.parts)
+        flops = report.flops_of_parts(captured.parts)
 
         document: dict[str, Any] = {
             "spec": spec,
             "notes": list(target.notes),
-            "parts": parts_document(captured),
-            "repeats": repeats_document(repeats, costs, flops),
+            "parts": report.parts_document(captured),
+            "repeats": report.repeats_document(repeats, costs, flops),
         }
         terminal.show(*captured_lines(target.title, captured), *note_lines(target.notes))
-        terminal.show(repeats_table(repeats, costs, flops) if repeats else "nothing repeats in this model")
+        terminal.show(report.repeats_table(repeats, costs, flops) if repeats else "nothing repeats in this model")
         if target.artifact is not None:
-            after = measure_parts(target.module, target.artifact.result.parts)
-            report, plan = target.artifact.result.report, target.artifact.plan
-            document["costs"] = {"before": costs_document(costs), "after": costs_document(after)}
-            document["blocks"] = blocks_document(report, plan)
-            terminal.show(blocks_table(report, plan), costs_table(costs, after))
+            after = report.measure_parts(target.module, target.artifact.result.parts)
+            done, plan = target.artifact.result.report, target.artifact.plan
+            document["costs"] = {"before": report.costs_document(costs), "after": report.costs_document(after)}
+            document["blocks"] = report.blocks_document(done, plan)
+            terminal.show(report.blocks_table(done, plan), report.costs_table(costs, after))
         else:
-            document["costs"] = costs_document(costs)
-            terminal.show(costs_table(costs))
+            document["costs"] = report.costs_document(costs)
+            terminal.show(report.costs_table(costs))
         if costs.unknown:
             terminal.show(f"costs are unknown, as the model needs values to run: {costs.unknown}")
         terminal.document(document)

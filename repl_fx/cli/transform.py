@@ -83,20 +83,9 @@ def transform_command(
 ) -> None:
     """Replace repeated blocks of a model by light surrogates, and write the result as a directory."""
     with running(as_json, verbose, quiet) as terminal:
-        from repl_fx import save, transform
+        from repl_fx import report, save, transform
         from repl_fx.artifact import require_free
         from repl_fx.errors import BadInput
-        from repl_fx.report import (
-            blocks_document,
-            blocks_table,
-            costs_document,
-            costs_table,
-            flops_of_parts,
-            measure_parts,
-            parts_document,
-            repeats_document,
-            repeats_table,
-        )
         from repl_fx.sources import load_source
 
         if output is None and not dry_run:
@@ -134,9 +123,9 @@ def transform_command(
             checked = _checked(source, result)
         terminal.stage("measure costs")
         captured = result.captured_parts
-        before = measure_parts(captured.module, captured.parts)
-        flops = flops_of_parts(captured.parts)
-        after = measure_parts(result.module, result.all_parts)
+        before = report.measure_parts(captured.module, captured.parts)
+        flops = report.flops_of_parts(captured.parts)
+        after = report.measure_parts(result.module, result.all_parts)
         if output is not None and not dry_run:
             terminal.stage("save")
             save(result, output, source=source, force=force)
@@ -144,9 +133,9 @@ def transform_command(
         terminal.show(
             *captured_lines(str(source), captured),
             *note_lines(source.notes),
-            repeats_table(result.repeats, before, flops),
-            blocks_table(result.report, result.plan),
-            costs_table(before, after),
+            report.repeats_table(result.repeats, before, flops),
+            report.blocks_table(result.report, result.plan),
+            report.costs_table(before, after),
         )
         if before.unknown:
             terminal.show(f"costs are unknown, as the model needs values to run: {before.unknown}")
@@ -166,10 +155,10 @@ def transform_command(
                 "notes": list(source.notes),
                 "directory": None if output is None or dry_run else str(output),
                 "check": None if checked is None else {"evaluation": checked.evaluation, "training": checked.training},
-                "parts": parts_document(captured),
-                "repeats": repeats_document(result.repeats, before, flops),
-                "blocks": blocks_document(result.report, result.plan),
-                "costs": {"before": costs_document(before), "after": costs_document(after)},
+                "parts": report.parts_document(captured),
+                "repeats": report.repeats_document(result.repeats, before, flops),
+                "blocks": report.blocks_document(result.report, result.plan),
+                "costs": {"before": report.costs_document(before), "after": report.costs_document(after)},
             }
         )
 
