@@ -42,7 +42,7 @@ from repl_fx.running.example_inputs import ExampleInputs
 from repl_fx.running.untouched import seed_everything
 from repl_fx.surrogates.shared.site import surrogate_path
 from repl_fx.tracing.check import compare_modes
-from repl_fx.tracing.parts.capture import Part, join
+from repl_fx.tracing.parts.capture import Part, qualified_name
 
 FIRST = ("captured", "eval", "train", "repeats", "replaced", "trained")
 SECOND = ("reloaded", "folded", "exported", "verified")
@@ -247,9 +247,11 @@ def _untrained(result: TransformResult, trained: frozenset[str]) -> frozenset[st
     found = set()
     for replacement in result.plan.replacements:
         if trained.isdisjoint(own[replacement.block]):
-            path = next(part.path for part in result.parts if replacement.block.startswith(join(part.path, "")))
-            inside = replacement.block.removeprefix(join(path, ""))
-            found.add(join(path, surrogate_path(inside)))
+            path = next(
+                part.path for part in result.parts if replacement.block.startswith(qualified_name(part.path, ""))
+            )
+            inside = replacement.block.removeprefix(qualified_name(path, ""))
+            found.add(qualified_name(path, surrogate_path(inside)))
     return frozenset(found)
 
 

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from repl_fx.errors import ArtifactError, OutputError, one_line
 from repl_fx.graph.captured import is_traced_constant
-from repl_fx.tracing.parts.capture import graphs_in, join
+from repl_fx.tracing.parts.capture import graphs_in, qualified_name
 
 # How far a constant may be from the one that was saved, as a fraction of the largest of its values. A sine of a large
 # angle has lost this much where another machine computes the angle, and a constant that was changed differs by more.
@@ -132,7 +132,7 @@ def load_state(module: nn.Module, state: State) -> None:
 
 
 def _load_constants(module: nn.Module, computed: Mapping[str, Tensor], state: State) -> None:
-    graphs = tuple(join(path, "") for path in graphs_in(module))
+    graphs = tuple(qualified_name(path, "") for path in graphs_in(module))
     for name, saved in state.constants.items():
         found = computed.get(name)
         # Code around the graphs may keep a buffer that it makes when it first runs.

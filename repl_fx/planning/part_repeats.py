@@ -12,7 +12,7 @@ from repl_fx.analysis.blocks import Block, Repeat
 from repl_fx.passes.find_repeats import find_repeats
 from repl_fx.surrogates.shared.matching import Matches
 from repl_fx.tracing.fingerprint import lines_of_graph
-from repl_fx.tracing.parts.capture import CapturedParts, join
+from repl_fx.tracing.parts.capture import CapturedParts, qualified_name
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,7 @@ class PartRepeats:
     @cached_property
     def matches(self) -> Matches:
         """The matches of surrogates and blocks."""
-        return Matches(self.graph_module, self.inside, join(self.path, ""))
+        return Matches(self.graph_module, self.inside, qualified_name(self.path, ""))
 
     @cached_property
     def lines(self) -> tuple[str, ...]:
@@ -72,11 +72,11 @@ def _named_from(path: str, repeat: Repeat) -> Repeat:
     blocks = tuple(
         replace(
             block,
-            name=join(path, block.name),
-            parameters=tuple(join(path, name) for name in block.parameters),
-            module_path=None if block.module_path is None else join(path, block.module_path),
+            name=qualified_name(path, block.name),
+            parameters=tuple(qualified_name(path, name) for name in block.parameters),
+            module_path=None if block.module_path is None else qualified_name(path, block.module_path),
         )
         for block in repeat.blocks
     )
     children = tuple(_named_from(path, child) for child in repeat.children)
-    return replace(repeat, name=join(path, repeat.name), blocks=blocks, children=children) if path else repeat
+    return replace(repeat, name=qualified_name(path, repeat.name), blocks=blocks, children=children) if path else repeat

@@ -177,7 +177,7 @@ class Reuse(Surrogate[ReuseConfig, ReuseMatch]):
         branch, linear = mixing.branch, mixing.attention.linear
         units = [unit for head in mixing.heads for unit in mixing.attention.units[head]]
         weight = str(linear.weight)
-        own = self.config.weights == "own"
+        free = self.config.weights == "own"
         exits = [site.tensor(str(m.weight)) for m in branch.exits if m.weight is not None]
         synthesis = ValueSynthesis(
             site.tensor(weight),
@@ -185,12 +185,12 @@ class Reuse(Surrogate[ReuseConfig, ReuseMatch]):
             1 if linear.transposed else 0,
             int(branch.output.meta["val"].shape[-1]),
             0.0 if mixing.zero_init else length(exits),
-            own=own,
+            free=free,
             bias_values=linear.bias,
             bias_out=any(m.bias for m in branch.exits),
             train_neighbours=self.config.train_neighbours,
         )
-        return synthesis, [] if own else list(site.counterpart_parameters(weight))
+        return synthesis, [] if free else list(site.counterpart_parameters(weight))
 
 
 class ValueSynthesis(BlendingSynthesis):
@@ -202,7 +202,7 @@ class ValueSynthesis(BlendingSynthesis):
         axis: the axis of output units.
         features: what W_out maps to.
         begin: Frobenius norm of W_out at the start; 0 for zeros.
-        own: whether W_values is a parameter too; else it is synthesised.
+        free: whether W_values is a parameter too; else it is synthesised.
         bias_values, bias_out: whether the layer adds biases.
         train_neighbours: see `Synthesis`.
     """
@@ -215,7 +215,7 @@ class ValueSynthesis(BlendingSynthesis):
         features: int,
         begin: float,
         *,
-        own: bool,
+        free: bool,
         bias_values: bool,
         bias_out: bool,
         train_neighbours: bool,
@@ -225,7 +225,7 @@ class ValueSynthesis(BlendingSynthesis):
         count = len(units)
         taken = torch.cat([run.of(weight.detach()) for run in self.runs], axis)
         rows = taken.t() if axis else taken
-        if own:
+        if free:
             self.weight_values: nn.Parameter | None = random_values(rows, count, rows.shape[1])
             self.register_parameter("gain", None)
         else:

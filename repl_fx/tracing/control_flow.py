@@ -119,7 +119,8 @@ def _learned(
     runs = _answers_that_run(base, halves, others)
     if any(runs):
         base, asked = trace(answers(runs.__getitem__))
-        others = [trace(answers(lambda i, half=half: runs[i] is not (i in half)))[0] for half in halves]  # type: ignore[misc]
+        flipped = [[runs[i] is not (i in half) for i in range(count)] for half in halves]
+        others = [trace(answers(given.__getitem__))[0] for given in flipped]
     # A size is computed by the first layer that needs it, which may be a skipped one.
     for graph in (base, *others):
         sizes_first_(graph)
@@ -205,7 +206,9 @@ class _Joiner:
 
     def returned(self, ours: fx.Node, theirs: fx.Node, skipped: set[int]) -> tuple[list[Any], list[Any]]:
         """The values that both traces return; those of a layer alone, such as its part of a cache, are left out."""
-        long, short = (dict(zip(leaf_paths(n.target.structure), n.args, strict=True)) for n in (ours, theirs))  # type: ignore[union-attr]
+        packers: list[Any] = [ours.target, theirs.target]
+        given = (ours.args, theirs.args)
+        long, short = (dict(zip(leaf_paths(p.structure), v, strict=True)) for p, v in zip(packers, given, strict=True))
         for path in long.keys() - short.keys():
             value = long[path]
             if not isinstance(value, fx.Node) or self.layer_of.get(value) not in skipped:
@@ -315,7 +318,8 @@ def match_decisions_(train: fx.Graph, evaluation: fx.Graph) -> None:
         path = ".".join([*module_stack(skip)[-1:], "training"])
         skip.args = (_flag(train, path),)
         with evaluation.inserting_before(order[0]):
-            decided = evaluation.call_function(skip.target, ())  # type: ignore[arg-type]
+            target: Any = skip.target
+            decided = evaluation.call_function(target, ())
         decided.args = (_flag(evaluation, path),)
         decided.meta = dict(skip.meta)
         last = order[-1]

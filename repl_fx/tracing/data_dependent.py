@@ -68,7 +68,7 @@ def asked_by_model() -> bool:
     return asker.split(".")[0] not in ("torch", "repl_fx")
 
 
-class Draws(TorchFunctionMode):
+class DataDependentBranches(TorchFunctionMode):
     """Answers what a forward asks about random numbers, during one trace.
 
     Args:
@@ -144,8 +144,10 @@ class Draws(TorchFunctionMode):
 class Drawn:
     """A random number without a value; it can be compared with a number, and that is all that can be done with it."""
 
-    def __init__(self, draws: Draws, origin: Tensor | tuple[Callable[..., Any], tuple[Any, ...]]) -> None:
-        self._draws = draws
+    def __init__(
+        self, branches: DataDependentBranches, origin: Tensor | tuple[Callable[..., Any], tuple[Any, ...]]
+    ) -> None:
+        self._branches = branches
         self._origin = origin
         self._used = False
 
@@ -153,11 +155,11 @@ class Drawn:
         if not isinstance(other, (int, float)):
             raise Untraceable(f"a random number is compared with a {type(other).__name__}")
         if isinstance(self._origin, Tensor):
-            return self._draws.decide(compare(self._origin, other), None)
+            return self._branches.decide(compare(self._origin, other), None)
         if self._used:
             raise Untraceable("one random number decides twice")
         self._used = True
-        return self._draws.decide(None, Comparison(*self._origin, compare, other))
+        return self._branches.decide(None, Comparison(*self._origin, compare, other))
 
     def __lt__(self, other: Any) -> bool:
         return self._ask(operator.lt, other)
@@ -173,8 +175,8 @@ class Drawn:
 
 
 @contextmanager
-def recorded(draws: Draws) -> Iterator[None]:
-    """Let `draws` answer for the time of a trace.
+def recorded(branches: DataDependentBranches) -> Iterator[None]:
+    """Let `branches` answer for the time of a trace.
 
     Raises:
         Untraceable: see `constant_numbers`; numbers that are just compared are no obstacle.
@@ -184,8 +186,8 @@ def recorded(draws: Draws) -> Iterator[None]:
         of = {generator.module: generator for generator in generators}
         try:
             for (module, name, function), (_, _, most) in zip(own, _PYTHON_DRAWS, strict=True):
-                setattr(module, name, _stand_in(draws, of[module], function, most))
-            with draws:
+                setattr(module, name, _stand_in(branches, of[module], function, most))
+            with branches:
                 yield
         finally:
             for module, name, function in own:
@@ -261,12 +263,14 @@ def _equal_states(ours: Any, theirs: Any) -> bool:
     return all(np.array_equal(a, b) for a, b in zip(ours, theirs, strict=True))
 
 
-def _stand_in(draws: Draws, generator: _Generator, function: Callable[..., Any], most: int) -> Callable[..., Any]:
+def _stand_in(
+    branches: DataDependentBranches, generator: _Generator, function: Callable[..., Any], most: int
+) -> Callable[..., Any]:
     def draw(*args: Any, **kwargs: Any) -> Any:
-        if generator.seeded or draws.aside() or kwargs or len(args) > most:
+        if generator.seeded or branches.aside() or kwargs or len(args) > most:
             return function(*args, **kwargs)
         generator.compared = True
-        return Drawn(draws, (function, args))
+        return Drawn(branches, (function, args))
 
     return draw
 

@@ -105,6 +105,10 @@ class LeafCalls:
         """Whether calls of a module stay calls."""
         return is_leaf(module) and module not in self.inlined
 
+    def is_running(self) -> bool:
+        """Whether a leaf is being called for its shapes: what it does itself is part of it."""
+        return self.running
+
     def begin(self, model: nn.Module) -> None:
         """Note what state the leaves have as the forward begins: torch.export puts other tensors in for its trace."""
         self._own = {module: _state(module) for module in model.modules()}

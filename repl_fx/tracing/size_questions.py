@@ -111,7 +111,8 @@ def _dims_of(gm: fx.GraphModule, model: nn.Module, inputs: ExampleInputs) -> dic
     def value(node: Any) -> Any:
         if not isinstance(node, fx.Node):
             return node
-        return given[str(node.target)] if node.op == "placeholder" else node.target(*map(value, node.args))  # type: ignore[operator]
+        function: Any = node.target
+        return given[str(node.target)] if node.op == "placeholder" else function(*map(value, node.args))
 
     dims: dict[int, dict[str, tuple[int, ...]]] = {}
     for node in gm.graph.nodes:

@@ -21,7 +21,7 @@ from repl_fx._torch import (
     pytree,
     quiet_tracing,
 )
-from repl_fx.errors import ForeignError, Untraceable, foreign_code
+from repl_fx.errors import ForeignError, Untraceable, first_line, foreign_code
 from repl_fx.graph.assigned_buffers import BufferAssignments, assigned_by
 from repl_fx.graph.decisions import Comparison
 from repl_fx.graph.runtime import AutogradCall
@@ -29,7 +29,7 @@ from repl_fx.graph.signature import BoundInputs, InputNodes
 from repl_fx.running.example_inputs import ExampleInputs
 from repl_fx.running.opaque_outputs import open_objects
 from repl_fx.tracing.control_flow import join_branches, truth_for
-from repl_fx.tracing.data_dependent import Draws, constant_numbers, recorded
+from repl_fx.tracing.data_dependent import DataDependentBranches, constant_numbers, recorded
 from repl_fx.tracing.dynamic_shapes import auto_shapes, baked_dims, dynamic_dims
 from repl_fx.tracing.eager_path import Asked, is_bounded, unaware_of_export
 from repl_fx.tracing.hooks import no_tensor_hooks
@@ -82,17 +82,17 @@ def trace_by_export(
             assigned = BufferAssignments()
             least: dict[str, int] = {}
             shapes: Any = auto_shapes(inputs.inputs, dims=free)
-            draws = Draws(answers, lambda calls=calls: calls.running)  # type: ignore[misc]
+            branches = DataDependentBranches(answers, calls.is_running)
             try:
                 with (
                     record_leaf_calls(model, calls),
                     no_hooks_left(),
-                    no_tensor_hooks(lambda calls=calls: calls.running),  # type: ignore[misc]
+                    no_tensor_hooks(calls.is_running),
                     quiet_tracing(),
                     _spelled_out(model, kwargs, calls, assigned),
                     SizeTensors(),
                     size_questions(least),
-                    recorded(draws),
+                    recorded(branches),
                     unaware_of_export(asked, unaware=not aware),
                     foreign_code(),
                 ):
@@ -121,7 +121,7 @@ def trace_by_export(
                 read = any(node.op == "get_attr" and node.target == buffer for node in graph.nodes)
                 if read or not buffer_settles(model, buffer, inputs.inputs):
                     raise Untraceable(reason)
-            return graph, draws.asked
+            return graph, branches.asked
 
     def example(condition: fx.Node) -> bool | None:
         known = inputs.values
@@ -179,7 +179,8 @@ def _spelled_out(
             results = open_objects(_hooked(model, hooks, args, kwargs, own(*args, **kwargs)))
         return results, list(assigned.values)
 
-    forward.__signature__ = signature.replace(parameters=[*named, *passed]) if passed else signature  # type: ignore[attr-defined]
+    spelled: Any = forward
+    spelled.__signature__ = signature.replace(parameters=[*named, *passed]) if passed else signature
     before = vars(model).copy()
     # Hooks on the model's result must not see the buffers.
     hooks = dict(model._forward_hooks)
@@ -326,8 +327,7 @@ def _caused_by(problem: BaseException, kind: type[BaseException]) -> bool:
 def obstacle(tracer: str, problem: BaseException) -> str:
     """One line: what a tracer stumbled over, and the file and line of the model where it did."""
     problem = problem.problem if isinstance(problem, ForeignError) else problem
-    lines = [line.strip() for line in str(problem).splitlines() if line.strip()]
-    what = lines[0] if lines else type(problem).__name__
+    what = first_line(problem)
     kind = "" if isinstance(problem, Untraceable) else f"{type(problem).__name__}: "
     where = _model_line(problem)
     return f"{tracer}: {kind}{what[:200]}{f' (at {where})' if where else ''}"

@@ -316,7 +316,7 @@ def test_compiled_and_exported_it_is_plain_operators() -> None:
 @pytest.mark.parametrize("begin", [0.0, 0.7])
 def test_the_output_begins_as_long_as_asked(own: bool, begin: float) -> None:
     made = ValueSynthesis(
-        torch.randn(8, 6), [1, 2, 5], 0, 6, begin, own=own, bias_values=True, bias_out=False, train_neighbours=True
+        torch.randn(8, 6), [1, 2, 5], 0, 6, begin, free=own, bias_values=True, bias_out=False, train_neighbours=True
     )
     assert made.weight_out.shape == (6, 3)
     torch.testing.assert_close(made.weight_out.norm(), torch.tensor(begin))

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 import repl_fx
 from repl_fx.errors import Untraceable
-from repl_fx.tracing.data_dependent import Draws, decision_operator, recorded
+from repl_fx.tracing.data_dependent import DataDependentBranches, decision_operator, recorded
 
 
 class Asks(nn.Module):
@@ -28,16 +28,16 @@ class Asks(nn.Module):
         return x
 
 
-def _trace(model: nn.Module, draws: Draws) -> list[str]:
-    with recorded(draws):
+def _trace(model: nn.Module, branches: DataDependentBranches) -> list[str]:
+    with recorded(branches):
         program = torch.export.export(model, (torch.randn(2, 3),), strict=False)
     return [str(node.target) for node in program.graph.nodes if node.op == "call_function"]
 
 
 def test_answers_come_in_the_order_of_the_questions_and_one_tensor_has_one_answer() -> None:
-    draws = Draws([True, False], lambda: False)
-    targets = _trace(Asks(), draws)
-    assert draws.asked == [None, None]
+    branches = DataDependentBranches([True, False], lambda: False)
+    targets = _trace(Asks(), branches)
+    assert branches.asked == [None, None]
     assert targets.count(str(decision_operator())) == 2
     assert targets.count("aten.add.Tensor") == 2
     assert "aten.mul.Tensor" not in targets
@@ -55,14 +55,14 @@ class AsksAgain(nn.Module):
 
 
 def test_a_condition_that_changed_in_place_is_another_question() -> None:
-    draws = Draws([True, False], lambda: False)
-    targets = _trace(AsksAgain(), draws)
-    assert draws.asked == [None, None]
+    branches = DataDependentBranches([True, False], lambda: False)
+    targets = _trace(AsksAgain(), branches)
+    assert branches.asked == [None, None]
     assert "aten.add.Tensor" in targets and "aten.mul.Tensor" not in targets
 
 
 def test_no_answer_means_no() -> None:
-    assert "aten.add.Tensor" not in _trace(Asks(), Draws([], lambda: False))
+    assert "aten.add.Tensor" not in _trace(Asks(), DataDependentBranches([], lambda: False))
 
 
 class States(nn.Module):
@@ -74,9 +74,9 @@ class States(nn.Module):
 
 
 def test_a_check_of_a_tensor_is_no_question() -> None:
-    draws = Draws([True], lambda: False)
-    assert "aten.add.Tensor" in _trace(States(), draws)
-    assert draws.asked == [None]
+    branches = DataDependentBranches([True], lambda: False)
+    assert "aten.add.Tensor" in _trace(States(), branches)
+    assert branches.asked == [None]
 
 
 class Compares(nn.Module):
@@ -87,11 +87,11 @@ class Compares(nn.Module):
 
 
 def test_numbers_of_python_are_compared_without_being_drawn() -> None:
-    draws = Draws([True], lambda: False)
+    branches = DataDependentBranches([True], lambda: False)
     before = random.getstate()
-    assert "aten.add.Tensor" in _trace(Compares(), draws)
+    assert "aten.add.Tensor" in _trace(Compares(), branches)
     assert random.getstate() == before
-    (asked,) = draws.asked
+    (asked,) = branches.asked
     assert asked is not None
     assert (asked.args, asked.other) == ((0, 2), 0.5)
     assert asked.function == random.uniform
@@ -100,7 +100,7 @@ def test_numbers_of_python_are_compared_without_being_drawn() -> None:
 def test_numbers_that_are_used_otherwise_are_refused() -> None:
     with (
         pytest.raises(Untraceable, match="takes numbers from Python's random generator"),
-        recorded(Draws([], lambda: False)),
+        recorded(DataDependentBranches([], lambda: False)),
     ):
         random.randint(0, 5)
 

@@ -117,7 +117,7 @@ class Calls:
 
 
 @dataclass(frozen=True)
-class Run:
+class Outcome:
     """One run of a model in one mode.
 
     Attributes:
@@ -128,7 +128,7 @@ class Run:
     outputs: Any
     problem: Exception | None
 
-    def equals(self, other: Run) -> bool:
+    def equals(self, other: Outcome) -> bool:
         """Whether both returned the same, bit for bit."""
         return self.problem is None and other.problem is None and same_value(self.outputs, other.outputs)
 
@@ -164,7 +164,7 @@ class Watch:
         return hook
 
 
-def run(model: nn.Module, inputs: ExampleInputs, training: bool, watch: Watch | None = None) -> Run:
+def run(model: nn.Module, inputs: ExampleInputs, training: bool, watch: Watch | None = None) -> Outcome:
     """Run a model a few steps for its outputs alone: it, the inputs and the random generators stay as they are.
 
     Args:
@@ -185,9 +185,9 @@ def run(model: nn.Module, inputs: ExampleInputs, training: bool, watch: Watch | 
                 with torch.enable_grad(), watch.watching() if watch else nullcontext(), foreign_code():
                     made = inputs.fresh().passed_to(model)
             except ForeignError as failed:
-                return Run(None, failed.problem)
+                return Outcome(None, failed.problem)
             outputs.append(pytree.tree_map_only(Tensor, lambda t: t.detach().clone(), made))
-    return Run(outputs, None)
+    return Outcome(outputs, None)
 
 
 def _blank(tensor: Tensor) -> Blank:

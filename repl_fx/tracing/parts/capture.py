@@ -33,7 +33,7 @@ from repl_fx.tracing.capture import TRACERS, capture as capture_whole, trace_by_
 from repl_fx.tracing.check import CaptureCheck, compare_modes
 from repl_fx.tracing.leaf_calls import is_leaf
 from repl_fx.tracing.model_checks import misfit, require_capturable
-from repl_fx.tracing.parts.calls import Call, Calls, Run, Watch, run
+from repl_fx.tracing.parts.calls import Call, Calls, Outcome, Watch, run
 from repl_fx.tracing.parts.method_calls import MethodCalls
 from repl_fx.tracing.parts.search import PART_TRACERS, Eager, Search, keep_attributes
 from repl_fx.tracing.tracers import obstacle
@@ -209,12 +209,12 @@ def graphs_in(module: nn.Module) -> dict[str, CapturedModule]:
     found: dict[str, CapturedModule] = {}
     for path, child in module.named_modules():
         # A module that a graph calls is part of the graph.
-        if isinstance(child, CapturedModule) and not any(path.startswith(join(outer, "")) for outer in found):
+        if isinstance(child, CapturedModule) and not any(path.startswith(qualified_name(outer, "")) for outer in found):
             found[path] = child
     return found
 
 
-def join(path: str, name: str) -> str:
+def qualified_name(path: str, name: str) -> str:
     """A name inside a part as a name in the model."""
     return f"{path}.{name}" if path else name
 
@@ -236,7 +236,7 @@ def _moved(value: Any, memo: Mapping[int, nn.Module], unchanged: Any) -> Any:
 
 def _observe(
     source: nn.Module, inputs: ExampleInputs
-) -> tuple[dict[bool, Run], dict[str, Calls], dict[str, list[str]]]:
+) -> tuple[dict[bool, Outcome], dict[str, Calls], dict[str, list[str]]]:
     """Run a model in each mode.
 
     Returns:
@@ -248,7 +248,7 @@ def _observe(
     """
     modules = {path: module for path, module in source.named_modules() if path and not is_leaf(module)}
     calls: dict[str, Calls] = {}
-    reference: dict[bool, Run] = {}
+    reference: dict[bool, Outcome] = {}
     methods = MethodCalls(source)
     for training in (False, True):
 
@@ -264,7 +264,7 @@ def _observe(
 
 
 def _checked(
-    source: nn.Module, module: nn.Module, reference: Mapping[bool, Run], inputs: ExampleInputs
+    source: nn.Module, module: nn.Module, reference: Mapping[bool, Outcome], inputs: ExampleInputs
 ) -> CaptureCheck:
     """Compare gradients and buffers too; outputs are equal already.
 
@@ -279,7 +279,7 @@ def _checked(
 
 
 def _settle(
-    source: nn.Module, search: Search, reference: Mapping[bool, Run], inputs: ExampleInputs
+    source: nn.Module, search: Search, reference: Mapping[bool, Outcome], inputs: ExampleInputs
 ) -> dict[str, ExampleInputs]:
     """Reject parts until the model with the rest computes what the source does; inputs of each part, by path."""
 
@@ -311,7 +311,7 @@ class _Trial:
         module: nn.Module,
         graphs: Mapping[str, CapturedModule],
         calls: Mapping[str, Calls],
-        reference: Mapping[bool, Run],
+        reference: Mapping[bool, Outcome],
         inputs: ExampleInputs,
     ) -> None:
         self.inputs: dict[str, ExampleInputs] = {}
@@ -334,7 +334,7 @@ class _Trial:
             self._degenerate[path] = degenerate
             self.inputs[path] = inputs.fresh()
 
-    def _judge(self, found: Run, expected: Run, calls: Mapping[str, Calls], training: bool) -> str | None:
+    def _judge(self, found: Outcome, expected: Outcome, calls: Mapping[str, Calls], training: bool) -> str | None:
         mode = "training" if training else "evaluation"
         if found.problem is not None:
             return f"with its graph in place, {obstacle(f'{mode} mode', found.problem)}"
