@@ -44,7 +44,7 @@ from repl_fx.surrogates.shared.branch_edits import starts_at_zero, without
 from repl_fx.surrogates.shared.builder import Builder
 from repl_fx.surrogates.shared.initialisation import length, random_values
 from repl_fx.surrogates.shared.norms import PreNorm, find_pre_norm, without_norm
-from repl_fx.surrogates.shared.recompute import LeanAttention
+from repl_fx.surrogates.shared.recompute import RecomputedAttention
 from repl_fx.surrogates.shared.registry import Match, Surrogate, check_thin_settings, register_surrogate
 from repl_fx.surrogates.shared.site import Site, Unfit, unfit_is_refused
 from repl_fx.surrogates.shared.synthesis import BlendingSynthesis
@@ -168,7 +168,7 @@ class Reuse(Surrogate[ReuseConfig, ReuseMatch]):
             settings |= {"causal": bool(product["is_causal"]), "scale": product["scale"]}
         else:
             given = (_some_heads(site, _node(mixing.core.args[0]), heads),)
-        module = LeanAttention(kind, eps, len(heads), **settings)
+        module = RecomputedAttention(kind, eps, len(heads), **settings)
         path = site.module(f"{mixing.name}_reuse", module)
         return site.call_module(path, value, weight, parts["weight_out"], bias, parts.get("bias_out"), *given)
 
@@ -177,7 +177,7 @@ class Reuse(Surrogate[ReuseConfig, ReuseMatch]):
         branch, linear = mixing.branch, mixing.attention.linear
         units = [unit for head in mixing.heads for unit in mixing.attention.units[head]]
         weight = str(linear.weight)
-        own = self.config.weights == "own"
+        free = self.config.weights == "own"
         exits = [site.tensor(str(m.weight)) for m in branch.exits if m.weight is not None]
         synthesis = ValueSynthesis(
             site.tensor(weight),
@@ -185,12 +185,12 @@ class Reuse(Surrogate[ReuseConfig, ReuseMatch]):
             1 if linear.transposed else 0,
             int(branch.output.meta["val"].shape[-1]),
             0.0 if mixing.zero_init else length(exits),
-            own=own,
+            free=free,
             bias_values=linear.bias,
             bias_out=any(m.bias for m in branch.exits),
             train_neighbours=self.config.train_neighbours,
         )
-        return synthesis, [] if own else list(site.counterpart_parameters(weight))
+        return synthesis, [] if free else list(site.counterpart_parameters(weight))
 
 
 class ValueSynthesis(BlendingSynthesis):
@@ -202,7 +202,7 @@ class ValueSynthesis(BlendingSynthesis):
         axis: the axis of output units.
         features: what W_out maps to.
         begin: Frobenius norm of W_out at the start; 0 for zeros.
-        own: whether W_values is a parameter too; else it is synthesised.
+        free: whether W_values is a parameter too; else it is synthesised.
         bias_values, bias_out: whether the layer adds biases.
         train_neighbours: see `Synthesis`.
     """
@@ -215,7 +215,7 @@ class ValueSynthesis(BlendingSynthesis):
         features: int,
         begin: float,
         *,
-        own: bool,
+        free: bool,
         bias_values: bool,
         bias_out: bool,
         train_neighbours: bool,
@@ -225,7 +225,7 @@ class ValueSynthesis(BlendingSynthesis):
         count = len(units)
         taken = torch.cat([run.of(weight.detach()) for run in self.runs], axis)
         rows = taken.t() if axis else taken
-        if own:
+        if free:
             self.weight_values: nn.Parameter | None = random_values(rows, count, rows.shape[1])
             self.register_parameter("gain", None)
         else:

@@ -43,12 +43,12 @@ class Cut:
         return made.t() if self.transposed else made
 
     @torch.no_grad()
-    def scale(self, made: Tensor, own: Tensor) -> float:
+    def scale(self, made: Tensor, removed: Tensor) -> float:
         """The factor that gives rows of a weight of this size the length of the removed ones; 0 to start at zero."""
         if self.zero_init:
             return 0.0
-        rows = own.shape[int(self.transposed)]
-        return ratio(length([own]) * math.sqrt(self.rows / rows), length([made]))
+        rows = removed.shape[int(self.transposed)]
+        return ratio(length([removed]) * math.sqrt(self.rows / rows), length([made]))
 
 
 class SlimSynthesis(BlendingSynthesis):
@@ -57,19 +57,19 @@ class SlimSynthesis(BlendingSynthesis):
     Args:
         cuts: one for each weight of the block.
         given: for each cut the weight of the block before, and that of the block after.
-        own: for each cut the weight that is removed, which gives the scale.
+        removed: for each cut the weight that is removed, which gives the scale.
         train_neighbours: see `Synthesis`.
     """
 
     def __init__(
-        self, cuts: Sequence[Cut], given: Sequence[Tensor], own: Sequence[Tensor], train_neighbours: bool
+        self, cuts: Sequence[Cut], given: Sequence[Tensor], removed: Sequence[Tensor], train_neighbours: bool
     ) -> None:
         super().__init__(train_neighbours)
         self.cuts = tuple(cuts)
         for i, cut in enumerate(cuts):
             start = 1.0
             if not given[0].is_meta:
-                start = cut.scale(cut.units.of(given[2 * i]) + cut.units.of(given[2 * i + 1]), own[i])
+                start = cut.scale(cut.units.of(given[2 * i]) + cut.units.of(given[2 * i + 1]), removed[i])
             self.register_parameter(f"gain_{i}", nn.Parameter(given[0].new_full((2 * cut.rows,), start)))
         _add_biases(self, cuts, given[0])
 
@@ -95,19 +95,19 @@ class SlimWeights(Synthesis):
     """Weights of the same sizes as parameters of their own, normal at random: the control that synthesis is held to.
 
     Args:
-        cuts, own: as for `SlimSynthesis`.
+        cuts, removed: as for `SlimSynthesis`.
     """
 
-    def __init__(self, cuts: Sequence[Cut], own: Sequence[Tensor]) -> None:
+    def __init__(self, cuts: Sequence[Cut], removed: Sequence[Tensor]) -> None:
         super().__init__(train_neighbours=True)
         self.cuts = tuple(cuts)
-        for i, (cut, weight) in enumerate(zip(cuts, own, strict=True)):
+        for i, (cut, weight) in enumerate(zip(cuts, removed, strict=True)):
             made = random_values(weight, *cut.laid_out(cut.units.of(weight)).shape)
             if not weight.is_meta:
                 with torch.no_grad():
                     made.mul_(cut.scale(made, weight))
             self.register_parameter(f"weight_{i}", made)
-        _add_biases(self, cuts, own[0])
+        _add_biases(self, cuts, removed[0])
 
     @property
     def names(self) -> tuple[str, ...]:

@@ -93,7 +93,7 @@ class ThinSynthesis(BlendingSynthesis):
         forms: layouts of the weights, of the block before, of the block after and of the removed block.
         given: the weights, entry, exit and spatial ones, of the block before and then of the block after; they
             size the gains.
-        own: the same weights of the removed block, which give the scale, and the sizes to which those of neighbours
+        removed: the same weights of the removed block, which give the scale, and the sizes to which those of neighbours
             with other channel counts are fitted.
         bias_in, bias_out: whether the layer adds biases.
         zero_init: whether W_out starts at zero.
@@ -105,7 +105,7 @@ class ThinSynthesis(BlendingSynthesis):
         width: int,
         forms: Sequence[ThinForms],
         given: Sequence[Tensor],
-        own: Sequence[Tensor],
+        removed: Sequence[Tensor],
         *,
         bias_in: bool,
         bias_out: bool,
@@ -115,8 +115,8 @@ class ThinSynthesis(BlendingSynthesis):
         super().__init__(train_neighbours)
         self.width = width
         self.pieces = _pieces(forms[:-1], given, width)
-        removed = _rows(own, forms[-1])
-        self.features = removed["entry"][0].shape[1], removed["exit"][0].shape[1]
+        rows = _rows(removed, forms[-1])
+        self.features = rows["entry"][0].shape[1], rows["exit"][0].shape[1]
         like = given[0]
         self.gain_in = self._gains("entry", like)
         self.gain_out = self._gains("exit", like)
@@ -124,7 +124,7 @@ class ThinSynthesis(BlendingSynthesis):
         self.bias_in = nn.Parameter(like.new_zeros(width)) if bias_in else None
         self.bias_out = nn.Parameter(like.new_zeros(self.features[1])) if bias_out else None
         if not like.is_meta:
-            self._match_scale(given, removed, zero_init)
+            self._match_scale(given, rows, zero_init)
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -191,17 +191,17 @@ class ThinWeights(Synthesis):
     Args:
         width: r.
         form: layouts of the removed block's weights.
-        own: its weights, as for `ThinSynthesis`.
+        removed: its weights, as for `ThinSynthesis`.
         bias_in, bias_out: whether the layer adds biases.
         zero_init: whether W_out starts at zero.
     """
 
     def __init__(
-        self, width: int, form: ThinForms, own: Sequence[Tensor], *, bias_in: bool, bias_out: bool, zero_init: bool
+        self, width: int, form: ThinForms, removed: Sequence[Tensor], *, bias_in: bool, bias_out: bool, zero_init: bool
     ) -> None:
         super().__init__(train_neighbours=True)
         self.width = width
-        rows, like = _rows(own, form), own[0]
+        rows, like = _rows(removed, form), removed[0]
         columns, features = rows["entry"][0].shape[1], rows["exit"][0].shape[1]
         self.weight_in = random_values(like, width, columns)
         self.weight_out = random_values(like, features, width)
@@ -285,13 +285,13 @@ def _folded(rows: Tensor, count: int) -> Tensor:
     return padded.reshape(-1, count, *rows.shape[1:]).sum(0)
 
 
-def _wanted_sizes(own: Mapping[str, list[Tensor]], width: int) -> dict[str, float]:
+def _wanted_sizes(removed: Mapping[str, list[Tensor]], width: int) -> dict[str, float]:
     """The sizes of W_in, W_out and K whose rows are as long as those of the weights they replace."""
     # The length of an average row: entry weights have their own number of rows, exit weights share theirs. A kernel of
     # length 1 keeps the energy of what it filters.
-    count = sum(len(rows) for rows in own["entry"])
+    count = sum(len(rows) for rows in removed["entry"])
     return {
-        "entry": length(own["entry"]) * math.sqrt(width / count),
-        "exit": length(own["exit"]),
+        "entry": length(removed["entry"]) * math.sqrt(width / count),
+        "exit": length(removed["exit"]),
         "kernel": math.sqrt(width),
     }
