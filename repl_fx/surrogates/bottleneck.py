@@ -51,7 +51,7 @@ from repl_fx.surrogates.shared.norms import (
     find_pre_norm,
     without_norm,
 )
-from repl_fx.surrogates.shared.recompute import LeanBranch
+from repl_fx.surrogates.shared.recompute import RecomputedBranch
 from repl_fx.surrogates.shared.registry import Match, Surrogate, check_thin_settings, register_surrogate
 from repl_fx.surrogates.shared.site import Site, Unfit, shown, unfit_is_refused
 from repl_fx.surrogates.shared.thin_layer import ThinForms, ThinSynthesis, ThinWeights, WeightForm
@@ -272,7 +272,7 @@ def _lean(site: Builder, span: _Span, parts: dict[str, fx.Node]) -> fx.Node:
     given, bias_in = span.branch.input, parts.get("bias_in")
     value, kind, eps, weight, bias = without_norm(site, given, span.pre_norm, parts["weight_in"], bias_in)
     function = None if span.activation is None else span.activation.function(site.graph_module)
-    path = site.module(f"{span.name}_lean", LeanBranch(kind, eps, function))
+    path = site.module(f"{span.name}_lean", RecomputedBranch(kind, eps, function))
     return site.call_module(path, value, weight, parts["weight_out"], bias, parts.get("bias_out"))
 
 

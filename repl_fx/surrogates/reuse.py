@@ -44,7 +44,7 @@ from repl_fx.surrogates.shared.branch_edits import starts_at_zero, without
 from repl_fx.surrogates.shared.builder import Builder
 from repl_fx.surrogates.shared.initialisation import length, random_values
 from repl_fx.surrogates.shared.norms import PreNorm, find_pre_norm, without_norm
-from repl_fx.surrogates.shared.recompute import LeanAttention
+from repl_fx.surrogates.shared.recompute import RecomputedAttention
 from repl_fx.surrogates.shared.registry import Match, Surrogate, check_thin_settings, register_surrogate
 from repl_fx.surrogates.shared.site import Site, Unfit, unfit_is_refused
 from repl_fx.surrogates.shared.synthesis import BlendingSynthesis
@@ -168,7 +168,7 @@ class Reuse(Surrogate[ReuseConfig, ReuseMatch]):
             settings |= {"causal": bool(product["is_causal"]), "scale": product["scale"]}
         else:
             given = (_some_heads(site, _node(mixing.core.args[0]), heads),)
-        module = LeanAttention(kind, eps, len(heads), **settings)
+        module = RecomputedAttention(kind, eps, len(heads), **settings)
         path = site.module(f"{mixing.name}_reuse", module)
         return site.call_module(path, value, weight, parts["weight_out"], bias, parts.get("bias_out"), *given)
 

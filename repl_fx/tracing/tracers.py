@@ -39,7 +39,7 @@ from repl_fx.tracing.settled import buffer_settles
 from repl_fx.tracing.size_questions import size_questions
 from repl_fx.tracing.size_tensors import SizeTensors
 
-_HERE = Path(__file__).parent
+_HERE = Path(__file__).parent.parent
 _NOT_THE_MODEL = (Path(torch.__file__).parent, _HERE, _HERE.resolve(), (_HERE / "passes").resolve())
 
 # Methods that belong to the one tensor of a trace.

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 import repl_fx
 from repl_fx.passes.fold_surrogates import is_synthesis
 from repl_fx.surrogates.bottleneck import _layout_change
-from repl_fx.surrogates.shared.recompute import LeanBranch
+from repl_fx.surrogates.shared.recompute import RecomputedBranch
 from repl_fx.surrogates.shared.thin_layer import ThinForms, ThinSynthesis, WeightForm
 from tests.nets import ConvNet, TokenNet, TransformerBlock, as_after_training, images, rewritten, tokens
 
@@ -159,7 +159,7 @@ def test_layouts_are_told_apart(
 def test_a_bottleneck_between_linear_layers_keeps_its_input_alone() -> None:
     for model, x, lean in ((TokenNet(depth=3), tokens(), 1), (ConvNet(depth=3), images(), 0)):
         gm = repl_fx.transform(model, (x,), surrogate="bottleneck").graph_module
-        assert sum(isinstance(module, LeanBranch) for module in gm.modules()) == lean
+        assert sum(isinstance(module, RecomputedBranch) for module in gm.modules()) == lean
 
 
 def test_width_setting() -> None:

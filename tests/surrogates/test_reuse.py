@@ -13,7 +13,7 @@ from torch import Tensor, fx, nn
 import repl_fx
 from repl_fx.errors import NothingToReplace
 from repl_fx.surrogates.reuse import ValueSynthesis
-from repl_fx.surrogates.shared.recompute import LeanAttention
+from repl_fx.surrogates.shared.recompute import RecomputedAttention
 from tests.analysis.test_attention import Net
 from tests.nets import ConvNet, TokenNet, TransformerBlock, as_after_training, images, rewritten, tokens
 
@@ -247,7 +247,7 @@ def test_settings_that_make_no_sense(settings: dict[str, Any]) -> None:
         _reused(TokenNet(), tokens(), **settings)
 
 
-# --- LeanAttention --------------------------------------------------------------------------------------------------
+# --- RecomputedAttention ----------------------------------------------------------------------------------------------
 
 
 def _arguments(scaled: bool, dtype: torch.dtype = torch.float64) -> list[Any]:
@@ -261,7 +261,7 @@ def _arguments(scaled: bool, dtype: torch.dtype = torch.float64) -> list[Any]:
 @pytest.mark.parametrize("norm", ["layer", "rms", "none"])
 @pytest.mark.parametrize("scaled", [True, False])
 def test_gradients_are_right(norm: str, scaled: bool) -> None:
-    layer = LeanAttention(norm, 1e-5, 2, scaled=scaled)
+    layer = RecomputedAttention(norm, 1e-5, 2, scaled=scaled)
     given = _arguments(scaled)
     tensors = tuple(t for t in given if isinstance(t, Tensor))
     rest = given[len(tensors) :]
@@ -273,7 +273,7 @@ def test_gradients_are_right(norm: str, scaled: bool) -> None:
 
 def test_dropout_is_drawn_once() -> None:
     """What is computed again in the backward pass drops the same."""
-    layer = LeanAttention("layer", 1e-5, 2, scaled=True)
+    layer = RecomputedAttention("layer", 1e-5, 2, scaled=True)
     *given, _ = _arguments(scaled=True)
     torch.manual_seed(1)
     made = layer(*given, 0.5)
@@ -293,7 +293,7 @@ def test_it_keeps_one_value_in_the_precision_of_autocast() -> None:
             sizes.append(tensor.numel() * tensor.element_size())
         return tensor
 
-    layer = LeanAttention("layer", 1e-5, 2, scaled=True)
+    layer = RecomputedAttention("layer", 1e-5, 2, scaled=True)
     x, *given = _arguments(scaled=True, dtype=torch.float32)
     with torch.autocast("cpu", torch.bfloat16), torch.autograd.graph.saved_tensors_hooks(note, lambda t: t):
         made = layer(x + 0, *given)
@@ -303,7 +303,7 @@ def test_it_keeps_one_value_in_the_precision_of_autocast() -> None:
 
 
 def test_compiled_and_exported_it_is_plain_operators() -> None:
-    layer = LeanAttention("layer", 1e-5, 2, scaled=True)
+    layer = RecomputedAttention("layer", 1e-5, 2, scaled=True)
     given = tuple(t.detach() if isinstance(t, Tensor) else t for t in _arguments(scaled=True, dtype=torch.float32))
     program = torch.export.export(layer, given)
     targets = {str(node.target) for node in program.graph.nodes if node.op == "call_function"}

@@ -490,6 +490,18 @@ def test_second_rung_refuses_regions_it_would_leave_out(region: Callable[[], Any
         capture(RefusedRegion(region), (torch.randn(3, 8),))
 
 
+class Noisy(Linear):
+    def forward(self, x: Tensor) -> Tensor:
+        refuse_export(x)
+        return self.fc(x) + torch.rand(8)  # type: ignore[no-any-return]
+
+
+def test_an_obstacle_names_the_line_of_the_model_and_not_of_repl_fx() -> None:
+    with pytest.raises(CaptureError, match=r"fx would bake in what aten\.rand\.default draws") as caught:
+        capture(Noisy(), (torch.randn(3, 8),))
+    assert all(f"(at {__file__}, line " in obstacle for obstacle in caught.value.obstacles)
+
+
 class Triple(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor) -> Tensor:

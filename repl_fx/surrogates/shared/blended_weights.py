@@ -13,7 +13,7 @@ from torch import Tensor, fx, nn
 from repl_fx.analysis.linear_operators import is_norm, is_plain, linear_operator_of, matrix_like
 from repl_fx.graph.roles import CONVOLUTIONS, LINEAR
 from repl_fx.surrogates.shared.builder import Builder
-from repl_fx.surrogates.shared.functional_module import Rewired
+from repl_fx.surrogates.shared.functional_module import FunctionalModule
 from repl_fx.surrogates.shared.site import NodeCall, Site, Unfit, shown
 from repl_fx.surrogates.shared.synthesis import BlendingSynthesis
 from repl_fx.surrogates.shared.weight_slices import SliceBlend, WeightSlice
@@ -138,5 +138,5 @@ def on_state(site: Builder, call: NodeCall, given: Mapping[str, fx.Node]) -> fx.
         return site.call(
             CONVOLUTIONS[conv.weight.ndim - 2], call.args[0], state["weight"], state.get("bias"), *settings
         )
-    path = site.module("call", Rewired(module, tuple(state)))
+    path = site.module("call", FunctionalModule(module, tuple(state)))
     return site.call_on_state(path, tuple(state.values()), call)

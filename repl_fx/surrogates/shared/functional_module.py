@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from repl_fx.graph.captured import share_tensors
 
 
-class Rewired(nn.Module):
+class FunctionalModule(nn.Module):
     """A module whose parameters and buffers are arguments.
 
     The module's own code runs, so whatever it does with its weights (standardise or mask them, drop some in training,

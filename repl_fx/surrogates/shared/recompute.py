@@ -1,8 +1,8 @@
 """Thin branches that keep a single value for the backward pass: their normalised input.
 
     n = (x - mean) / deviation          layer norm; x / root mean square for RMS norm; x itself where there is no norm
-    y = W_out act(W_in n + b_in) + b_out                     LeanBranch
-    y = W_out map (W_values n + b_values) + b_out            LeanAttention
+    y = W_out act(W_in n + b_in) + b_out                     RecomputedBranch
+    y = W_out map (W_values n + b_values) + b_out            RecomputedAttention
 
 Written as ordinary operators, autograd keeps x for the norm, n for the first product, and the thin values on both sides
 of the activation or the map. The backward pass of a norm needs only n and the deviation, and the thin values cost less
@@ -47,7 +47,7 @@ class _Normed(nn.Module):
         return x, None
 
 
-class LeanBranch(_Normed):
+class RecomputedBranch(_Normed):
     """Norm without parameters, a product to r features, an activation, and a product back.
 
     The norm's own scale and shift belong in W_in and b_in. Where no gradient is asked for, and in compiled and exported
@@ -86,7 +86,7 @@ class LeanBranch(_Normed):
         return f"norm={self.norm}, activation={shown}"
 
 
-class LeanAttention(_Normed):
+class RecomputedAttention(_Normed):
     """Norm without parameters, a product to the values of a few heads, an attention map made elsewhere, a product back.
 
         n = norm(x)
@@ -189,7 +189,7 @@ class _RecomputeMix(torch.autograd.Function):
     """Keeps the normalised input, the weights, and what makes the map; computes the rest again in the backward pass."""
 
     @staticmethod
-    def forward(ctx: Any, layer: LeanAttention, drop: float, x: Tensor, weight: Tensor, *rest: Any) -> Tensor:
+    def forward(ctx: Any, layer: RecomputedAttention, drop: float, x: Tensor, weight: Tensor, *rest: Any) -> Tensor:
         normalised, rescale = layer.normalised(x)
         kept = normalised.to(weight.dtype)
         ctx.save_for_backward(kept, rescale, weight, *rest)
@@ -202,7 +202,7 @@ class _RecomputeMix(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         kept, rescale, *rest = ctx.saved_tensors
-        layer: LeanAttention = ctx.layer
+        layer: RecomputedAttention = ctx.layer
         needs = ctx.needs_input_grad[2:]
         leaves = [
             t.detach().requires_grad_(need) if isinstance(t, Tensor) and t.is_floating_point() else t
@@ -245,7 +245,7 @@ class _Recompute(torch.autograd.Function):
     @staticmethod
     def forward(
         ctx: Any,
-        branch: LeanBranch,
+        branch: RecomputedBranch,
         x: Tensor,
         weight_in: Tensor,
         weight_out: Tensor,
@@ -262,7 +262,7 @@ class _Recompute(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         kept, rescale, weight_in, weight_out, bias_in = ctx.saved_tensors
-        branch: LeanBranch = ctx.branch
+        branch: RecomputedBranch = ctx.branch
         with torch.enable_grad():
             thin = F.linear(kept, weight_in, bias_in).detach().requires_grad_()
             # Activations that write to their argument must not write to a leaf.
@@ -292,7 +292,7 @@ def _no_view(made: Tensor) -> Tensor:
 
 
 def _through_norm(
-    branch: LeanBranch, to_thin: Tensor, weight_in: Tensor, kept: Tensor, rescale: Tensor | None
+    branch: RecomputedBranch, to_thin: Tensor, weight_in: Tensor, kept: Tensor, rescale: Tensor | None
 ) -> Tensor:
     """The gradient of x.
 

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 import repl_fx
 from repl_fx.surrogates.shared.norms import ThinNorm, norm_at
-from repl_fx.surrogates.shared.recompute import LeanBranch
+from repl_fx.surrogates.shared.recompute import RecomputedBranch
 from tests.nets import TokenNet, rewritten, tokens
 
 
@@ -81,4 +81,4 @@ def test_the_norm_before_a_thin_layer_goes_into_it_where_it_is_known(kind: type[
     for block in model.blocks:
         block.norm1, block.norm2 = kind(16), kind(16)
     gm = rewritten(model, x, "bottleneck").graph_module
-    assert {module.norm for module in gm.modules() if isinstance(module, LeanBranch)} == {norm}
+    assert {module.norm for module in gm.modules() if isinstance(module, RecomputedBranch)} == {norm}

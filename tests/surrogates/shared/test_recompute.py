@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from repl_fx.surrogates.shared.recompute import LeanAttention, LeanBranch
+from repl_fx.surrogates.shared.recompute import RecomputedAttention, RecomputedBranch
 
 
 def _arguments(dtype: torch.dtype = torch.float64, bias: bool = True) -> list[Tensor | None]:
@@ -28,7 +28,7 @@ def _plain(norm: str) -> Callable[[Tensor], Tensor]:
 @pytest.mark.parametrize("norm", ["layer", "rms", "none"])
 @pytest.mark.parametrize("bias", [True, False])
 def test_it_is_its_docstring_and_gradients_are_right(norm: str, bias: bool) -> None:
-    branch = LeanBranch(norm, 1e-5, nn.GELU())
+    branch = RecomputedBranch(norm, 1e-5, nn.GELU())
     x, w_in, w_out, b_in, b_out = given = _arguments(bias=bias)
     assert x is not None and w_in is not None and w_out is not None
     expected = F.linear(F.gelu(F.linear(_plain(norm)(x), w_in, b_in)), w_out, b_out)
@@ -41,7 +41,7 @@ def test_it_is_its_docstring_and_gradients_are_right(norm: str, bias: bool) -> N
 @pytest.mark.parametrize("norm", ["layer", "rms"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_gradients_in_lower_precision_are_those_of_plain_operators(dtype: torch.dtype, norm: str) -> None:
-    branch = LeanBranch(norm, 1e-5, F.silu)
+    branch = RecomputedBranch(norm, 1e-5, F.silu)
     exact, rough = (
         _arguments(torch.float64),
         [t.detach().to(dtype).requires_grad_() for t in _arguments() if t is not None],
@@ -73,7 +73,7 @@ def test_it_keeps_one_value_in_the_precision_of_autocast() -> None:
     rows, width, thin = 64, 32, 8
     x = torch.randn(rows, width, requires_grad=True) + 0
     w_in, w_out = nn.Parameter(torch.randn(thin, width)), nn.Parameter(torch.randn(width, thin))
-    branch = LeanBranch("layer", 1e-5, nn.GELU())
+    branch = RecomputedBranch("layer", 1e-5, nn.GELU())
     plain = nn.LayerNorm(width)
     with torch.autocast("cpu", torch.bfloat16):
         lean = _kept(lambda: branch(x, w_in, w_out, None, None))
@@ -85,7 +85,7 @@ def test_it_keeps_one_value_in_the_precision_of_autocast() -> None:
 
 
 def test_compiled_and_exported_it_is_plain_operators() -> None:
-    branch = LeanBranch("layer", 1e-5, nn.GELU())
+    branch = RecomputedBranch("layer", 1e-5, nn.GELU())
     given = tuple(t.detach() for t in _arguments(torch.float32) if t is not None)
     program = torch.export.export(branch, given)
     targets = {str(node.target) for node in program.graph.nodes if node.op == "call_function"}
@@ -97,7 +97,7 @@ def test_compiled_and_exported_it_is_plain_operators() -> None:
 def test_what_follows_may_write_into_the_result(dims: tuple[int, ...]) -> None:
     x = torch.randn(dims, requires_grad=True)
     _, *state = _arguments(torch.float32)
-    branch = LeanBranch("layer", 1e-5, nn.GELU())
+    branch = RecomputedBranch("layer", 1e-5, nn.GELU())
     for made in (branch(x, *state), branch(x, *state).view(-1, 12)):
         made.mul_(0.5).add_(1.0)
         made[..., :3].relu_()
@@ -107,7 +107,7 @@ def test_what_follows_may_write_into_the_result(dims: tuple[int, ...]) -> None:
     torch.testing.assert_close(branch(x, *state).mul_(0.5).add_(1.0), wanted)
 
 
-def _attended(layer: LeanAttention, plain: Callable[[Tensor], Tensor], *given: Tensor | None) -> Tensor:
+def _attended(layer: RecomputedAttention, plain: Callable[[Tensor], Tensor], *given: Tensor | None) -> Tensor:
     """What the docstring of the layer says, head by head; (batch, positions, features)."""
     x, weight, out, bias, bias_out, *rest = given
     assert x is not None and weight is not None and out is not None
@@ -132,7 +132,7 @@ def _attended(layer: LeanAttention, plain: Callable[[Tensor], Tensor], *given: T
 @pytest.mark.parametrize("batch_first", [True, False])
 def test_an_attention_is_its_docstring_and_gradients_are_right(norm: str, scaled: bool, batch_first: bool) -> None:
     torch.manual_seed(0)
-    layer = LeanAttention(norm, 1e-5, 2, scaled=scaled, scale=0.3 if scaled else None, batch_first=batch_first)
+    layer = RecomputedAttention(norm, 1e-5, 2, scaled=scaled, scale=0.3 if scaled else None, batch_first=batch_first)
     sizes: list[tuple[int, ...]] = [(3, 5, 12), (4, 12), (12, 4), (4,), (12,)]
     sizes += [(3, 2, 5, 6), (3, 2, 5, 6), (5, 5)] if scaled else [(3, 2, 5, 5)]
     given = [torch.randn(size, dtype=torch.float64, requires_grad=True) for size in sizes]
@@ -151,7 +151,7 @@ def test_an_attention_is_its_docstring_and_gradients_are_right(norm: str, scaled
 
 @pytest.mark.parametrize("dims", [2, 3, None])
 def test_what_an_attention_drops_is_dropped_again_in_the_backward_pass(dims: int | None) -> None:
-    layer = LeanAttention("layer", 1e-5, 2, scaled=True, dims=dims)
+    layer = RecomputedAttention("layer", 1e-5, 2, scaled=True, dims=dims)
     torch.manual_seed(0)
     x, weight, out = (
         torch.randn(size, dtype=torch.float64, requires_grad=True) for size in ((3, 5, 12), (4, 12), (12, 4))
@@ -175,7 +175,7 @@ def test_what_an_attention_drops_is_dropped_again_in_the_backward_pass(dims: int
 
 
 def test_what_follows_an_attention_may_write_into_the_result() -> None:
-    layer = LeanAttention("layer", 1e-5, 2, scaled=False)
+    layer = RecomputedAttention("layer", 1e-5, 2, scaled=False)
     x, amap = torch.randn(3, 5, 12, requires_grad=True), torch.rand(3, 2, 5, 5)
     made = layer(x, torch.randn(4, 12), torch.randn(12, 4), None, None, amap)
     made += x
@@ -187,6 +187,6 @@ def test_what_follows_an_attention_may_write_into_the_result() -> None:
 def test_an_rms_norm_in_half_precision_squares_in_single(dtype: torch.dtype) -> None:
     # The squares of these numbers are too large for half precision.
     x = torch.full((2, 12), 300.0, dtype=dtype)
-    made, rescale = LeanBranch("rms", 1e-5, None).normalised(x)
+    made, rescale = RecomputedBranch("rms", 1e-5, None).normalised(x)
     torch.testing.assert_close(made, torch.ones_like(x))
     assert made.dtype == dtype and rescale is not None and rescale.dtype == torch.float32
