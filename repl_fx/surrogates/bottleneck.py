@@ -54,7 +54,7 @@ from repl_fx.surrogates.shared.norms import (
 from repl_fx.surrogates.shared.recompute import RecomputedBranch
 from repl_fx.surrogates.shared.registry import Match, Surrogate, check_thin_settings, register_surrogate
 from repl_fx.surrogates.shared.site import Site, Unfit, shown, unfit_is_refused
-from repl_fx.surrogates.shared.thin_layer import ThinForms, ThinSynthesis, ThinWeights, WeightForm
+from repl_fx.surrogates.shared.thin_layer import ThinForms, ThinShape, ThinSynthesis, ThinWeights, WeightForm
 
 
 @dataclass(frozen=True)
@@ -196,14 +196,13 @@ class Bottleneck(Surrogate[BottleneckConfig, BottleneckMatch]):
         bias_in = any(m.bias for m in branch.entries) and not (norm and norm.has_bias)
         bias_out = span.post is not None or any(m.bias for m in branch.exits)
         form = _forms(site, span, None)
-        kept = {"bias_in": bias_in, "bias_out": bias_out, "zero_init": span.zero_init}
+        shape = ThinShape(span.width, bias_in, bias_out, span.zero_init)
         if self.config.weights == "own":
-            return ThinWeights(span.width, form, removed, **kept), []
+            return ThinWeights(shape, form, removed), []
         paths = [site.counterpart_parameter(str(m.weight), block) for block in site.neighbours for m in operators]
         forms = (*(_forms(site, span, block) for block in site.neighbours), form)
         given = [site.tensor(path) for path in paths]
-        trained = self.config.train_neighbours
-        return ThinSynthesis(span.width, forms, given, removed, train_neighbours=trained, **kept), paths
+        return ThinSynthesis(shape, forms, given, removed, train_neighbours=self.config.train_neighbours), paths
 
     def _width(self, branch: Branch) -> int:
         if self.config.width is not None:

@@ -44,7 +44,7 @@ from repl_fx.surrogates.shared.branch_edits import starts_at_zero, without
 from repl_fx.surrogates.shared.builder import Builder
 from repl_fx.surrogates.shared.initialisation import length, random_values
 from repl_fx.surrogates.shared.norms import PreNorm, find_pre_norm, without_norm
-from repl_fx.surrogates.shared.recompute import RecomputedAttention
+from repl_fx.surrogates.shared.recompute import MapForm, RecomputedAttention
 from repl_fx.surrogates.shared.registry import Match, Surrogate, check_thin_settings, register_surrogate
 from repl_fx.surrogates.shared.site import Site, Unfit, unfit_is_refused
 from repl_fx.surrogates.shared.synthesis import BlendingSynthesis
@@ -168,7 +168,7 @@ class Reuse(Surrogate[ReuseConfig, ReuseMatch]):
             settings |= {"causal": bool(product["is_causal"]), "scale": product["scale"]}
         else:
             given = (_some_heads(site, _node(mixing.core.args[0]), heads),)
-        module = RecomputedAttention(kind, eps, len(heads), **settings)
+        module = RecomputedAttention(kind, eps, len(heads), MapForm(**settings))
         path = site.module(f"{mixing.name}_reuse", module)
         return site.call_module(path, value, weight, parts["weight_out"], bias, parts.get("bias_out"), *given)
 
@@ -183,14 +183,34 @@ class Reuse(Surrogate[ReuseConfig, ReuseMatch]):
             site.tensor(weight),
             units,
             1 if linear.transposed else 0,
-            int(branch.output.meta["val"].shape[-1]),
-            0.0 if mixing.zero_init else length(exits),
-            free=free,
-            bias_values=linear.bias,
-            bias_out=any(m.bias for m in branch.exits),
+            ValueForm(
+                int(branch.output.meta["val"].shape[-1]),
+                0.0 if mixing.zero_init else length(exits),
+                free,
+                linear.bias,
+                any(m.bias for m in branch.exits),
+            ),
             train_neighbours=self.config.train_neighbours,
         )
         return synthesis, [] if free else list(site.counterpart_parameters(weight))
+
+
+@dataclass(frozen=True)
+class ValueForm:
+    """The weights beside the values of a few heads.
+
+    Attributes:
+        features: what W_out maps to.
+        begin: Frobenius norm of W_out at the start; 0 for zeros.
+        free: whether W_values is a parameter too; else it is synthesised.
+        bias_values, bias_out: whether the layer adds biases.
+    """
+
+    features: int
+    begin: float
+    free: bool
+    bias_values: bool
+    bias_out: bool
 
 
 class ValueSynthesis(BlendingSynthesis):
@@ -200,44 +220,31 @@ class ValueSynthesis(BlendingSynthesis):
         weight: the weight that makes the removed block's values; it gives the scale.
         units: which of its output units the heads are made of, r of them.
         axis: the axis of output units.
-        features: what W_out maps to.
-        begin: Frobenius norm of W_out at the start; 0 for zeros.
-        free: whether W_values is a parameter too; else it is synthesised.
-        bias_values, bias_out: whether the layer adds biases.
+        form: the other weights.
         train_neighbours: see `Synthesis`.
     """
 
     def __init__(
-        self,
-        weight: Tensor,
-        units: Sequence[int],
-        axis: int,
-        features: int,
-        begin: float,
-        *,
-        free: bool,
-        bias_values: bool,
-        bias_out: bool,
-        train_neighbours: bool,
+        self, weight: Tensor, units: Sequence[int], axis: int, form: ValueForm, *, train_neighbours: bool
     ) -> None:
         super().__init__(train_neighbours)
         self.runs, self.axis = _runs(units, axis), axis
         count = len(units)
         taken = torch.cat([run.of(weight.detach()) for run in self.runs], axis)
         rows = taken.t() if axis else taken
-        if free:
+        if form.free:
             self.weight_values: nn.Parameter | None = random_values(rows, count, rows.shape[1])
             self.register_parameter("gain", None)
         else:
             self.register_parameter("weight_values", None)
             # Of two rows that are independent the sum is longer by the root of two.
             self.gain = nn.Parameter(rows.new_full((2, count), math.sqrt(0.5)))
-        self.weight_out = random_values(rows, features, count)
-        self.bias_values = nn.Parameter(rows.new_zeros(count)) if bias_values else None
-        self.bias_out = nn.Parameter(rows.new_zeros(features)) if bias_out else None
+        self.weight_out = random_values(rows, form.features, count)
+        self.bias_values = nn.Parameter(rows.new_zeros(count)) if form.bias_values else None
+        self.bias_out = nn.Parameter(rows.new_zeros(form.features)) if form.bias_out else None
         if not weight.is_meta:
             with torch.no_grad():
-                self.weight_out.mul_(begin / length([self.weight_out]) if begin else 0.0)
+                self.weight_out.mul_(form.begin / length([self.weight_out]) if form.begin else 0.0)
                 if self.weight_values is not None:
                     self.weight_values.mul_(length([rows]) / length([self.weight_values]))
 

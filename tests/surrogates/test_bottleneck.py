@@ -13,7 +13,7 @@ import repl_fx
 from repl_fx.passes.fold_surrogates import is_synthesis
 from repl_fx.surrogates.bottleneck import _layout_change
 from repl_fx.surrogates.shared.recompute import RecomputedBranch
-from repl_fx.surrogates.shared.thin_layer import ThinForms, ThinSynthesis, WeightForm
+from repl_fx.surrogates.shared.thin_layer import ThinForms, ThinShape, ThinSynthesis, WeightForm
 from tests.nets import ConvNet, TokenNet, TransformerBlock, as_after_training, images, rewritten, tokens
 
 PLAIN = WeightForm(transposed=False, groups=1)
@@ -44,9 +44,9 @@ def test_transposed_form() -> None:
 
 def _synthesis(width: int, given: list[Tensor], own: list[Tensor], **settings: Any) -> ThinSynthesis:
     """A synthesis from two neighbours that are laid out like the removed block."""
-    sizes = {"bias_in": True, "bias_out": True, "zero_init": False, "train_neighbours": True} | settings
+    sizes = {"bias_in": True, "bias_out": True, "zero_init": False} | settings
     forms = [ThinForms((PLAIN,), (PLAIN,), (PLAIN,) * (len(own) - 2))] * 3
-    return ThinSynthesis(width, forms, given, own, **sizes)
+    return ThinSynthesis(ThinShape(width, **sizes), forms, given, own, train_neighbours=True)
 
 
 def test_synthesis_is_the_formula_of_its_docstring() -> None:
@@ -69,9 +69,8 @@ def test_all_rows_of_a_grouped_weight_count() -> None:
     entry, end = torch.randn(2, 6, 1, 3, 3), torch.randn(2, 6, 6)
     forms = [ThinForms((WeightForm(transposed=False, groups=6),), (PLAIN,), ())] * 3
     given_weights = [entry[0], end[0], entry[1], end[1]]
-    made = ThinSynthesis(
-        2, forms, given_weights, given_weights[:2], bias_in=False, bias_out=False, zero_init=True, train_neighbours=True
-    )
+    shape = ThinShape(2, bias_in=False, bias_out=False, zero_init=True)
+    made = ThinSynthesis(shape, forms, given_weights, given_weights[:2], train_neighbours=True)
     weight_in, weight_out = made(*given_weights)
     expected = torch.zeros(2, 6)
     for neighbour in range(2):

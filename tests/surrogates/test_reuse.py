@@ -12,8 +12,8 @@ from torch import Tensor, fx, nn
 
 import repl_fx
 from repl_fx.errors import NothingToReplace
-from repl_fx.surrogates.reuse import ValueSynthesis
-from repl_fx.surrogates.shared.recompute import RecomputedAttention
+from repl_fx.surrogates.reuse import ValueForm, ValueSynthesis
+from repl_fx.surrogates.shared.recompute import MapForm, RecomputedAttention
 from tests.analysis.test_attention import Net
 from tests.nets import ConvNet, TokenNet, TransformerBlock, as_after_training, images, rewritten, tokens
 
@@ -261,7 +261,7 @@ def _arguments(scaled: bool, dtype: torch.dtype = torch.float64) -> list[Any]:
 @pytest.mark.parametrize("norm", ["layer", "rms", "none"])
 @pytest.mark.parametrize("scaled", [True, False])
 def test_gradients_are_right(norm: str, scaled: bool) -> None:
-    layer = RecomputedAttention(norm, 1e-5, 2, scaled=scaled)
+    layer = RecomputedAttention(norm, 1e-5, 2, MapForm(scaled))
     given = _arguments(scaled)
     tensors = tuple(t for t in given if isinstance(t, Tensor))
     rest = given[len(tensors) :]
@@ -273,7 +273,7 @@ def test_gradients_are_right(norm: str, scaled: bool) -> None:
 
 def test_dropout_is_drawn_once() -> None:
     """What is computed again in the backward pass drops the same."""
-    layer = RecomputedAttention("layer", 1e-5, 2, scaled=True)
+    layer = RecomputedAttention("layer", 1e-5, 2, MapForm(scaled=True))
     *given, _ = _arguments(scaled=True)
     torch.manual_seed(1)
     made = layer(*given, 0.5)
@@ -293,7 +293,7 @@ def test_it_keeps_one_value_in_the_precision_of_autocast() -> None:
             sizes.append(tensor.numel() * tensor.element_size())
         return tensor
 
-    layer = RecomputedAttention("layer", 1e-5, 2, scaled=True)
+    layer = RecomputedAttention("layer", 1e-5, 2, MapForm(scaled=True))
     x, *given = _arguments(scaled=True, dtype=torch.float32)
     with torch.autocast("cpu", torch.bfloat16), torch.autograd.graph.saved_tensors_hooks(note, lambda t: t):
         made = layer(x + 0, *given)
@@ -303,7 +303,7 @@ def test_it_keeps_one_value_in_the_precision_of_autocast() -> None:
 
 
 def test_compiled_and_exported_it_is_plain_operators() -> None:
-    layer = RecomputedAttention("layer", 1e-5, 2, scaled=True)
+    layer = RecomputedAttention("layer", 1e-5, 2, MapForm(scaled=True))
     given = tuple(t.detach() if isinstance(t, Tensor) else t for t in _arguments(scaled=True, dtype=torch.float32))
     program = torch.export.export(layer, given)
     targets = {str(node.target) for node in program.graph.nodes if node.op == "call_function"}
@@ -315,9 +315,8 @@ def test_compiled_and_exported_it_is_plain_operators() -> None:
 @pytest.mark.parametrize("own", [True, False])
 @pytest.mark.parametrize("begin", [0.0, 0.7])
 def test_the_output_begins_as_long_as_asked(own: bool, begin: float) -> None:
-    made = ValueSynthesis(
-        torch.randn(8, 6), [1, 2, 5], 0, 6, begin, free=own, bias_values=True, bias_out=False, train_neighbours=True
-    )
+    form = ValueForm(6, begin, free=own, bias_values=True, bias_out=False)
+    made = ValueSynthesis(torch.randn(8, 6), [1, 2, 5], 0, form, train_neighbours=True)
     assert made.weight_out.shape == (6, 3)
     torch.testing.assert_close(made.weight_out.norm(), torch.tensor(begin))
     assert made.names == ("weight_values", "weight_out", "bias_values")

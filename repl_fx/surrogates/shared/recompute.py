@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -86,6 +87,24 @@ class RecomputedBranch(_Normed):
         return f"norm={self.norm}, activation={shown}"
 
 
+@dataclass(frozen=True)
+class MapForm:
+    """How an attention map is given, and what it is applied to.
+
+    Attributes:
+        scaled: whether the map is given by queries and keys, for `scaled_dot_product_attention`; else as itself.
+        causal, scale: settings of `scaled_dot_product_attention`.
+        batch_first: whether x is (batch, positions, d), or what has the same order; else (positions, batch, d).
+        dims: of the result, 2 or 3, where it has not as many as x.
+    """
+
+    scaled: bool
+    causal: bool = False
+    scale: float | None = None
+    batch_first: bool = True
+    dims: int | None = None
+
+
 class RecomputedAttention(_Normed):
     """Norm without parameters, a product to the values of a few heads, an attention map made elsewhere, a product back.
 
@@ -99,31 +118,17 @@ class RecomputedAttention(_Normed):
         norm: `layer`, `rms` or `none`.
         eps: the norm's.
         heads: how many.
-        scaled: whether the map is given by queries and keys, for `scaled_dot_product_attention`; else as itself.
-        causal, scale: settings of `scaled_dot_product_attention`.
-        batch_first: whether x is (batch, positions, d), or what has the same order; else (positions, batch, d).
-        dims: of the result, 2 or 3, where it has not as many as x.
+        form: how the map is given.
     """
 
-    def __init__(
-        self,
-        norm: str,
-        eps: float,
-        heads: int,
-        *,
-        scaled: bool,
-        causal: bool = False,
-        scale: float | None = None,
-        batch_first: bool = True,
-        dims: int | None = None,
-    ) -> None:
+    def __init__(self, norm: str, eps: float, heads: int, form: MapForm) -> None:
         super().__init__(norm, eps)
         self.heads = heads
-        self.scaled = scaled
-        self.causal = causal
-        self.scale = scale
-        self.batch_first = batch_first
-        self.dims = dims
+        self.scaled = form.scaled
+        self.causal = form.causal
+        self.scale = form.scale
+        self.batch_first = form.batch_first
+        self.dims = form.dims
 
     def forward(
         self,

@@ -62,6 +62,22 @@ class ThinForms:
 
 
 @dataclass(frozen=True)
+class ThinShape:
+    """The sizes of a thin layer.
+
+    Attributes:
+        width: r.
+        bias_in, bias_out: whether the layer adds biases.
+        zero_init: whether W_out starts at zero.
+    """
+
+    width: int
+    bias_in: bool
+    bias_out: bool
+    zero_init: bool
+
+
+@dataclass(frozen=True)
 class _Piece:
     """Slices that are blended, of one weight of each neighbour, or of one neighbour alone where their sizes differ.
 
@@ -89,42 +105,37 @@ class ThinSynthesis(BlendingSynthesis):
     """W_in, W_out, biases and the depthwise kernel of one thin layer.
 
     Args:
-        width: r.
+        shape: the sizes of the layer.
         forms: layouts of the weights, of the block before, of the block after and of the removed block.
         given: the weights, entry, exit and spatial ones, of the block before and then of the block after; they
             size the gains.
         removed: the same weights of the removed block, which give the scale, and the sizes to which those of neighbours
             with other channel counts are fitted.
-        bias_in, bias_out: whether the layer adds biases.
-        zero_init: whether W_out starts at zero.
         train_neighbours: see `Synthesis`.
     """
 
     def __init__(
         self,
-        width: int,
+        shape: ThinShape,
         forms: Sequence[ThinForms],
         given: Sequence[Tensor],
         removed: Sequence[Tensor],
         *,
-        bias_in: bool,
-        bias_out: bool,
-        zero_init: bool,
         train_neighbours: bool,
     ) -> None:
         super().__init__(train_neighbours)
-        self.width = width
-        self.pieces = _pieces(forms[:-1], given, width)
+        self.width = shape.width
+        self.pieces = _pieces(forms[:-1], given, shape.width)
         rows = _rows(removed, forms[-1])
         self.features = rows["entry"][0].shape[1], rows["exit"][0].shape[1]
         like = given[0]
         self.gain_in = self._gains("entry", like)
         self.gain_out = self._gains("exit", like)
         self.gain_kernel = self._gains("kernel", like) if forms[0].spatial else None
-        self.bias_in = nn.Parameter(like.new_zeros(width)) if bias_in else None
-        self.bias_out = nn.Parameter(like.new_zeros(self.features[1])) if bias_out else None
+        self.bias_in = nn.Parameter(like.new_zeros(shape.width)) if shape.bias_in else None
+        self.bias_out = nn.Parameter(like.new_zeros(self.features[1])) if shape.bias_out else None
         if not like.is_meta:
-            self._match_scale(given, rows, zero_init)
+            self._match_scale(given, rows, shape.zero_init)
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -189,24 +200,20 @@ class ThinWeights(Synthesis):
     Normal at random, with rows as long as in the removed block.
 
     Args:
-        width: r.
+        shape: the sizes of the layer.
         form: layouts of the removed block's weights.
         removed: its weights, as for `ThinSynthesis`.
-        bias_in, bias_out: whether the layer adds biases.
-        zero_init: whether W_out starts at zero.
     """
 
-    def __init__(
-        self, width: int, form: ThinForms, removed: Sequence[Tensor], *, bias_in: bool, bias_out: bool, zero_init: bool
-    ) -> None:
+    def __init__(self, shape: ThinShape, form: ThinForms, removed: Sequence[Tensor]) -> None:
         super().__init__(train_neighbours=True)
-        self.width = width
+        self.width = width = shape.width
         rows, like = _rows(removed, form), removed[0]
         columns, features = rows["entry"][0].shape[1], rows["exit"][0].shape[1]
         self.weight_in = random_values(like, width, columns)
         self.weight_out = random_values(like, features, width)
-        self.bias_in = nn.Parameter(like.new_zeros(width)) if bias_in else None
-        self.bias_out = nn.Parameter(like.new_zeros(features)) if bias_out else None
+        self.bias_in = nn.Parameter(like.new_zeros(width)) if shape.bias_in else None
+        self.bias_out = nn.Parameter(like.new_zeros(features)) if shape.bias_out else None
         self.kernel = random_values(like, width, 1, *rows["kernel"][0].shape[2:]) if rows["kernel"] else None
         if not like.is_meta:
             with torch.no_grad():
@@ -214,7 +221,8 @@ class ThinWeights(Synthesis):
                     (self.weight_in, self.weight_out, self.kernel), _wanted_sizes(rows, width).values(), strict=True
                 ):
                     if weight is not None:
-                        weight.mul_(0.0 if zero_init and weight is self.weight_out else ratio(wanted, length([weight])))
+                        silent = shape.zero_init and weight is self.weight_out
+                        weight.mul_(0.0 if silent else ratio(wanted, length([weight])))
 
     @property
     def names(self) -> tuple[str, ...]:

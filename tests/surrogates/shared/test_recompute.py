@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from repl_fx.surrogates.shared.recompute import RecomputedAttention, RecomputedBranch
+from repl_fx.surrogates.shared.recompute import MapForm, RecomputedAttention, RecomputedBranch
 
 
 def _arguments(dtype: torch.dtype = torch.float64, bias: bool = True) -> list[Tensor | None]:
@@ -132,7 +132,7 @@ def _attended(layer: RecomputedAttention, plain: Callable[[Tensor], Tensor], *gi
 @pytest.mark.parametrize("batch_first", [True, False])
 def test_an_attention_is_its_docstring_and_gradients_are_right(norm: str, scaled: bool, batch_first: bool) -> None:
     torch.manual_seed(0)
-    layer = RecomputedAttention(norm, 1e-5, 2, scaled=scaled, scale=0.3 if scaled else None, batch_first=batch_first)
+    layer = RecomputedAttention(norm, 1e-5, 2, MapForm(scaled, False, 0.3 if scaled else None, batch_first))
     sizes: list[tuple[int, ...]] = [(3, 5, 12), (4, 12), (12, 4), (4,), (12,)]
     sizes += [(3, 2, 5, 6), (3, 2, 5, 6), (5, 5)] if scaled else [(3, 2, 5, 5)]
     given = [torch.randn(size, dtype=torch.float64, requires_grad=True) for size in sizes]
@@ -151,7 +151,7 @@ def test_an_attention_is_its_docstring_and_gradients_are_right(norm: str, scaled
 
 @pytest.mark.parametrize("dims", [2, 3, None])
 def test_what_an_attention_drops_is_dropped_again_in_the_backward_pass(dims: int | None) -> None:
-    layer = RecomputedAttention("layer", 1e-5, 2, scaled=True, dims=dims)
+    layer = RecomputedAttention("layer", 1e-5, 2, MapForm(scaled=True, dims=dims))
     torch.manual_seed(0)
     x, weight, out = (
         torch.randn(size, dtype=torch.float64, requires_grad=True) for size in ((3, 5, 12), (4, 12), (12, 4))
@@ -175,7 +175,7 @@ def test_what_an_attention_drops_is_dropped_again_in_the_backward_pass(dims: int
 
 
 def test_what_follows_an_attention_may_write_into_the_result() -> None:
-    layer = RecomputedAttention("layer", 1e-5, 2, scaled=False)
+    layer = RecomputedAttention("layer", 1e-5, 2, MapForm(scaled=False))
     x, amap = torch.randn(3, 5, 12, requires_grad=True), torch.rand(3, 2, 5, 5)
     made = layer(x, torch.randn(4, 12), torch.randn(12, 4), None, None, amap)
     made += x
