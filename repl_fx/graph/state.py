@@ -108,8 +108,13 @@ def _drop_empty(gm: nn.Module, path: str, now: Used) -> None:
         except AttributeError:
             path = path.rpartition(".")[0]
             continue
-        held = (*module._modules.values(), *module._parameters.values(), *module._buffers.values())
+        held = (*filter(_holds, module._modules.values()), *module._parameters.values(), *module._buffers.values())
         if any(item is not None for item in held):
             return
         _set(gm, path, None)
         path = path.rpartition(".")[0]
+
+
+def _holds(child: nn.Module | None) -> bool:
+    """Whether a child is worth keeping its parent for; a list that was made for parameters, and has none, is not."""
+    return not isinstance(child, nn.ParameterList | nn.ParameterDict) or any(True for _ in child.parameters())

@@ -92,12 +92,13 @@ def _conv(name: str) -> nn.Module:
         "standardised": lambda: Standardised(4, 4, 3),
         "circular": lambda: nn.Conv2d(4, 4, 3, padding=1, padding_mode="circular"),
         "transposed": lambda: nn.ConvTranspose2d(4, 4, 3, padding=1),
+        "same": lambda: nn.Conv2d(4, 4, 4, padding="same", dilation=2),
         "masked": lambda: Masked(4),
     }
     return makers[name]()
 
 
-@pytest.mark.parametrize("kind", ["standardised", "circular", "transposed", "masked"])
+@pytest.mark.parametrize("kind", ["standardised", "circular", "transposed", "same", "masked"])
 def test_layers_of_any_kind_run_their_own_code_on_blended_weights(kind: str) -> None:
     model = nn.Sequential(*(nn.Sequential(_conv(kind), nn.ReLU()) for _ in range(3)))
     x = torch.randn(2, 4, 6, 6)

@@ -134,9 +134,10 @@ def on_state(site: Builder, call: NodeCall, given: Mapping[str, fx.Node]) -> fx.
         return site.call(LINEAR, call.args[0], state["weight"], state.get("bias"))
     if is_plain(module) and cast("nn.Conv2d", module).padding_mode == "zeros":
         conv = cast("nn.Conv2d", module)
+        convolution = CONVOLUTIONS[conv.weight.ndim - 2]
+        if isinstance(conv.padding, str):
+            convolution = convolution.overloadpacket.padding
         settings = (conv.stride, conv.padding, conv.dilation, conv.groups)
-        return site.call(
-            CONVOLUTIONS[conv.weight.ndim - 2], call.args[0], state["weight"], state.get("bias"), *settings
-        )
+        return site.call(convolution, call.args[0], state["weight"], state.get("bias"), *settings)
     path = site.module("call", FunctionalModule(module, tuple(state)))
     return site.call_on_state(path, tuple(state.values()), call)
