@@ -6,6 +6,7 @@ import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from repl_fx.artifact.manifest import MANIFEST, sealed
 from repl_fx.sources.source import hash_file
@@ -27,3 +28,18 @@ def copy_artifact(made: Path, to: Path) -> Path:
     shutil.copytree(made, to, dirs_exist_ok=True)
     edit_manifest(to / "artifact", lambda text: text.replace(str(made), str(to)))
     return to / "artifact"
+
+
+def set_value(path: str, value: Any) -> Callable[[str], str]:
+    """An edit of a manifest: the value at a path of keys and numbers."""
+
+    def edit(text: str) -> str:
+        data = json.loads(text)
+        *steps, last = (int(step) if step.isdecimal() else step for step in path.split("/"))
+        inner = data
+        for step in steps:
+            inner = inner[step]
+        inner[last] = value
+        return json.dumps(data)
+
+    return edit

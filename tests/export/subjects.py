@@ -1,4 +1,4 @@
-"""What the tests of verification verify: a small network, its inputs, and files that are wrong by a little."""
+"""Small networks that the tests of export share, and files that are wrong by a little."""
 
 from __future__ import annotations
 
@@ -37,3 +37,17 @@ def perturbed(path: Path, directory: Path, name: str, change: float, entry: int 
     tensor.CopyFrom(onnx.numpy_helper.from_array(value.astype(np.float32), name))
     onnx.save(model, str(directory / "perturbed.onnx"))
     return directory / "perturbed.onnx"
+
+
+class ConvNet(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, 8, 3, padding=1)
+        self.bn = nn.BatchNorm2d(8)
+        self.drop = nn.Dropout(0.5)
+        self.head = nn.Linear(8, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = torch.relu(self.bn(self.conv(x)))
+        result: Tensor = self.head(self.drop(y.mean((2, 3))))
+        return result

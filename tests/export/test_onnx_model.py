@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import logging
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import onnx
-import onnxruntime
 import pytest
 import torch
 from hypothesis import HealthCheck, given, settings, strategies as st
@@ -18,20 +16,8 @@ from repl_fx.errors import BadInput, ExportError, OutputError
 from repl_fx.export import export_onnx, onnx_model, onnx_name, verify_onnx
 from repl_fx.running.example_inputs import ExampleInputs
 from repl_fx.tracing.dynamic_shapes import auto_shapes, dynamic_dims
-
-
-class ConvNet(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.conv = nn.Conv2d(3, 8, 3, padding=1)
-        self.bn = nn.BatchNorm2d(8)
-        self.drop = nn.Dropout(0.5)
-        self.head = nn.Linear(8, 5)
-
-    def forward(self, x: Tensor) -> Tensor:
-        y = torch.relu(self.bn(self.conv(x)))
-        result: Tensor = self.head(self.drop(y.mean((2, 3))))
-        return result
+from tests.export.running import run
+from tests.export.subjects import ConvNet
 
 
 class Encoder(nn.Module):
@@ -61,12 +47,6 @@ class Encoder(nn.Module):
 
 def ids(batch: int = 2, length: int = 7) -> Tensor:
     return torch.randint(0, 20, (batch, length))
-
-
-def run(path: Path, **feed: Tensor) -> dict[str, np.ndarray]:
-    session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
-    names = [value.name for value in session.get_outputs()]
-    return dict(zip(names, session.run(names, {k: v.numpy() for k, v in feed.items()}), strict=True))
 
 
 def shape_of(value: onnx.ValueInfoProto) -> list[int | str]:
@@ -140,16 +120,6 @@ def test_an_optional_input_left_out_is_no_input(tmp_path: Path) -> None:
     assert [value.name for value in onnx.load(str(path)).graph.input] == ["input_ids"]
 
 
-def test_keywords_in_another_order_keep_their_names(tmp_path: Path) -> None:
-    class Two(nn.Module):
-        def forward(self, a: Tensor, *, b: Tensor, c: Tensor) -> Tensor:
-            return a + 2 * b - c
-
-    a, b, c = torch.randn(3, 2, 4)
-    path = export_onnx(Two(), tmp_path / "m.onnx", (a,), {"c": c, "b": b})
-    np.testing.assert_allclose(run(path, a=a, b=b, c=c)["output"], (a + 2 * b - c).numpy(), atol=1e-6)
-
-
 def test_tied_weights_are_stored_once(encoder_file: tuple[Encoder, Path]) -> None:
     shapes = [tuple(tensor.dims) for tensor in onnx.load(str(encoder_file[1])).graph.initializer]
     # Stored transposed for the head it would be a second copy under another shape.
@@ -158,55 +128,6 @@ def test_tied_weights_are_stored_once(encoder_file: tuple[Encoder, Path]) -> Non
 
 def test_no_trace_of_the_machine_in_the_file(encoder_file: tuple[Encoder, Path]) -> None:
     assert str(Path(__file__).parent).encode() not in encoder_file[1].read_bytes()
-
-
-def test_an_unused_input_a_repeated_result_and_a_returned_input(tmp_path: Path) -> None:
-    class Odd(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.linear = nn.Linear(4, 4)
-
-        def forward(self, x: Tensor, unused: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-            y = self.linear(x)
-            return y, y, x, self.linear.bias
-
-    module, x = Odd(), torch.randn(2, 4)
-    path = export_onnx(fx.symbolic_trace(module), tmp_path / "m.onnx", (x, torch.randn(2, 3)))
-    feed = {"x": x}
-    if any(value.name == "unused" for value in onnx.load(str(path)).graph.input):
-        feed["unused"] = torch.zeros(2, 3)
-    found = run(path, **feed)
-    assert list(found) == ["output_0", "output_1", "output_2", "output_3"]
-    np.testing.assert_array_equal(found["output_0"], found["output_1"])
-    np.testing.assert_array_equal(found["output_2"], x.numpy())
-    np.testing.assert_array_equal(found["output_3"], module.linear.bias.detach().numpy())
-
-
-def test_the_same_tensor_for_two_inputs_is_two_inputs(tmp_path: Path) -> None:
-    class Minus(nn.Module):
-        def forward(self, a: Tensor, b: Tensor) -> Tensor:
-            return a - b
-
-    same, other = torch.ones(2, 3), torch.zeros(2, 3)
-    path = export_onnx(Minus(), tmp_path / "m.onnx", (same, same))
-    np.testing.assert_array_equal(run(path, a=same, b=other)["output"], np.ones((2, 3)))
-
-
-def test_dataclass_results_and_nested_inputs(tmp_path: Path) -> None:
-    @dataclass
-    class Result:
-        logits: Tensor
-        states: tuple[Tensor, ...]
-
-    class Nested(nn.Module):
-        def forward(self, pair: tuple[Tensor, Tensor], more: dict[str, Tensor]) -> Result:
-            return Result(pair[0] @ more["w"], (pair[0] * 1.5, pair[1] + 1))
-
-    x, w = torch.randn(2, 3), torch.randn(3, 3)
-    path = export_onnx(Nested(), tmp_path / "m.onnx", ((x, x + 1),), {"more": {"w": w}})
-    graph = onnx.load(str(path)).graph
-    assert [value.name for value in graph.input] == ["pair_0", "pair_1", "more_w"]
-    assert [value.name for value in graph.output] == ["logits", "states_0", "states_1"]
 
 
 def test_names_of_the_interface_do_not_clash_with_inner_values(tmp_path: Path) -> None:
@@ -336,21 +257,6 @@ def test_a_file_the_checker_refuses_does_not_appear(tmp_path: Path, monkeypatch:
 def test_an_unwritable_place_is_refused_before_any_work(tmp_path: Path, place: str) -> None:
     with pytest.raises(OutputError, match="directory"):
         export_onnx(nn.Linear(4, 4), tmp_path / place, (torch.randn(2, 4),))
-
-
-@pytest.mark.parametrize(
-    ("args", "kwargs", "message"),
-    [
-        ((torch.zeros(1, 3, 8, 8),), {}, "batch of 1"),
-        ((), {}, "do not fit forward of ConvNet"),
-        ((), {"y": torch.zeros(2, 3)}, "do not fit forward of ConvNet"),
-        ((3,), {}, "hold no tensor"),
-        ((object(),), {}, "argument 'x' is a object"),
-    ],
-)
-def test_unusable_inputs(tmp_path: Path, args: tuple[object, ...], kwargs: dict[str, object], message: str) -> None:
-    with pytest.raises(BadInput, match=message):
-        export_onnx(ConvNet(), tmp_path / "m.onnx", args, kwargs)
 
 
 def test_opset(tmp_path: Path) -> None:

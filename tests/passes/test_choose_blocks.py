@@ -10,6 +10,9 @@ from torch import fx
 from repl_fx.analysis.blocks import Block, Repeat
 from repl_fx.errors import BadInput, UnknownBlock
 from repl_fx.passes.choose_blocks import Choice, choose_blocks
+from repl_fx.passes.find_repeats import find_repeats
+from repl_fx.tracing.capture import capture
+from tests.stages import Stages, images
 
 
 def repeat(name: str, copies: int, *, shared: bool = False) -> Repeat:
@@ -125,3 +128,28 @@ def test_a_block_beside_one_that_goes_for_another_repeat_takes_the_next() -> Non
     choice = choose_blocks([exact, similar], blocks=["a.1", "a.0"])
     assert refused(choice)["a.1"] == "no block like it is kept on one side"
     assert chosen(choice) == [("s.0", "a.0", "s.1")]
+
+
+def test_those_that_keep_their_size_can_go() -> None:
+    choice = choose_blocks(find_repeats(capture(Stages(2, 2, 2), (images(),))))
+    names = [tuple(b.name.partition("#")[0] for b in (c.before, c.block, c.after)) for c in choice.chosen]
+    assert names == [("units.0", "units.1", "units.2"), ("units.2", "units.3", "units.4")]
+
+
+def test_what_exact_repeats_offer_is_left_to_them() -> None:
+    repeats = find_repeats(capture(Stages(4, 2, 2), (images(),)))
+    choice = choose_blocks(repeats)
+    assert [(c.repeat.similar, c.block.name.partition("#")[0]) for c in choice.chosen] == [
+        (False, "units.1"),
+        (True, "units.5"),
+    ]
+    # A stage of many equal blocks alone has no similar repeat beside it.
+    assert not any(r.similar for r in find_repeats(capture(Stages(5), (images(),))))
+
+
+def test_explicit_blocks_do_not_go_twice() -> None:
+    repeats = find_repeats(capture(Stages(4, 2, 2), (images(),)))
+    exact, similar = (next(r for r in repeats if r.similar is kind) for kind in (False, True))
+    choice = choose_blocks(repeats, blocks=[exact.blocks[1].name, similar.blocks[1].name])
+    assert [c.block.name for c in choice.chosen] == [exact.blocks[1].name]
+    assert [r.reason for r in choice.refusals] == [f"it is part of {exact.blocks[1].name}, which goes"]

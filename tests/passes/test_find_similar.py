@@ -9,49 +9,11 @@ from torch import Tensor, nn
 
 import repl_fx
 from repl_fx.analysis.blocks import Repeat
-from repl_fx.passes.choose_blocks import choose_blocks
 from repl_fx.passes.find_repeats import find_repeats
 from repl_fx.tracing.capture import capture
+from tests.stages import Stages, Unit, images
 
 SURROGATES = ["identity", "bottleneck"]
-
-
-class Unit(nn.Module):
-    """A basic block; where it changes the size, its shortcut is a projection."""
-
-    def __init__(self, given: int, width: int, stride: int) -> None:
-        super().__init__()
-        self.conv1 = nn.Conv2d(given, width, 3, stride, 1, bias=False)
-        self.bn1 = nn.BatchNorm2d(width)
-        self.conv2 = nn.Conv2d(width, width, 3, 1, 1, bias=False)
-        self.bn2 = nn.BatchNorm2d(width)
-        self.down = nn.Sequential(nn.Conv2d(given, width, 1, stride), nn.BatchNorm2d(width)) if stride > 1 else None
-
-    def forward(self, x: Tensor) -> Tensor:
-        y = self.bn2(self.conv2(F.relu(self.bn1(self.conv1(x)))))
-        return F.relu(y + (x if self.down is None else self.down(x)))
-
-
-class Stages(nn.Module):
-    """ResNet-18 in small: stages of a few units, each stage twice as wide and half as large as the one before."""
-
-    def __init__(self, *depths: int) -> None:
-        super().__init__()
-        self.stem = nn.Conv2d(3, 4, 3, padding=1)
-        widths = [4 * 2**i for i in range(len(depths))]
-        self.units = nn.ModuleList()
-        given = 4
-        for number, (depth, width) in enumerate(zip(depths, widths, strict=True)):
-            for i in range(depth):
-                self.units.append(Unit(given, width, 2 if number and not i else 1))
-                given = width
-        self.head = nn.Linear(given, 5)
-
-    def forward(self, x: Tensor) -> Tensor:
-        x = self.stem(x)
-        for unit in self.units:
-            x = unit(x)
-        return self.head(x.mean((2, 3)))  # type: ignore[no-any-return]
 
 
 class Inverted(nn.Module):
@@ -81,10 +43,6 @@ class Nested(nn.Module):
         return x + self.out(self.unit(self.into(x)))  # type: ignore[no-any-return]
 
 
-def images() -> Tensor:
-    return torch.randn(2, 3, 16, 16, generator=torch.Generator().manual_seed(0))
-
-
 def similar_in(model: nn.Module) -> Repeat:
     (repeat,) = [r for r in find_repeats(capture(model, (images(),))) if r.similar]
     return repeat
@@ -101,31 +59,6 @@ def test_stages_of_other_widths_are_one_similar_repeat() -> None:
     assert second.parameters[len(first.parameters) :][0] == "units.2.down.0.weight"
 
 
-def test_those_that_keep_their_size_can_go() -> None:
-    choice = choose_blocks(find_repeats(capture(Stages(2, 2, 2), (images(),))))
-    names = [tuple(b.name.partition("#")[0] for b in (c.before, c.block, c.after)) for c in choice.chosen]
-    assert names == [("units.0", "units.1", "units.2"), ("units.2", "units.3", "units.4")]
-
-
-def test_what_exact_repeats_offer_is_left_to_them() -> None:
-    repeats = find_repeats(capture(Stages(4, 2, 2), (images(),)))
-    choice = choose_blocks(repeats)
-    assert [(c.repeat.similar, c.block.name.partition("#")[0]) for c in choice.chosen] == [
-        (False, "units.1"),
-        (True, "units.5"),
-    ]
-    # A stage of many equal blocks alone has no similar repeat beside it.
-    assert not any(r.similar for r in find_repeats(capture(Stages(5), (images(),))))
-
-
-def test_explicit_blocks_do_not_go_twice() -> None:
-    repeats = find_repeats(capture(Stages(4, 2, 2), (images(),)))
-    exact, similar = (next(r for r in repeats if r.similar is kind) for kind in (False, True))
-    choice = choose_blocks(repeats, blocks=[exact.blocks[1].name, similar.blocks[1].name])
-    assert [c.block.name for c in choice.chosen] == [exact.blocks[1].name]
-    assert [r.reason for r in choice.refusals] == [f"it is part of {exact.blocks[1].name}, which goes"]
-
-
 @pytest.mark.parametrize("surrogate", SURROGATES)
 def test_replaced_by_surrogates_that_adapt_sizes(surrogate: str) -> None:
     torch.manual_seed(0)
@@ -140,11 +73,6 @@ def test_replaced_by_surrogates_that_adapt_sizes(surrogate: str) -> None:
     assert all(p.grad is not None and p.grad.isfinite().all() for p in gm.parameters())
     gm.eval()
     torch.testing.assert_close(repl_fx.fold(gm)(images()), gm(images()), rtol=0, atol=0)
-
-
-def test_blend_refuses_neighbours_of_another_size() -> None:
-    with pytest.raises(repl_fx.NothingToReplace, match=r"its own units.1.conv1.weight is 4x4x3x3|units.2.conv1"):
-        repl_fx.transform(Stages(2, 2, 2), (images(),), surrogate="blend")
 
 
 def test_inverted_residuals_of_several_stages() -> None:

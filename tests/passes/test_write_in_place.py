@@ -3,23 +3,20 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
-from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
 import pytest
 import torch
 import torch.nn.functional as F
-from hypothesis import given, settings, strategies as st
 from torch import Tensor, fx, nn
 
 import repl_fx
 from repl_fx.passes.driver import run_passes
 from repl_fx.passes.replace_blocks import replace_blocks
-from repl_fx.surrogates.shared import channels
 from repl_fx.surrogates.shared.channels import put_channels, take_channels
 from tests.nets import ConvNet, as_after_training, images
+from tests.surrogates.shared.copying import copying
 
 
 class Stream(nn.Module):
@@ -61,14 +58,6 @@ def _calls(gm: fx.GraphModule, target: Any) -> int:
     return sum(node.target is target for node in gm.graph.nodes)
 
 
-@contextmanager
-def _copying() -> Iterator[None]:
-    """As where nothing may be written to."""
-    with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(channels, "_written", lambda total: False)
-        yield
-
-
 def _results(gm: fx.GraphModule, x: Tensor) -> dict[str, Tensor]:
     """Output, gradients and buffers, by name."""
     gm = copy.deepcopy(gm).train()
@@ -92,7 +81,7 @@ def test_it_computes_what_copies_compute(relu: bool, in_place: bool) -> None:
     assert len(relus) == (1 if relu else 0)
     x = images().double()
     written = _results(gm, x)
-    with _copying():
+    with copying():
         copied = _results(gm, x)
     assert written.keys() == copied.keys()
     for name, value in copied.items():
@@ -100,42 +89,8 @@ def test_it_computes_what_copies_compute(relu: bool, in_place: bool) -> None:
     with torch.no_grad():
         gm.eval()
         made = gm(x)
-        with _copying():
+        with copying():
             torch.testing.assert_close(gm(x), made, rtol=0, atol=0)
-
-
-@given(
-    relu=st.booleans(),
-    count=st.integers(1, 4),
-    trained=st.sampled_from(["both", "total", "part"]),
-    last=st.booleans(),
-)
-@settings(max_examples=30)
-def test_gradients_of_the_operators(relu: bool, count: int, trained: str, last: bool) -> None:
-    form = torch.channels_last if last else torch.contiguous_format
-    base = torch.randn(2, 4, 3, 2, dtype=torch.float64).to(memory_format=form)
-    weight = torch.randn(count, count, 1, 1, dtype=torch.float64)
-
-    def run(base: Tensor, weight: Tensor) -> Tensor:
-        total, part = take_channels(base * 1, count, relu)
-        return put_channels(total, part + F.conv2d(part, weight).tanh(), relu) * base
-
-    given_ = [t.requires_grad_(trained in ("both", name)) for t, name in ((base, "total"), (weight, "part"))]
-    assert torch.autograd.gradcheck(run, given_)
-    with _copying():
-        wanted = run(base, weight)
-    torch.testing.assert_close(run(base, weight), wanted, rtol=0, atol=0)
-
-
-def test_what_other_operators_read_is_not_written_to() -> None:
-    """The gradient that reaches a sum may reach others too."""
-    base = torch.randn(2, 4, 3, dtype=torch.float64, requires_grad=True)
-    total, part = take_channels(base + 0, 2, False)
-    made = put_channels(total, part * 2, False)
-    toward = torch.ones_like(made)
-    torch.autograd.backward(made, toward)
-    assert torch.equal(toward, torch.ones_like(made))
-    assert base.grad is not None and torch.equal(base.grad[:, :2], torch.full((2, 2, 3), 2.0, dtype=torch.float64))
 
 
 def _kept(gm: nn.Module, x: Tensor) -> int:

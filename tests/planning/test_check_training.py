@@ -4,78 +4,26 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any
 
 import pytest
 import torch
 import torch.nn.functional as F
-from torch import Tensor, fx, nn
+from torch import Tensor, nn
 
 import repl_fx
 from repl_fx.errors import NothingToReplace, PlanMismatch
 from repl_fx.planning.check_training import TrainingCheck
 from repl_fx.running.example_inputs import ExampleInputs
-from repl_fx.surrogates import Builder, Match, Site, Surrogate
-from repl_fx.surrogates.bottleneck import Bottleneck
-from repl_fx.surrogates.shared import registry
-from repl_fx.surrogates.shared.synthesis import Synthesis
 from tests.nets import ConvNet, Counts, TokenNet, images, tokens
-
-
-class Scale(Synthesis):
-    """One number of its own."""
-
-    def __init__(self) -> None:
-        super().__init__(train_neighbours=True)
-        self.scale = nn.Parameter(torch.ones(1))
-
-    def synthesise(self, *weights: Tensor) -> Tensor:
-        return self.scale * 1.0
-
-
-@dataclass(frozen=True)
-class NoConfig:
-    """No settings."""
-
-
-def _fails(x: Tensor, scale: Tensor) -> Tensor:
-    made: Tensor = x * scale
-    if x.requires_grad:
-        # exp keeps its result, which is then written to.
-        made = made.exp()
-        made.add_(1)
-    return made
-
-
-MADE: dict[str, tuple[Callable[[Tensor, Tensor], Tensor], str]] = {
-    "fails": (_fails, "modified by an inplace operation"),
-    "dead": (lambda x, scale: x + 0 * scale, "none of its parameters gets a gradient"),
-    "infinite": (lambda x, scale: x + (scale - 1).sqrt().nan_to_num(), "are no finite numbers"),
-}
-
-
-def register(monkeypatch: pytest.MonkeyPatch, apply: Callable[[Tensor, Tensor], Tensor]) -> None:
-    """Make a surrogate of a function of the stream and one number of its own known as `given`, for one test."""
-
-    class Given(Surrogate[NoConfig, Match]):
-        key = "given"
-
-        def match(self, site: Site) -> Match:
-            return Match()
-
-        def build(self, site: Builder, match: Match) -> tuple[fx.Node, ...]:
-            with site.before_node(site.block.output):
-                return (site.call(apply, site.input, site.synthesise("scale", Scale())),)
-
-    monkeypatch.setitem(registry._REGISTRY, "given", (Given, NoConfig))
+from tests.planning.perceptron import Perceptron
+from tests.planning.untrainable import MADE, register
 
 
 @pytest.mark.parametrize("kind", MADE)
 def test_a_surrogate_that_cannot_be_trained_is_refused(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
     apply, reason = MADE[kind]
     register(monkeypatch, apply)
-    model, x = nn.Sequential(*(_Perceptron() for _ in range(3))), torch.randn(4, 16)
+    model, x = nn.Sequential(*(Perceptron() for _ in range(3))), torch.randn(4, 16)
     if kind == "dead":
         # Captured in parts, the whole is checked.
         with pytest.raises(NothingToReplace, match=f"body.1: given .*{reason}"):
@@ -93,7 +41,7 @@ def test_a_parameter_of_the_model_that_nothing_uses_hides_no_dead_surrogate(monk
         def __init__(self) -> None:
             super().__init__()
             self.spare = nn.Parameter(torch.ones(2))
-            self.body = nn.Sequential(*(_Perceptron() for _ in range(3)))
+            self.body = nn.Sequential(*(Perceptron() for _ in range(3)))
 
         def forward(self, x: Tensor) -> Tensor:
             made: Tensor = self.body(x)
@@ -105,48 +53,8 @@ def test_a_parameter_of_the_model_that_nothing_uses_hides_no_dead_surrogate(monk
         repl_fx.transform(Spare(), (torch.randn(4, 16),), surrogate="given")
 
 
-def test_auto_goes_on_to_its_next_choice_for_the_culprit_alone(monkeypatch: pytest.MonkeyPatch) -> None:
-    build = Bottleneck.build
-
-    def broken(self: Any, site: Builder, match: Any) -> tuple[fx.Node, ...]:
-        if site.block.name == "3":
-            raise IndexError("tuple index out of range")
-        return build(self, site, match)
-
-    monkeypatch.setattr(Bottleneck, "build", broken)
-    model = nn.Sequential(*(_Perceptron() for _ in range(7)))
-    x = torch.randn(4, 16)
-    result = repl_fx.transform(model, (x,))
-    assert [r.surrogate for r in result.plan.replacements] == ["bottleneck", "blend", "bottleneck"]
-    assert not result.plan.refusals
-    # An explicit choice has no other; the rest goes on.
-    result = repl_fx.transform(model, (x,), surrogate="bottleneck")
-    assert [r.block for r in result.plan.replacements] == ["1", "5"]
-    (refusal,) = result.plan.refusals
-    assert refusal.reason == "bottleneck cannot be built here: IndexError: tuple index out of range"
-    # The plan is the whole story: it makes the same graph again.
-    again = repl_fx.transform(model, (x,), plan=result.plan)
-    assert str(again.graph_module.graph) == str(result.graph_module.graph)
-    for name, value in again.graph_module.state_dict().items():
-        torch.testing.assert_close(value, result.graph_module.state_dict()[name], rtol=0, atol=0)
-
-
-class _Perceptron(nn.Module):
-    """x + gate * end(fc2(gelu(fc1(x))))."""
-
-    def __init__(self, gate: float = 1.0, end: Callable[[Tensor], Tensor] = lambda y: y) -> None:
-        super().__init__()
-        self.fc1, self.fc2 = nn.Linear(16, 32), nn.Linear(32, 16)
-        self.gate = nn.Parameter(torch.full((1,), gate)) if gate != 1 else None
-        self.end = end
-
-    def forward(self, x: Tensor) -> Tensor:
-        y = self.end(self.fc2(F.gelu(self.fc1(x))))
-        return x + (y if self.gate is None else self.gate * y)
-
-
 def test_a_gate_that_is_closed_at_first_is_no_death() -> None:
-    model = nn.Sequential(*(_Perceptron(gate=0.0) for _ in range(3)))
+    model = nn.Sequential(*(Perceptron(gate=0.0) for _ in range(3)))
     x = torch.randn(4, 16)
     gm = repl_fx.transform(model, (x,), surrogate="bottleneck").graph_module
     gm(x).square().sum().backward()
@@ -158,7 +66,7 @@ def test_a_gate_that_is_closed_at_first_is_no_death() -> None:
     "end", [F.relu, F.relu_, F.relu6, torch.square, lambda y: y * y, lambda y: F.threshold(y, 0, 0)]
 )
 def test_a_branch_that_ends_in_what_is_flat_at_zero_does_not_begin_there(end: Callable[[Tensor], Tensor]) -> None:
-    model = nn.Sequential(*(_Perceptron(end=end) for _ in range(3)))
+    model = nn.Sequential(*(Perceptron(end=end) for _ in range(3)))
     x = torch.randn(4, 16)
     result = repl_fx.transform(model, (x,))
     assert [r.surrogate for r in result.plan.replacements] == ["bottleneck"]

@@ -1,314 +1,21 @@
-"""Directories of transformers: their weights, what is said about them, and the code that lies in them."""
+"""Models of transformers: by type, by a config file, and by a directory."""
 
 from __future__ import annotations
 
-import importlib.util
+import hashlib
 import json
-import pickle
-import shutil
-import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
-from torch import nn
 
-from repl_fx._foreign_libraries import make_importable
 from repl_fx.errors import BadInput, SourceError
 from repl_fx.sources import load_source
-from tests.sources.own_model import AUTO_MAP, LAYERS, write_own_model
+from tests.sources.model_file import run
+from tests.sources.packages import needs
 
-pytestmark = [
-    pytest.mark.zoo,
-    pytest.mark.skipif(importlib.util.find_spec("transformers") is None, reason="transformers is not installed"),
-]
-
-Change = Callable[..., Path]
-
-SIZES = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32}
-BERT = {**SIZES, "vocab_size": 40, "max_position_embeddings": 32}
-
-
-def same(state: dict[str, Any], other: dict[str, Any]) -> bool:
-    return state.keys() == other.keys() and all(
-        state[name].dtype == other[name].dtype and torch.equal(state[name], other[name]) for name in state
-    )
-
-
-def write(directory: Path, **values: Any) -> None:
-    """Change values of a config.json; None takes one out."""
-    file = directory / "config.json"
-    merged = {**json.loads(file.read_text()), **values}
-    file.write_text(json.dumps({name: value for name, value in merged.items() if value is not None}))
-
-
-@pytest.fixture(scope="session")
-def transformers() -> Any:
-    make_importable()
-    return pytest.importorskip("transformers")
-
-
-@pytest.fixture(autouse=True)
-def _another_seed() -> None:
-    # That of load_source is 0: random weights would equal saved ones.
-    torch.manual_seed(7)
-
-
-@pytest.fixture(scope="session")
-def _bert(transformers: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    place: Path = tmp_path_factory.mktemp("saved") / "bert"
-    torch.manual_seed(7)
-    transformers.BertForMaskedLM(transformers.BertConfig(**BERT)).save_pretrained(place)
-    return place
-
-
-@pytest.fixture
-def bert(tmp_path: Path, _bert: Path) -> Path:
-    """A BertForMaskedLM as transformers saves it, for each test its own."""
-    return Path(shutil.copytree(_bert, tmp_path / "bert"))
-
-
-# Weights
-
-
-def test_the_weights_of_a_directory_are_loaded(bert: Path) -> None:
-    source = load_source(f"hf:{bert}:BertForMaskedLM")
-    state = source.model.state_dict()
-    written = load_file(bert / "model.safetensors")
-    assert written and all(torch.equal(state[name], tensor) for name, tensor in written.items())
-    # What is not in the file is there under another name.
-    assert source.model.get_parameter("cls.predictions.decoder.weight") is source.model.get_parameter(
-        "bert.embeddings.word_embeddings.weight"
-    )
-    assert source.notes == ()
-    assert list(source.files) == [bert / "config.json"]
-    assert source.absolute == f"hf:{bert}:BertForMaskedLM"
-
-
-def test_a_loaded_model_computes_what_transformers_computes(transformers: Any, bert: Path) -> None:
-    source = load_source(f"hf:{bert}:BertForMaskedLM")
-    theirs = transformers.BertForMaskedLM.from_pretrained(bert, attn_implementation="eager")
-    config: Any = source.model.config
-    assert config._attn_implementation == "eager" and config.use_cache is False
-    with torch.no_grad():
-        assert torch.equal(source.model.eval()(**source.kwargs).logits, theirs(**source.kwargs).logits)
-
-
-def test_shards_are_loaded(transformers: Any, bert: Path, tmp_path: Path) -> None:
-    model = transformers.BertForMaskedLM.from_pretrained(bert)
-    model.save_pretrained(tmp_path / "sharded", max_shard_size="4KB")
-    assert len(list((tmp_path / "sharded").glob("model-*.safetensors"))) > 2
-    assert same(load_source(f"hf:{tmp_path / 'sharded'}:BertForMaskedLM").model.state_dict(), model.state_dict())
-
-
-@pytest.mark.parametrize("kind", ["T5Model", "MixtralForCausalLM"])
-def test_names_dtypes_and_experts_are_as_transformers_makes_them(transformers: Any, tmp_path: Path, kind: str) -> None:
-    # T5 keeps layers in float32 in a model of halves; Mixtral's experts are one tensor each in files.
-    t5 = {"d_model": 16, "d_ff": 32, "d_kv": 8, "num_layers": 2, "num_heads": 2, "vocab_size": 40}
-    mixtral = {**SIZES, "num_key_value_heads": 2, "num_local_experts": 2, "vocab_size": 40}
-    config = transformers.T5Config(**t5) if kind == "T5Model" else transformers.MixtralConfig(**mixtral)
-    model_class = getattr(transformers, kind)
-    model_class(config).to(torch.float16).save_pretrained(tmp_path)
-    source = load_source(f"hf:{tmp_path}:{kind}")
-    theirs = model_class.from_pretrained(tmp_path)
-    assert same(source.model.state_dict(), theirs.state_dict())
-    assert len({t.dtype for t in theirs.state_dict().values()}) == (2 if kind == "T5Model" else 1)
-    assert same(dict(source.model.named_buffers()), dict(theirs.named_buffers()))
-
-
-@pytest.mark.parametrize("kind", ["BertModel", "T5Model"])
-def test_without_weights_all_else_is_the_same(transformers: Any, tmp_path: Path, kind: str) -> None:
-    small = {"d_model": 16, "d_ff": 32, "d_kv": 8, "num_layers": 2, "num_heads": 2, "vocab_size": 40}
-    config = transformers.BertConfig(**BERT) if kind == "BertModel" else transformers.T5Config(**small)
-    getattr(transformers, kind)(config).to(torch.float16).save_pretrained(tmp_path)
-    full = load_source(f"hf:{tmp_path}")
-    # Not read, so it may be damaged.
-    (tmp_path / "model.safetensors").write_bytes(b"")
-    bare = load_source(f"hf:{tmp_path}", weights=False)
-
-    def kinds(model: nn.Module) -> dict[str, tuple[Any, ...]]:
-        return {
-            name: (tensor.dtype, tensor.shape, tensor.requires_grad)
-            for name, tensor in (*model.named_parameters(), *model.named_buffers())
-        }
-
-    assert kinds(full.model) == kinds(bare.model)
-    assert [m.training for m in full.model.modules()] == [m.training for m in bare.model.modules()]
-    assert all(torch.equal(full.kwargs[name], tensor) for name, tensor in bare.kwargs.items())
-    assert (full.files, full.options, full.absolute) == (bare.files, bare.options, bare.absolute)
-    assert bare.notes == ()
-    assert not same(full.model.state_dict(), bare.model.state_dict())
-
-
-def test_a_config_without_a_dtype_takes_that_of_the_weights(transformers: Any, bert: Path) -> None:
-    transformers.BertForMaskedLM.from_pretrained(bert).to(torch.bfloat16).save_pretrained(bert)
-    write(bert, dtype=None)
-    source = load_source(f"hf:{bert}:BertForMaskedLM")
-    assert {p.dtype for p in source.model.parameters()} == {torch.bfloat16}
-    assert source.options["options"] == {"dtype": "bfloat16"}
-    bare = load_source(source.spec, **source.options, weights=False)
-    assert {p.dtype for p in bare.model.parameters()} == {torch.bfloat16}
-
-
-def test_another_dtype_than_that_of_the_files_is_told(bert: Path) -> None:
-    source = load_source(f"hf:{bert}:BertForMaskedLM", options={"dtype": "bfloat16"})
-    assert {p.dtype for p in source.model.parameters()} == {torch.bfloat16}
-    assert source.notes == (f"weights are float32 in {bert} and bfloat16 here, as the config says",)
-
-
-def test_floating_inputs_have_the_dtype_of_the_model(transformers: Any, tmp_path: Path) -> None:
-    config = transformers.ResNetConfig(embedding_size=4, hidden_sizes=[4, 4], depths=[1, 1], layer_type="basic")
-    transformers.ResNetModel(config).to(torch.bfloat16).save_pretrained(tmp_path)
-    source = load_source(f"hf:{tmp_path}")
-    assert source.kwargs["pixel_values"].dtype == torch.bfloat16
-    assert source.model.eval()(**source.kwargs)[0].dtype == torch.bfloat16
-
-
-def test_missing_and_unexpected_weights_are_notes(bert: Path) -> None:
-    notes = load_source(f"hf:{bert}").notes
-    assert notes == (
-        f"2 weights are not in {bert}, so random: pooler.dense.bias, pooler.dense.weight",
-        f"5 weights are in {bert} (it was saved from BertForMaskedLM) but not in BertModel: cls.predictions.bias, "
-        "cls.predictions.transform.LayerNorm.bias, cls.predictions.transform.LayerNorm.weight, …",
-    )
-    first, second = (load_source(f"hf:{bert}", seed=1).model.get_parameter("pooler.dense.weight") for _ in range(2))
-    assert torch.equal(first, second)
-
-
-def test_options_go_with_weights(bert: Path) -> None:
-    source = load_source(f"hf:{bert}:BertForMaskedLM", options={"num_hidden_layers": 1})
-    assert not [name for name, _ in source.model.named_parameters() if ".layer.1." in name]
-    assert len(source.notes) == 1 and source.notes[0].startswith("16 weights are in ")
-    labelled = load_source(f"hf:{bert}:BertForSequenceClassification", options={"num_labels": 5})
-    assert labelled.model.get_parameter("classifier.weight").shape == (5, 16)
-    with pytest.raises(BadInput, match="has no option 'num_hiden_layers'; did you mean num_hidden_layers"):
-        load_source(f"hf:{bert}", options={"num_hiden_layers": 1})
-
-
-def test_weights_of_other_shapes_are_refused(bert: Path) -> None:
-    with pytest.raises(SourceError, match=r"do not fit BertModel: .* is \d+x16 there and \d+x16 here; .*…; take the"):
-        load_source(f"hf:{bert}", options={"intermediate_size": 48, "vocab_size": 41})
-
-
-def test_weights_of_another_model_are_refused(bert: Path) -> None:
-    save_file({"a": torch.ones(2), "b": torch.ones(2)}, bert / "model.safetensors")
-    with pytest.raises(SourceError, match=r"none of the weights of .* is in BertModel: they are a, b; its own are"):
-        load_source(f"hf:{bert}")
-
-
-def test_weights_that_should_be_tied_and_differ_are_refused(bert: Path) -> None:
-    state = load_file(bert / "model.safetensors")
-    word = state["bert.embeddings.word_embeddings.weight"]
-    save_file({**state, "cls.predictions.decoder.weight": word + 1}, bert / "model.safetensors")
-    with pytest.raises(SourceError, match=r"are one tensor by config\.json and differ in .*; set tie_word_emb"):
-        load_source(f"hf:{bert}:BertForMaskedLM")
-    write(bert, tie_word_embeddings=False)
-    model = load_source(f"hf:{bert}:BertForMaskedLM").model
-    assert torch.equal(model.get_parameter("cls.predictions.decoder.weight"), word + 1)
-
-
-@pytest.mark.parametrize("kind", [torch.float8_e4m3fn, torch.int8])
-def test_quantised_weights_are_refused(bert: Path, kind: torch.dtype) -> None:
-    state = load_file(bert / "model.safetensors")
-    name = "bert.encoder.layer.0.output.dense.weight"
-    save_file({**state, name: state[name].to(kind)}, bert / "model.safetensors")
-    with pytest.raises(
-        SourceError, match=rf"are quantised \({name} is {str(kind).removeprefix('torch.')}\); dequantise"
-    ):
-        load_source(f"hf:{bert}")
-
-
-@pytest.mark.parametrize(
-    ("config", "file", "message"),
-    [
-        ({"quantization_config": {"quant_method": "gptq"}}, None, r"are quantised \(quantization_config\)"),
-        ({}, "adapter_config.json", r"holds an adapter too \(adapter_config.json\), which is not applied"),
-        ({"transformers_weights": "adapter_model.bin"}, "adapter_model.bin", "weights in 'adapter_model.bin' are not"),
-        ({"transformers_weights": "../model.safetensors"}, None, "they have to be safetensors in"),
-        ({"transformers_weights": "gone.safetensors"}, None, "gone.safetensors cannot be read: FileNotFoundError"),
-        ({"configuration_files": ["config.4.0.0.json"]}, None, r"names other configs \(configuration_files\)"),
-    ],
-)
-def test_directories_that_are_not_simply_a_model(
-    bert: Path, config: dict[str, Any], file: str | None, message: str
-) -> None:
-    write(bert, **config)
-    if file is not None:
-        (bert / file).write_text("{}")
-    with pytest.raises(SourceError, match=message) as error:
-        load_source(f"hf:{bert}")
-    assert "\n" not in str(error.value)
-
-
-def test_a_file_of_weights_that_the_config_names(bert: Path) -> None:
-    (bert / "model.safetensors").rename(bert / "other.safetensors")
-    write(bert, transformers_weights="other.safetensors")
-    assert load_source(f"hf:{bert}:BertForMaskedLM").notes == ()
-
-
-@pytest.mark.parametrize("keep", [0, 4, 100, -8])
-def test_damaged_weights_are_refused(bert: Path, keep: int) -> None:
-    file = bert / "model.safetensors"
-    file.write_bytes(file.read_bytes()[:keep])
-    with pytest.raises(SourceError, match=r"model.safetensors cannot be read: .*; copy the directory again") as error:
-        load_source(f"hf:{bert}")
-    assert "\n" not in str(error.value)
-
-
-@pytest.mark.parametrize(
-    ("index", "message"),
-    [
-        ("{", "cannot be read: JSONDecodeError"),
-        ("[]", "cannot be read: TypeError"),
-        ('{"weight_map": {"a": "gone.safetensors"}}', "gone.safetensors cannot be read: FileNotFoundError"),
-        ('{"weight_map": {"a": "../bert/b.safetensors"}}', "they have to be safetensors in"),
-        ('{"weight_map": {"a": "one.bin"}}', "weights in 'one.bin' are not read"),
-        ('{"weight_map": {"a": "shard.safetensors"}}', "names weights that its files do not hold: a"),
-    ],
-)
-def test_an_index_that_leads_nowhere_is_refused(bert: Path, index: str, message: str) -> None:
-    (bert / "model.safetensors").rename(bert / "shard.safetensors")
-    (bert / "model.safetensors.index.json").write_text(index)
-    with pytest.raises(SourceError, match=message):
-        load_source(f"hf:{bert}")
-
-
-class _Marks:
-    """Leaves a file where it is unpickled."""
-
-    def __init__(self, at: Path) -> None:
-        self.at = at
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return Path.touch, (self.at,)
-
-
-def test_nothing_is_unpickled_and_random_weights_are_told(bert: Path, tmp_path: Path) -> None:
-    (bert / "pytorch_model.bin").write_bytes(pickle.dumps(_Marks(tmp_path / "ran")))
-    (bert / ".metadata").write_bytes(pickle.dumps(_Marks(tmp_path / "ran")))
-    (bert / "__0_0.distcp").write_bytes(b"")
-    assert load_source(f"hf:{bert}:BertForMaskedLM").notes == ()
-    (bert / "model.safetensors").unlink()
-    assert load_source(f"hf:{bert}").notes == (
-        f"weights are random: {bert} has no model.safetensors; pytorch_model.bin is not read, as it would be unpickled",
-    )
-    assert not (tmp_path / "ran").exists()
-    (bert / "model.fp16.safetensors").write_bytes(b"")
-    assert load_source(f"hf:{bert}").notes[0].endswith("model.fp16.safetensors, pytorch_model.bin are not read")
-
-
-def test_a_config_alone_has_random_weights_and_says_so(bert: Path) -> None:
-    file = bert / "config.json"
-    source = load_source(f"hf:{file}")
-    assert source.notes == (f"weights are random: {file} is a config alone; hf:{bert} has weights too",)
-    assert source.absolute == f"hf:{file}"
-    assert load_source("hf:bert").notes == ()
-    (bert / "model.safetensors").unlink()
-    assert load_source(f"hf:{file}").notes == (f"weights are random: {file} is a config alone",)
-    assert load_source(f"hf:{bert}").notes == (f"weights are random: {bert} has no model.safetensors",)
+pytestmark = [*needs("transformers"), pytest.mark.usefixtures("_another_seed")]
 
 
 def test_files_that_are_links_are_followed_where_they_lie(bert: Path, tmp_path: Path) -> None:
@@ -322,126 +29,100 @@ def test_files_that_are_links_are_followed_where_they_lie(bert: Path, tmp_path: 
     assert load_source(source.absolute).notes == ()
 
 
-# Code
-
-
-@pytest.fixture
-def own(tmp_path: Path, transformers: Any, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A directory whose model is made of the code in it; tmp_path / "ran" tells when that ran."""
-    monkeypatch.setattr(transformers.dynamic_module_utils, "HF_MODULES_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(sys, "path", [*sys.path])
-    for name in [name for name in sys.modules if name.startswith("transformers_modules")]:
-        monkeypatch.delitem(sys.modules, name)
-    place = tmp_path / "net"
-    write_own_model(place, tmp_path / "ran")
-    return place
-
-
-@pytest.mark.parametrize("suffix", ["", ":Net", "/config.json", ":AutoModelForCausalLM", ":BertModel"])
-def test_code_of_a_directory_does_not_run_unasked(own: Path, suffix: str) -> None:
-    with pytest.raises(SourceError, match=r"the model brings code of its own, in .*/net, .* add --trust-remote-code"):
-        load_source(f"hf:{own}{suffix}")
-    assert not (own.parent / "ran").exists()
-
-
-@pytest.mark.parametrize("suffix", ["", ":AutoModel", ":Net"])
-def test_code_of_a_directory_runs_with_permission(own: Path, suffix: str) -> None:
-    source = load_source(f"hf:{own}{suffix}", trust_remote_code=True)
-    assert type(source.model).__name__ == "Net" and (own.parent / "ran").exists()
-    code = ["configuration_net.py", "layers_net.py", "modeling_net.py"]
-    assert [file.name for file in source.files] == ["config.json", code[0], code[2], code[1]]
-    assert {file.parent for file in source.files} == {own}
-    state = {name: tensor + 1 for name, tensor in source.model.state_dict().items()}
-    save_file(state, own / "model.safetensors")
-    source = load_source(f"hf:{own}{suffix}", trust_remote_code=True)
-    assert source.notes == () and same(source.model.state_dict(), state)
-    # No file holds it, and transformers leaves it without values where its weights are loaded.
-    assert torch.equal(source.model.get_buffer("blocks.0.factor"), torch.full((8,), 0.5))
-
-
-def test_changed_code_is_taken_as_it_is_now(own: Path) -> None:
-    first = load_source(f"hf:{own}", trust_remote_code=True)
-    (own / "layers_net.py").write_text(LAYERS.replace("0.5", "0.2"))
-    second = load_source(f"hf:{own}", trust_remote_code=True)
-    factors = [s.model.get_buffer("blocks.0.factor")[0].item() for s in (first, second)]
-    assert factors == pytest.approx([0.5, 0.2])
-    assert first.files != second.files
-
-
-def test_code_that_changes_between_hash_and_run_is_refused(own: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from transformers import dynamic_module_utils as dynamic
-
-    copy = dynamic.get_cached_module_file
-
-    def change_and_copy(*args: Any, **kwargs: Any) -> Any:
-        (own / "configuration_net.py").write_text("raise SystemExit\n")
-        return copy(*args, **kwargs)
-
-    monkeypatch.setattr(dynamic, "get_cached_module_file", change_and_copy)
-    with pytest.raises(SourceError, match=r"configuration_net.py changed while it was read; try again"):
-        load_source(f"hf:{own}", trust_remote_code=True)
-
-
 @pytest.mark.parametrize(
-    "code", ["raise ValueError('no\\nluck')", "raise SystemExit(0)", "(", "import no_such_package"]
-)
-def test_code_that_fails_is_one_line(own: Path, code: str) -> None:
-    (own / "configuration_net.py").write_text(code)
-    with pytest.raises(SourceError, match=r"configuration_net\.py could not be run: \w+: ") as error:
-        load_source(f"hf:{own}", trust_remote_code=True)
-    assert "\n" not in str(error.value)
-
-
-def test_code_for_another_class_is_named(own: Path) -> None:
-    with pytest.raises(SourceError, match="AutoModelForCausalLM has no model for a NetConfig; its code has AutoModel"):
-        load_source(f"hf:{own}:AutoModelForCausalLM", trust_remote_code=True)
-
-
-@pytest.mark.parametrize(
-    ("reference", "message"),
+    ("spec", "inputs"),
     [
-        (
-            "someone/net--modeling_net.Net",
-            "the code of the model is in another place, someone/net, and nothing is down",
-        ),
-        ("/etc/modeling_net.Net", "is no class of a file in"),
-        ("../net/modeling_net.Net", "is no class of a file in"),
-        ("gone.Net", "the code of .* cannot be read: FileNotFoundError"),
-        ("layers_net.Block", "layers_net.Block in the auto_map of config.json is no model of transformers"),
-        ("modeling_net.Gone", "modeling_net.py could not be run: AttributeError"),
+        ("hf:bert", {"input_ids": (2, 16), "attention_mask": (2, 16)}),
+        ("hf:llama", {"input_ids": (2, 16), "attention_mask": (2, 16)}),
+        ("hf:t5", {"input_ids": (2, 16), "attention_mask": (2, 16), "decoder_input_ids": (2, 16)}),
+        ("hf:vit", {"pixel_values": (2, 3, 224, 224)}),
+        ("hf:whisper", {"input_features": (2, 80, 128), "decoder_input_ids": (2, 16)}),
+        ("hf:clip", {"input_ids": (2, 16), "pixel_values": (2, 3, 224, 224), "attention_mask": (2, 16)}),
+        ("hf:bart:BartForSequenceClassification", None),
+        ("hf:gpt2:AutoModelForSequenceClassification", None),
     ],
 )
-def test_a_reference_to_code_that_leads_nowhere(own: Path, reference: str, message: str) -> None:
-    write(own, auto_map={**AUTO_MAP, "AutoModel": reference})
-    with pytest.raises(SourceError, match=message) as error:
-        load_source(f"hf:{own}", trust_remote_code=True)
-    assert "\n" not in str(error.value)
+def test_transformers_types_are_small_and_run(spec: str, inputs: dict[str, tuple[int, ...]] | None) -> None:
+    source = load_source(spec)
+    if inputs is not None:
+        assert {name: tuple(t.shape) for name, t in source.kwargs.items()} == inputs
+    output = run(source)
+    assert output[0].isfinite().all()
+    assert sum(p.numel() for p in source.model.parameters()) < 1_000_000
 
 
-def test_a_model_that_transformers_knows_needs_no_code(own: Path, bert: Path) -> None:
-    for file in own.glob("*.py"):
-        shutil.copy(file, bert)
-    write(bert, auto_map=AUTO_MAP)
-    source = load_source(f"hf:{bert}:BertForMaskedLM")
-    assert not (own.parent / "ran").exists()
-    assert source.notes == (
-        f"the code in {bert} is not used, as transformers has such a model; --trust-remote-code "
-        "(trust_remote_code=True in Python) takes it",
+def test_transformers_config_is_small_eager_and_without_cache() -> None:
+    config: Any = load_source("hf:qwen2").model.config
+    assert (config.num_hidden_layers, config.hidden_size, config.num_attention_heads) == (4, 64, 4)
+    assert (config.intermediate_size, config.vocab_size, config.use_cache) == (128, 256, False)
+    assert config._attn_implementation == "eager"
+
+
+def test_transformers_class_options_and_shape() -> None:
+    source = load_source(
+        "hf:bert:BertForSequenceClassification",
+        options={"num_hidden_layers": 2, "num_labels": 7},
+        input_shape="input_ids:3x9,attention_mask:3x9",
     )
-    assert list(source.files) == [bert / "config.json"]
-    write(bert, auto_map={"AutoModelForCausalLM": "modeling_net.Net"})
-    assert load_source(f"hf:{bert}:BertForMaskedLM").notes == ()
+    assert type(source.model).__name__ == "BertForSequenceClassification"
+    assert source.kwargs["input_ids"].dtype == source.kwargs["attention_mask"].dtype == torch.int64
+    assert run(source).logits.shape == (3, 7)
+    assert source.kwargs["input_ids"].min() > 2
 
 
-@pytest.mark.usefixtures("own")
-def test_permission_prefers_the_code_to_what_transformers_has(bert: Path) -> None:
-    (bert / "own_bert.py").write_text("from transformers import BertModel\n\n\nclass Net(BertModel):\n    pass\n")
-    write(bert, auto_map={"AutoModel": "own_bert.Net"})
-    found = [load_source(f"hf:{bert}", trust_remote_code=trusted) for trusted in (False, True)]
-    assert [type(source.model).__name__ for source in found] == ["BertModel", "Net"]
-    assert [list(source.files) for source in found] == [
-        [bert / "config.json"],
-        [bert / "config.json", bert / "own_bert.py"],
-    ]
-    assert same(found[0].model.state_dict(), found[1].model.state_dict())
-    assert [any("is not used" in note for note in source.notes) for source in found] == [True, False]
+@pytest.mark.parametrize("suffix", ["", "/config.json"])
+def test_transformers_config_file_is_taken_as_it_is(tmp_path: Path, suffix: str) -> None:
+    values = {
+        "model_type": "bert",
+        "hidden_size": 24,
+        "num_hidden_layers": 3,
+        "num_attention_heads": 2,
+        "vocab_size": 40,
+    }
+    (tmp_path / "config.json").write_text(json.dumps(values), encoding="utf-8")
+    source = load_source(f"hf:{tmp_path}{suffix}")
+    file = (tmp_path / "config.json").resolve()
+    assert source.files == {file: hashlib.sha256(file.read_bytes()).hexdigest()}
+    assert source.absolute == f"hf:{file if suffix else tmp_path}"
+    assert run(source).last_hidden_state.shape == (2, 16, 24)
+    assert load_source(f"hf:{tmp_path}{suffix}:BertForMaskedLM").model.get_parameter("cls.predictions.bias").shape == (
+        40,
+    )
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("brt", r"transformers has no model type 'brt'; did you mean bert"),
+        ("bert:BertForNothing", r"transformers has no model class 'BertForNothing'; did you mean BertFor"),
+        ("bert:BertConfig", r"transformers has no model class 'BertConfig'"),
+        ("gpt2:BertModel", "BertModel takes a BertConfig, not a GPT2Config"),
+        ("some/model", "no file .*/some/model; nothing is downloaded"),
+        ("lxmert:LxmertForNothing", "no model class 'LxmertForNothing'"),
+    ],
+)
+def test_transformers_errors(name: str, message: str) -> None:
+    with pytest.raises(SourceError, match=message):
+        load_source(f"hf:{name}")
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [("{", "is not JSON"), ("[]", "has no model_type"), ('{"model_type": "brt"}', "no model type 'brt'; did you mean")],
+)
+def test_transformers_config_files_that_are_none(tmp_path: Path, text: str, message: str) -> None:
+    (tmp_path / "config.json").write_text(text, encoding="utf-8")
+    with pytest.raises(SourceError, match=message):
+        load_source(f"hf:{tmp_path}")
+
+
+def test_transformers_misspelt_option_and_input() -> None:
+    with pytest.raises(BadInput, match=r"BertConfig has no option 'hiden_size'; did you mean hidden_size"):
+        load_source("hf:bert", options={"hiden_size": 32})
+    with pytest.raises(
+        BadInput,
+        match=r"takes no input 'input_id'; did you mean input_ids, .*; by default it gets input_ids, attention_mask",
+    ):
+        load_source("hf:bert", input_shape="input_id:2x16")
+    with pytest.raises(BadInput, match="has 'input_ids' as its main input"):
+        load_source("hf:bert", input_shape="2x16,2x16")

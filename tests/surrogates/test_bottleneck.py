@@ -1,101 +1,16 @@
 from __future__ import annotations
 
-from dataclasses import replace
-from typing import Any
-
 import pytest
 import torch
 import torch.nn.functional as F
-from hypothesis import given, settings, strategies as st
 from torch import Tensor, nn
 
 import repl_fx
 from repl_fx.passes.fold_surrogates import is_synthesis
 from repl_fx.surrogates.bottleneck import _layout_change
 from repl_fx.surrogates.shared.recompute import RecomputedBranch
-from repl_fx.surrogates.shared.thin_layer import ThinForms, ThinShape, ThinSynthesis, WeightForm
+from repl_fx.surrogates.shared.thin_layer import ThinSynthesis
 from tests.nets import ConvNet, TokenNet, TransformerBlock, as_after_training, images, rewritten, tokens
-
-PLAIN = WeightForm(transposed=False, groups=1)
-
-
-@given(
-    groups=st.sampled_from([1, 2, 4, 8]),
-    rows=st.integers(1, 3),
-    inner=st.integers(1, 3),
-    kernel=st.sampled_from([1, 3]),
-)
-@settings(max_examples=20)
-def test_pointwise_form_of_a_grouped_kernel_is_the_convolution_of_constant_images(
-    groups: int, rows: int, inner: int, kernel: int
-) -> None:
-    weight = torch.randn(groups * rows, inner, kernel, kernel, dtype=torch.float64)
-    x = torch.randn(1, groups * inner, 1, 1, dtype=torch.float64)
-    padded = x.expand(-1, -1, kernel, kernel)
-    expected = F.conv2d(padded, weight, groups=groups).flatten()
-    dense = WeightForm(transposed=False, groups=groups).pointwise(weight)
-    assert torch.allclose(dense @ x.flatten(), expected)
-
-
-def test_transposed_form() -> None:
-    weight = torch.randn(3, 5)
-    assert torch.equal(WeightForm(transposed=True, groups=1).pointwise(weight), weight.t())
-
-
-def _synthesis(width: int, given: list[Tensor], own: list[Tensor], **settings: Any) -> ThinSynthesis:
-    """A synthesis from two neighbours that are laid out like the removed block."""
-    sizes = {"bias_in": True, "bias_out": True, "zero_init": False} | settings
-    forms = [ThinForms((PLAIN,), (PLAIN,), (PLAIN,) * (len(own) - 2))] * 3
-    return ThinSynthesis(ThinShape(width, **sizes), forms, given, own, train_neighbours=True)
-
-
-def test_synthesis_is_the_formula_of_its_docstring() -> None:
-    entry, end = torch.randn(2, 7, 5), torch.randn(2, 5, 7)
-    given_weights = [entry[0], end[0], entry[1], end[1]]
-    made = _synthesis(3, given_weights, [entry[0], end[0]])
-    weight_in, weight_out, bias_in, bias_out = made(*given_weights)
-    expected_in, expected_out = torch.zeros(3, 5), torch.zeros(5, 3)
-    for neighbour in range(2):
-        for j in range(3):
-            expected_in[j] += made.gain_in[3 * neighbour + j] * entry[neighbour, j]
-            expected_out[:, j] += made.gain_out[3 * neighbour + j] * end[neighbour, :, j]
-    assert torch.allclose(weight_in, expected_in, atol=1e-6)
-    assert torch.allclose(weight_out, expected_out, atol=1e-6)
-    assert bias_in.shape == (3,) and bias_out.shape == (5,)
-
-
-def test_all_rows_of_a_grouped_weight_count() -> None:
-    """One row of a depthwise kernel sees one channel."""
-    entry, end = torch.randn(2, 6, 1, 3, 3), torch.randn(2, 6, 6)
-    forms = [ThinForms((WeightForm(transposed=False, groups=6),), (PLAIN,), ())] * 3
-    given_weights = [entry[0], end[0], entry[1], end[1]]
-    shape = ThinShape(2, bias_in=False, bias_out=False, zero_init=True)
-    made = ThinSynthesis(shape, forms, given_weights, given_weights[:2], train_neighbours=True)
-    weight_in, weight_out = made(*given_weights)
-    expected = torch.zeros(2, 6)
-    for neighbour in range(2):
-        for i in range(6):
-            expected[i % 2, i] += made.gain_in[6 * neighbour + i] * entry[neighbour, i].sum()
-    torch.testing.assert_close(weight_in, expected)
-    assert weight_out.abs().max() == 0
-
-
-def test_rows_are_about_as_long_as_those_of_the_removed_block() -> None:
-    weights = [torch.randn(64, 16) * s for s in (3.0, 0.1, 5.0, 0.2)]
-    entry, end = weights[0::2], [w.t() for w in weights[1::2]]
-    own = [torch.randn(64, 16) * 2, torch.randn(16, 64) * 0.5]
-    given_weights = [entry[0], end[0], entry[1], end[1]]
-    made = _synthesis(8, given_weights, own, bias_in=False, bias_out=False)
-    for thin, removed in zip(made(*given_weights), own, strict=True):
-        lengths = [w.norm(dim=1).square().mean().sqrt().item() for w in (thin, removed)]
-        assert lengths[0] == pytest.approx(lengths[1], rel=0.2)
-
-
-def test_gradients_are_right() -> None:
-    weights = [torch.randn(4, 3, 3, 3), torch.randn(3, 4, 1, 1), torch.randn(4, 3, 3, 3)] * 2
-    weights = [w.double().clone().requires_grad_() for w in weights]
-    made = _synthesis(2, weights, weights[:3]).double()
-    assert torch.autograd.gradcheck(lambda *w: made(*w), weights)
 
 
 @pytest.mark.parametrize("surrogate", ["blend", "bottleneck"])
@@ -285,17 +200,6 @@ def test_no_surrogate_lets_the_future_into_the_past(block: type[nn.Module], surr
     as_after_training(gm)
     assert torch.equal(gm(later)[..., :10], gm(x)[..., :10])
     assert not torch.equal(gm(later)[..., 10:], gm(x)[..., 10:])
-
-
-def test_blocks_of_one_plan_may_have_other_widths() -> None:
-    x = images()
-    model = ConvNet(width=16)
-    plan = repl_fx.transform(model, (x,), surrogate="bottleneck").plan
-    first, second = plan.replacements
-    mixed = replace(plan, replacements=(first, replace(second, settings={**second.settings, "width": 7})))
-    gm = repl_fx.transform(model, (x,), plan=mixed).graph_module
-    (made,) = (n for n in gm.graph.nodes if is_synthesis(gm, n))
-    assert [int(weights[0].shape[0]) for weights in made.meta["val"]] == [4, 7]
 
 
 def test_weights_of_its_own_are_of_the_same_sizes_and_read_no_neighbour() -> None:

@@ -10,12 +10,11 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from hypothesis import given, strategies as st
 from torch import Tensor, fx, nn
 
 import repl_fx
 from repl_fx.surrogates.coarse import CoarseSynthesis, ZeroWeights
-from repl_fx.surrogates.shared.windows import PictureWindows, TokenWindows, add_windows
+from repl_fx.surrogates.shared.windows import PictureWindows, add_windows
 from tests.nets import (
     ConvNet,
     TokenNet,
@@ -26,78 +25,7 @@ from tests.nets import (
     rewritten,
     tokens,
 )
-
-GRID = 17  # A class token and four by four patches.
-
-
-class InPlace(nn.Module):
-    """A residual block that writes where it can, with a pass over the stream between the branches."""
-
-    def __init__(self, width: int) -> None:
-        super().__init__()
-        self.conv1 = nn.Conv2d(width, width, 3, padding=1)
-        self.norm = nn.BatchNorm2d(width)
-        self.conv2 = nn.Conv2d(width, width, 1)
-        self.shortcut = nn.Identity()
-
-    def forward(self, x: Tensor) -> Tensor:
-        y = self.conv2(F.relu(self.norm(self.conv1(x)), inplace=True))
-        y += self.shortcut(x)
-        return F.relu(y, inplace=True)
-
-
-class Scaled(nn.Module):
-    """As in ConvNeXt: permutations, and a layer scale behind the last layer."""
-
-    def __init__(self, width: int) -> None:
-        super().__init__()
-        self.dw = nn.Conv2d(width, width, 5, padding=2, groups=width)
-        self.norm = nn.LayerNorm(width)
-        self.fc1, self.fc2 = nn.Linear(width, 2 * width), nn.Linear(2 * width, width)
-        self.scale = nn.Parameter(torch.full((width, 1, 1), 0.5))
-
-    def forward(self, x: Tensor) -> Tensor:
-        y = self.fc2(F.gelu(self.fc1(self.norm(self.dw(x).permute(0, 2, 3, 1)))))
-        out: Tensor = x + self.scale * y.permute(0, 3, 1, 2)
-        return out
-
-
-class Bare(nn.Module):
-    """Weights of its own, and no layers."""
-
-    def __init__(self, width: int) -> None:
-        super().__init__()
-        self.into, self.out = (nn.Parameter(torch.randn(width, width, 1, 1) / width) for _ in range(2))
-
-    def forward(self, x: Tensor) -> Tensor:
-        out: Tensor = x + F.conv2d(F.relu(F.conv2d(x, self.into)), self.out)
-        return out
-
-
-class Patches(TokenNet):
-    """A sequence of fixed length, as positions of its own make it."""
-
-    def __init__(self, length: int = GRID, **sizes: Any) -> None:
-        super().__init__(depth=3, **sizes)
-        self.positions = nn.Parameter(torch.randn(1, length, sizes.get("width", 16)))
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.head(self.blocks(self.embed(x) + self.positions).mean(1))  # type: ignore[no-any-return]
-
-
-def _pictures(block: Callable[[int], nn.Module], depth: int = 3, width: int = 8) -> nn.Module:
-    torch.manual_seed(0)
-    return nn.Sequential(nn.Conv2d(3, width, 3, padding=1), *(block(width) for _ in range(depth)), nn.Flatten())
-
-
-NETS: dict[str, Callable[[], tuple[nn.Module, Tensor]]] = {
-    "batch norm": lambda: (ConvNet(depth=3), images(4)),
-    "in place": lambda: (_pictures(InPlace), images(4)),
-    "layer scale": lambda: (_pictures(Scaled), images(4)),
-    "bare weights": lambda: (_pictures(Bare), images(4)),
-    "tokens": lambda: (Patches(), tokens(length=GRID)),
-    "sequence": lambda: (Patches(24), tokens(length=24)),
-}
+from tests.surrogates.nets import GRID, NETS, Patches
 
 
 def _coarse(model: nn.Module, x: Tensor, **settings: Any) -> fx.GraphModule:
@@ -346,21 +274,6 @@ def test_pictures_may_change_in_size_and_need_not_divide() -> None:
     assert tuple(PictureWindows.of(clip, 1 / 27).fewer(clip).shape) == (1, 1, 3, 3, 3)
 
 
-@given(positions=st.integers(2, 300), ratio=st.floats(0.01, 1.0))
-def test_windows_divide_the_positions_of_a_sequence(positions: int, ratio: float) -> None:
-    windows = TokenWindows.of(torch.empty(1, positions, 1), ratio)
-    assert len(windows.window) == positions
-    assert set(windows.window) == set(range(windows.count)) and windows.count <= positions
-    sizes = [windows.window.count(i) for i in range(windows.count)]
-    assert min(sizes) >= 1
-
-
-def test_patches_are_grouped_along_both_sides() -> None:
-    assert TokenWindows.of(torch.empty(1, 17, 1), 0.25).window == (0, *[1, 1, 2, 2] * 2, *[3, 3, 4, 4] * 2)
-    # 14x14 patches and a class token, 16x16 and five tokens, none at all; a sentence.
-    assert [TokenWindows.of(torch.empty(1, n, 1), 1 / 16).count for n in (197, 261, 64, 128)] == [10, 21, 4, 8]
-
-
 @pytest.mark.parametrize("kind", ["batch norm", "tokens"])
 def test_half_precision_and_double_models(kind: str) -> None:
     for dtype in (torch.bfloat16, torch.float64):
@@ -377,11 +290,3 @@ def test_settings_that_make_no_sense_are_refused() -> None:
     for name, value, message in (("ratio", 0.0, "ratio is 0.0"), ("weights", "x", "own")):
         with pytest.raises(repl_fx.ReplFxError, match=message):
             _coarse(ConvNet(depth=3), images(), **{name: value})
-
-
-def test_auto_takes_it_for_sequences_of_patches() -> None:
-    chosen = []
-    for model, x in (NETS["tokens"](), NETS["batch norm"](), (TokenNet(depth=3), tokens())):
-        plan = repl_fx.transform(model, (x,), surrogate="auto").plan
-        chosen.append(plan.replacements[0].surrogate)
-    assert chosen == ["coarse", "slim", "reuse"]

@@ -13,8 +13,7 @@ from torch import Tensor, fx, nn
 import repl_fx
 from repl_fx.errors import NothingToReplace
 from repl_fx.surrogates.reuse import ValueForm, ValueSynthesis
-from repl_fx.surrogates.shared.recompute import MapForm, RecomputedAttention
-from tests.analysis.test_attention import Net
+from tests.analysis.layouts import Net
 from tests.nets import ConvNet, TokenNet, TransformerBlock, as_after_training, images, rewritten, tokens
 
 
@@ -245,71 +244,6 @@ def test_a_map_that_may_not_be_there_is_not_reused() -> None:
 def test_settings_that_make_no_sense(settings: dict[str, Any]) -> None:
     with pytest.raises(repl_fx.BadInput, match="reuse: "):
         _reused(TokenNet(), tokens(), **settings)
-
-
-# --- RecomputedAttention ----------------------------------------------------------------------------------------------
-
-
-def _arguments(scaled: bool, dtype: torch.dtype = torch.float64) -> list[Any]:
-    torch.manual_seed(0)
-    sizes: list[tuple[int, ...]] = [(2, 5, 12), (6, 12), (12, 6), (6,), (12,)]
-    sizes += [(2, 2, 5, 3), (2, 2, 5, 3)] if scaled else [(2, 2, 5, 5)]
-    made: list[Any] = [torch.randn(size, dtype=dtype, requires_grad=True) for size in sizes]
-    return [*made, None, 0.0] if scaled else made
-
-
-@pytest.mark.parametrize("norm", ["layer", "rms", "none"])
-@pytest.mark.parametrize("scaled", [True, False])
-def test_gradients_are_right(norm: str, scaled: bool) -> None:
-    layer = RecomputedAttention(norm, 1e-5, 2, MapForm(scaled))
-    given = _arguments(scaled)
-    tensors = tuple(t for t in given if isinstance(t, Tensor))
-    rest = given[len(tensors) :]
-    assert torch.autograd.gradcheck(lambda *t: layer(*t, *rest), tensors)
-    with torch.no_grad():
-        plain = layer(*given)
-    torch.testing.assert_close(layer(*given), plain)
-
-
-def test_dropout_is_drawn_once() -> None:
-    """What is computed again in the backward pass drops the same."""
-    layer = RecomputedAttention("layer", 1e-5, 2, MapForm(scaled=True))
-    *given, _ = _arguments(scaled=True)
-    torch.manual_seed(1)
-    made = layer(*given, 0.5)
-    n = F.layer_norm(given[0], (12,), eps=1e-5)
-    torch.manual_seed(1)
-    plain = layer.mixed(n, *given[1:], 0.5)
-    torch.testing.assert_close(made, plain)
-    found, wanted = (torch.autograd.grad(y.square().sum(), given[2]) for y in (made, plain))
-    torch.testing.assert_close(found, wanted)
-
-
-def test_it_keeps_one_value_in_the_precision_of_autocast() -> None:
-    sizes: list[int] = []
-
-    def note(tensor: Tensor) -> Tensor:
-        if not isinstance(tensor, nn.Parameter) and tensor.ndim == 3:
-            sizes.append(tensor.numel() * tensor.element_size())
-        return tensor
-
-    layer = RecomputedAttention("layer", 1e-5, 2, MapForm(scaled=True))
-    x, *given = _arguments(scaled=True, dtype=torch.float32)
-    with torch.autocast("cpu", torch.bfloat16), torch.autograd.graph.saved_tensors_hooks(note, lambda t: t):
-        made = layer(x + 0, *given)
-    assert made.dtype == torch.bfloat16
-    # The normalised input, and one number a row.
-    assert sorted(set(sizes)) == [x.numel() // 12 * 4, x.numel() * 2]
-
-
-def test_compiled_and_exported_it_is_plain_operators() -> None:
-    layer = RecomputedAttention("layer", 1e-5, 2, MapForm(scaled=True))
-    given = tuple(t.detach() if isinstance(t, Tensor) else t for t in _arguments(scaled=True, dtype=torch.float32))
-    program = torch.export.export(layer, given)
-    targets = {str(node.target) for node in program.graph.nodes if node.op == "call_function"}
-    assert "aten.scaled_dot_product_attention.default" in targets
-    assert not any("autograd" in target or "checkpoint" in target for target in targets)
-    torch.testing.assert_close(program.module()(*given), layer(*given))
 
 
 @pytest.mark.parametrize("own", [True, False])

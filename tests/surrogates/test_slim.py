@@ -13,7 +13,6 @@ from torch import Tensor, nn
 import repl_fx
 from repl_fx.passes.fold_surrogates import is_synthesis
 from repl_fx.surrogates.shared.activations import is_activation
-from repl_fx.surrogates.shared.thin_block import Cut, SlimSynthesis, SlimWeights
 from repl_fx.surrogates.slim import _order
 from tests.nets import (
     ConvNet,
@@ -24,21 +23,7 @@ from tests.nets import (
     rewritten,
     tokens,
 )
-
-CHANNELS = 16
-
-
-class Residual(nn.Module):
-    """x + inner(x), on pictures of 16 channels; what is between depends on the kind."""
-
-    def __init__(self, *inner: nn.Module, relu: bool = False) -> None:
-        super().__init__()
-        self.inner = nn.Sequential(*inner)
-        self.relu = relu
-
-    def forward(self, x: Tensor) -> Tensor:
-        y = x + self.inner(x)
-        return F.relu(y) if self.relu else y
+from tests.surrogates.nets import CHANNELS, Residual, Shrinking
 
 
 class Next(nn.Module):
@@ -185,36 +170,6 @@ def test_blocks_back_to_back() -> None:
     assert all(p.grad is not None and torch.isfinite(p.grad).all() for p in gm.parameters())
 
 
-class Shrinking(nn.Module):
-    """Two stages of blocks of other widths, the first of a stage with a projection."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.blocks = nn.Sequential(
-            *(Step(a, b) for a, b in ((8, 16), (16, 16), (16, 16), (16, 32), (32, 32), (32, 32)))
-        )
-
-    def forward(self, x: Tensor) -> Tensor:
-        out: Tensor = self.blocks(x).mean((2, 3))
-        return out
-
-
-class Step(nn.Module):
-    """A basic block, with a stride and a projection where it changes the width."""
-
-    def __init__(self, inner: int, outer: int) -> None:
-        super().__init__()
-        stride = 1 if inner == outer else 2
-        self.conv1 = nn.Conv2d(inner, outer, 3, stride=stride, padding=1, bias=False)
-        self.conv2 = nn.Conv2d(outer, outer, 3, padding=1, bias=False)
-        self.bn1, self.bn2 = nn.BatchNorm2d(outer), nn.BatchNorm2d(outer)
-        self.skip = nn.Identity() if stride == 1 else nn.Conv2d(inner, outer, 1, stride=2, bias=False)
-
-    def forward(self, x: Tensor) -> Tensor:
-        y = self.bn2(self.conv2(F.relu(self.bn1(self.conv1(x)))))
-        return F.relu(y + self.skip(x))
-
-
 def test_neighbours_of_other_sizes_give_what_they_have() -> None:
     x = torch.randn(2, 8, 16, 16)
     result = _slim(Shrinking(), x, weights="neighbours")
@@ -313,84 +268,6 @@ def test_half_precision_and_double_models() -> None:
         assert {p.dtype for p in gm.parameters()} == {dtype} and gm(x).dtype == dtype
 
 
-# --- weights --------------------------------------------------------------------------------------------------------
-
-CUTS = (
-    Cut(3, 2, transposed=False, bias=True, zero_init=False),
-    Cut(2, 4, transposed=True, bias=False, zero_init=False),
-    Cut(3, 2, transposed=False, bias=False, zero_init=True),
-)
-
-
-def _weights() -> list[Tensor]:
-    shapes = ((6, 4, 3, 3), (6, 5), (6, 4, 1, 1))
-    return [torch.randn(shape, dtype=torch.float64) * 3 for shape in shapes]
-
-
-def test_weights_are_the_formula_of_the_docstring() -> None:
-    own, before, after = _weights(), _weights(), _weights()
-    given = [weight for pair in zip(before, after, strict=True) for weight in pair]
-    synthesis = SlimSynthesis(CUTS, given, own, train_neighbours=True)
-    made = dict(zip(synthesis.names, synthesis(*given), strict=True))
-    assert list(made) == ["weight_0", "weight_1", "weight_2", "bias_0"]
-    assert made["weight_2"].abs().max() == 0
-    for parameter in synthesis.parameters():
-        nn.init.normal_(parameter)
-    made = dict(zip(synthesis.names, synthesis(*given), strict=True))
-    for i, (a, b) in enumerate(zip(before, after, strict=True)):
-        gains = synthesis.get_parameter(f"gain_{i}").reshape(2, -1)
-        if CUTS[i].transposed:
-            a, b = a.t(), b.t()
-        rows, columns = CUTS[i].rows, CUTS[i].columns
-        shape = (rows, *[1] * (a.ndim - 1))
-        wanted = sum(g.reshape(shape) * w[:rows, :columns] for g, w in zip(gains, (a, b), strict=True))
-        torch.testing.assert_close(made[f"weight_{i}"], wanted)
-
-
-@pytest.mark.parametrize("control", [False, True])
-def test_rows_are_as_long_as_those_they_stand_for(control: bool) -> None:
-    own, given = _weights(), [weight for one in _weights() for weight in (one, torch.randn_like(one))]
-    made = SlimWeights(CUTS, own)() if control else SlimSynthesis(CUTS, given, own, train_neighbours=True)(*given)
-    for i in range(2):
-        removed = own[i].t() if CUTS[i].transposed else own[i]
-        lengths = [weight.flatten(1).norm(dim=1).square().mean().sqrt().item() for weight in (made[i], removed)]
-        assert lengths[0] == pytest.approx(lengths[1])
-
-
-def test_gradients_are_right_and_stop_where_neighbours_are_not_trained() -> None:
-    given = [weight.requires_grad_() for one in _weights() for weight in (one, one.clone())]
-    trained, fixed = (SlimSynthesis(CUTS, given, given[::2], train_neighbours=train) for train in (True, False))
-    for synthesis in (trained, fixed):
-        for parameter in synthesis.parameters():
-            nn.init.normal_(parameter)
-    assert torch.autograd.gradcheck(lambda *w: trained(*w), given)
-    torch.autograd.backward([made.sum() for made in fixed(*given)])
-    assert all(weight.grad is None for weight in given) and fixed.get_parameter("gain_0").grad is not None
-
-
-class _Counting(nn.Module):
-    """An activation that keeps a running mean of its input in training."""
-
-    mean: Tensor
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.register_buffer("mean", torch.zeros(1))
-
-    def forward(self, x: Tensor) -> Tensor:
-        if self.training:
-            with torch.no_grad():
-                self.mean = 0.9 * self.mean + x.mean()
-        return F.relu(x)
-
-
-class _Dropping(nn.Module):
-    """Dropout, and no activation: it treats elements unlike in training, and is linear in evaluation."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        return F.dropout(x, 0.5, self.training)
-
-
 class _Picky(nn.Module):
     """Random, and takes pictures of one size alone."""
 
@@ -414,23 +291,3 @@ def test_a_module_that_cannot_be_asked_is_refused(kind: type[Exception]) -> None
     for surrogate, reason in (("slim", "no pictures of"), ("coarse", "at a lower resolution")):
         with pytest.raises(repl_fx.NothingToReplace, match=reason):
             repl_fx.transform(model, (torch.randn(2, 16, 8, 8),), surrogate=surrogate)
-
-
-def test_planning_draws_no_numbers_and_dropout_is_no_activation() -> None:
-    model = nn.Sequential(*(Residual(nn.Conv2d(16, 16, 1), _Dropping(), nn.Conv2d(16, 16, 1)) for _ in range(3)))
-    gm = repl_fx.capture(model, (torch.randn(2, 16, 8, 8),))
-    before = torch.get_rng_state()
-    for surrogate in ("slim", "coarse", "bottleneck", "auto"):
-        repl_fx.make_plan(gm, repl_fx.find_repeats(gm), surrogate=surrogate)
-    assert torch.equal(torch.get_rng_state(), before)
-    dropping = [n for n in gm.graph.nodes if n.op == "call_module" and type(gm.get_submodule(n.target)) is _Dropping]
-    assert len(dropping) == 3 and not any(is_activation(gm, node) for node in dropping)
-
-
-def test_planning_moves_no_state() -> None:
-    model = nn.Sequential(*(Residual(nn.Conv2d(16, 16, 1), _Counting(), nn.Conv2d(16, 16, 1)) for _ in range(3)))
-    gm = repl_fx.capture(model, (torch.randn(2, 16, 8, 8),))
-    for surrogate in ("slim", "coarse", "bottleneck", "auto"):
-        repl_fx.make_plan(gm, repl_fx.find_repeats(gm), surrogate=surrogate)
-    for name, buffer in (*gm.named_buffers(), *model.named_buffers()):
-        assert type(buffer) is Tensor and not buffer.any(), name

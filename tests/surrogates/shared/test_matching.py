@@ -6,12 +6,9 @@ from collections import Counter
 from typing import Any
 
 import pytest
-import torch
 from torch import fx, nn
 
 import repl_fx
-from repl_fx.pipeline import Options, rewrite
-from repl_fx.running.example_inputs import ExampleInputs
 from repl_fx.surrogates.auto import AutoConfig
 from repl_fx.surrogates.shared.matching import Matches
 from tests.nets import ConvNet, TokenNet, images, tokens
@@ -60,18 +57,6 @@ def test_match_runs_once_a_block_and_candidate(kind: type[nn.Module], monkeypatc
     assert asked == {(r.surrogate, r.block): 1 for r in second.replacements}
 
 
-def test_one_capture_serves_for_several_rewrites_and_stays_as_it_is() -> None:
-    captured = repl_fx.capture_parts(TokenNet(depth=5), (tokens(),))
-    (part,) = captured.parts
-    before = part.graph_module.print_readable(print_output=False)
-    inputs = ExampleInputs((tokens(),))
-    results = [rewrite(captured, Options(surrogate=key), inputs) for key in ("reuse", "blend", "reuse")]
-    assert part.graph_module.print_readable(print_output=False) == before
-    first, _, again = (result.graph_module for result in results)
-    assert str(first.graph) == str(again.graph)
-    torch.testing.assert_close(first.state_dict(), again.state_dict(), rtol=0, atol=0)
-
-
 def test_a_refusal_names_block_repeat_and_node() -> None:
     gm = repl_fx.capture(ConvNet(), (images(),))
     repeats = repl_fx.find_repeats(gm)
@@ -85,18 +70,3 @@ def test_a_refusal_names_block_repeat_and_node() -> None:
     assert refusal.node in {node.name for node in site.block.nodes}
     with pytest.raises(repl_fx.PlanMismatch, match="the plan names block layer9, which this model does not have"):
         matches.site("layer9", "blocks.0", "blocks.2")
-
-
-def test_auto_itself_chooses_once_more_in_a_plan_that_names_it() -> None:
-    x = images()
-    chosen = repl_fx.transform(ConvNet(depth=3), (x,)).plan
-    (replacement,) = chosen.replacements
-    named = type(chosen)(
-        (type(replacement)("blocks.1", "blocks", "blocks.0", "blocks.2", "auto"),), (), chosen.fingerprint
-    )
-    torch.manual_seed(0)
-    model = ConvNet(depth=3)
-    by_name = repl_fx.transform(model, (x,), plan=named).graph_module
-    by_choice = repl_fx.transform(model, (x,), plan=chosen).graph_module
-    assert list(by_name.state_dict()) == list(by_choice.state_dict())
-    assert torch.equal(by_name(x), by_choice(x))

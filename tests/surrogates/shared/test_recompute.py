@@ -1,6 +1,7 @@
-"""The branch that keeps its normalised input alone."""
+"""Branches and attentions that keep their normalised input alone."""
 
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -190,3 +191,67 @@ def test_an_rms_norm_in_half_precision_squares_in_single(dtype: torch.dtype) -> 
     made, rescale = RecomputedBranch("rms", 1e-5, None).normalised(x)
     torch.testing.assert_close(made, torch.ones_like(x))
     assert made.dtype == dtype and rescale is not None and rescale.dtype == torch.float32
+
+
+def _attention_arguments(scaled: bool, dtype: torch.dtype = torch.float64) -> list[Any]:
+    torch.manual_seed(0)
+    sizes: list[tuple[int, ...]] = [(2, 5, 12), (6, 12), (12, 6), (6,), (12,)]
+    sizes += [(2, 2, 5, 3), (2, 2, 5, 3)] if scaled else [(2, 2, 5, 5)]
+    made: list[Any] = [torch.randn(size, dtype=dtype, requires_grad=True) for size in sizes]
+    return [*made, None, 0.0] if scaled else made
+
+
+@pytest.mark.parametrize("norm", ["layer", "rms", "none"])
+@pytest.mark.parametrize("scaled", [True, False])
+def test_gradients_of_an_attention_are_right(norm: str, scaled: bool) -> None:
+    layer = RecomputedAttention(norm, 1e-5, 2, MapForm(scaled))
+    given = _attention_arguments(scaled)
+    tensors = tuple(t for t in given if isinstance(t, Tensor))
+    rest = given[len(tensors) :]
+    assert torch.autograd.gradcheck(lambda *t: layer(*t, *rest), tensors)
+    with torch.no_grad():
+        plain = layer(*given)
+    torch.testing.assert_close(layer(*given), plain)
+
+
+def test_dropout_is_drawn_once() -> None:
+    """What is computed again in the backward pass drops the same."""
+    layer = RecomputedAttention("layer", 1e-5, 2, MapForm(scaled=True))
+    *given, _ = _attention_arguments(scaled=True)
+    torch.manual_seed(1)
+    made = layer(*given, 0.5)
+    n = F.layer_norm(given[0], (12,), eps=1e-5)
+    torch.manual_seed(1)
+    plain = layer.mixed(n, *given[1:], 0.5)
+    torch.testing.assert_close(made, plain)
+    found, wanted = (torch.autograd.grad(y.square().sum(), given[2]) for y in (made, plain))
+    torch.testing.assert_close(found, wanted)
+
+
+def test_an_attention_keeps_one_value_in_the_precision_of_autocast() -> None:
+    sizes: list[int] = []
+
+    def note(tensor: Tensor) -> Tensor:
+        if not isinstance(tensor, nn.Parameter) and tensor.ndim == 3:
+            sizes.append(tensor.numel() * tensor.element_size())
+        return tensor
+
+    layer = RecomputedAttention("layer", 1e-5, 2, MapForm(scaled=True))
+    x, *given = _attention_arguments(scaled=True, dtype=torch.float32)
+    with torch.autocast("cpu", torch.bfloat16), torch.autograd.graph.saved_tensors_hooks(note, lambda t: t):
+        made = layer(x + 0, *given)
+    assert made.dtype == torch.bfloat16
+    # The normalised input, and one number a row.
+    assert sorted(set(sizes)) == [x.numel() // 12 * 4, x.numel() * 2]
+
+
+def test_compiled_and_exported_an_attention_is_plain_operators() -> None:
+    layer = RecomputedAttention("layer", 1e-5, 2, MapForm(scaled=True))
+    given = tuple(
+        t.detach() if isinstance(t, Tensor) else t for t in _attention_arguments(scaled=True, dtype=torch.float32)
+    )
+    program = torch.export.export(layer, given)
+    targets = {str(node.target) for node in program.graph.nodes if node.op == "call_function"}
+    assert "aten.scaled_dot_product_attention.default" in targets
+    assert not any("autograd" in target or "checkpoint" in target for target in targets)
+    torch.testing.assert_close(program.module()(*given), layer(*given))

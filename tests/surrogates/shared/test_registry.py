@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
-from typing import Any
 
 import pytest
 
@@ -10,7 +9,6 @@ import repl_fx
 from repl_fx.errors import BadInput
 from repl_fx.surrogates import make_surrogate, register_surrogate
 from repl_fx.surrogates.blend import Blend, BlendConfig
-from tests.nets import ConvNet, TokenNet, images, tokens
 
 
 def test_known_surrogates_and_settings() -> None:
@@ -35,18 +33,6 @@ def test_settings_of_the_wrong_type_or_value() -> None:
         make_surrogate("bottleneck", {"ratio": "abc"})
     with pytest.raises(repl_fx.BadInput, match="ratio is 2; it must be above 0"):
         make_surrogate("auto", {"ratio": 2})
-
-
-def test_auto_hands_its_settings_on() -> None:
-    settings: dict[str, Any] = {"width": 3, "heads": 2, "weights": "own", "train_neighbours": False}
-    for model, x, key, own in (
-        (ConvNet(depth=3), images(), "slim", "width"),
-        (TokenNet(depth=3), tokens(), "reuse", "heads"),
-    ):
-        (replacement,) = repl_fx.transform(model, (x,), settings=settings).plan.replacements
-        assert replacement.surrogate == key
-        for name in (own, "weights", "train_neighbours"):
-            assert replacement.settings[name] == settings[name]
 
 
 def test_an_unknown_setting_is_named_with_the_known_ones() -> None:

@@ -1,41 +1,67 @@
-"""Bad input: one clear line on stderr, the right exit code, and nothing half-written."""
+"""`repl-fx transform`: what it shows and writes, and what it refuses without writing anything."""
 
 from __future__ import annotations
 
-import errno
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import pytest
-from typer.testing import Result
 
 import repl_fx
-from repl_fx.cli.common import parse_settings
-from repl_fx.errors import BadInput
-from tests.planning.test_check_training import MADE, register
+from tests.cli.results import document, one_line, refused
+from tests.planning.untrainable import MADE, register
 
 if TYPE_CHECKING:
     from .conftest import Run
 
 
-def one_line(result: Result, code: int = 2) -> str:
-    """The one line of an error."""
-    assert result.exit_code == code, (result.exit_code, result.stderr)
-    lines = [line for line in result.stderr.splitlines() if " … " not in line]
-    assert len(lines) == 1, result.stderr
-    assert lines[0].startswith("repl-fx: error: ")
-    assert "Traceback" not in result.stderr
-    return lines[0].removeprefix("repl-fx: error: ")
+def test_transform_shows_and_writes(run: Run, model_file: Path, tmp_path: Path) -> None:
+    result = run("transform", model_file, "-o", tmp_path / "out")
+    assert result.exit_code == 0, result.stderr
+    assert "bottleneck, from blocks.0" in result.stdout
+    assert "bit for bit" in result.stdout
+    assert f"next:    repl-fx export {tmp_path / 'out'}" in result.stdout
+    assert sorted(p.name for p in (tmp_path / "out").iterdir()) == [
+        "constants.safetensors",
+        "graph.txt",
+        "manifest.json",
+        "model.safetensors",
+        "plan.json",
+        "source.txt",
+    ]
+    assert repl_fx.load(tmp_path / "out") is not None
 
 
-def refused(run: Run, tmp_path: Path, *arguments: object) -> str:
-    """The line with which a transform refuses; checks that it writes nothing."""
-    before = sorted(tmp_path.rglob("*"))
-    line = one_line(run("transform", *arguments, "-o", tmp_path / "out"))
-    after = [path for path in sorted(tmp_path.rglob("*")) if "__pycache__" not in path.parts]
-    assert after == before
-    return line
+def test_transform_options_reach_the_plan(run: Run, model_file: Path, tmp_path: Path) -> None:
+    result = run(
+        *("transform", model_file, "-o", tmp_path / "out", "--blocks", "2,3", "--ignore", "*.2.*", "--json"),
+        *("--surrogate", "bottleneck", "--set", "width=3", "--seed", "7", "--no-check", "-q"),
+    )
+    assert result.exit_code == 0, result.stderr
+    found = document(result.stdout)
+    assert found["check"] is None
+    assert [block["status"] for block in found["blocks"]] == ["kept", "replaced", "refused", "kept", "kept"]
+    assert found["blocks"][1]["settings"]["width"] == 3
+    assert found["blocks"][2]["reason"] == "it matches --ignore *.2.*"
+    assert json.loads((tmp_path / "out" / "plan.json").read_text())["seed"] == 7
+
+
+def test_a_dry_run_writes_nothing(run: Run, model_file: Path, tmp_path: Path) -> None:
+    before = sorted(tmp_path.iterdir())
+    result = run("transform", model_file, "--dry-run", "--no-check")
+    assert result.exit_code == 0
+    assert "nothing was written" in result.stdout
+    assert sorted(tmp_path.iterdir()) == before
+
+
+def test_a_plan_is_replayed(run: Run, artifact: Path, tmp_path: Path) -> None:
+    source = artifact.parent / "model.py"
+    result = run("transform", source, "-o", tmp_path / "again", "--plan", artifact / "plan.json")
+    assert result.exit_code == 0, result.stderr
+    assert (tmp_path / "again" / "graph.txt").read_text() == (artifact / "graph.txt").read_text()
+    both = run("transform", source, "--dry-run", "--plan", artifact / "plan.json", "--every", "3")
+    assert both.exit_code == 2 and "leave out --every" in both.stderr
 
 
 def test_a_missing_file(run: Run, tmp_path: Path) -> None:
@@ -146,99 +172,6 @@ def test_a_plan_of_another_model(run: Run, artifact: Path, tmp_path: Path) -> No
     assert "another model" in refused(run, tmp_path, changed, "--plan", artifact / "plan.json")
 
 
-def _no_artifact(artifact: Path) -> None:
-    (artifact / "manifest.json").unlink()
-
-
-def _foreign(artifact: Path) -> None:
-    (artifact / "manifest.json").write_text('{"schema": 1, "kind": "photo album"}')
-
-
-def _newer(artifact: Path) -> None:
-    manifest = json.loads((artifact / "manifest.json").read_text())
-    (artifact / "manifest.json").write_text(json.dumps({**manifest, "schema": 99}))
-
-
-def _garbled(artifact: Path) -> None:
-    (artifact / "manifest.json").write_bytes(b"\xff\xfe{")
-
-
-def _bad_plan(artifact: Path) -> None:
-    (artifact / "plan.json").write_text('{"schema": 1, "replacements": 3}')
-
-
-def _cut_short(artifact: Path) -> None:
-    weights = artifact / "model.safetensors"
-    weights.write_bytes(weights.read_bytes()[:-100])
-
-
-def _no_weights(artifact: Path) -> None:
-    (artifact / "model.safetensors").unlink()
-
-
-def _model_gone(artifact: Path) -> None:
-    (artifact.parent / "model.py").unlink()
-
-
-def _model_changed(artifact: Path) -> None:
-    file = artifact.parent / "model.py"
-    file.write_text(file.read_text().replace("nn.Linear(8, 3)", "nn.Linear(8, 4)"))
-
-
-@pytest.mark.parametrize(
-    ("damage", "message"),
-    [
-        (_no_artifact, "no artifact"),
-        (_foreign, "another program"),
-        (_newer, "schema 99"),
-        (_garbled, "manifest.json"),
-        (_bad_plan, "damaged"),
-        (_cut_short, "damaged"),
-        (_no_weights, "damaged"),
-        (_model_gone, "model.py"),
-        (_model_changed, "changed since"),
-    ],
-)
-def test_an_artifact_that_cannot_be_used(run: Run, artifact: Path, damage: Any, message: str) -> None:
-    damage(artifact)
-    before = sorted(artifact.rglob("*"))
-    for command in (("export", artifact), ("inspect", artifact), ("verify", artifact, artifact / "model.onnx")):
-        assert message in one_line(run(*command))
-    assert sorted(artifact.rglob("*")) == before
-
-
-def test_bad_onnx_files(run: Run, artifact: Path, tmp_path: Path) -> None:
-    assert "there is no ONNX file" in one_line(run("verify", artifact, tmp_path / "none.onnx"))
-    (tmp_path / "bad.onnx").write_text("not onnx")
-    assert "cannot load" in one_line(run("verify", artifact, tmp_path / "bad.onnx"))
-    assert "positive number" in one_line(run("verify", artifact, artifact / "model.onnx", "--batch", "1,x"))
-    assert "leave out --input-shape" in one_line(
-        run("verify", artifact, artifact / "model.onnx", "--input-shape", "2x8")
-    )
-
-
-def test_an_export_that_fails_leaves_no_file(run: Run, artifact: Path, tmp_path: Path) -> None:
-    (artifact / "model.onnx").unlink()
-    one_line(run("export", artifact, "--opset", "1"))
-    assert "none" in one_line(run("export", artifact, "-o", tmp_path / "none" / "model.onnx"))
-    assert not (artifact / "model.onnx").exists()
-
-
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        (("frobnicate",), "No such command 'frobnicate'; see repl-fx --help"),
-        (("transform", "--colour"), "No such option: --colour"),
-        (("export",), "see repl-fx export --help"),
-        (("inspect", "model.py", "--seed", "x"), "--seed"),
-    ],
-)
-def test_bad_usage(run: Run, arguments: tuple[str, ...], message: str) -> None:
-    result = run(*arguments)
-    assert message in one_line(result)
-    assert result.stdout == ""
-
-
 def test_a_surrogate_that_cannot_be_trained(
     run: Run, model_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -272,69 +205,6 @@ def test_a_model_that_fails_on_values_only(run: Run, tmp_path: Path) -> None:
     assert "IndexError" in one_line(run("transform", file, "-o", tmp_path / "out"))
 
 
-@pytest.mark.parametrize(
-    ("error", "code", "message"),
-    [
-        (OSError(errno.ENOSPC, "No space left on device", "weights"), 2, "no space left at weights"),
-        (MemoryError(), 2, "not enough memory"),
-        (RuntimeError("first\nsecond"), 70, "a defect of repl-fx: RuntimeError: first second"),
-        (KeyboardInterrupt(), 130, None),
-    ],
-)
-def test_what_goes_wrong_inside(
-    run: Run, model_file: Path, monkeypatch: pytest.MonkeyPatch, error: BaseException, code: int, message: str | None
-) -> None:
-    def fail(*_: Any, **__: Any) -> None:
-        raise error
-
-    monkeypatch.setattr("repl_fx.sources.load_source", fail)
-    result = run("inspect", model_file)
-    if message is None:
-        assert result.exit_code == code and "Traceback" not in result.stderr
-    else:
-        assert message in one_line(result, code)
-        loud = run("inspect", model_file, "-v")
-        assert loud.exit_code == code and "Traceback" in loud.stderr
-
-
-@pytest.mark.parametrize(
-    ("stop", "code"), [("SystemExit(0)", 2), ("SystemExit(1)", 2), ("GeneratorExit", 2), ("KeyboardInterrupt", 130)]
-)
-def test_a_forward_that_ends_the_process(run: Run, model_file: Path, tmp_path: Path, stop: str, code: int) -> None:
-    model_file.write_text(
-        model_file.read_text().replace("return self.head(", f"raise {stop}\n        return self.head(")
-    )
-    result = run("transform", model_file, "-o", tmp_path / "out")
-    assert result.exit_code == code
-    assert code == 130 or f"the model's code ended the command with {stop.split('(')[0]}" in one_line(result)
-    assert not (tmp_path / "out").exists()
-
-
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        (("--input-shape", f"{10**18}x8"), "not enough memory"),
-        (("--input-shape", f"{10**20}x8"), "has a size that no tensor can have"),
-        (("--input-shape", f"{10**12}x8"), "not enough memory"),
-        (("--seed", f"{10**20}"), "Invalid value for '--seed'"),
-    ],
-)
-def test_numbers_that_are_too_large(
-    run: Run, model_file: Path, tmp_path: Path, arguments: tuple[str, str], message: str
-) -> None:
-    assert message in refused(run, tmp_path, model_file, *arguments)
-
-
-@pytest.mark.parametrize("batch", ["0", "2,0", "-1", "2,-3", "1.5", "", "2,,3", "٣,x", f"{10**20}"])
-def test_batches_that_are_none(run: Run, artifact: Path, batch: str) -> None:
-    line = one_line(run("verify", artifact, artifact / "model.onnx", "--batch", batch))
-    assert line.startswith(f"--batch {batch!r} has an item that is no positive number") or "empty item" in line
-
-
-def test_a_batch_that_no_memory_holds(run: Run, artifact: Path) -> None:
-    assert "not enough memory" in one_line(run("verify", artifact, artifact / "model.onnx", "--batch", f"2,{10**15}"))
-
-
 def test_example_inputs_with_a_batch_of_0(run: Run, model_file: Path, tmp_path: Path) -> None:
     model_file.write_text(model_file.read_text().replace("torch.randn(2, 8)", "torch.randn(0, 8)"))
     assert "a batch of 0 (0: float32[0, 8])" in refused(run, tmp_path, model_file)
@@ -362,14 +232,3 @@ def test_weights_on_the_meta_device(run: Run, model_file: Path, tmp_path: Path) 
     model_file.write_text(model_file.read_text().replace("return Net(depth)", "return Net(depth).to('meta')"))
     assert "without values: blocks.0.norm.weight and 31 more" in refused(run, tmp_path, model_file)
     assert run("inspect", model_file, "--device", "meta").exit_code == 0
-
-
-def test_settings() -> None:
-    items = ["a=1", "b=0.5", "c=true", "d=None", "e=text", "f=1e-3", "g=x=y", "h="]
-    assert parse_settings(items) == {
-        **{"a": 1, "b": 0.5, "c": True, "d": None},
-        **{"e": "text", "f": 0.001, "g": "x=y", "h": ""},
-    }
-    for bad in (["ratio"], ["=1"], ["a=1", "a=2"]):
-        with pytest.raises(BadInput):
-            parse_settings(bad)

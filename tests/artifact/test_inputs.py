@@ -1,0 +1,81 @@
+"""Example inputs as plain data, and inputs made from that."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import repl_fx
+from repl_fx.artifact import load_artifact
+from tests.nets import TokenNet, tokens
+
+
+class Pair(NamedTuple):
+    first: torch.Tensor
+    second: torch.Tensor
+
+
+class OfPairs(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.net = TokenNet()
+
+    def forward(self, pair: Pair) -> torch.Tensor:
+        return self.net(pair.first + pair[1])  # type: ignore[no-any-return]
+
+
+@pytest.mark.parametrize("known", [True, False])
+def test_example_inputs_in_a_named_tuple(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, known: bool) -> None:
+    pair = Pair(tokens(), tokens())
+    model = OfPairs()
+    result = repl_fx.transform(model, (pair,))
+    repl_fx.save(result, tmp_path / "artifact")
+    if not known:
+        # The class is where nobody has imported it from.
+        monkeypatch.setattr(sys.modules[__name__], "Pair", None)
+    loaded = load_artifact(tmp_path / "artifact", OfPairs())
+    assert type(loaded.inputs.args[0]).__name__ == "Pair" and loaded.inputs.args[0]._fields == pair._fields
+    assert known == (type(loaded.inputs.args[0]) is type(pair))
+    assert torch.equal(loaded.module(pair), result.module.eval()(pair))
+
+
+class Boxed:
+    """An input of a class that plain data does not describe."""
+
+    def __init__(self, x: Tensor) -> None:
+        self.x = x
+
+
+class TakesBoxes(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.net = TokenNet()
+
+    def forward(self, boxed: Boxed) -> Tensor:
+        x = boxed.x
+        if float(x.detach().abs().sum()) < 0:
+            return x
+        result: Tensor = self.net(x)
+        return result
+
+
+def test_inputs_that_plain_data_does_not_describe_are_given(tmp_path: Path) -> None:
+    boxed = Boxed(tokens())
+    result = repl_fx.transform(TakesBoxes(), (boxed,))
+    repl_fx.save(result, tmp_path / "out")
+    with pytest.raises(repl_fx.ArtifactError, match=r"input is a .*Boxed.*load\(directory, args=…, kwargs=…\)"):
+        repl_fx.load(tmp_path / "out", TakesBoxes())
+    loaded = repl_fx.load(tmp_path / "out", TakesBoxes(), args=(boxed,))
+    assert torch.equal(loaded(boxed), result.module.eval()(boxed))
+    # Captured in parts, it is saved again as any other.
+    repl_fx.save(loaded, tmp_path / "again")
+    again = repl_fx.load(tmp_path / "again", TakesBoxes(), args=(boxed,))
+    assert isinstance(again, TakesBoxes) and torch.equal(again(boxed), loaded(boxed))
+    vars(again)["limit"] = 0.5
+    with pytest.raises(repl_fx.BadInput, match=r"was changed since: .*limit=0\.5, which was"):
+        repl_fx.save(again, tmp_path / "third")

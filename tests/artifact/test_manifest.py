@@ -1,0 +1,43 @@
+"""The manifest: each field is checked, and one of another version is named."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import repl_fx
+from repl_fx.sources import load_source
+from tests.artifact.edits import edit_manifest, set_value
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "message"),
+    [
+        ("versions", 3, r"Expected `object`, got `int` - at `\$.versions`"),
+        ("model/options/seed", "x", r"Expected `int`, got `str` - at `\$.model.options.seed`"),
+        ("aliases/head.weight", 1, r"Expected `str`, got `int`"),
+        ("surplus", 1, "unknown field `surplus`"),
+        ("inputs/args/0/shape/0", -3, "no example input can be made like int64"),
+        ("inputs/args/0/dtype", "save", "is of the dtype 'save'"),
+        ("files/plan.json/at", "../plan.json", "lies at '../plan.json', outside the artifact"),
+        ("files/plan.json/at", "/etc/passwd", "outside the artifact"),
+        ("files/plan.json/at", "plan.json/..", "outside the artifact"),
+        ("files/plan.json/at", "graph.txt", "outside the artifact"),
+        ("aliases/head.weight", "nowhere", "head.weight should be nowhere, which is no tensor in it"),
+        ("aliases/embed.weight", "embed.weight", "embed.weight should be embed.weight, which is a tensor in it, too"),
+    ],
+)
+def test_a_manifest_that_lies(artifact: Path, path: str, value: Any, message: str) -> None:
+    edit_manifest(artifact, set_value(path, value))
+    with pytest.raises(repl_fx.ArtifactError, match=message):
+        repl_fx.load(artifact, None if "inputs" not in path else load_source(str(artifact.parent / "net.py")).model)
+
+
+def test_newer_schema(artifact: Path) -> None:
+    manifest = json.loads((artifact / "manifest.json").read_text())
+    (artifact / "manifest.json").write_text(json.dumps({**manifest, "schema": 99}))
+    with pytest.raises(repl_fx.ArtifactError, match="has schema 99, this version reads 3"):
+        repl_fx.load(artifact)

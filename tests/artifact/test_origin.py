@@ -1,0 +1,96 @@
+"""What `save` knows of a module that `load` returned: it can be saved again, as it is and unchanged."""
+
+from __future__ import annotations
+
+import copy
+import json
+import pickle
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import repl_fx
+from repl_fx.artifact import load_artifact
+from tests.artifact.edits import edit_manifest
+from tests.artifact.tables_net import X, transformed
+from tests.nets import TokenNet, tokens
+
+
+def _train(net: nn.Module, x: Tensor) -> None:
+    optimizer = torch.optim.SGD(net.train().parameters(), 1e-3)
+    for _ in range(2):
+        net(x).square().mean().backward()
+        optimizer.step()
+        optimizer.zero_grad()
+
+
+def _pickled(net: nn.Module) -> nn.Module:
+    return pickle.loads(pickle.dumps(net))  # type: ignore[no-any-return]
+
+
+@pytest.mark.parametrize(
+    ("surrogate", "copied"), [("bottleneck", lambda net: net), ("blend", copy.deepcopy), ("bottleneck", _pickled)]
+)
+def test_what_was_loaded_is_saved_again_with_its_spec_and_inputs(
+    tmp_path: Path, surrogate: str, copied: Callable[[nn.Module], nn.Module]
+) -> None:
+    _, out = transformed(tmp_path, surrogate=surrogate)
+    net = copied(repl_fx.load(out))
+    _train(net, X)
+    # Evaluation keeps the weights that a synthesis makes; they are no change of the model.
+    net.eval()(X)
+    repl_fx.save(net, out, force=True)
+    again = load_artifact(out)
+    assert torch.equal(again.module(X), net.eval()(X))
+    assert again.manifest.model is not None and again.manifest.model.spec == f"{tmp_path / 'net.py'}:model"
+    assert again.plan.replacements and again.plan == load_artifact(out).plan
+    assert again.inputs.args[0].shape == (2, 6, 8)
+    # And once more, from there.
+    repl_fx.save(again.module, tmp_path / "third")
+    assert torch.equal(repl_fx.load(tmp_path / "third")(X), net(X))
+
+
+def test_the_model_file_that_was_named_at_load_is_the_one_that_is_saved(tmp_path: Path) -> None:
+    _, out = transformed(tmp_path)
+    (tmp_path / "net.py").rename(tmp_path / "moved.py")
+    repl_fx.save(repl_fx.load(out, str(tmp_path / "moved.py")), tmp_path / "again")
+    assert repl_fx.load(tmp_path / "again")(X).shape == X.shape
+
+
+def test_models_given_in_python_are_saved_again_without_a_spec(tmp_path: Path) -> None:
+    x = tokens()
+    repl_fx.save(repl_fx.transform(TokenNet(), (x,)), tmp_path / "out")
+    net = repl_fx.load(tmp_path / "out", TokenNet())
+    repl_fx.save(net, tmp_path / "again")
+    assert torch.equal(repl_fx.load(tmp_path / "again", TokenNet())(x), net(x))
+
+
+def test_a_trace_of_another_torch_is_saved_as_it_is_now(tmp_path: Path) -> None:
+    _, out = transformed(tmp_path)
+    plan = json.loads((out / "plan.json").read_text())
+    (out / "plan.json").write_text(json.dumps({**plan, "fingerprint": "of another trace"}))
+    edit_manifest(out, lambda text: text.replace('"torch": "', '"torch": "1.'))
+    repl_fx.save(repl_fx.load(out), tmp_path / "again")
+    assert repl_fx.load(tmp_path / "again")(X).shape == X.shape
+
+
+def test_only_what_an_artifact_can_hold_is_saved(tmp_path: Path) -> None:
+    result, out = transformed(tmp_path)
+    net = repl_fx.load(out)
+    with pytest.raises(repl_fx.BadInput, match=r"save takes .*, and this is a TokenNet"):
+        repl_fx.save(TokenNet(), tmp_path / "again")
+    with pytest.raises(repl_fx.BadInput, match=r"this Sequential holds it: give model\.0"):
+        repl_fx.save(nn.Sequential(net), tmp_path / "again")
+    with pytest.raises(repl_fx.BadInput, match=r"save takes .*, and this is an int"):
+        repl_fx.save(3, tmp_path / "again")  # type: ignore[arg-type]
+    relu = next(node for node in net.graph.nodes if "relu" in str(node.target))  # type: ignore[union-attr]
+    relu.target = torch.ops.aten.tanh.default
+    with pytest.raises(repl_fx.BadInput, match=r"was changed since: .*aten\.tanh\.default.*, which was .*aten\.relu"):
+        repl_fx.save(net, tmp_path / "again")
+    next(n for n in result.graph_module.graph.nodes if "relu" in str(n.target)).target = torch.ops.aten.tanh.default
+    with pytest.raises(repl_fx.BadInput, match="was changed since"):
+        repl_fx.save(result, tmp_path / "again")
+    assert not (tmp_path / "again").exists()

@@ -1,0 +1,84 @@
+"""Tensors to files and back: tied ones, buffers in no state_dict, precision."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import repl_fx
+from repl_fx.sources import load_source
+from tests.artifact.tables_net import X, transformed, write
+
+
+class Shares(nn.Module):
+    """Residual blocks, and buffers that look at the memory of a parameter in another way."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.blocks = nn.ModuleList(Residual() for _ in range(3))
+        self.tied = nn.Linear(8, 8)
+        weight = self.tied.weight.detach()
+        self.turned: Tensor
+        self.bits: Tensor
+        self.register_buffer("turned", weight.t())
+        self.register_buffer("bits", weight.view(torch.int32))
+
+    def forward(self, x: Tensor) -> Tensor:
+        for block in self.blocks:
+            x = block(x)
+        return self.tied(x) @ self.turned + (self.bits % 2).float().sum()  # type: ignore[no-any-return]
+
+
+class Residual(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.fc = nn.Linear(8, 8)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.fc(x).relu()  # type: ignore[no-any-return]
+
+
+def test_one_memory_seen_in_several_ways_is_no_alias(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    x = torch.randn(3, 8)
+    result = repl_fx.transform(Shares(), (x,), surrogate="identity")
+    wanted = result.module.eval()(x)
+    repl_fx.save(result, tmp_path / "out")
+    assert json.loads((tmp_path / "out" / "manifest.json").read_text())["aliases"] == {}
+    assert torch.equal(repl_fx.load(tmp_path / "out", Shares())(x), wanted)
+
+
+def test_buffers_that_are_in_no_state_dict_are_those_that_were_saved(tmp_path: Path) -> None:
+    source = load_source(str(write(tmp_path / "net.py")))
+    result = repl_fx.transform(source.model, source.args)
+    net = result.graph_module.train()
+    net(X)
+    net.scale.fill_(3.0)  # type: ignore[operator]
+    wanted = net.eval()(X)
+    repl_fx.save(result, tmp_path / "out", source=source)
+    loaded = repl_fx.load(tmp_path / "out")
+    assert torch.equal(loaded(X), wanted)
+    assert loaded.seen.abs().sum() > 0  # type: ignore[operator]
+    # Whatever the code computes by now.
+    again = repl_fx.load(tmp_path / "out", str(write(tmp_path / "other.py", angle=1e-5, scale="4.0")))
+    assert torch.equal(again(X), wanted)
+
+
+def test_a_constant_of_the_code_that_changed_is_refused(tmp_path: Path) -> None:
+    _, out = transformed(tmp_path)
+    with pytest.raises(repl_fx.ArtifactError, match=r"no longer fits its model: the constant \S*traced_constant_0 has"):
+        repl_fx.load(out, str(write(tmp_path / "other.py", angle=0.1)))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
+def test_a_model_keeps_the_precision_it_was_trained_in(tmp_path: Path, dtype: torch.dtype) -> None:
+    result, _ = transformed(tmp_path)
+    net = result.graph_module.eval().to(dtype)
+    repl_fx.save(result, tmp_path / "again", source=load_source(str(tmp_path / "net.py")))
+    loaded = repl_fx.load(tmp_path / "again")
+    assert {p.dtype for p in loaded.parameters()} == {dtype} == {b.dtype for b in loaded.buffers()}
+    assert torch.equal(loaded(X.to(dtype)), net(X.to(dtype)))

@@ -1,0 +1,119 @@
+"""Shared by the commands: SPEC|DIR, settings, and what goes to stdout and stderr."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from repl_fx.cli.common import parse_settings
+from repl_fx.errors import BadInput
+from tests.cli.results import document, one_line
+
+if TYPE_CHECKING:
+    from .conftest import Run
+
+
+def test_a_model_that_moved_is_named(run: Run, artifact: Path, tmp_path: Path) -> None:
+    moved = (artifact.parent / "model.py").rename(tmp_path / "net.py")
+    for command in (("inspect", artifact), ("verify", artifact, artifact / "model.onnx"), ("export", artifact)):
+        lost = run(*command)
+        assert lost.exit_code == 2 and "which is gone; name where it is: --model" in lost.stderr
+        assert run(*command, "--model", moved).exit_code == 0
+    # What writes the manifest notes the new place.
+    assert run("inspect", artifact).exit_code == 0
+    for command in (("inspect", moved), ("verify", moved, artifact / "model.onnx")):
+        needless = run(*command, "--model", moved)
+        assert needless.exit_code == 2 and "is no directory; leave out --model" in needless.stderr
+
+
+def test_json_stands_alone_whatever_the_model_prints(run: Run, model_file: Path) -> None:
+    model_file.write_text(model_file.read_text() + "\nprint('hello')\nimport warnings\nwarnings.warn('loud')\n")
+    result = run("inspect", model_file, "--json")
+    document(result.stdout)
+    assert "hello" in result.stderr and "loud" not in result.stderr
+
+
+def test_stages_are_told_with_v_and_not_with_q(run: Run, model_file: Path) -> None:
+    loud = run("inspect", model_file, "-v")
+    assert [line.split(" … ")[0] for line in loud.stderr.splitlines() if " … " in line] == [
+        "load",
+        "capture",
+        "find repeats",
+        "measure costs",
+    ]
+    assert run("inspect", model_file, "-q").stderr == ""
+
+
+def _no_artifact(artifact: Path) -> None:
+    (artifact / "manifest.json").unlink()
+
+
+def _foreign(artifact: Path) -> None:
+    (artifact / "manifest.json").write_text('{"schema": 1, "kind": "photo album"}')
+
+
+def _newer(artifact: Path) -> None:
+    manifest = json.loads((artifact / "manifest.json").read_text())
+    (artifact / "manifest.json").write_text(json.dumps({**manifest, "schema": 99}))
+
+
+def _garbled(artifact: Path) -> None:
+    (artifact / "manifest.json").write_bytes(b"\xff\xfe{")
+
+
+def _bad_plan(artifact: Path) -> None:
+    (artifact / "plan.json").write_text('{"schema": 1, "replacements": 3}')
+
+
+def _cut_short(artifact: Path) -> None:
+    weights = artifact / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-100])
+
+
+def _no_weights(artifact: Path) -> None:
+    (artifact / "model.safetensors").unlink()
+
+
+def _model_gone(artifact: Path) -> None:
+    (artifact.parent / "model.py").unlink()
+
+
+def _model_changed(artifact: Path) -> None:
+    file = artifact.parent / "model.py"
+    file.write_text(file.read_text().replace("nn.Linear(8, 3)", "nn.Linear(8, 4)"))
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (_no_artifact, "no artifact"),
+        (_foreign, "another program"),
+        (_newer, "schema 99"),
+        (_garbled, "manifest.json"),
+        (_bad_plan, "damaged"),
+        (_cut_short, "damaged"),
+        (_no_weights, "damaged"),
+        (_model_gone, "model.py"),
+        (_model_changed, "changed since"),
+    ],
+)
+def test_an_artifact_that_cannot_be_used(run: Run, artifact: Path, damage: Any, message: str) -> None:
+    damage(artifact)
+    before = sorted(artifact.rglob("*"))
+    for command in (("export", artifact), ("inspect", artifact), ("verify", artifact, artifact / "model.onnx")):
+        assert message in one_line(run(*command))
+    assert sorted(artifact.rglob("*")) == before
+
+
+def test_settings() -> None:
+    items = ["a=1", "b=0.5", "c=true", "d=None", "e=text", "f=1e-3", "g=x=y", "h="]
+    assert parse_settings(items) == {
+        **{"a": 1, "b": 0.5, "c": True, "d": None},
+        **{"e": "text", "f": 0.001, "g": "x=y", "h": ""},
+    }
+    for bad in (["ratio"], ["=1"], ["a=1", "a=2"]):
+        with pytest.raises(BadInput):
+            parse_settings(bad)

@@ -1,0 +1,59 @@
+"""`repl-fx export`: the file and its proof, both or neither."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import onnx
+import pytest
+
+import repl_fx
+from tests.cli.results import document, one_line
+
+if TYPE_CHECKING:
+    from .conftest import Run
+
+
+def test_export_writes_the_file_and_the_proof(run: Run, artifact: Path) -> None:
+    (artifact / "model.onnx").unlink()
+    (artifact / "verify.json").unlink()
+    result = run("export", artifact)
+    assert result.exit_code == 0, result.stderr
+    assert "equivalent: 1 output at batch 1, 2, 5" in result.stdout
+    assert json.loads((artifact / "verify.json").read_text())["equivalent"] is True
+    onnx.checker.check_model(str(artifact / "model.onnx"))
+
+
+def test_export_without_verification_leaves_no_old_proof(run: Run, artifact: Path, tmp_path: Path) -> None:
+    file = tmp_path / "other.onnx"
+    result = run("export", artifact, "-o", file, "--opset", "18", "--no-verify", "--json")
+    assert result.exit_code == 0, result.stderr
+    found = document(result.stdout)
+    assert found["verification"] is None and found["bytes"] == file.stat().st_size
+    assert not (artifact / "verify.json").exists()
+    assert {opset.domain: opset.version for opset in onnx.load(str(file)).opset_import}[""] == 18
+    taken = run("export", artifact, "-o", file)
+    assert taken.exit_code == 2 and "--force" in taken.stderr
+    assert run("export", artifact, "-o", file, "--no-verify", "--force").exit_code == 0
+
+
+def test_an_export_that_fails_leaves_no_file(run: Run, artifact: Path, tmp_path: Path) -> None:
+    (artifact / "model.onnx").unlink()
+    one_line(run("export", artifact, "--opset", "1"))
+    assert "none" in one_line(run("export", artifact, "-o", tmp_path / "none" / "model.onnx"))
+    assert not (artifact / "model.onnx").exists()
+
+
+def test_a_refused_export_leaves_all_as_it_was(run: Run, artifact: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = {file.name: file.read_bytes() for file in artifact.iterdir()}
+    assert {"model.onnx", "verify.json"} < before.keys()
+
+    def refuse(*_: object, **__: object) -> None:
+        raise repl_fx.ExportError("an operator has no translation")
+
+    monkeypatch.setattr(repl_fx, "export_onnx", refuse)
+    result = run("export", artifact)
+    assert result.exit_code == 2 and "no translation" in result.stderr
+    assert {file.name: file.read_bytes() for file in artifact.iterdir()} == before

@@ -1,0 +1,82 @@
+"""Errors become one line on stderr and an exit code."""
+
+from __future__ import annotations
+
+import errno
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from tests.cli.results import one_line, refused
+
+if TYPE_CHECKING:
+    from .conftest import Run
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("frobnicate",), "No such command 'frobnicate'; see repl-fx --help"),
+        (("transform", "--colour"), "No such option: --colour"),
+        (("export",), "see repl-fx export --help"),
+        (("inspect", "model.py", "--seed", "x"), "--seed"),
+    ],
+)
+def test_bad_usage(run: Run, arguments: tuple[str, ...], message: str) -> None:
+    result = run(*arguments)
+    assert message in one_line(result)
+    assert result.stdout == ""
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "message"),
+    [
+        (OSError(errno.ENOSPC, "No space left on device", "weights"), 2, "no space left at weights"),
+        (MemoryError(), 2, "not enough memory"),
+        (RuntimeError("first\nsecond"), 70, "a defect of repl-fx: RuntimeError: first second"),
+        (KeyboardInterrupt(), 130, None),
+    ],
+)
+def test_what_goes_wrong_inside(
+    run: Run, model_file: Path, monkeypatch: pytest.MonkeyPatch, error: BaseException, code: int, message: str | None
+) -> None:
+    def fail(*_: Any, **__: Any) -> None:
+        raise error
+
+    monkeypatch.setattr("repl_fx.sources.load_source", fail)
+    result = run("inspect", model_file)
+    if message is None:
+        assert result.exit_code == code and "Traceback" not in result.stderr
+    else:
+        assert message in one_line(result, code)
+        loud = run("inspect", model_file, "-v")
+        assert loud.exit_code == code and "Traceback" in loud.stderr
+
+
+@pytest.mark.parametrize(
+    ("stop", "code"), [("SystemExit(0)", 2), ("SystemExit(1)", 2), ("GeneratorExit", 2), ("KeyboardInterrupt", 130)]
+)
+def test_a_forward_that_ends_the_process(run: Run, model_file: Path, tmp_path: Path, stop: str, code: int) -> None:
+    model_file.write_text(
+        model_file.read_text().replace("return self.head(", f"raise {stop}\n        return self.head(")
+    )
+    result = run("transform", model_file, "-o", tmp_path / "out")
+    assert result.exit_code == code
+    assert code == 130 or f"the model's code ended the command with {stop.split('(')[0]}" in one_line(result)
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("--input-shape", f"{10**18}x8"), "not enough memory"),
+        (("--input-shape", f"{10**20}x8"), "has a size that no tensor can have"),
+        (("--input-shape", f"{10**12}x8"), "not enough memory"),
+        (("--seed", f"{10**20}"), "Invalid value for '--seed'"),
+    ],
+)
+def test_numbers_that_are_too_large(
+    run: Run, model_file: Path, tmp_path: Path, arguments: tuple[str, str], message: str
+) -> None:
+    assert message in refused(run, tmp_path, model_file, *arguments)

@@ -1,0 +1,66 @@
+"""`repl-fx verify`: files that equal their model, and files that do not."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import onnx
+import pytest
+
+from tests.cli.results import document, one_line
+
+if TYPE_CHECKING:
+    from .conftest import Run
+
+
+def test_verify_a_directory(run: Run, artifact: Path) -> None:
+    result = run("verify", artifact, artifact / "model.onnx", "--batch", "2,3", "--per-layer")
+    assert result.exit_code == 0, result.stderr
+    assert "Layers" in result.stdout and "equivalent: 1 output at batch 2, 3" in result.stdout
+
+
+def test_verify_a_model(run: Run, artifact: Path) -> None:
+    # The surrogates compute something else than the blocks they stand in for, and verify has to see it.
+    source = artifact.parent / "model.py"
+    result = run("verify", source, artifact / "model.onnx", "--json")
+    assert result.exit_code == 1
+    assert document(result.stdout)["equivalent"] is False
+    assert result.stderr.startswith("repl-fx: error: not equivalent")
+    loose = run("verify", source, artifact / "model.onnx", "--atol", "100")
+    assert loose.exit_code == 0, loose.stderr
+
+
+def test_verify_finds_a_tampered_file(run: Run, artifact: Path) -> None:
+    model = onnx.load(str(artifact / "model.onnx"))
+    weight = max(model.graph.initializer, key=lambda tensor: np.prod(tensor.dims))
+    values = onnx.numpy_helper.to_array(weight).copy()
+    values.flat[0] += 0.1
+    weight.CopyFrom(onnx.numpy_helper.from_array(values, weight.name))
+    onnx.save(model, str(artifact / "model.onnx"))
+    result = run("verify", artifact, artifact / "model.onnx")
+    assert result.exit_code == 1
+    assert "DIFFERS" in result.stdout
+    # On a slow machine progress lines stand before it.
+    assert [line for line in result.stderr.splitlines() if "not equivalent" in line] == result.stderr.splitlines()[-1:]
+
+
+def test_bad_onnx_files(run: Run, artifact: Path, tmp_path: Path) -> None:
+    assert "there is no ONNX file" in one_line(run("verify", artifact, tmp_path / "none.onnx"))
+    (tmp_path / "bad.onnx").write_text("not onnx")
+    assert "cannot load" in one_line(run("verify", artifact, tmp_path / "bad.onnx"))
+    assert "positive number" in one_line(run("verify", artifact, artifact / "model.onnx", "--batch", "1,x"))
+    assert "leave out --input-shape" in one_line(
+        run("verify", artifact, artifact / "model.onnx", "--input-shape", "2x8")
+    )
+
+
+@pytest.mark.parametrize("batch", ["0", "2,0", "-1", "2,-3", "1.5", "", "2,,3", "٣,x", f"{10**20}"])
+def test_batches_that_are_none(run: Run, artifact: Path, batch: str) -> None:
+    line = one_line(run("verify", artifact, artifact / "model.onnx", "--batch", batch))
+    assert line.startswith(f"--batch {batch!r} has an item that is no positive number") or "empty item" in line
+
+
+def test_a_batch_that_no_memory_holds(run: Run, artifact: Path) -> None:
+    assert "not enough memory" in one_line(run("verify", artifact, artifact / "model.onnx", "--batch", f"2,{10**15}"))

@@ -1,0 +1,91 @@
+"""Between nested arguments and results and the flat, named tensors of an ONNX graph."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from torch import Tensor, fx, nn
+
+from repl_fx.errors import BadInput
+from repl_fx.export import export_onnx
+from tests.export.running import run
+from tests.export.subjects import ConvNet
+
+
+def test_keywords_in_another_order_keep_their_names(tmp_path: Path) -> None:
+    class Two(nn.Module):
+        def forward(self, a: Tensor, *, b: Tensor, c: Tensor) -> Tensor:
+            return a + 2 * b - c
+
+    a, b, c = torch.randn(3, 2, 4)
+    path = export_onnx(Two(), tmp_path / "m.onnx", (a,), {"c": c, "b": b})
+    np.testing.assert_allclose(run(path, a=a, b=b, c=c)["output"], (a + 2 * b - c).numpy(), atol=1e-6)
+
+
+def test_an_unused_input_a_repeated_result_and_a_returned_input(tmp_path: Path) -> None:
+    class Odd(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.linear = nn.Linear(4, 4)
+
+        def forward(self, x: Tensor, unused: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+            y = self.linear(x)
+            return y, y, x, self.linear.bias
+
+    module, x = Odd(), torch.randn(2, 4)
+    path = export_onnx(fx.symbolic_trace(module), tmp_path / "m.onnx", (x, torch.randn(2, 3)))
+    feed = {"x": x}
+    if any(value.name == "unused" for value in onnx.load(str(path)).graph.input):
+        feed["unused"] = torch.zeros(2, 3)
+    found = run(path, **feed)
+    assert list(found) == ["output_0", "output_1", "output_2", "output_3"]
+    np.testing.assert_array_equal(found["output_0"], found["output_1"])
+    np.testing.assert_array_equal(found["output_2"], x.numpy())
+    np.testing.assert_array_equal(found["output_3"], module.linear.bias.detach().numpy())
+
+
+def test_the_same_tensor_for_two_inputs_is_two_inputs(tmp_path: Path) -> None:
+    class Minus(nn.Module):
+        def forward(self, a: Tensor, b: Tensor) -> Tensor:
+            return a - b
+
+    same, other = torch.ones(2, 3), torch.zeros(2, 3)
+    path = export_onnx(Minus(), tmp_path / "m.onnx", (same, same))
+    np.testing.assert_array_equal(run(path, a=same, b=other)["output"], np.ones((2, 3)))
+
+
+def test_dataclass_results_and_nested_inputs(tmp_path: Path) -> None:
+    @dataclass
+    class Result:
+        logits: Tensor
+        states: tuple[Tensor, ...]
+
+    class Nested(nn.Module):
+        def forward(self, pair: tuple[Tensor, Tensor], more: dict[str, Tensor]) -> Result:
+            return Result(pair[0] @ more["w"], (pair[0] * 1.5, pair[1] + 1))
+
+    x, w = torch.randn(2, 3), torch.randn(3, 3)
+    path = export_onnx(Nested(), tmp_path / "m.onnx", ((x, x + 1),), {"more": {"w": w}})
+    graph = onnx.load(str(path)).graph
+    assert [value.name for value in graph.input] == ["pair_0", "pair_1", "more_w"]
+    assert [value.name for value in graph.output] == ["logits", "states_0", "states_1"]
+
+
+@pytest.mark.parametrize(
+    ("args", "kwargs", "message"),
+    [
+        ((torch.zeros(1, 3, 8, 8),), {}, "batch of 1"),
+        ((), {}, "do not fit forward of ConvNet"),
+        ((), {"y": torch.zeros(2, 3)}, "do not fit forward of ConvNet"),
+        ((3,), {}, "hold no tensor"),
+        ((object(),), {}, "argument 'x' is a object"),
+    ],
+)
+def test_unusable_inputs(tmp_path: Path, args: tuple[object, ...], kwargs: dict[str, object], message: str) -> None:
+    with pytest.raises(BadInput, match=message):
+        export_onnx(ConvNet(), tmp_path / "m.onnx", args, kwargs)

@@ -1,0 +1,40 @@
+"""Trials of a plan: a block whose surrogate fails gets the next choice, or stays."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import fx, nn
+
+import repl_fx
+from repl_fx.surrogates import Builder
+from repl_fx.surrogates.bottleneck import Bottleneck
+from tests.planning.perceptron import Perceptron
+
+
+def test_auto_goes_on_to_its_next_choice_for_the_culprit_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    build = Bottleneck.build
+
+    def broken(self: Any, site: Builder, match: Any) -> tuple[fx.Node, ...]:
+        if site.block.name == "3":
+            raise IndexError("tuple index out of range")
+        return build(self, site, match)
+
+    monkeypatch.setattr(Bottleneck, "build", broken)
+    model = nn.Sequential(*(Perceptron() for _ in range(7)))
+    x = torch.randn(4, 16)
+    result = repl_fx.transform(model, (x,))
+    assert [r.surrogate for r in result.plan.replacements] == ["bottleneck", "blend", "bottleneck"]
+    assert not result.plan.refusals
+    # An explicit choice has no other; the rest goes on.
+    result = repl_fx.transform(model, (x,), surrogate="bottleneck")
+    assert [r.block for r in result.plan.replacements] == ["1", "5"]
+    (refusal,) = result.plan.refusals
+    assert refusal.reason == "bottleneck cannot be built here: IndexError: tuple index out of range"
+    # The plan is the whole story: it makes the same graph again.
+    again = repl_fx.transform(model, (x,), plan=result.plan)
+    assert str(again.graph_module.graph) == str(result.graph_module.graph)
+    for name, value in again.graph_module.state_dict().items():
+        torch.testing.assert_close(value, result.graph_module.state_dict()[name], rtol=0, atol=0)

@@ -1,0 +1,43 @@
+"""Nodes that surrogates make, in a copy of the captured graph."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import torch
+
+import repl_fx
+from repl_fx.passes.fold_surrogates import is_synthesis
+from repl_fx.pipeline import Options, rewrite
+from repl_fx.running.example_inputs import ExampleInputs
+from tests.nets import ConvNet, TokenNet, images, tokens
+
+
+def test_one_capture_serves_for_several_rewrites_and_stays_as_it_is() -> None:
+    captured = repl_fx.capture_parts(TokenNet(depth=5), (tokens(),))
+    (part,) = captured.parts
+    before = part.graph_module.print_readable(print_output=False)
+    inputs = ExampleInputs((tokens(),))
+    results = [rewrite(captured, Options(surrogate=key), inputs) for key in ("reuse", "blend", "reuse")]
+    assert part.graph_module.print_readable(print_output=False) == before
+    first, _, again = (result.graph_module for result in results)
+    assert str(first.graph) == str(again.graph)
+    torch.testing.assert_close(first.state_dict(), again.state_dict(), rtol=0, atol=0)
+
+
+def test_nodes_of_a_surrogate_say_what_they_replace() -> None:
+    gm = repl_fx.transform(TokenNet(depth=3), (tokens(),), surrogate="bottleneck").graph_module
+    made = [n for n in gm.graph.nodes if "replaces" in n.meta]
+    assert made and {n.meta["replaces"] for n in made} == {("blocks.1", "bottleneck")}
+    assert all("val" in n.meta for n in made)
+
+
+def test_blocks_of_one_plan_may_have_other_widths() -> None:
+    x = images()
+    model = ConvNet(width=16)
+    plan = repl_fx.transform(model, (x,), surrogate="bottleneck").plan
+    first, second = plan.replacements
+    mixed = replace(plan, replacements=(first, replace(second, settings={**second.settings, "width": 7})))
+    gm = repl_fx.transform(model, (x,), plan=mixed).graph_module
+    (made,) = (n for n in gm.graph.nodes if is_synthesis(gm, n))
+    assert [int(weights[0].shape[0]) for weights in made.meta["val"]] == [4, 7]

@@ -1,0 +1,45 @@
+"""The first channels of a value, and the same value with others in their place."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from hypothesis import given, settings, strategies as st
+from torch import Tensor
+
+from repl_fx.surrogates.shared.channels import put_channels, take_channels
+from tests.surrogates.shared.copying import copying
+
+
+@given(
+    relu=st.booleans(),
+    count=st.integers(1, 4),
+    trained=st.sampled_from(["both", "total", "part"]),
+    last=st.booleans(),
+)
+@settings(max_examples=30)
+def test_gradients_of_the_operators(relu: bool, count: int, trained: str, last: bool) -> None:
+    form = torch.channels_last if last else torch.contiguous_format
+    base = torch.randn(2, 4, 3, 2, dtype=torch.float64).to(memory_format=form)
+    weight = torch.randn(count, count, 1, 1, dtype=torch.float64)
+
+    def run(base: Tensor, weight: Tensor) -> Tensor:
+        total, part = take_channels(base * 1, count, relu)
+        return put_channels(total, part + F.conv2d(part, weight).tanh(), relu) * base
+
+    given_ = [t.requires_grad_(trained in ("both", name)) for t, name in ((base, "total"), (weight, "part"))]
+    assert torch.autograd.gradcheck(run, given_)
+    with copying():
+        wanted = run(base, weight)
+    torch.testing.assert_close(run(base, weight), wanted, rtol=0, atol=0)
+
+
+def test_what_other_operators_read_is_not_written_to() -> None:
+    """The gradient that reaches a sum may reach others too."""
+    base = torch.randn(2, 4, 3, dtype=torch.float64, requires_grad=True)
+    total, part = take_channels(base + 0, 2, False)
+    made = put_channels(total, part * 2, False)
+    toward = torch.ones_like(made)
+    torch.autograd.backward(made, toward)
+    assert torch.equal(toward, torch.ones_like(made))
+    assert base.grad is not None and torch.equal(base.grad[:, :2], torch.full((2, 2, 3), 2.0, dtype=torch.float64))

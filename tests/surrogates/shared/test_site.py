@@ -1,0 +1,54 @@
+"""A block and its neighbours: questions about them, which change nothing."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+import repl_fx
+from repl_fx.surrogates.shared.activations import is_activation
+from tests.surrogates.nets import Residual
+
+
+class _Counting(nn.Module):
+    """An activation that keeps a running mean of its input in training."""
+
+    mean: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("mean", torch.zeros(1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.training:
+            with torch.no_grad():
+                self.mean = 0.9 * self.mean + x.mean()
+        return F.relu(x)
+
+
+class _Dropping(nn.Module):
+    """Dropout, and no activation: it treats elements unlike in training, and is linear in evaluation."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.dropout(x, 0.5, self.training)
+
+
+def test_planning_draws_no_numbers_and_dropout_is_no_activation() -> None:
+    model = nn.Sequential(*(Residual(nn.Conv2d(16, 16, 1), _Dropping(), nn.Conv2d(16, 16, 1)) for _ in range(3)))
+    gm = repl_fx.capture(model, (torch.randn(2, 16, 8, 8),))
+    before = torch.get_rng_state()
+    for surrogate in ("slim", "coarse", "bottleneck", "auto"):
+        repl_fx.make_plan(gm, repl_fx.find_repeats(gm), surrogate=surrogate)
+    assert torch.equal(torch.get_rng_state(), before)
+    dropping = [n for n in gm.graph.nodes if n.op == "call_module" and type(gm.get_submodule(n.target)) is _Dropping]
+    assert len(dropping) == 3 and not any(is_activation(gm, node) for node in dropping)
+
+
+def test_planning_moves_no_state() -> None:
+    model = nn.Sequential(*(Residual(nn.Conv2d(16, 16, 1), _Counting(), nn.Conv2d(16, 16, 1)) for _ in range(3)))
+    gm = repl_fx.capture(model, (torch.randn(2, 16, 8, 8),))
+    for surrogate in ("slim", "coarse", "bottleneck", "auto"):
+        repl_fx.make_plan(gm, repl_fx.find_repeats(gm), surrogate=surrogate)
+    for name, buffer in (*gm.named_buffers(), *model.named_buffers()):
+        assert type(buffer) is Tensor and not buffer.any(), name
