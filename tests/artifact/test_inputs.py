@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import math
 import sys
+from collections import OrderedDict
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
+import msgspec
 import pytest
 import torch
 from torch import Tensor, nn
 
 import repl_fx
 from repl_fx.artifact import load_artifact
+from repl_fx.artifact.inputs import Inputs
+from repl_fx.running.example_inputs import ExampleInputs
 from tests.nets import TokenNet, tokens
 
 
@@ -79,3 +84,28 @@ def test_inputs_that_plain_data_does_not_describe_are_given(tmp_path: Path) -> N
     vars(again)["limit"] = 0.5
     with pytest.raises(repl_fx.BadInput, match=r"was changed since: .*limit=0\.5, which was"):
         repl_fx.save(again, tmp_path / "third")
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        (1, [True, None], "word"),
+        OrderedDict(a=1.5, b=(2,)),
+        {1: "one", None: "none"},
+        (torch.bfloat16, torch.device("cpu")),
+        (math.inf, -math.inf),
+    ],
+)
+def test_values_come_back_from_plain_data(value: Any) -> None:
+    text = msgspec.json.encode(Inputs.of(ExampleInputs((value,), {"named": value})))
+    made = msgspec.json.decode(text, type=Inputs).make()
+    assert made.args == (value,) and made.kwargs == {"named": value} and type(made.args[0]) is type(value)
+
+
+def test_tensors_come_back_in_kind_and_the_same_each_time() -> None:
+    described = Inputs.of(ExampleInputs((torch.tensor([[3, 9], [5, 4]]), torch.ones(2, 3, dtype=torch.float16))))
+    first, second = described.make(), described.make()
+    ids, fractions = first.args
+    assert ids.dtype == torch.int64 and ids.shape == (2, 2) and int(ids.min()) >= 3 and int(ids.max()) <= 9
+    assert fractions.dtype == torch.float16 and fractions.shape == (2, 3)
+    assert all(map(torch.equal, first.args, second.args))

@@ -9,6 +9,8 @@ from typing import Any
 import pytest
 
 import repl_fx
+from repl_fx.artifact.inputs import Inputs
+from repl_fx.artifact.manifest import MANIFEST, File, Manifest, read_manifest
 from repl_fx.sources import load_source
 from tests.artifact.edits import edit_manifest, set_value
 
@@ -41,3 +43,22 @@ def test_newer_schema(artifact: Path) -> None:
     (artifact / "manifest.json").write_text(json.dumps({**manifest, "schema": 99}))
     with pytest.raises(repl_fx.ArtifactError, match="has schema 99, this version reads 3"):
         repl_fx.load(artifact)
+
+
+def test_a_manifest_is_read_as_it_was_written_or_not_at_all(tmp_path: Path) -> None:
+    manifest = Manifest(
+        versions={"torch": "2"},
+        code="",
+        model=None,
+        parts=(),
+        eager=(),
+        inputs=Inputs(args=(), kwargs={}),
+        aliases={"head.weight": "embed.weight"},
+        parameters=3,
+        files={"plan.json": File("plan.json", "0")},
+    )
+    (tmp_path / MANIFEST).write_text(manifest.to_json())
+    assert read_manifest(tmp_path) == manifest
+    (tmp_path / MANIFEST).write_text(manifest.to_json().replace('"parameters": 3', '"parameters": 4'))
+    with pytest.raises(repl_fx.ArtifactError, match="was changed by hand"):
+        read_manifest(tmp_path)

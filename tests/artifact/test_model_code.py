@@ -8,8 +8,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch import nn
 
 import repl_fx
+from repl_fx.artifact.inputs import Inputs
+from repl_fx.artifact.manifest import Manifest, Model, Options
+from repl_fx.artifact.model_code import build_source
+from repl_fx.sources.source import hash_file
 from tests.artifact.edits import edit_manifest, set_value
 from tests.artifact.tied_net import MODEL
 
@@ -47,3 +52,26 @@ def test_no_code_that_comes_with_an_artifact_is_run(artifact: Path, model_file: 
             repl_fx.load(artifact)
         (artifact / "manifest.json").write_text(before)
     assert not ran.exists()
+
+
+def _manifest(model: Model | None) -> Manifest:
+    inputs = Inputs(args=(), kwargs={})
+    return Manifest(versions={}, code="", model=model, parts=(), eager=(), inputs=inputs, aliases={}, parameters=0)
+
+
+def test_a_model_that_is_given_is_taken_and_one_that_is_not_has_to_be_known(tmp_path: Path) -> None:
+    model = nn.Linear(2, 2)
+    assert build_source(tmp_path, _manifest(None), model, False) is model
+    with pytest.raises(repl_fx.ArtifactError, match="was saved from Python without a model spec; pass the model"):
+        build_source(tmp_path, _manifest(None), None, False)
+
+
+def test_a_file_like_the_one_that_is_gone_is_named_and_not_run(tmp_path: Path) -> None:
+    near, gone = tmp_path / "net.py", tmp_path / "gone" / "net.py"
+    near.write_text(f"open({str(tmp_path / 'ran')!r}, 'w')\n")
+    known = Model(f"{gone}:model", Options(None, 0, {}), "Net", {str(gone): hash_file(near)})
+    with pytest.raises(
+        repl_fx.ArtifactError, match=rf"is gone; a file like it is there: take it with --model {near}:m"
+    ):
+        build_source(tmp_path / "artifact", _manifest(known), None, False)
+    assert not (tmp_path / "ran").exists()

@@ -14,6 +14,11 @@ from torch import Tensor, nn
 
 import repl_fx
 from repl_fx.artifact import load_artifact
+from repl_fx.artifact.inputs import Inputs
+from repl_fx.artifact.manifest import Manifest
+from repl_fx.artifact.origin import Origin, first_difference, require_as_made
+from repl_fx.plan import Plan
+from repl_fx.planning.structure import lines_made
 from tests.artifact.edits import edit_manifest
 from tests.artifact.tables_net import X, transformed
 from tests.nets import TokenNet, tokens
@@ -94,3 +99,22 @@ def test_only_what_an_artifact_can_hold_is_saved(tmp_path: Path) -> None:
     with pytest.raises(repl_fx.BadInput, match="was changed since"):
         repl_fx.save(result, tmp_path / "again")
     assert not (tmp_path / "again").exists()
+
+
+def test_the_first_difference_of_two_texts() -> None:
+    assert first_difference(("a", "b"), ("a", "b")) == ""
+    assert first_difference(("a", "b", "x"), ("a", "c", "y")) == "c, which was b"
+    assert first_difference(("a", "b"), ("a",)) == "nothing, which was b"
+
+
+def test_a_module_whose_settings_changed_is_not_as_it_was_made() -> None:
+    dropout = nn.Dropout(0.25)
+    module = nn.Sequential(nn.Linear(2, 2), dropout)
+    inputs = Inputs(args=(), kwargs={})
+    manifest = Manifest(versions={}, code="", model=None, parts=(), eager=(), inputs=inputs, aliases={}, parameters=0)
+    origin = Origin(manifest, Plan((), (), ""), (), lines_made(module))
+    require_as_made(module.eval().to(torch.float64), origin)
+    assert copy.deepcopy(origin) is origin
+    dropout.p = 0.5
+    with pytest.raises(repl_fx.BadInput, match=r"was changed since: .*p=0\.5.*, which was .*p=0\.25"):
+        require_as_made(module, origin)

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 import repl_fx
+from repl_fx.artifact.weights import load_state, read_state, write_state
 from repl_fx.sources import load_source
 from tests.artifact.tables_net import X, transformed, write
 
@@ -82,3 +83,42 @@ def test_a_model_keeps_the_precision_it_was_trained_in(tmp_path: Path, dtype: to
     loaded = repl_fx.load(tmp_path / "again")
     assert {p.dtype for p in loaded.parameters()} == {dtype} == {b.dtype for b in loaded.buffers()}
     assert torch.equal(loaded(X.to(dtype)), net(X.to(dtype)))
+
+
+class Tied(nn.Module):
+    """Two layers with one weight, and a table that is in no state_dict."""
+
+    def __init__(self, width: int = 4) -> None:
+        super().__init__()
+        self.one, self.two = nn.Linear(width, width, bias=False), nn.Linear(width, width, bias=False)
+        self.two.weight = self.one.weight
+        self.register_buffer("table", torch.randn(3), persistent=False)
+
+
+def test_tied_tensors_are_written_once_and_loaded_as_one(tmp_path: Path) -> None:
+    files = tmp_path / "weights", tmp_path / "constants"
+    written, loaded = Tied(), Tied()
+    aliases = write_state(written, *files)
+    assert aliases == {"two.weight": "one.weight"}
+    load_state(loaded, read_state(*files, aliases))
+    assert loaded.two.weight is loaded.one.weight and torch.equal(loaded.one.weight, written.one.weight)
+    assert torch.equal(loaded.get_buffer("table"), written.get_buffer("table"))
+
+
+@pytest.mark.parametrize(
+    ("other", "message"),
+    [
+        (nn.Linear(4, 4), "2 tensors are missing, e.g. bias; 2 tensors are foreign, e.g. one.weight"),
+        (Tied(5), r"one.weight is torch.float32\[4, 4\], the model has torch.float32\[5, 5\]"),
+    ],
+)
+def test_tensors_of_another_module_are_refused(tmp_path: Path, other: nn.Module, message: str) -> None:
+    files = tmp_path / "weights", tmp_path / "constants"
+    state = read_state(*files, write_state(Tied(), *files))
+    with pytest.raises(repl_fx.ArtifactError, match=message):
+        load_state(other, state)
+
+
+def test_tensors_without_values_are_not_written(tmp_path: Path) -> None:
+    with pytest.raises(repl_fx.OutputError, match="weight is on the meta device and has no values to save"):
+        write_state(nn.Linear(2, 2, device="meta"), tmp_path / "weights", tmp_path / "constants")

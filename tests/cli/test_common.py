@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import io
 import json
+import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from repl_fx.cli.common import parse_settings
+from repl_fx.cli.common import Terminal, parse_list, parse_settings, running
 from repl_fx.errors import BadInput
 from tests.cli.results import document, one_line
 
@@ -117,3 +119,25 @@ def test_settings() -> None:
     for bad in (["ratio"], ["=1"], ["a=1", "a=2"]):
         with pytest.raises(BadInput):
             parse_settings(bad)
+
+
+def test_lists() -> None:
+    assert parse_list(" 3, blocks.5", "--blocks") == ["3", "blocks.5"]
+    with pytest.raises(BadInput, match="--blocks '3,,5' has an empty item; write it like 3,5"):
+        parse_list("3,,5", "--blocks")
+
+
+def test_one_document_or_lines_and_never_both() -> None:
+    for as_json, expected in ((True, '{\n  "a": 1\n}\n'), (False, "[a]: line\n")):
+        stdout = io.StringIO()
+        terminal = Terminal(stdout, as_json, verbose=False, quiet=True)
+        terminal.show("[a]: line")
+        terminal.document({"a": 1})
+        assert stdout.getvalue() == expected
+
+
+def test_warnings_are_shown_where_they_are_asked_for() -> None:
+    with running(False, verbose=False, quiet=True):
+        warnings.warn("of a library", stacklevel=1)
+    with pytest.warns(UserWarning, match="of a library"), running(False, verbose=True, quiet=True):
+        warnings.warn("of a library", stacklevel=1)

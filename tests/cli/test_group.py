@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from repl_fx.cli.group import CheckFailed, explain
+from repl_fx.errors import BadInput
 from tests.cli.results import one_line, refused
 
 if TYPE_CHECKING:
@@ -80,3 +82,19 @@ def test_numbers_that_are_too_large(
     run: Run, model_file: Path, tmp_path: Path, arguments: tuple[str, str], message: str
 ) -> None:
     assert message in refused(run, tmp_path, model_file, *arguments)
+
+
+@pytest.mark.parametrize(
+    ("error", "message", "code"),
+    [
+        (CheckFailed("not\nequivalent"), "not equivalent", 1),
+        (BadInput("every is 1"), "every is 1", 2),
+        (OSError(errno.EDQUOT, "Disk quota exceeded"), "no space left; free some", 2),
+        (RuntimeError("[enforce fail] can't allocate memory: 8 bytes"), "not enough memory (", 2),
+        (SystemExit(3), "the model's code ended the command with SystemExit: 3", 2),
+        (ZeroDivisionError(), "this is a defect of repl-fx: ZeroDivisionError: ZeroDivisionError", 70),
+    ],
+)
+def test_each_kind_of_error_has_its_line_and_its_code(error: BaseException, message: str, code: int) -> None:
+    line, found = explain(error)
+    assert line.startswith(message) and found == code and "\n" not in line

@@ -11,6 +11,7 @@ import pytest
 
 from repl_fx.errors import SourceError
 from repl_fx.sources import load_source
+from repl_fx.sources.interrupts import interrupts
 from tests.sources.model_file import MODEL, Write, run
 
 
@@ -53,3 +54,14 @@ def test_a_handler_of_the_file_stays(write: Write) -> None:
         assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN
     finally:
         signal.signal(signal.SIGINT, handler)
+
+
+@pytest.mark.usefixtures("_interrupts")
+def test_ctrl_c_is_told_from_a_keyboard_interrupt_that_is_raised() -> None:
+    handler = signal.getsignal(signal.SIGINT)
+    with pytest.raises(KeyboardInterrupt), interrupts() as raised:
+        raise KeyboardInterrupt
+    with pytest.raises(KeyboardInterrupt), interrupts() as pressed:
+        signal.raise_signal(signal.SIGINT)
+    assert (raised(), pressed()) == (False, True)
+    assert signal.getsignal(signal.SIGINT) is handler

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import hashlib
 import sys
+from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
 
 from repl_fx.errors import SourceError
 from repl_fx.sources import load_source
+from repl_fx.sources.source import close_matches, describe, hash_file, package_code, seeded, to_device
 
 
 @pytest.mark.parametrize(("zoo", "package"), [("timm", "timm"), ("torchvision", "torchvision"), ("hf", "transformers")])
@@ -15,3 +20,38 @@ def test_a_zoo_that_is_not_installed(zoo: str, package: str, monkeypatch: pytest
     monkeypatch.setitem(sys.modules, package, None)
     with pytest.raises(SourceError, match=rf"needs {package}, which is not installed; pip install 'repl-fx\[zoo\]'"):
         load_source(f"{zoo}:resnet18")
+
+
+def test_names_that_are_close_are_asked_about() -> None:
+    assert close_matches("widht", ["width", "depth"]) == "; did you mean width?"
+    assert close_matches("colour", ["width", "depth"]) == ""
+
+
+def test_an_exception_on_one_line() -> None:
+    assert describe(ValueError("no\n  luck")) == "ValueError: no luck"
+    assert describe(KeyError()) == "KeyError"
+
+
+def test_a_package_that_raises_is_one_error() -> None:
+    with (
+        pytest.raises(SourceError, match="shop:x could not be built: ZeroDivisionError: "),
+        package_code("shop:x could not be built"),
+    ):
+        1 / 0  # noqa: B018
+
+
+def test_a_seed_holds_within_and_not_behind() -> None:
+    before = torch.get_rng_state()
+    drawn = []
+    for seed in (5, 5, 6):
+        with seeded(seed, torch.device("cpu")):
+            drawn.append(torch.rand(3))
+    assert torch.equal(drawn[0], drawn[1]) and not torch.equal(drawn[0], drawn[2])
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_files_are_hashed_and_nested_tensors_moved(tmp_path: Path) -> None:
+    (tmp_path / "file").write_bytes(b"some bytes")
+    assert hash_file(tmp_path / "file") == hashlib.sha256(b"some bytes").hexdigest()
+    moved: dict[str, Any] = to_device({"a": [torch.ones(2), 3]}, torch.device("meta"))
+    assert moved["a"][0].is_meta and moved["a"][1] == 3

@@ -1,0 +1,52 @@
+"""A plan as JSON text, and texts that are no plan."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from repl_fx.errors import PlanMismatch
+from repl_fx.plan import Plan, Refusal, Replacement
+
+PLAN = Plan(
+    (Replacement("b.1", "b", "b.0", "b.2", "blend", {"per": "tensor"}),),
+    (Refusal("b.3", "b", "it is the last of its repeat", "add_3"),),
+    "of a graph",
+    seed=7,
+    parts=("b",),
+)
+
+
+def test_a_plan_comes_back_from_its_text() -> None:
+    assert Plan.from_json(PLAN.to_json()) == PLAN
+
+
+def test_a_plan_is_printed_a_line_a_block() -> None:
+    assert str(PLAN) == "b.1 -> blend from b.0 and b.2\nb.3 stays: it is the last of its repeat"
+    assert str(Plan((), (), "")) == "nothing to do"
+
+
+def _gone(data: dict[str, Any]) -> None:
+    del data["schema"]
+
+
+@pytest.mark.parametrize(
+    ("edit", "message"),
+    [
+        (_gone, "not a plan: KeyError"),
+        (lambda data: data.update(schema=9), "the plan has schema 9; this version reads 1"),
+        (lambda data: data.update(seed="x"), r"Expected `int`, got `str` - at `\$.seed`"),
+        (lambda data: data.update(seed=2**63), r"not a plan: .*`\$.seed`"),
+        (lambda data: data.update(surplus=1), "unknown field surplus"),
+        (lambda data: data["replacements"][0].update(colour=1), r"unknown field replacements\[0\].colour"),
+        (lambda data: data["refusals"][0].pop("reason"), "missing required field `reason`"),
+    ],
+)
+def test_a_text_that_is_no_plan_is_refused(edit: Callable[[dict[str, Any]], Any], message: str) -> None:
+    data = json.loads(PLAN.to_json())
+    edit(data)
+    with pytest.raises(PlanMismatch, match=message):
+        Plan.from_json(json.dumps(data))
