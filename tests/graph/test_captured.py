@@ -1,14 +1,16 @@
-"""Edits and copies of a graph module, and what of its state a graph uses."""
+"""Edits and copies of a graph module."""
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import pytest
 import torch
-from torch import Tensor, fx, nn
+from torch import fx, nn
 
 from repl_fx.graph.captured import (
+    CapturedModule,
     add_buffer,
     add_module,
     attribute,
@@ -20,32 +22,9 @@ from repl_fx.graph.captured import (
     share_tensors,
     unique_name,
 )
-from repl_fx.graph.state import prune_state_, used_by
 from repl_fx.tracing.capture import capture
-
-
-class Model(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.fc, self.norm, self.lstm = nn.Linear(8, 8), nn.BatchNorm1d(8), nn.LSTM(8, 8)
-        self.extra, self.unused = nn.Linear(8, 8), nn.Parameter(torch.ones(3))
-        self.register_buffer("hidden", torch.ones(8), persistent=False)
-
-    def forward(self, x: Tensor) -> Tensor:
-        x = self.norm(self.fc(x)) * self.hidden
-        if self.training:
-            x = x + self.extra(x)
-        return self.lstm(x)[0]  # type: ignore[no-any-return]
-
-
-@pytest.fixture
-def gm() -> fx.GraphModule:
-    return capture(Model(), (torch.randn(3, 8),))
-
-
-def call(gm: fx.GraphModule, name: str) -> fx.Node:
-    found: fx.Node = next(n for n in gm.graph.nodes if n.op == "call_module" and n.target == name)
-    return found
+from tests.graph.nets import call
+from tests.nets import ConvNet, images
 
 
 def test_copies_share_tensors_and_nothing_else(gm: fx.GraphModule) -> None:
@@ -103,23 +82,14 @@ def test_names_and_places(gm: fx.GraphModule) -> None:
         attribute(gm, "one.three")
 
 
-def test_used_state_counts_what_switches_call(gm: fx.GraphModule) -> None:
-    used = used_by(gm)
-    assert {"fc.weight", "extra.bias", "norm.running_mean", "hidden"} <= used.state
-    assert "unused" not in used.state
-    assert {"fc", "extra", "norm", "lstm", "mode_switch"} == used.modules
+def test_a_shallow_copy_has_the_modules_own_tensors() -> None:
+    module: Any = capture(nn.Sequential(nn.Linear(8, 8)), (torch.randn(2, 8),))
+    module.tag = "x"
+    twin = copy.copy(module)
+    assert isinstance(twin, CapturedModule) and twin.tag == "x" and twin is not module
+    assert next(twin.parameters()) is next(module.parameters())
 
 
-def test_pruning_takes_what_is_no_longer_used(gm: fx.GraphModule) -> None:
-    before = used_by(gm)
-    assert prune_state_(gm, before) == ()
-    fc, switch = call(gm, "fc"), call(gm, "mode_switch")
-    switch.replace_all_uses_with(next(n for n in switch.all_input_nodes if n.op != "get_attr"))
-    fc.replace_all_uses_with(fc.all_input_nodes[0])
-    erase_dead(gm.graph, [switch, fc])
-    gm.recompile()
-    assert prune_state_(gm, before) == ("extra.bias", "extra.weight", "fc.bias", "fc.weight")
-    assert [name for name, _ in gm.named_children()] == ["norm", "lstm"]
-    assert "unused" in gm.state_dict()
-    assert prune_state_(gm, used_by(gm)) == ()
-    assert gm(torch.randn(3, 8)).shape == (3, 8)
+def test_the_name_of_a_copy_is_that_of_the_module() -> None:
+    module = capture(ConvNet(), (images(),))
+    assert type(copy.deepcopy(module)).__name__ == "ConvNet" == type(module).__name__

@@ -487,19 +487,6 @@ def test_models_without_values() -> None:
         assert again(tokens(4).to("meta")).shape == (4, 10)
 
 
-def test_a_shallow_copy_has_the_modules_own_tensors() -> None:
-    module: Any = capture(nn.Sequential(nn.Linear(8, 8)), (torch.randn(2, 8),))
-    module.tag = "x"
-    twin = copy.copy(module)
-    assert isinstance(twin, CapturedModule) and twin.tag == "x" and twin is not module
-    assert next(twin.parameters()) is next(module.parameters())
-
-
-def test_the_name_of_a_copy_is_that_of_the_module() -> None:
-    module = capture(ConvNet(), (images(),))
-    assert type(copy.deepcopy(module)).__name__ == "ConvNet" == type(module).__name__
-
-
 def test_attributes_of_the_source_are_copied_with_the_module() -> None:
     module: Any = capture(nn.Sequential(nn.Linear(8, 8)), (torch.randn(2, 8),))
     module.meta["attributes"] = {"out_channels": 8, "sizes": [1, 2]}

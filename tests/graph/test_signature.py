@@ -10,7 +10,6 @@ from torch import Tensor, nn
 
 import repl_fx
 from repl_fx.errors import BadInput
-from repl_fx.graph.runtime import check_constant, check_key, check_shape
 from repl_fx.graph.signature import bind_arguments
 from repl_fx.running.example_inputs import ExampleInputs
 
@@ -44,18 +43,6 @@ def test_arguments_are_bound_in_the_order_of_the_signature(
 def test_arguments_that_do_not_fit() -> None:
     with pytest.raises(TypeError, match="missing a required argument: 'a'"):
         bind_arguments(Model(), ExampleInputs((), {"b": 1}))
-
-
-def test_runtime_checks() -> None:
-    check_constant(1.0, 1.0, "argument 'x'")
-    check_shape(torch.zeros(2, 3), (None, 3), "argument 'x'")
-    with pytest.raises(BadInput, match="argument 'x' was captured as 1, not 2; capture the model again"):
-        check_constant(2, 1, "argument 'x'")
-    with pytest.raises(BadInput, match=r"argument 'x' has shape \[2, 3, 1\], but was captured as \[any, 3\]"):
-        check_shape(torch.zeros(2, 3, 1), (None, 3), "argument 'x'")
-    check_key({"a": 1}, "a", "argument 'x'")
-    with pytest.raises(BadInput, match=r"argument 'x' has no key 'b', which .*; its keys are 'a'$"):
-        check_key({"a": 1}, "b", "argument 'x'")
 
 
 def test_a_mapping_that_lacks_a_key() -> None:

@@ -1,4 +1,4 @@
-"""A model is after a run as it was before, whatever it keeps its settings in."""
+"""A model is after a run as it was before, whatever it keeps its settings in; and the device it runs on."""
 
 from __future__ import annotations
 
@@ -10,7 +10,8 @@ import torch
 from torch import Tensor, nn
 
 import repl_fx
-from repl_fx.running.untouched import untouched
+from repl_fx.running.example_inputs import ExampleInputs
+from repl_fx.running.untouched import device_of, untouched
 
 X = torch.linspace(-1, 1, 8).reshape(2, 4)
 
@@ -71,3 +72,9 @@ def test_settings_of_any_class_survive(settings: Any, name: str) -> None:
         if type(settings_now) is not Frozen:
             settings_now["scale"] = 3.0
     assert type(settings) is Default or dict(settings) == before
+
+
+def test_the_device_of_a_model() -> None:
+    assert device_of(nn.Linear(2, 2, device="meta")) == torch.device("meta")
+    assert device_of(nn.ReLU(), ExampleInputs((torch.zeros(2, device="meta"),))) == torch.device("meta")
+    assert device_of(nn.ReLU()) == torch.device("cpu")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import operator
 import sys
 from collections import OrderedDict
 from collections.abc import Callable
@@ -18,26 +17,11 @@ from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 
 from repl_fx.errors import BadInput, BrokenGraph, CaptureError
-from repl_fx.graph.runtime import check_constant, check_shape
 from repl_fx.passes import merge_modes
 from repl_fx.running.example_inputs import ExampleInputs
-from repl_fx.running.untouched import device_of
-from repl_fx.tracing.capture import CaptureInfo, capture, check_capture, widen_batch
+from repl_fx.tracing.capture import capture, check_capture, widen_batch
 from repl_fx.tracing.parts.capture import capture_parts
-
-
-class Linear(nn.Module):
-    """One linear layer; `forward` is given by the subclasses."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.fc = nn.Linear(8, 8)
-
-
-def info_of(gm: nn.Module) -> CaptureInfo:
-    meta: Any = gm.meta
-    return meta["capture"]  # type: ignore[no-any-return]
-
+from tests.tracing.nets import Linear, info_of
 
 # --- outputs --------------------------------------------------------------------------------------------------------
 
@@ -204,29 +188,6 @@ def test_argument_and_attribute_of_one_name() -> None:
 # --- sizes ----------------------------------------------------------------------------------------------------------
 
 
-class Tokens(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.embed, self.attend = nn.Embedding(20, 8), nn.Linear(8, 24)
-
-    def forward(self, ids: Tensor, mask: Tensor) -> Tensor:
-        q, k, v = self.attend(self.embed(ids)).chunk(3, -1)
-        return F.scaled_dot_product_attention(q, k, v, attn_mask=mask[:, None, :].bool())
-
-
-def test_batch_and_sequence_stay_dynamic() -> None:
-    model = Tokens()
-    gm = capture(model, (torch.randint(20, (2, 6)), torch.ones(2, 6)))
-    # The second dimension of a floating matrix counts as features, which ties the sequence to it.
-    assert info_of(gm).dynamic == {"ids": (0,), "mask": (0,)}
-    gm = capture(model, (torch.randint(20, (2, 6)), torch.ones(2, 6, dtype=torch.long)))
-    assert info_of(gm).dynamic == {"ids": (0, 1), "mask": (0, 1)}
-    for batch, length in ((1, 6), (5, 3), (1, 1), (3, 11)):
-        ids, mask = torch.randint(20, (batch, length)), torch.ones(batch, length, dtype=torch.long)
-        mask[:, length // 2 + 1 :] = 0
-        assert torch.equal(gm(ids, mask), model(ids, mask))
-
-
 def test_batch_of_one_is_widened() -> None:
     model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Flatten(), nn.Linear(144, 2))
     gm = capture(model, (torch.randn(1, 3, 8, 8),))
@@ -273,29 +234,6 @@ class Stateful(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         hidden: Any = self.hidden
         return self.head["b"](self.again(self.fc(x))) * self.late + self.kept * hidden  # type: ignore[no-any-return]
-
-
-@pytest.mark.parametrize("whole", [True, False])
-def test_a_number_made_of_a_size_is_not_kept_for_other_sizes(whole: bool) -> None:
-    class Quarter(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.mix = nn.Linear(4, 4)
-
-        def forward(self, x: Tensor) -> Tensor:
-            # A remainder says nothing about the rest; a quotient that is made a number does.
-            assert x.shape[1] % 3 == 0
-            quarter = int(x.shape[1] // 4) if whole else x.shape[1] // 4
-            return self.mix(x)[:, :quarter]  # type: ignore[no-any-return]
-
-    model, x, longer = Quarter(), torch.randn(2, 9, 4), torch.randn(2, 18, 4)
-    gm = capture(model, (x,))
-    assert torch.equal(gm(x), model(x))
-    if whole:
-        with pytest.raises(BadInput, match=r"has shape \[2, 18, 4\], but was captured as \[any, 9, 4\]"):
-            gm(longer)
-    else:
-        assert torch.equal(gm(longer), model(longer))
 
 
 def test_state_keeps_its_keys_order_and_tensors() -> None:
@@ -430,140 +368,11 @@ def test_regions_of_the_caller_are_not_traced() -> None:
     ]
 
 
-# --- the second tracer ------------------------------------------------------------------------------------------------
-
-
 class Opaque:
     """A container that torch.export does not know."""
 
     def __init__(self, value: Tensor) -> None:
         self.value = value
-
-
-def refuse_export(x: Tensor) -> None:
-    """Tell the fake tensors of torch.export from real ones and from the proxies of fx."""
-    if isinstance(x, Tensor) and type(x) is not Tensor:
-        raise RuntimeError("this model must not be exported")
-
-
-class Refused(Linear):
-    """What torch.export alone cannot take."""
-
-    def forward(self, x: Tensor, flip: bool = False) -> Tensor:
-        refuse_export(x)
-        y = F.dropout(self.fc(x), 0.5, self.training).relu()
-        return -y if flip else y
-
-
-def test_second_rung_takes_what_torch_export_refuses() -> None:
-    model, x = Refused(), torch.randn(3, 8)
-    gm = capture(model, (x,), {"flip": True})
-    info = info_of(gm)
-    assert info.tracer == "fx.symbolic_trace"
-    assert len(info.obstacles) == 1
-    assert info.obstacles[0].startswith("torch.export: RuntimeError: this model must not be exported (at ")
-    assert check_capture(model, gm, (x,), {"flip": True})
-    assert info.literals == 1
-    assert list(gm.state_dict()) == list(model.state_dict())
-    x = torch.randn(5, 8)
-    assert torch.equal(gm.eval()(x), model.eval()(x, True))
-    with pytest.raises(BadInput, match="argument 'flip' was captured as True, not False"):
-        gm(x, False)
-
-
-class RefusedRegion(Linear):
-    def __init__(self, region: Callable[[], Any]) -> None:
-        super().__init__()
-        self.region = region
-
-    def forward(self, x: Tensor) -> Tensor:
-        refuse_export(x)
-        with self.region():
-            return self.fc(x)  # type: ignore[no-any-return]
-
-
-@pytest.mark.parametrize(
-    ("region", "word"), [(torch.no_grad, "no_grad"), (lambda: torch.autocast("cpu", torch.bfloat16), "autocast")]
-)
-def test_second_rung_refuses_regions_it_would_leave_out(region: Callable[[], Any], word: str) -> None:
-    with pytest.raises(CaptureError, match=f"fx cannot trace a torch.{word} region"):
-        capture(RefusedRegion(region), (torch.randn(3, 8),))
-
-
-class Noisy(Linear):
-    def forward(self, x: Tensor) -> Tensor:
-        refuse_export(x)
-        return self.fc(x) + torch.rand(8)  # type: ignore[no-any-return]
-
-
-def test_an_obstacle_names_the_line_of_the_model_and_not_of_repl_fx() -> None:
-    with pytest.raises(CaptureError, match=r"fx would bake in what aten\.rand\.default draws") as caught:
-        capture(Noisy(), (torch.randn(3, 8),))
-    assert all(f"(at {__file__}, line " in obstacle for obstacle in caught.value.obstacles)
-
-
-class Triple(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, x: Tensor) -> Tensor:
-        return x * 1
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> Tensor:
-        return gradients[0] * 3
-
-
-def test_second_rung_keeps_own_gradients() -> None:
-    class Model(Linear):
-        def forward(self, x: Tensor) -> Any:
-            refuse_export(x)
-            return Triple.apply(self.fc(x))  # type: ignore[no-untyped-call]
-
-    model = Model()
-    gm = capture(model, (torch.randn(3, 8),), copy=True)
-    gm(torch.ones(1, 8)).sum().backward()
-    assert info_of(gm).tracer == "fx.symbolic_trace"
-    assert torch.equal(gm.get_parameter("fc.weight").grad, torch.full((8, 8), 3.0))  # type: ignore[arg-type]
-
-
-class Dialects(nn.Module):
-    """Constants, an optional argument, items written in place, and a nested result: each spelt in another way."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.fc, self.gate = nn.Linear(8, 8), nn.Parameter(torch.ones(8))
-        self.steps = torch.arange(8.0)
-
-    def forward(self, x: Tensor, mask: Tensor | None = None, *, axes: tuple[int, ...] = (0, 1)) -> Any:
-        refuse_export(x)
-        y = torch.relu(self.fc(x)) @ x.T @ x + torch.arange(8.0) * self.steps * self.gate
-        y = y if mask is None else y * mask
-        return {"out": [y.view(x.shape[0], -1), F.gelu(y)], "summed": y.sum(axes[1])}
-
-
-@pytest.mark.parametrize("kwargs", [{}, {"mask": torch.arange(8.0)}, {"axes": (1, 0)}], ids=["plain", "mask", "axes"])
-def test_second_rung_speaks_the_dialect_of_the_first(kwargs: dict[str, Any]) -> None:
-    model, args = Dialects(), (torch.randn(3, 8),)
-    gm = capture(model, args, kwargs)
-    assert info_of(gm).tracer == "fx.symbolic_trace" and info_of(gm).dynamic["x"] == (0,)
-    assert check_capture(model, gm, args, kwargs)
-    assert not any(node.op == "call_method" for node in gm.graph.nodes)
-    called = {node.target for node in gm.graph.nodes if node.op == "call_function"}
-    operators = {target for target in called if isinstance(target, torch._ops.OpOverload)}
-    assert called - operators <= {operator.getitem, check_shape, check_constant}
-    made, expected = gm(torch.ones(5, 8), **kwargs), model(torch.ones(5, 8), **kwargs)
-    assert type(made) is dict and type(made["out"]) is list
-    assert torch.equal(made["out"][1], expected["out"][1])
-
-
-class Passes(Linear):
-    def forward(self, x: Tensor, **others: Any) -> Tensor:
-        refuse_export(x)
-        return self.fc(x) + others["y"]  # type: ignore[no-any-return]
-
-
-def test_second_rung_refuses_arguments_without_a_name() -> None:
-    with pytest.raises(CaptureError, match=r"fx cannot tell what the forward takes by \*\*others"):
-        capture(Passes(), (torch.randn(3, 8),), {"y": torch.randn(3, 8)})
 
 
 # --- errors ---------------------------------------------------------------------------------------------------------
@@ -670,12 +479,6 @@ def test_a_layout_that_one_mode_alone_asks_for() -> None:
     for training in (True, False):
         ours, theirs = (module.train(training)(*args) for module in (gm, model))
         assert ours.stride() == theirs.stride()
-
-
-def test_the_device_of_a_model() -> None:
-    assert device_of(nn.Linear(2, 2, device="meta")) == torch.device("meta")
-    assert device_of(nn.ReLU(), ExampleInputs((torch.zeros(2, device="meta"),))) == torch.device("meta")
-    assert device_of(nn.ReLU()) == torch.device("cpu")
 
 
 def test_a_capture_that_fails_leaves_the_buffers_alone() -> None:

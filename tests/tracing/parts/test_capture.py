@@ -5,8 +5,6 @@ from __future__ import annotations
 import copy
 import json
 import pickle
-import sys
-from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -22,7 +20,7 @@ from repl_fx.export import export_onnx, verify_onnx
 from repl_fx.graph.captured import CapturedModule
 from repl_fx.passes.fold_surrogates import is_synthesis
 from repl_fx.planning.part_repeats import repeats_of
-from repl_fx.tracing.parts.method_calls import MethodCalls
+from tests.tracing.parts.nets import sensible
 
 Inputs = tuple[list[Tensor], list[dict[str, Tensor]]]
 
@@ -284,101 +282,10 @@ def test_an_artifact_reloads_without_running_the_model(
     assert not (tmp_path / "whole.onnx").exists()
 
 
-def sensible(x: Tensor) -> bool:
-    return float(x.detach().numpy().sum()) < 1e9
-
-
-class Chosen(nn.Module):
-    """Runs `inner`, unless a value says otherwise, which numpy sees: never one graph itself."""
-
-    def __init__(self, inner: nn.Module) -> None:
-        super().__init__()
-        self.inner = inner
-
-    def forward(self, x: Tensor, *rest: Any) -> Any:
-        return self.inner(x, *rest) if sensible(x) else x
-
-
-class EvenOnly(nn.Module):
-    """Halves what is even: a trace at an even size takes it for granted that every size is."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.blocks = nn.Sequential(*(nn.Sequential(nn.Conv2d(4, 4, 1), nn.ReLU()) for _ in range(3)))
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.blocks(x) * (2 if x.shape[-1] % 2 == 0 else 3)  # type: ignore[no-any-return]
-
-
-def test_a_size_that_code_asks_about_is_fixed() -> None:
-    model = Chosen(EvenOnly())
-    captured = repl_fx.capture_parts(model, (torch.randn(2, 4, 6, 8),))
-    (part,) = captured.parts
-    assert part.graph_module.meta["capture"].tracer == "torch.export with fixed sizes"
-    with pytest.raises(repl_fx.BadInput, match="was captured as"):
-        captured.module(torch.randn(2, 4, 6, 7))
-
-
 def test_a_batch_of_one_is_widened_for_its_parts() -> None:
     captured = repl_fx.capture_parts(Detector(), detector_inputs(count=1))
     assert captured.parts[0].args[0].shape[0] == 2
     assert len(captured.module.eval()(*detector_inputs(count=3))) == 3
-
-
-def test_siblings_that_are_alike_are_tried_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    tried: list[str] = []
-    trace_by_first: Callable[..., Any] = repl_fx.tracing.parts.capture.trace_by_first  # type: ignore[attr-defined]
-
-    def counted(tracers: Any, model: nn.Module, *rest: Any) -> Any:
-        tried.append(type(model).__name__)
-        return trace_by_first(tracers, model, *rest)
-
-    monkeypatch.setattr("repl_fx.tracing.parts.search.trace_by_first", counted)
-    model = Chosen(nn.Sequential(*(Chosen(nn.Linear(4, 4)) for _ in range(5))))
-    with pytest.raises(repl_fx.CaptureError, match=r"Chosen could not be captured: torch\.export"):
-        repl_fx.capture_parts(model, (torch.randn(2, 4),))
-    assert tried == ["Sequential"]
-    model = Chosen(nn.Sequential(*(Chosen(nn.Sequential(*(nn.Linear(4, 4) for _ in range(3)))) for _ in range(5))))
-    tried.clear()
-    captured = repl_fx.capture_parts(model, (torch.randn(2, 4),))
-    assert [part.path for part in captured.parts] == [f"inner.{i}.inner" for i in range(5)]
-    assert tried == ["Sequential", "Chosen", *["Sequential"] * 5]
-
-
-class Asked(nn.Module):
-    """Has a method and a property; its forward calls the method too."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.inner = Chosen(nn.Linear(2, 2))
-
-    def scaled(self, x: Tensor) -> Tensor:
-        return 2 * x
-
-    @property
-    def width(self) -> int:
-        return 2
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.inner(self.scaled(x))  # type: ignore[no-any-return]
-
-
-def test_methods_that_code_around_a_module_calls() -> None:
-    class Outer(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.first, self.second = nn.Sequential(Asked()), nn.Sequential(Asked())
-
-        def forward(self, x: Tensor) -> Tensor:
-            asked: Any = self.second.get_submodule("0")
-            return asked.scaled(self.second(self.first(x))) * asked.width  # type: ignore[no-any-return]
-
-    model = Outer()
-    methods = MethodCalls(model)
-    with methods.watching():
-        model(torch.randn(3, 2))
-    assert methods.found == {"second": ["0.scaled", "0.width"], "second.0": ["scaled", "width"]}
-    assert sys.getprofile() is None or sys.getprofile() != methods._profile
 
 
 def test_inputs_that_the_model_refuses() -> None:

@@ -1,0 +1,72 @@
+"""Checks, mode switches and regions that a captured graph calls."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import fx, nn
+
+from repl_fx.errors import BadInput
+from repl_fx.graph.runtime import (
+    ModeSwitch,
+    check_condition,
+    check_constant,
+    check_key,
+    check_least,
+    check_shape,
+    enter_grad_mode,
+    restore_grad_mode,
+    select_mode,
+)
+
+
+def test_runtime_checks() -> None:
+    check_constant(1.0, 1.0, "argument 'x'")
+    check_shape(torch.zeros(2, 3), (None, 3), "argument 'x'")
+    with pytest.raises(BadInput, match="argument 'x' was captured as 1, not 2; capture the model again"):
+        check_constant(2, 1, "argument 'x'")
+    with pytest.raises(BadInput, match=r"argument 'x' has shape \[2, 3, 1\], but was captured as \[any, 3\]"):
+        check_shape(torch.zeros(2, 3, 1), (None, 3), "argument 'x'")
+    check_key({"a": 1}, "a", "argument 'x'")
+    with pytest.raises(BadInput, match=r"argument 'x' has no key 'b', which .*; its keys are 'a'$"):
+        check_key({"a": 1}, "b", "argument 'x'")
+
+
+def test_sizes_below_the_least_and_conditions_of_another_truth_are_refused() -> None:
+    check_least(torch.zeros(3, 2), 1, 2, "argument 'x'")
+    with pytest.raises(BadInput, match=r"argument 'x' has size 1 in dimension 1, .* than for 2 or more"):
+        check_least(torch.zeros(3, 1), 1, 2, "argument 'x'")
+    check_condition(torch.tensor(True), True, "x.any()")
+    with pytest.raises(BadInput, match=r"x\.any\(\) was True for the inputs .* and is False for these"):
+        check_condition(torch.tensor(False), True, "x.any()")
+
+
+def test_a_mode_switch_runs_the_version_of_its_mode() -> None:
+    versions = []
+    for operator in (torch.neg, torch.relu):
+        graph = fx.Graph()
+        graph.output(graph.call_function(operator, (graph.placeholder("x"),)))
+        versions.append(fx.GraphModule(nn.Module(), graph))
+    switch, x = ModeSwitch(*versions), torch.tensor([-1.0, 2.0])
+    assert torch.equal(switch.train()(x), -x)
+    assert torch.equal(switch.eval()(x), x.relu())
+    assert (select_mode(True, 1, 2), select_mode(False, 1, 2)) == (1, 2)
+
+
+def test_a_region_of_gradients_ends_in_the_mode_before_it() -> None:
+    with torch.enable_grad():
+        previous = enter_grad_mode(False)
+        assert not torch.is_grad_enabled()
+        restore_grad_mode(previous)
+        assert torch.is_grad_enabled()
+
+
+def test_checks_and_regions_are_no_dead_code() -> None:
+    graph = fx.Graph()
+    x = graph.placeholder("x")
+    graph.call_function(check_shape, (x, (None,), "argument 'x'"))
+    graph.call_function(enter_grad_mode, (False,))
+    graph.call_function(select_mode, (True, x, x))
+    graph.output(x)
+    graph.eliminate_dead_code()
+    assert [node.target for node in graph.nodes if node.op == "call_function"] == [check_shape, enter_grad_mode]

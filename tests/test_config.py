@@ -1,0 +1,33 @@
+"""Settings of the environment."""
+
+from __future__ import annotations
+
+from importlib.metadata import EntryPoint
+
+import pytest
+
+from repl_fx import config
+from repl_fx.errors import BadInput
+
+
+@pytest.mark.parametrize(("value", "wanted"), [(None, False), ("0", False), ("1", True)])
+def test_the_check_of_passes_is_asked_for(monkeypatch: pytest.MonkeyPatch, value: str | None, wanted: bool) -> None:
+    monkeypatch.delenv("REPL_FX_CHECK", raising=False)
+    if value is not None:
+        monkeypatch.setenv("REPL_FX_CHECK", value)
+    assert config.check_passes() is wanted
+
+
+def test_another_value_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("REPL_FX_CHECK", "yes")
+    with pytest.raises(BadInput, match="REPL_FX_CHECK is 'yes'; set it to 1 or 0"):
+        config.check_passes()
+
+
+def test_what_a_package_offers_is_imported_or_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    points = [EntryPoint("half", "fractions:Fraction", "g"), EntryPoint("gone", "fractions:Gone", "g")]
+    monkeypatch.setattr(config, "entry_points", lambda group: [point for point in points if point.group == group])
+    assert list(config.offered("g")) == ["half", "gone"] and config.offered("other") == {}
+    assert config.load_offered("g", "half").__name__ == "Fraction"
+    with pytest.raises(BadInput, match=r"package offers 'gone' \(g: fractions:Gone\), which fails: .*Gone"):
+        config.load_offered("g", "gone")

@@ -1,0 +1,98 @@
+"""The ways of repl_fx._torch to what torch keeps private."""
+
+from __future__ import annotations
+
+import logging
+import sys
+import warnings
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, fx, nn
+
+from repl_fx import _torch
+from repl_fx._torch import FakeTensorMode, OperatorsSeen, ShapeEnv
+
+
+def test_the_paths_of_the_calls_around_a_node() -> None:
+    node = fx.Graph().placeholder("x")
+    assert _torch.module_stack(node) == ()
+    node.meta["nn_module_stack"] = {"0": ("", nn.Module), "1": ("L['self'].body", nn.Module), "2": "body.layer@1"}
+    assert _torch.module_stack(node) == ("body", "body.layer")
+
+
+def test_a_call_of_one_module_runs_another_function_for_a_while() -> None:
+    module, other, x = nn.ReLU(), nn.ReLU(), torch.tensor([-1.0])
+    own = _torch.call_impl(module)
+    _torch.set_call_impl(module, lambda x: own(x) + 5)
+    assert module(x).item() == 5 and other(x).item() == 0
+    _torch.unset_call_impl(module)
+    assert module(x).item() == 0 and "_call_impl" not in vars(module)
+
+
+class Double(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        return 2 * x
+
+
+def test_calls_of_autograd_functions_are_replaced_for_a_while() -> None:
+    def apply(x: Tensor) -> Any:
+        return Double.apply(x)  # type: ignore[no-untyped-call]
+
+    own, x = torch.autograd.Function.__dict__["apply"], torch.ones(())
+    with _torch.autograd_calls(lambda kind, run: lambda *args: (kind, run(*args))):
+        kind, made = apply(x)
+    assert kind is Double and made.item() == 2
+    assert apply(x).item() == 2 and torch.autograd.Function.__dict__["apply"] is own
+
+
+def test_hooks_on_the_calls_of_all_modules_are_noticed() -> None:
+    assert not _torch.global_module_hooks()
+    handle = torch.nn.modules.module.register_module_forward_pre_hook(lambda module, args: None)
+    assert _torch.global_module_hooks()
+    handle.remove()
+    assert not _torch.global_module_hooks()
+
+
+def test_a_trace_says_nothing_and_is_heard_again_afterwards(
+    capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    with pytest.raises(KeyError), _torch.quiet_tracing():
+        warnings.warn("of the model's style", stacklevel=1)
+        logging.getLogger("a tracer").error("a graph")
+        print("a graph", file=sys.stderr)
+        raise KeyError
+    assert capsys.readouterr().err == "" and caplog.records == []
+    logging.getLogger("a tracer").error("heard")
+    assert [record.message for record in caplog.records] == ["heard"]
+    with pytest.warns(UserWarning, match="heard"):
+        warnings.warn("heard", stacklevel=1)
+
+
+def test_sizes_that_may_vary_have_an_example_and_no_fixed_size() -> None:
+    rows, columns = FakeTensorMode(shape_env=ShapeEnv()).from_tensor(torch.zeros(4, 1)).shape
+    assert _torch.fixed_size(rows) is None and _torch.example_of(rows) == 4
+    assert _torch.fixed_size(columns) == 1 and _torch.fixed_size(3) == 3 == _torch.example_of(3)
+    sizes, expression, hint, constant = _torch.expression_of(rows * 2)
+    assert hint == 8
+    again = _torch.symbolic_number(torch.SymInt, sizes, expression, hint, constant)
+    assert str(again) == str(rows * 2)
+    with pytest.raises(TypeError, match="is no expression of sizes"):
+        _torch.expression_of(SimpleNamespace(node=None))
+
+
+def test_operators_are_seen_before_they_run() -> None:
+    seen: list[str | None] = []
+    x = torch.ones(2)
+    with OperatorsSeen(lambda operator, args, kwargs: seen.append(_torch.operator_name(operator))):
+        made = (x + 1).relu()
+    assert seen == ["aten.add.Tensor", "aten.relu.default"] and made.tolist() == [2, 2]
+    assert _torch.operator_name(torch.ops.aten.relu) == "aten.relu" and _torch.operator_name(torch.relu) is None
+
+
+def test_views_share_their_memory() -> None:
+    x = torch.zeros(4)
+    assert _torch.memory_of(x) == _torch.memory_of(x[1:]) != _torch.memory_of(x.clone())

@@ -1,0 +1,58 @@
+"""Dimensions of the inputs that stay dynamic, and those that a number made of them fixes."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from repl_fx.errors import BadInput
+from repl_fx.tracing.capture import capture
+from tests.tracing.nets import info_of
+
+
+class Tokens(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed, self.attend = nn.Embedding(20, 8), nn.Linear(8, 24)
+
+    def forward(self, ids: Tensor, mask: Tensor) -> Tensor:
+        q, k, v = self.attend(self.embed(ids)).chunk(3, -1)
+        return F.scaled_dot_product_attention(q, k, v, attn_mask=mask[:, None, :].bool())
+
+
+def test_batch_and_sequence_stay_dynamic() -> None:
+    model = Tokens()
+    gm = capture(model, (torch.randint(20, (2, 6)), torch.ones(2, 6)))
+    # The second dimension of a floating matrix counts as features, which ties the sequence to it.
+    assert info_of(gm).dynamic == {"ids": (0,), "mask": (0,)}
+    gm = capture(model, (torch.randint(20, (2, 6)), torch.ones(2, 6, dtype=torch.long)))
+    assert info_of(gm).dynamic == {"ids": (0, 1), "mask": (0, 1)}
+    for batch, length in ((1, 6), (5, 3), (1, 1), (3, 11)):
+        ids, mask = torch.randint(20, (batch, length)), torch.ones(batch, length, dtype=torch.long)
+        mask[:, length // 2 + 1 :] = 0
+        assert torch.equal(gm(ids, mask), model(ids, mask))
+
+
+@pytest.mark.parametrize("whole", [True, False])
+def test_a_number_made_of_a_size_is_not_kept_for_other_sizes(whole: bool) -> None:
+    class Quarter(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.mix = nn.Linear(4, 4)
+
+        def forward(self, x: Tensor) -> Tensor:
+            # A remainder says nothing about the rest; a quotient that is made a number does.
+            assert x.shape[1] % 3 == 0
+            quarter = int(x.shape[1] // 4) if whole else x.shape[1] // 4
+            return self.mix(x)[:, :quarter]  # type: ignore[no-any-return]
+
+    model, x, longer = Quarter(), torch.randn(2, 9, 4), torch.randn(2, 18, 4)
+    gm = capture(model, (x,))
+    assert torch.equal(gm(x), model(x))
+    if whole:
+        with pytest.raises(BadInput, match=r"has shape \[2, 18, 4\], but was captured as \[any, 9, 4\]"):
+            gm(longer)
+    else:
+        assert torch.equal(gm(longer), model(longer))

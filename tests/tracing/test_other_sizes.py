@@ -1,0 +1,65 @@
+"""Graphs that were traced at even sizes, tried at odd ones."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor, fx, nn
+
+from repl_fx._torch import FakeTensorMode, ShapeEnv
+from repl_fx.graph.captured import CapturedModule
+from repl_fx.graph.runtime import check_shape
+from repl_fx.running.example_inputs import ExampleInputs
+from repl_fx.tracing.other_sizes import holds_at_other_sizes
+
+
+class Scales(nn.Module):
+    """Scales by a factor that may depend on the number of rows."""
+
+    def __init__(self, factor: Callable[[int], float]) -> None:
+        super().__init__()
+        self.factor = factor
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * self.factor(x.shape[0])
+
+
+def doubling(x: Tensor, *, dynamic: bool) -> CapturedModule:
+    """The graph of a network that doubles `x`, traced where the sizes of `x` were free or fixed."""
+    graph = fx.Graph()
+    given = graph.placeholder("x")
+    sizes = FakeTensorMode(shape_env=ShapeEnv() if dynamic else None)
+    given.meta["val"] = sizes.from_tensor(x)
+    graph.call_function(check_shape, (given, (None,) * x.ndim if dynamic else tuple(x.shape), "argument 'x'"))
+    graph.output(graph.call_function(torch.mul, (given, 2.0)))
+    return CapturedModule(nn.Module(), graph)
+
+
+@pytest.mark.parametrize(
+    ("factor", "dynamic", "holds"),
+    [
+        (lambda rows: 2.0, True, True),
+        (lambda rows: 2.0 if rows % 2 == 0 else 3.0, True, False),
+        # With fixed sizes there are no others.
+        (lambda rows: 2.0 if rows % 2 == 0 else 3.0, False, True),
+        # A source that does not take other sizes says nothing against its graph.
+        (lambda rows: {8: 2.0}[rows], True, True),
+    ],
+    ids=["any size", "even sizes", "fixed sizes", "one size"],
+)
+def test_a_graph_that_holds_for_the_sizes_of_its_trace_alone(
+    factor: Callable[[int], float], dynamic: bool, holds: bool
+) -> None:
+    x = torch.randn(8, 6)
+    assert holds_at_other_sizes(Scales(factor), doubling(x, dynamic=dynamic), ExampleInputs((x,))) is holds
+
+
+def test_a_graph_that_fails_at_other_sizes_does_not_hold() -> None:
+    x = torch.randn(8, 6)
+    gm = doubling(x, dynamic=True)
+    check = next(node for node in gm.graph.nodes if node.target is check_shape)
+    check.args = (check.args[0], (8, None), "argument 'x'")
+    gm.recompile()
+    assert not holds_at_other_sizes(Scales(lambda rows: 2.0), gm, ExampleInputs((x,)))
