@@ -18,7 +18,8 @@ class Standardised(nn.Conv2d):
     """Reads another weight than its own."""
 
     def forward(self, input: Tensor) -> Tensor:
-        return self._conv_forward(input, self.weight - self.weight.mean(), self.bias)
+        made: Tensor = self._conv_forward(input, self.weight - self.weight.mean(), self.bias)
+        return made
 
 
 def _of_module(module: nn.Module) -> LinearOperator | None:

@@ -55,6 +55,13 @@ def test_rows_of_a_residual_network() -> None:
     assert table.parameters[4] == ("layer_2.weight", "layer_2.bias") and table.index[table.nodes[5]] == 5
 
 
+def test_parameters_of_norms_count_and_do_not_mix() -> None:
+    graph = Graph()
+    graph.root.add_module("norm", nn.LayerNorm(8))
+    table = node_table(graph.done(graph.linear(graph.input(), reuse="norm")))
+    assert table.sizes.tolist() == [16] and table.mixing.tolist() == [False]
+
+
 def test_uses_of_a_value_are_rows_and_columns() -> None:
     rows, columns = node_table(residual(2, inner=1)).uses(3)
     assert list(zip(rows.tolist(), columns.tolist(), strict=True)) == [(4, 0), (6, 0)]

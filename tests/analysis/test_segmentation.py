@@ -174,6 +174,12 @@ def test_copies_begin_where_one_value_crosses() -> None:
     assert found.members.tolist() == [[1, 2, 3, 4, 5], [6, 7, 8, 9, 10], [11, 12, 13, 14, 15]]
 
 
+def test_a_run_that_begins_within_a_copy_is_extended_to_its_beginning() -> None:
+    found = cut(node_table(residual(3)), TandemRun(3, 16, 5))
+    assert found == Cutting(6, 5, 2, (4,), (1, 2, 3, 4, 5))
+    assert found is not None and (found.begin, found.total) == (1, 3)
+
+
 def test_a_result_depends_on_its_input_along_a_path() -> None:
     table = node_table(residual(3))
     assert depends(table, 6, 4, [5])
