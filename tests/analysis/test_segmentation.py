@@ -6,15 +6,18 @@ import operator
 import random
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import example, given, settings, strategies as st
 from torch import Tensor, fx, nn
 
 from repl_fx.analysis import segmentation
+from repl_fx.analysis.node_table import node_table
+from repl_fx.analysis.segmentation import Cutting, TandemRun, cut, depends
 from repl_fx.passes.find_repeats import find_repeats
 from repl_fx.tracing.capture import capture
-from tests.graphs import Graph, assert_sound
+from tests.graphs import Graph, assert_sound, residual
 from tests.nets import TwoStreams
 
 
@@ -160,3 +163,28 @@ def test_blocks_that_make_a_skip_value_after_the_stream_are_all_found(depth: int
 
     found = find_repeats(capture(Net(), (torch.randn(2, 2, 12),)))
     assert [len(repeat) for repeat in found] == [depth]
+
+
+def test_copies_begin_where_one_value_crosses() -> None:
+    # stem, 3 x (linear relu linear relu add), head
+    table = node_table(residual(3))
+    found = cut(table, TandemRun(1, 16, 5))
+    assert found == Cutting(1, 5, 3, (4,), None)
+    assert found is not None and found.begin == 1
+    assert found.members.tolist() == [[1, 2, 3, 4, 5], [6, 7, 8, 9, 10], [11, 12, 13, 14, 15]]
+
+
+def test_a_run_that_begins_within_a_copy_is_extended_to_its_beginning() -> None:
+    found = cut(node_table(residual(3)), TandemRun(3, 16, 5))
+    assert found == Cutting(6, 5, 2, (4,), (1, 2, 3, 4, 5))
+    assert found is not None and (found.begin, found.total) == (1, 3)
+
+
+def test_a_result_depends_on_its_input_along_a_path() -> None:
+    table = node_table(residual(3))
+    assert depends(table, 6, 4, [5])
+    # By the addition, past all that lies on the branch, and by nothing from another value.
+    around = np.zeros(len(table.nodes), bool)
+    around[6:10] = True
+    assert depends(table, 6, 4, [5], around)
+    assert not depends(table, 6, 4, [0]) and not depends(table, 6, 3, [5], around)

@@ -13,6 +13,8 @@ from torch import Tensor, fx, nn
 
 from repl_fx.errors import BadInput
 from repl_fx.export import export_onnx
+from repl_fx.export.tensors import evaluating, flatten_inputs, name_outputs
+from repl_fx.running.example_inputs import ExampleInputs
 from tests.export.running import run
 from tests.export.subjects import ConvNet
 
@@ -89,3 +91,30 @@ def test_dataclass_results_and_nested_inputs(tmp_path: Path) -> None:
 def test_unusable_inputs(tmp_path: Path, args: tuple[object, ...], kwargs: dict[str, object], message: str) -> None:
     with pytest.raises(BadInput, match=message):
         export_onnx(ConvNet(), tmp_path / "m.onnx", args, kwargs)
+
+
+def test_names_of_nested_inputs_and_of_those_that_are_no_tensors() -> None:
+    class Net(nn.Module):
+        def forward(self, pair: tuple[Tensor, Tensor], scale: float, **more: Tensor) -> Tensor:
+            return pair[0] * scale + pair[1] + more["pair_1"]
+
+    x = torch.zeros(2)
+    flat = flatten_inputs(Net(), ExampleInputs(((x, x + 1), 2.0), {"pair_1": x + 2}))
+    assert flat.names == ("pair_0", "pair_1", "pair_1_1") and flat.constants == ("scale",)
+    assert [tensor[0].item() for tensor in flat.by_name().values()] == [0.0, 1.0, 2.0]
+
+
+def test_names_of_outputs_and_the_types_of_the_rest() -> None:
+    x = torch.zeros(2)
+    assert list(name_outputs(x)[0]) == ["output"]
+    assert list(name_outputs((x, [x, x]))[0]) == ["output_0", "output_1_0", "output_1_1"]
+    tensors, others = name_outputs({"logits": x, "cache": None, "count": 3})
+    assert list(tensors) == ["logits"] and others == {"cache": "NoneType", "count": "int"}
+
+
+def test_modes_come_back_after_evaluation() -> None:
+    net = nn.Sequential(nn.Dropout(), nn.BatchNorm1d(2).eval())
+    with pytest.raises(ValueError, match="stop"), evaluating(net, net[0]):
+        assert not any(module.training for module in net.modules())
+        raise ValueError("stop")
+    assert [module.training for module in net.modules()] == [True, True, False]

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 import repl_fx
 from repl_fx.surrogates.shared.blended_weights import BlendSynthesis
+from repl_fx.surrogates.shared.functional_module import FunctionalModule
 
 
 class Standardised(nn.Conv2d):
@@ -92,3 +93,13 @@ def test_a_layer_with_a_mode_of_its_own_keeps_it() -> None:
         assert torch.equal(gm(x), gm(x))
         gm.train()
         assert not torch.equal(gm(x), gm(x))
+
+
+def test_a_module_computes_with_the_state_it_is_given_and_keeps_none() -> None:
+    layer, x = nn.Linear(3, 2), torch.randn(4, 3)
+    call = FunctionalModule(layer, ("weight", "bias"))
+    assert list(call.parameters()) == [] and len(list(layer.parameters())) == 2
+    for _ in range(2):
+        weight, bias = torch.randn(2, 3), torch.randn(2)
+        assert torch.equal(call(weight, bias, x), F.linear(x, weight, bias))
+    assert list(call.parameters()) == []

@@ -7,7 +7,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import repl_fx
+from repl_fx.passes.find_repeats import find_repeats
+from repl_fx.plan import Refusal
 from repl_fx.surrogates.shared.activations import is_activation
+from repl_fx.surrogates.shared.site import Site, Unfit, unfit_is_refused
+from tests.graphs import residual
 from tests.surrogates.nets import Residual
 
 
@@ -52,3 +56,25 @@ def test_planning_moves_no_state() -> None:
         repl_fx.make_plan(gm, repl_fx.find_repeats(gm), surrogate=surrogate)
     for name, buffer in (*gm.named_buffers(), *model.named_buffers()):
         assert type(buffer) is Tensor and not buffer.any(), name
+
+
+def _site() -> Site:
+    gm = residual(3)
+    (repeat,) = find_repeats(gm)
+    before, block, after = repeat.blocks
+    return Site(gm, block, before, after, repeat.name)
+
+
+def test_counterparts_play_the_same_part_in_the_neighbours() -> None:
+    site = _site()
+    assert [site.counterpart(site.block.nodes[2], block).name for block in site.neighbours] == ["layer_2", "layer_6"]
+    assert site.counterpart_parameters("layer_3.bias") == ("layer_1.bias", "layer_5.bias")
+
+
+def test_an_unfit_block_is_refused_with_the_node() -> None:
+    @unfit_is_refused
+    def match(surrogate: object, site: Site) -> None:
+        raise Unfit("it is too wide", site.block.nodes[0])
+
+    site = _site()
+    assert match(None, site) == Refusal(site.block.name, site.repeat, "it is too wide", "layer_3")
