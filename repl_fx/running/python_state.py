@@ -134,7 +134,7 @@ class PythonState:
         for kind in kinds:
             self._enter_class(kind)
         own = dict.fromkeys(sys.modules[kind.__module__] for kind in kinds if kind.__module__ in sys.modules)
-        for file in dict.fromkeys(chain(own, *map(_imported, own))):
+        for file in chain(own, *map(_imported, own)):
             self._enter_file(file)
         for name, value in values.items():
             self._look(name, value, 0)
@@ -188,7 +188,9 @@ class PythonState:
 
     def _enter_file(self, file: ModuleType) -> None:
         """Enter what a forward may count in besides its module: variables, functions, classes and objects of a file."""
-        name = file.__name__
+        if id(file) in self._seen:
+            return
+        name = self._seen[id(file)] = file.__name__
         self._enter(name, file, _plain_attributes(file), 0)
         for key, value in list(vars(file).items()):
             if isinstance(value, FunctionType) and value.__module__ == name:
@@ -198,8 +200,15 @@ class PythonState:
             elif not isinstance(value, type) and type(value).__module__ in (name, "types"):
                 self._look(_dotted(name, key), value, 0)
 
+    def _enter_home(self, part: type | FunctionType) -> None:
+        """Enter the file that a class or function of the user's is from; the model's own files may not import it."""
+        file = sys.modules.get(part.__module__ or "")
+        if file is not None and is_own_code(part):
+            for one in (file, *_imported(file)):
+                self._enter_file(one)
+
     def _enter_function(self, function: FunctionType) -> None:
-        """Enter what a method counts in besides its object: a closure, a mutable default, attributes of its own."""
+        """Enter the values that a function counts in: a closure, a mutable default, its attributes, its file's."""
         if id(function) in self._seen or _is_foreign(function):
             return
         # An attribute of the model may have the name of a function.
@@ -209,6 +218,7 @@ class PythonState:
         for name, value in (*cells, *defaults):
             self._look(f"{path}: {name}", value, 0)
         self._look(path, vars(function), 0)
+        self._enter_home(function)
 
     def _look(self, path: str, value: Any, depth: int) -> None:
         if len(self._values) >= _MOST or depth > _DEEPEST:
@@ -244,7 +254,11 @@ class PythonState:
                 self._aliases[path] = self._seen[id(value)]
                 return
             self._seen[id(value)] = path
-            self._enter(path, value, copy.copy(value) if type(value) in _CONTAINERS else _attributes(value), depth)
+            if type(value) in _CONTAINERS:
+                self._enter(path, value, copy.copy(value), depth)
+            else:
+                self._enter(path, value, _attributes(value), depth)
+                self._enter_home(type(value))
 
 
 @dataclass

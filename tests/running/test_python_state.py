@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
+from importlib import import_module
 from typing import Any
 
 import pytest
@@ -131,13 +132,27 @@ class FromOutside(nn.Module):
         (lambda: Held([counters.Counter()][0].__call__), r"held\.__self__\.count"),
         (lambda: Held(functools.partial(only_by_keyword, known=[])), r"held\[0\]"),
         (lambda: Held(closes()), r"closes.<locals>.function\(\): seen"),
+        (lambda: Held(import_module("tests.tracing.tallies").counted), r"tallies\.CALLS"),
+        (lambda: Held(import_module("tests.tracing.tallies").Tally()), r"Tally\.total"),
         (lambda: FromOutside("object"), r"counters\.COUNTER\.count"),
         (lambda: FromOutside("function"), r"counters\.CALLS\[0\]"),
         (lambda: FromOutside("class"), r"Settings\.total"),
         (lambda: FromOutside("default"), r"default_of_its_file\(\): 0"),
         (lambda: FromOutside("attribute"), r"attribute_of_its_own\(\)\['calls'\]"),
     ],
-    ids=["callable", "method", "partial", "closure", "object", "function", "class", "default", "attribute"],
+    ids=[
+        "callable",
+        "method",
+        "partial",
+        "closure",
+        "other file",
+        "other class",
+        "object",
+        "function",
+        "class",
+        "default",
+        "attribute",
+    ],
 )
 def test_what_a_forward_calls_may_not_count_either(make: Callable[[], nn.Module], named: str) -> None:
     model = make()
