@@ -14,8 +14,6 @@ from torch import Tensor, fx, nn
 
 from repl_fx.errors import BadInput, ExportError, OutputError
 from repl_fx.export import export_onnx, onnx_model, onnx_name, verify_onnx
-from repl_fx.running.example_inputs import ExampleInputs
-from repl_fx.tracing.dynamic_shapes import auto_shapes, dynamic_dims
 from tests.export.running import run
 from tests.export.subjects import ConvNet
 
@@ -290,38 +288,6 @@ def test_a_batch_the_model_insists_on_stays_static(tmp_path: Path) -> None:
     assert check
     assert set(check.skipped) == {"batch 1", "batch 6"}
     assert check.skipped["batch 1"] == "dimension 0 of input 'x' is fixed to 3 in the file, the inputs have 1"
-
-
-@settings(max_examples=30, deadline=None)
-@given(shape=st.lists(st.integers(1, 4), max_size=4), dtype=st.sampled_from([torch.float32, torch.int64, torch.bool]))
-def test_dynamic_dims(shape: list[int], dtype: torch.dtype) -> None:
-    tensor = torch.zeros(shape, dtype=dtype)
-    dims = dynamic_dims(tensor)
-    assert (0 in dims) == bool(shape)
-    if dtype != torch.float32:
-        assert dims == tuple(range(len(shape)))
-    else:
-        assert dims == {0: (), 3: (0, 1)}.get(len(shape), (0,))
-
-
-def test_auto_shapes_follow_the_tensors_through_nesting_and_keywords() -> None:
-    class Nested(nn.Module):
-        def forward(self, a: list[Tensor], *, b: Tensor, c: dict[str, Tensor]) -> Tensor:
-            return a[0] + b + c["k"]
-
-    args, kwargs = ([torch.randn(2, 3)],), {"c": {"k": torch.randn(2, 3)}, "b": torch.randn(2, 3)}
-    shapes = auto_shapes(ExampleInputs(args, kwargs))
-    program = torch.export.export(
-        Nested(),
-        args,
-        kwargs,
-        dynamic_shapes=shapes,  # type: ignore[arg-type]
-        strict=False,
-    )
-    sizes = [node.meta["val"].shape[0] for node in program.graph.nodes if node.op == "placeholder"]
-    assert len(sizes) == 3
-    assert all(isinstance(size, torch.SymInt) for size in sizes)
-    assert auto_shapes(ExampleInputs((torch.tensor(1.0), None))) is None
 
 
 def test_inverse_real_fourier_transforms_run(tmp_path: Path) -> None:

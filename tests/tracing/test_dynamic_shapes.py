@@ -5,10 +5,13 @@ from __future__ import annotations
 import pytest
 import torch
 import torch.nn.functional as F
+from hypothesis import given, settings, strategies as st
 from torch import Tensor, nn
 
 from repl_fx.errors import BadInput
+from repl_fx.running.example_inputs import ExampleInputs
 from repl_fx.tracing.capture import capture
+from repl_fx.tracing.dynamic_shapes import auto_shapes, dynamic_dims
 from tests.tracing.nets import info_of
 
 
@@ -56,3 +59,35 @@ def test_a_number_made_of_a_size_is_not_kept_for_other_sizes(whole: bool) -> Non
             gm(longer)
     else:
         assert torch.equal(gm(longer), model(longer))
+
+
+@settings(max_examples=30, deadline=None)
+@given(shape=st.lists(st.integers(1, 4), max_size=4), dtype=st.sampled_from([torch.float32, torch.int64, torch.bool]))
+def test_dynamic_dims(shape: list[int], dtype: torch.dtype) -> None:
+    tensor = torch.zeros(shape, dtype=dtype)
+    dims = dynamic_dims(tensor)
+    assert (0 in dims) == bool(shape)
+    if dtype != torch.float32:
+        assert dims == tuple(range(len(shape)))
+    else:
+        assert dims == {0: (), 3: (0, 1)}.get(len(shape), (0,))
+
+
+def test_auto_shapes_follow_the_tensors_through_nesting_and_keywords() -> None:
+    class Nested(nn.Module):
+        def forward(self, a: list[Tensor], *, b: Tensor, c: dict[str, Tensor]) -> Tensor:
+            return a[0] + b + c["k"]
+
+    args, kwargs = ([torch.randn(2, 3)],), {"c": {"k": torch.randn(2, 3)}, "b": torch.randn(2, 3)}
+    shapes = auto_shapes(ExampleInputs(args, kwargs))
+    program = torch.export.export(
+        Nested(),
+        args,
+        kwargs,
+        dynamic_shapes=shapes,  # type: ignore[arg-type]
+        strict=False,
+    )
+    sizes = [node.meta["val"].shape[0] for node in program.graph.nodes if node.op == "placeholder"]
+    assert len(sizes) == 3
+    assert all(isinstance(size, torch.SymInt) for size in sizes)
+    assert auto_shapes(ExampleInputs((torch.tensor(1.0), None))) is None
