@@ -15,7 +15,7 @@ lines change. Left out by rule are mutants that compute the same or change only 
 - decorators and their arguments (`frozen=True` of a dataclass), and `strict=` of `zip`;
 - `==` for `is` and the reverse, where the values are singletons, or small numbers and words that Python holds once.
 
-The tests of a module are those at the mirrored place in tests/, or those that `TESTS` names. They run once without a
+The tests of a module are those at the mirrored place in tests/, and those that `TESTS` names. They run once without a
 mutant, with coverage.py, which says what lines each of them runs. A mutant is judged by the tests that run its line,
 the quickest first, or by all of the module where none does. They run in a process that is forked from one with torch
 loaded already, on a copy of the tree, and stop at the first failure. A mutant that runs five times as long as its tests
@@ -58,7 +58,7 @@ MUTATED = (
     "repl_fx/plan.py",
 )
 
-# Tests of modules that have no file of their own at the mirrored place, or more than one.
+# Tests of modules beside those at the mirrored place.
 TESTS: dict[str, tuple[str, ...]] = {
     "repl_fx/plan.py": ("tests/test_pipeline.py",),
     "passes/check_graph.py": ("tests/passes/test_check_graph.py", "tests/passes/test_replace_blocks.py"),
@@ -170,7 +170,8 @@ class Mutant:
 def mirrored_tests(module: str) -> tuple[str, ...]:
     """The test files of a module."""
     path = Path(module.removeprefix("repl_fx/"))
-    return TESTS.get(module, (str(Path("tests", path.parent, f"test_{path.name}")),))
+    own, others = Path("tests", path.parent, f"test_{path.name}"), TESTS.get(module, ())
+    return tuple(dict.fromkeys((*([str(own)] if not others or (ROOT / own).exists() else ()), *others)))
 
 
 def mutants_of(module: str, source: str) -> Iterator[Mutant]:
