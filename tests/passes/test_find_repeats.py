@@ -59,8 +59,8 @@ def test_blocks_that_differ_in_width_are_not_merged() -> None:
     for width in (8, 8, 8, 16, 16):
         if x.meta["val"].shape[-1] != width:
             x = graph.linear(x, width)
-        y = graph.call(torch.relu, graph.linear(x, width))
-        x = graph.call(operator.add, x, y)
+        y = graph.call(torch.ops.aten.relu.default, graph.linear(x, width))
+        x = graph.call(torch.ops.aten.add.Tensor, x, y)
     *repeats, similar = find_repeats(graph.done(x))
     assert shape_of(tuple(repeats)) == [(3, 3), (2, 3)]
     assert_sound(tuple(repeats))

@@ -131,7 +131,9 @@ class _Stacked(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Any, ...]:
-        layout, gains, weights = ctx.layout, ctx.saved_tensors[: ctx.split], ctx.saved_tensors[ctx.split :]
+        # Once: a checkpoint hands out each saved tensor a single time.
+        saved = ctx.saved_tensors
+        layout, gains, weights = ctx.layout, saved[: ctx.split], saved[ctx.split :]
         needs = ctx.needs_input_grad[2:]
         if torch.is_grad_enabled():
             return None, None, *_differentiable(layout, gains, weights, needs, gradient)
