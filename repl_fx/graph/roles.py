@@ -24,9 +24,11 @@ LINEAR = aten.linear.default
 CONVOLUTIONS: Mapping[int, Any] = MappingProxyType(
     {1: aten.conv1d.default, 2: aten.conv2d.default, 3: aten.conv3d.default}
 )
-ANY_CONVOLUTION = frozenset(
-    {*CONVOLUTIONS.values(), aten.conv1d.padding, aten.conv2d.padding, aten.conv3d.padding},
+# The same where the padding is a word, "same" or "valid".
+CONVOLUTIONS_PADDED_BY_WORD: Mapping[int, Any] = MappingProxyType(
+    {1: aten.conv1d.padding, 2: aten.conv2d.padding, 3: aten.conv3d.padding}
 )
+ANY_CONVOLUTION = frozenset({*CONVOLUTIONS.values(), *CONVOLUTIONS_PADDED_BY_WORD.values()})
 # input @ weight: positions of the two among the arguments.
 PRODUCTS: Mapping[Any, tuple[int, int]] = MappingProxyType(
     {

@@ -69,6 +69,8 @@ def repeats_of(captured: CapturedParts) -> tuple[Repeat, ...]:
 
 
 def _named_from(path: str, repeat: Repeat) -> Repeat:
+    if not path:
+        return repeat
     blocks = tuple(
         replace(
             block,
@@ -79,4 +81,4 @@ def _named_from(path: str, repeat: Repeat) -> Repeat:
         for block in repeat.blocks
     )
     children = tuple(_named_from(path, child) for child in repeat.children)
-    return replace(repeat, name=qualified_name(path, repeat.name), blocks=blocks, children=children) if path else repeat
+    return replace(repeat, name=qualified_name(path, repeat.name), blocks=blocks, children=children)

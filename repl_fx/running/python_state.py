@@ -120,6 +120,8 @@ class PythonState:
     ) -> None:
         self.iterators: list[str] = []
         self._holders: list[_Holder] = []
+        # Names of the files that functions and objects on the way were from; a walk meets hundreds of one file.
+        self._homes: set[str] = set()
         self._values: dict[str, Any] = {}
         modules = {module: path for path, module in model.named_modules()}
         self._seen = {id(module): path for module, path in modules.items()}
@@ -202,7 +204,11 @@ class PythonState:
 
     def _enter_home(self, part: type | FunctionType) -> None:
         """Enter the file that a class or function of the user's is from; the model's own files may not import it."""
-        file = sys.modules.get(part.__module__ or "")
+        name = part.__module__ or ""
+        if name in self._homes:
+            return
+        self._homes.add(name)
+        file = sys.modules.get(name)
         if file is not None and is_own_code(part):
             for one in (file, *_imported(file)):
                 self._enter_file(one)

@@ -10,8 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
-from repl_fx.config import check_passes
-from repl_fx.errors import BadInput, BrokenGraph
+from repl_fx.errors import BrokenGraph
 from repl_fx.graph.markers import leaf_call_operator
 from repl_fx.passes.check_graph import check_graph
 from repl_fx.tracing.capture import capture
@@ -113,14 +112,3 @@ def test_a_breaking_pass_is_named(gm: fx.GraphModule, breaks: Callable[[fx.Graph
         check_graph(broken, "breaking_pass")
     # Each breaks a copy of its own.
     check_graph(gm, "after")
-
-
-def test_debug_variable(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv("REPL_FX_CHECK", raising=False)
-    assert not check_passes()
-    for value, expected in (("0", False), ("1", True)):
-        monkeypatch.setenv("REPL_FX_CHECK", value)
-        assert check_passes() is expected
-    monkeypatch.setenv("REPL_FX_CHECK", "yes")
-    with pytest.raises(BadInput, match="REPL_FX_CHECK is 'yes'; set it to 1 or 0"):
-        check_passes()

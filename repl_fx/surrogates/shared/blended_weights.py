@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from repl_fx.analysis.linear_operators import is_norm, is_plain, linear_operator_of, matrix_like
-from repl_fx.graph.roles import CONVOLUTIONS, LINEAR
+from repl_fx.graph.roles import CONVOLUTIONS, CONVOLUTIONS_PADDED_BY_WORD, LINEAR
 from repl_fx.surrogates.shared.builder import Builder
 from repl_fx.surrogates.shared.functional_module import FunctionalModule
 from repl_fx.surrogates.shared.site import NodeCall, Site, Unfit, shown
@@ -134,10 +134,9 @@ def on_state(site: Builder, call: NodeCall, given: Mapping[str, fx.Node]) -> fx.
         return site.call(LINEAR, call.args[0], state["weight"], state.get("bias"))
     if is_plain(module) and cast("nn.Conv2d", module).padding_mode == "zeros":
         conv = cast("nn.Conv2d", module)
-        convolution = CONVOLUTIONS[conv.weight.ndim - 2]
-        if isinstance(conv.padding, str):
-            convolution = convolution.overloadpacket.padding
+        convolutions = CONVOLUTIONS_PADDED_BY_WORD if isinstance(conv.padding, str) else CONVOLUTIONS
         settings = (conv.stride, conv.padding, conv.dilation, conv.groups)
-        return site.call(convolution, call.args[0], state["weight"], state.get("bias"), *settings)
+        operator = convolutions[conv.weight.ndim - 2]
+        return site.call(operator, call.args[0], state["weight"], state.get("bias"), *settings)
     path = site.module("call", FunctionalModule(module, tuple(state)))
     return site.call_on_state(path, tuple(state.values()), call)
