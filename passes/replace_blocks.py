@@ -11,7 +11,7 @@ Never touches: the graph it is given; blocks that are kept.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import fx
@@ -37,9 +37,11 @@ class ReplaceResult(Result):
     Attributes:
         changed: names of the blocks that are gone.
         removed: paths of the parameters and buffers that are gone.
+        left: the nodes of each replaced block that the new graph still has, such as the additions of its spine.
     """
 
     removed: tuple[str, ...] = ()
+    left: Mapping[str, tuple[fx.Node, ...]] = field(default_factory=dict)
 
 
 def replace_blocks(
@@ -72,7 +74,8 @@ def replace_blocks(
     drop_dead(result.graph)
     check_surrogates(result, {r.block: r.surrogate for r in plan.replacements}, gone)
     removed = prune_state_(result, used)
-    return ReplaceResult(result, tuple(r.block for r in plan.replacements), removed)
+    left = {r.block: rewriting.left_of(matches.site(r.block, r.before, r.after).block) for r in plan.replacements}
+    return ReplaceResult(result, tuple(gone), removed, left)
 
 
 def _replace(
@@ -103,7 +106,7 @@ def _replace(
         for side_output in block.side_outputs:
             return_none_(rewriting.copy_of(side_output), set(inside))
     # Calls of modules count as effects; those of a block that is gone are gone with it.
-    nodes = [node for node in inside if not _erased(node)]
+    nodes = rewriting.left_of(block)
     left = _kept(nodes)
     erase_dead(graph, [node for node in nodes if node not in left])
     return gone
@@ -126,7 +129,3 @@ def _kept(nodes: Sequence[fx.Node]) -> set[fx.Node]:
     inside = set(nodes)
     read = [node for node in nodes if any(user not in inside for user in node.users)]
     return leading_to(digraph_with_writes(nodes), read)
-
-
-def _erased(node: fx.Node) -> bool:
-    return node._erased

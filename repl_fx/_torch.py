@@ -20,6 +20,7 @@ from torch._dispatch.python import enable_python_dispatcher
 from torch._guards import ShapeGuard, SLoc
 from torch._ops import HigherOrderOperator, OpOverload, OpOverloadPacket
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
+from torch.fx.experimental.proxy_tensor import get_proxy_mode, get_proxy_slot
 from torch.fx.experimental.sym_node import SymNode
 from torch.fx.experimental.symbolic_shapes import RuntimeAssert, ShapeEnv, ValueRangesSLoc
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -60,6 +61,7 @@ __all__ = [
     "quiet_tracing",
     "set_call_impl",
     "set_item",
+    "traced_node",
     "unset_call_impl",
 ]
 
@@ -98,6 +100,13 @@ def set_call_impl(module: torch.nn.Module, function: Callable[..., Any]) -> None
 def unset_call_impl(module: torch.nn.Module) -> None:
     """Undo `set_call_impl`."""
     module.__dict__.pop("_call_impl", None)
+
+
+def traced_node(tensor: Tensor) -> fx.Node | None:
+    """The node that stands for a tensor in the trace that is going on; None where the trace does not know it."""
+    mode = get_proxy_mode()
+    known: Any = None if mode is None else get_proxy_slot(tensor, mode.tracer, None)
+    return None if known is None else known.proxy.node
 
 
 def is_compiled(module: torch.nn.Module) -> bool:

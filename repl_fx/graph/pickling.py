@@ -46,6 +46,7 @@ from repl_fx._torch import (
     sizes_knowing,
     symbolic_number,
 )
+from repl_fx.graph.boundaries import BOUNDARIES
 
 # Modules whose functions are methods of one generator: a pickle of such a method would hold a generator of its own.
 _GENERATORS = (random, np.random)
@@ -96,7 +97,7 @@ class GraphData:
         for number, node in enumerate(graph.nodes):
             args, kwargs = (fx.node.map_aggregate(given, argument) for given in (node.args, node.kwargs))
             target = node.target if isinstance(node.target, str) else function_as_data(node.target)
-            meta = {key: _meta_as_data(key, value, words) for key, value in node.meta.items()}
+            meta = {key: _meta_as_data(key, value, words) for key, value in node.meta.items() if key != BOUNDARIES}
             nodes.append(NodeData(node.name, node.op, target, args, kwargs, node.type, meta))
             places[node] = Place(number)
         codegen: Any = copy.copy(graph._codegen)

@@ -25,6 +25,7 @@ from torch.export.graph_signature import InputKind
 from repl_fx._torch import children_of, is_autocast_region, is_grad_region, pytree
 from repl_fx.errors import Untraceable
 from repl_fx.graph.assigned_buffers import add_assignments
+from repl_fx.graph.boundaries import move_boundaries
 from repl_fx.graph.captured import drop_dead, traced_constant
 from repl_fx.graph.gc_pause import collection_paused
 from repl_fx.graph.markers import leaf_call_operator
@@ -134,6 +135,7 @@ class _Lifter:
                 name, path, _ = next(located)
                 val = node.meta.get("val")
                 self.env[node] = made.at(name, path, val, least) if isinstance(val, Tensor) else None
+                self.keep_boundaries(node)
             elif spec.kind in (InputKind.PARAMETER, InputKind.BUFFER):
                 self.env[node] = _State(spec.target, node.meta.get("val"))
             elif spec.kind is InputKind.CONSTANT_TENSOR:
@@ -172,6 +174,13 @@ class _Lifter:
             self.env[node] = self.emit(
                 "call_function", node.target, self.value(node.args), self.value(node.kwargs), node
             )
+        self.keep_boundaries(node)
+
+    def keep_boundaries(self, node: fx.Node) -> None:
+        """Note on the node of the new graph which module calls the value goes into and comes out of."""
+        made = self.env.get(node)
+        if isinstance(made, fx.Node):
+            move_boundaries(node, made)
 
     def leaf(self, node: fx.Node) -> list[Any]:
         index: Any = node.args[2]

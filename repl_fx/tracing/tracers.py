@@ -35,6 +35,7 @@ from repl_fx.tracing.eager_path import Asked, is_bounded, unaware_of_export
 from repl_fx.tracing.hooks import no_tensor_hooks
 from repl_fx.tracing.leaf_calls import Callee, LeafCalls, LeafNotOpaque, is_leaf, record_leaf_calls
 from repl_fx.tracing.lift_modules import Constants, Exported, lift_modules
+from repl_fx.tracing.module_calls import record_module_calls
 from repl_fx.tracing.settled import buffer_settles
 from repl_fx.tracing.size_questions import size_questions
 from repl_fx.tracing.size_tensors import SizeTensors
@@ -86,6 +87,7 @@ def trace_by_export(
             try:
                 with (
                     record_leaf_calls(model, calls),
+                    record_module_calls(model),
                     no_hooks_left(),
                     no_tensor_hooks(calls.is_running),
                     quiet_tracing(),

@@ -19,6 +19,8 @@ import torch
 from torch import Tensor, fx, nn
 
 from repl_fx._torch import fake_of, pytree
+from repl_fx.analysis.blocks import Block
+from repl_fx.graph.boundaries import move_boundaries
 from repl_fx.graph.captured import add_module, copy_graph, get_attr, has_attribute, unique_name
 from repl_fx.surrogates.shared.site import NodeCall, Site, call_on_fakes, surrogate_path
 from repl_fx.surrogates.shared.synthesis import Synthesis
@@ -51,6 +53,11 @@ class Rewriting:
         copied: fx.Node = self._copies.get(node, node)
         return copied
 
+    def left_of(self, block: Block) -> tuple[fx.Node, ...]:
+        """The copies of a block's nodes that are not erased."""
+        copies = (self.copy_of(node) for node in block.nodes)
+        return tuple(node for node in copies if not node._erased)
+
     def now(self, node: fx.Node) -> fx.Node:
         """The node of the copy that has the value of a node now."""
         found = self.copy_of(node)
@@ -63,6 +70,7 @@ class Rewriting:
         old, new = self.now(old), self.now(new)
         if old is not new:
             old.replace_all_uses_with(new, propagate_meta=False)
+            move_boundaries(old, new)
             self._replaced[old] = new
 
 

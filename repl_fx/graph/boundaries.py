@@ -1,0 +1,78 @@
+"""Boundaries of module calls: the values of a graph that a module of the source was handed, and that it returned.
+
+    source   x = self.blocks[3](x, mask=m)
+    graph    add_7 [into blocks.3: x], where_1 [into blocks.3: mask] -> … -> add_9 [out of blocks.3]
+
+A module that is to stand in the source's own tree in the place of a block has to know which of the graph's values it is
+handed there, and which it has to return. The tracer notes both in `node.meta["boundaries"]`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import fx
+
+from repl_fx._torch import pytree
+
+BOUNDARIES = "boundaries"
+
+
+@dataclass(eq=False)
+class ModuleCall:
+    """One call of a module in a trace.
+
+    Attributes:
+        path: of the module.
+        calls: all calls of the module in the trace, this one among them.
+        result: the structure of the result; None until the call has run.
+        constants: the leaves of the result that are no tensors, by number.
+    """
+
+    path: str
+    calls: list[ModuleCall] = field(repr=False)
+    result: pytree.TreeSpec | None = None
+    constants: Mapping[int, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, eq=False)
+class Boundary:
+    """A value at the boundary of a module call.
+
+    Attributes:
+        call: the call.
+        argument: the place of the value among the arguments: a pytree path that begins with the name of the argument
+            in the forward's signature; None for a result.
+        leaf: the number of the value among the flattened results; -1 for an argument.
+    """
+
+    call: ModuleCall
+    argument: tuple[Any, ...] | None = None
+    leaf: int = -1
+
+
+def boundaries(node: fx.Node) -> tuple[Boundary, ...]:
+    """The boundaries that the value of a node is at."""
+    found: tuple[Boundary, ...] = node.meta.get(BOUNDARIES, ())
+    return found
+
+
+def note_boundary(node: fx.Node, boundary: Boundary) -> None:
+    """Note a boundary on a node."""
+    node.meta[BOUNDARIES] = (*boundaries(node), boundary)
+
+
+def move_boundaries(old: fx.Node, new: fx.Node) -> None:
+    """Note on a node the boundaries of the one whose place it takes."""
+    for boundary in old.meta.pop(BOUNDARIES, ()):
+        note_boundary(new, boundary)
+
+
+def at_boundaries(graph: fx.Graph, path: str) -> Iterator[tuple[fx.Node, Boundary]]:
+    """The nodes of a graph at the boundaries of the calls of one module, in program order."""
+    for node in graph.nodes:
+        for boundary in boundaries(node):
+            if boundary.call.path == path:
+                yield node, boundary

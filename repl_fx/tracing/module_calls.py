@@ -1,0 +1,67 @@
+"""Note which values modules are called with, and which they return, while a model is traced.
+
+The notes are `repl_fx.graph.boundaries`. torch.export takes such notes too (`preserve_module_call_signature`), for
+modules that are named before the trace, and as operators in the graph; the tracer's own table of values needs neither.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from torch import Tensor, nn
+
+from repl_fx._torch import call_impl, pytree, set_call_impl, traced_node, unset_call_impl
+from repl_fx.graph.boundaries import Boundary, ModuleCall, note_boundary
+from repl_fx.tracing.leaf_calls import is_leaf
+
+
+@contextmanager
+def record_module_calls(model: nn.Module) -> Iterator[None]:
+    """Let the nodes of a trace note the module calls whose arguments and results they are.
+
+    Args:
+        model: the model about to be traced; leaves are left out, whose calls stay nodes, and modules without
+            parameters, which are no blocks.
+    """
+    named: dict[nn.Module, str] = {}
+    for path, module in model.named_modules():
+        if path and not is_leaf(module) and any(True for _ in module.parameters()):
+            named.setdefault(module, path)
+    calls: dict[str, list[ModuleCall]] = {path: [] for path in named.values()}
+    noted = [module for module in named if "_call_impl" not in vars(module)]
+    try:
+        for module in noted:
+            set_call_impl(module, _noting(module, named[module], calls[named[module]]))
+        yield
+    finally:
+        for module in noted:
+            unset_call_impl(module)
+
+
+def _noting(module: nn.Module, path: str, calls: list[ModuleCall]) -> Callable[..., Any]:
+    run = call_impl(module)
+    signature = inspect.signature(module.forward)
+
+    def call(*args: Any, **kwargs: Any) -> Any:
+        made = ModuleCall(path, calls)
+        calls.append(made)
+        given, _ = pytree.tree_flatten_with_path(signature.bind(*args, **kwargs).arguments)
+        for place, leaf in given:
+            _note(leaf, Boundary(made, argument=tuple(place)))
+        result = run(*args, **kwargs)
+        leaves, made.result = pytree.tree_flatten(result)
+        made.constants = {number: leaf for number, leaf in enumerate(leaves) if not isinstance(leaf, Tensor)}
+        for number, leaf in enumerate(leaves):
+            _note(leaf, Boundary(made, leaf=number))
+        return result
+
+    return call
+
+
+def _note(value: Any, boundary: Boundary) -> None:
+    node = traced_node(value) if isinstance(value, Tensor) else None
+    if node is not None:
+        note_boundary(node, boundary)
