@@ -18,7 +18,7 @@ from functools import cached_property
 import numpy as np
 import numpy.typing as npt
 
-from repl_fx.analysis.node_table import NONE, NodeTable
+from repl_fx.analysis.node_table import NONE, NodeTable, common_path
 
 Ints = npt.NDArray[np.int64]
 Bools = npt.NDArray[np.bool_]
@@ -203,11 +203,7 @@ class _Crossing:
 
 def _boundary_depth(table: NodeTable, cut: int) -> int:
     """How many module levels the nodes on both sides of a cut share."""
-    before, after = table.path(cut - 1), table.path(cut)
-    depth = 0
-    while depth < min(len(before), len(after)) and before[depth] == after[depth]:
-        depth += 1
-    return depth
+    return len(common_path([table.path(cut - 1), table.path(cut)]))
 
 
 def _extended(

@@ -12,7 +12,6 @@ output stays.
 
 from __future__ import annotations
 
-import operator
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -78,10 +77,9 @@ class Blend(Surrogate[BlendConfig, BlendMatch]):
         removed = [site.tensor(weight.path) for weight in match.weights]
         pairs = [(site.tensor(weight.before), site.tensor(weight.after)) for weight in match.weights]
         with site.before_node(match.nodes[0]):
-            read = [site.parameter(path) for weight in match.weights for path in (weight.before, weight.after)]
             synthesis = BlendSynthesis(removed, pairs, axes, self.config.train_neighbours)
-            made = site.synthesise("blend", synthesis, *read)
-            weights = {weight.path: site.call(operator.getitem, made, i) for i, weight in enumerate(match.weights)}
+            paths = [path for weight in match.weights for path in (weight.before, weight.after)]
+            weights = site.synthesised("blend", synthesis, paths, [weight.path for weight in match.weights])
         for node in match.nodes:
             self._on_weights(site, node, weights)
         return site.block.outputs

@@ -23,7 +23,6 @@ not, and a window of a sequence in time reaches into the future.
 
 from __future__ import annotations
 
-import operator
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -112,23 +111,25 @@ class Coarse(Surrogate[CoarseConfig, CoarseMatch]):
         with site.before_node(site.block.output):
             weights = self._weights(site, match)
             mean = match.windows.mean(site, site.input)
-            made: dict[fx.Node, fx.Node] = {site.input: mean}
+            read = (feeder for call in match.calls for feeder in call.node.all_input_nodes if feeder.op == "get_attr")
+            made = {feeder: weights[str(feeder.target)] for feeder in read if feeder.target in weights}
+            made[site.input] = mean
             for call in match.calls:
-                args, kwargs = _on(call, made | {n: weights[str(n.target)] for n in _read(call.node, weights)})
-                if call.node in match.zero_norms:
+                node = call.node
+                args, kwargs = fx.node.map_arg((call.args, call.kwargs), lambda n: made.get(n, n))
+                if node in match.zero_norms:
                     value = site.call_module(_zero_norm(site, call), args[0])
-                elif call.node in match.joins:
+                elif node in match.joins:
                     # Not in place: the mean is read again.
                     value = site.call(torch.ops.aten.add.Tensor, *args)
                 else:
-                    now = NodeCall(call.node, args, kwargs, call.value)
-                    value = on_state(site, now, weights) or site.repeat_call(now)
-                made[call.node] = value
+                    now = NodeCall(node, args, kwargs, call.value)
+                    value = on_state(site, now, weights) or site.create(node.op, node.target, args, kwargs, call.value)
+                made[node] = value
             change = site.call(torch.ops.aten.sub.Tensor, made[max(match.joins)], mean)
             stream = match.windows.added(site, site.input, change)
             for node in match.behind:
-                args, kwargs = _on(NodeCall.of(node), {node.all_input_nodes[0]: stream})
-                stream = site.repeat_call(NodeCall(node, args, kwargs, node.meta["val"]))
+                stream = site.again(node, stream)
         return (stream,)
 
     def _weights(self, site: Builder, match: CoarseMatch) -> dict[str, fx.Node]:
@@ -150,8 +151,7 @@ class Coarse(Surrogate[CoarseConfig, CoarseMatch]):
             )
         if not names:
             return {}
-        made = site.synthesise("coarse", synthesis, *map(site.parameter, paths))
-        return {path: site.call(operator.getitem, made, i) for i, path in enumerate((*names, *match.zero_biases))}
+        return site.synthesised("coarse", synthesis, paths, (*names, *match.zero_biases))
 
 
 class CoarseSynthesis(BlendSynthesis):
@@ -252,7 +252,7 @@ def _calls(site: Site, joins: frozenset[fx.Node], ratio: float) -> tuple[Windows
     return windows, tuple(calls)
 
 
-def _windows(site: Site, given: Tensor, ratio: float) -> PictureWindows | TokenWindows:
+def _windows(site: Site, given: Tensor, ratio: float) -> Windows:
     """Windows over what streams through the block.
 
     Raises:
@@ -339,22 +339,13 @@ def _is_passing(site: Site, node: fx.Node) -> bool:
     return len(node.all_input_nodes) == 1 and (is_activation(gm, node) or has_no_state(gm, node))
 
 
-def _on(call: NodeCall, values: Mapping[fx.Node, fx.Node]) -> Any:
-    """The arguments of a call on other nodes, where there are others."""
-    return fx.node.map_arg((call.args, call.kwargs), lambda n: values.get(n, n))
-
-
-def _read(node: fx.Node, weights: Mapping[str, fx.Node]) -> list[fx.Node]:
-    """The parameters that a node reads and that others stand for."""
-    return [feeder for feeder in node.all_input_nodes if feeder.op == "get_attr" and str(feeder.target) in weights]
-
-
 def _zero_norm(site: Builder, call: NodeCall) -> str:
     """A norm like that of a call, which makes zeros at first; where it is."""
     channels = int(call.value.shape[1])
     norm = norm_at(site.graph_module, call.node, {channels})
     assert norm is not None
-    return site.module("norm", fresh_norm(site, norm, channels, 1, call.value.ndim, zero_init=True))
+    like = site.tensor(site.block.parameters[0])
+    return site.module("norm", fresh_norm(norm, call.node, 1, like, zero_init=True))
 
 
 def _bias_paths(site: Site, linear: LinearOperator) -> list[str]:

@@ -21,7 +21,6 @@ Where a layer scale follows, that sets how the branch begins.
 
 from __future__ import annotations
 
-import operator
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -32,14 +31,14 @@ from torch import Tensor, fx, nn
 from repl_fx.analysis.linear_operators import LinearOperator, linear_operator_of
 from repl_fx.graph.bridge import digraph, leading_to
 from repl_fx.graph.captured import share_tensors
-from repl_fx.graph.roles import ADDITIONS, CONVOLUTIONS, COPIES, LINEAR, MULTIPLICATIONS, PERMUTATIONS
+from repl_fx.graph.roles import ADDITIONS, COPIES, MULTIPLICATIONS, PERMUTATIONS
 from repl_fx.surrogates.shared.activations import is_activation
 from repl_fx.surrogates.shared.branch_edits import has_no_state, zero_init_norms, zero_init_operators
 from repl_fx.surrogates.shared.builder import Builder
 from repl_fx.surrogates.shared.norms import ThinNorm, fresh_norm, norm_at
 from repl_fx.surrogates.shared.registry import Match, Surrogate, check_thin_settings, register_surrogate
 from repl_fx.surrogates.shared.site import Site, Unfit, shown, unfit_is_refused
-from repl_fx.surrogates.shared.thin_block import Cut, SlimSynthesis, SlimWeights
+from repl_fx.surrogates.shared.thin_block import Cut, SlimSynthesis, slim_weights
 
 # Fewer channels than this have little to say; a convolution of fewer takes as long.
 _LEAST = 4
@@ -131,13 +130,19 @@ class Slim(Surrogate[SlimConfig, SlimMatch]):
                 given = made[step.linear.input if step.linear else _streamed(step.node, made)[0]]
                 if step.linear is not None:
                     i = match.mixed.index(step)
-                    value = _mixed(site, step, given, weights[f"weight_{i}"], weights.get(f"bias_{i}"))
+                    weight, bias = weights[f"weight_{i}"], weights.get(f"bias_{i}")
+                    value = site.mix(given, weight, bias, step.linear.dilation, step.groups)
                 elif step.norm is not None:
-                    value = _normed(site, step, given, number, zero_init=step.node in match.zero_norms)
+                    like, axis = site.tensor(site.block.parameters[0]), 1 if step.axis == 1 else -1
+                    norm = fresh_norm(step.norm, given, axis, like, zero_init=step.node in match.zero_norms)
+                    value = site.call_module(site.module(f"norm_{number}", norm), given)
                 elif step.scale is not None:
                     value = _scaled(site, step, given, number)
+                elif step.node.target in ADDITIONS:
+                    # Not in place: both values may be read again.
+                    value = site.call(torch.ops.aten.add.Tensor, *(made[node] for node in _streamed(step.node, made)))
                 else:
-                    value = _again(site, step.node, [made[node] for node in _streamed(step.node, made)])
+                    value = site.again(step.node, given)
                 made[step.node] = value
             out = made[site.block.output]
             if width < channels:
@@ -154,14 +159,12 @@ class Slim(Surrogate[SlimConfig, SlimMatch]):
         names = [str(step.linear.weight) for step in mixed if step.linear is not None]
         removed = [site.tensor(name) for name in names]
         if self.config.weights == "own":
-            control = SlimWeights(cuts, removed)
-            made, outputs = site.synthesise("slim", control), control.names
-        else:
-            paths = [path for name in names for path in site.counterpart_parameters(name)]
-            given = [site.tensor(path) for path in paths]
-            synthesis = SlimSynthesis(cuts, given, removed, self.config.train_neighbours)
-            made, outputs = site.synthesise("slim", synthesis, *map(site.parameter, paths)), synthesis.names
-        return {name: site.call(operator.getitem, made, i) for i, name in enumerate(outputs)}
+            own = slim_weights(cuts, removed)
+            return site.synthesised("slim", own, (), own.names)
+        paths = [path for name in names for path in site.counterpart_parameters(name)]
+        given = [site.tensor(path) for path in paths]
+        synthesis = SlimSynthesis(cuts, given, removed, self.config.train_neighbours)
+        return site.synthesised("slim", synthesis, paths, synthesis.names)
 
     def _width(self, site: Site) -> int:
         channels = int(site.input.meta["val"].shape[1])
@@ -340,39 +343,9 @@ def _order(gm: fx.GraphModule, node: fx.Node, ndim: int) -> tuple[int, ...] | No
     return tuple(sizes.index(size) for size in made.shape)
 
 
-def _mixed(site: Builder, step: _Step, given: fx.Node, weight: fx.Node, bias: fx.Node | None) -> fx.Node:
-    linear = step.linear
-    assert linear is not None
-    if linear.kind == "linear":
-        return site.call(LINEAR, given, weight, bias)
-    kernel = weight.meta["val"].shape[2:]
-    padding = [d * (int(k) - 1) // 2 for d, k in zip(linear.dilation, kernel, strict=True)]
-    ones = [1] * len(kernel)
-    return site.call(CONVOLUTIONS[len(kernel)], given, weight, bias, ones, padding, list(linear.dilation), step.groups)
-
-
-def _normed(site: Builder, step: _Step, given: fx.Node, number: int, *, zero_init: bool) -> fx.Node:
-    assert step.norm is not None
-    axis = 1 if step.axis == 1 else -1
-    module = fresh_norm(site, step.norm, step.channels, axis, given.meta["val"].ndim, zero_init=zero_init)
-    return site.call_module(site.module(f"norm_{number}", module), given)
-
-
 def _scaled(site: Builder, step: _Step, given: fx.Node, number: int) -> fx.Node:
     """The product with the first numbers of a layer scale, which are the surrogate's own from here on."""
     scale = site.tensor(str(step.scale))
     longest = max(range(scale.ndim), key=lambda axis: scale.shape[axis])
     own = nn.ParameterList([nn.Parameter(scale.detach().narrow(longest, 0, step.channels).clone())])
     return site.call(torch.ops.aten.mul.Tensor, given, site.parameter(f"{site.module(f'scale_{number}', own)}.0"))
-
-
-def _again(site: Builder, node: fx.Node, given: Sequence[fx.Node]) -> fx.Node:
-    """The same call on other values."""
-    if len(given) == 2:
-        return site.call(torch.ops.aten.add.Tensor, *given)
-    if node.op == "call_module" and str(node.meta["val"].shape) == str(node.all_input_nodes[0].meta["val"].shape):
-        return site.call_elementwise(str(node.target), given[0])
-    if node.op == "call_module":
-        return site.call_module(str(node.target), given[0])
-    function: Any = node.target
-    return site.call(function, given[0], *node.args[1:], **node.kwargs)

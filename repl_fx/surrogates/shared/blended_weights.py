@@ -11,9 +11,9 @@ import torch
 from torch import Tensor, fx, nn
 
 from repl_fx.analysis.linear_operators import is_norm, is_plain, linear_operator_of, matrix_like
+from repl_fx.graph.captured import share_tensors
 from repl_fx.graph.roles import CONVOLUTIONS, CONVOLUTIONS_PADDED_BY_WORD, LINEAR
 from repl_fx.surrogates.shared.builder import Builder
-from repl_fx.surrogates.shared.functional_module import FunctionalModule
 from repl_fx.surrogates.shared.site import NodeCall, Site, Unfit, shown
 from repl_fx.surrogates.shared.synthesis import BlendingSynthesis
 from repl_fx.surrogates.shared.weight_slices import SliceBlend, WeightSlice
@@ -139,4 +139,45 @@ def on_state(site: Builder, call: NodeCall, given: Mapping[str, fx.Node]) -> fx.
         operator = convolutions[conv.weight.ndim - 2]
         return site.call(operator, call.args[0], state["weight"], state.get("bias"), *settings)
     path = site.module("call", FunctionalModule(module, tuple(state)))
-    return site.call_on_state(path, tuple(state.values()), call)
+    return site.create("call_module", path, (*state.values(), *call.args), call.kwargs, call.value)
+
+
+class FunctionalModule(nn.Module):
+    """A module whose parameters and buffers are arguments.
+
+    The module's own code runs, so whatever it does with its weights (standardise or mask them, drop some in training,
+    run an LSTM's kernel on them) it does with the given ones, in either mode.
+
+    Args:
+        module: a leaf module; a copy without state is kept.
+        names: the parameters and buffers that `forward` is given, in order.
+    """
+
+    def __init__(self, module: nn.Module, names: Sequence[str]) -> None:
+        super().__init__()
+        self.names = tuple(names)
+        self.module = share_tensors(module)
+        for state in (self.module._parameters, self.module._buffers):
+            state.update(dict.fromkeys(state))
+        if isinstance(self.module, nn.RNNBase):
+            # A list of the weights beside the weights.
+            self.module._flat_weights = [None] * len(self.module._flat_weights)
+
+    def forward(self, *values: Any, **kwargs: Any) -> Any:
+        """State, in the order of `names`, and then the module's own arguments."""
+        state: dict[str, Tensor] = dict(zip(self.names, values, strict=False))
+        before = dict(vars(self.module))
+        if isinstance(self.module, nn.RNNBase):
+            # The forward lists its weights anew when they are not those it refers to.
+            vars(self.module)["_flat_weight_refs"] = [_nothing] * len(self.module._flat_weights)
+        try:
+            return torch.func.functional_call(self.module, state, values[len(self.names) :], kwargs)
+        finally:
+            # Some modules keep what they computed from their weights; that must not outlive the call.
+            for name in vars(self.module).keys() - before.keys():
+                del self.module.__dict__[name]
+            self.module.__dict__.update(before)
+
+
+def _nothing() -> None:
+    """A weak reference to no weight."""

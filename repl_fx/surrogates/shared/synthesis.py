@@ -9,6 +9,7 @@ A synthesis depends on parameters alone, so its result holds until one of them c
 
 from __future__ import annotations
 
+import math
 import weakref
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -93,6 +94,43 @@ class BlendingSynthesis(Synthesis):
         """Compute weights from weights."""
         state = dict(self.named_parameters())
         return self.finish(state, blend_slices(self.blends(state, weights)), weights)
+
+
+class OwnWeights(Synthesis):
+    """Weights that are parameters of the surrogate's own: the control that synthesis is held to.
+
+    Args:
+        weights: by name, in the order in which they are returned; None for one that there is not.
+    """
+
+    def __init__(self, weights: Mapping[str, Tensor | None]) -> None:
+        super().__init__(train_neighbours=True)
+        given = {name: nn.Parameter(weight) for name, weight in weights.items() if weight is not None}
+        self.names = tuple(given)
+        for name, weight in given.items():
+            self.register_parameter(name, weight)
+
+    def synthesise(self, *weights: Tensor) -> tuple[Tensor, ...]:
+        """The weights themselves."""
+        return tuple(getattr(self, name) for name in self.names)
+
+
+def random_values(like: Tensor, *sizes: int) -> nn.Parameter:
+    """Standard normal values of the dtype and device of `like`, the same on every device for the same seed."""
+    if like.is_meta:
+        return nn.Parameter(torch.empty(sizes, dtype=like.dtype, device="meta"))
+    return nn.Parameter(torch.randn(sizes).to(like))
+
+
+def length(pieces: Sequence[Tensor]) -> float:
+    """The Frobenius norm of several tensors together, in at least single precision."""
+    kind = torch.promote_types(pieces[0].dtype, torch.float32)
+    return math.hypot(*(float(torch.linalg.vector_norm(piece.detach(), dtype=kind)) for piece in pieces))
+
+
+def ratio(wanted: float, found: float) -> float:
+    """The factor of a weight's length; 1 where weights start at zero and have no length to match."""
+    return wanted / found if wanted > 0 and found > 0 else 1.0
 
 
 class SynthesisBatch(Synthesis):
