@@ -19,7 +19,7 @@ class BlockNames:
         self.taken: set[str] = set()
         self.under: dict[str, set[fx.Node]] = {}
         for position, node in enumerate(table.nodes):
-            path = table.path(position)
+            path = table.paths[position]
             for depth in range(1, len(path) + 1):
                 self.under.setdefault(".".join(path[:depth]), set()).add(node)
 
@@ -59,7 +59,7 @@ class BlockNames:
 
     def _paths(self, copy: Sequence[int]) -> list[tuple[str, ...]]:
         """Module paths of a copy's nodes; of those with parameters, as additions often stand in the module around."""
-        return [self.table.path(i) for i in copy if self.table.sizes[i]] or [self.table.path(i) for i in copy]
+        return [self.table.paths[i] for i in copy if self.table.sizes[i]] or [self.table.paths[i] for i in copy]
 
     def is_module(self, path: str, nodes: Iterable[fx.Node]) -> bool:
         """Whether the block of these nodes is all that a module computes, dropout and the like left out."""

@@ -82,12 +82,9 @@ class NodeTable:
         order = np.argsort(values, kind="stable")
         return values[order], rows[order], columns[order]
 
-    def path(self, position: int) -> tuple[str, ...]:
-        """Module path of a node, split at the dots."""
-        return self._paths[position]
-
     @cached_property
-    def _paths(self) -> list[tuple[str, ...]]:
+    def paths(self) -> list[tuple[str, ...]]:
+        """Module path of each node, split at the dots."""
         stacks = (module_stack(node) for node in self.nodes)
         return [tuple(stack[-1].split(".")) if stack else () for stack in stacks]
 

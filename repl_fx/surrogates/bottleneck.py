@@ -75,7 +75,6 @@ class _Span:
 
     Attributes:
         name: of the layer's modules.
-        branch: the branch.
         width: r.
         layout: how positions move from the span's input to its output.
         spatial: the convolution whose kernel is kept, if any.
@@ -104,12 +103,7 @@ class _Span:
 
 @dataclass(frozen=True)
 class BottleneckMatch(Match):
-    """The branches of a block that become thin layers, and those that go.
-
-    Attributes:
-        spans: of the former.
-        dropped: the addition of each of the latter, and what is left of it.
-    """
+    """The spans of branches that become thin layers; of each other branch its addition, and what is left of that."""
 
     spans: tuple[_Span, ...]
     dropped: tuple[tuple[fx.Node, fx.Node], ...]

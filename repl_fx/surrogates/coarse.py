@@ -35,7 +35,7 @@ from repl_fx.analysis.linear_operators import LinearOperator, linear_operator_of
 from repl_fx.graph.bridge import digraph, leading_to
 from repl_fx.graph.captured import writes_in_place
 from repl_fx.surrogates.shared.activations import is_activation
-from repl_fx.surrogates.shared.blended_weights import BlendedWeight, BlendSynthesis, find_weights, on_state
+from repl_fx.surrogates.shared.blended_weights import BlendedWeight, blended, find_weights, on_state
 from repl_fx.surrogates.shared.branch_edits import has_no_state, zero_init_norms, zero_init_operators
 from repl_fx.surrogates.shared.builder import Builder
 from repl_fx.surrogates.shared.norms import fresh_norm, norm_at
@@ -97,14 +97,14 @@ class Coarse(Surrogate[CoarseConfig, CoarseMatch]):
         """Refuse a block without a plain spine, one whose positions are told apart, and neighbours of another size."""
         joins, behind = _spine(site)
         windows, calls = _calls(site, joins, self.config.ratio)
-        blended = find_weights(site) if self.config.weights == "neighbours" else ()
+        mixed = find_weights(site) if self.config.weights == "neighbours" else ()
         ends = zero_init_operators(site)
         zero = tuple(linear.weight for linear in ends if linear.weight is not None)
         biases = tuple(path for linear in ends if linear.bias for path in _bias_paths(site, linear))
-        gone = {*zero, *(weight.path for weight in blended)}
+        gone = {*zero, *(weight.path for weight in mixed)}
         kept = [path for path in site.block.parameters if path not in gone]
         norms = frozenset(zero_init_norms(site))
-        return CoarseMatch(windows, joins, calls, behind, norms, zero, biases, blended, kept_parameters=kept)
+        return CoarseMatch(windows, joins, calls, behind, norms, zero, biases, mixed, kept_parameters=kept)
 
     def build(self, site: Builder, match: CoarseMatch) -> tuple[fx.Node, ...]:
         """Put the coarse block before the block's output."""
@@ -134,63 +134,17 @@ class Coarse(Surrogate[CoarseConfig, CoarseMatch]):
 
     def _weights(self, site: Builder, match: CoarseMatch) -> dict[str, fx.Node]:
         """The stand-ins for parameters of the block, by path: blended weights, and those that start at zero."""
-        synthesis: Synthesis
-        if self.config.weights == "own":
-            names, paths = match.zero_weights, []
-            synthesis = ZeroWeights([site.tensor(path) for path in (*names, *match.zero_biases)])
-        else:
-            names = tuple(weight.path for weight in match.blended)
-            paths = [path for weight in match.blended for path in (weight.before, weight.after)]
-            synthesis = CoarseSynthesis(
-                [site.tensor(name) for name in names],
-                [(site.tensor(weight.before), site.tensor(weight.after)) for weight in match.blended],
-                [weight.axis for weight in match.blended],
-                [name in match.zero_weights for name in names],
-                [site.tensor(path) for path in match.zero_biases],
-                self.config.train_neighbours,
-            )
-        if not names:
+        if self.config.weights == "neighbours":
+            train = self.config.train_neighbours
+            return blended(site, "coarse", match.blended, train, match.zero_weights, match.zero_biases)
+        names = (*match.zero_weights, *match.zero_biases)
+        if not match.zero_weights:
             return {}
-        return site.synthesised("coarse", synthesis, paths, (*names, *match.zero_biases))
-
-
-class CoarseSynthesis(BlendSynthesis):
-    """Blended weights, some of which start at zero, and then biases of its own, which do too.
-
-    Args:
-        removed, pairs, axes, train_neighbours: see `BlendSynthesis`.
-        zero: for each weight whether it starts at zero.
-        biases: those that are removed.
-    """
-
-    def __init__(
-        self,
-        removed: list[Tensor],
-        pairs: list[tuple[Tensor, Tensor]],
-        axes: list[int | None],
-        zero: list[bool],
-        biases: list[Tensor],
-        train_neighbours: bool,
-    ) -> None:
-        super().__init__(removed, pairs, axes, train_neighbours)
-        self.bias_count = len(biases)
-        self.biases = nn.ParameterList(nn.Parameter(torch.zeros_like(bias)) for bias in biases)
-        for alpha, beta, at_zero in zip(self.alpha, self.beta, zero, strict=True):
-            if at_zero:
-                nn.init.zeros_(alpha)
-                nn.init.zeros_(beta)
-
-    def finish(self, state: Mapping[str, Tensor], blended: Sequence[Tensor], weights: Sequence[Tensor]) -> Any:
-        """The blended weights, and the biases."""
-        return (*blended, *(state[f"biases.{i}"] for i in range(self.bias_count)))
+        return site.synthesised("coarse", ZeroWeights([site.tensor(name) for name in names]), (), names)
 
 
 class ZeroWeights(Synthesis):
-    """Parameters that start at zero in the place of others.
-
-    Args:
-        given: those that are removed.
-    """
+    """Parameters that start at zero in the place of given ones."""
 
     def __init__(self, given: Sequence[Tensor]) -> None:
         super().__init__(train_neighbours=True)
@@ -213,18 +167,22 @@ def _spine(site: Site) -> tuple[frozenset[fx.Node], tuple[fx.Node, ...]]:
     Raises:
         Unfit: something else is on the spine.
     """
-    split, block = site.require_split(), site.block
-    given, made = block.input.meta.get("val"), block.output.meta.get("val")
-    if len(block.inputs) != 1 or not isinstance(given, Tensor) or not isinstance(made, Tensor):
-        raise Unfit("it has several streamed values")
+    split = site.require_split()
+    given, made = site.require_one_stream()
     if str(given.shape) != str(made.shape):
         raise Unfit(f"it turns {shown(given.shape)} into {shown(made.shape)}")
     joins = frozenset(branch.join for branch in split.branches)
-    last = max(joins)
+    gm, last = site.graph_module, max(joins)
     for node in split.spine:
-        if node <= last and not (_is_plain_sum(node) if node in joins else _is_identity(site, node)):
+        if node in joins:
+            plain = len(node.args) == 2 and not node.kwargs
+        else:
+            plain = node.op == "call_module" and type(gm.get_submodule(str(node.target))) is nn.Identity
+        if node <= last and not plain:
             raise Unfit(f"its spine has {node.name}, which is no plain addition", node)
-        if node > last and not _is_passing(site, node):
+        # The same to every value, without parameters.
+        passing = len(node.all_input_nodes) == 1 and (is_activation(gm, node) or has_no_state(gm, node))
+        if node > last and not passing:
             raise Unfit(f"its spine has {node.name} behind its last addition", node)
     return joins, tuple(node for node in split.spine if node > last)
 
@@ -323,20 +281,6 @@ def _written(site: Site, node: fx.Node) -> fx.Node | None:
         writes = writes_in_place(node)
     given = node.args[0] if node.args and writes else None
     return given if isinstance(given, fx.Node) else None
-
-
-def _is_plain_sum(node: fx.Node) -> bool:
-    return len(node.args) == 2 and not node.kwargs
-
-
-def _is_identity(site: Site, node: fx.Node) -> bool:
-    return node.op == "call_module" and type(site.graph_module.get_submodule(str(node.target))) is nn.Identity
-
-
-def _is_passing(site: Site, node: fx.Node) -> bool:
-    """Whether a node does the same to every value, without parameters."""
-    gm = site.graph_module
-    return len(node.all_input_nodes) == 1 and (is_activation(gm, node) or has_no_state(gm, node))
 
 
 def _zero_norm(site: Builder, call: NodeCall) -> str:

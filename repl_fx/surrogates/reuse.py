@@ -77,8 +77,6 @@ class _Mixing:
 
     Attributes:
         name: of the modules.
-        branch: the branch.
-        attention: its own.
         core: the counterpart of `attention.core` in the block before.
         heads: which heads of the values.
         pre_norm: the norm before the branch's span.
@@ -96,12 +94,7 @@ class _Mixing:
 
 @dataclass(frozen=True)
 class ReuseMatch(Match):
-    """The branches of a block that keep an attention, and those that go.
-
-    Attributes:
-        mixings: the former.
-        dropped: the addition of each of the latter, and what is left of it.
-    """
+    """The branches of a block that keep an attention; of each other its addition, and what is left of that."""
 
     mixings: tuple[_Mixing, ...]
     dropped: tuple[tuple[fx.Node, fx.Node], ...]
@@ -228,11 +221,7 @@ class ValueSynthesis(BlendingSynthesis):
         rows = _rows([run.of(weight.detach()) for run in runs], runs)
         # Of two rows that are independent the sum is longer by the root of two.
         self.gain = nn.Parameter(rows.new_full((2, len(rows)), math.sqrt(0.5)))
-        own = form.weights(rows)
-        for name, value in own.items():
-            self.register_parameter(name, nn.Parameter(value))
-        # The weights that `synthesise` returns, in order.
-        self.names = ("weight_values", *own)
+        self.names = ("weight_values", *self.hold(form.weights(rows)))
 
     def blends(self, state: Mapping[str, Tensor], weights: Sequence[Tensor]) -> list[SliceBlend]:
         """One for each run of units that follow each other in the weight."""

@@ -70,7 +70,6 @@ class _Step:
     """One node of the block at its slim width.
 
     Attributes:
-        node: which.
         axis: of the channels in its result.
         channels: in the result of the slim one.
         linear: the linear operator, where the node is one; `cut` and `groups` are then those of the slim one.
@@ -90,22 +89,11 @@ class _Step:
 
 @dataclass(frozen=True)
 class SlimMatch(Match):
-    """A block at its slim width.
-
-    Attributes:
-        width: of the stream.
-        steps: the nodes that lead to the block's output, in program order.
-        zero_norms: the norms that end a branch, which start at zero.
-    """
+    """The slim width of the stream, what leads to the block's output, and the norms that start at zero."""
 
     width: int
     steps: tuple[_Step, ...]
     zero_norms: frozenset[fx.Node]
-
-    @property
-    def mixed(self) -> list[_Step]:
-        """The steps with weights of both neighbours."""
-        return [step for step in self.steps if step.linear is not None]
 
 
 @register_surrogate("slim", SlimConfig)
@@ -124,12 +112,13 @@ class Slim(Surrogate[SlimConfig, SlimMatch]):
         stream, width = site.input, match.width
         channels = int(stream.meta["val"].shape[1])
         with site.before_node(site.block.output):
-            weights = self._weights(site, match.mixed)
+            mixed = [step for step in match.steps if step.linear is not None]
+            weights = self._weights(site, mixed)
             made = {stream: site.call(torch.ops.aten.narrow.default, stream, 1, 0, width)}
             for number, step in enumerate(match.steps):
                 given = made[step.linear.input if step.linear else _streamed(step.node, made)[0]]
                 if step.linear is not None:
-                    i = match.mixed.index(step)
+                    i = mixed.index(step)
                     weight, bias = weights[f"weight_{i}"], weights.get(f"bias_{i}")
                     value = site.mix(given, weight, bias, step.linear.dilation, step.groups)
                 elif step.norm is not None:
@@ -179,9 +168,7 @@ class Slim(Surrogate[SlimConfig, SlimMatch]):
         """
         block = site.block
         site.require_split()
-        given, made = site.input.meta.get("val"), block.output.meta.get("val")
-        if len(block.inputs) != 1 or not isinstance(given, Tensor) or not isinstance(made, Tensor):
-            raise Unfit("it has several streamed values")
+        given, made = site.require_one_stream()
         if given.ndim not in (3, 4, 5) or str(given.shape) != str(made.shape):
             raise Unfit(f"it turns {shown(given.shape)} into {shown(made.shape)}, and slim blocks are of pictures")
         if not isinstance(given.shape[1], int):
@@ -195,13 +182,7 @@ class Slim(Surrogate[SlimConfig, SlimMatch]):
 
 
 class _Planner:
-    """Works out what each node of a block is at its slim width, in program order.
-
-    Args:
-        site: of the block.
-        width: of the stream.
-        synthesised: whether the neighbours give the weights.
-    """
+    """Works out what each node of a block is where its stream has `width` channels, in program order."""
 
     def __init__(self, site: Site, width: int, *, synthesised: bool) -> None:
         self.site = site

@@ -20,12 +20,7 @@ _NOT_ACTIVATIONS = (nn.Softmax, nn.LogSoftmax, nn.Softmin, nn.MultiheadAttention
 
 
 class ElementwiseCall(nn.Module):
-    """Calls a function on a tensor with settings that are known.
-
-    Args:
-        target: the function.
-        args, kwargs: its arguments after the tensor.
-    """
+    """Calls a function on a tensor, with the arguments after the tensor that are known."""
 
     def __init__(self, target: Callable[..., Tensor], args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:
         super().__init__()
@@ -76,11 +71,7 @@ def is_activation(gm: fx.GraphModule, node: fx.Node) -> bool:
 
 
 def _is_elementwise_nonlinearity(module: nn.Module) -> bool:
-    """Ask the module itself: an activation of its own treats every element alike, is not linear and not random.
-
-    Args:
-        module: without parameters; its mode is changed.
-    """
+    """Ask the module itself, whose mode is changed: an activation treats elements alike, is not linear, not random."""
     if module.__class__.__module__ == "torch.nn.modules.activation":
         return True
     probe = torch.linspace(-2, 2, 9)

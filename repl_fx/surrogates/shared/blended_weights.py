@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Container, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -22,22 +22,32 @@ _TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 
 
 class BlendSynthesis(BlendingSynthesis):
-    """alpha * W_before + beta * W_after for a list of weights.
+    """alpha * W_before + beta * W_after for a list of weights, and then biases of its own, which start at zero.
 
     Args:
         removed: the weights that are removed; they give the scale.
         pairs: the neighbours' weights, before and after, for each.
         axes: the output axis of each weight, None for one gain a tensor.
         train_neighbours: see `Synthesis`.
+        silent: which of the weights start at zero.
+        biases: those that are removed.
     """
 
     def __init__(
-        self, removed: list[Tensor], pairs: list[tuple[Tensor, Tensor]], axes: list[int | None], train_neighbours: bool
+        self,
+        removed: Sequence[Tensor],
+        pairs: Sequence[tuple[Tensor, Tensor]],
+        axes: Sequence[int | None],
+        train_neighbours: bool,
+        silent: Container[int] = (),
+        biases: Sequence[Tensor] = (),
     ) -> None:
         super().__init__(train_neighbours)
         gains = [_gain(w, *pair, axis) for w, pair, axis in zip(removed, pairs, axes, strict=True)]
+        gains = [torch.zeros_like(gain) if i in silent else gain for i, gain in enumerate(gains)]
         self.alpha = nn.ParameterList(nn.Parameter(gain) for gain in gains)
         self.beta = nn.ParameterList(nn.Parameter(gain.clone()) for gain in gains)
+        self.biases = nn.ParameterList(nn.Parameter(torch.zeros_like(bias)) for bias in biases)
         self.axes = tuple(axis or 0 for axis in axes)
 
     def blends(self, state: Mapping[str, Tensor], weights: Sequence[Tensor]) -> list[SliceBlend]:
@@ -50,8 +60,8 @@ class BlendSynthesis(BlendingSynthesis):
         return made
 
     def finish(self, state: Mapping[str, Tensor], blended: Sequence[Tensor], weights: Sequence[Tensor]) -> Any:
-        """The blended weights."""
-        return tuple(blended)
+        """The blended weights, and the biases."""
+        return (*blended, *(value for name, value in state.items() if name.startswith("biases.")))
 
 
 def _gain(removed: Tensor, before: Tensor, after: Tensor, axis: int | None) -> Tensor:
@@ -119,6 +129,24 @@ def _output_axis(site: Site, path: str) -> int | None:
             if isinstance(module, _TRANSPOSED) and module.groups == 1:
                 return 1
     return None
+
+
+def blended(
+    site: Builder,
+    name: str,
+    weights: Sequence[BlendedWeight],
+    train_neighbours: bool,
+    silent: Collection[str] = (),
+    biases: Sequence[str] = (),
+) -> dict[str, fx.Node]:
+    """Nodes for blended weights, and for biases that start at zero, by path; `silent` weights start at zero too."""
+    removed = [site.tensor(weight.path) for weight in weights]
+    pairs = [(site.tensor(weight.before), site.tensor(weight.after)) for weight in weights]
+    quiet = {i for i, weight in enumerate(weights) if weight.path in silent}
+    own = [site.tensor(path) for path in biases]
+    synthesis = BlendSynthesis(removed, pairs, [weight.axis for weight in weights], train_neighbours, quiet, own)
+    given = [path for weight in weights for path in (weight.before, weight.after)]
+    return site.synthesised(name, synthesis, given, [*(weight.path for weight in weights), *biases])
 
 
 def on_state(site: Builder, call: NodeCall, given: Mapping[str, fx.Node]) -> fx.Node | None:

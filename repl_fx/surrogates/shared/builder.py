@@ -18,7 +18,6 @@ from typing import Any
 
 from torch import fx, nn
 
-from repl_fx.analysis.branches import same_shape
 from repl_fx.graph.captured import add_module, copy_graph, get_attr, has_attribute, unique_name
 from repl_fx.graph.roles import CONVOLUTIONS, LINEAR
 from repl_fx.surrogates.shared.site import Site, call_on_fakes, surrogate_path
@@ -33,15 +32,12 @@ class Rewriting:
 
     Attributes:
         graph_module: the copy; it shares tensors with the captured graph, and is not compiled yet.
-        known: fake results of calls. Isomorphic blocks make the same calls, and the fake value costs more than all else
-            about a node.
     """
 
     def __init__(self, graph_module: fx.GraphModule) -> None:
         self.graph_module = copy_graph(graph_module, compiled=False)
         self._copies = dict(zip(graph_module.graph.nodes, self.graph_module.graph.nodes, strict=True))
         self._replaced: dict[fx.Node, fx.Node] = {}
-        self.known: dict[str, Any] = {}
 
     def at(self, site: Site, surrogate: str) -> Builder:
         """A builder for the surrogate of this key at a site."""
@@ -119,12 +115,8 @@ class Builder(Site):
     def again(self, node: fx.Node, *values: fx.Node) -> fx.Node:
         """A node that does to other values what one of the block does to the first values it reads."""
         instead = dict(zip(node.all_input_nodes, values, strict=False))
-        args, kwargs = fx.node.map_arg((node.args, node.kwargs), lambda n: instead.get(n, n))
-        if callable(node.target):
-            return self.call(node.target, *args, **kwargs)
-        if kwargs or not same_shape(node.all_input_nodes[0], node):
-            return self.call_module(str(node.target), *args)
-        return self.create(node.op, node.target, args, kwargs, self.now(values[0]).meta["val"])
+        args, kwargs = self.now(fx.node.map_arg((node.args, node.kwargs), lambda n: instead.get(n, n)))
+        return self.create(node.op, node.target, args, kwargs, self.computed(node, args, kwargs))
 
     def mix(
         self, value: fx.Node, weight: fx.Node, bias: fx.Node | None, dilation: Sequence[int] = (), groups: int = 1

@@ -38,9 +38,6 @@ def with_positions(site: Site, node: fx.Node, values: Mapping[fx.Node, Any], pos
         positions: the number that the block has.
         count: the other.
 
-    Returns:
-        Arguments and keyword arguments.
-
     Raises:
         Unfit: a number may mean positions or something else.
     """

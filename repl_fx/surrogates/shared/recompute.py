@@ -140,9 +140,6 @@ class MapForm:
 class RecomputedAttention(_Recomputed):
     """Norm without parameters, a product to the values of a few heads, an attention map made elsewhere, a product back.
 
-        n = norm(x)
-        y = W_out concat over heads (map_h (W_values n + b_values)_h) + b_out
-
     Args:
         norm: `layer`, `rms` or `none`.
         eps: the norm's.

@@ -35,7 +35,12 @@ class Synthesis(nn.Module):
 
     Args:
         train_neighbours: whether gradients flow through the synthesis into the neighbours' parameters.
+
+    Attributes:
+        names: of the tensors that `synthesise` returns, in order, for those who tell them apart by name.
     """
+
+    names: tuple[str, ...] = ()
 
     def __init__(self, train_neighbours: bool) -> None:
         super().__init__()
@@ -46,6 +51,12 @@ class Synthesis(nn.Module):
     def synthesise(self, *weights: Tensor) -> Any:
         """Compute weights from weights."""
         raise NotImplementedError(f"{type(self).__name__} has no synthesise(*weights)")
+
+    def hold(self, weights: Mapping[str, Tensor]) -> tuple[str, ...]:
+        """Make weights parameters of the synthesis; returns their names."""
+        for name, weight in weights.items():
+            self.register_parameter(name, nn.Parameter(weight))
+        return tuple(weights)
 
     def given(self, weight: Any) -> Any:
         """A neighbour's weight as the synthesis may use it: without gradient where neighbours are not trained."""
@@ -100,15 +111,12 @@ class OwnWeights(Synthesis):
     """Weights that are parameters of the surrogate's own: the control that synthesis is held to.
 
     Args:
-        weights: by name, in the order in which they are returned; None for one that there is not.
+        weights: by name, in the order in which they are returned.
     """
 
-    def __init__(self, weights: Mapping[str, Tensor | None]) -> None:
+    def __init__(self, weights: Mapping[str, Tensor]) -> None:
         super().__init__(train_neighbours=True)
-        given = {name: nn.Parameter(weight) for name, weight in weights.items() if weight is not None}
-        self.names = tuple(given)
-        for name, weight in given.items():
-            self.register_parameter(name, weight)
+        self.names = self.hold(weights)
 
     def synthesise(self, *weights: Tensor) -> tuple[Tensor, ...]:
         """The weights themselves."""
@@ -146,14 +154,14 @@ class SynthesisBatch(Synthesis):
     def __init__(self, members: Sequence[BlendingSynthesis], counts: Sequence[int]) -> None:
         super().__init__(train_neighbours=True)
         self.members = [_without_state(member) for member in members]
-        self.names = [tuple(name for name, _ in member.named_parameters()) for member in members]
+        self.parameter_names = [tuple(name for name, _ in member.named_parameters()) for member in members]
         self.counts = tuple(counts)
 
     def synthesise(self, *weights: Tensor) -> tuple[Any, ...]:
         """The results of the members, in order."""
         given = iter(weights)
         tasks = []
-        for member, names, count in zip(self.members, self.names, self.counts, strict=True):
+        for member, names, count in zip(self.members, self.parameter_names, self.counts, strict=True):
             read = tuple(islice(given, count))
             state = dict(zip(names, islice(given, len(names)), strict=True))
             tasks.append((member, state, read, member.blends(state, read)))

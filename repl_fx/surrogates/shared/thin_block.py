@@ -70,11 +70,7 @@ class SlimSynthesis(BlendingSynthesis):
             if not given[0].is_meta:
                 start = cut.scale(cut.units.of(given[2 * i]) + cut.units.of(given[2 * i + 1]), removed[i])
             self.register_parameter(f"gain_{i}", nn.Parameter(given[0].new_full((2 * cut.rows,), start)))
-        biases = _biases(cuts, given[0])
-        for name, bias in biases.items():
-            self.register_parameter(name, nn.Parameter(bias))
-        # The weights that `synthesise` returns, in order.
-        self.names = (*(f"weight_{i}" for i in range(len(cuts))), *biases)
+        self.names = (*(f"weight_{i}" for i in range(len(cuts))), *self.hold(_biases(cuts, given[0])))
 
     def blends(self, state: Mapping[str, Tensor], weights: Sequence[Tensor]) -> list[SliceBlend]:
         """One for each cut; weights in the order of `given`."""

@@ -52,13 +52,7 @@ class WeightForm:
 
 @dataclass(frozen=True)
 class ThinShape:
-    """The sizes of a thin layer.
-
-    Attributes:
-        width: r.
-        bias_in, bias_out: whether the layer adds biases.
-        zero_init: whether W_out starts at zero.
-    """
+    """The width r of a thin layer, whether it adds biases, and whether W_out starts at zero."""
 
     width: int
     bias_in: bool
@@ -123,10 +117,7 @@ class ThinSynthesis(BlendingSynthesis):
         self.gain_in = self._gains("entry", like)
         self.gain_out = self._gains("exit", like)
         self.gain_kernel = self._gains("kernel", like) if rows["kernel"] else None
-        biases = shape.biases(self.features[1], like)
-        for name, bias in biases.items():
-            self.register_parameter(name, nn.Parameter(bias))
-        # The weights that `synthesise` returns, in order.
+        biases = self.hold(shape.biases(self.features[1], like))
         self.names = ("weight_in", "weight_out", *biases, *(("kernel",) if rows["kernel"] else ()))
         if not like.is_meta:
             self._match_scale(given, rows, shape.zero_init)
@@ -184,13 +175,7 @@ class ThinSynthesis(BlendingSynthesis):
 
 @torch.no_grad()
 def thin_weights(shape: ThinShape, forms: Sequence[WeightForm], removed: Sequence[Tensor]) -> OwnWeights:
-    """Weights as `ThinSynthesis` makes, as parameters of their own: normal at random, rows as long as the removed ones.
-
-    Args:
-        shape: the sizes of the layer.
-        forms: of the removed block's weights.
-        removed: those weights.
-    """
+    """Weights as `ThinSynthesis` makes, as parameters of their own: normal at random, rows as long as those removed."""
     rows, like, width = _rows(removed, forms), removed[0], shape.width
     columns, features = rows["entry"][0].shape[1], rows["exit"][0].shape[1]
     made = {"entry": random_values(like, width, columns), "exit": random_values(like, features, width)}
@@ -199,8 +184,9 @@ def thin_weights(shape: ThinShape, forms: Sequence[WeightForm], removed: Sequenc
     wanted = {} if like.is_meta else _wanted_sizes(rows, width)
     for role, weight in made.items() if wanted else ():
         weight.mul_(0.0 if shape.zero_init and role == "exit" else ratio(wanted[role], length([weight])))
-    biases = shape.biases(features, like)
-    return OwnWeights({"weight_in": made["entry"], "weight_out": made["exit"], **biases, "kernel": made.get("kernel")})
+    kernel = {"kernel": made["kernel"]} if rows["kernel"] else {}
+    own = {"weight_in": made["entry"], "weight_out": made["exit"], **shape.biases(features, like), **kernel}
+    return OwnWeights(own)
 
 
 def _pieces(forms: Sequence[Sequence[WeightForm]], given: Sequence[Tensor], width: int) -> tuple[_Piece, ...]:
