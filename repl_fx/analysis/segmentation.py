@@ -99,8 +99,11 @@ def _cut_across(table: NodeTable, run: TandemRun, crossing: _Crossing, streams: 
             continue
         streamed = crossing.values(inner)
         offsets = tuple(value - (inner - period) for value in streamed)
+        if offsets[0] < 0:
+            continue
         # A value that only a copy behind the last one takes is handed over two cuts.
-        if offsets[0] < 0 or not all(_taken_in(table, value, inner, period) for value in streamed):
+        takers = (table.uses(value)[0] for value in streamed)
+        if not all(((rows >= inner) & (rows < inner + period)).any() for rows in takers):
             continue
         if not all(crossing.passes(inner, inner + o) or depends(table, inner, o, streamed) for o in offsets):
             continue
@@ -131,12 +134,6 @@ def depends(table: NodeTable, start: int, offset: int, sources: Sequence[int], a
                 seen.add(feeder)
                 pending.append(feeder)
     return False
-
-
-def _taken_in(table: NodeTable, value: int, start: int, period: int) -> bool:
-    """Whether the copy at `start` takes a value."""
-    rows, _ = table.uses(value)
-    return bool(((rows >= start) & (rows < start + period)).any())
 
 
 class _Crossing:

@@ -143,11 +143,6 @@ class Bottleneck(Surrogate[BottleneckConfig, BottleneckMatch]):
         return site.block.outputs
 
     def _span(self, site: Site, branch: Branch, name: str) -> _Span:
-        """The span of a branch.
-
-        Raises:
-            Unfit: a thin layer cannot stand for it.
-        """
         layout = _layout(branch)
         gm = site.graph_module
         post = find_post_norm(gm, branch)
@@ -228,11 +223,7 @@ def _spatial(site: Site, branch: Branch) -> list[LinearOperator]:
 
 
 def _layout(branch: Branch) -> str:
-    """How positions move from the input of a branch's span to its output.
-
-    Raises:
-        Unfit: a thin layer cannot stand for the span.
-    """
+    """How positions move from the input of a branch's span to its output; refuses spans unlike a thin layer."""
     for linear in (*branch.entries, *branch.exits):
         if linear.weight is None:
             raise Unfit(f"the weight of {linear.node.name} is of a kind a thin layer cannot be made from", linear.node)

@@ -162,11 +162,7 @@ def streams_sequence(site: Site) -> bool:
 
 
 def _spine(site: Site) -> tuple[frozenset[fx.Node], tuple[fx.Node, ...]]:
-    """The additions on the block's spine, and what follows the last of them.
-
-    Raises:
-        Unfit: something else is on the spine.
-    """
+    """The additions on the block's spine, and what follows the last of them; nothing else may be on it."""
     split = site.require_split()
     given, made = site.require_one_stream()
     if str(given.shape) != str(made.shape):
@@ -174,25 +170,22 @@ def _spine(site: Site) -> tuple[frozenset[fx.Node], tuple[fx.Node, ...]]:
     joins = frozenset(branch.join for branch in split.branches)
     gm, last = site.graph_module, max(joins)
     for node in split.spine:
+        if node > last:
+            # The same to every value, without parameters.
+            if len(node.all_input_nodes) != 1 or not (is_activation(gm, node) or has_no_state(gm, node)):
+                raise Unfit(f"its spine has {node.name} behind its last addition", node)
+            continue
         if node in joins:
             plain = len(node.args) == 2 and not node.kwargs
         else:
             plain = node.op == "call_module" and type(gm.get_submodule(str(node.target))) is nn.Identity
-        if node <= last and not plain:
+        if not plain:
             raise Unfit(f"its spine has {node.name}, which is no plain addition", node)
-        # The same to every value, without parameters.
-        passing = len(node.all_input_nodes) == 1 and (is_activation(gm, node) or has_no_state(gm, node))
-        if node > last and not passing:
-            raise Unfit(f"its spine has {node.name} behind its last addition", node)
     return joins, tuple(node for node in split.spine if node > last)
 
 
 def _calls(site: Site, joins: frozenset[fx.Node], ratio: float) -> tuple[Windows, tuple[NodeCall, ...]]:
-    """The block's calls up to its last addition, on windows instead of positions.
-
-    Raises:
-        Unfit: it cannot be had at a lower resolution.
-    """
+    """The block's calls up to its last addition, on windows instead of positions."""
     given, last = site.input.meta["val"], max(joins)
     windows = _windows(site, given, ratio)
     values: dict[fx.Node, Any] = {site.input: site.value_of(windows.fewer, given)}
@@ -211,11 +204,7 @@ def _calls(site: Site, joins: frozenset[fx.Node], ratio: float) -> tuple[Windows
 
 
 def _windows(site: Site, given: Tensor, ratio: float) -> Windows:
-    """Windows over what streams through the block.
-
-    Raises:
-        Unfit: it has no positions that can be grouped.
-    """
+    """Windows over what streams through the block; refuses positions that cannot be grouped."""
     if given.ndim in (4, 5) and isinstance(given.shape[1], int):
         return PictureWindows.of(given, ratio)
     if given.ndim != 3 or not isinstance(given.shape[1], int):
@@ -249,11 +238,7 @@ def _require_none_for_each_position(site: Site, positions: int, channels: int) -
 
 
 def _coarser(site: Site, node: fx.Node, values: Mapping[fx.Node, Any], windows: Windows) -> NodeCall:
-    """The call of a node of the block at a lower resolution, with its own arguments but for sizes.
-
-    Raises:
-        Unfit: it reads something else than the stream, looks to one side alone, or cannot be called so.
-    """
+    """The call of a node of the block at a lower resolution, with its own arguments but for sizes."""
     outside = [f for f in node.all_input_nodes if f not in values and isinstance(f.meta.get("val"), Tensor)]
     if any(f.op != "get_attr" for f in outside):
         raise Unfit(f"{node.name} reads a value from outside the block", node)

@@ -257,11 +257,7 @@ def _runs(units: Sequence[int], axis: int) -> tuple[WeightSlice, ...]:
 
 
 def _find(site: Site) -> dict[Branch, Attention]:
-    """The branches with attention over their own positions.
-
-    Raises:
-        Unfit: the block has no such branch.
-    """
+    """The branches with attention over their own positions, one at least."""
     found, reasons = {}, []
     for branch in site.require_split().branches:
         attention = find_attention(branch)
@@ -310,12 +306,8 @@ def _scaled_product(site: Builder, settings: Mapping[str, object], heads: Sequen
     asking = [head * shared for head in heads]
     if isinstance(mask, fx.Node) and mask.meta["val"].ndim > 2 and str(mask.meta["val"].shape[-3]) != "1":
         mask = _some_heads(site, mask, asking)
-    return (
-        _some_heads(site, _node(queries), asking),
-        _some_heads(site, _node(keys), heads),
-        mask,
-        settings["dropout_p"],
-    )
+    compared = _some_heads(site, _node(queries), asking), _some_heads(site, _node(keys), heads)
+    return (*compared, mask, settings["dropout_p"])
 
 
 def _node(value: object) -> fx.Node:

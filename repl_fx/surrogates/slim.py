@@ -135,11 +135,8 @@ class Slim(Surrogate[SlimConfig, SlimMatch]):
                 made[step.node] = value
             out = made[site.block.output]
             if width < channels:
-                out = site.call(
-                    torch.ops.aten.cat.default,
-                    [out, site.call(torch.ops.aten.narrow.default, stream, 1, width, channels - width)],
-                    1,
-                )
+                rest = site.call(torch.ops.aten.narrow.default, stream, 1, width, channels - width)
+                out = site.call(torch.ops.aten.cat.default, [out, rest], 1)
         return (out,)
 
     def _weights(self, site: Builder, mixed: Sequence[_Step]) -> dict[str, fx.Node]:
@@ -161,11 +158,7 @@ class Slim(Surrogate[SlimConfig, SlimMatch]):
         return min(wanted, channels)
 
     def _steps(self, site: Site) -> list[_Step]:
-        """The nodes of the block that lead to its output, at their slim widths.
-
-        Raises:
-            Unfit: a node cannot be had at such a width.
-        """
+        """The nodes of the block that lead to its output, at their slim widths."""
         block = site.block
         site.require_split()
         given, made = site.require_one_stream()

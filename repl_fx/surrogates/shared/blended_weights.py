@@ -93,11 +93,7 @@ class BlendedWeight:
 
 
 def find_weights(site: Site) -> tuple[BlendedWeight, ...]:
-    """The block's weights that can be blended, each once.
-
-    Raises:
-        Unfit: there is none, or the neighbours' are of another size.
-    """
+    """The block's weights that can be blended, each once; refuses none at all, and neighbours' of another size."""
     gm = site.graph_module
     norms = {
         str(n.target) for n in site.block.nodes if n.op == "call_module" and is_norm(gm.get_submodule(str(n.target)))

@@ -25,14 +25,7 @@ from repl_fx.surrogates.shared.synthesis import Synthesis
 
 
 class Rewriting:
-    """A copy of a graph whose blocks are being replaced.
-
-    Args:
-        graph_module: the captured graph; it is not changed.
-
-    Attributes:
-        graph_module: the copy; it shares tensors with the captured graph, and is not compiled yet.
-    """
+    """A copy of a captured graph whose blocks are being replaced; it shares tensors with that, and is not compiled."""
 
     def __init__(self, graph_module: fx.GraphModule) -> None:
         self.graph_module = copy_graph(graph_module, compiled=False)
@@ -64,13 +57,7 @@ class Rewriting:
 
 
 class Builder(Site):
-    """A site at which nodes are made, in a copy of the site's graph; see the top of this file.
-
-    Args:
-        rewriting: the copy.
-        site: where.
-        surrogate: key of the surrogate, noted on every node.
-    """
+    """A site at which nodes are made, in a copy of its graph; the key of the surrogate is noted on each of them."""
 
     def __init__(self, rewriting: Rewriting, site: Site, surrogate: str) -> None:
         super().__init__(site.graph_module, site.block, site.before, site.after, site.repeat)

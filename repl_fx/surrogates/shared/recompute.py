@@ -100,8 +100,7 @@ class RecomputedBranch(_Recomputed):
     """Norm without parameters, a product to r features, an activation, and a product back.
 
     Args:
-        norm: `layer`, `rms` or `none`.
-        eps: the norm's.
+        norm, eps: of the norm: `layer`, `rms` or `none`.
         activation: an elementwise function without parameters, or None.
     """
 
@@ -141,8 +140,7 @@ class RecomputedAttention(_Recomputed):
     """Norm without parameters, a product to the values of a few heads, an attention map made elsewhere, a product back.
 
     Args:
-        norm: `layer`, `rms` or `none`.
-        eps: the norm's.
+        norm, eps: of the norm: `layer`, `rms` or `none`.
         heads: how many.
         form: how the map is given.
     """

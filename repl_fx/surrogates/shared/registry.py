@@ -45,11 +45,7 @@ Found = TypeVar("Found", bound=Match)
 
 
 class Surrogate(ABC, Generic[Config, Found]):
-    """A kind of stand-in for replaced blocks.
-
-    Args:
-        config: its settings.
-    """
+    """A kind of stand-in for replaced blocks, with its settings."""
 
     key: ClassVar[str]
     # Whether values inside the block that are used outside it (attention maps, inner features) are still there

@@ -131,11 +131,7 @@ class Site:
         return self.split
 
     def require_one_stream(self) -> tuple[Tensor, Tensor]:
-        """The fake values of what streams in and out.
-
-        Raises:
-            Unfit: there are several.
-        """
+        """The fake values of what streams in and out; a block with several is `Unfit`."""
         given, made = self.block.input.meta.get("val"), self.block.output.meta.get("val")
         if len(self.block.inputs) != 1 or not isinstance(given, Tensor) or not isinstance(made, Tensor):
             raise Unfit("it has several streamed values")

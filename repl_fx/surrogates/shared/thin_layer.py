@@ -70,8 +70,6 @@ class _Piece:
     """Slices that are blended, of one weight of each neighbour, or of one neighbour alone where their sizes differ.
 
     Attributes:
-        form: of the weights.
-        units: which of their units.
         sources: which of the weights that the synthesis reads.
     """
 

@@ -91,9 +91,8 @@ class TokenWindows:
     def mean(self, site: Builder, stream: fx.Node) -> fx.Node:
         """(batch, windows, channels)."""
         member = self._members(site)
-        return site.call(
-            torch.ops.aten.matmul.default, self._matrix(site, "mean", member / member.sum(1, keepdim=True)), stream
-        )
+        means = self._matrix(site, "mean", member / member.sum(1, keepdim=True))
+        return site.call(torch.ops.aten.matmul.default, means, stream)
 
     def added(self, site: Builder, stream: fx.Node, change: fx.Node) -> fx.Node:
         """The stream with the change of its window added to each position."""
