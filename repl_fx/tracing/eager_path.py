@@ -10,17 +10,14 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
+from unittest.mock import patch
 
 import torch
 from torch.export import ExportedProgram
 
 
 class Asked:
-    """Whether a forward wanted to know if it is being exported.
-
-    Attributes:
-        yes: it did, and was told that it is not.
-    """
+    """Whether a forward wanted to know if it is being exported, and was told that it is not."""
 
     def __init__(self) -> None:
         self.yes = False
@@ -38,17 +35,13 @@ def unaware_of_export(asked: Asked, *, unaware: bool = True) -> Iterator[None]:
 
     def is_exporting() -> bool:
         caller = str(sys._getframe(1).f_globals.get("__name__"))
-        if caller == "torch" or caller.startswith("torch."):
+        if caller.split(".")[0] == "torch":
             return bool(own())
         asked.yes = True
         return False
 
-    try:
-        if unaware:
-            torch.compiler.is_exporting = is_exporting
+    with patch.object(torch.compiler, "is_exporting", is_exporting if unaware else own):
         yield
-    finally:
-        torch.compiler.is_exporting = own
 
 
 def is_bounded(program: ExportedProgram) -> bool:

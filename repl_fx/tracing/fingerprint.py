@@ -21,6 +21,7 @@ import inspect
 import sys
 import textwrap
 from collections.abc import Collection, Iterable, Iterator, Mapping
+from itertools import chain
 from types import BuiltinFunctionType, CodeType, FunctionType, MappingProxyType, MethodType
 from typing import Any
 
@@ -33,6 +34,7 @@ from repl_fx.graph.kinds import kind_of
 from repl_fx.graph.runtime import check_least
 from repl_fx.running.opaque_outputs import PLAIN
 from repl_fx.running.python_state import NOTES, OWN_ATTRIBUTES, is_own_code
+from repl_fx.tracing.mode_and_randomness import codes_in
 
 # As they are: what they print is what they are.
 _PLAIN = (*PLAIN, type(...), torch.layout, torch.memory_format, torch.Size, pytree.TreeSpec)
@@ -139,17 +141,9 @@ def _assigned(kind: type) -> frozenset[str]:
             for function in functions:
                 code = getattr(inspect.unwrap(function) if callable(function) else None, "__code__", None)
                 if isinstance(code, CodeType) and name != "__init__":
-                    found.update(_stored(code))
+                    steps = chain.from_iterable(map(dis.get_instructions, codes_in(code)))
+                    found.update(str(s.argval) for s in steps if s.opname in ("STORE_ATTR", "DELETE_ATTR"))
     return frozenset(found)
-
-
-def _stored(code: CodeType) -> Iterator[str]:
-    for step in dis.get_instructions(code):
-        if step.opname in ("STORE_ATTR", "DELETE_ATTR"):
-            yield str(step.argval)
-    for constant in code.co_consts:
-        if isinstance(constant, CodeType):
-            yield from _stored(constant)
 
 
 def code_of(model: nn.Module) -> str:
@@ -261,10 +255,7 @@ def _source(part: Any) -> str:
 
 
 def _globals(code: CodeType, names: Mapping[str, Any]) -> Iterator[str]:
-    for name in code.co_names:
+    for name in chain.from_iterable(inner.co_names for inner in codes_in(code)):
         value = names.get(name)
         if isinstance(value, _PLAIN) and value is not None:
             yield f"{name}={value!r}"
-    for constant in code.co_consts:
-        if isinstance(constant, CodeType):
-            yield from _globals(constant, names)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import functools
 import inspect
 import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from types import FunctionType, MethodType, ModuleType
 from typing import Any
@@ -29,19 +29,14 @@ _BACKWARD = {"_backward_hooks": "backward hook", "_backward_pre_hooks": "backwar
 _FOLLOWED = ("transformers.utils.output_capturing",)
 # How many calls deep the functions are looked into that a hook calls.
 _DEEPEST = 3
+_GENERATOR = ("seed", "initial_seed", "manual_seed", "get_rng_state", "set_rng_state")
 _DROPPED: tuple[tuple[Any, str], ...] = (
-    (Tensor, "register_hook"),
-    (Tensor, "register_post_accumulate_grad_hook"),
-    (Tensor, "retain_grad"),
+    *((Tensor, name) for name in ("register_hook", "register_post_accumulate_grad_hook", "retain_grad")),
     (torch.autograd.graph, "register_multi_grad_hook"),
+    *((torch, name) for name in _GENERATOR),
+    *((torch.random, name) for name in (*_GENERATOR, "fork_rng")),
     (torch.autograd.graph.saved_tensors_hooks, "__init__"),
     (torch.autograd.graph.save_on_cpu, "__init__"),
-    *((place, name) for place in (torch, torch.random) for name in ("seed", "initial_seed", "get_rng_state")),
-    (torch, "manual_seed"),
-    (torch.random, "manual_seed"),
-    (torch, "set_rng_state"),
-    (torch.random, "set_rng_state"),
-    (torch.random, "fork_rng"),
     (torch.inference_mode, "__init__"),
 )
 
@@ -51,7 +46,7 @@ def hooks_followed(model: nn.Module, stands_aside: Callable[[nn.Module], bool]) 
     """Trace through forward hooks that change a value and do nothing else; refuse other hooks that would be dropped.
 
     Args:
-        model: about to be traced. State that its hooks change meanwhile is put back.
+        model: state that its hooks change meanwhile is put back.
         stands_aside: whether calls of a module stay calls, with their hooks.
 
     Raises:
@@ -64,9 +59,8 @@ def hooks_followed(model: nn.Module, stands_aside: Callable[[nn.Module], bool]) 
     for path, module in model.named_modules():
         if module is not model and stands_aside(module):
             continue
-        for registry, kind in _BACKWARD.items():
-            for hook in (getattr(module, registry, None) or {}).values():
-                raise _refusal(model, f"{path or 'the model'} has a {kind} ({hook_name(hook)})")
+        for kind, hook in _hooks_on(module, _BACKWARD):
+            raise _refusal(model, f"{path or 'the model'} has a {kind} ({hook_name(hook)})")
         for registry, kind in _FORWARD.items():
             hooks = getattr(module, registry)
             for key, hook in list(hooks.items()):
@@ -95,10 +89,6 @@ class _Watched:
     """Runs a hook, and notes what it does besides computing.
 
     Attributes:
-        words: the hook in words.
-        own: the hook itself.
-        of_the_model: the hook is on the model, and not on a module inside.
-        called: the hook was called.
         changed_a_value: the hook returned something in the place of an argument or a result.
         state: changes to the Python state that the hook can reach.
     """
@@ -121,8 +111,7 @@ class _Watched:
 
 def reached_by_hooks(model: nn.Module) -> dict[str, Any]:
     """The Python state that the forward hooks in a model can reach, by name."""
-    registries = (getattr(module, name) for module in model.modules() for name in _FORWARD)
-    hooks = dict.fromkeys(hook for registry in registries for hook in registry.values())
+    hooks = dict.fromkeys(hook for module in model.modules() for _, hook in _hooks_on(module, _FORWARD))
     return {f"{n}.{name}": value for n, hook in enumerate(hooks) for name, value in _reached_by(hook).items()}
 
 
@@ -158,22 +147,23 @@ def _refusal(model: nn.Module, what: str) -> CaptureError:
 
 
 def hooks_within(gm: nn.Module, paths: Iterable[str]) -> str | None:
-    """A hook on one of some modules, in words; None where there is none.
-
-    A hook of torch's own that makes a weight (`torch.nn.utils.weight_norm`) is a part of the layer, and goes with it.
-
-    Args:
-        gm: the graph module that calls them.
-        paths: of modules.
-    """
+    """A hook on one of the modules at some paths, in words; None where there is none."""
     for path in paths:
-        module = gm.get_submodule(path)
-        for registry, kind in (_FORWARD | _BACKWARD).items():
-            for hook in (getattr(module, registry, None) or {}).values():
-                if type(hook).__module__.startswith("torch.nn.utils."):
-                    continue
-                return f"its layer {path} has a {kind} ({hook_name(hook)}), which would go with it"
+        for kind, hook in users_hooks(gm.get_submodule(path)):
+            return f"its layer {path} has a {kind} ({hook_name(hook)}), which would go with it"
     return None
+
+
+def users_hooks(module: nn.Module) -> Iterator[tuple[str, Any]]:
+    """The hooks on a module, each with its kind; torch's own that make a weight are parts of the layer."""
+    for kind, hook in _hooks_on(module, _FORWARD | _BACKWARD):
+        if not type(hook).__module__.startswith("torch.nn.utils."):
+            yield kind, hook
+
+
+def _hooks_on(module: nn.Module, kinds: Mapping[str, str]) -> Iterator[tuple[str, Any]]:
+    for registry, kind in kinds.items():
+        yield from ((kind, hook) for hook in (getattr(module, registry, None) or {}).values())
 
 
 def hook_name(hook: Any) -> str:

@@ -7,6 +7,7 @@ that does is still right, because a trace sees what a module does.
 
 from __future__ import annotations
 
+import functools
 import inspect
 from collections.abc import Iterator
 from types import CodeType, FunctionType
@@ -20,14 +21,11 @@ _PARTS = ("rand", "dropout", "droppath", "drop_path", "uniform", "normal_", "exp
 _DEEPEST = 4
 
 
+@functools.cache
 def may_vary(kind: type[nn.Module]) -> bool:
     """Whether the code of a class, or of a function it calls, names the training mode or a random draw.
 
-    Args:
-        kind: the class; what it inherits from torch is not looked at.
-
-    Returns:
-        True also where the code cannot be seen.
+    Code that it inherits from torch is not looked at; code that cannot be seen may vary.
     """
     functions = [value for base in kind.__mro__ if not _of_torch(base) for value in vars(base).values()]
     own = [inspect.unwrap(value) for value in functions if isinstance(value, FunctionType)]
@@ -45,7 +43,7 @@ def _runs_in_forward(function: Any) -> bool:
 def _names(function: FunctionType, seen: set[CodeType], depth: int) -> bool:
     if function.__code__ in seen or depth > _DEEPEST:
         return False
-    for code in _codes(function.__code__):
+    for code in codes_in(function.__code__):
         seen.add(code)
         for name in (*code.co_names, *code.co_varnames):
             if name in _NAMES or any(part in name.lower() for part in _PARTS):
@@ -56,11 +54,12 @@ def _names(function: FunctionType, seen: set[CodeType], depth: int) -> bool:
     return False
 
 
-def _codes(code: CodeType) -> Iterator[CodeType]:
+def codes_in(code: CodeType) -> Iterator[CodeType]:
+    """The code of a function, and of those that it defines."""
     yield code
     for constant in code.co_consts:
         if isinstance(constant, CodeType):
-            yield from _codes(constant)
+            yield from codes_in(constant)
 
 
 def _of_torch(value: Any) -> bool:

@@ -27,11 +27,6 @@ _TRIAL_SIZE = 193
 def holds_at_other_sizes(module: nn.Module, gm: CapturedModule, inputs: ExampleInputs) -> bool:
     """Whether a graph computes what its source does at other sizes of the dimensions that stayed dynamic in it.
 
-    Args:
-        module: the source.
-        gm: the graph captured from it.
-        inputs: of the sizes it was traced with.
-
     Returns:
         False where it differs or fails; also where nothing can be said, because a size depends on others.
     """

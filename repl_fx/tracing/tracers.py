@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import inspect
-import sysconfig
-import traceback
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -21,7 +18,7 @@ from repl_fx._torch import (
     pytree,
     quiet_tracing,
 )
-from repl_fx.errors import ForeignError, Untraceable, first_line, foreign_code
+from repl_fx.errors import ForeignError, Untraceable, foreign_code
 from repl_fx.graph.assigned_buffers import BufferAssignments, assigned_by
 from repl_fx.graph.decisions import Comparison
 from repl_fx.graph.runtime import AutogradCall
@@ -35,12 +32,10 @@ from repl_fx.tracing.eager_path import Asked, is_bounded, unaware_of_export
 from repl_fx.tracing.hooks import no_tensor_hooks
 from repl_fx.tracing.leaf_calls import Callee, LeafCalls, LeafNotOpaque, is_leaf, record_leaf_calls
 from repl_fx.tracing.lift_modules import Constants, Exported, lift_modules
+from repl_fx.tracing.model_checks import causes_of
 from repl_fx.tracing.settled import buffer_settles
 from repl_fx.tracing.size_questions import size_questions
 from repl_fx.tracing.size_tensors import SizeTensors
-
-_HERE = Path(__file__).parent.parent
-_NOT_THE_MODEL = (Path(torch.__file__).parent, _HERE, _HERE.resolve(), (_HERE / "passes").resolve())
 
 # Methods that belong to the one tensor of a trace.
 _ON_ONE_TENSOR = ("register_hook", "register_post_accumulate_grad_hook", "retain_grad", "backward", "requires_grad_")
@@ -60,7 +55,6 @@ def trace_by_export(
 
     Args:
         model: any module, in the mode to trace.
-        inputs: its example inputs.
         constants: collects the tensors that the trace makes.
         dims: picks the sizes of an input that are dynamic where the model agrees.
         whole: the inputs are the user's own. Those of a part come from eager code, which takes other ways by itself.
@@ -201,14 +195,7 @@ def trace_by_fx(
     *,
     whole: bool = True,
 ) -> fx.Graph:
-    """Trace with `fx.Tracer`, which takes the forward's Python away, and what is left with torch.export.
-
-    Args:
-        model: any module, in the mode to trace.
-        inputs: its example inputs.
-        constants: collects the tensors that the trace makes.
-        whole: see `trace_by_export`.
-    """
+    """Trace with `fx.Tracer`, which takes the forward's Python away, and what is left with `trace_by_export`."""
     given = inputs.values
     fixed = {n: v for n, v in given.items() if not any(isinstance(leaf, Tensor) for leaf in pytree.tree_leaves(v))}
     tracer = _LeafTracer()
@@ -316,35 +303,4 @@ class _LeafTracer(fx.Tracer):
 
 
 def _caused_by(problem: BaseException, kind: type[BaseException]) -> bool:
-    seen: BaseException | None = problem
-    while seen is not None:
-        if isinstance(seen, kind) or kind.__name__ in str(seen):
-            return True
-        seen = seen.__cause__ or seen.__context__
-    return False
-
-
-def obstacle(tracer: str, problem: BaseException) -> str:
-    """One line: what a tracer stumbled over, and the file and line of the model where it did."""
-    problem = problem.problem if isinstance(problem, ForeignError) else problem
-    what = first_line(problem)
-    kind = "" if isinstance(problem, Untraceable) else f"{type(problem).__name__}: "
-    where = _model_line(problem)
-    return f"{tracer}: {kind}{what[:200]}{f' (at {where})' if where else ''}"
-
-
-def _model_line(problem: BaseException) -> str | None:
-    """The innermost frame that is neither torch's, Python's nor this package's: the model's own line."""
-    seen: BaseException | None = problem
-    while seen is not None:
-        for frame in reversed(traceback.extract_tb(seen.__traceback__)):
-            path = Path(frame.filename)
-            if path.exists() and not any(folder in path.parents for folder in _NOT_THE_MODEL) and not _standard(path):
-                return f"{frame.filename}, line {frame.lineno}"
-        seen = seen.__cause__ or seen.__context__
-    return None
-
-
-def _standard(path: Path) -> bool:
-    # Installed packages lie inside the standard library's folder, and may hold the model.
-    return Path(sysconfig.get_path("stdlib")) in path.parents and "site-packages" not in path.parts
+    return any(isinstance(cause, kind) or kind.__name__ in str(cause) for cause in causes_of(problem))

@@ -1,25 +1,19 @@
-"""Calls of the modules of a model while it runs, remembered as shapes, and runs that can be compared."""
+"""Calls of the modules of a model while it runs, remembered as shapes."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from repl_fx._torch import pytree
-from repl_fx.errors import ForeignError, foreign_code
 from repl_fx.graph.signature import is_writable
-from repl_fx.running.equality import same_value
 from repl_fx.running.example_inputs import ExampleInputs
-from repl_fx.running.untouched import device_of, in_mode, seed_everything, seeded, untouched
-
-SEED = 0
-# State that a forward changes shows in the second.
-STEPS = 2
 
 
 @dataclass(frozen=True)
@@ -46,7 +40,7 @@ class Call:
 
     Attributes:
         structure: of (args, kwargs).
-        leaves: the flattened arguments; a `Blank` for each tensor, everything else as it was.
+        leaves: a `Blank` for each tensor, everything else as it was.
         training: the mode of the run it was made in.
     """
 
@@ -61,10 +55,11 @@ class Call:
         leaves, structure = pytree.tree_flatten((blank.args, blank.kwargs))
         return cls(structure, tuple(leaves), training)
 
-    def inputs(self, make: Callable[[Tensor, torch.device], Tensor] | None = None) -> ExampleInputs:
-        """Arguments of this kind; zeros unless `make` makes other tensors of the meta tensor and the device it gets."""
-        make = make or (lambda like, device: torch.zeros_like(like, device=device))
-        leaves = [make(leaf.like, leaf.device) if isinstance(leaf, Blank) else leaf for leaf in self.leaves]
+    def inputs(self) -> ExampleInputs:
+        """Arguments of this kind, whose tensors are all zero."""
+        leaves = [
+            torch.zeros_like(leaf.like, device=leaf.device) if isinstance(leaf, Blank) else leaf for leaf in self.leaves
+        ]
         args, kwargs = pytree.tree_unflatten(leaves, self.structure)
         return ExampleInputs(tuple(args), dict(kwargs))
 
@@ -116,78 +111,17 @@ class Calls:
         return None
 
 
-@dataclass(frozen=True)
-class Outcome:
-    """One run of a model in one mode.
+@contextmanager
+def calls_seen(modules: Mapping[str, nn.Module], see: Callable[[str, ExampleInputs], None]) -> Iterator[None]:
+    """Tell `see` path and inputs before each call of these modules, by path, that is made meanwhile."""
 
-    Attributes:
-        outputs: the results, step by step; None where a step failed.
-        problem: the error of the step that failed.
-    """
+    def hook(path: str, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        see(path, ExampleInputs(args, kwargs))
 
-    outputs: Any
-    problem: Exception | None
-
-    def equals(self, other: Outcome) -> bool:
-        """Whether both returned the same, bit for bit."""
-        return self.problem is None and other.problem is None and same_value(self.outputs, other.outputs)
-
-
-class Watch:
-    """Sees calls of some modules of a model while it runs.
-
-    Args:
-        modules: the modules, by path.
-        see: called before each call with path and inputs.
-    """
-
-    def __init__(self, modules: Mapping[str, nn.Module], see: Callable[[str, ExampleInputs], None]) -> None:
-        self.modules = modules
-        self.see = see
-
-    @contextmanager
-    def watching(self) -> Iterator[None]:
-        """See the calls made meanwhile."""
-        handles = []
-        try:
-            for path, module in self.modules.items():
-                handles.append(module.register_forward_pre_hook(self._hook(path), with_kwargs=True))
-            yield
-        finally:
-            for handle in handles:
-                handle.remove()
-
-    def _hook(self, path: str) -> Callable[[nn.Module, tuple[Any, ...], dict[str, Any]], None]:
-        def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-            self.see(path, ExampleInputs(args, kwargs))
-
-        return hook
-
-
-def run(model: nn.Module, inputs: ExampleInputs, training: bool, watch: Watch | None = None) -> Outcome:
-    """Run a model a few steps for its outputs alone: it, the inputs and the random generators stay as they are.
-
-    Args:
-        model: any module.
-        inputs: the model gets copies, which it may change.
-        training: the mode to run it in.
-        watch: sees calls while it runs.
-
-    Returns:
-        Outputs, or what the model raised.
-    """
-    device = device_of(model, inputs)
-    outputs = []
-    with untouched(model, buffers=True), in_mode(model, training), seeded(device, SEED):
-        for _ in range(STEPS):
-            seed_everything(SEED)
-            try:
-                with torch.enable_grad(), watch.watching() if watch else nullcontext(), foreign_code():
-                    made = inputs.fresh().passed_to(model)
-            except ForeignError as failed:
-                return Outcome(None, failed.problem)
-            outputs.append(pytree.tree_map_only(Tensor, lambda t: t.detach().clone(), made))
-    return Outcome(outputs, None)
+    with ExitStack() as hooks:
+        for path, module in modules.items():
+            hooks.enter_context(module.register_forward_pre_hook(partial(hook, path), with_kwargs=True))
+        yield
 
 
 def _blank(tensor: Tensor) -> Blank:

@@ -13,10 +13,7 @@ from torch import nn
 
 
 class MethodCalls:
-    """Notes calls of methods on modules that are not being called at that moment.
-
-    Args:
-        model: the model that is about to run.
+    """Notes calls of methods on modules of a model that are not being called at that moment.
 
     Attributes:
         found: by the path of a module, the methods of it or of a module in it that code outside of it called.

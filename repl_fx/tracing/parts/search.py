@@ -55,12 +55,7 @@ class Eager:
 
 
 class Search:
-    """The search for the largest modules that can be captured.
-
-    Attributes:
-        parts: the captured modules, by path.
-        eager: modules that were tried and not captured.
-    """
+    """The search for the largest modules that can be captured: `parts`, by path, and those that were tried in vain."""
 
     def __init__(self, source: nn.Module, calls: Mapping[str, Calls], methods: Mapping[str, list[str]]) -> None:
         self.source = source

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from repl_fx.running.example_inputs import ExampleInputs
-from repl_fx.tracing.parts.calls import Call, Calls, Watch, run
+from repl_fx.running.untouched import outcome_of
+from repl_fx.tracing.parts.calls import Call, Calls, calls_seen
 
 
 def call(*args: Any, **kwargs: Any) -> Call:
@@ -63,17 +64,17 @@ class Drops(nn.Module):
 def test_a_run_is_seen_and_repeated_and_changes_nothing() -> None:
     model, x = Drops(), torch.randn(8, 4)
     seen: list[tuple[str, tuple[int, ...]]] = []
-    watch = Watch({"inner": model.inner}, lambda path, inputs: seen.append((path, tuple(inputs.args[0].shape))))
     before, generator = x.clone(), torch.get_rng_state()
-    outcome = run(model, ExampleInputs((x,)), training=True, watch=watch)
+    with calls_seen({"inner": model.inner}, lambda path, inputs: seen.append((path, tuple(inputs.args[0].shape)))):
+        outcome = outcome_of(model, ExampleInputs((x,)), training=True, steps=2)
     assert seen == [("inner", (8, 4))] * 2 and not model.inner._forward_pre_hooks
     assert torch.equal(x, before) and torch.equal(torch.get_rng_state(), generator)
     assert int(model.norm.num_batches_tracked) == 0  # type: ignore[arg-type]
-    assert outcome.equals(run(model, ExampleInputs((x,)), training=True))
-    assert not outcome.equals(run(model, ExampleInputs((x,)), training=False))
+    assert outcome.equals(outcome_of(model, ExampleInputs((x,)), training=True, steps=2))
+    assert not outcome.equals(outcome_of(model, ExampleInputs((x,)), training=False, steps=2))
 
 
 def test_a_run_that_fails_equals_no_other() -> None:
-    outcome = run(nn.Linear(3, 3), ExampleInputs((torch.zeros(2, 4),)), training=False)
+    outcome = outcome_of(nn.Linear(3, 3), ExampleInputs((torch.zeros(2, 4),)), training=False)
     assert isinstance(outcome.problem, RuntimeError) and "shapes cannot be multiplied" in str(outcome.problem)
     assert not outcome.equals(outcome)
