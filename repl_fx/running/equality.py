@@ -24,10 +24,13 @@ def equal_leaves(ours: Any, theirs: Any) -> bool:
         return bool(((ours == theirs) | (ours.isnan() & theirs.isnan())).all())
     if type(ours) is not type(theirs):
         return False
-    if is_object(ours):
-        inside = [pytree.tree_leaves(open_objects(value)) for value in (ours, theirs)]
-        return len(inside[0]) == len(inside[1]) and all(equal_leaves(a, b) for a, b in zip(*inside, strict=True))
-    return bool(ours == theirs)
+    return equal_inside(ours, theirs) if is_object(ours) else bool(ours == theirs)
+
+
+def equal_inside(ours: Any, theirs: Any) -> bool:
+    """Whether two nested values have the same leaves, bit for bit, also inside objects of any class."""
+    inside = [pytree.tree_leaves(open_objects(value)) for value in (ours, theirs)]
+    return len(inside[0]) == len(inside[1]) and all(map(equal_leaves, *inside))
 
 
 def same_value(ours: Any, theirs: Any) -> bool:

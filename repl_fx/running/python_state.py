@@ -141,10 +141,13 @@ class PythonState:
         inner, is_length = path.removeprefix("len(").removesuffix(")"), path.startswith("len(")
         for _ in range(_DEEPEST):
             known = self._values.get(f"len({inner})" if is_length else inner, _Version)
-            names = [name for name in _prefixes(inner) if name in self._aliases] if known is _Version else []
-            if not names:
+            if known is not _Version:
                 return known
-            inner = self._aliases[names[0]] + inner[len(names[0]) :]
+            ends = (len(inner), *(found.start() for found in re.finditer(r"[.\[]", inner)))
+            longest = max((end for end in ends if inner[:end] in self._aliases), default=None)
+            if longest is None:
+                return known
+            inner = self._aliases[inner[:longest]] + inner[longest:]
         return _Version
 
     def restore(self) -> None:
@@ -296,15 +299,21 @@ def changes_noted(model: nn.Module) -> Iterator[StateChanges]:
         return results
 
     before, tree = PythonState(model), _tree(model)
-    kept = vars(model).get("forward")
+    with forward_replaced(model, forward):
+        yield noted
+    compare(before, tree)
+
+
+@contextmanager
+def forward_replaced(model: nn.Module, forward: Callable[..., Any]) -> Iterator[None]:
+    """Let a model run another forward meanwhile, past a `__setattr__` of its own."""
+    kept = {name: own for name, own in vars(model).items() if name == "forward"}
     vars(model)["forward"] = forward
     try:
-        yield noted
+        yield
     finally:
         vars(model).pop("forward", None)
-        if kept is not None:
-            vars(model)["forward"] = kept
-    compare(before, tree)
+        vars(model).update(kept)
 
 
 def _tree(model: nn.Module) -> dict[str, int]:
@@ -410,14 +419,6 @@ def _items(content: Any) -> list[tuple[Any, Any]]:
     if isinstance(content, Mapping):
         return list(content.items())
     return [(item, True) for item in content] if isinstance(content, set) else list(enumerate(content))
-
-
-def _prefixes(path: str) -> Iterator[str]:
-    """A path and those of what it is in, the longest first."""
-    yield path
-    for place in range(len(path) - 1, 0, -1):
-        if path[place] in ".[":
-            yield path[:place]
 
 
 def _shown(key: Any) -> str:

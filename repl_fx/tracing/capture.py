@@ -34,8 +34,8 @@ from repl_fx.tracing.hooks import hooks_followed
 from repl_fx.tracing.leaf_calls import is_leaf
 from repl_fx.tracing.lift_modules import Constants
 from repl_fx.tracing.model_checks import misfit, obstacle, require_capturable
+from repl_fx.tracing.other_sizes import drop_questions_answered_alike_
 from repl_fx.tracing.settled import require_leaves_left, require_settled
-from repl_fx.tracing.size_questions import drop_questions_answered_alike_
 from repl_fx.tracing.tracers import Tracer, trace_by_export, trace_by_fx
 
 TRACERS: dict[str, Tracer] = {"torch.export": trace_by_export, "fx.symbolic_trace": trace_by_fx}

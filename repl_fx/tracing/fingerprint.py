@@ -236,11 +236,8 @@ def _code(kind: Any) -> str:
     for part in inspect.getmro(kind) if isinstance(kind, type) else (kind,):
         if isinstance(part, (type, FunctionType)) and is_own_code(part):
             found.append(_source(part))
-            functions = vars(part).values() if isinstance(part, type) else (part,)
-            for function in functions:
-                code = getattr(function, "__code__", None)
-                if isinstance(code, CodeType):
-                    found += _globals(code, function.__globals__)
+            for function in _functions(part):
+                found += _globals(function.__code__, function.__globals__)
     return f" code {hashlib.sha256(''.join(found).encode()).hexdigest()[:16]}" if found else ""
 
 
@@ -249,9 +246,14 @@ def _source(part: Any) -> str:
     try:
         return ast.unparse(ast.parse(textwrap.dedent(inspect.getsource(part))))
     except (OSError, TypeError, SyntaxError):
-        functions = vars(part).values() if isinstance(part, type) else (part,)
-        codes = (getattr(function, "__code__", None) for function in functions)
-        return "".join(f"{code.co_code.hex()} {code.co_consts}" for code in codes if isinstance(code, CodeType))
+        codes = (function.__code__ for function in _functions(part))
+        return "".join(f"{code.co_code.hex()} {code.co_consts}" for code in codes)
+
+
+def _functions(part: Any) -> list[Any]:
+    """A function itself, or those of a class."""
+    held = vars(part).values() if isinstance(part, type) else (part,)
+    return [function for function in held if isinstance(getattr(function, "__code__", None), CodeType)]
 
 
 def _globals(code: CodeType, names: Mapping[str, Any]) -> Iterator[str]:

@@ -16,8 +16,9 @@ forward of a `torch.autograd.Function` stands aside likewise: traced into, it wo
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
+from functools import cache
 from typing import Any
 
 import torch
@@ -31,6 +32,8 @@ from repl_fx.running.python_state import PythonState
 from repl_fx.running.untouched import untouched
 from repl_fx.tracing.hooks import reached_by_hooks, users_hooks
 from repl_fx.tracing.mode_and_randomness import may_vary
+
+_varies: Callable[[Any], bool] = cache(may_vary)
 
 # Modules that may stand aside.
 Callee = nn.Module | type[torch.autograd.Function]
@@ -57,7 +60,7 @@ def is_leaf(module: nn.Module) -> bool:
     if kind.__call__ is not nn.Module.__call__:
         return False
     from_torch = any(base.__module__.startswith("torch.nn.") and base is not nn.Module for base in kind.__mro__)
-    return from_torch or (not any(True for _ in module.parameters(recurse=False)) and may_vary(kind))
+    return from_torch or (not any(True for _ in module.parameters(recurse=False)) and _varies(kind))
 
 
 @dataclass
@@ -168,17 +171,12 @@ def _state(module: nn.Module) -> dict[str, Tensor | None]:
 @contextmanager
 def _left_alone(callee: Callee) -> Iterator[None]:
     """Undo what a call on fake tensors leaves in a module, and what hooks on it count."""
-    if not isinstance(callee, nn.Module):
+    with ExitStack() as undone:
+        if isinstance(callee, nn.Module):
+            undone.enter_context(untouched(callee))
+            if reached := reached_by_hooks(callee):
+                undone.callback(PythonState(nn.Module(), values=reached).restore)
         yield
-        return
-    reached = reached_by_hooks(callee)
-    counted = PythonState(nn.Module(), values=reached) if reached else None
-    with untouched(callee):
-        try:
-            yield
-        finally:
-            if counted is not None:
-                counted.restore()
 
 
 class LeafNotOpaque(RuntimeError):

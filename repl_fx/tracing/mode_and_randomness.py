@@ -7,7 +7,6 @@ that does is still right, because a trace sees what a module does.
 
 from __future__ import annotations
 
-import functools
 import inspect
 from collections.abc import Iterator
 from types import CodeType, FunctionType
@@ -21,7 +20,6 @@ _PARTS = ("rand", "dropout", "droppath", "drop_path", "uniform", "normal_", "exp
 _DEEPEST = 4
 
 
-@functools.cache
 def may_vary(kind: type[nn.Module]) -> bool:
     """Whether the code of a class, or of a function it calls, names the training mode or a random draw.
 

@@ -6,6 +6,7 @@ import inspect
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
+from unittest.mock import patch
 
 import torch
 from torch import Tensor, fx, nn
@@ -25,16 +26,16 @@ from repl_fx.graph.runtime import AutogradCall
 from repl_fx.graph.signature import BoundInputs, InputNodes
 from repl_fx.running.example_inputs import ExampleInputs
 from repl_fx.running.opaque_outputs import open_objects
+from repl_fx.running.python_state import forward_replaced
 from repl_fx.tracing.control_flow import join_branches, truth_for
 from repl_fx.tracing.data_dependent import DataDependentBranches, constant_numbers, recorded
 from repl_fx.tracing.dynamic_shapes import auto_shapes, baked_dims, dynamic_dims
-from repl_fx.tracing.eager_path import Asked, is_bounded, unaware_of_export
 from repl_fx.tracing.hooks import no_tensor_hooks
 from repl_fx.tracing.leaf_calls import Callee, LeafCalls, LeafNotOpaque, is_leaf, record_leaf_calls
 from repl_fx.tracing.lift_modules import Constants, Exported, lift_modules
 from repl_fx.tracing.model_checks import causes_of
+from repl_fx.tracing.questions import Asked, is_bounded, size_questions, unaware_of_export
 from repl_fx.tracing.settled import buffer_settles
-from repl_fx.tracing.size_questions import size_questions
 from repl_fx.tracing.size_tensors import SizeTensors
 
 # Methods that belong to the one tensor of a trace.
@@ -175,17 +176,10 @@ def _spelled_out(
 
     spelled: Any = forward
     spelled.__signature__ = signature.replace(parameters=[*named, *passed]) if passed else signature
-    before = vars(model).copy()
     # Hooks on the model's result must not see the buffers.
     hooks = dict(model._forward_hooks)
-    model._forward_hooks.clear()
-    try:
-        vars(model)["forward"] = forward
+    with patch.dict(model._forward_hooks, clear=True), forward_replaced(model, forward):
         yield
-    finally:
-        model._forward_hooks.update(hooks)
-        vars(model).pop("forward")
-        vars(model).update({"forward": before["forward"]} if "forward" in before else {})
 
 
 def trace_by_fx(

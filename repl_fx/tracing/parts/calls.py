@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -63,13 +63,6 @@ class Call:
         args, kwargs = pytree.tree_unflatten(leaves, self.structure)
         return ExampleInputs(tuple(args), dict(kwargs))
 
-    def obstacle(self) -> str | None:
-        """Why no graph can take such a call, None where one may."""
-        for leaf in self.leaves:
-            if not isinstance(leaf, Blank) and not is_writable(leaf):
-                return f"it is called with {_a(type(leaf).__name__)}"
-        return None
-
     def fits(self, other: Call) -> bool:
         """Whether one graph may take both calls: they differ in sizes at most."""
         return self.structure == other.structure and all(
@@ -89,26 +82,20 @@ class Call:
         return sum(size < 2 for shape in self.shapes() for size in shape)
 
 
-@dataclass
-class Calls:
-    """All calls of one module, in the order they were made."""
+def typical(calls: Sequence[Call]) -> Call:
+    """The call of a module to trace: the one with the fewest sizes that a trace would take for constants."""
+    return min(calls, key=lambda call: call.degenerate)
 
-    calls: list[Call] = field(default_factory=list)
 
-    def typical(self) -> Call:
-        """The call to trace: the one with the fewest sizes that a trace would take for constants."""
-        return min(self.calls, key=lambda call: call.degenerate)
-
-    def obstacle(self) -> str | None:
-        """Why no graph can take all these calls, None where one may."""
-        first = self.calls[0]
-        for call in self.calls:
-            reason = call.obstacle()
-            if reason is not None:
-                return reason
-            if not first.fits(call):
-                return "its calls differ in more than the sizes of tensors"
-        return None
+def obstacle_of(calls: Sequence[Call]) -> str | None:
+    """Why no graph can take all these calls of a module, None where one may."""
+    for call in calls:
+        for leaf in call.leaves:
+            if not isinstance(leaf, Blank) and not is_writable(leaf):
+                return f"it is called with {_a(type(leaf).__name__)}"
+        if not calls[0].fits(call):
+            return "its calls differ in more than the sizes of tensors"
+    return None
 
 
 @contextmanager

@@ -36,7 +36,7 @@ from repl_fx.tracing.capture import TRACERS, capture as capture_whole, trace_by_
 from repl_fx.tracing.check import STEPS, CaptureCheck, compare_modes
 from repl_fx.tracing.leaf_calls import is_leaf
 from repl_fx.tracing.model_checks import misfit, obstacle, require_capturable
-from repl_fx.tracing.parts.calls import Call, Calls, calls_seen
+from repl_fx.tracing.parts.calls import Call, calls_seen
 from repl_fx.tracing.parts.method_calls import MethodCalls
 from repl_fx.tracing.parts.search import PART_TRACERS, Eager, Search, keep_attributes
 
@@ -226,7 +226,7 @@ def _moved(value: Any, memo: Mapping[int, nn.Module], unchanged: Any) -> Any:
 
 def _observe(
     source: nn.Module, inputs: ExampleInputs
-) -> tuple[dict[bool, Outcome], dict[str, Calls], dict[str, list[str]]]:
+) -> tuple[dict[bool, Outcome], dict[str, list[Call]], dict[str, list[str]]]:
     """Run a model in each mode.
 
     Returns:
@@ -237,13 +237,13 @@ def _observe(
         BadInput: the model does not run in evaluation mode.
     """
     modules = {path: module for path, module in source.named_modules() if path and not is_leaf(module)}
-    calls: dict[str, Calls] = {}
+    calls: dict[str, list[Call]] = {}
     reference: dict[bool, Outcome] = {}
     methods = MethodCalls(source)
     for training in (False, True):
 
         def note(path: str, inputs: ExampleInputs, training: bool = training) -> None:
-            calls.setdefault(path, Calls()).calls.append(Call.of(inputs, training))
+            calls.setdefault(path, []).append(Call.of(inputs, training))
 
         with methods.watching(), calls_seen(modules, note):
             reference[training] = outcome_of(source, inputs, training, steps=STEPS)
@@ -311,6 +311,6 @@ def _trial(
         if not found.equals(expected):
             return called, f"with its graph in place, the model returns something else in {mode} mode"
         for path in graphs:
-            if counts[path] != sum(call.training is training for call in search.calls[path].calls):
+            if counts[path] != sum(call.training is training for call in search.calls[path]):
                 return called, f"the model reaches it by another way than its path in {mode} mode"
     return called, None

@@ -17,7 +17,7 @@ from repl_fx.tracing.capture import trace_by_first, widen_batch
 from repl_fx.tracing.dynamic_shapes import every_dim
 from repl_fx.tracing.leaf_calls import is_leaf
 from repl_fx.tracing.other_sizes import holds_at_other_sizes
-from repl_fx.tracing.parts.calls import Call, Calls
+from repl_fx.tracing.parts.calls import Call, obstacle_of, typical
 from repl_fx.tracing.tracers import Tracer, trace_by_export, trace_by_fx
 
 FREE_SIZES = "torch.export"
@@ -57,7 +57,7 @@ class Eager:
 class Search:
     """The search for the largest modules that can be captured: `parts`, by path, and those that were tried in vain."""
 
-    def __init__(self, source: nn.Module, calls: Mapping[str, Calls], methods: Mapping[str, list[str]]) -> None:
+    def __init__(self, source: nn.Module, calls: Mapping[str, list[Call]], methods: Mapping[str, list[str]]) -> None:
         self.source = source
         self.calls = calls
         self.methods = methods
@@ -102,12 +102,11 @@ class Search:
         return enough and not is_leaf(module)
 
     def _try(self, path: str, module: nn.Module) -> bool:
-        calls = self.calls[path]
-        reason = calls.obstacle()
+        reason = obstacle_of(self.calls[path])
         if path in self.methods:
             reason = f"the code around it calls its method {self.methods[path][0]}, which a graph has not"
         if reason is None:
-            call = calls.typical()
+            call = typical(self.calls[path])
             # Siblings that are alike fail alike.
             kind = _kind(module, call)
             if kind not in self._failed:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from repl_fx.running.example_inputs import ExampleInputs
 from repl_fx.running.untouched import outcome_of
-from repl_fx.tracing.parts.calls import Call, Calls, calls_seen
+from repl_fx.tracing.parts.calls import Call, calls_seen, obstacle_of, typical
 
 
 def call(*args: Any, **kwargs: Any) -> Call:
@@ -40,16 +40,16 @@ def test_a_call_keeps_shapes_and_no_values() -> None:
 def test_one_graph_takes_calls_that_differ_in_sizes_alone(other: Call, fits: bool) -> None:
     first = call(torch.zeros(2, 3), scale=2)
     assert first.fits(other) is fits
-    assert Calls([first, other]).obstacle() == (None if fits else "its calls differ in more than the sizes of tensors")
+    assert obstacle_of([first, other]) == (None if fits else "its calls differ in more than the sizes of tensors")
 
 
 def test_an_object_is_named_as_the_obstacle() -> None:
-    assert Calls([call(torch.zeros(2)), call(object())]).obstacle() == "it is called with an object"
+    assert obstacle_of([call(torch.zeros(2)), call(object())]) == "it is called with an object"
 
 
 def test_the_typical_call_has_the_fewest_sizes_that_a_trace_takes_for_constants() -> None:
     calls = [call(torch.zeros(1, 1)), call(torch.zeros(3, 2)), call(torch.zeros(0, 2))]
-    assert Calls(calls).typical() is calls[1]
+    assert typical(calls) is calls[1]
 
 
 class Drops(nn.Module):
