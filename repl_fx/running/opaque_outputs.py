@@ -1,4 +1,4 @@
-"""See the tensors inside objects of unknown structure, such as a cache of keys and values.
+"""Values that models return: the tensors inside objects of unknown structure, such as a cache, and equality.
 
 pytree opens tuples, lists, dicts and what a library registered. A result of any other class that holds tensors would
 be one opaque leaf, which no graph can return. Here such an object is opened by its attributes, at any depth, and
@@ -9,8 +9,8 @@ constructor.
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, is_dataclass
 from enum import Enum
 from typing import Any
 
@@ -152,3 +152,43 @@ pytree.register_pytree_node(
     serialized_type_name="repl_fx.running.opaque_outputs.Kept",
     flatten_with_keys_fn=lambda kept: ([], kept.value),
 )
+
+
+def equal_leaves(ours: Any, theirs: Any) -> bool:
+    """Whether two values without structure are equal, bit for bit; NaN equals NaN."""
+    if isinstance(ours, Tensor) and isinstance(theirs, Tensor):
+        if (ours.dtype, ours.shape, ours.device) != (theirs.dtype, theirs.shape, theirs.device):
+            return False
+        if torch.equal(ours, theirs):
+            return True
+        # Attention with a row that is masked all over gives NaN on purpose.
+        return bool(((ours == theirs) | (ours.isnan() & theirs.isnan())).all())
+    if type(ours) is not type(theirs):
+        return False
+    return equal_inside(ours, theirs) if is_object(ours) else bool(ours == theirs)
+
+
+def equal_inside(ours: Any, theirs: Any) -> bool:
+    """Whether two nested values have the same leaves, bit for bit, also inside objects of any class."""
+    inside = [pytree.tree_leaves(open_objects(value)) for value in (ours, theirs)]
+    return len(inside[0]) == len(inside[1]) and all(map(equal_leaves, *inside))
+
+
+def same_value(ours: Any, theirs: Any) -> bool:
+    """Whether two nested values are equal, bit for bit, also inside objects of the model's own classes."""
+    # Such as None, which knows no equality but this one.
+    if ours is theirs:
+        return True
+    if type(ours) is not type(theirs):
+        return False
+    if isinstance(ours, Tensor):
+        return equal_leaves(ours, theirs)
+    if isinstance(ours, Mapping):
+        return list(ours) == list(theirs) and all(same_value(ours[key], theirs[key]) for key in ours)
+    if isinstance(ours, (tuple, list)):
+        return len(ours) == len(theirs) and all(same_value(a, b) for a, b in zip(ours, theirs, strict=True))
+    own_equality: Any = type(ours).__eq__
+    if is_dataclass(ours) or own_equality is object.__eq__:
+        inside = getattr(ours, "__dict__", {})
+        return bool(inside) and same_value(dict(inside), dict(theirs.__dict__))
+    return equal_leaves(ours, theirs)

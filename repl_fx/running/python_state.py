@@ -31,8 +31,7 @@ import torch
 from torch import Tensor, nn
 
 from repl_fx._torch import has_no_value
-from repl_fx.running.equality import equal_leaves
-from repl_fx.running.opaque_outputs import PLAIN
+from repl_fx.running.opaque_outputs import PLAIN, equal_leaves
 
 # The attributes that every module has.
 OWN_ATTRIBUTES = frozenset(vars(nn.Module()))

@@ -16,8 +16,8 @@ from torch import Tensor, nn
 
 from repl_fx._torch import pytree
 from repl_fx.errors import ForeignError, foreign_code
-from repl_fx.running.equality import same_value
 from repl_fx.running.example_inputs import ExampleInputs
+from repl_fx.running.opaque_outputs import same_value
 from repl_fx.running.python_state import PythonState
 
 

@@ -12,9 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from repl_fx._torch import pytree
-from repl_fx.running.equality import equal_leaves
 from repl_fx.running.example_inputs import ExampleInputs
-from repl_fx.running.opaque_outputs import open_objects
+from repl_fx.running.opaque_outputs import equal_leaves, open_objects
 from repl_fx.running.untouched import device_of, in_mode, seed_everything, seeded, untouched
 
 STEPS = 2

@@ -16,8 +16,8 @@ from repl_fx._torch import fixed_size, pytree
 from repl_fx.graph.captured import CapturedModule
 from repl_fx.graph.runtime import check_least, check_shape
 from repl_fx.graph.signature import bind_arguments, words_for
-from repl_fx.running.equality import equal_inside
 from repl_fx.running.example_inputs import ExampleInputs
+from repl_fx.running.opaque_outputs import equal_inside
 from repl_fx.running.untouched import device_of, outcome_of
 
 # Other sizes are tried on inputs no larger than this along a dimension.

@@ -1,11 +1,17 @@
-"""Calls of the modules of a model while it runs, remembered as shapes."""
+"""Calls of the modules of a model while it runs, remembered as shapes, and of their methods.
+
+A graph in the place of a module has no methods that the code around it could call.
+"""
 
 from __future__ import annotations
 
+import inspect
+import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
+from types import CodeType, FrameType
 from typing import Any
 
 import torch
@@ -111,9 +117,61 @@ def calls_seen(modules: Mapping[str, nn.Module], see: Callable[[str, ExampleInpu
         yield
 
 
+@contextmanager
+def methods_seen(model: nn.Module, found: dict[str, list[str]]) -> Iterator[None]:
+    """Note calls, by this thread, of methods on modules of a model that are not being called at that moment.
+
+    Args:
+        found: filled with the methods of a module, or of a module in it, that code outside of it called, by its path.
+    """
+    paths = {id(module): path for path, module in model.named_modules()}
+    names = {code: name for module in model.modules() for kind in type(module).__mro__ for name, code in _methods(kind)}
+
+    def profile(frame: FrameType, event: str, _: Any) -> None:
+        # Called for every call of a function: what is no method of these modules must be passed over at once.
+        if event != "call" or frame.f_code not in names or (path := paths.get(id(_first_argument(frame)))) is None:
+            return
+        running = set()
+        caller = frame.f_back
+        while caller is not None:
+            if caller.f_code.co_name == "forward":
+                running.add(paths.get(id(_first_argument(caller))))
+            caller = caller.f_back
+        steps = path.split(".") if path else []
+        for depth in range(1, len(steps) + 1):
+            around = ".".join(steps[:depth])
+            called = ".".join([*steps[depth:], names[frame.f_code]])
+            # From inside, the graph has what the method did.
+            if around not in running and called not in found.setdefault(around, []):
+                found[around].append(called)
+
+    before = sys.getprofile()
+    sys.setprofile(profile)
+    try:
+        yield
+    finally:
+        sys.setprofile(before)
+
+
 def _blank(tensor: Tensor) -> Blank:
     return Blank(torch.empty_like(tensor.detach(), device="meta"), tensor.device)
 
 
 def _a(noun: str) -> str:
     return f"an {noun}" if noun[:1].lower() in "aeiou" else f"a {noun}"
+
+
+def _methods(kind: type) -> Iterator[tuple[str, CodeType]]:
+    """The methods and properties of a class that a graph module has not got."""
+    if kind is nn.Module or kind is object:
+        return
+    for name, value in vars(kind).items():
+        function = inspect.unwrap(value.fget if isinstance(value, property) and value.fget else value)
+        code = getattr(function, "__code__", None)
+        if isinstance(code, CodeType) and name != "forward" and not hasattr(nn.Module, name):
+            yield name, code
+
+
+def _first_argument(frame: FrameType) -> Any:
+    code = frame.f_code
+    return frame.f_locals.get(code.co_varnames[0]) if code.co_argcount else None

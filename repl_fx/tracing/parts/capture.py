@@ -36,8 +36,7 @@ from repl_fx.tracing.capture import TRACERS, capture as capture_whole, trace_by_
 from repl_fx.tracing.check import STEPS, CaptureCheck, compare_modes
 from repl_fx.tracing.leaf_calls import is_leaf
 from repl_fx.tracing.model_checks import misfit, obstacle, require_capturable
-from repl_fx.tracing.parts.calls import Call, calls_seen
-from repl_fx.tracing.parts.method_calls import MethodCalls
+from repl_fx.tracing.parts.calls import Call, calls_seen, methods_seen
 from repl_fx.tracing.parts.search import PART_TRACERS, Eager, Search, keep_attributes
 
 
@@ -239,18 +238,18 @@ def _observe(
     modules = {path: module for path, module in source.named_modules() if path and not is_leaf(module)}
     calls: dict[str, list[Call]] = {}
     reference: dict[bool, Outcome] = {}
-    methods = MethodCalls(source)
+    methods: dict[str, list[str]] = {}
     for training in (False, True):
 
         def note(path: str, inputs: ExampleInputs, training: bool = training) -> None:
             calls.setdefault(path, []).append(Call.of(inputs, training))
 
-        with methods.watching(), calls_seen(modules, note):
+        with methods_seen(source, methods), calls_seen(modules, note):
             reference[training] = outcome_of(source, inputs, training, steps=STEPS)
     problem = reference[False].problem
     if problem is not None:
         raise misfit(source, problem, inputs) from problem
-    return reference, calls, methods.found
+    return reference, calls, methods
 
 
 def _checked(

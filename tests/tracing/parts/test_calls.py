@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from typing import Any
 
 import pytest
@@ -10,7 +11,8 @@ from torch import Tensor, nn
 
 from repl_fx.running.example_inputs import ExampleInputs
 from repl_fx.running.untouched import outcome_of
-from repl_fx.tracing.parts.calls import Call, calls_seen, obstacle_of, typical
+from repl_fx.tracing.parts.calls import Call, calls_seen, methods_seen, obstacle_of, typical
+from tests.tracing.parts.nets import Chosen
 
 
 def call(*args: Any, **kwargs: Any) -> Call:
@@ -78,3 +80,40 @@ def test_a_run_that_fails_equals_no_other() -> None:
     outcome = outcome_of(nn.Linear(3, 3), ExampleInputs((torch.zeros(2, 4),)), training=False)
     assert isinstance(outcome.problem, RuntimeError) and "shapes cannot be multiplied" in str(outcome.problem)
     assert not outcome.equals(outcome)
+
+
+class Asked(nn.Module):
+    """Has a method and a property; its forward calls the method too."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = Chosen(nn.Linear(2, 2))
+
+    def scaled(self, x: Tensor) -> Tensor:
+        return 2 * x
+
+    @property
+    def width(self) -> int:
+        return 2
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.inner(self.scaled(x))  # type: ignore[no-any-return]
+
+
+def test_methods_that_code_around_a_module_calls() -> None:
+    class Outer(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.second = nn.Sequential(Asked()), nn.Sequential(Asked())
+
+        def forward(self, x: Tensor) -> Tensor:
+            asked: Any = self.second.get_submodule("0")
+            return asked.scaled(self.second(self.first(x))) * asked.width  # type: ignore[no-any-return]
+
+    model = Outer()
+    before = sys.getprofile()
+    found: dict[str, list[str]] = {}
+    with methods_seen(model, found):
+        model(torch.randn(3, 2))
+    assert found == {"second": ["0.scaled", "0.width"], "second.0": ["scaled", "width"]}
+    assert sys.getprofile() is before
