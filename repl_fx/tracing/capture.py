@@ -31,7 +31,6 @@ from repl_fx.running.untouched import device_of, outcome_of, own_randomness, unt
 from repl_fx.tracing.check import CaptureCheck, compare_modes
 from repl_fx.tracing.control_flow import match_decisions_
 from repl_fx.tracing.hooks import hooks_followed
-from repl_fx.tracing.leaf_calls import is_leaf
 from repl_fx.tracing.lift_modules import Constants
 from repl_fx.tracing.model_checks import misfit, obstacle, require_capturable
 from repl_fx.tracing.other_sizes import drop_questions_answered_alike_
@@ -136,11 +135,11 @@ def _trace_by(
         # Shapes are found on fake tensors, yet a norm that counts its batches adds one to a buffer that is none.
         with untouched(model, buffers=True), own_randomness(device), torch.enable_grad(), _no_autocast(device):
             model.train(training)
-            with hooks_followed(model, is_leaf), changes_noted(model) as changes[training]:
+            with hooks_followed(model), changes_noted(model) as changes[training]:
                 graphs[training] = tracer(model, bound, constants)
             pinned.update({p: m.training for p, m in model.named_modules() if m.training is not training})
     for training, changed in changes.items():
-        require_leaves_left(model, changed, is_leaf)
+        require_leaves_left(model, changed)
         require_settled(model, changed, inputs, training)
     info = CaptureInfo(type(model).__name__, name, obstacles)
     gm = _assembled(model, info, graphs, constants, device, pinned)

@@ -235,8 +235,7 @@ def _differences(ours: _Step, theirs: _Step) -> list[str]:
 
 
 def _by_how_much(ours: Any, theirs: Any) -> str:
-    if not isinstance(ours, Tensor) or not isinstance(theirs, Tensor) or ours.shape != theirs.shape:
-        return " is another"
-    if ours.dtype != theirs.dtype or ours.is_complex() or not ours.numel():
+    comparable = isinstance(ours, Tensor) and isinstance(theirs, Tensor) and ours.shape == theirs.shape
+    if not comparable or ours.dtype != theirs.dtype or ours.is_complex() or not ours.numel():
         return " is another"
     return f" differs by up to {(ours.double() - theirs.double()).abs().max().item():.3g}"

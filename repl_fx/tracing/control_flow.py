@@ -146,9 +146,7 @@ class _Joiner:
 
     Args:
         base: the trace with all layers, which becomes the result.
-        asked: what was asked in it.
         skips_when: for each decision, the answer that skips.
-        settled: the answers to the decisions that inputs settle.
     """
 
     def __init__(self, base: fx.Graph, asked: _Asked, skips_when: Sequence[bool], settled: Mapping[int, bool]) -> None:

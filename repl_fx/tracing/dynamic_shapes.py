@@ -27,10 +27,8 @@ def dynamic_dims(tensor: Tensor) -> tuple[int, ...]:
     """
     floating = tensor.is_floating_point() or tensor.is_complex()
     if not floating:
-        return tuple(range(tensor.ndim))
-    if tensor.ndim == 3:
-        return (0, 1)
-    return (0,) if tensor.ndim else ()
+        return every_dim(tensor)
+    return (0, 1) if tensor.ndim == 3 else batch_dims(tensor)
 
 
 def every_dim(tensor: Tensor) -> tuple[int, ...]:

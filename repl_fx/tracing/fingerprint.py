@@ -34,7 +34,7 @@ from repl_fx.graph.kinds import kind_of
 from repl_fx.graph.runtime import check_least
 from repl_fx.running.opaque_outputs import PLAIN
 from repl_fx.running.python_state import NOTES, OWN_ATTRIBUTES, is_own_code
-from repl_fx.tracing.mode_and_randomness import codes_in
+from repl_fx.tracing.leaves import codes_in
 
 # As they are: what they print is what they are.
 _PLAIN = (*PLAIN, type(...), torch.layout, torch.memory_format, torch.Size, pytree.TreeSpec)
@@ -52,11 +52,8 @@ def fingerprint(lines: Iterable[str]) -> str:
 
 def lines_of_code(gm: fx.GraphModule) -> list[str]:
     """The text of what a graph computes, without that of the tensors it computes with."""
-    lines = list(_nodes(gm))
     called = dict.fromkeys(str(node.target) for node in gm.graph.nodes if node.op == "call_module")
-    for path in called:
-        lines += lines_of_module(gm.get_submodule(path), path)
-    return lines
+    return [*_nodes(gm), *chain.from_iterable(lines_of_module(gm.get_submodule(path), path) for path in called)]
 
 
 def lines_of_graph(gm: fx.GraphModule) -> list[str]:

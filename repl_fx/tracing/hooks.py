@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from repl_fx._torch import global_module_hooks
 from repl_fx.errors import CaptureError, Untraceable
 from repl_fx.running.python_state import Change, PythonState
+from repl_fx.tracing.leaves import is_leaf
 
 _FORWARD = {"_forward_hooks": "forward hook", "_forward_pre_hooks": "forward pre-hook"}
 _BACKWARD = {"_backward_hooks": "backward hook", "_backward_pre_hooks": "backward pre-hook"}
@@ -42,12 +43,11 @@ _DROPPED: tuple[tuple[Any, str], ...] = (
 
 
 @contextmanager
-def hooks_followed(model: nn.Module, stands_aside: Callable[[nn.Module], bool]) -> Iterator[None]:
+def hooks_followed(model: nn.Module) -> Iterator[None]:
     """Trace through forward hooks that change a value and do nothing else; refuse other hooks that would be dropped.
 
     Args:
         model: state that its hooks change meanwhile is put back.
-        stands_aside: whether calls of a module stay calls, with their hooks.
 
     Raises:
         CaptureError: names the hook and its module.
@@ -57,7 +57,7 @@ def hooks_followed(model: nn.Module, stands_aside: Callable[[nn.Module], bool]) 
     state = PythonState(nn.Module(), values=reached_by_hooks(model))
     watched: list[_Watched] = []
     for path, module in model.named_modules():
-        if module is not model and stands_aside(module):
+        if module is not model and is_leaf(module):
             continue
         for kind, hook in _hooks_on(module, _BACKWARD):
             raise _refusal(model, f"{path or 'the model'} has a {kind} ({hook_name(hook)})")

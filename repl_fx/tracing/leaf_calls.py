@@ -18,7 +18,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
-from functools import cache
 from typing import Any
 
 import torch
@@ -31,36 +30,13 @@ from repl_fx.graph.markers import leaf_call_operator
 from repl_fx.running.python_state import PythonState
 from repl_fx.running.untouched import untouched
 from repl_fx.tracing.hooks import reached_by_hooks, users_hooks
-from repl_fx.tracing.mode_and_randomness import may_vary
-
-_varies: Callable[[Any], bool] = cache(may_vary)
+from repl_fx.tracing.leaves import is_leaf
 
 # Modules that may stand aside.
 Callee = nn.Module | type[torch.autograd.Function]
 
-_CONTAINERS = (nn.ModuleList, nn.ModuleDict, nn.ParameterList, nn.ParameterDict)
 _DROPOUTS = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout, nn.FeatureAlphaDropout)
 _CONSTANTS = (bool, int, float, complex, str, torch.dtype, torch.device, torch.layout, torch.memory_format, slice)
-
-
-def is_leaf(module: nn.Module) -> bool:
-    """Whether calls of a module stay calls in the normal form.
-
-    A leaf has no child modules and is one of `torch.nn` (or derived from one), or has no parameters and may depend on
-    the mode or on random numbers: Linear, a Conv2d subclass that pads, Dropout, DropPath. All other modules of the
-    user's own are traced into, so that their parameters can be seen, and which of their arguments they read.
-    """
-    if any(True for _ in module.children()) or isinstance(module, _CONTAINERS):
-        return False
-    # A forward that somebody put into one module belongs to that module, and not to the copy that a graph calls.
-    if "forward" in vars(module):
-        return False
-    kind: Any = type(module)
-    # Code of a class around its forward is called around the stand-in too.
-    if kind.__call__ is not nn.Module.__call__:
-        return False
-    from_torch = any(base.__module__.startswith("torch.nn.") and base is not nn.Module for base in kind.__mro__)
-    return from_torch or (not any(True for _ in module.parameters(recurse=False)) and _varies(kind))
 
 
 @dataclass

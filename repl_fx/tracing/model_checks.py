@@ -16,8 +16,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
-from repl_fx._torch import is_compiled, pytree
+from repl_fx._torch import is_compiled
 from repl_fx.errors import BadInput, ForeignError, Untraceable, first_line, foreign_code
+from repl_fx.graph.captured import tensors_in
 from repl_fx.graph.kinds import kind_of
 from repl_fx.running.example_inputs import ExampleInputs
 from repl_fx.running.untouched import in_mode
@@ -124,11 +125,8 @@ def _standard(path: Path) -> bool:
 
 def describe_inputs(inputs: ExampleInputs) -> str:
     """Example inputs in words, for messages: `x: float32[2, 3, 32, 32]`."""
-    words = []
-    for name, value in [*((str(i), v) for i, v in enumerate(inputs.args)), *inputs.kwargs.items()]:
-        for leaf in pytree.tree_leaves(value):
-            if isinstance(leaf, Tensor):
-                words.append(f"{name}: {kind_of(leaf)}")
+    named = (*enumerate(inputs.args), *inputs.kwargs.items())
+    words = [f"{name}: {kind_of(tensor)}" for name, value in named for tensor in tensors_in(value)]
     return ", ".join(words) or "none"
 
 

@@ -6,7 +6,7 @@ step 1, step 2 as if no step 1  with the Python state of before the first, the s
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -17,6 +17,7 @@ from repl_fx.running.example_inputs import ExampleInputs
 from repl_fx.running.opaque_outputs import same_value
 from repl_fx.running.python_state import PythonState, StateChanges, place_of
 from repl_fx.running.untouched import device_of, in_mode, seed_everything, seeded, untouched
+from repl_fx.tracing.leaves import is_leaf
 
 _SHOWN = 3
 
@@ -70,19 +71,15 @@ def buffer_settles(model: nn.Module, path: str, inputs: ExampleInputs) -> bool:
         return same_value(first, model.get_buffer(path).detach())
 
 
-def require_leaves_left(model: nn.Module, changes: StateChanges, stands_aside: Callable[[nn.Module], bool]) -> None:
+def require_leaves_left(model: nn.Module, changes: StateChanges) -> None:
     """Refuse a model whose forward sets attributes of modules that the graph calls, such as the rate of a dropout.
-
-    Args:
-        changes: of a trace, leaf calls apart.
-        stands_aside: whether calls of a module stay calls.
 
     Raises:
         CaptureError: names the attribute.
     """
     if changes.replaced:
         raise _refusal(model, changes.replaced, "as the forward leaves it has other parameters or modules")
-    leaves = [path for path, module in model.named_modules() if path and stands_aside(module)]
+    leaves = [path for path, module in model.named_modules() if path and is_leaf(module)]
     for change in changes.changes:
         if any(change.path.removeprefix("len(").startswith(f"{path}.") for path in leaves):
             raise _refusal(model, [change.path], "of a module that the graph calls is set by the forward around it")
@@ -91,8 +88,7 @@ def require_leaves_left(model: nn.Module, changes: StateChanges, stands_aside: C
 def _step(model: nn.Module, inputs: ExampleInputs) -> Any:
     seed_everything(0)
     with torch.enable_grad(), foreign_code():
-        outputs = inputs.fresh().passed_to(model)
-    return outputs
+        return inputs.fresh().passed_to(model)
 
 
 def _values(model: nn.Module) -> list[Tensor]:

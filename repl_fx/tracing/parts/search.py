@@ -15,7 +15,7 @@ from repl_fx.graph.captured import CapturedModule
 from repl_fx.running.python_state import OWN_ATTRIBUTES
 from repl_fx.tracing.capture import trace_by_first, widen_batch
 from repl_fx.tracing.dynamic_shapes import every_dim
-from repl_fx.tracing.leaf_calls import is_leaf
+from repl_fx.tracing.leaves import is_leaf
 from repl_fx.tracing.other_sizes import holds_at_other_sizes
 from repl_fx.tracing.parts.calls import Call, obstacle_of, typical
 from repl_fx.tracing.tracers import Tracer, trace_by_export, trace_by_fx

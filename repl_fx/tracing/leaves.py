@@ -1,14 +1,16 @@
-"""Whether a module of a user's own may compute otherwise in training, or draw random numbers, by its code alone.
+"""The leaves: modules whose calls stay calls in the normal form.
 
-Such a module stays a call in the graph, which is then right in both modes and draws anew each time. All else is traced
-into: a call would hide which of its arguments are read. The answer may be yes for code that never does; a no for code
-that does is still right, because a trace sees what a module does.
+A module of a user's own that may compute otherwise in training, or draw random numbers, by its code alone, stays a call
+in the graph, which is then right in both modes and draws anew each time. All else is traced into: a call would hide
+which of its arguments are read. The answer may be yes for code that never does; a no for code that does is still right,
+because a trace sees what a module does.
 """
 
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import cache
 from types import CodeType, FunctionType
 from typing import Any
 
@@ -18,6 +20,29 @@ _NAMES = frozenset({"training", "dropout", "random", "bernoulli", "multinomial",
 _PARTS = ("rand", "dropout", "droppath", "drop_path", "uniform", "normal_", "exponential", "geometric_", "cauchy_")
 # How deep functions that a forward calls are looked into.
 _DEEPEST = 4
+
+
+_CONTAINERS = (nn.ModuleList, nn.ModuleDict, nn.ParameterList, nn.ParameterDict)
+
+
+def is_leaf(module: nn.Module) -> bool:
+    """Whether calls of a module stay calls in the normal form.
+
+    A leaf has no child modules and is one of `torch.nn` (or derived from one), or has no parameters and may depend on
+    the mode or on random numbers: Linear, a Conv2d subclass that pads, Dropout, DropPath. All other modules of the
+    user's own are traced into, so that their parameters can be seen, and which of their arguments they read.
+    """
+    if any(True for _ in module.children()) or isinstance(module, _CONTAINERS):
+        return False
+    # A forward that somebody put into one module belongs to that module, and not to the copy that a graph calls.
+    if "forward" in vars(module):
+        return False
+    kind: Any = type(module)
+    # Code of a class around its forward is called around the stand-in too.
+    if kind.__call__ is not nn.Module.__call__:
+        return False
+    from_torch = any(base.__module__.startswith("torch.nn.") and base is not nn.Module for base in kind.__mro__)
+    return from_torch or (not any(True for _ in module.parameters(recurse=False)) and _varies(kind))
 
 
 def may_vary(kind: type[nn.Module]) -> bool:
@@ -62,3 +87,6 @@ def codes_in(code: CodeType) -> Iterator[CodeType]:
 
 def _of_torch(value: Any) -> bool:
     return str(value.__module__).split(".")[0] in ("torch", "builtins")
+
+
+_varies: Callable[[Any], bool] = cache(may_vary)
