@@ -9,7 +9,7 @@ constructor.
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, is_dataclass
 from enum import Enum
 from typing import Any
@@ -43,7 +43,6 @@ class _Shell:
     """An object without the attributes that hold tensors.
 
     Attributes:
-        kind: its class.
         names: all attributes, in order.
         held: those that hold tensors.
         rest: the values of the others, by name; `_HERE` for a device that is the tensors' own.
@@ -70,12 +69,12 @@ class _Here(Enum):
 _HERE = _Here.HERE
 
 
-def open_objects(value: Any) -> Any:
+def open_objects(value: Any, other: Callable[[Any], Any] = lambda leaf: leaf) -> Any:
     """A nested value in which every object with attributes is `Opened`, so that pytree flattens it.
 
-    One without tensors, such as a cache that no layer has used, has no leaves then.
+    One without tensors, such as a cache that no layer has used, has no leaves then. `other` maps the other leaves.
     """
-    return pytree.tree_map(lambda leaf: Opened(leaf) if is_object(leaf) else leaf, value)
+    return pytree.tree_map(lambda leaf: Opened(leaf) if is_object(leaf) else other(leaf), value)
 
 
 def is_object(value: Any) -> bool:
@@ -96,15 +95,9 @@ def _inside(value: Any, seen: set[int]) -> Iterator[Any]:
                 yield from _inside(attribute, seen)
 
 
-def _open_inside(value: Any) -> Any:
-    """The content of an object likewise, with its constants kept: only tensors and numbers can be returned."""
-
-    def one(leaf: Any) -> Any:
-        if is_object(leaf):
-            return Opened(leaf)
-        return leaf if isinstance(leaf, _RETURNED) else _Kept(leaf)
-
-    return pytree.tree_map(one, value)
+def _kept(leaf: Any) -> Any:
+    """A leaf inside an object, as a constant where no graph can return it."""
+    return leaf if isinstance(leaf, _RETURNED) else _Kept(leaf)
 
 
 def _flatten(opened: Opened) -> tuple[list[Any], _Shell]:
@@ -119,7 +112,7 @@ def _flatten(opened: Opened) -> tuple[list[Any], _Shell]:
         if name not in held
     }
     shell = _Shell(type(opened.value), tuple(attributes), held, rest)
-    return [_open_inside(attributes[name]) for name in held], shell
+    return [open_objects(attributes[name], _kept) for name in held], shell
 
 
 def _flatten_with_keys(opened: Opened) -> tuple[list[tuple[Any, Any]], _Shell]:

@@ -28,7 +28,7 @@ from repl_fx.passes.merge_modes import MergeResult, merge_modes_
 from repl_fx.running.example_inputs import ExampleInputs
 from repl_fx.running.python_state import StateChanges, changes_noted
 from repl_fx.running.untouched import device_of, outcome_of, own_randomness, untouched
-from repl_fx.tracing.check import CaptureCheck, compare_modes
+from repl_fx.tracing.check import CaptureCheck, check_of
 from repl_fx.tracing.control_flow import match_decisions_
 from repl_fx.tracing.hooks import hooks_followed
 from repl_fx.tracing.lift_modules import Constants
@@ -188,12 +188,7 @@ def check_capture(
     require_module("check_capture", model)
     require_module("check_capture", gm, name="gm")
     inputs = widen_batch(model, ExampleInputs.of(args, kwargs))
-    evaluation, training = compare_modes(model, gm, inputs, seed=seed)
-    return CaptureCheck(
-        evaluation=not evaluation.differences,
-        training=not training.differences,
-        differences=(*evaluation.differences, *training.differences),
-    )
+    return check_of(model, gm, inputs, seed=seed)
 
 
 def _no_autocast(device: torch.device) -> AbstractContextManager[object]:

@@ -6,6 +6,7 @@ import warnings
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from itertools import chain
 from typing import Any
 
 import torch
@@ -112,6 +113,15 @@ def compare_modes(
             # The gradients of a mode are as large as the model; the next mode does without.
             del ours, theirs
             yield check
+
+
+def check_of(
+    model: nn.Module, module: nn.Module, inputs: ExampleInputs, modes: Sequence[bool] = (False, True), *, seed: int = 0
+) -> CaptureCheck:
+    """All that `compare_modes` says in one; evaluation and training count as equal where they are among the modes."""
+    checks = compare_modes(model, module, inputs, modes, seed=seed)
+    found = dict(zip(modes, (check.differences for check in checks), strict=True))
+    return CaptureCheck(found.get(False) == (), found.get(True) == (), tuple(chain.from_iterable(found.values())))
 
 
 def _mode_check(model: nn.Module, differences: tuple[str, ...], step: _Step) -> ModeCheck:

@@ -411,7 +411,6 @@ def truth_for(condition: fx.Node, known: Mapping[str, Any]) -> bool | None:
     """The truth of a condition for example inputs.
 
     Args:
-        condition: a node of a traced graph.
         known: the arguments of the graph, and the constants that the trace made, by name.
 
     Returns:

@@ -173,11 +173,7 @@ def hook_name(hook: Any) -> str:
 
 @contextmanager
 def no_tensor_hooks(stands_aside: Callable[[], bool]) -> Iterator[None]:
-    """Refuse hooks on tensors that a forward registers while it is traced.
-
-    Args:
-        stands_aside: whether the trace is inside a leaf call, which runs as it is.
-    """
+    """Refuse hooks on tensors that a forward registers while it is traced, outside of leaf calls (`stands_aside`)."""
 
     def refusing(name: str, function: Any) -> Any:
         def refuse(*args: Any, **kwargs: Any) -> Any:

@@ -173,12 +173,9 @@ _library = define_operator(
 
 @contextmanager
 def record_leaf_calls(model: nn.Module, calls: LeafCalls) -> Iterator[None]:
-    """Let every leaf module of `model`, and every `torch.autograd.Function`, stand aside.
-
-    Undone on leaving, however the trace ends.
+    """Let every leaf module of `model`, and every `torch.autograd.Function`, stand aside for the time of a trace.
 
     Args:
-        model: its modules are patched one by one for the time of the trace.
         calls: the table to fill; leaves in `calls.inlined` are left alone.
 
     Raises:

@@ -112,9 +112,7 @@ class _Lifter:
         self.calls = calls
         self.constants = constants
         self.graph = fx.Graph()
-        self.paths: dict[nn.Module, str] = {}
-        for path, module in model.named_modules(remove_duplicate=False):
-            self.paths.setdefault(module, path)
+        self.paths = {module: path for path, module in model.named_modules()}
         self.env: dict[fx.Node, Any] = {}
         self.state: dict[str, fx.Node] = {}
 

@@ -70,12 +70,7 @@ class Asked:
 
 @contextmanager
 def unaware_of_export(asked: Asked, *, unaware: bool = True) -> Iterator[None]:
-    """Tell all code but torch's own that no export is going on, for the time of one.
-
-    Args:
-        asked: notes whether anything asked.
-        unaware: with False, nothing is done.
-    """
+    """Tell all code but torch's own that no export is going on, for the time of one, where it is to be `unaware`."""
     own: Any = torch.compiler.is_exporting
 
     def is_exporting() -> bool:

@@ -257,11 +257,7 @@ def _state_unread(model: nn.Module) -> OperatorsSeen:
 
 
 class _LeafTracer(fx.Tracer):
-    """An fx tracer that stops at the same leaves as the other tracers.
-
-    Attributes:
-        modes: the leaves that were called, each with the mode that it was in.
-    """
+    """An fx tracer that stops at the same leaves as the other tracers, and notes the mode that each is in."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -275,11 +271,7 @@ class _LeafTracer(fx.Tracer):
         return is_leaf(m)
 
     def create_node(self, *args: Any, **kwargs: Any) -> fx.Node:
-        """Make a node, unless it is in a region that fx would silently leave out.
-
-        Raises:
-            Untraceable: inside `torch.no_grad` or `torch.autocast`.
-        """
+        """Make a node, or refuse one in a region that fx would silently leave out."""
         if not torch.is_grad_enabled():
             raise Untraceable("fx cannot trace a torch.no_grad region")
         if any(torch.is_autocast_enabled(device) for device in ("cpu", "cuda")):

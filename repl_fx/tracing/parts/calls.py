@@ -24,12 +24,7 @@ from repl_fx.running.example_inputs import ExampleInputs
 
 @dataclass(frozen=True)
 class Blank:
-    """A tensor without its values.
-
-    Attributes:
-        like: on the meta device, with the shape, strides and dtype of the tensor.
-        device: where the tensor was.
-    """
+    """A tensor without its values: one like it on the meta device, and the device that it was on."""
 
     like: Tensor
     device: torch.device

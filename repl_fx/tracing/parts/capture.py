@@ -33,7 +33,7 @@ from repl_fx.running.example_inputs import ExampleInputs, HasInputs
 from repl_fx.running.python_state import OWN_ATTRIBUTES
 from repl_fx.running.untouched import Outcome, outcome_of
 from repl_fx.tracing.capture import TRACERS, capture as capture_whole, trace_by_first, widen_batch
-from repl_fx.tracing.check import STEPS, CaptureCheck, compare_modes
+from repl_fx.tracing.check import STEPS, CaptureCheck, check_of
 from repl_fx.tracing.leaves import is_leaf
 from repl_fx.tracing.model_checks import misfit, obstacle, require_capturable
 from repl_fx.tracing.parts.calls import Call, calls_seen, methods_seen
@@ -146,7 +146,12 @@ def capture_parts(
         eager.insert(0, Eager("", type(model).__name__, obstacles[0]))
     parts = tuple(Part(path, search.parts[path], called[path]) for path in calls if path in called)
     module = assemble(source, search.parts)
-    return CapturedParts(source, module, parts, tuple(eager), _checked(source, module, reference, inputs))
+    # Gradients and buffers too; outputs are equal already.
+    check = check_of(source, module, inputs, [mode for mode in reference if reference[mode].problem is None])
+    if check.differences:
+        lines = [f"with graphs in it, it differs in {line}" for line in check.differences]
+        raise CaptureError(type(model).__name__, lines)
+    return CapturedParts(source, module, parts, tuple(eager), check)
 
 
 def capture_as_called(
@@ -250,21 +255,6 @@ def _observe(
     if problem is not None:
         raise misfit(source, problem, inputs) from problem
     return reference, calls, methods
-
-
-def _checked(
-    source: nn.Module, module: nn.Module, reference: Mapping[bool, Outcome], inputs: ExampleInputs
-) -> CaptureCheck:
-    """Compare gradients and buffers too; outputs are equal already.
-
-    Raises:
-        CaptureError: something differs.
-    """
-    runs = [mode for mode in (False, True) if reference[mode].problem is None]
-    differences = [line for check in compare_modes(source, module, inputs, runs) for line in check.differences]
-    if differences:
-        raise CaptureError(type(source).__name__, [f"with graphs in it, it differs in {line}" for line in differences])
-    return CaptureCheck(evaluation=True, training=True in runs)
 
 
 def _settle(search: Search, reference: Mapping[bool, Outcome], inputs: ExampleInputs) -> dict[str, ExampleInputs]:

@@ -75,7 +75,9 @@ class Search:
         for child_path, child in sorted(children, key=lambda item: -_size(item[1])):
             if id(child) not in self._seen and self._matters(child):
                 self._seen.add(id(child))
-                self._visit(child_path, child)
+                # A container is not called, nor a module that is used in another way.
+                if child_path not in self.calls or not self._try(child_path, child):
+                    self.descend(child_path)
 
     def reject(self, path: str, reason: str) -> None:
         """Take a part out again, and try its children."""
@@ -87,15 +89,10 @@ class Search:
     def require(self, paths: Iterable[str]) -> None:
         """Try exactly the modules at these paths."""
         for path in paths:
-            if path not in self.calls:
+            if path in self.calls:
+                self._try(path, self.source.get_submodule(path))
+            else:
                 self.eager.append(Eager(path, "module", "the model has no such module, or does not call it"))
-                continue
-            self._try(path, self.source.get_submodule(path))
-
-    def _visit(self, path: str, module: nn.Module) -> None:
-        # A container, or a module that is used in another way than by calling it.
-        if path not in self.calls or not self._try(path, module):
-            self.descend(path)
 
     def _matters(self, module: nn.Module) -> bool:
         enough = sum(1 for _ in module.parameters()) >= _FEWEST_PARAMETERS and _size(module) >= self._least
