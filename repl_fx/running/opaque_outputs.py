@@ -9,6 +9,7 @@ constructor.
 from __future__ import annotations
 
 import copy
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, is_dataclass
 from enum import Enum
@@ -79,9 +80,11 @@ def open_objects(value: Any, other: Callable[[Any], Any] = lambda leaf: leaf) ->
 
 def is_object(value: Any) -> bool:
     """Whether pytree takes a value for a leaf although it may have tensors among its attributes, at any depth."""
-    # A symbolic number is a leaf that a graph can return.
+    # A symbolic number is a leaf that a graph can return. A container of a class that pytree does not know cannot be
+    # rebuilt from its attributes.
     plain = isinstance(value, (Tensor, torch.SymInt, torch.SymFloat, torch.SymBool, Opened, nn.Module, type, *PLAIN))
-    return not plain and not callable(value) and hasattr(value, "__dict__")
+    contains = isinstance(value, (dict, list, tuple, set, frozenset, deque))
+    return not plain and not contains and not callable(value) and hasattr(value, "__dict__")
 
 
 def _inside(value: Any, seen: set[int]) -> Iterator[Any]:
@@ -158,6 +161,8 @@ def equal_leaves(ours: Any, theirs: Any) -> bool:
         return bool(((ours == theirs) | (ours.isnan() & theirs.isnan())).all())
     if type(ours) is not type(theirs):
         return False
+    if isinstance(ours, (Mapping, list, tuple)):
+        return same_value(ours, theirs)
     return equal_inside(ours, theirs) if is_object(ours) else bool(ours == theirs)
 
 

@@ -283,7 +283,10 @@ def changes_noted(model: nn.Module) -> Iterator[StateChanges]:
     noted = StateChanges()
     own = model.forward
 
-    def compare(before: PythonState, tree: dict[str, int]) -> None:
+    @contextmanager
+    def compared() -> Iterator[None]:
+        before, tree = PythonState(model), _tree(model)
+        yield
         noted.changes += before.changes(PythonState(model))
         noted.iterators = before.iterators
         after = _tree(model)
@@ -292,15 +295,11 @@ def changes_noted(model: nn.Module) -> Iterator[StateChanges]:
     # Not the module: it is no function of the user's, and its closure no state.
     @wraps(own, assigned=("__name__", "__qualname__", "__doc__"))
     def forward(*args: Any, **kwargs: Any) -> Any:
-        before, tree = PythonState(model), _tree(model)
-        results = own(*args, **kwargs)
-        compare(before, tree)
-        return results
+        with compared():
+            return own(*args, **kwargs)
 
-    before, tree = PythonState(model), _tree(model)
-    with forward_replaced(model, forward):
+    with compared(), forward_replaced(model, forward):
         yield noted
-    compare(before, tree)
 
 
 @contextmanager

@@ -54,21 +54,21 @@ def hooks_followed(model: nn.Module) -> Iterator[None]:
     """
     if global_module_hooks():
         raise _refusal(model, "a hook on all modules is registered")
-    state = PythonState(nn.Module(), values=reached_by_hooks(model))
     watched: list[_Watched] = []
-    for path, module in model.named_modules():
-        if module is not model and is_leaf(module):
-            continue
-        for kind, hook in _hooks_on(module, _BACKWARD):
-            raise _refusal(model, f"{path or 'the model'} has a {kind} ({hook_name(hook)})")
-        for registry, kind in _FORWARD.items():
-            hooks = getattr(module, registry)
-            for key, hook in list(hooks.items()):
-                if getattr(hook, "__module__", None) not in _FOLLOWED:
-                    words = f"{path or 'the model'} has a {kind} ({hook_name(hook)})"
-                    watched.append(_Watched(words, hook, module is model))
-                    hooks[key] = watched[-1]
-    try:
+    with ExitStack() as undone:
+        undone.callback(PythonState(nn.Module(), values=reached_by_hooks(model)).restore)
+        for path, module in model.named_modules():
+            if module is not model and is_leaf(module):
+                continue
+            for kind, hook in _hooks_on(module, _BACKWARD):
+                raise _refusal(model, f"{path or 'the model'} has a {kind} ({hook_name(hook)})")
+            for registry, kind in _FORWARD.items():
+                hooks = getattr(module, registry)
+                for key, hook in list(hooks.items()):
+                    if getattr(hook, "__module__", None) not in _FOLLOWED:
+                        words = f"{path or 'the model'} has a {kind} ({hook_name(hook)})"
+                        watched.append(_Watched(words, hook, module is model))
+                        undone.enter_context(patch.dict(hooks, {key: watched[-1]}))
         yield
         for hook in watched:
             if not hook.called and hook.of_the_model:
@@ -77,12 +77,6 @@ def hooks_followed(model: nn.Module) -> Iterator[None]:
                 raise _refusal(model, f"{hook.words} that changes no value")
             if hook.state:
                 raise _refusal(model, f"{hook.words} that keeps {hook.state[0].path}")
-    finally:
-        state.restore()
-        for module in model.modules():
-            for registry in _FORWARD:
-                hooks = getattr(module, registry)
-                hooks.update({key: hook.own for key, hook in hooks.items() if isinstance(hook, _Watched)})
 
 
 class _Watched:

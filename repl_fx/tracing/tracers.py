@@ -94,7 +94,9 @@ def trace_by_export(
                 ):
                     program = torch.export.export(model, args, kwargs, dynamic_shapes=shapes, strict=False)
             except (Untraceable, ForeignError) as problem:
-                if calls.inlined != inlined and _caused_by(problem, LeafNotOpaque):
+                if calls.inlined != inlined and any(
+                    LeafNotOpaque.__name__ in repr(cause) for cause in causes_of(problem)
+                ):
                     inlined.update(calls.inlined)
                 elif asked.yes:
                     aware = True
@@ -278,6 +280,12 @@ class _LeafTracer(fx.Tracer):
             raise Untraceable("fx cannot trace a torch.autocast region")
         return super().create_node(*args, **kwargs)
 
+    def create_arg(self, a: Any) -> Any:
+        """An argument or result as fx writes it, but for a container that fx would put a plain one in the place of."""
+        if isinstance(a, (dict, list)) and pytree.tree_structure(a).is_leaf():
+            raise Untraceable(f"fx cannot keep a {type(a).__name__}, a container of a class of its own")
+        return super().create_arg(a)
+
     def autograd_call(self, function: type[torch.autograd.Function], apply: Callable[..., Any]) -> Callable[..., Any]:
         """The stand-in for `apply`: fx would trace into the forward, and lose the backward."""
 
@@ -287,7 +295,3 @@ class _LeafTracer(fx.Tracer):
             return apply(*args)
 
         return call
-
-
-def _caused_by(problem: BaseException, kind: type[BaseException]) -> bool:
-    return any(isinstance(cause, kind) or kind.__name__ in str(cause) for cause in causes_of(problem))

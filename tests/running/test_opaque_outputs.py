@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch.utils import _pytree as pytree
 
-from repl_fx.running.opaque_outputs import is_object, open_objects, same_value
+from repl_fx.running.opaque_outputs import equal_leaves, is_object, open_objects, same_value
 
 
 class Holder:
@@ -85,3 +85,14 @@ class Output:
 )
 def test_the_same_value(ours: Any, theirs: Any, same: bool) -> None:
     assert same_value(ours, theirs) is same
+
+
+class Entries(dict[str, Any]):
+    """A mapping of a class that pytree does not know."""
+
+
+def test_a_container_of_a_class_of_its_own_is_compared_and_not_opened() -> None:
+    ours, theirs = Entries(x=X), Entries(x=X + 1)
+    assert not is_object(ours)
+    assert equal_leaves(ours, Entries(x=X.clone())) and not equal_leaves(ours, theirs)
+    assert same_value([ours], [Entries(x=X.clone())]) and not same_value([ours], [theirs])

@@ -52,7 +52,7 @@ class Call:
     @classmethod
     def of(cls, inputs: ExampleInputs, training: bool) -> Call:
         """Describe a call; none of its tensors is kept."""
-        blank = inputs.map(_blank)
+        blank = inputs.map(lambda t: Blank(torch.empty_like(t.detach(), device="meta"), t.device))
         leaves, structure = pytree.tree_flatten((blank.args, blank.kwargs))
         return cls(structure, tuple(leaves), training)
 
@@ -146,10 +146,6 @@ def methods_seen(model: nn.Module, found: dict[str, list[str]]) -> Iterator[None
         yield
     finally:
         sys.setprofile(before)
-
-
-def _blank(tensor: Tensor) -> Blank:
-    return Blank(torch.empty_like(tensor.detach(), device="meta"), tensor.device)
 
 
 def _a(noun: str) -> str:
