@@ -14,12 +14,12 @@ from functools import partial
 from typing import Any
 
 import torch
-from torch import Tensor, fx, nn
+from torch import fx, nn
 
 from repl_fx._torch import fixed_size
 from repl_fx.arguments import require_module
 from repl_fx.errors import CaptureError, ForeignError, Untraceable
-from repl_fx.graph.captured import CapturedModule, copy_model, fake_mode_of, share_tensors, traced_constant
+from repl_fx.graph.captured import CapturedModule, copy_model, fake_mode_of, is_tensor, share_tensors, traced_constant
 from repl_fx.graph.gc_pause import collection_paused
 from repl_fx.graph.signature import BoundInputs, bind_arguments
 from repl_fx.passes.driver import run_passes
@@ -234,9 +234,8 @@ def _module_tree(model: nn.Module, graphs: Iterable[fx.Graph]) -> nn.Module:
 
 
 def _dynamic_dims(gm: fx.GraphModule) -> dict[str, tuple[int, ...]]:
-    dims = {}
-    for node in gm.graph.nodes:
-        if node.op == "placeholder" and isinstance(node.meta.get("val"), Tensor):
-            shape = node.meta["val"].shape
-            dims[str(node.target)] = tuple(i for i, size in enumerate(shape) if fixed_size(size) is None)
-    return dims
+    inputs = [node for node in gm.graph.nodes if node.op == "placeholder" and is_tensor(node)]
+    shapes = {str(node.target): node.meta["val"].shape for node in inputs}
+    return {
+        name: tuple(i for i, size in enumerate(shape) if fixed_size(size) is None) for name, shape in shapes.items()
+    }

@@ -288,11 +288,7 @@ class _Joiner:
 
 
 def match_decisions_(train: fx.Graph, evaluation: fx.Graph) -> None:
-    """Give the graph of evaluation mode the decisions of training mode, which never skip there.
-
-    Args:
-        train: a graph with decisions, or without; changed in place, so that decisions read the mode.
-        evaluation: the graph of the same model in evaluation mode; changed in place.
+    """Give the graph of evaluation mode the decisions of training mode; in both they read the mode, and skip in one.
 
     Raises:
         Untraceable: evaluation mode decides otherwise, or computes a layer that may be skipped in another way.

@@ -86,7 +86,6 @@ def lines_around(model: nn.Module, parts: Collection[str]) -> Iterator[str]:
     are the numbers and words that no method but `__init__` assigns.
 
     Args:
-        model: with the parts in it.
         parts: paths of modules that are left out, with all that is in them.
     """
     kinds: set[Any] = {type(module) for module in model.modules()}

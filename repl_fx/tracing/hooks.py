@@ -46,8 +46,7 @@ _DROPPED: tuple[tuple[Any, str], ...] = (
 def hooks_followed(model: nn.Module) -> Iterator[None]:
     """Trace through forward hooks that change a value and do nothing else; refuse other hooks that would be dropped.
 
-    Args:
-        model: state that its hooks change meanwhile is put back.
+    State that hooks change meanwhile is put back.
 
     Raises:
         CaptureError: names the hook and its module.

@@ -162,21 +162,16 @@ class LeafNotOpaque(RuntimeError):
 _recording: list[LeafCalls] = []
 
 
-def _leaf_call(tensors: list[Tensor], symbols: list[Any], index: int) -> list[Tensor]:
-    return _recording[-1].run(index, tensors, symbols)
-
-
 _library = define_operator(
-    "repl_fx", "leaf_call(Tensor[] tensors, SymInt[] symbols, int index) -> Tensor[]", _leaf_call
+    "repl_fx",
+    "leaf_call(Tensor[] tensors, SymInt[] symbols, int index) -> Tensor[]",
+    lambda tensors, symbols, index: _recording[-1].run(index, tensors, symbols),
 )
 
 
 @contextmanager
 def record_leaf_calls(model: nn.Module, calls: LeafCalls) -> Iterator[None]:
-    """Let every leaf module of `model`, and every `torch.autograd.Function`, stand aside for the time of a trace.
-
-    Args:
-        calls: the table to fill; leaves in `calls.inlined` are left alone.
+    """Let every leaf of `model` but `calls.inlined`, and every `torch.autograd.Function`, stand aside for a trace.
 
     Raises:
         Untraceable: one of these has hooks.

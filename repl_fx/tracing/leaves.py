@@ -18,6 +18,7 @@ from torch import nn
 
 _NAMES = frozenset({"training", "dropout", "random", "bernoulli", "multinomial", "poisson", "fork_rng", "rrelu"})
 _PARTS = ("rand", "dropout", "droppath", "drop_path", "uniform", "normal_", "exponential", "geometric_", "cauchy_")
+_NOT_IN_FORWARD = ("__init__", "extra_repr", "train")
 # How deep functions that a forward calls are looked into.
 _DEEPEST = 4
 
@@ -56,11 +57,8 @@ def may_vary(kind: type[nn.Module]) -> bool:
     if not isinstance(forward, FunctionType):
         return True
     seen: set[CodeType] = set()
-    return any(_names(function, seen, 0) for function in (*own, forward) if _runs_in_forward(function))
-
-
-def _runs_in_forward(function: Any) -> bool:
-    return isinstance(function, FunctionType) and function.__name__ not in ("__init__", "extra_repr", "train")
+    running = (f for f in (*own, forward) if isinstance(f, FunctionType) and f.__name__ not in _NOT_IN_FORWARD)
+    return any(_names(function, seen, 0) for function in running)
 
 
 def _names(function: FunctionType, seen: set[CodeType], depth: int) -> bool:

@@ -27,9 +27,7 @@ def require_settled(model: nn.Module, changes: StateChanges, inputs: ExampleInpu
 
     An activation that is kept for the user has no part; a table that is made when it is first needed does not move.
 
-    Args:
-        model: it is run three times on copies of the inputs, and is not changed.
-        changes: of a trace; without any, the model is not run.
+    The model is run three times on copies of the inputs, and not at all where a trace made no changes.
 
     Raises:
         CaptureError: names the state, with the line of the model that changes it.

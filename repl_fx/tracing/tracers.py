@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 from unittest.mock import patch
@@ -206,7 +206,9 @@ def trace_by_fx(
         (assigned := BufferAssignments()).noted(model, lambda module: False),
         foreign_code(),
     ):
-        traced = tracer.trace(model, {**_defaults(model, given), **fixed})
+        defaults = {n: p.default for n, p in inspect.signature(model.forward).parameters.items() if n not in given}
+        omitted = {n: v for n, v in defaults.items() if v is not inspect.Parameter.empty and not isinstance(v, Tensor)}
+        traced = tracer.trace(model, {**omitted, **fixed})
     if any(leaf.training is not training for leaf, training in tracer.modes):
         raise Untraceable("fx cannot call a module in another mode than the forward leaves it in")
     if assigned.buffers:
@@ -236,12 +238,6 @@ def trace_by_fx(
         vars(holder)[attribute] = holder._buffers.pop(attribute)
     positional = BoundInputs(ExampleInputs(tuple(given.values())), inputs.arguments)
     return trace_by_export(plain, positional, constants, whole=whole)
-
-
-def _defaults(model: nn.Module, passed: Collection[str]) -> dict[str, Any]:
-    parameters = inspect.signature(model.forward).parameters.values()
-    defaults = {p.name: p.default for p in parameters if p.default is not p.empty and not isinstance(p.default, Tensor)}
-    return {name: value for name, value in defaults.items() if name not in passed}
 
 
 def _state_unread(model: nn.Module) -> OperatorsSeen:

@@ -93,7 +93,8 @@ def obstacle_of(calls: Sequence[Call]) -> str | None:
     for call in calls:
         for leaf in call.leaves:
             if not isinstance(leaf, Blank) and not is_writable(leaf):
-                return f"it is called with {_a(type(leaf).__name__)}"
+                kind = type(leaf).__name__
+                return f"it is called with {'an' if kind[0].lower() in 'aeiou' else 'a'} {kind}"
         if not calls[0].fits(call):
             return "its calls differ in more than the sizes of tensors"
     return None
@@ -146,10 +147,6 @@ def methods_seen(model: nn.Module, found: dict[str, list[str]]) -> Iterator[None
         yield
     finally:
         sys.setprofile(before)
-
-
-def _a(noun: str) -> str:
-    return f"an {noun}" if noun[:1].lower() in "aeiou" else f"a {noun}"
 
 
 def _methods(kind: type) -> Iterator[tuple[str, CodeType]]:

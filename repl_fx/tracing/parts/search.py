@@ -130,6 +130,7 @@ class Search:
 
 def keep_attributes(source: nn.Module, gm: CapturedModule) -> None:
     """Let the graph have the plain attributes of its source: code outside reads `backbone.out_channels`."""
+    containers = dict(gm.named_modules(remove_duplicate=False))
     for path, module in source.named_modules():
         plain = {
             name: value
@@ -138,13 +139,8 @@ def keep_attributes(source: nn.Module, gm: CapturedModule) -> None:
         }
         if not path:
             gm.meta["attributes"] = plain
-            continue
-        try:
-            container = gm.get_submodule(path)
-        except AttributeError:
-            continue
         # The modules that the graph calls have theirs.
-        if type(container) is nn.Module:
+        elif type(container := containers.get(path)) is nn.Module:
             container.__dict__.update({name: v for name, v in plain.items() if name not in container.__dict__})
 
 
