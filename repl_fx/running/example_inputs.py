@@ -30,14 +30,9 @@ class ExampleInputs:
         return cls(tuple(args), dict(kwargs or {}))
 
     @property
-    def leaves(self) -> list[Any]:
-        """The flattened arguments."""
-        return pytree.tree_leaves((self.args, self.kwargs))
-
-    @property
     def tensors(self) -> list[Tensor]:
         """The tensors among the flattened arguments."""
-        return [leaf for leaf in self.leaves if isinstance(leaf, Tensor)]
+        return [leaf for leaf in pytree.tree_leaves((self.args, self.kwargs)) if isinstance(leaf, Tensor)]
 
     @property
     def batch(self) -> int:

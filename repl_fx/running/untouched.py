@@ -121,9 +121,7 @@ class Outcome:
 def outcome_of(model: nn.Module, inputs: ExampleInputs, training: bool, *, steps: int = 1) -> Outcome:
     """Run a model for its outputs alone, under one seed in each step; it and the inputs stay as they are.
 
-    Args:
-        inputs: the model gets copies, which it may change.
-        steps: state that a forward changes shows in the second.
+    State that a forward changes shows in the second step.
     """
     outputs = []
     with untouched(model, buffers=True), in_mode(model, training), seeded(device_of(model, inputs), 0):

@@ -59,13 +59,13 @@ def hooks_followed(model: nn.Module) -> Iterator[None]:
         for path, module in model.named_modules():
             if module is not model and is_leaf(module):
                 continue
-            for kind, hook in _hooks_on(module, _BACKWARD):
-                raise _refusal(model, f"{path or 'the model'} has a {kind} ({hook_name(hook)})")
-            for registry, kind in _FORWARD.items():
+            for registry, kind in (_BACKWARD | _FORWARD).items():
                 hooks = getattr(module, registry)
                 for key, hook in list(hooks.items()):
+                    words = f"{path or 'the model'} has a {kind} ({hook_name(hook)})"
+                    if registry in _BACKWARD:
+                        raise _refusal(model, words)
                     if getattr(hook, "__module__", None) not in _FOLLOWED:
-                        words = f"{path or 'the model'} has a {kind} ({hook_name(hook)})"
                         watched.append(_Watched(words, hook, module is model))
                         undone.enter_context(patch.dict(hooks, {key: watched[-1]}))
         yield

@@ -25,11 +25,7 @@ from repl_fx.graph.runtime import check_least
 
 @contextmanager
 def size_questions(least: dict[str, int]) -> Iterator[None]:
-    """Note the smallest value of symbolic sizes for which a trace holds, where the model asks about them meanwhile.
-
-    Args:
-        least: filled with 2 for each size, by the name of its symbol, for which 1 has another answer.
-    """
+    """Set `least` to 2 for each size, by the name of its symbol, of which the model asks what 1 answers otherwise."""
     kind: Any = torch.SymBool
     own = kind.__bool__
 
