@@ -60,7 +60,7 @@ def hooks_followed(model: nn.Module) -> Iterator[None]:
             if module is not model and is_leaf(module):
                 continue
             for registry, kind in (_BACKWARD | _FORWARD).items():
-                hooks = getattr(module, registry)
+                hooks = getattr(module, registry, None) or {}
                 for key, hook in list(hooks.items()):
                     words = f"{path or 'the model'} has a {kind} ({hook_name(hook)})"
                     if registry in _BACKWARD:
@@ -79,12 +79,7 @@ def hooks_followed(model: nn.Module) -> Iterator[None]:
 
 
 class _Watched:
-    """Runs a hook, and notes what it does besides computing.
-
-    Attributes:
-        changed_a_value: the hook returned something in the place of an argument or a result.
-        state: changes to the Python state that the hook can reach.
-    """
+    """Runs a hook, and notes whether it gave another value, and what it changed of the state that it can reach."""
 
     def __init__(self, words: str, own: Callable[..., Any], of_the_model: bool) -> None:
         self.words = words

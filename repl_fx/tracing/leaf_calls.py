@@ -45,7 +45,6 @@ class LeafCall:
 
     Attributes:
         run: makes the call itself, past the stand-in.
-        training: the mode that the module was in.
         leaves: the flattened arguments; tensors and SymInts as placeholders, constants as they were.
         arguments: structure of (args, kwargs).
         result: structure of the result; None until the call has run.

@@ -28,7 +28,6 @@ _WRAPPERS = ("torch.nn.parallel", "torch.distributed.fsdp")
 _QUANTISED = ("torch.ao.nn.quantized", "torch.ao.nn.intrinsic.quantized", "torchao.")
 # Live in such a package, and are of models that can be quantised and are not yet.
 _FLOATING = ("FloatFunctional", "FXFloatFunctional")
-_SHARDED = "torch.distributed"
 
 # Remedies, by words of the messages that call for them.
 _ADVICE = {
@@ -159,7 +158,7 @@ def _tensor_in_the_way(model: nn.Module, inputs: Sequence[Tensor]) -> str | None
             return f"is lazy: {name} has no shape before the first forward; run the model once, then give it"
         if tensor.is_quantized or _comes_from(type(tensor), _QUANTISED):
             return f"is quantised ({name}); transform the model in floating point, and quantise the result"
-        if _comes_from(type(tensor), (_SHARDED,)):
+        if _comes_from(type(tensor), ("torch.distributed",)):
             return f"is sharded ({name}); give the model as it was before, and shard the result"
         if tensor.layout is not torch.strided:
             layout = str(tensor.layout).removeprefix("torch.")

@@ -53,10 +53,9 @@ def trace_by_export(
     dims: Callable[[Tensor], tuple[int, ...]] = dynamic_dims,
     whole: bool = True,
 ) -> fx.Graph:
-    """Trace with torch.export and lift the leaf calls.
+    """Trace with torch.export, in the mode that the model is in, and lift the leaf calls.
 
     Args:
-        model: any module, in the mode to trace.
         constants: collects the tensors that the trace makes.
         dims: picks the sizes of an input that are dynamic where the model agrees.
         whole: the inputs are the user's own. Those of a part come from eager code, which takes other ways by itself.

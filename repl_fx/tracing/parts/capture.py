@@ -159,9 +159,7 @@ def capture_as_called(
 ) -> CapturedParts:
     """Capture modules of a model on inputs that are known already: the model is not run, and nothing is compared.
 
-    Args:
-        calls: inputs of each module, by path.
-        tracers: the tracer that took each module before, by path.
+    Each is given, by path, with its inputs and with the name of the tracer that took it before.
 
     Raises:
         CaptureError: a module cannot be captured on these inputs.
