@@ -132,11 +132,16 @@ def foreign_code() -> Iterator[None]:
         raise ForeignError(problem) from problem
 
 
+def is_own_code(module: object) -> bool:
+    """Whether a module is repl-fx's, by its name."""
+    return str(module).startswith("repl_fx.")
+
+
 def _raised_here(trace: TracebackType | None) -> bool:
     """Whether the innermost frame of a traceback is repl-fx's."""
     while trace is not None and trace.tb_next is not None:
         trace = trace.tb_next
-    return trace is not None and str(trace.tb_frame.f_globals.get("__name__")).startswith("repl_fx.")
+    return trace is not None and is_own_code(trace.tb_frame.f_globals.get("__name__"))
 
 
 class BrokenGraph(Exception):

@@ -9,7 +9,7 @@ from itertools import chain
 
 from torch import fx
 
-from repl_fx.errors import ForeignError, PlanMismatch, foreign_code
+from repl_fx.errors import BrokenGraph, ForeignError, PlanMismatch, is_own_code, one_line
 from repl_fx.passes.batch_syntheses import batch_syntheses_
 from repl_fx.passes.driver import run_passes
 from repl_fx.passes.replace_blocks import replace_blocks
@@ -18,6 +18,7 @@ from repl_fx.plan import Plan, Refusal, Replacement
 from repl_fx.planning.check_training import TrainingCheck
 from repl_fx.planning.part_repeats import PartRepeats
 from repl_fx.running.example_inputs import ExampleInputs
+from repl_fx.surrogates import make_surrogate
 from repl_fx.surrogates.shared.site import surrogate_path
 from repl_fx.tracing.parts.capture import CapturedParts
 
@@ -64,7 +65,12 @@ class Trials:
     def graphs(self, plan: Plan) -> dict[str, fx.GraphModule]:
         """The graphs that a plan makes; made already where it was the last to pass."""
         replacements, graphs = self._passed
-        return graphs if replacements == plan.replacements else apply_plan(self.parts, plan)
+        if replacements == plan.replacements:
+            return graphs
+        try:
+            return apply_plan(self.parts, plan)
+        except ForeignError as failed:
+            raise failed.problem from None
 
     def require(self, plan: Plan) -> None:
         """Try a plan that is not to be changed.
@@ -123,12 +129,16 @@ class Trials:
 
     def _try(self, replacements: tuple[Replacement, ...]) -> str | None:
         keys = ", ".join(dict.fromkeys(replacement.surrogate for replacement in replacements))
+        # A surrogate of a package that cannot be built here is refused like one that cannot be trained; where one of
+        # repl-fx's own cannot, that is a defect.
         try:
-            # A surrogate may be a package's; one that cannot be built here is refused like one that cannot be trained.
-            with foreign_code():
-                graphs = apply_plan(self.parts, Plan(replacements, (), "", self.seed))
+            graphs = apply_plan(self.parts, Plan(replacements, (), "", self.seed))
         except ForeignError as problem:
             return f"{keys} cannot be built here: {problem}"
+        except (BrokenGraph, PlanMismatch) as problem:
+            if all(is_own_code(make_surrogate(r.surrogate, r.settings).build.__module__) for r in replacements):
+                raise
+            return f"{keys} cannot be built here: {one_line(problem)}"
         removed, made = {}, {}
         for name in (replacement.block for replacement in replacements):
             part = next(part for part in self.parts if name in part.blocks)
