@@ -15,7 +15,7 @@ from contextlib import contextmanager
 
 from torch import Tensor, fx, nn
 
-from repl_fx._torch import no_buffer_hooks
+from repl_fx._torch import buffer_hooks_restored
 from repl_fx.errors import Untraceable
 from repl_fx.graph.kinds import dtype_name
 from repl_fx.graph.runtime import assign_buffer
@@ -57,7 +57,8 @@ class BufferAssignments:
         aside = {path: module for path, module in model.named_modules() if module not in modules}
         own = {module: {name: id(buffer) for name, buffer in module._buffers.items()} for module in aside.values()}
         self.buffers, self.values, self.reshaped = [], [], {}
-        with no_buffer_hooks():
+        with buffer_hooks_restored() as hooks:
+            hooks.clear()
             yield
             for path, module in aside.items():
                 if own[module] != {name: id(buffer) for name, buffer in module._buffers.items()}:
