@@ -19,7 +19,7 @@ import operator
 
 from torch import fx
 
-from repl_fx.graph.captured import add_module, drop_dead, get_attr, unique_name
+from repl_fx.graph.captured import drop_dead, get_attr, unique_name
 from repl_fx.passes.driver import Result
 from repl_fx.surrogates.shared.synthesis import BlendingSynthesis, SynthesisBatch
 
@@ -40,7 +40,7 @@ def batch_syntheses_(gm: fx.GraphModule) -> Result:
     batch = SynthesisBatch(members, [len(node.args) for node in nodes])
     batch.train(gm.training)
     path = f"surrogates.{unique_name(gm.get_submodule('surrogates'), 'together')}"
-    add_module(gm, path, batch)
+    gm.add_submodule(path, batch)
     # Before all else: the first of them may be in a layer that training may skip.
     with gm.graph.inserting_before(next(n for n in gm.graph.nodes if n.op != "placeholder")):
         given: list[fx.Node] = []

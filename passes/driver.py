@@ -59,16 +59,6 @@ class Run:
     graph_module: fx.GraphModule
     results: tuple[Result, ...]
 
-    @property
-    def modified(self) -> bool:
-        """Whether any pass modified the graph."""
-        return any(result.modified for result in self.results)
-
-    @property
-    def refusals(self) -> tuple[Refusal, ...]:
-        """The refusals of all passes."""
-        return tuple(refusal for result in self.results for refusal in result.refusals)
-
     def of(self, kind: type[R]) -> R:
         """The result of the pass that returns this kind of result."""
         return next(result for result in self.results if isinstance(result, kind))

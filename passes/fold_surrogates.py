@@ -18,13 +18,13 @@ from torch import Tensor, fx
 from repl_fx.errors import NotFoldable
 from repl_fx.graph.captured import (
     CapturedModule,
-    add_buffer,
     attribute,
     copy_graph,
     drop_dead,
     erase_dead,
     get_attr,
     has_effect,
+    unique_name,
 )
 from repl_fx.graph.state import prune_state_, used_by
 from repl_fx.passes.driver import Result
@@ -53,15 +53,13 @@ def fold_surrogates(gm: fx.GraphModule) -> Result:
     constants = _constant_nodes(result, syntheses)
     values: dict[fx.Node, Any] = {}
     for node in constants:
-        for user in list(node.users):
-            if user in constants or not isinstance(_evaluate(result, node, values), Tensor):
-                continue
-            path = _store(result, node, values[node])
-            with result.graph.inserting_before(node):
-                constant = get_attr(result, path)
-            constant.meta.update({k: v for k, v in node.meta.items() if k != "val"})
-            node.replace_all_uses_with(constant, delete_user_cb=lambda u: u not in constants, propagate_meta=False)
-            break
+        if constants.keys() >= node.users.keys() or not isinstance(_evaluate(result, node, values), Tensor):
+            continue
+        path = _store(result, node, values[node])
+        with result.graph.inserting_before(node):
+            constant = get_attr(result, path)
+        constant.meta.update({k: v for k, v in node.meta.items() if k != "val"})
+        node.replace_all_uses_with(constant, delete_user_cb=lambda u: u not in constants, propagate_meta=False)
     names = tuple(node.name for node in syntheses)
     erase_dead(result.graph, constants)
     drop_dead(result.graph)
@@ -108,4 +106,7 @@ def _store(gm: CapturedModule, node: fx.Node, value: Tensor) -> str:
         source = next(f for f in source.all_input_nodes if f.op != "get_attr")
     replaced = source.meta.get("replaces")
     parent = surrogate_path(replaced[0]) if replaced else str(source.target).rpartition(".")[0]
-    return add_buffer(gm, parent, "folded", value.detach().clone())
+    owner = gm.get_submodule(parent)
+    name = unique_name(owner, "folded")
+    owner.register_buffer(name, value.detach().clone())
+    return f"{parent}.{name}".lstrip(".")

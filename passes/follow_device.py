@@ -16,8 +16,8 @@ from typing import Any
 import torch
 from torch import fx
 
-from repl_fx.graph.devices import is_device, mentions_device
 from repl_fx.graph.runtime import enter_autocast
+from repl_fx.passes.check_graph import is_device, mentions_device
 from repl_fx.passes.driver import Result
 
 ANCHOR = "device_anchor"

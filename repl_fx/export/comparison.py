@@ -176,11 +176,8 @@ def _in_double(module: nn.Module) -> nn.Module:
     for graph_module in doubled.modules():
         if isinstance(graph_module, fx.GraphModule):
             for node in graph_module.graph.nodes:
-                node.args = fx.node.map_aggregate(node.args, _wider)
-                node.kwargs = fx.node.map_aggregate(node.kwargs, _wider)
+                node.args, node.kwargs = fx.node.map_aggregate(
+                    (node.args, node.kwargs), lambda value: torch.float64 if value is torch.float32 else value
+                )
             graph_module.recompile()
     return doubled
-
-
-def _wider(argument: Any) -> Any:
-    return torch.float64 if argument is torch.float32 else argument

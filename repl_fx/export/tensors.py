@@ -41,12 +41,10 @@ class FlatInputs:
     Attributes:
         given: the inputs, as the module takes them.
         names: one for each tensor: the argument's name, with the path below it where the argument is nested.
-        constants: names of the arguments that are not tensors; they are fixed at export.
     """
 
     given: ExampleInputs
     names: tuple[str, ...]
-    constants: tuple[str, ...]
 
     @property
     def tensors(self) -> tuple[Tensor, ...]:
@@ -98,11 +96,7 @@ def flatten_inputs(module: nn.Module, given: ExampleInputs) -> FlatInputs:
     positions = [index for index, leaf in enumerate(leaves) if isinstance(leaf, Tensor)]
     if not positions:
         raise BadInput(f"the example inputs of {type(module).__name__} hold no tensor")
-    return FlatInputs(
-        given=given,
-        names=unique(named[index] for index in positions),
-        constants=tuple(named[index] for index in range(len(leaves)) if index not in positions),
-    )
+    return FlatInputs(given, unique(named[index] for index in positions))
 
 
 def name_outputs(result: Any) -> tuple[dict[str, Tensor], dict[str, str]]:
@@ -207,6 +201,43 @@ def evaluating(*modules: nn.Module) -> Iterator[None]:
 def batch_size(tensors: Sequence[Tensor]) -> int:
     """Return dimension 0 of the first tensor that has one; 0 when none has."""
     return next((tensor.shape[0] for tensor in tensors if tensor.ndim), 0)
+
+
+def default_batches(traced: int) -> tuple[int, ...]:
+    """Return 1, the batch size of the example inputs, and one that is larger; (0,) where no input has a batch."""
+    return tuple(dict.fromkeys((1, traced, traced + 3))) if traced else (0,)
+
+
+def at_batch(inputs: FlatInputs, batch: int, seed: int) -> FlatInputs:
+    """Return inputs of this batch size: the example's own at its own size, drawn with `seed` at any other.
+
+    Inputs whose dimension 0 is not the batch stay as they are.
+    """
+    traced = batch_size(inputs.tensors)
+    if batch == traced:
+        return inputs
+    generator = torch.Generator().manual_seed(seed)
+    return inputs.map(
+        lambda tensor: draw(tensor, batch, generator) if tensor.ndim and tensor.shape[0] == traced else tensor
+    )
+
+
+def draw(example: Tensor, batch: int, generator: torch.Generator) -> Tensor:
+    """Draw values like the example's for another batch; what looks like a mask is repeated: its pattern matters."""
+    repeated = example[torch.arange(batch) % max(example.shape[0], 1)]
+    if example.dtype == torch.bool or not example.numel():
+        return repeated
+    if example.is_floating_point():
+        finite = example[torch.isfinite(example)].double()
+        if finite.numel() < example.numel() or bool(((finite == finite.min()) | (finite == finite.max())).all()):
+            return repeated
+        noise = torch.randn(repeated.shape, generator=generator, dtype=torch.float64)
+        return (noise * finite.std() + finite.mean()).to(example.dtype)
+    if example.is_complex() or bool(((example == 0) | (example == 1)).all()):
+        return repeated
+    # Only values that were seen: an id, a position or an index out of range has no meaning.
+    seen = example.flatten()
+    return seen[torch.randint(seen.numel(), repeated.shape, generator=generator)]
 
 
 def _output_name(path: Path) -> str:

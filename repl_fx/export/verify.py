@@ -14,13 +14,11 @@ from torch import fx, nn
 
 from repl_fx.arguments import require_module, require_path
 from repl_fx.errors import BadInput, ReplFxError, first_line
-from repl_fx.export.batches import at_batch, default_batches
 from repl_fx.export.comparison import ModelComparison
 from repl_fx.export.layers import LayerDifference, choose_nodes, compare_layers
-from repl_fx.export.noise import quiet
-from repl_fx.export.onnx_model import export_onnx
+from repl_fx.export.onnx_model import export_onnx, quiet
 from repl_fx.export.session import OnnxSession
-from repl_fx.export.tensors import FlatInputs, batch_size, evaluating, flatten_inputs
+from repl_fx.export.tensors import FlatInputs, at_batch, batch_size, default_batches, evaluating, flatten_inputs
 from repl_fx.export.verification import Verification
 from repl_fx.export.weights import Arrays, other_weights, weights_of, with_weights
 from repl_fx.passes.driver import run_passes

@@ -17,7 +17,7 @@ from torch import Tensor, fx, nn
 
 from repl_fx._torch import no_buffer_hooks
 from repl_fx.errors import Untraceable
-from repl_fx.graph.kinds import dtype_name
+from repl_fx.graph.kinds import kind_of
 from repl_fx.graph.runtime import assign_buffer
 
 # The attribute by which nodes reach the graph module itself; see `CapturedModule.graph_root`.
@@ -80,15 +80,11 @@ class BufferAssignments:
                 raise Untraceable(f"the forward of {where} sets its buffer {name} to None")
             if old is not None and (old.dtype != value.dtype or tuple(old.shape) != tuple(value.shape)):
                 self.reshaped[f"{path}.{name}".lstrip(".")] = (
-                    f"the forward of {where} changes the shape or type of its buffer {name}, from {_kind(old)} "
-                    f"to {_kind(value)}; the graph is made for the first"
+                    f"the forward of {where} changes the shape or type of its buffer {name}, from {kind_of(old)} "
+                    f"to {kind_of(value)}; the graph is made for the first"
                 )
             self.buffers.append((path, name))
             self.values.append(value)
-
-
-def _kind(tensor: Tensor) -> str:
-    return f"{dtype_name(tensor.dtype)}{[str(size) for size in tensor.shape]}".replace("'", "")
 
 
 def add_assignments(graph: fx.Graph, buffers: Sequence[tuple[str, str]], values: Sequence[fx.Node]) -> None:

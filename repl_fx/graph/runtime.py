@@ -13,6 +13,11 @@ from repl_fx import _torch
 from repl_fx.errors import BadInput
 
 
+def leaf_call_operator() -> Any:
+    """The operator that stands for a leaf call while a model is traced; no finished graph has it."""
+    return torch.ops.repl_fx.leaf_call.default
+
+
 def select_mode(training: bool, when_training: Any, when_evaluating: Any) -> Any:
     """The one of two values that belongs to the current mode."""
     return when_training if training else when_evaluating

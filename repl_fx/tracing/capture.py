@@ -6,7 +6,6 @@ the largest modules inside a model that can be captured, is `repl_fx.tracing.par
 
 from __future__ import annotations
 
-import copy as copying
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
@@ -19,7 +18,14 @@ from torch import Tensor, fx, nn
 from repl_fx._torch import fixed_size
 from repl_fx.arguments import require_module
 from repl_fx.errors import BadInput, CaptureError, ForeignError, Untraceable, foreign_code
-from repl_fx.graph.captured import CapturedModule, copy_model, fake_mode_of, share_tensors, traced_constant
+from repl_fx.graph.captured import (
+    CapturedModule,
+    container_of,
+    copy_model,
+    fake_mode_of,
+    share_tensors,
+    traced_constant,
+)
 from repl_fx.graph.gc_pause import collection_paused
 from repl_fx.graph.signature import BoundInputs, bind_arguments
 from repl_fx.passes.driver import run_passes
@@ -142,18 +148,16 @@ def _trace_by(
         require_leaves_left(model, changed, is_leaf)
         require_settled(model, changed, inputs, training)
     info = CaptureInfo(type(model).__name__, name, obstacles)
-    gm = _assembled(model, info, graphs, constants, device, pinned)
-    drop_questions_answered_alike_(gm, model, inputs)
-    return gm
+    return _assembled(model, inputs, info, graphs, constants, pinned)
 
 
 @collection_paused()
 def _assembled(
     model: nn.Module,
+    inputs: ExampleInputs,
     info: CaptureInfo,
     graphs: Mapping[bool, fx.Graph],
     constants: Constants,
-    device: torch.device,
     pinned: dict[str, bool],
 ) -> CapturedModule:
     """The module for the graphs of both modes (training and not), with the model's own module tree."""
@@ -165,7 +169,12 @@ def _assembled(
     gm.training = model.training
     gm.meta["pinned"] = pinned
     gm.meta["fake_mode"] = fake_mode_of(gm)
-    run = run_passes(gm, partial(merge_modes_, evaluation=graphs[False]), partial(follow_device_, device=device))
+    run = run_passes(
+        gm,
+        partial(merge_modes_, evaluation=graphs[False]),
+        partial(follow_device_, device=device_of(model, inputs)),
+        partial(drop_questions_answered_alike_, model=model, inputs=inputs),
+    )
     merged = run.of(MergeResult)
     gm.meta["capture"] = replace(info, literals=merged.literals, switches=merged.switches, dynamic=_dynamic_dims(gm))
     return gm
@@ -244,10 +253,7 @@ def _module_tree(model: nn.Module, graphs: Iterable[fx.Graph]) -> nn.Module:
             return memo[id(module)]
         if module in modules:
             return share_tensors(module, memo)
-        container = memo[id(module)] = nn.Module()
-        container.training = module.training
-        for name in ("_parameters", "_buffers", "_non_persistent_buffers_set"):
-            container.__dict__[name] = copying.copy(module.__dict__[name])
+        container = memo[id(module)] = container_of(module)
         for name, child in module._modules.items():
             container._modules[name] = None if child is None else build(child)
         return container

@@ -67,9 +67,9 @@ def _resized(module: nn.Module, gm: CapturedModule, inputs: ExampleInputs) -> Ex
     sizes: dict[str, int] = {}
     tensors: dict[int, Tensor] = {}
     generator = torch.Generator().manual_seed(0)
-    for argument in bind_arguments(module, inputs).arguments:
-        for path, leaf in pytree.tree_flatten_with_path(argument.value)[0]:
-            words = words_for(argument.name, path)
+    for name, given in bind_arguments(module, inputs).arguments.items():
+        for path, leaf in pytree.tree_flatten_with_path(given)[0]:
+            words = words_for(name, path)
             if not isinstance(leaf, Tensor) or words not in shapes:
                 continue
             wanted = []

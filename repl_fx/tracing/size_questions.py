@@ -10,6 +10,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import torch
@@ -17,8 +18,10 @@ from torch import Tensor, fx, nn
 
 from repl_fx._torch import pytree
 from repl_fx.errors import ForeignError, foreign_code
+from repl_fx.graph.captured import copy_graph
 from repl_fx.graph.runtime import check_least, check_shape
 from repl_fx.graph.signature import bind_arguments
+from repl_fx.passes.driver import Result, run_passes
 from repl_fx.running.equality import equal_leaves
 from repl_fx.running.example_inputs import ExampleInputs
 from repl_fx.running.opaque_outputs import open_objects
@@ -53,7 +56,7 @@ def size_questions(least: dict[str, int]) -> Iterator[None]:
         kind.__bool__ = own
 
 
-def drop_questions_answered_alike_(gm: fx.GraphModule, model: nn.Module, inputs: ExampleInputs) -> None:
+def drop_questions_answered_alike_(gm: fx.GraphModule, model: nn.Module, inputs: ExampleInputs) -> Result:
     """Let a graph take a size of 1 again where it computes there what the model does, in both modes.
 
     `is_causal = length > 1` is such a question: whether one token is masked makes no difference.
@@ -62,27 +65,24 @@ def drop_questions_answered_alike_(gm: fx.GraphModule, model: nn.Module, inputs:
         gm: the graph captured from the model; its `check_least` nodes are removed where they are not needed.
         model: it runs on the example inputs, with the sizes asked about narrowed to 1, and is not changed.
         inputs: the example inputs.
+
+    Returns:
+        The graph, with the names of the checks that are gone.
     """
-    checks: dict[str, list[fx.Node]] = {}
+    checks: dict[str, list[str]] = {}
     for node in gm.graph.nodes:
         if node.target is check_least:
-            checks.setdefault(str(_source(node).meta["val"].shape[node.args[1]]), []).append(node)
+            checks.setdefault(str(_source(node).meta["val"].shape[node.args[1]]), []).append(node.name)
     if not checks or device_of(model, inputs).type == "meta":
-        return
+        return Result(gm)
     dims = _dims_of(gm, model, inputs)
-    for symbol, nodes in checks.items():
-        found = [node.args[2] for node in nodes]
-        for node in nodes:
-            node.update_arg(2, 1)
-        gm.recompile()
+    alike: list[str] = []
+    for symbol, names in checks.items():
         asked = {key: sizes.get(symbol, ()) for key, sizes in dims.items()}
-        alike = _same_outputs(gm, model, _narrowed(inputs, asked))
-        for node, least in zip(nodes, found, strict=True):
-            if alike:
-                gm.graph.erase_node(node)
-            else:
-                node.update_arg(2, least)
-        gm.recompile()
+        trial = run_passes(copy_graph(gm, compiled=False), partial(_drop_checks_, names=names)).graph_module
+        if _same_outputs(trial, model, _narrowed(inputs, asked)):
+            alike += names
+    return _drop_checks_(gm, alike)
 
 
 def refused_sizes(gm: fx.GraphModule) -> list[tuple[str, int]]:
@@ -90,12 +90,17 @@ def refused_sizes(gm: fx.GraphModule) -> list[tuple[str, int]]:
     return [(node.args[3], node.args[1]) for node in gm.graph.nodes if node.target is check_least]
 
 
-def refuse_sizes_(gm: fx.GraphModule, refused: Collection[tuple[str, int]]) -> None:
+def refuse_sizes_(gm: fx.GraphModule, refused: Collection[tuple[str, int]]) -> Result:
     """Let a graph refuse no more than another graph of its model did, whose example inputs the model runs on."""
-    for node in list(gm.graph.nodes):
-        if node.target is check_least and (node.args[3], node.args[1]) not in refused:
+    checks = gm.graph.find_nodes(op="call_function", target=check_least)
+    return _drop_checks_(gm, [node.name for node in checks if (node.args[3], node.args[1]) not in refused])
+
+
+def _drop_checks_(gm: fx.GraphModule, names: Collection[str]) -> Result:
+    for node in gm.graph.find_nodes(op="call_function", target=check_least):
+        if node.name in names:
             gm.graph.erase_node(node)
-    gm.recompile()
+    return Result(gm, tuple(names))
 
 
 def _source(check: fx.Node) -> fx.Node:
@@ -106,7 +111,7 @@ def _source(check: fx.Node) -> fx.Node:
 
 def _dims_of(gm: fx.GraphModule, model: nn.Module, inputs: ExampleInputs) -> dict[int, dict[str, tuple[int, ...]]]:
     """For each input tensor, by its id, the dimensions that have a size, by the name of its symbol."""
-    given = bind_arguments(model, inputs).values
+    given = bind_arguments(model, inputs).arguments
 
     def value(node: Any) -> Any:
         if not isinstance(node, fx.Node):

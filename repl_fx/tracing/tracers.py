@@ -209,7 +209,7 @@ def trace_by_fx(
         constants: collects the tensors that the trace makes.
         whole: see `trace_by_export`.
     """
-    given = inputs.values
+    given = inputs.arguments
     fixed = {n: v for n, v in given.items() if not any(isinstance(leaf, Tensor) for leaf in pytree.tree_leaves(v))}
     tracer = _LeafTracer()
     # fx warns that it cannot assert that an odd constant stays what it was; `check_constant` does.

@@ -11,8 +11,6 @@ from torch import fx, nn
 
 from repl_fx.graph.captured import (
     CapturedModule,
-    add_buffer,
-    add_module,
     attribute,
     copy_graph,
     drop_dead,
@@ -71,10 +69,8 @@ def test_effects_and_dead_nodes(gm: fx.GraphModule) -> None:
 
 def test_names_and_places(gm: fx.GraphModule) -> None:
     assert unique_name(gm, "fc") == "fc_1" and unique_name(gm, "new") == "new"
-    add_module(gm, "one.two", nn.ReLU())
+    gm.add_submodule("one.two", nn.ReLU())
     assert isinstance(attribute(gm, "one.two"), nn.ReLU)
-    assert add_buffer(gm, "one", "b", torch.ones(1)) == "one.b"
-    assert add_buffer(gm, "one", "b", torch.ones(1)) == "one.b_1"
     with gm.graph.inserting_before(call(gm, "fc")):
         node = get_attr(gm, "fc.weight")
     assert node.meta["val"].shape == (8, 8) and type(node.meta["val"]) is not nn.Parameter

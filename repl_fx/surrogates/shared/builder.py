@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from repl_fx._torch import fake_of, pytree
-from repl_fx.graph.captured import add_module, copy_graph, get_attr, has_attribute, unique_name
+from repl_fx.graph.captured import copy_graph, get_attr, has_attribute, unique_name
 from repl_fx.surrogates.shared.site import NodeCall, Site, call_on_fakes, surrogate_path
 from repl_fx.surrogates.shared.synthesis import Synthesis
 
@@ -106,7 +106,7 @@ class Builder(Site):
         if has_attribute(self._made, path):
             path = f"{self.path}.{unique_name(self._made.get_submodule(self.path), name)}"
         module.train(self._made.training)
-        add_module(self._made, path, module)
+        self._made.add_submodule(path, module)
         return path
 
     def call_module(self, path: str, *args: Any) -> fx.Node:
