@@ -24,12 +24,12 @@ from repl_fx.errors import BadInput, ExportError, ForeignError, OutputError, fir
 from repl_fx.export.lowering import lower_
 from repl_fx.export.optimizing import optimize_
 from repl_fx.export.stateless import drop_updates_
-from repl_fx.export.tensors import FlatInputs, FlatModule, evaluating, flatten_inputs, name_outputs
+from repl_fx.export.tensors import FlatInputs, FlatModule, flatten_inputs, name_outputs
 from repl_fx.export.translations import TRANSLATIONS
 from repl_fx.passes.driver import run_passes
 from repl_fx.passes.fold_surrogates import fold_surrogates
 from repl_fx.running.example_inputs import ExampleInputs
-from repl_fx.running.untouched import untouched
+from repl_fx.running.untouched import device_of, in_mode, untouched
 from repl_fx.tracing.dynamic_shapes import auto_shapes, batch_dims, dynamic_dims
 from repl_fx.tracing.parts.capture import graphs_in
 
@@ -106,8 +106,9 @@ def export_onnx(
         source = run_passes(gm, fold_surrogates, drop_updates_, lower_).graph_module
     # A forward that counts its calls or moves a buffer runs for the names of the outputs, and for the trace.
     kept = untouched(gm, buffers=True, parameters=True)
-    with kept, evaluating(gm, source), torch.no_grad(), quiet():
-        inputs = _on_device_of(source, flatten_inputs(source, given))
+    with kept, in_mode(gm, False), in_mode(source, False), torch.no_grad(), quiet():
+        device = device_of(source, given)
+        inputs = flatten_inputs(source, given.map(lambda tensor: tensor.to(device)))
         if all(tensor.shape[0] < 2 for tensor in inputs.tensors if tensor.ndim):
             raise BadInput("the example inputs have a batch of 1, which the export would fix; give 2 or more")
         program = _convert(source, inputs, _output_names(source, inputs), opset)
@@ -281,13 +282,6 @@ def _check_opset(opset: int | None) -> None:
     newest = onnx.defs.onnx_opset_version()
     if opset is not None and not 1 <= opset <= newest:
         raise BadInput(f"opset {opset} does not exist: the installed onnx knows 1 to {newest}")
-
-
-def _on_device_of(module: nn.Module, inputs: FlatInputs) -> FlatInputs:
-    weight = next(iter((*module.parameters(), *module.buffers())), None)
-    if weight is None:
-        return inputs
-    return inputs.map(lambda tensor: tensor.to(weight.device))
 
 
 def _explain(source: nn.Module, failure: Exception) -> str:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import enum
 import inspect
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass, fields, is_dataclass, replace
 from typing import Any
 
@@ -182,20 +181,6 @@ class FlatModule(nn.Module):
             results.append(tensor.clone() if id(tensor) in named else tensor)
             named.add(id(tensor))
         return tuple(results)
-
-
-@contextmanager
-def evaluating(*modules: nn.Module) -> Iterator[None]:
-    """Put modules and all their children in eval mode, and give each its own mode back afterwards."""
-    modes = [(child, child.training) for module in modules for child in module.modules()]
-    try:
-        for child, _ in modes:
-            child.training = False
-        yield
-    finally:
-        # In reverse, so that a child of two of the modules gets the mode that was recorded first.
-        for child, training in reversed(modes):
-            child.training = training
 
 
 def batch_size(tensors: Sequence[Tensor]) -> int:

@@ -18,12 +18,13 @@ from repl_fx.export.comparison import ModelComparison
 from repl_fx.export.layers import LayerDifference, choose_nodes, compare_layers
 from repl_fx.export.onnx_model import export_onnx, quiet
 from repl_fx.export.session import OnnxSession
-from repl_fx.export.tensors import FlatInputs, at_batch, batch_size, default_batches, evaluating, flatten_inputs
+from repl_fx.export.tensors import FlatInputs, at_batch, batch_size, default_batches, flatten_inputs
 from repl_fx.export.verification import Verification
 from repl_fx.export.weights import Arrays, other_weights, weights_of, with_weights
 from repl_fx.passes.driver import run_passes
 from repl_fx.passes.fold_surrogates import fold_surrogates
 from repl_fx.running.example_inputs import ExampleInputs
+from repl_fx.running.untouched import in_mode
 
 
 def verify_onnx(
@@ -80,7 +81,7 @@ def verify_onnx(
         _require_sizes(batches)
     session = OnnxSession(Path(path))
     module = _on_cpu(gm)
-    with evaluating(module), torch.no_grad(), quiet():
+    with in_mode(module, False), torch.no_grad(), quiet():
         inputs = flatten_inputs(module, given.map(lambda tensor: tensor.detach().cpu()))
         paired = session.check_inputs(inputs)
         traced = batch_size(inputs.tensors)
@@ -102,7 +103,7 @@ def verify_onnx(
         layers=layers,
         settings={
             **session.settings(),
-            "torch": torch.__version__,
+            "torch": str(torch.__version__),
             "torch_device": "cpu",
             "batches": list(wanted),
             "traced_batch": traced,

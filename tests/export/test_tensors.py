@@ -15,7 +15,7 @@ from torch import Tensor, fx, nn
 
 from repl_fx.errors import BadInput
 from repl_fx.export import export_onnx, verify_onnx
-from repl_fx.export.tensors import at_batch, default_batches, draw, evaluating, flatten_inputs, name_outputs
+from repl_fx.export.tensors import at_batch, default_batches, draw, flatten_inputs, name_outputs
 from repl_fx.running.example_inputs import ExampleInputs
 from tests.export.running import run
 from tests.export.subjects import ConvNet, X
@@ -112,14 +112,6 @@ def test_names_of_outputs_and_the_types_of_the_rest() -> None:
     assert list(name_outputs((x, [x, x]))[0]) == ["output_0", "output_1_0", "output_1_1"]
     tensors, others = name_outputs({"logits": x, "cache": None, "count": 3})
     assert list(tensors) == ["logits"] and others == {"cache": "NoneType", "count": "int"}
-
-
-def test_modes_come_back_after_evaluation() -> None:
-    net = nn.Sequential(nn.Dropout(), nn.BatchNorm1d(2).eval())
-    with pytest.raises(ValueError, match="stop"), evaluating(net, net[0]):
-        assert not any(module.training for module in net.modules())
-        raise ValueError("stop")
-    assert [module.training for module in net.modules()] == [True, True, False]
 
 
 def test_the_same_seed_draws_the_same_inputs(exported: tuple[fx.GraphModule, Path]) -> None:
