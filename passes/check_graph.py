@@ -27,12 +27,8 @@ _OPS = ("placeholder", "get_attr", "call_module", "call_function", "output")
 def check_graph(gm: fx.GraphModule, after: str) -> None:
     """Raise unless `gm` is in normal form.
 
-    Args:
-        gm: the graph to look at.
-        after: the pass that ran last, to be blamed.
-
     Raises:
-        BrokenGraph: names `after`, the node and what is wrong with it.
+        BrokenGraph: names `after`, the pass that ran last, the node and what is wrong with it.
     """
     with warnings.catch_warnings():
         # lint warns about get_attr nodes that read a mode flag, which the normal form allows.
@@ -63,7 +59,9 @@ def check_surrogates(gm: fx.GraphModule, surrogates: Mapping[str, str], gone: Ma
         left = next((path for path in paths if path in read), None)
         if left is not None:
             raise BrokenGraph(f"{surrogates[block]} stands in for {block}, whose {left} is still read")
-    useful = _useful(gm)
+    # The outputs depend on these nodes, or they write somewhere, or what writes depends on them.
+    ends = [n for n in gm.graph.nodes if n.op == "output" or (n.op == "call_function" and has_effect(n))]
+    useful = leading_to(digraph(gm.graph.nodes), ends)
     for node in gm.graph.nodes:
         if node.op != "call_module" or not isinstance(gm.get_submodule(str(node.target)), Synthesis):
             continue
@@ -97,12 +95,6 @@ def _unread(node: fx.Node, useful: Collection[fx.Node]) -> str | None:
         return None
     parts = {user.args[1] for user in readers}
     return next((f"result {number}" for number in range(len(made)) if number not in parts), None)
-
-
-def _useful(gm: fx.GraphModule) -> set[fx.Node]:
-    """The nodes that the outputs depend on, and those that write somewhere, with what these depend on."""
-    ends = [n for n in gm.graph.nodes if n.op == "output" or (n.op == "call_function" and has_effect(n))]
-    return leading_to(digraph(gm.graph.nodes), ends)
 
 
 def _problem(gm: fx.GraphModule, node: fx.Node) -> str | None:

@@ -76,13 +76,11 @@ def _constant_nodes(gm: fx.GraphModule, syntheses: list[fx.Node]) -> dict[fx.Nod
     """Nodes computed from syntheses and state alone, in program order."""
     constants: dict[fx.Node, None] = {}
     for node in gm.graph.nodes:
-        fixed = all(f in constants or f.op == "get_attr" for f in node.all_input_nodes)
-        if node in syntheses:
-            if not fixed:
-                loose = next(f for f in node.all_input_nodes if f not in constants and f.op != "get_attr")
-                raise NotFoldable(f"synthesis {node.name} depends on {loose.name}, which is no parameter")
-            constants[node] = None
-        elif fixed and any(f in constants for f in node.all_input_nodes) and not has_effect(node):
+        loose = [f for f in node.all_input_nodes if f not in constants and f.op != "get_attr"]
+        if node in syntheses and loose:
+            raise NotFoldable(f"synthesis {node.name} depends on {loose[0].name}, which is no parameter")
+        follows = not loose and not constants.keys().isdisjoint(node.all_input_nodes) and not has_effect(node)
+        if node in syntheses or follows:
             constants[node] = None
     return constants
 

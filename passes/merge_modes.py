@@ -165,7 +165,7 @@ class _Merger:
             return flag
         with self.graph.inserting_before(user):
             chosen = self.graph.call_function(select_mode, (flag, ours, theirs))
-        chosen.meta["val"] = _val(ours)
+        chosen.meta["val"] = fx.node.map_arg(ours, lambda n: n.meta.get("val"))
         return chosen
 
     def want(self, region: _Region, ours: Any, theirs: Any) -> fx.Node:
@@ -175,7 +175,7 @@ class _Merger:
                 return node
         with self.graph.inserting_before(region.before):
             node = self.graph.call_function(_pending)
-        node.meta["val"] = _val(theirs if ours is None else ours)
+        node.meta["val"] = fx.node.map_arg(theirs if ours is None else ours, lambda n: n.meta.get("val"))
         region.wanted.append((ours, theirs, node))
         return node
 
@@ -235,19 +235,16 @@ class _Merger:
         nodes = [*region.train, *region.evaluation]
         if len(nodes) != 1 or nodes[0].target not in COPIES or len(region.wanted) != 1:
             return False
-        ours, theirs, pending = region.wanted[0]
-        uncopied = theirs if region.train else ours
-        if not isinstance(uncopied, fx.Node) or not _copy_changes_nothing(nodes[0], uncopied, pending):
+        (made,), ((ours, theirs, pending),) = nodes, region.wanted
+        copied, uncopied = (ours, theirs) if region.train else (theirs, ours)
+        source: Any = made.args[0] if region.train else self.image.get(made.args[0])
+        if copied is not made or uncopied is not source or not isinstance(source, fx.Node):
             return False
-        if region.train:
-            if ours is not nodes[0] or theirs is not nodes[0].args[0]:
-                return False
-            made = nodes[0]
-        else:
-            if theirs is not nodes[0] or ours is not self.image.get(nodes[0].args[0]):
-                return False
+        if not _copy_changes_nothing(made, source, pending):
+            return False
+        if region.evaluation:
             with self.graph.inserting_before(region.before):
-                made = self.graph.node_copy(nodes[0], lambda n: self.image[n])
+                made = self.graph.node_copy(made, lambda n: self.image[n])
         pending.replace_all_uses_with(made)
         self.graph.erase_node(pending)
         return True
@@ -422,7 +419,3 @@ def _written_later(node: fx.Node) -> bool:
         if unknown or writes_in_place(user) or (shares and _written_later(user)):
             return True
     return False
-
-
-def _val(value: Any) -> Any:
-    return fx.node.map_arg(value, lambda n: n.meta.get("val"))

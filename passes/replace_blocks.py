@@ -90,7 +90,10 @@ def _replace(
             return_none_(rewriting.copy_of(side_output), set(inside))
     # Calls of modules count as effects; those of a block that is gone are gone with it.
     nodes = [node for node in inside if not node._erased]
-    left = _kept(nodes)
+    # What something behind the block reads stays, with the nodes that write into what it reads.
+    alive = set(nodes)
+    read = [node for node in nodes if not node.users.keys() <= alive]
+    left = leading_to(digraph_with_writes(nodes), read)
     erase_dead(graph, [node for node in nodes if node not in left])
     return gone
 
@@ -105,10 +108,3 @@ def _readers(gm: fx.GraphModule) -> dict[str, list[fx.Node]]:
         elif node.op == "get_attr":
             readers.setdefault(str(node.target), []).extend(node.users)
     return readers
-
-
-def _kept(nodes: Sequence[fx.Node]) -> set[fx.Node]:
-    """The nodes of a block that something behind it reads, and those that write into what these read."""
-    inside = set(nodes)
-    read = [node for node in nodes if any(user not in inside for user in node.users)]
-    return leading_to(digraph_with_writes(nodes), read)

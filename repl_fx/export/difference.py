@@ -118,8 +118,7 @@ def widened(tolerance: Tolerance, expected: Tensor, exact: Tensor) -> Tolerance:
 
     Args:
         tolerance: that of `TOLERANCES`.
-        expected: the result of PyTorch in single precision.
-        exact: the same in double precision.
+        expected, exact: the results of PyTorch in single and in double precision.
 
     Returns:
         One with an absolute part of three times the rounding seen, where that is more; the same where it is less, or
@@ -138,10 +137,8 @@ def measure(name: str, batch: int, expected: Tensor, value: np.ndarray[Any, Any]
     """Compare two results of one shape and dtype.
 
     Args:
-        name: of the output.
-        batch: batch size of the inputs.
-        expected: the result of PyTorch, on the CPU.
-        value: the result of ONNX Runtime.
+        name, batch: of the output, and of the inputs.
+        expected, value: the results of PyTorch, on the CPU, and of ONNX Runtime.
         tolerance: see `tolerance_for`.
     """
     floating = expected.is_floating_point() or expected.is_complex()

@@ -82,19 +82,16 @@ def _lowered(node: fx.Node) -> tuple[Callable[..., Any], dict[str, Any]] | None:
     if (node.target is pick or is_choice(node)) and isinstance(node.args[0], fx.Node) and not is_random(node.args[0]):
         return _where, {}
     name = str(node.target)
-    if name == "aten.scaled_dot_product_attention.default" and _rank(node.args[0]) in (None, 4):
+    given = node.args[0].meta.get("val") if node.args and isinstance(node.args[0], fx.Node) else None
+    is_tensor = isinstance(given, Tensor)
+    if name == "aten.scaled_dot_product_attention.default" and (not is_tensor or given.ndim == 4):
         return None
     if name in ("aten.chunk.default", "aten.split.Tensor") and _cuts_a_computed_size(node):
         return pieces, {"count": len(node.meta["val"]), "equal": name == "aten.chunk.default"}
     at_start = name == "aten.as_strided.default" and node.args[3:] in ((), (None,))
-    if at_start and (order := _order_in_memory(node.args[0])):
+    if at_start and is_tensor and (order := _order_in_memory(given)):
         return strided, {"order": order}
     return (_LOWERED[name], {}) if name in _LOWERED else None
-
-
-def _rank(argument: Any) -> int | None:
-    value = argument.meta.get("val") if isinstance(argument, fx.Node) else None
-    return value.ndim if isinstance(value, Tensor) else None
 
 
 def _cuts_a_computed_size(node: fx.Node) -> bool:
@@ -105,11 +102,8 @@ def _cuts_a_computed_size(node: fx.Node) -> bool:
     return isinstance(size, fx.Node) or not isinstance(along, int)
 
 
-def _order_in_memory(argument: Any) -> list[int] | None:
+def _order_in_memory(value: Tensor) -> list[int] | None:
     """The dimensions of a tensor from the largest stride to the smallest; None where they are in order."""
-    value = argument.meta.get("val") if isinstance(argument, fx.Node) else None
-    if not isinstance(value, Tensor):
-        return None
     # Of symbolic strides those of the example: to compare expressions would cost more than all the rest of an export.
     strides = [example_of(stride) for stride in value.stride()]
     order = sorted(range(value.ndim), key=lambda dim: -strides[dim])
@@ -136,10 +130,7 @@ def _where(skip: Tensor, before: Any, after: Any) -> Any:
 def pieces(tensor: Tensor, size: int, dim: int = 0, *, count: int, equal: bool) -> tuple[Tensor, ...]:
     """Slices of one size, the last as long as what is left; of a computed dimension, ONNX wants the sizes written.
 
-    Args:
-        tensor, size, dim: the arguments of the operator.
-        count: how many pieces there are.
-        equal: whether `size` is a number of equal pieces, and not their size.
+    Where `equal`, `size` is a number of equal pieces, and not their size.
     """
     if equal:
         size = -(-tensor.shape[dim] // size)

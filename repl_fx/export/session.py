@@ -16,9 +16,6 @@ from repl_fx.export.tensors import FlatInputs
 class OnnxSession:
     """An ONNX file opened in ONNX Runtime, with its graph optimisations on.
 
-    Args:
-        file: the ONNX file.
-
     Raises:
         BadInput: the file does not exist.
         ExportError: ONNX Runtime cannot load the file.
@@ -77,7 +74,7 @@ class OnnxSession:
 
     def _tensors(self, inputs: FlatInputs) -> dict[str, Tensor]:
         """The tensors by the names that the file has for its inputs."""
-        given = inputs.by_name()
+        given = dict(zip(inputs.names, inputs.tensors, strict=True))
         return {value.name: given[self._source.get(value.name, value.name)] for value in self._session.get_inputs()}
 
     def fixed_dimension(self, inputs: FlatInputs) -> str | None:

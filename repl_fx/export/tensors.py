@@ -15,8 +15,6 @@ from repl_fx._torch import pytree
 from repl_fx.errors import BadInput
 from repl_fx.running.example_inputs import ExampleInputs
 
-Path = tuple[str, ...]
-
 # What may be baked into an exported graph. Anything else could hide a tensor, which would be frozen without a word.
 _CONSTANTS = (
     type(None),
@@ -50,24 +48,13 @@ class FlatInputs:
         """The tensors, in the order of their names; a tensor passed twice is two entries."""
         return tuple(self.given.tensors)
 
-    def by_name(self) -> dict[str, Tensor]:
-        """Return the tensors by their names."""
-        return dict(zip(self.names, self.tensors, strict=True))
-
     def map(self, change: Callable[[Tensor], Tensor]) -> FlatInputs:
         """Return the same arguments with other tensors."""
         return replace(self, given=self.given.map(change))
 
 
 def flatten_inputs(module: nn.Module, given: ExampleInputs) -> FlatInputs:
-    """Name the tensors among a module's arguments.
-
-    Args:
-        module: its `forward` gives the names.
-        given: its arguments.
-
-    Returns:
-        The tensors in the order of the arguments.
+    """Name the tensors among a module's arguments, as its `forward` does.
 
     Raises:
         BadInput: the arguments do not fit the signature, hold no tensor, or hold an object of unknown structure.
@@ -107,13 +94,13 @@ def name_outputs(result: Any) -> tuple[dict[str, Tensor], dict[str, str]]:
         return.
     """
     found = list(walk(result, ()))
-    labels = unique(_output_name(path) for path, _ in found)
+    labels = unique("_".join(path if path and not path[0].isdigit() else ("output", *path)) for path, _ in found)
     tensors = {label: leaf for label, (_, leaf) in zip(labels, found, strict=True) if isinstance(leaf, Tensor)}
     kinds = {label: type(leaf).__name__ for label, (_, leaf) in zip(labels, found, strict=True)}
     return tensors, {label: kind for label, kind in kinds.items() if label not in tensors}
 
 
-def walk(value: Any, path: Path) -> Iterator[tuple[Path, Any]]:
+def walk(value: Any, path: tuple[str, ...]) -> Iterator[tuple[tuple[str, ...], Any]]:
     """Yield every leaf below a value with its path.
 
     Containers are mappings, dataclasses, tuples, lists and whatever else is registered as a pytree node.
@@ -223,9 +210,3 @@ def draw(example: Tensor, batch: int, generator: torch.Generator) -> Tensor:
     # Only values that were seen: an id, a position or an index out of range has no meaning.
     seen = example.flatten()
     return seen[torch.randint(seen.numel(), repeated.shape, generator=generator)]
-
-
-def _output_name(path: Path) -> str:
-    if not path:
-        return "output"
-    return "_".join(path) if not path[0].isdigit() else "_".join(("output", *path))

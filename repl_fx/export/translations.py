@@ -23,10 +23,6 @@ aten = torch.ops.aten
 op: Any = opset18
 
 
-def _axis(dim: int, rank: int) -> int:
-    return dim + rank if dim < 0 else dim
-
-
 def _constant(value: float, like: Any) -> Any:
     return op.Constant(value=ir.tensor(value, dtype=like.dtype))
 
@@ -43,7 +39,7 @@ def squeeze_dim(self: Any, dim: int) -> Any:
 def squeeze_dims(self: Any, dim: Sequence[int]) -> Any:
     """Only dimensions of size 1 go; a size that is not fixed is no 1, as the trace took it for another."""
     rank = len(self.shape)
-    going = sorted({_axis(d, rank) for d in dim if rank and self.shape[_axis(d, rank)] == 1})
+    going = sorted({d % rank for d in dim if rank and self.shape[d] == 1})
     return op.Squeeze(self, op.Constant(value_ints=going)) if going else op.Identity(self)
 
 
@@ -130,9 +126,7 @@ def same_integers(kind: Callable[[Any], Any]) -> Callable[[Any], Any]:
 
 
 def trunc(self: Any) -> Any:
-    """Towards zero."""
-    if _is_integer(self):
-        return op.Identity(self)
+    """Towards zero; of floating values."""
     return op.Where(op.Less(self, _constant(0.0, self)), op.Ceil(self), op.Floor(self))
 
 
@@ -186,7 +180,7 @@ def sort_stable(self: Any, stable: bool | None = None, dim: int = -1, descending
     """TopK of all: of equal values, that with the lower index comes first."""
     if not len(self.shape):
         return op.Identity(self), op.Constant(value_int=0)
-    axis = _axis(dim, len(self.shape))
+    axis = dim % len(self.shape)
     size = op.Shape(self, start=axis, end=axis + 1)
     values, indices = op.TopK(self, size, axis=axis, largest=descending, sorted=True)
     return values, indices
@@ -263,7 +257,7 @@ TRANSLATIONS: Mapping[Any, Callable[..., Any]] = {
     aten.round.default: same_integers(op.Round),
     aten.floor.default: same_integers(op.Floor),
     aten.ceil.default: same_integers(op.Ceil),
-    aten.trunc.default: trunc,
+    aten.trunc.default: same_integers(trunc),
     aten.relu.default: relu,
     aten.where.self: where,
     aten.scatter_reduce.two: scatter_reduce,

@@ -80,14 +80,15 @@ def verify_onnx(
     if batches is not None:
         _require_sizes(batches)
     session = OnnxSession(Path(path))
-    module = _on_cpu(gm)
+    elsewhere = any(tensor.device.type != "cpu" for tensor in (*gm.parameters(), *gm.buffers()))
+    module = copy.deepcopy(gm).cpu() if elsewhere else gm
     with in_mode(module, False), torch.no_grad(), quiet():
         inputs = flatten_inputs(module, given.map(lambda tensor: tensor.detach().cpu()))
         paired = session.check_inputs(inputs)
         traced = batch_size(inputs.tensors)
         wanted = tuple(batches) if batches is not None else default_batches(traced)
         comparison = ModelComparison(session, module, rtol, atol)
-        comparison.notes += [paired] if paired else []
+        comparison.notes.update({paired: None} if paired else {})
         for batch in wanted:
             obstacle = comparison.run(batch, at_batch(inputs, batch, seed))
             if obstacle and (batches is not None or batch == traced):
@@ -122,11 +123,6 @@ def _require_sizes(batches: Sequence[int]) -> None:
     wrong = [size for size in batches if isinstance(size, bool) or not isinstance(size, int) or size < 1]
     if wrong or not batches:
         raise BadInput(f"batches is {list(batches)!r}; give one positive number or more, such as [1, 2, 5]")
-
-
-def _on_cpu(gm: nn.Module) -> nn.Module:
-    elsewhere = any(tensor.device.type != "cpu" for tensor in (*gm.parameters(), *gm.buffers()))
-    return copy.deepcopy(gm).cpu() if elsewhere else gm
 
 
 def _localise(

@@ -49,23 +49,18 @@ class BufferAssignments:
         Raises:
             Untraceable: the forward adds a buffer, or takes one away.
         """
-        modules: dict[nn.Module, str] = {}
-        for path, module in model.named_modules(remove_duplicate=False):
-            if not stands_aside(module):
-                modules.setdefault(module, path)
-        before = {module: dict(module._buffers) for module in modules}
-        aside = {path: module for path, module in model.named_modules() if module not in modules}
-        own = {module: {name: id(buffer) for name, buffer in module._buffers.items()} for module in aside.values()}
+        paths = {module: path for path, module in model.named_modules()}
+        before = {module: dict(module._buffers) for module in paths}
+        aside = set(filter(stands_aside, paths))
         self.buffers, self.values, self.reshaped = [], [], {}
         with no_buffer_hooks():
             yield
-            for path, module in aside.items():
-                if own[module] != {name: id(buffer) for name, buffer in module._buffers.items()}:
+            for module, path in paths.items():
+                if module not in aside:
+                    self._note(path, before[module], module._buffers)
+                    module._buffers.update(before[module])
+                elif _identities(before[module]) != _identities(module._buffers):
                     raise Untraceable(f"the forward around {path} replaces a buffer of it")
-            for module, path in modules.items():
-                self._note(path, before[module], module._buffers)
-                for name, buffer in before[module].items():
-                    module._buffers[name] = buffer
 
     def _note(self, path: str, before: dict[str, Tensor | None], after: dict[str, Tensor | None]) -> None:
         where = path or "the model"
@@ -85,6 +80,10 @@ class BufferAssignments:
                 )
             self.buffers.append((path, name))
             self.values.append(value)
+
+
+def _identities(buffers: dict[str, Tensor | None]) -> dict[str, int]:
+    return {name: id(buffer) for name, buffer in buffers.items()}
 
 
 def add_assignments(graph: fx.Graph, buffers: Sequence[tuple[str, str]], values: Sequence[fx.Node]) -> None:

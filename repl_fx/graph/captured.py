@@ -7,6 +7,7 @@ import operator
 import pickle
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
+from itertools import chain, count
 from typing import Any, Self
 
 import torch
@@ -69,7 +70,7 @@ class PlainGraphModule(fx.GraphModule):
         state = {**self.__getstate__(), "meta": meta}
         return _empty, (kind,), (state, GraphData.of(self._graph), own.__name__, views_in(self))
 
-    def __setstate__(self, state: tuple[dict[str, Any], GraphData, str, tuple[View, ...]]) -> None:
+    def __setstate__(self, state: tuple[dict[str, Any], GraphData, str, dict[str, View]]) -> None:
         attributes, graph, name, views = state
         self._become(attributes, graph.make(), name)
         share_views_(self, views)
@@ -183,9 +184,7 @@ def copy_model(model: nn.Module) -> nn.Module:
 def copy_graph(gm: fx.GraphModule, *, compiled: bool = True) -> CapturedModule:
     """Copy a graph and its module tree; parameters and buffers are shared with the original.
 
-    Args:
-        gm: the graph to copy.
-        compiled: write the copy's code; without it, it runs only after `recompile()`.
+    Where it is not `compiled`, the copy has no code, and runs only after `recompile()`.
     """
     root = _with_shared_children(container_of(gm), {})
     result = CapturedModule(root, copy.deepcopy(gm.graph), type(gm).__name__, compiled=compiled)
@@ -242,11 +241,8 @@ def fake_mode_of(gm: fx.GraphModule) -> Any:
 
 def unique_name(root: nn.Module, wanted: str) -> str:
     """`wanted`, or `wanted_1`, … where the module already has an attribute of that name."""
-    name, number = wanted, 0
-    while hasattr(root, name):
-        number += 1
-        name = f"{wanted}_{number}"
-    return name
+    names = chain([wanted], (f"{wanted}_{number}" for number in count(1)))
+    return next(name for name in names if not hasattr(root, name))
 
 
 def traced_constant(index: int) -> str:

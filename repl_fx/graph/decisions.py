@@ -119,9 +119,7 @@ def skippable(graph: fx.Graph) -> list[tuple[fx.Node, list[fx.Node], list[fx.Nod
 def settle_decisions_(graph: fx.Graph, has_effect: Callable[[fx.Node], bool]) -> None:
     """Move what is computed whether a layer is skipped or not, such as a size or a weight, in front of the decision.
 
-    Args:
-        graph: changed in place; nothing moves where there is nothing to do.
-        has_effect: whether a node does more than compute its value, so that it cannot move.
+    What has an effect cannot move.
 
     Raises:
         BrokenGraph: a value with an effect is needed whether the layer is skipped or not.

@@ -20,7 +20,7 @@ import pickle
 import random
 import sys
 import weakref
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from types import ModuleType
@@ -116,45 +116,33 @@ class GraphData:
         return graph
 
 
-@dataclass(frozen=True)
-class View:
-    """A parameter or buffer that shows memory of another one: `pickle` keeps that where the two are one object alone.
-
-    Attributes:
-        name, base: of the two, in the module.
-        offset, size, stride: where it is in the memory of `base`.
-    """
-
-    name: str
-    base: str
-    offset: int
-    size: tuple[int, ...]
-    stride: tuple[int, ...]
+# A parameter or buffer that shows memory of another one, which `pickle` keeps where the two are one object alone: the
+# name of the other one; offset, size and stride in its memory.
+View = tuple[str, int, tuple[int, ...], tuple[int, ...]]
 
 
-def views_in(module: nn.Module) -> tuple[View, ...]:
-    """The parameters and buffers of a module that share memory and are not one tensor."""
+def views_in(module: nn.Module) -> dict[str, View]:
+    """The parameters and buffers of a module, by name, that share memory with another one and are not one tensor."""
     first: dict[int, tuple[str, Tensor]] = {}
-    found = []
+    found: dict[str, View] = {}
     for name, tensor in (*module.named_parameters(), *module.named_buffers()):
         plain = type(tensor) in (Tensor, nn.Parameter) and tensor.layout is torch.strided and not tensor.is_meta
         if not plain or not tensor.untyped_storage().nbytes():
             continue
         base, shown = first.setdefault(memory_of(tensor), (name, tensor))
         if shown is not tensor:
-            place = int(tensor.storage_offset()), tuple(tensor.shape), tuple(tensor.stride())
-            found.append(View(name, base, *place))
-    return tuple(found)
+            found[name] = base, int(tensor.storage_offset()), tuple(tensor.shape), tuple(tensor.stride())
+    return found
 
 
-def share_views_(module: nn.Module, views: Iterable[View]) -> None:
+def share_views_(module: nn.Module, views: Mapping[str, View]) -> None:
     """Let parameters and buffers of a module show the memory of others again."""
     tensors = {**dict(module.named_parameters()), **dict(module.named_buffers())}
-    for view in views:
-        tensor, memory = tensors[view.name], tensors[view.base].untyped_storage()
+    for name, (base, *place) in views.items():
+        tensor, memory = tensors[name], tensors[base].untyped_storage()
         if not tensor.is_meta and memory.nbytes():
             empty = torch.empty(0, dtype=tensor.dtype, device=tensor.device)
-            tensor.data = empty.set_(memory, view.offset, view.size, view.stride)
+            tensor.data = empty.set_(memory, *place)
 
 
 def as_data(value: Any) -> Any:
@@ -238,6 +226,7 @@ class _Shared(_Rebuilt):
         super().__init__(make, *given)
         # For as long as it is in use here, no other thing gets its identity.
         self.original = original
+        _shared[id(original)] = self
 
 
 # A pickle writes an object once: one that stands for the same thing must be the same for all graphs of a pickle.
@@ -245,26 +234,17 @@ _shared: weakref.WeakValueDictionary[int, _Shared] = weakref.WeakValueDictionary
 
 
 def _mode(mode: Any) -> _Shared:
-    if id(mode) not in _shared:
-        sizes = None if mode.shape_env is None else _sizes(mode.shape_env)
-        made = _shared[id(mode)] = _Shared(mode, partial(FakeTensorMode, **settings_of_mode(mode), shape_env=sizes))
-        return made
-    return _shared[id(mode)]
+    sizes = None if mode.shape_env is None else _sizes(mode.shape_env)
+    make = partial(FakeTensorMode, **settings_of_mode(mode), shape_env=sizes)
+    return _shared.get(id(mode)) or _Shared(mode, make)
 
 
 def _sizes(sizes: ShapeEnv) -> _Shared:
-    if id(sizes) not in _shared:
-        made = _shared[id(sizes)] = _Shared(sizes, _known_sizes, str(torch.__version__), known_of_sizes(sizes))
-        return made
-    return _shared[id(sizes)]
+    known = _shared.get(id(sizes))
+    return known or _Shared(sizes, _known_sizes, str(torch.__version__), known_of_sizes(sizes))
 
 
 def _operator(name: str) -> Any:
-    """The operator of a name.
-
-    Raises:
-        UnpicklingError: this torch has no such operator.
-    """
     found: Any = torch.ops
     for step in name.split("."):
         try:

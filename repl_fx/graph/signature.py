@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import inspect
 import operator
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -112,9 +112,7 @@ class InputNodes:
                 if not isinstance(value, Tensor):
                     if not is_writable(value):
                         raise Untraceable(f"{words_for(name, path)} is a {type(value).__name__}")
-                    reached = self._reach(name, path, value)
-                    check = graph.call_function(check_constant, (reached, value, words_for(name, path)))
-                    check.meta["val"] = None
+                    self._check(check_constant, self._reach(name, path, value), value, words_for(name, path))
 
     def at(self, name: str, path: Sequence[Any], value: Any, least: Mapping[str, int] | None = None) -> fx.Node:
         """The node of the tensor at `path` inside argument `name`; `value` is its fake value.
@@ -123,14 +121,14 @@ class InputNodes:
         the name of the size's symbol.
         """
         node = self._reach(name, path, value)
-        sizes = tuple(fixed_size(size) for size in value.shape)
-        check = self.graph.call_function(check_shape, (node, sizes, words_for(name, path)))
-        check.meta["val"] = None
+        self._check(check_shape, node, tuple(fixed_size(size) for size in value.shape), words_for(name, path))
         for dim, size in enumerate(value.shape):
             if least and str(size) in least:
-                given = (node, dim, least[str(size)], words_for(name, path))
-                self.graph.call_function(check_least, given).meta["val"] = None
+                self._check(check_least, node, dim, least[str(size)], words_for(name, path))
         return node
+
+    def _check(self, function: Callable[..., None], *given: Any) -> None:
+        self.graph.call_function(function, given).meta["val"] = None
 
     def _reach(self, name: str, path: Sequence[Any], value: Any) -> fx.Node:
         node = self.roots[name]
@@ -138,8 +136,7 @@ class InputNodes:
             key = (name, *path[:depth])
             if key not in self._reached:
                 if isinstance(step, pytree.MappingKey):
-                    words = words_for(name, path[: depth - 1])
-                    self.graph.call_function(check_key, (node, step.key, words)).meta["val"] = None
+                    self._check(check_key, node, step.key, words_for(name, path[: depth - 1]))
                 self._reached[key] = step_into(self.graph, node, step)
                 self._reached[key].meta["val"] = None
             node = self._reached[key]

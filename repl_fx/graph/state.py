@@ -54,10 +54,6 @@ def prune_state_(gm: fx.GraphModule, before: Used) -> None:
     """Remove the state that the graph used before and does not use any more, and modules that are left empty.
 
     State that the graph never used (a head the forward does not call) is the source's and stays.
-
-    Args:
-        gm: changed in place.
-        before: the state that the graph used before it was rewritten.
     """
     now = used_by(gm)
     # A tied tensor stays under every name while one of them is used.

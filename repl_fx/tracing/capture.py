@@ -26,9 +26,8 @@ from repl_fx.graph.captured import (
     share_tensors,
     traced_constant,
 )
-from repl_fx.graph.gc_pause import collection_paused
 from repl_fx.graph.signature import BoundInputs, bind_arguments
-from repl_fx.passes.driver import run_passes
+from repl_fx.passes.driver import collection_paused, run_passes
 from repl_fx.passes.follow_device import follow_device_
 from repl_fx.passes.merge_modes import MergeResult, merge_modes_
 from repl_fx.running.example_inputs import ExampleInputs
@@ -175,7 +174,7 @@ def _assembled(
         partial(follow_device_, device=device_of(model, inputs)),
         partial(drop_questions_answered_alike_, model=model, inputs=inputs),
     )
-    merged = run.of(MergeResult)
+    merged = next(result for result in run.results if isinstance(result, MergeResult))
     gm.meta["capture"] = replace(info, literals=merged.literals, switches=merged.switches, dynamic=_dynamic_dims(gm))
     return gm
 

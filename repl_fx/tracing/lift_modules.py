@@ -26,7 +26,6 @@ from repl_fx._torch import children_of, is_autocast_region, is_grad_region, pytr
 from repl_fx.errors import Untraceable
 from repl_fx.graph.assigned_buffers import add_assignments
 from repl_fx.graph.captured import drop_dead, traced_constant
-from repl_fx.graph.gc_pause import collection_paused
 from repl_fx.graph.runtime import (
     AutogradCall,
     enter_autocast,
@@ -41,6 +40,7 @@ from repl_fx.graph.signature import (
     output_of,
     step_into,
 )
+from repl_fx.passes.driver import collection_paused
 from repl_fx.tracing.leaf_calls import LeafCall, LeafCalls
 
 _ASSERTIONS = {

@@ -103,7 +103,7 @@ def test_names_of_nested_inputs_and_of_those_that_are_no_tensors() -> None:
     x = torch.zeros(2)
     flat = flatten_inputs(Net(), ExampleInputs(((x, x + 1), 2.0), {"pair_1": x + 2}))
     assert flat.names == ("pair_0", "pair_1", "pair_1_1")
-    assert [tensor[0].item() for tensor in flat.by_name().values()] == [0.0, 1.0, 2.0]
+    assert [tensor[0].item() for tensor in flat.tensors] == [0.0, 1.0, 2.0]
 
 
 def test_names_of_outputs_and_the_types_of_the_rest() -> None:
