@@ -55,9 +55,7 @@ def compare_layers(
     rtol: float | None = None,
     atol: float | None = None,
 ) -> tuple[LayerDifference, ...]:
-    """Compare inner values of a graph with those that ONNX Runtime computes.
-
-    An ONNX file has not the same inner values as the graph, so a copy of the graph is exported that returns them.
+    """Compare inner values of a graph with those that ONNX Runtime computes, in an export that returns them.
 
     Args:
         gm: the graph that PyTorch runs, in eval mode, on the CPU.

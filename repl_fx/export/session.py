@@ -42,10 +42,7 @@ class OnnxSession:
         self._source: dict[str, str] = {}
 
     def check_inputs(self, inputs: FlatInputs) -> str | None:
-        """Find which input of the file is which of these: by name, or by position where the file has its own names.
-
-        Returns:
-            A note where they were paired by position.
+        """Find which input of the file is which of these: by name, or, with a note, by position where names differ.
 
         Raises:
             BadInput: inputs of other names that cannot be paired, or of another number of dimensions; names the input,

@@ -67,12 +67,7 @@ class NodeData:
 
 @dataclass(frozen=True)
 class GraphData:
-    """A graph.
-
-    Attributes:
-        nodes: in program order.
-        codegen: the writer of its code, where that is not fx's usual one.
-    """
+    """A graph: its nodes in program order, and the writer of its code, where that is not fx's usual one."""
 
     nodes: tuple[NodeData, ...]
     codegen: fx.graph.CodeGen | None

@@ -33,7 +33,6 @@ class BoundInputs:
     """Example inputs with the names that they have in the signature of a forward.
 
     Attributes:
-        inputs: the inputs.
         arguments: their values, or defaults where they were not passed, by name (`args_2` for the third of a `*args`),
             in the order of the signature.
     """
