@@ -83,8 +83,9 @@ def _register_strays(model: ir.Model) -> None:
     # Inputs and outputs, too, got names that an inner value may have had.
     NameFixPass()(model)
     for value in [value for node in model.graph for value in node.inputs]:
-        kept = value is None or value.producer() is not None or value.is_graph_input() or value.is_initializer()
-        if not kept and value.const_value is not None:
+        if value is None or value.producer() is not None or value.const_value is None:
+            continue
+        if not value.is_graph_input() and not value.is_initializer():
             model.graph.register_initializer(value)
 
 

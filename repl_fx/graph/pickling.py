@@ -229,7 +229,7 @@ _shared: weakref.WeakValueDictionary[int, _Shared] = weakref.WeakValueDictionary
 
 
 def _mode(mode: Any) -> _Shared:
-    sizes = None if mode.shape_env is None else _sizes(mode.shape_env)
+    sizes: Any = None if mode.shape_env is None else _sizes(mode.shape_env)
     make = partial(FakeTensorMode, **settings_of_mode(mode), shape_env=sizes)
     return _shared.get(id(mode)) or _Shared(mode, make)
 
