@@ -237,7 +237,8 @@ class _Merger:
             return False
         (made,), ((ours, theirs, pending),) = nodes, region.wanted
         copied, uncopied = (ours, theirs) if region.train else (theirs, ours)
-        source: Any = made.args[0] if region.train else self.image.get(made.args[0])
+        source: Any = made.args[0]
+        source = source if region.train else self.image.get(source)
         if copied is not made or uncopied is not source or not isinstance(source, fx.Node):
             return False
         if not _copy_changes_nothing(made, source, pending):

@@ -83,13 +83,12 @@ def _lowered(node: fx.Node) -> tuple[Callable[..., Any], dict[str, Any]] | None:
         return _where, {}
     name = str(node.target)
     given = node.args[0].meta.get("val") if node.args and isinstance(node.args[0], fx.Node) else None
-    is_tensor = isinstance(given, Tensor)
-    if name == "aten.scaled_dot_product_attention.default" and (not is_tensor or given.ndim == 4):
+    if name == "aten.scaled_dot_product_attention.default" and (not isinstance(given, Tensor) or given.ndim == 4):
         return None
     if name in ("aten.chunk.default", "aten.split.Tensor") and _cuts_a_computed_size(node):
         return pieces, {"count": len(node.meta["val"]), "equal": name == "aten.chunk.default"}
     at_start = name == "aten.as_strided.default" and node.args[3:] in ((), (None,))
-    if at_start and is_tensor and (order := _order_in_memory(given)):
+    if at_start and isinstance(given, Tensor) and (order := _order_in_memory(given)):
         return strided, {"order": order}
     return (_LOWERED[name], {}) if name in _LOWERED else None
 

@@ -124,7 +124,7 @@ def trace_by_export(
             return graph, branches.asked
 
     def example(condition: fx.Node) -> bool | None:
-        known = inputs.values
+        known = dict(inputs.arguments)
         known.update((constants.name(tensor), tensor) for tensor in list(constants.tensors))
         return truth_for(condition, known) if whole else None
 
