@@ -52,6 +52,13 @@ def test_a_module_at_two_paths_stays_one() -> None:
     assert twin[0] is twin[1][0] and twin[0] is not layer and twin[0].weight is layer.weight
 
 
+def test_what_a_graph_does_not_save_its_copies_do_not_save() -> None:
+    gm = capture(nn.Linear(2, 2), (torch.randn(2, 2),))
+    gm.register_buffer("aside", torch.ones(1), persistent=False)
+    for twin in (copy_graph(gm), share_tensors(gm)):
+        assert list(twin.state_dict()) == ["weight", "bias"] and "aside" in dict(twin.named_buffers())
+
+
 def test_effects_and_dead_nodes(gm: fx.GraphModule) -> None:
     fc = call(gm, "fc")
     assert has_effect(fc)
