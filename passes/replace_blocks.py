@@ -11,13 +11,14 @@ Never touches: the graph it is given; blocks that are kept.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 
 import torch
 from torch import fx
 
 from repl_fx.analysis.blocks import Repeat
 from repl_fx.analysis.side_outputs import return_none_
-from repl_fx.errors import PlanMismatch
+from repl_fx.errors import PlanMismatch, foreign_code, is_ours
 from repl_fx.graph.bridge import digraph_with_writes, leading_to
 from repl_fx.graph.captured import drop_dead, erase_dead
 from repl_fx.graph.state import prune_state_, used_by
@@ -44,6 +45,7 @@ def replace_blocks(gm: fx.GraphModule, repeats: Sequence[Repeat], plan: Plan, ma
 
     Raises:
         PlanMismatch: the plan names a block the graph does not have, or its surrogate refuses it.
+        ForeignError: a surrogate that is not repl-fx's fails.
         BrokenGraph: a surrogate leaves in place what it says it replaces, or makes what nothing reads.
     """
     matches = matches or Matches(gm, repeats)
@@ -75,7 +77,8 @@ def _replace(
     kept = site.unmixed_parameters if match.kept_parameters is None else match.kept_parameters
     stays = {*kept, *(path for path, nodes in readers.items() if not own.issuperset(nodes))}
     gone = tuple(path for path in dict.fromkeys(block.parameters) if path not in stays)
-    made = surrogate.build(rewriting.at(site, replacement.surrogate), match)
+    with nullcontext() if is_ours(surrogate.build.__module__) else foreign_code():
+        made = surrogate.build(rewriting.at(site, replacement.surrogate), match)
     if len(made) != len(block.outputs):
         raise PlanMismatch(
             f"{replacement.surrogate} made {len(made)} values for {block.name}, which has {len(block.outputs)}; "

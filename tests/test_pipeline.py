@@ -323,3 +323,11 @@ def test_a_misspelt_surrogate_is_refused_before_the_capture(wrong: dict[str, Any
     with pytest.raises(repl_fx.ReplFxError, match=message):
         repl_fx.transform(ConvNet(), (images(),), progress=told.append, **wrong)
     assert told == []
+
+
+def test_an_unknown_option_is_refused_before_any_work() -> None:
+    unknown: dict[str, Any] = {"evry": 3}
+    for function, arguments in ((repl_fx.transform, (nn.Linear(2, 2), ())), (repl_fx.make_plan, (None, ()))):
+        call: Any = function
+        with pytest.raises(TypeError, match=rf"{call.__name__}\(\) got an unexpected keyword argument 'evry'"):
+            call(*arguments, **unknown)

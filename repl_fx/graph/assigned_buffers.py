@@ -15,7 +15,7 @@ from contextlib import contextmanager
 
 from torch import Tensor, fx, nn
 
-from repl_fx._torch import no_buffer_hooks
+from repl_fx._torch import buffer_hooks_restored
 from repl_fx.errors import Untraceable
 from repl_fx.graph.kinds import kind_of
 from repl_fx.graph.runtime import assign_buffer
@@ -53,7 +53,8 @@ class BufferAssignments:
         before = {module: dict(module._buffers) for module in paths}
         aside = set(filter(stands_aside, paths))
         self.buffers, self.values, self.reshaped = [], [], {}
-        with no_buffer_hooks():
+        with buffer_hooks_restored() as hooks:
+            hooks.clear()
             yield
             for module, path in paths.items():
                 if module not in aside:

@@ -16,8 +16,8 @@ from torch import Tensor, fx, nn
 from repl_fx._torch import (
     OperatorsSeen,
     autograd_calls,
+    buffer_hooks_restored,
     memory_of,
-    no_hooks_left,
     pytree,
     quiet_tracing,
 )
@@ -86,7 +86,7 @@ def trace_by_export(
             try:
                 with (
                     record_leaf_calls(model, calls),
-                    no_hooks_left(),
+                    buffer_hooks_restored(),
                     no_tensor_hooks(calls.is_running),
                     quiet_tracing(),
                     _spelled_out(model, kwargs, calls, assigned),
