@@ -21,7 +21,7 @@ from repl_fx.planning.choose_surrogates import choose_surrogates, next_choices
 from repl_fx.planning.part_repeats import PartRepeats, find_in_parts, lines_made, repeats_of, structure_of
 from repl_fx.planning.report import BlockReport, reports_of
 from repl_fx.planning.trials import Trials
-from repl_fx.running.example_inputs import ExampleInputs
+from repl_fx.running.example_inputs import ExampleInputs, HasInputs
 from repl_fx.surrogates import Surrogate, make_surrogate
 from repl_fx.tracing.capture import widen_batch
 from repl_fx.tracing.fingerprint import code_of, fingerprint
@@ -30,7 +30,7 @@ from repl_fx.tracing.parts.capture import CapturedParts, Part, assemble, capture
 
 
 @dataclass(frozen=True)
-class TransformResult:
+class TransformResult(HasInputs):
     """The result of a transform.
 
     Attributes:
@@ -57,16 +57,6 @@ class TransformResult:
     structure: tuple[str, ...]
     made: tuple[str, ...]
     code: str
-
-    @property
-    def args(self) -> tuple[Any, ...]:
-        """The positional inputs."""
-        return self.inputs.args
-
-    @property
-    def kwargs(self) -> dict[str, Any]:
-        """The keyword inputs."""
-        return self.inputs.kwargs
 
     @property
     def all_parts(self) -> tuple[Part, ...]:

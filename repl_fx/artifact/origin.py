@@ -21,7 +21,7 @@ from repl_fx.planning.part_repeats import lines_made
 from repl_fx.running.python_state import ORIGIN
 from repl_fx.sources import Source
 from repl_fx.tracing.parts.capture import Part
-from repl_fx.tracing.size_questions import refused_sizes
+from repl_fx.tracing.questions import refused_sizes
 
 
 @dataclass(frozen=True)

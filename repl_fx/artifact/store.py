@@ -30,7 +30,7 @@ from repl_fx.sources import Source
 from repl_fx.sources.source import hash_file
 from repl_fx.tracing.fingerprint import code_of, fingerprint
 from repl_fx.tracing.parts.capture import capture_as_called
-from repl_fx.tracing.size_questions import refuse_sizes_
+from repl_fx.tracing.questions import refuse_sizes_
 
 PLAN, GRAPH, STRUCTURE = "plan.json", "graph.txt", "source.txt"
 WEIGHTS, CONSTANTS = "model.safetensors", "constants.safetensors"

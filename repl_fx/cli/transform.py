@@ -167,9 +167,8 @@ def _read_plan(file: Path | None, chosen: bool) -> Plan | None:
 def _checked(source: Source, result: TransformResult) -> CaptureCheck:
     """The check that passed; the model may fail on its own example inputs, which tracing had not noticed."""
     from repl_fx import check_capture
-    from repl_fx.errors import BadInput, ForeignError, foreign_code
+    from repl_fx.errors import ForeignError, foreign_code
     from repl_fx.tracing.model_checks import misfit
-    from repl_fx.tracing.tracers import obstacle
 
     if result.captured_parts.check is not None:
         return result.captured_parts.check
@@ -177,8 +176,7 @@ def _checked(source: Source, result: TransformResult) -> CaptureCheck:
         with foreign_code():
             checked = check_capture(source.model, result.captured, result.args, result.kwargs)
     except ForeignError as failed:
-        what = obstacle(type(source.model).__name__, failed)
-        raise BadInput(misfit(what, failed.problem, result.inputs)) from failed.problem
+        raise misfit(source.model, failed.problem, result.inputs) from failed.problem
     if not checked:
         modes = " and ".join(name for name in ("evaluation", "training") if not getattr(checked, name))
         raise CheckFailed(

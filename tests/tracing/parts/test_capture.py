@@ -363,3 +363,25 @@ def test_a_detection_model(detection: ModuleType) -> None:
             torch.manual_seed(0)
             results.append(pytree.tree_leaves(module.train(training)(images, targets)))
         assert results[0] and all(map(torch.equal, *results))
+
+
+class Entries(dict[str, Tensor]):
+    """A mapping of a class that pytree does not know."""
+
+
+class ReturnsEntries(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.body = nn.Sequential(*(nn.Linear(4, 4) for _ in range(3)))
+
+    def forward(self, x: Tensor) -> Entries:
+        return Entries(x=self.body(x))
+
+
+def test_a_result_that_no_graph_can_return_leaves_the_code_around_it_eager() -> None:
+    model, x = ReturnsEntries(), torch.randn(2, 4)
+    with pytest.raises(repl_fx.CaptureError, match="Entries"):
+        repl_fx.capture(model, (x,))
+    captured = repl_fx.capture_parts(model, (x,))
+    assert [part.path for part in captured.parts] == ["body"] and captured.check
+    assert torch.equal(captured.module(x)["x"], model(x)["x"])
