@@ -12,7 +12,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
 
 import torch
 from torch import fx
@@ -31,21 +30,7 @@ from repl_fx.surrogates.shared.builder import Rewriting
 from repl_fx.surrogates.shared.matching import Matches
 
 
-@dataclass(frozen=True)
-class ReplaceResult(Result):
-    """A rewritten graph.
-
-    Attributes:
-        changed: names of the blocks that are gone.
-        removed: paths of the parameters and buffers that are gone.
-    """
-
-    removed: tuple[str, ...] = ()
-
-
-def replace_blocks(
-    gm: fx.GraphModule, repeats: Sequence[Repeat], plan: Plan, matches: Matches | None = None
-) -> ReplaceResult:
+def replace_blocks(gm: fx.GraphModule, repeats: Sequence[Repeat], plan: Plan, matches: Matches | None = None) -> Result:
     """Apply a plan.
 
     Args:
@@ -55,7 +40,8 @@ def replace_blocks(
         matches: of surrogates and blocks, from making the plan; None where they are not known.
 
     Returns:
-        A new graph module, whose code is not written yet, that shares the tensors of what is kept.
+        A new graph module, whose code is not written yet, that shares the tensors of what is kept, with the names of
+        the blocks that are gone.
 
     Raises:
         PlanMismatch: the plan names a block the graph does not have, or its surrogate refuses it.
@@ -73,8 +59,8 @@ def replace_blocks(
         gone = {r.block: _replace(rewriting, r, matches, readers) for r in plan.replacements}
     drop_dead(result.graph)
     check_surrogates(result, {r.block: r.surrogate for r in plan.replacements}, gone)
-    removed = prune_state_(result, used)
-    return ReplaceResult(result, tuple(r.block for r in plan.replacements), removed)
+    prune_state_(result, used)
+    return Result(result, tuple(gone))
 
 
 def _replace(
@@ -106,8 +92,11 @@ def _replace(
         for side_output in block.side_outputs:
             return_none_(rewriting.copy_of(side_output), set(inside))
     # Calls of modules count as effects; those of a block that is gone are gone with it.
-    nodes = [node for node in inside if not _erased(node)]
-    left = _kept(nodes)
+    nodes = [node for node in inside if not node._erased]
+    # What something behind the block reads stays, with the nodes that write into what it reads.
+    alive = set(nodes)
+    read = [node for node in nodes if not node.users.keys() <= alive]
+    left = leading_to(digraph_with_writes(nodes), read)
     erase_dead(graph, [node for node in nodes if node not in left])
     return gone
 
@@ -122,14 +111,3 @@ def _readers(gm: fx.GraphModule) -> dict[str, list[fx.Node]]:
         elif node.op == "get_attr":
             readers.setdefault(str(node.target), []).extend(node.users)
     return readers
-
-
-def _kept(nodes: Sequence[fx.Node]) -> set[fx.Node]:
-    """The nodes of a block that something behind it reads, and those that write into what these read."""
-    inside = set(nodes)
-    read = [node for node in nodes if any(user not in inside for user in node.users)]
-    return leading_to(digraph_with_writes(nodes), read)
-
-
-def _erased(node: fx.Node) -> bool:
-    return node._erased

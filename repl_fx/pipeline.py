@@ -13,9 +13,8 @@ from torch import fx, nn
 from repl_fx.analysis.blocks import Repeat
 from repl_fx.arguments import require_kind, require_module
 from repl_fx.errors import NothingToReplace, PlanMismatch
-from repl_fx.graph.gc_pause import collection_paused
 from repl_fx.passes.choose_blocks import choose_blocks
-from repl_fx.passes.driver import run_passes
+from repl_fx.passes.driver import collection_paused, run_passes
 from repl_fx.passes.fold_surrogates import fold_surrogates
 from repl_fx.plan import Plan, Refusal, Replacement
 from repl_fx.planning.choose_surrogates import choose_surrogates, next_choices

@@ -20,6 +20,7 @@ from repl_fx.artifact.weights import State, load_state, read_state, write_state
 from repl_fx.errors import ArtifactError, BadInput, CaptureError, NothingToReplace, PlanMismatch, one_line
 from repl_fx.graph.captured import copy_model
 from repl_fx.graph.kinds import kind_of
+from repl_fx.passes.driver import run_passes
 from repl_fx.pipeline import TransformResult, rewrite, transform
 from repl_fx.plan import Plan
 from repl_fx.running.example_inputs import ExampleInputs
@@ -172,7 +173,7 @@ def load_artifact(
     refused = {part.path: part.refused_sizes for part in manifest.parts}
     for part in result.parts:
         # The example inputs are made anew, of the same shapes; the model itself may not run on their values.
-        refuse_sizes_(part.graph_module, refused.get(part.path, ()))
+        run_passes(part.graph_module, partial(refuse_sizes_, refused=refused.get(part.path, ())))
     load_state(result.module, state)
     # An attribute like any other, so that copies have it too.
     as_applied = replace(plan, fingerprint=fingerprint(result.structure))

@@ -6,7 +6,6 @@ the largest modules inside a model that can be captured, is `repl_fx.tracing.par
 
 from __future__ import annotations
 
-import copy as copying
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
@@ -19,10 +18,17 @@ from torch import fx, nn
 from repl_fx._torch import fixed_size
 from repl_fx.arguments import require_module
 from repl_fx.errors import CaptureError, ForeignError, Untraceable
-from repl_fx.graph.captured import CapturedModule, copy_model, fake_mode_of, is_tensor, share_tensors, traced_constant
-from repl_fx.graph.gc_pause import collection_paused
+from repl_fx.graph.captured import (
+    CapturedModule,
+    container_of,
+    copy_model,
+    fake_mode_of,
+    is_tensor,
+    share_tensors,
+    traced_constant,
+)
 from repl_fx.graph.signature import BoundInputs, bind_arguments
-from repl_fx.passes.driver import run_passes
+from repl_fx.passes.driver import collection_paused, run_passes
 from repl_fx.passes.follow_device import follow_device_
 from repl_fx.passes.merge_modes import MergeResult, merge_modes_
 from repl_fx.running.example_inputs import ExampleInputs
@@ -142,18 +148,16 @@ def _trace_by(
         require_leaves_left(model, changed)
         require_settled(model, changed, inputs, training)
     info = CaptureInfo(type(model).__name__, name, obstacles)
-    gm = _assembled(model, info, graphs, constants, device, pinned)
-    drop_questions_answered_alike_(gm, model, inputs)
-    return gm
+    return _assembled(model, inputs, info, graphs, constants, pinned)
 
 
 @collection_paused()
 def _assembled(
     model: nn.Module,
+    inputs: ExampleInputs,
     info: CaptureInfo,
     graphs: Mapping[bool, fx.Graph],
     constants: Constants,
-    device: torch.device,
     pinned: dict[str, bool],
 ) -> CapturedModule:
     """The module for the graphs of both modes (training and not), with the model's own module tree."""
@@ -165,8 +169,13 @@ def _assembled(
     gm.training = model.training
     gm.meta["pinned"] = pinned
     gm.meta["fake_mode"] = fake_mode_of(gm)
-    run = run_passes(gm, partial(merge_modes_, evaluation=graphs[False]), partial(follow_device_, device=device))
-    merged = run.of(MergeResult)
+    run = run_passes(
+        gm,
+        partial(merge_modes_, evaluation=graphs[False]),
+        partial(follow_device_, device=device_of(model, inputs)),
+        partial(drop_questions_answered_alike_, model=model, inputs=inputs),
+    )
+    merged = next(result for result in run.results if isinstance(result, MergeResult))
     gm.meta["capture"] = replace(info, literals=merged.literals, switches=merged.switches, dynamic=_dynamic_dims(gm))
     return gm
 
@@ -222,10 +231,7 @@ def _module_tree(model: nn.Module, graphs: Iterable[fx.Graph]) -> nn.Module:
             return memo[id(module)]
         if module in modules:
             return share_tensors(module, memo)
-        container = memo[id(module)] = nn.Module()
-        container.training = module.training
-        for name in ("_parameters", "_buffers", "_non_persistent_buffers_set"):
-            container.__dict__[name] = copying.copy(module.__dict__[name])
+        container = memo[id(module)] = container_of(module)
         for name, child in module._modules.items():
             container._modules[name] = None if child is None else build(child)
         return container

@@ -26,7 +26,7 @@ from torch import Tensor, nn
 
 from repl_fx._torch import autograd_calls, call_impl, define_operator, pytree, set_call_impl, unset_call_impl
 from repl_fx.errors import Untraceable
-from repl_fx.graph.markers import leaf_call_operator
+from repl_fx.graph.runtime import leaf_call_operator
 from repl_fx.running.python_state import PythonState
 from repl_fx.running.untouched import untouched
 from repl_fx.tracing.hooks import reached_by_hooks, users_hooks

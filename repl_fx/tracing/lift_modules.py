@@ -26,16 +26,21 @@ from repl_fx._torch import children_of, is_autocast_region, is_grad_region, pytr
 from repl_fx.errors import Untraceable
 from repl_fx.graph.assigned_buffers import add_assignments
 from repl_fx.graph.captured import attribute, drop_dead, traced_constant
-from repl_fx.graph.gc_pause import collection_paused
-from repl_fx.graph.markers import leaf_call_operator
-from repl_fx.graph.runtime import AutogradCall, enter_autocast, enter_grad_mode, exit_autocast, restore_grad_mode
+from repl_fx.graph.runtime import (
+    AutogradCall,
+    enter_autocast,
+    enter_grad_mode,
+    exit_autocast,
+    leaf_call_operator,
+    restore_grad_mode,
+)
 from repl_fx.graph.signature import (
     BoundInputs,
     InputNodes,
-    keyword_order,
     output_of,
     step_into,
 )
+from repl_fx.passes.driver import collection_paused
 from repl_fx.tracing.leaf_calls import LeafCall, LeafCalls
 
 _ASSERTIONS = {
@@ -119,9 +124,9 @@ class _Lifter:
     def placeholders(self, inputs: BoundInputs, least: Mapping[str, int]) -> None:
         made = InputNodes(self.graph, inputs.arguments)
         signature = self.program.graph_signature
-        in_spec = self.program.call_spec.in_spec
         # torch.export puts keyword arguments in the order of the signature.
-        located = iter(inputs.located(keyword_order(in_spec)))
+        _, keywords = children_of(self.program.call_spec.in_spec)
+        located = iter(inputs.located(keywords.context))
         nodes = [node for node in self.program.graph.nodes if node.op == "placeholder"]
         for node, spec in zip(nodes, signature.input_specs, strict=True):
             if spec.kind is InputKind.USER_INPUT:

@@ -7,18 +7,21 @@ model that is captured in parts, where sizes come from eager code, the next call
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
 
 from repl_fx._torch import fixed_size, pytree
-from repl_fx.graph.captured import CapturedModule
+from repl_fx.graph.captured import CapturedModule, copy_graph
 from repl_fx.graph.runtime import check_least, check_shape
 from repl_fx.graph.signature import bind_arguments, words_for
+from repl_fx.passes.driver import Result, run_passes
 from repl_fx.running.example_inputs import ExampleInputs
 from repl_fx.running.opaque_outputs import equal_inside
 from repl_fx.running.untouched import device_of, outcome_of
+from repl_fx.tracing.questions import drop_checks_
 
 # Other sizes are tried on inputs no larger than this along a dimension.
 _TRIAL_SIZE = 193
@@ -49,7 +52,7 @@ def holds_at_other_sizes(module: nn.Module, gm: CapturedModule, inputs: ExampleI
     )
 
 
-def drop_questions_answered_alike_(gm: fx.GraphModule, model: nn.Module, inputs: ExampleInputs) -> None:
+def drop_questions_answered_alike_(gm: fx.GraphModule, model: nn.Module, inputs: ExampleInputs) -> Result:
     """Let a graph take a size of 1 again where it computes there what the model does, in both modes.
 
     `is_causal = length > 1` is such a question: whether one token is masked makes no difference.
@@ -57,27 +60,24 @@ def drop_questions_answered_alike_(gm: fx.GraphModule, model: nn.Module, inputs:
     Args:
         gm: the graph captured from the model; its `check_least` nodes are removed where they are not needed.
         model: it runs on the example inputs, with the sizes asked about narrowed to 1, and is not changed.
+
+    Returns:
+        The graph, with the names of the checks that are gone.
     """
-    checks: dict[str, list[fx.Node]] = {}
+    checks: dict[str, list[str]] = {}
     for node in gm.graph.nodes:
         if node.target is check_least:
             source: Any = node.args[0]
-            checks.setdefault(str(source.meta["val"].shape[node.args[1]]), []).append(node)
+            checks.setdefault(str(source.meta["val"].shape[node.args[1]]), []).append(node.name)
     if not checks or device_of(model, inputs).type == "meta":
-        return
+        return Result(gm)
     traced = _traced_shapes(gm, model, inputs)
-    for symbol, nodes in checks.items():
-        found = [node.args[2] for node in nodes]
-        for node in nodes:
-            node.update_arg(2, 1)
-        gm.recompile()
-        alike = _same_outputs(gm, model, _narrowed(inputs, traced, symbol))
-        for node, least in zip(nodes, found, strict=True):
-            if alike:
-                gm.graph.erase_node(node)
-            else:
-                node.update_arg(2, least)
-        gm.recompile()
+    alike: list[str] = []
+    for symbol, names in checks.items():
+        trial = run_passes(copy_graph(gm, compiled=False), partial(drop_checks_, names=names)).graph_module
+        if _same_outputs(trial, model, _narrowed(inputs, traced, symbol)):
+            alike += names
+    return drop_checks_(gm, alike)
 
 
 def _traced_shapes(gm: fx.GraphModule, module: nn.Module, inputs: ExampleInputs) -> _Traced:
@@ -86,9 +86,9 @@ def _traced_shapes(gm: fx.GraphModule, module: nn.Module, inputs: ExampleInputs)
     shapes = {words: given.meta["val"].shape for given, _, words in checks}
     return [
         (leaf, shapes[words])
-        for argument in bind_arguments(module, inputs).arguments
-        for path, leaf in pytree.tree_flatten_with_path(argument.value)[0]
-        if (words := words_for(argument.name, path)) in shapes
+        for name, given in bind_arguments(module, inputs).arguments.items()
+        for path, leaf in pytree.tree_flatten_with_path(given)[0]
+        if (words := words_for(name, path)) in shapes
     ]
 
 

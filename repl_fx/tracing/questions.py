@@ -21,6 +21,7 @@ from torch import fx
 from torch.export import ExportedProgram
 
 from repl_fx.graph.runtime import check_least
+from repl_fx.passes.driver import Result
 
 
 @contextmanager
@@ -49,12 +50,18 @@ def refused_sizes(gm: fx.GraphModule) -> list[tuple[str, int]]:
     return [(node.args[3], node.args[1]) for node in gm.graph.nodes if node.target is check_least]
 
 
-def refuse_sizes_(gm: fx.GraphModule, refused: Collection[tuple[str, int]]) -> None:
+def refuse_sizes_(gm: fx.GraphModule, refused: Collection[tuple[str, int]]) -> Result:
     """Let a graph refuse no more than another graph of its model did, whose example inputs the model runs on."""
-    for node in list(gm.graph.nodes):
-        if node.target is check_least and (node.args[3], node.args[1]) not in refused:
+    checks = gm.graph.find_nodes(op="call_function", target=check_least)
+    return drop_checks_(gm, [node.name for node in checks if (node.args[3], node.args[1]) not in refused])
+
+
+def drop_checks_(gm: fx.GraphModule, names: Collection[str]) -> Result:
+    """Let a graph refuse sizes no more by the checks of these names."""
+    for node in gm.graph.find_nodes(op="call_function", target=check_least):
+        if node.name in names:
             gm.graph.erase_node(node)
-    gm.recompile()
+    return Result(gm, tuple(names))
 
 
 class Asked:

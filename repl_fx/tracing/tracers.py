@@ -121,7 +121,7 @@ def trace_by_export(
             return graph, branches.asked
 
     def example(condition: fx.Node) -> bool | None:
-        known = inputs.values
+        known = dict(inputs.arguments)
         known.update((constants.name(tensor), tensor) for tensor in list(constants.tensors))
         return truth_for(condition, known) if whole else None
 
@@ -192,7 +192,7 @@ def trace_by_fx(
     whole: bool = True,
 ) -> fx.Graph:
     """Trace with `fx.Tracer`, which takes the forward's Python away, and what is left with `trace_by_export`."""
-    given = inputs.values
+    given = inputs.arguments
     fixed = {n: v for n, v in given.items() if not any(isinstance(leaf, Tensor) for leaf in pytree.tree_leaves(v))}
     tracer = _LeafTracer()
     # fx warns that it cannot assert that an odd constant stays what it was; `check_constant` does.

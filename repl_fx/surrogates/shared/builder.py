@@ -18,7 +18,7 @@ from typing import Any
 
 from torch import fx, nn
 
-from repl_fx.graph.captured import add_module, copy_graph, get_attr, has_attribute, unique_name
+from repl_fx.graph.captured import copy_graph, get_attr, has_attribute, unique_name
 from repl_fx.graph.roles import CONVOLUTIONS, LINEAR
 from repl_fx.surrogates.shared.site import Site, call_on_fakes, surrogate_path
 from repl_fx.surrogates.shared.synthesis import Synthesis
@@ -90,7 +90,7 @@ class Builder(Site):
         if has_attribute(self._made, path):
             path = f"{self.path}.{unique_name(self._made.get_submodule(self.path), name)}"
         module.train(self._made.training)
-        add_module(self._made, path, module)
+        self._made.add_submodule(path, module)
         return path
 
     def call_module(self, path: str, *args: Any) -> fx.Node:
