@@ -11,14 +11,14 @@ Never touches: the graph it is given; blocks that are kept.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from contextlib import nullcontext
 
 import torch
 from torch import fx
 
 from repl_fx.analysis.blocks import Repeat
 from repl_fx.analysis.side_outputs import return_none_
-from repl_fx.errors import PlanMismatch
+from repl_fx.errors import PlanMismatch, foreign_code, is_ours
 from repl_fx.graph.bridge import digraph_with_writes, leading_to
 from repl_fx.graph.captured import drop_dead, erase_dead
 from repl_fx.graph.state import prune_state_, used_by
@@ -29,24 +29,11 @@ from repl_fx.surrogates import make_surrogate
 from repl_fx.surrogates.shared.builder import Rewriting
 from repl_fx.surrogates.shared.matching import Matches
 
-
-@dataclass(frozen=True)
-class ReplaceResult(Result):
-    """A rewritten graph.
-
-    Attributes:
-        changed: names of the blocks that are gone.
-        removed: paths of the parameters and buffers that are gone.
-        left: the nodes of each replaced block that the new graph still has, such as the additions of its spine.
-    """
-
-    removed: tuple[str, ...] = ()
-    left: Mapping[str, tuple[fx.Node, ...]] = field(default_factory=dict)
+# The note, on a node of a replaced block that stayed, such as the addition of its spine, of the block's name.
+LEFT_OF = "left_of"
 
 
-def replace_blocks(
-    gm: fx.GraphModule, repeats: Sequence[Repeat], plan: Plan, matches: Matches | None = None
-) -> ReplaceResult:
+def replace_blocks(gm: fx.GraphModule, repeats: Sequence[Repeat], plan: Plan, matches: Matches | None = None) -> Result:
     """Apply a plan.
 
     Args:
@@ -56,10 +43,12 @@ def replace_blocks(
         matches: of surrogates and blocks, from making the plan; None where they are not known.
 
     Returns:
-        A new graph module, whose code is not written yet, that shares the tensors of what is kept.
+        A new graph module, whose code is not written yet, that shares the tensors of what is kept, with the names of
+        the blocks that are gone.
 
     Raises:
         PlanMismatch: the plan names a block the graph does not have, or its surrogate refuses it.
+        ForeignError: a surrogate that is not repl-fx's fails.
         BrokenGraph: a surrogate leaves in place what it says it replaces, or makes what nothing reads.
     """
     matches = matches or Matches(gm, repeats)
@@ -72,10 +61,12 @@ def replace_blocks(
         torch.default_generator.manual_seed(plan.seed)
         gone = {r.block: _replace(rewriting, r, matches, readers) for r in plan.replacements}
     drop_dead(result.graph)
+    for r in plan.replacements:
+        for node in rewriting.left_of(matches.site(r.block, r.before, r.after).block):
+            node.meta[LEFT_OF] = r.block
     check_surrogates(result, {r.block: r.surrogate for r in plan.replacements}, gone)
-    removed = prune_state_(result, used)
-    left = {r.block: rewriting.left_of(matches.site(r.block, r.before, r.after).block) for r in plan.replacements}
-    return ReplaceResult(result, tuple(gone), removed, left)
+    prune_state_(result, used)
+    return Result(result, tuple(gone))
 
 
 def _replace(
@@ -92,7 +83,8 @@ def _replace(
     kept = site.unmixed_parameters if match.kept_parameters is None else match.kept_parameters
     stays = {*kept, *(path for path, nodes in readers.items() if not own.issuperset(nodes))}
     gone = tuple(path for path in dict.fromkeys(block.parameters) if path not in stays)
-    made = surrogate.build(rewriting.at(site, replacement.surrogate), match)
+    with nullcontext() if is_ours(surrogate.build.__module__) else foreign_code():
+        made = surrogate.build(rewriting.at(site, replacement.surrogate), match)
     if len(made) != len(block.outputs):
         raise PlanMismatch(
             f"{replacement.surrogate} made {len(made)} values for {block.name}, which has {len(block.outputs)}; "
@@ -107,7 +99,10 @@ def _replace(
             return_none_(rewriting.copy_of(side_output), set(inside))
     # Calls of modules count as effects; those of a block that is gone are gone with it.
     nodes = rewriting.left_of(block)
-    left = _kept(nodes)
+    # What something behind the block reads stays, with the nodes that write into what it reads.
+    alive = set(nodes)
+    read = [node for node in nodes if not node.users.keys() <= alive]
+    left = leading_to(digraph_with_writes(nodes), read)
     erase_dead(graph, [node for node in nodes if node not in left])
     return gone
 
@@ -122,10 +117,3 @@ def _readers(gm: fx.GraphModule) -> dict[str, list[fx.Node]]:
         elif node.op == "get_attr":
             readers.setdefault(str(node.target), []).extend(node.users)
     return readers
-
-
-def _kept(nodes: Sequence[fx.Node]) -> set[fx.Node]:
-    """The nodes of a block that something behind it reads, and those that write into what these read."""
-    inside = set(nodes)
-    read = [node for node in nodes if any(user not in inside for user in node.users)]
-    return leading_to(digraph_with_writes(nodes), read)

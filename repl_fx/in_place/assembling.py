@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from torch import nn
 
 from repl_fx.graph.captured import CapturedModule
-from repl_fx.in_place.cutting import ELSEWHERE
+from repl_fx.in_place.inner_values import InnerValues
 from repl_fx.in_place.state_elsewhere import StateElsewhere
 from repl_fx.tracing.parts.capture import assemble
 
@@ -16,7 +16,7 @@ def with_surrogates(source: nn.Module, pieces: Mapping[str, CapturedModule]) -> 
     """A copy of a model's tree with surrogates, by path, in place of modules; parameters and buffers are shared."""
     model = assemble(source, pieces)
     for piece in pieces.values():
-        elsewhere = piece._modules.get(ELSEWHERE)
-        if isinstance(elsewhere, StateElsewhere):
-            elsewhere.belong_to(model)
+        for module in piece.children():
+            if isinstance(module, (StateElsewhere, InnerValues)):
+                module.belong_to(model)
     return model

@@ -22,7 +22,7 @@ import torch
 from torch import fx, nn
 
 from repl_fx._torch import SYMBOLIC, module_stack
-from repl_fx.graph.boundaries import BOUNDARIES, ModuleCall, at_boundaries
+from repl_fx.graph.boundaries import BOUNDARIES, ModuleCall, at_boundaries, boundaries
 from repl_fx.graph.captured import (
     CapturedModule,
     attribute,
@@ -34,12 +34,14 @@ from repl_fx.graph.captured import (
     value_of,
 )
 from repl_fx.graph.signature import is_writable, output_of, step_into
+from repl_fx.in_place.inner_values import InnerValue, InnerValues
 from repl_fx.in_place.state_elsewhere import StateElsewhere
 from repl_fx.surrogates.shared.site import surrogate_path
 from repl_fx.tracing.parts.search import keep_attributes
 
-# The submodules of a piece for the state of the rest of the model, and for the surrogate's own modules.
+# The submodules of a piece: state and values of the rest of the model, and the surrogate's own modules.
 ELSEWHERE = "elsewhere"
+INNER = "inner_values"
 OWN = "surrogate"
 
 _STARS: Mapping[Any, str] = MappingProxyType(
@@ -84,6 +86,7 @@ class _Cutter:
         self.roots = self._placeholders()
         self.env: dict[fx.Node, fx.Node] = {}
         self.elsewhere: list[str] = []
+        self.inner: dict[fx.Node, InnerValue] = {}
 
     def _boundaries(self) -> tuple[ModuleCall, dict[fx.Node, tuple[Any, ...]], dict[int, fx.Node]]:
         """The call of the module; the place of each value among its arguments; its results by number."""
@@ -111,7 +114,7 @@ class _Cutter:
     def _root(self) -> nn.Module:
         """The modules and the state of the piece: those left of the block, and those of the surrogate."""
         root = share_tensors(self.gm.get_submodule(self.path)) if has_attribute(self.gm, self.path) else nn.Module()
-        for name in (OWN, ELSEWHERE):
+        for name in (OWN, ELSEWHERE, INNER):
             if hasattr(root, name):
                 raise NotInPlace(f"the module {self.path} has an attribute {name} already")
         if has_attribute(self.gm, self.own[:-1]):
@@ -135,6 +138,7 @@ class _Cutter:
     def piece(self) -> CapturedModule:
         """The surrogate as a module."""
         needed = self._needed()
+        self._take_inner_values()
         for node in self.gm.graph.nodes:
             if node in needed:
                 self._place(node)
@@ -163,21 +167,37 @@ class _Cutter:
             if node in needed or node in self.arguments or self._size(node) is not None:
                 continue
             if node not in self.inside and node.op != "get_attr" and not self._is_number(node):
-                self._require_constant(node)
+                value = self._inner_value(node)
+                if value is not None:
+                    self.inner[node] = value
+                    continue
+                if node.op != "call_function" or has_effect(node):
+                    place = ".".join(module_stack(node)[-1:]) or "the model"
+                    raise NotInPlace(f"it reads {node.name} of {place}, which {self.path} is not handed")
             needed.add(node)
             pending += node.all_input_nodes
         return needed
 
-    def _require_constant(self, node: fx.Node) -> None:
-        """Refuse a value from outside that depends on more than the state of the model.
+    def _inner_value(self, node: fx.Node) -> InnerValue | None:
+        """A value from outside, where it is the result of a module that is called once; None where it is not."""
+        for boundary in boundaries(node):
+            if boundary.argument is None and len(boundary.call.calls) == 1:
+                return InnerValue(boundary.call.path, boundary.leaf)
+        if node.op != "call_module":
+            return None
+        calls = self.gm.graph.find_nodes(op="call_module", target=node.target)
+        return InnerValue(str(node.target), None) if len(calls) == 1 else None
 
-        Raises:
-            NotInPlace: names the value.
-        """
-        if node.op == "call_function" and not has_effect(node):
+    def _take_inner_values(self) -> None:
+        """Nodes for values of other modules, before all else: a surrogate takes each of them at each call."""
+        if not self.inner:
             return
-        place = ".".join(module_stack(node)[-1:]) or "the model"
-        raise NotInPlace(f"it reads {node.name} of {place}, which {self.path} is not handed")
+        self.root.add_module(INNER, InnerValues(list(self.inner.values())))
+        taken = self.graph.call_module(INNER)
+        taken.meta["val"] = tuple(value_of(node) for node in self.inner)
+        for number, node in enumerate(self.inner):
+            self.env[node] = self.graph.call_function(operator.getitem, (taken, number))
+            self.env[node].meta["val"] = value_of(node)
 
     def _is_number(self, node: fx.Node) -> bool:
         return isinstance(value_of(node), (bool, int, float, *SYMBOLIC)) and node.op == "call_function"

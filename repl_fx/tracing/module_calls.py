@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from repl_fx._torch import call_impl, pytree, set_call_impl, traced_node, unset_call_impl
 from repl_fx.graph.boundaries import Boundary, ModuleCall, note_boundary
-from repl_fx.tracing.leaf_calls import is_leaf
+from repl_fx.tracing.leaves import is_leaf
 
 
 @contextmanager
