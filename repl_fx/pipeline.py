@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pickle
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
-from functools import partial
+from dataclasses import dataclass, field, replace
+from functools import cached_property, partial
 from typing import Any, TypedDict, Unpack, overload
 
 from torch import fx, nn
@@ -13,6 +13,7 @@ from torch import fx, nn
 from repl_fx.analysis.blocks import Repeat
 from repl_fx.arguments import require_kind, require_module
 from repl_fx.errors import NothingToReplace, PlanMismatch
+from repl_fx.in_place.assembling import InPlace, put_in_place
 from repl_fx.passes.choose_blocks import choose_blocks
 from repl_fx.passes.driver import collection_paused, run_passes
 from repl_fx.passes.fold_surrogates import fold_surrogates
@@ -45,6 +46,7 @@ class TransformResult(HasInputs):
         structure: the text of what was captured (`repl_fx.tracing.fingerprint`), of which the plan holds the hash.
         made: the text of the code of `module`, as it was then.
         code: hash of the code of the user's own classes in the model, as it was then.
+        found: the repeats of each part, in the graphs before.
     """
 
     module: nn.Module
@@ -57,6 +59,7 @@ class TransformResult(HasInputs):
     structure: tuple[str, ...]
     made: tuple[str, ...]
     code: str
+    found: tuple[PartRepeats, ...] = field(repr=False)
 
     @property
     def all_parts(self) -> tuple[Part, ...]:
@@ -73,6 +76,21 @@ class TransformResult(HasInputs):
     def captured(self) -> fx.GraphModule:
         """The graph before, where the whole model is one graph."""
         return self._whole(self.captured_parts.parts, "captured_parts")
+
+    @cached_property
+    def in_place(self) -> InPlace:
+        """The source's own module tree with surrogates in place of blocks, or why that cannot be."""
+        graphs = {part.path: part.graph_module for part in self.parts}
+        return put_in_place(self.captured_parts, self.found, self.plan, graphs)
+
+    @property
+    def model(self) -> nn.Module:
+        """The model to train: the one in place, `module` where a replaced block is no module of the source.
+
+        The model in place is of the source's class, with its methods and attributes, and shares its parameters with the
+        source and with `module`.
+        """
+        return self.in_place.model or self.module
 
     def __copy__(self) -> TransformResult:
         return replace(self)
@@ -280,6 +298,7 @@ def rewrite(
         structure_of(_used(found, plan.replacements), captured.source),
         lines_made(module),
         code_of(captured.source),
+        found,
     )
 
 

@@ -2,21 +2,80 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 
-from torch import nn
+from torch import fx, nn
 
-from repl_fx.graph.captured import CapturedModule
+from repl_fx.graph.captured import CapturedModule, attribute, has_attribute
+from repl_fx.in_place.cutting import NotInPlace, cut_out
 from repl_fx.in_place.inner_values import InnerValues
 from repl_fx.in_place.state_elsewhere import StateElsewhere
-from repl_fx.tracing.parts.capture import assemble
+from repl_fx.passes.replace_blocks import replace_blocks
+from repl_fx.plan import Plan, Refusal
+from repl_fx.planning.part_repeats import PartRepeats
+from repl_fx.surrogates.shared.site import surrogate_path
+from repl_fx.tracing.parts.capture import CapturedParts, assemble, qualified_name
 
 
-def with_surrogates(source: nn.Module, pieces: Mapping[str, CapturedModule]) -> nn.Module:
-    """A copy of a model's tree with surrogates, by path, in place of modules; parameters and buffers are shared."""
-    model = assemble(source, pieces)
+@dataclass(frozen=True)
+class InPlace:
+    """A model in place.
+
+    Attributes:
+        model: a module of the source's class; None where a replaced block has no place in it.
+        refusals: the replaced blocks that have none, with the reasons.
+    """
+
+    model: nn.Module | None
+    refusals: tuple[Refusal, ...] = ()
+
+
+def put_in_place(
+    captured: CapturedParts, parts: Sequence[PartRepeats], plan: Plan, graphs: Mapping[str, fx.GraphModule]
+) -> InPlace:
+    """Put surrogates into a copy of the source's module tree.
+
+    Args:
+        captured: the model.
+        parts: its repeats, by part.
+        plan: the plan that was applied.
+        graphs: the rewritten graphs, by the path of their part; the model in place shares their tensors.
+    """
+    pieces: dict[str, CapturedModule] = {}
+    refusals: list[Refusal] = []
+    for part in parts:
+        own = tuple(replacement for replacement in plan.replacements if replacement.block in part.blocks)
+        if not own:
+            continue
+        # Syntheses one by one: the rewritten graph does them together.
+        alone = replace_blocks(part.graph_module, part.inside, replace(plan, replacements=own), part.matches)
+        for replacement in own:
+            block = part.blocks[replacement.block]
+            try:
+                if block.module_path is None:
+                    raise NotInPlace("it is no call of a single module")
+                path = qualified_name(part.path, block.module_path)
+                source = captured.source.get_submodule(path)
+                _share_state(alone.graph_module, graphs[part.path], surrogate_path(block.name))
+                pieces[path] = cut_out(alone.graph_module, block.name, block.module_path, source, part.path)
+            except NotInPlace as problem:
+                refusals.append(Refusal(replacement.block, replacement.repeat, str(problem)))
+    if refusals:
+        return InPlace(None, tuple(refusals))
+    model = assemble(captured.source, pieces)
     for piece in pieces.values():
         for module in piece.children():
             if isinstance(module, (StateElsewhere, InnerValues)):
                 module.belong_to(model)
-    return model
+    return InPlace(model)
+
+
+def _share_state(gm: fx.GraphModule, like: fx.GraphModule, path: str) -> None:
+    """Put the parameters and buffers that one graph has at a path into the other graph, which was made alike."""
+    if not has_attribute(gm, path):
+        return
+    for name, module in gm.get_submodule(path).named_modules():
+        theirs = attribute(like, f"{path}.{name}".rstrip("."))
+        for state in ("_parameters", "_buffers"):
+            getattr(module, state).update(getattr(theirs, state))

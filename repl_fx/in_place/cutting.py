@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import inspect
 import operator
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Any
 
@@ -31,12 +31,13 @@ from repl_fx.graph.captured import (
     is_tensor,
     is_traced_constant,
     share_tensors,
-    value_of,
 )
 from repl_fx.graph.signature import is_writable, output_of, step_into
 from repl_fx.in_place.inner_values import InnerValue, InnerValues
 from repl_fx.in_place.state_elsewhere import StateElsewhere
+from repl_fx.passes.replace_blocks import LEFT_OF
 from repl_fx.surrogates.shared.site import surrogate_path
+from repl_fx.tracing.parts.capture import qualified_name
 from repl_fx.tracing.parts.search import keep_attributes
 
 # The submodules of a piece: state and values of the rest of the model, and the surrogate's own modules.
@@ -53,15 +54,15 @@ class NotInPlace(Exception):
     """A surrogate that cannot stand in the source's own tree; the message is the reason."""
 
 
-def cut_out(gm: fx.GraphModule, block: str, path: str, left: Sequence[fx.Node], source: nn.Module) -> CapturedModule:
+def cut_out(gm: fx.GraphModule, block: str, path: str, source: nn.Module, part: str = "") -> CapturedModule:
     """The surrogate of one block as a module.
 
     Args:
         gm: the rewritten graph, with syntheses one by one.
         block: name of the block.
-        path: of the module that the block was.
-        left: the nodes of the block that are left of it in the graph.
+        path: of the module that the block was, in the graph.
         source: the module that the block was.
+        part: path of the graph in the model.
 
     Returns:
         A module with the arguments and results of `source`. Weights of the rest of the model come from its submodule
@@ -71,15 +72,18 @@ def cut_out(gm: fx.GraphModule, block: str, path: str, left: Sequence[fx.Node], 
         NotInPlace: the surrogate needs a value that the module is not handed, or the module is called in a way that no
             other module can be called in.
     """
-    return _Cutter(gm, block, path, left, source).piece()
+    return _Cutter(gm, block, path, source, part).piece()
 
 
 class _Cutter:
-    def __init__(self, gm: fx.GraphModule, block: str, path: str, left: Sequence[fx.Node], source: nn.Module) -> None:
-        self.gm, self.source, self.path = gm, source, path
+    def __init__(self, gm: fx.GraphModule, block: str, path: str, source: nn.Module, part: str) -> None:
+        self.gm, self.source, self.path, self.part = gm, source, path, part
         self.own = f"{surrogate_path(block)}."
-        made = (node for node in gm.graph.nodes if node.meta.get("replaces", ("",))[0] == block)
-        self.inside = {*made, *left}
+        self.inside = {
+            node
+            for node in gm.graph.nodes
+            if block in (node.meta.get(LEFT_OF), *node.meta.get("replaces", ())[:1])
+        }
         self.call, self.arguments, self.results = self._boundaries()
         self.root = self._root()
         self.graph = fx.Graph()
@@ -182,11 +186,11 @@ class _Cutter:
         """A value from outside, where it is the result of a module that is called once; None where it is not."""
         for boundary in boundaries(node):
             if boundary.argument is None and len(boundary.call.calls) == 1:
-                return InnerValue(boundary.call.path, boundary.leaf)
+                return InnerValue(qualified_name(self.part, boundary.call.path), boundary.leaf)
         if node.op != "call_module":
             return None
         calls = self.gm.graph.find_nodes(op="call_module", target=node.target)
-        return InnerValue(str(node.target), None) if len(calls) == 1 else None
+        return InnerValue(qualified_name(self.part, str(node.target)), None) if len(calls) == 1 else None
 
     def _take_inner_values(self) -> None:
         """Nodes for values of other modules, before all else: a surrogate takes each of them at each call."""
@@ -194,17 +198,17 @@ class _Cutter:
             return
         self.root.add_module(INNER, InnerValues(list(self.inner.values())))
         taken = self.graph.call_module(INNER)
-        taken.meta["val"] = tuple(value_of(node) for node in self.inner)
+        taken.meta["val"] = tuple(node.meta.get("val") for node in self.inner)
         for number, node in enumerate(self.inner):
             self.env[node] = self.graph.call_function(operator.getitem, (taken, number))
-            self.env[node].meta["val"] = value_of(node)
+            self.env[node].meta["val"] = node.meta.get("val")
 
     def _is_number(self, node: fx.Node) -> bool:
-        return isinstance(value_of(node), (bool, int, float, *SYMBOLIC)) and node.op == "call_function"
+        return isinstance(node.meta.get("val"), (bool, int, float, *SYMBOLIC)) and node.op == "call_function"
 
     def _size(self, node: fx.Node) -> tuple[fx.Node, int] | None:
         """The argument and the dimension whose size is the value of a node."""
-        value = value_of(node)
+        value = node.meta.get("val")
         if not isinstance(value, torch.SymInt):
             return None
         for argument in self.arguments:
@@ -237,7 +241,7 @@ class _Cutter:
         if is_traced_constant(target):
             self.root.register_buffer(target, attribute(self.gm, target), persistent=False)
             return self.graph.create_node("get_attr", target)
-        self.elsewhere.append(target)
+        self.elsewhere.append(qualified_name(self.part, target))
         if len(self.elsewhere) == 1:
             self.all_elsewhere = self.graph.call_module(ELSEWHERE)
             self.all_elsewhere.meta["val"] = None
@@ -264,7 +268,7 @@ class _Cutter:
                 assert size is not None
                 argument, dim = size
                 made = self.graph.call_function(torch.ops.aten.sym_size.int, (self._value(argument), dim))
-            made.meta["val"] = value_of(node)
+            made.meta["val"] = node.meta.get("val")
             self.env[node] = made
         return self.env[node]
 
