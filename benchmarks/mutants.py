@@ -86,11 +86,7 @@ TESTS: dict[str, tuple[str, ...]] = {
     "repl_fx/surrogates/shared/blended_weights.py": (
         "tests/surrogates/test_blend.py",
         "tests/surrogates/test_coarse.py",
-    ),
-    "repl_fx/surrogates/shared/functional_module.py": (
-        "tests/surrogates/test_coarse.py",
         "tests/surrogates/test_slim.py",
-        "tests/surrogates/test_blend.py",
     ),
     "repl_fx/surrogates/shared/matching.py": (
         "tests/surrogates/shared/test_matching.py",
@@ -115,7 +111,7 @@ TESTS: dict[str, tuple[str, ...]] = {
         "tests/surrogates/test_slim.py",
     ),
     "repl_fx/surrogates/shared/thin_block.py": ("tests/surrogates/test_slim.py",),
-    "repl_fx/surrogates/shared/initialisation.py": (
+    "repl_fx/surrogates/shared/synthesis.py": (
         "tests/surrogates/shared/test_recompute.py",
         "tests/surrogates/test_slim.py",
     ),

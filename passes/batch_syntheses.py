@@ -19,7 +19,7 @@ import operator
 
 from torch import fx
 
-from repl_fx.graph.captured import add_module, drop_dead, get_attr, unique_name
+from repl_fx.graph.captured import drop_dead, get_attr, unique_name
 from repl_fx.passes.driver import Result
 from repl_fx.surrogates.shared.synthesis import BlendingSynthesis, SynthesisBatch
 
@@ -33,25 +33,24 @@ def batch_syntheses_(gm: fx.GraphModule) -> Result:
     Returns:
         The graph, with the names of the nodes that were put together; none where there are fewer than two.
     """
-    nodes = [node for node in gm.graph.nodes if _joinable(gm, node)]
-    if len(nodes) < 2:
+    members = {node: found for node in gm.graph.nodes if (found := _joinable(gm, node)) is not None}
+    if len(members) < 2:
         return Result(gm)
-    members = [_synthesis(gm, node) for node in nodes]
-    batch = SynthesisBatch(members, [len(node.args) for node in nodes])
+    batch = SynthesisBatch(list(members.values()), [len(node.args) for node in members])
     batch.train(gm.training)
     path = f"surrogates.{unique_name(gm.get_submodule('surrogates'), 'together')}"
-    add_module(gm, path, batch)
+    gm.add_submodule(path, batch)
     # Before all else: the first of them may be in a layer that training may skip.
     with gm.graph.inserting_before(next(n for n in gm.graph.nodes if n.op != "placeholder")):
         given: list[fx.Node] = []
-        for node, member in zip(nodes, members, strict=True):
-            given += [get_attr(gm, str(source.target)) for source in _sources(node)]
+        for node, member in members.items():
+            given += [get_attr(gm, str(source.target)) for source in node.args if isinstance(source, fx.Node)]
             given += [get_attr(gm, f"{node.target}.{name}") for name, _ in member.named_parameters()]
         together = gm.graph.call_module(path, tuple(given))
-        together.meta["val"] = tuple(node.meta["val"] for node in nodes)
-        parts = [gm.graph.call_function(operator.getitem, (together, i)) for i in range(len(nodes))]
-    names = tuple(node.name for node in nodes)
-    for node, part in zip(nodes, parts, strict=True):
+        together.meta["val"] = tuple(node.meta["val"] for node in members)
+        parts = [gm.graph.call_function(operator.getitem, (together, i)) for i in range(len(members))]
+    names = tuple(node.name for node in members)
+    for node, part in zip(members, parts, strict=True):
         part.meta.update(node.meta)
         node.replace_all_uses_with(part, propagate_meta=False)
         gm.graph.erase_node(node)
@@ -59,18 +58,8 @@ def batch_syntheses_(gm: fx.GraphModule) -> Result:
     return Result(gm, names)
 
 
-def _sources(node: fx.Node) -> list[fx.Node]:
-    return [argument for argument in node.args if isinstance(argument, fx.Node)]
-
-
-def _synthesis(gm: fx.GraphModule, node: fx.Node) -> BlendingSynthesis:
-    module = gm.get_submodule(str(node.target))
-    assert isinstance(module, BlendingSynthesis)
-    return module
-
-
-def _joinable(gm: fx.GraphModule, node: fx.Node) -> bool:
-    """Whether a node is a synthesis that reads parameters and buffers alone, each as one argument."""
-    if node.op != "call_module" or not isinstance(gm.get_submodule(str(node.target)), BlendingSynthesis):
-        return False
-    return not node.kwargs and all(isinstance(a, fx.Node) and a.op == "get_attr" for a in node.args)
+def _joinable(gm: fx.GraphModule, node: fx.Node) -> BlendingSynthesis | None:
+    """The synthesis that a node calls on parameters and buffers alone, each as one argument."""
+    found = gm.get_submodule(str(node.target)) if node.op == "call_module" and not node.kwargs else None
+    reads_state = all(isinstance(a, fx.Node) and a.op == "get_attr" for a in node.args)
+    return found if isinstance(found, BlendingSynthesis) and reads_state else None

@@ -9,14 +9,15 @@ from __future__ import annotations
 import operator
 import warnings
 from collections.abc import Collection, Mapping
+from typing import Any
 
+import torch
 from torch import Tensor, fx, nn
 
 from repl_fx.errors import BrokenGraph
 from repl_fx.graph.bridge import digraph, leading_to
 from repl_fx.graph.captured import attribute, has_effect, is_tensor
-from repl_fx.graph.devices import mentions_device
-from repl_fx.graph.markers import leaf_call_operator
+from repl_fx.graph.runtime import enter_autocast, leaf_call_operator
 from repl_fx.graph.state import used_by
 from repl_fx.surrogates.shared.synthesis import Synthesis
 
@@ -26,12 +27,8 @@ _OPS = ("placeholder", "get_attr", "call_module", "call_function", "output")
 def check_graph(gm: fx.GraphModule, after: str) -> None:
     """Raise unless `gm` is in normal form.
 
-    Args:
-        gm: the graph to look at.
-        after: the pass that ran last, to be blamed.
-
     Raises:
-        BrokenGraph: names `after`, the node and what is wrong with it.
+        BrokenGraph: names `after`, the pass that ran last, the node and what is wrong with it.
     """
     with warnings.catch_warnings():
         # lint warns about get_attr nodes that read a mode flag, which the normal form allows.
@@ -62,7 +59,9 @@ def check_surrogates(gm: fx.GraphModule, surrogates: Mapping[str, str], gone: Ma
         left = next((path for path in paths if path in read), None)
         if left is not None:
             raise BrokenGraph(f"{surrogates[block]} stands in for {block}, whose {left} is still read")
-    useful = _useful(gm)
+    # The outputs depend on these nodes, or they write somewhere, or what writes depends on them.
+    ends = [n for n in gm.graph.nodes if n.op == "output" or (n.op == "call_function" and has_effect(n))]
+    useful = leading_to(digraph(gm.graph.nodes), ends)
     for node in gm.graph.nodes:
         if node.op != "call_module" or not isinstance(gm.get_submodule(str(node.target)), Synthesis):
             continue
@@ -70,6 +69,20 @@ def check_surrogates(gm: fx.GraphModule, surrogates: Mapping[str, str], gone: Ma
         if missing is not None:
             block, key = node.meta.get("replaces", ("a block", "a surrogate"))
             raise BrokenGraph(f"{key} stands in for {block}, but nothing reads {missing} of {node.name}")
+
+
+def mentions_device(node: fx.Node, device: torch.device) -> bool:
+    """Whether an argument of a node, at any depth, is the literal `device`."""
+    found: list[Any] = []
+    fx.node.map_aggregate((node.args, node.kwargs), lambda v: found.append(v) if is_device(v, device) else None)
+    return bool(found) or (node.target is enter_autocast and node.args[0] == device.type)
+
+
+def is_device(value: Any, device: torch.device) -> bool:
+    """Whether a literal is a device, and this one; a device without an index is any of its type."""
+    if not isinstance(value, torch.device) or value.type != device.type:
+        return False
+    return value.index is None or device.index is None or value.index == device.index
 
 
 def _unread(node: fx.Node, useful: Collection[fx.Node]) -> str | None:
@@ -84,26 +97,14 @@ def _unread(node: fx.Node, useful: Collection[fx.Node]) -> str | None:
     return next((f"result {number}" for number in range(len(made)) if number not in parts), None)
 
 
-def _useful(gm: fx.GraphModule) -> set[fx.Node]:
-    """The nodes that the outputs depend on, and those that write somewhere, with what these depend on."""
-    ends = [n for n in gm.graph.nodes if n.op == "output" or (n.op == "call_function" and has_effect(n))]
-    return leading_to(digraph(gm.graph.nodes), ends)
-
-
 def _problem(gm: fx.GraphModule, node: fx.Node) -> str | None:
     if node.op not in _OPS:
         return f"a {node.op} node has no place in the normal form"
     if node.target is leaf_call_operator():
         return "a leaf call was not lifted"
-    if node.op in ("get_attr", "call_module"):
-        try:
-            found = attribute(gm, str(node.target))
-        except AttributeError:
-            return f"{node.target} does not exist"
-        if node.op == "call_module" and not isinstance(found, nn.Module):
-            return f"{node.target} is no module"
-        if node.op == "get_attr" and not isinstance(found, (Tensor, bool, nn.Module)):
-            return f"{node.target} is no tensor, no mode flag and no module"
+    found = attribute(gm, str(node.target)) if node.op == "get_attr" else None
+    if node.op == "get_attr" and not isinstance(found, (Tensor, bool, nn.Module)):
+        return f"{node.target} is no tensor, no mode flag and no module"
     if node.op != "output" and "val" not in node.meta:
         return "it has no fake value"
     captured_on = gm.meta.get("device")
@@ -111,8 +112,6 @@ def _problem(gm: fx.GraphModule, node: fx.Node) -> str | None:
         return f"device {captured_on} is baked in"
     if node.op == "call_function" and not node.users and not has_effect(node):
         return "nothing uses it and it has no effect"
-    if is_tensor(node) and node.op == "get_attr":
-        kept = attribute(gm, str(node.target))
-        if isinstance(kept, Tensor) and tuple(kept.shape) != tuple(node.meta["val"].shape) and kept.numel():
-            return f"its fake value has shape {tuple(node.meta['val'].shape)}, {node.target} has {tuple(kept.shape)}"
+    if is_tensor(node) and isinstance(found, Tensor) and found.shape != node.meta["val"].shape and found.numel():
+        return f"its fake value has shape {tuple(node.meta['val'].shape)}, {node.target} has {tuple(found.shape)}"
     return None

@@ -10,7 +10,7 @@ Never touches: the graph.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence, Set
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 
@@ -74,7 +74,9 @@ def choose_blocks(
         if wanted is not None:
             asked = [i for i, block in enumerate(repeat.blocks) if block.name in wanted]
         elif repeat.similar:
-            asked = _spread(_eligible(repeat, settled), every)
+            # Not the ends, nor blocks that change sizes or are settled.
+            inner = enumerate(repeat.blocks[1:-1], start=1)
+            asked = _spread((i for i, b in inner if _keeps_size(b) and settled.isdisjoint(b.nodes)), every)
         else:
             asked = [i for i in range(1, len(repeat) - 1) if (i + 1) % every == 0]
         if wanted is None and not asked:
@@ -98,15 +100,6 @@ def choose_blocks(
         else:
             refusals.append(Refusal(repeat.blocks[i].name, repeat.name, "no block like it is kept on one side"))
     return Choice(tuple(chosen), tuple(refusals))
-
-
-def _eligible(repeat: Repeat, settled: Set[fx.Node]) -> list[int]:
-    """The blocks of a similar repeat that can go: not the ends, not those that change sizes or are settled."""
-    return [
-        i
-        for i, block in enumerate(repeat.blocks[1:-1], start=1)
-        if _keeps_size(block) and settled.isdisjoint(block.nodes)
-    ]
 
 
 def _spread(candidates: Iterable[int], every: int) -> list[int]:

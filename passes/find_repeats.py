@@ -33,7 +33,7 @@ from repl_fx.analysis.node_table import NodeTable, node_table
 from repl_fx.analysis.segmentation import Cutting, TandemRun, cut, depends
 from repl_fx.arguments import require_module
 from repl_fx.graph.captured import attribute
-from repl_fx.graph.gc_pause import collection_paused
+from repl_fx.passes.driver import collection_paused
 from repl_fx.passes.find_similar import find_similar
 
 Ints = npt.NDArray[np.int64]
@@ -88,7 +88,7 @@ def _choose(table: NodeTable, shifts: Iterable[int]) -> list[_Chosen]:
     weighed = [(int(table.sizes[cutting.members].sum()), cutting) for cutting in found]
     # Most parameters first; of equal ones the shortest period, because it has the most copies.
     weighed = sorted((w for w in weighed if w[0]), key=lambda w: (-w[0], -w[1].total, w[1].start))
-    return _Chooser(table, [cutting for _, cutting in weighed]).choose()
+    return _Chooser(table, [cutting for _, cutting in weighed]).among(range(len(weighed)), level=1)
 
 
 class _Chooser:
@@ -108,11 +108,8 @@ class _Chooser:
         self.begins = [cuttings[i].begin for i in self.order]
         self.owned = np.zeros(len(table.nodes), np.int64)
 
-    def choose(self) -> list[_Chosen]:
-        """The chosen ones, in program order."""
-        return self._among(range(len(self.cuttings)), level=1)
-
-    def _among(self, numbers: Iterable[int], level: int) -> list[_Chosen]:
+    def among(self, numbers: Iterable[int], level: int) -> list[_Chosen]:
+        """Those of these cuttings that are chosen, in program order; inside a chosen one at each level above 1."""
         # A node that is free at this level is marked with the level above.
         chosen = []
         for number in numbers:
@@ -121,7 +118,7 @@ class _Chooser:
                 continue
             first = cutting.members[0]
             self.owned[first] = level
-            children = self._among(self._inside(number, first), level + 1)
+            children = self.among(self._inside(number, first), level + 1)
             self.owned[first] = level - 1
             inner = sum(self._gain(child.cutting) for child in children if _has_spine(self.table, child.cutting))
             if cutting.total * inner > self._gain(cutting):

@@ -151,14 +151,9 @@ def _repeat(table: NodeTable, units: Sequence[Residual], names: BlockNames) -> R
     blocks = []
     for number, (unit, nodes) in enumerate(zip(units, with_passing(copies), strict=True)):
         aligned = copies[number][: len(unit.main) + 1]
-        bounds = boundary(table, aligned, nodes, (_fork(table, unit, nodes),), (leaving(table.nodes[unit.add], nodes),))
+        # The value that the unit takes, as it stands in the graph.
+        rows = ((table.arguments[i].tolist(), table.feeders[i]) for i in unit.members)
+        fork = next(feeders[row.index(unit.fork)] for row, feeders in rows if unit.fork in row)
+        bounds = boundary(table, aligned, nodes, (entering(fork, nodes),), (leaving(table.nodes[unit.add], nodes),))
         blocks.append(block_of(table, names, named[number], unit.members, bounds))
     return Repeat(name, tuple(blocks), similar=True)
-
-
-def _fork(table: NodeTable, unit: Residual, nodes: dict[fx.Node, None]) -> fx.Node:
-    """The value a unit takes, as it stands in the graph."""
-    position, slot = next(
-        (i, slot) for i in unit.members for slot, v in enumerate(table.arguments[i].tolist()) if v == unit.fork
-    )
-    return entering(table.feeders[position][slot], nodes)

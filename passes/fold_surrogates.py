@@ -18,13 +18,13 @@ from torch import Tensor, fx
 from repl_fx.errors import NotFoldable
 from repl_fx.graph.captured import (
     CapturedModule,
-    add_buffer,
     attribute,
     copy_graph,
     drop_dead,
     erase_dead,
     get_attr,
     has_effect,
+    unique_name,
 )
 from repl_fx.graph.state import prune_state_, used_by
 from repl_fx.passes.driver import Result
@@ -53,15 +53,13 @@ def fold_surrogates(gm: fx.GraphModule) -> Result:
     constants = _constant_nodes(result, syntheses)
     values: dict[fx.Node, Any] = {}
     for node in constants:
-        for user in list(node.users):
-            if user in constants or not isinstance(_evaluate(result, node, values), Tensor):
-                continue
-            path = _store(result, node, values[node])
-            with result.graph.inserting_before(node):
-                constant = get_attr(result, path)
-            constant.meta.update({k: v for k, v in node.meta.items() if k != "val"})
-            node.replace_all_uses_with(constant, delete_user_cb=lambda u: u not in constants, propagate_meta=False)
-            break
+        if constants.keys() >= node.users.keys() or not isinstance(_evaluate(result, node, values), Tensor):
+            continue
+        path = _store(result, node, values[node])
+        with result.graph.inserting_before(node):
+            constant = get_attr(result, path)
+        constant.meta.update({k: v for k, v in node.meta.items() if k != "val"})
+        node.replace_all_uses_with(constant, delete_user_cb=lambda u: u not in constants, propagate_meta=False)
     names = tuple(node.name for node in syntheses)
     erase_dead(result.graph, constants)
     drop_dead(result.graph)
@@ -78,13 +76,11 @@ def _constant_nodes(gm: fx.GraphModule, syntheses: list[fx.Node]) -> dict[fx.Nod
     """Nodes computed from syntheses and state alone, in program order."""
     constants: dict[fx.Node, None] = {}
     for node in gm.graph.nodes:
-        fixed = all(f in constants or f.op == "get_attr" for f in node.all_input_nodes)
-        if node in syntheses:
-            if not fixed:
-                loose = next(f for f in node.all_input_nodes if f not in constants and f.op != "get_attr")
-                raise NotFoldable(f"synthesis {node.name} depends on {loose.name}, which is no parameter")
-            constants[node] = None
-        elif fixed and any(f in constants for f in node.all_input_nodes) and not has_effect(node):
+        loose = [f for f in node.all_input_nodes if f not in constants and f.op != "get_attr"]
+        if node in syntheses and loose:
+            raise NotFoldable(f"synthesis {node.name} depends on {loose[0].name}, which is no parameter")
+        follows = not loose and not constants.keys().isdisjoint(node.all_input_nodes) and not has_effect(node)
+        if node in syntheses or follows:
             constants[node] = None
     return constants
 
@@ -108,4 +104,7 @@ def _store(gm: CapturedModule, node: fx.Node, value: Tensor) -> str:
         source = next(f for f in source.all_input_nodes if f.op != "get_attr")
     replaced = source.meta.get("replaces")
     parent = surrogate_path(replaced[0]) if replaced else str(source.target).rpartition(".")[0]
-    return add_buffer(gm, parent, "folded", value.detach().clone())
+    owner = gm.get_submodule(parent)
+    name = unique_name(owner, "folded")
+    owner.register_buffer(name, value.detach().clone())
+    return f"{parent}.{name}".lstrip(".")

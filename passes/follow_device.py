@@ -11,13 +11,11 @@ Never touches: devices other than the one the model was captured on, which the m
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import fx
 
-from repl_fx.graph.devices import is_device, mentions_device
 from repl_fx.graph.runtime import enter_autocast
+from repl_fx.passes.check_graph import is_device, mentions_device
 from repl_fx.passes.driver import Result
 
 ANCHOR = "device_anchor"
@@ -48,14 +46,10 @@ def follow_device_(gm: fx.GraphModule, device: torch.device) -> Result:
         kind = graph.call_function(getattr, (here, "type"))
         kind.meta["val"] = device.type
     for node in constants:
-
-        def follow(value: Any, node: fx.Node = node) -> Any:
-            if is_device(value, device):
-                return here
-            return kind if node.target is enter_autocast and value == device.type else value
-
-        node.args = fx.node.map_aggregate(node.args, follow)
-        node.kwargs = fx.node.map_aggregate(node.kwargs, follow)
+        given = fx.node.map_aggregate((node.args, node.kwargs), lambda v: here if is_device(v, device) else v)
+        node.args, node.kwargs = given
+        if node.target is enter_autocast and node.args[0] == device.type:
+            node.update_arg(0, kind)
     if not kind.users:
         graph.erase_node(kind)
     return Result(gm, tuple(node.name for node in constants))

@@ -27,6 +27,7 @@ import difflib
 import operator
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import takewhile
 from typing import Any
 
 import torch
@@ -35,7 +36,6 @@ from torch import fx, nn
 from repl_fx._torch import example_of, module_stack
 from repl_fx.graph.captured import (
     PlainGraphModule,
-    add_module,
     drop_dead,
     has_attribute,
     has_effect,
@@ -98,7 +98,7 @@ class _Region:
 
 
 class _Merger:
-    def __init__(self, train: fx.Graph, evaluation: fx.Graph, root: nn.Module) -> None:
+    def __init__(self, train: fx.Graph, evaluation: fx.Graph, root: fx.GraphModule) -> None:
         self.graph = train
         self.evaluation = evaluation
         self.root = root
@@ -152,7 +152,7 @@ class _Merger:
         theirs = self.image.get(theirs, theirs) if isinstance(theirs, fx.Node) else theirs
         if ours is theirs or equal_literals(ours, theirs):
             return ours
-        if not _is_nested(ours) and not _is_nested(theirs):
+        if not any(isinstance(value, (tuple, list, dict)) for value in (ours, theirs)):
             regions = [self.region_of[v] for v in (ours, theirs) if isinstance(v, fx.Node) and v in self.region_of]
             if regions:
                 return self.want(max(regions, key=self.regions.index), ours, theirs)
@@ -165,7 +165,7 @@ class _Merger:
             return flag
         with self.graph.inserting_before(user):
             chosen = self.graph.call_function(select_mode, (flag, ours, theirs))
-        chosen.meta["val"] = _val(ours)
+        chosen.meta["val"] = fx.node.map_arg(ours, lambda n: n.meta.get("val"))
         return chosen
 
     def want(self, region: _Region, ours: Any, theirs: Any) -> fx.Node:
@@ -175,7 +175,7 @@ class _Merger:
                 return node
         with self.graph.inserting_before(region.before):
             node = self.graph.call_function(_pending)
-        node.meta["val"] = _val(theirs if ours is None else ours)
+        node.meta["val"] = fx.node.map_arg(theirs if ours is None else ours, lambda n: n.meta.get("val"))
         region.wanted.append((ours, theirs, node))
         return node
 
@@ -202,22 +202,17 @@ class _Merger:
 
     def flag(self, user: fx.Node) -> fx.Node:
         """The mode flag of the innermost module around a node that is there to be switched."""
-        owner = ".".join(self.owner([user]))
-        return self.attribute(f"{owner}.training".lstrip("."), {"val": True})
+        return self.attribute(f"{self.owner([user])}.training".lstrip("."), {"val": True})
 
-    def owner(self, nodes: Iterable[fx.Node]) -> tuple[str, ...]:
+    def owner(self, nodes: Iterable[fx.Node]) -> str:
         """Path of the innermost module whose forward makes all of `nodes`."""
         stacks = []
         for node in nodes:
             # Calls of a leaf are made by the module around it.
             stack = [p for p in module_stack(node) if node.op != "call_module" or p != node.target]
             stacks.append([p for p in stack if has_attribute(self.root, p)])
-        common: tuple[str, ...] = ()
-        for level in zip(*stacks, strict=False):
-            if len(set(level)) > 1:
-                break
-            common = tuple(level[0].split("."))
-        return common
+        common = [level[0] for level in takewhile(lambda level: len(set(level)) == 1, zip(*stacks, strict=False))]
+        return common[-1] if common else ""
 
     def build_switches(self) -> None:
         """Replace each region by one call that runs the version of the mode."""
@@ -240,19 +235,17 @@ class _Merger:
         nodes = [*region.train, *region.evaluation]
         if len(nodes) != 1 or nodes[0].target not in COPIES or len(region.wanted) != 1:
             return False
-        ours, theirs, pending = region.wanted[0]
-        uncopied = theirs if region.train else ours
-        if not isinstance(uncopied, fx.Node) or not _copy_changes_nothing(nodes[0], uncopied, pending):
+        (made,), ((ours, theirs, pending),) = nodes, region.wanted
+        copied, uncopied = (ours, theirs) if region.train else (theirs, ours)
+        source: Any = made.args[0]
+        source = source if region.train else self.image.get(source)
+        if copied is not made or uncopied is not source or not isinstance(source, fx.Node):
             return False
-        if region.train:
-            if ours is not nodes[0] or theirs is not nodes[0].args[0]:
-                return False
-            made = nodes[0]
-        else:
-            if theirs is not nodes[0] or ours is not self.image.get(nodes[0].args[0]):
-                return False
+        if not _copy_changes_nothing(made, source, pending):
+            return False
+        if region.evaluation:
             with self.graph.inserting_before(region.before):
-                made = self.graph.node_copy(nodes[0], lambda n: self.image[n])
+                made = self.graph.node_copy(made, lambda n: self.image[n])
         pending.replace_all_uses_with(made)
         self.graph.erase_node(pending)
         return True
@@ -277,31 +270,25 @@ class _Merger:
         for ours, theirs, _ in region.wanted:
             if not isinstance(ours, fx.Node) or not isinstance(theirs, fx.Node) or not ours < region.before:
                 return False
-            if ours.target != theirs.target or self.imaged(theirs) != (ours.args, ours.kwargs):
+            # The arguments of the evaluation graph's node, as they are in the training graph.
+            imaged = fx.node.map_arg((theirs.args, theirs.kwargs), lambda n: self.image.get(n, n))
+            if ours.target != theirs.target or imaged != (ours.args, ours.kwargs):
                 return False
         for ours, _, pending in region.wanted:
             pending.replace_all_uses_with(self.source(ours, training=True))
             self.graph.erase_node(pending)
         return True
 
-    def imaged(self, theirs: fx.Node) -> Any:
-        """The arguments of a node of the evaluation graph as they are in the training graph."""
-        return fx.node.map_arg((theirs.args, theirs.kwargs), lambda n: self.image.get(n, n))
-
     def switch(self, region: _Region) -> None:
-        sources: dict[fx.Node, None] = {}
-        ours = [wanted[0] for wanted in region.wanted]
-        theirs = [wanted[1] for wanted in region.wanted]
-        versions = [_Version(self, region.train, True, ours), _Version(self, region.evaluation, False, theirs)]
-        for version in versions:
-            sources.update(dict.fromkeys(version.sources.values()))
+        train = _Version(self, region.train, True, [ours for ours, _, _ in region.wanted])
+        evaluation = _Version(self, region.evaluation, False, [theirs for _, theirs, _ in region.wanted])
+        sources = tuple(dict.fromkeys((*train.sources.values(), *evaluation.sources.values())))
         owner = self.owner([*region.train, *region.evaluation])
-        name = unique_name(self.root.get_submodule(".".join(owner)), "mode_switch")
-        path = ".".join([*owner, name])
-        add_module(self.root, path, ModeSwitch(*(version.build(list(sources)) for version in versions)))
+        path = f"{owner}.{unique_name(self.root.get_submodule(owner), 'mode_switch')}".lstrip(".")
+        self.root.add_submodule(path, ModeSwitch(train.build(sources), evaluation.build(sources)))
         place = region.wanted[0][2] if region.wanted else region.before
         with self.graph.inserting_before(place):
-            call = self.graph.call_module(path, tuple(sources))
+            call = self.graph.call_module(path, sources)
         self.switches.append(call.name)
         call.meta = dict((region.train or region.evaluation)[0].meta)
         call.meta.pop("passes_through", None)
@@ -428,20 +415,8 @@ def _written_later(node: fx.Node) -> bool:
     """Whether a user changes a value in place, or what shares its memory."""
     for user in node.users:
         schema = getattr(user.target, "_schema", None)
-        if writes_in_place(user) or (schema is None and user.op != "output"):
-            return True
-        if (
-            schema is not None
-            and any(result.alias_info is not None for result in schema.returns)
-            and _written_later(user)
-        ):
+        unknown = schema is None and user.op != "output"
+        shares = schema is not None and any(result.alias_info is not None for result in schema.returns)
+        if unknown or writes_in_place(user) or (shares and _written_later(user)):
             return True
     return False
-
-
-def _is_nested(value: Any) -> bool:
-    return isinstance(value, (tuple, list, dict))
-
-
-def _val(value: Any) -> Any:
-    return fx.node.map_arg(value, lambda n: n.meta.get("val"))

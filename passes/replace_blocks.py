@@ -11,14 +11,14 @@ Never touches: the graph it is given; blocks that are kept.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from contextlib import nullcontext
 
 import torch
 from torch import fx
 
 from repl_fx.analysis.blocks import Repeat
 from repl_fx.analysis.side_outputs import return_none_
-from repl_fx.errors import PlanMismatch
+from repl_fx.errors import PlanMismatch, foreign_code, is_ours
 from repl_fx.graph.bridge import digraph_with_writes, leading_to
 from repl_fx.graph.captured import drop_dead, erase_dead
 from repl_fx.graph.state import prune_state_, used_by
@@ -30,21 +30,7 @@ from repl_fx.surrogates.shared.builder import Rewriting
 from repl_fx.surrogates.shared.matching import Matches
 
 
-@dataclass(frozen=True)
-class ReplaceResult(Result):
-    """A rewritten graph.
-
-    Attributes:
-        changed: names of the blocks that are gone.
-        removed: paths of the parameters and buffers that are gone.
-    """
-
-    removed: tuple[str, ...] = ()
-
-
-def replace_blocks(
-    gm: fx.GraphModule, repeats: Sequence[Repeat], plan: Plan, matches: Matches | None = None
-) -> ReplaceResult:
+def replace_blocks(gm: fx.GraphModule, repeats: Sequence[Repeat], plan: Plan, matches: Matches | None = None) -> Result:
     """Apply a plan.
 
     Args:
@@ -54,10 +40,12 @@ def replace_blocks(
         matches: of surrogates and blocks, from making the plan; None where they are not known.
 
     Returns:
-        A new graph module, whose code is not written yet, that shares the tensors of what is kept.
+        A new graph module, whose code is not written yet, that shares the tensors of what is kept, with the names of
+        the blocks that are gone.
 
     Raises:
         PlanMismatch: the plan names a block the graph does not have, or its surrogate refuses it.
+        ForeignError: a surrogate that is not repl-fx's fails.
         BrokenGraph: a surrogate leaves in place what it says it replaces, or makes what nothing reads.
     """
     matches = matches or Matches(gm, repeats)
@@ -71,8 +59,8 @@ def replace_blocks(
         gone = {r.block: _replace(rewriting, r, matches, readers) for r in plan.replacements}
     drop_dead(result.graph)
     check_surrogates(result, {r.block: r.surrogate for r in plan.replacements}, gone)
-    removed = prune_state_(result, used)
-    return ReplaceResult(result, tuple(r.block for r in plan.replacements), removed)
+    prune_state_(result, used)
+    return Result(result, tuple(gone))
 
 
 def _replace(
@@ -89,7 +77,8 @@ def _replace(
     kept = site.unmixed_parameters if match.kept_parameters is None else match.kept_parameters
     stays = {*kept, *(path for path, nodes in readers.items() if not own.issuperset(nodes))}
     gone = tuple(path for path in dict.fromkeys(block.parameters) if path not in stays)
-    made = surrogate.build(rewriting.at(site, replacement.surrogate), match)
+    with nullcontext() if is_ours(surrogate.build.__module__) else foreign_code():
+        made = surrogate.build(rewriting.at(site, replacement.surrogate), match)
     if len(made) != len(block.outputs):
         raise PlanMismatch(
             f"{replacement.surrogate} made {len(made)} values for {block.name}, which has {len(block.outputs)}; "
@@ -103,8 +92,11 @@ def _replace(
         for side_output in block.side_outputs:
             return_none_(rewriting.copy_of(side_output), set(inside))
     # Calls of modules count as effects; those of a block that is gone are gone with it.
-    nodes = [node for node in inside if not _erased(node)]
-    left = _kept(nodes)
+    nodes = [node for node in inside if not node._erased]
+    # What something behind the block reads stays, with the nodes that write into what it reads.
+    alive = set(nodes)
+    read = [node for node in nodes if not node.users.keys() <= alive]
+    left = leading_to(digraph_with_writes(nodes), read)
     erase_dead(graph, [node for node in nodes if node not in left])
     return gone
 
@@ -119,14 +111,3 @@ def _readers(gm: fx.GraphModule) -> dict[str, list[fx.Node]]:
         elif node.op == "get_attr":
             readers.setdefault(str(node.target), []).extend(node.users)
     return readers
-
-
-def _kept(nodes: Sequence[fx.Node]) -> set[fx.Node]:
-    """The nodes of a block that something behind it reads, and those that write into what these read."""
-    inside = set(nodes)
-    read = [node for node in nodes if any(user not in inside for user in node.users)]
-    return leading_to(digraph_with_writes(nodes), read)
-
-
-def _erased(node: fx.Node) -> bool:
-    return node._erased

@@ -20,19 +20,19 @@ time: torch comes with the library.
 
 from __future__ import annotations
 
-import importlib.machinery
 import sys
 from collections.abc import Callable, Sequence
+from functools import partial
 from importlib.abc import MetaPathFinder
 from importlib.machinery import ModuleSpec
 from types import ModuleType
 from typing import Any
 
 # The operators that the import of torchvision needs.
-_DECLARED = ("torchvision::nms", "torchvision::qnms")
+_DECLARED = ("nms", "qnms")
 _SCHEMA = "(Tensor dets, Tensor scores, float iou_threshold) -> Tensor"
-# The module of torchaudio that loads library files, and its function that does, which says False where there is none.
-_LOADER, _FUNCTION = "torchaudio._extension.utils", "_load_lib"
+# The function of torchaudio that loads a library file, and says False where there is none.
+_FUNCTION = "_load_lib"
 
 
 def make_importable() -> None:
@@ -42,7 +42,7 @@ def make_importable() -> None:
 
 
 class ForeignLibraries(MetaPathFinder):
-    """Finds these libraries where others find them, and mends their import."""
+    """Finds modules of these libraries where others find them, and mends their import."""
 
     def find_spec(
         self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
@@ -53,67 +53,39 @@ class ForeignLibraries(MetaPathFinder):
         others = (finder for finder in sys.meta_path if finder is not self and hasattr(finder, "find_spec"))
         spec = next((found for finder in others if (found := finder.find_spec(fullname, path, target))), None)
         if spec is not None and spec.loader is not None:
-            _MENDED[fullname](spec.loader)
+            loader: Any = spec.loader
+            loader.exec_module = partial(_MENDED[fullname], loader.exec_module)
         return spec
 
 
-def _declare_operators(loader: Any) -> None:
-    """Have the loader of torchvision declare the operators that its C++ library did not bring, before it runs."""
-    create = loader.create_module
-
-    def create_module(spec: ModuleSpec) -> ModuleType | None:
-        import torch
-
-        if not _library_loads(spec):
-            for name in _DECLARED:
-                if not hasattr(torch.ops.torchvision, name.partition("::")[2]):
-                    torch.library.define(name, _SCHEMA)
-        made: ModuleType | None = create(spec)
-        return made
-
-    loader.create_module = create_module
-
-
-def _library_loads(package: ModuleSpec) -> bool:
-    """Whether torchvision's own search for its library will succeed.
-
-    Loading it here changes nothing: torchvision loads the same file again, and the second time is a no-op.
-    """
+def _with_operators(run: Callable[[ModuleType], None], fakes: ModuleType) -> None:
+    """Declare the operators that the C++ library, which was loaded before, did not bring."""
     import torch
 
-    library = importlib.machinery.PathFinder.find_spec("_C", package.submodule_search_locations or [])
-    if library is None or library.origin is None:
-        return False
-    try:
-        load: Any = torch.ops.load_library  # Without annotations in torch.
-        load(library.origin)
-    except (ImportError, OSError):
-        return False
-    return True
+    for name in _DECLARED:
+        if not hasattr(torch.ops.torchvision, name):
+            torch.library.define(f"torchvision::{name}", _SCHEMA)
+    run(fakes)
 
 
-def _do_without_files(loader: Any) -> None:
-    """Have the loader of torchaudio's module take a library file that does not load for one that is not there."""
-    run = loader.exec_module
+def _without_files(run: Callable[[ModuleType], None], utils: ModuleType) -> None:
+    """Take a library file that does not load for one that is not there."""
+    run(utils)
+    load: Any = getattr(utils, _FUNCTION, None)
 
-    def exec_module(utils: ModuleType) -> None:
-        run(utils)
-        # A later version that loads its files otherwise is left alone.
-        if hasattr(utils, _FUNCTION):
-            setattr(utils, _FUNCTION, _or_absent(getattr(utils, _FUNCTION)))
-
-    loader.exec_module = exec_module
-
-
-def _or_absent(load: Any) -> Any:
     def load_or_absent(*args: Any, **kwargs: Any) -> Any:
         try:
             return load(*args, **kwargs)
         except (ImportError, OSError):
             return False
 
-    return load_or_absent
+    # A later version that loads its files otherwise is left alone.
+    if load is not None:
+        setattr(utils, _FUNCTION, load_or_absent)
 
 
-# How the loader of a module is mended.
-_MENDED: dict[str, Callable[[Any], None]] = {"torchvision": _declare_operators, _LOADER: _do_without_files}
+# The modules whose run is mended: torchvision's that registers fake kernels, torchaudio's that loads files.
+_MENDED: dict[str, Callable[[Callable[[ModuleType], None], ModuleType], None]] = {
+    "torchvision._meta_registrations": _with_operators,
+    "torchaudio._extension.utils": _without_files,
+}

@@ -30,38 +30,8 @@ if TYPE_CHECKING:
 
 SYMBOLIC: Mapping[type, type] = MappingProxyType({torch.SymInt: int, torch.SymFloat: float, torch.SymBool: bool})
 
-__all__ = [
-    "FakeTensor",
-    "FakeTensorMode",
-    "OpOverload",
-    "OperatorsSeen",
-    "ShapeEnv",
-    "autograd_calls",
-    "call_impl",
-    "children_of",
-    "define_operator",
-    "enable_python_dispatcher",
-    "enter_autocast",
-    "example_of",
-    "exit_autocast",
-    "fake_of",
-    "fixed_size",
-    "global_module_hooks",
-    "guards_of",
-    "has_no_value",
-    "is_autocast_region",
-    "is_compiled",
-    "is_grad_region",
-    "memory_of",
-    "module_stack",
-    "no_buffer_hooks",
-    "no_hooks_left",
-    "pytree",
-    "quiet_tracing",
-    "set_call_impl",
-    "set_item",
-    "unset_call_impl",
-]
+# Those names of torch that others import from here.
+__all__ = ["FakeTensor", "FakeTensorMode", "OpOverload", "ShapeEnv", "enable_python_dispatcher", "pytree"]
 
 
 def module_stack(node: fx.Node) -> tuple[str, ...]:
@@ -113,8 +83,7 @@ def autograd_calls(
 ) -> Iterator[None]:
     """Replace what `SomeFunction.apply` runs, for a while.
 
-    Args:
-        stand_in: gets the function's class and its own `apply`, and returns what runs instead.
+    `stand_in` gets the function's class and its own `apply`, and returns what runs instead.
     """
     own = torch.autograd.Function.__dict__["apply"]
 
@@ -130,14 +99,18 @@ def autograd_calls(
 
 
 @contextmanager
-def no_buffer_hooks() -> Iterator[None]:
-    """Keep torch.export from seeing assignments to buffers: it copies into those of the root, and drops the others."""
+def buffer_hooks_restored() -> Iterator[dict[Any, Any]]:
+    """The global hooks on assignments to buffers, to change meanwhile.
+
+    torch.export copies into the buffers of the root by such hooks, drops assignments to others, and leaves (2.11) its
+    hooks behind when a trace fails.
+    """
     hooks: Any = getattr(torch.nn.modules.module, "_global_buffer_registration_hooks", {})
     before = dict(hooks)
-    hooks.clear()
     try:
-        yield
+        yield hooks
     finally:
+        hooks.clear()
         hooks.update(before)
 
 
@@ -146,18 +119,6 @@ def global_module_hooks() -> bool:
     module: Any = torch.nn.modules.module
     names = ("forward_hooks", "forward_pre_hooks", "backward_hooks", "backward_pre_hooks")
     return any(getattr(module, f"_global_{name}", None) for name in names)
-
-
-@contextmanager
-def no_hooks_left() -> Iterator[None]:
-    """Drop the global hooks on buffers that torch.export (2.11) leaves behind when a trace fails."""
-    hooks: Any = getattr(torch.nn.modules.module, "_global_buffer_registration_hooks", {})
-    before = dict(hooks)
-    try:
-        yield
-    finally:
-        hooks.clear()
-        hooks.update(before)
 
 
 @contextmanager
@@ -252,18 +213,13 @@ def fake_of(mode: Any, meta: Tensor, device: torch.device) -> Tensor:
 
 
 class OperatorsSeen(TorchDispatchMode):
-    """Sees each operator before it runs on tensors.
-
-    Args:
-        see: gets the operator, its arguments and keyword arguments.
-    """
+    """Tells `see` of each operator, its arguments and keyword arguments, before it runs on tensors."""
 
     def __init__(self, see: Callable[[Any, Any, Any], None]) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.see = see
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        """Run an operator."""
         self.see(func, args, kwargs or {})
         return func(*args, **(kwargs or {}))
 
@@ -332,11 +288,7 @@ def settings_of_mode(mode: FakeTensorMode) -> dict[str, bool]:
 
 
 def expression_of(number: Any) -> tuple[ShapeEnv, Any, Any, Any]:
-    """The makings of a symbolic number: its sizes, the expression, its value in the example, and its constant value.
-
-    Raises:
-        TypeError: the number is no expression of sizes, such as the length of a jagged dimension.
-    """
+    """The makings of a symbolic number: its sizes, the expression, its value in the example, and its constant value."""
     node = number.node
     if not isinstance(node, SymNode) or node.shape_env is None:
         raise TypeError(f"{number} is no expression of sizes")

@@ -1,4 +1,4 @@
-"""Arguments that the public functions refuse, each in one line that names the given one and the one to give.
+"""Arguments that the public functions refuse, by `BadInput`, in one line with the given one and the one to give.
 
 fold(result)             fold takes a module, and this is a TransformResult; give result.module
 capture(model, x)        args is a tensor; give a tuple: (x,)
@@ -29,13 +29,8 @@ def require_module(function: str, given: Any, *, graph: bool = False, name: str 
     """Refuse what is no module.
 
     Args:
-        function: the name of the public function.
-        given: the argument of that call.
         graph: whether the module has to be a graph.
         name: of the argument, where it is not the first.
-
-    Raises:
-        BadInput: says what it is, and what to give instead.
     """
     if isinstance(given, fx.GraphModule) or (isinstance(given, nn.Module) and not graph):
         return
@@ -49,11 +44,7 @@ def require_module(function: str, given: Any, *, graph: bool = False, name: str 
 
 
 def require_args(args: Any, kwargs: Any = None) -> None:
-    """Refuse example inputs that are no sequence of arguments, or no mapping of them.
-
-    Raises:
-        BadInput: says what they are, and what to give instead.
-    """
+    """Refuse example inputs that are no sequence of arguments, or no mapping of them."""
     if isinstance(args, (str, bytes)) or not isinstance(args, Sequence):
         how = "a tuple: (x,)" if isinstance(args, Tensor) else "a tuple with one item for each argument, () for none"
         how = "it as kwargs, or a tuple: (inputs,)" if isinstance(args, Mapping) else how
@@ -66,36 +57,16 @@ def require_args(args: Any, kwargs: Any = None) -> None:
 
 
 def require_path(given: Any, what: str) -> None:
-    """Refuse what is no path.
-
-    Args:
-        given: the argument.
-        what: the noun for the file or directory at the path, as in "the file to write".
-
-    Raises:
-        BadInput: says what it is.
-    """
+    """Refuse what is no path; `what` is the noun for what lies there, as in "the file to write"."""
     if not isinstance(given, (str, os.PathLike)):
         raise BadInput(f"{what} is a path, and this is {in_words(given)}; give a str or a pathlib.Path")
-
-
-def require_loadable(directory: Any, model: Any) -> None:
-    """Refuse to load from no directory, or for a model that is neither a module nor a specification."""
-    require_path(directory, "the directory of an artifact")
-    if model is not None and not isinstance(model, str):
-        require_module("load", model, name="model")
 
 
 def require_kind(given: Any, kind: type, words: str) -> None:
     """Refuse what is of another class.
 
     Args:
-        given: the argument.
-        kind: the class it has to be of.
         words: the class that is taken and its origin, as in "save takes the result of repl_fx.transform".
-
-    Raises:
-        BadInput: says what it is.
     """
     if not isinstance(given, kind):
         raise BadInput(f"{words}, and this is {in_words(given)}")

@@ -31,15 +31,7 @@ def offered(group: str) -> dict[str, EntryPoint]:
 
 
 def load_offered(group: str, name: str) -> Any:
-    """Import what a package offers.
-
-    Args:
-        group: the group of entry points.
-        name: one of `offered(group)`.
-
-    Raises:
-        BadInput: the package fails to be imported, or has not what it offers.
-    """
+    """Import what a package offers under a name of `offered(group)`; it may fail, or not have that."""
     point = offered(group)[name]
     try:
         with foreign_code():

@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from traceback import walk_tb
 from types import TracebackType
 
 
@@ -132,11 +133,15 @@ def foreign_code() -> Iterator[None]:
         raise ForeignError(problem) from problem
 
 
+def is_ours(module: object) -> bool:
+    """Whether a module is repl-fx's, by its name."""
+    return str(module).startswith("repl_fx.")
+
+
 def _raised_here(trace: TracebackType | None) -> bool:
     """Whether the innermost frame of a traceback is repl-fx's."""
-    while trace is not None and trace.tb_next is not None:
-        trace = trace.tb_next
-    return trace is not None and str(trace.tb_frame.f_globals.get("__name__")).startswith("repl_fx.")
+    *_, (frame, _) = walk_tb(trace)
+    return is_ours(frame.f_globals.get("__name__"))
 
 
 class BrokenGraph(Exception):
@@ -148,15 +153,12 @@ class BrokenGraph(Exception):
 
 def one_line(problem: BaseException) -> str:
     """Any error in one line, by its class and the first line of its message that says something."""
-    return f"{type(problem).__name__}: {line}" if (line := _first_line(problem)) else type(problem).__name__
+    line, kind = first_line(problem), type(problem).__name__
+    return kind if line == kind else f"{kind}: {line}"
 
 
 def first_line(problem: BaseException) -> str:
     """The first line of an error's message that says something; its class where none does."""
-    return _first_line(problem) or type(problem).__name__
-
-
-def _first_line(problem: BaseException) -> str:
     # Without terminal colours.
     lines = re.sub(r"\x1b\[[0-9;]*m", "", str(problem)).splitlines()
-    return next((line.strip() for line in lines if line.strip()), "")
+    return next((line.strip() for line in lines if line.strip()), type(problem).__name__)

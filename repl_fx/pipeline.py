@@ -6,25 +6,23 @@ import pickle
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any, overload
+from typing import Any, TypedDict, Unpack, overload
 
 from torch import fx, nn
 
 from repl_fx.analysis.blocks import Repeat
 from repl_fx.arguments import require_kind, require_module
 from repl_fx.errors import NothingToReplace, PlanMismatch
-from repl_fx.graph.gc_pause import collection_paused
 from repl_fx.passes.choose_blocks import choose_blocks
-from repl_fx.passes.driver import run_passes
+from repl_fx.passes.driver import collection_paused, run_passes
 from repl_fx.passes.fold_surrogates import fold_surrogates
 from repl_fx.plan import Plan, Refusal, Replacement
 from repl_fx.planning.choose_surrogates import choose_surrogates, next_choices
-from repl_fx.planning.part_repeats import PartRepeats, find_in_parts
+from repl_fx.planning.part_repeats import PartRepeats, find_in_parts, lines_made, repeats_of, structure_of
 from repl_fx.planning.report import BlockReport, reports_of
-from repl_fx.planning.structure import lines_made, structure_of
 from repl_fx.planning.trials import Trials
-from repl_fx.running.example_inputs import ExampleInputs
-from repl_fx.surrogates import make_surrogate
+from repl_fx.running.example_inputs import ExampleInputs, HasInputs
+from repl_fx.surrogates import Surrogate, make_surrogate
 from repl_fx.tracing.capture import widen_batch
 from repl_fx.tracing.fingerprint import code_of, fingerprint
 from repl_fx.tracing.model_checks import require_capturable, require_finite
@@ -32,7 +30,7 @@ from repl_fx.tracing.parts.capture import CapturedParts, Part, assemble, capture
 
 
 @dataclass(frozen=True)
-class TransformResult:
+class TransformResult(HasInputs):
     """The result of a transform.
 
     Attributes:
@@ -59,16 +57,6 @@ class TransformResult:
     structure: tuple[str, ...]
     made: tuple[str, ...]
     code: str
-
-    @property
-    def args(self) -> tuple[Any, ...]:
-        """The positional inputs."""
-        return self.inputs.args
-
-    @property
-    def kwargs(self) -> dict[str, Any]:
-        """The keyword inputs."""
-        return self.inputs.kwargs
 
     @property
     def all_parts(self) -> tuple[Part, ...]:
@@ -103,28 +91,33 @@ class TransformResult:
         return parts[0].graph_module
 
 
-def make_plan(
-    gm: fx.GraphModule,
-    repeats: Sequence[Repeat],
-    *,
-    every: int = 2,
-    surrogate: str = "auto",
-    blocks: Sequence[str | int] | None = None,
-    ignore: Sequence[str] = (),
-    settings: Mapping[str, Any] | None = None,
-    seed: int = 0,
-) -> Plan:
+class Options(TypedDict, total=False):
+    """The options of `make_plan` and `transform`.
+
+    Attributes:
+        every: replace the k-th, 2k-th, … block of each repeat, every second by default; the ends of a repeat stay.
+        surrogate: key of the surrogate; by default `auto`.
+        blocks: names or numbers (from 1) of the blocks to replace; overrides `every`.
+        ignore: globs over block and parameter names; what matches stays.
+        settings: settings of the surrogate.
+        seed: of the surrogates' initial values; 0 by default.
+    """
+
+    every: int
+    surrogate: str
+    blocks: Sequence[str | int] | None
+    ignore: Sequence[str]
+    settings: Mapping[str, Any] | None
+    seed: int
+
+
+def make_plan(gm: fx.GraphModule, repeats: Sequence[Repeat], **options: Unpack[Options]) -> Plan:
     """Decide which blocks go and what stands in for each.
 
     Args:
         gm: a captured graph.
         repeats: from `find_repeats`.
-        every: replace the k-th, 2k-th, … block of each repeat; the ends of a repeat stay.
-        surrogate: key of the surrogate.
-        blocks: names or numbers (from 1) of the blocks to replace; overrides `every`.
-        ignore: globs over block and parameter names; what matches stays.
-        settings: settings of the surrogate.
-        seed: of the surrogates' initial values.
+        every, surrogate, blocks, ignore, settings, seed: see `repl_fx.pipeline.Options`.
 
     Returns:
         The plan; it replaces nothing where every block was refused.
@@ -132,31 +125,33 @@ def make_plan(
     Raises:
         UnknownSurrogate, UnknownBlock, BadInput: an argument that does not fit.
     """
+    _require_known("make_plan", options)
     require_module("make_plan", gm, graph=True)
     require_kind(repeats, Sequence, "make_plan takes for repeats what repl_fx.find_repeats(gm) returned")
-    options = Options(every, surrogate, blocks, ignore, settings, seed)
     return _plan((PartRepeats.of("", gm, repeats),), options)
 
 
-@dataclass(frozen=True)
-class Options:
-    """The options of `make_plan` and `transform`; see there."""
+def _require_known(function: str, options: Options) -> None:
+    unknown = next((name for name in options if name not in Options.__annotations__), None)
+    if unknown is not None:
+        raise TypeError(f"{function}() got an unexpected keyword argument {unknown!r}")
 
-    every: int = 2
-    surrogate: str = "auto"
-    blocks: Sequence[str | int] | None = None
-    ignore: Sequence[str] = ()
-    settings: Mapping[str, Any] | None = None
-    seed: int = 0
+
+def _surrogate_of(options: Options) -> Surrogate[Any, Any]:
+    return make_surrogate(options.get("surrogate", "auto"), options.get("settings"))
 
 
 def _plan(found: Sequence[PartRepeats], options: Options, model: nn.Module | None = None) -> Plan:
-    stand_in = make_surrogate(options.surrogate, options.settings)
-    outside = [repeat for part in found for repeat in part.repeats]
+    stand_in = _surrogate_of(options)
     # Globs and numbers mean the model, and surrogates the graph.
-    choice = choose_blocks(outside, every=options.every, blocks=options.blocks, ignore=options.ignore)
+    choice = choose_blocks(
+        repeats_of(found),
+        every=options.get("every", 2),
+        blocks=options.get("blocks"),
+        ignore=options.get("ignore", ()),
+    )
     replacements, refusals = choose_surrogates(found, choice.chosen, stand_in)
-    plan = Plan((), tuple(choice.refusals), "", options.seed)
+    plan = Plan((), choice.refusals, "", options.get("seed", 0))
     return _settled(found, plan, replacements, refusals, model)
 
 
@@ -184,17 +179,12 @@ def transform(
     args: Sequence[Any] = (),
     kwargs: Mapping[str, Any] | None = None,
     *,
-    every: int = 2,
-    surrogate: str = "auto",
-    blocks: Sequence[str | int] | None = None,
-    ignore: Sequence[str] = (),
-    settings: Mapping[str, Any] | None = None,
-    seed: int = 0,
     plan: Plan | None = None,
     copy: bool = False,
     allow_nan: bool = False,
     check: bool = True,
     progress: Callable[[str], None] | None = None,
+    **options: Unpack[Options],
 ) -> TransformResult:
     """Rewrite a model: some of its repeated blocks become light surrogates made from the blocks around them.
 
@@ -203,13 +193,13 @@ def transform(
     Args:
         model: any module; it is not changed, but shares its parameters with the result unless `copy`.
         args, kwargs: example inputs.
-        every, surrogate, blocks, ignore, settings, seed: see `make_plan`.
-        plan: a plan made before, for this model; overrides all of these.
+        plan: a plan made before, for this model; overrides all options.
         copy: give the result parameters of its own.
         allow_nan: take a model with weights that are NaN or infinite, too.
         check: take one training step of the rewritten model on the example inputs. A surrogate that fails it is
             refused; `auto` goes on to its next choice for that block. With a given plan the failure is an error.
         progress: called with the name of each stage as it begins.
+        every, surrogate, blocks, ignore, settings, seed: see `repl_fx.pipeline.Options`.
 
     Returns:
         The rewritten module with plan and report.
@@ -220,6 +210,7 @@ def transform(
         CaptureError: see `capture_parts`.
         PlanMismatch: `plan` was made for another model, or what it makes of this one does not train.
     """
+    _require_known("transform", options)
     require_module("transform", model)
     given = ExampleInputs.of(args, kwargs)
     tell = progress or (lambda stage: None)
@@ -227,14 +218,13 @@ def transform(
         require_kind(plan, Plan, "transform takes for plan what repl_fx.make_plan returned, or Plan.from_json(text)")
     else:
         # A word that is misspelt should not cost a capture.
-        make_surrogate(surrogate, settings)
+        _surrogate_of(options)
     require_capturable(model, given)
     if not allow_nan:
         require_finite(model)
     inputs = widen_batch(model, given)
     tell("capture")
     captured = capture_parts(model, inputs.args, inputs.kwargs, copy=copy, paths=None if plan is None else plan.parts)
-    options = Options(every, surrogate, blocks, ignore, settings, seed)
     return rewrite(captured, plan or options, inputs, tell, check=check)
 
 
@@ -246,14 +236,7 @@ def rewrite(
     *,
     check: bool = True,
 ) -> TransformResult:
-    """Apply a plan, or make one and apply it.
-
-    Args:
-        captured: the model.
-        plan: a plan, or what to make one of.
-        inputs: example inputs of the model.
-        tell: called with the name of each stage as it begins.
-        check: see `transform`.
+    """Apply a plan, or make one of options and apply it; `tell` gets the name of each stage as it begins.
 
     Raises:
         NothingToReplace, PlanMismatch: see `transform`.
@@ -261,10 +244,10 @@ def rewrite(
     with collection_paused():
         tell("find repeats")
         found = find_in_parts(captured)
-        repeats = tuple(repeat for part in found for repeat in part.repeats)
+        repeats = repeats_of(found)
         tell("plan")
-        options = plan if isinstance(plan, Options) else None
-        if isinstance(plan, Options):
+        options = None if isinstance(plan, Plan) else plan
+        if not isinstance(plan, Plan):
             plan = _plan(found, plan, captured.source)
         elif plan.fingerprint:
             structure = structure_of(found, captured.source)
@@ -277,9 +260,7 @@ def rewrite(
         if check and options is None:
             trials.require(plan)
         elif check and options is not None:
-            settled = trials.settle(
-                plan, partial(next_choices, found, make_surrogate(options.surrogate, options.settings))
-            )
+            settled = trials.settle(plan, partial(next_choices, found, _surrogate_of(options)))
             plan = _settled(found, plan, *settled, captured.source)
             _require_replacements(captured, repeats, plan)
         graphs = trials.graphs(plan)

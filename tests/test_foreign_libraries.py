@@ -160,19 +160,14 @@ def test_nothing_is_declared_before_torchvision_is_imported(tmp_path: Path) -> N
 def test_a_library_that_loads_is_left_alone(tmp_path: Path) -> None:
     vision = tmp_path / "torchvision"
     vision.mkdir()
-    (vision / "__init__.py").write_text("from . import ops\n")
-    (vision / "_C.so").write_bytes(b"")
-    (vision / "ops").mkdir()
-    (vision / "ops" / "__init__.py").write_text("from . import boxes\n")
-    (vision / "ops" / "boxes.py").write_text("def _assert_has_ops():\n    return 'its own'\n")
-    code = """
-import torch
-loaded = []
-torch.ops.load_library = loaded.append
-import repl_fx, torchvision
-print(torchvision.ops.boxes._assert_has_ops(), hasattr(torch.ops.torchvision, "nms"), len(loaded))
-"""
-    assert run(tmp_path, code).stdout.strip() == "its own False 1"
+    (vision / "__init__.py").write_text("from . import extension, _meta_registrations\n")
+    (vision / "extension.py").write_text(
+        "import torch\nfor name in ('nms', 'qnms'):\n    torch.library.define(f'torchvision::{name}', '() -> Tensor')\n"
+    )
+    (vision / "_meta_registrations.py").write_text("")
+    code = "import repl_fx, torch, torchvision\nprint(torch.ops.torchvision.nms.default._schema)"
+    done = run(tmp_path, code)
+    assert done.stdout.strip() == "torchvision::nms() -> Tensor", done.stderr
 
 
 def test_a_library_that_is_imported_already_is_left_alone(tmp_path: Path) -> None:
@@ -182,14 +177,17 @@ def test_a_library_that_is_imported_already_is_left_alone(tmp_path: Path) -> Non
 
 
 def test_a_library_that_others_find_is_mended_too(tmp_path: Path) -> None:
-    (tmp_path / "elsewhere").mkdir()
-    (tmp_path / "elsewhere" / "torchvision.py").write_text("import torch\nprint(torch.ops.torchvision.nms)\n")
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    (elsewhere / "__init__.py").write_text("from . import _meta_registrations\n")
+    (elsewhere / "_meta_registrations.py").write_text("import torch\nprint(torch.ops.torchvision.nms)\n")
     code = f"""
 import importlib.util
 class Editable:
     def find_spec(self, name, path=None, target=None):
-        place = {str(tmp_path / "elsewhere" / "torchvision.py")!r}
-        return importlib.util.spec_from_file_location(name, place) if name == "torchvision" else None
+        places = {{"torchvision": "__init__.py", "torchvision._meta_registrations": "_meta_registrations.py"}}
+        place = {str(elsewhere)!r} + "/" + places.get(name, "")
+        return importlib.util.spec_from_file_location(name, place) if name in places else None
 {BROKEN}
 import repl_fx
 sys.meta_path.insert(0, Editable())

@@ -73,7 +73,7 @@ def test_replacing_nothing_changes_no_bit(
     assert [len(repeat) for repeat in repeats] == [depth]
     plan = replace(repl_fx.make_plan(gm, repeats), replacements=())
     same = run_passes(gm, partial(replace_blocks, repeats=repeats, plan=plan))
-    assert not same.modified
+    assert not any(result.modified for result in same.results)
     expected, found = _both_modes(model, x), _both_modes(same.graph_module, x)
     assert all(torch.equal(a, b) for a, b in zip(expected, found, strict=True))
     for outputs in (expected, found):
@@ -322,3 +322,11 @@ def test_a_misspelt_surrogate_is_refused_before_the_capture(wrong: dict[str, Any
     with pytest.raises(repl_fx.ReplFxError, match=message):
         repl_fx.transform(ConvNet(), (images(),), progress=told.append, **wrong)
     assert told == []
+
+
+def test_an_unknown_option_is_refused_before_any_work() -> None:
+    unknown: dict[str, Any] = {"evry": 3}
+    for function, arguments in ((repl_fx.transform, (nn.Linear(2, 2), ())), (repl_fx.make_plan, (None, ()))):
+        call: Any = function
+        with pytest.raises(TypeError, match=rf"{call.__name__}\(\) got an unexpected keyword argument 'evry'"):
+            call(*arguments, **unknown)

@@ -160,7 +160,8 @@ def _through(path: list[fx.Node], numbers: Tensor) -> Tensor | None:
     for source, node in pairwise(path):
 
         def known(given: fx.Node, source: fx.Node = source, value: Any = value) -> Any:
-            return value if given is source else _example(given.meta["val"])
+            other = given.meta["val"]
+            return value if given is source else example_of(other) if isinstance(other, int | torch.SymInt) else other
 
         try:
             args, kwargs = fx.node.map_arg((node.args, node.kwargs), known)
@@ -169,10 +170,6 @@ def _through(path: list[fx.Node], numbers: Tensor) -> Tensor | None:
         except (RuntimeError, TypeError, ValueError, IndexError):
             return None
     return value if isinstance(value, Tensor) else None
-
-
-def _example(value: Any) -> Any:
-    return example_of(value) if isinstance(value, int | torch.SymInt) else value
 
 
 def _shape(node: fx.Node) -> list[str]:

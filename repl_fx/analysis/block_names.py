@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 
 from torch import fx
 
-from repl_fx.analysis.node_table import NodeTable
+from repl_fx.analysis.node_table import NodeTable, common_path
 
 
 class BlockNames:
@@ -19,18 +19,18 @@ class BlockNames:
         self.taken: set[str] = set()
         self.under: dict[str, set[fx.Node]] = {}
         for position, node in enumerate(table.nodes):
-            path = table.path(position)
+            path = table.paths[position]
             for depth in range(1, len(path) + 1):
                 self.under.setdefault(".".join(path[:depth]), set()).add(node)
 
     def names(self, members: list[list[int]]) -> tuple[str, list[str]]:
         """Name of a repeat and of each of its copies."""
         paths = [self._paths(copy) for copy in members]
-        shared = _common([path for copy in paths for path in copy])
+        shared = common_path([path for copy in paths for path in copy])
         name = ".".join(shared)
         names = []
         for copy in paths:
-            own = _common(copy)
+            own = common_path(copy)
             if len(own) > len(shared):
                 names.append(".".join(own[: len(shared) + 1]))
                 continue
@@ -50,7 +50,7 @@ class BlockNames:
         name = f"similar_{self.similars}"
         names = []
         for number, copy in enumerate(members):
-            own = ".".join(_common(self._paths(copy))) or f"{name}#{number}"
+            own = ".".join(common_path(self._paths(copy))) or f"{name}#{number}"
             own = own if own not in self.taken else f"{own}#{name}"
             names.append(own if own not in self.taken else f"{own}#{number}")
             self.taken.add(names[-1])
@@ -59,18 +59,8 @@ class BlockNames:
 
     def _paths(self, copy: Sequence[int]) -> list[tuple[str, ...]]:
         """Module paths of a copy's nodes; of those with parameters, as additions often stand in the module around."""
-        return [self.table.path(i) for i in copy if self.table.sizes[i]] or [self.table.path(i) for i in copy]
+        return [self.table.paths[i] for i in copy if self.table.sizes[i]] or [self.table.paths[i] for i in copy]
 
     def is_module(self, path: str, nodes: Iterable[fx.Node]) -> bool:
         """Whether the block of these nodes is all that a module computes, dropout and the like left out."""
         return self.under.get(path) == set(nodes)
-
-
-def _common(paths: list[tuple[str, ...]]) -> tuple[str, ...]:
-    common = paths[0]
-    for path in paths[1:]:
-        depth = 0
-        while depth < min(len(common), len(path)) and common[depth] == path[depth]:
-            depth += 1
-        common = common[:depth]
-    return common

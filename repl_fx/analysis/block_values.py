@@ -50,8 +50,9 @@ def boundaries(
     """
     copies = [tuple(table.nodes[i] for i in copy) for copy in members.tolist()]
     inside = with_passing(copies)
+    places = [tuple(int(axis[0]) for axis in np.nonzero(stream)) for stream in streams]
     inputs = [
-        tuple(_taken(table, copy, nodes, stream) for stream in streams)
+        tuple(entering(table.feeders[copy[place]][slot], nodes) for place, slot in places)
         for copy, nodes in zip(members.tolist(), inside, strict=True)
     ]
     found = []
@@ -161,12 +162,6 @@ def block_of(table: NodeTable, named: BlockNames, name: str, members: Sequence[i
         module_path=name if whole else None,
         size=int(table.sizes[list(members)].sum()),
     )
-
-
-def _taken(table: NodeTable, copy: Sequence[int], nodes: dict[fx.Node, None], stream: npt.NDArray[np.bool_]) -> fx.Node:
-    """The node outside a block that is one of its streamed inputs."""
-    place, slot = (int(axis[0]) for axis in np.nonzero(stream))
-    return entering(table.feeders[copy[place]][slot], nodes)
 
 
 def entering(value: fx.Node, nodes: dict[fx.Node, None]) -> fx.Node:

@@ -61,15 +61,7 @@ class Split:
 
 
 def split_branches(gm: fx.GraphModule, block: Block) -> Split:
-    """Find the spine and the branches of a block.
-
-    Args:
-        gm: the graph the block belongs to.
-        block: a block in it.
-
-    Returns:
-        The split, or one with a reason: no path around the linear operators, a gate on the spine, no branch.
-    """
+    """The spine and the branches of a block, or why not: no path around linear operators, a gate, no branch."""
     nodes = sorted(block.nodes)
     operators = {node: linear for node in nodes if (linear := linear_operator_of(gm, node)) is not None}
     whole = digraph(sorted({*block.inputs, *nodes}))

@@ -8,8 +8,10 @@ symbolic sizes, probabilities of dropout and drop path, and the order of size ar
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cache, cached_property
+from itertools import takewhile
 from typing import Any
 
 import numpy as np
@@ -80,12 +82,9 @@ class NodeTable:
         order = np.argsort(values, kind="stable")
         return values[order], rows[order], columns[order]
 
-    def path(self, position: int) -> tuple[str, ...]:
-        """Module path of a node, split at the dots."""
-        return self._paths[position]
-
     @cached_property
-    def _paths(self) -> list[tuple[str, ...]]:
+    def paths(self) -> list[tuple[str, ...]]:
+        """Module path of each node, split at the dots."""
         stacks = (module_stack(node) for node in self.nodes)
         return [tuple(stack[-1].split(".")) if stack else () for stack in stacks]
 
@@ -110,8 +109,9 @@ def node_table(gm: fx.GraphModule) -> NodeTable:
         labels[position] = known.setdefault(label, len(known))
         feeders.append(given)
         parameters.append(names)
-        sizes[position] = sum(labeller.elements[name] for name in names)
-        mixing[position] = any(name in labeller.weights for name in names)
+        read = [labeller.parameters[name] for name in names]
+        sizes[position] = sum(parameter.numel() for parameter in read)
+        mixing[position] = any(map(matrix_like, read))
     width = max((len(given) for given in feeders), default=0)
     arguments = np.full((len(nodes), width), NONE, np.int64)
     for position, given in enumerate(feeders):
@@ -147,6 +147,12 @@ def _value_numbers(gm: fx.GraphModule, index: dict[fx.Node, int]) -> npt.NDArray
     return np.where(np.isin(found, values[counts > 1]), found, 0)
 
 
+def common_path(paths: Iterable[tuple[str, ...]]) -> tuple[str, ...]:
+    """The first steps that all of some paths share."""
+    steps = (set(step) for step in zip(*paths, strict=False))
+    return tuple(step.pop() for step in takewhile(lambda step: len(step) == 1, steps))
+
+
 def has_tensor(node: fx.Node) -> bool:
     """Whether the value of a node is a tensor, or holds one."""
     value = node.meta.get("val")
@@ -170,8 +176,7 @@ class _Labeller:
         self.gm = gm
         self.index = index
         self.elsewhere: dict[fx.Node, int] = {}
-        self.elements: dict[str, int] = {}
-        self.weights: set[str] = set()
+        self.parameters: dict[str, nn.Parameter] = {}
         self.modules: dict[str, tuple[Any, tuple[str, ...]]] = {}
 
     def label(self, node: fx.Node) -> tuple[Any, tuple[fx.Node, ...], tuple[str, ...]]:
@@ -222,28 +227,21 @@ class _Labeller:
             return ("flag",)
         if isinstance(value, nn.Parameter):
             names.append(path)
-            self.seen(path, value)
+            self.parameters[path] = value
         return ("state", tuple(value.shape), value.dtype, isinstance(value, nn.Parameter))
-
-    def seen(self, path: str, parameter: Tensor) -> None:
-        self.elements[path] = parameter.numel()
-        if matrix_like(parameter):
-            self.weights.add(path)
 
     def module(self, path: str) -> tuple[Any, tuple[str, ...]]:
         """The part of a label for a module, and its parameters."""
         if path not in self.modules:
             module = self.gm.get_submodule(path)
-            names = []
-            parameters = list(module.named_parameters())
-            for name, parameter in parameters:
-                names.append(f"{path}.{name}")
-                self.seen(names[-1], parameter)
-            state = [(n, tuple(t.shape), t.dtype) for n, t in [*parameters, *module.named_buffers()]]
+            own = {f"{path}.{name}": parameter for name, parameter in module.named_parameters()}
+            self.parameters |= own
+            named = [*module.named_parameters(), *module.named_buffers()]
+            state = [(name, tuple(tensor.shape), tensor.dtype) for name, tensor in named]
             structure: Any = _settings(module)
             if isinstance(module, ModeSwitch):
                 structure = tuple(_shape_of(g.graph) for g in (module.when_training, module.when_evaluating))
-            self.modules[path] = ((type(module), structure, tuple(state)), tuple(names))
+            self.modules[path] = ((type(module), structure, tuple(state)), tuple(own))
         return self.modules[path]
 
 

@@ -6,25 +6,31 @@
 
 Of the cuts with the fewest values, those that give the most copies are taken, and on ties the one at the shallowest
 module boundary. The first copy may differ in where its input comes from: the run is extended to the left by one copy.
-Used by `repl_fx.passes.find_repeats`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
 import numpy.typing as npt
 
-from repl_fx.analysis.node_table import NONE, NodeTable
+from repl_fx.analysis.node_table import NONE, NodeTable, common_path
 
 Ints = npt.NDArray[np.int64]
 Bools = npt.NDArray[np.bool_]
 
 # Values handed from copy to copy; a cut that more than this cross is no boundary of a block.
 _STREAMS = 4
+
+
+class Blamed(dict[tuple[int, int], int]):
+    """For pairs of nodes that cannot match, as the nodes they are made from do not, the pattern of the pair to blame.
+
+    Shared by all phases of a run: without it, each phase would go back to the same mismatch at its left end.
+    """
 
 
 @dataclass(frozen=True)
@@ -84,21 +90,26 @@ def _cut_across(table: NodeTable, run: TandemRun, crossing: _Crossing, streams: 
     """The best of the cuts that so many values cross."""
     period = run.period
     best: tuple[tuple[int, int, int], Cutting] | None = None
-    mismatches = _Mismatches()
+    blamed = Blamed()
     for start, copies in crossing.phases(streams):
         inner = start + (copies - 1) * period
-        depth = _boundary_depth(table, inner)
+        depth = len(common_path(table.paths[inner - 1 : inner + 1]))
         # One more copy to the left is the most there can be, so this cannot win any more.
         if best is not None and (copies + 1, -depth) <= (best[0][0], best[0][1]):
             continue
         streamed = crossing.values(inner)
         offsets = tuple(value - (inner - period) for value in streamed)
+        if offsets[0] < 0:
+            continue
         # A value that only a copy behind the last one takes is handed over two cuts.
-        if offsets[0] < 0 or not all(_taken_in(table, value, inner, period) for value in streamed):
+        takers = (table.uses(value)[0] for value in streamed)
+        if not all(((rows >= inner) & (rows < inner + period)).any() for rows in takers):
             continue
         if not all(crossing.passes(inner, inner + o) or depends(table, inner, o, streamed) for o in offsets):
             continue
-        cutting = _extended(table, start, period, copies, offsets, mismatches)
+        # One more copy on the left, where that differs only in where its input comes from.
+        first = _match_backwards(table, start, period, offsets, blamed)
+        cutting = Cutting(start, period, copies, offsets, first)
         rank = cutting.total, -depth, -start
         if best is None or rank > best[0]:
             best = rank, cutting
@@ -123,12 +134,6 @@ def depends(table: NodeTable, start: int, offset: int, sources: Sequence[int], a
                 seen.add(feeder)
                 pending.append(feeder)
     return False
-
-
-def _taken_in(table: NodeTable, value: int, start: int, period: int) -> bool:
-    """Whether the copy at `start` takes a value."""
-    rows, _ = table.uses(value)
-    return bool(((rows >= start) & (rows < start + period)).any())
 
 
 class _Crossing:
@@ -201,24 +206,6 @@ class _Crossing:
         return oldest
 
 
-def _boundary_depth(table: NodeTable, cut: int) -> int:
-    """How many module levels the nodes on both sides of a cut share."""
-    before, after = table.path(cut - 1), table.path(cut)
-    depth = 0
-    while depth < min(len(before), len(after)) and before[depth] == after[depth]:
-        depth += 1
-    return depth
-
-
-def _extended(
-    table: NodeTable, start: int, period: int, copies: int, offsets: tuple[int, ...], mismatches: _Mismatches
-) -> Cutting:
-    """A cutting, with one more copy on the left where that copy differs only in where its input comes from."""
-    entries = _entries(table, start, period, offsets)
-    first = None if entries is None else _match_backwards(table, start, period, offsets, entries, mismatches)
-    return Cutting(start, period, copies, offsets, first)
-
-
 def _entries(table: NodeTable, start: int, period: int, offsets: Sequence[int]) -> tuple[int, ...] | None:
     """Inputs of the first strict copy that match the streamed values of later ones; None where not one each."""
     entries: list[int] = []
@@ -232,43 +219,21 @@ def _entries(table: NodeTable, start: int, period: int, offsets: Sequence[int]) 
     return tuple(entries)
 
 
-@dataclass(frozen=True)
-class _Mismatches:
-    """Pairs of nodes that cannot match, as the nodes they are made from do not; shared by all phases of a run.
-
-    Without them, each phase of a run would go back to the same mismatch at its left end.
-
-    Attributes:
-        culprits: for each pair the node, in the later copy, of the pair that is to blame.
-    """
-
-    culprits: dict[tuple[int, int], int] = field(default_factory=dict)
-
-    def known(self, pattern: int, found: int, start: int) -> int | None:
-        """The culprit of a pair, where that is part of the copy at `start`."""
-        culprit = self.culprits.get((pattern, found))
-        return culprit if culprit is not None and culprit >= start else None
-
-    def note(self, pattern: int | None, image: dict[int, int], users: dict[int, int], culprit: int) -> None:
-        """Blame one pair for all that led to it."""
-        while pattern is not None:
-            self.culprits[pattern, image[pattern]] = culprit
-            pattern = users.get(pattern)
-
-
 def _match_backwards(
     table: NodeTable,
     start: int,
     period: int,
     offsets: Sequence[int],
-    entries: Sequence[int],
-    mismatches: _Mismatches,
+    blamed: Blamed,
 ) -> tuple[int, ...] | None:
-    """Match the copy at `start`, from its outputs backwards, onto nodes that end in `entries`.
+    """Match the copy at `start`, from its outputs backwards, onto nodes that end in its inputs (`_entries`).
 
     The order of the nodes does not matter here, nor does what stands between them: T5's first layer computes the
     position bias that the others reuse.
     """
+    entries = _entries(table, start, period, offsets)
+    if entries is None:
+        return None
     stream_at = {start + offset: stream for stream, offset in enumerate(offsets)}
     image: dict[int, int] = {}
     # The user by which a node was reached, where it is reached so from every phase.
@@ -281,11 +246,15 @@ def _match_backwards(
     while pending:
         pattern = pending.pop()
         found = image[pattern]
-        culprit = mismatches.known(pattern, found, start)
-        if culprit is None and (found < 0 or table.labels[found] != table.labels[pattern]):
+        culprit = blamed.get((pattern, found), NONE)
+        if culprit < start and (found < 0 or table.labels[found] != table.labels[pattern]):
             culprit = pattern
-        if culprit is not None:
-            mismatches.note(pattern, image, users, culprit)
+        if culprit >= start:
+            # All that led to the pair is blamed on it too.
+            reached: int | None = pattern
+            while reached is not None:
+                blamed[reached, image[reached]] = culprit
+                reached = users.get(reached)
             return None
         if found >= start:
             return None

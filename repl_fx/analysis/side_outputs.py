@@ -23,12 +23,7 @@ def only_returned(value: fx.Node, block: Block) -> bool:
 
 
 def return_none_(value: fx.Node, inside: Set[fx.Node]) -> None:
-    """Let the model return None where it returned `value` (`only_returned`); the graph is changed in place.
-
-    Args:
-        value: an inner value of a block.
-        inside: the nodes of the block.
-    """
+    """Let the model return None where it returned `value`, of the block of nodes `inside`; in place."""
     for user in list(value.users):
         if user not in inside and _returns(user, value):
             user.args = fx.node.map_arg(user.args, lambda node: None if node is value else node)

@@ -12,14 +12,6 @@
 Nothing is pickled. `load` builds the model from its source, applies the plan again, and loads the weights; a model
 whose structure no longer fits is an error. Of a model that was captured in parts, `load` captures the parts that the
 plan rewrites, each on inputs like those it was called with; the model itself is not run.
-
-    manifest    the manifest and its schema
-    inputs      example inputs as plain data
-    model_code  the source model, built anew, and what code may run for it
-    weights     tensors to files and back
-    origin      what `save` has to know of a module besides its tensors
-    changing    how files come into an artifact: all of them at one moment, or none
-    store       `save` and `load`
 """
 
 from __future__ import annotations

@@ -23,6 +23,7 @@ import sys
 import tempfile
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
 
 import msgspec
@@ -35,6 +36,7 @@ from repl_fx.sources.source import hash_file
 _UNSETTLED_NAME = re.compile(rf"{re.escape(UNSETTLED)}[a-z0-9_]{{8}}")
 
 
+@dataclass(frozen=True)
 class Change:
     """Files on their way into an artifact.
 
@@ -43,16 +45,11 @@ class Change:
         place: where to write the files, each under its own name.
     """
 
-    def __init__(self, directory: Path, place: Path) -> None:
-        self.directory = directory
-        self.place = place
+    directory: Path
+    place: Path
 
     def require_own(self, names: Collection[str]) -> None:
-        """Refuse names, of files that are to be written, under which the artifact has files that repl-fx did not write.
-
-        Raises:
-            OutputError: a file of that name is there, and is not the one that the manifest names.
-        """
+        """Refuse names of files to be written under which the artifact has files that repl-fx did not write."""
         _require_own(self.directory, names, _files_of(self.directory))
 
     def commit(self, manifest: Manifest, *, keep: Collection[str] = ()) -> None:
@@ -114,11 +111,9 @@ def changing(directory: str | Path) -> Iterator[Change]:
 
 
 def require_free(directory: str | Path, *, force: bool) -> None:
-    """Refuse a place that is taken, before any work is done.
+    """Refuse a place that is taken, before any work is done: a file, or a directory that is not empty.
 
-    Raises:
-        OutputError: the place is a file, or a directory that is not empty; with `force`, a directory that is no
-            artifact, or an artifact one of whose files repl-fx did not write.
+    With `force`: a directory that is no artifact, or an artifact one of whose files repl-fx did not write.
     """
     target = Path(directory)
     if target.exists() and not target.is_dir():
@@ -229,11 +224,7 @@ def _synchronise(path: Path) -> None:
 
 @contextmanager
 def _locked(directory: Path) -> Iterator[None]:
-    """Let no other process change the directory meanwhile; a process that dies lets go.
-
-    Raises:
-        OutputError: another process changes it.
-    """
+    """Let no other process change the directory meanwhile; a process that dies lets go."""
     if sys.platform == "win32":
         yield
         return

@@ -87,15 +87,10 @@ class Inputs(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     @classmethod
     def of(cls, inputs: ExampleInputs) -> Inputs:
-        """The description of arguments."""
         return cls(tuple(map(describe, inputs.args)), {name: describe(v) for name, v in inputs.kwargs.items()})
 
     def make(self) -> ExampleInputs:
-        """Arguments of the same kind; the same each time.
-
-        Raises:
-            ArtifactError: an argument is of a class that plain data does not describe, or no tensor is like it.
-        """
+        """Arguments of the same kind; the same each time. Some kinds cannot be made: an `ArtifactError` says which."""
         return ExampleInputs(tuple(map(make, self.args)), {name: make(value) for name, value in self.kwargs.items()})
 
 
@@ -125,11 +120,7 @@ def describe(value: Any) -> AnyDescribed:
 
 
 def make(described: AnyDescribed) -> Any:
-    """A value of the kind that was described.
-
-    Raises:
-        ArtifactError: the value is of a class that plain data does not describe, or no tensor is like it.
-    """
+    """A value of the kind that was described."""
     match described:
         case OneTensor():
             return _tensor(described)

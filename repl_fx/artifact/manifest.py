@@ -30,7 +30,6 @@ class File(_Strict, frozen=True):
 
     Attributes:
         at: where it lies, from the artifact's directory: under its own name, or on its way there.
-        sha256: of its bytes.
     """
 
     at: str
@@ -67,9 +66,7 @@ class Captured(_Strict, frozen=True, rename={"kind": "class"}):
     Attributes:
         path: of the module; empty where the whole model is one graph.
         kind: name of its class.
-        tracer: which tracer took it.
         dynamic: for each tensor argument, the dimensions that stayed dynamic.
-        inputs: the example inputs of the capture.
         refused_sizes: inputs and dimensions of which the graph refuses a size of 1.
     """
 
@@ -90,10 +87,7 @@ class Manifest(_Strict, frozen=True, kw_only=True):
         model: how the source is built; None where it was given in Python.
         parts: the captured parts that hold what was replaced.
         eager: modules that were tried and are no parts.
-        inputs: example inputs of the model.
         aliases: other names of tied tensors, and the name under which each is in the weights.
-        parameters: of the rewritten model.
-        files: the files of the artifact, by name.
         gone: files of what was there before, which have not been removed yet.
     """
 
@@ -116,11 +110,7 @@ class Manifest(_Strict, frozen=True, kw_only=True):
 
 
 def read_manifest(directory: str | Path) -> Manifest:
-    """Read and check `manifest.json`.
-
-    Raises:
-        ArtifactError: no such directory, not an artifact, damaged, or from another version.
-    """
+    """Read `manifest.json`, of which an `ArtifactError` says why it is not that of an artifact of this version."""
     directory = Path(directory)
     file = directory / MANIFEST
     if not directory.is_dir():

@@ -20,8 +20,6 @@ def build_source(
     """The source model of an artifact; with how it was built, where it was not given.
 
     Args:
-        directory: the artifact.
-        manifest: its manifest.
         model: the model, or a specification of it; None takes what the manifest names.
         trusted: whether code beside the config of an `hf:` model may run.
 
@@ -52,11 +50,7 @@ def build_source(
 
 
 def _require_same_files(directory: Path, model: Model) -> None:
-    """Refuse to run a model file that an artifact names, unless it is the one that the artifact was made from.
-
-    Raises:
-        ArtifactError: a file is gone, another, or one that came with the artifact.
-    """
+    """Refuse to run a model file that an artifact names, unless it is the one that the artifact was made from."""
     name, is_file = model.spec, not names_no_file(model.spec)
     otherwise = f"to take another, name it: --model {name} (load(directory, model=…))"
     if is_file and not any(name == file or name.startswith(f"{file}:") for file in model.files):
@@ -83,11 +77,7 @@ def _seen(directory: Path, model: Model, file: Path) -> str:
 
 
 def _runs_code(directory: Path, model: Model, trusted: bool) -> bool:
-    """Whether a model is made of code that runs with permission alone: the code that the artifact has hashes of.
-
-    Raises:
-        ArtifactError: the code has no permission, or the model is of other code too.
-    """
+    """Whether a model is made of code that runs with permission alone: the code that the artifact has hashes of."""
     kind, _, name = model.spec.partition(":")
     own_code = code_of(kind)
     code = [file for file in model.files if file.endswith(".py")]

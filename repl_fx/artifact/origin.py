@@ -17,11 +17,11 @@ from repl_fx.artifact.manifest import Captured, Manifest, Model, Options
 from repl_fx.errors import BadInput
 from repl_fx.pipeline import TransformResult
 from repl_fx.plan import Plan
-from repl_fx.planning.structure import lines_made
+from repl_fx.planning.part_repeats import lines_made
 from repl_fx.running.python_state import ORIGIN
 from repl_fx.sources import Source
 from repl_fx.tracing.parts.capture import Part
-from repl_fx.tracing.size_questions import refused_sizes
+from repl_fx.tracing.questions import refused_sizes
 
 
 @dataclass(frozen=True)
@@ -30,7 +30,6 @@ class Origin:
 
     Attributes:
         manifest: without what is known of files and tensors.
-        plan: the plan that was applied to the model.
         structure: the text of what was captured.
         made: the text of the code of the rewritten module.
     """
@@ -45,11 +44,7 @@ class Origin:
 
 
 def with_origin(model: TransformResult | nn.Module) -> tuple[nn.Module, Origin]:
-    """A rewritten module, and what is known of it.
-
-    Raises:
-        BadInput: the module was not loaded from an artifact.
-    """
+    """A rewritten module, which is from `transform` or `load`, and what is known of it."""
     if isinstance(model, TransformResult):
         return model.module, Origin(_manifest(model), model.plan, model.structure, model.made)
     if isinstance(model, nn.Module):
@@ -65,11 +60,7 @@ def with_origin(model: TransformResult | nn.Module) -> tuple[nn.Module, Origin]:
 
 
 def require_as_made(module: nn.Module, origin: Origin) -> None:
-    """Refuse a module whose code was changed: its artifact would be loaded without the change.
-
-    Raises:
-        BadInput: says what was changed first.
-    """
+    """Refuse a module whose code was changed: its artifact would be loaded without the change."""
     differs = first_difference(origin.made, lines_made(module))
     if differs:
         raise BadInput(
@@ -124,7 +115,6 @@ def model_of(source: Source) -> Model:
 
 
 def versions() -> dict[str, str]:
-    """The versions of the packages that have a say in a graph."""
     found = {"torch": str(torch.__version__)}
     for package in ("repl-fx", "timm", "torchvision", "transformers"):
         try:

@@ -11,7 +11,7 @@ from typing import Any
 import msgspec
 from torch import Tensor, fx, nn
 
-from repl_fx.arguments import require_loadable, require_path
+from repl_fx.arguments import require_module, require_path
 from repl_fx.artifact.changing import changing, require_free
 from repl_fx.artifact.manifest import MANIFEST, Manifest, read_manifest
 from repl_fx.artifact.model_code import build_source
@@ -20,16 +20,17 @@ from repl_fx.artifact.weights import State, load_state, read_state, write_state
 from repl_fx.errors import ArtifactError, BadInput, CaptureError, NothingToReplace, PlanMismatch, one_line
 from repl_fx.graph.captured import copy_model
 from repl_fx.graph.kinds import kind_of
+from repl_fx.passes.driver import run_passes
 from repl_fx.pipeline import TransformResult, rewrite, transform
 from repl_fx.plan import Plan
 from repl_fx.running.example_inputs import ExampleInputs
 from repl_fx.running.python_state import ORIGIN
 from repl_fx.running.untouched import device_of
 from repl_fx.sources import Source
-from repl_fx.sources.source import hash_file, to_device
+from repl_fx.sources.source import hash_file
 from repl_fx.tracing.fingerprint import code_of, fingerprint
 from repl_fx.tracing.parts.capture import capture_as_called
-from repl_fx.tracing.size_questions import refuse_sizes_
+from repl_fx.tracing.questions import refuse_sizes_
 
 PLAN, GRAPH, STRUCTURE = "plan.json", "graph.txt", "source.txt"
 WEIGHTS, CONSTANTS = "model.safetensors", "constants.safetensors"
@@ -42,7 +43,6 @@ class Artifact:
     """A loaded artifact.
 
     Attributes:
-        directory: where it lies.
         manifest: the content of manifest.json.
         plan: the plan that was applied to the model.
         module: the rewritten model with its weights.
@@ -141,7 +141,9 @@ def load_artifact(
     trust_remote_code: bool = False,
 ) -> Artifact:
     """Load an artifact with its plan and example inputs; see `load`."""
-    require_loadable(directory, model)
+    require_path(directory, "the directory of an artifact")
+    if model is not None and not isinstance(model, str):
+        require_module("load", model, name="model")
     given = ExampleInputs.of(() if args is None else args, kwargs)
     known = args is None and kwargs is None
     directory = Path(directory)
@@ -171,7 +173,7 @@ def load_artifact(
     refused = {part.path: part.refused_sizes for part in manifest.parts}
     for part in result.parts:
         # The example inputs are made anew, of the same shapes; the model itself may not run on their values.
-        refuse_sizes_(part.graph_module, refused.get(part.path, ()))
+        run_passes(part.graph_module, partial(refuse_sizes_, refused=refused.get(part.path, ())))
     load_state(result.module, state)
     # An attribute like any other, so that copies have it too.
     as_applied = replace(plan, fingerprint=fingerprint(result.structure))
@@ -211,11 +213,7 @@ def _read(directory: Path) -> tuple[Manifest, Plan, State, list[str]]:
 
 
 def _written(directory: Path, manifest: Manifest, name: str) -> Path:
-    """Where a file lies, which is the one that was written.
-
-    Raises:
-        ArtifactError: the file is gone, or another.
-    """
+    """Where a file lies, which is the one that was written."""
     known = manifest.files.get(name)
     if known is None:
         raise ArtifactError(f"{directory} is damaged: {MANIFEST} names no {name}; transform the model again")
@@ -243,10 +241,7 @@ def _applied(
     if plan.parts == ("",) or not as_called:
         return transform(model, inputs.args, inputs.kwargs, plan=plan, copy=copy, check=False)
     device = device_of(model)
-    made = {part.path: part.inputs.make() for part in manifest.parts}
-    calls = {
-        path: ExampleInputs(to_device(one.args, device), to_device(one.kwargs, device)) for path, one in made.items()
-    }
+    calls = {part.path: part.inputs.make().map(lambda tensor: tensor.to(device)) for part in manifest.parts}
     source = copy_model(model) if copy else model
     try:
         captured = capture_as_called(source, calls, {part.path: part.tracer for part in manifest.parts})

@@ -24,10 +24,6 @@ _SAME = 1e-3
 def write_state(module: nn.Module, weights: Path, constants: Path) -> dict[str, str]:
     """Write the tensors of a module, each once: those of its `state_dict`, and the buffers that are not in it.
 
-    Args:
-        module: on any device.
-        weights, constants: the two files.
-
     Returns:
         The other names of tied tensors, and the name under which each was written, in the same file.
 
@@ -68,13 +64,7 @@ def constants_of(module: nn.Module, state: Mapping[str, Any]) -> dict[str, Tenso
 
 @dataclass(frozen=True)
 class State:
-    """The tensors that `write_state` wrote, under all names.
-
-    Attributes:
-        file: where the weights are from.
-        weights: parameters, and buffers of the `state_dict`.
-        constants: the other buffers.
-    """
+    """The tensors that `write_state` wrote, under all names: those of the `state_dict`, and the other buffers."""
 
     file: Path
     weights: Mapping[str, Tensor]
@@ -82,11 +72,7 @@ class State:
 
 
 def read_state(weights: Path, constants: Path, aliases: Mapping[str, str]) -> State:
-    """Read what `write_state` wrote.
-
-    Raises:
-        ArtifactError: a file holds no tensors, or none holds those that aliases name.
-    """
+    """Read what `write_state` wrote."""
     read = _read(weights), _read(constants)
     for alias, name in aliases.items():
         tensors = next((tensors for tensors in read if name in tensors), None)

@@ -11,7 +11,7 @@ import sys
 import time
 import traceback
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, TextIO
@@ -26,8 +26,8 @@ if TYPE_CHECKING:
     from torch import nn
 
     from repl_fx.artifact import Artifact
+    from repl_fx.report.costs import Costs
     from repl_fx.running.example_inputs import ExampleInputs
-    from repl_fx.sources import Source
     from repl_fx.tracing.parts.capture import CapturedParts
 
 SpecArgument = Annotated[
@@ -88,14 +88,7 @@ _SLOW = 1.0
 
 
 class Terminal:
-    """Where a command writes: results to stdout, progress to stderr.
-
-    Args:
-        stdout: for results.
-        as_json: write results as JSON only.
-        verbose: say when each stage is over, however short.
-        quiet: say nothing about stages.
-    """
+    """Where a command writes: results to stdout, as JSON only where that is wanted, and progress to stderr."""
 
     def __init__(self, stdout: TextIO, as_json: bool, verbose: bool, quiet: bool) -> None:
         self.as_json = as_json
@@ -238,29 +231,19 @@ class Target:
     Attributes:
         title: one line that says what it is.
         notes: lines on it, such as which weights are random.
-        module: the model, or the rewritten model of the artifact.
-        inputs: example inputs.
-        source: where it is a specification.
-        artifact: where it is a directory.
     """
 
     title: str
     notes: tuple[str, ...]
     module: nn.Module
     inputs: ExampleInputs
-    source: Source | None
     artifact: Artifact | None
 
 
 def load_target(
     spec: str, model: str | None, *, input_shape: str | None, seed: int, device: str, trust: bool
 ) -> Target:
-    """Load a model by its specification, or an artifact by its directory.
-
-    Raises:
-        BadInput: options that an artifact does not take.
-        SourceError, ArtifactError: the specification leads to neither.
-    """
+    """Load a model by its specification, or an artifact by its directory."""
     from repl_fx.artifact import load_artifact
     from repl_fx.errors import BadInput
     from repl_fx.sources import load_source
@@ -269,24 +252,19 @@ def load_target(
         if model is not None:
             raise BadInput(f"--model names the model of an artifact, and {spec} is no directory; leave out --model")
         source = load_source(spec, input_shape=input_shape, seed=seed, device=device, trust_remote_code=trust)
-        return Target(str(source), source.notes, source.model, source.inputs, source, None)
+        return Target(str(source), source.notes, source.model, source.inputs, None)
     if input_shape is not None:
         raise BadInput(f"{spec} is an artifact and brings its own example inputs; leave out --input-shape")
     artifact = load_artifact(spec, model, trust_remote_code=trust)
     made_of = artifact.manifest.model.kind if artifact.manifest.model else "model"
     parameters = sum(p.numel() for p in artifact.module.parameters())
     title = f"{spec}: rewritten {made_of}, {parameters:,} parameters"
-    return Target(title, (), artifact.module.to(device), artifact.inputs, None, artifact)
-
-
-def note_lines(notes: Sequence[str]) -> list[RenderableType]:
-    """Notes as lines of their own."""
-    return [f"note: {note}" for note in notes]
+    return Target(title, (), artifact.module.to(device), artifact.inputs, artifact)
 
 
 def captured_lines(title: str, captured: CapturedParts) -> list[RenderableType]:
     """The lines on a model and its capture: one, and a table where it was captured in parts."""
-    from repl_fx.report import parts_table
+    from repl_fx.report.tables import parts_table
 
     if captured.whole:
         return [f"{title}, captured by {captured.parts[0].graph_module.meta['capture'].tracer}"]
@@ -294,12 +272,16 @@ def captured_lines(title: str, captured: CapturedParts) -> list[RenderableType]:
     return [f"{title}, captured in {number} part{'s' * (number != 1)}; the rest stays eager", parts_table(captured)]
 
 
-def parse_settings(items: list[str]) -> dict[str, Any]:
-    """Settings of a surrogate from `name=value`; a value is a number, true, false, none, or else text.
+def costs_lines(before: Costs, after: Costs | None = None) -> list[RenderableType]:
+    """The table of costs, and the reason why some are unknown."""
+    from repl_fx.report.tables import costs_table
 
-    Raises:
-        BadInput: an item without a name or an equals sign, or a name given twice.
-    """
+    why = [f"costs are unknown, as the model needs values to run: {before.unknown}"] if before.unknown else []
+    return [costs_table(before, after), *why]
+
+
+def parse_settings(items: list[str]) -> dict[str, Any]:
+    """Settings of a surrogate from `name=value`; a value is a number, true, false, none, or else text."""
     from repl_fx.errors import BadInput
 
     settings: dict[str, Any] = {}
@@ -326,11 +308,7 @@ def _parse(text: str) -> Any:
 
 
 def parse_list(text: str, option: str) -> list[str]:
-    """The items of a list separated by commas.
-
-    Raises:
-        BadInput: an empty item.
-    """
+    """The items of a list separated by commas, none of them empty."""
     from repl_fx.errors import BadInput
 
     items = [item.strip() for item in text.split(",")]

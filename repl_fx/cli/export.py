@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from repl_fx.cli.common import JsonOption, ModelOption, QuietOption, TrustOption, VerboseOption, running
+from repl_fx.cli import common
 from repl_fx.cli.group import CheckFailed
 
 if TYPE_CHECKING:
@@ -31,24 +31,24 @@ def export_command(
     verify: Annotated[
         bool, typer.Option("--verify/--no-verify", help="Prove that ONNX Runtime computes what PyTorch computes.")
     ] = True,
-    model: ModelOption = None,
-    trust: TrustOption = False,
+    model: common.ModelOption = None,
+    trust: common.TrustOption = False,
     force: Annotated[bool, typer.Option("--force", help="Replace the FILE of -o if it exists.")] = False,
-    as_json: JsonOption = False,
-    verbose: VerboseOption = False,
-    quiet: QuietOption = False,
+    as_json: common.JsonOption = False,
+    verbose: common.VerboseOption = False,
+    quiet: common.QuietOption = False,
 ) -> None:
     """Fold the surrogates, write the model as ONNX, and verify the file; the result goes to DIR/verify.json.
 
     Of a model that was captured in parts, each rewritten part is written, as DIR/PART.onnx; the code around the parts
     has no ONNX form.
     """
-    with running(as_json, verbose, quiet) as terminal:
+    with common.running(as_json, verbose, quiet) as terminal:
         from repl_fx import export_onnx, verify_onnx
         from repl_fx.artifact import PROOF, changing, load_artifact
         from repl_fx.errors import BadInput, OutputError
         from repl_fx.export import onnx_name
-        from repl_fx.report import verification_table
+        from repl_fx.report.tables import verification_table
         from repl_fx.tracing.capture import widen_batch
 
         if output is not None and output.exists() and not force:
@@ -94,9 +94,8 @@ def export_command(
         terminal.document({"directory": str(directory), **document})
         for path, result in results.items():
             if not result:
-                raise CheckFailed(f"{path}: {result.summary()}" if path else result.summary())
-        for path, result in results.items():
-            terminal.show(f"{path}: {result.summary()}" if path else result.summary())
+                raise CheckFailed(f"{path}: {result.summary()}".removeprefix(": "))
+        terminal.show(*(f"{path}: {result.summary()}".removeprefix(": ") for path, result in results.items()))
         if not verify:
             terminal.show("not verified")
 

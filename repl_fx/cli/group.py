@@ -5,7 +5,6 @@ from __future__ import annotations
 import errno
 import re
 import sys
-from collections.abc import Sequence
 from typing import Any
 
 import typer
@@ -25,26 +24,13 @@ class CheckFailed(Exception):
 class Commands(TyperGroup):
     """A group of commands that ends every error in one line on stderr and an exit code (see `repl_fx.cli`)."""
 
-    def main(
-        self,
-        args: Sequence[str] | None = None,
-        prog_name: str | None = None,
-        complete_var: str | None = None,
-        standalone_mode: bool = True,
-        windows_expand_args: bool = True,
-        **extra: Any,
-    ) -> Any:
+    def main(self, *args: Any, standalone_mode: bool = True, **extra: Any) -> Any:
         """Run a command; exits in standalone mode, returns the exit code otherwise."""
         try:
-            result = super().main(
-                args,
-                # However it was started: help and errors name the command that a user types.
-                prog_name or "repl-fx",
-                complete_var,
-                standalone_mode=False,
-                windows_expand_args=windows_expand_args,
-                **extra,
-            )
+            # However it was started: help and errors name the command that a user types.
+            extra["prog_name"] = extra.get("prog_name") or "repl-fx"
+            main: Any = super().main
+            result = main(*args, standalone_mode=False, **extra)
             # Commands return None; typer returns the code of `typer.Exit`.
             code = result if isinstance(result, int) else DONE
         except (KeyboardInterrupt, typer.Abort):

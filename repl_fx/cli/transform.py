@@ -8,21 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from repl_fx.cli.common import (
-    DeviceOption,
-    JsonOption,
-    QuietOption,
-    SeedOption,
-    ShapeOption,
-    SpecArgument,
-    TrustOption,
-    VerboseOption,
-    captured_lines,
-    note_lines,
-    parse_list,
-    parse_settings,
-    running,
-)
+from repl_fx.cli import common
 from repl_fx.cli.group import CheckFailed
 
 if TYPE_CHECKING:
@@ -32,7 +18,7 @@ if TYPE_CHECKING:
 
 
 def transform_command(
-    spec: SpecArgument,
+    spec: common.SpecArgument,
     output: Annotated[
         Path | None,
         typer.Option("-o", "--output", metavar="DIR", help="Where the artifact goes.", show_default=False),
@@ -73,25 +59,27 @@ def transform_command(
     allow_nan: Annotated[
         bool, typer.Option("--allow-nan", help="Take a model with weights that are NaN or infinite, too.")
     ] = False,
-    input_shape: ShapeOption = None,
-    seed: SeedOption = 0,
-    device: DeviceOption = "cpu",
-    trust: TrustOption = False,
-    as_json: JsonOption = False,
-    verbose: VerboseOption = False,
-    quiet: QuietOption = False,
+    input_shape: common.ShapeOption = None,
+    seed: common.SeedOption = 0,
+    device: common.DeviceOption = "cpu",
+    trust: common.TrustOption = False,
+    as_json: common.JsonOption = False,
+    verbose: common.VerboseOption = False,
+    quiet: common.QuietOption = False,
 ) -> None:
     """Replace repeated blocks of a model by light surrogates, and write the result as a directory."""
-    with running(as_json, verbose, quiet) as terminal:
-        from repl_fx import report, save, transform
+    with common.running(as_json, verbose, quiet) as terminal:
+        from repl_fx import save, transform
         from repl_fx.artifact import require_free
         from repl_fx.errors import BadInput
+        from repl_fx.report import costs, documents, tables
         from repl_fx.sources import load_source
 
         if output is None and not dry_run:
             raise BadInput("no place to write to; give -o DIR, or --dry-run to see what would be done")
-        if output is not None and not dry_run:
-            require_free(output, force=force)
+        written = None if dry_run else output
+        if written is not None:
+            require_free(written, force=force)
         chosen = any(option is not None for option in (every, blocks, ignore, surrogate, settings))
         plan = _read_plan(plan_file, chosen)
 
@@ -108,9 +96,9 @@ def transform_command(
             source.kwargs,
             every=2 if every is None else every,
             surrogate=surrogate or "auto",
-            blocks=None if blocks is None else _block_numbers(parse_list(blocks, "--blocks")),
+            blocks=None if blocks is None else _block_numbers(common.parse_list(blocks, "--blocks")),
             ignore=ignore or (),
-            settings=parse_settings(settings or []) or None,
+            settings=common.parse_settings(settings or []) or None,
             seed=seed,
             plan=plan,
             allow_nan=allow_nan,
@@ -123,42 +111,40 @@ def transform_command(
             checked = _checked(source, result)
         terminal.stage("measure costs")
         captured = result.captured_parts
-        before = report.measure_parts(captured.module, captured.parts)
-        flops = report.flops_of_parts(captured.parts)
-        after = report.measure_parts(result.module, result.all_parts)
-        if output is not None and not dry_run:
+        before = costs.measure_parts(captured.module, captured.parts)
+        flops = costs.flops_of_parts(captured.parts)
+        after = costs.measure_parts(result.module, result.all_parts)
+        if written is not None:
             terminal.stage("save")
-            save(result, output, source=source, force=force)
+            save(result, written, source=source, force=force)
 
         terminal.show(
-            *captured_lines(str(source), captured),
-            *note_lines(source.notes),
-            report.repeats_table(result.repeats, before, flops),
-            report.blocks_table(result.report, result.plan),
-            report.costs_table(before, after),
+            *common.captured_lines(str(source), captured),
+            *(f"note: {note}" for note in source.notes),
+            tables.repeats_table(result.repeats, before, flops),
+            tables.blocks_table(result.report, result.plan),
+            *common.costs_lines(before, after),
         )
-        if before.unknown:
-            terminal.show(f"costs are unknown, as the model needs values to run: {before.unknown}")
         if checked:
             what = "captured graph" if captured.whole else "model with graphs in it"
             modes = "in evaluation and in training" if checked.training else "in evaluation"
             terminal.show(f"checked: the {what} equals the model bit for bit, {modes}")
         if checked and not checked.training:
             terminal.show("not checked: the model does not run in training mode on its example inputs")
-        if output is None or dry_run:
+        if written is None:
             terminal.show("dry run: nothing was written")
         else:
-            terminal.show(f"written: {output}", f"next:    repl-fx export {output}")
+            terminal.show(f"written: {written}", f"next:    repl-fx export {written}")
         terminal.document(
             {
                 "spec": spec,
                 "notes": list(source.notes),
-                "directory": None if output is None or dry_run else str(output),
+                "directory": None if written is None else str(written),
                 "check": None if checked is None else {"evaluation": checked.evaluation, "training": checked.training},
-                "parts": report.parts_document(captured),
-                "repeats": report.repeats_document(result.repeats, before, flops),
-                "blocks": report.blocks_document(result.report, result.plan),
-                "costs": {"before": report.costs_document(before), "after": report.costs_document(after)},
+                "parts": documents.parts_document(captured),
+                "repeats": documents.repeats_document(result.repeats, before, flops),
+                "blocks": documents.blocks_document(result.report, result.plan),
+                "costs": {"before": documents.costs_document(before), "after": documents.costs_document(after)},
             }
         )
 
@@ -179,16 +165,10 @@ def _read_plan(file: Path | None, chosen: bool) -> Plan | None:
 
 
 def _checked(source: Source, result: TransformResult) -> CaptureCheck:
-    """The check that passed.
-
-    Raises:
-        CheckFailed: the captured graph computes something else than the model.
-        BadInput: the model fails on its own example inputs, which tracing had not noticed.
-    """
+    """The check that passed; the model may fail on its own example inputs, which tracing had not noticed."""
     from repl_fx import check_capture
-    from repl_fx.errors import BadInput, ForeignError, foreign_code
+    from repl_fx.errors import ForeignError, foreign_code
     from repl_fx.tracing.model_checks import misfit
-    from repl_fx.tracing.tracers import obstacle
 
     if result.captured_parts.check is not None:
         return result.captured_parts.check
@@ -196,8 +176,7 @@ def _checked(source: Source, result: TransformResult) -> CaptureCheck:
         with foreign_code():
             checked = check_capture(source.model, result.captured, result.args, result.kwargs)
     except ForeignError as failed:
-        what = obstacle(type(source.model).__name__, failed)
-        raise BadInput(misfit(what, failed.problem, result.inputs)) from failed.problem
+        raise misfit(source.model, failed.problem, result.inputs) from failed.problem
     if not checked:
         modes = " and ".join(name for name in ("evaluation", "training") if not getattr(checked, name))
         raise CheckFailed(

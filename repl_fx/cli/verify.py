@@ -7,22 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from repl_fx.cli.common import (
-    AnySpecArgument,
-    DeviceOption,
-    JsonOption,
-    ModelOption,
-    QuietOption,
-    SeedOption,
-    ShapeOption,
-    Target,
-    TrustOption,
-    VerboseOption,
-    load_target,
-    note_lines,
-    parse_list,
-    running,
-)
+from repl_fx.cli import common
 from repl_fx.cli.group import CheckFailed
 
 if TYPE_CHECKING:
@@ -32,7 +17,7 @@ if TYPE_CHECKING:
 
 
 def verify_command(
-    spec: AnySpecArgument,
+    spec: common.AnySpecArgument,
     onnx: Annotated[Path, typer.Argument(metavar="ONNX", help="The ONNX file.", show_default=False)],
     rtol: Annotated[
         float | None, typer.Option("--rtol", help="Relative tolerance; by default it depends on the precision.")
@@ -51,24 +36,24 @@ def verify_command(
         typer.Option("--batch", metavar="LIST", help="Batch sizes, such as 1,2,5; by default three of them."),
     ] = None,
     per_layer: Annotated[bool, typer.Option("--per-layer", help="Compare inner values too, layer by layer.")] = False,
-    model: ModelOption = None,
-    input_shape: ShapeOption = None,
-    seed: SeedOption = 0,
-    device: DeviceOption = "cpu",
-    trust: TrustOption = False,
-    as_json: JsonOption = False,
-    verbose: VerboseOption = False,
-    quiet: QuietOption = False,
+    model: common.ModelOption = None,
+    input_shape: common.ShapeOption = None,
+    seed: common.SeedOption = 0,
+    device: common.DeviceOption = "cpu",
+    trust: common.TrustOption = False,
+    as_json: common.JsonOption = False,
+    verbose: common.VerboseOption = False,
+    quiet: common.QuietOption = False,
 ) -> None:
     """Compare an ONNX file with a model or a directory, per output and per layer; exit 1 when they differ."""
-    with running(as_json, verbose, quiet) as terminal:
+    with common.running(as_json, verbose, quiet) as terminal:
         from repl_fx import capture, verify_onnx
-        from repl_fx.report import layers_table, verification_table
+        from repl_fx.report.tables import layers_table, verification_table
         from repl_fx.tracing.capture import widen_batch
 
         batches = None if batch is None else _sizes(batch)
         terminal.stage("load")
-        target = load_target(spec, model, input_shape=input_shape, seed=seed, device=device, trust=trust)
+        target = common.load_target(spec, model, input_shape=input_shape, seed=seed, device=device, trust=trust)
         module, given = _subject(target, part, onnx)
         inputs = widen_batch(module, given)
         if per_layer and target.artifact is None:
@@ -86,7 +71,7 @@ def verify_command(
             seed=seed,
             per_layer=per_layer,
         )
-        terminal.show(*note_lines(target.notes))
+        terminal.show(*(f"note: {note}" for note in target.notes))
         if result.layers:
             terminal.show(layers_table(result))
         terminal.show(verification_table(result))
@@ -99,7 +84,7 @@ def verify_command(
         terminal.show(result.summary())
 
 
-def _subject(target: Target, part: str | None, onnx: Path) -> tuple[nn.Module, ExampleInputs]:
+def _subject(target: common.Target, part: str | None, onnx: Path) -> tuple[nn.Module, ExampleInputs]:
     """The module to compare the file with: the model, or one part of an artifact, with its inputs."""
     from repl_fx.errors import BadInput
 
@@ -119,7 +104,7 @@ def _subject(target: Target, part: str | None, onnx: Path) -> tuple[nn.Module, E
 def _sizes(text: str) -> list[int]:
     from repl_fx.errors import BadInput
 
-    items = parse_list(text, "--batch")
+    items = common.parse_list(text, "--batch")
     # A size of a tensor has 63 bits.
     if not all(item.isdecimal() and 0 < int(item) < 2**63 for item in items):
         raise BadInput(f"--batch {text!r} has an item that is no positive number of samples; write it like 1,2,5")

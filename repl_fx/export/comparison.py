@@ -36,10 +36,7 @@ class ModelComparison:
         rtol, atol: in place of those of `TOLERANCES`, where not None.
 
     Attributes:
-        rows: one for each output and batch size.
-        failures: faults besides numbers.
-        skipped: outputs that are no tensors, with what they are.
-        notes: where the tolerance was widened, and by what; outputs that were paired by position.
+        rows, failures, skipped, notes: as those of a `Verification`.
     """
 
     def __init__(
@@ -49,9 +46,9 @@ class ModelComparison:
         self.module = module
         self.rtol, self.atol = rtol, atol
         self.rows: list[Difference] = []
-        self.failures: list[str] = []
+        self.failures: dict[str, None] = {}
         self.skipped: dict[str, str] = {}
-        self.notes: list[str] = []
+        self.notes: dict[str, None] = {}
 
     @property
     def passed(self) -> bool:
@@ -75,15 +72,15 @@ class ModelComparison:
             with foreign_code():
                 found = self.session.run(inputs)
         except ForeignError as failed:
-            self.failures.append(f"ONNX Runtime fails at batch {batch}: {first_line(failed.problem)}")
+            self.failures[f"ONNX Runtime fails at batch {batch}: {first_line(failed.problem)}"] = None
             return None
         # export_onnx calls an output that has the name of an input so.
         theirs = {name: f"{name}_out" if name in inputs.names and name not in found else name for name in expected}
         self._pair(theirs, expected, found)
         extra = [name for name in found if name not in theirs.values()]
         if extra and set(theirs.values()) <= set(found):
-            names = ", ".join(extra)
-            self._fail(f"the file has {len(found)} outputs, the module {len(expected)}: it does not return {names}")
+            counts = f"the file has {len(found)} outputs, the module {len(expected)}"
+            self.failures[f"{counts}: it does not return {', '.join(extra)}"] = None
         exact = functools.cache(lambda: self._exact(inputs))
         for name, tensor in expected.items():
             value: Any = found.get(theirs[name])
@@ -95,7 +92,7 @@ class ModelComparison:
                     row = self._wider(row, tensor, value, tolerance, exact)
                 self.rows.append(row)
             else:
-                self._fail(failure)
+                self.failures[failure] = None
         return None
 
     def _wider(
@@ -118,12 +115,8 @@ class ModelComparison:
         again = measure(name, row.batch, expected, value, wider)
         if wider is tolerance or not again.passed:
             return row
-        self.notes.append(f"{name} at batch {row.batch}: tolerance {wider.atol:.1e} of the scale, {why}")
+        self.notes[f"{name} at batch {row.batch}: tolerance {wider.atol:.1e} of the scale, {why}"] = None
         return again
-
-    def _fail(self, failure: str) -> None:
-        if failure not in self.failures:
-            self.failures.append(failure)
 
     def _pair(self, theirs: dict[str, str], expected: Mapping[str, Tensor], found: Mapping[str, Any]) -> None:
         """Take outputs by position where the file has names of its own, and as many outputs of the same shapes."""
@@ -138,9 +131,7 @@ class ModelComparison:
             if value.dtype.name != dtype_name(tensor.dtype):
                 return
         theirs.update(zip(theirs, paired, strict=True))
-        note = f"outputs compared by position: the file calls them {', '.join(found)}"
-        if note not in self.notes:
-            self.notes.append(note)
+        self.notes[f"outputs compared by position: the file calls them {', '.join(found)}"] = None
 
     def _exact(self, inputs: FlatInputs) -> dict[str, Tensor]:
         """The outputs in double precision; none where the model insists on single."""
@@ -176,11 +167,8 @@ def _in_double(module: nn.Module) -> nn.Module:
     for graph_module in doubled.modules():
         if isinstance(graph_module, fx.GraphModule):
             for node in graph_module.graph.nodes:
-                node.args = fx.node.map_aggregate(node.args, _wider)
-                node.kwargs = fx.node.map_aggregate(node.kwargs, _wider)
+                node.args, node.kwargs = fx.node.map_aggregate(
+                    (node.args, node.kwargs), lambda value: torch.float64 if value is torch.float32 else value
+                )
             graph_module.recompile()
     return doubled
-
-
-def _wider(argument: Any) -> Any:
-    return torch.float64 if argument is torch.float32 else argument

@@ -118,8 +118,7 @@ def widened(tolerance: Tolerance, expected: Tensor, exact: Tensor) -> Tolerance:
 
     Args:
         tolerance: that of `TOLERANCES`.
-        expected: the result of PyTorch in single precision.
-        exact: the same in double precision.
+        expected, exact: the results of PyTorch in single and in double precision.
 
     Returns:
         One with an absolute part of three times the rounding seen, where that is more; the same where it is less, or
@@ -138,10 +137,8 @@ def measure(name: str, batch: int, expected: Tensor, value: np.ndarray[Any, Any]
     """Compare two results of one shape and dtype.
 
     Args:
-        name: of the output.
-        batch: batch size of the inputs.
-        expected: the result of PyTorch, on the CPU.
-        value: the result of ONNX Runtime.
+        name, batch: of the output, and of the inputs.
+        expected, value: the results of PyTorch, on the CPU, and of ONNX Runtime.
         tolerance: see `tolerance_for`.
     """
     floating = expected.is_floating_point() or expected.is_complex()
@@ -157,16 +154,19 @@ def measure(name: str, batch: int, expected: Tensor, value: np.ndarray[Any, Any]
         within = (gap <= allowed) if floating else (value == expected.numpy())
     # Infinities of the same sign are equal (masks are full of them); NaN equals nothing, itself included.
     passed = bool(np.all(np.where(finite, within, theirs == ours)))
-    gaps = gap[finite]
+    gaps, sizes = gap[finite], size[finite]
+    if not gaps.size:
+        # No difference can be computed: none for an empty output, infinity for NaN.
+        gaps, sizes = np.array([math.inf if ours.size else 0.0]), np.ones(1)
     return Difference(
         output=name,
         batch=batch,
         dtype=dtype_name(expected.dtype),
         count=int(ours.size),
-        max_abs=float(gaps.max()) if gaps.size else _nothing(ours.size),
-        mean_abs=float(gaps.mean()) if gaps.size else _nothing(ours.size),
-        median_abs=float(np.median(gaps)) if gaps.size else _nothing(ours.size),
-        max_rel=float((gaps / np.maximum(size[finite], 1e-3 * scale)).max()) if gaps.size else _nothing(ours.size),
+        max_abs=float(gaps.max()),
+        mean_abs=float(gaps.mean()),
+        median_abs=float(np.median(gaps)),
+        max_rel=float((gaps / np.maximum(sizes, 1e-3 * scale)).max()),
         scale=scale,
         cosine=_cosine(theirs[finite], ours[finite]),
         top1_agreement=_top1(theirs, ours, allowed) if floating and not expected.is_complex() else None,
@@ -206,8 +206,3 @@ def _top1(theirs: np.ndarray[Any, Any], ours: np.ndarray[Any, Any], allowed: np.
     with np.errstate(invalid="ignore"):
         gap = np.take_along_axis(ours, best, -1) - np.take_along_axis(ours, chosen, -1)
     return float(np.mean((chosen == best) | (gap <= slack)))
-
-
-def _nothing(size: int) -> float:
-    """The number in place of a difference that cannot be computed: zero for an empty output, infinity for NaN."""
-    return math.inf if size else 0.0

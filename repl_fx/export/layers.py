@@ -55,19 +55,13 @@ def compare_layers(
     rtol: float | None = None,
     atol: float | None = None,
 ) -> tuple[LayerDifference, ...]:
-    """Compare inner values of a graph with those that ONNX Runtime computes.
-
-    An ONNX file has not the same inner values as the graph, so a copy of the graph is exported that returns them.
+    """Compare inner values of a graph with those that ONNX Runtime computes, in an export that returns them.
 
     Args:
         gm: the graph that PyTorch runs, in eval mode, on the CPU.
         exported: the graph that is exported: `gm` folded, with the weights of the file in question.
-        nodes: of `exported`; those that compute no tensor give no row.
-        inputs: of both runs.
-        rtol, atol: in place of those of `TOLERANCES`, where not None.
-
-    Returns:
-        One for each tensor, in the order of `nodes`.
+        nodes: of `exported`; each gives a row for each tensor that it computes.
+        inputs, rtol, atol: as for `ModelComparison`.
 
     Raises:
         ExportError: the copy cannot be exported, or its results are of another kind.

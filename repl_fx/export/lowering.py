@@ -19,44 +19,52 @@ from repl_fx._torch import example_of
 from repl_fx.graph.decisions import Condition, is_choice, is_random, pick
 from repl_fx.graph.runtime import check_condition
 from repl_fx.graph.signature import PackOutput
+from repl_fx.passes.driver import Result
 
 
-def lower_(gm: fx.GraphModule) -> int:
+def lower_(gm: fx.GraphModule) -> Result:
     """Replace such operators in a graph, and in the graphs of the modules inside it.
 
     Args:
         gm: changed in place.
 
     Returns:
-        How many calls were replaced.
+        The graph, with the names of the calls that were replaced.
     """
-    count = 0
+    changed = _lower(gm.graph)
     for module in gm.modules():
-        if not isinstance(module, fx.GraphModule):
-            continue
-        if not any(_stumbles(node) or node.target is check_condition for node in module.graph.nodes):
-            continue
-        if module is not gm:
+        if isinstance(module, fx.GraphModule) and module is not gm:
             # The graphs of mode switches may be those of the source.
-            module.graph = copy.deepcopy(module.graph)
-        for node in module.graph.nodes:
-            if _stumbles(node):
-                node.target = _lowered(node)
-                count += 1
-        for node in list(module.graph.nodes):
-            if node.target is check_condition:
-                _withhold(module.graph, node)
-                count += 1
-        module.recompile()
-    return count
+            graph = copy.deepcopy(module.graph)
+            lowered = _lower(graph)
+            if lowered:
+                module.graph = graph
+                changed += lowered
+    return Result(gm, tuple(changed))
+
+
+def _lower(graph: fx.Graph) -> list[str]:
+    changed = []
+    for node in list(graph.nodes):
+        lowered = _lowered(node) if node.op == "call_function" else None
+        if lowered is not None:
+            node.target, settings = lowered
+            node.kwargs = {**node.kwargs, **settings}
+        elif node.target is check_condition:
+            _withhold(graph, node)
+        else:
+            continue
+        changed.append(node.name)
+    return changed
 
 
 def _withhold(graph: fx.Graph, check: fx.Node) -> None:
     """Let floating outputs be NaN where a check would refuse the inputs: an ONNX graph cannot raise an error."""
     with graph.inserting_before(check):
         holds = graph.call_function(_truth if check.args[1] else _untruth, (check.args[0],))
+    holds.meta = dict(check.meta)
     graph.erase_node(check)
-    (output,) = (node for node in graph.nodes if node.op == "output")
+    output = graph.output_node()
     ends = [output, *(node for node in output.all_input_nodes if isinstance(node.target, PackOutput))]
     for value in {feeder for end in ends for feeder in end.all_input_nodes}:
         made = value.meta.get("val")
@@ -67,32 +75,22 @@ def _withhold(graph: fx.Graph, check: fx.Node) -> None:
             value.replace_all_uses_with(kept, delete_user_cb=lambda user: user in ends)
 
 
-def _stumbles(node: fx.Node) -> bool:
-    return node.op == "call_function" and _lowered(node) is not node.target
-
-
-def _lowered(node: fx.Node) -> Any:
+def _lowered(node: fx.Node) -> tuple[Callable[..., Any], dict[str, Any]] | None:
+    """The function that stands in for an operator, and its further keyword arguments; None where the operator stays."""
     if isinstance(node.target, Condition):
-        return _truth if node.target.skips_when else _untruth
+        return _truth if node.target.skips_when else _untruth, {}
     if (node.target is pick or is_choice(node)) and isinstance(node.args[0], fx.Node) and not is_random(node.args[0]):
-        return _where
+        return _where, {}
     name = str(node.target)
-    if name == "aten.scaled_dot_product_attention.default" and _rank(node.args[0]) in (None, 4):
-        return node.target
+    given = node.args[0].meta.get("val") if node.args and isinstance(node.args[0], fx.Node) else None
+    if name == "aten.scaled_dot_product_attention.default" and (not isinstance(given, Tensor) or given.ndim == 4):
+        return None
     if name in ("aten.chunk.default", "aten.split.Tensor") and _cuts_a_computed_size(node):
-        return Pieces(len(node.meta["val"]), equal=name == "aten.chunk.default")
-    if (
-        name == "aten.as_strided.default"
-        and node.args[3:] in ((), (None,))
-        and (order := _order_in_memory(node.args[0]))
-    ):
-        return Strided(order)
-    return _LOWERED.get(name, node.target)
-
-
-def _rank(argument: Any) -> int | None:
-    value = argument.meta.get("val") if isinstance(argument, fx.Node) else None
-    return value.ndim if isinstance(value, Tensor) else None
+        return pieces, {"count": len(node.meta["val"]), "equal": name == "aten.chunk.default"}
+    at_start = name == "aten.as_strided.default" and node.args[3:] in ((), (None,))
+    if at_start and isinstance(given, Tensor) and (order := _order_in_memory(given)):
+        return strided, {"order": order}
+    return (_LOWERED[name], {}) if name in _LOWERED else None
 
 
 def _cuts_a_computed_size(node: fx.Node) -> bool:
@@ -103,11 +101,8 @@ def _cuts_a_computed_size(node: fx.Node) -> bool:
     return isinstance(size, fx.Node) or not isinstance(along, int)
 
 
-def _order_in_memory(argument: Any) -> list[int] | None:
+def _order_in_memory(value: Tensor) -> list[int] | None:
     """The dimensions of a tensor from the largest stride to the smallest; None where they are in order."""
-    value = argument.meta.get("val") if isinstance(argument, fx.Node) else None
-    if not isinstance(value, Tensor):
-        return None
     # Of symbolic strides those of the example: to compare expressions would cost more than all the rest of an export.
     strides = [example_of(stride) for stride in value.stride()]
     order = sorted(range(value.ndim), key=lambda dim: -strides[dim])
@@ -131,29 +126,16 @@ def _where(skip: Tensor, before: Any, after: Any) -> Any:
     return None if before is None else torch.where(skip, before, after)
 
 
-class Pieces:
-    """Cuts a tensor along a dimension of computed size into a known number of pieces; ONNX wants the sizes written.
+def pieces(tensor: Tensor, size: int, dim: int = 0, *, count: int, equal: bool) -> tuple[Tensor, ...]:
+    """Slices of one size, the last as long as what is left; of a computed dimension, ONNX wants the sizes written.
 
-    Args:
-        count: of the pieces.
-        equal: whether the operator is called with a number of equal pieces, and not with their size.
+    Where `equal`, `size` is a number of equal pieces, and not their size.
     """
-
-    def __init__(self, count: int, *, equal: bool) -> None:
-        self.count = count
-        self.equal = equal
-        self.__name__ = self.__qualname__ = "pieces"
-        self.__module__ = __name__
-
-    def __call__(self, tensor: Tensor, size: int, dim: int = 0) -> tuple[Tensor, ...]:
-        """Slices of one size, the last as long as what is left."""
-        if self.equal:
-            size = -(-tensor.shape[dim] // size)
-        starts = [number * size for number in range(self.count)]
-        ends = [*starts[1:], None]
-        return tuple(
-            torch.ops.aten.slice.Tensor(tensor, dim, start, end) for start, end in zip(starts, ends, strict=True)
-        )
+    if equal:
+        size = -(-tensor.shape[dim] // size)
+    starts = [number * size for number in range(count)]
+    ends = [*starts[1:], None]
+    return tuple(torch.ops.aten.slice.Tensor(tensor, dim, start, end) for start, end in zip(starts, ends, strict=True))
 
 
 def subtracted_from(tensor: Tensor, scalar: Any, alpha: Any = 1) -> Tensor:
@@ -179,23 +161,12 @@ def attention(
     return result.reshape(*lead, *result.shape[-2:])
 
 
-class Strided:
+def strided(tensor: Tensor, size: Any, stride: Any, offset: None = None, *, order: Sequence[int]) -> Tensor:
     """Elements of a tensor's memory; the exporter takes that for the memory of a contiguous tensor.
 
-    A transposed one is turned back first, so that it is.
-
-    Args:
-        order: its dimensions, that with the largest stride first.
+    A transposed one is turned back first, so that it is: `order` has its dimensions, the largest stride first.
     """
-
-    def __init__(self, order: Sequence[int]) -> None:
-        self.order = list(order)
-        self.__name__ = self.__qualname__ = "strided"
-        self.__module__ = __name__
-
-    def __call__(self, tensor: Tensor, size: Any, stride: Any, offset: None = None) -> Tensor:
-        """Elements at these strides, from the tensor's first on."""
-        return torch.as_strided(tensor.permute(self.order).contiguous(), size, stride)
+    return torch.as_strided(tensor.permute(*order).contiguous(), size, stride)
 
 
 def grouped_matmul(rows: Tensor, weights: Tensor, ends: Tensor, *_: Any) -> Tensor:

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 import os
 import re
 import tempfile
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -19,15 +22,14 @@ from torch import Tensor, fx, nn
 from repl_fx.arguments import require_module, require_path
 from repl_fx.errors import BadInput, ExportError, ForeignError, OutputError, first_line, foreign_code
 from repl_fx.export.lowering import lower_
-from repl_fx.export.noise import quiet
 from repl_fx.export.optimizing import optimize_
 from repl_fx.export.stateless import drop_updates_
-from repl_fx.export.tensors import FlatInputs, FlatModule, evaluating, flatten_inputs, name_outputs
+from repl_fx.export.tensors import FlatInputs, FlatModule, flatten_inputs, name_outputs
 from repl_fx.export.translations import TRANSLATIONS
 from repl_fx.passes.driver import run_passes
 from repl_fx.passes.fold_surrogates import fold_surrogates
 from repl_fx.running.example_inputs import ExampleInputs
-from repl_fx.running.untouched import untouched
+from repl_fx.running.untouched import device_of, in_mode, untouched
 from repl_fx.tracing.dynamic_shapes import auto_shapes, batch_dims, dynamic_dims
 from repl_fx.tracing.parts.capture import graphs_in
 
@@ -42,6 +44,11 @@ _PRIVATE_METADATA = (
     "pkg.torch.export.ExportedProgram.graph_signature",
     "pkg.torch.export.ExportedProgram.range_constraints",
 )
+
+# The exporter and what it calls warn of their own deprecations and log what they skip; nothing of it is the user's to
+# act on, and what is really wrong comes as an exception.
+_NOISY = ("torch", "onnxscript", "onnx_ir", "onnx")
+_NOISY_LOGGERS = ("torch.onnx", "torch.export", "onnxscript", "onnx_ir")
 
 
 def onnx_name(part: str) -> str:
@@ -96,19 +103,37 @@ def export_onnx(
     _check_opset(opset)
     source = gm
     if isinstance(gm, fx.GraphModule):
-        source = run_passes(gm, fold_surrogates).graph_module
-        drop_updates_(source)
-        lower_(source)
+        source = run_passes(gm, fold_surrogates, drop_updates_, lower_).graph_module
     # A forward that counts its calls or moves a buffer runs for the names of the outputs, and for the trace.
     kept = untouched(gm, buffers=True, parameters=True)
-    with kept, evaluating(gm, source), torch.no_grad(), quiet():
-        inputs = _on_device_of(source, flatten_inputs(source, given))
+    with kept, in_mode(gm, False), in_mode(source, False), torch.no_grad(), quiet():
+        device = device_of(source, given)
+        inputs = flatten_inputs(source, given.map(lambda tensor: tensor.to(device)))
         if all(tensor.shape[0] < 2 for tensor in inputs.tensors if tensor.ndim):
             raise BadInput("the example inputs have a batch of 1, which the export would fix; give 2 or more")
         program = _convert(source, inputs, _output_names(source, inputs), opset)
         _tidy(program.model, inputs.names, _specialised(program))
         _write(program, target, external_data)
     return target
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Drop the warnings and log lines of the exporter's own packages, and nobody else's."""
+    loggers = [logging.getLogger(name) for name in _NOISY_LOGGERS]
+    levels = [logger.level for logger in loggers]
+    try:
+        for logger in loggers:
+            logger.setLevel(logging.ERROR)
+        with warnings.catch_warnings():
+            for package in _NOISY:
+                warnings.filterwarnings("ignore", module=rf"{package}(\.|$)")
+            # Copying a pytree specification warns in the name of the standard library.
+            warnings.filterwarnings("ignore", message=".*treespec, LeafSpec")
+            yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
 
 
 def _output_names(source: nn.Module, inputs: FlatInputs) -> list[str]:
@@ -172,26 +197,13 @@ def _tidy(model: ir.Model, inputs: Sequence[str], fixed: Mapping[str, int]) -> N
         for key in _PRIVATE_METADATA:
             metadata.pop(key, None)
 
-    # Inputs and outputs got their names last, and may have taken one that an inner value had.
-    reserved = {value.name for value in (*graph.inputs, *graph.outputs)}
-    public = {id(value) for value in (*graph.inputs, *graph.outputs)}
-    inner = [value for node in graph.all_nodes() for value in node.outputs if id(value) not in public]
-    weights = [value for value in graph.initializers.values() if id(value) not in public]
-    taken = reserved | {value.name for value in (*inner, *weights)}
-    for value in (*inner, *weights):
-        if value.name and value.name in reserved:
-            count = 1
-            while f"{value.name}_{count}" in taken:
-                count += 1
-            value.name = f"{value.name}_{count}"
-            taken.add(value.name)
-
     _name_dimensions(model, inputs, fixed)
     if any(node.op_type == "DFT" and node.attributes.get_int("inverse", 0) for node in graph.all_nodes()):
         # Shape inference takes the result of an inverse real transform for half its size, and ONNX Runtime then reuses
         # memory that is too small. Without the shapes of inner values it finds them itself.
-        for value in inner:
-            value.shape = None
+        for value in (value for node in graph.all_nodes() for value in node.outputs):
+            if not value.is_graph_output():
+                value.shape = None
 
 
 def _specialised(program: torch.onnx.ONNXProgram) -> dict[str, int]:
@@ -270,13 +282,6 @@ def _check_opset(opset: int | None) -> None:
     newest = onnx.defs.onnx_opset_version()
     if opset is not None and not 1 <= opset <= newest:
         raise BadInput(f"opset {opset} does not exist: the installed onnx knows 1 to {newest}")
-
-
-def _on_device_of(module: nn.Module, inputs: FlatInputs) -> FlatInputs:
-    weight = next(iter((*module.parameters(), *module.buffers())), None)
-    if weight is None:
-        return inputs
-    return inputs.map(lambda tensor: tensor.to(weight.device))
 
 
 def _explain(source: nn.Module, failure: Exception) -> str:

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import onnx_ir as ir
+from onnx_ir.passes.common import NameFixPass
 from onnxscript import optimizer
 
 _NEUTRAL = {"Add": 0.0, "Sub": 0.0, "Mul": 1.0, "Div": 1.0}
@@ -25,7 +26,7 @@ def optimize_(model: ir.Model) -> None:
     optimizer.fold_constants(model, should_fold=_keep_weights)
     with _nearly_neutral_aside(model.graph):
         optimizer.optimize_ir(model, should_fold=_keep_weights)
-    _register_strays(model.graph)
+    _register_strays(model)
 
 
 @contextmanager
@@ -77,19 +78,15 @@ def _number(value: ir.Value | None) -> float | None:
     return None if number.imag else number.real
 
 
-def _register_strays(graph: ir.Graph) -> None:
+def _register_strays(model: ir.Model) -> None:
     """Give back constants that the optimizer lost: it gives the bounds of two clips of one value the same name."""
-    kept = {id(value) for value in (*graph.inputs, *graph.initializers.values())}
-    for value in [value for node in graph for value in node.inputs]:
-        if value is None or value.producer() is not None or value.const_value is None or id(value) in kept:
+    # Inputs and outputs, too, got names that an inner value may have had.
+    NameFixPass()(model)
+    for value in [value for node in model.graph for value in node.inputs]:
+        if value is None or value.producer() is not None or value.const_value is None:
             continue
-        name = value.name or "constant"
-        count = 0
-        while value.name is None or value.name in graph.initializers:
-            count += 1
-            value.name = f"{name}_{count}"
-        graph.register_initializer(value)
-        kept.add(id(value))
+        if not value.is_graph_input() and not value.is_initializer():
+            model.graph.register_initializer(value)
 
 
 def _keep_weights(node: ir.Node) -> bool | None:

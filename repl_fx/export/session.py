@@ -16,9 +16,6 @@ from repl_fx.export.tensors import FlatInputs
 class OnnxSession:
     """An ONNX file opened in ONNX Runtime, with its graph optimisations on.
 
-    Args:
-        file: the ONNX file.
-
     Raises:
         BadInput: the file does not exist.
         ExportError: ONNX Runtime cannot load the file.
@@ -45,10 +42,7 @@ class OnnxSession:
         self._source: dict[str, str] = {}
 
     def check_inputs(self, inputs: FlatInputs) -> str | None:
-        """Find which input of the file is which of these: by name, or by position where the file has its own names.
-
-        Returns:
-            A note where they were paired by position.
+        """Find which input of the file is which of these: by name, or, with a note, by position where names differ.
 
         Raises:
             BadInput: inputs of other names that cannot be paired, or of another number of dimensions; names the input,
@@ -77,7 +71,7 @@ class OnnxSession:
 
     def _tensors(self, inputs: FlatInputs) -> dict[str, Tensor]:
         """The tensors by the names that the file has for its inputs."""
-        given = inputs.by_name()
+        given = dict(zip(inputs.names, inputs.tensors, strict=True))
         return {value.name: given[self._source.get(value.name, value.name)] for value in self._session.get_inputs()}
 
     def fixed_dimension(self, inputs: FlatInputs) -> str | None:

@@ -17,16 +17,17 @@ from repl_fx.graph.assigned_buffers import assigned_by
 from repl_fx.graph.bridge import digraph_with_writes, leading_to
 from repl_fx.graph.captured import drop_dead, memory_of, writes_in_place
 from repl_fx.graph.runtime import ModeSwitch, assign_buffer
+from repl_fx.passes.driver import Result
 
 
-def drop_updates_(gm: fx.GraphModule) -> int:
+def drop_updates_(gm: fx.GraphModule) -> Result:
     """Leave out updates of buffers that no output depends on.
 
     Args:
         gm: changed in place.
 
     Returns:
-        How many updates were left out.
+        The graph, with the names of the updates that were left out.
 
     Raises:
         ExportError: an output depends on a buffer that each forward changes; names the buffer.
@@ -39,13 +40,13 @@ def drop_updates_(gm: fx.GraphModule) -> int:
                 f"the outputs depend on buffer {buffer}, which each forward changes in evaluation mode too; an ONNX "
                 "graph has no state, so it would be right for one call alone"
             )
-    dropped = 0
+    dropped = []
     for node in reversed(updates):
         if not node.users:
+            dropped.append(node.name)
             gm.graph.erase_node(node)
-            dropped += 1
     drop_dead(gm.graph)
-    return dropped
+    return Result(gm, tuple(dropped))
 
 
 def _updated(gm: fx.GraphModule, node: fx.Node) -> Iterator[str]:

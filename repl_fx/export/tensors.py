@@ -5,7 +5,6 @@ from __future__ import annotations
 import enum
 import inspect
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass, fields, is_dataclass, replace
 from typing import Any
 
@@ -15,8 +14,6 @@ from torch import Tensor, nn
 from repl_fx._torch import pytree
 from repl_fx.errors import BadInput
 from repl_fx.running.example_inputs import ExampleInputs
-
-Path = tuple[str, ...]
 
 # What may be baked into an exported graph. Anything else could hide a tensor, which would be frozen without a word.
 _CONSTANTS = (
@@ -41,21 +38,15 @@ class FlatInputs:
     Attributes:
         given: the inputs, as the module takes them.
         names: one for each tensor: the argument's name, with the path below it where the argument is nested.
-        constants: names of the arguments that are not tensors; they are fixed at export.
     """
 
     given: ExampleInputs
     names: tuple[str, ...]
-    constants: tuple[str, ...]
 
     @property
     def tensors(self) -> tuple[Tensor, ...]:
         """The tensors, in the order of their names; a tensor passed twice is two entries."""
         return tuple(self.given.tensors)
-
-    def by_name(self) -> dict[str, Tensor]:
-        """Return the tensors by their names."""
-        return dict(zip(self.names, self.tensors, strict=True))
 
     def map(self, change: Callable[[Tensor], Tensor]) -> FlatInputs:
         """Return the same arguments with other tensors."""
@@ -63,14 +54,7 @@ class FlatInputs:
 
 
 def flatten_inputs(module: nn.Module, given: ExampleInputs) -> FlatInputs:
-    """Name the tensors among a module's arguments.
-
-    Args:
-        module: its `forward` gives the names.
-        given: its arguments.
-
-    Returns:
-        The tensors in the order of the arguments.
+    """Name the tensors among a module's arguments, as its `forward` does.
 
     Raises:
         BadInput: the arguments do not fit the signature, hold no tensor, or hold an object of unknown structure.
@@ -98,11 +82,7 @@ def flatten_inputs(module: nn.Module, given: ExampleInputs) -> FlatInputs:
     positions = [index for index, leaf in enumerate(leaves) if isinstance(leaf, Tensor)]
     if not positions:
         raise BadInput(f"the example inputs of {type(module).__name__} hold no tensor")
-    return FlatInputs(
-        given=given,
-        names=unique(named[index] for index in positions),
-        constants=tuple(named[index] for index in range(len(leaves)) if index not in positions),
-    )
+    return FlatInputs(given, unique(named[index] for index in positions))
 
 
 def name_outputs(result: Any) -> tuple[dict[str, Tensor], dict[str, str]]:
@@ -114,13 +94,13 @@ def name_outputs(result: Any) -> tuple[dict[str, Tensor], dict[str, str]]:
         return.
     """
     found = list(walk(result, ()))
-    labels = unique(_output_name(path) for path, _ in found)
+    labels = unique("_".join(path if path and not path[0].isdigit() else ("output", *path)) for path, _ in found)
     tensors = {label: leaf for label, (_, leaf) in zip(labels, found, strict=True) if isinstance(leaf, Tensor)}
     kinds = {label: type(leaf).__name__ for label, (_, leaf) in zip(labels, found, strict=True)}
     return tensors, {label: kind for label, kind in kinds.items() if label not in tensors}
 
 
-def walk(value: Any, path: Path) -> Iterator[tuple[Path, Any]]:
+def walk(value: Any, path: tuple[str, ...]) -> Iterator[tuple[tuple[str, ...], Any]]:
     """Yield every leaf below a value with its path.
 
     Containers are mappings, dataclasses, tuples, lists and whatever else is registered as a pytree node.
@@ -190,26 +170,43 @@ class FlatModule(nn.Module):
         return tuple(results)
 
 
-@contextmanager
-def evaluating(*modules: nn.Module) -> Iterator[None]:
-    """Put modules and all their children in eval mode, and give each its own mode back afterwards."""
-    modes = [(child, child.training) for module in modules for child in module.modules()]
-    try:
-        for child, _ in modes:
-            child.training = False
-        yield
-    finally:
-        # In reverse, so that a child of two of the modules gets the mode that was recorded first.
-        for child, training in reversed(modes):
-            child.training = training
-
-
 def batch_size(tensors: Sequence[Tensor]) -> int:
     """Return dimension 0 of the first tensor that has one; 0 when none has."""
     return next((tensor.shape[0] for tensor in tensors if tensor.ndim), 0)
 
 
-def _output_name(path: Path) -> str:
-    if not path:
-        return "output"
-    return "_".join(path) if not path[0].isdigit() else "_".join(("output", *path))
+def default_batches(traced: int) -> tuple[int, ...]:
+    """Return 1, the batch size of the example inputs, and one that is larger; (0,) where no input has a batch."""
+    return tuple(dict.fromkeys((1, traced, traced + 3))) if traced else (0,)
+
+
+def at_batch(inputs: FlatInputs, batch: int, seed: int) -> FlatInputs:
+    """Return inputs of this batch size: the example's own at its own size, drawn with `seed` at any other.
+
+    Inputs whose dimension 0 is not the batch stay as they are.
+    """
+    traced = batch_size(inputs.tensors)
+    if batch == traced:
+        return inputs
+    generator = torch.Generator().manual_seed(seed)
+    return inputs.map(
+        lambda tensor: draw(tensor, batch, generator) if tensor.ndim and tensor.shape[0] == traced else tensor
+    )
+
+
+def draw(example: Tensor, batch: int, generator: torch.Generator) -> Tensor:
+    """Draw values like the example's for another batch; what looks like a mask is repeated: its pattern matters."""
+    repeated = example[torch.arange(batch) % max(example.shape[0], 1)]
+    if example.dtype == torch.bool or not example.numel():
+        return repeated
+    if example.is_floating_point():
+        finite = example[torch.isfinite(example)].double()
+        if finite.numel() < example.numel() or bool(((finite == finite.min()) | (finite == finite.max())).all()):
+            return repeated
+        noise = torch.randn(repeated.shape, generator=generator, dtype=torch.float64)
+        return (noise * finite.std() + finite.mean()).to(example.dtype)
+    if example.is_complex() or bool(((example == 0) | (example == 1)).all()):
+        return repeated
+    # Only values that were seen: an id, a position or an index out of range has no meaning.
+    seen = example.flatten()
+    return seen[torch.randint(seen.numel(), repeated.shape, generator=generator)]

@@ -23,10 +23,6 @@ aten = torch.ops.aten
 op: Any = opset18
 
 
-def _axis(dim: int, rank: int) -> int:
-    return dim + rank if dim < 0 else dim
-
-
 def _constant(value: float, like: Any) -> Any:
     return op.Constant(value=ir.tensor(value, dtype=like.dtype))
 
@@ -43,7 +39,7 @@ def squeeze_dim(self: Any, dim: int) -> Any:
 def squeeze_dims(self: Any, dim: Sequence[int]) -> Any:
     """Only dimensions of size 1 go; a size that is not fixed is no 1, as the trace took it for another."""
     rank = len(self.shape)
-    going = sorted({_axis(d, rank) for d in dim if rank and self.shape[_axis(d, rank)] == 1})
+    going = sorted({d % rank for d in dim if rank and self.shape[d] == 1})
     return op.Squeeze(self, op.Constant(value_ints=going)) if going else op.Identity(self)
 
 
@@ -59,44 +55,32 @@ def mean_dim(self: Any, dim: Sequence[int] | None = None, keepdim: bool = False,
     return op.ReduceMean(self, op.Constant(value_ints=list(dims)), keepdims=keepdim)
 
 
-def _softmax(kind: Any, self: Any, dim: int, dtype: int) -> Any:
-    rank = len(self.shape)
-    if dtype not in (-1, None):
-        self = op.Cast(self, to=dtype)
-    if rank:
-        return kind(self, axis=dim)
-    return op.Squeeze(kind(op.Unsqueeze(self, op.Constant(value_ints=[0])), axis=0))
+def softmax_by(kind: Any) -> Callable[..., Any]:
+    """The softmax, or its logarithm, of the values in the type of the result."""
+
+    def softmax(self: Any, dim: int, dtype: int = -1) -> Any:
+        rank = len(self.shape)
+        if dtype not in (-1, None):
+            self = op.Cast(self, to=dtype)
+        if rank:
+            return kind(self, axis=dim)
+        return op.Squeeze(kind(op.Unsqueeze(self, op.Constant(value_ints=[0])), axis=0))
+
+    return softmax
 
 
-def softmax(self: Any, dim: int, dtype: int = -1) -> Any:
-    """The softmax of the values in the type of the result."""
-    return _softmax(op.Softmax, self, dim, dtype)
+def log_of_sum(base: float) -> Callable[[Any, Any], Any]:
+    """The logarithm of base^a + base^b, to that base, without an overflow."""
 
+    def logaddexp(self: Any, other: Any) -> Any:
+        scale = _constant(math.log(base), self)
+        apart = op.Neg(op.Abs(op.Sub(self, other)))
+        # Equal infinities have no difference.
+        apart = op.Where(op.Equal(self, other), _constant(0.0, self), apart)
+        added = op.Log(op.Add(_constant(1.0, self), op.Exp(op.Mul(apart, scale))))
+        return op.Add(op.Max(self, other), op.Div(added, scale))
 
-def log_softmax(self: Any, dim: int, dtype: int = -1) -> Any:
-    """The logarithm of the softmax of the values in the type of the result."""
-    return _softmax(op.LogSoftmax, self, dim, dtype)
-
-
-def _log_sum(self: Any, other: Any, scale: float) -> Any:
-    """log(exp(a) + exp(b)) without an overflow, to a base of which `scale` is the natural logarithm."""
-    largest = op.Max(self, other)
-    apart = op.Neg(op.Abs(op.Sub(self, other)))
-    # Equal infinities have no difference.
-    apart = op.Where(op.Equal(self, other), _constant(0.0, self), apart)
-    one = _constant(1.0, self)
-    added = op.Log(op.Add(one, op.Exp(op.Mul(apart, _constant(scale, self)))))
-    return op.Add(largest, op.Div(added, _constant(scale, self)))
-
-
-def logaddexp(self: Any, other: Any) -> Any:
-    """log(exp(a) + exp(b)) without an overflow."""
-    return _log_sum(self, other, 1.0)
-
-
-def logaddexp2(self: Any, other: Any) -> Any:
-    """log2(2^a + 2^b) without an overflow."""
-    return _log_sum(self, other, math.log(2.0))
+    return logaddexp
 
 
 def log_sigmoid(self: Any) -> Any:
@@ -142,9 +126,7 @@ def same_integers(kind: Callable[[Any], Any]) -> Callable[[Any], Any]:
 
 
 def trunc(self: Any) -> Any:
-    """Towards zero."""
-    if _is_integer(self):
-        return op.Identity(self)
+    """Towards zero; of floating values."""
     return op.Where(op.Less(self, _constant(0.0, self)), op.Ceil(self), op.Floor(self))
 
 
@@ -198,14 +180,10 @@ def sort_stable(self: Any, stable: bool | None = None, dim: int = -1, descending
     """TopK of all: of equal values, that with the lower index comes first."""
     if not len(self.shape):
         return op.Identity(self), op.Constant(value_int=0)
-    axis = _axis(dim, len(self.shape))
+    axis = dim % len(self.shape)
     size = op.Shape(self, start=axis, end=axis + 1)
     values, indices = op.TopK(self, size, axis=axis, largest=descending, sorted=True)
     return values, indices
-
-
-def _pooled(self: Any, kernel: Sequence[int], stride: Sequence[int], pads: Sequence[int]) -> Any:
-    return op.AveragePool(self, kernel_shape=kernel, strides=stride, pads=[*pads, *pads], count_include_pad=True)
 
 
 def avg_pool2d(
@@ -218,30 +196,27 @@ def avg_pool2d(
     divisor_override: int | None = None,
 ) -> Any:
     """The average of windows; with a divisor of its own, the sum divided by that."""
-    kernel = _spread(kernel_size, 2)
-    strides, pads = _spread(stride, 2) or kernel, _spread(padding, 2)
+    if ceil_mode and divisor_override is not None:
+        raise NotImplementedError("avg_pool2d with ceil_mode and divisor_override has no translation to ONNX")
+    kernel, pads = _pair(kernel_size), _pair(padding)
     unbatched = len(self.shape) == 3
     if unbatched:
         self = op.Unsqueeze(self, op.Constant(value_ints=[0]))
-    if divisor_override is None:
-        result = op.AveragePool(
-            self,
-            kernel_shape=kernel,
-            strides=strides,
-            pads=[*pads, *pads],
-            ceil_mode=ceil_mode,
-            count_include_pad=count_include_pad,
-        )
-    elif ceil_mode:
-        raise NotImplementedError("avg_pool2d with ceil_mode and divisor_override has no translation to ONNX")
-    else:
-        ratio = math.prod(kernel) / divisor_override
-        result = op.Mul(_pooled(self, kernel, strides, pads), _constant(ratio, self))
+    result = op.AveragePool(
+        self,
+        kernel_shape=kernel,
+        strides=_pair(stride) or kernel,
+        pads=[*pads, *pads],
+        ceil_mode=ceil_mode,
+        count_include_pad=count_include_pad or divisor_override is not None,
+    )
+    if divisor_override is not None:
+        result = op.Mul(result, _constant(math.prod(kernel) / divisor_override, self))
     return op.Squeeze(result, op.Constant(value_ints=[0])) if unbatched else result
 
 
-def _spread(sizes: Sequence[int], rank: int) -> list[int]:
-    return list(sizes) * rank if len(sizes) == 1 else list(sizes)
+def _pair(sizes: Sequence[int]) -> list[int]:
+    return list(sizes) * 2 if len(sizes) == 1 else list(sizes)
 
 
 def power(self: Any, exponent: float) -> Any:
@@ -272,17 +247,17 @@ TRANSLATIONS: Mapping[Any, Callable[..., Any]] = {
     aten.squeeze.dim: squeeze_dim,
     aten.squeeze.dims: squeeze_dims,
     aten.mean.dim: mean_dim,
-    aten.softmax.int: softmax,
-    aten.log_softmax.int: log_softmax,
-    aten.logaddexp.default: logaddexp,
-    aten.logaddexp2.default: logaddexp2,
+    aten.softmax.int: softmax_by(op.Softmax),
+    aten.log_softmax.int: softmax_by(op.LogSoftmax),
+    aten.logaddexp.default: log_of_sum(math.e),
+    aten.logaddexp2.default: log_of_sum(2.0),
     aten.log_sigmoid.default: log_sigmoid,
     aten.signbit.default: signbit,
     aten.atan2.default: atan2,
     aten.round.default: same_integers(op.Round),
     aten.floor.default: same_integers(op.Floor),
     aten.ceil.default: same_integers(op.Ceil),
-    aten.trunc.default: trunc,
+    aten.trunc.default: same_integers(trunc),
     aten.relu.default: relu,
     aten.where.self: where,
     aten.scatter_reduce.two: scatter_reduce,

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from typing import Any
+
+import msgspec
 
 from repl_fx._torch import pytree
 from repl_fx.export.difference import Difference
@@ -71,24 +73,10 @@ class Verification:
 
     def to_json(self) -> dict[str, Any]:
         """Return everything as plain data; numbers that JSON cannot write (inf, nan) become strings."""
-        plain: dict[str, Any] = _plain(
-            {
-                "equivalent": bool(self),
-                "summary": self.summary(),
-                "rows": [asdict(row) for row in self.rows],
-                "layers": [asdict(layer) for layer in self.layers],
-                "settings": dict(self.settings),
-                "skipped": dict(self.skipped),
-                "failures": list(self.failures),
-                "notes": list(self.notes),
-            }
-        )
-        return plain
+        plain = {"equivalent": bool(self), "summary": self.summary(), **msgspec.to_builtins(self)}
+        words: dict[str, Any] = pytree.tree_map_only(float, lambda n: n if math.isfinite(n) else str(n), plain)
+        return words
 
 
 def _badness(row: Difference) -> float:
     return row.max_abs / row.scale if row.finite_torch and row.finite_onnx else math.inf
-
-
-def _plain(value: Any) -> Any:
-    return pytree.tree_map_only(float, lambda number: number if math.isfinite(number) else str(number), value)

@@ -14,18 +14,17 @@ from torch import fx, nn
 
 from repl_fx.arguments import require_module, require_path
 from repl_fx.errors import BadInput, ReplFxError, first_line
-from repl_fx.export.batches import at_batch, default_batches
 from repl_fx.export.comparison import ModelComparison
 from repl_fx.export.layers import LayerDifference, choose_nodes, compare_layers
-from repl_fx.export.noise import quiet
-from repl_fx.export.onnx_model import export_onnx
+from repl_fx.export.onnx_model import export_onnx, quiet
 from repl_fx.export.session import OnnxSession
-from repl_fx.export.tensors import FlatInputs, batch_size, evaluating, flatten_inputs
+from repl_fx.export.tensors import FlatInputs, at_batch, batch_size, default_batches, flatten_inputs
 from repl_fx.export.verification import Verification
 from repl_fx.export.weights import Arrays, other_weights, weights_of, with_weights
 from repl_fx.passes.driver import run_passes
 from repl_fx.passes.fold_surrogates import fold_surrogates
 from repl_fx.running.example_inputs import ExampleInputs
+from repl_fx.running.untouched import in_mode
 
 
 def verify_onnx(
@@ -81,14 +80,15 @@ def verify_onnx(
     if batches is not None:
         _require_sizes(batches)
     session = OnnxSession(Path(path))
-    module = _on_cpu(gm)
-    with evaluating(module), torch.no_grad(), quiet():
+    elsewhere = any(tensor.device.type != "cpu" for tensor in (*gm.parameters(), *gm.buffers()))
+    module = copy.deepcopy(gm).cpu() if elsewhere else gm
+    with in_mode(module, False), torch.no_grad(), quiet():
         inputs = flatten_inputs(module, given.map(lambda tensor: tensor.detach().cpu()))
         paired = session.check_inputs(inputs)
         traced = batch_size(inputs.tensors)
         wanted = tuple(batches) if batches is not None else default_batches(traced)
         comparison = ModelComparison(session, module, rtol, atol)
-        comparison.notes += [paired] if paired else []
+        comparison.notes.update({paired: None} if paired else {})
         for batch in wanted:
             obstacle = comparison.run(batch, at_batch(inputs, batch, seed))
             if obstacle and (batches is not None or batch == traced):
@@ -104,7 +104,7 @@ def verify_onnx(
         layers=layers,
         settings={
             **session.settings(),
-            "torch": torch.__version__,
+            "torch": str(torch.__version__),
             "torch_device": "cpu",
             "batches": list(wanted),
             "traced_batch": traced,
@@ -123,11 +123,6 @@ def _require_sizes(batches: Sequence[int]) -> None:
     wrong = [size for size in batches if isinstance(size, bool) or not isinstance(size, int) or size < 1]
     if wrong or not batches:
         raise BadInput(f"batches is {list(batches)!r}; give one positive number or more, such as [1, 2, 5]")
-
-
-def _on_cpu(gm: nn.Module) -> nn.Module:
-    elsewhere = any(tensor.device.type != "cpu" for tensor in (*gm.parameters(), *gm.buffers()))
-    return copy.deepcopy(gm).cpu() if elsewhere else gm
 
 
 def _localise(

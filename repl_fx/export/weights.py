@@ -29,9 +29,6 @@ def other_weights(file: Path, fresh: Arrays) -> Arrays:
         file: an ONNX file.
         fresh: the weights of an export of the module as it is now. The module's own do not serve: the exporter folds
             normalisation into the weights before it, under their names.
-
-    Returns:
-        The file's values, by name; names that are not in both are left out.
     """
     stored = weights_of(file)
     return {name: stored[name] for name, ours in fresh.items() if name in stored and not _same(stored[name], ours)}

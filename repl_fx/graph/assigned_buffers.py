@@ -15,9 +15,9 @@ from contextlib import contextmanager
 
 from torch import Tensor, fx, nn
 
-from repl_fx._torch import no_buffer_hooks
+from repl_fx._torch import buffer_hooks_restored
 from repl_fx.errors import Untraceable
-from repl_fx.graph.kinds import dtype_name
+from repl_fx.graph.kinds import kind_of
 from repl_fx.graph.runtime import assign_buffer
 
 # The attribute by which nodes reach the graph module itself; see `CapturedModule.graph_root`.
@@ -49,23 +49,19 @@ class BufferAssignments:
         Raises:
             Untraceable: the forward adds a buffer, or takes one away.
         """
-        modules: dict[nn.Module, str] = {}
-        for path, module in model.named_modules(remove_duplicate=False):
-            if not stands_aside(module):
-                modules.setdefault(module, path)
-        before = {module: dict(module._buffers) for module in modules}
-        aside = {path: module for path, module in model.named_modules() if module not in modules}
-        own = {module: {name: id(buffer) for name, buffer in module._buffers.items()} for module in aside.values()}
+        paths = {module: path for path, module in model.named_modules()}
+        before = {module: dict(module._buffers) for module in paths}
+        aside = set(filter(stands_aside, paths))
         self.buffers, self.values, self.reshaped = [], [], {}
-        with no_buffer_hooks():
+        with buffer_hooks_restored() as hooks:
+            hooks.clear()
             yield
-            for path, module in aside.items():
-                if own[module] != {name: id(buffer) for name, buffer in module._buffers.items()}:
+            for module, path in paths.items():
+                if module not in aside:
+                    self._note(path, before[module], module._buffers)
+                    module._buffers.update(before[module])
+                elif _identities(before[module]) != _identities(module._buffers):
                     raise Untraceable(f"the forward around {path} replaces a buffer of it")
-            for module, path in modules.items():
-                self._note(path, before[module], module._buffers)
-                for name, buffer in before[module].items():
-                    module._buffers[name] = buffer
 
     def _note(self, path: str, before: dict[str, Tensor | None], after: dict[str, Tensor | None]) -> None:
         where = path or "the model"
@@ -80,15 +76,15 @@ class BufferAssignments:
                 raise Untraceable(f"the forward of {where} sets its buffer {name} to None")
             if old is not None and (old.dtype != value.dtype or tuple(old.shape) != tuple(value.shape)):
                 self.reshaped[f"{path}.{name}".lstrip(".")] = (
-                    f"the forward of {where} changes the shape or type of its buffer {name}, from {_kind(old)} "
-                    f"to {_kind(value)}; the graph is made for the first"
+                    f"the forward of {where} changes the shape or type of its buffer {name}, from {kind_of(old)} "
+                    f"to {kind_of(value)}; the graph is made for the first"
                 )
             self.buffers.append((path, name))
             self.values.append(value)
 
 
-def _kind(tensor: Tensor) -> str:
-    return f"{dtype_name(tensor.dtype)}{[str(size) for size in tensor.shape]}".replace("'", "")
+def _identities(buffers: dict[str, Tensor | None]) -> dict[str, int]:
+    return {name: id(buffer) for name, buffer in buffers.items()}
 
 
 def add_assignments(graph: fx.Graph, buffers: Sequence[tuple[str, str]], values: Sequence[fx.Node]) -> None:

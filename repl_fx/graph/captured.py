@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import copy
+import operator
 import pickle
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
+from itertools import chain, count
 from typing import Any, Self
 
 import torch
 from torch import Tensor, fx, nn
 
-from repl_fx._torch import move_hooks, pytree
+from repl_fx._torch import FakeTensor, move_hooks, pytree
 from repl_fx.graph.decisions import jump_over_, settle_decisions_
 from repl_fx.graph.pickling import GraphData, View, as_data, share_views_, views_in
 
@@ -68,7 +70,7 @@ class PlainGraphModule(fx.GraphModule):
         state = {**self.__getstate__(), "meta": meta}
         return _empty, (kind,), (state, GraphData.of(self._graph), own.__name__, views_in(self))
 
-    def __setstate__(self, state: tuple[dict[str, Any], GraphData, str, tuple[View, ...]]) -> None:
+    def __setstate__(self, state: tuple[dict[str, Any], GraphData, str, dict[str, View]]) -> None:
         attributes, graph, name, views = state
         self._become(attributes, graph.make(), name)
         share_views_(self, views)
@@ -102,9 +104,7 @@ class CapturedModule(PlainGraphModule):
     ) -> None:
         # The state comes from the root as it is; handed an empty graph, fx does not copy it node by node first.
         super().__init__(nn.Module(), fx.Graph(), class_name)
-        self.training = root.training
-        for name in _STATE:
-            self.__dict__[name] = copy.copy(root.__dict__[name])
+        self.__dict__.update(container_of(root).__dict__)
         self._graph = graph
         graph.owning_module = self
         # A pass that goes on to change the graph has its code written once, afterwards.
@@ -131,6 +131,15 @@ class CapturedModule(PlainGraphModule):
         return self
 
 
+def container_of(module: nn.Module) -> nn.Module:
+    """A module with the state, the children and the mode of another, and no forward."""
+    plain = nn.Module()
+    plain.training = module.training
+    for name in _STATE:
+        plain.__dict__[name] = copy.copy(module.__dict__[name])
+    return plain
+
+
 def share_tensors(module: nn.Module, memo: dict[int, nn.Module] | None = None) -> nn.Module:
     """Copy a module tree but share its parameters and buffers.
 
@@ -142,13 +151,8 @@ def share_tensors(module: nn.Module, memo: dict[int, nn.Module] | None = None) -
         return memo[id(module)]
     if isinstance(module, fx.GraphModule):
         # Each graph module has a class of its own that holds its code.
-        root = nn.Module()
-        root.training = module.training
-        for name in ("_parameters", "_buffers"):
-            root.__dict__[name] = copy.copy(module.__dict__[name])
-        for name, child in module._modules.items():
-            root._modules[name] = None if child is None else share_tensors(child, memo)
         kind = next(k for k in (CapturedModule, PlainGraphModule, fx.GraphModule) if isinstance(module, k))
+        root = _with_shared_children(container_of(module), memo)
         copied = kind(root, copy.deepcopy(module.graph) if kind is CapturedModule else module.graph)
         copied.meta = copy.copy(module.meta)
         memo[id(module)] = copied
@@ -160,9 +164,13 @@ def share_tensors(module: nn.Module, memo: dict[int, nn.Module] | None = None) -
         # State, hooks, and lists of state such as the flat weights of an LSTM.
         if isinstance(value, (dict, list, set)):
             result.__dict__[name] = copy.copy(value)
-    for name, child in module._modules.items():
-        result._modules[name] = None if child is None else share_tensors(child, memo)
-    return result
+    return _with_shared_children(result, memo)
+
+
+def _with_shared_children(copied: nn.Module, memo: dict[int, nn.Module]) -> nn.Module:
+    for name, child in copied._modules.items():
+        copied._modules[name] = None if child is None else share_tensors(child, memo)
+    return copied
 
 
 def copy_model(model: nn.Module) -> nn.Module:
@@ -176,24 +184,11 @@ def copy_model(model: nn.Module) -> nn.Module:
 def copy_graph(gm: fx.GraphModule, *, compiled: bool = True) -> CapturedModule:
     """Copy a graph and its module tree; parameters and buffers are shared with the original.
 
-    Args:
-        gm: the graph to copy.
-        compiled: write the copy's code; without it, it runs only after `recompile()`.
+    Where it is not `compiled`, the copy has no code, and runs only after `recompile()`.
     """
-    root = nn.Module()
-    memo: dict[int, nn.Module] = {}
-    root._parameters = copy.copy(gm._parameters)
-    root._buffers = copy.copy(gm._buffers)
-    root._non_persistent_buffers_set = set(gm._non_persistent_buffers_set)
-    for name, child in gm._modules.items():
-        root._modules[name] = None if child is None else share_tensors(child, memo)
-    for name, value in gm.__dict__.items():
-        # Plain attributes that the graph may read besides state, such as a mode flag.
-        if isinstance(value, (bool, int, float, str)) and not name.startswith("_"):
-            setattr(root, name, value)
+    root = _with_shared_children(container_of(gm), {})
     result = CapturedModule(root, copy.deepcopy(gm.graph), type(gm).__name__, compiled=compiled)
     result.meta = copy.copy(gm.meta)
-    result.training = gm.training
     return result
 
 
@@ -203,10 +198,7 @@ def attribute(root: nn.Module, path: str) -> Any:
     Raises:
         AttributeError: where the path breaks off.
     """
-    value: Any = root
-    for name in path.split("."):
-        value = getattr(value, name)
-    return value
+    return operator.attrgetter(path)(root)
 
 
 def has_attribute(root: nn.Module, path: str) -> bool:
@@ -216,11 +208,6 @@ def has_attribute(root: nn.Module, path: str) -> bool:
     except AttributeError:
         return False
     return True
-
-
-def value_of(node: fx.Node) -> Any:
-    """The fake value of a node (`meta["val"]`), None where it has none."""
-    return node.meta.get("val")
 
 
 def is_tensor(node: fx.Node) -> bool:
@@ -237,49 +224,25 @@ def get_attr(gm: fx.GraphModule, path: str) -> fx.Node:
     """A new `get_attr` node for a parameter, buffer or flag, with its fake value, at the current insertion point."""
     # Graph.get_attr would warn about flags and about state that is added later.
     node = gm.graph.create_node("get_attr", path)
-    value = attribute(gm, path)
-    node.meta["val"] = fake_like(gm, value) if isinstance(value, Tensor) else value
+    value = node.meta["val"] = attribute(gm, path)
+    if isinstance(value, Tensor):
+        mode = gm.meta.get("fake_mode") or fake_mode_of(gm)
+        with torch.no_grad():
+            fake = value.detach().to("meta") if mode is None else mode.from_tensor(value, static_shapes=True)
+        node.meta["val"] = fake
     return node
 
 
 def fake_mode_of(gm: fx.GraphModule) -> Any:
     """The fake tensor mode that the graph's values belong to, None where the graph has no fake value."""
-    for node in gm.graph.nodes:
-        for tensor in tensors_in(node.meta.get("val")):
-            mode = getattr(tensor, "fake_mode", None)
-            if mode is not None:
-                return mode
-    return None
-
-
-def fake_like(gm: fx.GraphModule, tensor: Tensor) -> Tensor:
-    """A fake tensor with the shape, dtype and device of `tensor`, of the graph's own mode."""
-    mode = gm.meta.get("fake_mode") or fake_mode_of(gm)
-    if mode is None:
-        return tensor.detach().to("meta")
-    with torch.no_grad():
-        fake: Tensor = mode.from_tensor(tensor, static_shapes=True)
-    return fake
+    tensors = (tensor for node in gm.graph.nodes for tensor in tensors_in(node.meta.get("val")))
+    return next((tensor.fake_mode for tensor in tensors if isinstance(tensor, FakeTensor)), None)
 
 
 def unique_name(root: nn.Module, wanted: str) -> str:
     """`wanted`, or `wanted_1`, … where the module already has an attribute of that name."""
-    name, number = wanted, 0
-    while hasattr(root, name):
-        number += 1
-        name = f"{wanted}_{number}"
-    return name
-
-
-def add_module(gm: nn.Module, path: str, module: nn.Module) -> None:
-    """Put a module at a dotted path, making plain containers on the way."""
-    *parents, name = path.split(".")
-    parent: nn.Module = gm
-    for step in parents:
-        if step not in parent._modules:
-            parent.add_module(step, nn.Module())
-        parent = parent.get_submodule(step)
-    parent.add_module(name, module)
+    names = chain([wanted], (f"{wanted}_{number}" for number in count(1)))
+    return next(name for name in names if not hasattr(root, name))
 
 
 def traced_constant(index: int) -> str:
@@ -332,24 +295,9 @@ def erase_dead(graph: fx.Graph, nodes: Iterable[fx.Node]) -> None:
 
     Nodes are erased even when they are impure: the caller has decided that what they belong to is gone.
     """
-    order = {node: index for index, node in enumerate(graph.nodes)}
-    pending = sorted(set(nodes), key=order.__getitem__)
-    while pending:
-        node = pending.pop()
-        if node.users or node.op in ("placeholder", "output"):
-            continue
-        inputs = node.all_input_nodes
-        graph.erase_node(node)
-        # A value that fed only this node is dead too, but only when it has no effect of its own.
-        for feeder in inputs:
-            if not feeder.users and not feeder.is_impure() and feeder.op != "placeholder" and feeder not in pending:
-                pending.append(feeder)
-        pending.sort(key=order.__getitem__)
-
-
-def add_buffer(gm: fx.GraphModule, parent: str, name: str, value: Tensor) -> str:
-    """Register a buffer in the module at `parent`, under `name` or the next free name; returns its path."""
-    owner = gm.get_submodule(parent)
-    name = unique_name(owner, name)
-    owner.register_buffer(name, value)
-    return f"{parent}.{name}" if parent else name
+    unwanted = set(nodes)
+    for node in reversed(list(graph.nodes)):
+        if node in unwanted and not node.users and node.op not in ("placeholder", "output"):
+            # A value that fed only this node is dead too, but only when it has no effect of its own.
+            unwanted.update(feeder for feeder in node.all_input_nodes if not feeder.is_impure())
+            graph.erase_node(node)

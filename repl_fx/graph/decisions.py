@@ -6,13 +6,13 @@ In a graph, a layer that may be skipped stands between two nodes of this module:
     …                                           the layer
     choose = choose(skip_layer, before, after)  the value before the layer, or the one it computed
 
-The graph stays flat, so that passes see the layer like any other. `skipping_code` makes Python jump over what lies
+The graph stays flat, so that passes see the layer like any other. `jump_over_` makes Python jump over what lies
 between, so that a skipped layer draws no random numbers, changes no statistics and gets no gradient, as in the source.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -33,8 +33,7 @@ class Decision:
     def __init__(self, draw: Callable[[], Any], skips_when: bool) -> None:
         self.draw = draw
         self.skips_when = skips_when
-        self.__name__ = self.__qualname__ = "skip_layer"
-        self.__module__ = __name__
+        self.__name__ = "skip_layer"
 
     def __call__(self, training: bool = True) -> bool:
         """Draw, in training; evaluation runs every layer."""
@@ -73,8 +72,7 @@ class Condition:
 
     def __init__(self, skips_when: bool) -> None:
         self.skips_when = skips_when
-        self.__name__ = self.__qualname__ = f"skip_{'if' if skips_when else 'unless'}"
-        self.__module__ = __name__
+        self.__name__ = f"skip_{'if' if skips_when else 'unless'}"
 
     def __call__(self, value: Any) -> bool:
         """Ask."""
@@ -121,9 +119,7 @@ def skippable(graph: fx.Graph) -> list[tuple[fx.Node, list[fx.Node], list[fx.Nod
 def settle_decisions_(graph: fx.Graph, has_effect: Callable[[fx.Node], bool]) -> None:
     """Move what is computed whether a layer is skipped or not, such as a size or a weight, in front of the decision.
 
-    Args:
-        graph: changed in place; nothing moves where there is nothing to do.
-        has_effect: whether a node does more than compute its value, so that it cannot move.
+    What has an effect cannot move.
 
     Raises:
         BrokenGraph: a value with an effect is needed whether the layer is skipped or not.
@@ -165,23 +161,10 @@ def jump_over_(graph: fx.Graph) -> None:
         (decision.name, choices[0].name, [str(choice.args[2]) for choice in choices])
         for decision, _, choices in skippable(graph)
     ]
-    # None takes away what asked for decisions that are gone; the annotation in torch does not know it.
-    transform: Any = skipping_code(skips) if skips else None
-    graph.on_generate_code(lambda _: transform)
-
-
-def skipping_code(skips: Iterable[tuple[str, str, Sequence[str]]]) -> Callable[[list[str]], list[str]]:
-    """The transformer of code that makes it jump over layers, for `fx.Graph.on_generate_code`.
-
-    Args:
-        skips: for each decision its name, the name of the first choice behind the layer, and the names of the values
-            that the choices take from the layer.
-    """
-    wanted = list(skips)
 
     def transform(body: list[str]) -> list[str]:
         lines = "".join(body).splitlines(keepends=True)
-        for decision, choice, values in wanted:
+        for decision, choice, values in skips:
             begin = next(i for i, line in enumerate(lines) if line.startswith(f"{decision} = "))
             end = next(i for i, line in enumerate(lines) if line.startswith(f"{choice} = "))
             while lines[end - 1].startswith("#") or not lines[end - 1].strip():
@@ -194,4 +177,6 @@ def skipping_code(skips: Iterable[tuple[str, str, Sequence[str]]]) -> Callable[[
             lines[begin + 1 : end] = [f"if {decision}:\n", skipped, "else:\n", *layer]
         return lines
 
-    return transform
+    # None takes away what asked for decisions that are gone; the annotation in torch does not know it.
+    wanted: Any = transform if skips else None
+    graph.on_generate_code(lambda _: wanted)

@@ -1,6 +1,6 @@
 """A graph as plain data: what a pickle holds in place of nodes, operators and fake values.
 
-    node           -> Node: name, operator, arguments with `Place` where they are nodes, meta
+    node           -> NodeData: name, operator, arguments, meta
     aten.relu      -> its name behind `torch.ops.`
     a fake tensor  -> sizes, strides, dtype, device and the mode it is of
     a size `2*s0`  -> the expression and the sizes it is of: their values in the example, ranges and guards
@@ -20,8 +20,9 @@ import pickle
 import random
 import sys
 import weakref
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from types import ModuleType
 from typing import Any
 
@@ -51,16 +52,9 @@ from repl_fx._torch import (
 _GENERATORS = (random, np.random)
 
 
-@dataclass(frozen=True)
-class Place:
-    """A node among the arguments of another: its number in the graph."""
-
-    number: int
-
-
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class NodeData:
-    """A node; arguments hold `Place` where they were nodes."""
+    """A node; arguments hold the data of nodes where they were nodes."""
 
     name: str
     op: str
@@ -73,12 +67,7 @@ class NodeData:
 
 @dataclass(frozen=True)
 class GraphData:
-    """A graph.
-
-    Attributes:
-        nodes: in program order.
-        codegen: the writer of its code, where that is not fx's usual one.
-    """
+    """A graph: its nodes in program order, and the writer of its code, where that is not fx's usual one."""
 
     nodes: tuple[NodeData, ...]
     codegen: fx.graph.CodeGen | None
@@ -86,19 +75,16 @@ class GraphData:
     @classmethod
     def of(cls, graph: fx.Graph) -> GraphData:
         """The data of a graph."""
-        places: dict[fx.Node, Place] = {}
-        words: dict[str, str] = {}
+        nodes: dict[fx.Node, NodeData] = {}
 
         def argument(value: Any) -> Any:
-            return places[value] if isinstance(value, fx.Node) else as_data(value)
+            return nodes[value] if isinstance(value, fx.Node) else as_data(value)
 
-        nodes = []
-        for number, node in enumerate(graph.nodes):
+        for node in graph.nodes:
             args, kwargs = (fx.node.map_aggregate(given, argument) for given in (node.args, node.kwargs))
             target = node.target if isinstance(node.target, str) else function_as_data(node.target)
-            meta = {key: _meta_as_data(key, value, words) for key, value in node.meta.items()}
-            nodes.append(NodeData(node.name, node.op, target, args, kwargs, node.type, meta))
-            places[node] = Place(number)
+            meta = {key: _meta_as_data(key, value) for key, value in node.meta.items()}
+            nodes[node] = NodeData(node.name, node.op, target, args, kwargs, node.type, meta)
         codegen: Any = copy.copy(graph._codegen)
         # The function that rewrites the code's lines is set when the code is written.
         codegen._body_transformer = None
@@ -106,64 +92,52 @@ class GraphData:
             specs = {name: getattr(codegen.pytree_info, name) for name in ("in_spec", "out_spec")}
             held = {name: structure_as_data(spec) for name, spec in specs.items() if spec is not None}
             codegen.pytree_info = codegen.pytree_info._replace(**held)
-        return cls(tuple(nodes), None if type(codegen) is fx.graph.CodeGen else codegen)
+        return cls(tuple(nodes.values()), None if type(codegen) is fx.graph.CodeGen else codegen)
 
     def make(self) -> fx.Graph:
         """A graph of these nodes."""
         graph = fx.Graph()
-        made: list[fx.Node] = []
+        made: dict[NodeData, fx.Node] = {}
 
         def argument(value: Any) -> Any:
-            return made[value.number] if isinstance(value, Place) else value
+            return made[value] if isinstance(value, NodeData) else value
 
         for node in self.nodes:
             args, kwargs = (fx.node.map_aggregate(given, argument) for given in (node.args, node.kwargs))
-            made.append(graph.create_node(node.op, node.target, args, kwargs, node.name, node.type))
-            made[-1].meta = dict(node.meta)
+            made[node] = graph.create_node(node.op, node.target, args, kwargs, node.name, node.type)
+            made[node].meta = dict(node.meta)
         if self.codegen is not None:
             graph.set_codegen(self.codegen)
         return graph
 
 
-@dataclass(frozen=True)
-class View:
-    """A parameter or buffer that shows memory of another one: `pickle` keeps that where the two are one object alone.
-
-    Attributes:
-        name, base: of the two, in the module.
-        offset, size, stride: where it is in the memory of `base`.
-    """
-
-    name: str
-    base: str
-    offset: int
-    size: tuple[int, ...]
-    stride: tuple[int, ...]
+# A parameter or buffer that shows memory of another one, which `pickle` keeps where the two are one object alone: the
+# name of the other one; offset, size and stride in its memory.
+View = tuple[str, int, tuple[int, ...], tuple[int, ...]]
 
 
-def views_in(module: nn.Module) -> tuple[View, ...]:
-    """The parameters and buffers of a module that share memory and are not one tensor."""
+def views_in(module: nn.Module) -> dict[str, View]:
+    """The parameters and buffers of a module, by name, that share memory with another one and are not one tensor."""
     first: dict[int, tuple[str, Tensor]] = {}
-    found = []
+    found: dict[str, View] = {}
     for name, tensor in (*module.named_parameters(), *module.named_buffers()):
         plain = type(tensor) in (Tensor, nn.Parameter) and tensor.layout is torch.strided and not tensor.is_meta
         if not plain or not tensor.untyped_storage().nbytes():
             continue
         base, shown = first.setdefault(memory_of(tensor), (name, tensor))
         if shown is not tensor:
-            place = int(tensor.storage_offset()), tuple(tensor.shape), tuple(tensor.stride())
-            found.append(View(name, base, *place))
-    return tuple(found)
+            found[name] = base, int(tensor.storage_offset()), tuple(tensor.shape), tuple(tensor.stride())
+    return found
 
 
-def share_views_(module: nn.Module, views: Iterable[View]) -> None:
+def share_views_(module: nn.Module, views: Mapping[str, View]) -> None:
     """Let parameters and buffers of a module show the memory of others again."""
     tensors = {**dict(module.named_parameters()), **dict(module.named_buffers())}
-    for view in views:
-        tensor, memory = tensors[view.name], tensors[view.base].untyped_storage()
+    for name, (base, *place) in views.items():
+        tensor, memory = tensors[name], tensors[base].untyped_storage()
         if not tensor.is_meta and memory.nbytes():
             empty = torch.empty(0, dtype=tensor.dtype, device=tensor.device)
-            tensor.data = empty.set_(memory, view.offset, view.size, view.stride)
+            tensor.data = empty.set_(memory, *place)
 
 
 def as_data(value: Any) -> Any:
@@ -172,11 +146,11 @@ def as_data(value: Any) -> Any:
     Unpickled, it is again what it was.
     """
     if isinstance(value, FakeTensor):
-        return _Fake(value)
+        return _fake_as_data(value)
     if isinstance(value, FakeTensorMode):
         return _mode(value)
     if type(value) in SYMBOLIC:
-        return _Number(value)
+        return _number_as_data(value)
     if type(value) in (tuple, list):
         return type(value)(map(as_data, value))
     if isinstance(value, (Tensor, str, int, float)) or value is None:
@@ -185,21 +159,23 @@ def as_data(value: Any) -> Any:
     if structure.is_leaf():
         return value
     held = list(map(as_data, leaves))
-    return value if all(a is b for a, b in zip(held, leaves, strict=True)) else _Nested(held, structure)
+    if all(a is b for a, b in zip(held, leaves, strict=True)):
+        return value
+    return _Rebuilt(pytree.tree_unflatten, held, structure_as_data(structure))
 
 
 def function_as_data(function: Any) -> Any:
     """The form of a node's target in a pickle: an operator by its name, other functions as they are."""
     name = operator_name(function)
     if name is not None:
-        return _Operator(name)
+        return _Rebuilt(_operator, name)
     name = getattr(function, "__name__", "")
     places: list[ModuleType] = [*_GENERATORS]
     if "<locals>" in getattr(function, "__qualname__", "") and function.__module__ in sys.modules:
         # Python would look for `boolean_dispatch.<locals>.fn`, which `torch.nn.functional.max_pool2d` is called.
         places.append(sys.modules[function.__module__])
     found = next((place for place in places if getattr(place, name, None) is function), None)
-    return function if found is None else _Function(found.__name__, name)
+    return function if found is None else _Rebuilt(_function, found.__name__, name)
 
 
 def structure_as_data(structure: pytree.TreeSpec) -> Any:
@@ -221,39 +197,21 @@ class _Rebuilt:
         return self.make, self.given
 
 
-class _Operator(_Rebuilt):
-    def __init__(self, name: str) -> None:
-        super().__init__(_operator, name)
+def _fake_as_data(tensor: FakeTensor) -> _Rebuilt:
+    if tensor.layout is not torch.strided:
+        raise pickle.PicklingError(f"a value of layout {tensor.layout} cannot be pickled")
+    # Numbers of a size that is known would be symbolic no more.
+    size, stride = (tuple(map(as_data, numbers)) for numbers in (tensor.shape, tensor.stride()))
+    requires_grad = tensor.requires_grad and tensor.is_leaf
+    return _Rebuilt(_fake, _mode(tensor.fake_mode), size, stride, tensor.dtype, tensor.device, requires_grad)
 
 
-class _Function(_Rebuilt):
-    def __init__(self, module: str, name: str) -> None:
-        super().__init__(_function, module, name)
-
-
-class _Nested(_Rebuilt):
-    def __init__(self, leaves: list[Any], structure: pytree.TreeSpec) -> None:
-        super().__init__(pytree.tree_unflatten, leaves, structure_as_data(structure))
-
-
-class _Fake(_Rebuilt):
-    def __init__(self, tensor: FakeTensor) -> None:
-        if tensor.layout is not torch.strided:
-            raise pickle.PicklingError(f"a value of layout {tensor.layout} cannot be pickled")
-        # Numbers of a size that is known would be symbolic no more.
-        size, stride = (tuple(map(as_data, numbers)) for numbers in (tensor.shape, tensor.stride()))
-        requires_grad = tensor.requires_grad and tensor.is_leaf
-        mode = _mode(tensor.fake_mode)
-        super().__init__(_fake, mode, size, stride, tensor.dtype, tensor.device, requires_grad)
-
-
-class _Number(_Rebuilt):
-    def __init__(self, number: Any) -> None:
-        try:
-            sizes, *words = expression_of(number)
-        except TypeError as problem:
-            raise pickle.PicklingError(f"a graph cannot be pickled: {problem}") from problem
-        super().__init__(symbolic_number, type(number), _sizes(sizes), *words)
+def _number_as_data(number: Any) -> _Rebuilt:
+    try:
+        sizes, *words = expression_of(number)
+    except TypeError as problem:
+        raise pickle.PicklingError(f"a graph cannot be pickled: {problem}") from problem
+    return _Rebuilt(symbolic_number, type(number), _sizes(sizes), *words)
 
 
 class _Shared(_Rebuilt):
@@ -263,6 +221,7 @@ class _Shared(_Rebuilt):
         super().__init__(make, *given)
         # For as long as it is in use here, no other thing gets its identity.
         self.original = original
+        _shared[id(original)] = self
 
 
 # A pickle writes an object once: one that stands for the same thing must be the same for all graphs of a pickle.
@@ -270,26 +229,17 @@ _shared: weakref.WeakValueDictionary[int, _Shared] = weakref.WeakValueDictionary
 
 
 def _mode(mode: Any) -> _Shared:
-    if id(mode) not in _shared:
-        sizes = None if mode.shape_env is None else _sizes(mode.shape_env)
-        made = _shared[id(mode)] = _Shared(mode, _fake_mode, settings_of_mode(mode), sizes)
-        return made
-    return _shared[id(mode)]
+    sizes: Any = None if mode.shape_env is None else _sizes(mode.shape_env)
+    make = partial(FakeTensorMode, **settings_of_mode(mode), shape_env=sizes)
+    return _shared.get(id(mode)) or _Shared(mode, make)
 
 
 def _sizes(sizes: ShapeEnv) -> _Shared:
-    if id(sizes) not in _shared:
-        made = _shared[id(sizes)] = _Shared(sizes, _known_sizes, str(torch.__version__), known_of_sizes(sizes))
-        return made
-    return _shared[id(sizes)]
+    known = _shared.get(id(sizes))
+    return known or _Shared(sizes, _known_sizes, str(torch.__version__), known_of_sizes(sizes))
 
 
 def _operator(name: str) -> Any:
-    """The operator of a name.
-
-    Raises:
-        UnpicklingError: this torch has no such operator.
-    """
     found: Any = torch.ops
     for step in name.split("."):
         try:
@@ -304,10 +254,6 @@ def _operator(name: str) -> Any:
 
 def _function(module: str, name: str) -> Any:
     return getattr(importlib.import_module(module), name)
-
-
-def _fake_mode(settings: Mapping[str, bool], sizes: ShapeEnv | None) -> FakeTensorMode:
-    return FakeTensorMode(**settings, shape_env=sizes)
 
 
 def _known_sizes(version: str, known: Mapping[str, Any]) -> ShapeEnv:
@@ -325,10 +271,10 @@ def _fake(mode: Any, size: Any, stride: Any, dtype: torch.dtype, device: torch.d
     return fake_of(mode, meta, device)
 
 
-def _meta_as_data(key: str, value: Any, words: dict[str, str]) -> Any:
-    if isinstance(value, str):
+def _meta_as_data(key: str, value: Any) -> Any:
+    if type(value) is str:
         # Many nodes are of one line of the source.
-        return words.setdefault(value, value)
+        return sys.intern(value)
     if key != "nn_module_stack" or not value:
         return as_data(value)
     # Paths and classes of the source's modules, which are called by name: the classes need not be there any more.

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Mapping
-from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -21,24 +20,22 @@ ADDITIONS = frozenset({aten.add.Tensor, aten.add_.Tensor})
 MULTIPLICATIONS = frozenset({aten.mul.Tensor})
 LINEAR = aten.linear.default
 # By number of spatial dimensions.
-CONVOLUTIONS: Mapping[int, Any] = MappingProxyType(
-    {1: aten.conv1d.default, 2: aten.conv2d.default, 3: aten.conv3d.default}
-)
+CONVOLUTIONS: Mapping[int, Any] = {1: aten.conv1d.default, 2: aten.conv2d.default, 3: aten.conv3d.default}
 # The same where the padding is a word, "same" or "valid".
-CONVOLUTIONS_PADDED_BY_WORD: Mapping[int, Any] = MappingProxyType(
-    {1: aten.conv1d.padding, 2: aten.conv2d.padding, 3: aten.conv3d.padding}
-)
+CONVOLUTIONS_PADDED_BY_WORD: Mapping[int, Any] = {
+    1: aten.conv1d.padding,
+    2: aten.conv2d.padding,
+    3: aten.conv3d.padding,
+}
 ANY_CONVOLUTION = frozenset({*CONVOLUTIONS.values(), *CONVOLUTIONS_PADDED_BY_WORD.values()})
 # input @ weight: positions of the two among the arguments.
-PRODUCTS: Mapping[Any, tuple[int, int]] = MappingProxyType(
-    {
-        aten.mm.default: (0, 1),
-        aten.matmul.default: (0, 1),
-        aten.addmm.default: (1, 2),
-        aten.bmm.default: (0, 1),
-        aten.baddbmm.default: (1, 2),
-    }
-)
+PRODUCTS: Mapping[Any, tuple[int, int]] = {
+    aten.mm.default: (0, 1),
+    aten.matmul.default: (0, 1),
+    aten.addmm.default: (1, 2),
+    aten.bmm.default: (0, 1),
+    aten.baddbmm.default: (1, 2),
+}
 SCALED_PRODUCT = aten.scaled_dot_product_attention.default
 SOFTMAX = frozenset({aten.softmax.int, aten._softmax.default})
 TRANSPOSES = frozenset({aten.t.default, aten.transpose.int, aten.numpy_T.default})
@@ -75,17 +72,15 @@ ACTIVATIONS = RELUS | {
 }
 BATCH_NORM = aten.batch_norm.default
 # Position of the argument that is a probability.
-PROBABILITY: Mapping[Any, int] = MappingProxyType(
-    {
-        aten.dropout.default: 1,
-        aten.dropout_.default: 1,
-        aten.feature_dropout.default: 1,
-        aten.alpha_dropout.default: 1,
-        aten.bernoulli.p: 1,
-        aten.bernoulli_.float: 1,
-        SCALED_PRODUCT: 4,
-    }
-)
+PROBABILITY: Mapping[Any, int] = {
+    aten.dropout.default: 1,
+    aten.dropout_.default: 1,
+    aten.feature_dropout.default: 1,
+    aten.alpha_dropout.default: 1,
+    aten.bernoulli.p: 1,
+    aten.bernoulli_.float: 1,
+    SCALED_PRODUCT: 4,
+}
 # Copies of a view, and copies of parts of it.
 _LIKE_VIEWS = COPIES | {
     aten._unsafe_view.default,

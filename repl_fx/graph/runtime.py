@@ -1,4 +1,7 @@
-"""Functions that a captured graph calls besides torch's: mode switches, regions, checks of constant inputs."""
+"""Functions that a captured graph calls besides torch's: mode switches, regions, checks of constant inputs.
+
+A check raises `BadInput` where the graph was specialised to other inputs than it is given.
+"""
 
 from __future__ import annotations
 
@@ -13,38 +16,34 @@ from repl_fx import _torch
 from repl_fx.errors import BadInput
 
 
+def leaf_call_operator() -> Any:
+    """The operator that stands for a leaf call while a model is traced; no finished graph has it."""
+    return torch.ops.repl_fx.leaf_call.default
+
+
 def select_mode(training: bool, when_training: Any, when_evaluating: Any) -> Any:
     """The one of two values that belongs to the current mode."""
     return when_training if training else when_evaluating
 
 
+@has_side_effect
 def check_constant(value: Any, expected: Any, name: str) -> None:
-    """Refuse an argument that differs from the one the graph was captured with.
-
-    Raises:
-        BadInput: the graph was specialised to another value.
-    """
+    """Refuse an argument that differs from the one the graph was captured with."""
     if value is not expected and value != expected:
         raise BadInput(f"{name} was captured as {expected!r}, not {value!r}; capture the model again with it")
 
 
+@has_side_effect
 def check_key(value: Any, key: Any, name: str) -> None:
-    """Refuse a mapping without a key that the graph was captured with.
-
-    Raises:
-        BadInput: the key is missing.
-    """
+    """Refuse a mapping without a key that the graph was captured with."""
     if key not in value:
         there = ", ".join(repr(other) for other in value) or "none"
         raise BadInput(f"{name} has no key {key!r}, which the graph was captured with; its keys are {there}")
 
 
+@has_side_effect
 def check_shape(tensor: Any, expected: tuple[int | None, ...], name: str) -> None:
-    """Refuse a tensor whose fixed sizes differ from those the graph was captured with; None stands for any size.
-
-    Raises:
-        BadInput: the graph was specialised to other sizes.
-    """
+    """Refuse a tensor whose fixed sizes differ from those the graph was captured with; None stands for any size."""
     found = tuple(tensor.shape)
     if len(found) != len(expected) or any(e is not None and f != e for f, e in zip(found, expected, strict=True)):
         sizes = ", ".join("any" if size is None else str(size) for size in expected)
@@ -53,12 +52,9 @@ def check_shape(tensor: Any, expected: tuple[int | None, ...], name: str) -> Non
         )
 
 
+@has_side_effect
 def check_least(tensor: Any, dim: int, least: int, name: str) -> None:
-    """Refuse a tensor with a size for which the source takes another way than the one the graph was captured on.
-
-    Raises:
-        BadInput: the size is smaller than `least`.
-    """
+    """Refuse a tensor with a size for which the source takes another way than the one the graph was captured on."""
     found = tensor.shape[dim]
     if found < least:
         raise BadInput(
@@ -67,12 +63,9 @@ def check_least(tensor: Any, dim: int, least: int, name: str) -> None:
         )
 
 
+@has_side_effect
 def check_condition(value: Any, expected: bool, name: str) -> None:
-    """Refuse inputs for which the source takes another way than the one the graph was captured on.
-
-    Raises:
-        BadInput: the condition, computed from the inputs, has the other truth.
-    """
+    """Refuse inputs, by a condition computed from them, for which the source takes another way."""
     if bool(value) is not expected:
         raise BadInput(
             f"{name} was {expected} for the inputs the graph was captured with and is {not expected} for these; "
@@ -80,6 +73,7 @@ def check_condition(value: Any, expected: bool, name: str) -> None:
         )
 
 
+@has_side_effect
 def enter_grad_mode(enabled: bool) -> bool:
     """Begin a `torch.no_grad` or `torch.enable_grad` region; returns the mode to restore."""
     previous = torch.is_grad_enabled()
@@ -87,26 +81,31 @@ def enter_grad_mode(enabled: bool) -> bool:
     return previous
 
 
+@has_side_effect
 def restore_grad_mode(previous: bool) -> None:
     """End the region begun by `enter_grad_mode`."""
     torch._C._set_grad_enabled(previous)
 
 
+@has_side_effect
 def enter_autocast(device_type: str, dtype: torch.dtype | None, enabled: bool, cache: bool | None) -> Any:
     """Begin a `torch.autocast` region that the source model itself opens."""
     return _torch.enter_autocast(device_type, dtype, enabled, cache)
 
 
+@has_side_effect
 def exit_autocast(mode: Any) -> None:
     """End the region begun by `enter_autocast`."""
     _torch.exit_autocast(mode)
 
 
+@has_side_effect
 def assign_buffer(owner: nn.Module, name: str, value: torch.Tensor) -> None:
     """Rebind a buffer, as an assignment in the source's forward does."""
     owner._buffers[name] = value
 
 
+@has_side_effect
 def call_module(module: nn.Module, *args: Any, **kwargs: Any) -> Any:
     """Call a module that a mode switch got as an argument."""
     return module(*args, **kwargs)
@@ -130,22 +129,6 @@ class AutogradCall:
         """Apply the function."""
         apply: Any = self.function.apply
         return apply(*args)
-
-
-for _function in (
-    assign_buffer,
-    call_module,
-    check_condition,
-    check_constant,
-    check_key,
-    check_least,
-    check_shape,
-    enter_grad_mode,
-    restore_grad_mode,
-    enter_autocast,
-    exit_autocast,
-):
-    has_side_effect(_function)
 
 
 class ModeSwitch(nn.Module):

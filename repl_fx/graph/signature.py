@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import inspect
 import operator
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -28,39 +28,21 @@ _PLAIN: dict[Any, type] = {immutable_list: list, immutable_dict: dict}
 _WRITABLE = (bool, int, float, str, torch.dtype, torch.device)
 
 
-@dataclass(frozen=True)
-class Argument:
-    """One argument of the source's forward.
-
-    Attributes:
-        name: its name in the signature; `args_2` for the third of a `*args`.
-        value: the example value, or the default where it was not passed.
-    """
-
-    name: str
-    value: Any
-
-
 @dataclass(frozen=True, eq=False)
 class BoundInputs:
     """Example inputs with the names that they have in the signature of a forward.
 
     Attributes:
-        inputs: the inputs.
-        arguments: in the order of the signature.
+        arguments: their values, or defaults where they were not passed, by name (`args_2` for the third of a `*args`),
+            in the order of the signature.
     """
 
     inputs: ExampleInputs
-    arguments: tuple[Argument, ...]
-
-    @property
-    def values(self) -> dict[str, Any]:
-        """The values of the arguments, by name."""
-        return {argument.name: argument.value for argument in self.arguments}
+    arguments: dict[str, Any]
 
     def located(self, keywords: Sequence[str]) -> list[tuple[str, tuple[Any, ...], Any]]:
         """Argument name, path inside it and value of each flattened leaf, the keyword arguments in this order."""
-        positional = [argument.name for argument in self.arguments][: len(self.inputs.args)]
+        positional = list(self.arguments)[: len(self.inputs.args)]
         given = [
             *zip(positional, self.inputs.args, strict=True),
             *((name, self.inputs.kwargs[name]) for name in keywords),
@@ -98,7 +80,7 @@ def bind_arguments(model: nn.Module, inputs: ExampleInputs) -> BoundInputs:
         elif parameter.name not in bound and parameter.default is not parameter.empty:
             bound[parameter.name] = parameter.default
     bound.update({name: value for name, value in kwargs.items() if name not in bound})
-    return BoundInputs(inputs, tuple(Argument(name, value) for name, value in bound.items()))
+    return BoundInputs(inputs, bound)
 
 
 class InputNodes:
@@ -106,34 +88,30 @@ class InputNodes:
 
     Args:
         graph: an empty graph; the placeholders become its first nodes.
-        arguments: from `bind_arguments`.
+        arguments: values by name, from `bind_arguments`.
 
     Raises:
         Untraceable: an argument is neither a tensor nor a constant that a graph can hold.
     """
 
-    def __init__(self, graph: fx.Graph, arguments: Sequence[Argument]) -> None:
+    def __init__(self, graph: fx.Graph, arguments: Mapping[str, Any]) -> None:
         self.graph = graph
         self.roots: dict[str, fx.Node] = {}
         self._reached: dict[tuple[Any, ...], fx.Node] = {}
         optional = False
-        for argument in arguments:
+        for name, given in arguments.items():
+            constant = not any(isinstance(leaf, (Tensor, torch.SymInt)) for leaf in pytree.tree_leaves(given))
             # Python wants every argument after an optional one to be optional too.
-            optional = optional or _is_constant(argument.value)
-            default: tuple[Any, ...] = ()
-            if optional:
-                default = (argument.value if _is_constant(argument.value) and is_writable(argument.value) else None,)
-            node = graph.create_node("placeholder", argument.name, args=default)
-            node.meta["val"] = argument.value if _is_constant(argument.value) else None
-            self.roots[argument.name] = node
-        for argument in arguments:
-            for path, value in pytree.tree_flatten_with_path(argument.value)[0]:
+            optional = optional or constant
+            default = (given if constant and is_writable(given) else None,) if optional else ()
+            node = self.roots[name] = graph.create_node("placeholder", name, args=default)
+            node.meta["val"] = given if constant else None
+        for name, given in arguments.items():
+            for path, value in pytree.tree_flatten_with_path(given)[0]:
                 if not isinstance(value, Tensor):
                     if not is_writable(value):
-                        raise Untraceable(f"{words_for(argument.name, path)} is a {type(value).__name__}")
-                    reached = self._reach(argument.name, path, value)
-                    check = graph.call_function(check_constant, (reached, value, words_for(argument.name, path)))
-                    check.meta["val"] = None
+                        raise Untraceable(f"{words_for(name, path)} is a {type(value).__name__}")
+                    self._check(check_constant, self._reach(name, path, value), value, words_for(name, path))
 
     def at(self, name: str, path: Sequence[Any], value: Any, least: Mapping[str, int] | None = None) -> fx.Node:
         """The node of the tensor at `path` inside argument `name`; `value` is its fake value.
@@ -142,14 +120,14 @@ class InputNodes:
         the name of the size's symbol.
         """
         node = self._reach(name, path, value)
-        sizes = tuple(fixed_size(size) for size in value.shape)
-        check = self.graph.call_function(check_shape, (node, sizes, words_for(name, path)))
-        check.meta["val"] = None
+        self._check(check_shape, node, tuple(fixed_size(size) for size in value.shape), words_for(name, path))
         for dim, size in enumerate(value.shape):
             if least and str(size) in least:
-                given = (node, dim, least[str(size)], words_for(name, path))
-                self.graph.call_function(check_least, given).meta["val"] = None
+                self._check(check_least, node, dim, least[str(size)], words_for(name, path))
         return node
+
+    def _check(self, function: Callable[..., None], *given: Any) -> None:
+        self.graph.call_function(function, given).meta["val"] = None
 
     def _reach(self, name: str, path: Sequence[Any], value: Any) -> fx.Node:
         node = self.roots[name]
@@ -157,8 +135,7 @@ class InputNodes:
             key = (name, *path[:depth])
             if key not in self._reached:
                 if isinstance(step, pytree.MappingKey):
-                    words = words_for(name, path[: depth - 1])
-                    self.graph.call_function(check_key, (node, step.key, words)).meta["val"] = None
+                    self._check(check_key, node, step.key, words_for(name, path[: depth - 1]))
                 self._reached[key] = step_into(self.graph, node, step)
                 self._reached[key].meta["val"] = None
             node = self._reached[key]
@@ -177,11 +154,6 @@ def step_into(graph: fx.Graph, node: fx.Node, step: Any) -> fx.Node:
     raise Untraceable(f"a value nested by {type(step).__name__}")
 
 
-def keyword_order(structure: pytree.TreeSpec) -> list[str]:
-    """Names of the keyword arguments in the structure of (args, kwargs)."""
-    return list(children_of(structure)[1].context)
-
-
 def words_for(name: str, path: Sequence[Any]) -> str:
     """An argument, or the place inside a nested one, in the words of messages."""
     return f"argument {name!r}" + (f" at {pytree.keystr(tuple(path))}" if path else "")
@@ -192,8 +164,7 @@ class PackOutput:
 
     def __init__(self, structure: pytree.TreeSpec) -> None:
         self.structure = structure
-        self.__name__ = self.__qualname__ = f"pack_{getattr(structure.type, '__name__', 'output')}"
-        self.__module__ = __name__
+        self.__name__ = f"pack_{getattr(structure.type, '__name__', 'output')}"
 
     def __call__(self, *leaves: Any) -> Any:
         """The structured output."""
@@ -232,10 +203,6 @@ def output_of(graph: fx.Graph, leaves: Sequence[Any], structure: pytree.TreeSpec
     node = graph.call_function(PackOutput(structure), tuple(leaves))
     node.meta["val"] = None
     return node
-
-
-def _is_constant(value: Any) -> bool:
-    return not any(isinstance(leaf, (Tensor, torch.SymInt)) for leaf in pytree.tree_leaves(value))
 
 
 def is_writable(value: Any) -> bool:

@@ -7,13 +7,13 @@ from dataclasses import dataclass
 from torch import Tensor, fx, nn
 
 from repl_fx.graph.assigned_buffers import assigned_by
-from repl_fx.graph.captured import attribute
+from repl_fx.graph.captured import attribute, container_of, has_attribute
 from repl_fx.graph.runtime import ModeSwitch
 
 
 @dataclass(frozen=True)
 class Used:
-    """Names of the modules, parameters and buffers that nodes of a graph refer to.
+    """The modules, parameters and buffers that nodes of a graph refer to.
 
     Attributes:
         state: paths of parameters and buffers, those of called modules included.
@@ -27,7 +27,7 @@ class Used:
 
 
 def used_by(gm: fx.GraphModule) -> Used:
-    """Names of the modules, parameters and buffers that nodes of a graph refer to."""
+    """The modules, parameters and buffers that nodes of a graph refer to."""
     state: set[str] = set()
     modules: set[str] = set()
     flags: set[str] = set()
@@ -50,22 +50,15 @@ def used_by(gm: fx.GraphModule) -> Used:
     return Used(frozenset(state), frozenset(modules), frozenset(flags))
 
 
-def prune_state_(gm: fx.GraphModule, before: Used) -> tuple[str, ...]:
+def prune_state_(gm: fx.GraphModule, before: Used) -> None:
     """Remove the state that the graph used before and does not use any more, and modules that are left empty.
 
     State that the graph never used (a head the forward does not call) is the source's and stays.
-
-    Args:
-        gm: changed in place.
-        before: the state that the graph used before it was rewritten.
-
-    Returns:
-        Paths of the parameters and buffers that were removed, sorted.
     """
     now = used_by(gm)
     # A tied tensor stays under every name while one of them is used.
     kept = {id(attribute(gm, path)) for path in now.state}
-    removed = sorted(path for path in before.state - now.state if id(attribute(gm, path)) not in kept)
+    removed = [path for path in before.state - now.state if id(attribute(gm, path)) not in kept]
     for path in removed:
         owner_path, _, name = path.rpartition(".")
         owner = gm.get_submodule(owner_path)
@@ -76,42 +69,24 @@ def prune_state_(gm: fx.GraphModule, before: Used) -> tuple[str, ...]:
     for path in uncalled:
         module = gm.get_submodule(path)
         # A mode switch is no part of the source, so nothing of it needs to stay.
-        _set(gm, path, None if isinstance(module, ModeSwitch) else _container(module))
+        if isinstance(module, ModeSwitch):
+            gm.delete_submodule(path)
+        else:
+            # State for nodes to read, children and the mode are left of a module whose forward would fail.
+            gm.set_submodule(path, container_of(module))
     for path in uncalled | {path.rpartition(".")[0] for path in removed}:
         _drop_empty(gm, path, now)
-    return tuple(removed)
 
 
-def _container(module: nn.Module) -> nn.Module:
-    """A module that holds what is left of one whose forward would fail: state for nodes to read, children, the mode."""
-    plain = nn.Module()
-    plain.training = module.training
-    for name in ("_parameters", "_buffers", "_modules", "_non_persistent_buffers_set"):
-        plain.__dict__[name] = module.__dict__[name]
-    return plain
-
-
-def _set(gm: nn.Module, path: str, module: nn.Module | None) -> None:
-    parent_path, _, name = path.rpartition(".")
-    parent = gm.get_submodule(parent_path)
-    if module is None:
-        del parent._modules[name]
-    else:
-        parent._modules[name] = module
-
-
-def _drop_empty(gm: nn.Module, path: str, now: Used) -> None:
+def _drop_empty(gm: fx.GraphModule, path: str, now: Used) -> None:
     """Drop a module that holds and does nothing, and then its parents likewise."""
     while path and path not in now.flags and path not in now.modules:
-        try:
+        if has_attribute(gm, path):
             module = gm.get_submodule(path)
-        except AttributeError:
-            path = path.rpartition(".")[0]
-            continue
-        held = (*filter(_holds, module._modules.values()), *module._parameters.values(), *module._buffers.values())
-        if any(item is not None for item in held):
-            return
-        _set(gm, path, None)
+            held = (*filter(_holds, module._modules.values()), *module._parameters.values(), *module._buffers.values())
+            if any(item is not None for item in held):
+                return
+            gm.delete_submodule(path)
         path = path.rpartition(".")[0]
 
 

@@ -50,22 +50,15 @@ class Trained:
 
 
 class TrainingCheck:
-    """Compares training steps of rewritten models with that of the model before.
+    """Compares training steps of rewritten models with that of the model before it is rewritten."""
 
-    Args:
-        model: before it is rewritten.
-        inputs: its example inputs.
-        seed: for dropout and the like.
-    """
-
-    def __init__(self, model: nn.Module, inputs: ExampleInputs, seed: int = 0) -> None:
-        self.model, self.inputs, self.seed = model, inputs, seed
+    def __init__(self, model: nn.Module, inputs: ExampleInputs) -> None:
+        self.model, self.inputs = model, inputs
         # A step needs values.
         self.possible = not any(tensor.is_meta for tensor in (*inputs.tensors, *model.parameters(), *model.buffers()))
 
     @cached_property
     def before(self) -> Trained:
-        """The step of the model before."""
         return self._trained(self.model, moves=0)
 
     def run(
@@ -74,10 +67,9 @@ class TrainingCheck:
         surrogates: Mapping[str, Sequence[nn.Parameter]],
         removed: Mapping[str, Sequence[nn.Parameter]],
     ) -> tuple[str | None, dict[str, str]]:
-        """Take a step of a rewritten model.
+        """Take a step of a rewritten model, which is afterwards as it was.
 
         Args:
-            module: the rewritten model; it is afterwards as it was.
             surrogates: the parameters of the surrogate of each replaced block, by the block's name.
             removed: likewise the block's own parameters in the model before.
 
@@ -114,11 +106,11 @@ class TrainingCheck:
         with (
             untouched(module, buffers=True, parameters=moves > 0),
             in_mode(module, True),
-            seeded(device, self.seed),
+            seeded(device, 0),
             torch.enable_grad(),
         ):
             for number in range(moves + 1):
-                seed_everything(self.seed + number)
+                seed_everything(number)
                 try:
                     with foreign_code():
                         gradients = self._gradients(module, parameters)

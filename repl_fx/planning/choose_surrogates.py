@@ -10,12 +10,11 @@ from dataclasses import replace
 from typing import Any
 
 from repl_fx.analysis.side_outputs import only_returned
-from repl_fx.errors import PlanMismatch
 from repl_fx.graph.assigned_buffers import assigned_by
 from repl_fx.graph.kinds import dtype_name
 from repl_fx.passes.choose_blocks import Chosen
 from repl_fx.plan import Refusal, Replacement
-from repl_fx.planning.part_repeats import PartRepeats
+from repl_fx.planning.part_repeats import PartRepeats, part_of
 from repl_fx.surrogates import Match, Site, Surrogate
 from repl_fx.tracing.hooks import hooks_within
 
@@ -23,13 +22,7 @@ from repl_fx.tracing.hooks import hooks_within
 def choose_surrogates(
     parts: Sequence[PartRepeats], chosen: Sequence[Chosen], surrogate: Surrogate[Any, Any]
 ) -> tuple[tuple[Replacement, ...], tuple[Refusal, ...]]:
-    """Choose the surrogate of each block; blocks that none can stand in for stay.
-
-    Args:
-        parts: the parts of the model.
-        chosen: the blocks that go, under the names that they have in the model.
-        surrogate: the one that was asked for.
-    """
+    """Choose what stands in for each block, by the surrogate that was asked for; where none can, the block stays."""
     replacements: list[Replacement] = []
     refusals: list[Refusal] = []
     for pick in chosen:
@@ -50,13 +43,7 @@ def choose_surrogates(
 def next_choices(
     parts: Sequence[PartRepeats], surrogate: Surrogate[Any, Any], replaced: Replacement
 ) -> Iterator[Replacement]:
-    """Other surrogates that may stand in for a block, most preferred first.
-
-    Args:
-        parts: the parts of the model.
-        surrogate: the one that was asked for.
-        replaced: the block, and what does not train there.
-    """
+    """Other surrogates that may stand in for a block in place of the one that does not train, most preferred first."""
     part, site = _site(parts, replaced.block, replaced.before, replaced.after)
     for choice in surrogate.choices(site):
         if choice.key != replaced.surrogate and _refusal(part, site, choice) is None:
@@ -65,10 +52,8 @@ def next_choices(
 
 def _site(parts: Sequence[PartRepeats], block: str, before: str, after: str) -> tuple[PartRepeats, Site]:
     """The part that a block is in, and its site there, from the names that they have in the model."""
-    for part in parts:
-        if block in part.blocks:
-            return part, part.matches.site(block, before, after)
-    raise PlanMismatch(f"the plan names block {block}, which no part has; make a new plan")
+    part = part_of(parts, block)
+    return part, part.matches.site(block, before, after)
 
 
 def _refusal(part: PartRepeats, site: Site, surrogate: Surrogate[Any, Any]) -> Refusal | None:

@@ -1,27 +1,29 @@
-"""The repeats of a model: those of each of its parts, under the names that they have in the model."""
+"""The repeats of a model, those of each of its parts, under the names that they have in the model; and its text."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import re
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 
-from torch import fx
+from torch import fx, nn
 
 from repl_fx.analysis.blocks import Block, Repeat
 from repl_fx.passes.find_repeats import find_repeats
 from repl_fx.surrogates.shared.matching import Matches
-from repl_fx.tracing.fingerprint import lines_of_graph
-from repl_fx.tracing.parts.capture import CapturedParts, qualified_name
+from repl_fx.tracing.fingerprint import lines_around, lines_of_code, lines_of_graph
+from repl_fx.tracing.parts.capture import CapturedParts, graphs_in, qualified_name
+
+# The word before the shape of a tensor of fractions.
+_PRECISION = re.compile(r"\b(?:bfloat|float|complex)\d\w*(?=\[)")
 
 
 @dataclass(frozen=True)
 class PartRepeats:
-    """The repeats of one part.
+    """The repeats of one part, whose path is "" where it is the whole model.
 
     Attributes:
-        path: of the part in the model; "" is the whole model.
-        graph_module: the graph.
         inside: the repeats, under the names that they have in the graph.
         repeats: the same under the names that they have in the model.
     """
@@ -33,7 +35,6 @@ class PartRepeats:
 
     @classmethod
     def of(cls, path: str, gm: fx.GraphModule, repeats: Sequence[Repeat]) -> PartRepeats:
-        """The repeats that were found in the graph of a part."""
         return cls(path, gm, tuple(repeats), tuple(_named_from(path, repeat) for repeat in repeats))
 
     @cached_property
@@ -47,25 +48,27 @@ class PartRepeats:
 
     @cached_property
     def matches(self) -> Matches:
-        """The matches of surrogates and blocks."""
         return Matches(self.graph_module, self.inside, qualified_name(self.path, ""))
 
     @cached_property
     def lines(self) -> tuple[str, ...]:
-        """The text of the graph."""
         return tuple(lines_of_graph(self.graph_module))
 
 
 def find_in_parts(captured: CapturedParts) -> tuple[PartRepeats, ...]:
-    """Find the repeats of each part of a model."""
     return tuple(
         PartRepeats.of(part.path, part.graph_module, find_repeats(part.graph_module)) for part in captured.parts
     )
 
 
-def repeats_of(captured: CapturedParts) -> tuple[Repeat, ...]:
-    """The repeats of all parts of a model."""
-    return tuple(repeat for part in find_in_parts(captured) for repeat in part.repeats)
+def repeats_of(parts: Iterable[PartRepeats]) -> tuple[Repeat, ...]:
+    """The repeats of all parts of a model, under the names that they have in it."""
+    return tuple(repeat for part in parts for repeat in part.repeats)
+
+
+def part_of(parts: Iterable[PartRepeats], block: str) -> PartRepeats:
+    """The part that a block is in, by the name that the block has in the model."""
+    return next(part for part in parts if block in part.blocks)
 
 
 def _named_from(path: str, repeat: Repeat) -> Repeat:
@@ -82,3 +85,27 @@ def _named_from(path: str, repeat: Repeat) -> Repeat:
     )
     children = tuple(_named_from(path, child) for child in repeat.children)
     return replace(repeat, name=qualified_name(path, repeat.name), blocks=blocks, children=children)
+
+
+def structure_of(parts: Sequence[PartRepeats], model: nn.Module | None) -> tuple[str, ...]:
+    """The text of all parts, and of the model around them; that of the graph where the whole model is one."""
+    if model is None:
+        return parts[0].lines
+    return _text({part.path: part.lines for part in parts}, model)
+
+
+def lines_made(module: nn.Module) -> tuple[str, ...]:
+    """The text of the code of a rewritten module: its graphs, and what stays Python around them.
+
+    Precision, and subclasses that a library makes of a layer's class to wrap it, leave no trace in it.
+    """
+    text = _text({path: lines_of_code(gm) for path, gm in graphs_in(module).items()}, module)
+    return tuple(_PRECISION.sub("", line) for line in text)
+
+
+def _text(graphs: Mapping[str, Iterable[str]], model: nn.Module) -> tuple[str, ...]:
+    """The lines of graphs, by path, and of the model around them; those of the graph where the whole model is one."""
+    if "" in graphs:
+        return tuple(graphs[""])
+    inside = (f"{path}: {line}" for path in sorted(graphs) for line in graphs[path])
+    return *inside, *lines_around(model, graphs)

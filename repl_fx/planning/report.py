@@ -35,21 +35,13 @@ class BlockReport:
 def reports_of(part: PartRepeats, rewritten: fx.GraphModule, plan: Plan) -> list[BlockReport]:
     """The fates of the blocks of one part.
 
-    Args:
-        part: the part and its repeats, before.
-        rewritten: its graph behind the plan; that of `part` where no block of it was replaced.
-        plan: the plan that was applied.
+    `rewritten` is its graph behind the plan; the graph of the part where no block of it was replaced.
     """
     replaced = {replacement.block: replacement for replacement in plan.replacements}
     refused = {refusal.block: refusal for refusal in plan.refusals}
     sizes, left = (
         {name: parameter.numel() for name, parameter in gm.named_parameters()} for gm in (part.graph_module, rewritten)
     )
-    made: dict[str, int] = {}
-    for name, size in left.items():
-        if name.startswith("surrogates."):
-            place = ".".join(name.split(".")[:2])
-            made[place] = made.get(place, 0) + size
     rows = []
     for repeat in part.repeats:
         for name in (block.name for block in repeat.blocks):
@@ -59,7 +51,8 @@ def reports_of(part: PartRepeats, rewritten: fx.GraphModule, plan: Plan) -> list
             status, key, reason = "kept", None, None
             if name in replaced:
                 status, key = "replaced", replaced[name].surrogate
-                after = sum(left.get(path, 0) for path in own) + made.get(surrogate_path(block.name), 0)
+                place = f"{surrogate_path(block.name)}."
+                after = sum(size for path, size in left.items() if path in own or path.startswith(place))
             elif refusal := refused.get(name, refused.get(repeat.name)):
                 status, reason = "refused", refusal.reason
             rows.append(BlockReport(name, repeat.name, status, key, reason, before, after))

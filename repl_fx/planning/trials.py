@@ -9,15 +9,16 @@ from itertools import chain
 
 from torch import fx
 
-from repl_fx.errors import ForeignError, PlanMismatch, foreign_code
+from repl_fx.errors import BrokenGraph, ForeignError, PlanMismatch, is_ours, one_line
 from repl_fx.passes.batch_syntheses import batch_syntheses_
 from repl_fx.passes.driver import run_passes
 from repl_fx.passes.replace_blocks import replace_blocks
 from repl_fx.passes.write_in_place import write_in_place_
 from repl_fx.plan import Plan, Refusal, Replacement
 from repl_fx.planning.check_training import TrainingCheck
-from repl_fx.planning.part_repeats import PartRepeats
+from repl_fx.planning.part_repeats import PartRepeats, part_of
 from repl_fx.running.example_inputs import ExampleInputs
+from repl_fx.surrogates import make_surrogate
 from repl_fx.surrogates.shared.site import surrogate_path
 from repl_fx.tracing.parts.capture import CapturedParts
 
@@ -43,14 +44,7 @@ def apply_plan(parts: Sequence[PartRepeats], plan: Plan) -> dict[str, fx.GraphMo
 
 
 class Trials:
-    """Applies plans, and takes a training step with what they make.
-
-    Args:
-        captured: the model.
-        parts: the repeats of its parts.
-        seed: of the surrogates' initial values.
-        inputs: example inputs of the model.
-    """
+    """Applies plans to the parts of a model, and takes a training step with what they make."""
 
     def __init__(self, captured: CapturedParts, parts: Sequence[PartRepeats], seed: int, inputs: ExampleInputs) -> None:
         self.captured, self.parts, self.seed = captured, parts, seed
@@ -64,14 +58,15 @@ class Trials:
     def graphs(self, plan: Plan) -> dict[str, fx.GraphModule]:
         """The graphs that a plan makes; made already where it was the last to pass."""
         replacements, graphs = self._passed
-        return graphs if replacements == plan.replacements else apply_plan(self.parts, plan)
+        if replacements == plan.replacements:
+            return graphs
+        try:
+            return apply_plan(self.parts, plan)
+        except ForeignError as failed:
+            raise failed.problem from None
 
     def require(self, plan: Plan) -> None:
-        """Try a plan that is not to be changed.
-
-        Raises:
-            PlanMismatch: the rewritten model does not train.
-        """
+        """Try a plan that is not to be changed."""
         reason = self._reason(plan.replacements)
         if reason is not None:
             raise PlanMismatch(f"what the plan makes cannot be trained: {reason}; make a new plan")
@@ -81,9 +76,7 @@ class Trials:
     ) -> tuple[tuple[Replacement, ...], tuple[Refusal, ...]]:
         """The replacements of a plan that train together, and refusals of the others.
 
-        Args:
-            plan: the plan.
-            choices: other surrogates that may stand in for a block, most preferred first.
+        `choices` gives other surrogates that may stand in for a block, most preferred first.
         """
         if self._reason(plan.replacements) is None:
             return plan.replacements, ()
@@ -97,10 +90,11 @@ class Trials:
         for group in _alike(plan.replacements):
             # Blocks that are alike mostly fail alike, so the first of them speaks for all.
             first = self._first_that_trains(chain(group[:1], choices(group[0])), with_kept)
-            alike = () if first is None else tuple(_standing_in(r, first) for r in group)
-            if alike and self._reason(with_kept(*alike)) is None:
-                kept = with_kept(*alike)
-                continue
+            if first is not None:
+                alike = with_kept(*(replace(r, surrogate=first.surrogate, settings=first.settings) for r in group))
+                if self._reason(alike) is None:
+                    kept = alike
+                    continue
             for one in group:
                 other = self._first_that_trains(chain([one], choices(one)), with_kept)
                 if other is not None:
@@ -116,22 +110,26 @@ class Trials:
 
     def _reason(self, replacements: tuple[Replacement, ...]) -> str | None:
         """Why these replacements together do not train; None where they do."""
-        tried = tuple(map(str, (replace(r, settings={}) for r in replacements)))
+        tried = tuple(map(str, replacements))
         if tried not in self._reasons:
             self._reasons[tried] = self._try(replacements)
         return self._reasons[tried]
 
     def _try(self, replacements: tuple[Replacement, ...]) -> str | None:
         keys = ", ".join(dict.fromkeys(replacement.surrogate for replacement in replacements))
+        # A surrogate of a package that cannot be built here is refused like one that cannot be trained; where one of
+        # repl-fx's own cannot, that is a defect.
         try:
-            # A surrogate may be a package's; one that cannot be built here is refused like one that cannot be trained.
-            with foreign_code():
-                graphs = apply_plan(self.parts, Plan(replacements, (), "", self.seed))
+            graphs = apply_plan(self.parts, Plan(replacements, (), "", self.seed))
         except ForeignError as problem:
             return f"{keys} cannot be built here: {problem}"
+        except (BrokenGraph, PlanMismatch) as problem:
+            if all(is_ours(make_surrogate(r.surrogate, r.settings).build.__module__) for r in replacements):
+                raise
+            return f"{keys} cannot be built here: {one_line(problem)}"
         removed, made = {}, {}
         for name in (replacement.block for replacement in replacements):
-            part = next(part for part in self.parts if name in part.blocks)
+            part = part_of(self.parts, name)
             block, after = part.blocks[name], graphs[part.path]
             removed[name] = [part.graph_module.get_parameter(path) for path in block.parameters]
             place = f"{surrogate_path(block.name)}."
@@ -152,8 +150,3 @@ def _alike(replacements: Sequence[Replacement]) -> list[tuple[Replacement, ...]]
     for replacement in replacements:
         groups.setdefault((replacement.repeat, replacement.surrogate), []).append(replacement)
     return [tuple(group) for group in groups.values()]
-
-
-def _standing_in(replacement: Replacement, like: Replacement) -> Replacement:
-    """The same block, replaced by the surrogate of another one."""
-    return replace(replacement, surrogate=like.surrogate, settings=like.settings)

@@ -10,7 +10,7 @@ import inspect
 import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -70,26 +70,18 @@ class Costs:
 
 
 def measure_costs(gm: nn.Module, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None) -> Costs:
-    """Measure what a model costs, without computing anything.
+    """Measure what a graph or any module costs, without computing anything.
 
-    Args:
-        gm: a captured or rewritten graph, or any module. Its modes, buffers and hooks, and the state of the random
-            generators, stay as they are.
-        args: positional example inputs.
-        kwargs: keyword example inputs.
-
-    Returns:
-        The costs. Where the model cannot run without values, FLOPs and activation memory are None, and `unknown` says
-        why.
+    Its modes, buffers and hooks, and the state of the random generators, stay as they are. Where it cannot run without
+    values, FLOPs and activation memory are None, and `unknown` says why.
     """
     given = widen_batch(gm, ExampleInputs.of(args, kwargs))
-    flops: int | None = None
-    activations: int | None = None
-    synthesis: int | None = None
-    unknown: str | None = None
+    flops, activations, synthesis, unknown = None, None, None, None
     try:
         with _fake(gm, given) as (module, inputs), foreign_code():
-            flops = _flops(module, inputs)
+            with _counting(module) as counter:
+                inputs.passed_to(module)
+            flops = counter.get_total_flops()
         with _fake(gm, given) as (module, inputs), foreign_code():
             activations, synthesis = _saved_bytes(module, inputs)
     except ForeignError as problem:
@@ -106,17 +98,12 @@ def measure_costs(gm: nn.Module, args: Sequence[Any] = (), kwargs: Mapping[str, 
 
 
 def measure_parts(module: nn.Module, parts: Sequence[Part]) -> Costs:
-    """Measure what a model costs that was captured in parts.
-
-    Args:
-        module: the model.
-        parts: its graphs, with inputs for each; the one at the path "" is the model.
-    """
+    """Measure what a model costs that was captured in parts; the one at the path "" is the model."""
     each = [measure_costs(part.graph_module, part.args, part.kwargs) for part in parts]
     if [part.path for part in parts] == [""]:
         return each[0]
-    return Costs(
-        batch=each[0].batch,
+    return replace(
+        each[0],
         parameters=sum(p.numel() for p in module.parameters()),
         weight_bytes=_weight_bytes(module),
         flops=_total(costs.flops for costs in each),
@@ -146,22 +133,12 @@ def flops_of_parts(parts: Sequence[Part]) -> dict[fx.Node, int] | None:
 def flops_by_node(
     gm: fx.GraphModule, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
 ) -> dict[fx.Node, int] | None:
-    """FLOPs of each node of a graph, as `Costs.flops` counts them.
-
-    Args:
-        gm: a captured or rewritten graph; it is not changed.
-        args: positional example inputs.
-        kwargs: keyword example inputs.
-
-    Returns:
-        FLOPs of the nodes that have any; None where the model needs values to run.
-    """
+    """FLOPs of the nodes of a graph that have any, as `Costs.flops` counts them; None where it needs values to run."""
     given = widen_batch(gm, ExampleInputs.of(args, kwargs))
     try:
         with _fake(gm, given) as (module, inputs):
             assert isinstance(module, fx.GraphModule)  # the copy of a graph is a graph
-            module.eval()
-            with torch.no_grad(), _counting() as counter, foreign_code():
+            with _counting(module) as counter, foreign_code():
                 run = _CountEach(module, counter)
                 run.run(*_positional(module, inputs))
     except ForeignError:
@@ -175,7 +152,6 @@ class _Interpreter(fx.Interpreter):
     """Runs a graph as its code does: a module that is handed a list may append to it."""
 
     def fetch_args_kwargs_from_env(self, n: fx.Node) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        """The arguments of a node, in lists and dicts that can be changed."""
         args, kwargs = super().fetch_args_kwargs_from_env(n)
         return tuple(_changeable(arg) for arg in args), {name: _changeable(arg) for name, arg in kwargs.items()}
 
@@ -197,7 +173,6 @@ class _CountEach(_Interpreter):
         self.flops: dict[str, int] = {}
 
     def run_node(self, n: fx.Node) -> Any:
-        """Run one node."""
         before = self.counter.get_total_flops()
         value = super().run_node(n)
         counted = self.counter.get_total_flops() - before
@@ -223,25 +198,21 @@ def _fake(gm: nn.Module, given: ExampleInputs) -> Iterator[tuple[nn.Module, Exam
 
 
 @contextmanager
-def _counting() -> Iterator[FlopCounterMode]:
+def _counting(module: nn.Module) -> Iterator[FlopCounterMode]:
+    """Count FLOPs in evaluation mode."""
+    module.eval()
     # The counter has no formula for the CPU's fused attention, nor for oneDNN's recurrent layers; what they are made of
     # it knows, and the number is the same.
     with warnings.catch_warnings():
         # Setting the flags of oneDNN warns of Intel GPUs that are not there.
         warnings.simplefilter("ignore")
         with (
+            torch.no_grad(),
             sdpa_kernel(SDPBackend.MATH),
             torch.backends.mkldnn.flags(enabled=False),
             FlopCounterMode(display=False) as counter,
         ):
             yield counter
-
-
-def _flops(module: nn.Module, inputs: ExampleInputs) -> int:
-    module.eval()
-    with torch.no_grad(), _counting() as counter:
-        inputs.passed_to(module)
-    return counter.get_total_flops()
 
 
 class _Saved:
@@ -283,7 +254,6 @@ class _WatchEach(_Interpreter):
         self.depends: set[fx.Node] = set()
 
     def run_node(self, n: fx.Node) -> Any:
-        """Run one node."""
         if n.op == "placeholder" or any(feeder in self.depends for feeder in n.all_input_nodes):
             self.depends.add(n)
         self.saved.from_weights_alone = n not in self.depends
@@ -313,11 +283,10 @@ def _positional(gm: fx.GraphModule, inputs: ExampleInputs) -> tuple[Any, ...]:
 
 
 def _weight_bytes(module: nn.Module) -> int:
-    seen: dict[tuple[Any, ...], int] = {}
-    # Held, so that the identity of a storage is not that of a later one.
-    held = []
+    # Each with its storage, so that the identity of one is not that of a later one.
+    seen: dict[tuple[Any, ...], tuple[torch.UntypedStorage, int]] = {}
     for tensor in module.state_dict(keep_vars=True).values():
         storage = tensor.untyped_storage()
-        held.append(storage)
-        seen[(id(storage), tensor.storage_offset(), tensor.shape)] = tensor.numel() * tensor.element_size()
-    return sum(seen.values())
+        key = id(storage), tensor.storage_offset(), tensor.shape
+        seen[key] = storage, tensor.numel() * tensor.element_size()
+    return sum(size for _, size in seen.values())

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -37,29 +37,18 @@ def costs_document(costs: Costs) -> dict[str, Any]:
 def repeats_document(
     repeats: Sequence[Repeat], costs: Costs, flops: Mapping[fx.Node, int] | None = None
 ) -> list[dict[str, Any]]:
-    """Repeats with their blocks; the blocks are numbered from 1 over all repeats, as `--blocks` takes them.
-
-    Args:
-        repeats: from `find_repeats`.
-        costs: of the whole model.
-        flops: from `flops_by_node` or `flops_of_parts`.
-    """
+    """Repeats with their blocks, which are numbered from 1 over all repeats, as `--blocks` takes them."""
     numbers = {block.name: i for i, block in enumerate((b for r in repeats for b in r.blocks), start=1)}
     return [{"number": i, **_repeat(repeat, costs, flops, numbers)} for i, repeat in enumerate(repeats, start=1)]
 
 
 def blocks_document(report: Sequence[BlockReport], plan: Plan) -> list[dict[str, Any]]:
     """The fate of each block, numbered as `--blocks` takes them."""
-    return list(_blocks(report, plan))
-
-
-def _blocks(report: Sequence[BlockReport], plan: Plan) -> Iterator[dict[str, Any]]:
-    replacements = {replacement.block: replacement for replacement in plan.replacements}
-    for number, row in enumerate(report, start=1):
-        replacement = replacements.get(row.block)
-        made_from = None if replacement is None else [replacement.before, replacement.after]
-        settings = None if replacement is None else dict(replacement.settings)
-        yield {"number": number, **asdict(row), "made_from": made_from, "settings": settings}
+    made: dict[str, dict[str, Any]] = {
+        r.block: {"made_from": [r.before, r.after], "settings": dict(r.settings)} for r in plan.replacements
+    }
+    stays = {"made_from": None, "settings": None}
+    return [{"number": i, **asdict(row), **made.get(row.block, stays)} for i, row in enumerate(report, start=1)]
 
 
 def _repeat(

@@ -1,10 +1,11 @@
-"""Tables for the terminal: repeats, blocks, costs before and after, verification.
+"""Tables for the terminal: repeats, blocks, costs before and after, verification; and numbers as people read them.
 
 Each fits 80 columns: numbers keep their width, names and reasons are folded. Cells are never read as markup.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Literal
 
@@ -17,11 +18,14 @@ from repl_fx.analysis.blocks import Block, Repeat
 from repl_fx.plan import Plan, Replacement
 from repl_fx.planning.report import BlockReport
 from repl_fx.report.costs import Costs
-from repl_fx.report.units import change, count, share, size, small
 from repl_fx.tracing.parts.capture import CapturedParts
 
 if TYPE_CHECKING:
     from repl_fx.export import Difference, Verification
+
+
+_COUNTS = ("", "k", "M", "G", "T", "P")
+_BYTES = ("B", "KiB", "MiB", "GiB", "TiB", "PiB")
 
 
 def parts_table(captured: CapturedParts) -> Table:
@@ -30,26 +34,18 @@ def parts_table(captured: CapturedParts) -> Table:
     _words(table, "module", "class")
     _numbers(table, "parameters")
     _words(table, "captured by, or why it stays eager")
-    for part in captured.parts:
-        info = part.graph_module.meta["capture"]
-        size = sum(parameter.numel() for parameter in captured.source.get_submodule(part.path).parameters())
-        _row(table, part.path or "the model itself", info.model, count(size), info.tracer)
-    for eager in captured.eager:
-        size = sum(parameter.numel() for parameter in captured.source.get_submodule(eager.path).parameters())
-        _row(table, eager.path or "the model itself", eager.kind, count(size), f"eager: {eager.reason}")
+    infos = ((part.path, part.graph_module.meta["capture"]) for part in captured.parts)
+    rows = [(path, info.model, info.tracer) for path, info in infos]
+    for path, kind, tracer in (*rows, *((e.path, e.kind, f"eager: {e.reason}") for e in captured.eager)):
+        parameters = sum(parameter.numel() for parameter in captured.source.get_submodule(path).parameters())
+        _row(table, path or "the model itself", kind, count(parameters), tracer)
     return table
 
 
 def repeats_table(repeats: Sequence[Repeat], costs: Costs, flops: Mapping[fx.Node, int] | None = None) -> Table:
-    """The repeats, and their share of the model.
+    """The repeats and their share of the model, and below each, indented, those inside its first copy.
 
-    Args:
-        repeats: from `find_repeats`.
-        costs: of the whole model.
-        flops: from `flops_by_node` or `flops_of_parts`; None leaves the column without numbers.
-
-    Returns:
-        A row for each repeat, and below it, indented, one for each repeat inside its first copy.
+    Without FLOPs by node (`flops_of_parts`), their column has no numbers.
     """
     table = _table("Repeats")
     _numbers(table, "#")
@@ -63,15 +59,7 @@ def repeats_table(repeats: Sequence[Repeat], costs: Costs, flops: Mapping[fx.Nod
 
 
 def blocks_table(report: Sequence[BlockReport], plan: Plan) -> Table:
-    """The fate of each block, and the reason.
-
-    Args:
-        report: from `transform`, in program order.
-        plan: the plan that was applied.
-
-    Returns:
-        A row for each block, numbered as `--blocks` takes them.
-    """
+    """The fate of each block, numbered as `--blocks` takes them, and the reason."""
     table = _table("Blocks")
     _numbers(table, "#")
     _words(table, "block", "status")
@@ -121,7 +109,9 @@ def verification_table(verification: Verification) -> Table:
     _numbers(table, "batch", "max\nabs", "mean\nabs", "median\nabs", "max\nrel", "cosine", "top-1")
     table.add_column("verdict", no_wrap=True)
     for row in verification.rows:
-        _row(table, row.output, str(row.batch), *_difference_cells(row))
+        differences = (small(number) for number in (row.max_abs, row.mean_abs, row.median_abs, row.max_rel))
+        agreement = "-" if row.top1_agreement is None else f"{100 * row.top1_agreement:.4g} %"
+        _row(table, row.output, str(row.batch), *differences, f"{row.cosine:.6f}", agreement, _verdict(row))
     return table
 
 
@@ -169,15 +159,6 @@ def _inner_rows(table: Table, repeat: Repeat, costs: Costs, flops: Mapping[fx.No
         _inner_rows(table, child, costs, flops, depth + 1)
 
 
-def _difference_cells(row: Difference) -> tuple[str, ...]:
-    return (
-        *(small(number) for number in (row.max_abs, row.mean_abs, row.median_abs, row.max_rel)),
-        f"{row.cosine:.6f}",
-        "-" if row.top1_agreement is None else f"{100 * row.top1_agreement:.4g} %",
-        _verdict(row),
-    )
-
-
 def _verdict(row: Difference) -> str:
     return "equal" if row.passed else "DIFFERS"
 
@@ -208,3 +189,44 @@ def _numbers(table: Table, *names: str) -> None:
 
 def _row(table: Table, *cells: str) -> None:
     table.add_row(*(Text(cell) for cell in cells))
+
+
+def count(number: int | None) -> str:
+    """A count with three digits and a decimal prefix: 950, 1.02 M, 8.03 G; a dash for None."""
+    return _scaled(number, 1000, _COUNTS)
+
+
+def size(number: int | None) -> str:
+    """A number of bytes with three digits and a binary prefix: 12.2 MiB; a dash for None."""
+    return _scaled(number, 1024, _BYTES)
+
+
+def share(part: int | None, whole: int | None) -> str:
+    """A part of a whole in percent; a dash where one is unknown or the whole is 0."""
+    return f"{100 * part / whole:.1f} %" if part is not None and whole else "-"
+
+
+def change(before: int | None, after: int | None) -> str:
+    """By how much a number changed, in percent of what it was; a dash where that has no meaning."""
+    if before is None or after is None or not before:
+        return "-"
+    percent = f"{100 * (after - before) / before:+.1f} %"
+    return "0.0 %" if percent in ("+0.0 %", "-0.0 %") else percent
+
+
+def small(number: float) -> str:
+    """A difference: two digits and an exponent, 0 where there is none."""
+    return f"{number:.1e}" if number and math.isfinite(number) else f"{number:g}"
+
+
+def _scaled(number: int | None, base: int, units: tuple[str, ...]) -> str:
+    if number is None:
+        return "-"
+    value, step = float(number), 0
+    # 999.5 of a unit would be written with four digits.
+    while abs(value) >= (999.5 if base == 1000 else 1023.5) and step < len(units) - 1:
+        value, step = value / base, step + 1
+    if step == 0:
+        return f"{number} {units[0]}".rstrip()
+    digits = 2 if abs(value) < 9.995 else 1 if abs(value) < 99.95 else 0
+    return f"{value:.{digits}f} {units[step]}"

@@ -14,12 +14,7 @@ from repl_fx.arguments import require_args
 
 @dataclass(frozen=True, eq=False)
 class ExampleInputs:
-    """The arguments of one call of a model, nested as it takes them.
-
-    Attributes:
-        args: positional arguments.
-        kwargs: keyword arguments.
-    """
+    """The arguments of one call of a model, nested as it takes them."""
 
     args: tuple[Any, ...] = ()
     kwargs: dict[str, Any] = field(default_factory=dict)
@@ -35,14 +30,9 @@ class ExampleInputs:
         return cls(tuple(args), dict(kwargs or {}))
 
     @property
-    def leaves(self) -> list[Any]:
-        """The flattened arguments."""
-        return pytree.tree_leaves((self.args, self.kwargs))
-
-    @property
     def tensors(self) -> list[Tensor]:
         """The tensors among the flattened arguments."""
-        return [leaf for leaf in self.leaves if isinstance(leaf, Tensor)]
+        return [leaf for leaf in pytree.tree_leaves((self.args, self.kwargs)) if isinstance(leaf, Tensor)]
 
     @property
     def batch(self) -> int:
@@ -61,3 +51,19 @@ class ExampleInputs:
     def passed_to(self, module: nn.Module) -> Any:
         """The result of a module on these inputs themselves."""
         return module(*self.args, **self.kwargs)
+
+
+class HasInputs:
+    """A result that has example inputs: their arguments are attributes of its own."""
+
+    inputs: ExampleInputs
+
+    @property
+    def args(self) -> tuple[Any, ...]:
+        """The positional inputs."""
+        return self.inputs.args
+
+    @property
+    def kwargs(self) -> dict[str, Any]:
+        """The keyword inputs."""
+        return self.inputs.kwargs

@@ -1,4 +1,4 @@
-"""See the tensors inside objects of unknown structure, such as a cache of keys and values.
+"""Values that models return: the tensors inside objects of unknown structure, such as a cache, and equality.
 
 pytree opens tuples, lists, dicts and what a library registered. A result of any other class that holds tensors would
 be one opaque leaf, which no graph can return. Here such an object is opened by its attributes, at any depth, and
@@ -9,8 +9,9 @@ constructor.
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, is_dataclass
 from enum import Enum
 from typing import Any
 
@@ -43,7 +44,6 @@ class _Shell:
     """An object without the attributes that hold tensors.
 
     Attributes:
-        kind: its class.
         names: all attributes, in order.
         held: those that hold tensors.
         rest: the values of the others, by name; `_HERE` for a device that is the tensors' own.
@@ -70,19 +70,21 @@ class _Here(Enum):
 _HERE = _Here.HERE
 
 
-def open_objects(value: Any) -> Any:
+def open_objects(value: Any, other: Callable[[Any], Any] = lambda leaf: leaf) -> Any:
     """A nested value in which every object with attributes is `Opened`, so that pytree flattens it.
 
-    One without tensors, such as a cache that no layer has used, has no leaves then.
+    One without tensors, such as a cache that no layer has used, has no leaves then. `other` maps the other leaves.
     """
-    return pytree.tree_map(lambda leaf: Opened(leaf) if is_object(leaf) else leaf, value)
+    return pytree.tree_map(lambda leaf: Opened(leaf) if is_object(leaf) else other(leaf), value)
 
 
 def is_object(value: Any) -> bool:
     """Whether pytree takes a value for a leaf although it may have tensors among its attributes, at any depth."""
-    # A symbolic number is a leaf that a graph can return.
+    # A symbolic number is a leaf that a graph can return. A container of a class that pytree does not know cannot be
+    # rebuilt from its attributes.
     plain = isinstance(value, (Tensor, torch.SymInt, torch.SymFloat, torch.SymBool, Opened, nn.Module, type, *PLAIN))
-    return not plain and not callable(value) and hasattr(value, "__dict__")
+    contains = isinstance(value, (dict, list, tuple, set, frozenset, deque))
+    return not plain and not contains and not callable(value) and hasattr(value, "__dict__")
 
 
 def _inside(value: Any, seen: set[int]) -> Iterator[Any]:
@@ -96,15 +98,9 @@ def _inside(value: Any, seen: set[int]) -> Iterator[Any]:
                 yield from _inside(attribute, seen)
 
 
-def _open_inside(value: Any) -> Any:
-    """The content of an object likewise, with its constants kept: only tensors and numbers can be returned."""
-
-    def one(leaf: Any) -> Any:
-        if is_object(leaf):
-            return Opened(leaf)
-        return leaf if isinstance(leaf, _RETURNED) else _Kept(leaf)
-
-    return pytree.tree_map(one, value)
+def _kept(leaf: Any) -> Any:
+    """A leaf inside an object, as a constant where no graph can return it."""
+    return leaf if isinstance(leaf, _RETURNED) else _Kept(leaf)
 
 
 def _flatten(opened: Opened) -> tuple[list[Any], _Shell]:
@@ -119,7 +115,7 @@ def _flatten(opened: Opened) -> tuple[list[Any], _Shell]:
         if name not in held
     }
     shell = _Shell(type(opened.value), tuple(attributes), held, rest)
-    return [_open_inside(attributes[name]) for name in held], shell
+    return [open_objects(attributes[name], _kept) for name in held], shell
 
 
 def _flatten_with_keys(opened: Opened) -> tuple[list[tuple[Any, Any]], _Shell]:
@@ -152,3 +148,45 @@ pytree.register_pytree_node(
     serialized_type_name="repl_fx.running.opaque_outputs.Kept",
     flatten_with_keys_fn=lambda kept: ([], kept.value),
 )
+
+
+def equal_leaves(ours: Any, theirs: Any) -> bool:
+    """Whether two values without structure are equal, bit for bit; NaN equals NaN."""
+    if isinstance(ours, Tensor) and isinstance(theirs, Tensor):
+        if (ours.dtype, ours.shape, ours.device) != (theirs.dtype, theirs.shape, theirs.device):
+            return False
+        if torch.equal(ours, theirs):
+            return True
+        # Attention with a row that is masked all over gives NaN on purpose.
+        return bool(((ours == theirs) | (ours.isnan() & theirs.isnan())).all())
+    if type(ours) is not type(theirs):
+        return False
+    if isinstance(ours, (Mapping, list, tuple)):
+        return same_value(ours, theirs)
+    return equal_inside(ours, theirs) if is_object(ours) else bool(ours == theirs)
+
+
+def equal_inside(ours: Any, theirs: Any) -> bool:
+    """Whether two nested values have the same leaves, bit for bit, also inside objects of any class."""
+    inside = [pytree.tree_leaves(open_objects(value)) for value in (ours, theirs)]
+    return len(inside[0]) == len(inside[1]) and all(map(equal_leaves, *inside))
+
+
+def same_value(ours: Any, theirs: Any) -> bool:
+    """Whether two nested values are equal, bit for bit, also inside objects of the model's own classes."""
+    # Such as None, which knows no equality but this one.
+    if ours is theirs:
+        return True
+    if type(ours) is not type(theirs):
+        return False
+    if isinstance(ours, Tensor):
+        return equal_leaves(ours, theirs)
+    if isinstance(ours, Mapping):
+        return list(ours) == list(theirs) and all(same_value(ours[key], theirs[key]) for key in ours)
+    if isinstance(ours, (tuple, list)):
+        return len(ours) == len(theirs) and all(same_value(a, b) for a, b in zip(ours, theirs, strict=True))
+    own_equality: Any = type(ours).__eq__
+    if is_dataclass(ours) or own_equality is object.__eq__:
+        inside = getattr(ours, "__dict__", {})
+        return bool(inside) and same_value(dict(inside), dict(theirs.__dict__))
+    return equal_leaves(ours, theirs)

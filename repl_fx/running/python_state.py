@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import ast
 import copy
-import functools
 import inspect
 import random
 import re
@@ -19,11 +18,11 @@ import sys
 import sysconfig
 import textwrap
 from collections import Counter, OrderedDict, defaultdict, deque
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from enum import Enum
-from itertools import chain
+from functools import partial, wraps
 from types import CellType, FunctionType, MappingProxyType, MethodType, ModuleType
 from typing import Any
 
@@ -32,8 +31,7 @@ import torch
 from torch import Tensor, nn
 
 from repl_fx._torch import has_no_value
-from repl_fx.running.equality import equal_leaves
-from repl_fx.running.opaque_outputs import PLAIN
+from repl_fx.running.opaque_outputs import PLAIN, equal_leaves
 
 # The attributes that every module has.
 OWN_ATTRIBUTES = frozenset(vars(nn.Module()))
@@ -68,19 +66,6 @@ _MOST = 200_000
 _DEEPEST = 6
 
 
-@dataclass(frozen=True, eq=False)
-class _Holder:
-    """Something that holds values: an object or a class with attributes, or a container with items.
-
-    Attributes:
-        owner: the object itself.
-        content: a shallow copy of what it held when it was looked at.
-    """
-
-    owner: Any
-    content: Any
-
-
 @dataclass(frozen=True)
 class _Version:
     """A tensor as it was at one moment: in-place operators count its versions up."""
@@ -106,7 +91,6 @@ class PythonState:
     """The Python state of a model at one moment: attributes, and what can be reached through them.
 
     Args:
-        model: any module.
         values: further values, by name, such as the cells of a function.
 
     Attributes:
@@ -119,7 +103,8 @@ class PythonState:
         values: Mapping[str, Any] = MappingProxyType({}),
     ) -> None:
         self.iterators: list[str] = []
-        self._holders: list[_Holder] = []
+        # Objects, classes and containers that hold values, each with a shallow copy of what it held.
+        self._holders: list[tuple[Any, Any]] = []
         # Names of the files that functions and objects on the way were from; a walk meets hundreds of one file.
         self._homes: set[str] = set()
         self._values: dict[str, Any] = {}
@@ -135,9 +120,8 @@ class PythonState:
         kinds = dict.fromkeys(kind for module in modules for kind in type(module).__mro__ if not _is_foreign(kind))
         for kind in kinds:
             self._enter_class(kind)
-        own = dict.fromkeys(sys.modules[kind.__module__] for kind in kinds if kind.__module__ in sys.modules)
-        for file in chain(own, *map(_imported, own)):
-            self._enter_file(file)
+        for file in dict.fromkeys(sys.modules.get(kind.__module__) for kind in kinds):
+            self._enter_files(file)
         for name, value in values.items():
             self._look(name, value, 0)
 
@@ -156,19 +140,22 @@ class PythonState:
         inner, is_length = path.removeprefix("len(").removesuffix(")"), path.startswith("len(")
         for _ in range(_DEEPEST):
             known = self._values.get(f"len({inner})" if is_length else inner, _Version)
-            names = [name for name in _prefixes(inner) if name in self._aliases] if known is _Version else []
-            if not names:
+            if known is not _Version:
                 return known
-            inner = self._aliases[names[0]] + inner[len(names[0]) :]
+            ends = (len(inner), *(found.start() for found in re.finditer(r"[.\[]", inner)))
+            longest = max((end for end in ends if inner[:end] in self._aliases), default=None)
+            if longest is None:
+                return known
+            inner = self._aliases[inner[:longest]] + inner[longest:]
         return _Version
 
     def restore(self) -> None:
         """Give every holder back what it held."""
-        for holder in self._holders:
-            _refill(holder.owner, holder.content)
+        for owner, content in self._holders:
+            _refill(owner, content)
 
     def _enter(self, path: str, owner: Any, content: Any, depth: int) -> None:
-        self._holders.append(_Holder(owner, content))
+        self._holders.append((owner, content))
         if isinstance(content, (np.ndarray, bytearray)):
             self._values[path] = content
             return
@@ -208,10 +195,12 @@ class PythonState:
         if name in self._homes:
             return
         self._homes.add(name)
-        file = sys.modules.get(name)
-        if file is not None and is_own_code(part):
-            for one in (file, *_imported(file)):
-                self._enter_file(one)
+        if is_own_code(part):
+            self._enter_files(sys.modules.get(name))
+
+    def _enter_files(self, file: ModuleType | None) -> None:
+        for one in () if file is None else (file, *_imported(file)):
+            self._enter_file(one)
 
     def _enter_function(self, function: FunctionType) -> None:
         """Enter the values that a function counts in: a closure, a mutable default, its attributes, its file's."""
@@ -232,15 +221,15 @@ class PythonState:
         if isinstance(value, CellType):
             # An empty cell has no contents.
             with suppress(ValueError):
-                self._holders.append(_Holder(value, value.cell_contents))
+                self._holders.append((value, value.cell_contents))
                 self._look(path, value.cell_contents, depth)
         elif isinstance(value, _PLAIN):
             self._values[path] = value
         elif isinstance(value, Tensor):
             self._values[path] = _Version(value, 0 if value.is_inference() else value._version)
         elif isinstance(value, _GENERATORS):
-            state = _state_of(value)
-            self._holders.append(_Holder(value, state))
+            state = _state_of(value)[0]()
+            self._holders.append((value, state))
             self._values[path] = repr(state.tolist() if isinstance(state, Tensor) else state)
         elif isinstance(value, Iterator):
             self.iterators.append(path)
@@ -249,7 +238,7 @@ class PythonState:
         elif isinstance(value, MethodType):
             self._look(f"{path}.__func__", value.__func__, depth + 1)
             self._look(f"{path}.__self__", value.__self__, depth + 1)
-        elif isinstance(value, functools.partial):
+        elif isinstance(value, partial):
             self._look(f"{path}.func", value.func, depth + 1)
             self._look(path, (*value.args, *value.keywords.values()), depth + 1)
         elif isinstance(value, (tuple, frozenset)):
@@ -290,37 +279,39 @@ def changes_noted(model: nn.Module) -> Iterator[StateChanges]:
     """Note what a trace of a model changes of its Python state, leaf calls apart.
 
     torch.export puts attributes back when it is done, so the state is looked at in the forward as well.
-
-    Args:
-        model: about to be traced.
     """
     noted = StateChanges()
     own = model.forward
 
-    def compare(before: PythonState, tree: dict[str, int]) -> None:
+    @contextmanager
+    def compared() -> Iterator[None]:
+        before, tree = PythonState(model), _tree(model)
+        yield
         noted.changes += before.changes(PythonState(model))
         noted.iterators = before.iterators
         after = _tree(model)
         noted.replaced += [path for path in {**tree, **after} if tree.get(path) != after.get(path)]
 
     # Not the module: it is no function of the user's, and its closure no state.
-    @functools.wraps(own, assigned=("__name__", "__qualname__", "__doc__"))
+    @wraps(own, assigned=("__name__", "__qualname__", "__doc__"))
     def forward(*args: Any, **kwargs: Any) -> Any:
-        before, tree = PythonState(model), _tree(model)
-        results = own(*args, **kwargs)
-        compare(before, tree)
-        return results
+        with compared():
+            return own(*args, **kwargs)
 
-    before, tree = PythonState(model), _tree(model)
-    kept = vars(model).get("forward")
+    with compared(), forward_replaced(model, forward):
+        yield noted
+
+
+@contextmanager
+def forward_replaced(model: nn.Module, forward: Callable[..., Any]) -> Iterator[None]:
+    """Let a model run another forward meanwhile, past a `__setattr__` of its own."""
+    kept = {name: own for name, own in vars(model).items() if name == "forward"}
     vars(model)["forward"] = forward
     try:
-        yield noted
+        yield
     finally:
         vars(model).pop("forward", None)
-        if kept is not None:
-            vars(model)["forward"] = kept
-    compare(before, tree)
+        vars(model).update(kept)
 
 
 def _tree(model: nn.Module) -> dict[str, int]:
@@ -330,12 +321,7 @@ def _tree(model: nn.Module) -> dict[str, int]:
 
 
 def place_of(model: nn.Module, path: str) -> str:
-    """File and line where a model's code names an attribute, with a comma before them; empty where it is not found.
-
-    Args:
-        model: the model.
-        path: of the attribute, as in `Change.path`.
-    """
+    """File and line where a model's code names the attribute at a `Change.path`, behind a comma; empty if nowhere."""
     found = ""
     for module_path, module in model.named_modules():
         if not path.removeprefix("len(").startswith(module_path):
@@ -359,20 +345,14 @@ def _line_of(kind: type, name: str) -> str | None:
     return f", {inspect.getsourcefile(kind)}, line {first + written[0].lineno - 1}" if written else None
 
 
-def _state_of(generator: Any) -> Any:
-    """The state of a random generator, in its library's form."""
+def _state_of(generator: Any) -> tuple[Callable[[], Any], Callable[[Any], None]]:
+    """How the state of a random generator is read and set."""
     if isinstance(generator, np.random.Generator):
-        return generator.bit_generator.state
-    return generator.getstate() if isinstance(generator, random.Random) else generator.get_state()
-
-
-def _set_state(generator: Any, state: Any) -> None:
-    if isinstance(generator, np.random.Generator):
-        generator.bit_generator.state = state
-    elif isinstance(generator, random.Random):
-        generator.setstate(state)
-    else:
-        generator.set_state(state)
+        bits = generator.bit_generator
+        return partial(getattr, bits, "state"), partial(setattr, bits, "state")
+    if isinstance(generator, random.Random):
+        return generator.getstate, generator.setstate
+    return generator.get_state, generator.set_state
 
 
 def _attributes(value: Any) -> dict[str, Any]:
@@ -439,14 +419,6 @@ def _items(content: Any) -> list[tuple[Any, Any]]:
     return [(item, True) for item in content] if isinstance(content, set) else list(enumerate(content))
 
 
-def _prefixes(path: str) -> Iterator[str]:
-    """A path and those of what it is in, the longest first."""
-    yield path
-    for place in range(len(path) - 1, 0, -1):
-        if path[place] in ".[":
-            yield path[:place]
-
-
 def _shown(key: Any) -> str:
     return repr(key)[:40] if isinstance(key, _PLAIN) else f"<{type(key).__name__}>"
 
@@ -472,7 +444,7 @@ def _refill(owner: Any, content: Any) -> None:
     if isinstance(owner, CellType):
         owner.cell_contents = content
     elif isinstance(owner, _GENERATORS):
-        _set_state(owner, content)
+        _state_of(owner)[1](content)
     elif isinstance(owner, (bytearray, np.ndarray)):
         owner[:] = content
     # Another class of container, such as a frozen dict, is an object: its attributes are what was noted of it.

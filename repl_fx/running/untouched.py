@@ -5,15 +5,19 @@ from __future__ import annotations
 import copy as copying
 import random
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 
+from repl_fx._torch import pytree
+from repl_fx.errors import ForeignError, foreign_code
 from repl_fx.running.example_inputs import ExampleInputs
+from repl_fx.running.opaque_outputs import same_value
 from repl_fx.running.python_state import PythonState
 
 
@@ -21,8 +25,8 @@ from repl_fx.running.python_state import PythonState
 def in_mode(model: nn.Module, training: bool) -> Iterator[None]:
     """Put a model in one mode for a while; afterwards each of its modules has the mode it had."""
     modes = [(module, module.training) for module in model.modules()]
-    model.train(training)
     try:
+        model.train(training)
         yield
     finally:
         for module, mode in modes:
@@ -34,7 +38,6 @@ def untouched(model: nn.Module, *, buffers: bool = False, parameters: bool = Fal
     """Give every module back the attributes it had, whatever a trace or a forward leaves there.
 
     Args:
-        model: its forward may count its calls, keep an activation, replace a buffer.
         buffers: restore the values of buffers too, for a forward on real tensors.
         parameters: likewise of parameters.
     """
@@ -96,3 +99,38 @@ def device_of(model: nn.Module, inputs: ExampleInputs | None = None) -> torch.de
     """Where a model lives: the device of its first parameter or buffer, or of the first input."""
     tensors = (*model.parameters(), *model.buffers(), *(inputs.tensors if inputs else ()))
     return tensors[0].device if tensors else torch.device("cpu")
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """One run of a model in one mode.
+
+    Attributes:
+        outputs: the results, step by step; none where a step failed.
+        problem: the error of the step that failed.
+    """
+
+    outputs: Sequence[Any]
+    problem: Exception | None = None
+
+    def equals(self, other: Outcome) -> bool:
+        """Whether both returned the same, bit for bit."""
+        return self.problem is None and other.problem is None and same_value(self.outputs, other.outputs)
+
+
+def outcome_of(model: nn.Module, inputs: ExampleInputs, training: bool, *, steps: int = 1) -> Outcome:
+    """Run a model for its outputs alone, under one seed in each step; it and the inputs stay as they are.
+
+    State that a forward changes shows in the second step.
+    """
+    outputs = []
+    with untouched(model, buffers=True), in_mode(model, training), seeded(device_of(model, inputs), 0):
+        for _ in range(steps):
+            seed_everything(0)
+            try:
+                with torch.enable_grad(), foreign_code():
+                    made = inputs.fresh().passed_to(model)
+            except ForeignError as failed:
+                return Outcome((), failed.problem)
+            outputs.append(pytree.tree_map_only(Tensor, lambda t: t.detach().clone(), made))
+    return Outcome(outputs)

@@ -25,10 +25,11 @@ from typing import Any
 import torch
 
 from repl_fx.errors import BadInput, SourceError
+from repl_fx.running.example_inputs import ExampleInputs
 from repl_fx.sources import hugging_face, python_file, timm_zoo, torchvision_zoo
 from repl_fx.sources.input_shapes import parse_input_shape
 from repl_fx.sources.registry import builder, is_source, known_sources, register_source
-from repl_fx.sources.source import Built, Request, Source, close_matches, seeded, to_device
+from repl_fx.sources.source import Built, Request, Source, close_matches, seeded
 from repl_fx.tracing.model_checks import without_values
 
 __all__ = ["Built", "Request", "Source", "known_sources", "load_source", "names_no_file", "register_source"]
@@ -97,16 +98,13 @@ def load_source(
     ]
     if valueless and target.type != "meta":
         raise SourceError(f"{spec}: the model {without_values(valueless)}")
+    inputs = ExampleInputs(built.args, built.kwargs).map(lambda tensor: tensor.to(target))
     return Source(
         spec=spec,
         model=built.model.to(target),
-        args=to_device(built.args, target),
-        kwargs=to_device(built.kwargs, target),
-        options={
-            "input_shape": input_shape,
-            "seed": seed,
-            "options": dict(built.options or options),
-        },
+        args=inputs.args,
+        kwargs=inputs.kwargs,
+        options={"input_shape": input_shape, "seed": seed, "options": dict(built.options or options)},
         files=built.files,
         absolute=built.absolute or spec,
         notes=built.notes,

@@ -16,7 +16,7 @@ from repl_fx.graph.kinds import dtype_name
 from repl_fx.sources.hugging_face_code import OPTION, Code
 from repl_fx.sources.hugging_face_inputs import SPECIAL_TOKENS, example_inputs
 from repl_fx.sources.hugging_face_weights import dtype_of, keep_precision_, load_weights_, read_weights, why_random
-from repl_fx.sources.source import Built, Request, close_matches, describe, hash_file, import_zoo, package_code
+from repl_fx.sources.source import Built, Request, about, close_matches, describe, hash_file, import_zoo, package_code
 
 # Sizes of a config that is made from a type alone. Only arguments that the config takes, and whose default is an
 # integer above the small value, are set: lists such as the depths of a hierarchical network stay as they are.
@@ -47,49 +47,47 @@ _BY_TYPE: dict[str, dict[str, Any]] = {
 def build(request: Request) -> Built:
     """Build a model of transformers from a type, a config file or a directory; options are attributes of its config.
 
-    Args:
-        request: its name is a model type or a path, with `:CLASS` after it for a class other than AutoModel.
-
     Returns:
         The model, with attention written out (`eager`) and without a cache of keys and values, and keyword inputs.
-
-    Raises:
-        SourceError: no such type, class or file, or the model cannot be built.
-        BadInput: options or an input shape that the model does not take.
     """
     spec = f"hf:{request.name}"
     transformers = import_zoo("transformers", spec)
+    with about(spec):
+        return _built(transformers, request)
+
+
+def _built(transformers: Any, request: Request) -> Built:
     source, class_name = _split(request.name)
     file = _config_file(source)
     if file is None:
-        config_class = _config_class(transformers, source, spec)
+        config_class = _config_class(transformers, source)
         small = {**_shrunk(config_class, config_class()), **_BY_TYPE.get(source, {})}
-        config = _construct(config_class, small, request.options, spec)
-        model = _model(_native_class(transformers, class_name, config, spec), config, request.options, spec)
-        return Built(model, kwargs=example_inputs(model, config, request, spec))
+        config = _construct(config_class, small, request.options)
+        model = _model(_native_class(transformers, class_name, config), config, request.options)
+        return Built(model, kwargs=example_inputs(model, config, request))
 
-    values = _read(file, spec)
+    values = _read(file)
     code = Code.named_by(values, file.parent, class_name, request.trust_remote_code)
-    files = {file: hash_file(file), **code.files(spec)}
-    config_class = _own_config_class(transformers, values, code, files, file, spec)
-    config = _construct(config_class, {**values, "use_cache": False}, request.options, spec)
-    model_class = _own_class(transformers, class_name, config, code, files, spec)
+    files = {file: hash_file(file), **code.files}
+    config_class = _own_config_class(transformers, values, code, file)
+    config = _construct(config_class, {**values, "use_cache": False}, request.options)
+    model_class = _own_class(transformers, class_name, config, code)
     directory = file.parent if Path(source).is_dir() else None
-    state = read_weights(directory, config, spec) if directory is not None and request.weights else None
+    state = read_weights(directory, config) if directory is not None and request.weights else None
     options = {**request.options, **_give_dtype_(config, dtype_of(state or {}))}
-    model = _model(model_class, config, request.options, spec)
+    model = _model(model_class, config, request.options)
     notes: list[str] = []
     if code.unused:
         notes.append(f"the code in {file.parent} is not used, as transformers has such a model; {OPTION} takes it")
     if state is not None and directory is not None:
-        notes += load_weights_(model, state, directory, spec)
+        notes += load_weights_(model, state, directory)
     else:
         keep_precision_(model)
         if request.weights:
             notes.append(why_random(file, directory))
     return Built(
         model,
-        kwargs=example_inputs(model, config, request, spec),
+        kwargs=example_inputs(model, config, request),
         files=files,
         absolute=f"hf:{directory or file}{f':{class_name}' if class_name else ''}",
         options=options,
@@ -98,20 +96,13 @@ def build(request: Request) -> Built:
 
 
 def own_code(name: str) -> dict[Path, str]:
-    """The files of code that a model runs where that is permitted, each with its SHA-256.
-
-    Args:
-        name: the specification without `hf:`.
-
-    Raises:
-        SourceError: the config does not exist, or a file that it names is gone.
-    """
-    spec = f"hf:{name}"
+    """The files of code that a model runs where that is permitted, each with its SHA-256."""
     source, class_name = _split(name)
     file = _config_file(source)
     if file is None:
         return {}
-    return Code.named_by(_read(file, spec), file.parent, class_name, permitted=True).files(spec)
+    with about(f"hf:{name}"):
+        return Code.named_by(_read(file), file.parent, class_name, permitted=True).files
 
 
 def _split(name: str) -> tuple[str, str | None]:
@@ -130,55 +121,50 @@ def _config_file(source: str) -> Path | None:
     return path.parent.resolve() / path.name if path.suffix == ".json" or len(path.parts) > 1 else None
 
 
-def _read(file: Path, spec: str) -> dict[str, Any]:
+def _read(file: Path) -> dict[str, Any]:
     if not file.is_file():
-        raise SourceError(
-            f"{spec}: no file {file}; nothing is downloaded, so save the model's config.json and give its path"
-        )
+        raise SourceError(f"no file {file}; nothing is downloaded, so save the model's config.json and give its path")
     try:
         values = json.loads(file.read_text(encoding="utf-8"))
     except (ValueError, RecursionError) as error:
-        raise SourceError(f"{spec}: {file} is not JSON: {describe(error)}") from error
+        raise SourceError(f"{file} is not JSON: {describe(error)}") from error
     if not isinstance(values, dict) or ("model_type" not in values and "auto_map" not in values):
-        raise SourceError(f"{spec}: {file} has no model_type, so it is no config of transformers")
+        raise SourceError(f"{file} has no model_type, so it is no config of transformers")
     if "configuration_files" in values:
-        raise SourceError(f"{spec}: {file} names other configs (configuration_files); put the right one in its place")
+        raise SourceError(f"{file} names other configs (configuration_files); put the right one in its place")
     # Attention is written out, whatever kernel the file prefers; a kernel may be code that has to be fetched. Fusions
     # are made while weights are loaded, and are no part of the model without them.
     return {k: value for k, value in values.items() if k.lstrip("_") not in ("attn_implementation", "fusion_config")}
 
 
-def _own_config_class(
-    transformers: Any, values: Mapping[str, Any], code: Code, files: Mapping[Path, str], file: Path, spec: str
-) -> Any:
+def _own_config_class(transformers: Any, values: Mapping[str, Any], code: Code, file: Path) -> Any:
     """The class of a config file: of its code where that may run, else of transformers."""
     model_type = values.get("model_type")
     if code.config is not None and (code.permitted or model_type not in transformers.CONFIG_MAPPING):
-        return code.load(code.config, files, spec)
+        return code.load(code.config)
     # As AutoConfig does.
     if model_type == "mistral" and "layer_types" in values and "ministral" in transformers.CONFIG_MAPPING:
         model_type = "ministral"
-    return _config_class(transformers, model_type, f"{spec}: the model_type of {file}")
+    return _config_class(transformers, model_type, f"the model_type of {file}: ")
 
 
-def _config_class(transformers: Any, model_type: Any, where: str) -> Any:
+def _config_class(transformers: Any, model_type: Any, where: str = "") -> Any:
     known = list(transformers.CONFIG_MAPPING.keys())
     if model_type not in known:
-        raise SourceError(
-            f"{where}: transformers has no model type {model_type!r}{close_matches(str(model_type), known)}"
-        )
+        close = close_matches(str(model_type), known)
+        raise SourceError(f"{where}transformers has no model type {model_type!r}{close}")
     return transformers.CONFIG_MAPPING[model_type]
 
 
-def _construct(config_class: Any, values: Mapping[str, Any], options: Mapping[str, Any], spec: str) -> Any:
+def _construct(config_class: Any, values: Mapping[str, Any], options: Mapping[str, Any]) -> Any:
     # Configs keep any keyword they are given, so a misspelt one would go unseen.
-    with package_code(f"{spec}: {config_class.__name__} has no defaults"):
+    with package_code(f"{config_class.__name__} has no defaults"):
         default = config_class()
     known = {*inspect.signature(config_class).parameters, *default.to_dict(), "attn_implementation"}
     for name in options:
         if name not in known and not hasattr(default, name):
-            raise BadInput(f"{spec}: {config_class.__name__} has no option {name!r}{close_matches(name, known)}")
-    with package_code(f"{spec}: {config_class.__name__} refuses its values"):
+            raise BadInput(f"{config_class.__name__} has no option {name!r}{close_matches(name, known)}")
+    with package_code(f"{config_class.__name__} refuses its values"):
         config = config_class(**{**values, **options})
     return config
 
@@ -213,42 +199,38 @@ def _give_dtype_(config: Any, dtype: torch.dtype | None) -> dict[str, str]:
     return {} if own is not None or dtype in (None, torch.float32) else {name: dtype_name(dtype)}
 
 
-def _own_class(
-    transformers: Any, class_name: str | None, config: Any, code: Code, files: Mapping[Path, str], spec: str
-) -> Any:
+def _own_class(transformers: Any, class_name: str | None, config: Any, code: Code) -> Any:
     """The class of a model with a config file: of its code where that may run, else of transformers."""
     native: Any = None
     try:
-        native = _native_class(transformers, class_name, config, spec)
+        native = _native_class(transformers, class_name, config)
     except SourceError as error:
         if code.model is None:
             hint = f"; its code has {', '.join(code.classes)}" if code.classes else ""
             raise SourceError(f"{error}{hint}") from error
     if code.model is None or (native is not None and not code.permitted):
         return native
-    found = code.load(code.model, files, spec)
+    found = code.load(code.model)
     if not hasattr(found, "_from_config"):
-        raise SourceError(f"{spec}: {code.model} in the auto_map of config.json is no model of transformers")
+        raise SourceError(f"{code.model} in the auto_map of config.json is no model of transformers")
     return found
 
 
-def _native_class(transformers: Any, class_name: str | None, config: Any, spec: str) -> Any:
+def _native_class(transformers: Any, class_name: str | None, config: Any) -> Any:
     model_class: Any = getattr(transformers, class_name or "AutoModel", None)
     if not hasattr(model_class, "from_config") and not hasattr(model_class, "_from_config"):
         known = [name for name in dir(transformers) if name[:1].isupper()]
-        raise SourceError(
-            f"{spec}: transformers has no model class {class_name!r}{close_matches(str(class_name), known)}"
-        )
+        raise SourceError(f"transformers has no model class {class_name!r}{close_matches(str(class_name), known)}")
     wanted = getattr(model_class, "config_class", None)
     if wanted is not None and not isinstance(config, wanted):
-        raise SourceError(f"{spec}: {class_name} takes a {wanted.__name__}, not a {type(config).__name__}")
+        raise SourceError(f"{class_name} takes a {wanted.__name__}, not a {type(config).__name__}")
     if type(config) not in getattr(model_class, "_model_mapping", (type(config),)):
-        raise SourceError(f"{spec}: {model_class.__name__} has no model for a {type(config).__name__}")
+        raise SourceError(f"{model_class.__name__} has no model for a {type(config).__name__}")
     return model_class
 
 
-def _model(model_class: Any, config: Any, options: Mapping[str, Any], spec: str) -> Any:
-    with package_code(f"{spec} could not be built"):
+def _model(model_class: Any, config: Any, options: Mapping[str, Any]) -> Any:
+    with package_code("the model could not be built"):
         if hasattr(model_class, "from_config"):
             model = model_class.from_config(config, trust_remote_code=False)
         else:

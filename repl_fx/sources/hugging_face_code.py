@@ -11,11 +11,12 @@ import importlib
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from repl_fx.errors import SourceError
-from repl_fx.sources.interrupts import interrupts
+from repl_fx.sources.interrupts import code_of_users
 from repl_fx.sources.source import describe, hash_file
 
 OPTION = "--trust-remote-code (trust_remote_code=True in Python)"
@@ -31,7 +32,6 @@ class Code:
         config: reference to the class of the config, `file.Class`; None where transformers has it.
         model: reference to the class of the model that was asked for.
         classes: the names under which models can be asked for.
-        permitted: whether the code may run.
     """
 
     directory: Path
@@ -55,65 +55,51 @@ class Code:
         """Whether the class that was asked for has code, which may not run."""
         return not self.permitted and (self.config is not None or self.model is not None)
 
-    def files(self, spec: str) -> dict[Path, str]:
-        """The files that may run, with all that they import from beside them, each with its SHA-256.
-
-        Raises:
-            SourceError: the code is elsewhere, or a file is gone.
-        """
+    @cached_property
+    def files(self) -> dict[Path, str]:
+        """The files that may run, with all that they import from beside them, each with its SHA-256."""
         from transformers.dynamic_module_utils import get_relative_import_files
 
         found: dict[Path, str] = {}
         for reference in (self.config, self.model):
             if reference is None or not self.permitted:
                 continue
-            file = self.directory / _file_of(reference, self.directory, spec)
+            file = self.directory / _file_of(reference, self.directory)
             try:
                 files = [file, *sorted(Path(other) for other in get_relative_import_files(file))]
                 found |= {other: hash_file(other) for other in files}
             except (OSError, ValueError) as error:
-                raise SourceError(f"{spec}: the code of {self.directory} cannot be read: {describe(error)}") from error
+                raise SourceError(f"the code of {self.directory} cannot be read: {describe(error)}") from error
         return found
 
-    def load(self, reference: str, files: Mapping[Path, str], spec: str) -> Any:
-        """Run the code and return the class that a reference names.
-
-        Args:
-            reference: `config` or `model`.
-            files: from `files`, of which no other version runs.
-            spec: for messages.
-
-        Raises:
-            SourceError: the code may not run, fails, or changed meanwhile.
-        """
+    def load(self, reference: str) -> Any:
+        """Run the code and return the class that `config` or `model` names, of the versions that `files` tells."""
         if not self.permitted:
             raise SourceError(
-                f"{spec}: the model brings code of its own, in {self.directory}, which runs only where you trust it; "
+                f"the model brings code of its own, in {self.directory}, which runs only where you trust it; "
                 f"read it, and add {OPTION}"
             )
         dynamic: Any = importlib.import_module("transformers.dynamic_module_utils")
-        name = _file_of(reference, self.directory, spec)
-        with interrupts() as interrupted:
-            try:
-                at = dynamic.get_cached_module_file(str(self.directory), name, local_files_only=True)
-                copies = Path(dynamic.HF_MODULES_CACHE, at).parents[name.count("/")]
-                for file in (str(self.directory / name), *dynamic.get_relative_import_files(self.directory / name)):
-                    if hash_file(copies / Path(file).relative_to(self.directory)) != files.get(Path(file)):
-                        raise SourceError(f"{spec}: {file} changed while it was read; try again")
-                return dynamic.get_class_in_module(reference.rpartition(".")[2], at)
-            except BaseException as error:
-                if isinstance(error, SourceError) or interrupted():
-                    raise
-                raise SourceError(f"{spec}: {self.directory / name} could not be run: {describe(error)}") from error
+        name = _file_of(reference, self.directory)
+        failed = f"{self.directory / name} could not be run:"
+        with code_of_users(failed, self.directory):
+            at = dynamic.get_cached_module_file(str(self.directory), name, local_files_only=True)
+            copies = Path(dynamic.HF_MODULES_CACHE, at).parents[name.count("/")]
+            read = self.directory / name, *map(Path, dynamic.get_relative_import_files(self.directory / name))
+            changed = [f for f in read if hash_file(copies / f.relative_to(self.directory)) != self.files.get(f)]
+        if changed:
+            raise SourceError(f"{changed[0]} changed while it was read; try again")
+        with code_of_users(failed, self.directory):
+            return dynamic.get_class_in_module(reference.rpartition(".")[2], at)
 
 
-def _file_of(reference: str, directory: Path, spec: str) -> str:
+def _file_of(reference: str, directory: Path) -> str:
     if "--" in reference:
         repository = reference.partition("--")[0]
         raise SourceError(
-            f"{spec}: the code of the model is in another place, {repository}, and nothing is downloaded; put it into "
+            f"the code of the model is in another place, {repository}, and nothing is downloaded; put it into "
             f"{directory}, and its name without {repository}-- into the auto_map of config.json"
         )
     if not _REFERENCE.fullmatch(reference):
-        raise SourceError(f"{spec}: {reference!r} in the auto_map of config.json is no class of a file in {directory}")
+        raise SourceError(f"{reference!r} in the auto_map of config.json is no class of a file in {directory}")
     return f"{reference.rpartition('.')[0]}.py"

@@ -18,25 +18,14 @@ SPECIAL_TOKENS = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2, "deco
 _LENGTH = 16
 
 
-def example_inputs(model: Any, config: Any, request: Request, spec: str) -> dict[str, Tensor]:
-    """Keyword inputs for a model: those it cannot do without, or those of the shapes that are asked for.
-
-    Args:
-        model: of transformers.
-        config: the config of the model.
-        request: its shapes and its generator.
-        spec: for messages.
-
-    Raises:
-        SourceError: nothing is known about inputs of such a model.
-        BadInput: an input that it does not take, or takes twice.
-    """
+def example_inputs(model: Any, config: Any, request: Request) -> dict[str, Tensor]:
+    """Keyword inputs for a model: those it cannot do without, or those of the shapes that are asked for."""
     accepted = inspect.signature(model.forward).parameters
     floating = getattr(model, "dtype", torch.float32)
     default = _default_inputs(model, config, accepted, floating)
     if not default and not request.shapes:
         raise SourceError(
-            f"{spec}: no example inputs are known for {type(model).__name__}; name them with --input-shape, "
+            f"no example inputs are known for {type(model).__name__}; name them with --input-shape, "
             f"such as {next(iter(accepted))}:2x16:int64"
         )
     wanted = default
@@ -47,9 +36,11 @@ def example_inputs(model: Any, config: Any, request: Request, spec: str) -> dict
             name = str(shape.name or getattr(model, "main_input_name", next(iter(accepted))))
             if name not in accepted:
                 usual = f"; by default it gets {', '.join(default)}" if default else ""
-                raise BadInput(f"{spec} takes no input {name!r}{close_matches(name, accepted)}{usual}")
+                raise BadInput(f"{type(model).__name__} takes no input {name!r}{close_matches(name, accepted)}{usual}")
             if name in wanted:
-                raise BadInput(f"{spec} has {name!r} as its main input; name the other inputs, as in ids:2x16")
+                raise BadInput(
+                    f"{type(model).__name__} has {name!r} as its main input; name the other inputs, as in ids:2x16"
+                )
             dtype = shape.dtype or (default[name].dtype if name in default else _dtype(name, floating))
             wanted[name] = InputShape(shape.sizes, name, dtype)
     return {name: _tensor(shape, config, request.generator) for name, shape in wanted.items()}
@@ -69,6 +60,7 @@ def _default_inputs(
         names.append("attention_mask")
     if getattr(config, "is_encoder_decoder", False) and "decoder_input_ids" in accepted:
         names.append("decoder_input_ids")
+    is_spectrogram = isinstance(getattr(config, "max_length", None), int) and hasattr(config, "num_mel_bins")
     sizes = {
         "input_ids": (2, _LENGTH),
         "attention_mask": (2, _LENGTH),
@@ -76,13 +68,9 @@ def _default_inputs(
         "pixel_values": _image_sizes(config),
         "input_features": (2, getattr(config, "num_mel_bins", 80), 2 * getattr(config, "max_source_positions", 64)),
         # A spectrogram where the config says its size, else a second of sound.
-        "input_values": (2, config.max_length, config.num_mel_bins) if _is_spectrogram(config) else (2, 16_000),
+        "input_values": (2, config.max_length, config.num_mel_bins) if is_spectrogram else (2, 16_000),
     }
     return {name: InputShape(sizes[name], name, _dtype(name, floating)) for name in names if name in sizes}
-
-
-def _is_spectrogram(config: Any) -> bool:
-    return isinstance(getattr(config, "max_length", None), int) and hasattr(config, "num_mel_bins")
 
 
 def _image_sizes(config: Any) -> tuple[int, ...]:

@@ -28,19 +28,11 @@ _OTHERS = ("pytorch_model*.bin", "*.safetensors", "*.gguf", "*.ckpt", "tf_model.
 _SHOWN = 3
 
 
-def read_weights(directory: Path, config: Any, spec: str) -> dict[str, Tensor] | None:
-    """Read the tensors of a directory, under the names that they have there.
-
-    Args:
-        directory: holds config.json.
-        config: the model's; it may name a file of weights other than model.safetensors.
-        spec: for messages.
+def read_weights(directory: Path, config: Any) -> dict[str, Tensor] | None:
+    """Read the tensors of a directory, under the names that they have there; the config may name their file.
 
     Returns:
         The tensors, in memory of their own; None where the directory has no safetensors that transformers would load.
-
-    Raises:
-        SourceError: a file is gone, damaged or elsewhere, or what the files hold is not all of the model.
     """
     named = getattr(config, "transformers_weights", None)
     entry = named or next((name for name in (_WEIGHTS, _INDEX) if (directory / name).is_file()), None)
@@ -48,35 +40,35 @@ def read_weights(directory: Path, config: Any, spec: str) -> dict[str, Tensor] |
         return None
     if (directory / "adapter_config.json").is_file():
         raise SourceError(
-            f"{spec}: {directory} holds an adapter too (adapter_config.json), which is not applied; merge it into the "
+            f"{directory} holds an adapter too (adapter_config.json), which is not applied; merge it into the "
             "weights, or move it away"
         )
     if getattr(config, "quantization_config", None) is not None:
-        raise SourceError(f"{spec}: the weights of {directory} are quantised (quantization_config); dequantise them")
+        raise SourceError(f"the weights of {directory} are quantised (quantization_config); dequantise them")
     # A few classes have heads in files of their own.
     heads = [directory / name for name in getattr(type(config), "extra_files", ()) if (directory / name).is_file()]
-    file = _inside(directory, entry, spec)
+    file = _inside(directory, entry)
     if not entry.endswith(".index.json"):
-        return _read([file, *heads], spec)
+        return _read([file, *heads])
     try:
         shards = json.loads(file.read_bytes())["weight_map"]
-        files = [_inside(directory, shard, spec) for shard in sorted(set(shards.values()))]
+        files = [_inside(directory, shard) for shard in sorted(set(shards.values()))]
     except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
-        raise SourceError(f"{spec}: {file} cannot be read: {describe(error)}; copy the directory again") from error
-    state = _read([*files, *heads], spec)
+        raise SourceError(f"{file} cannot be read: {describe(error)}; copy the directory again") from error
+    state = _read([*files, *heads])
     if gone := shards.keys() - state.keys():
-        raise SourceError(f"{spec}: {file} names weights that its files do not hold: {_listed(gone)}")
+        raise SourceError(f"{file} names weights that its files do not hold: {_listed(gone)}")
     return state
 
 
-def _inside(directory: Path, name: str, spec: str) -> Path:
+def _inside(directory: Path, name: str) -> Path:
     path = PurePosixPath(name)
     if path.is_absolute() or ".." in path.parts or not name.endswith((".safetensors", ".safetensors.index.json")):
-        raise SourceError(f"{spec}: weights in {name!r} are not read; they have to be safetensors in {directory}")
+        raise SourceError(f"weights in {name!r} are not read; they have to be safetensors in {directory}")
     return directory / path
 
 
-def _read(files: Iterable[Path], spec: str) -> dict[str, Tensor]:
+def _read(files: Iterable[Path]) -> dict[str, Tensor]:
     state: dict[str, Tensor] = {}
     for file in files:
         try:
@@ -84,7 +76,7 @@ def _read(files: Iterable[Path], spec: str) -> dict[str, Tensor]:
                 # Copies: these would change with the file, and be gone with it.
                 state |= {name: opened.get_tensor(name).clone() for name in opened.keys()}  # noqa: SIM118 - no mapping
         except (SafetensorError, OSError, ValueError) as error:
-            raise SourceError(f"{spec}: {file} cannot be read: {describe(error)}; copy the directory again") from error
+            raise SourceError(f"{file} cannot be read: {describe(error)}; copy the directory again") from error
     return state
 
 
@@ -106,47 +98,38 @@ def dtype_of(state: Mapping[str, Tensor]) -> torch.dtype | None:
     return next((t.dtype for t in state.values() if t.is_floating_point() and t.dtype.itemsize > 1), None)
 
 
-def load_weights_(model: Any, state: Mapping[str, Tensor], directory: Path, spec: str) -> tuple[str, ...]:
-    """Give a model of transformers the weights of a directory.
-
-    Args:
-        model: as its config says; it keeps its mode, and what is no weight.
-        state: the tensors, by the names that they have in the directory.
-        directory: for messages.
-        spec: for messages.
+def load_weights_(model: Any, state: Mapping[str, Tensor], directory: Path) -> tuple[str, ...]:
+    """Give a model of transformers the weights of a directory; it keeps its mode, and what is no weight.
 
     Returns:
         Notes on what is not as in the directory.
-
-    Raises:
-        SourceError: weights of other shapes, ties or kinds than the model's, or none of the model's.
     """
-    _refuse_quantised(model, state, directory, spec)
-    with package_code(f"{spec}: the weights of {directory} could not be loaded"):
+    _refuse_quantised(model, state, directory)
+    with package_code(f"the weights of {directory} could not be loaded"):
         loaded, found = _as_transformers_loads(model, state)
     if mismatched := found["mismatched_keys"]:
         shapes = [f"{name} is {_shape(there)} there and {_shape(here)} here" for name, there, here in mismatched]
         raise SourceError(
-            f"{spec}: {len(mismatched)} of the weights of {directory} do not fit {type(model).__name__}: "
+            f"{len(mismatched)} of the weights of {directory} do not fit {type(model).__name__}: "
             f"{_listed(shapes, '; ')}; take the config that they were made with"
         )
     missing, unexpected = set(found["missing_keys"]), set(found["unexpected_keys"])
     own = model.state_dict(keep_vars=True)
     if own.keys() <= missing:
         raise SourceError(
-            f"{spec}: none of the weights of {directory} is in {type(model).__name__}: they are {_listed(state)}; "
+            f"none of the weights of {directory} is in {type(model).__name__}: they are {_listed(state)}; "
             f"its own are {_listed(own)}"
         )
     new = loaded.state_dict(keep_vars=True)
     if untied := _tied(own) - _tied(new):
         raise SourceError(
-            f"{spec}: {_listed(min(untied), ' and ')} are one tensor by config.json and differ in {directory}; "
+            f"{_listed(min(untied), ' and ')} are one tensor by config.json and differ in {directory}; "
             "set tie_word_embeddings to false in it"
         )
     try:
         model.load_state_dict(new, assign=True)
     except RuntimeError as error:
-        raise SourceError(f"{spec}: the weights of {directory} make another model: {describe(error)}") from error
+        raise SourceError(f"the weights of {directory} make another model: {describe(error)}") from error
     notes = []
     if missing:
         notes.append(f"{_weights(missing)} not in {directory}, so random: {_listed(missing)}")
@@ -185,7 +168,7 @@ def _as_transformers_loads(model: Any, state: Mapping[str, Tensor]) -> tuple[nn.
     return loaded
 
 
-def _refuse_quantised(model: nn.Module, state: Mapping[str, Tensor], directory: Path, spec: str) -> None:
+def _refuse_quantised(model: nn.Module, state: Mapping[str, Tensor], directory: Path) -> None:
     """Refuse bytes in place of floats, which transformers would convert as if they were the values."""
     floating = {name for name, parameter in model.named_parameters() if parameter.is_floating_point()}
     for name, tensor in state.items():
@@ -197,7 +180,7 @@ def _refuse_quantised(model: nn.Module, state: Mapping[str, Tensor], directory: 
             quantised = named and not tensor.is_complex()
         if quantised:
             kind = dtype_name(tensor.dtype)
-            raise SourceError(f"{spec}: weights of {directory} are quantised ({name} is {kind}); dequantise them")
+            raise SourceError(f"weights of {directory} are quantised ({name} is {kind}); dequantise them")
 
 
 def _tied(state: Mapping[str, Tensor]) -> set[frozenset[str]]:

@@ -25,18 +25,14 @@ import torch
 from torch import Tensor
 
 from repl_fx.errors import BadInput
+from repl_fx.graph.kinds import dtype_name
 
 _DTYPES = {
-    "float16": torch.float16,
-    "bfloat16": torch.bfloat16,
-    "float32": torch.float32,
-    "float64": torch.float64,
-    "int8": torch.int8,
-    "uint8": torch.uint8,
-    "int16": torch.int16,
-    "int32": torch.int32,
-    "int64": torch.int64,
-    "bool": torch.bool,
+    dtype_name(dtype): dtype
+    for dtype in (
+        *(torch.float16, torch.bfloat16, torch.float32, torch.float64),
+        *(torch.int8, torch.uint8, torch.int16, torch.int32, torch.int64, torch.bool),
+    )
 }
 _SIZES = re.compile(r"[0-9]+(x[0-9]+)*", re.ASCII)
 _LARGEST = 2**63 - 1
@@ -45,13 +41,7 @@ _EXAMPLE = "write it like 2x3x224x224 or ids:2x16:int64,mask:2x16:bool"
 
 @dataclass(frozen=True)
 class InputShape:
-    """The shape of one input.
-
-    Attributes:
-        sizes: of the tensor, the batch first.
-        name: of the keyword argument; None for a positional one.
-        dtype: of the tensor; None for the model's own choice.
-    """
+    """The shape of one input, the batch first; one without a name is positional, without a dtype it has the model's."""
 
     sizes: tuple[int, ...]
     name: str | None = None
@@ -59,17 +49,7 @@ class InputShape:
 
 
 def parse_input_shape(text: str) -> tuple[InputShape, ...]:
-    """Read shapes written in the grammar of this module.
-
-    Args:
-        text: one or more shapes, separated by commas.
-
-    Returns:
-        The shapes in their order.
-
-    Raises:
-        BadInput: the text does not follow the grammar; quotes the part that does not.
-    """
+    """Read shapes written in the grammar of this module."""
     shapes = tuple(_parse_input(part.strip(), text) for part in text.split(","))
     names = [shape.name for shape in shapes if shape.name is not None]
     for name in names:
@@ -107,18 +87,7 @@ def _parse_input(part: str, text: str) -> InputShape:
 def random_tensor(
     sizes: Sequence[int], dtype: torch.dtype, generator: torch.Generator, *, low: int = 0, high: int = 2
 ) -> Tensor:
-    """Make an example input on the CPU.
-
-    Args:
-        sizes: of the tensor.
-        dtype: of the tensor.
-        generator: where the numbers come from.
-        low: smallest integer; floats and booleans ignore it.
-        high: one more than the largest integer; floats and booleans ignore it.
-
-    Returns:
-        Normal floats, integers uniform in [low, high), or booleans of a fair coin.
-    """
+    """An example input on the CPU: normal floats, integers uniform in [low, high), or booleans of a fair coin."""
     if dtype == torch.bool:
         return torch.randint(0, 2, tuple(sizes), generator=generator).bool()
     if dtype.is_floating_point:
@@ -127,19 +96,7 @@ def random_tensor(
 
 
 def positional(shapes: Sequence[InputShape], generator: torch.Generator, spec: str) -> tuple[Tensor, ...]:
-    """Make the inputs of a model that takes positional float tensors only.
-
-    Args:
-        shapes: one for each input.
-        generator: where the numbers come from.
-        spec: the specification, for the message.
-
-    Returns:
-        One tensor for each shape.
-
-    Raises:
-        BadInput: a shape has a name.
-    """
+    """The inputs of a model that takes positional float tensors only, one for each shape."""
     for shape in shapes:
         if shape.name is not None:
             raise BadInput(f"{spec} takes its inputs by position; leave the name {shape.name!r} out of the input shape")

@@ -6,7 +6,6 @@ import hashlib
 import importlib.util
 import inspect
 import sys
-import traceback
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,10 +15,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from repl_fx.arguments import in_words
 from repl_fx.errors import BadInput, SourceError
 from repl_fx.sources.input_shapes import random_tensor
-from repl_fx.sources.interrupts import interrupts
-from repl_fx.sources.source import Built, Request, close_matches, describe, hash_file
+from repl_fx.sources.interrupts import code_of_users
+from repl_fx.sources.source import Built, Request, close_matches, hash_file
 
 # Modules that an earlier model file imported from its own directory. They are forgotten before the next file is
 # executed: two files in different directories may both have a `layers.py` beside them.
@@ -32,22 +32,16 @@ def build(request: Request) -> Built:
     The file is executed anew each time, under a module name of its own; while it and its functions run, its directory
     is on `sys.path`, so that it can import what lies beside it.
 
-    Args:
-        request: its name is the path, with `:factory` after it where the factory is not called `model`.
-
     Returns:
         The model, its inputs, the file and the files of its directory that it imported.
-
-    Raises:
-        SourceError: no such file, no factory, or one of them fails.
-        BadInput: options that the factory does not take.
     """
     path, factory_name = _split(request.name)
     with _importable(path.parent):
         module, digest = _execute(path)
         factory = _find_factory(module, factory_name, path)
         _check_arguments(factory, request.options, f"{path}:{factory_name}")
-        model = _call(factory, request.options, f"{path}:{factory_name}", path)
+        with code_of_users(f"{path}:{factory_name} raised", path.parent):
+            model = factory(**request.options)
         if isinstance(model, type) and issubclass(model, nn.Module):
             raise SourceError(
                 f"{path}:{factory_name} returned the class {model.__name__}, not a model of it; "
@@ -55,8 +49,7 @@ def build(request: Request) -> Built:
             )
         if not isinstance(model, nn.Module):
             raise SourceError(
-                f"{path}:{factory_name} returned {_a(type(model).__name__)}, not a torch.nn.Module; "
-                "return the model itself"
+                f"{path}:{factory_name} returned {in_words(model)}, not a torch.nn.Module; return the model itself"
             )
         args, kwargs = _inputs(module, request, path)
     files = {path: digest, **_imported_siblings(path)}
@@ -129,14 +122,12 @@ def _execute(path: Path) -> tuple[ModuleType, str]:
     sys.modules[name] = module
     try:
         # Not through the loader: its cache takes a file that changed within a second, at the same size, for unchanged.
-        with interrupts() as interrupted:
+        with code_of_users(f"{path} could not be executed:", path.parent):
             code = path.read_bytes()
             exec(compile(code, str(path), "exec"), module.__dict__)
-    except BaseException as error:
+    except BaseException:
         sys.modules.pop(name, None)
-        if interrupted():
-            raise
-        raise SourceError(f"{path} could not be executed: {describe(error)}{_where(error, path)}") from error
+        raise
     return module, hashlib.sha256(code).hexdigest()
 
 
@@ -152,7 +143,7 @@ def _find_factory(module: ModuleType, name: str, path: Path) -> Callable[..., An
         if callable(value) and not key.startswith("_") and getattr(value, "__module__", None) == module.__name__
     ]
     listed = f"callables there are {', '.join(there)}" if there else "there are no callables in it"
-    what = "has no factory" if factory is None else f"has {_a(type(factory).__name__)}, not a factory, called"
+    what = "has no factory" if factory is None else f"has {in_words(factory)}, not a factory, called"
     raise SourceError(f"{path} {what} {name!r}; {listed}; define {name}() or write {path.name}:FACTORY")
 
 
@@ -174,27 +165,6 @@ def _check_arguments(factory: Callable[..., Any], options: Mapping[str, Any], wh
         raise BadInput(f"{where} takes no argument {unknown[0]!r}{close_matches(unknown[0], named)}")
 
 
-def _call(function: Callable[..., Any], options: Mapping[str, Any], where: str, path: Path) -> Any:
-    try:
-        with interrupts() as interrupted:
-            return function(**options)
-    except BaseException as error:
-        if interrupted():
-            raise
-        raise SourceError(f"{where} raised {describe(error)}{_where(error, path)}") from error
-
-
-def _where(error: BaseException, path: Path) -> str:
-    """The innermost line of the user's own code, which is where to look; library lines say little."""
-    if isinstance(error, SyntaxError) and error.filename:
-        return f" ({error.filename}, line {error.lineno})"
-    frames = [(frame.f_code.co_filename, line) for frame, line in traceback.walk_tb(error.__traceback__)]
-    own = [at for at in frames if Path(at[0]).is_relative_to(path.parent) and "site-packages" not in Path(at[0]).parts]
-    for file, line in reversed(own):
-        return f" ({file}, line {line})"
-    return ""
-
-
 def _inputs(module: ModuleType, request: Request, path: Path) -> tuple[tuple[Any, ...], dict[str, Any]]:
     maker = getattr(module, "example_inputs", None)
     if request.shapes is None:
@@ -205,41 +175,26 @@ def _inputs(module: ModuleType, request: Request, path: Path) -> tuple[tuple[Any
             )
         # Seeded on their own, so that the inputs do not depend on how many numbers the weights took.
         torch.default_generator.manual_seed(request.seed)
-        return _as_arguments(_call(maker, {}, f"{path}:example_inputs", path), path)
-    args, kwargs = [], {}
-    for shape in request.shapes:
-        tensor = random_tensor(shape.sizes, shape.dtype or torch.float32, request.generator)
-        if shape.name is None:
-            args.append(tensor)
-        else:
-            kwargs[shape.name] = tensor
-    return tuple(args), kwargs
+        with code_of_users(f"{path}:example_inputs raised", path.parent):
+            inputs = maker()
+        return _as_arguments(inputs, path)
+    made = [(s.name, random_tensor(s.sizes, s.dtype or torch.float32, request.generator)) for s in request.shapes]
+    return tuple(tensor for name, tensor in made if name is None), {name: tensor for name, tensor in made if name}
 
 
 def _as_arguments(inputs: Any, path: Path) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    args: tuple[Any, ...] = ()
-    kwargs: dict[str, Any] = {}
-    if isinstance(inputs, Tensor):
-        args = (inputs,)
-    elif isinstance(inputs, tuple | list):
-        args = tuple(inputs)
-    elif isinstance(inputs, Mapping):
-        kwargs = dict(inputs)
-    else:
+    if not isinstance(inputs, Tensor | tuple | list | Mapping):
         raise SourceError(
-            f"{path}:example_inputs returned {_a(type(inputs).__name__)}; return a tuple of positional inputs, "
+            f"{path}:example_inputs returned {in_words(inputs)}; return a tuple of positional inputs, "
             "a dict of keyword inputs, or one tensor"
         )
-    if not args and not kwargs:
+    if isinstance(inputs, Tensor):
+        return (inputs,), {}
+    if not inputs:
         raise SourceError(f"{path}:example_inputs returned nothing; return at least one input")
-    return args, kwargs
+    return ((), dict(inputs)) if isinstance(inputs, Mapping) else (tuple(inputs), {})
 
 
 def _imported_siblings(path: Path) -> dict[Path, str]:
     files = {Path(sys.modules[name].__file__ or "").resolve() for name in _siblings if name in sys.modules}
     return {file: hash_file(file) for file in sorted(files - {path})}
-
-
-def _a(noun: str) -> str:
-    """The noun with its article."""
-    return f"an {noun}" if noun[:1].lower() in "aeiou" else f"a {noun}"

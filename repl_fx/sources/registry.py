@@ -20,8 +20,7 @@ Builder = Callable[[Request], Built]
 _GROUP = "repl_fx.sources"
 # The files of code that a model runs where that is permitted, each with its SHA-256, by the name after the colon.
 CodeOf = Callable[[str], Mapping[Path, str]]
-_REGISTRY: dict[str, Builder] = {}
-_CODE: dict[str, CodeOf] = {}
+_REGISTRY: dict[str, tuple[Builder, CodeOf | None]] = {}
 
 
 def register_source(prefix: str, *, code: CodeOf | None = None) -> Callable[[Builder], Builder]:
@@ -41,9 +40,7 @@ def register_source(prefix: str, *, code: CodeOf | None = None) -> Callable[[Bui
         )
 
     def register(build: Builder) -> Builder:
-        _REGISTRY[prefix] = build
-        if code is not None:
-            _CODE[prefix] = code
+        _REGISTRY[prefix] = build, code
         return build
 
     return register
@@ -60,16 +57,12 @@ def is_source(prefix: str) -> bool:
 
 
 def builder(prefix: str) -> Builder:
-    """The function that builds the models of a kind for which `is_source` holds.
-
-    Raises:
-        BadInput: the package that offers it fails.
-    """
+    """The function that builds the models of a kind for which `is_source` holds."""
     if prefix not in _REGISTRY:
         register_source(prefix)(load_offered(_GROUP, prefix))
-    return _REGISTRY[prefix]
+    return _REGISTRY[prefix][0]
 
 
 def code_of(prefix: str) -> CodeOf | None:
     """The function that finds the code of a model of some kind; None where no code of the kind asks for permission."""
-    return _CODE.get(prefix)
+    return _REGISTRY[prefix][1] if prefix in _REGISTRY else None

@@ -10,17 +10,15 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import ModuleType
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from repl_fx._torch import pytree
-from repl_fx.errors import ForeignError, SourceError, foreign_code
+from repl_fx.errors import BadInput, ForeignError, SourceError, foreign_code
 from repl_fx.running.example_inputs import ExampleInputs
+from repl_fx.running.untouched import own_randomness
 from repl_fx.sources.input_shapes import InputShape
-
-T = TypeVar("T")
 
 
 @dataclass(frozen=True, eq=False)
@@ -30,8 +28,7 @@ class Source:
     Attributes:
         spec: the specification, as given.
         model: the model, in the mode its factory left it in.
-        args: positional example inputs.
-        kwargs: keyword example inputs.
+        args, kwargs: example inputs.
         options: JSON-serialisable keyword arguments of `load_source` that rebuild this source: `input_shape`, `seed`
             and `options`.
         files: files the model was made from, the one named in `spec` first, each with the SHA-256 of what was read;
@@ -51,7 +48,6 @@ class Source:
 
     @property
     def inputs(self) -> ExampleInputs:
-        """The example inputs."""
         return ExampleInputs(self.args, self.kwargs)
 
     def __str__(self) -> str:
@@ -105,34 +101,16 @@ def seeded(seed: int, device: torch.device) -> Iterator[None]:
 
     `torch.manual_seed` would seed every accelerator there is, and those that are not forked would stay seeded.
     """
-    devices = [device] if device.type == "cuda" else []
-    with torch.random.fork_rng(devices=devices):
+    with own_randomness(device):
         torch.default_generator.manual_seed(seed)
-        if devices:
+        if device.type == "cuda":
             with torch.cuda.device(device):
                 torch.cuda.manual_seed(seed)
         yield
 
 
-def to_device(value: T, device: torch.device) -> T:
-    """Copy nested tuples, lists and dicts with every tensor in them on `device`."""
-    moved: T = pytree.tree_map_only(Tensor, lambda tensor: tensor.to(device), value)
-    return moved
-
-
 def import_zoo(package: str, spec: str) -> ModuleType:
-    """Import a package of the extra `zoo`.
-
-    Args:
-        package: name of the package.
-        spec: the specification that needs it, for the message.
-
-    Returns:
-        The package.
-
-    Raises:
-        SourceError: the package is not installed, or fails to import.
-    """
+    """Import a package of the extra `zoo`, which a specification needs."""
     with package_code(f"{spec}: importing {package} failed"):
         try:
             imported = importlib.import_module(package)
@@ -147,19 +125,21 @@ def import_zoo(package: str, spec: str) -> ModuleType:
 
 @contextmanager
 def package_code(failed: str) -> Iterator[None]:
-    """Run the code of a package that makes models.
-
-    Args:
-        failed: the message for the case that it raises, without the reason.
-
-    Raises:
-        SourceError: the message, and what was raised.
-    """
+    """Run the code of a package that makes models; what it raises becomes a `SourceError`."""
     try:
         with foreign_code():
             yield
     except ForeignError as error:
         raise SourceError(f"{failed}: {describe(error.problem)}") from error.problem
+
+
+@contextmanager
+def about(spec: str) -> Iterator[None]:
+    """Begin the messages of errors on a model with its specification."""
+    try:
+        yield
+    except (SourceError, BadInput) as error:
+        raise type(error)(f"{spec}: {error}") from error.__cause__
 
 
 def hash_file(file: Path) -> str:

@@ -15,15 +15,8 @@ def build(request: Request) -> Built:
     An input shape that differs from the model's own is passed on where the model depends on it: the channels as
     `in_chans`, height and width as `img_size` for models of a fixed size.
 
-    Args:
-        request: its name is one that timm knows.
-
     Returns:
         The model with two images of its default size.
-
-    Raises:
-        SourceError: timm does not know the name or refuses the options.
-        BadInput: an input shape with a name.
     """
     spec = f"timm:{request.name}"
     timm = import_zoo("timm", spec)

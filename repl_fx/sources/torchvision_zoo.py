@@ -30,16 +30,9 @@ _FIXED_SIZE = {"vit_": "image_size", "maxvit_": "input_size"}
 def build(request: Request) -> Built:
     """Create a model of torchvision; options are keyword arguments of its builder.
 
-    Args:
-        request: its name is one that `torchvision.models.get_model` knows.
-
     Returns:
         The model with a batch of two images; two clips for a video model, two pairs for optical flow; for detection a
         list of two images and a list of what is to be found in each, which training needs.
-
-    Raises:
-        SourceError: torchvision does not know the name or refuses the options.
-        BadInput: an input shape with a name, or options that fix it to another size.
     """
     spec = f"torchvision:{request.name}"
     models = import_zoo("torchvision", spec).models

@@ -12,14 +12,13 @@ output stays.
 
 from __future__ import annotations
 
-import operator
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from torch import fx
 
 from repl_fx.errors import BadInput
-from repl_fx.surrogates.shared.blended_weights import BlendedWeight, BlendSynthesis, find_weights, on_state
+from repl_fx.surrogates.shared.blended_weights import BlendedWeight, blended, find_weights, on_state
 from repl_fx.surrogates.shared.builder import Builder
 from repl_fx.surrogates.shared.registry import Match, Surrogate, register_surrogate
 from repl_fx.surrogates.shared.site import NodeCall, Site, unfit_is_refused
@@ -46,12 +45,7 @@ class BlendConfig:
 
 @dataclass(frozen=True)
 class BlendMatch(Match):
-    """The weights of a block that are blended.
-
-    Attributes:
-        weights: those.
-        nodes: what reads them, and the rest of the block, in program order.
-    """
+    """The weights of a block that are blended; the nodes that read them and the rest of the block, in program order."""
 
     weights: tuple[BlendedWeight, ...]
     nodes: tuple[fx.Node, ...]
@@ -67,23 +61,20 @@ class Blend(Surrogate[BlendConfig, BlendMatch]):
     def match(self, site: Site) -> BlendMatch:
         """Refuse a block that has no weight to blend, or neighbours of another size."""
         weights = find_weights(site)
-        blended = {weight.path for weight in weights}
-        kept = [path for path in site.block.parameters if path not in blended]
+        gone = {weight.path for weight in weights}
+        kept = [path for path in site.block.parameters if path not in gone]
         nodes = tuple(sorted({*site.block.nodes, *site.weight_nodes}))
         return BlendMatch(weights, nodes, kept_parameters=kept)
 
     def build(self, site: Builder, match: BlendMatch) -> tuple[fx.Node, ...]:
         """Swap the block's weights for blended ones; its nodes stay where they are."""
-        axes = [None if self.config.per == "tensor" else weight.axis for weight in match.weights]
-        removed = [site.tensor(weight.path) for weight in match.weights]
-        pairs = [(site.tensor(weight.before), site.tensor(weight.after)) for weight in match.weights]
+        weights = match.weights
+        if self.config.per == "tensor":
+            weights = tuple(replace(weight, axis=None) for weight in weights)
         with site.before_node(match.nodes[0]):
-            read = [site.parameter(path) for weight in match.weights for path in (weight.before, weight.after)]
-            synthesis = BlendSynthesis(removed, pairs, axes, self.config.train_neighbours)
-            made = site.synthesise("blend", synthesis, *read)
-            weights = {weight.path: site.call(operator.getitem, made, i) for i, weight in enumerate(match.weights)}
+            made = blended(site, "blend", weights, self.config.train_neighbours)
         for node in match.nodes:
-            self._on_weights(site, node, weights)
+            self._on_weights(site, node, made)
         return site.block.outputs
 
     def _on_weights(self, site: Builder, node: fx.Node, weights: Mapping[str, fx.Node]) -> None:
@@ -93,6 +84,6 @@ class Blend(Surrogate[BlendConfig, BlendMatch]):
             if feeder.op == "get_attr" and str(feeder.target) in weights:
                 here.replace_input_with(feeder, weights[str(feeder.target)])
         with site.before_node(node):
-            made = on_state(site, NodeCall.of(here), weights)
+            made = on_state(site, NodeCall(here, here.args, here.kwargs, here.meta["val"]), weights)
         if made is not None:
             site.replace(node, made)

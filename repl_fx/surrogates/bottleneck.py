@@ -29,32 +29,23 @@ at the removed block's scale.
 from __future__ import annotations
 
 import math
-import operator
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, fx
 
-from repl_fx.analysis.blocks import Block
 from repl_fx.analysis.branches import Branch
 from repl_fx.analysis.linear_operators import LinearOperator
-from repl_fx.graph.roles import CONVOLUTIONS, LINEAR
-from repl_fx.surrogates.shared.activations import Activation, find_activation
+from repl_fx.graph.roles import CONVOLUTIONS
+from repl_fx.surrogates.shared.activations import activation_function, find_activation
 from repl_fx.surrogates.shared.branch_edits import starts_at_zero, without
 from repl_fx.surrogates.shared.builder import Builder
-from repl_fx.surrogates.shared.norms import (
-    PreNorm,
-    ThinNorm,
-    find_norm,
-    find_post_norm,
-    find_pre_norm,
-    without_norm,
-)
+from repl_fx.surrogates.shared.norms import PreNorm, ThinNorm, find_norm, find_post_norm, find_pre_norm, fresh_norm
 from repl_fx.surrogates.shared.recompute import RecomputedBranch
 from repl_fx.surrogates.shared.registry import Match, Surrogate, check_thin_settings, register_surrogate
 from repl_fx.surrogates.shared.site import Site, Unfit, shown, unfit_is_refused
-from repl_fx.surrogates.shared.thin_layer import ThinForms, ThinShape, ThinSynthesis, ThinWeights, WeightForm
+from repl_fx.surrogates.shared.synthesis import OwnWeights
+from repl_fx.surrogates.shared.thin_layer import ThinShape, ThinSynthesis, WeightForm, thin_weights
 
 
 @dataclass(frozen=True)
@@ -84,12 +75,11 @@ class _Span:
 
     Attributes:
         name: of the layer's modules.
-        branch: the branch.
         width: r.
         layout: how positions move from the span's input to its output.
         spatial: the convolution whose kernel is kept, if any.
         norm, activation: inside the span; None where there is none.
-        pre_norm: before the span, where the layer takes it in.
+        pre_norm: before the span; the layer takes it in where it can.
         post: the batch norm right behind the span, which goes.
         zero_init: whether W_out starts at zero.
     """
@@ -100,8 +90,8 @@ class _Span:
     layout: str
     spatial: tuple[LinearOperator, ...]
     norm: ThinNorm | None
-    activation: Activation | None
-    pre_norm: PreNorm | None
+    activation: fx.Node | None
+    pre_norm: PreNorm
     post: fx.Node | None
     zero_init: bool
 
@@ -113,12 +103,7 @@ class _Span:
 
 @dataclass(frozen=True)
 class BottleneckMatch(Match):
-    """The branches of a block that become thin layers, and those that go.
-
-    Attributes:
-        spans: of the former.
-        dropped: the addition of each of the latter, and what is left of it.
-    """
+    """The spans of branches that become thin layers; of each other branch its addition, and what is left of that."""
 
     spans: tuple[_Span, ...]
     dropped: tuple[tuple[fx.Node, fx.Node], ...]
@@ -158,11 +143,6 @@ class Bottleneck(Surrogate[BottleneckConfig, BottleneckMatch]):
         return site.block.outputs
 
     def _span(self, site: Site, branch: Branch, name: str) -> _Span:
-        """The span of a branch.
-
-        Raises:
-            Unfit: a thin layer cannot stand for it.
-        """
         layout = _layout(branch)
         gm = site.graph_module
         post = find_post_norm(gm, branch)
@@ -174,35 +154,39 @@ class Bottleneck(Surrogate[BottleneckConfig, BottleneckMatch]):
     def _thin_layer(self, site: Builder, span: _Span) -> fx.Node:
         axis_in, axis_out = span.axes
         synthesis, paths = self._weights(site, span)
-        made = site.synthesise(span.name, synthesis, *(site.parameter(path) for path in paths))
-        parts = {part: site.call(operator.getitem, made, i) for i, part in enumerate(synthesis.names)}
+        parts = site.synthesised(span.name, synthesis, paths, synthesis.names)
         if span.axes == (-1, -1) and "kernel" not in parts and span.norm is None:
             return _lean(site, span, parts)
         value = _pointwise(site, span.branch.input, parts["weight_in"], parts.get("bias_in"), axis_in)
         if "kernel" in parts:
-            value = _depthwise(site, value, parts["kernel"])
+            value = site.mix(value, parts["kernel"], None, groups=span.width)
         value = _change_layout(site, value, span.layout)
         if span.norm is not None:
-            value = _normalised(site, value, span, next(synthesis.parameters()))
+            norm = fresh_norm(span.norm, value, axis_out, next(synthesis.parameters()))
+            value = site.call_module(site.module(f"{span.name}_norm", norm), value)
         if span.activation is not None:
-            value = span.activation.emit(site, value)
+            value = site.again(span.activation, value)
         return _pointwise(site, value, parts["weight_out"], parts.get("bias_out"), axis_out)
 
-    def _weights(self, site: Site, span: _Span) -> tuple[ThinSynthesis | ThinWeights, list[str]]:
+    def _weights(self, site: Site, span: _Span) -> tuple[ThinSynthesis | OwnWeights, list[str]]:
         """The synthesis of the thin layer's weights, and the parameters it reads."""
         branch, norm = span.branch, span.norm
-        operators = (*branch.entries, *branch.exits, *span.spatial)
-        removed = [site.tensor(str(linear.weight)) for linear in operators]
+        roles = {"entry": branch.entries, "exit": branch.exits, "kernel": span.spatial}
+        operators = [(role, linear) for role, some in roles.items() for linear in some]
+        removed = [site.tensor(str(linear.weight)) for _, linear in operators]
         bias_in = any(m.bias for m in branch.entries) and not (norm and norm.has_bias)
         bias_out = span.post is not None or any(m.bias for m in branch.exits)
-        form = _forms(site, span, None)
         shape = ThinShape(span.width, bias_in, bias_out, span.zero_init)
-        if self.config.weights == "own":
-            return ThinWeights(shape, form, removed), []
-        paths = [site.counterpart_parameter(str(m.weight), block) for block in site.neighbours for m in operators]
-        forms = (*(_forms(site, span, block) for block in site.neighbours), form)
-        given = [site.tensor(path) for path in paths]
-        return ThinSynthesis(shape, forms, given, removed, train_neighbours=self.config.train_neighbours), paths
+        neighbours = () if self.config.weights == "own" else site.neighbours
+        *given_forms, own_forms = (
+            [_form(role, site.counterpart_operator(linear, block)) for role, linear in operators]
+            for block in (*neighbours, site.block)
+        )
+        if not neighbours:
+            return thin_weights(shape, own_forms, removed), []
+        paths = [site.counterpart_parameter(str(m.weight), block) for block in neighbours for _, m in operators]
+        given, train = [site.tensor(path) for path in paths], self.config.train_neighbours
+        return ThinSynthesis(shape, [*given_forms, own_forms], given, removed, train_neighbours=train), paths
 
     def _width(self, branch: Branch) -> int:
         if self.config.width is not None:
@@ -215,14 +199,8 @@ class Bottleneck(Surrogate[BottleneckConfig, BottleneckMatch]):
         return max(1, round(self.config.ratio * min(*(int(end) for end in ends), inner)))
 
 
-def _forms(site: Site, span: _Span, block: Block | None) -> ThinForms:
-    """The layouts of the weights a thin layer is made from, in the removed block or in a neighbour."""
-
-    def layouts(operators: Sequence[LinearOperator]) -> tuple[WeightForm, ...]:
-        there = operators if block is None else [site.counterpart_operator(linear, block) for linear in operators]
-        return tuple(WeightForm(linear.transposed, linear.groups) for linear in there)
-
-    return ThinForms(layouts(span.branch.entries), layouts(span.branch.exits), layouts(span.spatial))
+def _form(role: str, linear: LinearOperator) -> WeightForm:
+    return WeightForm(role, linear.transposed, linear.groups)
 
 
 def _spatial(site: Site, branch: Branch) -> list[LinearOperator]:
@@ -245,11 +223,7 @@ def _spatial(site: Site, branch: Branch) -> list[LinearOperator]:
 
 
 def _layout(branch: Branch) -> str:
-    """How positions move from the input of a branch's span to its output.
-
-    Raises:
-        Unfit: a thin layer cannot stand for the span.
-    """
+    """How positions move from the input of a branch's span to its output; refuses spans unlike a thin layer."""
     for linear in (*branch.entries, *branch.exits):
         if linear.weight is None:
             raise Unfit(f"the weight of {linear.node.name} is of a kind a thin layer cannot be made from", linear.node)
@@ -268,11 +242,11 @@ def _layout(branch: Branch) -> str:
 
 def _lean(site: Builder, span: _Span, parts: dict[str, fx.Node]) -> fx.Node:
     """A thin layer on tokens, together with the norm before it, which gives its scale and shift to W_in and b_in."""
-    given, bias_in = span.branch.input, parts.get("bias_in")
-    value, kind, eps, weight, bias = without_norm(site, given, span.pre_norm, parts["weight_in"], bias_in)
-    function = None if span.activation is None else span.activation.function(site.graph_module)
-    path = site.module(f"{span.name}_lean", RecomputedBranch(kind, eps, function))
-    return site.call_module(path, value, weight, parts["weight_out"], bias, parts.get("bias_out"))
+    norm = span.pre_norm
+    weight, bias = norm.taken_in(site, parts["weight_in"], parts.get("bias_in"))
+    function = None if span.activation is None else activation_function(site.graph_module, span.activation)
+    path = site.module(f"{span.name}_lean", RecomputedBranch(norm.kind, norm.eps, function))
+    return site.call_module(path, norm.input, weight, parts["weight_out"], bias, parts.get("bias_out"))
 
 
 def _without(tensor: Tensor, axis: int) -> list[str]:
@@ -305,30 +279,12 @@ def _change_layout(site: Builder, value: fx.Node, change: str) -> fx.Node:
 
 
 def _pointwise(site: Builder, value: fx.Node, weight: fx.Node, bias: fx.Node | None, axis: int) -> fx.Node:
-    if axis == -1:
-        return site.call(LINEAR, value, weight, bias)
     spatial = value.meta["val"].ndim - 2
-    if spatial not in CONVOLUTIONS:
-        return site.call(LINEAR, value, weight, bias)
-    shaped = site.call(_as_kernel, weight, spatial)
-    return site.call(CONVOLUTIONS[spatial], value, shaped, bias)
+    if axis == -1 or spatial not in CONVOLUTIONS:
+        return site.mix(value, weight, bias)
+    return site.mix(value, site.call(_as_kernel, weight, spatial), bias)
 
 
 def _as_kernel(weight: Tensor, spatial: int) -> Tensor:
     """A matrix as a kernel of size 1."""
     return weight.reshape(*weight.shape, *[1] * spatial)
-
-
-def _depthwise(site: Builder, value: fx.Node, kernel: fx.Node) -> fx.Node:
-    sizes = kernel.meta["val"].shape[2:]
-    padding = [int(size) // 2 for size in sizes]
-    ones = [1] * len(sizes)
-    return site.call(
-        CONVOLUTIONS[len(sizes)], value, kernel, None, ones, padding, ones, int(kernel.meta["val"].shape[0])
-    )
-
-
-def _normalised(site: Builder, value: fx.Node, span: _Span, like: Tensor) -> fx.Node:
-    assert span.norm is not None
-    module = span.norm.make(span.width, span.axes[1], value.meta["val"].ndim)
-    return site.call_module(site.module(f"{span.name}_norm", module.to(dtype=like.dtype, device=like.device)), value)

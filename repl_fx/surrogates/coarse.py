@@ -23,7 +23,6 @@ not, and a window of a sequence in time reaches into the future.
 
 from __future__ import annotations
 
-import operator
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -36,7 +35,7 @@ from repl_fx.analysis.linear_operators import LinearOperator, linear_operator_of
 from repl_fx.graph.bridge import digraph, leading_to
 from repl_fx.graph.captured import writes_in_place
 from repl_fx.surrogates.shared.activations import is_activation
-from repl_fx.surrogates.shared.blended_weights import BlendedWeight, BlendSynthesis, find_weights, on_state
+from repl_fx.surrogates.shared.blended_weights import BlendedWeight, blended, find_weights, on_state
 from repl_fx.surrogates.shared.branch_edits import has_no_state, zero_init_norms, zero_init_operators
 from repl_fx.surrogates.shared.builder import Builder
 from repl_fx.surrogates.shared.norms import fresh_norm, norm_at
@@ -98,99 +97,54 @@ class Coarse(Surrogate[CoarseConfig, CoarseMatch]):
         """Refuse a block without a plain spine, one whose positions are told apart, and neighbours of another size."""
         joins, behind = _spine(site)
         windows, calls = _calls(site, joins, self.config.ratio)
-        blended = find_weights(site) if self.config.weights == "neighbours" else ()
+        mixed = find_weights(site) if self.config.weights == "neighbours" else ()
         ends = zero_init_operators(site)
         zero = tuple(linear.weight for linear in ends if linear.weight is not None)
         biases = tuple(path for linear in ends if linear.bias for path in _bias_paths(site, linear))
-        gone = {*zero, *(weight.path for weight in blended)}
+        gone = {*zero, *(weight.path for weight in mixed)}
         kept = [path for path in site.block.parameters if path not in gone]
         norms = frozenset(zero_init_norms(site))
-        return CoarseMatch(windows, joins, calls, behind, norms, zero, biases, blended, kept_parameters=kept)
+        return CoarseMatch(windows, joins, calls, behind, norms, zero, biases, mixed, kept_parameters=kept)
 
     def build(self, site: Builder, match: CoarseMatch) -> tuple[fx.Node, ...]:
         """Put the coarse block before the block's output."""
         with site.before_node(site.block.output):
             weights = self._weights(site, match)
             mean = match.windows.mean(site, site.input)
-            made: dict[fx.Node, fx.Node] = {site.input: mean}
+            read = (feeder for call in match.calls for feeder in call.node.all_input_nodes if feeder.op == "get_attr")
+            made = {feeder: weights[str(feeder.target)] for feeder in read if feeder.target in weights}
+            made[site.input] = mean
             for call in match.calls:
-                args, kwargs = _on(call, made | {n: weights[str(n.target)] for n in _read(call.node, weights)})
-                if call.node in match.zero_norms:
+                node = call.node
+                args, kwargs = fx.node.map_arg((call.args, call.kwargs), lambda n: made.get(n, n))
+                if node in match.zero_norms:
                     value = site.call_module(_zero_norm(site, call), args[0])
-                elif call.node in match.joins:
+                elif node in match.joins:
                     # Not in place: the mean is read again.
                     value = site.call(torch.ops.aten.add.Tensor, *args)
                 else:
-                    now = NodeCall(call.node, args, kwargs, call.value)
-                    value = on_state(site, now, weights) or site.repeat_call(now)
-                made[call.node] = value
+                    now = NodeCall(node, args, kwargs, call.value)
+                    value = on_state(site, now, weights) or site.create(node.op, node.target, args, kwargs, call.value)
+                made[node] = value
             change = site.call(torch.ops.aten.sub.Tensor, made[max(match.joins)], mean)
             stream = match.windows.added(site, site.input, change)
             for node in match.behind:
-                args, kwargs = _on(NodeCall.of(node), {node.all_input_nodes[0]: stream})
-                stream = site.repeat_call(NodeCall(node, args, kwargs, node.meta["val"]))
+                stream = site.again(node, stream)
         return (stream,)
 
     def _weights(self, site: Builder, match: CoarseMatch) -> dict[str, fx.Node]:
         """The stand-ins for parameters of the block, by path: blended weights, and those that start at zero."""
-        synthesis: Synthesis
-        if self.config.weights == "own":
-            names, paths = match.zero_weights, []
-            synthesis = ZeroWeights([site.tensor(path) for path in (*names, *match.zero_biases)])
-        else:
-            names = tuple(weight.path for weight in match.blended)
-            paths = [path for weight in match.blended for path in (weight.before, weight.after)]
-            synthesis = CoarseSynthesis(
-                [site.tensor(name) for name in names],
-                [(site.tensor(weight.before), site.tensor(weight.after)) for weight in match.blended],
-                [weight.axis for weight in match.blended],
-                [name in match.zero_weights for name in names],
-                [site.tensor(path) for path in match.zero_biases],
-                self.config.train_neighbours,
-            )
-        if not names:
+        if self.config.weights == "neighbours":
+            train = self.config.train_neighbours
+            return blended(site, "coarse", match.blended, train, match.zero_weights, match.zero_biases)
+        names = (*match.zero_weights, *match.zero_biases)
+        if not match.zero_weights:
             return {}
-        made = site.synthesise("coarse", synthesis, *map(site.parameter, paths))
-        return {path: site.call(operator.getitem, made, i) for i, path in enumerate((*names, *match.zero_biases))}
-
-
-class CoarseSynthesis(BlendSynthesis):
-    """Blended weights, some of which start at zero, and then biases of its own, which do too.
-
-    Args:
-        removed, pairs, axes, train_neighbours: see `BlendSynthesis`.
-        zero: for each weight whether it starts at zero.
-        biases: those that are removed.
-    """
-
-    def __init__(
-        self,
-        removed: list[Tensor],
-        pairs: list[tuple[Tensor, Tensor]],
-        axes: list[int | None],
-        zero: list[bool],
-        biases: list[Tensor],
-        train_neighbours: bool,
-    ) -> None:
-        super().__init__(removed, pairs, axes, train_neighbours)
-        self.bias_count = len(biases)
-        self.biases = nn.ParameterList(nn.Parameter(torch.zeros_like(bias)) for bias in biases)
-        for alpha, beta, at_zero in zip(self.alpha, self.beta, zero, strict=True):
-            if at_zero:
-                nn.init.zeros_(alpha)
-                nn.init.zeros_(beta)
-
-    def finish(self, state: Mapping[str, Tensor], blended: Sequence[Tensor], weights: Sequence[Tensor]) -> Any:
-        """The blended weights, and the biases."""
-        return (*blended, *(state[f"biases.{i}"] for i in range(self.bias_count)))
+        return site.synthesised("coarse", ZeroWeights([site.tensor(name) for name in names]), (), names)
 
 
 class ZeroWeights(Synthesis):
-    """Parameters that start at zero in the place of others.
-
-    Args:
-        given: those that are removed.
-    """
+    """Parameters that start at zero in the place of given ones."""
 
     def __init__(self, given: Sequence[Tensor]) -> None:
         super().__init__(train_neighbours=True)
@@ -208,33 +162,30 @@ def streams_sequence(site: Site) -> bool:
 
 
 def _spine(site: Site) -> tuple[frozenset[fx.Node], tuple[fx.Node, ...]]:
-    """The additions on the block's spine, and what follows the last of them.
-
-    Raises:
-        Unfit: something else is on the spine.
-    """
-    split, block = site.require_split(), site.block
-    given, made = block.input.meta.get("val"), block.output.meta.get("val")
-    if len(block.inputs) != 1 or not isinstance(given, Tensor) or not isinstance(made, Tensor):
-        raise Unfit("it has several streamed values")
+    """The additions on the block's spine, and what follows the last of them; nothing else may be on it."""
+    split = site.require_split()
+    given, made = site.require_one_stream()
     if str(given.shape) != str(made.shape):
         raise Unfit(f"it turns {shown(given.shape)} into {shown(made.shape)}")
     joins = frozenset(branch.join for branch in split.branches)
-    last = max(joins)
+    gm, last = site.graph_module, max(joins)
     for node in split.spine:
-        if node <= last and not (_is_plain_sum(node) if node in joins else _is_identity(site, node)):
+        if node > last:
+            # The same to every value, without parameters.
+            if len(node.all_input_nodes) != 1 or not (is_activation(gm, node) or has_no_state(gm, node)):
+                raise Unfit(f"its spine has {node.name} behind its last addition", node)
+            continue
+        if node in joins:
+            plain = len(node.args) == 2 and not node.kwargs
+        else:
+            plain = node.op == "call_module" and type(gm.get_submodule(str(node.target))) is nn.Identity
+        if not plain:
             raise Unfit(f"its spine has {node.name}, which is no plain addition", node)
-        if node > last and not _is_passing(site, node):
-            raise Unfit(f"its spine has {node.name} behind its last addition", node)
     return joins, tuple(node for node in split.spine if node > last)
 
 
 def _calls(site: Site, joins: frozenset[fx.Node], ratio: float) -> tuple[Windows, tuple[NodeCall, ...]]:
-    """The block's calls up to its last addition, on windows instead of positions.
-
-    Raises:
-        Unfit: it cannot be had at a lower resolution.
-    """
+    """The block's calls up to its last addition, on windows instead of positions."""
     given, last = site.input.meta["val"], max(joins)
     windows = _windows(site, given, ratio)
     values: dict[fx.Node, Any] = {site.input: site.value_of(windows.fewer, given)}
@@ -252,12 +203,8 @@ def _calls(site: Site, joins: frozenset[fx.Node], ratio: float) -> tuple[Windows
     return windows, tuple(calls)
 
 
-def _windows(site: Site, given: Tensor, ratio: float) -> PictureWindows | TokenWindows:
-    """Windows over what streams through the block.
-
-    Raises:
-        Unfit: it has no positions that can be grouped.
-    """
+def _windows(site: Site, given: Tensor, ratio: float) -> Windows:
+    """Windows over what streams through the block; refuses positions that cannot be grouped."""
     if given.ndim in (4, 5) and isinstance(given.shape[1], int):
         return PictureWindows.of(given, ratio)
     if given.ndim != 3 or not isinstance(given.shape[1], int):
@@ -291,11 +238,7 @@ def _require_none_for_each_position(site: Site, positions: int, channels: int) -
 
 
 def _coarser(site: Site, node: fx.Node, values: Mapping[fx.Node, Any], windows: Windows) -> NodeCall:
-    """The call of a node of the block at a lower resolution, with its own arguments but for sizes.
-
-    Raises:
-        Unfit: it reads something else than the stream, looks to one side alone, or cannot be called so.
-    """
+    """The call of a node of the block at a lower resolution, with its own arguments but for sizes."""
     outside = [f for f in node.all_input_nodes if f not in values and isinstance(f.meta.get("val"), Tensor)]
     if any(f.op != "get_attr" for f in outside):
         raise Unfit(f"{node.name} reads a value from outside the block", node)
@@ -325,36 +268,13 @@ def _written(site: Site, node: fx.Node) -> fx.Node | None:
     return given if isinstance(given, fx.Node) else None
 
 
-def _is_plain_sum(node: fx.Node) -> bool:
-    return len(node.args) == 2 and not node.kwargs
-
-
-def _is_identity(site: Site, node: fx.Node) -> bool:
-    return node.op == "call_module" and type(site.graph_module.get_submodule(str(node.target))) is nn.Identity
-
-
-def _is_passing(site: Site, node: fx.Node) -> bool:
-    """Whether a node does the same to every value, without parameters."""
-    gm = site.graph_module
-    return len(node.all_input_nodes) == 1 and (is_activation(gm, node) or has_no_state(gm, node))
-
-
-def _on(call: NodeCall, values: Mapping[fx.Node, fx.Node]) -> Any:
-    """The arguments of a call on other nodes, where there are others."""
-    return fx.node.map_arg((call.args, call.kwargs), lambda n: values.get(n, n))
-
-
-def _read(node: fx.Node, weights: Mapping[str, fx.Node]) -> list[fx.Node]:
-    """The parameters that a node reads and that others stand for."""
-    return [feeder for feeder in node.all_input_nodes if feeder.op == "get_attr" and str(feeder.target) in weights]
-
-
 def _zero_norm(site: Builder, call: NodeCall) -> str:
     """A norm like that of a call, which makes zeros at first; where it is."""
     channels = int(call.value.shape[1])
     norm = norm_at(site.graph_module, call.node, {channels})
     assert norm is not None
-    return site.module("norm", fresh_norm(site, norm, channels, 1, call.value.ndim, zero_init=True))
+    like = site.tensor(site.block.parameters[0])
+    return site.module("norm", fresh_norm(norm, call.node, 1, like, zero_init=True))
 
 
 def _bias_paths(site: Site, linear: LinearOperator) -> list[str]:

@@ -42,16 +42,12 @@ from repl_fx.analysis.branches import Branch
 from repl_fx.graph.decisions import is_choice
 from repl_fx.surrogates.shared.branch_edits import starts_at_zero, without
 from repl_fx.surrogates.shared.builder import Builder
-from repl_fx.surrogates.shared.initialisation import length, random_values
-from repl_fx.surrogates.shared.norms import PreNorm, find_pre_norm, without_norm
+from repl_fx.surrogates.shared.norms import PreNorm, find_pre_norm
 from repl_fx.surrogates.shared.recompute import MapForm, RecomputedAttention
 from repl_fx.surrogates.shared.registry import Match, Surrogate, check_thin_settings, register_surrogate
 from repl_fx.surrogates.shared.site import Site, Unfit, unfit_is_refused
-from repl_fx.surrogates.shared.synthesis import BlendingSynthesis
+from repl_fx.surrogates.shared.synthesis import BlendingSynthesis, OwnWeights, length, random_values
 from repl_fx.surrogates.shared.weight_slices import SliceBlend, WeightSlice
-
-# What a synthesis of values returns behind them, in order; the biases where there are any.
-_BESIDE_VALUES = ("weight_out", "bias_values", "bias_out")
 
 
 @dataclass(frozen=True)
@@ -81,11 +77,9 @@ class _Mixing:
 
     Attributes:
         name: of the modules.
-        branch: the branch.
-        attention: its own.
         core: the counterpart of `attention.core` in the block before.
         heads: which heads of the values.
-        pre_norm: the norm before the branch's span; None where there is none.
+        pre_norm: the norm before the branch's span.
         zero_init: whether W_out starts at zero.
     """
 
@@ -94,18 +88,13 @@ class _Mixing:
     attention: Attention
     core: fx.Node
     heads: tuple[int, ...]
-    pre_norm: PreNorm | None
+    pre_norm: PreNorm
     zero_init: bool
 
 
 @dataclass(frozen=True)
 class ReuseMatch(Match):
-    """The branches of a block that keep an attention, and those that go.
-
-    Attributes:
-        mixings: the former.
-        dropped: the addition of each of the latter, and what is left of it.
-    """
+    """The branches of a block that keep an attention; of each other its addition, and what is left of that."""
 
     mixings: tuple[_Mixing, ...]
     dropped: tuple[tuple[fx.Node, fx.Node], ...]
@@ -155,10 +144,9 @@ class Reuse(Surrogate[ReuseConfig, ReuseMatch]):
     def _mixed(self, site: Builder, mixing: _Mixing) -> fx.Node:
         branch, attention, heads = mixing.branch, mixing.attention, mixing.heads
         synthesis, paths = self._weights(site, mixing)
-        made = site.synthesise(mixing.name, synthesis, *(site.parameter(path) for path in paths))
-        parts = {part: site.call(operator.getitem, made, i) for i, part in enumerate(synthesis.names)}
-        values = parts["weight_values"], parts.get("bias_values")
-        value, kind, eps, weight, bias = without_norm(site, branch.input, mixing.pre_norm, *values)
+        parts = site.synthesised(mixing.name, synthesis, paths, synthesis.names)
+        norm = mixing.pre_norm
+        weight, bias = norm.taken_in(site, parts["weight_values"], parts.get("bias_values"))
         settings: dict[str, Any] = {"scaled": attention.scaled, "batch_first": attention.batch_first}
         dims = branch.output.meta["val"].ndim
         settings["dims"] = None if dims == branch.input.meta["val"].ndim else dims
@@ -168,31 +156,23 @@ class Reuse(Surrogate[ReuseConfig, ReuseMatch]):
             settings |= {"causal": bool(product["is_causal"]), "scale": product["scale"]}
         else:
             given = (_some_heads(site, _node(mixing.core.args[0]), heads),)
-        module = RecomputedAttention(kind, eps, len(heads), MapForm(**settings))
+        module = RecomputedAttention(norm.kind, norm.eps, len(heads), MapForm(**settings))
         path = site.module(f"{mixing.name}_reuse", module)
-        return site.call_module(path, value, weight, parts["weight_out"], bias, parts.get("bias_out"), *given)
+        return site.call_module(path, norm.input, weight, parts["weight_out"], bias, parts.get("bias_out"), *given)
 
-    def _weights(self, site: Site, mixing: _Mixing) -> tuple[ValueSynthesis, list[str]]:
+    def _weights(self, site: Site, mixing: _Mixing) -> tuple[ValueSynthesis | OwnWeights, tuple[str, ...]]:
         """The synthesis of the weights, and the parameters it reads."""
         branch, linear = mixing.branch, mixing.attention.linear
         units = [unit for head in mixing.heads for unit in mixing.attention.units[head]]
         weight = str(linear.weight)
-        free = self.config.weights == "own"
         exits = [site.tensor(str(m.weight)) for m in branch.exits if m.weight is not None]
-        synthesis = ValueSynthesis(
-            site.tensor(weight),
-            units,
-            1 if linear.transposed else 0,
-            ValueForm(
-                int(branch.output.meta["val"].shape[-1]),
-                0.0 if mixing.zero_init else length(exits),
-                free,
-                linear.bias,
-                any(m.bias for m in branch.exits),
-            ),
-            train_neighbours=self.config.train_neighbours,
-        )
-        return synthesis, [] if free else list(site.counterpart_parameters(weight))
+        features, begin = int(branch.output.meta["val"].shape[-1]), 0.0 if mixing.zero_init else length(exits)
+        form = ValueForm(features, begin, linear.bias, any(m.bias for m in branch.exits))
+        runs = _runs(units, 1 if linear.transposed else 0)
+        if self.config.weights == "own":
+            return value_weights(site.tensor(weight), runs, form), ()
+        synthesis = ValueSynthesis(site.tensor(weight), runs, form, train_neighbours=self.config.train_neighbours)
+        return synthesis, site.counterpart_parameters(weight)
 
 
 @dataclass(frozen=True)
@@ -202,15 +182,23 @@ class ValueForm:
     Attributes:
         features: what W_out maps to.
         begin: Frobenius norm of W_out at the start; 0 for zeros.
-        free: whether W_values is a parameter too; else it is synthesised.
         bias_values, bias_out: whether the layer adds biases.
     """
 
     features: int
     begin: float
-    free: bool
     bias_values: bool
     bias_out: bool
+
+    @torch.no_grad()
+    def weights(self, rows: Tensor) -> dict[str, Tensor]:
+        """W_out and the biases at the start, by name, for values that `rows` make."""
+        count = len(rows)
+        weight_out = random_values(rows, self.features, count)
+        if not rows.is_meta:
+            weight_out.mul_(self.begin / length([weight_out]) if self.begin else 0.0)
+        sizes = {"bias_values": count if self.bias_values else 0, "bias_out": self.features if self.bias_out else 0}
+        return {"weight_out": weight_out} | {name: rows.new_zeros(size) for name, size in sizes.items() if size}
 
 
 class ValueSynthesis(BlendingSynthesis):
@@ -218,57 +206,48 @@ class ValueSynthesis(BlendingSynthesis):
 
     Args:
         weight: the weight that makes the removed block's values; it gives the scale.
-        units: which of its output units the heads are made of, r of them.
-        axis: the axis of output units.
+        runs: which of its output units the heads are made of, r of them.
         form: the other weights.
         train_neighbours: see `Synthesis`.
     """
 
-    def __init__(
-        self, weight: Tensor, units: Sequence[int], axis: int, form: ValueForm, *, train_neighbours: bool
-    ) -> None:
-        super().__init__(train_neighbours)
-        self.runs, self.axis = _runs(units, axis), axis
-        count = len(units)
-        taken = torch.cat([run.of(weight.detach()) for run in self.runs], axis)
-        rows = taken.t() if axis else taken
-        if form.free:
-            self.weight_values: nn.Parameter | None = random_values(rows, count, rows.shape[1])
-            self.register_parameter("gain", None)
-        else:
-            self.register_parameter("weight_values", None)
-            # Of two rows that are independent the sum is longer by the root of two.
-            self.gain = nn.Parameter(rows.new_full((2, count), math.sqrt(0.5)))
-        self.weight_out = random_values(rows, form.features, count)
-        self.bias_values = nn.Parameter(rows.new_zeros(count)) if form.bias_values else None
-        self.bias_out = nn.Parameter(rows.new_zeros(form.features)) if form.bias_out else None
-        if not weight.is_meta:
-            with torch.no_grad():
-                self.weight_out.mul_(form.begin / length([self.weight_out]) if form.begin else 0.0)
-                if self.weight_values is not None:
-                    self.weight_values.mul_(length([rows]) / length([self.weight_values]))
+    weight_out: Tensor
+    bias_values: Tensor
+    bias_out: Tensor
 
-    @property
-    def names(self) -> tuple[str, ...]:
-        """The weights that `synthesise` returns, in order."""
-        return ("weight_values", *(name for name in _BESIDE_VALUES if getattr(self, name) is not None))
+    def __init__(self, weight: Tensor, runs: Sequence[WeightSlice], form: ValueForm, *, train_neighbours: bool) -> None:
+        super().__init__(train_neighbours)
+        self.runs = tuple(runs)
+        rows = _rows([run.of(weight.detach()) for run in runs], runs)
+        # Of two rows that are independent the sum is longer by the root of two.
+        self.gain = nn.Parameter(rows.new_full((2, len(rows)), math.sqrt(0.5)))
+        self.names = ("weight_values", *self.hold(form.weights(rows)))
 
     def blends(self, state: Mapping[str, Tensor], weights: Sequence[Tensor]) -> list[SliceBlend]:
         """One for each run of units that follow each other in the weight."""
-        if not weights:
-            return []
         given = tuple(self.given(weight) for weight in weights)
         gains = torch.split(state["gain"], [run.count for run in self.runs], 1)
         return [SliceBlend(run, (gain,), given) for run, gain in zip(self.runs, gains, strict=True)]
 
     def finish(self, state: Mapping[str, Tensor], blended: Sequence[Tensor], weights: Sequence[Tensor]) -> Any:
         """W_values (r, d), W_out (features, r) and the biases."""
-        if not blended:
-            values = state["weight_values"]
-        else:
-            joined = blended[0] if len(blended) == 1 else torch.cat(list(blended), self.axis)
-            values = joined.t() if self.axis else joined
-        return (values, *(state[name] for name in _BESIDE_VALUES if name in state))
+        return (_rows(blended, self.runs), *(state[name] for name in self.names[1:]))
+
+
+def value_weights(weight: Tensor, runs: Sequence[WeightSlice], form: ValueForm) -> OwnWeights:
+    """Weights as `ValueSynthesis` makes, as parameters of their own; W_values as long as the units of the weight."""
+    rows = _rows([run.of(weight.detach()) for run in runs], runs)
+    values = random_values(rows, *rows.shape)
+    if not weight.is_meta:
+        with torch.no_grad():
+            values.mul_(length([rows]) / length([values]))
+    return OwnWeights({"weight_values": values, **form.weights(rows)})
+
+
+def _rows(slices: Sequence[Tensor], runs: Sequence[WeightSlice]) -> Tensor:
+    """Slices of a stored weight as rows, one for each unit."""
+    joined = slices[0] if len(slices) == 1 else torch.cat(list(slices), runs[0].axis)
+    return joined.t() if runs[0].axis else joined
 
 
 def _runs(units: Sequence[int], axis: int) -> tuple[WeightSlice, ...]:
@@ -278,11 +257,7 @@ def _runs(units: Sequence[int], axis: int) -> tuple[WeightSlice, ...]:
 
 
 def _find(site: Site) -> dict[Branch, Attention]:
-    """The branches with attention over their own positions.
-
-    Raises:
-        Unfit: the block has no such branch.
-    """
+    """The branches with attention over their own positions, one at least."""
     found, reasons = {}, []
     for branch in site.require_split().branches:
         attention = find_attention(branch)
@@ -303,8 +278,9 @@ def _require_like_neighbours(site: Site, attention: Attention) -> None:
     for path in site.counterpart_parameters(weight):
         if site.tensor(path).shape != site.tensor(weight).shape:
             raise Unfit(f"{path} is of another size than its own {weight}", attention.linear.node)
-    before = site.counterpart(core, site.before)
-    for ours, theirs in zip(_tensors(core), _tensors(before), strict=True):
+    nodes = (core, site.counterpart(core, site.before))
+    read = ([n for n in node.all_input_nodes if isinstance(n.meta.get("val"), Tensor)] for node in nodes)
+    for ours, theirs in zip(*read, strict=True):
         if str(ours.meta["val"].shape) != str(theirs.meta["val"].shape):
             raise Unfit(f"{theirs.name} is of another size than its own {ours.name}", core)
 
@@ -325,25 +301,18 @@ def _scaled_product(site: Builder, settings: Mapping[str, object], heads: Sequen
     """Queries, keys, mask and dropout of some heads of the values."""
     queries, keys, values, mask = (settings[name] for name in ("query", "key", "value", "attn_mask"))
     # Several heads of queries may share one of keys and values; the first of each is taken.
-    shared = _count(_node(queries)) // _count(_node(values))
+    asked, made = (int(_node(value).meta["val"].shape[1]) for value in (queries, values))
+    shared = asked // made
     asking = [head * shared for head in heads]
     if isinstance(mask, fx.Node) and mask.meta["val"].ndim > 2 and str(mask.meta["val"].shape[-3]) != "1":
         mask = _some_heads(site, mask, asking)
-    return (
-        _some_heads(site, _node(queries), asking),
-        _some_heads(site, _node(keys), heads),
-        mask,
-        settings["dropout_p"],
-    )
+    compared = _some_heads(site, _node(queries), asking), _some_heads(site, _node(keys), heads)
+    return (*compared, mask, settings["dropout_p"])
 
 
 def _node(value: object) -> fx.Node:
     assert isinstance(value, fx.Node)
     return value
-
-
-def _count(node: fx.Node) -> int:
-    return int(node.meta["val"].shape[1])
 
 
 def _some_heads(site: Builder, value: fx.Node, heads: Sequence[int]) -> fx.Node:
@@ -353,7 +322,3 @@ def _some_heads(site: Builder, value: fx.Node, heads: Sequence[int]) -> fx.Node:
     if list(heads) == list(range(heads[0], heads[-1] + 1, step)):
         return site.call(operator.getitem, value, (*before, slice(heads[0], heads[-1] + 1, step)))
     return site.call(operator.getitem, value, (*before, list(heads)))
-
-
-def _tensors(core: fx.Node) -> list[fx.Node]:
-    return [node for node in core.all_input_nodes if isinstance(node.meta.get("val"), Tensor)]

@@ -21,7 +21,6 @@ Where a layer scale follows, that sets how the branch begins.
 
 from __future__ import annotations
 
-import operator
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -32,14 +31,14 @@ from torch import Tensor, fx, nn
 from repl_fx.analysis.linear_operators import LinearOperator, linear_operator_of
 from repl_fx.graph.bridge import digraph, leading_to
 from repl_fx.graph.captured import share_tensors
-from repl_fx.graph.roles import ADDITIONS, CONVOLUTIONS, COPIES, LINEAR, MULTIPLICATIONS, PERMUTATIONS
+from repl_fx.graph.roles import ADDITIONS, COPIES, MULTIPLICATIONS, PERMUTATIONS
 from repl_fx.surrogates.shared.activations import is_activation
 from repl_fx.surrogates.shared.branch_edits import has_no_state, zero_init_norms, zero_init_operators
 from repl_fx.surrogates.shared.builder import Builder
 from repl_fx.surrogates.shared.norms import ThinNorm, fresh_norm, norm_at
 from repl_fx.surrogates.shared.registry import Match, Surrogate, check_thin_settings, register_surrogate
 from repl_fx.surrogates.shared.site import Site, Unfit, shown, unfit_is_refused
-from repl_fx.surrogates.shared.thin_block import Cut, SlimSynthesis, SlimWeights
+from repl_fx.surrogates.shared.thin_block import Cut, SlimSynthesis, slim_weights
 
 # Fewer channels than this have little to say; a convolution of fewer takes as long.
 _LEAST = 4
@@ -71,7 +70,6 @@ class _Step:
     """One node of the block at its slim width.
 
     Attributes:
-        node: which.
         axis: of the channels in its result.
         channels: in the result of the slim one.
         linear: the linear operator, where the node is one; `cut` and `groups` are then those of the slim one.
@@ -91,22 +89,11 @@ class _Step:
 
 @dataclass(frozen=True)
 class SlimMatch(Match):
-    """A block at its slim width.
-
-    Attributes:
-        width: of the stream.
-        steps: the nodes that lead to the block's output, in program order.
-        zero_norms: the norms that end a branch, which start at zero.
-    """
+    """The slim width of the stream, what leads to the block's output, and the norms that start at zero."""
 
     width: int
     steps: tuple[_Step, ...]
     zero_norms: frozenset[fx.Node]
-
-    @property
-    def mixed(self) -> list[_Step]:
-        """The steps with weights of both neighbours."""
-        return [step for step in self.steps if step.linear is not None]
 
 
 @register_surrogate("slim", SlimConfig)
@@ -125,27 +112,31 @@ class Slim(Surrogate[SlimConfig, SlimMatch]):
         stream, width = site.input, match.width
         channels = int(stream.meta["val"].shape[1])
         with site.before_node(site.block.output):
-            weights = self._weights(site, match.mixed)
+            mixed = [step for step in match.steps if step.linear is not None]
+            weights = self._weights(site, mixed)
             made = {stream: site.call(torch.ops.aten.narrow.default, stream, 1, 0, width)}
             for number, step in enumerate(match.steps):
                 given = made[step.linear.input if step.linear else _streamed(step.node, made)[0]]
                 if step.linear is not None:
-                    i = match.mixed.index(step)
-                    value = _mixed(site, step, given, weights[f"weight_{i}"], weights.get(f"bias_{i}"))
+                    i = mixed.index(step)
+                    weight, bias = weights[f"weight_{i}"], weights.get(f"bias_{i}")
+                    value = site.mix(given, weight, bias, step.linear.dilation, step.groups)
                 elif step.norm is not None:
-                    value = _normed(site, step, given, number, zero_init=step.node in match.zero_norms)
+                    like, axis = site.tensor(site.block.parameters[0]), 1 if step.axis == 1 else -1
+                    norm = fresh_norm(step.norm, given, axis, like, zero_init=step.node in match.zero_norms)
+                    value = site.call_module(site.module(f"norm_{number}", norm), given)
                 elif step.scale is not None:
                     value = _scaled(site, step, given, number)
+                elif step.node.target in ADDITIONS:
+                    # Not in place: both values may be read again.
+                    value = site.call(torch.ops.aten.add.Tensor, *(made[node] for node in _streamed(step.node, made)))
                 else:
-                    value = _again(site, step.node, [made[node] for node in _streamed(step.node, made)])
+                    value = site.again(step.node, given)
                 made[step.node] = value
             out = made[site.block.output]
             if width < channels:
-                out = site.call(
-                    torch.ops.aten.cat.default,
-                    [out, site.call(torch.ops.aten.narrow.default, stream, 1, width, channels - width)],
-                    1,
-                )
+                rest = site.call(torch.ops.aten.narrow.default, stream, 1, width, channels - width)
+                out = site.call(torch.ops.aten.cat.default, [out, rest], 1)
         return (out,)
 
     def _weights(self, site: Builder, mixed: Sequence[_Step]) -> dict[str, fx.Node]:
@@ -154,14 +145,12 @@ class Slim(Surrogate[SlimConfig, SlimMatch]):
         names = [str(step.linear.weight) for step in mixed if step.linear is not None]
         removed = [site.tensor(name) for name in names]
         if self.config.weights == "own":
-            control = SlimWeights(cuts, removed)
-            made, outputs = site.synthesise("slim", control), control.names
-        else:
-            paths = [path for name in names for path in site.counterpart_parameters(name)]
-            given = [site.tensor(path) for path in paths]
-            synthesis = SlimSynthesis(cuts, given, removed, self.config.train_neighbours)
-            made, outputs = site.synthesise("slim", synthesis, *map(site.parameter, paths)), synthesis.names
-        return {name: site.call(operator.getitem, made, i) for i, name in enumerate(outputs)}
+            own = slim_weights(cuts, removed)
+            return site.synthesised("slim", own, (), own.names)
+        paths = [path for name in names for path in site.counterpart_parameters(name)]
+        given = [site.tensor(path) for path in paths]
+        synthesis = SlimSynthesis(cuts, given, removed, self.config.train_neighbours)
+        return site.synthesised("slim", synthesis, paths, synthesis.names)
 
     def _width(self, site: Site) -> int:
         channels = int(site.input.meta["val"].shape[1])
@@ -169,16 +158,10 @@ class Slim(Surrogate[SlimConfig, SlimMatch]):
         return min(wanted, channels)
 
     def _steps(self, site: Site) -> list[_Step]:
-        """The nodes of the block that lead to its output, at their slim widths.
-
-        Raises:
-            Unfit: a node cannot be had at such a width.
-        """
+        """The nodes of the block that lead to its output, at their slim widths."""
         block = site.block
         site.require_split()
-        given, made = site.input.meta.get("val"), block.output.meta.get("val")
-        if len(block.inputs) != 1 or not isinstance(given, Tensor) or not isinstance(made, Tensor):
-            raise Unfit("it has several streamed values")
+        given, made = site.require_one_stream()
         if given.ndim not in (3, 4, 5) or str(given.shape) != str(made.shape):
             raise Unfit(f"it turns {shown(given.shape)} into {shown(made.shape)}, and slim blocks are of pictures")
         if not isinstance(given.shape[1], int):
@@ -192,13 +175,7 @@ class Slim(Surrogate[SlimConfig, SlimMatch]):
 
 
 class _Planner:
-    """Works out what each node of a block is at its slim width, in program order.
-
-    Args:
-        site: of the block.
-        width: of the stream.
-        synthesised: whether the neighbours give the weights.
-    """
+    """Works out what each node of a block is where its stream has `width` channels, in program order."""
 
     def __init__(self, site: Site, width: int, *, synthesised: bool) -> None:
         self.site = site
@@ -340,39 +317,9 @@ def _order(gm: fx.GraphModule, node: fx.Node, ndim: int) -> tuple[int, ...] | No
     return tuple(sizes.index(size) for size in made.shape)
 
 
-def _mixed(site: Builder, step: _Step, given: fx.Node, weight: fx.Node, bias: fx.Node | None) -> fx.Node:
-    linear = step.linear
-    assert linear is not None
-    if linear.kind == "linear":
-        return site.call(LINEAR, given, weight, bias)
-    kernel = weight.meta["val"].shape[2:]
-    padding = [d * (int(k) - 1) // 2 for d, k in zip(linear.dilation, kernel, strict=True)]
-    ones = [1] * len(kernel)
-    return site.call(CONVOLUTIONS[len(kernel)], given, weight, bias, ones, padding, list(linear.dilation), step.groups)
-
-
-def _normed(site: Builder, step: _Step, given: fx.Node, number: int, *, zero_init: bool) -> fx.Node:
-    assert step.norm is not None
-    axis = 1 if step.axis == 1 else -1
-    module = fresh_norm(site, step.norm, step.channels, axis, given.meta["val"].ndim, zero_init=zero_init)
-    return site.call_module(site.module(f"norm_{number}", module), given)
-
-
 def _scaled(site: Builder, step: _Step, given: fx.Node, number: int) -> fx.Node:
     """The product with the first numbers of a layer scale, which are the surrogate's own from here on."""
     scale = site.tensor(str(step.scale))
     longest = max(range(scale.ndim), key=lambda axis: scale.shape[axis])
     own = nn.ParameterList([nn.Parameter(scale.detach().narrow(longest, 0, step.channels).clone())])
     return site.call(torch.ops.aten.mul.Tensor, given, site.parameter(f"{site.module(f'scale_{number}', own)}.0"))
-
-
-def _again(site: Builder, node: fx.Node, given: Sequence[fx.Node]) -> fx.Node:
-    """The same call on other values."""
-    if len(given) == 2:
-        return site.call(torch.ops.aten.add.Tensor, *given)
-    if node.op == "call_module" and str(node.meta["val"].shape) == str(node.all_input_nodes[0].meta["val"].shape):
-        return site.call_elementwise(str(node.target), given[0])
-    if node.op == "call_module":
-        return site.call_module(str(node.target), given[0])
-    function: Any = node.target
-    return site.call(function, given[0], *node.args[1:], **node.kwargs)

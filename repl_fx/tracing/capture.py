@@ -6,7 +6,6 @@ the largest modules inside a model that can be captured, is `repl_fx.tracing.par
 
 from __future__ import annotations
 
-import copy as copying
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
@@ -14,29 +13,35 @@ from functools import partial
 from typing import Any
 
 import torch
-from torch import Tensor, fx, nn
+from torch import fx, nn
 
 from repl_fx._torch import fixed_size
 from repl_fx.arguments import require_module
-from repl_fx.errors import BadInput, CaptureError, ForeignError, Untraceable, foreign_code
-from repl_fx.graph.captured import CapturedModule, copy_model, fake_mode_of, share_tensors, traced_constant
-from repl_fx.graph.gc_pause import collection_paused
+from repl_fx.errors import CaptureError, ForeignError, Untraceable
+from repl_fx.graph.captured import (
+    CapturedModule,
+    container_of,
+    copy_model,
+    fake_mode_of,
+    is_tensor,
+    share_tensors,
+    traced_constant,
+)
 from repl_fx.graph.signature import BoundInputs, bind_arguments
-from repl_fx.passes.driver import run_passes
+from repl_fx.passes.driver import collection_paused, run_passes
 from repl_fx.passes.follow_device import follow_device_
 from repl_fx.passes.merge_modes import MergeResult, merge_modes_
 from repl_fx.running.example_inputs import ExampleInputs
 from repl_fx.running.python_state import StateChanges, changes_noted
-from repl_fx.running.untouched import device_of, in_mode, own_randomness, untouched
-from repl_fx.tracing.check import CaptureCheck, compare_modes
+from repl_fx.running.untouched import device_of, outcome_of, own_randomness, untouched
+from repl_fx.tracing.check import CaptureCheck, check_of
 from repl_fx.tracing.control_flow import match_decisions_
 from repl_fx.tracing.hooks import hooks_followed
-from repl_fx.tracing.leaf_calls import is_leaf
 from repl_fx.tracing.lift_modules import Constants
-from repl_fx.tracing.model_checks import misfit, require_capturable
+from repl_fx.tracing.model_checks import misfit, obstacle, require_capturable
+from repl_fx.tracing.other_sizes import drop_questions_answered_alike_
 from repl_fx.tracing.settled import require_leaves_left, require_settled
-from repl_fx.tracing.size_questions import drop_questions_answered_alike_
-from repl_fx.tracing.tracers import Tracer, obstacle, trace_by_export, trace_by_fx
+from repl_fx.tracing.tracers import Tracer, trace_by_export, trace_by_fx
 
 TRACERS: dict[str, Tracer] = {"torch.export": trace_by_export, "fx.symbolic_trace": trace_by_fx}
 
@@ -90,7 +95,9 @@ def capture(
     try:
         return trace_by_first(TRACERS, source, inputs)
     except CaptureError as problem:
-        _require_runs(model, inputs)
+        # A run of the model itself tells inputs that do not fit from a model that cannot be traced.
+        if (failed := outcome_of(model, inputs, training=False).problem) is not None:
+            raise misfit(model, failed, inputs) from failed
         raise CaptureError(
             type(model).__name__, problem.obstacles, "repl_fx.capture_parts captures what it can of the modules inside"
         ) from problem
@@ -101,7 +108,6 @@ def trace_by_first(tracers: Mapping[str, Tracer], model: nn.Module, inputs: Exam
 
     Args:
         tracers: the tracers to try, best first, by name.
-        model: any module; it is not changed.
         inputs: example inputs; only their shapes and the arguments that are no tensors matter.
 
     Raises:
@@ -111,7 +117,7 @@ def trace_by_first(tracers: Mapping[str, Tracer], model: nn.Module, inputs: Exam
     try:
         bound = bind_arguments(model, inputs)
     except TypeError as problem:
-        raise BadInput(misfit(obstacle(type(model).__name__, problem), problem, inputs)) from problem
+        raise misfit(model, problem, inputs) from problem
     obstacles: list[str] = []
     for name, tracer in tracers.items():
         try:
@@ -135,25 +141,23 @@ def _trace_by(
         # Shapes are found on fake tensors, yet a norm that counts its batches adds one to a buffer that is none.
         with untouched(model, buffers=True), own_randomness(device), torch.enable_grad(), _no_autocast(device):
             model.train(training)
-            with hooks_followed(model, is_leaf), changes_noted(model) as changes[training]:
+            with hooks_followed(model), changes_noted(model) as changes[training]:
                 graphs[training] = tracer(model, bound, constants)
             pinned.update({p: m.training for p, m in model.named_modules() if m.training is not training})
     for training, changed in changes.items():
-        require_leaves_left(model, changed, is_leaf)
+        require_leaves_left(model, changed)
         require_settled(model, changed, inputs, training)
     info = CaptureInfo(type(model).__name__, name, obstacles)
-    gm = _assembled(model, info, graphs, constants, device, pinned)
-    drop_questions_answered_alike_(gm, model, inputs)
-    return gm
+    return _assembled(model, inputs, info, graphs, constants, pinned)
 
 
 @collection_paused()
 def _assembled(
     model: nn.Module,
+    inputs: ExampleInputs,
     info: CaptureInfo,
     graphs: Mapping[bool, fx.Graph],
     constants: Constants,
-    device: torch.device,
     pinned: dict[str, bool],
 ) -> CapturedModule:
     """The module for the graphs of both modes (training and not), with the model's own module tree."""
@@ -165,8 +169,13 @@ def _assembled(
     gm.training = model.training
     gm.meta["pinned"] = pinned
     gm.meta["fake_mode"] = fake_mode_of(gm)
-    run = run_passes(gm, partial(merge_modes_, evaluation=graphs[False]), partial(follow_device_, device=device))
-    merged = run.of(MergeResult)
+    run = run_passes(
+        gm,
+        partial(merge_modes_, evaluation=graphs[False]),
+        partial(follow_device_, device=device_of(model, inputs)),
+        partial(drop_questions_answered_alike_, model=model, inputs=inputs),
+    )
+    merged = next(result for result in run.results if isinstance(result, MergeResult))
     gm.meta["capture"] = replace(info, literals=merged.literals, switches=merged.switches, dynamic=_dynamic_dims(gm))
     return gm
 
@@ -188,12 +197,7 @@ def check_capture(
     require_module("check_capture", model)
     require_module("check_capture", gm, name="gm")
     inputs = widen_batch(model, ExampleInputs.of(args, kwargs))
-    evaluation, training = compare_modes(model, gm, inputs, seed=seed)
-    return CaptureCheck(
-        evaluation=not evaluation.differences,
-        training=not training.differences,
-        differences=(*evaluation.differences, *training.differences),
-    )
+    return check_of(model, gm, inputs, seed=seed)
 
 
 def _no_autocast(device: torch.device) -> AbstractContextManager[object]:
@@ -211,26 +215,9 @@ def widen_batch(model: nn.Module, inputs: ExampleInputs) -> ExampleInputs:
     if not inputs.tensors or any(tensor.ndim == 0 or tensor.shape[0] != 1 for tensor in inputs.tensors):
         return inputs
     wider = inputs.map(lambda tensor: torch.cat([tensor, tensor]))
-    return inputs if _runs(model, wider) is not None and _runs(model, inputs) is None else wider
-
-
-def _require_runs(model: nn.Module, inputs: ExampleInputs) -> None:
-    """Tell inputs that do not fit from a model that cannot be traced: run the model itself."""
-    problem = _runs(model, inputs)
-    if problem is not None:
-        raise BadInput(misfit(obstacle(type(model).__name__, problem), problem, inputs)) from problem
-
-
-def _runs(model: nn.Module, inputs: ExampleInputs) -> Exception | None:
-    """The exception of a model on these inputs in evaluation mode; None where it runs."""
-    device = device_of(model, inputs)
-    with untouched(model, buffers=True), in_mode(model, False), torch.enable_grad(), own_randomness(device):
-        try:
-            with foreign_code():
-                inputs.fresh().passed_to(model)
-        except ForeignError as failed:
-            return failed.problem
-    return None
+    if outcome_of(model, wider, training=False).problem is None:
+        return wider
+    return wider if outcome_of(model, inputs, training=False).problem is not None else inputs
 
 
 def _module_tree(model: nn.Module, graphs: Iterable[fx.Graph]) -> nn.Module:
@@ -244,10 +231,7 @@ def _module_tree(model: nn.Module, graphs: Iterable[fx.Graph]) -> nn.Module:
             return memo[id(module)]
         if module in modules:
             return share_tensors(module, memo)
-        container = memo[id(module)] = nn.Module()
-        container.training = module.training
-        for name in ("_parameters", "_buffers", "_non_persistent_buffers_set"):
-            container.__dict__[name] = copying.copy(module.__dict__[name])
+        container = memo[id(module)] = container_of(module)
         for name, child in module._modules.items():
             container._modules[name] = None if child is None else build(child)
         return container
@@ -256,9 +240,8 @@ def _module_tree(model: nn.Module, graphs: Iterable[fx.Graph]) -> nn.Module:
 
 
 def _dynamic_dims(gm: fx.GraphModule) -> dict[str, tuple[int, ...]]:
-    dims = {}
-    for node in gm.graph.nodes:
-        if node.op == "placeholder" and isinstance(node.meta.get("val"), Tensor):
-            shape = node.meta["val"].shape
-            dims[str(node.target)] = tuple(i for i, size in enumerate(shape) if fixed_size(size) is None)
-    return dims
+    inputs = [node for node in gm.graph.nodes if node.op == "placeholder" and is_tensor(node)]
+    shapes = {str(node.target): node.meta["val"].shape for node in inputs}
+    return {
+        name: tuple(i for i, size in enumerate(shape) if fixed_size(size) is None) for name, shape in shapes.items()
+    }

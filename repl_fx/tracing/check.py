@@ -6,15 +6,15 @@ import warnings
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from itertools import chain
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from repl_fx._torch import pytree
-from repl_fx.running.equality import equal_leaves
 from repl_fx.running.example_inputs import ExampleInputs
-from repl_fx.running.opaque_outputs import open_objects
+from repl_fx.running.opaque_outputs import equal_leaves, open_objects
 from repl_fx.running.untouched import device_of, in_mode, seed_everything, seeded, untouched
 
 STEPS = 2
@@ -113,6 +113,15 @@ def compare_modes(
             # The gradients of a mode are as large as the model; the next mode does without.
             del ours, theirs
             yield check
+
+
+def check_of(
+    model: nn.Module, module: nn.Module, inputs: ExampleInputs, modes: Sequence[bool] = (False, True), *, seed: int = 0
+) -> CaptureCheck:
+    """All that `compare_modes` says in one; evaluation and training count as equal where they are among the modes."""
+    checks = compare_modes(model, module, inputs, modes, seed=seed)
+    found = dict(zip(modes, (check.differences for check in checks), strict=True))
+    return CaptureCheck(found.get(False) == (), found.get(True) == (), tuple(chain.from_iterable(found.values())))
 
 
 def _mode_check(model: nn.Module, differences: tuple[str, ...], step: _Step) -> ModeCheck:
@@ -236,8 +245,7 @@ def _differences(ours: _Step, theirs: _Step) -> list[str]:
 
 
 def _by_how_much(ours: Any, theirs: Any) -> str:
-    if not isinstance(ours, Tensor) or not isinstance(theirs, Tensor) or ours.shape != theirs.shape:
-        return " is another"
-    if ours.dtype != theirs.dtype or ours.is_complex() or not ours.numel():
+    comparable = isinstance(ours, Tensor) and isinstance(theirs, Tensor) and ours.shape == theirs.shape
+    if not comparable or ours.dtype != theirs.dtype or ours.is_complex() or not ours.numel():
         return " is another"
     return f" differs by up to {(ours.double() - theirs.double()).abs().max().item():.3g}"

@@ -73,16 +73,16 @@ def join_branches(trace: Trace, example: Callable[[fx.Node], bool | None] = lamb
     joiner = None
     settled: dict[int, bool] = {}
     try:
-        joiner, asked, skips_when = _learned(trace, base, asked, settled)
-        joiner.join(asked, skips_when, settled)
+        joiner = _learned(trace, base, asked, settled)
+        joiner.join()
     except (Untraceable, ForeignError):
         # The base may be half of a result by now.
         base, asked = (base, asked) if joiner is None else trace([])
         base, asked, settled = _settle(trace, base, asked, example)
         if not settled:
             raise
-        joiner, asked, skips_when = _learned(trace, base, asked, settled)
-        joiner.join(asked, skips_when, settled)
+        joiner = _learned(trace, base, asked, settled)
+        joiner.join()
     return joiner.base
 
 
@@ -103,10 +103,8 @@ def _settle(
     return base, asked, settled
 
 
-def _learned(
-    trace: Trace, base: fx.Graph, asked: _Asked, settled: Mapping[int, bool]
-) -> tuple[_Joiner, _Asked, list[bool]]:
-    """Traces with yes and with no to all decisions that are not settled, and the answers that skip."""
+def _learned(trace: Trace, base: fx.Graph, asked: _Asked, settled: Mapping[int, bool]) -> _Joiner:
+    """What traces with yes and with no to all decisions that are not settled tell."""
     count = len(_markers(base))
     free = [i for i in range(count) if i not in settled]
 
@@ -124,10 +122,10 @@ def _learned(
     # A size is computed by the first layer that needs it, which may be a skipped one.
     for graph in (base, *others):
         sizes_first_(graph)
-    joiner = _Joiner(base)
+    joiner = _Joiner(base, asked, [not answer for answer in runs], settled)
     for half, other in zip(halves, others, strict=True):
         joiner.add(other, half)
-    return joiner, asked, [not answer for answer in runs]
+    return joiner
 
 
 def _answers_that_run(base: fx.Graph, halves: Sequence[set[int]], others: Sequence[fx.Graph]) -> list[bool]:
@@ -144,10 +142,18 @@ def _answers_that_run(base: fx.Graph, halves: Sequence[set[int]], others: Sequen
 
 
 class _Joiner:
-    """Learns from the other traces what a skipped layer leaves out, and what takes the place of its values."""
+    """Learns from the other traces what a skipped layer leaves out, and what takes the place of its values.
 
-    def __init__(self, base: fx.Graph) -> None:
+    Args:
+        base: the trace with all layers, which becomes the result.
+        skips_when: for each decision, the answer that skips.
+    """
+
+    def __init__(self, base: fx.Graph, asked: _Asked, skips_when: Sequence[bool], settled: Mapping[int, bool]) -> None:
         self.base = base
+        self.asked = asked
+        self.skips_when = skips_when
+        self.settled = settled
         self.markers = _markers(base)
         self.outside = {(n.op, str(n.target)): n for n in base.nodes if n.op in _OUTSIDE}
         self.layers: dict[int, list[fx.Node]] = {}
@@ -236,29 +242,28 @@ class _Joiner:
         if self.places.setdefault(value, instead) is not instead:
             raise Untraceable("a value of a skipped layer is replaced by more than one other")
 
-    def join(self, asked: _Asked, skips_when: Sequence[bool], settled: Mapping[int, bool]) -> None:
+    def join(self) -> None:
         """Put decisions and choices into the graph with all layers, and checks where inputs settle a decision."""
         chosen: dict[fx.Node, fx.Node] = {}
         position = {node: i for i, node in enumerate(self.base.nodes)}
         for number, marker in enumerate(self.markers):
             condition: Any = marker.args[0]
-            if number in settled:
+            if number in self.settled:
+                given = (condition[0], self.settled[number], _words_for(marker))
                 with self.base.inserting_before(marker):
-                    check = self.base.call_function(
-                        check_condition, (condition[0], settled[number], _words_for(marker))
-                    )
+                    check = self.base.call_function(check_condition, given)
                 check.meta = {**marker.meta, "val": None}
                 self.base.erase_node(marker)
                 continue
-            drawn = asked[number]
+            drawn = self.asked[number]
             needed = _drawn_from(condition[0]) if drawn is None else []
             with self.base.inserting_before(marker):
                 if drawn is None and not needed:
                     asks = chosen.get(condition[0], condition[0])
-                    skip = self.base.call_function(Condition(skips_when[number]), (asks,))
+                    skip = self.base.call_function(Condition(self.skips_when[number]), (asks,))
                 else:
                     draw: Any = drawn or _closed(condition[0], needed)
-                    skip = self.base.call_function(Decision(draw, skips_when[number]))
+                    skip = self.base.call_function(Decision(draw, self.skips_when[number]))
             skip.meta = {**marker.meta, "val": False}
             self.base.erase_node(marker)
             # The draw is in the decision now; here it would advance the generator once more.
@@ -283,11 +288,7 @@ class _Joiner:
 
 
 def match_decisions_(train: fx.Graph, evaluation: fx.Graph) -> None:
-    """Give the graph of evaluation mode the decisions of training mode, which never skip there.
-
-    Args:
-        train: a graph with decisions, or without; changed in place, so that decisions read the mode.
-        evaluation: the graph of the same model in evaluation mode; changed in place.
+    """Give the graph of evaluation mode the decisions of training mode; in both they read the mode, and skip in one.
 
     Raises:
         Untraceable: evaluation mode decides otherwise, or computes a layer that may be skipped in another way.
@@ -346,17 +347,11 @@ def _counterpart(value: fx.Node, twin: Mapping[fx.Node, fx.Node]) -> fx.Node | N
         return twin[value]
     for user in value.users:
         if user in twin:
-            ours, theirs = (_operands(node) for node in (user, twin[user]))
+            operands = (_flat((node.args, node.kwargs)) for node in (user, twin[user]))
+            ours, theirs = ([operand for operand in given if isinstance(operand, fx.Node)] for given in operands)
             if len(ours) == len(theirs):
                 return theirs[ours.index(value)]
     return None
-
-
-def _operands(node: fx.Node) -> list[fx.Node]:
-    """The nodes among the arguments of a node, one as often as it occurs."""
-    found: list[fx.Node] = []
-    fx.node.map_arg((node.args, node.kwargs), found.append)
-    return found
 
 
 def _use_instead(value: fx.Node, choice: fx.Node, layer: set[fx.Node]) -> None:
@@ -396,13 +391,9 @@ def _key(node: fx.Node) -> tuple[Any, ...]:
 
 def _flat(value: Any) -> list[Any]:
     """The nodes and literals of nested arguments, in order."""
-    if isinstance(value, (tuple, list)):
-        return [leaf for item in value for leaf in _flat(item)]
-    if isinstance(value, dict):
-        return [leaf for item in value.values() for leaf in _flat(item)]
-    if isinstance(value, slice):
-        return [leaf for item in (value.start, value.stop, value.step) for leaf in _flat(item)]
-    return [value]
+    found: list[Any] = []
+    fx.node.map_aggregate(value, found.append)
+    return found
 
 
 def _words_for(marker: fx.Node) -> str:
@@ -416,7 +407,6 @@ def truth_for(condition: fx.Node, known: Mapping[str, Any]) -> bool | None:
     """The truth of a condition for example inputs.
 
     Args:
-        condition: a node of a traced graph.
         known: the arguments of the graph, and the constants that the trace made, by name.
 
     Returns:

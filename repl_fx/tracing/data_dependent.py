@@ -12,9 +12,11 @@ import operator
 import random
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
+from functools import partialmethod
 from types import FrameType
 from typing import Any
+from unittest.mock import patch
 
 import numpy as np
 import torch
@@ -161,37 +163,22 @@ class Drawn:
         self._used = True
         return self._branches.decide(None, Comparison(*self._origin, compare, other))
 
-    def __lt__(self, other: Any) -> bool:
-        return self._ask(operator.lt, other)
-
-    def __le__(self, other: Any) -> bool:
-        return self._ask(operator.le, other)
-
-    def __gt__(self, other: Any) -> bool:
-        return self._ask(operator.gt, other)
-
-    def __ge__(self, other: Any) -> bool:
-        return self._ask(operator.ge, other)
+    __lt__ = partialmethod(_ask, operator.lt)
+    __le__ = partialmethod(_ask, operator.le)
+    __gt__ = partialmethod(_ask, operator.gt)
+    __ge__ = partialmethod(_ask, operator.ge)
 
 
 @contextmanager
 def recorded(branches: DataDependentBranches) -> Iterator[None]:
-    """Let `branches` answer for the time of a trace.
-
-    Raises:
-        Untraceable: see `constant_numbers`; numbers that are just compared are no obstacle.
-    """
-    with constant_numbers() as generators:
-        own = [(module, name, getattr(module, name)) for module, name, _ in _PYTHON_DRAWS]
+    """Let `branches` answer for the time of a trace; see `constant_numbers` for numbers that are not just compared."""
+    with constant_numbers() as generators, ExitStack() as patches:
         of = {generator.module: generator for generator in generators}
-        try:
-            for (module, name, function), (_, _, most) in zip(own, _PYTHON_DRAWS, strict=True):
-                setattr(module, name, _stand_in(branches, of[module], function, most))
-            with branches:
-                yield
-        finally:
-            for module, name, function in own:
-                setattr(module, name, function)
+        for module, name, most in _PYTHON_DRAWS:
+            stand_in = _stand_in(branches, of[module], getattr(module, name), most)
+            patches.enter_context(patch.object(module, name, stand_in))
+        with branches:
+            yield
 
 
 @contextmanager
@@ -204,27 +191,22 @@ def constant_numbers() -> Iterator[Sequence[_Generator]]:
     Raises:
         Untraceable: the forward takes numbers without a seed: the graph would hold those drawn in the trace.
     """
-    before = random.getstate(), np.random.get_state()
     generators = _Generator(random, "Python's", random.getstate), _Generator(np.random, "numpy's", np.random.get_state)
-    own = [(generator.module, generator.module.seed) for generator in generators]
-    try:
+    with ExitStack() as undone:
+        undone.callback(random.setstate, random.getstate())
+        undone.callback(np.random.set_state, np.random.get_state())
         for generator in generators:
-            generator.module.seed = generator.seeding(generator.module.seed)
+            seeding = generator.seeding(generator.module.seed)
+            undone.enter_context(patch.object(generator.module, "seed", seeding))
         yield generators
         for generator in generators:
             generator.check()
-    finally:
-        for module, function in own:
-            module.seed = function
-        random.setstate(before[0])
-        np.random.set_state(before[1])
 
 
 class _Generator:
     """One of the random generators that are not torch's, during a trace.
 
     Attributes:
-        module: whose functions draw from it.
         seeded: the forward has seeded it with a constant, before it took a number.
         compared: the forward has taken a number that it compares.
     """
@@ -250,17 +232,13 @@ class _Generator:
 
     def check(self) -> None:
         """Refuse a forward whose numbers are others in each call."""
-        if not self.seeded and not _equal_states(self._before, self._state()):
+        if not self.seeded and not all(map(np.array_equal, self._before, self._state())):
             raise Untraceable(
                 f"the forward takes numbers from {self._whose} random generator, and a graph would repeat those of the "
                 "trace"
             )
         if self.seeded and self.compared:
             raise Untraceable(f"the forward seeds {self._whose} random generator after it has used it")
-
-
-def _equal_states(ours: Any, theirs: Any) -> bool:
-    return all(np.array_equal(a, b) for a, b in zip(ours, theirs, strict=True))
 
 
 def _stand_in(

@@ -6,11 +6,9 @@ makes it static where the model does not, instead of refusing the model.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import fields, is_dataclass
+from collections.abc import Callable, Mapping
 from typing import Any
 
-import torch
 from torch import Tensor
 from torch.export import Dim, ExportedProgram, ShapesCollection
 
@@ -21,9 +19,6 @@ from repl_fx.running.example_inputs import ExampleInputs
 def dynamic_dims(tensor: Tensor) -> tuple[int, ...]:
     """Return the dimensions of an example input that may differ at run time.
 
-    Args:
-        tensor: an example input of any shape and dtype.
-
     Returns:
         Every dimension of integer and bool tensors (token ids and masks: batch, sequence, and for attention masks the
         sequence again); 0 and 1 of floating tensors of three dimensions (batch, sequence, features); 0 of all others,
@@ -32,10 +27,8 @@ def dynamic_dims(tensor: Tensor) -> tuple[int, ...]:
     """
     floating = tensor.is_floating_point() or tensor.is_complex()
     if not floating:
-        return tuple(range(tensor.ndim))
-    if tensor.ndim == 3:
-        return (0, 1)
-    return (0,) if tensor.ndim else ()
+        return every_dim(tensor)
+    return (0, 1) if tensor.ndim == 3 else batch_dims(tensor)
 
 
 def every_dim(tensor: Tensor) -> tuple[int, ...]:
@@ -53,10 +46,6 @@ def auto_shapes(
 ) -> ShapesCollection | None:
     """Describe the example inputs to torch.export: what may vary, and what may not.
 
-    Args:
-        inputs: nested in tuples, lists, mappings and dataclasses as the model takes them.
-        dims: picks the dimensions of one tensor.
-
     Returns:
         The `dynamic_shapes` of `torch.export.export` and `torch.onnx.export`. They are keyed by tensor, so each is
         right for any nesting and for any order of keywords; the same tensor objects must be passed to the exporter.
@@ -64,7 +53,7 @@ def auto_shapes(
     """
     kind: Any = ShapesCollection
     shapes: ShapesCollection = kind()
-    for tensor in _tensors((inputs.args, inputs.kwargs)):
+    for tensor in inputs.tensors:
         # Size 1 cannot be told apart from broadcasting, so torch.export makes it static even when asked with AUTO, and
         # the ONNX exporter, which lets it vary, breaks masks of shape (batch, 1, length, length).
         wanted = {dim: Dim.AUTO for dim in dims(tensor) if tensor.shape[dim] > 1}
@@ -85,20 +74,16 @@ def baked_dims(program: ExportedProgram) -> set[tuple[int, int]]:
     """
     traced = {node.name: node.meta.get("val") for node in program.graph.nodes if node.op == "placeholder"}
     inputs = zip(program.graph_signature.user_inputs, pytree.tree_leaves(program.example_inputs), strict=True)
-    sizes = {
+    sizes: dict[tuple[int, int], Any] = {
         (id(given), dim): size
         for name, given in inputs
         if isinstance(value := traced.get(str(name)), Tensor)
         for dim, size in enumerate(value.shape)
         if fixed_size(size) is None
     }
-    examples = {_expression(size): example_of(size) for size in sizes.values()}
+    examples = {size.node.expr: example_of(size) for size in sizes.values()}
     baked = {symbol for guard in guards_of(program.graph_module) for symbol in _fixed_by(guard, examples)}
-    return {place for place, size in sizes.items() if _expression(size).free_symbols & baked}
-
-
-def _expression(size: Any) -> Any:
-    return size.node.expr
+    return {place for place, size in sizes.items() if size.node.expr.free_symbols & baked}
 
 
 def _fixed_by(guard: Any, examples: Mapping[Any, int]) -> set[Any]:
@@ -118,17 +103,3 @@ def _rounds(term: Any) -> bool:
     if kind.endswith("Mod"):
         return False
     return "Div" in kind or "ToInt" in kind or any(_rounds(inner) for inner in term.args)
-
-
-def _tensors(value: Any) -> Iterator[Tensor]:
-    if isinstance(value, torch.Tensor):
-        yield value
-    elif isinstance(value, Mapping):
-        for item in value.values():
-            yield from _tensors(item)
-    elif isinstance(value, (tuple, list)):
-        for item in value:
-            yield from _tensors(item)
-    elif is_dataclass(value) and not isinstance(value, type):
-        for field in fields(value):
-            yield from _tensors(getattr(value, field.name))

@@ -21,6 +21,7 @@ import inspect
 import sys
 import textwrap
 from collections.abc import Collection, Iterable, Iterator, Mapping
+from itertools import chain
 from types import BuiltinFunctionType, CodeType, FunctionType, MappingProxyType, MethodType
 from typing import Any
 
@@ -33,6 +34,7 @@ from repl_fx.graph.kinds import kind_of
 from repl_fx.graph.runtime import check_least
 from repl_fx.running.opaque_outputs import PLAIN
 from repl_fx.running.python_state import NOTES, OWN_ATTRIBUTES, is_own_code
+from repl_fx.tracing.leaves import codes_in
 
 # As they are: what they print is what they are.
 _PLAIN = (*PLAIN, type(...), torch.layout, torch.memory_format, torch.Size, pytree.TreeSpec)
@@ -50,11 +52,8 @@ def fingerprint(lines: Iterable[str]) -> str:
 
 def lines_of_code(gm: fx.GraphModule) -> list[str]:
     """The text of what a graph computes, without that of the tensors it computes with."""
-    lines = list(_nodes(gm))
     called = dict.fromkeys(str(node.target) for node in gm.graph.nodes if node.op == "call_module")
-    for path in called:
-        lines += lines_of_module(gm.get_submodule(path), path)
-    return lines
+    return [*_nodes(gm), *chain.from_iterable(lines_of_module(gm.get_submodule(path), path) for path in called)]
 
 
 def lines_of_graph(gm: fx.GraphModule) -> list[str]:
@@ -87,7 +86,6 @@ def lines_around(model: nn.Module, parts: Collection[str]) -> Iterator[str]:
     are the numbers and words that no method but `__init__` assigns.
 
     Args:
-        model: with the parts in it.
         parts: paths of modules that are left out, with all that is in them.
     """
     kinds: set[Any] = {type(module) for module in model.modules()}
@@ -139,17 +137,9 @@ def _assigned(kind: type) -> frozenset[str]:
             for function in functions:
                 code = getattr(inspect.unwrap(function) if callable(function) else None, "__code__", None)
                 if isinstance(code, CodeType) and name != "__init__":
-                    found.update(_stored(code))
+                    steps = chain.from_iterable(map(dis.get_instructions, codes_in(code)))
+                    found.update(str(s.argval) for s in steps if s.opname in ("STORE_ATTR", "DELETE_ATTR"))
     return frozenset(found)
-
-
-def _stored(code: CodeType) -> Iterator[str]:
-    for step in dis.get_instructions(code):
-        if step.opname in ("STORE_ATTR", "DELETE_ATTR"):
-            yield str(step.argval)
-    for constant in code.co_consts:
-        if isinstance(constant, CodeType):
-            yield from _stored(constant)
 
 
 def code_of(model: nn.Module) -> str:
@@ -242,11 +232,8 @@ def _code(kind: Any) -> str:
     for part in inspect.getmro(kind) if isinstance(kind, type) else (kind,):
         if isinstance(part, (type, FunctionType)) and is_own_code(part):
             found.append(_source(part))
-            functions = vars(part).values() if isinstance(part, type) else (part,)
-            for function in functions:
-                code = getattr(function, "__code__", None)
-                if isinstance(code, CodeType):
-                    found += _globals(code, function.__globals__)
+            for function in _functions(part):
+                found += _globals(function.__code__, function.__globals__)
     return f" code {hashlib.sha256(''.join(found).encode()).hexdigest()[:16]}" if found else ""
 
 
@@ -255,16 +242,18 @@ def _source(part: Any) -> str:
     try:
         return ast.unparse(ast.parse(textwrap.dedent(inspect.getsource(part))))
     except (OSError, TypeError, SyntaxError):
-        functions = vars(part).values() if isinstance(part, type) else (part,)
-        codes = (getattr(function, "__code__", None) for function in functions)
-        return "".join(f"{code.co_code.hex()} {code.co_consts}" for code in codes if isinstance(code, CodeType))
+        codes = (function.__code__ for function in _functions(part))
+        return "".join(f"{code.co_code.hex()} {code.co_consts}" for code in codes)
+
+
+def _functions(part: Any) -> list[Any]:
+    """A function itself, or those of a class."""
+    held = vars(part).values() if isinstance(part, type) else (part,)
+    return [function for function in held if isinstance(getattr(function, "__code__", None), CodeType)]
 
 
 def _globals(code: CodeType, names: Mapping[str, Any]) -> Iterator[str]:
-    for name in code.co_names:
+    for name in chain.from_iterable(inner.co_names for inner in codes_in(code)):
         value = names.get(name)
         if isinstance(value, _PLAIN) and value is not None:
             yield f"{name}={value!r}"
-    for constant in code.co_consts:
-        if isinstance(constant, CodeType):
-            yield from _globals(constant, names)

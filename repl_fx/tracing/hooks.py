@@ -10,7 +10,7 @@ from __future__ import annotations
 import functools
 import inspect
 import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from types import FunctionType, MethodType, ModuleType
 from typing import Any
@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from repl_fx._torch import global_module_hooks
 from repl_fx.errors import CaptureError, Untraceable
 from repl_fx.running.python_state import Change, PythonState
+from repl_fx.tracing.leaves import is_leaf
 
 _FORWARD = {"_forward_hooks": "forward hook", "_forward_pre_hooks": "forward pre-hook"}
 _BACKWARD = {"_backward_hooks": "backward hook", "_backward_pre_hooks": "backward pre-hook"}
@@ -29,52 +30,44 @@ _BACKWARD = {"_backward_hooks": "backward hook", "_backward_pre_hooks": "backwar
 _FOLLOWED = ("transformers.utils.output_capturing",)
 # How many calls deep the functions are looked into that a hook calls.
 _DEEPEST = 3
+_GENERATOR = ("seed", "initial_seed", "manual_seed", "get_rng_state", "set_rng_state")
 _DROPPED: tuple[tuple[Any, str], ...] = (
-    (Tensor, "register_hook"),
-    (Tensor, "register_post_accumulate_grad_hook"),
-    (Tensor, "retain_grad"),
+    *((Tensor, name) for name in ("register_hook", "register_post_accumulate_grad_hook", "retain_grad")),
     (torch.autograd.graph, "register_multi_grad_hook"),
+    *((torch, name) for name in _GENERATOR),
+    *((torch.random, name) for name in (*_GENERATOR, "fork_rng")),
     (torch.autograd.graph.saved_tensors_hooks, "__init__"),
     (torch.autograd.graph.save_on_cpu, "__init__"),
-    *((place, name) for place in (torch, torch.random) for name in ("seed", "initial_seed", "get_rng_state")),
-    (torch, "manual_seed"),
-    (torch.random, "manual_seed"),
-    (torch, "set_rng_state"),
-    (torch.random, "set_rng_state"),
-    (torch.random, "fork_rng"),
     (torch.inference_mode, "__init__"),
 )
 
 
 @contextmanager
-def hooks_followed(model: nn.Module, stands_aside: Callable[[nn.Module], bool]) -> Iterator[None]:
+def hooks_followed(model: nn.Module) -> Iterator[None]:
     """Trace through forward hooks that change a value and do nothing else; refuse other hooks that would be dropped.
 
-    Args:
-        model: about to be traced. State that its hooks change meanwhile is put back.
-        stands_aside: whether calls of a module stay calls, with their hooks.
+    State that hooks change meanwhile is put back.
 
     Raises:
         CaptureError: names the hook and its module.
     """
     if global_module_hooks():
         raise _refusal(model, "a hook on all modules is registered")
-    state = PythonState(nn.Module(), values=reached_by_hooks(model))
     watched: list[_Watched] = []
-    for path, module in model.named_modules():
-        if module is not model and stands_aside(module):
-            continue
-        for registry, kind in _BACKWARD.items():
-            for hook in (getattr(module, registry, None) or {}).values():
-                raise _refusal(model, f"{path or 'the model'} has a {kind} ({hook_name(hook)})")
-        for registry, kind in _FORWARD.items():
-            hooks = getattr(module, registry)
-            for key, hook in list(hooks.items()):
-                if getattr(hook, "__module__", None) not in _FOLLOWED:
+    with ExitStack() as undone:
+        undone.callback(PythonState(nn.Module(), values=reached_by_hooks(model)).restore)
+        for path, module in model.named_modules():
+            if module is not model and is_leaf(module):
+                continue
+            for registry, kind in (_BACKWARD | _FORWARD).items():
+                hooks = getattr(module, registry, None) or {}
+                for key, hook in list(hooks.items()):
                     words = f"{path or 'the model'} has a {kind} ({hook_name(hook)})"
-                    watched.append(_Watched(words, hook, module is model))
-                    hooks[key] = watched[-1]
-    try:
+                    if registry in _BACKWARD:
+                        raise _refusal(model, words)
+                    if getattr(hook, "__module__", None) not in _FOLLOWED:
+                        watched.append(_Watched(words, hook, module is model))
+                        undone.enter_context(patch.dict(hooks, {key: watched[-1]}))
         yield
         for hook in watched:
             if not hook.called and hook.of_the_model:
@@ -83,25 +76,10 @@ def hooks_followed(model: nn.Module, stands_aside: Callable[[nn.Module], bool]) 
                 raise _refusal(model, f"{hook.words} that changes no value")
             if hook.state:
                 raise _refusal(model, f"{hook.words} that keeps {hook.state[0].path}")
-    finally:
-        state.restore()
-        for module in model.modules():
-            for registry in _FORWARD:
-                hooks = getattr(module, registry)
-                hooks.update({key: hook.own for key, hook in hooks.items() if isinstance(hook, _Watched)})
 
 
 class _Watched:
-    """Runs a hook, and notes what it does besides computing.
-
-    Attributes:
-        words: the hook in words.
-        own: the hook itself.
-        of_the_model: the hook is on the model, and not on a module inside.
-        called: the hook was called.
-        changed_a_value: the hook returned something in the place of an argument or a result.
-        state: changes to the Python state that the hook can reach.
-    """
+    """Runs a hook, and notes whether it gave another value, and what it changed of the state that it can reach."""
 
     def __init__(self, words: str, own: Callable[..., Any], of_the_model: bool) -> None:
         self.words = words
@@ -121,8 +99,7 @@ class _Watched:
 
 def reached_by_hooks(model: nn.Module) -> dict[str, Any]:
     """The Python state that the forward hooks in a model can reach, by name."""
-    registries = (getattr(module, name) for module in model.modules() for name in _FORWARD)
-    hooks = dict.fromkeys(hook for registry in registries for hook in registry.values())
+    hooks = dict.fromkeys(hook for module in model.modules() for _, hook in _hooks_on(module, _FORWARD))
     return {f"{n}.{name}": value for n, hook in enumerate(hooks) for name, value in _reached_by(hook).items()}
 
 
@@ -158,22 +135,23 @@ def _refusal(model: nn.Module, what: str) -> CaptureError:
 
 
 def hooks_within(gm: nn.Module, paths: Iterable[str]) -> str | None:
-    """A hook on one of some modules, in words; None where there is none.
-
-    A hook of torch's own that makes a weight (`torch.nn.utils.weight_norm`) is a part of the layer, and goes with it.
-
-    Args:
-        gm: the graph module that calls them.
-        paths: of modules.
-    """
+    """A hook on one of the modules at some paths, in words; None where there is none."""
     for path in paths:
-        module = gm.get_submodule(path)
-        for registry, kind in (_FORWARD | _BACKWARD).items():
-            for hook in (getattr(module, registry, None) or {}).values():
-                if type(hook).__module__.startswith("torch.nn.utils."):
-                    continue
-                return f"its layer {path} has a {kind} ({hook_name(hook)}), which would go with it"
+        for kind, hook in users_hooks(gm.get_submodule(path)):
+            return f"its layer {path} has a {kind} ({hook_name(hook)}), which would go with it"
     return None
+
+
+def users_hooks(module: nn.Module) -> Iterator[tuple[str, Any]]:
+    """The hooks on a module, each with its kind; torch's own that make a weight are parts of the layer."""
+    for kind, hook in _hooks_on(module, _FORWARD | _BACKWARD):
+        if not type(hook).__module__.startswith("torch.nn.utils."):
+            yield kind, hook
+
+
+def _hooks_on(module: nn.Module, kinds: Mapping[str, str]) -> Iterator[tuple[str, Any]]:
+    for registry, kind in kinds.items():
+        yield from ((kind, hook) for hook in (getattr(module, registry, None) or {}).values())
 
 
 def hook_name(hook: Any) -> str:
@@ -183,11 +161,7 @@ def hook_name(hook: Any) -> str:
 
 @contextmanager
 def no_tensor_hooks(stands_aside: Callable[[], bool]) -> Iterator[None]:
-    """Refuse hooks on tensors that a forward registers while it is traced.
-
-    Args:
-        stands_aside: whether the trace is inside a leaf call, which runs as it is.
-    """
+    """Refuse hooks on tensors that a forward registers while it is traced, outside of leaf calls (`stands_aside`)."""
 
     def refusing(name: str, function: Any) -> Any:
         def refuse(*args: Any, **kwargs: Any) -> Any:

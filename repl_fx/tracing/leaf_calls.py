@@ -16,7 +16,7 @@ forward of a `torch.autograd.Function` stands aside likewise: traced into, it wo
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -26,45 +26,17 @@ from torch import Tensor, nn
 
 from repl_fx._torch import autograd_calls, call_impl, define_operator, pytree, set_call_impl, unset_call_impl
 from repl_fx.errors import Untraceable
-from repl_fx.graph.markers import leaf_call_operator
+from repl_fx.graph.runtime import leaf_call_operator
 from repl_fx.running.python_state import PythonState
 from repl_fx.running.untouched import untouched
-from repl_fx.tracing.hooks import reached_by_hooks
-from repl_fx.tracing.mode_and_randomness import may_vary
-
-_VARIES: dict[type[nn.Module], bool] = {}
+from repl_fx.tracing.hooks import reached_by_hooks, users_hooks
+from repl_fx.tracing.leaves import is_leaf
 
 # Modules that may stand aside.
 Callee = nn.Module | type[torch.autograd.Function]
 
-_CONTAINERS = (nn.ModuleList, nn.ModuleDict, nn.ParameterList, nn.ParameterDict)
 _DROPOUTS = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout, nn.FeatureAlphaDropout)
 _CONSTANTS = (bool, int, float, complex, str, torch.dtype, torch.device, torch.layout, torch.memory_format, slice)
-
-
-def is_leaf(module: nn.Module) -> bool:
-    """Whether calls of a module stay calls in the normal form.
-
-    A leaf has no child modules and is one of `torch.nn` (or derived from one), or has no parameters and may depend on
-    the mode or on random numbers: Linear, a Conv2d subclass that pads, Dropout, DropPath. All other modules of the
-    user's own are traced into, so that their parameters can be seen, and which of their arguments they read.
-    """
-    if any(True for _ in module.children()) or isinstance(module, _CONTAINERS):
-        return False
-    # A forward that somebody put into one module belongs to that module, and not to the copy that a graph calls.
-    if "forward" in vars(module):
-        return False
-    # Code of a class around its forward is called around the stand-in too.
-    if type(module).__call__ is not nn.Module.__call__:
-        return False
-    from_torch = any(base.__module__.startswith("torch.nn.") and base is not nn.Module for base in type(module).__mro__)
-    return from_torch or (not any(True for _ in module.parameters(recurse=False)) and _varies(type(module)))
-
-
-def _varies(kind: type[nn.Module]) -> bool:
-    if kind not in _VARIES:
-        _VARIES[kind] = may_vary(kind)
-    return _VARIES[kind]
 
 
 @dataclass
@@ -72,9 +44,7 @@ class LeafCall:
     """One call of a leaf module, as the tracer saw it.
 
     Attributes:
-        callee: the callee, a module or a `torch.autograd.Function`.
         run: makes the call itself, past the stand-in.
-        training: the mode that the module was in.
         leaves: the flattened arguments; tensors and SymInts as placeholders, constants as they were.
         arguments: structure of (args, kwargs).
         result: structure of the result; None until the call has run.
@@ -90,6 +60,23 @@ class LeafCall:
     result: pytree.TreeSpec | None = None
     constants: dict[int, Any] = field(default_factory=dict)
     passes_through: bool = False
+
+    def given(self, tensors: Iterable[Any], symbols: Iterable[Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """The arguments with other tensors and symbols in the place of its own."""
+        tensors, symbols = iter(tensors), iter(symbols)
+        leaves = [
+            next(tensors) if isinstance(leaf, Tensor) else next(symbols) if _is_symbol(leaf) else leaf
+            for leaf in self.leaves
+        ]
+        args, kwargs = pytree.tree_unflatten(leaves, self.arguments)
+        return tuple(args), kwargs
+
+    def returned(self, tensors: Iterable[Any]) -> Any:
+        """The result with these tensors in it; the call has run."""
+        assert self.result is not None
+        tensors = iter(tensors)
+        leaves = [self.constants[i] if i in self.constants else next(tensors) for i in range(self.result.num_leaves)]
+        return pytree.tree_unflatten(leaves, self.result)
 
 
 class LeafCalls:
@@ -127,12 +114,7 @@ class LeafCalls:
     def run(self, index: int, tensors: list[Tensor], symbols: list[Any]) -> list[Tensor]:
         """Run call `index` for its shapes (on fake tensors, under no tracer)."""
         call = self.calls[index]
-        given_tensors, given_symbols = iter(tensors), iter(symbols)
-        leaves = [
-            next(given_tensors) if isinstance(leaf, Tensor) else next(given_symbols) if _is_symbol(leaf) else leaf
-            for leaf in call.leaves
-        ]
-        args, kwargs = pytree.tree_unflatten(leaves, call.arguments)
+        args, kwargs = call.given(tensors, symbols)
         # A module that a leaf calls itself is part of the leaf.
         self.running = True
         try:
@@ -164,17 +146,12 @@ def _state(module: nn.Module) -> dict[str, Tensor | None]:
 @contextmanager
 def _left_alone(callee: Callee) -> Iterator[None]:
     """Undo what a call on fake tensors leaves in a module, and what hooks on it count."""
-    if not isinstance(callee, nn.Module):
+    with ExitStack() as undone:
+        if isinstance(callee, nn.Module):
+            undone.enter_context(untouched(callee))
+            if reached := reached_by_hooks(callee):
+                undone.callback(PythonState(nn.Module(), values=reached).restore)
         yield
-        return
-    reached = reached_by_hooks(callee)
-    counted = PythonState(nn.Module(), values=reached) if reached else None
-    with untouched(callee):
-        try:
-            yield
-        finally:
-            if counted is not None:
-                counted.restore()
 
 
 class LeafNotOpaque(RuntimeError):
@@ -184,24 +161,16 @@ class LeafNotOpaque(RuntimeError):
 _recording: list[LeafCalls] = []
 
 
-def _leaf_call(tensors: list[Tensor], symbols: list[Any], index: int) -> list[Tensor]:
-    return _recording[-1].run(index, tensors, symbols)
-
-
 _library = define_operator(
-    "repl_fx", "leaf_call(Tensor[] tensors, SymInt[] symbols, int index) -> Tensor[]", _leaf_call
+    "repl_fx",
+    "leaf_call(Tensor[] tensors, SymInt[] symbols, int index) -> Tensor[]",
+    lambda tensors, symbols, index: _recording[-1].run(index, tensors, symbols),
 )
 
 
 @contextmanager
 def record_leaf_calls(model: nn.Module, calls: LeafCalls) -> Iterator[None]:
-    """Let every leaf module of `model`, and every `torch.autograd.Function`, stand aside.
-
-    Undone on leaving, however the trace ends.
-
-    Args:
-        model: the model about to be traced; its modules are patched one by one for the time of the trace.
-        calls: the table to fill; leaves in `calls.inlined` are left alone.
+    """Let every leaf of `model` but `calls.inlined`, and every `torch.autograd.Function`, stand aside for a trace.
 
     Raises:
         Untraceable: one of these has hooks.
@@ -240,20 +209,15 @@ def _stand_in(callee: Callee, run: Callable[..., Any], calls: LeafCalls) -> Call
             return run(*args, **kwargs)
         index = len(calls.calls)
         calls.calls.append(LeafCall(callee, run, is_training(callee), leaves, arguments))
-        results = iter(leaf_call_operator()(tensors, [leaf for leaf in leaves if _is_symbol(leaf)], index))
-        made = calls.calls[index]
-        assert made.result is not None
-        values = [made.constants[i] if i in made.constants else next(results) for i in range(made.result.num_leaves)]
-        return pytree.tree_unflatten(values, made.result)
+        results = leaf_call_operator()(tensors, [leaf for leaf in leaves if _is_symbol(leaf)], index)
+        return calls.calls[index].returned(results)
 
     return call
 
 
 def _require_no_hooks(module: nn.Module) -> None:
-    registries = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
-    hooks = (hook for name in registries for hook in (getattr(module, name, None) or {}).values())
     # Hooks of torch's own that make a weight are traced like the forward.
-    if any(not type(hook).__module__.startswith("torch.nn.utils.") for hook in hooks):
+    if any(users_hooks(module)):
         raise Untraceable(f"a graph would drop the hooks of {module}, which it cannot call as a whole")
 
 

@@ -25,17 +25,22 @@ from torch.export.graph_signature import InputKind
 from repl_fx._torch import children_of, is_autocast_region, is_grad_region, pytree
 from repl_fx.errors import Untraceable
 from repl_fx.graph.assigned_buffers import add_assignments
-from repl_fx.graph.captured import drop_dead, traced_constant
-from repl_fx.graph.gc_pause import collection_paused
-from repl_fx.graph.markers import leaf_call_operator
-from repl_fx.graph.runtime import AutogradCall, enter_autocast, enter_grad_mode, exit_autocast, restore_grad_mode
+from repl_fx.graph.captured import attribute, drop_dead, traced_constant
+from repl_fx.graph.runtime import (
+    AutogradCall,
+    enter_autocast,
+    enter_grad_mode,
+    exit_autocast,
+    leaf_call_operator,
+    restore_grad_mode,
+)
 from repl_fx.graph.signature import (
     BoundInputs,
     InputNodes,
-    keyword_order,
     output_of,
     step_into,
 )
+from repl_fx.passes.driver import collection_paused
 from repl_fx.tracing.leaf_calls import LeafCall, LeafCalls
 
 _ASSERTIONS = {
@@ -69,8 +74,6 @@ class Exported:
     """The outcome of an export under `record_leaf_calls`.
 
     Attributes:
-        program: the result of torch.export.
-        calls: the table filled during that export.
         assigned: buffers that the forward rebinds; the program then returns its own outputs and their new values as
             a pair. None where it returns its own outputs alone.
         least: the smallest sizes for which the program holds, by the names of their symbols.
@@ -87,8 +90,6 @@ def lift_modules(exported: Exported, model: nn.Module, inputs: BoundInputs, cons
     """Rewrite an exported program as a graph over the model's own modules and state.
 
     Args:
-        exported: the program, and what was noted meanwhile.
-        model: the traced model; names for its modules are taken from it.
         inputs: the example inputs of the export, with the names that the graph's arguments get.
         constants: collects the tensors the trace made.
 
@@ -116,18 +117,16 @@ class _Lifter:
         self.calls = calls
         self.constants = constants
         self.graph = fx.Graph()
-        self.paths: dict[nn.Module, str] = {}
-        for path, module in model.named_modules(remove_duplicate=False):
-            self.paths.setdefault(module, path)
+        self.paths = {module: path for path, module in model.named_modules()}
         self.env: dict[fx.Node, Any] = {}
         self.state: dict[str, fx.Node] = {}
 
     def placeholders(self, inputs: BoundInputs, least: Mapping[str, int]) -> None:
         made = InputNodes(self.graph, inputs.arguments)
         signature = self.program.graph_signature
-        in_spec = self.program.call_spec.in_spec
         # torch.export puts keyword arguments in the order of the signature.
-        located = iter(inputs.located(keyword_order(in_spec)))
+        _, keywords = children_of(self.program.call_spec.in_spec)
+        located = iter(inputs.located(keywords.context))
         nodes = [node for node in self.program.graph.nodes if node.op == "placeholder"]
         for node, spec in zip(nodes, signature.input_specs, strict=True):
             if spec.kind is InputKind.USER_INPUT:
@@ -150,8 +149,7 @@ class _Lifter:
             if node.op == "call_function":
                 self.function(gm, node)
             elif node.op == "get_attr":
-                target = gm.get_submodule(node.target) if _has_module(gm, node.target) else getattr(gm, node.target)
-                self.env[node] = target
+                self.env[node] = attribute(gm, str(node.target))
             elif node.op != "placeholder":
                 raise Untraceable(f"a node of kind {node.op}")
         raise Untraceable("a graph without an output")
@@ -176,22 +174,14 @@ class _Lifter:
     def leaf(self, node: fx.Node) -> list[Any]:
         index: Any = node.args[2]
         call: LeafCall = self.calls.calls[index]
-        tensors, symbols = iter(self.value(node.args[0])), iter(self.value(node.args[1]))
-        leaves = [
-            next(tensors) if isinstance(leaf, Tensor) else next(symbols) if isinstance(leaf, torch.SymInt) else leaf
-            for leaf in call.leaves
-        ]
-        args, kwargs = pytree.tree_unflatten(leaves, call.arguments)
+        args, kwargs = call.given(self.value(node.args[0]), self.value(node.args[1]))
         if isinstance(call.callee, nn.Module):
-            made = self.emit("call_module", self.paths[call.callee], tuple(args), kwargs, node)
+            made = self.emit("call_module", self.paths[call.callee], args, kwargs, node)
         else:
-            made = self.emit("call_function", AutogradCall(call.callee), tuple(args), kwargs, node)
+            made = self.emit("call_function", AutogradCall(call.callee), args, kwargs, node)
         made.meta["passes_through"] = call.passes_through
-        assert call.result is not None
-        values = iter(node.meta["val"])
-        results = [call.constants[i] if i in call.constants else next(values) for i in range(call.result.num_leaves)]
-        made.meta["val"] = pytree.tree_unflatten(results, call.result)
-        if call.result.is_leaf():
+        made.meta["val"] = call.returned(node.meta["val"])
+        if call.result is not None and call.result.is_leaf():
             return [made]
         nodes = []
         for path, value in pytree.tree_flatten_with_path(made.meta["val"])[0]:
@@ -247,7 +237,3 @@ class _Lifter:
 class _State:
     path: str
     val: Any
-
-
-def _has_module(gm: nn.Module, path: str) -> bool:
-    return any(path == name for name, _ in gm.named_modules())

@@ -7,47 +7,45 @@ otherwise fail somewhere inside torch, with a message that says nothing about th
 from __future__ import annotations
 
 import re
+import sysconfig
+import traceback
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
-from repl_fx._torch import is_compiled, pytree
-from repl_fx.errors import BadInput, ForeignError, foreign_code
+from repl_fx._torch import is_compiled
+from repl_fx.errors import BadInput, ForeignError, Untraceable, first_line, foreign_code
+from repl_fx.graph.captured import tensors_in
 from repl_fx.graph.kinds import kind_of
 from repl_fx.running.example_inputs import ExampleInputs
+from repl_fx.running.untouched import in_mode
 
 # Modules that call another one, and expect to be called themselves, by the packages they come from.
 _WRAPPERS = ("torch.nn.parallel", "torch.distributed.fsdp")
 _QUANTISED = ("torch.ao.nn.quantized", "torch.ao.nn.intrinsic.quantized", "torchao.")
 # Live in such a package, and are of models that can be quantised and are not yet.
 _FLOATING = ("FloatFunctional", "FXFloatFunctional")
-_SHARDED = "torch.distributed"
 
-# Subjects of torch's messages, and the remedies.
-_HINTS = (
-    (r"dtype|scalar type|data type|have the same type|expected tensor for argument .* to have", "dtype"),
-    (r"same device|is on (cpu|cuda|meta)|device type", "device"),
-    (
-        r"shape|size|dimension|\bdims?\b|channels|broadcast|index out of range|out of bounds|numel|\bmat1\b|"
-        r"positional argument|required argument|unexpected keyword|missing a required|too many|not enough values",
-        "shape",
-    ),
-)
+# Remedies, by words of the messages that call for them.
 _ADVICE = {
-    "dtype": "give inputs of the dtype the model takes, with example_inputs() or as in --input-shape 2x8:float64",
-    "device": "put the model and its inputs on one device",
-    "shape": "give inputs of the shape the model takes, with --input-shape or example_inputs()",
+    "give inputs of the dtype the model takes, with example_inputs() or as in --input-shape 2x8:float64": (
+        r"dtype|scalar type|data type|have the same type|expected tensor for argument .* to have"
+    ),
+    "put the model and its inputs on one device": r"same device|is on (cpu|cuda|meta)|device type",
+    "give inputs of the shape the model takes, with --input-shape or example_inputs()": (
+        r"shape|size|dimension|\bdims?\b|channels|broadcast|index out of range|out of bounds|numel|\bmat1\b|"
+        r"positional argument|required argument|unexpected keyword|missing a required|too many|not enough values"
+    ),
 }
+_HERE = Path(__file__).parent.parent
+_NOT_THE_MODEL = (Path(torch.__file__).parent, _HERE, _HERE.resolve(), (_HERE / "passes").resolve())
 
 
 def require_capturable(model: nn.Module, inputs: ExampleInputs) -> None:
     """Refuse a model that cannot be captured whatever its forward does.
-
-    Args:
-        model: any module.
-        inputs: its example inputs.
 
     Raises:
         BadInput: says what of the model stands in the way, where it is, and what to give instead.
@@ -74,7 +72,8 @@ def require_finite(model: nn.Module) -> None:
     Raises:
         BadInput: names the tensors and how many of their values are NaN or infinite.
     """
-    found = [f"{name} has {words}" for name, tensor in _state(model) if (words := _no_numbers(tensor))]
+    state = (*model.named_parameters(), *model.named_buffers())
+    found = [f"{name} has {words}" for name, tensor in state if (words := _no_numbers(tensor))]
     if found:
         more = f" and {len(found) - 3} more" if len(found) > 3 else ""
         raise BadInput(
@@ -83,27 +82,50 @@ def require_finite(model: nn.Module) -> None:
         )
 
 
-def misfit(what: str, problem: Exception, inputs: ExampleInputs) -> str:
-    """The message that a model does not run on its example inputs, with advice where the problem is about these.
-
-    Args:
-        what: the problem in one line, with the model's name, file and line.
-        problem: the exception.
-        inputs: the example inputs.
-    """
-    text = f"{what} with the example inputs ({describe_inputs(inputs)})"
+def misfit(model: nn.Module, problem: Exception, inputs: ExampleInputs) -> BadInput:
+    """The error of a model that does not run on its example inputs, with advice where the problem is about these."""
+    text = f"{obstacle(type(model).__name__, problem)} with the example inputs ({describe_inputs(inputs)})"
     # A model may speak of its inputs in an exception of any kind, and torch does so in words alone.
-    kind = next((kind for pattern, kind in _HINTS if re.search(pattern, str(problem), re.IGNORECASE)), None)
-    return text if kind is None else f"{text}; {_ADVICE[kind]}"
+    advice = next((words for words, pattern in _ADVICE.items() if re.search(pattern, str(problem), re.IGNORECASE)), "")
+    return BadInput(f"{text}{advice and f'; {advice}'}")
+
+
+def obstacle(tracer: str, problem: BaseException) -> str:
+    """One line: what a tracer stumbled over, and the file and line of the model where it did."""
+    problem = problem.problem if isinstance(problem, ForeignError) else problem
+    what = first_line(problem)
+    kind = "" if isinstance(problem, Untraceable) else f"{type(problem).__name__}: "
+    where = _model_line(problem)
+    return f"{tracer}: {kind}{what[:200]}{f' (at {where})' if where else ''}"
+
+
+def _model_line(problem: BaseException) -> str | None:
+    """The innermost frame that is neither torch's, Python's nor this package's: the model's own line."""
+    for cause in causes_of(problem):
+        for frame in reversed(traceback.extract_tb(cause.__traceback__)):
+            path = Path(frame.filename)
+            if path.exists() and not any(folder in path.parents for folder in _NOT_THE_MODEL) and not _standard(path):
+                return f"{frame.filename}, line {frame.lineno}"
+    return None
+
+
+def causes_of(problem: BaseException) -> Iterator[BaseException]:
+    """An exception, and those that it came from."""
+    seen: BaseException | None = problem
+    while seen is not None:
+        yield seen
+        seen = seen.__cause__ or seen.__context__
+
+
+def _standard(path: Path) -> bool:
+    # Installed packages lie inside the standard library's folder, and may hold the model.
+    return Path(sysconfig.get_path("stdlib")) in path.parents and "site-packages" not in path.parts
 
 
 def describe_inputs(inputs: ExampleInputs) -> str:
     """Example inputs in words, for messages: `x: float32[2, 3, 32, 32]`."""
-    words = []
-    for name, value in [*((str(i), v) for i, v in enumerate(inputs.args)), *inputs.kwargs.items()]:
-        for leaf in pytree.tree_leaves(value):
-            if isinstance(leaf, Tensor):
-                words.append(f"{name}: {kind_of(leaf)}")
+    named = (*enumerate(inputs.args), *inputs.kwargs.items())
+    words = [f"{name}: {kind_of(tensor)}" for name, value in named for tensor in tensors_in(value)]
     return ", ".join(words) or "none"
 
 
@@ -130,13 +152,13 @@ def _comes_from(kind: type, packages: tuple[str, ...]) -> bool:
 
 
 def _tensor_in_the_way(model: nn.Module, inputs: Sequence[Tensor]) -> str | None:
-    state = list(_state(model))
+    state = [*model.named_parameters(), *model.named_buffers()]
     for name, tensor in state:
         if is_lazy(tensor):
             return f"is lazy: {name} has no shape before the first forward; run the model once, then give it"
         if tensor.is_quantized or _comes_from(type(tensor), _QUANTISED):
             return f"is quantised ({name}); transform the model in floating point, and quantise the result"
-        if _comes_from(type(tensor), (_SHARDED,)):
+        if _comes_from(type(tensor), ("torch.distributed",)):
             return f"is sharded ({name}); give the model as it was before, and shard the result"
         if tensor.layout is not torch.strided:
             layout = str(tensor.layout).removeprefix("torch.")
@@ -159,24 +181,15 @@ def without_values(names: Sequence[str]) -> str:
 
 
 def _mode_in_the_way(model: nn.Module) -> str | None:
-    modes = [(module, module.training) for module in model.modules()]
     for training in (True, False):
         try:
-            with foreign_code():
-                model.train(training)
+            with foreign_code(), in_mode(model, training):
+                pass
         except ForeignError as failed:
             mode = "training" if training else "evaluation"
             words = " ".join(str(failed.problem).split())
             return f"refuses {mode} mode ({type(failed.problem).__name__}: {words}), and both modes are captured"
-        finally:
-            for module, mode_before in modes:
-                module.training = mode_before
     return None
-
-
-def _state(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
-    yield from model.named_parameters()
-    yield from model.named_buffers()
 
 
 def _no_numbers(tensor: Tensor) -> str:

@@ -7,80 +7,106 @@ model that is captured in parts, where sizes come from eager code, the next call
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
 
 from repl_fx._torch import fixed_size, pytree
-from repl_fx.errors import ForeignError, foreign_code
-from repl_fx.graph.captured import CapturedModule
-from repl_fx.graph.runtime import check_shape
+from repl_fx.graph.captured import CapturedModule, copy_graph
+from repl_fx.graph.runtime import check_least, check_shape
 from repl_fx.graph.signature import bind_arguments, words_for
+from repl_fx.passes.driver import Result, run_passes
 from repl_fx.running.example_inputs import ExampleInputs
-from repl_fx.running.untouched import in_mode, untouched
+from repl_fx.running.opaque_outputs import equal_inside
+from repl_fx.running.untouched import device_of, outcome_of
+from repl_fx.tracing.questions import drop_checks_
 
 # Other sizes are tried on inputs no larger than this along a dimension.
 _TRIAL_SIZE = 193
+# Tensors, each with the sizes that it has in a trace; some of these are symbols.
+_Traced = Sequence[tuple[Tensor, Sequence[Any]]]
 
 
 def holds_at_other_sizes(module: nn.Module, gm: CapturedModule, inputs: ExampleInputs) -> bool:
     """Whether a graph computes what its source does at other sizes of the dimensions that stayed dynamic in it.
 
-    Args:
-        module: the source.
-        gm: the graph captured from it.
-        inputs: of the sizes it was traced with.
-
     Returns:
         False where it differs or fails; also where nothing can be said, because a size depends on others.
     """
-    if not any(fixed_size(size) is None for size in _symbolic_sizes(gm)):
+    traced = _traced_shapes(gm, module, inputs)
+    if all(fixed_size(size) is not None for _, shape in traced for size in shape):
         return True
-    resized = _resized(module, gm, inputs)
+    resized = _resized(traced, inputs)
     if resized is None:
         return False
-    results: list[Any] = []
-    for candidate in (module, gm):
-        with untouched(candidate, buffers=True), in_mode(candidate, False), torch.no_grad():
-            try:
-                with foreign_code():
-                    results.append(pytree.tree_leaves(resized.passed_to(candidate)))
-            except ForeignError:
-                # Where the source does not take these sizes, there is nothing to be wrong about.
-                return candidate is module
-    close = [
+    ours, theirs = (outcome_of(candidate, resized, training=False) for candidate in (module, gm))
+    if ours.problem is not None or theirs.problem is not None:
+        # Where the source does not take these sizes, there is nothing to be wrong about.
+        return ours.problem is not None
+    return all(
         a.shape == b.shape and torch.allclose(a, b, equal_nan=True)
-        for a, b in zip(*results, strict=True)
+        for a, b in zip(pytree.tree_leaves(ours.outputs), pytree.tree_leaves(theirs.outputs), strict=True)
         if isinstance(a, Tensor) and isinstance(b, Tensor)
+    )
+
+
+def drop_questions_answered_alike_(gm: fx.GraphModule, model: nn.Module, inputs: ExampleInputs) -> Result:
+    """Let a graph take a size of 1 again where it computes there what the model does, in both modes.
+
+    `is_causal = length > 1` is such a question: whether one token is masked makes no difference.
+
+    Args:
+        gm: the graph captured from the model; its `check_least` nodes are removed where they are not needed.
+        model: it runs on the example inputs, with the sizes asked about narrowed to 1, and is not changed.
+
+    Returns:
+        The graph, with the names of the checks that are gone.
+    """
+    checks: dict[str, list[str]] = {}
+    for node in gm.graph.nodes:
+        if node.target is check_least:
+            source: Any = node.args[0]
+            checks.setdefault(str(source.meta["val"].shape[node.args[1]]), []).append(node.name)
+    if not checks or device_of(model, inputs).type == "meta":
+        return Result(gm)
+    traced = _traced_shapes(gm, model, inputs)
+    alike: list[str] = []
+    for symbol, names in checks.items():
+        trial = run_passes(copy_graph(gm, compiled=False), partial(drop_checks_, names=names)).graph_module
+        if _same_outputs(trial, model, _narrowed(inputs, traced, symbol)):
+            alike += names
+    return drop_checks_(gm, alike)
+
+
+def _traced_shapes(gm: fx.GraphModule, module: nn.Module, inputs: ExampleInputs) -> _Traced:
+    """The tensors among the inputs of a module, with the sizes that they have in a graph of it."""
+    checks: list[Any] = [node.args for node in gm.graph.nodes if node.target is check_shape]
+    shapes = {words: given.meta["val"].shape for given, _, words in checks}
+    return [
+        (leaf, shapes[words])
+        for name, given in bind_arguments(module, inputs).arguments.items()
+        for path, leaf in pytree.tree_flatten_with_path(given)[0]
+        if (words := words_for(name, path)) in shapes
     ]
-    return all(close)
 
 
-def _resized(module: nn.Module, gm: CapturedModule, inputs: ExampleInputs) -> ExampleInputs | None:
+def _resized(traced: _Traced, inputs: ExampleInputs) -> ExampleInputs | None:
     """The inputs with other sizes where they are dynamic; None where a size is no symbol of its own."""
-    shapes = {
-        str(node.args[2]): node.args[0].meta["val"].shape
-        for node in gm.graph.nodes
-        if node.target is check_shape and isinstance(node.args[0], fx.Node)
-    }
     sizes: dict[str, int] = {}
-    tensors: dict[int, Tensor] = {}
+    drawn: dict[int, Tensor] = {}
     generator = torch.Generator().manual_seed(0)
-    for argument in bind_arguments(module, inputs).arguments:
-        for path, leaf in pytree.tree_flatten_with_path(argument.value)[0]:
-            words = words_for(argument.name, path)
-            if not isinstance(leaf, Tensor) or words not in shapes:
-                continue
-            wanted = []
-            for size, now in zip(shapes[words], leaf.shape, strict=True):
-                if fixed_size(size) is None and not str(size).isidentifier():
-                    return None
-                # An odd size: what code asks of sizes most is whether they are even.
-                other = min(max(now // 2, 2), _TRIAL_SIZE) | 1
-                wanted.append(sizes.setdefault(str(size), other) if fixed_size(size) is None else now)
-            tensors[id(leaf)] = _drawn(wanted, leaf, generator)
-    return inputs.map(lambda tensor: tensors.get(id(tensor), tensor))
+    for tensor, shape in traced:
+        wanted = []
+        for size, now in zip(shape, tensor.shape, strict=True):
+            if fixed_size(size) is None and not str(size).isidentifier():
+                return None
+            # An odd size: what code asks of sizes most is whether they are even.
+            other = min(max(now // 2, 2), _TRIAL_SIZE) | 1
+            wanted.append(sizes.setdefault(str(size), other) if fixed_size(size) is None else now)
+        drawn[id(tensor)] = _drawn(wanted, tensor, generator)
+    return inputs.map(lambda tensor: drawn.get(id(tensor), tensor))
 
 
 def _drawn(sizes: Sequence[int], like: Tensor, generator: torch.Generator) -> Tensor:
@@ -90,6 +116,21 @@ def _drawn(sizes: Sequence[int], like: Tensor, generator: torch.Generator) -> Te
     return torch.full(tuple(sizes), like.dtype == torch.bool, dtype=like.dtype, device=like.device)
 
 
-def _symbolic_sizes(gm: CapturedModule) -> list[Any]:
-    nodes = [node.args[0] for node in gm.graph.nodes if node.target is check_shape]
-    return [size for node in nodes if isinstance(node, fx.Node) for size in node.meta["val"].shape]
+def _narrowed(inputs: ExampleInputs, traced: _Traced, symbol: str) -> ExampleInputs:
+    """The inputs with a size of 1 wherever a trace has this symbol."""
+
+    def narrow(tensor: Tensor) -> Tensor:
+        dims = {dim for given, shape in traced if given is tensor for dim, s in enumerate(shape) if str(s) == symbol}
+        for dim in dims:
+            tensor = tensor.narrow(dim, 0, 1)
+        return tensor
+
+    return inputs.map(narrow)
+
+
+def _same_outputs(gm: fx.GraphModule, model: nn.Module, inputs: ExampleInputs) -> bool:
+    for training in (True, False):
+        ours, theirs = (outcome_of(module, inputs, training) for module in (model, gm))
+        if ours.problem is not None or theirs.problem is not None or not equal_inside(ours.outputs, theirs.outputs):
+            return False
+    return True

@@ -6,17 +6,18 @@ step 1, step 2 as if no step 1  with the Python state of before the first, the s
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from repl_fx.errors import CaptureError, foreign_code
-from repl_fx.running.equality import same_value
 from repl_fx.running.example_inputs import ExampleInputs
+from repl_fx.running.opaque_outputs import same_value
 from repl_fx.running.python_state import PythonState, StateChanges, place_of
 from repl_fx.running.untouched import device_of, in_mode, seed_everything, seeded, untouched
+from repl_fx.tracing.leaves import is_leaf
 
 _SHOWN = 3
 
@@ -26,11 +27,7 @@ def require_settled(model: nn.Module, changes: StateChanges, inputs: ExampleInpu
 
     An activation that is kept for the user has no part; a table that is made when it is first needed does not move.
 
-    Args:
-        model: it is run three times on copies of the inputs, and is not changed.
-        changes: of a trace; without any, the model is not run.
-        inputs: example inputs.
-        training: the mode of the trace.
+    The model is run three times on copies of the inputs, and not at all where a trace made no changes.
 
     Raises:
         CaptureError: names the state, with the line of the model that changes it.
@@ -42,19 +39,19 @@ def require_settled(model: nn.Module, changes: StateChanges, inputs: ExampleInpu
     with untouched(model, buffers=True, parameters=True), in_mode(model, training), seeded(device, 0):
         begin = PythonState(model)
         _step(model, inputs)
-        between, state = PythonState(model), _State(model)
         # Other inputs: what the first one left behind may be right for the first alone.
         inputs = inputs.map(_scaled)
-        outputs = _step(model, inputs)
-        moved = between.changes(PythonState(model))
+        with untouched(model, buffers=True, parameters=True):
+            between = PythonState(model)
+            outputs = _step(model, inputs)
+            moved = between.changes(PythonState(model))
+            after = _values(model)
         moving = [change.path for change in moved if not change.is_tensor]
         if moving:
             raise _refusal(model, moving, "moves with every forward")
-        after = _State(model)
-        state.restore()
         begin.restore()
         again = _step(model, inputs)
-        if not same_value(outputs, again) or not after.equals(_State(model)):
+        if not same_value((outputs, after), (again, _values(model))):
             paths = dict.fromkeys(change.path for change in (*moved, *changes.changes))
             raise _refusal(model, [*paths, *changes.iterators], "changes in one forward and has a part in the next")
 
@@ -62,12 +59,8 @@ def require_settled(model: nn.Module, changes: StateChanges, inputs: ExampleInpu
 def buffer_settles(model: nn.Module, path: str, inputs: ExampleInputs) -> bool:
     """Whether a buffer is after a second forward, on other inputs, what it was after the first.
 
-    A table that is made when it is first needed settles: a graph may make it anew each time.
-
-    Args:
-        model: it is run twice on copies of the inputs, in its mode, and is not changed.
-        path: of the buffer.
-        inputs: example inputs.
+    A table that is made when it is first needed settles: a graph may make it anew each time. The model is run on copies
+    of the inputs, in its mode, and is not changed.
     """
     with untouched(model, buffers=True, parameters=True), seeded(device_of(model, inputs), 0):
         _step(model, inputs)
@@ -76,20 +69,15 @@ def buffer_settles(model: nn.Module, path: str, inputs: ExampleInputs) -> bool:
         return same_value(first, model.get_buffer(path).detach())
 
 
-def require_leaves_left(model: nn.Module, changes: StateChanges, stands_aside: Callable[[nn.Module], bool]) -> None:
+def require_leaves_left(model: nn.Module, changes: StateChanges) -> None:
     """Refuse a model whose forward sets attributes of modules that the graph calls, such as the rate of a dropout.
-
-    Args:
-        model: the traced model.
-        changes: of the trace, leaf calls apart.
-        stands_aside: whether calls of a module stay calls.
 
     Raises:
         CaptureError: names the attribute.
     """
     if changes.replaced:
         raise _refusal(model, changes.replaced, "as the forward leaves it has other parameters or modules")
-    leaves = [path for path, module in model.named_modules() if path and stands_aside(module)]
+    leaves = [path for path, module in model.named_modules() if path and is_leaf(module)]
     for change in changes.changes:
         if any(change.path.removeprefix("len(").startswith(f"{path}.") for path in leaves):
             raise _refusal(model, [change.path], "of a module that the graph calls is set by the forward around it")
@@ -98,27 +86,11 @@ def require_leaves_left(model: nn.Module, changes: StateChanges, stands_aside: C
 def _step(model: nn.Module, inputs: ExampleInputs) -> Any:
     seed_everything(0)
     with torch.enable_grad(), foreign_code():
-        outputs = inputs.fresh().passed_to(model)
-    return outputs
+        return inputs.fresh().passed_to(model)
 
 
-class _State:
-    """The tensors of a model at one moment: those that are registered, and their values."""
-
-    def __init__(self, model: nn.Module) -> None:
-        self._owned = [(module, dict(module._parameters), dict(module._buffers)) for module in model.modules()]
-        self._values = [(t, t.detach().clone()) for t in (*model.parameters(), *model.buffers())]
-
-    def restore(self) -> None:
-        for module, parameters, buffers in self._owned:
-            module._parameters.update(parameters)
-            module._buffers.update(buffers)
-        with torch.no_grad():
-            for tensor, value in self._values:
-                tensor.copy_(value)
-
-    def equals(self, other: _State) -> bool:
-        return same_value([value for _, value in self._values], [value for _, value in other._values])
+def _values(model: nn.Module) -> list[Tensor]:
+    return [tensor.detach().clone() for tensor in (*model.parameters(), *model.buffers())]
 
 
 def _valued(tensor: Tensor) -> Tensor:

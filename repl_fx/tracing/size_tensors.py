@@ -23,21 +23,10 @@ from torch.overrides import TorchFunctionMode
 from repl_fx._torch import fixed_size, has_no_value, set_item
 from repl_fx.errors import Untraceable
 
-# By the name of the function: the operator of a number and the method of a tensor are one computation.
 _ARITHMETIC: Mapping[str, Callable[[Any, Any], Any]] = MappingProxyType(
-    {
-        "add": operator.add,
-        "__add__": operator.add,
-        "__radd__": operator.add,
-        "sub": operator.sub,
-        "__sub__": operator.sub,
-        "__rsub__": lambda a, b: b - a,
-        "mul": operator.mul,
-        "__mul__": operator.mul,
-        "__rmul__": operator.mul,
-    }
+    {"add": operator.add, "sub": operator.sub, "mul": operator.mul}
 )
-_DIVISIONS = frozenset({"div", "divide", "floor_divide", "__floordiv__"})
+_DIVISIONS = frozenset({"div", "divide", "floor_divide", "floordiv"})
 _MADE_FROM_ONE = frozenset({"tensor", "scalar_tensor", "as_tensor"})
 
 
@@ -76,6 +65,10 @@ class SizeTensors(TorchFunctionMode):
             return operands[0] if name in _MADE_FROM_ONE and not settings else None
         if len(operands) != 2:
             return None
+        # The operator of a number and the method of a tensor are one computation.
+        name = name.removeprefix("__").removesuffix("__")
+        if name in ("radd", "rsub", "rmul"):
+            name, operands = name[1:], operands[::-1]
         if name in _ARITHMETIC and not settings:
             return _ARITHMETIC[name](*operands)
         rounds = settings.pop("rounding_mode", None) if name in ("div", "divide") else "floor"

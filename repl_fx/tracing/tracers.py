@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import inspect
-import sysconfig
-import traceback
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import torch
 from torch import Tensor, fx, nn
@@ -16,31 +14,30 @@ from torch import Tensor, fx, nn
 from repl_fx._torch import (
     OperatorsSeen,
     autograd_calls,
+    buffer_hooks_restored,
     memory_of,
-    no_hooks_left,
     pytree,
     quiet_tracing,
 )
-from repl_fx.errors import ForeignError, Untraceable, first_line, foreign_code
+from repl_fx.errors import ForeignError, Untraceable, foreign_code
 from repl_fx.graph.assigned_buffers import BufferAssignments, assigned_by
 from repl_fx.graph.decisions import Comparison
 from repl_fx.graph.runtime import AutogradCall
 from repl_fx.graph.signature import BoundInputs, InputNodes
 from repl_fx.running.example_inputs import ExampleInputs
 from repl_fx.running.opaque_outputs import open_objects
+from repl_fx.running.python_state import forward_replaced
 from repl_fx.tracing.control_flow import join_branches, truth_for
 from repl_fx.tracing.data_dependent import DataDependentBranches, constant_numbers, recorded
 from repl_fx.tracing.dynamic_shapes import auto_shapes, baked_dims, dynamic_dims
-from repl_fx.tracing.eager_path import Asked, is_bounded, unaware_of_export
 from repl_fx.tracing.hooks import no_tensor_hooks
-from repl_fx.tracing.leaf_calls import Callee, LeafCalls, LeafNotOpaque, is_leaf, record_leaf_calls
+from repl_fx.tracing.leaf_calls import Callee, LeafCalls, LeafNotOpaque, record_leaf_calls
+from repl_fx.tracing.leaves import is_leaf
 from repl_fx.tracing.lift_modules import Constants, Exported, lift_modules
+from repl_fx.tracing.model_checks import causes_of
+from repl_fx.tracing.questions import Asked, is_bounded, size_questions, unaware_of_export
 from repl_fx.tracing.settled import buffer_settles
-from repl_fx.tracing.size_questions import size_questions
 from repl_fx.tracing.size_tensors import SizeTensors
-
-_HERE = Path(__file__).parent.parent
-_NOT_THE_MODEL = (Path(torch.__file__).parent, _HERE, _HERE.resolve(), (_HERE / "passes").resolve())
 
 # Methods that belong to the one tensor of a trace.
 _ON_ONE_TENSOR = ("register_hook", "register_post_accumulate_grad_hook", "retain_grad", "backward", "requires_grad_")
@@ -56,11 +53,9 @@ def trace_by_export(
     dims: Callable[[Tensor], tuple[int, ...]] = dynamic_dims,
     whole: bool = True,
 ) -> fx.Graph:
-    """Trace with torch.export and lift the leaf calls.
+    """Trace with torch.export, in the mode that the model is in, and lift the leaf calls.
 
     Args:
-        model: any module, in the mode to trace.
-        inputs: its example inputs.
         constants: collects the tensors that the trace makes.
         dims: picks the sizes of an input that are dynamic where the model agrees.
         whole: the inputs are the user's own. Those of a part come from eager code, which takes other ways by itself.
@@ -86,7 +81,7 @@ def trace_by_export(
             try:
                 with (
                     record_leaf_calls(model, calls),
-                    no_hooks_left(),
+                    buffer_hooks_restored(),
                     no_tensor_hooks(calls.is_running),
                     quiet_tracing(),
                     _spelled_out(model, kwargs, calls, assigned),
@@ -98,7 +93,9 @@ def trace_by_export(
                 ):
                     program = torch.export.export(model, args, kwargs, dynamic_shapes=shapes, strict=False)
             except (Untraceable, ForeignError) as problem:
-                if calls.inlined != inlined and _caused_by(problem, LeafNotOpaque):
+                if calls.inlined != inlined and any(
+                    LeafNotOpaque.__name__ in repr(cause) for cause in causes_of(problem)
+                ):
                     inlined.update(calls.inlined)
                 elif asked.yes:
                     aware = True
@@ -124,7 +121,7 @@ def trace_by_export(
             return graph, branches.asked
 
     def example(condition: fx.Node) -> bool | None:
-        known = inputs.values
+        known = dict(inputs.arguments)
         known.update((constants.name(tensor), tensor) for tensor in list(constants.tensors))
         return truth_for(condition, known) if whole else None
 
@@ -181,17 +178,10 @@ def _spelled_out(
 
     spelled: Any = forward
     spelled.__signature__ = signature.replace(parameters=[*named, *passed]) if passed else signature
-    before = vars(model).copy()
     # Hooks on the model's result must not see the buffers.
     hooks = dict(model._forward_hooks)
-    model._forward_hooks.clear()
-    try:
-        vars(model)["forward"] = forward
+    with patch.dict(model._forward_hooks, clear=True), forward_replaced(model, forward):
         yield
-    finally:
-        model._forward_hooks.update(hooks)
-        vars(model).pop("forward")
-        vars(model).update({"forward": before["forward"]} if "forward" in before else {})
 
 
 def trace_by_fx(
@@ -201,15 +191,8 @@ def trace_by_fx(
     *,
     whole: bool = True,
 ) -> fx.Graph:
-    """Trace with `fx.Tracer`, which takes the forward's Python away, and what is left with torch.export.
-
-    Args:
-        model: any module, in the mode to trace.
-        inputs: its example inputs.
-        constants: collects the tensors that the trace makes.
-        whole: see `trace_by_export`.
-    """
-    given = inputs.values
+    """Trace with `fx.Tracer`, which takes the forward's Python away, and what is left with `trace_by_export`."""
+    given = inputs.arguments
     fixed = {n: v for n, v in given.items() if not any(isinstance(leaf, Tensor) for leaf in pytree.tree_leaves(v))}
     tracer = _LeafTracer()
     # fx warns that it cannot assert that an odd constant stays what it was; `check_constant` does.
@@ -222,7 +205,9 @@ def trace_by_fx(
         (assigned := BufferAssignments()).noted(model, lambda module: False),
         foreign_code(),
     ):
-        traced = tracer.trace(model, {**_defaults(model, given), **fixed})
+        defaults = {n: p.default for n, p in inspect.signature(model.forward).parameters.items() if n not in given}
+        omitted = {n: v for n, v in defaults.items() if v is not inspect.Parameter.empty and not isinstance(v, Tensor)}
+        traced = tracer.trace(model, {**omitted, **fixed})
     if any(leaf.training is not training for leaf, training in tracer.modes):
         raise Untraceable("fx cannot call a module in another mode than the forward leaves it in")
     if assigned.buffers:
@@ -254,12 +239,6 @@ def trace_by_fx(
     return trace_by_export(plain, positional, constants, whole=whole)
 
 
-def _defaults(model: nn.Module, passed: Collection[str]) -> dict[str, Any]:
-    parameters = inspect.signature(model.forward).parameters.values()
-    defaults = {p.name: p.default for p in parameters if p.default is not p.empty and not isinstance(p.default, Tensor)}
-    return {name: value for name, value in defaults.items() if name not in passed}
-
-
 def _state_unread(model: nn.Module) -> OperatorsSeen:
     """Refuses operators on parameters and buffers themselves: fx sees none of them, and bakes in what they return."""
     memory = {memory_of(tensor) for tensor in (*model.parameters(), *model.buffers())}
@@ -275,11 +254,7 @@ def _state_unread(model: nn.Module) -> OperatorsSeen:
 
 
 class _LeafTracer(fx.Tracer):
-    """An fx tracer that stops at the same leaves as the other tracers.
-
-    Attributes:
-        modes: the leaves that were called, each with the mode that it was in.
-    """
+    """An fx tracer that stops at the same leaves as the other tracers, and notes the mode that each is in."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -293,16 +268,18 @@ class _LeafTracer(fx.Tracer):
         return is_leaf(m)
 
     def create_node(self, *args: Any, **kwargs: Any) -> fx.Node:
-        """Make a node, unless it is in a region that fx would silently leave out.
-
-        Raises:
-            Untraceable: inside `torch.no_grad` or `torch.autocast`.
-        """
+        """Make a node, or refuse one in a region that fx would silently leave out."""
         if not torch.is_grad_enabled():
             raise Untraceable("fx cannot trace a torch.no_grad region")
         if any(torch.is_autocast_enabled(device) for device in ("cpu", "cuda")):
             raise Untraceable("fx cannot trace a torch.autocast region")
         return super().create_node(*args, **kwargs)
+
+    def create_arg(self, a: Any) -> Any:
+        """An argument or result as fx writes it, but for a container that fx would put a plain one in the place of."""
+        if isinstance(a, (dict, list)) and pytree.tree_structure(a).is_leaf():
+            raise Untraceable(f"fx cannot keep a {type(a).__name__}, a container of a class of its own")
+        return super().create_arg(a)
 
     def autograd_call(self, function: type[torch.autograd.Function], apply: Callable[..., Any]) -> Callable[..., Any]:
         """The stand-in for `apply`: fx would trace into the forward, and lose the backward."""
@@ -313,38 +290,3 @@ class _LeafTracer(fx.Tracer):
             return apply(*args)
 
         return call
-
-
-def _caused_by(problem: BaseException, kind: type[BaseException]) -> bool:
-    seen: BaseException | None = problem
-    while seen is not None:
-        if isinstance(seen, kind) or kind.__name__ in str(seen):
-            return True
-        seen = seen.__cause__ or seen.__context__
-    return False
-
-
-def obstacle(tracer: str, problem: BaseException) -> str:
-    """One line: what a tracer stumbled over, and the file and line of the model where it did."""
-    problem = problem.problem if isinstance(problem, ForeignError) else problem
-    what = first_line(problem)
-    kind = "" if isinstance(problem, Untraceable) else f"{type(problem).__name__}: "
-    where = _model_line(problem)
-    return f"{tracer}: {kind}{what[:200]}{f' (at {where})' if where else ''}"
-
-
-def _model_line(problem: BaseException) -> str | None:
-    """The innermost frame that is neither torch's, Python's nor this package's: the model's own line."""
-    seen: BaseException | None = problem
-    while seen is not None:
-        for frame in reversed(traceback.extract_tb(seen.__traceback__)):
-            path = Path(frame.filename)
-            if path.exists() and not any(folder in path.parents for folder in _NOT_THE_MODEL) and not _standard(path):
-                return f"{frame.filename}, line {frame.lineno}"
-        seen = seen.__cause__ or seen.__context__
-    return None
-
-
-def _standard(path: Path) -> bool:
-    # Installed packages lie inside the standard library's folder, and may hold the model.
-    return Path(sysconfig.get_path("stdlib")) in path.parents and "site-packages" not in path.parts

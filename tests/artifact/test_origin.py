@@ -18,7 +18,7 @@ from repl_fx.artifact.inputs import Inputs
 from repl_fx.artifact.manifest import Manifest
 from repl_fx.artifact.origin import Origin, first_difference, require_as_made
 from repl_fx.plan import Plan
-from repl_fx.planning.structure import lines_made
+from repl_fx.planning.part_repeats import lines_made
 from tests.artifact.edits import edit_manifest
 from tests.artifact.tables_net import X, transformed
 from tests.nets import MlpNet, tokens

@@ -12,7 +12,7 @@ from torch import Tensor, fx, nn
 import repl_fx
 from repl_fx.errors import BadInput
 from repl_fx.export import TOLERANCES, export_onnx, verify_onnx
-from repl_fx.export.noise import quiet
+from repl_fx.export.onnx_model import quiet
 from tests.export.subjects import X
 
 

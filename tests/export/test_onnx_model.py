@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +15,7 @@ from torch import Tensor, fx, nn
 
 from repl_fx.errors import BadInput, ExportError, OutputError
 from repl_fx.export import export_onnx, onnx_model, onnx_name, verify_onnx
+from repl_fx.export.onnx_model import quiet
 from tests.export.running import run
 from tests.export.subjects import ConvNet
 
@@ -356,3 +358,28 @@ def test_names_of_files_lead_to_no_other_directory(part: str, name: str) -> None
 def test_long_paths_of_parts_have_files_of_their_own() -> None:
     names = {onnx_name("é" * 100 + end) for end in "ab"}
     assert len(names) == 2 and max(len(name.encode()) for name in names) < 255
+
+
+def test_log_levels_are_what_they_were(caplog: pytest.LogCaptureFixture) -> None:
+    exporter, other = logging.getLogger("torch.onnx"), logging.getLogger("a user's")
+    before = exporter.level
+    exporter.setLevel(logging.DEBUG)
+    try:
+        with pytest.raises(ValueError, match="wrong"), quiet():
+            exporter.warning("skipped")
+            exporter.error("failed")
+            other.warning("mine")
+            raise ValueError("wrong")
+        assert exporter.level == logging.DEBUG
+        assert caplog.messages == ["failed", "mine"]
+    finally:
+        exporter.setLevel(before)
+
+
+def test_warnings_of_others_are_heard() -> None:
+    with warnings.catch_warnings(record=True) as heard:
+        warnings.simplefilter("always")
+        with quiet():
+            warnings.warn_explicit("old", DeprecationWarning, "core.py", 1, module="torch.onnx.core")
+            warnings.warn_explicit("kept", UserWarning, "torchless.py", 1, module="torchless")
+    assert [str(warning.message) for warning in heard] == ["kept"]

@@ -42,6 +42,30 @@ def test_an_export_is_equivalent_at_three_batch_sizes(exported: tuple[fx.GraphMo
     assert check.summary().startswith("equivalent: 3 outputs at batch 1, 4, 7; ")
 
 
+class Unfrozen(nn.Module):
+    """A norm that goes by the batch in evaluation mode too."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.fc, self.norm = nn.Linear(4, 4), nn.BatchNorm1d(4)
+
+    def train(self, mode: bool = True) -> Unfrozen:
+        super().train(mode)
+        self.norm.train()
+        return self
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.norm(self.fc(x))  # type: ignore[no-any-return]
+
+
+def test_the_module_runs_as_its_own_eval_leaves_it(tmp_path: Path) -> None:
+    gm = repl_fx.capture(Unfrozen(), (X[:, :4],))
+    # The exporter writes all norms as they evaluate.
+    path = export_onnx(gm, tmp_path / "m.onnx", (X[:, :4],))
+    assert not verify_onnx(gm, path, (X[:, :4],))
+    assert gm.get_submodule("norm").training
+
+
 @pytest.mark.parametrize("name", ["first.weight", "second.weight", "head.weight", "head.bias"])
 def test_a_weight_changed_by_one_percent_is_a_mismatch(
     exported: tuple[fx.GraphModule, Path], tmp_path: Path, name: str

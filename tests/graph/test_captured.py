@@ -11,8 +11,6 @@ from torch import fx, nn
 
 from repl_fx.graph.captured import (
     CapturedModule,
-    add_buffer,
-    add_module,
     attribute,
     copy_graph,
     drop_dead,
@@ -54,6 +52,13 @@ def test_a_module_at_two_paths_stays_one() -> None:
     assert twin[0] is twin[1][0] and twin[0] is not layer and twin[0].weight is layer.weight
 
 
+def test_what_a_graph_does_not_save_its_copies_do_not_save() -> None:
+    gm = capture(nn.Linear(2, 2), (torch.randn(2, 2),))
+    gm.register_buffer("aside", torch.ones(1), persistent=False)
+    for twin in (copy_graph(gm), share_tensors(gm)):
+        assert list(twin.state_dict()) == ["weight", "bias"] and "aside" in dict(twin.named_buffers())
+
+
 def test_effects_and_dead_nodes(gm: fx.GraphModule) -> None:
     fc = call(gm, "fc")
     assert has_effect(fc)
@@ -71,10 +76,8 @@ def test_effects_and_dead_nodes(gm: fx.GraphModule) -> None:
 
 def test_names_and_places(gm: fx.GraphModule) -> None:
     assert unique_name(gm, "fc") == "fc_1" and unique_name(gm, "new") == "new"
-    add_module(gm, "one.two", nn.ReLU())
+    gm.add_submodule("one.two", nn.ReLU())
     assert isinstance(attribute(gm, "one.two"), nn.ReLU)
-    assert add_buffer(gm, "one", "b", torch.ones(1)) == "one.b"
-    assert add_buffer(gm, "one", "b", torch.ones(1)) == "one.b_1"
     with gm.graph.inserting_before(call(gm, "fc")):
         node = get_attr(gm, "fc.weight")
     assert node.meta["val"].shape == (8, 8) and type(node.meta["val"]) is not nn.Parameter

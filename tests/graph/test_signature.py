@@ -33,7 +33,7 @@ def test_arguments_are_bound_in_the_order_of_the_signature(
     args: tuple[Any, ...], kwargs: dict[str, Any], expected: dict[str, Any]
 ) -> None:
     bound = bind_arguments(Model(), ExampleInputs(args, kwargs))
-    assert list(bound.values.items()) == list(expected.items())
+    assert list(bound.arguments.items()) == list(expected.items())
     # Keywords in the order that is asked for, and not in that of the signature.
     located = bound.located([*reversed(kwargs)])
     assert [name for name, _, _ in located] == [*list(expected)[: len(args)], *reversed(kwargs)]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from functools import partial
 
 import pytest
@@ -10,7 +11,7 @@ from torch import Tensor, fx, nn
 
 from repl_fx.errors import BrokenGraph
 from repl_fx.graph.captured import copy_graph
-from repl_fx.passes.driver import Result, run_passes
+from repl_fx.passes.driver import Result, collection_paused, run_passes
 from repl_fx.plan import Refusal
 from repl_fx.tracing.capture import capture
 
@@ -54,10 +55,11 @@ def gm() -> fx.GraphModule:
 def test_passes_run_in_order_and_nobody_recompiles(gm: fx.GraphModule) -> None:
     x = torch.ones(2, 3)
     run = run_passes(gm, edit_, partial(edit_, old="neg", new="abs"), partial(edit_, old="relu", new="exp"))
-    assert run.graph_module is gm and run.modified
+    assert run.graph_module is gm
     assert torch.equal(gm(-x), x)
     assert [result.modified for result in run.results] == [True, True, False]
-    assert run.of(Result).changed == ("relu_default",) and [r.reason for r in run.refusals] == ["it has no relu"]
+    assert run.results[0].changed == ("relu_default",)
+    assert [r.reason for r in run.results[-1].refusals] == ["it has no relu"]
 
 
 def test_a_pass_that_copies_leaves_the_graph_as_it_was(gm: fx.GraphModule) -> None:
@@ -77,3 +79,23 @@ def test_a_pass_that_breaks_the_graph_is_named(gm: fx.GraphModule, monkeypatch: 
     monkeypatch.setenv("REPL_FX_CHECK", "1")
     with pytest.raises(BrokenGraph, match=r"^break_: node check_shape: it has no fake value"):
         run_passes(gm, edit_, break_, edit_)
+
+
+def test_the_collector_rests_and_runs_again_also_behind_an_error() -> None:
+    assert gc.isenabled()
+    with collection_paused():
+        assert not gc.isenabled()
+    assert gc.isenabled()
+    with pytest.raises(KeyError), collection_paused():
+        raise KeyError
+    assert gc.isenabled()
+
+
+def test_a_collector_that_was_off_stays_off() -> None:
+    gc.disable()
+    try:
+        with collection_paused(), collection_paused():
+            pass
+        assert not gc.isenabled()
+    finally:
+        gc.enable()

@@ -10,7 +10,8 @@ from torch import fx, nn
 
 import repl_fx
 from repl_fx.surrogates import Builder
-from repl_fx.surrogates.bottleneck import Bottleneck
+from repl_fx.surrogates.bottleneck import Bottleneck, BottleneckConfig
+from repl_fx.surrogates.shared import registry
 from tests.planning.perceptron import Perceptron
 
 
@@ -38,3 +39,28 @@ def test_auto_goes_on_to_its_next_choice_for_the_culprit_alone(monkeypatch: pyte
     assert str(again.graph_module.graph) == str(result.graph_module.graph)
     for name, value in again.graph_module.state_dict().items():
         torch.testing.assert_close(value, result.graph_module.state_dict()[name], rtol=0, atol=0)
+
+
+def test_a_builder_of_repl_fx_that_fails_is_a_defect_and_no_refusal(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fails(*args: Any) -> Any:
+        raise AssertionError("a builder that is not right")
+
+    model, x = nn.Sequential(*(Perceptron() for _ in range(5))), torch.randn(4, 16)
+    monkeypatch.setattr(Builder, "synthesise", fails)
+    for surrogate in ("auto", "bottleneck"):
+        with pytest.raises(AssertionError, match="a builder that is not right"):
+            repl_fx.transform(model, (x,), surrogate=surrogate)
+
+
+def test_a_builder_of_others_that_fails_refuses_with_its_reason(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Others(Bottleneck):
+        def build(self, site: Builder, match: Any) -> tuple[fx.Node, ...]:
+            raise AssertionError("no such block")
+
+    monkeypatch.setitem(registry._REGISTRY, "others", (Others, BottleneckConfig))
+    monkeypatch.setattr(Others, "key", "others")
+    model, x = nn.Sequential(*(Perceptron() for _ in range(5))), torch.randn(4, 16)
+    with pytest.raises(repl_fx.NothingToReplace, match="others cannot be built here: AssertionError: no such block"):
+        repl_fx.transform(model, (x,), surrogate="others")
+    with pytest.raises(AssertionError, match="no such block"):
+        repl_fx.transform(model, (x,), surrogate="others", check=False)

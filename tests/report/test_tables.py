@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import math
 
 import pytest
 import torch
@@ -15,17 +16,18 @@ import repl_fx
 from repl_fx.export import Difference, LayerDifference, Verification
 from repl_fx.plan import Plan, Refusal, Replacement
 from repl_fx.planning.report import BlockReport
-from repl_fx.report import (
-    Costs,
-    blocks_document,
+from repl_fx.report.costs import Costs, flops_by_node, measure_costs
+from repl_fx.report.documents import blocks_document, costs_document, repeats_document
+from repl_fx.report.tables import (
     blocks_table,
-    costs_document,
+    change,
     costs_table,
-    flops_by_node,
+    count,
     layers_table,
-    measure_costs,
-    repeats_document,
     repeats_table,
+    share,
+    size,
+    small,
     verification_table,
 )
 
@@ -146,3 +148,43 @@ def test_no_line_is_longer_than_80_columns(encoding: str, result: repl_fx.Transf
         text = text_of(table, encoding)
         assert max(len(line) for line in text.splitlines()) <= 80
         assert "…" not in text
+
+
+@pytest.mark.parametrize(
+    ("number", "text"),
+    [
+        (None, "-"),
+        (0, "0"),
+        (999, "999"),
+        (1000, "1.00 k"),
+        (111_840, "112 k"),
+        (999_499, "999 k"),
+        (999_500, "1.00 M"),
+        (1_018_762, "1.02 M"),
+        (8_030_261_248, "8.03 G"),
+        (5 * 10**18, "5000 P"),
+    ],
+)
+def test_counts(number: int | None, text: str) -> None:
+    assert count(number) == text
+
+
+@pytest.mark.parametrize(
+    ("number", "text"),
+    [(None, "-"), (0, "0 B"), (1023, "1023 B"), (1024, "1.00 KiB"), (4_075_048, "3.89 MiB"), (2**40, "1.00 TiB")],
+)
+def test_sizes(number: int | None, text: str) -> None:
+    assert size(number) == text
+
+
+def test_shares_and_changes() -> None:
+    assert share(1, 4) == "25.0 %"
+    assert share(1, 0) == share(None, 4) == "-"
+    assert change(200, 100) == "-50.0 %"
+    assert change(100, 110) == "+10.0 %"
+    assert change(10**6, 10**6 + 1) == "0.0 %"
+    assert change(0, 100) == change(None, 1) == "-"
+
+
+def test_small_numbers() -> None:
+    assert [small(x) for x in (0.0, 1.26e-7, math.inf, math.nan)] == ["0", "1.3e-07", "inf", "nan"]

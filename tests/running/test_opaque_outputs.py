@@ -1,13 +1,15 @@
-"""Tests for repl_fx.running.opaque_outputs: tensors inside objects of unknown structure."""
+"""Tests for repl_fx.running.opaque_outputs: tensors inside objects of unknown structure, and what is the same value."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
+import pytest
 import torch
 from torch.utils import _pytree as pytree
 
-from repl_fx.running.opaque_outputs import is_object, open_objects
+from repl_fx.running.opaque_outputs import equal_leaves, is_object, open_objects, same_value
 
 
 class Holder:
@@ -44,3 +46,53 @@ def test_an_object_without_tensors_has_no_leaves() -> None:
 
 def test_plain_values_are_no_objects() -> None:
     assert not any(is_object(value) for value in (1, "a", torch.ones(1), torch.float32, torch.nn.ReLU(), len, int))
+
+
+X = torch.tensor([1.0, float("nan")])
+
+
+class Plain:
+    """An object without an equality of its own."""
+
+    def __init__(self, **items: Any) -> None:
+        vars(self).update(items)
+
+
+@dataclass
+class Output:
+    """What a model may return."""
+
+    x: Any
+    rest: Any = None
+
+
+@pytest.mark.parametrize(
+    ("ours", "theirs", "same"),
+    [
+        (None, None, True),
+        ((X, None), (X.clone(), None), True),
+        ({"a": None, "b": [X]}, {"a": None, "b": [X.clone()]}, True),
+        (Output(X), Output(X.clone()), True),
+        (Output(X), Output(X + 1), False),
+        (Plain(x=X, rest=None), Plain(x=X.clone(), rest=None), True),
+        (Plain(x=X), Plain(x=X + 1), False),
+        ((X, None), (X, X), False),
+        ((X,), [X], False),
+        ({"a": 1, "b": 2}, {"b": 2, "a": 1}, False),
+        (1, 1.0, False),
+        ("a", "a", True),
+    ],
+)
+def test_the_same_value(ours: Any, theirs: Any, same: bool) -> None:
+    assert same_value(ours, theirs) is same
+
+
+class Entries(dict[str, Any]):
+    """A mapping of a class that pytree does not know."""
+
+
+def test_a_container_of_a_class_of_its_own_is_compared_and_not_opened() -> None:
+    ours, theirs = Entries(x=X), Entries(x=X + 1)
+    assert not is_object(ours)
+    assert equal_leaves(ours, Entries(x=X.clone())) and not equal_leaves(ours, theirs)
+    assert same_value([ours], [Entries(x=X.clone())]) and not same_value([ours], [theirs])

@@ -61,7 +61,7 @@ class _Waits:
 
 def _inputs(model: object, **config: Any) -> dict[str, Tensor]:
     request = Request("net", None, {}, 0, torch.Generator().manual_seed(0))
-    return example_inputs(model, SimpleNamespace(**config), request, "hf:net")
+    return example_inputs(model, SimpleNamespace(**config), request)
 
 
 def test_words_begin_behind_special_tokens_and_a_text_ends() -> None:

@@ -8,7 +8,7 @@ from torch import nn
 
 from repl_fx.errors import BadInput
 from repl_fx.sources import Built, Request, known_sources, load_source, register_source
-from repl_fx.sources.registry import _CODE, _REGISTRY, code_of, is_source
+from repl_fx.sources.registry import _REGISTRY, code_of, is_source
 
 
 @pytest.mark.parametrize("prefix", ["", "c", "a-b", "two words"])
@@ -18,9 +18,8 @@ def test_a_prefix_that_no_specification_can_begin_with(prefix: str) -> None:
 
 
 def test_what_is_registered_builds_its_models(monkeypatch: pytest.MonkeyPatch) -> None:
-    for table in (_REGISTRY, _CODE):
-        monkeypatch.setitem(table, "shop", None)
-        monkeypatch.delitem(table, "shop")
+    monkeypatch.setitem(_REGISTRY, "shop", (lambda request: Built(nn.Identity()), None))
+    monkeypatch.delitem(_REGISTRY, "shop")
     assert not is_source("shop") and code_of("shop") is None
 
     @register_source("shop", code=lambda name: {})

@@ -5,14 +5,13 @@ from __future__ import annotations
 import hashlib
 import sys
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 
 from repl_fx.errors import SourceError
 from repl_fx.sources import load_source
-from repl_fx.sources.source import close_matches, describe, hash_file, package_code, seeded, to_device
+from repl_fx.sources.source import close_matches, describe, hash_file, package_code, seeded
 
 
 @pytest.mark.parametrize(("zoo", "package"), [("timm", "timm"), ("torchvision", "torchvision"), ("hf", "transformers")])
@@ -50,8 +49,6 @@ def test_a_seed_holds_within_and_not_behind() -> None:
     assert torch.equal(torch.get_rng_state(), before)
 
 
-def test_files_are_hashed_and_nested_tensors_moved(tmp_path: Path) -> None:
+def test_files_are_hashed(tmp_path: Path) -> None:
     (tmp_path / "file").write_bytes(b"some bytes")
     assert hash_file(tmp_path / "file") == hashlib.sha256(b"some bytes").hexdigest()
-    moved: dict[str, Any] = to_device({"a": [torch.ones(2), 3]}, torch.device("meta"))
-    assert moved["a"][0].is_meta and moved["a"][1] == 3

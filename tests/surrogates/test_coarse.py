@@ -13,7 +13,8 @@ import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
 import repl_fx
-from repl_fx.surrogates.coarse import CoarseSynthesis, ZeroWeights
+from repl_fx.surrogates.coarse import ZeroWeights
+from repl_fx.surrogates.shared.blended_weights import BlendSynthesis
 from repl_fx.surrogates.shared.windows import PictureWindows, add_windows
 from tests.nets import (
     ConvNet,
@@ -32,8 +33,8 @@ def _coarse(model: nn.Module, x: Tensor, **settings: Any) -> fx.GraphModule:
     return rewritten(model, x, "coarse", settings).graph_module
 
 
-def _synthesis(gm: nn.Module) -> CoarseSynthesis:
-    (found,) = (module for module in gm.modules() if isinstance(module, CoarseSynthesis))
+def _synthesis(gm: nn.Module) -> BlendSynthesis:
+    (found,) = (module for module in gm.modules() if isinstance(module, BlendSynthesis))
     return found
 
 

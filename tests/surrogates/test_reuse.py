@@ -12,7 +12,7 @@ from torch import Tensor, fx, nn
 
 import repl_fx
 from repl_fx.errors import NothingToReplace
-from repl_fx.surrogates.reuse import ValueForm, ValueSynthesis
+from repl_fx.surrogates.reuse import ValueForm, ValueSynthesis, _runs, value_weights
 from tests.analysis.layouts import Net
 from tests.captures import transformed
 from tests.nets import ConvNet, TokenNet, TransformerBlock, as_after_training, images, rewritten, tokens
@@ -60,7 +60,7 @@ def test_training_begins_with_the_depth_pruned_network(weights: str) -> None:
     gm = _reused(model, x, weights=weights)
     torch.testing.assert_close(gm.eval()(x), pruned.eval()(x))
     gm.train()(x).square().sum().backward()
-    grown = _synthesis(gm).weight_out.grad
+    grown = gm.get_parameter("surrogates.blocks_1.branch_0.weight_out").grad
     assert grown is not None and grown.abs().max() > 0
     # A quarter of two heads is one.
     assert grown.shape == (16, 8)
@@ -250,8 +250,10 @@ def test_settings_that_make_no_sense(settings: dict[str, Any]) -> None:
 @pytest.mark.parametrize("own", [True, False])
 @pytest.mark.parametrize("begin", [0.0, 0.7])
 def test_the_output_begins_as_long_as_asked(own: bool, begin: float) -> None:
-    form = ValueForm(6, begin, free=own, bias_values=True, bias_out=False)
-    made = ValueSynthesis(torch.randn(8, 6), [1, 2, 5], 0, form, train_neighbours=True)
-    assert made.weight_out.shape == (6, 3)
-    torch.testing.assert_close(made.weight_out.norm(), torch.tensor(begin))
+    form = ValueForm(6, begin, bias_values=True, bias_out=False)
+    weight, runs = torch.randn(8, 6), _runs([1, 2, 5], 0)
+    made = value_weights(weight, runs, form) if own else ValueSynthesis(weight, runs, form, train_neighbours=True)
+    weight_out = made.get_parameter("weight_out")
+    assert weight_out.shape == (6, 3)
+    torch.testing.assert_close(weight_out.norm(), torch.tensor(begin))
     assert made.names == ("weight_values", "weight_out", "bias_values")

@@ -12,7 +12,8 @@ from torch.utils.checkpoint import checkpoint
 
 from repl_fx.errors import CaptureError
 from repl_fx.tracing.capture import capture, check_capture
-from repl_fx.tracing.leaf_calls import LeafCalls, is_leaf, record_leaf_calls
+from repl_fx.tracing.leaf_calls import LeafCalls, record_leaf_calls
+from repl_fx.tracing.leaves import is_leaf
 
 
 class Plain(nn.Module):

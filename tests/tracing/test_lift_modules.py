@@ -8,8 +8,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from repl_fx.graph.captured import attribute
-from repl_fx.graph.markers import leaf_call_operator
-from repl_fx.graph.runtime import check_shape, enter_grad_mode, restore_grad_mode
+from repl_fx.graph.runtime import check_shape, enter_grad_mode, leaf_call_operator, restore_grad_mode
 from repl_fx.graph.signature import bind_arguments
 from repl_fx.running.example_inputs import ExampleInputs
 from repl_fx.tracing.leaf_calls import LeafCalls, record_leaf_calls

@@ -262,8 +262,8 @@ def test_infinity_in_masks_is_no_matter_and_nan_can_be_allowed() -> None:
     ],
 )
 def test_advice_is_about_the_problem(problem: Exception, advice: str | None) -> None:
-    line = misfit(f"Net: {problem}", problem, ExampleInputs((X,)))
-    assert line.startswith(f"Net: {problem} with the example inputs (0: float32[2, 8])")
+    line = str(misfit(nn.Identity(), problem, ExampleInputs((X,))))
+    assert line.startswith(f"Identity: {type(problem).__name__}: {problem} with the example inputs (0: float32[2, 8])")
     assert line.endswith(")") if advice is None else f"; {'put' if 'device' in advice else 'give'} " in line
     assert advice is None or advice in line
 

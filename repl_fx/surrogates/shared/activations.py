@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from itertools import takewhile
 from typing import Any
 
@@ -16,45 +15,12 @@ from repl_fx.graph.captured import share_tensors
 from repl_fx.graph.pickling import function_as_data
 from repl_fx.graph.roles import ACTIVATIONS
 from repl_fx.running.untouched import seeded
-from repl_fx.surrogates.shared.builder import Builder
 
 _NOT_ACTIVATIONS = (nn.Softmax, nn.LogSoftmax, nn.Softmin, nn.MultiheadAttention, nn.PReLU, nn.Softmax2d, nn.GLU)
 
 
-@dataclass(frozen=True)
-class Activation:
-    """An elementwise function without parameters.
-
-    Attributes:
-        node: where the branch calls it.
-    """
-
-    node: fx.Node
-
-    def emit(self, site: Builder, value: fx.Node) -> fx.Node:
-        """Call it on another value."""
-        if self.node.op == "call_module":
-            return site.call_elementwise(str(self.node.target), value)
-        return site.call(self._target, value, *self.node.args[1:], **self.node.kwargs)
-
-    def function(self, gm: fx.GraphModule) -> Callable[[Tensor], Tensor]:
-        """The activation alone, as a module or function of one tensor."""
-        if self.node.op == "call_module":
-            return copy.deepcopy(gm.get_submodule(str(self.node.target)))
-        return ElementwiseCall(self._target, self.node.args[1:], self.node.kwargs)
-
-    @property
-    def _target(self) -> Any:
-        return self.node.target
-
-
 class ElementwiseCall(nn.Module):
-    """Calls a function on a tensor with settings that are known.
-
-    Args:
-        target: the function.
-        args, kwargs: its arguments after the tensor.
-    """
+    """Calls a function on a tensor, with the arguments after the tensor that are known."""
 
     def __init__(self, target: Callable[..., Tensor], args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:
         super().__init__()
@@ -72,11 +38,19 @@ class ElementwiseCall(nn.Module):
         return str(self.target)
 
 
-def find_activation(gm: fx.GraphModule, branch: Branch) -> Activation | None:
+def activation_function(gm: fx.GraphModule, node: fx.Node) -> Callable[[Tensor], Tensor]:
+    """The activation that a node calls, alone: a module or function of one tensor."""
+    if node.op == "call_module":
+        return copy.deepcopy(gm.get_submodule(str(node.target)))
+    target: Any = node.target
+    return ElementwiseCall(target, node.args[1:], node.kwargs)
+
+
+def find_activation(gm: fx.GraphModule, branch: Branch) -> fx.Node | None:
     """The first nonlinearity on the way from the branch's entries to its exits."""
     exits = {linear.node for linear in branch.exits}
     between = takewhile(lambda node: node not in exits, behind_entries(branch))
-    return next((Activation(node) for node in between if is_activation(gm, node)), None)
+    return next((node for node in between if is_activation(gm, node)), None)
 
 
 def is_activation(gm: fx.GraphModule, node: fx.Node) -> bool:
@@ -97,11 +71,7 @@ def is_activation(gm: fx.GraphModule, node: fx.Node) -> bool:
 
 
 def _is_elementwise_nonlinearity(module: nn.Module) -> bool:
-    """Ask the module itself: an activation of its own treats every element alike, is not linear and not random.
-
-    Args:
-        module: without parameters; its mode is changed.
-    """
+    """Ask the module itself, whose mode is changed: an activation treats elements alike, is not linear, not random."""
     if module.__class__.__module__ == "torch.nn.modules.activation":
         return True
     probe = torch.linspace(-2, 2, 9)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Container, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -11,9 +11,9 @@ import torch
 from torch import Tensor, fx, nn
 
 from repl_fx.analysis.linear_operators import is_norm, is_plain, linear_operator_of, matrix_like
+from repl_fx.graph.captured import share_tensors
 from repl_fx.graph.roles import CONVOLUTIONS, CONVOLUTIONS_PADDED_BY_WORD, LINEAR
 from repl_fx.surrogates.shared.builder import Builder
-from repl_fx.surrogates.shared.functional_module import FunctionalModule
 from repl_fx.surrogates.shared.site import NodeCall, Site, Unfit, shown
 from repl_fx.surrogates.shared.synthesis import BlendingSynthesis
 from repl_fx.surrogates.shared.weight_slices import SliceBlend, WeightSlice
@@ -22,22 +22,32 @@ _TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 
 
 class BlendSynthesis(BlendingSynthesis):
-    """alpha * W_before + beta * W_after for a list of weights.
+    """alpha * W_before + beta * W_after for a list of weights, and then biases of its own, which start at zero.
 
     Args:
         removed: the weights that are removed; they give the scale.
         pairs: the neighbours' weights, before and after, for each.
         axes: the output axis of each weight, None for one gain a tensor.
         train_neighbours: see `Synthesis`.
+        silent: which of the weights start at zero.
+        biases: those that are removed.
     """
 
     def __init__(
-        self, removed: list[Tensor], pairs: list[tuple[Tensor, Tensor]], axes: list[int | None], train_neighbours: bool
+        self,
+        removed: Sequence[Tensor],
+        pairs: Sequence[tuple[Tensor, Tensor]],
+        axes: Sequence[int | None],
+        train_neighbours: bool,
+        silent: Container[int] = (),
+        biases: Sequence[Tensor] = (),
     ) -> None:
         super().__init__(train_neighbours)
         gains = [_gain(w, *pair, axis) for w, pair, axis in zip(removed, pairs, axes, strict=True)]
+        gains = [torch.zeros_like(gain) if i in silent else gain for i, gain in enumerate(gains)]
         self.alpha = nn.ParameterList(nn.Parameter(gain) for gain in gains)
         self.beta = nn.ParameterList(nn.Parameter(gain.clone()) for gain in gains)
+        self.biases = nn.ParameterList(nn.Parameter(torch.zeros_like(bias)) for bias in biases)
         self.axes = tuple(axis or 0 for axis in axes)
 
     def blends(self, state: Mapping[str, Tensor], weights: Sequence[Tensor]) -> list[SliceBlend]:
@@ -50,8 +60,8 @@ class BlendSynthesis(BlendingSynthesis):
         return made
 
     def finish(self, state: Mapping[str, Tensor], blended: Sequence[Tensor], weights: Sequence[Tensor]) -> Any:
-        """The blended weights."""
-        return tuple(blended)
+        """The blended weights, and the biases."""
+        return (*blended, *(value for name, value in state.items() if name.startswith("biases.")))
 
 
 def _gain(removed: Tensor, before: Tensor, after: Tensor, axis: int | None) -> Tensor:
@@ -83,11 +93,7 @@ class BlendedWeight:
 
 
 def find_weights(site: Site) -> tuple[BlendedWeight, ...]:
-    """The block's weights that can be blended, each once.
-
-    Raises:
-        Unfit: there is none, or the neighbours' are of another size.
-    """
+    """The block's weights that can be blended, each once; refuses none at all, and neighbours' of another size."""
     gm = site.graph_module
     norms = {
         str(n.target) for n in site.block.nodes if n.op == "call_module" and is_norm(gm.get_submodule(str(n.target)))
@@ -121,6 +127,24 @@ def _output_axis(site: Site, path: str) -> int | None:
     return None
 
 
+def blended(
+    site: Builder,
+    name: str,
+    weights: Sequence[BlendedWeight],
+    train_neighbours: bool,
+    silent: Collection[str] = (),
+    biases: Sequence[str] = (),
+) -> dict[str, fx.Node]:
+    """Nodes for blended weights, and for biases that start at zero, by path; `silent` weights start at zero too."""
+    removed = [site.tensor(weight.path) for weight in weights]
+    pairs = [(site.tensor(weight.before), site.tensor(weight.after)) for weight in weights]
+    quiet = {i for i, weight in enumerate(weights) if weight.path in silent}
+    own = [site.tensor(path) for path in biases]
+    synthesis = BlendSynthesis(removed, pairs, [weight.axis for weight in weights], train_neighbours, quiet, own)
+    given = [path for weight in weights for path in (weight.before, weight.after)]
+    return site.synthesised(name, synthesis, given, [*(weight.path for weight in weights), *biases])
+
+
 def on_state(site: Builder, call: NodeCall, given: Mapping[str, fx.Node]) -> fx.Node | None:
     """The call of a module that reads some of its state from nodes, by path; None where it has none of that state."""
     if call.node.op != "call_module":
@@ -139,4 +163,45 @@ def on_state(site: Builder, call: NodeCall, given: Mapping[str, fx.Node]) -> fx.
         operator = convolutions[conv.weight.ndim - 2]
         return site.call(operator, call.args[0], state["weight"], state.get("bias"), *settings)
     path = site.module("call", FunctionalModule(module, tuple(state)))
-    return site.call_on_state(path, tuple(state.values()), call)
+    return site.create("call_module", path, (*state.values(), *call.args), call.kwargs, call.value)
+
+
+class FunctionalModule(nn.Module):
+    """A module whose parameters and buffers are arguments.
+
+    The module's own code runs, so whatever it does with its weights (standardise or mask them, drop some in training,
+    run an LSTM's kernel on them) it does with the given ones, in either mode.
+
+    Args:
+        module: a leaf module; a copy without state is kept.
+        names: the parameters and buffers that `forward` is given, in order.
+    """
+
+    def __init__(self, module: nn.Module, names: Sequence[str]) -> None:
+        super().__init__()
+        self.names = tuple(names)
+        self.module = share_tensors(module)
+        for state in (self.module._parameters, self.module._buffers):
+            state.update(dict.fromkeys(state))
+        if isinstance(self.module, nn.RNNBase):
+            # A list of the weights beside the weights.
+            self.module._flat_weights = [None] * len(self.module._flat_weights)
+
+    def forward(self, *values: Any, **kwargs: Any) -> Any:
+        """State, in the order of `names`, and then the module's own arguments."""
+        state: dict[str, Tensor] = dict(zip(self.names, values, strict=False))
+        before = dict(vars(self.module))
+        if isinstance(self.module, nn.RNNBase):
+            # The forward lists its weights anew when they are not those it refers to.
+            vars(self.module)["_flat_weight_refs"] = [_nothing] * len(self.module._flat_weights)
+        try:
+            return torch.func.functional_call(self.module, state, values[len(self.names) :], kwargs)
+        finally:
+            # Some modules keep what they computed from their weights; that must not outlive the call.
+            for name in vars(self.module).keys() - before.keys():
+                del self.module.__dict__[name]
+            self.module.__dict__.update(before)
+
+
+def _nothing() -> None:
+    """A weak reference to no weight."""

@@ -11,36 +11,26 @@ the copy of it, or what took its place.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+import operator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-import torch
-from torch import Tensor, fx, nn
+from torch import fx, nn
 
-from repl_fx._torch import fake_of, pytree
-from repl_fx.graph.captured import add_module, copy_graph, get_attr, has_attribute, unique_name
-from repl_fx.surrogates.shared.site import NodeCall, Site, call_on_fakes, surrogate_path
+from repl_fx.graph.captured import copy_graph, get_attr, has_attribute, unique_name
+from repl_fx.graph.roles import CONVOLUTIONS, LINEAR
+from repl_fx.surrogates.shared.site import Site, call_on_fakes, surrogate_path
 from repl_fx.surrogates.shared.synthesis import Synthesis
 
 
 class Rewriting:
-    """A copy of a graph whose blocks are being replaced.
-
-    Args:
-        graph_module: the captured graph; it is not changed.
-
-    Attributes:
-        graph_module: the copy; it shares tensors with the captured graph, and is not compiled yet.
-        known: fake results of calls. Isomorphic blocks make the same calls, and the fake value costs more than all else
-            about a node.
-    """
+    """A copy of a captured graph whose blocks are being replaced; it shares tensors with that, and is not compiled."""
 
     def __init__(self, graph_module: fx.GraphModule) -> None:
         self.graph_module = copy_graph(graph_module, compiled=False)
         self._copies = dict(zip(graph_module.graph.nodes, self.graph_module.graph.nodes, strict=True))
         self._replaced: dict[fx.Node, fx.Node] = {}
-        self.known: dict[str, Any] = {}
 
     def at(self, site: Site, surrogate: str) -> Builder:
         """A builder for the surrogate of this key at a site."""
@@ -67,13 +57,7 @@ class Rewriting:
 
 
 class Builder(Site):
-    """A site at which nodes are made, in a copy of the site's graph; see the top of this file.
-
-    Args:
-        rewriting: the copy.
-        site: where.
-        surrogate: key of the surrogate, noted on every node.
-    """
+    """A site at which nodes are made, in a copy of its graph; the key of the surrogate is noted on each of them."""
 
     def __init__(self, rewriting: Rewriting, site: Site, surrogate: str) -> None:
         super().__init__(site.graph_module, site.block, site.before, site.after, site.repeat)
@@ -106,54 +90,55 @@ class Builder(Site):
         if has_attribute(self._made, path):
             path = f"{self.path}.{unique_name(self._made.get_submodule(self.path), name)}"
         module.train(self._made.training)
-        add_module(self._made, path, module)
+        self._made.add_submodule(path, module)
         return path
 
     def call_module(self, path: str, *args: Any) -> fx.Node:
         """A node that calls a module of the graph."""
-        node = self._create("call_module", path, args, {})
-        node.meta["val"] = self._called(path, node.args)
-        return node
+        module = self._made.get_submodule(path)
+        value = self.value_of(lambda *given: call_on_fakes(module, given, {}), *self.now(args))
+        return self.create("call_module", path, args, {}, value)
 
-    def call_elementwise(self, path: str, value: fx.Node) -> fx.Node:
-        """A node that calls a module whose result has the shape and dtype of its one argument."""
-        node = self._create("call_module", path, (value,), {})
-        node.meta["val"] = node.all_input_nodes[0].meta["val"]
-        return node
+    def again(self, node: fx.Node, *values: fx.Node) -> fx.Node:
+        """A node that does to other values what one of the block does to the first values it reads."""
+        instead = dict(zip(node.all_input_nodes, values, strict=False))
+        args, kwargs = self.now(fx.node.map_arg((node.args, node.kwargs), lambda n: instead.get(n, n)))
+        return self.create(node.op, node.target, args, kwargs, self.computed(node, args, kwargs))
 
-    def repeat_call(self, call: NodeCall) -> fx.Node:
-        """A node that makes a call."""
-        made = self._create(call.node.op, call.node.target, call.args, call.kwargs)
-        made.meta["val"] = call.value
-        return made
-
-    def call_on_state(self, path: str, state: Sequence[fx.Node], call: NodeCall) -> fx.Node:
-        """A node that calls the module at `path` on state and then on the arguments of a call."""
-        made = self._create("call_module", path, (*state, *call.args), call.kwargs)
-        made.meta["val"] = call.value
-        return made
+    def mix(
+        self, value: fx.Node, weight: fx.Node, bias: fx.Node | None, dilation: Sequence[int] = (), groups: int = 1
+    ) -> fx.Node:
+        """A node that applies a weight: (out, in) along the last axis, (out, in, …) by a centred convolution."""
+        kernel = weight.meta["val"].shape[2:]
+        if not kernel:
+            return self.call(LINEAR, value, weight, bias)
+        ones = [1] * len(kernel)
+        spread = list(dilation or ones)
+        padding = [d * (int(k) - 1) // 2 for d, k in zip(spread, kernel, strict=True)]
+        return self.call(CONVOLUTIONS[len(kernel)], value, weight, bias, ones, padding, spread, groups)
 
     def call(self, function: Callable[..., Any], *args: Any, **kwargs: Any) -> fx.Node:
         """A node that calls a function."""
-        node = self._create("call_function", function, args, kwargs)
-        args, kwargs = node.args, node.kwargs
-        given = pytree.tree_map_only(fx.Node, lambda n: _Kind(n.meta["val"]), (args, kwargs))
-        node.meta["val"] = self._once(f"{function!r} {given!r}", lambda: self.value_of(function, *args, **kwargs))
-        return node
+        args, kwargs = self.now((args, kwargs))
+        value = self.value_of(function, *args, **kwargs)
+        return self.create("call_function", function, args, kwargs, value)
 
     def synthesise(self, name: str, synthesis: Synthesis, *weights: fx.Node) -> fx.Node:
         """Add a synthesis and call it on neighbours' weights."""
-        node = self._create("call_module", self.module(name, synthesis), weights, {})
-        # Settings such as a width decide the result's shape as much as the state does.
-        settings = {name: value for name, value in vars(synthesis).items() if not name.startswith("_")}
-        kinds = [_Kind(tensor) for tensor in (*synthesis.parameters(), *(weight.meta["val"] for weight in weights))]
-        call = f"{type(synthesis)!r} {settings!r} {kinds!r}"
-        node.meta["val"] = self._once(call, lambda: self._shapes_of(synthesis, weights))
-        return node
+        return self.call_module(self.module(name, synthesis), *weights)
 
-    def _create(self, op: str, target: Any, args: Any, kwargs: Any) -> fx.Node:
-        args, kwargs = self.now((args, kwargs))
-        return self._mark(self._made.graph.create_node(op, target, args, kwargs))
+    def synthesised(
+        self, name: str, synthesis: Synthesis, given: Iterable[str], results: Iterable[str]
+    ) -> dict[str, fx.Node]:
+        """Add a synthesis and call it on the parameters at some paths; a node for each result, by the names given."""
+        made = self.synthesise(name, synthesis, *map(self.parameter, given))
+        return {result: self.call(operator.getitem, made, i) for i, result in enumerate(results)}
+
+    def create(self, op: str, target: Any, args: Any, kwargs: Any, value: Any) -> fx.Node:
+        """A node that makes a call whose fake result is known."""
+        node = self._mark(self._made.graph.create_node(op, target, *self.now((args, kwargs))))
+        node.meta["val"] = value
+        return node
 
     def _mark(self, node: fx.Node) -> fx.Node:
         source = self.block.output
@@ -161,38 +146,3 @@ class Builder(Site):
         node.meta["stack_trace"] = source.meta.get("stack_trace")
         node.meta["replaces"] = (self.block.name, self.surrogate)
         return node
-
-    def _called(self, path: str, args: Any) -> Any:
-        """The fake result of a call of a module of the copy."""
-        module = self._made.get_submodule(path)
-        return self.value_of(lambda *given: call_on_fakes(module, given, {}), *args)
-
-    def _shapes_of(self, synthesis: Synthesis, weights: tuple[fx.Node, ...]) -> Any:
-        """Fake results of a synthesis. Weights have fixed sizes, so the meta device will do, and is faster."""
-        tensors = (*synthesis.named_parameters(), *synthesis.named_buffers())
-        state = {name: tensor.detach().to("meta") for name, tensor in tensors}
-        values = [node.meta["val"] for node in weights]
-        given = [torch.empty(tuple(value.shape), dtype=value.dtype, device="meta") for value in values]
-        with torch.no_grad():
-            made = torch.func.functional_call(synthesis, state, tuple(given))
-        return pytree.tree_map_only(Tensor, self._fake, made)
-
-    def _fake(self, tensor: Tensor) -> Tensor:
-        mode = self._made.meta.get("fake_mode")
-        return tensor if mode is None else fake_of(mode, tensor, self._made.meta["device"])
-
-    def _once(self, call: str, compute: Callable[[], Any]) -> Any:
-        known = self._rewriting.known
-        if call not in known:
-            known[call] = compute()
-        return known[call]
-
-
-class _Kind:
-    """Prints dtype and shape of the tensors in a value: what the shape of a result depends on."""
-
-    def __init__(self, value: Any) -> None:
-        self.value = value
-
-    def __repr__(self) -> str:
-        return repr(pytree.tree_map_only(Tensor, lambda t: (t.dtype, t.shape), self.value))

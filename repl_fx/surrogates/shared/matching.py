@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import fx
 
-from repl_fx.analysis.blocks import Block, Repeat
+from repl_fx.analysis.blocks import Repeat
 from repl_fx.errors import PlanMismatch
 from repl_fx.plan import Refusal
 from repl_fx.surrogates.shared.registry import Match, Surrogate
@@ -15,18 +15,15 @@ from repl_fx.surrogates.shared.site import Site
 
 
 class Matches:
-    """The sites of a graph, and what surrogates answered there.
+    """The sites of a graph with these repeats, and what surrogates answered there.
 
     Args:
-        graph_module: the captured graph.
-        repeats: found in it.
         prefix: before the names of its blocks, such as "backbone." for those of a part of a model.
     """
 
     def __init__(self, graph_module: fx.GraphModule, repeats: Sequence[Repeat], prefix: str = "") -> None:
         self.graph_module = graph_module
-        self._blocks = {f"{prefix}{block.name}": block for repeat in repeats for block in repeat.blocks}
-        self._repeats = {f"{prefix}{block.name}": repeat.name for repeat in repeats for block in repeat.blocks}
+        self._blocks = {f"{prefix}{block.name}": (block, repeat) for repeat in repeats for block in repeat.blocks}
         self._sites: dict[tuple[str, ...], Site] = {}
         self._answers: dict[tuple[Site, str, str], Match | Refusal] = {}
 
@@ -38,8 +35,11 @@ class Matches:
         """
         names = block, before, after
         if names not in self._sites:
-            removed, first, second = map(self._block, names)
-            self._sites[names] = Site(self.graph_module, removed, first, second, self._repeats[block])
+            for name in names:
+                if name not in self._blocks:
+                    raise PlanMismatch(f"the plan names block {name}, which this model does not have; make a new plan")
+            (removed, repeat), (first, _), (second, _) = (self._blocks[name] for name in names)
+            self._sites[names] = Site(self.graph_module, removed, first, second, repeat.name)
         return self._sites[names]
 
     def of(self, surrogate: Surrogate[Any, Any], site: Site) -> Match | Refusal:
@@ -48,8 +48,3 @@ class Matches:
         if key not in self._answers:
             self._answers[key] = surrogate.match(site)
         return self._answers[key]
-
-    def _block(self, name: str) -> Block:
-        if name not in self._blocks:
-            raise PlanMismatch(f"the plan names block {name}, which this model does not have; make a new plan")
-        return self._blocks[name]

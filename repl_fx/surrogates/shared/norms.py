@@ -12,7 +12,6 @@ from torch import Tensor, fx, nn
 from repl_fx.analysis.branches import Branch, behind_entries
 from repl_fx.graph.roles import BATCH_NORM
 from repl_fx.surrogates.shared.builder import Builder
-from repl_fx.surrogates.shared.site import Site
 
 _BATCH_NORMS = {2: nn.BatchNorm1d, 3: nn.BatchNorm1d, 4: nn.BatchNorm2d, 5: nn.BatchNorm3d}
 
@@ -57,66 +56,49 @@ class PreNorm:
     """The norm over channels that makes a span's input.
 
     Attributes:
-        input: the value that the norm normalises.
-        kind: `layer` or `rms`.
+        input: the value that the norm normalises; the span's input where there is no norm.
+        kind: `layer`, `rms`, or `none`.
         eps: its own.
         scale, shift: paths of its parameters; None where it has none.
     """
 
     input: fx.Node
-    kind: str
-    eps: float
-    scale: str | None
-    shift: str | None
+    kind: str = "none"
+    eps: float = 0.0
+    scale: str | None = None
+    shift: str | None = None
+
+    def taken_in(self, site: Builder, weight: fx.Node, bias: fx.Node | None) -> tuple[fx.Node, fx.Node | None]:
+        """Weight (rows, channels) and bias of a layer on the span's input, with the norm's scale and shift in them."""
+        if self.shift is not None:
+            moved = site.call(torch.ops.aten.mv.default, weight, site.parameter(self.shift))
+            bias = moved if bias is None else site.call(torch.ops.aten.add.Tensor, bias, moved)
+        if self.scale is not None:
+            weight = site.call(torch.ops.aten.mul.Tensor, weight, site.parameter(self.scale))
+        return weight, bias
 
 
-def find_pre_norm(gm: fx.GraphModule, branch: Branch) -> PreNorm | None:
+def find_pre_norm(gm: fx.GraphModule, branch: Branch) -> PreNorm:
     """The norm over the last axis right before a span, where it is torch's own."""
     node = branch.input
     if node not in branch.nodes or node.op != "call_module" or len(node.args) != 1 or node.kwargs:
-        return None
+        return PreNorm(node)
     module, given = gm.get_submodule(str(node.target)), node.args[0]
     if not isinstance(module, nn.LayerNorm | nn.RMSNorm) or not isinstance(given, fx.Node):
-        return None
+        return PreNorm(node)
     value = given.meta.get("val")
     if len(module.normalized_shape) != 1 or not isinstance(value, Tensor) or not _computes_as_its_base(module):
-        return None
+        return PreNorm(node)
     eps = torch.finfo(value.dtype).eps if module.eps is None else module.eps
     own = {name for name, _ in module.named_parameters()}
     scale, shift = (f"{node.target}.{name}" if name in own else None for name in ("weight", "bias"))
     return PreNorm(given, "layer" if isinstance(module, nn.LayerNorm) else "rms", eps, scale, shift)
 
 
-def without_norm(
-    site: Builder, given: fx.Node, norm: PreNorm | None, weight: fx.Node, bias: fx.Node | None
-) -> tuple[fx.Node, str, float, fx.Node, fx.Node | None]:
-    """A linear layer on a span's input as one on what the norm before it reads, which is normalised without parameters.
-
-    Args:
-        site: where.
-        given: the span's input.
-        norm: from `find_pre_norm`.
-        weight: (rows, channels).
-        bias: (rows), or None.
-
-    Returns:
-        The value to read, kind and eps of the norm (`none` where there is none), weight and bias with the norm's scale
-        and shift in them.
-    """
-    if norm is None:
-        return given, "none", 0.0, weight, bias
-    if norm.shift is not None:
-        moved = site.call(torch.ops.aten.mv.default, weight, site.parameter(norm.shift))
-        bias = moved if bias is None else site.call(torch.ops.aten.add.Tensor, bias, moved)
-    if norm.scale is not None:
-        weight = site.call(torch.ops.aten.mul.Tensor, weight, site.parameter(norm.scale))
-    return norm.input, norm.kind, norm.eps, weight, bias
-
-
-def fresh_norm(site: Site, norm: ThinNorm, width: int, axis: int, ndim: int, *, zero_init: bool) -> nn.Module:
-    """A norm made again, stored as the block's parameters are; one of zeros makes zeros at first."""
-    like = site.tensor(site.block.parameters[0])
-    module = norm.make(width, axis, ndim).to(dtype=like.dtype, device=like.device)
+def fresh_norm(norm: ThinNorm, value: fx.Node, axis: int, like: Tensor, *, zero_init: bool = False) -> nn.Module:
+    """A norm made again for a value with channels along `axis`, stored as `like` is; one of zeros makes zeros."""
+    given = value.meta["val"]
+    module = norm.make(int(given.shape[axis]), axis, given.ndim).to(dtype=like.dtype, device=like.device)
     if zero_init and isinstance(module.weight, nn.Parameter):
         nn.init.zeros_(module.weight)
     return module

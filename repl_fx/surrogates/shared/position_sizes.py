@@ -29,20 +29,12 @@ Place = tuple[int | str, int | None]
 
 
 def with_positions(site: Site, node: fx.Node, values: Mapping[fx.Node, Any], positions: int, count: int) -> Any:
-    """The arguments of an operator for another number of positions.
+    """The arguments of an operator for `count` instead of `positions`; refuses a number that may mean something else.
 
     Args:
         site: of the block.
         node: the operator.
         values: fake values of the stream, and of what was made of it, at the other number.
-        positions: the number that the block has.
-        count: the other.
-
-    Returns:
-        Arguments and keyword arguments.
-
-    Raises:
-        Unfit: a number may mean positions or something else.
     """
     places = [place for place, kind in _equal(node, positions) if kind == "SymIntType"]
     if any(kind in _NUMBERS for _, kind in _equal(node, positions)):

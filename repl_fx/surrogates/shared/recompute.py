@@ -22,9 +22,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
+from repl_fx.running.untouched import own_randomness
 
-class _Normed(nn.Module):
-    """A thin branch that begins with a norm over the last axis without parameters.
+
+class _Recomputed(nn.Module):
+    """y = W_out between(W_in n + b_in) + b_out, where n is x behind a norm over the last axis without parameters.
+
+    The norm's own scale and shift belong in W_in and b_in. Where no gradient is asked for, and in compiled and exported
+    graphs, the same runs as ordinary operators.
 
     Args:
         norm: `layer`, `rms` or `none`.
@@ -35,6 +40,33 @@ class _Normed(nn.Module):
         super().__init__()
         self.norm = norm
         self.eps = eps
+
+    def forward(
+        self,
+        x: Tensor,
+        weight_in: Tensor,
+        weight_out: Tensor,
+        bias_in: Tensor | None,
+        bias_out: Tensor | None,
+        *given: Any,
+    ) -> Tensor:
+        """Map x (…, d) to (…, features).
+
+        Args:
+            x: the stream, with batch and positions in as many dimensions as it likes.
+            weight_in: (r, d).
+            weight_out: (features, r).
+            bias_in, bias_out: (r) and (features), or None.
+            given: what `between` takes besides the thin values.
+        """
+        if torch.compiler.is_compiling() or not torch.is_grad_enabled():
+            return self.mixed(self.normalised(x)[0], weight_in, weight_out, bias_in, bias_out, *given)
+        kind = _compute_dtype(x)
+        read = (weight_in, weight_out, bias_in, bias_out, *given)
+        cast = [t.to(kind) if isinstance(t, Tensor) and t.is_floating_point() else t for t in read]
+        untyped: Any = _Recompute
+        made: Tensor = untyped.apply(self, x, *cast)
+        return made
 
     def normalised(self, x: Tensor) -> tuple[Tensor, Tensor | None]:
         """The normalised input, and one over the deviation of each row."""
@@ -47,16 +79,28 @@ class _Normed(nn.Module):
             return (wide * rescale).to(x.dtype), rescale
         return x, None
 
+    def mixed(
+        self,
+        n: Tensor,
+        weight_in: Tensor,
+        weight_out: Tensor,
+        bias_in: Tensor | None,
+        bias_out: Tensor | None,
+        *given: Any,
+    ) -> Tensor:
+        """The computation behind the norm; see `forward`."""
+        return F.linear(self.between(F.linear(n, weight_in, bias_in), *given), weight_out, bias_out)
 
-class RecomputedBranch(_Normed):
+    def between(self, thin: Tensor, *given: Any) -> Tensor:
+        """The values (…, r) that W_out reads, from those that W_in makes."""
+        raise NotImplementedError
+
+
+class RecomputedBranch(_Recomputed):
     """Norm without parameters, a product to r features, an activation, and a product back.
 
-    The norm's own scale and shift belong in W_in and b_in. Where no gradient is asked for, and in compiled and exported
-    graphs, the same runs as ordinary operators.
-
     Args:
-        norm: `layer`, `rms` or `none`.
-        eps: the norm's.
+        norm, eps: of the norm: `layer`, `rms` or `none`.
         activation: an elementwise function without parameters, or None.
     """
 
@@ -64,20 +108,7 @@ class RecomputedBranch(_Normed):
         super().__init__(norm, eps)
         self.activation = activation
 
-    def forward(
-        self, x: Tensor, weight_in: Tensor, weight_out: Tensor, bias_in: Tensor | None, bias_out: Tensor | None
-    ) -> Tensor:
-        """Map x (…, d) to the same shape, by W_in (r, d) and W_out (d, r)."""
-        if torch.compiler.is_compiling() or not torch.is_grad_enabled():
-            thin = self.activated(F.linear(self.normalised(x)[0], weight_in, bias_in))
-            return F.linear(thin, weight_out, bias_out)
-        kind = _compute_dtype(x)
-        cast = [None if tensor is None else tensor.to(kind) for tensor in (weight_in, weight_out, bias_in, bias_out)]
-        untyped: Any = _Recompute
-        made: Tensor = untyped.apply(self, x, *cast)
-        return made
-
-    def activated(self, thin: Tensor) -> Tensor:
+    def between(self, thin: Tensor, *given: Any) -> Tensor:
         """Apply the activation."""
         return thin if self.activation is None else self.activation(thin)
 
@@ -105,18 +136,11 @@ class MapForm:
     dims: int | None = None
 
 
-class RecomputedAttention(_Normed):
+class RecomputedAttention(_Recomputed):
     """Norm without parameters, a product to the values of a few heads, an attention map made elsewhere, a product back.
 
-        n = norm(x)
-        y = W_out concat over heads (map_h (W_values n + b_values)_h) + b_out
-
-    Of what it computes, n alone is kept for the backward pass: the values and what the map makes of them are computed
-    again, as they are thin. Where no gradient is asked for, and in compiled and exported graphs, it is plain operators.
-
     Args:
-        norm: `layer`, `rms` or `none`.
-        eps: the norm's.
+        norm, eps: of the norm: `layer`, `rms` or `none`.
         heads: how many.
         form: how the map is given.
     """
@@ -124,105 +148,77 @@ class RecomputedAttention(_Normed):
     def __init__(self, norm: str, eps: float, heads: int, form: MapForm) -> None:
         super().__init__(norm, eps)
         self.heads = heads
-        self.scaled = form.scaled
-        self.causal = form.causal
-        self.scale = form.scale
-        self.batch_first = form.batch_first
-        self.dims = form.dims
+        self.form = form
 
-    def forward(
-        self,
-        x: Tensor,
-        weight_values: Tensor,
-        weight_out: Tensor,
-        bias_values: Tensor | None,
-        bias_out: Tensor | None,
-        *given: Any,
-    ) -> Tensor:
-        """Map x (…, d) to (…, features).
+    def between(self, thin: Tensor, *given: Any) -> Tensor:
+        """Mix the values by the map.
 
         Args:
-            x: the stream, with batch and positions in as many dimensions as it likes.
-            weight_values: (heads * c, d).
-            weight_out: (features, heads * c).
-            bias_values, bias_out: (heads * c) and (features), or None.
+            thin: (…, heads * c).
             given: queries, keys (batch, heads, positions, c), a mask or None, and the probability of dropout; or the
                 map (batch, heads, positions, positions).
         """
-        if torch.compiler.is_compiling() or not torch.is_grad_enabled():
-            return self.mixed(self.normalised(x)[0], weight_values, weight_out, bias_values, bias_out, *given)
-        kind = _compute_dtype(x)
-        *tensors, drop = given if self.scaled else (*given, 0.0)
-        weights = (weight_values, weight_out, bias_values, bias_out)
-        cast = [t.to(kind) if isinstance(t, Tensor) and t.is_floating_point() else t for t in (*weights, *tensors)]
-        untyped: Any = _RecomputeMix
-        made: Tensor = untyped.apply(self, drop, x, *cast)
-        return made
-
-    def mixed(
-        self,
-        n: Tensor,
-        weight_values: Tensor,
-        weight_out: Tensor,
-        bias_values: Tensor | None,
-        bias_out: Tensor | None,
-        *given: Any,
-    ) -> Tensor:
-        """The computation behind the norm; see `forward`."""
-        batch, width = given[0].shape[0], weight_values.shape[0]
-        sizes = (batch, -1) if self.batch_first else (-1, batch)
-        values = F.linear(n, weight_values, bias_values).reshape(*sizes, self.heads, width // self.heads)
-        values = values.transpose(1, 2) if self.batch_first else values.permute(1, 2, 0, 3)
-        if self.scaled:
+        form, batch, width = self.form, given[0].shape[0], thin.shape[-1]
+        sizes = (batch, -1) if form.batch_first else (-1, batch)
+        values = thin.reshape(*sizes, self.heads, width // self.heads)
+        values = values.transpose(1, 2) if form.batch_first else values.permute(1, 2, 0, 3)
+        if form.scaled:
             queries, keys, mask, dropout = given
-            out = F.scaled_dot_product_attention(queries, keys, values, mask, dropout, self.causal, scale=self.scale)
+            out = F.scaled_dot_product_attention(queries, keys, values, mask, dropout, form.causal, scale=form.scale)
         else:
             out = given[0] @ values.to(given[0].dtype)
-        out = out.transpose(1, 2) if self.batch_first else out.permute(2, 0, 1, 3)
-        if self.dims is None:
-            out = out.reshape(*n.shape[:-1], width)
-        else:
-            out = out.flatten(-2) if self.dims == 3 else out.reshape(-1, width)
-        return F.linear(out, weight_out, bias_out)
+        out = out.transpose(1, 2) if form.batch_first else out.permute(2, 0, 1, 3)
+        if form.dims is None:
+            return out.reshape(*thin.shape[:-1], width)
+        return out.flatten(-2) if form.dims == 3 else out.reshape(-1, width)
 
     def extra_repr(self) -> str:
         """The branch, in a line."""
         return f"norm={self.norm}, heads={self.heads}"
 
 
-class _RecomputeMix(torch.autograd.Function):
-    """Keeps the normalised input, the weights, and what makes the map; computes the rest again in the backward pass."""
+class _Recompute(torch.autograd.Function):
+    """Keeps the normalised input, the weights and what is given; the backward pass computes the thin values again."""
 
     @staticmethod
-    def forward(ctx: Any, layer: RecomputedAttention, drop: float, x: Tensor, weight: Tensor, *rest: Any) -> Tensor:
+    def forward(ctx: Any, layer: _Recomputed, x: Tensor, weight_in: Tensor, weight_out: Tensor, *rest: Any) -> Tensor:
+        bias_in, _, *given = rest
         normalised, rescale = layer.normalised(x)
-        kept = normalised.to(weight.dtype)
-        ctx.save_for_backward(kept, rescale, weight, *rest)
-        ctx.layer, ctx.drop, ctx.dtype = layer, drop, x.dtype
-        # The dropped elements are drawn again.
-        ctx.drawn = _generator_state(x.device) if drop > 0 else None
-        return _no_view(layer.mixed(kept, weight, *rest, *([drop] if layer.scaled else [])))
+        kept = normalised.to(weight_in.dtype)
+        tensors = [t for t in given if t is None or isinstance(t, Tensor)]
+        ctx.save_for_backward(kept, rescale, weight_in, weight_out, bias_in, *tensors)
+        # The probability of dropout, where there is one; the dropped elements are drawn again.
+        ctx.drop = given[len(tensors) :]
+        ctx.drawn = _generator_state(x.device) if any(p > 0 for p in ctx.drop) else None
+        ctx.layer, ctx.dtype = layer, x.dtype
+        return _no_view(layer.mixed(kept, weight_in, weight_out, *rest))
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
-        kept, rescale, *rest = ctx.saved_tensors
-        layer: RecomputedAttention = ctx.layer
-        needs = ctx.needs_input_grad[2:]
+        kept, rescale, weight_in, weight_out, bias_in, *given = ctx.saved_tensors
+        needs, needed = ctx.needs_input_grad[:6], ctx.needs_input_grad[6:]
         leaves = [
             t.detach().requires_grad_(need) if isinstance(t, Tensor) and t.is_floating_point() else t
-            for t, need in zip((kept, *rest), needs, strict=True)
+            for t, need in zip((*given, *ctx.drop), needed, strict=True)
         ]
         with torch.enable_grad(), _drawing_from(ctx.drawn, kept.device):
-            made = layer.mixed(*leaves, *([ctx.drop] if layer.scaled else []))
-        wanted = [t for t, need in zip(leaves, needs, strict=True) if need]
-        found = iter(torch.autograd.grad(made, wanted, gradient))
-        toward, *others = (next(found) if need else None for need in needs)
-        if toward is not None:
-            if rescale is not None:
-                toward = _without_norm(layer, toward * rescale.to(toward.dtype), kept)
-            toward = toward.to(ctx.dtype)
-        return None, None, toward, *others
+            thin = F.linear(kept, weight_in, bias_in).detach().requires_grad_()
+            # Activations that write to their argument must not write to a leaf.
+            between = ctx.layer.between(thin.clone(), *leaves)
+        wanted = [thin, *(leaf for leaf, need in zip(leaves, needed, strict=True) if need)]
+        to_thin, *found = torch.autograd.grad(between, wanted, gradient @ weight_out)
+        to_given = iter(found)
+        rows, thin_rows = (t.reshape(-1, t.shape[-1]) for t in (gradient, to_thin))
+        return (
+            None,
+            _through_norm(ctx.layer, to_thin, weight_in, kept, rescale).to(ctx.dtype) if needs[1] else None,
+            thin_rows.t() @ kept.reshape(-1, kept.shape[-1]) if needs[2] else None,
+            rows.t() @ between.detach().reshape(-1, between.shape[-1]) if needs[3] else None,
+            thin_rows.sum(0) if needs[4] else None,
+            rows.sum(0) if needs[5] else None,
+            *(next(to_given) if need else None for need in needed),
+        )
 
 
 def _generator_state(device: torch.device) -> Tensor:
@@ -235,55 +231,12 @@ def _drawing_from(state: Tensor | None, device: torch.device) -> Iterator[None]:
     if state is None:
         yield
         return
-    cuda = device.type == "cuda"
-    with torch.random.fork_rng([device] if cuda else []):
-        if cuda:
+    with own_randomness(device):
+        if device.type == "cuda":
             torch.cuda.set_rng_state(state, device)
         else:
             torch.set_rng_state(state)
         yield
-
-
-class _Recompute(torch.autograd.Function):
-    """Keeps the normalised input and the weights; computes the thin values again in the backward pass."""
-
-    @staticmethod
-    def forward(
-        ctx: Any,
-        branch: RecomputedBranch,
-        x: Tensor,
-        weight_in: Tensor,
-        weight_out: Tensor,
-        bias_in: Tensor | None,
-        bias_out: Tensor | None,
-    ) -> Tensor:
-        normalised, rescale = branch.normalised(x)
-        kept = normalised.to(weight_in.dtype)
-        ctx.save_for_backward(kept, rescale, weight_in, weight_out, bias_in)
-        ctx.branch, ctx.dtype = branch, x.dtype
-        return _no_view(F.linear(branch.activated(F.linear(kept, weight_in, bias_in)), weight_out, bias_out))
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
-        kept, rescale, weight_in, weight_out, bias_in = ctx.saved_tensors
-        branch: RecomputedBranch = ctx.branch
-        with torch.enable_grad():
-            thin = F.linear(kept, weight_in, bias_in).detach().requires_grad_()
-            # Activations that write to their argument must not write to a leaf.
-            activated = branch.activated(thin.clone())
-        rows = gradient.reshape(-1, gradient.shape[-1])
-        (to_thin,) = torch.autograd.grad(activated, thin, gradient @ weight_out)
-        thin_rows = to_thin.reshape(-1, to_thin.shape[-1])
-        needs = ctx.needs_input_grad
-        return (
-            None,
-            _through_norm(branch, to_thin, weight_in, kept, rescale).to(ctx.dtype) if needs[1] else None,
-            thin_rows.t() @ kept.reshape(-1, kept.shape[-1]) if needs[2] else None,
-            rows.t() @ activated.detach().reshape(-1, activated.shape[-1]) if needs[3] else None,
-            thin_rows.sum(0) if needs[4] else None,
-            rows.sum(0) if needs[5] else None,
-        )
 
 
 def _no_view(made: Tensor) -> Tensor:
@@ -297,7 +250,7 @@ def _no_view(made: Tensor) -> Tensor:
 
 
 def _through_norm(
-    branch: RecomputedBranch, to_thin: Tensor, weight_in: Tensor, kept: Tensor, rescale: Tensor | None
+    layer: _Recomputed, to_thin: Tensor, weight_in: Tensor, kept: Tensor, rescale: Tensor | None
 ) -> Tensor:
     """The gradient of x.
 
@@ -306,14 +259,11 @@ def _through_norm(
     """
     if rescale is None:
         return to_thin @ weight_in
-    return _without_norm(branch, (to_thin * rescale.to(to_thin.dtype)) @ weight_in, kept)
-
-
-def _without_norm(branch: _Normed, toward: Tensor, kept: Tensor) -> Tensor:
-    """A gradient, over the deviation already, less what the norm takes from it; in at least single precision."""
+    toward = (to_thin * rescale.to(to_thin.dtype)) @ weight_in
+    # Less what the norm takes from it, in at least single precision.
     if kept.dtype != torch.float64:
         toward, kept = toward.float(), kept.float()
-    if branch.norm == "rms":
+    if layer.norm == "rms":
         return toward - kept * (toward * kept).mean(-1, keepdim=True)
     # The kept value has a mean of 0 and a deviation of 1.
     mean, rescale = kept.new_zeros((*kept.shape[:-1], 1)), kept.new_ones((*kept.shape[:-1], 1))

@@ -1,16 +1,6 @@
 """The base class of surrogates, and the registry of all of them.
 
-A surrogate is a frozen dataclass of settings and one class, in one file, registered by a key:
-
-    @dataclass(frozen=True)
-    class HalveConfig:
-        factor: float = 0.5
-
-    @register_surrogate("halve", HalveConfig)
-    class Halve(Surrogate[HalveConfig, Match]):
-        def match(self, site): ...
-        def build(self, site, match): ...
-
+A surrogate is a frozen dataclass of settings and one class, in one file, registered by a key (docs/extending.md).
 A package offers surrogates by entry points of the group `repl_fx.surrogates`: the key, and the module that registers
 it.
 """
@@ -55,11 +45,7 @@ Found = TypeVar("Found", bound=Match)
 
 
 class Surrogate(ABC, Generic[Config, Found]):
-    """A kind of stand-in for replaced blocks.
-
-    Args:
-        config: its settings.
-    """
+    """A kind of stand-in for replaced blocks, with its settings."""
 
     key: ClassVar[str]
     # Whether values inside the block that are used outside it (attention maps, inner features) are still there
@@ -159,13 +145,7 @@ def make_surrogate(key: str, settings: Mapping[str, Any] | None = None) -> Surro
 
 
 def check_thin_settings(key: str, ratio: Any, name: str, count: Any, weights: Any) -> None:
-    """Check the settings that the thin surrogates share.
-
-    Args:
-        key: the surrogate.
-        ratio: its width as a fraction of the block's.
-        name, count: the setting that overrides `ratio` by a number, and that number or None.
-        weights: where its weights come from.
+    """Check the settings that the thin surrogates share; the one called `name` overrides `ratio` by a number.
 
     Raises:
         BadInput: one makes no sense; names the setting and what it can be.

@@ -35,12 +35,7 @@ def shown(sizes: Iterable[Any]) -> str:
 
 
 class Unfit(Exception):
-    """A block that a surrogate cannot stand in for.
-
-    Args:
-        reason: in words.
-        node: the node of the block that is the reason; None where it is no single one.
-    """
+    """A block that a surrogate cannot stand in for: the reason, and the node that it is, where that is a single one."""
 
     def __init__(self, reason: str, node: fx.Node | None = None) -> None:
         super().__init__(reason)
@@ -62,23 +57,12 @@ def unfit_is_refused(match: Callable[[Asked, Site], Found]) -> Callable[[Asked, 
 
 @dataclass(frozen=True)
 class NodeCall:
-    """A call of a node of the block, on its own arguments or on others.
-
-    Attributes:
-        node: which.
-        args, kwargs: its arguments.
-        value: the fake result.
-    """
+    """A call of a node of the block, on its own arguments or on others, and the fake result."""
 
     node: fx.Node
     args: tuple[Any, ...]
     kwargs: dict[str, Any]
     value: Any
-
-    @classmethod
-    def of(cls, node: fx.Node) -> NodeCall:
-        """The call that a node is."""
-        return cls(node, node.args, node.kwargs, node.meta["val"])
 
 
 class Site:
@@ -145,6 +129,13 @@ class Site:
         if self.split.reason:
             raise Unfit(self.split.reason)
         return self.split
+
+    def require_one_stream(self) -> tuple[Tensor, Tensor]:
+        """The fake values of what streams in and out; a block with several is `Unfit`."""
+        given, made = self.block.input.meta.get("val"), self.block.output.meta.get("val")
+        if len(self.block.inputs) != 1 or not isinstance(given, Tensor) or not isinstance(made, Tensor):
+            raise Unfit("it has several streamed values")
+        return given, made
 
     @cached_property
     def unmixed_parameters(self) -> tuple[str, ...]:

@@ -9,6 +9,7 @@ A synthesis depends on parameters alone, so its result holds until one of them c
 
 from __future__ import annotations
 
+import math
 import weakref
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -34,7 +35,12 @@ class Synthesis(nn.Module):
 
     Args:
         train_neighbours: whether gradients flow through the synthesis into the neighbours' parameters.
+
+    Attributes:
+        names: of the tensors that `synthesise` returns, in order, for those who tell them apart by name.
     """
+
+    names: tuple[str, ...] = ()
 
     def __init__(self, train_neighbours: bool) -> None:
         super().__init__()
@@ -45,6 +51,12 @@ class Synthesis(nn.Module):
     def synthesise(self, *weights: Tensor) -> Any:
         """Compute weights from weights."""
         raise NotImplementedError(f"{type(self).__name__} has no synthesise(*weights)")
+
+    def hold(self, weights: Mapping[str, Tensor]) -> tuple[str, ...]:
+        """Make weights parameters of the synthesis; returns their names."""
+        for name, weight in weights.items():
+            self.register_parameter(name, nn.Parameter(weight))
+        return tuple(weights)
 
     def given(self, weight: Any) -> Any:
         """A neighbour's weight as the synthesis may use it: without gradient where neighbours are not trained."""
@@ -95,6 +107,40 @@ class BlendingSynthesis(Synthesis):
         return self.finish(state, blend_slices(self.blends(state, weights)), weights)
 
 
+class OwnWeights(Synthesis):
+    """Weights that are parameters of the surrogate's own: the control that synthesis is held to.
+
+    Args:
+        weights: by name, in the order in which they are returned.
+    """
+
+    def __init__(self, weights: Mapping[str, Tensor]) -> None:
+        super().__init__(train_neighbours=True)
+        self.names = self.hold(weights)
+
+    def synthesise(self, *weights: Tensor) -> tuple[Tensor, ...]:
+        """The weights themselves."""
+        return tuple(getattr(self, name) for name in self.names)
+
+
+def random_values(like: Tensor, *sizes: int) -> nn.Parameter:
+    """Standard normal values of the dtype and device of `like`, the same on every device for the same seed."""
+    if like.is_meta:
+        return nn.Parameter(torch.empty(sizes, dtype=like.dtype, device="meta"))
+    return nn.Parameter(torch.randn(sizes).to(like))
+
+
+def length(pieces: Sequence[Tensor]) -> float:
+    """The Frobenius norm of several tensors together, in at least single precision."""
+    kind = torch.promote_types(pieces[0].dtype, torch.float32)
+    return math.hypot(*(float(torch.linalg.vector_norm(piece.detach(), dtype=kind)) for piece in pieces))
+
+
+def ratio(wanted: float, found: float) -> float:
+    """The factor of a weight's length; 1 where weights start at zero and have no length to match."""
+    return wanted / found if wanted > 0 and found > 0 else 1.0
+
+
 class SynthesisBatch(Synthesis):
     """Several syntheses as one, so that their blends are done together.
 
@@ -108,14 +154,14 @@ class SynthesisBatch(Synthesis):
     def __init__(self, members: Sequence[BlendingSynthesis], counts: Sequence[int]) -> None:
         super().__init__(train_neighbours=True)
         self.members = [_without_state(member) for member in members]
-        self.names = [tuple(name for name, _ in member.named_parameters()) for member in members]
+        self.parameter_names = [tuple(name for name, _ in member.named_parameters()) for member in members]
         self.counts = tuple(counts)
 
     def synthesise(self, *weights: Tensor) -> tuple[Any, ...]:
         """The results of the members, in order."""
         given = iter(weights)
         tasks = []
-        for member, names, count in zip(self.members, self.names, self.counts, strict=True):
+        for member, names, count in zip(self.members, self.parameter_names, self.counts, strict=True):
             read = tuple(islice(given, count))
             state = dict(zip(names, islice(given, len(names)), strict=True))
             tasks.append((member, state, read, member.blends(state, read)))

@@ -10,8 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from repl_fx.surrogates.shared.initialisation import length, random_values, ratio
-from repl_fx.surrogates.shared.synthesis import BlendingSynthesis, Synthesis
+from repl_fx.surrogates.shared.synthesis import BlendingSynthesis, OwnWeights, length, random_values, ratio
 from repl_fx.surrogates.shared.weight_slices import SliceBlend, WeightSlice
 
 
@@ -71,12 +70,7 @@ class SlimSynthesis(BlendingSynthesis):
             if not given[0].is_meta:
                 start = cut.scale(cut.units.of(given[2 * i]) + cut.units.of(given[2 * i + 1]), removed[i])
             self.register_parameter(f"gain_{i}", nn.Parameter(given[0].new_full((2 * cut.rows,), start)))
-        _add_biases(self, cuts, given[0])
-
-    @property
-    def names(self) -> tuple[str, ...]:
-        """The weights that `synthesise` returns, in order."""
-        return _names(self.cuts)
+        self.names = (*(f"weight_{i}" for i in range(len(cuts))), *self.hold(_biases(cuts, given[0])))
 
     def blends(self, state: Mapping[str, Tensor], weights: Sequence[Tensor]) -> list[SliceBlend]:
         """One for each cut; weights in the order of `given`."""
@@ -87,44 +81,21 @@ class SlimSynthesis(BlendingSynthesis):
 
     def finish(self, state: Mapping[str, Tensor], blended: Sequence[Tensor], weights: Sequence[Tensor]) -> Any:
         """The weights, (out, in, …), and then the biases."""
-        biases = [state[f"bias_{i}"] for i, cut in enumerate(self.cuts) if cut.bias]
-        return (*(cut.laid_out(made) for cut, made in zip(self.cuts, blended, strict=True)), *biases)
+        laid_out = (cut.laid_out(made) for cut, made in zip(self.cuts, blended, strict=True))
+        return (*laid_out, *(state[name] for name in self.names[len(self.cuts) :]))
 
 
-class SlimWeights(Synthesis):
-    """Weights of the same sizes as parameters of their own, normal at random: the control that synthesis is held to.
-
-    Args:
-        cuts, removed: as for `SlimSynthesis`.
-    """
-
-    def __init__(self, cuts: Sequence[Cut], removed: Sequence[Tensor]) -> None:
-        super().__init__(train_neighbours=True)
-        self.cuts = tuple(cuts)
-        for i, (cut, weight) in enumerate(zip(cuts, removed, strict=True)):
-            made = random_values(weight, *cut.laid_out(cut.units.of(weight)).shape)
-            if not weight.is_meta:
-                with torch.no_grad():
-                    made.mul_(cut.scale(made, weight))
-            self.register_parameter(f"weight_{i}", made)
-        _add_biases(self, cuts, removed[0])
-
-    @property
-    def names(self) -> tuple[str, ...]:
-        """The weights that `synthesise` returns, in order."""
-        return _names(self.cuts)
-
-    def synthesise(self, *weights: Tensor) -> tuple[Tensor, ...]:
-        """The weights themselves."""
-        return tuple(getattr(self, name) for name in self.names)
+def slim_weights(cuts: Sequence[Cut], removed: Sequence[Tensor]) -> OwnWeights:
+    """Weights as `SlimSynthesis` makes, as parameters of their own, normal at random."""
+    weights: dict[str, Tensor] = {}
+    for i, (cut, weight) in enumerate(zip(cuts, removed, strict=True)):
+        made = random_values(weight, *cut.laid_out(cut.units.of(weight)).shape)
+        if not weight.is_meta:
+            with torch.no_grad():
+                made.mul_(cut.scale(made, weight))
+        weights[f"weight_{i}"] = made
+    return OwnWeights({**weights, **_biases(cuts, removed[0])})
 
 
-def _add_biases(module: nn.Module, cuts: Sequence[Cut], like: Tensor) -> None:
-    for i, cut in enumerate(cuts):
-        if cut.bias:
-            module.register_parameter(f"bias_{i}", nn.Parameter(like.new_zeros(cut.rows)))
-
-
-def _names(cuts: Sequence[Cut]) -> tuple[str, ...]:
-    weights = (f"weight_{i}" for i in range(len(cuts)))
-    return (*weights, *(f"bias_{i}" for i, cut in enumerate(cuts) if cut.bias))
+def _biases(cuts: Sequence[Cut], like: Tensor) -> dict[str, Tensor]:
+    return {f"bias_{i}": like.new_zeros(cut.rows) for i, cut in enumerate(cuts) if cut.bias}

@@ -5,13 +5,13 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from repl_fx.surrogates.shared.initialisation import length, random_values, ratio
-from repl_fx.surrogates.shared.synthesis import BlendingSynthesis, Synthesis
+from repl_fx.surrogates.shared.synthesis import BlendingSynthesis, OwnWeights, length, random_values, ratio
 from repl_fx.surrogates.shared.weight_slices import SliceBlend, WeightSlice
 
 # The gains of each role.
@@ -20,13 +20,16 @@ _GAINS = {"entry": "gain_in", "exit": "gain_out", "kernel": "gain_kernel"}
 
 @dataclass(frozen=True)
 class WeightForm:
-    """How a stored weight is laid out.
+    """The part of a weight in a branch, and how it is laid out.
 
     Attributes:
+        role: `entry` or `exit`, for linear operators that the branch begins or ends with, or `kernel`, for the
+            convolution whose kernel is kept.
         transposed: (in, out) instead of (out, in, …).
         groups: groups of a convolution; its rows reach only their own group's inputs.
     """
 
+    role: str
     transposed: bool
     groups: int
 
@@ -48,33 +51,18 @@ class WeightForm:
 
 
 @dataclass(frozen=True)
-class ThinForms:
-    """Layouts of the weights that one neighbour gives to a thin layer.
-
-    Attributes:
-        entry, exit: of the linear operators that the branch begins and ends with.
-        spatial: of the convolution whose kernel is kept; empty where there is none.
-    """
-
-    entry: tuple[WeightForm, ...]
-    exit: tuple[WeightForm, ...]
-    spatial: tuple[WeightForm, ...]
-
-
-@dataclass(frozen=True)
 class ThinShape:
-    """The sizes of a thin layer.
-
-    Attributes:
-        width: r.
-        bias_in, bias_out: whether the layer adds biases.
-        zero_init: whether W_out starts at zero.
-    """
+    """The width r of a thin layer, whether it adds biases, and whether W_out starts at zero."""
 
     width: int
     bias_in: bool
     bias_out: bool
     zero_init: bool
+
+    def biases(self, features: int, like: Tensor) -> dict[str, Tensor]:
+        """Zeros for the biases that there are, by name."""
+        sizes = {"bias_in": self.width if self.bias_in else 0, "bias_out": features if self.bias_out else 0}
+        return {name: like.new_zeros(size) for name, size in sizes.items() if size}
 
 
 @dataclass(frozen=True)
@@ -82,23 +70,19 @@ class _Piece:
     """Slices that are blended, of one weight of each neighbour, or of one neighbour alone where their sizes differ.
 
     Attributes:
-        role: `entry`, `exit` or `kernel`.
-        form: of the weights.
-        units: which of their units.
         sources: which of the weights that the synthesis reads.
     """
 
-    role: str
     form: WeightForm
     units: WeightSlice
     sources: tuple[int, ...]
 
     def rows(self, blended: Tensor) -> Tensor:
         """Blended slices as rows."""
-        if self.role == "kernel":
+        if self.form.role == "kernel":
             return blended.mean(1, keepdim=True)
         dense = self.form.pointwise(blended)
-        return dense if self.role == "entry" else dense.t()
+        return dense if self.form.role == "entry" else dense.t()
 
 
 class ThinSynthesis(BlendingSynthesis):
@@ -106,9 +90,8 @@ class ThinSynthesis(BlendingSynthesis):
 
     Args:
         shape: the sizes of the layer.
-        forms: layouts of the weights, of the block before, of the block after and of the removed block.
-        given: the weights, entry, exit and spatial ones, of the block before and then of the block after; they
-            size the gains.
+        forms: of the weights of the block before, of the block after and of the removed block.
+        given: the weights of the block before and then of the block after; they size the gains.
         removed: the same weights of the removed block, which give the scale, and the sizes to which those of neighbours
             with other channel counts are fitted.
         train_neighbours: see `Synthesis`.
@@ -117,7 +100,7 @@ class ThinSynthesis(BlendingSynthesis):
     def __init__(
         self,
         shape: ThinShape,
-        forms: Sequence[ThinForms],
+        forms: Sequence[Sequence[WeightForm]],
         given: Sequence[Tensor],
         removed: Sequence[Tensor],
         *,
@@ -131,47 +114,41 @@ class ThinSynthesis(BlendingSynthesis):
         like = given[0]
         self.gain_in = self._gains("entry", like)
         self.gain_out = self._gains("exit", like)
-        self.gain_kernel = self._gains("kernel", like) if forms[0].spatial else None
-        self.bias_in = nn.Parameter(like.new_zeros(shape.width)) if shape.bias_in else None
-        self.bias_out = nn.Parameter(like.new_zeros(self.features[1])) if shape.bias_out else None
+        self.gain_kernel = self._gains("kernel", like) if rows["kernel"] else None
+        biases = self.hold(shape.biases(self.features[1], like))
+        self.names = ("weight_in", "weight_out", *biases, *(("kernel",) if rows["kernel"] else ()))
         if not like.is_meta:
             self._match_scale(given, rows, shape.zero_init)
-
-    @property
-    def names(self) -> tuple[str, ...]:
-        """The weights that `synthesise` returns, in order."""
-        return _names({"bias_in": self.bias_in, "bias_out": self.bias_out, "kernel": self.gain_kernel})
 
     def blends(self, state: Mapping[str, Tensor], weights: Sequence[Tensor]) -> list[SliceBlend]:
         """One for each piece; weights in the order of `given`."""
         taken = dict.fromkeys(_GAINS, 0)
         made = []
         for piece in self.pieces:
-            first, count = taken[piece.role], len(piece.sources) * piece.units.count
-            gains = state[_GAINS[piece.role]].narrow(0, first, count)
-            taken[piece.role] += count
-            made.append(
-                SliceBlend(piece.units, (gains,), tuple(self.given(weights[source]) for source in piece.sources))
-            )
+            role, count = piece.form.role, len(piece.sources) * piece.units.count
+            gains = state[_GAINS[role]].narrow(0, taken[role], count)
+            taken[role] += count
+            sources = tuple(self.given(weights[source]) for source in piece.sources)
+            made.append(SliceBlend(piece.units, (gains,), sources))
         return made
 
     def finish(self, state: Mapping[str, Tensor], blended: Sequence[Tensor], weights: Sequence[Tensor]) -> Any:
         """W_in (r, in), W_out (out, r), biases, and K (r, 1, …)."""
         total: dict[str, Tensor] = {}
         for piece, slices in zip(self.pieces, blended, strict=True):
-            rows = _folded(self._fitted(piece, slices), self.width)
-            total[piece.role] = total[piece.role] + rows if piece.role in total else rows
-        results = [total["entry"], total["exit"].t()]
-        results += [state[name] for name in ("bias_in", "bias_out") if name in state]
-        return (*results, total["kernel"]) if "kernel" in total else tuple(results)
+            rows, role = _folded(self._fitted(piece, slices), self.width), piece.form.role
+            total[role] = total[role] + rows if role in total else rows
+        made = {"weight_in": total["entry"], "weight_out": total["exit"].t(), "kernel": total.get("kernel"), **state}
+        return tuple(made[name] for name in self.names)
 
     def _gains(self, role: str, like: Tensor) -> nn.Parameter:
-        return random_values(like, sum(len(p.sources) * p.units.count for p in self.pieces if p.role == role))
+        return random_values(like, sum(len(p.sources) * p.units.count for p in self.pieces if p.form.role == role))
 
     def _fitted(self, piece: _Piece, slices: Tensor) -> Tensor:
         """Rows, as long as those of the removed block."""
         rows = piece.rows(slices)
-        return rows if piece.role == "kernel" else _fit(rows, self.features[0 if piece.role == "entry" else 1])
+        role = piece.form.role
+        return rows if role == "kernel" else _folded(rows.t(), self.features[0 if role == "entry" else 1]).t()
 
     @torch.no_grad()
     def _match_scale(self, given: Sequence[Tensor], removed: Mapping[str, list[Tensor]], zero_init: bool) -> None:
@@ -187,98 +164,53 @@ class ThinSynthesis(BlendingSynthesis):
             rows = [
                 self._fitted(piece, piece.units.of(given[source]))
                 for piece in self.pieces
-                if piece.role == role
+                if piece.form.role == role
                 for source in piece.sources
             ]
             typical = length([gains]) / math.sqrt(len(gains))
             gains.mul_(0.0 if zero_init and role == "exit" else ratio(wanted[role], typical * length(rows)))
 
 
-class ThinWeights(Synthesis):
-    """The weights of a thin layer of the same sizes as parameters of its own: the control that synthesis is held to.
-
-    Normal at random, with rows as long as in the removed block.
-
-    Args:
-        shape: the sizes of the layer.
-        form: layouts of the removed block's weights.
-        removed: its weights, as for `ThinSynthesis`.
-    """
-
-    def __init__(self, shape: ThinShape, form: ThinForms, removed: Sequence[Tensor]) -> None:
-        super().__init__(train_neighbours=True)
-        self.width = width = shape.width
-        rows, like = _rows(removed, form), removed[0]
-        columns, features = rows["entry"][0].shape[1], rows["exit"][0].shape[1]
-        self.weight_in = random_values(like, width, columns)
-        self.weight_out = random_values(like, features, width)
-        self.bias_in = nn.Parameter(like.new_zeros(width)) if shape.bias_in else None
-        self.bias_out = nn.Parameter(like.new_zeros(features)) if shape.bias_out else None
-        self.kernel = random_values(like, width, 1, *rows["kernel"][0].shape[2:]) if rows["kernel"] else None
-        if not like.is_meta:
-            with torch.no_grad():
-                for weight, wanted in zip(
-                    (self.weight_in, self.weight_out, self.kernel), _wanted_sizes(rows, width).values(), strict=True
-                ):
-                    if weight is not None:
-                        silent = shape.zero_init and weight is self.weight_out
-                        weight.mul_(0.0 if silent else ratio(wanted, length([weight])))
-
-    @property
-    def names(self) -> tuple[str, ...]:
-        """The weights that `synthesise` returns, in order."""
-        return _names({"bias_in": self.bias_in, "bias_out": self.bias_out, "kernel": self.kernel})
-
-    def synthesise(self, *weights: Tensor) -> tuple[Tensor, ...]:
-        """The weights themselves."""
-        return tuple(getattr(self, name) for name in self.names)
+@torch.no_grad()
+def thin_weights(shape: ThinShape, forms: Sequence[WeightForm], removed: Sequence[Tensor]) -> OwnWeights:
+    """Weights as `ThinSynthesis` makes, as parameters of their own: normal at random, rows as long as those removed."""
+    rows, like, width = _rows(removed, forms), removed[0], shape.width
+    columns, features = rows["entry"][0].shape[1], rows["exit"][0].shape[1]
+    made = {"entry": random_values(like, width, columns), "exit": random_values(like, features, width)}
+    if rows["kernel"]:
+        made["kernel"] = random_values(like, width, 1, *rows["kernel"][0].shape[2:])
+    wanted = {} if like.is_meta else _wanted_sizes(rows, width)
+    for role, weight in made.items() if wanted else ():
+        weight.mul_(0.0 if shape.zero_init and role == "exit" else ratio(wanted[role], length([weight])))
+    kernel = {"kernel": made["kernel"]} if rows["kernel"] else {}
+    own = {"weight_in": made["entry"], "weight_out": made["exit"], **shape.biases(features, like), **kernel}
+    return OwnWeights(own)
 
 
-def _names(optional: dict[str, Tensor | None]) -> tuple[str, ...]:
-    return ("weight_in", "weight_out", *(name for name, value in optional.items() if value is not None))
-
-
-def _pieces(forms: Sequence[ThinForms], given: Sequence[Tensor], width: int) -> tuple[_Piece, ...]:
+def _pieces(forms: Sequence[Sequence[WeightForm]], given: Sequence[Tensor], width: int) -> tuple[_Piece, ...]:
     """The slice that is blended: the first `width` units of a weight, or all where a group sees or reaches a part."""
-    listed = [
-        (role, one)
-        for form in forms
-        for role, some in (("entry", form.entry), ("exit", form.exit), ("kernel", form.spatial))
-        for one in some
-    ]
-    half = len(listed) // len(forms)
+    listed = list(chain.from_iterable(forms))
+    each = len(forms[0])
     made = []
-    for at in range(half):
-        sources = [at + half * block for block in range(len(forms))]
+    for at in range(each):
+        sources = range(at, len(listed), each)
         kinds = {(listed[source], given[source].shape) for source in sources}
         for some in [tuple(sources)] if len(kinds) == 1 else [(source,) for source in sources]:
-            role, form = listed[some[0]]
-            axis = int((role == "exit") != form.transposed)
+            form = listed[some[0]]
+            axis = int((form.role == "exit") != form.transposed)
             size = given[some[0]].shape[axis]
-            count = size if form.groups > 1 and role != "kernel" else min(size, width)
-            made.append(_Piece(role, form, WeightSlice(axis, 0, count), some))
+            count = size if form.groups > 1 and form.role != "kernel" else min(size, width)
+            made.append(_Piece(form, WeightSlice(axis, 0, count), some))
     return tuple(made)
 
 
-def _rows(weights: Sequence[Tensor], form: ThinForms) -> dict[str, list[Tensor]]:
+def _rows(weights: Sequence[Tensor], forms: Sequence[WeightForm]) -> dict[str, list[Tensor]]:
     """Entry rows, exit columns as rows, and kernels of all units of one block's weights, by role."""
-    pieces = _pieces([form], weights, max(max(weight.shape) for weight in weights))
+    pieces = _pieces([forms], weights, max(max(weight.shape) for weight in weights))
     roles: dict[str, list[Tensor]] = {role: [] for role in _GAINS}
     for piece, weight in zip(pieces, weights, strict=True):
-        roles[piece.role].append(piece.rows(weight))
+        roles[piece.form.role].append(piece.rows(weight))
     return roles
-
-
-def _fit(rows: Tensor, size: int) -> Tensor:
-    """Rows of a given length: longer ones folded, column j onto column j mod size; shorter ones repeated."""
-    have = rows.shape[1]
-    if have == size:
-        return rows
-    times = -(-max(have, size) // min(have, size))
-    if have < size:
-        return rows.repeat(1, times)[:, :size]
-    padded = torch.cat([rows, rows.new_zeros(rows.shape[0], times * size - have)], 1)
-    return padded.reshape(rows.shape[0], times, size).sum(1)
 
 
 def _folded(rows: Tensor, count: int) -> Tensor:

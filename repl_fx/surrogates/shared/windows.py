@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Protocol
 
 import torch
 import torch.nn.functional as F
@@ -15,19 +14,6 @@ from repl_fx.surrogates.shared.builder import Builder
 _POOLS = {2: torch.ops.aten.avg_pool2d.default, 3: torch.ops.aten.avg_pool3d.default}
 # Class and distillation tokens, and up to four registers.
 _MOST_BESIDE_GRID = 5
-
-
-class Windows(Protocol):
-    """A partition of the positions of a stream."""
-
-    def fewer(self, value: Tensor) -> Tensor:
-        """A value of the size of the means."""
-
-    def mean(self, site: Builder, stream: fx.Node) -> fx.Node:
-        """A node with the mean over each window."""
-
-    def added(self, site: Builder, stream: fx.Node, change: fx.Node) -> fx.Node:
-        """A node with the stream, and at each position what was made for its window added."""
 
 
 @dataclass(frozen=True)
@@ -105,9 +91,8 @@ class TokenWindows:
     def mean(self, site: Builder, stream: fx.Node) -> fx.Node:
         """(batch, windows, channels)."""
         member = self._members(site)
-        return site.call(
-            torch.ops.aten.matmul.default, self._matrix(site, "mean", member / member.sum(1, keepdim=True)), stream
-        )
+        means = self._matrix(site, "mean", member / member.sum(1, keepdim=True))
+        return site.call(torch.ops.aten.matmul.default, means, stream)
 
     def added(self, site: Builder, stream: fx.Node, change: fx.Node) -> fx.Node:
         """The stream with the change of its window added to each position."""
@@ -123,6 +108,9 @@ class TokenWindows:
         holder = nn.Module()
         holder.register_buffer("matrix", values)
         return site.parameter(f"{site.module(name, holder)}.matrix")
+
+
+Windows = PictureWindows | TokenWindows
 
 
 def _grid(positions: int) -> tuple[int, int | None]:

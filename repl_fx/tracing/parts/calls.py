@@ -1,35 +1,30 @@
-"""Calls of the modules of a model while it runs, remembered as shapes, and runs that can be compared."""
+"""Calls of the modules of a model while it runs, remembered as shapes, and of their methods.
+
+A graph in the place of a module has no methods that the code around it could call.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass, field
+import inspect
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from functools import partial
+from types import CodeType, FrameType
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from repl_fx._torch import pytree
-from repl_fx.errors import ForeignError, foreign_code
 from repl_fx.graph.signature import is_writable
-from repl_fx.running.equality import same_value
 from repl_fx.running.example_inputs import ExampleInputs
-from repl_fx.running.untouched import device_of, in_mode, seed_everything, seeded, untouched
-
-SEED = 0
-# State that a forward changes shows in the second.
-STEPS = 2
 
 
 @dataclass(frozen=True)
 class Blank:
-    """A tensor without its values.
-
-    Attributes:
-        like: on the meta device, with the shape, strides and dtype of the tensor.
-        device: where the tensor was.
-    """
+    """A tensor without its values: one like it on the meta device, and the device that it was on."""
 
     like: Tensor
     device: torch.device
@@ -46,7 +41,7 @@ class Call:
 
     Attributes:
         structure: of (args, kwargs).
-        leaves: the flattened arguments; a `Blank` for each tensor, everything else as it was.
+        leaves: a `Blank` for each tensor, everything else as it was.
         training: the mode of the run it was made in.
     """
 
@@ -57,23 +52,17 @@ class Call:
     @classmethod
     def of(cls, inputs: ExampleInputs, training: bool) -> Call:
         """Describe a call; none of its tensors is kept."""
-        blank = inputs.map(_blank)
+        blank = inputs.map(lambda t: Blank(torch.empty_like(t.detach(), device="meta"), t.device))
         leaves, structure = pytree.tree_flatten((blank.args, blank.kwargs))
         return cls(structure, tuple(leaves), training)
 
-    def inputs(self, make: Callable[[Tensor, torch.device], Tensor] | None = None) -> ExampleInputs:
-        """Arguments of this kind; zeros unless `make` makes other tensors of the meta tensor and the device it gets."""
-        make = make or (lambda like, device: torch.zeros_like(like, device=device))
-        leaves = [make(leaf.like, leaf.device) if isinstance(leaf, Blank) else leaf for leaf in self.leaves]
+    def inputs(self) -> ExampleInputs:
+        """Arguments of this kind, whose tensors are all zero."""
+        leaves = [
+            torch.zeros_like(leaf.like, device=leaf.device) if isinstance(leaf, Blank) else leaf for leaf in self.leaves
+        ]
         args, kwargs = pytree.tree_unflatten(leaves, self.structure)
         return ExampleInputs(tuple(args), dict(kwargs))
-
-    def obstacle(self) -> str | None:
-        """Why no graph can take such a call, None where one may."""
-        for leaf in self.leaves:
-            if not isinstance(leaf, Blank) and not is_writable(leaf):
-                return f"it is called with {_a(type(leaf).__name__)}"
-        return None
 
     def fits(self, other: Call) -> bool:
         """Whether one graph may take both calls: they differ in sizes at most."""
@@ -94,105 +83,83 @@ class Call:
         return sum(size < 2 for shape in self.shapes() for size in shape)
 
 
-@dataclass
-class Calls:
-    """All calls of one module, in the order they were made."""
-
-    calls: list[Call] = field(default_factory=list)
-
-    def typical(self) -> Call:
-        """The call to trace: the one with the fewest sizes that a trace would take for constants."""
-        return min(self.calls, key=lambda call: call.degenerate)
-
-    def obstacle(self) -> str | None:
-        """Why no graph can take all these calls, None where one may."""
-        first = self.calls[0]
-        for call in self.calls:
-            reason = call.obstacle()
-            if reason is not None:
-                return reason
-            if not first.fits(call):
-                return "its calls differ in more than the sizes of tensors"
-        return None
+def typical(calls: Sequence[Call]) -> Call:
+    """The call of a module to trace: the one with the fewest sizes that a trace would take for constants."""
+    return min(calls, key=lambda call: call.degenerate)
 
 
-@dataclass(frozen=True)
-class Outcome:
-    """One run of a model in one mode.
-
-    Attributes:
-        outputs: the results, step by step; None where a step failed.
-        problem: the error of the step that failed.
-    """
-
-    outputs: Any
-    problem: Exception | None
-
-    def equals(self, other: Outcome) -> bool:
-        """Whether both returned the same, bit for bit."""
-        return self.problem is None and other.problem is None and same_value(self.outputs, other.outputs)
+def obstacle_of(calls: Sequence[Call]) -> str | None:
+    """Why no graph can take all these calls of a module, None where one may."""
+    for call in calls:
+        for leaf in call.leaves:
+            if not isinstance(leaf, Blank) and not is_writable(leaf):
+                kind = type(leaf).__name__
+                return f"it is called with {'an' if kind[0].lower() in 'aeiou' else 'a'} {kind}"
+        if not calls[0].fits(call):
+            return "its calls differ in more than the sizes of tensors"
+    return None
 
 
-class Watch:
-    """Sees calls of some modules of a model while it runs.
+@contextmanager
+def calls_seen(modules: Mapping[str, nn.Module], see: Callable[[str, ExampleInputs], None]) -> Iterator[None]:
+    """Tell `see` path and inputs before each call of these modules, by path, that is made meanwhile."""
+
+    def hook(path: str, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        see(path, ExampleInputs(args, kwargs))
+
+    with ExitStack() as hooks:
+        for path, module in modules.items():
+            hooks.enter_context(module.register_forward_pre_hook(partial(hook, path), with_kwargs=True))
+        yield
+
+
+@contextmanager
+def methods_seen(model: nn.Module, found: dict[str, list[str]]) -> Iterator[None]:
+    """Note calls, by this thread, of methods on modules of a model that are not being called at that moment.
 
     Args:
-        modules: the modules, by path.
-        see: called before each call with path and inputs.
+        found: filled with the methods of a module, or of a module in it, that code outside of it called, by its path.
     """
+    paths = {id(module): path for path, module in model.named_modules()}
+    names = {code: name for module in model.modules() for kind in type(module).__mro__ for name, code in _methods(kind)}
 
-    def __init__(self, modules: Mapping[str, nn.Module], see: Callable[[str, ExampleInputs], None]) -> None:
-        self.modules = modules
-        self.see = see
+    def profile(frame: FrameType, event: str, _: Any) -> None:
+        # Called for every call of a function: what is no method of these modules must be passed over at once.
+        if event != "call" or frame.f_code not in names or (path := paths.get(id(_first_argument(frame)))) is None:
+            return
+        running = set()
+        caller = frame.f_back
+        while caller is not None:
+            if caller.f_code.co_name == "forward":
+                running.add(paths.get(id(_first_argument(caller))))
+            caller = caller.f_back
+        steps = path.split(".") if path else []
+        for depth in range(1, len(steps) + 1):
+            around = ".".join(steps[:depth])
+            called = ".".join([*steps[depth:], names[frame.f_code]])
+            # From inside, the graph has what the method did.
+            if around not in running and called not in found.setdefault(around, []):
+                found[around].append(called)
 
-    @contextmanager
-    def watching(self) -> Iterator[None]:
-        """See the calls made meanwhile."""
-        handles = []
-        try:
-            for path, module in self.modules.items():
-                handles.append(module.register_forward_pre_hook(self._hook(path), with_kwargs=True))
-            yield
-        finally:
-            for handle in handles:
-                handle.remove()
-
-    def _hook(self, path: str) -> Callable[[nn.Module, tuple[Any, ...], dict[str, Any]], None]:
-        def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-            self.see(path, ExampleInputs(args, kwargs))
-
-        return hook
-
-
-def run(model: nn.Module, inputs: ExampleInputs, training: bool, watch: Watch | None = None) -> Outcome:
-    """Run a model a few steps for its outputs alone: it, the inputs and the random generators stay as they are.
-
-    Args:
-        model: any module.
-        inputs: the model gets copies, which it may change.
-        training: the mode to run it in.
-        watch: sees calls while it runs.
-
-    Returns:
-        Outputs, or what the model raised.
-    """
-    device = device_of(model, inputs)
-    outputs = []
-    with untouched(model, buffers=True), in_mode(model, training), seeded(device, SEED):
-        for _ in range(STEPS):
-            seed_everything(SEED)
-            try:
-                with torch.enable_grad(), watch.watching() if watch else nullcontext(), foreign_code():
-                    made = inputs.fresh().passed_to(model)
-            except ForeignError as failed:
-                return Outcome(None, failed.problem)
-            outputs.append(pytree.tree_map_only(Tensor, lambda t: t.detach().clone(), made))
-    return Outcome(outputs, None)
+    before = sys.getprofile()
+    sys.setprofile(profile)
+    try:
+        yield
+    finally:
+        sys.setprofile(before)
 
 
-def _blank(tensor: Tensor) -> Blank:
-    return Blank(torch.empty_like(tensor.detach(), device="meta"), tensor.device)
+def _methods(kind: type) -> Iterator[tuple[str, CodeType]]:
+    """The methods and properties of a class that a graph module has not got."""
+    if kind is nn.Module or kind is object:
+        return
+    for name, value in vars(kind).items():
+        function = inspect.unwrap(value.fget if isinstance(value, property) and value.fget else value)
+        code = getattr(function, "__code__", None)
+        if isinstance(code, CodeType) and name != "forward" and not hasattr(nn.Module, name):
+            yield name, code
 
 
-def _a(noun: str) -> str:
-    return f"an {noun}" if noun[:1].lower() in "aeiou" else f"a {noun}"
+def _first_argument(frame: FrameType) -> Any:
+    code = frame.f_code
+    return frame.f_locals.get(code.co_varnames[0]) if code.co_argcount else None

@@ -17,6 +17,7 @@ Never touches: the source; tensors are shared with it. A model that is one graph
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from types import MethodType
@@ -24,23 +25,23 @@ from typing import Any
 
 from torch import fx, nn
 
+from repl_fx._torch import pytree
 from repl_fx.arguments import require_module
-from repl_fx.errors import BadInput, CaptureError
+from repl_fx.errors import CaptureError
 from repl_fx.graph.captured import CapturedModule, copy_model, share_tensors
-from repl_fx.running.example_inputs import ExampleInputs
+from repl_fx.running.example_inputs import ExampleInputs, HasInputs
 from repl_fx.running.python_state import OWN_ATTRIBUTES
+from repl_fx.running.untouched import Outcome, outcome_of
 from repl_fx.tracing.capture import TRACERS, capture as capture_whole, trace_by_first, widen_batch
-from repl_fx.tracing.check import CaptureCheck, compare_modes
-from repl_fx.tracing.leaf_calls import is_leaf
-from repl_fx.tracing.model_checks import misfit, require_capturable
-from repl_fx.tracing.parts.calls import Call, Calls, Outcome, Watch, run
-from repl_fx.tracing.parts.method_calls import MethodCalls
+from repl_fx.tracing.check import STEPS, CaptureCheck, check_of
+from repl_fx.tracing.leaves import is_leaf
+from repl_fx.tracing.model_checks import misfit, obstacle, require_capturable
+from repl_fx.tracing.parts.calls import Call, calls_seen, methods_seen
 from repl_fx.tracing.parts.search import PART_TRACERS, Eager, Search, keep_attributes
-from repl_fx.tracing.tracers import obstacle
 
 
 @dataclass(frozen=True, eq=False)
-class Part:
+class Part(HasInputs):
     """A module of a model that is a graph.
 
     Attributes:
@@ -52,16 +53,6 @@ class Part:
     path: str
     graph_module: fx.GraphModule
     inputs: ExampleInputs
-
-    @property
-    def args(self) -> tuple[Any, ...]:
-        """The positional inputs."""
-        return self.inputs.args
-
-    @property
-    def kwargs(self) -> dict[str, Any]:
-        """The keyword inputs."""
-        return self.inputs.kwargs
 
     def __str__(self) -> str:
         size = sum(parameter.numel() for parameter in self.graph_module.parameters())
@@ -145,7 +136,7 @@ def capture_parts(
         search.descend("")
     else:
         search.require(paths)
-    called = _settle(source, search, reference, inputs)
+    called = _settle(search, reference, inputs)
     if paths is not None and set(paths) != search.parts.keys():
         raise CaptureError(type(model).__name__, [str(line) for line in search.eager])
     if not search.parts:
@@ -155,7 +146,12 @@ def capture_parts(
         eager.insert(0, Eager("", type(model).__name__, obstacles[0]))
     parts = tuple(Part(path, search.parts[path], called[path]) for path in calls if path in called)
     module = assemble(source, search.parts)
-    return CapturedParts(source, module, parts, tuple(eager), _checked(source, module, reference, inputs))
+    # Gradients and buffers too; outputs are equal already.
+    check = check_of(source, module, inputs, [mode for mode in reference if reference[mode].problem is None])
+    if check.differences:
+        lines = [f"with graphs in it, it differs in {line}" for line in check.differences]
+        raise CaptureError(type(model).__name__, lines)
+    return CapturedParts(source, module, parts, tuple(eager), check)
 
 
 def capture_as_called(
@@ -163,10 +159,7 @@ def capture_as_called(
 ) -> CapturedParts:
     """Capture modules of a model on inputs that are known already: the model is not run, and nothing is compared.
 
-    Args:
-        model: any module; it is not changed.
-        calls: inputs of each module, by path.
-        tracers: the tracer that took each module before, by path.
+    Each is given, by path, with its inputs and with the name of the tracer that took it before.
 
     Raises:
         CaptureError: a module cannot be captured on these inputs.
@@ -221,22 +214,21 @@ def qualified_name(path: str, name: str) -> str:
 
 def _moved(value: Any, memo: Mapping[int, nn.Module], unchanged: Any) -> Any:
     """`value` with the modules of the copy in place of the source's; `unchanged` where there is none in it."""
-    if isinstance(value, nn.Module):
-        return memo.get(id(value), unchanged)
-    if isinstance(value, MethodType) and id(value.__self__) in memo:
-        return MethodType(value.__func__, memo[id(value.__self__)])
-    if type(value) in (list, tuple):
-        moved = [_moved(item, memo, item) for item in value]
-        return type(value)(moved) if any(a is not b for a, b in zip(moved, value, strict=True)) else unchanged
-    if type(value) is dict:
-        entries = {key: _moved(item, memo, item) for key, item in value.items()}
-        return entries if any(entries[key] is not item for key, item in value.items()) else unchanged
-    return unchanged
+
+    def one(leaf: Any) -> Any:
+        if isinstance(leaf, MethodType) and id(leaf.__self__) in memo:
+            return MethodType(leaf.__func__, memo[id(leaf.__self__)])
+        return memo.get(id(leaf), leaf) if isinstance(leaf, nn.Module) else leaf
+
+    leaves, structure = pytree.tree_flatten(value)
+    moved = [one(leaf) for leaf in leaves]
+    same = all(before is after for before, after in zip(leaves, moved, strict=True))
+    return unchanged if same else pytree.tree_unflatten(moved, structure)
 
 
 def _observe(
     source: nn.Module, inputs: ExampleInputs
-) -> tuple[dict[bool, Outcome], dict[str, Calls], dict[str, list[str]]]:
+) -> tuple[dict[bool, Outcome], dict[str, list[Call]], dict[str, list[str]]]:
     """Run a model in each mode.
 
     Returns:
@@ -247,101 +239,65 @@ def _observe(
         BadInput: the model does not run in evaluation mode.
     """
     modules = {path: module for path, module in source.named_modules() if path and not is_leaf(module)}
-    calls: dict[str, Calls] = {}
+    calls: dict[str, list[Call]] = {}
     reference: dict[bool, Outcome] = {}
-    methods = MethodCalls(source)
+    methods: dict[str, list[str]] = {}
     for training in (False, True):
 
         def note(path: str, inputs: ExampleInputs, training: bool = training) -> None:
-            calls.setdefault(path, Calls()).calls.append(Call.of(inputs, training))
+            calls.setdefault(path, []).append(Call.of(inputs, training))
 
-        with methods.watching():
-            reference[training] = run(source, inputs, training, Watch(modules, note))
+        with methods_seen(source, methods), calls_seen(modules, note):
+            reference[training] = outcome_of(source, inputs, training, steps=STEPS)
     problem = reference[False].problem
     if problem is not None:
-        raise BadInput(misfit(obstacle(type(source).__name__, problem), problem, inputs)) from problem
-    return reference, calls, methods.found
+        raise misfit(source, problem, inputs) from problem
+    return reference, calls, methods
 
 
-def _checked(
-    source: nn.Module, module: nn.Module, reference: Mapping[bool, Outcome], inputs: ExampleInputs
-) -> CaptureCheck:
-    """Compare gradients and buffers too; outputs are equal already.
-
-    Raises:
-        CaptureError: something differs.
-    """
-    runs = [mode for mode in (False, True) if reference[mode].problem is None]
-    differences = [line for check in compare_modes(source, module, inputs, runs) for line in check.differences]
-    if differences:
-        raise CaptureError(type(source).__name__, [f"with graphs in it, it differs in {line}" for line in differences])
-    return CaptureCheck(evaluation=True, training=True in runs)
-
-
-def _settle(
-    source: nn.Module, search: Search, reference: Mapping[bool, Outcome], inputs: ExampleInputs
-) -> dict[str, ExampleInputs]:
+def _settle(search: Search, reference: Mapping[bool, Outcome], inputs: ExampleInputs) -> dict[str, ExampleInputs]:
     """Reject parts until the model with the rest computes what the source does; inputs of each part, by path."""
-
-    def trial(graphs: Mapping[str, CapturedModule]) -> _Trial:
-        return _Trial(assemble(source, graphs), graphs, search.calls, reference, inputs)
-
     while search.parts:
-        whole = trial(search.parts)
-        if whole.reason is None:
+        called, why = _trial(search, search.parts, reference, inputs)
+        if why is None:
             # As they were traced.
-            return {path: widen_batch(search.parts[path], whole.inputs[path]) for path in search.parts}
-        alone = {path: whole if len(search.parts) == 1 else trial({path: gm}) for path, gm in search.parts.items()}
-        culprits = {path: attempt.reason for path, attempt in alone.items() if attempt.reason is not None}
-        for path, reason in (culprits or dict.fromkeys(search.parts, whole.reason)).items():
+            return {path: widen_batch(search.parts[path], called[path]) for path in search.parts}
+        culprits = {}
+        if len(search.parts) > 1:
+            alone = {path: _trial(search, {path: gm}, reference, inputs)[1] for path, gm in search.parts.items()}
+            culprits = {path: reason for path, reason in alone.items() if reason is not None}
+        for path, reason in (culprits or dict.fromkeys(search.parts, why)).items():
             search.reject(path, reason)
     return {}
 
 
-class _Trial:
-    """A run, in each mode, of a model with parts.
+def _trial(
+    search: Search, graphs: Mapping[str, CapturedModule], reference: Mapping[bool, Outcome], inputs: ExampleInputs
+) -> tuple[dict[str, ExampleInputs], str | None]:
+    """Run a model with parts in each mode: the most telling inputs of each part, and why the parts cannot stay."""
+    module = assemble(search.source, graphs)
+    called: dict[str, ExampleInputs] = {}
+    fewest: dict[str, int] = {}
+    for training, expected in reference.items():
+        if expected.problem is not None:
+            continue
+        counts: Counter[str] = Counter()
 
-    Attributes:
-        reason: why the parts cannot stay; None where they can.
-        inputs: the arguments of each part, by path.
-    """
+        def note(path: str, given: ExampleInputs, counts: Counter[str] = counts) -> None:
+            counts[path] += 1
+            degenerate = Call.of(given, False).degenerate
+            if degenerate < fewest.get(path, degenerate + 1):
+                fewest[path] = degenerate
+                called[path] = given.fresh()
 
-    def __init__(
-        self,
-        module: nn.Module,
-        graphs: Mapping[str, CapturedModule],
-        calls: Mapping[str, Calls],
-        reference: Mapping[bool, Outcome],
-        inputs: ExampleInputs,
-    ) -> None:
-        self.inputs: dict[str, ExampleInputs] = {}
-        self._degenerate: dict[str, int] = {}
-        self._count: dict[str, int] = {}
-        self.reason: str | None = None
-        for training, expected in reference.items():
-            if expected.problem is not None:
-                continue
-            self._count = dict.fromkeys(graphs, 0)
-            found = run(module, inputs, training, Watch(graphs, self._note))
-            self.reason = self._judge(found, expected, calls, training)
-            if self.reason is not None:
-                return
-
-    def _note(self, path: str, inputs: ExampleInputs) -> None:
-        self._count[path] += 1
-        degenerate = Call.of(inputs, False).degenerate
-        if degenerate < self._degenerate.get(path, degenerate + 1):
-            self._degenerate[path] = degenerate
-            self.inputs[path] = inputs.fresh()
-
-    def _judge(self, found: Outcome, expected: Outcome, calls: Mapping[str, Calls], training: bool) -> str | None:
+        with calls_seen(graphs, note):
+            found = outcome_of(module, inputs, training, steps=STEPS)
         mode = "training" if training else "evaluation"
         if found.problem is not None:
-            return f"with its graph in place, {obstacle(f'{mode} mode', found.problem)}"
+            return called, f"with its graph in place, {obstacle(f'{mode} mode', found.problem)}"
         if not found.equals(expected):
-            return f"with its graph in place, the model returns something else in {mode} mode"
-        for path, count in self._count.items():
-            wanted = sum(call.training is training for call in calls[path].calls)
-            if count != wanted:
-                return f"the model reaches it by another way than its path in {mode} mode"
-        return None
+            return called, f"with its graph in place, the model returns something else in {mode} mode"
+        for path in graphs:
+            if counts[path] != sum(call.training is training for call in search.calls[path]):
+                return called, f"the model reaches it by another way than its path in {mode} mode"
+    return called, None

@@ -15,9 +15,9 @@ from repl_fx.graph.captured import CapturedModule
 from repl_fx.running.python_state import OWN_ATTRIBUTES
 from repl_fx.tracing.capture import trace_by_first, widen_batch
 from repl_fx.tracing.dynamic_shapes import every_dim
-from repl_fx.tracing.leaf_calls import is_leaf
+from repl_fx.tracing.leaves import is_leaf
 from repl_fx.tracing.other_sizes import holds_at_other_sizes
-from repl_fx.tracing.parts.calls import Call, Calls
+from repl_fx.tracing.parts.calls import Call, obstacle_of, typical
 from repl_fx.tracing.tracers import Tracer, trace_by_export, trace_by_fx
 
 FREE_SIZES = "torch.export"
@@ -55,14 +55,9 @@ class Eager:
 
 
 class Search:
-    """The search for the largest modules that can be captured.
+    """The search for the largest modules that can be captured: `parts`, by path, and those that were tried in vain."""
 
-    Attributes:
-        parts: the captured modules, by path.
-        eager: modules that were tried and not captured.
-    """
-
-    def __init__(self, source: nn.Module, calls: Mapping[str, Calls], methods: Mapping[str, list[str]]) -> None:
+    def __init__(self, source: nn.Module, calls: Mapping[str, list[Call]], methods: Mapping[str, list[str]]) -> None:
         self.source = source
         self.calls = calls
         self.methods = methods
@@ -80,7 +75,9 @@ class Search:
         for child_path, child in sorted(children, key=lambda item: -_size(item[1])):
             if id(child) not in self._seen and self._matters(child):
                 self._seen.add(id(child))
-                self._visit(child_path, child)
+                # A container is not called, nor a module that is used in another way.
+                if child_path not in self.calls or not self._try(child_path, child):
+                    self.descend(child_path)
 
     def reject(self, path: str, reason: str) -> None:
         """Take a part out again, and try its children."""
@@ -92,27 +89,21 @@ class Search:
     def require(self, paths: Iterable[str]) -> None:
         """Try exactly the modules at these paths."""
         for path in paths:
-            if path not in self.calls:
+            if path in self.calls:
+                self._try(path, self.source.get_submodule(path))
+            else:
                 self.eager.append(Eager(path, "module", "the model has no such module, or does not call it"))
-                continue
-            self._try(path, self.source.get_submodule(path))
-
-    def _visit(self, path: str, module: nn.Module) -> None:
-        # A container, or a module that is used in another way than by calling it.
-        if path not in self.calls or not self._try(path, module):
-            self.descend(path)
 
     def _matters(self, module: nn.Module) -> bool:
         enough = sum(1 for _ in module.parameters()) >= _FEWEST_PARAMETERS and _size(module) >= self._least
         return enough and not is_leaf(module)
 
     def _try(self, path: str, module: nn.Module) -> bool:
-        calls = self.calls[path]
-        reason = calls.obstacle()
+        reason = obstacle_of(self.calls[path])
         if path in self.methods:
             reason = f"the code around it calls its method {self.methods[path][0]}, which a graph has not"
         if reason is None:
-            call = calls.typical()
+            call = typical(self.calls[path])
             # Siblings that are alike fail alike.
             kind = _kind(module, call)
             if kind not in self._failed:
@@ -139,6 +130,7 @@ class Search:
 
 def keep_attributes(source: nn.Module, gm: CapturedModule) -> None:
     """Let the graph have the plain attributes of its source: code outside reads `backbone.out_channels`."""
+    containers = dict(gm.named_modules(remove_duplicate=False))
     for path, module in source.named_modules():
         plain = {
             name: value
@@ -147,13 +139,8 @@ def keep_attributes(source: nn.Module, gm: CapturedModule) -> None:
         }
         if not path:
             gm.meta["attributes"] = plain
-            continue
-        try:
-            container = gm.get_submodule(path)
-        except AttributeError:
-            continue
         # The modules that the graph calls have theirs.
-        if type(container) is nn.Module:
+        elif type(container := containers.get(path)) is nn.Module:
             container.__dict__.update({name: v for name, v in plain.items() if name not in container.__dict__})
 
 

@@ -115,10 +115,10 @@ def _attended(layer: RecomputedAttention, plain: Callable[[Tensor], Tensor], *gi
     values = F.linear(plain(x), weight, bias)
     heads = []
     for number, of_head in enumerate(values.chunk(layer.heads, -1)):
-        if layer.scaled:
+        if layer.form.scaled:
             q, k, mask = rest
             assert q is not None and k is not None and mask is not None
-            scores = layer.scale * q[:, number] @ k[:, number].mT + mask  # type: ignore[operator]
+            scores = layer.form.scale * q[:, number] @ k[:, number].mT + mask  # type: ignore[operator]
             amap = scores.softmax(-1)
         else:
             assert rest[0] is not None

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from repl_fx.surrogates.shared.thin_block import Cut, SlimSynthesis, SlimWeights
+from repl_fx.surrogates.shared.thin_block import Cut, SlimSynthesis, slim_weights
 
 CUTS = (
     Cut(3, 2, transposed=False, bias=True, zero_init=False),
@@ -43,7 +43,7 @@ def test_weights_are_the_formula_of_the_docstring() -> None:
 @pytest.mark.parametrize("control", [False, True])
 def test_rows_are_as_long_as_those_they_stand_for(control: bool) -> None:
     own, given = _weights(), [weight for one in _weights() for weight in (one, torch.randn_like(one))]
-    made = SlimWeights(CUTS, own)() if control else SlimSynthesis(CUTS, given, own, train_neighbours=True)(*given)
+    made = slim_weights(CUTS, own)() if control else SlimSynthesis(CUTS, given, own, train_neighbours=True)(*given)
     for i in range(2):
         removed = own[i].t() if CUTS[i].transposed else own[i]
         lengths = [weight.flatten(1).norm(dim=1).square().mean().sqrt().item() for weight in (made[i], removed)]

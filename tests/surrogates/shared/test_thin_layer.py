@@ -11,7 +11,7 @@ from hypothesis import given, settings, strategies as st
 from torch import Tensor
 
 import repl_fx
-from repl_fx.surrogates.shared.thin_layer import ThinForms, ThinShape, ThinSynthesis, WeightForm, _fit, _folded
+from repl_fx.surrogates.shared.thin_layer import ThinShape, ThinSynthesis, WeightForm, _folded
 from tests.captures import transformed
 from tests.nets import ConvNet, as_after_training, images
 from tests.surrogates.nets import Shrinking
@@ -26,7 +26,7 @@ def test_columns_are_folded_or_come_again(rows: int, have: int, size: int) -> No
             expected[:, column % size] += given_[:, column]
         else:
             expected[:, column] = given_[:, column % have]
-    torch.testing.assert_close(_fit(given_, size), expected)
+    torch.testing.assert_close(_folded(given_.t(), size).t(), expected)
 
 
 @given(have=st.integers(1, 9), count=st.integers(1, 9), inner=st.lists(st.integers(1, 3), max_size=3))
@@ -63,7 +63,7 @@ def test_weights_of_one_shape_are_blended_together_and_others_one_by_one() -> No
     torch.testing.assert_close(folded(x), gm(x), rtol=0, atol=0)
 
 
-PLAIN = WeightForm(transposed=False, groups=1)
+ENTRY, EXIT, KERNEL = (WeightForm(role, transposed=False, groups=1) for role in ("entry", "exit", "kernel"))
 
 
 @given(
@@ -80,19 +80,19 @@ def test_pointwise_form_of_a_grouped_kernel_is_the_convolution_of_constant_image
     x = torch.randn(1, groups * inner, 1, 1, dtype=torch.float64)
     padded = x.expand(-1, -1, kernel, kernel)
     expected = F.conv2d(padded, weight, groups=groups).flatten()
-    dense = WeightForm(transposed=False, groups=groups).pointwise(weight)
+    dense = WeightForm("entry", transposed=False, groups=groups).pointwise(weight)
     assert torch.allclose(dense @ x.flatten(), expected)
 
 
 def test_transposed_form() -> None:
     weight = torch.randn(3, 5)
-    assert torch.equal(WeightForm(transposed=True, groups=1).pointwise(weight), weight.t())
+    assert torch.equal(WeightForm("entry", transposed=True, groups=1).pointwise(weight), weight.t())
 
 
 def _synthesis(width: int, given: list[Tensor], own: list[Tensor], **settings: Any) -> ThinSynthesis:
     """A synthesis from two neighbours that are laid out like the removed block."""
     sizes = {"bias_in": True, "bias_out": True, "zero_init": False} | settings
-    forms = [ThinForms((PLAIN,), (PLAIN,), (PLAIN,) * (len(own) - 2))] * 3
+    forms = [[ENTRY, EXIT, *[KERNEL] * (len(own) - 2)]] * 3
     return ThinSynthesis(ThinShape(width, **sizes), forms, given, own, train_neighbours=True)
 
 
@@ -114,7 +114,7 @@ def test_synthesis_is_the_formula_of_its_docstring() -> None:
 def test_all_rows_of_a_grouped_weight_count() -> None:
     """One row of a depthwise kernel sees one channel."""
     entry, end = torch.randn(2, 6, 1, 3, 3), torch.randn(2, 6, 6)
-    forms = [ThinForms((WeightForm(transposed=False, groups=6),), (PLAIN,), ())] * 3
+    forms = [[WeightForm("entry", transposed=False, groups=6), EXIT]] * 3
     given_weights = [entry[0], end[0], entry[1], end[1]]
     shape = ThinShape(2, bias_in=False, bias_out=False, zero_init=True)
     made = ThinSynthesis(shape, forms, given_weights, given_weights[:2], train_neighbours=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from typing import Any
 
 import pytest
@@ -9,7 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from repl_fx.running.example_inputs import ExampleInputs
-from repl_fx.tracing.parts.calls import Call, Calls, Watch, run
+from repl_fx.running.untouched import outcome_of
+from repl_fx.tracing.parts.calls import Call, calls_seen, methods_seen, obstacle_of, typical
+from tests.tracing.parts.nets import Chosen
 
 
 def call(*args: Any, **kwargs: Any) -> Call:
@@ -39,16 +42,16 @@ def test_a_call_keeps_shapes_and_no_values() -> None:
 def test_one_graph_takes_calls_that_differ_in_sizes_alone(other: Call, fits: bool) -> None:
     first = call(torch.zeros(2, 3), scale=2)
     assert first.fits(other) is fits
-    assert Calls([first, other]).obstacle() == (None if fits else "its calls differ in more than the sizes of tensors")
+    assert obstacle_of([first, other]) == (None if fits else "its calls differ in more than the sizes of tensors")
 
 
 def test_an_object_is_named_as_the_obstacle() -> None:
-    assert Calls([call(torch.zeros(2)), call(object())]).obstacle() == "it is called with an object"
+    assert obstacle_of([call(torch.zeros(2)), call(object())]) == "it is called with an object"
 
 
 def test_the_typical_call_has_the_fewest_sizes_that_a_trace_takes_for_constants() -> None:
     calls = [call(torch.zeros(1, 1)), call(torch.zeros(3, 2)), call(torch.zeros(0, 2))]
-    assert Calls(calls).typical() is calls[1]
+    assert typical(calls) is calls[1]
 
 
 class Drops(nn.Module):
@@ -63,17 +66,54 @@ class Drops(nn.Module):
 def test_a_run_is_seen_and_repeated_and_changes_nothing() -> None:
     model, x = Drops(), torch.randn(8, 4)
     seen: list[tuple[str, tuple[int, ...]]] = []
-    watch = Watch({"inner": model.inner}, lambda path, inputs: seen.append((path, tuple(inputs.args[0].shape))))
     before, generator = x.clone(), torch.get_rng_state()
-    outcome = run(model, ExampleInputs((x,)), training=True, watch=watch)
+    with calls_seen({"inner": model.inner}, lambda path, inputs: seen.append((path, tuple(inputs.args[0].shape)))):
+        outcome = outcome_of(model, ExampleInputs((x,)), training=True, steps=2)
     assert seen == [("inner", (8, 4))] * 2 and not model.inner._forward_pre_hooks
     assert torch.equal(x, before) and torch.equal(torch.get_rng_state(), generator)
     assert int(model.norm.num_batches_tracked) == 0  # type: ignore[arg-type]
-    assert outcome.equals(run(model, ExampleInputs((x,)), training=True))
-    assert not outcome.equals(run(model, ExampleInputs((x,)), training=False))
+    assert outcome.equals(outcome_of(model, ExampleInputs((x,)), training=True, steps=2))
+    assert not outcome.equals(outcome_of(model, ExampleInputs((x,)), training=False, steps=2))
 
 
 def test_a_run_that_fails_equals_no_other() -> None:
-    outcome = run(nn.Linear(3, 3), ExampleInputs((torch.zeros(2, 4),)), training=False)
+    outcome = outcome_of(nn.Linear(3, 3), ExampleInputs((torch.zeros(2, 4),)), training=False)
     assert isinstance(outcome.problem, RuntimeError) and "shapes cannot be multiplied" in str(outcome.problem)
     assert not outcome.equals(outcome)
+
+
+class Asked(nn.Module):
+    """Has a method and a property; its forward calls the method too."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = Chosen(nn.Linear(2, 2))
+
+    def scaled(self, x: Tensor) -> Tensor:
+        return 2 * x
+
+    @property
+    def width(self) -> int:
+        return 2
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.inner(self.scaled(x))  # type: ignore[no-any-return]
+
+
+def test_methods_that_code_around_a_module_calls() -> None:
+    class Outer(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.second = nn.Sequential(Asked()), nn.Sequential(Asked())
+
+        def forward(self, x: Tensor) -> Tensor:
+            asked: Any = self.second.get_submodule("0")
+            return asked.scaled(self.second(self.first(x))) * asked.width  # type: ignore[no-any-return]
+
+    model = Outer()
+    before = sys.getprofile()
+    found: dict[str, list[str]] = {}
+    with methods_seen(model, found):
+        model(torch.randn(3, 2))
+    assert found == {"second": ["0.scaled", "0.width"], "second.0": ["scaled", "width"]}
+    assert sys.getprofile() is before

@@ -19,7 +19,7 @@ from repl_fx.artifact import load_artifact
 from repl_fx.export import export_onnx, verify_onnx
 from repl_fx.graph.captured import CapturedModule
 from repl_fx.passes.fold_surrogates import is_synthesis
-from repl_fx.planning.part_repeats import repeats_of
+from repl_fx.planning.part_repeats import find_in_parts, repeats_of
 from tests.tracing.parts.nets import sensible
 
 Inputs = tuple[list[Tensor], list[dict[str, Tensor]]]
@@ -328,7 +328,7 @@ def test_modules_and_methods_kept_in_attributes_lead_to_the_parts() -> None:
 
 
 def test_repeats_have_the_names_of_the_model(result: repl_fx.TransformResult) -> None:
-    repeats = repeats_of(result.captured_parts)
+    repeats = repeats_of(find_in_parts(result.captured_parts))
     assert [repeat.name.split(".")[0] for repeat in repeats] == ["body", "head"]
     assert [len(repeat) for repeat in repeats] == [3, 3]
     assert [repeat.name for repeat in result.repeats] == [repeat.name for repeat in repeats]
@@ -363,3 +363,25 @@ def test_a_detection_model(detection: ModuleType) -> None:
             torch.manual_seed(0)
             results.append(pytree.tree_leaves(module.train(training)(images, targets)))
         assert results[0] and all(map(torch.equal, *results))
+
+
+class Entries(dict[str, Tensor]):
+    """A mapping of a class that pytree does not know."""
+
+
+class ReturnsEntries(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.body = nn.Sequential(*(nn.Linear(4, 4) for _ in range(3)))
+
+    def forward(self, x: Tensor) -> Entries:
+        return Entries(x=self.body(x))
+
+
+def test_a_result_that_no_graph_can_return_leaves_the_code_around_it_eager() -> None:
+    model, x = ReturnsEntries(), torch.randn(2, 4)
+    with pytest.raises(repl_fx.CaptureError, match="Entries"):
+        repl_fx.capture(model, (x,))
+    captured = repl_fx.capture_parts(model, (x,))
+    assert [part.path for part in captured.parts] == ["body"] and captured.check
+    assert torch.equal(captured.module(x)["x"], model(x)["x"])

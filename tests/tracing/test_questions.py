@@ -1,4 +1,4 @@
-"""A size of 1 that the model treats otherwise is refused by the graph."""
+"""Questions of a model: a size of 1 that it treats otherwise is refused, and an export is kept from it."""
 
 from __future__ import annotations
 
@@ -74,3 +74,35 @@ def test_each_size_is_asked_about_by_itself() -> None:
     assert gm(torch.randn(1, 8), torch.randn(5, 8)).shape == (6, 8)
     with pytest.raises(BadInput, match="argument 'y' has size 1 in dimension 0"):
         gm(torch.randn(3, 8), torch.randn(1, 8))
+
+
+class AsksForExport(nn.Module):
+    """Computes otherwise when it is exported; by its length, it may do so when it is not."""
+
+    def __init__(self, longest: int | None = None) -> None:
+        super().__init__()
+        self.longest = longest
+        self.fc = nn.Linear(4, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.fc(x)
+        if not torch.compiler.is_exporting() and (self.longest is None or x.shape[1] < self.longest):
+            return x * 2
+        return x * 2 + torch.zeros_like(x)
+
+
+def test_the_graph_is_of_the_way_that_the_model_runs() -> None:
+    gm = capture(AsksForExport(), (torch.randn(2, 3, 4),))
+    assert not any("zeros_like" in node.name for node in gm.graph.nodes)
+
+
+def test_a_way_for_short_inputs_alone_is_not_taken() -> None:
+    gm = capture(AsksForExport(longest=8), (torch.randn(2, 3, 4),))
+    assert any("zeros_like" in node.name for node in gm.graph.nodes)
+    assert gm.meta["capture"].dynamic == {"x": (0, 1)}
+
+
+def test_torch_answers_as_before_afterwards() -> None:
+    own = torch.compiler.is_exporting
+    capture(AsksForExport(), (torch.randn(2, 3, 4),))
+    assert torch.compiler.is_exporting is own

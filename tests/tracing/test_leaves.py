@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from repl_fx.tracing.mode_and_randomness import may_vary
+from repl_fx.tracing.leaves import may_vary
 
 
 def draws(x: Tensor) -> Tensor:
