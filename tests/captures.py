@@ -108,12 +108,8 @@ def _described(value: Any) -> Hashable:
 
 
 def _surroundings() -> Hashable:
-    return (
-        torch.is_autocast_enabled("cpu"),
-        torch.is_grad_enabled(),
-        torch.get_default_dtype(),
-        torch.get_default_device(),
-    )
+    # A trace does not look at regions of the caller's, without gradients or of another precision.
+    return torch.get_default_dtype(), torch.get_default_device()
 
 
 def _tensors(model: nn.Module) -> dict[str, Tensor]:
