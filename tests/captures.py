@@ -12,7 +12,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Hashable, Mapping, Sequence
 from types import BuiltinFunctionType, FunctionType
-from typing import Any
+from typing import Any, Unpack
 
 import torch
 from torch import Tensor, fx, nn
@@ -68,11 +68,11 @@ def transformed(
     *,
     plan: repl_fx.Plan | None = None,
     check: bool = True,
-    **options: Any,
+    **options: Unpack[Options],
 ) -> repl_fx.TransformResult:
-    """What `repl_fx.transform` returns; `options` are those of `repl_fx.make_plan`."""
+    """What `repl_fx.transform` returns; `options` are those of `repl_fx.pipeline.Options`."""
     inputs = widen_batch(model, ExampleInputs.of(args, kwargs))
-    return rewrite(captured(model, args, kwargs), plan or Options(**options), inputs, check=check)
+    return rewrite(captured(model, args, kwargs), plan or options, inputs, check=check)
 
 
 def _structure(model: nn.Module) -> Hashable:

@@ -13,21 +13,16 @@ from tests.zoo.checks import Case
 
 
 def timm_case(
-    name: str,
-    repeats: Mapping[str, int],
-    similar: tuple[int, ...] = (),
-    replaced: int | None = None,
-    size: int = 224,
-    **sizes: int,
+    name: str, repeats: Mapping[str, int], similar: tuple[int, ...] = (), replaced: int | None = None, size: int = 224
 ) -> Case:
-    """A timm model with dropout and drop path, on images of `size`; `sizes` are arguments of the model."""
+    """A timm model with dropout and drop path, on images of `size`."""
 
     def build() -> nn.Module:
         make_importable()
         import timm
 
         options: dict[str, Any] = {"drop_rate": 0.1, "drop_path_rate": 0.1}
-        model: nn.Module = timm.create_model(name, **options, **sizes)
+        model: nn.Module = timm.create_model(name, **options)
         head = getattr(model, "head", None)
         if isinstance(head, nn.Linear):
             # timm starts some heads at zero, and then nothing before them would be compared.
