@@ -139,7 +139,7 @@ class TokenNet(nn.Module):
 
 
 class MlpNet(nn.Module):
-    """What `TokenNet` is without attention: a trace of it takes a fifth of the time."""
+    """What `TokenNet` is without attention, and quicker to trace."""
 
     def __init__(self, depth: int = 3, width: int = 16) -> None:
         super().__init__()
