@@ -16,8 +16,10 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-from torch import fx, nn
+import torch
+from torch import Tensor, fx, nn
 
+from repl_fx._torch import fake_of, pytree
 from repl_fx.graph.captured import copy_graph, get_attr, has_attribute, unique_name
 from repl_fx.graph.roles import CONVOLUTIONS, LINEAR
 from repl_fx.surrogates.shared.site import Site, call_on_fakes, surrogate_path
@@ -31,6 +33,13 @@ class Rewriting:
         self.graph_module = copy_graph(graph_module, compiled=False)
         self._copies = dict(zip(graph_module.graph.nodes, self.graph_module.graph.nodes, strict=True))
         self._replaced: dict[fx.Node, fx.Node] = {}
+        self._known: dict[str, Any] = {}
+
+    def once(self, call: str, compute: Callable[[], Any]) -> Any:
+        """The fake result of a call, the most costly part of a node; isomorphic blocks make the same calls."""
+        if call not in self._known:
+            self._known[call] = compute()
+        return self._known[call]
 
     def at(self, site: Site, surrogate: str) -> Builder:
         """A builder for the surrogate of this key at a site."""
@@ -120,12 +129,32 @@ class Builder(Site):
     def call(self, function: Callable[..., Any], *args: Any, **kwargs: Any) -> fx.Node:
         """A node that calls a function."""
         args, kwargs = self.now((args, kwargs))
-        value = self.value_of(function, *args, **kwargs)
+        given = fx.node.map_arg((args, kwargs), lambda n: _Kind(n.meta["val"]))
+        value = self._rewriting.once(f"{function!r} {given!r}", lambda: self.value_of(function, *args, **kwargs))
         return self.create("call_function", function, args, kwargs, value)
 
     def synthesise(self, name: str, synthesis: Synthesis, *weights: fx.Node) -> fx.Node:
         """Add a synthesis and call it on neighbours' weights."""
-        return self.call_module(self.module(name, synthesis), *weights)
+        # Settings such as a width decide the shapes of the results as much as the state does.
+        settings = {name: value for name, value in vars(synthesis).items() if not name.startswith("_")}
+        kinds = [_Kind(tensor) for tensor in (*synthesis.parameters(), *(weight.meta["val"] for weight in weights))]
+        call = f"{type(synthesis)!r} {settings!r} {kinds!r}"
+        value = self._rewriting.once(call, lambda: self._shapes_of(synthesis, weights))
+        return self.create("call_module", self.module(name, synthesis), weights, {}, value)
+
+    def _shapes_of(self, synthesis: Synthesis, weights: Sequence[fx.Node]) -> Any:
+        """Fake results of a synthesis. Weights have fixed sizes, so the meta device will do, and is faster."""
+        tensors = (*synthesis.named_parameters(), *synthesis.named_buffers())
+        state = {name: tensor.detach().to("meta") for name, tensor in tensors}
+        values = [node.meta["val"] for node in weights]
+        given = [torch.empty(tuple(value.shape), dtype=value.dtype, device="meta") for value in values]
+        with torch.no_grad():
+            made = torch.func.functional_call(synthesis, state, tuple(given))
+        return pytree.tree_map_only(Tensor, self._fake, made)
+
+    def _fake(self, tensor: Tensor) -> Tensor:
+        mode = self._made.meta.get("fake_mode")
+        return tensor if mode is None else fake_of(mode, tensor, self._made.meta["device"])
 
     def synthesised(
         self, name: str, synthesis: Synthesis, given: Iterable[str], results: Iterable[str]
@@ -146,3 +175,13 @@ class Builder(Site):
         node.meta["stack_trace"] = source.meta.get("stack_trace")
         node.meta["replaces"] = (self.block.name, self.surrogate)
         return node
+
+
+class _Kind:
+    """Prints dtype and shape of the tensors in a value, on which the shape of a result depends."""
+
+    def __init__(self, value: Any) -> None:
+        self.value = value
+
+    def __repr__(self) -> str:
+        return repr(pytree.tree_map_only(Tensor, lambda t: (t.dtype, t.shape), self.value))
