@@ -129,7 +129,7 @@ class Builder(Site):
     def call(self, function: Callable[..., Any], *args: Any, **kwargs: Any) -> fx.Node:
         """A node that calls a function."""
         args, kwargs = self.now((args, kwargs))
-        given = fx.node.map_arg((args, kwargs), lambda n: _Kind(n.meta["val"]))
+        given = pytree.tree_map_only(fx.Node, lambda n: _Kind(n.meta["val"]), (args, kwargs))
         value = self._rewriting.once(f"{function!r} {given!r}", lambda: self.value_of(function, *args, **kwargs))
         return self.create("call_function", function, args, kwargs, value)
 
