@@ -21,7 +21,7 @@ CASES = [
     # The stage of six alternates plain and shifted windows: three pairs. In the last stage no window is shifted. Beside
     # them the attentions with plain windows, all MLPs, and the attentions with shifted windows are alike.
     timm_case("swin_tiny_patch4_window7_224", {"layers.2.blocks": 3, "layers.3.blocks": 2}, (5, 12, 5), 6),
-    timm_case("mixer_s32_224", {"blocks": 4}, num_blocks=4),
+    timm_case("mixer_s32_224", {"blocks": 8}),
 ]
 
 

@@ -20,6 +20,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from repl_fx._torch import fake_of, pytree
+from repl_fx.errors import foreign_code
 from repl_fx.graph.captured import copy_graph, get_attr, has_attribute, unique_name
 from repl_fx.graph.roles import CONVOLUTIONS, LINEAR
 from repl_fx.surrogates.shared.site import Site, call_on_fakes, surrogate_path
@@ -112,7 +113,10 @@ class Builder(Site):
         """A node that does to other values what one of the block does to the first values it reads."""
         instead = dict(zip(node.all_input_nodes, values, strict=False))
         args, kwargs = self.now(fx.node.map_arg((node.args, node.kwargs), lambda n: instead.get(n, n)))
-        return self.create(node.op, node.target, args, kwargs, self.computed(node, args, kwargs))
+        # The source's own operator, which may refuse other values; that is no defect of the surrogate's.
+        with foreign_code():
+            value = self.computed(node, args, kwargs)
+        return self.create(node.op, node.target, args, kwargs, value)
 
     def mix(
         self, value: fx.Node, weight: fx.Node, bias: fx.Node | None, dilation: Sequence[int] = (), groups: int = 1
