@@ -9,7 +9,8 @@ import torch
 from torch import fx, nn
 
 import repl_fx
-from repl_fx.surrogates import Builder
+from repl_fx.surrogates import Builder, Site
+from repl_fx.surrogates.blend import Blend
 from repl_fx.surrogates.bottleneck import Bottleneck, BottleneckConfig
 from repl_fx.surrogates.shared import registry
 from tests.planning.perceptron import Perceptron
@@ -39,6 +40,23 @@ def test_auto_goes_on_to_its_next_choice_for_the_culprit_alone(monkeypatch: pyte
     assert str(again.graph_module.graph) == str(result.graph_module.graph)
     for name, value in again.graph_module.state_dict().items():
         torch.testing.assert_close(value, result.graph_module.state_dict()[name], rtol=0, atol=0)
+
+
+def test_a_next_choice_that_one_block_refuses_stands_in_for_the_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fails(self: Any, site: Builder, match: Any) -> Any:
+        raise IndexError("tuple index out of range")
+
+    match = Blend.match
+
+    def choosy(self: Any, site: Site) -> Any:
+        return site.refusal("a block that is no like the others") if site.block.name == "5" else match(self, site)
+
+    monkeypatch.setattr(Bottleneck, "build", fails)
+    monkeypatch.setattr(Blend, "match", choosy)
+    model = nn.Sequential(*(Perceptron() for _ in range(7)))
+    result = repl_fx.transform(model, (torch.randn(4, 16),))
+    assert {r.block: r.surrogate for r in result.plan.replacements if r.block != "5"} == {"1": "blend", "3": "blend"}
+    assert all(r.surrogate not in ("blend", "bottleneck") for r in result.plan.replacements if r.block == "5")
 
 
 def test_a_builder_of_repl_fx_that_fails_is_a_defect_and_no_refusal(monkeypatch: pytest.MonkeyPatch) -> None:
