@@ -13,14 +13,14 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
 
 from repl_fx._torch import fake_of, pytree
-from repl_fx.errors import foreign_code
+from repl_fx.errors import foreign_code, is_ours
 from repl_fx.graph.captured import copy_graph, get_attr, has_attribute, unique_name
 from repl_fx.graph.roles import CONVOLUTIONS, LINEAR
 from repl_fx.surrogates.shared.site import Site, call_on_fakes, surrogate_path
@@ -106,7 +106,8 @@ class Builder(Site):
     def call_module(self, path: str, *args: Any) -> fx.Node:
         """A node that calls a module of the graph."""
         module = self._made.get_submodule(path)
-        value = self.value_of(lambda *given: call_on_fakes(module, given, {}), *self.now(args))
+        with _code_of(module):
+            value = self.value_of(lambda *given: call_on_fakes(module, given, {}), *self.now(args))
         return self.create("call_module", path, args, {}, value)
 
     def again(self, node: fx.Node, *values: fx.Node) -> fx.Node:
@@ -179,6 +180,12 @@ class Builder(Site):
         node.meta["stack_trace"] = source.meta.get("stack_trace")
         node.meta["replaces"] = (self.block.name, self.surrogate)
         return node
+
+
+def _code_of(module: nn.Module) -> AbstractContextManager[None]:
+    """Run a module on sizes of a surrogate's; what code of the model's own raises there is no defect of repl-fx."""
+    kinds = (type(part).__module__ for part in module.modules())
+    return nullcontext() if all(is_ours(kind) or kind.startswith("torch.") for kind in kinds) else foreign_code()
 
 
 class _Kind:
