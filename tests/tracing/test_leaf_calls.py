@@ -319,7 +319,8 @@ class Doubling(nn.Module):
         self.weight = nn.Parameter(torch.ones(4))
 
     def forward(self, x: Tensor) -> Tensor:
-        return doubled(x + self.weight, 2)
+        result: Tensor = doubled(x + self.weight, 2)
+        return result
 
 
 def test_an_operator_of_a_library_keeps_its_backward() -> None:
