@@ -126,6 +126,8 @@ def foreign_code() -> Iterator[None]:
     """
     try:
         yield
+    except ForeignError:
+        raise
     except Exception as problem:
         # What a model, or a package that builds one, may raise has no common base.
         if isinstance(problem, AssertionError) and _raised_here(problem.__traceback__):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import importlib
 import random
 from types import ModuleType
@@ -37,6 +38,12 @@ def detection() -> ModuleType:
 
     give_kernels()
     return importlib.import_module("torchvision.models.detection")
+
+
+def pytest_collection_finish() -> None:
+    """Leave what was imported out of the searches for reference cycles, which took a tenth of the time."""
+    gc.collect()
+    gc.freeze()
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:

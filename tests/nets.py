@@ -12,10 +12,8 @@ from torch import Tensor, fx, nn
 
 import repl_fx
 from repl_fx.passes.fold_surrogates import is_synthesis
-from repl_fx.pipeline import Options, rewrite
-from repl_fx.running.example_inputs import ExampleInputs
 from repl_fx.surrogates import make_surrogate
-from repl_fx.tracing.parts.capture import CapturedParts
+from tests.captures import transformed
 
 
 class Attention(nn.Module):
@@ -51,6 +49,18 @@ class TransformerBlock(nn.Module):
             return self.norm2(x + self.drop(self.fc2(F.gelu(self.fc1(x)))))  # type: ignore[no-any-return]
         x = x + self.attn(self.norm1(x))
         return x + self.drop(self.fc2(F.gelu(self.fc1(self.norm2(x)))))  # type: ignore[no-any-return]
+
+
+class MlpBlock(nn.Module):
+    """Norm and MLP around a residual addition."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(width)
+        self.fc1, self.fc2 = nn.Linear(width, 2 * width), nn.Linear(2 * width, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.fc2(F.gelu(self.fc1(self.norm(x))))  # type: ignore[no-any-return]
 
 
 class ConvBlock(nn.Module):
@@ -128,6 +138,19 @@ class TokenNet(nn.Module):
         return self.head(self.blocks(self.embed(x)).mean(1))  # type: ignore[no-any-return]
 
 
+class MlpNet(nn.Module):
+    """What `TokenNet` is without attention, and quicker to trace."""
+
+    def __init__(self, depth: int = 3, width: int = 16) -> None:
+        super().__init__()
+        self.embed = nn.Linear(width, width)
+        self.blocks = nn.Sequential(*(MlpBlock(width) for _ in range(depth)))
+        self.head = nn.Linear(width, 10)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.blocks(self.embed(x)).mean(1))  # type: ignore[no-any-return]
+
+
 class TwoStreams(nn.Module):
     """Fine tokens of width 8 and coarse ones of width 6; in each block the coarse ones read the fine ones.
 
@@ -175,21 +198,12 @@ def as_after_training(gm: nn.Module) -> None:
                 parameter.add_(torch.randn_like(parameter), alpha=0.3)
 
 
-_captured: tuple[nn.Module, Tensor, CapturedParts] | None = None
-
-
 def rewritten(
     model: nn.Module, x: Tensor, surrogate: str, settings: Mapping[str, Any] | None = None
 ) -> repl_fx.TransformResult:
-    """What `repl_fx.transform` makes of a model, which is captured once while tests ask for no other.
-
-    The results share their parameters with the model and with each other.
-    """
-    global _captured
+    """What `repl_fx.transform` makes of a model. The results share their parameters with it, and with each other."""
     make_surrogate(surrogate, settings)
-    if _captured is None or _captured[0] is not model or _captured[1] is not x:
-        _captured = model, x, repl_fx.capture_parts(model, (x,))
-    return rewrite(_captured[2], Options(surrogate=surrogate, settings=settings), ExampleInputs((x,)))
+    return transformed(model, (x,), surrogate=surrogate, settings=settings)
 
 
 def check_starts_as_if_pruned_and_folds(

@@ -34,6 +34,13 @@ def test_an_assertion_of_repl_fx_stays_one() -> None:
         ours["fail"](TypeError)  # type: ignore[operator]
 
 
+def test_a_foreign_error_is_told_once() -> None:
+    problem = ValueError("no such shape")
+    with pytest.raises(ForeignError) as caught, foreign_code(), foreign_code():
+        raise problem
+    assert caught.value.problem is problem
+
+
 def test_interrupts_are_no_errors() -> None:
     with pytest.raises(KeyboardInterrupt), foreign_code():
         raise KeyboardInterrupt

@@ -13,6 +13,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from repl_fx.errors import ArtifactError, OutputError, one_line
+from repl_fx.graph.assigned_buffers import assigned_by
 from repl_fx.graph.captured import is_traced_constant
 from repl_fx.tracing.parts.capture import graphs_in, qualified_name
 
@@ -118,7 +119,15 @@ def load_state(module: nn.Module, state: State) -> None:
 
 
 def _load_constants(module: nn.Module, computed: Mapping[str, Tensor], state: State) -> None:
-    graphs = tuple(qualified_name(path, "") for path in graphs_in(module))
+    inside = graphs_in(module)
+    graphs = tuple(qualified_name(path, "") for path in inside)
+    # A forward may have put tensors of other sizes in the place of these.
+    rebound = {
+        qualified_name(path, buffer)
+        for path, gm in inside.items()
+        for buffer in map(assigned_by, gm.graph.nodes)
+        if buffer
+    }
     for name, saved in state.constants.items():
         found = computed.get(name)
         # Code around the graphs may keep a buffer that it makes when it first runs.
@@ -127,7 +136,8 @@ def _load_constants(module: nn.Module, computed: Mapping[str, Tensor], state: St
                 raise ArtifactError(
                     f"{state.file} does not fit its model, which has no buffer {name}; transform it again"
                 )
-            _require_alike(state.file, name, saved, found)
+            if name not in rebound:
+                _require_alike(state.file, name, saved, found)
             if is_traced_constant(name) and not _close(found, saved):
                 raise ArtifactError(
                     f"{state.file.parent} no longer fits its model: the constant {name} has other values now; "

@@ -73,7 +73,9 @@ class Verification:
 
     def to_json(self) -> dict[str, Any]:
         """Return everything as plain data; numbers that JSON cannot write (inf, nan) become strings."""
-        plain = {"equivalent": bool(self), "summary": self.summary(), **msgspec.to_builtins(self)}
+        # A tolerance may be given as a number of numpy's.
+        fields = msgspec.to_builtins(self, enc_hook=lambda number: number.item())
+        plain = {"equivalent": bool(self), "summary": self.summary(), **fields}
         words: dict[str, Any] = pytree.tree_map_only(float, lambda n: n if math.isfinite(n) else str(n), plain)
         return words
 

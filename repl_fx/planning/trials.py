@@ -90,10 +90,11 @@ class Trials:
         for group in _alike(plan.replacements):
             # Blocks that are alike mostly fail alike, so the first of them speaks for all.
             first = self._first_that_trains(chain(group[:1], choices(group[0])), with_kept)
-            if first is not None:
-                alike = with_kept(*(replace(r, surrogate=first.surrogate, settings=first.settings) for r in group))
-                if self._reason(alike) is None:
-                    kept = alike
+            alike = [] if first is None else [_standing_in(chain([r], choices(r)), first) for r in group]
+            if alike and None not in alike:
+                more = with_kept(*filter(None, alike))
+                if self._reason(more) is None:
+                    kept = more
                     continue
             for one in group:
                 other = self._first_that_trains(chain([one], choices(one)), with_kept)
@@ -150,3 +151,8 @@ def _alike(replacements: Sequence[Replacement]) -> list[tuple[Replacement, ...]]
     for replacement in replacements:
         groups.setdefault((replacement.repeat, replacement.surrogate), []).append(replacement)
     return [tuple(group) for group in groups.values()]
+
+
+def _standing_in(choices: Iterable[Replacement], like: Replacement) -> Replacement | None:
+    """The choice for a block that is the surrogate of another one; None where the block refuses it."""
+    return next((one for one in choices if one.surrogate == like.surrogate), None)

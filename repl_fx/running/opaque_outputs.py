@@ -22,6 +22,7 @@ from repl_fx._torch import pytree
 
 # Values that are what they print, in a model and in its graph.
 PLAIN = (type(None), bool, int, float, complex, str, bytes, torch.dtype, torch.device)
+_CONTAINERS = (dict, list, tuple, set, frozenset, deque)
 _RETURNED = (Tensor, torch.SymInt, torch.SymFloat, torch.SymBool, type(None), bool, int, float, str)
 
 
@@ -83,8 +84,7 @@ def is_object(value: Any) -> bool:
     # A symbolic number is a leaf that a graph can return. A container of a class that pytree does not know cannot be
     # rebuilt from its attributes.
     plain = isinstance(value, (Tensor, torch.SymInt, torch.SymFloat, torch.SymBool, Opened, nn.Module, type, *PLAIN))
-    contains = isinstance(value, (dict, list, tuple, set, frozenset, deque))
-    return not plain and not contains and not callable(value) and hasattr(value, "__dict__")
+    return not plain and not isinstance(value, _CONTAINERS) and not callable(value) and hasattr(value, "__dict__")
 
 
 def _inside(value: Any, seen: set[int]) -> Iterator[Any]:
@@ -92,15 +92,17 @@ def _inside(value: Any, seen: set[int]) -> Iterator[Any]:
     for leaf in pytree.tree_leaves(value):
         if isinstance(leaf, (Tensor, torch.SymInt)):
             yield leaf
-        elif is_object(leaf) and id(leaf) not in seen:
+        elif (is_object(leaf) or isinstance(leaf, _CONTAINERS)) and id(leaf) not in seen:
             seen.add(id(leaf))
-            for attribute in vars(leaf).values():
-                yield from _inside(attribute, seen)
+            items = leaf.values() if isinstance(leaf, dict) else leaf if isinstance(leaf, _CONTAINERS) else ()
+            yield from _inside([*items, *getattr(leaf, "__dict__", {}).values()], seen)
 
 
 def _kept(leaf: Any) -> Any:
     """A leaf inside an object, as a constant where no graph can return it."""
-    return leaf if isinstance(leaf, _RETURNED) else _Kept(leaf)
+    # As it is, a container of a class that pytree does not know is refused by a trace, for the tensors in it.
+    refused = isinstance(leaf, _CONTAINERS) and any(True for _ in _inside(leaf, set()))
+    return leaf if isinstance(leaf, _RETURNED) or refused else _Kept(leaf)
 
 
 def _flatten(opened: Opened) -> tuple[list[Any], _Shell]:

@@ -37,19 +37,23 @@ def require_settled(model: nn.Module, changes: StateChanges, inputs: ExampleInpu
     inputs = inputs.map(_valued)
     device = device_of(model, inputs)
     with untouched(model, buffers=True, parameters=True), in_mode(model, training), seeded(device, 0):
-        begin = PythonState(model)
-        _step(model, inputs)
-        # Other inputs: what the first one left behind may be right for the first alone.
-        inputs = inputs.map(_scaled)
-        with untouched(model, buffers=True, parameters=True):
-            between = PythonState(model)
-            outputs = _step(model, inputs)
-            moved = between.changes(PythonState(model))
-            after = _values(model)
+        # Modes and hooks are as before the first step too; tensors stay as that left them.
+        with untouched(model):
+            _step(model, inputs)
+            tensors = [(module, dict(module._parameters), dict(module._buffers)) for module in model.modules()]
+            # Other inputs: what the first one left behind may be right for the first alone.
+            inputs = inputs.map(_scaled)
+            with untouched(model, buffers=True, parameters=True):
+                between = PythonState(model)
+                outputs = _step(model, inputs)
+                moved = between.changes(PythonState(model))
+                after = _values(model)
         moving = [change.path for change in moved if not change.is_tensor]
         if moving:
             raise _refusal(model, moving, "moves with every forward")
-        begin.restore()
+        for module, parameters, buffers in tensors:
+            module._parameters.update(parameters)
+            module._buffers.update(buffers)
         again = _step(model, inputs)
         if not same_value((outputs, after), (again, _values(model))):
             paths = dict.fromkeys(change.path for change in (*moved, *changes.changes))

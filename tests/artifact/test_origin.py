@@ -21,7 +21,7 @@ from repl_fx.plan import Plan
 from repl_fx.planning.part_repeats import lines_made
 from tests.artifact.edits import edit_manifest
 from tests.artifact.tables_net import X, transformed
-from tests.nets import TokenNet, tokens
+from tests.nets import MlpNet, tokens
 
 
 def _train(net: nn.Module, x: Tensor) -> None:
@@ -67,10 +67,10 @@ def test_the_model_file_that_was_named_at_load_is_the_one_that_is_saved(tmp_path
 
 def test_models_given_in_python_are_saved_again_without_a_spec(tmp_path: Path) -> None:
     x = tokens()
-    repl_fx.save(repl_fx.transform(TokenNet(), (x,)), tmp_path / "out")
-    net = repl_fx.load(tmp_path / "out", TokenNet())
+    repl_fx.save(repl_fx.transform(MlpNet(), (x,)), tmp_path / "out")
+    net = repl_fx.load(tmp_path / "out", MlpNet())
     repl_fx.save(net, tmp_path / "again")
-    assert torch.equal(repl_fx.load(tmp_path / "again", TokenNet())(x), net(x))
+    assert torch.equal(repl_fx.load(tmp_path / "again", MlpNet())(x), net(x))
 
 
 def test_a_trace_of_another_torch_is_saved_as_it_is_now(tmp_path: Path) -> None:
@@ -85,8 +85,8 @@ def test_a_trace_of_another_torch_is_saved_as_it_is_now(tmp_path: Path) -> None:
 def test_only_what_an_artifact_can_hold_is_saved(tmp_path: Path) -> None:
     result, out = transformed(tmp_path)
     net = repl_fx.load(out)
-    with pytest.raises(repl_fx.BadInput, match=r"save takes .*, and this is a TokenNet"):
-        repl_fx.save(TokenNet(), tmp_path / "again")
+    with pytest.raises(repl_fx.BadInput, match=r"save takes .*, and this is a MlpNet"):
+        repl_fx.save(MlpNet(), tmp_path / "again")
     with pytest.raises(repl_fx.BadInput, match=r"this Sequential holds it: give model\.0"):
         repl_fx.save(nn.Sequential(net), tmp_path / "again")
     with pytest.raises(repl_fx.BadInput, match=r"save takes .*, and this is an int"):

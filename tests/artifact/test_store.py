@@ -18,7 +18,7 @@ from repl_fx.artifact import load_artifact
 from repl_fx.sources import load_source
 from tests.artifact.edits import edit_manifest, set_value
 from tests.artifact.tied_net import MODEL
-from tests.nets import TokenNet, tokens
+from tests.nets import MlpNet, tokens
 
 FILES = {"plan.json", "model.safetensors", "constants.safetensors", "graph.txt", "source.txt"}
 
@@ -68,11 +68,11 @@ def test_contents(artifact: Path) -> None:
 
 def test_models_given_in_python(tmp_path: Path) -> None:
     x = tokens()
-    result = repl_fx.transform(TokenNet(), (x,))
+    result = repl_fx.transform(MlpNet(), (x,))
     repl_fx.save(result, tmp_path / "out")
     with pytest.raises(repl_fx.ArtifactError, match="pass the model: load"):
         repl_fx.load(tmp_path / "out")
-    model = TokenNet()
+    model = MlpNet()
     before = {n: t.clone() for n, t in model.state_dict().items()}
     again = repl_fx.load(tmp_path / "out", model)
     assert torch.equal(again(x), result.graph_module.eval()(x))
@@ -171,7 +171,7 @@ def test_a_failure_leaves_nothing_behind(tmp_path: Path, artifact: Path, monkeyp
 
 
 def test_hooks_on_parameters_come_along_in_a_copy(tmp_path: Path) -> None:
-    model, x = TokenNet(), tokens()
+    model, x = MlpNet(), tokens()
     model.head.weight.register_hook(lambda grad: grad * 2)  # type: ignore[no-untyped-call]
     seen: list[torch.Tensor] = []
     model.embed.weight.register_post_accumulate_grad_hook(seen.append)  # type: ignore[no-untyped-call]
@@ -183,7 +183,7 @@ def test_hooks_on_parameters_come_along_in_a_copy(tmp_path: Path) -> None:
         gradients.append(dict(module.named_parameters())["head.weight"].grad)
     assert gradients[0] is not None and gradients[1] is not None and torch.equal(gradients[0], gradients[1])
     assert len(seen) == 2
-    plain = repl_fx.load(tmp_path / "artifact", TokenNet())
+    plain = repl_fx.load(tmp_path / "artifact", MlpNet())
     plain(x).sum().backward()
     once = dict(plain.named_parameters())["head.weight"].grad
     assert once is not None and gradients[1] is not None and torch.equal(gradients[1], 2 * once)
@@ -195,7 +195,7 @@ class Offset(nn.Module):
     def __init__(self, *, alike: bool) -> None:
         super().__init__()
         self.alike = alike
-        self.embedding, self.body = nn.Embedding(5, 16), TokenNet(depth=3)
+        self.embedding, self.body = nn.Embedding(5, 16), MlpNet()
 
     def forward(self, ids: Tensor) -> Tensor:
         x = self.embedding(ids - 5)

@@ -69,6 +69,34 @@ def test_buffers_that_are_in_no_state_dict_are_those_that_were_saved(tmp_path: P
     assert torch.equal(again(X), wanted)
 
 
+class Table(nn.Module):
+    """Makes a table, which is in no `state_dict`, for the length of its input when that is another one."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.blocks = nn.ModuleList(Residual() for _ in range(3))
+        self.table: Tensor
+        self.register_buffer("table", torch.zeros(1, 1, 1), persistent=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.table.shape[1] != x.shape[1]:
+            self.table = torch.arange(x.shape[1], dtype=x.dtype).view(1, -1, 1)
+        for block in self.blocks:
+            x = block(x + self.table)
+        return x
+
+
+def test_a_buffer_that_the_forward_made_anew_is_of_the_size_it_got(tmp_path: Path) -> None:
+    x = torch.randn(3, 5, 8)
+    result = repl_fx.transform(Table(), (x,), surrogate="identity")
+    wanted = result.module.eval()(x)
+    assert result.module.get_buffer("table").shape == (1, 5, 1)
+    repl_fx.save(result, tmp_path / "out")
+    loaded = repl_fx.load(tmp_path / "out", Table())
+    assert loaded.get_buffer("table").shape == (1, 5, 1)
+    assert torch.equal(loaded(x), wanted)
+
+
 def test_a_constant_of_the_code_that_changed_is_refused(tmp_path: Path) -> None:
     _, out = transformed(tmp_path)
     with pytest.raises(repl_fx.ArtifactError, match=r"no longer fits its model: the constant \S*traced_constant_0 has"):

@@ -18,6 +18,7 @@ import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,7 @@ from repl_fx.artifact.manifest import sealed
 from repl_fx.sources import load_source
 from repl_fx.sources.source import hash_file
 from tests.artifact import tied_net
+from tests.artifact.edits import copy_artifact
 
 MODEL = tied_net.MODEL.replace("range(5)", "range(3)")
 IDS = torch.arange(6).reshape(3, 2)
@@ -70,7 +72,7 @@ def run_damages(first: int, count: int) -> Counts:
     with tempfile.TemporaryDirectory(prefix="artifacts.") as folder:
         place = Path(folder)
         for name in ("a", "b"):
-            _make(place / name)
+            copy_artifact(_made(name), place / name)
         wanted = repl_fx.load(place / "a" / "artifact")(IDS)
         before = {path: path.read_bytes() for path in place.rglob("*") if path.is_file()}
         for seed in range(first, first + count):
@@ -106,12 +108,19 @@ def damage(directory: Path, other: Path, chance: random.Random) -> tuple[str, bo
     return kind, bool(_DAMAGES[kind](directory, other, chance))
 
 
-def _make(place: Path) -> None:
+_SCRATCH = tempfile.TemporaryDirectory(prefix="artifacts.")
+
+
+@cache
+def _made(name: str) -> Path:
+    """A model file and its artifact, other ones for each name; made once."""
+    place = Path(_SCRATCH.name) / name
     place.mkdir()
     (place / "net.py").write_text(MODEL)
-    source = load_source(str(place / "net.py"), seed=len(place.name) + ord(place.name[0]))
+    source = load_source(str(place / "net.py"), seed=len(name) + ord(name))
     result = repl_fx.transform(source.model, source.args, surrogate="bottleneck")
     repl_fx.save(result, place / "artifact", source=source)
+    return place
 
 
 def _any_file(directory: Path, chance: random.Random) -> Path:

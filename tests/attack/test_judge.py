@@ -44,8 +44,11 @@ def inputs(step: int, batch: int | None) -> Inputs:
     return (torch.randn(batch or 3, 5, generator=torch.Generator().manual_seed(step)),), {}
 
 
-def judged(monkeypatch: pytest.MonkeyPatch, *surrogates: str) -> Verdict:
+def judged(monkeypatch: pytest.MonkeyPatch, *surrogates: str, kept: bool = False) -> Verdict:
+    """The verdict on the network above; without `kept`, what is saved and exported is not judged."""
     monkeypatch.setattr(judging, "SURROGATES", surrogates)
+    if not kept:
+        monkeypatch.setattr(judging.Judge, "judge_kept", lambda *_: None)
     return Judge(0, make, inputs, []).run()
 
 
@@ -60,7 +63,7 @@ def broken(monkeypatch: pytest.MonkeyPatch, name: str, spoil: Callable[..., Any]
 
 
 def test_nothing_is_wrong_where_nothing_is(monkeypatch: pytest.MonkeyPatch) -> None:
-    verdict = judged(monkeypatch, "identity", "blend", "bottleneck", "reuse")
+    verdict = judged(monkeypatch, "identity", "blend", "bottleneck", "reuse", kept=True)
     assert verdict.outcome == "right", str(verdict)
     assert outcome(verdict, "reuse")[0] == "refused"
     stages = {finding.stage for finding in verdict.findings if finding.outcome == "right"}
@@ -291,7 +294,8 @@ def test_a_load_that_loses_weights_is_seen(monkeypatch: pytest.MonkeyPatch) -> N
         return loaded
 
     broken(monkeypatch, "load", forget)
-    found, detail = outcome(judged(monkeypatch, "blend"), "blend/load")
+    monkeypatch.setattr(judging.Judge, "check_export", lambda *_: None)
+    found, detail = outcome(judged(monkeypatch, "blend", kept=True), "blend/load")
     assert found == "wrong" and "other values" in detail, detail
 
 
@@ -305,7 +309,7 @@ def test_a_wrong_file_is_seen_though_verification_passes(monkeypatch: pytest.Mon
 
     broken(monkeypatch, "export_onnx", corrupt)
     monkeypatch.setattr(repl_fx, "verify_onnx", lambda *args: True)
-    found, detail = outcome(judged(monkeypatch, "blend"), "blend/export")
+    found, detail = outcome(judged(monkeypatch, "blend", kept=True), "blend/export")
     assert found == "wrong" and "of its scale" in detail, detail
 
 
@@ -318,5 +322,5 @@ def test_a_clean_file_that_fails_verification_is_seen(monkeypatch: pytest.Monkey
             return False
 
     monkeypatch.setattr(repl_fx, "verify_onnx", lambda *args: Failed())
-    found, detail = outcome(judged(monkeypatch, "blend"), "blend/export")
+    found, detail = outcome(judged(monkeypatch, "blend", kept=True), "blend/export")
     assert found == "wrong" and "all of it" in detail, detail

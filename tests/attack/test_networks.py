@@ -13,7 +13,9 @@ from tests.attack import networks
 from tests.attack.judge import judge
 from tests.attack.steps import differences, run_steps
 
-SEEDS = (6, 7, 10, 12)
+# Attention without a batch under hooks on tensors; one block several times over behind a stem without gradients. The
+# benchmark `attack` judges the others.
+SEEDS = (6, 10)
 
 
 @pytest.mark.parametrize("seed", SEEDS)

@@ -8,9 +8,9 @@ import pytest
 import torch
 from torch import Tensor, fx, nn
 
-import repl_fx
 from repl_fx.errors import BadInput
 from repl_fx.export import export_onnx, layers, verify_onnx
+from tests.captures import captured_graph, transformed
 from tests.export.subjects import Net, X
 from tests.nets import ConvNet, TokenNet, as_after_training, tokens
 
@@ -75,7 +75,7 @@ def test_layers_need_a_graph(exported: tuple[fx.GraphModule, Path]) -> None:
 @pytest.mark.parametrize("surrogate", ["bottleneck", "blend"])
 def test_a_neighbour_that_changed_after_the_export_is_found(tmp_path: Path, surrogate: str) -> None:
     x = tokens()
-    gm = repl_fx.transform(TokenNet(depth=3), (x,), surrogate=surrogate).graph_module
+    gm = transformed(TokenNet(depth=3), (x,), surrogate=surrogate).graph_module
     as_after_training(gm)
     path = export_onnx(gm, tmp_path / "m.onnx", (x,))
     if surrogate == "bottleneck":
@@ -111,7 +111,7 @@ def test_a_neighbour_that_changed_after_the_export_is_found(tmp_path: Path, surr
 
 def test_a_synthesis_is_no_layer_of_the_file(tmp_path: Path) -> None:
     x = tokens()
-    gm = repl_fx.transform(TokenNet(), (x,), surrogate="blend").graph_module
+    gm = transformed(TokenNet(depth=3), (x,), surrogate="blend").graph_module
     path = export_onnx(gm, tmp_path / "m.onnx", (x,))
     with pytest.raises(BadInput, match="no inner value 'surrogates_blocks_1_branch_0'"):
         verify_onnx(gm, path, (x,), layer_nodes=["surrogates_blocks_1_branch_0"])
@@ -184,7 +184,7 @@ class WritesLater(nn.Module):
 def test_layers_that_are_written_into_later_are_compared_as_they_were_made(tmp_path: Path) -> None:
     torch.manual_seed(0)
     model, x = WritesLater().eval(), torch.randn(3, 8)
-    gm = repl_fx.capture(model, (x,))
+    gm = captured_graph(model, (x,))
     path = export_onnx(gm, tmp_path / "m.onnx", (x,))
     for names in (None, [n.name for n in gm.graph.nodes if n.op.startswith("call")]):
         check = verify_onnx(gm, path, (x,), layer_nodes=names, per_layer=True)
@@ -201,7 +201,7 @@ def test_a_layer_is_not_what_is_written_over_it(tmp_path: Path) -> None:
     """Channels that a `slim` surrogate takes as a view are written in place by the next step, and are another layer."""
     torch.manual_seed(0)
     x = torch.randn(2, 3, 8, 8)
-    gm = repl_fx.transform(ConvNet(), (x,), surrogate="slim").graph_module
+    gm = transformed(ConvNet(depth=3), (x,), surrogate="slim").graph_module
     path = export_onnx(gm, tmp_path / "m.onnx", (x,))
     check = verify_onnx(gm, path, (x,), per_layer=True)
     assert check
@@ -232,7 +232,7 @@ class _Skips(nn.Module):
 @pytest.mark.parametrize("sign", [1.0, -1.0])
 def test_layers_that_may_be_skipped_are_compared_too(tmp_path: Path, at_random: bool, sign: float) -> None:
     x = sign * X.abs()
-    gm = repl_fx.capture(_Skips(at_random), (x,)).eval()
+    gm = captured_graph(_Skips(at_random), (x,)).eval()
     path = export_onnx(gm, tmp_path / "m.onnx", (x,))
     check = verify_onnx(gm, path, (x,), per_layer=True)
     assert check, check.summary()

@@ -6,6 +6,7 @@ import json
 import math
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import fx
 
@@ -33,3 +34,9 @@ def test_json_is_json(exported: tuple[fx.GraphModule, Path]) -> None:
     assert data["equivalent"] is True and len(data["rows"]) == 9 and len(data["layers"]) == 4
     broken = Verification(rows=(same(math.nan),))
     assert json.loads(json.dumps(broken.to_json(), allow_nan=False))["rows"][0]["max_abs"] == "inf"
+
+
+def test_a_tolerance_of_numpys_is_written_as_a_number() -> None:
+    check = Verification(rows=(same(1.0),), settings={"rtol": np.float64(0.5), "atol": np.float32(0.25)})
+    settings = json.loads(json.dumps(check.to_json(), allow_nan=False))["settings"]
+    assert settings == {"rtol": 0.5, "atol": 0.25}

@@ -120,16 +120,16 @@ def test_rewritten_and_folded_modules(
 
 def test_an_unpickled_module_is_exported_and_verified(tmp_path: Path) -> None:
     x = images()
-    again = through_pickle(rewritten(ConvNet(), x, "auto").graph_module)
+    again = through_pickle(rewritten(ConvNet(depth=3), x, "auto").graph_module)
     repl_fx.export_onnx(again, tmp_path / "net.onnx", [x])
     assert repl_fx.verify_onnx(again, tmp_path / "net.onnx", (x,), per_layer=True)
 
 
 def test_what_torch_keeps_in_a_file_another_process_reads(tmp_path: Path) -> None:
     x = tokens()
-    result = repl_fx.transform(TokenNet(dropout=0.2), (x,))
+    result = repl_fx.transform(TokenNet(depth=3, dropout=0.2), (x,))
     repl_fx.save(result, tmp_path / "artifact")
-    net = repl_fx.load(tmp_path / "artifact", TokenNet(dropout=0.2))
+    net = repl_fx.load(tmp_path / "artifact", TokenNet(depth=3, dropout=0.2))
     torch.save((net, x, net(x)), tmp_path / "net.pt")
     code = f"""
 import torch
@@ -181,7 +181,7 @@ def test_an_unpickled_capture_can_be_planned_and_rewritten(way: Callable[[Any], 
 
 
 def test_fake_values_are_of_one_mode_again() -> None:
-    captured = capture(TokenNet(dropout=0.2), (tokens(),))
+    captured = capture(TokenNet(depth=3, dropout=0.2), (tokens(),))
     again, twin = through_pickle((captured, captured))
     assert again is twin
     values = [node.meta["val"] for node in again.graph.nodes if "val" in node.meta]
@@ -480,7 +480,7 @@ def test_buffers_that_show_the_memory_of_parameters_still_do(way: Callable[[Any]
 
 def test_models_without_values() -> None:
     with torch.device("meta"):
-        module = rewritten(TokenNet(), tokens(), "identity").graph_module
+        module = rewritten(TokenNet(depth=3), tokens(), "identity").graph_module
     for way in WAYS:
         again = way(module)
         assert all(parameter.is_meta for parameter in again.parameters())
@@ -516,7 +516,7 @@ def test_an_operator_of_a_library_that_is_not_imported_is_named() -> None:
 
 
 def test_sizes_of_another_torch_are_refused() -> None:
-    captured = capture(TokenNet(), (tokens(),))
+    captured = capture(TokenNet(depth=3), (tokens(),))
     version = str(torch.__version__).encode()
     data = pickle.dumps(captured).replace(b"var_to_range", b"var_to_other").replace(version, b"9" * len(version))
     with pytest.raises(pickle.UnpicklingError, match=r"was pickled with torch 9+, and torch .* keeps them otherwise"):

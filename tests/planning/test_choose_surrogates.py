@@ -7,13 +7,14 @@ import torch
 from torch import Tensor, nn
 
 import repl_fx
+from tests.captures import transformed
 from tests.nets import ConvNet, images
 
 
 def test_a_surrogate_that_does_not_fit_is_refused_with_the_reason() -> None:
     with pytest.raises(repl_fx.NothingToReplace, match="it has no spine"):
-        repl_fx.transform(ConvNet(plain=True), (images(),), surrogate="bottleneck")
-    plan = repl_fx.transform(ConvNet(plain=True), (images(),), surrogate="auto").plan
+        transformed(ConvNet(plain=True), (images(),), surrogate="bottleneck")
+    plan = transformed(ConvNet(plain=True), (images(),), surrogate="auto").plan
     assert {r.surrogate for r in plan.replacements} == {"blend"}
 
 
@@ -36,10 +37,10 @@ def test_inner_values_used_outside_keep_a_block_unless_the_surrogate_keeps_them(
     x = torch.randn(2, 8)
     if returned:
         # What is only handed out, such as an attention map, is None where its block is gone.
-        gm = repl_fx.transform(Tapped(), (x,), surrogate="bottleneck").graph_module
+        gm = transformed(Tapped(), (x,), surrogate="bottleneck").graph_module
         assert [value is None for value in gm(x)] == [False, False, True, False, False]
         return
     with pytest.raises(repl_fx.NothingToReplace, match=r"its inner value relu.* is used outside the block"):
-        repl_fx.transform(Tapped(), (x,), surrogate="bottleneck")
-    result = repl_fx.transform(Tapped(), (x,), surrogate="blend")
+        transformed(Tapped(), (x,), surrogate="bottleneck")
+    result = transformed(Tapped(), (x,), surrogate="blend")
     assert len(result.graph_module(x)) == 5

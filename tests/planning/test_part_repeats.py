@@ -7,11 +7,12 @@ from torch import fx, nn
 
 import repl_fx
 from repl_fx.planning.part_repeats import PartRepeats, lines_made, structure_of
+from tests.captures import captured_graph
 from tests.nets import TokenNet, tokens
 
 
 def test_names_begin_with_the_path_of_the_part() -> None:
-    gm = repl_fx.capture(TokenNet(depth=4), (tokens(),))
+    gm = captured_graph(TokenNet(depth=4), (tokens(),))
     found = repl_fx.find_repeats(gm)
     part = PartRepeats.of("text.encoder", gm, found)
     (repeat,) = part.repeats
@@ -24,7 +25,7 @@ def test_names_begin_with_the_path_of_the_part() -> None:
 
 
 def test_a_whole_model_has_no_prefix() -> None:
-    gm = repl_fx.capture(TokenNet(depth=4), (tokens(),))
+    gm = captured_graph(TokenNet(depth=4), (tokens(),))
     part = PartRepeats.of("", gm, repl_fx.find_repeats(gm))
     assert part.repeats == part.inside and list(part.blocks) == [f"blocks.{i}" for i in range(4)]
 

@@ -7,11 +7,12 @@ from repl_fx.plan import Plan, Refusal, Replacement
 from repl_fx.planning.part_repeats import PartRepeats
 from repl_fx.planning.report import reports_of
 from repl_fx.planning.trials import apply_plan
+from tests.captures import captured_graph
 from tests.nets import TokenNet, tokens
 
 
 def test_each_block_of_a_part_has_a_row() -> None:
-    gm = repl_fx.capture(TokenNet(depth=4), (tokens(),))
+    gm = captured_graph(TokenNet(depth=4), (tokens(),))
     repeats = repl_fx.find_repeats(gm)
     (chosen,) = repl_fx.make_plan(gm, repeats, blocks=["blocks.1"], surrogate="blend").replacements
     part = PartRepeats.of("encoder", gm, repeats)

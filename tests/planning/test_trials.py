@@ -6,10 +6,11 @@ from typing import Any
 
 import pytest
 import torch
-from torch import fx, nn
+from torch import Tensor, fx, nn
 
 import repl_fx
-from repl_fx.surrogates import Builder
+from repl_fx.surrogates import Builder, Site
+from repl_fx.surrogates.blend import Blend
 from repl_fx.surrogates.bottleneck import Bottleneck, BottleneckConfig
 from repl_fx.surrogates.shared import registry
 from tests.planning.perceptron import Perceptron
@@ -41,6 +42,23 @@ def test_auto_goes_on_to_its_next_choice_for_the_culprit_alone(monkeypatch: pyte
         torch.testing.assert_close(value, result.graph_module.state_dict()[name], rtol=0, atol=0)
 
 
+def test_a_next_choice_that_one_block_refuses_stands_in_for_the_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fails(self: Any, site: Builder, match: Any) -> Any:
+        raise IndexError("tuple index out of range")
+
+    match = Blend.match
+
+    def choosy(self: Any, site: Site) -> Any:
+        return site.refusal("a block that is no like the others") if site.block.name == "5" else match(self, site)
+
+    monkeypatch.setattr(Bottleneck, "build", fails)
+    monkeypatch.setattr(Blend, "match", choosy)
+    model = nn.Sequential(*(Perceptron() for _ in range(7)))
+    result = repl_fx.transform(model, (torch.randn(4, 16),))
+    assert {r.block: r.surrogate for r in result.plan.replacements if r.block != "5"} == {"1": "blend", "3": "blend"}
+    assert all(r.surrogate not in ("blend", "bottleneck") for r in result.plan.replacements if r.block == "5")
+
+
 def test_a_builder_of_repl_fx_that_fails_is_a_defect_and_no_refusal(monkeypatch: pytest.MonkeyPatch) -> None:
     def fails(*args: Any) -> Any:
         raise AssertionError("a builder that is not right")
@@ -64,3 +82,40 @@ def test_a_builder_of_others_that_fails_refuses_with_its_reason(monkeypatch: pyt
         repl_fx.transform(model, (x,), surrogate="others")
     with pytest.raises(AssertionError, match="no such block"):
         repl_fx.transform(model, (x,), surrogate="others", check=False)
+
+
+class Particular(nn.GELU):
+    """An activation that takes the channels of its block alone, along `axis`, and what a probe gives it."""
+
+    def __init__(self, axis: int) -> None:
+        super().__init__()
+        self.axis = axis
+
+    def forward(self, x: Tensor) -> Tensor:
+        if x.shape[self.axis] not in (1, 9, 16):
+            raise ValueError(f"made for 16 channels, not {x.shape[self.axis]}")
+        return super().forward(x)
+
+
+class Residual(nn.Module):
+    """x + leave(act(enter(x))), on pictures or on tokens."""
+
+    def __init__(self, tokens: bool) -> None:
+        super().__init__()
+        self.enter, self.leave = ((nn.Linear(16, 16) if tokens else nn.Conv2d(16, 16, 3, padding=1)) for _ in range(2))
+        self.act = Particular(-1 if tokens else 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.leave(self.act(self.enter(x)))  # type: ignore[no-any-return]
+
+
+@pytest.mark.parametrize(("surrogate", "tokens"), [("bottleneck", False), ("bottleneck", True), ("slim", False)])
+def test_an_activation_of_the_model_that_takes_no_other_width_is_refused_with_its_reason(
+    surrogate: str, tokens: bool
+) -> None:
+    model = nn.Sequential(*(Residual(tokens) for _ in range(4)))
+    x = torch.randn(2, 5, 16) if tokens else torch.randn(2, 16, 6, 6)
+    with pytest.raises(repl_fx.NothingToReplace, match=f"{surrogate} cannot be built here: ValueError: made for 16"):
+        repl_fx.transform(model, (x,), surrogate=surrogate)
+    # Another kind of surrogate keeps the width.
+    assert [r.surrogate for r in repl_fx.transform(model, (x,)).plan.replacements] == ["blend"]

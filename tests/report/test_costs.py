@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 import repl_fx
 from repl_fx.report.costs import flops_by_node, measure_costs
+from tests.captures import captured_graph, transformed
 
 
 class Residual(nn.Module):
@@ -134,13 +135,13 @@ def test_the_module_is_left_as_it_was() -> None:
 def test_a_graph_costs_what_its_model_costs() -> None:
     net = nn.Sequential(*(Residual(8) for _ in range(4)))
     inputs = (torch.randn(2, 8),)
-    assert measure_costs(repl_fx.capture(net, inputs), inputs) == measure_costs(net, inputs)
+    assert measure_costs(captured_graph(net, inputs), inputs) == measure_costs(net, inputs)
 
 
 def test_flops_of_nodes_add_up() -> None:
     net = nn.Sequential(*(Residual(8) for _ in range(4)))
     inputs = (torch.randn(2, 8),)
-    gm = repl_fx.capture(net, inputs)
+    gm = captured_graph(net, inputs)
     flops = flops_by_node(gm, inputs)
     assert flops is not None
     assert sum(flops.values()) == measure_costs(gm, inputs).flops
@@ -165,7 +166,7 @@ def test_a_module_that_changes_the_list_it_gets() -> None:
             return torch.cat(self.extend([self.fc(x)]))
 
     inputs = (torch.randn(2, 3),)
-    gm = repl_fx.capture(Net(), inputs)
+    gm = captured_graph(Net(), inputs)
     assert "extend" in {node.target for node in gm.graph.nodes}
     flops = flops_by_node(gm, inputs)
     assert flops is not None and sum(flops.values()) == 2 * 2 * 3 * 4
@@ -177,7 +178,7 @@ def test_keyword_inputs_reach_their_nodes() -> None:
         def forward(self, x: Tensor, scale: float = 1.0, *, y: Tensor) -> Tensor:
             return (x @ y) * scale
 
-    gm = repl_fx.capture(Two(), (torch.randn(2, 3),), {"y": torch.randn(3, 5)})
+    gm = captured_graph(Two(), (torch.randn(2, 3),), {"y": torch.randn(3, 5)})
     flops = flops_by_node(gm, (torch.randn(2, 3),), {"y": torch.randn(3, 5)})
     assert flops is not None and sum(flops.values()) == 2 * 2 * 3 * 5
 
@@ -187,7 +188,7 @@ def test_what_is_kept_for_a_synthesis_is_told_apart() -> None:
     costs = []
     for batch in (2, 4):
         inputs = (torch.randn(batch, 8),)
-        result = repl_fx.transform(net, inputs)
+        result = transformed(net, inputs)
         costs.append(measure_costs(result.graph_module, inputs))
     small, large = costs
     assert small.synthesis_bytes is not None and small.synthesis_bytes > 0

@@ -96,3 +96,9 @@ def test_a_container_of_a_class_of_its_own_is_compared_and_not_opened() -> None:
     assert not is_object(ours)
     assert equal_leaves(ours, Entries(x=X.clone())) and not equal_leaves(ours, theirs)
     assert same_value([ours], [Entries(x=X.clone())]) and not same_value([ours], [theirs])
+
+
+@pytest.mark.parametrize("inside", [Entries(a=torch.ones(2)), [Entries(a=torch.ones(2))], {torch.ones(2)}], ids=repr)
+def test_a_container_of_a_class_of_its_own_in_an_object_is_no_constant(inside: Any) -> None:
+    leaves = pytree.tree_leaves(open_objects(Holder(inside)))
+    assert len(leaves) == 1 and isinstance(leaves[0], (Entries, set))

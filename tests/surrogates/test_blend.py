@@ -9,13 +9,16 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import repl_fx
+from repl_fx.pipeline import Options, rewrite
+from repl_fx.running.example_inputs import ExampleInputs
 from repl_fx.surrogates.shared.blended_weights import BlendSynthesis
+from tests.captures import transformed
 from tests.nets import ConvBlock, ConvNet, TokenNet, images, tokens
 
 
 def test_block_runs_on_the_blend_of_its_neighbours() -> None:
     model, x = ConvNet(depth=3).eval(), images()
-    gm = repl_fx.transform(model, (x,), surrogate="blend").graph_module
+    gm = transformed(model, (x,), surrogate="blend").graph_module
     blend = gm.get_submodule("surrogates.blocks_1.blend")
     assert isinstance(blend, BlendSynthesis)
     before, block, after = model.blocks
@@ -29,7 +32,7 @@ def test_block_runs_on_the_blend_of_its_neighbours() -> None:
 
 @pytest.mark.parametrize("per", ["tensor", "channel"])
 def test_gains_and_what_stays_the_blocks_own(per: str) -> None:
-    result = repl_fx.transform(TokenNet(depth=3), (tokens(),), surrogate="blend", settings={"per": per})
+    result = transformed(TokenNet(depth=3), (tokens(),), surrogate="blend", settings={"per": per})
     own = {n for n, _ in result.graph_module.named_parameters() if n.startswith("blocks.1.")}
     # Norms and biases stay, weights go.
     assert own == {
@@ -50,9 +53,8 @@ def test_gains_and_what_stays_the_blocks_own(per: str) -> None:
     assert list(gains.values()) == [(r, 1) if per == "channel" else (1, 1) for r in rows]
 
 
-@pytest.mark.parametrize("surrogate", ["blend", "auto"])
 @pytest.mark.parametrize("recurrent", [nn.LSTM, nn.GRU])
-def test_recurrent_layers(surrogate: str, recurrent: type[nn.RNNBase], tmp_path: Path) -> None:
+def test_recurrent_layers(recurrent: type[nn.RNNBase], tmp_path: Path) -> None:
     class Recurrent(nn.Module):
         def __init__(self) -> None:
             super().__init__()
@@ -63,10 +65,13 @@ def test_recurrent_layers(surrogate: str, recurrent: type[nn.RNNBase], tmp_path:
             out: Tensor = x + self.rnn(self.norm(x))[0]
             return out
 
-    model, x = nn.Sequential(*(Recurrent() for _ in range(5))), torch.randn(2, 6, 8)
-    result = repl_fx.transform(model, (x,), surrogate=surrogate)
-    assert [len(repeat) for repeat in result.repeats] == [5]
-    assert [r.surrogate for r in result.plan.replacements] == ["blend", "blend"]
+    model, x = nn.Sequential(*(Recurrent() for _ in range(3))), torch.randn(2, 6, 8)
+    captured, inputs = repl_fx.capture_parts(model, (x,)), ExampleInputs((x,))
+    result = rewrite(captured, Options(surrogate="blend"), inputs)
+    assert [len(repeat) for repeat in result.repeats] == [3]
+    assert [r.surrogate for r in result.plan.replacements] == ["blend"]
+    # `auto` comes to the same.
+    assert rewrite(captured, Options(), inputs).plan.replacements == result.plan.replacements
     gm = result.graph_module
     gm(x).square().mean().backward()
     assert all(p.grad is not None for n, p in gm.named_parameters() if n.startswith("surrogates"))
@@ -75,7 +80,7 @@ def test_recurrent_layers(surrogate: str, recurrent: type[nn.RNNBase], tmp_path:
     # Without a gradient to compute, torch takes another kernel.
     assert torch.allclose(repl_fx.fold(gm)(x), gm(x), atol=1e-6)
     repl_fx.save(result, tmp_path / "out")
-    again = repl_fx.load(tmp_path / "out", nn.Sequential(*(Recurrent() for _ in range(5))))
+    again = repl_fx.load(tmp_path / "out", nn.Sequential(*(Recurrent() for _ in range(3))))
     assert torch.equal(again(x), gm(x))
 
 
@@ -100,7 +105,7 @@ class Dropped(nn.Module):
 @pytest.mark.parametrize("how", ["module", "function", "scaled"])
 def test_weights_that_go_through_something_first(how: str) -> None:
     model, x = nn.Sequential(*(Dropped(how) for _ in range(3))), torch.randn(4, 16)
-    gm = repl_fx.transform(copy.deepcopy(model), (x,), surrogate="blend").graph_module
+    gm = transformed(copy.deepcopy(model), (x,), surrogate="blend").graph_module
     names = dict(gm.named_parameters())
     assert "1.inner.weight" not in names and "1.inner.bias" in names
     blend = gm.get_submodule("surrogates.1.blend")

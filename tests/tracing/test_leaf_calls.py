@@ -295,3 +295,39 @@ def test_passing_through_is_noted_for_evaluation() -> None:
     gm = capture(model, (torch.randn(3, 8),))
     noted = {str(n.target): n.meta["passes_through"] for n in gm.graph.nodes if n.op == "call_module"}
     assert noted == {"0": False, "1": True, "2": True, "3": False}
+
+
+@torch.library.custom_op("repl_fx_test::doubled", mutates_args=())
+def doubled(x: Tensor, times: int) -> Tensor:
+    return x * 2.0**times
+
+
+@doubled.register_fake
+def _doubled_fake(x: Tensor, times: int) -> Tensor:
+    return torch.empty_like(x)
+
+
+doubled.register_autograd(
+    lambda context, gradient: (gradient * 3.0**context.times, None),
+    setup_context=lambda ctx, inputs, output: setattr(ctx, "times", inputs[1]),
+)
+
+
+class Doubling(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(4))
+
+    def forward(self, x: Tensor) -> Tensor:
+        result: Tensor = doubled(x + self.weight, 2)
+        return result
+
+
+def test_an_operator_of_a_library_keeps_its_backward() -> None:
+    model, x = Doubling(), torch.randn(3, 4)
+    gm = capture(model, (x,))
+    assert torch.ops.repl_fx_test.doubled.default in {node.target for node in gm.graph.nodes}
+    assert check_capture(model, gm, (x,))
+    gm(x).sum().backward()
+    # The backward that was registered for the operator, which is not that of its forward.
+    torch.testing.assert_close(model.weight.grad, torch.full((4,), 27.0))

@@ -152,6 +152,18 @@ def replaces_a_parameter(net: Any, x: Tensor) -> Tensor:
     return x
 
 
+def changes_mode(net: Any, x: Tensor) -> Tensor:
+    net.kept = x
+    net.twins.training = not net.twins.training
+    return x if net.twins.training else 2 * x
+
+
+def registers_a_hook(net: Any, x: Tensor) -> Tensor:
+    net.kept = x
+    net.drop.register_forward_hook(lambda module, args, result: 2 * result)
+    return x + net.drop(x)  # type: ignore[no-any-return]
+
+
 def seeds(net: Any, x: Tensor) -> Tensor:
     torch.manual_seed(3)
     return x + torch.rand(8)
@@ -176,6 +188,8 @@ REFUSED: dict[Callable[[Any, Tensor], Tensor], str] = {
     sets_a_dropout: r"drop\.p",
     swaps_modules: r"twins\.0",
     replaces_a_parameter: r"fc\.weight|as parameter 'weight'",
+    changes_mode: "has a part in the next: kept",
+    registers_a_hook: "has a part in the next: kept",
     seeds: "the forward calls manual_seed",
 }
 

@@ -8,11 +8,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 
 import repl_fx
 from repl_fx.passes.fold_surrogates import is_synthesis
+from repl_fx.pipeline import Options, rewrite
+from repl_fx.running.example_inputs import ExampleInputs
+from repl_fx.tracing.parts.capture import CapturedParts
 
 
 @dataclass(frozen=True)
@@ -45,9 +48,10 @@ class Case:
         return exact if surrogate == "blend" or self.replaced is None else self.replaced
 
 
-def transforms(cases: Sequence[Case], surrogates: Mapping[str, str]) -> list[tuple[Case, str]]:
-    """Some of the models with a surrogate each, by name; `benchmarks/zoo.py` takes every model through every stage."""
-    return [(case, surrogates[case.name]) for case in cases if case.name in surrogates]
+def with_surrogates(cases: Sequence[Case], surrogates: Mapping[str, str]) -> list[tuple[Case, str | None]]:
+    """The models, some with a surrogate, by name; `benchmarks/zoo.py` takes every model through every stage."""
+    assert surrogates.keys() <= {case.name for case in cases}
+    return [(case, surrogates.get(case.name)) for case in cases]
 
 
 def floats(outputs: Any) -> list[Tensor]:
@@ -55,12 +59,21 @@ def floats(outputs: Any) -> list[Tensor]:
     return [leaf for leaf in pytree.tree_leaves(outputs) if isinstance(leaf, Tensor) and leaf.is_floating_point()]
 
 
-def check_capture(case: Case) -> None:
-    """The captured graph computes what the source computes, to the bit, in both modes, gradients included."""
+def check_model(case: Case, surrogate: str | None, place: Path) -> None:
+    """A model is captured exactly; with a surrogate, the graph goes through every stage."""
     torch.manual_seed(0)
     model = case.build()
-    args, kwargs = case.inputs()
-    gm = repl_fx.capture(model, args, kwargs)
+    inputs = ExampleInputs(*case.inputs())
+    captured = repl_fx.capture_parts(model, inputs.args, inputs.kwargs)
+    assert captured.whole
+    _check_capture(case, model, captured.parts[0].graph_module, inputs)
+    if surrogate is not None:
+        _check_surrogate(case, captured, surrogate, inputs, place)
+
+
+def _check_capture(case: Case, model: nn.Module, gm: fx.GraphModule, inputs: ExampleInputs) -> None:
+    """The captured graph computes what the source computes, to the bit, in both modes, gradients included."""
+    args, kwargs = inputs.args, inputs.kwargs
     assert list(gm.state_dict()) == list(model.state_dict())
     results = []
     statistics = {name: buffer.clone() for name, buffer in model.named_buffers()}
@@ -94,13 +107,11 @@ def check_capture(case: Case) -> None:
         assert len(repl_fx.make_plan(gm, repeats, surrogate=key).replacements) == case.going(key)
 
 
-def check_surrogate(case: Case, surrogate: str, place: Path) -> None:
+def _check_surrogate(case: Case, captured: CapturedParts, surrogate: str, inputs: ExampleInputs, place: Path) -> None:
     """A transformed model trains, reloads, folds, exports and verifies."""
-    torch.manual_seed(0)
-    model = case.build()
-    args, kwargs = case.inputs()
-    total = sum(p.numel() for p in model.parameters())
-    result = repl_fx.transform(model, args, kwargs, surrogate=surrogate)
+    args, kwargs = inputs.args, inputs.kwargs
+    total = sum(p.numel() for p in captured.source.parameters())
+    result = rewrite(captured, Options(surrogate=surrogate), inputs)
     gm = result.graph_module
     assert len(result.plan.replacements) == case.going(surrogate)
     assert sum(p.numel() for p in gm.parameters()) < total

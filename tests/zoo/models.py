@@ -13,16 +13,21 @@ from tests.zoo.checks import Case
 
 
 def timm_case(
-    name: str, repeats: Mapping[str, int], similar: tuple[int, ...] = (), replaced: int | None = None, size: int = 224
+    name: str,
+    repeats: Mapping[str, int],
+    similar: tuple[int, ...] = (),
+    replaced: int | None = None,
+    size: int = 224,
+    **sizes: int,
 ) -> Case:
-    """A timm model with dropout and drop path, on images of `size`."""
+    """A timm model with dropout and drop path, on images of `size`; `sizes` are arguments of the model."""
 
     def build() -> nn.Module:
         make_importable()
         import timm
 
         options: dict[str, Any] = {"drop_rate": 0.1, "drop_path_rate": 0.1}
-        model: nn.Module = timm.create_model(name, **options)
+        model: nn.Module = timm.create_model(name, **options, **sizes)
         head = getattr(model, "head", None)
         if isinstance(head, nn.Linear):
             # timm starts some heads at zero, and then nothing before them would be compared.

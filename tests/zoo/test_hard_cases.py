@@ -14,6 +14,8 @@ from torch.nn.utils import parametrizations
 from torch.utils import _pytree as pytree
 
 import repl_fx
+from repl_fx.pipeline import Options, rewrite
+from repl_fx.running.example_inputs import ExampleInputs
 from repl_fx.running.opaque_outputs import open_objects
 
 WIDTH = 16
@@ -204,10 +206,10 @@ def test_every_stage(name: str, tmp_path: Path) -> None:
     torch.manual_seed(0)
     model = CASES[name]()
     x = torch.randn(2, 4, WIDTH)
-    gm = repl_fx.capture(model, (x,))
-    _check_exact(model, gm, x)
-    assert [len(repeat) for repeat in repl_fx.find_repeats(gm)] == [DEPTH]
-    result = repl_fx.transform(model, (x,))
+    captured = repl_fx.capture_parts(model, (x,))
+    _check_exact(model, captured.module, x)
+    result = rewrite(captured, Options(), ExampleInputs((x,)))
+    assert [len(repeat) for repeat in result.repeats] == [DEPTH]
     assert len(result.plan.replacements) == 1
     rewritten = result.graph_module
     rewritten.train()
@@ -230,8 +232,9 @@ def test_half_precision_is_exact_and_exported(dtype: torch.dtype, tmp_path: Path
     torch.manual_seed(0)
     model = Stack().to(dtype)
     x = torch.randn(2, 4, WIDTH, dtype=dtype)
-    _check_exact(model, repl_fx.capture(model, (x,)), x)
-    rewritten = repl_fx.transform(model, (x,)).graph_module.eval()
+    captured = repl_fx.capture_parts(model, (x,))
+    _check_exact(model, captured.module, x)
+    rewritten = rewrite(captured, Options(), ExampleInputs((x,))).graph_module.eval()
     path = repl_fx.export_onnx(rewritten, tmp_path / "model.onnx", (x,))
     if dtype is torch.bfloat16:
         # A valid file, which ONNX Runtime has no CPU kernels for.

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from repl_fx.analysis.branches import Branch, behind_entries, same_shape
+from repl_fx.errors import foreign_code
 from repl_fx.graph.captured import share_tensors
 from repl_fx.graph.pickling import function_as_data
 from repl_fx.graph.roles import ACTIVATIONS
@@ -41,7 +42,8 @@ class ElementwiseCall(nn.Module):
 def activation_function(gm: fx.GraphModule, node: fx.Node) -> Callable[[Tensor], Tensor]:
     """The activation that a node calls, alone: a module or function of one tensor."""
     if node.op == "call_module":
-        return copy.deepcopy(gm.get_submodule(str(node.target)))
+        with foreign_code():
+            return copy.deepcopy(gm.get_submodule(str(node.target)))
     target: Any = node.target
     return ElementwiseCall(target, node.args[1:], node.kwargs)
 

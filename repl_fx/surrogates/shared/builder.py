@@ -13,12 +13,15 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
-from torch import fx, nn
+import torch
+from torch import Tensor, fx, nn
 
+from repl_fx._torch import fake_of, pytree
 from repl_fx.analysis.blocks import Block
+from repl_fx.errors import foreign_code, is_ours
 from repl_fx.graph.boundaries import move_boundaries
 from repl_fx.graph.captured import copy_graph, get_attr, has_attribute, unique_name
 from repl_fx.graph.roles import CONVOLUTIONS, LINEAR
@@ -33,6 +36,13 @@ class Rewriting:
         self.graph_module = copy_graph(graph_module, compiled=False)
         self._copies = dict(zip(graph_module.graph.nodes, self.graph_module.graph.nodes, strict=True))
         self._replaced: dict[fx.Node, fx.Node] = {}
+        self._known: dict[str, Any] = {}
+
+    def once(self, call: str, compute: Callable[[], Any]) -> Any:
+        """The fake result of a call, the most costly part of a node; isomorphic blocks make the same calls."""
+        if call not in self._known:
+            self._known[call] = compute()
+        return self._known[call]
 
     def at(self, site: Site, surrogate: str) -> Builder:
         """A builder for the surrogate of this key at a site."""
@@ -104,14 +114,18 @@ class Builder(Site):
     def call_module(self, path: str, *args: Any) -> fx.Node:
         """A node that calls a module of the graph."""
         module = self._made.get_submodule(path)
-        value = self.value_of(lambda *given: call_on_fakes(module, given, {}), *self.now(args))
+        with _code_of(module):
+            value = self.value_of(lambda *given: call_on_fakes(module, given, {}), *self.now(args))
         return self.create("call_module", path, args, {}, value)
 
     def again(self, node: fx.Node, *values: fx.Node) -> fx.Node:
         """A node that does to other values what one of the block does to the first values it reads."""
         instead = dict(zip(node.all_input_nodes, values, strict=False))
         args, kwargs = self.now(fx.node.map_arg((node.args, node.kwargs), lambda n: instead.get(n, n)))
-        return self.create(node.op, node.target, args, kwargs, self.computed(node, args, kwargs))
+        # The source's own operator, which may refuse other values; that is no defect of the surrogate's.
+        with foreign_code():
+            value = self.computed(node, args, kwargs)
+        return self.create(node.op, node.target, args, kwargs, value)
 
     def mix(
         self, value: fx.Node, weight: fx.Node, bias: fx.Node | None, dilation: Sequence[int] = (), groups: int = 1
@@ -128,12 +142,32 @@ class Builder(Site):
     def call(self, function: Callable[..., Any], *args: Any, **kwargs: Any) -> fx.Node:
         """A node that calls a function."""
         args, kwargs = self.now((args, kwargs))
-        value = self.value_of(function, *args, **kwargs)
+        given = pytree.tree_map_only(fx.Node, lambda n: _Kind(n.meta["val"]), (args, kwargs))
+        value = self._rewriting.once(f"{function!r} {given!r}", lambda: self.value_of(function, *args, **kwargs))
         return self.create("call_function", function, args, kwargs, value)
 
     def synthesise(self, name: str, synthesis: Synthesis, *weights: fx.Node) -> fx.Node:
         """Add a synthesis and call it on neighbours' weights."""
-        return self.call_module(self.module(name, synthesis), *weights)
+        # Settings such as a width decide the shapes of the results as much as the state does.
+        settings = {name: value for name, value in vars(synthesis).items() if not name.startswith("_")}
+        kinds = [_Kind(tensor) for tensor in (*synthesis.parameters(), *(weight.meta["val"] for weight in weights))]
+        call = f"{type(synthesis)!r} {settings!r} {kinds!r}"
+        value = self._rewriting.once(call, lambda: self._shapes_of(synthesis, weights))
+        return self.create("call_module", self.module(name, synthesis), weights, {}, value)
+
+    def _shapes_of(self, synthesis: Synthesis, weights: Sequence[fx.Node]) -> Any:
+        """Fake results of a synthesis. Weights have fixed sizes, so the meta device will do, and is faster."""
+        tensors = (*synthesis.named_parameters(), *synthesis.named_buffers())
+        state = {name: tensor.detach().to("meta") for name, tensor in tensors}
+        values = [node.meta["val"] for node in weights]
+        given = [torch.empty(tuple(value.shape), dtype=value.dtype, device="meta") for value in values]
+        with torch.no_grad():
+            made = torch.func.functional_call(synthesis, state, tuple(given))
+        return pytree.tree_map_only(Tensor, self._fake, made)
+
+    def _fake(self, tensor: Tensor) -> Tensor:
+        mode = self._made.meta.get("fake_mode")
+        return tensor if mode is None else fake_of(mode, tensor, self._made.meta["device"])
 
     def synthesised(
         self, name: str, synthesis: Synthesis, given: Iterable[str], results: Iterable[str]
@@ -154,3 +188,19 @@ class Builder(Site):
         node.meta["stack_trace"] = source.meta.get("stack_trace")
         node.meta["replaces"] = (self.block.name, self.surrogate)
         return node
+
+
+def _code_of(module: nn.Module) -> AbstractContextManager[None]:
+    """Run a module on sizes of a surrogate's; what code of the model's own raises there is no defect of repl-fx."""
+    kinds = (type(part).__module__ for part in module.modules())
+    return nullcontext() if all(is_ours(kind) or kind.startswith("torch.") for kind in kinds) else foreign_code()
+
+
+class _Kind:
+    """Prints dtype and shape of the tensors in a value, on which the shape of a result depends."""
+
+    def __init__(self, value: Any) -> None:
+        self.value = value
+
+    def __repr__(self) -> str:
+        return repr(pytree.tree_map_only(Tensor, lambda t: (t.dtype, t.shape), self.value))

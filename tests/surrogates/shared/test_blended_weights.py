@@ -14,12 +14,13 @@ from torch import Tensor, nn
 
 import repl_fx
 from repl_fx.surrogates.shared.blended_weights import BlendSynthesis, FunctionalModule
+from tests.captures import transformed
 from tests.stages import Stages, images
 
 
 def test_blend_refuses_neighbours_of_another_size() -> None:
     with pytest.raises(repl_fx.NothingToReplace, match=r"its own units.1.conv1.weight is 4x4x3x3|units.2.conv1"):
-        repl_fx.transform(Stages(2, 2, 2), (images(),), surrogate="blend")
+        transformed(Stages(2, 2, 2), (images(),), surrogate="blend")
 
 
 def test_gains_keep_the_scale_of_fresh_and_of_agreeing_weights() -> None:
@@ -44,13 +45,13 @@ def test_gains_keep_the_scale_of_fresh_and_of_agreeing_weights() -> None:
 def test_a_gain_belongs_to_an_output_channel(layer: nn.Module, shape: tuple[int, ...]) -> None:
     back: Any = nn.Linear(6, 4) if isinstance(layer, nn.Linear) else type(layer)(6, 4, 3, padding=1)
     model = nn.Sequential(*(nn.Sequential(copy.deepcopy(layer), copy.deepcopy(back)) for _ in range(3)))
-    gm = repl_fx.transform(model, (torch.randn(2, 4, *[5] * len(shape[2:])),), surrogate="blend").graph_module
+    gm = transformed(model, (torch.randn(2, 4, *[5] * len(shape[2:])),), surrogate="blend").graph_module
     assert tuple(gm.get_parameter("surrogates.1.blend.alpha.0").shape) == shape
 
 
 def test_a_gain_behind_a_transposed_convolution_belongs_to_its_own_layer() -> None:
     model = nn.Sequential(*(nn.Sequential(nn.ConvTranspose2d(4, 6, 1), nn.Conv2d(6, 4, 1)) for _ in range(3)))
-    gm = repl_fx.transform(model, (torch.randn(2, 4, 5, 5),), surrogate="blend").graph_module
+    gm = transformed(model, (torch.randn(2, 4, 5, 5),), surrogate="blend").graph_module
     shapes = [tuple(gm.get_parameter(f"surrogates.1.blend.alpha.{i}").shape) for i in range(2)]
     assert shapes == [(1, 6, 1, 1), (4, 1, 1, 1)]
 
@@ -62,7 +63,7 @@ def test_weights_of_norms_of_any_shape_stay_the_blocks_own(normalised: tuple[int
     for parameter in model.parameters():
         nn.init.normal_(parameter)
     x = torch.randn(2, 4, 5, 6)
-    gm = repl_fx.transform(model, (x,), surrogate="blend").graph_module
+    gm = transformed(model, (x,), surrogate="blend").graph_module
     blend = gm.get_submodule("surrogates.1.blend")
     assert isinstance(blend, BlendSynthesis) and len(blend.alpha) == 1
     with torch.no_grad():

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import repl_fx
+from tests.captures import transformed
 from tests.nets import as_after_training
 
 Join = Callable[[Tensor, Tensor], Tensor]
@@ -44,7 +45,7 @@ def test_settings_of_an_addition_count_or_are_refused(kind: str, surrogate: str)
         torch.manual_seed(0)
         model = nn.Sequential(*(Joined(join) for _ in range(3)))
         try:
-            gm = repl_fx.transform(model, (x,), surrogate=surrogate).graph_module
+            gm = transformed(model, (x,), surrogate=surrogate).graph_module
         except repl_fx.NothingToReplace:
             continue
         # What starts at zero would hide how it is added.
@@ -60,4 +61,4 @@ def test_these_are_not_all_refused() -> None:
     for join in _JOINS["add with alpha"]:
         model = nn.Sequential(*(Joined(join) for _ in range(3)))
         for surrogate in ("bottleneck", "blend"):
-            assert repl_fx.transform(model, (x,), surrogate=surrogate).plan.replacements
+            assert transformed(model, (x,), surrogate=surrogate).plan.replacements

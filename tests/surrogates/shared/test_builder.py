@@ -10,6 +10,7 @@ import repl_fx
 from repl_fx.passes.fold_surrogates import is_synthesis
 from repl_fx.pipeline import Options, rewrite
 from repl_fx.running.example_inputs import ExampleInputs
+from tests.captures import transformed
 from tests.nets import ConvNet, TokenNet, images, tokens
 
 
@@ -26,7 +27,7 @@ def test_one_capture_serves_for_several_rewrites_and_stays_as_it_is() -> None:
 
 
 def test_nodes_of_a_surrogate_say_what_they_replace() -> None:
-    gm = repl_fx.transform(TokenNet(depth=3), (tokens(),), surrogate="bottleneck").graph_module
+    gm = transformed(TokenNet(depth=3), (tokens(),), surrogate="bottleneck").graph_module
     made = [n for n in gm.graph.nodes if "replaces" in n.meta]
     assert made and {n.meta["replaces"] for n in made} == {("blocks.1", "bottleneck")}
     assert all("val" in n.meta for n in made)
@@ -35,9 +36,9 @@ def test_nodes_of_a_surrogate_say_what_they_replace() -> None:
 def test_blocks_of_one_plan_may_have_other_widths() -> None:
     x = images()
     model = ConvNet(width=16)
-    plan = repl_fx.transform(model, (x,), surrogate="bottleneck").plan
+    plan = transformed(model, (x,), surrogate="bottleneck").plan
     first, second = plan.replacements
     mixed = replace(plan, replacements=(first, replace(second, settings={**second.settings, "width": 7})))
-    gm = repl_fx.transform(model, (x,), plan=mixed).graph_module
+    gm = transformed(model, (x,), plan=mixed).graph_module
     (made,) = (n for n in gm.graph.nodes if is_synthesis(gm, n))
     assert [int(weights[0].shape[0]) for weights in made.meta["val"]] == [4, 7]

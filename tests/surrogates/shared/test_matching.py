@@ -11,6 +11,7 @@ from torch import fx, nn
 import repl_fx
 from repl_fx.surrogates.auto import AutoConfig
 from repl_fx.surrogates.shared.matching import Matches
+from tests.captures import captured_graph, transformed
 from tests.nets import ConvNet, TokenNet, images, tokens
 
 CANDIDATES = [type(candidate) for candidate in AutoConfig().candidates()]
@@ -41,24 +42,24 @@ def fail_to_build(monkeypatch: pytest.MonkeyPatch, key: str) -> None:
 
 @pytest.mark.parametrize("kind", [ConvNet, TokenNet])
 def test_match_runs_once_a_block_and_candidate(kind: type[nn.Module], monkeypatch: pytest.MonkeyPatch) -> None:
-    model, x = (ConvNet(depth=5), images()) if kind is ConvNet else (TokenNet(depth=5), tokens())
+    model, x = (ConvNet(depth=3), images()) if kind is ConvNet else (TokenNet(depth=3), tokens())
     asked = count_matches(monkeypatch)
-    first = repl_fx.transform(model, (x,)).plan
+    first = transformed(model, (x,)).plan
     assert {asked[r.surrogate, r.block] for r in first.replacements} == {1} and set(asked.values()) == {1}
     # The training check goes on to the next choice.
     asked.clear()
     fail_to_build(monkeypatch, first.replacements[0].surrogate)
-    second = repl_fx.transform(model, (x,)).plan
+    second = transformed(model, (x,)).plan
     assert second.replacements and first.replacements[0].surrogate not in {r.surrogate for r in second.replacements}
     assert set(asked.values()) == {1}
     # A plan from JSON knows no matches.
     asked.clear()
-    repl_fx.transform(model, (x,), plan=repl_fx.Plan.from_json(second.to_json()))
+    transformed(model, (x,), plan=repl_fx.Plan.from_json(second.to_json()))
     assert asked == {(r.surrogate, r.block): 1 for r in second.replacements}
 
 
 def test_a_refusal_names_block_repeat_and_node() -> None:
-    gm = repl_fx.capture(ConvNet(), (images(),))
+    gm = captured_graph(ConvNet(), (images(),))
     repeats = repl_fx.find_repeats(gm)
     matches = Matches(gm, repeats)
     site = matches.site("blocks.1", "blocks.0", "blocks.2")

@@ -11,6 +11,7 @@ from repl_fx.passes.find_repeats import find_repeats
 from repl_fx.plan import Refusal
 from repl_fx.surrogates.shared.activations import is_activation
 from repl_fx.surrogates.shared.site import Site, Unfit, unfit_is_refused
+from tests.captures import captured_graph
 from tests.graphs import residual
 from tests.surrogates.nets import Residual
 
@@ -40,7 +41,7 @@ class _Dropping(nn.Module):
 
 def test_planning_draws_no_numbers_and_dropout_is_no_activation() -> None:
     model = nn.Sequential(*(Residual(nn.Conv2d(16, 16, 1), _Dropping(), nn.Conv2d(16, 16, 1)) for _ in range(3)))
-    gm = repl_fx.capture(model, (torch.randn(2, 16, 8, 8),))
+    gm = captured_graph(model, (torch.randn(2, 16, 8, 8),))
     before = torch.get_rng_state()
     for surrogate in ("slim", "coarse", "bottleneck", "auto"):
         repl_fx.make_plan(gm, repl_fx.find_repeats(gm), surrogate=surrogate)
@@ -51,7 +52,7 @@ def test_planning_draws_no_numbers_and_dropout_is_no_activation() -> None:
 
 def test_planning_moves_no_state() -> None:
     model = nn.Sequential(*(Residual(nn.Conv2d(16, 16, 1), _Counting(), nn.Conv2d(16, 16, 1)) for _ in range(3)))
-    gm = repl_fx.capture(model, (torch.randn(2, 16, 8, 8),))
+    gm = captured_graph(model, (torch.randn(2, 16, 8, 8),))
     for surrogate in ("slim", "coarse", "bottleneck", "auto"):
         repl_fx.make_plan(gm, repl_fx.find_repeats(gm), surrogate=surrogate)
     for name, buffer in (*gm.named_buffers(), *model.named_buffers()):
