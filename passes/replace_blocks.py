@@ -18,7 +18,7 @@ from torch import fx
 
 from repl_fx.analysis.blocks import Repeat
 from repl_fx.analysis.side_outputs import return_none_
-from repl_fx.errors import PlanMismatch, foreign_code, is_ours
+from repl_fx.errors import PlanMismatch, foreign_code
 from repl_fx.graph.bridge import digraph_with_writes, leading_to
 from repl_fx.graph.captured import drop_dead, erase_dead
 from repl_fx.graph.state import prune_state_, used_by
@@ -83,7 +83,7 @@ def _replace(
     kept = site.unmixed_parameters if match.kept_parameters is None else match.kept_parameters
     stays = {*kept, *(path for path, nodes in readers.items() if not own.issuperset(nodes))}
     gone = tuple(path for path in dict.fromkeys(block.parameters) if path not in stays)
-    with nullcontext() if is_ours(surrogate.build.__module__) else foreign_code():
+    with nullcontext() if surrogate.builds_by_ours else foreign_code():
         made = surrogate.build(rewriting.at(site, replacement.surrogate), match)
     if len(made) != len(block.outputs):
         raise PlanMismatch(

@@ -72,7 +72,7 @@ def transformed(
 ) -> repl_fx.TransformResult:
     """What `repl_fx.transform` returns; `options` are those of `repl_fx.pipeline.Options`."""
     inputs = widen_batch(model, ExampleInputs.of(args, kwargs))
-    return rewrite(captured(model, args, kwargs), plan or options, inputs, check=check)
+    return rewrite(captured(model, inputs.args, inputs.kwargs), plan or options, inputs, check=check)
 
 
 def _structure(model: nn.Module) -> Hashable:

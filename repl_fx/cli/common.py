@@ -11,7 +11,7 @@ import sys
 import time
 import traceback
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, TextIO
@@ -260,6 +260,11 @@ def load_target(
     parameters = sum(p.numel() for p in artifact.module.parameters())
     title = f"{spec}: rewritten {made_of}, {parameters:,} parameters"
     return Target(title, (), artifact.module.to(device), artifact.inputs, artifact)
+
+
+def note_lines(notes: Sequence[str]) -> list[RenderableType]:
+    """Notes as lines of their own."""
+    return [f"note: {note}" for note in notes]
 
 
 def captured_lines(title: str, captured: CapturedParts) -> list[RenderableType]:

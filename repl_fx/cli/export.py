@@ -92,10 +92,11 @@ def export_command(
         terminal.show(*(f"written: {document['onnx']}" for document in documents.values()))
         document = documents[""] if whole else {"parts": [{"path": path, **d} for path, d in documents.items()]}
         terminal.document({"directory": str(directory), **document})
+        summaries = {path: f"{path}: {result.summary()}".removeprefix(": ") for path, result in results.items()}
         for path, result in results.items():
             if not result:
-                raise CheckFailed(f"{path}: {result.summary()}".removeprefix(": "))
-        terminal.show(*(f"{path}: {result.summary()}".removeprefix(": ") for path, result in results.items()))
+                raise CheckFailed(summaries[path])
+        terminal.show(*summaries.values())
         if not verify:
             terminal.show("not verified")
 

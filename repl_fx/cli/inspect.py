@@ -43,7 +43,7 @@ def inspect_command(
             "parts": documents.parts_document(captured),
             "repeats": documents.repeats_document(repeats, before, flops),
         }
-        terminal.show(*common.captured_lines(target.title, captured), *(f"note: {note}" for note in target.notes))
+        terminal.show(*common.captured_lines(target.title, captured), *common.note_lines(target.notes))
         terminal.show(tables.repeats_table(repeats, before, flops) if repeats else "nothing repeats in this model")
         document["costs"] = documents.costs_document(before)
         if target.artifact is not None:

@@ -120,7 +120,7 @@ def transform_command(
 
         terminal.show(
             *common.captured_lines(str(source), captured),
-            *(f"note: {note}" for note in source.notes),
+            *common.note_lines(source.notes),
             tables.repeats_table(result.repeats, before, flops),
             tables.blocks_table(result.report, result.plan),
             *common.costs_lines(before, after),

@@ -71,7 +71,7 @@ def verify_command(
             seed=seed,
             per_layer=per_layer,
         )
-        terminal.show(*(f"note: {note}" for note in target.notes))
+        terminal.show(*common.note_lines(target.notes))
         if result.layers:
             terminal.show(layers_table(result))
         terminal.show(verification_table(result))

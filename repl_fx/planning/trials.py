@@ -9,7 +9,7 @@ from itertools import chain
 
 from torch import fx
 
-from repl_fx.errors import BrokenGraph, ForeignError, PlanMismatch, is_ours, one_line
+from repl_fx.errors import BrokenGraph, ForeignError, PlanMismatch, one_line
 from repl_fx.passes.batch_syntheses import batch_syntheses_
 from repl_fx.passes.driver import run_passes
 from repl_fx.passes.replace_blocks import replace_blocks
@@ -125,7 +125,7 @@ class Trials:
         except ForeignError as problem:
             return f"{keys} cannot be built here: {problem}"
         except (BrokenGraph, PlanMismatch) as problem:
-            if all(is_ours(make_surrogate(r.surrogate, r.settings).build.__module__) for r in replacements):
+            if all(make_surrogate(r.surrogate, r.settings).builds_by_ours for r in replacements):
                 raise
             return f"{keys} cannot be built here: {one_line(problem)}"
         removed, made = {}, {}

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar
 from torch import fx
 
 from repl_fx.config import load_offered, offered
-from repl_fx.errors import BadInput, UnknownSurrogate
+from repl_fx.errors import BadInput, UnknownSurrogate, is_ours
 from repl_fx.plan import Refusal
 
 if TYPE_CHECKING:
@@ -59,6 +59,11 @@ class Surrogate(ABC, Generic[Config, Found]):
 
     def __init__(self, config: Config) -> None:
         self.config = config
+
+    @property
+    def builds_by_ours(self) -> bool:
+        """Whether `build` is repl-fx's own, so that what fails in it is a defect, and not a package's affair."""
+        return is_ours(self.build.__module__)
 
     def choices(self, site: Site) -> tuple[Surrogate[Any, Any], ...]:
         """The surrogates that may do the work here, most preferred first; itself, but for one that chooses."""

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from repl_fx._torch import pytree
+from repl_fx.arguments import in_words
 from repl_fx.graph.signature import is_writable
 from repl_fx.running.example_inputs import ExampleInputs
 
@@ -93,8 +94,7 @@ def obstacle_of(calls: Sequence[Call]) -> str | None:
     for call in calls:
         for leaf in call.leaves:
             if not isinstance(leaf, Blank) and not is_writable(leaf):
-                kind = type(leaf).__name__
-                return f"it is called with {'an' if kind[0].lower() in 'aeiou' else 'a'} {kind}"
+                return f"it is called with {in_words(leaf)}"
         if not calls[0].fits(call):
             return "its calls differ in more than the sizes of tensors"
     return None
