@@ -23,6 +23,7 @@ from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.fx.experimental.proxy_tensor import get_proxy_mode, get_proxy_slot
 from torch.fx.experimental.sym_node import SymNode
 from torch.fx.experimental.symbolic_shapes import RuntimeAssert, ShapeEnv, ValueRangesSLoc
+from torch.fx.graph_module import _forward_from_src
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._traceback import CapturedTraceback
 
@@ -76,6 +77,18 @@ def traced_node(tensor: Tensor) -> fx.Node | None:
     mode = get_proxy_mode()
     known: Any = None if mode is None else get_proxy_slot(tensor, mode.tracer, None)
     return None if known is None else known.proxy.node
+
+
+def backward_pass() -> int:
+    """The number of the backward pass that this thread is in; -1 outside of one, and in compiled code."""
+    return -1 if torch.compiler.is_compiling() else torch._C._current_graph_task_id()
+
+
+def function_of(graph: fx.Graph) -> Callable[..., Any]:
+    """The function that a graph describes; its first argument is the module that attributes are read from."""
+    code = graph.python_code("self")
+    made: Callable[..., Any] = _forward_from_src(code.src, code.globals)
+    return made
 
 
 def is_compiled(module: torch.nn.Module) -> bool:

@@ -115,7 +115,7 @@ def _module(node: fx.Node) -> Any:
 
 def _views_back(node: fx.Node, makers: set[fx.Node]) -> list[fx.Node] | None:
     """The views from a value back to what one of the makers made, that one last; None where it is no view of it."""
-    path = [node]
+    path = [_joined_with_nothing(node)]
     while path[-1] not in makers:
         last = path[-1]
         if last.op != "call_function" or not is_view(last):
@@ -123,8 +123,17 @@ def _views_back(node: fx.Node, makers: set[fx.Node]) -> list[fx.Node] | None:
         source = last.args[0]
         if not isinstance(source, fx.Node):
             return None
-        path.append(source)
+        path.append(_joined_with_nothing(source))
     return path
+
+
+def _joined_with_nothing(node: fx.Node) -> fx.Node:
+    """The value behind a concatenation with empty tensors, such as a cache that is filled for the first time."""
+    if node.target is not torch.ops.aten.cat.default or not isinstance(node.args[0], (list, tuple)):
+        return node
+    parts = [part for part in node.args[0] if isinstance(part, fx.Node)]
+    filled = [part for part in parts if 0 not in part.meta["val"].shape]
+    return filled[0] if len(filled) == 1 else node
 
 
 def _layout(path: list[fx.Node]) -> tuple[tuple[tuple[int, ...], ...], bool] | None:

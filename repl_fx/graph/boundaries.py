@@ -27,12 +27,15 @@ class ModuleCall:
     Attributes:
         path: of the module.
         calls: all calls of the module in the trace, this one among them.
+        given: the leaves of the arguments, by place (see `Boundary`); of tensors and other objects that are no plain
+            values, their classes.
         result: the structure of the result; None until the call has run.
         constants: the leaves of the result that are no tensors, by number.
     """
 
     path: str
     calls: list[ModuleCall] = field(repr=False)
+    given: Mapping[tuple[Any, ...], Any] = field(default_factory=dict)
     result: pytree.TreeSpec | None = None
     constants: Mapping[int, Any] = field(default_factory=dict)
 
@@ -43,14 +46,26 @@ class Boundary:
 
     Attributes:
         call: the call.
-        argument: the place of the value among the arguments: a pytree path that begins with the name of the argument
-            in the forward's signature; None for a result.
+        argument: the place of the value among the arguments: the name in the forward's signature, and the keys of
+            containers behind it; None for a result.
         leaf: the number of the value among the flattened results; -1 for an argument.
     """
 
     call: ModuleCall
     argument: tuple[Any, ...] | None = None
     leaf: int = -1
+
+
+def places(arguments: Mapping[str, Any]) -> Iterator[tuple[tuple[Any, ...], Any]]:
+    """The leaves of bound arguments, with the keys that lead to each."""
+    for path, leaf in pytree.tree_flatten_with_path(dict(arguments))[0]:
+        yield tuple(_key(step) for step in path), leaf
+
+
+def _key(step: Any) -> Any:
+    if isinstance(step, pytree.SequenceKey):
+        return step.idx
+    return step.name if isinstance(step, pytree.GetAttrKey) else step.key
 
 
 def boundaries(node: fx.Node) -> tuple[Boundary, ...]:

@@ -7,15 +7,15 @@ from dataclasses import dataclass, replace
 
 from torch import fx, nn
 
-from repl_fx.graph.captured import CapturedModule, attribute, has_attribute
-from repl_fx.in_place.cutting import NotInPlace, cut_out
-from repl_fx.in_place.inner_values import InnerValues
-from repl_fx.in_place.state_elsewhere import StateElsewhere
+from repl_fx.graph.captured import attribute, has_attribute
+from repl_fx.in_place.attention_calls import watch
+from repl_fx.in_place.cutting import Cut, NotInPlace
+from repl_fx.in_place.surrogate_block import SurrogateBlock
 from repl_fx.passes.replace_blocks import replace_blocks
 from repl_fx.plan import Plan, Refusal
 from repl_fx.planning.part_repeats import PartRepeats
 from repl_fx.surrogates.shared.site import surrogate_path
-from repl_fx.tracing.parts.capture import CapturedParts, assemble, qualified_name
+from repl_fx.tracing.parts.capture import CapturedParts, assemble
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,7 @@ def put_in_place(
         plan: the plan that was applied.
         graphs: the rewritten graphs, by the path of their part; the model in place shares their tensors.
     """
-    pieces: dict[str, CapturedModule] = {}
+    blocks: dict[str, SurrogateBlock] = {}
     refusals: list[Refusal] = []
     for part in parts:
         own = tuple(replacement for replacement in plan.replacements if replacement.block in part.blocks)
@@ -51,23 +51,25 @@ def put_in_place(
         # Syntheses one by one: the rewritten graph does them together.
         alone = replace_blocks(part.graph_module, part.inside, replace(plan, replacements=own), part.matches)
         for replacement in own:
-            block = part.blocks[replacement.block]
+            name = part.blocks[replacement.block].name
+            _share_state(alone.graph_module, graphs[part.path], surrogate_path(name))
             try:
-                if block.module_path is None:
-                    raise NotInPlace("it is no call of a single module")
-                path = qualified_name(part.path, block.module_path)
-                source = captured.source.get_submodule(path)
-                _share_state(alone.graph_module, graphs[part.path], surrogate_path(block.name))
-                pieces[path] = cut_out(alone.graph_module, block.name, block.module_path, source, part.path)
+                made = Cut(alone.graph_module, part, replacement, captured.source).made()
             except NotInPlace as problem:
                 refusals.append(Refusal(replacement.block, replacement.repeat, str(problem)))
+            else:
+                blocks[made._stand_in.block] = made
     if refusals:
         return InPlace(None, tuple(refusals))
-    model = assemble(captured.source, pieces)
-    for piece in pieces.values():
-        for module in piece.children():
-            if isinstance(module, (StateElsewhere, InnerValues)):
-                module.belong_to(model)
+    model = assemble(captured.source, blocks)
+    for block in blocks.values():
+        stand_in = block._stand_in
+        stand_in.around = (model,)
+        for layer in stand_in.borrowed:
+            watch(model.get_submodule(layer.kept.path), layer.kept)
+        if stand_in.neighbour is not None:
+            path, _, form = stand_in.neighbour
+            model.get_submodule(path).register_forward_hook(form)
     return InPlace(model)
 
 

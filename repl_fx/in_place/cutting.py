@@ -1,30 +1,28 @@
 """Cut surrogates out of a rewritten graph, each behind the signature of the module that it stands for.
 
-    graph    add_7 [into blocks.3: x] -> narrow -> linear(_, synthesised) -> add -> add_9 [out of blocks.3]
-    piece    forward(x, mask=None): narrow(x) -> linear(_, synthesised) -> add -> add_9
+    graph     add_7 [into blocks.3: x] -> narrow -> linear(_, synthesised) -> add -> add_9 [out of blocks.3]
+    in place  blocks.3(x, mask=None): narrow(x) -> linear(_, synthesised) -> add -> x'
 
-A piece takes the values that the module was handed; sizes are those of its own inputs; weights of neighbours are read
-from the model around it.
+A surrogate takes the values that the module was handed; sizes are those of its own inputs; weights of neighbours are
+read from the model around it, and attention maps from their calls (`repl_fx.in_place.attention_calls`).
 Needs: a rewritten graph in which each synthesis is on its own, with the boundaries of module calls
 (`repl_fx.graph.boundaries`).
-Never touches: the graph; pieces share its tensors.
+Never touches: the graph; surrogates share its tensors.
 """
 
 from __future__ import annotations
 
 import inspect
-import operator
-from collections.abc import Mapping
-from types import MappingProxyType
+from collections.abc import Callable, Collection, Iterable, Sequence
+from types import MethodType
 from typing import Any
 
 import torch
-from torch import fx, nn
+from torch import Tensor, fx, nn
 
-from repl_fx._torch import SYMBOLIC, module_stack
-from repl_fx.graph.boundaries import BOUNDARIES, ModuleCall, at_boundaries, boundaries
+from repl_fx._torch import module_stack, pytree
+from repl_fx.graph.boundaries import ModuleCall, at_boundaries
 from repl_fx.graph.captured import (
-    CapturedModule,
     attribute,
     has_attribute,
     has_effect,
@@ -32,248 +30,329 @@ from repl_fx.graph.captured import (
     is_traced_constant,
     share_tensors,
 )
-from repl_fx.graph.signature import is_writable, output_of, step_into
-from repl_fx.in_place.inner_values import InnerValue, InnerValues
-from repl_fx.in_place.state_elsewhere import StateElsewhere
-from repl_fx.passes.replace_blocks import LEFT_OF
-from repl_fx.surrogates.shared.site import surrogate_path
-from repl_fx.tracing.parts.capture import qualified_name
-from repl_fx.tracing.parts.search import keep_attributes
-
-# The submodules of a piece: state and values of the rest of the model, and the surrogate's own modules.
-ELSEWHERE = "elsewhere"
-INNER = "inner_values"
-OWN = "surrogate"
-
-_STARS: Mapping[Any, str] = MappingProxyType(
-    {inspect.Parameter.VAR_POSITIONAL: "*", inspect.Parameter.VAR_KEYWORD: "**"}
+from repl_fx.in_place.attention_calls import BorrowedAttention, KeptCall, layer_index
+from repl_fx.in_place.surrogate_block import (
+    Argument,
+    Constant,
+    Made,
+    Passed,
+    ResultForm,
+    StandIn,
+    SurrogateBlock,
+    surrogate_class,
 )
+from repl_fx.passes.replace_blocks import LEFT_OF
+from repl_fx.plan import Replacement
+from repl_fx.planning.part_repeats import PartRepeats
+from repl_fx.running.opaque_outputs import PLAIN
+from repl_fx.running.python_state import OWN_ATTRIBUTES
+from repl_fx.surrogates import make_surrogate
+from repl_fx.surrogates.shared.borrowed_maps import BORROWS, BorrowedMap
+from repl_fx.surrogates.shared.recompute import RecomputedAttention
+from repl_fx.surrogates.shared.registry import STANDS_FOR
+from repl_fx.surrogates.shared.site import surrogate_path
+from repl_fx.tracing.parts.capture import assemble, qualified_name
+
+# The submodule that holds the surrogate's own modules.
+OWN = "surrogate"
+_STATE = ("_parameters", "_buffers", "_modules", "_non_persistent_buffers_set", "training")
+# Nodes outside of a block that can be computed for it again.
+_COMPUTED = ("call_function", "get_attr")
+# The arguments of `RecomputedAttention` before the map.
+_OWN_OF_LAYER = 5
 
 
 class NotInPlace(Exception):
     """A surrogate that cannot stand in the source's own tree; the message is the reason."""
 
 
-def cut_out(gm: fx.GraphModule, block: str, path: str, source: nn.Module, part: str = "") -> CapturedModule:
-    """The surrogate of one block as a module.
+class Cut:
+    """The surrogate of one block, cut out of a graph.
 
     Args:
         gm: the rewritten graph, with syntheses one by one.
-        block: name of the block.
-        path: of the module that the block was, in the graph.
-        source: the module that the block was.
-        part: path of the graph in the model.
-
-    Returns:
-        A module with the arguments and results of `source`. Weights of the rest of the model come from its submodule
-        `elsewhere`, which has to be told the model first.
+        part: the repeats of the graph before.
+        replacement: the block and its surrogate.
+        source: the model that the graph is of, or is a part of.
 
     Raises:
         NotInPlace: the surrogate needs a value that the module is not handed, or the module is called in a way that no
             other module can be called in.
     """
-    return _Cutter(gm, block, path, source, part).piece()
 
-
-class _Cutter:
-    def __init__(self, gm: fx.GraphModule, block: str, path: str, source: nn.Module, part: str) -> None:
-        self.gm, self.source, self.path, self.part = gm, source, path, part
-        self.own = f"{surrogate_path(block)}."
-        self.inside = {
-            node
-            for node in gm.graph.nodes
-            if block in (node.meta.get(LEFT_OF), *node.meta.get("replaces", ())[:1])
-        }
-        self.call, self.arguments, self.results = self._boundaries()
-        self.root = self._root()
+    def __init__(self, gm: fx.GraphModule, part: PartRepeats, replacement: Replacement, source: nn.Module) -> None:
+        self.gm, self.part, self.replacement = gm, part, replacement
+        self.block = part.blocks[replacement.block]
+        if self.block.module_path is None:
+            raise NotInPlace("it is no call of a single module")
+        self.path = self.block.module_path
+        self.source = source.get_submodule(qualified_name(part.path, self.path))
+        self.model = source
+        self.surrogate = make_surrogate(replacement.surrogate, replacement.settings)
+        self.own = f"{surrogate_path(self.block.name)}."
+        self.inside = {node for node in gm.graph.nodes if self._is_inside(node)}
+        self.call = self._only_call(self.path)
+        self.given, self.results = self._boundaries()
         self.graph = fx.Graph()
-        self.roots = self._placeholders()
+        # Nodes of the new graph: for those of the old one, and for state that is elsewhere, by path.
         self.env: dict[fx.Node, fx.Node] = {}
-        self.elsewhere: list[str] = []
-        self.inner: dict[fx.Node, InnerValue] = {}
+        self.elsewhere: dict[str, fx.Node] = {}
+        self.arguments: dict[fx.Node, Argument] = {}
+        self.borrowed: dict[fx.Node, BorrowedAttention] = {}
 
-    def _boundaries(self) -> tuple[ModuleCall, dict[fx.Node, tuple[Any, ...]], dict[int, fx.Node]]:
-        """The call of the module; the place of each value among its arguments; its results by number."""
-        arguments: dict[fx.Node, tuple[Any, ...]] = {}
+    def made(self) -> SurrogateBlock:
+        """The surrogate as a module with the arguments and results of the block."""
+        swaps, form = self.surrogate.swaps_parameters, self.call.result
+        assert form is not None
+        made = self._without_work()
+        names = self._swapped(made) if swaps else {}
+        leaves = () if swaps else tuple(self._leaf(number) for number in range(form.num_leaves))
+        results = [*names.values(), *dict.fromkeys(leaf for leaf in leaves if isinstance(leaf, fx.Node))]
+        effects = () if swaps else (node for node in self.inside if has_effect(node))
+        self._write(results, self._needed([*results, *effects]), made)
+        made._stand_in = StandIn(
+            qualified_name(self.part.path, self.path),
+            self.graph,
+            tuple(self.arguments.values()),
+            tuple(self.elsewhere),
+            tuple(self.borrowed.values()),
+            form,
+            tuple(Made(results.index(leaf)) if isinstance(leaf, fx.Node) else leaf for leaf in leaves),
+            None if swaps or self.surrogate.reads_stream_alone else dict(self.call.given),
+            None if swaps else self._neighbour(),
+            tuple(names),
+        )
+        return made
+
+    def _is_inside(self, node: fx.Node) -> bool:
+        return node.meta.get(LEFT_OF) == self.replacement.block or self.block.name in node.meta.get("replaces", ())[:1]
+
+    def _only_call(self, path: str) -> ModuleCall:
+        """The call of a module.
+
+        Raises:
+            NotInPlace: the module is called several times, or no call of it was seen.
+        """
+        found = {boundary.call for _, boundary in at_boundaries(self.gm.graph, path)}
+        if not found:
+            raise NotInPlace(f"no call of the module {path} was seen in the trace")
+        call = found.pop()
+        if found or len(call.calls) > 1:
+            raise NotInPlace(f"the module {path} is called more than once")
+        if call.result is None or not all(isinstance(value, PLAIN) for value in call.constants.values()):
+            raise NotInPlace(f"the module {path} returns an object that is neither a tensor nor a plain value")
+        return call
+
+    def _boundaries(self) -> tuple[dict[fx.Node, tuple[Any, ...]], dict[int, fx.Node]]:
+        """The place of each value among the arguments of the module, and its results by number."""
+        given: dict[fx.Node, tuple[Any, ...]] = {}
         results: dict[int, fx.Node] = {}
-        calls: set[ModuleCall] = set()
         for node, boundary in at_boundaries(self.gm.graph, self.path):
-            calls.add(boundary.call)
             if boundary.argument is None:
                 results[boundary.leaf] = node
             else:
-                arguments.setdefault(node, boundary.argument)
-        if not calls:
-            raise NotInPlace(f"no call of the module {self.path} was seen in the trace")
-        call = calls.pop()
-        if calls or len(call.calls) > 1:
-            raise NotInPlace(f"the module {self.path} is called more than once")
-        if call.result is None or not all(is_writable(value) for value in call.constants.values()):
-            raise NotInPlace(f"the module {self.path} returns something that is neither a tensor nor a constant")
+                given.setdefault(node, boundary.argument)
         # Sizes come from the first value that has them: the streamed one mostly, and not a mask that may be broadcast.
         names = list(inspect.signature(self.source.forward).parameters)
-        order = sorted(arguments, key=lambda node: names.index(arguments[node][0].key))
-        return call, {node: arguments[node] for node in order}, results
+        return {node: given[node] for node in sorted(given, key=lambda node: names.index(given[node][0]))}, results
 
-    def _root(self) -> nn.Module:
-        """The modules and the state of the piece: those left of the block, and those of the surrogate."""
-        root = share_tensors(self.gm.get_submodule(self.path)) if has_attribute(self.gm, self.path) else nn.Module()
-        for name in (OWN, ELSEWHERE, INNER):
-            if hasattr(root, name):
-                raise NotInPlace(f"the module {self.path} has an attribute {name} already")
+    def _without_work(self) -> SurrogateBlock:
+        """The module with what stays of the block, its hooks and plain attributes, and the surrogate's modules."""
+        kind = surrogate_class(type(self.source), self.surrogate.swaps_parameters)
+        made = kind.__new__(kind)
+        # A copy whose lists of modules and methods are its own.
+        source = vars(assemble(self.source, {}))
+        if self.surrogate.swaps_parameters:
+            made.__dict__.update(source)
+        else:
+            left = nn.Module()
+            if has_attribute(self.gm, self.path):
+                left = share_tensors(self.gm.get_submodule(self.path))
+            plain = {n: v for n, v in source.items() if n not in OWN_ATTRIBUTES and not _holds_modules(v)}
+            hooks = {n: v for n, v in source.items() if n in OWN_ATTRIBUTES and n not in _STATE}
+            made.__dict__.update({**plain, **hooks, **{n: v for n, v in vars(left).items() if n in _STATE}})
+        made.training = self.gm.training
+        if has_attribute(made, OWN):
+            raise NotInPlace(f"the module {self.path} has an attribute {OWN} already")
         if has_attribute(self.gm, self.own[:-1]):
-            root.add_module(OWN, share_tensors(self.gm.get_submodule(self.own[:-1])))
-        return root
-
-    def _placeholders(self) -> dict[str, fx.Node]:
-        """The arguments of the source, by name."""
-        roots: dict[str, fx.Node] = {}
-        optional = False
-        for parameter in inspect.signature(self.source.forward).parameters.values():
-            stars = _STARS.get(parameter.kind, "")
-            # Python wants every argument after an optional one to be optional too.
-            optional = not stars and (optional or parameter.default is not parameter.empty)
-            default = parameter.default if parameter.default is not parameter.empty else None
-            args = (default if is_writable(default) else None,) if optional else ()
-            roots[parameter.name] = self.graph.create_node("placeholder", f"{stars}{parameter.name}", args)
-            roots[parameter.name].meta["val"] = None
-        return roots
-
-    def piece(self) -> CapturedModule:
-        """The surrogate as a module."""
-        needed = self._needed()
-        self._take_inner_values()
-        for node in self.gm.graph.nodes:
-            if node in needed:
-                self._place(node)
-        assert self.call.result is not None
-        leaves = [self._result(number) for number in range(self.call.result.num_leaves)]
-        self.graph.output(output_of(self.graph, leaves, self.call.result))
-        if self.elsewhere:
-            self.root.add_module(ELSEWHERE, StateElsewhere(self.elsewhere))
-        self.root.training = self.gm.training
-        piece = CapturedModule(self.root, self.graph, f"{type(self.source).__name__}Surrogate")
+            made._modules[OWN] = share_tensors(self.gm.get_submodule(self.own[:-1]))
         inner = f"{self.path}."
-        piece.meta["pinned"] = {
-            path.removeprefix(inner): mode
-            for path, mode in self.gm.meta.get("pinned", {}).items()
-            if path.startswith(inner)
-        }
-        keep_attributes(self.source, piece)
-        return piece
+        pinned = self.gm.meta.get("pinned", {}).items()
+        made._pinned = {path.removeprefix(inner): mode for path, mode in pinned if path.startswith(inner)}
+        return made
 
-    def _needed(self) -> set[fx.Node]:
+    def _swapped(self, made: SurrogateBlock) -> dict[str, fx.Node]:
+        """The nodes whose values the block has in the place of parameters, by name; the module has those no more."""
+        if any(isinstance(module, nn.RNNBase) for module in made.modules()):
+            raise NotInPlace(f"the module {self.path} has a recurrent layer, which keeps its weights twice")
+        found = {}
+        for node in self.gm.graph.nodes:
+            path = str(node.meta.get(STANDS_FOR, "")) if node in self.inside else ""
+            if path and not path.startswith(f"{self.path}."):
+                raise NotInPlace(f"it stands for {path}, which is outside of {self.path}")
+            if path:
+                found[path.removeprefix(f"{self.path}.")] = node
+        for name in found:
+            owner, _, own = name.rpartition(".")
+            made.get_submodule(owner)._parameters[own] = None
+        return found
+
+    def _leaf(self, number: int) -> fx.Node | Passed | Constant:
+        """A leaf of the result: a node that makes it, or else where it comes from."""
+        assert self.call.result is not None
+        if number in self.call.constants:
+            return Constant(self.call.constants[number])
+        node = self.results.get(number)
+        if node is None:
+            # A value that only the removed block had.
+            return Constant(None)
+        return Passed(self.given[node]) if node in self.given else node
+
+    def _neighbour(self) -> tuple[str, Any, ResultForm] | None:
+        """The structure of the result of the kept block before, where a call of the block can have flags."""
+        path = self.part.blocks[self.replacement.before].module_path
+        if path is None or len(inspect.signature(self.source.forward).parameters) < 2:
+            return None
+        try:
+            form = self._only_call(path).result
+        except NotInPlace:
+            return None
+        return (qualified_name(self.part.path, path), form, ResultForm()) if form is not None else None
+
+    def _needed(self, results: Iterable[fx.Node]) -> set[fx.Node]:
         """The nodes that the results of the module and the effects of the surrogate need."""
-        pending = [*self.results.values(), *(node for node in self.inside if has_effect(node))]
-        needed: set[fx.Node] = set()
+        pending, needed = list(results), set[fx.Node]()
         while pending:
             node = pending.pop()
-            if node in needed or node in self.arguments or self._size(node) is not None:
+            if node in needed or node in self.given or self._size(node) is not None:
                 continue
-            if node not in self.inside and node.op != "get_attr" and not self._is_number(node):
-                value = self._inner_value(node)
-                if value is not None:
-                    self.inner[node] = value
-                    continue
-                if node.op != "call_function" or has_effect(node):
-                    place = ".".join(module_stack(node)[-1:]) or "the model"
-                    raise NotInPlace(f"it reads {node.name} of {place}, which {self.path} is not handed")
+            if node not in self.inside and (node.op not in _COMPUTED or has_effect(node)):
+                place = ".".join(module_stack(node)[-1:]) or "the model"
+                raise NotInPlace(f"it reads {node.name} of {place}, which {self.path} is not handed")
             needed.add(node)
-            pending += node.all_input_nodes
+            pending += self._inputs(node)
         return needed
 
-    def _inner_value(self, node: fx.Node) -> InnerValue | None:
-        """A value from outside, where it is the result of a module that is called once; None where it is not."""
-        for boundary in boundaries(node):
-            if boundary.argument is None and len(boundary.call.calls) == 1:
-                return InnerValue(qualified_name(self.part, boundary.call.path), boundary.leaf)
-        if node.op != "call_module":
-            return None
-        calls = self.gm.graph.find_nodes(op="call_module", target=node.target)
-        return InnerValue(qualified_name(self.part, str(node.target)), None) if len(calls) == 1 else None
+    def _inputs(self, node: fx.Node) -> list[fx.Node]:
+        """The nodes whose values a node of the new graph needs: not those of a map that is borrowed."""
+        if BORROWS not in node.meta:
+            return node.all_input_nodes
+        return [given for given in node.args[:_OWN_OF_LAYER] if isinstance(given, fx.Node)]
 
-    def _take_inner_values(self) -> None:
-        """Nodes for values of other modules, before all else: a surrogate takes each of them at each call."""
-        if not self.inner:
+    def _write(self, results: Sequence[fx.Node], needed: Collection[fx.Node], made: SurrogateBlock) -> None:
+        """Write the new graph: placeholders for arguments, state elsewhere and borrowed maps, and then the rest."""
+        ordered = [node for node in self.gm.graph.nodes if node in needed]
+        read = dict.fromkeys(given for node in ordered for given in self._inputs(node))
+        for node in (*read, *results):
+            argument = node if node in self.given else self._size(node)
+            argument = argument[0] if isinstance(argument, tuple) else argument
+            if argument is not None and argument not in self.env:
+                self.arguments[argument] = self._argument(argument)
+                self.env[argument] = self._placeholder(argument)
+        for node in ordered:
+            if node.op == "get_attr" and self._local(str(node.target)) is None:
+                self._read_elsewhere(node, made)
+        for node in ordered:
+            if BORROWS in node.meta:
+                self.borrowed[node] = self._borrow(node)
+                self.env[node] = self._placeholder(node)
+        for node in ordered:
+            self._place(node, made)
+        self.graph.output(tuple(self._value(node) for node in results))
+        for node in self.graph.nodes:
+            node.meta = {}
+
+    def _placeholder(self, node: fx.Node) -> fx.Node:
+        placeholder = self.graph.placeholder(node.name)
+        placeholder.meta["val"] = node.meta.get("val")
+        return placeholder
+
+    def _argument(self, node: fx.Node) -> Argument:
+        shape = node.meta["val"].shape
+        return Argument(self.given[node], {dim: s for dim, s in enumerate(shape) if isinstance(s, int)}, len(shape))
+
+    def _read_elsewhere(self, node: fx.Node, made: SurrogateBlock) -> None:
+        """Take a parameter, a buffer or a flag from outside of the block as an argument of the graph."""
+        target = str(node.target)
+        if is_traced_constant(target):
+            if has_attribute(made, target):
+                raise NotInPlace(f"the module {self.path} has an attribute {target} already")
+            made.register_buffer(target, attribute(self.gm, target), persistent=False)
             return
-        self.root.add_module(INNER, InnerValues(list(self.inner.values())))
-        taken = self.graph.call_module(INNER)
-        taken.meta["val"] = tuple(node.meta.get("val") for node in self.inner)
-        for number, node in enumerate(self.inner):
-            self.env[node] = self.graph.call_function(operator.getitem, (taken, number))
-            self.env[node].meta["val"] = node.meta.get("val")
+        path = qualified_name(self.part.path, target)
+        if path not in self.elsewhere:
+            self.elsewhere[path] = self._placeholder(node)
+        self.env[node] = self.elsewhere[path]
 
-    def _is_number(self, node: fx.Node) -> bool:
-        return isinstance(node.meta.get("val"), (bool, int, float, *SYMBOLIC)) and node.op == "call_function"
+    def _borrow(self, node: fx.Node) -> BorrowedAttention:
+        """The layer of a node that mixes by a map made elsewhere."""
+        source, layer = node.meta[BORROWS], self.gm.get_submodule(str(node.target))
+        assert isinstance(source, BorrowedMap)
+        assert isinstance(layer, RecomputedAttention)
+        path = qualified_name(self.part.path, source.module)
+        if isinstance(self.model.get_submodule(path), nn.MultiheadAttention):
+            raise NotInPlace(f"it mixes by the attention map of {path}, which keeps it to itself")
+        kept = KeptCall(source, path)
+        return BorrowedAttention(layer, kept, qualified_name(self.part.path, self.path), layer_index(self.source))
 
     def _size(self, node: fx.Node) -> tuple[fx.Node, int] | None:
         """The argument and the dimension whose size is the value of a node."""
         value = node.meta.get("val")
         if not isinstance(value, torch.SymInt):
             return None
-        for argument in self.arguments:
+        for argument in self.given:
             shape = argument.meta["val"].shape if is_tensor(argument) else ()
             for dim, size in enumerate(shape):
                 if isinstance(size, torch.SymInt) and str(size) == str(value):
                     return argument, dim
         return None
 
-    def _place(self, node: fx.Node) -> None:
-        """Put a node of the graph into the piece."""
-        if node.op == "get_attr":
-            made = self._state(str(node.target))
+    def _place(self, node: fx.Node, made: SurrogateBlock) -> None:
+        """Put a node of the graph into the new one."""
+        if node in self.borrowed:
+            given = fx.node.map_arg(node.args[:_OWN_OF_LAYER], self._value)
+            new = self.graph.call_function(_call, (self.env[node], *given))
+        elif node in self.env:
+            return
+        elif node.op == "get_attr":
+            local = self._local(str(node.target))
+            new = self.graph.create_node("get_attr", str(node.target) if local is None else local)
         else:
             target = node.target
             if node.op == "call_module":
-                target = self._local(str(target))
-                if target is None:
-                    raise NotInPlace(f"it calls {node.target}, which is outside of {self.path}")
+                local = self._local(str(target))
+                if local is None or not has_attribute(made, local):
+                    raise NotInPlace(f"it calls {target}, which is outside of {self.path}")
+                target = local
             args, kwargs = fx.node.map_arg((node.args, node.kwargs), self._value)
-            made = self.graph.create_node(node.op, target, args, kwargs)
-        made.meta = {name: note for name, note in node.meta.items() if name != BOUNDARIES}
-        self.env[node] = made
-
-    def _state(self, target: str) -> fx.Node:
-        """A node that reads a parameter, a buffer or a flag of the graph."""
-        local = self._local(target)
-        if local is not None:
-            return self.graph.create_node("get_attr", local)
-        if is_traced_constant(target):
-            self.root.register_buffer(target, attribute(self.gm, target), persistent=False)
-            return self.graph.create_node("get_attr", target)
-        self.elsewhere.append(qualified_name(self.part, target))
-        if len(self.elsewhere) == 1:
-            self.all_elsewhere = self.graph.call_module(ELSEWHERE)
-            self.all_elsewhere.meta["val"] = None
-        return self.graph.call_function(operator.getitem, (self.all_elsewhere, len(self.elsewhere) - 1))
+            new = self.graph.create_node(node.op, target, args, kwargs)
+        new.meta = dict(node.meta)
+        self.env[node] = new
 
     def _local(self, target: str) -> str | None:
-        """The path in the piece of what is at a path of the graph; None where it is outside of the block."""
+        """The path in the module of what is at a path of the graph; None where that is outside of the block."""
         for prefix, place in ((f"{self.path}.", ""), (self.own, f"{OWN}.")):
             if target.startswith(prefix):
                 return place + target.removeprefix(prefix)
         return None
 
     def _value(self, node: fx.Node) -> fx.Node:
-        """The node of the piece that has the value of a node of the graph."""
+        """The node of the new graph that has the value of a node of the old one."""
         if node not in self.env:
             size = self._size(node)
-            if node in self.arguments:
-                name, *path = self.arguments[node]
-                made = self.roots[name.key]
-                for step in path:
-                    made = step_into(self.graph, made, step)
-                    made.meta["val"] = None
-            else:
-                assert size is not None
-                argument, dim = size
-                made = self.graph.call_function(torch.ops.aten.sym_size.int, (self._value(argument), dim))
-            made.meta["val"] = node.meta.get("val")
-            self.env[node] = made
+            assert size is not None
+            argument, dim = size
+            self.env[node] = self.graph.call_function(torch.ops.aten.sym_size.int, (self.env[argument], dim))
+            self.env[node].meta["val"] = node.meta.get("val")
         return self.env[node]
 
-    def _result(self, number: int) -> Any:
-        """A leaf of the result; None for a value that only the removed block had."""
-        if number in self.call.constants:
-            return self.call.constants[number]
-        return self._value(self.results[number]) if number in self.results else None
+
+def _call(function: Callable[..., Any], *args: Any) -> Any:
+    """Call a function that a graph is handed."""
+    return function(*args)
+
+
+def _holds_modules(value: Any) -> bool:
+    """Whether a plain attribute leads to modules or tensors, which may be those of the removed block."""
+    leaves = pytree.tree_leaves(value)
+    return any(isinstance(leaf, (nn.Module, Tensor, MethodType)) for leaf in leaves)

@@ -20,7 +20,7 @@ from torch import fx
 from repl_fx.errors import BadInput
 from repl_fx.surrogates.shared.blended_weights import BlendedWeight, blended, find_weights, on_state
 from repl_fx.surrogates.shared.builder import Builder
-from repl_fx.surrogates.shared.registry import Match, Surrogate, register_surrogate
+from repl_fx.surrogates.shared.registry import STANDS_FOR, Match, Surrogate, register_surrogate
 from repl_fx.surrogates.shared.site import NodeCall, Site, unfit_is_refused
 
 _GRANULARITIES = ("tensor", "channel")
@@ -56,6 +56,7 @@ class Blend(Surrogate[BlendConfig, BlendMatch]):
     """The same computation on blended weights."""
 
     keeps_inner_values = True
+    swaps_parameters = True
 
     @unfit_is_refused
     def match(self, site: Site) -> BlendMatch:
@@ -73,6 +74,8 @@ class Blend(Surrogate[BlendConfig, BlendMatch]):
             weights = tuple(replace(weight, axis=None) for weight in weights)
         with site.before_node(match.nodes[0]):
             made = blended(site, "blend", weights, self.config.train_neighbours)
+        for path, node in made.items():
+            node.meta[STANDS_FOR] = path
         for node in match.nodes:
             self._on_weights(site, node, made)
         return site.block.outputs

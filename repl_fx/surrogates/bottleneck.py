@@ -114,6 +114,7 @@ class Bottleneck(Surrogate[BottleneckConfig, BottleneckMatch]):
     """A thin layer in place of the block's last branch."""
 
     fills_buffers = True
+    reads_stream_alone = True
 
     @unfit_is_refused
     def match(self, site: Site) -> BottleneckMatch:

@@ -30,6 +30,7 @@ class Identity(Surrogate[IdentityConfig, Match]):
     """Depth pruning: the block's output is its input."""
 
     leaves_nothing = True
+    reads_stream_alone = True
 
     def match(self, site: Site) -> Match | Refusal:
         """Refuse a block whose output is unlike its input."""

@@ -40,6 +40,7 @@ from repl_fx.analysis.attention import (
 )
 from repl_fx.analysis.branches import Branch
 from repl_fx.graph.decisions import is_choice
+from repl_fx.surrogates.shared.borrowed_maps import BORROWS, BorrowedMap, Heads, selection
 from repl_fx.surrogates.shared.branch_edits import starts_at_zero, without
 from repl_fx.surrogates.shared.builder import Builder
 from repl_fx.surrogates.shared.norms import PreNorm, find_pre_norm
@@ -104,6 +105,8 @@ class ReuseMatch(Match):
 class Reuse(Surrogate[ReuseConfig, ReuseMatch]):
     """Thin values, mixed by the attention map of the block before."""
 
+    reads_stream_alone = True
+
     @unfit_is_refused
     def match(self, site: Site) -> ReuseMatch:
         """Refuse a block without self-attention of a known form, and neighbours of another size."""
@@ -158,7 +161,9 @@ class Reuse(Surrogate[ReuseConfig, ReuseMatch]):
             given = (_some_heads(site, _node(mixing.core.args[0]), heads),)
         module = RecomputedAttention(norm.kind, norm.eps, len(heads), MapForm(**settings))
         path = site.module(f"{mixing.name}_reuse", module)
-        return site.call_module(path, norm.input, weight, parts["weight_out"], bias, parts.get("bias_out"), *given)
+        made = site.call_module(path, norm.input, weight, parts["weight_out"], bias, parts.get("bias_out"), *given)
+        made.meta[BORROWS] = _borrowed(mixing)
+        return made
 
     def _weights(self, site: Site, mixing: _Mixing) -> tuple[ValueSynthesis | OwnWeights, tuple[str, ...]]:
         """The synthesis of the weights, and the parameters it reads."""
@@ -297,6 +302,15 @@ def _require_own_map(attention: Attention) -> None:
             raise Unfit(f"{core.name} has one attention map for several examples or heads", core)
 
 
+def _borrowed(mixing: _Mixing) -> BorrowedMap:
+    """Where the map is made, for a surrogate that stands in the model's own tree."""
+    attention, heads = mixing.attention, mixing.heads
+    count = len(attention.units)
+    asked = int(_node(mixing.core.args[0]).meta["val"].shape[1])
+    queries = Heads(tuple(head * asked // count for head in heads), asked)
+    return BorrowedMap.made_at(mixing.core, queries, Heads(heads, count), scaled=attention.scaled)
+
+
 def _scaled_product(site: Builder, settings: Mapping[str, object], heads: Sequence[int]) -> tuple[object, ...]:
     """Queries, keys, mask and dropout of some heads of the values."""
     queries, keys, values, mask = (settings[name] for name in ("query", "key", "value", "attn_mask"))
@@ -317,8 +331,5 @@ def _node(value: object) -> fx.Node:
 
 def _some_heads(site: Builder, value: fx.Node, heads: Sequence[int]) -> fx.Node:
     """Some heads of (…, heads, positions, c): a view, where they lie at even distances."""
-    step = heads[1] - heads[0] if len(heads) > 1 else 1
     before = [slice(None)] * (value.meta["val"].ndim - 3)
-    if list(heads) == list(range(heads[0], heads[-1] + 1, step)):
-        return site.call(operator.getitem, value, (*before, slice(heads[0], heads[-1] + 1, step)))
-    return site.call(operator.getitem, value, (*before, list(heads)))
+    return site.call(operator.getitem, value, (*before, selection(heads)))

@@ -14,7 +14,8 @@ from typing import Any
 from torch import Tensor, nn
 
 from repl_fx._torch import call_impl, pytree, set_call_impl, traced_node, unset_call_impl
-from repl_fx.graph.boundaries import Boundary, ModuleCall, note_boundary
+from repl_fx.graph.boundaries import Boundary, ModuleCall, note_boundary, places
+from repl_fx.running.opaque_outputs import PLAIN
 from repl_fx.tracing.leaves import is_leaf
 
 
@@ -48,9 +49,12 @@ def _noting(module: nn.Module, path: str, calls: list[ModuleCall]) -> Callable[.
     def call(*args: Any, **kwargs: Any) -> Any:
         made = ModuleCall(path, calls)
         calls.append(made)
-        given, _ = pytree.tree_flatten_with_path(signature.bind(*args, **kwargs).arguments)
-        for place, leaf in given:
-            _note(leaf, Boundary(made, argument=tuple(place)))
+        bound = signature.bind(*args, **kwargs)
+        bound.apply_defaults()
+        given = dict(places(bound.arguments))
+        made.given = {place: leaf if isinstance(leaf, PLAIN) else type(leaf) for place, leaf in given.items()}
+        for place, leaf in given.items():
+            _note(leaf, Boundary(made, argument=place))
         result = run(*args, **kwargs)
         leaves, made.result = pytree.tree_flatten(result)
         made.constants = {number: leaf for number, leaf in enumerate(leaves) if not isinstance(leaf, Tensor)}

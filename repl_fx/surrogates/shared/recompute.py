@@ -158,10 +158,17 @@ class RecomputedAttention(_Recomputed):
             given: queries, keys (batch, heads, positions, c), a mask or None, and the probability of dropout; or the
                 map (batch, heads, positions, positions).
         """
-        form, batch, width = self.form, given[0].shape[0], thin.shape[-1]
-        sizes = (batch, -1) if form.batch_first else (-1, batch)
-        values = thin.reshape(*sizes, self.heads, width // self.heads)
-        values = values.transpose(1, 2) if form.batch_first else values.permute(1, 2, 0, 3)
+        return self.mix(self.values(thin, given[0].shape[0]), thin.shape, *given)
+
+    def values(self, thin: Tensor, batch: int) -> Tensor:
+        """Thin values (…, heads * c) as (batch, heads, positions, c)."""
+        sizes = (batch, -1) if self.form.batch_first else (-1, batch)
+        values = thin.reshape(*sizes, self.heads, thin.shape[-1] // self.heads)
+        return values.transpose(1, 2) if self.form.batch_first else values.permute(1, 2, 0, 3)
+
+    def mix(self, values: Tensor, shape: torch.Size, *given: Any) -> Tensor:
+        """The values mixed by the map, in the shape of the thin ones, or with as many dimensions as the form says."""
+        form = self.form
         if form.scaled:
             queries, keys, mask, dropout = given
             out = F.scaled_dot_product_attention(queries, keys, values, mask, dropout, form.causal, scale=form.scale)
@@ -169,8 +176,8 @@ class RecomputedAttention(_Recomputed):
             out = given[0] @ values.to(given[0].dtype)
         out = out.transpose(1, 2) if form.batch_first else out.permute(2, 0, 1, 3)
         if form.dims is None:
-            return out.reshape(*thin.shape[:-1], width)
-        return out.flatten(-2) if form.dims == 3 else out.reshape(-1, width)
+            return out.reshape(shape)
+        return out.flatten(-2) if form.dims == 3 else out.reshape(-1, shape[-1])
 
     def extra_repr(self) -> str:
         """The branch, in a line."""

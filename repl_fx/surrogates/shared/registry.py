@@ -26,6 +26,8 @@ Config = TypeVar("Config")
 # Where a thin surrogate can have its weights from.
 _SOURCES = ("neighbours", "own")
 _GROUP = "repl_fx.surrogates"
+# The note, on a node whose value stands for a parameter of the block, of the parameter's path.
+STANDS_FOR = "stands_for"
 _REGISTRY: dict[str, tuple[type[Surrogate[Any, Any]], type[Any]]] = {}
 
 
@@ -56,6 +58,13 @@ class Surrogate(ABC, Generic[Config, Found]):
     # Whether what stays of the block computes anew, as the block did, the buffers that each forward fills before it
     # reads them.
     fills_buffers: ClassVar[bool] = False
+
+    # Whether the stand-in is a function of the block's stream, whatever else the block is handed: a mask, a cache, a
+    # flag. Else a model in place refuses calls of the block that differ from those of the trace in such things.
+    reads_stream_alone: ClassVar[bool] = False
+    # Whether the stand-in is the block itself with other values in its parameters; a model in place runs the block's
+    # own code on them. The nodes that make them have the note `STANDS_FOR`.
+    swaps_parameters: ClassVar[bool] = False
 
     def __init__(self, config: Config) -> None:
         self.config = config

@@ -179,16 +179,17 @@ def capture_as_called(
     return CapturedParts(model, assemble(model, graphs), tuple(parts))
 
 
-def assemble(source: nn.Module, graphs: Mapping[str, fx.GraphModule]) -> nn.Module:
-    """A copy of a model's tree with graphs, by path, in place of modules; parameters and buffers are shared.
+def assemble(source: nn.Module, instead: Mapping[str, nn.Module]) -> nn.Module:
+    """A copy of a model's tree with others, by path, in place of modules; parameters and buffers are shared.
 
     A module that stands at several paths is replaced at all of them.
     """
-    memo: dict[int, nn.Module] = {id(source.get_submodule(path)): gm for path, gm in graphs.items()}
+    memo: dict[int, nn.Module] = {id(source.get_submodule(path)): module for path, module in instead.items()}
+    given = set(map(id, instead.values()))
     result = share_tensors(source, memo)
     for module in source.modules():
         copied = memo.get(id(module))
-        if copied is None or isinstance(copied, fx.GraphModule):
+        if copied is None or id(copied) in given or isinstance(copied, fx.GraphModule):
             continue
         for name, value in vars(module).items():
             # Modules in plain lists, and methods kept in attributes, would still be the source's.

@@ -1,0 +1,267 @@
+"""The attention maps of kept blocks, for surrogates in the model's own tree that mix by them.
+
+    block 2    attention of block 2: scaled_dot_product_attention(q, k, v, mask, …)     q, k, mask, … are kept
+    block 3    reuse: scaled_dot_product_attention(q, k, thin values, mask, …)          and taken
+
+The call is seen as the kept block makes it, so a mask that the model leaves out, a causal flag, and keys from a cache
+are those of this very forward pass. With a cache the thin values are kept in it too, where the removed block had its
+keys and values.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from functools import update_wrapper
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+from torch.utils.weak import WeakTensorKeyDictionary
+
+from repl_fx._torch import backward_pass
+from repl_fx.surrogates.shared.borrowed_maps import BorrowedMap
+from repl_fx.surrogates.shared.recompute import RecomputedAttention
+
+_PRODUCTS = (torch.matmul, Tensor.matmul, Tensor.__matmul__)
+# Where attention modules of transformers keep the number of their layer in a cache.
+_LAYER = "layer_idx"
+
+
+@dataclass(frozen=True)
+class AttentionCall:
+    """An attention map as it was given.
+
+    Attributes:
+        queries: (batch, heads, positions, c), or the map itself (batch, heads, positions, positions).
+        keys: None for a map.
+        mask, dropout, causal, scale: see `scaled_dot_product_attention`.
+    """
+
+    queries: Tensor
+    keys: Tensor | None = None
+    mask: Tensor | None = None
+    dropout: float = 0.0
+    causal: bool = False
+    scale: float | None = None
+
+
+def _of_product(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attn_mask: Tensor | None = None,
+    dropout_p: float = 0.0,
+    is_causal: bool = False,
+    *,
+    scale: float | None = None,
+    enable_gqa: bool = False,
+) -> AttentionCall:
+    """The arguments of `scaled_dot_product_attention`, under its names."""
+    return AttentionCall(query, key, attn_mask, dropout_p, is_causal, scale)
+
+
+class KeptCall:
+    """The last attention call of a module, from its forward until a surrogate takes it.
+
+    Args:
+        source: which call it is.
+        path: of the module in the model.
+    """
+
+    def __init__(self, source: BorrowedMap, path: str) -> None:
+        self.source, self.path = source, path
+        # By thread: the replicas of a model may run side by side.
+        self._kept: dict[int, tuple[AttentionCall, int, bool]] = {}
+        self._taken: Any = WeakTensorKeyDictionary()
+
+    def keep(self, calls: Mapping[bool, list[AttentionCall]]) -> None:
+        """Keep one of the calls that the module has made."""
+        found, here = calls[self.source.scaled], _thread()
+        self._kept.pop(here, None)
+        if len(found) == self.source.count:
+            self._kept[here] = found[self.source.number], backward_pass(), torch.is_grad_enabled()
+
+    def take(self, stream: Tensor) -> AttentionCall:
+        """The call, once: one that stayed could be that of another batch.
+
+        Args:
+            stream: the input of the surrogate; where the surrogate runs on it again, as a checkpoint does in the
+                backward pass, the call is the same.
+
+        Raises:
+            RuntimeError: the module has not run since, or has run without gradients that are wanted now.
+        """
+        known: AttentionCall | None = self._taken.get(stream) if backward_pass() >= 0 else None
+        if known is not None:
+            return known
+        call, made_in, with_gradients = self._kept.pop(_thread(), (None, 0, True))
+        if call is None or made_in != backward_pass():
+            kind = "scaled_dot_product_attention" if self.source.scaled else "matmul"
+            raise RuntimeError(
+                f"a surrogate mixes by the attention map of {self.path}, which has made none by {kind} since, "
+                "as it did when the model was captured; run the blocks in the model's order, and do not change how the "
+                "model computes attention"
+            )
+        if torch.is_grad_enabled() and not with_gradients and stream.requires_grad:
+            raise RuntimeError(
+                f"a surrogate mixes by the attention map of {self.path}, which was made without gradients; checkpoint "
+                "with use_reentrant=False"
+            )
+        if torch.is_grad_enabled() and not torch.compiler.is_compiling():
+            self._taken[stream] = call
+        return call
+
+    def __getstate__(self) -> dict[str, Any]:
+        # A call belongs to one forward pass of one process.
+        return {"source": self.source, "path": self.path}
+
+    def __setstate__(self, state: Mapping[str, Any]) -> None:
+        self.__init__(**state)  # type: ignore[misc]
+
+
+def _thread() -> int:
+    return 0 if torch.compiler.is_compiling() else threading.get_ident()
+
+
+class WatchedForward:
+    """The forward of an attention module, whose calls are kept for those who take them; see `watch`."""
+
+    def __init__(self, module: nn.Module) -> None:
+        # A forward that someone else has put there goes on.
+        self.own: Callable[..., Any] | None = vars(module).get("forward")
+        self.module, self.readers = module, list[KeptCall]()
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        with _Watch() as watch:
+            if self.own is None:
+                result = type(self.module).forward(self.module, *args, **kwargs)
+            else:
+                result = self.own(*args, **kwargs)
+        for reader in self.readers:
+            reader.keep(watch.calls)
+        return result
+
+
+def watch(module: nn.Module, reader: KeptCall) -> None:
+    """Let a reader keep the attention calls of a module from now on."""
+    watched = vars(module).get("forward")
+    if not isinstance(watched, WatchedForward):
+        watched = WatchedForward(module)
+        # The signature is that of the module's own forward.
+        update_wrapper(watched, module.forward, updated=())
+        module.__dict__["forward"] = watched
+    watched.readers.append(reader)
+
+
+class _Watch(TorchFunctionMode):
+    """Notes the attention calls that are made meanwhile."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.calls: dict[bool, list[AttentionCall]] = {True: [], False: []}
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is F.scaled_dot_product_attention:
+            self.calls[True].append(_of_product(*args, **(kwargs or {})))
+        elif func in _PRODUCTS:
+            self.calls[False].append(AttentionCall(args[0]))
+        return func(*args, **(kwargs or {}))
+
+
+class BorrowedAttention:
+    """A layer that mixes thin values by a map that a kept block makes.
+
+    Args:
+        layer: the layer as it is in the graph.
+        kept: the calls that the map comes from.
+        block: path of the block that the layer is in.
+        index: the number of the removed block in a cache; None where it has none.
+    """
+
+    def __init__(self, layer: RecomputedAttention, kept: KeptCall, block: str, index: int | None) -> None:
+        self.kept, self.block, self.index = kept, block, index
+        self._layers = {(layer.form.causal, layer.form.scale): layer}
+
+    def mix(
+        self,
+        arguments: Mapping[str, Any],
+        x: Tensor,
+        weight_in: Tensor,
+        weight_out: Tensor,
+        bias_in: Tensor | None = None,
+        bias_out: Tensor | None = None,
+    ) -> Tensor:
+        """Do what `RecomputedAttention` does, with the map of this forward pass.
+
+        Args:
+            arguments: those of the block, by name; a cache among them is read and filled.
+            x, weight_in, weight_out, bias_in, bias_out: see `RecomputedAttention`.
+        """
+        call = self.kept.take(x)
+        layer, given = self._layer(call), self._given(call, x)
+        cache, keys = _cache_in(arguments), given[0] if call.keys is None else given[1]
+        reach = keys.shape[-1] if call.keys is None else keys.shape[-2]
+        batch = call.queries.shape[0]
+        if cache is None:
+            if reach * batch * x.shape[-1] != x.numel():
+                raise RuntimeError(
+                    f"{self.kept.path} attends to {reach} positions, and the surrogate of {self.block} has values of "
+                    f"{x.numel() // x.shape[-1] // batch}; run without a cache, or with one of transformers"
+                )
+            mixed: Tensor = layer(x, weight_in, weight_out, bias_in, bias_out, *given)
+            return mixed
+        if self.index is None:
+            raise RuntimeError(f"the surrogate of {self.block} has no place in a {type(cache).__name__}; run without")
+        # Written as operators, for others read the values too.
+        thin = F.linear(layer.normalised(x)[0], weight_in, bias_in)
+        values = layer.values(thin, batch)
+        known: Tensor = cache.update(values, values, self.index)[1]
+        return F.linear(layer.mix(known[..., :reach, :], thin.shape, *given), weight_out, bias_out)
+
+    def _layer(self, call: AttentionCall) -> RecomputedAttention:
+        key = call.causal, call.scale
+        if key not in self._layers:
+            like = next(iter(self._layers.values()))
+            form = replace(like.form, causal=call.causal, scale=call.scale)
+            self._layers[key] = RecomputedAttention(like.norm, like.eps, like.heads, form)
+        return self._layers[key]
+
+    def _given(self, call: AttentionCall, x: Tensor) -> tuple[Any, ...]:
+        """The map of the heads that the layer has, as `RecomputedAttention` is given it."""
+        source, queries, mask = self.kept.source, call.queries, call.mask
+        positions = x.numel() // x.shape[-1] // queries.shape[0]
+        if queries.shape[-2] != positions:
+            # The queries that share keys may lie where positions do, where there is one position.
+            if positions != 1 or queries.shape[-2] * queries.shape[1] != source.queries.total:
+                raise RuntimeError(
+                    f"{self.kept.path} asks from {queries.shape[-2]} positions, and the surrogate of {self.block} has "
+                    f"{positions}"
+                )
+            queries = queries[..., :1, :]
+            mask = mask if mask is None or mask.shape[-2] == 1 else mask[..., :1, :]
+        if call.keys is None:
+            return (source.queries.of(queries),)
+        if mask is not None and mask.ndim > 2 and mask.shape[-3] != 1:
+            mask = source.queries.of(mask if mask.ndim > 3 else mask.unsqueeze(0))
+        return source.queries.of(queries), source.keys.of(call.keys), mask, call.dropout
+
+
+def layer_index(block: nn.Module) -> int | None:
+    """The number of a block in a cache of transformers, None where its modules do not name one."""
+    found = {module.__dict__.get(_LAYER) for module in block.modules()} - {None}
+    number = found.pop() if len(found) == 1 else None
+    return number if isinstance(number, int) else None
+
+
+def _cache_in(arguments: Mapping[str, Any]) -> Any:
+    """The cache of keys and values of transformers that a block was handed, None where it was handed none."""
+    named = {**arguments, **next((v for v in arguments.values() if isinstance(v, dict)), {})}
+    for value in named.values():
+        inner = getattr(value, "self_attention_cache", value)
+        if hasattr(inner, "update") and hasattr(inner, "get_seq_length"):
+            return inner
+    return None

@@ -1,0 +1,327 @@
+"""Modules that stand in the source's own tree in the place of a replaced block, behind the block's own signature."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from types import MappingProxyType
+from typing import Any, Self, cast
+
+from torch import Tensor, fx, nn
+
+from repl_fx._torch import SYMBOLIC, function_of, pytree
+from repl_fx.arguments import in_words
+from repl_fx.graph.boundaries import places
+from repl_fx.graph.captured import has_effect
+from repl_fx.graph.decisions import jump_over_, settle_decisions_
+from repl_fx.graph.pickling import GraphData
+from repl_fx.in_place.attention_calls import BorrowedAttention
+from repl_fx.in_place.effective_weights import weight_now
+from repl_fx.running.opaque_outputs import PLAIN
+
+
+@dataclass(frozen=True)
+class Argument:
+    """A tensor that a surrogate takes from what the block is called with.
+
+    Attributes:
+        place: the name of the argument in the signature, and the keys of containers behind it.
+        sizes: the sizes that were fixed in the trace, by dimension.
+        dims: how many dimensions the tensor had in the trace.
+    """
+
+    place: tuple[Any, ...]
+    sizes: Mapping[int, int]
+    dims: int
+
+    def of(self, arguments: Mapping[str, Any], block: str) -> Tensor:
+        """The tensor among the arguments of a call.
+
+        Raises:
+            RuntimeError: the argument is no tensor of such sizes.
+        """
+        value = _at(arguments, self.place)
+        if not isinstance(value, Tensor):
+            raise RuntimeError(
+                f"the surrogate of {block} computes with {self}, which was a tensor when the model was captured and is "
+                f"{_in_short(value)} now; capture the model with inputs that leave it out, or use the graph"
+            )
+        if value.ndim != self.dims or any(value.shape[dim] != size for dim, size in self.sizes.items()):
+            known = ", ".join(str(self.sizes.get(dim, "any")) for dim in range(self.dims))
+            raise RuntimeError(
+                f"the surrogate of {block} was captured with {self} of shape ({known}), and is called with "
+                f"{tuple(value.shape)}"
+            )
+        return value
+
+    def __str__(self) -> str:
+        return str(self.place[-1] if isinstance(self.place[-1], str) else self.place[0])
+
+
+@dataclass(frozen=True)
+class Passed:
+    """A leaf of the result that is what the block was handed at a place."""
+
+    place: tuple[Any, ...]
+
+
+@dataclass(frozen=True)
+class Made:
+    """A leaf of the result that is a result of the surrogate's graph."""
+
+    number: int
+
+
+@dataclass(frozen=True)
+class Constant:
+    """A leaf of the result that was no tensor in the trace, or that the removed block alone had: None."""
+
+    value: Any
+
+
+class ResultForm:
+    """The structure of what a kept block returns, as it was when it ran last; a forward hook.
+
+    A flag may let all blocks of a repeat return more; the surrogates then have no more to return.
+    """
+
+    def __init__(self) -> None:
+        self.last: pytree.TreeSpec | None = None
+
+    def __call__(self, module: nn.Module, args: Any, result: Any) -> None:
+        self.last = pytree.tree_structure(result)
+
+
+@dataclass
+class StandIn:
+    """The work of a surrogate in place.
+
+    Attributes:
+        block: path of the block in the model.
+        graph: takes the tensors of `arguments`, those of `elsewhere`, and a function for each of `borrowed`.
+        arguments: the tensors that the graph reads.
+        elsewhere: paths, in the model, of parameters, buffers and flags outside of the block.
+        borrowed: the layers that mix by a map which a kept block makes.
+        result: the structure of the block's result.
+        leaves: the leaves of the result.
+        known: the leaves of the arguments in the trace, for a surrogate that depends on them; None for one that depends
+            on the stream alone.
+        neighbour: path of a kept block of the repeat, the structure of its result in the trace, and at its last call.
+        names: for a surrogate that swaps parameters: their names in the block, in the order of the graph's results.
+        around: the model, in a tuple, for a module as an attribute would be registered and contain itself.
+    """
+
+    block: str
+    graph: fx.Graph
+    arguments: tuple[Argument, ...]
+    elsewhere: tuple[str, ...]
+    borrowed: tuple[BorrowedAttention, ...]
+    result: pytree.TreeSpec
+    leaves: tuple[Made | Passed | Constant, ...]
+    known: Mapping[tuple[Any, ...], Any] | None
+    neighbour: tuple[str, pytree.TreeSpec, ResultForm] | None = None
+    names: tuple[str, ...] = ()
+    around: tuple[nn.Module, ...] = ()
+    code: Callable[..., Any] = field(init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        settle_decisions_(self.graph, has_effect)
+        jump_over_(self.graph)
+        self.code = function_of(self.graph)
+
+    def compute(self, host: nn.Module, arguments: Mapping[str, Any]) -> tuple[Any, ...]:
+        """The results of the graph."""
+        given = [argument.of(arguments, self.block) for argument in self.arguments]
+        state = [weight_now(self.around[0], path) for path in self.elsewhere]
+        mixing = [functools.partial(layer.mix, arguments) for layer in self.borrowed]
+        results: tuple[Any, ...] = self.code(host, *given, *state, *mixing)
+        return results
+
+    def run(self, host: nn.Module, arguments: Mapping[str, Any]) -> Any:
+        """What the block returns."""
+        if self.known is not None:
+            self._require_as_known(arguments)
+        self._require_form()
+        made = self.compute(host, arguments)
+        return pytree.tree_unflatten([self._leaf(leaf, arguments, made) for leaf in self.leaves], self.result)
+
+    def _leaf(self, leaf: Made | Passed | Constant, arguments: Mapping[str, Any], made: Sequence[Any]) -> Any:
+        if isinstance(leaf, Passed):
+            return _at(arguments, leaf.place)
+        return made[leaf.number] if isinstance(leaf, Made) else leaf.value
+
+    def _require_as_known(self, arguments: Mapping[str, Any]) -> None:
+        """Refuse arguments of another kind than in the trace: the graph has the block's answer to those alone."""
+        given = dict(places(arguments))
+        for place in {**(self.known or {}), **given}:
+            was, value = (self.known or {}).get(place), given.get(place)
+            if not _as_known(was, value):
+                name = ".".join(map(str, place))
+                raise RuntimeError(
+                    f"the surrogate of {self.block} was captured with {name} = {_in_short(was)}, and is called with "
+                    f"{_in_short(value)}; capture the model with such inputs"
+                )
+
+    def _require_form(self) -> None:
+        if self.neighbour is None:
+            return
+        path, was, form = self.neighbour
+        if form.last is not None and form.last != was:
+            raise RuntimeError(
+                f"{path} returns {form.last.num_leaves} values now, and returned "
+                f"{was.num_leaves} when the model was captured; its surrogate neighbour "
+                f"{self.block} cannot follow; capture the model with the flags of this call"
+            )
+
+    def __getstate__(self) -> dict[str, Any]:
+        state = {name: value for name, value in vars(self).items() if name != "code"}
+        return {**state, "graph": GraphData.of(self.graph)}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state, graph=state["graph"].make())
+        self.__post_init__()
+
+
+_CLASSES: dict[tuple[type[nn.Module], bool], type[SurrogateBlock]] = {}
+
+
+class SurrogateBlock(nn.Module):
+    """A surrogate that is called as the block was whose place it takes.
+
+    Objects are of a class that is derived from the block's own too (`surrogate_class`), so that code which asks for the
+    class (hooks on all blocks of a kind, wrapping policies) finds them.
+    """
+
+    _stand_in: StandIn
+    _pinned: Mapping[str, bool] = MappingProxyType({})
+    _source: type[nn.Module]
+    _bind: Callable[..., Mapping[str, Any]]
+
+    def _run(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
+        return self._stand_in.run(self, type(self)._bind(*args, **kwargs))
+
+    @property
+    def graph_root(self) -> nn.Module:
+        """The module itself, for nodes that rebind its buffers."""
+        return self
+
+    def train(self, mode: bool = True) -> Self:
+        """Set the mode of all modules, but for those that the block's own `train` keeps in one."""
+        # The block's own method may name children that are gone.
+        nn.Module.train(self, mode)
+        for path, pinned in self._pinned.items():
+            self.get_submodule(path).training = pinned
+        return self
+
+    def extra_repr(self) -> str:
+        """The block whose place the surrogate takes."""
+        return f"in place of {self._stand_in.block}"
+
+    def __reduce_ex__(self, protocol: Any) -> tuple[Any, ...]:
+        state = {name: value for name, value in vars(self).items() if name != "_compiled_call_impl"}
+        return _empty, (type(self)._source, isinstance(self, SwappedBlock)), state
+
+
+class SwappedBlock(SurrogateBlock):
+    """The block itself on parameters that its surrogate makes."""
+
+    def _run(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
+        made = self._stand_in.compute(self, {})
+        with _swapped(self, dict(zip(self._stand_in.names, made, strict=True))):
+            return type(self)._source.forward(self, *args, **kwargs)
+
+
+def surrogate_class(source: type[nn.Module], swaps: bool) -> type[SurrogateBlock]:
+    """The class of surrogates that stand for blocks of a class; the same at each call."""
+    if (source, swaps) not in _CLASSES:
+        _CLASSES[source, swaps] = _new_class(source, swaps)
+    return _CLASSES[source, swaps]
+
+
+def _new_class(source: type[nn.Module], swaps: bool) -> type[SurrogateBlock]:
+    signature = inspect.signature(source.forward)
+
+    def forward(self: SurrogateBlock, *args: Any, **kwargs: Any) -> Any:
+        return self._run(args, kwargs)
+
+    forward.__signature__ = signature  # type: ignore[attr-defined]
+    own = {"forward": forward, "_source": source, "_bind": staticmethod(_binder(signature))}
+    named = {"__module__": source.__module__, "__doc__": f"A surrogate in the place of a {source.__name__}."}
+    return type(f"{source.__name__}Surrogate", (SwappedBlock if swaps else SurrogateBlock, source), {**own, **named})
+
+
+def _empty(source: type[nn.Module], swaps: bool) -> SurrogateBlock:
+    """A surrogate whose state is about to be set."""
+    kind = surrogate_class(source, swaps)
+    return kind.__new__(kind)
+
+
+def _binder(signature: inspect.Signature) -> Callable[..., Mapping[str, Any]]:
+    """A function that gives the arguments of a call by name; written as code, which torch.compile follows."""
+    parameters = list(signature.parameters.values())[1:]
+    defaults = {f"default_{i}": p.default for i, p in enumerate(parameters)}
+    shown = [
+        p.replace(annotation=p.empty, default=p.empty if p.default is p.empty else _Name(f"default_{i}"))
+        for i, p in enumerate(parameters)
+    ]
+    names = ", ".join(f"{p.name!r}: {p.name}" for p in parameters)
+    made: dict[str, Any] = {}
+    exec(f"def forward{inspect.Signature(shown)}:\n    return {{{names}}}", dict(defaults), made)
+    return cast("Callable[..., Mapping[str, Any]]", made["forward"])
+
+
+class _Name:
+    """Prints as a name, in the code of a signature."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+
+    def __repr__(self) -> str:
+        return self.name
+
+
+@contextmanager
+def _swapped(block: nn.Module, values: Mapping[str, Tensor]) -> Iterator[None]:
+    """Let a block have values in the place of parameters, by name, meanwhile."""
+    places = [(block.get_submodule(path.rpartition(".")[0])._parameters, path.rpartition(".")[2]) for path in values]
+    try:
+        for (parameters, name), value in zip(places, values.values(), strict=True):
+            parameters[name] = cast("nn.Parameter", value)
+        yield
+    finally:
+        for parameters, name in places:
+            parameters[name] = None
+
+
+def _at(arguments: Mapping[str, Any], place: Sequence[Any]) -> Any:
+    """The value at a place among arguments, None where no value is there."""
+    value: Any = arguments
+    for key in place:
+        if isinstance(value, (Mapping, list, tuple)):
+            inside = key in value if isinstance(value, Mapping) else isinstance(key, int) and key < len(value)
+            value = value[key] if inside else None
+        else:
+            value = getattr(value, str(key), None)
+    return value
+
+
+def _as_known(was: Any, value: Any) -> bool:
+    """Whether a leaf of the arguments is of the kind that it was in the trace; a plain value, the same."""
+    if was is None or was is False:
+        # A flag that is not given is one that is not set.
+        return value is None or value is False
+    if not isinstance(was, type):
+        return type(was) is type(value) and bool(was == value)
+    if issubclass(was, (Tensor, *SYMBOLIC)):
+        return isinstance(value, Tensor if issubclass(was, Tensor) else SYMBOLIC[was])
+    return type(value) is was
+
+
+def _in_short(value: Any) -> str:
+    kind = value if isinstance(value, type) else type(value)
+    if issubclass(kind, Tensor):
+        return "a tensor"
+    return repr(value) if isinstance(value, PLAIN) else in_words(kind.__name__ if kind is value else value)
