@@ -99,6 +99,11 @@ class KeptCall:
         if known is not None:
             return known
         call, made_in, with_gradients = self._kept.pop(_thread(), (None, 0, True))
+        if call is None and backward_pass() >= 0:
+            raise RuntimeError(
+                f"a surrogate that mixes by the attention map of {self.path} is computed again in the backward pass, "
+                "on a copy of its input; checkpoint with use_reentrant=False"
+            )
         if call is None or made_in != backward_pass():
             kind = "scaled_dot_product_attention" if self.source.scaled else "matmul"
             raise RuntimeError(
@@ -189,6 +194,7 @@ class BorrowedAttention:
     def mix(
         self,
         arguments: Mapping[str, Any],
+        stream: Tensor,
         x: Tensor,
         weight_in: Tensor,
         weight_out: Tensor,
@@ -199,9 +205,10 @@ class BorrowedAttention:
 
         Args:
             arguments: those of the block, by name; a cache among them is read and filled.
+            stream: the first tensor among them.
             x, weight_in, weight_out, bias_in, bias_out: see `RecomputedAttention`.
         """
-        call = self.kept.take(x)
+        call = self.kept.take(stream)
         layer, given = self._layer(call), self._given(call, x)
         cache, keys = _cache_in(arguments), given[0] if call.keys is None else given[1]
         reach = keys.shape[-1] if call.keys is None else keys.shape[-2]

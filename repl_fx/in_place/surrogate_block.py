@@ -17,7 +17,7 @@ from repl_fx.arguments import in_words
 from repl_fx.graph.boundaries import places
 from repl_fx.graph.captured import has_effect
 from repl_fx.graph.decisions import jump_over_, settle_decisions_
-from repl_fx.graph.pickling import GraphData
+from repl_fx.graph.pickling import GraphData, structure_as_data
 from repl_fx.in_place.attention_calls import BorrowedAttention
 from repl_fx.in_place.effective_weights import weight_now
 from repl_fx.running.opaque_outputs import PLAIN
@@ -94,6 +94,10 @@ class ResultForm:
     def __call__(self, module: nn.Module, args: Any, result: Any) -> None:
         self.last = pytree.tree_structure(result)
 
+    def __getstate__(self) -> dict[str, Any]:
+        # The last call belongs to this process.
+        return {"last": None}
+
 
 @dataclass
 class StandIn:
@@ -136,7 +140,7 @@ class StandIn:
         """The results of the graph."""
         given = [argument.of(arguments, self.block) for argument in self.arguments]
         state = [weight_now(self.around[0], path) for path in self.elsewhere]
-        mixing = [functools.partial(layer.mix, arguments) for layer in self.borrowed]
+        mixing = [functools.partial(layer.mix, arguments, given[0]) for layer in self.borrowed]
         results: tuple[Any, ...] = self.code(host, *given, *state, *mixing)
         return results
 
@@ -157,6 +161,8 @@ class StandIn:
         """Refuse arguments of another kind than in the trace: the graph has the block's answer to those alone."""
         given = dict(places(arguments))
         for place in {**(self.known or {}), **given}:
+            if place[-1] in _SAY_WHAT_TO_RETURN:
+                continue
             was, value = (self.known or {}).get(place), given.get(place)
             if not _as_known(was, value):
                 name = ".".join(map(str, place))
@@ -178,13 +184,19 @@ class StandIn:
 
     def __getstate__(self) -> dict[str, Any]:
         state = {name: value for name, value in vars(self).items() if name != "code"}
-        return {**state, "graph": GraphData.of(self.graph)}
+        state |= {"graph": GraphData.of(self.graph), "result": structure_as_data(self.result)}
+        if self.neighbour is not None:
+            path, form, last = self.neighbour
+            state["neighbour"] = path, structure_as_data(form), last
+        return state
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         vars(self).update(state, graph=state["graph"].make())
         self.__post_init__()
 
 
+# Flags of transformers that change nothing of what a block computes; the structure of its result is compared anyway.
+_SAY_WHAT_TO_RETURN = frozenset({"use_cache", "output_attentions", "output_hidden_states", "return_dict"})
 _CLASSES: dict[tuple[type[nn.Module], bool], type[SurrogateBlock]] = {}
 
 

@@ -1,0 +1,269 @@
+"""The model in place is the source's tree, and computes what the rewritten graph does."""
+
+from __future__ import annotations
+
+import copy
+import io
+import pickle
+from collections.abc import Mapping
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+import repl_fx
+from repl_fx.passes.replace_blocks import replace_blocks
+from tests.captures import transformed
+from tests.nets import ConvBlock, ConvNet, Counts, MlpBlock, TokenNet, TransformerBlock
+
+TOKENS, NARROW, PICTURES = torch.randn(2, 6, 16), torch.randn(2, 6, 8), torch.randn(2, 3, 8, 8)
+
+
+def _same_tensors(result: repl_fx.TransformResult) -> nn.Module:
+    """The rewritten graph with syntheses one by one, as the model in place has them, on the same parameters."""
+    (part,) = result.found
+    alone = replace_blocks(part.graph_module, part.inside, result.plan, part.matches).graph_module
+    alone.recompile()
+    alone.load_state_dict(result.graph_module.state_dict())
+    return alone
+
+
+def _step(model: nn.Module, x: Tensor, training: bool) -> tuple[Tensor, dict[str, Tensor]]:
+    model.train(training)
+    model.zero_grad()
+    torch.manual_seed(3)
+    out = model(x)
+    out.square().mean().backward()
+    places = ("surrogates.blocks_", "blocks."), (".surrogate.", ".")
+    grads = {}
+    for name, parameter in model.named_parameters():
+        for was, now in places:
+            name = name.replace(was, now)
+        if parameter.grad is not None:
+            grads[name] = parameter.grad.clone()
+    return out.detach(), grads
+
+
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize(
+    ("model", "x", "surrogate"),
+    [
+        (TokenNet(depth=5, dropout=0.1), TOKENS, "bottleneck"),
+        (TokenNet(depth=5, dropout=0.1), TOKENS, "reuse"),
+        (TokenNet(depth=5, dropout=0.1), TOKENS, "blend"),
+        (TokenNet(depth=5, dropout=0.1), TOKENS, "identity"),
+        (ConvNet(), PICTURES, "slim"),
+        (ConvNet(), PICTURES, "coarse"),
+        (ConvNet(), PICTURES, "blend"),
+        (ConvNet(plain=True), PICTURES, "blend"),
+    ],
+)
+def test_outputs_and_gradients_are_those_of_the_graph(
+    model: nn.Module, x: Tensor, surrogate: str, training: bool
+) -> None:
+    result = transformed(model, (x,), surrogate=surrogate)
+    assert not result.in_place.refusals
+    for name, parameter in result.graph_module.named_parameters():
+        if name.startswith("surrogates."):
+            # Away from branches that begin at zero.
+            parameter.data += 0.1 * torch.randn_like(parameter)
+    assert type(result.model) is type(model)
+    out, grads = _step(result.model, x, training)
+    expected, theirs = _step(_same_tensors(result), x, training)
+    assert torch.equal(out, expected)
+    assert grads.keys() == theirs.keys()
+    assert all(torch.equal(grads[name], theirs[name]) for name in theirs)
+    assert not torch.equal(out, model.train(training)(x))
+
+
+def test_parameters_are_shared_and_kept_blocks_are_the_sources_own() -> None:
+    model = TokenNet(depth=5)
+    result = transformed(model, (TOKENS,), surrogate="bottleneck")
+    rewritten: Any = result.model
+    own, source = dict(rewritten.named_parameters()), dict(model.named_parameters())
+    graph = dict(result.graph_module.named_parameters())
+    assert own["blocks.0.fc1.weight"] is source["blocks.0.fc1.weight"]
+    for name, parameter in own.items():
+        block, surrogate, inner = name.partition(".surrogate.")
+        assert graph[f"surrogates.{block.replace('.', '_')}.{inner}" if surrogate else name] is parameter
+    assert [type(block).__name__ for block in rewritten.blocks] == [
+        "TransformerBlock",
+        "TransformerBlockSurrogate",
+        "TransformerBlock",
+        "TransformerBlockSurrogate",
+        "TransformerBlock",
+    ]
+    assert all(isinstance(block, TransformerBlock) for block in rewritten.blocks)
+
+
+@pytest.mark.parametrize("surrogate", ["bottleneck", "reuse", "blend"])
+def test_copies_compute_the_same_on_parameters_of_their_own(surrogate: str) -> None:
+    model: Any = transformed(TokenNet(depth=5), (TOKENS,), surrogate=surrogate).model.eval()
+    expected = model(TOKENS)
+    file = io.BytesIO()
+    torch.save(model, file)
+    file.seek(0)
+    copies = [copy.deepcopy(model), pickle.loads(pickle.dumps(model)), torch.load(file, weights_only=False)]
+    for copied in copies:
+        assert torch.equal(copied(TOKENS), expected)
+        with torch.no_grad():
+            copied.blocks[0].fc1.weight.mul_(2)
+            copied.blocks[2].attn.qkv.weight.mul_(2)
+        assert not torch.equal(copied(TOKENS), expected)
+        assert torch.equal(model(TOKENS), expected)
+
+
+def test_forward_hooks_on_blocks_see_surrogates() -> None:
+    model: Any = transformed(TokenNet(depth=5), (TOKENS,), surrogate="bottleneck").model
+    seen: list[str] = []
+    for path, module in model.named_modules():
+        if isinstance(module, type(model.blocks[0])):
+            module.register_forward_hook(lambda *_, path=path: seen.append(path))
+    model(TOKENS)
+    assert seen == [f"blocks.{i}" for i in range(5)]
+
+
+def test_a_model_in_parts_has_its_parts_in_place() -> None:
+    model: Any = Counts(TokenNet(depth=3))
+    result = repl_fx.transform(model, (TOKENS,), surrogate="bottleneck")
+    assert not result.captured_parts.whole
+    assert type(result.model) is Counts
+    assert torch.equal(result.model.eval()(TOKENS), result.module.eval()(TOKENS))
+    assert result.model.calls == result.module.calls > model.calls
+
+
+class _Doubled(nn.Module):
+    """Blocks of raw parameters, which no module calls."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weights = nn.ParameterList(nn.Parameter(torch.randn(8, 8) / 4) for _ in range(5))
+
+    def forward(self, x: Tensor) -> Tensor:
+        for weight in self.weights:
+            x = x + torch.tanh(x @ weight)
+        return x
+
+
+def test_a_block_that_is_no_module_leaves_the_graph() -> None:
+    result = transformed(_Doubled(), (torch.randn(4, 8),), surrogate="blend")
+    assert result.in_place.model is None
+    assert [refusal.reason for refusal in result.in_place.refusals] == ["it is no call of a single module"] * 2
+    assert result.model is result.module
+
+
+class _Flagged(MlpBlock):
+    """A block with a mask, a flag that says what to return, and arguments by name."""
+
+    def forward(
+        self, x: Tensor, mask: Tensor | None = None, scale: float = 1.0, *, both: bool = False, **more: Any
+    ) -> Any:
+        made = super().forward(x if mask is None else x * mask)
+        return (made * scale, mask) if both else (made * scale,)
+
+
+class _FlaggedNet(nn.Module):
+    def __init__(self, depth: int = 5) -> None:
+        super().__init__()
+        self.blocks = nn.ModuleList(_Flagged(8) for _ in range(depth))
+
+    def forward(self, x: Tensor, **flags: Any) -> Tensor:
+        for block in self.blocks:
+            x = block(x, **flags)[0]
+        return x
+
+
+def _flagged(kwargs: Mapping[str, Any], surrogate: str) -> Any:
+    return transformed(_FlaggedNet(), (NARROW,), kwargs, surrogate=surrogate).model.eval()
+
+
+def test_arguments_that_a_surrogate_does_not_read_are_free() -> None:
+    model = _flagged({}, "bottleneck")
+    plain = model.blocks[1](NARROW)[0]
+    assert torch.equal(model.blocks[1](x=NARROW, mask=torch.zeros(2, 6, 1), more=3)[0], plain)
+    assert torch.equal(model(NARROW, mask=torch.ones(2, 6, 1)), model(NARROW))
+
+
+def test_a_block_on_blended_weights_takes_what_the_block_took() -> None:
+    model, mask = _flagged({}, "blend"), torch.rand(2, 6, 1)
+    assert not torch.equal(model(NARROW, mask=mask), model(NARROW))
+    assert len(model.blocks[1](NARROW, both=True)) == 2
+    assert torch.equal(model.blocks[1](NARROW, scale=2.0)[0], 2 * model.blocks[1](NARROW)[0])
+
+
+def test_a_structure_that_the_neighbours_return_now_is_refused() -> None:
+    model = _flagged({}, "bottleneck")
+    with pytest.raises(RuntimeError, match=r"blocks.0 returns 2 values now, and returned 1 .* blocks.1 cannot follow"):
+        model(NARROW, both=True, mask=torch.ones(2, 6, 1))
+
+
+class _Added(nn.Module):
+    """Blocks that add what they are handed."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.blocks = nn.ModuleList(_Adds(8) for _ in range(3))
+
+    def forward(self, x: Tensor, more: Tensor | None = None) -> Tensor:
+        for block in self.blocks:
+            x = block(x, more)
+        return x
+
+
+class _Adds(MlpBlock):
+    def forward(self, x: Tensor, more: Tensor | None = None) -> Tensor:
+        return super().forward(x if more is None else x + more)
+
+
+def test_a_tensor_that_a_surrogate_computes_with_has_to_be_there() -> None:
+    result = transformed(_Added(), (NARROW, torch.randn(2, 6, 8)), surrogate="bottleneck")
+    model: Any = result.model.eval()
+    with pytest.raises(RuntimeError, match=r"surrogate of blocks.1 computes with more, .* is None now"):
+        model(NARROW)
+    with pytest.raises(RuntimeError, match=r"captured with x of shape \(any, any, 8\), and is called with \(2, 6, 4\)"):
+        model.blocks[1](NARROW[..., :4], NARROW)
+
+
+class _Masked(nn.Module):
+    """Pictures through blocks that may be masked."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.blocks = nn.ModuleList(_MaskedConv(8) for _ in range(3))
+
+    def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
+        for block in self.blocks:
+            x = block(x, mask)
+        return x
+
+
+class _MaskedConv(ConvBlock):
+    def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
+        return super().forward(x if mask is None else x * mask)
+
+
+def test_a_surrogate_that_mixes_positions_refuses_a_mask_that_it_never_saw() -> None:
+    x = torch.randn(2, 8, 8, 8)
+    model: Any = transformed(_Masked(), (x,), surrogate="coarse").model.eval()
+    model(x)
+    with pytest.raises(RuntimeError, match=r"blocks.1 was captured with mask = None, and is called with a tensor"):
+        model(x, torch.ones(2, 1, 8, 8))
+
+
+def test_attributes_of_the_block_are_there_without_its_modules() -> None:
+    class Named(MlpBlock):
+        kind = "mlp"
+
+        def __init__(self, index: int) -> None:
+            super().__init__(8)
+            self.index, self.layers = index, [self.fc1, self.fc2]
+
+    model = nn.Sequential(*(Named(i) for i in range(3)))
+    rewritten: Any = transformed(model, (NARROW,), surrogate="bottleneck").model
+    block = rewritten[1]
+    assert (block.kind, block.index) == ("mlp", 1)
+    assert not hasattr(block, "layers")
+    assert not hasattr(block, "fc1")
+    assert F.mse_loss(block(NARROW), NARROW) >= 0

@@ -1,0 +1,65 @@
+"""`generate` on transformed language models, with and without a cache."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+import repl_fx
+
+transformers = pytest.importorskip("transformers")
+
+_TOKENS = torch.randint(3, 50, (2, 7), generator=torch.Generator().manual_seed(0))
+_NAMED = {"bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0, "vocab_size": 50}
+
+
+def _gpt2() -> tuple[nn.Module, dict[str, Any]]:
+    config = transformers.GPT2Config(n_embd=16, n_head=2, n_layer=3, n_positions=64, **_NAMED)
+    return transformers.GPT2LMHeadModel(config), {"input_ids": _TOKENS}
+
+
+def _llama() -> tuple[nn.Module, dict[str, Any]]:
+    sizes = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 3}
+    config = transformers.LlamaConfig(num_attention_heads=4, num_key_value_heads=2, **sizes, **_NAMED)
+    return transformers.LlamaForCausalLM(config), {"input_ids": _TOKENS}
+
+
+def _t5() -> tuple[nn.Module, dict[str, Any]]:
+    sizes = {"d_model": 16, "d_kv": 8, "d_ff": 16, "num_layers": 3, "num_decoder_layers": 3, "num_heads": 2}
+    config = transformers.T5Config(decoder_start_token_id=0, **sizes, **_NAMED)
+    return transformers.T5ForConditionalGeneration(config), {"input_ids": _TOKENS, "labels": _TOKENS[:, :5].clone()}
+
+
+@pytest.mark.parametrize("make", [_gpt2, _llama, _t5])
+@pytest.mark.filterwarnings("ignore")
+def test_generation_is_the_same_with_a_cache_and_without(make: Any) -> None:
+    torch.manual_seed(0)
+    source, inputs = make()
+    with torch.no_grad():
+        for parameter in source.parameters():
+            if parameter.ndim > 1:
+                parameter.normal_(std=0.3)
+    result = repl_fx.transform(source, (), inputs)
+    # A position that is mixed by a map of another is what a cache can get wrong.
+    assert {replacement.surrogate for replacement in result.plan.replacements} == {"reuse"}
+    assert not result.in_place.refusals
+    model: Any = result.model.eval()
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if "surrogate" in name:
+                parameter.add_(torch.randn_like(parameter), alpha=0.3)
+    assert torch.equal(model(**inputs)["logits"], result.graph_module.eval()(**inputs)["logits"])
+    settings = {"max_new_tokens": 8, "min_new_tokens": 8, "do_sample": False}
+    for beams in (1, 3):
+        ways = [model.generate(_TOKENS, use_cache=cached, num_beams=beams, **settings) for cached in (True, False)]
+        assert torch.equal(*ways)
+
+
+def test_the_cache_changes_nothing_in_what_auto_takes() -> None:
+    torch.manual_seed(0)
+    source, inputs = _gpt2()
+    chosen = [repl_fx.transform(source, (), {**inputs, "use_cache": use}).plan.replacements for use in (True, False)]
+    assert chosen[0] == chosen[1]
