@@ -10,6 +10,16 @@ from repl_fx.graph.assigned_buffers import assigned_by
 from repl_fx.graph.captured import attribute, container_of, has_attribute
 from repl_fx.graph.runtime import ModeSwitch
 
+# Of a rewritten graph, in its `meta`: names and shapes of the source's state, also of what was removed since. A
+# checkpoint of the source is told by it from one of another model.
+SOURCE_STATE = "source_state"
+
+
+def state_shapes(module: nn.Module) -> dict[str, tuple[int, ...]]:
+    """The shapes of the tensors of a `state_dict`, by name."""
+    state = module.state_dict(keep_vars=True)
+    return {name: tuple(tensor.shape) for name, tensor in state.items() if isinstance(tensor, Tensor)}
+
 
 @dataclass(frozen=True)
 class Used:
