@@ -31,7 +31,8 @@ class Synthesis(nn.Module):
 
     `synthesise` takes parameters, buffers or results of other syntheses, and returns one tensor or a tuple of tensors.
     The result is a function of them and of the module's own parameters and buffers alone. Folding evaluates the
-    synthesis once and drops it.
+    synthesis once and drops it. Gains are parameters of one dimension, however they scale a weight, and so are biases:
+    the usual grouping for weight decay, which leaves out what has no second dimension, leaves them out.
 
     Args:
         train_neighbours: whether gradients flow through the synthesis into the neighbours' parameters.
