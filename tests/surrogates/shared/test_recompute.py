@@ -288,8 +288,8 @@ def test_second_derivatives_where_one_input_is_made_of_another() -> None:
             queries = x.reshape(2, 5, 2, 6)[..., :3].transpose(1, 2)
             read = [given[0], given[0].t() * 2, *given[2:4], queries, *given[5:]]
             y = layer.mixed(layer.normalised(x)[0], *read) if plain else layer(x, *read)
-            (toward,) = torch.autograd.grad(y.square().sum(), x, create_graph=True)
-            made.append((toward, *torch.autograd.grad(toward.square().sum(), [x, *given[:2]])))
+            toward, to_weight = torch.autograd.grad(y.square().sum(), [x, given[0]], create_graph=True)
+            made.append((toward, to_weight, *torch.autograd.grad(toward.square().sum(), [x, given[0]])))
     torch.testing.assert_close(made[0], made[1])
 
 
