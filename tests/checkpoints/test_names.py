@@ -30,7 +30,10 @@ WRAPPED: dict[str, Callable[[State], State]] = {
     "lightning": lambda s: {"epoch": 3, "state_dict": _under("net.")(s), "optimizer_states": [{"state": {0: {}}}]},
     "timm": lambda s: {"arch": "x", "state_dict": s, "optimizer": {"state": {}, "param_groups": []}},
     "with a tensor beside": lambda s: {"model": s, "rng": torch.zeros(8)},
-    "of another model too": lambda s: {"generator": s, "discriminator": {"fc.weight": torch.ones(1)}},
+    "of another model too": lambda s: {
+        "generator": s,
+        "discriminator": {f"{n}.weight": torch.ones(1) for n in range(20)},
+    },
     "of DDP": _under("module."),
     "compiled": _under("_orig_mod."),
     "compiled inside": lambda s: {name.replace("stem.", "stem._orig_mod."): value for name, value in s.items()},
@@ -50,8 +53,9 @@ def test_wrappers_are_understood(wrapped: str) -> None:
 
 def test_wrappers_of_torch_itself() -> None:
     net = _net()
-    for wrapper in (nn.DataParallel(net), AveragedModel(net), torch.compile(net, backend="eager")):
-        state: State = wrapper.state_dict()  # type: ignore[union-attr]
+    wrappers: tuple[Any, ...] = (nn.DataParallel(net), AveragedModel(net), torch.compile(net, backend="eager"))
+    for wrapper in wrappers:
+        state: State = wrapper.state_dict()
         assert list(state_for(net.state_dict().keys(), state, "it")) == list(net.state_dict())
 
 

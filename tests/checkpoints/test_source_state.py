@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import save_file
-from torch import fx, nn
+from torch import Tensor, fx, nn
 
 import repl_fx
 from tests.captures import transformed
@@ -76,19 +76,26 @@ def test_copies_pickles_wrappers_and_artifacts_know_their_source(
         assert torch.equal(module.train()(x), expected), name
 
 
+class _Scaled(Counts):
+    """A parameter of its own beside the part that is a graph."""
+
+    def __init__(self, body: nn.Module, scale: float) -> None:
+        super().__init__(body)
+        self.scale = nn.Parameter(torch.tensor(scale))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x) * self.scale
+
+
 def test_a_model_in_parts(trained: MlpNet) -> None:
-    x = tokens()
-    net = repl_fx.transform(Counts(MlpNet(5)), (x,)).module
+    x, source = tokens(), _Scaled(trained, 2.0)
+    net = repl_fx.transform(_Scaled(MlpNet(5), 1.0), (x,)).module
     assert not isinstance(net, fx.GraphModule)
-    source = Counts(trained)
     found = repl_fx.load_source_state(net, source.state_dict())
-    assert (
-        set(found.left_out)
-        == source.state_dict().keys() - net.state_dict().keys()
-        <= _removed(source.state_dict(), "body.")
-    )
+    gone = source.state_dict().keys() - net.state_dict().keys()
+    assert set(found.left_out) == gone <= _removed(source.state_dict(), "body.")
     assert all(name.startswith("body.surrogates.") for name in found.own) and found.own
-    assert torch.equal(net.eval()(x), transformed(trained, (x,)).graph_module.eval()(x))
+    assert torch.equal(net.eval()(x), 2 * transformed(trained, (x,)).graph_module.eval()(x))
 
 
 def _edited(state: dict[str, Any], **edits: Any) -> dict[str, Any]:
