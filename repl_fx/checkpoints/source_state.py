@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
-from torch import fx, nn
+from torch import nn
 from torch.nn.parallel import DataParallel, DistributedDataParallel
 
 from repl_fx.arguments import in_words, require_module
@@ -21,7 +21,7 @@ from repl_fx.checkpoints.fitting import (
 )
 from repl_fx.checkpoints.names import state_for
 from repl_fx.errors import BadInput, ForeignError, first_line, foreign_code
-from repl_fx.graph.state import SOURCE_STATE, state_shapes
+from repl_fx.graph.state import source_state, state_shapes
 from repl_fx.tracing.parts.capture import qualified_name
 
 
@@ -101,13 +101,14 @@ def _source_state(module: nn.Module) -> dict[str, tuple[int, ...]]:
     """The shapes of the source's state, those of now where it is still there.
 
     Raises:
-        BadInput: no graph in the module tells what the source had.
+        BadInput: nothing in the module tells what the source had.
     """
     records: dict[str, Mapping[str, tuple[int, ...]]] = {}
     for path, child in module.named_modules(remove_duplicate=False):
         # A graph that is called by a graph is part of that.
-        if isinstance(child, fx.GraphModule) and not _inside(path, records) and SOURCE_STATE in child.meta:
-            records[path] = child.meta[SOURCE_STATE]
+        record = None if _inside(path, records) else source_state(child)
+        if record is not None:
+            records[path] = record
     if not records:
         raise BadInput(
             f"load_source_state takes a module from repl_fx.transform or repl_fx.load, and this {in_words(module)} "
