@@ -52,6 +52,9 @@ class LoadedState:
 def load_source_state(module: nn.Module, weights: Weights) -> LoadedState:
     """Load a checkpoint of the source model into a rewritten one, strictly by name; all of it fits, or nothing changes.
 
+    Parameters of the surrogates stay as they are, also those whose first values were made for other weights around them:
+    a start from trained weights is `transform(model, …, weights=…)`.
+
     Args:
         module: from `transform` or `load`, in one graph or with rewritten graphs in it; also as `torch.compile` or
             DistributedDataParallel wraps it.

@@ -11,7 +11,7 @@ from repl_fx.graph.assigned_buffers import assigned_by
 from repl_fx.graph.captured import attribute, container_of, has_attribute
 from repl_fx.graph.runtime import ModeSwitch
 
-# In `meta` of a rewritten graph, or of another module that stands where one of the source stood: names and shapes of the
+# In `meta` of a rewritten graph, or of a module that stands where one of the source stood: names and shapes of the
 # source's state there, also of what was removed. A checkpoint of the source is told by it from one of another model.
 SOURCE_STATE = "source_state"
 

@@ -13,6 +13,7 @@ from safetensors.torch import save_file
 from torch import Tensor, fx, nn
 
 import repl_fx
+from repl_fx.graph.state import SOURCE_STATE, state_shapes
 from tests.captures import transformed
 from tests.nets import Counts, MlpNet, as_after_training, tokens
 
@@ -122,6 +123,16 @@ def test_a_checkpoint_of_another_model_changes_nothing(
     with pytest.raises(repl_fx.BadInput, match=line):
         repl_fx.load_source_state(net, _edited(trained.state_dict(), **edits))
     assert all(torch.equal(tensor, before[name]) for name, tensor in net.state_dict().items())
+
+
+def test_a_module_in_place_of_a_block_may_tell_what_the_block_had(trained: MlpNet) -> None:
+    net = MlpNet(5)
+    gone = state_shapes(net.blocks[1])
+    net.blocks[1] = nn.Identity()
+    vars(net.blocks[1])["meta"] = {SOURCE_STATE: gone}
+    found = repl_fx.load_source_state(net, trained.state_dict())
+    assert set(found.left_out) == {f"blocks.1.{name}" for name in gone} and found.own == ()
+    assert torch.equal(net.head.weight, trained.head.weight)
 
 
 def test_a_checkpoint_of_the_rewritten_model_is_another(net: fx.GraphModule) -> None:
