@@ -52,7 +52,7 @@ class LoadedState:
 def load_source_state(module: nn.Module, weights: Weights) -> LoadedState:
     """Load a checkpoint of the source model into a rewritten one, strictly by name; all of it fits, or nothing changes.
 
-    Parameters of the surrogates stay as they are, also those whose first values were made for other weights around them:
+    Parameters of the surrogates stay as they are, also those whose first values were made for other weights around:
     a start from trained weights is `transform(model, …, weights=…)`.
 
     Args:
