@@ -248,6 +248,15 @@ class OperatorsSeen(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
+def is_transformed() -> bool:
+    """Whether `torch.func` transforms or forward-mode differentiation are under way.
+
+    Autograd functions take part in them with rules of their own alone, and what they make must not outlive them.
+    """
+    untyped: Any = torch._C
+    return untyped._are_functorch_transforms_active() or torch.autograd.forward_ad._current_level >= 0
+
+
 def memory_of(tensor: Tensor) -> int:
     """Equal for tensors that share their memory."""
     return int(tensor.untyped_storage()._cdata)

@@ -225,13 +225,13 @@ class ValueSynthesis(BlendingSynthesis):
         self.runs = tuple(runs)
         rows = _rows([run.of(weight.detach()) for run in runs], runs)
         # Of two rows that are independent the sum is longer by the root of two.
-        self.gain = nn.Parameter(rows.new_full((2, len(rows)), math.sqrt(0.5)))
+        self.gain = nn.Parameter(rows.new_full((2 * len(rows),), math.sqrt(0.5)))
         self.names = ("weight_values", *self.hold(form.weights(rows)))
 
     def blends(self, state: Mapping[str, Tensor], weights: Sequence[Tensor]) -> list[SliceBlend]:
         """One for each run of units that follow each other in the weight."""
         given = tuple(self.given(weight) for weight in weights)
-        gains = torch.split(state["gain"], [run.count for run in self.runs], 1)
+        gains = torch.split(state["gain"].reshape(2, -1), [run.count for run in self.runs], 1)
         return [SliceBlend(run, (gain,), given) for run, gain in zip(self.runs, gains, strict=True)]
 
     def finish(self, state: Mapping[str, Tensor], blended: Sequence[Tensor], weights: Sequence[Tensor]) -> Any:

@@ -320,6 +320,10 @@ def _order(gm: fx.GraphModule, node: fx.Node, ndim: int) -> tuple[int, ...] | No
 def _scaled(site: Builder, step: _Step, given: fx.Node, number: int) -> fx.Node:
     """The product with the first numbers of a layer scale, which are the surrogate's own from here on."""
     scale = site.tensor(str(step.scale))
-    longest = max(range(scale.ndim), key=lambda axis: scale.shape[axis])
-    own = nn.ParameterList([nn.Parameter(scale.detach().narrow(longest, 0, step.channels).clone())])
-    return site.call(torch.ops.aten.mul.Tensor, given, site.parameter(f"{site.module(f'scale_{number}', own)}.0"))
+    # Of one dimension, as gains are, and shaped where it is read.
+    own = nn.ParameterList([nn.Parameter(scale.detach().flatten()[: step.channels].clone())])
+    factor = site.parameter(f"{site.module(f'scale_{number}', own)}.0")
+    if scale.ndim > 1:
+        sizes = [1 if size == 1 else step.channels for size in scale.shape]
+        factor = site.call(torch.ops.aten.reshape.default, factor, sizes)
+    return site.call(torch.ops.aten.mul.Tensor, given, factor)

@@ -26,7 +26,8 @@ def test_block_runs_on_the_blend_of_its_neighbours() -> None:
     with torch.no_grad():
         for i, name in enumerate(("conv1", "conv2")):
             weights = [getattr(b, name).weight for b in (before, after)]
-            getattr(block, name).weight.copy_(blend.alpha[i] * weights[0] + blend.beta[i] * weights[1])
+            alpha, beta = (gains[i][:, None, None, None] for gains in (blend.alpha, blend.beta))
+            getattr(block, name).weight.copy_(alpha * weights[0] + beta * weights[1])
     assert torch.allclose(gm(x), model(x), atol=1e-6)
 
 
@@ -50,7 +51,7 @@ def test_gains_and_what_stays_the_blocks_own(per: str) -> None:
     }
     gains = {n: tuple(p.shape) for n, p in result.graph_module.named_parameters() if "alpha" in n}
     rows = [48, 16, 32, 16]
-    assert list(gains.values()) == [(r, 1) if per == "channel" else (1, 1) for r in rows]
+    assert list(gains.values()) == [(r,) if per == "channel" else (1,) for r in rows]
 
 
 @pytest.mark.parametrize("recurrent", [nn.LSTM, nn.GRU])
@@ -113,7 +114,8 @@ def test_weights_that_go_through_something_first(how: str) -> None:
     with torch.no_grad():
         blend.alpha[0].mul_(1.5)
         before, own, after = (block.inner for block in model)
-        own.weight.copy_(blend.alpha[0] * before.weight + blend.beta[0] * after.weight)  # type: ignore[union-attr, operator]
+        alpha, beta = blend.alpha[0][:, None], blend.beta[0][:, None]
+        own.weight.copy_(alpha * before.weight + beta * after.weight)  # type: ignore[union-attr, operator]
     folded = repl_fx.fold(gm)
     torch.testing.assert_close(gm.eval()(x), model.eval()(x))
     torch.testing.assert_close(folded.eval()(x), model(x))

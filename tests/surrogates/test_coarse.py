@@ -51,7 +51,8 @@ def test_tokens_are_the_docstring() -> None:
     with torch.no_grad():
         for name, alpha, beta in zip(names, made.alpha, made.beta, strict=True):
             weights = [side.get_submodule(name).get_parameter("weight") for side in (before, after)]
-            block.get_submodule(name).get_parameter("weight").copy_(alpha * weights[0] + beta * weights[1])
+            blend = alpha[:, None] * weights[0] + beta[:, None] * weights[1]
+            block.get_submodule(name).get_parameter("weight").copy_(blend)
         for name, bias in zip(("attn.proj", "fc2"), made.biases, strict=True):
             block.get_submodule(name).get_parameter("bias").copy_(bias)
         stream = before(model.embed(x) + model.positions)

@@ -43,7 +43,7 @@ def test_it_is_its_docstring() -> None:
         q, k, _ = before.attn.qkv(before.norm1(streamed)).reshape(2, 6, 3, 4, 4).permute(2, 0, 3, 1, 4)
         attended = torch.softmax(q[:, :2] @ k[:, :2].transpose(-1, -2) / 2, -1)
         rows = [block.attn.qkv.weight[32:40] for block in (before, after)]
-        weight = made.gain[0][:, None] * rows[0] + made.gain[1][:, None] * rows[1]
+        weight = made.gain[:8, None] * rows[0] + made.gain[8:, None] * rows[1]
         values = F.linear(own.norm1(streamed_1), weight, made.bias_values)
         mixed = attended @ values.reshape(2, 6, 2, 4).transpose(1, 2)
         y = F.linear(mixed.transpose(1, 2).reshape(2, 6, 8), made.weight_out, made.bias_out)
@@ -76,7 +76,7 @@ def test_every_layout_gives_the_same_layer(kind: str) -> None:
     made = _synthesis(gm)
     before = model.attentions[0]
     with torch.no_grad():
-        made.gain.copy_(torch.tensor([[1.0], [0.0]]).expand(2, 4 * heads))
+        made.gain.copy_(torch.tensor([1.0, 0.0]).repeat_interleave(4 * heads))
         made.weight_out.copy_(before.proj.weight[:, : 4 * heads])  # type: ignore[union-attr,index]
         source = before.v if kind in ("apart", "grouped") else before.qkv
         assert made.bias_values is not None and made.bias_out is not None

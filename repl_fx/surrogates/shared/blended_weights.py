@@ -65,15 +65,13 @@ class BlendSynthesis(BlendingSynthesis):
 
 
 def _gain(removed: Tensor, before: Tensor, after: Tensor, axis: int | None) -> Tensor:
-    shape = [1] * removed.ndim
-    if axis is not None:
-        shape[axis] = removed.shape[axis]
+    """The first gains, one for each output channel or a single one; of one dimension, see `Synthesis`."""
     start = 1 / math.sqrt(2)
     if not removed.is_meta:
         with torch.no_grad():
             mixed = (before.double() + after.double()).norm().item()
             start = removed.double().norm().item() / mixed if mixed > 0 else start
-    return torch.full(shape, start, dtype=removed.dtype, device=removed.device)
+    return torch.full((1 if axis is None else removed.shape[axis],), start, dtype=removed.dtype, device=removed.device)
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,8 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.autograd.function import once_differentiable
+
+from repl_fx._torch import is_transformed
 
 
 def take_channels(total: Tensor, count: int, relu: bool) -> tuple[Tensor, Tensor]:
@@ -56,7 +57,7 @@ def put_channels(total: Tensor, part: Tensor, relu: bool) -> Tensor:
 
 def _written(total: Tensor) -> bool:
     """Whether a value may be written to: in eager mode, where it is no more than a tensor."""
-    return not torch.compiler.is_compiling() and type(total) is Tensor
+    return not torch.compiler.is_compiling() and type(total) is Tensor and not is_transformed()
 
 
 class _Take(torch.autograd.Function):
@@ -72,12 +73,14 @@ class _Take(torch.autograd.Function):
         return total, part
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, toward: Tensor, toward_part: Tensor) -> tuple[Tensor, None, None]:
         # `_Put` made this gradient for here alone. What it has for the channels that were taken counts no more.
         if ctx.relu:
             (part,) = ctx.saved_tensors
             toward_part = torch.ops.aten.threshold_backward(toward_part, part, 0)
+        if torch.is_grad_enabled():
+            rest = toward.narrow(1, ctx.count, toward.shape[1] - ctx.count)
+            return torch.cat([toward_part, rest], 1), None, None
         toward.narrow(1, 0, ctx.count).copy_(toward_part)
         return toward, None, None
 
@@ -94,7 +97,6 @@ class _Put(torch.autograd.Function):
         return total
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, toward: Tensor) -> tuple[Tensor, Tensor, None]:
         if ctx.relu:
             (total,) = ctx.saved_tensors

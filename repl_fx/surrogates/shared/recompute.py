@@ -20,8 +20,8 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
 
+from repl_fx._torch import is_transformed
 from repl_fx.running.untouched import own_randomness
 
 
@@ -59,14 +59,15 @@ class _Recomputed(nn.Module):
             bias_in, bias_out: (r) and (features), or None.
             given: what `between` takes besides the thin values.
         """
-        if torch.compiler.is_compiling() or not torch.is_grad_enabled():
+        if torch.compiler.is_compiling() or not torch.is_grad_enabled() or is_transformed():
             return self.mixed(self.normalised(x)[0], weight_in, weight_out, bias_in, bias_out, *given)
         kind = _compute_dtype(x)
         read = (weight_in, weight_out, bias_in, bias_out, *given)
         cast = [t.to(kind) if isinstance(t, Tensor) and t.is_floating_point() else t for t in read]
         untyped: Any = _Recompute
-        made: Tensor = untyped.apply(self, x, *cast)
-        return made
+        # Of no norm the function keeps its input, which is then in the precision of the product.
+        made: tuple[Tensor, ...] = untyped.apply(self, x.to(kind) if self.norm == "none" else x, *cast)
+        return made[0]
 
     def normalised(self, x: Tensor) -> tuple[Tensor, Tensor | None]:
         """The normalised input, and one over the deviation of each row."""
@@ -185,11 +186,18 @@ class RecomputedAttention(_Recomputed):
 
 
 class _Recompute(torch.autograd.Function):
-    """Keeps the normalised input, the weights and what is given; the backward pass computes the thin values again."""
+    """Keeps the normalised input, the weights and what is given; the backward pass computes the thin values again.
+
+    The normalised input and one over the deviation are results too: so a second derivative finds its way from them, by
+    the first, to the input of the norm, which is not kept.
+    """
 
     @staticmethod
-    def forward(ctx: Any, layer: _Recomputed, x: Tensor, weight_in: Tensor, weight_out: Tensor, *rest: Any) -> Tensor:
+    def forward(
+        ctx: Any, layer: _Recomputed, x: Tensor, weight_in: Tensor, weight_out: Tensor, *rest: Any
+    ) -> tuple[Tensor, ...]:
         bias_in, _, *given = rest
+        ctx.set_materialize_grads(False)
         normalised, rescale = layer.normalised(x)
         kept = normalised.to(weight_in.dtype)
         tensors = [t for t in given if t is None or isinstance(t, Tensor)]
@@ -198,11 +206,13 @@ class _Recompute(torch.autograd.Function):
         ctx.drop = given[len(tensors) :]
         ctx.drawn = _generator_state(x.device) if any(p > 0 for p in ctx.drop) else None
         ctx.layer, ctx.dtype = layer, x.dtype
-        return _no_view(layer.mixed(kept, weight_in, weight_out, *rest))
+        made = _no_view(layer.mixed(kept, weight_in, weight_out, *rest))
+        return (made,) if rescale is None else (made, kept, rescale)
 
     @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, gradient: Tensor | None, *to_norm: Tensor | None) -> tuple[Tensor | None, ...]:
+        if gradient is None or torch.is_grad_enabled() or any(toward is not None for toward in to_norm):
+            return _differentiable(ctx, gradient, *to_norm)
         kept, rescale, weight_in, weight_out, bias_in, *given = ctx.saved_tensors
         needs, needed = ctx.needs_input_grad[:6], ctx.needs_input_grad[6:]
         leaves = [
@@ -226,6 +236,67 @@ class _Recompute(torch.autograd.Function):
             rows.sum(0) if needs[5] else None,
             *(next(to_given) if need else None for need in needed),
         )
+
+
+def _differentiable(
+    ctx: Any, gradient: Tensor | None, to_kept: Tensor | None = None, to_rescale: Tensor | None = None
+) -> tuple[Tensor | None, ...]:
+    """The gradients, by operators that can be differentiated again, and of all results of the function."""
+    kept, rescale, *read = ctx.saved_tensors
+    needs = ctx.needs_input_grad
+    again = torch.is_grad_enabled()
+    found: list[Tensor | None] = [None] * (1 + len(read))
+    if gradient is not None:
+        with torch.enable_grad(), _drawing_from(ctx.drawn, kept.device):
+            # Of each alone: where one is made of another, its gradient goes on by itself.
+            given = [t.view_as(t) if isinstance(t, Tensor) else t for t in (kept, *read)]
+            n, weight_in, weight_out, bias_in, *rest = given
+            made = ctx.layer.mixed(n, weight_in, weight_out, bias_in, None, *rest, *ctx.drop)
+            wanted = [i for i, t in enumerate(given) if isinstance(t, Tensor) and t.requires_grad]
+            each = torch.autograd.grad(made, [given[i] for i in wanted], gradient, create_graph=again)
+            for i, toward in zip(wanted, each, strict=True):
+                found[i] = toward
+    to_n, to_in, to_out, to_bias, *to_given = found
+    return (
+        None,
+        _through_norm_again(ctx.layer, _sum(to_n, to_kept), to_rescale, kept, rescale, ctx.dtype) if needs[1] else None,
+        to_in,
+        to_out,
+        to_bias,
+        gradient.reshape(-1, gradient.shape[-1]).sum(0) if needs[5] and gradient is not None else None,
+        *to_given,
+        *(None for _ in ctx.drop),
+    )
+
+
+def _sum(one: Tensor | None, other: Tensor | None) -> Tensor | None:
+    return other if one is None else one if other is None else one + other
+
+
+def _through_norm_again(
+    layer: _Recomputed,
+    to_n: Tensor | None,
+    to_rescale: Tensor | None,
+    kept: Tensor,
+    rescale: Tensor | None,
+    dtype: torch.dtype,
+) -> Tensor | None:
+    """The gradient of x, from those of the norm's results, as a function of its results.
+
+    n = (x - mean) r,   r = 1 / deviation        dn/dx: r (t - mean(t) - n mean(n t)),   dr/dx: -r² n / d
+    """
+    if rescale is None:
+        return to_n
+    n = kept if kept.dtype == torch.float64 else kept.float()
+    toward = torch.zeros_like(n)
+    if to_n is not None:
+        to_n = to_n.to(n.dtype)
+        toward = to_n - n * (to_n * n).mean(-1, keepdim=True)
+        if layer.norm == "layer":
+            toward = toward - to_n.mean(-1, keepdim=True)
+    if to_rescale is not None:
+        toward = toward - to_rescale * rescale * n / n.shape[-1]
+    return (toward * rescale).to(dtype)
 
 
 def _generator_state(device: torch.device) -> Tensor:

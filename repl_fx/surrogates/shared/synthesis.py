@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from repl_fx._torch import pytree
+from repl_fx._torch import is_transformed, pytree
 from repl_fx.arguments import require_module
 from repl_fx.errors import WeightsChanged
 from repl_fx.graph.captured import share_tensors
@@ -31,7 +31,8 @@ class Synthesis(nn.Module):
 
     `synthesise` takes parameters, buffers or results of other syntheses, and returns one tensor or a tuple of tensors.
     The result is a function of them and of the module's own parameters and buffers alone. Folding evaluates the
-    synthesis once and drops it.
+    synthesis once and drops it. Gains are parameters of one dimension, however they scale a weight, and so are biases:
+    the usual grouping for weight decay, which leaves out what has no second dimension, leaves them out.
 
     Args:
         train_neighbours: whether gradients flow through the synthesis into the neighbours' parameters.
@@ -64,8 +65,9 @@ class Synthesis(nn.Module):
 
     def forward(self, *weights: Tensor) -> Any:
         """The result of `synthesise` on the weights, computed now or before."""
-        if torch.compiler.is_compiling():
-            # A compiled graph is fast without it, and would have to be guarded by the state of every weight.
+        if torch.compiler.is_compiling() or is_transformed():
+            # A compiled graph is fast without it, and would have to be guarded by the state of every weight. A weight
+            # inside a transform is of that transform alone.
             return self.synthesise(*weights)
         if self._shared is not None:
             return self._shared.weights(self, weights)

@@ -18,6 +18,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from repl_fx._torch import is_transformed
+
 # On a CPU, where launching an operator costs little, a copy of a whole weight of so many numbers costs more.
 _LARGE = 2**12
 
@@ -104,7 +106,7 @@ def _alone(blend: SliceBlend) -> Tensor:
 def _plain(blends: Sequence[SliceBlend]) -> bool:
     """Whether the sums are best done together: not in a compiled graph, nor on tensors that are more than values."""
     one = blends[0].weights[0]
-    if torch.compiler.is_compiling() or (blends[0].whole and one.is_cpu and one.numel() > _LARGE):
+    if torch.compiler.is_compiling() or is_transformed() or (blends[0].whole and one.is_cpu and one.numel() > _LARGE):
         return False
     tensors = [tensor for blend in blends for tensor in (*blend.gains, *blend.weights)]
     alike = len({tensor.dtype for tensor in tensors}) == 1 and not tensors[0].is_complex()
@@ -174,6 +176,8 @@ def _differentiable(
     gradient: Tensor,
 ) -> tuple[Tensor | None, ...]:
     """The gradients, by operators that can be differentiated again."""
+    # Of each alone: where one is made of another, its gradient goes on by itself.
+    gains, weights = ([tensor.view_as(tensor) for tensor in some] for some in (gains, weights))
     count = len(layout)
     first, second = len(gains) // count, len(weights) // count
     blends = [

@@ -33,27 +33,28 @@ def test_gains_keep_the_scale_of_fresh_and_of_agreeing_weights() -> None:
 
 
 @pytest.mark.parametrize(
-    ("layer", "shape"),
+    "layer",
     [
-        (nn.ConvTranspose2d(4, 6, 3, padding=1), (1, 6, 1, 1)),
-        (nn.ConvTranspose1d(4, 6, 3, padding=1), (1, 6, 1)),
-        (nn.Conv1d(4, 6, 3, padding=1), (6, 1, 1)),
-        (nn.Linear(4, 6), (6, 1)),
+        nn.ConvTranspose2d(4, 6, 3, padding=1),
+        nn.ConvTranspose1d(4, 6, 3, padding=1),
+        nn.Conv1d(4, 6, 3, padding=1),
+        nn.Linear(4, 6),
     ],
     ids=lambda value: type(value).__name__ if isinstance(value, nn.Module) else "",
 )
-def test_a_gain_belongs_to_an_output_channel(layer: nn.Module, shape: tuple[int, ...]) -> None:
+def test_a_gain_belongs_to_an_output_channel(layer: nn.Module) -> None:
     back: Any = nn.Linear(6, 4) if isinstance(layer, nn.Linear) else type(layer)(6, 4, 3, padding=1)
     model = nn.Sequential(*(nn.Sequential(copy.deepcopy(layer), copy.deepcopy(back)) for _ in range(3)))
-    gm = transformed(model, (torch.randn(2, 4, *[5] * len(shape[2:])),), surrogate="blend").graph_module
-    assert tuple(gm.get_parameter("surrogates.1.blend.alpha.0").shape) == shape
+    x = torch.randn(2, 4, *[5] * (layer.get_parameter("weight").ndim - 2))
+    gm = transformed(model, (x,), surrogate="blend").graph_module
+    assert tuple(gm.get_parameter("surrogates.1.blend.alpha.0").shape) == (6,)
 
 
 def test_a_gain_behind_a_transposed_convolution_belongs_to_its_own_layer() -> None:
     model = nn.Sequential(*(nn.Sequential(nn.ConvTranspose2d(4, 6, 1), nn.Conv2d(6, 4, 1)) for _ in range(3)))
     gm = transformed(model, (torch.randn(2, 4, 5, 5),), surrogate="blend").graph_module
     shapes = [tuple(gm.get_parameter(f"surrogates.1.blend.alpha.{i}").shape) for i in range(2)]
-    assert shapes == [(1, 6, 1, 1), (4, 1, 1, 1)]
+    assert shapes == [(6,), (4,)]
 
 
 @pytest.mark.parametrize("normalised", [(6,), (5, 6), (4, 5, 6)], ids=str)
@@ -68,8 +69,15 @@ def test_weights_of_norms_of_any_shape_stay_the_blocks_own(normalised: tuple[int
     assert isinstance(blend, BlendSynthesis) and len(blend.alpha) == 1
     with torch.no_grad():
         before, own, after = (model.get_parameter(f"{i}.0.weight") for i in range(3))
-        own.copy_(blend.alpha[0] * before + blend.beta[0] * after)
+        own.copy_(_blended(blend, before, after))
     torch.testing.assert_close(gm(x), model(x))
+
+
+def _blended(blend: BlendSynthesis, before: Tensor, after: Tensor, axis: int = 0) -> Tensor:
+    """The first weight, from gains along one of its axes."""
+    pairs = ((blend.alpha[0], before), (blend.beta[0], after))
+    made: Tensor = sum(gain * weight.movedim(axis, -1) for gain, weight in pairs).movedim(-1, axis)
+    return made
 
 
 class Standardised(nn.Conv2d):
@@ -118,7 +126,7 @@ def test_layers_of_any_kind_run_their_own_code_on_blended_weights(kind: str) -> 
     assert isinstance(blend, BlendSynthesis)
     with torch.no_grad():
         before, own, after = (model.get_parameter(f"{i}.0.weight") for i in range(3))
-        own.copy_(blend.alpha[0] * before + blend.beta[0] * after)
+        own.copy_(_blended(blend, before, after, axis=int(kind == "transposed")))
     assert torch.allclose(gm(x), model(x), atol=1e-6)
     assert torch.equal(repl_fx.fold(gm)(x[:1]), gm(x[:1]))
     assert "1.0.weight" not in dict(gm.named_parameters()) and "1.0.bias" in dict(gm.named_parameters())

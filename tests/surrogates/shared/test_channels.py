@@ -29,6 +29,8 @@ def test_gradients_of_the_operators(relu: bool, count: int, trained: str, last: 
 
     given_ = [t.requires_grad_(trained in ("both", name)) for t, name in ((base, "total"), (weight, "part"))]
     assert torch.autograd.gradcheck(run, given_)
+    if trained == "both" and count > 1:
+        assert torch.autograd.gradgradcheck(run, given_, fast_mode=True)
     with copying():
         wanted = run(base, weight)
     torch.testing.assert_close(run(base, weight), wanted, rtol=0, atol=0)

@@ -7,6 +7,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from repl_fx.surrogates.shared.recompute import MapForm, RecomputedAttention, RecomputedBranch
 
@@ -255,3 +256,51 @@ def test_compiled_and_exported_an_attention_is_plain_operators() -> None:
     assert "aten.scaled_dot_product_attention.default" in targets
     assert not any("autograd" in target or "checkpoint" in target for target in targets)
     torch.testing.assert_close(program.module()(*given), layer(*given))
+
+
+@pytest.mark.parametrize("norm", ["layer", "rms", "none"])
+@pytest.mark.parametrize("bias", [True, False])
+def test_second_derivatives_of_a_branch_are_right(norm: str, bias: bool) -> None:
+    branch = RecomputedBranch(norm, 1e-5, nn.GELU())
+    given = _arguments(bias=bias)
+    assert torch.autograd.gradgradcheck(branch, tuple(given), fast_mode=True)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("norm", ["layer", "rms", "none"])
+@pytest.mark.parametrize("scaled", [True, False])
+def test_second_derivatives_of_an_attention_are_right(norm: str, scaled: bool) -> None:
+    layer = RecomputedAttention(norm, 1e-5, 2, MapForm(scaled))
+    given = _attention_arguments(scaled)
+    tensors = tuple(t for t in given if isinstance(t, Tensor))
+    rest = given[len(tensors) :]
+    # The other kernels have no second derivative.
+    with sdpa_kernel(SDPBackend.MATH):
+        assert torch.autograd.gradgradcheck(lambda *t: layer(*t, *rest), tensors, fast_mode=True)
+
+
+def test_second_derivatives_where_one_input_is_made_of_another() -> None:
+    """Each way is counted once: here queries come from the stream, and one weight is the other."""
+    layer = RecomputedAttention("layer", 1e-5, 2, MapForm(scaled=True))
+    x, *given = _attention_arguments(scaled=True)
+    made = []
+    with sdpa_kernel(SDPBackend.MATH):
+        for plain in (False, True):
+            queries = x.reshape(2, 5, 2, 6)[..., :3].transpose(1, 2)
+            read = [given[0], given[0].t() * 2, *given[2:4], queries, *given[5:]]
+            y = layer.mixed(layer.normalised(x)[0], *read) if plain else layer(x, *read)
+            toward, to_weight = torch.autograd.grad(y.square().sum(), [x, given[0]], create_graph=True)
+            made.append((toward, to_weight, *torch.autograd.grad(toward.square().sum(), [x, given[0]])))
+    torch.testing.assert_close(made[0], made[1])
+
+
+def test_second_derivatives_drop_what_was_dropped() -> None:
+    layer = RecomputedAttention("layer", 1e-5, 2, MapForm(scaled=True))
+    x, *given, _ = _attention_arguments(scaled=True)
+    made = []
+    with sdpa_kernel(SDPBackend.MATH):
+        for plain in (False, True):
+            torch.manual_seed(1)
+            y = layer.mixed(layer.normalised(x)[0], *given, 0.5) if plain else layer(x, *given, 0.5)
+            (toward,) = torch.autograd.grad(y.square().sum(), x, create_graph=True)
+            made.append((toward, *torch.autograd.grad(toward.square().sum(), [x, *given[:2]])))
+    torch.testing.assert_close(made[0], made[1])

@@ -115,3 +115,16 @@ def test_few_operators_for_many_blends() -> None:
         return forward.count, backward.count
 
     assert launched(8) == launched(2)
+
+
+def test_second_derivatives_of_a_weight_that_stands_twice_in_one_blend() -> None:
+    """As a convolution that is the end of a branch and gives its kernel too."""
+    weight = torch.randn(4, 3, dtype=torch.float64, requires_grad=True)
+    gains = torch.randn(2, 2, dtype=torch.float64, requires_grad=True)
+
+    def run(gains: Tensor, weight: Tensor) -> Tensor:
+        return blend_slices([SliceBlend(WeightSlice(0, 1, 2), (gains,), (weight, weight * gains.sum()))])[0]
+
+    once, again = (torch.autograd.grad(run(gains, weight).sum(), weight, create_graph=g) for g in (False, True))
+    torch.testing.assert_close(once, again)
+    assert torch.autograd.gradgradcheck(run, (gains, weight))
