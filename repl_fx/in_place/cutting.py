@@ -30,6 +30,7 @@ from repl_fx.graph.captured import (
     is_traced_constant,
     share_tensors,
 )
+from repl_fx.graph.state import SOURCE_STATE
 from repl_fx.in_place.attention_calls import BorrowedAttention, KeptCall, layer_index
 from repl_fx.in_place.surrogate_block import (
     Argument,
@@ -179,6 +180,9 @@ class Cut:
         inner = f"{self.path}."
         pinned = self.gm.meta.get("pinned", {}).items()
         made._pinned = {path.removeprefix(inner): mode for path, mode in pinned if path.startswith(inner)}
+        # By which a checkpoint of the source is loaded (`repl_fx.checkpoints.source_state`).
+        record = self.gm.meta[SOURCE_STATE].items()
+        made.meta = {SOURCE_STATE: {path.removeprefix(inner): s for path, s in record if path.startswith(inner)}}
         return made
 
     def _swapped(self, made: SurrogateBlock) -> dict[str, fx.Node]:

@@ -209,6 +209,7 @@ class SurrogateBlock(nn.Module):
 
     _stand_in: StandIn
     _pinned: Mapping[str, bool] = MappingProxyType({})
+    meta: Mapping[str, Any]
     _source: type[nn.Module]
     _bind: Callable[..., Mapping[str, Any]]
 
