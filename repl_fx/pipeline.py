@@ -25,11 +25,48 @@ from repl_fx.planning.part_repeats import PartRepeats, find_in_parts, lines_made
 from repl_fx.planning.report import BlockReport, reports_of
 from repl_fx.planning.trials import Trials
 from repl_fx.running.example_inputs import ExampleInputs, HasInputs
+from repl_fx.running.python_state import ORIGIN
 from repl_fx.surrogates import Surrogate, make_surrogate
 from repl_fx.tracing.capture import widen_batch
 from repl_fx.tracing.fingerprint import code_of, fingerprint
 from repl_fx.tracing.model_checks import require_capturable, require_finite
 from repl_fx.tracing.parts.capture import CapturedParts, Part, assemble, capture_parts, graphs_in
+from repl_fx.tracing.parts.search import Eager
+from repl_fx.tracing.questions import refused_sizes
+
+
+@dataclass(frozen=True)
+class PartRecord:
+    """What is known of a captured part that holds what was replaced: see `CaptureReport` and `Part`."""
+
+    path: str
+    model: str
+    tracer: str
+    dynamic: Mapping[str, tuple[int, ...]]
+    inputs: ExampleInputs
+    refused_sizes: tuple[tuple[str, int], ...]
+
+
+@dataclass(frozen=True)
+class Record:
+    """What is known of a transform besides tensors and graphs; see `TransformResult`. The model in place has it.
+
+    Attributes:
+        made: the text of the code of the module that has the record, as it was made.
+        in_place: whether that module is the model in place.
+    """
+
+    plan: Plan
+    structure: tuple[str, ...]
+    made: tuple[str, ...]
+    code: str
+    parts: tuple[PartRecord, ...]
+    eager: tuple[Eager, ...]
+    inputs: ExampleInputs
+    in_place: bool
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Record:
+        return self
 
 
 @dataclass(frozen=True)
@@ -83,7 +120,19 @@ class TransformResult(HasInputs):
     def in_place(self) -> InPlace:
         """The source's own module tree with surrogates in place of blocks, or why that cannot be."""
         graphs = {part.path: part.graph_module for part in self.parts}
-        return put_in_place(self.captured_parts, self.found, self.plan, graphs)
+        made = put_in_place(self.captured_parts, self.found, self.plan, graphs)
+        if made.model is not None:
+            # An attribute like any other, so that copies and pickles have it too.
+            vars(made.model)[ORIGIN] = self.record(made.model)
+        return made
+
+    def record(self, module: nn.Module) -> Record:
+        """What is known of the transform, for `module` or for the model in place."""
+        parts = tuple(_record(part) for part in self.captured_parts.parts if part.path in self.plan.parts)
+        in_place = module is not self.module
+        made = lines_made(module) if in_place else self.made
+        eager = self.captured_parts.eager
+        return Record(self.plan, self.structure, made, self.code, parts, eager, self.inputs, in_place)
 
     @property
     def model(self) -> nn.Module:
@@ -308,6 +357,12 @@ def rewrite(
         code_of(captured.source),
         found,
     )
+
+
+def _record(part: Part) -> PartRecord:
+    info = part.graph_module.meta["capture"]
+    refused = tuple(refused_sizes(part.graph_module))
+    return PartRecord(part.path, info.model, info.tracer, info.dynamic, part.inputs, refused)
 
 
 def _require_replacements(captured: CapturedParts, repeats: Sequence[Repeat], plan: Plan) -> None:

@@ -154,7 +154,7 @@ def test_places_that_are_none(tmp_path: Path) -> None:
 
 
 def test_what_is_saved_and_what_for_it_is_loaded(tmp_path: Path) -> None:
-    takes = "save takes what repl_fx.transform returned, or a module from repl_fx.load (torch.save keeps any other)"
+    takes = "save takes what transform returned, its model, or a module from load (torch.save keeps any other)"
     for value, words in ((whole().module, "a ConvNet"), (parts().captured_parts, "a CapturedParts"), (None, "None")):
         assert refused(repl_fx.save, value, tmp_path / "artifact") == f"{takes}, and this is {words}"
     assert not any(tmp_path.iterdir())

@@ -87,6 +87,7 @@ class Manifest(_Strict, frozen=True, kw_only=True):
         model: how the source is built; None where it was given in Python.
         parts: the captured parts that hold what was replaced.
         eager: modules that were tried and are no parts.
+        in_place: whether the artifact holds the model in place, under the names of whose tensors the weights are.
         aliases: other names of tied tensors, and the name under which each is in the weights.
         gone: files of what was there before, which have not been removed yet.
     """
@@ -99,6 +100,7 @@ class Manifest(_Strict, frozen=True, kw_only=True):
     parts: tuple[Captured, ...]
     eager: tuple[Eager, ...]
     inputs: Inputs
+    in_place: bool = False
     aliases: dict[str, str]
     parameters: int
     files: dict[str, File] = {}

@@ -15,13 +15,11 @@ from repl_fx.arguments import in_words
 from repl_fx.artifact.inputs import Inputs
 from repl_fx.artifact.manifest import Captured, Manifest, Model, Options
 from repl_fx.errors import BadInput
-from repl_fx.pipeline import TransformResult
+from repl_fx.pipeline import Record, TransformResult
 from repl_fx.plan import Plan
 from repl_fx.planning.part_repeats import lines_made
 from repl_fx.running.python_state import ORIGIN
 from repl_fx.sources import Source
-from repl_fx.tracing.parts.capture import Part
-from repl_fx.tracing.questions import refused_sizes
 
 
 @dataclass(frozen=True)
@@ -46,16 +44,18 @@ class Origin:
 def with_origin(model: TransformResult | nn.Module) -> tuple[nn.Module, Origin]:
     """A rewritten module, which is from `transform` or `load`, and what is known of it."""
     if isinstance(model, TransformResult):
-        return model.module, Origin(_manifest(model), model.plan, model.structure, model.made)
+        return model.module, _origin(model.record(model.module))
     if isinstance(model, nn.Module):
         origin = vars(model).get(ORIGIN)
+        if isinstance(origin, Record):
+            origin = _origin(origin)
         if isinstance(origin, Origin):
             return model, origin
         inner = next((path for path, module in model.named_modules() if ORIGIN in vars(module)), None)
         if inner is not None:
             kind = type(model).__name__
-            raise BadInput(f"save takes the module that load returned, and this {kind} holds it: give model.{inner}")
-    takes = "save takes what repl_fx.transform returned, or a module from repl_fx.load (torch.save keeps any other)"
+            raise BadInput(f"save takes the rewritten model, and this {kind} holds it: give model.{inner}")
+    takes = "save takes what transform returned, its model, or a module from load (torch.save keeps any other)"
     raise BadInput(f"{takes}, and this is {in_words(model)}")
 
 
@@ -78,30 +78,30 @@ def first_difference(before: Sequence[str], after: Sequence[str]) -> str:
     return f"{now}, which was {was}"
 
 
-def _manifest(result: TransformResult) -> Manifest:
-    return Manifest(
+def _origin(record: Record) -> Origin:
+    manifest = Manifest(
         versions=versions(),
-        code=result.code,
+        code=record.code,
         model=None,
-        parts=tuple(_captured(part) for part in result.captured_parts.parts if part.path in result.plan.parts),
-        eager=result.captured_parts.eager,
-        inputs=Inputs.of(result.inputs),
+        parts=tuple(
+            Captured(
+                path=part.path,
+                kind=part.model,
+                tracer=part.tracer,
+                dynamic=dict(part.dynamic),
+                inputs=Inputs.of(part.inputs),
+                refused_sizes=part.refused_sizes,
+            )
+            for part in record.parts
+        ),
+        eager=record.eager,
+        inputs=Inputs.of(record.inputs),
+        in_place=record.in_place,
         # Known when tensors are written.
         aliases={},
         parameters=0,
     )
-
-
-def _captured(part: Part) -> Captured:
-    info = part.graph_module.meta["capture"]
-    return Captured(
-        path=part.path,
-        kind=info.model,
-        tracer=info.tracer,
-        dynamic=info.dynamic,
-        inputs=Inputs.of(part.inputs),
-        refused_sizes=tuple(refused_sizes(part.graph_module)),
-    )
+    return Origin(manifest, record.plan, record.structure, record.made)
 
 
 def model_of(source: Source) -> Model:

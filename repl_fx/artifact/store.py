@@ -20,6 +20,7 @@ from repl_fx.artifact.weights import State, load_state, read_state, write_state
 from repl_fx.errors import ArtifactError, BadInput, CaptureError, NothingToReplace, PlanMismatch, one_line
 from repl_fx.graph.captured import copy_model
 from repl_fx.graph.kinds import kind_of
+from repl_fx.in_place.surrogate_block import surrogate_graphs
 from repl_fx.passes.driver import run_passes
 from repl_fx.pipeline import TransformResult, rewrite, transform
 from repl_fx.plan import Plan
@@ -45,7 +46,8 @@ class Artifact:
     Attributes:
         manifest: the content of manifest.json.
         plan: the plan that was applied to the model.
-        module: the rewritten model with its weights.
+        module: the rewritten model with its weights, in graphs.
+        state: the weights, under the names that they were saved with.
         result: of applying the plan again: the graph before, its repeats and what became of each block.
     """
 
@@ -53,6 +55,7 @@ class Artifact:
     manifest: Manifest
     plan: Plan
     module: nn.Module
+    state: State
     result: TransformResult
 
     own_files = (PLAN, WEIGHTS, CONSTANTS, GRAPH, STRUCTURE)
@@ -61,6 +64,25 @@ class Artifact:
     def inputs(self) -> ExampleInputs:
         """The example inputs."""
         return self.result.inputs
+
+    @property
+    def model(self) -> nn.Module:
+        """The model in place, with the weights.
+
+        Raises:
+            BadInput: a replaced block has no place in the source's tree.
+        """
+        in_place = self.result.in_place
+        if in_place.model is None:
+            why = in_place.refusals[0]
+            reason = f"{why.block}: {why.reason}"
+            raise BadInput(f"{self.directory} has no model in place: {reason}; load it with in_place=False")
+        model, state = in_place.model, self.state
+        load_state(model, state if self.manifest.in_place else state.renamed(in_place.prefixes))
+        manifest = msgspec.structs.replace(self.manifest, in_place=True)
+        known = self.result.record(model)
+        vars(model)[ORIGIN] = Origin(manifest, self.plan, known.structure, known.made)
+        return model.eval()
 
     @property
     def graph_module(self) -> fx.GraphModule:
@@ -74,8 +96,8 @@ def save(
     """Write an artifact; all of it or nothing.
 
     Args:
-        model: from `transform`, or a module from `load`, which keeps its model's specification, options and example
-            inputs. Weights are saved as they are now, so training in between is kept.
+        model: from `transform`, its model in place, or a module from `load`, which keeps its model's specification,
+            options and example inputs. Weights are saved as they are now, so training in between is kept.
         directory: where to; it must be absent or empty.
         source: how to build the model again; without it, an artifact from `transform` needs the model itself at `load`.
         force: replace the artifact that is there. Files of others in its directory stay.
@@ -96,7 +118,7 @@ def save(
     with changing(directory) as change:
         aliases = write_state(module, change.place / WEIGHTS, change.place / CONSTANTS)
         (change.place / PLAN).write_text(origin.plan.to_json() + "\n")
-        (change.place / GRAPH).write_text(graphs_text({path: module.get_submodule(path) for path in origin.plan.parts}))
+        (change.place / GRAPH).write_text(_graphs_text(module, origin))
         (change.place / STRUCTURE).write_text("".join(f"{line}\n" for line in origin.structure))
         parameters = sum(p.numel() for p in module.parameters())
         change.commit(
@@ -111,6 +133,7 @@ def load(
     *,
     args: Sequence[Any] | None = None,
     kwargs: Mapping[str, Any] | None = None,
+    in_place: bool | None = None,
     trust_remote_code: bool = False,
 ) -> nn.Module:
     """Load the rewritten model of an artifact; `save` takes it again.
@@ -120,16 +143,21 @@ def load(
         model: the source model, for artifacts that were saved without a source; its weights do not matter. Or a
             specification of it (`repl_fx.sources`), for artifacts whose model file is elsewhere now, or another.
         args, kwargs: example inputs, in place of inputs like those that the artifact describes.
+        in_place: whether to have the model in place, of the source's class, or its graphs; by default what was saved.
         trust_remote_code: let code run that lies in the directory of an `hf:` model; see `load_source`.
 
     Returns:
-        The module, in evaluation mode: a graph module where the whole model is one graph.
+        The model, in evaluation mode: of the source's class where it is in place; else a graph module, or a module with
+        graphs in it.
 
     Raises:
         ArtifactError: no artifact, a damaged or foreign one, one whose model file is not the one it was made from, or
             one that no longer fits its model.
     """
-    return load_artifact(directory, model, args=args, kwargs=kwargs, trust_remote_code=trust_remote_code).module
+    artifact = load_artifact(directory, model, args=args, kwargs=kwargs, trust_remote_code=trust_remote_code)
+    if not (artifact.manifest.in_place if in_place is None else in_place):
+        return artifact.module
+    return artifact.model
 
 
 def load_artifact(
@@ -174,11 +202,13 @@ def load_artifact(
     for part in result.parts:
         # The example inputs are made anew, of the same shapes; the model itself may not run on their values.
         run_passes(part.graph_module, partial(refuse_sizes_, refused=refused.get(part.path, ())))
-    load_state(result.module, state)
+    names = {now: was for was, now in result.in_place.prefixes.items()} if manifest.in_place else {}
+    load_state(result.module, state.renamed(names) if manifest.in_place else state)
     # An attribute like any other, so that copies have it too.
     as_applied = replace(plan, fingerprint=fingerprint(result.structure))
-    vars(result.module)[ORIGIN] = Origin(manifest, as_applied, result.structure, result.made)
-    return Artifact(directory, manifest, plan, result.module.eval(), result)
+    of_graphs = msgspec.structs.replace(manifest, in_place=False)
+    vars(result.module)[ORIGIN] = Origin(of_graphs, as_applied, result.structure, result.made)
+    return Artifact(directory, manifest, as_applied, result.module.eval(), state, result)
 
 
 def _may_trace_otherwise(manifest: Manifest, model: nn.Module) -> bool:
@@ -250,6 +280,13 @@ def _applied(
     return rewrite(replace(captured, eager=manifest.eager), plan, inputs, check=False)
 
 
+def _graphs_text(module: nn.Module, origin: Origin) -> str:
+    """The graphs of a rewritten module as text: those of its parts, or those of its surrogates in place."""
+    if origin.manifest.in_place:
+        return "\n".join(f"# {path}\n{text_of(graph)}" for path, graph in surrogate_graphs(module).items())
+    return graphs_text({path: module.get_submodule(path) for path in origin.plan.parts})
+
+
 def graphs_text(graphs: Mapping[str, nn.Module]) -> str:
     """Graphs as text, each under its path; a graph that is the whole model needs no heading."""
     texts = (
@@ -259,9 +296,14 @@ def graphs_text(graphs: Mapping[str, nn.Module]) -> str:
 
 
 def graph_text(gm: fx.GraphModule) -> str:
+    """The graph of a module as text."""
+    return text_of(gm.graph)
+
+
+def text_of(graph: fx.Graph) -> str:
     """A graph as text: a node a line with its shape, nothing that differs from run to run."""
     lines = []
-    for node in gm.graph.nodes:
+    for node in graph.nodes:
         value = node.meta.get("val")
         shape = f"  {kind_of(value)}" if isinstance(value, Tensor) else ""
         target = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", str(node.target))

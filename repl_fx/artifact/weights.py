@@ -71,6 +71,24 @@ class State:
     weights: Mapping[str, Tensor]
     constants: Mapping[str, Tensor]
 
+    def renamed(self, prefixes: Mapping[str, str]) -> State:
+        """The same tensors under the names of the other form of a model, of the rewritten graphs or in place.
+
+        Constants in the code of one form are no state of the other.
+        """
+
+        def named(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+            return {_with_prefix(name, prefixes): t for name, t in tensors.items() if not is_traced_constant(name)}
+
+        return State(self.file, named(self.weights), named(self.constants))
+
+
+def _with_prefix(name: str, prefixes: Mapping[str, str]) -> str:
+    for was, now in prefixes.items():
+        if name.startswith(was):
+            return now + name.removeprefix(was)
+    return name
+
 
 def read_state(weights: Path, constants: Path, aliases: Mapping[str, str]) -> State:
     """Read what `write_state` wrote."""

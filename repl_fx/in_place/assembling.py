@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 from torch import fx, nn
 
 from repl_fx.graph.captured import attribute, has_attribute
 from repl_fx.in_place.attention_calls import watch
-from repl_fx.in_place.cutting import Cut, NotInPlace
+from repl_fx.in_place.cutting import OWN, Cut, NotInPlace
 from repl_fx.in_place.surrogate_block import SurrogateBlock
 from repl_fx.passes.replace_blocks import replace_blocks
 from repl_fx.plan import Plan, Refusal
 from repl_fx.planning.part_repeats import PartRepeats
 from repl_fx.surrogates.shared.site import surrogate_path
-from repl_fx.tracing.parts.capture import CapturedParts, assemble
+from repl_fx.tracing.parts.capture import CapturedParts, assemble, qualified_name
 
 
 @dataclass(frozen=True)
@@ -25,10 +25,12 @@ class InPlace:
     Attributes:
         model: a module of the source's class; None where a replaced block has no place in it.
         refusals: the replaced blocks that have none, with the reasons.
+        prefixes: of the names of surrogates' tensors in the rewritten module, and of the same tensors in the model.
     """
 
     model: nn.Module | None
     refusals: tuple[Refusal, ...] = ()
+    prefixes: Mapping[str, str] = field(default_factory=dict)
 
 
 def put_in_place(
@@ -43,6 +45,7 @@ def put_in_place(
         graphs: the rewritten graphs, by the path of their part; the model in place shares their tensors.
     """
     blocks: dict[str, SurrogateBlock] = {}
+    prefixes: dict[str, str] = {}
     refusals: list[Refusal] = []
     for part in parts:
         own = tuple(replacement for replacement in plan.replacements if replacement.block in part.blocks)
@@ -58,7 +61,9 @@ def put_in_place(
             except NotInPlace as problem:
                 refusals.append(Refusal(replacement.block, replacement.repeat, str(problem)))
             else:
-                blocks[made._stand_in.block] = made
+                path = made._stand_in.block
+                blocks[path] = made
+                prefixes[f"{qualified_name(part.path, surrogate_path(name))}."] = f"{path}.{OWN}."
     if refusals:
         return InPlace(None, tuple(refusals))
     model = assemble(captured.source, blocks)
@@ -70,7 +75,7 @@ def put_in_place(
         if stand_in.neighbour is not None:
             path, _, form = stand_in.neighbour
             model.get_submodule(path).register_forward_hook(form)
-    return InPlace(model)
+    return InPlace(model, (), prefixes)
 
 
 def _share_state(gm: fx.GraphModule, like: fx.GraphModule, path: str) -> None:

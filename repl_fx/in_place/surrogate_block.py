@@ -266,6 +266,11 @@ def _new_class(source: type[nn.Module], swaps: bool) -> type[SurrogateBlock]:
     return type(f"{source.__name__}Surrogate", (SwappedBlock if swaps else SurrogateBlock, source), {**own, **named})
 
 
+def surrogate_graphs(model: nn.Module) -> dict[str, fx.Graph]:
+    """The graphs of the surrogates in a model in place, by the path of their block."""
+    return {path: m._stand_in.graph for path, m in model.named_modules() if isinstance(m, SurrogateBlock)}
+
+
 def _empty(source: type[nn.Module], swaps: bool) -> SurrogateBlock:
     """A surrogate whose state is about to be set."""
     kind = surrogate_class(source, swaps)

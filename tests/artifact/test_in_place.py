@@ -1,0 +1,100 @@
+"""The model in place to an artifact and back."""
+
+from __future__ import annotations
+
+import pickle
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+import repl_fx
+from tests.captures import transformed
+from tests.nets import ConvNet, TokenNet
+
+TOKENS, PICTURES = torch.randn(2, 6, 16), torch.randn(2, 3, 8, 8)
+
+
+def _trained(result: repl_fx.TransformResult, x: torch.Tensor) -> nn.Module:
+    """The model in place after two steps."""
+    model = result.model.train()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    for _ in range(2):
+        optimizer.zero_grad()
+        torch.autograd.backward(model(x).square().mean())
+        optimizer.step()
+    return model.eval()
+
+
+@pytest.mark.parametrize(
+    ("surrogate", "make", "x"),
+    [("reuse", TokenNet, TOKENS), ("blend", TokenNet, TOKENS), ("slim", ConvNet, PICTURES)],
+)
+def test_the_model_in_place_comes_back_as_it_was_saved(
+    surrogate: str, make: type[nn.Module], x: torch.Tensor, tmp_path: Path
+) -> None:
+    model = _trained(transformed(make(), (x,), surrogate=surrogate), x)
+    repl_fx.save(model, tmp_path / "first")
+    loaded = repl_fx.load(tmp_path / "first", make())
+    assert type(loaded) is make
+    assert torch.equal(loaded(x), model(x))
+    repl_fx.save(loaded, tmp_path / "second")
+    assert torch.equal(repl_fx.load(tmp_path / "second", make())(x), model(x))
+    names = {file: (tmp_path / file / "graph.txt").read_text() for file in ("first", "second")}
+    assert names["first"] == names["second"]
+
+
+def test_each_form_can_be_loaded_from_the_other(tmp_path: Path) -> None:
+    result = transformed(ConvNet(), (PICTURES,), surrogate="slim")
+    model = _trained(result, PICTURES)
+    # Statistics that are no parameters moved too.
+    repl_fx.save(result, tmp_path / "graphs")
+    repl_fx.save(model, tmp_path / "place")
+    graphs = repl_fx.load(tmp_path / "place", ConvNet(), in_place=False)
+    assert isinstance(graphs, torch.fx.GraphModule)
+    assert torch.equal(graphs(PICTURES), model(PICTURES))
+    placed = repl_fx.load(tmp_path / "graphs", ConvNet(), in_place=True)
+    assert type(placed) is ConvNet
+    assert torch.equal(placed(PICTURES), result.graph_module.eval()(PICTURES))
+
+
+def test_a_pickled_model_in_place_can_be_saved(tmp_path: Path) -> None:
+    model = _trained(transformed(TokenNet(), (TOKENS,), surrogate="reuse"), TOKENS)
+    repl_fx.save(pickle.loads(pickle.dumps(model)), tmp_path / "out")
+    assert torch.equal(repl_fx.load(tmp_path / "out", TokenNet())(TOKENS), model(TOKENS))
+
+
+def test_a_model_in_place_that_was_changed_is_refused(tmp_path: Path) -> None:
+    model = transformed(TokenNet(), (TOKENS,), surrogate="reuse").model
+    model.get_submodule("blocks.0").fc1 = nn.Linear(16, 32)
+    repl_fx.save(model, tmp_path / "same")
+    model.get_submodule("blocks.0").fc1 = nn.Sequential(nn.Linear(16, 32))
+    with pytest.raises(repl_fx.BadInput, match="was changed since"):
+        repl_fx.save(model, tmp_path / "other")
+    assert not (tmp_path / "other").exists()
+
+
+def test_an_artifact_without_places_says_so(tmp_path: Path) -> None:
+    class Raw(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.weights = nn.ParameterList(nn.Parameter(torch.randn(8, 8) / 4) for _ in range(3))
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            for weight in self.weights:
+                x = x + torch.tanh(x @ weight)
+            return x
+
+    repl_fx.save(transformed(Raw(), (torch.randn(4, 8),), surrogate="blend"), tmp_path / "out")
+    with pytest.raises(repl_fx.BadInput, match=r"no model in place: .* it is no call of a single module; load it with"):
+        repl_fx.load(tmp_path / "out", Raw(), in_place=True)
+
+
+def test_a_checkpoint_of_the_source_goes_into_the_model_in_place() -> None:
+    model = transformed(TokenNet(depth=3), (TOKENS,), surrogate="reuse").model
+    other = TokenNet(depth=3)
+    loaded = repl_fx.load_source_state(model, other.state_dict())
+    assert torch.equal(model.get_parameter("blocks.0.fc1.weight"), other.get_parameter("blocks.0.fc1.weight"))
+    assert "blocks.1.attn.qkv.weight" in loaded.left_out
+    assert all(name.startswith("blocks.1.surrogate.") for name in loaded.own)
