@@ -10,6 +10,7 @@ from torch import fx, nn
 from repl_fx.graph.captured import attribute, has_attribute
 from repl_fx.in_place.attention_calls import watch
 from repl_fx.in_place.cutting import OWN, Cut, NotInPlace
+from repl_fx.in_place.pretrained import complete_
 from repl_fx.in_place.surrogate_block import SurrogateBlock
 from repl_fx.passes.replace_blocks import replace_blocks
 from repl_fx.plan import Plan, Refusal
@@ -75,6 +76,7 @@ def put_in_place(
         if stand_in.neighbour is not None:
             path, _, form = stand_in.neighbour
             model.get_submodule(path).register_forward_hook(form)
+    complete_(model)
     return InPlace(model, (), prefixes)
 
 
