@@ -17,6 +17,8 @@ from repl_fx._torch import FakeTensor, move_hooks, pytree
 from repl_fx.graph.decisions import jump_over_, settle_decisions_
 from repl_fx.graph.pickling import GraphData, View, as_data, share_views_, views_in
 
+# The attribute of a graph module for layers that its graph calls and that lie elsewhere, as their tensors' names say.
+BESIDE = "_beside"
 _TRACED_CONSTANT = "traced_constant_"
 _STATE = ("_parameters", "_buffers", "_modules", "_non_persistent_buffers_set")
 # The graph, and what fx writes from it.
@@ -114,8 +116,10 @@ class CapturedModule(PlainGraphModule):
         self.meta = dict(getattr(root, "meta", {}))
 
     def __getattr__(self, name: str) -> Any:
-        attributes = self.__dict__.get("meta", {}).get("attributes", {})
-        return attributes[name] if name in attributes else super().__getattr__(name)
+        for known in (self.__dict__.get("meta", {}).get("attributes", {}), self.__dict__.get(BESIDE, {})):
+            if name in known:
+                return known[name]
+        return super().__getattr__(name)
 
     @property
     def graph_root(self) -> Self:
@@ -157,6 +161,8 @@ def share_tensors(module: nn.Module, memo: dict[int, nn.Module] | None = None) -
         copied = kind(root, copy.deepcopy(module.graph) if kind is CapturedModule else module.graph)
         copied.meta = copy.copy(module.meta)
         memo[id(module)] = copied
+        if BESIDE in vars(module):
+            copied.__dict__[BESIDE] = {name: share_tensors(layer, memo) for name, layer in vars(module)[BESIDE].items()}
         return copied
     result = module.__class__.__new__(module.__class__)
     result.__dict__.update(module.__dict__)
