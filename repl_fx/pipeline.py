@@ -315,7 +315,7 @@ def transform(
         if result.in_place.model is None:
             why = result.in_place.refusals[0]
             raise BadInput(
-                f"checkpoint_blocks is for the model in place, which there is not: {why.block}: {why.reason}; leave it out"
+                f"checkpoint_blocks is for the model in place, and that there is not: {why.block}: {why.reason}"
             )
     return result
 

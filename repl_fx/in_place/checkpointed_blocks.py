@@ -10,8 +10,10 @@ import torch
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
+from repl_fx.graph.captured import RefersToModules
 
-class CheckpointedForward:
+
+class CheckpointedForward(RefersToModules):
     """The forward of a block that is computed again in the backward pass, in place of keeping its inner values.
 
     Hooks on the block are outside of it, and run once. Where nothing is learned, the forward runs as it is.

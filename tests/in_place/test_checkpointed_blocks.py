@@ -57,5 +57,5 @@ def test_a_model_without_places_is_refused() -> None:
                 x = x + torch.tanh(x @ weight)
             return x
 
-    with pytest.raises(repl_fx.BadInput, match="checkpoint_blocks is for the model in place, which there is not: "):
+    with pytest.raises(repl_fx.BadInput, match="checkpoint_blocks is for the model in place, and that there is not: "):
         repl_fx.transform(Raw(), (torch.randn(4, 8),), surrogate="blend", checkpoint_blocks=True)
