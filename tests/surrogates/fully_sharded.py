@@ -20,8 +20,9 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor
 
-STEPS = 20
-EVALUATED = 10  # Before this step it is evaluated, and at the end.
+import repl_fx
+
+EVALUATED = 2  # Before this step it is evaluated, and at the end.
 
 
 @dataclass
@@ -107,6 +108,15 @@ def _shard(task: Task, processes: int) -> None:
     fully_shard(task.module, **settings)
 
 
+def _refusal(module: nn.Module) -> str:
+    """The reason why what is synthesised of a sharded module is not shared."""
+    try:
+        with repl_fx.shared_synthesis(module):
+            return ""
+    except repl_fx.errors.BadInput as error:
+        return str(error)
+
+
 def _whole(tensor: Tensor) -> Tensor:
     assert isinstance(tensor, DTensor)
     made: Tensor = tensor.full_tensor()
@@ -116,8 +126,7 @@ def _whole(tensor: Tensor) -> Tensor:
 def main(directory: Path, rank: int, processes: int) -> None:
     """Run the tasks of a directory, and write what comes out."""
     torch.set_num_threads(1)
-    store = dist.FileStore(str(directory / "store"), processes)
-    dist.init_process_group("gloo", store=store, rank=rank, world_size=processes)
+    dist.init_process_group("gloo", init_method=f"file://{directory}/store", rank=rank, world_size=processes)
     outcomes: dict[str, Any] = {}
     for task in torch.load(directory / "tasks.pt", weights_only=False):
         try:
@@ -125,6 +134,7 @@ def main(directory: Path, rank: int, processes: int) -> None:
             outcomes[task.name] = vars(trained(task, [rank], processes, _whole))
         except RuntimeError as error:
             outcomes[task.name] = str(error)
+    outcomes["refused"] = _refusal(task.module)
     torch.save(outcomes, directory / f"outcomes_{rank}.pt")
     dist.destroy_process_group()
 

@@ -17,7 +17,7 @@ from torch import Tensor, fx, nn
 
 from repl_fx.surrogates.shared.synthesis import Synthesis
 from tests.nets import ConvNet, TokenNet, TransformerBlock, as_after_training, images, rewritten, tokens
-from tests.surrogates.fully_sharded import STEPS, Outcome, Task, trained
+from tests.surrogates.fully_sharded import Outcome, Task, trained
 from tests.surrogates.nets import GRID, Patches, Scaled
 from tests.surrogates.stand_ins import KINDS, with_stand_in
 
@@ -119,7 +119,9 @@ def _rewritten(net: str, surrogate: str) -> tuple[fx.GraphModule, Tensor]:
 def _of(
     case: str, module: nn.Module, units: tuple[str, ...], x: Tensor, half: bool, mesh: tuple[int, int] | None = None
 ) -> Task:
-    batches = torch.randn(STEPS, 2 * PROCESSES, *x.shape[1:])
+    # Half precision drifts from step to step, and replicas differ in the first one if at all.
+    steps = 20 if not half and mesh is None else 4
+    batches = torch.randn(steps, 2 * PROCESSES, *x.shape[1:])
     return Task(case, module if half else module.double(), units, batches if half else batches.double(), half, mesh)
 
 
@@ -161,6 +163,7 @@ def trainings(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, tu
     assert [process.returncode for process in running] == [0] * PROCESSES, errors[0][-3000:]
     found = [torch.load(directory / f"outcomes_{rank}.pt", weights_only=False) for rank in range(PROCESSES)]
     for made in found:
+        assert "leave shared_synthesis out" in made.pop("refused")
         failed = {name: outcome for name, outcome in made.items() if isinstance(outcome, str)}
         assert not failed
     yield {task.name: (task, [Outcome(**made[task.name]) for made in found]) for task in tasks}

@@ -38,8 +38,8 @@ def is_sharded(tensor: Tensor) -> bool:
 
 def is_fully_sharded(module: nn.Module) -> bool:
     """Whether a module itself went through `fully_shard`."""
-    fsdp = sys.modules.get("torch.distributed.fsdp")
-    return hasattr(fsdp, "FSDPModule") and isinstance(module, fsdp.FSDPModule)
+    kind = getattr(sys.modules.get("torch.distributed.fsdp"), "FSDPModule", None)
+    return kind is not None and isinstance(module, kind)
 
 
 def is_fully_sharded_anywhere() -> bool:
@@ -47,8 +47,8 @@ def is_fully_sharded_anywhere() -> bool:
 
     The weights that FSDP2 gathers come back in the same tensors with other values, and with no trace of the change.
     """
-    module = sys.modules.get("torch.distributed.fsdp")
-    return hasattr(module, "FSDPModule") and bool(module.FSDPModule.__subclasses__())
+    kind = getattr(sys.modules.get("torch.distributed.fsdp"), "FSDPModule", None)
+    return kind is not None and bool(kind.__subclasses__())
 
 
 def whole(tensor: Tensor) -> Tensor:
@@ -144,7 +144,8 @@ def _averaging(tensor: Tensor, processes: int) -> Tensor:
         return gradient / processes
 
     if tensor.requires_grad:
-        tensor.register_hook(divide)
+        untyped: Any = tensor
+        untyped.register_hook(divide)
     return tensor
 
 
@@ -155,8 +156,9 @@ class _Rows:
     Attributes:
         mesh, placements: of the weights.
         sizes: of the whole blend.
-        skip, start, count: rows of the weights' local parts that are left out, the place of the first one that is
-            not in the blend, and how many there are.
+        skip: how many rows of the weights' local parts are before the first one that the blend has.
+        start: the place of that row in the blend.
+        count: how many rows there are.
         all: whether the blend has all rows of the weights.
     """
 
@@ -173,8 +175,10 @@ class _Rows:
         stride = torch.empty(self.sizes, device="meta").stride()
         kind: Any = sys.modules["torch.distributed.tensor"]
         shape = torch.Size(self.sizes)
-        sharded = kind.DTensor.from_local(made, self.mesh, self.placements, run_check=False, shape=shape, stride=stride)
-        return _averaging(_gathered(sharded, self.mesh), _replicas(self.mesh))
+        rows = made.contiguous()
+        sharded = kind.DTensor.from_local(rows, self.mesh, self.placements, run_check=False, shape=shape, stride=stride)
+        made = _gathered(sharded, self.mesh)
+        return made if self.mesh.ndim == 1 else _averaging(made, _replicas(self.mesh))
 
     def placed(self, made: Tensor) -> Tensor:
         """The rows among zeros for those of the other processes."""

@@ -280,10 +280,10 @@ def shared_synthesis(module: nn.Module) -> Iterator[None]:
         BadInput: the argument is no module, or one that FSDP2 shards.
     """
     require_module("shared_synthesis", module)
-    if any(map(is_sharded, module.parameters())):
+    if any(map(is_sharded, module.parameters())) or any(map(is_fully_sharded, module.modules())):
         raise BadInput(
-            "shared_synthesis: the module's parameters are sharded (fully_shard), and what is made of them does not "
-            "outlive a backward pass; leave it out"
+            "shared_synthesis: the module is sharded (fully_shard), and its weights are gone after each backward pass; "
+            "leave shared_synthesis out"
         )
     syntheses = [found for found in module.modules() if isinstance(found, Synthesis)]
     # In a graph, what reads another's result comes after it.
