@@ -26,7 +26,7 @@ from repl_fx.graph.captured import (
     has_effect,
     unique_name,
 )
-from repl_fx.graph.state import prune_state_, used_by
+from repl_fx.graph.state import SOURCE_STATE, prune_state_, used_by
 from repl_fx.passes.driver import Result
 from repl_fx.surrogates.shared.site import surrogate_path
 from repl_fx.surrogates.shared.synthesis import Synthesis
@@ -64,6 +64,8 @@ def fold_surrogates(gm: fx.GraphModule) -> Result:
     erase_dead(result.graph, constants)
     drop_dead(result.graph)
     prune_state_(result, used)
+    # Constants do not follow the weights of a checkpoint.
+    result.meta.pop(SOURCE_STATE, None)
     return Result(result, names)
 
 

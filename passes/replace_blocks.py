@@ -21,7 +21,7 @@ from repl_fx.analysis.side_outputs import return_none_
 from repl_fx.errors import PlanMismatch, foreign_code
 from repl_fx.graph.bridge import digraph_with_writes, leading_to
 from repl_fx.graph.captured import drop_dead, erase_dead
-from repl_fx.graph.state import prune_state_, used_by
+from repl_fx.graph.state import SOURCE_STATE, prune_state_, state_shapes, used_by
 from repl_fx.passes.check_graph import check_surrogates
 from repl_fx.passes.driver import Result
 from repl_fx.plan import Plan, Refusal, Replacement
@@ -60,6 +60,7 @@ def replace_blocks(gm: fx.GraphModule, repeats: Sequence[Repeat], plan: Plan, ma
     drop_dead(result.graph)
     check_surrogates(result, {r.block: r.surrogate for r in plan.replacements}, gone)
     prune_state_(result, used)
+    result.meta[SOURCE_STATE] = state_shapes(gm)
     return Result(result, tuple(gone))
 
 

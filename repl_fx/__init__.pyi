@@ -8,6 +8,10 @@ from .artifact import (
     load as load,
     save as save,
 )
+from .checkpoints.source_state import (
+    LoadedState as LoadedState,
+    load_source_state as load_source_state,
+)
 from .errors import (
     ArtifactError as ArtifactError,
     BadInput as BadInput,

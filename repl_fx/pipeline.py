@@ -12,6 +12,8 @@ from torch import fx, nn
 
 from repl_fx.analysis.blocks import Repeat
 from repl_fx.arguments import require_kind, require_module
+from repl_fx.checkpoints.files import Weights
+from repl_fx.checkpoints.fitting import with_weights
 from repl_fx.errors import NothingToReplace, PlanMismatch
 from repl_fx.passes.choose_blocks import choose_blocks
 from repl_fx.passes.driver import collection_paused, run_passes
@@ -180,6 +182,7 @@ def transform(
     kwargs: Mapping[str, Any] | None = None,
     *,
     plan: Plan | None = None,
+    weights: Weights | None = None,
     copy: bool = False,
     allow_nan: bool = False,
     check: bool = True,
@@ -194,6 +197,9 @@ def transform(
         model: any module; it is not changed, but shares its parameters with the result unless `copy`.
         args, kwargs: example inputs.
         plan: a plan made before, for this model; overrides all options.
+        weights: a checkpoint of the model: a safetensors file, a file of `torch.save`, a directory of transformers or
+            a state dict. A copy of the model gets it before anything else, strictly by name, and is what is rewritten:
+            the model that was given keeps its weights, and the result shares none with it.
         copy: give the result parameters of its own.
         allow_nan: take a model with weights that are NaN or infinite, too.
         check: take one training step of the rewritten model on the example inputs. A surrogate that fails it is
@@ -206,7 +212,7 @@ def transform(
 
     Raises:
         NothingToReplace: no block would go; says what was found and why each was refused.
-        BadInput: weights are no numbers, and see `capture_parts`.
+        BadInput: weights are no numbers, or `weights` cannot be read or are of another model; and see `capture_parts`.
         CaptureError: see `capture_parts`.
         PlanMismatch: `plan` was made for another model, or what it makes of this one does not train.
     """
@@ -220,6 +226,8 @@ def transform(
         # A word that is misspelt should not cost a capture.
         _surrogate_of(options)
     require_capturable(model, given)
+    if weights is not None:
+        model, copy = with_weights(model, weights), False
     if not allow_nan:
         require_finite(model)
     inputs = widen_batch(model, given)

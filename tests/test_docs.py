@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner
 
 import repl_fx
@@ -66,6 +66,23 @@ def test_the_readmes_walk_from_the_command_line_to_python_and_back(
             monkeypatch.chdir(tmp_path / "second")
             run("export", "out", fails="take it with --model net.py:model")
             run("export", "out", "--model", "net.py")
+
+
+def test_the_readmes_trained_weights_go_into_both_models(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    code = {text.partition("\n")[0]: text for text in _code("README.md")}
+    monkeypatch.chdir(tmp_path)
+    Path("net.py").write_text(code["# net.py"])
+    save_file(load_source("net.py", seed=1).model.state_dict(), "trained.safetensors")
+    arguments = ["transform", "net.py", "-o", "out", "--weights", "trained.safetensors"]
+    assert "    repl-fx " + " ".join(arguments) in (ROOT / "README.md").read_text()
+    result = CliRunner().invoke(app, arguments, prog_name="repl-fx")
+    assert result.exit_code == 0, result.output
+    example = code["# load_trained.py"]
+    exec(compile(example, "README.md", "exec"), {})
+    shown = re.sub(r": [^:;]*(?=;|$)", ": …", capsys.readouterr().out.strip())
+    assert f"# {shown}\n" in example
 
 
 def test_the_readmes_python_runs(

@@ -7,11 +7,13 @@ import warnings
 from collections.abc import Callable, Collection
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from hypothesis import given, settings, strategies as st
+from safetensors.torch import save_file
 from torch import Tensor, fx, nn
 from torch.utils.checkpoint import checkpoint
 
@@ -20,7 +22,7 @@ from repl_fx.passes.driver import run_passes
 from repl_fx.passes.fold_surrogates import is_synthesis
 from repl_fx.passes.replace_blocks import replace_blocks
 from tests.captures import transformed
-from tests.nets import ConvNet, Counts, TokenNet, as_after_training, images, tokens
+from tests.nets import ConvNet, Counts, MlpNet, TokenNet, as_after_training, images, tokens
 
 SURROGATES = ("identity", "blend", "bottleneck", "auto")
 
@@ -330,3 +332,30 @@ def test_an_unknown_option_is_refused_before_any_work() -> None:
         call: Any = function
         with pytest.raises(TypeError, match=rf"{call.__name__}\(\) got an unexpected keyword argument 'evry'"):
             call(*arguments, **unknown)
+
+
+@pytest.mark.parametrize("own", [False, True])
+def test_weights_go_into_a_copy_of_the_source(own: bool, tmp_path: Path) -> None:
+    source, trained, x = MlpNet(), MlpNet(), tokens()
+    before = copy.deepcopy(source.state_dict())
+    save_file(trained.state_dict(), tmp_path / "weights.safetensors")
+    result = repl_fx.transform(source, (x,), weights=tmp_path / "weights.safetensors", copy=own)
+    assert all(torch.equal(tensor, before[name]) for name, tensor in source.state_dict().items())
+    places = {tensor.data_ptr() for tensor in source.state_dict().values()}
+    assert not places & {tensor.data_ptr() for tensor in result.module.state_dict().values()}
+    assert torch.equal(result.module(x), transformed(trained, (x,)).module(x))
+    assert torch.equal(result.captured(x), trained(x))
+    repl_fx.save(result, tmp_path / "out")
+    assert torch.equal(repl_fx.load(tmp_path / "out", source)(x), result.module.eval()(x))
+    assert all(torch.equal(tensor, before[name]) for name, tensor in source.state_dict().items())
+
+
+def test_weights_are_looked_at_before_anything_is_captured() -> None:
+    told: list[str] = []
+    with pytest.raises(repl_fx.BadInput, match=r"does not fit MlpNet: 16 keys of MlpNet are missing in it"):
+        repl_fx.transform(MlpNet(2), (tokens(),), weights={"x": torch.ones(1)}, progress=told.append)
+    with pytest.raises(repl_fx.BadInput, match=r"weights that are no numbers: head\.bias has 10 NaN"):
+        state = MlpNet().state_dict()
+        state["head.bias"] *= torch.nan
+        repl_fx.transform(MlpNet(), (tokens(),), weights=state, progress=told.append)
+    assert told == []

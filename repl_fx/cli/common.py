@@ -76,6 +76,15 @@ TrustOption = Annotated[
         "--trust-remote-code", help="Run the code that lies in the directory of an hf: model, if it is made of it."
     ),
 ]
+WeightsOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--weights",
+        metavar="FILE",
+        help="Trained weights of the model: a safetensors file, a file of torch.save, or a directory with them.",
+        show_default=False,
+    ),
+]
 JsonOption = Annotated[bool, typer.Option("--json", help="Write one JSON document to stdout, and nothing else there.")]
 VerboseOption = Annotated[
     bool,
@@ -241,7 +250,14 @@ class Target:
 
 
 def load_target(
-    spec: str, model: str | None, *, input_shape: str | None, seed: int, device: str, trust: bool
+    spec: str,
+    model: str | None,
+    *,
+    input_shape: str | None,
+    seed: int,
+    device: str,
+    trust: bool,
+    weights: Path | None = None,
 ) -> Target:
     """Load a model by its specification, or an artifact by its directory."""
     from repl_fx.artifact import load_artifact
@@ -251,10 +267,14 @@ def load_target(
     if not Path(spec).is_dir():
         if model is not None:
             raise BadInput(f"--model names the model of an artifact, and {spec} is no directory; leave out --model")
-        source = load_source(spec, input_shape=input_shape, seed=seed, device=device, trust_remote_code=trust)
+        source = load_source(
+            spec, input_shape=input_shape, seed=seed, device=device, trust_remote_code=trust, weights=weights or True
+        )
         return Target(str(source), source.notes, source.model, source.inputs, None)
     if input_shape is not None:
         raise BadInput(f"{spec} is an artifact and brings its own example inputs; leave out --input-shape")
+    if weights is not None:
+        raise BadInput(f"{spec} is an artifact and brings its own weights; leave out --weights")
     artifact = load_artifact(spec, model, trust_remote_code=trust)
     made_of = artifact.manifest.model.kind if artifact.manifest.model else "model"
     parameters = sum(p.numel() for p in artifact.module.parameters())

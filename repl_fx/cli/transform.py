@@ -59,6 +59,7 @@ def transform_command(
     allow_nan: Annotated[
         bool, typer.Option("--allow-nan", help="Take a model with weights that are NaN or infinite, too.")
     ] = False,
+    weights: common.WeightsOption = None,
     input_shape: common.ShapeOption = None,
     seed: common.SeedOption = 0,
     device: common.DeviceOption = "cpu",
@@ -84,7 +85,9 @@ def transform_command(
         plan = _read_plan(plan_file, chosen)
 
         terminal.stage("load")
-        source = load_source(spec, input_shape=input_shape, seed=seed, device=device, trust_remote_code=trust)
+        source = load_source(
+            spec, input_shape=input_shape, seed=seed, device=device, trust_remote_code=trust, weights=weights or True
+        )
         if device.startswith("meta") and (check or not dry_run):
             raise BadInput(
                 "weights on the meta device have no values to check or to write; see what would be done with "

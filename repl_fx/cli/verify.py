@@ -37,6 +37,7 @@ def verify_command(
     ] = None,
     per_layer: Annotated[bool, typer.Option("--per-layer", help="Compare inner values too, layer by layer.")] = False,
     model: common.ModelOption = None,
+    weights: common.WeightsOption = None,
     input_shape: common.ShapeOption = None,
     seed: common.SeedOption = 0,
     device: common.DeviceOption = "cpu",
@@ -53,7 +54,9 @@ def verify_command(
 
         batches = None if batch is None else _sizes(batch)
         terminal.stage("load")
-        target = common.load_target(spec, model, input_shape=input_shape, seed=seed, device=device, trust=trust)
+        target = common.load_target(
+            spec, model, input_shape=input_shape, seed=seed, device=device, trust=trust, weights=weights
+        )
         module, given = _subject(target, part, onnx)
         inputs = widen_batch(module, given)
         if per_layer and target.artifact is None:

@@ -97,6 +97,7 @@ class CapturedModule(PlainGraphModule):
 
     `meta["pinned"]` says which modules the source's own `train` keeps in one mode (frozen normalisation), by path.
     `meta["attributes"]` holds plain attributes of the source that code outside the graph reads (`out_channels`).
+    `meta["source_state"]` holds, of a rewritten graph, the shapes in the source's `state_dict` (`state_shapes`).
     """
 
     def __init__(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from torch import Tensor, fx, nn
@@ -9,6 +10,22 @@ from torch import Tensor, fx, nn
 from repl_fx.graph.assigned_buffers import assigned_by
 from repl_fx.graph.captured import attribute, container_of, has_attribute
 from repl_fx.graph.runtime import ModeSwitch
+
+# In `meta` of a rewritten graph, or of a module that stands where one of the source stood: names and shapes of the
+# source's state there, also of what was removed. A checkpoint of the source is told by it from one of another model.
+SOURCE_STATE = "source_state"
+
+
+def state_shapes(module: nn.Module) -> dict[str, tuple[int, ...]]:
+    """The shapes of the tensors of a `state_dict`, by name."""
+    state = module.state_dict(keep_vars=True)
+    return {name: tuple(tensor.shape) for name, tensor in state.items() if isinstance(tensor, Tensor)}
+
+
+def source_state(module: nn.Module) -> Mapping[str, tuple[int, ...]] | None:
+    """The names and shapes that the source's state had where a module stands; None of a module that keeps none."""
+    meta = vars(module).get("meta")
+    return meta.get(SOURCE_STATE) if isinstance(meta, dict) else None
 
 
 @dataclass(frozen=True)

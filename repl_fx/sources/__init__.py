@@ -12,6 +12,7 @@
 
 Nothing is downloaded, and nothing unpickled: the weights of a directory are its model.safetensors, or the shards that
 model.safetensors.index.json names. Code in a directory (the `auto_map` of its config.json) runs with permission alone.
+A model of any kind takes a checkpoint of its own (`weights`).
 The grammar of `input_shape` is in `repl_fx.sources.input_shapes`.
 """
 
@@ -24,6 +25,8 @@ from typing import Any
 
 import torch
 
+from repl_fx.checkpoints.files import Weights
+from repl_fx.checkpoints.fitting import load_weights_
 from repl_fx.errors import BadInput, SourceError
 from repl_fx.running.example_inputs import ExampleInputs
 from repl_fx.sources import hugging_face, python_file, timm_zoo, torchvision_zoo
@@ -46,7 +49,7 @@ def load_source(
     seed: int = 0,
     device: str | torch.device = "cpu",
     options: Mapping[str, Any] | None = None,
-    weights: bool = True,
+    weights: bool | Weights = True,
     trust_remote_code: bool = False,
 ) -> Source:
     """Build the model that a specification names, and example inputs for it.
@@ -61,16 +64,17 @@ def load_source(
         device: where the model and the inputs go.
         options: keyword arguments of the factory, of the zoo's constructor or of the transformers config, which have
             to be serialisable as JSON.
-        weights: load the weights of `hf:DIR`; without them, they are random and need not be there.
+        weights: load the weights of `hf:DIR`; without them (False), they are random and need not be there. Or a
+            checkpoint of any model: a file, a directory or a state dict (`repl_fx.checkpoints.files`).
         trust_remote_code: let the code of `hf:DIR` run, where the model is made of it. It is never run otherwise.
 
     Returns:
-        The source, with notes on weights that are random or left out. `load_source(source.spec, **source.options)`
+        The source, with notes on its weights. `load_source(source.spec, **source.options)`
         builds the same again.
 
     Raises:
         SourceError: the specification leads to no model; says what is there instead.
-        BadInput: `input_shape`, `device` or `options` cannot be used.
+        BadInput: `input_shape`, `device`, `options` or `weights` cannot be used.
     """
     target = _device(device)
     options = dict(options or {})
@@ -92,12 +96,15 @@ def load_source(
         _refuse_other_kinds(spec)
     with seeded(seed, target):
         generator = torch.Generator().manual_seed(seed)
-        built = build(Request(name, shapes, options, seed, generator, weights, trust_remote_code))
+        built = build(Request(name, shapes, options, seed, generator, weights is True, trust_remote_code))
     valueless = [
         name for name, tensor in (*built.model.named_parameters(), *built.model.named_buffers()) if tensor.is_meta
     ]
     if valueless and target.type != "meta":
         raise SourceError(f"{spec}: the model {without_values(valueless)}")
+    notes = built.notes
+    if not isinstance(weights, bool):
+        notes = (*notes, *load_weights_(built.model, weights))
     inputs = ExampleInputs(built.args, built.kwargs).map(lambda tensor: tensor.to(target))
     return Source(
         spec=spec,
@@ -107,7 +114,7 @@ def load_source(
         options={"input_shape": input_shape, "seed": seed, "options": dict(built.options or options)},
         files=built.files,
         absolute=built.absolute or spec,
-        notes=built.notes,
+        notes=notes,
     )
 
 

@@ -7,8 +7,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
+import torch
 
 import repl_fx
+from repl_fx.sources import load_source
 from tests.cli.results import document, one_line, refused
 from tests.planning.untrainable import MADE, register
 
@@ -62,6 +64,38 @@ def test_a_plan_is_replayed(run: Run, artifact: Path, tmp_path: Path) -> None:
     assert (tmp_path / "again" / "graph.txt").read_text() == (artifact / "graph.txt").read_text()
     both = run("transform", source, "--dry-run", "--plan", artifact / "plan.json", "--every", "3")
     assert both.exit_code == 2 and "leave out --every" in both.stderr
+
+
+def test_trained_weights_go_into_the_artifact(run: Run, model_file: Path, tmp_path: Path) -> None:
+    trained = load_source(str(model_file), seed=5)
+    torch.save({"state_dict": trained.model.state_dict(), "epoch": 3}, tmp_path / "last.ckpt")
+    result = run("transform", model_file, "-o", tmp_path / "out", "--weights", tmp_path / "last.ckpt", "--json")
+    assert result.exit_code == 0, result.stderr
+    found = document(result.stdout)
+    assert found["notes"] == [f"weights are those of {tmp_path / 'last.ckpt'}, 32 tensors"]
+    # The graph that was checked is of the trained model.
+    assert found["check"] == {"evaluation": True, "training": True}
+    (tmp_path / "last.ckpt").unlink()
+    loaded, x = repl_fx.load(tmp_path / "out"), torch.randn(3, 8)
+    expected = repl_fx.transform(trained.model, trained.args).graph_module
+    assert torch.equal(loaded.eval()(x), expected.eval()(x))
+
+
+def test_weights_of_another_model(run: Run, model_file: Path, tmp_path: Path) -> None:
+    state = load_source(str(model_file), options={"depth": 4}).model.state_dict()
+    torch.save(state, tmp_path / "other.pt")
+    line = refused(run, tmp_path, model_file, "--weights", tmp_path / "other.pt")
+    assert line == (
+        f"{tmp_path / 'other.pt'} does not fit Net: 6 keys of Net are missing in it (blocks.4.norm.weight, "
+        "blocks.4.norm.bias, blocks.4.up.weight and 3 more); build the model that it is the checkpoint of, or rename "
+        "its keys"
+    )
+
+
+def test_weights_that_are_a_pickle(run: Run, model_file: Path, tmp_path: Path) -> None:
+    torch.save(load_source(str(model_file)).model, tmp_path / "whole.pt")
+    line = refused(run, tmp_path, model_file, "--weights", tmp_path / "whole.pt")
+    assert "is a pickle of more than weights" in line and "which could run code and is not loaded" in line
 
 
 def test_a_missing_file(run: Run, tmp_path: Path) -> None:

@@ -8,7 +8,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 import onnx
 import pytest
+import torch
 
+import repl_fx
+from repl_fx.sources import load_source
 from tests.cli.results import document, one_line
 
 if TYPE_CHECKING:
@@ -30,6 +33,20 @@ def test_verify_a_model(run: Run, artifact: Path) -> None:
     assert result.stderr.startswith("repl-fx: error: not equivalent")
     loose = run("verify", source, artifact / "model.onnx", "--atol", "100")
     assert loose.exit_code == 0, loose.stderr
+
+
+def test_verify_a_model_with_trained_weights(run: Run, model_file: Path, tmp_path: Path) -> None:
+    trained = load_source(str(model_file), seed=5)
+    torch.save(trained.model.state_dict(), tmp_path / "weights.pt")
+    repl_fx.export_onnx(repl_fx.capture(trained.model, trained.args), tmp_path / "net.onnx", trained.args)
+    assert run("verify", model_file, tmp_path / "net.onnx").exit_code == 1
+    result = run("verify", model_file, tmp_path / "net.onnx", "--weights", tmp_path / "weights.pt")
+    assert result.exit_code == 0, result.stderr
+
+
+def test_an_artifact_brings_its_own_weights(run: Run, artifact: Path) -> None:
+    given = ("--weights", artifact / "model.safetensors")
+    assert "leave out --weights" in one_line(run("verify", artifact, artifact / "model.onnx", *given))
 
 
 def test_verify_finds_a_tampered_file(run: Run, artifact: Path) -> None:

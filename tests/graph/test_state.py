@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import torch
-from torch import fx
+from torch import fx, nn
 
 from repl_fx.graph.captured import erase_dead
-from repl_fx.graph.state import prune_state_, used_by
+from repl_fx.graph.state import SOURCE_STATE, prune_state_, source_state, state_shapes, used_by
 from tests.graph.nets import call
 
 
@@ -35,3 +35,12 @@ def test_pruning_takes_what_is_no_longer_used(gm: fx.GraphModule) -> None:
     prune_state_(gm, used_by(gm))
     assert set(gm.state_dict()) == left
     assert gm(torch.randn(3, 8)).shape == (3, 8)
+
+
+def test_a_module_may_keep_what_the_source_had_in_its_place(gm: fx.GraphModule) -> None:
+    assert source_state(gm) is None and source_state(gm.get_submodule("fc")) is None
+    shapes = state_shapes(gm)
+    assert shapes == {name: tuple(tensor.shape) for name, tensor in gm.state_dict().items()} and shapes
+    for module in (gm, nn.Identity()):
+        vars(module)["meta"] = {SOURCE_STATE: shapes}
+        assert source_state(module) == shapes

@@ -12,6 +12,7 @@ from torch import Tensor, fx, nn
 
 import repl_fx
 from repl_fx.errors import BrokenGraph
+from repl_fx.graph.state import SOURCE_STATE
 from repl_fx.passes.driver import run_passes
 from repl_fx.passes.replace_blocks import replace_blocks
 from repl_fx.surrogates.shared import registry
@@ -31,6 +32,8 @@ def test_the_graph_it_is_given_stays_as_it_is() -> None:
     removed = set(names) - set(result.graph_module.state_dict())
     assert removed == {n for n in names if n.startswith(("blocks.1.", "blocks.3."))}
     assert "blocks.1" not in dict(result.graph_module.named_modules())
+    assert result.graph_module.meta[SOURCE_STATE] == {n: tuple(t.shape) for n, t in gm.state_dict().items()}
+    assert SOURCE_STATE not in gm.meta
 
 
 def test_an_empty_plan_changes_no_bit() -> None:

@@ -42,6 +42,19 @@ def test_a_loaded_model_computes_what_transformers_computes(transformers: Any, b
         assert torch.equal(source.model.eval()(**source.kwargs).logits, theirs(**source.kwargs).logits)
 
 
+def test_weights_that_are_given_take_the_place_of_those_of_the_directory(transformers: Any, bert: Path) -> None:
+    # One tensor is there under one name alone, as the head is tied to the embedding.
+    state = load_file(bert / "model.safetensors")
+    (bert / "model.safetensors").rename(bert / "trained.safetensors")
+    save_file({name: torch.zeros_like(tensor) for name, tensor in state.items()}, bert / "model.safetensors")
+    for spec in (f"hf:{bert}:BertForMaskedLM", f"hf:{bert / 'config.json'}:BertForMaskedLM"):
+        source = load_source(spec, weights=bert / "trained.safetensors")
+        found = source.model.state_dict()
+        assert found.keys() > state.keys() and all(torch.equal(found[name], state[name]) for name in state)
+        # No word of random ones.
+        assert source.notes == (f"weights are those of {bert / 'trained.safetensors'}, {len(state)} tensors",)
+
+
 def test_shards_are_loaded(transformers: Any, bert: Path, tmp_path: Path) -> None:
     model = transformers.BertForMaskedLM.from_pretrained(bert)
     model.save_pretrained(tmp_path / "sharded", max_shard_size="4KB")

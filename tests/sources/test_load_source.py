@@ -81,3 +81,16 @@ def test_an_unknown_zoo() -> None:
         SourceError, match=r"no kind of model 'tim'; did you mean timm\?; known are timm:, torchvision:, hf:"
     ):
         load_source("tim:resnet18")
+
+
+def test_a_model_takes_a_checkpoint_of_its_own(write: Write) -> None:
+    path = str(write(MODEL))
+    trained = load_source(path, seed=3)
+    source = load_source(path, weights=trained.model.state_dict())
+    assert torch.equal(source.model.get_parameter("weight"), trained.model.get_parameter("weight"))
+    assert source.notes == ("weights are those of the given state, 2 tensors",)
+    # The inputs are still those of the seed.
+    assert torch.equal(source.args[0], load_source(path).args[0])
+    assert load_source(source.spec, **source.options).notes == ()
+    with pytest.raises(BadInput, match=r"does not fit Linear: 1 key of Linear is missing in it \(bias\)"):
+        load_source(path, weights={"weight": torch.ones(8, 4)})
