@@ -2,7 +2,7 @@
 
 python -m tests.surrogates.fully_sharded DIRECTORY RANK PROCESSES
 
-    DIRECTORY/tasks.pt   a list of `Task`   ->   DIRECTORY/outcomes_RANK.pt   by name, the fields of an `Outcome`
+    DIRECTORY/tasks.pt  a list of `Task` -> DIRECTORY/outcomes_RANK.pt, by name, the fields of an `Outcome` or an error
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor
 
 import repl_fx
+from repl_fx.errors import BadInput, WeightsChanged
 
 EVALUATED = 2  # Before this step it is evaluated, and at the end.
 
@@ -36,6 +37,7 @@ class Task:
         batches: (steps, examples, …); each process takes its part of the examples.
         half: whether it computes in bfloat16.
         mesh: how many processes hold the same, and over how many of them it is sharded; all of these by default.
+        reshard: whether a unit's parameters go behind its forward.
     """
 
     name: str
@@ -44,6 +46,7 @@ class Task:
     batches: Tensor
     half: bool = False
     mesh: tuple[int, int] | None = None
+    reshard: bool = True
 
 
 @dataclass
@@ -104,7 +107,7 @@ def _shard(task: Task, processes: int) -> None:
     mesh = init_device_mesh("cpu", sizes, mesh_dim_names=("replicas", "shards")[-len(sizes) :])
     settings: Any = {"mesh": mesh, "mp_policy": policy}
     for path in task.units:
-        fully_shard(task.module.get_submodule(path), **settings)
+        fully_shard(task.module.get_submodule(path), reshard_after_forward=task.reshard, **settings)
     fully_shard(task.module, **settings)
 
 
@@ -113,7 +116,7 @@ def _refusal(module: nn.Module) -> str:
     try:
         with repl_fx.shared_synthesis(module):
             return ""
-    except repl_fx.errors.BadInput as error:
+    except BadInput as error:
         return str(error)
 
 
@@ -132,7 +135,7 @@ def main(directory: Path, rank: int, processes: int) -> None:
         try:
             _shard(task, processes)
             outcomes[task.name] = vars(trained(task, [rank], processes, _whole))
-        except RuntimeError as error:
+        except (RuntimeError, WeightsChanged) as error:
             outcomes[task.name] = str(error)
     outcomes["refused"] = _refusal(task.module)
     torch.save(outcomes, directory / f"outcomes_{rank}.pt")

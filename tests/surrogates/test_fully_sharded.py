@@ -131,6 +131,12 @@ def _stand_in(case: str) -> Task:
     return _of(case, net, _blocks(net), torch.randn(1, 6, 15), case.endswith("half"))
 
 
+def _stays_gathered() -> Task:
+    task = _stand_in("blend")
+    task.name, task.reshard = "stays gathered", False
+    return task
+
+
 _STAND_INS = (*KINDS, "blend, half", "slices, half", "of its own, half")
 _ALL = (*_CASES, *_STAND_INS)
 
@@ -141,7 +147,8 @@ def trainings(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, tu
     pytest.importorskip("torch.distributed.fsdp")
     directory = tmp_path_factory.mktemp("fully_sharded")
     tasks = [*map(_task, _CASES), *map(_stand_in, _STAND_INS)]
-    torch.save(tasks, directory / "tasks.pt")
+    refused = _stays_gathered()
+    torch.save([*tasks, refused], directory / "tasks.pt")
     command = [sys.executable, "-m", "tests.surrogates.fully_sharded", str(directory)]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
     running = [
@@ -164,6 +171,8 @@ def trainings(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, tu
     found = [torch.load(directory / f"outcomes_{rank}.pt", weights_only=False) for rank in range(PROCESSES)]
     for made in found:
         assert "leave shared_synthesis out" in made.pop("refused")
+        # Its neighbours' weights are still there after the evaluation, and go before all gradients are made.
+        assert "call reshard() on these after it" in made.pop(refused.name)
         failed = {name: outcome for name, outcome in made.items() if isinstance(outcome, str)}
         assert not failed
     yield {task.name: (task, [Outcome(**made[task.name]) for made in found]) for task in tasks}

@@ -93,8 +93,26 @@ class Synthesis(nn.Module):
             kind = next((p.dtype for p in self.parameters() if p.is_floating_point()), None)
             weights = tuple(whole(weight if kind is None else weight.to(kind)) for weight in weights)
         made = self.synthesise(*weights)
+        if is_fully_sharded_anywhere() and torch.is_grad_enabled():
+            self._watch(made, [weight for weight in weights if not is_sharded(weight)])
         # The synthesis's own parameters, which may be among the results, are gone behind a call of FSDP2's.
         return pytree.tree_map_only(Tensor, torch.clone, made) if is_fully_sharded(self) else made
+
+    def _watch(self, made: Any, weights: Sequence[Tensor]) -> None:
+        """Raise in the backward pass where weights are gone, which no operator would notice."""
+
+        def check(gradient: Tensor) -> None:
+            if any(weight.numel() and not weight.untyped_storage().size() for weight in weights):
+                raise WeightsChanged(
+                    f"FSDP2 freed weights that {type(self).__name__} reads before their gradients were complete: a "
+                    "pass without gradients had left their modules gathered (reshard_after_forward=False); call "
+                    "reshard() on these after it"
+                )
+
+        for tensor in pytree.tree_leaves(made):
+            if isinstance(tensor, Tensor) and tensor.requires_grad:
+                untyped: Any = tensor
+                untyped.register_hook(check)
 
     def train(self, mode: bool = True) -> Synthesis:
         """Set the mode, and forget what was made: a change through `.data` leaves no trace."""
