@@ -29,8 +29,8 @@ from repl_fx.surrogates import make_surrogate
 from repl_fx.surrogates.shared.builder import Rewriting
 from repl_fx.surrogates.shared.matching import Matches
 
-# The note, on a node of a replaced block that stayed, such as the addition of its spine, of the block's name.
-LEFT_OF = "left_of"
+# The note, on a node of a block, also of a replaced one of which it stayed, of the block's name in the graph.
+BLOCK = "block"
 
 
 def replace_blocks(gm: fx.GraphModule, repeats: Sequence[Repeat], plan: Plan, matches: Matches | None = None) -> Result:
@@ -61,9 +61,11 @@ def replace_blocks(gm: fx.GraphModule, repeats: Sequence[Repeat], plan: Plan, ma
         torch.default_generator.manual_seed(plan.seed)
         gone = {r.block: _replace(rewriting, r, matches, readers) for r in plan.replacements}
     drop_dead(result.graph)
-    for r in plan.replacements:
-        for node in rewriting.left_of(matches.site(r.block, r.before, r.after).block):
-            node.meta[LEFT_OF] = r.block
+    replaced = [matches.site(r.block, r.before, r.after).block for r in plan.replacements]
+    # Repeats may share nodes; those of a replaced block are its own.
+    for block in (*replaced, *(block for repeat in repeats for block in repeat.blocks)):
+        for node in rewriting.left_of(block):
+            node.meta.setdefault(BLOCK, block.name)
     check_surrogates(result, {r.block: r.surrogate for r in plan.replacements}, gone)
     prune_state_(result, used)
     result.meta[SOURCE_STATE] = state_shapes(gm)

@@ -14,7 +14,7 @@ from repl_fx.analysis.blocks import Repeat
 from repl_fx.arguments import require_kind, require_module
 from repl_fx.checkpoints.files import Weights
 from repl_fx.checkpoints.fitting import with_weights
-from repl_fx.errors import NothingToReplace, PlanMismatch
+from repl_fx.errors import BadInput, NothingToReplace, PlanMismatch
 from repl_fx.in_place.assembling import InPlace, put_in_place
 from repl_fx.passes.choose_blocks import choose_blocks
 from repl_fx.passes.driver import collection_paused, run_passes
@@ -54,6 +54,7 @@ class Record:
     Attributes:
         made: the text of the code of the module that has the record, as it was made.
         in_place: whether that module is the model in place.
+        checkpoint_blocks: see `transform`.
     """
 
     plan: Plan
@@ -64,6 +65,7 @@ class Record:
     eager: tuple[Eager, ...]
     inputs: ExampleInputs
     in_place: bool
+    checkpoint_blocks: bool
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Record:
         return self
@@ -86,6 +88,7 @@ class TransformResult(HasInputs):
         made: the text of the code of `module`, as it was then.
         code: hash of the code of the user's own classes in the model, as it was then.
         found: the repeats of each part, in the graphs before.
+        checkpoint_blocks: whether `model` computes its kept blocks again in the backward pass.
     """
 
     module: nn.Module
@@ -99,6 +102,7 @@ class TransformResult(HasInputs):
     made: tuple[str, ...]
     code: str
     found: tuple[PartRepeats, ...] = field(repr=False)
+    checkpoint_blocks: bool = False
 
     @property
     def all_parts(self) -> tuple[Part, ...]:
@@ -120,7 +124,8 @@ class TransformResult(HasInputs):
     def in_place(self) -> InPlace:
         """The source's own module tree with surrogates in place of blocks, or why that cannot be."""
         graphs = {part.path: part.graph_module for part in self.parts}
-        made = put_in_place(self.captured_parts, self.found, self.plan, graphs)
+        again = self.checkpoint_blocks
+        made = put_in_place(self.captured_parts, self.found, self.plan, graphs, checkpoint_blocks=again)
         if made.model is not None:
             # An attribute like any other, so that copies and pickles have it too.
             vars(made.model)[ORIGIN] = self.record(made.model)
@@ -132,7 +137,8 @@ class TransformResult(HasInputs):
         in_place = module is not self.module
         made = lines_made(module) if in_place else self.made
         eager = self.captured_parts.eager
-        return Record(self.plan, self.structure, made, self.code, parts, eager, self.inputs, in_place)
+        known = self.plan, self.structure, made, self.code, parts, eager, self.inputs
+        return Record(*known, in_place, self.checkpoint_blocks)
 
     @property
     def model(self) -> nn.Module:
@@ -253,6 +259,7 @@ def transform(
     copy: bool = False,
     allow_nan: bool = False,
     check: bool = True,
+    checkpoint_blocks: bool = False,
     progress: Callable[[str], None] | None = None,
     **options: Unpack[Options],
 ) -> TransformResult:
@@ -271,6 +278,8 @@ def transform(
         allow_nan: take a model with weights that are NaN or infinite, too.
         check: take one training step of the rewritten model on the example inputs. A surrogate that fails it is
             refused; `auto` goes on to its next choice for that block. With a given plan the failure is an error.
+        checkpoint_blocks: let `result.model` compute the kept blocks of the repeats again in the backward pass of
+            training, in place of keeping their inner values (`torch.utils.checkpoint`).
         progress: called with the name of each stage as it begins.
         every, surrogate, blocks, ignore, settings, seed: see `repl_fx.pipeline.Options`.
 
@@ -300,7 +309,15 @@ def transform(
     inputs = widen_batch(model, given)
     tell("capture")
     captured = capture_parts(model, inputs.args, inputs.kwargs, copy=copy, paths=None if plan is None else plan.parts)
-    return rewrite(captured, plan or options, inputs, tell, check=check)
+    result = rewrite(captured, plan or options, inputs, tell, check=check)
+    if checkpoint_blocks:
+        result = replace(result, checkpoint_blocks=True)
+        if result.in_place.model is None:
+            why = result.in_place.refusals[0]
+            raise BadInput(
+                f"checkpoint_blocks is for the model in place, and that there is not: {why.block}: {why.reason}"
+            )
+    return result
 
 
 def rewrite(

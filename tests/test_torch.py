@@ -96,3 +96,20 @@ def test_operators_are_seen_before_they_run() -> None:
 def test_views_share_their_memory() -> None:
     x = torch.zeros(4)
     assert _torch.memory_of(x) == _torch.memory_of(x[1:]) != _torch.memory_of(x.clone())
+
+
+def test_transforms_and_forward_mode_are_noticed_while_they_last() -> None:
+    seen = []
+
+    def note(x: Tensor) -> Tensor:
+        seen.append(_torch.is_transformed())
+        return x.sum()
+
+    x = torch.ones(3)
+    note(x)
+    torch.func.grad(note)(x)
+    torch.func.vmap(note)(torch.ones(2, 3))
+    with torch.autograd.forward_ad.dual_level():
+        note(x)
+    note(x)
+    assert seen == [False, True, True, True, False]

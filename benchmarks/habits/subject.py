@@ -52,9 +52,19 @@ class Subject:
         """Paths of the replaced blocks."""
         return _made(self.network)["paths"]
 
+    @property
+    def positional(self) -> tuple[Tensor, ...]:
+        """The arguments that are given by position."""
+        return () if self.is_text else tuple(self.inputs.values())
+
+    @property
+    def named(self) -> dict[str, Tensor]:
+        """The arguments that are given by name."""
+        return self.inputs if self.is_text else {}
+
     def call(self, model: nn.Module) -> Any:
         """What a model, or a wrapper of it, returns for the batch."""
-        return model(**self.inputs) if self.is_text else model(self.inputs["x"])
+        return model(*self.positional, **self.named)
 
     def output(self, model: nn.Module) -> Tensor:
         """The logits for the batch."""
@@ -112,11 +122,10 @@ def build(network: str) -> nn.Module:
 @functools.cache
 def transformed(network: str) -> repl_fx.TransformResult:
     """The network with every second block replaced."""
-    source, inputs = build(network), inputs_of(network)
-    args: tuple[Any, ...] = tuple(inputs.values()) if network in (VIT, RESNET) else ()
+    subject = Subject(network, SOURCE)
     # The blocks of a stage; those of one convolutional stage and the next together are no modules.
     blocks = ["layer1.2"] if network == RESNET else None
-    result = repl_fx.transform(source, args, {} if args else inputs, blocks=blocks, copy=True)
+    result = repl_fx.transform(build(network), subject.positional, subject.named, blocks=blocks, copy=True)
     generator = torch.Generator().manual_seed(1)
     with torch.no_grad():
         for name, parameter in result.module.named_parameters():

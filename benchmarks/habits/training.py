@@ -115,9 +115,9 @@ def _compiled(subject: Subject, backend: str) -> str:
             if scale > 1e-6:
                 require_close(torch.as_tensor(theirs[name].grad), parameter.grad, f"gradients of {name}", 1e-2)
     torch._dynamo.reset()
-    breaks = int(torch._dynamo.explain(lambda: subject.loss(plain))().graph_break_count)
+    breaks = int(torch._dynamo.explain(plain)(*subject.positional, **subject.named).graph_break_count)
     torch._dynamo.reset()
-    return "" if breaks == 0 else f"{breaks} graph breaks in the {subject.network}"
+    return f"{breaks} graph break{'s' * (breaks > 1)} in the {subject.network}" if breaks else ""
 
 
 @habit("torch.compile, aot_eager", VIT, RESNET, GPT2, quick=False)

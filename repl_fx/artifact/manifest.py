@@ -95,6 +95,7 @@ class Manifest(_Strict, frozen=True, kw_only=True):
         parts: the captured parts that hold what was replaced.
         eager: modules that were tried and are no parts.
         in_place: whether the artifact holds the model in place, under the names of whose tensors the weights are.
+        checkpoint_blocks: whether the model in place computes its kept blocks again in the backward pass.
         aliases: other names of tied tensors, and the name under which each is in the weights.
         gone: files of what was there before, which have not been removed yet.
     """
@@ -108,6 +109,7 @@ class Manifest(_Strict, frozen=True, kw_only=True):
     eager: tuple[Eager, ...]
     inputs: Inputs
     in_place: bool = False
+    checkpoint_blocks: bool = False
     aliases: dict[str, str]
     parameters: int
     files: dict[str, File] = {}

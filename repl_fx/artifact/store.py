@@ -213,6 +213,7 @@ def load_artifact(
             f"{directory} no longer fits its model: {type(built).__name__} has changed since it was transformed; "
             f"{f'what differs first: {differs}; ' * bool(differs)}transform it again"
         ) from problem
+    result = replace(result, checkpoint_blocks=manifest.checkpoint_blocks)
     refused = {part.path: part.refused_sizes for part in manifest.parts}
     for part in result.parts:
         # The example inputs are made anew, of the same shapes; the model itself may not run on their values.

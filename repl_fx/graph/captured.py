@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import operator
 import pickle
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import suppress
 from itertools import chain, count
 from typing import Any, Self
@@ -17,6 +17,8 @@ from repl_fx._torch import FakeTensor, move_hooks, pytree
 from repl_fx.graph.decisions import jump_over_, settle_decisions_
 from repl_fx.graph.pickling import GraphData, View, as_data, share_views_, views_in
 
+# The attribute of a graph module for layers that its graph calls and that lie elsewhere, as their tensors' names say.
+BESIDE = "_beside"
 _TRACED_CONSTANT = "traced_constant_"
 _STATE = ("_parameters", "_buffers", "_modules", "_non_persistent_buffers_set")
 # The graph, and what fx writes from it.
@@ -114,8 +116,10 @@ class CapturedModule(PlainGraphModule):
         self.meta = dict(getattr(root, "meta", {}))
 
     def __getattr__(self, name: str) -> Any:
-        attributes = self.__dict__.get("meta", {}).get("attributes", {})
-        return attributes[name] if name in attributes else super().__getattr__(name)
+        for known in (self.__dict__.get("meta", {}).get("attributes", {}), self.__dict__.get(BESIDE, {})):
+            if name in known:
+                return known[name]
+        return super().__getattr__(name)
 
     @property
     def graph_root(self) -> Self:
@@ -141,13 +145,56 @@ def container_of(module: nn.Module) -> nn.Module:
     return plain
 
 
+class RefersToModules:
+    """Base of plain objects in attributes and hooks of modules that refer to modules of their tree.
+
+    Attributes:
+        around: modules that they refer to and that may lie outside of a copied tree; those are referred to still.
+    """
+
+    around: tuple[nn.Module, ...] = ()
+
+
+def refer_to_copies(memo: Mapping[int, nn.Module], given: Collection[int] = ()) -> None:
+    """Let the objects in attributes and hooks of copied modules refer to copies.
+
+    Args:
+        memo: the copies, by the ids of the modules that they are of.
+        given: the ids of those among them that are no copies, and stay as they are.
+    """
+    # Objects that several modules refer to stay one.
+    known: dict[int, Any] = dict(memo)
+    for module in memo.values():
+        if id(module) in given:
+            continue
+        for name, value in list(vars(module).items()):
+            if isinstance(value, RefersToModules):
+                module.__dict__[name] = _referring_to(value, known)
+        for hooks in (module._forward_hooks, module._forward_pre_hooks):
+            named: dict[int, Any] = dict(hooks)
+            hooks.update({n: _referring_to(h, known) for n, h in named.items() if isinstance(h, RefersToModules)})
+
+
+def _referring_to(value: RefersToModules, known: dict[int, Any]) -> Any:
+    for outside in value.around:
+        known.setdefault(id(outside), outside)
+    return copy.deepcopy(value, known)
+
+
 def share_tensors(module: nn.Module, memo: dict[int, nn.Module] | None = None) -> nn.Module:
     """Copy a module tree but share its parameters and buffers.
 
     Modes, hooks and structure of the copy are its own, so that `copy.eval()` does not reach the source. A module that
     stands at two paths stays one module at two paths.
+
+    Args:
+        memo: the copies so far, by the ids of the modules that they are of; who gives one calls `refer_to_copies`.
     """
-    memo = {} if memo is None else memo
+    if memo is None:
+        memo = {}
+        copied = share_tensors(module, memo)
+        refer_to_copies(memo)
+        return copied
     if id(module) in memo:
         return memo[id(module)]
     if isinstance(module, fx.GraphModule):
@@ -157,6 +204,8 @@ def share_tensors(module: nn.Module, memo: dict[int, nn.Module] | None = None) -
         copied = kind(root, copy.deepcopy(module.graph) if kind is CapturedModule else module.graph)
         copied.meta = copy.copy(module.meta)
         memo[id(module)] = copied
+        if BESIDE in vars(module):
+            copied.__dict__[BESIDE] = {name: share_tensors(layer, memo) for name, layer in vars(module)[BESIDE].items()}
         return copied
     result = module.__class__.__new__(module.__class__)
     result.__dict__.update(module.__dict__)

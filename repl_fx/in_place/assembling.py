@@ -9,6 +9,7 @@ from torch import fx, nn
 
 from repl_fx.graph.captured import attribute, has_attribute
 from repl_fx.in_place.attention_calls import watch
+from repl_fx.in_place.checkpointed_blocks import checkpoint_block
 from repl_fx.in_place.cutting import OWN, Cut, NotInPlace
 from repl_fx.in_place.pretrained import complete_
 from repl_fx.in_place.surrogate_block import SurrogateBlock
@@ -35,7 +36,12 @@ class InPlace:
 
 
 def put_in_place(
-    captured: CapturedParts, parts: Sequence[PartRepeats], plan: Plan, graphs: Mapping[str, fx.GraphModule]
+    captured: CapturedParts,
+    parts: Sequence[PartRepeats],
+    plan: Plan,
+    graphs: Mapping[str, fx.GraphModule],
+    *,
+    checkpoint_blocks: bool = False,
 ) -> InPlace:
     """Put surrogates into a copy of the source's module tree.
 
@@ -44,6 +50,7 @@ def put_in_place(
         parts: its repeats, by part.
         plan: the plan that was applied.
         graphs: the rewritten graphs, by the path of their part; the model in place shares their tensors.
+        checkpoint_blocks: whether kept blocks are computed again in the backward pass.
     """
     blocks: dict[str, SurrogateBlock] = {}
     prefixes: dict[str, str] = {}
@@ -76,8 +83,23 @@ def put_in_place(
         if stand_in.neighbour is not None:
             path, _, form = stand_in.neighbour
             model.get_submodule(path).register_forward_hook(form)
+    if checkpoint_blocks:
+        for path in _kept_modules(parts, plan):
+            checkpoint_block(model.get_submodule(path))
     complete_(model)
     return InPlace(model, (), prefixes)
+
+
+def _kept_modules(parts: Sequence[PartRepeats], plan: Plan) -> list[str]:
+    """The paths of the modules that are kept blocks of a repeat in which others were replaced."""
+    gone = {replacement.block for replacement in plan.replacements}
+    found: dict[str, None] = {}
+    for part in parts:
+        for repeat in part.repeats:
+            if gone.isdisjoint(block.name for block in repeat.blocks):
+                continue
+            found.update({b.module_path: None for b in repeat.blocks if b.module_path and b.name not in gone})
+    return list(found)
 
 
 def _share_state(gm: fx.GraphModule, like: fx.GraphModule, path: str) -> None:

@@ -23,6 +23,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from repl_fx._torch import backward_pass
+from repl_fx.graph.captured import RefersToModules
 from repl_fx.surrogates.shared.borrowed_maps import BorrowedMap
 from repl_fx.surrogates.shared.recompute import RecomputedAttention
 
@@ -132,7 +133,7 @@ def _thread() -> int:
     return 0 if torch.compiler.is_compiling() else threading.get_ident()
 
 
-class WatchedForward:
+class WatchedForward(RefersToModules):
     """The forward of an attention module, whose calls are kept for those who take them; see `watch`."""
 
     def __init__(self, module: nn.Module) -> None:

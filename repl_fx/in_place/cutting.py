@@ -42,7 +42,7 @@ from repl_fx.in_place.surrogate_block import (
     SurrogateBlock,
     surrogate_class,
 )
-from repl_fx.passes.replace_blocks import LEFT_OF
+from repl_fx.passes.replace_blocks import BLOCK
 from repl_fx.plan import Replacement
 from repl_fx.planning.part_repeats import PartRepeats
 from repl_fx.running.opaque_outputs import PLAIN
@@ -126,7 +126,7 @@ class Cut:
         return made
 
     def _is_inside(self, node: fx.Node) -> bool:
-        return node.meta.get(LEFT_OF) == self.replacement.block or self.block.name in node.meta.get("replaces", ())[:1]
+        return self.block.name in (node.meta.get(BLOCK), *node.meta.get("replaces", ())[:1])
 
     def _only_call(self, path: str) -> ModuleCall:
         """The call of a module.

@@ -15,7 +15,7 @@ from torch import Tensor, fx, nn
 from repl_fx._torch import SYMBOLIC, function_of, pytree
 from repl_fx.arguments import in_words
 from repl_fx.graph.boundaries import places
-from repl_fx.graph.captured import has_effect
+from repl_fx.graph.captured import RefersToModules, has_effect
 from repl_fx.graph.decisions import jump_over_, settle_decisions_
 from repl_fx.graph.pickling import GraphData, structure_as_data
 from repl_fx.in_place.attention_calls import BorrowedAttention
@@ -82,7 +82,7 @@ class Constant:
     value: Any
 
 
-class ResultForm:
+class ResultForm(RefersToModules):
     """The structure of what a kept block returns, as it was when it ran last; a forward hook.
 
     A flag may let all blocks of a repeat return more; the surrogates then have no more to return.
@@ -99,8 +99,8 @@ class ResultForm:
         return {"last": None}
 
 
-@dataclass
-class StandIn:
+@dataclass(eq=False)
+class StandIn(RefersToModules):
     """The work of a surrogate in place.
 
     Attributes:
@@ -197,6 +197,7 @@ class StandIn:
 
 # Flags of transformers that change nothing of what a block computes; the structure of its result is compared anyway.
 _SAY_WHAT_TO_RETURN = frozenset({"use_cache", "output_attentions", "output_hidden_states", "return_dict"})
+_NUMBERS = tuple(SYMBOLIC.items())
 _CLASSES: dict[tuple[type[nn.Module], bool], type[SurrogateBlock]] = {}
 
 
@@ -333,9 +334,11 @@ def _as_known(was: Any, value: Any) -> bool:
         return value is None or value is False
     if not isinstance(was, type):
         return type(was) is type(value) and bool(was == value)
-    if issubclass(was, (Tensor, *SYMBOLIC)):
-        return isinstance(value, Tensor if issubclass(was, Tensor) else SYMBOLIC[was])
-    return type(value) is was
+    # One comparison after another: torch.compile follows no mapping from classes.
+    for symbolic, python in _NUMBERS:
+        if issubclass(was, symbolic):
+            return isinstance(value, python)
+    return isinstance(value, Tensor) if issubclass(was, Tensor) else type(value) is was
 
 
 def _in_short(value: Any) -> str:

@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import repl_fx
+from repl_fx.graph.captured import share_tensors
 from repl_fx.passes.replace_blocks import replace_blocks
 from tests.captures import transformed
 from tests.nets import ConvBlock, ConvNet, Counts, MlpBlock, TokenNet, TransformerBlock
@@ -267,3 +268,22 @@ def test_attributes_of_the_block_are_there_without_its_modules() -> None:
     assert not hasattr(block, "layers")
     assert not hasattr(block, "fc1")
     assert F.mse_loss(block(NARROW), NARROW) >= 0
+
+
+@pytest.mark.parametrize("checkpointed", [False, True])
+def test_a_copy_that_shares_tensors_runs_its_own_modules(checkpointed: bool) -> None:
+    result = repl_fx.transform(TokenNet(depth=5), (TOKENS,), surrogate="reuse", checkpoint_blocks=checkpointed)
+    model: Any = result.model.eval()
+    copied: Any = share_tensors(model)
+    for module in copied.modules():
+        module._parameters.update(
+            {n: p if p is None else nn.Parameter(2 * p.detach()) for n, p in module._parameters.items()}
+        )
+    alone = copy.deepcopy(model)
+    with torch.no_grad():
+        for parameter in alone.parameters():
+            parameter.mul_(2)
+    assert torch.equal(copied(TOKENS), alone(TOKENS))
+    assert torch.equal(model(TOKENS), result.graph_module.eval()(TOKENS))
+    copied.train()
+    assert not any(module.training for module in model.modules())

@@ -107,8 +107,8 @@ class Bare(nn.Module):
 class Patches(TokenNet):
     """A sequence of fixed length, as positions of its own make it."""
 
-    def __init__(self, length: int = GRID, **sizes: Any) -> None:
-        super().__init__(depth=3, **sizes)
+    def __init__(self, length: int = GRID, depth: int = 3, **sizes: Any) -> None:
+        super().__init__(depth, **sizes)
         self.positions = nn.Parameter(torch.randn(1, length, sizes.get("width", 16)))
 
     def forward(self, x: Tensor) -> Tensor:

@@ -21,9 +21,16 @@ from torch import Tensor, nn
 
 from repl_fx._torch import is_transformed, pytree
 from repl_fx.arguments import require_module
-from repl_fx.errors import WeightsChanged
+from repl_fx.errors import BadInput, WeightsChanged
 from repl_fx.graph.captured import share_tensors
-from repl_fx.surrogates.shared.weight_slices import SliceBlend, blend_slices
+from repl_fx.surrogates.shared.sharded_weights import (
+    blend_all,
+    is_fully_sharded,
+    is_fully_sharded_anywhere,
+    is_sharded,
+    whole,
+)
+from repl_fx.surrogates.shared.weight_slices import SliceBlend
 
 
 class Synthesis(nn.Module):
@@ -39,9 +46,11 @@ class Synthesis(nn.Module):
 
     Attributes:
         names: of the tensors that `synthesise` returns, in order, for those who tell them apart by name.
+        takes_shards: whether `synthesise` can be given weights that are sharded over processes; else they are gathered.
     """
 
     names: tuple[str, ...] = ()
+    takes_shards = False
 
     def __init__(self, train_neighbours: bool) -> None:
         super().__init__()
@@ -68,15 +77,42 @@ class Synthesis(nn.Module):
         if torch.compiler.is_compiling() or is_transformed():
             # A compiled graph is fast without it, and would have to be guarded by the state of every weight. A weight
             # inside a transform is of that transform alone.
-            return self.synthesise(*weights)
+            return self._made_of(weights)
         if self._shared is not None:
             return self._shared.weights(self, weights)
         if torch.is_grad_enabled() or not _can_be_watched(read := [*weights, *self.parameters(), *self.buffers()]):
-            return self.synthesise(*weights)
+            return self._made_of(weights)
         if self._kept is None or self._kept.stale(read):
             # Without history, as folded ones are: a product with a weight that requires a gradient may round otherwise.
-            self._kept = _Kept(read, pytree.tree_map_only(Tensor, torch.Tensor.detach, self.synthesise(*weights)))
+            self._kept = _Kept(read, pytree.tree_map_only(Tensor, torch.Tensor.detach, self._made_of(weights)))
         return self._kept.made
+
+    def _made_of(self, weights: Sequence[Tensor]) -> Any:
+        if not self.takes_shards and any(map(is_sharded, weights)):
+            # In the precision that FSDP2 runs this module in, as shards have their own.
+            kind = next((p.dtype for p in self.parameters() if p.is_floating_point()), None)
+            weights = tuple(whole(weight if kind is None else weight.to(kind)) for weight in weights)
+        made = self.synthesise(*weights)
+        if is_fully_sharded_anywhere() and torch.is_grad_enabled():
+            self._watch(made, [weight for weight in weights if not is_sharded(weight)])
+        # The synthesis's own parameters, which may be among the results, are gone behind a call of FSDP2's.
+        return pytree.tree_map_only(Tensor, torch.clone, made) if is_fully_sharded(self) else made
+
+    def _watch(self, made: Any, weights: Sequence[Tensor]) -> None:
+        """Raise in the backward pass where weights are gone, which no operator would notice."""
+
+        def check(gradient: Tensor) -> None:
+            if any(weight.numel() and not weight.untyped_storage().size() for weight in weights):
+                raise WeightsChanged(
+                    f"FSDP2 freed weights that {type(self).__name__} reads before their gradients were complete: a "
+                    "pass without gradients had left their modules gathered (reshard_after_forward=False); call "
+                    "reshard() on these after it"
+                )
+
+        for tensor in pytree.tree_leaves(made):
+            if isinstance(tensor, Tensor) and tensor.requires_grad:
+                untyped: Any = tensor
+                untyped.register_hook(check)
 
     def train(self, mode: bool = True) -> Synthesis:
         """Set the mode, and forget what was made: a change through `.data` leaves no trace."""
@@ -95,6 +131,8 @@ class BlendingSynthesis(Synthesis):
     parameters by name.
     """
 
+    takes_shards = True
+
     def blends(self, state: Mapping[str, Tensor], weights: Sequence[Tensor]) -> list[SliceBlend]:
         """The blends of slices that make the weights."""
         raise NotImplementedError(f"{type(self).__name__} has no blends(state, weights)")
@@ -105,8 +143,8 @@ class BlendingSynthesis(Synthesis):
 
     def synthesise(self, *weights: Tensor) -> Any:
         """Compute weights from weights."""
-        state = dict(self.named_parameters())
-        return self.finish(state, blend_slices(self.blends(state, weights)), weights)
+        state = {name: whole(parameter) for name, parameter in self.named_parameters()}
+        return self.finish(state, blend_all(self.blends(state, weights)), weights)
 
 
 class OwnWeights(Synthesis):
@@ -153,6 +191,8 @@ class SynthesisBatch(Synthesis):
         counts: how many weights each reads.
     """
 
+    takes_shards = True
+
     def __init__(self, members: Sequence[BlendingSynthesis], counts: Sequence[int]) -> None:
         super().__init__(train_neighbours=True)
         self.members = [_without_state(member) for member in members]
@@ -165,9 +205,9 @@ class SynthesisBatch(Synthesis):
         tasks = []
         for member, names, count in zip(self.members, self.parameter_names, self.counts, strict=True):
             read = tuple(islice(given, count))
-            state = dict(zip(names, islice(given, len(names)), strict=True))
+            state = dict(zip(names, map(whole, islice(given, len(names))), strict=True))
             tasks.append((member, state, read, member.blends(state, read)))
-        made = iter(blend_slices([blend for *_, asked in tasks for blend in asked]))
+        made = iter(blend_all([blend for *_, asked in tasks for blend in asked]))
         return tuple(member.finish(state, list(islice(made, len(asked))), read) for member, state, read, asked in tasks)
 
 
@@ -197,7 +237,9 @@ class _Kept:
 
 def _can_be_watched(tensors: Sequence[Tensor]) -> bool:
     """Whether a change of each would show: plain tensors with storage and a version."""
-    return all(type(t) in (Tensor, nn.Parameter) and not t.is_meta and not t.is_inference() for t in tensors)
+    plain = all(type(t) in (Tensor, nn.Parameter) and not t.is_meta and not t.is_inference() for t in tensors)
+    # What FSDP2 gathers again comes in the same tensor and in the same place.
+    return plain and not is_fully_sharded_anywhere()
 
 
 class _Shared:
@@ -212,7 +254,7 @@ class _Shared:
         read = [*given, *synthesis.parameters(), *synthesis.buffers()]
         if self.kept is None:
             with torch.enable_grad():
-                self.kept = _Kept(read, synthesis.synthesise(*given))
+                self.kept = _Kept(read, synthesis._made_of(given))
             self.leaves = pytree.tree_map_only(Tensor, _leaf, self.kept.made)
         elif self.kept.stale(read):
             raise WeightsChanged(
@@ -253,9 +295,14 @@ def shared_synthesis(module: nn.Module) -> Iterator[None]:
 
     Raises:
         WeightsChanged: in a forward pass after the weights were changed inside.
-        BadInput: the argument is no module.
+        BadInput: the argument is no module, or one that FSDP2 shards.
     """
     require_module("shared_synthesis", module)
+    if any(map(is_sharded, module.parameters())) or any(map(is_fully_sharded, module.modules())):
+        raise BadInput(
+            "shared_synthesis: the module is sharded (fully_shard), and its weights are gone after each backward pass; "
+            "leave shared_synthesis out"
+        )
     syntheses = [found for found in module.modules() if isinstance(found, Synthesis)]
     # In a graph, what reads another's result comes after it.
     started: list[_Shared] = []

@@ -90,11 +90,12 @@ def blend_slices(blends: Sequence[SliceBlend]) -> list[Tensor]:
         groups.setdefault(blend.kind, []).append(number)
     for numbers in groups.values():
         some = [blends[number] for number in numbers]
-        made.update(zip(numbers, _stacked(some) if _plain(some) else map(_alone, some), strict=True))
+        made.update(zip(numbers, _stacked(some) if _plain(some) else map(blend_one, some), strict=True))
     return [made[number] for number in range(len(blends))]
 
 
-def _alone(blend: SliceBlend) -> Tensor:
+def blend_one(blend: SliceBlend) -> Tensor:
+    """The sum, by ordinary operators."""
     units = blend.units
     gains = (row for gain in blend.gains for row in gain.reshape(-1, blend.numbers))
     scales = (units.scales(row, blend.weights[0].ndim) for row in gains)
@@ -184,7 +185,7 @@ def _differentiable(
         SliceBlend(units, tuple(gains[i * first : (i + 1) * first]), tuple(weights[i * second : (i + 1) * second]))
         for i, units in enumerate(layout)
     ]
-    made = torch.stack([_alone(blend) for blend in blends])
+    made = torch.stack([blend_one(blend) for blend in blends])
     wanted = [tensor for tensor, need in zip((*gains, *weights), needs, strict=True) if need]
     found = iter(torch.autograd.grad(made, wanted, gradient, create_graph=True))
     return tuple(next(found) if need else None for need in needs)

@@ -54,6 +54,11 @@ def add_windows(stream: Tensor, change: Tensor) -> Tensor:
     return stream + F.interpolate(change, size=stream.shape[2:], mode="nearest")
 
 
+def mix_positions(matrix: Tensor, stream: Tensor) -> Tensor:
+    """The product of a constant matrix and a sequence, in the precision of the sequence, which may not be its own."""
+    return torch.matmul(matrix.to(stream.dtype), stream)
+
+
 @dataclass(frozen=True)
 class TokenWindows:
     """Windows over a sequence (batch, positions, channels).
@@ -92,12 +97,12 @@ class TokenWindows:
         """(batch, windows, channels)."""
         member = self._members(site)
         means = self._matrix(site, "mean", member / member.sum(1, keepdim=True))
-        return site.call(torch.ops.aten.matmul.default, means, stream)
+        return site.call(mix_positions, means, stream)
 
     def added(self, site: Builder, stream: fx.Node, change: fx.Node) -> fx.Node:
         """The stream with the change of its window added to each position."""
         spread = self._matrix(site, "spread", self._members(site).t().contiguous())
-        return site.call(torch.ops.aten.add.Tensor, stream, site.call(torch.ops.aten.matmul.default, spread, change))
+        return site.call(torch.ops.aten.add.Tensor, stream, site.call(mix_positions, spread, change))
 
     def _members(self, site: Builder) -> Tensor:
         like = site.tensor(site.block.parameters[0])

@@ -28,7 +28,7 @@ from torch import fx, nn
 from repl_fx._torch import pytree
 from repl_fx.arguments import require_module
 from repl_fx.errors import CaptureError
-from repl_fx.graph.captured import CapturedModule, copy_model, share_tensors
+from repl_fx.graph.captured import CapturedModule, copy_model, refer_to_copies, share_tensors
 from repl_fx.running.example_inputs import ExampleInputs, HasInputs
 from repl_fx.running.python_state import OWN_ATTRIBUTES
 from repl_fx.running.untouched import Outcome, outcome_of
@@ -187,6 +187,7 @@ def assemble(source: nn.Module, instead: Mapping[str, nn.Module]) -> nn.Module:
     memo: dict[int, nn.Module] = {id(source.get_submodule(path)): module for path, module in instead.items()}
     given = set(map(id, instead.values()))
     result = share_tensors(source, memo)
+    refer_to_copies(memo, given)
     for module in source.modules():
         copied = memo.get(id(module))
         if copied is None or id(copied) in given or isinstance(copied, fx.GraphModule):

@@ -1,0 +1,225 @@
+"""Make blocks submodules of the graph, one call each.
+
+    before   … -> layer_norm(add_3) -> linear -> gelu -> linear -> add_4 -> …
+    after    … -> call_module blocks.2(add_3) -> …            with the nodes in the graph of `blocks.2`
+
+Wrappers that go block by block (FSDP, activation checkpoints, hooks) find modules that are called.
+
+A block lies at the path of the source's module where it is one, else at a path of its own. Its parameters stay where
+they are, so `state_dict` keys do not change. Sizes are those of the block's own inputs. The weights of a surrogate are
+made outside and handed in.
+Needs: a captured graph with its repeats, or a rewritten graph, whose nodes know their blocks.
+Never touches: nodes outside of blocks; what is computed, and in which order random numbers are drawn.
+"""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Collection, Iterable, Sequence
+
+import torch
+from torch import fx, nn
+
+from repl_fx.analysis.blocks import Repeat
+from repl_fx.graph.captured import (
+    BESIDE,
+    CapturedModule,
+    container_of,
+    copy_graph,
+    has_attribute,
+    has_effect,
+    is_tensor,
+)
+from repl_fx.passes.driver import Result
+from repl_fx.passes.replace_blocks import BLOCK
+from repl_fx.plan import Refusal
+
+
+def outline_blocks(gm: fx.GraphModule, repeats: Sequence[Repeat] | None = None) -> Result:
+    """Make each block of each repeat a submodule.
+
+    Args:
+        gm: a captured or a rewritten graph.
+        repeats: those of a captured graph; a rewritten one knows its blocks.
+
+    Returns:
+        A graph with the names of the blocks that are submodules now, and the refusals of the others: those whose nodes
+        other computations lie between, and those inside of blocks that are submodules.
+    """
+    result = copy_graph(gm, compiled=False)
+    copies = dict(zip(gm.graph.nodes, result.graph.nodes, strict=True))
+    members: dict[str, list[fx.Node]] = {}
+    if repeats is None:
+        for node in result.graph.nodes:
+            block = node.meta.get("replaces", (node.meta.get(BLOCK),))[0]
+            if block is not None:
+                members.setdefault(block, []).append(node)
+    else:
+        members = {b.name: [copies[node] for node in b.nodes] for repeat in repeats for b in repeat.blocks}
+    streamed = _streamed(result.graph)
+    done, refusals, taken = [], [], set[fx.Node]()
+    for block, nodes in members.items():
+        try:
+            if not taken.isdisjoint(nodes):
+                raise _Torn("its nodes are part of another block")
+            taken.update(nodes)
+            # What depends on parameters alone, such as the weights of a surrogate, is handed in.
+            own = set(nodes) & streamed
+            _Outline(result, block, [node for node in result.graph.nodes if node in own], streamed).make()
+        except _Torn as torn:
+            refusals.append(Refusal(block, "", str(torn)))
+        else:
+            done.append(block)
+    return Result(result, tuple(done), refusals=tuple(refusals))
+
+
+class _Torn(Exception):
+    """A block that is no submodule; the message is the reason."""
+
+
+def _streamed(graph: fx.Graph) -> set[fx.Node]:
+    """The nodes whose values depend on the inputs of a graph."""
+    found: set[fx.Node] = set()
+    for node in graph.nodes:
+        if node.op == "placeholder" or not found.isdisjoint(node.all_input_nodes):
+            found.add(node)
+    return found
+
+
+class _Outline:
+    """The making of one block's submodule.
+
+    Args:
+        gm: the graph, which is changed.
+        block: the name of the block.
+        nodes: its nodes, in program order.
+        streamed: the nodes of the graph that depend on its inputs.
+    """
+
+    def __init__(self, gm: fx.GraphModule, block: str, nodes: Sequence[fx.Node], streamed: Collection[fx.Node]) -> None:
+        if not nodes:
+            raise _Torn("nothing is left of it")
+        self.gm, self.block, self.nodes, self.streamed = gm, block, nodes, streamed
+        self.inside = set(nodes)
+        # The children of the source's module; its own forward is not in the graph.
+        self.root = gm.get_submodule(block) if has_attribute(gm, block) else None
+        if self.root is not None and type(self.root) is not nn.Module:
+            raise _Torn(f"{block} is a layer that the graph calls")
+        self.graph = fx.Graph()
+        self.env: dict[fx.Node, fx.Node] = {}
+        self.outside: dict[str, nn.Module] = {}
+
+    def make(self) -> None:
+        """Put the nodes into a submodule, and a call of it in their place."""
+        outputs = [node for node in self.nodes if not self.inside.issuperset(node.users)]
+        inputs = self._inputs()
+        place = self._place(inputs, outputs)
+        for node in inputs:
+            self.env[node] = self.graph.placeholder(node.name)
+            self.env[node].meta = dict(node.meta)
+        for node in self.nodes:
+            self.env[node] = self._copied(node)
+        made = [self.env[node] for node in outputs]
+        self.graph.output(made[0] if len(made) == 1 else tuple(made))
+        self._put_module()
+        with self.gm.graph.inserting_before(place):
+            results = self._called(inputs, outputs)
+        for old, new in zip(outputs, results, strict=True):
+            outside = [user for user in old.users if user not in self.inside]
+            for user in outside:
+                user.replace_input_with(old, new)
+        for node in reversed(self.nodes):
+            self.gm.graph.erase_node(node)
+
+    def _inputs(self) -> list[fx.Node]:
+        """The nodes that are handed in: not the block's own parameters, and not sizes of others of them."""
+        read = dict.fromkeys(given for node in self.nodes for given in node.all_input_nodes if given not in self.inside)
+        given = [node for node in read if self._own(node) is None]
+        self.tensors = [node for node in given if is_tensor(node)]
+        # Given are tensors; what can be told from their sizes is.
+        return [node for node in given if self._size(node) is None]
+
+    def _own(self, node: fx.Node) -> str | None:
+        """The path in the block of a parameter, buffer or layer that a node refers to; None where it is elsewhere."""
+        target, prefix = str(node.target), f"{self.block}."
+        local = node.op in ("get_attr", "call_module") and self.root is not None and target.startswith(prefix)
+        return target.removeprefix(prefix) if local else None
+
+    def _size(self, node: fx.Node) -> tuple[fx.Node, int] | None:
+        """The tensor that is handed in, and its dimension, whose size is the value of a node."""
+        value = node.meta.get("val")
+        if not isinstance(value, torch.SymInt):
+            return None
+        sizes = ((t, dim, size) for t in self.tensors for dim, size in enumerate(t.meta["val"].shape))
+        return next(((t, dim) for t, dim, size in sizes if str(size) == str(value)), None)
+
+    def _place(self, inputs: Iterable[fx.Node], outputs: Iterable[fx.Node]) -> fx.Node:
+        """The node before which the block can be called.
+
+        Raises:
+            _Torn: something that depends on the block is needed by it; or something with an effect lies between.
+        """
+        order: list[fx.Node] = list(self.gm.graph.nodes)
+        number = {node: i for i, node in enumerate(order)}
+        first, last = number[self.nodes[0]], number[self.nodes[-1]]
+        users = (number[user] for node in outputs for user in node.users if user not in self.inside)
+        place = min([last + 1, *users])
+        late = next((node for node in inputs if number[node] >= place), None)
+        if late is not None:
+            raise _Torn(f"{late.name}, which it reads, comes behind what reads the block")
+        for node in order[first:last]:
+            if node not in self.inside and node in self.streamed and has_effect(node):
+                raise _Torn(f"{node.name}, which has an effect, lies between its nodes")
+        return order[place]
+
+    def _copied(self, node: fx.Node) -> fx.Node:
+        target = node.target
+        if node.op == "call_module":
+            target = self._own(node) or self._outside(str(target))
+        args, kwargs = fx.node.map_arg((node.args, node.kwargs), self._value)
+        made = self.graph.create_node(node.op, target, args, kwargs, node.name)
+        made.meta = dict(node.meta)
+        return made
+
+    def _outside(self, path: str) -> str:
+        """The name, beside the block's submodules, of a layer that lies elsewhere: its tensors keep their names."""
+        name = path.replace(".", "_")
+        self.outside[name] = self.gm.get_submodule(path)
+        return name
+
+    def _value(self, node: fx.Node) -> fx.Node:
+        if node not in self.env:
+            own, size = self._own(node), self._size(node)
+            if own is not None:
+                self.env[node] = self.graph.create_node("get_attr", own)
+            else:
+                assert size is not None
+                self.env[node] = self.graph.call_function(torch.ops.aten.sym_size.int, (self.env[size[0]], size[1]))
+            self.env[node].meta = dict(node.meta)
+        return self.env[node]
+
+    def _put_module(self) -> None:
+        """Put the submodule into the graph module."""
+        root = nn.Module() if self.root is None else container_of(self.root)
+        root.training = self.gm.training
+        module = CapturedModule(root, self.graph, "OutlinedBlock")
+        module.__dict__[BESIDE] = self.outside
+        inner = f"{self.block}."
+        pinned = self.gm.meta.get("pinned", {}).items()
+        module.meta["pinned"] = {path.removeprefix(inner): mode for path, mode in pinned if path.startswith(inner)}
+        if self.root is None:
+            self.gm.add_submodule(self.block, module)
+        else:
+            self.gm.set_submodule(self.block, module)
+
+    def _called(self, inputs: Sequence[fx.Node], outputs: Sequence[fx.Node]) -> list[fx.Node]:
+        """Nodes that call the submodule, one for each output."""
+        call = self.gm.graph.call_module(self.block, tuple(inputs))
+        if len(outputs) == 1:
+            call.meta = dict(outputs[0].meta)
+            return [call]
+        call.meta = {"val": tuple(node.meta["val"] for node in outputs), BLOCK: self.block}
+        parts = [self.gm.graph.call_function(operator.getitem, (call, i)) for i in range(len(outputs))]
+        for part, node in zip(parts, outputs, strict=True):
+            part.meta = dict(node.meta)
+        return parts

@@ -1,0 +1,123 @@
+"""Blocks become submodules of the graph, and nothing else changes."""
+
+from __future__ import annotations
+
+import copy
+import pickle
+from functools import partial
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, fx, nn
+
+import repl_fx
+from repl_fx.passes.driver import run_passes
+from repl_fx.passes.outline_blocks import outline_blocks
+from tests.captures import captured_graph, transformed
+from tests.nets import ConvNet, TokenNet
+
+TOKENS, PICTURES = torch.randn(2, 6, 16), torch.randn(2, 3, 8, 8)
+
+
+def _step(model: nn.Module, x: Tensor, training: bool) -> tuple[Tensor, dict[str, Tensor]]:
+    model.train(training)
+    model.zero_grad()
+    torch.manual_seed(3)
+    out = model(x)
+    torch.autograd.backward(out.square().mean())
+    return out.detach(), {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+
+
+@pytest.mark.parametrize(
+    ("model", "x", "surrogate"),
+    [
+        (TokenNet(depth=5, dropout=0.1), TOKENS, "bottleneck"),
+        (TokenNet(depth=5, dropout=0.1), TOKENS, "reuse"),
+        (TokenNet(depth=5, dropout=0.1), TOKENS, "blend"),
+        (ConvNet(), PICTURES, "slim"),
+        (ConvNet(), PICTURES, "coarse"),
+    ],
+)
+def test_a_rewritten_graph_computes_the_same_block_by_block(model: nn.Module, x: Tensor, surrogate: str) -> None:
+    before = transformed(model, (x,), surrogate=surrogate).graph_module
+    run = run_passes(before, outline_blocks)
+    after, result = run.graph_module, run.results[0]
+    assert sorted(result.changed) == [f"blocks.{i}" for i in range(5)]
+    assert not result.refusals
+    called = {str(node.target) for node in after.graph.nodes if node.op == "call_module"}
+    assert called >= {f"blocks.{i}" for i in range(5)}
+    assert set(after.state_dict()) == set(before.state_dict())
+    for training in (True, False):
+        (out, grads), (expected, theirs) = _step(after, x, training), _step(before, x, training)
+        assert torch.equal(out, expected)
+        assert grads.keys() == theirs.keys()
+        assert all(torch.equal(grads[name], theirs[name]) for name in theirs)
+    # The batch is that of the blocks' own inputs.
+    assert len(after(torch.cat([x, x]))) == 4
+    seen: list[str] = []
+    for path in result.changed:
+        after.get_submodule(path).register_forward_hook(lambda *_, path=path: seen.append(path))
+    expected = after(x)
+    assert seen == [f"blocks.{i}" for i in range(5)]
+    for other in (copy.deepcopy(after), repl_fx.fold(after)):
+        assert torch.allclose(other(x), expected, atol=1e-6)
+
+
+def test_pickles_keep_layers_that_lie_elsewhere() -> None:
+    before = transformed(ConvNet(), (PICTURES,), surrogate="slim").graph_module
+    after = run_passes(before, outline_blocks).graph_module.train()
+    loaded = pickle.loads(pickle.dumps(after))
+    assert torch.equal(loaded(PICTURES), after(PICTURES))
+    # One object: the statistics that a call moves are those of the state.
+    assert all(torch.equal(value, loaded.state_dict()[name]) for name, value in after.state_dict().items())
+
+
+def test_a_captured_graph_is_outlined_by_its_repeats() -> None:
+    gm = captured_graph(TokenNet(depth=3, dropout=0.1), (TOKENS,))
+    run = run_passes(gm, partial(outline_blocks, repeats=repl_fx.find_repeats(gm)))
+    assert run.results[0].changed == ("blocks.0", "blocks.1", "blocks.2")
+    assert torch.equal(_step(run.graph_module, TOKENS, True)[0], _step(gm, TOKENS, True)[0])
+
+
+class _Raw(nn.Module):
+    """Blocks of raw parameters."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weights = nn.ParameterList(nn.Parameter(torch.randn(8, 8) / 4) for _ in range(3))
+
+    def forward(self, x: Tensor) -> Tensor:
+        for weight in self.weights:
+            x = x + torch.tanh(x @ weight)
+        return x
+
+
+def test_a_block_that_is_no_module_has_a_path_of_its_own() -> None:
+    gm = captured_graph(_Raw(), (x := torch.randn(4, 8),))
+    repeats = repl_fx.find_repeats(gm)
+    run = run_passes(gm, partial(outline_blocks, repeats=repeats))
+    assert run.results[0].changed == tuple(block.name for block in repeats[0].blocks)
+    assert torch.equal(run.graph_module(x), gm(x))
+    assert set(run.graph_module.state_dict()) == set(gm.state_dict())
+
+
+def test_a_draw_between_the_nodes_of_a_block_is_refused() -> None:
+    gm = captured_graph(TokenNet(depth=3), (TOKENS,))
+    repeats = repl_fx.find_repeats(gm)
+    middle = repeats[0].blocks[1].nodes[3]
+    with gm.graph.inserting_after(middle):
+        drawn: Any = gm.graph.call_function(F.dropout, (repeats[0].blocks[1].input, 0.5, True))
+        drawn.meta["val"] = repeats[0].blocks[1].input.meta["val"]
+        gm.graph.inserting_after(drawn)
+    output = next(node for node in gm.graph.nodes if node.op == "output")
+    output.args = fx.node.map_arg(output.args, lambda node: node)
+    drawn.target = torch.ops.aten.dropout.default
+    with gm.graph.inserting_before(output):
+        kept = gm.graph.call_function(torch.ops.aten.sum.default, (drawn,))
+        kept.meta["val"] = drawn.meta["val"]
+    output.args = ((output.args[0], kept),)
+    result = outline_blocks(gm, repeats)
+    assert [refusal.block for refusal in result.refusals] == ["blocks.1"]
+    assert "has an effect, lies between its nodes" in result.refusals[0].reason

@@ -1,0 +1,60 @@
+"""Blends of sharded weights; what they are over several processes is told by `tests.surrogates.test_fully_sharded`."""
+
+from __future__ import annotations
+
+import sys
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from repl_fx.errors import WeightsChanged
+from repl_fx.surrogates.shared import sharded_weights
+from repl_fx.surrogates.shared.sharded_weights import blend_all, is_fully_sharded_anywhere, is_sharded, whole
+from repl_fx.surrogates.shared.synthesis import Synthesis
+from repl_fx.surrogates.shared.weight_slices import SliceBlend, WeightSlice, blend_slices
+
+
+def test_tensors_of_one_process_stay_what_they_are() -> None:
+    for tensor in (torch.randn(3), nn.Parameter(torch.randn(3)), nn.Buffer(torch.randn(3))):
+        assert not is_sharded(tensor) and whole(tensor) is tensor
+    gains, weights = torch.randn(2, 3), (torch.randn(4, 5), torch.randn(4, 5))
+    blends = [SliceBlend(WeightSlice(0, 0, 3), (gains,), weights)]
+    torch.testing.assert_close(blend_all(blends), blend_slices(blends), rtol=0, atol=0)
+
+
+def test_what_is_made_without_gradients_is_kept_only_where_nothing_is_sharded(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Double(Synthesis):
+        runs = 0
+
+        def synthesise(self, *weights: Any) -> Any:
+            self.runs += 1
+            return weights[0] * 2
+
+    synthesis, weight = Double(True), nn.Parameter(torch.ones(3))
+    fsdp = SimpleNamespace(FSDPModule=type("FSDPModule", (), {}))
+    monkeypatch.setitem(sys.modules, "torch.distributed.fsdp", fsdp)
+    with torch.no_grad():
+        assert not is_fully_sharded_anywhere()
+        assert synthesis(weight) is synthesis(weight) and synthesis.runs == 1
+        sharded = type("Sharded", (fsdp.FSDPModule,), {})
+        assert is_fully_sharded_anywhere() and sharded_weights.is_fully_sharded(sharded())
+        # As FSDP2 gathers: the values change, and the version does not.
+        weight.data.fill_(3)
+        assert torch.equal(synthesis(weight), torch.full((3,), 6.0))
+
+
+def test_weights_that_are_gone_in_the_backward_pass_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Total(Synthesis):
+        def synthesise(self, *weights: Any) -> Any:
+            return weights[0].sum()
+
+    monkeypatch.setattr("repl_fx.surrogates.shared.synthesis.is_fully_sharded_anywhere", lambda: True)
+    weight = nn.Parameter(torch.ones(3))
+    made = Total(True)(weight)
+    torch.autograd.backward(made, retain_graph=True)
+    weight.untyped_storage().resize_(0)
+    with pytest.raises(WeightsChanged, match=r"FSDP2 freed weights that Total reads .* call reshard\(\)"):
+        torch.autograd.backward(made)
