@@ -163,7 +163,7 @@ def document(report: dict[str, Any]) -> str:
         "# Habits: what people do with a model",
         "",
         "Each row is something that people do with a PyTorch model, tried on three forms of small networks (a vision",
-        "transformer and a ResNet of timm, a GPT-2 and a T5 of transformers): the model as it is, `result.graph_module`",
+        "transformer and a ResNet of timm, a GPT-2 and a T5 of transformers): the model itself, `result.graph_module`",
         "and `result.model` of `repl_fx.transform`. A cell says that it works, checked by what came of it, or why not.",
         "What the checks are is in the docstrings of `benchmarks/habits`.",
         "",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import importlib.util
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -10,6 +11,7 @@ from benchmarks.habits.subject import FORMS, Subject
 
 Trial = Callable[[Subject], str | None]
 _HABITS: dict[str, Habit] = {}
+_ROOMS = ("training", "saving", "timm_tools", "distributed", "frameworks", "hugging_face")
 
 
 @dataclass(frozen=True)
@@ -66,10 +68,8 @@ def habit(
 
 def habits() -> tuple[Habit, ...]:
     """All habits, in the order of the table."""
-    from benchmarks.habits import training  # isort: skip
-    from benchmarks.habits import distributed, frameworks, hugging_face, saving, timm_tools  # noqa: F401
-
-    assert training
+    for room in _ROOMS:
+        importlib.import_module(f"benchmarks.habits.{room}")
     return tuple(_HABITS.values())
 
 

@@ -9,7 +9,6 @@ import tempfile
 from typing import Any
 
 import torch
-import torch.distributed.checkpoint as dcp
 from torch import nn
 
 import repl_fx
@@ -103,6 +102,8 @@ def artifact(subject: Subject) -> None:
 def checkpoint(subject: Subject) -> None:
     """Model and optimizer, by the state-dict helpers of torch, in one process."""
     from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_dict
+    from torch.distributed.checkpoint.state_dict_loader import load
+    from torch.distributed.checkpoint.state_dict_saver import save
 
     def pair() -> tuple[nn.Module, torch.optim.Optimizer]:
         model = subject.model()
@@ -112,10 +113,10 @@ def checkpoint(subject: Subject) -> None:
     train(subject, model, 3, optimizer=optimizer)
     with tempfile.TemporaryDirectory() as directory:
         own = dict(zip(("model", "optimizer"), get_state_dict(model, optimizer), strict=True))
-        dcp.save(own, checkpoint_id=directory, no_dist=True)
+        save(own, checkpoint_id=directory, no_dist=True)
         other, fresh = pair()
         theirs: dict[str, Any] = dict(zip(("model", "optimizer"), get_state_dict(other, fresh), strict=True))
-        dcp.load(theirs, checkpoint_id=directory, no_dist=True)
+        load(theirs, checkpoint_id=directory, no_dist=True)
     set_state_dict(other, fresh, model_state_dict=theirs["model"], optim_state_dict=theirs["optimizer"])
     require_same(subject, other, model)
     ahead, again = (

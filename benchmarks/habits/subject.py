@@ -50,7 +50,7 @@ class Subject:
     @property
     def replaced(self) -> tuple[str, ...]:
         """Paths of the replaced blocks."""
-        return _made(self.network)["paths"]
+        return tuple(replacement.block for replacement in transformed(self.network).plan.replacements)
 
     @property
     def positional(self) -> tuple[Tensor, ...]:
@@ -136,12 +136,11 @@ def transformed(network: str) -> repl_fx.TransformResult:
 
 
 @functools.cache
-def _made(network: str) -> dict[str, Any]:
+def _made(network: str) -> dict[str, nn.Module]:
     result = transformed(network)
     if result.in_place.model is None:
         raise RuntimeError(f"the {network} has no model in place: {result.in_place.refusals[0].reason}")
-    paths = tuple(replacement.block for replacement in result.plan.replacements)
-    return {SOURCE: build(network), GRAPH: result.module, IN_PLACE: result.model, "paths": paths}
+    return {SOURCE: build(network), GRAPH: result.module, IN_PLACE: result.model}
 
 
 BLOCKS: dict[str, Callable[[nn.Module], list[nn.Module]]] = {

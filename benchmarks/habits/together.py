@@ -8,10 +8,11 @@ import tempfile
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch import multiprocessing
+from torch.multiprocessing.spawn import spawn
 
 from benchmarks.habits.subject import Subject
 
@@ -22,7 +23,8 @@ PATIENCE = datetime.timedelta(seconds=60)
 def run_together(habit: str, subjects: Sequence[Subject], processes: int) -> list[tuple[str, str]]:
     """Try a habit in several processes; for each subject why it fails, nothing where it works, and a remark."""
     with tempfile.TemporaryDirectory() as directory:
-        multiprocessing.spawn(_work, (habit, tuple(subjects), processes, directory), nprocs=processes)
+        start: Any = spawn
+        start(_work, (habit, tuple(subjects), processes, directory), nprocs=processes)
         ranks = [json.loads((Path(directory) / f"{rank}.json").read_text()) for rank in range(processes)]
     return [
         next((tuple(result) for result in results if result[0]), tuple(results[0]))

@@ -36,7 +36,7 @@ def train(
     for _ in range(steps):
         with around():
             loss = subject.loss(model)
-        loss.backward()
+        torch.autograd.backward(loss)
         between()
         optimizer.step()
         optimizer.zero_grad()
@@ -89,7 +89,8 @@ def clipping(subject: Subject) -> None:
 def averaging(subject: Subject) -> None:
     """An exponential moving average of the weights."""
     model = subject.model()
-    average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(0.5), use_buffers=True)
+    decay: Any = get_ema_multi_avg_fn
+    average = AveragedModel(model, multi_avg_fn=decay(0.5), use_buffers=True)
     before = subject.output(average.eval())
     train(subject, model, between=lambda: average.update_parameters(model))
     require(not torch.allclose(subject.output(average.eval()), before), "the average stays where it was")
@@ -105,8 +106,7 @@ def _compiled(subject: Subject, backend: str) -> str:
     compiled: Any = torch.compile(model, backend=backend)
     wanted, found = subject.loss(plain), subject.loss(compiled)
     require_close(found, wanted, "losses, compiled and not,")
-    wanted.backward()
-    found.backward()
+    torch.autograd.backward((wanted, found))
     theirs = dict(model.named_parameters())
     for name, parameter in plain.named_parameters():
         if parameter.grad is not None:
@@ -147,7 +147,7 @@ def kept_bytes(subject: Subject, model: nn.Module) -> tuple[int, list[Tensor]]:
     with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
         loss = subject.loss(model)
         forward = False
-        loss.backward()
+        torch.autograd.backward(loss)
     return sum(kept.values()), [p.grad for p in model.parameters() if p.grad is not None]
 
 
@@ -208,7 +208,7 @@ def functional(subject: Subject) -> None:
         return subject.loss(_Called(model, parameters))
 
     found = torch.func.grad(loss)(parameters)
-    subject.loss(model).backward()
+    torch.autograd.backward(subject.loss(model))
     for name, parameter in model.named_parameters():
         if parameter.grad is not None and float(parameter.grad.abs().max()) > 1e-6:
             require_close(found[name], parameter.grad, f"gradients of {name}")

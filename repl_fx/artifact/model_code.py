@@ -60,7 +60,7 @@ def _from_config(directory: Path, model: Model) -> nn.Module:
     config = directory / CONFIG
     if not config.is_file() or hash_file(config) != model.files[CONFIG]:
         raise ArtifactError(
-            f"{directory} was saved with a {CONFIG} that is gone or was changed; pass the model: load(directory, model=…)"
+            f"{directory} was saved with a {CONFIG} that is gone or changed; pass the model: load(directory, model=…)"
         )
     # Code of a config would run with permission alone.
     source = load_source(f"hf:{config.resolve()}:{model.kind}", options=model.options.options, weights=False)

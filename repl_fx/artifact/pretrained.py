@@ -28,6 +28,7 @@ from repl_fx.artifact.origin import require_as_made, with_origin
 from repl_fx.artifact.store import CONSTANTS, WEIGHTS, write_rest
 from repl_fx.artifact.weights import address, write_constants, write_file
 from repl_fx.errors import BadInput, ReplFxError
+from repl_fx.in_place.pretrained import SavePretrained
 from repl_fx.sources.source import hash_file
 
 _INDEX = f"{WEIGHTS}.index.json"
@@ -135,13 +136,11 @@ def _spec(model: Any, directory: Path) -> Model | None:
     """How the source is built from the config beside the artifact; None for a class that transformers does not have."""
     import transformers
 
-    kind, config = type(model), directory / CONFIG
-    if getattr(transformers, kind.__name__, None) is not kind or not config.is_file():
+    kind, config, saves = type(model), directory / CONFIG, vars(model).get("save_pretrained")
+    if getattr(transformers, kind.__name__, None) is not kind or not isinstance(saves, SavePretrained):
         return None
-    if "auto_map" in json.loads(config.read_text()):
+    if not config.is_file() or "auto_map" in json.loads(config.read_text()):
         return None
-    options = {"attn_implementation": getattr(model.config, "_attn_implementation", None)}
-    if hasattr(model.config, "use_cache"):
-        options["use_cache"] = model.config.use_cache
-    known = Options(input_shape=None, seed=0, options={k: v for k, v in options.items() if v is not None})
-    return Model(spec=f"hf:{CONFIG}:{kind.__name__}", options=known, kind=kind.__name__, files={CONFIG: hash_file(config)})
+    name = kind.__name__
+    options = Options(input_shape=None, seed=0, options=saves.captured)
+    return Model(spec=f"hf:{CONFIG}:{name}", options=options, kind=name, files={CONFIG: hash_file(config)})

@@ -12,10 +12,19 @@ class SavePretrained:
 
     Args:
         model: a model in place, whose class has such a method.
+
+    Attributes:
+        captured: options of its config that a loop of training changes, as they were when the model was captured.
     """
 
     def __init__(self, model: nn.Module) -> None:
         self.model = model
+        config: Any = model.config
+        known = {
+            "attn_implementation": getattr(config, "_attn_implementation", None),
+            "use_cache": getattr(config, "use_cache", None),
+        }
+        self.captured = {name: value for name, value in known.items() if value is not None}
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         # By its public name: artifacts are made of what this room makes, and are there whenever somebody saves.
