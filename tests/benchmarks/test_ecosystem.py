@@ -4,9 +4,6 @@ from __future__ import annotations
 
 import pytest
 
-pytest.importorskip("timm")
-pytest.importorskip("transformers")
-
 from benchmarks import ecosystem
 from benchmarks.ecosystem import WORKS, Cell, Row, in_a_line, tried
 from benchmarks.habits.registry import Failed, Habit, habits
@@ -16,6 +13,8 @@ from benchmarks.habits.subject import FORMS, GRAPH, IN_PLACE, SOURCE, VIT, Subje
 @pytest.mark.zoo
 @pytest.mark.filterwarnings("ignore")
 def test_quick_habits_work_in_place_where_they_do_with_the_source(capsys: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("timm")
+    pytest.importorskip("transformers")
     assert ecosystem.main(["--small", "--forms", SOURCE, IN_PLACE]) == 0
     printed = capsys.readouterr()
     quick = [habit for habit in habits() if habit.quick]
