@@ -1,7 +1,7 @@
 """What people do with a model, tried on the source model, the rewritten graph and the model in place.
 
     python -m benchmarks.ecosystem --docs docs            everything, and docs/ecosystem.md and docs/ecosystem.json
-    python -m benchmarks.ecosystem --only 'HF*' 'DDP'     some rows
+    python -m benchmarks.ecosystem --only 'HF*' 'DDP'     some rows; with --docs the others stay as they were
     python -m benchmarks.ecosystem --small                the quick rows, as CI runs them
 
 Each habit (`benchmarks.habits`) is a function that does with a model what people do, checks what came of it, and raises
@@ -21,7 +21,6 @@ import json
 import logging
 import os
 import platform
-import shlex
 import sys
 import time
 import warnings
@@ -138,7 +137,7 @@ def in_a_line(reasons: dict[str, str], networks: Sequence[str]) -> str:
     return "; ".join(f"{', '.join(which)}: {reason}" for reason, which in alike.items())
 
 
-def about_run(argv: Sequence[str]) -> dict[str, Any]:
+def about_run() -> dict[str, Any]:
     """What a reader needs to do the same."""
     packages = {}
     for name in PACKAGES:
@@ -152,7 +151,7 @@ def about_run(argv: Sequence[str]) -> dict[str, Any]:
         "torch": torch.__version__,
         "repl_fx": repl_fx.__version__,
         "packages": packages,
-        "command": f"python -m benchmarks.ecosystem {shlex.join(argv)}".strip(),
+        "command": "python -m benchmarks.ecosystem --docs docs",
     }
 
 
@@ -178,6 +177,14 @@ def document(report: dict[str, Any]) -> str:
         says = (_escaped("; ".join((cell["says"], *cell["remarks"]))) for cell in cells)
         lines.append(f"| {_escaped(row['habit'])} | {', '.join(row['networks'])} | {' | '.join(says)} |")
     return "\n".join(lines) + "\n"
+
+
+def with_known(rows: list[dict[str, Any]], docs: Path) -> list[dict[str, Any]]:
+    """Rows with those that were tried before and not now, in the order of the habits."""
+    file = docs / "ecosystem.json"
+    before = json.loads(file.read_text())["rows"] if file.is_file() else []
+    known = {row["habit"]: row for row in (*before, *rows)}
+    return [known[habit.name] for habit in habits() if habit.name in known]
 
 
 def _escaped(text: str) -> str:
@@ -211,8 +218,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(habit.name, *networks, sep=", ")
         for form, cell in cells.items():
             print(f"    {form:15} {cell.seconds:5.1f} s  {'; '.join((cell.says, *cell.remarks))}", flush=True)
-    report = {"about": about_run(argv), "rows": [asdict(row) for row in rows]}
     if options.docs:
+        report = {"about": about_run(), "rows": with_known([asdict(row) for row in rows], options.docs)}
         (options.docs / "ecosystem.json").write_text(json.dumps(report, indent=1) + "\n")
         (options.docs / "ecosystem.md").write_text(document(report))
     problems = [row.problem for row in rows if set(options.forms) == set(FORMS) and row.problem]
