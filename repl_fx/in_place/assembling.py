@@ -26,11 +26,14 @@ class InPlace:
     Attributes:
         model: a module of the source's class; None where a replaced block has no place in it.
         refusals: the replaced blocks that have none, with the reasons.
+        graphs: the rewritten graphs with syntheses one by one, by the path of their part, and without code: the model
+            computes what they do, to the bit.
         prefixes: of the names of surrogates' tensors in the rewritten module, and of the same tensors in the model.
     """
 
     model: nn.Module | None
     refusals: tuple[Refusal, ...] = ()
+    graphs: Mapping[str, fx.GraphModule] = field(default_factory=dict)
     prefixes: Mapping[str, str] = field(default_factory=dict)
 
 
@@ -53,6 +56,7 @@ def put_in_place(
     """
     blocks: dict[str, SurrogateBlock] = {}
     prefixes: dict[str, str] = {}
+    singly: dict[str, fx.GraphModule] = {}
     refusals: list[Refusal] = []
     for part in parts:
         own = tuple(replacement for replacement in plan.replacements if replacement.block in part.blocks)
@@ -60,6 +64,7 @@ def put_in_place(
             continue
         # Syntheses one by one: the rewritten graph does them together.
         alone = replace_blocks(part.graph_module, part.inside, replace(plan, replacements=own), part.matches)
+        singly[part.path] = alone.graph_module
         for replacement in own:
             name = part.blocks[replacement.block].name
             _share_state(alone.graph_module, graphs[part.path], surrogate_path(name))
@@ -85,7 +90,7 @@ def put_in_place(
     if checkpoint_blocks:
         for path in _kept_modules(parts, plan):
             checkpoint_block(model.get_submodule(path))
-    return InPlace(model, (), prefixes)
+    return InPlace(model, (), singly, prefixes)
 
 
 def _kept_modules(parts: Sequence[PartRepeats], plan: Plan) -> list[str]:
