@@ -44,7 +44,7 @@ def require_same_in_place(result: TransformResult, args: Sequence[Any], kwargs: 
 def _step(
     module: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any], training: bool
 ) -> tuple[list[Tensor], dict[int, Tensor]]:
-    """The outputs of a forward and a backward pass; gradients and buffers by the id of their tensor, which are shared."""
+    """The outputs of a step; gradients and buffers by the id of their tensor, which the two modules share."""
     module.train(training)
     module.zero_grad()
     seed_everything(1)
