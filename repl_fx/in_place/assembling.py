@@ -10,8 +10,8 @@ from torch import fx, nn
 from repl_fx.graph.captured import attribute, has_attribute
 from repl_fx.in_place.attention_calls import watch
 from repl_fx.in_place.checkpointed_blocks import checkpoint_block
-from repl_fx.in_place.cutting import OWN, Cut, NotInPlace
-from repl_fx.in_place.surrogate_block import SurrogateBlock
+from repl_fx.in_place.cutting import Cut, NotInPlace
+from repl_fx.in_place.surrogate_block import OWN, SurrogateBlock
 from repl_fx.passes.replace_blocks import replace_blocks
 from repl_fx.plan import Plan, Refusal
 from repl_fx.planning.part_repeats import PartRepeats

@@ -284,3 +284,10 @@ def test_a_copy_that_shares_tensors_runs_its_own_modules(checkpointed: bool) -> 
     assert torch.equal(model(TOKENS), result.graph_module.eval()(TOKENS))
     copied.train()
     assert not any(module.training for module in model.modules())
+
+
+def test_a_block_that_runs_all_its_children_does_not_run_the_surrogates_own() -> None:
+    x = torch.randn(2, 8)
+    blocks = (nn.Sequential(nn.Linear(8, 8), nn.Tanh()) for _ in range(3))
+    result = transformed(nn.Sequential(*blocks), (x,), surrogate="blend")
+    assert torch.equal(result.model.eval()(x), result.graph_module.eval()(x))
