@@ -9,11 +9,11 @@ PYTEST_ARGS ?=
 
 BIN := .venv/bin
 
-.PHONY: help .venv demo test lint types check bench zoo mutants clean
+.PHONY: help .venv demo test lint types check bench zoo ecosystem mutants clean
 .DELETE_ON_ERROR:
 
 help:
-	@echo "make demo | test | lint | types | check | bench | zoo | mutants | clean | .venv"
+	@echo "make demo | test | lint | types | check | bench | zoo | ecosystem | mutants | clean | .venv"
 
 # The virtual environment itself. The stamp is written last, so that one that was interrupted is made anew.
 .venv/.created:
@@ -50,12 +50,16 @@ check: lint types test
 
 # A script that needs a device that is not there says so and exits with 2.
 bench: .venv/.installed-dev
-	@set -e; for script in $(filter-out benchmarks/zoo.py benchmarks/accuracy.py benchmarks/attack.py benchmarks/mutants.py,$(wildcard benchmarks/*.py)); do echo "== $$script"; $(BIN)/python -m "benchmarks.$$(basename "$$script" .py)" || test $$? -eq 2; done
+	@set -e; for script in $(filter-out benchmarks/zoo.py benchmarks/accuracy.py benchmarks/attack.py benchmarks/ecosystem.py benchmarks/mutants.py,$(wildcard benchmarks/*.py)); do echo "== $$script"; $(BIN)/python -m "benchmarks.$$(basename "$$script" .py)" || test $$? -eq 2; done
 
 # Every model of the zoo through every stage, and docs/zoo.md from it; hours. An interrupted run goes on where it stopped.
 zoo: .venv/.installed-dev .venv/.installed-bench
 	$(BIN)/python -m benchmarks.zoo
 	$(BIN)/python -m benchmarks.zoo --report-only
+
+# What people do with a model, on each form of a result; a quarter of an hour.
+ecosystem: .venv/.installed-dev .venv/.installed-bench
+	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.ecosystem --docs docs
 
 # How many small faults the tests notice; hours on one core. An interrupted run goes on where it stopped.
 mutants: .venv/.installed-dev

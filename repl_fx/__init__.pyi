@@ -7,6 +7,7 @@ from .analysis.blocks import (
 from .artifact import (
     load as load,
     save as save,
+    save_pretrained as save_pretrained,
 )
 from .checkpoints.source_state import (
     LoadedState as LoadedState,

@@ -7,6 +7,7 @@
     constants.safetensors   buffers that are not in it: tables that the model's code computes
     source.txt          the text of the source model's graph, by which a model that changed is told
     graph.txt           the rewritten graph, to read
+    config.json         and generation_config.json of transformers, where `save_pretrained` wrote the artifact
     model.onnx          and model.onnx.data, verify.json: what `repl-fx export` adds
 
 Nothing is pickled. `load` builds the model from its source, applies the plan again, and loads the weights; a model
@@ -17,6 +18,7 @@ plan rewrites, each on inputs like those it was called with; the model itself is
 from __future__ import annotations
 
 from repl_fx.artifact.changing import changing, require_free
+from repl_fx.artifact.pretrained import save_pretrained
 from repl_fx.artifact.store import PROOF, Artifact, load, load_artifact, save
 
-__all__ = ["PROOF", "Artifact", "changing", "load", "load_artifact", "require_free", "save"]
+__all__ = ["PROOF", "Artifact", "changing", "load", "load_artifact", "require_free", "save", "save_pretrained"]

@@ -17,6 +17,8 @@ from repl_fx.tracing.parts.search import Eager
 SCHEMA = 3
 KIND = "repl-fx artifact"
 MANIFEST = "manifest.json"
+# The config of a model of transformers, which `save_pretrained` writes beside the manifest.
+CONFIG = "config.json"
 # Where files lie that are on their way into an artifact.
 UNSETTLED = ".repl-fx-"
 
@@ -48,7 +50,7 @@ class Model(_Strict, frozen=True, rename={"kind": "class"}):
     """How the source model is built.
 
     Attributes:
-        spec: see `repl_fx.sources`; the path of a file is absolute.
+        spec: see `repl_fx.sources`; the path of a file is absolute, but for that of the config beside the manifest.
         options: the other arguments of `load_source`.
         kind: name of its class.
         files: the files that it was made from, each with the SHA-256 of what was read.
@@ -58,6 +60,11 @@ class Model(_Strict, frozen=True, rename={"kind": "class"}):
     options: Options
     kind: str
     files: dict[str, str]
+
+    @property
+    def is_beside(self) -> bool:
+        """Whether the model is built from the config beside the manifest alone, which is no code."""
+        return self.spec == f"hf:{CONFIG}:{self.kind}" and self.files.keys() == {CONFIG}
 
 
 class Captured(_Strict, frozen=True, rename={"kind": "class"}):

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 from torch import nn
 
-from repl_fx.artifact.manifest import Manifest, Model, Options
+from repl_fx.artifact.manifest import CONFIG, Manifest, Model, Options
 from repl_fx.errors import ArtifactError
 from repl_fx.sources import Source, load_source, names_no_file
 from repl_fx.sources.hugging_face_code import OPTION as TRUST
 from repl_fx.sources.registry import code_of
 from repl_fx.sources.source import hash_file
+
+# How a model of transformers generates.
+_GENERATION = "generation_config.json"
 
 
 def build_source(
@@ -34,6 +38,8 @@ def build_source(
             f"{directory} was saved from Python without a model spec; pass the model: load(directory, model=…)"
         )
     options = Options(input_shape=None, seed=0, options={}) if known is None else known.options
+    if model is None and known is not None and known.is_beside:
+        return _from_config(directory, known)
     if model is None and known is not None:
         _require_same_files(directory, known)
         trusted = _runs_code(directory, known, trusted)
@@ -47,6 +53,21 @@ def build_source(
         weights=False,
         trust_remote_code=trusted,
     )
+
+
+def _from_config(directory: Path, model: Model) -> nn.Module:
+    """A model of transformers from the config in the artifact; its example inputs are the artifact's."""
+    config = directory / CONFIG
+    if not config.is_file() or hash_file(config) != model.files[CONFIG]:
+        raise ArtifactError(
+            f"{directory} was saved with a {CONFIG} that is gone or changed; pass the model: load(directory, model=…)"
+        )
+    # Code of a config would run with permission alone.
+    source = load_source(f"hf:{config.resolve()}:{model.kind}", options=model.options.options, weights=False)
+    built: Any = source.model
+    if (directory / _GENERATION).is_file():
+        built.generation_config = type(built.generation_config).from_pretrained(directory)
+    return source.model
 
 
 def _require_same_files(directory: Path, model: Model) -> None:

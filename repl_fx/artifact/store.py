@@ -12,7 +12,7 @@ import msgspec
 from torch import Tensor, fx, nn
 
 from repl_fx.arguments import require_module, require_path
-from repl_fx.artifact.changing import changing, require_free
+from repl_fx.artifact.changing import Change, changing, require_free
 from repl_fx.artifact.manifest import MANIFEST, Manifest, read_manifest
 from repl_fx.artifact.model_code import build_source
 from repl_fx.artifact.origin import Origin, first_difference, model_of, require_as_made, versions, with_origin
@@ -117,14 +117,29 @@ def save(
     require_free(directory, force=force)
     with changing(directory) as change:
         aliases = write_state(module, change.place / WEIGHTS, change.place / CONSTANTS)
-        (change.place / PLAN).write_text(origin.plan.to_json() + "\n")
-        (change.place / GRAPH).write_text(_graphs_text(module, origin))
-        (change.place / STRUCTURE).write_text("".join(f"{line}\n" for line in origin.structure))
-        parameters = sum(p.numel() for p in module.parameters())
-        change.commit(
-            msgspec.structs.replace(origin.manifest, versions=versions(), aliases=aliases, parameters=parameters)
-        )
+        manifest = origin.manifest
+        if manifest.model is not None and manifest.model.is_beside:
+            # The config stays where it is.
+            manifest = msgspec.structs.replace(manifest, model=None)
+        write_rest(change, module, origin, manifest, aliases)
     return Path(directory)
+
+
+def write_rest(
+    change: Change, module: nn.Module, origin: Origin, manifest: Manifest, aliases: Mapping[str, str]
+) -> None:
+    """Write what an artifact is made of besides tensors, and make the files that lie in the change those of it.
+
+    Args:
+        manifest: without what is known of files and tensors.
+        aliases: see `Manifest`.
+    """
+    (change.place / PLAN).write_text(origin.plan.to_json() + "\n")
+    (change.place / GRAPH).write_text(_graphs_text(module, origin))
+    (change.place / STRUCTURE).write_text("".join(f"{line}\n" for line in origin.structure))
+    parameters = sum(p.numel() for p in module.parameters())
+    known = {"versions": versions(), "aliases": dict(aliases), "parameters": parameters}
+    change.commit(msgspec.structs.replace(manifest, **known))
 
 
 def load(

@@ -32,30 +32,46 @@ def write_state(module: nn.Module, weights: Path, constants: Path) -> dict[str, 
         OutputError: a tensor has no values, or the module has state that is no tensor.
         SafetensorError, OSError: a file cannot be written.
     """
+    return {**_write(module.state_dict(keep_vars=True), weights), **write_constants(module, constants)}
+
+
+def write_constants(module: nn.Module, constants: Path) -> dict[str, str]:
+    """Write the buffers of a module that are not in its `state_dict`; see `write_state`."""
+    return _write(constants_of(module, module.state_dict(keep_vars=True)), constants)
+
+
+def _write(tensors: Mapping[str, Any], file: Path) -> dict[str, str]:
     aliases: dict[str, str] = {}
-    state = module.state_dict(keep_vars=True)
-    for file, tensors in ((weights, state), (constants, constants_of(module, state))):
-        known: dict[tuple[Any, ...], str] = {}
-        fresh: dict[str, Tensor] = {}
-        for name, tensor in tensors.items():
-            if not isinstance(tensor, Tensor):
-                raise OutputError(f"{name} is of class {type(tensor).__name__}, and an artifact holds tensors alone")
-            if tensor.is_meta:
-                raise OutputError(
-                    f"{name} is on the meta device and has no values to save; materialise the model first"
-                )
-            # Addresses on different devices may be the same number.
-            key = (tensor.device, tensor.data_ptr(), tensor.shape, tensor.stride(), tensor.dtype)
-            if tensor.numel() and known.setdefault(key, name) != name:
-                aliases[name] = known[key]
-                continue
-            fresh[name] = tensor.detach().cpu().contiguous().clone()
-        # The library makes a file that its owner alone can read.
-        file.touch()
-        mode = file.stat().st_mode
-        save_file(fresh, file, metadata={"format": "pt"})
-        file.chmod(mode)
+    known: dict[tuple[Any, ...], str] = {}
+    fresh: dict[str, Tensor] = {}
+    for name, tensor in tensors.items():
+        if not isinstance(tensor, Tensor):
+            raise OutputError(f"{name} is of class {type(tensor).__name__}, and an artifact holds tensors alone")
+        if tensor.is_meta:
+            raise OutputError(f"{name} is on the meta device and has no values to save; materialise the model first")
+        key = address(tensor)
+        if tensor.numel() and known.setdefault(key, name) != name:
+            aliases[name] = known[key]
+            continue
+        fresh[name] = tensor.detach().cpu().contiguous().clone()
+    write_file(fresh, file)
     return aliases
+
+
+def write_file(tensors: Mapping[str, Tensor], file: Path) -> None:
+    """Write a file of safetensors with the rights of any other file."""
+    # The library makes a file that its owner alone can read.
+    file.touch()
+    mode = file.stat().st_mode
+    save_file(dict(tensors), file, metadata={"format": "pt"})
+    file.chmod(mode)
+
+
+def address(tensor: Tensor) -> tuple[Any, ...]:
+    """The place of a tensor's numbers; the same for tied tensors."""
+    # Shards are in several places. Addresses on different devices may be the same number.
+    place = id(tensor) if type(tensor).__name__ == "DTensor" else tensor.data_ptr()
+    return tensor.device, place, tensor.shape, tensor.stride(), tensor.dtype
 
 
 def constants_of(module: nn.Module, state: Mapping[str, Any]) -> dict[str, Tensor]:

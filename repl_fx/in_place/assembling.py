@@ -11,6 +11,7 @@ from repl_fx.graph.captured import attribute, has_attribute
 from repl_fx.in_place.attention_calls import watch
 from repl_fx.in_place.checkpointed_blocks import checkpoint_block
 from repl_fx.in_place.cutting import Cut, NotInPlace
+from repl_fx.in_place.pretrained import complete_
 from repl_fx.in_place.surrogate_block import OWN, SurrogateBlock
 from repl_fx.passes.replace_blocks import replace_blocks
 from repl_fx.plan import Plan, Refusal
@@ -90,6 +91,7 @@ def put_in_place(
     if checkpoint_blocks:
         for path in _kept_modules(parts, plan):
             checkpoint_block(model.get_submodule(path))
+    complete_(model)
     return InPlace(model, (), singly, prefixes)
 
 

@@ -142,13 +142,15 @@ class WatchedForward(RefersToModules):
         self.module, self.readers = module, list[KeptCall]()
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        with _Watch() as watch:
+        calls: dict[bool, list[AttentionCall]] = {True: [], False: []}
+        # Handed in: torch.compile does not give back the mode that it enters.
+        with _Watch(calls):
             if self.own is None:
                 result = type(self.module).forward(self.module, *args, **kwargs)
             else:
                 result = self.own(*args, **kwargs)
         for reader in self.readers:
-            reader.keep(watch.calls)
+            reader.keep(calls)
         return result
 
 
@@ -164,11 +166,11 @@ def watch(module: nn.Module, reader: KeptCall) -> None:
 
 
 class _Watch(TorchFunctionMode):
-    """Notes the attention calls that are made meanwhile."""
+    """Notes the attention calls that are made meanwhile; those of the fused operator under True."""
 
-    def __init__(self) -> None:
+    def __init__(self, calls: Mapping[bool, list[AttentionCall]]) -> None:
         super().__init__()
-        self.calls: dict[bool, list[AttentionCall]] = {True: [], False: []}
+        self.calls = calls
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func is F.scaled_dot_product_attention:

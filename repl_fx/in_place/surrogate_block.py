@@ -199,6 +199,7 @@ class StandIn(RefersToModules):
 OWN = "surrogate"
 # Flags of transformers that change nothing of what a block computes; the structure of its result is compared anyway.
 _SAY_WHAT_TO_RETURN = frozenset({"use_cache", "output_attentions", "output_hidden_states", "return_dict"})
+_NUMBERS = tuple(SYMBOLIC.items())
 _CLASSES: dict[tuple[type[nn.Module], bool], type[SurrogateBlock]] = {}
 
 
@@ -338,9 +339,11 @@ def _as_known(was: Any, value: Any) -> bool:
         return value is None or value is False
     if not isinstance(was, type):
         return type(was) is type(value) and bool(was == value)
-    if issubclass(was, (Tensor, *SYMBOLIC)):
-        return isinstance(value, Tensor if issubclass(was, Tensor) else SYMBOLIC[was])
-    return type(value) is was
+    # One comparison after another: torch.compile follows no mapping from classes.
+    for symbolic, python in _NUMBERS:
+        if issubclass(was, symbolic):
+            return isinstance(value, python)
+    return isinstance(value, Tensor) if issubclass(was, Tensor) else type(value) is was
 
 
 def _in_short(value: Any) -> str:

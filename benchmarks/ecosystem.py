@@ -1,0 +1,225 @@
+"""What people do with a model, tried on the source model, the rewritten graph and the model in place.
+
+    python -m benchmarks.ecosystem --docs docs            everything, and docs/ecosystem.md and docs/ecosystem.json
+    python -m benchmarks.ecosystem --only 'HF*' 'DDP'     some rows
+    python -m benchmarks.ecosystem --small                the quick rows, as CI runs them
+
+Each habit (`benchmarks.habits`) is a function that does with a model what people do, checks what came of it, and raises
+where that fails. It is tried on small networks of random weights, a vision transformer and a ResNet of timm, a GPT-2
+and a T5 of transformers, in three forms: as it is, `result.graph_module` and `result.model`. A cell says "works", or
+the reason why not, in a line.
+
+Exit status: 0; 1 where a habit works with the source model and fails in place without a reason that was expected, or
+is expected to fail and works.
+"""
+
+from __future__ import annotations
+
+import argparse
+import fnmatch
+import json
+import logging
+import os
+import platform
+import shlex
+import sys
+import time
+import warnings
+from collections.abc import Sequence
+from contextlib import redirect_stderr, redirect_stdout
+from dataclasses import asdict, dataclass, field
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import repl_fx
+from benchmarks.find_speed import cpu_model
+from benchmarks.habits.registry import Habit, habits
+from benchmarks.habits.subject import FORMS, IN_PLACE, NETWORKS, SOURCE, Subject
+from benchmarks.habits.together import run_together
+
+WORKS = "works"
+PACKAGES = ("timm", "transformers", "lightning", "accelerate", "peft")
+INSTALL = "pip install -e '.[bench,train]'"
+
+
+@dataclass(frozen=True)
+class Cell:
+    """What came of a habit with one form of the networks.
+
+    Attributes:
+        says: `WORKS`, or the reason why not.
+        remarks: what else was seen.
+        fails: whether something failed that was not expected to.
+        seconds: for all networks.
+    """
+
+    says: str
+    remarks: tuple[str, ...] = ()
+    fails: bool = False
+    seconds: float = 0.0
+
+
+@dataclass(frozen=True)
+class Row:
+    """A habit with all forms of its networks."""
+
+    habit: str
+    networks: tuple[str, ...]
+    cells: dict[str, Cell] = field(default_factory=dict)
+
+    @property
+    def problem(self) -> str:
+        """What makes the script fail; nothing in most rows."""
+        ours, theirs = self.cells[IN_PLACE], self.cells[SOURCE]
+        if ours.fails and not theirs.fails:
+            return f"{self.habit}: {ours.says}"
+        return ""
+
+
+def reason_of(problem: BaseException) -> str:
+    """An exception in a line."""
+    text = " ".join(str(problem).split()) or type(problem).__name__
+    if isinstance(problem, AssertionError) or type(problem).__module__.startswith("repl_fx"):
+        return _short(text)
+    return _short(f"{type(problem).__name__}: {text}")
+
+
+def _short(text: str, limit: int = 160) -> str:
+    return text if len(text) <= limit else f"{text[: limit - 1].rstrip()}…"
+
+
+def attempt(habit: Habit, subject: Subject) -> tuple[str, str]:
+    """Try a habit: why it fails, nothing where it works, and a remark."""
+    torch.manual_seed(0)
+    logging.disable(logging.WARNING)
+    try:
+        # Libraries say much, to whom it concerns.
+        with open(os.devnull, "w") as nowhere, redirect_stdout(nowhere), redirect_stderr(nowhere):
+            return "", habit.trial(subject) or ""
+    except Exception as problem:
+        return reason_of(problem), ""
+    finally:
+        logging.disable(logging.NOTSET)
+
+
+def tried(habit: Habit, form: str, networks: Sequence[str]) -> Cell:
+    """A cell of the table."""
+    if habit.missing:
+        return Cell(f"needs {', '.join(habit.missing)}: {INSTALL}")
+    began = time.perf_counter()
+    subjects = [Subject(network, form) for network in networks]
+    if habit.processes > 1:
+        results = run_together(habit.name, subjects, habit.processes)
+    else:
+        results = [attempt(habit, subject) for subject in subjects]
+    seconds = time.perf_counter() - began
+    reasons = {subject.network: why for subject, (why, _) in zip(subjects, results, strict=True) if why}
+    remarks = tuple(dict.fromkeys(remark for _, remark in results if remark))
+    expected = habit.expected.get(form)
+    if expected is not None:
+        if len(reasons) == len(subjects):
+            return Cell(expected, remarks, False, seconds)
+        return Cell(f"works, though this was expected: {expected}", remarks, True, seconds)
+    if not reasons:
+        return Cell(WORKS, remarks, False, seconds)
+    return Cell(in_a_line(reasons, networks), remarks, True, seconds)
+
+
+def in_a_line(reasons: dict[str, str], networks: Sequence[str]) -> str:
+    """Reasons by network; one that all have is said once."""
+    alike: dict[str, list[str]] = {}
+    for network, reason in reasons.items():
+        alike.setdefault(reason, []).append(network)
+    if len(alike) == 1 and len(reasons) == len(networks):
+        return next(iter(alike))
+    return "; ".join(f"{', '.join(which)}: {reason}" for reason, which in alike.items())
+
+
+def about_run(argv: Sequence[str]) -> dict[str, Any]:
+    """What a reader needs to do the same."""
+    packages = {}
+    for name in PACKAGES:
+        try:
+            packages[name] = version(name)
+        except PackageNotFoundError:
+            packages[name] = "not installed"
+    return {
+        "machine": f"{cpu_model()}, {os.cpu_count()} cores, {torch.get_num_threads()} thread a process",
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "repl_fx": repl_fx.__version__,
+        "packages": packages,
+        "command": f"python -m benchmarks.ecosystem {shlex.join(argv)}".strip(),
+    }
+
+
+def document(report: dict[str, Any]) -> str:
+    """The table as a page."""
+    about, packages = report["about"], ", ".join(f"{k} {v}" for k, v in report["about"]["packages"].items())
+    lines = [
+        "# Habits: what people do with a model",
+        "",
+        "Each row is something that people do with a PyTorch model, tried on three forms of small networks (a vision",
+        "transformer and a ResNet of timm, a GPT-2 and a T5 of transformers): the model itself, `result.graph_module`",
+        "and `result.model` of `repl_fx.transform`. A cell says that it works, checked by what came of it, or why not.",
+        "What the checks are is in the docstrings of `benchmarks/habits`.",
+        "",
+        f"Made by `{about['command']}` on {about['machine']}, with Python {about['python']}, torch {about['torch']},",
+        f"repl-fx {about['repl_fx']}, {packages}.",
+        "",
+        f"| habit | tried on | {' | '.join(FORMS)} |",
+        f"|---|---|{'---|' * len(FORMS)}",
+    ]
+    for row in report["rows"]:
+        cells = (row["cells"][form] for form in FORMS)
+        says = (_escaped("; ".join((cell["says"], *cell["remarks"]))) for cell in cells)
+        lines.append(f"| {_escaped(row['habit'])} | {', '.join(row['networks'])} | {' | '.join(says)} |")
+    return "\n".join(lines) + "\n"
+
+
+def _escaped(text: str) -> str:
+    return text.replace("|", "\\|").replace("<", "&lt;")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Try, print, write; returns the exit status."""
+    argv = sys.argv[1:] if argv is None else list(argv)
+    parser = argparse.ArgumentParser(description="What people do with a model, tried on each form of a result.")
+    parser.add_argument("--only", nargs="+", default=["*"], metavar="GLOB", help="rows, by name")
+    parser.add_argument("--networks", nargs="+", choices=NETWORKS, default=list(NETWORKS), help="all by default")
+    parser.add_argument("--forms", nargs="+", choices=FORMS, default=list(FORMS), help="all by default")
+    parser.add_argument("--small", action="store_true", help="the quick rows, each on one network")
+    parser.add_argument("--docs", type=Path, metavar="DIR", help="write DIR/ecosystem.md and DIR/ecosystem.json")
+    options = parser.parse_args(argv)
+    torch.set_num_threads(1)
+    rows: list[Row] = []
+    for habit in habits():
+        networks = tuple(name for name in habit.networks if name in options.networks)
+        if not networks or not any(fnmatch.fnmatchcase(habit.name, glob) for glob in options.only):
+            continue
+        if options.small:
+            if not habit.quick:
+                continue
+            networks = networks[:1]
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            cells = {form: tried(habit, form, networks) for form in options.forms}
+        rows.append(Row(habit.name, networks, cells))
+        print(habit.name, *networks, sep=", ")
+        for form, cell in cells.items():
+            print(f"    {form:15} {cell.seconds:5.1f} s  {'; '.join((cell.says, *cell.remarks))}", flush=True)
+    report = {"about": about_run(argv), "rows": [asdict(row) for row in rows]}
+    if options.docs:
+        (options.docs / "ecosystem.json").write_text(json.dumps(report, indent=1) + "\n")
+        (options.docs / "ecosystem.md").write_text(document(report))
+    problems = [row.problem for row in rows if set(options.forms) == set(FORMS) and row.problem]
+    for problem in problems:
+        print(f"works with the source model and fails in place: {problem}", file=sys.stderr)
+    return 1 if problems else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,1 @@
+"""Habits of training, saving and tuning with which `benchmarks.ecosystem` tries models."""

@@ -1,0 +1,146 @@
+"""`save_pretrained`: what transformers writes of a model in place, as an artifact.
+
+    DIR/config.json, …         of transformers
+    DIR/model.safetensors      of transformers, under the names of the model in place; the weights of the artifact
+    DIR/manifest.json, …       of repl-fx
+
+So a checkpoint of transformers' Trainer is one that both read: to resume, and by `repl_fx.load`.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import msgspec
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from repl_fx.artifact.changing import changing
+from repl_fx.artifact.manifest import CONFIG, Model, Options
+from repl_fx.artifact.origin import require_as_made, with_origin
+from repl_fx.artifact.store import CONSTANTS, WEIGHTS, write_rest
+from repl_fx.artifact.weights import address, write_constants, write_file
+from repl_fx.errors import BadInput, ReplFxError
+from repl_fx.in_place.pretrained import SavePretrained
+from repl_fx.sources.source import hash_file
+
+_INDEX = f"{WEIGHTS}.index.json"
+_SHARD = re.compile(r"model-\d{5}-of-\d{5}\.safetensors")
+
+
+def save_pretrained(
+    model: nn.Module,
+    save_directory: str | os.PathLike[str],
+    is_main_process: bool = True,
+    state_dict: dict[str, Any] | None = None,
+    **options: Any,
+) -> Any:
+    """Write a model in place as transformers writes models, and what makes the directory an artifact.
+
+    Where it cannot be an artifact, as for a model that was changed since, a warning says so, and the directory is as
+    transformers wrote it. `repl_fx.load` needs no other argument where the model is one of transformers, of its config.
+
+    Args:
+        model: a model in place of transformers.
+        save_directory, is_main_process, state_dict, options: see `PreTrainedModel.save_pretrained`.
+
+    Returns:
+        What the class's own method returns.
+
+    Raises:
+        BadInput: the model has no such method.
+    """
+    method = getattr(type(model), "save_pretrained", None)
+    if method is None:
+        raise BadInput(f"a {type(model).__name__} has no save_pretrained; use repl_fx.save")
+    result = method(model, save_directory, is_main_process=is_main_process, state_dict=state_dict, **options)
+    if is_main_process and not options.get("variant") and not options.get("distributed_checkpoint"):
+        try:
+            _add_artifact(model, Path(save_directory))
+        except ReplFxError as problem:
+            warnings.warn(f"{save_directory} has weights, and is no artifact for repl_fx.load: {problem}", stacklevel=3)
+    return result
+
+
+def _add_artifact(model: nn.Module, directory: Path) -> None:
+    module, origin = with_origin(model)
+    require_as_made(module, origin)
+    manifest = msgspec.structs.replace(origin.manifest, model=_spec(module, directory) or origin.manifest.model)
+    with _written(directory) as files, changing(directory) as change:
+        weights = _joined(files, change.place / WEIGHTS)
+        aliases = _tied(module, weights)
+        aliases |= write_constants(module, change.place / CONSTANTS)
+        write_rest(change, module, origin, manifest, aliases)
+        for file in files:
+            file.unlink()
+
+
+@contextmanager
+def _written(directory: Path) -> Iterator[list[Path]]:
+    """The files of weights that transformers has written, under other names, which are their own again after a failure.
+
+    Raises:
+        BadInput: there are none.
+    """
+    found = sorted(path for path in directory.iterdir() if _SHARD.fullmatch(path.name) or path.name == WEIGHTS)
+    if not found:
+        raise BadInput("transformers wrote no weights of the whole model")
+    index = directory / _INDEX
+    moved = {path.with_name(f".{path.name}.written"): path for path in (*found, *([index] if index.exists() else []))}
+    for now, path in moved.items():
+        path.replace(now)
+    try:
+        yield list(moved)
+    finally:
+        for now, path in moved.items():
+            if now.exists():
+                now.replace(path)
+
+
+def _joined(files: list[Path], weights: Path) -> list[str]:
+    """Put the tensors of all files into one; their names."""
+    shards = [file for file in files if _INDEX not in file.name]
+    tensors: dict[str, Tensor] = {}
+    for file in shards:
+        tensors |= load_file(file)
+    write_file(tensors, weights)
+    return list(tensors)
+
+
+def _tied(module: nn.Module, written: list[str]) -> dict[str, str]:
+    """Names of tied tensors that were left out, each with the one that was written.
+
+    Raises:
+        BadInput: the names are not those of the model.
+    """
+    state = module.state_dict(keep_vars=True)
+    foreign = next((name for name in written if name not in state), None)
+    if foreign is not None:
+        raise BadInput(f"transformers wrote {foreign}, which is no name of the model in place")
+    known = {address(state[name]): name for name in written}
+    missing = [name for name in state if name not in set(written)]
+    lost = next((name for name in missing if address(state[name]) not in known), None)
+    if lost is not None:
+        raise BadInput(f"transformers did not write {lost}")
+    return {name: known[address(state[name])] for name in missing}
+
+
+def _spec(model: Any, directory: Path) -> Model | None:
+    """How the source is built from the config beside the artifact; None for a class that transformers does not have."""
+    import transformers
+
+    kind, config, saves = type(model), directory / CONFIG, vars(model).get("save_pretrained")
+    if getattr(transformers, kind.__name__, None) is not kind or not isinstance(saves, SavePretrained):
+        return None
+    if not config.is_file() or "auto_map" in json.loads(config.read_text()):
+        return None
+    name = kind.__name__
+    options = Options(input_shape=None, seed=0, options=saves.captured)
+    return Model(spec=f"hf:{CONFIG}:{name}", options=options, kind=name, files={CONFIG: hash_file(config)})

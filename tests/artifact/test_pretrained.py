@@ -1,0 +1,170 @@
+"""`save_pretrained` of a model in place: a directory that transformers and repl-fx both read."""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import json
+import pickle
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import repl_fx
+from repl_fx.artifact.manifest import MANIFEST, read_manifest, sealed
+from repl_fx.artifact.store import WEIGHTS
+
+transformers = pytest.importorskip("transformers")
+pytestmark = [pytest.mark.zoo, pytest.mark.filterwarnings("ignore::DeprecationWarning")]
+
+TOKENS = torch.randint(3, 50, (2, 7), generator=torch.Generator().manual_seed(0))
+
+
+def _config(**options: Any) -> Any:
+    tokens = {"bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0, "vocab_size": 50}
+    return transformers.GPT2Config(n_embd=16, n_head=2, n_layer=3, n_positions=32, **tokens, **options)
+
+
+def _in_place() -> Any:
+    torch.manual_seed(0)
+    source = transformers.GPT2LMHeadModel(_config())
+    result = repl_fx.transform(source, (), {"input_ids": TOKENS, "labels": TOKENS.clone()}, surrogate="bottleneck")
+    with torch.no_grad():
+        for parameter in result.model.parameters():
+            parameter.add_(0.1 * torch.randn_like(parameter))
+    return result.model.eval()
+
+
+def _logits(model: nn.Module) -> Tensor:
+    logits: Tensor = model.eval()(TOKENS)["logits"]
+    return logits
+
+
+def test_what_save_pretrained_wrote_is_loaded_without_any_other_argument(tmp_path: Path) -> None:
+    model = _in_place()
+    model.generation_config.max_new_tokens = 5
+    model.save_pretrained(tmp_path / "net")
+    again: Any = repl_fx.load(tmp_path / "net")
+    assert type(again) is transformers.GPT2LMHeadModel
+    assert torch.equal(_logits(again), _logits(model))
+    assert again.generation_config.max_new_tokens == 5
+    # Tied embeddings stay one tensor.
+    assert again.lm_head.weight is again.transformer.wte.weight
+    # And once more, over what is there and beside it.
+    with torch.no_grad():
+        again.transformer.h[0].ln_1.weight.mul_(2)
+    again.save_pretrained(tmp_path / "net")
+    assert torch.equal(_logits(repl_fx.load(tmp_path / "net")), _logits(again))
+    repl_fx.save(again, tmp_path / "other")
+    with pytest.raises(repl_fx.ArtifactError, match="pass the model"):
+        repl_fx.load(tmp_path / "other")
+
+
+def test_copies_and_pickles_save_themselves(tmp_path: Path) -> None:
+    model = _in_place()
+    for number, other in enumerate((copy.deepcopy(model), pickle.loads(pickle.dumps(model)))):
+        with torch.no_grad():
+            other.transformer.wte.weight.mul_(2)
+        other.save_pretrained(tmp_path / str(number))
+        loaded = repl_fx.load(tmp_path / str(number), transformers.GPT2LMHeadModel(_config()))
+        assert torch.equal(_logits(loaded), _logits(other))
+        assert not torch.equal(_logits(loaded), _logits(model))
+
+
+def test_shards_become_one_file_and_a_given_state_is_what_is_written(tmp_path: Path) -> None:
+    model = _in_place()
+    doubled = {name: tensor * 2 for name, tensor in model.state_dict().items()}
+    model.save_pretrained(tmp_path, state_dict=dict(doubled), max_shard_size="20KB")
+    weights = sorted(path.name for path in tmp_path.iterdir() if "model" in path.name)
+    assert weights == [WEIGHTS]
+    assert not [path for path in tmp_path.iterdir() if path.name.startswith(".")]
+    expected = copy.deepcopy(model)
+    expected.load_state_dict(doubled)
+    assert torch.equal(_logits(repl_fx.load(tmp_path)), _logits(expected))
+
+
+def test_another_process_than_the_main_one_writes_nothing(tmp_path: Path) -> None:
+    _in_place().save_pretrained(tmp_path, is_main_process=False)
+    assert not (tmp_path / MANIFEST).exists()
+
+
+def test_a_model_that_was_changed_is_saved_as_transformers_does(tmp_path: Path) -> None:
+    model = _in_place()
+    model.transformer.h[0].mlp.c_fc = nn.Linear(16, 64)
+    with pytest.warns(UserWarning, match="is no artifact for repl_fx.load: .* was changed since"):
+        model.save_pretrained(tmp_path)
+    assert (tmp_path / WEIGHTS).is_file()
+    assert not (tmp_path / MANIFEST).exists()
+
+
+def test_a_file_of_others_stays_and_so_do_the_weights(tmp_path: Path) -> None:
+    (tmp_path / "plan.json").write_text("mine")
+    with pytest.warns(UserWarning, match="is not as repl-fx wrote it"):
+        _in_place().save_pretrained(tmp_path, max_shard_size="20KB")
+    assert (tmp_path / "plan.json").read_text() == "mine"
+    assert (tmp_path / f"{WEIGHTS}.index.json").is_file()
+    assert len(list(tmp_path.glob("model-*.safetensors"))) > 1
+
+
+def test_a_config_that_was_changed_is_refused(tmp_path: Path) -> None:
+    _in_place().save_pretrained(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps({**config, "n_head": 4}))
+    with pytest.raises(repl_fx.ArtifactError, match=r"config.json that is gone or changed; pass the model"):
+        repl_fx.load(tmp_path)
+    assert repl_fx.load(tmp_path, transformers.GPT2LMHeadModel(_config())) is not None
+
+
+def test_code_beside_a_config_never_runs(tmp_path: Path) -> None:
+    _in_place().save_pretrained(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    text = json.dumps({**config, "auto_map": {"AutoModel": "evil.Net"}, "model_type": "unheard"})
+    (tmp_path / "config.json").write_text(text)
+    (tmp_path / "evil.py").write_text("raise SystemExit('ran')")
+    manifest = json.loads((tmp_path / MANIFEST).read_text())
+    manifest.pop("sha256")
+    manifest["model"]["files"]["config.json"] = hashlib.sha256(text.encode()).hexdigest()
+    (tmp_path / MANIFEST).write_text(sealed(manifest))
+    assert read_manifest(tmp_path).model is not None
+    with pytest.raises(repl_fx.SourceError, match="no model type 'unheard'"):
+        repl_fx.load(tmp_path, trust_remote_code=True)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_the_trainer_writes_artifacts_and_resumes_from_them(tmp_path: Path) -> None:
+    pytest.importorskip("accelerate")
+
+    def trained(model: Any, steps: int, **options: Any) -> Any:
+        arguments = transformers.TrainingArguments(
+            str(tmp_path),
+            max_steps=steps,
+            save_steps=1,
+            save_strategy="steps",
+            lr_scheduler_type="constant",
+            use_cpu=True,
+            report_to=[],
+            disable_tqdm=True,
+            logging_strategy="no",
+        )
+        rows = [{"input_ids": row, "labels": row} for row in TOKENS]
+        trainer = transformers.Trainer(model, arguments, train_dataset=rows, eval_dataset=rows)
+        trainer.train(**options)
+        return trainer
+
+    start = _in_place()
+    through = copy.deepcopy(start)
+    trainer = trained(through, 2)
+    assert trainer.evaluate()["eval_loss"] > 0
+    last = repl_fx.load(tmp_path / "checkpoint-2")
+    assert torch.equal(_logits(last), _logits(through))
+    resumed = copy.deepcopy(start)
+    trained(resumed, 2, resume_from_checkpoint=str(tmp_path / "checkpoint-1"))
+    assert torch.equal(_logits(resumed), _logits(through))
+
+
+def test_a_model_without_such_a_method_is_refused() -> None:
+    with pytest.raises(repl_fx.BadInput, match=r"a Linear has no save_pretrained; use repl_fx.save"):
+        repl_fx.save_pretrained(nn.Linear(2, 2), "anywhere")

@@ -1,0 +1,61 @@
+"""benchmarks/ecosystem.py: the quick habits hold, a failure in place is one, and the table has all rows."""
+
+from __future__ import annotations
+
+import pytest
+
+pytest.importorskip("timm")
+pytest.importorskip("transformers")
+
+from benchmarks import ecosystem
+from benchmarks.ecosystem import WORKS, Cell, Row, in_a_line, tried
+from benchmarks.habits.registry import Failed, Habit, habits
+from benchmarks.habits.subject import FORMS, GRAPH, IN_PLACE, SOURCE, VIT, Subject
+
+
+@pytest.mark.zoo
+@pytest.mark.filterwarnings("ignore")
+def test_quick_habits_work_in_place_where_they_do_with_the_source(capsys: pytest.CaptureFixture[str]) -> None:
+    assert ecosystem.main(["--small", "--forms", SOURCE, IN_PLACE]) == 0
+    printed = capsys.readouterr()
+    quick = [habit for habit in habits() if habit.quick]
+    assert sum(f"{habit.name}, " in printed.out for habit in quick) == len(quick)
+    assert "fails" not in printed.err
+
+
+def _habit(fails: set[str], **options: object) -> Habit:
+    def trial(subject: Subject) -> str:
+        if subject.form in fails:
+            raise Failed("no such thing")
+        return "seen"
+
+    return Habit("h", trial, (VIT,), **options)  # type: ignore[arg-type]
+
+
+def test_what_works_with_the_source_and_fails_in_place_is_a_problem() -> None:
+    for fails, problem in (({IN_PLACE}, "h: no such thing"), ({IN_PLACE, SOURCE}, ""), ({GRAPH}, "")):
+        cells = {form: tried(_habit(fails), form, (VIT,)) for form in FORMS}
+        assert Row("h", (VIT,), cells).problem == problem
+    assert tried(_habit(set()), SOURCE, (VIT,)).remarks == ("seen",)
+
+
+def test_an_expected_failure_is_a_reason_and_a_problem_once_it_works() -> None:
+    expected = {"expected": {IN_PLACE: "because"}}
+    cell = tried(_habit({IN_PLACE}, **expected), IN_PLACE, (VIT,))
+    assert (cell.says, cell.fails) == ("because", False)
+    cell = tried(_habit(set(), **expected), IN_PLACE, (VIT,))
+    assert cell.fails
+    assert "though" in cell.says
+
+
+def test_a_package_that_is_missing_is_named() -> None:
+    cell = tried(_habit(set(), needs=("no_such_package",)), SOURCE, (VIT,))
+    assert cell.says.startswith("needs no_such_package: pip install")
+    assert not cell.fails
+    assert Cell(WORKS).says == "works"
+
+
+def test_a_reason_that_all_networks_have_is_said_once() -> None:
+    assert in_a_line({"a": "x", "b": "x"}, ("a", "b")) == "x"
+    assert in_a_line({"a": "x"}, ("a", "b")) == "a: x"
+    assert in_a_line({"a": "x", "b": "y", "c": "x"}, ("a", "b", "c")) == "a, c: x; b: y"
