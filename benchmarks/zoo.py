@@ -14,6 +14,8 @@ For each model, with random weights, small inputs of batch 2, dropout and drop p
                 repeated blocks", and the table argues why
     replaced    every second block of each repeat is replaced, by surrogate `auto`
     trained     one training step: the loss and all gradients are finite, every surrogate gets a gradient; saved
+    placed      the model in place computes what the graph does, with all gradients, in both modes, bit for bit; or the
+                report says which block has no place in the source's own tree
     reloaded    a fresh process builds the model, loads the artifact and gets the same outputs, bit for bit
     folded      the folded graph has no synthesis left and the same outputs, bit for bit
     exported    an ONNX file is written; for a model in parts, one for each part with surrogates

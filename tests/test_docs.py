@@ -89,7 +89,7 @@ def test_the_readmes_python_runs(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    code = next(code for code in _code("README.md") if "repl_fx.save(result" in code)
+    code = next(code for code in _code("README.md") if "repl_fx.save(net" in code and "result.model" in code)
     names: dict[str, Any] = {"model": ConvNet(), "images": images(), "make_model": ConvNet}
     exec(compile(code, "README.md", "exec"), names)
     assert names["check"] and (tmp_path / "net.onnx").exists() and (tmp_path / "out" / "manifest.json").exists()

@@ -25,7 +25,12 @@ _PACKAGES = (
     *("repl-fx", "torch", "timm", "torchvision", "transformers", "diffusers", "torchaudio"),
     *("onnx", "onnxruntime", "onnxscript"),
 )
-_WORDS = {"eval": "exact in evaluation", "train": "exact in training", "repeats": "repeats looked for"}
+_WORDS = {
+    "placed": "in place, or why not",
+    "eval": "exact in evaluation",
+    "train": "exact in training",
+    "repeats": "repeats looked for",
+}
 
 
 def write_report(records: Sequence[Row], names: Sequence[str], place: Path) -> None:
@@ -68,6 +73,12 @@ def _summary(known: Mapping[str, Row], names: Sequence[str]) -> Iterator[str]:
         if stage == "captured":
             parts = (sum(_in_parts(known[n]) for n in column if n in known) for column in columns.values())
             rows.append(["of these in parts, the rest eager", *map(str, parts)])
+        if stage == "placed":
+            # Records from before this stage have none.
+            none = (
+                sum(bool(known[n].get("not_in_place")) for n in column if n in known) for column in columns.values()
+            )
+            rows.append(["of these in graphs alone", *map(str, none)])
         if stage == "repeats":
             none = (sum(known[n]["nothing_repeats"] for n in column if n in known) for column in columns.values())
             rows.append(["no repeated blocks, the end", *map(str, none)])
@@ -99,6 +110,8 @@ def _outcome(record: Row) -> list[str]:
     remarks += [f"{len(paths)} parts captured: {', '.join(paths[:3])}"] if paths not in ([], [""]) else []
     if record["failed"] or record["nothing_repeats"]:
         remarks.append(record["reason"])
+    without = record.get("not_in_place", [])
+    remarks += [f"{len(without)} not in place, e.g. {without[0]}"] if without else []
     remarks += [f"{len(record['refused'])} refused, e.g. {record['refused'][0]}"] if record["refused"] else []
     seconds = sum(s for stage, s in record["seconds"].items() if stage != "all")
     # Records from before the surrogates were counted have none.

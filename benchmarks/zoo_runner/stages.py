@@ -1,6 +1,7 @@
 """The stages of the zoo, in two halves that run in a process each: the second starts from files alone.
 
-First half: captured, eval, train, repeats, replaced, trained. It leaves an artifact and the rewritten model's outputs.
+First half: captured, eval, train, repeats, replaced, trained, placed. It leaves an artifact and the rewritten model's
+outputs.
 Second half, in a fresh process: reloaded, folded, exported, verified. It builds the model again for `repl_fx.load`.
 """
 
@@ -33,6 +34,7 @@ from benchmarks.zoo_runner.exactness import (
     require_equal_training,
     tensors,
 )
+from benchmarks.zoo_runner.placed import require_same_in_place
 from repl_fx.analysis.blocks import Block, Repeat
 from repl_fx.analysis.node_table import node_table
 from repl_fx.artifact import load_artifact
@@ -44,7 +46,7 @@ from repl_fx.surrogates.shared.site import surrogate_path
 from repl_fx.tracing.check import compare_modes
 from repl_fx.tracing.parts.capture import Part, qualified_name
 
-FIRST = ("captured", "eval", "train", "repeats", "replaced", "trained")
+FIRST = ("captured", "eval", "train", "repeats", "replaced", "trained", "placed")
 SECOND = ("reloaded", "folded", "exported", "verified")
 STAGES = (*FIRST, *SECOND)
 _LIBRARY_PATH = re.compile(r"/[^\s\"']*/site-packages/")
@@ -65,6 +67,7 @@ class Record:
         repeats: name, copies, whether only similar, parameters of each repeat.
         replaced: blocks that were replaced.
         surrogates: how many of them by each surrogate that `auto` took.
+        not_in_place: replaced blocks without a place in the source's own tree, with the reason.
         refused: blocks or repeats that were asked for and stayed, with the reason.
         parts: path, tracer, obstacles, mode switches of each graph; one with an empty path where the model is a graph.
         eager: what could not be captured, and why.
@@ -84,6 +87,7 @@ class Record:
     repeats: list[dict[str, Any]] = field(default_factory=list)
     replaced: int = 0
     surrogates: dict[str, int] = field(default_factory=dict)
+    not_in_place: list[str] = field(default_factory=list)
     refused: list[str] = field(default_factory=list)
     parts: list[dict[str, Any]] = field(default_factory=list)
     eager: list[str] = field(default_factory=list)
@@ -192,6 +196,10 @@ def first_half(case: Case, record: Record, place: Path, last: str, heavy: Any) -
             train(rewritten, args, kwargs, _untrained(result, check.learns))
             torch.save(_outputs(rewritten.eval(), args, kwargs), place / "outputs.pt")
             repl_fx.save(result, place / "artifact", force=True)
+        with _stage(record, place, "placed", last):
+            record.not_in_place = [str(refusal) for refusal in result.in_place.refusals]
+            if result.in_place.model is not None:
+                require_same_in_place(result, args, kwargs)
 
 
 def second_half(case: Case, record: Record, place: Path, last: str, heavy: Any) -> None:

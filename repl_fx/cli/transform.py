@@ -117,6 +117,9 @@ def transform_command(
         before = costs.measure_parts(captured.module, captured.parts)
         flops = costs.flops_of_parts(captured.parts)
         after = costs.measure_parts(result.module, result.all_parts)
+        lost = None
+        if captured.whole:
+            lost = tables.checkpoints_line(costs.measure_costs(source.model, source.args, source.kwargs), before)
         if written is not None:
             terminal.stage("save")
             save(result, written, source=source, force=force)
@@ -127,6 +130,8 @@ def transform_command(
             tables.repeats_table(result.repeats, before, flops),
             tables.blocks_table(result.report, result.plan),
             *common.costs_lines(before, after),
+            tables.placing_line(result.in_place),
+            *common.note_lines([lost] if lost else []),
         )
         if checked:
             what = "captured graph" if captured.whole else "model with graphs in it"
@@ -147,6 +152,7 @@ def transform_command(
                 "parts": documents.parts_document(captured),
                 "repeats": documents.repeats_document(result.repeats, before, flops),
                 "blocks": documents.blocks_document(result.report, result.plan),
+                "not_in_place": [{"block": r.block, "reason": r.reason} for r in result.in_place.refusals],
                 "costs": {"before": documents.costs_document(before), "after": documents.costs_document(after)},
             }
         )

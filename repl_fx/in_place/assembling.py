@@ -10,9 +10,9 @@ from torch import fx, nn
 from repl_fx.graph.captured import attribute, has_attribute
 from repl_fx.in_place.attention_calls import watch
 from repl_fx.in_place.checkpointed_blocks import checkpoint_block
-from repl_fx.in_place.cutting import OWN, Cut, NotInPlace
+from repl_fx.in_place.cutting import Cut, NotInPlace
 from repl_fx.in_place.pretrained import complete_
-from repl_fx.in_place.surrogate_block import SurrogateBlock
+from repl_fx.in_place.surrogate_block import OWN, SurrogateBlock
 from repl_fx.passes.replace_blocks import replace_blocks
 from repl_fx.plan import Plan, Refusal
 from repl_fx.planning.part_repeats import PartRepeats
@@ -27,11 +27,14 @@ class InPlace:
     Attributes:
         model: a module of the source's class; None where a replaced block has no place in it.
         refusals: the replaced blocks that have none, with the reasons.
+        graphs: the rewritten graphs with syntheses one by one, by the path of their part, and without code: the model
+            computes what they do, to the bit.
         prefixes: of the names of surrogates' tensors in the rewritten module, and of the same tensors in the model.
     """
 
     model: nn.Module | None
     refusals: tuple[Refusal, ...] = ()
+    graphs: Mapping[str, fx.GraphModule] = field(default_factory=dict)
     prefixes: Mapping[str, str] = field(default_factory=dict)
 
 
@@ -54,6 +57,7 @@ def put_in_place(
     """
     blocks: dict[str, SurrogateBlock] = {}
     prefixes: dict[str, str] = {}
+    singly: dict[str, fx.GraphModule] = {}
     refusals: list[Refusal] = []
     for part in parts:
         own = tuple(replacement for replacement in plan.replacements if replacement.block in part.blocks)
@@ -61,6 +65,7 @@ def put_in_place(
             continue
         # Syntheses one by one: the rewritten graph does them together.
         alone = replace_blocks(part.graph_module, part.inside, replace(plan, replacements=own), part.matches)
+        singly[part.path] = alone.graph_module
         for replacement in own:
             name = part.blocks[replacement.block].name
             _share_state(alone.graph_module, graphs[part.path], surrogate_path(name))
@@ -87,7 +92,7 @@ def put_in_place(
         for path in _kept_modules(parts, plan):
             checkpoint_block(model.get_submodule(path))
     complete_(model)
-    return InPlace(model, (), prefixes)
+    return InPlace(model, (), singly, prefixes)
 
 
 def _kept_modules(parts: Sequence[PartRepeats], plan: Plan) -> list[str]:

@@ -33,6 +33,7 @@ from repl_fx.graph.captured import (
 from repl_fx.graph.state import SOURCE_STATE
 from repl_fx.in_place.attention_calls import BorrowedAttention, KeptCall, layer_index
 from repl_fx.in_place.surrogate_block import (
+    OWN,
     Argument,
     Constant,
     Made,
@@ -54,8 +55,6 @@ from repl_fx.surrogates.shared.registry import STANDS_FOR
 from repl_fx.surrogates.shared.site import surrogate_path
 from repl_fx.tracing.parts.capture import assemble, qualified_name
 
-# The submodule that holds the surrogate's own modules.
-OWN = "surrogate"
 _STATE = ("_parameters", "_buffers", "_modules", "_non_persistent_buffers_set", "training")
 # Nodes outside of a block that can be computed for it again.
 _COMPUTED = ("call_function", "get_attr")

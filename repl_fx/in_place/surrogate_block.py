@@ -195,6 +195,8 @@ class StandIn(RefersToModules):
         self.__post_init__()
 
 
+# The submodule that holds the surrogate's own modules.
+OWN = "surrogate"
 # Flags of transformers that change nothing of what a block computes; the structure of its result is compared anyway.
 _SAY_WHAT_TO_RETURN = frozenset({"use_cache", "output_attentions", "output_hidden_states", "return_dict"})
 _NUMBERS = tuple(SYMBOLIC.items())
@@ -306,6 +308,8 @@ class _Name:
 def _swapped(block: nn.Module, values: Mapping[str, Tensor]) -> Iterator[None]:
     """Let a block have values in the place of parameters, by name, meanwhile."""
     places = [(block.get_submodule(path.rpartition(".")[0])._parameters, path.rpartition(".")[2]) for path in values]
+    # A forward that runs all children, such as that of nn.Sequential, runs the block's alone.
+    own = block._modules.pop(OWN)
     try:
         for (parameters, name), value in zip(places, values.values(), strict=True):
             parameters[name] = cast("nn.Parameter", value)
@@ -313,6 +317,7 @@ def _swapped(block: nn.Module, values: Mapping[str, Tensor]) -> Iterator[None]:
     finally:
         for parameters, name in places:
             parameters[name] = None
+        block._modules[OWN] = own
 
 
 def _at(arguments: Mapping[str, Any], place: Sequence[Any]) -> Any:

@@ -15,6 +15,7 @@ from rich.text import Text
 from torch import fx
 
 from repl_fx.analysis.blocks import Block, Repeat
+from repl_fx.in_place.assembling import InPlace
 from repl_fx.plan import Plan, Replacement
 from repl_fx.planning.report import BlockReport
 from repl_fx.report.costs import Costs
@@ -25,6 +26,8 @@ if TYPE_CHECKING:
 
 
 _COUNTS = ("", "k", "M", "G", "T", "P")
+# A model that keeps less than this share of what its graph keeps has checkpoints in its code.
+_CHECKPOINTED = 0.8
 _BYTES = ("B", "KiB", "MiB", "GiB", "TiB", "PiB")
 
 
@@ -230,3 +233,23 @@ def _scaled(number: int | None, base: int, units: tuple[str, ...]) -> str:
         return f"{number} {units[0]}".rstrip()
     digits = 2 if abs(value) < 9.995 else 1 if abs(value) < 99.95 else 0
     return f"{value:.{digits}f} {units[step]}"
+
+
+def placing_line(in_place: InPlace) -> str:
+    """Whether each surrogate has a place in the source's own tree, or which has none, and why."""
+    if not in_place.refusals:
+        return "in place: each surrogate is called as its block was; repl_fx.load(…, in_place=True) gives the class"
+    first = in_place.refusals[0]
+    more = f", and {len(in_place.refusals) - 1} more" if len(in_place.refusals) > 1 else ""
+    return f"in graphs alone: {first.block}: {first.reason}{more}"
+
+
+def checkpoints_line(source: Costs, graph: Costs) -> str | None:
+    """A line that says what checkpoints in a model's code save, and its graph does not; None where none would."""
+    kept, of_graph = source.activation_bytes, graph.activation_bytes
+    if kept is None or of_graph is None or kept >= _CHECKPOINTED * of_graph:
+        return None
+    return (
+        f"the model's activation checkpoints are not in the graph, which keeps {size(of_graph)} for the backward pass, "
+        f"and the model {size(kept)}; train the model in place"
+    )

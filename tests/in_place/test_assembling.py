@@ -15,20 +15,17 @@ from torch import Tensor, nn
 
 import repl_fx
 from repl_fx.graph.captured import share_tensors
-from repl_fx.passes.replace_blocks import replace_blocks
 from tests.captures import transformed
 from tests.nets import ConvBlock, ConvNet, Counts, MlpBlock, TokenNet, TransformerBlock
 
 TOKENS, NARROW, PICTURES = torch.randn(2, 6, 16), torch.randn(2, 6, 8), torch.randn(2, 3, 8, 8)
 
 
-def _same_tensors(result: repl_fx.TransformResult) -> nn.Module:
+def _one_by_one(result: repl_fx.TransformResult) -> nn.Module:
     """The rewritten graph with syntheses one by one, as the model in place has them, on the same parameters."""
-    (part,) = result.found
-    alone = replace_blocks(part.graph_module, part.inside, result.plan, part.matches).graph_module
-    alone.recompile()
-    alone.load_state_dict(result.graph_module.state_dict())
-    return alone
+    (graph,) = result.in_place.graphs.values()
+    graph.recompile()
+    return graph
 
 
 def _step(model: nn.Module, x: Tensor, training: bool) -> tuple[Tensor, dict[str, Tensor]]:
@@ -72,7 +69,7 @@ def test_outputs_and_gradients_are_those_of_the_graph(
             parameter.data += 0.1 * torch.randn_like(parameter)
     assert type(result.model) is type(model)
     out, grads = _step(result.model, x, training)
-    expected, theirs = _step(_same_tensors(result), x, training)
+    expected, theirs = _step(_one_by_one(result), x, training)
     assert torch.equal(out, expected)
     assert grads.keys() == theirs.keys()
     assert all(torch.equal(grads[name], theirs[name]) for name in theirs)
@@ -287,3 +284,10 @@ def test_a_copy_that_shares_tensors_runs_its_own_modules(checkpointed: bool) -> 
     assert torch.equal(model(TOKENS), result.graph_module.eval()(TOKENS))
     copied.train()
     assert not any(module.training for module in model.modules())
+
+
+def test_a_block_that_runs_all_its_children_does_not_run_the_surrogates_own() -> None:
+    x = torch.randn(2, 8)
+    blocks = (nn.Sequential(nn.Linear(8, 8), nn.Tanh()) for _ in range(3))
+    result = transformed(nn.Sequential(*blocks), (x,), surrogate="blend")
+    assert torch.equal(result.model.eval()(x), result.graph_module.eval()(x))
