@@ -24,12 +24,12 @@ import platform
 import sys
 import time
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import asdict, dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
@@ -90,9 +90,23 @@ def _short(text: str, limit: int = 160) -> str:
     return text if len(text) <= limit else f"{text[: limit - 1].rstrip()}…"
 
 
-def attempt(habit: Habit, subject: Subject) -> tuple[str, str]:
-    """Try a habit: why it fails, nothing where it works, and a remark."""
+class Outcome(NamedTuple):
+    """What came of a habit with one network: why it fails, nothing where it works; a remark; seconds."""
+
+    why: str
+    remark: str
+    seconds: float
+
+
+def attempt(habit: Habit, subject: Subject) -> Outcome:
+    """Try a habit."""
     torch.manual_seed(0)
+    began = time.perf_counter()
+    why, remark = _tried(habit, subject)
+    return Outcome(why, remark, time.perf_counter() - began)
+
+
+def _tried(habit: Habit, subject: Subject) -> tuple[str, str]:
     logging.disable(logging.WARNING)
     try:
         # Libraries say much, to whom it concerns.
@@ -104,19 +118,24 @@ def attempt(habit: Habit, subject: Subject) -> tuple[str, str]:
         logging.disable(logging.NOTSET)
 
 
-def tried(habit: Habit, form: str, networks: Sequence[str]) -> Cell:
-    """A cell of the table."""
+def tried(habit: Habit, forms: Sequence[str], networks: Sequence[str]) -> dict[str, Cell]:
+    """The cells of a row, by form."""
     if habit.missing:
-        return Cell(f"needs {', '.join(habit.missing)}: {INSTALL}")
-    began = time.perf_counter()
-    subjects = [Subject(network, form) for network in networks]
+        return dict.fromkeys(forms, Cell(f"needs {', '.join(habit.missing)}: {INSTALL}"))
+    subjects = [Subject(network, form) for form in forms for network in networks]
     if habit.processes > 1:
-        results = run_together(habit.name, subjects, habit.processes)
+        results = [Outcome(*outcome) for outcome in run_together(habit.name, subjects, habit.processes)]
     else:
         results = [attempt(habit, subject) for subject in subjects]
-    seconds = time.perf_counter() - began
-    reasons = {subject.network: why for subject, (why, _) in zip(subjects, results, strict=True) if why}
-    remarks = tuple(dict.fromkeys(remark for _, remark in results if remark))
+    known = dict(zip(subjects, results, strict=True))
+    return {form: _cell(habit, form, {s: known[s] for s in subjects if s.form == form}) for form in forms}
+
+
+def _cell(habit: Habit, form: str, subjects: Mapping[Subject, Outcome]) -> Cell:
+    networks, results = [subject.network for subject in subjects], list(subjects.values())
+    seconds = sum(outcome.seconds for outcome in results)
+    reasons = {subject.network: outcome.why for subject, outcome in subjects.items() if outcome.why}
+    remarks = tuple(dict.fromkeys(outcome.remark for outcome in results if outcome.remark))
     expected = habit.expected.get(form)
     if expected is not None:
         if len(reasons) == len(subjects):
@@ -213,7 +232,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             networks = networks[:1]
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            cells = {form: tried(habit, form, networks) for form in options.forms}
+            cells = tried(habit, options.forms, networks)
         rows.append(Row(habit.name, networks, cells))
         print(habit.name, *networks, sep=", ")
         for form, cell in cells.items():
@@ -222,7 +241,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         report = {"about": about_run(), "rows": with_known([asdict(row) for row in rows], options.docs)}
         (options.docs / "ecosystem.json").write_text(json.dumps(report, indent=1) + "\n")
         (options.docs / "ecosystem.md").write_text(document(report))
-    problems = [row.problem for row in rows if set(options.forms) == set(FORMS) and row.problem]
+    problems = [row.problem for row in rows if {SOURCE, IN_PLACE} <= set(options.forms) and row.problem]
     for problem in problems:
         print(f"works with the source model and fails in place: {problem}", file=sys.stderr)
     return 1 if problems else 0

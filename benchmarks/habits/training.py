@@ -136,18 +136,17 @@ def kept_bytes(subject: Subject, model: nn.Module) -> tuple[int, list[Tensor]]:
     """The bytes of the storages that the forward pass keeps for the backward pass, and the gradients of that."""
     known = {p.untyped_storage().data_ptr() for p in (*model.parameters(), *model.buffers())}
     kept: dict[int, int] = {}
-    forward = True
 
     def note(tensor: Tensor) -> Tensor:
         storage = tensor.untyped_storage()
-        if forward and storage.data_ptr() not in known:
+        if storage.data_ptr() not in known:
             kept[storage.data_ptr()] = storage.nbytes()
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
-        loss = subject.loss(model)
-        forward = False
-        torch.autograd.backward(loss)
+        subject.loss(model)
+    # Without the hooks, which make other tensors of those that a checkpoint begins with.
+    torch.autograd.backward(subject.loss(model))
     return sum(kept.values()), [p.grad for p in model.parameters() if p.grad is not None]
 
 
@@ -201,7 +200,8 @@ def optional_inputs(subject: Subject) -> None:
 @habit("torch.func.functional_call and grad", VIT, RESNET, GPT2)
 def functional(subject: Subject) -> None:
     """Gradients of a pure function of the parameters."""
-    model = subject.model()
+    # Statistics of a norm cannot move in a pure function.
+    model = subject.model().eval()
     parameters = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
 
     def loss(parameters: dict[str, Tensor]) -> Tensor:

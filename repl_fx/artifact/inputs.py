@@ -29,6 +29,12 @@ class OneTensor(Described, frozen=True, tag="tensor"):
     range: tuple[int, int] | None = None
 
 
+class Again(Described, frozen=True, tag="again"):
+    """A tensor that was among the inputs before, such as labels that are the tokens; `number` counts the others."""
+
+    number: int
+
+
 class Sequence(Described, frozen=True, tag="sequence"):
     """A tuple or a list."""
 
@@ -76,7 +82,7 @@ class Opaque(Described, frozen=True, tag="opaque"):
     type: str
 
 
-AnyDescribed = OneTensor | Sequence | Named | Dict | OfTorch | Constant | NotFinite | Opaque
+AnyDescribed = OneTensor | Again | Sequence | Named | Dict | OfTorch | Constant | NotFinite | Opaque
 
 
 class Inputs(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -87,26 +93,34 @@ class Inputs(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     @classmethod
     def of(cls, inputs: ExampleInputs) -> Inputs:
-        return cls(tuple(map(describe, inputs.args)), {name: describe(v) for name, v in inputs.kwargs.items()})
+        seen: list[Tensor] = []
+        args = tuple(describe(value, seen) for value in inputs.args)
+        return cls(args, {name: describe(value, seen) for name, value in inputs.kwargs.items()})
 
     def make(self) -> ExampleInputs:
         """Arguments of the same kind; the same each time. Some kinds cannot be made: an `ArtifactError` says which."""
-        return ExampleInputs(tuple(map(make, self.args)), {name: make(value) for name, value in self.kwargs.items()})
+        made: list[Tensor] = []
+        args = tuple(make(value, made) for value in self.args)
+        return ExampleInputs(args, {name: make(value, made) for name, value in self.kwargs.items()})
 
 
-def describe(value: Any) -> AnyDescribed:
-    """A value as plain data."""
+def describe(value: Any, seen: list[Tensor]) -> AnyDescribed:
+    """A value as plain data; `seen` are the tensors before, to which it adds."""
     if isinstance(value, Tensor):
+        number = next((i for i, tensor in enumerate(seen) if tensor is value), None)
+        if number is not None:
+            return Again(number)
+        seen.append(value)
         whole = not value.is_floating_point() and not value.is_complex() and value.numel() > 0 and not value.is_meta
         least_and_most = (int(value.min()), int(value.max())) if whole else None
         return OneTensor(tuple(value.shape), dtype_name(value.dtype), least_and_most)
     if isinstance(value, tuple) and hasattr(value, "_fields"):
-        items = tuple((name, describe(item)) for name, item in zip(value._fields, value, strict=True))
+        items = tuple((name, describe(item, seen)) for name, item in zip(value._fields, value, strict=True))
         return Named(type(value).__module__, type(value).__qualname__, items)
     if type(value) in (tuple, list):
-        return Sequence("list" if type(value) is list else "tuple", tuple(map(describe, value)))
+        return Sequence("list" if type(value) is list else "tuple", tuple(describe(item, seen) for item in value))
     if type(value) in (dict, OrderedDict) and all(isinstance(key, Scalar) for key in value):
-        items = tuple((key, describe(item)) for key, item in value.items())
+        items = tuple((key, describe(item, seen)) for key, item in value.items())
         return Dict(type(value) is OrderedDict, items)
     if isinstance(value, torch.dtype):
         return OfTorch("dtype", dtype_name(value))
@@ -119,19 +133,24 @@ def describe(value: Any) -> AnyDescribed:
     return Opaque(f"{type(value).__module__}.{type(value).__qualname__}")
 
 
-def make(described: AnyDescribed) -> Any:
-    """A value of the kind that was described."""
+def make(described: AnyDescribed, tensors: list[Tensor]) -> Any:
+    """A value of the kind that was described; `tensors` are those before, to which it adds."""
     match described:
         case OneTensor():
-            return _tensor(described)
+            tensors.append(_tensor(described))
+            return tensors[-1]
+        case Again(number=number):
+            if not 0 <= number < len(tensors):
+                raise ArtifactError(f"an example input is tensor {number} of those before it, which are {len(tensors)}")
+            return tensors[number]
         case Sequence(type=kind, items=items):
-            made = [make(item) for item in items]
+            made = [make(item, tensors) for item in items]
             return made if kind == "list" else tuple(made)
         case Named(module=module, name=name, items=items):
-            fields = {field: make(item) for field, item in items}
+            fields = {field: make(item, tensors) for field, item in items}
             return _named_tuple(module, name, tuple(fields))(**fields)
         case Dict(ordered=ordered, items=items):
-            return (OrderedDict if ordered else dict)((key, make(item)) for key, item in items)
+            return (OrderedDict if ordered else dict)((key, make(item, tensors)) for key, item in items)
         case OfTorch(type=kind, name=name):
             return _of_torch(kind, name)
         case Constant(value=value):

@@ -109,3 +109,14 @@ def test_tensors_come_back_in_kind_and_the_same_each_time() -> None:
     assert ids.dtype == torch.int64 and ids.shape == (2, 2) and int(ids.min()) >= 3 and int(ids.max()) <= 9
     assert fractions.dtype == torch.float16 and fractions.shape == (2, 3)
     assert all(map(torch.equal, first.args, second.args))
+
+
+def test_a_tensor_that_is_given_twice_is_one_again() -> None:
+    x, y = torch.zeros(2, 3), torch.zeros(2, 3)
+    described = Inputs.of(ExampleInputs((y, [x, y]), {"labels": x}))
+    made = msgspec.convert(msgspec.to_builtins(described), Inputs).make()
+    first, (second, third) = made.args
+    assert first is third and second is made.kwargs["labels"] and first is not second
+    foreign = msgspec.structs.replace(described, kwargs={}, args=described.args[1:])
+    with pytest.raises(repl_fx.ArtifactError, match="tensor 0 of those before it"):
+        foreign.make()

@@ -31,7 +31,7 @@ def _config(**options: Any) -> Any:
 def _in_place() -> Any:
     torch.manual_seed(0)
     source = transformers.GPT2LMHeadModel(_config())
-    result = repl_fx.transform(source, (), {"input_ids": TOKENS, "labels": TOKENS.clone()}, surrogate="bottleneck")
+    result = repl_fx.transform(source, (), {"input_ids": TOKENS, "labels": TOKENS}, surrogate="bottleneck")
     with torch.no_grad():
         for parameter in result.model.parameters():
             parameter.add_(0.1 * torch.randn_like(parameter))

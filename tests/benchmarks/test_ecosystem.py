@@ -33,22 +33,22 @@ def _habit(fails: set[str], **options: object) -> Habit:
 
 def test_what_works_with_the_source_and_fails_in_place_is_a_problem() -> None:
     for fails, problem in (({IN_PLACE}, "h: no such thing"), ({IN_PLACE, SOURCE}, ""), ({GRAPH}, "")):
-        cells = {form: tried(_habit(fails), form, (VIT,)) for form in FORMS}
+        cells = tried(_habit(fails), FORMS, (VIT,))
         assert Row("h", (VIT,), cells).problem == problem
-    assert tried(_habit(set()), SOURCE, (VIT,)).remarks == ("seen",)
+    assert tried(_habit(set()), (SOURCE,), (VIT,))[SOURCE].remarks == ("seen",)
 
 
 def test_an_expected_failure_is_a_reason_and_a_problem_once_it_works() -> None:
     expected = {"expected": {IN_PLACE: "because"}}
-    cell = tried(_habit({IN_PLACE}, **expected), IN_PLACE, (VIT,))
+    cell = tried(_habit({IN_PLACE}, **expected), (IN_PLACE,), (VIT,))[IN_PLACE]
     assert (cell.says, cell.fails) == ("because", False)
-    cell = tried(_habit(set(), **expected), IN_PLACE, (VIT,))
+    cell = tried(_habit(set(), **expected), (IN_PLACE,), (VIT,))[IN_PLACE]
     assert cell.fails
     assert "though" in cell.says
 
 
 def test_a_package_that_is_missing_is_named() -> None:
-    cell = tried(_habit(set(), needs=("no_such_package",)), SOURCE, (VIT,))
+    cell = tried(_habit(set(), needs=("no_such_package",)), (SOURCE,), (VIT,))[SOURCE]
     assert cell.says.startswith("needs no_such_package: pip install")
     assert not cell.fails
     assert Cell(WORKS).says == "works"
