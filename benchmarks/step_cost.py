@@ -16,6 +16,8 @@ another:
     auto, every=k             what is recommended in its place: `coarse` for vision transformers, `reuse` for language
                               models, `slim` for convolutions
     auto (weights=own)        the control: the same thin layers with weights of their own, not made from the neighbours'
+    auto in place, every=k    the same in the source's own modules (`result.model`), and not in one graph
+    blocks taken out by hand  the floor of that: the source's own class with nn.Identity where the blocks were
     KEY, every=k              any other surrogate that is registered, with its default settings
 
 One recipe for all: a fixed random batch, cross entropy, fused AdamW on float32 parameters. Float32 means float32, TF32
@@ -70,7 +72,7 @@ from benchmarks.training import cost_tables as tables
 from benchmarks.training.cost_tables import Group, Row
 from benchmarks.training.models import Network, networks, small_networks
 from benchmarks.training.step import CLOCKS, Timer, Trainer, clear_memory, peak_bytes
-from benchmarks.training.variants import CHECKPOINTED, FULL, STOCHASTIC, Variant, pruned, rewritten
+from benchmarks.training.variants import CHECKPOINTED, FULL, STOCHASTIC, Variant, by_hand, in_place, pruned, rewritten
 from repl_fx.surrogates import known_surrogates
 from repl_fx.surrogates.auto import AutoConfig
 
@@ -94,6 +96,7 @@ def all_variants() -> list[Variant]:
     keys = [key for key in known_surrogates() if key not in CHOSEN_FROM]
     for every in EVERY:
         found += [pruned(every), *(rewritten(key, every) for key in keys), rewritten("auto", every, weights="own")]
+        found += [by_hand(every), in_place("auto", every)]
     return found
 
 

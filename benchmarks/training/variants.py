@@ -26,6 +26,8 @@ class Variant:
         every: replace every k-th block of each repeat.
         blocks: what becomes of each block of a model that is not rewritten: `checkpoint` (computed again in the
             backward pass) or `stochastic depth` (left out at random, for the whole batch); None for nothing.
+        form: of a rewritten model: `graph`, `in place` (the model in place), or `by hand` (the source's own class, with
+            an `nn.Identity` where each replaced block was).
     """
 
     name: str
@@ -33,6 +35,7 @@ class Variant:
     settings: Mapping[str, Any] = field(default_factory=dict)
     every: int = 2
     blocks: str | None = None
+    form: str = "graph"
 
     def build(self, model: nn.Module, args: tuple[Any, ...], seed: int = 0) -> nn.Module:
         """Make this variant of a model, in training mode; the model may be changed.
@@ -43,10 +46,22 @@ class Variant:
             seed: of what the surrogates begin with.
         """
         if self.surrogate is not None:
-            return self.rewrite(model, args, seed).module.train()
+            return self._in_form(self.rewrite(model, args, seed)).train()
         if self.blocks is not None:
             _wrap_blocks(model, args, WRAPPERS[self.blocks])
         return model.train()
+
+    def _in_form(self, result: repl_fx.TransformResult) -> nn.Module:
+        if self.form == "graph":
+            return result.module
+        model = result.in_place.model
+        if model is None:
+            raise ValueError("; ".join(map(str, result.in_place.refusals)))
+        if self.form == "by hand":
+            for block in [block for repeat in result.repeats for block in repeat.blocks]:
+                if block.module_path and block.name in {replacement.block for replacement in result.plan.replacements}:
+                    model.set_submodule(block.module_path, nn.Identity())
+        return model
 
     def rewrite(self, model: nn.Module, args: tuple[Any, ...], seed: int = 0) -> repl_fx.TransformResult:
         """Make a variant that has a surrogate, with the plan of what was replaced; see `build`."""
@@ -131,6 +146,16 @@ def rewritten(surrogate: str, every: int, **settings: Any) -> Variant:
     """The variant with a surrogate, named after it and its settings."""
     shown = ", ".join(f"{name}={json.dumps(value).strip(chr(34))}" for name, value in settings.items())
     return Variant(f"{surrogate}{f' ({shown})' if shown else ''}, every={every}", surrogate, settings, every)
+
+
+def in_place(surrogate: str, every: int) -> Variant:
+    """The model in place with a surrogate."""
+    return Variant(f"{surrogate} in place, every={every}", surrogate, {}, every, form="in place")
+
+
+def by_hand(every: int) -> Variant:
+    """The source's own class without the blocks: the floor of the model in place."""
+    return Variant(f"blocks taken out by hand, every={every}", "identity", {}, every, form="by hand")
 
 
 def pruned(every: int) -> Variant:

@@ -17,7 +17,18 @@ from benchmarks.training import cost_tables as tables
 from benchmarks.training.cost_tables import Group, Row
 from benchmarks.training.models import Network
 from benchmarks.training.step import PARTS, Timer, Trainer, compile_, peak_bytes
-from benchmarks.training.variants import CHECKPOINTED, FULL, Checkpointed, SometimesSkipped, Variant, pruned, rewritten
+from benchmarks.training.variants import (
+    CHECKPOINTED,
+    FULL,
+    Checkpointed,
+    SometimesSkipped,
+    Variant,
+    by_hand,
+    in_place,
+    pruned,
+    rewritten,
+)
+from tests.nets import TokenNet
 
 ABOUT: dict[str, Any] = {
     "device": "a GPU",
@@ -235,9 +246,20 @@ def test_every_surrogate_has_its_floor(monkeypatch: pytest.MonkeyPatch) -> None:
     assert len(set(names)) == len(names)
     for every in (2, 3):
         at = {name for name in names if name.endswith(f"every={every}")}
-        names_at = ("depth-pruned", "auto", "auto (weights=own)", "blend", "newer")
+        graphs = ("depth-pruned", "auto", "auto (weights=own)", "blend", "newer")
+        names_at = (*graphs, "auto in place", "blocks taken out by hand")
         assert at == {f"{name}, every={every}" for name in names_at}
     assert {"full", "full, checkpointed", "stochastic depth"} <= set(names)
+
+
+def test_the_forms_of_a_variant_compute_the_same() -> None:
+    torch.manual_seed(0)
+    x = torch.randn(2, 6, 16)
+    for forms in ((rewritten("auto", 2), in_place("auto", 2)), (pruned(2), by_hand(2))):
+        model = TokenNet(depth=5)
+        graph, other = (variant.build(model, (x,)) for variant in forms)
+        assert torch.equal(graph.eval()(x), other.eval()(x))
+        assert (type(graph) is TokenNet, type(other) is TokenNet) == (False, True)
 
 
 # --- figures --------------------------------------------------------------------------------------------------------
