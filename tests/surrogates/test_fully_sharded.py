@@ -15,6 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
+import repl_fx
 from repl_fx.surrogates.shared.synthesis import Synthesis
 from tests.nets import ConvNet, TokenNet, TransformerBlock, as_after_training, images, rewritten, tokens
 from tests.surrogates.fully_sharded import Outcome, Task, trained
@@ -101,19 +102,40 @@ _CASES: Mapping[str, tuple[str, str, Units, bool, tuple[int, int] | None]] = {
 }
 
 
+# Models in place, sharded block by block, surrogates too: the net, the surrogate, and whether in bfloat16.
+_IN_PLACE: Mapping[str, tuple[str, str, bool]] = {
+    "vit coarse, in place": ("vit", "coarse", False),
+    "vit bottleneck, in place": ("vit", "bottleneck", False),
+    "vit bottleneck, in place, half": ("vit", "bottleneck", True),
+    "vit blend, in place": ("vit", "blend", False),
+    "vit blend, in place, half": ("vit", "blend", True),
+    "gpt reuse, in place": ("gpt", "reuse", False),
+    "gpt reuse, in place, half": ("gpt", "reuse", True),
+    "resnet slim, in place": ("resnet", "slim", False),
+}
+
+
 def _task(case: str) -> Task:
     net, surrogate, units, half, mesh = _CASES[case]
-    gm, x = _rewritten(net, surrogate)
+    result, x = _rewritten(net, surrogate)
+    gm = result.graph_module
     return _of(case, copy.deepcopy(gm), units(gm), x, half, mesh)
 
 
+def _task_in_place(case: str) -> Task:
+    net, surrogate, half = _IN_PLACE[case]
+    result, x = _rewritten(net, surrogate)
+    assert result.in_place.model is not None
+    return _of(case, copy.deepcopy(result.model), tuple(f"blocks.{i}" for i in range(5)), x, half)
+
+
 @functools.cache
-def _rewritten(net: str, surrogate: str) -> tuple[fx.GraphModule, Tensor]:
+def _rewritten(net: str, surrogate: str) -> tuple[repl_fx.TransformResult, Tensor]:
     torch.manual_seed(0)
     model, x = NETS[net]()
-    gm = rewritten(model, x, surrogate).graph_module
-    as_after_training(gm)
-    return gm, x
+    result = rewritten(model, x, surrogate)
+    as_after_training(result.graph_module)
+    return result, x
 
 
 def _of(
@@ -138,7 +160,7 @@ def _stays_gathered() -> Task:
 
 
 _STAND_INS = (*KINDS, "blend, half", "slices, half", "of its own, half")
-_ALL = (*_CASES, *_STAND_INS)
+_ALL = (*_CASES, *_IN_PLACE, *_STAND_INS)
 
 
 @pytest.fixture(scope="module")
@@ -146,7 +168,7 @@ def trainings(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, tu
     """The tasks, and what came of them in each process."""
     pytest.importorskip("torch.distributed.fsdp")
     directory = tmp_path_factory.mktemp("fully_sharded")
-    tasks = [*map(_task, _CASES), *map(_stand_in, _STAND_INS)]
+    tasks = [*map(_task, _CASES), *map(_task_in_place, _IN_PLACE), *map(_stand_in, _STAND_INS)]
     refused = _stays_gathered()
     torch.save([*tasks, refused], directory / "tasks.pt")
     command = [sys.executable, "-m", "tests.surrogates.fully_sharded", str(directory)]
