@@ -197,6 +197,9 @@ def document(report: dict[str, Any]) -> str:
         cells = (row["cells"][form] for form in FORMS)
         says = (_escaped("; ".join((cell["says"], *cell["remarks"]))) for cell in cells)
         lines.append(f"| {_escaped(row['habit'])} | {', '.join(row['networks'])} | {' | '.join(says)} |")
+    untried = [habit.name for habit in habits() if habit.name not in {row["habit"] for row in report["rows"]}]
+    if untried:
+        lines += ["", f"Not tried for this table yet: {'; '.join(untried)}."]
     return "\n".join(lines) + "\n"
 
 
