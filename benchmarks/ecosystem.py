@@ -36,7 +36,7 @@ import torch
 import repl_fx
 from benchmarks.find_speed import cpu_model
 from benchmarks.habits.registry import Habit, habits
-from benchmarks.habits.subject import FORMS, IN_PLACE, NETWORKS, SOURCE, Subject
+from benchmarks.habits.subject import FORMS, GRAPH, IN_PLACE, NETWORKS, OUTLINED, SOURCE, Subject
 from benchmarks.habits.together import run_together
 
 WORKS = "works"
@@ -122,7 +122,7 @@ def tried(habit: Habit, forms: Sequence[str], networks: Sequence[str]) -> dict[s
     """The cells of a row, by form."""
     if habit.missing:
         return dict.fromkeys(forms, Cell(f"needs {', '.join(habit.missing)}: {INSTALL}"))
-    subjects = [Subject(network, form) for form in forms for network in networks]
+    subjects = [Subject(network, form, habit.by_block) for form in forms for network in networks]
     if habit.processes > 1:
         results = [Outcome(*outcome) for outcome in run_together(habit.name, subjects, habit.processes)]
     else:
@@ -141,6 +141,8 @@ def _cell(habit: Habit, form: str, subjects: Mapping[Subject, Outcome]) -> Cell:
         if len(reasons) == len(subjects):
             return Cell(expected, remarks, False, seconds)
         return Cell(f"works, though this was expected: {expected}", remarks, True, seconds)
+    if habit.by_block and form == GRAPH:
+        remarks = (OUTLINED, *remarks)
     if not reasons:
         return Cell(WORKS, remarks, False, seconds)
     return Cell(in_a_line(reasons, networks), remarks, True, seconds)
@@ -195,6 +197,9 @@ def document(report: dict[str, Any]) -> str:
         cells = (row["cells"][form] for form in FORMS)
         says = (_escaped("; ".join((cell["says"], *cell["remarks"]))) for cell in cells)
         lines.append(f"| {_escaped(row['habit'])} | {', '.join(row['networks'])} | {' | '.join(says)} |")
+    untried = [habit.name for habit in habits() if habit.name not in {row["habit"] for row in report["rows"]}]
+    if untried:
+        lines += ["", f"Not tried for this table yet: {'; '.join(untried)}."]
     return "\n".join(lines) + "\n"
 
 

@@ -39,14 +39,14 @@ def _sharded(subject: Subject, **policy: Any) -> nn.Module:
     return model
 
 
-@habit("FSDP2, per block and at the root", VIT, RESNET, GPT2, quick=False, processes=2)
+@habit("FSDP2, per block and at the root", VIT, RESNET, GPT2, quick=False, processes=2, by_block=True)
 def sharded(subject: Subject) -> None:
     """The losses of one process, as each process has the same batch."""
     alone, together = train(subject, subject.model()), train(subject, _sharded(subject))
     require_close(torch.tensor(together), torch.tensor(alone), "losses of two processes and one", 1e-3)
 
 
-@habit("FSDP2 in bfloat16", VIT, RESNET, GPT2, quick=False, processes=2)
+@habit("FSDP2 in bfloat16", VIT, RESNET, GPT2, quick=False, processes=2, by_block=True)
 def sharded_in_bfloat16(subject: Subject) -> None:
     """`MixedPrecisionPolicy(param_dtype=bfloat16)`."""
     policy = MixedPrecisionPolicy(param_dtype=torch.bfloat16)
@@ -54,7 +54,7 @@ def sharded_in_bfloat16(subject: Subject) -> None:
     require_close(torch.tensor(together), torch.tensor(alone), "losses of two processes and one", 0.1)
 
 
-@habit("DCP of FSDP2 shards", VIT, GPT2, quick=False, processes=2)
+@habit("DCP of FSDP2 shards", VIT, GPT2, quick=False, processes=2, by_block=True)
 def sharded_checkpoint(subject: Subject) -> None:
     """Shards to a checkpoint and back, and whole weights out of them."""
     model, other = _sharded(subject), _sharded(subject)

@@ -25,6 +25,7 @@ class Habit:
         needs: packages besides timm and transformers.
         quick: whether the trial takes a second or two.
         processes: how many processes do it together.
+        by_block: whether it goes block by block; see `Subject`.
         expected: for a form, why the habit cannot work with it.
     """
 
@@ -34,6 +35,7 @@ class Habit:
     needs: tuple[str, ...] = ()
     quick: bool = True
     processes: int = 1
+    by_block: bool = False
     expected: Mapping[str, str] = field(default_factory=dict)
 
     @property
@@ -52,6 +54,7 @@ def habit(
     needs: tuple[str, ...] = (),
     quick: bool = True,
     processes: int = 1,
+    by_block: bool = False,
     expected: Mapping[str, str] | None = None,
 ) -> Callable[[Trial], Trial]:
     """Register a function as a habit; see `Habit`."""
@@ -60,7 +63,7 @@ def habit(
         raise ValueError(f"habit {name!r} is there already, or expects something of {unknown}")
 
     def register(trial: Trial) -> Trial:
-        _HABITS[name] = Habit(name, trial, networks, needs, quick, processes, expected or {})
+        _HABITS[name] = Habit(name, trial, networks, needs, quick, processes, by_block, expected or {})
         return trial
 
     return register

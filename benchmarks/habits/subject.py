@@ -13,9 +13,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import repl_fx
+from repl_fx.passes.outline_blocks import outline_blocks
 
 SOURCE, GRAPH, IN_PLACE = "source model", "graph", "model in place"
 FORMS = (SOURCE, GRAPH, IN_PLACE)
+OUTLINED = "after `outline_blocks`"
 VIT, RESNET, GPT2, T5 = "ViT", "ResNet", "GPT-2", "T5"
 NETWORKS = (VIT, RESNET, GPT2, T5)
 BATCH, CLASSES, WORDS = 4, 10, 64
@@ -28,14 +30,17 @@ class Subject:
     Attributes:
         network: one of `NETWORKS`.
         form: one of `FORMS`.
+        by_block: whether the blocks of the graph have to be modules, as `outline_blocks` makes them.
     """
 
     network: str
     form: str
+    by_block: bool = False
 
     def model(self) -> nn.Module:
         """The model in training mode, on tensors of its own; the same at each call."""
-        model = HANDED.get(self) or _made(self.network)[self.form]
+        form = OUTLINED if self.by_block and self.form == GRAPH else self.form
+        model = HANDED.get(self) or _made(self.network)[form]
         return copy.deepcopy(model).train()
 
     @property
@@ -145,7 +150,8 @@ def _made(network: str) -> dict[str, nn.Module]:
     result = transformed(network)
     if result.in_place.model is None:
         raise RuntimeError(f"the {network} has no model in place: {result.in_place.refusals[0].reason}")
-    return {SOURCE: build(network), GRAPH: result.module, IN_PLACE: result.model}
+    outlined = outline_blocks(result.graph_module).graph_module
+    return {SOURCE: build(network), GRAPH: result.module, OUTLINED: outlined, IN_PLACE: result.model}
 
 
 BLOCKS: dict[str, Callable[[nn.Module], list[nn.Module]]] = {

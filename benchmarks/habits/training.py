@@ -167,7 +167,7 @@ def checkpointing(subject: Subject) -> str:
     return f"{after / before:.0%} of the bytes kept in the {subject.network}"
 
 
-@habit("forward hooks on blocks", VIT, RESNET, GPT2, T5)
+@habit("forward hooks on blocks", VIT, RESNET, GPT2, T5, by_block=True)
 def hooks(subject: Subject) -> None:
     """Each block is a module that is called, and its output can be seen."""
     model = subject.model()

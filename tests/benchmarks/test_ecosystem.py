@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
+
 import pytest
 
 from benchmarks import ecosystem
 from benchmarks.ecosystem import WORKS, Cell, Row, in_a_line, tried
 from benchmarks.habits.registry import Failed, Habit, habits
 from benchmarks.habits.subject import FORMS, GRAPH, IN_PLACE, SOURCE, VIT, Subject
+
+DOCS = Path(__file__).parents[2] / "docs"
 
 
 @pytest.mark.zoo
@@ -20,6 +25,20 @@ def test_quick_habits_work_in_place_where_they_do_with_the_source(capsys: pytest
     quick = [habit for habit in habits() if habit.quick]
     assert sum(f"{habit.name}, " in printed.out for habit in quick) == len(quick)
     assert "fails" not in printed.err
+
+
+def test_the_page_names_every_habit() -> None:
+    rows = json.loads((DOCS / "ecosystem.json").read_text())["rows"]
+    known = {habit.name: habit.networks for habit in habits()}
+    page = (DOCS / "ecosystem.md").read_text()
+    table, _, untried = page.partition("Not tried for this table yet: ")
+    for row in rows:
+        assert tuple(row["networks"]) == known.pop(row["habit"])
+        assert f"| {row['habit']} |" in table
+        assert set(row["cells"]) == set(FORMS)
+        assert not row["cells"][IN_PLACE]["fails"] or row["cells"][SOURCE]["fails"]
+    assert len(rows) > 20
+    assert all(name in untried for name in known)
 
 
 def _habit(fails: set[str], **options: object) -> Habit:
