@@ -154,12 +154,14 @@ def _follows(node: fx.Node, given: fx.Node, nodes: dict[fx.Node, None]) -> bool:
 
 def block_of(table: NodeTable, named: BlockNames, name: str, members: Sequence[int], bounds: Boundary) -> Block:
     """The block of the nodes at these positions, which are those that all copies have and any parametric others."""
-    whole = named.is_module(name, (table.nodes[i] for i in members))
+    # Behind the sign is what tells the block from another of the same module, in an exact and a similar repeat.
+    path = name.partition("#")[0]
+    whole = named.is_module(path, (table.nodes[i] for i in members))
     return Block(
         name=name,
         **vars(bounds),
         parameters=tuple(path for i in members for path in table.parameters[i]),
-        module_path=name if whole else None,
+        module_path=path if whole else None,
         size=int(table.sizes[list(members)].sum()),
     )
 

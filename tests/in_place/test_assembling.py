@@ -291,3 +291,14 @@ def test_a_block_that_runs_all_its_children_does_not_run_the_surrogates_own() ->
     blocks = (nn.Sequential(nn.Linear(8, 8), nn.Tanh()) for _ in range(3))
     result = transformed(nn.Sequential(*blocks), (x,), surrogate="blend")
     assert torch.equal(result.model.eval()(x), result.graph_module.eval()(x))
+
+
+def test_blocks_of_a_similar_repeat_have_their_places() -> None:
+    models = pytest.importorskip("torchvision.models")
+    x = torch.randn(2, 3, 32, 32)
+    result = repl_fx.transform(models.resnet18(num_classes=3), (x,), blocks=["layer3.1#similar_1"])
+    # Blocks of an exact repeat of two, whose ends stay, have the plain names.
+    assert [replacement.block for replacement in result.plan.replacements] == ["layer3.1#similar_1"]
+    assert not result.in_place.refusals
+    assert torch.equal(result.model.eval()(x), result.graph_module.eval()(x))
+    assert not torch.equal(result.model(x), result.captured.eval()(x))
