@@ -34,12 +34,14 @@ def require_same_in_place(result: TransformResult, args: Sequence[Any], kwargs: 
     # Counters of layers that are gone go on in the graph, which reads them no more.
     paths = [f"{replacement.block.partition('#')[0]}." for replacement in result.plan.replacements]
     gone = {id(buffer) for name, buffer in reference.named_buffers() if name.startswith(tuple(paths))}
+    # Constants in the code of a graph are buffers of it, and no state of the model.
+    gone |= set(map(id, reference.buffers())) - set(map(id, model.buffers()))
     for training in (False, True):
         mode = "training" if training else "evaluation"
         (expected, theirs), (found, ours) = (_step(module, args, kwargs, training) for module in (reference, model))
         problem = difference(found, expected)
         assert problem is None, f"in place, {mode}: {problem}"
-        assert ours.keys() >= theirs.keys(), f"in place, {mode}: some parameters have no gradient"
+        assert ours.keys() >= theirs.keys() - gone, f"in place, {mode}: some parameters have no gradient"
         differing = [key for key, value in theirs.items() if key not in gone and not same(value, ours[key])]
         assert not differing, f"in place, {mode}: {len(differing)} gradients or buffers differ"
 

@@ -30,6 +30,7 @@ from repl_fx.graph.captured import (
     is_traced_constant,
     share_tensors,
 )
+from repl_fx.graph.decisions import is_choice
 from repl_fx.graph.state import SOURCE_STATE
 from repl_fx.in_place.attention_calls import BorrowedAttention, KeptCall, layer_index
 from repl_fx.in_place.surrogate_block import (
@@ -85,6 +86,9 @@ class Cut:
         self.block = part.blocks[replacement.block]
         if self.block.module_path is None:
             raise NotInPlace("it is no call of a single module")
+        if any(is_choice(node) for node in self.block.nodes):
+            # In the model's own loop the surrogate would be skipped with the block, and in the graph it is not.
+            raise NotInPlace("it may be skipped in training")
         self.path = self.block.module_path
         self.source = source.get_submodule(qualified_name(part.path, self.path))
         self.model = source
