@@ -1,7 +1,7 @@
 """Compile time: what repl-fx adds to the time torch.export takes, pass by pass.
 
-    python benchmarks/compile_time.py                          all four models, 5 runs each
-    python benchmarks/compile_time.py --models vit_base --runs 3 --json compile_time.json
+    python -m benchmarks.compile_time                          all four models, 5 runs each
+    python -m benchmarks.compile_time --models vit_base --runs 3 --json compile_time.json
 
 For each model, in a fresh process, after a warm-up on a small model:
 
@@ -57,6 +57,7 @@ from rich.table import Table
 from torch import nn
 
 import repl_fx
+from benchmarks.shared.machine import cpu_model
 from repl_fx._torch import FakeTensorMode
 from repl_fx.running.example_inputs import ExampleInputs
 from repl_fx.running.untouched import in_mode
@@ -350,15 +351,6 @@ def environment() -> dict[str, Any]:
         "torch": torch.__version__,
         "repl_fx": repl_fx.__version__,
     }
-
-
-def cpu_model() -> str:
-    """Name of the CPU as its maker gives it."""
-    with contextlib.suppress(OSError):
-        for line in Path("/proc/cpuinfo").read_text().splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    return platform.processor() or platform.machine()
 
 
 def shares(measured: dict[str, Any]) -> dict[str, list[float]]:

@@ -27,17 +27,16 @@ import warnings
 from collections.abc import Mapping, Sequence
 from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import asdict, dataclass, field
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 
 import repl_fx
-from benchmarks.find_speed import cpu_model
 from benchmarks.habits.registry import Habit, habits
 from benchmarks.habits.subject import FORMS, GRAPH, IN_PLACE, NETWORKS, OUTLINED, SOURCE, Subject
 from benchmarks.habits.together import run_together
+from benchmarks.shared.machine import cpu_model, installed
 
 WORKS = "works"
 PACKAGES = ("timm", "transformers", "lightning", "accelerate", "peft")
@@ -160,18 +159,12 @@ def in_a_line(reasons: dict[str, str], networks: Sequence[str]) -> str:
 
 def about_run() -> dict[str, Any]:
     """What a reader needs to do the same."""
-    packages = {}
-    for name in PACKAGES:
-        try:
-            packages[name] = version(name)
-        except PackageNotFoundError:
-            packages[name] = "not installed"
     return {
         "machine": f"{cpu_model()}, {os.cpu_count()} cores, {torch.get_num_threads()} thread a process",
         "python": platform.python_version(),
         "torch": torch.__version__,
         "repl_fx": repl_fx.__version__,
-        "packages": packages,
+        "packages": dict.fromkeys(PACKAGES, "not installed") | installed(PACKAGES),
         "command": "python -m benchmarks.ecosystem --docs docs",
     }
 

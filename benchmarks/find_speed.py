@@ -1,8 +1,8 @@
 """How fast repeats are found: next to other tools that read a model's structure, and against the size of the graph.
 
-    python benchmarks/find_speed.py                     everything, 5 runs, about half an hour
-    python benchmarks/find_speed.py --models resnet18 vit_base --runs 3 --growth none
-    python benchmarks/find_speed.py --docs docs         the same, and write docs/find_speed.md and docs/find_speed.svg
+    python -m benchmarks.find_speed                     everything, 5 runs, about half an hour
+    python -m benchmarks.find_speed --models resnet18 vit_base --runs 3 --growth none
+    python -m benchmarks.find_speed --docs docs         the same, and write docs/find_speed.md and docs/find_speed.svg
 
 Three tools work on the same models with the same inputs, each in a process of its own, because NNCF patches torch:
 
@@ -38,7 +38,6 @@ import contextlib
 import copy
 import gc
 import importlib
-import importlib.metadata
 import json
 import math
 import multiprocessing
@@ -59,6 +58,7 @@ import torch
 from torch import Tensor, fx, nn
 
 import repl_fx
+from benchmarks.shared.machine import cpu_model, installed
 from repl_fx.graph.captured import CapturedModule
 
 CLOCKS = {"wall": time.perf_counter, "cpu": time.process_time}
@@ -249,12 +249,7 @@ TOOLS = {
 
 def version(package: str | None) -> str | None:
     """The installed version of a package, None where it is not installed."""
-    if package is None:
-        return repl_fx.__version__
-    try:
-        return importlib.metadata.version(package)
-    except importlib.metadata.PackageNotFoundError:
-        return None
+    return repl_fx.__version__ if package is None else installed([package]).get(package)
 
 
 def _serve(connection: Connection, tool: str, clock: str) -> None:
@@ -569,7 +564,7 @@ def document(report: dict[str, Any], picture: bool) -> str:
     text = [
         "# How fast repeats are found",
         "",
-        "Written by `python benchmarks/find_speed.py --docs docs`; its docstring says what is measured, and how.",
+        "Written by `python -m benchmarks.find_speed --docs docs`; its docstring says what is measured, and how.",
         "",
         f"{about['cpu']}, {about['cores']} cores, one thread; Python {about['python']}, torch {about['torch']}, "
         + ", ".join(f"{tool} {number}" for tool, number in about["tools"].items())
@@ -663,15 +658,6 @@ def draw(growth: Sequence[dict[str, Any]], file: Path) -> None:
     axes.legend(fontsize=8)
     figure.tight_layout()
     figure.savefig(file, metadata={"Date": None})
-
-
-def cpu_model() -> str:
-    """Name of the CPU as its maker gives it."""
-    with contextlib.suppress(OSError):
-        for entry in Path("/proc/cpuinfo").read_text().splitlines():
-            if entry.startswith("model name"):
-                return entry.partition(":")[2].strip()
-    return platform.processor() or platform.machine()
 
 
 def environment(tools: Sequence[str], missing: Sequence[str], runs: int, clock: str) -> dict[str, Any]:

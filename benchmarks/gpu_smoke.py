@@ -1,8 +1,8 @@
 """The whole slice on a GPU: capture, rewrite, train, compile, checkpoint, fold, save, export, verify.
 
-    python benchmarks/gpu_smoke.py                       on CUDA
-    python benchmarks/gpu_smoke.py --device cpu          the same checks on the CPU, without those that need two devices
-    python benchmarks/gpu_smoke.py --models gpt --checks compile fold -v
+    python -m benchmarks.gpu_smoke                       on CUDA
+    python -m benchmarks.gpu_smoke --device cpu          the same checks on the CPU, without those that need two devices
+    python -m benchmarks.gpu_smoke --models gpt --checks compile fold -v
 
 Each check takes one of the example models (`examples/resnet32.py`, `vit.py`, `gpt.py`) and prints one row: pass, fail
 or skip, what was measured, and its wall-clock seconds with compilation and warm-up included (they say what takes long,
@@ -36,7 +36,6 @@ import argparse
 import copy
 import json
 import math
-import platform
 import sys
 import tempfile
 import time
@@ -55,6 +54,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 import repl_fx
+from benchmarks.shared.machine import device_name
 from repl_fx.sources import Source, load_source
 
 EXAMPLES = Path(__file__).resolve().parents[1] / "examples"
@@ -353,17 +353,6 @@ def run_check(subject: Subject, key: str, *, verbose: bool = False) -> Row:
         first = next(iter(str(problem).splitlines()), "")
         status, detail = "fail", f"{type(problem).__name__}: {first}"
     return Row(subject.name, name, status, detail, time.perf_counter() - begin)
-
-
-def device_name(device: torch.device) -> str:
-    """Name of a device as its maker gives it, and the memory of a GPU."""
-    if device.type == "cuda":
-        properties = torch.cuda.get_device_properties(device)
-        return f"{properties.name}, {properties.total_memory / 2**30:.0f} GiB"
-    cpuinfo = Path("/proc/cpuinfo")
-    lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor() or platform.machine()
 
 
 def main(argv: Sequence[str] | None = None) -> int:

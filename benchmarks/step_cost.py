@@ -67,7 +67,7 @@ from rich.console import Console
 from torch import Tensor, nn
 
 from benchmarks.compile_time import environment
-from benchmarks.gpu_smoke import device_name
+from benchmarks.shared.machine import device_name
 from benchmarks.training import cost_tables as tables
 from benchmarks.training.cost_tables import Group, Row
 from benchmarks.training.models import Network, networks, small_networks

@@ -26,12 +26,14 @@ from repl_fx.graph.captured import (
     CapturedModule,
     container_of,
     copy_graph,
+    dimension_of,
     has_attribute,
     has_effect,
     is_tensor,
+    within,
 )
 from repl_fx.passes.driver import Result
-from repl_fx.passes.replace_blocks import BLOCK
+from repl_fx.passes.replace_blocks import BLOCK, block_of
 from repl_fx.plan import Refusal
 
 
@@ -51,7 +53,7 @@ def outline_blocks(gm: fx.GraphModule, repeats: Sequence[Repeat] | None = None) 
     members: dict[str, list[fx.Node]] = {}
     if repeats is None:
         for node in result.graph.nodes:
-            block = node.meta.get("replaces", (node.meta.get(BLOCK),))[0]
+            block = block_of(node)
             if block is not None:
                 members.setdefault(block, []).append(node)
     else:
@@ -147,11 +149,7 @@ class _Outline:
 
     def _size(self, node: fx.Node) -> tuple[fx.Node, int] | None:
         """The tensor that is handed in, and its dimension, whose size is the value of a node."""
-        value = node.meta.get("val")
-        if not isinstance(value, torch.SymInt):
-            return None
-        sizes = ((t, dim, size) for t in self.tensors for dim, size in enumerate(t.meta["val"].shape))
-        return next(((t, dim) for t, dim, size in sizes if str(size) == str(value)), None)
+        return dimension_of(node, self.tensors)
 
     def _place(self, inputs: Iterable[fx.Node], outputs: Iterable[fx.Node]) -> fx.Node:
         """The node before which the block can be called.
@@ -204,9 +202,7 @@ class _Outline:
         root.training = self.gm.training
         module = CapturedModule(root, self.graph, "OutlinedBlock")
         module.__dict__[BESIDE] = self.outside
-        inner = f"{self.block}."
-        pinned = self.gm.meta.get("pinned", {}).items()
-        module.meta["pinned"] = {path.removeprefix(inner): mode for path, mode in pinned if path.startswith(inner)}
+        module.meta["pinned"] = within(self.block, self.gm.meta.get("pinned", {}))
         if self.root is None:
             self.gm.add_submodule(self.block, module)
         else:

@@ -72,6 +72,12 @@ def replace_blocks(gm: fx.GraphModule, repeats: Sequence[Repeat], plan: Plan, ma
     return Result(result, tuple(gone))
 
 
+def block_of(node: fx.Node) -> str | None:
+    """The name of the block that a node of a rewritten graph belongs to, or whose surrogate it is part of."""
+    block: str | None = node.meta.get("replaces", (node.meta.get(BLOCK),))[0]
+    return block
+
+
 def _replace(
     rewriting: Rewriting, replacement: Replacement, matches: Matches, readers: Mapping[str, Sequence[fx.Node]]
 ) -> tuple[str, ...]:

@@ -124,8 +124,9 @@ class TransformResult(HasInputs):
     def in_place(self) -> InPlace:
         """The source's own module tree with surrogates in place of blocks, or why that cannot be."""
         graphs = {part.path: part.graph_module for part in self.parts}
-        again = self.checkpoint_blocks
-        made = put_in_place(self.captured_parts, self.found, self.plan, graphs, checkpoint_blocks=again)
+        made = put_in_place(
+            self.captured_parts, self.found, self.plan, graphs, checkpoint_blocks=self.checkpoint_blocks
+        )
         if made.model is not None:
             # An attribute like any other, so that copies and pickles have it too.
             vars(made.model)[ORIGIN] = self.record(made.model)
@@ -313,9 +314,8 @@ def transform(
     if checkpoint_blocks:
         result = replace(result, checkpoint_blocks=True)
         if result.in_place.model is None:
-            why = result.in_place.refusals[0]
             raise BadInput(
-                f"checkpoint_blocks is for the model in place, and that there is not: {why.block}: {why.reason}"
+                f"checkpoint_blocks is for the model in place, and that there is not: {result.in_place.reason}"
             )
     return result
 

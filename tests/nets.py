@@ -180,6 +180,29 @@ class TwoStreams(nn.Module):
         return self.head(torch.cat([fine, coarse], 1))  # type: ignore[no-any-return]
 
 
+class RawNet(nn.Module):
+    """Blocks of raw parameters, which are no modules."""
+
+    def __init__(self, depth: int = 3) -> None:
+        super().__init__()
+        self.weights = nn.ParameterList(nn.Parameter(torch.randn(8, 8) / 4) for _ in range(depth))
+
+    def forward(self, x: Tensor) -> Tensor:
+        for weight in self.weights:
+            x = x + torch.tanh(x @ weight)
+        return x
+
+
+def training_step(model: nn.Module, x: Tensor, training: bool = True) -> tuple[Tensor, dict[str, Tensor]]:
+    """The output in a mode, under one seed, and the gradients of its mean square, by name."""
+    model.train(training)
+    model.zero_grad()
+    torch.manual_seed(3)
+    out = model(x)
+    torch.autograd.backward(out.square().mean())
+    return out.detach(), {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+
+
 def images(batch: int = 2) -> Tensor:
     """Inputs for `ConvNet`."""
     return torch.randn(batch, 3, 8, 8)

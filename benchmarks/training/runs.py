@@ -17,7 +17,7 @@ import torch
 from torch import nn
 
 import repl_fx
-from benchmarks.find_speed import cpu_model
+from benchmarks.shared.machine import cpu_model
 from benchmarks.training.data import Data
 from benchmarks.training.recipe import evaluate, train
 from benchmarks.training.tasks import Task, tasks

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import json
-import platform
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+from benchmarks.shared.machine import cpu_model, installed
 from benchmarks.zoo_runner.stages import STAGES, anywhere
 
 Row = Mapping[str, Any]
@@ -43,7 +42,11 @@ def write_report(records: Sequence[Row], names: Sequence[str], place: Path) -> N
     """
     known = {record["name"]: record for record in records}
     place.mkdir(parents=True, exist_ok=True)
-    facts = {"versions": _versions(), "processor": _processor(), "models": [known[n] for n in names if n in known]}
+    facts = {
+        "versions": installed(_PACKAGES),
+        "processor": f"{cpu_model()}, one thread a model",
+        "models": [known[n] for n in names if n in known],
+    }
     facts["not run"] = [name for name in names if name not in known]
     (place / "zoo.json").write_text(anywhere(json.dumps(facts, indent=1) + "\n"))
     (place / "zoo.md").write_text(anywhere("\n".join(_pages(known, names, facts)).rstrip() + "\n"))
@@ -145,21 +148,3 @@ def _count(number: int) -> str:
         if abs(number) >= size:
             return f"{number / size:.3g} {unit}"
     return str(number)
-
-
-def _versions() -> dict[str, str]:
-    found = {}
-    for package in _PACKAGES:
-        try:
-            found[package] = version(package)
-        except PackageNotFoundError:
-            continue
-    return found
-
-
-def _processor() -> str:
-    """The name its maker gives the processor."""
-    info = Path("/proc/cpuinfo")
-    lines = info.read_text().splitlines() if info.exists() else []
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return f"{names[0] if names else platform.processor() or platform.machine()}, one thread a model"

@@ -26,8 +26,9 @@ from repl_fx.artifact.changing import changing
 from repl_fx.artifact.manifest import CONFIG, Model, Options
 from repl_fx.artifact.origin import require_as_made, with_origin
 from repl_fx.artifact.store import CONSTANTS, WEIGHTS, write_rest
-from repl_fx.artifact.weights import address, write_constants, write_file
+from repl_fx.artifact.weights import write_constants, write_file
 from repl_fx.errors import BadInput, ReplFxError
+from repl_fx.graph.state import address
 from repl_fx.in_place.pretrained import SavePretrained
 from repl_fx.sources.source import hash_file
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -65,7 +65,7 @@ class Artifact:
         """The example inputs."""
         return self.result.inputs
 
-    @property
+    @cached_property
     def model(self) -> nn.Module:
         """The model in place, with the weights.
 
@@ -74,13 +74,11 @@ class Artifact:
         """
         in_place = self.result.in_place
         if in_place.model is None:
-            why = in_place.refusals[0]
-            reason = f"{why.block}: {why.reason}"
-            raise BadInput(f"{self.directory} has no model in place: {reason}; load it with in_place=False")
+            raise BadInput(f"{self.directory} has no model in place: {in_place.reason}; load it with in_place=False")
         model, state = in_place.model, self.state
         load_state(model, state if self.manifest.in_place else state.renamed(in_place.prefixes))
         manifest = msgspec.structs.replace(self.manifest, in_place=True)
-        known = self.result.record(model)
+        known = vars(model)[ORIGIN]
         vars(model)[ORIGIN] = Origin(manifest, self.plan, known.structure, known.made)
         return model.eval()
 

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from repl_fx.errors import ArtifactError, OutputError, one_line
 from repl_fx.graph.assigned_buffers import assigned_by
 from repl_fx.graph.captured import is_traced_constant
+from repl_fx.graph.state import address
 from repl_fx.tracing.parts.capture import graphs_in, qualified_name
 
 # How far a constant may be from the one that was saved, as a fraction of the largest of its values. A sine of a large
@@ -65,13 +66,6 @@ def write_file(tensors: Mapping[str, Tensor], file: Path) -> None:
     mode = file.stat().st_mode
     save_file(dict(tensors), file, metadata={"format": "pt"})
     file.chmod(mode)
-
-
-def address(tensor: Tensor) -> tuple[Any, ...]:
-    """The place of a tensor's numbers; the same for tied tensors."""
-    # Shards are in several places. Addresses on different devices may be the same number.
-    place = id(tensor) if type(tensor).__name__ == "DTensor" else tensor.data_ptr()
-    return tensor.device, place, tensor.shape, tensor.stride(), tensor.dtype
 
 
 def constants_of(module: nn.Module, state: Mapping[str, Any]) -> dict[str, Tensor]:

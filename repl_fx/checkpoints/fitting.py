@@ -20,6 +20,7 @@ from repl_fx.checkpoints.names import state_for
 from repl_fx.errors import BadInput, ForeignError, first_line, foreign_code
 from repl_fx.graph.captured import copy_model
 from repl_fx.graph.kinds import dtype_name
+from repl_fx.graph.state import address
 from repl_fx.tracing.model_checks import without_values
 
 
@@ -166,9 +167,7 @@ def tied_names(own: Mapping[str, Any]) -> dict[str, tuple[str, ...]]:
     groups: dict[tuple[Any, ...], list[str]] = {}
     for name, tensor in own.items():
         if isinstance(tensor, Tensor) and tensor.numel():
-            # Two objects may be the same memory, and addresses on different devices the same number.
-            place = (tensor.device, tensor.data_ptr(), tensor.shape, tensor.stride(), tensor.dtype)
-            groups.setdefault(place, []).append(name)
+            groups.setdefault(address(tensor), []).append(name)
     return {name: tuple(names) for names in groups.values() if len(names) > 1 for name in names}
 
 

@@ -8,7 +8,7 @@ import pickle
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import suppress
 from itertools import chain, count
-from typing import Any, Self
+from typing import Any, Self, TypeVar
 
 import torch
 from torch import Tensor, fx, nn
@@ -17,6 +17,7 @@ from repl_fx._torch import FakeTensor, move_hooks, pytree
 from repl_fx.graph.decisions import jump_over_, settle_decisions_
 from repl_fx.graph.pickling import GraphData, View, as_data, share_views_, views_in
 
+_T = TypeVar("_T")
 # The attribute of a graph module for layers that its graph calls and that lie elsewhere, as their tensors' names say.
 BESIDE = "_beside"
 _TRACED_CONSTANT = "traced_constant_"
@@ -129,11 +130,22 @@ class CapturedModule(PlainGraphModule):
     def train(self, mode: bool = True) -> Self:
         """Set the mode, as the source's own `train` does."""
         super().train(mode)
-        for path, pinned in self.meta.get("pinned", {}).items():
-            # A rewrite may have removed it.
-            with suppress(AttributeError):
-                self.get_submodule(path).training = pinned
+        keep_pinned(self, self.meta.get("pinned", {}))
         return self
+
+
+def keep_pinned(module: nn.Module, pinned: Mapping[str, bool]) -> None:
+    """Give modules, by path, the mode that the source's own `train` keeps them in."""
+    for path, mode in pinned.items():
+        # A rewrite may have removed it.
+        with suppress(AttributeError):
+            module.get_submodule(path).training = mode
+
+
+def within(path: str, named: Mapping[str, _T]) -> dict[str, _T]:
+    """What lies inside of the module at a path, by the rest of its name."""
+    inner = f"{path}."
+    return {name.removeprefix(inner): value for name, value in named.items() if name.startswith(inner)}
 
 
 def container_of(module: nn.Module) -> nn.Module:
@@ -263,6 +275,15 @@ def has_attribute(root: nn.Module, path: str) -> bool:
 def is_tensor(node: fx.Node) -> bool:
     """Whether a node's value is one tensor."""
     return isinstance(node.meta.get("val"), Tensor)
+
+
+def dimension_of(size: fx.Node, tensors: Iterable[fx.Node]) -> tuple[fx.Node, int] | None:
+    """The first of the tensors, and its dimension, whose size is the value of a node; None for other values."""
+    value = size.meta.get("val")
+    if not isinstance(value, torch.SymInt):
+        return None
+    sizes = ((t, dim, s) for t in tensors for dim, s in enumerate(t.meta["val"].shape) if isinstance(s, torch.SymInt))
+    return next(((t, dim) for t, dim, s in sizes if str(s) == str(value)), None)
 
 
 def tensors_in(value: Any) -> Iterator[Tensor]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from torch import Tensor, fx, nn
 
@@ -26,6 +27,13 @@ def source_state(module: nn.Module) -> Mapping[str, tuple[int, ...]] | None:
     """The names and shapes that the source's state had where a module stands; None of a module that keeps none."""
     meta = vars(module).get("meta")
     return meta.get(SOURCE_STATE) if isinstance(meta, dict) else None
+
+
+def address(tensor: Tensor) -> tuple[Any, ...]:
+    """The place of a tensor's numbers; the same for tied tensors."""
+    # Shards are in several places. Addresses on different devices may be the same number.
+    place = id(tensor) if type(tensor).__name__ == "DTensor" else tensor.data_ptr()
+    return tensor.device, place, tensor.shape, tensor.stride(), tensor.dtype
 
 
 @dataclass(frozen=True)

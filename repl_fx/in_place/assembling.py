@@ -9,7 +9,7 @@ from torch import fx, nn
 
 from repl_fx.graph.captured import attribute, has_attribute
 from repl_fx.in_place.attention_calls import watch
-from repl_fx.in_place.checkpointed_blocks import checkpoint_block
+from repl_fx.in_place.checkpointed_blocks import CheckpointedForward
 from repl_fx.in_place.cutting import Cut, NotInPlace
 from repl_fx.in_place.pretrained import complete_
 from repl_fx.in_place.surrogate_block import OWN, SurrogateBlock
@@ -36,6 +36,11 @@ class InPlace:
     refusals: tuple[Refusal, ...] = ()
     graphs: Mapping[str, fx.GraphModule] = field(default_factory=dict)
     prefixes: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def reason(self) -> str:
+        """The first refusal in words: the block and the reason."""
+        return f"{self.refusals[0].block}: {self.refusals[0].reason}"
 
 
 def put_in_place(
@@ -90,7 +95,7 @@ def put_in_place(
             model.get_submodule(path).register_forward_hook(form)
     if checkpoint_blocks:
         for path in _kept_modules(parts, plan):
-            checkpoint_block(model.get_submodule(path))
+            CheckpointedForward.put_on(model.get_submodule(path))
     complete_(model)
     return InPlace(model, (), singly, prefixes)
 

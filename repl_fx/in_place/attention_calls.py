@@ -11,9 +11,8 @@ keys and values.
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from functools import update_wrapper
 from typing import Any
 
 import torch
@@ -23,7 +22,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from repl_fx._torch import backward_pass
-from repl_fx.graph.captured import RefersToModules
+from repl_fx.in_place.wrapped_forward import WrappedForward
 from repl_fx.surrogates.shared.borrowed_maps import BorrowedMap
 from repl_fx.surrogates.shared.recompute import RecomputedAttention
 
@@ -133,22 +132,18 @@ def _thread() -> int:
     return 0 if torch.compiler.is_compiling() else threading.get_ident()
 
 
-class WatchedForward(RefersToModules):
+class WatchedForward(WrappedForward):
     """The forward of an attention module, whose calls are kept for those who take them; see `watch`."""
 
     def __init__(self, module: nn.Module) -> None:
-        # A forward that someone else has put there goes on.
-        self.own: Callable[..., Any] | None = vars(module).get("forward")
-        self.module, self.readers = module, list[KeptCall]()
+        super().__init__(module)
+        self.readers: list[KeptCall] = []
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         calls: dict[bool, list[AttentionCall]] = {True: [], False: []}
         # Handed in: torch.compile does not give back the mode that it enters.
         with _Watch(calls):
-            if self.own is None:
-                result = type(self.module).forward(self.module, *args, **kwargs)
-            else:
-                result = self.own(*args, **kwargs)
+            result = self.run(*args, **kwargs)
         for reader in self.readers:
             reader.keep(calls)
         return result
@@ -158,10 +153,7 @@ def watch(module: nn.Module, reader: KeptCall) -> None:
     """Let a reader keep the attention calls of a module from now on."""
     watched = vars(module).get("forward")
     if not isinstance(watched, WatchedForward):
-        watched = WatchedForward(module)
-        # The signature is that of the module's own forward.
-        update_wrapper(watched, module.forward, updated=())
-        module.__dict__["forward"] = watched
+        watched = WatchedForward.put_on(module)
     watched.readers.append(reader)
 
 

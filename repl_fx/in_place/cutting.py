@@ -24,11 +24,13 @@ from repl_fx._torch import module_stack, pytree
 from repl_fx.graph.boundaries import ModuleCall, at_boundaries
 from repl_fx.graph.captured import (
     attribute,
+    dimension_of,
     has_attribute,
     has_effect,
     is_tensor,
     is_traced_constant,
     share_tensors,
+    within,
 )
 from repl_fx.graph.decisions import is_choice
 from repl_fx.graph.state import SOURCE_STATE
@@ -44,7 +46,7 @@ from repl_fx.in_place.surrogate_block import (
     SurrogateBlock,
     surrogate_class,
 )
-from repl_fx.passes.replace_blocks import BLOCK
+from repl_fx.passes.replace_blocks import block_of
 from repl_fx.plan import Replacement
 from repl_fx.planning.part_repeats import PartRepeats
 from repl_fx.running.opaque_outputs import PLAIN
@@ -94,7 +96,7 @@ class Cut:
         self.model = source
         self.surrogate = make_surrogate(replacement.surrogate, replacement.settings)
         self.own = f"{surrogate_path(self.block.name)}."
-        self.inside = {node for node in gm.graph.nodes if self._is_inside(node)}
+        self.inside = {node for node in gm.graph.nodes if block_of(node) == self.block.name}
         self.call = self._only_call(self.path)
         self.given, self.results = self._boundaries()
         self.graph = fx.Graph()
@@ -127,9 +129,6 @@ class Cut:
             tuple(names),
         )
         return made
-
-    def _is_inside(self, node: fx.Node) -> bool:
-        return self.block.name in (node.meta.get(BLOCK), *node.meta.get("replaces", ())[:1])
 
     def _only_call(self, path: str) -> ModuleCall:
         """The call of a module.
@@ -180,12 +179,9 @@ class Cut:
             raise NotInPlace(f"the module {self.path} has an attribute {OWN} already")
         if has_attribute(self.gm, self.own[:-1]):
             made._modules[OWN] = share_tensors(self.gm.get_submodule(self.own[:-1]))
-        inner = f"{self.path}."
-        pinned = self.gm.meta.get("pinned", {}).items()
-        made._pinned = {path.removeprefix(inner): mode for path, mode in pinned if path.startswith(inner)}
+        made._pinned = within(self.path, self.gm.meta.get("pinned", {}))
         # By which a checkpoint of the source is loaded (`repl_fx.checkpoints.source_state`).
-        record = self.gm.meta[SOURCE_STATE].items()
-        made.meta = {SOURCE_STATE: {path.removeprefix(inner): s for path, s in record if path.startswith(inner)}}
+        made.meta = {SOURCE_STATE: within(self.path, self.gm.meta[SOURCE_STATE])}
         return made
 
     def _swapped(self, made: SurrogateBlock) -> dict[str, fx.Node]:
@@ -304,15 +300,7 @@ class Cut:
 
     def _size(self, node: fx.Node) -> tuple[fx.Node, int] | None:
         """The argument and the dimension whose size is the value of a node."""
-        value = node.meta.get("val")
-        if not isinstance(value, torch.SymInt):
-            return None
-        for argument in self.given:
-            shape = argument.meta["val"].shape if is_tensor(argument) else ()
-            for dim, size in enumerate(shape):
-                if isinstance(size, torch.SymInt) and str(size) == str(value):
-                    return argument, dim
-        return None
+        return dimension_of(node, filter(is_tensor, self.given))
 
     def _place(self, node: fx.Node, made: SurrogateBlock) -> None:
         """Put a node of the graph into the new one."""

@@ -19,9 +19,9 @@ def weight_now(model: nn.Module, path: str) -> Any:
     Raises:
         RuntimeError: an adapter whose part cannot be added to the weight.
     """
-    value = attribute(model, path)
     owner, _, name = path.rpartition(".")
     module: Any = attribute(model, owner) if owner else model
+    value = getattr(module, name)
     if name != "weight" or not hasattr(module, "base_layer") or not hasattr(module, "active_adapters"):
         return value
     if module.merged or module.disable_adapters:

@@ -15,7 +15,7 @@ from torch import Tensor, fx, nn
 from repl_fx._torch import SYMBOLIC, function_of, pytree
 from repl_fx.arguments import in_words
 from repl_fx.graph.boundaries import places
-from repl_fx.graph.captured import RefersToModules, has_effect
+from repl_fx.graph.captured import RefersToModules, has_effect, keep_pinned
 from repl_fx.graph.decisions import jump_over_, settle_decisions_
 from repl_fx.graph.pickling import GraphData, structure_as_data
 from repl_fx.in_place.attention_calls import BorrowedAttention
@@ -159,11 +159,11 @@ class StandIn(RefersToModules):
 
     def _require_as_known(self, arguments: Mapping[str, Any]) -> None:
         """Refuse arguments of another kind than in the trace: the graph has the block's answer to those alone."""
-        given = dict(places(arguments))
-        for place in {**(self.known or {}), **given}:
+        given, known = dict(places(arguments)), self.known or {}
+        for place in {**known, **given}:
             if place[-1] in _SAY_WHAT_TO_RETURN:
                 continue
-            was, value = (self.known or {}).get(place), given.get(place)
+            was, value = known.get(place), given.get(place)
             if not _as_known(was, value):
                 name = ".".join(map(str, place))
                 raise RuntimeError(
@@ -228,8 +228,7 @@ class SurrogateBlock(nn.Module):
         """Set the mode of all modules, but for those that the block's own `train` keeps in one."""
         # The block's own method may name children that are gone.
         nn.Module.train(self, mode)
-        for path, pinned in self._pinned.items():
-            self.get_submodule(path).training = pinned
+        keep_pinned(self, self._pinned)
         return self
 
     def extra_repr(self) -> str:

@@ -239,9 +239,8 @@ def placing_line(in_place: InPlace) -> str:
     """Whether each surrogate has a place in the source's own tree, or which has none, and why."""
     if not in_place.refusals:
         return "in place: each surrogate is called as its block was; repl_fx.load(…, in_place=True) gives the class"
-    first = in_place.refusals[0]
     more = f", and {len(in_place.refusals) - 1} more" if len(in_place.refusals) > 1 else ""
-    return f"in graphs alone: {first.block}: {first.reason}{more}"
+    return f"in graphs alone: {in_place.reason}{more}"
 
 
 def checkpoints_line(source: Costs, graph: Costs) -> str | None:

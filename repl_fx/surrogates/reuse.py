@@ -150,19 +150,20 @@ class Reuse(Surrogate[ReuseConfig, ReuseMatch]):
         parts = site.synthesised(mixing.name, synthesis, paths, synthesis.names)
         norm = mixing.pre_norm
         weight, bias = norm.taken_in(site, parts["weight_values"], parts.get("bias_values"))
+        source = _borrowed(mixing)
         settings: dict[str, Any] = {"scaled": attention.scaled, "batch_first": attention.batch_first}
         dims = branch.output.meta["val"].ndim
         settings["dims"] = None if dims == branch.input.meta["val"].ndim else dims
         if attention.scaled:
             product = product_settings(mixing.core)
-            given = _scaled_product(site, product, heads)
+            given = _scaled_product(site, product, heads, source.queries.chosen)
             settings |= {"causal": bool(product["is_causal"]), "scale": product["scale"]}
         else:
             given = (_some_heads(site, _node(mixing.core.args[0]), heads),)
         module = RecomputedAttention(norm.kind, norm.eps, len(heads), MapForm(**settings))
         path = site.module(f"{mixing.name}_reuse", module)
         made = site.call_module(path, norm.input, weight, parts["weight_out"], bias, parts.get("bias_out"), *given)
-        made.meta[BORROWS] = _borrowed(mixing)
+        made.meta[BORROWS] = source
         return made
 
     def _weights(self, site: Site, mixing: _Mixing) -> tuple[ValueSynthesis | OwnWeights, tuple[str, ...]]:
@@ -306,18 +307,17 @@ def _borrowed(mixing: _Mixing) -> BorrowedMap:
     """Where the map is made, for a surrogate that stands in the model's own tree."""
     attention, heads = mixing.attention, mixing.heads
     count = len(attention.units)
+    # Several heads of queries may share one of keys and values; the first of each is taken.
     asked = int(_node(mixing.core.args[0]).meta["val"].shape[1])
     queries = Heads(tuple(head * asked // count for head in heads), asked)
     return BorrowedMap.made_at(mixing.core, queries, Heads(heads, count), scaled=attention.scaled)
 
 
-def _scaled_product(site: Builder, settings: Mapping[str, object], heads: Sequence[int]) -> tuple[object, ...]:
-    """Queries, keys, mask and dropout of some heads of the values."""
-    queries, keys, values, mask = (settings[name] for name in ("query", "key", "value", "attn_mask"))
-    # Several heads of queries may share one of keys and values; the first of each is taken.
-    asked, made = (int(_node(value).meta["val"].shape[1]) for value in (queries, values))
-    shared = asked // made
-    asking = [head * shared for head in heads]
+def _scaled_product(
+    site: Builder, settings: Mapping[str, object], heads: Sequence[int], asking: Sequence[int]
+) -> tuple[object, ...]:
+    """Queries, keys, mask and dropout of some heads of the values, and of those that ask by these."""
+    queries, keys, mask = (settings[name] for name in ("query", "key", "attn_mask"))
     if isinstance(mask, fx.Node) and mask.meta["val"].ndim > 2 and str(mask.meta["val"].shape[-3]) != "1":
         mask = _some_heads(site, mask, asking)
     compared = _some_heads(site, _node(queries), asking), _some_heads(site, _node(keys), heads)

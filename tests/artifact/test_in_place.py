@@ -11,7 +11,7 @@ from torch import nn
 
 import repl_fx
 from tests.captures import transformed
-from tests.nets import ConvNet, TokenNet
+from tests.nets import ConvNet, RawNet, TokenNet
 
 TOKENS, PICTURES = torch.randn(2, 6, 16), torch.randn(2, 3, 8, 8)
 
@@ -76,19 +76,9 @@ def test_a_model_in_place_that_was_changed_is_refused(tmp_path: Path) -> None:
 
 
 def test_an_artifact_without_places_says_so(tmp_path: Path) -> None:
-    class Raw(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.weights = nn.ParameterList(nn.Parameter(torch.randn(8, 8) / 4) for _ in range(3))
-
-        def forward(self, x: torch.Tensor) -> torch.Tensor:
-            for weight in self.weights:
-                x = x + torch.tanh(x @ weight)
-            return x
-
-    repl_fx.save(transformed(Raw(), (torch.randn(4, 8),), surrogate="blend"), tmp_path / "out")
+    repl_fx.save(transformed(RawNet(), (torch.randn(4, 8),), surrogate="blend"), tmp_path / "out")
     with pytest.raises(repl_fx.BadInput, match=r"no model in place: .* it is no call of a single module; load it with"):
-        repl_fx.load(tmp_path / "out", Raw(), in_place=True)
+        repl_fx.load(tmp_path / "out", RawNet(), in_place=True)
 
 
 def test_a_checkpoint_of_the_source_goes_into_the_model_in_place() -> None:

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 import repl_fx
 from repl_fx.graph.captured import share_tensors
 from tests.captures import transformed
-from tests.nets import ConvBlock, ConvNet, Counts, MlpBlock, TokenNet, TransformerBlock
+from tests.nets import ConvBlock, ConvNet, Counts, MlpBlock, RawNet, TokenNet, TransformerBlock, training_step
 
 TOKENS, NARROW, PICTURES = torch.randn(2, 6, 16), torch.randn(2, 6, 8), torch.randn(2, 3, 8, 8)
 
@@ -29,19 +29,9 @@ def _one_by_one(result: repl_fx.TransformResult) -> nn.Module:
 
 
 def _step(model: nn.Module, x: Tensor, training: bool) -> tuple[Tensor, dict[str, Tensor]]:
-    model.train(training)
-    model.zero_grad()
-    torch.manual_seed(3)
-    out = model(x)
-    out.square().mean().backward()
-    places = ("surrogates.blocks_", "blocks."), (".surrogate.", ".")
-    grads = {}
-    for name, parameter in model.named_parameters():
-        for was, now in places:
-            name = name.replace(was, now)
-        if parameter.grad is not None:
-            grads[name] = parameter.grad.clone()
-    return out.detach(), grads
+    """A step, whose gradients have the same names in both forms."""
+    out, grads = training_step(model, x, training)
+    return out, {n.replace("surrogates.blocks_", "blocks.").replace(".surrogate.", "."): g for n, g in grads.items()}
 
 
 @pytest.mark.parametrize("training", [True, False])
@@ -132,21 +122,8 @@ def test_a_model_in_parts_has_its_parts_in_place() -> None:
     assert result.model.calls == result.module.calls > model.calls
 
 
-class _Doubled(nn.Module):
-    """Blocks of raw parameters, which no module calls."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.weights = nn.ParameterList(nn.Parameter(torch.randn(8, 8) / 4) for _ in range(5))
-
-    def forward(self, x: Tensor) -> Tensor:
-        for weight in self.weights:
-            x = x + torch.tanh(x @ weight)
-        return x
-
-
 def test_a_block_that_is_no_module_leaves_the_graph() -> None:
-    result = transformed(_Doubled(), (torch.randn(4, 8),), surrogate="blend")
+    result = transformed(RawNet(depth=5), (torch.randn(4, 8),), surrogate="blend")
     assert result.in_place.model is None
     assert [refusal.reason for refusal in result.in_place.refusals] == ["it is no call of a single module"] * 2
     assert result.model is result.module

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 import repl_fx
 from repl_fx.report.costs import measure_costs
-from tests.nets import TokenNet
+from tests.nets import RawNet, TokenNet
 
 X = torch.randn(2, 6, 16)
 
@@ -47,15 +47,5 @@ def test_less_is_kept_and_gradients_are_the_same(surrogate: str, tmp_path: Path)
 
 
 def test_a_model_without_places_is_refused() -> None:
-    class Raw(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.weights = nn.ParameterList(nn.Parameter(torch.randn(8, 8) / 4) for _ in range(3))
-
-        def forward(self, x: Tensor) -> Tensor:
-            for weight in self.weights:
-                x = x + torch.tanh(x @ weight)
-            return x
-
     with pytest.raises(repl_fx.BadInput, match="checkpoint_blocks is for the model in place, and that there is not: "):
-        repl_fx.transform(Raw(), (torch.randn(4, 8),), surrogate="blend", checkpoint_blocks=True)
+        repl_fx.transform(RawNet(), (torch.randn(4, 8),), surrogate="blend", checkpoint_blocks=True)

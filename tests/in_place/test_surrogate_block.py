@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from typing import Any
+from typing import Any, Self
 
 import pytest
 import torch
@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from repl_fx.in_place.surrogate_block import OWN, Argument, SurrogateBlock, surrogate_class, surrogate_graphs
 from tests.captures import transformed
-from tests.nets import TokenNet
+from tests.nets import TokenNet, TransformerBlock
 
 X = torch.randn(2, 6, 16)
 
@@ -44,6 +44,31 @@ def test_an_argument_is_found_and_has_its_fixed_sizes() -> None:
         argument.of({"more": (X,)}, "b")
     with pytest.raises(RuntimeError, match=r"captured with more of shape \(any, 4\), and is called with \(3, 5\)"):
         argument.of({"more": (X, torch.ones(3, 5))}, "b")
+
+
+class _Frozen(TransformerBlock):
+    """A block that keeps a norm in evaluation mode."""
+
+    def train(self, mode: bool = True) -> Self:
+        super().train(mode)
+        self.norm2.eval()
+        return self
+
+
+class _FrozenNet(TokenNet):
+    def __init__(self) -> None:
+        super().__init__(depth=3)
+        self.blocks = nn.Sequential(*(_Frozen(16) for _ in range(3)))
+
+
+@pytest.mark.parametrize("surrogate", ["bottleneck", "identity", "blend"])
+def test_modes_are_those_that_the_block_keeps_also_where_a_child_is_gone(surrogate: str) -> None:
+    model: Any = transformed(_FrozenNet(), (X,), surrogate=surrogate).model
+    for mode in (True, False):
+        block = model.train(mode).blocks[1]
+        assert isinstance(block, SurrogateBlock)
+        assert block.training is mode
+        assert all(child.training is (mode and path != "norm2") for path, child in block.named_modules())
 
 
 def test_values_in_the_place_of_parameters_are_gone_behind_the_call() -> None:

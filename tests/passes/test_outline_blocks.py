@@ -16,18 +16,9 @@ import repl_fx
 from repl_fx.passes.driver import run_passes
 from repl_fx.passes.outline_blocks import outline_blocks
 from tests.captures import captured_graph, transformed
-from tests.nets import ConvNet, TokenNet
+from tests.nets import ConvNet, RawNet, TokenNet, training_step
 
 TOKENS, PICTURES = torch.randn(2, 6, 16), torch.randn(2, 3, 8, 8)
-
-
-def _step(model: nn.Module, x: Tensor, training: bool) -> tuple[Tensor, dict[str, Tensor]]:
-    model.train(training)
-    model.zero_grad()
-    torch.manual_seed(3)
-    out = model(x)
-    torch.autograd.backward(out.square().mean())
-    return out.detach(), {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
 
 
 @pytest.mark.parametrize(
@@ -50,7 +41,7 @@ def test_a_rewritten_graph_computes_the_same_block_by_block(model: nn.Module, x:
     assert called >= {f"blocks.{i}" for i in range(5)}
     assert set(after.state_dict()) == set(before.state_dict())
     for training in (True, False):
-        (out, grads), (expected, theirs) = _step(after, x, training), _step(before, x, training)
+        (out, grads), (expected, theirs) = training_step(after, x, training), training_step(before, x, training)
         assert torch.equal(out, expected)
         assert grads.keys() == theirs.keys()
         assert all(torch.equal(grads[name], theirs[name]) for name in theirs)
@@ -78,24 +69,11 @@ def test_a_captured_graph_is_outlined_by_its_repeats() -> None:
     gm = captured_graph(TokenNet(depth=3, dropout=0.1), (TOKENS,))
     run = run_passes(gm, partial(outline_blocks, repeats=repl_fx.find_repeats(gm)))
     assert run.results[0].changed == ("blocks.0", "blocks.1", "blocks.2")
-    assert torch.equal(_step(run.graph_module, TOKENS, True)[0], _step(gm, TOKENS, True)[0])
-
-
-class _Raw(nn.Module):
-    """Blocks of raw parameters."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.weights = nn.ParameterList(nn.Parameter(torch.randn(8, 8) / 4) for _ in range(3))
-
-    def forward(self, x: Tensor) -> Tensor:
-        for weight in self.weights:
-            x = x + torch.tanh(x @ weight)
-        return x
+    assert torch.equal(training_step(run.graph_module, TOKENS, True)[0], training_step(gm, TOKENS, True)[0])
 
 
 def test_a_block_that_is_no_module_has_a_path_of_its_own() -> None:
-    gm = captured_graph(_Raw(), (x := torch.randn(4, 8),))
+    gm = captured_graph(RawNet(), (x := torch.randn(4, 8),))
     repeats = repl_fx.find_repeats(gm)
     run = run_passes(gm, partial(outline_blocks, repeats=repeats))
     assert run.results[0].changed == tuple(block.name for block in repeats[0].blocks)

@@ -202,17 +202,22 @@ def _attention_arguments(scaled: bool, dtype: torch.dtype = torch.float64) -> li
     return [*made, None, 0.0] if scaled else made
 
 
+def _attention(norm: str, scaled: bool) -> tuple[Callable[..., Tensor], tuple[Tensor, ...]]:
+    """An attention as a function of tensors alone, and the tensors."""
+    given = _attention_arguments(scaled)
+    tensors = tuple(t for t in given if isinstance(t, Tensor))
+    layer, rest = RecomputedAttention(norm, 1e-5, 2, MapForm(scaled)), given[len(tensors) :]
+    return lambda *t: layer(*t, *rest), tensors
+
+
 @pytest.mark.parametrize("norm", ["layer", "rms", "none"])
 @pytest.mark.parametrize("scaled", [True, False])
 def test_gradients_of_an_attention_are_right(norm: str, scaled: bool) -> None:
-    layer = RecomputedAttention(norm, 1e-5, 2, MapForm(scaled))
-    given = _attention_arguments(scaled)
-    tensors = tuple(t for t in given if isinstance(t, Tensor))
-    rest = given[len(tensors) :]
-    assert torch.autograd.gradcheck(lambda *t: layer(*t, *rest), tensors)
+    run, tensors = _attention(norm, scaled)
+    assert torch.autograd.gradcheck(run, tensors)
     with torch.no_grad():
-        plain = layer(*given)
-    torch.testing.assert_close(layer(*given), plain)
+        plain = run(*tensors)
+    torch.testing.assert_close(run(*tensors), plain)
 
 
 def test_dropout_is_drawn_once() -> None:
@@ -269,13 +274,10 @@ def test_second_derivatives_of_a_branch_are_right(norm: str, bias: bool) -> None
 @pytest.mark.parametrize("norm", ["layer", "rms", "none"])
 @pytest.mark.parametrize("scaled", [True, False])
 def test_second_derivatives_of_an_attention_are_right(norm: str, scaled: bool) -> None:
-    layer = RecomputedAttention(norm, 1e-5, 2, MapForm(scaled))
-    given = _attention_arguments(scaled)
-    tensors = tuple(t for t in given if isinstance(t, Tensor))
-    rest = given[len(tensors) :]
+    run, tensors = _attention(norm, scaled)
     # The other kernels have no second derivative.
     with sdpa_kernel(SDPBackend.MATH):
-        assert torch.autograd.gradgradcheck(lambda *t: layer(*t, *rest), tensors, fast_mode=True)
+        assert torch.autograd.gradgradcheck(run, tensors, fast_mode=True)
 
 
 def test_second_derivatives_where_one_input_is_made_of_another() -> None:
