@@ -140,7 +140,7 @@ class Bottleneck(Surrogate[BottleneckConfig, BottleneckMatch]):
             site.replace(old, new)
         # After the thin layers, which may read what a dropped branch was added to.
         for join, passed in match.dropped:
-            site.replace(join, passed)
+            site.leave_out(join, passed)
         return site.block.outputs
 
     def _span(self, site: Site, branch: Branch, name: str) -> _Span:

@@ -133,7 +133,7 @@ class Reuse(Surrogate[ReuseConfig, ReuseMatch]):
                 new = self._mixed(site, mixing)
             site.replace(mixing.branch.output, new)
         for join, passed in match.dropped:
-            site.replace(join, passed)
+            site.leave_out(join, passed)
         return site.block.outputs
 
     def _mixing(self, site: Site, branch: Branch, attention: Attention, name: str) -> _Mixing:

@@ -10,7 +10,7 @@ from torch import Tensor, fx
 from repl_fx.analysis.branches import Branch, same_shape
 from repl_fx.analysis.linear_operators import LinearOperator
 from repl_fx.graph.bridge import digraph, reached_from
-from repl_fx.graph.captured import share_tensors
+from repl_fx.graph.captured import share_tensors, writes_in_place
 from repl_fx.running.untouched import seeded
 from repl_fx.surrogates.shared.norms import find_post_norm
 from repl_fx.surrogates.shared.site import Site
@@ -20,6 +20,9 @@ def without(branch: Branch) -> fx.Node | None:
     """The operand that the spine adds the branch to, if it is like the sum; None if the branch cannot be left out."""
     others = [node for node in branch.join.all_input_nodes if node is not branch.root]
     if len(others) != 1 or len(branch.join.args) != 2 or branch.join.kwargs:
+        return None
+    if writes_in_place(branch.join) and branch.join.args[0] is branch.root and len(branch.root.users) > 1:
+        # Others read the sum where the branch was.
         return None
     return others[0] if same_shape(others[0], branch.join) else None
 

@@ -23,7 +23,7 @@ from repl_fx._torch import fake_of, pytree
 from repl_fx.analysis.blocks import Block
 from repl_fx.errors import foreign_code, is_ours
 from repl_fx.graph.boundaries import move_boundaries
-from repl_fx.graph.captured import copy_graph, get_attr, has_attribute, unique_name
+from repl_fx.graph.captured import copy_graph, get_attr, has_attribute, unique_name, writes_in_place
 from repl_fx.graph.roles import CONVOLUTIONS, LINEAR
 from repl_fx.surrogates.shared.site import Site, call_on_fakes, surrogate_path
 from repl_fx.surrogates.shared.synthesis import Synthesis
@@ -91,6 +91,13 @@ class Builder(Site):
     def replace(self, old: fx.Node, new: fx.Node) -> None:
         """Let all that reads the value of one node read that of another."""
         self._rewriting.replace(old, new)
+
+    def leave_out(self, addition: fx.Node, passed: fx.Node) -> None:
+        """Let all that reads a sum read one of its operands (see `without`), also where the sum is written over it."""
+        self.replace(addition, passed)
+        copied = self._rewriting.copy_of(addition)
+        if writes_in_place(copied):
+            self._made.graph.erase_node(copied)
 
     @contextmanager
     def before_node(self, node: fx.Node) -> Iterator[None]:

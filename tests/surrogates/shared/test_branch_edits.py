@@ -56,6 +56,39 @@ def test_settings_of_an_addition_count_or_are_refused(kind: str, surrogate: str)
         torch.testing.assert_close(*results)
 
 
+class WrittenSum(nn.Module):
+    """Two branches; the sum with the first is written over one of its operands, and read from there."""
+
+    def __init__(self, over: str) -> None:
+        super().__init__()
+        self.conv1, self.conv2 = nn.Conv2d(16, 16, 3, padding=1), nn.Conv2d(16, 16, 3, padding=1)
+        self.over = over
+
+    def forward(self, x: Tensor) -> Tensor:
+        stream, branch = x.clone(), self.conv1(F.relu(x))
+        if self.over == "stream":
+            stream.add_(branch)
+        elif self.over == "branch":
+            branch.add_(stream)
+            stream = branch
+        else:
+            stream = stream + branch
+        return stream + self.conv2(F.relu(stream))
+
+
+@pytest.mark.parametrize("surrogate", ["bottleneck", "slim", "blend", "identity"])
+@pytest.mark.parametrize("over", ["stream", "branch"])
+def test_a_sum_written_over_an_operand_is_any_other(over: str, surrogate: str) -> None:
+    x, results = torch.randn(2, 16, 6, 6), []
+    for way in (over, ""):
+        torch.manual_seed(0)
+        gm = transformed(nn.Sequential(*(WrittenSum(way) for _ in range(3))), (x,), surrogate=surrogate).graph_module
+        torch.manual_seed(1)
+        as_after_training(gm)
+        results.append(gm(x))
+    torch.testing.assert_close(*results)
+
+
 def test_these_are_not_all_refused() -> None:
     x = torch.randn(2, 16, 6, 6)
     for join in _JOINS["add with alpha"]:
