@@ -16,6 +16,7 @@ from repl_fx.checkpoints.files import Weights
 from repl_fx.checkpoints.fitting import with_weights
 from repl_fx.errors import BadInput, NothingToReplace, PlanMismatch
 from repl_fx.in_place.assembling import InPlace, put_in_place
+from repl_fx.in_place.choosing import Choices, settle_places
 from repl_fx.passes.choose_blocks import choose_blocks
 from repl_fx.passes.driver import collection_paused, run_passes
 from repl_fx.passes.fold_surrogates import fold_surrogates
@@ -88,6 +89,8 @@ class TransformResult(HasInputs):
         made: the text of the code of `module`, as it was then.
         code: hash of the code of the user's own classes in the model, as it was then.
         found: the repeats of each part, in the graphs before.
+        one_by_one: the rewritten graphs with each synthesis on its own, by the path of their part, without code: the
+            model in place computes what they do, to the bit, and `module` adds up gradients in another order.
         checkpoint_blocks: whether `model` computes its kept blocks again in the backward pass.
     """
 
@@ -102,6 +105,7 @@ class TransformResult(HasInputs):
     made: tuple[str, ...]
     code: str
     found: tuple[PartRepeats, ...] = field(repr=False)
+    one_by_one: Mapping[str, fx.GraphModule] = field(repr=False)
     checkpoint_blocks: bool = False
 
     @property
@@ -123,9 +127,8 @@ class TransformResult(HasInputs):
     @cached_property
     def in_place(self) -> InPlace:
         """The source's own module tree with surrogates in place of blocks, or why that cannot be."""
-        graphs = {part.path: part.graph_module for part in self.parts}
         made = put_in_place(
-            self.captured_parts, self.found, self.plan, graphs, checkpoint_blocks=self.checkpoint_blocks
+            self.captured_parts, self.found, self.plan, self.one_by_one, checkpoint_blocks=self.checkpoint_blocks
         )
         if made.model is not None:
             # An attribute like any other, so that copies and pickles have it too.
@@ -260,6 +263,7 @@ def transform(
     copy: bool = False,
     allow_nan: bool = False,
     check: bool = True,
+    in_place: bool = False,
     checkpoint_blocks: bool = False,
     progress: Callable[[str], None] | None = None,
     **options: Unpack[Options],
@@ -279,6 +283,9 @@ def transform(
         allow_nan: take a model with weights that are NaN or infinite, too.
         check: take one training step of the rewritten model on the example inputs. A surrogate that fails it is
             refused; `auto` goes on to its next choice for that block. With a given plan the failure is an error.
+        in_place: replace only blocks whose surrogates have a place in the model's own tree, so that `result.model` is
+            the model in place. Else one such block makes it the graph. Either way `auto` takes a surrogate that has a
+            place before one that has none.
         checkpoint_blocks: let `result.model` compute the kept blocks of the repeats again in the backward pass of
             training, in place of keeping their inner values (`torch.utils.checkpoint`).
         progress: called with the name of each stage as it begins.
@@ -310,13 +317,12 @@ def transform(
     inputs = widen_batch(model, given)
     tell("capture")
     captured = capture_parts(model, inputs.args, inputs.kwargs, copy=copy, paths=None if plan is None else plan.parts)
-    result = rewrite(captured, plan or options, inputs, tell, check=check)
+    result = rewrite(captured, plan or options, inputs, tell, check=check, in_place=in_place)
     if checkpoint_blocks:
         result = replace(result, checkpoint_blocks=True)
-        if result.in_place.model is None:
-            raise BadInput(
-                f"checkpoint_blocks is for the model in place, and that there is not: {result.in_place.reason}"
-            )
+    for option, given_ in (("in_place", in_place), ("checkpoint_blocks", checkpoint_blocks)):
+        if given_ and result.in_place.model is None:
+            raise BadInput(f"{option} is for the model in place, and that there is not: {result.in_place.reason}")
     return result
 
 
@@ -327,6 +333,7 @@ def rewrite(
     tell: Callable[[str], None] = lambda stage: None,
     *,
     check: bool = True,
+    in_place: bool = False,
 ) -> TransformResult:
     """Apply a plan, or make one of options and apply it; `tell` gets the name of each stage as it begins.
 
@@ -351,20 +358,25 @@ def rewrite(
         trials = Trials(captured, found, plan.seed, inputs)
         if check and options is None:
             trials.require(plan)
-        elif check and options is not None:
-            settled = trials.settle(plan, partial(next_choices, found, _surrogate_of(options)))
-            plan = _settled(found, plan, *settled, captured.source)
+        elif options is not None:
+
+            def settle(plan: Plan, choices: Choices) -> Plan:
+                kept = trials.settle(plan, choices) if check and plan.replacements else (plan.replacements, ())
+                return _settled(found, plan, *kept, captured.source)
+
+            choices = partial(next_choices, found, _surrogate_of(options))
+            put = partial(_put, captured, found, trials)
+            plan = settle_places(settle(plan, choices), choices, settle, put, required=in_place)
             _require_replacements(captured, repeats, plan)
-        graphs = trials.graphs(plan)
-        rewritten = tuple(
-            replace(part, graph_module=graphs[part.path]) for part in captured.parts if part.path in graphs
-        )
+        rewritten = trials.rewritten(plan)
+        graphs = rewritten.graphs
+        parts = tuple(replace(part, graph_module=graphs[part.path]) for part in captured.parts if part.path in graphs)
         report = [row for part in found for row in reports_of(part, graphs.get(part.path, part.graph_module), plan)]
     module = captured.with_graphs(graphs)
     return TransformResult(
         module,
         captured,
-        rewritten,
+        parts,
         repeats,
         plan,
         tuple(report),
@@ -373,7 +385,12 @@ def rewrite(
         lines_made(module),
         code_of(captured.source),
         found,
+        rewritten.one_by_one,
     )
+
+
+def _put(captured: CapturedParts, found: Sequence[PartRepeats], trials: Trials, plan: Plan) -> InPlace:
+    return put_in_place(captured, found, plan, trials.rewritten(plan).one_by_one)
 
 
 def _record(part: Part) -> PartRecord:

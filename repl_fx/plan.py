@@ -24,6 +24,7 @@ class Replacement:
         before, after: the kept blocks its surrogate is made from.
         surrogate: key of the surrogate.
         settings: the surrogate's settings.
+        why: the reason why it is not one that comes first in the choice; empty where it is the first that fits.
     """
 
     block: str
@@ -32,6 +33,7 @@ class Replacement:
     after: str
     surrogate: str
     settings: Mapping[str, Any] = field(default_factory=dict)
+    why: str = ""
 
     def __str__(self) -> str:
         return f"{self.block} -> {self.surrogate} from {self.before} and {self.after}"

@@ -26,7 +26,7 @@ def require_same_in_place(result: TransformResult, args: Sequence[Any], kwargs: 
     Raises:
         AssertionError: something differs, says what.
     """
-    graphs = result.in_place.graphs
+    graphs = result.one_by_one
     for graph in graphs.values():
         graph.recompile()
     reference, model = result.captured_parts.with_graphs(graphs), result.in_place.model

@@ -56,6 +56,19 @@ def transform_command(
             help="Check that the captured graph equals the model, bit for bit, and that the rewritten one trains.",
         ),
     ] = True,
+    in_place: Annotated[
+        bool,
+        typer.Option(
+            "--in-place",
+            help="Replace only blocks whose surrogates have a place in the model's tree; save the model in place.",
+        ),
+    ] = False,
+    checkpoint_blocks: Annotated[
+        bool,
+        typer.Option(
+            "--checkpoint-blocks", help="Let the model in place compute its kept blocks again in the backward pass."
+        ),
+    ] = False,
     allow_nan: Annotated[
         bool, typer.Option("--allow-nan", help="Take a model with weights that are NaN or infinite, too.")
     ] = False,
@@ -106,6 +119,8 @@ def transform_command(
             plan=plan,
             allow_nan=allow_nan,
             check=check,
+            in_place=in_place,
+            checkpoint_blocks=checkpoint_blocks,
             progress=terminal.stage,
         )
         checked = None
@@ -122,7 +137,7 @@ def transform_command(
             lost = tables.checkpoints_line(costs.measure_costs(source.model, source.args, source.kwargs), before)
         if written is not None:
             terminal.stage("save")
-            save(result, written, source=source, force=force)
+            save(result.model if in_place or checkpoint_blocks else result, written, source=source, force=force)
 
         terminal.show(
             *common.captured_lines(str(source), captured),

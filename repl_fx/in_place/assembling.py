@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 from torch import fx, nn
 
-from repl_fx.graph.captured import attribute, has_attribute
 from repl_fx.in_place.attention_calls import watch
 from repl_fx.in_place.checkpointed_blocks import CheckpointedForward
 from repl_fx.in_place.cutting import Cut, NotInPlace
 from repl_fx.in_place.pretrained import complete_
 from repl_fx.in_place.surrogate_block import OWN, SurrogateBlock
-from repl_fx.passes.replace_blocks import replace_blocks
 from repl_fx.plan import Plan, Refusal
 from repl_fx.planning.part_repeats import PartRepeats
 from repl_fx.surrogates.shared.site import surrogate_path
@@ -27,15 +25,14 @@ class InPlace:
     Attributes:
         model: a module of the source's class; None where a replaced block has no place in it.
         refusals: the replaced blocks that have none, with the reasons.
-        graphs: the rewritten graphs with syntheses one by one, by the path of their part, and without code: the model
-            computes what they do, to the bit.
+        open: the blocks among these for which another surrogate may have a place.
         prefixes: of the names of surrogates' tensors in the rewritten module, and of the same tensors in the model.
     """
 
     model: nn.Module | None
     refusals: tuple[Refusal, ...] = ()
-    graphs: Mapping[str, fx.GraphModule] = field(default_factory=dict)
     prefixes: Mapping[str, str] = field(default_factory=dict)
+    open: frozenset[str] = frozenset()
 
     @property
     def reason(self) -> str:
@@ -57,25 +54,24 @@ def put_in_place(
         captured: the model.
         parts: its repeats, by part.
         plan: the plan that was applied.
-        graphs: the rewritten graphs, by the path of their part; the model in place shares their tensors.
+        graphs: the rewritten graphs with syntheses one by one, by the path of their part; the model in place shares
+            their tensors.
         checkpoint_blocks: whether kept blocks are computed again in the backward pass.
     """
     blocks: dict[str, SurrogateBlock] = {}
     prefixes: dict[str, str] = {}
-    singly: dict[str, fx.GraphModule] = {}
     refusals: list[Refusal] = []
+    fits_others: set[str] = set()
     for part in parts:
-        own = tuple(replacement for replacement in plan.replacements if replacement.block in part.blocks)
-        if not own:
-            continue
-        # Syntheses one by one: the rewritten graph does them together.
-        alone = replace_blocks(part.graph_module, part.inside, replace(plan, replacements=own), part.matches)
-        singly[part.path] = alone.graph_module
-        for replacement in own:
+        for replacement in plan.replacements:
+            if replacement.block not in part.blocks:
+                continue
             name = part.blocks[replacement.block].name
-            _share_state(alone.graph_module, graphs[part.path], surrogate_path(name))
             try:
-                made = Cut(alone.graph_module, part, replacement, captured.source).made()
+                cut = Cut(graphs[part.path], part, replacement, captured.source)
+                # The block is one that can have a surrogate in its place.
+                fits_others.add(replacement.block)
+                made = cut.made()
             except NotInPlace as problem:
                 refusals.append(Refusal(replacement.block, replacement.repeat, str(problem)))
             else:
@@ -83,7 +79,7 @@ def put_in_place(
                 blocks[path] = made
                 prefixes[f"{qualified_name(part.path, surrogate_path(name))}."] = f"{path}.{OWN}."
     if refusals:
-        return InPlace(None, tuple(refusals))
+        return InPlace(None, tuple(refusals), open=frozenset(fits_others & {refusal.block for refusal in refusals}))
     model = assemble(captured.source, blocks)
     for block in blocks.values():
         stand_in = block._stand_in
@@ -97,7 +93,7 @@ def put_in_place(
         for path in _kept_modules(parts, plan):
             CheckpointedForward.put_on(model.get_submodule(path))
     complete_(model)
-    return InPlace(model, (), singly, prefixes)
+    return InPlace(model, (), prefixes)
 
 
 def _kept_modules(parts: Sequence[PartRepeats], plan: Plan) -> list[str]:
@@ -110,13 +106,3 @@ def _kept_modules(parts: Sequence[PartRepeats], plan: Plan) -> list[str]:
                 continue
             found.update({b.module_path: None for b in repeat.blocks if b.module_path and b.name not in gone})
     return list(found)
-
-
-def _share_state(gm: fx.GraphModule, like: fx.GraphModule, path: str) -> None:
-    """Put the parameters and buffers that one graph has at a path into the other graph, which was made alike."""
-    if not has_attribute(gm, path):
-        return
-    for name, module in gm.get_submodule(path).named_modules():
-        theirs = attribute(like, f"{path}.{name}".rstrip("."))
-        for state in ("_parameters", "_buffers"):
-            getattr(module, state).update(getattr(theirs, state))

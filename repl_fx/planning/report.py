@@ -19,7 +19,7 @@ class BlockReport:
         block, repeat: names.
         status: `replaced`, `kept` (nobody asked for it) or `refused`.
         surrogate: key of what stands in for it; None where it stays.
-        reason: why it was refused.
+        reason: why it was refused; of a replaced block, why another surrogate does not stand in for it.
         parameters_before, parameters_after: elements of its own parameters.
     """
 
@@ -50,7 +50,7 @@ def reports_of(part: PartRepeats, rewritten: fx.GraphModule, plan: Plan) -> list
             before = after = sum(sizes.get(path, 0) for path in own)
             status, key, reason = "kept", None, None
             if name in replaced:
-                status, key = "replaced", replaced[name].surrogate
+                status, key, reason = "replaced", replaced[name].surrogate, replaced[name].why or None
                 place = f"{surrogate_path(block.name)}."
                 after = sum(size for path, size in left.items() if path in own or path.startswith(place))
             elif refusal := refused.get(name, refused.get(repeat.name)):

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import chain
 
 from torch import fx
 
 from repl_fx.errors import BrokenGraph, ForeignError, PlanMismatch, one_line
+from repl_fx.graph.captured import copy_graph
 from repl_fx.passes.batch_syntheses import batch_syntheses_
-from repl_fx.passes.driver import run_passes
+from repl_fx.passes.driver import Result, run_passes
 from repl_fx.passes.replace_blocks import replace_blocks
 from repl_fx.passes.write_in_place import write_in_place_
 from repl_fx.plan import Plan, Refusal, Replacement
@@ -23,24 +24,37 @@ from repl_fx.surrogates.shared.site import surrogate_path
 from repl_fx.tracing.parts.capture import CapturedParts
 
 
-def apply_plan(parts: Sequence[PartRepeats], plan: Plan) -> dict[str, fx.GraphModule]:
-    """The rewritten graphs, by the path of their part; those alone in which a block is replaced."""
-    graphs: dict[str, fx.GraphModule] = {}
+@dataclass(frozen=True)
+class Rewritten:
+    """The graphs that a plan makes, by the path of their part; those alone in which a block is replaced.
+
+    Attributes:
+        graphs: the rewritten graphs.
+        one_by_one: the same with each synthesis on its own, without code; they share all tensors with `graphs`.
+    """
+
+    graphs: Mapping[str, fx.GraphModule] = field(default_factory=dict)
+    one_by_one: Mapping[str, fx.GraphModule] = field(default_factory=dict)
+
+
+def apply_plan(parts: Sequence[PartRepeats], plan: Plan) -> Rewritten:
+    """The graphs that a plan makes."""
+    graphs, one_by_one = dict[str, fx.GraphModule](), dict[str, fx.GraphModule]()
     for part in parts:
         own = tuple(replacement for replacement in plan.replacements if replacement.block in part.blocks)
         if own:
-            graphs[part.path] = run_passes(
-                part.graph_module,
-                partial(
-                    replace_blocks,
-                    repeats=part.inside,
-                    plan=replace(plan, replacements=own),
-                    matches=part.matches,
-                ),
-                batch_syntheses_,
-                write_in_place_,
-            ).graph_module
-    return graphs
+            first = partial(_replace_blocks, part=part, plan=replace(plan, replacements=own), one_by_one=one_by_one)
+            graphs[part.path] = run_passes(part.graph_module, first, batch_syntheses_, write_in_place_).graph_module
+    return Rewritten(graphs, one_by_one)
+
+
+def _replace_blocks(
+    gm: fx.GraphModule, *, part: PartRepeats, plan: Plan, one_by_one: dict[str, fx.GraphModule]
+) -> Result:
+    """Replace blocks, and keep the graph as it is then."""
+    result = replace_blocks(gm, part.inside, plan, part.matches)
+    one_by_one[part.path] = result.graph_module
+    return replace(result, graph_module=copy_graph(result.graph_module, compiled=False))
 
 
 class Trials:
@@ -49,17 +63,17 @@ class Trials:
     def __init__(self, captured: CapturedParts, parts: Sequence[PartRepeats], seed: int, inputs: ExampleInputs) -> None:
         self.captured, self.parts, self.seed = captured, parts, seed
         self._reasons: dict[tuple[str, ...], str | None] = {}
-        self._passed: tuple[tuple[Replacement, ...], dict[str, fx.GraphModule]] = (), {}
+        self._passed: tuple[tuple[Replacement, ...], Rewritten] = (), Rewritten()
         self._check = TrainingCheck(captured.module, inputs)
         if captured.check is not None and not captured.check.training:
             # The model does not run in training mode.
             self._check.possible = False
 
-    def graphs(self, plan: Plan) -> dict[str, fx.GraphModule]:
+    def rewritten(self, plan: Plan) -> Rewritten:
         """The graphs that a plan makes; made already where it was the last to pass."""
-        replacements, graphs = self._passed
+        replacements, rewritten = self._passed
         if replacements == plan.replacements:
-            return graphs
+            return rewritten
         try:
             return apply_plan(self.parts, plan)
         except ForeignError as failed:
@@ -121,7 +135,7 @@ class Trials:
         # A surrogate of a package that cannot be built here is refused like one that cannot be trained; where one of
         # repl-fx's own cannot, that is a defect.
         try:
-            graphs = apply_plan(self.parts, Plan(replacements, (), "", self.seed))
+            rewritten = apply_plan(self.parts, Plan(replacements, (), "", self.seed))
         except ForeignError as problem:
             return f"{keys} cannot be built here: {problem}"
         except (BrokenGraph, PlanMismatch) as problem:
@@ -131,17 +145,17 @@ class Trials:
         removed, made = {}, {}
         for name in (replacement.block for replacement in replacements):
             part = part_of(self.parts, name)
-            block, after = part.blocks[name], graphs[part.path]
+            block, after = part.blocks[name], rewritten.graphs[part.path]
             removed[name] = [part.graph_module.get_parameter(path) for path in block.parameters]
             place = f"{surrogate_path(block.name)}."
             made[name] = [p for path, p in after.named_parameters() if path.startswith(place)]
-        problem_found, culprits = self._check.run(self.captured.with_graphs(graphs), made, removed)
+        problem_found, culprits = self._check.run(self.captured.with_graphs(rewritten.graphs), made, removed)
         if problem_found is not None:
             return f"{keys} fails in a training step: {problem_found}"
         for replacement in replacements:
             if replacement.block in culprits:
                 return f"{replacement.surrogate} cannot be trained here: {culprits[replacement.block]}"
-        self._passed = replacements, graphs
+        self._passed = replacements, rewritten
         return None
 
 

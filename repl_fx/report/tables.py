@@ -77,9 +77,10 @@ def blocks_table(report: Sequence[BlockReport], plan: Plan) -> Table:
 
 
 def how(row: BlockReport, replacement: Replacement | None) -> str:
-    """The surrogate of a block and the blocks it is made from, or the reason why the block stays."""
+    """The surrogate of a block, the blocks it is made from and why not another, or the reason why the block stays."""
     if replacement is not None:
-        return f"{replacement.surrogate}, from {replacement.before} and {replacement.after}"
+        made = f"{replacement.surrogate}, from {replacement.before} and {replacement.after}"
+        return f"{made}; {replacement.why}" if replacement.why else made
     return row.reason or ""
 
 

@@ -8,8 +8,11 @@ from typing import TYPE_CHECKING
 
 import pytest
 import torch
+from torch import fx
 
 import repl_fx
+from repl_fx.artifact.manifest import read_manifest
+from repl_fx.in_place.checkpointed_blocks import CheckpointedForward
 from repl_fx.sources import load_source
 from tests.cli.results import document, one_line, refused
 from tests.planning.untrainable import MADE, register
@@ -55,6 +58,16 @@ def test_a_dry_run_writes_nothing(run: Run, model_file: Path, tmp_path: Path) ->
     assert result.exit_code == 0
     assert "nothing was written" in result.stdout
     assert sorted(tmp_path.iterdir()) == before
+
+
+def test_the_model_in_place_is_saved(run: Run, model_file: Path, tmp_path: Path) -> None:
+    result = run("transform", model_file, "-o", tmp_path / "out", "--in-place", "--checkpoint-blocks")
+    assert result.exit_code == 0, result.output
+    model = repl_fx.load(tmp_path / "out")
+    assert not isinstance(model, fx.GraphModule)
+    assert read_manifest(tmp_path / "out").checkpoint_blocks
+    assert sum(isinstance(vars(m).get("forward"), CheckpointedForward) for m in model.modules()) > 1
+    assert run("export", tmp_path / "out").exit_code == 0
 
 
 def test_a_plan_is_replayed(run: Run, artifact: Path, tmp_path: Path) -> None:

@@ -23,7 +23,7 @@ TOKENS, NARROW, PICTURES = torch.randn(2, 6, 16), torch.randn(2, 6, 8), torch.ra
 
 def _one_by_one(result: repl_fx.TransformResult) -> nn.Module:
     """The rewritten graph with syntheses one by one, as the model in place has them, on the same parameters."""
-    (graph,) = result.in_place.graphs.values()
+    (graph,) = result.one_by_one.values()
     graph.recompile()
     return graph
 

@@ -19,7 +19,7 @@ def test_each_block_of_a_part_has_a_row() -> None:
     block, repeat, before, after = ("encoder." + n for n in (chosen.block, chosen.repeat, chosen.before, chosen.after))
     named = Replacement(block, repeat, before, after, "blend", chosen.settings)
     plan = Plan((named,), (Refusal("encoder.blocks.2", "encoder.blocks", "of a whim"),), "")
-    (rewritten,) = apply_plan([part], plan).values()
+    (rewritten,) = apply_plan([part], plan).graphs.values()
     rows = reports_of(part, rewritten, plan)
     assert [(row.block, row.status, row.surrogate, row.reason) for row in rows] == [
         ("encoder.blocks.0", "kept", None, None),
