@@ -26,8 +26,9 @@ from repl_fx.tracing.leaves import is_leaf
 
 _FORWARD = {"_forward_hooks": "forward hook", "_forward_pre_hooks": "forward pre-hook"}
 _BACKWARD = {"_backward_hooks": "backward hook", "_backward_pre_hooks": "backward pre-hook"}
-# Hooks that act in a forward that asks for them alone, through values which a trace sees.
-_FOLLOWED = ("transformers.utils.output_capturing",)
+# Hooks that act in a forward that asks for them alone, through values which a trace sees; and those of models in place,
+# which compare structures alone.
+_FOLLOWED = ("transformers.utils.output_capturing", "repl_fx.in_place.surrogate_block")
 # How many calls deep the functions are looked into that a hook calls.
 _DEEPEST = 3
 _GENERATOR = ("seed", "initial_seed", "manual_seed", "get_rng_state", "set_rng_state")
