@@ -29,6 +29,7 @@ from .errors import (
     WeightsChanged as WeightsChanged,
 )
 from .export import (
+    CachedDecoder as CachedDecoder,
     export_onnx as export_onnx,
     verify_onnx as verify_onnx,
 )

@@ -134,6 +134,20 @@ def beams(subject: Subject) -> None:
     _generates(subject, num_beams=3)
 
 
+@habit("ONNX of a decoder with its cache", GPT2, quick=False)
+def onnx_with_cache(subject: Subject) -> None:
+    """Keys and values are inputs and outputs; ONNX Runtime computes what the model does behind a filled cache."""
+    decoder = repl_fx.CachedDecoder(shift(subject.model()).eval())
+    ids, mask, past = decoder.inputs(subject.inputs["input_ids"])
+    whole = decoder.model(subject.inputs["input_ids"]).logits
+    require_close(decoder(ids, mask, past)["logits"], whole[:, -2:], "logits with a cache and without", 1e-4)
+    gm = repl_fx.capture(decoder, (ids, mask, past))
+    with tempfile.TemporaryDirectory() as directory:
+        file = repl_fx.export_onnx(gm, Path(directory) / "decoder.onnx", (ids, mask, past))
+        check = repl_fx.verify_onnx(gm, file, (ids, mask, past))
+    require(bool(check), check.summary())
+
+
 @habit("PEFT: LoRA on kept blocks, trained and merged", VIT, GPT2, needs=("peft",))
 def adapters(subject: Subject) -> None:
     """Adapters learn, and the merged model computes what the adapted one does."""

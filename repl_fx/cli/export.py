@@ -12,7 +12,9 @@ from repl_fx.cli import common
 from repl_fx.cli.group import CheckFailed
 
 if TYPE_CHECKING:
+    from repl_fx.artifact.store import Artifact
     from repl_fx.export import Verification
+    from repl_fx.tracing.parts.capture import Part
 
 
 def export_command(
@@ -31,6 +33,12 @@ def export_command(
     verify: Annotated[
         bool, typer.Option("--verify/--no-verify", help="Prove that ONNX Runtime computes what PyTorch computes.")
     ] = True,
+    with_cache: Annotated[
+        bool,
+        typer.Option(
+            "--with-cache", help="Write a step of a decoder of transformers, with its cache as inputs and outputs."
+        ),
+    ] = False,
     model: common.ModelOption = None,
     trust: common.TrustOption = False,
     force: Annotated[bool, typer.Option("--force", help="Replace the FILE of -o if it exists.")] = False,
@@ -56,6 +64,9 @@ def export_command(
         terminal.stage("load")
         artifact = load_artifact(directory, model, trust_remote_code=trust)
         parts, whole = artifact.result.parts, artifact.result.captured_parts.whole
+        if with_cache:
+            terminal.stage("capture a step")
+            parts, whole = (_step(artifact),), True
         if output is not None and not whole:
             paths = ", ".join(part.path for part in parts)
             raise BadInput(f"{directory} was captured in parts ({paths}) and gives a file for each; leave out -o")
@@ -99,6 +110,24 @@ def export_command(
         terminal.show(*summaries.values())
         if not verify:
             terminal.show("not verified")
+
+
+def _step(artifact: Artifact) -> Part:
+    """A step of a decoder with its cache."""
+    from repl_fx import CachedDecoder, capture
+    from repl_fx.errors import BadInput
+    from repl_fx.running.example_inputs import ExampleInputs
+    from repl_fx.tracing.parts.capture import Part
+
+    given = artifact.result.inputs
+    ids = given.kwargs.get("input_ids", given.args[0] if given.args else None)
+    if ids is None:
+        raise BadInput(
+            f"{artifact.directory} has no input_ids among its example inputs, and --with-cache begins with them"
+        )
+    decoder = CachedDecoder(artifact.model)
+    inputs = ExampleInputs(decoder.inputs(ids))
+    return Part("", capture(decoder, inputs.args), inputs)
 
 
 def _bytes_of(file: Path) -> int:

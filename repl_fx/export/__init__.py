@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from repl_fx.export.decoder import CachedDecoder
 from repl_fx.export.difference import TOLERANCES, Difference, Tolerance
 from repl_fx.export.layers import LayerDifference
 from repl_fx.export.onnx_model import export_onnx, onnx_name
@@ -10,6 +11,7 @@ from repl_fx.export.verify import verify_onnx
 
 __all__ = [
     "TOLERANCES",
+    "CachedDecoder",
     "Difference",
     "LayerDifference",
     "Tolerance",

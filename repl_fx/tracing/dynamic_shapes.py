@@ -15,20 +15,36 @@ from torch.export import Dim, ExportedProgram, ShapesCollection
 from repl_fx._torch import example_of, fixed_size, guards_of, pytree
 from repl_fx.running.example_inputs import ExampleInputs
 
+# The name of the argument of decoders that is their cache.
+CACHE = "past_key_values"
+
 
 def dynamic_dims(tensor: Tensor) -> tuple[int, ...]:
     """Return the dimensions of an example input that may differ at run time.
 
     Returns:
         Every dimension of integer and bool tensors (token ids and masks: batch, sequence, and for attention masks the
-        sequence again); 0 and 1 of floating tensors of three dimensions (batch, sequence, features); 0 of all others,
-        and none for a scalar. The spatial size of images stays static: position embeddings and poolings specialise
-        on it.
+        sequence again); 0 and 1 of floating tensors of three dimensions (batch, sequence, features); 0 of all others
+        (but see `cache_dims`), and none for a scalar. The spatial size of images stays static: position embeddings and
+        poolings specialise on it.
     """
     floating = tensor.is_floating_point() or tensor.is_complex()
     if not floating:
         return every_dim(tensor)
     return (0, 1) if tensor.ndim == 3 else batch_dims(tensor)
+
+
+def cache_dims(arguments: Mapping[str, Any]) -> dict[int, tuple[int, ...]]:
+    """Return the dimensions that may differ of keys and values that are kept from call to call: batch and length.
+
+    Args:
+        arguments: by name; `past_key_values` is the cache, as transformers calls it.
+
+    Returns:
+        Dimensions 0 and 2 of floating tensors of four dimensions (batch, heads, length, c), by `id` of the tensor.
+    """
+    kept = pytree.tree_leaves(arguments.get(CACHE))
+    return {id(t): (0, 2) for t in kept if isinstance(t, Tensor) and t.ndim == 4 and t.is_floating_point()}
 
 
 def every_dim(tensor: Tensor) -> tuple[int, ...]:

@@ -31,15 +31,16 @@ _CONTAINERS = (nn.ModuleList, nn.ModuleDict, nn.ParameterList, nn.ParameterDict)
 def is_leaf(module: nn.Module) -> bool:
     """Whether calls of a module stay calls in the normal form.
 
-    A leaf has no child modules and is one of `torch.nn` (or derived from one), or a synthesis of a surrogate, or has no parameters and may depend on
-    the mode or on random numbers: Linear, a Conv2d subclass that pads, Dropout, DropPath. All other modules of the
-    user's own are traced into, so that their parameters can be seen, and which of their arguments they read.
+    A leaf is a synthesis of a surrogate, or it has no child modules and is one of `torch.nn` (or derived from one), or
+    has no parameters and may depend on the mode or on random numbers: Linear, a Conv2d subclass that pads, Dropout,
+    DropPath. All other modules of the user's own are traced into, so that their parameters can be seen, and which of
+    their arguments they read.
     """
-    if any(True for _ in module.children()) or isinstance(module, _CONTAINERS):
-        return False
     if isinstance(module, Synthesis):
         # Folding evaluates the call of a synthesis once.
         return True
+    if any(True for _ in module.children()) or isinstance(module, _CONTAINERS):
+        return False
     # A forward that somebody put into one module belongs to that module, and not to the copy that a graph calls.
     if "forward" in vars(module):
         return False
