@@ -5,7 +5,7 @@
     graph = repl_fx.capture(decoder, args)
     repl_fx.export_onnx(graph, "decoder.onnx", args)
 
-The file has inputs `past_key_values_0_key`, …, and outputs `logits` and `present_0_key`, …, a pair for each layer that
+The file has inputs `past_key_values_0_key`, …, and outputs `logits`, `present_0_key`, …, a pair for each layer that
 keeps something: a removed block keeps nothing, one with `reuse` its thin values. The first step has an empty cache, of
 length 0. After optimum's export of decoders.
 """
@@ -84,7 +84,8 @@ class CachedDecoder(nn.Module):
             past_key_values: keys and values (batch, heads, old, c) of the old tokens, by the number of the layer.
 
         Returns:
-            `logits` (batch, new, vocabulary), and `present`: the cache with the new tokens.
+            The model's outputs that are tensors, such as `logits` (batch, new, vocabulary), and `present`: the cache
+            with the new tokens.
         """
         from transformers import DynamicCache
 
@@ -101,4 +102,5 @@ class CachedDecoder(nn.Module):
         if not isinstance(present, DynamicCache):
             raise BadInput(f"{type(self.model).__name__} keeps a {type(present).__name__}, which is no DynamicCache")
         layers = ((str(number), layer) for number, layer in enumerate(present.layers) if layer.keys is not None)
-        return {"logits": made.logits, "present": {name: {"key": x.keys, "value": x.values} for name, x in layers}}
+        outputs = {name: value for name, value in made.items() if isinstance(value, Tensor)}
+        return {**outputs, "present": {name: {"key": x.keys, "value": x.values} for name, x in layers}}

@@ -46,6 +46,21 @@ def test_an_export_that_fails_leaves_no_file(run: Run, artifact: Path, tmp_path:
     assert not (artifact / "model.onnx").exists()
 
 
+def test_a_decoder_is_written_with_its_cache(run: Run, artifact: Path, tmp_path: Path) -> None:
+    pytest.importorskip("transformers")
+    sizes = {"n_layer": 3, "n_head": 2, "n_embd": 16, "vocab_size": 64, "n_positions": 32}
+    (tmp_path / "gpt").mkdir()
+    (tmp_path / "gpt" / "config.json").write_text(json.dumps({"model_type": "gpt2", **sizes}))
+    written = run("transform", f"hf:{tmp_path / 'gpt'}", "-o", tmp_path / "out", "--in-place", "--no-check")
+    assert written.exit_code == 0, written.stderr
+    result = run("export", tmp_path / "out", "--with-cache")
+    assert result.exit_code == 0, result.stderr
+    assert "equivalent: 7 outputs at batch 1, 2, 5" in result.stdout
+    graph = onnx.load(tmp_path / "out" / "model.onnx").graph
+    assert {value.name for value in graph.input} > {"input_ids", "past_key_values_0_key", "past_key_values_2_value"}
+    assert "takes no cache" in one_line(run("export", artifact, "--with-cache"))
+
+
 def test_a_refused_export_leaves_all_as_it_was(run: Run, artifact: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     before = {file.name: file.read_bytes() for file in artifact.iterdir()}
     assert {"model.onnx", "verify.json"} < before.keys()

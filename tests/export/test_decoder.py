@@ -140,7 +140,7 @@ def test_a_decoder_of_another_kind_of_cache_is_refused() -> None:
         def forward(
             self, input_ids: Tensor, past_key_values: Any, attention_mask: Any, use_cache: bool, **more: Any
         ) -> Any:
-            return type("Made", (), {"past_key_values": [], "logits": input_ids})
+            return type("Made", (), {"past_key_values": []})
 
     with pytest.raises(repl_fx.BadInput, match="Other keeps a list, which is no DynamicCache"):
         repl_fx.CachedDecoder(Other()).inputs(IDS)
