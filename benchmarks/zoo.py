@@ -4,6 +4,7 @@
     python -m benchmarks.zoo --only 'timm:*vit*' --stages captured..repeats
     python -m benchmarks.zoo --sample 60                      60 models of all libraries, the same ones for everyone
     python -m benchmarks.zoo --report-only                    docs/zoo.md and docs/zoo.json from what was run
+    python -m benchmarks.zoo --known docs/zoo.json            run what that report does not have in all stages
 
 For each model, with random weights, small inputs of batch 2, dropout and drop path on:
 
@@ -14,8 +15,8 @@ For each model, with random weights, small inputs of batch 2, dropout and drop p
                 repeated blocks", and the table argues why
     replaced    every second block of each repeat is replaced, by surrogate `auto`
     trained     one training step: the loss and all gradients are finite, every surrogate gets a gradient; saved
-    placed      the model in place computes what the graph does, with all gradients, in both modes, bit for bit; or the
-                report says which block has no place in the source's own tree
+    placed      the model in place computes what the graph does, with all gradients, in both modes, bit for bit; the
+                report says which blocks have no place in the source's own tree, and stay as they are here
     reloaded    a fresh process builds the model, loads the artifact and gets the same outputs, bit for bit
     folded      the folded graph has no synthesis left and the same outputs, bit for bit
     exported    an ONNX file is written; for a model in parts, one for each part with surrogates
@@ -35,6 +36,7 @@ import json
 import multiprocessing
 import os
 import shutil
+import subprocess
 import sys
 import tempfile
 import threading
@@ -69,6 +71,7 @@ class Runner:
 
     def __init__(self, out: Path, limit: float, last: str, total: int) -> None:
         self.out = out
+        self.commit = _commit()
         self.limit = limit
         self.last = last
         self.total = total
@@ -83,7 +86,7 @@ class Runner:
         begin = time.perf_counter()
         with tempfile.TemporaryDirectory(prefix="zoo-") as folder:
             place = Path(folder)
-            record = Record(case.name, case.family, case.note)
+            record = Record(case.name, case.family, case.note, self.commit)
             record.write(place)
             record = self.half(first_half, case, place)
             if STAGES.index(self.last) >= len(FIRST) and record.passed == list(FIRST):
@@ -127,11 +130,20 @@ class Runner:
             shutil.copy(place / "traceback.txt", kept)
 
 
-def read_records(out: Path) -> dict[str, dict[str, Any]]:
-    """The last record of each model in `zoo.jsonl`."""
+def read_records(out: Path, known: Path | None = None) -> dict[str, dict[str, Any]]:
+    """The last record of each model in `zoo.jsonl`, or else in a report that is `known`."""
     file = out / "zoo.jsonl"
     lines = file.read_text().splitlines() if file.exists() else []
-    return {record["name"]: record for record in map(json.loads, lines)}
+    before = json.loads(known.read_text())["models"] if known is not None else []
+    return {record["name"]: record for record in (*before, *map(json.loads, lines))}
+
+
+def _commit() -> str:
+    """The commit of the code that runs; empty outside of a repository."""
+    asked = subprocess.run(
+        ["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    return asked.stdout.strip()
 
 
 def choose(
@@ -147,7 +159,10 @@ def choose(
         record = done.get(case.name)
         if record is None or again == "all" or (again == "failed" and record["failed"]):
             return True
-        return not (record["failed"] or record["nothing_repeats"] or last in record["passed"])
+        if all(stage in record["passed"] for stage in STAGES[: STAGES.index(last) + 1]):
+            return False
+        # A record without a commit is from before there was a stage between.
+        return not (record["failed"] or record["nothing_repeats"]) or not record.get("commit")
 
     return [case for case in cases if wanted(case)]
 
@@ -162,6 +177,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--out", type=Path, default=ROOT / "build" / "zoo", help="where results are kept (build/zoo)")
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--limit", type=float, default=300, help="seconds for each half of the stages (300)")
+    parser.add_argument("--known", type=Path, metavar="FILE", help="a zoo.json, whose records count as run")
     group = parser.add_mutually_exclusive_group()
     group.add_argument("--resume", dest="again", action="store_const", const="", help="skip what was run (the default)")
     group.add_argument("--failed", dest="again", action="store_const", const="failed", help="run failures again")
@@ -177,14 +193,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     given.out.mkdir(parents=True, exist_ok=True)
     listed = all_cases()
     cases = listed if given.sample is None else sample(listed, given.sample)
-    done = read_records(given.out)
+    done = read_records(given.out, given.known)
     if not given.report_only:
         chosen = choose(cases, given.only, given.family, done, last, given.again)
         print(f"{len(chosen)} of {len(cases)} models to run, {given.workers} at a time", flush=True)
         runner = Runner(given.out, given.limit, last, len(chosen))
         with ThreadPoolExecutor(given.workers) as pool:
             list(pool.map(runner.run, chosen))
-    records = [record for case in cases if (record := read_records(given.out).get(case.name))]
+    done = read_records(given.out, given.known)
+    records = [done[case.name] for case in cases if case.name in done]
     place = ROOT / "docs" if given.report_only and given.report is None else given.report
     if place is not None:
         write_report(records, [case.name for case in cases], place)

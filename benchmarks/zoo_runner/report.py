@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +25,7 @@ _PACKAGES = (
     *("onnx", "onnxruntime", "onnxscript"),
 )
 _WORDS = {
-    "placed": "in place, or why not",
+    "placed": "tried in place",
     "eval": "exact in evaluation",
     "train": "exact in training",
     "repeats": "repeats looked for",
@@ -54,6 +54,12 @@ def write_report(records: Sequence[Row], names: Sequence[str], place: Path) -> N
 
 def _pages(known: Mapping[str, Row], names: Sequence[str], facts: Row) -> Iterator[str]:
     yield _HEAD + f"Versions: {', '.join(f'{k} {v}' for k, v in facts['versions'].items())}. {facts['processor']}.\n"
+    commits = list(dict.fromkeys(record["commit"] for record in known.values() if record.get("commit")))
+    older = sum(not record.get("commit") for record in known.values())
+    if older:
+        yield (
+            f"{older} of the models were run before there was the stage `placed`; the others at {', '.join(commits)}.\n"
+        )
     yield from _summary(known, names)
     for library in dict.fromkeys(name.partition(":")[0] for name in names):
         of_library = [known[name] for name in names if name.startswith(f"{library}:") and name in known]
@@ -77,11 +83,9 @@ def _summary(known: Mapping[str, Row], names: Sequence[str]) -> Iterator[str]:
             parts = (sum(_in_parts(known[n]) for n in column if n in known) for column in columns.values())
             rows.append(["of these in parts, the rest eager", *map(str, parts)])
         if stage == "placed":
-            # Records from before this stage have none.
-            none = (
-                sum(bool(known[n].get("not_in_place")) for n in column if n in known) for column in columns.values()
-            )
-            rows.append(["of these in graphs alone", *map(str, none)])
+            for words, of in _PLACES.items():
+                places = (sum(of(known[n]) for n in column if n in known) for column in columns.values())
+                rows.append([words, *map(str, places)])
         if stage == "repeats":
             none = (sum(known[n]["nothing_repeats"] for n in column if n in known) for column in columns.values())
             rows.append(["no repeated blocks, the end", *map(str, none)])
@@ -92,6 +96,14 @@ def _summary(known: Mapping[str, Row], names: Sequence[str]) -> Iterator[str]:
         rows.append(["not run", *map(str, missing)])
     heads = ("stage", *(_LIBRARIES.get(lib, lib) for lib in columns))
     yield from _table(heads, rows, numbers=range(1, len(heads)))
+
+
+# Models by what has a place in their own tree; records from before the stage `placed` have nothing.
+_PLACES: Mapping[str, Callable[[Row], bool]] = {
+    "of these with all replaced blocks in place": lambda r: r.get("in_place", 0) == r["replaced"] > 0,
+    "of these with some in place, where the others stay": lambda r: 0 < r.get("in_place", 0) < r["replaced"],
+    "of these in graphs alone": lambda r: "placed" in r["passed"] and not r.get("in_place", 0),
+}
 
 
 def _in_parts(record: Row) -> bool:

@@ -58,6 +58,7 @@ class Record:
 
     Attributes:
         name, family, note: of the case.
+        commit: of repl-fx, when the model was run; empty where it is not known.
         passed: stages that were passed, in order.
         failed: the stage that failed; None where none did.
         reason: why it failed, or why there was nothing to replace, in one line.
@@ -68,6 +69,7 @@ class Record:
         replaced: blocks that were replaced.
         surrogates: how many of them by each surrogate that `auto` took.
         not_in_place: replaced blocks without a place in the source's own tree, with the reason.
+        in_place: how many blocks are replaced in place, where need be without those.
         refused: blocks or repeats that were asked for and stayed, with the reason.
         parts: path, tracer, obstacles, mode switches of each graph; one with an empty path where the model is a graph.
         eager: what could not be captured, and why.
@@ -78,6 +80,7 @@ class Record:
     name: str
     family: str
     note: str = ""
+    commit: str = ""
     passed: list[str] = field(default_factory=list)
     failed: str | None = None
     reason: str = ""
@@ -88,6 +91,7 @@ class Record:
     replaced: int = 0
     surrogates: dict[str, int] = field(default_factory=dict)
     not_in_place: list[str] = field(default_factory=list)
+    in_place: int = 0
     refused: list[str] = field(default_factory=list)
     parts: list[dict[str, Any]] = field(default_factory=list)
     eager: list[str] = field(default_factory=list)
@@ -149,7 +153,7 @@ def run_half(half: Callable[..., None], name: str, place: str, last: str, heavy:
     torch.set_num_threads(1)
     folder = Path(place)
     case = next(case for case in all_cases() if case.name == name)
-    record = Record.read(folder) if half is second_half else Record(case.name, case.family, case.note)
+    record = Record.read(folder)
     with suppress(_Stop):
         half(case, record, folder, last, heavy)
 
@@ -198,7 +202,12 @@ def first_half(case: Case, record: Record, place: Path, last: str, heavy: Any) -
             repl_fx.save(result, place / "artifact", force=True)
         with _stage(record, place, "placed", last):
             record.not_in_place = [str(refusal) for refusal in result.in_place.refusals]
+            if result.in_place.model is None:
+                # Without the blocks that have no place the others are tried in theirs.
+                with suppress(repl_fx.NothingToReplace):
+                    result = rewrite(captured, Options(), ExampleInputs(args, kwargs), in_place=True)
             if result.in_place.model is not None:
+                record.in_place = len(result.plan.replacements)
                 require_same_in_place(result, args, kwargs)
 
 

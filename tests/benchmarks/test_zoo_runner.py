@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import json
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import asdict
@@ -13,6 +14,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from benchmarks.zoo import choose, read_records
 from benchmarks.zoo_models.case import Case
 from benchmarks.zoo_models.sample import sample
 from benchmarks.zoo_models.weights import wake
@@ -218,11 +220,28 @@ def test_wake_touches_only_weights_that_hide_something() -> None:
     assert scale.detach().min() >= 0.4
 
 
+def test_models_are_run_that_a_known_report_does_not_have_in_all_stages(tmp_path: Path) -> None:
+    case = Case("timm:a", "a", build=lambda: None)
+
+    def chosen(**record: Any) -> bool:
+        known = tmp_path / "zoo.json"
+        known.write_text(json.dumps({"models": [asdict(Record("timm:a", "a", **record))]}))
+        return bool(choose([case], (), (), read_records(tmp_path, known), STAGES[-1], ""))
+
+    assert choose([case], (), (), read_records(tmp_path), STAGES[-1], "") == [case]
+    assert not chosen(passed=list(STAGES))
+    assert chosen(passed=[stage for stage in STAGES if stage != "placed"])
+    # What has come to its end is run again where it is from an older commit, of which nothing is known.
+    assert chosen(passed=list(STAGES[:4]), nothing_repeats=True)
+    assert not chosen(passed=list(STAGES[:4]), nothing_repeats=True, commit="abc")
+    assert not chosen(passed=list(STAGES[:4]), failed="replaced", commit="abc")
+
+
 def test_the_report_counts_all_models(tmp_path: Path) -> None:
     whole = [{"path": "", "tracer": "torch.export", "obstacles": [], "switches": 0}]
     repeat = {"name": "blocks", "copies": 6, "similar": False, "shared": False, "parameters": 10, "children": []}
     done = Record("timm:a", "a", passed=list(STAGES), parameters=200, removed=50, repeats=[repeat], parts=whole)
-    done.surrogates = {"coarse": 2, "slim": 1}
+    done.surrogates, done.replaced, done.in_place, done.commit = {"coarse": 2, "slim": 1}, 3, 2, "abc"
     flat = Record(
         "timm:b", "b", passed=list(STAGES[:4]), reason="its 9 layers are of 9 kinds", nothing_repeats=True, parts=whole
     )
@@ -236,6 +255,10 @@ def test_the_report_counts_all_models(tmp_path: Path) -> None:
         "| verified | 1 | 0 | 1 |",
         "| failed at some stage | 0 | 1 | 1 |",
         "| not run | 0 | 1 | 1 |",
+        "| tried in place | 1 | 0 | 1 |",
+        "| of these with all replaced blocks in place | 0 | 0 | 0 |",
+        "| of these with some in place, where the others stay | 1 | 0 | 1 |",
+        "2 of the models were run before there was the stage `placed`; the others at abc.",
         "| `a` | a | 200 | verified | 6 | coarse 2, slim 1 | 50 (25.0 %) | 0 |  |",
         "| `c` | c | 0 | **failed: captured** |  |  |  | 0 | cannot \\| be (at timm/a.py, line 3) |",
     ):
