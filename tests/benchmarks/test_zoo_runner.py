@@ -221,7 +221,7 @@ def test_wake_touches_only_weights_that_hide_something() -> None:
 
 
 def test_models_are_run_that_a_known_report_does_not_have_in_all_stages(tmp_path: Path) -> None:
-    case = Case("timm:a", "a", build=lambda: None)
+    case = Case("timm:a", "a", build=lambda: (Net(), (), {}))
 
     def chosen(**record: Any) -> bool:
         known = tmp_path / "zoo.json"
