@@ -15,6 +15,7 @@ import typer
 from repl_fx.cli.export import export_command
 from repl_fx.cli.group import Commands
 from repl_fx.cli.inspect import inspect_command
+from repl_fx.cli.train import train_command
 from repl_fx.cli.transform import transform_command
 from repl_fx.cli.verify import verify_command
 
@@ -57,6 +58,7 @@ def _repl_fx(
 
 app.command("inspect", short_help="Show what repeats in a model, and what it costs.")(inspect_command)
 app.command("transform", short_help="Replace repeated blocks by light surrogates.")(transform_command)
+app.command("train", short_help="Train a rewritten model, resumable.")(train_command)
 app.command("export", short_help="Write a transformed model as ONNX, and verify it.")(export_command)
 app.command("verify", short_help="Compare an ONNX file with a model.")(verify_command)
 

@@ -1,0 +1,48 @@
+"""Flags for the fields of a settings class: their names, types and lines of help are stated there alone."""
+
+from __future__ import annotations
+
+import inspect
+import types
+from collections.abc import Callable, Iterator
+from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
+
+import typer
+
+
+def with_flags(settings: Callable[[], type]) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Give a command, which takes `**given`, a flag for each field of a class; None where a flag is not given.
+
+    Args:
+        settings: returns the class, whose annotations are `Annotated[type, Meta(description=…)]`.
+    """
+
+    def decorate(command: Callable[..., None]) -> Callable[..., None]:
+        own = inspect.signature(command, eval_str=True)
+        named = [p for p in own.parameters.values() if p.kind is not p.VAR_KEYWORD]
+        made = own.replace(parameters=[*named, *_flags(settings())])
+        command.__signature__ = made  # type: ignore[attr-defined]
+        return command
+
+    return decorate
+
+
+def _flags(settings: Any) -> Iterator[inspect.Parameter]:
+    hints = get_type_hints(settings, include_extras=True)
+    for name, default in zip(settings.__struct_fields__, settings.__struct_defaults__, strict=True):
+        kind, *notes = get_args(hints[name])
+        text = next(note.description for note in notes if note.description)
+        flag = name.replace("_", "-")
+        plain = _plain(kind)
+        names = (f"--{flag}/--no-{flag}",) if plain is bool else (f"--{flag}",)
+        shown = "" if default is None else f"  [default: {str(default).lower() if plain is bool else default}]"
+        option = typer.Option(*names, help=f"{text}{shown}", show_default=False)
+        annotation = Annotated[plain | None, option]  # type: ignore[valid-type]
+        yield inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=annotation)
+
+
+def _plain(kind: Any) -> Any:
+    """The class that a flag is read as; what is more than that, the settings check."""
+    if get_origin(kind) in (Union, types.UnionType):
+        return _plain(next(part for part in get_args(kind) if part is not type(None)))
+    return type(get_args(kind)[0]) if get_origin(kind) is Literal else kind

@@ -1,0 +1,1 @@
+"""Training of rewritten models: settings, data, the Lightning module, and runs that can be resumed."""

@@ -1,0 +1,114 @@
+"""From a specification or a directory to a run, and from its end back to the artifact."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from repl_fx.artifact import load_artifact, require_free, save
+from repl_fx.errors import BadInput
+from repl_fx.pipeline import transform
+from repl_fx.sources import load_source
+from repl_fx.training.config import TrainConfig, read_config
+from repl_fx.training.data import load_data
+from repl_fx.training.data.kinds import Data
+from repl_fx.training.run import CHECKPOINT, STATE, Trained, settings_of, train
+
+
+@dataclass(frozen=True, eq=False)
+class Run:
+    """A run that can begin.
+
+    Attributes:
+        directory: of the artifact, which has the model as it is before.
+        resume: whether to go on from the last checkpoint.
+    """
+
+    directory: Path
+    model: nn.Module
+    data: Data
+    config: TrainConfig
+    resume: bool
+
+
+def begin(
+    spec: str,
+    output: Path | None,
+    given: Mapping[str, Any],
+    *,
+    config_file: Path | None = None,
+    resume: bool = False,
+    every: int = 2,
+    surrogate: str = "auto",
+    force: bool = False,
+    weights: Path | None = None,
+    input_shape: str | None = None,
+    model: str | None = None,
+    trust_remote_code: bool = False,
+    progress: Callable[[str], None] = lambda stage: None,
+) -> Run:
+    """Make a run of a model, which is transformed first, or of an artifact.
+
+    Args:
+        spec: a specification, or the directory of an artifact.
+        output: the directory of the run; the artifact's own by default.
+        given: settings that were given as flags; None for those that were not.
+        config_file: settings that flags come before.
+        resume: go on with the run of the directory.
+        every, surrogate, weights, input_shape, model, trust_remote_code: see `transform`, `load_source`, `load`.
+        force: replace the artifact at `output`.
+        progress: called with the name of each stage as it begins.
+
+    Raises:
+        BadInput: options that do not go together, settings that are none, data or a model that cannot be read.
+        ReplFxError: see `transform` and `load`.
+    """
+    is_artifact = Path(spec).is_dir()
+    changes = {name: value for name, value in given.items() if value is not None}
+    if resume:
+        if not is_artifact or output is not None:
+            raise BadInput("--resume goes on with the run of a directory, in that directory; leave out -o")
+        if changes or config_file is not None:
+            named = "--config" if config_file is not None else f"--{next(iter(changes)).replace('_', '-')}"
+            raise BadInput(f"--resume goes on with the settings in {spec}/{STATE}; leave out {named}")
+        config = settings_of(Path(spec))
+    else:
+        config = (TrainConfig() if config_file is None else read_config(config_file)).changed(**changes)
+    if is_artifact and output is None and not (resume or force) and (Path(spec) / STATE / CHECKPOINT).exists():
+        raise BadInput(f"{spec} has a run already; go on with --resume, give -o DIR, or replace the run with --force")
+    if not is_artifact and output is None:
+        raise BadInput("no place to write to; give -o DIR")
+    if output is not None:
+        require_free(output, force=force)
+    progress("load data")
+    data = load_data(
+        config.data, root=None if config.data_dir is None else Path(config.data_dir), download=config.download,
+        context=config.context,
+    )  # fmt: skip
+    progress("load")
+    if is_artifact:
+        loaded = load_artifact(spec, model, trust_remote_code=trust_remote_code)
+        rewritten = loaded.model if loaded.result.in_place.model is not None else loaded.module
+        if output is not None:
+            save(rewritten, output, force=force)
+        return Run(output or Path(spec), rewritten, data, config, resume)
+    assert output is not None
+    source = load_source(
+        spec, input_shape=input_shape, seed=config.seed, trust_remote_code=trust_remote_code, weights=weights or True
+    )
+    result = transform(
+        source.model, source.args, source.kwargs, every=every, surrogate=surrogate, seed=config.seed, progress=progress
+    )
+    save(result.model, output, source=source, force=force)
+    return Run(output, result.model, data, config, resume)
+
+
+def train_directory(run: Run, *, show: bool = False) -> Trained:
+    """Train, and put the trained weights into the artifact; see `train`."""
+    trained = train(run.model, run.data, run.config, run.directory, resume=run.resume, show=show)
+    save(run.model.cpu(), run.directory, force=True)
+    return trained

@@ -1,0 +1,93 @@
+"""Settings of a training run: one table for the YAML file, the flags of `repl-fx train` and the artifact."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any, Literal, get_args, get_type_hints
+
+import msgspec
+from msgspec import Meta
+
+from repl_fx.errors import BadInput, one_line
+
+
+class TrainConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Settings of a training run; each has a flag of its name, and a line of help in its annotation."""
+
+    data: Annotated[str, Meta(description="Data set: digits, cifar10, npz:PATH, folder:PATH, text:PATH, …")] = "digits"
+    data_dir: Annotated[str | None, Meta(description="Directory of the files of named data sets.")] = None
+    download: Annotated[bool, Meta(description="Download a named data set that is not there.")] = False
+    context: Annotated[int, Meta(ge=2, description="Bytes in one input of text.")] = 256
+    epochs: Annotated[int, Meta(ge=1, description="Passes over the training data.")] = 10
+    batch_size: Annotated[int, Meta(ge=1, description="Inputs in a batch, on each device.")] = 64
+    accumulate: Annotated[int, Meta(ge=1, description="Batches whose gradients make one step.")] = 1
+    optimizer: Annotated[Literal["adamw", "sgd"], Meta(description="adamw or sgd.")] = "adamw"
+    lr: Annotated[float, Meta(gt=0, description="Highest learning rate.")] = 1e-3
+    momentum: Annotated[float, Meta(ge=0, lt=1, description="Momentum of sgd.")] = 0.9
+    weight_decay: Annotated[float, Meta(ge=0, description="Decay of weights; not of norms, biases and gains.")] = 0.05
+    warmup: Annotated[float, Meta(ge=0, le=1, description="Share of the steps in which the rate rises.")] = 0.05
+    clip: Annotated[float, Meta(ge=0, description="Largest norm of the gradient; 0 for any.")] = 1.0
+    label_smoothing: Annotated[float, Meta(ge=0, lt=1, description="Share of the target spread over all classes.")] = (
+        0.0
+    )
+    augment: Annotated[bool, Meta(description="Shift and flip training pictures.")] = True
+    mixup: Annotated[float, Meta(ge=0, description="Alpha of mixup; 0 for none.")] = 0.0
+    cutmix: Annotated[float, Meta(ge=0, description="Alpha of cutmix; 0 for none.")] = 0.0
+    ema: Annotated[float, Meta(ge=0, lt=1, description="Decay of an average of the weights; 0 for none.")] = 0.0
+    precision: Annotated[
+        Literal["float32", "bfloat16", "float16"], Meta(description="float32, bfloat16 or float16.")
+    ] = "float32"
+    compile: Annotated[bool, Meta(description="Compile the model.")] = False
+    save_every: Annotated[
+        int | None, Meta(description="Steps between checkpoints, besides those at the end of epochs.")
+    ] = None
+    log_every: Annotated[int, Meta(ge=1, description="Steps between lines of the log.")] = 10
+    tensorboard: Annotated[bool, Meta(description="Write logs for TensorBoard too.")] = False
+    deterministic: Annotated[bool, Meta(description="Use deterministic algorithms alone, on a GPU too.")] = False
+    seed: Annotated[int, Meta(ge=0, description="Seed of order, augmentation and dropout.")] = 0
+    device: Annotated[str, Meta(description="cpu, cuda or auto.")] = "auto"
+
+    def to_yaml(self) -> str:
+        """All settings as YAML."""
+        return msgspec.yaml.encode(self).decode()
+
+    def changed(self, **given: Any) -> TrainConfig:
+        """The same with other settings; None stands for those that are not given.
+
+        Raises:
+            BadInput: an unknown setting, or a value that is none for it; names it.
+        """
+        values = msgspec.to_builtins(self) | {name: value for name, value in given.items() if value is not None}
+        return _converted(values, "the flags")
+
+
+def read_config(file: Path) -> TrainConfig:
+    """The settings in a YAML file.
+
+    Raises:
+        BadInput: the file cannot be read, or a setting in it is unknown or has a value that is none for it.
+    """
+    try:
+        values = msgspec.yaml.decode(file.read_bytes())
+    except (OSError, msgspec.DecodeError, UnicodeDecodeError) as problem:
+        raise BadInput(f"the settings {file} cannot be read: {one_line(problem)}") from problem
+    return _converted(values if values is not None else {}, str(file))
+
+
+def _converted(values: Any, where: str) -> TrainConfig:
+    try:
+        config = msgspec.convert(values, TrainConfig)
+    except msgspec.ValidationError as problem:
+        raise BadInput(f"{where}: {one_line(problem)}; the settings are {', '.join(descriptions())}") from problem
+    if config.save_every is not None and config.save_every < 1:
+        raise BadInput(f"{where}: save_every is {config.save_every}; give 1 or more steps")
+    return config
+
+
+def descriptions() -> dict[str, str]:
+    """The line of help of each setting, by name."""
+    hints = get_type_hints(TrainConfig, include_extras=True)
+    return {
+        name: next(meta.description for meta in get_args(hints[name])[1:] if meta.description)
+        for name in TrainConfig.__struct_fields__
+    }

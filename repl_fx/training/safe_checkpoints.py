@@ -1,0 +1,98 @@
+"""Checkpoints that are whole or not there, and steps that draw the same random numbers in a run that was resumed."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import random
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytorch_lightning as pl
+import torch
+from pytorch_lightning.plugins.io import TorchCheckpointIO
+
+from repl_fx.errors import BadInput, OutputError
+
+
+class WholeCheckpoints(TorchCheckpointIO):
+    """Writes a checkpoint under another name, and gives it its own when it is complete."""
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
+        """Write a checkpoint.
+
+        Raises:
+            OutputError: the place cannot be written; the checkpoint before stays.
+        """
+        place = Path(path)
+        part = place.with_name(f".{place.name}.part")
+        try:
+            super().save_checkpoint(checkpoint, part, storage_options)
+            os.replace(part, place)
+        except (OSError, RuntimeError) as problem:
+            part.unlink(missing_ok=True)
+            # torch says of a full disk that a stream failed.
+            why = problem.strerror if isinstance(problem, OSError) and problem.strerror else problem
+            raise OutputError(f"the checkpoint {place} cannot be written: {why}; the one before is whole") from problem
+
+
+class Checkpoints(pl.Callback):
+    """Saves a checkpoint every so many steps, and at the end of each epoch; refuses a loss that is no number.
+
+    Args:
+        place: the file; the next checkpoint takes its place.
+        every: steps of the optimizer between checkpoints; None for one at the end of each epoch alone.
+    """
+
+    def __init__(self, place: Path, every: int | None) -> None:
+        self.place, self.every = place, every
+        self._step = self._saved = 0
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Note the step that the run begins at."""
+        self._step = self._saved = trainer.global_step
+
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Check the loss of the step, and save where it is time to."""
+        loss = outputs["loss"] if isinstance(outputs, dict) else outputs
+        if loss is not None and not bool(torch.isfinite(loss)):
+            raise BadInput(
+                f"the loss is {float(loss)} at step {trainer.global_step}; a lower --lr or --clip may help; "
+                f"{self.place if self.place.exists() else 'no checkpoint'} is the last that is good"
+            )
+        # Between two steps, gradients that have been added up would be lost.
+        stepped, self._step = trainer.global_step > self._step, trainer.global_step
+        if stepped and self.every is not None and trainer.global_step - self._saved >= self.every:
+            self._save(trainer)
+
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Save."""
+        self._save(trainer)
+
+    def _save(self, trainer: pl.Trainer) -> None:
+        trainer.save_checkpoint(self.place)
+        self._saved = trainer.global_step
+
+
+class SeededSteps(pl.Callback):
+    """Seeds the random numbers of each batch, by the number of the batch: a run that goes on draws what it would have.
+
+    Args:
+        seed: of the run.
+    """
+
+    def __init__(self, seed: int) -> None:
+        self.seed = seed
+
+    def on_train_batch_start(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        """Seed torch, numpy and Python."""
+        place = f"{self.seed} {trainer.current_epoch} {batch_idx} {trainer.global_rank}"
+        number = int.from_bytes(hashlib.sha256(place.encode()).digest()[:8], "big", signed=True)
+        torch.manual_seed(number)
+        np.random.seed(number % 2**32)
+        random.seed(number)

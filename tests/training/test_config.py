@@ -1,0 +1,52 @@
+"""Settings of a training run."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+import repl_fx
+from repl_fx.training.config import TrainConfig, descriptions, read_config
+
+
+def test_settings_go_out_and_in(tmp_path: Path) -> None:
+    config = TrainConfig(lr=0.1, optimizer="sgd", save_every=5)
+    file = tmp_path / "config.yaml"
+    file.write_text(config.to_yaml())
+    assert read_config(file) == config
+    file.write_text("")
+    assert read_config(file) == TrainConfig()
+
+
+def test_flags_come_before_and_what_is_not_given_stays() -> None:
+    config = TrainConfig(lr=0.1).changed(lr=None, epochs=3, augment=False)
+    assert (config.lr, config.epochs, config.augment) == (0.1, 3, False)
+
+
+@pytest.mark.parametrize(
+    ("text", "problem"),
+    [
+        ("lr: -1", r"Expected `float` > 0.0 - at `\$.lr`"),
+        ("rate: 1", "unknown field `rate`.*; the settings are data, data_dir"),
+        ("optimizer: adam", "Invalid enum value 'adam'"),
+        ("save_every: 0", "save_every is 0; give 1 or more steps"),
+        ("- 1", "Expected `object`"),
+        ("{", "cannot be read"),
+    ],
+)
+def test_what_is_no_setting_is_refused(tmp_path: Path, text: str, problem: str) -> None:
+    file = tmp_path / "config.yaml"
+    file.write_text(text)
+    with pytest.raises(repl_fx.BadInput, match=problem):
+        read_config(file)
+
+
+def test_a_file_that_is_not_there_is_named(tmp_path: Path) -> None:
+    with pytest.raises(repl_fx.BadInput, match=r"none.yaml cannot be read: .*No such file"):
+        read_config(tmp_path / "none.yaml")
+
+
+def test_each_setting_has_a_line_of_help() -> None:
+    assert descriptions().keys() == set(TrainConfig.__struct_fields__)
+    assert all(line.endswith((".", "…")) for line in descriptions().values())

@@ -1,0 +1,181 @@
+"""Runs: they learn, go on where they were stopped, and end in one line where they cannot."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import repl_fx
+from repl_fx.surrogates.shared.synthesis import Synthesis
+from repl_fx.training import run as runs
+from repl_fx.training.config import TrainConfig
+from repl_fx.training.data.kinds import Tensors
+from repl_fx.training.run import CHECKPOINT, CONFIG, LOGS, RESULT, STATE, settings_of, train
+from tests.training.runs import Net, pictures, rewritten
+
+SHORT = TrainConfig(epochs=3, batch_size=8, save_every=2, lr=0.02, device="cpu", log_every=2)
+ROOT = Path(__file__).parents[2]
+
+
+def test_a_run_learns_and_leaves_its_figures(tmp_path: Path) -> None:
+    model = rewritten()
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    made = train(model, pictures(), SHORT.changed(epochs=12, augment=False), tmp_path)
+    assert made.figures["accuracy"] > 0.8
+    assert made.steps == 12 * 6
+    assert made.resumed is None
+    assert not torch.equal(before["stem.weight"], model.state_dict()["stem.weight"])
+    assert {file.name for file in (tmp_path / STATE).iterdir()} == {CHECKPOINT, CONFIG, LOGS, RESULT}
+    assert json.loads((tmp_path / STATE / RESULT).read_text()) == {"steps": 72, **made.figures}
+    assert settings_of(tmp_path).epochs == 12
+    assert "inputs_per_second" in (tmp_path / STATE / LOGS / "from_step_0" / "metrics.csv").read_text()
+
+
+_KILLED = """
+import os, sys
+from pathlib import Path
+import torch
+from repl_fx.training.run import train
+from repl_fx.training.config import read_config
+from repl_fx.training.safe_checkpoints import Checkpoints
+from tests.training.runs import pictures, rewritten
+import signal
+torch.set_num_threads(1)
+directory, batch = Path(sys.argv[1]), int(sys.argv[2])
+own, count = Checkpoints.on_train_batch_end, 0
+def on_train_batch_end(self, *args):
+    global count
+    own(self, *args)
+    count += 1
+    if count == batch:
+        os.kill(os.getpid(), signal.SIGKILL)
+Checkpoints.on_train_batch_end = on_train_batch_end
+train(rewritten(), pictures(), read_config(directory / "config.yaml"), directory)
+"""
+
+
+@pytest.mark.parametrize(
+    ("settings", "batch"),
+    [({}, 9), ({"accumulate": 2, "mixup": 0.3, "ema": 0.9, "optimizer": "sgd"}, 7)],
+)
+def test_a_run_that_was_killed_goes_on_as_if_it_had_not_been(
+    tmp_path: Path, settings: dict[str, Any], batch: int
+) -> None:
+    config = SHORT.changed(**settings)
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    killed.mkdir()
+    (killed / "config.yaml").write_text(config.to_yaml())
+    expected = rewritten()
+    figures = train(expected, pictures(), config, whole)
+    command = [sys.executable, "-c", _KILLED, str(killed), str(batch)]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    assert subprocess.run(command, env=environment, capture_output=True, check=False).returncode == -signal.SIGKILL
+    model = rewritten(seed=1)
+    made = train(model, pictures(), settings_of(killed), killed, resume=True)
+    again = train(rewritten(seed=2), pictures(), settings_of(killed), killed, resume=True)
+    assert again.figures == made.figures and again.resumed == made.steps
+    assert made.resumed is not None and 0 < made.resumed < made.steps
+    assert made.figures == figures.figures
+    state = model.state_dict()
+    assert all(torch.equal(tensor, state[name]) for name, tensor in expected.state_dict().items())
+
+
+def test_accumulated_batches_share_their_syntheses(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    made = {"count": 0}
+    own = Synthesis._made_of
+
+    def counted(self: Synthesis, weights: Any) -> Any:
+        made["count"] += self.training
+        return own(self, weights)
+
+    monkeypatch.setattr(Synthesis, "_made_of", counted)
+    counts = []
+    for batches in (1, 3):
+        made["count"] = 0
+        train(rewritten(), pictures(), SHORT.changed(epochs=1, accumulate=batches), tmp_path)
+        counts.append(made["count"])
+    assert counts[1] < counts[0] - 3
+
+
+def test_what_does_not_fit_is_a_line(tmp_path: Path) -> None:
+    data = pictures()
+    with pytest.raises(repl_fx.BadInput, match="Net does not take inputs of bright, which are 1x3x3: "):
+        small = Tensors(torch.zeros(9, 1, 3, 3, dtype=torch.uint8), torch.zeros(9, dtype=torch.long))
+        train(Net(), dataclasses.replace(data, shape=(1, 3, 3), train=small, test=small), SHORT, tmp_path)
+    with pytest.raises(repl_fx.BadInput, match="Net returns 2 logits, and bright has 3 classes"):
+        train(Net(classes=2), data, SHORT, tmp_path)
+    with pytest.raises(repl_fx.BadInput, match=r"has no train_state/last\.ckpt to go on from"):
+        train(Net(), data, SHORT, tmp_path / "none", resume=True)
+    with pytest.raises(repl_fx.BadInput, match="tpu is no device to train on"):
+        train(Net(), data, SHORT.changed(device="tpu"), tmp_path)
+    with pytest.raises(repl_fx.BadInput, match="48 samples do not fill one batch of 64"):
+        train(Net(), data, SHORT.changed(batch_size=64), tmp_path)
+    (tmp_path / "file").write_text("")
+    with pytest.raises(repl_fx.OutputError, match="cannot be written"):
+        train(Net(), data, SHORT, tmp_path / "file")
+
+
+def test_a_damaged_checkpoint_is_a_line(tmp_path: Path) -> None:
+    train(Net(), pictures(), SHORT.changed(epochs=1), tmp_path)
+    file = tmp_path / STATE / CHECKPOINT
+    file.write_bytes(file.read_bytes()[:200])
+    with pytest.raises(repl_fx.BadInput, match=r"the checkpoint .* cannot be read"):
+        train(Net(), pictures(), SHORT, tmp_path, resume=True)
+
+
+class _Broken(Net):
+    """Gives no numbers from some batch on."""
+
+    calls = 0
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.calls += self.training
+        return super().forward(x) * (float("nan") if self.calls > 4 else 1.0)
+
+
+def test_a_loss_that_is_no_number_leaves_the_checkpoint_before(tmp_path: Path) -> None:
+    with pytest.raises(repl_fx.BadInput, match=r"the loss is nan at step 5; .*last.ckpt is the last that is good"):
+        train(_Broken(), pictures(), SHORT, tmp_path)
+    found = torch.load(tmp_path / STATE / CHECKPOINT, weights_only=True)
+    assert found["global_step"] == 4
+    assert all(bool(tensor.isfinite().all()) for tensor in found["state_dict"].values())
+
+
+class _Interrupted(Net):
+    def forward(self, x: Tensor) -> Tensor:
+        if self.training and self.blocks.training:
+            raise KeyboardInterrupt
+        return super().forward(x)
+
+
+def test_an_interrupt_reaches_the_caller(tmp_path: Path) -> None:
+    before = signal.getsignal(signal.SIGINT)
+    with pytest.raises(KeyboardInterrupt):
+        train(_Interrupted(), pictures(), SHORT, tmp_path)
+    assert signal.getsignal(signal.SIGINT) is before
+
+
+def test_speed_counts_inputs_of_training_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    logged: list[dict[str, float]] = []
+    module: Any = nn.Module()
+    module.log_dict, module.device = (lambda found, **_: logged.append(found)), torch.device("cpu")
+    now = iter([0.0, 10.0, 14.0, 20.0])
+    monkeypatch.setattr(runs.time, "perf_counter", lambda: next(now))
+    speed = runs.Speed(2)
+    trainer: Any = None
+    speed.on_train_epoch_start(trainer, module)
+    for number in range(2):
+        speed.on_train_batch_end(trainer, module, None, (torch.zeros(8), None), number)
+    # Of two batches, since the epoch began.
+    assert logged[0]["inputs_per_second"] == pytest.approx(16 / 4.0)
+    assert logged[0]["memory_mib"] > 10
