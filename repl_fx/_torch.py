@@ -353,3 +353,8 @@ def operator_name(operator: Any) -> str | None:
     if isinstance(operator, OpOverloadPacket):
         return str(operator._qualified_op_name).replace("::", ".")
     return f"higher_order.{operator.__name__}" if isinstance(operator, HigherOrderOperator) else None
+
+
+def standard_gamma(concentration: Tensor, generator: torch.Generator) -> Tensor:
+    """Samples of Gamma(concentration, 1), in its shape, on its device; the public ways take no generator."""
+    return torch._standard_gamma(concentration, generator)

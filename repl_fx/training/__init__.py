@@ -1,0 +1,1 @@
+"""Training: the data sets, and what runs a recipe on them."""

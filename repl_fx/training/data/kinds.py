@@ -1,0 +1,164 @@
+"""The data sets themselves: inputs and targets of two splits, checked once, when they are put together."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sized
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from repl_fx.errors import BadInput
+
+Task = Literal["classification", "language-modelling"]
+_TASKS = ("classification", "language-modelling")
+_INPUT_TYPES = (torch.uint8, torch.float32, torch.int64)
+
+
+@dataclass(frozen=True, eq=False)
+class Tensors:
+    """A split that is held whole in memory.
+
+    Attributes:
+        inputs: uint8, float32 or int64, (n, *shape of one input).
+        targets: int64; (n,) for classification, (n, context) for language modelling.
+    """
+
+    inputs: Tensor
+    targets: Tensor
+
+    def __len__(self) -> int:
+        return len(self.targets)
+
+
+# A split in memory, or one that is read file by file: samples (input, target), by their number.
+Split = Tensors | Dataset[tuple[Tensor, int]]
+
+
+@dataclass(frozen=True, eq=False)
+class Data:
+    """Inputs and targets to train on, and held out.
+
+    Attributes:
+        name: the specification that led to the data set.
+        task: `classification` or `language-modelling`.
+        classes: number of classes, or of token ids: 256 for bytes.
+        shape: of one input: (channels, height, width) of a picture, (features,) of a vector, (context,) of a text.
+        train, test: the two splits.
+        mean, std: of each channel of the training pictures, in units of 255 grey levels where the inputs are uint8;
+            empty where the inputs are no pictures.
+
+    Raises:
+        BadInput: a split is empty, has a type, a shape or a target that cannot be, or values that are not finite.
+    """
+
+    name: str
+    task: Task
+    classes: int
+    shape: tuple[int, ...]
+    train: Split
+    test: Split
+    mean: tuple[float, ...] = ()
+    std: tuple[float, ...] = ()
+
+    def __post_init__(self) -> None:
+        if self.task not in _TASKS:
+            raise BadInput(f"{self.name}: task is {self.task!r}; wanted is {' or '.join(_TASKS)}")
+        if self.classes < 2:
+            raise BadInput(f"{self.name}: {self.classes} class; at least 2 are needed to tell something apart")
+        channels = self.shape[0] if len(self.shape) == 3 else 0
+        if (len(self.mean), len(self.std)) not in ((0, 0), (channels, channels)):
+            raise BadInput(
+                f"{self.name}: {len(self.mean)} means and {len(self.std)} deviations for inputs of shape {self.shape}; "
+                "give one of each for every channel, or none"
+            )
+        for split, part in (("train", self.train), ("test", self.test)):
+            where = f"{self.name}: {split}"
+            if length(part) == 0:
+                raise BadInput(f"{where} is empty; give at least one sample to each split")
+            if isinstance(part, Tensors):
+                self._check(part, where)
+
+    def __str__(self) -> str:
+        """Name, sizes and shape on one line."""
+        shape = "x".join(map(str, self.shape))
+        return f"{self.name}: {length(self.train)} + {length(self.test)} of {shape}, {self.classes} classes"
+
+    def _check(self, part: Tensors, where: str) -> None:
+        inputs, targets = part.inputs, part.targets
+        if inputs.dtype not in _INPUT_TYPES:
+            raise BadInput(f"{where}: inputs are {inputs.dtype}; give uint8, float32 or int64")
+        if targets.dtype != torch.int64:
+            raise BadInput(f"{where}: targets are {targets.dtype}; give int64")
+        if len(inputs) != len(targets):
+            raise BadInput(f"{where}: {len(inputs)} inputs but {len(targets)} targets; give one target for each input")
+        if tuple(inputs.shape[1:]) != self.shape:
+            raise BadInput(f"{where}: inputs are of shape {tuple(inputs.shape[1:])}; the data set's is {self.shape}")
+        wanted = self.shape if self.task == "language-modelling" else ()
+        if tuple(targets.shape[1:]) != wanted:
+            raise BadInput(f"{where}: targets are of shape {tuple(targets.shape[1:])}; wanted for {self.task} {wanted}")
+        low, high = int(targets.min()), int(targets.max())
+        if low < 0 or high >= self.classes:
+            wrong = low if low < 0 else high
+            raise BadInput(f"{where}: label {wrong} is out of range; labels are 0 to {self.classes - 1}")
+        if inputs.is_floating_point() and not (finite := inputs.isfinite()).all():
+            first = tuple(int(i) for i in (~finite).nonzero()[0])
+            raise BadInput(f"{where}: inputs hold {float(inputs[first])} at {first}; give finite numbers")
+
+
+@dataclass(frozen=True, eq=False)
+class UserData:
+    """Data of a user's own function, as the function returned them.
+
+    Attributes:
+        name: the specification.
+        train, test: batches of (inputs, targets), where the function returned a pair of loaders.
+        module: the LightningDataModule, where the function returned one.
+    """
+
+    name: str
+    train: Iterable[Any] | None = None
+    test: Iterable[Any] | None = None
+    module: object | None = None
+
+
+@dataclass(frozen=True)
+class Request:
+    """The request for a data set that a loader function gets.
+
+    Attributes:
+        name: the whole specification, for messages.
+        argument: the part of it behind the colon: a path, or the name of a data set elsewhere.
+        root: directory under which the files of named data sets lie.
+        download: whether missing files may be fetched.
+        context: bytes in one input of a text.
+        held_out: share that becomes the test split where the data come unsplit, above 0 and below 1.
+        size: height and width in pixels that pictures read file by file are brought to; None takes the shorter side
+            of the first picture, and 224 at most.
+    """
+
+    name: str
+    argument: str
+    root: Path
+    download: bool = False
+    context: int = 256
+    held_out: float = 0.1
+    size: int | None = None
+
+    def __post_init__(self) -> None:
+        if not 0 < self.held_out < 1:
+            raise BadInput(f"held_out is {self.held_out}; give a share above 0 and below 1")
+        if self.context < 1:
+            raise BadInput(f"context is {self.context}; give at least one byte")
+        if self.size is not None and self.size < 1:
+            raise BadInput(f"size is {self.size}; give at least one pixel")
+
+
+def length(part: Split) -> int:
+    """Number of samples of a split."""
+    if not isinstance(part, Sized):
+        raise BadInput(f"a split of type {type(part).__name__} has no length; give a map-style torch Dataset")
+    return len(part)
