@@ -58,7 +58,7 @@ def _offline(datasets: Any) -> Iterator[None]:
     """Keep the library from the network; its option `local_files_only` is read nowhere, and the variable once."""
     from huggingface_hub import constants
 
-    places = (datasets.config, constants)
+    places: tuple[Any, ...] = (datasets.config, constants)
     before = [place.HF_HUB_OFFLINE for place in places]
     for place in places:
         place.HF_HUB_OFFLINE = True

@@ -54,7 +54,9 @@ def _parts(spec: str) -> tuple[Path, str]:
 def _function(names: dict[str, Any], function: str, path: Path) -> Callable[[], Any]:
     found: Callable[[], Any] | None = names.get(function)
     if not callable(found):
-        there = [name for name, value in names.items() if callable(value) and not name.startswith("_")]
+        # Of the file itself; what it imports is not meant.
+        own = [name for name, value in names.items() if getattr(value, "__module__", None) == names["__name__"]]
+        there = [name for name in own if callable(names[name]) and not name.startswith("_")]
         raise BadInput(f"{path} has no function {function!r}{close_matches(function, there)}; define {function}()")
     return found
 

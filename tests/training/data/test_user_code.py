@@ -76,7 +76,7 @@ def test_data_loaders_and_modules_come_back_as_they_are(file: str) -> None:
         ("nothing", "mine.py:nothing returned .*None"),
         ("fails", r"mine.py:fails raised RuntimeError: no disk \(.*mine.py, line 30\)"),
         ("needs", "mine.py:needs raised TypeError: needs.. missing 1 required positional argument"),
-        ("loader", r"has no function 'loader'; did you mean loaders, .*; define loader\(\)"),
+        ("loader", r"has no function 'loader'; did you mean loaders\?; define loader\(\)"),
         ("", "names no function behind the colon; write .*mine.py:FUNCTION"),
     ],
 )
