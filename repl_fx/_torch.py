@@ -356,5 +356,5 @@ def operator_name(operator: Any) -> str | None:
 
 
 def standard_gamma(concentration: Tensor, generator: torch.Generator) -> Tensor:
-    """Samples of Gamma(concentration, 1), of the shape and device of `concentration`; the public ways take no generator."""
+    """Samples of Gamma(concentration, 1), in its shape, on its device; the public ways take no generator."""
     return torch._standard_gamma(concentration, generator)

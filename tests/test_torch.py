@@ -113,3 +113,11 @@ def test_transforms_and_forward_mode_are_noticed_while_they_last() -> None:
         note(x)
     note(x)
     assert seen == [False, True, True, True, False]
+
+
+def test_gamma_samples_come_of_the_generator() -> None:
+    concentration = torch.full((20_000,), 3.0, dtype=torch.float64)
+    one, same = (_torch.standard_gamma(concentration, torch.Generator().manual_seed(1)) for _ in range(2))
+    assert torch.equal(one, same) and one[0] != one[1]
+    # Mean and variance are both the concentration; five standard errors of the mean.
+    assert abs(one.mean() - 3) < 5 * (3 / 20_000) ** 0.5 and abs(one.var() - 3) < 0.3

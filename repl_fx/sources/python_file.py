@@ -81,6 +81,23 @@ def _split(name: str) -> tuple[Path, str]:
 
 
 @contextmanager
+def executed(path: Path) -> Iterator[ModuleType]:
+    """Execute a Python file that is not a model's, anew; its directory is on `sys.path` while the context lasts.
+
+    Args:
+        path: of the file, resolved.
+
+    Yields:
+        The file as a module.
+
+    Raises:
+        SourceError: the file raises; says where.
+    """
+    with _importable(path.parent):
+        yield _execute(path)[0]
+
+
+@contextmanager
 def _importable(directory: Path) -> Iterator[None]:
     for name in _siblings:
         sys.modules.pop(name, None)

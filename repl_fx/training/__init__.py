@@ -1,1 +1,1 @@
-"""Training of rewritten models: settings, data, the Lightning module, and runs that can be resumed."""
+"""Training: the data sets, and what runs a recipe on them."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import lru_cache
 
 import torch
 from torch import Tensor
@@ -85,8 +86,7 @@ class Normalise:
         """Change (n, channels, height, width), or any shape where mean is empty; the generator is not used."""
         scaled = _as_float(inputs)
         if self.mean:
-            mean, std = (torch.tensor(v, device=inputs.device)[:, None, None] for v in (self.mean, self.std))
-            scaled = (scaled - mean) / std
+            scaled = (scaled - _per_channel(self.mean, inputs.device)) / _per_channel(self.std, inputs.device)
         return scaled, targets
 
 
@@ -155,6 +155,14 @@ class CutMix(_Mixture):
         cut = rows[:, None] & columns[None, :]
         left = 1 - cut.float().mean()
         return torch.where(cut, inputs[partner], inputs), self._targets(targets, left, partner)
+
+
+@lru_cache(maxsize=16)
+def _per_channel(values: tuple[float, ...], device: torch.device) -> Tensor:
+    """One value for each channel, (channels, 1, 1); kept, as every copy to a device waits for the device."""
+    # The first batch may be one of an evaluation, whose tensors would not do for training.
+    with torch.inference_mode(False):
+        return torch.tensor(values, device=device)[:, None, None]
 
 
 def _as_float(inputs: Tensor) -> Tensor:

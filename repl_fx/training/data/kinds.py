@@ -103,14 +103,10 @@ class Data:
         low, high = int(targets.min()), int(targets.max())
         if low < 0 or high >= self.classes:
             wrong = low if low < 0 else high
-            raise BadInput(
-                f"{where}: label {wrong} is out of range; {self.classes} classes are 0 to {self.classes - 1}"
-            )
+            raise BadInput(f"{where}: label {wrong} is out of range; labels are 0 to {self.classes - 1}")
         if inputs.is_floating_point() and not (finite := inputs.isfinite()).all():
             first = tuple(int(i) for i in (~finite).nonzero()[0])
-            raise BadInput(
-                f"{where}: input {first[0]} holds {float(inputs[first])} at {first[1:]}; give finite numbers"
-            )
+            raise BadInput(f"{where}: inputs hold {float(inputs[first])} at {first}; give finite numbers")
 
 
 @dataclass(frozen=True, eq=False)

@@ -1,16 +1,16 @@
 """Batches whose order and changes a seed fixes, so that a run that is resumed sees those it would have seen.
 
-Everything random is drawn from generators seeded by (seed, epoch, number of the batch); nothing is carried over from one
-batch to the next, and the global random state is neither read nor moved. A position is then two numbers, the epoch and
-the batches given out, and that is the state of a loader. Lightning saves and restores it (its protocol of stateful
-loaders: `state_dict`, `load_state_dict`), and tells the epoch through `sampler.set_epoch`.
+Everything random is drawn from generators seeded by (seed, epoch, number of the batch); nothing is carried over from
+one batch to the next, and the global random state is neither read nor moved. A position is then two numbers, the epoch
+and the batches given out, and that is the state of a loader. Lightning saves and restores the state (its protocol of
+stateful loaders: `state_dict`, `load_state_dict`), and tells the epoch through `sampler.set_epoch`.
 """
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
-from typing import Any, Self
+from typing import Any, Self, TypedDict, Unpack
 
 import numpy as np
 import torch
@@ -30,6 +30,28 @@ def seed_of(seed: int, *key: int) -> int:
     return int(np.random.SeedSequence(seed, spawn_key=key).generate_state(1, np.uint64)[0])
 
 
+class Options(TypedDict, total=False):
+    """What all loaders can be told.
+
+    Attributes:
+        seed: of order and changes, 0 or more; 0.
+        shuffle: whether each epoch has an order of its own; the order of the samples otherwise, the default.
+        drop_last: whether an incomplete last batch is left out; False.
+        device: where the batches are wanted; the CPU.
+        change: of each batch, with a generator of the device; None.
+        rank, world_size: number of this process, and of all; 0 of 1. Where a last batch does not divide among them, its
+            first samples come twice, as in torch's DistributedSampler.
+    """
+
+    seed: int
+    shuffle: bool
+    drop_last: bool
+    device: str | torch.device
+    change: Change | None
+    rank: int
+    world_size: int
+
+
 class BatchLoader(ABC):
     """An iterable of batches with a position that can be saved.
 
@@ -42,13 +64,13 @@ class BatchLoader(ABC):
         samples: int,
         batch_size: int,
         *,
-        seed: int,
-        shuffle: bool,
-        drop_last: bool,
-        device: str | torch.device,
-        change: Change | None,
-        rank: int,
-        world_size: int,
+        seed: int = 0,
+        shuffle: bool = False,
+        drop_last: bool = False,
+        device: str | torch.device = "cpu",
+        change: Change | None = None,
+        rank: int = 0,
+        world_size: int = 1,
     ) -> None:
         if samples < 1:
             raise BadInput("a loader needs at least one sample")
@@ -58,11 +80,11 @@ class BatchLoader(ABC):
             raise BadInput(f"rank is {rank} of {world_size} processes; ranks count from 0")
         if batch_size % world_size:
             raise BadInput(
-                f"batch_size is {batch_size}, that of all {world_size} processes together; give a multiple of {world_size}"
+                f"batch_size is {batch_size}, of all processes together; give a multiple of their number, {world_size}"
             )
         if drop_last and samples < batch_size:
             raise BadInput(
-                f"{samples} samples do not fill one batch of {batch_size}; give a smaller batch_size, or drop_last=False"
+                f"{samples} samples do not fill a batch of {batch_size}; give a smaller batch_size, or drop_last=False"
             )
         if seed < 0:
             raise BadInput(f"seed is {seed}; give 0 or more")
@@ -77,9 +99,6 @@ class BatchLoader(ABC):
         """Batches of an epoch, the same on each rank."""
         full, rest = divmod(self.samples, self.batch_size)
         return full + (rest > 0 and not self.drop_last)
-
-    # Lightning asks for it where there is a sampler.
-    batch_sampler = None
 
     @property
     def sampler(self) -> Self:
@@ -169,14 +188,7 @@ class TensorLoader(BatchLoader):
         inputs: Tensor,
         targets: Tensor,
         batch_size: int,
-        *,
-        seed: int = 0,
-        shuffle: bool = False,
-        drop_last: bool = False,
-        device: str | torch.device = "cpu",
-        change: Change | None = None,
-        rank: int = 0,
-        world_size: int = 1,
+        **options: Unpack[Options],
     ) -> None:
         """Move the tensors to the device.
 
@@ -184,30 +196,14 @@ class TensorLoader(BatchLoader):
             inputs: (n, …).
             targets: (n, …).
             batch_size: samples of a batch of all processes together.
-            seed: of order and changes, 0 or more.
-            shuffle: whether each epoch has an order of its own; the order of the tensors otherwise.
-            drop_last: whether an incomplete last batch is left out.
-            device: where the batches are wanted.
-            change: of each batch, with a generator of the device.
-            rank, world_size: number of this process, and of all. Where a last batch does not divide among them, its
-                first samples come twice, as in torch's DistributedSampler.
+            options: see `Options`.
 
         Raises:
             BadInput: inputs and targets differ in number, or an argument cannot be.
         """
         if len(inputs) != len(targets):
             raise BadInput(f"{len(inputs)} inputs but {len(targets)} targets; give one target for each input")
-        super().__init__(
-            len(inputs),
-            batch_size,
-            seed=seed,
-            shuffle=shuffle,
-            drop_last=drop_last,
-            device=device,
-            change=change,
-            rank=rank,
-            world_size=world_size,
-        )
+        super().__init__(len(inputs), batch_size, **options)
         self.inputs, self.targets = inputs.to(self.device), targets.to(self.device)
 
     def _batches(self, epoch: int, first: int) -> Iterator[tuple[Tensor, Tensor]]:
@@ -231,36 +227,21 @@ class FileLoader(BatchLoader):
         dataset: Dataset[tuple[Tensor, int]],
         batch_size: int,
         *,
-        seed: int = 0,
-        shuffle: bool = False,
-        drop_last: bool = False,
-        device: str | torch.device = "cpu",
-        change: Change | None = None,
-        rank: int = 0,
-        world_size: int = 1,
         workers: int = 2,
+        **options: Unpack[Options],
     ) -> None:
         """Keep a data set and the options; nothing is read before the first batch is asked for.
 
         Args:
             dataset: map-style, of pairs (input, target); a `BadInput` of a sample reaches the caller as one line.
-            batch_size, seed, shuffle, drop_last, device, change, rank, world_size: as for `TensorLoader`.
+            batch_size: samples of a batch of all processes together.
             workers: processes that read; 0 reads in this one.
+            options: see `Options`.
 
         Raises:
             BadInput: an argument cannot be.
         """
-        super().__init__(
-            length(dataset),
-            batch_size,
-            seed=seed,
-            shuffle=shuffle,
-            drop_last=drop_last,
-            device=device,
-            change=change,
-            rank=rank,
-            world_size=world_size,
-        )
+        super().__init__(length(dataset), batch_size, **options)
         self.dataset, self.workers = dataset, workers
 
     def _batches(self, epoch: int, first: int) -> Iterator[tuple[Tensor, Tensor]]:
@@ -308,40 +289,8 @@ def _collate(samples: Sequence[tuple[Tensor, int] | BadInput]) -> tuple[Tensor, 
     return torch.stack([inputs for inputs, _ in pairs]), torch.tensor([int(target) for _, target in pairs])
 
 
-def loader_of(
-    split: Split,
-    batch_size: int,
-    *,
-    seed: int = 0,
-    shuffle: bool = False,
-    drop_last: bool = False,
-    device: str | torch.device = "cpu",
-    change: Change | None = None,
-    rank: int = 0,
-    world_size: int = 1,
-) -> BatchLoader:
-    """The loader that fits a split: on the device where it is tensors, by files otherwise; arguments as for both."""
+def loader_of(split: Split, batch_size: int, **options: Unpack[Options]) -> BatchLoader:
+    """The loader that fits a split: on the device where the split is tensors, file by file otherwise."""
     if isinstance(split, Tensors):
-        return TensorLoader(
-            split.inputs,
-            split.targets,
-            batch_size,
-            seed=seed,
-            shuffle=shuffle,
-            drop_last=drop_last,
-            device=device,
-            change=change,
-            rank=rank,
-            world_size=world_size,
-        )
-    return FileLoader(
-        split,
-        batch_size,
-        seed=seed,
-        shuffle=shuffle,
-        drop_last=drop_last,
-        device=device,
-        change=change,
-        rank=rank,
-        world_size=world_size,
-    )
+        return TensorLoader(split.inputs, split.targets, batch_size, **options)
+    return FileLoader(split, batch_size, **options)

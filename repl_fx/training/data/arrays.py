@@ -1,0 +1,139 @@
+"""Arrays as splits: pictures or vectors and their classes, and `npz:PATH`.
+
+train_x, test_x    (n, height, width, channels) uint8, or (n, height, width) uint8 of one channel;
+(n, channels, height, width) or (n, features) of floats
+train_y, test_y    (n,) integers from 0
+"""
+
+from __future__ import annotations
+
+import zipfile
+import zlib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from repl_fx.errors import BadInput, one_line
+from repl_fx.training.data.kinds import Data, Request, Tensors
+
+Array = npt.NDArray[Any]
+KEYS = ("train_x", "train_y", "test_x", "test_y")
+_CHANNELS = (1, 3, 4)
+# Inputs whose sums are taken at a time: the whole set as float64 is eight times as large as its bytes.
+_PIECE = 4096
+
+
+def load_npz(request: Request) -> Data:
+    """Read `npz:PATH`, see the module.
+
+    Raises:
+        BadInput: the file is missing or damaged, lacks an array, or an array is not what it should be.
+    """
+    path = Path(request.argument)
+    arrays = read_npz(path)
+    classes = _labels(arrays["train_y"], f"{path}: train_y").max().item() + 1
+    return data_of(request.name, arrays, classes=int(classes), where=str(path))
+
+
+def read_npz(path: Path) -> dict[str, Array]:
+    """The four arrays of a file; nothing is unpickled.
+
+    Raises:
+        BadInput: the file is missing, damaged, or lacks an array.
+    """
+    if not path.is_file():
+        raise BadInput(f"no file {path}; give the path of an .npz file with {', '.join(KEYS)}")
+    try:
+        # A stream of our own: numpy leaves one of its own open where the file is damaged.
+        with path.open("rb") as stream:
+            return _four(np.load(stream, allow_pickle=False), path)
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error) as problem:
+        raise BadInput(f"{path} is damaged or no .npz file ({one_line(problem)}); write it again") from problem
+
+
+def _four(file: Any, path: Path) -> dict[str, Array]:
+    if not isinstance(file, np.lib.npyio.NpzFile):
+        raise BadInput(f"{path} is a single array, not an .npz file; save {', '.join(KEYS)} with numpy.savez")
+    with file:
+        missing = [key for key in KEYS if key not in file.files]
+        if missing:
+            there = ", ".join(file.files) or "nothing"
+            raise BadInput(f"{path} has no {', '.join(missing)}, but {there}; save {', '.join(KEYS)}")
+        return {key: file[key] for key in KEYS}
+
+
+def data_of(name: str, arrays: Mapping[str, Array], *, classes: int, where: str) -> Data:
+    """A data set of four arrays, with the scale of its training pictures.
+
+    Args:
+        name: of the data set.
+        arrays: by the names in `KEYS`, see the module.
+        classes: number of classes.
+        where: words that begin each error, such as the path of a file.
+
+    Raises:
+        BadInput: an array has the wrong type, shape or length, or values that cannot be; names it.
+    """
+    splits: dict[str, Tensors] = {}
+    for split in ("train", "test"):
+        inputs = _inputs(arrays[f"{split}_x"], f"{where}: {split}_x")
+        targets = _labels(arrays[f"{split}_y"], f"{where}: {split}_y")
+        splits[split] = Tensors(inputs, targets)
+    train, test = splits["train"], splits["test"]
+    if train.inputs.dtype != test.inputs.dtype:
+        raise BadInput(f"{where}: train_x is {train.inputs.dtype}, test_x {test.inputs.dtype}; give both the same type")
+    shape = tuple(train.inputs.shape[1:])
+    mean, std = channel_scale(train.inputs) if len(shape) == 3 else ((), ())
+    return Data(name, "classification", classes, shape, train, test, mean, std)
+
+
+def channel_scale(pictures: Tensor) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Mean and deviation of each channel of pictures (n, channels, height, width); of uint8 in units of 255 levels."""
+    channels = pictures.shape[1]
+    total, square = torch.zeros(2, channels, dtype=torch.float64)
+    for piece in torch.split(pictures, _PIECE):
+        values = piece.double() / (255 if pictures.dtype == torch.uint8 else 1)
+        total += values.sum((0, 2, 3))
+        square += values.square().sum((0, 2, 3))
+    count = pictures.numel() // channels
+    mean = total / count
+    # A channel that is the same everywhere would be divided by nothing.
+    deviation = (square / count - mean.square()).clamp_min(1e-8).sqrt()
+    return tuple(mean.tolist()), tuple(deviation.tolist())
+
+
+def _inputs(array: Array, where: str) -> Tensor:
+    if array.size == 0 or array.ndim == 0:
+        raise BadInput(f"{where} is of shape {array.shape}; give at least one input")
+    if array.dtype == np.uint8:
+        if array.ndim == 3:
+            array = array[..., None]
+        if array.ndim != 4 or array.shape[-1] not in _CHANNELS:
+            raise BadInput(f"{where} is uint8 of shape {array.shape}; give (n, height, width, 1, 3 or 4 channels)")
+        return torch.from_numpy(np.ascontiguousarray(array.transpose(0, 3, 1, 2)))
+    if not np.issubdtype(array.dtype, np.floating):
+        raise BadInput(f"{where} is {array.dtype}; give uint8 pictures or floats")
+    if array.ndim not in (2, 4):
+        raise BadInput(
+            f"{where} is {array.dtype} of shape {array.shape}; give (n, features) or (n, channels, height, width)"
+        )
+    finite = np.isfinite(array)
+    if not finite.all():
+        first = tuple(int(i) for i in np.argwhere(~finite)[0])
+        raise BadInput(f"{where} holds {array[first]} at {first}; give finite numbers")
+    return torch.from_numpy(np.ascontiguousarray(array, dtype=np.float32))
+
+
+def _labels(array: Array, where: str) -> Tensor:
+    if not np.issubdtype(array.dtype, np.integer):
+        raise BadInput(f"{where} is {array.dtype}; give integers from 0")
+    if array.ndim != 1:
+        raise BadInput(f"{where} is of shape {array.shape}; give one label for each input, (n,)")
+    if len(array) == 0:
+        raise BadInput(f"{where} is empty; give at least one label")
+    return torch.from_numpy(array.astype(np.int64))

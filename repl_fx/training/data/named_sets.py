@@ -1,0 +1,121 @@
+"""Data sets with a name: scikit-learn's digits, which are installed with it, and those that torchvision can read."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from repl_fx.errors import BadInput, ForeignError, foreign_code
+from repl_fx.training.data.arrays import KEYS, Array, data_of, read_npz
+from repl_fx.training.data.kinds import Data, Request
+
+_CLASSES = 10
+_DIGITS_HELD_OUT = 360
+# The darkest level of scikit-learn's digits.
+_DARKEST = 16
+
+_CIFAR = "cifar-10-batches-py/"
+_FASHION = "FashionMNIST/raw/"
+_STL = "stl10_binary/"
+# The files of each data set, as torchvision lays them out below its root.
+FILES: dict[str, tuple[str, ...]] = {
+    "cifar10": (*(f"{_CIFAR}data_batch_{i}" for i in range(1, 6)), f"{_CIFAR}test_batch", f"{_CIFAR}batches.meta"),
+    "svhn": ("train_32x32.mat", "test_32x32.mat"),
+    "stl10": tuple(f"{_STL}{name}.bin" for name in ("train_X", "train_y", "unlabeled_X", "test_X", "test_y")),
+    "fashion-mnist": tuple(
+        f"{_FASHION}{s}-{f}-ubyte" for s in ("train", "t10k") for f in ("images-idx3", "labels-idx1")
+    ),
+}
+
+
+def load_digits(request: Request) -> Data:
+    """Read `digits`: 1,797 pictures of 8x8 pixels, one channel, of which 360 are held out, the same ones always.
+
+    Raises:
+        BadInput: scikit-learn is not installed.
+    """
+    try:
+        from sklearn.datasets import load_digits as digits
+        from sklearn.model_selection import train_test_split
+    except ImportError as problem:
+        raise BadInput("digits needs scikit-learn, which is not installed; pip install 'repl-fx[train]'") from problem
+    found = digits()
+    pictures = np.round(found.images * (255 / _DARKEST)).astype(np.uint8)
+    train_x, test_x, train_y, test_y = train_test_split(
+        pictures, found.target, test_size=_DIGITS_HELD_OUT, random_state=0, stratify=found.target
+    )
+    arrays = dict(zip(KEYS, (train_x, train_y, test_x, test_y), strict=True))
+    return data_of(request.name, arrays, classes=_CLASSES, where=request.name)
+
+
+def load_cifar10(request: Request) -> Data:
+    """Read `cifar10`: torchvision's files, or else `cifar10.npz` with the arrays train_x, train_y, test_x and test_y.
+
+    Raises:
+        BadInput: neither is there, or a file is damaged.
+    """
+    path = request.root / "cifar10.npz"
+    if path.is_file():
+        return data_of(request.name, read_npz(path), classes=_CLASSES, where=str(path))
+    return _of_torchvision(request, lambda datasets, train: datasets.CIFAR10(train=train, **_place(request)))
+
+
+def load_svhn(request: Request) -> Data:
+    """Read `svhn`: house numbers, 32x32 in colour; raises `BadInput` as `load_cifar10`."""
+    return _of_torchvision(request, lambda datasets, train: datasets.SVHN(split=_split(train), **_place(request)))
+
+
+def load_stl10(request: Request) -> Data:
+    """Read the labelled pictures of `stl10`, 96x96 in colour; raises `BadInput` as `load_cifar10`."""
+    return _of_torchvision(request, lambda datasets, train: datasets.STL10(split=_split(train), **_place(request)))
+
+
+def load_fashion_mnist(request: Request) -> Data:
+    """Read `fashion-mnist`: 28x28, one channel; raises `BadInput` as `load_cifar10`."""
+    return _of_torchvision(request, lambda datasets, train: datasets.FashionMNIST(train=train, **_place(request)))
+
+
+def _of_torchvision(request: Request, make: Callable[[Any, bool], Any]) -> Data:
+    name, root = request.name, request.root
+    _check_files(request)
+    arrays: dict[str, Array] = {}
+    try:
+        with foreign_code():
+            from torchvision import datasets
+
+            for split in ("train", "test"):
+                found = make(datasets, split == "train")
+                arrays[f"{split}_x"] = _last_channels(name, np.asarray(found.data))
+                labels = found.labels if hasattr(found, "labels") else found.targets
+                arrays[f"{split}_y"] = np.asarray(labels)
+    except ForeignError as failed:
+        hint = "fetch them again with --download into another --data-dir"
+        if isinstance(failed.problem, ModuleNotFoundError):
+            hint = f"{failed.problem.name} is missing; pip install 'repl-fx[zoo,train]'"
+        raise BadInput(f"{name} in {root} cannot be read ({failed}); {hint}") from failed.problem
+    return data_of(name, arrays, classes=_CLASSES, where=f"{name} in {root}")
+
+
+def _check_files(request: Request) -> None:
+    missing = [file for file in FILES[request.name] if not (request.root / file).is_file()]
+    if missing and not request.download:
+        more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
+        also = " or cifar10.npz" if request.name == "cifar10" else ""
+        raise BadInput(
+            f"{request.name}: no {missing[0]}{more}{also} in {request.root}; "
+            "say with --data-dir where the files lie, or fetch them with --download"
+        )
+
+
+def _place(request: Request) -> dict[str, Any]:
+    return {"root": request.root, "download": request.download}
+
+
+def _split(train: bool) -> str:
+    return "train" if train else "test"
+
+
+def _last_channels(name: str, pictures: Array) -> Array:
+    return pictures.transpose(0, 2, 3, 1) if name in ("svhn", "stl10") else pictures

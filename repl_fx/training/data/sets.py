@@ -1,0 +1,94 @@
+"""Data sets by specification: a name, a kind and a path, or a function of the user's own.
+
+digits                                   scikit-learn's, installed with it
+cifar10, svhn, stl10, fashion-mnist      files as torchvision lays them out, under a root
+folder:PATH                              pictures in a folder for each class, read file by file
+npz:PATH                                 arrays train_x, train_y, test_x, test_y
+text:PATH                                bytes of a file, or of the files below a folder
+hf:NAME                                  a data set of the library `datasets`
+file.py:function                         code of the user
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+from repl_fx.errors import BadInput
+from repl_fx.sources.source import close_matches
+from repl_fx.training.data.arrays import load_npz
+from repl_fx.training.data.hugging_face import load_hugging_face
+from repl_fx.training.data.kinds import Data, Request, UserData
+from repl_fx.training.data.named_sets import load_cifar10, load_digits, load_fashion_mnist, load_stl10, load_svhn
+from repl_fx.training.data.pictures import load_folder
+from repl_fx.training.data.text import load_text
+from repl_fx.training.data.user_code import load_user_code, names_python_file
+
+DEFAULT = "digits"
+# A key with a colon takes an argument behind it.
+_LOADERS: dict[str, Callable[[Request], Data]] = {
+    "digits": load_digits,
+    "cifar10": load_cifar10,
+    "svhn": load_svhn,
+    "stl10": load_stl10,
+    "fashion-mnist": load_fashion_mnist,
+    "folder:": load_folder,
+    "npz:": load_npz,
+    "text:": load_text,
+    "hf:": load_hugging_face,
+}
+
+
+def load_data(
+    spec: str = DEFAULT,
+    *,
+    root: Path | None = None,
+    download: bool = False,
+    context: int = 256,
+    held_out: float = 0.1,
+    size: int | None = None,
+) -> Data | UserData:
+    """Read the data set that a specification names.
+
+    Args:
+        spec: see the module.
+        root: directory with the files of named data sets; by default `~/.cache/repl-fx/data`.
+        download: whether missing files of named data sets may be fetched, into `root`.
+        context: bytes in one input of a text.
+        held_out: share that becomes the test split where the data come unsplit.
+        size: height and width in pixels of pictures read file by file; by default the shorter side of the first
+            one, and 224 at most.
+
+    Returns:
+        The data set; `UserData` where the user's own code returned loaders or a module.
+
+    Raises:
+        BadInput: the specification leads to no data, or to data that cannot be trained on; one line, with what to do.
+    """
+    key, colon, argument = spec.partition(":")
+    where = default_root() if root is None else root
+    request = Request(spec, argument, where, download, context, held_out, size)
+    # Before the kinds: the path may begin with anything.
+    if names_python_file(spec):
+        return load_user_code(request)
+    if key + colon not in _LOADERS:
+        close = close_matches(key + colon, _LOADERS)
+        raise BadInput(f"no data set {spec!r}{close}; known are {', '.join(known_data())}")
+    if colon and not argument:
+        raise BadInput(f"{spec!r} names nothing behind the colon; write {_with_argument(spec)}")
+    return _LOADERS[key + colon](request)
+
+
+def known_data() -> tuple[str, ...]:
+    """The specifications that `load_data` takes, as they are written."""
+    return (*map(_with_argument, _LOADERS), "file.py:function")
+
+
+def default_root() -> Path:
+    """The directory of named data sets where none is given."""
+    return Path.home() / ".cache" / "repl-fx" / "data"
+
+
+def _with_argument(key: str) -> str:
+    argument = "NAME" if key == "hf:" else "PATH"
+    return f"{key}{argument}" if key.endswith(":") else key

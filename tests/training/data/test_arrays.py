@@ -1,0 +1,125 @@
+"""Arrays of a file: what is read, and what each mistake is told."""
+
+from __future__ import annotations
+
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from repl_fx.errors import BadInput
+from repl_fx.training.data.arrays import channel_scale, data_of
+from repl_fx.training.data.kinds import Data, Tensors
+from repl_fx.training.data.sets import load_data
+
+
+def arrays(**changed: Any) -> dict[str, Any]:
+    random = np.random.default_rng(0)
+    return {
+        "train_x": random.integers(0, 256, (12, 5, 4, 3), dtype=np.uint8),
+        "train_y": np.arange(12, dtype=np.uint8) % 3,
+        "test_x": random.integers(0, 256, (6, 5, 4, 3), dtype=np.uint8),
+        "test_y": np.arange(6) % 3,
+        **changed,
+    }
+
+
+def saved(path: Path, **changed: Any) -> str:
+    kept = {key: value for key, value in arrays(**changed).items() if value is not None}
+    np.savez(path / "a.npz", allow_pickle=True, **kept)
+    return f"npz:{path / 'a.npz'}"
+
+
+def read(spec: str) -> Data:
+    data = load_data(spec)
+    assert isinstance(data, Data)
+    return data
+
+
+def test_pictures(tmp_path: Path) -> None:
+    data = read(saved(tmp_path))
+    assert str(data) == f"npz:{tmp_path / 'a.npz'}: 12 + 6 of 3x5x4, 3 classes"
+    assert isinstance(data.train, Tensors) and isinstance(data.test, Tensors)
+    wanted = arrays()
+    assert data.train.inputs.dtype == torch.uint8 and data.train.inputs.is_contiguous()
+    assert np.array_equal(data.train.inputs.permute(0, 2, 3, 1), wanted["train_x"])
+    assert np.array_equal(data.test.targets, wanted["test_y"])
+    assert np.allclose(data.mean, wanted["train_x"].mean((0, 1, 2)) / 255)
+    assert np.allclose(data.std, wanted["train_x"].std((0, 1, 2)) / 255)
+
+
+def test_pictures_of_one_channel_vectors_and_floats(tmp_path: Path) -> None:
+    grey = {name: arrays()[name][..., 0] for name in ("train_x", "test_x")}
+    assert read(saved(tmp_path, **grey)).shape == (1, 5, 4)
+    vectors = {name: array.astype(float).reshape(len(array), -1) for name, array in grey.items()}
+    data = read(saved(tmp_path, **vectors))
+    assert data.shape == (20,) and data.mean == () and isinstance(data.train, Tensors)
+    assert data.train.inputs.dtype == torch.float32
+    floats = {name: arrays()[name].transpose(0, 3, 1, 2).astype(np.float32) for name in ("train_x", "test_x")}
+    data = read(saved(tmp_path, **floats))
+    assert data.shape == (3, 5, 4) and np.allclose(data.mean, floats["train_x"].mean((0, 2, 3)))
+
+
+NAN = arrays()["test_x"].astype(np.float32).transpose(0, 3, 1, 2)
+NAN[4, 1, 0, 2] = np.nan
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"test_y": None}, "a.npz has no test_y, but train_x, train_y, test_x"),
+        ({"train_y": np.array([{}] * 12)}, "a.npz is damaged or no .npz file"),
+        ({"train_x": np.zeros((12, 4), np.uint8)}, r"train_x is uint8 of shape \(12, 4\); give \(n, height, width"),
+        ({"train_x": np.zeros((12, 3, 5, 4, 2), np.uint8)}, "train_x is uint8 of shape"),
+        ({"train_x": np.zeros((12, 3, 5, 5), np.uint8)}, r"train_x is uint8 of shape \(12, 3, 5, 5\)"),
+        ({"train_x": np.zeros((12, 4), np.int32)}, "train_x is int32; give uint8 pictures or floats"),
+        ({"train_x": np.zeros((12, 4, 4))}, r"train_x is float64 of shape \(12, 4, 4\); give \(n, features\)"),
+        ({"test_x": np.zeros((0, 5, 4, 3), np.uint8)}, r"test_x is of shape \(0, 5, 4, 3\); give at least one input"),
+        ({"test_x": NAN}, r"test_x holds nan at \(4, 1, 0, 2\)"),
+        ({"test_x": np.zeros((6, 4))}, "train_x is torch.uint8, test_x torch.float32"),
+        ({"test_x": np.zeros((6, 4, 4, 3), np.uint8)}, r"test: inputs are of shape \(3, 4, 4\)"),
+        ({"train_y": np.zeros(12)}, "train_y is float64; give integers from 0"),
+        ({"train_y": np.zeros((12, 1), int)}, r"train_y is of shape \(12, 1\); give one label for each input"),
+        ({"train_y": np.zeros(0, int)}, "train_y is empty"),
+        ({"train_y": np.arange(11)}, "train: 12 inputs but 11 targets"),
+        ({"train_y": np.arange(12) - 1}, "train: label -1 is out of range; labels are 0 to 10"),
+        ({"test_y": np.arange(6)}, "test: label 5 is out of range; labels are 0 to 2"),
+        ({"train_y": np.zeros(12, int)}, "1 class; at least 2"),
+    ],
+)
+def test_arrays_that_cannot_be(tmp_path: Path, changed: dict[str, Any], message: str) -> None:
+    with pytest.raises(BadInput, match=message) as refused:
+        load_data(saved(tmp_path, **changed))
+    assert "\n" not in str(refused.value) and "a.npz" in str(refused.value)
+
+
+def test_files_that_are_missing_or_damaged(tmp_path: Path) -> None:
+    with pytest.raises(BadInput, match=f"no file {tmp_path / 'none.npz'}"):
+        load_data(f"npz:{tmp_path / 'none.npz'}")
+    single = tmp_path / "single.npz"
+    with single.open("wb") as file:
+        np.save(file, np.zeros(3))
+    with pytest.raises(BadInput, match="is a single array"):
+        load_data(f"npz:{single}")
+    saved(tmp_path)
+    whole = (tmp_path / "a.npz").read_bytes()
+    # Cut off, emptied, and with bytes of an array that do not fit their checksum.
+    middle = len(whole) // 4
+    for damaged in (whole[:-60], b"", whole[:middle] + bytes(8) + whole[middle + 8 :]):
+        (tmp_path / "a.npz").write_bytes(damaged)
+        with pytest.raises(BadInput, match=r"a\.npz is damaged or no \.npz file"):
+            load_data(f"npz:{tmp_path / 'a.npz'}")
+    assert zipfile.is_zipfile(tmp_path / "a.npz")
+
+
+def test_the_scale_of_a_channel_that_is_the_same_everywhere() -> None:
+    mean, std = channel_scale(torch.full((5000, 1, 2, 2), 51, dtype=torch.uint8))
+    assert mean == pytest.approx((0.2,)) and 0 < std[0] < 1e-3
+
+
+def test_errors_begin_with_the_place() -> None:
+    with pytest.raises(BadInput, match="the shop: test_y is float64"):
+        data_of("made", arrays(test_y=np.zeros(6)), classes=3, where="the shop")

@@ -1,0 +1,267 @@
+"""Loaders: their batches depend on seed, epoch and number, and not on where an iteration begins, nor on the ranks."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings, strategies as st
+from torch import Tensor, nn
+from torch.utils.data import Dataset
+
+from repl_fx.errors import BadInput
+from repl_fx.training.data.augmentation import Chain, CropAndFlip, Mixup, Normalise
+from repl_fx.training.data.kinds import Tensors
+from repl_fx.training.data.loaders import BatchLoader, FileLoader, TensorLoader, loader_of, seed_of
+
+CHANGE = Chain((CropAndFlip(1), Normalise(), Mixup(100)))
+Batch = tuple[Tensor, Tensor]
+
+
+def tensors(n: int) -> Tensors:
+    inputs = torch.randint(0, 256, (n, 1, 3, 3), generator=torch.Generator().manual_seed(n)).to(torch.uint8)
+    return Tensors(inputs, torch.arange(n))
+
+
+def tensor_loader(n: int = 11, batch_size: int = 4, **options: Any) -> TensorLoader:
+    part = tensors(n)
+    return TensorLoader(part.inputs, part.targets, batch_size, **{"shuffle": True, "change": CHANGE, **options})
+
+
+class Noisy(Dataset[tuple[Tensor, int]]):
+    """Samples that draw from torch's random state, as transforms do; one of them may be broken."""
+
+    def __init__(self, n: int, broken: int | None = None) -> None:
+        self.n, self.broken = n, broken
+
+    def __len__(self) -> int:
+        return self.n
+
+    def __getitem__(self, index: int) -> tuple[Tensor, int]:
+        if index == self.broken:
+            raise BadInput(f"picture {index} cannot be read")
+        return torch.rand(1, 3, 3), index
+
+
+def file_loader(n: int = 11, batch_size: int = 4, **options: Any) -> FileLoader:
+    return FileLoader(Noisy(n), batch_size, **{"shuffle": True, "change": CHANGE, "workers": 0, **options})
+
+
+def same(these: Iterable[Batch], those: Iterable[Batch]) -> bool:
+    pairs = list(zip(these, those, strict=True))
+    return bool(pairs) and all(torch.equal(a[0], b[0]) and torch.equal(a[1], b[1]) for a, b in pairs)
+
+
+LOADERS = pytest.mark.parametrize("make", [tensor_loader, file_loader])
+
+
+@LOADERS
+def test_a_seed_fixes_the_batches_and_each_epoch_is_another(make: Any) -> None:
+    one, other = make(seed=3), make(seed=3)
+    state = torch.get_rng_state()
+    first, second = list(one), list(one)
+    assert same(first, other) and same(second, other)
+    assert torch.equal(torch.get_rng_state(), state)
+    assert not same(first, second) and not same(first, make(seed=4))
+    one.set_epoch(0)
+    assert same(first, one)
+
+
+@LOADERS
+def test_the_global_random_state_is_not_read(make: Any) -> None:
+    torch.manual_seed(1)
+    one = list(make())
+    torch.manual_seed(2)
+    assert same(one, make())
+
+
+@settings(max_examples=30, deadline=None)
+@given(
+    n=st.integers(2, 23),
+    batch_size=st.integers(1, 6),
+    stop=st.integers(0, 23),
+    epoch=st.integers(0, 3),
+    drop_last=st.booleans(),
+    files=st.booleans(),
+    named=st.booleans(),
+)
+def test_a_resumed_epoch_has_the_batches_that_were_left(
+    n: int, batch_size: int, stop: int, epoch: int, drop_last: bool, files: bool, named: bool
+) -> None:
+    batch_size = min(batch_size, n)
+    make = file_loader if files else tensor_loader
+
+    def make_one() -> BatchLoader:
+        return make(n, batch_size, drop_last=drop_last)
+
+    whole = make_one()
+    whole.set_epoch(epoch)
+    expected = list(whole) + list(whole)
+    stopped, resumed = make_one(), make_one()
+    stopped.set_epoch(epoch)
+    stop = min(stop, len(stopped))
+    seen = list(islice(stopped, stop))
+    state = stopped.state_dict()
+    assert (state["epoch"], state["batches"]) == (epoch, stop)
+    resumed.load_state_dict(state)
+    if named:
+        # As Lightning does: an iterator is made, then the epoch is named, then the first batch is asked for.
+        iterator = iter(resumed)
+        resumed.set_epoch(epoch + (stop == len(resumed)))
+        seen += list(iterator)
+    else:
+        seen += list(resumed)
+    if stop < len(resumed):
+        seen += list(resumed)
+    assert same(seen, expected)
+    assert resumed.state_dict()["batches"] == len(resumed)
+
+
+@LOADERS
+def test_an_iteration_that_breaks_off_is_not_gone_on_with(make: Any) -> None:
+    loader = make()
+    next(iter(loader))
+    assert len(list(loader)) == len(loader) == 3
+    loader.load_state_dict(make().state_dict() | {"epoch": 2, "batches": 1})
+    assert loader.state_dict()["batches"] == 1
+    loader.sampler.set_epoch(3)
+    assert loader.state_dict()["epoch"] == 3 and len(list(loader)) == 3
+
+
+@settings(max_examples=30, deadline=None)
+@given(n=st.integers(1, 23), share=st.integers(1, 3), world=st.integers(2, 4), files=st.booleans())
+def test_the_parts_of_all_ranks_are_the_global_batch(n: int, share: int, world: int, files: bool) -> None:
+    make = file_loader if files else tensor_loader
+    options: dict[str, Any] = {"change": None} if files else {}
+    one = make(n, share * world, **options)
+    ranks = [make(n, share * world, rank=rank, world_size=world, **options) for rank in range(world)]
+    assert {len(rank) for rank in ranks} == {len(one)}
+    for (inputs, targets), *parts in zip(one, *ranks, strict=True):
+        assert len({len(part[1]) for part in parts}) == 1
+        together = [torch.cat([part[i] for part in parts]) for i in (0, 1)]
+        # What does not divide begins again with the first samples.
+        places = torch.arange(len(together[1])) % len(targets)
+        assert len(places) - len(targets) < world
+        assert torch.equal(together[0], inputs[places]) and torch.equal(together[1], targets[places])
+
+
+@LOADERS
+def test_samples_come_once_and_in_order_unless_shuffled(make: Any) -> None:
+    def targets(**options: Any) -> Any:
+        return torch.cat([batch[1] for batch in make(change=None, **options)]).tolist()
+
+    assert targets(shuffle=False) == list(range(11))
+    assert targets() != list(range(11)) and sorted(targets()) == list(range(11))
+    assert len(targets(drop_last=True)) == 8 and len(make(drop_last=True)) == 2
+
+
+def test_worker_processes_change_nothing() -> None:
+    assert same(file_loader(workers=2), file_loader(workers=0))
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_an_unreadable_sample_is_one_line(workers: int) -> None:
+    with pytest.raises(BadInput) as refused:
+        list(FileLoader(Noisy(5, broken=3), 2, workers=workers))
+    assert str(refused.value) == "picture 3 cannot be read"
+
+
+def test_a_state_of_another_loader_is_refused() -> None:
+    state = tensor_loader().state_dict()
+    for changed, message in (
+        ({"seed": 9}, "has seed 9, wanted is 0"),
+        ({"samples": 9}, "has samples 9, wanted is 11"),
+        ({"batch_size": 9}, "has batch_size 9, wanted is 4"),
+        ({"epoch": None}, "has epoch None, wanted is an integer"),
+        ({"batches": 9}, "is at batch 9 of epoch 0; an epoch has 3 batches"),
+        ({"epoch": -1}, "is at batch 0 of epoch -1"),
+    ):
+        with pytest.raises(BadInput, match=message):
+            tensor_loader().load_state_dict({**state, **changed})
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"n": 0}, "at least one sample"),
+        ({"batch_size": 0}, "batch_size is 0"),
+        ({"world_size": 3}, "batch_size is 4, of all processes together; give a multiple of their number, 3"),
+        ({"rank": 1}, "rank is 1 of 1 processes"),
+        ({"rank": -1, "world_size": 2}, "rank is -1 of 2 processes"),
+        ({"n": 3, "drop_last": True}, "3 samples do not fill a batch of 4"),
+        ({"seed": -1}, "seed is -1"),
+    ],
+)
+@LOADERS
+def test_options_that_cannot_be(make: Any, options: dict[str, Any], message: str) -> None:
+    with pytest.raises(BadInput, match=message):
+        make(**options)
+
+
+def test_inputs_without_targets() -> None:
+    with pytest.raises(BadInput, match="3 inputs but 2 targets"):
+        TensorLoader(torch.zeros(3), torch.zeros(2), 1)
+
+
+def test_the_loader_of_a_split() -> None:
+    part = tensors(5)
+    assert same(
+        loader_of(part, 2, seed=1, shuffle=True), TensorLoader(part.inputs, part.targets, 2, seed=1, shuffle=True)
+    )
+    made = loader_of(Noisy(5), 2)
+    assert isinstance(made, FileLoader) and len(made) == 3
+
+
+def test_purposes_do_not_share_a_seed() -> None:
+    keys = [(), (0,), (0, 0), (1,), (0, 1), (1, 0), (0, 0, 0)]
+    assert len({seed_of(seed, *key) for seed in (0, 1) for key in keys}) == 2 * len(keys)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_batches_lie_on_the_device() -> None:
+    cpu, device = list(tensor_loader(change=Normalise())), list(tensor_loader(change=Normalise(), device="cuda"))
+    assert all(inputs.is_cuda and targets.is_cuda for inputs, targets in device)
+    assert same(cpu, [(inputs.cpu(), targets.cpu()) for inputs, targets in device])
+    assert same(tensor_loader(device="cuda"), tensor_loader(device="cuda"))
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("stop", [2, 3, 4])
+def test_lightning_resumes_in_the_middle_of_an_epoch(tmp_path: Path, stop: int) -> None:
+    lightning = pytest.importorskip("lightning.pytorch")
+    callbacks = pytest.importorskip("lightning.pytorch.callbacks")
+
+    class Keeps(lightning.LightningModule):  # type: ignore[misc, name-defined]
+        def __init__(self) -> None:
+            super().__init__()
+            self.weight, self.seen = nn.Parameter(torch.zeros(())), list[Batch]()
+
+        def training_step(self, batch: Batch) -> Tensor:
+            self.seen.append(batch)
+            return self.weight * batch[0].mean()
+
+        def configure_optimizers(self) -> torch.optim.Optimizer:
+            return torch.optim.SGD(self.parameters(), 0.1)
+
+    def fit(resume: Path | None = None) -> list[Batch]:
+        saving = callbacks.ModelCheckpoint(tmp_path, "{step}", every_n_train_steps=stop, save_top_k=-1)
+        module = Keeps()
+        trainer = lightning.Trainer(
+            max_epochs=3,
+            accelerator="cpu",
+            logger=False,
+            callbacks=[saving],
+            enable_progress_bar=False,
+            enable_model_summary=False,
+        )
+        trainer.fit(module, tensor_loader(), ckpt_path=resume)
+        return module.seen
+
+    whole = fit()
+    assert len(whole) == 9 and not same(whole[:3], whole[3:6])
+    assert same(fit(tmp_path / f"step={stop}.ckpt"), whole[stop:])

@@ -1,0 +1,113 @@
+"""Pictures in folders: classes, splits, sizes, and files that are none."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+# Before torchvision, which may not load without (`repl_fx._foreign_libraries`).
+import repl_fx  # noqa: F401
+
+pytest.importorskip("torchvision")
+
+from PIL import Image
+
+from repl_fx.errors import BadInput
+from repl_fx.training.data.kinds import Data
+from repl_fx.training.data.loaders import FileLoader
+from repl_fx.training.data.pictures import Pictures
+from repl_fx.training.data.sets import load_data
+
+RED, BLUE = (255, 0, 0), (0, 0, 255)
+
+
+def draw(folder: Path, name: str, colour: tuple[int, int, int], size: tuple[int, int] = (12, 8)) -> Path:
+    folder.mkdir(parents=True, exist_ok=True)
+    Image.new("RGB", size, colour).save(folder / name)
+    return folder / name
+
+
+def read(path: Path, **options: int) -> tuple[Data, Pictures, Pictures]:
+    data = load_data(f"folder:{path}", size=options.get("size"))
+    assert isinstance(data, Data) and isinstance(data.train, Pictures) and isinstance(data.test, Pictures)
+    return data, data.train, data.test
+
+
+@pytest.mark.parametrize("held", ["val", "test"])
+def test_folders_for_both_splits(tmp_path: Path, held: str) -> None:
+    draw(tmp_path / "train" / "a", "1.png", RED)
+    draw(tmp_path / "train" / "b", "2.png", BLUE, (20, 40))
+    # A class without a picture held out: the other one keeps its number.
+    draw(tmp_path / held / "b", "3.png", BLUE)
+    data, train, test = read(tmp_path)
+    assert (data.classes, data.shape, len(train), len(test)) == (2, (3, 8, 8), 2, 1)
+    picture, label = train[1]
+    assert label == 1 and picture.dtype == torch.uint8
+    assert torch.equal(picture, torch.tensor(BLUE, dtype=torch.uint8)[:, None, None].expand(3, 8, 8))
+    assert test[0][1] == 1
+    assert data.mean == pytest.approx((0.5, 0, 0.5)) and data.std[0] == pytest.approx(0.5)
+    assert read(tmp_path, size=5)[0].shape == (3, 5, 5)
+
+
+@pytest.mark.parametrize("below", ["", "train"])
+def test_one_folder_is_split_in_each_class(tmp_path: Path, below: str) -> None:
+    for i in range(20):
+        draw(tmp_path / below / "a", f"{i}.png", RED)
+    draw(tmp_path / below / "b", "1.png", BLUE)
+    draw(tmp_path / below / "b", "2.png", BLUE)
+    draw(tmp_path / below / "c", "1.png", BLUE)
+    _, train, test = read(tmp_path)
+    files = [{path for path, _ in split.samples} for split in (train, test)]
+    assert not files[0] & files[1]
+    count = [[sum(label == c for _, label in split.samples) for c in range(3)] for split in (train, test)]
+    assert count == [[18, 1, 1], [2, 1, 0]]
+    assert read(tmp_path)[1].samples == train.samples
+
+
+def test_random_crops_follow_the_random_state_and_loaders_fix_it(tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        for i in range(3):
+            path = draw(tmp_path / name, f"{i}.png", RED, (16, 16))
+            Image.linear_gradient("L").resize((16, 16)).convert("RGB").save(path)
+    data = load_data(f"folder:{tmp_path}", size=8)
+    assert isinstance(data, Data) and isinstance(data.train, Pictures)
+    cropped = Pictures(data.train.samples, data.train.read, 8, random_crop=True)
+    first, again = (list(FileLoader(cropped, 2, workers=0, shuffle=True)) for _ in range(2))
+    assert all(torch.equal(a[0], b[0]) for a, b in zip(first, again, strict=True))
+    assert first[0][0].shape == (2, 3, 8, 8) and not torch.equal(cropped[0][0], data.train[0][0])
+
+
+def test_a_picture_that_cannot_be_read(tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        for i in range(2):
+            draw(tmp_path / name, f"{i}.png", RED)
+    _, train, _ = read(tmp_path)
+    broken = Path(train.samples[1][0])
+    broken.write_bytes(broken.read_bytes()[:40])
+    with pytest.raises(BadInput, match=f"picture {broken} cannot be read") as refused:
+        train[1]
+    assert "\n" not in str(refused.value)
+    with pytest.raises(BadInput, match=f"picture {broken} cannot be read"):
+        read(tmp_path)
+
+
+def test_folders_that_hold_no_classes(tmp_path: Path) -> None:
+    with pytest.raises(BadInput, match=r"no folder .*none"):
+        load_data(f"folder:{tmp_path / 'none'}")
+    with pytest.raises(BadInput, match="is no folder of pictures by class: Couldn't find any class folder"):
+        load_data(f"folder:{tmp_path}")
+    draw(tmp_path / "a", "1.png", RED)
+    with pytest.raises(BadInput, match="test is empty; give at least two pictures of a class"):
+        load_data(f"folder:{tmp_path}")
+    (tmp_path / "b").mkdir()
+    with pytest.raises(BadInput, match="Found no valid file for the classes b"):
+        load_data(f"folder:{tmp_path}")
+
+
+def test_classes_that_training_does_not_know(tmp_path: Path) -> None:
+    draw(tmp_path / "train" / "a", "1.png", RED)
+    draw(tmp_path / "val" / "z", "1.png", RED)
+    with pytest.raises(BadInput, match=r"val has the class 'z', unknown to .*train"):
+        load_data(f"folder:{tmp_path}")
