@@ -39,7 +39,7 @@ from benchmarks.habits.together import run_together
 from benchmarks.shared.machine import cpu_model, installed
 
 WORKS = "works"
-PACKAGES = ("timm", "transformers", "lightning", "accelerate", "peft")
+PACKAGES = ("timm", "transformers", "pytorch-lightning", "accelerate", "peft")
 INSTALL = "pip install -e '.[bench,train]'"
 
 

@@ -36,13 +36,13 @@ def _lightning(subject: Subject, model: nn.Module) -> Any:
 
 
 def _trainer(directory: str, **options: Any) -> Any:
-    from lightning import Trainer
+    from pytorch_lightning import Trainer
 
     quiet = {"enable_progress_bar": False, "enable_model_summary": False, "logger": False, "num_sanity_val_steps": 0}
     return Trainer(accelerator="cpu", default_root_dir=directory, **{"devices": 1, **quiet, **options})
 
 
-@habit("Lightning: fit and resume", VIT, RESNET, GPT2, needs=("lightning",))
+@habit("Lightning: fit and resume", VIT, RESNET, GPT2, needs=("pytorch_lightning",))
 def lightning(subject: Subject) -> None:
     """Two epochs at once give what one gives that is resumed."""
     with tempfile.TemporaryDirectory() as directory:
@@ -59,7 +59,7 @@ def lightning(subject: Subject) -> None:
     require_same(subject, second.model, through.model)
 
 
-@habit("Lightning: ddp_spawn", VIT, GPT2, needs=("lightning",), quick=False)
+@habit("Lightning: ddp_spawn", VIT, GPT2, needs=("pytorch_lightning",), quick=False)
 def lightning_spawn(subject: Subject) -> None:
     """Two processes that get the model by pickle, whose weights come back."""
     module = _lightning(subject, subject.model())

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from typing import Any
 
-import lightning
+import pytorch_lightning as pl
 import torch
 from torch import Tensor, nn
 
 from benchmarks.habits.subject import Subject
 
 
-class Training(lightning.LightningModule):
+class Training(pl.LightningModule):
     """Trains on the batch of the subject.
 
     Args:

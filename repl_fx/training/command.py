@@ -12,10 +12,11 @@ from torch import nn
 from repl_fx.artifact import load_artifact, require_free, save
 from repl_fx.errors import BadInput
 from repl_fx.pipeline import transform
+from repl_fx.running.example_inputs import ExampleInputs
 from repl_fx.sources import load_source
 from repl_fx.training.config import TrainConfig, read_config
 from repl_fx.training.data import load_data
-from repl_fx.training.data.kinds import Data
+from repl_fx.training.data.kinds import Data, UserData
 from repl_fx.training.run import CHECKPOINT, STATE, Trained, settings_of, train
 
 
@@ -84,15 +85,11 @@ def begin(
         raise BadInput("no place to write to; give -o DIR")
     if output is not None:
         require_free(output, force=force)
-    progress("load data")
-    data = load_data(
-        config.data, root=None if config.data_dir is None else Path(config.data_dir), download=config.download,
-        context=config.context,
-    )  # fmt: skip
     progress("load")
     if is_artifact:
         loaded = load_artifact(spec, model, trust_remote_code=trust_remote_code)
         rewritten = loaded.model if loaded.result.in_place.model is not None else loaded.module
+        data = _data(config, loaded.inputs, progress)
         if output is not None:
             save(rewritten, output, force=force)
         return Run(output or Path(spec), rewritten, data, config, resume)
@@ -100,11 +97,29 @@ def begin(
     source = load_source(
         spec, input_shape=input_shape, seed=config.seed, trust_remote_code=trust_remote_code, weights=weights or True
     )
+    # What is not there should not cost a capture.
+    data = _data(config, source.inputs, progress)
     result = transform(
         source.model, source.args, source.kwargs, every=every, surrogate=surrogate, seed=config.seed, progress=progress
     )
     save(result.model, output, source=source, force=force)
     return Run(output, result.model, data, config, resume)
+
+
+def _data(config: TrainConfig, inputs: ExampleInputs, progress: Callable[[str], None]) -> Data:
+    """The data of the settings; pictures that are read file by file, in the size that the model is given."""
+    progress("load data")
+    shape = inputs.tensors[0].shape if inputs.tensors else ()
+    data = load_data(
+        config.data,
+        root=None if config.data_dir is None else Path(config.data_dir),
+        download=config.download,
+        context=config.context,
+        size=int(shape[-1]) if len(shape) == 4 else None,
+    )
+    if isinstance(data, UserData):
+        raise BadInput(f"{config.data} gives loaders, and train takes data sets: return a repl_fx.training.data.Data")
+    return data
 
 
 def train_directory(run: Run, *, show: bool = False) -> Trained:

@@ -8,8 +8,8 @@ import torch
 
 from repl_fx.training.config import TrainConfig
 from repl_fx.training.data.augmentation import Chain, Change, CropAndFlip, CutMix, Mixup, Normalise
-from repl_fx.training.data.kinds import Data, Tensors
-from repl_fx.training.data.loaders import BatchLoader, FileLoader, TensorLoader
+from repl_fx.training.data.kinds import Data
+from repl_fx.training.data.loaders import BatchLoader, loader_of
 
 
 def training_loader(data: Data, config: TrainConfig, device: torch.device) -> BatchLoader:
@@ -27,12 +27,7 @@ def _loader(data: Data, config: TrainConfig, device: torch.device, *, training: 
     change = Chain(tuple(_changes(data, config, training=training)))
     # Tests want no gradients kept, and take twice the batch.
     size = config.batch_size if training else 2 * config.batch_size
-    if isinstance(split, Tensors):
-        return TensorLoader(
-            split.inputs, split.targets, size, seed=config.seed, shuffle=training, drop_last=training, device=device,
-            change=change,
-        )  # fmt: skip
-    return FileLoader(split, size, seed=config.seed, shuffle=training, drop_last=training, device=device, change=change)
+    return loader_of(split, size, seed=config.seed, shuffle=training, drop_last=training, device=device, change=change)
 
 
 def _changes(data: Data, config: TrainConfig, *, training: bool) -> Iterator[Change]:

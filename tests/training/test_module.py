@@ -61,11 +61,12 @@ def test_losses_are_those_of_the_task() -> None:
     module.log = lambda *_, **__: None  # type: ignore[method-assign]
     expected = F.cross_entropy(module(x), targets, label_smoothing=0.1)
     assert torch.equal(module.training_step((x, targets), 0), expected)
-    text = Training(nn.Embedding(5, 5), TrainConfig(), "language-modelling", 5, 10)
+    table = nn.Embedding(5, 5)
+    text = Training(table, TrainConfig(), "language-modelling", 5, 10)
     text.log = module.log  # type: ignore[method-assign]
     ids = torch.randint(5, (2, 6))
     loss = text.training_step((ids[:, :-1], ids[:, 1:]), 0)
-    torch.testing.assert_close(loss, F.cross_entropy(text.model.weight[ids[:, :-1]].transpose(1, 2), ids[:, 1:]))
+    torch.testing.assert_close(loss, F.cross_entropy(table(ids[:, :-1]).transpose(1, 2), ids[:, 1:]))
 
 
 def test_the_evaluation_is_over_all_inputs() -> None:
@@ -84,8 +85,9 @@ def test_the_evaluation_is_over_all_inputs() -> None:
 
 def test_bits_per_byte_are_the_loss_in_bits() -> None:
     figures: dict[str, Any] = {}
-    module = Training(nn.Embedding(4, 4), TrainConfig(), "language-modelling", 4, 10)
-    module.model.weight.data.zero_()
+    table = nn.Embedding(4, 4)
+    table.weight.data.zero_()
+    module = Training(table, TrainConfig(), "language-modelling", 4, 10)
     module.log_dict = lambda found, **_: figures.update(found)  # type: ignore[method-assign]
     module.validation_step((torch.zeros(2, 3, dtype=torch.long), torch.ones(2, 3, dtype=torch.long)), 0)
     module.on_validation_epoch_end()

@@ -17,10 +17,9 @@ from torch import Tensor, nn
 
 import repl_fx
 from repl_fx.surrogates.shared.synthesis import Synthesis
-from repl_fx.training import run as runs
 from repl_fx.training.config import TrainConfig
 from repl_fx.training.data.kinds import Tensors
-from repl_fx.training.run import CHECKPOINT, CONFIG, LOGS, RESULT, STATE, settings_of, train
+from repl_fx.training.run import CHECKPOINT, CONFIG, LOGS, RESULT, STATE, Speed, settings_of, train
 from tests.training.runs import Net, pictures, rewritten
 
 SHORT = TrainConfig(epochs=3, batch_size=8, save_every=2, lr=0.02, device="cpu", log_every=2)
@@ -170,8 +169,8 @@ def test_speed_counts_inputs_of_training_alone(monkeypatch: pytest.MonkeyPatch) 
     module: Any = nn.Module()
     module.log_dict, module.device = (lambda found, **_: logged.append(found)), torch.device("cpu")
     now = iter([0.0, 10.0, 14.0, 20.0])
-    monkeypatch.setattr(runs.time, "perf_counter", lambda: next(now))
-    speed = runs.Speed(2)
+    monkeypatch.setattr("time.perf_counter", lambda: next(now))
+    speed = Speed(2)
     trainer: Any = None
     speed.on_train_epoch_start(trainer, module)
     for number in range(2):

@@ -14,6 +14,8 @@ import torch
 import repl_fx
 from repl_fx.training.safe_checkpoints import Checkpoints, SeededSteps, WholeCheckpoints
 
+MODULE: Any = None
+
 
 def _trainer(step: int, epoch: int = 0) -> Any:
     saved: list[Path] = []
@@ -39,16 +41,16 @@ class _Full:
 
 
 def test_checkpoints_come_every_so_many_steps_and_not_between_two(tmp_path: Path) -> None:
-    callback, trainer, module = Checkpoints(tmp_path / "last.ckpt", 2), _trainer(4), Any
-    callback.on_train_start(trainer, module)
+    callback, trainer = Checkpoints(tmp_path / "last.ckpt", 2), _trainer(4)
+    callback.on_train_start(trainer, MODULE)
     counts = []
     # Two batches to a step.
     for step in (4, 5, 5, 6, 6, 7, 7, 8):
         trainer.global_step = step
-        callback.on_train_batch_end(trainer, module, {"loss": torch.tensor(1.0)}, None, 0)
+        callback.on_train_batch_end(trainer, MODULE, {"loss": torch.tensor(1.0)}, None, 0)
         counts.append(len(trainer.saved))
     assert counts == [0, 0, 0, 1, 1, 1, 1, 2]
-    callback.on_train_epoch_end(trainer, module)
+    callback.on_train_epoch_end(trainer, MODULE)
     assert len(trainer.saved) == 3
 
 
@@ -56,13 +58,13 @@ def test_checkpoints_come_every_so_many_steps_and_not_between_two(tmp_path: Path
 def test_a_loss_that_is_no_number_ends_the_run(tmp_path: Path, loss: float) -> None:
     callback, trainer = Checkpoints(tmp_path / "last.ckpt", 1), _trainer(3)
     with pytest.raises(repl_fx.BadInput, match=f"the loss is {loss} at step 3; .* no checkpoint is the last"):
-        callback.on_train_batch_end(trainer, Any, {"loss": torch.tensor(loss)}, None, 0)
+        callback.on_train_batch_end(trainer, MODULE, {"loss": torch.tensor(loss)}, None, 0)
     assert not trainer.saved
 
 
 def test_each_batch_has_random_numbers_of_its_own() -> None:
     def drawn(seed: int, epoch: int, batch: int) -> tuple[float, float, float]:
-        SeededSteps(seed).on_train_batch_start(_trainer(0, epoch), Any, None, batch)
+        SeededSteps(seed).on_train_batch_start(_trainer(0, epoch), MODULE, None, batch)
         return float(torch.rand(())), float(np.random.rand()), random.random()
 
     places = [(0, 0, 0), (0, 0, 1), (0, 1, 0), (1, 0, 0)]

@@ -100,6 +100,9 @@ class BatchLoader(ABC):
         full, rest = divmod(self.samples, self.batch_size)
         return full + (rest > 0 and not self.drop_last)
 
+    # Lightning asks for it where there is a sampler.
+    batch_sampler = None
+
     @property
     def sampler(self) -> Self:
         """The loader: Lightning looks for `set_epoch` at a loader's sampler."""

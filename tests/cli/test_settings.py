@@ -1,0 +1,49 @@
+"""Flags that come from the fields of a settings class."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+import msgspec
+import typer
+from msgspec import Meta
+from typer.testing import CliRunner
+
+from repl_fx.cli.settings import with_flags
+
+
+class _Settings(msgspec.Struct, kw_only=True):
+    rate: Annotated[float, Meta(gt=0, description="A rate.")] = 0.5
+    fast: Annotated[bool, Meta(description="Whether it is fast.")] = True
+    kind_of: Annotated[Literal["a", "b"], Meta(description="A kind.")] = "a"
+    count: Annotated[int | None, Meta(description="A count.")] = None
+
+
+def _run(*arguments: str) -> tuple[dict[str, Any], str]:
+    seen: dict[str, Any] = {}
+    app = typer.Typer()
+
+    @app.command()
+    @with_flags(lambda: _Settings)
+    def command(name: str, **given: Any) -> None:
+        """A command."""
+        seen.update(given, name=name)
+
+    result = CliRunner().invoke(app, arguments)
+    return seen, result.output
+
+
+def test_each_field_is_a_flag_and_none_where_it_is_not_given() -> None:
+    assert _run("x")[0] == {"name": "x", "rate": None, "fast": None, "kind_of": None, "count": None}
+    given = _run("x", "--rate", "2", "--no-fast", "--kind-of", "b", "--count", "3")[0]
+    assert given == {"name": "x", "rate": 2.0, "fast": False, "kind_of": "b", "count": 3}
+
+
+def test_help_has_the_lines_and_the_defaults() -> None:
+    shown = " ".join(_run("--help")[1].split())
+    assert "--kind-of" in shown
+    assert "A rate." in shown and "[default: 0.5]" in shown and "[default: true]" in shown
+
+
+def test_another_kind_of_value_is_refused() -> None:
+    assert "not a valid float" in _run("x", "--rate", "quick")[1]

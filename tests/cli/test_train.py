@@ -1,0 +1,62 @@
+"""`repl-fx train`: from a model to a trained artifact, and on from there."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+import repl_fx
+from repl_fx.training.run import settings_of
+from tests.cli.results import document, one_line
+
+if TYPE_CHECKING:
+    from .conftest import Run
+
+MODEL = """
+import torch
+from tests.training.runs import Net
+
+def model():
+    torch.manual_seed(0)
+    net = Net(classes=10)
+    net.stem = torch.nn.Linear(64, 8)
+    return net
+
+def example_inputs():
+    return (torch.randn(2, 1, 8, 8),)
+"""
+FAST = ("--epochs", "2", "--batch-size", "256", "--lr", "0.05", "--device", "cpu")
+
+
+def test_a_model_is_trained_goes_on_and_is_exported(run: Run, tmp_path: Path) -> None:
+    spec, out = tmp_path / "model.py", tmp_path / "out"
+    spec.write_text(MODEL)
+    result = run("train", spec, "-o", out, *FAST, "--no-augment", "--json")
+    assert result.exit_code == 0, result.stderr
+    found = document(result.stdout)
+    assert found["directory"] == str(out) and found["figures"]["accuracy"] > 0.3
+    assert settings_of(out).lr == 0.05 and not settings_of(out).augment
+    trained: Any = repl_fx.load(out)
+    assert not torch.equal(trained.head.bias, torch.zeros(10))
+    again = run("train", out, "--resume", "--json")
+    assert again.exit_code == 0, again.stderr
+    assert document(again.stdout)["figures"] == found["figures"]
+    assert "has a run already; go on with --resume" in one_line(run("train", out, *FAST))
+    other = run("train", out, "-o", tmp_path / "other", *FAST, "--surrogate", "auto", "-q")
+    assert other.exit_code == 0, other.stderr
+    assert run("export", out).exit_code == 0
+
+
+def test_what_cannot_begin_is_a_line_and_leaves_nothing(run: Run, tmp_path: Path) -> None:
+    spec, out = tmp_path / "model.py", tmp_path / "out"
+    spec.write_text(MODEL)
+    config = tmp_path / "config.yaml"
+    config.write_text("data: digit\n")
+    assert "give -o DIR" in one_line(run("train", spec))
+    assert "digit" in one_line(run("train", spec, "-o", out, "--config", config))
+    assert "--lr" in one_line(run("train", tmp_path, "--resume", "--lr", "1"))
+    assert "leave out -o" in one_line(run("train", spec, "--resume", "-o", out))
+    assert "Expected `float` > 0.0" in one_line(run("train", spec, "-o", out, "--lr", "-1"))
+    assert not out.exists()
