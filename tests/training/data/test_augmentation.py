@@ -107,6 +107,24 @@ def test_a_cut_is_one_rectangle() -> None:
             assert len(places) == 0 or len(places) == places[-1] - places[0] + 1
 
 
+def test_the_area_of_a_cut_is_the_share_that_goes() -> None:
+    inputs = torch.arange(4.0)[:, None, None, None].expand(4, 1, 64, 64)
+    whole = 0
+    for seed in range(60):
+        # The same generator gives both mixtures the same share.
+        mixed = Mixup(4)(inputs, torch.arange(4), seeded(seed))[1]
+        cut = CutMix(4)(inputs, torch.arange(4), seeded(seed))[1]
+        moved = mixed.diagonal() < 1
+        if not moved.any():
+            continue
+        first = int(moved.nonzero()[0])
+        gone, area = (1 - float(weights[first, first]) for weights in (mixed, cut))
+        assert area <= gone + 1e-6
+        # Of a cut inside of the picture, each side is rounded down to an even number of pixels.
+        whole += 0.1 < gone < 0.7 and area >= (gone**0.5 - 2 / 64) ** 2
+    assert whole > 5
+
+
 def test_shares_follow_the_beta_distribution() -> None:
     inputs = torch.arange(2.0)[:, None]
     for alpha in (0.2, 1.0, 5.0):

@@ -72,6 +72,29 @@ def test_a_seed_fixes_the_batches_and_each_epoch_is_another(make: Any) -> None:
 
 
 @LOADERS
+def test_each_epoch_has_an_order_of_its_own(make: Any) -> None:
+    loader = make(change=None)
+    orders = [torch.cat([targets for _, targets in loader]).tolist() for _ in range(3)]
+    assert len(set(map(tuple, orders))) == 3
+
+
+@LOADERS
+def test_each_batch_of_each_epoch_is_changed_in_its_own_way(make: Any) -> None:
+    def noise(inputs: Tensor, targets: Tensor, generator: torch.Generator) -> Batch:
+        return torch.rand(2, generator=generator), targets
+
+    loader = make(change=noise, shuffle=False)
+    drawn = {tuple(inputs.tolist()) for _ in range(3) for inputs, _ in loader}
+    assert len(drawn) == 9
+
+
+def test_each_sample_of_each_epoch_is_made_in_its_own_way() -> None:
+    loader = file_loader(change=None, shuffle=False)
+    drawn = {tuple(sample.flatten().tolist()) for _ in range(2) for inputs, _ in loader for sample in inputs}
+    assert len(drawn) == 22
+
+
+@LOADERS
 def test_the_global_random_state_is_not_read(make: Any) -> None:
     torch.manual_seed(1)
     one = list(make())
