@@ -13,7 +13,7 @@ from repl_fx.artifact import load_artifact, require_free, save
 from repl_fx.errors import BadInput
 from repl_fx.pipeline import transform
 from repl_fx.running.example_inputs import ExampleInputs
-from repl_fx.sources import load_source
+from repl_fx.sources import Source, load_source
 from repl_fx.training.config import TrainConfig, read_config
 from repl_fx.training.data import load_data
 from repl_fx.training.data.kinds import Data, UserData
@@ -27,6 +27,7 @@ class Run:
     Attributes:
         directory: of the artifact, which has the model as it is before.
         resume: whether to go on from the last checkpoint.
+        source: how the model is built; None for an artifact, which knows.
     """
 
     directory: Path
@@ -34,6 +35,7 @@ class Run:
     data: Data
     config: TrainConfig
     resume: bool
+    source: Source | None = None
 
 
 def begin(
@@ -103,7 +105,7 @@ def begin(
         source.model, source.args, source.kwargs, every=every, surrogate=surrogate, seed=config.seed, progress=progress
     )
     save(result.model, output, source=source, force=force)
-    return Run(output, result.model, data, config, resume)
+    return Run(output, result.model, data, config, resume, source)
 
 
 def _data(config: TrainConfig, inputs: ExampleInputs, progress: Callable[[str], None]) -> Data:
@@ -125,5 +127,5 @@ def _data(config: TrainConfig, inputs: ExampleInputs, progress: Callable[[str], 
 def train_directory(run: Run, *, show: bool = False) -> Trained:
     """Train, and put the trained weights into the artifact; see `train`."""
     trained = train(run.model, run.data, run.config, run.directory, resume=run.resume, show=show)
-    save(run.model.cpu(), run.directory, force=True)
+    save(run.model.cpu(), run.directory, source=run.source, force=True)
     return trained

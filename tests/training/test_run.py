@@ -117,7 +117,7 @@ def test_what_does_not_fit_is_a_line(tmp_path: Path) -> None:
         train(Net(), data, SHORT, tmp_path / "none", resume=True)
     with pytest.raises(repl_fx.BadInput, match="tpu is no device to train on"):
         train(Net(), data, SHORT.changed(device="tpu"), tmp_path)
-    with pytest.raises(repl_fx.BadInput, match="48 samples do not fill one batch of 64"):
+    with pytest.raises(repl_fx.BadInput, match="48 samples do not fill a batch of 64"):
         train(Net(), data, SHORT.changed(batch_size=64), tmp_path)
     (tmp_path / "file").write_text("")
     with pytest.raises(repl_fx.OutputError, match="cannot be written"):
