@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
@@ -11,8 +11,18 @@ from repl_fx.cli import common
 from repl_fx.cli.settings import with_flags
 from repl_fx.training.config import TrainConfig
 
-if TYPE_CHECKING:
-    pass
+
+def _commands() -> Any:
+    """The functions that need the libraries of the extra."""
+    from repl_fx.errors import BadInput
+
+    try:
+        from repl_fx.training.command import begin, train_directory
+    except ModuleNotFoundError as missing:
+        if str(missing.name).startswith("repl_fx"):
+            raise
+        raise BadInput(f"train needs {missing.name}; pip install 'repl-fx[train]'") from missing
+    return begin, train_directory
 
 
 @with_flags(lambda: TrainConfig)
@@ -43,7 +53,7 @@ def train_command(
 ) -> None:
     """Train a rewritten model: a model whose blocks are replaced first, or a directory that transform wrote."""
     with common.running(as_json, verbose, quiet) as terminal:
-        from repl_fx.training.command import begin, train_directory
+        begin, train_directory = _commands()
 
         run = begin(
             spec,

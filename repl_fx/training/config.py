@@ -78,7 +78,8 @@ def _converted(values: Any, where: str) -> TrainConfig:
     try:
         config = msgspec.convert(values, TrainConfig)
     except msgspec.ValidationError as problem:
-        raise BadInput(f"{where}: {one_line(problem)}; the settings are {', '.join(descriptions())}") from problem
+        known = f"; the settings are {', '.join(descriptions())}" if "unknown field" in str(problem) else ""
+        raise BadInput(f"{where}: {problem}{known}") from problem
     if config.save_every is not None and config.save_every < 1:
         raise BadInput(f"{where}: save_every is {config.save_every}; give 1 or more steps")
     return config

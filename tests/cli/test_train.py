@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import pytest
 import torch
 
 import repl_fx
@@ -47,6 +49,14 @@ def test_a_model_is_trained_goes_on_and_is_exported(run: Run, tmp_path: Path) ->
     other = run("train", out, "-o", tmp_path / "other", *FAST, "--surrogate", "auto", "-q")
     assert other.exit_code == 0, other.stderr
     assert run("export", out).exit_code == 0
+
+
+def test_a_library_that_is_not_there_is_named(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in [name for name in sys.modules if name.startswith(("repl_fx.training.command", "repl_fx.training.run"))]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, "pytorch_lightning", None)
+    said = one_line(run("train", tmp_path / "model.py", "-o", tmp_path / "out"))
+    assert said == "train needs pytorch_lightning; pip install 'repl-fx[train]'"
 
 
 def test_what_cannot_begin_is_a_line_and_leaves_nothing(run: Run, tmp_path: Path) -> None:
