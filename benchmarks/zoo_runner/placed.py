@@ -54,7 +54,7 @@ def _step(
     module.zero_grad()
     seed_everything(1)
     given, named = fresh(args, kwargs)
-    with _buffers_kept(module):
+    with _buffers_kept(module) as buffers:
         outputs = module(*given, **named)
         if isinstance(outputs, Mapping):
             outputs = {name: value for name, value in outputs.items() if name != _CACHE}
@@ -62,15 +62,19 @@ def _step(
         if any(tensor.requires_grad for tensor in made):
             torch.autograd.backward(loss_of(outputs))
         state = {id(p): p.grad.detach().clone() for p in module.parameters() if p.grad is not None}
-        state |= {id(b): b.detach().clone() for b in module.buffers()}
+        # A forward may have put others in their places.
+        state |= {id(buffer): held[name].detach().clone() for held, name, buffer in buffers}
     module.zero_grad()
     return [tensor.detach() for tensor in made], state
 
 
 @contextmanager
-def _buffers_kept(module: nn.Module) -> Iterator[None]:
-    kept = [(buffer, buffer.detach().clone()) for buffer in module.buffers()]
-    yield
+def _buffers_kept(module: nn.Module) -> Iterator[list[tuple[dict[str, Any], str, Tensor]]]:
+    """The buffers of a module, with the registries and names that they have; behind it they are as they were."""
+    registries = [part._buffers for part in module.modules()]
+    buffers = [(held, name, b) for held in registries for name, b in held.items() if b is not None]
+    values = [buffer.detach().clone() for _, _, buffer in buffers]
+    yield buffers
     with torch.no_grad():
-        for buffer, value in kept:
-            buffer.copy_(value)
+        for (held, name, buffer), value in zip(buffers, values, strict=True):
+            held[name] = buffer.copy_(value)
