@@ -285,12 +285,12 @@ def _quiet() -> Iterator[None]:
 
 @contextmanager
 def _interruptible() -> Iterator[None]:
-    """Give Ctrl-C on to the caller: Lightning ends the process on it."""
+    """Give Ctrl-C on to the caller: Lightning ends the process on it, and ignores the next ones."""
+    before = signal.getsignal(signal.SIGINT)
     try:
         yield
     except SystemExit as ended:
         if isinstance(ended.__context__, KeyboardInterrupt):
-            # Lightning ignores the next ones.
-            signal.signal(signal.SIGINT, signal.default_int_handler)
+            signal.signal(signal.SIGINT, before)
             raise KeyboardInterrupt from ended
         raise
