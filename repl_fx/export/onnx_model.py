@@ -30,7 +30,7 @@ from repl_fx.passes.driver import run_passes
 from repl_fx.passes.fold_surrogates import fold_surrogates
 from repl_fx.running.example_inputs import ExampleInputs
 from repl_fx.running.untouched import device_of, in_mode, untouched
-from repl_fx.tracing.dynamic_shapes import CACHE, auto_shapes, batch_dims, cache_dims, dynamic_dims
+from repl_fx.tracing.dynamic_shapes import CACHE, auto_shapes, batch_dims, dims_with_cache
 from repl_fx.tracing.parts.capture import graphs_in
 
 # protobuf refuses messages of 2 GiB; what is left is for the graph itself.
@@ -155,8 +155,8 @@ def _convert(
     tensors = tuple(tensor.detach().clone() for tensor in inputs.tensors)
     flat = FlatModule(source, inputs)
     failure: Exception | None = None
-    caches = cache_dims({CACHE: [t for n, t in zip(inputs.names, tensors, strict=True) if n.startswith(f"{CACHE}_")]})
-    for dims in _ladder(tensors, caches):
+    cache = [t for name, t in zip(inputs.names, tensors, strict=True) if name.startswith(f"{CACHE}_")]
+    for dims in _ladder(tensors, dims_with_cache({CACHE: cache})):
         shapes: Any = auto_shapes(ExampleInputs(tensors), dims=dims)
         try:
             with foreign_code():
@@ -186,13 +186,9 @@ def _convert(
 
 
 def _ladder(
-    tensors: Sequence[Tensor], caches: Mapping[int, tuple[int, ...]]
+    tensors: Sequence[Tensor], all_dims: Callable[[Tensor], tuple[int, ...]]
 ) -> Iterator[Callable[[Tensor], tuple[int, ...]]]:
     """Dynamic dimensions to ask for, best first; AUTO gives way, but not where a model insists on one length late."""
-
-    def all_dims(tensor: Tensor) -> tuple[int, ...]:
-        return caches.get(id(tensor)) or dynamic_dims(tensor)
-
     yield all_dims
     if any(all_dims(tensor) != batch_dims(tensor) for tensor in tensors):
         yield batch_dims

@@ -1,7 +1,7 @@
 """Surrogates that have a place in the model's own tree, where a block has several to choose from.
 
-auto    blocks.3: reuse     it mixes by the attention map of blocks.2.attn, which keeps it to itself
-blocks.3: coarse    taken, with that reason
+`auto` prefers `reuse` for `blocks.3`, which mixes by the attention map of `blocks.2.attn`; a module that keeps its
+map to itself leaves `reuse` without a place, and the next choice, such as `bottleneck`, is taken with that reason.
 """
 
 from __future__ import annotations

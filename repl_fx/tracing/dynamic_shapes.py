@@ -47,6 +47,12 @@ def cache_dims(arguments: Mapping[str, Any]) -> dict[int, tuple[int, ...]]:
     return {id(t): (0, 2) for t in kept if isinstance(t, Tensor) and t.ndim == 4 and t.is_floating_point()}
 
 
+def dims_with_cache(arguments: Mapping[str, Any]) -> Callable[[Tensor], tuple[int, ...]]:
+    """Return `dynamic_dims`, but for the tensors of a cache among arguments by name: `cache_dims`."""
+    caches = cache_dims(arguments)
+    return lambda tensor: caches.get(id(tensor)) or dynamic_dims(tensor)
+
+
 def every_dim(tensor: Tensor) -> tuple[int, ...]:
     """Return all dimensions: inside a model, sizes come from eager code, which may choose others on the next call."""
     return tuple(range(tensor.ndim))

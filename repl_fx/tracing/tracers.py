@@ -29,7 +29,7 @@ from repl_fx.running.opaque_outputs import open_objects
 from repl_fx.running.python_state import forward_replaced
 from repl_fx.tracing.control_flow import join_branches, truth_for
 from repl_fx.tracing.data_dependent import DataDependentBranches, constant_numbers, recorded
-from repl_fx.tracing.dynamic_shapes import auto_shapes, baked_dims, cache_dims, dynamic_dims
+from repl_fx.tracing.dynamic_shapes import auto_shapes, baked_dims, dims_with_cache, dynamic_dims
 from repl_fx.tracing.hooks import no_tensor_hooks
 from repl_fx.tracing.leaf_calls import Callee, LeafCalls, LeafNotOpaque, record_leaf_calls
 from repl_fx.tracing.leaves import is_leaf
@@ -66,11 +66,10 @@ def trace_by_export(
     # Where the way the model takes when it runs cannot be traced, it is told that it is exported.
     aware = False
     baked: set[tuple[int, int]] = set()
-    caches = cache_dims(inputs.arguments)
+    wanted = dims_with_cache(inputs.arguments) if dims is dynamic_dims else dims
 
     def free(tensor: Tensor) -> tuple[int, ...]:
-        wanted = caches.get(id(tensor), ()) if dims is dynamic_dims else ()
-        return tuple(dim for dim in wanted or dims(tensor) if (id(tensor), dim) not in baked)
+        return tuple(dim for dim in wanted(tensor) if (id(tensor), dim) not in baked)
 
     def trace(answers: Sequence[bool]) -> tuple[fx.Graph, Sequence[Comparison | None]]:
         nonlocal aware

@@ -260,7 +260,7 @@ def _callbacks(checkpoint: Path, config: TrainConfig, *, show: bool) -> Iterator
 
 def _step_of(checkpoint: Path) -> int:
     try:
-        found = torch.load(checkpoint, map_location="cpu", weights_only=True)
+        found = torch.load(checkpoint, map_location="cpu", weights_only=True, mmap=True)
         return int(found["global_step"])
     except Exception as problem:
         raise BadInput(f"the checkpoint {checkpoint} cannot be read: {first_line(problem)}") from problem
