@@ -20,8 +20,11 @@ time: torch comes with the library.
 
 from __future__ import annotations
 
+import logging
 import sys
-from collections.abc import Callable, Sequence
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import partial
 from importlib.abc import MetaPathFinder
 from importlib.machinery import ModuleSpec
@@ -39,6 +42,31 @@ def make_importable() -> None:
     """Prepare for the import of timm, torchvision, torchaudio and transformers; `import repl_fx` calls it."""
     if not any(isinstance(finder, ForeignLibraries) for finder in sys.meta_path):
         sys.meta_path.insert(0, ForeignLibraries())
+
+
+@contextmanager
+def hushed(packages: Sequence[str], loggers: Sequence[str], messages: Sequence[str] = ()) -> Iterator[None]:
+    """Drop warnings and log lines of libraries that users cannot act on, and nobody else's.
+
+    Args:
+        packages: whose warnings are dropped, with those of their modules.
+        loggers: that tell of errors alone.
+        messages: patterns of warnings that are dropped whoever gives them.
+    """
+    named = [logging.getLogger(name) for name in loggers]
+    levels = [logger.level for logger in named]
+    try:
+        for logger in named:
+            logger.setLevel(logging.ERROR)
+        with warnings.catch_warnings():
+            for package in packages:
+                warnings.filterwarnings("ignore", module=rf"{package}(\.|$)")
+            for message in messages:
+                warnings.filterwarnings("ignore", message=message)
+            yield
+    finally:
+        for logger, level in zip(named, levels, strict=True):
+            logger.setLevel(level)
 
 
 class ForeignLibraries(MetaPathFinder):

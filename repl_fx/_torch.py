@@ -358,3 +358,8 @@ def operator_name(operator: Any) -> str | None:
 def standard_gamma(concentration: Tensor, generator: torch.Generator) -> Tensor:
     """Samples of Gamma(concentration, 1), in its shape, on its device; the public ways take no generator."""
     return torch._standard_gamma(concentration, generator)
+
+
+def without_workers(loader: Any) -> None:
+    """Let the next iteration of a DataLoader start its worker processes anew, where they would live on."""
+    loader._iterator = None

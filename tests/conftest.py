@@ -12,6 +12,11 @@ import pytest
 import torch
 from hypothesis import settings
 
+from repl_fx._foreign_libraries import make_importable
+
+# Tests that import Lightning, and torchvision with it, may come before any that imports repl_fx.
+make_importable()
+
 # The same examples on every run, so that a failure in CI is a failure here; no deadline, as the first capture is slow.
 settings.register_profile("fixed", derandomize=True, deadline=None)
 settings.load_profile("fixed")

@@ -7,12 +7,16 @@ one may be installed or not, and its library may load or not.
 from __future__ import annotations
 
 import importlib.util
+import logging
 import subprocess
 import sys
 import textwrap
+import warnings
 from pathlib import Path
 
 import pytest
+
+from repl_fx._foreign_libraries import hushed
 
 UTILS = """
 import torch
@@ -196,3 +200,19 @@ import torchvision
 """
     done = run(tmp_path, code)
     assert done.stdout.strip() == "torchvision.nms", done.stderr
+
+
+def test_hushed_libraries_say_nothing_and_others_do(caplog: pytest.LogCaptureFixture) -> None:
+    noisy, mine = logging.getLogger("noisy_library"), logging.getLogger("mine")
+    level = noisy.level
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        with hushed(["noisy_library"], ["noisy_library"], ["soon gone"]):
+            noisy.warning("of itself")
+            mine.warning("of the user")
+            warnings.warn_explicit("old", UserWarning, "file.py", 1, module="noisy_library.inner")
+            warnings.warn("soon gone", stacklevel=1)
+            warnings.warn("kept", stacklevel=1)
+    assert [str(warning.message) for warning in caught] == ["kept"]
+    assert caplog.messages == ["of the user"]
+    assert noisy.level == level

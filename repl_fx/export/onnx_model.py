@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import hashlib
-import logging
 import os
 import re
 import tempfile
-import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -19,6 +17,7 @@ import onnx_ir as ir
 import torch
 from torch import Tensor, fx, nn
 
+from repl_fx._foreign_libraries import hushed
 from repl_fx.arguments import require_module, require_path
 from repl_fx.errors import BadInput, ExportError, ForeignError, OutputError, first_line, foreign_code
 from repl_fx.export.lowering import lower_
@@ -117,23 +116,10 @@ def export_onnx(
     return target
 
 
-@contextmanager
-def quiet() -> Iterator[None]:
+def quiet() -> AbstractContextManager[None]:
     """Drop the warnings and log lines of the exporter's own packages, and nobody else's."""
-    loggers = [logging.getLogger(name) for name in _NOISY_LOGGERS]
-    levels = [logger.level for logger in loggers]
-    try:
-        for logger in loggers:
-            logger.setLevel(logging.ERROR)
-        with warnings.catch_warnings():
-            for package in _NOISY:
-                warnings.filterwarnings("ignore", module=rf"{package}(\.|$)")
-            # Copying a pytree specification warns in the name of the standard library.
-            warnings.filterwarnings("ignore", message=".*treespec, LeafSpec")
-            yield
-    finally:
-        for logger, level in zip(loggers, levels, strict=True):
-            logger.setLevel(level)
+    # Copying a pytree specification warns in the name of the standard library.
+    return hushed(_NOISY, _NOISY_LOGGERS, (".*treespec, LeafSpec",))
 
 
 def _output_names(source: nn.Module, inputs: FlatInputs) -> list[str]:

@@ -32,7 +32,7 @@ class Run:
 
     directory: Path
     model: nn.Module
-    data: Data
+    data: Data | UserData
     config: TrainConfig
     resume: bool
     source: Source | None = None
@@ -108,20 +108,17 @@ def begin(
     return Run(output, result.model, data, config, resume, source)
 
 
-def _data(config: TrainConfig, inputs: ExampleInputs, progress: Callable[[str], None]) -> Data:
+def _data(config: TrainConfig, inputs: ExampleInputs, progress: Callable[[str], None]) -> Data | UserData:
     """The data of the settings; pictures that are read file by file, in the size that the model is given."""
     progress("load data")
     shape = inputs.tensors[0].shape if inputs.tensors else ()
-    data = load_data(
+    return load_data(
         config.data,
         root=None if config.data_dir is None else Path(config.data_dir),
         download=config.download,
         context=config.context,
         size=int(shape[-1]) if len(shape) == 4 else None,
     )
-    if isinstance(data, UserData):
-        raise BadInput(f"{config.data} gives loaders, and train takes data sets: return a repl_fx.training.data.Data")
-    return data
 
 
 def train_directory(run: Run, *, show: bool = False) -> Trained:

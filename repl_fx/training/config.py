@@ -18,6 +18,9 @@ class TrainConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     data_dir: Annotated[str | None, Meta(description="Directory of the files of named data sets.")] = None
     download: Annotated[bool, Meta(description="Download a named data set that is not there.")] = False
     context: Annotated[int, Meta(ge=2, description="Bytes in one input of text.")] = 256
+    task: Annotated[
+        str | None, Meta(description="Task of loaders: classification, …; or file.py:CLASS, a LightningModule.")
+    ] = None
     epochs: Annotated[int, Meta(ge=1, description="Passes over the training data.")] = 10
     batch_size: Annotated[int, Meta(ge=1, description="Inputs in a batch, on each device.")] = 64
     accumulate: Annotated[int, Meta(ge=1, description="Batches whose gradients make one step.")] = 1
@@ -47,6 +50,11 @@ class TrainConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     seed: Annotated[int, Meta(ge=0, description="Seed of order, augmentation and dropout.")] = 0
     device: Annotated[str, Meta(description="cpu, cuda or auto.")] = "auto"
 
+    @property
+    def has_own_module(self) -> bool:
+        """Whether the task is a LightningModule of the user."""
+        return self.task is not None and names_python_file(self.task)
+
     def to_yaml(self) -> str:
         """All settings as YAML."""
         return msgspec.yaml.encode(self).decode()
@@ -59,6 +67,11 @@ class TrainConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
         """
         values = msgspec.to_builtins(self) | {name: value for name, value in given.items() if value is not None}
         return _converted(values, "the flags")
+
+
+def names_python_file(spec: str) -> bool:
+    """Whether a specification is `file.py` or `file.py:name`."""
+    return spec.endswith(".py") or (":" in spec and spec.rpartition(":")[0].endswith(".py"))
 
 
 def read_config(file: Path) -> TrainConfig:

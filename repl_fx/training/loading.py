@@ -3,23 +3,76 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
+import pytorch_lightning as pl
 import torch
 
 from repl_fx.training.config import TrainConfig
 from repl_fx.training.data.augmentation import Chain, Change, CropAndFlip, CutMix, Mixup, Normalise
-from repl_fx.training.data.kinds import Data
+from repl_fx.training.data.kinds import Data, UserData
 from repl_fx.training.data.loaders import BatchLoader, loader_of
+from repl_fx.training.data.positioned import PositionedLoader
+from repl_fx.training.data.user_loaders import UserLoader, UserModule, loaders_of
+from repl_fx.training.tasks import Task
 
 
-def training_loader(data: Data, config: TrainConfig, device: torch.device) -> BatchLoader:
-    """Batches in an order that is new in each epoch, changed at random; what does not fill a batch is left out."""
-    return _loader(data, config, device, training=True)
+class Batches:
+    """The batches of a run, in the forms that Lightning takes.
+
+    Attributes:
+        train, test: loaders with a position.
+    """
+
+    def __init__(self, data: Data | UserData, config: TrainConfig, device: torch.device, trainer: pl.Trainer) -> None:
+        self.train, self.test = loaders(data, config, device)
+        self._module: UserModule | None = None
+        if isinstance(data, UserData) and data.module is not None:
+            self._module = UserModule(data.module, self.train, self.test)
+            # Its hooks may ask whether the trainer is training.
+            self._module.own.trainer = trainer
+
+    def first(self) -> Any:
+        """The first held-out batch, as a model gets it, but for its device."""
+        batch = next(iter(self.test))
+        if self._module is not None:
+            batch = self._module.on_after_batch_transfer(self._module.on_before_batch_transfer(batch, 0), 0)
+        return batch
+
+    def check_targets(self, task: Task) -> None:
+        """Let loaders of a user refuse targets that the task cannot take; a data set is checked when it is read."""
+        for loader in (self.train, self.test):
+            if isinstance(loader, UserLoader):
+                loader.check = task.require_targets
+
+    def to_fit(self) -> dict[str, Any]:
+        """Arguments of `Trainer.fit`."""
+        if self._module is not None:
+            return {"datamodule": self._module}
+        return {"train_dataloaders": self.train, "val_dataloaders": self.test}
+
+    def to_validate(self) -> dict[str, Any]:
+        """Arguments of `Trainer.validate`."""
+        return {"datamodule": self._module} if self._module is not None else {"dataloaders": self.test}
 
 
-def test_loader(data: Data, config: TrainConfig, device: torch.device) -> BatchLoader:
-    """All that is held out, always in one order and as it is."""
-    return _loader(data, config, device, training=False)
+def loaders(
+    data: Data | UserData, config: TrainConfig, device: torch.device
+) -> tuple[PositionedLoader, PositionedLoader]:
+    """Batches to train on, and all that is held out.
+
+    Of a data set, training batches come in an order that is new in each epoch, and changed at random, and a last one
+    that is not full is left out; what is held out comes in one order and as it is. A user's loaders are his own.
+
+    Raises:
+        BadInput: the data cannot make batches, or not of this size.
+    """
+    if isinstance(data, UserData):
+        train, test = loaders_of(data, config.seed)
+        # A LightningModule of the user takes any batch.
+        options: Any = {"seed": config.seed, "pairs": not config.has_own_module}
+        return UserLoader(train, data.name, **options), UserLoader(test, data.name, training=False, **options)
+    return _loader(data, config, device, training=True), _loader(data, config, device, training=False)
 
 
 def _loader(data: Data, config: TrainConfig, device: torch.device, *, training: bool) -> BatchLoader:

@@ -3,83 +3,57 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from typing import Any
 
 import pytorch_lightning as pl
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
-from torchmetrics import MeanMetric
-from torchmetrics.classification import MulticlassAccuracy
 
-from repl_fx.errors import BadInput
 from repl_fx.training.config import TrainConfig
+from repl_fx.training.tasks import Batch, Task
 
 BETAS = (0.9, 0.95)
-CLASSIFICATION, LANGUAGE = "classification", "language-modelling"
 
 
 class Training(pl.LightningModule):
-    """Training of a model on pairs of inputs and targets.
+    """Training of a model for a task.
 
     Args:
-        model: takes a batch of inputs, and returns logits, or an object or mapping that has `logits`.
+        model: takes the inputs of a batch.
+        task: the loss and the figures.
         config: the settings.
-        task: `classification`, whose logits are (batch, classes), or `language-modelling`: (batch, length, classes).
-        classes: how many.
         steps: of the optimizer, in all.
     """
 
-    def __init__(self, model: nn.Module, config: TrainConfig, task: str, classes: int, steps: int) -> None:
+    def __init__(self, model: nn.Module, task: Task, config: TrainConfig, steps: int) -> None:
         super().__init__()
-        self.model, self.config, self.task, self.classes, self.steps = model, config, task, classes, steps
-        self.accuracy = MulticlassAccuracy(classes, average="micro") if task == CLASSIFICATION else None
-        self.test_loss = MeanMetric()
+        self.model, self.task, self.config, self.steps = model, task, config, steps
 
-    def forward(self, inputs: Tensor) -> Tensor:
-        """The logits."""
-        return logits_of(self.model(inputs))
-
-    def training_step(self, batch: tuple[Tensor, Tensor], number: int) -> Tensor:
+    def training_step(self, batch: Batch, number: int) -> Tensor:
         """The loss of a batch; smoothed, where that was asked for."""
-        inputs, targets = batch
-        loss = self._loss(self(inputs), targets, self.config.label_smoothing)
+        loss = self.task.loss(self.task.outputs(self.model, batch), batch, self.config.label_smoothing)
         self.log("loss", loss.detach(), prog_bar=True)
         return loss
 
-    def validation_step(self, batch: tuple[Tensor, Tensor], number: int) -> None:
+    def validation_step(self, batch: Batch, number: int) -> None:
         """Add a batch to the figures of the evaluation."""
-        inputs, targets = batch
-        logits = self(inputs)
-        self.test_loss.update(self._loss(logits, targets, 0.0), targets.numel())
-        if self.accuracy is not None:
-            self.accuracy.update(logits, targets)
+        self.task.update(self.task.outputs(self.model, batch), batch)
 
     def on_validation_epoch_end(self) -> None:
         """Log the figures of the evaluation: over all of the test data."""
-        self.log_dict({f"test_{name}": value for name, value in self._figures().items()}, prog_bar=True)
-
-    def _figures(self) -> dict[str, Tensor]:
-        loss = self.test_loss.compute()
-        self.test_loss.reset()
-        if self.accuracy is None:
-            return {"loss": loss, "bits_per_byte": loss / math.log(2)}
-        accuracy = self.accuracy.compute()
-        self.accuracy.reset()
-        return {"loss": loss, "accuracy": accuracy}
-
-    def _loss(self, logits: Tensor, targets: Tensor, smoothing: float) -> Tensor:
-        if self.task == LANGUAGE:
-            logits, targets = logits.flatten(0, 1), targets.flatten()
-        return F.cross_entropy(logits.float(), targets, label_smoothing=smoothing)
+        self.log_dict({f"test_{name}": value for name, value in self.task.compute().items()}, prog_bar=True)
 
     def configure_optimizers(self) -> Any:
-        """The optimizer, with a rate that rises linearly and then falls as a cosine to zero, step by step."""
-        made = optimizer_of(self.model.parameters(), self.config)
-        factor = Schedule(self.steps, self.config.warmup)
-        scheduler = torch.optim.lr_scheduler.LambdaLR(made, factor)
-        return {"optimizer": made, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+        """The optimizer and its schedule."""
+        return optimizers_of(self.model.parameters(), self.config, self.steps)
+
+
+def optimizers_of(parameters: Iterable[nn.Parameter], config: TrainConfig, steps: int) -> dict[str, Any]:
+    """An optimizer whose rate rises linearly, then falls as a cosine to zero, step by step, as Lightning takes it."""
+    made = optimizer_of(parameters, config)
+    scheduler = torch.optim.lr_scheduler.LambdaLR(made, Schedule(steps, config.warmup))
+    return {"optimizer": made, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
 
 class Schedule:
@@ -112,17 +86,3 @@ def optimizer_of(parameters: Iterable[nn.Parameter], config: TrainConfig) -> tor
     if config.optimizer == "sgd":
         return torch.optim.SGD(groups, lr=config.lr, momentum=config.momentum, nesterov=config.momentum > 0)
     return torch.optim.AdamW(groups, lr=config.lr, betas=BETAS)
-
-
-def logits_of(outputs: Any) -> Tensor:
-    """The logits in what a model returns.
-
-    Raises:
-        BadInput: there are none.
-    """
-    found = outputs.get("logits") if isinstance(outputs, Mapping) else getattr(outputs, "logits", outputs)
-    if isinstance(found, (tuple, list)) and found:
-        found = found[0]
-    if not isinstance(found, Tensor):
-        raise BadInput(f"the model returns a {type(outputs).__name__}, which holds no logits")
-    return found

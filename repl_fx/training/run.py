@@ -11,13 +11,8 @@
 from __future__ import annotations
 
 import json
-import logging
-import resource
 import shutil
 import signal
-import sys
-import time
-import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -30,17 +25,21 @@ from pytorch_lightning.callbacks import EMAWeightAveraging, RichProgressBar
 from pytorch_lightning.loggers import CSVLogger, Logger, TensorBoardLogger
 from torch import nn
 
-from repl_fx.errors import BadInput, ForeignError, OutputError, first_line, foreign_code
-from repl_fx.running.untouched import in_mode
-from repl_fx.surrogates.shared.synthesis import shared_synthesis
+from repl_fx._foreign_libraries import hushed
+from repl_fx.errors import BadInput, OutputError, first_line
+from repl_fx.training.building import module_of
+from repl_fx.training.callbacks import SharedSyntheses, Speed
 from repl_fx.training.config import TrainConfig, read_config
-from repl_fx.training.data.kinds import Data
-from repl_fx.training.loading import test_loader, training_loader
-from repl_fx.training.module import Training, logits_of
+from repl_fx.training.data.kinds import Data, UserData
+from repl_fx.training.loading import Batches
+from repl_fx.training.module import Training
 from repl_fx.training.safe_checkpoints import Checkpoints, SeededSteps, WholeCheckpoints
 
 STATE = "train_state"
 CONFIG, CHECKPOINT, RESULT, LOGS = "config.yaml", "last.ckpt", "result.json", "logs"
+# What Lightning and its metrics say of themselves.
+_NOISY = ("pytorch_lightning", r"lightning_\w+", "torchmetrics")
+_NOISY_LOGGERS = ("pytorch_lightning", "lightning.pytorch", "lightning.fabric")
 _PRECISIONS: Mapping[str, Any] = {"float32": "32-true", "bfloat16": "bf16-mixed", "float16": "16-mixed"}
 
 
@@ -59,67 +58,9 @@ class Trained:
     resumed: int | None
 
 
-class SharedSyntheses(pl.Callback):
-    """Runs each synthesis once for all batches whose gradients make one step."""
-
-    def __init__(self) -> None:
-        self._open: Any = None
-
-    def on_train_batch_start(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
-    ) -> None:
-        """Begin with the first batch of a step."""
-        if self._open is None:
-            self._open = shared_synthesis(pl_module)
-            self._open.__enter__()
-
-    def on_before_optimizer_step(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, optimizer: torch.optim.Optimizer
-    ) -> None:
-        """End: gradients go through the syntheses now, before they are clipped."""
-        if self._open is not None:
-            self._open.__exit__(None, None, None)
-            self._open = None
-
-
-class Speed(pl.Callback):
-    """Logs inputs a second and memory.
-
-    Args:
-        every: batches between two figures.
-    """
-
-    def __init__(self, every: int) -> None:
-        self.every = every
-        self._since, self._seen = time.perf_counter(), 0
-
-    def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Begin to count: the evaluation before does not."""
-        self._since, self._seen = time.perf_counter(), 0
-
-    def on_train_batch_end(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
-        """Count the inputs of the batch."""
-        self._seen += len(batch[0])
-        if (batch_idx + 1) % self.every == 0:
-            took = time.perf_counter() - self._since
-            figures = {"inputs_per_second": self._seen / took, "memory_mib": _peak_mib(pl_module.device)}
-            pl_module.log_dict(figures, prog_bar=True)
-            self._since, self._seen = time.perf_counter(), 0
-
-
-def _peak_mib(device: torch.device) -> float:
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device) / 2**20
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    # Linux counts in KiB, macOS in bytes.
-    return peak / (2**20 if sys.platform == "darwin" else 2**10)
-
-
 def train(
     model: nn.Module,
-    data: Data,
+    data: Data | UserData,
     config: TrainConfig,
     directory: Path,
     *,
@@ -129,7 +70,7 @@ def train(
     """Train a model, which has its trained weights behind the call.
 
     Args:
-        model: in place or a graph; takes a batch of inputs, returns logits.
+        model: in place or a graph; takes the inputs of a batch.
         data: see `repl_fx.training.data`.
         config: the settings; those of the run before where it goes on.
         directory: of the run; its state goes into `train_state`.
@@ -146,16 +87,7 @@ def train(
         raise BadInput(f"{directory} has no {STATE}/{CHECKPOINT} to go on from; train it without --resume")
     resumed = _step_of(checkpoint) if resume else None
     accelerator = _accelerator(config.device)
-    device = torch.device("cuda" if accelerator == "gpu" else "cpu")
-    loader, test = training_loader(data, config, device), test_loader(data, config, device)
-    steps = config.epochs * -(-len(loader) // config.accumulate)
-    _require_fit(model, test, data)
-    if not resume:
-        _begin(state, config)
-    module = Training(model, config, data.task, data.classes, steps)
-    if config.compile:
-        module.model.compile()
-    with _quiet(), _interruptible():
+    with hushed(_NOISY, _NOISY_LOGGERS, ("Experiment logs directory",)), _interruptible():
         trainer = pl.Trainer(
             default_root_dir=state,
             accelerator=accelerator,
@@ -175,12 +107,21 @@ def train(
             deterministic=config.deterministic,
             use_distributed_sampler=False,
         )
+        batches = Batches(data, config, torch.device("cuda" if accelerator == "gpu" else "cpu"), trainer)
+        steps = config.epochs * -(-len(batches.train) // config.accumulate)
+        module = module_of(model, data, config, steps, batches.first())
+        if isinstance(module, Training):
+            batches.check_targets(module.task)
+        if not resume:
+            _begin(state, config)
+        if config.compile:
+            model.compile()
         try:
-            trainer.fit(module, loader, test, ckpt_path=checkpoint if resume else None, weights_only=True)
+            trainer.fit(module, **batches.to_fit(), ckpt_path=checkpoint if resume else None, weights_only=True)
             figures = _figures(trainer)
             if not figures:
                 # The run was at its end already.
-                trainer.validate(module, test, verbose=False)
+                trainer.validate(module, verbose=False, **batches.to_validate())
                 figures = _figures(trainer)
             (state / RESULT).write_text(json.dumps({"steps": steps, **figures}, indent=2) + "\n")
         except OSError as problem:
@@ -189,8 +130,10 @@ def train(
 
 
 def _figures(trainer: pl.Trainer) -> dict[str, float]:
+    """The figures of the last evaluation; all that was logged, where the module is the user's."""
     found = trainer.callback_metrics.items()
-    return {name.removeprefix("test_"): float(value) for name, value in found if name.startswith("test_")}
+    own = not isinstance(trainer.lightning_module, Training)
+    return {name.removeprefix("test_"): float(value) for name, value in found if own or name.startswith("test_")}
 
 
 def settings_of(directory: Path) -> TrainConfig:
@@ -222,22 +165,6 @@ def _accelerator(device: str) -> str:
     return "gpu" if kind == "cuda" else "cpu"
 
 
-def _require_fit(model: nn.Module, test: Any, data: Data) -> None:
-    """Refuse a model that does not take the inputs, or has fewer classes than there are."""
-    inputs, _ = next(iter(test))
-    kind = type(model).__name__
-    try:
-        with in_mode(model, False), torch.no_grad(), foreign_code():
-            logits = logits_of(model.to(inputs.device)(inputs[:2]))
-    except ForeignError as failed:
-        shape = "x".join(map(str, inputs.shape[1:]))
-        raise BadInput(
-            f"{kind} does not take inputs of {data.name}, which are {shape}: {first_line(failed.problem)}"
-        ) from failed.problem
-    if logits.shape[-1] < data.classes:
-        raise BadInput(f"{kind} returns {logits.shape[-1]} logits, and {data.name} has {data.classes} classes")
-
-
 def _loggers(state: Path, config: TrainConfig, step: int) -> Iterator[Logger]:
     # What begins anew at a step takes the place of what was logged from there on before.
     since = f"from_step_{step}"
@@ -253,9 +180,9 @@ def _callbacks(checkpoint: Path, config: TrainConfig, *, show: bool) -> Iterator
     if config.ema:
         yield EMAWeightAveraging(decay=config.ema)
     yield Speed(config.log_every)
-    yield Checkpoints(checkpoint, config.save_every)
+    yield Checkpoints(checkpoint, config.save_every, config.log_every)
     if show:
-        yield RichProgressBar(leave=True)
+        yield RichProgressBar(refresh_rate=config.log_every, leave=True)
 
 
 def _step_of(checkpoint: Path) -> int:
@@ -264,23 +191,6 @@ def _step_of(checkpoint: Path) -> int:
         return int(found["global_step"])
     except Exception as problem:
         raise BadInput(f"the checkpoint {checkpoint} cannot be read: {first_line(problem)}") from problem
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Drop what Lightning says of itself."""
-    loggers = [logging.getLogger(name) for name in ("pytorch_lightning", "lightning.pytorch", "lightning.fabric")]
-    levels = [logger.level for logger in loggers]
-    try:
-        for logger in loggers:
-            logger.setLevel(logging.ERROR)
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", module=r"(pytorch_lightning|lightning_\w+|torchmetrics)(\.|$)")
-            warnings.filterwarnings("ignore", message="Experiment logs directory")
-            yield
-    finally:
-        for logger, level in zip(loggers, levels, strict=True):
-            logger.setLevel(level)
 
 
 @contextmanager

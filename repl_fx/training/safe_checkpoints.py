@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 import os
 import random
 from pathlib import Path
@@ -43,26 +44,29 @@ class Checkpoints(pl.Callback):
     Args:
         place: the file; the next checkpoint takes its place.
         every: steps of the optimizer between checkpoints; None for one at the end of each epoch alone.
+        look_every: batches between two looks at the losses, each of which waits for a GPU.
     """
 
-    def __init__(self, place: Path, every: int | None) -> None:
-        self.place, self.every = place, every
+    def __init__(self, place: Path, every: int | None, look_every: int = 1) -> None:
+        self.place, self.every, self.look_every = place, every, look_every
         self._step = self._saved = 0
+        # The first loss that is no number, and its step, on the device.
+        self._bad: torch.Tensor | None = None
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Note the step that the run begins at."""
         self._step = self._saved = trainer.global_step
+        self._bad = None
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Check the loss of the step, and save where it is time to."""
-        loss = outputs["loss"] if isinstance(outputs, dict) else outputs
-        if loss is not None and not bool(torch.isfinite(loss)):
-            raise BadInput(
-                f"the loss is {float(loss)} at step {trainer.global_step}; a lower --lr or --clip may help; "
-                f"{self.place if self.place.exists() else 'no checkpoint'} is the last that is good"
-            )
+        """Note the loss of the step, and save where it is time to."""
+        loss = outputs.get("loss") if isinstance(outputs, dict) else outputs
+        if isinstance(loss, torch.Tensor):
+            self._note(loss.detach().float(), trainer.global_step)
+        if (batch_idx + 1) % self.look_every == 0 or pl_module.device.type == "cpu":
+            self._require_numbers()
         # Between two steps, gradients that have been added up would be lost.
         stepped, self._step = trainer.global_step > self._step, trainer.global_step
         if stepped and self.every is not None and trainer.global_step - self._saved >= self.every:
@@ -72,7 +76,25 @@ class Checkpoints(pl.Callback):
         """Save."""
         self._save(trainer)
 
+    def _note(self, loss: torch.Tensor, step: int) -> None:
+        found = torch.stack((loss, torch.full_like(loss, step)))
+        if self._bad is None:
+            self._bad = found
+        else:
+            self._bad = torch.where(self._bad[0].isfinite(), found, self._bad)
+
+    def _require_numbers(self) -> None:
+        if self._bad is None:
+            return
+        loss, step = self._bad.tolist()
+        if not math.isfinite(loss):
+            raise BadInput(
+                f"the loss is {loss} at step {step:.0f}; a lower --lr or --clip may help; "
+                f"{self.place if self.place.exists() else 'no checkpoint'} is the last that is good"
+            )
+
     def _save(self, trainer: pl.Trainer) -> None:
+        self._require_numbers()
         trainer.save_checkpoint(self.place)
         self._saved = trainer.global_step
 

@@ -8,11 +8,10 @@ from repl_fx.training.config import TrainConfig
 from repl_fx.training.data.augmentation import Chain, CropAndFlip, CutMix, Mixup, Normalise
 from repl_fx.training.data.kinds import Data, Tensors
 from repl_fx.training.data.loaders import TensorLoader
-from repl_fx.training.loading import test_loader, training_loader
+from repl_fx.training.loading import loaders
 from tests.training.runs import pictures
 
 CPU = torch.device("cpu")
-test_loader.__test__ = False  # type: ignore[attr-defined]
 
 
 def _kinds(loader: object) -> list[type]:
@@ -23,23 +22,23 @@ def _kinds(loader: object) -> list[type]:
 
 def test_training_pictures_are_changed_and_those_held_out_are_not() -> None:
     data, config = pictures(), TrainConfig(mixup=0.2, cutmix=1.0, batch_size=8)
-    assert _kinds(training_loader(data, config, CPU)) == [CropAndFlip, CutMix, Normalise, Mixup]
-    assert _kinds(test_loader(data, config, CPU)) == [Normalise]
-    assert _kinds(training_loader(data, TrainConfig(augment=False, batch_size=8), CPU)) == [Normalise]
+    assert _kinds(loaders(data, config, CPU)[0]) == [CropAndFlip, CutMix, Normalise, Mixup]
+    assert _kinds(loaders(data, config, CPU)[1]) == [Normalise]
+    assert _kinds(loaders(data, TrainConfig(augment=False, batch_size=8), CPU)[0]) == [Normalise]
 
 
 def test_what_is_grey_is_not_mirrored() -> None:
-    loader = training_loader(pictures(), TrainConfig(batch_size=8), CPU)
-    assert isinstance(loader.change, Chain)
+    loader, _ = loaders(pictures(), TrainConfig(batch_size=8), CPU)
+    assert isinstance(loader, TensorLoader) and isinstance(loader.change, Chain)
     assert loader.change.changes[0] == CropAndFlip(1, flip=False)
 
 
 def test_text_is_as_it_is() -> None:
     ids = torch.arange(24).reshape(4, 6)
     data = Data("text", "language-modelling", 256, (6,), Tensors(ids, ids + 1), Tensors(ids, ids + 1))
-    assert _kinds(training_loader(data, TrainConfig(batch_size=2, mixup=1.0), CPU)) == []
+    assert _kinds(loaders(data, TrainConfig(batch_size=2, mixup=1.0), CPU)[0]) == []
 
 
 def test_all_that_is_held_out_is_seen_once() -> None:
-    seen = torch.cat([targets for _, targets in test_loader(pictures(), TrainConfig(batch_size=5), CPU)])
+    seen = torch.cat([targets for _, targets in loaders(pictures(), TrainConfig(batch_size=5), CPU)[1]])
     assert len(seen) == 16

@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-import math
 from itertools import pairwise
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 import torch.nn.functional as F
-from torch import nn
 
-import repl_fx
 from repl_fx.training.config import TrainConfig
-from repl_fx.training.module import Schedule, Training, logits_of, optimizer_of
+from repl_fx.training.module import Schedule, Training, optimizer_of
+from repl_fx.training.tasks import Classification
 from tests.training.runs import Net, rewritten
 
 
@@ -47,48 +44,22 @@ def test_frozen_parameters_are_left_out() -> None:
     assert group["params"] == [model.head.weight]
 
 
-def test_logits_are_found() -> None:
-    logits = torch.randn(2, 3)
-    for outputs in (logits, {"logits": logits}, SimpleNamespace(logits=logits), (logits, None)):
-        assert logits_of(outputs) is logits
-    with pytest.raises(repl_fx.BadInput, match="the model returns a dict, which holds no logits"):
-        logits_of({"boxes": logits})
-
-
-def test_losses_are_those_of_the_task() -> None:
+def test_a_step_logs_its_loss_and_an_evaluation_its_figures() -> None:
+    figures: dict[str, Any] = {}
+    module = Training(Net().eval(), Classification(3), TrainConfig(label_smoothing=0.1), 10)
+    module.log = lambda name, value, **_: figures.update({name: value})  # type: ignore[method-assign]
+    module.log_dict = lambda found, **_: figures.update(found)  # type: ignore[method-assign]
     x, targets = torch.randn(4, 1, 4, 4), torch.tensor([0, 1, 2, 0])
-    module = Training(Net().eval(), TrainConfig(label_smoothing=0.1), "classification", 3, 10)
-    module.log = lambda *_, **__: None  # type: ignore[method-assign]
-    expected = F.cross_entropy(module(x), targets, label_smoothing=0.1)
+    expected = F.cross_entropy(module.model(x), targets, label_smoothing=0.1)
     assert torch.equal(module.training_step((x, targets), 0), expected)
-    table = nn.Embedding(5, 5)
-    text = Training(table, TrainConfig(), "language-modelling", 5, 10)
-    text.log = module.log  # type: ignore[method-assign]
-    ids = torch.randint(5, (2, 6))
-    loss = text.training_step((ids[:, :-1], ids[:, 1:]), 0)
-    torch.testing.assert_close(loss, F.cross_entropy(table(ids[:, :-1]).transpose(1, 2), ids[:, 1:]))
-
-
-def test_the_evaluation_is_over_all_inputs() -> None:
-    figures: dict[str, Any] = {}
-    module = Training(Net().eval(), TrainConfig(), "classification", 3, 10)
-    module.log_dict = lambda found, **_: figures.update(found)  # type: ignore[method-assign]
-    x, targets = torch.randn(5, 1, 4, 4), torch.tensor([0, 1, 2, 0, 1])
-    for _ in range(2):
-        # The second time nothing of the first is left.
-        for some in (slice(0, 4), slice(4, 5)):
-            module.validation_step((x[some], targets[some]), 0)
-        module.on_validation_epoch_end()
-    torch.testing.assert_close(figures["test_loss"], F.cross_entropy(module(x), targets))
-    torch.testing.assert_close(figures["test_accuracy"], (module(x).argmax(-1) == targets).float().mean())
-
-
-def test_bits_per_byte_are_the_loss_in_bits() -> None:
-    figures: dict[str, Any] = {}
-    table = nn.Embedding(4, 4)
-    table.weight.data.zero_()
-    module = Training(table, TrainConfig(), "language-modelling", 4, 10)
-    module.log_dict = lambda found, **_: figures.update(found)  # type: ignore[method-assign]
-    module.validation_step((torch.zeros(2, 3, dtype=torch.long), torch.ones(2, 3, dtype=torch.long)), 0)
+    assert torch.equal(figures["loss"], expected)
+    module.validation_step((x, targets), 0)
     module.on_validation_epoch_end()
-    assert float(figures["test_bits_per_byte"]) == pytest.approx(math.log2(4))
+    torch.testing.assert_close(figures["test_loss"], F.cross_entropy(module.model(x), targets))
+    assert set(figures) == {"loss", "test_loss", "test_accuracy"}
+
+
+def test_the_optimizer_steps_its_rate() -> None:
+    made = Training(Net(), Classification(3), TrainConfig(lr=0.5, warmup=0.2), 10).configure_optimizers()
+    assert made["lr_scheduler"]["interval"] == "step"
+    assert made["optimizer"].param_groups[0]["lr"] == pytest.approx(0.5 / 2)

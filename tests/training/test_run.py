@@ -13,13 +13,12 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 import repl_fx
-from repl_fx.surrogates.shared.synthesis import Synthesis
 from repl_fx.training.config import TrainConfig
 from repl_fx.training.data.kinds import Tensors
-from repl_fx.training.run import CHECKPOINT, CONFIG, LOGS, RESULT, STATE, Speed, settings_of, train
+from repl_fx.training.run import CHECKPOINT, CONFIG, LOGS, RESULT, STATE, settings_of, train
 from tests.training.runs import Net, pictures, rewritten
 
 SHORT = TrainConfig(epochs=3, batch_size=8, save_every=2, lr=0.02, device="cpu", log_every=2)
@@ -89,23 +88,6 @@ def test_a_run_that_was_killed_goes_on_as_if_it_had_not_been(
     assert all(torch.equal(tensor, state[name]) for name, tensor in expected.state_dict().items())
 
 
-def test_accumulated_batches_share_their_syntheses(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    made = {"count": 0}
-    own = Synthesis._made_of
-
-    def counted(self: Synthesis, weights: Any) -> Any:
-        made["count"] += self.training
-        return own(self, weights)
-
-    monkeypatch.setattr(Synthesis, "_made_of", counted)
-    counts = []
-    for batches in (1, 3):
-        made["count"] = 0
-        train(rewritten(), pictures(), SHORT.changed(epochs=1, accumulate=batches), tmp_path)
-        counts.append(made["count"])
-    assert counts[1] < counts[0] - 3
-
-
 def test_what_does_not_fit_is_a_line(tmp_path: Path) -> None:
     data = pictures()
     with pytest.raises(repl_fx.BadInput, match="Net does not take inputs of bright, which are 1x3x3: "):
@@ -162,19 +144,3 @@ def test_an_interrupt_reaches_the_caller(tmp_path: Path) -> None:
     with pytest.raises(KeyboardInterrupt):
         train(_Interrupted(), pictures(), SHORT, tmp_path)
     assert signal.getsignal(signal.SIGINT) is before
-
-
-def test_speed_counts_inputs_of_training_alone(monkeypatch: pytest.MonkeyPatch) -> None:
-    logged: list[dict[str, float]] = []
-    module: Any = nn.Module()
-    module.log_dict, module.device = (lambda found, **_: logged.append(found)), torch.device("cpu")
-    now = iter([0.0, 10.0, 14.0, 20.0])
-    monkeypatch.setattr("time.perf_counter", lambda: next(now))
-    speed = Speed(2)
-    trainer: Any = None
-    speed.on_train_epoch_start(trainer, module)
-    for number in range(2):
-        speed.on_train_batch_end(trainer, module, None, (torch.zeros(8), None), number)
-    # Of two batches, since the epoch began.
-    assert logged[0]["inputs_per_second"] == pytest.approx(16 / 4.0)
-    assert logged[0]["memory_mib"] > 10

@@ -14,7 +14,7 @@ from torch.utils.data import Dataset
 from repl_fx.errors import BadInput
 
 Task = Literal["classification", "language-modelling"]
-_TASKS = ("classification", "language-modelling")
+TASKS = ("classification", "language-modelling")
 _INPUT_TYPES = (torch.uint8, torch.float32, torch.int64)
 
 
@@ -65,8 +65,8 @@ class Data:
     std: tuple[float, ...] = ()
 
     def __post_init__(self) -> None:
-        if self.task not in _TASKS:
-            raise BadInput(f"{self.name}: task is {self.task!r}; wanted is {' or '.join(_TASKS)}")
+        if self.task not in TASKS:
+            raise BadInput(f"{self.name}: task is {self.task!r}; wanted is {' or '.join(TASKS)}")
         if self.classes < 2:
             raise BadInput(f"{self.name}: {self.classes} class; at least 2 are needed to tell something apart")
         channels = self.shape[0] if len(self.shape) == 3 else 0

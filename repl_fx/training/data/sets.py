@@ -16,13 +16,14 @@ from pathlib import Path
 
 from repl_fx.errors import BadInput
 from repl_fx.sources.source import close_matches
+from repl_fx.training.config import names_python_file
 from repl_fx.training.data.arrays import load_npz
 from repl_fx.training.data.hugging_face import load_hugging_face
 from repl_fx.training.data.kinds import Data, Request, UserData
 from repl_fx.training.data.named_sets import load_cifar10, load_digits, load_fashion_mnist, load_stl10, load_svhn
 from repl_fx.training.data.pictures import load_folder
 from repl_fx.training.data.text import load_text
-from repl_fx.training.data.user_code import load_user_code, names_python_file
+from repl_fx.training.data.user_code import load_user_code
 
 DEFAULT = "digits"
 # A key with a colon takes an argument behind it.

@@ -17,42 +17,51 @@ _WANTED = "return Data, a pair of DataLoaders (train, test) or a LightningDataMo
 DEFAULT = "data"
 
 
-def names_python_file(spec: str) -> bool:
-    """Whether a specification is `file.py` or `file.py:function`."""
-    return spec.endswith(".py") or (":" in spec and spec.rpartition(":")[0].endswith(".py"))
-
-
 def load_user_code(request: Request) -> Data | UserData:
     """Call the function of `file.py:function`, or `data` of `file.py`, without arguments.
 
     Raises:
         BadInput: no such file or function, the code raises, or what it returns is no data.
     """
-    path, function = _parts(request.name)
+    made, where = called(request.name, DEFAULT)
+    return _as_data(made, request.name, where)
+
+
+def called(spec: str, default: str, *arguments: Any) -> tuple[Any, str]:
+    """The result of a function, or of a class, of `file.py:name`, and the words for it in messages.
+
+    Args:
+        spec: `file.py:name`, or `file.py`.
+        default: the name where none is given.
+        arguments: it is called with.
+
+    Raises:
+        BadInput: no such file or name, or the code raises.
+    """
+    path, name = _parts(spec, default)
     if not path.is_file():
-        raise BadInput(f"no file {path}; give file.py:function")
+        raise BadInput(f"no file {path}; give file.py:{name}")
     path = path.resolve()
     try:
         with executed(path) as module:
-            make = _function(vars(module), function, path)
-            with code_of_users(f"{path}:{function} raised", path.parent):
-                made = make()
+            make = _callable(vars(module), name, path)
+            with code_of_users(f"{path}:{name} raised", path.parent):
+                return make(*arguments), f"{path}:{name}"
     except SourceError as error:
         raise BadInput(str(error)) from error.__cause__
-    return _as_data(made, request.name, f"{path}:{function}")
 
 
-def _parts(spec: str) -> tuple[Path, str]:
+def _parts(spec: str, default: str) -> tuple[Path, str]:
     if spec.endswith(".py"):
-        return Path(spec), DEFAULT
-    file, _, function = spec.rpartition(":")
-    if not function.isidentifier():
+        return Path(spec), default
+    file, _, name = spec.rpartition(":")
+    if not name.isidentifier():
         raise BadInput(f"{spec!r} names no function behind the colon; write {file}:FUNCTION")
-    return Path(file), function
+    return Path(file), name
 
 
-def _function(names: dict[str, Any], function: str, path: Path) -> Callable[[], Any]:
-    found: Callable[[], Any] | None = names.get(function)
+def _callable(names: dict[str, Any], function: str, path: Path) -> Callable[..., Any]:
+    found: Callable[..., Any] | None = names.get(function)
     if not callable(found):
         # Of the file itself; what it imports is not meant.
         own = [name for name, value in names.items() if getattr(value, "__module__", None) == names["__name__"]]

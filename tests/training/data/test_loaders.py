@@ -16,7 +16,8 @@ from torch.utils.data import Dataset
 from repl_fx.errors import BadInput
 from repl_fx.training.data.augmentation import Chain, CropAndFlip, Mixup, Normalise
 from repl_fx.training.data.kinds import Tensors
-from repl_fx.training.data.loaders import BatchLoader, FileLoader, TensorLoader, loader_of, seed_of
+from repl_fx.training.data.loaders import BatchLoader, FileLoader, TensorLoader, loader_of
+from repl_fx.training.data.positioned import seed_of
 
 CHANGE = Chain((CropAndFlip(1), Normalise(), Mixup(100)))
 Batch = tuple[Tensor, Tensor]

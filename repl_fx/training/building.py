@@ -1,0 +1,76 @@
+"""The LightningModule of a run, by the task, the data and the model."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+from pytorch_lightning.utilities.model_helpers import is_overridden
+from torch import Tensor, nn
+
+from repl_fx._torch import pytree
+from repl_fx.errors import BadInput, ForeignError, first_line, foreign_code
+from repl_fx.running.untouched import in_mode
+from repl_fx.training.config import TrainConfig
+from repl_fx.training.data.kinds import Data, UserData
+from repl_fx.training.module import Training, optimizers_of
+from repl_fx.training.tasks import Batch, Classification, Task, task_of
+from repl_fx.training.tasks.user_module import user_module
+
+
+def module_of(
+    model: nn.Module, data: Data | UserData, config: TrainConfig, steps: int, batch: Batch
+) -> pl.LightningModule:
+    """The LightningModule that trains a model.
+
+    Args:
+        batch: one that is held out, on which the model is tried.
+        steps: of the optimizer, in all.
+
+    Raises:
+        BadInput: the task is not that of the data, or the model does not fit the data.
+    """
+    if config.has_own_module:
+        assert config.task is not None
+        return _user_module(config.task, model, config, steps)
+    name = _task_name(data, config)
+    # A user's data do not say how many classes there are; the model does.
+    classes = data.classes if isinstance(data, Data) else 0
+    task = task_of(name, classes)
+    outputs = _tried(model, task, batch, data.name)
+    if isinstance(data, UserData):
+        task = task_of(name, task.classes_in(outputs))
+    task.require_fit(outputs, batch, (type(model).__name__, data.name))
+    return Training(model, task, config, steps)
+
+
+def _user_module(spec: str, model: nn.Module, config: TrainConfig, steps: int) -> pl.LightningModule:
+    module: Any = user_module(spec, model)
+    if not is_overridden("configure_optimizers", module, pl.LightningModule):
+        module.configure_optimizers = lambda: optimizers_of(module.parameters(), config, steps)
+    if not module.automatic_optimization and (config.accumulate > 1 or config.clip):
+        raise BadInput(f"{spec} steps its optimizers itself; give --accumulate 1 --clip 0, and do both in it")
+    return module  # type: ignore[no-any-return]
+
+
+def _task_name(data: Data | UserData, config: TrainConfig) -> str:
+    if isinstance(data, UserData):
+        return config.task or Classification.key
+    if config.task not in (None, data.task):
+        raise BadInput(f"{data.name} is data for {data.task}; leave out --task {config.task}")
+    return data.task
+
+
+def _tried(model: nn.Module, task: Task, batch: Batch, name: str) -> Any:
+    """The outputs of the model for a batch, in evaluation mode, on the device of the batch."""
+    tensors = [leaf for leaf in pytree.tree_leaves(batch[0]) if isinstance(leaf, Tensor)]
+    device = tensors[0].device if tensors else torch.device("cpu")
+    try:
+        with in_mode(model, False), torch.no_grad(), foreign_code():
+            return task.outputs(model.to(device), batch)
+    except ForeignError as failed:
+        shape = "x".join(map(str, tensors[0].shape[1:])) if tensors else "no tensors"
+        raise BadInput(
+            f"{type(model).__name__} does not take inputs of {name}, which are {shape}: {first_line(failed.problem)}"
+        ) from failed.problem

@@ -1,0 +1,82 @@
+"""What a run does beside its steps: shares syntheses, and logs speed and memory."""
+
+from __future__ import annotations
+
+import resource
+import sys
+import time
+from collections.abc import Mapping, Sized
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+from torch import Tensor
+
+from repl_fx.surrogates.shared.synthesis import shared_synthesis
+
+
+class SharedSyntheses(pl.Callback):
+    """Runs each synthesis once for all batches whose gradients make one step."""
+
+    def __init__(self) -> None:
+        self._open: Any = None
+
+    def on_train_batch_start(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        """Begin with the first batch of a step."""
+        if self._open is None:
+            self._open = shared_synthesis(pl_module)
+            self._open.__enter__()
+
+    def on_before_optimizer_step(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, optimizer: torch.optim.Optimizer
+    ) -> None:
+        """End: gradients go through the syntheses now, before they are clipped."""
+        if self._open is not None:
+            self._open.__exit__(None, None, None)
+            self._open = None
+
+
+class Speed(pl.Callback):
+    """Logs inputs a second and memory.
+
+    Args:
+        every: batches between two figures.
+    """
+
+    def __init__(self, every: int) -> None:
+        self.every = every
+        self._since, self._seen = time.perf_counter(), 0
+
+    def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Begin to count: the evaluation before does not."""
+        self._since, self._seen = time.perf_counter(), 0
+
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Count the inputs of the batch."""
+        self._seen += _inputs_in(batch)
+        if (batch_idx + 1) % self.every == 0:
+            took = time.perf_counter() - self._since
+            figures = {"inputs_per_second": self._seen / took, "memory_mib": _peak_mib(pl_module.device)}
+            pl_module.log_dict(figures, prog_bar=True)
+            self._since, self._seen = time.perf_counter(), 0
+
+
+def _inputs_in(batch: Any) -> int:
+    """Samples in a batch: in the inputs of a pair, in the first entry of a mapping; 1 where neither tells."""
+    first = batch[0] if isinstance(batch, tuple | list) and len(batch) == 2 else batch
+    if isinstance(first, Mapping):
+        first = next(iter(first.values()), None)
+    scalar = isinstance(first, Tensor) and first.ndim == 0
+    return len(first) if isinstance(first, Sized) and not scalar else 1
+
+
+def _peak_mib(device: torch.device) -> float:
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 2**20
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    # Linux counts in KiB, macOS in bytes.
+    return peak / (2**20 if sys.platform == "darwin" else 2**10)

@@ -1,0 +1,171 @@
+"""Batches of a user's own loader, in a run that can be resumed, and his LightningDataModule."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sized
+from typing import Any
+
+import numpy as np
+import pytorch_lightning as pl
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader
+
+from repl_fx._torch import without_workers
+from repl_fx.arguments import in_words
+from repl_fx.errors import BadInput
+from repl_fx.training.data.kinds import UserData
+from repl_fx.training.data.positioned import PositionedLoader, seed_of
+
+
+class UserLoader(PositionedLoader):
+    """A loader of a user, whose batches a seed fixes.
+
+    Attributes:
+        check: refuses a batch with targets that cannot be, by the name of the data; None for any batch.
+
+    The global random state is seeded before each batch is asked for, by the seed, the epoch and the number of the
+    batch: shuffling, worker processes and transforms draw the same in any run. A run that goes on in the middle of an
+    epoch reads the batches before once more, and drops them.
+
+    Args:
+        loader: an iterable with a length, such as a DataLoader.
+        name: of the data, for messages.
+        seed: 0 or more.
+        pairs: whether a batch has to be a pair of inputs and targets.
+        training: whether the batches make steps, to which each process has to add as many samples.
+        rank, world_size: number of this process, and of all; each one gets its part of every batch.
+    """
+
+    def __init__(
+        self,
+        loader: Iterable[Any],
+        name: str,
+        *,
+        seed: int,
+        pairs: bool = True,
+        training: bool = True,
+        rank: int = 0,
+        world_size: int = 1,
+    ) -> None:
+        if not isinstance(loader, Sized):
+            raise BadInput(f"{name}: {in_words(loader)} has no length; give a loader with len(), such as a DataLoader")
+        if len(loader) == 0:
+            raise BadInput(f"{name}: a loader has no batches; give at least one")
+        super().__init__()
+        self.loader, self.name, self.seed, self.pairs, self.training = loader, name, seed, pairs, training
+        self.rank, self.world_size = rank, world_size
+        self.check: Callable[[Any, str], None] | None = None
+
+    def __len__(self) -> int:
+        """Batches of an epoch."""
+        assert isinstance(self.loader, Sized)
+        return len(self.loader)
+
+    def _batches(self, epoch: int, first: int) -> Iterator[Any]:
+        if isinstance(self.loader, DataLoader):
+            # Workers that live on would draw on from the epoch before, which a resumed run has not seen.
+            without_workers(self.loader)
+        self._seed(epoch, 0)
+        found = iter(self.loader)
+        for number in range(len(self)):
+            self._seed(epoch, number + 1)
+            try:
+                batch = next(found)
+            except StopIteration:
+                raise BadInput(f"{self.name}: a loader ends after {number} of the {len(self)} batches it has") from None
+            if number >= first:
+                yield self._own(batch, number)
+
+    def _identity(self) -> dict[str, int]:
+        return {"seed": self.seed, "length": len(self)}
+
+    def _seed(self, *key: int) -> None:
+        number = seed_of(self.seed, *key)
+        torch.manual_seed(number)
+        np.random.seed(number % 2**32)
+        random.seed(number)
+
+    def _own(self, batch: Any, number: int) -> Any:
+        if self.pairs and not (isinstance(batch, tuple | list) and len(batch) == 2):
+            raise BadInput(
+                f"{self.name}: a batch is {in_words(batch)}; give pairs (inputs, targets), "
+                "or --task file.py:CLASS, a LightningModule that takes them"
+            )
+        if self.check is not None:
+            self.check(batch, f"{self.name}: batch {number}")
+        if self.world_size == 1:
+            return batch
+        # The collation of a DataLoader gives a list for a pair.
+        batch = tuple(batch) if isinstance(batch, list) and len(batch) == 2 else batch
+        return self._part(batch, f"{self.name}: batch {number}")
+
+    def _part(self, batch: Any, where: str) -> Any:
+        """This process's part: rows of tensors and of lists of samples, and of each entry of all else."""
+        if isinstance(batch, Mapping):
+            return {key: self._part(value, where) for key, value in batch.items()}
+        if isinstance(batch, tuple):
+            return tuple(self._part(value, where) for value in batch)
+        if not isinstance(batch, Tensor | list):
+            raise BadInput(f"{where} holds {in_words(batch)}, which does not divide; give tensors, or lists of samples")
+        samples, world = len(batch), self.world_size
+        if samples < world or (self.training and samples % world):
+            raise BadInput(
+                f"{where} has {samples} samples, which do not divide among {world} processes; give a batch size that "
+                "does, and drop_last=True"
+            )
+        return batch[samples * self.rank // world : samples * (self.rank + 1) // world]
+
+
+class UserModule(pl.LightningDataModule):
+    """The loaders of a run, with what a user's LightningDataModule does to batches on their way to the device."""
+
+    def __init__(self, own: Any, train: PositionedLoader, test: PositionedLoader) -> None:
+        super().__init__()
+        self.own, self.train, self.test = own, train, test
+
+    def train_dataloader(self) -> Any:
+        """Training batches."""
+        return self.train
+
+    def val_dataloader(self) -> Any:
+        """Held-out batches."""
+        return self.test
+
+    def on_before_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
+        """Call the user's hook."""
+        return self.own.on_before_batch_transfer(batch, dataloader_idx)
+
+    def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:
+        """Call the user's hook."""
+        return self.own.transfer_batch_to_device(batch, device, dataloader_idx)
+
+    def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
+        """Call the user's hook."""
+        return self.own.on_after_batch_transfer(batch, dataloader_idx)
+
+
+def loaders_of(data: UserData, seed: int) -> tuple[Iterable[Any], Iterable[Any]]:
+    """The training and the held-out loader of a user's data.
+
+    A LightningDataModule is prepared and set up here, once, with the global random state seeded: a split that it draws
+    is the same in a run that goes on.
+
+    Raises:
+        BadInput: it lacks one of them, or has several.
+    """
+    if data.module is None:
+        assert data.train is not None and data.test is not None
+        return data.train, data.test
+    own: Any = data.module
+    if not isinstance(own, pl.LightningDataModule):
+        raise BadInput(f"{data.name} is {in_words(own)}; give a LightningDataModule of the package pytorch_lightning")
+    pl.seed_everything(seed, verbose=False)
+    own.prepare_data()
+    own.setup("fit")
+    found = {"train_dataloader": own.train_dataloader(), "val_dataloader": own.val_dataloader()}
+    for name, loader in found.items():
+        if loader is None or isinstance(loader, Mapping | list | tuple):
+            raise BadInput(f"{data.name}: {name} returns {in_words(loader)}; return one loader")
+    return found["train_dataloader"], found["val_dataloader"]

@@ -1,0 +1,67 @@
+"""Classification: one of several classes for each input."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch.nn.functional as F
+from torch import Tensor
+from torchmetrics.classification import MulticlassAccuracy
+
+from repl_fx.errors import BadInput
+from repl_fx.training.tasks.task import Batch, MeanLoss, Task, logits_of, require_labels
+
+
+class Classification(Task):
+    """Cross-entropy of logits (batch, classes) with labels (batch,), or with probabilities (batch, classes).
+
+    Figures: `loss`, unsmoothed, and `accuracy`, the share of inputs whose class is the first.
+
+    Args:
+        classes: how many the labels come from; the model may have more.
+    """
+
+    key = "classification"
+    best = "accuracy"
+
+    def __init__(self, classes: int) -> None:
+        super().__init__()
+        self.classes = classes
+        self.mean_loss = MeanLoss()
+        # Checks of its values would wait for the device at each batch.
+        self.accuracy = MulticlassAccuracy(classes, average="micro", validate_args=False)
+
+    def logits(self, outputs: Any) -> Tensor:
+        """The logits, (batch, classes)."""
+        return logits_of(outputs)
+
+    def loss(self, outputs: Any, batch: Batch, smoothing: float = 0.0) -> Tensor:
+        """The mean cross-entropy of a batch."""
+        return F.cross_entropy(self.logits(outputs).float(), batch[1], label_smoothing=smoothing)
+
+    def update(self, outputs: Any, batch: Batch) -> None:
+        """Add the loss and the first classes."""
+        targets = batch[1]
+        self.mean_loss.update(self.loss(outputs, batch), len(targets))
+        self.accuracy.update(self.logits(outputs).argmax(-1), targets)
+
+    def compute(self) -> dict[str, Tensor]:
+        """Loss and accuracy."""
+        figures = {"loss": self.mean_loss.compute(), "accuracy": self.accuracy.compute()}
+        self.accuracy.reset()
+        return figures
+
+    def require_fit(self, outputs: Any, batch: Batch, names: tuple[str, str]) -> None:
+        """Refuse logits of another shape, or for fewer classes than there are."""
+        model, data = names
+        logits = self.logits(outputs)
+        if logits.ndim != 2 or len(logits) != len(batch[1]):
+            raise BadInput(f"{model} returns logits of shape {tuple(logits.shape)}; wanted is (batch, classes)")
+        if logits.shape[-1] < self.classes:
+            raise BadInput(f"{model} returns {logits.shape[-1]} logits, and {data} has {self.classes} classes")
+
+    def require_targets(self, batch: Batch, name: str) -> None:
+        """Refuse what is neither labels nor probabilities."""
+        inputs, targets = batch
+        if not (isinstance(targets, Tensor) and targets.is_floating_point() and targets.ndim == 2):
+            require_labels(targets, self.classes, (len(inputs),), name)

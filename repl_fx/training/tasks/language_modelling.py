@@ -1,0 +1,65 @@
+"""Language modelling: the next token at each place of a text."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch.nn.functional as F
+from torch import Tensor
+
+from repl_fx.errors import BadInput
+from repl_fx.training.tasks.task import Batch, MeanLoss, Task, logits_of, require_labels
+
+
+class LanguageModelling(Task):
+    """Cross-entropy of logits (batch, length, tokens) with the next tokens (batch, length).
+
+    Figures: `loss`, unsmoothed, in nats a token, and `bits_per_byte`, the loss in bits, where tokens are bytes.
+
+    Args:
+        classes: number of tokens; the model may have more.
+    """
+
+    key = "language-modelling"
+    best = "bits_per_byte"
+    higher_is_better = False
+
+    def __init__(self, classes: int) -> None:
+        super().__init__()
+        self.classes = classes
+        self.mean_loss = MeanLoss()
+
+    def logits(self, outputs: Any) -> Tensor:
+        """The logits, (batch, length, tokens)."""
+        return logits_of(outputs)
+
+    def loss(self, outputs: Any, batch: Batch, smoothing: float = 0.0) -> Tensor:
+        """The mean cross-entropy of all places."""
+        logits = self.logits(outputs).flatten(0, 1)
+        return F.cross_entropy(logits.float(), batch[1].flatten(), label_smoothing=smoothing)
+
+    def update(self, outputs: Any, batch: Batch) -> None:
+        """Add the loss."""
+        self.mean_loss.update(self.loss(outputs, batch), batch[1].numel())
+
+    def compute(self) -> dict[str, Tensor]:
+        """Loss and bits per byte."""
+        loss = self.mean_loss.compute()
+        return {"loss": loss, "bits_per_byte": loss / math.log(2)}
+
+    def require_fit(self, outputs: Any, batch: Batch, names: tuple[str, str]) -> None:
+        """Refuse logits that are not one for each token at each place, or for fewer tokens than there are."""
+        model, data = names
+        logits, places = self.logits(outputs), tuple(batch[1].shape)
+        if tuple(logits.shape[:-1]) != places:
+            raise BadInput(
+                f"{model} returns logits of shape {tuple(logits.shape)}; wanted is (batch, length, tokens), "
+                f"for the {' x '.join(map(str, places))} targets of {data}"
+            )
+        if logits.shape[-1] < self.classes:
+            raise BadInput(f"{model} returns {logits.shape[-1]} logits, and {data} has {self.classes} classes")
+
+    def require_targets(self, batch: Batch, name: str) -> None:
+        """Refuse what is not one token for each token of the inputs."""
+        require_labels(batch[1], self.classes, tuple(batch[0].shape), name)

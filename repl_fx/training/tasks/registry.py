@@ -1,0 +1,31 @@
+"""The tasks by name."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from repl_fx.errors import BadInput
+from repl_fx.training.tasks.classification import Classification
+from repl_fx.training.tasks.language_modelling import LanguageModelling
+from repl_fx.training.tasks.task import Task
+
+_TASKS: dict[str, Callable[[int], Task]] = {task.key: task for task in (Classification, LanguageModelling)}
+
+
+def known_tasks() -> tuple[str, ...]:
+    """The names of all tasks."""
+    return tuple(_TASKS)
+
+
+def task_of(name: str, classes: int) -> Task:
+    """The task of a name.
+
+    Args:
+        classes: how many the targets come from.
+
+    Raises:
+        BadInput: no task has the name; lists those there are.
+    """
+    if name not in _TASKS:
+        raise BadInput(f"no task {name!r}; known are {', '.join(_TASKS)}")
+    return _TASKS[name](classes)

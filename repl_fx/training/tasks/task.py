@@ -1,0 +1,148 @@
+"""The contract of a task."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+from torchmetrics import SumMetric
+
+from repl_fx.arguments import in_words
+from repl_fx.errors import BadInput
+
+# Inputs and targets; tensors, but for detection, whose pictures differ in size.
+Batch = tuple[Any, Any]
+
+
+class Task(nn.Module, ABC):
+    """A task: calls a model on a batch, gives the loss, and collects the figures of an evaluation.
+
+    The figures are those of all batches since they were last computed. They are collected by metrics of torchmetrics,
+    which are submodules: they move to the device of the task, and sum up over processes.
+
+    Attributes:
+        key: the name of the task, in data sets and settings.
+        best: the figure that says how good a model is.
+        higher_is_better: whether more of it is better.
+    """
+
+    key: ClassVar[str]
+    best: ClassVar[str]
+    higher_is_better: ClassVar[bool] = True
+
+    def outputs(self, model: nn.Module, batch: Batch) -> Any:
+        """The outputs of the model for the inputs of a batch; in training for the loss, else for the figures."""
+        return model(batch[0])
+
+    @abstractmethod
+    def logits(self, outputs: Any) -> Tensor:
+        """The logits in the outputs of a model.
+
+        Raises:
+            BadInput: the outputs hold none.
+        """
+
+    def classes_in(self, outputs: Any) -> int:
+        """The number of classes that the outputs of a model tell apart."""
+        return self.logits(outputs).shape[-1]
+
+    @abstractmethod
+    def loss(self, outputs: Any, batch: Batch, smoothing: float = 0.0) -> Tensor:
+        """The mean loss of a batch, a scalar.
+
+        Args:
+            outputs: those of the model in training mode.
+            batch: inputs and targets.
+            smoothing: share of a target that is spread over all classes.
+        """
+
+    @abstractmethod
+    def update(self, outputs: Any, batch: Batch) -> None:
+        """Add a batch to the figures; the outputs are those of the model in evaluation mode."""
+
+    @abstractmethod
+    def compute(self) -> dict[str, Tensor]:
+        """The figures by name, over all batches since the last call."""
+
+    @abstractmethod
+    def require_fit(self, outputs: Any, batch: Batch, names: tuple[str, str]) -> None:
+        """Refuse a model whose outputs in evaluation mode do not fit the targets.
+
+        Args:
+            names: of the model and of the data set, for the message.
+
+        Raises:
+            BadInput: names what is found and what is wanted.
+        """
+
+    def require_targets(self, batch: Batch, name: str) -> None:
+        """Refuse targets that cannot be, in a batch of a user's own loader.
+
+        Args:
+            name: of the data, for the message.
+
+        Raises:
+            BadInput: names what is found and what is wanted.
+        """
+
+
+class MeanLoss(nn.Module):
+    """The mean of losses, each of which is a mean of some count; one that is no number makes the mean none.
+
+    torchmetrics' MeanMetric leaves such losses out, or else the counts.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        # A check of its values would wait for the device at each batch.
+        self.total, self.count = SumMetric(nan_strategy="disable"), SumMetric(nan_strategy="disable")
+
+    def update(self, loss: Tensor, count: int) -> None:
+        """Add a loss."""
+        self.total.update(loss.detach() * count)
+        self.count.update(count)
+
+    def compute(self) -> Tensor:
+        """The mean since the last call."""
+        mean = self.total.compute() / self.count.compute()
+        self.total.reset()
+        self.count.reset()
+        return mean
+
+
+def require_labels(targets: Any, classes: int, shape: tuple[int, ...], name: str) -> None:
+    """Refuse targets that are not labels from 0, int64, of a shape.
+
+    Raises:
+        BadInput: names the type, the shape or the label found, and the one wanted.
+    """
+    if not isinstance(targets, Tensor) or targets.dtype != torch.int64:
+        found = targets.dtype if isinstance(targets, Tensor) else in_words(targets)
+        raise BadInput(f"{name}: targets are {found}; give an int64 tensor")
+    if tuple(targets.shape) != shape:
+        raise BadInput(f"{name}: targets are of shape {tuple(targets.shape)}; wanted is {shape}")
+    low, high = int(targets.min()), int(targets.max())
+    if low < 0 or high >= classes:
+        raise BadInput(f"{name}: label {low if low < 0 else high} is out of range; labels are 0 to {classes - 1}")
+
+
+def logits_of(outputs: Any, *names: str) -> Tensor:
+    """The logits in what a model returns: a tensor, the first of several, or what is called `logits` or else a name.
+
+    Raises:
+        BadInput: there are none.
+    """
+    found = outputs
+    for name in ("logits", *names):
+        named = outputs.get(name) if isinstance(outputs, Mapping) else getattr(outputs, name, None)
+        if named is not None:
+            found = named
+            break
+    if isinstance(found, (tuple, list)) and found:
+        found = found[0]
+    if not isinstance(found, Tensor):
+        raise BadInput(f"the model returns a {type(outputs).__name__}, which holds no logits")
+    return found

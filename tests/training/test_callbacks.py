@@ -1,0 +1,73 @@
+"""Callbacks of a run: shared syntheses, speed and memory."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from repl_fx.surrogates.shared.synthesis import Synthesis
+from repl_fx.training.callbacks import Speed
+from repl_fx.training.config import TrainConfig
+from repl_fx.training.run import train
+from tests.training.runs import pictures, rewritten
+
+
+def test_accumulated_batches_share_their_syntheses(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    made = {"count": 0}
+    own = Synthesis._made_of
+
+    def counted(self: Synthesis, weights: Any) -> Any:
+        made["count"] += self.training
+        return own(self, weights)
+
+    monkeypatch.setattr(Synthesis, "_made_of", counted)
+    counts = []
+    for batches in (1, 3):
+        made["count"] = 0
+        train(rewritten(), pictures(), TrainConfig(epochs=1, accumulate=batches, batch_size=8, device="cpu"), tmp_path)
+        counts.append(made["count"])
+    assert counts[1] < counts[0] - 3
+
+
+def test_speed_counts_inputs_of_training_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    logged: list[dict[str, float]] = []
+    module: Any = nn.Module()
+    module.log_dict, module.device = (lambda found, **_: logged.append(found)), torch.device("cpu")
+    now = iter([0.0, 10.0, 14.0, 20.0])
+    monkeypatch.setattr("time.perf_counter", lambda: next(now))
+    speed = Speed(2)
+    trainer: Any = None
+    speed.on_train_epoch_start(trainer, module)
+    for number in range(2):
+        speed.on_train_batch_end(trainer, module, None, (torch.zeros(8), None), number)
+    # Of two batches, since the epoch began.
+    assert logged[0]["inputs_per_second"] == pytest.approx(16 / 4.0)
+    assert logged[0]["memory_mib"] > 10
+
+
+@pytest.mark.parametrize(
+    ("batch", "count"),
+    [
+        ((torch.zeros(8, 3), torch.zeros(8)), 8),
+        ([torch.zeros(8, 3), torch.zeros(8)], 8),
+        (([torch.zeros(3, 5, 5), torch.zeros(3, 4, 6)], [{}, {}]), 2),
+        ({"input_ids": torch.zeros(6, 2)}, 6),
+        (({"x": torch.zeros(5)}, torch.zeros(5)), 5),
+        (torch.zeros(()), 1),
+        (None, 1),
+    ],
+)
+def test_inputs_of_any_batch_are_counted(batch: Any, count: int) -> None:
+    logged: list[dict[str, float]] = []
+    module: Any = nn.Module()
+    module.log_dict, module.device = (lambda found, **_: logged.append(found)), torch.device("cpu")
+    speed, trainer = Speed(1), Any
+    speed.on_train_batch_end(trainer, module, None, batch, 0)  # type: ignore[arg-type]
+    assert speed._seen == 0 and logged
+    speed.every = 2
+    speed.on_train_batch_end(trainer, module, None, batch, 0)  # type: ignore[arg-type]
+    assert speed._seen == count
