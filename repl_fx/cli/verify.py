@@ -106,8 +106,9 @@ def _subject(target: common.Target, part: str | None, onnx: Path) -> tuple[nn.Mo
 
 def _sizes(text: str) -> list[int]:
     from repl_fx.errors import BadInput
+    from repl_fx.planning.written_options import parse_list
 
-    items = common.parse_list(text, "--batch")
+    items = parse_list(text, "--batch")
     # A size of a tensor has 63 bits.
     if not all(item.isdecimal() and 0 < int(item) < 2**63 for item in items):
         raise BadInput(f"--batch {text!r} has an item that is no positive number of samples; write it like 1,2,5")

@@ -10,10 +10,30 @@ from msgspec import Meta
 
 from repl_fx.errors import BadInput, one_line
 
+# Settings of which model is made, which an artifact has already.
+MAKING = ("every", "blocks", "ignore", "surrogate", "set", "plan", "weights", "input_shape", "checkpoint_blocks")
+
 
 class TrainConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Settings of a training run; each has a flag of its name, and a line of help in its annotation."""
 
+    every: Annotated[int, Meta(ge=1, description="Replace each K-th block of each repeat.")] = 2
+    blocks: Annotated[str | None, Meta(description="Replace these blocks, by number or name, such as 3,5.")] = None
+    ignore: Annotated[
+        tuple[str, ...], Meta(description="Keep blocks whose name or any parameter matches; repeatable.")
+    ] = ()
+    surrogate: Annotated[str, Meta(description="What stands in for a replaced block.")] = "auto"
+    set: Annotated[
+        tuple[str, ...], Meta(description="A setting of the surrogate, such as ratio=0.25; repeatable.")
+    ] = ()
+    plan: Annotated[str | None, Meta(description="Do what this plan.json says, in place of the options above.")] = None
+    weights: Annotated[str | None, Meta(description="Trained weights of the model, a file or a directory.")] = None
+    input_shape: Annotated[str | None, Meta(description="Shapes of the example inputs, such as 2x3x224x224.")] = None
+    checkpoint_blocks: Annotated[
+        bool, Meta(description="Compute kept blocks again in the backward pass, to keep less.")
+    ] = False
+    compare: Annotated[bool, Meta(description="Train the original and the depth-pruned model too.")] = False
+    seeds: Annotated[int, Meta(ge=1, description="Runs, each with the next seed.")] = 1
     data: Annotated[str, Meta(description="Data set: digits, cifar10, npz:PATH, folder:PATH, text:PATH, …")] = "digits"
     data_dir: Annotated[str | None, Meta(description="Directory of the files of named data sets.")] = None
     download: Annotated[bool, Meta(description="Download a named data set that is not there.")] = False
@@ -95,7 +115,14 @@ def _converted(values: Any, where: str) -> TrainConfig:
         raise BadInput(f"{where}: {problem}{known}") from problem
     if config.save_every is not None and config.save_every < 1:
         raise BadInput(f"{where}: save_every is {config.save_every}; give 1 or more steps")
+    changed = [name for name in ("every", "blocks", "ignore", "surrogate", "set") if not _is_default(config, name)]
+    if config.plan is not None and changed:
+        raise BadInput(f"{where}: plan says which blocks go; leave out {', '.join(changed)}")
     return config
+
+
+def _is_default(config: TrainConfig, name: str) -> bool:
+    return bool(getattr(config, name) == getattr(TrainConfig(), name))
 
 
 def descriptions() -> dict[str, str]:

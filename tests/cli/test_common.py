@@ -10,8 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from repl_fx.cli.common import Terminal, parse_list, parse_settings, running
-from repl_fx.errors import BadInput
+from repl_fx.cli.common import Terminal, running
 from tests.cli.results import document, one_line
 
 if TYPE_CHECKING:
@@ -108,23 +107,6 @@ def test_an_artifact_that_cannot_be_used(run: Run, artifact: Path, damage: Any, 
     for command in (("export", artifact), ("inspect", artifact), ("verify", artifact, artifact / "model.onnx")):
         assert message in one_line(run(*command))
     assert sorted(artifact.rglob("*")) == before
-
-
-def test_settings() -> None:
-    items = ["a=1", "b=0.5", "c=true", "d=None", "e=text", "f=1e-3", "g=x=y", "h="]
-    assert parse_settings(items) == {
-        **{"a": 1, "b": 0.5, "c": True, "d": None},
-        **{"e": "text", "f": 0.001, "g": "x=y", "h": ""},
-    }
-    for bad in (["ratio"], ["=1"], ["a=1", "a=2"]):
-        with pytest.raises(BadInput):
-            parse_settings(bad)
-
-
-def test_lists() -> None:
-    assert parse_list(" 3, blocks.5", "--blocks") == ["3", "blocks.5"]
-    with pytest.raises(BadInput, match="--blocks '3,,5' has an empty item; write it like 3,5"):
-        parse_list("3,,5", "--blocks")
 
 
 def test_one_document_or_lines_and_never_both() -> None:
