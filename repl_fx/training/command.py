@@ -20,7 +20,7 @@ from repl_fx.training.config import MAKING, TrainConfig, read_config
 from repl_fx.training.data import load_data
 from repl_fx.training.data.kinds import Data, UserData
 from repl_fx.training.run import CHECKPOINT, STATE, Trained, begin_state, finished, settings_of, train
-from repl_fx.training.variants import REWRITTEN, VARIANTS, Models
+from repl_fx.training.variants import ORIGINAL, REWRITTEN, VARIANTS, Models
 
 OTHERS, COMPARISON = "others", "comparison.json"
 
@@ -36,6 +36,7 @@ class Run:
         resume: whether to go on from the last checkpoint.
         source: how the model is built; None for an artifact, which knows.
         models: builds the other models of a comparison; None where there are no others.
+        teacher: the original model, to learn from.
     """
 
     directory: Path
@@ -46,6 +47,7 @@ class Run:
     resume: bool
     source: Source | None = None
     models: Models | None = None
+    teacher: nn.Module | None = None
 
 
 def begin(
@@ -100,7 +102,12 @@ def begin(
             save(rewritten, output, force=force)
         built = model or (None if loaded.manifest.model is None else loaded.manifest.model.spec)
         others = None if built is None else Models(built, config, trust_remote_code)
-        return Run(output or Path(spec), rewritten, loaded.plan, data, config, resume, models=others)
+        if others is None and config.teacher is not None:
+            raise BadInput(
+                f"{spec} does not say how the original model is built; give it with --model, or no --teacher"
+            )
+        teacher = None if others is None else others.teacher()
+        return Run(output or Path(spec), rewritten, loaded.plan, data, config, resume, models=others, teacher=teacher)
     assert output is not None
     models = Models(spec, config, trust_remote_code)
     source = models.source(config.seed)
@@ -108,7 +115,7 @@ def begin(
     data = _data(config, source.inputs, progress)
     result = models.transform(source, progress=progress)
     save(result.model, output, source=source, force=force)
-    return Run(output, result.model, result.plan, data, config, resume, source, models)
+    return Run(output, result.model, result.plan, data, config, resume, source, models, models.teacher())
 
 
 def _require_to_resume(
@@ -148,7 +155,7 @@ def _data(config: TrainConfig, inputs: ExampleInputs, progress: Callable[[str], 
 def train_directory(run: Run, *, show: bool = False, progress: Callable[[str], None] = lambda stage: None) -> Trained:
     """Train, and put the trained weights into the artifact; see `train`."""
     progress("train")
-    trained = train(run.model, run.data, run.config, run.directory, resume=run.resume, show=show)
+    trained = train(run.model, run.data, run.config, run.directory, resume=run.resume, show=show, teacher=run.teacher)
     save(run.model.cpu(), run.directory, source=run.source, force=True)
     return trained
 
@@ -204,7 +211,16 @@ def _other(run: Run, member: Member, *, show: bool) -> Trained:
     model = run.models.variant(member.variant, member.seed, run.plan)
     config = run.config.changed(seed=member.seed, compare=False, seeds=1)
     begun = run.resume and (run.directory / STATE / member.folder / CHECKPOINT).exists()
-    return train(model, run.data, config, run.directory, folder=member.folder, resume=begun, show=show)
+    return train(
+        model,
+        run.data,
+        config,
+        run.directory,
+        folder=member.folder,
+        resume=begun,
+        show=show,
+        teacher=None if member.variant == ORIGINAL else run.teacher,
+    )
 
 
 def _row(variant: str, trained: Sequence[Trained], reason: str) -> Row:

@@ -53,6 +53,16 @@ class TrainConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     label_smoothing: Annotated[float, Meta(ge=0, lt=1, description="Share of the target spread over all classes.")] = (
         0.0
     )
+    teacher: Annotated[
+        str | None,
+        Meta(description="Learn from the original model: its weights, a file; or `original`, as SPEC has it."),
+    ] = None
+    teacher_logits: Annotated[float, Meta(ge=0, description="Weight of the teacher's logits in the loss.")] = 1.0
+    teacher_values: Annotated[
+        float, Meta(ge=0, description="Weight of the teacher's values behind replaced blocks in the loss.")
+    ] = 0.0
+    target_weight: Annotated[float, Meta(ge=0, description="Weight of the targets beside a teacher.")] = 1.0
+    temperature: Annotated[float, Meta(gt=0, description="Temperature of the logits beside a teacher.")] = 2.0
     augment: Annotated[bool, Meta(description="Shift and flip training pictures.")] = True
     mixup: Annotated[float, Meta(ge=0, description="Alpha of mixup; 0 for none.")] = 0.0
     cutmix: Annotated[float, Meta(ge=0, description="Alpha of cutmix; 0 for none.")] = 0.0
@@ -115,6 +125,10 @@ def _converted(values: Any, where: str) -> TrainConfig:
         raise BadInput(f"{where}: {problem}{known}") from problem
     if config.save_every is not None and config.save_every < 1:
         raise BadInput(f"{where}: save_every is {config.save_every}; give 1 or more steps")
+    if config.teacher is not None and not (config.teacher_logits or config.teacher_values):
+        raise BadInput(
+            f"{where}: a teacher with teacher_logits 0 and teacher_values 0 teaches nothing; give one of them"
+        )
     changed = [name for name in ("every", "blocks", "ignore", "surrogate", "set") if not _is_default(config, name)]
     if config.plan is not None and changed:
         raise BadInput(f"{where}: plan says which blocks go; leave out {', '.join(changed)}")

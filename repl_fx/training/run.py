@@ -75,6 +75,7 @@ def train(
     folder: str = "",
     resume: bool = False,
     show: bool = False,
+    teacher: nn.Module | None = None,
 ) -> Trained:
     """Train a model, which has its trained weights behind the call.
 
@@ -86,6 +87,7 @@ def train(
         folder: below `train_state`, of a run that is not the directory's own.
         resume: whether to go on from the last checkpoint.
         show: whether to show a progress bar.
+        teacher: the original model, to learn from.
 
     Raises:
         BadInput: data and model do not fit, a loss that is no number, or nothing to go on from.
@@ -120,7 +122,7 @@ def train(
         )
         batches = Batches(data, config, torch.device("cuda" if accelerator == "gpu" else "cpu"), trainer)
         steps = config.epochs * -(-len(batches.train) // config.accumulate)
-        module = module_of(model, data, config, steps, batches.first())
+        module = module_of(model, data, config, steps, batches.first(), teacher)
         if isinstance(module, Training):
             batches.check_targets(module.task)
         if not resume:

@@ -42,6 +42,14 @@ class Models:
             weights=True if config.weights is None else Path(config.weights),
         )
 
+    def teacher(self) -> nn.Module | None:
+        """The original model with weights of its own, to learn from; None where the settings name no teacher."""
+        named = self.config.teacher
+        if named is None:
+            return None
+        config = self.config if named == ORIGINAL else self.config.changed(weights=named)
+        return replace(self, config=config).source(config.seed).model
+
     def transform(
         self, source: Source, plan: Plan | None = None, progress: Callable[[str], None] | None = None
     ) -> TransformResult:
