@@ -53,7 +53,7 @@ def test_values_behind_replaced_blocks_are_taught() -> None:
         handle.remove()
     apart = (seen["student"] - seen["teacher"]).square().mean() / seen["teacher"].square().mean()
     torch.testing.assert_close(found, 2 * apart)
-    found.backward()
+    found.backward()  # type: ignore[no-untyped-call]
     assert student.get_parameter("blocks.0.fc1.weight").grad is not None
     # What comes behind the block learns nothing from it, and the teacher nothing at all.
     assert student.get_parameter("head.weight").grad is None
