@@ -4,8 +4,8 @@
     d    = mean (v_s - v_t)² / mean v_t²
 
 s and t are the logits of student and teacher: Hinton et al. 2015, arXiv:1503.02531, section 2, whose factor T² keeps
-the gradients as large at any temperature T. v are the values behind a block that is replaced in the student, as in FitNets
-(Romero et al. 2015, arXiv:1412.6550, equation 3), by their own size, so that no block counts for being loud.
+the gradients as large at any temperature T. v are the values behind a block that is replaced in the student, as in
+FitNets (Romero et al. 2015, arXiv:1412.6550, equation 3), by their own size, so that no block counts for being loud.
 """
 
 from __future__ import annotations
