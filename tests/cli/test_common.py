@@ -10,8 +10,16 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from repl_fx.cli.common import Terminal, parse_list, parse_settings, running
-from repl_fx.errors import BadInput
+from repl_fx.cli.common import (
+    Terminal,
+    parse_list,
+    parse_settings,
+    parse_sizes,
+    require_free_file,
+    running,
+    write_whole,
+)
+from repl_fx.errors import BadInput, OutputError
 from tests.cli.results import document, one_line
 
 if TYPE_CHECKING:
@@ -125,6 +133,33 @@ def test_lists() -> None:
     assert parse_list(" 3, blocks.5", "--blocks") == ["3", "blocks.5"]
     with pytest.raises(BadInput, match="--blocks '3,,5' has an empty item; write it like 3,5"):
         parse_list("3,,5", "--blocks")
+
+
+def test_sizes() -> None:
+    assert parse_sizes("1, 8", "--batch") == (1, 8)
+    for bad in ("0", "1,x", "-1", f"{2**63}"):
+        with pytest.raises(BadInput, match=f"--batch-sizes '{bad}' has an item that is no positive number"):
+            parse_sizes(bad, "--batch-sizes")
+
+
+def test_a_file_is_refused_before_it_is_written_and_written_whole(tmp_path: Path) -> None:
+    file = tmp_path / "a.json"
+    require_free_file(file, force=False)
+    write_whole(file, "one")
+    with pytest.raises(OutputError, match=r"a\.json exists; choose another place with -o"):
+        require_free_file(file, force=False)
+    require_free_file(file, force=True)
+    write_whole(file, "two")
+    assert file.read_text() == "two" and list(tmp_path.iterdir()) == [file]
+    with pytest.raises(OutputError, match="is a directory; give the name of a file"):
+        require_free_file(tmp_path, force=True)
+    with pytest.raises(OutputError, match="there is no directory"):
+        require_free_file(tmp_path / "none" / "a.json", force=False)
+    file.unlink()
+    file.mkdir()
+    with pytest.raises(OutputError, match="cannot be written: "):
+        write_whole(file, "three")
+    assert list(tmp_path.iterdir()) == [file]
 
 
 def test_one_document_or_lines_and_never_both() -> None:
