@@ -39,6 +39,19 @@ def parse_list(text: str, option: str) -> list[str]:
     return items
 
 
+def parse_sizes(text: str, option: str) -> tuple[int, ...]:
+    """The batch sizes of a list separated by commas.
+
+    Raises:
+        BadInput: an item is no positive number; names the option.
+    """
+    items = parse_list(text, option)
+    # A size of a tensor has 63 bits.
+    if not all(item.isdecimal() and 0 < int(item) < 2**63 for item in items):
+        raise BadInput(f"{option} {text!r} has an item that is no positive number of samples; write it like 1,2,5")
+    return tuple(int(item) for item in items)
+
+
 def parse_blocks(text: str) -> list[str | int]:
     """Blocks by name or number, in a list; numbers are rows of the table that `inspect` shows, whatever the names."""
     return [int(item) if item.isdecimal() else item for item in parse_list(text, "--blocks")]

@@ -8,7 +8,7 @@ import pytest
 
 from repl_fx.errors import BadInput, PlanMismatch
 from repl_fx.plan import Plan
-from repl_fx.planning.written_options import parse_blocks, parse_list, parse_settings, read_plan
+from repl_fx.planning.written_options import parse_blocks, parse_list, parse_settings, parse_sizes, read_plan
 
 
 def test_settings() -> None:
@@ -42,3 +42,10 @@ def test_a_plan_is_read_and_what_is_none_is_a_line(tmp_path: Path) -> None:
     plan = Plan((), (), "", 3)
     file.write_text(plan.to_json())
     assert read_plan(file) == plan
+
+
+def test_sizes() -> None:
+    assert parse_sizes("1, 8", "--batch") == (1, 8)
+    for bad in ("0", "1,x", "-1", f"{2**63}"):
+        with pytest.raises(BadInput, match=f"--batch-sizes '{bad}' has an item that is no positive number"):
+            parse_sizes(bad, "--batch-sizes")
