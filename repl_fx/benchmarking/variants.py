@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 
 from torch import fx, nn
@@ -25,7 +25,6 @@ from repl_fx.pipeline import TransformResult, fold, rewrite
 from repl_fx.tracing.parts.capture import CapturedParts, qualified_name
 
 ORIGINAL, REWRITTEN, PRUNED, CHECKPOINTED = "original", "rewritten", "depth-pruned", "checkpointed"
-_PRUNING = "identity"
 
 
 @dataclass(frozen=True, eq=False)
@@ -69,8 +68,7 @@ def _rewritten(result: TransformResult, model: nn.Module) -> Variant:
 
 
 def _pruned(result: TransformResult) -> Variant:
-    gone = tuple(replace(one, surrogate=_PRUNING, settings={}, why="") for one in result.plan.replacements)
-    pruned = rewrite(result.captured_parts, replace(result.plan, replacements=gone), result.inputs, check=False)
+    pruned = rewrite(result.captured_parts, result.plan.without_surrogates(), result.inputs, check=False)
     # In the form of the rewritten model, so that the two differ in nothing but the surrogates.
     module = pruned.model if _form(result) == "in place" else pruned.module
     form = _form(pruned) if _form(result) == "in place" else "graph"

@@ -11,6 +11,7 @@ from typing import Any
 from torch import nn
 
 from repl_fx.artifact import load_artifact, require_free, save
+from repl_fx.benchmarking.variants import ORIGINAL, REWRITTEN
 from repl_fx.errors import BadInput, OutputError, first_line
 from repl_fx.plan import Plan
 from repl_fx.running.example_inputs import ExampleInputs
@@ -20,7 +21,7 @@ from repl_fx.training.config import MAKING, TrainConfig, read_config
 from repl_fx.training.data import load_data
 from repl_fx.training.data.kinds import Data, UserData
 from repl_fx.training.run import CHECKPOINT, STATE, Trained, begin_state, finished, settings_of, train
-from repl_fx.training.variants import ORIGINAL, REWRITTEN, VARIANTS, Models
+from repl_fx.training.variants import VARIANTS, Models
 
 OTHERS, COMPARISON = "others", "comparison.json"
 

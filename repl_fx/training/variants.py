@@ -8,13 +8,14 @@ from pathlib import Path
 
 from torch import nn
 
+from repl_fx.benchmarking.variants import ORIGINAL, PRUNED, REWRITTEN
 from repl_fx.pipeline import TransformResult, transform
 from repl_fx.plan import Plan
 from repl_fx.planning.written_options import parse_blocks, parse_settings, read_plan
 from repl_fx.sources import Source, load_source
 from repl_fx.training.config import TrainConfig
 
-ORIGINAL, DEPTH_PRUNED, REWRITTEN = VARIANTS = ("original", "depth-pruned", "rewritten")
+VARIANTS = (ORIGINAL, PRUNED, REWRITTEN)
 
 
 @dataclass(frozen=True, eq=False)
@@ -80,10 +81,4 @@ class Models:
         source = self.source(seed)
         if name == ORIGINAL:
             return source.model
-        return self.transform(source, plan if name == REWRITTEN else without_surrogates(plan)).model
-
-
-def without_surrogates(plan: Plan) -> Plan:
-    """The plan that takes the same blocks out, and puts nothing in their places."""
-    gone = tuple(replace(block, surrogate="identity", settings={}, why="") for block in plan.replacements)
-    return replace(plan, replacements=gone)
+        return self.transform(source, plan if name == REWRITTEN else plan.without_surrogates()).model

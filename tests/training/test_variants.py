@@ -8,8 +8,9 @@ from textwrap import dedent
 import pytest
 import torch
 
+from repl_fx.benchmarking.variants import ORIGINAL, PRUNED, REWRITTEN
 from repl_fx.training.config import TrainConfig
-from repl_fx.training.variants import DEPTH_PRUNED, ORIGINAL, REWRITTEN, Models, without_surrogates
+from repl_fx.training.variants import Models
 
 MODEL = """
     import torch
@@ -33,13 +34,13 @@ def spec(tmp_path: Path) -> str:
 def test_variants_of_a_seed_begin_with_the_same_weights(spec: str) -> None:
     models = Models(spec, TrainConfig(surrogate="bottleneck"))
     plan = models.transform(models.source(0)).plan
-    made = {name: models.variant(name, 3, plan).state_dict() for name in (ORIGINAL, DEPTH_PRUNED, REWRITTEN)}
+    made = {name: models.variant(name, 3, plan).state_dict() for name in (ORIGINAL, PRUNED, REWRITTEN)}
     gone = plan.replacements[0].block
     for name, state in made.items():
         assert any(key.startswith(f"{gone}.fc1") for key in state) == (name == ORIGINAL)
         assert all(torch.equal(value, made[ORIGINAL][key]) for key, value in state.items() if key in made[ORIGINAL])
     assert any(".surrogate." in key for key in made[REWRITTEN])
-    assert not any(".surrogate." in key for key in made[DEPTH_PRUNED])
+    assert not any(".surrogate." in key for key in made[PRUNED])
     other = models.variant(ORIGINAL, 4, plan).state_dict()
     assert not torch.equal(other["head.weight"], made[ORIGINAL]["head.weight"])
 
@@ -48,7 +49,7 @@ def test_the_depth_pruned_plan_has_the_same_blocks(spec: str) -> None:
     models = Models(spec, TrainConfig(surrogate="bottleneck", set=("ratio=0.5",)))
     plan = models.transform(models.source(0)).plan
     assert plan.replacements[0].settings["ratio"] == 0.5
-    pruned = without_surrogates(plan)
+    pruned = plan.without_surrogates()
     assert [r.block for r in pruned.replacements] == [r.block for r in plan.replacements]
     assert {r.surrogate for r in pruned.replacements} == {"identity"}
 
