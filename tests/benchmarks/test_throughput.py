@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 
 import pytest
 import torch
 
 from benchmarks import throughput
+from benchmarks.training.models import vit
 from repl_fx.training.config import TrainConfig
 from repl_fx.training.data import Data, Tensors, load_data
 
@@ -24,9 +26,7 @@ def test_both_sides_are_measured_from_the_same_start(monkeypatch: pytest.MonkeyP
         return own(model, *rest)  # type: ignore[arg-type]
 
     monkeypatch.setattr(throughput, "by_hand", by_hand)
-    monkeypatch.setitem(
-        throughput.MODELS, "vit", lambda image, channels: throughput.vit(image, channels, patch=4, depth=3)
-    )
+    monkeypatch.setitem(throughput.MODELS, "vit", partial(vit, patch=4, depth=3))
     config = TrainConfig(epochs=1, batch_size=32, device="cpu")
     measured = throughput.measure("vit", replace(data, train=few, test=few), config, 1, "cpu")
     assert starts[0] == starts[1]
