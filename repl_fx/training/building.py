@@ -40,8 +40,8 @@ def module_of(
     task = task_of(name, classes)
     outputs = _tried(model, task, batch, data.name)
     if isinstance(data, UserData):
-        task = task_of(name, task.classes_in(outputs))
-    task.require_fit(outputs, batch, (type(model).__name__, data.name))
+        task = task_of(name, task.classes_in(model, outputs))
+    task.require_fit(model, outputs, batch, data.name)
     return Training(model, task, config, steps)
 
 
