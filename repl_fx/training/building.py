@@ -70,7 +70,9 @@ def _tried(model: nn.Module, task: Task, batch: Batch, name: str) -> Any:
         with in_mode(model, False), torch.no_grad(), foreign_code():
             return task.outputs(model.to(device), batch)
     except ForeignError as failed:
-        shape = "x".join(map(str, tensors[0].shape[1:])) if tensors else "no tensors"
+        # A list is of pictures, which may differ in size.
+        sizes = tensors[0].shape[isinstance(batch[0], Tensor) :] if tensors else ()
+        shape = "x".join(map(str, sizes)) if tensors else "no tensors"
         raise BadInput(
             f"{type(model).__name__} does not take inputs of {name}, which are {shape}: {first_line(failed.problem)}"
         ) from failed.problem

@@ -79,7 +79,8 @@ def loaders(
 
 
 def _loader(data: Data, config: TrainConfig, device: torch.device, *, training: bool) -> BatchLoader:
-    split = samples_of(data, data.train if training else data.test, "train" if training else "test")
+    part, name = (data.train, "train") if training else (data.test, "test")
+    split = samples_of(data, part, name, flip=training and config.augment)
     change = Chain(tuple(_changes(data, config, training=training)))
     # Tests want no gradients kept, and take twice the batch.
     size = config.batch_size if training else 2 * config.batch_size

@@ -20,7 +20,7 @@ import repl_fx
 from repl_fx.training.config import TrainConfig
 from repl_fx.training.data.kinds import Data, Tensors
 from repl_fx.training.run import CHECKPOINT, CONFIG, LOGS, RESULT, STATE, settings_of, train
-from tests.training.runs import Net, PixelNet, pictures, pixel_net, rewritten, scenes
+from tests.training.runs import Net, PixelNet, Spots, pictures, pixel_net, rewritten, scenes, spots, spots_net
 
 SHORT = TrainConfig(epochs=3, batch_size=8, save_every=2, lr=0.02, device="cpu", log_every=2)
 ROOT = Path(__file__).parents[2]
@@ -48,11 +48,21 @@ def test_a_run_learns_to_segment(tmp_path: Path) -> None:
     assert figures["mean_iou"] > 0.45 and figures["pixel_accuracy"] > 0.8
 
 
+def test_a_run_learns_to_detect(tmp_path: Path) -> None:
+    figures = train(Spots(), spots(), SHORT.changed(epochs=12, augment=False), tmp_path).figures
+    assert set(figures) == {"map", "map_50"} and figures["map_50"] > 0.3
+
+
 def test_models_for_another_task_are_a_line(tmp_path: Path) -> None:
     with pytest.raises(repl_fx.BadInput, match=r"PixelNet returns 2 logits, and shapes has 3 classes"):
         train(PixelNet(classes=2), scenes(), SHORT, tmp_path)
     with pytest.raises(repl_fx.BadInput, match=r"Flat returns logits of shape \(16, 3\); wanted is \(batch, classes"):
         train(_Flat(), scenes(16, 16), SHORT, tmp_path)
+
+    with pytest.raises(repl_fx.BadInput, match="PixelNet does not take inputs of spots, which are 3x8x8: "):
+        train(PixelNet(), spots(), SHORT, tmp_path)
+    with pytest.raises(repl_fx.BadInput, match="own losses, without smoothing; leave out --label-smoothing"):
+        train(Spots(), spots(), SHORT.changed(label_smoothing=0.1), tmp_path)
 
 
 class _Flat(PixelNet):
@@ -89,6 +99,7 @@ train(model(), data(), read_config(directory / "config.yaml"), directory)
         ({}, 9, rewritten, pictures),
         ({"accumulate": 2, "mixup": 0.3, "ema": 0.9, "optimizer": "sgd"}, 7, rewritten, pictures),
         ({}, 7, pixel_net, scenes),
+        ({"epochs": 2}, 8, spots_net, spots),
     ],
 )
 def test_a_run_that_was_killed_goes_on_as_if_it_had_not_been(

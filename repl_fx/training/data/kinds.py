@@ -14,7 +14,7 @@ from torch.utils.data import Dataset
 from repl_fx.errors import BadInput
 from repl_fx.training.data.targets import IGNORED, require_labels, require_masks
 
-Task = Literal["classification", "language-modelling", "segmentation"]
+Task = Literal["classification", "language-modelling", "segmentation", "detection"]
 TASKS = get_args(Task)
 _INPUT_TYPES = (torch.uint8, torch.float32, torch.int64)
 
@@ -90,7 +90,7 @@ class Data:
 
     def __str__(self) -> str:
         """Name, sizes and shape on one line."""
-        shape = "x".join(map(str, self.shape))
+        shape = "pictures" if self.task == "detection" else "x".join(map(str, self.shape))
         return f"{self.name}: {length(self.train)} + {length(self.test)} of {shape}, {self.classes} classes"
 
     def _check(self, part: Tensors, where: str) -> None:
@@ -101,6 +101,8 @@ class Data:
             raise BadInput(f"{where}: {len(inputs)} inputs but {len(targets)} targets; give one target for each input")
         if tuple(inputs.shape[1:]) != self.shape:
             raise BadInput(f"{where}: inputs are of shape {tuple(inputs.shape[1:])}; the data set's is {self.shape}")
+        if self.task == "detection":
+            raise BadInput(f"{where} is tensors; give a Dataset of (picture, dict of boxes and labels) for detection")
         if self.task == "segmentation":
             require_masks(targets, self.classes, (len(targets), *self.shape[1:]), where)
             if bool((targets == IGNORED).all()):

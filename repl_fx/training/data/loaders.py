@@ -202,7 +202,9 @@ class FileLoader(BatchLoader):
         for number, read in enumerate(loader, first):
             if isinstance(read, BadInput):
                 raise read
-            inputs, targets = pytree.tree_map(partial(Tensor.to, device=self.device, non_blocking=True), read)
+            inputs, targets = pytree.tree_map_only(
+                Tensor, partial(Tensor.to, device=self.device, non_blocking=True), read
+            )
             yield self._changed(inputs, targets, epoch, number, self.rank)
 
 

@@ -4,6 +4,7 @@ digits                                   scikit-learn's, installed with it
 cifar10, svhn, stl10, fashion-mnist      files as torchvision lays them out, under a root
 folder:PATH                              pictures in a folder for each class, read file by file
 masks:PATH                               pictures and masks of the same names, for segmentation, read file by file
+coco:PATH                                pictures with boxes in COCO's layout, for detection, read file by file
 npz:PATH                                 arrays train_x, train_y, test_x, test_y
 text:PATH                                bytes of a file, or of the files below a folder
 hf:NAME                                  a data set of the library `datasets`
@@ -19,6 +20,7 @@ from repl_fx.errors import BadInput
 from repl_fx.sources.source import close_matches
 from repl_fx.training.config import names_python_file
 from repl_fx.training.data.arrays import load_npz
+from repl_fx.training.data.coco import load_coco
 from repl_fx.training.data.hugging_face import load_hugging_face
 from repl_fx.training.data.kinds import Data, Request, UserData
 from repl_fx.training.data.masks import load_masks
@@ -37,6 +39,7 @@ _LOADERS: dict[str, Callable[[Request], Data]] = {
     "fashion-mnist": load_fashion_mnist,
     "folder:": load_folder,
     "masks:": load_masks,
+    "coco:": load_coco,
     "npz:": load_npz,
     "text:": load_text,
     "hf:": load_hugging_face,

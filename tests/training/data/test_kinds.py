@@ -69,6 +69,7 @@ NAN[2, 0, 1, 0] = torch.nan
             {"task": "segmentation", "train": split(targets=torch.full((4, 2, 2), 255))},
             "train: no pixel has a class, all are 255; give masks of classes",
         ),
+        ({"task": "detection"}, "train is tensors; give a Dataset of"),
         ({"train": split(inputs=NAN)}, r"train: inputs hold nan at \(2, 0, 1, 0\)"),
     ],
 )
