@@ -73,7 +73,7 @@ def loaders(
     if isinstance(data, UserData):
         train, test = loaders_of(data, config.seed)
         # A LightningModule of the user takes any batch.
-        options: Any = {"seed": config.seed, "pairs": not config.has_own_module}
+        options: Any = {"seed": config.seed, "device": device, "pairs": not config.has_own_module}
         return UserLoader(train, data.name, **options), UserLoader(test, data.name, training=False, **options)
     return _loader(data, config, device, training=True), _loader(data, config, device, training=False)
 

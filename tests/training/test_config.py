@@ -28,9 +28,11 @@ def test_flags_come_before_and_what_is_not_given_stays() -> None:
     ("text", "problem"),
     [
         ("lr: -1", r"Expected `float` > 0.0 - at `\$.lr`"),
-        ("rate: 1", "unknown field `rate`.*; the settings are data, data_dir"),
+        ("rate: 1", "unknown field `rate`.*; the settings are every, blocks"),
         ("optimizer: adam", "Invalid enum value 'adam'"),
         ("save_every: 0", "save_every is 0; give 1 or more steps"),
+        ("{plan: p.json, every: 3, set: [ratio=1]}", "plan says which blocks go; leave out every, set"),
+        ("seeds: 0", r"at `\$.seeds`"),
         ("- 1", "Expected `object`"),
         ("{", "cannot be read"),
     ],

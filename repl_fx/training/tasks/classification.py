@@ -36,10 +36,6 @@ class Classification(Task):
         """The logits, (batch, classes)."""
         return logits_of(outputs)
 
-    def classes_in(self, model: nn.Module, outputs: Any) -> int:
-        """The last dimension of the logits."""
-        return self.logits(outputs).shape[-1]
-
     def loss(self, outputs: Any, batch: Batch, smoothing: float = 0.0) -> Tensor:
         """The mean cross-entropy of a batch."""
         return F.cross_entropy(self.logits(outputs).float(), batch[1], label_smoothing=smoothing)

@@ -63,6 +63,10 @@ class Detection(Task):
         images, targets = batch
         return model(images, targets) if model.training else model(images)
 
+    def logits(self, outputs: Any) -> Tensor:
+        """Refused: there is nothing for a teacher to compare."""
+        raise BadInput("detection models return no logits; leave out --teacher")
+
     def classes_in(self, model: nn.Module, outputs: Any) -> int:
         """The classes that the head of a model of torchvision counts, with the background; 0 for other models."""
         for module in model.modules():

@@ -35,10 +35,6 @@ class LanguageModelling(Task):
         """The logits, (batch, length, tokens)."""
         return logits_of(outputs)
 
-    def classes_in(self, model: nn.Module, outputs: Any) -> int:
-        """The last dimension of the logits."""
-        return self.logits(outputs).shape[-1]
-
     def loss(self, outputs: Any, batch: Batch, smoothing: float = 0.0) -> Tensor:
         """The mean cross-entropy of all places."""
         logits = self.logits(outputs).flatten(0, 1)

@@ -33,6 +33,7 @@ class Segmentation(Task):
 
     key = "segmentation"
     best = "mean_iou"
+    class_dimension = 1
 
     def __init__(self, classes: int) -> None:
         super().__init__()
@@ -49,9 +50,9 @@ class Segmentation(Task):
         return logits_of(outputs, "out")
 
     def classes_in(self, model: nn.Module, outputs: Any) -> int:
-        """The second dimension of the logits."""
+        """The second dimension of the logits; 0 where there is none."""
         logits = self.logits(outputs)
-        return logits.shape[1] if logits.ndim == 4 else 0
+        return logits.shape[self.class_dimension] if logits.ndim == 4 else 0
 
     def loss(self, outputs: Any, batch: Batch, smoothing: float = 0.0) -> Tensor:
         """The mean cross-entropy of all pixels that have a class, and half of that of the auxiliary head."""

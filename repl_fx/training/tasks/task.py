@@ -25,23 +25,29 @@ class Task(nn.Module, ABC):
         key: the name of the task, in data sets and settings.
         best: the figure that says how good a model is.
         higher_is_better: whether more of it is better.
+        class_dimension: of the logits.
     """
 
     key: ClassVar[str]
     best: ClassVar[str]
     higher_is_better: ClassVar[bool] = True
+    class_dimension: ClassVar[int] = -1
 
     def outputs(self, model: nn.Module, batch: Batch) -> Any:
         """The outputs of the model for the inputs of a batch; in training for the loss, else for the figures."""
         return model(batch[0])
 
     @abstractmethod
-    def classes_in(self, model: nn.Module, outputs: Any) -> int:
-        """The number of classes that a model with such outputs tells apart.
+    def logits(self, outputs: Any) -> Tensor:
+        """The logits in the outputs of a model.
 
         Raises:
-            BadInput: the outputs do not tell.
+            BadInput: the outputs hold none.
         """
+
+    def classes_in(self, model: nn.Module, outputs: Any) -> int:
+        """The number of classes that a model with such outputs tells apart."""
+        return self.logits(outputs).shape[self.class_dimension]
 
     @abstractmethod
     def loss(self, outputs: Any, batch: Batch, smoothing: float = 0.0) -> Tensor:
