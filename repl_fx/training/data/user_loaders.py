@@ -93,6 +93,9 @@ class UserLoader(PositionedLoader):
                 f"{self.name}: a batch is {in_words(batch)}; give pairs (inputs, targets), "
                 "or --task file.py:CLASS, a LightningModule that takes them"
             )
+        if self.pairs and isinstance(batch[1], tuple | list) and all(isinstance(one, Mapping) for one in batch[1]):
+            # Of detection, as `tuple(zip(*samples))` collates them: lists are divided, tuples are not.
+            batch = list(batch[0]), list(batch[1])
         if self.check is not None:
             self.check(batch, f"{self.name}: batch {number}")
         if self.world_size == 1:
