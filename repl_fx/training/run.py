@@ -114,6 +114,8 @@ def train(
             batches.check_targets(module.task)
         if not resume:
             _begin(state, config)
+        # Lightning keeps the mode, and what was loaded from an artifact is in evaluation mode.
+        module.train()
         if config.compile:
             model.compile()
         try:

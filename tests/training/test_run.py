@@ -39,6 +39,13 @@ def test_a_run_learns_and_leaves_its_figures(tmp_path: Path) -> None:
     assert "inputs_per_second" in (tmp_path / STATE / LOGS / "from_step_0" / "metrics.csv").read_text()
 
 
+def test_a_model_in_evaluation_mode_is_trained_in_training_mode(tmp_path: Path) -> None:
+    model, modes = Net().eval(), set()
+    model.drop.register_forward_pre_hook(lambda drop, _: modes.add((drop.training, torch.is_grad_enabled())))
+    train(model, pictures(), SHORT.changed(epochs=1), tmp_path)
+    assert modes == {(True, True), (False, False)}
+
+
 _KILLED = """
 import os, sys
 from pathlib import Path
