@@ -18,7 +18,18 @@ plan rewrites, each on inputs like those it was called with; the model itself is
 from __future__ import annotations
 
 from repl_fx.artifact.changing import changing, require_free
+from repl_fx.artifact.origin import built_like
 from repl_fx.artifact.pretrained import save_pretrained
 from repl_fx.artifact.store import PROOF, Artifact, load, load_artifact, save
 
-__all__ = ["PROOF", "Artifact", "changing", "load", "load_artifact", "require_free", "save", "save_pretrained"]
+__all__ = [
+    "PROOF",
+    "Artifact",
+    "built_like",
+    "changing",
+    "load",
+    "load_artifact",
+    "require_free",
+    "save",
+    "save_pretrained",
+]

@@ -9,15 +9,16 @@ from typing import Any
 
 from torch import nn
 
-from repl_fx.artifact import load_artifact, require_free, save
+from repl_fx.artifact import built_like, load_artifact, require_free, save
 from repl_fx.errors import BadInput
-from repl_fx.pipeline import transform
+from repl_fx.pipeline import TransformResult, transform
 from repl_fx.running.example_inputs import ExampleInputs
 from repl_fx.sources import Source, load_source
 from repl_fx.training.config import TrainConfig, read_config
 from repl_fx.training.data import load_data
 from repl_fx.training.data.kinds import Data, UserData
 from repl_fx.training.run import CHECKPOINT, STATE, Trained, settings_of, train
+from repl_fx.training.schedules import require_schedule, train_in_phases
 
 
 @dataclass(frozen=True, eq=False)
@@ -28,6 +29,7 @@ class Run:
         directory: of the artifact, which has the model as it is before.
         resume: whether to go on from the last checkpoint.
         source: how the model is built; None for an artifact, which knows.
+        result: of the transform.
     """
 
     directory: Path
@@ -36,6 +38,7 @@ class Run:
     config: TrainConfig
     resume: bool
     source: Source | None = None
+    result: TransformResult | None = None
 
 
 def begin(
@@ -87,14 +90,18 @@ def begin(
         raise BadInput("no place to write to; give -o DIR")
     if output is not None:
         require_free(output, force=force)
+    if is_artifact and not resume and config.replace_at is not None:
+        raise BadInput(f"replace_at begins with whole blocks, and in {spec} they are gone; give the model itself")
     progress("load")
     if is_artifact:
         loaded = load_artifact(spec, model, trust_remote_code=trust_remote_code)
+        if not resume:
+            require_schedule(config, loaded.result)
         rewritten = loaded.model if loaded.result.in_place.model is not None else loaded.module
         data = _data(config, loaded.inputs, progress)
         if output is not None:
             save(rewritten, output, force=force)
-        return Run(output or Path(spec), rewritten, data, config, resume)
+        return Run(output or Path(spec), rewritten, data, config, resume, result=loaded.result)
     assert output is not None
     source = load_source(
         spec, input_shape=input_shape, seed=config.seed, trust_remote_code=trust_remote_code, weights=weights or True
@@ -104,8 +111,9 @@ def begin(
     result = transform(
         source.model, source.args, source.kwargs, every=every, surrogate=surrogate, seed=config.seed, progress=progress
     )
+    require_schedule(config, result)
     save(result.model, output, source=source, force=force)
-    return Run(output, result.model, data, config, resume, source)
+    return Run(output, result.model, data, config, resume, source, result)
 
 
 def _data(config: TrainConfig, inputs: ExampleInputs, progress: Callable[[str], None]) -> Data | UserData:
@@ -123,6 +131,11 @@ def _data(config: TrainConfig, inputs: ExampleInputs, progress: Callable[[str], 
 
 def train_directory(run: Run, *, show: bool = False) -> Trained:
     """Train, and put the trained weights into the artifact; see `train`."""
-    trained = train(run.model, run.data, run.config, run.directory, resume=run.resume, show=show)
-    save(run.model.cpu(), run.directory, source=run.source, force=True)
+    options: Any = {"resume": run.resume, "show": show}
+    if run.config.is_scheduled and run.result is not None:
+        trained, model = train_in_phases(run.result, run.data, run.config, run.directory, **options)
+        built_like(model, run.model)
+    else:
+        trained, model = train(run.model, run.data, run.config, run.directory, **options), run.model
+    save(model.cpu(), run.directory, source=run.source, force=True)
     return trained
