@@ -27,9 +27,9 @@ import torch
 from torch import nn
 
 import repl_fx
-from benchmarks.shared.machine import cpu_model, installed
 from benchmarks.training.data import load_images
 from benchmarks.training.models import vit
+from repl_fx.benchmarking.machine import cpu_model, installed
 from repl_fx.errors import ReplFxError
 from repl_fx.training.config import TrainConfig
 from repl_fx.training.data import load_data

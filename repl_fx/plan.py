@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Annotated, Any
 
 import msgspec
@@ -80,6 +80,11 @@ class Plan:
 
     def __str__(self) -> str:
         return "\n".join(str(line) for line in (*self.replacements, *self.refusals)) or "nothing to do"
+
+    def without_surrogates(self) -> Plan:
+        """The plan that takes the same blocks out and puts nothing in their places: depth pruning."""
+        gone = tuple(replace(one, surrogate="identity", settings={}, why="") for one in self.replacements)
+        return replace(self, replacements=gone)
 
     def to_json(self) -> str:
         """The plan as JSON text."""

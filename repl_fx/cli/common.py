@@ -8,6 +8,7 @@ import json
 import logging
 import os
 import sys
+import tempfile
 import time
 import traceback
 import warnings
@@ -305,38 +306,28 @@ def costs_lines(before: Costs, after: Costs | None = None) -> list[RenderableTyp
     return [costs_table(before, after), *why]
 
 
-def parse_settings(items: list[str]) -> dict[str, Any]:
-    """Settings of a surrogate from `name=value`; a value is a number, true, false, none, or else text."""
-    from repl_fx.errors import BadInput
+def require_free_file(file: Path, *, force: bool) -> None:
+    """Refuse a file that cannot be written, before any work is done; one that exists, unless `force`."""
+    from repl_fx.errors import OutputError
 
-    settings: dict[str, Any] = {}
-    for item in items:
-        name, equals, text = item.partition("=")
-        if not equals or not name:
-            raise BadInput(f"--set {item!r} is no setting; write it like ratio=0.25")
-        if name in settings:
-            raise BadInput(f"--set {name} is given twice; give each setting once")
-        settings[name] = _parse(text)
-    return settings
-
-
-def _parse(text: str) -> Any:
-    words = {"true": True, "false": False, "none": None}
-    if text.lower() in words:
-        return words[text.lower()]
-    for kind in (int, float):
-        try:
-            return kind(text)
-        except ValueError:
-            continue
-    return text
+    if file.is_dir():
+        raise OutputError(f"{file} is a directory; give the name of a file, such as {file}/bench.json")
+    if file.exists() and not force:
+        raise OutputError(f"{file} exists; choose another place with -o, or replace it with --force")
+    if not file.parent.is_dir():
+        raise OutputError(f"{file} cannot be written: there is no directory {file.parent}")
+    if not os.access(file.parent, os.W_OK | os.X_OK):
+        raise OutputError(f"{file} cannot be written: no permission in {file.parent}")
 
 
-def parse_list(text: str, option: str) -> list[str]:
-    """The items of a list separated by commas, none of them empty."""
-    from repl_fx.errors import BadInput
+def write_whole(file: Path, text: str) -> None:
+    """Write a file that appears under its name only when it is complete."""
+    from repl_fx.errors import OutputError
 
-    items = [item.strip() for item in text.split(",")]
-    if not all(items):
-        raise BadInput(f"{option} {text!r} has an empty item; write it like 3,5")
-    return items
+    try:
+        with tempfile.TemporaryDirectory(prefix=f".{file.name}.", dir=file.parent) as scratch:
+            written = Path(scratch) / file.name
+            written.write_text(text)
+            written.replace(file)
+    except OSError as problem:
+        raise OutputError(f"{file} cannot be written: {problem.strerror or problem}") from problem

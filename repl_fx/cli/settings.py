@@ -35,7 +35,7 @@ def _flags(settings: Any) -> Iterator[inspect.Parameter]:
         flag = name.replace("_", "-")
         plain = _plain(kind)
         names = (f"--{flag}/--no-{flag}",) if plain is bool else (f"--{flag}",)
-        shown = "" if default is None else f"  [default: {str(default).lower() if plain is bool else default}]"
+        shown = "" if default in (None, ()) else f"  [default: {str(default).lower() if plain is bool else default}]"
         option = typer.Option(*names, help=f"{text}{shown}", show_default=False)
         annotation = Annotated[plain | None, option]  # type: ignore[valid-type]
         yield inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=annotation)
@@ -45,4 +45,6 @@ def _plain(kind: Any) -> Any:
     """The class that a flag is read as; what is more than that, the settings check."""
     if get_origin(kind) in (Union, types.UnionType):
         return _plain(next(part for part in get_args(kind) if part is not type(None)))
+    if get_origin(kind) is tuple:
+        return list[str]
     return type(get_args(kind)[0]) if get_origin(kind) is Literal else kind

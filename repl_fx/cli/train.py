@@ -17,12 +17,12 @@ def _commands() -> Any:
     from repl_fx.errors import BadInput
 
     try:
-        from repl_fx.training.command import begin, train_directory
+        from repl_fx.training.command import begin, train_directory, train_side_by_side
     except ModuleNotFoundError as missing:
         if str(missing.name).startswith("repl_fx"):
             raise
         raise BadInput(f"train needs {missing.name}; pip install 'repl-fx[train]'") from missing
-    return begin, train_directory
+    return begin, train_directory, train_side_by_side
 
 
 @with_flags(lambda: TrainConfig)
@@ -37,13 +37,7 @@ def train_command(
         Path | None,
         typer.Option("--config", metavar="FILE", help="Settings in YAML; flags come before them.", show_default=False),
     ] = None,
-    every: Annotated[int, typer.Option("--every", metavar="K", help="Replace each K-th block of each repeat.")] = 2,
-    surrogate: Annotated[
-        str, typer.Option("--surrogate", metavar="KEY", help="What stands in for a replaced block.")
-    ] = "auto",
     force: Annotated[bool, typer.Option("--force", help="Replace an artifact that is there already.")] = False,
-    weights: common.WeightsOption = None,
-    input_shape: common.ShapeOption = None,
     model: common.ModelOption = None,
     trust: common.TrustOption = False,
     as_json: common.JsonOption = False,
@@ -53,7 +47,9 @@ def train_command(
 ) -> None:
     """Train a rewritten model: a model whose blocks are replaced first, or a directory that transform wrote."""
     with common.running(as_json, verbose, quiet) as terminal:
-        begin, train_directory = _commands()
+        from repl_fx.training.comparing import comparison_table, rows_document
+
+        begin, train_directory, train_side_by_side = _commands()
 
         run = begin(
             spec,
@@ -61,20 +57,19 @@ def train_command(
             given,
             config_file=config_file,
             resume=resume,
-            every=every,
-            surrogate=surrogate,
             force=force,
-            weights=weights,
-            input_shape=input_shape,
             model=model,
             trust_remote_code=trust,
             progress=terminal.stage,
         )
-        terminal.stage("train")
-        trained = train_directory(run, show=not (quiet or as_json))
-        terminal.show(
-            *(f"{name}: {value:.4f}" for name, value in trained.figures.items()),
-            f"written: {run.directory}",
-            f"next:    repl-fx export {run.directory}",
-        )
-        terminal.document({"directory": str(run.directory), "steps": trained.steps, "figures": trained.figures})
+        show = not (quiet or as_json)
+        if run.config.compare or run.config.seeds > 1:
+            rows = train_side_by_side(run, show=show, progress=terminal.stage)
+            shown: list[Any] = [comparison_table(rows)]
+            figures: dict[str, Any] = {"comparison": rows_document(rows)}
+        else:
+            trained = train_directory(run, show=show, progress=terminal.stage)
+            shown = [f"{name}: {value:.4f}" for name, value in trained.figures.items()]
+            figures = {"steps": trained.steps, "figures": trained.figures}
+        terminal.show(*shown, f"written: {run.directory}", f"next:    repl-fx export {run.directory}")
+        terminal.document({"directory": str(run.directory), **figures})

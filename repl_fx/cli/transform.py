@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -12,7 +11,7 @@ from repl_fx.cli import common
 from repl_fx.cli.group import CheckFailed
 
 if TYPE_CHECKING:
-    from repl_fx import Plan, TransformResult
+    from repl_fx import TransformResult
     from repl_fx.sources import Source
     from repl_fx.tracing.check import CaptureCheck
 
@@ -86,6 +85,7 @@ def transform_command(
         from repl_fx import save, transform
         from repl_fx.artifact import require_free
         from repl_fx.errors import BadInput
+        from repl_fx.planning.written_options import parse_blocks, parse_settings, read_plan
         from repl_fx.report import costs, documents, tables
         from repl_fx.sources import load_source
 
@@ -95,7 +95,9 @@ def transform_command(
         if written is not None:
             require_free(written, force=force)
         chosen = any(option is not None for option in (every, blocks, ignore, surrogate, settings))
-        plan = _read_plan(plan_file, chosen)
+        if plan_file is not None and chosen:
+            raise BadInput("--plan says which blocks go; leave out --every, --blocks, --ignore, --surrogate and --set")
+        plan = None if plan_file is None else read_plan(plan_file)
 
         terminal.stage("load")
         source = load_source(
@@ -112,9 +114,9 @@ def transform_command(
             source.kwargs,
             every=2 if every is None else every,
             surrogate=surrogate or "auto",
-            blocks=None if blocks is None else _block_numbers(common.parse_list(blocks, "--blocks")),
+            blocks=None if blocks is None else parse_blocks(blocks),
             ignore=ignore or (),
-            settings=common.parse_settings(settings or []) or None,
+            settings=parse_settings(settings or ()) or None,
             seed=seed,
             plan=plan,
             allow_nan=allow_nan,
@@ -173,21 +175,6 @@ def transform_command(
         )
 
 
-def _read_plan(file: Path | None, chosen: bool) -> Plan | None:
-    from repl_fx import Plan
-    from repl_fx.errors import BadInput
-
-    if file is None:
-        return None
-    if chosen:
-        raise BadInput("--plan says which blocks go; leave out --every, --blocks, --ignore, --surrogate and --set")
-    try:
-        text = file.read_text()
-    except (OSError, UnicodeDecodeError) as problem:
-        raise BadInput(f"the plan {file} cannot be read: {problem}") from problem
-    return Plan.from_json(text)
-
-
 def _checked(source: Source, result: TransformResult) -> CaptureCheck:
     """The check that passed; the model may fail on its own example inputs, which tracing had not noticed."""
     from repl_fx import check_capture
@@ -208,8 +195,3 @@ def _checked(source: Source, result: TransformResult) -> CaptureCheck:
             f"mode ({checked.differences[0]}); nothing was written (--no-check goes on all the same)"
         )
     return checked
-
-
-def _block_numbers(listed: Sequence[str]) -> list[str | int]:
-    """Numbers mean the rows of the table that `inspect` shows, also where blocks are called "0", "1", …."""
-    return [int(item) if item.isdecimal() else item for item in listed]

@@ -14,18 +14,25 @@ from repl_fx.errors import BadInput, ForeignError, first_line, foreign_code
 from repl_fx.running.untouched import in_mode
 from repl_fx.training.config import TrainConfig
 from repl_fx.training.data.kinds import Data, UserData
+from repl_fx.training.distillation import Distillation
 from repl_fx.training.module import Training, optimizers_of
 from repl_fx.training.tasks import Batch, Classification, Task, task_of
 from repl_fx.training.tasks.user_module import user_module
 
 
 def module_of(
-    model: nn.Module, data: Data | UserData, config: TrainConfig, steps: int, batch: Batch
+    model: nn.Module,
+    data: Data | UserData,
+    config: TrainConfig,
+    steps: int,
+    batch: Batch,
+    teacher: nn.Module | None = None,
 ) -> pl.LightningModule:
     """The LightningModule that trains a model.
 
     Args:
         batch: one that is held out, on which the model is tried.
+        teacher: the original model, to learn from.
         steps: of the optimizer, in all.
 
     Raises:
@@ -33,6 +40,10 @@ def module_of(
     """
     if config.has_own_module:
         assert config.task is not None
+        if teacher is not None:
+            raise BadInput(
+                f"--teacher is for tasks that are known here; let {config.task} do it, and leave out --teacher"
+            )
         return _user_module(config.task, model, config, steps)
     name = _task_name(data, config)
     # A user's data do not say how many classes there are; the model does.
@@ -42,7 +53,11 @@ def module_of(
     if isinstance(data, UserData):
         task = task_of(name, task.classes_in(outputs))
     task.require_fit(outputs, batch, (type(model).__name__, data.name))
-    return Training(model, task, config, steps)
+    distillation = None
+    if teacher is not None:
+        distillation = Distillation(teacher, model, task, config)
+        distillation.require_fit(batch, outputs)
+    return Training(model, task, config, steps, distillation)
 
 
 def _user_module(spec: str, model: nn.Module, config: TrainConfig, steps: int) -> pl.LightningModule:

@@ -41,28 +41,45 @@ class SharedSyntheses(pl.Callback):
 class Speed(pl.Callback):
     """Logs inputs a second and memory.
 
+    Attributes:
+        rates: inputs a second in each epoch, with loading and without the evaluation.
+
     Args:
         every: batches between two figures.
     """
 
     def __init__(self, every: int) -> None:
         self.every = every
-        self._since, self._seen = time.perf_counter(), 0
+        self.rates: list[float] = []
+        self._since = self._began = time.perf_counter()
+        self._seen = self._in_epoch = 0
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Let the peak of the memory be that of this run."""
+        if pl_module.device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(pl_module.device)
 
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Begin to count: the evaluation before does not."""
-        self._since, self._seen = time.perf_counter(), 0
+        self._since = self._began = time.perf_counter()
+        self._seen = self._in_epoch = 0
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Count the inputs of the batch."""
         self._seen += _inputs_in(batch)
-        if (batch_idx + 1) % self.every == 0:
-            took = time.perf_counter() - self._since
-            figures = {"inputs_per_second": self._seen / took, "memory_mib": _peak_mib(pl_module.device)}
-            pl_module.log_dict(figures, prog_bar=True)
-            self._since, self._seen = time.perf_counter(), 0
+        last = trainer.is_last_batch
+        if not last and (batch_idx + 1) % self.every:
+            return
+        now = time.perf_counter()
+        self._in_epoch += self._seen
+        if last:
+            # Before the evaluation, which comes within the epoch.
+            self.rates.append(self._in_epoch / (now - self._began))
+        figures = {"inputs_per_second": self._seen / (now - self._since), "memory_mib": peak_mib(pl_module.device)}
+        pl_module.log_dict(figures, prog_bar=True)
+        self._since, self._seen = now, 0
 
 
 def _inputs_in(batch: Any) -> int:
@@ -74,7 +91,8 @@ def _inputs_in(batch: Any) -> int:
     return len(first) if isinstance(first, Sized) and not scalar else 1
 
 
-def _peak_mib(device: torch.device) -> float:
+def peak_mib(device: torch.device) -> float:
+    """The most memory so far: of tensors on a GPU since the run began, else of the process."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 2**20
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss

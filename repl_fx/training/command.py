@@ -2,42 +2,56 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+import shutil
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from torch import nn
 
 from repl_fx.artifact import built_like, load_artifact, require_free, save
-from repl_fx.errors import BadInput
-from repl_fx.pipeline import TransformResult, transform
+from repl_fx.benchmarking.variants import ORIGINAL, REWRITTEN
+from repl_fx.errors import BadInput, OutputError, first_line
+from repl_fx.pipeline import TransformResult
+from repl_fx.plan import Plan
 from repl_fx.running.example_inputs import ExampleInputs
-from repl_fx.sources import Source, load_source
-from repl_fx.training.config import TrainConfig, read_config
+from repl_fx.sources import Source
+from repl_fx.training.comparing import Member, Row, members, write_comparison
+from repl_fx.training.config import MAKING, TrainConfig, read_config
 from repl_fx.training.data import load_data
 from repl_fx.training.data.kinds import Data, UserData
-from repl_fx.training.run import CHECKPOINT, STATE, Trained, settings_of, train
+from repl_fx.training.run import CHECKPOINT, STATE, Trained, begin_state, finished, settings_of, train
 from repl_fx.training.schedules import require_schedule, train_in_phases
+from repl_fx.training.variants import VARIANTS, Models
+
+OTHERS, COMPARISON = "others", "comparison.json"
 
 
 @dataclass(frozen=True, eq=False)
 class Run:
-    """A run that can begin.
+    """A run that can begin, or several side by side.
 
     Attributes:
         directory: of the artifact, which has the model as it is before.
+        model: the rewritten model.
+        plan: of the rewritten model.
         resume: whether to go on from the last checkpoint.
         source: how the model is built; None for an artifact, which knows.
+        models: builds the other models of a comparison; None where there are no others.
+        teacher: the original model, to learn from.
         result: of the transform.
     """
 
     directory: Path
     model: nn.Module
+    plan: Plan
     data: Data | UserData
     config: TrainConfig
     resume: bool
     source: Source | None = None
+    models: Models | None = None
+    teacher: nn.Module | None = None
     result: TransformResult | None = None
 
 
@@ -48,11 +62,7 @@ def begin(
     *,
     config_file: Path | None = None,
     resume: bool = False,
-    every: int = 2,
-    surrogate: str = "auto",
     force: bool = False,
-    weights: Path | None = None,
-    input_shape: str | None = None,
     model: str | None = None,
     trust_remote_code: bool = False,
     progress: Callable[[str], None] = lambda stage: None,
@@ -65,8 +75,8 @@ def begin(
         given: settings that were given as flags; None for those that were not.
         config_file: settings that flags come before.
         resume: go on with the run of the directory.
-        every, surrogate, weights, input_shape, model, trust_remote_code: see `transform`, `load_source`, `load`.
         force: replace the artifact at `output`.
+        model, trust_remote_code: see `load`.
         progress: called with the name of each stage as it begins.
 
     Raises:
@@ -74,24 +84,20 @@ def begin(
         ReplFxError: see `transform` and `load`.
     """
     is_artifact = Path(spec).is_dir()
-    changes = {name: value for name, value in given.items() if value is not None}
+    changes = {name: value for name, value in given.items() if value not in (None, [])}
     if resume:
-        if not is_artifact or output is not None:
-            raise BadInput("--resume goes on with the run of a directory, in that directory; leave out -o")
-        if changes or config_file is not None:
-            named = "--config" if config_file is not None else f"--{next(iter(changes)).replace('_', '-')}"
-            raise BadInput(f"--resume goes on with the settings in {spec}/{STATE}; leave out {named}")
+        _require_to_resume(spec, output, changes, config_file, is_artifact=is_artifact)
         config = settings_of(Path(spec))
     else:
         config = (TrainConfig() if config_file is None else read_config(config_file)).changed(**changes)
+    if is_artifact and not resume:
+        _require_as_made(spec, config)
     if is_artifact and output is None and not (resume or force) and (Path(spec) / STATE / CHECKPOINT).exists():
         raise BadInput(f"{spec} has a run already; go on with --resume, give -o DIR, or replace the run with --force")
     if not is_artifact and output is None:
         raise BadInput("no place to write to; give -o DIR")
     if output is not None:
         require_free(output, force=force)
-    if is_artifact and not resume and config.replace_at is not None:
-        raise BadInput(f"replace_at begins with whole blocks, and in {spec} they are gone; give the model itself")
     progress("load")
     if is_artifact:
         loaded = load_artifact(spec, model, trust_remote_code=trust_remote_code)
@@ -101,19 +107,46 @@ def begin(
         data = _data(config, loaded.inputs, progress)
         if output is not None:
             save(rewritten, output, force=force)
-        return Run(output or Path(spec), rewritten, data, config, resume, result=loaded.result)
+        built = model or (None if loaded.manifest.model is None else loaded.manifest.model.spec)
+        others = None if built is None else Models(built, config, trust_remote_code)
+        if others is None and config.teacher is not None:
+            raise BadInput(
+                f"{spec} does not say how the original model is built; give it with --model, or no --teacher"
+            )
+        teacher = None if others is None else others.teacher()
+        place, result = output or Path(spec), loaded.result
+        return Run(place, rewritten, loaded.plan, data, config, resume, None, others, teacher, result)
     assert output is not None
-    source = load_source(
-        spec, input_shape=input_shape, seed=config.seed, trust_remote_code=trust_remote_code, weights=weights or True
-    )
+    models = Models(spec, config, trust_remote_code)
+    source = models.source(config.seed)
     # What is not there should not cost a capture.
     data = _data(config, source.inputs, progress)
-    result = transform(
-        source.model, source.args, source.kwargs, every=every, surrogate=surrogate, seed=config.seed, progress=progress
-    )
+    result = models.transform(source, progress=progress)
     require_schedule(config, result)
     save(result.model, output, source=source, force=force)
-    return Run(output, result.model, data, config, resume, source, result)
+    teacher = models.teacher()
+    return Run(output, result.model, result.plan, data, config, resume, source, models, teacher, result)
+
+
+def _require_to_resume(
+    spec: str, output: Path | None, changes: Mapping[str, Any], config_file: Path | None, *, is_artifact: bool
+) -> None:
+    if not is_artifact or output is not None:
+        raise BadInput("--resume goes on with the run of a directory, in that directory; leave out -o")
+    if changes or config_file is not None:
+        named = "--config" if config_file is not None else f"--{next(iter(changes)).replace('_', '-')}"
+        raise BadInput(f"--resume goes on with the settings in {spec}/{STATE}; leave out {named}")
+
+
+def _require_as_made(directory: str, config: TrainConfig) -> None:
+    """Refuse settings that an artifact cannot follow: it has its blocks replaced, and lost their weights."""
+    default = TrainConfig()
+    for name in (*MAKING, "compare", "replace_at"):
+        if getattr(config, name) != getattr(default, name):
+            flag = f"--{name.replace('_', '-')}"
+            raise BadInput(f"{directory} has its blocks replaced already; leave out {flag}, or give the model itself")
+    if config.seeds > 1:
+        raise BadInput(f"{directory} has one set of weights; leave out --seeds, or give the model itself")
 
 
 def _data(config: TrainConfig, inputs: ExampleInputs, progress: Callable[[str], None]) -> Data | UserData:
@@ -129,9 +162,10 @@ def _data(config: TrainConfig, inputs: ExampleInputs, progress: Callable[[str], 
     )
 
 
-def train_directory(run: Run, *, show: bool = False) -> Trained:
+def train_directory(run: Run, *, show: bool = False, progress: Callable[[str], None] = lambda stage: None) -> Trained:
     """Train, and put the trained weights into the artifact; see `train`."""
-    options: Any = {"resume": run.resume, "show": show}
+    progress("train")
+    options: Any = {"resume": run.resume, "show": show, "teacher": run.teacher}
     if run.config.is_scheduled and run.result is not None:
         trained, model = train_in_phases(run.result, run.data, run.config, run.directory, **options)
         built_like(model, run.model)
@@ -139,3 +173,78 @@ def train_directory(run: Run, *, show: bool = False) -> Trained:
         trained, model = train(run.model, run.data, run.config, run.directory, **options), run.model
     save(model.cpu(), run.directory, source=run.source, force=True)
     return trained
+
+
+def train_side_by_side(
+    run: Run, *, show: bool = False, progress: Callable[[str], None] = lambda stage: None
+) -> tuple[Row, ...]:
+    """Train each member of a comparison in turn, from paired starts; the rewritten model of the first seed is `run`'s.
+
+    A run that goes on skips members that are at their end. A member other than `run`'s own that cannot be made or
+    trained is a row with the reason.
+
+    Raises:
+        BadInput, OutputError: see `train`, for the run's own model.
+    """
+    state, config = run.directory / STATE, run.config
+    variants = VARIANTS if config.compare else (REWRITTEN,)
+    if not run.resume:
+        shutil.rmtree(state / OTHERS, ignore_errors=True)
+        # Before the first member: a run that is killed in it goes on with these.
+        begin_state(state, config)
+    found: dict[str, list[Trained]] = {variant: [] for variant in variants}
+    reasons = dict.fromkeys(variants, "")
+    for member in members(variants, REWRITTEN, config.seed, config.seeds):
+        progress(f"train {member}")
+        own = not member.folder
+        try:
+            found[member.variant].append(_own(run, show=show) if own else _other(run, member, show=show))
+        except BadInput as problem:
+            if own:
+                raise
+            reasons[member.variant] = f"seed {member.seed}: {first_line(problem)}"
+    rows = tuple(_row(variant, found[variant], reasons[variant]) for variant in variants)
+    try:
+        write_comparison(rows, state / COMPARISON)
+    except OSError as problem:
+        raise OutputError(f"{state} cannot be written: {problem.strerror or problem}") from problem
+    return rows
+
+
+def _own(run: Run, *, show: bool) -> Trained:
+    """Train the run's own model, whose weights may not have come into the artifact before it was stopped."""
+    begun = (run.directory / STATE / CHECKPOINT).exists()
+    return train_directory(replace(run, resume=run.resume and begun), show=show)
+
+
+def _other(run: Run, member: Member, *, show: bool) -> Trained:
+    """Train another model of a comparison, or go on with it, or read what came out."""
+    assert run.models is not None
+    done = finished(run.directory, member.folder) if run.resume else None
+    if done is not None:
+        return done
+    model = run.models.variant(member.variant, member.seed, run.plan)
+    config = run.config.changed(seed=member.seed, compare=False, seeds=1)
+    begun = run.resume and (run.directory / STATE / member.folder / CHECKPOINT).exists()
+    return train(
+        model,
+        run.data,
+        config,
+        run.directory,
+        folder=member.folder,
+        resume=begun,
+        show=show,
+        teacher=None if member.variant == ORIGINAL else run.teacher,
+    )
+
+
+def _row(variant: str, trained: Sequence[Trained], reason: str) -> Row:
+    names = list(dict.fromkeys(name for run in trained for name in run.figures))
+    return Row(
+        variant,
+        parameters=trained[0].parameters if trained else 0,
+        figures={name: [run.figures[name] for run in trained] for name in names},
+        inputs_per_second=[run.inputs_per_second for run in trained if run.inputs_per_second is not None],
+        memory_mib=[run.memory_mib for run in trained if run.memory_mib is not None],
+        reason=reason,
+    )

@@ -10,10 +10,30 @@ from msgspec import Meta
 
 from repl_fx.errors import BadInput, one_line
 
+# Settings of which model is made, which an artifact has already.
+MAKING = ("every", "blocks", "ignore", "surrogate", "set", "plan", "weights", "input_shape", "checkpoint_blocks")
+
 
 class TrainConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Settings of a training run; each has a flag of its name, and a line of help in its annotation."""
 
+    every: Annotated[int, Meta(ge=1, description="Replace each K-th block of each repeat.")] = 2
+    blocks: Annotated[str | None, Meta(description="Replace these blocks, by number or name, such as 3,5.")] = None
+    ignore: Annotated[
+        tuple[str, ...], Meta(description="Keep blocks whose name or any parameter matches; repeatable.")
+    ] = ()
+    surrogate: Annotated[str, Meta(description="What stands in for a replaced block.")] = "auto"
+    set: Annotated[
+        tuple[str, ...], Meta(description="A setting of the surrogate, such as ratio=0.25; repeatable.")
+    ] = ()
+    plan: Annotated[str | None, Meta(description="Do what this plan.json says, in place of the options above.")] = None
+    weights: Annotated[str | None, Meta(description="Trained weights of the model, a file or a directory.")] = None
+    input_shape: Annotated[str | None, Meta(description="Shapes of the example inputs, such as 2x3x224x224.")] = None
+    checkpoint_blocks: Annotated[
+        bool, Meta(description="Compute kept blocks again in the backward pass, to keep less.")
+    ] = False
+    compare: Annotated[bool, Meta(description="Train the original and the depth-pruned model too.")] = False
+    seeds: Annotated[int, Meta(ge=1, description="Runs, each with the next seed.")] = 1
     data: Annotated[str, Meta(description="Data set: digits, cifar10, npz:PATH, folder:PATH, text:PATH, …")] = "digits"
     data_dir: Annotated[str | None, Meta(description="Directory of the files of named data sets.")] = None
     download: Annotated[bool, Meta(description="Download a named data set that is not there.")] = False
@@ -33,6 +53,16 @@ class TrainConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     label_smoothing: Annotated[float, Meta(ge=0, lt=1, description="Share of the target spread over all classes.")] = (
         0.0
     )
+    teacher: Annotated[
+        str | None,
+        Meta(description="Learn from the original model: its weights, a file; or `original`, as SPEC has it."),
+    ] = None
+    teacher_logits: Annotated[float, Meta(ge=0, description="Weight of the teacher's logits in the loss.")] = 1.0
+    teacher_values: Annotated[
+        float, Meta(ge=0, description="Weight of the teacher's values behind replaced blocks in the loss.")
+    ] = 0.0
+    target_weight: Annotated[float, Meta(ge=0, description="Weight of the targets beside a teacher.")] = 1.0
+    temperature: Annotated[float, Meta(gt=0, description="Temperature of the logits beside a teacher.")] = 2.0
     augment: Annotated[bool, Meta(description="Shift and flip training pictures.")] = True
     mixup: Annotated[float, Meta(ge=0, description="Alpha of mixup; 0 for none.")] = 0.0
     cutmix: Annotated[float, Meta(ge=0, description="Alpha of cutmix; 0 for none.")] = 0.0
@@ -111,6 +141,13 @@ def _converted(values: Any, where: str) -> TrainConfig:
         raise BadInput(f"{where}: {problem}{known}") from problem
     if config.save_every is not None and config.save_every < 1:
         raise BadInput(f"{where}: save_every is {config.save_every}; give 1 or more steps")
+    if config.teacher is not None and not (config.teacher_logits or config.teacher_values):
+        raise BadInput(
+            f"{where}: a teacher with teacher_logits 0 and teacher_values 0 teaches nothing; give one of them"
+        )
+    changed = [name for name in ("every", "blocks", "ignore", "surrogate", "set") if not _is_default(config, name)]
+    if config.plan is not None and changed:
+        raise BadInput(f"{where}: plan says which blocks go; leave out {', '.join(changed)}")
     _require_order(config, where)
     return config
 
@@ -128,6 +165,20 @@ def _require_order(config: TrainConfig, where: str) -> None:
             f"{where}: restore_at is {config.restore_at} and replace_at is {config.replace_at}; blocks are restored "
             "after they were replaced"
         )
+    if config.is_scheduled and (config.compare or config.seeds > 1):
+        raise BadInput(
+            f"{where}: replace_at, restore_at and neighbours are for one run; leave out compare and seeds, or them"
+        )
+    phases = config.replace_at is not None or config.restore_at is not None
+    if phases and config.teacher is not None and config.teacher_values:
+        raise BadInput(
+            f"{where}: teacher_values compares what is behind surrogates, which are there for some epochs alone with "
+            "replace_at and restore_at; give teacher_values 0"
+        )
+
+
+def _is_default(config: TrainConfig, name: str) -> bool:
+    return bool(getattr(config, name) == getattr(TrainConfig(), name))
 
 
 def descriptions() -> dict[str, str]:

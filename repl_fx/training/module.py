@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from repl_fx.training.config import TrainConfig
+from repl_fx.training.distillation import Distillation
 from repl_fx.training.tasks import Batch, Task
 
 BETAS = (0.9, 0.95)
@@ -24,15 +25,35 @@ class Training(pl.LightningModule):
         task: the loss and the figures.
         config: the settings.
         steps: of the optimizer, in all.
+        distillation: from a teacher, whose weights are none of this module's; None without one.
     """
 
-    def __init__(self, model: nn.Module, task: Task, config: TrainConfig, steps: int) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        task: Task,
+        config: TrainConfig,
+        steps: int,
+        distillation: Distillation | None = None,
+    ) -> None:
         super().__init__()
         self.model, self.task, self.config, self.steps = model, task, config, steps
+        self.distillation = distillation
+
+    def on_fit_start(self) -> None:
+        """Bring the teacher to the device."""
+        if self.distillation is not None:
+            self.distillation.teacher.to(self.device)
 
     def training_step(self, batch: Batch, number: int) -> Tensor:
         """The loss of a batch; smoothed, where that was asked for."""
-        loss = self.task.loss(self.task.outputs(self.model, batch), batch, self.config.label_smoothing)
+        if self.distillation is None:
+            loss = self.task.loss(self.task.outputs(self.model, batch), batch, self.config.label_smoothing)
+        else:
+            outputs, loss = self.distillation.step(self.model, batch)
+            if self.config.target_weight:
+                own = self.task.loss(outputs, batch, self.config.label_smoothing)
+                loss = loss + self.config.target_weight * own
         self.log("loss", loss.detach(), prog_bar=True)
         return loss
 

@@ -5,7 +5,8 @@
 - `config.yaml`: the settings;
 - `last.ckpt`: weights, optimizer, schedule, place in the data;
 - `logs/from_step_N/metrics.csv`: the log, from the step on at which the run began or went on;
-- `result.json`: the figures of the last evaluation.
+- `result.json`: the figures of the last evaluation;
+- `others/VARIANT-seed-N`: the same of each other run of a comparison, and `comparison.json`, what came out.
 """
 
 from __future__ import annotations
@@ -15,8 +16,9 @@ import shutil
 import signal
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import pytorch_lightning as pl
@@ -28,7 +30,7 @@ from torch import nn
 from repl_fx._foreign_libraries import hushed
 from repl_fx.errors import BadInput, OutputError
 from repl_fx.training.building import module_of
-from repl_fx.training.callbacks import SharedSyntheses, Speed
+from repl_fx.training.callbacks import SharedSyntheses, Speed, peak_mib
 from repl_fx.training.config import TrainConfig, read_config
 from repl_fx.training.data.kinds import Data, UserData
 from repl_fx.training.loading import Batches
@@ -51,12 +53,18 @@ class Trained:
     Attributes:
         figures: those of the last evaluation, by name.
         steps: of the optimizer, in all.
+        parameters: of the model.
         resumed: the step at which the run went on; None where it began anew.
+        inputs_per_second: in training, the median of the epochs; None where a run that was at its end went on.
+        memory_mib: most memory of tensors on a GPU; None on a CPU.
     """
 
     figures: dict[str, float]
     steps: int
-    resumed: int | None
+    parameters: int
+    resumed: int | None = None
+    inputs_per_second: float | None = None
+    memory_mib: float | None = None
 
 
 def train(
@@ -65,8 +73,10 @@ def train(
     config: TrainConfig,
     directory: Path,
     *,
+    folder: str = "",
     resume: bool = False,
     show: bool = False,
+    teacher: nn.Module | None = None,
     phase: Phase | None = None,
 ) -> Trained:
     """Train a model, which has its trained weights behind the call.
@@ -76,20 +86,23 @@ def train(
         data: see `repl_fx.training.data`.
         config: the settings; those of the run before where it goes on.
         directory: of the run; its state goes into `train_state`.
+        folder: below `train_state`, of a run that is not the directory's own.
         resume: whether to go on from the last checkpoint.
         show: whether to show a progress bar.
+        teacher: the original model, to learn from.
         phase: of a run that has several, see `repl_fx.training.schedules`.
 
     Raises:
         BadInput: data and model do not fit, a loss that is no number, or nothing to go on from.
         OutputError: the directory cannot be written.
     """
-    state = directory / STATE
+    state = directory / STATE / folder
     checkpoint = state / CHECKPOINT
     if phase is None and config.is_scheduled:
         raise BadInput("a run with replace_at, restore_at or neighbours has phases; train it with train_in_phases")
     if resume and not checkpoint.exists():
         raise BadInput(f"{directory} has no {STATE}/{CHECKPOINT} to go on from; train it without --resume")
+    speed = Speed(config.log_every)
     resumed = int(read_checkpoint(checkpoint, mmap=True)["global_step"]) if resume else None
     accelerator = _accelerator(config.device)
     with hushed(_NOISY, _NOISY_LOGGERS, ("Experiment logs directory",)), _interruptible():
@@ -103,7 +116,7 @@ def train(
             gradient_clip_val=config.clip or None,
             log_every_n_steps=config.log_every,
             logger=list(_loggers(state, config, resumed or 0)),
-            callbacks=[*([] if phase is None else [phase]), *_callbacks(checkpoint, config, show=show)],
+            callbacks=[*([] if phase is None else [phase]), *_callbacks(checkpoint, config, show=show), speed],
             enable_progress_bar=show,
             plugins=[WholeCheckpoints()],
             enable_checkpointing=False,
@@ -114,17 +127,17 @@ def train(
         )
         batches = Batches(data, config, torch.device("cuda" if accelerator == "gpu" else "cpu"), trainer)
         steps = config.epochs * -(-len(batches.train) // config.accumulate)
-        module = module_of(model, data, config, steps, batches.first())
+        module = module_of(model, data, config, steps, batches.first(), teacher)
         if isinstance(module, Training):
             batches.check_targets(module.task)
         if not resume:
-            _begin(state, config)
+            begin_state(state, config)
         if phase is not None:
             phase.begin(checkpoint if resume else None, module, model)
-        # Lightning keeps the mode, and what was loaded from an artifact is in evaluation mode.
-        module.train()
         if config.compile:
             model.compile()
+        # Lightning trains each module in the mode it has, and a model that was loaded is in evaluation mode.
+        module.train()
         try:
             trainer.fit(module, **batches.to_fit(), ckpt_path=checkpoint if resume else None, weights_only=True)
             figures = _figures(trainer)
@@ -132,10 +145,26 @@ def train(
                 # The run was at its end already.
                 trainer.validate(module, verbose=False, **batches.to_validate())
                 figures = _figures(trainer)
-            (state / RESULT).write_text(json.dumps({"steps": steps, **figures}, indent=2) + "\n")
+            trained = Trained(
+                figures,
+                steps,
+                sum(parameter.numel() for parameter in model.parameters()),
+                resumed,
+                median(speed.rates) if speed.rates else None,
+                peak_mib(module.device) if accelerator == "gpu" else None,
+            )
+            (state / RESULT).write_text(json.dumps(asdict(trained), indent=2) + "\n")
         except OSError as problem:
             raise OutputError(f"{state} cannot be written: {problem.strerror or problem}") from problem
-    return Trained(figures, steps, resumed)
+    return trained
+
+
+def finished(directory: Path, folder: str) -> Trained | None:
+    """The result of a run that is at its end; None where it is not, or its result cannot be read."""
+    try:
+        return Trained(**json.loads((directory / STATE / folder / RESULT).read_text()))
+    except (OSError, ValueError, TypeError):
+        return None
 
 
 def _figures(trainer: pl.Trainer) -> dict[str, float]:
@@ -150,8 +179,12 @@ def settings_of(directory: Path) -> TrainConfig:
     return read_config(directory / STATE / CONFIG)
 
 
-def _begin(state: Path, config: TrainConfig) -> None:
-    """Make the directory of a new run; of one before nothing stays."""
+def begin_state(state: Path, config: TrainConfig) -> None:
+    """Make the directory of a new run; of one before nothing stays.
+
+    Raises:
+        OutputError: the directory cannot be written.
+    """
     try:
         state.mkdir(parents=True, exist_ok=True)
         for name in (CHECKPOINT, RESULT):
@@ -188,7 +221,6 @@ def _callbacks(checkpoint: Path, config: TrainConfig, *, show: bool) -> Iterator
         yield SharedSyntheses()
     if config.ema:
         yield EMAWeightAveraging(decay=config.ema)
-    yield Speed(config.log_every)
     yield Checkpoints(checkpoint, config.save_every, config.log_every)
     if show:
         yield RichProgressBar(refresh_rate=config.log_every, leave=True)

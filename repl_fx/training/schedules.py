@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from torch import Tensor, nn
 
@@ -69,12 +70,13 @@ def train_in_phases(
     *,
     resume: bool = False,
     show: bool = False,
+    teacher: nn.Module | None = None,
 ) -> tuple[Trained, nn.Module]:
     """Train a model by a schedule; it begins with the weights that the source has now.
 
     Args:
         result: the transform; or, where a run that is at its end goes on, its restored model (`unreplaced`).
-        data, config, directory, resume, show: see `train`.
+        data, config, directory, resume, show, teacher: see `train`.
 
     Returns:
         The result of the last phase, and its model.
@@ -98,10 +100,9 @@ def train_in_phases(
     while True:
         trained_model, how = model.result.model, config.neighbours if name == REWRITTEN else "train"
         phase = Phase(name, until, model.averages)
+        options: Any = {"resume": resume or bool(resumed), "show": show, "phase": phase, "teacher": teacher}
         with treated(trained_model, model.result, how):
-            trained = train(
-                trained_model, data, config, directory, resume=resume or bool(resumed), show=show, phase=phase
-            )
+            trained = train(trained_model, data, config, directory, **options)
         resumed.append(trained.resumed)
         number += 1
         if number == len(phases):

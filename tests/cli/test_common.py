@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from repl_fx.cli.common import Terminal, parse_list, parse_settings, running
-from repl_fx.errors import BadInput
+from repl_fx.cli.common import Terminal, require_free_file, running, write_whole
+from repl_fx.errors import OutputError
 from tests.cli.results import document, one_line
 
 if TYPE_CHECKING:
@@ -110,21 +110,24 @@ def test_an_artifact_that_cannot_be_used(run: Run, artifact: Path, damage: Any, 
     assert sorted(artifact.rglob("*")) == before
 
 
-def test_settings() -> None:
-    items = ["a=1", "b=0.5", "c=true", "d=None", "e=text", "f=1e-3", "g=x=y", "h="]
-    assert parse_settings(items) == {
-        **{"a": 1, "b": 0.5, "c": True, "d": None},
-        **{"e": "text", "f": 0.001, "g": "x=y", "h": ""},
-    }
-    for bad in (["ratio"], ["=1"], ["a=1", "a=2"]):
-        with pytest.raises(BadInput):
-            parse_settings(bad)
-
-
-def test_lists() -> None:
-    assert parse_list(" 3, blocks.5", "--blocks") == ["3", "blocks.5"]
-    with pytest.raises(BadInput, match="--blocks '3,,5' has an empty item; write it like 3,5"):
-        parse_list("3,,5", "--blocks")
+def test_a_file_is_refused_before_it_is_written_and_written_whole(tmp_path: Path) -> None:
+    file = tmp_path / "a.json"
+    require_free_file(file, force=False)
+    write_whole(file, "one")
+    with pytest.raises(OutputError, match=r"a\.json exists; choose another place with -o"):
+        require_free_file(file, force=False)
+    require_free_file(file, force=True)
+    write_whole(file, "two")
+    assert file.read_text() == "two" and list(tmp_path.iterdir()) == [file]
+    with pytest.raises(OutputError, match="is a directory; give the name of a file"):
+        require_free_file(tmp_path, force=True)
+    with pytest.raises(OutputError, match="there is no directory"):
+        require_free_file(tmp_path / "none" / "a.json", force=False)
+    file.unlink()
+    file.mkdir()
+    with pytest.raises(OutputError, match="cannot be written: "):
+        write_whole(file, "three")
+    assert list(tmp_path.iterdir()) == [file]
 
 
 def test_one_document_or_lines_and_never_both() -> None:

@@ -17,6 +17,7 @@ class _Settings(msgspec.Struct, kw_only=True):
     fast: Annotated[bool, Meta(description="Whether it is fast.")] = True
     kind_of: Annotated[Literal["a", "b"], Meta(description="A kind.")] = "a"
     count: Annotated[int | None, Meta(description="A count.")] = None
+    names: Annotated[tuple[str, ...], Meta(description="Names.")] = ()
 
 
 def _run(*arguments: str) -> tuple[dict[str, Any], str]:
@@ -35,8 +36,9 @@ def _run(*arguments: str) -> tuple[dict[str, Any], str]:
 
 
 def test_each_field_is_a_flag_and_none_where_it_is_not_given() -> None:
-    assert _run("x")[0] == {"name": "x", "rate": None, "fast": None, "kind_of": None, "count": None}
-    given = _run("x", "--rate", "2", "--no-fast", "--kind-of", "b", "--count", "3")[0]
+    assert _run("x")[0] == {"name": "x", "rate": None, "fast": None, "kind_of": None, "count": None, "names": None}
+    given = _run("x", "--rate", "2", "--no-fast", "--kind-of", "b", "--count", "3", "--names", "a", "--names", "b")[0]
+    assert given.pop("names") == ["a", "b"]
     assert given == {"name": "x", "rate": 2.0, "fast": False, "kind_of": "b", "count": 3}
 
 

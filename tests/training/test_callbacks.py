@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -37,15 +38,19 @@ def test_speed_counts_inputs_of_training_alone(monkeypatch: pytest.MonkeyPatch) 
     logged: list[dict[str, float]] = []
     module: Any = nn.Module()
     module.log_dict, module.device = (lambda found, **_: logged.append(found)), torch.device("cpu")
-    now = iter([0.0, 10.0, 14.0, 20.0])
+    now = iter([0.0, 10.0, 14.0, 20.0, 30.0])
     monkeypatch.setattr("time.perf_counter", lambda: next(now))
     speed = Speed(2)
-    trainer: Any = None
+    trainer: Any = SimpleNamespace(is_last_batch=False)
     speed.on_train_epoch_start(trainer, module)
     for number in range(2):
         speed.on_train_batch_end(trainer, module, None, (torch.zeros(8), None), number)
     # Of two batches, since the epoch began.
     assert logged[0]["inputs_per_second"] == pytest.approx(16 / 4.0)
+    trainer.is_last_batch = True
+    speed.on_train_batch_end(trainer, module, None, (torch.zeros(8), None), 2)
+    assert logged[1]["inputs_per_second"] == pytest.approx(8 / 6.0)
+    assert speed.rates == [pytest.approx(24 / 10.0)]
     assert logged[0]["memory_mib"] > 10
 
 
@@ -65,7 +70,7 @@ def test_inputs_of_any_batch_are_counted(batch: Any, count: int) -> None:
     logged: list[dict[str, float]] = []
     module: Any = nn.Module()
     module.log_dict, module.device = (lambda found, **_: logged.append(found)), torch.device("cpu")
-    speed, trainer = Speed(1), Any
+    speed, trainer = Speed(1), SimpleNamespace(is_last_batch=False)
     speed.on_train_batch_end(trainer, module, None, batch, 0)  # type: ignore[arg-type]
     assert speed._seen == 0 and logged
     speed.every = 2

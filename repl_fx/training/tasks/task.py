@@ -27,11 +27,13 @@ class Task(nn.Module, ABC):
         key: the name of the task, in data sets and settings.
         best: the figure that says how good a model is.
         higher_is_better: whether more of it is better.
+        class_dimension: of the logits.
     """
 
     key: ClassVar[str]
     best: ClassVar[str]
     higher_is_better: ClassVar[bool] = True
+    class_dimension: ClassVar[int] = -1
 
     def outputs(self, model: nn.Module, batch: Batch) -> Any:
         """The outputs of the model for the inputs of a batch; in training for the loss, else for the figures."""
@@ -47,7 +49,7 @@ class Task(nn.Module, ABC):
 
     def classes_in(self, outputs: Any) -> int:
         """The number of classes that the outputs of a model tell apart."""
-        return self.logits(outputs).shape[-1]
+        return self.logits(outputs).shape[self.class_dimension]
 
     @abstractmethod
     def loss(self, outputs: Any, batch: Batch, smoothing: float = 0.0) -> Tensor:

@@ -1,0 +1,84 @@
+"""The models of one source that are trained side by side: as it is, without blocks, and with surrogates for them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from torch import nn
+
+from repl_fx.benchmarking.variants import ORIGINAL, PRUNED, REWRITTEN
+from repl_fx.pipeline import TransformResult, transform
+from repl_fx.plan import Plan
+from repl_fx.planning.written_options import parse_blocks, parse_settings, read_plan
+from repl_fx.sources import Source, load_source
+from repl_fx.training.config import TrainConfig
+
+VARIANTS = (ORIGINAL, PRUNED, REWRITTEN)
+
+
+@dataclass(frozen=True, eq=False)
+class Models:
+    """Builds the variants of a model; those of one seed begin with the same weights wherever they have the same layers.
+
+    Attributes:
+        spec: the specification of the source.
+        config: the settings.
+        trust_remote_code: see `load_source`.
+    """
+
+    spec: str
+    config: TrainConfig
+    trust_remote_code: bool = False
+
+    def source(self, seed: int) -> Source:
+        """The source, its weights drawn by a seed where its own code seeds nothing."""
+        config = self.config
+        return load_source(
+            self.spec,
+            input_shape=config.input_shape,
+            seed=seed,
+            trust_remote_code=self.trust_remote_code,
+            weights=True if config.weights is None else Path(config.weights),
+        )
+
+    def teacher(self) -> nn.Module | None:
+        """The original model with weights of its own, to learn from; None where the settings name no teacher."""
+        named = self.config.teacher
+        if named is None:
+            return None
+        config = self.config if named == ORIGINAL else self.config.changed(weights=named)
+        return replace(self, config=config).source(config.seed).model
+
+    def transform(
+        self, source: Source, plan: Plan | None = None, progress: Callable[[str], None] | None = None
+    ) -> TransformResult:
+        """Rewrite a source as the settings say, or by a plan."""
+        config = self.config
+        return transform(
+            source.model,
+            source.args,
+            source.kwargs,
+            plan=plan or (None if config.plan is None else read_plan(Path(config.plan))),
+            every=config.every,
+            surrogate=config.surrogate,
+            blocks=None if config.blocks is None else parse_blocks(config.blocks),
+            ignore=config.ignore,
+            settings=parse_settings(config.set) or None,
+            seed=config.seed,
+            checkpoint_blocks=config.checkpoint_blocks,
+            progress=progress,
+        )
+
+    def variant(self, name: str, seed: int, plan: Plan) -> nn.Module:
+        """A variant of the source of a seed.
+
+        Args:
+            name: one of `VARIANTS`.
+            plan: that was applied to the rewritten model; the depth-pruned one goes without the same blocks.
+        """
+        source = self.source(seed)
+        if name == ORIGINAL:
+            return source.model
+        return self.transform(source, plan if name == REWRITTEN else plan.without_surrogates()).model

@@ -1,0 +1,117 @@
+"""From a specification to runs side by side, and on where they were stopped."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from textwrap import dedent
+from typing import Any
+
+import pytest
+import torch
+
+import repl_fx
+from repl_fx.errors import BadInput
+from repl_fx.training import command, run as running
+from repl_fx.training.command import COMPARISON, OTHERS, Run, begin, train_side_by_side
+from repl_fx.training.run import CHECKPOINT, STATE, settings_of
+
+MODEL = """
+    import torch
+    from tests.training.runs import Net, pictures
+
+    def model():
+        return Net()
+
+    def example_inputs():
+        return (torch.randn(2, 1, 4, 4),)
+
+    def data():
+        return pictures()
+"""
+FAST = {"epochs": 1, "batch_size": 8, "device": "cpu", "compare": True, "seeds": 2, "surrogate": "blend"}
+
+
+@pytest.fixture
+def spec(tmp_path: Path) -> str:
+    path = tmp_path / "model.py"
+    path.write_text(dedent(MODEL))
+    return str(path)
+
+
+def _begin(spec: str, output: Path | None = None, resume: bool = False, **given: Any) -> Run:
+    given = {} if resume else {**FAST, "data": f"{spec}:data", **given}
+    return begin(spec, output, given, resume=resume)
+
+
+def _weights(directory: Path) -> dict[str, torch.Tensor]:
+    model: torch.nn.Module = repl_fx.load(directory)
+    return model.state_dict()
+
+
+def test_a_comparison_that_was_stopped_goes_on(spec: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole, stopped = tmp_path / "whole", tmp_path / "stopped"
+    rows = train_side_by_side(_begin(spec, whole))
+    assert [row.variant for row in rows] == ["original", "depth-pruned", "rewritten"]
+    assert all(len(row.figures["accuracy"]) == 2 and len(row.inputs_per_second) == 2 for row in rows)
+    assert rows[0].parameters > rows[2].parameters >= rows[1].parameters
+    assert {folder.name for folder in (whole / STATE / OTHERS).iterdir()} == {
+        *("original-seed-0", "original-seed-1", "depth-pruned-seed-0", "depth-pruned-seed-1", "rewritten-seed-1")
+    }
+    assert json.loads((whole / STATE / COMPARISON).read_text())[0]["figures"] == rows[0].figures
+
+    begun, own = [], running.train
+
+    def until(name: str) -> Any:
+        def train(*args: Any, folder: str = "", **kwargs: Any) -> Any:
+            begun.append(folder)
+            if folder.endswith(name):
+                raise KeyboardInterrupt
+            return own(*args, folder=folder, **kwargs)
+
+        return train
+
+    # In the first of all, whose settings are there already, and behind the run's own.
+    monkeypatch.setattr(command, "train", until("original-seed-0"))
+    with pytest.raises(KeyboardInterrupt):
+        train_side_by_side(_begin(spec, stopped))
+    assert settings_of(stopped).compare and settings_of(stopped).seeds == 2
+    monkeypatch.setattr(command, "train", until("original-seed-1"))
+    with pytest.raises(KeyboardInterrupt):
+        train_side_by_side(_begin(str(stopped), resume=True))
+    begun.clear()
+    monkeypatch.setattr(command, "train", until("never"))
+    again = train_side_by_side(_begin(str(stopped), resume=True))
+    # The artifact's own model is looked at once more: its weights may not have been saved.
+    assert begun == ["", "others/original-seed-1", "others/depth-pruned-seed-1", "others/rewritten-seed-1"]
+    assert [row.figures for row in again] == [row.figures for row in rows]
+    one, other = _weights(whole), _weights(stopped)
+    assert all(torch.equal(value, other[name]) for name, value in one.items())
+
+
+def test_a_member_that_cannot_be_trained_is_a_row(spec: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    own = running.train
+
+    def train(*args: Any, folder: str = "", **kwargs: Any) -> Any:
+        if "pruned" in folder:
+            raise BadInput("the loss is nan")
+        return own(*args, folder=folder, **kwargs)
+
+    monkeypatch.setattr(command, "train", train)
+    rows = train_side_by_side(_begin(spec, tmp_path / "out", seeds=1))
+    assert [row.reason for row in rows] == ["", "seed 0: the loss is nan", ""]
+
+
+def test_settings_that_an_artifact_cannot_follow_are_a_line(spec: str, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    _begin(spec, out)
+    for given, flag in (
+        ({"compare": True}, "--compare"),
+        ({"every": 3}, "--every"),
+        ({"input_shape": "2x3"}, "--input"),
+    ):
+        with pytest.raises(BadInput, match=f"has its blocks replaced already; leave out {flag}"):
+            begin(str(out), None, {"device": "cpu", **given})
+    with pytest.raises(BadInput, match="has one set of weights; leave out --seeds"):
+        begin(str(out), None, {"seeds": 2})
+    assert not (out / STATE / CHECKPOINT).exists()

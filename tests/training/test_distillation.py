@@ -1,0 +1,87 @@
+"""Learning from the original model: losses, what is taught, and what cannot be."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+import repl_fx
+from repl_fx.errors import BadInput
+from repl_fx.training.config import TrainConfig
+from repl_fx.training.distillation import Distillation
+from repl_fx.training.run import train
+from repl_fx.training.tasks import Classification
+from tests.training.runs import Net, pictures
+
+BATCH = (torch.randn(4, 1, 4, 4), torch.tensor([0, 1, 2, 0]))
+
+
+def _pair(classes: int = 3) -> tuple[nn.Module, nn.Module]:
+    torch.manual_seed(0)
+    teacher = Net(classes)
+    student = repl_fx.transform(Net(classes), (BATCH[0][:2],), surrogate="blend").model
+    return teacher, student.eval()
+
+
+def _step(student: nn.Module, teacher: nn.Module, **settings: float) -> torch.Tensor:
+    config = TrainConfig().changed(teacher="original", **settings)
+    return Distillation(teacher, student, Classification(3), config).step(student, BATCH)[1]
+
+
+def test_logits_are_taught_at_a_temperature() -> None:
+    teacher, student = _pair()
+    with torch.no_grad():
+        ours, theirs = student(BATCH[0]), teacher.eval()(BATCH[0])
+    for heat in (1.0, 3.0):
+        expected = F.kl_div((ours / heat).log_softmax(-1), (theirs / heat).softmax(-1), reduction="batchmean") * heat**2
+        torch.testing.assert_close(_step(student, teacher, temperature=heat), expected)
+    assert float(_step(student, student)) == pytest.approx(0, abs=1e-7)
+
+
+def test_values_behind_replaced_blocks_are_taught() -> None:
+    teacher, student = _pair()
+    found = _step(student, teacher, teacher_logits=0.0, teacher_values=2.0)
+    seen: dict[str, torch.Tensor] = {}
+    for name, model in (("student", student), ("teacher", teacher)):
+        block = model.get_submodule("blocks.1")
+        handle = block.register_forward_hook(lambda module, args, result, name=name: seen.update({name: result}))
+        model(BATCH[0])
+        handle.remove()
+    apart = (seen["student"] - seen["teacher"]).square().mean() / seen["teacher"].square().mean()
+    torch.testing.assert_close(found, 2 * apart)
+    found.backward()  # type: ignore[no-untyped-call]
+    assert student.get_parameter("blocks.0.fc1.weight").grad is not None
+    # What comes behind the block learns nothing from it, and the teacher nothing at all.
+    assert student.get_parameter("head.weight").grad is None
+    assert all(parameter.grad is None for parameter in teacher.parameters())
+    assert not any(module._forward_hooks for model in (student, teacher) for module in model.modules())
+
+
+def test_a_run_learns_from_a_teacher_alone(tmp_path: Path) -> None:
+    data = pictures()
+    torch.manual_seed(0)
+    teacher = Net()
+    base = TrainConfig(epochs=12, batch_size=8, lr=0.02, device="cpu", augment=False)
+    taught = train(teacher, data, base, tmp_path / "teacher")
+    before = {name: value.clone() for name, value in teacher.state_dict().items()}
+    torch.manual_seed(5)
+    student = repl_fx.transform(Net(), (BATCH[0][:2],), surrogate="bottleneck").model
+    config = base.changed(teacher="original", target_weight=0.0, teacher_values=0.1)
+    made = train(student, data, config, tmp_path / "student", teacher=teacher)
+    assert taught.figures["accuracy"] > 0.8 and made.figures["accuracy"] > 0.7
+    assert all(torch.equal(value, teacher.state_dict()[name]) for name, value in before.items())
+
+
+def test_what_cannot_be_taught_is_a_line(tmp_path: Path) -> None:
+    teacher, student = _pair()
+    config = TrainConfig(teacher="original", teacher_values=1.0, batch_size=8, device="cpu")
+    with pytest.raises(BadInput, match="Net has no surrogates in its own tree"):
+        train(Net(), pictures(), config, tmp_path, teacher=teacher)
+    with pytest.raises(BadInput, match=r"the teacher returns logits of shape \(16, 5\), and the model \(16, 3\)"):
+        train(student, pictures(), config, tmp_path, teacher=Net(5))
+    with pytest.raises(BadInput, match="teaches nothing"):
+        TrainConfig().changed(teacher="original", teacher_logits=0.0)
