@@ -253,6 +253,11 @@ def _used(found: Sequence[PartRepeats], replacements: Sequence[Replacement]) -> 
     return [part for part in found if any(replacement.block in part.blocks for replacement in replacements)]
 
 
+def _planned(found: Sequence[PartRepeats], plan: Plan) -> Sequence[PartRepeats]:
+    """The parts that a plan is for; all of them where it names others."""
+    return [part for part in found if part.path in plan.parts] or found
+
+
 def transform(
     model: nn.Module,
     args: Sequence[Any] = (),
@@ -334,8 +339,11 @@ def rewrite(
     *,
     check: bool = True,
     in_place: bool = False,
+    required: bool = True,
 ) -> TransformResult:
     """Apply a plan, or make one of options and apply it; `tell` gets the name of each stage as it begins.
+
+    A plan that replaces nothing gives the model as it was, where that is not refused: where `required` is false.
 
     Raises:
         NothingToReplace, PlanMismatch: see `transform`.
@@ -349,11 +357,12 @@ def rewrite(
         if not isinstance(plan, Plan):
             plan = _plan(found, plan, captured.source)
         elif plan.fingerprint:
-            structure = structure_of(found, captured.source)
+            structure = structure_of(_planned(found, plan), captured.source)
             if plan.fingerprint != fingerprint(structure):
                 name = type(captured.source).__name__
                 raise PlanMismatch(f"the plan was made for another model than this {name}; make a new plan", structure)
-        _require_replacements(captured, repeats, plan)
+        if required:
+            _require_replacements(captured, repeats, plan)
         tell("replace")
         trials = Trials(captured, found, plan.seed, inputs)
         if check and options is None:
@@ -370,9 +379,11 @@ def rewrite(
             _require_replacements(captured, repeats, plan)
         rewritten = trials.rewritten(plan)
         graphs = rewritten.graphs
-        parts = tuple(replace(part, graph_module=graphs[part.path]) for part in captured.parts if part.path in graphs)
+        paths = graphs if plan.replacements else plan.parts
+        used = [part for part in captured.parts if part.path in paths]
+        parts = tuple(replace(part, graph_module=graphs.get(part.path, part.graph_module)) for part in used)
         report = [row for part in found for row in reports_of(part, graphs.get(part.path, part.graph_module), plan)]
-    module = captured.with_graphs(graphs)
+    module = captured.with_graphs(graphs) if graphs else captured.module
     return TransformResult(
         module,
         captured,
@@ -381,12 +392,22 @@ def rewrite(
         plan,
         tuple(report),
         inputs,
-        structure_of(_used(found, plan.replacements), captured.source),
+        structure_of(_planned(found, plan), captured.source),
         lines_made(module),
         code_of(captured.source),
         found,
         rewritten.one_by_one,
     )
+
+
+def unreplaced(result: TransformResult, why: str) -> TransformResult:
+    """The same model with none of its blocks replaced, of the same capture; a plan says of each why it stays.
+
+    It is saved and loaded like any other: where blocks were made whole again, an artifact holds the model so.
+    """
+    gone = tuple(Refusal(r.block, r.repeat, why) for r in result.plan.replacements)
+    plan = replace(result.plan, replacements=(), refusals=(*result.plan.refusals, *gone))
+    return rewrite(result.captured_parts, plan, result.inputs, check=False, required=False)
 
 
 def _put(captured: CapturedParts, found: Sequence[PartRepeats], trials: Trials, plan: Plan) -> InPlace:

@@ -21,6 +21,7 @@ import repl_fx
 from repl_fx.passes.driver import run_passes
 from repl_fx.passes.fold_surrogates import is_synthesis
 from repl_fx.passes.replace_blocks import replace_blocks
+from repl_fx.pipeline import unreplaced
 from tests.captures import transformed
 from tests.nets import ConvNet, Counts, MlpNet, TokenNet, as_after_training, images, tokens
 
@@ -359,3 +360,19 @@ def test_weights_are_looked_at_before_anything_is_captured() -> None:
         state["head.bias"] *= torch.nan
         repl_fx.transform(MlpNet(), (tokens(),), weights=state, progress=told.append)
     assert told == []
+
+
+def test_a_model_with_none_of_its_blocks_replaced_is_the_source() -> None:
+    result = repl_fx.transform(ConvNet(), (images(),), surrogate="blend")
+    whole = unreplaced(result, "it is kept for the test")
+    assert not whole.plan.replacements and whole.plan.fingerprint == result.plan.fingerprint
+    assert "blocks.1 stays: it is kept for the test" in str(whole.plan)
+    assert whole.structure == result.structure
+    source, x = result.captured_parts.source, images()
+    for model in (whole.model, whole.module, whole.graph_module):
+        assert torch.equal(model.eval()(x), source.eval()(x))
+    assert dict(whole.model.named_parameters()).keys() == dict(source.named_parameters()).keys()
+    assert all(a is b for a, b in zip(whole.model.parameters(), source.parameters(), strict=True))
+    # What a user gives is refused.
+    with pytest.raises(repl_fx.NothingToReplace, match="it is kept for the test"):
+        repl_fx.transform(ConvNet(), (images(),), plan=whole.plan)

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.metadata import PackageNotFoundError, version
 from itertools import zip_longest
 from typing import Any
 
+import msgspec
 import torch
 from torch import nn
 
@@ -57,6 +58,14 @@ def with_origin(model: TransformResult | nn.Module) -> tuple[nn.Module, Origin]:
             raise BadInput(f"save takes the rewritten model, and this {kind} holds it: give model.{inner}")
     takes = "save takes what transform returned, its model, or a module from load (torch.save keeps any other)"
     raise BadInput(f"{takes}, and this is {in_words(model)}")
+
+
+def built_like(model: nn.Module, other: nn.Module) -> nn.Module:
+    """A rewritten module, of which from now on is known how the source of another, which is the same, is built."""
+    (_, origin), (_, known) = with_origin(model), with_origin(other)
+    spec = known.manifest.model
+    vars(model)[ORIGIN] = replace(origin, manifest=msgspec.structs.replace(origin.manifest, model=spec))
+    return model
 
 
 def require_as_made(module: nn.Module, origin: Origin) -> None:

@@ -29,8 +29,9 @@ from repl_fx.running.python_state import ORIGIN
 from repl_fx.running.untouched import device_of
 from repl_fx.sources import Source
 from repl_fx.sources.source import hash_file
+from repl_fx.tracing.capture import widen_batch
 from repl_fx.tracing.fingerprint import code_of, fingerprint
-from repl_fx.tracing.parts.capture import capture_as_called
+from repl_fx.tracing.parts.capture import capture_as_called, capture_parts
 from repl_fx.tracing.questions import refuse_sizes_
 
 PLAN, GRAPH, STRUCTURE = "plan.json", "graph.txt", "source.txt"
@@ -284,6 +285,11 @@ def _applied(
     as_called: bool,
     copy: bool,
 ) -> TransformResult:
+    if not plan.replacements:
+        # The blocks were made whole again in training; a plan of a user's that replaces nothing is refused.
+        inputs = widen_batch(model, inputs)
+        captured = capture_parts(model, inputs.args, inputs.kwargs, copy=copy, paths=plan.parts)
+        return rewrite(captured, plan, inputs, check=False, required=False)
     if plan.parts == ("",) or not as_called:
         return transform(model, inputs.args, inputs.kwargs, plan=plan, copy=copy, check=False)
     device = device_of(model)

@@ -23,7 +23,7 @@ not, and a window of a sequence in time reaches into the future.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -31,12 +31,12 @@ import torch
 from torch import Tensor, fx, nn
 
 from repl_fx.analysis.attention import find_attention, mixes_by_map, sees_all_positions
-from repl_fx.analysis.linear_operators import LinearOperator, linear_operator_of
+from repl_fx.analysis.linear_operators import linear_operator_of
 from repl_fx.graph.bridge import digraph, leading_to
 from repl_fx.graph.captured import writes_in_place
 from repl_fx.surrogates.shared.activations import is_activation
 from repl_fx.surrogates.shared.blended_weights import BlendedWeight, blended, find_weights, on_state
-from repl_fx.surrogates.shared.branch_edits import has_no_state, zero_init_norms, zero_init_operators
+from repl_fx.surrogates.shared.branch_edits import bias_paths, has_no_state, zero_init_norms, zero_init_operators
 from repl_fx.surrogates.shared.builder import Builder
 from repl_fx.surrogates.shared.norms import fresh_norm, norm_at
 from repl_fx.surrogates.shared.position_sizes import with_positions
@@ -100,7 +100,7 @@ class Coarse(Surrogate[CoarseConfig, CoarseMatch]):
         mixed = find_weights(site) if self.config.weights == "neighbours" else ()
         ends = zero_init_operators(site)
         zero = tuple(linear.weight for linear in ends if linear.weight is not None)
-        biases = tuple(path for linear in ends if linear.bias for path in _bias_paths(site, linear))
+        biases = tuple(path for linear in ends if linear.bias for path in bias_paths(site, linear))
         gone = {*zero, *(weight.path for weight in mixed)}
         kept = [path for path in site.block.parameters if path not in gone]
         norms = frozenset(zero_init_norms(site))
@@ -131,6 +131,18 @@ class Coarse(Surrogate[CoarseConfig, CoarseMatch]):
             for node in match.behind:
                 stream = site.again(node, stream)
         return (stream,)
+
+    def whole_weights(self, match: CoarseMatch, own: nn.Module, read: Callable[[str], Tensor]) -> dict[str, Tensor]:
+        """The weights that the coarse block runs on, which are whole, and its norms at the ends of branches."""
+        made: dict[str, Tensor] = {}
+        if match.blended or match.zero_weights:
+            given = [read(path) for weight in match.blended for path in (weight.before, weight.after)]
+            names = tuple(weight.path for weight in match.blended) or match.zero_weights
+            made.update(zip((*names, *match.zero_biases), own.get_submodule("coarse")(*given), strict=True))
+        norms = (module for name, module in own.named_children() if name.partition("_")[0] == "norm")
+        for call, norm in zip((call for call in match.calls if call.node in match.zero_norms), norms, strict=True):
+            made.update({f"{call.node.target}.{name}": tensor for name, tensor in norm.state_dict().items()})
+        return made
 
     def _weights(self, site: Builder, match: CoarseMatch) -> dict[str, fx.Node]:
         """The stand-ins for parameters of the block, by path: blended weights, and those that start at zero."""
@@ -228,7 +240,7 @@ def _require_none_for_each_position(site: Site, positions: int, channels: int) -
         linear = linear_operator_of(gm, node)
         module = gm.get_submodule(str(node.target)) if node.op == "call_module" else None
         if linear is not None and linear.kind == "linear":
-            told |= {linear.weight, *_bias_paths(site, linear)}
+            told |= {linear.weight, *bias_paths(site, linear)}
         elif isinstance(module, nn.LayerNorm | nn.RMSNorm):
             told |= {f"{node.target}.{name}" for name, _ in module.named_parameters()}
     for path in site.block.parameters:
@@ -275,11 +287,3 @@ def _zero_norm(site: Builder, call: NodeCall) -> str:
     assert norm is not None
     like = site.tensor(site.block.parameters[0])
     return site.module("norm", fresh_norm(norm, call.node, 1, like, zero_init=True))
-
-
-def _bias_paths(site: Site, linear: LinearOperator) -> list[str]:
-    """Where the bias of a linear is."""
-    if linear.node.op == "call_module":
-        return [f"{linear.node.target}.bias"]
-    read = [str(feeder.target) for feeder in linear.node.all_input_nodes if feeder.op == "get_attr"]
-    return [path for path in read if path != linear.weight and site.tensor(path).ndim == 1]

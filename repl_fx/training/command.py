@@ -10,9 +10,10 @@ from typing import Any
 
 from torch import nn
 
-from repl_fx.artifact import load_artifact, require_free, save
+from repl_fx.artifact import built_like, load_artifact, require_free, save
 from repl_fx.benchmarking.variants import ORIGINAL, REWRITTEN
 from repl_fx.errors import BadInput, OutputError, first_line
+from repl_fx.pipeline import TransformResult
 from repl_fx.plan import Plan
 from repl_fx.running.example_inputs import ExampleInputs
 from repl_fx.sources import Source
@@ -21,6 +22,7 @@ from repl_fx.training.config import MAKING, TrainConfig, read_config
 from repl_fx.training.data import load_data
 from repl_fx.training.data.kinds import Data, UserData
 from repl_fx.training.run import CHECKPOINT, STATE, Trained, begin_state, finished, settings_of, train
+from repl_fx.training.schedules import require_schedule, train_in_phases
 from repl_fx.training.variants import VARIANTS, Models
 
 OTHERS, COMPARISON = "others", "comparison.json"
@@ -38,6 +40,7 @@ class Run:
         source: how the model is built; None for an artifact, which knows.
         models: builds the other models of a comparison; None where there are no others.
         teacher: the original model, to learn from.
+        result: of the transform.
     """
 
     directory: Path
@@ -49,6 +52,7 @@ class Run:
     source: Source | None = None
     models: Models | None = None
     teacher: nn.Module | None = None
+    result: TransformResult | None = None
 
 
 def begin(
@@ -97,6 +101,8 @@ def begin(
     progress("load")
     if is_artifact:
         loaded = load_artifact(spec, model, trust_remote_code=trust_remote_code)
+        if not resume:
+            require_schedule(config, loaded.result)
         rewritten = loaded.model if loaded.result.in_place.model is not None else loaded.module
         data = _data(config, loaded.inputs, progress)
         if output is not None:
@@ -108,15 +114,18 @@ def begin(
                 f"{spec} does not say how the original model is built; give it with --model, or no --teacher"
             )
         teacher = None if others is None else others.teacher()
-        return Run(output or Path(spec), rewritten, loaded.plan, data, config, resume, models=others, teacher=teacher)
+        place, result = output or Path(spec), loaded.result
+        return Run(place, rewritten, loaded.plan, data, config, resume, None, others, teacher, result)
     assert output is not None
     models = Models(spec, config, trust_remote_code)
     source = models.source(config.seed)
     # What is not there should not cost a capture.
     data = _data(config, source.inputs, progress)
     result = models.transform(source, progress=progress)
+    require_schedule(config, result)
     save(result.model, output, source=source, force=force)
-    return Run(output, result.model, result.plan, data, config, resume, source, models, models.teacher())
+    teacher = models.teacher()
+    return Run(output, result.model, result.plan, data, config, resume, source, models, teacher, result)
 
 
 def _require_to_resume(
@@ -132,7 +141,7 @@ def _require_to_resume(
 def _require_as_made(directory: str, config: TrainConfig) -> None:
     """Refuse settings that an artifact cannot follow: it has its blocks replaced, and lost their weights."""
     default = TrainConfig()
-    for name in (*MAKING, "compare"):
+    for name in (*MAKING, "compare", "replace_at"):
         if getattr(config, name) != getattr(default, name):
             flag = f"--{name.replace('_', '-')}"
             raise BadInput(f"{directory} has its blocks replaced already; leave out {flag}, or give the model itself")
@@ -156,8 +165,13 @@ def _data(config: TrainConfig, inputs: ExampleInputs, progress: Callable[[str], 
 def train_directory(run: Run, *, show: bool = False, progress: Callable[[str], None] = lambda stage: None) -> Trained:
     """Train, and put the trained weights into the artifact; see `train`."""
     progress("train")
-    trained = train(run.model, run.data, run.config, run.directory, resume=run.resume, show=show, teacher=run.teacher)
-    save(run.model.cpu(), run.directory, source=run.source, force=True)
+    options: Any = {"resume": run.resume, "show": show, "teacher": run.teacher}
+    if run.config.is_scheduled and run.result is not None:
+        trained, model = train_in_phases(run.result, run.data, run.config, run.directory, **options)
+        built_like(model, run.model)
+    else:
+        trained, model = train(run.model, run.data, run.config, run.directory, **options), run.model
+    save(model.cpu(), run.directory, source=run.source, force=True)
     return trained
 
 

@@ -77,6 +77,17 @@ class TrainConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     log_every: Annotated[int, Meta(ge=1, description="Steps between lines of the log.")] = 10
     tensorboard: Annotated[bool, Meta(description="Write logs for TensorBoard too.")] = False
     deterministic: Annotated[bool, Meta(description="Use deterministic algorithms alone, on a GPU too.")] = False
+    replace_at: Annotated[
+        int | None,
+        Meta(description="Epochs before blocks are replaced; by default they are from the start."),
+    ] = None
+    restore_at: Annotated[
+        int | None, Meta(description="Epochs before replaced blocks are whole again; by default they never are.")
+    ] = None
+    neighbours: Annotated[
+        Literal["train", "freeze", "detach"],
+        Meta(description="Neighbours of replaced blocks: train, freeze, or detach (no gradients from surrogates)."),
+    ] = "train"
     seed: Annotated[int, Meta(ge=0, description="Seed of order, augmentation and dropout.")] = 0
     device: Annotated[str, Meta(description="cpu, cuda or auto.")] = "auto"
 
@@ -84,6 +95,11 @@ class TrainConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     def has_own_module(self) -> bool:
         """Whether the task is a LightningModule of the user."""
         return self.task is not None and names_python_file(self.task)
+
+    @property
+    def is_scheduled(self) -> bool:
+        """Whether the run is more than the training of one model: it has phases, or neighbours that are no others."""
+        return self.replace_at is not None or self.restore_at is not None or self.neighbours != "train"
 
     def to_yaml(self) -> str:
         """All settings as YAML."""
@@ -132,7 +148,33 @@ def _converted(values: Any, where: str) -> TrainConfig:
     changed = [name for name in ("every", "blocks", "ignore", "surrogate", "set") if not _is_default(config, name)]
     if config.plan is not None and changed:
         raise BadInput(f"{where}: plan says which blocks go; leave out {', '.join(changed)}")
+    _require_order(config, where)
     return config
+
+
+def _require_order(config: TrainConfig, where: str) -> None:
+    """Refuse phases without an epoch."""
+    for name in ("replace_at", "restore_at"):
+        epochs = getattr(config, name)
+        if epochs is not None and not 1 <= epochs < config.epochs:
+            raise BadInput(
+                f"{where}: {name} is {epochs} and epochs is {config.epochs}; give 1 or more, and fewer than all epochs"
+            )
+    if config.replace_at is not None and config.restore_at is not None and config.restore_at <= config.replace_at:
+        raise BadInput(
+            f"{where}: restore_at is {config.restore_at} and replace_at is {config.replace_at}; blocks are restored "
+            "after they were replaced"
+        )
+    if config.is_scheduled and (config.compare or config.seeds > 1):
+        raise BadInput(
+            f"{where}: replace_at, restore_at and neighbours are for one run; leave out compare and seeds, or them"
+        )
+    phases = config.replace_at is not None or config.restore_at is not None
+    if phases and config.teacher is not None and config.teacher_values:
+        raise BadInput(
+            f"{where}: teacher_values compares what is behind surrogates, which are there for some epochs alone with "
+            "replace_at and restore_at; give teacher_values 0"
+        )
 
 
 def _is_default(config: TrainConfig, name: str) -> bool:

@@ -28,14 +28,15 @@ from pytorch_lightning.loggers import CSVLogger, Logger, TensorBoardLogger
 from torch import nn
 
 from repl_fx._foreign_libraries import hushed
-from repl_fx.errors import BadInput, OutputError, first_line
+from repl_fx.errors import BadInput, OutputError
 from repl_fx.training.building import module_of
 from repl_fx.training.callbacks import SharedSyntheses, Speed, peak_mib
 from repl_fx.training.config import TrainConfig, read_config
 from repl_fx.training.data.kinds import Data, UserData
 from repl_fx.training.loading import Batches
 from repl_fx.training.module import Training
-from repl_fx.training.safe_checkpoints import Checkpoints, SeededSteps, WholeCheckpoints
+from repl_fx.training.phases import Phase
+from repl_fx.training.safe_checkpoints import Checkpoints, SeededSteps, WholeCheckpoints, read_checkpoint
 
 STATE = "train_state"
 CONFIG, CHECKPOINT, RESULT, LOGS = "config.yaml", "last.ckpt", "result.json", "logs"
@@ -76,6 +77,7 @@ def train(
     resume: bool = False,
     show: bool = False,
     teacher: nn.Module | None = None,
+    phase: Phase | None = None,
 ) -> Trained:
     """Train a model, which has its trained weights behind the call.
 
@@ -88,6 +90,7 @@ def train(
         resume: whether to go on from the last checkpoint.
         show: whether to show a progress bar.
         teacher: the original model, to learn from.
+        phase: of a run that has several, see `repl_fx.training.schedules`.
 
     Raises:
         BadInput: data and model do not fit, a loss that is no number, or nothing to go on from.
@@ -95,23 +98,25 @@ def train(
     """
     state = directory / STATE / folder
     checkpoint = state / CHECKPOINT
+    if phase is None and config.is_scheduled:
+        raise BadInput("a run with replace_at, restore_at or neighbours has phases; train it with train_in_phases")
     if resume and not checkpoint.exists():
         raise BadInput(f"{directory} has no {STATE}/{CHECKPOINT} to go on from; train it without --resume")
     speed = Speed(config.log_every)
-    resumed = _step_of(checkpoint) if resume else None
+    resumed = int(read_checkpoint(checkpoint, mmap=True)["global_step"]) if resume else None
     accelerator = _accelerator(config.device)
     with hushed(_NOISY, _NOISY_LOGGERS, ("Experiment logs directory",)), _interruptible():
         trainer = pl.Trainer(
             default_root_dir=state,
             accelerator=accelerator,
             devices=1,
-            max_epochs=config.epochs,
+            max_epochs=config.epochs if phase is None else phase.until,
             precision=_PRECISIONS[config.precision],
             accumulate_grad_batches=config.accumulate,
             gradient_clip_val=config.clip or None,
             log_every_n_steps=config.log_every,
             logger=list(_loggers(state, config, resumed or 0)),
-            callbacks=[*_callbacks(checkpoint, config, show=show), speed],
+            callbacks=[*([] if phase is None else [phase]), *_callbacks(checkpoint, config, show=show), speed],
             enable_progress_bar=show,
             plugins=[WholeCheckpoints()],
             enable_checkpointing=False,
@@ -127,6 +132,8 @@ def train(
             batches.check_targets(module.task)
         if not resume:
             begin_state(state, config)
+        if phase is not None:
+            phase.begin(checkpoint if resume else None, module, model)
         if config.compile:
             model.compile()
         # Lightning trains each module in the mode it has, and a model that was loaded is in evaluation mode.
@@ -217,14 +224,6 @@ def _callbacks(checkpoint: Path, config: TrainConfig, *, show: bool) -> Iterator
     yield Checkpoints(checkpoint, config.save_every, config.log_every)
     if show:
         yield RichProgressBar(refresh_rate=config.log_every, leave=True)
-
-
-def _step_of(checkpoint: Path) -> int:
-    try:
-        found = torch.load(checkpoint, map_location="cpu", weights_only=True, mmap=True)
-        return int(found["global_step"])
-    except Exception as problem:
-        raise BadInput(f"the checkpoint {checkpoint} cannot be read: {first_line(problem)}") from problem
 
 
 @contextmanager

@@ -12,7 +12,7 @@ import pytorch_lightning as pl
 import torch
 from pytorch_lightning.plugins.io import TorchCheckpointIO
 
-from repl_fx.errors import BadInput, OutputError
+from repl_fx.errors import BadInput, OutputError, first_line
 from repl_fx.running.untouched import seed_everything
 
 
@@ -35,6 +35,23 @@ class WholeCheckpoints(TorchCheckpointIO):
             # torch says of a full disk that a stream failed.
             why = problem.strerror if isinstance(problem, OSError) and problem.strerror else problem
             raise OutputError(f"the checkpoint {place} cannot be written: {why}; the one before is whole") from problem
+
+
+def read_checkpoint(place: Path, *, mmap: bool = False) -> dict[str, Any]:
+    """Read a checkpoint.
+
+    Args:
+        place: the file.
+        mmap: leave tensors in the file, which must not be replaced meanwhile.
+
+    Raises:
+        BadInput: it cannot be read.
+    """
+    try:
+        found: dict[str, Any] = torch.load(place, map_location="cpu", weights_only=True, mmap=mmap)
+    except Exception as problem:
+        raise BadInput(f"the checkpoint {place} cannot be read: {first_line(problem)}") from problem
+    return found
 
 
 class Checkpoints(pl.Callback):

@@ -15,10 +15,11 @@ from torch import Tensor, nn
 
 import repl_fx
 from repl_fx.artifact import load_artifact
+from repl_fx.pipeline import unreplaced
 from repl_fx.sources import load_source
 from tests.artifact.edits import edit_manifest, set_value
 from tests.artifact.tied_net import MODEL
-from tests.nets import MlpNet, tokens
+from tests.nets import Counts, MlpNet, TokenNet, tokens
 
 FILES = {"plan.json", "model.safetensors", "constants.safetensors", "graph.txt", "source.txt"}
 
@@ -219,3 +220,26 @@ def test_a_size_of_one_is_taken_after_loading_as_before(tmp_path: Path, alike: b
         for module in (loaded, made):
             with pytest.raises(repl_fx.BadInput, match="has size 1 in dimension 0"):
                 module(ids[:1])
+
+
+@pytest.mark.parametrize("parts", [False, True])
+def test_a_model_whose_blocks_are_whole_again_is_loaded_as_it_is(tmp_path: Path, parts: bool) -> None:
+    def build() -> nn.Module:
+        torch.manual_seed(0)
+        return Counts(TokenNet(depth=3)) if parts else TokenNet(depth=3)
+
+    x = torch.randn(2, 6, 16)
+    whole = unreplaced(repl_fx.transform(build(), (x,), surrogate="blend"), "it was restored").model
+    with torch.no_grad():
+        for parameter in whole.parameters():
+            parameter.add_(0.1)
+    repl_fx.save(whole, tmp_path / "out")
+    found = repl_fx.load(tmp_path / "out", build())
+    assert type(found) is type(whole) and torch.equal(found(x), whole.eval()(x))
+    graphs = repl_fx.load(tmp_path / "out", build(), in_place=False)
+    assert torch.equal(graphs(x), whole(x))
+    # Saved again, it is the same.
+    repl_fx.save(found, tmp_path / "again")
+    assert (tmp_path / "again/model.safetensors").read_bytes() == (tmp_path / "out/model.safetensors").read_bytes()
+    with pytest.raises(repl_fx.ArtifactError, match="no longer fits its model"):
+        repl_fx.load(tmp_path / "out", TokenNet(depth=4) if not parts else Counts(TokenNet(depth=4)))

@@ -51,6 +51,35 @@ def test_a_model_is_trained_goes_on_and_is_exported(run: Run, tmp_path: Path) ->
     assert run("export", out).exit_code == 0
 
 
+def test_blocks_are_replaced_and_restored_on_the_way(run: Run, tmp_path: Path) -> None:
+    spec, out = tmp_path / "model.py", tmp_path / "out"
+    spec.write_text(MODEL)
+    schedule = ("--epochs", "3", "--replace-at", "1", "--restore-at", "2", "--neighbours", "detach")
+    result = run("train", spec, "-o", out, *FAST, *schedule, "--surrogate", "blend", "--json")
+    assert result.exit_code == 0, result.stderr
+    found = document(result.stdout)
+    # What is left is the model itself, for all commands, under its own names.
+    whole: Any = repl_fx.load(out)
+    assert type(whole).__name__ == "Net" and {type(block).__name__ for block in whole.blocks} == {"MlpBlock"}
+    again: Any = repl_fx.load(out, in_place=False)
+    x = torch.randn(2, 1, 8, 8)
+    assert torch.equal(whole(x), again(x))
+    assert run("export", out, "-q").exit_code == 0
+    resumed = run("train", out, "--resume", "--json")
+    assert resumed.exit_code == 0, resumed.stderr
+    assert document(resumed.stdout)["figures"] == found["figures"]
+    assert torch.equal(whole(x), repl_fx.load(out)(x))
+    from_file = run("transform", spec, "-o", tmp_path / "new", "--weights", out / "model.safetensors", "-q")
+    assert from_file.exit_code == 0, from_file.stderr
+    said = one_line(run("train", out, "-o", tmp_path / "other", "--neighbours", "freeze", *FAST))
+    assert said == "replace_at, restore_at and neighbours are for a model with replaced blocks; here none is"
+    said = one_line(run("train", tmp_path / "new", "--replace-at", "1", *FAST))
+    assert said.endswith("has its blocks replaced already; leave out --replace-at, or give the model itself")
+    assert not (tmp_path / "other").exists() and not (tmp_path / "new" / "train_state").exists()
+    assert run("train", tmp_path / "new", "--restore-at", "1", *FAST, "-q").exit_code == 0
+    assert type(repl_fx.load(tmp_path / "new").blocks[1]).__name__ == "MlpBlock"  # type: ignore[index]
+
+
 def test_a_library_that_is_not_there_is_named(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in [name for name in sys.modules if name.startswith(("repl_fx.training.command", "repl_fx.training.run"))]:
         monkeypatch.delitem(sys.modules, name)

@@ -84,6 +84,23 @@ def zero_init_operators(site: Site) -> list[LinearOperator]:
     return [linear for branch in ends for linear in branch.exits]
 
 
+def bias_paths(site: Site, linear: LinearOperator) -> list[str]:
+    """The place of the bias of a linear operator."""
+    if linear.node.op == "call_module":
+        return [f"{linear.node.target}.bias"]
+    read = [str(feeder.target) for feeder in linear.node.all_input_nodes if feeder.op == "get_attr"]
+    return [path for path in read if path != linear.weight and site.tensor(path).ndim == 1]
+
+
+def silencing_parameters(site: Site) -> set[str]:
+    """The parameters at the ends of a block's branches that make these zero: of a norm, or else of the last layers."""
+    ends = zero_init_operators(site)
+    found = {linear.weight for linear in ends if linear.weight is not None}
+    found |= {path for linear in ends if linear.bias for path in bias_paths(site, linear)}
+    norms = ((str(node.target), site.graph_module.get_submodule(str(node.target))) for node in zero_init_norms(site))
+    return found | {f"{path}.{name}" for path, norm in norms for name, _ in norm.named_parameters()}
+
+
 def has_no_state(gm: fx.GraphModule, node: fx.Node) -> bool:
     """Whether a node calls a module without parameters and buffers: dropout, drop path."""
     if node.op != "call_module" or node.kwargs:

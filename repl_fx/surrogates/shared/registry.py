@@ -12,7 +12,7 @@ from collections.abc import Callable, Collection, Mapping
 from dataclasses import asdict, dataclass, field, fields
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar
 
-from torch import fx
+from torch import Tensor, fx, nn
 
 from repl_fx.config import load_offered, offered
 from repl_fx.errors import BadInput, UnknownSurrogate, is_ours
@@ -99,6 +99,19 @@ class Surrogate(ABC, Generic[Config, Found]):
         Returns:
             The values that take the place of the block's outputs, one for each.
         """
+
+    def whole_weights(self, match: Found, own: nn.Module, read: Callable[[str], Tensor]) -> Mapping[str, Tensor]:
+        """The values of full size that the surrogate has, for a whole block that takes its place.
+
+        Args:
+            match: from `match`.
+            own: the surrogate's own modules, as `build` named them.
+            read: the tensor of now at a path of the graph.
+
+        Returns:
+            Parameters and buffers of the block by path in the graph; a mean of the neighbours' is for the others.
+        """
+        return {}
 
     def settings(self) -> dict[str, Any]:
         """The settings as plain data, for the plan."""

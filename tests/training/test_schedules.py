@@ -1,0 +1,223 @@
+"""Runs in phases: blocks that are replaced on the way and restored, and runs that were killed anywhere."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import repl_fx
+from repl_fx.errors import BadInput
+from repl_fx.in_place.surrogate_block import SurrogateBlock
+from repl_fx.pipeline import unreplaced
+from repl_fx.training import schedules
+from repl_fx.training.config import TrainConfig
+from repl_fx.training.phase_checkpoints import NOTE, phase_of
+from repl_fx.training.run import CHECKPOINT, STATE, settings_of, train
+from repl_fx.training.safe_checkpoints import Checkpoints, WholeCheckpoints, read_checkpoint
+from repl_fx.training.schedules import require_schedule, train_in_phases
+from tests.training.runs import Net, pictures
+
+PHASES = TrainConfig(
+    epochs=4, batch_size=8, save_every=4, lr=0.02, device="cpu", replace_at=1, restore_at=3, augment=False
+)
+BLEND = TrainConfig(epochs=2, batch_size=8, lr=0.02, device="cpu", restore_at=1)
+INPUTS = (torch.zeros(2, 1, 4, 4),)
+
+
+def _result(seed: int = 0, surrogate: str = "blend", plan: repl_fx.Plan | None = None) -> repl_fx.TransformResult:
+    torch.manual_seed(seed)
+    return repl_fx.transform(Net(), INPUTS, surrogate=surrogate, plan=plan)
+
+
+def _checkpoints(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
+    """All checkpoints that are written, with the converted ones."""
+    seen: list[dict[str, Any]] = []
+    own = WholeCheckpoints.save_checkpoint
+
+    def save(self: WholeCheckpoints, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
+        own(self, checkpoint, path, storage_options)
+        seen.append(read_checkpoint(Path(path)))
+
+    monkeypatch.setattr(WholeCheckpoints, "save_checkpoint", save)
+    return seen
+
+
+def _moments(checkpoint: dict[str, Any]) -> dict[str, dict[str, Tensor]]:
+    (names,), (state,) = checkpoint[NOTE]["parameters"], checkpoint["optimizer_states"]
+    return {names[number]: moments for number, moments in state["state"].items()}
+
+
+def test_a_run_goes_through_its_phases(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen = _checkpoints(monkeypatch)
+    result = _result()
+    made, model = train_in_phases(result, pictures(), PHASES.changed(epochs=5), tmp_path)
+    assert (made.steps, made.resumed) == (30, None) and set(made.figures) == {"loss", "accuracy"}
+    assert type(model) is Net and not any(isinstance(module, SurrogateBlock) for module in model.modules())
+    at = [(phase_of(saved), saved["global_step"]) for saved in seen]
+    assert at == [
+        *(("original", step) for step in (4, 6)),
+        *(("rewritten", step) for step in (6, 10, 12, 16, 18)),
+        *(("restored", step) for step in (18, 22, 24, 28, 30)),
+    ]
+    for before, after, new in ((seen[1], seen[2], ".surrogate."), (seen[6], seen[7], ".fc")):
+        was, now = _moments(before), _moments(after)
+        kept = was.keys() & {name for names in after[NOTE]["parameters"] for name in names}
+        assert now.keys() == kept and "model.blocks.0.fc1.weight" in kept and "model.blocks.1.norm.weight" in kept
+        for name in kept:
+            assert all(torch.equal(value, now[name][key]) for key, value in was[name].items())
+        begun = {name for names in after[NOTE]["parameters"] for name in names} - kept
+        assert begun and all(new in name and name.startswith("model.blocks.1.") for name in begun)
+        for part in ("loops", "callbacks", "epoch", "global_step"):
+            assert str(before[part]) == str(after[part])
+        assert before["lr_schedulers"][0]["last_epoch"] == after["lr_schedulers"][0]["last_epoch"]
+        assert all(torch.equal(v, after["state_dict"][n]) for n, v in before["state_dict"].items() if n in kept)
+
+
+def test_blends_are_restored_as_they_act(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[Tensor] = []
+    x = torch.randn(5, 1, 4, 4)
+    own = schedules._next
+
+    def following(before: Any, result: Any, checkpoint: Path, name: str) -> Any:
+        model = own(before, result, checkpoint, name)
+        seen.extend(phase.result.model.eval()(x).detach() for phase in (before, model))
+        return model
+
+    monkeypatch.setattr(schedules, "_next", following)
+    train_in_phases(_result(), pictures(), BLEND, tmp_path)
+    torch.testing.assert_close(*seen, rtol=1e-5, atol=1e-6)
+
+
+class _Killed(BaseException):
+    """Ends a run as a kill does: nothing is written on the way."""
+
+
+def _kill(monkeypatch: pytest.MonkeyPatch, owner: Any, name: str, call: int, *, before: bool = True) -> None:
+    """End the run at a call of a function."""
+    own: Callable[..., Any] = getattr(owner, name)
+    calls = {"count": 0}
+
+    def killing(*args: Any, **kwargs: Any) -> Any:
+        calls["count"] += 1
+        if calls["count"] == call and before:
+            raise _Killed
+        made = own(*args, **kwargs)
+        if calls["count"] == call:
+            raise _Killed
+        return made
+
+    monkeypatch.setattr(owner, name, killing)
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Callable[[TrainConfig], tuple[dict[str, float], nn.Module]]:
+    """Runs that nobody ended, by their settings."""
+    known: dict[str, tuple[dict[str, float], nn.Module]] = {}
+
+    def run(config: TrainConfig) -> tuple[dict[str, float], nn.Module]:
+        if config.to_yaml() not in known:
+            made, model = train_in_phases(_result(), pictures(), config, tmp_path_factory.mktemp("whole"))
+            known[config.to_yaml()] = made.figures, model
+        return known[config.to_yaml()]
+
+    return run
+
+
+AVERAGED = PHASES.changed(ema=0.9, accumulate=2, mixup=0.3, optimizer="sgd", neighbours="freeze", save_every=2)
+
+
+@pytest.mark.parametrize(
+    ("config", "owner", "name", "call", "before", "phase"),
+    [
+        (PHASES, Checkpoints, "on_train_batch_end", 5, False, "original"),
+        (PHASES, schedules, "_next", 1, True, "original"),
+        (PHASES, schedules, "_next", 1, False, "original"),
+        # The converted checkpoint lies there, and no step has been taken since.
+        (PHASES, Checkpoints, "on_train_start", 2, True, "rewritten"),
+        (PHASES, Checkpoints, "on_train_batch_end", 16, False, "rewritten"),
+        (AVERAGED, schedules, "_next", 2, False, "rewritten"),
+        (AVERAGED, Checkpoints, "on_train_start", 3, True, "restored"),
+        (AVERAGED, Checkpoints, "on_train_batch_end", 23, False, "restored"),
+    ],
+)
+def test_a_run_that_was_killed_goes_on_in_its_phase_as_if_it_had_not_been(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    whole: Callable[[TrainConfig], tuple[dict[str, float], nn.Module]],
+    config: TrainConfig,
+    owner: Any,
+    name: str,
+    call: int,
+    before: bool,
+    phase: str,
+) -> None:
+    figures, expected = whole(config)
+    first = _result()
+    with monkeypatch.context() as context:
+        _kill(context, owner, name, call, before=before)
+        with pytest.raises(_Killed):
+            train_in_phases(first, pictures(), config, tmp_path)
+    assert phase_of(read_checkpoint(tmp_path / STATE / CHECKPOINT)) == phase
+    # Of another process: the same structure, and other weights.
+    again = _result(seed=1, plan=first.plan)
+    made, model = train_in_phases(again, pictures(), settings_of(tmp_path), tmp_path, resume=True)
+    assert made.figures == figures and made.resumed is not None
+    state = model.state_dict()
+    assert all(torch.equal(tensor, state[name]) for name, tensor in expected.state_dict().items())
+
+
+def test_a_run_that_is_at_its_end_gives_its_model_again(tmp_path: Path) -> None:
+    result = _result()
+    made, model = train_in_phases(result, pictures(), PHASES, tmp_path)
+    restored = unreplaced(_result(seed=1, plan=result.plan), "so")
+    again, same = train_in_phases(restored, pictures(), PHASES, tmp_path, resume=True)
+    assert again.figures == made.figures and again.resumed == again.steps
+    assert all(torch.equal(tensor, same.state_dict()[name]) for name, tensor in model.state_dict().items())
+
+
+def test_frozen_neighbours_stay_and_surrogates_do_not(tmp_path: Path) -> None:
+    result = _result()
+    before = {name: tensor.clone() for name, tensor in result.model.state_dict().items()}
+    config = TrainConfig(epochs=1, batch_size=8, lr=0.02, device="cpu", neighbours="freeze", ema=0.5)
+    _, model = train_in_phases(result, pictures(), config, tmp_path)
+    state = model.state_dict()
+    same = {name for name in before if torch.equal(before[name], state[name])}
+    assert same == {name for name in before if name.startswith(("blocks.0.", "blocks.2."))}
+    assert all(parameter.requires_grad for parameter in model.parameters())
+
+
+def test_what_cannot_be_is_a_line(tmp_path: Path) -> None:
+    with pytest.raises(BadInput, match="a run with replace_at, restore_at or neighbours has phases"):
+        train(Net(), pictures(), PHASES, tmp_path)
+    result = _result()
+    require_schedule(TrainConfig(), unreplaced(result, "so"))
+    with pytest.raises(BadInput, match="are for a model with replaced blocks; here none is"):
+        require_schedule(PHASES, unreplaced(result, "so"))
+    torch.manual_seed(0)
+    loop = nn.Sequential(nn.Linear(16, 16), _Loop())
+    graph = repl_fx.transform(loop, (torch.zeros(2, 16),), surrogate="bottleneck")
+    assert graph.in_place.model is None
+    with pytest.raises(BadInput, match="restore_at is for the model in place, and that there is not: "):
+        require_schedule(PHASES, graph)
+    with pytest.raises(BadInput, match=r"last\.ckpt is of another run than"):
+        train_in_phases(result, pictures(), PHASES, tmp_path)
+        train_in_phases(result, pictures(), TrainConfig(epochs=4, replace_at=1), tmp_path, resume=True)
+
+
+class _Loop(nn.Module):
+    """Blocks that are no modules."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.ModuleList(nn.Linear(16, 32) for _ in range(3))
+        self.second = nn.ModuleList(nn.Linear(32, 16) for _ in range(3))
+
+    def forward(self, x: Tensor) -> Tensor:
+        for first, second in zip(self.first, self.second, strict=True):
+            x = x + second(first(x).relu())
+        return x
