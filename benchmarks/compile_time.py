@@ -26,6 +26,13 @@ beside it. Building models is not timed. Memory is the peak resident size of the
 the warm-up, after the model was built, after the first plain export, and after all runs. Models on the meta device have
 no weights, so initialising surrogates costs no arithmetic there; the first two models are on the CPU with real weights.
 
+    python -m benchmarks.compile_time --compile                torch.compile of a GPT-2, flat and by blocks
+
+compiles the first training step (forward and backward, inductor, nothing from its caches) of five forms of a GPT-2 of
+48 layers and width 64 on the CPU: the captured graph and the rewritten one (`auto`, every second block), each flat and
+with its blocks outlined and compiled one by one, and the model in place as `repl-fx train --compile` compiles it. CPU
+seconds are those of the step, with the compilers that it starts, less those of the next step.
+
 Exit status: 0; with `--strict` 1 where a claim does not hold.
 """
 
@@ -50,6 +57,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.compiler.config
 from rich.console import Console
 from rich.table import Table
 from torch import nn
@@ -57,9 +65,11 @@ from torch import nn
 import repl_fx
 from repl_fx._torch import FakeTensorMode
 from repl_fx.benchmarking.machine import environment
+from repl_fx.passes.outline_blocks import outline_blocks
 from repl_fx.running.example_inputs import ExampleInputs
 from repl_fx.running.untouched import in_mode
 from repl_fx.tracing.dynamic_shapes import auto_shapes
+from repl_fx.training.compiling import compile_
 
 CLOCKS = {"wall": time.perf_counter, "cpu": time.process_time}
 PASSES_SHARE = 0.10
@@ -336,6 +346,77 @@ def peak_memory() -> float:
     return peak / 2**20 if sys.platform == "darwin" else peak / 2**10
 
 
+# --- torch.compile, flat and block by block ---------------------------------------------------------------------------
+
+FORMS = ("captured, flat", "captured, outlined", "rewritten, flat", "rewritten, outlined", "in place, by blocks")
+
+
+def compiled_steps(layers: int, forms: Sequence[str] = FORMS) -> list[dict[str, Any]]:
+    """Compile the forms of a GPT-2: CPU seconds of the first step without those of the next, graphs made."""
+    import transformers
+    from torch._inductor.compile_fx import compile_fx
+
+    torch.manual_seed(0)
+    sizes = {"n_embd": 64, "n_head": 2, "n_layer": layers, "vocab_size": 512, "use_cache": False}
+    model = transformers.GPT2LMHeadModel(transformers.GPT2Config(**sizes))
+    inputs = {"input_ids": torch.zeros(2, 64, dtype=torch.long)}
+    result = repl_fx.transform(model, (), inputs)
+    made: list[Any] = []
+
+    def counted(gm: Any, example_inputs: Any) -> Any:
+        made.append(gm)
+        return compile_fx(gm, example_inputs)
+
+    torch.compiler.config.force_disable_caches = True
+    found = []
+    for form in forms:
+        torch.compiler.reset()
+        made.clear()
+        compiled = _form(form, result, counted)
+        first, second = (_step_seconds(compiled, inputs) for _ in range(2))
+        found.append({"form": form, "seconds": first - second, "graphs": len(made)})
+        print(found[-1], file=sys.stderr)
+    return found
+
+
+def compiled_rows(found: Sequence[dict[str, Any]]) -> str:
+    """The rows of the table in docs/results.md."""
+    rows = [f"| {one['form']} | {one['graphs']} | {one['seconds']:.0f} |" for one in found]
+    return "\n".join(["| form | graphs compiled | CPU seconds |", "|---|--:|--:|", *rows])
+
+
+def _form(form: str, result: repl_fx.TransformResult, backend: Callable[..., Any]) -> nn.Module:
+    if form.startswith("in place"):
+        compile_(result.model, backend=backend)
+        return result.model
+    captured = form.startswith("captured")
+    model: nn.Module = result.captured if captured else result.graph_module
+    if form.endswith("flat"):
+        model.compile(backend=backend)
+        return model
+    outlined = outline_blocks(model, result.repeats if captured else None)  # type: ignore[arg-type]
+    # Each outlined block is a graph of its own, which torch.compile takes for one more version of one call.
+    torch.compiler.config.recompile_limit = 4 * len(outlined.changed)
+    for path in outlined.changed:
+        outlined.graph_module.get_submodule(path).compile(backend=backend)
+    return outlined.graph_module
+
+
+def _step_seconds(model: nn.Module, inputs: dict[str, Any]) -> float:
+    begin = _cpu_seconds()
+    # By place: outlined graphs have their own names.
+    outputs = model(*inputs.values())
+    logits = outputs["logits"] if isinstance(outputs, dict) else getattr(outputs, "logits", outputs)
+    logits.float().mean().backward()
+    model.zero_grad()
+    return _cpu_seconds() - begin
+
+
+def _cpu_seconds() -> float:
+    used = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
+    return sum(one.ru_utime + one.ru_stime for one in used)
+
+
 # --- reporting ------------------------------------------------------------------------------------------------------
 
 
@@ -420,6 +501,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--clock", choices=CLOCKS, default="wall", help="wall-clock (default) or CPU seconds")
     parser.add_argument("--json", type=Path, help="write the measurements to this file")
     parser.add_argument("--strict", action="store_true", help="exit with 1 where a claim does not hold")
+    parser.add_argument("--compile", action="store_true", help="torch.compile of a GPT-2, flat and by blocks, instead")
+    parser.add_argument("--layers", type=int, default=48, help="of that GPT-2 (default 48)")
     parser.add_argument("--worker", choices=CASES, help=argparse.SUPPRESS)
     options = parser.parse_args(argv)
     if options.runs < 1:
@@ -434,6 +517,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         f"torch {about['torch']}, repl-fx {about['repl_fx']}; {options.runs} runs, {options.clock} time",
         highlight=False,
     )
+    if options.compile:
+        console.print(compiled_rows(compiled_steps(options.layers)), highlight=False)
+        return 0
     measured = []
     for name in options.models:
         measured.append(run_worker(name, options.runs, options.clock))

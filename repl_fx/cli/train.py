@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -18,11 +19,12 @@ def _commands() -> Any:
 
     try:
         from repl_fx.training.command import begin, train_directory, train_side_by_side
+        from repl_fx.training.processes import Ended, ending_together
     except ModuleNotFoundError as missing:
         if str(missing.name).startswith("repl_fx"):
             raise
         raise BadInput(f"train needs {missing.name}; pip install 'repl-fx[train]'") from missing
-    return begin, train_directory, train_side_by_side
+    return begin, train_directory, train_side_by_side, Ended, ending_together
 
 
 @with_flags(lambda: TrainConfig)
@@ -46,30 +48,37 @@ def train_command(
     **given: Any,
 ) -> None:
     """Train a rewritten model: a model whose blocks are replaced first, or a directory that transform wrote."""
+    # Of several processes the first one shows what there is to show.
+    quiet = quiet or os.environ.get("RANK", "0") != "0"
     with common.running(as_json, verbose, quiet) as terminal:
+        begin, train_directory, train_side_by_side, ended, ending_together = _commands()
         from repl_fx.training.comparing import comparison_table, rows_document
 
-        begin, train_directory, train_side_by_side = _commands()
-
-        run = begin(
-            spec,
-            output,
-            given,
-            config_file=config_file,
-            resume=resume,
-            force=force,
-            model=model,
-            trust_remote_code=trust,
-            progress=terminal.stage,
-        )
-        show = not (quiet or as_json)
-        if run.config.compare or run.config.seeds > 1:
-            rows = train_side_by_side(run, show=show, progress=terminal.stage)
-            shown: list[Any] = [comparison_table(rows)]
-            figures: dict[str, Any] = {"comparison": rows_document(rows)}
-        else:
-            trained = train_directory(run, show=show, progress=terminal.stage)
-            shown = [f"{name}: {value:.4f}" for name, value in trained.figures.items()]
-            figures = {"steps": trained.steps, "figures": trained.figures}
+        try:
+            with ending_together():
+                run = begin(
+                    spec,
+                    output,
+                    given,
+                    config_file=config_file,
+                    resume=resume,
+                    force=force,
+                    model=model,
+                    trust_remote_code=trust,
+                    progress=terminal.stage,
+                )
+                show = not (quiet or as_json)
+                if run.config.compare or run.config.seeds > 1:
+                    rows = train_side_by_side(run, show=show, progress=terminal.stage)
+                    shown: list[Any] = [comparison_table(rows)]
+                    figures: dict[str, Any] = {"comparison": rows_document(rows)}
+                else:
+                    trained = train_directory(run, show=show, progress=terminal.stage)
+                    shown = [f"{name}: {value:.4f}" for name, value in trained.figures.items()]
+                    figures = {"steps": trained.steps, "figures": trained.figures}
+        except ended as end:
+            raise typer.Exit(end.code) from None
+        if not run.processes.first:
+            return
         terminal.show(*shown, f"written: {run.directory}", f"next:    repl-fx export {run.directory}")
         terminal.document({"directory": str(run.directory), **figures})

@@ -68,7 +68,8 @@ class Speed(pl.Callback):
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Count the inputs of the batch."""
-        self._seen += _inputs_in(batch)
+        # Those of all processes, which take as many each.
+        self._seen += trainer.world_size * _inputs_in(batch)
         last = trainer.is_last_batch
         if not last and (trainer.global_step == self._step or trainer.global_step % self.every):
             return

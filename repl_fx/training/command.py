@@ -21,7 +21,10 @@ from repl_fx.training.comparing import Member, Row, members, write_comparison
 from repl_fx.training.config import MAKING, TrainConfig, read_config
 from repl_fx.training.data import load_data
 from repl_fx.training.data.kinds import Data, UserData
+from repl_fx.training.distributed import require_possible
+from repl_fx.training.processes import Processes, join
 from repl_fx.training.run import CHECKPOINT, STATE, Trained, begin_state, finished, settings_of, train
+from repl_fx.training.safe_checkpoints import last_whole
 from repl_fx.training.schedules import require_schedule, train_in_phases
 from repl_fx.training.variants import VARIANTS, Models
 
@@ -37,6 +40,7 @@ class Run:
         model: the rewritten model.
         plan: of the rewritten model.
         resume: whether to go on from the last checkpoint.
+        processes: of which this is one; the first alone writes.
         source: how the model is built; None for an artifact, which knows.
         models: builds the other models of a comparison; None where there are no others.
         teacher: the original model, to learn from.
@@ -49,6 +53,7 @@ class Run:
     data: Data | UserData
     config: TrainConfig
     resume: bool
+    processes: Processes
     source: Source | None = None
     models: Models | None = None
     teacher: nn.Module | None = None
@@ -82,6 +87,7 @@ def begin(
     Raises:
         BadInput: options that do not go together, settings that are none, data or a model that cannot be read.
         ReplFxError: see `transform` and `load`.
+        Ended: the run is that of other processes, which this one started and which have ended.
     """
     is_artifact = Path(spec).is_dir()
     changes = {name: value for name, value in given.items() if value not in (None, [])}
@@ -92,11 +98,13 @@ def begin(
         config = (TrainConfig() if config_file is None else read_config(config_file)).changed(**changes)
     if is_artifact and not resume:
         _require_as_made(spec, config)
-    if is_artifact and output is None and not (resume or force) and (Path(spec) / STATE / CHECKPOINT).exists():
+    if is_artifact and output is None and not (resume or force) and last_whole(Path(spec) / STATE / CHECKPOINT):
         raise BadInput(f"{spec} has a run already; go on with --resume, give -o DIR, or replace the run with --force")
     if not is_artifact and output is None:
         raise BadInput("no place to write to; give -o DIR")
-    if output is not None:
+    processes = join(config, resume=resume)
+    require_possible(config, processes)
+    if output is not None and processes.first:
         require_free(output, force=force)
     progress("load")
     if is_artifact:
@@ -105,7 +113,7 @@ def begin(
             require_schedule(config, loaded.result)
         rewritten = loaded.model if loaded.result.in_place.model is not None else loaded.module
         data = _data(config, loaded.inputs, progress)
-        if output is not None:
+        if output is not None and processes.first:
             save(rewritten, output, force=force)
         built = model or (None if loaded.manifest.model is None else loaded.manifest.model.spec)
         others = None if built is None else Models(built, config, trust_remote_code)
@@ -115,7 +123,8 @@ def begin(
             )
         teacher = None if others is None else others.teacher()
         place, result = output or Path(spec), loaded.result
-        return Run(place, rewritten, loaded.plan, data, config, resume, None, others, teacher, result)
+        known = place, rewritten, loaded.plan, data, config, resume, processes
+        return Run(*known, models=others, teacher=teacher, result=result)
     assert output is not None
     models = Models(spec, config, trust_remote_code)
     source = models.source(config.seed)
@@ -123,9 +132,10 @@ def begin(
     data = _data(config, source.inputs, progress)
     result = models.transform(source, progress=progress)
     require_schedule(config, result)
-    save(result.model, output, source=source, force=force)
-    teacher = models.teacher()
-    return Run(output, result.model, result.plan, data, config, resume, source, models, teacher, result)
+    if processes.first:
+        save(result.model, output, source=source, force=force)
+    known = output, result.model, result.plan, data, config, resume, processes
+    return Run(*known, source, models, models.teacher(), result)
 
 
 def _require_to_resume(
@@ -171,7 +181,8 @@ def train_directory(run: Run, *, show: bool = False, progress: Callable[[str], N
         built_like(model, run.model)
     else:
         trained, model = train(run.model, run.data, run.config, run.directory, **options), run.model
-    save(model.cpu(), run.directory, source=run.source, force=True)
+    if run.processes.first:
+        save(model.cpu(), run.directory, source=run.source, force=True)
     return trained
 
 
@@ -213,7 +224,7 @@ def train_side_by_side(
 
 def _own(run: Run, *, show: bool) -> Trained:
     """Train the run's own model, whose weights may not have come into the artifact before it was stopped."""
-    begun = (run.directory / STATE / CHECKPOINT).exists()
+    begun = last_whole(run.directory / STATE / CHECKPOINT) is not None
     return train_directory(replace(run, resume=run.resume and begun), show=show)
 
 

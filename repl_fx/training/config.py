@@ -42,7 +42,7 @@ class TrainConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
         str | None, Meta(description="Task of loaders: classification, …; or file.py:CLASS, a LightningModule.")
     ] = None
     epochs: Annotated[int, Meta(ge=1, description="Passes over the training data.")] = 10
-    batch_size: Annotated[int, Meta(ge=1, description="Inputs in a batch, on each device.")] = 64
+    batch_size: Annotated[int, Meta(ge=1, description="Inputs in a batch, of all processes together.")] = 64
     accumulate: Annotated[int, Meta(ge=1, description="Batches whose gradients make one step.")] = 1
     optimizer: Annotated[Literal["adamw", "sgd"], Meta(description="adamw or sgd.")] = "adamw"
     lr: Annotated[float, Meta(gt=0, description="Highest learning rate.")] = 1e-3
@@ -70,7 +70,7 @@ class TrainConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     precision: Annotated[
         Literal["float32", "bfloat16", "float16"], Meta(description="float32, bfloat16 or float16.")
     ] = "float32"
-    compile: Annotated[bool, Meta(description="Compile the model.")] = False
+    compile: Annotated[bool, Meta(description="Compile the model, by blocks where they are in place.")] = False
     save_every: Annotated[
         int | None, Meta(description="Steps between checkpoints, besides those at the end of epochs.")
     ] = None
@@ -90,6 +90,18 @@ class TrainConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     ] = "train"
     seed: Annotated[int, Meta(ge=0, description="Seed of order, augmentation and dropout.")] = 0
     device: Annotated[str, Meta(description="cpu, cuda or auto.")] = "auto"
+    devices: Annotated[
+        int | None, Meta(description="Processes on this machine, one a GPU; by default 1, or those of torchrun.")
+    ] = None
+    nodes: Annotated[int | None, Meta(description="Machines; by default those of torchrun, which starts them.")] = None
+    strategy: Annotated[
+        Literal["auto", "ddp", "fsdp2"], Meta(description="Of several processes: ddp (auto), or fsdp2, which shards.")
+    ] = "auto"
+    find_unused: Annotated[bool, Meta(description="Let parameters take no part in some losses, with ddp.")] = False
+    sync_batchnorm: Annotated[
+        bool,
+        Meta(description="Statistics of batch norms over all processes, on GPUs with ddp; else of each process alone."),
+    ] = False
 
     @property
     def has_own_module(self) -> bool:
@@ -139,8 +151,10 @@ def _converted(values: Any, where: str) -> TrainConfig:
     except msgspec.ValidationError as problem:
         known = f"; the settings are {', '.join(descriptions())}" if "unknown field" in str(problem) else ""
         raise BadInput(f"{where}: {problem}{known}") from problem
-    if config.save_every is not None and config.save_every < 1:
-        raise BadInput(f"{where}: save_every is {config.save_every}; give 1 or more steps")
+    for name, what in (("save_every", "steps"), ("devices", "processes"), ("nodes", "machines")):
+        value = getattr(config, name)
+        if value is not None and value < 1:
+            raise BadInput(f"{where}: {name} is {value}; give 1 or more {what}")
     if config.teacher is not None and not (config.teacher_logits or config.teacher_values):
         raise BadInput(
             f"{where}: a teacher with teacher_logits 0 and teacher_values 0 teaches nothing; give one of them"

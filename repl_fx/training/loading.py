@@ -16,6 +16,7 @@ from repl_fx.training.data.loaders import BatchLoader, loader_of
 from repl_fx.training.data.positioned import PositionedLoader
 from repl_fx.training.data.samples import samples_of
 from repl_fx.training.data.user_loaders import UserLoader, UserModule, loaders_of
+from repl_fx.training.processes import ALONE, Processes
 from repl_fx.training.tasks import Task
 
 
@@ -26,8 +27,15 @@ class Batches:
         train, test: loaders with a position.
     """
 
-    def __init__(self, data: Data | UserData, config: TrainConfig, device: torch.device, trainer: pl.Trainer) -> None:
-        self.train, self.test = loaders(data, config, device)
+    def __init__(
+        self,
+        data: Data | UserData,
+        config: TrainConfig,
+        device: torch.device,
+        trainer: pl.Trainer,
+        processes: Processes = ALONE,
+    ) -> None:
+        self.train, self.test = loaders(data, config, device, processes)
         self._module: UserModule | None = None
         if isinstance(data, UserData) and data.module is not None:
             self._module = UserModule(data.module, self.train, self.test)
@@ -59,7 +67,7 @@ class Batches:
 
 
 def loaders(
-    data: Data | UserData, config: TrainConfig, device: torch.device
+    data: Data | UserData, config: TrainConfig, device: torch.device, processes: Processes = ALONE
 ) -> tuple[PositionedLoader, PositionedLoader]:
     """Batches to train on, and all that is held out.
 
@@ -73,18 +81,37 @@ def loaders(
     if isinstance(data, UserData):
         train, test = loaders_of(data, config.seed)
         # A LightningModule of the user takes any batch.
-        options: Any = {"seed": config.seed, "device": device, "pairs": not config.has_own_module}
+        options: Any = {
+            "seed": config.seed,
+            "device": device,
+            "pairs": not config.has_own_module,
+            "rank": processes.rank,
+            "world_size": processes.size,
+        }
         return UserLoader(train, data.name, **options), UserLoader(test, data.name, training=False, **options)
-    return _loader(data, config, device, training=True), _loader(data, config, device, training=False)
+    train, test = (_loader(data, config, device, processes, training=training) for training in (True, False))
+    return train, test
 
 
-def _loader(data: Data, config: TrainConfig, device: torch.device, *, training: bool) -> BatchLoader:
+def _loader(
+    data: Data, config: TrainConfig, device: torch.device, processes: Processes, *, training: bool
+) -> BatchLoader:
     part, name = (data.train, "train") if training else (data.test, "test")
     split = samples_of(data, part, name, flip=training and config.augment)
     change = Chain(tuple(_changes(data, config, training=training)))
     # Tests want no gradients kept, and take twice the batch.
     size = config.batch_size if training else 2 * config.batch_size
-    return loader_of(split, size, seed=config.seed, shuffle=training, drop_last=training, device=device, change=change)
+    return loader_of(
+        split,
+        size,
+        seed=config.seed,
+        shuffle=training,
+        drop_last=training,
+        device=device,
+        change=change,
+        rank=processes.rank,
+        world_size=processes.size,
+    )
 
 
 def _require_mixtures(data: Data | UserData, config: TrainConfig) -> None:

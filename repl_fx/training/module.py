@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import pytorch_lightning as pl
@@ -26,6 +26,9 @@ class Training(pl.LightningModule):
         config: the settings.
         steps: of the optimizer, in all.
         distillation: from a teacher, whose weights are none of this module's; None without one.
+
+    Attributes:
+        counts: whether a held-out batch, by its number, adds to the figures of this process.
     """
 
     def __init__(
@@ -39,6 +42,7 @@ class Training(pl.LightningModule):
         super().__init__()
         self.model, self.task, self.config, self.steps = model, task, config, steps
         self.distillation = distillation
+        self.counts: Callable[[int], bool] = lambda number: True
 
     def on_fit_start(self) -> None:
         """Bring the teacher to the device."""
@@ -56,12 +60,14 @@ class Training(pl.LightningModule):
                 loss = loss + self.config.target_weight * own
         # Where the loggers write: a call takes longer than a small layer.
         if self.global_step == 0 or (self.global_step + 1) % self.config.log_every == 0:
-            self.log("loss", loss.detach(), prog_bar=True)
+            self.log("loss", loss.detach(), prog_bar=True, sync_dist=True)
         return loss
 
     def validation_step(self, batch: Batch, number: int) -> None:
         """Add a batch to the figures of the evaluation."""
-        self.task.update(self.task.outputs(self.model, batch), batch)
+        outputs = self.task.outputs(self.model, batch)
+        if self.counts(number):
+            self.task.update(outputs, batch)
 
     def on_validation_epoch_end(self) -> None:
         """Log the figures of the evaluation: over all of the test data."""

@@ -31,12 +31,25 @@ from repl_fx._foreign_libraries import hushed
 from repl_fx.errors import BadInput, OutputError
 from repl_fx.training.building import module_of
 from repl_fx.training.callbacks import SharedSyntheses, Speed, peak_mib
+from repl_fx.training.compiling import compile_
 from repl_fx.training.config import TrainConfig, read_config
 from repl_fx.training.data.kinds import Data, UserData
+from repl_fx.training.distributed import (
+    Sharding,
+    device_of,
+    facts,
+    fingerprint,
+    is_sharded,
+    require_possible,
+    trainer_settings,
+    unused_parameters,
+)
 from repl_fx.training.loading import Batches
 from repl_fx.training.module import Training
 from repl_fx.training.phases import Phase
-from repl_fx.training.safe_checkpoints import Checkpoints, SeededSteps, WholeCheckpoints, read_checkpoint
+from repl_fx.training.processes import Processes, join
+from repl_fx.training.safe_checkpoints import Checkpoints, SeededSteps, discard_all, header_of, last_whole
+from repl_fx.training.sharding import FullySharded
 
 STATE = "train_state"
 CONFIG, CHECKPOINT, RESULT, LOGS = "config.yaml", "last.ckpt", "result.json", "logs"
@@ -97,54 +110,63 @@ def train(
         OutputError: the directory cannot be written.
     """
     state = directory / STATE / folder
-    checkpoint = state / CHECKPOINT
     if phase is None and config.is_scheduled:
         raise BadInput("a run with replace_at, restore_at or neighbours has phases; train it with train_in_phases")
-    if resume and not checkpoint.exists():
-        raise BadInput(f"{directory} has no {STATE}/{CHECKPOINT} to go on from; train it without --resume")
     speed = Speed(config.log_every)
-    resumed = int(read_checkpoint(checkpoint, mmap=True)["global_step"]) if resume else None
     accelerator = _accelerator(config.device)
+    processes = join(config, resume=resume)
+    require_possible(config, processes)
+    before = _before(directory, state, None if phase else model, config) if resume else None
+    resumed = before[1] if before else None
+    sharding = Sharding(model, config, processes)
+    checkpoints = Checkpoints(state / CHECKPOINT, config.save_every, config.log_every, fingerprint(model))
     with hushed(_NOISY, _NOISY_LOGGERS, ("Experiment logs directory",)), _interruptible():
         trainer = pl.Trainer(
             default_root_dir=state,
             accelerator=accelerator,
-            devices=1,
             max_epochs=config.epochs if phase is None else phase.until,
             precision=_PRECISIONS[config.precision],
             accumulate_grad_batches=config.accumulate,
             gradient_clip_val=config.clip or None,
             log_every_n_steps=config.log_every,
             logger=list(_loggers(state, config, resumed or 0)),
-            callbacks=[*([] if phase is None else [phase]), *_callbacks(checkpoint, config, show=show), speed],
-            enable_progress_bar=show,
-            plugins=[WholeCheckpoints()],
+            callbacks=[
+                *([] if phase is None else [phase]),
+                *_callbacks(checkpoints, config, processes, show=show),
+                speed,
+            ],
+            enable_progress_bar=show and processes.first,
             enable_checkpointing=False,
             enable_model_summary=False,
             num_sanity_val_steps=0,
             deterministic=config.deterministic,
             use_distributed_sampler=False,
+            **trainer_settings(config, processes),
         )
-        batches = Batches(data, config, torch.device("cuda" if accelerator == "gpu" else "cpu"), trainer)
+        batches = Batches(data, config, device_of(processes, accelerator), trainer, processes)
         steps = config.epochs * -(-len(batches.train) // config.accumulate)
-        module = module_of(model, data, config, steps, batches.first(), teacher)
+        module = module_of(sharding.model, data, config, steps, sharding.to_try(batches.first()), teacher)
         if isinstance(module, Training):
             batches.check_targets(module.task)
-        if not resume:
+            module.counts = batches.test.counts
+        processes.agree(facts(model, data, config, resumed))
+        if not resume and processes.first:
             begin_state(state, config)
         if phase is not None:
-            phase.begin(checkpoint if resume else None, module, model)
+            phase.begin(before[0] if before else None, module, model)
         if config.compile:
-            model.compile()
+            compile_(sharding.model)
+        sharding.begin(module)
         # Lightning trains each module in the mode it has, and a model that was loaded is in evaluation mode.
         module.train()
         try:
-            trainer.fit(module, **batches.to_fit(), ckpt_path=checkpoint if resume else None, weights_only=True)
+            trainer.fit(module, **batches.to_fit(), ckpt_path=before[0] if before else None, weights_only=True)
             figures = _figures(trainer)
             if not figures:
                 # The run was at its end already.
                 trainer.validate(module, verbose=False, **batches.to_validate())
                 figures = _figures(trainer)
+            sharding.end()
             trained = Trained(
                 figures,
                 steps,
@@ -153,7 +175,13 @@ def train(
                 median(speed.rates) if speed.rates else None,
                 peak_mib(module.device) if accelerator == "gpu" else None,
             )
-            (state / RESULT).write_text(json.dumps(asdict(trained), indent=2) + "\n")
+            if processes.first:
+                (state / RESULT).write_text(json.dumps(asdict(trained), indent=2) + "\n")
+        except RuntimeError as problem:
+            refused = unused_parameters(problem)
+            if refused is None:
+                raise
+            raise refused from problem
         except OSError as problem:
             raise OutputError(f"{state} cannot be written: {problem.strerror or problem}") from problem
     return trained
@@ -187,8 +215,8 @@ def begin_state(state: Path, config: TrainConfig) -> None:
     """
     try:
         state.mkdir(parents=True, exist_ok=True)
-        for name in (CHECKPOINT, RESULT):
-            (state / name).unlink(missing_ok=True)
+        discard_all(state / CHECKPOINT)
+        (state / RESULT).unlink(missing_ok=True)
         shutil.rmtree(state / LOGS, ignore_errors=True)
         (state / CONFIG).write_text(config.to_yaml())
     except OSError as problem:
@@ -215,15 +243,41 @@ def _loggers(state: Path, config: TrainConfig, step: int) -> Iterator[Logger]:
         yield TensorBoardLogger(str(state), name=LOGS, version=since)
 
 
-def _callbacks(checkpoint: Path, config: TrainConfig, *, show: bool) -> Iterator[pl.Callback]:
+def _callbacks(
+    checkpoints: Checkpoints, config: TrainConfig, processes: Processes, *, show: bool
+) -> Iterator[pl.Callback]:
     yield SeededSteps(config.seed)
-    if config.accumulate > 1:
+    # Gradients that go through a synthesis behind the backward pass would not be those of all processes.
+    if config.accumulate > 1 and processes.alone:
         yield SharedSyntheses()
     if config.ema:
         yield EMAWeightAveraging(decay=config.ema)
-    yield Checkpoints(checkpoint, config.save_every, config.log_every)
-    if show:
+    if is_sharded(config, processes):
+        yield FullySharded()
+    yield checkpoints
+    if show and processes.first:
         yield RichProgressBar(refresh_rate=config.log_every, leave=True)
+
+
+def _before(directory: Path, state: Path, model: nn.Module | None, config: TrainConfig) -> tuple[Path, int]:
+    """The checkpoint to go on from, and its step.
+
+    Args:
+        model: that it has to be of; None for one of several phases, which know their own.
+    """
+    checkpoint = last_whole(state / CHECKPOINT)
+    if checkpoint is None:
+        raise BadInput(f"{directory} has no {STATE}/{CHECKPOINT} to go on from; train it without --resume")
+    header = header_of(checkpoint)
+    if model is not None and header["fingerprint"] not in (None, fingerprint(model)):
+        raise BadInput(
+            f"the checkpoint {checkpoint} is of another model or plan than {directory} has; train anew with --force"
+        )
+    if header["sharded"] != (config.strategy == "fsdp2"):
+        raise BadInput(
+            f"the checkpoint {checkpoint} is not one of strategy {config.strategy}; go on with the one it is of"
+        )
+    return checkpoint, header["step"]
 
 
 @contextmanager

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import math
 import os
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,49 @@ from pytorch_lightning.plugins.io import TorchCheckpointIO
 
 from repl_fx.errors import BadInput, OutputError, first_line
 from repl_fx.running.untouched import seed_everything
+
+# What a checkpoint says of the model it is of.
+FINGERPRINT = "repl_fx_model"
+
+
+def part_of(place: Path) -> Path:
+    """Where a checkpoint is written."""
+    return place.with_name(f".{place.name}.part")
+
+
+def before(place: Path) -> Path:
+    """Where the checkpoint before is, while a new directory takes its place."""
+    return place.with_name(f".{place.name}.before")
+
+
+def discard(place: Path) -> None:
+    """Delete a checkpoint, of either kind, where there is one."""
+    if place.is_dir():
+        shutil.rmtree(place)
+    else:
+        place.unlink(missing_ok=True)
+
+
+def discard_all(place: Path) -> None:
+    """Delete a checkpoint with what its writing may have left."""
+    for path in (place, before(place), part_of(place)):
+        discard(path)
+
+
+def last_whole(place: Path) -> Path | None:
+    """The checkpoint at a place, or the one before where a new one had not come to its place; None for none."""
+    return next((path for path in (place, before(place)) if path.exists()), None)
+
+
+def header_of(checkpoint: Path) -> dict[str, Any]:
+    """What a checkpoint says besides tensors.
+
+    Raises:
+        BadInput: it cannot be read.
+    """
+    sharded = checkpoint.is_dir()
+    found = read_checkpoint(checkpoint / "meta.pt" if sharded else checkpoint, mmap=not sharded)
+    return {"sharded": sharded, "step": int(found["global_step"]), "fingerprint": found.get(FINGERPRINT)}
 
 
 class WholeCheckpoints(TorchCheckpointIO):
@@ -26,7 +70,7 @@ class WholeCheckpoints(TorchCheckpointIO):
             OutputError: the place cannot be written; the checkpoint before stays.
         """
         place = Path(path)
-        part = place.with_name(f".{place.name}.part")
+        part = part_of(place)
         try:
             super().save_checkpoint(checkpoint, part, storage_options)
             os.replace(part, place)
@@ -60,10 +104,12 @@ class Checkpoints(pl.Callback):
     Args:
         place: the file; the next checkpoint takes its place.
         every: steps of the optimizer between checkpoints; None for one at the end of each epoch alone.
+        fingerprint: of the model, which checkpoints say.
         look_every: batches between two looks at the losses, each of which waits for a GPU.
     """
 
-    def __init__(self, place: Path, every: int | None, look_every: int = 1) -> None:
+    def __init__(self, place: Path, every: int | None, look_every: int = 1, fingerprint: str = "") -> None:
+        self.fingerprint = fingerprint
         self.place, self.every, self.look_every = place, every, look_every
         self._step = self._saved = 0
         # The first loss that is no number, and its step, on the device.
@@ -108,6 +154,12 @@ class Checkpoints(pl.Callback):
                 f"the loss is {loss} at step {step:.0f}; a lower --lr or --clip may help; "
                 f"{self.place if self.place.exists() else 'no checkpoint'} is the last that is good"
             )
+
+    def on_save_checkpoint(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        """Say what model it is of."""
+        checkpoint[FINGERPRINT] = self.fingerprint
 
     def _save(self, trainer: pl.Trainer) -> None:
         self._require_numbers()

@@ -41,17 +41,17 @@ def test_speed_counts_inputs_of_training_alone(monkeypatch: pytest.MonkeyPatch) 
     now = iter([0.0, 10.0, 14.0, 20.0, 30.0])
     monkeypatch.setattr("time.perf_counter", lambda: next(now))
     speed = Speed(2)
-    trainer: Any = SimpleNamespace(is_last_batch=False)
+    trainer: Any = SimpleNamespace(is_last_batch=False, world_size=2)
     speed.on_train_epoch_start(trainer, module)
     for number in range(2):
         trainer.global_step = number + 1
         speed.on_train_batch_end(trainer, module, None, (torch.zeros(8), None), number)
-    # Of two batches, since the epoch began.
-    assert logged[0]["inputs_per_second"] == pytest.approx(16 / 4.0)
+    # Of two batches of two processes, since the epoch began.
+    assert logged[0]["inputs_per_second"] == pytest.approx(2 * 16 / 4.0)
     trainer.is_last_batch, trainer.global_step = True, 3
     speed.on_train_batch_end(trainer, module, None, (torch.zeros(8), None), 2)
-    assert logged[1]["inputs_per_second"] == pytest.approx(8 / 6.0)
-    assert speed.rates == [pytest.approx(24 / 10.0)]
+    assert logged[1]["inputs_per_second"] == pytest.approx(2 * 8 / 6.0)
+    assert speed.rates == [pytest.approx(2 * 24 / 10.0)]
     assert logged[0]["memory_mib"] > 10
 
 
@@ -71,11 +71,12 @@ def test_inputs_of_any_batch_are_counted(batch: Any, count: int) -> None:
     logged: list[dict[str, float]] = []
     module: Any = nn.Module()
     module.log_dict, module.device = (lambda found, **_: logged.append(found)), torch.device("cpu")
-    speed, trainer = Speed(2), SimpleNamespace(is_last_batch=False, global_step=1)
-    speed.on_train_batch_end(trainer, module, None, batch, 0)  # type: ignore[arg-type]
+    speed = Speed(2)
+    trainer: Any = SimpleNamespace(is_last_batch=False, global_step=1, world_size=1)
+    speed.on_train_batch_end(trainer, module, None, batch, 0)
     assert speed._seen == count and not logged
     trainer.global_step = 2
-    speed.on_train_batch_end(trainer, module, None, batch, 1)  # type: ignore[arg-type]
+    speed.on_train_batch_end(trainer, module, None, batch, 1)
     # A second batch of one step is counted with the next.
-    speed.on_train_batch_end(trainer, module, None, batch, 2)  # type: ignore[arg-type]
+    speed.on_train_batch_end(trainer, module, None, batch, 2)
     assert speed._seen == count and len(logged) == 1

@@ -34,8 +34,8 @@ class Options(TypedDict, total=False):
         drop_last: whether an incomplete last batch is left out; False.
         device: where the batches are wanted; the CPU.
         change: of each batch, with a generator of the device; None.
-        rank, world_size: number of this process, and of all; 0 of 1. Where a last batch does not divide among them, its
-            first samples come twice, as in torch's DistributedSampler.
+        rank, world_size: number of this process, and of all; 0 of 1. Where a last batch does not divide among them,
+            some have a sample more; one that has none is given the first, which does not count.
     """
 
     seed: int
@@ -104,13 +104,17 @@ class BatchLoader(PositionedLoader):
         """Numbers of the samples of one batch of all processes."""
         return order[number * self.batch_size : (number + 1) * self.batch_size]
 
+    def counts(self, number: int) -> bool:
+        """Whether this rank has samples of its own in a batch."""
+        return len(self._places(min(self.batch_size, self.samples - number * self.batch_size))) > 0
+
     def _own(self, rows: Tensor) -> Tensor:
-        """This rank's part of the rows of a global batch; where they do not divide, the first ones come again."""
-        if self.world_size == 1:
-            return rows
-        share = -(-len(rows) // self.world_size)
-        places = torch.arange(self.rank * share, (self.rank + 1) * share, device=rows.device) % len(rows)
-        return rows[places]
+        """This rank's part of the rows of a global batch; the first row where it has none."""
+        own = self._places(len(rows))
+        return rows[own.start : own.stop] if own else rows[:1]
+
+    def _places(self, rows: int) -> range:
+        return range(self.rank * rows // self.world_size, (self.rank + 1) * rows // self.world_size)
 
     def _changed(self, inputs: Tensor, targets: Tensor, *key: int) -> tuple[Tensor, Tensor]:
         if self.change is None:

@@ -35,6 +35,10 @@ class PositionedLoader(ABC):
     def __len__(self) -> int:
         """Batches of an epoch, the same on each rank."""
 
+    def counts(self, number: int) -> bool:
+        """Whether this rank's part of a batch is its own; all ranks are given some, to call the model equally often."""
+        return True
+
     # Lightning asks for it where there is a sampler.
     batch_sampler = None
 

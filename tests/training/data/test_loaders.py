@@ -164,13 +164,13 @@ def test_the_parts_of_all_ranks_are_the_global_batch(n: int, share: int, world: 
     one = make(n, share * world, **options)
     ranks = [make(n, share * world, rank=rank, world_size=world, **options) for rank in range(world)]
     assert {len(rank) for rank in ranks} == {len(one)}
-    for (inputs, targets), *parts in zip(one, *ranks, strict=True):
-        assert len({len(part[1]) for part in parts}) == 1
-        together = [torch.cat([part[i] for part in parts]) for i in (0, 1)]
-        # What does not divide begins again with the first samples.
-        places = torch.arange(len(together[1])) % len(targets)
-        assert len(places) - len(targets) < world
-        assert torch.equal(together[0], inputs[places]) and torch.equal(together[1], targets[places])
+    for number, ((inputs, targets), *parts) in enumerate(zip(one, *ranks, strict=True)):
+        assert all(len(part[1]) for part in parts)
+        own = [part for rank, part in zip(ranks, parts, strict=True) if rank.counts(number)]
+        assert max(len(part[1]) for part in own) - min(len(part[1]) for part in own) <= 1
+        assert torch.equal(torch.cat([part[0] for part in own]), inputs)
+        assert torch.equal(torch.cat([part[1] for part in own]), targets)
+        assert one.counts(number)
 
 
 @LOADERS

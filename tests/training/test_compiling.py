@@ -1,0 +1,46 @@
+"""Compiling block by block: blocks of one kind once."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+import torch.compiler.config
+from torch import fx
+
+import repl_fx
+from repl_fx.training.compiling import compile_
+from repl_fx.training.sharding import units_of
+from tests.nets import TokenNet
+
+
+# Dynamo asks for the gradients of a block's inputs.
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")
+def test_blocks_of_one_kind_are_compiled_once_and_surrogates_all(monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.manual_seed(0)
+    x = torch.randn(2, 5, 16)
+    result = repl_fx.transform(TokenNet(depth=7), (x,), surrogate="blend")
+    model, graph = result.model, result.graph_module
+    made: list[fx.GraphModule] = []
+
+    def backend(gm: fx.GraphModule, inputs: Any) -> Callable[..., Any]:
+        made.append(gm)
+        return gm.forward
+
+    wanted = copy.deepcopy(model)(x)
+    # Fewer than there are kinds of blocks.
+    monkeypatch.setattr(torch.compiler.config, "recompile_limit", 2)
+    assert compile_(model, backend=backend) == 7 == len(units_of(model))
+    try:
+        torch.testing.assert_close(model(x), wanted)
+        assert len(made) == 1 + 3
+        model(x).sum().backward()
+        assert len(made) == 1 + 3
+        assert compile_(graph, backend=backend) == 1
+        torch.testing.assert_close(graph(x), wanted)
+        assert len(made) == 1 + 3 + 1
+    finally:
+        torch.compiler.reset()

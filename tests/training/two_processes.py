@@ -1,0 +1,171 @@
+"""A process of several that train networks, as `repl-fx train` does.
+
+python -m tests.training.two_processes DIRECTORY CASE …, with what torchrun sets in the environment
+
+    DIRECTORY/models.pt   networks with surrogates in place, by surrogate
+    -> DIRECTORY/CASE     the run, and in it weights.pt from the first process
+"""
+
+from __future__ import annotations
+
+import copy
+import csv
+import os
+import shutil
+import socket
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+from unittest.mock import patch
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+import repl_fx
+from repl_fx.training.config import TrainConfig
+from repl_fx.training.data.kinds import Data, Tensors
+from repl_fx.training.processes import Ended, ending_together, join
+from repl_fx.training.run import CHECKPOINT, LOGS, STATE, train
+from repl_fx.training.safe_checkpoints import Checkpoints, before, part_of
+from tests.nets import TokenNet
+from tests.surrogates.nets import GRID
+
+ROOT = Path(__file__).parents[2]
+PROCESSES = 2
+# 50 steps, and an evaluation whose last batch has one row for two processes.
+LONG = TrainConfig(
+    epochs=2, batch_size=8, optimizer="sgd", lr=0.05, device="cpu", log_every=1, augment=False, weight_decay=0.01
+)
+# Surrogate and settings, by name.
+CASES: Mapping[str, tuple[str, dict[str, Any]]] = {
+    "ddp auto": ("auto", {}),
+    "ddp bottleneck": ("bottleneck", {"mixup": 0.2, "accumulate": 2, "epochs": 4}),
+    "ddp blend": ("blend", {"ema": 0.9}),
+    "fsdp2 auto": ("auto", {"strategy": "fsdp2"}),
+    "fsdp2 bottleneck": ("bottleneck", {"strategy": "fsdp2", "mixup": 0.2, "accumulate": 2, "epochs": 4}),
+    "fsdp2 blend": ("blend", {"strategy": "fsdp2"}),
+}
+# Runs that are broken off behind a batch, and their case; a checkpoint is saved at every tenth.
+BROKEN: Mapping[str, str] = {"ddp broken": "ddp auto", "fsdp2 broken": "fsdp2 blend"}
+BEHIND, EVERY = 38, 10
+
+
+def samples() -> Data:
+    """Sequences whose class is their largest mean."""
+    drawn = torch.Generator().manual_seed(0)
+    inputs = torch.randn(217, GRID, 16, generator=drawn)
+    targets = inputs[:, :, :10].mean(1).argmax(1)
+    train, test = Tensors(inputs[:200], targets[:200]), Tensors(inputs[200:], targets[200:])
+    return Data("sequences", "classification", 10, (GRID, 16), train, test, (), ())
+
+
+def rewritten(surrogate: str) -> nn.Module:
+    """A small transformer with two surrogates in place."""
+    torch.manual_seed(0)
+    return repl_fx.transform(TokenNet(depth=5), (torch.randn(2, GRID, 16),), surrogate=surrogate).model
+
+
+def trained(
+    case: str, models: Mapping[str, nn.Module], directory: Path, *, resume: bool = False, **changed: Any
+) -> dict[str, Tensor]:
+    """Train a case on a copy of its network, with some settings changed; returns the weights behind it."""
+    surrogate, settings = CASES[case]
+    settings = {**settings, **changed}
+    model = copy.deepcopy(models[surrogate])
+    train(model, samples(), LONG.changed(**settings), directory, resume=resume)
+    return model.state_dict()
+
+
+class _BrokenOff(Exception):
+    pass
+
+
+def break_off(case: str, models: Mapping[str, nn.Module], directory: Path) -> None:
+    """Train a case up to some batch."""
+    own, count = Checkpoints.on_train_batch_end, 0
+
+    def on_train_batch_end(self: Checkpoints, *args: Any) -> None:
+        nonlocal count
+        own(self, *args)
+        count += 1
+        if count == BEHIND:
+            raise _BrokenOff
+
+    with patch.object(Checkpoints, "on_train_batch_end", on_train_batch_end), suppress(_BrokenOff):
+        trained(case, models, directory, save_every=EVERY)
+
+
+def trajectory(directory: Path) -> dict[str, list[float]]:
+    """The figures that a run logged, by name: of all steps, and of all evaluations."""
+    found: dict[str, list[float]] = {}
+    with (directory / STATE / LOGS / "from_step_0" / "metrics.csv").open() as file:
+        for row in csv.DictReader(file):
+            for name, value in row.items():
+                if value and name in ("loss", "test_loss", "test_accuracy"):
+                    found.setdefault(name, []).append(float(value))
+    return found
+
+
+def started(arguments: Sequence[str], *, count: int = PROCESSES, **more: str) -> list[subprocess.Popen[str]]:
+    """Processes that run a command of Python's, as torchrun would start them."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    shared = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": str(count), **more}
+    own = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), **shared}
+    return [
+        subprocess.Popen(
+            [sys.executable, *arguments],
+            cwd=ROOT,
+            env={**own, "RANK": str(rank), "LOCAL_RANK": str(rank), "LOCAL_WORLD_SIZE": str(count)},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for rank in range(count)
+    ]
+
+
+def ended(running: Sequence[subprocess.Popen[str]], limit: float = 540) -> list[tuple[int, str, str]]:
+    """The exit codes of processes, and what they wrote to stdout and stderr."""
+    try:
+        said = [process.communicate(timeout=limit) for process in running]
+    finally:
+        for process in running:
+            if process.poll() is None:
+                process.kill()
+                process.communicate()
+    return [(process.returncode, *texts) for process, texts in zip(running, said, strict=True)]
+
+
+def main(directory: Path, cases: Sequence[str]) -> None:
+    """Train cases one after the other, in the same processes."""
+    torch.set_num_threads(1)
+    with ending_together():
+        first, models = join(LONG).first, torch.load(directory / "models.pt", weights_only=False)
+        for case in cases:
+            weights = trained(case, models, directory / case)
+            if first:
+                torch.save(weights, directory / case / "weights.pt")
+        for name, case in BROKEN.items():
+            break_off(case, models, directory / name)
+        # As a kill leaves it that comes when the checkpoint before has made way for the next.
+        place = directory / "fsdp2 broken" / STATE / CHECKPOINT
+        if first:
+            shutil.copytree(place, part_of(place))
+            place.rename(before(place))
+        dist.barrier()
+        weights = trained("fsdp2 blend", models, directory / "fsdp2 broken", resume=True, save_every=EVERY)
+        if first:
+            torch.save(weights, directory / "fsdp2 broken" / "weights.pt")
+
+
+if __name__ == "__main__":
+    try:
+        main(Path(sys.argv[1]), sys.argv[2:])
+    except Ended as end:
+        sys.exit(end.code)
