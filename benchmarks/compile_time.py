@@ -37,8 +37,6 @@ import functools
 import gc
 import importlib
 import json
-import os
-import platform
 import resource
 import statistics
 import subprocess
@@ -57,8 +55,8 @@ from rich.table import Table
 from torch import nn
 
 import repl_fx
-from benchmarks.shared.machine import cpu_model
 from repl_fx._torch import FakeTensorMode
+from repl_fx.benchmarking.machine import environment
 from repl_fx.running.example_inputs import ExampleInputs
 from repl_fx.running.untouched import in_mode
 from repl_fx.tracing.dynamic_shapes import auto_shapes
@@ -339,18 +337,6 @@ def peak_memory() -> float:
 
 
 # --- reporting ------------------------------------------------------------------------------------------------------
-
-
-def environment() -> dict[str, Any]:
-    """What a reader needs to compare numbers: CPU, cores, threads, versions."""
-    return {
-        "cpu": cpu_model(),
-        "cores": os.cpu_count(),
-        "threads": torch.get_num_threads(),
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "repl_fx": repl_fx.__version__,
-    }
 
 
 def shares(measured: dict[str, Any]) -> dict[str, list[float]]:

@@ -58,7 +58,7 @@ import torch
 from torch import Tensor, fx, nn
 
 import repl_fx
-from benchmarks.shared.machine import cpu_model, installed
+from repl_fx.benchmarking.machine import cpu_model, installed
 from repl_fx.graph.captured import CapturedModule
 
 CLOCKS = {"wall": time.perf_counter, "cpu": time.process_time}

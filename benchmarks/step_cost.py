@@ -52,11 +52,10 @@ import fnmatch
 import itertools
 import math
 import os
-import random
 import shlex
 import sys
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -66,13 +65,16 @@ import torch
 from rich.console import Console
 from torch import Tensor, nn
 
-from benchmarks.compile_time import environment
-from benchmarks.shared.machine import device_name
 from benchmarks.training import cost_tables as tables
 from benchmarks.training.cost_tables import Group, Row
 from benchmarks.training.models import Network, networks, small_networks
-from benchmarks.training.step import CLOCKS, Timer, Trainer, clear_memory, peak_bytes
+from benchmarks.training.step import trainer_of
 from benchmarks.training.variants import CHECKPOINTED, FULL, STOCHASTIC, Variant, by_hand, in_place, pruned, rewritten
+from repl_fx.benchmarking.machine import of_device
+from repl_fx.benchmarking.memory import clear_memory
+from repl_fx.benchmarking.timing import CLOCKS, Timer
+from repl_fx.benchmarking.training import Sizes, Trainer, timed_steps
+from repl_fx.errors import ForeignError, foreign_code, one_line
 from repl_fx.surrogates import known_surrogates
 from repl_fx.surrogates.auto import AutoConfig
 
@@ -82,8 +84,6 @@ EVERY = (2, 3)
 BATCHES = {"resnet50": 128, "resnet110": 512, "vit_small": 256, "vit_base": 128, "gpt12": 8}
 SMALL_BATCHES = {"resnet32": 32, "vit": 32, "gpt": 4}
 WARM_UP, DRAWS = 3, 5
-# Parameters, gradients and the two moments of AdamW, in float32.
-RESIDENT_BYTES, FREE_SHARE = 16, 0.9
 
 
 # What `auto` comes to is measured as `auto`.
@@ -168,17 +168,13 @@ class Bench:
         """Fill in the sizes of a variant, alone on the device; hands back its trainer, on the host and warm."""
         clear_memory(self.device)
         row.before_bytes = torch.cuda.memory_allocated(self.device) if self.device.type == "cuda" else None
-        trainer = Trainer(self._module(variant), group.mode == "compile", DTYPES[group.dtype], batch)
+        trainer = trainer_of(self._module(variant), group.mode == "compile", DTYPES[group.dtype], batch)
         trainer.load()
         for _ in range(WARM_UP):
             loss = float(trainer.step())
         if not math.isfinite(loss):
             raise ValueError(f"the loss is {loss}")
-        draws = DRAWS if variant.blocks == STOCHASTIC.blocks else 1
-        peaks = [peak_bytes(trainer) for _ in range(draws)]
-        row.peak_bytes = None if None in peaks else max(peak for peak in peaks if peak is not None)
-        row.parameters, row.optimizer_bytes = trainer.parameters(), trainer.optimizer_bytes()
-        row.kept_bytes = max(trainer.kept_bytes() for _ in range(draws))
+        row.take(Sizes.of(trainer, DRAWS if variant.blocks == STOCHASTIC.blocks else 1))
         trainer.unload()
         return trainer
 
@@ -191,72 +187,37 @@ class Bench:
 
     def _time(self, group: Group, trainers: dict[str, Trainer]) -> None:
         """Time steps in turns; only whole rounds are kept."""
-        timer = Timer(self.device, self.clock)
-        resident = self._fits(group)
-        clear_memory(self.device)
-
-        def turn(row: Row) -> dict[str, float]:
-            trainer = trainers[row.variant]
-            if trainer.optimizer is None:
-                trainer.load()
-                trainer.step()
-            seconds = timer(trainer)
-            if not resident:
-                trainer.unload()
-            return seconds
-
-        for number in range(-WARM_UP, self.steps):
-            times: dict[str, dict[str, float]] = {}
-            for name in order(trainers, number):
-                if self.budget.over:
-                    return
-                row = group.row(name)
-                assert row is not None
-                seconds = self._attempt(row, turn)
-                if seconds is None:
-                    del trainers[name]
-                else:
-                    times[name] = seconds
-            if number >= 0:
-                for row in group.rows:
-                    row.steps += [times[row.variant]] if row.variant in times else []
-                self.save(group)
-
-    def _fits(self, group: Group) -> bool:
-        """Whether all variants can stay on the device while one of them takes a step."""
-        if self.device.type != "cuda":
-            return True
-        held = sum(RESIDENT_BYTES * (row.parameters or 0) for row in group.rows)
-        peak = max((row.peak_bytes or 0 for row in group.rows), default=0)
-        return held + peak < FREE_SHARE * torch.cuda.get_device_properties(self.device).total_memory
+        rows = {name: row for name in trainers if (row := group.row(name)) is not None}
+        rounds = timed_steps(
+            trainers,
+            {name: size for name, row in rows.items() if (size := row.sizes) is not None},
+            Timer(self.device, self.clock),
+            self.steps,
+            warm_up=WARM_UP,
+            attempt=lambda name, turn: self._attempt(rows[name], lambda row: turn()),
+            over=lambda: self.budget.over,
+        )
+        for times in rounds:
+            for name, seconds in times.items():
+                rows[name].steps.append(seconds)
+            self.save(group)
 
     def _attempt(self, row: Row, work: Callable[[Row], Any]) -> Any:
         """What `work` makes of a row; None where it fails, which the row then says."""
         try:
-            return work(row)
-        except Exception as problem:
-            first = next(iter(str(problem).strip().splitlines()), "")
-            row.error = f"{type(problem).__name__}: {first}"
+            with foreign_code():
+                return work(row)
+        except ForeignError as failed:
+            row.error = one_line(failed.problem)
             print(f"{row.variant}: {row.error}", file=sys.stderr)
         clear_memory(self.device)
         return None
 
 
-def order(names: Iterable[str], number: int) -> list[str]:
-    """The order of the variants in a round: another each time, the same in each run."""
-    names = list(names)
-    return random.Random(number + WARM_UP).sample(names, len(names))
-
-
 def about_run(device: torch.device, clock: str, argv: Sequence[str]) -> dict[str, Any]:
     """What a reader needs to compare numbers: hardware, versions, clock, command."""
-    cuda = device.type == "cuda"
-    cudnn: Any = torch.backends.cudnn
-    return environment() | {
-        "device": device_name(device),
-        "cuda": torch.version.cuda if cuda else None,
-        "cudnn": cudnn.version() if cuda else None,
-        "clock": "CUDA events" if cuda else f"the {clock} clock",
+    return of_device(device) | {
+        "clock": "CUDA events" if device.type == "cuda" else f"the {clock} clock",
         "load": os.getloadavg()[0],
         "command": f"python -m benchmarks.step_cost {shlex.join(argv)}".strip(),
     }

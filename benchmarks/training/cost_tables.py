@@ -13,8 +13,10 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from benchmarks.training.step import PARTS
 from benchmarks.training.variants import CHECKPOINTED, FULL, pruned, rewritten
+from repl_fx.benchmarking.machine import in_a_line
+from repl_fx.benchmarking.timing import paired_ratio
+from repl_fx.benchmarking.training import PARTS, Sizes
 
 TARGET_MODELS, TARGET_DTYPE, TARGET_EVERY, TO_FLOOR = ("vit_base", "resnet50"), "bfloat16", 2, 1.05
 
@@ -44,6 +46,18 @@ class Row:
     peak_bytes: int | None = None
     before_bytes: int | None = None
     steps: list[dict[str, float]] = field(default_factory=list)
+
+    def take(self, sizes: Sizes) -> None:
+        """Fill in the sizes."""
+        for name, size in asdict(sizes).items():
+            setattr(self, name, size)
+
+    @property
+    def sizes(self) -> Sizes | None:
+        """The sizes, where they were measured."""
+        if self.parameters is None or self.optimizer_bytes is None or self.kept_bytes is None:
+            return None
+        return Sizes(self.parameters, self.optimizer_bytes, self.kept_bytes, self.peak_bytes)
 
     def seconds(self) -> list[float]:
         """Of each step, the sum of its parts."""
@@ -80,9 +94,7 @@ class Group:
     def time_ratio(self, ours: str, theirs: str | None) -> float | None:
         """The median over rounds of the time of one variant as a multiple of another's."""
         a, b = self.row(ours), self.row(theirs)
-        # A variant that failed has fewer rounds than the others.
-        pairs = list(zip(a.seconds(), b.seconds(), strict=False)) if a and b else []
-        return median(x / y for x, y in pairs) if pairs else None
+        return paired_ratio(a.seconds(), b.seconds()) if a and b else None
 
     def memory_ratio(self, ours: str, theirs: str | None, kind: str) -> float | None:
         """The memory of one variant, `peak` or `kept`, as a multiple of another's."""
@@ -198,12 +210,7 @@ def title(group: Group) -> str:
 
 def describe(about: dict[str, Any]) -> str:
     """Hardware, versions and clock of a run, in a line."""
-    cuda = f", CUDA {about['cuda']}, cuDNN {about['cudnn']}" if about.get("cuda") else ""
-    device = f"{about['device']}; " if about["device"] != about["cpu"] else ""
-    return (
-        f"{device}{about['cpu']}, {about['cores']} cores, {about['threads']} threads; Python {about['python']}, "
-        f"torch {about['torch']}{cuda}, repl-fx {about['repl_fx']}; times by {about['clock']}"
-    )
+    return f"{in_a_line(about)}; times by {about['clock']}"
 
 
 def show(console: Console, group: Group) -> None:

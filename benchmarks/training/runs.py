@@ -17,11 +17,11 @@ import torch
 from torch import nn
 
 import repl_fx
-from benchmarks.shared.machine import cpu_model
 from benchmarks.training.data import Data
 from benchmarks.training.recipe import evaluate, train
 from benchmarks.training.tasks import Task, tasks
 from benchmarks.training.variants import FULL, STOCHASTIC, Variant, pruned, rewritten
+from repl_fx.benchmarking.machine import cpu_model
 from repl_fx.errors import BadInput
 from repl_fx.surrogates import make_surrogate
 

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
 import repl_fx
-from repl_fx.analysis.blocks import Repeat
+from repl_fx.benchmarking.variants import block_modules, checkpoint_
 
 
 @dataclass(frozen=True)
@@ -48,7 +47,8 @@ class Variant:
         if self.surrogate is not None:
             return self._in_form(self.rewrite(model, args, seed)).train()
         if self.blocks is not None:
-            _wrap_blocks(model, args, WRAPPERS[self.blocks])
+            paths = block_modules(model, repl_fx.find_repeats(repl_fx.capture(model, args)))
+            IN_BLOCKS[self.blocks](model, paths)
         return model.train()
 
     def _in_form(self, result: repl_fx.TransformResult) -> nn.Module:
@@ -69,18 +69,6 @@ class Variant:
         return repl_fx.transform(
             model, args, every=self.every, surrogate=self.surrogate, settings=self.settings or None, seed=seed
         )
-
-
-class Checkpointed(nn.Module):
-    """A block whose inner values are computed again in the backward pass."""
-
-    def __init__(self, block: nn.Module, position: float) -> None:
-        super().__init__()
-        self.block = block
-
-    def forward(self, x: Tensor) -> Any:
-        """Run the block; only `x` is kept."""
-        return checkpoint(self.block, x, use_reentrant=False)
 
 
 class SometimesSkipped(nn.Module):
@@ -115,26 +103,16 @@ class SometimesSkipped(nn.Module):
         return bool(self.__dict__["passable"])
 
 
-WRAPPERS: dict[str, Callable[[nn.Module, float], nn.Module]] = {
-    "checkpoint": Checkpointed,
-    "stochastic depth": SometimesSkipped,
+def skip_sometimes_(model: nn.Module, paths: Sequence[str]) -> None:
+    """Let the blocks at some paths of a model, in their order, be left out at random."""
+    for i, path in enumerate(paths, start=1):
+        model.set_submodule(path, SometimesSkipped(model.get_submodule(path), i / len(paths)))
+
+
+IN_BLOCKS: dict[str, Callable[[nn.Module, Sequence[str]], None]] = {
+    "checkpoint": checkpoint_,
+    "stochastic depth": skip_sometimes_,
 }
-
-
-def _wrap_blocks(model: nn.Module, args: tuple[Any, ...], wrapper: Callable[[nn.Module, float], nn.Module]) -> None:
-    """Put each block of a model into a wrapper: all modules beside the blocks of its repeats."""
-    places: dict[str, None] = {}
-    for repeat in repl_fx.find_repeats(repl_fx.capture(model, args)):
-        for path in _module_paths(repeat):
-            parent = path.rpartition(".")[0]
-            places.update(dict.fromkeys(f"{parent}.{name}" for name, _ in model.get_submodule(parent).named_children()))
-    order = [path for path, _ in model.named_modules() if path in places]
-    for i, path in enumerate(order, start=1):
-        model.set_submodule(path, wrapper(model.get_submodule(path), i / len(order)))
-
-
-def _module_paths(repeat: Repeat) -> list[str]:
-    return [] if repeat.similar else [block.module_path for block in repeat.blocks if block.module_path is not None]
 
 
 FULL = Variant("full")

@@ -7,8 +7,8 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks.shared.machine import cpu_model, installed
 from benchmarks.zoo_runner.stages import STAGES, anywhere
+from repl_fx.benchmarking.machine import cpu_model, installed
 
 Row = Mapping[str, Any]
 

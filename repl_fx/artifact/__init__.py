@@ -9,6 +9,7 @@
     graph.txt           the rewritten graph, to read
     config.json         and generation_config.json of transformers, where `save_pretrained` wrote the artifact
     model.onnx          and model.onnx.data, verify.json: what `repl-fx export` adds
+    bench.json          and bench.svg: what `repl-fx bench` adds
 
 Nothing is pickled. `load` builds the model from its source, applies the plan again, and loads the weights; a model
 whose structure no longer fits is an error. Of a model that was captured in parts, `load` captures the parts that the
@@ -19,6 +20,17 @@ from __future__ import annotations
 
 from repl_fx.artifact.changing import changing, require_free
 from repl_fx.artifact.pretrained import save_pretrained
-from repl_fx.artifact.store import PROOF, Artifact, load, load_artifact, save
+from repl_fx.artifact.store import BENCH, CHART, PROOF, Artifact, load, load_artifact, save
 
-__all__ = ["PROOF", "Artifact", "changing", "load", "load_artifact", "require_free", "save", "save_pretrained"]
+__all__ = [
+    "BENCH",
+    "CHART",
+    "PROOF",
+    "Artifact",
+    "changing",
+    "load",
+    "load_artifact",
+    "require_free",
+    "save",
+    "save_pretrained",
+]

@@ -37,6 +37,8 @@ PLAN, GRAPH, STRUCTURE = "plan.json", "graph.txt", "source.txt"
 WEIGHTS, CONSTANTS = "model.safetensors", "constants.safetensors"
 # The result of the verification by `repl-fx export`.
 PROOF = "verify.json"
+# What `repl-fx bench` measured, and a picture of it.
+BENCH, CHART = "bench.json", "bench.svg"
 
 
 @dataclass(frozen=True)

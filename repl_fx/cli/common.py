@@ -8,6 +8,7 @@ import json
 import logging
 import os
 import sys
+import tempfile
 import time
 import traceback
 import warnings
@@ -303,3 +304,42 @@ def costs_lines(before: Costs, after: Costs | None = None) -> list[RenderableTyp
 
     why = [f"costs are unknown, as the model needs values to run: {before.unknown}"] if before.unknown else []
     return [costs_table(before, after), *why]
+
+
+def parse_sizes(text: str, option: str) -> tuple[int, ...]:
+    """The batch sizes of a list separated by commas."""
+    from repl_fx.errors import BadInput
+    from repl_fx.planning.written_options import parse_list
+
+    items = parse_list(text, option)
+    # A size of a tensor has 63 bits.
+    if not all(item.isdecimal() and 0 < int(item) < 2**63 for item in items):
+        raise BadInput(f"{option} {text!r} has an item that is no positive number of samples; write it like 1,2,5")
+    return tuple(int(item) for item in items)
+
+
+def require_free_file(file: Path, *, force: bool) -> None:
+    """Refuse a file that cannot be written, before any work is done; one that exists, unless `force`."""
+    from repl_fx.errors import OutputError
+
+    if file.is_dir():
+        raise OutputError(f"{file} is a directory; give the name of a file, such as {file}/bench.json")
+    if file.exists() and not force:
+        raise OutputError(f"{file} exists; choose another place with -o, or replace it with --force")
+    if not file.parent.is_dir():
+        raise OutputError(f"{file} cannot be written: there is no directory {file.parent}")
+    if not os.access(file.parent, os.W_OK | os.X_OK):
+        raise OutputError(f"{file} cannot be written: no permission in {file.parent}")
+
+
+def write_whole(file: Path, text: str) -> None:
+    """Write a file that appears under its name only when it is complete."""
+    from repl_fx.errors import OutputError
+
+    try:
+        with tempfile.TemporaryDirectory(prefix=f".{file.name}.", dir=file.parent) as scratch:
+            written = Path(scratch) / file.name
+            written.write_text(text)
+            written.replace(file)
+    except OSError as problem:
+        raise OutputError(f"{file} cannot be written: {problem.strerror or problem}") from problem

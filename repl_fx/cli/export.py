@@ -53,14 +53,14 @@ def export_command(
     """
     with common.running(as_json, verbose, quiet) as terminal:
         from repl_fx import export_onnx, verify_onnx
-        from repl_fx.artifact import PROOF, changing, load_artifact
-        from repl_fx.errors import BadInput, OutputError
+        from repl_fx.artifact import BENCH, CHART, PROOF, changing, load_artifact
+        from repl_fx.errors import BadInput
         from repl_fx.export import onnx_name
         from repl_fx.report.tables import verification_table
         from repl_fx.tracing.capture import widen_batch
 
-        if output is not None and output.exists() and not force:
-            raise OutputError(f"{output} exists; choose another place with -o, or replace it with --force")
+        if output is not None:
+            common.require_free_file(output, force=force)
         terminal.stage("load")
         artifact = load_artifact(directory, model, trust_remote_code=trust)
         parts, whole = artifact.result.parts, artifact.result.captured_parts.whole
@@ -99,7 +99,7 @@ def export_command(
             terminal.stage("save")
             # A proof is about the file that was written last; the ONNX files before go with the new ones alone.
             exported = () if output is None else artifact.manifest.files.keys() - {PROOF}
-            change.commit(artifact.manifest, keep={*artifact.own_files, *exported})
+            change.commit(artifact.manifest, keep={*artifact.own_files, BENCH, CHART, *exported})
         terminal.show(*(f"written: {document['onnx']}" for document in documents.values()))
         document = documents[""] if whole else {"parts": [{"path": path, **d} for path, d in documents.items()]}
         terminal.document({"directory": str(directory), **document})

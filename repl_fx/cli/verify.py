@@ -52,7 +52,7 @@ def verify_command(
         from repl_fx.report.tables import layers_table, verification_table
         from repl_fx.tracing.capture import widen_batch
 
-        batches = None if batch is None else _sizes(batch)
+        batches = None if batch is None else common.parse_sizes(batch, "--batch")
         terminal.stage("load")
         target = common.load_target(
             spec, model, input_shape=input_shape, seed=seed, device=device, trust=trust, weights=weights
@@ -102,14 +102,3 @@ def _subject(target: common.Target, part: str | None, onnx: Path) -> tuple[nn.Mo
             f"the model was captured in parts, and {name!r} is none; say which with --part {'|'.join(parts)}"
         )
     return parts[name].graph_module, parts[name].inputs
-
-
-def _sizes(text: str) -> list[int]:
-    from repl_fx.errors import BadInput
-    from repl_fx.planning.written_options import parse_list
-
-    items = parse_list(text, "--batch")
-    # A size of a tensor has 63 bits.
-    if not all(item.isdecimal() and 0 < int(item) < 2**63 for item in items):
-        raise BadInput(f"--batch {text!r} has an item that is no positive number of samples; write it like 1,2,5")
-    return [int(item) for item in items]

@@ -1,4 +1,4 @@
-"""An ONNX file as ONNX Runtime runs it on the CPU."""
+"""An ONNX file as ONNX Runtime runs it, on the CPU unless another device is asked for."""
 
 from __future__ import annotations
 
@@ -12,32 +12,44 @@ from torch import Tensor
 from repl_fx.errors import BadInput, ExportError, ForeignError, first_line, foreign_code
 from repl_fx.export.tensors import FlatInputs
 
+_PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
+
 
 class OnnxSession:
     """An ONNX file opened in ONNX Runtime, with its graph optimisations on.
 
+    Args:
+        file: the ONNX file.
+        device: where it runs: `cpu` or `cuda`. Inputs and outputs are the host's.
+        threads: how many one operator may use on the CPU; ONNX Runtime's own choice by default.
+
     Raises:
         BadInput: the file does not exist.
-        ExportError: ONNX Runtime cannot load the file.
+        ExportError: ONNX Runtime cannot load the file, or has nothing for the device.
     """
 
-    def __init__(self, file: Path) -> None:
+    def __init__(self, file: Path, device: str = "cpu", threads: int = 0) -> None:
         if not file.is_file():
             raise BadInput(f"there is no ONNX file {file}")
         self.file = file
         options = onnxruntime.SessionOptions()
         options.log_severity_level = 4  # fatal only: what goes wrong comes as an exception too
+        options.intra_op_num_threads = threads
+        provider = _PROVIDERS[device]
         try:
             # By path, so that external data is found next to the file.
             with foreign_code():
                 self._session = onnxruntime.InferenceSession(
-                    str(file), sess_options=options, providers=["CPUExecutionProvider"]
+                    str(file), sess_options=options, providers=list(dict.fromkeys((provider, _PROVIDERS["cpu"])))
                 )
         except ForeignError as failed:
             error = failed.problem
             # Valid ONNX in a precision the CPU has no kernels for: float64 convolutions, bfloat16.
             hint = "; export the model in float32" if "NOT_IMPLEMENTED" in str(error) else ""
             raise ExportError(f"ONNX Runtime cannot load {file}: {first_line(error)}{hint}") from error
+        # It goes on without a provider that cannot be loaded.
+        if self._session.get_providers()[0] != provider:
+            raise ExportError(f"ONNX Runtime has no {provider} that works here; install onnxruntime-gpu with its CUDA")
         self.outputs = tuple(value.name for value in self._session.get_outputs())
         self._source: dict[str, str] = {}
 

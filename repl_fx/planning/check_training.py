@@ -11,18 +11,16 @@ Never touches: parameters, buffers, gradients, modes and random generators of ei
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from repl_fx._torch import pytree
 from repl_fx.errors import ForeignError, foreign_code
 from repl_fx.running.example_inputs import ExampleInputs
-from repl_fx.running.opaque_outputs import open_objects
+from repl_fx.running.opaque_outputs import floating_outputs
 from repl_fx.running.untouched import device_of, in_mode, seed_everything, seeded, untouched
 
 # How often the parameters move before a surrogate without gradients counts as dead: a closed gate opens at the first,
@@ -132,21 +130,12 @@ class TrainingCheck:
 
     def _gradients(self, module: nn.Module, parameters: Sequence[nn.Parameter]) -> tuple[Tensor | None, ...] | None:
         """Gradients of one number of all outputs; None where no output depends on a parameter."""
-        outputs = pytree.tree_leaves(open_objects(self.inputs.fresh().passed_to(module)))
-        parts = list(_floating(outputs))
+        parts = floating_outputs(self.inputs.fresh().passed_to(module))
         if not parts or not parameters:
             return None
         # Weighted at random: the sum of what a norm made, or of its squares, is the same for all values.
         weighted = [(part * torch.randn(part.shape).to(part)).sum() / max(1, part.numel()) ** 0.5 for part in parts]
         return torch.autograd.grad(torch.stack([one.double() for one in weighted]).sum(), parameters, allow_unused=True)
-
-
-def _floating(outputs: Iterable[Any]) -> Iterable[Tensor]:
-    """The outputs that have gradients, real and in at least single precision."""
-    for value in outputs:
-        if isinstance(value, Tensor) and value.requires_grad:
-            real = torch.view_as_real(value) if value.is_complex() else value
-            yield real if real.dtype == torch.float64 else real.float()
 
 
 @torch.no_grad()

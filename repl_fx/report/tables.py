@@ -1,4 +1,4 @@
-"""Tables for the terminal: repeats, blocks, costs before and after, verification; and numbers as people read them.
+"""Tables for the terminal: repeats, blocks, costs, verification, measured times; and numbers as people read them.
 
 Each fits 80 columns: numbers keep their width, names and reasons are folded. Cells are never read as markup.
 """
@@ -15,6 +15,8 @@ from rich.text import Text
 from torch import fx
 
 from repl_fx.analysis.blocks import Block, Repeat
+from repl_fx.benchmarking.results import Benchmark, InferenceRow, Row
+from repl_fx.benchmarking.timing import Spread
 from repl_fx.in_place.assembling import InPlace
 from repl_fx.plan import Plan, Replacement
 from repl_fx.planning.report import BlockReport
@@ -130,6 +132,68 @@ def layers_table(verification: Verification) -> Table:
         differences = (small(number) for number in (row.max_abs, row.mean_abs, row.max_rel))
         _row(table, layer.module or layer.node, *differences, f"{row.cosine:.6f}", _verdict(row))
     return table
+
+
+def training_table(measured: Benchmark) -> Table:
+    """A row for each variant: time of a step of training, its spread, throughput and memory."""
+    table = _table(f"Training{_at(measured.training[0])}")
+    _words(table, "variant")
+    memory = {"peak": "peak\nmemory", "kept": "kept for\nbackward"}[measured.memory]
+    _numbers(table, *_TIMES, memory, "parameters")
+    for row in measured.training:
+        parameters = None if row.sizes is None else row.sizes.parameters
+        _row(table, row.variant, *_times(measured, row), size(measured.bytes_of(row)), count(parameters))
+    return table
+
+
+def inference_table(measured: Benchmark) -> Table:
+    """A row for each variant by each runtime at each batch size: latency, its spread and throughput."""
+    table = _table("Inference")
+    _numbers(table, "batch")
+    _words(table, "runtime", "variant")
+    _numbers(table, *_TIMES)
+    for row in measured.inference:
+        _row(table, "-" if row.batch is None else str(row.batch), row.runtime, row.variant, *_times(measured, row))
+    return table
+
+
+def unmeasured_lines(measured: Benchmark) -> list[str]:
+    """A line for each variant in each setting that was not measured, or not to the end, with the reason."""
+    lines = []
+    for row in measured.rows:
+        if row.reason is not None:
+            where = f"{row.runtime}{_at(row)}" if isinstance(row, InferenceRow) else "training"
+            how_far = f"measured in {len(row.samples)} rounds only" if row.samples else "not measured"
+            lines.append(f"{how_far}: {row.variant}, {where}: {row.reason}")
+    return lines
+
+
+_TIMES = ("ms", "min-max", "of the\noriginal", "inputs/s")
+
+
+def _times(measured: Benchmark, row: Row) -> tuple[str, ...]:
+    spread, ratio = Spread.of(row.samples), measured.time_ratio(row)
+    if spread is None:
+        return ("-",) * len(_TIMES)
+    ends = f"{milliseconds(spread.least)}-{milliseconds(spread.most)}"
+    return milliseconds(spread.median), ends, "-" if ratio is None else f"{ratio:.2f}", _rate(row.throughput)
+
+
+def _rate(number: float | None) -> str:
+    """A number a second with three digits."""
+    if number is None:
+        return "-"
+    return f"{number:#.3g}" if number < 99.95 else count(round(number))
+
+
+def _at(row: Row) -> str:
+    return "" if row.batch is None else f", batch {row.batch}"
+
+
+def milliseconds(seconds: float) -> str:
+    """Seconds in milliseconds, with three digits or more; of less than a microsecond fewer."""
+    milli = 1e3 * seconds
+    return f"{milli:.{3 if milli < 0.9995 else 2 if milli < 9.995 else 1 if milli < 99.95 else 0}f}"
 
 
 def block_flops(block: Block, flops: Mapping[fx.Node, int] | None) -> int | None:

@@ -79,6 +79,16 @@ def open_objects(value: Any, other: Callable[[Any], Any] = lambda leaf: leaf) ->
     return pytree.tree_map(lambda leaf: Opened(leaf) if is_object(leaf) else other(leaf), value)
 
 
+def floating_outputs(made: Any) -> list[Tensor]:
+    """The tensors among nested outputs that have gradients, real and in at least single precision."""
+    found = []
+    for value in pytree.tree_leaves(open_objects(made)):
+        if isinstance(value, Tensor) and value.requires_grad:
+            real = torch.view_as_real(value) if value.is_complex() else value
+            found.append(real if real.dtype == torch.float64 else real.float())
+    return found
+
+
 def is_object(value: Any) -> bool:
     """Whether pytree takes a value for a leaf although it may have tensors among its attributes, at any depth."""
     # A symbolic number is a leaf that a graph can return. A container of a class that pytree does not know cannot be

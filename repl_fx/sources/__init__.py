@@ -35,7 +35,16 @@ from repl_fx.sources.registry import builder, is_source, known_sources, register
 from repl_fx.sources.source import Built, Request, Source, close_matches, seeded
 from repl_fx.tracing.model_checks import without_values
 
-__all__ = ["Built", "Request", "Source", "known_sources", "load_source", "names_no_file", "register_source"]
+__all__ = [
+    "Built",
+    "Request",
+    "Source",
+    "known_sources",
+    "load_source",
+    "names_no_file",
+    "register_source",
+    "usable_device",
+]
 
 register_source("timm")(timm_zoo.build)
 register_source("torchvision")(torchvision_zoo.build)
@@ -76,7 +85,7 @@ def load_source(
         SourceError: the specification leads to no model; says what is there instead.
         BadInput: `input_shape`, `device`, `options` or `weights` cannot be used.
     """
-    target = _device(device)
+    target = usable_device(device)
     options = dict(options or {})
     try:
         json.dumps(options)
@@ -118,7 +127,12 @@ def load_source(
     )
 
 
-def _device(device: str | torch.device) -> torch.device:
+def usable_device(device: str | torch.device) -> torch.device:
+    """A device that tensors can be on.
+
+    Raises:
+        BadInput: there is none of that name here.
+    """
     try:
         found = torch.device(device)
         # Allocating is the one question that every backend answers.

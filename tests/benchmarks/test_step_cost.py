@@ -4,23 +4,22 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from benchmarks import step_cost
-from benchmarks.step_cost import Bench, Budget, all_variants, main, order
+from benchmarks.step_cost import Bench, Budget, all_variants, main
 from benchmarks.training import cost_tables as tables
 from benchmarks.training.cost_tables import Group, Row
 from benchmarks.training.models import Network
-from benchmarks.training.step import PARTS, Timer, Trainer, compile_, peak_bytes
+from benchmarks.training.step import compile_, cross_entropy, trainer_of
 from benchmarks.training.variants import (
     CHECKPOINTED,
     FULL,
-    Checkpointed,
     SometimesSkipped,
     Variant,
     by_hand,
@@ -28,6 +27,8 @@ from benchmarks.training.variants import (
     pruned,
     rewritten,
 )
+from repl_fx.benchmarking.timing import order
+from repl_fx.benchmarking.training import PARTS, Trainer
 from tests.nets import TokenNet
 
 ABOUT: dict[str, Any] = {
@@ -47,18 +48,11 @@ def _layers() -> nn.Sequential:
     return nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 3))
 
 
-def _batch(rows: int = 5, device: str = "cpu") -> tuple[Tensor, Tensor]:
-    return torch.randn(rows, 4, device=device), torch.zeros(rows, dtype=torch.long, device=device)
+def _batch(rows: int = 5) -> tuple[Tensor, Tensor]:
+    return torch.randn(rows, 4), torch.zeros(rows, dtype=torch.long)
 
 
 NETWORK = Network("layers", _layers, lambda rows: _batch(rows)[0], 3)
-
-
-def _trainer(module: nn.Module, dtype: torch.dtype | None = None, device: str = "cpu") -> Trainer:
-    trainer = Trainer(module, False, dtype, _batch(device=device))
-    trainer.load()
-    trainer.step()
-    return trainer
 
 
 def _row(variant: str, seconds: list[float], peak: int | None = None, floor: str | None = None) -> Row:
@@ -76,68 +70,19 @@ def _group(ours: float, peak: int | None = 100, model: str = "vit_base", **chang
     return replace(Group(model, "eager", "bfloat16", 128, ABOUT, rows), **changes)
 
 
-# --- what a step takes and holds ------------------------------------------------------------------------------------
+# --- the recipe -----------------------------------------------------------------------------------------------------
 
 
-def test_kept_is_every_storage_once_without_parameters() -> None:
-    # The input; what the ReLU made, which the next layer shares; log-softmax; the targets; the weight of the loss.
-    assert _trainer(_layers()).kept_bytes() == 4 * (5 * 4 + 5 * 8 + 5 * 3) + 8 * 5 + 4
-
-
-def test_kept_counts_what_is_made_of_parameters() -> None:
-    model = nn.Sequential(nn.Linear(4, 8), nn.Linear(8, 3))
-    # In bfloat16: the input, what the first layer made, the weight of the second; the rest is float32 as above.
-    assert _trainer(model, torch.bfloat16).kept_bytes() == 2 * (5 * 4 + 5 * 8 + 8 * 3) + 4 * 5 * 3 + 8 * 5 + 4
-
-
-def test_checkpointing_keeps_less() -> None:
-    model = nn.Sequential(nn.Linear(4, 64), nn.ReLU(), nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 3))
-    assert 2 * _trainer(Checkpointed(model, 1.0)).kept_bytes() < _trainer(model).kept_bytes()
-
-
-def test_a_step_trains_a_copy_and_is_timed_in_three_parts() -> None:
+def test_the_recipe_is_cross_entropy_in_autocast() -> None:
+    x, targets = _batch()
     model = _layers()
-    before = {name: value.clone() for name, value in model.state_dict().items()}
-    trainer = _trainer(model)
-    trained = trainer.module.state_dict()
-    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
-    assert not any(torch.equal(value, before[name]) for name, value in trained.items())
-    # Two moments for each of 67 parameters, and a step count for each of 4 tensors.
-    assert (trainer.parameters(), trainer.optimizer_bytes()) == (67, 4 * (2 * 67 + 4))
-    seconds = Timer(torch.device("cpu"), "wall")(trainer)
-    assert tuple(seconds) == PARTS and all(one > 0 for one in seconds.values())
-    trainer.unload()
-    assert all(p.grad is None for p in trainer.module.parameters())
-    assert peak_bytes(trainer) is None
-
-
-def test_on_cuda_the_second_of_two_steps_is_timed_before_anything_is_waited_for(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    done: list[str] = []
-
-    class Event:
-        def __init__(self, enable_timing: bool) -> None:
-            assert enable_timing
-
-        def record(self, stream: Any) -> None:
-            self.at = len(done)
-            done.append("event")
-
-        def elapsed_time(self, other: Event) -> float:
-            return 1e3 * (other.at - self.at)
-
-    fake = SimpleNamespace(Event=Event, current_stream=lambda device: None, synchronize=lambda d: done.append("wait"))
-    monkeypatch.setattr(torch, "cuda", fake)
-
-    def run(mark: Any = lambda: None) -> None:
-        for part in ("", *PARTS):
-            done.extend([part] if part else [])
-            mark()
-
-    seconds = Timer(torch.device("cuda"), "wall")(SimpleNamespace(step=run))  # type: ignore[arg-type]
-    assert done == [*PARTS, "event", "forward", "event", "backward", "event", "optimizer", "event", "wait"]
-    assert seconds == dict.fromkeys(PARTS, 2.0)
+    logits = model(x)
+    assert torch.equal(cross_entropy((x, targets), None)(model), F.cross_entropy(logits, targets))
+    # In bfloat16: the input, what the first layer made, the weight of the second; the rest is float32: the logits in
+    # log-softmax, the targets, and the weight of the loss.
+    two = nn.Sequential(nn.Linear(4, 8), nn.Linear(8, 3))
+    kept = trainer_of(two, False, torch.bfloat16, _batch()).kept_bytes()
+    assert kept == 2 * (5 * 4 + 5 * 8 + 8 * 3) + 4 * 5 * 3 + 8 * 5 + 4
 
 
 def test_a_model_whose_blocks_are_skipped_is_compiled_block_by_block(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -150,23 +95,16 @@ def test_a_model_whose_blocks_are_skipped_is_compiled_block_by_block(monkeypatch
     assert compiled[1:] == [layer.block for layer in skipped]
 
 
-@pytest.mark.gpu
-def test_the_peak_on_a_gpu_holds_the_state_and_what_is_kept() -> None:
-    trainer = _trainer(_layers(), device="cuda")
-    peak = peak_bytes(trainer)
-    assert peak is not None and peak >= trainer.optimizer_bytes() + trainer.kept_bytes() + 2 * 4 * 67
-    assert all(one > 0 for one in Timer(torch.device("cuda"), "wall")(trainer).values())
+def test_checkpointed_blocks_compile_in_one_graph() -> None:
+    model = CHECKPOINTED.build(TokenNet(depth=3), (torch.randn(2, 6, 16),))
+    torch.compiler.reset()
+    compiled: Any = torch.compile(model, backend="aot_eager", fullgraph=True)
+    x = torch.randn(2, 6, 16)
+    torch.testing.assert_close(compiled(x), model(x))
+    torch.compiler.reset()
 
 
 # --- rounds ---------------------------------------------------------------------------------------------------------
-
-
-def test_each_round_has_every_variant_once_in_another_order() -> None:
-    rounds = [order("abcdef", number) for number in range(20)]
-    assert all(sorted(one) == list("abcdef") for one in rounds)
-    assert len({"".join(one) for one in rounds}) > 15
-    assert {one[0] for one in rounds} == set("abcdef")
-    assert rounds == [order("abcdef", number) for number in range(20)]
 
 
 def _measure(
@@ -182,9 +120,9 @@ def _measure(
         names.setdefault(id(self), group.rows[-1].variant)
         real(self)
 
-    def timed(trainer: Trainer) -> dict[str, float]:
-        took.append(names[id(trainer)])
-        return dict.fromkeys(PARTS, 1.0)
+    def timed(step: Any) -> list[float]:
+        took.append(names[id(step.__self__)])
+        return [1.0] * len(PARTS)
 
     monkeypatch.setattr(Trainer, "load", load)
     monkeypatch.setattr(step_cost, "Timer", lambda device, clock: timed)
@@ -200,7 +138,7 @@ def test_variants_take_turns_and_one_that_fails_ends_nothing(monkeypatch: pytest
     took: list[str] = []
     variants = [FULL, Variant("broken", surrogate="no such"), Variant("again")]
     group, saved = _measure(monkeypatch, variants, Budget(None), took)
-    assert took == [name for number in range(-3, 3) for name in order(["full", "again"], number)]
+    assert took == [name for number in range(6) for name in order(["full", "again"], number)]
     assert [len(row.steps) for row in group.rows] == [3, 0, 3]
     assert group.rows[1].error is not None and group.rows[1].error.startswith("UnknownSurrogate: ")
     assert group.rows[0].error is None and group.rows[0].kept_bytes == 344

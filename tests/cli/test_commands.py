@@ -20,7 +20,7 @@ def test_version_and_help(run: Run) -> None:
     for arguments in ((), ("--help",)):
         result = run(*arguments)
         assert result.exit_code == 0
-        for command in ("inspect", "transform", "export", "verify"):
+        for command in ("inspect", "transform", "bench", "export", "verify"):
             assert command in result.stdout
             assert run(command, "--help").exit_code == 0
 

@@ -10,7 +10,14 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from repl_fx.cli.common import Terminal, running
+from repl_fx.cli.common import (
+    Terminal,
+    parse_sizes,
+    require_free_file,
+    running,
+    write_whole,
+)
+from repl_fx.errors import BadInput, OutputError
 from tests.cli.results import document, one_line
 
 if TYPE_CHECKING:
@@ -107,6 +114,33 @@ def test_an_artifact_that_cannot_be_used(run: Run, artifact: Path, damage: Any, 
     for command in (("export", artifact), ("inspect", artifact), ("verify", artifact, artifact / "model.onnx")):
         assert message in one_line(run(*command))
     assert sorted(artifact.rglob("*")) == before
+
+
+def test_sizes() -> None:
+    assert parse_sizes("1, 8", "--batch") == (1, 8)
+    for bad in ("0", "1,x", "-1", f"{2**63}"):
+        with pytest.raises(BadInput, match=f"--batch-sizes '{bad}' has an item that is no positive number"):
+            parse_sizes(bad, "--batch-sizes")
+
+
+def test_a_file_is_refused_before_it_is_written_and_written_whole(tmp_path: Path) -> None:
+    file = tmp_path / "a.json"
+    require_free_file(file, force=False)
+    write_whole(file, "one")
+    with pytest.raises(OutputError, match=r"a\.json exists; choose another place with -o"):
+        require_free_file(file, force=False)
+    require_free_file(file, force=True)
+    write_whole(file, "two")
+    assert file.read_text() == "two" and list(tmp_path.iterdir()) == [file]
+    with pytest.raises(OutputError, match="is a directory; give the name of a file"):
+        require_free_file(tmp_path, force=True)
+    with pytest.raises(OutputError, match="there is no directory"):
+        require_free_file(tmp_path / "none" / "a.json", force=False)
+    file.unlink()
+    file.mkdir()
+    with pytest.raises(OutputError, match="cannot be written: "):
+        write_whole(file, "three")
+    assert list(tmp_path.iterdir()) == [file]
 
 
 def test_one_document_or_lines_and_never_both() -> None:

@@ -8,7 +8,8 @@ import pytest
 from torch import Tensor, fx, nn
 
 from repl_fx.errors import BadInput, ExportError
-from repl_fx.export import verify_onnx
+from repl_fx.export import session, verify_onnx
+from repl_fx.export.session import OnnxSession
 from tests.export.subjects import X
 
 
@@ -18,6 +19,15 @@ def test_files_that_are_no_model(exported: tuple[fx.GraphModule, Path], tmp_path
     (tmp_path / "junk.onnx").write_bytes(b"junk")
     with pytest.raises(ExportError, match=r"cannot load .*junk.onnx"):
         verify_onnx(exported[0], tmp_path / "junk.onnx", (X,))
+
+
+def test_a_provider_that_is_not_there_is_refused(
+    exported: tuple[fx.GraphModule, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert OnnxSession(exported[1], threads=1).settings()["provider"] == "CPUExecutionProvider"
+    monkeypatch.setitem(session._PROVIDERS, "cuda", "NoExecutionProvider")
+    with pytest.warns(UserWarning), pytest.raises(ExportError, match="has no NoExecutionProvider that works here"):
+        OnnxSession(exported[1], "cuda")
 
 
 def test_inputs_that_do_not_match_name_both(exported: tuple[fx.GraphModule, Path]) -> None:

@@ -13,6 +13,8 @@ from rich.table import Table
 from torch import Tensor, nn
 
 import repl_fx
+from repl_fx.benchmarking.results import Benchmark, InferenceRow, TrainingRow
+from repl_fx.benchmarking.training import PARTS, Sizes
 from repl_fx.export import Difference, LayerDifference, Verification
 from repl_fx.plan import Plan, Refusal, Replacement
 from repl_fx.planning.report import BlockReport
@@ -23,13 +25,20 @@ from repl_fx.report.tables import (
     change,
     costs_table,
     count,
+    inference_table,
     layers_table,
+    milliseconds,
     repeats_table,
     share,
     size,
     small,
+    training_table,
+    unmeasured_lines,
     verification_table,
 )
+from tests.benchmarking.test_results import measured
+
+NAMES = ("original", "depth-pruned")
 
 
 class Pair(nn.Module):
@@ -133,6 +142,36 @@ def test_verification_rows() -> None:
     assert row_of(text_of(layers_table(verification)), "blocks.0.fc")[-1] == "equal"
 
 
+def _of_long_runs() -> list[Table]:
+    steps = [dict.fromkeys(PARTS, seconds / 3) for seconds in (123.456, 234.567)]
+    rows = [TrainingRow(name, 10**6, "source", None, Sizes(10**12, 1, 10**13, None), steps) for name in NAMES]
+    calls = [InferenceRow(name, 10**5, "source", None, "ONNX Runtime", [123.456, 234.567]) for name in NAMES]
+    long = Benchmark({}, {}, tuple(rows), tuple(calls))
+    return [training_table(long), inference_table(long)]
+
+
+def test_measured_times() -> None:
+    result = measured(500)
+    text = text_of(training_table(result))
+    assert "Training, batch 4" in text and "peak" in text
+    assert " ".join(row_of(text, "original")) == "original 300 200-400 1.00 13.3 1000 B 100"
+    assert " ".join(row_of(text, "rewritten")) == "rewritten 150 100-200 0.50 26.7 500 B 60"
+    assert row_of(text, "depth-pruned")[1:] == ["-"] * 6
+    kept = text_of(training_table(measured()))
+    assert "kept for" in kept and row_of(kept, "original")[-3:] == ["4.00", "KiB", "100"]
+    lines = [line.split() for line in text_of(inference_table(result)).splitlines()]
+    assert ["1", "eager", "rewritten", "10.0", "10.0-10.0", "0.50", "100"] in lines
+    assert unmeasured_lines(result) == [
+        "not measured: depth-pruned, training: a reason",
+        "measured in 1 rounds only: rewritten, eager, batch 1: it broke",
+    ]
+
+
+def test_milliseconds() -> None:
+    shown = [milliseconds(seconds) for seconds in (0.1234, 0.01234, 0.001234, 0.0001234, 12.34)]
+    assert shown == ["123", "12.3", "1.23", "0.123", "12340"]
+
+
 @pytest.mark.parametrize("encoding", ["utf-8", "latin-1"])
 def test_no_line_is_longer_than_80_columns(encoding: str, result: repl_fx.TransformResult) -> None:
     name = "model.encoder.very_long_name_of_a_container.layers.17.attention.output_projection"
@@ -142,6 +181,7 @@ def test_no_line_is_longer_than_80_columns(encoding: str, result: repl_fx.Transf
         blocks_table((row,), Plan((), (), "f")),
         verification_table(Verification((difference(name),))),
         layers_table(Verification((), (LayerDifference("n", name, difference(name)),))),
+        *_of_long_runs(),
         costs_table(Costs(1024, 10**12, 10**13, 10**18, 10**12, 10**9), Costs(1024, 1, 1, 1, 1, 1)),
     ]
     for table in tables:

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch.utils import _pytree as pytree
 
-from repl_fx.running.opaque_outputs import equal_leaves, is_object, open_objects, same_value
+from repl_fx.running.opaque_outputs import equal_leaves, floating_outputs, is_object, open_objects, same_value
 
 
 class Holder:
@@ -30,6 +30,18 @@ def test_an_object_is_opened_at_any_depth_and_rebuilt_around_other_tensors() -> 
     assert made.value[1] == 15
     assert torch.equal(made.value[0].value, torch.full((2,), 5.0))
     assert made.dtype is torch.float32
+
+
+def test_floating_outputs_are_those_with_gradients_real_and_in_single_precision_or_more() -> None:
+    half, double, wave = (torch.ones(2, dtype=dtype) for dtype in (torch.float16, torch.float64, torch.complex64))
+    with_gradients = [tensor.requires_grad_() for tensor in (half, double, wave)]
+    found = floating_outputs([Holder({"a": half, "b": torch.ones(2)}), (double, wave), torch.arange(2), "text"])
+    assert [(tensor.dtype, tensor.shape) for tensor in found] == [
+        (torch.float32, (2,)),
+        (torch.float64, (2,)),
+        (torch.float32, (2, 2)),
+    ]
+    assert all(tensor.requires_grad for tensor in (*found, *with_gradients))
 
 
 def test_what_a_caller_does_to_the_result_stays_with_it() -> None:

@@ -1,0 +1,274 @@
+"""Measure a rewritten model side by side with the original, with depth pruning and with checkpointing.
+
+Within each setting (training; inference at one batch size) the variants take turns: one repetition of each in every
+round, in another order each time, after rounds of warm-up. A variant that cannot be measured is a row with the reason.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from repl_fx.benchmarking.inference import COMPILED, EAGER, ONNX, Call, Prepared
+from repl_fx.benchmarking.machine import of_device
+from repl_fx.benchmarking.memory import clear_memory
+from repl_fx.benchmarking.results import Benchmark, InferenceRow, Row, TrainingRow
+from repl_fx.benchmarking.timing import Timer, interleaved, latency
+from repl_fx.benchmarking.training import Sizes, Trainer, mean_squares, timed_steps
+from repl_fx.benchmarking.variants import CHECKPOINTED, ORIGINAL, Variant, variants_of
+from repl_fx.errors import BadInput, ForeignError, ReplFxError, foreign_code, one_line
+from repl_fx.export.tensors import at_batch, flatten_inputs
+from repl_fx.pipeline import TransformResult
+from repl_fx.running.example_inputs import ExampleInputs
+from repl_fx.running.untouched import seeded
+
+_Made = TypeVar("_Made")
+# A message may quote a whole graph.
+_LONGEST = 300
+_SAME = f"{CHECKPOINTED} computes in inference what the {ORIGINAL} does, and is measured in training alone"
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How to measure.
+
+    Attributes:
+        device: where everything runs: `cpu`, `cuda`, `cuda:1`.
+        batch: inputs of a step of training; None for those of the example inputs.
+        batch_sizes: inputs of a call in inference; None for 1 and `batch`.
+        rounds: rounds that count.
+        warm_up: rounds, and steps of training, before those.
+        training, inference: whether to measure them.
+        compiled, onnx: whether inference is measured compiled, and by ONNX Runtime.
+        seed: of inputs that are drawn for another batch, and of dropout.
+
+    Raises:
+        BadInput: a number of inputs or rounds that is none, or nothing to measure.
+    """
+
+    device: str = "cpu"
+    batch: int | None = None
+    batch_sizes: tuple[int, ...] | None = None
+    rounds: int = 10
+    warm_up: int = 2
+    training: bool = True
+    inference: bool = True
+    compiled: bool = True
+    onnx: bool = True
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name, number, least in (
+            ("batch", self.batch, 1),
+            ("rounds", self.rounds, 1),
+            ("warm_up", self.warm_up, 0),
+            *(("batch_sizes", size, 1) for size in self.batch_sizes or ()),
+        ):
+            if number is not None and number < least:
+                raise BadInput(f"{name} is {number}; give {least} or more")
+        if not (self.training or self.inference):
+            raise BadInput("neither training nor inference is to be measured; choose one")
+        if torch.device(self.device).type not in ("cpu", "cuda"):
+            raise BadInput(f"device {self.device!r} cannot be timed; choose cpu or cuda")
+
+    @property
+    def runtimes(self) -> tuple[str, ...]:
+        """The runtimes of inference."""
+        return (EAGER, *((COMPILED,) if self.compiled else ()), *((ONNX,) if self.onnx else ()))
+
+
+def benchmark(
+    result: TransformResult,
+    model: nn.Module,
+    inputs: ExampleInputs,
+    settings: Settings,
+    *,
+    progress: Callable[[str], None] = lambda stage: None,
+) -> Benchmark:
+    """Measure the variants of a model.
+
+    Args:
+        result: of the transform, on the host; the models in it are not changed.
+        model: the rewritten model: `result.model`, or what was loaded from an artifact.
+        inputs: example inputs, in the batch that training has by default.
+        settings: how to measure.
+        progress: called with the name of each stage as it begins.
+
+    Raises:
+        BadInput: inputs that have not the batch size that was asked for, or nothing that could be measured: says why.
+    """
+    run = _Run(result, model, inputs, settings, progress)
+    with seeded(run.device, settings.seed):
+        trained = run.training() if settings.training else ()
+        inferred = run.inference() if settings.inference else ()
+    measured = Benchmark(
+        of_device(run.device),
+        {**asdict(settings), "batch": run.batch},
+        trained,
+        inferred,
+        (_SAME,) if settings.inference else (),
+    )
+    if not any(row.samples for row in measured.rows):
+        row = measured.rows[0]
+        raise BadInput(f"nothing could be measured: {row.variant}: {row.reason}")
+    return measured
+
+
+class _Run:
+    """A run of a benchmark, with the variants that could be made."""
+
+    def __init__(
+        self,
+        result: TransformResult,
+        model: nn.Module,
+        inputs: ExampleInputs,
+        settings: Settings,
+        progress: Callable[[str], None],
+    ) -> None:
+        self.result, self.settings, self.progress = result, settings, progress
+        self.device = torch.device(settings.device)
+        self.inputs = inputs
+        self.batch = settings.batch or _batch_of(inputs)
+        self.variants: dict[str, Variant] = {}
+        self.unmade: dict[str, str] = {}
+        if settings.batch is not None:
+            # What does not fit should not cost the making of the variants.
+            self._at(settings.batch)
+        progress("make the variants")
+        made = variants_of(result, model)
+        self.names = tuple(made)
+        for name, make in made.items():
+            try:
+                self.variants[name] = make()
+            except (ReplFxError, ForeignError) as problem:
+                self.unmade[name] = _reason(problem)
+
+    def training(self) -> tuple[TrainingRow, ...]:
+        """Sizes of one variant after another, each alone on the device; then times in turns."""
+        inputs = self._at(self.batch).map(lambda tensor: tensor.to(self.device))
+        rows: dict[str, TrainingRow] = {}
+        trainers: dict[str, Trainer] = {}
+        sizes: dict[str, Sizes] = {}
+        for name in self.names:
+            rows[name] = row = TrainingRow(name, self.batch, reason=self.unmade.get(name))
+            if name in self.unmade:
+                continue
+            self.progress(f"train {name}")
+            row.form = self.variants[name].form
+            trainer = self._attempt(row, partial(self._trainer, self.variants[name], inputs))
+            if trainer is not None:
+                trainers[name], row.sizes = trainer
+                sizes[name] = row.sizes
+        self.progress("time steps of training")
+
+        def attempt(name: str, turn: Callable[[], _Made]) -> _Made | None:
+            return self._attempt(rows[name], turn)
+
+        steps = timed_steps(
+            trainers,
+            sizes,
+            Timer(self.device),
+            self.settings.rounds,
+            warm_up=self.settings.warm_up,
+            attempt=attempt,
+        )
+        for times in steps:
+            for name, seconds in times.items():
+                rows[name].steps.append(seconds)
+        return tuple(rows.values())
+
+    def _trainer(self, variant: Variant, inputs: ExampleInputs) -> tuple[Trainer, Sizes]:
+        clear_memory(self.device)
+        trainer = Trainer(variant.module, mean_squares(inputs), self.device)
+        trainer.module.train()
+        trainer.load()
+        for _ in range(max(1, self.settings.warm_up)):
+            trainer.step()
+        sizes = Sizes.of(trainer)
+        trainer.unload()
+        return trainer, sizes
+
+    def inference(self) -> tuple[InferenceRow, ...]:
+        """Latencies at each batch size."""
+        sizes = self.settings.batch_sizes or ((1, self.batch) if self.batch else (None,))
+        with TemporaryDirectory() as scratch:
+            prepared: dict[str, Prepared] = {}
+            for name, variant in self.variants.items():
+                place = Path(scratch) / name
+                place.mkdir()
+                prepared[name] = Prepared(variant, self.result.inputs, self.device, place)
+            return tuple(row for size in dict.fromkeys(sizes) for row in self._latencies(size, prepared))
+
+    def _latencies(self, batch: int | None, prepared: dict[str, Prepared]) -> list[InferenceRow]:
+        rows: dict[str, InferenceRow] = {}
+        turns: dict[str, Callable[[], float]] = {}
+        for runtime in self.settings.runtimes:
+            for name in (name for name in self.names if name != CHECKPOINTED):
+                key = f"{runtime}: {name}"
+                rows[key] = row = InferenceRow(name, batch, reason=self.unmade.get(name), runtime=runtime)
+                if name in self.unmade:
+                    continue
+                row.form = "source" if name == ORIGINAL else "folded graph"
+                self.progress(f"prepare {key}" + (f", batch {batch}" if batch else ""))
+                call = self._attempt(row, partial(self._call, prepared[name], runtime, batch))
+                if call is not None:
+                    turns[key] = partial(latency, call, self.device)
+        self.progress("time inference" + (f", batch {batch}" if batch else ""))
+
+        def attempt(key: str, turn: Callable[[], float]) -> float | None:
+            return self._attempt(rows[key], turn)
+
+        rounds = interleaved(turns, self.settings.rounds, warm_up=self.settings.warm_up, attempt=attempt)
+        for times in rounds:
+            for key, seconds in times.items():
+                rows[key].seconds.append(seconds)
+        if self.settings.compiled:
+            # The compiler keeps only a few versions of one piece of code.
+            torch.compiler.reset()
+        return list(rows.values())
+
+    def _call(self, prepared: Prepared, runtime: str, batch: int | None) -> Call:
+        call = prepared.call(runtime, self._at(batch))
+        # Compiles, or fails.
+        call()
+        return call
+
+    def _at(self, batch: int | None) -> ExampleInputs:
+        """The inputs in a batch size; None takes them as they are."""
+        if batch is None or batch == _batch_of(self.inputs):
+            return self.inputs
+        if _batch_of(self.inputs) is None:
+            raise BadInput(f"the first example input is no tensor with a batch, so that none has a batch of {batch}")
+        flat = flatten_inputs(self.result.captured_parts.source, self.inputs)
+        return at_batch(flat, batch, self.settings.seed).given
+
+    def _attempt(self, row: Row, work: Callable[[], _Made]) -> _Made | None:
+        """The result of some work on a row; None where it fails, with the reason in the row."""
+        try:
+            # A model, a compiler and a runtime may raise anything; what repl-fx raises is the problem of that.
+            with foreign_code():
+                return work()
+        except (ReplFxError, ForeignError) as problem:
+            row.reason = _reason(problem)
+        clear_memory(self.device)
+        return None
+
+
+def _batch_of(inputs: ExampleInputs) -> int | None:
+    """The first size of the first argument; None where that is no tensor, such as a list of pictures."""
+    first = next(iter((*inputs.args, *inputs.kwargs.values())), None)
+    return first.shape[0] if isinstance(first, Tensor) and first.ndim else None
+
+
+def _reason(problem: ReplFxError | ForeignError) -> str:
+    """An error in one line; those of repl-fx without the name of their class."""
+    cause = problem.problem if isinstance(problem, ForeignError) else problem
+    line = " ".join(str(cause).split()) if isinstance(cause, ReplFxError) else one_line(cause)
+    return line if len(line) <= _LONGEST else f"{line[:_LONGEST]}…"

@@ -1,0 +1,143 @@
+"""Times of variants that take turns: the clocks, the order of the turns, and the spread of what was measured."""
+
+from __future__ import annotations
+
+import random
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from statistics import median
+from typing import Any, TypeVar
+
+import numpy as np
+import torch
+
+CLOCKS = {"wall": time.perf_counter, "cpu": time.process_time}
+Mark = Callable[[], None]
+Result = TypeVar("Result")
+
+
+class Timer:
+    """Seconds between the marks of a step.
+
+    On CUDA, events on the stream of the device time them; before the step that is timed runs another of the same kind,
+    which is not waited for, so that the host is ahead of the device as it is in a loop. Elsewhere a clock of the host
+    times them.
+
+    Args:
+        device: where the steps run.
+        clock: of `CLOCKS`; without meaning on CUDA.
+    """
+
+    def __init__(self, device: torch.device, clock: str = "wall") -> None:
+        self.device = device
+        self.now = CLOCKS[clock]
+
+    def __call__(self, step: Callable[[Mark], object]) -> list[float]:
+        """Time one step, which calls the mark that it gets before, between and after its parts."""
+        if self.device.type == "cuda":
+            return self._by_events(step)
+        times: list[float] = []
+        step(lambda: times.append(self.now()))
+        return [end - begin for begin, end in pairwise(times)]
+
+    def _by_events(self, step: Callable[[Mark], object]) -> list[float]:
+        events: list[Any] = []
+        # Has no annotations.
+        event: Any = torch.cuda.Event
+
+        def mark() -> None:
+            events.append(event(enable_timing=True))
+            events[-1].record(torch.cuda.current_stream(self.device))
+
+        step(lambda: None)
+        step(mark)
+        torch.cuda.synchronize(self.device)
+        return [begin.elapsed_time(end) / 1e3 for begin, end in pairwise(events)]
+
+
+def latency(call: Callable[[], object], device: torch.device) -> float:
+    """Seconds from a call to its result, for which the host waits."""
+    _synchronize(device)
+    begin = time.perf_counter()
+    call()
+    _synchronize(device)
+    return time.perf_counter() - begin
+
+
+def _synchronize(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def interleaved(
+    turns: Mapping[str, Callable[[], Result]],
+    rounds: int,
+    *,
+    warm_up: int,
+    attempt: Callable[[str, Callable[[], Result]], Result | None],
+    over: Callable[[], bool] = lambda: False,
+) -> Iterator[dict[str, Result]]:
+    """Let variants take turns, in another order every round, so that what disturbs the machine meets all of them.
+
+    Args:
+        turns: one repetition of each variant.
+        rounds: how many count.
+        warm_up: rounds before those.
+        attempt: makes a turn of a variant; None where it fails, and the variant has no more turns.
+        over: whether no time is left; a round that is cut short does not count.
+
+    Yields:
+        The results of each round, by variant.
+    """
+    left = dict(turns)
+    for number in range(warm_up + rounds):
+        made: dict[str, Result] = {}
+        for name in order(left, number):
+            if over():
+                return
+            result = attempt(name, left[name])
+            if result is None:
+                del left[name]
+            else:
+                made[name] = result
+        if number >= warm_up:
+            yield made
+
+
+def order(names: Iterable[str], number: int) -> list[str]:
+    """The order of the variants in a round: another each time, the same in each run."""
+    names = list(names)
+    return random.Random(number).sample(names, len(names))
+
+
+@dataclass(frozen=True)
+class Spread:
+    """The spread of some samples.
+
+    Attributes:
+        lower, upper: the quartiles.
+        least, most: the smallest and the largest sample.
+    """
+
+    median: float
+    lower: float
+    upper: float
+    least: float
+    most: float
+
+    @classmethod
+    def of(cls, samples: Sequence[float]) -> Spread | None:
+        """The spread of samples; None where there are none."""
+        if not samples:
+            return None
+        least, lower, middle, upper, most = (float(one) for one in np.quantile(samples, [0, 0.25, 0.5, 0.75, 1]))
+        return cls(middle, lower, upper, least, most)
+
+
+def paired_ratio(ours: Sequence[float], theirs: Sequence[float]) -> float | None:
+    """The median over rounds of one variant's time as a multiple of another's; None where no round has both."""
+    # A variant that failed has fewer rounds than the others.
+    ratios = [x / y for x, y in zip(ours, theirs, strict=False)]
+    return median(ratios) if ratios else None

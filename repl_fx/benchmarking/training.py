@@ -1,0 +1,184 @@
+"""One step of training in parts: its time, and the memory that it holds.
+
+A step is a forward pass with its loss, a backward pass, and AdamW with the clearing of the gradients.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+from torch import Tensor, nn
+
+from repl_fx.benchmarking.memory import clear_memory, kept_bytes, peak_bytes
+from repl_fx.benchmarking.timing import Mark, interleaved
+from repl_fx.errors import BadInput
+from repl_fx.running.example_inputs import ExampleInputs
+from repl_fx.running.opaque_outputs import floating_outputs
+
+PARTS = ("forward", "backward", "optimizer")
+Loss = Callable[[nn.Module], Tensor]
+Seconds = dict[str, float]
+# Parameters, gradients and the two moments of AdamW, in float32.
+_RESIDENT_BYTES, _FREE_SHARE = 16, 0.9
+
+
+def mean_squares(inputs: ExampleInputs) -> Loss:
+    """The loss of a model of which nothing is known: the sum of the mean squares of its floating outputs.
+
+    It costs next to nothing beside the model, and gives each output a gradient. A model that returns losses of its own
+    has them among these outputs.
+
+    Args:
+        inputs: of each forward pass; copies of them, as a forward may change what it gets.
+
+    Raises:
+        BadInput: from the loss, where no output depends on a parameter.
+    """
+
+    def loss(module: nn.Module) -> Tensor:
+        squares = [out.square().mean() for out in floating_outputs(inputs.fresh().passed_to(module)) if out.numel()]
+        if not squares:
+            raise BadInput("none of its outputs depends on a parameter, so that it has no step of training")
+        return torch.stack([square.double() for square in squares]).sum() if len(squares) > 1 else squares[0]
+
+    return loss
+
+
+class Trainer:
+    """A module on its way through training: on the host with nothing else, or on the device with an optimizer.
+
+    Args:
+        module: the module; a copy of it is trained, in the mode that it is in.
+        loss: the forward pass, on inputs that are on the device. Parameters have the module's own precision.
+        device: where it trains.
+    """
+
+    def __init__(self, module: nn.Module, loss: Loss, device: torch.device) -> None:
+        self.module = copy.deepcopy(module)
+        self.device = device
+        self._loss = loss
+        self.optimizer: torch.optim.Optimizer | None = None
+
+    def load(self) -> None:
+        """Put the module on the device, with an optimizer that has not stepped."""
+        self.module.to(self.device)
+        fused = all(parameter.is_floating_point() for parameter in self.module.parameters())
+        self.optimizer = torch.optim.AdamW(self.module.parameters(), lr=1e-4, fused=fused)
+
+    def unload(self) -> None:
+        """Put the module on the host, without gradients and optimizer."""
+        self.optimizer = None
+        self.module.zero_grad()
+        self.module.to("cpu")
+
+    def step(self, mark: Mark = lambda: None) -> Tensor:
+        """One step, with a mark before, between and after its three parts; returns the loss."""
+        assert self.optimizer is not None, "load() comes first"
+        mark()
+        loss = self._loss(self.module)
+        mark()
+        torch.autograd.backward(loss)
+        mark()
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        mark()
+        return loss.detach()
+
+    def parameters(self) -> int:
+        """Number of parameters, tied ones once."""
+        return sum(p.numel() for p in self.module.parameters())
+
+    def optimizer_bytes(self) -> int:
+        """Bytes of the optimizer's state, after a step."""
+        assert self.optimizer is not None, "load() comes first"
+        tensors = (value for state in self.optimizer.state.values() for value in state.values())
+        return sum(tensor.nbytes for tensor in tensors if isinstance(tensor, Tensor))
+
+    def kept_bytes(self) -> int:
+        """Bytes that a forward pass keeps for the backward pass; see `repl_fx.benchmarking.memory`."""
+        return kept_bytes(self.module, self._loss)
+
+    def peak_bytes(self) -> int | None:
+        """Peak memory of a step, on a device that has nothing else; see `repl_fx.benchmarking.memory`."""
+        return peak_bytes(self.step, self.device)
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """The memory of a module in training.
+
+    Attributes:
+        parameters: how many.
+        optimizer_bytes: size of the optimizer's state.
+        kept_bytes: size of what the forward pass keeps for the backward pass.
+        peak_bytes: most that tensors took on the device in a step; None where it cannot be told.
+    """
+
+    parameters: int
+    optimizer_bytes: int
+    kept_bytes: int
+    peak_bytes: int | None
+
+    @classmethod
+    def of(cls, trainer: Trainer, draws: int = 1) -> Sizes:
+        """The sizes of a trainer that is loaded and warm, the largest of some draws where branches are random."""
+        peaks = [trainer.peak_bytes() for _ in range(draws)]
+        peak = None if None in peaks else max(one for one in peaks if one is not None)
+        kept = max(trainer.kept_bytes() for _ in range(draws))
+        return cls(trainer.parameters(), trainer.optimizer_bytes(), kept, peak)
+
+
+def timed_steps(
+    trainers: Mapping[str, Trainer],
+    sizes: Mapping[str, Sizes],
+    timer: Callable[[Callable[[Mark], object]], list[float]],
+    rounds: int,
+    *,
+    warm_up: int,
+    attempt: Callable[[str, Callable[[], Seconds]], Seconds | None],
+    over: Callable[[], bool] = lambda: False,
+) -> Iterator[dict[str, Seconds]]:
+    """Time steps of trainers that take turns; see `interleaved`.
+
+    Args:
+        trainers: by variant, on the host.
+        sizes: of each of them.
+        timer: a `Timer` of their device.
+
+    Yields:
+        For each round, the seconds of the parts of one step, by variant.
+    """
+    devices = {trainer.device for trainer in trainers.values()}
+    resident = all(_fit(sizes.values(), device) for device in devices)
+    for device in devices:
+        clear_memory(device)
+
+    def turn(trainer: Trainer) -> Seconds:
+        with ExitStack() as leaving:
+            # Also where it fails: the others may need its memory.
+            leaving.callback(trainer.unload)
+            if trainer.optimizer is None:
+                trainer.load()
+                trainer.step()
+            seconds = dict(zip(PARTS, timer(trainer.step), strict=True))
+            if resident:
+                leaving.pop_all()
+        return seconds
+
+    turns = {name: partial(turn, trainer) for name, trainer in trainers.items()}
+    yield from interleaved(turns, rounds, warm_up=warm_up, attempt=attempt, over=over)
+
+
+def _fit(sizes: Iterable[Sizes], device: torch.device) -> bool:
+    """Whether all of some modules can stay on a device while one of them takes a step."""
+    if device.type != "cuda":
+        return True
+    each = list(sizes)
+    held = sum(_RESIDENT_BYTES * size.parameters for size in each)
+    peak = max((size.peak_bytes or 0 for size in each), default=0)
+    return held + peak < _FREE_SHARE * torch.cuda.get_device_properties(device).total_memory

@@ -1,0 +1,153 @@
+"""`repl-fx bench`."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from repl_fx.cli import common
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from torch import nn
+
+    from repl_fx import TransformResult
+
+
+class Only(StrEnum):
+    """One of the two things that are measured."""
+
+    TRAINING = "training"
+    INFERENCE = "inference"
+
+
+def bench_command(
+    spec: common.AnySpecArgument,
+    output: Annotated[
+        Path | None,
+        typer.Option("-o", "--output", metavar="FILE", help="The JSON file to write.  [default: DIR/bench.json]"),
+    ] = None,
+    only: Annotated[Only | None, typer.Option("--only", help="Measure one of the two alone.")] = None,
+    rounds: Annotated[int, typer.Option("--rounds", min=1, help="Repetitions of each variant, which take turns.")] = 10,
+    warm_up: Annotated[int, typer.Option("--warm-up", min=0, help="Repetitions before those.")] = 2,
+    batch: Annotated[
+        int | None,
+        typer.Option("--batch", min=1, help="Inputs of a training step; by default those of the example inputs."),
+    ] = None,
+    batch_sizes: Annotated[
+        str | None,
+        typer.Option(
+            "--batch-sizes", metavar="LIST", help="Inputs of a call in inference.  [default: 1 and that of --batch]"
+        ),
+    ] = None,
+    compiled: Annotated[
+        bool, typer.Option("--compile/--no-compile", help="Measure inference by torch.compile, too.")
+    ] = True,
+    onnx: Annotated[bool, typer.Option("--onnx/--no-onnx", help="Measure inference by ONNX Runtime, too.")] = True,
+    every: Annotated[
+        int | None,
+        typer.Option("--every", metavar="K", help="Replace each K-th block of each repeat.  [default: 2]"),
+    ] = None,
+    surrogate: Annotated[
+        str | None,
+        typer.Option("--surrogate", metavar="KEY", help="What stands in for a replaced block.  [default: auto]"),
+    ] = None,
+    force: Annotated[bool, typer.Option("--force", help="Replace the FILE of -o if it exists.")] = False,
+    model: common.ModelOption = None,
+    weights: common.WeightsOption = None,
+    input_shape: common.ShapeOption = None,
+    seed: common.SeedOption = 0,
+    device: common.DeviceOption = "cpu",
+    trust: common.TrustOption = False,
+    as_json: common.JsonOption = False,
+    verbose: common.VerboseOption = False,
+    quiet: common.QuietOption = False,
+) -> None:
+    """Measure a rewritten model next to the original, to depth pruning and to activation checkpointing: time, memory
+    and throughput of a training step, and latency of inference. For a directory, the result goes to DIR/bench.json and
+    DIR/bench.svg.
+    """  # noqa: D205 - this is the help text, and its first line is a paragraph
+    with common.running(as_json, verbose, quiet) as terminal:
+        from repl_fx.artifact import BENCH, CHART, changing
+        from repl_fx.benchmarking.benchmark import Settings, benchmark
+        from repl_fx.benchmarking.machine import in_a_line
+        from repl_fx.report import charts, tables
+        from repl_fx.sources import usable_device
+
+        usable_device(device)
+        settings = Settings(
+            device=device,
+            batch=batch,
+            batch_sizes=None if batch_sizes is None else common.parse_sizes(batch_sizes, "--batch-sizes"),
+            rounds=rounds,
+            warm_up=warm_up,
+            training=only is not Only.INFERENCE,
+            inference=only is not Only.TRAINING,
+            compiled=compiled,
+            onnx=onnx,
+            seed=seed,
+        )
+        if output is not None:
+            common.require_free_file(output, force=force)
+        terminal.stage("load")
+        # Variants go to the device one after another.
+        target = common.load_target(
+            spec, model, input_shape=input_shape, seed=seed, device="cpu", trust=trust, weights=weights
+        )
+        result, rewritten = _rewritten(target, every, surrogate, seed, terminal.stage)
+        artifact = target.artifact if output is None else None
+        with changing(artifact.directory) if artifact else contextlib.nullcontext() as change:
+            if change is not None:
+                # What cannot be written should not cost a measurement.
+                change.require_own([BENCH, CHART])
+            measured = benchmark(result, rewritten, target.inputs, settings, progress=terminal.stage)
+            replacements = [{"block": one.block, "surrogate": one.surrogate} for one in result.plan.replacements]
+            document: dict[str, Any] = {"spec": spec, "replaced": replacements, **measured.to_json()}
+            document["notes"] = [*target.notes, *measured.notes]
+            chart, text = charts.benchmark_chart(measured), json.dumps(document, indent=1, allow_nan=False) + "\n"
+            if change is not None and artifact is not None:
+                terminal.stage("save")
+                (change.place / BENCH).write_text(text)
+                (change.place / CHART).write_text(charts.picture_of(chart, target.title))
+                change.commit(artifact.manifest, keep=artifact.manifest.files.keys())
+        if output is not None:
+            common.write_whole(output, text)
+        shown = [tables.training_table(measured)] if measured.training else []
+        shown += [tables.inference_table(measured)] if measured.inference else []
+        terminal.show(target.title, *common.note_lines(document["notes"]), in_a_line(measured.machine), *shown, chart)
+        terminal.show(*tables.unmeasured_lines(measured))
+        written = [output] if output else [artifact.directory / name for name in (BENCH, CHART)] if artifact else []
+        terminal.show(*(f"written: {file}" for file in written))
+        terminal.document(document)
+
+
+def _rewritten(
+    target: common.Target, every: int | None, surrogate: str | None, seed: int, progress: Callable[[str], None]
+) -> tuple[TransformResult, nn.Module]:
+    """The transform of a target and the model that it made, with the weights of the artifact where it is one."""
+    from repl_fx import transform
+    from repl_fx.errors import BadInput
+
+    if target.artifact is None:
+        result = transform(
+            target.module,
+            target.inputs.args,
+            target.inputs.kwargs,
+            every=2 if every is None else every,
+            surrogate=surrogate or "auto",
+            seed=seed,
+            progress=progress,
+        )
+        return result, result.model
+    if every is not None or surrogate is not None:
+        raise BadInput(
+            f"{target.artifact.directory} is an artifact and has its plan; leave out --every and --surrogate"
+        )
+    in_place = target.artifact.result.in_place.model is not None
+    return target.artifact.result, target.artifact.model if in_place else target.module
