@@ -1,7 +1,7 @@
 """Accuracy: networks trained from scratch, full and with replaced blocks, next to pruned ones and free thin layers.
 
-    python -m benchmarks.accuracy --scale gpu --data DIR               every task and variant, 3 seeds; resumes
-    python -m benchmarks.accuracy --scale cpu --data DIR --workers 2 --tasks 'cifar10/*' --variants full bottleneck@3
+    python -m benchmarks.accuracy --scale gpu --data-dir DIR           every task and variant, 3 seeds; resumes
+    python -m benchmarks.accuracy --scale cpu --data-dir DIR --workers 2 --tasks 'cifar10/*' --variants full auto@3
     python -m benchmarks.accuracy --report-only                        docs/accuracy.* from what was run
 
 Tasks are pairs of a data set and a network: CIFAR-10 and Fashion-MNIST with ResNet-32, ResNet-110 (on a GPU alone), a
@@ -11,23 +11,24 @@ the key of a surrogate, its settings, and which blocks it replaces (every 2nd wh
 `stochastic-depth`. The default ones: full; and, for every 2nd and every 3rd block, depth pruning (`identity`, the
 floor), `auto`, the same with weights of their own as a control, and both kinds of `blend`.
 
-Every variant of a task is trained alike: AdamW, a linear warm-up and a cosine to zero, gradients clipped, weight decay
-on matrices alone, labels smoothed for pictures; pictures are shifted at random, those of CIFAR-10 also mirrored. The
-recipe is tuned for none. Under one seed all variants begin with the same values in what they share, as the whole
-network is made first and then rewritten, and see the same data in the same order.
+Every variant of a task is trained alike, by `repl_fx.training`, as `repl-fx train` does: AdamW, a linear warm-up and a
+cosine to zero, gradients clipped, weight decay on matrices alone, labels smoothed for pictures; pictures are shifted at
+random, those of CIFAR-10 also mirrored; text is cut into windows once. The recipe is tuned for none. Under one seed all
+variants begin with the same values in what they share, as the whole network is made first and then rewritten, and see
+the same data in the same order.
 
 Reported, after the last step and never for a better one before: accuracy and cross-entropy on the test pictures (the
-cross-entropy, without smoothing, moves less by chance), or bits per byte on fixed windows of the held-out files, in
-which a byte is predicted from those before it in its window. Also the loss on the last twentieth of the training
-steps, smoothed as it was trained; parameters; the median time of a step (between GPU events, or CPU seconds); seconds
-of the whole run with rewriting, compiling and testing; and on a GPU the peak of allocated memory in MiB, without the
-data. Step times of runs that shared a machine are disturbed; `step_cost.py` measures them by themselves.
+cross-entropy, without smoothing, moves less by chance), or bits per byte on windows of the held-out files, in which a
+byte is predicted from those before it in its window. Also the loss on the last twentieth of the training steps that
+were logged, smoothed as it was trained; parameters; the time of a step, loading included, of the median epoch; seconds
+of the whole run with rewriting, compiling and testing; and on a GPU the peak of allocated memory in MiB, with the data.
+Step times of runs that shared a machine are disturbed; `step_cost.py` measures them by themselves.
 
 The scales: `gpu` trains on everything, in bfloat16 autocast, with the data on the device; `cpu` is smaller and says
 little about absolute accuracies: narrow networks, fewer epochs, ResNet on pictures of half the size, float32, one
 thread a run; `smoke` only shows that it works. Records go to OUT/accuracy.jsonl as they come, and what is there is not
 run again; seeds come one after the other, all variants of a task within a seed. Other sizes, recipes and settings are
-other runs, but a change in the code of a surrogate is not noticed: give another OUT after one.
+other runs, but a change in the code of a surrogate or of the training is not noticed: give another OUT after one.
 
 Exit status: 0; 1 where a run failed; 2 where there is no such data, task, variant or device.
 """
@@ -48,9 +49,8 @@ from typing import Any
 import torch
 
 from benchmarks.training.accuracy_report import write_report
-from benchmarks.training.data import FILES, check_files
 from benchmarks.training.runs import DEFAULT_VARIANTS, Run, parse_variant, perform
-from benchmarks.training.tasks import SCALES, tasks
+from benchmarks.training.tasks import SCALES, Task, tasks
 from repl_fx.errors import BadInput, ReplFxError
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -160,15 +160,16 @@ def train_all(options: argparse.Namespace) -> int:
     done = records.done()
     wanted = plan(options)
     runs = [run for run in wanted if run.key() not in done]
-    for data in FILES.keys() & {run.task.partition("/")[0] for run in runs}:
-        check_files(data, options.data)
+    # What is not there should not end the runs of another data set hours later.
+    for task in _one_for_each_data_set(runs):
+        task.load(options.data_dir, download=options.download)
     print(f"{len(wanted) - len(runs)} of {len(wanted)} runs are in {records.file} already", flush=True)
 
     def affordable(run: Run) -> bool:
         return options.budget_s is None or time.monotonic() - begin + records.expected(run) <= options.budget_s
 
     failed = count = 0
-    for record in carry_out(runs, options.data, options.workers, affordable):
+    for record in carry_out(runs, options.data_dir, options.workers, affordable):
         records.add(record)
         failed += "error" in record
         count += 1
@@ -178,17 +179,22 @@ def train_all(options: argparse.Namespace) -> int:
     return 1 if failed else 0
 
 
+def _one_for_each_data_set(runs: Sequence[Run]) -> list[Task]:
+    return list({run.task.partition("/")[0]: run.what for run in runs}.values())
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Train, print, write; returns the exit status."""
     parser = argparse.ArgumentParser(description="Accuracy of networks with replaced blocks, trained from scratch.")
     default = "gpu" if torch.cuda.is_available() else "cpu"
     parser.add_argument("--scale", choices=SCALES, default=default, help=f"how much is computed (default {default})")
     parser.add_argument("--device", choices=("cpu", "cuda"), help="default: cuda for scale gpu, else cpu")
-    parser.add_argument("--data", type=Path, default=Path("data"), help="directory of the pictures (default data)")
+    parser.add_argument("--data-dir", type=Path, default=Path("data"), help="directory of the pictures (default data)")
+    parser.add_argument("--download", action="store_true", help="fetch pictures that are not there")
     parser.add_argument("--tasks", nargs="*", default=["*"], metavar="GLOB", help="DATA/NETWORK (default all)")
     parser.add_argument("--variants", nargs="*", default=list(DEFAULT_VARIANTS), metavar="KEY[:name=value,...][@every]")
     parser.add_argument("--seeds", type=int, default=3, help="seeds 0 to N-1 (default 3)")
-    parser.add_argument("--epochs", type=int, help="epochs instead of the recipe's; steps for the GPT")
+    parser.add_argument("--epochs", type=int, help="epochs instead of the task's")
     parser.add_argument("--compile", nargs="?", const="default", metavar="MODE", help="train through torch.compile")
     parser.add_argument("--workers", type=int, default=1, help="runs at a time (default 1)")
     parser.add_argument("--budget-s", type=float, help="start no run that would not end within so many seconds")

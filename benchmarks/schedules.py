@@ -25,14 +25,16 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.nn import functional as F
 
 import repl_fx
-from benchmarks.training.data import load_images
+from benchmarks.training.data import load, thinned
 from benchmarks.training.models import vit
 from repl_fx.benchmarking.machine import cpu_model, installed
 from repl_fx.errors import ReplFxError
 from repl_fx.training.config import TrainConfig
 from repl_fx.training.data import load_data
+from repl_fx.training.data.arrays import channel_scale
 from repl_fx.training.data.kinds import Data, Tensors
 from repl_fx.training.run import train
 from repl_fx.training.schedules import train_in_phases
@@ -83,14 +85,17 @@ def digits(epochs: int = 9) -> Task:
 
 def cifar(folder: Path, epochs: int = 6) -> Task:
     """CIFAR-10 of 16x16 pixels."""
-    images = load_images("cifar10", PICTURES, True, folder, "cpu")
-    train_x, test_x = (x.permute(0, 3, 1, 2).contiguous() for x in (images.train_x, images.test_x))
-    grey = train_x.double().transpose(0, 1).flatten(1) / 255
-    mean, std = (tuple(x.tolist()) for x in (grey.mean(1), grey.std(1)))
-    splits = Tensors(train_x, images.train_y), Tensors(test_x, images.test_y)
-    data = Data("cifar10", "classification", 10, (3, 16, 16), *splits, mean, std)
+    whole = thinned(load("cifar10", folder, 2), PICTURES, None)
+    train, test = _halved(whole.train), _halved(whole.test)
+    data = Data("cifar10", "classification", 10, (3, 16, 16), train, test, *channel_scale(train.inputs))
     config = TrainConfig(epochs=epochs, batch_size=64, lr=2e-3, device="cpu", log_every=1000)
     return Task("CIFAR-10", lambda: vit(16, 3, patch=4, width=32, depth=5, heads=2), data, config)
+
+
+def _halved(part: object) -> Tensors:
+    """Pictures of half the size, by means of four pixels."""
+    assert isinstance(part, Tensors)
+    return Tensors(F.avg_pool2d(part.inputs.float(), 2).round().to(torch.uint8), part.targets)
 
 
 def run(task: Task, surrogate: str, settings: Mapping[str, Any], seed: int) -> dict[str, float]:

@@ -117,7 +117,10 @@ def _title(group: dict[str, Any]) -> str:
 def _about(group: dict[str, Any]) -> str:
     settings, environment = group["settings"], group["environment"]
     facts = ", ".join(f"{name} {value}" for name, value in group["data"].items())
-    recipe = ", ".join(f"{name} {value:g}" for name, value in settings["recipe"].items())
+    recipe = ", ".join(
+        f"{name} {value:g}" if isinstance(value, float) else f"{name} {value}"
+        for name, value in settings["recipe"].items()
+    )
     versions = ", ".join(f"{name} {environment[name]}" for name in ("torch", "repl_fx", "python"))
     compiled = f", torch.compile ({settings['compiled']})" if settings["compiled"] else ""
     shared = " or ".join(map(str, group["workers"]))
@@ -138,8 +141,7 @@ def _cells(group: dict[str, Any], row: dict[str, Any]) -> dict[str, str]:
         for what in ("less full", "less floor"):
             cells[f"{metric} {what}"] = spread(row[what][metric], digits, factor, "+")
     cells["training loss"] = spread([result["train_loss"] for result in results], 3)
-    clock = "GPU" if group["settings"]["device"] == "cuda" else "CPU"
-    cells[f"step, ms of {clock} time"] = spread([result["step_ms"] for result in results], 1)
+    cells["step, ms"] = spread([result["step_ms"] for result in results], 1)
     cells["step, of full"] = spread(row["of full"], 2)
     cells["run, s"] = spread(row["seconds"], 0)
     if results[0]["memory_mib"] is not None:

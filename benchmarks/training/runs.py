@@ -2,28 +2,30 @@
 
 from __future__ import annotations
 
-import functools
+import csv
 import gc
 import json
 import os
-import platform
+import statistics
+import tempfile
 import time
 import warnings
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
-import repl_fx
-from benchmarks.training.data import Data
-from benchmarks.training.recipe import evaluate, train
 from benchmarks.training.tasks import Task, tasks
 from benchmarks.training.variants import FULL, STOCHASTIC, Variant, pruned, rewritten
-from repl_fx.benchmarking.machine import cpu_model
+from repl_fx.benchmarking import machine
 from repl_fx.errors import BadInput
 from repl_fx.surrogates import make_surrogate
+from repl_fx.training.config import TrainConfig
+from repl_fx.training.data.kinds import Data, length
+from repl_fx.training.loading import loaders
+from repl_fx.training.run import LOGS, STATE, train
 
 WHOLE = {"full": FULL, "stochastic-depth": STOCHASTIC}
 SURROGATES = (
@@ -34,8 +36,20 @@ SURROGATES = (
     "blend:per=channel",
 )
 DEFAULT_VARIANTS = ("full", *(f"{surrogate}@{every}" for every in (2, 3) for surrogate in SURROGATES))
-# It divides the numbers of test pictures and windows, so that no batch is smaller than the others.
-TEST_BATCH = 500
+# The settings of a training that reports name.
+RECIPE = (
+    "epochs",
+    "batch_size",
+    "optimizer",
+    "lr",
+    "weight_decay",
+    "warmup",
+    "clip",
+    "label_smoothing",
+    "precision",
+)
+# Of the logged losses, the share whose mean is the final training loss.
+LAST = 0.05
 
 
 def parse_variant(text: str) -> Variant:
@@ -83,7 +97,7 @@ class Run:
         variant: its specification.
         seed: of the network's first parameters, the surrogates', and the order of the data.
         device: `cpu` or `cuda`.
-        epochs: instead of those of the recipe; steps for a text.
+        epochs: instead of those of the task.
         compiled: mode of torch.compile.
     """
 
@@ -97,9 +111,14 @@ class Run:
 
     @property
     def what(self) -> Task:
-        """The task, of the length asked for."""
-        task = tasks(self.scale)[self.task]
-        return task if self.epochs is None else task.shortened(self.epochs)
+        """The task."""
+        return tasks(self.scale)[self.task]
+
+    @property
+    def config(self) -> TrainConfig:
+        """The settings of the training, which the variant has no influence on."""
+        precision = "bfloat16" if self.device == "cuda" else "float32"
+        return self.what.config.changed(seed=self.seed, device=self.device, precision=precision, epochs=self.epochs)
 
     def settings(self) -> dict[str, Any]:
         """All that decides what comes out, as plain data: two runs with the same settings are the same run."""
@@ -109,7 +128,7 @@ class Run:
             "scale": self.scale,
             "task": self.task,
             "network": self.what.about,
-            "recipe": asdict(self.what.recipe),
+            "recipe": {name: getattr(self.config, name) for name in RECIPE},
             "device": self.device,
             "compiled": self.compiled,
             "variant": chosen | {"every": None if variant.surrogate is None else variant.every},
@@ -137,12 +156,6 @@ def build(task: Task, variant: Variant, example: Any, seed: int) -> tuple[nn.Mod
     return result.module.train(), [replacement.block for replacement in result.plan.replacements]
 
 
-# Runs come task by task, so one is enough.
-@functools.lru_cache(maxsize=1)
-def _load(scale: str, task: str, folder: Path, device: str) -> Data:
-    return tasks(scale)[task].load(folder, device)
-
-
 def perform(run: Run, folder: Path, workers: int = 1) -> dict[str, Any]:
     """Train and evaluate once.
 
@@ -161,9 +174,9 @@ def perform(run: Run, folder: Path, workers: int = 1) -> dict[str, Any]:
     begin = time.perf_counter()
     if run.device == "cpu":
         torch.set_num_threads(1)
-    data = _load(run.scale, run.task, folder, run.device)
+    data = run.what.load(folder)
     record: dict[str, Any] = {"settings": run.settings(), "environment": environment(run.device, workers)}
-    record["data"] = data.facts()
+    record["data"] = _facts(data)
     try:
         record["result"] = _result(run, data)
     except Exception as problem:  # whatever it is, the other runs go on
@@ -171,41 +184,47 @@ def perform(run: Run, folder: Path, workers: int = 1) -> dict[str, Any]:
     return record | {"seconds": round(time.perf_counter() - begin, 2)}
 
 
+def _facts(data: Data) -> dict[str, Any]:
+    """Numbers of inputs, and the shape of one."""
+    shape = "x".join(map(str, data.shape))
+    return {"training inputs": length(data.train), "held-out inputs": length(data.test), "shape": shape}
+
+
 def _result(run: Run, data: Data) -> dict[str, Any]:
-    gpu = run.device == "cuda"
     # What earlier runs left behind is no part of this one.
     gc.collect()
     torch.compiler.reset()
-    before = torch.cuda.memory_allocated() if gpu else 0
-    example = next(iter(data.test(2)))[0].cpu()
+    _, held_out = loaders(data, run.config, torch.device("cpu"))
+    example = next(iter(held_out))[0][:2]
     model, replaced = build(run.what, parse_variant(run.variant), example, run.seed)
-    model.to(run.device)
-    if gpu:
-        torch.cuda.reset_peak_memory_stats()
-    trained = train(model, data, run.what.recipe, run.seed, run.device, run.compiled)
-    # Without the data, which takes the same in all variants.
-    memory = (torch.cuda.max_memory_allocated() - before) / 2**20 if gpu else None
-    tested = evaluate(model, data, TEST_BATCH, run.device)
+    if run.compiled is not None:
+        model.compile(mode=run.compiled)
+    with tempfile.TemporaryDirectory() as folder:
+        trained = train(model, data, run.config, Path(folder))
+        train_loss = _final_loss(Path(folder) / STATE / LOGS)
+    assert trained.inputs_per_second is not None
+    named = {"bits" if name == "bits_per_byte" else name: value for name, value in trained.figures.items()}
     return {
-        **tested,
-        **trained,
-        "parameters": sum(p.numel() for p in model.parameters()),
+        **named,
+        "train_loss": train_loss,
+        "step_ms": 1000 * run.config.batch_size / trained.inputs_per_second,
+        "parameters": trained.parameters,
         "replaced": replaced,
-        "memory_mib": memory,
+        "memory_mib": trained.memory_mib,
     }
+
+
+def _final_loss(logs: Path) -> float:
+    """The mean loss of the last logged steps of a training."""
+    (log,) = logs.glob("*/metrics.csv")
+    with log.open() as file:
+        losses = [float(row["loss"]) for row in csv.DictReader(file) if row["loss"]]
+    return statistics.mean(losses[-max(1, round(LAST * len(losses))) :])
 
 
 def environment(device: str, workers: int) -> dict[str, Any]:
     """What a reader needs to compare numbers."""
-    if device == "cuda":
-        chip = torch.cuda.get_device_properties(0)
-        machine = f"one {chip.name} with {chip.total_memory / 2**30:.0f} GiB"
-    else:
-        machine = f"{cpu_model()}, {os.cpu_count()} cores, one thread a run"
-    return {
-        "machine": machine,
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "repl_fx": repl_fx.__version__,
-        "workers": workers,
-    }
+    named = machine.device_name(torch.device(device))
+    where = f"one {named}" if device == "cuda" else f"{named}, {os.cpu_count()} cores, one thread a run"
+    versions = {name: machine.environment()[name] for name in ("python", "torch", "repl_fx")}
+    return {"machine": where, **versions, "workers": workers}

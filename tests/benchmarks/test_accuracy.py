@@ -1,46 +1,23 @@
-"""The benchmark of accuracy: its data, its recipe, that variants are comparable, and that it resumes."""
+"""The benchmark of accuracy: its data, that variants are comparable, and that it resumes."""
 
 from __future__ import annotations
 
-import itertools
 import json
-import math
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from benchmarks import accuracy
-from benchmarks.training import runs
 from benchmarks.training.accuracy_report import document, summarise
-from benchmarks.training.data import (
-    RAW,
-    Images,
-    Text,
-    is_held_out,
-    load_images,
-    load_text,
-    shift_and_flip,
-    split_sources,
-)
-from benchmarks.training.recipe import Recipe, evaluate
+from benchmarks.training.data import copy_sources, load, thinned
 from benchmarks.training.runs import Run, build, parse_variant, perform
 from benchmarks.training.tasks import tasks
 from repl_fx.errors import BadInput, UnknownSurrogate
-
-
-def _text() -> Text:
-    source = torch.arange(200, dtype=torch.uint8)
-    return Text(source, source, context=8, windows=6, files=(1, 1))
-
-
-def _images(n: int = 12) -> Images:
-    pictures = torch.randint(1, 256, (n, 6, 6, 3), dtype=torch.uint8)
-    return Images(pictures, torch.arange(n), pictures[:5], torch.arange(5), padding=2)
+from repl_fx.training.data import Data, Tensors
 
 
 def _sources(root: Path, *names: str) -> Path:
@@ -50,141 +27,40 @@ def _sources(root: Path, *names: str) -> Path:
     return root
 
 
+@pytest.fixture
+def small_text(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
+    """A library of forty files in place of the standard one."""
+    root = _sources(tmp_path / "library", *(f"{i}.py" for i in range(40)))
+    monkeypatch.setattr("benchmarks.training.data.sysconfig.get_path", lambda name: str(root))
+    load.cache_clear()
+    yield
+    load.cache_clear()
+
+
 # --- data -----------------------------------------------------------------------------------------------------------
 
 
-def test_the_split_by_file_is_disjoint_and_stable(tmp_path: Path) -> None:
-    names = [f"package/module_{i}.py" for i in range(60)]
-    train, test = split_sources(_sources(tmp_path / "few", *names))
-    assert sorted([*train, *test]) == sorted(tmp_path / "few" / name for name in names)
-    assert not set(train) & set(test) and 1 <= len(test) <= 15
-    # Other files elsewhere move none of these; a second look sees the same.
-    more = split_sources(_sources(tmp_path / "more", *names, "a.py", "z/b.py"))
-    assert {f.name for f in test} <= {f.name for f in more[1]} and {f.name for f in train} <= {f.name for f in more[0]}
-    # By the hash alone, the same on every machine.
-    names = ["abc.py", "ast.py", "json/decoder.py", "os.py", "types.py"]
-    assert [name for name in names if is_held_out(name)] == ["ast.py", "types.py"]
-
-
 def test_tests_and_installed_packages_are_no_source_text(tmp_path: Path) -> None:
-    root = _sources(tmp_path / "test", "a.py", "test/b.py", "x/tests/c.py", "site-packages/d.py", "testing.py")
-    assert {file.name for part in split_sources(root) for file in part} == {"a.py", "testing.py"}
+    names = ("a.py", "test/b.py", "x/tests/c.py", "x/y.py", "site-packages/d.py", "testing.py", "z.so")
+    copy_sources(_sources(tmp_path / "test", *names), tmp_path / "copy")
+    copied = {file.relative_to(tmp_path / "copy").as_posix() for file in tmp_path.glob("copy/**/*.py")}
+    assert copied == {"a.py", "x/y.py", "testing.py"} and not list(tmp_path.glob("copy/*.so"))
 
 
-def test_held_out_files_are_not_trained_on(tmp_path: Path) -> None:
-    root = _sources(tmp_path, *(f"{i}.py" for i in range(40)))
-    text = load_text(8, 4, tmp_path, "cpu", root)
-    train, test = (bytes(part.numpy()).decode() for part in (text.train_bytes, text.test_bytes))
-    for i in range(40):
-        assert (f"# {i}.py\n" in test, f"# {i}.py\n" in train) == (is_held_out(f"{i}.py"), not is_held_out(f"{i}.py"))
-    assert train.count("\0") == text.files[0]
-    with pytest.raises(BadInput, match="too few"):
-        load_text(10_000, 4, tmp_path, "cpu", root)
+@pytest.mark.usefixtures("small_text")
+def test_the_text_is_the_same_each_time(tmp_path: Path) -> None:
+    first = load("text", tmp_path, 8)
+    load.cache_clear()
+    again = load("text", tmp_path, 8)
+    assert isinstance(first.test, Tensors) and isinstance(again.test, Tensors)
+    assert torch.equal(first.test.inputs, again.test.inputs) and first.shape == (8,)
 
 
-def test_the_windows_of_the_evaluation_are_fixed_and_shifted_by_one() -> None:
-    first, second = (list(_text().test(4)) for _ in range(2))
-    assert [len(x) for x, _ in first] == [4, 2]
-    for (x, y), (again, _) in zip(first, second, strict=True):
-        assert torch.equal(x, again) and torch.equal(y, x + 1)
-    assert first[0][0][0, 0] == 0 and first[-1][1][-1, -1] == 199
-
-
-def test_shifting_and_flipping_is_all_that_augmentation_does() -> None:
-    pictures = torch.randint(1, 256, (40, 5, 6, 3), dtype=torch.uint8)
-    for flip in (True, False):
-        changed = shift_and_flip(pictures, torch.Generator().manual_seed(0), 2, flip)
-        assert changed.shape == pictures.shape and changed.dtype == torch.uint8
-        ways: list[tuple[int, int, bool]] = []
-        for one, padded in zip(changed, nn.functional.pad(pictures, (0, 0, 2, 2, 2, 2)), strict=True):
-            crops = {(i, j): padded[i : i + 5, j : j + 6] for i in range(5) for j in range(5)}
-            found = [(*at, False) for at, crop in crops.items() if torch.equal(crop, one)]
-            found += [(*at, True) for at, crop in crops.items() if torch.equal(crop.flip(1), one)]
-            assert len(found) == 1
-            ways += found
-        assert {way[2] for way in ways} == ({True, False} if flip else {False})
-        assert len(set(ways)) > 10
-
-
-def test_an_epoch_has_each_picture_once_in_an_order_of_the_seed_alone() -> None:
-    data = _images()
-
-    def order(seed: int, disturbance: int) -> list[int]:
-        torch.manual_seed(disturbance)
-        batches = data.train(4, 6, torch.Generator().manual_seed(seed))
-        return [int(label) for _, y in batches for label in y]
-
-    first = order(1, 0)
-    assert sorted(first[:12]) == sorted(first[12:]) == list(range(12)) and first[:12] != first[12:]
-    assert first == order(1, 5) != order(2, 0)
-
-
-def test_pictures_are_normalised_by_the_training_set_and_halved_by_means() -> None:
-    data = _images(50)
-    x = torch.cat([x for x, _ in Images(data.train_x, data.train_y, data.train_x, data.train_y).test(7)])
-    assert x.shape == (50, 3, 6, 6)
-    assert torch.allclose(x.mean((0, 2, 3)), torch.zeros(3), atol=1e-4)
-    assert torch.allclose(x.std((0, 2, 3)), torch.ones(3), atol=1e-3)
-    half = data.halved()
-    assert half.train_x.shape == (50, 3, 3, 3) and half.padding == 1
-    assert abs(float(half.train_x[0, 0, 0, 0]) - float(data.train_x[0, :2, :2, 0].float().mean())) <= 0.5
-
-
-def test_fashion_mnist_is_read_from_its_files(tmp_path: Path) -> None:
-    (tmp_path / RAW).parent.mkdir(parents=True)
-    pictures = np.arange(3 * 28 * 28).astype(np.uint8)
-    for part in ("train", "t10k"):
-        (tmp_path / RAW.format(part, "images-idx3")).write_bytes(bytes(16) + pictures.tobytes())
-        (tmp_path / RAW.format(part, "labels-idx1")).write_bytes(bytes(8) + bytes([7, 8, 9]))
-    data = load_images("fashion-mnist", 2, False, tmp_path, "cpu")
-    assert data.train_x.shape == (2, 28, 28, 1) and data.test_y.tolist() == [7, 8, 9] and not data.flip
-    assert data.train_x[1, 0, 0, 0] == pictures[28 * 28]
-    (tmp_path / RAW.format("t10k", "images-idx3")).write_bytes(bytes(20))
-    with pytest.raises(BadInput, match=r"fashion-mnist in .* cannot be read"):
-        load_images("fashion-mnist", 2, False, tmp_path, "cpu")
-
-
-# --- recipe ---------------------------------------------------------------------------------------------------------
-
-
-class Uniform(nn.Module):
-    """Nothing is likelier than anything else, unless the byte after is told."""
-
-    def __init__(self, told: float = 0.0) -> None:
-        super().__init__()
-        self.told = told
-
-    def forward(self, ids: Tensor) -> Tensor:
-        return self.told * nn.functional.one_hot(ids + 1, 256)
-
-
-def test_a_uniform_model_has_eight_bits_per_byte() -> None:
-    assert evaluate(Uniform(), _text(), 4, "cpu")["bits"] == pytest.approx(8, abs=1e-5)
-    known = evaluate(Uniform(100.0), _text(), 4, "cpu")
-    assert known["bits"] == pytest.approx(0, abs=1e-6) and known["accuracy"] == 1
-
-
-def test_batches_of_unequal_size_count_by_their_size() -> None:
-    model = nn.Sequential(nn.Flatten(), nn.Linear(108, 12))
-    data = _images()
-    whole, parts = (evaluate(model, data, batch, "cpu") for batch in (5, 2))
-    assert whole == pytest.approx(parts) and whole["bits"] == pytest.approx(whole["loss"] / math.log(2))
-
-
-def test_the_rate_rises_and_falls_to_zero() -> None:
-    factors = [Recipe(100, 1, 1.0).factor(step) for step in range(101)]
-    assert factors[:10] == pytest.approx([i / 10 for i in range(1, 11)])
-    assert factors[10] == 1 and factors[100] == pytest.approx(0)
-    assert all(a > b for a, b in itertools.pairwise(factors[10:]))
-
-
-def test_weights_decay_and_gains_norms_and_biases_do_not() -> None:
-    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Linear(4, 2))
-    model.gain = nn.Parameter(torch.ones(4, 1, 1, 1))
-    decayed, free = Recipe(10, 1, 1.0).optimizer(model).param_groups
-    assert (decayed["weight_decay"], free["weight_decay"]) == (0.05, 0.0)
-    assert [p.shape for p in decayed["params"]] == [(4, 3, 3, 3), (2, 4)]
-    assert len(decayed["params"]) + len(free["params"]) == len(list(model.parameters()))
+def test_limits_spread_over_the_data() -> None:
+    part = Tensors(torch.arange(18.0)[:, None], torch.arange(18) % 2)
+    few = thinned(Data("d", "classification", 2, (1,), part, part), 3, None)
+    assert isinstance(few.train, Tensors) and few.test is part
+    assert few.train.inputs.flatten().tolist() == [0, 8, 17] and few.train.targets.tolist() == [0, 0, 1]
 
 
 # --- variants and runs ----------------------------------------------------------------------------------------------
@@ -232,23 +108,25 @@ def test_what_variants_share_begins_with_the_same_values() -> None:
 
     full, none = state("full")
     assert none == []
-    for variant in ("blend@3", "bottleneck:weights=own"):
-        shared, replaced = state(variant)
-        common = full.keys() & shared.keys()
-        assert len(replaced) == 1 and {name for name in full if "blocks.0." in name} <= common
-        assert all(torch.equal(full[name], shared[name]) for name in common)
+    shared, replaced = state("bottleneck:weights=own@3")
+    common = full.keys() & shared.keys()
+    assert len(replaced) == 1 and {name for name in full if "blocks.0." in name} <= common
+    assert all(torch.equal(full[name], shared[name]) for name in common)
     other, _ = state("full", seed=4)
     assert not torch.equal(other["tokens.weight"], full["tokens.weight"])
 
 
-@pytest.fixture
-def small_text(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
-    """A library of forty files in place of the standard one."""
-    root = _sources(tmp_path / "library", *(f"{i}.py" for i in range(40)))
-    monkeypatch.setattr("benchmarks.training.data.sysconfig.get_path", lambda name: str(root))
-    runs._load.cache_clear()
-    yield
-    runs._load.cache_clear()
+def test_the_variant_has_no_influence_on_batches() -> None:
+    full, other = (Run("cpu", "cifar10/vit", variant, 4, "cpu", epochs=2) for variant in ("full", "stochastic-depth"))
+    assert full.config == other.config
+    assert (full.config.seed, full.config.epochs, full.config.label_smoothing) == (4, 2, 0.1)
+
+
+def test_half_the_size_is_means_of_squares() -> None:
+    with torch.device("meta"):
+        model = tasks("cpu")["cifar10/resnet20"].build()
+    assert isinstance(model, torch.nn.Sequential)
+    assert model[0](torch.zeros(2, 3, 32, 32, device="meta")).shape == (2, 3, 16, 16)
 
 
 @pytest.mark.usefixtures("small_text")
@@ -275,7 +153,7 @@ SMOKE = ("--scale", "smoke", "--tasks", "text/*", "--variants", "full", "identit
 
 
 @pytest.fixture
-def performed(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, int]]:
+def performed(monkeypatch: pytest.MonkeyPatch, small_text: None) -> list[tuple[str, int]]:
     """Runs take a minute each and no time; the list of what was run."""
     performed: list[tuple[str, int]] = []
 
@@ -325,8 +203,8 @@ def test_a_run_that_would_outlast_the_budget_is_not_started(
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("--tasks", "cifar10/vit"), "has no cifar10.npz; .* uint8 arrays train_x"),
-        (("--tasks", "fashion-mnist/vit"), "has no FashionMNIST/raw/train-images-idx3-ubyte, "),
+        (("--tasks", "cifar10/vit"), "cifar10: no .* or cifar10.npz in .*; say with --data-dir"),
+        (("--tasks", "fashion-mnist/vit"), "fashion-mnist: no FashionMNIST/raw/train-images-idx3-ubyte and 3 more in "),
         (("--tasks", "svhn/*"), "--tasks 'svhn/.*' is none of scale smoke, which has cifar10/"),
         (("--variants", "blend@0"), "variant 'blend@0'"),
     ],
@@ -334,7 +212,7 @@ def test_a_run_that_would_outlast_the_budget_is_not_started(
 def test_what_is_missing_is_one_line(
     arguments: tuple[str, str], message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    given = ["--scale", "smoke", "--data", str(tmp_path), "--out", str(tmp_path / "out"), *arguments]
+    given = ["--scale", "smoke", "--data-dir", str(tmp_path), "--out", str(tmp_path / "out"), *arguments]
     assert accuracy.main(given) == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith("error: ")
