@@ -130,9 +130,9 @@ class TransformResult(HasInputs):
         made = put_in_place(
             self.captured_parts, self.found, self.plan, self.one_by_one, checkpoint_blocks=self.checkpoint_blocks
         )
-        if made.model is not None:
-            # An attribute like any other, so that copies and pickles have it too.
-            vars(made.model)[ORIGIN] = self.record(made.model)
+        # An attribute like any other, so that copies and pickles have it too.
+        model = made.model or self.module
+        vars(model)[ORIGIN] = self.record(model)
         return made
 
     def record(self, module: nn.Module) -> Record:

@@ -316,8 +316,12 @@ def require_free_file(file: Path, *, force: bool) -> None:
         raise OutputError(f"{file} exists; choose another place with -o, or replace it with --force")
     if not file.parent.is_dir():
         raise OutputError(f"{file} cannot be written: there is no directory {file.parent}")
-    if not os.access(file.parent, os.W_OK | os.X_OK):
-        raise OutputError(f"{file} cannot be written: no permission in {file.parent}")
+    try:
+        # Permissions alone do not tell: a file system may be read-only.
+        with tempfile.TemporaryFile(dir=file.parent):
+            pass
+    except OSError as problem:
+        raise OutputError(f"{file} cannot be written: {problem.strerror or problem}") from problem
 
 
 def write_whole(file: Path, text: str) -> None:

@@ -108,7 +108,7 @@ class TrainingCheck:
             torch.enable_grad(),
         ):
             for number in range(moves + 1):
-                seed_everything(number)
+                seed_everything(number, device)
                 try:
                     with foreign_code():
                         gradients = self._gradients(module, parameters)

@@ -20,6 +20,8 @@ from repl_fx.running.example_inputs import ExampleInputs
 from repl_fx.running.opaque_outputs import same_value
 from repl_fx.running.python_state import PythonState
 
+_CPU = torch.device("cpu")
+
 
 @contextmanager
 def in_mode(model: nn.Module, training: bool) -> Iterator[None]:
@@ -81,18 +83,24 @@ def seeded(device: torch.device, seed: int) -> Iterator[None]:
     state, array_state = random.getstate(), np.random.get_state()
     try:
         with own_randomness(device):
-            seed_everything(seed)
+            seed_everything(seed, device)
             yield
     finally:
         random.setstate(state)
         np.random.set_state(array_state)
 
 
-def seed_everything(seed: int) -> None:
-    """Seed the generators that a forward may draw from: torch's, Python's and numpy's."""
-    torch.manual_seed(seed)
+def seed_everything(seed: int, device: torch.device = _CPU) -> None:
+    """Seed the generators that a forward on a device may draw from: torch's, Python's and numpy's.
+
+    Not by `torch.manual_seed`, which seeds every accelerator there is, and takes some milliseconds where there is none.
+    """
+    torch.default_generator.manual_seed(seed)
+    if device.type == "cuda":
+        with torch.cuda.device(device):
+            torch.cuda.manual_seed(seed)
     random.seed(seed)
-    np.random.seed(seed)
+    np.random.seed(seed % 2**32)
 
 
 def device_of(model: nn.Module, inputs: ExampleInputs | None = None) -> torch.device:
@@ -124,9 +132,10 @@ def outcome_of(model: nn.Module, inputs: ExampleInputs, training: bool, *, steps
     State that a forward changes shows in the second step.
     """
     outputs = []
-    with untouched(model, buffers=True), in_mode(model, training), seeded(device_of(model, inputs), 0):
+    device = device_of(model, inputs)
+    with untouched(model, buffers=True), in_mode(model, training), seeded(device, 0):
         for _ in range(steps):
-            seed_everything(0)
+            seed_everything(0, device)
             try:
                 with torch.enable_grad(), foreign_code():
                     made = inputs.fresh().passed_to(model)

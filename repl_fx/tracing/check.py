@@ -176,11 +176,11 @@ def _steps(module: nn.Module, inputs: ExampleInputs, training: bool, seed: int) 
     ):
         # Warnings of torch about hooks and the like come when the user trains.
         warnings.simplefilter("ignore")
-        return [_step(module, inputs, seed + number, gradients=number > 0) for number in range(STEPS)]
+        return [_step(module, inputs, device, seed + number, gradients=number > 0) for number in range(STEPS)]
 
 
-def _step(module: nn.Module, inputs: ExampleInputs, seed: int, *, gradients: bool) -> _Step:
-    seed_everything(seed)
+def _step(module: nn.Module, inputs: ExampleInputs, device: torch.device, seed: int, *, gradients: bool) -> _Step:
+    seed_everything(seed, device)
     wanted: dict[str, Tensor] = {}
 
     def given(path: Any, value: Any) -> Any:

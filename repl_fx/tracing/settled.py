@@ -88,7 +88,7 @@ def require_leaves_left(model: nn.Module, changes: StateChanges) -> None:
 
 
 def _step(model: nn.Module, inputs: ExampleInputs) -> Any:
-    seed_everything(0)
+    seed_everything(0, device_of(model, inputs))
     with torch.enable_grad(), foreign_code():
         return inputs.fresh().passed_to(model)
 

@@ -51,8 +51,8 @@ def module_of(
     task = task_of(name, classes)
     outputs = _tried(model, task, batch, data.name)
     if isinstance(data, UserData):
-        task = task_of(name, task.classes_in(outputs))
-    task.require_fit(outputs, batch, (type(model).__name__, data.name))
+        task = task_of(name, task.classes_in(model, outputs))
+    task.require_fit(model, outputs, batch, data.name)
     distillation = None
     if teacher is not None:
         distillation = Distillation(teacher, model, task, config)
@@ -85,7 +85,9 @@ def _tried(model: nn.Module, task: Task, batch: Batch, name: str) -> Any:
         with in_mode(model, False), torch.no_grad(), foreign_code():
             return task.outputs(model.to(device), batch)
     except ForeignError as failed:
-        shape = "x".join(map(str, tensors[0].shape[1:])) if tensors else "no tensors"
+        # A list is of pictures, which may differ in size.
+        sizes = tensors[0].shape[isinstance(batch[0], Tensor) :] if tensors else ()
+        shape = "x".join(map(str, sizes)) if tensors else "no tensors"
         raise BadInput(
             f"{type(model).__name__} does not take inputs of {name}, which are {shape}: {first_line(failed.problem)}"
         ) from failed.problem

@@ -45,14 +45,14 @@ class Speed(pl.Callback):
         rates: inputs a second in each epoch, with loading and without the evaluation.
 
     Args:
-        every: batches between two figures.
+        every: steps of the optimizer between two figures.
     """
 
     def __init__(self, every: int) -> None:
         self.every = every
         self.rates: list[float] = []
         self._since = self._began = time.perf_counter()
-        self._seen = self._in_epoch = 0
+        self._seen = self._in_epoch = self._step = 0
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Let the peak of the memory be that of this run."""
@@ -70,8 +70,9 @@ class Speed(pl.Callback):
         """Count the inputs of the batch."""
         self._seen += _inputs_in(batch)
         last = trainer.is_last_batch
-        if not last and (batch_idx + 1) % self.every:
+        if not last and (trainer.global_step == self._step or trainer.global_step % self.every):
             return
+        self._step = trainer.global_step
         now = time.perf_counter()
         self._in_epoch += self._seen
         if last:

@@ -8,11 +8,13 @@ from typing import Any
 import pytorch_lightning as pl
 import torch
 
+from repl_fx.errors import BadInput
 from repl_fx.training.config import TrainConfig
 from repl_fx.training.data.augmentation import Chain, Change, CropAndFlip, CutMix, Mixup, Normalise
 from repl_fx.training.data.kinds import Data, UserData
 from repl_fx.training.data.loaders import BatchLoader, loader_of
 from repl_fx.training.data.positioned import PositionedLoader
+from repl_fx.training.data.samples import samples_of
 from repl_fx.training.data.user_loaders import UserLoader, UserModule, loaders_of
 from repl_fx.training.tasks import Task
 
@@ -67,30 +69,48 @@ def loaders(
     Raises:
         BadInput: the data cannot make batches, or not of this size.
     """
+    _require_mixtures(data, config)
     if isinstance(data, UserData):
         train, test = loaders_of(data, config.seed)
         # A LightningModule of the user takes any batch.
-        options: Any = {"seed": config.seed, "pairs": not config.has_own_module}
+        options: Any = {"seed": config.seed, "device": device, "pairs": not config.has_own_module}
         return UserLoader(train, data.name, **options), UserLoader(test, data.name, training=False, **options)
     return _loader(data, config, device, training=True), _loader(data, config, device, training=False)
 
 
 def _loader(data: Data, config: TrainConfig, device: torch.device, *, training: bool) -> BatchLoader:
-    split = data.train if training else data.test
+    part, name = (data.train, "train") if training else (data.test, "test")
+    split = samples_of(data, part, name, flip=training and config.augment)
     change = Chain(tuple(_changes(data, config, training=training)))
     # Tests want no gradients kept, and take twice the batch.
     size = config.batch_size if training else 2 * config.batch_size
     return loader_of(split, size, seed=config.seed, shuffle=training, drop_last=training, device=device, change=change)
 
 
+def _require_mixtures(data: Data | UserData, config: TrainConfig) -> None:
+    for name in ("mixup", "cutmix"):
+        if not getattr(config, name):
+            continue
+        if isinstance(data, UserData):
+            raise BadInput(
+                f"--{name} changes data sets, and {data.name} gives batches; mix in its loader, or leave it out"
+            )
+        if data.task != "classification":
+            raise BadInput(f"--{name} is for classification, and {data.name} is data for {data.task}; leave it out")
+        if name == "cutmix" and len(data.shape) != 3:
+            raise BadInput(
+                f"--cutmix is for pictures, and inputs of {data.name} are of shape {data.shape}; leave it out"
+            )
+
+
 def _changes(data: Data, config: TrainConfig, *, training: bool) -> Iterator[Change]:
-    if data.task != "classification":
+    if data.task not in ("classification", "segmentation"):
         return
     pictures = len(data.shape) == 3
     if training and config.augment and pictures:
         # What is grey, such as digits, is something else in a mirror.
         yield CropAndFlip(max(1, data.shape[1] // 8), flip=data.shape[0] == 3)
-    if training and config.cutmix and pictures:
+    if training and config.cutmix:
         yield CutMix(data.classes, config.cutmix)
     yield Normalise(data.mean, data.std)
     if training and config.mixup:

@@ -54,7 +54,9 @@ class Training(pl.LightningModule):
             if self.config.target_weight:
                 own = self.task.loss(outputs, batch, self.config.label_smoothing)
                 loss = loss + self.config.target_weight * own
-        self.log("loss", loss.detach(), prog_bar=True)
+        # Where the loggers write: a call takes longer than a small layer.
+        if self.global_step == 0 or (self.global_step + 1) % self.config.log_every == 0:
+            self.log("loss", loss.detach(), prog_bar=True)
         return loss
 
     def validation_step(self, batch: Batch, number: int) -> None:

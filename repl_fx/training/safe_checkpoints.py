@@ -5,16 +5,15 @@ from __future__ import annotations
 import hashlib
 import math
 import os
-import random
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytorch_lightning as pl
 import torch
 from pytorch_lightning.plugins.io import TorchCheckpointIO
 
 from repl_fx.errors import BadInput, OutputError, first_line
+from repl_fx.running.untouched import seed_everything
 
 
 class WholeCheckpoints(TorchCheckpointIO):
@@ -132,6 +131,4 @@ class SeededSteps(pl.Callback):
         """Seed torch, numpy and Python."""
         place = f"{self.seed} {trainer.current_epoch} {batch_idx} {trainer.global_rank}"
         number = int.from_bytes(hashlib.sha256(place.encode()).digest()[:8], "big", signed=True)
-        torch.manual_seed(number)
-        np.random.seed(number % 2**32)
-        random.seed(number)
+        seed_everything(number, pl_module.device)

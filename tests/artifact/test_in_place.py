@@ -76,7 +76,10 @@ def test_a_model_in_place_that_was_changed_is_refused(tmp_path: Path) -> None:
 
 
 def test_an_artifact_without_places_says_so(tmp_path: Path) -> None:
-    repl_fx.save(transformed(RawNet(), (torch.randn(4, 8),), surrogate="blend"), tmp_path / "out")
+    result = transformed(RawNet(), (torch.randn(4, 8),), surrogate="blend")
+    # Its model to train is the graph, and is saved as one in place is.
+    assert result.model is result.module
+    repl_fx.save(result.model, tmp_path / "out")
     with pytest.raises(repl_fx.BadInput, match=r"no model in place: .* it is no call of a single module; load it with"):
         repl_fx.load(tmp_path / "out", RawNet(), in_place=True)
 

@@ -123,6 +123,9 @@ def test_a_file_is_refused_before_it_is_written_and_written_whole(tmp_path: Path
         require_free_file(tmp_path, force=True)
     with pytest.raises(OutputError, match="there is no directory"):
         require_free_file(tmp_path / "none" / "a.json", force=False)
+    if Path("/proc/self").is_dir():
+        with pytest.raises(OutputError, match=r"/proc/a\.json cannot be written: "):
+            require_free_file(Path("/proc/a.json"), force=False)
     file.unlink()
     file.mkdir()
     with pytest.raises(OutputError, match="cannot be written: "):

@@ -14,6 +14,7 @@ EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
 OUTPUT_SHAPES = {
     "resnet32": (2, 10),
     "vit": (2, 10),
+    "digits": (2, 10),
     "gpt": (2, 32, 256),
     "mlp": (2, 10),
     "plain_parameters": (2, 10),

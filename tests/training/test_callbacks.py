@@ -44,10 +44,11 @@ def test_speed_counts_inputs_of_training_alone(monkeypatch: pytest.MonkeyPatch) 
     trainer: Any = SimpleNamespace(is_last_batch=False)
     speed.on_train_epoch_start(trainer, module)
     for number in range(2):
+        trainer.global_step = number + 1
         speed.on_train_batch_end(trainer, module, None, (torch.zeros(8), None), number)
     # Of two batches, since the epoch began.
     assert logged[0]["inputs_per_second"] == pytest.approx(16 / 4.0)
-    trainer.is_last_batch = True
+    trainer.is_last_batch, trainer.global_step = True, 3
     speed.on_train_batch_end(trainer, module, None, (torch.zeros(8), None), 2)
     assert logged[1]["inputs_per_second"] == pytest.approx(8 / 6.0)
     assert speed.rates == [pytest.approx(24 / 10.0)]
@@ -70,9 +71,11 @@ def test_inputs_of_any_batch_are_counted(batch: Any, count: int) -> None:
     logged: list[dict[str, float]] = []
     module: Any = nn.Module()
     module.log_dict, module.device = (lambda found, **_: logged.append(found)), torch.device("cpu")
-    speed, trainer = Speed(1), SimpleNamespace(is_last_batch=False)
+    speed, trainer = Speed(2), SimpleNamespace(is_last_batch=False, global_step=1)
     speed.on_train_batch_end(trainer, module, None, batch, 0)  # type: ignore[arg-type]
-    assert speed._seen == 0 and logged
-    speed.every = 2
-    speed.on_train_batch_end(trainer, module, None, batch, 0)  # type: ignore[arg-type]
-    assert speed._seen == count
+    assert speed._seen == count and not logged
+    trainer.global_step = 2
+    speed.on_train_batch_end(trainer, module, None, batch, 1)  # type: ignore[arg-type]
+    # A second batch of one step is counted with the next.
+    speed.on_train_batch_end(trainer, module, None, batch, 2)  # type: ignore[arg-type]
+    assert speed._seen == count and len(logged) == 1

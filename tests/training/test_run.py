@@ -7,18 +7,19 @@ import os
 import signal
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 import repl_fx
 from repl_fx.training.config import TrainConfig
-from repl_fx.training.data.kinds import Tensors
+from repl_fx.training.data.kinds import Data, Tensors
 from repl_fx.training.run import CHECKPOINT, CONFIG, LOGS, RESULT, STATE, finished, settings_of, train
-from tests.training.runs import Net, pictures, rewritten
+from tests.training.runs import Net, PixelNet, Spots, pictures, pixel_net, rewritten, scenes, spots, spots_net
 
 SHORT = TrainConfig(epochs=3, batch_size=8, save_every=2, lr=0.02, device="cpu", log_every=2)
 ROOT = Path(__file__).parents[2]
@@ -40,6 +41,36 @@ def test_a_run_learns_and_leaves_its_figures(tmp_path: Path) -> None:
     assert "inputs_per_second" in (tmp_path / STATE / LOGS / "from_step_0" / "metrics.csv").read_text()
 
 
+def test_a_run_learns_to_segment(tmp_path: Path) -> None:
+    # A colour of any shape tells it from the ground; which of the two shapes is harder.
+    figures = train(PixelNet(), scenes(), SHORT.changed(epochs=6), tmp_path).figures
+    assert set(figures) == {"loss", "mean_iou", "pixel_accuracy"}
+    # Ground alone gives a third of its share.
+    assert figures["mean_iou"] > 0.45 and figures["pixel_accuracy"] > 0.8
+
+
+def test_a_run_learns_to_detect(tmp_path: Path) -> None:
+    figures = train(Spots(), spots(), SHORT.changed(epochs=12, augment=False), tmp_path).figures
+    assert set(figures) == {"map", "map_50"} and figures["map_50"] > 0.3
+
+
+def test_models_for_another_task_are_a_line(tmp_path: Path) -> None:
+    with pytest.raises(repl_fx.BadInput, match=r"PixelNet returns 2 logits, and shapes has 3 classes"):
+        train(PixelNet(classes=2), scenes(), SHORT, tmp_path)
+    with pytest.raises(repl_fx.BadInput, match=r"Flat returns logits of shape \(16, 3\); wanted is \(batch, classes"):
+        train(_Flat(), scenes(16, 16), SHORT, tmp_path)
+
+    with pytest.raises(repl_fx.BadInput, match="PixelNet does not take inputs of spots, which are 3x8x8: "):
+        train(PixelNet(), spots(), SHORT, tmp_path)
+    with pytest.raises(repl_fx.BadInput, match="own losses, without smoothing; leave out --label-smoothing"):
+        train(Spots(), spots(), SHORT.changed(label_smoothing=0.1), tmp_path)
+
+
+class _Flat(PixelNet):
+    def forward(self, x: Tensor) -> Any:
+        return super().forward(x)["out"].mean((2, 3))
+
+
 _KILLED = """
 import os, sys
 from pathlib import Path
@@ -47,10 +78,10 @@ import torch
 from repl_fx.training.run import train
 from repl_fx.training.config import read_config
 from repl_fx.training.safe_checkpoints import Checkpoints
-from tests.training.runs import pictures, rewritten
+from tests.training import runs
 import signal
 torch.set_num_threads(1)
-directory, batch = Path(sys.argv[1]), int(sys.argv[2])
+directory, batch, model, data = Path(sys.argv[1]), int(sys.argv[2]), *(getattr(runs, name) for name in sys.argv[3:])
 own, count = Checkpoints.on_train_batch_end, 0
 def on_train_batch_end(self, *args):
     global count
@@ -59,29 +90,34 @@ def on_train_batch_end(self, *args):
     if count == batch:
         os.kill(os.getpid(), signal.SIGKILL)
 Checkpoints.on_train_batch_end = on_train_batch_end
-train(rewritten(), pictures(), read_config(directory / "config.yaml"), directory)
+train(model(), data(), read_config(directory / "config.yaml"), directory)
 """
 
 
 @pytest.mark.parametrize(
-    ("settings", "batch"),
-    [({}, 9), ({"accumulate": 2, "mixup": 0.3, "ema": 0.9, "optimizer": "sgd"}, 7)],
+    ("settings", "batch", "make", "data"),
+    [
+        ({}, 9, rewritten, pictures),
+        ({"accumulate": 2, "mixup": 0.3, "ema": 0.9, "optimizer": "sgd"}, 7, rewritten, pictures),
+        ({}, 7, pixel_net, scenes),
+        ({"epochs": 2}, 8, spots_net, spots),
+    ],
 )
 def test_a_run_that_was_killed_goes_on_as_if_it_had_not_been(
-    tmp_path: Path, settings: dict[str, Any], batch: int
+    tmp_path: Path, settings: dict[str, Any], batch: int, make: Callable[..., nn.Module], data: Callable[[], Data]
 ) -> None:
     config = SHORT.changed(**settings)
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     killed.mkdir()
     (killed / "config.yaml").write_text(config.to_yaml())
-    expected = rewritten()
-    figures = train(expected, pictures(), config, whole)
-    command = [sys.executable, "-c", _KILLED, str(killed), str(batch)]
+    expected = make()
+    figures = train(expected, data(), config, whole)
+    command = [sys.executable, "-c", _KILLED, str(killed), str(batch), make.__name__, data.__name__]
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     assert subprocess.run(command, env=environment, capture_output=True, check=False).returncode == -signal.SIGKILL
-    model = rewritten(seed=1)
-    made = train(model, pictures(), settings_of(killed), killed, resume=True)
-    again = train(rewritten(seed=2), pictures(), settings_of(killed), killed, resume=True)
+    model = make(seed=1)
+    made = train(model, data(), settings_of(killed), killed, resume=True)
+    again = train(make(seed=2), data(), settings_of(killed), killed, resume=True)
     assert again.figures == made.figures and again.resumed == made.steps
     assert made.resumed is not None and 0 < made.resumed < made.steps
     assert made.figures == figures.figures

@@ -14,7 +14,7 @@ import torch
 import repl_fx
 from repl_fx.training.safe_checkpoints import Checkpoints, SeededSteps, WholeCheckpoints
 
-MODULE: Any = None
+MODULE: Any = SimpleNamespace(device=torch.device("cpu"))
 
 
 def _trainer(step: int, epoch: int = 0) -> Any:

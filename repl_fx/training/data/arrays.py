@@ -1,8 +1,8 @@
-"""Arrays as splits: pictures or vectors and their classes, and `npz:PATH`.
+"""Arrays as splits: pictures or vectors and their classes or masks, and `npz:PATH`.
 
 train_x, test_x    (n, height, width, channels) uint8, or (n, height, width) uint8 of one channel;
 (n, channels, height, width) or (n, features) of floats
-train_y, test_y    (n,) integers from 0
+train_y, test_y    (n,) integers from 0; or masks for segmentation, (n, height, width) integers from 0, 255 for none
 """
 
 from __future__ import annotations
@@ -19,7 +19,8 @@ import torch
 from torch import Tensor
 
 from repl_fx.errors import BadInput, one_line
-from repl_fx.training.data.kinds import Data, Request, Tensors
+from repl_fx.training.data.kinds import Data, Request, Task, Tensors
+from repl_fx.training.data.targets import IGNORED
 
 Array = npt.NDArray[Any]
 KEYS = ("train_x", "train_y", "test_x", "test_y")
@@ -36,8 +37,10 @@ def load_npz(request: Request) -> Data:
     """
     path = Path(request.argument)
     arrays = read_npz(path)
-    classes = _labels(arrays["train_y"], f"{path}: train_y").max().item() + 1
-    return data_of(request.name, arrays, classes=int(classes), where=str(path))
+    labels = _labels(arrays["train_y"], f"{path}: train_y")
+    known = labels[labels != IGNORED] if labels.ndim == 3 else labels
+    classes = int(known.max()) + 1 if len(known) else 0
+    return data_of(request.name, arrays, classes=classes, where=str(path))
 
 
 def read_npz(path: Path) -> dict[str, Array]:
@@ -89,7 +92,13 @@ def data_of(name: str, arrays: Mapping[str, Array], *, classes: int, where: str)
         raise BadInput(f"{where}: train_x is {train.inputs.dtype}, test_x {test.inputs.dtype}; give both the same type")
     shape = tuple(train.inputs.shape[1:])
     mean, std = channel_scale(train.inputs) if len(shape) == 3 else ((), ())
-    return Data(name, "classification", classes, shape, train, test, mean, std)
+    if train.targets.ndim != test.targets.ndim:
+        found = " and ".join(str(tuple(part.targets.shape)) for part in (train, test))
+        raise BadInput(f"{where}: train_y and test_y are of shapes {found}; give both labels, or both masks")
+    task: Task = "segmentation" if train.targets.ndim == 3 else "classification"
+    if task == "segmentation" and len(shape) != 3:
+        raise BadInput(f"{where}: inputs of masks are of shape {shape}; give pictures (n, height, width, channels)")
+    return Data(name, task, classes, shape, train, test, mean, std)
 
 
 def channel_scale(pictures: Tensor) -> tuple[tuple[float, ...], tuple[float, ...]]:
@@ -132,8 +141,10 @@ def _inputs(array: Array, where: str) -> Tensor:
 def _labels(array: Array, where: str) -> Tensor:
     if not np.issubdtype(array.dtype, np.integer):
         raise BadInput(f"{where} is {array.dtype}; give integers from 0")
-    if array.ndim != 1:
-        raise BadInput(f"{where} is of shape {array.shape}; give one label for each input, (n,)")
+    if array.ndim not in (1, 3):
+        raise BadInput(
+            f"{where} is of shape {array.shape}; give one label for each input, (n,), or masks (n, height, width)"
+        )
     if len(array) == 0:
         raise BadInput(f"{where} is empty; give at least one label")
     return torch.from_numpy(array.astype(np.int64))

@@ -17,6 +17,7 @@ from torch.nn import functional as F
 
 from repl_fx._torch import standard_gamma
 from repl_fx.errors import BadInput
+from repl_fx.training.data.targets import IGNORED
 
 Change = Callable[[Tensor, Tensor, torch.Generator], tuple[Tensor, Tensor]]
 
@@ -38,6 +39,8 @@ class Chain:
 class CropAndFlip:
     """Shift each picture by up to `padding` pixels both ways, zeros coming in, and mirror every other one.
 
+    Targets that are masks move with their pictures; where zeros come in, they have no class.
+
     Attributes:
         padding: zeros around a picture, in pixels, of which a crop of the old size is taken at random.
         flip: whether a picture is mirrored, left to right, with probability 1/2.
@@ -51,7 +54,10 @@ class CropAndFlip:
             raise BadInput(f"padding is {self.padding}; give 0 or more pixels")
 
     def __call__(self, inputs: Tensor, targets: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-        """Change pictures (n, channels, height, width) of any dtype; the generator is of their device."""
+        """Change pictures (n, channels, height, width) of any dtype; the generator is of their device.
+
+        Masks are targets (n, height, width).
+        """
         n, channels, height, width = inputs.shape
         device, padding = inputs.device, self.padding
         down, right = torch.randint(0, 2 * padding + 1, (2, n, 1), generator=generator, device=device)
@@ -64,7 +70,11 @@ class CropAndFlip:
         padded = F.pad(inputs, (padding,) * 4)
         picture = torch.arange(n, device=device)[:, None, None, None]
         channel = torch.arange(channels, device=device)[None, :, None, None]
-        return padded[picture, channel, rows[:, None, :, None], columns[:, None, None, :]], targets
+        rows, columns = rows[:, None, :, None], columns[:, None, None, :]
+        if targets.ndim == 3:
+            masks = F.pad(targets, (padding,) * 4, value=IGNORED)
+            targets = masks[picture[:, 0], rows[:, 0], columns[:, 0]]
+        return padded[picture, channel, rows, columns], targets
 
 
 @dataclass(frozen=True)

@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sized
+from collections.abc import Iterable, Mapping, Sized
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
 from repl_fx.errors import BadInput
+from repl_fx.training.data.targets import IGNORED, require_labels, require_masks
 
-Task = Literal["classification", "language-modelling"]
-TASKS = ("classification", "language-modelling")
+Task = Literal["classification", "language-modelling", "segmentation", "detection"]
+TASKS = get_args(Task)
 _INPUT_TYPES = (torch.uint8, torch.float32, torch.int64)
 
 
@@ -24,7 +25,8 @@ class Tensors:
 
     Attributes:
         inputs: uint8, float32 or int64, (n, *shape of one input).
-        targets: int64; (n,) for classification, (n, context) for language modelling.
+        targets: int64; (n,) for classification, (n, context) for language modelling, (n, height, width) for
+            segmentation, with 255 for pixels that have no class.
     """
 
     inputs: Tensor
@@ -34,8 +36,11 @@ class Tensors:
         return len(self.targets)
 
 
-# A split in memory, or one that is read file by file: samples (input, target), by their number.
-Split = Tensors | Dataset[tuple[Tensor, int]]
+# Of one sample: a label, a mask (height, width), or a mapping of boxes and labels.
+Target = int | Tensor | Mapping[str, Tensor]
+Sample = tuple[Tensor, Target]
+# A split in memory, or one that is read file by file: samples by their number.
+Split = Tensors | Dataset[Sample]
 
 
 @dataclass(frozen=True, eq=False)
@@ -44,9 +49,10 @@ class Data:
 
     Attributes:
         name: the specification that led to the data set.
-        task: `classification` or `language-modelling`.
-        classes: number of classes, or of token ids: 256 for bytes.
-        shape: of one input: (channels, height, width) of a picture, (features,) of a vector, (context,) of a text.
+        task: one of `TASKS`.
+        classes: number of classes, with the background for detection; or of token ids: 256 for bytes.
+        shape: of one input: (channels, height, width) of a picture, (features,) of a vector, (context,) of a text;
+            (channels,) for detection, whose pictures differ in size.
         train, test: the two splits.
         mean, std: of each channel of the training pictures, in units of 255 grey levels where the inputs are uint8;
             empty where the inputs are no pictures.
@@ -66,7 +72,7 @@ class Data:
 
     def __post_init__(self) -> None:
         if self.task not in TASKS:
-            raise BadInput(f"{self.name}: task is {self.task!r}; wanted is {' or '.join(TASKS)}")
+            raise BadInput(f"{self.name}: task is {self.task!r}; wanted is {', '.join(TASKS)}")
         if self.classes < 2:
             raise BadInput(f"{self.name}: {self.classes} class; at least 2 are needed to tell something apart")
         channels = self.shape[0] if len(self.shape) == 3 else 0
@@ -84,26 +90,26 @@ class Data:
 
     def __str__(self) -> str:
         """Name, sizes and shape on one line."""
-        shape = "x".join(map(str, self.shape))
+        shape = "pictures" if self.task == "detection" else "x".join(map(str, self.shape))
         return f"{self.name}: {length(self.train)} + {length(self.test)} of {shape}, {self.classes} classes"
 
     def _check(self, part: Tensors, where: str) -> None:
         inputs, targets = part.inputs, part.targets
         if inputs.dtype not in _INPUT_TYPES:
             raise BadInput(f"{where}: inputs are {inputs.dtype}; give uint8, float32 or int64")
-        if targets.dtype != torch.int64:
-            raise BadInput(f"{where}: targets are {targets.dtype}; give int64")
         if len(inputs) != len(targets):
             raise BadInput(f"{where}: {len(inputs)} inputs but {len(targets)} targets; give one target for each input")
         if tuple(inputs.shape[1:]) != self.shape:
             raise BadInput(f"{where}: inputs are of shape {tuple(inputs.shape[1:])}; the data set's is {self.shape}")
-        wanted = self.shape if self.task == "language-modelling" else ()
-        if tuple(targets.shape[1:]) != wanted:
-            raise BadInput(f"{where}: targets are of shape {tuple(targets.shape[1:])}; wanted for {self.task} {wanted}")
-        low, high = int(targets.min()), int(targets.max())
-        if low < 0 or high >= self.classes:
-            wrong = low if low < 0 else high
-            raise BadInput(f"{where}: label {wrong} is out of range; labels are 0 to {self.classes - 1}")
+        if self.task == "detection":
+            raise BadInput(f"{where} is tensors; give a Dataset of (picture, dict of boxes and labels) for detection")
+        if self.task == "segmentation":
+            require_masks(targets, self.classes, (len(targets), *self.shape[1:]), where)
+            if bool((targets == IGNORED).all()):
+                raise BadInput(f"{where}: no pixel has a class, all are {IGNORED}; give masks of classes")
+        else:
+            wanted = self.shape if self.task == "language-modelling" else ()
+            require_labels(targets, self.classes, (len(targets), *wanted), where)
         if inputs.is_floating_point() and not (finite := inputs.isfinite()).all():
             first = tuple(int(i) for i in (~finite).nonzero()[0])
             raise BadInput(f"{where}: inputs hold {float(inputs[first])} at {first}; give finite numbers")

@@ -7,16 +7,18 @@ and the batches given out, and that is the state of a loader (see `positioned`).
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from typing import TypedDict, Unpack
+from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
+from typing import Any, TypedDict, Unpack
 
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from repl_fx._torch import pytree
 from repl_fx.errors import BadInput
 from repl_fx.training.data.augmentation import Change
-from repl_fx.training.data.kinds import Split, Tensors, length
+from repl_fx.training.data.kinds import Sample, Split, Tensors, length
 from repl_fx.training.data.positioned import PositionedLoader, seed_of
 
 # What a generator is for: two purposes never share a stream.
@@ -165,7 +167,7 @@ class FileLoader(BatchLoader):
 
     def __init__(
         self,
-        dataset: Dataset[tuple[Tensor, int]],
+        dataset: Dataset[Sample],
         batch_size: int,
         *,
         workers: int = 2,
@@ -185,7 +187,7 @@ class FileLoader(BatchLoader):
         super().__init__(length(dataset), batch_size, **options)
         self.dataset, self.workers = dataset, workers
 
-    def _batches(self, epoch: int, first: int) -> Iterator[tuple[Tensor, Tensor]]:
+    def _batches(self, epoch: int, first: int) -> Iterator[tuple[Any, Any]]:
         order = self._order(epoch)
         batches = [self._own(self._globally(order, number)).tolist() for number in range(first, len(self))]
         loader = DataLoader(
@@ -200,17 +202,19 @@ class FileLoader(BatchLoader):
         for number, read in enumerate(loader, first):
             if isinstance(read, BadInput):
                 raise read
-            inputs, targets = (tensor.to(self.device, non_blocking=True) for tensor in read)
+            inputs, targets = pytree.tree_map_only(
+                Tensor, partial(Tensor.to, device=self.device, non_blocking=True), read
+            )
             yield self._changed(inputs, targets, epoch, number, self.rank)
 
 
-class _SeededSamples(Dataset[tuple[Tensor, int] | BadInput]):
+class _SeededSamples(Dataset[Sample | BadInput]):
     """Samples that are made with a random state of their own."""
 
-    def __init__(self, dataset: Dataset[tuple[Tensor, int]], seed: int, epoch: int) -> None:
+    def __init__(self, dataset: Dataset[Sample], seed: int, epoch: int) -> None:
         self.dataset, self.seed, self.epoch = dataset, seed, epoch
 
-    def __getitem__(self, index: int) -> tuple[Tensor, int] | BadInput:
+    def __getitem__(self, index: int) -> Sample | BadInput:
         """A sample; or the error on it, which the loader would else wrap into a worker's traceback."""
         with torch.random.fork_rng(devices=[]):
             # Not `torch.manual_seed`, which seeds the accelerators too.
@@ -221,13 +225,21 @@ class _SeededSamples(Dataset[tuple[Tensor, int] | BadInput]):
                 return error
 
 
-def _collate(samples: Sequence[tuple[Tensor, int] | BadInput]) -> tuple[Tensor, Tensor] | BadInput:
+def _collate(samples: Sequence[Sample | BadInput]) -> tuple[Any, Any] | BadInput:
+    """Tensors of inputs and of labels or masks; lists of both where targets are mappings of boxes."""
     pairs = []
     for sample in samples:
         if isinstance(sample, BadInput):
             return sample
         pairs.append(sample)
-    return torch.stack([inputs for inputs, _ in pairs]), torch.tensor([int(target) for _, target in pairs])
+    inputs, targets = (list(part) for part in zip(*pairs, strict=True))
+    if isinstance(targets[0], Mapping):
+        return inputs, targets
+    if len({one.shape for one in inputs}) > 1:
+        sizes = sorted({"x".join(map(str, one.shape)) for one in inputs})
+        return BadInput(f"inputs of a batch are of shapes {' and '.join(sizes[:2])}; bring them to one size")
+    stacked = torch.stack(targets) if isinstance(targets[0], Tensor) else torch.tensor(list(map(int, targets)))
+    return torch.stack(inputs), stacked
 
 
 def loader_of(split: Split, batch_size: int, **options: Unpack[Options]) -> BatchLoader:

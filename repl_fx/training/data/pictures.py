@@ -56,7 +56,7 @@ class Pictures(Dataset[tuple[Tensor, int]]):
         from torchvision.transforms import v2
 
         handle, label = self.samples[index]
-        picture = v2.functional.pil_to_tensor(_opened(self.read, handle))
+        picture = v2.functional.pil_to_tensor(opened(self.read, handle))
         if self.random_crop:
             cut: Tensor = v2.RandomResizedCrop(self.size, antialias=True)(picture)
         else:
@@ -85,7 +85,7 @@ def load_folder(request: Request) -> Data:
         top = path / "train" if (path / "train").is_dir() else path
         classes, samples = _found(top)
         train, test = _split(samples, top, request.held_out)
-    return pictures_data(request, len(classes), train, test, _rgb)
+    return pictures_data(request, len(classes), train, test, rgb)
 
 
 def pictures_data(
@@ -109,11 +109,21 @@ def pictures_data(
     for split, samples in (("train", train), ("test", test)):
         if not samples:
             raise BadInput(f"{request.name}: {split} is empty; give at least two pictures of a class")
-    size = request.size or min(*_opened(read, train[0][0]).size, _LARGEST)
+    size = square_size(request, opened(read, train[0][0]))
     splits = Pictures(train, read, size), Pictures(test, read, size)
-    step = max(1, len(train) // _SAMPLED)
-    some = torch.stack([splits[0][index][0] for index in range(0, len(train), step)])
-    return Data(request.name, "classification", classes, (3, size, size), *splits, *channel_scale(some))
+    scale = channel_scale(some_pictures(splits[0]))
+    return Data(request.name, "classification", classes, (3, size, size), *splits, *scale)
+
+
+def square_size(request: Request, first: Any) -> int:
+    """Height and width that pictures are brought to: those asked for, else the shorter side of a PIL image, or 224."""
+    return request.size or min(*first.size, _LARGEST)
+
+
+def some_pictures(split: Any) -> Tensor:
+    """Pictures from all over a split, (n, channels, height, width), for their scale."""
+    step = max(1, len(split) // _SAMPLED)
+    return torch.stack([split[index][0] for index in range(0, len(split), step)])
 
 
 def _found(folder: Path) -> tuple[list[str], list[tuple[str, int]]]:
@@ -141,14 +151,20 @@ def _split(samples: Sequence[tuple[str, int]], top: Path, held_out: float) -> tu
     return train, test
 
 
-def _rgb(path: str) -> Any:
+def rgb(path: str | Path) -> Any:
+    """The picture in a file, as a PIL image in RGB."""
     from PIL import Image
 
     with Image.open(path) as picture:
         return picture.convert("RGB")
 
 
-def _opened(read: Callable[[Any], Any], handle: Any) -> Any:
+def opened(read: Callable[[Any], Any], handle: Any) -> Any:
+    """The picture of a handle, as a function reads it.
+
+    Raises:
+        BadInput: the picture cannot be read; names its handle.
+    """
     try:
         with foreign_code():
             return read(handle)

@@ -3,6 +3,8 @@
 digits                                   scikit-learn's, installed with it
 cifar10, svhn, stl10, fashion-mnist      files as torchvision lays them out, under a root
 folder:PATH                              pictures in a folder for each class, read file by file
+masks:PATH                               pictures and masks of the same names, for segmentation, read file by file
+coco:PATH                                pictures with boxes in COCO's layout, for detection, read file by file
 npz:PATH                                 arrays train_x, train_y, test_x, test_y
 text:PATH                                bytes of a file, or of the files below a folder
 hf:NAME                                  a data set of the library `datasets`
@@ -18,8 +20,10 @@ from repl_fx.errors import BadInput
 from repl_fx.sources.source import close_matches
 from repl_fx.training.config import names_python_file
 from repl_fx.training.data.arrays import load_npz
+from repl_fx.training.data.coco import load_coco
 from repl_fx.training.data.hugging_face import load_hugging_face
 from repl_fx.training.data.kinds import Data, Request, UserData
+from repl_fx.training.data.masks import load_masks
 from repl_fx.training.data.named_sets import load_cifar10, load_digits, load_fashion_mnist, load_stl10, load_svhn
 from repl_fx.training.data.pictures import load_folder
 from repl_fx.training.data.text import load_text
@@ -34,6 +38,8 @@ _LOADERS: dict[str, Callable[[Request], Data]] = {
     "stl10": load_stl10,
     "fashion-mnist": load_fashion_mnist,
     "folder:": load_folder,
+    "masks:": load_masks,
+    "coco:": load_coco,
     "npz:": load_npz,
     "text:": load_text,
     "hf:": load_hugging_face,

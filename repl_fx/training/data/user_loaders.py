@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import random
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sized
 from typing import Any
 
-import numpy as np
 import pytorch_lightning as pl
 import torch
 from torch import Tensor
@@ -15,8 +13,11 @@ from torch.utils.data import DataLoader
 from repl_fx._torch import without_workers
 from repl_fx.arguments import in_words
 from repl_fx.errors import BadInput
+from repl_fx.running.untouched import seed_everything
 from repl_fx.training.data.kinds import UserData
 from repl_fx.training.data.positioned import PositionedLoader, seed_of
+
+CPU = torch.device("cpu")
 
 
 class UserLoader(PositionedLoader):
@@ -35,6 +36,7 @@ class UserLoader(PositionedLoader):
         seed: 0 or more.
         pairs: whether a batch has to be a pair of inputs and targets.
         training: whether the batches make steps, to which each process has to add as many samples.
+        device: that batches may be changed on.
         rank, world_size: number of this process, and of all; each one gets its part of every batch.
     """
 
@@ -46,6 +48,7 @@ class UserLoader(PositionedLoader):
         seed: int,
         pairs: bool = True,
         training: bool = True,
+        device: torch.device = CPU,
         rank: int = 0,
         world_size: int = 1,
     ) -> None:
@@ -55,7 +58,7 @@ class UserLoader(PositionedLoader):
             raise BadInput(f"{name}: a loader has no batches; give at least one")
         super().__init__()
         self.loader, self.name, self.seed, self.pairs, self.training = loader, name, seed, pairs, training
-        self.rank, self.world_size = rank, world_size
+        self.device, self.rank, self.world_size = device, rank, world_size
         self.check: Callable[[Any, str], None] | None = None
 
     def __len__(self) -> int:
@@ -82,10 +85,7 @@ class UserLoader(PositionedLoader):
         return {"seed": self.seed, "length": len(self)}
 
     def _seed(self, *key: int) -> None:
-        number = seed_of(self.seed, *key)
-        torch.manual_seed(number)
-        np.random.seed(number % 2**32)
-        random.seed(number)
+        seed_everything(seed_of(self.seed, *key), self.device)
 
     def _own(self, batch: Any, number: int) -> Any:
         if self.pairs and not (isinstance(batch, tuple | list) and len(batch) == 2):
@@ -93,6 +93,9 @@ class UserLoader(PositionedLoader):
                 f"{self.name}: a batch is {in_words(batch)}; give pairs (inputs, targets), "
                 "or --task file.py:CLASS, a LightningModule that takes them"
             )
+        if self.pairs and isinstance(batch[1], tuple | list) and all(isinstance(one, Mapping) for one in batch[1]):
+            # Of detection, as `tuple(zip(*samples))` collates them: lists are divided, tuples are not.
+            batch = list(batch[0]), list(batch[1])
         if self.check is not None:
             self.check(batch, f"{self.name}: batch {number}")
         if self.world_size == 1:
@@ -161,7 +164,7 @@ def loaders_of(data: UserData, seed: int) -> tuple[Iterable[Any], Iterable[Any]]
     own: Any = data.module
     if not isinstance(own, pl.LightningDataModule):
         raise BadInput(f"{data.name} is {in_words(own)}; give a LightningDataModule of the package pytorch_lightning")
-    pl.seed_everything(seed, verbose=False)
+    seed_everything(seed)
     own.prepare_data()
     own.setup("fit")
     found = {"train_dataloader": own.train_dataloader(), "val_dataloader": own.val_dataloader()}

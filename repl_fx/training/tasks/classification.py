@@ -5,11 +5,12 @@ from __future__ import annotations
 from typing import Any
 
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 from torchmetrics.classification import MulticlassAccuracy
 
 from repl_fx.errors import BadInput
-from repl_fx.training.tasks.task import Batch, MeanLoss, Task, logits_of, require_labels
+from repl_fx.training.data.targets import require_labels
+from repl_fx.training.tasks.task import Batch, MeanLoss, Task, logits_of
 
 
 class Classification(Task):
@@ -51,14 +52,13 @@ class Classification(Task):
         self.accuracy.reset()
         return figures
 
-    def require_fit(self, outputs: Any, batch: Batch, names: tuple[str, str]) -> None:
+    def require_fit(self, model: nn.Module, outputs: Any, batch: Batch, name: str) -> None:
         """Refuse logits of another shape, or for fewer classes than there are."""
-        model, data = names
-        logits = self.logits(outputs)
+        logits, called = self.logits(outputs), type(model).__name__
         if logits.ndim != 2 or len(logits) != len(batch[1]):
-            raise BadInput(f"{model} returns logits of shape {tuple(logits.shape)}; wanted is (batch, classes)")
+            raise BadInput(f"{called} returns logits of shape {tuple(logits.shape)}; wanted is (batch, classes)")
         if logits.shape[-1] < self.classes:
-            raise BadInput(f"{model} returns {logits.shape[-1]} logits, and {data} has {self.classes} classes")
+            raise BadInput(f"{called} returns {logits.shape[-1]} logits, and {name} has {self.classes} classes")
 
     def require_targets(self, batch: Batch, name: str) -> None:
         """Refuse what is neither labels nor probabilities."""

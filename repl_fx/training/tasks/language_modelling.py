@@ -6,10 +6,11 @@ import math
 from typing import Any
 
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from repl_fx.errors import BadInput
-from repl_fx.training.tasks.task import Batch, MeanLoss, Task, logits_of, require_labels
+from repl_fx.training.data.targets import require_labels
+from repl_fx.training.tasks.task import Batch, MeanLoss, Task, logits_of
 
 
 class LanguageModelling(Task):
@@ -48,17 +49,16 @@ class LanguageModelling(Task):
         loss = self.mean_loss.compute()
         return {"loss": loss, "bits_per_byte": loss / math.log(2)}
 
-    def require_fit(self, outputs: Any, batch: Batch, names: tuple[str, str]) -> None:
+    def require_fit(self, model: nn.Module, outputs: Any, batch: Batch, name: str) -> None:
         """Refuse logits that are not one for each token at each place, or for fewer tokens than there are."""
-        model, data = names
-        logits, places = self.logits(outputs), tuple(batch[1].shape)
+        logits, places, called = self.logits(outputs), tuple(batch[1].shape), type(model).__name__
         if tuple(logits.shape[:-1]) != places:
             raise BadInput(
-                f"{model} returns logits of shape {tuple(logits.shape)}; wanted is (batch, length, tokens), "
-                f"for the {' x '.join(map(str, places))} targets of {data}"
+                f"{called} returns logits of shape {tuple(logits.shape)}; wanted is (batch, length, tokens), "
+                f"for the {' x '.join(map(str, places))} targets of {name}"
             )
         if logits.shape[-1] < self.classes:
-            raise BadInput(f"{model} returns {logits.shape[-1]} logits, and {data} has {self.classes} classes")
+            raise BadInput(f"{called} returns {logits.shape[-1]} logits, and {name} has {self.classes} classes")
 
     def require_targets(self, batch: Batch, name: str) -> None:
         """Refuse what is not one token for each token of the inputs."""

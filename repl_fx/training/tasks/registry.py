@@ -6,10 +6,14 @@ from collections.abc import Callable
 
 from repl_fx.errors import BadInput
 from repl_fx.training.tasks.classification import Classification
+from repl_fx.training.tasks.detection import Detection
 from repl_fx.training.tasks.language_modelling import LanguageModelling
+from repl_fx.training.tasks.segmentation import Segmentation
 from repl_fx.training.tasks.task import Task
 
-_TASKS: dict[str, Callable[[int], Task]] = {task.key: task for task in (Classification, LanguageModelling)}
+_TASKS: dict[str, Callable[[int], Task]] = {
+    task.key: task for task in (Classification, LanguageModelling, Segmentation, Detection)
+}
 
 
 def known_tasks() -> tuple[str, ...]:

@@ -6,11 +6,9 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
-import torch
 from torch import Tensor, nn
 from torchmetrics import SumMetric
 
-from repl_fx.arguments import in_words
 from repl_fx.errors import BadInput
 
 # Inputs and targets; tensors, but for detection, whose pictures differ in size.
@@ -47,8 +45,8 @@ class Task(nn.Module, ABC):
             BadInput: the outputs hold none.
         """
 
-    def classes_in(self, outputs: Any) -> int:
-        """The number of classes that the outputs of a model tell apart."""
+    def classes_in(self, model: nn.Module, outputs: Any) -> int:
+        """The number of classes that a model with such outputs tells apart."""
         return self.logits(outputs).shape[self.class_dimension]
 
     @abstractmethod
@@ -70,11 +68,11 @@ class Task(nn.Module, ABC):
         """The figures by name, over all batches since the last call."""
 
     @abstractmethod
-    def require_fit(self, outputs: Any, batch: Batch, names: tuple[str, str]) -> None:
+    def require_fit(self, model: nn.Module, outputs: Any, batch: Batch, name: str) -> None:
         """Refuse a model whose outputs in evaluation mode do not fit the targets.
 
         Args:
-            names: of the model and of the data set, for the message.
+            name: of the data set, for the message.
 
         Raises:
             BadInput: names what is found and what is wanted.
@@ -102,7 +100,7 @@ class MeanLoss(nn.Module):
         # A check of its values would wait for the device at each batch.
         self.total, self.count = SumMetric(nan_strategy="disable"), SumMetric(nan_strategy="disable")
 
-    def update(self, loss: Tensor, count: int) -> None:
+    def update(self, loss: Tensor, count: int | Tensor) -> None:
         """Add a loss."""
         self.total.update(loss.detach() * count)
         self.count.update(count)
@@ -113,22 +111,6 @@ class MeanLoss(nn.Module):
         self.total.reset()
         self.count.reset()
         return mean
-
-
-def require_labels(targets: Any, classes: int, shape: tuple[int, ...], name: str) -> None:
-    """Refuse targets that are not labels from 0, int64, of a shape.
-
-    Raises:
-        BadInput: names the type, the shape or the label found, and the one wanted.
-    """
-    if not isinstance(targets, Tensor) or targets.dtype != torch.int64:
-        found = targets.dtype if isinstance(targets, Tensor) else in_words(targets)
-        raise BadInput(f"{name}: targets are {found}; give an int64 tensor")
-    if tuple(targets.shape) != shape:
-        raise BadInput(f"{name}: targets are of shape {tuple(targets.shape)}; wanted is {shape}")
-    low, high = int(targets.min()), int(targets.max())
-    if low < 0 or high >= classes:
-        raise BadInput(f"{name}: label {low if low < 0 else high} is out of range; labels are 0 to {classes - 1}")
 
 
 def logits_of(outputs: Any, *names: str) -> Tensor:

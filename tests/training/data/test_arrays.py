@@ -123,3 +123,22 @@ def test_the_scale_of_a_channel_that_is_the_same_everywhere() -> None:
 def test_errors_begin_with_the_place() -> None:
     with pytest.raises(BadInput, match="the shop: test_y is float64"):
         data_of("made", arrays(test_y=np.zeros(6)), classes=3, where="the shop")
+
+
+def test_masks_are_for_segmentation(tmp_path: Path) -> None:
+    masks = np.arange(12 * 20).reshape(12, 5, 4) % 3
+    masks[0, 0] = 255
+    data = read(saved(tmp_path, train_y=masks, test_y=masks[:6]))
+    assert (data.task, data.classes, data.shape) == ("segmentation", 3, (3, 5, 4))
+    assert isinstance(data.train, Tensors) and np.array_equal(data.train.targets, masks)
+    with pytest.raises(BadInput, match=r"train: targets are of shape \(12, 4, 5\); wanted is \(12, 5, 4\)"):
+        read(saved(tmp_path, train_y=masks.transpose(0, 2, 1), test_y=masks[:6]))
+    with pytest.raises(BadInput, match="test: label 3 is out of range; labels are 0 to 2, and 255 for none"):
+        read(saved(tmp_path, train_y=masks, test_y=masks[1:7] + 1))
+    with pytest.raises(BadInput, match=r"train_y and test_y are of shapes \(12, 5, 4\) and \(6,\); give both labels"):
+        read(saved(tmp_path, train_y=masks))
+    with pytest.raises(BadInput, match=r"inputs of masks are of shape \(7,\); give pictures"):
+        vectors = {name: np.zeros((count, 7)) for name, count in (("train_x", 12), ("test_x", 6))}
+        read(saved(tmp_path, train_y=masks, test_y=masks[:6], **vectors))
+    with pytest.raises(BadInput, match="0 class; at least 2"):
+        read(saved(tmp_path, train_y=np.full((12, 5, 4), 255), test_y=masks[:6]))

@@ -147,3 +147,14 @@ def test_options_that_cannot_be() -> None:
     for std in ((), (0.0,)):
         with pytest.raises(BadInput, match="give one of each for a channel, std above 0"):
             Normalise((0.5,), std)
+
+
+def test_masks_move_with_their_pictures_and_have_no_class_where_zeros_come_in() -> None:
+    # Each pixel tells its class: a picture and its mask must still agree.
+    masks = torch.randint(1, 200, (16, 5, 7))
+    pictures = masks[:, None].to(torch.uint8)
+    changed, moved = CropAndFlip(2)(pictures, masks, torch.Generator().manual_seed(0))
+    assert moved.dtype == torch.int64 and not torch.equal(moved, masks)
+    assert torch.equal(torch.where(moved == 255, 0, moved), changed[:, 0].long())
+    assert torch.equal(moved == 255, changed[:, 0] == 0) and bool((moved == 255).any())
+    assert torch.equal(CropAndFlip(2)(pictures, masks[:, 0, 0], torch.Generator().manual_seed(0))[0], changed)

@@ -44,22 +44,32 @@ NAN[2, 0, 1, 0] = torch.nan
 @pytest.mark.parametrize(
     ("changed", "message"),
     [
-        ({"task": "regression"}, "made: task is 'regression'; wanted is classification or language-modelling"),
+        ({"task": "regression"}, "made: task is 'regression'; wanted is classification, language-modelling, seg"),
         ({"classes": 1}, "made: 1 class; at least 2"),
         ({"mean": (0.5,)}, "made: 1 means and 0 deviations"),
         ({"mean": (0.5,) * 3, "std": (0.5,) * 3}, "made: 3 means and 3 deviations"),
         ({"test": split(0)}, "made: test is empty"),
         ({"train": split(inputs=torch.zeros(4, 1, 2, 2).double())}, "train: inputs are torch.float64"),
-        ({"train": split(targets=torch.zeros(4))}, "train: targets are torch.float32; give int64"),
+        ({"train": split(targets=torch.zeros(4))}, "train: targets are torch.float32; give an int64 tensor"),
         ({"train": split(targets=torch.zeros(3).long())}, "train: 4 inputs but 3 targets"),
         ({"shape": (1, 2, 3)}, r"train: inputs are of shape \(1, 2, 2\); the data set's is \(1, 2, 3\)"),
-        ({"train": split(targets=torch.zeros(4, 1).long())}, r"train: targets are of shape \(1,\); wanted"),
+        ({"train": split(targets=torch.zeros(4, 1).long())}, r"train: targets are of shape \(4, 1\); wanted is \(4,\)"),
         (
             {"task": "language-modelling"},
-            r"train: targets are of shape \(\); wanted for language-modelling \(1, 2, 2\)",
+            r"train: targets are of shape \(4,\); wanted is \(4, 1, 2, 2\)",
         ),
         ({"test": split(targets=torch.tensor([0, 1, 2, 0]))}, "test: label 2 is out of range; labels are 0 to 1"),
         ({"test": split(targets=torch.tensor([0, -1, 1, 0]))}, "test: label -1 is out of range"),
+        ({"task": "segmentation"}, r"train: targets are of shape \(4,\); wanted is \(4, 2, 2\)"),
+        (
+            {"task": "segmentation", "train": split(targets=torch.full((4, 2, 2), 2))},
+            "train: label 2 is out of range; labels are 0 to 1, and 255 for none",
+        ),
+        (
+            {"task": "segmentation", "train": split(targets=torch.full((4, 2, 2), 255))},
+            "train: no pixel has a class, all are 255; give masks of classes",
+        ),
+        ({"task": "detection"}, "train is tensors; give a Dataset of"),
         ({"train": split(inputs=NAN)}, r"train: inputs hold nan at \(2, 0, 1, 0\)"),
     ],
 )

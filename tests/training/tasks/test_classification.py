@@ -8,6 +8,7 @@ import torch.nn.functional as F
 
 from repl_fx.errors import BadInput
 from repl_fx.training.tasks.classification import Classification
+from tests.training.runs import Net
 
 LOGITS = torch.tensor([[3.0, 0.0, 1.0], [0.0, 2.0, 1.0], [0.0, 1.0, 2.0], [5.0, 0.0, 0.0], [0.0, 1.0, 0.0]])
 TARGETS = torch.tensor([0, 1, 2, 1, 2])
@@ -41,11 +42,11 @@ def test_a_model_may_have_more_classes_than_the_data() -> None:
 
 def test_what_does_not_fit_is_a_line() -> None:
     batch = (LOGITS, TARGETS)
-    Classification(3).require_fit(LOGITS, batch, ("Net", "mine"))
+    Classification(3).require_fit(Net(), LOGITS, batch, "mine")
     with pytest.raises(BadInput, match="Net returns 3 logits, and mine has 4 classes"):
-        Classification(4).require_fit(LOGITS, batch, ("Net", "mine"))
+        Classification(4).require_fit(Net(), LOGITS, batch, "mine")
     with pytest.raises(BadInput, match=r"Net returns logits of shape \(5, 3, 1\); wanted is \(batch, classes\)"):
-        Classification(3).require_fit(LOGITS[..., None], batch, ("Net", "mine"))
+        Classification(3).require_fit(Net(), LOGITS[..., None], batch, "mine")
     Classification(3).require_targets((LOGITS, torch.rand(5, 3)), "mine")
     with pytest.raises(BadInput, match="label 2 is out of range"):
         Classification(2).require_targets(batch, "mine")

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 
 from repl_fx.errors import BadInput
 from repl_fx.training.tasks.language_modelling import LanguageModelling
+from tests.training.runs import Net
 
 
 def test_the_loss_is_over_all_places() -> None:
@@ -28,10 +29,10 @@ def test_bits_per_byte_are_the_loss_in_bits() -> None:
 
 def test_what_does_not_fit_is_a_line() -> None:
     ids = torch.zeros(2, 3, dtype=torch.long)
-    LanguageModelling(4).require_fit(torch.zeros(2, 3, 5), (ids, ids), ("Net", "text"))
+    LanguageModelling(4).require_fit(Net(), torch.zeros(2, 3, 5), (ids, ids), "text")
     with pytest.raises(BadInput, match="Net returns 5 logits, and text has 6 classes"):
-        LanguageModelling(6).require_fit(torch.zeros(2, 3, 5), (ids, ids), ("Net", "text"))
+        LanguageModelling(6).require_fit(Net(), torch.zeros(2, 3, 5), (ids, ids), "text")
     with pytest.raises(BadInput, match=r"wanted is \(batch, length, tokens\), for the 2 x 3 targets of text"):
-        LanguageModelling(4).require_fit(torch.zeros(2, 5), (ids, ids), ("Net", "text"))
+        LanguageModelling(4).require_fit(Net(), torch.zeros(2, 5), (ids, ids), "text")
     with pytest.raises(BadInput, match="label 4 is out of range"):
         LanguageModelling(4).require_targets((ids, ids + 4), "text")

@@ -13,5 +13,7 @@ def test_tasks_are_found_by_name() -> None:
     assert isinstance(task_of("classification", 3), Classification)
     assert all(task_of(name, 2).key == name for name in known_tasks())
     assert set(known_tasks()) == set(TASKS)
-    with pytest.raises(BadInput, match="no task 'poetry'; known are classification, language-modelling"):
+    with pytest.raises(
+        BadInput, match="no task 'poetry'; known are classification, language-modelling, segmentation, detection"
+    ):
         task_of("poetry", 3)
