@@ -130,9 +130,10 @@ class TransformResult(HasInputs):
         made = put_in_place(
             self.captured_parts, self.found, self.plan, self.one_by_one, checkpoint_blocks=self.checkpoint_blocks
         )
-        # An attribute like any other, so that copies and pickles have it too.
+        # An attribute like any other, so that copies and pickles have it too; a graph that was loaded has its own.
         model = made.model or self.module
-        vars(model)[ORIGIN] = self.record(model)
+        if made.model is not None or ORIGIN not in vars(model):
+            vars(model)[ORIGIN] = self.record(model)
         return made
 
     def record(self, module: nn.Module) -> Record:

@@ -10,6 +10,8 @@ import torch
 from torch import nn
 
 import repl_fx
+from repl_fx.artifact import load_artifact
+from repl_fx.running.python_state import ORIGIN
 from tests.captures import transformed
 from tests.nets import ConvNet, RawNet, TokenNet
 
@@ -80,6 +82,10 @@ def test_an_artifact_without_places_says_so(tmp_path: Path) -> None:
     # Its model to train is the graph, and is saved as one in place is.
     assert result.model is result.module
     repl_fx.save(result.model, tmp_path / "out")
+    # What was saved with it is still known where it is loaded, asked for its model and saved again.
+    loaded = load_artifact(tmp_path / "out", RawNet())
+    before = vars(loaded.module)[ORIGIN]
+    assert loaded.result.model is loaded.module and vars(loaded.module)[ORIGIN] is before
     with pytest.raises(repl_fx.BadInput, match=r"no model in place: .* it is no call of a single module; load it with"):
         repl_fx.load(tmp_path / "out", RawNet(), in_place=True)
 
