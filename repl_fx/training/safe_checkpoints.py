@@ -56,7 +56,7 @@ def header_of(checkpoint: Path) -> dict[str, Any]:
         BadInput: it cannot be read.
     """
     sharded = checkpoint.is_dir()
-    found = read_checkpoint(checkpoint / "meta.pt" if sharded else checkpoint, mmap=not sharded)
+    found = read_checkpoint(checkpoint, "meta.pt" if sharded else "", mmap=not sharded)
     return {"sharded": sharded, "step": int(found["global_step"]), "fingerprint": found.get(FINGERPRINT)}
 
 
@@ -81,18 +81,19 @@ class WholeCheckpoints(TorchCheckpointIO):
             raise OutputError(f"the checkpoint {place} cannot be written: {why}; the one before is whole") from problem
 
 
-def read_checkpoint(place: Path, *, mmap: bool = False) -> dict[str, Any]:
+def read_checkpoint(place: Path, file: str = "", *, mmap: bool = False) -> dict[str, Any]:
     """Read a checkpoint.
 
     Args:
-        place: the file.
+        place: the file, or the directory of a sharded one.
+        file: the one of a directory to read.
         mmap: leave tensors in the file, which must not be replaced meanwhile.
 
     Raises:
         BadInput: it cannot be read.
     """
     try:
-        found: dict[str, Any] = torch.load(place, map_location="cpu", weights_only=True, mmap=mmap)
+        found: dict[str, Any] = torch.load(place / file, map_location="cpu", weights_only=True, mmap=mmap)
     except Exception as problem:
         raise BadInput(f"the checkpoint {place} cannot be read: {first_line(problem)}") from problem
     return found

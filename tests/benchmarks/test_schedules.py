@@ -51,4 +51,4 @@ def test_runs_that_are_there_are_not_done_again(
     assert len([json.loads(line) for line in (tmp_path / "runs.jsonl").read_text().splitlines()]) == 18
     assert "| `blend`, replaced after 3, restored after 6 | 50.00 |" in capsys.readouterr().out
     assert schedules.main([*options, "--data", str(tmp_path)]) == 2
-    assert "has no cifar10.npz" in capsys.readouterr().err
+    assert "or cifar10.npz in" in capsys.readouterr().err
