@@ -269,15 +269,15 @@ def _before(directory: Path, state: Path, model: nn.Module | None, config: Train
     if checkpoint is None:
         raise BadInput(f"{directory} has no {STATE}/{CHECKPOINT} to go on from; train it without --resume")
     header = header_of(checkpoint)
-    if model is not None and header["fingerprint"] not in (None, fingerprint(model)):
+    if model is not None and header.fingerprint not in (None, fingerprint(model)):
         raise BadInput(
             f"the checkpoint {checkpoint} is of another model or plan than {directory} has; train anew with --force"
         )
-    if header["sharded"] != (config.strategy == "fsdp2"):
+    if header.sharded != (config.strategy == "fsdp2"):
         raise BadInput(
             f"the checkpoint {checkpoint} is not one of strategy {config.strategy}; go on with the one it is of"
         )
-    return checkpoint, header["step"]
+    return checkpoint, header.step
 
 
 @contextmanager

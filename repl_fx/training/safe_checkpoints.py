@@ -6,6 +6,7 @@ import hashlib
 import math
 import os
 import shutil
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -49,15 +50,30 @@ def last_whole(place: Path) -> Path | None:
     return next((path for path in (place, before(place)) if path.exists()), None)
 
 
-def header_of(checkpoint: Path) -> dict[str, Any]:
+@dataclass(frozen=True)
+class Header:
     """What a checkpoint says besides tensors.
+
+    Attributes:
+        sharded: whether it is a directory with shards of each process.
+        step: of the optimizer.
+        fingerprint: of its model; None in one of before there were any.
+    """
+
+    sharded: bool
+    step: int
+    fingerprint: str | None
+
+
+def header_of(checkpoint: Path) -> Header:
+    """Read what a checkpoint says besides tensors.
 
     Raises:
         BadInput: it cannot be read.
     """
     sharded = checkpoint.is_dir()
     found = read_checkpoint(checkpoint, "meta.pt" if sharded else "", mmap=not sharded)
-    return {"sharded": sharded, "step": int(found["global_step"]), "fingerprint": found.get(FINGERPRINT)}
+    return Header(sharded, int(found["global_step"]), found.get(FINGERPRINT))
 
 
 class WholeCheckpoints(TorchCheckpointIO):
