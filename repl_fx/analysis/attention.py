@@ -170,7 +170,9 @@ def _through(path: list[fx.Node], numbers: Tensor) -> Tensor | None:
 
         def known(given: fx.Node, source: fx.Node = source, value: Any = value) -> Any:
             other = given.meta["val"]
-            return value if _joined_with_nothing(given) is source else example_of(other) if isinstance(other, int | torch.SymInt) else other
+            if _joined_with_nothing(given) is source:
+                return value
+            return example_of(other) if isinstance(other, int | torch.SymInt) else other
 
         try:
             args, kwargs = fx.node.map_arg((node.args, node.kwargs), known)
