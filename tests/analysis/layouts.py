@@ -15,7 +15,7 @@ class Layout(nn.Module):
     def __init__(self, kind: str) -> None:
         super().__init__()
         self.kind = kind
-        kept = WIDTH if kind != "grouped" else 4
+        kept = WIDTH if kind not in ("grouped", "grouped, cached") else 4
         self.q, self.k, self.v = nn.Linear(WIDTH, WIDTH), nn.Linear(WIDTH, kept), nn.Linear(WIDTH, kept)
         self.qkv, self.proj = nn.Linear(WIDTH, 3 * WIDTH), nn.Linear(WIDTH, WIDTH)
         self.weight = nn.Parameter(torch.randn(WIDTH, 3 * WIDTH) / 3)
@@ -39,7 +39,10 @@ class Layout(nn.Module):
             q, k, v = (layer(x).reshape(batch, 2, length, 4) for layer in (self.q, self.k, self.v))
         else:
             q, k, v = (layer(x).view(batch, length, -1, 4).transpose(1, 2) for layer in (self.q, self.k, self.v))
-            if self.kind == "grouped":
+            if self.kind == "grouped, cached":
+                # A cache that has no positions yet.
+                k, v = (torch.cat([t.new_empty(batch, 1, 0, 4), t], 2) for t in (k, v))
+            if self.kind.startswith("grouped"):
                 k, v = (t[:, :, None].expand(-1, -1, 2, -1, -1).reshape(batch, 2, length, 4) for t in (k, v))
         if self.kind == "softmax":
             out = F.dropout(torch.softmax(q @ k.transpose(-1, -2) / 2, -1), 0.1, self.training) @ v

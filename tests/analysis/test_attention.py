@@ -34,6 +34,7 @@ def _found(kind: str) -> Attention | str:
         ("positions first", range(16, 20), range(20, 24)),
         ("apart", range(4), range(4, 8)),
         ("grouped", range(4), range(4)),
+        ("grouped, cached", range(4), range(4)),
     ],
 )
 def test_the_units_of_each_head(kind: str, first: range, second: range) -> None:
@@ -42,7 +43,7 @@ def test_the_units_of_each_head(kind: str, first: range, second: range) -> None:
     assert found.units == (tuple(first), tuple(second))
     assert found.batch_first == (kind != "positions first")
     assert found.scaled == (kind != "softmax")
-    assert list(distinct_heads(found)) == ([0] if kind == "grouped" else [0, 1])
+    assert list(distinct_heads(found)) == ([0] if kind.startswith("grouped") else [0, 1])
 
 
 @pytest.mark.parametrize(
