@@ -28,7 +28,7 @@ from repl_fx.surrogates.shared.recompute import RecomputedAttention
 
 _PRODUCTS = (torch.matmul, Tensor.matmul, Tensor.__matmul__)
 # Where attention modules of transformers keep the number of their layer in a cache.
-_LAYER = "layer_idx"
+_LAYERS = ("layer_idx", "layer_id")
 
 
 @dataclass(frozen=True)
@@ -218,11 +218,16 @@ class BorrowedAttention:
             return mixed
         if self.index is None:
             raise RuntimeError(f"the surrogate of {self.block} has no place in a {type(cache).__name__}; run without")
-        # Written as operators, for others read the values too.
-        thin = F.linear(layer.normalised(x)[0], weight_in, bias_in)
+        first = cache.get_seq_length(self.index) == 0 and reach * batch * x.shape[-1] == x.numel()
+        if first:
+            # As without a cache, to the last bit of the gradients.
+            mixed, n = layer.with_normalised(x, weight_in, weight_out, bias_in, bias_out, *given)
+        else:
+            n = layer.normalised(x)[0]
+        thin = F.linear(n, weight_in.to(n.dtype), bias_in if bias_in is None else bias_in.to(n.dtype))
         values = layer.values(thin, batch)
         known: Tensor = cache.update(values, values, self.index)[1]
-        return F.linear(layer.mix(known[..., :reach, :], thin.shape, *given), weight_out, bias_out)
+        return mixed if first else F.linear(layer.mix(known[..., :reach, :], thin.shape, *given), weight_out, bias_out)
 
     def _layer(self, call: AttentionCall) -> RecomputedAttention:
         key = call.causal, call.scale
@@ -254,7 +259,7 @@ class BorrowedAttention:
 
 def layer_index(block: nn.Module) -> int | None:
     """The number of a block in a cache of transformers, None where its modules do not name one."""
-    found = {module.__dict__.get(_LAYER) for module in block.modules()} - {None}
+    found = {vars(module).get(name) for module in block.modules() for name in _LAYERS} - {None}
     number = found.pop() if len(found) == 1 else None
     return number if isinstance(number, int) else None
 

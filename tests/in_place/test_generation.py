@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import pytest
@@ -33,16 +34,22 @@ def _t5() -> tuple[nn.Module, dict[str, Any]]:
     return transformers.T5ForConditionalGeneration(config), {"input_ids": _TOKENS, "labels": _TOKENS[:, :5].clone()}
 
 
-@pytest.mark.parametrize("make", [_gpt2, _llama, _t5])
-@pytest.mark.filterwarnings("ignore")
-def test_generation_is_the_same_with_a_cache_and_without(make: Any) -> None:
+def _gpt_neo() -> tuple[nn.Module, dict[str, Any]]:
+    sizes = {"hidden_size": 16, "num_layers": 3, "num_heads": 2, "max_position_embeddings": 64}
+    config = transformers.GPTNeoConfig(attention_types=[[["global"], 3]], **sizes, **_NAMED)
+    return transformers.GPTNeoForCausalLM(config), {"input_ids": _TOKENS}
+
+
+@functools.cache
+def _in_place(make: Any) -> tuple[Any, Any, dict[str, Any]]:
+    """The model in place, the rewritten graph and the inputs; surrogates as if trained."""
     torch.manual_seed(0)
     source, inputs = make()
     with torch.no_grad():
         for parameter in source.parameters():
             if parameter.ndim > 1:
                 parameter.normal_(std=0.3)
-    result = repl_fx.transform(source, (), inputs)
+    result = repl_fx.transform(source.eval(), (), inputs)
     # A position that is mixed by a map of another is what a cache can get wrong.
     assert {replacement.surrogate for replacement in result.plan.replacements} == {"reuse"}
     assert not result.in_place.refusals
@@ -51,11 +58,40 @@ def test_generation_is_the_same_with_a_cache_and_without(make: Any) -> None:
         for name, parameter in model.named_parameters():
             if "surrogate" in name:
                 parameter.add_(torch.randn_like(parameter), alpha=0.3)
-    assert torch.equal(model(**inputs)["logits"], result.graph_module.eval()(**inputs)["logits"])
+    return model, result.graph_module.eval(), inputs
+
+
+@pytest.mark.parametrize("make", [_gpt2, _gpt_neo, _llama, _t5])
+@pytest.mark.filterwarnings("ignore")
+def test_generation_is_the_same_with_a_cache_and_without(make: Any) -> None:
+    model, graph_module, inputs = _in_place(make)
+    assert torch.equal(model(**inputs)["logits"], graph_module(**inputs)["logits"])
     settings = {"max_new_tokens": 8, "min_new_tokens": 8, "do_sample": False}
     for beams in (1, 3):
         ways = [model.generate(_TOKENS, use_cache=cached, num_beams=beams, **settings) for cached in (True, False)]
         assert torch.equal(*ways)
+
+
+@pytest.mark.parametrize("make", [_gpt2, _gpt_neo, _llama])
+@pytest.mark.filterwarnings("ignore")
+def test_gradients_are_the_same_with_a_cache_and_without(make: Any) -> None:
+    model, _, inputs = _in_place(make)
+    tokens = inputs["input_ids"]
+
+    def gradients(logits: torch.Tensor) -> dict[str, torch.Tensor]:
+        model.zero_grad()
+        torch.autograd.backward(logits.square().mean())
+        return {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+
+    plain = gradients(model(tokens, use_cache=False).logits)
+    filled = gradients(model(tokens, use_cache=True).logits)
+    assert plain.keys() == filled.keys()
+    assert all(torch.equal(plain[name], filled[name]) for name in plain)
+    # What later positions read from the cache has gradients as well.
+    first = model(tokens[:, :4], use_cache=True)
+    second = model(tokens[:, 4:], use_cache=True, past_key_values=first.past_key_values)
+    split = gradients(torch.cat([first.logits, second.logits], 1))
+    torch.testing.assert_close(split, plain, rtol=1e-4, atol=1e-6)
 
 
 def test_the_cache_changes_nothing_in_what_auto_takes() -> None:

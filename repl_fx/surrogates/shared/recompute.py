@@ -59,15 +59,29 @@ class _Recomputed(nn.Module):
             bias_in, bias_out: (r) and (features), or None.
             given: what `between` takes besides the thin values.
         """
+        return self.with_normalised(x, weight_in, weight_out, bias_in, bias_out, *given)[0]
+
+    def with_normalised(
+        self,
+        x: Tensor,
+        weight_in: Tensor,
+        weight_out: Tensor,
+        bias_in: Tensor | None,
+        bias_out: Tensor | None,
+        *given: Any,
+    ) -> tuple[Tensor, Tensor]:
+        """Map x as `forward` does; also the normalised input, which is the one value that the backward pass keeps."""
         if torch.compiler.is_compiling() or not torch.is_grad_enabled() or is_transformed():
-            return self.mixed(self.normalised(x)[0], weight_in, weight_out, bias_in, bias_out, *given)
+            n = self.normalised(x)[0]
+            return self.mixed(n, weight_in, weight_out, bias_in, bias_out, *given), n
         kind = _compute_dtype(x)
         read = (weight_in, weight_out, bias_in, bias_out, *given)
         cast = [t.to(kind) if isinstance(t, Tensor) and t.is_floating_point() else t for t in read]
         untyped: Any = _Recompute
         # Of no norm the function keeps its input, which is then in the precision of the product.
-        made: tuple[Tensor, ...] = untyped.apply(self, x.to(kind) if self.norm == "none" else x, *cast)
-        return made[0]
+        taken = x.to(kind) if self.norm == "none" else x
+        made: tuple[Tensor, ...] = untyped.apply(self, taken, *cast)
+        return made[0], made[1] if len(made) > 1 else taken
 
     def normalised(self, x: Tensor) -> tuple[Tensor, Tensor | None]:
         """The normalised input, and one over the deviation of each row."""
