@@ -1,6 +1,6 @@
 """Write the channels that a slim block makes into the stream, instead of copying the stream.
 
-    before   t -> relu -> x; narrow(x, 0, r) -> … -> add -> relu -> p; narrow(x, r, …) -> q; cat(p, q) -> y
+    before   t -> relu -> x; split_with_sizes(x) -> s, q; s -> … -> add -> relu -> p; cat(p, q) -> y
     after    t -> take_channels -> t, s; s -> … -> add -> p; put_channels(t, p) -> y
 
 and likewise where no ReLU follows the additions. One value of full size and the passes over it, forward and backward,
@@ -24,7 +24,7 @@ from repl_fx.graph.roles import ADDITIONS, MULTIPLICATIONS, RELUS
 from repl_fx.passes.driver import Result
 from repl_fx.surrogates.shared.channels import put_channels, take_channels
 
-_NARROW, _CAT = torch.ops.aten.narrow.default, torch.ops.aten.cat.default
+_SPLIT, _CAT = torch.ops.aten.split_with_sizes.default, torch.ops.aten.cat.default
 
 
 @dataclass(frozen=True)
@@ -33,14 +33,15 @@ class _Slice:
 
     Attributes:
         made: the concatenation.
-        stream, total: the sliced value, and the sum that it comes from: itself, or the input of its ReLU.
-        taken, rest: its slices.
+        stream, total: the value that is split, and the sum that it comes from: itself, or the input of its ReLU.
+        split, taken, rest: the node that splits it, and the two slices.
         new: the value in the place of the first slice, before its own ReLU.
     """
 
     made: fx.Node
     stream: fx.Node
     total: fx.Node
+    split: fx.Node
     taken: fx.Node
     rest: fx.Node
     new: fx.Node
@@ -68,12 +69,11 @@ def _slice(gm: fx.GraphModule, node: fx.Node) -> _Slice | None:
     if "replaces" not in node.meta or len(node.all_input_nodes) != 2:
         return None
     new, rest = node.all_input_nodes
-    if rest.target is not _NARROW or len(rest.users) > 1:
+    split = rest.args[0]
+    if rest.target is not operator.getitem or not isinstance(split, fx.Node) or split.target is not _SPLIT:
         return None
-    stream = rest.args[0]
-    assert isinstance(stream, fx.Node)
-    taken = next((user for user in stream.users if user is not rest), None)
-    if len(stream.users) != 2 or taken is None or taken.target is not _NARROW or taken.args[2] != 0:
+    stream, taken = split.all_input_nodes[0], next(user for user in split.users if user is not rest)
+    if len(stream.users) > 1 or len(rest.users) > 1:
         return None
     total = stream
     if _is_relu(gm, stream):
@@ -81,14 +81,14 @@ def _slice(gm: fx.GraphModule, node: fx.Node) -> _Slice | None:
         if len(total.users) > 1 or not _is_relu(gm, new) or len(new.users) > 1:
             return None
         new = new.all_input_nodes[0]
-    return _Slice(node, stream, total, taken, rest, new) if _is_owned_sum(gm, total) else None
+    return _Slice(node, stream, total, split, taken, rest, new) if _is_owned_sum(gm, total) else None
 
 
 def _write(gm: fx.GraphModule, found: _Slice) -> None:
     relu = found.stream is not found.total
     values = found.stream.meta["val"], found.taken.meta["val"]
     with gm.graph.inserting_before(found.taken):
-        both = gm.graph.call_function(take_channels, (found.total, found.taken.args[3], relu))
+        both = gm.graph.call_function(take_channels, (found.total, found.taken.meta["val"].shape[1], relu))
         total, part = (gm.graph.call_function(operator.getitem, (both, i)) for i in range(2))
     with gm.graph.inserting_before(found.made):
         put = gm.graph.call_function(put_channels, (total, found.new, relu))
@@ -98,7 +98,7 @@ def _write(gm: fx.GraphModule, found: _Slice) -> None:
     found.taken.replace_all_uses_with(part, propagate_meta=False)
     old = found.made.all_input_nodes[0]
     found.made.replace_all_uses_with(put, propagate_meta=False)
-    gone = [found.made, found.rest, found.taken, *([old, found.stream] if relu else [])]
+    gone = [found.made, found.rest, found.taken, found.split, *([old, found.stream] if relu else [])]
     for node in gone:
         gm.graph.erase_node(node)
 

@@ -21,6 +21,7 @@ Where a layer scale follows, that sets how the branch begins.
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -114,7 +115,12 @@ class Slim(Surrogate[SlimConfig, SlimMatch]):
         with site.before_node(site.block.output):
             mixed = [step for step in match.steps if step.linear is not None]
             weights = self._weights(site, mixed)
-            made = {stream: site.call(torch.ops.aten.narrow.default, stream, 1, 0, width)}
+            taken, rest = stream, None
+            if width < channels:
+                # The gradients of both meet in one concatenation; those of two slices would each be padded and added.
+                both = site.call(torch.ops.aten.split_with_sizes.default, stream, [width, channels - width], 1)
+                taken, rest = (site.call(operator.getitem, both, i) for i in range(2))
+            made = {stream: taken}
             for number, step in enumerate(match.steps):
                 given = made[step.linear.input if step.linear else _streamed(step.node, made)[0]]
                 if step.linear is not None:
@@ -134,8 +140,7 @@ class Slim(Surrogate[SlimConfig, SlimMatch]):
                     value = site.again(step.node, given)
                 made[step.node] = value
             out = made[site.block.output]
-            if width < channels:
-                rest = site.call(torch.ops.aten.narrow.default, stream, 1, width, channels - width)
+            if rest is not None:
                 out = site.call(torch.ops.aten.cat.default, [out, rest], 1)
         return (out,)
 
