@@ -23,7 +23,7 @@ from repl_fx.training.data import load_data
 from repl_fx.training.data.kinds import Data, UserData
 from repl_fx.training.distributed import require_possible
 from repl_fx.training.processes import Processes, join
-from repl_fx.training.run import CHECKPOINT, STATE, Trained, begin_state, finished, settings_of, train
+from repl_fx.training.run import CHECKPOINT, STATE, Trained, begin_state, finished, require_available, settings_of, train
 from repl_fx.training.safe_checkpoints import last_whole
 from repl_fx.training.schedules import require_schedule, train_in_phases
 from repl_fx.training.variants import VARIANTS, Models
@@ -102,6 +102,8 @@ def begin(
         raise BadInput(f"{spec} has a run already; go on with --resume, give -o DIR, or replace the run with --force")
     if not is_artifact and output is None:
         raise BadInput("no place to write to; give -o DIR")
+    # What cannot be should leave no artifact behind.
+    require_available(config)
     processes = join(config, resume=resume)
     require_possible(config, processes)
     if output is not None and processes.first:

@@ -17,6 +17,7 @@ import signal
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -113,7 +114,7 @@ def train(
     if phase is None and config.is_scheduled:
         raise BadInput("a run with replace_at, restore_at or neighbours has phases; train it with train_in_phases")
     speed = Speed(config.log_every)
-    accelerator = _accelerator(config.device)
+    accelerator = require_available(config)
     processes = join(config, resume=resume)
     require_possible(config, processes)
     before = _before(directory, state, None if phase else model, config) if resume else None
@@ -223,9 +224,15 @@ def begin_state(state: Path, config: TrainConfig) -> None:
         raise OutputError(f"{state} cannot be written: {problem.strerror or problem}") from problem
 
 
-def _accelerator(device: str) -> str:
-    """The accelerator of Lightning for a device of torch."""
-    kind = device.partition(":")[0]
+def require_available(config: TrainConfig) -> str:
+    """The accelerator of Lightning for the device of the settings.
+
+    Raises:
+        BadInput: the device, or a library that the settings need, is not here.
+    """
+    if config.tensorboard and not any(find_spec(name) for name in ("tensorboard", "tensorboardX")):
+        raise BadInput("tensorboard needs the library tensorboardX; pip install 'repl-fx[train]'")
+    device, kind = config.device, config.device.partition(":")[0]
     if kind == "auto":
         return "gpu" if torch.cuda.is_available() else "cpu"
     if kind == "cuda" and not torch.cuda.is_available():

@@ -28,7 +28,7 @@ ROOT = Path(__file__).parents[2]
 def test_a_run_learns_and_leaves_its_figures(tmp_path: Path) -> None:
     model = rewritten()
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-    made = train(model, pictures(), SHORT.changed(epochs=12, augment=False), tmp_path)
+    made = train(model, pictures(), SHORT.changed(epochs=12, augment=False, tensorboard=True), tmp_path)
     assert made.figures["accuracy"] > 0.8
     assert made.steps == 12 * 6
     assert made.resumed is None
@@ -38,7 +38,9 @@ def test_a_run_learns_and_leaves_its_figures(tmp_path: Path) -> None:
     assert made.parameters == sum(parameter.numel() for parameter in model.parameters())
     assert made.inputs_per_second is not None and made.inputs_per_second > 0
     assert settings_of(tmp_path).epochs == 12
-    assert "inputs_per_second" in (tmp_path / STATE / LOGS / "from_step_0" / "metrics.csv").read_text()
+    logs = tmp_path / STATE / LOGS / "from_step_0"
+    assert "inputs_per_second" in (logs / "metrics.csv").read_text()
+    assert any(b"inputs_per_second" in events.read_bytes() for events in logs.glob("events.out.tfevents.*"))
 
 
 def test_a_run_learns_to_segment(tmp_path: Path) -> None:
@@ -125,7 +127,7 @@ def test_a_run_that_was_killed_goes_on_as_if_it_had_not_been(
     assert all(torch.equal(tensor, state[name]) for name, tensor in expected.state_dict().items())
 
 
-def test_what_does_not_fit_is_a_line(tmp_path: Path) -> None:
+def test_what_does_not_fit_is_a_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     data = pictures()
     with pytest.raises(repl_fx.BadInput, match="Net does not take inputs of bright, which are 1x3x3: "):
         small = Tensors(torch.zeros(9, 1, 3, 3, dtype=torch.uint8), torch.zeros(9, dtype=torch.long))
@@ -136,6 +138,9 @@ def test_what_does_not_fit_is_a_line(tmp_path: Path) -> None:
         train(Net(), data, SHORT, tmp_path / "none", resume=True)
     with pytest.raises(repl_fx.BadInput, match="tpu is no device to train on"):
         train(Net(), data, SHORT.changed(device="tpu"), tmp_path)
+    with monkeypatch.context() as patch, pytest.raises(repl_fx.BadInput, match="needs the library tensorboardX"):
+        patch.setattr("repl_fx.training.run.find_spec", lambda name: None)
+        train(Net(), data, SHORT.changed(tensorboard=True), tmp_path)
     with pytest.raises(repl_fx.BadInput, match="48 samples do not fill a batch of 64"):
         train(Net(), data, SHORT.changed(batch_size=64), tmp_path)
     (tmp_path / "file").write_text("")
