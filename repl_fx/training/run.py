@@ -41,6 +41,7 @@ from repl_fx.training.distributed import (
     facts,
     fingerprint,
     is_sharded,
+    lost_worker,
     require_possible,
     trainer_settings,
     unused_parameters,
@@ -179,7 +180,7 @@ def train(
             if processes.first:
                 (state / RESULT).write_text(json.dumps(asdict(trained), indent=2) + "\n")
         except RuntimeError as problem:
-            refused = unused_parameters(problem)
+            refused = unused_parameters(problem) or lost_worker(problem)
             if refused is None:
                 raise
             raise refused from problem

@@ -50,6 +50,12 @@ def last_whole(place: Path) -> Path | None:
     return next((path for path in (place, before(place)) if path.exists()), None)
 
 
+def unwritten(place: Path, why: str) -> OutputError:
+    """The error of a checkpoint that could not be written, with what is left to go on from."""
+    left = "the one before is whole" if last_whole(place) else "none was written before, and the run must begin anew"
+    return OutputError(f"the checkpoint {place} cannot be written: {why}; {left}")
+
+
 @dataclass(frozen=True)
 class Header:
     """What a checkpoint says besides tensors.
@@ -94,7 +100,7 @@ class WholeCheckpoints(TorchCheckpointIO):
             part.unlink(missing_ok=True)
             # torch says of a full disk that a stream failed.
             why = problem.strerror if isinstance(problem, OSError) and problem.strerror else problem
-            raise OutputError(f"the checkpoint {place} cannot be written: {why}; the one before is whole") from problem
+            raise unwritten(place, str(why)) from problem
 
 
 def read_checkpoint(place: Path, file: str = "", *, mmap: bool = False) -> dict[str, Any]:

@@ -23,10 +23,10 @@ from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
 from torch.distributed.fsdp import FSDPModule, fully_shard
 
-from repl_fx.errors import OutputError, first_line
+from repl_fx.errors import first_line
 from repl_fx.in_place.surrogate_block import SurrogateBlock
 from repl_fx.surrogates.shared.synthesis import Synthesis
-from repl_fx.training.safe_checkpoints import before, discard, part_of
+from repl_fx.training.safe_checkpoints import before, discard, part_of, unwritten
 
 
 def units_of(model: nn.Module) -> tuple[str, ...]:
@@ -129,9 +129,7 @@ class ShardedStrategy(ModelParallelStrategy):
                 _put(part, place)
             self.barrier()
         except (OSError, CheckpointException) as problem:
-            raise OutputError(
-                f"the checkpoint {place} cannot be written: {first_line(problem)}; the one before is whole"
-            ) from problem
+            raise unwritten(place, first_line(problem)) from problem
 
 
 def _put(part: Path, place: Path) -> None:

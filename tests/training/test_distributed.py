@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 import repl_fx
 from repl_fx.training.config import TrainConfig
-from repl_fx.training.distributed import facts, fingerprint, require_possible, unused_parameters
+from repl_fx.training.distributed import facts, fingerprint, lost_worker, require_possible, unused_parameters
 from repl_fx.training.processes import Processes
 from repl_fx.training.run import CHECKPOINT, CONFIG, LOGS, RESULT, STATE
 from tests.training.runs import Net, pictures
@@ -114,3 +114,10 @@ def test_parameters_without_gradients_are_a_line() -> None:
     refused = unused_parameters(problem)
     assert refused is not None and "give --find-unused" in str(refused)
     assert unused_parameters(RuntimeError("other")) is None
+
+
+def test_a_process_of_the_loader_that_was_ended_is_a_line() -> None:
+    refused = lost_worker(RuntimeError("DataLoader worker (pid 7) is killed by signal: Terminated. "))
+    assert refused is not None
+    assert str(refused).endswith("(DataLoader worker (pid 7) is killed by signal: Terminated); go on with --resume")
+    assert lost_worker(RuntimeError("other")) is None

@@ -26,6 +26,8 @@ def _trainer(step: int, epoch: int = 0) -> Any:
 
 def test_a_checkpoint_that_cannot_be_written_leaves_the_one_before(tmp_path: Path) -> None:
     writer, place = WholeCheckpoints(), tmp_path / "last.ckpt"
+    with pytest.raises(repl_fx.OutputError, match="none was written before"):
+        writer.save_checkpoint({"bad": _Full()}, place)
     writer.save_checkpoint({"step": 1}, place)
     with pytest.raises(repl_fx.OutputError, match=r"cannot be written: No space left on device; the one before"):
         writer.save_checkpoint({"step": torch.empty(0), "bad": _Full()}, place)
