@@ -202,6 +202,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--docs", type=Path, default=ROOT / "docs", help="where --report-only writes (default docs)")
     parser.add_argument("--report-only", action="store_true", help="train nothing, write the report")
     options = parser.parse_args(argv)
+    if options.docs:
+        options.docs.mkdir(parents=True, exist_ok=True)
     for name in ("seeds", "workers", "epochs"):
         if getattr(options, name) is not None and getattr(options, name) < 1:
             parser.error(f"--{name} must be 1 or more")

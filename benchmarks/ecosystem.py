@@ -218,6 +218,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--small", action="store_true", help="the quick rows, each on one network")
     parser.add_argument("--docs", type=Path, metavar="DIR", help="write DIR/ecosystem.md and DIR/ecosystem.json")
     options = parser.parse_args(argv)
+    if options.docs:
+        options.docs.mkdir(parents=True, exist_ok=True)
     torch.set_num_threads(1)
     rows: list[Row] = []
     for habit in habits():

@@ -686,6 +686,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--docs", type=Path, help="write find_speed.md and find_speed.svg to this directory")
     parser.add_argument("--json", type=Path, help="write the measurements to this file")
     options = parser.parse_args(argv)
+    if options.docs:
+        options.docs.mkdir(parents=True, exist_ok=True)
     if options.runs < 1:
         parser.error("--runs must be 1 or more")
     torch.set_num_threads(1)

@@ -173,6 +173,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--out", type=Path, default=ROOT / "build" / "schedules" / "runs.jsonl")
     parser.add_argument("--docs", type=Path, help="directory of results.md, whose section is written")
     options = parser.parse_args(argv)
+    if options.docs and not (options.docs / "results.md").is_file():
+        parser.error(f"{options.docs} has no results.md, of which a section is written")
     torch.set_num_threads(1)
     epochs = {} if options.epochs is None else {"epochs": options.epochs}
     options.out.parent.mkdir(parents=True, exist_ok=True)

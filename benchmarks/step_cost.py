@@ -271,6 +271,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--docs", type=Path, metavar="DIR", help="write DIR/step_cost.md")
     parser.add_argument("--strict", action="store_true", help="exit with 1 where a target is missed")
     options = parser.parse_args(argv)
+    if options.docs:
+        options.docs.mkdir(parents=True, exist_ok=True)
     console = Console(width=None if sys.stdout.isatty() else 210)
     if options.merge:
         groups = tables.merge(group for path in options.merge for group in tables.read_json(path))

@@ -23,7 +23,16 @@ from repl_fx.training.data import load_data
 from repl_fx.training.data.kinds import Data, UserData
 from repl_fx.training.distributed import require_possible
 from repl_fx.training.processes import Processes, join
-from repl_fx.training.run import CHECKPOINT, STATE, Trained, begin_state, finished, require_available, settings_of, train
+from repl_fx.training.run import (
+    CHECKPOINT,
+    STATE,
+    Trained,
+    begin_state,
+    finished,
+    require_available,
+    settings_of,
+    train,
+)
 from repl_fx.training.safe_checkpoints import last_whole
 from repl_fx.training.schedules import require_schedule, train_in_phases
 from repl_fx.training.variants import VARIANTS, Models

@@ -63,7 +63,9 @@ def lost_worker(problem: RuntimeError) -> BadInput | None:
     said = str(problem)
     if not said.startswith("DataLoader worker"):
         return None
-    return BadInput(f"a process that reads the data was ended ({said.splitlines()[0].rstrip('. ')}); go on with --resume")
+    return BadInput(
+        f"a process that reads the data was ended ({said.splitlines()[0].rstrip('. ')}); go on with --resume"
+    )
 
 
 def is_sharded(config: TrainConfig, processes: Processes) -> bool:
