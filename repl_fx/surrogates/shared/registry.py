@@ -66,6 +66,9 @@ class Surrogate(ABC, Generic[Config, Found]):
     # own code on them. The nodes that make them have the note `STANDS_FOR`.
     swaps_parameters: ClassVar[bool] = False
 
+    # Whether one stand-in, in the place of the last, does the work of several blocks in a row; the others go.
+    spans_stretches: ClassVar[bool] = False
+
     def __init__(self, config: Config) -> None:
         self.config = config
 
