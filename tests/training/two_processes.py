@@ -36,9 +36,9 @@ from tests.surrogates.nets import GRID
 
 ROOT = Path(__file__).parents[2]
 PROCESSES = 2
-# 18 steps, and an evaluation whose last batch has one row for two processes.
+# 50 steps, and an evaluation whose last batch has one row for two processes.
 LONG = TrainConfig(
-    epochs=2, batch_size=8, optimizer="sgd", lr=0.2, device="cpu", log_every=1, augment=False, weight_decay=0.01
+    epochs=2, batch_size=8, optimizer="sgd", lr=0.05, device="cpu", log_every=1, augment=False, weight_decay=0.01
 )
 # Surrogate and settings, by name.
 CASES: Mapping[str, tuple[str, dict[str, Any]]] = {
@@ -49,17 +49,17 @@ CASES: Mapping[str, tuple[str, dict[str, Any]]] = {
     "fsdp2 bottleneck": ("bottleneck", {"strategy": "fsdp2", "mixup": 0.2, "accumulate": 2, "epochs": 4}),
     "fsdp2 blend": ("blend", {"strategy": "fsdp2"}),
 }
-# Runs that are broken off behind a batch, and their case; a checkpoint is saved at every fourth.
+# Runs that are broken off behind a batch, and their case; a checkpoint is saved at every tenth.
 BROKEN: Mapping[str, str] = {"ddp broken": "ddp auto", "fsdp2 broken": "fsdp2 blend"}
-BEHIND, EVERY = 14, 4
+BEHIND, EVERY = 38, 10
 
 
 def samples() -> Data:
     """Sequences whose class is their largest mean."""
     drawn = torch.Generator().manual_seed(0)
-    inputs = torch.randn(89, GRID, 16, generator=drawn)
+    inputs = torch.randn(217, GRID, 16, generator=drawn)
     targets = inputs[:, :, :10].mean(1).argmax(1)
-    train, test = Tensors(inputs[:72], targets[:72]), Tensors(inputs[72:], targets[72:])
+    train, test = Tensors(inputs[:200], targets[:200]), Tensors(inputs[200:], targets[200:])
     return Data("sequences", "classification", 10, (GRID, 16), train, test, (), ())
 
 
