@@ -20,22 +20,26 @@ class Moments:
     def __init__(self, channels: int, device: torch.device | str = "cpu") -> None:
         self.rows = 0
         # In single precision, sums over a million rows lose half of their digits.
-        self._x, self._y, self._yy = (_zeros(device, channels) for _ in range(3))
+        self._x, self._y, self._yy, self._whole, self._wholes = (_zeros(device, channels) for _ in range(5))
         self._xx, self._xy = (_zeros(device, channels, channels) for _ in range(2))
 
-    def add(self, x: Tensor, y: Tensor) -> None:
+    def add(self, x: Tensor, y: Tensor, whole: Tensor | None = None) -> None:
         """Add rows.
 
         Args:
             x, y: (…, C).
+            whole: the rows by whose variance distances are measured, where y is a part of them; y by default.
         """
-        x, y = (rows.detach().reshape(-1, rows.shape[-1]).to(self._x) for rows in (x, y))
+        whole = y if whole is None else whole
+        x, y, whole = (rows.detach().reshape(-1, rows.shape[-1]).to(self._x) for rows in (x, y, whole))
         self.rows += len(x)
         self._x += x.sum(0)
         self._y += y.sum(0)
         self._xx += x.t() @ x
         self._xy += x.t() @ y
         self._yy += y.square().sum(0)
+        self._whole += whole.sum(0)
+        self._wholes += whole.square().sum(0)
 
     @property
     def means(self) -> tuple[Tensor, Tensor]:
@@ -53,7 +57,7 @@ class Moments:
         )
 
     def left_over(self, matrix: Tensor, shift: Tensor) -> float:
-        """The mean squared distance of x @ matrix + shift from y, by the variance of y; all channels together.
+        """The mean squared distance of x @ matrix + shift from y, by the variance of the whole; all channels together.
 
         Args:
             matrix: (C, C).
@@ -63,7 +67,8 @@ class Moments:
         (x, y), (xx, xy, yy) = self.means, self.covariances
         apart = x @ matrix + shift - y
         spread = yy.sum() - 2 * (matrix * xy).sum() + (matrix * (xx @ matrix)).sum()
-        return float((spread + apart.square().sum()) / yy.sum())
+        variance = self._wholes / self.rows - (self._whole / self.rows).square()
+        return float((spread + apart.square().sum()) / variance.sum())
 
 
 def _zeros(device: torch.device | str, *sizes: int) -> Tensor:

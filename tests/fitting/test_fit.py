@@ -80,6 +80,30 @@ def test_a_map_follows_those_before_it_and_is_closer_than_none(settings: dict[st
     assert "of the variance was lost" in str(fitted)
 
 
+def test_a_merged_map_brings_the_stream_as_close_as_its_part_of_it_can() -> None:
+    torch.manual_seed(0)
+    net: Any = MlpNet(depth=5)
+    batches = [torch.randn(8, 4, 16) for _ in range(6)]
+    result = transformed(net, (X,), surrogate="linear", blocks=[2, 3], settings={"merged": True})
+    fitted = repl_fx.fit(result, batches)
+    (one,) = fitted.maps
+    assert one.block == "blocks.2" and one.after < one.before
+    # By hand: least squares of what the stretch adds, from what the block before adds.
+    net.eval()
+    with torch.no_grad():
+        given = net.embed(torch.cat(batches))
+        stream = net.blocks[0](given)
+        wanted = net.blocks[:3](given)
+        rows = torch.cat([(stream - given).reshape(-1, 16), torch.ones(stream[..., 0].numel(), 1)], 1).double()
+        added = (wanted - stream).reshape(-1, 16).double()
+        left = torch.linalg.lstsq(rows, added).solution
+        spread = (wanted - wanted.mean((0, 1))).square().sum()
+        assert one.after == pytest.approx(float((rows @ left - added).square().sum() / spread), rel=1e-3)
+    # Again, from the map that it has: the same.
+    again = repl_fx.fit(result, batches).maps[0]
+    assert again.after == pytest.approx(one.after, rel=1e-4) and again.before == pytest.approx(one.before, rel=1e-4)
+
+
 def test_a_model_in_parts_is_fitted() -> None:
     torch.manual_seed(0)
     model = Counts(nn.Sequential(*(_Affine() for _ in range(4))))
