@@ -1,4 +1,4 @@
-"""Tables for the terminal: repeats, blocks, scores, costs, verification, measured times; and numbers as people read them.
+"""Tables for the terminal: repeats, blocks, scores, costs, checks, measured times; and numbers as people read them.
 
 Each fits 80 columns: numbers keep their width, names and reasons are folded. Cells are never read as markup.
 """

@@ -138,7 +138,7 @@ class Evaluation:
                 return batch.inputs.fresh().passed_to(model)
         except ForeignError as failed:
             if isinstance(failed.problem, ReplFxError):
-                raise failed.problem from None
+                raise BadInput(f"{batch.where}: {failed.problem}") from failed.problem
             shapes = ", ".join("x".join(map(str, tensor.shape)) or "a number" for tensor in batch.inputs.tensors)
             raise BadInput(
                 f"the model does not take {batch.where}, which is {shapes or 'without tensors'}: "
