@@ -3,9 +3,9 @@
     scores = repl_fx.score_blocks(repl_fx.capture_parts(model, args), batches)
     scores.of("influence")          {"blocks.0": 0.31, "blocks.1": 0.02, …}
 
-    batches -> the graphs with observers at the boundaries of blocks -> statistics        influence, change, gradient
-            -> a model for each block, without it                    -> mean loss         loss
-            -> models without one block more, again and again        -> the lowest loss   the order of `greedy`
+    batches -> the graphs, watched at the boundaries of blocks -> statistics        influence, change, gradient
+            -> a model for each block, without it              -> mean loss         loss
+            -> models without one block more, again and again  -> the lowest loss   the order of `greedy`
 
 The model runs in evaluation mode, and is afterwards as it was; so are parameters, buffers and random generators.
 """
@@ -24,8 +24,7 @@ from torch import Tensor, fx, nn
 from repl_fx.analysis.blocks import Repeat
 from repl_fx.arguments import in_words, require_module
 from repl_fx.errors import BadInput, ForeignError, first_line, foreign_code
-from repl_fx.passes.driver import run_passes
-from repl_fx.passes.observe_values import Observe, observe_values
+from repl_fx.graph.recording import watched
 from repl_fx.planning.part_repeats import PartRepeats, find_in_parts, repeats_of
 from repl_fx.running.example_inputs import ExampleInputs
 from repl_fx.running.untouched import device_of, untouched
@@ -107,14 +106,16 @@ class _Scoring:
         self.alone = None if loss is None else MeanLosses(without, loss, self.evaluation)
 
     def _observed(self, part: PartRepeats) -> fx.GraphModule:
-        """The graph of a part with observers at the boundaries of its blocks."""
-        made: list[tuple[fx.Node, Observe]] = []
+        """The graph of a part, whose values at the boundaries of blocks go to the statistics."""
+        notes: dict[fx.Node, list[Callable[[Any], None]]] = {}
         if set(self.asked) != {"loss"}:
             for named, repeat in zip(part.repeats, part.inside, strict=True):
                 one = RepeatStatistics(part.graph_module, repeat, gradients=self.gradients)
                 self.statistics[tuple(block.name for block in named.blocks)] = one
-                made += one.observers()
-        return run_passes(part.graph_module, partial(observe_values, observers=made)).graph_module
+                # Similar and exact repeats may share boundaries.
+                for node, note in one.notes().items():
+                    notes.setdefault(node, []).append(note)
+        return watched(part.graph_module, {node: partial(_tell_each, some) for node, some in notes.items()})
 
     def add(self, batch: Batch) -> None:
         """Run the models on a batch."""
@@ -217,6 +218,11 @@ class _Scoring:
         reasons: dict[str, str] = {kind: found[kind][1] for kind in self.asked if found[kind][0] is None}
         rank = list(order).index(name) + 1 if name in order else None
         return BlockScore(name, repeat, **values, greedy_rank=rank, greedy_loss=order.get(name), reasons=reasons)
+
+
+def _tell_each(notes: Sequence[Callable[[Any], None]], value: Any) -> None:
+    for note in notes:
+        note(value)
 
 
 def _asked(kinds: Sequence[Kind], loss: Loss | None, greedy: int) -> tuple[Kind, ...]:

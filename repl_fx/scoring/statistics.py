@@ -20,7 +20,7 @@ it when it is made; all are dropped behind the last block, so that those of one 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -31,7 +31,6 @@ from torch.autograd.graph import GradientEdge, get_gradient_edge
 
 from repl_fx.analysis.blocks import Block, Repeat
 from repl_fx.analysis.linear_operators import linear_operator_of
-from repl_fx.passes.observe_values import Observe
 
 # The streamed values at a boundary.
 _Place = tuple[fx.Node, ...]
@@ -136,12 +135,13 @@ class RepeatStatistics:
         self._contributions: list[_Contribution] = []
         self._finite: dict[int, Tensor] = {}
 
-    def observers(self) -> Iterator[tuple[fx.Node, Observe]]:
-        """The nodes of the graph to observe, with the functions that take their values."""
-        nodes = dict.fromkeys(node for place in self._places for node in place)
-        for node in nodes:
-            at = [number for number, place in enumerate(self._places) if node in place]
-            yield node, partial(self._take, node, at)
+    def notes(self) -> dict[fx.Node, Callable[[Any], None]]:
+        """The functions that take the values of the nodes at boundaries (see `repl_fx.graph.recording`)."""
+        at: dict[fx.Node, list[int]] = {}
+        for number, place in enumerate(self._places):
+            for node in dict.fromkeys(place):
+                at.setdefault(node, []).append(number)
+        return {node: partial(self._take, node, numbers) for node, numbers in at.items()}
 
     @property
     def broken(self) -> list[int]:

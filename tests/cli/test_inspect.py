@@ -51,16 +51,12 @@ def test_inspect_where_nothing_repeats(run: Run, tmp_path: Path) -> None:
     assert "nothing repeats" in result.stdout
 
 
-ARRAYS = {"train_x": (40, 8), "test_x": (4, 8)}
-
-
 @pytest.fixture
 def data(tmp_path: Path) -> Path:
     """Vectors with labels."""
     file = tmp_path / "data.npz"
-    inputs = {name: np.random.default_rng(0).normal(size=shape).astype(np.float32) for name, shape in ARRAYS.items()}
-    labels = {name.replace("_x", "_y"): np.arange(len(found)) % 3 for name, found in inputs.items()}
-    np.savez(file, **inputs, **labels)
+    train, test = (np.random.default_rng(0).normal(size=(size, 8)).astype(np.float32) for size in (40, 4))
+    np.savez(file, train_x=train, train_y=np.arange(40) % 3, test_x=test, test_y=np.arange(4) % 3)
     return file
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import gc
 import weakref
-from functools import partial
 from typing import Any
 
 import pytest
@@ -12,9 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from repl_fx.analysis.blocks import Block, Repeat
-from repl_fx.passes.driver import run_passes
+from repl_fx.graph.recording import watched
 from repl_fx.passes.find_repeats import find_repeats
-from repl_fx.passes.observe_values import observe_values
 from repl_fx.scoring import statistics
 from repl_fx.scoring.statistics import RepeatStatistics
 from tests.captures import captured_graph
@@ -28,7 +26,7 @@ def _observed(net: nn.Module, x: Tensor, *, gradients: bool = False) -> tuple[Re
     gm = captured_graph(net.eval(), (x,))
     (repeat,) = find_repeats(gm)
     found = RepeatStatistics(gm, repeat, gradients=gradients)
-    return found, run_passes(gm, partial(observe_values, observers=found.observers())).graph_module.eval()
+    return found, watched(gm, found.notes()).eval()
 
 
 def test_values_by_hand() -> None:
@@ -83,7 +81,7 @@ def test_values_that_change_their_shape_have_no_angle() -> None:
         for name, given, made in (("0", x, first), ("1", first, second))
     )
     found = RepeatStatistics(gm, Repeat("", tuple(blocks)), gradients=True)
-    run_passes(gm, partial(observe_values, observers=found.observers())).graph_module(torch.randn(3, 4))
+    watched(gm, found.notes())(torch.randn(3, 4))
     assert [alike.reason for alike in found.alike.values()] == [
         "it turns 3x4 into 3x5",
         "it turns 3x4 into 3x6",
