@@ -51,6 +51,14 @@ from .plan import (
     Plan as Plan,
     Refusal as Refusal,
 )
+from .scoring.score_blocks import (
+    score_blocks as score_blocks,
+)
+from .scoring.scores import (
+    BlockScore as BlockScore,
+    Scores as Scores,
+    StretchScore as StretchScore,
+)
 from .surrogates import (
     Builder as Builder,
     Match as Match,

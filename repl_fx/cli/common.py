@@ -283,6 +283,19 @@ def load_target(
     return Target(title, (), artifact.module.to(device), artifact.inputs, artifact)
 
 
+@contextlib.contextmanager
+def needing_train(command: str) -> Iterator[None]:
+    """Import what needs the libraries of the extra `train`; a command without them gets a line."""
+    from repl_fx.errors import BadInput
+
+    try:
+        yield
+    except ModuleNotFoundError as missing:
+        if str(missing.name).startswith("repl_fx"):
+            raise
+        raise BadInput(f"{command} needs {missing.name}; pip install 'repl-fx[train]'") from missing
+
+
 def note_lines(notes: Sequence[str]) -> list[RenderableType]:
     """Notes as lines of their own."""
     return [f"note: {note}" for note in notes]

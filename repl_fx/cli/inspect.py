@@ -2,9 +2,38 @@
 
 from __future__ import annotations
 
-from typing import Any
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import typer
 
 from repl_fx.cli import common
+
+DataOption = Annotated[
+    str | None,
+    typer.Option(
+        "--data",
+        metavar="DATA",
+        help="Score the blocks on samples of these data: digits, cifar10, npz:PATH, folder:PATH, file.py:FUNCTION, …",
+        show_default=False,
+    ),
+]
+DataDirOption = Annotated[
+    Path | None,
+    typer.Option("--data-dir", metavar="DIR", help="Directory of the files of named data sets.", show_default=False),
+]
+TaskOption = Annotated[
+    str | None,
+    typer.Option("--task", metavar="TASK", help="Task of loaders: classification, …", show_default=False),
+]
+ScoreOption = Annotated[
+    Literal["influence", "change", "gradient", "loss"],
+    typer.Option("--score", help="The score that is drawn; gradient and loss need targets."),
+]
+SamplesOption = Annotated[int, typer.Option("--samples", min=1, help="Samples to score on, at most.")]
+GreedyOption = Annotated[
+    int, typer.Option("--greedy", min=0, help="With --score loss: blocks to skip one after the other.")
+]
 
 
 def inspect_command(
@@ -12,20 +41,39 @@ def inspect_command(
     model: common.ModelOption = None,
     input_shape: common.ShapeOption = None,
     seed: common.SeedOption = 0,
+    weights: common.WeightsOption = None,
+    data: DataOption = None,
+    data_dir: DataDirOption = None,
+    task: TaskOption = None,
+    score: ScoreOption = "influence",
+    samples: SamplesOption = 256,
+    greedy: GreedyOption = 0,
     device: common.DeviceOption = "cpu",
     trust: common.TrustOption = False,
     as_json: common.JsonOption = False,
     verbose: common.VerboseOption = False,
     quiet: common.QuietOption = False,
 ) -> None:
-    """Show what repeats in a model, with sizes and costs; for a directory, also what was replaced in it."""
+    """Show what repeats in a model, with sizes and costs; for a directory, also what was replaced in it.
+
+    With --data, show which blocks matter least, too.
+    """
     with common.running(as_json, verbose, quiet) as terminal:
         from repl_fx import capture_parts
+        from repl_fx.errors import BadInput
         from repl_fx.planning.part_repeats import find_in_parts, repeats_of
-        from repl_fx.report import costs, documents, tables
+        from repl_fx.report import charts, costs, documents, tables
 
+        if data is None and (score != "influence" or greedy):
+            raise BadInput("--score and --greedy need data to run the model on; give --data")
+        if greedy and score != "loss":
+            raise BadInput("--greedy skips blocks by the loss; give --score loss")
+        if data is not None and Path(spec).is_dir():
+            raise BadInput(f"{spec} has blocks replaced, which cannot be scored any more; give the model itself")
         terminal.stage("load")
-        target = common.load_target(spec, model, input_shape=input_shape, seed=seed, device=device, trust=trust)
+        target = common.load_target(
+            spec, model, input_shape=input_shape, seed=seed, device=device, trust=trust, weights=weights
+        )
         if target.artifact is not None:
             captured, repeats = target.artifact.result.captured_parts, target.artifact.result.repeats
         else:
@@ -53,4 +101,14 @@ def inspect_command(
             document["blocks"] = documents.blocks_document(done, plan)
             terminal.show(tables.blocks_table(done, plan))
         terminal.show(*common.costs_lines(before, after))
+        if data is not None:
+            with common.needing_train("inspect --data"):
+                from repl_fx.training.calibration import score_on_data
+                from repl_fx.training.config import TrainConfig
+            directory = None if data_dir is None else str(data_dir)
+            config = TrainConfig().changed(data=data, data_dir=directory, task=task, seed=seed)
+            options: Any = {"samples": samples, "greedy": greedy, "progress": terminal.stage}
+            found = score_on_data(captured, target.inputs, config, score, **options)
+            terminal.show(str(found), tables.scores_table(found), charts.scores_chart(found, score))
+            document["scores"] = documents.scores_document(found)
         terminal.document(document)

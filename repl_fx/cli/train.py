@@ -15,15 +15,9 @@ from repl_fx.training.config import TrainConfig
 
 def _commands() -> Any:
     """The functions that need the libraries of the extra."""
-    from repl_fx.errors import BadInput
-
-    try:
+    with common.needing_train("train"):
         from repl_fx.training.command import begin, train_directory, train_side_by_side
         from repl_fx.training.processes import Ended, ending_together
-    except ModuleNotFoundError as missing:
-        if str(missing.name).startswith("repl_fx"):
-            raise
-        raise BadInput(f"train needs {missing.name}; pip install 'repl-fx[train]'") from missing
     return begin, train_directory, train_side_by_side, Ended, ending_together
 
 

@@ -1,4 +1,4 @@
-"""Charts of measured costs: bars for the terminal, and the same as a picture."""
+"""Charts of measured costs and of scores: bars for the terminal, and the same as a picture."""
 
 from __future__ import annotations
 
@@ -16,11 +16,16 @@ from rich.text import Text
 from repl_fx.benchmarking.results import Benchmark, Row
 from repl_fx.benchmarking.timing import Spread
 from repl_fx.report.tables import milliseconds, size
+from repl_fx.scoring.scores import Kind, Scores
 
 _NAME, _BAR, _NUMBER = 12, 48, 10
 _WIDTH = _NAME + _BAR + _NUMBER + 2
+# Of a bar beside a long name.
+_SHORTEST = 24
 _COLOUR = "blue"
 _Row = TypeVar("_Row", bound=Row)
+# The name, length and text of each.
+_Bars = list[tuple[str, float, str]]
 # Rich's own has the frame of a window, and fetches a font.
 _PICTURE = """\
 <svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}">
@@ -45,15 +50,34 @@ _PICTURE = """\
 
 def benchmark_chart(measured: Benchmark) -> Group:
     """A bar for the median of each variant, in groups: steps of training, memory, latencies."""
+    return _chart(_groups(measured), _NAME)
+
+
+def scores_chart(scores: Scores, kind: Kind) -> Group:
+    """A bar for each block, in a group for each repeat; none for a loss that falls without the block."""
+    by_block, titles = scores.of(kind), {"loss": "rise of the loss without the block"}
+    groups = []
+    for repeat, blocks in groupby(scores.blocks, key=lambda score: score.repeat):
+        known = [(name, by_block[name]) for name in (score.block for score in blocks) if name in by_block]
+        if known:
+            bars = [(name, max(value, 0.0), f"{value:.4g}") for name, value in known]
+            groups.append((f"{repeat}: {titles.get(kind, kind)}", bars))
+    longest = max((len(score.block) for score in scores.blocks), default=0)
+    return _chart(groups, min(max(longest, _NAME), _WIDTH - _NUMBER - 2 - _SHORTEST))
+
+
+def _chart(groups: Iterable[tuple[str, _Bars]], wide: int) -> Group:
+    """Groups of bars, with names of some width."""
+    room = _WIDTH - _NUMBER - 2 - wide
     lines: list[RenderableType] = []
-    for title, bars in _groups(measured):
+    for title, bars in groups:
         table = Table.grid(padding=(0, 1, 0, 0))
-        table.add_column(width=_NAME, no_wrap=True)
-        table.add_column(width=_BAR)
+        table.add_column(width=wide, overflow="fold")
+        table.add_column(width=room)
         table.add_column(width=_NUMBER, no_wrap=True, justify="right")
         longest = max(length for _, length, _ in bars)
         for name, length, shown in bars:
-            table.add_row(Text(name), Bar(longest, 0, length, width=_BAR, color=_COLOUR), Text(shown))
+            table.add_row(Text(name), Bar(longest or 1.0, 0, length, width=room, color=_COLOUR), Text(shown))
         lines += [*([""] if lines else []), Text(title, style="bold"), table]
     return Group(*lines)
 
@@ -65,9 +89,6 @@ def picture_of(chart: Group, title: str) -> str:
     console.print()
     console.print(chart)
     return console.export_svg(theme=DEFAULT_TERMINAL_THEME, code_format=_PICTURE, unique_id="repl-fx")
-
-
-_Bars = list[tuple[str, float, str]]
 
 
 def _groups(measured: Benchmark) -> Iterator[tuple[str, _Bars]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
@@ -13,6 +14,7 @@ from repl_fx.plan import Plan
 from repl_fx.planning.report import BlockReport
 from repl_fx.report.costs import Costs
 from repl_fx.report.tables import block_flops, repeat_flops
+from repl_fx.scoring.scores import Scores
 from repl_fx.tracing.parts.capture import CapturedParts
 
 
@@ -49,6 +51,12 @@ def blocks_document(report: Sequence[BlockReport], plan: Plan) -> list[dict[str,
     }
     stays = {"made_from": None, "settings": None}
     return [{"number": i, **asdict(row), **made.get(row.block, stays)} for i, row in enumerate(report, start=1)]
+
+
+def scores_document(scores: Scores) -> dict[str, Any]:
+    """The scores as `Scores.from_json` reads them."""
+    document: dict[str, Any] = json.loads(scores.to_json())
+    return document
 
 
 def _repeat(

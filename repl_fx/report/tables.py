@@ -1,4 +1,4 @@
-"""Tables for the terminal: repeats, blocks, costs, verification, measured times; and numbers as people read them.
+"""Tables for the terminal: repeats, blocks, scores, costs, checks, measured times; and numbers as people read them.
 
 Each fits 80 columns: numbers keep their width, names and reasons are folded. Cells are never read as markup.
 """
@@ -21,6 +21,7 @@ from repl_fx.in_place.assembling import InPlace
 from repl_fx.plan import Plan, Replacement
 from repl_fx.planning.report import BlockReport
 from repl_fx.report.costs import Costs
+from repl_fx.scoring.scores import Scores
 from repl_fx.tracing.parts.capture import CapturedParts
 
 if TYPE_CHECKING:
@@ -75,6 +76,25 @@ def blocks_table(report: Sequence[BlockReport], plan: Plan) -> Table:
         replacement = replacements.get(row.block)
         before, after = count(row.parameters_before), count(row.parameters_after)
         _row(table, str(number), row.block, row.status, before, after, how(row, replacement))
+    return table
+
+
+def scores_table(scores: Scores) -> Table:
+    """The scores of each block, numbered as `--blocks` takes them, and why one has none."""
+    table = _table("Scores")
+    _numbers(table, "#")
+    _words(table, "block")
+    kinds = ["rise of\nthe loss" if kind == "loss" else kind for kind in scores.kinds]
+    _numbers(table, *kinds, *(["goes as\nnumber"] if scores.greedy else []))
+    reasons = any(score.reasons for score in scores.blocks)
+    if reasons:
+        _words(table, "why not")
+    values = [scores.of(kind) for kind in scores.kinds]
+    for number, score in enumerate(scores.blocks, start=1):
+        cells = [f"{found[score.block]:.4g}" if score.block in found else "-" for found in values]
+        order = [str(score.greedy_rank or "-")] if scores.greedy else []
+        why = ["; ".join(dict.fromkeys(score.reasons.values()))] if reasons else []
+        _row(table, str(number), score.block, *cells, *order, *why)
     return table
 
 

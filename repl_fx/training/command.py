@@ -15,13 +15,12 @@ from repl_fx.benchmarking.variants import ORIGINAL, REWRITTEN
 from repl_fx.errors import BadInput, OutputError, first_line
 from repl_fx.pipeline import TransformResult
 from repl_fx.plan import Plan
-from repl_fx.running.example_inputs import ExampleInputs
 from repl_fx.sources import Source
 from repl_fx.training.comparing import Member, Row, members, write_comparison
 from repl_fx.training.config import MAKING, TrainConfig, read_config
-from repl_fx.training.data import load_data
 from repl_fx.training.data.kinds import Data, UserData
 from repl_fx.training.distributed import require_possible
+from repl_fx.training.loading import read_data
 from repl_fx.training.processes import Processes, join
 from repl_fx.training.run import (
     CHECKPOINT,
@@ -123,7 +122,8 @@ def begin(
         if not resume:
             require_schedule(config, loaded.result)
         rewritten = loaded.model if loaded.result.in_place.model is not None else loaded.module
-        data = _data(config, loaded.inputs, progress)
+        progress("load data")
+        data = read_data(config, loaded.inputs)
         if output is not None and processes.first:
             save(rewritten, output, force=force)
         built = model or (None if loaded.manifest.model is None else loaded.manifest.model.spec)
@@ -140,7 +140,8 @@ def begin(
     models = Models(spec, config, trust_remote_code)
     source = models.source(config.seed)
     # What is not there should not cost a capture.
-    data = _data(config, source.inputs, progress)
+    progress("load data")
+    data = read_data(config, source.inputs)
     result = models.transform(source, progress=progress)
     require_schedule(config, result)
     if processes.first:
@@ -168,19 +169,6 @@ def _require_as_made(directory: str, config: TrainConfig) -> None:
             raise BadInput(f"{directory} has its blocks replaced already; leave out {flag}, or give the model itself")
     if config.seeds > 1:
         raise BadInput(f"{directory} has one set of weights; leave out --seeds, or give the model itself")
-
-
-def _data(config: TrainConfig, inputs: ExampleInputs, progress: Callable[[str], None]) -> Data | UserData:
-    """The data of the settings; pictures that are read file by file, in the size that the model is given."""
-    progress("load data")
-    shape = inputs.tensors[0].shape if inputs.tensors else ()
-    return load_data(
-        config.data,
-        root=None if config.data_dir is None else Path(config.data_dir),
-        download=config.download,
-        context=config.context,
-        size=int(shape[-1]) if len(shape) == 4 else None,
-    )
 
 
 def train_directory(run: Run, *, show: bool = False, progress: Callable[[str], None] = lambda stage: None) -> Trained:

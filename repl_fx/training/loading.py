@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytorch_lightning as pl
 import torch
 
 from repl_fx.errors import BadInput
+from repl_fx.running.example_inputs import ExampleInputs
 from repl_fx.training.config import TrainConfig
 from repl_fx.training.data.augmentation import Chain, Change, CropAndFlip, CutMix, Mixup, Normalise
 from repl_fx.training.data.kinds import Data, UserData
 from repl_fx.training.data.loaders import BatchLoader, loader_of
 from repl_fx.training.data.positioned import PositionedLoader
 from repl_fx.training.data.samples import samples_of
+from repl_fx.training.data.sets import load_data
 from repl_fx.training.data.user_loaders import UserLoader, UserModule, loaders_of
 from repl_fx.training.processes import ALONE, Processes
 from repl_fx.training.tasks import Task
@@ -64,6 +67,25 @@ class Batches:
     def to_validate(self) -> dict[str, Any]:
         """Arguments of `Trainer.validate`."""
         return {"datamodule": self._module} if self._module is not None else {"dataloaders": self.test}
+
+
+def read_data(config: TrainConfig, inputs: ExampleInputs) -> Data | UserData:
+    """The data of the settings; pictures that are read file by file, in the size that the model is given.
+
+    Args:
+        inputs: example inputs of the model.
+
+    Raises:
+        BadInput: see `load_data`.
+    """
+    shape = inputs.tensors[0].shape if inputs.tensors else ()
+    return load_data(
+        config.data,
+        root=None if config.data_dir is None else Path(config.data_dir),
+        download=config.download,
+        context=config.context,
+        size=int(shape[-1]) if len(shape) == 4 else None,
+    )
 
 
 def loaders(

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tests.cli.results import document
+import numpy as np
+import pytest
+
+from repl_fx.scoring.scores import Scores
+from tests.cli.results import document, one_line
 
 if TYPE_CHECKING:
     from .conftest import Run
@@ -44,3 +49,30 @@ def test_inspect_where_nothing_repeats(run: Run, tmp_path: Path) -> None:
     result = run("inspect", file, "--input-shape", "2x4")
     assert result.exit_code == 0
     assert "nothing repeats" in result.stdout
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> Path:
+    """Vectors with labels."""
+    file = tmp_path / "data.npz"
+    train, test = (np.random.default_rng(0).normal(size=(size, 8)).astype(np.float32) for size in (40, 4))
+    np.savez(file, train_x=train, train_y=np.arange(40) % 3, test_x=test, test_y=np.arange(4) % 3)
+    return file
+
+
+def test_inspect_scores_blocks_on_data(run: Run, model_file: Path, data: Path) -> None:
+    options = ("inspect", model_file, "--data", f"npz:{data}", "--samples", "24", "--score", "loss", "--greedy", "1")
+    shown = run(*options)
+    assert shown.exit_code == 0, shown.stderr
+    assert "5 blocks by influence, change, loss, over 24 samples; loss" in shown.stdout
+    assert "blocks: rise of the loss without the block" in shown.stdout and "█" in shown.stdout
+    found = document(run(*options, "--json").stdout)["scores"]
+    assert Scores.from_json(json.dumps(found)).samples == 24 and len(found["blocks"]) == 5
+    assert sum(score["greedy_rank"] == 1 for score in found["blocks"]) == 1
+
+
+def test_inspect_refuses_scores_that_cannot_be(run: Run, model_file: Path, artifact: Path) -> None:
+    assert "give --data" in one_line(run("inspect", model_file, "--score", "loss"))
+    assert "give --score loss" in one_line(run("inspect", model_file, "--data", "digits", "--greedy", "2"))
+    assert "give the model itself" in one_line(run("inspect", artifact, "--data", "digits"))
+    assert "no data set 'nothing'" in one_line(run("inspect", model_file, "--data", "nothing"))

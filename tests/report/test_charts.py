@@ -4,17 +4,24 @@ from __future__ import annotations
 
 import io
 import re
+from dataclasses import replace
 from xml.dom import minidom
 
-from rich.console import Console
+from rich.console import Console, Group
 
-from repl_fx.report.charts import benchmark_chart, picture_of
+from repl_fx.report.charts import benchmark_chart, picture_of, scores_chart
+from repl_fx.scoring.scores import BlockScore
 from tests.benchmarking.test_results import measured
+from tests.scoring.test_scores import SCORES
 
 
 def _shown(peak: int | None = None) -> list[str]:
+    return _lines(benchmark_chart(measured(peak)))
+
+
+def _lines(chart: Group) -> list[str]:
     console = Console(width=80, file=io.StringIO(), color_system=None)
-    console.print(benchmark_chart(measured(peak)))
+    console.print(chart)
     text = console.file
     assert isinstance(text, io.StringIO)
     return [line.rstrip() for line in text.getvalue().splitlines()]
@@ -38,6 +45,27 @@ def test_each_group_has_a_bar_for_each_median() -> None:
     # No bar for what was not measured.
     assert not any(line.startswith("depth-pruned") for line in lines)
     assert "Peak memory of a step" in _shown(500)
+
+
+def test_scores_have_a_bar_for_each_block_and_a_group_for_each_repeat() -> None:
+    assert _lines(scores_chart(SCORES, "influence")) == [
+        "b: influence",
+        f"b.0          {'█' * 48}        0.5",
+        f"b.1          {'█' * 12}{' ' * 36}      0.125",
+    ]
+    # No bar for a loss that falls.
+    assert _lines(scores_chart(SCORES, "loss"))[:3] == [
+        "b: rise of the loss without the block",
+        f"b.0          {'█' * 48}        0.5",
+        f"b.1          {' ' * 48}      -0.25",
+    ]
+    zeros = replace(SCORES, blocks=(BlockScore("b.0", "b", 0.0), BlockScore("c.0", "c", 1.0)))
+    assert [line for line in _lines(scores_chart(zeros, "influence")) if ":" in line] == [
+        "b: influence",
+        "c: influence",
+    ]
+    long = replace(SCORES, blocks=(BlockScore("a" * 70, "b", 1.0),))
+    assert max(map(len, _lines(scores_chart(long, "influence")))) <= 80
 
 
 def test_the_picture_is_one_file_that_fetches_nothing() -> None:

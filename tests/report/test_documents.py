@@ -10,11 +10,19 @@ from repl_fx.analysis.blocks import Block, Repeat
 from repl_fx.plan import Plan, Replacement
 from repl_fx.planning.report import BlockReport
 from repl_fx.report.costs import Costs
-from repl_fx.report.documents import blocks_document, costs_document, parts_document, repeats_document
+from repl_fx.report.documents import (
+    blocks_document,
+    costs_document,
+    parts_document,
+    repeats_document,
+    scores_document,
+)
 from repl_fx.running.example_inputs import ExampleInputs
+from repl_fx.scoring.scores import Scores
 from repl_fx.tracing.capture import CaptureInfo
 from repl_fx.tracing.parts.capture import CapturedParts, Part
 from repl_fx.tracing.parts.search import Eager
+from tests.scoring.test_scores import SCORES
 
 
 def _traced() -> fx.GraphModule:
@@ -64,3 +72,9 @@ def test_parts_and_what_stays_eager() -> None:
         "captured": [{"path": "body", "class": "Sequential", "tracer": "torch.fx"}],
         "eager": [{"path": "", "class": "Net", "reason": "it branches"}],
     }
+
+
+def test_scores_are_read_again() -> None:
+    document = scores_document(SCORES)
+    assert Scores.from_json(json.dumps(document)) == SCORES
+    assert document["blocks"][2]["reasons"] == {"influence": "it is odd"}

@@ -29,6 +29,7 @@ from repl_fx.report.tables import (
     layers_table,
     milliseconds,
     repeats_table,
+    scores_table,
     share,
     size,
     small,
@@ -37,6 +38,7 @@ from repl_fx.report.tables import (
     verification_table,
 )
 from tests.benchmarking.test_results import measured
+from tests.scoring.test_scores import SCORES
 
 NAMES = ("original", "depth-pruned")
 
@@ -106,6 +108,13 @@ def test_blocks_with_how_and_why_not() -> None:
     assert [row["number"] for row in rows] == [1, 2, 3]
     assert rows[1]["made_from"] == ["b.0", "b.2"] and rows[1]["settings"] == {"x": 1}
     assert rows[2]["made_from"] is None
+
+
+def test_scores_with_the_reason_where_there_is_none() -> None:
+    text = text_of(scores_table(SCORES))
+    assert row_of(text, "1") == ["1", "b.0", "0.5", "0.5", "-"]
+    assert row_of(text, "2") == ["2", "b.1", "0.125", "-0.25", "2"]
+    assert row_of(text, "3") == ["3", "b.2", "-", "0.25", "1", "it", "is", "odd"]
 
 
 def test_costs_before_and_after() -> None:

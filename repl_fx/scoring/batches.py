@@ -1,0 +1,177 @@
+"""Calibration batches: the arguments of calls of a model, checked as they come."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from repl_fx._torch import pytree
+from repl_fx.arguments import in_words
+from repl_fx.errors import BadInput, ForeignError, ReplFxError, first_line, foreign_code
+from repl_fx.running.example_inputs import ExampleInputs
+from repl_fx.running.untouched import seeded
+
+# Of fewer samples no mean says anything.
+FEWEST = 8
+Given = Iterable[Any] | Callable[[], Iterable[Any]]
+Loss = Callable[[Any, Any], Tensor]
+
+
+@dataclass(frozen=True, eq=False)
+class Batch:
+    """A batch, on the device of the model.
+
+    Attributes:
+        where: the words for it in messages, such as "batch 3".
+        inputs: the arguments of the model.
+        targets: for the loss; None without one.
+        samples: how many.
+    """
+
+    where: str
+    inputs: ExampleInputs
+    targets: Any
+    samples: int
+
+
+class Batches:
+    """The batches that a caller gave, to be gone over once or more often.
+
+    Args:
+        given: batches, or a function that returns them; one that can be gone over once alone serves for one pass.
+        paired: whether a batch is a pair of inputs and targets.
+        device: of the model.
+
+    Raises:
+        BadInput: `given` is neither.
+    """
+
+    def __init__(self, given: Given, *, paired: bool, device: torch.device) -> None:
+        if isinstance(given, Tensor | Mapping | str | nn.Module) or not (
+            isinstance(given, Iterable) or callable(given)
+        ):
+            raise BadInput(
+                f"batches is {in_words(given)}; give a list of batches, a DataLoader or a function that returns batches"
+            )
+        self.given, self.paired, self.device = given, paired, device
+
+    @property
+    def lasting(self) -> bool:
+        """Whether the batches can be gone over more than once."""
+        return not isinstance(self.given, Iterator)
+
+    def __iter__(self) -> Iterator[Batch]:
+        """The batches, checked.
+
+        Raises:
+            BadInput: a batch is none, holds NaN, or all together are too few samples.
+        """
+        # A loader may be callable too.
+        given = self.given if isinstance(self.given, Iterable) else self.given()
+        samples = 0
+        for number, batch in enumerate(given):
+            made = self._batch(batch, f"batch {number}")
+            samples += made.samples
+            yield made
+        if samples < FEWEST:
+            raise BadInput(
+                f"the data hold {samples} samples, which are too few to score blocks; give {FEWEST} or more, "
+                "a few hundred are better"
+            )
+
+    def _batch(self, batch: Any, where: str) -> Batch:
+        targets = None
+        if self.paired:
+            if not isinstance(batch, tuple | list) or len(batch) != 2:
+                raise BadInput(f"{where} is {in_words(batch)}; give pairs (inputs, targets) where there is a loss")
+            batch, targets = batch
+        if isinstance(batch, Tensor):
+            inputs = ExampleInputs((batch,))
+        elif isinstance(batch, Mapping):
+            inputs = ExampleInputs.of((), batch)
+        elif isinstance(batch, tuple | list):
+            inputs = ExampleInputs(tuple(batch))
+        else:
+            raise BadInput(
+                f"{where} is {in_words(batch)}; give a tensor, a tuple of arguments, or a dict of them by name"
+            )
+        for number, tensor in enumerate(inputs.tensors):
+            if tensor.is_floating_point() and bool(tensor.isnan().any()):
+                place = tuple(int(i) for i in tensor.isnan().nonzero()[0])
+                raise BadInput(f"{where}: tensor {number} of its inputs holds nan at {place}; give numbers")
+        targets = pytree.tree_map_only(Tensor, lambda tensor: tensor.to(self.device), targets)
+        return Batch(where, inputs.map(lambda tensor: tensor.to(self.device)), targets, _samples(inputs))
+
+
+def _samples(inputs: ExampleInputs) -> int:
+    """The number of samples: of pictures in a list, else the first size of the first tensor."""
+    first = next(iter((*inputs.args, *inputs.kwargs.values())), None)
+    return len(first) if isinstance(first, list) else inputs.batch
+
+
+class Evaluation:
+    """Runs models that share their buffers, each time from the values that those had at first.
+
+    Args:
+        module: one of the models, which has the buffers of all.
+    """
+
+    def __init__(self, module: nn.Module) -> None:
+        buffers = [buffer for buffer in module.buffers() if not buffer.is_inference()]
+        self._values = [(buffer, buffer.detach().clone()) for buffer in buffers]
+        self._versions = [buffer._version for buffer in buffers]
+
+    def outputs(self, model: nn.Module, batch: Batch) -> Any:
+        """The outputs of a model for a batch, under one seed.
+
+        Raises:
+            BadInput: the model does not take the batch.
+        """
+        device = next((tensor.device for tensor in batch.inputs.tensors), torch.device("cpu"))
+        registries = [(module._buffers, dict(module._buffers)) for module in model.modules() if module._buffers]
+        try:
+            with seeded(device, 0), foreign_code():
+                return batch.inputs.fresh().passed_to(model)
+        except ForeignError as failed:
+            if isinstance(failed.problem, ReplFxError):
+                raise BadInput(f"{batch.where}: {failed.problem}") from failed.problem
+            shapes = ", ".join("x".join(map(str, tensor.shape)) or "a number" for tensor in batch.inputs.tensors)
+            raise BadInput(
+                f"the model does not take {batch.where}, which is {shapes or 'without tensors'}: "
+                f"{first_line(failed.problem)}"
+            ) from failed.problem
+        finally:
+            for registry, buffers in registries:
+                registry.update(buffers)
+            self._restore()
+
+    @torch.no_grad()
+    def _restore(self) -> None:
+        for number, (buffer, value) in enumerate(self._values):
+            # Comparing the values at each run would take longer than small models.
+            if buffer._version != self._versions[number]:
+                buffer.copy_(value)
+                self._versions[number] = buffer._version
+
+
+def loss_of(loss: Loss, outputs: Any, batch: Batch) -> Tensor:
+    """The mean loss of a batch, a scalar.
+
+    Raises:
+        BadInput: the loss raises, or returns something else.
+    """
+    try:
+        with foreign_code():
+            found = loss(outputs, batch.targets)
+    except ForeignError as failed:
+        if isinstance(failed.problem, ReplFxError):
+            raise failed.problem from None
+        raise BadInput(f"the loss fails on {batch.where}: {first_line(failed.problem)}") from failed.problem
+    if not isinstance(found, Tensor) or found.numel() != 1:
+        kind = f"a tensor of shape {tuple(found.shape)}" if isinstance(found, Tensor) else in_words(found)
+        raise BadInput(f"the loss returns {kind} on {batch.where}; return one number, the mean over the batch")
+    return found.reshape(())

@@ -1,0 +1,123 @@
+"""Scores on a data set: calibration batches as in training, but neither changed at random nor left out."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from repl_fx.arguments import in_words
+from repl_fx.errors import BadInput
+from repl_fx.running.example_inputs import ExampleInputs
+from repl_fx.running.untouched import device_of
+from repl_fx.scoring.score_blocks import score_blocks
+from repl_fx.scoring.scores import KINDS, Kind, Scores
+from repl_fx.tracing.parts.capture import CapturedParts
+from repl_fx.training.building import module_of
+from repl_fx.training.config import TrainConfig
+from repl_fx.training.data.kinds import Data, UserData, length
+from repl_fx.training.loading import loaders, read_data
+from repl_fx.training.module import Training
+
+# Inputs in a batch: few enough that the values at all boundaries of a large model fit.
+_BATCH = 32
+
+
+@dataclass(frozen=True, eq=False)
+class Calibration:
+    """Samples to score a model on.
+
+    Attributes:
+        name: of the data.
+        batches: returns pairs of the model's arguments and targets, the same each time.
+        loss: of the task, for outputs and targets; None where no loss was asked for.
+    """
+
+    name: str
+    batches: Callable[[], Iterator[tuple[Any, Any]]]
+    loss: Callable[[Any, Any], Tensor] | None
+
+
+def calibration(
+    model: nn.Module, inputs: ExampleInputs, config: TrainConfig, samples: int, *, with_loss: bool
+) -> Calibration:
+    """Samples of the training data, drawn by the seed of the settings.
+
+    Args:
+        model: that is scored.
+        inputs: its example inputs, by whose size pictures are read.
+        config: the settings of the data.
+        samples: how many, at most.
+        with_loss: whether the loss of the task is needed; then the model has to fit the targets.
+
+    Raises:
+        BadInput: data that cannot be read, or that have no loss.
+    """
+    data = read_data(config, inputs)
+    if isinstance(data, UserData) and data.module is not None:
+        raise BadInput(
+            f"{data.name} returns {in_words(data.module)}; return a pair of DataLoaders (train, test) instead"
+        )
+    size = min(_BATCH, samples, length(data.train)) if isinstance(data, Data) else config.batch_size
+    config = config.changed(batch_size=size, augment=False, mixup=0.0, cutmix=0.0)
+    device = device_of(model)
+
+    def batches() -> Iterator[tuple[Any, Any]]:
+        left = samples
+        for batch, targets in loaders(data, config, device)[0]:
+            if left <= 0:
+                return
+            some, wanted = (part[:left] if isinstance(part, Tensor | list) else part for part in (batch, targets))
+            left -= len(some)
+            # As one argument: a list is of pictures.
+            yield (some,), wanted
+
+    return Calibration(data.name, batches, _loss(model, data, config, device) if with_loss else None)
+
+
+def score_on_data(
+    captured: CapturedParts,
+    inputs: ExampleInputs,
+    config: TrainConfig,
+    kind: Kind,
+    *,
+    samples: int,
+    greedy: int = 0,
+    progress: Callable[[str], None] = lambda stage: None,
+) -> Scores:
+    """Score the blocks of a model on samples of a data set.
+
+    Args:
+        captured: the model.
+        inputs: its example inputs.
+        config: the settings of the data.
+        kind: of the score that is wanted besides influence and change.
+        samples, greedy, progress: see `calibration` and `score_blocks`.
+
+    Raises:
+        BadInput: see `calibration` and `score_blocks`.
+    """
+    progress("load data")
+    with_loss = kind in ("gradient", "loss")
+    found = calibration(captured.source, inputs, config, samples, with_loss=with_loss)
+    kinds = tuple(one for one in KINDS if one in ("influence", "change", kind))
+    # Without a loss the targets of a pair are left out.
+    batches = found.batches if with_loss else lambda: (given for given, _ in found.batches())
+    return score_blocks(captured, batches, loss=found.loss, kinds=kinds, greedy=greedy, progress=progress)
+
+
+def _loss(
+    model: nn.Module, data: Data | UserData, config: TrainConfig, device: torch.device
+) -> Callable[[Any, Any], Tensor]:
+    """The loss of the task of the data."""
+    first = next(iter(loaders(data, config, device)[1]))
+    module = module_of(model, data, config, 1, first)
+    if not isinstance(module, Training):
+        raise BadInput(f"--task {config.task} is a module with a loss of its own; score by influence or change")
+    task = module.task
+    if task.key == "detection":
+        raise BadInput("detection models give their losses in training alone; score by influence or change")
+    return lambda outputs, targets: task.loss(outputs, (None, targets))
