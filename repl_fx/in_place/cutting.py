@@ -46,6 +46,7 @@ from repl_fx.in_place.surrogate_block import (
     SurrogateBlock,
     surrogate_class,
 )
+from repl_fx.passes.follow_device import ANCHOR
 from repl_fx.passes.replace_blocks import block_of
 from repl_fx.plan import Replacement
 from repl_fx.planning.part_repeats import PartRepeats
@@ -279,7 +280,7 @@ class Cut:
     def _read_elsewhere(self, node: fx.Node, made: SurrogateBlock) -> None:
         """Take a parameter, a buffer or a flag from outside of the block as an argument of the graph."""
         target = str(node.target)
-        if is_traced_constant(target):
+        if is_traced_constant(target) or target == ANCHOR:
             if has_attribute(made, target):
                 raise NotInPlace(f"the module {self.path} has an attribute {target} already")
             made.register_buffer(target, attribute(self.gm, target), persistent=False)

@@ -74,3 +74,20 @@ def test_a_recurrent_layer_keeps_its_weights_twice() -> None:
     assert _reasons(_Net(Recurrent), surrogate="blend") == [
         "the module blocks.1 has a recurrent layer, which keeps its weights twice"
     ]
+
+
+class _Ramped(MlpBlock):
+    """Adds what is made on the device of the capture."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x) + torch.arange(x.shape[-1], device=x.device) / 100
+
+
+def test_what_a_surrogate_makes_on_a_device_follows_the_model() -> None:
+    x = torch.randn(2, 4, 16)
+    result = transformed(nn.Sequential(*(_Ramped(16) for _ in range(3))), (x,), surrogate="bottleneck")
+    model = result.in_place.model
+    assert model is not None
+    assert torch.equal(model(x), result.graph_module(x))
+    with torch.no_grad():
+        assert model.to("meta")(x.to("meta")).device.type == "meta"
