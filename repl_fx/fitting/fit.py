@@ -6,33 +6,29 @@
 A merged map is of a part m of the stream alone: what it makes of m has to be m + y - x.
 
 One map after another, in program order, each on the activations of the network as it is by then; each takes one pass of
-both networks over the data, up to the map. What is kept of the data is two matrices of the size of the map.
+both networks over the data. What is kept of the data is two matrices of the size of the map.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
 
 import torch
 from torch import Tensor, fx
 
-from repl_fx.errors import BadInput, ForeignError, ReplFxError, foreign_code
+from repl_fx.errors import BadInput
 from repl_fx.fitting.moments import Moments
 from repl_fx.fitting.solving import solve
 from repl_fx.graph.recording import watched
 from repl_fx.graph.roles import ADDITIONS
 from repl_fx.pipeline import TransformResult
 from repl_fx.planning.part_repeats import part_of
-from repl_fx.running.example_inputs import ExampleInputs
-from repl_fx.running.untouched import in_mode
+from repl_fx.running.batches import Batch, Batches, Evaluation, Given
+from repl_fx.running.untouched import device_of, in_mode
 from repl_fx.surrogates.linear import MergedSynthesis, StreamMap
 from repl_fx.tracing.parts.capture import qualified_name
-
-# Example inputs of one call: a tensor, a tuple of positional ones, or a mapping of keyword ones.
-Batches = Iterable[Any] | Callable[[], Iterable[Any]]
 
 
 @dataclass(frozen=True)
@@ -70,7 +66,7 @@ class Fit:
         return "\n".join(map(str, self.maps))
 
 
-def fit(result: TransformResult, batches: Batches, *, ridge: float | None = None) -> Fit:
+def fit(result: TransformResult, batches: Given, *, ridge: float | None = None) -> Fit:
     """Fit the maps of `linear` to the original network, which has its trained weights.
 
     The parameters of the maps in `result`, which its model in place and its graph share, are set; nothing else changes.
@@ -92,9 +88,10 @@ def fit(result: TransformResult, batches: Batches, *, ridge: float | None = None
     maps = list(_maps(result))
     if not maps:
         raise BadInput("the result has no linear map to fit; transform the model with surrogate='linear'")
-    if not callable(batches) and iter(batches) is batches:
+    given = Batches(batches, paired=False, device=device_of(result.module, result.inputs))
+    if not given.lasting:
         raise BadInput("batches can be gone through once, and every map takes a pass; give a list, or a function")
-    return Fit(tuple(_fit(result, one, batches, ridge) for one in maps))
+    return Fit(tuple(_fit(result, one, given, ridge) for one in maps))
 
 
 @dataclass(frozen=True, eq=False)
@@ -138,36 +135,21 @@ def _following(node: fx.Node) -> Iterator[fx.Node]:
         yield node
 
 
-class _Seen(Exception):
-    """The values that a run was for have been seen."""
-
-
-class _Run:
-    """Runs a network up to the last of some values of one of its graphs."""
+class _Network:
+    """A network that shows values of one of its graphs as it runs."""
 
     def __init__(
-        self, result: TransformResult, graphs: Mapping[str, fx.GraphModule], path: str, nodes: Sequence[fx.Node]
+        self, result: TransformResult, graphs: Mapping[str, fx.GraphModule], path: str, nodes: Iterable[fx.Node]
     ) -> None:
         self.values: dict[fx.Node, Tensor] = {}
-        self.nodes = tuple(dict.fromkeys(nodes))
-        own = {**graphs, path: watched(graphs[path], {node: partial(self._note, node) for node in self.nodes})}
-        self.model = result.captured_parts.with_graphs(own)
+        notes = {node: partial(self.values.__setitem__, node) for node in nodes}
+        self.model = result.captured_parts.with_graphs({**graphs, path: watched(graphs[path], notes)})
+        self._evaluation = Evaluation(self.model)
 
-    def _note(self, node: fx.Node, value: Tensor) -> None:
-        self.values[node] = value
-        if len(self.values) == len(self.nodes):
-            raise _Seen
-
-    def __call__(self, inputs: ExampleInputs) -> dict[fx.Node, Tensor]:
-        self.values = {}
-        try:
-            with foreign_code():
-                inputs.passed_to(self.model)
-        except ForeignError as failed:
-            if isinstance(failed.problem, _Seen):
-                return self.values
-            raise
-        raise BadInput("the model did not come to the map; calibrate on inputs like the example inputs")
+    def __call__(self, batch: Batch) -> dict[fx.Node, Tensor]:
+        self.values.clear()
+        self._evaluation.outputs(self.model, batch)
+        return dict(self.values)
 
 
 def _fit(result: TransformResult, one: _Map, batches: Batches, ridge: float | None) -> FittedMap:
@@ -175,32 +157,23 @@ def _fit(result: TransformResult, one: _Map, batches: Batches, ridge: float | No
     captured = {part.path: part.graph_module for part in result.captured_parts.parts}
     rewritten = {**captured, **{part.path: part.graph_module for part in result.parts}}
     wanted = part.blocks[one.block].output
-    original = _Run(result, captured, one.part, [wanted])
-    ours = _Run(result, rewritten, one.part, [one.value, one.stream])
+    original = _Network(result, captured, one.part, [wanted])
+    ours = _Network(result, rewritten, one.part, {one.value, one.stream})
     merged = isinstance(one.module, MergedSynthesis)
     before = one.module.matrix, one.module.shift.detach().clone()
     if merged:
         # The value that goes into the map is the one that comes out of none.
         one.module.set_to(torch.eye(len(before[1])), torch.zeros(len(before[1])))
-    moments: Moments | None = None
+    moments = Moments(len(before[1]), before[1].device)
     try:
         with in_mode(original.model, False), in_mode(ours.model, False), torch.no_grad():
-            for number, batch in enumerate(batches() if callable(batches) else batches, start=1):
-                inputs = _inputs(batch)
-                try:
-                    seen, known = ours(inputs.fresh()), original(inputs.fresh())
-                except ForeignError as failed:
-                    why = failed.problem if isinstance(failed.problem, ReplFxError) else failed
-                    raise BadInput(f"the model does not take batch {number}: {why}") from failed.problem
+            for batch in batches:
+                seen, known = ours(batch), original(batch)
                 x, m, y = (_rows(v, one.module) for v in (seen[one.stream], seen[one.value], known[wanted]))
                 if not bool(x.isfinite().all() and y.isfinite().all()):
-                    line = f"the stream at {one.block} is NaN or infinite in batch {number}; look at its inputs"
-                    raise BadInput(line)
-                moments = moments or Moments(x.shape[-1], x.device)
+                    raise BadInput(f"the stream at {one.block} is NaN or infinite in {batch.where}; look at its inputs")
                 m = m.reshape(x.shape)
                 moments.add(m, m.double() + (y.double() - x) if merged else y, y)
-        if moments is None:
-            raise BadInput("batches are empty; give a few hundred samples")
         solution = solve(moments, one.module.form, one.module.rank, ridge)
     except BaseException:
         one.module.set_to(*before)
@@ -209,16 +182,6 @@ def _fit(result: TransformResult, one: _Map, batches: Batches, ridge: float | No
     one.module.set_to(solution.matrix, solution.shift)
     losses = moments.left_over(*nothing), moments.left_over(solution.matrix, solution.shift)
     return FittedMap(one.block, moments.rows, solution.ridge, *losses)
-
-
-def _inputs(batch: Any) -> ExampleInputs:
-    if isinstance(batch, ExampleInputs):
-        return batch
-    if isinstance(batch, Mapping):
-        return ExampleInputs.of((), batch)
-    if isinstance(batch, (tuple, list)):
-        return ExampleInputs.of(batch)
-    return ExampleInputs.of((batch,))
 
 
 def _rows(value: Tensor, module: StreamMap) -> Tensor:

@@ -26,9 +26,9 @@ from repl_fx.arguments import in_words, require_module
 from repl_fx.errors import BadInput, ForeignError, first_line, foreign_code
 from repl_fx.graph.recording import watched
 from repl_fx.planning.part_repeats import PartRepeats, find_in_parts, repeats_of
+from repl_fx.running.batches import Batch, Batches, Evaluation, Given, Loss, loss_of
 from repl_fx.running.example_inputs import ExampleInputs
 from repl_fx.running.untouched import device_of, untouched
-from repl_fx.scoring.batches import Batch, Batches, Evaluation, Given, Loss, loss_of
 from repl_fx.scoring.scores import KINDS, BlockScore, Kind, Scores, StretchScore
 from repl_fx.scoring.skipping import MeanLosses, Skipping
 from repl_fx.scoring.statistics import RepeatStatistics

@@ -14,7 +14,7 @@ from repl_fx.plan import Plan
 from repl_fx.planning.choose_surrogates import choose_surrogates
 from repl_fx.planning.part_repeats import PartRepeats, repeats_of
 from repl_fx.planning.trials import apply_plan
-from repl_fx.scoring.batches import Batch, Evaluation, Loss, loss_of
+from repl_fx.running.batches import Batch, Evaluation, Loss, loss_of
 from repl_fx.surrogates import make_surrogate
 from repl_fx.tracing.parts.capture import CapturedParts
 

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from repl_fx.planning.part_repeats import find_in_parts
-from repl_fx.scoring.batches import Batches, Evaluation
+from repl_fx.running.batches import Batches, Evaluation
 from repl_fx.scoring.skipping import MeanLosses, Skipping
 from tests.captures import captured
 from tests.scoring.nets import Plane, mean_square

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from repl_fx.errors import BadInput
-from repl_fx.scoring.batches import Batches, Evaluation, loss_of
+from repl_fx.running.batches import Batches, Evaluation, loss_of
 
 CPU = torch.device("cpu")
 X = torch.arange(24.0).reshape(8, 3)
@@ -51,7 +51,7 @@ def test_functions_and_lists_last() -> None:
     [
         (X, False, "batches is a tensor; give a list of batches, a DataLoader or a function that returns batches"),
         (3, False, "batches is an int; give a list"),
-        ([], False, "the data hold 0 samples, which are too few to score blocks; give 8 or more"),
+        ([], False, "the data hold 0 samples, which are too few to calibrate on; give 8 or more"),
         ([X[:4], X[:3]], False, "the data hold 7 samples, which are too few"),
         (["x"], False, "batch 0 is a str; give a tensor, a tuple of arguments, or a dict of them by name"),
         ([X, X.log().sub(X.log())], False, r"batch 1: tensor 0 of its inputs holds nan at \(0, 0\); give numbers"),
