@@ -21,8 +21,9 @@ def inspect_command(
     """Show what repeats in a model, with sizes and costs; for a directory, also what was replaced in it."""
     with common.running(as_json, verbose, quiet) as terminal:
         from repl_fx import capture_parts
+        from repl_fx.costs import counted as costs
         from repl_fx.planning.part_repeats import find_in_parts, repeats_of
-        from repl_fx.report import costs, documents, tables
+        from repl_fx.report import documents, tables
 
         terminal.stage("load")
         target = common.load_target(spec, model, input_shape=input_shape, seed=seed, device=device, trust=trust)
