@@ -283,11 +283,10 @@ class BudgetPlanner:
         """The line that says that no plan is under the budget, and which is nearest."""
         shown = {name: _rounded_up(share) for name, _, share in self._shares(nearest)}
         asked = " and ".join(f"{name} at or below {limit:g}" for name, limit in self.budget.limits.items())
-        # The nodes of a similar repeat may be those of exact ones too.
-        every = len({block.output for repeat in self.repeats for block in repeat.blocks})
+        gone, every = len(nearest.gone), len(self.replacements)
         least = shown[next(iter(shown))] if len(shown) == 1 else ", ".join(f"{n} {share}" for n, share in shown.items())
         which = f"{'the least' if len(shown) == 1 else 'the nearest'} is {least}"
-        line = f"no plan has {asked} of the original: {which}, with {len(nearest.gone)} of {every} blocks replaced"
+        line = f"no plan has {asked} of the original: {which}, with {gone} blocks replaced of {every} that may go"
         # A plan that saves nothing is no plan.
         better = {name: max(float(shown[name]), limit) for name, limit in self.budget.limits.items()}
         if nearest.gone and all(share < 1 for share in better.values()):
