@@ -351,31 +351,43 @@ def peak_memory() -> float:
 FORMS = ("captured, flat", "captured, outlined", "rewritten, flat", "rewritten, outlined", "in place, by blocks")
 
 
-def compiled_steps(layers: int, forms: Sequence[str] = FORMS) -> list[dict[str, Any]]:
-    """Compile the forms of a GPT-2: CPU seconds of the first step without those of the next, graphs made."""
-    import transformers
-    from torch._inductor.compile_fx import compile_fx
+def compiled_steps(
+    layers: int, forms: Sequence[str] = FORMS, backend: Callable[..., Any] | None = None
+) -> list[dict[str, Any]]:
+    """Compile the forms of a GPT-2, by inductor or by another backend.
 
+    Returns:
+        For each form the CPU seconds of the first step without those of the next, and how many graphs were compiled.
+    """
+    import transformers
+
+    if backend is None:
+        from torch._inductor.compile_fx import compile_fx
+
+        backend = compile_fx
+    chosen = backend
     torch.manual_seed(0)
     sizes = {"n_embd": 64, "n_head": 2, "n_layer": layers, "vocab_size": 512, "use_cache": False}
     model = transformers.GPT2LMHeadModel(transformers.GPT2Config(**sizes))
-    inputs = {"input_ids": torch.zeros(2, 64, dtype=torch.long)}
-    result = repl_fx.transform(model, (), inputs)
+    inputs = (torch.zeros(2, 64, dtype=torch.long),)
+    result = repl_fx.transform(model, inputs)
     made: list[Any] = []
 
     def counted(gm: Any, example_inputs: Any) -> Any:
         made.append(gm)
-        return compile_fx(gm, example_inputs)
+        return chosen(gm, example_inputs)
 
-    torch.compiler.config.force_disable_caches = True
+    settings: Any = torch.compiler.config
     found = []
-    for form in forms:
-        torch.compiler.reset()
-        made.clear()
-        compiled = _form(form, result, counted)
-        first, second = (_step_seconds(compiled, inputs) for _ in range(2))
-        found.append({"form": form, "seconds": first - second, "graphs": len(made)})
-        print(found[-1], file=sys.stderr)
+    # Each outlined block is a graph of its own, which torch.compile takes for one more version of one call.
+    with settings.patch(force_disable_caches=True, recompile_limit=4 * layers):
+        for form in forms:
+            torch.compiler.reset()
+            made.clear()
+            compiled = _form(form, result, counted)
+            first, second = (_step_seconds(compiled, inputs) for _ in range(2))
+            found.append({"form": form, "seconds": first - second, "graphs": len(made)})
+            print(found[-1], file=sys.stderr)
     return found
 
 
@@ -395,17 +407,14 @@ def _form(form: str, result: repl_fx.TransformResult, backend: Callable[..., Any
         model.compile(backend=backend)
         return model
     outlined = outline_blocks(model, result.repeats if captured else None)  # type: ignore[arg-type]
-    # Each outlined block is a graph of its own, which torch.compile takes for one more version of one call.
-    torch.compiler.config.recompile_limit = 4 * len(outlined.changed)
     for path in outlined.changed:
         outlined.graph_module.get_submodule(path).compile(backend=backend)
     return outlined.graph_module
 
 
-def _step_seconds(model: nn.Module, inputs: dict[str, Any]) -> float:
+def _step_seconds(model: nn.Module, inputs: Sequence[torch.Tensor]) -> float:
     begin = _cpu_seconds()
-    # By place: outlined graphs have their own names.
-    outputs = model(*inputs.values())
+    outputs = model(*inputs)
     logits = outputs["logits"] if isinstance(outputs, dict) else getattr(outputs, "logits", outputs)
     logits.float().mean().backward()
     model.zero_grad()

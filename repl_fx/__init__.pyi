@@ -33,6 +33,11 @@ from .export import (
     export_onnx as export_onnx,
     verify_onnx as verify_onnx,
 )
+from .fitting.fit import (
+    Fit as Fit,
+    FittedMap as FittedMap,
+    fit as fit,
+)
 from .passes.find_repeats import (
     find_repeats as find_repeats,
 )

@@ -111,9 +111,11 @@ class CapturedModule(PlainGraphModule):
         self.__dict__.update(container_of(root).__dict__)
         self._graph = graph
         graph.owning_module = self
-        # A pass that goes on to change the graph has its code written once, afterwards.
+        # A pass that goes on to change the graph has its code written once, afterwards: by the first call at last.
         if compiled:
             self.recompile()
+        else:
+            type(self).forward = _written_late
         self.meta = dict(getattr(root, "meta", {}))
 
     def __getattr__(self, name: str) -> Any:
@@ -243,10 +245,16 @@ def copy_model(model: nn.Module) -> nn.Module:
     return copied
 
 
+def _written_late(gm: CapturedModule, *args: Any, **kwargs: Any) -> Any:
+    """The forward of a graph whose code is not written yet."""
+    gm.recompile()
+    return gm.forward(*args, **kwargs)
+
+
 def copy_graph(gm: fx.GraphModule, *, compiled: bool = True) -> CapturedModule:
     """Copy a graph and its module tree; parameters and buffers are shared with the original.
 
-    Where it is not `compiled`, the copy has no code, and runs only after `recompile()`.
+    Where it is not `compiled`, the copy has no code until `recompile()` or its first call.
     """
     root = _with_shared_children(container_of(gm), {})
     result = CapturedModule(root, copy.deepcopy(gm.graph), type(gm).__name__, compiled=compiled)

@@ -95,6 +95,8 @@ class Cut:
         self.source = source.get_submodule(qualified_name(part.path, self.path))
         self.model = source
         self.surrogate = make_surrogate(replacement.surrogate, replacement.settings)
+        if self.surrogate.changes_neighbours:
+            raise NotInPlace(f"it changes a layer of {replacement.before}, which stays the model's own")
         self.own = f"{surrogate_path(self.block.name)}."
         self.inside = {node for node in gm.graph.nodes if block_of(node) == self.block.name}
         self.call = self._only_call(self.path)

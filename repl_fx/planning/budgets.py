@@ -24,8 +24,8 @@ from repl_fx.errors import BadInput, BrokenGraph, ForeignError, PlanMismatch, Un
 from repl_fx.passes.choose_blocks import Chosen, candidates, with_neighbours
 from repl_fx.passes.driver import run_passes
 from repl_fx.passes.fold_surrogates import fold_surrogates
-from repl_fx.plan import Plan, Refusal
-from repl_fx.planning.choose_surrogates import choose_surrogates, next_choices
+from repl_fx.plan import Plan, Refusal, Replacement
+from repl_fx.planning.choose_surrogates import by_stretch, choose_surrogates, next_choices
 from repl_fx.planning.knapsack import LARGEST, Choice, Item, Row, TooMany, front_of, whole
 from repl_fx.planning.part_repeats import PartRepeats, repeats_of
 from repl_fx.planning.replacement_costs import COUNTED, LATENCY, Graphs, ReplacementCosts
@@ -145,9 +145,13 @@ class BudgetPlanner:
         self.places = {repeat.blocks[i].name: (repeat, i) for repeat, i in may_go.places}
         self.scores = self._scores()
         chosen = [Chosen(r, r.blocks[i], r.blocks[i - 1], r.blocks[i + 1]) for r, i in may_go.places]
-        replacements, refusals = choose_surrogates(found, chosen, surrogate)
-        self.replacements = {replacement.block: replacement for replacement in replacements}
-        self.refusals = [*may_go.refusals, *refusals]
+        self.replacements: dict[str, Replacement] = {}
+        self.refusals = list(may_go.refusals)
+        for one in chosen:
+            # Each on its own: together they may be stretches.
+            replacements, refusals = choose_surrogates(found, (one,), surrogate)
+            self.replacements |= {replacement.block: replacement for replacement in replacements}
+            self.refusals += refusals
         self.costs = ReplacementCosts(graphs, found, budget.limits, seed)
         self._changed: set[str] = set()
 
@@ -167,7 +171,11 @@ class BudgetPlanner:
         rows, blocks = [], []
         for repeat in self.repeats:
             own = {i: block for block, (its, i) in self.places.items() if its is repeat and block in self.replacements}
-            items = {i: Item(worth[b], tuple(saved[b][name] for name in names)) for i, b in own.items()}
+            items = {}
+            for i, block in own.items():
+                inner = self._saved_inside(own, i) or {}
+                item = Item(worth[block], tuple(saved[block][name] for name in names))
+                items[i] = replace(item, inner=tuple(inner[name] for name in names)) if inner else item
             rows.append(Row(tuple(items.get(i) for i in range(len(repeat))), self.surrogate.needs_neighbours))
             blocks.append(own)
         try:
@@ -180,11 +188,7 @@ class BudgetPlanner:
         slack = dict.fromkeys(names, 0.0)
         while True:
             best = self._best(front, slack)
-            picked = [self.places[blocks[row][i]] for row, i in best.gone]
-            replacements = []
-            for one in with_neighbours(picked).chosen:
-                known = self.replacements[one.block.name]
-                replacements.append(replace(known, before=one.before.name, after=one.after.name))
+            replacements = self._together([blocks[row][i] for row, i in best.gone])
             try:
                 expected = self.costs.left(replacements)
             except _UNBUILT:
@@ -237,6 +241,22 @@ class BudgetPlanner:
             more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
             raise BadInput(f"scores have no number for {missing[0]}{more}; give one for each block that may go")
         return {block: given[block] for block in self.places}
+
+    def _together(self, blocks: Sequence[str]) -> list[Replacement]:
+        """The replacements of blocks that go together: with the neighbours that stay, and one for a stretch."""
+        chosen = with_neighbours([self.places[block] for block in blocks]).chosen
+        known = [(self.replacements[one.block.name], one) for one in chosen]
+        replacements = [replace(own, before=one.before.name, after=one.after.name) for own, one in known]
+        return by_stretch(self.found, chosen, replacements) if self.surrogate.spans_stretches else replacements
+
+    def _saved_inside(self, row: Mapping[int, str], place: int) -> dict[str, int] | None:
+        """What a block saves where the next one goes too, and stands for both; None where that is no other."""
+        if not self.surrogate.spans_stretches or place + 1 not in row:
+            return None
+        alone, inside = self.replacements[row[place]], self._together([row[place], row[place + 1]])[0]
+        if inside.surrogate == alone.surrogate:
+            return None
+        return self.costs.saved(replace(inside, before=alone.before, after=alone.after))
 
     def _saved_by(self, block: str, *, build: bool = False) -> dict[str, int]:
         """What a block saves by the first of its surrogates that can be built; where none can, the block stays."""

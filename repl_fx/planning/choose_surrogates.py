@@ -15,7 +15,7 @@ from repl_fx.graph.kinds import dtype_name
 from repl_fx.passes.choose_blocks import Chosen
 from repl_fx.plan import Refusal, Replacement
 from repl_fx.planning.part_repeats import PartRepeats, part_of
-from repl_fx.surrogates import Match, Site, Surrogate
+from repl_fx.surrogates import Match, Site, Surrogate, make_surrogate
 from repl_fx.tracing.hooks import hooks_within
 
 
@@ -37,7 +37,36 @@ def choose_surrogates(
             replacements.append(Replacement(*names, choice.key, choice.settings()))
         else:
             refusals.append(replace(refusal, block=names[0], repeat=names[1]))
+    if surrogate.spans_stretches:
+        replacements = by_stretch(parts, chosen, replacements)
     return tuple(replacements), tuple(refusals)
+
+
+def by_stretch(
+    parts: Sequence[PartRepeats], chosen: Sequence[Chosen], replacements: Sequence[Replacement]
+) -> list[Replacement]:
+    """Let the last of several blocks in a row stand for all of them: the others are taken out where that fits."""
+    identity = make_surrogate("identity")
+    going = {replacement.block for replacement in replacements}
+    # Blocks that hand their stream to one that goes too.
+    inner = {pick.block.name: last for pick in chosen if (last := _behind(pick)) in going}
+    found = []
+    for one in replacements:
+        if one.block in inner:
+            part, site = _site(parts, one.block, one.before, one.after)
+            if _refusal(part, site, identity) is None:
+                why = f"{inner[one.block]} stands for it too"
+                one = replace(one, surrogate=identity.key, settings=identity.settings(), why=why)
+        found.append(one)
+    return found
+
+
+def _behind(pick: Chosen) -> str | None:
+    """The block of the repeat that takes all that a block streams, as it is."""
+    blocks = pick.repeat.blocks
+    place = blocks.index(pick.block) + 1
+    follows = place < len(blocks) and blocks[place].inputs == pick.block.outputs
+    return blocks[place].name if follows else None
 
 
 def next_choices(

@@ -31,10 +31,12 @@ class Item:
     Attributes:
         loss: the score that goes with it.
         saved: of each cost; below 0 where it costs more than before.
+        inner: what it saves where the next place goes too; None where that is no other.
     """
 
     loss: int
     saved: tuple[int, ...]
+    inner: tuple[int, ...] | None = None
 
 
 @dataclass(frozen=True)
@@ -130,10 +132,15 @@ def _ends(number: int, row: Row, costs: int) -> list[Choice]:
     for i, item in enumerate(row.items):
         if item is None:
             continue
+        before = row.items[i - 1] if i else None
+        joined = item.saved
+        if before is not None and before.inner is not None:
+            each = zip(item.saved, before.inner, before.saved, strict=True)
+            joined = tuple(saved + inner - alone for saved, inner, alone in each)
         with_it = (
             Choice(
                 choice.loss + item.loss,
-                tuple(x + y for x, y in zip(choice.saved, item.saved, strict=True)),
+                tuple(x + y for x, y in zip(choice.saved, joined if 0 <= last == i - 1 else item.saved, strict=True)),
                 (choice.order[0] + (i - last) ** 2, choice.order[1] - i),
                 (*choice.gone, (number, i)),
             )

@@ -1,6 +1,6 @@
 """Surrogates, which stand in for replaced blocks. One a file; importing this package registers them all."""
 
-from repl_fx.surrogates import auto, blend, bottleneck, coarse, identity, reuse, slim
+from repl_fx.surrogates import auto, blend, bottleneck, coarse, identity, linear, reuse, slim
 from repl_fx.surrogates.shared.builder import Builder
 from repl_fx.surrogates.shared.registry import (
     Match,
@@ -24,6 +24,7 @@ __all__ = [
     "coarse",
     "identity",
     "known_surrogates",
+    "linear",
     "make_surrogate",
     "register_surrogate",
     "reuse",

@@ -99,9 +99,16 @@ def compare_modes(
     """
     with _parameters_kept(model, module) as restore:
         for training in modes:
-            ours = _steps(model, inputs, training, seed)
+            learned = True
+            try:
+                ours = _steps(model, inputs, training, seed, learned=learned)
+            except RuntimeError:
+                # Some models (wav2vec 2.0) let their input require a gradient themselves, and take none that does.
+                restore()
+                learned = False
+                ours = _steps(model, inputs, training, seed, learned=learned)
             restore()
-            theirs = _steps(module, inputs, training, seed)
+            theirs = _steps(module, inputs, training, seed, learned=learned)
             restore()
             mode = "training" if training else "evaluation"
             differences = tuple(
@@ -165,7 +172,7 @@ def _parameters_kept(*modules: nn.Module) -> Iterator[Callable[[], None]]:
                     parameter.copy_(value)
 
 
-def _steps(module: nn.Module, inputs: ExampleInputs, training: bool, seed: int) -> list[_Step]:
+def _steps(module: nn.Module, inputs: ExampleInputs, training: bool, seed: int, *, learned: bool) -> list[_Step]:
     device = device_of(module, inputs)
     with (
         untouched(module, buffers=True),
@@ -176,10 +183,21 @@ def _steps(module: nn.Module, inputs: ExampleInputs, training: bool, seed: int) 
     ):
         # Warnings of torch about hooks and the like come when the user trains.
         warnings.simplefilter("ignore")
-        return [_step(module, inputs, device, seed + number, gradients=number > 0) for number in range(STEPS)]
+        return [
+            _step(module, inputs, device, seed + number, gradients=number > 0, learned=learned and number > 0)
+            for number in range(STEPS)
+        ]
 
 
-def _step(module: nn.Module, inputs: ExampleInputs, device: torch.device, seed: int, *, gradients: bool) -> _Step:
+def _step(
+    module: nn.Module, inputs: ExampleInputs, device: torch.device, seed: int, *, gradients: bool, learned: bool
+) -> _Step:
+    """One step.
+
+    Args:
+        gradients: whether it has a backward pass.
+        learned: whether inputs require gradients.
+    """
     seed_everything(seed, device)
     wanted: dict[str, Tensor] = {}
 
@@ -187,7 +205,7 @@ def _step(module: nn.Module, inputs: ExampleInputs, device: torch.device, seed: 
         if not isinstance(value, Tensor):
             return value
         copied = value.detach().clone()
-        if not gradients or not (copied.is_floating_point() or copied.is_complex()):
+        if not learned or not (copied.is_floating_point() or copied.is_complex()):
             return copied
         wanted[f"input {pytree.keystr(path)}"] = copied.requires_grad_()
         # A forward may change its input in place, which autograd forbids for a leaf.

@@ -113,8 +113,12 @@ def _fixed_by(guard: Any, examples: Mapping[Any, int]) -> set[Any]:
     if getattr(guard, "rel_op", None) != "==" or not any(side.is_Integer for side in guard.args) or not _rounds(guard):
         return set()
     for times in (2, 3):
+        try:
+            held = guard.subs({symbol: times * size for symbol, size in examples.items()})
+        except ZeroDivisionError:
+            held = False
         # A condition on other symbols than those of inputs stays one, and has no truth.
-        if str(guard.subs({symbol: times * size for symbol, size in examples.items()})) != "True":
+        if str(held) != "True":
             return set(guard.free_symbols)
     return set()
 

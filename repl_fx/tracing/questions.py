@@ -36,7 +36,11 @@ def size_questions(least: dict[str, int]) -> Iterator[None]:
         if asker.split(".")[0] not in ("torch", "repl_fx", "sympy"):
             expression = question.node.expr
             for symbol in getattr(expression, "free_symbols", ()):
-                at_one = expression.subs(symbol, 1)
+                try:
+                    at_one = expression.subs(symbol, 1)
+                except ZeroDivisionError:
+                    # The model itself fails there.
+                    at_one = not answer
                 if at_one in (True, False) and bool(at_one) != answer:
                     least[str(symbol)] = 2
         return answer

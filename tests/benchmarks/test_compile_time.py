@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pytest
 from torch import nn
 
 from benchmarks import compile_time
@@ -16,3 +17,13 @@ def test_every_part_of_a_transform_is_timed() -> None:
     assert watch.calls[compile_time.EXPORT] == 2
     assert abs(sum(watch.exclusive.values()) - whole) < 0.2 * whole
     assert facts["replaced"] == 1
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_every_form_of_a_gpt_is_compiled() -> None:
+    pytest.importorskip("transformers")
+    found = compile_time.compiled_steps(3, backend=lambda gm, inputs: gm.forward)
+    assert [one["form"] for one in found] == list(compile_time.FORMS)
+    graphs = {one["form"]: one["graphs"] for one in found}
+    assert graphs["captured, flat"] == graphs["rewritten, flat"] == 1
+    assert all(graphs[form] > 1 for form in compile_time.FORMS if not form.endswith("flat"))

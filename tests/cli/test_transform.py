@@ -304,6 +304,6 @@ def test_a_budget_that_is_none_or_that_nobody_can_meet(run: Run, model_file: Pat
     assert both == "a budget says which blocks go; leave out blocks, or the budget"
     line = refused(run, tmp_path, model_file, "--budget", "params=0.2", "--surrogate", "identity", "--no-check")
     assert line == (
-        "no plan has params at or below 0.2 of the original: the least is 0.411, with 3 blocks replaced of 3 that may go; "
-        "give --budget params=0.411, or another surrogate"
+        "no plan has params at or below 0.2 of the original: the least is 0.411, with 3 blocks replaced of 3 that may "
+        "go; give --budget params=0.411, or another surrogate"
     )

@@ -21,8 +21,9 @@ from repl_fx.graph.captured import (
     unique_name,
 )
 from repl_fx.tracing.capture import capture
+from tests.captures import captured_graph
 from tests.graph.nets import call
-from tests.nets import ConvNet, images
+from tests.nets import ConvNet, MlpNet, images
 
 
 def test_copies_share_tensors_and_nothing_else(gm: fx.GraphModule) -> None:
@@ -37,6 +38,15 @@ def test_copies_share_tensors_and_nothing_else(gm: fx.GraphModule) -> None:
     twin.double()
     lstm: Any = gm.get_submodule("lstm")
     assert lstm._flat_weights[0].dtype == torch.float64, "data moves in place for both, as torch has it"
+
+
+def test_code_that_is_not_written_yet_is_written_by_the_first_call() -> None:
+    x = torch.randn(2, 4, 16)
+    gm = captured_graph(MlpNet(), (x,))
+    twin = copy_graph(gm, compiled=False)
+    assert torch.equal(twin(x), gm(x))
+    assert twin.code == gm.code
+    assert torch.equal(copy_graph(gm, compiled=False)(x=x), gm(x))
 
 
 def test_a_copy_of_a_copy_computes_the_same(gm: fx.GraphModule) -> None:

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 import repl_fx
 from repl_fx.costs.counted import measure_costs
+from tests.captures import transformed
 from tests.nets import RawNet, TokenNet
 
 X = torch.randn(2, 6, 16)
@@ -34,7 +35,7 @@ def _kept(model: nn.Module) -> int:
 @pytest.mark.parametrize("surrogate", ["reuse", "blend"])
 def test_less_is_kept_and_gradients_are_the_same(surrogate: str, tmp_path: Path) -> None:
     model = TokenNet(depth=5, dropout=0.1)
-    plain = repl_fx.transform(model, (X,), surrogate=surrogate)
+    plain = transformed(model, (X,), surrogate=surrogate)
     again = repl_fx.transform(model, (X,), plan=plain.plan, checkpoint_blocks=True)
     again.module.load_state_dict(plain.module.state_dict())
     expected = _gradients(plain.model)

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 import repl_fx
 from repl_fx.in_place.restoring import restored_state
+from tests.captures import transformed
 from tests.nets import ConvNet, Counts, TokenNet
 
 TOKENS, PICTURES = torch.randn(3, 6, 16), torch.randn(3, 3, 8, 8)
@@ -17,7 +18,7 @@ TOKENS, PICTURES = torch.randn(3, 6, 16), torch.randn(3, 3, 8, 8)
 
 def _trained(model: nn.Module, x: Tensor, surrogate: str, **settings: Any) -> repl_fx.TransformResult:
     """A transform whose weights, all of them, are others since."""
-    result = repl_fx.transform(model, (x,), surrogate=surrogate, settings=settings)
+    result = transformed(model, (x,), surrogate=surrogate, settings=settings)
     assert result.in_place.model is not None
     with torch.no_grad():
         for parameter in result.model.parameters():

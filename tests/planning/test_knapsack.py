@@ -11,7 +11,8 @@ from repl_fx.planning import knapsack
 from repl_fx.planning.knapsack import Choice, Item, Row, TooMany, front_of, whole
 
 COSTS = 2
-ITEMS = st.none() | st.builds(Item, st.integers(-2, 6), st.tuples(st.integers(-3, 9), st.integers(-3, 9)))
+SAVED = st.tuples(st.integers(-3, 9), st.integers(-3, 9))
+ITEMS = st.none() | st.builds(Item, st.integers(-2, 6), SAVED, st.none() | SAVED)
 ROWS = st.builds(Row, st.lists(ITEMS, max_size=6).map(tuple), st.booleans())
 LIMITS = st.tuples(st.integers(-5, 20), st.integers(-5, 20))
 
@@ -23,8 +24,9 @@ def every_choice(row: Row) -> list[tuple[int, ...]]:
 
 
 def sums(row: Row, places: tuple[int, ...]) -> tuple[int, tuple[int, ...]]:
-    gone = [item for i in places if (item := row.items[i]) is not None]
-    return sum(item.loss for item in gone), tuple(sum(item.saved[k] for item in gone) for k in range(COSTS))
+    gone = {i: item for i in places if (item := row.items[i]) is not None}
+    saved = [item.inner if i + 1 in gone and item.inner is not None else item.saved for i, item in gone.items()]
+    return sum(item.loss for item in gone.values()), tuple(sum(each[k] for each in saved) for k in range(COSTS))
 
 
 def best(choices: list[tuple[int, tuple[int, ...]]], limits: tuple[int, ...]) -> int | None:

@@ -4,30 +4,14 @@ from __future__ import annotations
 
 from torch import fx
 
-from repl_fx.analysis.blocks import Block
 from repl_fx.plan import Refusal
 from repl_fx.surrogates import make_surrogate
 from repl_fx.surrogates.shared.builder import Rewriting
-from repl_fx.surrogates.shared.site import Site
-from tests.graphs import Graph
-
-
-def _site(width: int) -> Site:
-    """A layer of the given width between two others."""
-    graph = Graph()
-    nodes = [graph.input()]
-    for outputs in (8, width, 8):
-        nodes.append(graph.linear(nodes[-1], outputs))
-
-    def block(number: int) -> Block:
-        given, made = nodes[number : number + 2]
-        return Block(f"net.{number}", (made,), (given,), (made,), (), (), (), None, 0)
-
-    return Site(graph.done(nodes[-1]), block(1), block(0), block(2), "net")
+from tests.sites import layer_site
 
 
 def test_the_input_is_the_output() -> None:
-    site, identity = _site(8), make_surrogate("identity")
+    site, identity = layer_site(8), make_surrogate("identity")
     match = identity.match(site)
     assert not isinstance(match, Refusal) and match.kept_parameters == ()
     made: tuple[fx.Node, ...] = identity.build(Rewriting(site.graph_module).at(site, "identity"), match)
@@ -35,6 +19,6 @@ def test_the_input_is_the_output() -> None:
 
 
 def test_a_block_that_changes_the_size_is_refused() -> None:
-    site = _site(16)
+    site = layer_site(16)
     refusal = make_surrogate("identity").match(site)
     assert refusal == Refusal("net.1", "net", "it turns (2, 8) into (2, 16)", site.block.output.name)

@@ -49,6 +49,23 @@ def test_what_only_one_of_them_trains() -> None:
     assert not check(plain, plain, True).differences and not check(detached, detached, False).differences
 
 
+class LetsInputsLearn(nn.Linear):
+    """A layer that asks for the gradient of its input itself, as the feature encoder of wav2vec 2.0 does."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        rows = input[:, None]
+        if self.training:
+            rows.requires_grad = True
+        return super().forward(rows)
+
+
+def test_a_model_that_takes_no_input_with_a_gradient_is_compared_without() -> None:
+    model, other = LetsInputsLearn(4, 4), LetsInputsLearn(4, 4)
+    found = check(model, model, True)
+    assert not found.differences and found.learns == {"weight", "bias"}
+    assert any("gradient of weight" in line for line in check(model, other, True).differences)
+
+
 def test_what_a_check_says_of_its_source() -> None:
     plain, silent = nn.Linear(4, 4), nn.Linear(4, 4)
     found = check(plain, plain, True)

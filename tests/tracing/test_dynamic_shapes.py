@@ -61,6 +61,23 @@ def test_a_number_made_of_a_size_is_not_kept_for_other_sizes(whole: bool) -> Non
         assert torch.equal(gm(longer), model(longer))
 
 
+def test_a_quotient_that_other_sizes_have_not_is_kept_for_its_own() -> None:
+    class Cut(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.mix = nn.Linear(4, 4)
+
+        def forward(self, x: Tensor) -> Tensor:
+            # Of twice the length a division by zero.
+            return self.mix(x)[:, : int(36 // (x.shape[1] - 18))]  # type: ignore[no-any-return]
+
+    model, x = Cut(), torch.randn(2, 9, 4)
+    gm = capture(model, (x,))
+    assert torch.equal(gm(x), model(x))
+    with pytest.raises(BadInput, match=r"has shape \[2, 10, 4\], but was captured as \[any, 9, 4\]"):
+        gm(torch.randn(2, 10, 4))
+
+
 @settings(max_examples=30, deadline=None)
 @given(shape=st.lists(st.integers(1, 4), max_size=4), dtype=st.sampled_from([torch.float32, torch.int64, torch.bool]))
 def test_dynamic_dims(shape: list[int], dtype: torch.dtype) -> None:

@@ -23,8 +23,14 @@ class Asks(nn.Module):
 
 @pytest.mark.parametrize(
     "question",
-    [lambda x: x.shape[0] == 1, lambda x: x.size(0) > 1, lambda x: x.size(0) < 2, lambda x: x.shape[0] != 1],
-    ids=["is one", "more than one", "less than two", "is not one"],
+    [
+        lambda x: x.shape[0] == 1,
+        lambda x: x.size(0) > 1,
+        lambda x: x.size(0) < 2,
+        lambda x: x.shape[0] != 1,
+        lambda x: x.shape[0] // (x.shape[0] - 1) > 0,
+    ],
+    ids=["is one", "more than one", "less than two", "is not one", "divides by zero at one"],
 )
 def test_a_question_that_one_answers_otherwise(question: Callable[[Tensor], bool]) -> None:
     model = Asks(question)

@@ -9,12 +9,12 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-import repl_fx
 from repl_fx.errors import BadInput
 from repl_fx.training.config import TrainConfig
 from repl_fx.training.distillation import Distillation
 from repl_fx.training.run import train
 from repl_fx.training.tasks import Classification
+from tests.captures import transformed
 from tests.training.runs import Net, pictures
 
 BATCH = (torch.randn(4, 1, 4, 4), torch.tensor([0, 1, 2, 0]))
@@ -23,7 +23,7 @@ BATCH = (torch.randn(4, 1, 4, 4), torch.tensor([0, 1, 2, 0]))
 def _pair(classes: int = 3) -> tuple[nn.Module, nn.Module]:
     torch.manual_seed(0)
     teacher = Net(classes)
-    student = repl_fx.transform(Net(classes), (BATCH[0][:2],), surrogate="blend").model
+    student = transformed(Net(classes), (BATCH[0][:2],), surrogate="blend").model
     return teacher, student.eval()
 
 
@@ -69,7 +69,7 @@ def test_a_run_learns_from_a_teacher_alone(tmp_path: Path) -> None:
     taught = train(teacher, data, base, tmp_path / "teacher")
     before = {name: value.clone() for name, value in teacher.state_dict().items()}
     torch.manual_seed(5)
-    student = repl_fx.transform(Net(), (BATCH[0][:2],), surrogate="bottleneck").model
+    student = transformed(Net(), (BATCH[0][:2],), surrogate="bottleneck").model
     config = base.changed(teacher="original", target_weight=0.0, teacher_values=0.1)
     made = train(student, data, config, tmp_path / "student", teacher=teacher)
     assert taught.figures["accuracy"] > 0.8 and made.figures["accuracy"] > 0.7

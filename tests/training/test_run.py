@@ -10,15 +10,17 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import pytest
 import torch
 from torch import Tensor, nn
 
 import repl_fx
-from repl_fx.training.config import TrainConfig
+from repl_fx.training.config import TrainConfig, read_config
 from repl_fx.training.data.kinds import Data, Tensors
 from repl_fx.training.run import CHECKPOINT, CONFIG, LOGS, RESULT, STATE, finished, settings_of, train
+from repl_fx.training.safe_checkpoints import Checkpoints
 from tests.training.runs import Net, PixelNet, Spots, pictures, pixel_net, rewritten, scenes, spots, spots_net
 
 SHORT = TrainConfig(epochs=3, batch_size=8, save_every=2, lr=0.02, device="cpu", log_every=2)
@@ -52,7 +54,7 @@ def test_a_run_learns_to_segment(tmp_path: Path) -> None:
 
 
 def test_a_run_learns_to_detect(tmp_path: Path) -> None:
-    figures = train(Spots(), spots(), SHORT.changed(epochs=12, augment=False), tmp_path).figures
+    figures = train(Spots(), spots(), SHORT.changed(epochs=6, lr=0.04, augment=False), tmp_path).figures
     assert set(figures) == {"map", "map_50"} and figures["map_50"] > 0.3
 
 
@@ -96,17 +98,52 @@ train(model(), data(), read_config(directory / "config.yaml"), directory)
 """
 
 
+class _Killed(BaseException):
+    """Ends a run as a kill does: nothing is written on the way."""
+
+
+Make = Callable[..., nn.Module]
+Samples = Callable[[], Data]
+
+
+def _kill_process(make: Make, data: Samples, directory: Path, batch: int) -> None:
+    """Train in a process of its own, which is killed behind a batch."""
+    command = [sys.executable, "-c", _KILLED, str(directory), str(batch), make.__name__, data.__name__]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    assert subprocess.run(command, env=environment, capture_output=True, check=False).returncode == -signal.SIGKILL
+
+
+def _kill_here(make: Make, data: Samples, directory: Path, batch: int) -> None:
+    """End a run in this process at the same place."""
+    own, count = Checkpoints.on_train_batch_end, 0
+
+    def on_train_batch_end(self: Checkpoints, *args: Any) -> None:
+        nonlocal count
+        own(self, *args)
+        count += 1
+        if count == batch:
+            raise _Killed
+
+    with patch.object(Checkpoints, "on_train_batch_end", on_train_batch_end), pytest.raises(_Killed):
+        train(make(), data(), read_config(directory / "config.yaml"), directory)
+
+
 @pytest.mark.parametrize(
-    ("settings", "batch", "make", "data"),
+    ("settings", "batch", "make", "data", "kill"),
     [
-        ({}, 9, rewritten, pictures),
-        ({"accumulate": 2, "mixup": 0.3, "ema": 0.9, "optimizer": "sgd"}, 7, rewritten, pictures),
-        ({}, 7, pixel_net, scenes),
-        ({"epochs": 2}, 8, spots_net, spots),
+        ({}, 9, rewritten, pictures, _kill_process),
+        ({"accumulate": 2, "mixup": 0.3, "ema": 0.9, "optimizer": "sgd"}, 7, rewritten, pictures, _kill_here),
+        ({}, 7, pixel_net, scenes, _kill_here),
+        ({"epochs": 2}, 8, spots_net, spots, _kill_here),
     ],
 )
 def test_a_run_that_was_killed_goes_on_as_if_it_had_not_been(
-    tmp_path: Path, settings: dict[str, Any], batch: int, make: Callable[..., nn.Module], data: Callable[[], Data]
+    tmp_path: Path,
+    settings: dict[str, Any],
+    batch: int,
+    make: Make,
+    data: Samples,
+    kill: Callable[[Make, Samples, Path, int], None],
 ) -> None:
     config = SHORT.changed(**settings)
     whole, killed = tmp_path / "whole", tmp_path / "killed"
@@ -114,9 +151,7 @@ def test_a_run_that_was_killed_goes_on_as_if_it_had_not_been(
     (killed / "config.yaml").write_text(config.to_yaml())
     expected = make()
     figures = train(expected, data(), config, whole)
-    command = [sys.executable, "-c", _KILLED, str(killed), str(batch), make.__name__, data.__name__]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    assert subprocess.run(command, env=environment, capture_output=True, check=False).returncode == -signal.SIGKILL
+    kill(make, data, killed, batch)
     model = make(seed=1)
     made = train(model, data(), settings_of(killed), killed, resume=True)
     again = train(make(seed=2), data(), settings_of(killed), killed, resume=True)

@@ -20,6 +20,7 @@ from repl_fx.training.phase_checkpoints import NOTE, phase_of
 from repl_fx.training.run import CHECKPOINT, STATE, settings_of, train
 from repl_fx.training.safe_checkpoints import Checkpoints, WholeCheckpoints, read_checkpoint
 from repl_fx.training.schedules import require_schedule, train_in_phases
+from tests.captures import transformed
 from tests.training.runs import Net, pictures
 
 PHASES = TrainConfig(
@@ -31,7 +32,7 @@ INPUTS = (torch.zeros(2, 1, 4, 4),)
 
 def _result(seed: int = 0, surrogate: str = "blend", plan: repl_fx.Plan | None = None) -> repl_fx.TransformResult:
     torch.manual_seed(seed)
-    return repl_fx.transform(Net(), INPUTS, surrogate=surrogate, plan=plan)
+    return transformed(Net(), INPUTS, surrogate=surrogate, plan=plan)
 
 
 def _checkpoints(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:

@@ -92,6 +92,11 @@ class Builder(Site):
         """Let all that reads the value of one node read that of another."""
         self._rewriting.replace(old, new)
 
+    def put_instead(self, old: fx.Node, new: fx.Node) -> None:
+        """Let all that reads the value of one node, which may be a kept block's, read that of another, and drop it."""
+        self.replace(old, new)
+        self._made.graph.erase_node(self._rewriting.copy_of(old))
+
     def leave_out(self, addition: fx.Node, passed: fx.Node) -> None:
         """Let all that reads a sum read one of its operands (see `without`), also where the sum is written over it."""
         self.replace(addition, passed)

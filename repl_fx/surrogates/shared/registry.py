@@ -68,6 +68,11 @@ class Surrogate(ABC, Generic[Config, Found]):
     # own code on them. The nodes that make them have the note `STANDS_FOR`.
     swaps_parameters: ClassVar[bool] = False
 
+    # Whether one stand-in, in the place of the last, does the work of several blocks in a row; the others go.
+    spans_stretches: ClassVar[bool] = False
+    # Whether it changes a layer of the block before, which in the model's own tree stays the model's.
+    changes_neighbours: bool = False
+
     def __init__(self, config: Config) -> None:
         self.config = config
 

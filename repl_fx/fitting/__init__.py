@@ -1,0 +1,1 @@
+"""Surrogates fitted in closed form to a trained network, on the activations of a few samples."""

@@ -1,0 +1,84 @@
+"""Linear maps of least squares, from moments."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+
+import repl_fx
+from repl_fx.fitting.moments import Moments
+from repl_fx.fitting.solving import solve
+
+
+def _moments(x: Tensor, y: Tensor) -> Moments:
+    moments = Moments(x.shape[-1])
+    moments.add(x, y)
+    return moments
+
+
+@pytest.mark.parametrize("rank", [None, 2])
+def test_a_map_that_made_the_rows_is_found(rank: int | None) -> None:
+    torch.manual_seed(0)
+    x, shift = torch.randn(200, 5, dtype=torch.float64) + 3, torch.randn(5, dtype=torch.float64)
+    thin = torch.randn(5, 2, dtype=torch.float64) @ torch.randn(2, 5, dtype=torch.float64)
+    matrix = torch.eye(5, dtype=torch.float64) + thin
+    found = solve(_moments(x, x @ matrix + shift), "full", rank, 1e-12)
+    torch.testing.assert_close(found.matrix, matrix, rtol=1e-8, atol=1e-8)
+    torch.testing.assert_close(found.shift, shift, rtol=1e-8, atol=1e-8)
+
+
+def test_each_form_is_the_best_of_its_kind() -> None:
+    torch.manual_seed(0)
+    x, y = (torch.randn(300, 4, dtype=torch.float64) for _ in range(2))
+    y = y + x @ torch.randn(4, 4, dtype=torch.float64)
+    moments = _moments(x, y)
+    solutions = {"full": solve(moments, "full", None, 0), "thin": solve(moments, "full", 2, 0)}
+    solutions["scale"] = solve(moments, "scale", None, 0)
+    assert torch.linalg.matrix_rank(solutions["thin"].matrix - torch.eye(4, dtype=torch.float64)) == 2
+    assert torch.equal(solutions["scale"].matrix, solutions["scale"].matrix.diagonal().diag())
+    for name, solution in solutions.items():
+        least = moments.left_over(solution.matrix, solution.shift)
+        # Any other map of the form is farther away.
+        for seed in range(20):
+            generator = torch.Generator().manual_seed(seed)
+            matrix, shift = _moved(name, solution.matrix, generator), solution.shift
+            assert moments.left_over(matrix, shift) >= least
+            assert moments.left_over(solution.matrix, shift + 0.1 * torch.randn(4, generator=generator)) > least
+    far = {name: moments.left_over(solution.matrix, solution.shift) for name, solution in solutions.items()}
+    assert far["full"] < far["thin"] and far["full"] < far["scale"]
+
+
+def _moved(form: str, matrix: Tensor, generator: torch.Generator) -> Tensor:
+    step = 0.1 * torch.randn(4, 4, dtype=torch.float64, generator=generator)
+    if form == "scale":
+        return matrix + step.diagonal().diag()
+    if form == "full":
+        return matrix + step
+    left, sizes, right = torch.linalg.svd(matrix - torch.eye(4, dtype=torch.float64) + step)
+    thin: Tensor = left[:, :2] * sizes[:2] @ right[:2]
+    return torch.eye(4, dtype=torch.float64) + thin
+
+
+def test_a_ridge_draws_the_map_to_the_identity() -> None:
+    torch.manual_seed(0)
+    x, y = torch.randn(50, 3, dtype=torch.float64), torch.randn(50, 3, dtype=torch.float64)
+    moments = _moments(x, y)
+    distances = [
+        float((solve(moments, "full", None, ridge).matrix - torch.eye(3, dtype=torch.float64)).norm())
+        for ridge in (1e-6, 1.0, 1e6)
+    ]
+    assert distances[0] > distances[1] > distances[2] and distances[2] < 1e-5
+
+
+def test_few_rows_raise_the_ridge_and_no_rows_that_differ_are_a_line() -> None:
+    torch.manual_seed(0)
+    few, many = (torch.randn(rows, 8, dtype=torch.float64) for rows in (31, 32))
+    assert solve(_moments(few, few), "full", None, None).ridge == 1e-2
+    assert solve(_moments(many, many), "full", None, None).ridge == 1e-6
+    assert solve(_moments(few, few), "scale", None, None).ridge == 1e-6
+    alike = torch.ones(9, 8, dtype=torch.float64)
+    with pytest.raises(repl_fx.BadInput, match="the same in all samples"):
+        solve(_moments(alike, alike), "full", None, None)
+    with pytest.raises(repl_fx.BadInput, match="ridge 0 is too small for 4 rows of 8 channels"):
+        solve(_moments(few[:4], few[:4]), "full", None, 0)

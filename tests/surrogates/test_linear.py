@@ -1,0 +1,193 @@
+"""`linear`: one linear map of the stream in place of a block, the identity before it is fitted."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import repl_fx
+from repl_fx.passes.fold_surrogates import is_synthesis
+from repl_fx.plan import Refusal
+from repl_fx.surrogates import make_surrogate
+from repl_fx.surrogates.linear import StreamMap
+from tests.captures import transformed
+from tests.nets import TokenNet, TransformerBlock
+from tests.sites import layer_site
+
+X, PICTURES = torch.randn(2, 6, 16), torch.randn(2, 8, 5, 5)
+FORMS: list[dict[str, Any]] = [{}, {"rank": 3}, {"form": "scale"}]
+
+
+class _Residual(nn.Module):
+    """Two convolutions around an addition."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv1, self.conv2 = nn.Conv2d(8, 8, 3, padding=1), nn.Conv2d(8, 8, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.conv2(self.conv1(x).relu())  # type: ignore[no-any-return]
+
+
+def _tokens() -> tuple[nn.Module, Tensor]:
+    return TokenNet(depth=5), X
+
+
+def _pictures() -> tuple[nn.Module, Tensor]:
+    return nn.Sequential(*(_Residual() for _ in range(5))), PICTURES
+
+
+def _maps(result: repl_fx.TransformResult) -> list[StreamMap]:
+    return [module for module in result.module.modules() if isinstance(module, StreamMap)]
+
+
+@pytest.mark.parametrize("make", [_tokens, _pictures])
+@pytest.mark.parametrize("settings", FORMS)
+def test_the_map_begins_as_the_identity_and_becomes_what_it_is_set_to(make: Any, settings: dict[str, Any]) -> None:
+    net, x = make()
+    result = transformed(net, (x,), surrogate="linear", blocks=[3], settings=settings)
+    pruned = transformed(net, (x,), surrogate="identity", blocks=[3])
+    assert torch.equal(result.graph_module.eval()(x), pruned.graph_module.eval()(x))
+    assert torch.equal(result.model.eval()(x), pruned.graph_module(x))
+    axis = 1 if x.ndim == 4 else -1
+    channels = x.shape[axis]
+    matrix, shift = _matrix(settings, channels), torch.randn(channels)
+    (found,) = _maps(result)
+    found.set_to(matrix, shift)
+    # The middle block is the map: what goes in and out of it is read off the blocks around it.
+    seen: dict[str, Tensor] = {}
+    blocks: Any = result.model.blocks if isinstance(net, TokenNet) else result.model
+    for name, block in (("in", blocks[1]), ("out", blocks[2])):
+        block.register_forward_hook(lambda module, given, made, name=name: seen.update({name: made}))
+    made = result.model(x)
+    expected = torch.movedim(torch.movedim(seen["in"], axis, -1) @ matrix + shift, -1, axis)
+    torch.testing.assert_close(seen["out"], expected, rtol=1e-5, atol=1e-5)
+    assert torch.equal(made, result.graph_module(x))
+    folded = repl_fx.fold(result.graph_module)
+    assert not any(is_synthesis(folded, node) for node in folded.graph.nodes)
+    torch.testing.assert_close(folded(x), made, rtol=1e-5, atol=1e-5)
+
+
+def _matrix(settings: dict[str, Any], channels: int) -> Tensor:
+    """A map that the form can express."""
+    if settings.get("form") == "scale":
+        return torch.randn(channels).diag()
+    rank = settings.get("rank", channels)
+    return torch.eye(channels) + torch.randn(channels, rank) @ torch.randn(rank, channels) / channels
+
+
+@pytest.mark.parametrize("settings", FORMS)
+def test_a_map_learns_from_the_start(settings: dict[str, Any]) -> None:
+    net, x = _tokens()
+    result = transformed(net, (x,), surrogate="linear", blocks=[3], settings=settings)
+    torch.autograd.backward(result.model(x).square().mean())
+    gradients = [p.grad for p in _maps(result)[0].parameters() if p.grad is not None]
+    assert any(gradient.abs().max() > 0 for gradient in gradients)
+
+
+def test_one_map_stands_for_a_stretch() -> None:
+    result = transformed(TokenNet(depth=6), (X,), surrogate="linear", blocks=[2, 4, 5])
+    kinds = {one.block: (one.surrogate, one.why) for one in result.plan.replacements}
+    assert kinds == {
+        "blocks.1": ("linear", ""),
+        "blocks.3": ("identity", "blocks.4 stands for it too"),
+        "blocks.4": ("linear", ""),
+    }
+    assert len(_maps(result)) == 2
+    again = transformed(TokenNet(depth=6), (X,), plan=repl_fx.Plan.from_json(result.plan.to_json()))
+    assert again.plan == result.plan
+
+
+def test_blocks_that_no_map_can_stand_for_are_refused() -> None:
+    with pytest.raises(repl_fx.NothingToReplace) as refused:
+        transformed(TokenNet(depth=3), (X,), surrogate="linear", settings={"rank": 16})
+    assert "rank 16 is no bound for a map of 16 channels" in str(refused.value.reasons)
+    refusal = make_surrogate("linear").match(layer_site(16))
+    assert isinstance(refusal, Refusal) and refusal.reason == "it turns 2x8 into 2x16"
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({"form": "half"}, "form is 'half'; it can be full or scale"),
+        ({"rank": 0}, "rank is 0; it must be a number, 1 or more"),
+        ({"form": "scale", "rank": 2}, "rank is for form=full alone"),
+        ({"form": "scale", "merged": True}, "merged is for form=full without a rank"),
+        ({"merged": 2}, "merged is 2; it can be true or false"),
+    ],
+)
+def test_settings_that_make_no_sense(settings: dict[str, Any], said: str) -> None:
+    with pytest.raises(repl_fx.BadInput, match=said):
+        repl_fx.transform(TokenNet(depth=3), (X,), surrogate="linear", settings=settings)
+
+
+def _merged(net: nn.Module, blocks: list[int]) -> repl_fx.TransformResult:
+    return transformed(net, (X,), surrogate="linear", blocks=blocks, settings={"merged": True})
+
+
+def test_a_merged_map_costs_nothing() -> None:
+    net = TokenNet(depth=5)
+    result, pruned = _merged(net, [2, 3]), transformed(net, (X,), surrogate="identity", blocks=[2, 3])
+    gm, floor = result.graph_module.eval(), pruned.graph_module.eval()
+    assert torch.equal(gm(X), floor(X))
+    (found,) = _maps(result)
+    torch.manual_seed(0)
+    matrix, shift = torch.eye(16) + torch.randn(16, 16) / 8, torch.randn(16)
+    found.set_to(matrix, shift)
+    # By hand: the last layer of the block before, and the map behind it.
+    net.eval()
+    with torch.no_grad():
+        first: Any = net.get_submodule("blocks.0")
+        layer = first.fc2
+        own = layer.weight.clone(), layer.bias.clone()
+        layer.weight.copy_(matrix.t() @ own[0])
+        layer.bias.copy_(own[1] @ matrix + shift)
+        expected = floor(X)
+        layer.weight.copy_(own[0])
+        layer.bias.copy_(own[1])
+    torch.testing.assert_close(gm(X), expected, rtol=1e-5, atol=1e-5)
+    folded, thin = repl_fx.fold(gm), repl_fx.fold(floor)
+    assert torch.equal(folded(X), gm(X))
+    calls = [[n for n in graph.graph.nodes if n.op not in ("get_attr", "placeholder")] for graph in (folded, thin)]
+    assert len(calls[0]) == len(calls[1])
+    sizes = [sum(t.numel() for t in graph.state_dict().values()) for graph in (folded, thin)]
+    assert sizes[0] == sizes[1]
+
+
+def test_a_merged_map_adds_nothing_to_the_file(tmp_path: Path) -> None:
+    onnx = pytest.importorskip("onnx")
+    net = TokenNet(depth=5)
+    results = [_merged(net, [2, 3]), transformed(net, (X,), surrogate="identity", blocks=[2, 3])]
+    _maps(results[0])[0].set_to(torch.eye(16) + torch.randn(16, 16) / 8, torch.randn(16))
+    files = [
+        onnx.load(repl_fx.export_onnx(result.graph_module, tmp_path / f"{number}.onnx", (X,)))
+        for number, result in enumerate(results)
+    ]
+    kinds = [sorted(node.op_type for node in file.graph.node) for file in files]
+    assert kinds[0] == kinds[1]
+    shapes = [sorted(tuple(tensor.dims) for tensor in file.graph.initializer) for file in files]
+    assert shapes[0] == shapes[1]
+    assert repl_fx.verify_onnx(results[0].graph_module, tmp_path / "0.onnx", (X,))
+
+
+def test_a_merged_map_leaves_the_graph_as_the_model_to_train() -> None:
+    result = _merged(TokenNet(depth=5), [3])
+    assert result.model is result.module
+    assert "it changes a layer of blocks.1, which stays the model's own" in str(result.in_place.reason)
+    with pytest.raises(repl_fx.NothingToReplace, match=r"changes a layer of blocks\.1"):
+        repl_fx.transform(
+            TokenNet(depth=5), (X,), surrogate="linear", blocks=[3], settings={"merged": True}, in_place=True
+        )
+
+
+def test_blocks_that_nothing_can_be_merged_into_are_refused() -> None:
+    net = nn.Sequential(*(_Residual() for _ in range(3)))
+    with pytest.raises(repl_fx.NothingToReplace, match="0 does not end in a linear layer before its last addition"):
+        transformed(net, (PICTURES,), surrogate="linear", settings={"merged": True})
+    post = nn.Sequential(*(TransformerBlock(16, post_norm=True) for _ in range(3)))
+    with pytest.raises(repl_fx.NothingToReplace, match="ends in more than an addition"):
+        transformed(post, (X,), surrogate="linear", settings={"merged": True})
