@@ -72,9 +72,9 @@ from benchmarks.training.step import trainer_of
 from benchmarks.training.variants import CHECKPOINTED, FULL, STOCHASTIC, Variant, by_hand, in_place, pruned, rewritten
 from repl_fx.benchmarking.machine import of_device
 from repl_fx.benchmarking.memory import clear_memory
-from repl_fx.benchmarking.timing import CLOCKS, Timer
 from repl_fx.benchmarking.training import Sizes, Trainer, timed_steps
 from repl_fx.errors import ForeignError, foreign_code, one_line
+from repl_fx.running.timing import CLOCKS, Timer
 from repl_fx.surrogates import known_surrogates
 from repl_fx.surrogates.auto import AutoConfig
 

@@ -32,6 +32,14 @@ class Chosen:
 
 
 @dataclass(frozen=True)
+class Candidates:
+    """The blocks that may go, each as its repeat and its place there, and those that must stay."""
+
+    places: tuple[tuple[Repeat, int], ...]
+    refusals: tuple[Refusal, ...]
+
+
+@dataclass(frozen=True)
 class Choice:
     """The blocks to replace, and those that were asked for and must stay."""
 
@@ -64,23 +72,21 @@ def choose_blocks(
     if every < 2:
         raise BadInput(f"every is {every}; it must be 2 or more, because a replaced block needs kept blocks around it")
     wanted = None if blocks is None else _named(repeats, blocks)
-    # Nodes of exact repeats with blocks to spare, and nodes of blocks that go.
-    settled = {n for r in repeats if not r.similar and len(r) > 2 for block in r.blocks for n in block.nodes}
+    settled = _settled(repeats)
     gone: dict[fx.Node, str] = {}
     picked: list[tuple[Repeat, int]] = []
-    chosen: list[Chosen] = []
     refusals: list[Refusal] = []
     for repeat in repeats:
         if wanted is not None:
             asked = [i for i, block in enumerate(repeat.blocks) if block.name in wanted]
         elif repeat.similar:
-            # Not the ends, nor blocks that change sizes or are settled.
-            inner = enumerate(repeat.blocks[1:-1], start=1)
-            asked = _spread((i for i, b in inner if _keeps_size(b) and settled.isdisjoint(b.nodes)), every)
+            asked = _spread(_inner(repeat, settled), every)
         else:
-            asked = [i for i in range(1, len(repeat) - 1) if (i + 1) % every == 0]
+            asked = [i for i in _inner(repeat, settled) if (i + 1) % every == 0]
         if wanted is None and not asked:
-            refusals.append(Refusal(repeat.name, repeat.name, _too_short(repeat, every)))
+            short = _too_short(repeat)
+            none = f"with every={every} no block of its {len(repeat)} has a kept block on both sides"
+            refusals.append(Refusal(repeat.name, repeat.name, short or none))
         going = []
         for i in asked:
             reason = _reason(repeat, i, ignore, gone)
@@ -91,15 +97,63 @@ def choose_blocks(
         for i in going:
             gone.update(dict.fromkeys(repeat.blocks[i].nodes, repeat.blocks[i].name))
             picked.append((repeat, i))
+    between = with_neighbours(picked)
+    return Choice(between.chosen, (*refusals, *between.refusals))
+
+
+def candidates(repeats: Sequence[Repeat], ignore: Sequence[str] = ()) -> Candidates:
+    """The blocks that may go: all but the ends of a repeat, and what must stay.
+
+    A node is part of one candidate alone, that of the first repeat that has it.
+    """
+    settled = _settled(repeats)
+    taken: dict[fx.Node, str] = {}
+    places: list[tuple[Repeat, int]] = []
+    refusals: list[Refusal] = []
+    for repeat in repeats:
+        inner = _inner(repeat, settled)
+        if not inner and (short := _too_short(repeat)):
+            refusals.append(Refusal(repeat.name, repeat.name, short))
+        own = []
+        for i in inner:
+            reason = _reason(repeat, i, ignore, taken, "may go")
+            if reason is None:
+                own.append(i)
+            else:
+                refusals.append(Refusal(repeat.blocks[i].name, repeat.name, reason))
+        for i in own:
+            taken.update(dict.fromkeys(repeat.blocks[i].nodes, repeat.blocks[i].name))
+            places.append((repeat, i))
+    return Candidates(tuple(places), tuple(refusals))
+
+
+def with_neighbours(picked: Sequence[tuple[Repeat, int]]) -> Choice:
+    """The blocks that go, each a repeat and its place there, with the nearest blocks that stay."""
     # A block of one repeat may be the neighbour of a block of another, so all that goes must be known before.
+    gone = {node for repeat, i in picked for node in repeat.blocks[i].nodes}
+    chosen: list[Chosen] = []
+    refusals: list[Refusal] = []
     for repeat, i in picked:
-        kept = [j for j, block in enumerate(repeat.blocks) if gone.keys().isdisjoint(block.nodes)]
+        kept = [j for j, block in enumerate(repeat.blocks) if gone.isdisjoint(block.nodes)]
         before, after = [j for j in kept if j < i], [j for j in kept if j > i]
         if before and after:
             chosen.append(Chosen(repeat, repeat.blocks[i], repeat.blocks[before[-1]], repeat.blocks[after[0]]))
         else:
             refusals.append(Refusal(repeat.blocks[i].name, repeat.name, "no block like it is kept on one side"))
     return Choice(tuple(chosen), tuple(refusals))
+
+
+def _settled(repeats: Sequence[Repeat]) -> set[fx.Node]:
+    """The nodes of exact repeats with blocks to spare."""
+    return {n for r in repeats if not r.similar and len(r) > 2 for block in r.blocks for n in block.nodes}
+
+
+def _inner(repeat: Repeat, settled: set[fx.Node]) -> list[int]:
+    """The blocks that are no ends; of a similar repeat, those that keep sizes and are not settled."""
+    inner = range(1, len(repeat) - 1)
+    if not repeat.similar:
+        return list(inner)
+    return [i for i in inner if _keeps_size(repeat.blocks[i]) and settled.isdisjoint(repeat.blocks[i].nodes)]
 
 
 def _spread(candidates: Iterable[int], every: int) -> list[int]:
@@ -133,15 +187,16 @@ def _named(repeats: Sequence[Repeat], blocks: Sequence[str | int]) -> set[str]:
     return found
 
 
-def _too_short(repeat: Repeat, every: int) -> str:
+def _too_short(repeat: Repeat) -> str | None:
+    """Why a repeat has no block that may go; None where it is long enough."""
     if len(repeat) < 3:
         return f"it has {len(repeat)} blocks, and a replaced block needs a kept one on both sides"
     if repeat.similar:
         return "all but the ends of its blocks change the size of their value or belong to an exact repeat"
-    return f"with every={every} no block of its {len(repeat)} has a kept block on both sides"
+    return None
 
 
-def _reason(repeat: Repeat, i: int, ignore: Sequence[str], gone: dict[fx.Node, str]) -> str | None:
+def _reason(repeat: Repeat, i: int, ignore: Sequence[str], gone: dict[fx.Node, str], fate: str = "goes") -> str | None:
     block = repeat.blocks[i]
     if repeat.shared:
         return "all copies use the same parameters, so there is nothing to save"
@@ -151,7 +206,7 @@ def _reason(repeat: Repeat, i: int, ignore: Sequence[str], gone: dict[fx.Node, s
         return "it is the last of its repeat, and has no block after it to be made from"
     for node in block.nodes:
         if node in gone:
-            return f"it is part of {gone[node]}, which goes"
+            return f"it is part of {gone[node]}, which {fate}"
     for glob in ignore:
         if any(fnmatchcase(name, glob) for name in (block.name, *block.parameters)):
             return f"it matches --ignore {glob}"

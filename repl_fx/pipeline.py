@@ -21,14 +21,16 @@ from repl_fx.passes.choose_blocks import choose_blocks
 from repl_fx.passes.driver import collection_paused, run_passes
 from repl_fx.passes.fold_surrogates import fold_surrogates
 from repl_fx.plan import Plan, Refusal, Replacement
+from repl_fx.planning.budgets import BudgetPlanner, budget_among
 from repl_fx.planning.choose_surrogates import choose_surrogates, next_choices
 from repl_fx.planning.part_repeats import PartRepeats, find_in_parts, lines_made, repeats_of, structure_of
+from repl_fx.planning.replacement_costs import Graphs
 from repl_fx.planning.report import BlockReport, reports_of
 from repl_fx.planning.trials import Trials
 from repl_fx.running.example_inputs import ExampleInputs, HasInputs
 from repl_fx.running.python_state import ORIGIN
 from repl_fx.surrogates import Surrogate, make_surrogate
-from repl_fx.tracing.capture import widen_batch
+from repl_fx.tracing.capture import example_inputs_of, widen_batch
 from repl_fx.tracing.fingerprint import code_of, fingerprint
 from repl_fx.tracing.model_checks import require_capturable, require_finite
 from repl_fx.tracing.parts.capture import CapturedParts, Part, assemble, capture_parts, graphs_in
@@ -181,6 +183,10 @@ class Options(TypedDict, total=False):
         ignore: globs over block and parameter names; what matches stays.
         settings: settings of the surrogate.
         seed: of the surrogates' initial values; 0 by default.
+        budget: what may be left of the costs `params`, `flops`, `memory` (kept for the backward pass) and `latency`, as
+            shares of the original: the blocks are those of the plan with the highest score under it. In place of
+            `every` and `blocks`.
+        scores: with a budget, what each block is worth, by its name; by default all are worth the same.
     """
 
     every: int
@@ -189,6 +195,8 @@ class Options(TypedDict, total=False):
     ignore: Sequence[str]
     settings: Mapping[str, Any] | None
     seed: int
+    budget: Mapping[str, float] | None
+    scores: Mapping[str, float] | None
 
 
 def make_plan(gm: fx.GraphModule, repeats: Sequence[Repeat], **options: Unpack[Options]) -> Plan:
@@ -197,24 +205,37 @@ def make_plan(gm: fx.GraphModule, repeats: Sequence[Repeat], **options: Unpack[O
     Args:
         gm: a captured graph.
         repeats: from `find_repeats`.
-        every, surrogate, blocks, ignore, settings, seed: see `repl_fx.pipeline.Options`.
+        every, surrogate, blocks, ignore, settings, seed, budget, scores: see `repl_fx.pipeline.Options`.
 
     Returns:
         The plan; it replaces nothing where every block was refused.
 
     Raises:
-        UnknownSurrogate, UnknownBlock, BadInput: an argument that does not fit.
+        UnknownSurrogate, UnknownBlock, BadInput: an argument that does not fit, or a budget that no plan is under.
     """
     _require_known("make_plan", options)
     require_module("make_plan", gm, graph=True)
     require_kind(repeats, Sequence, "make_plan takes for repeats what repl_fx.find_repeats(gm) returned")
-    return _plan((PartRepeats.of("", gm, repeats),), options)
+    found = (PartRepeats.of("", gm, repeats),)
+    if budget_among(options) is None:
+        return _plan(found, options)
+    graphs = Graphs(gm, (Part("", gm, example_inputs_of(gm)),), lambda graphs: graphs[""])
+    plan = _planner(graphs, found, options).plan()
+    return _settled(found, plan, plan.replacements, (), None)
 
 
 def _require_known(function: str, options: Options) -> None:
     unknown = next((name for name in options if name not in Options.__annotations__), None)
     if unknown is not None:
         raise TypeError(f"{function}() got an unexpected keyword argument {unknown!r}")
+
+
+def _planner(graphs: Graphs, found: Sequence[PartRepeats], options: Options) -> BudgetPlanner:
+    budget = budget_among(options)
+    assert budget is not None  # the caller has asked
+    return BudgetPlanner(
+        graphs, found, _surrogate_of(options), budget, options.get("ignore", ()), options.get("seed", 0)
+    )
 
 
 def _surrogate_of(options: Options) -> Surrogate[Any, Any]:
@@ -235,6 +256,11 @@ def _plan(found: Sequence[PartRepeats], options: Options, model: nn.Module | Non
     return _settled(found, plan, replacements, refusals, model)
 
 
+def _made(planner: BudgetPlanner, found: Sequence[PartRepeats], model: nn.Module) -> Plan:
+    plan = planner.plan()
+    return _settled(found, plan, plan.replacements, (), model)
+
+
 def _settled(
     found: Sequence[PartRepeats],
     plan: Plan,
@@ -246,7 +272,13 @@ def _settled(
     used = _used(found, replacements)
     paths = tuple(part.path for part in used)
     known = dict.fromkeys((*plan.refusals, *refusals))
-    return Plan(replacements, tuple(known), fingerprint(structure_of(used or found, model)), plan.seed, paths or ("",))
+    return replace(
+        plan,
+        replacements=replacements,
+        refusals=tuple(known),
+        fingerprint=fingerprint(structure_of(used or found, model)),
+        parts=paths or ("",),
+    )
 
 
 def _used(found: Sequence[PartRepeats], replacements: Sequence[Replacement]) -> list[PartRepeats]:
@@ -295,7 +327,7 @@ def transform(
         checkpoint_blocks: let `result.model` compute the kept blocks of the repeats again in the backward pass of
             training, in place of keeping their inner values (`torch.utils.checkpoint`).
         progress: called with the name of each stage as it begins.
-        every, surrogate, blocks, ignore, settings, seed: see `repl_fx.pipeline.Options`.
+        every, surrogate, blocks, ignore, settings, seed, budget, scores: see `repl_fx.pipeline.Options`.
 
     Returns:
         The rewritten module with plan and report.
@@ -315,6 +347,7 @@ def transform(
     else:
         # A word that is misspelt should not cost a capture.
         _surrogate_of(options)
+        budget_among(options)
     require_capturable(model, given)
     if weights is not None:
         model, copy = with_weights(model, weights), False
@@ -355,7 +388,13 @@ def rewrite(
         repeats = repeats_of(found)
         tell("plan")
         options = None if isinstance(plan, Plan) else plan
-        if not isinstance(plan, Plan):
+        planner = None
+        if options is not None and budget_among(options) is not None:
+            tell("measure what blocks cost")
+            planner = _planner(Graphs(captured.module, captured.parts, captured.with_graphs), found, options)
+        if planner is not None:
+            plan = _made(planner, found, captured.source)
+        elif not isinstance(plan, Plan):
             plan = _plan(found, plan, captured.source)
         elif plan.fingerprint:
             structure = structure_of(_planned(found, plan), captured.source)
@@ -376,7 +415,12 @@ def rewrite(
 
             choices = partial(next_choices, found, _surrogate_of(options))
             put = partial(_put, captured, found, trials)
-            plan = settle_places(settle(plan, choices), choices, settle, put, required=in_place)
+            tried = settle_places(settle(plan, choices), choices, settle, put, required=in_place)
+            while planner is not None and planner.learn(plan, tried):
+                # What stays, or costs more than was thought, is made up for by others.
+                plan = _made(planner, found, captured.source)
+                tried = settle_places(settle(plan, choices), choices, settle, put, required=in_place)
+            plan = tried
             _require_replacements(captured, repeats, plan)
         rewritten = trials.rewritten(plan)
         graphs = rewritten.graphs
@@ -407,7 +451,8 @@ def unreplaced(result: TransformResult, why: str) -> TransformResult:
     It is saved and loaded like any other: where blocks were made whole again, an artifact holds the model so.
     """
     gone = tuple(Refusal(r.block, r.repeat, why) for r in result.plan.replacements)
-    plan = replace(result.plan, replacements=(), refusals=(*result.plan.refusals, *gone))
+    kept = replace(result.plan, replacements=(), refusals=(*result.plan.refusals, *gone))
+    plan = replace(kept, expected={}, timed_on="")
     return rewrite(result.captured_parts, plan, result.inputs, check=False, required=False)
 
 

@@ -70,6 +70,9 @@ class Plan:
         seed: seed of the surrogates' initial values.
         parts: paths of the modules that were captured and hold what is replaced; "" is the whole model. Names of blocks
             and repeats begin with the path of their part.
+        expected: of a plan made for a budget, what is left of each cost, as a share of the original: `params`, `flops`,
+            `memory` (kept for the backward pass) where they are known, and `latency` where it was asked for.
+        timed_on: the device on which the latency was measured; empty where it was not.
     """
 
     replacements: tuple[Replacement, ...]
@@ -77,14 +80,22 @@ class Plan:
     fingerprint: str
     seed: Annotated[int, msgspec.Meta(ge=-(2**63), le=2**63 - 1)] = 0
     parts: tuple[str, ...] = ("",)
+    expected: Mapping[str, float] = field(default_factory=dict)
+    timed_on: str = ""
 
     def __str__(self) -> str:
-        return "\n".join(str(line) for line in (*self.replacements, *self.refusals)) or "nothing to do"
+        lines = [str(line) for line in (*self.replacements, *self.refusals)]
+        if self.expected:
+            shares = ", ".join(f"{name} {number:.4g}" for name, number in self.expected.items())
+            timed = f"; latency was measured on {self.timed_on}" if self.timed_on else ""
+            lines.append(f"expected, of the original: {shares}{timed}")
+        return "\n".join(lines) or "nothing to do"
 
     def without_surrogates(self) -> Plan:
         """The plan that takes the same blocks out and puts nothing in their places: depth pruning."""
         gone = tuple(replace(one, surrogate="identity", settings={}, why="") for one in self.replacements)
-        return replace(self, replacements=gone)
+        # It costs less than what was expected with surrogates.
+        return replace(self, replacements=gone, expected={}, timed_on="")
 
     def to_json(self) -> str:
         """The plan as JSON text."""

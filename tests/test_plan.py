@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -27,6 +28,21 @@ def test_a_plan_comes_back_from_its_text() -> None:
 def test_a_plan_is_printed_a_line_a_block() -> None:
     assert str(PLAN) == "b.1 -> blend from b.0 and b.2\nb.3 stays: it is the last of its repeat"
     assert str(Plan((), (), "")) == "nothing to do"
+
+
+def test_a_plan_for_a_budget_says_what_it_expects() -> None:
+    plan = replace(PLAN, expected={"params": 0.6874, "latency": 0.75}, timed_on="cpu")
+    assert str(plan).splitlines()[-1] == (
+        "expected, of the original: params 0.6874, latency 0.75; latency was measured on cpu"
+    )
+    assert Plan.from_json(plan.to_json()) == plan
+    assert plan.without_surrogates().expected == {}
+
+
+def test_a_plan_from_before_budgets_is_read() -> None:
+    data = json.loads(PLAN.to_json())
+    del data["expected"], data["timed_on"]
+    assert Plan.from_json(json.dumps(data)) == PLAN
 
 
 def _gone(data: dict[str, Any]) -> None:

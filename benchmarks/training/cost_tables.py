@@ -15,8 +15,8 @@ from rich.table import Table
 
 from benchmarks.training.variants import CHECKPOINTED, FULL, pruned, rewritten
 from repl_fx.benchmarking.machine import in_a_line
-from repl_fx.benchmarking.timing import paired_ratio
 from repl_fx.benchmarking.training import PARTS, Sizes
+from repl_fx.running.timing import paired_ratio
 
 TARGET_MODELS, TARGET_DTYPE, TARGET_EVERY, TO_FLOOR = ("vit_base", "resnet50"), "bfloat16", 2, 1.05
 

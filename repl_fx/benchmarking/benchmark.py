@@ -20,13 +20,13 @@ from repl_fx.benchmarking.inference import COMPILED, EAGER, ONNX, Call, Prepared
 from repl_fx.benchmarking.machine import of_device
 from repl_fx.benchmarking.memory import clear_memory
 from repl_fx.benchmarking.results import Benchmark, InferenceRow, Row, TrainingRow
-from repl_fx.benchmarking.timing import Timer, interleaved, latency
 from repl_fx.benchmarking.training import Sizes, Trainer, mean_squares, timed_steps
 from repl_fx.benchmarking.variants import CHECKPOINTED, ORIGINAL, Variant, variants_of
 from repl_fx.errors import BadInput, ForeignError, ReplFxError, foreign_code, one_line
 from repl_fx.export.tensors import at_batch, flatten_inputs
 from repl_fx.pipeline import TransformResult
 from repl_fx.running.example_inputs import ExampleInputs
+from repl_fx.running.timing import Timer, interleaved, latency
 from repl_fx.running.untouched import seeded
 
 _Made = TypeVar("_Made")

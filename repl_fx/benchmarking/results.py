@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from repl_fx.benchmarking.timing import Spread, paired_ratio
 from repl_fx.benchmarking.training import Seconds, Sizes
 from repl_fx.benchmarking.variants import ORIGINAL
+from repl_fx.running.timing import Spread, paired_ratio
 
 KIND, SCHEMA = "repl-fx bench", 1
 

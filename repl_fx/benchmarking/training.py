@@ -15,10 +15,10 @@ import torch
 from torch import Tensor, nn
 
 from repl_fx.benchmarking.memory import clear_memory, kept_bytes, peak_bytes
-from repl_fx.benchmarking.timing import Mark, interleaved
 from repl_fx.errors import BadInput
 from repl_fx.running.example_inputs import ExampleInputs
 from repl_fx.running.opaque_outputs import floating_outputs
+from repl_fx.running.timing import Mark, interleaved
 
 PARTS = ("forward", "backward", "optimizer")
 Loss = Callable[[nn.Module], Tensor]

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from repl_fx.artifact import Artifact
-    from repl_fx.report.costs import Costs
+    from repl_fx.costs.counted import Costs
     from repl_fx.running.example_inputs import ExampleInputs
     from repl_fx.tracing.parts.capture import CapturedParts
 

@@ -60,9 +60,10 @@ def inspect_command(
     """
     with common.running(as_json, verbose, quiet) as terminal:
         from repl_fx import capture_parts
+        from repl_fx.costs import counted as costs
         from repl_fx.errors import BadInput
         from repl_fx.planning.part_repeats import find_in_parts, repeats_of
-        from repl_fx.report import charts, costs, documents, tables
+        from repl_fx.report import charts, documents, tables
 
         if data is None and (score != "influence" or greedy):
             raise BadInput("--score and --greedy need data to run the model on; give --data")

@@ -30,6 +30,18 @@ def transform_command(
         str | None,
         typer.Option("--blocks", metavar="LIST", help="Replace these blocks, by number or name, such as 3,5."),
     ] = None,
+    budget: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--budget",
+            metavar="COST=SHARE",
+            help="Leave this share of params, flops, memory or latency, such as params=0.7; repeatable.",
+        ),
+    ] = None,
+    scores: Annotated[
+        Path | None,
+        typer.Option("--scores", metavar="FILE", help="With a budget, what each block is worth: JSON, by name."),
+    ] = None,
     ignore: Annotated[
         list[str] | None,
         typer.Option("--ignore", metavar="GLOB", help="Keep blocks whose name or any parameter matches; repeatable."),
@@ -84,9 +96,18 @@ def transform_command(
     with common.running(as_json, verbose, quiet) as terminal:
         from repl_fx import save, transform
         from repl_fx.artifact import require_free
+        from repl_fx.costs import counted as costs
         from repl_fx.errors import BadInput
-        from repl_fx.planning.written_options import parse_blocks, parse_settings, read_plan
-        from repl_fx.report import costs, documents, tables
+        from repl_fx.planning.budgets import reached
+        from repl_fx.planning.written_options import (
+            parse_blocks,
+            parse_budget,
+            parse_settings,
+            planning_options,
+            read_plan,
+            read_scores,
+        )
+        from repl_fx.report import documents, tables
         from repl_fx.sources import load_source
 
         if output is None and not dry_run:
@@ -94,9 +115,19 @@ def transform_command(
         written = None if dry_run else output
         if written is not None:
             require_free(written, force=force)
-        chosen = any(option is not None for option in (every, blocks, ignore, surrogate, settings))
+        chosen = any(option is not None for option in (every, blocks, budget, scores, ignore, surrogate, settings))
         if plan_file is not None and chosen:
-            raise BadInput("--plan says which blocks go; leave out --every, --blocks, --ignore, --surrogate and --set")
+            raise BadInput(
+                "--plan says which blocks go; leave out --every, --blocks, --budget, --scores, --ignore, --surrogate "
+                "and --set"
+            )
+        limits = parse_budget(budget or ())
+        which = planning_options(
+            every=every,
+            blocks=None if blocks is None else parse_blocks(blocks),
+            budget=limits,
+            scores=None if scores is None else read_scores(scores),
+        )
         plan = None if plan_file is None else read_plan(plan_file)
 
         terminal.stage("load")
@@ -112,9 +143,7 @@ def transform_command(
             source.model,
             source.args,
             source.kwargs,
-            every=2 if every is None else every,
             surrogate=surrogate or "auto",
-            blocks=None if blocks is None else parse_blocks(blocks),
             ignore=ignore or (),
             settings=parse_settings(settings or ()) or None,
             seed=seed,
@@ -124,6 +153,7 @@ def transform_command(
             in_place=in_place,
             checkpoint_blocks=checkpoint_blocks,
             progress=terminal.stage,
+            **which,
         )
         checked = None
         if check:
@@ -134,6 +164,7 @@ def transform_command(
         before = costs.measure_parts(captured.module, captured.parts)
         flops = costs.flops_of_parts(captured.parts)
         after = costs.measure_parts(result.module, result.all_parts)
+        left = reached(before, after, result.plan, captured.parts, result.all_parts)
         lost = None
         if captured.whole:
             lost = tables.checkpoints_line(costs.measure_costs(source.model, source.args, source.kwargs), before)
@@ -147,6 +178,7 @@ def transform_command(
             tables.repeats_table(result.repeats, before, flops),
             tables.blocks_table(result.report, result.plan),
             *common.costs_lines(before, after),
+            *tables.budget_tables(limits or {}, result.plan, left),
             tables.placing_line(result.in_place),
             *common.note_lines([lost] if lost else []),
         )
@@ -171,6 +203,7 @@ def transform_command(
                 "blocks": documents.blocks_document(result.report, result.plan),
                 "not_in_place": [{"block": r.block, "reason": r.reason} for r in result.in_place.refusals],
                 "costs": {"before": documents.costs_document(before), "after": documents.costs_document(after)},
+                "budget": documents.budget_document(limits or {}, result.plan, left),
             }
         )
 

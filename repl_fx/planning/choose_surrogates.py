@@ -38,11 +38,11 @@ def choose_surrogates(
         else:
             refusals.append(replace(refusal, block=names[0], repeat=names[1]))
     if surrogate.spans_stretches:
-        replacements = _by_stretch(parts, chosen, replacements)
+        replacements = by_stretch(parts, chosen, replacements)
     return tuple(replacements), tuple(refusals)
 
 
-def _by_stretch(
+def by_stretch(
     parts: Sequence[PartRepeats], chosen: Sequence[Chosen], replacements: Sequence[Replacement]
 ) -> list[Replacement]:
     """Let the last of several blocks in a row stand for all of them: the others are taken out where that fits."""

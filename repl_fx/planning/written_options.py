@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from repl_fx.errors import BadInput
+from repl_fx.errors import BadInput, one_line
 from repl_fx.plan import Plan
+from repl_fx.planning.budgets import budget_among
 
 
 def parse_settings(items: Sequence[str]) -> dict[str, Any]:
@@ -27,15 +29,15 @@ def parse_settings(items: Sequence[str]) -> dict[str, Any]:
     return settings
 
 
-def parse_list(text: str, option: str) -> list[str]:
+def parse_list(text: str, option: str, like: str = "3,5") -> list[str]:
     """The items of a list separated by commas, none of them empty.
 
     Raises:
-        BadInput: an item is empty; names the option.
+        BadInput: an item is empty; names the option, and what it is like.
     """
     items = [item.strip() for item in text.split(",")]
     if not all(items):
-        raise BadInput(f"{option} {text!r} has an empty item; write it like 3,5")
+        raise BadInput(f"{option} {text!r} has an empty item; write it like {like}")
     return items
 
 
@@ -57,6 +59,45 @@ def parse_blocks(text: str) -> list[str | int]:
     return [int(item) if item.isdecimal() else item for item in parse_list(text, "--blocks")]
 
 
+def parse_budget(items: Sequence[str]) -> dict[str, float] | None:
+    """Limits of costs from `cost=share`, several in one item separated by commas; None where there is no item.
+
+    Raises:
+        BadInput: an item has another form, or a cost comes twice.
+    """
+    limits: dict[str, float] = {}
+    for item in (one for text in items for one in parse_list(text, "--budget", like="params=0.7")):
+        name, _, share = item.partition("=")
+        try:
+            limit = float(share)
+        except ValueError:
+            raise BadInput(f"--budget {item!r} is no limit of a cost; write it like params=0.7") from None
+        if name in limits:
+            raise BadInput(f"--budget {name} is given twice; give each cost once")
+        limits[name] = limit
+    return limits or None
+
+
+def read_scores(file: Path) -> dict[str, float]:
+    """The score of each block, by name: a JSON object, or the document of `score_blocks`.
+
+    Raises:
+        BadInput: the file cannot be read, or holds something else.
+    """
+    try:
+        document = json.loads(file.read_bytes())
+    except (OSError, ValueError, RecursionError) as problem:
+        raise BadInput(f"the scores {file} cannot be read: {one_line(problem)}") from problem
+    try:
+        if isinstance(document, dict) and isinstance(document.get("blocks"), list):
+            return {block["block"]: block["influence"] for block in document["blocks"]}
+        return dict(document.items())
+    except (AttributeError, KeyError, TypeError):
+        raise BadInput(
+            f"{file} holds no scores; write a JSON object of a number for each block, or what score_blocks wrote"
+        ) from None
+
+
 def read_plan(file: Path) -> Plan:
     """The plan in a file.
 
@@ -69,6 +110,17 @@ def read_plan(file: Path) -> Plan:
     except (OSError, UnicodeDecodeError) as problem:
         raise BadInput(f"the plan {file} cannot be read: {problem}") from problem
     return Plan.from_json(text)
+
+
+def planning_options(**options: Any) -> Any:
+    """Those options of `make_plan` that are given, with what they say early: before a model is loaded.
+
+    Raises:
+        BadInput: they do not go together, or a budget is none.
+    """
+    given = {name: value for name, value in options.items() if value is not None}
+    budget_among(given)
+    return given
 
 
 def _parse(text: str) -> Any:

@@ -10,9 +10,9 @@ from typing import Any
 from torch import fx
 
 from repl_fx.analysis.blocks import Block, Repeat
+from repl_fx.costs.counted import Costs
 from repl_fx.plan import Plan
 from repl_fx.planning.report import BlockReport
-from repl_fx.report.costs import Costs
 from repl_fx.report.tables import block_flops, repeat_flops
 from repl_fx.scoring.scores import Scores
 from repl_fx.tracing.parts.capture import CapturedParts
@@ -33,6 +33,16 @@ def costs_document(costs: Costs) -> dict[str, Any]:
         **asdict(costs),
         "flops_per_sample": costs.flops_per_sample,
         "activation_bytes_per_sample": costs.activation_bytes_per_sample,
+    }
+
+
+def budget_document(
+    limits: Mapping[str, float], plan: Plan, reached: Mapping[str, float]
+) -> dict[str, dict[str, float | None]]:
+    """The limit, the expected and the reached share of the original, by cost; empty without a budget."""
+    return {
+        name: {"limit": limits.get(name), "expected": expected, "reached": reached.get(name)}
+        for name, expected in plan.expected.items()
     }
 
 

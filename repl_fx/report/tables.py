@@ -16,11 +16,11 @@ from torch import fx
 
 from repl_fx.analysis.blocks import Block, Repeat
 from repl_fx.benchmarking.results import Benchmark, InferenceRow, Row
-from repl_fx.benchmarking.timing import Spread
+from repl_fx.costs.counted import Costs
 from repl_fx.in_place.assembling import InPlace
 from repl_fx.plan import Plan, Replacement
 from repl_fx.planning.report import BlockReport
-from repl_fx.report.costs import Costs
+from repl_fx.running.timing import Spread
 from repl_fx.scoring.scores import Scores
 from repl_fx.tracing.parts.capture import CapturedParts
 
@@ -126,6 +126,22 @@ def costs_table(before: Costs, after: Costs | None = None) -> Table:
         else:
             _row(table, name, text(value(before)), text(value(after)), change(value(before), value(after)))
     return table
+
+
+def budget_tables(limits: Mapping[str, float], plan: Plan, reached: Mapping[str, float]) -> list[Table | str]:
+    """The table of what may be left of each cost, what the plan expects and what is left; none without a budget."""
+    if not plan.expected:
+        return []
+    table = _table("Budget, of the original")
+    _words(table, "")
+    _numbers(table, "budget", "expected", "reached")
+    for name, expected in plan.expected.items():
+        _row(table, name, _part(limits.get(name)), _part(expected), _part(reached.get(name)))
+    return [table, f"latency was measured on {plan.timed_on}"] if plan.timed_on else [table]
+
+
+def _part(number: float | None) -> str:
+    return "-" if number is None else f"{number:.4f}"
 
 
 def verification_table(verification: Verification) -> Table:

@@ -29,6 +29,7 @@ class IdentityConfig:
 class Identity(Surrogate[IdentityConfig, Match]):
     """Depth pruning: the block's output is its input."""
 
+    needs_neighbours = False
     leaves_nothing = True
     reads_stream_alone = True
 

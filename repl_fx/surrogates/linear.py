@@ -81,6 +81,7 @@ class Linear(Surrogate[LinearConfig, LinearMatch]):
     """A linear map along the channels of the stream."""
 
     reads_stream_alone = True
+    needs_neighbours = False
     spans_stretches = True
 
     @property

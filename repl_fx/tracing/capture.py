@@ -13,11 +13,11 @@ from functools import partial
 from typing import Any
 
 import torch
-from torch import fx, nn
+from torch import Tensor, fx, nn
 
-from repl_fx._torch import fixed_size
+from repl_fx._torch import example_of, fixed_size, has_example, pytree
 from repl_fx.arguments import require_module
-from repl_fx.errors import CaptureError, ForeignError, Untraceable
+from repl_fx.errors import BadInput, CaptureError, ForeignError, Untraceable
 from repl_fx.graph.captured import (
     CapturedModule,
     container_of,
@@ -218,6 +218,25 @@ def widen_batch(model: nn.Module, inputs: ExampleInputs) -> ExampleInputs:
     if outcome_of(model, wider, training=False).problem is None:
         return wider
     return wider if outcome_of(model, inputs, training=False).problem is not None else inputs
+
+
+def example_inputs_of(gm: fx.GraphModule) -> ExampleInputs:
+    """Inputs of the shapes that a graph was captured with, of zeros where they are tensors.
+
+    Raises:
+        BadInput: a shape that is not known.
+    """
+    device = device_of(gm)
+
+    def zeros(value: Any) -> Any:
+        if not isinstance(value, Tensor):
+            return value
+        if not all(has_example(size) for size in value.shape):
+            raise BadInput("the sizes of the example inputs are not known; use transform, which has the inputs")
+        return torch.zeros([example_of(size) for size in value.shape], dtype=value.dtype, device=device)
+
+    values = {str(n.target): n.meta.get("val") for n in gm.graph.nodes if n.op == "placeholder"}
+    return ExampleInputs((), {name: pytree.tree_map(zeros, value) for name, value in values.items()})
 
 
 def _module_tree(model: nn.Module, graphs: Iterable[fx.Graph]) -> nn.Module:

@@ -111,6 +111,8 @@ def begin(
     if not is_artifact and output is None:
         raise BadInput("no place to write to; give -o DIR")
     # What cannot be should leave no artifact behind.
+    if not is_artifact:
+        config.planning_options()
     require_available(config)
     processes = join(config, resume=resume)
     require_possible(config, processes)

@@ -9,9 +9,13 @@ import msgspec
 from msgspec import Meta
 
 from repl_fx.errors import BadInput, one_line
+from repl_fx.planning.written_options import parse_blocks, parse_budget, planning_options, read_scores
 
 # Settings of which model is made, which an artifact has already.
-MAKING = ("every", "blocks", "ignore", "surrogate", "set", "plan", "weights", "input_shape", "checkpoint_blocks")
+MAKING = (
+    *("every", "blocks", "budget", "scores", "ignore", "surrogate", "set", "plan", "weights", "input_shape"),
+    "checkpoint_blocks",
+)
 
 
 class TrainConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -19,6 +23,12 @@ class TrainConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
 
     every: Annotated[int, Meta(ge=1, description="Replace each K-th block of each repeat.")] = 2
     blocks: Annotated[str | None, Meta(description="Replace these blocks, by number or name, such as 3,5.")] = None
+    budget: Annotated[
+        tuple[str, ...], Meta(description="What may be left of a cost, such as params=0.7; repeatable.")
+    ] = ()
+    scores: Annotated[
+        str | None, Meta(description="With a budget, what each block is worth: a JSON file, by name.")
+    ] = None
     ignore: Annotated[
         tuple[str, ...], Meta(description="Keep blocks whose name or any parameter matches; repeatable.")
     ] = ()
@@ -103,6 +113,19 @@ class TrainConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
         Meta(description="Statistics of batch norms over all processes, on GPUs with ddp; else of each process alone."),
     ] = False
 
+    def planning_options(self) -> Any:
+        """The options of `transform` that say which blocks go.
+
+        Raises:
+            BadInput: they are none, or do not go together; see `planning_options`.
+        """
+        return planning_options(
+            every=None if self.budget and _is_default(self, "every") else self.every,
+            blocks=None if self.blocks is None else parse_blocks(self.blocks),
+            budget=parse_budget(self.budget),
+            scores=None if self.scores is None else read_scores(Path(self.scores)),
+        )
+
     @property
     def has_own_module(self) -> bool:
         """Whether the task is a LightningModule of the user."""
@@ -159,9 +182,15 @@ def _converted(values: Any, where: str) -> TrainConfig:
         raise BadInput(
             f"{where}: a teacher with teacher_logits 0 and teacher_values 0 teaches nothing; give one of them"
         )
-    changed = [name for name in ("every", "blocks", "ignore", "surrogate", "set") if not _is_default(config, name)]
+    choosing = ("every", "blocks", "budget", "scores", "ignore", "surrogate", "set")
+    changed = [name for name in choosing if not _is_default(config, name)]
     if config.plan is not None and changed:
         raise BadInput(f"{where}: plan says which blocks go; leave out {', '.join(changed)}")
+    if (config.devices or 1) * (config.nodes or 1) > 1 and "latency" in (parse_budget(config.budget) or {}):
+        raise BadInput(
+            f"{where}: a budget of latency is measured, and by each process in another way; make the plan first "
+            "(repl-fx transform), and give it with plan"
+        )
     _require_order(config, where)
     return config
 

@@ -11,7 +11,7 @@ from torch import nn
 from repl_fx.benchmarking.variants import ORIGINAL, PRUNED, REWRITTEN
 from repl_fx.pipeline import TransformResult, transform
 from repl_fx.plan import Plan
-from repl_fx.planning.written_options import parse_blocks, parse_settings, read_plan
+from repl_fx.planning.written_options import parse_settings, read_plan
 from repl_fx.sources import Source, load_source
 from repl_fx.training.config import TrainConfig
 
@@ -61,14 +61,13 @@ class Models:
             source.args,
             source.kwargs,
             plan=plan or (None if config.plan is None else read_plan(Path(config.plan))),
-            every=config.every,
             surrogate=config.surrogate,
-            blocks=None if config.blocks is None else parse_blocks(config.blocks),
             ignore=config.ignore,
             settings=parse_settings(config.set) or None,
             seed=config.seed,
             checkpoint_blocks=config.checkpoint_blocks,
             progress=progress,
+            **config.planning_options(),
         )
 
     def variant(self, name: str, seed: int, plan: Plan) -> nn.Module:

@@ -11,9 +11,9 @@ from torch import Tensor, nn
 
 import repl_fx
 from repl_fx.benchmarking import training
-from repl_fx.benchmarking.timing import Timer
 from repl_fx.benchmarking.training import PARTS, Sizes, Trainer, mean_squares, timed_steps
 from repl_fx.running.example_inputs import ExampleInputs
+from repl_fx.running.timing import Timer
 
 CPU = torch.device("cpu")
 X = torch.randn(5, 4)

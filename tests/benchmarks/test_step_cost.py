@@ -27,8 +27,8 @@ from benchmarks.training.variants import (
     pruned,
     rewritten,
 )
-from repl_fx.benchmarking.timing import order
 from repl_fx.benchmarking.training import PARTS, Trainer
+from repl_fx.running.timing import order
 from tests.nets import TokenNet
 
 ABOUT: dict[str, Any] = {

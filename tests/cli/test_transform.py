@@ -279,3 +279,31 @@ def test_weights_on_the_meta_device(run: Run, model_file: Path, tmp_path: Path) 
     model_file.write_text(model_file.read_text().replace("return Net(depth)", "return Net(depth).to('meta')"))
     assert "without values: blocks.0.norm.weight and 31 more" in refused(run, tmp_path, model_file)
     assert run("inspect", model_file, "--device", "meta").exit_code == 0
+
+
+def test_a_budget_is_kept_and_shown(run: Run, model_file: Path, tmp_path: Path) -> None:
+    scores = tmp_path / "scores.json"
+    scores.write_text(json.dumps({f"blocks.{i}": i for i in range(5)}))
+    options = "--budget", "params=0.9,flops=0.95", "--scores", scores, "--surrogate", "identity", "--no-check"
+    result = run("transform", model_file, "-o", tmp_path / "out", *options)
+    assert result.exit_code == 0, result.stderr
+    assert "Budget, of the original" in result.stdout
+    plan = repl_fx.Plan.from_json((tmp_path / "out" / "plan.json").read_text())
+    assert [r.block for r in plan.replacements] == ["blocks.1"]
+    shown = document(run("transform", model_file, "--dry-run", "--json", *options).stdout)["budget"]
+    assert shown["params"] == {"limit": 0.9, "expected": plan.expected["params"], "reached": plan.expected["params"]}
+    assert shown["memory"]["limit"] is None and shown["memory"]["expected"] == shown["memory"]["reached"]
+    assert repl_fx.load(tmp_path / "out") is not None
+
+
+def test_a_budget_that_is_none_or_that_nobody_can_meet(run: Run, model_file: Path, tmp_path: Path) -> None:
+    assert refused(run, tmp_path, tmp_path / "none.py", "--budget", "size=0.5") == (
+        "budget has no cost 'size'; the costs are params, flops, memory, latency"
+    )
+    both = refused(run, tmp_path, tmp_path / "none.py", "--budget", "params=0.5", "--blocks", "2")
+    assert both == "a budget says which blocks go; leave out blocks, or the budget"
+    line = refused(run, tmp_path, model_file, "--budget", "params=0.2", "--surrogate", "identity", "--no-check")
+    assert line == (
+        "no plan has params at or below 0.2 of the original: the least is 0.411, with 3 blocks replaced of 3 that may "
+        "go; give --budget params=0.411, or another surrogate"
+    )

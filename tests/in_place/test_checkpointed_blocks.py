@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 import repl_fx
-from repl_fx.report.costs import measure_costs
+from repl_fx.costs.counted import measure_costs
 from tests.captures import transformed
 from tests.nets import RawNet, TokenNet
 

@@ -9,7 +9,7 @@ from torch import fx
 
 from repl_fx.analysis.blocks import Block, Repeat
 from repl_fx.errors import BadInput, UnknownBlock
-from repl_fx.passes.choose_blocks import Choice, choose_blocks
+from repl_fx.passes.choose_blocks import Choice, candidates, choose_blocks, with_neighbours
 from repl_fx.passes.find_repeats import find_repeats
 from repl_fx.tracing.capture import capture
 from tests.stages import Stages, images
@@ -153,3 +153,33 @@ def test_explicit_blocks_do_not_go_twice() -> None:
     choice = choose_blocks(repeats, blocks=[exact.blocks[1].name, similar.blocks[1].name])
     assert [c.block.name for c in choice.chosen] == [exact.blocks[1].name]
     assert [r.reason for r in choice.refusals] == [f"it is part of {exact.blocks[1].name}, which goes"]
+
+
+def test_candidates_are_all_but_the_ends() -> None:
+    found = candidates([repeat("a", 4), repeat("b", 2), repeat("c", 4, shared=True)], ["a.2.*"])
+    assert [(its.name, i) for its, i in found.places] == [("a", 1)]
+    reasons = {refusal.block: refusal.reason for refusal in found.refusals}
+    assert reasons["a.2"] == "it matches --ignore a.2.*" and "it has 2 blocks" in reasons["b"]
+    assert "nothing to save" in reasons["c.1"]
+
+
+def test_a_node_is_part_of_one_candidate_alone() -> None:
+    one = repeat("a", 3)
+    other = Repeat("b", tuple(replace(block, name=f"b.{i}") for i, block in enumerate(one.blocks)))
+    found = candidates([one, other])
+    assert [(its.name, i) for its, i in found.places] == [("a", 1)]
+    assert [str(refusal) for refusal in found.refusals] == ["b.1 stays: it is part of a.1, which may go"]
+
+
+def test_candidates_of_similar_repeats_are_those_that_every_chooses_among() -> None:
+    repeats = find_repeats(capture(Stages(2, 2, 2), (images(),)))
+    places = {its.blocks[i].name for its, i in candidates(repeats).places}
+    assert {c.block.name for c in choose_blocks(repeats, every=2).chosen} <= places
+    assert places == {"units.1#similar_1", "units.3#similar_1"}
+
+
+def test_neighbours_of_what_goes_together_are_kept() -> None:
+    own = repeat("a", 5)
+    assert chosen(with_neighbours([(own, 1), (own, 2)])) == [("a.0", "a.1", "a.3"), ("a.0", "a.2", "a.3")]
+    ends = with_neighbours([(own, 0)])
+    assert not ends.chosen and "kept on one side" in ends.refusals[0].reason

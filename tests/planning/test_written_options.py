@@ -8,7 +8,16 @@ import pytest
 
 from repl_fx.errors import BadInput, PlanMismatch
 from repl_fx.plan import Plan
-from repl_fx.planning.written_options import parse_blocks, parse_list, parse_settings, parse_sizes, read_plan
+from repl_fx.planning.written_options import (
+    parse_blocks,
+    parse_budget,
+    parse_list,
+    parse_settings,
+    parse_sizes,
+    planning_options,
+    read_plan,
+    read_scores,
+)
 
 
 def test_settings() -> None:
@@ -49,3 +58,34 @@ def test_sizes() -> None:
     for bad in ("0", "1,x", "-1", f"{2**63}"):
         with pytest.raises(BadInput, match=f"--batch-sizes '{bad}' has an item that is no positive number"):
             parse_sizes(bad, "--batch-sizes")
+
+
+def test_limits_of_costs() -> None:
+    assert parse_budget(["params=0.7", "flops=0.8, memory=.5"]) == {"params": 0.7, "flops": 0.8, "memory": 0.5}
+    assert parse_budget([]) is None
+    for bad, message in (
+        (["params"], "--budget 'params' is no limit of a cost; write it like params=0.7"),
+        (["params=x"], "--budget 'params=x' is no limit of a cost"),
+        (["params=.5", "params=.6"], "--budget params is given twice; give each cost once"),
+        (["params=.5,"], "has an empty item; write it like params=0.7"),
+    ):
+        with pytest.raises(BadInput, match=message):
+            parse_budget(bad)
+
+
+def test_scores_in_a_file(tmp_path: Path) -> None:
+    file = tmp_path / "scores.json"
+    file.write_text('{"a": 0.5, "b": 1}')
+    assert read_scores(file) == {"a": 0.5, "b": 1}
+    file.write_text('{"blocks": [{"block": "a", "influence": 0.25, "other": 1}]}')
+    assert read_scores(file) == {"a": 0.25}
+    for text, message in (("[1]", "holds no scores"), ("{", "cannot be read"), ('{"blocks": [{}]}', "holds no scores")):
+        file.write_text(text)
+        with pytest.raises(BadInput, match=message):
+            read_scores(file)
+
+
+def test_options_that_do_not_go_together() -> None:
+    assert planning_options(every=None, budget={"params": 0.5}) == {"budget": {"params": 0.5}}
+    with pytest.raises(BadInput, match="leave out every, or the budget"):
+        planning_options(every=2, budget={"params": 0.5})

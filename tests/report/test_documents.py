@@ -7,9 +7,9 @@ import json
 from torch import fx, nn
 
 from repl_fx.analysis.blocks import Block, Repeat
+from repl_fx.costs.counted import Costs
 from repl_fx.plan import Plan, Replacement
 from repl_fx.planning.report import BlockReport
-from repl_fx.report.costs import Costs
 from repl_fx.report.documents import (
     blocks_document,
     costs_document,

@@ -15,10 +15,10 @@ from torch import Tensor, nn
 import repl_fx
 from repl_fx.benchmarking.results import Benchmark, InferenceRow, TrainingRow
 from repl_fx.benchmarking.training import PARTS, Sizes
+from repl_fx.costs.counted import Costs, flops_by_node, measure_costs
 from repl_fx.export import Difference, LayerDifference, Verification
 from repl_fx.plan import Plan, Refusal, Replacement
 from repl_fx.planning.report import BlockReport
-from repl_fx.report.costs import Costs, flops_by_node, measure_costs
 from repl_fx.report.documents import blocks_document, costs_document, repeats_document
 from repl_fx.report.tables import (
     blocks_table,

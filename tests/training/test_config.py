@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 import repl_fx
+from repl_fx.errors import BadInput
 from repl_fx.training.config import TrainConfig, descriptions, read_config
 
 
@@ -61,3 +62,13 @@ def test_a_file_that_is_not_there_is_named(tmp_path: Path) -> None:
 def test_each_setting_has_a_line_of_help() -> None:
     assert descriptions().keys() == set(TrainConfig.__struct_fields__)
     assert all(line.endswith((".", "…")) for line in descriptions().values())
+
+
+def test_a_budget_takes_the_place_of_every() -> None:
+    config = TrainConfig().changed(budget=["params=0.7"])
+    assert config.planning_options() == {"budget": {"params": 0.7}}
+    assert TrainConfig().planning_options() == {"every": 2}
+    with pytest.raises(BadInput, match="leave out every, or the budget"):
+        config.changed(every=3).planning_options()
+    with pytest.raises(BadInput, match="a budget of latency is measured, and by each process in another way"):
+        TrainConfig().changed(budget=["latency=0.7"], devices=2)

@@ -53,6 +53,8 @@ class Surrogate(ABC, Generic[Config, Found]):
     # Whether values inside the block that are used outside it (attention maps, inner features) are still there
     # afterwards.
     keeps_inner_values: ClassVar[bool] = False
+    # Whether it is made from the blocks around, so that no two blocks next to each other can go.
+    needs_neighbours: ClassVar[bool] = True
     # Whether nothing of the block stays, and nothing is made in its place.
     leaves_nothing: ClassVar[bool] = False
     # Whether what stays of the block computes anew, as the block did, the buffers that each forward fills before it

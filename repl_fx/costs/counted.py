@@ -140,7 +140,7 @@ def flops_by_node(
             assert isinstance(module, fx.GraphModule)  # the copy of a graph is a graph
             with _counting(module) as counter, foreign_code():
                 run = _CountEach(module, counter)
-                run.run(*_positional(module, inputs))
+                run.run(*positional(module, inputs))
     except ForeignError:
         # `measure_costs` reports what the model's code raised.
         return None
@@ -148,7 +148,7 @@ def flops_by_node(
     return {node: run.flops[node.name] for node in gm.graph.nodes if node.name in run.flops}
 
 
-class _Interpreter(fx.Interpreter):
+class Interpreter(fx.Interpreter):
     """Runs a graph as its code does: a module that is handed a list may append to it."""
 
     def fetch_args_kwargs_from_env(self, n: fx.Node) -> tuple[tuple[Any, ...], dict[str, Any]]:
@@ -164,7 +164,28 @@ def _changeable(value: Any) -> Any:
     return tuple(_changeable(item) for item in value) if type(value) is tuple else value
 
 
-class _CountEach(_Interpreter):
+def kept_by_node(
+    gm: fx.GraphModule, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
+) -> dict[str, int] | None:
+    """Bytes that the nodes of a graph make autograd keep, by name, as `Costs.activation_bytes` counts them.
+
+    A storage is that of the first node that keeps it. None where the graph needs values to run.
+    """
+    given = widen_batch(gm, ExampleInputs.of(args, kwargs))
+    try:
+        with _fake(gm, given) as (module, inputs), foreign_code():
+            assert isinstance(module, fx.GraphModule)  # the copy of a graph is a graph
+            module.train()
+            saved = _Saved(module)
+            with torch.enable_grad(), torch.autograd.graph.saved_tensors_hooks(saved.pack, lambda tensor: tensor):
+                run = _WatchEach(module, saved)
+                run.run(*positional(module, inputs))
+    except ForeignError:
+        return None
+    return run.kept
+
+
+class _CountEach(Interpreter):
     """Runs a graph node by node and notes what the counter counted for each."""
 
     def __init__(self, gm: fx.GraphModule, counter: FlopCounterMode) -> None:
@@ -225,10 +246,13 @@ class _Saved:
         self._weights: dict[int, torch.UntypedStorage] = {}
         self._kept: dict[int, torch.UntypedStorage] = {}
         self.from_weights_alone = False
+        self.activations = 0
 
     def pack(self, tensor: Tensor) -> Tensor:
         storage = tensor.untyped_storage()
         if id(storage) not in self._state:
+            if id(storage) not in self._kept and id(storage) not in self._weights and not self.from_weights_alone:
+                self.activations += storage.nbytes()
             self._kept[id(storage)] = storage
             if self.from_weights_alone:
                 self.made_from_weights(tensor)
@@ -245,19 +269,22 @@ class _Saved:
         return sum(sizes.values()) - weights, weights
 
 
-class _WatchEach(_Interpreter):
+class _WatchEach(Interpreter):
     """Runs a graph and tells `saved` which nodes depend on weights alone."""
 
     def __init__(self, gm: fx.GraphModule, saved: _Saved) -> None:
         super().__init__(gm)
         self.saved = saved
         self.depends: set[fx.Node] = set()
+        self.kept: dict[str, int] = {}
 
     def run_node(self, n: fx.Node) -> Any:
         if n.op == "placeholder" or any(feeder in self.depends for feeder in n.all_input_nodes):
             self.depends.add(n)
         self.saved.from_weights_alone = n not in self.depends
+        before = self.saved.activations
         value = super().run_node(n)
+        self.kept[n.name] = self.saved.activations - before
         if self.saved.from_weights_alone:
             for tensor in tensors_in(value):
                 self.saved.made_from_weights(tensor)
@@ -269,13 +296,13 @@ def _saved_bytes(module: nn.Module, inputs: ExampleInputs) -> tuple[int, int]:
     saved = _Saved(module)
     with torch.enable_grad(), torch.autograd.graph.saved_tensors_hooks(saved.pack, lambda tensor: tensor):
         if isinstance(module, fx.GraphModule):
-            _WatchEach(module, saved).run(*_positional(module, inputs))
+            _WatchEach(module, saved).run(*positional(module, inputs))
         else:
             inputs.passed_to(module)
     return saved.sizes()
 
 
-def _positional(gm: fx.GraphModule, inputs: ExampleInputs) -> tuple[Any, ...]:
+def positional(gm: fx.GraphModule, inputs: ExampleInputs) -> tuple[Any, ...]:
     """The arguments in the order of the placeholders, which is what an interpreter takes."""
     bound = inspect.signature(gm.forward).bind(*inputs.args, **inputs.kwargs)
     bound.apply_defaults()

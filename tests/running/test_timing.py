@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 
-from repl_fx.benchmarking.timing import Spread, Timer, interleaved, latency, order, paired_ratio
+from repl_fx.running.timing import Spread, Timer, interleaved, latency, order, paired_ratio
 
 
 def test_on_a_cpu_the_clock_is_read_at_each_mark() -> None:

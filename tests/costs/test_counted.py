@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import repl_fx
-from repl_fx.report.costs import flops_by_node, measure_costs
+from repl_fx.costs.counted import flops_by_node, measure_costs
 from tests.captures import captured_graph, transformed
 
 

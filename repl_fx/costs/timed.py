@@ -1,0 +1,122 @@
+"""Times of a graph, node by node or whole, in evaluation mode on its example inputs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from functools import partial
+from statistics import median
+from typing import Any
+
+import torch
+from torch import fx
+
+from repl_fx.costs.counted import Interpreter, positional
+from repl_fx.errors import BadInput, ForeignError, foreign_code
+from repl_fx.running.example_inputs import ExampleInputs
+from repl_fx.running.timing import Mark, Timer, interleaved, latency, paired_ratio
+from repl_fx.running.untouched import device_of, in_mode, seeded, untouched
+from repl_fx.tracing.parts.capture import Part
+
+_ROUNDS = 15
+_WARM_UP = 3
+
+
+@dataclass(frozen=True)
+class Timed:
+    """A graph and the inputs that it is timed on."""
+
+    graph_module: fx.GraphModule
+    inputs: ExampleInputs
+
+
+def node_times(graphs: Mapping[str, Timed], rounds: int = _ROUNDS) -> dict[str, dict[str, int]]:
+    """Nanoseconds of each node of some graphs, which take turns; medians over the rounds, by graph and name of node.
+
+    Raises:
+        BadInput: a graph that cannot be timed; says why.
+    """
+    device = _device(list(graphs.values()))
+    timer = Timer(device)
+    turns = {
+        name: partial(timer, partial(_marked, timed, _Marked(timed.graph_module))) for name, timed in graphs.items()
+    }
+    with _still(graphs.values(), device), _own_failures():
+        found = list(interleaved(turns, rounds, warm_up=_WARM_UP, attempt=lambda name, turn: turn()))
+    times: dict[str, dict[str, int]] = {}
+    for name, timed in graphs.items():
+        each = [median(seconds) for seconds in zip(*(one[name] for one in found), strict=True)]
+        nodes = [node.name for node in timed.graph_module.graph.nodes]
+        times[name] = {node: round(1e9 * seconds) for node, seconds in zip(nodes, each, strict=True)}
+    return times
+
+
+def latency_ratio(before: Sequence[Part], after: Sequence[Part], rounds: int = _ROUNDS) -> float:
+    """The time of one call of each of some graphs, as a multiple of that of others; the median over paired rounds.
+
+    Raises:
+        BadInput: see `node_times`.
+    """
+    sides = {"before": [Timed(p.graph_module, p.inputs) for p in before]}
+    sides["after"] = [Timed(p.graph_module, p.inputs) for p in after]
+    every = [timed for side in sides.values() for timed in side]
+    device = _device(every)
+
+    def seconds(side: Sequence[Timed]) -> float:
+        return sum(latency(partial(timed.inputs.fresh().passed_to, timed.graph_module), device) for timed in side)
+
+    turns = {name: partial(seconds, side) for name, side in sides.items()}
+    with _still(every, device), _own_failures():
+        found = list(interleaved(turns, rounds, warm_up=_WARM_UP, attempt=lambda name, turn: turn()))
+    ratio = paired_ratio([one["after"] for one in found], [one["before"] for one in found])
+    assert ratio is not None  # there are rounds
+    return ratio
+
+
+class _Marked(Interpreter):
+    """Runs a graph, with a mark behind each node."""
+
+    mark: Mark
+
+    def run_node(self, n: fx.Node) -> Any:
+        value = super().run_node(n)
+        self.mark()
+        return value
+
+
+def _marked(timed: Timed, run: _Marked, mark: Mark) -> None:
+    run.mark = mark
+    inputs = positional(timed.graph_module, timed.inputs.fresh())
+    mark()
+    run.run(*inputs)
+
+
+def _device(graphs: Sequence[Timed]) -> torch.device:
+    device = device_of(graphs[0].graph_module, graphs[0].inputs)
+    if device.type not in ("cpu", "cuda"):
+        raise BadInput(
+            f"latency cannot be measured on device {device}; leave latency out of the budget, or choose cpu or cuda"
+        )
+    return device
+
+
+@contextmanager
+def _still(graphs: Any, device: torch.device) -> Iterator[None]:
+    """The surroundings of a measurement, which leaves graphs and generators as they were."""
+    with ExitStack() as stack:
+        for timed in graphs:
+            stack.enter_context(untouched(timed.graph_module, buffers=True))
+            stack.enter_context(in_mode(timed.graph_module, False))
+        stack.enter_context(seeded(device, 0))
+        stack.enter_context(torch.no_grad())
+        yield
+
+
+@contextmanager
+def _own_failures() -> Iterator[None]:
+    try:
+        with foreign_code():
+            yield
+    except ForeignError as problem:
+        raise BadInput(f"latency cannot be measured: {problem}; leave latency out of the budget") from problem

@@ -1,0 +1,321 @@
+"""The plan with the highest score under a budget.
+
+    budget   params=0.7             the costs that may be left, as shares of the original
+    scores   {"blocks.3": 0.2, …}   what each block is worth; without, all are worth the same
+    plan     of all plans under the budget, that whose blocks that go are worth least
+
+A replaced block has a kept one on both sides; a surrogate that needs no neighbours (`identity`) may stand in for
+blocks in a row. The ends of a repeat stay. Of plans that are worth the same, the one that saves most goes first, then
+the one whose blocks are spread most evenly, then the one with later blocks.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from fractions import Fraction
+from itertools import chain
+from typing import Any
+
+from repl_fx.costs.counted import Costs
+from repl_fx.costs.timed import latency_ratio
+from repl_fx.errors import BadInput, BrokenGraph, ForeignError, PlanMismatch, UnknownBlock, one_line
+from repl_fx.passes.choose_blocks import Chosen, candidates, with_neighbours
+from repl_fx.passes.driver import run_passes
+from repl_fx.passes.fold_surrogates import fold_surrogates
+from repl_fx.plan import Plan, Refusal, Replacement
+from repl_fx.planning.choose_surrogates import by_stretch, choose_surrogates, next_choices
+from repl_fx.planning.knapsack import LARGEST, Choice, Item, Row, TooMany, front_of, whole
+from repl_fx.planning.part_repeats import PartRepeats, repeats_of
+from repl_fx.planning.replacement_costs import COUNTED, LATENCY, Graphs, ReplacementCosts
+from repl_fx.running.untouched import device_of
+from repl_fx.surrogates import Surrogate, make_surrogate
+from repl_fx.tracing.parts.capture import Part
+
+COSTS = (*COUNTED, LATENCY)
+# The errors of a surrogate that cannot be built.
+_UNBUILT = (ForeignError, BrokenGraph, PlanMismatch)
+# The digits of a share that a line names.
+_DIGITS = 3
+
+
+@dataclass(frozen=True)
+class Budget:
+    """What may be left of some costs, and what each block is worth.
+
+    Attributes:
+        limits: shares of the original, by cost; above 0 and below 1.
+        scores: by block; all blocks are worth the same where it is None.
+
+    Raises:
+        BadInput: no limit, one of an unknown cost or of another size, or a score that is no number.
+    """
+
+    limits: Mapping[str, float]
+    scores: Mapping[str, float] | None = None
+
+    def __post_init__(self) -> None:
+        known = ", ".join(COSTS)
+        if not isinstance(self.limits, Mapping) or not self.limits:
+            raise BadInput(
+                f"budget is {self.limits!r}; give shares of the original by cost ({known}), such as params=0.7"
+            )
+        for name, limit in self.limits.items():
+            if name not in COSTS:
+                raise BadInput(f"budget has no cost {name!r}; the costs are {known}")
+            if not _is_number(limit) or not 0 < limit < 1:
+                raise BadInput(
+                    f"budget {name} is {limit!r}; give a share of the original above 0 and below 1, such as 0.7"
+                )
+        if self.scores is not None:
+            if not isinstance(self.scores, Mapping):
+                raise BadInput(f"scores are {self.scores!r}; give a number for each block, by the name of the block")
+            for block, score in self.scores.items():
+                if not _is_number(score) or not math.isfinite(score):
+                    raise BadInput(f"the score of {block} is {score!r}; give a finite number")
+
+
+def budget_among(options: Mapping[str, Any]) -> Budget | None:
+    """The budget among options of a plan; None where there is none.
+
+    Raises:
+        BadInput: it is no budget, or has others beside it that say which blocks go.
+    """
+    limits, scores = options.get("budget"), options.get("scores")
+    if limits is None:
+        if scores is not None:
+            raise BadInput("scores say which blocks go under a budget; give a budget too, such as params=0.7")
+        return None
+    given = [name for name in ("every", "blocks") if options.get(name) is not None]
+    if given:
+        raise BadInput(f"a budget says which blocks go; leave out {' and '.join(given)}, or the budget")
+    return Budget(limits, scores)
+
+
+def reached(
+    before: Costs, after: Costs, plan: Plan, parts: Sequence[Part], rewritten: Sequence[Part]
+) -> dict[str, float]:
+    """What is left of each cost that a plan expects something of, as a share of the original; latency is timed anew."""
+    left: dict[str, float] = {}
+    for name in plan.expected:
+        if name == LATENCY:
+            folded = (
+                replace(p, graph_module=run_passes(p.graph_module, fold_surrogates).graph_module) for p in rewritten
+            )
+            left[name] = latency_ratio(parts, tuple(folded))
+        elif (whole_cost := COUNTED[name](before)) and (rest := COUNTED[name](after)) is not None:
+            left[name] = rest / whole_cost
+    return left
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+class BudgetPlanner:
+    """Makes plans under a budget, and better ones when a block turns out not to go as was thought.
+
+    Args:
+        graphs: the model.
+        found: the repeats of its parts.
+        surrogate: what stands in for blocks.
+        budget: what may be left.
+        ignore: see `candidates`.
+        seed: of the surrogates' initial values.
+
+    Raises:
+        UnknownBlock: a score of a block that the model does not have.
+        BadInput: a block without a score, or a cost that is unknown of this model.
+    """
+
+    def __init__(
+        self,
+        graphs: Graphs,
+        found: Sequence[PartRepeats],
+        surrogate: Surrogate[Any, Any],
+        budget: Budget,
+        ignore: Sequence[str],
+        seed: int,
+    ) -> None:
+        self.found, self.surrogate, self.budget, self.seed = found, surrogate, budget, seed
+        self.graphs = graphs
+        self.repeats = repeats_of(found)
+        may_go = candidates(self.repeats, ignore)
+        self.places = {repeat.blocks[i].name: (repeat, i) for repeat, i in may_go.places}
+        self.scores = self._scores()
+        chosen = [Chosen(r, r.blocks[i], r.blocks[i - 1], r.blocks[i + 1]) for r, i in may_go.places]
+        self.replacements: dict[str, Replacement] = {}
+        self.refusals = list(may_go.refusals)
+        for one in chosen:
+            # Each on its own: together they may be stretches.
+            replacements, refusals = choose_surrogates(found, (one,), surrogate)
+            self.replacements |= {replacement.block: replacement for replacement in replacements}
+            self.refusals += refusals
+        self.costs = ReplacementCosts(graphs, found, budget.limits, seed)
+        self._changed: set[str] = set()
+
+    def plan(self) -> Plan:
+        """The best plan as far as is known: without its fingerprint and parts, and not tried yet.
+
+        It replaces nothing where no block may go.
+
+        Raises:
+            BadInput: no plan is under the budget; names the nearest.
+        """
+        saved = {block: self._saved_by(block) for block in tuple(self.replacements)}
+        if not self.replacements:
+            return Plan((), tuple(self.refusals), "", self.seed)
+        names = tuple(self.budget.limits)
+        worth = dict(zip(self.replacements, whole([self.scores[block] for block in self.replacements]), strict=True))
+        rows, blocks = [], []
+        for repeat in self.repeats:
+            own = {i: block for block, (its, i) in self.places.items() if its is repeat and block in self.replacements}
+            items = {}
+            for i, block in own.items():
+                inner = self._saved_inside(own, i) or {}
+                item = Item(worth[block], tuple(saved[block][name] for name in names))
+                items[i] = replace(item, inner=tuple(inner[name] for name in names)) if inner else item
+            rows.append(Row(tuple(items.get(i) for i in range(len(repeat))), self.surrogate.needs_neighbours))
+            blocks.append(own)
+        try:
+            front = front_of(rows, len(names))
+        except TooMany:
+            raise BadInput(
+                f"there are more than {LARGEST:,} plans to choose from under a budget of {', '.join(names)}, none "
+                "better than another in all; give fewer costs, or scores with fewer digits"
+            ) from None
+        slack = dict.fromkeys(names, 0.0)
+        while True:
+            best = self._best(front, slack)
+            replacements = self._together([blocks[row][i] for row, i in best.gone])
+            try:
+                expected = self.costs.left(replacements)
+            except _UNBUILT:
+                # One of a kind that can be built need not be.
+                count = len(self.refusals)
+                choices = dict(self.replacements)
+                for replacement in replacements:
+                    self._saved_by(replacement.block, build=True)
+                if len(self.refusals) == count and choices == self.replacements:
+                    raise
+                return self.plan()
+            over = {name: expected[name] - limit for name, limit in self.budget.limits.items()}
+            if max(over.values()) <= 0:
+                timed = str(device_of(self.graphs.model)) if LATENCY in names else ""
+                done = tuple(replacements), tuple(self.refusals), "", self.seed
+                return Plan(*done, expected=expected, timed_on=timed)
+            # What surrogates of others save may be less together than one by one.
+            slack = {name: slack[name] + max(0.0, over[name]) for name in names}
+
+    def learn(self, plan: Plan, settled: Plan) -> bool:
+        """Take over what became of a plan when it was tried; whether it is no longer the plan that was made.
+
+        A block whose surrogate is another than before is planned with that; one that changes a second time stays.
+        """
+        after = {replacement.block: replacement for replacement in settled.replacements}
+        reasons = {refusal.block: refusal for refusal in settled.refusals}
+        changed = False
+        for before in plan.replacements:
+            block, now = before.block, after.get(before.block)
+            if now is not None and (now.surrogate, now.settings) == (before.surrogate, before.settings):
+                continue
+            changed = True
+            if now is not None and block not in self._changed:
+                self._changed.add(block)
+                self.replacements[block] = now
+                continue
+            self._refuse(reasons.get(block) or Refusal(block, before.repeat, f"{before.surrogate} does not train here"))
+        return changed
+
+    def _scores(self) -> dict[str, float]:
+        given = self.budget.scores
+        if given is None:
+            return dict.fromkeys(self.places, 1.0)
+        every = [block.name for repeat in self.repeats for block in repeat.blocks]
+        for name in given:
+            if name not in every:
+                raise UnknownBlock(name, every)
+        missing = [block for block in self.places if block not in given]
+        if missing:
+            more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
+            raise BadInput(f"scores have no number for {missing[0]}{more}; give one for each block that may go")
+        return {block: given[block] for block in self.places}
+
+    def _together(self, blocks: Sequence[str]) -> list[Replacement]:
+        """The replacements of blocks that go together: with the neighbours that stay, and one for a stretch."""
+        chosen = with_neighbours([self.places[block] for block in blocks]).chosen
+        known = [(self.replacements[one.block.name], one) for one in chosen]
+        replacements = [replace(own, before=one.before.name, after=one.after.name) for own, one in known]
+        return by_stretch(self.found, chosen, replacements) if self.surrogate.spans_stretches else replacements
+
+    def _saved_inside(self, row: Mapping[int, str], place: int) -> dict[str, int] | None:
+        """What a block saves where the next one goes too, and stands for both; None where that is no other."""
+        if not self.surrogate.spans_stretches or place + 1 not in row:
+            return None
+        alone, inside = self.replacements[row[place]], self._together([row[place], row[place + 1]])[0]
+        if inside.surrogate == alone.surrogate:
+            return None
+        return self.costs.saved(replace(inside, before=alone.before, after=alone.after))
+
+    def _saved_by(self, block: str, *, build: bool = False) -> dict[str, int]:
+        """What a block saves by the first of its surrogates that can be built; where none can, the block stays."""
+        first = self.replacements[block]
+        reason = ""
+        for one in chain([first], next_choices(self.found, self.surrogate, first)):
+            try:
+                if build:
+                    self.costs.graphs_of((one,))
+                saved = self.costs.saved(one)
+            except _UNBUILT as problem:
+                if not isinstance(problem, ForeignError) and make_surrogate(one.surrogate, one.settings).builds_by_ours:
+                    raise
+                reason = reason or f"{one.surrogate} cannot be built here: {one_line(problem)}"
+                continue
+            self.replacements[block] = one
+            return saved
+        self._refuse(Refusal(block, first.repeat, reason))
+        return {}
+
+    def _refuse(self, refusal: Refusal) -> None:
+        del self.replacements[refusal.block]
+        self.refusals.append(refusal)
+
+    def _best(self, front: Sequence[Choice], slack: Mapping[str, float]) -> Choice:
+        def excess(choice: Choice) -> float:
+            """By how much a choice is above the limit that it misses most, as a share of the original."""
+            return max(float(share) - limit + slack[name] for name, limit, share in self._shares(choice))
+
+        under = [choice for choice in front if excess(choice) <= 0]
+        if under:
+            return min(under, key=lambda choice: (choice.loss, choice.order))
+        nearest = min(front, key=lambda choice: (excess(choice), choice.loss, choice.order))
+        raise BadInput(self._nobody_can(nearest))
+
+    def _shares(self, choice: Choice) -> list[tuple[str, float, Fraction]]:
+        """Each cost with its limit, and what a choice leaves of it."""
+        before = self.costs.before
+        limits = self.budget.limits.items()
+        each = zip(limits, choice.saved, strict=True)
+        return [(name, limit, Fraction(before[name] - saved, before[name])) for (name, limit), saved in each]
+
+    def _nobody_can(self, nearest: Choice) -> str:
+        """The line that says that no plan is under the budget, and which is nearest."""
+        shown = {name: _rounded_up(share) for name, _, share in self._shares(nearest)}
+        asked = " and ".join(f"{name} at or below {limit:g}" for name, limit in self.budget.limits.items())
+        gone, every = len(nearest.gone), len(self.replacements)
+        least = shown[next(iter(shown))] if len(shown) == 1 else ", ".join(f"{n} {share}" for n, share in shown.items())
+        which = f"{'the least' if len(shown) == 1 else 'the nearest'} is {least}"
+        line = f"no plan has {asked} of the original: {which}, with {gone} blocks replaced of {every} that may go"
+        # A plan that saves nothing is no plan.
+        better = {name: max(float(shown[name]), limit) for name, limit in self.budget.limits.items()}
+        if nearest.gone and all(share < 1 for share in better.values()):
+            flags = ",".join(f"{name}={share:g}" for name, share in better.items())
+            return f"{line}; give --budget {flags}, or another surrogate"
+        return f"{line}; give another surrogate"
+
+
+def _rounded_up(share: Fraction) -> str:
+    """A share that is not below what it stands for."""
+    scale = 10**_DIGITS
+    return f"{math.ceil(share * scale) / scale:g}"

@@ -1,0 +1,166 @@
+"""The best choice of what goes under several limits: a knapsack over rows, solved exactly by dynamic programming.
+
+    row   0 1 2 3 4 5      an item for each place that may go, with its loss and what it saves of each cost
+            x     x        apart: no two places that go are next to each other
+
+    after place i    ends[i] = best of ends[j] with item i, j < i (apart: j < i - 1)
+    after a row      all ends of it, added to all choices of the rows before
+
+A choice that saves no more of any cost than another, and loses no less, is dropped: what is left is the Pareto front.
+Numbers are whole, so equal sums are equal. Of choices that save and lose the same, that one stays whose gaps between
+places that go are most even (the least sum of their squares), then the one that goes later.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from fractions import Fraction
+from typing import NamedTuple
+
+import numpy as np
+
+# Choices of a front above which a search would take minutes.
+LARGEST = 20_000
+
+
+@dataclass(frozen=True)
+class Item:
+    """A place that may go.
+
+    Attributes:
+        loss: the score that goes with it.
+        saved: of each cost; below 0 where it costs more than before.
+        inner: what it saves where the next place goes too; None where that is no other.
+    """
+
+    loss: int
+    saved: tuple[int, ...]
+    inner: tuple[int, ...] | None = None
+
+
+@dataclass(frozen=True)
+class Row:
+    """Places in order.
+
+    Attributes:
+        items: None for a place that stays.
+        apart: whether no two places next to each other may go.
+    """
+
+    items: tuple[Item | None, ...]
+    apart: bool
+
+
+class TooMany(Exception):
+    """A front has more than `LARGEST` choices."""
+
+
+class Choice(NamedTuple):
+    """Places that go, with the sums of their items; of equal sums the one with the smaller `order` is better.
+
+    Attributes:
+        order: the sum of squared gaps, and the negative sum of places.
+        gone: row and place of each.
+    """
+
+    loss: int
+    saved: tuple[int, ...]
+    order: tuple[int, int]
+    gone: tuple[tuple[int, int], ...]
+
+
+def front_of(rows: Sequence[Row], costs: int) -> list[Choice]:
+    """All choices of which none saves as much of each cost, at as little loss, as another.
+
+    Args:
+        costs: the number of costs.
+
+    Raises:
+        TooMany: there are more than can be compared in seconds.
+    """
+    front = [Choice(0, (0,) * costs, (0, 0), ())]
+    for number, row in enumerate(rows):
+        ends = _ends(number, row, costs)
+        front = undominated(_added(one, other) for one in front for other in ends)
+    return front
+
+
+def whole(numbers: Sequence[float]) -> list[int]:
+    """Whole numbers in exactly the same proportions."""
+    exact = [Fraction(number) for number in numbers]
+    scale = max((number.denominator for number in exact), default=1)
+    # Denominators of floating point numbers are powers of two.
+    return [int(number * scale) for number in exact]
+
+
+def undominated(choices: Iterable[Choice]) -> list[Choice]:
+    """The Pareto front of some choices: by loss, and of the same loss by what is saved.
+
+    Raises:
+        TooMany: see `front_of`.
+    """
+    best: dict[tuple[int, tuple[int, ...]], Choice] = {}
+    for choice in choices:
+        sums = choice.loss, choice.saved
+        if sums not in best or choice.order < best[sums].order:
+            best[sums] = choice
+            if len(best) > 10 * LARGEST:
+                raise TooMany
+    ranked = sorted(best.values(), key=lambda choice: (choice.loss, tuple(-number for number in choice.saved)))
+    if len(ranked) <= 1:
+        return ranked
+    # None is dominated by one behind it, and being dominated by one that is dominated itself is being dominated.
+    kept = np.empty((len(ranked), len(ranked[0].saved)), dtype=np.int64)
+    front: list[Choice] = []
+    for choice in ranked:
+        saved = np.array(choice.saved, dtype=np.int64)
+        if not bool((kept[: len(front)] >= saved).all(axis=1).any()):
+            kept[len(front)] = saved
+            front.append(choice)
+            if len(front) > LARGEST:
+                raise TooMany
+    return front
+
+
+def _ends(number: int, row: Row, costs: int) -> list[Choice]:
+    """The choices of one row."""
+    places = len(row.items)
+    none = Choice(0, (0,) * costs, (0, 0), ())
+    # By the place that goes last, -1 where none does.
+    ends: dict[int, list[Choice]] = {-1: [none]}
+    for i, item in enumerate(row.items):
+        if item is None:
+            continue
+        before = row.items[i - 1] if i else None
+        joined = item.saved
+        if before is not None and before.inner is not None:
+            each = zip(item.saved, before.inner, before.saved, strict=True)
+            joined = tuple(saved + inner - alone for saved, inner, alone in each)
+        with_it = (
+            Choice(
+                choice.loss + item.loss,
+                tuple(x + y for x, y in zip(choice.saved, joined if 0 <= last == i - 1 else item.saved, strict=True)),
+                (choice.order[0] + (i - last) ** 2, choice.order[1] - i),
+                (*choice.gone, (number, i)),
+            )
+            for last, choices in ends.items()
+            if last < 0 or last < i - row.apart
+            for choice in choices
+        )
+        ends[i] = undominated(with_it)
+    closed = (
+        choice._replace(order=(choice.order[0] + (places - last) ** 2, choice.order[1]))
+        for last, choices in ends.items()
+        for choice in choices
+    )
+    return undominated(closed)
+
+
+def _added(one: Choice, other: Choice) -> Choice:
+    return Choice(
+        one.loss + other.loss,
+        tuple(x + y for x, y in zip(one.saved, other.saved, strict=True)),
+        (one.order[0] + other.order[0], one.order[1] + other.order[1]),
+        (*one.gone, *other.gone),
+    )

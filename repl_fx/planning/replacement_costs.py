@@ -1,0 +1,174 @@
+"""Costs of a model under a plan, and what each replacement saves of them.
+
+    saved(3 -> reuse) = costs of the graph - costs of the graph in which block 3 alone is replaced
+
+What replacements save adds up exactly, as a surrogate touches its block and the neighbours alone. Replacements of one
+kind save the same: those in one repeat, by one surrogate, of blocks that cost the same between blocks that cost the
+same. So a graph is built for each kind, and not for each block.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Collection, Hashable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+from torch import fx, nn
+
+from repl_fx.costs.counted import Costs, flops_by_node, kept_by_node, measure_parts
+from repl_fx.costs.timed import Timed, node_times
+from repl_fx.errors import BadInput
+from repl_fx.passes.driver import run_passes
+from repl_fx.passes.fold_surrogates import fold_surrogates
+from repl_fx.passes.replace_blocks import block_of
+from repl_fx.plan import Plan, Replacement
+from repl_fx.planning.part_repeats import PartRepeats, part_of
+from repl_fx.planning.trials import apply_plan
+from repl_fx.tracing.parts.capture import Part
+
+LATENCY = "latency"
+# The costs that are counted, by the names that budgets have for them.
+COUNTED: Mapping[str, Callable[[Costs], int | None]] = {
+    "params": lambda costs: costs.parameters,
+    "flops": lambda costs: costs.flops,
+    "memory": lambda costs: costs.activation_bytes,
+}
+
+
+@dataclass(frozen=True)
+class Graphs:
+    """A model whose parts are graphs.
+
+    Attributes:
+        model: the model with the graphs in it.
+        parts: the graphs.
+        assembled: the model with other graphs, by the path of their part, in the places of those.
+    """
+
+    model: nn.Module
+    parts: tuple[Part, ...]
+    assembled: Callable[[Mapping[str, fx.GraphModule]], nn.Module]
+
+    def with_graphs(self, graphs: Mapping[str, fx.GraphModule]) -> tuple[nn.Module, tuple[Part, ...]]:
+        """The model with other graphs, and all of its parts."""
+        if not graphs:
+            return self.model, self.parts
+        parts = (Part(p.path, graphs.get(p.path, p.graph_module), p.inputs) for p in self.parts)
+        return self.assembled(graphs), tuple(parts)
+
+
+class ReplacementCosts:
+    """What replacements save of the costs that a budget names.
+
+    Args:
+        graphs: the model.
+        found: the repeats of its parts.
+        names: of the costs; of `COUNTED`, or latency.
+        seed: of the surrogates' initial values.
+
+    Raises:
+        BadInput: a cost that is unknown, because the model needs values to run.
+    """
+
+    def __init__(self, graphs: Graphs, found: Sequence[PartRepeats], names: Collection[str], seed: int) -> None:
+        self.graphs, self.found, self.names, self.seed = graphs, found, tuple(names), seed
+        counted = measure_parts(graphs.model, graphs.parts)
+        self.before = {name: value for name, cost in COUNTED.items() if (value := cost(counted)) is not None}
+        for name in names:
+            if name in COUNTED and name not in self.before:
+                raise BadInput(
+                    f"a budget of {name} is for models that run on shapes alone, and this one needs values "
+                    f"({counted.unknown}); give --budget params=… or latency=…"
+                )
+            if not self.before.get(name, 1):
+                raise BadInput(f"a budget of {name} is for a model that has any; leave {name} out")
+        if LATENCY in names:
+            self.before[LATENCY] = sum(sum(times.values()) for times in self._times.values())
+        self._saved: dict[Hashable, dict[str, int]] = {}
+
+    def saved(self, replacement: Replacement) -> dict[str, int]:
+        """What a replacement saves of each cost that is known; below 0 where it costs more.
+
+        Raises:
+            ForeignError, BrokenGraph, PlanMismatch: its surrogate cannot be built.
+        """
+        kind = self._kind(replacement)
+        if kind not in self._saved:
+            graphs = self.graphs_of((replacement,))
+            after = self._counted(graphs)
+            saved = {name: self.before[name] - number for name, number in after.items()}
+            if LATENCY in self.names:
+                saved[LATENCY] = self._time_saved(replacement, graphs)
+            self._saved[kind] = saved
+        return self._saved[kind]
+
+    def left(self, replacements: Sequence[Replacement]) -> dict[str, float]:
+        """What is left of each cost that is known, as a share of the original: counted on the graphs themselves.
+
+        Latency is what was measured of single replacements, summed.
+        """
+        after = self._counted(self.graphs_of(replacements))
+        if LATENCY in self.names:
+            after[LATENCY] = self.before[LATENCY] - sum(self.saved(one)[LATENCY] for one in replacements)
+        return {name: number / self.before[name] for name, number in after.items() if self.before[name]}
+
+    def graphs_of(self, replacements: Sequence[Replacement]) -> Mapping[str, fx.GraphModule]:
+        """The graphs that some replacements make, by the path of their part.
+
+        Raises:
+            ForeignError, BrokenGraph, PlanMismatch: a surrogate cannot be built.
+        """
+        return apply_plan(self.found, Plan(tuple(replacements), (), "", self.seed)).graphs
+
+    def _counted(self, graphs: Mapping[str, fx.GraphModule]) -> dict[str, int]:
+        costs = measure_parts(*self.graphs.with_graphs(graphs))
+        return {name: value for name, cost in COUNTED.items() if (value := cost(costs)) is not None}
+
+    def _kind(self, replacement: Replacement) -> Hashable:
+        around = (replacement.before, replacement.block, replacement.after)
+        settings = json.dumps(replacement.settings, sort_keys=True, default=repr)
+        return replacement.repeat, replacement.surrogate, settings, tuple(self._block_costs[name] for name in around)
+
+    @cached_property
+    def _block_costs(self) -> dict[str, Hashable]:
+        """Costs of each block, by the block's name: what tells kinds of blocks apart."""
+        costs: dict[str, Hashable] = {}
+        inputs = {part.path: part.inputs for part in self.graphs.parts}
+        for part in self.found:
+            gm, given = part.graph_module, inputs[part.path]
+            flops = {n.name: number for n, number in (flops_by_node(gm, given.args, given.kwargs) or {}).items()}
+            kept = kept_by_node(gm, given.args, given.kwargs) or {}
+            own = dict(gm.named_parameters(remove_duplicate=False))
+            names: dict[int, set[str]] = {}
+            for path, tensor in own.items():
+                names.setdefault(id(tensor), set()).add(path)
+            for name, block in part.blocks.items():
+                tensors = [(own[path].shape, own[path].requires_grad, own[path]) for path in block.parameters]
+                # Parameters that are read elsewhere too do not go with the block.
+                tied = tuple(len(names[id(tensor)]) for _, _, tensor in tensors)
+                sizes = tuple((shape, learns) for shape, learns, _ in tensors)
+                numbers = (tuple(sum(of.get(n.name, 0) for n in block.nodes) for of in (flops, kept)),)
+                costs[name] = sizes, tied, numbers, len(block.nodes), len(block.side_outputs)
+        return costs
+
+    @cached_property
+    def _times(self) -> dict[str, dict[str, int]]:
+        """Nanoseconds of each node, by the path of its part and its name."""
+        # Graphs that take turns on a device must not wait for one another's memory.
+        return {part.path: node_times({"": Timed(part.graph_module, part.inputs)})[""] for part in self.graphs.parts}
+
+    def _time_saved(self, replacement: Replacement, graphs: Mapping[str, fx.GraphModule]) -> int:
+        """Nanoseconds that a replacement saves in its block and the neighbours, folded as for inference."""
+        part = part_of(self.found, replacement.block)
+        (given,) = (one.inputs for one in self.graphs.parts if one.path == part.path)
+        folded = run_passes(graphs[part.path], fold_surrogates).graph_module
+        sides = {"before": Timed(part.graph_module, given), "after": Timed(folded, given)}
+        times = node_times(sides)
+        around = {part.blocks[name].name for name in (replacement.block, replacement.before, replacement.after)}
+        nodes = {
+            n for name in (replacement.before, replacement.block, replacement.after) for n in part.blocks[name].nodes
+        }
+        before = sum(times["before"][node.name] for node in nodes)
+        after = sum(times["after"][node.name] for node in folded.graph.nodes if block_of(node) in around)
+        return before - after

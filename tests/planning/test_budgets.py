@@ -1,0 +1,222 @@
+"""Plans under a budget: the best there is, what it expects is what comes out, and lines where there is none."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from itertools import combinations, pairwise
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import repl_fx
+from repl_fx.costs.counted import measure_parts
+from repl_fx.errors import BadInput, UnknownBlock
+from repl_fx.pipeline import TransformResult
+from repl_fx.planning.budgets import Budget, budget_among, reached
+from repl_fx.planning.replacement_costs import ReplacementCosts
+from repl_fx.surrogates.bottleneck import Bottleneck
+from tests.captures import captured_graph, transformed
+from tests.nets import MlpBlock, TokenNet, tokens
+from tests.stages import Stages, images
+
+DEPTH = 7
+
+
+def net() -> TokenNet:
+    torch.manual_seed(0)
+    return TokenNet(depth=DEPTH, width=8)
+
+
+def x() -> Tensor:
+    return torch.randn(2, 6, 8, generator=torch.Generator().manual_seed(0))
+
+
+def gone(result: TransformResult) -> list[str]:
+    return [replacement.block for replacement in result.plan.replacements]
+
+
+def left(result: TransformResult) -> dict[str, float]:
+    captured = result.captured_parts
+    before = measure_parts(captured.module, captured.parts)
+    after = measure_parts(result.module, result.all_parts)
+    return reached(before, after, result.plan, captured.parts, result.all_parts)
+
+
+@pytest.mark.parametrize("surrogate", ["auto", "identity", "blend"])
+def test_what_is_expected_is_reached(surrogate: str) -> None:
+    result = transformed(net(), (x(),), budget={"params": 0.8}, surrogate=surrogate, check=False)
+    assert result.plan.expected == left(result)
+    assert set(result.plan.expected) == {"params", "flops", "memory"}
+    assert 0.5 < result.plan.expected["params"] <= 0.8
+
+
+def test_a_network_of_similar_repeats() -> None:
+    result = transformed(Stages(3, 4, 3), (images(),), budget={"flops": 0.85, "memory": 0.95}, check=False)
+    assert result.plan.expected == left(result)
+    assert result.plan.expected["flops"] <= 0.85 and result.plan.expected["memory"] <= 0.95
+    assert result.plan.replacements
+
+
+def test_the_plan_is_the_best_of_all() -> None:
+    scores = dict(zip((f"blocks.{i}" for i in range(DEPTH)), (9, 3.0, 0.5, 0.25, 1.5, 0.125, 9), strict=True))
+    budget = {"params": 0.8, "memory": 0.85}
+    result = transformed(net(), (x(),), budget=budget, scores=scores, surrogate="bottleneck", check=False)
+    inner = [f"blocks.{i}" for i in range(1, DEPTH - 1)]
+    found: dict[tuple[str, ...], float] = {}
+    for number in (1, 2, 3):
+        for some in combinations(inner, number):
+            places = sorted(int(name[-1]) for name in some)
+            if any(b - a == 1 for a, b in pairwise(places)):
+                continue
+            # Blocks are alike, so their number says what is left.
+            if number >= len(gone(result)):
+                found[some] = sum(scores[name] for name in some)
+    assert tuple(gone(result)) == min(found, key=lambda some: found[some])
+    one_less = 1 - (1 - result.plan.expected["params"]) * (len(gone(result)) - 1) / len(gone(result))
+    assert one_less > 0.8
+
+
+def test_blocks_of_equal_worth_go_evenly_and_the_middle_first() -> None:
+    assert gone(transformed(net(), (x(),), budget={"params": 0.9}, surrogate="identity", check=False)) == ["blocks.3"]
+    two = transformed(net(), (x(),), budget={"params": 0.75}, surrogate="identity", check=False)
+    assert gone(two) == ["blocks.2", "blocks.5"]
+
+
+def test_a_surrogate_without_neighbours_stands_in_for_blocks_in_a_row() -> None:
+    result = transformed(net(), (x(),), budget={"params": 0.45}, surrogate="identity", check=False)
+    assert gone(result) == [f"blocks.{i}" for i in (1, 3, 4, 5)]
+    assert {r.before for r in result.plan.replacements} <= {f"blocks.{i}" for i in range(DEPTH)} - set(gone(result))
+    assert result.plan.expected == left(result)
+
+
+def test_one_map_of_linear_stands_for_a_stretch() -> None:
+    result = transformed(net(), (x(),), budget={"params": 0.45}, surrogate="linear", check=False)
+    made = {replacement.block: replacement.surrogate for replacement in result.plan.replacements}
+    # Five blocks by one map save enough; four by two maps do not.
+    assert made == {**{f"blocks.{i}": "identity" for i in (1, 2, 3, 4)}, "blocks.5": "linear"}
+    assert result.plan.expected == left(result) and result.plan.expected["params"] <= 0.45
+
+
+def test_no_plan_is_a_line_with_the_nearest_that_can_be() -> None:
+    with pytest.raises(BadInput) as caught:
+        transformed(net(), (x(),), budget={"params": 0.3}, surrogate="bottleneck", check=False)
+    line = str(caught.value)
+    assert line.startswith("no plan has params at or below 0.3 of the original: the least is 0.")
+    assert "with 3 blocks replaced of 5 that may go; give --budget params=0." in line
+    least = float(line.rpartition("params=")[2].partition(",")[0])
+    result = transformed(net(), (x(),), budget={"params": least}, surrogate="bottleneck", check=False)
+    assert least - 0.001 < result.plan.expected["params"] <= least
+
+
+def test_no_plan_under_several_limits() -> None:
+    with pytest.raises(
+        BadInput, match=r"params at or below 0\.9 and flops at or below 0\.1 of the original: the nearest"
+    ):
+        transformed(net(), (x(),), budget={"params": 0.9, "flops": 0.1}, surrogate="identity", check=False)
+    # A surrogate of all of the computation saves none of it, and another budget would not help.
+    with pytest.raises(BadInput, match=r"the least is 1, with 0 blocks replaced of 5 that may go; give an"):
+        transformed(net(), (x(),), budget={"flops": 0.9}, surrogate="blend", check=False)
+
+
+def test_make_plan_takes_the_shapes_of_the_capture() -> None:
+    gm = captured_graph(net(), (x(),))
+    plan = repl_fx.make_plan(gm, repl_fx.find_repeats(gm), budget={"flops": 0.8}, surrogate="identity")
+    result = transformed(net(), (x(),), budget={"flops": 0.8}, surrogate="identity", check=False)
+    assert plan == result.plan
+    assert repl_fx.Plan.from_json(plan.to_json()) == plan
+    again = transformed(net(), (x(),), plan=plan)
+    assert left(again) == plan.expected
+
+
+def test_blocks_that_cannot_be_replaced_are_made_up_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    build = Bottleneck.build
+
+    def choosy(self: Any, site: Any, match: Any) -> Any:
+        if site.block.name == "blocks.3":
+            raise IndexError("not this one")
+        return build(self, site, match)
+
+    monkeypatch.setattr(Bottleneck, "build", choosy)
+    monkeypatch.setattr(Bottleneck, "__module__", "others")
+    result = transformed(net(), (x(),), budget={"params": 0.9}, surrogate="bottleneck")
+    assert "blocks.3" not in gone(result) and result.plan.expected["params"] <= 0.9
+    (refusal,) = [refusal for refusal in result.plan.refusals if refusal.block == "blocks.3"]
+    assert "not this one" in refusal.reason
+    assert result.plan.expected == left(result)
+
+
+def test_savings_that_do_not_add_up_are_made_up_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    counted = ReplacementCosts.left
+
+    def more(self: ReplacementCosts, replacements: Sequence[Any]) -> Mapping[str, float]:
+        return {name: share + 0.02 * len(replacements) for name, share in counted(self, replacements).items()}
+
+    monkeypatch.setattr(ReplacementCosts, "left", more)
+    result = transformed(net(), (x(),), budget={"params": 0.87}, surrogate="identity", check=False)
+    assert len(gone(result)) == 2 and result.plan.expected["params"] <= 0.87
+
+
+class Branching(nn.Module):
+    """Blocks in a module, behind a choice that no graph can have."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body = nn.Sequential(*(MlpBlock(8) for _ in range(5)))
+        self.head = nn.Linear(8, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if x.sum().item() > 1e9:
+            return x
+        return self.head(self.body(x))  # type: ignore[no-any-return]
+
+
+def test_a_model_in_parts() -> None:
+    torch.manual_seed(0)
+    result = repl_fx.transform(Branching(), (torch.randn(4, 8),), budget={"params": 0.7}, check=False)
+    assert not result.captured_parts.whole
+    assert all(block.startswith("body.") for block in gone(result))
+    assert result.plan.expected == left(result) and result.plan.expected["params"] <= 0.7
+
+
+def test_latency_is_measured_and_says_where() -> None:
+    result = transformed(net(), (x(),), budget={"latency": 0.95}, surrogate="identity", check=False)
+    assert result.plan.timed_on == "cpu" and 0 < result.plan.expected["latency"] <= 0.95
+    found = left(result)
+    assert found.keys() == result.plan.expected.keys() and 0 < found["latency"] < 2
+
+
+@pytest.mark.parametrize(
+    ("limits", "message"),
+    [
+        ({}, r"budget is \{\}; give shares of the original by cost \(params, flops, memory, latency\)"),
+        ({"size": 0.5}, "budget has no cost 'size'; the costs are params, flops, memory, latency"),
+        ({"params": 1.0}, "budget params is 1.0; give a share of the original above 0 and below 1"),
+        ({"params": float("nan")}, "budget params is nan"),
+        ({"params": "0.5"}, "budget params is '0.5'"),
+        (0.5, "budget is 0.5; give shares"),
+    ],
+)
+def test_budgets_that_are_none(limits: Any, message: str) -> None:
+    with pytest.raises(BadInput, match=message):
+        Budget(limits)
+
+
+def test_scores_that_are_none() -> None:
+    with pytest.raises(BadInput, match="the score of a is nan; give a finite number"):
+        Budget({"params": 0.5}, {"a": float("nan")})
+    with pytest.raises(BadInput, match=r"scores are \[1\]; give a number for each block"):
+        Budget({"params": 0.5}, [1])  # type: ignore[arg-type]
+    with pytest.raises(BadInput, match="give a budget too"):
+        budget_among({"scores": {}})
+    with pytest.raises(BadInput, match=r"scores have no number for blocks\.2 and 3 more; give one for each block"):
+        transformed(net(), (x(),), budget={"params": 0.9}, scores={"blocks.1": 1.0})
+    with pytest.raises(UnknownBlock):
+        transformed(net(), (x(),), budget={"params": 0.9}, scores={"layer.1": 1.0})
+
+
+def test_a_budget_says_which_blocks_go_alone() -> None:
+    with pytest.raises(BadInput, match="a budget says which blocks go; leave out every and blocks, or the budget"):
+        repl_fx.transform(net(), (tokens(),), budget={"params": 0.9}, every=3, blocks=[2])
+    assert budget_among({"every": 2}) is None

@@ -1,0 +1,86 @@
+"""Savings of replacements: counted on graphs, once for each kind of replacement, and additive."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, fx, nn
+
+from repl_fx.errors import BadInput
+from repl_fx.plan import Replacement
+from repl_fx.planning.part_repeats import PartRepeats, find_in_parts
+from repl_fx.planning.replacement_costs import Graphs, ReplacementCosts
+from repl_fx.running.example_inputs import ExampleInputs
+from repl_fx.tracing.parts.capture import Part
+from tests.captures import captured
+from tests.nets import MlpBlock
+
+
+def costs_of(model: nn.Module, x: Tensor, *names: str) -> ReplacementCosts:
+    parts = captured(model, (x,))
+    return ReplacementCosts(Graphs(parts.module, parts.parts, parts.with_graphs), find_in_parts(parts), names, 0)
+
+
+def replaced(number: int, surrogate: str = "bottleneck") -> Replacement:
+    return Replacement(str(number), "repeat_1", str(number - 1), str(number + 1), surrogate)
+
+
+@pytest.fixture
+def built(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, ...]]:
+    """The blocks of each plan that was applied."""
+    seen: list[tuple[str, ...]] = []
+    graphs_of = ReplacementCosts.graphs_of
+
+    def noted(self: ReplacementCosts, replacements: Sequence[Replacement]) -> Any:
+        seen.append(tuple(r.block for r in replacements))
+        return graphs_of(self, replacements)
+
+    monkeypatch.setattr(ReplacementCosts, "graphs_of", noted)
+    return seen
+
+
+def test_savings_add_up_and_one_of_each_kind_is_built(built: list[tuple[str, ...]]) -> None:
+    torch.manual_seed(0)
+    costs = costs_of(nn.Sequential(*(MlpBlock(8) for _ in range(6))), torch.randn(4, 8), "params")
+    one, other = replaced(2), replaced(4)
+    together = {name: costs.saved(one)[name] + costs.saved(other)[name] for name in costs.before}
+    assert built == [("2",)]
+    assert costs.left((one, other)) == {name: (b - together[name]) / b for name, b in costs.before.items()}
+    assert costs.saved(replaced(2, "identity"))["params"] == sum(p.numel() for p in MlpBlock(8).parameters())
+    assert built == [("2",), ("2", "4"), ("2",)]
+
+
+def test_a_tied_block_is_of_another_kind_and_saves_what_leaves(built: list[tuple[str, ...]]) -> None:
+    torch.manual_seed(0)
+    blocks = [MlpBlock(8) for _ in range(7)]
+    blocks[6].fc1.weight = blocks[4].fc1.weight
+    costs = costs_of(nn.Sequential(*blocks), torch.randn(4, 8), "params")
+    plain, tied = (costs.saved(replaced(i, "identity"))["params"] for i in (2, 4))
+    assert plain - tied == blocks[4].fc1.weight.numel()
+    assert built == [("2",), ("4",)]
+
+
+def test_costs_that_are_unknown_are_refused() -> None:
+    graph = fx.symbolic_trace(nn.Sequential(nn.Linear(4, 4)))
+    given, *_, output = graph.graph.nodes
+    with graph.graph.inserting_before(output):
+        graph.graph.call_function(_item, (given,))
+    graph.recompile()
+    part = Part("", graph, ExampleInputs((torch.randn(2, 4),)))
+    found = (PartRepeats.of("", graph, ()),)
+
+    def assembled(graphs: Mapping[str, fx.GraphModule]) -> nn.Module:
+        return graphs[""]
+
+    with pytest.raises(
+        BadInput, match=r"a budget of flops is for models that run on shapes alone, .*give --budget params=…"
+    ):
+        ReplacementCosts(Graphs(graph, (part,), assembled), found, ("flops",), 0)
+    assert ReplacementCosts(Graphs(graph, (part,), assembled), found, ("params",), 0).before == {"params": 20}
+
+
+def _item(x: Tensor) -> bool:
+    return bool(x.sum() > 0)
