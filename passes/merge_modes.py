@@ -33,7 +33,7 @@ from typing import Any
 import torch
 from torch import fx, nn
 
-from repl_fx._torch import example_of, module_stack
+from repl_fx._torch import example_of, has_example, module_stack
 from repl_fx.graph.captured import (
     PlainGraphModule,
     drop_dead,
@@ -403,6 +403,9 @@ def _copy_changes_nothing(copy: fx.Node, uncopied: fx.Node, pending: fx.Node) ->
     if layout is None and copy.target is torch.ops.aten.contiguous.default:
         layout = torch.contiguous_format
     if isinstance(layout, torch.memory_format) and layout is not torch.preserve_format:
+        # Of a size that depends on values nobody knows how the strides compare.
+        if not all(map(has_example, (*value.shape, *value.stride()))):
+            return False
         sizes, strides = ([example_of(n) for n in numbers] for numbers in (value.shape, value.stride()))
         if not torch.empty_strided(sizes, strides, device="meta").is_contiguous(memory_format=layout):
             return False

@@ -12,6 +12,7 @@ from torch import Tensor, fx, nn
 from repl_fx.graph.captured import CapturedModule
 from repl_fx.graph.runtime import ModeSwitch, select_mode
 from repl_fx.passes.merge_modes import MergeResult, merge_modes_
+from repl_fx.tracing.capture import capture
 
 Build = Callable[[fx.Graph, fx.Node], Any]
 aten = torch.ops.aten
@@ -349,3 +350,23 @@ def test_a_size_that_training_knows_earlier_serves_evaluation(dimension: int, sw
     x = torch.ones(2, 3)
     assert torch.equal(run(gm, True), (-x).exp() * 2)
     assert torch.equal(run(gm, False), (-x).exp() * (2 + dimension))
+
+
+class _Picks(nn.Module):
+    """Goes on with the rows that are above zero, and copies them in evaluation alone."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.fc = nn.Linear(4, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        rows = x[x.sum(1) > 0]
+        copied = rows if self.training else rows.clone(memory_format=torch.contiguous_format)
+        return self.fc(copied)  # type: ignore[no-any-return]
+
+
+def test_a_copy_of_as_many_rows_as_values_say_is_made_in_its_mode() -> None:
+    model, x = _Picks(), torch.randn(6, 4)
+    gm = capture(model, (x,))
+    for training in (True, False):
+        assert torch.equal(gm.train(training)(x), model.train(training)(x))
