@@ -78,8 +78,14 @@ def parse_budget(items: Sequence[str]) -> dict[str, float] | None:
     return limits or None
 
 
+# Of the scores of `score_blocks`, those that cost most come first.
+_KINDS = ("loss", "gradient", "influence")
+
+
 def read_scores(file: Path) -> dict[str, float]:
-    """The score of each block, by name: a JSON object, or the document of `score_blocks`.
+    """The score of each block, by name: a JSON object, or the document of `score_blocks` or of `inspect --data --json`.
+
+    Of the scores in a document those count that were asked for: the loss, else the gradient, else the influence.
 
     Raises:
         BadInput: the file cannot be read, or holds something else.
@@ -89,8 +95,13 @@ def read_scores(file: Path) -> dict[str, float]:
     except (OSError, ValueError, RecursionError) as problem:
         raise BadInput(f"the scores {file} cannot be read: {one_line(problem)}") from problem
     try:
-        if isinstance(document, dict) and isinstance(document.get("blocks"), list):
-            return {block["block"]: block["influence"] for block in document["blocks"]}
+        if isinstance(document, dict) and isinstance(document.get("scores"), dict):
+            document = document["scores"]
+        if isinstance(document, dict) and isinstance(blocks := document.get("blocks"), list):
+            kinds = (kind for kind in _KINDS if any(block.get(kind) is not None for block in blocks))
+            kind = next(kinds, _KINDS[-1])
+            # A block that could not be scored has none.
+            return {block["block"]: block[kind] for block in blocks if block[kind] is not None}
         return dict(document.items())
     except (AttributeError, KeyError, TypeError):
         raise BadInput(

@@ -79,6 +79,13 @@ def test_scores_in_a_file(tmp_path: Path) -> None:
     assert read_scores(file) == {"a": 0.5, "b": 1}
     file.write_text('{"blocks": [{"block": "a", "influence": 0.25, "other": 1}]}')
     assert read_scores(file) == {"a": 0.25}
+    blocks = (
+        '{"blocks": [{"block": "a", "influence": 0.1, "loss": null}, {"block": "b", "influence": null, "loss": %s}]}'
+    )
+    file.write_text('{"spec": "model.py", "scores": ' + blocks % "null" + "}")
+    assert read_scores(file) == {"a": 0.1}
+    file.write_text(blocks % -0.5)
+    assert read_scores(file) == {"b": -0.5}
     for text, message in (("[1]", "holds no scores"), ("{", "cannot be read"), ('{"blocks": [{}]}', "holds no scores")):
         file.write_text(text)
         with pytest.raises(BadInput, match=message):
