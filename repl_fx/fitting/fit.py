@@ -142,9 +142,13 @@ class _Network:
         self, result: TransformResult, graphs: Mapping[str, fx.GraphModule], path: str, nodes: Iterable[fx.Node]
     ) -> None:
         self.values: dict[fx.Node, Tensor] = {}
-        notes = {node: partial(self.values.__setitem__, node) for node in nodes}
+        notes = {node: partial(self._keep, node) for node in nodes}
         self.model = result.captured_parts.with_graphs({**graphs, path: watched(graphs[path], notes)})
         self._evaluation = Evaluation(self.model)
+
+    def _keep(self, node: fx.Node, value: Tensor) -> None:
+        # What comes later may write over it.
+        self.values[node] = value.clone()
 
     def __call__(self, batch: Batch) -> dict[fx.Node, Tensor]:
         self.values.clear()

@@ -26,6 +26,14 @@ class _Affine(nn.Module):
         return x + self.fc2(self.fc1(x))  # type: ignore[no-any-return]
 
 
+class _WritesOver(_Affine):
+    """The same, written over the value that the block before made."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        x += self.fc2(self.fc1(x))
+        return x
+
+
 class _Shifts(nn.Module):
     """A residual block of pictures that maps the channels of each pixel."""
 
@@ -38,20 +46,22 @@ class _Shifts(nn.Module):
 
 
 @pytest.mark.parametrize(
-    ("block", "shape"), [(_Affine, (16, 6)), (_Affine, (4, 5, 6)), (_Shifts, (4, 6, 4, 4))], ids=["2d", "3d", "4d"]
+    ("block", "shape"),
+    [(_Affine, (16, 6)), (_Affine, (4, 5, 6)), (_Shifts, (4, 6, 4, 4)), (_WritesOver, (4, 5, 6))],
+    ids=["2d", "3d", "4d", "in place"],
 )
 def test_stretches_that_are_linear_are_met_exactly(block: type[nn.Module], shape: tuple[int, ...]) -> None:
     torch.manual_seed(0)
     net, x = nn.Sequential(*(block() for _ in range(7))), torch.randn(shape)
-    result = transformed(net, (x,), surrogate="linear", blocks=[2, 4, 5, 6])
+    result = transformed(net, (x.clone(),), surrogate="linear", blocks=[2, 4, 5, 6])
     assert [one.surrogate for one in result.plan.replacements] == ["linear", "identity", "identity", "linear"]
     source = [parameter.clone() for parameter in net.parameters()]
     fitted = repl_fx.fit(result, [x, torch.randn(shape)])
     assert [one.block for one in fitted.maps] == ["1", "5"]
     assert all(one.before > 1e-2 and one.after < 1e-4 for one in fitted.maps)
     assert all(one.rows == 2 * x.numel() // 6 for one in fitted.maps)
-    torch.testing.assert_close(result.model.eval()(x), net.eval()(x), rtol=1e-3, atol=1e-3)
-    assert torch.equal(result.model(x), result.graph_module.eval()(x))
+    torch.testing.assert_close(result.model.eval()(x.clone()), net.eval()(x.clone()), rtol=1e-3, atol=1e-3)
+    assert torch.equal(result.model(x.clone()), result.graph_module.eval()(x.clone()))
     assert all(torch.equal(before, now) for before, now in zip(source, net.parameters(), strict=True))
 
 
