@@ -87,16 +87,9 @@ def choose_blocks(
             short = _too_short(repeat)
             none = f"with every={every} no block of its {len(repeat)} has a kept block on both sides"
             refusals.append(Refusal(repeat.name, repeat.name, short or none))
-        going = []
-        for i in asked:
-            reason = _reason(repeat, i, ignore, gone)
-            if reason is None:
-                going.append(i)
-            else:
-                refusals.append(Refusal(repeat.blocks[i].name, repeat.name, reason))
-        for i in going:
-            gone.update(dict.fromkeys(repeat.blocks[i].nodes, repeat.blocks[i].name))
-            picked.append((repeat, i))
+        going, staying = _sorted_out(repeat, asked, ignore, gone)
+        picked += [(repeat, i) for i in going]
+        refusals += staying
     between = with_neighbours(picked)
     return Choice(between.chosen, (*refusals, *between.refusals))
 
@@ -114,16 +107,9 @@ def candidates(repeats: Sequence[Repeat], ignore: Sequence[str] = ()) -> Candida
         inner = _inner(repeat, settled)
         if not inner and (short := _too_short(repeat)):
             refusals.append(Refusal(repeat.name, repeat.name, short))
-        own = []
-        for i in inner:
-            reason = _reason(repeat, i, ignore, taken, "may go")
-            if reason is None:
-                own.append(i)
-            else:
-                refusals.append(Refusal(repeat.blocks[i].name, repeat.name, reason))
-        for i in own:
-            taken.update(dict.fromkeys(repeat.blocks[i].nodes, repeat.blocks[i].name))
-            places.append((repeat, i))
+        own, staying = _sorted_out(repeat, inner, ignore, taken, "may go")
+        places += [(repeat, i) for i in own]
+        refusals += staying
     return Candidates(tuple(places), tuple(refusals))
 
 
@@ -196,7 +182,23 @@ def _too_short(repeat: Repeat) -> str | None:
     return None
 
 
-def _reason(repeat: Repeat, i: int, ignore: Sequence[str], gone: dict[fx.Node, str], fate: str = "goes") -> str | None:
+def _sorted_out(
+    repeat: Repeat, asked: Iterable[int], ignore: Sequence[str], gone: dict[fx.Node, str], fate: str = "goes"
+) -> tuple[list[int], list[Refusal]]:
+    """Those of some blocks of a repeat that can go, whose nodes are added to `gone`, and the refusals of the others."""
+    going, refusals = [], []
+    for i in asked:
+        reason = _reason(repeat, i, ignore, gone, fate)
+        if reason is None:
+            going.append(i)
+        else:
+            refusals.append(Refusal(repeat.blocks[i].name, repeat.name, reason))
+    for i in going:
+        gone.update(dict.fromkeys(repeat.blocks[i].nodes, repeat.blocks[i].name))
+    return going, refusals
+
+
+def _reason(repeat: Repeat, i: int, ignore: Sequence[str], gone: dict[fx.Node, str], fate: str) -> str | None:
     block = repeat.blocks[i]
     if repeat.shared:
         return "all copies use the same parameters, so there is nothing to save"

@@ -164,11 +164,13 @@ def _fit(result: TransformResult, one: _Map, batches: Batches, ridge: float | No
     original = _Network(result, captured, one.part, [wanted])
     ours = _Network(result, rewritten, one.part, {one.value, one.stream})
     merged = isinstance(one.module, MergedSynthesis)
-    before = one.module.matrix, one.module.shift.detach().clone()
+    before = {name: tensor.clone() for name, tensor in one.module.state_dict().items()}
+    channels = len(one.module.shift)
+    nothing = torch.eye(channels), torch.zeros(channels)
     if merged:
         # The value that goes into the map is the one that comes out of none.
-        one.module.set_to(torch.eye(len(before[1])), torch.zeros(len(before[1])))
-    moments = Moments(len(before[1]), before[1].device)
+        one.module.set_to(*nothing)
+    moments = Moments(channels, one.module.shift.device)
     try:
         with in_mode(original.model, False), in_mode(ours.model, False), torch.no_grad():
             for batch in batches:
@@ -180,9 +182,8 @@ def _fit(result: TransformResult, one: _Map, batches: Batches, ridge: float | No
                 moments.add(m, m.double() + (y.double() - x) if merged else y, y)
         solution = solve(moments, one.module.form, one.module.rank, ridge)
     except BaseException:
-        one.module.set_to(*before)
+        one.module.load_state_dict(before)
         raise
-    nothing = torch.eye(len(solution.matrix)), torch.zeros(len(solution.shift))
     one.module.set_to(solution.matrix, solution.shift)
     losses = moments.left_over(*nothing), moments.left_over(solution.matrix, solution.shift)
     return FittedMap(one.block, moments.rows, solution.ridge, *losses)

@@ -159,11 +159,6 @@ class StreamMap(Synthesis):
         super().__init__(train_neighbours=True)
         self.spatial = spatial
 
-    @property
-    def matrix(self) -> Tensor:
-        """The map as it is now, (C, C)."""
-        raise NotImplementedError
-
     def set_to(self, matrix: Tensor, shift: Tensor) -> None:
         """Become the map x -> x @ matrix + shift.
 
@@ -189,11 +184,6 @@ class MapSynthesis(StreamMap):
         """The weight of a linear layer, or of a convolution of one pixel."""
         weight = self.change.diagonal_scatter(self.change.diagonal() + 1)
         return weight.reshape(*weight.shape, *self.spatial), self.shift
-
-    @property
-    def matrix(self) -> Tensor:
-        """I + change, transposed."""
-        return (self.change.diagonal_scatter(self.change.diagonal() + 1)).detach().t()
 
     def set_to(self, matrix: Tensor, shift: Tensor) -> None:
         """Become any map."""
@@ -221,11 +211,6 @@ class ThinMapSynthesis(StreamMap):
         """The weights of two linear layers, or of convolutions of one pixel."""
         down, up = (weight.reshape(*weight.shape, *self.spatial) for weight in (self.down, self.up))
         return down, up, self.shift
-
-    @property
-    def matrix(self) -> Tensor:
-        """I + down up."""
-        return torch.eye(len(self.up), dtype=self.up.dtype, device=self.up.device) + (self.up @ self.down).detach().t()
 
     def set_to(self, matrix: Tensor, shift: Tensor) -> None:
         """Become the map whose change is of the rank at most."""
@@ -268,11 +253,6 @@ class ScaleSynthesis(StreamMap):
     def synthesise(self, *weights: Tensor) -> tuple[Tensor, ...]:
         """A factor and a term for each channel, beside the axes that follow them."""
         return (1 + self.gain).reshape(-1, *self.spatial), self.shift.reshape(-1, *self.spatial)
-
-    @property
-    def matrix(self) -> Tensor:
-        """The factors, on the diagonal."""
-        return (1 + self.gain).detach().diag()
 
     def set_to(self, matrix: Tensor, shift: Tensor) -> None:
         """Become the diagonal of a map."""
