@@ -347,7 +347,9 @@ def _flava() -> Any:
 
 
 def _sam() -> Any:
-    vision = config_of("SamVisionConfig", output_channels=32, window_size=2, global_attn_indexes=[5], num_pos_feats=16)
+    # The library begins with weights of 1e-10, whose gradients are below what float32 holds.
+    settings = {"window_size": 2, "global_attn_indexes": [5], "num_pos_feats": 16, "initializer_range": 0.02}
+    vision = config_of("SamVisionConfig", output_channels=32, **settings)
     prompts = config_of("SamPromptEncoderConfig", mask_input_channels=4)
     masks = config_of("SamMaskDecoderConfig", mlp_dim=64, iou_head_hidden_dim=32, num_hidden_layers=4)
     return config_of(
