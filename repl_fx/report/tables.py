@@ -144,6 +144,17 @@ def _part(number: float | None) -> str:
     return "-" if number is None else f"{number:.4f}"
 
 
+def figures_table(figures: Mapping[str, Mapping[str, float]]) -> Table:
+    """The figures of several models, such as loss and accuracy, by the names of both."""
+    table = _table("Figures")
+    names = list(dict.fromkeys(name for found in figures.values() for name in found))
+    _words(table, "model")
+    _numbers(table, *names)
+    for model, found in figures.items():
+        _row(table, model, *(f"{found[name]:.4f}" if name in found else "" for name in names))
+    return table
+
+
 def verification_table(verification: Verification) -> Table:
     """A row for each output and batch size: differences, and whether they are within the tolerance."""
     table = _table("ONNX Runtime and PyTorch")

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Annotated, Any, Literal, get_args, get_type_hints
 
 import msgspec
@@ -11,11 +13,17 @@ from msgspec import Meta
 from repl_fx.errors import BadInput, one_line
 from repl_fx.planning.written_options import parse_blocks, parse_budget, planning_options, read_scores
 
+# The teacher that has the weights of the specification itself.
+FROM_SPEC = "original"
 # Settings of which model is made, which an artifact has already.
 MAKING = (
     *("every", "blocks", "budget", "scores", "ignore", "surrogate", "set", "plan", "weights", "input_shape"),
     "checkpoint_blocks",
 )
+# Settings of a run that heals, where none are given. A model that is nearly right is not shaken by a high rate.
+HEALING: Mapping[str, Any] = MappingProxyType({"teacher": FROM_SPEC, "teacher_values": 1.0, "epochs": 1, "lr": 3e-4})
+# Settings that are for training from scratch.
+NOT_TO_HEAL = (*MAKING, "compare", "seeds", "replace_at", "restore_at")
 
 
 class TrainConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -98,6 +106,9 @@ class TrainConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
         Literal["train", "freeze", "detach"],
         Meta(description="Neighbours of replaced blocks: train, freeze, or detach (no gradients from surrogates)."),
     ] = "train"
+    learn: Annotated[
+        Literal["all", "surrogates"], Meta(description="Parameters that learn: all, or those of surrogates alone.")
+    ] = "all"
     seed: Annotated[int, Meta(ge=0, description="Seed of order, augmentation and dropout.")] = 0
     device: Annotated[str, Meta(description="cpu, cuda or auto.")] = "auto"
     devices: Annotated[
@@ -133,8 +144,9 @@ class TrainConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
 
     @property
     def is_scheduled(self) -> bool:
-        """Whether the run is more than the training of one model: it has phases, or neighbours that are no others."""
-        return self.replace_at is not None or self.restore_at is not None or self.neighbours != "train"
+        """Whether the run is more than the training of all of one model: it has phases, or what does not learn."""
+        phases = self.replace_at is not None or self.restore_at is not None
+        return phases or self.neighbours != "train" or self.learn != "all"
 
     def to_yaml(self) -> str:
         """All settings as YAML."""
@@ -155,8 +167,11 @@ def names_python_file(spec: str) -> bool:
     return spec.endswith(".py") or (":" in spec and spec.rpartition(":")[0].endswith(".py"))
 
 
-def read_config(file: Path) -> TrainConfig:
+def read_config(file: Path, base: TrainConfig | None = None) -> TrainConfig:
     """The settings in a YAML file.
+
+    Args:
+        base: settings that those of the file come before; the defaults by default.
 
     Raises:
         BadInput: the file cannot be read, or a setting in it is unknown or has a value that is none for it.
@@ -165,6 +180,8 @@ def read_config(file: Path) -> TrainConfig:
         values = msgspec.yaml.decode(file.read_bytes())
     except (OSError, msgspec.DecodeError, UnicodeDecodeError) as problem:
         raise BadInput(f"the settings {file} cannot be read: {one_line(problem)}") from problem
+    if base is not None and isinstance(values, dict):
+        values = {**msgspec.to_builtins(base), **values}
     return _converted(values if values is not None else {}, str(file))
 
 
@@ -210,7 +227,8 @@ def _require_order(config: TrainConfig, where: str) -> None:
         )
     if config.is_scheduled and (config.compare or config.seeds > 1):
         raise BadInput(
-            f"{where}: replace_at, restore_at and neighbours are for one run; leave out compare and seeds, or them"
+            f"{where}: replace_at, restore_at, neighbours and learn are for one run; leave out compare and seeds, or "
+            "them"
         )
     phases = config.replace_at is not None or config.restore_at is not None
     if phases and config.teacher is not None and config.teacher_values:

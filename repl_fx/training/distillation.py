@@ -79,6 +79,12 @@ class Distillation:
                 "give --teacher-logits 0, or another teacher"
             )
 
+    def with_targets(self, batch: Batch) -> Batch:
+        """A batch whose targets are the classes that the teacher tells."""
+        with torch.no_grad():
+            taught = self.task.logits(self.task.outputs(self.teacher, batch))
+        return batch[0], taught.argmax(self.task.class_dimension)
+
     def _soft(self, ours: Tensor, theirs: Tensor) -> Tensor:
         """The divergence of the student's probabilities from the teacher's, a mean over all that is classified."""
         classes, heat = self.task.class_dimension, self.config.temperature

@@ -13,7 +13,7 @@ from repl_fx.pipeline import TransformResult, transform
 from repl_fx.plan import Plan
 from repl_fx.planning.written_options import parse_settings, read_plan
 from repl_fx.sources import Source, load_source
-from repl_fx.training.config import TrainConfig
+from repl_fx.training.config import FROM_SPEC, TrainConfig
 
 VARIANTS = (ORIGINAL, PRUNED, REWRITTEN)
 
@@ -48,7 +48,7 @@ class Models:
         named = self.config.teacher
         if named is None:
             return None
-        config = self.config if named == ORIGINAL else self.config.changed(weights=named)
+        config = self.config if named == FROM_SPEC else self.config.changed(weights=named)
         return replace(self, config=config).source(config.seed).model
 
     def transform(

@@ -37,7 +37,7 @@ def test_flags_come_before_and_what_is_not_given_stays() -> None:
         ("replace_at: 4\nrestore_at: 4", "restore_at is 4 and replace_at is 4; blocks are restored after they were"),
         (
             "replace_at: 4\nseeds: 2",
-            "neighbours are for one run; leave out compare and seeds",
+            "neighbours and learn are for one run; leave out compare and seeds",
         ),
         ("restore_at: 4\nteacher: original\nteacher_values: 1", "give teacher_values 0"),
         ("neighbours: stop", "Invalid enum value 'stop'"),
