@@ -13,6 +13,7 @@ from typing import Annotated
 import typer
 
 from repl_fx.cli.bench import bench_command
+from repl_fx.cli.compress import compress_command
 from repl_fx.cli.export import export_command
 from repl_fx.cli.group import Commands
 from repl_fx.cli.heal import heal_command
@@ -62,6 +63,7 @@ app.command("inspect", short_help="Show what repeats in a model, and what it cos
 app.command("transform", short_help="Replace repeated blocks by light surrogates.")(transform_command)
 app.command("train", short_help="Train a rewritten model, resumable.")(train_command)
 app.command("heal", short_help="Train a cut model against the original.")(heal_command)
+app.command("compress", short_help="Cut a trained model to a budget, in one run.")(compress_command)
 app.command("bench", short_help="Measure step time, memory and latency next to the original.")(bench_command)
 app.command("export", short_help="Write a transformed model as ONNX, and verify it.")(export_command)
 app.command("verify", short_help="Compare an ONNX file with a model.")(verify_command)

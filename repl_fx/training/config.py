@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 from types import MappingProxyType
-from typing import Annotated, Any, Literal, get_args, get_type_hints
+from typing import Annotated, Any, Literal, Self, TypeVar
 
 import msgspec
 from msgspec import Meta
@@ -24,6 +24,9 @@ MAKING = (
 HEALING: Mapping[str, Any] = MappingProxyType({"teacher": FROM_SPEC, "teacher_values": 1.0, "epochs": 1, "lr": 3e-4})
 # Settings that are for training from scratch.
 NOT_TO_HEAL = (*MAKING, "compare", "seeds", "replace_at", "restore_at")
+
+
+Config = TypeVar("Config", bound="TrainConfig")
 
 
 class TrainConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -152,14 +155,14 @@ class TrainConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
         """All settings as YAML."""
         return msgspec.yaml.encode(self).decode()
 
-    def changed(self, **given: Any) -> TrainConfig:
+    def changed(self, **given: Any) -> Self:
         """The same with other settings; None stands for those that are not given.
 
         Raises:
             BadInput: an unknown setting, or a value that is none for it; names it.
         """
         values = msgspec.to_builtins(self) | {name: value for name, value in given.items() if value is not None}
-        return _converted(values, "the flags")
+        return _converted(type(self), values, "the flags")
 
 
 def names_python_file(spec: str) -> bool:
@@ -167,11 +170,11 @@ def names_python_file(spec: str) -> bool:
     return spec.endswith(".py") or (":" in spec and spec.rpartition(":")[0].endswith(".py"))
 
 
-def read_config(file: Path, base: TrainConfig | None = None) -> TrainConfig:
+def read_config(file: Path, base: Config) -> Config:
     """The settings in a YAML file.
 
     Args:
-        base: settings that those of the file come before; the defaults by default.
+        base: settings that those of the file come before.
 
     Raises:
         BadInput: the file cannot be read, or a setting in it is unknown or has a value that is none for it.
@@ -180,16 +183,16 @@ def read_config(file: Path, base: TrainConfig | None = None) -> TrainConfig:
         values = msgspec.yaml.decode(file.read_bytes())
     except (OSError, msgspec.DecodeError, UnicodeDecodeError) as problem:
         raise BadInput(f"the settings {file} cannot be read: {one_line(problem)}") from problem
-    if base is not None and isinstance(values, dict):
-        values = {**msgspec.to_builtins(base), **values}
-    return _converted(values if values is not None else {}, str(file))
+    if isinstance(values, dict | None):
+        values = {**msgspec.to_builtins(base), **(values or {})}
+    return _converted(type(base), values, str(file))
 
 
-def _converted(values: Any, where: str) -> TrainConfig:
+def _converted(kind: type[Config], values: Any, where: str) -> Config:
     try:
-        config = msgspec.convert(values, TrainConfig)
+        config = msgspec.convert(values, kind)
     except msgspec.ValidationError as problem:
-        known = f"; the settings are {', '.join(descriptions())}" if "unknown field" in str(problem) else ""
+        known = f"; the settings are {', '.join(kind.__struct_fields__)}" if "unknown field" in str(problem) else ""
         raise BadInput(f"{where}: {problem}{known}") from problem
     for name, what in (("save_every", "steps"), ("devices", "processes"), ("nodes", "machines")):
         value = getattr(config, name)
@@ -240,12 +243,3 @@ def _require_order(config: TrainConfig, where: str) -> None:
 
 def _is_default(config: TrainConfig, name: str) -> bool:
     return bool(getattr(config, name) == getattr(TrainConfig(), name))
-
-
-def descriptions() -> dict[str, str]:
-    """The line of help of each setting, by name."""
-    hints = get_type_hints(TrainConfig, include_extras=True)
-    return {
-        name: next(meta.description for meta in get_args(hints[name])[1:] if meta.description)
-        for name in TrainConfig.__struct_fields__
-    }

@@ -39,7 +39,7 @@ class Distillation:
     """
 
     def __init__(self, teacher: nn.Module, student: nn.Module, task: Task, config: TrainConfig) -> None:
-        self.teacher, self.task, self.config = teacher.eval().requires_grad_(False), task, config
+        self.teacher, self.task, self.config = teacher.eval(), task, config
         self.paths = tuple(path for path, module in student.named_modules() if isinstance(module, SurrogateBlock))
         if config.teacher_values and not self.paths:
             raise BadInput(

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
+
 import pytorch_lightning as pl
 from torch import nn
 
 from repl_fx._foreign_libraries import hushed
+from repl_fx.running.untouched import in_mode
 from repl_fx.training.building import module_of
 from repl_fx.training.config import TrainConfig
 from repl_fx.training.data.kinds import Data, UserData
@@ -19,7 +22,9 @@ from repl_fx.training.run import NOISY, NOISY_LOGGERS, PRECISIONS, figures_of, r
 def evaluate(
     model: nn.Module, data: Data | UserData, config: TrainConfig, teacher: nn.Module | None = None
 ) -> dict[str, float]:
-    """The figures of a model on the data that are held out, by name; the model stays on the device of the settings.
+    """The figures of a model on the data that are held out, by name.
+
+    The model and the teacher are as before, but on the device of the settings.
 
     Args:
         model: takes the inputs of a batch.
@@ -31,7 +36,8 @@ def evaluate(
         BadInput: data and model do not fit, or the device is not here.
     """
     accelerator = require_available(config)
-    with hushed(NOISY, NOISY_LOGGERS):
+    modes = in_mode(model, False), nullcontext() if teacher is None else in_mode(teacher, False)
+    with hushed(NOISY, NOISY_LOGGERS), modes[0], modes[1]:
         trainer = pl.Trainer(
             accelerator=accelerator,
             devices=1,

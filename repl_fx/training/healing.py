@@ -58,17 +58,15 @@ def heal_directory(run: Run, *, show: bool = False, progress: Callable[[str], No
     Raises:
         BadInput, OutputError: see `repl_fx.training.command.train_directory`.
     """
+    run = with_places(run)
     config, teacher = run.config, run.teacher
-    if config.teacher_values == HEALING["teacher_values"] and not has_places(run):
-        # Behind a surrogate in a graph there is no module to look at.
-        config = config.changed(teacher_values=0.0)
     original: dict[str, float] = {}
     before: dict[str, float] = {}
     if not run.resume and run.processes.alone and teacher is not None:
         progress("evaluate")
         original = evaluate(teacher, run.data, config, teacher)
         before = evaluate(run.model, run.data, config, teacher)
-    healed = Healed(original, before, train_directory(replace(run, config=config), show=show, progress=progress))
+    healed = Healed(original, before, train_directory(run, show=show, progress=progress))
     if run.processes.first and original:
         file = run.directory / STATE / FIGURES
         try:
@@ -78,6 +76,11 @@ def heal_directory(run: Run, *, show: bool = False, progress: Callable[[str], No
     return healed
 
 
-def has_places(run: Run) -> bool:
-    """Whether values behind replaced blocks can be compared with those of the original."""
-    return any(isinstance(module, SurrogateBlock) for module in run.model.modules())
+def with_places(run: Run) -> Run:
+    """The run, without values behind replaced blocks where no surrogate is in place, unless they were asked for."""
+    config = run.config
+    places = any(isinstance(module, SurrogateBlock) for module in run.model.modules())
+    if places or config.teacher_values != HEALING["teacher_values"]:
+        return run
+    # Behind a surrogate in a graph there is no module to look at.
+    return replace(run, config=config.changed(teacher_values=0.0))

@@ -206,7 +206,7 @@ def figures_of(trainer: pl.Trainer) -> dict[str, float]:
 
 def settings_of(directory: Path) -> TrainConfig:
     """The settings of the run in a directory."""
-    return read_config(directory / STATE / CONFIG)
+    return read_config(directory / STATE / CONFIG, TrainConfig())
 
 
 def begin_state(state: Path, config: TrainConfig) -> None:

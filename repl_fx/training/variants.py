@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from torch import nn
 
@@ -52,9 +53,9 @@ class Models:
         return replace(self, config=config).source(config.seed).model
 
     def transform(
-        self, source: Source, plan: Plan | None = None, progress: Callable[[str], None] | None = None
+        self, source: Source, plan: Plan | None = None, progress: Callable[[str], None] | None = None, **other: Any
     ) -> TransformResult:
-        """Rewrite a source as the settings say, or by a plan."""
+        """Rewrite a source as the settings say, or by a plan; `other` options of `transform` come before theirs."""
         config = self.config
         return transform(
             source.model,
@@ -67,7 +68,7 @@ class Models:
             seed=config.seed,
             checkpoint_blocks=config.checkpoint_blocks,
             progress=progress,
-            **config.planning_options(),
+            **config.planning_options() | other,
         )
 
     def variant(self, name: str, seed: int, plan: Plan) -> nn.Module:

@@ -42,7 +42,11 @@ def test_figures_are_those_of_all_held_out_inputs() -> None:
 def test_without_targets_figures_are_against_the_original() -> None:
     torch.manual_seed(0)
     teacher, model = Net(), Net()
+    teacher.blocks[1].eval()
     assert evaluate(teacher, bare(), CONFIG, teacher)["accuracy_to_original"] == 1
+    # Its parameters may be those of a model that is trained next.
+    assert teacher.training and not teacher.blocks[1].training
+    assert all(parameter.requires_grad for parameter in teacher.parameters())
     found, data = evaluate(model, bare(), CONFIG, teacher), bare()
     assert isinstance(data.test, Tensors)
     inputs = (data.test.inputs.float() / 255 - 0.3) / 0.3

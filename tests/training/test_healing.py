@@ -4,56 +4,24 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from textwrap import dedent
 from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import save_file
 
 import repl_fx
 from repl_fx.errors import BadInput
 from repl_fx.sources import load_source
 from repl_fx.training.command import begin
-from repl_fx.training.config import TrainConfig
 from repl_fx.training.healing import FIGURES, Healed, heal_directory, settings_to_heal
-from repl_fx.training.run import STATE, train
-from tests.training.runs import Net, pictures
-
-MODEL = """
-    import torch
-    from tests.training.runs import Net, pictures
-    from tests.training.test_evaluation import bare
-
-    def model():
-        return Net()
-
-    def example_inputs():
-        return (torch.randn(2, 1, 4, 4),)
-
-    def data():
-        return pictures()
-
-    def unlabelled():
-        return bare()
-
-    def alone():
-        inputs = bare().train.inputs.float() / 255
-        return inputs.split(8), inputs.split(8)
-"""
+from repl_fx.training.run import STATE
+from tests.training.trained_net import trained_net
 
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A directory with a model file and its trained weights."""
-    place = tmp_path_factory.mktemp("trained")
-    (place / "model.py").write_text(dedent(MODEL))
-    torch.manual_seed(0)
-    model = Net()
-    config = TrainConfig(epochs=12, batch_size=8, lr=0.02, device="cpu", augment=False)
-    assert train(model, pictures(), config, place / "run").figures["accuracy"] > 0.8
-    save_file(model.state_dict(), place / "weights.safetensors")
-    return place
+    return trained_net(tmp_path_factory.mktemp("trained"))
 
 
 @pytest.fixture
