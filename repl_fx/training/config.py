@@ -63,6 +63,9 @@ class TrainConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
         str | None, Meta(description="Task of loaders: classification, …; or file.py:CLASS, a LightningModule.")
     ] = None
     epochs: Annotated[int, Meta(ge=1, description="Passes over the training data.")] = 10
+    steps: Annotated[
+        int | None, Meta(description="Steps of the optimizer after which a run ends, in the place of epochs.")
+    ] = None
     batch_size: Annotated[int, Meta(ge=1, description="Inputs in a batch, of all processes together.")] = 64
     accumulate: Annotated[int, Meta(ge=1, description="Batches whose gradients make one step.")] = 1
     optimizer: Annotated[Literal["adamw", "sgd"], Meta(description="adamw or sgd.")] = "adamw"
@@ -194,7 +197,7 @@ def _converted(kind: type[Config], values: Any, where: str) -> Config:
     except msgspec.ValidationError as problem:
         known = f"; the settings are {', '.join(kind.__struct_fields__)}" if "unknown field" in str(problem) else ""
         raise BadInput(f"{where}: {problem}{known}") from problem
-    for name, what in (("save_every", "steps"), ("devices", "processes"), ("nodes", "machines")):
+    for name, what in (("save_every", "steps"), ("steps", "steps"), ("devices", "processes"), ("nodes", "machines")):
         value = getattr(config, name)
         if value is not None and value < 1:
             raise BadInput(f"{where}: {name} is {value}; give 1 or more {what}")
@@ -223,6 +226,8 @@ def _require_order(config: TrainConfig, where: str) -> None:
             raise BadInput(
                 f"{where}: {name} is {epochs} and epochs is {config.epochs}; give 1 or more, and fewer than all epochs"
             )
+    if config.steps is not None and (config.replace_at is not None or config.restore_at is not None):
+        raise BadInput(f"{where}: replace_at and restore_at are counted in epochs; give epochs, and leave out steps")
     if config.replace_at is not None and config.restore_at is not None and config.restore_at <= config.replace_at:
         raise BadInput(
             f"{where}: restore_at is {config.restore_at} and replace_at is {config.replace_at}; blocks are restored "

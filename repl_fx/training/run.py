@@ -126,7 +126,8 @@ def train(
         trainer = pl.Trainer(
             default_root_dir=state,
             accelerator=accelerator,
-            max_epochs=config.epochs if phase is None else phase.until,
+            max_epochs=_epochs(config, phase),
+            max_steps=config.steps or -1,
             precision=PRECISIONS[config.precision],
             accumulate_grad_batches=config.accumulate,
             gradient_clip_val=config.clip or None,
@@ -146,7 +147,8 @@ def train(
             **trainer_settings(config, processes),
         )
         batches = Batches(data, config, device_of(processes, accelerator), trainer, processes)
-        steps = config.epochs * -(-len(batches.train) // config.accumulate)
+        in_epoch = -(-len(batches.train) // config.accumulate)
+        steps = config.steps or config.epochs * in_epoch
         module = module_of(sharding.model, data, config, steps, sharding.to_try(batches.first()), teacher)
         if isinstance(module, Training):
             batches.check_targets(module.task)
@@ -164,8 +166,8 @@ def train(
         try:
             trainer.fit(module, **batches.to_fit(), ckpt_path=before[0] if before else None, weights_only=True)
             figures = figures_of(trainer)
-            if not figures:
-                # The run was at its end already.
+            if not figures or steps % in_epoch:
+                # The run was at its end already, or ends within an epoch, behind the last evaluation.
                 trainer.validate(module, verbose=False, **batches.to_validate())
                 figures = figures_of(trainer)
             sharding.end()
@@ -187,6 +189,13 @@ def train(
         except OSError as problem:
             raise OutputError(f"{state} cannot be written: {problem.strerror or problem}") from problem
     return trained
+
+
+def _epochs(config: TrainConfig, phase: Phase | None) -> int:
+    """The epochs at the end of a phase, or of a run; Lightning's -1 for one that ends by its steps."""
+    if config.steps is not None:
+        return -1
+    return config.epochs if phase is None else phase.until
 
 
 def finished(directory: Path, folder: str) -> Trained | None:
