@@ -187,13 +187,13 @@ def _cut_captured(run: _Run, models: Models, source: Source, data: Data | UserDa
     scores = state.scores()
     if scores is None:
         options: Any = {"samples": config.samples, "progress": run.progress}
-        scores = score_on_data(captured, source.inputs, config, config.score, **options)
+        scores = score_on_data(captured, data, config, config.score, **options)
         state.write_scores(scores)
     if "original" not in state.figures():
         run.progress("evaluate the original")
         state.add(figures={"original": evaluate(source.model, data, config, source.model)})
     result = models.transform(source, progress=run.progress, captured=captured, scores=scores.of(config.score))
-    fits = _fitted(run, result, source)
+    fits = _fitted(run, result, data)
     run.progress("evaluate the cut model")
     figures = evaluate(result.model, data, config, source.model)
     costs = _costs(run, result)
@@ -201,11 +201,11 @@ def _cut_captured(run: _Run, models: Models, source: Source, data: Data | UserDa
     state.add(figures={"cut": figures}, fits=fits, **costs)
 
 
-def _fitted(run: _Run, result: TransformResult, source: Source) -> list[dict[str, Any]]:
+def _fitted(run: _Run, result: TransformResult, data: Data | UserData) -> list[dict[str, Any]]:
     if all(replacement.surrogate in _EMPTY for replacement in result.plan.replacements):
         return []
     run.progress("fit")
-    samples = calibration(source.model, source.inputs, run.config, run.config.samples, with_loss=False)
+    samples = calibration(result.model, data, run.config, run.config.samples, with_loss=False)
     done = fit(result, lambda: (given for given, _ in samples.batches()))
     return [asdict(one) for one in done.maps]
 
