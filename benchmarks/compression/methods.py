@@ -1,0 +1,143 @@
+"""Ways to cut a trained network to a share of its FLOPs: those of repl-fx, depth pruning, and other tools."""
+
+from __future__ import annotations
+
+import importlib
+import random
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+from torch import nn
+
+import repl_fx
+from benchmarks.compression.originals import Original, first_tensor, flops_of
+from repl_fx.errors import BadInput
+from repl_fx.scoring.scores import Scores
+
+
+@dataclass(frozen=True, eq=False)
+class Cut:
+    """A cut network.
+
+    Attributes:
+        model: to evaluate and to heal.
+        flops: of one input, as a share of the original.
+        blocks: how many were replaced; 0 where channels went.
+    """
+
+    model: nn.Module
+    flops: float
+    blocks: int
+
+
+Method = Callable[[Original, float, int], Cut]
+
+
+def methods() -> dict[str, Method]:
+    """The methods by name; each takes a trained network, a share of its FLOPs and a seed."""
+    return {
+        "depth pruning, random blocks": partial(_by_budget, "identity", scored="random"),
+        "depth pruning, every k": partial(_by_budget, "identity", scored="none"),
+        "depth pruning, least influence": partial(_by_budget, "identity"),
+        "linear, a scale": partial(_by_budget, "linear", settings={"form": "scale"}),
+        "linear": partial(_by_budget, "linear"),
+        "linear, every k": partial(_by_budget, "linear", scored="none"),
+        "auto, fitted": partial(_by_budget, "auto"),
+        "ReplaceMe's map": _replace_me,
+        "Torch-Pruning": _torch_pruning,
+    }
+
+
+def _by_budget(
+    surrogate: str,
+    original: Original,
+    share: float,
+    seed: int,
+    *,
+    scored: str = "influence",
+    settings: Mapping[str, Any] | None = None,
+) -> Cut:
+    """The plan of the highest score under a budget, and the fit of what stands in."""
+    scores = None if scored == "none" else _scores(original.scores, scored, seed)
+    options: Any = {"budget": {"flops": share}, "surrogate": surrogate, "settings": settings, "seed": seed}
+    # A network of its own: healing trains it.
+    model = original.copy()
+    result = repl_fx.transform(model, original.inputs.args, scores=scores, check=False, **options)
+    if surrogate != "identity":
+        repl_fx.fit(result, original.batches)
+    return _cut(original, result)
+
+
+def _cut(original: Original, result: repl_fx.TransformResult) -> Cut:
+    left = flops_of(repl_fx.fold(result.module), original.inputs) / original.flops
+    return Cut(result.model, left, len(result.plan.replacements))
+
+
+def _scores(scores: Scores, kind: str, seed: int) -> dict[str, float]:
+    if kind != "random":
+        return scores.of("influence")
+    drawn = random.Random(seed)
+    return {name: drawn.random() for name in scores.of("influence")}
+
+
+def _replace_me(original: Original, share: float, seed: int) -> Cut:
+    """One run of blocks in a row, the one of the least influence, by one map of least cosine distance.
+
+    ReplaceMe, arXiv:2505.02819: sections 2.1 (which blocks) and 2.2 (the map); without its merging into the layer
+    before, which saves no more than the map's own product.
+    """
+    for length in range(1, len(original.scores.blocks)):
+        stretches = [one for one in original.scores.stretches if one.length == length]
+        single = [(score.influence, (score.block,)) for score in original.scores.blocks if score.influence is not None]
+        names = [score.block for score in original.scores.blocks]
+        rows = [(one.influence, tuple(names[names.index(one.first) : names.index(one.last) + 1])) for one in stretches]
+        for _, blocks in sorted(single if length == 1 else rows):
+            try:
+                model = original.copy()
+                result = repl_fx.transform(
+                    model, original.inputs.args, blocks=list(blocks), surrogate="linear", seed=seed, check=False
+                )
+            except (BadInput, repl_fx.NothingToReplace):
+                continue
+            if len(result.plan.replacements) < length:
+                continue
+            made = _cut(original, result)
+            if made.flops <= share:
+                repl_fx.fit(result, original.batches, objective="cosine")
+                return made
+            # Others of this length save as much.
+            break
+    raise BadInput(f"no run of blocks leaves {share} of the FLOPs")
+
+
+def _torch_pruning(original: Original, share: float, seed: int) -> Cut:
+    """Channels of the least norm, all over the network, until so many FLOPs are left."""
+    tp: Any = importlib.import_module("torch_pruning")
+
+    model = original.copy()
+    x = first_tensor(original.inputs)
+    heads = {
+        module: module.num_heads for module in model.modules() if isinstance(getattr(module, "num_heads", None), int)
+    }
+    last = [module for module in model.modules() if isinstance(module, nn.Linear)][-1]
+    pruner = tp.pruner.BasePruner(
+        model,
+        x,
+        importance=tp.importance.GroupMagnitudeImportance(p=2),
+        pruning_ratio=0.9,
+        iterative_steps=90,
+        ignored_layers=[last],
+        num_heads=heads,
+        global_pruning=False,
+    )
+    for _ in range(90):
+        pruner.step()
+        left = flops_of(model, original.inputs) / original.flops
+        if left <= share:
+            break
+    with torch.no_grad():
+        model(x)
+    return Cut(model, left, 0)

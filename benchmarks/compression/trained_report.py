@@ -1,0 +1,102 @@
+"""The report of the benchmark of trained models."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+from collections.abc import Sequence
+from pathlib import Path
+from statistics import mean, stdev
+from typing import Any
+
+INTRODUCTION = """# Trained models, cut to a budget
+
+Written by `python -m benchmarks.trained --report`; its docstring says what is measured, and how. Mean ± standard
+deviation over the seeds; one seed has no ±. "cut" is without any training after the cut, the columns behind it after a
+training for so many of the steps of the original's, by one recipe whoever made the cut. Latency is that of a call with
+32 inputs in PyTorch, as a share of the original's.
+"""
+
+
+def write_report(records: Sequence[dict[str, Any]], place: Path) -> None:
+    """Write trained.md, and trained.svg where matplotlib is."""
+    parts = [INTRODUCTION]
+    networks = list(dict.fromkeys((record["scale"], record["network"]) for record in records))
+    drawn = importlib.util.find_spec("matplotlib") is not None and bool(networks)
+    if drawn:
+        _draw(records, networks, place / "trained.svg")
+        parts.append("![The figure against FLOPs](trained.svg)\n")
+    for scale, network in networks:
+        own = [record for record in records if (record["scale"], record["network"]) == (scale, network)]
+        parts.append(_section(own))
+    (place / "trained.md").write_text("\n".join(parts))
+
+
+def _section(records: Sequence[dict[str, Any]]) -> str:
+    """The tables of a network: one for each share of its FLOPs."""
+    whole = [record for record in records if record["method"] == "original"]
+    best, steps = whole[0]["best"], whole[0]["steps"]
+    seeds = sorted({record["seed"] for record in records})
+    lines = [
+        f"## {records[0]['network']}",
+        "",
+        f"{best} of the original: {_spread([record['cut'] for record in whole])}, after {steps:,} steps; "
+        f"{len(seeds)} seed{'s' * (len(seeds) > 1)}; {records[0]['machine']}, "
+        + ", ".join(f"{name} {found}" for name, found in records[0]["versions"].items()),
+        "",
+    ]
+    shares = sorted({record["share"] for record in records} - {1.0}, reverse=True)
+    for share in shares:
+        rows = [record for record in records if record["share"] == share]
+        healing = sorted({name for row in rows for name in row if name.startswith("healed")})
+        columns = ["cut", *healing]
+        heads = ["cut", *(f"{100 * float(name.split()[1]):g} %" for name in healing)]
+        lines += [
+            f"At most {share:g} of the FLOPs:",
+            "",
+            f"| method | blocks | FLOPs | latency | {' | '.join(heads)} |",
+            f"|---|--:|--:|--:|{'--:|' * len(heads)}",
+        ]
+        for method in dict.fromkeys(row["method"] for row in rows):
+            lines.append(_row(method, [row for row in rows if row["method"] == method], columns))
+        lines.append("")
+    return "\n".join(lines)
+
+
+def _row(method: str, rows: Sequence[dict[str, Any]], columns: Sequence[str]) -> str:
+    known = [row for row in rows if "reason" not in row]
+    if not known:
+        return f"| {method} | | | | {rows[0]['reason']} |" + " |" * (len(columns) - 1)
+    blocks = "/".join(dict.fromkeys(str(row["blocks"]) for row in known))
+    cells = [blocks, *(f"{mean(row[name] for row in known):.3f}" for name in ("flops", "latency"))]
+    cells += [_spread([row[name] for row in known if name in row]) for name in columns]
+    return f"| {method} | {' | '.join(cells)} |"
+
+
+def _spread(values: Sequence[float]) -> str:
+    if not values:
+        return ""
+    return f"{mean(values):.4f}" + (f" ± {stdev(values):.4f}" if len(values) > 1 else "")
+
+
+def _draw(records: Sequence[dict[str, Any]], networks: Sequence[tuple[str, str]], file: Path) -> None:
+    """The figure without training against the share of FLOPs, a panel for each network."""
+    pyplot = importlib.import_module("matplotlib.pyplot")
+    figure, panels = pyplot.subplots(1, len(networks), figsize=(5 * len(networks), 4), squeeze=False)
+    for panel, key in zip(panels[0], networks, strict=True):
+        own = [r for r in records if (r["scale"], r["network"]) == key and "reason" not in r]
+        whole = mean(r["cut"] for r in own if r["method"] == "original")
+        for method in dict.fromkeys(r["method"] for r in own if r["method"] != "original"):
+            points = []
+            for share in sorted({r["share"] for r in own} - {1.0}):
+                rows = [r for r in own if (r["method"], r["share"]) == (method, share)]
+                if rows:
+                    points.append((mean(r["flops"] for r in rows), mean(r["cut"] for r in rows)))
+            panel.plot(*zip(*[*points, (1.0, whole)], strict=True), marker="o", label=method)
+        panel.set_title(key[1])
+        panel.set_xlabel("FLOPs, of the original")
+        panel.set_ylabel(next(r["best"] for r in own if "best" in r))
+    panels[0][0].legend(fontsize="x-small")
+    figure.tight_layout()
+    figure.savefig(file, metadata={"Date": None})
+    pyplot.close(figure)
