@@ -70,7 +70,10 @@ def fit(
         raise BadInput("batches can be gone through once, and every surrogate takes a pass; give a list, or a function")
     fitting = _Fitting(result, found, given, ridge, objective)
     with torch.no_grad():
-        return Fit(tuple(fitting.fit(one) for one in found))
+        made = Fit(tuple(fitting.fit(one) for one in found))
+    if not any(one.numbers for one in made.surrogates):
+        raise BadInput(f"nothing in the result was fitted; {'; '.join(map(str, made.surrogates))}")
+    return made
 
 
 class _Fitting:

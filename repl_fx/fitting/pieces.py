@@ -11,10 +11,11 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Collection, Mapping
+from functools import cached_property
 from typing import Any
 
 import torch
-from torch import Tensor, fx
+from torch import Tensor, fx, nn
 
 from repl_fx._torch import pytree
 from repl_fx.graph.bridge import digraph, leading_to, reached_from
@@ -27,7 +28,7 @@ class Piece:
     """The nodes that lead from some nodes to a point, those included.
 
     Args:
-        gm: a rewritten graph; it is not changed, and the piece has its own tensors.
+        gm: a rewritten graph; it is not changed.
         starts: the nodes where the piece begins.
         point: the node whose value it computes.
         instead: whether the values of the starts are given, and not computed.
@@ -44,16 +45,21 @@ class Piece:
         inside = [node for node in self.nodes if not instead or node not in starts]
         read = (feeder for node in inside for feeder in node.all_input_nodes)
         self.given = tuple(feeder for feeder in dict.fromkeys(read) if feeder not in inside and feeder.op != "get_attr")
+        self._gm, self._inside, self._point = gm, inside, point
+
+    @cached_property
+    def module(self) -> nn.Module:
+        """The piece as a module, with its own tensors."""
         graph, copies = fx.Graph(), dict[fx.Node, fx.Node]()
         for feeder in self.given:
             copies[feeder] = graph.placeholder(feeder.name)
-        for node in inside:
+        for node in self._inside:
             for feeder in node.all_input_nodes:
                 if feeder not in copies:
                     copies[feeder] = graph.node_copy(feeder)
             copies[node] = graph.node_copy(node, copies.__getitem__)
-        graph.output(copies[point])
-        self.module = copy.deepcopy(fx.GraphModule(gm, graph)).double().eval().requires_grad_(False)
+        graph.output(copies[self._point])
+        return copy.deepcopy(fx.GraphModule(self._gm, graph)).double().eval().requires_grad_(False)
 
     def __contains__(self, node: fx.Node) -> bool:
         return node in self.nodes

@@ -293,6 +293,7 @@ def test_surrogates_come_closer_one_after_the_other(net: str, surrogate: str) ->
     assert all(torch.equal(tensor, source[name]) for name, tensor in model.state_dict().items())
     changed = {name for name, tensor in result.module.state_dict().items() if not torch.equal(tensor, start[name])}
     assert changed and all(name.startswith("surrogates.") for name in changed)
+    assert any(name.endswith("running_mean") for name in changed) is (net == "pictures")
     # The figure is that of the streams: behind the first block, where nothing was fitted before.
     with torch.no_grad():
         wanted, made = (_stream(one, torch.cat(batches)) for one in (model, result.model))
@@ -331,8 +332,8 @@ def test_a_fit_that_would_be_farther_is_not_kept(monkeypatch: pytest.MonkeyPatch
     before = {name: tensor.clone() for name, tensor in result.module.state_dict().items()}
     solve = Equations.solve
     monkeypatch.setattr(Equations, "solve", lambda *given: -3 * solve(*given))
-    (one,) = repl_fx.fit(result, [torch.randn(8, 3, 8, 8)]).surrogates
-    assert one.numbers == 0 and "would be lost, more than" in one.left and "stays as it is" in str(one)
+    with pytest.raises(repl_fx.BadInput, match=r"blocks\.1: bottleneck stays as it is: fitted, .* lost, more than"):
+        repl_fx.fit(result, [torch.randn(8, 3, 8, 8)])
     assert all(torch.equal(tensor, before[name]) for name, tensor in result.module.state_dict().items())
 
 
@@ -347,6 +348,27 @@ def test_what_of_a_result_cannot_be_fitted_is_said() -> None:
     fitted = repl_fx.fit(transformed(net, (X,), plan=both), [X])
     assert [bool(one.numbers) for one in fitted.surrogates] == [True, False]
     assert str(fitted).endswith("blocks.3: identity stays as it is: nothing is in the place of the block")
+
+
+class _NormedBranch(_Affine):
+    """A residual block whose branch ends in a norm."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(6)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.norm(self.fc2(self.fc1(x)))  # type: ignore[no-any-return]
+
+
+def test_behind_a_norm_of_the_blocks_own_there_is_nothing_to_solve() -> None:
+    torch.manual_seed(0)
+    net, x = nn.Sequential(*(_NormedBranch() for _ in range(3))), torch.randn(16, 5, 6)
+    result = transformed(net, (x,), surrogate="bottleneck")
+    before = {name: tensor.clone() for name, tensor in result.module.state_dict().items()}
+    with pytest.raises(repl_fx.BadInput, match=r"1: bottleneck stays as it is: what follows .*branch_0 is not linear"):
+        repl_fx.fit(result, [x])
+    assert all(torch.equal(tensor, before[name]) for name, tensor in result.module.state_dict().items())
 
 
 def test_surrogates_of_a_model_in_parts_are_fitted() -> None:
