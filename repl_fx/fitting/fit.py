@@ -71,7 +71,7 @@ def fit(
     fitting = _Fitting(result, found, given, ridge, objective)
     with torch.no_grad():
         made = Fit(tuple(fitting.fit(one) for one in found))
-    if not any(one.numbers for one in made.surrogates):
+    if not any(one.rows for one in made.surrogates):
         raise BadInput(f"nothing in the result was fitted; {'; '.join(map(str, made.surrogates))}")
     return made
 
@@ -146,7 +146,8 @@ class _Fitting:
             after = self._distance(one, before.axis).share
         # One that was fitted before moves by its rounding.
         if after > before.share * (1 + _ROUNDING):
-            return {"left": f"fitted, {after:.3f} of the variance would be lost, more than {before.share:.3f} without"}
+            why = f"fitted, {after:.3f} of the variance would be lost, more than {before.share:.3f} without"
+            return {"rows": rows, "left": why}
         lost = {"before": before.share, "after": after, "left": "; ".join(dict.fromkeys(left))}
         return {"numbers": numbers, "rows": rows, "ridge": ridge, **lost}
 

@@ -14,7 +14,8 @@ class FittedSurrogate:
         block: the block that it stands for, the last of its stretch.
         surrogate: its key.
         numbers: how many of its numbers were fitted; 0 where it stays as it is.
-        rows: positions of all samples that it was fitted on.
+        rows: positions of all samples that it was fitted on, also where the fit was not kept; or values, where a number
+            is for all channels.
         ridge: the share of a ridge, as used; see docs/fits.md.
         before, after: the mean squared distance of the stream behind the block from that of the original, by its
             variance: with the surrogate silent (`blend`, which never is: as it starts), and fitted.

@@ -12,6 +12,7 @@ Never touches: the model, the program.
 
 from __future__ import annotations
 
+import inspect
 import operator
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -185,6 +186,7 @@ class _Lifter:
         call: LeafCall = self.calls.calls[index]
         args, kwargs = call.given(self.value(node.args[0]), self.value(node.args[1]))
         if isinstance(call.callee, nn.Module):
+            args, kwargs = _by_position(call.callee, args, kwargs)
             made = self.emit("call_module", self.paths[call.callee], args, kwargs, node)
         else:
             made = self.emit("call_function", AutogradCall(call.callee), args, kwargs, node)
@@ -246,3 +248,18 @@ class _Lifter:
 class _State:
     path: str
     val: Any
+
+
+def _by_position(
+    leaf: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """The arguments of a leaf, by position as far as its signature goes: passes read the input of a layer there."""
+    if not kwargs or leaf._forward_pre_hooks or leaf._forward_hooks:
+        # A hook may tell arguments by name from those by position.
+        return args, kwargs
+    placed, named = list(args), dict(kwargs)
+    for parameter in list(inspect.signature(leaf.forward).parameters.values())[len(args) :]:
+        if parameter.kind is not parameter.POSITIONAL_OR_KEYWORD or parameter.name not in named:
+            break
+        placed.append(named.pop(parameter.name))
+    return tuple(placed), named

@@ -19,6 +19,7 @@ from repl_fx.tracing.parts.capture import CapturedParts
 from repl_fx.training.building import module_of
 from repl_fx.training.config import TrainConfig
 from repl_fx.training.data.kinds import Data, UserData, length
+from repl_fx.training.data.targets import has_targets
 from repl_fx.training.loading import loaders, read_data
 from repl_fx.training.module import Training
 
@@ -114,6 +115,8 @@ def _loss(
 ) -> Callable[[Any, Any], Tensor]:
     """The loss of the task of the data."""
     first = next(iter(loaders(data, config, device)[1]))
+    if not has_targets(first[1]):
+        raise BadInput(f"{data.name} has no targets, and so no loss; score by influence or change")
     module = module_of(model, data, config, 1, first)
     if not isinstance(module, Training):
         raise BadInput(f"--task {config.task} is a module with a loss of its own; score by influence or change")

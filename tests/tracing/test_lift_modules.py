@@ -72,3 +72,30 @@ def test_constants_are_shared_when_equal() -> None:
     assert constants.name(torch.ones(1, 2)) != first
     assert constants.name(torch.zeros(2)) != first
     assert len(constants.tensors) == 4
+
+
+class ByName(nn.Module):
+    """Layers that are called by the names of their arguments."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.fc, self.scale, self.norm = nn.Linear(8, 8), nn.Bilinear(8, 8, 8), nn.LayerNorm(8)
+
+    def forward(self, x: Tensor) -> Any:
+        return self.scale(input2=self.norm(input=x), input1=self.fc(input=x))
+
+
+def test_arguments_of_layers_are_by_position() -> None:
+    model, x = ByName(), torch.randn(3, 8)
+    graph, _, _ = lifted(model, x)
+    fc, norm, scale = (next(n for n in graph.nodes if n.target == name) for name in ("fc", "norm", "scale"))
+    assert not (fc.kwargs or norm.kwargs or scale.kwargs) and scale.args == (fc, norm)
+    assert torch.equal(fx.GraphModule(model, graph)(x), model(x))
+
+
+def test_a_hook_sees_the_arguments_as_they_were_given() -> None:
+    model, x = ByName(), torch.randn(3, 8)
+    model.norm.register_forward_pre_hook(lambda module, args, kwargs: None, with_kwargs=True)
+    graph, _, _ = lifted(model, x)
+    norm = next(n for n in graph.nodes if n.target == "norm")
+    assert not norm.args and list(norm.kwargs) == ["input"]

@@ -80,7 +80,7 @@ import os, sys
 from pathlib import Path
 import torch
 from repl_fx.training.run import train
-from repl_fx.training.config import read_config
+from repl_fx.training.config import TrainConfig, read_config
 from repl_fx.training.safe_checkpoints import Checkpoints
 from tests.training import runs
 import signal
@@ -94,7 +94,7 @@ def on_train_batch_end(self, *args):
     if count == batch:
         os.kill(os.getpid(), signal.SIGKILL)
 Checkpoints.on_train_batch_end = on_train_batch_end
-train(model(), data(), read_config(directory / "config.yaml"), directory)
+train(model(), data(), read_config(directory / "config.yaml", TrainConfig()), directory)
 """
 
 
@@ -125,7 +125,7 @@ def _kill_here(make: Make, data: Samples, directory: Path, batch: int) -> None:
             raise _Killed
 
     with patch.object(Checkpoints, "on_train_batch_end", on_train_batch_end), pytest.raises(_Killed):
-        train(make(), data(), read_config(directory / "config.yaml"), directory)
+        train(make(), data(), read_config(directory / "config.yaml", TrainConfig()), directory)
 
 
 @pytest.mark.parametrize(
