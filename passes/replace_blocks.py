@@ -16,7 +16,7 @@ from contextlib import nullcontext
 import torch
 from torch import fx
 
-from repl_fx.analysis.blocks import Repeat
+from repl_fx.analysis.blocks import Block, Repeat
 from repl_fx.analysis.side_outputs import return_none_
 from repl_fx.errors import PlanMismatch, foreign_code
 from repl_fx.graph.bridge import digraph_with_writes, leading_to
@@ -27,6 +27,7 @@ from repl_fx.passes.driver import Result
 from repl_fx.plan import Plan, Refusal, Replacement
 from repl_fx.surrogates import make_surrogate
 from repl_fx.surrogates.shared.builder import Rewriting
+from repl_fx.surrogates.shared.fitted_starts import COUNTERPART
 from repl_fx.surrogates.shared.matching import Matches
 
 # The note, on a node of a block, also of a replaced one of which it stayed, of the block's name in the graph.
@@ -101,6 +102,7 @@ def _replace(
         )
     for output, value in zip(block.outputs, made, strict=True):
         rewriting.replace(output, value)
+    _note_counterparts(rewriting, block)
     graph = rewriting.graph_module.graph
     inside = [rewriting.copy_of(node) for node in block.nodes]
     if not surrogate.keeps_inner_values:
@@ -114,6 +116,19 @@ def _replace(
     left = leading_to(digraph_with_writes(nodes), read)
     erase_dead(graph, [node for node in nodes if node not in left])
     return gone
+
+
+def _note_counterparts(rewriting: Rewriting, block: Block) -> None:
+    """Note on what stays of a block, and on what took the place of its values, which of its nodes each stands for."""
+    left = {rewriting.copy_of(node) for node in block.nodes}
+    for node in block.nodes:
+        now = rewriting.now(node)
+        if now not in left and now.meta.get("replaces", ("",))[0] != block.name:
+            continue
+        if now is rewriting.copy_of(node) or node in block.outputs:
+            now.meta[COUNTERPART] = node.name
+        else:
+            now.meta.setdefault(COUNTERPART, node.name)
 
 
 def _readers(gm: fx.GraphModule) -> dict[str, list[fx.Node]]:

@@ -34,9 +34,11 @@ from .export import (
     verify_onnx as verify_onnx,
 )
 from .fitting.fit import (
-    Fit as Fit,
-    FittedMap as FittedMap,
     fit as fit,
+)
+from .fitting.results import (
+    Fit as Fit,
+    FittedSurrogate as FittedSurrogate,
 )
 from .passes.find_repeats import (
     find_repeats as find_repeats,

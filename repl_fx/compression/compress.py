@@ -207,7 +207,7 @@ def _fitted(run: _Run, result: TransformResult, data: Data | UserData) -> list[d
     run.progress("fit")
     samples = calibration(result.model, data, run.config, run.config.samples, with_loss=False)
     done = fit(result, lambda: (given for given, _ in samples.batches()))
-    return [asdict(one) for one in done.maps]
+    return [asdict(one) for one in done.surrogates]
 
 
 def _costs(run: _Run, result: TransformResult) -> dict[str, Any]:

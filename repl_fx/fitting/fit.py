@@ -1,194 +1,235 @@
-"""Fit the linear maps of a rewritten model to the original, in closed form, on calibration data.
+"""Fit the surrogates of a rewritten model to the original, in closed form, on calibration data.
 
-    original   … blocks.3 -> y                       y: what came out of the last block of the stretch
-    rewritten  … x -> linear -> …                    x: what goes into the map now, behind the maps fitted before
+    original   … [block] -> y                        y: what came out of the block
+    rewritten  … x -> [surrogate of theta] -> v(theta)
 
-A merged map is of a part m of the stream alone: what it makes of m has to be m + y - x.
-
-One map after another, in program order, each on the activations of the network as it is by then; each takes one pass of
-both networks over the data. What is kept of the data is two matrices of the size of the map.
+One surrogate after another, in program order, each on the activations of the network as it is by then. Its numbers
+theta, of which v is an affine function, become those for which v is closest to y. Where more than additions follow (a
+ReLU, a norm), v and y are the last values before that.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
-from functools import partial
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, fx
 
 from repl_fx.errors import BadInput
-from repl_fx.fitting.moments import Moments
-from repl_fx.fitting.solving import solve
-from repl_fx.graph.recording import watched
-from repl_fx.graph.roles import ADDITIONS
+from repl_fx.fitting.channel_terms import ChannelFit
+from repl_fx.fitting.distance import Distance
+from repl_fx.fitting.equations import ridge_for
+from repl_fx.fitting.last_layer import LayerFit, layer_of
+from repl_fx.fitting.maps import MapFit, require_objective
+from repl_fx.fitting.networks import Network
+from repl_fx.fitting.norm_statistics import ChannelStatistics
+from repl_fx.fitting.results import Fit, FittedSurrogate
+from repl_fx.fitting.stand_ins import StandIn, silence_, stand_ins
+from repl_fx.graph.bridge import digraph, reached_from
 from repl_fx.pipeline import TransformResult
-from repl_fx.planning.part_repeats import part_of
-from repl_fx.running.batches import Batch, Batches, Evaluation, Given
-from repl_fx.running.untouched import device_of, in_mode
-from repl_fx.surrogates.linear import MergedSynthesis, StreamMap
-from repl_fx.tracing.parts.capture import qualified_name
+from repl_fx.running.batches import Batches, Given
+from repl_fx.running.untouched import device_of
+from repl_fx.surrogates.shared.fitted_starts import ChannelTerms, FittedStart, LastLayer, WholeMap
+
+_Sums = ChannelFit | LayerFit
+_ROUNDING = 1e-4
 
 
-@dataclass(frozen=True)
-class FittedMap:
-    """One map that was fitted.
+def fit(
+    result: TransformResult, batches: Given, *, ridge: float | None = None, objective: str = "least-squares"
+) -> Fit:
+    """Fit the surrogates to the original network, which has its trained weights.
 
-    Attributes:
-        block: the block that it stands for, the last of its stretch.
-        rows: positions of all samples that it was fitted on.
-        ridge: see `repl_fx.fitting.solving`; 0.01 where there were too few rows for a full map.
-        before, after: the mean squared distance of the stream behind the stretch from that of the original, by its
-            variance: with nothing in place of the stretch, and with the map.
-    """
-
-    block: str
-    rows: int
-    ridge: float
-    before: float
-    after: float
-
-    def __str__(self) -> str:
-        return (
-            f"{self.block}: {self.before:.3f} of the variance was lost, {self.after:.3f} is with the map "
-            f"({self.rows:,} rows, ridge {self.ridge:g})"
-        )
-
-
-@dataclass(frozen=True)
-class Fit:
-    """The maps that were fitted, in program order."""
-
-    maps: tuple[FittedMap, ...]
-
-    def __str__(self) -> str:
-        return "\n".join(map(str, self.maps))
-
-
-def fit(result: TransformResult, batches: Given, *, ridge: float | None = None) -> Fit:
-    """Fit the maps of `linear` to the original network, which has its trained weights.
-
-    The parameters of the maps in `result`, which its model in place and its graph share, are set; nothing else changes.
+    Of the surrogates' own parameters in `result`, which its model in place and its graph share, those are set that the
+    output is affine in (docs/fits.md), and the statistics of their own batch norms; nothing else changes.
 
     Args:
-        result: of `transform` with the surrogate `linear`.
+        result: of `transform`.
         batches: example inputs of a few hundred samples, batch by batch, without targets: a collection that can be gone
             through several times, or a function that returns one. A batch is what the model takes: a tensor, a tuple of
             positional inputs, or a mapping of keyword inputs.
-        ridge: draws a map to the identity, as a fraction of the mean variance of its channels; chosen by default.
+        ridge: draws a surrogate to where it starts, as a share of the mean variance of its channels (`linear`) or of
+            each number's own influence; chosen by default.
+        objective: `least-squares`, or `cosine` for the least cosine distance, of the maps of `linear` alone.
 
     Returns:
-        What was fitted, with the distance from the original before and after.
+        What was fitted, with the distance from the original before and after, and why the rest was not.
 
     Raises:
-        BadInput: the result has no such map; a batch that the model does not take, or whose activations are no numbers;
-            or no batches.
+        BadInput: nothing in the result can be fitted; a batch that the model does not take, or whose activations are no
+            numbers; no batches; an unknown objective.
     """
-    maps = list(_maps(result))
-    if not maps:
-        raise BadInput("the result has no linear map to fit; transform the model with surrogate='linear'")
+    require_objective(objective)
+    found = list(stand_ins(result))
+    if not any(one.starts for one in found):
+        why = "; ".join(dict.fromkeys(f"{one.surrogate}: {one.reason}" for one in found))
+        raise BadInput(f"nothing in the result can be fitted ({why}); transform the model with another surrogate")
     given = Batches(batches, paired=False, device=device_of(result.module, result.inputs))
     if not given.lasting:
-        raise BadInput("batches can be gone through once, and every map takes a pass; give a list, or a function")
-    return Fit(tuple(_fit(result, one, given, ridge) for one in maps))
+        raise BadInput("batches can be gone through once, and every surrogate takes a pass; give a list, or a function")
+    fitting = _Fitting(result, found, given, ridge, objective)
+    with torch.no_grad():
+        made = Fit(tuple(fitting.fit(one) for one in found))
+    if not any(one.rows for one in made.surrogates):
+        raise BadInput(f"nothing in the result was fitted; {'; '.join(map(str, made.surrogates))}")
+    return made
 
 
-@dataclass(frozen=True, eq=False)
-class _Map:
-    """A map in a rewritten graph.
-
-    Attributes:
-        part: path of the part.
-        block: the block in the model.
-        module: the map.
-        value: the node whose value is mapped; of a merged map, the one that has the mapped value.
-        stream: the node that has the whole stream, the same one where the map is not merged.
-    """
-
-    part: str
-    block: str
-    module: StreamMap
-    value: fx.Node
-    stream: fx.Node
-
-
-def _maps(result: TransformResult) -> Iterator[_Map]:
-    for part in result.parts:
-        for node in part.graph_module.graph.find_nodes(op="call_module", sort=True):
-            module = part.graph_module.get_submodule(str(node.target))
-            if isinstance(module, StreamMap):
-                # The first result is the weight of the product.
-                product = min(min(node.users).users)
-                stream = product.args[0]
-                if isinstance(module, MergedSynthesis):
-                    stream = next(after for after in _following(product) if after.target in ADDITIONS)
-                assert isinstance(stream, fx.Node)
-                value = product if isinstance(module, MergedSynthesis) else stream
-                yield _Map(part.path, qualified_name(part.path, node.meta["replaces"][0]), module, value, stream)
-
-
-def _following(node: fx.Node) -> Iterator[fx.Node]:
-    """The nodes behind one whose value goes one way alone."""
-    while node.users:
-        (node,) = node.users
-        yield node
-
-
-class _Network:
-    """A network that shows values of one of its graphs as it runs."""
+class _Fitting:
+    """The fits of all surrogates of a result."""
 
     def __init__(
-        self, result: TransformResult, graphs: Mapping[str, fx.GraphModule], path: str, nodes: Iterable[fx.Node]
+        self, result: TransformResult, found: list[StandIn], batches: Batches, ridge: float | None, objective: str
     ) -> None:
-        self.values: dict[fx.Node, Tensor] = {}
-        notes = {node: partial(self._keep, node) for node in nodes}
-        self.model = result.captured_parts.with_graphs({**graphs, path: watched(graphs[path], notes)})
-        self._evaluation = Evaluation(self.model)
+        captured = {part.path: part.graph_module for part in result.captured_parts.parts}
+        places = [(one.part, node) for one in found for node in one.watched]
+        known = [(one.part, node) for one in found for node in (*one.original.values(), one.last)]
+        self._ours = Network(result, {**captured, **result.one_by_one}, places)
+        self._theirs = Network(result, captured, known)
+        self._batches, self._ridge, self._objective = batches, ridge, objective
 
-    def _keep(self, node: fx.Node, value: Tensor) -> None:
-        # What comes later may write over it.
-        self.values[node] = value.clone()
+    def fit(self, one: StandIn) -> FittedSurrogate:
+        """Fit one surrogate; where that fails it is as before."""
+        if not one.starts:
+            return FittedSurrogate(one.block, one.surrogate, left=one.reason)
+        kept = [(module, {k: v.clone() for k, v in module.state_dict().items()}) for module in one.modules]
 
-    def __call__(self, batch: Batch) -> dict[fx.Node, Tensor]:
-        self.values.clear()
-        self._evaluation.outputs(self.model, batch)
-        return dict(self.values)
+        def put_back() -> None:
+            for module, state in kept:
+                module.load_state_dict(state)
 
+        try:
+            first_node, first = one.starts[0]
+            known = self._map(one, first_node, first.merged) if isinstance(first, WholeMap) else self._numbers(one)
+        except BaseException:
+            put_back()
+            raise
+        if not known.get("numbers"):
+            put_back()
+        return FittedSurrogate(one.block, one.surrogate, **known)
 
-def _fit(result: TransformResult, one: _Map, batches: Batches, ridge: float | None) -> FittedMap:
-    part = part_of(result.found, one.block)
-    captured = {part.path: part.graph_module for part in result.captured_parts.parts}
-    rewritten = {**captured, **{part.path: part.graph_module for part in result.parts}}
-    wanted = part.blocks[one.block].output
-    original = _Network(result, captured, one.part, [wanted])
-    ours = _Network(result, rewritten, one.part, {one.value, one.stream})
-    merged = isinstance(one.module, MergedSynthesis)
-    before = {name: tensor.clone() for name, tensor in one.module.state_dict().items()}
-    channels = len(one.module.shift)
-    nothing = torch.eye(channels), torch.zeros(channels)
-    if merged:
-        # The value that goes into the map is the one that comes out of none.
-        one.module.set_to(*nothing)
-    moments = Moments(channels, one.module.shift.device)
-    try:
-        with in_mode(original.model, False), in_mode(ours.model, False), torch.no_grad():
-            for batch in batches:
-                seen, known = ours(batch), original(batch)
-                x, m, y = (_rows(v, one.module) for v in (seen[one.stream], seen[one.value], known[wanted]))
-                if not bool(x.isfinite().all() and y.isfinite().all()):
+    def _map(self, one: StandIn, node: fx.Node, merged: bool) -> dict[str, Any]:
+        sums = MapFit(one.graph, node, merged, self._objective)
+        for ours, wanted in self._pairs(one, sums.given, [one.last]):
+            sums.add(ours, wanted[one.last])
+        return sums.solve(self._ridge)
+
+    def _numbers(self, one: StandIn) -> dict[str, Any]:
+        """Fit the numbers of a surrogate, call by call; returns what is known of it, by the names of the result."""
+        for node, start in one.starts:
+            silence_(one.graph.get_submodule(str(node.target)), start)
+        left, numbers, rows, ridge = list[str](), 0, 0, 0.0
+        before: Distance | None = None
+        after: float | None = None
+        for node, known in one.in_order:
+            if known is None:
+                self._normalise(one, node)
+                continue
+            stage = self._stage(one, node, known)
+            if isinstance(stage, str):
+                left.append(stage)
+                continue
+            sums, point, distance = stage
+            ridge = ridge_for(sums.rows, sums.features) if self._ridge is None else self._ridge
+            found, squares = sums.solve(ridge)
+            module = one.graph.get_submodule(str(node.target))
+            for name, value in found.items():
+                module.get_parameter(name).copy_(value)
+            before = before or distance
+            numbers, rows = numbers + sums.numbers, max(rows, sums.rows)
+            exact = [point] == list(one.outputs)
+            after = squares / distance.variance if exact and distance.variance else None
+        if before is None:
+            return {"left": "; ".join(dict.fromkeys(left))}
+        if after is None:
+            after = self._distance(one, before.axis).share
+        # One that was fitted before moves by its rounding.
+        if after > before.share * (1 + _ROUNDING):
+            why = f"fitted, {after:.3f} of the variance would be lost, more than {before.share:.3f} without"
+            return {"rows": rows, "left": why}
+        lost = {"before": before.share, "after": after, "left": "; ".join(dict.fromkeys(left))}
+        return {"numbers": numbers, "rows": rows, "ridge": ridge, **lost}
+
+    def _stage(self, one: StandIn, node: fx.Node, start: FittedStart) -> tuple[_Sums, fx.Node, Distance] | str:
+        """The sums of a fit, with where it was made and the distance before it; or why nothing is fitted."""
+        if isinstance(start, LastLayer) and layer_of(one.graph, node, start) is None:
+            return "its last layer is of a kind whose input is not known"
+        candidates = one.points[node]
+        chosen: tuple[_Sums, fx.Node, Distance] | None = None
+        wanted = [*one.outputs.values(), *(one.original[point] for point in candidates)]
+        for ours, theirs in self._pairs(one, one.watched, wanted):
+            if chosen is None:
+                found = next(_affine(one, node, start, candidates, ours), None)
+                if found is None:
+                    return f"what follows {_named(node)} is not linear"
+                chosen = *found, Distance(found[0].axis)
+            sums, point, distance = chosen
+            sums.add(ours, _like(theirs[one.original[point]], ours[point]))
+            for output, original in one.outputs.items():
+                distance.add(ours[output], theirs[original])
+        assert chosen is not None  # there are batches
+        return chosen
+
+    def _normalise(self, one: StandIn, node: fx.Node) -> None:
+        """Give a batch norm of the surrogate's own the statistics of the data."""
+        given = node.args[0]
+        assert isinstance(given, fx.Node)
+        statistics = ChannelStatistics()
+        for ours, _ in self._pairs(one, [given], []):
+            statistics.add(ours[given])
+        statistics.set_(one.graph.get_submodule(str(node.target)))
+
+    def _distance(self, one: StandIn, axis: int) -> Distance:
+        distance = Distance(axis)
+        for ours, theirs in self._pairs(one, one.outputs, list(one.outputs.values())):
+            for output, original in one.outputs.items():
+                distance.add(ours[output], theirs[original])
+        return distance
+
+    def _pairs(
+        self, one: StandIn, ours: Collection[fx.Node], theirs: Collection[fx.Node]
+    ) -> Iterator[tuple[dict[fx.Node, Any], dict[fx.Node, Any]]]:
+        """The values of both networks, batch by batch.
+
+        Raises:
+            BadInput: see `Batches`; and where values are no numbers.
+        """
+        for batch in self._batches:
+            made = self._ours.values(batch, ours)
+            wanted = self._theirs.values(batch, theirs) if theirs else {}
+            for value in (*made.values(), *wanted.values()):
+                if isinstance(value, Tensor) and value.is_floating_point() and not bool(value.isfinite().all()):
                     raise BadInput(f"the stream at {one.block} is NaN or infinite in {batch.where}; look at its inputs")
-                m = m.reshape(x.shape)
-                moments.add(m, m.double() + (y.double() - x) if merged else y, y)
-        solution = solve(moments, one.module.form, one.module.rank, ridge)
-    except BaseException:
-        one.module.load_state_dict(before)
-        raise
-    one.module.set_to(solution.matrix, solution.shift)
-    losses = moments.left_over(*nothing), moments.left_over(solution.matrix, solution.shift)
-    return FittedMap(one.block, moments.rows, solution.ridge, *losses)
+            yield made, wanted
 
 
-def _rows(value: Tensor, module: StreamMap) -> Tensor:
-    """The stream with its channels last."""
-    return value.movedim(1, -1) if module.spatial else value
+def _affine(
+    one: StandIn, node: fx.Node, start: FittedStart, points: Sequence[fx.Node], values: Mapping[fx.Node, Any]
+) -> Iterator[tuple[_Sums, fx.Node]]:
+    """The points at which the value is affine in what is fitted, the best first."""
+    for point in points:
+        sums: _Sums
+        if isinstance(start, ChannelTerms):
+            sums = ChannelFit(one.graph, node, start, point)
+        elif isinstance(start, LastLayer):
+            layer = layer_of(one.graph, node, start)
+            if layer is None or point not in reached_from(digraph(one.graph.graph.nodes), [layer]) - {layer}:
+                continue
+            sums = LayerFit(one.graph, node, start, point)
+        else:
+            continue
+        if sums.affine(values):
+            yield sums, point
+
+
+def _named(node: fx.Node) -> str:
+    return str(node.target)
+
+
+def _like(wanted: Tensor, ours: Tensor) -> Tensor:
+    """The part of a value of the original that a value with fewer channels stands for."""
+    for axis, (size, part) in enumerate(zip(wanted.shape, ours.shape, strict=True)):
+        if size != part:
+            wanted = wanted.narrow(axis, 0, part)
+    return wanted

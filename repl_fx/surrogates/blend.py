@@ -14,11 +14,19 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from itertools import islice
 
 from torch import fx
 
+from repl_fx.analysis.linear_operators import linear_operator_of
 from repl_fx.errors import BadInput
-from repl_fx.surrogates.shared.blended_weights import BlendedWeight, blended, find_weights, on_state
+from repl_fx.surrogates.shared.blended_weights import (
+    BlendedWeight,
+    blended,
+    find_weights,
+    fitted_gains,
+    on_state,
+)
 from repl_fx.surrogates.shared.builder import Builder
 from repl_fx.surrogates.shared.registry import STANDS_FOR, Match, Surrogate, register_surrogate
 from repl_fx.surrogates.shared.site import NodeCall, Site, unfit_is_refused
@@ -45,10 +53,15 @@ class BlendConfig:
 
 @dataclass(frozen=True)
 class BlendMatch(Match):
-    """The weights of a block that are blended; the nodes that read them and the rest of the block, in program order."""
+    """The weights of a block that are blended; the nodes that read them and the rest of the block, in program order.
+
+    Attributes:
+        exits: the weights at the end of each branch, or of the block where it has none.
+    """
 
     weights: tuple[BlendedWeight, ...]
     nodes: tuple[fx.Node, ...]
+    exits: tuple[frozenset[str], ...]
 
 
 @register_surrogate("blend", BlendConfig)
@@ -65,7 +78,7 @@ class Blend(Surrogate[BlendConfig, BlendMatch]):
         gone = {weight.path for weight in weights}
         kept = [path for path in site.block.parameters if path not in gone]
         nodes = tuple(sorted({*site.block.nodes, *site.weight_nodes}))
-        return BlendMatch(weights, nodes, kept_parameters=kept)
+        return BlendMatch(weights, nodes, _exits(site), kept_parameters=kept)
 
     def build(self, site: Builder, match: BlendMatch) -> tuple[fx.Node, ...]:
         """Swap the block's weights for blended ones; its nodes stay where they are."""
@@ -74,6 +87,8 @@ class Blend(Surrogate[BlendConfig, BlendMatch]):
             weights = tuple(replace(weight, axis=None) for weight in weights)
         with site.before_node(match.nodes[0]):
             made = blended(site, "blend", weights, self.config.train_neighbours)
+        found = [fitted_gains(site, weights, exits, silent=False) for exits in match.exits]
+        site.fitted(next(iter(made.values())), *(terms for terms in found if terms.terms))
         for path, node in made.items():
             node.meta[STANDS_FOR] = path
         for node in match.nodes:
@@ -90,3 +105,13 @@ class Blend(Surrogate[BlendConfig, BlendMatch]):
             made = on_state(site, NodeCall(here, here.args, here.kwargs, here.meta["val"]), weights)
         if made is not None:
             site.replace(node, made)
+
+
+def _exits(site: Site) -> tuple[frozenset[str], ...]:
+    """The weights that end each branch; of a block without branches that of its last linear operator."""
+    if site.split.branches:
+        ends = [branch.exits for branch in site.split.branches]
+    else:
+        found = (linear_operator_of(site.graph_module, node) for node in reversed(site.block.nodes))
+        ends = [(last,) for last in islice((linear for linear in found if linear is not None), 1)]
+    return tuple(frozenset(linear.weight for linear in some if linear.weight is not None) for some in ends)

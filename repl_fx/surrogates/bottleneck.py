@@ -40,6 +40,7 @@ from repl_fx.graph.roles import CONVOLUTIONS
 from repl_fx.surrogates.shared.activations import activation_function, find_activation
 from repl_fx.surrogates.shared.branch_edits import starts_at_zero, without
 from repl_fx.surrogates.shared.builder import Builder
+from repl_fx.surrogates.shared.fitted_starts import LastLayer
 from repl_fx.surrogates.shared.norms import PreNorm, ThinNorm, find_norm, find_post_norm, find_pre_norm, fresh_norm
 from repl_fx.surrogates.shared.recompute import RecomputedBranch
 from repl_fx.surrogates.shared.registry import Match, Surrogate, check_thin_settings, register_surrogate
@@ -156,6 +157,10 @@ class Bottleneck(Surrogate[BottleneckConfig, BottleneckMatch]):
         axis_in, axis_out = span.axes
         synthesis, paths = self._weights(site, span)
         parts = site.synthesised(span.name, synthesis, paths, synthesis.names)
+        places = {name: (place, name) for place, name in enumerate(synthesis.names)}
+        gains, weight = self.config.weights == "neighbours", places["weight_out"]
+        last = LastLayer((weight[0], "gain_out") if gains else weight, places.get("bias_out"), gains)
+        site.fitted(parts["weight_out"], last)
         if span.axes == (-1, -1) and "kernel" not in parts and span.norm is None:
             return _lean(site, span, parts)
         value = _pointwise(site, span.branch.input, parts["weight_in"], parts.get("bias_in"), axis_in)

@@ -23,7 +23,7 @@ not, and a window of a sequence in time reaches into the future.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -31,14 +31,21 @@ import torch
 from torch import Tensor, fx, nn
 
 from repl_fx.analysis.attention import find_attention, mixes_by_map, sees_all_positions
-from repl_fx.analysis.linear_operators import linear_operator_of
+from repl_fx.analysis.linear_operators import LinearOperator, linear_operator_of
 from repl_fx.graph.bridge import digraph, leading_to
 from repl_fx.graph.captured import writes_in_place
 from repl_fx.surrogates.shared.activations import is_activation
-from repl_fx.surrogates.shared.blended_weights import BlendedWeight, blended, find_weights, on_state
+from repl_fx.surrogates.shared.blended_weights import (
+    BlendedWeight,
+    blended,
+    find_weights,
+    fitted_gains,
+    on_state,
+)
 from repl_fx.surrogates.shared.branch_edits import bias_paths, has_no_state, zero_init_norms, zero_init_operators
 from repl_fx.surrogates.shared.builder import Builder
-from repl_fx.surrogates.shared.norms import fresh_norm, norm_at
+from repl_fx.surrogates.shared.fitted_starts import FittedStart, LastLayer
+from repl_fx.surrogates.shared.norms import fitted_norm, fresh_norm, norm_at
 from repl_fx.surrogates.shared.position_sizes import with_positions
 from repl_fx.surrogates.shared.registry import Match, Surrogate, check_thin_settings, register_surrogate
 from repl_fx.surrogates.shared.site import NodeCall, Site, Unfit, shown, unfit_is_refused
@@ -76,6 +83,7 @@ class CoarseMatch(Match):
         zero_norms: the norms that end a branch, which start at zero.
         zero_weights, zero_biases: paths of what ends the other branches, and starts at zero.
         blended: the weights that are made from those of the neighbours.
+        exits: the operators at the end of each branch that no norm of the surrogate's own follows.
     """
 
     windows: Windows
@@ -86,6 +94,7 @@ class CoarseMatch(Match):
     zero_weights: tuple[str, ...]
     zero_biases: tuple[str, ...]
     blended: tuple[BlendedWeight, ...]
+    exits: tuple[tuple[LinearOperator, ...], ...]
 
 
 @register_surrogate("coarse", CoarseConfig)
@@ -104,7 +113,8 @@ class Coarse(Surrogate[CoarseConfig, CoarseMatch]):
         gone = {*zero, *(weight.path for weight in mixed)}
         kept = [path for path in site.block.parameters if path not in gone]
         norms = frozenset(zero_init_norms(site))
-        return CoarseMatch(windows, joins, calls, behind, norms, zero, biases, mixed, kept_parameters=kept)
+        exits = tuple(branch.exits for branch in site.split.branches if norms.isdisjoint(branch.nodes))
+        return CoarseMatch(windows, joins, calls, behind, norms, zero, biases, mixed, exits, kept_parameters=kept)
 
     def build(self, site: Builder, match: CoarseMatch) -> tuple[fx.Node, ...]:
         """Put the coarse block before the block's output."""
@@ -118,7 +128,7 @@ class Coarse(Surrogate[CoarseConfig, CoarseMatch]):
                 node = call.node
                 args, kwargs = fx.node.map_arg((call.args, call.kwargs), lambda n: made.get(n, n))
                 if node in match.zero_norms:
-                    value = site.call_module(_zero_norm(site, call), args[0])
+                    value = _zero_norm(site, call, args[0])
                 elif node in match.joins:
                     # Not in place: the mean is read again.
                     value = site.call(torch.ops.aten.add.Tensor, *args)
@@ -128,6 +138,7 @@ class Coarse(Surrogate[CoarseConfig, CoarseMatch]):
                 made[node] = value
             change = site.call(torch.ops.aten.sub.Tensor, made[max(match.joins)], mean)
             stream = match.windows.added(site, site.input, change)
+            site.stands_for(stream, max(match.joins))
             for node in match.behind:
                 stream = site.again(node, stream)
         return (stream,)
@@ -148,11 +159,33 @@ class Coarse(Surrogate[CoarseConfig, CoarseMatch]):
         """The stand-ins for parameters of the block, by path: blended weights, and those that start at zero."""
         if self.config.weights == "neighbours":
             train = self.config.train_neighbours
-            return blended(site, "coarse", match.blended, train, match.zero_weights, match.zero_biases)
-        names = (*match.zero_weights, *match.zero_biases)
-        if not match.zero_weights:
+            made = blended(site, "coarse", match.blended, train, match.zero_weights, match.zero_biases)
+        elif match.zero_weights:
+            names = (*match.zero_weights, *match.zero_biases)
+            made = site.synthesised("coarse", ZeroWeights([site.tensor(name) for name in names]), (), names)
+        else:
             return {}
-        return site.synthesised("coarse", ZeroWeights([site.tensor(name) for name in names]), (), names)
+        site.fitted(next(iter(made.values())), *self._starts(site, match))
+        return made
+
+    def _starts(self, site: Builder, match: CoarseMatch) -> Iterator[FittedStart]:
+        """The weights at the ends of branches, and biases, as what can be fitted, branch by branch."""
+        names = (*match.zero_weights, *match.zero_biases)
+        for exits in match.exits:
+            of_weight = {str(linear.weight): bias_paths(site, linear) if linear.bias else [] for linear in exits}
+            silent = all(path in match.zero_weights for path in of_weight)
+            if self.config.weights == "neighbours":
+                ends = {*of_weight, *(bias for biases in of_weight.values() for bias in biases)}
+                terms = fitted_gains(site, match.blended, ends, match.zero_biases, silent)
+                if terms.terms:
+                    yield terms
+                continue
+            for weight, biases in of_weight.items():
+                places = [
+                    (names.index(name), f"values.{names.index(name)}") for name in (weight, *biases) if name in names
+                ]
+                if places:
+                    yield LastLayer(places[0], places[1] if len(places) > 1 else None, gains=False)
 
 
 class ZeroWeights(Synthesis):
@@ -280,10 +313,13 @@ def _written(site: Site, node: fx.Node) -> fx.Node | None:
     return given if isinstance(given, fx.Node) else None
 
 
-def _zero_norm(site: Builder, call: NodeCall) -> str:
-    """A norm like that of a call, which makes zeros at first; where it is."""
+def _zero_norm(site: Builder, call: NodeCall, given: fx.Node) -> fx.Node:
+    """A call of a norm like that of another call, which makes zeros at first."""
     channels = int(call.value.shape[1])
     norm = norm_at(site.graph_module, call.node, {channels})
     assert norm is not None
     like = site.tensor(site.block.parameters[0])
-    return site.module("norm", fresh_norm(norm, call.node, 1, like, zero_init=True))
+    made = fresh_norm(norm, call.node, 1, like, zero_init=True)
+    value = site.call_module(site.module("norm", made), given)
+    site.fitted(value, fitted_norm(made))
+    return value

@@ -32,6 +32,7 @@ from repl_fx.analysis.node_table import passed, passes_through
 from repl_fx.errors import BadInput
 from repl_fx.surrogates.shared.branch_edits import bias_paths
 from repl_fx.surrogates.shared.builder import Builder
+from repl_fx.surrogates.shared.fitted_starts import WholeMap
 from repl_fx.surrogates.shared.registry import Match, Surrogate, register_surrogate
 from repl_fx.surrogates.shared.site import Site, Unfit, shown, unfit_is_refused
 from repl_fx.surrogates.shared.synthesis import Synthesis
@@ -120,14 +121,17 @@ class Linear(Surrogate[LinearConfig, LinearMatch]):
             if self.config.form == "scale":
                 scale = ScaleSynthesis(match.channels, spatial, **made)
                 factor, shift = site.synthesised("linear", scale, (), scale.names).values()
+                site.fitted(shift, WholeMap(merged=False))
                 scaled = site.call(torch.ops.aten.mul.Tensor, stream, factor)
                 return (site.call(torch.ops.aten.add.Tensor, scaled, shift),)
             if self.config.rank is None:
                 whole = MapSynthesis(match.channels, spatial, **made)
                 weight, shift = site.synthesised("linear", whole, (), whole.names).values()
+                site.fitted(shift, WholeMap(merged=False))
                 return (site.mix(stream, weight, shift),)
             thin = ThinMapSynthesis(match.channels, self.config.rank, spatial, **made)
             down, up, shift = site.synthesised("linear", thin, (), thin.names).values()
+            site.fitted(shift, WholeMap(merged=False))
             change = site.mix(site.mix(stream, down, None), up, shift)
             return (site.call(torch.ops.aten.add.Tensor, stream, change),)
 
@@ -136,6 +140,7 @@ class Linear(Surrogate[LinearConfig, LinearMatch]):
         paths = [str(layer.weight), *(bias_paths(site, layer) if layer.bias else ())]
         with site.before_node(layer.node):
             weight, shift = site.synthesised("linear", synthesis, paths, synthesis.names).values()
+            site.fitted(shift, WholeMap(merged=True))
             merged = site.mix(layer.input, weight, shift)
         site.put_instead(layer.node, merged)
         return site.block.inputs

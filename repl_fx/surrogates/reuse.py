@@ -43,6 +43,7 @@ from repl_fx.graph.decisions import is_choice
 from repl_fx.surrogates.shared.borrowed_maps import BORROWS, BorrowedMap, Heads, selection
 from repl_fx.surrogates.shared.branch_edits import starts_at_zero, without
 from repl_fx.surrogates.shared.builder import Builder
+from repl_fx.surrogates.shared.fitted_starts import LastLayer
 from repl_fx.surrogates.shared.norms import PreNorm, find_pre_norm
 from repl_fx.surrogates.shared.recompute import MapForm, RecomputedAttention
 from repl_fx.surrogates.shared.registry import Match, Surrogate, check_thin_settings, register_surrogate
@@ -148,6 +149,8 @@ class Reuse(Surrogate[ReuseConfig, ReuseMatch]):
         branch, attention, heads = mixing.branch, mixing.attention, mixing.heads
         synthesis, paths = self._weights(site, mixing)
         parts = site.synthesised(mixing.name, synthesis, paths, synthesis.names)
+        places = {name: (place, name) for place, name in enumerate(synthesis.names)}
+        site.fitted(parts["weight_out"], LastLayer(places["weight_out"], places.get("bias_out"), gains=False))
         norm = mixing.pre_norm
         weight, bias = norm.taken_in(site, parts["weight_values"], parts.get("bias_values"))
         source = _borrowed(mixing)

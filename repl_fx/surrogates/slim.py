@@ -36,7 +36,8 @@ from repl_fx.graph.roles import ADDITIONS, COPIES, MULTIPLICATIONS, PERMUTATIONS
 from repl_fx.surrogates.shared.activations import is_activation
 from repl_fx.surrogates.shared.branch_edits import has_no_state, zero_init_norms, zero_init_operators
 from repl_fx.surrogates.shared.builder import Builder
-from repl_fx.surrogates.shared.norms import ThinNorm, fresh_norm, norm_at
+from repl_fx.surrogates.shared.fitted_starts import ChannelTerms, FittedStart, LastLayer, Term
+from repl_fx.surrogates.shared.norms import ThinNorm, fitted_norm, fresh_norm, norm_at
 from repl_fx.surrogates.shared.registry import Match, Surrogate, check_thin_settings, register_surrogate
 from repl_fx.surrogates.shared.site import Site, Unfit, shown, unfit_is_refused
 from repl_fx.surrogates.shared.thin_block import Cut, SlimSynthesis, slim_weights
@@ -90,11 +91,16 @@ class _Step:
 
 @dataclass(frozen=True)
 class SlimMatch(Match):
-    """The slim width of the stream, what leads to the block's output, and the norms that start at zero."""
+    """The slim width of the stream, what leads to the block's output, and the norms that start at zero.
+
+    Attributes:
+        exits: the operators at the ends of branches that have no such norm.
+    """
 
     width: int
     steps: tuple[_Step, ...]
     zero_norms: frozenset[fx.Node]
+    exits: frozenset[fx.Node]
 
 
 @register_surrogate("slim", SlimConfig)
@@ -106,7 +112,10 @@ class Slim(Surrogate[SlimConfig, SlimMatch]):
         """Refuse a block with several streams or none, or with a node that depends on its width otherwise."""
         steps = tuple(self._steps(site))
         # The slim block has all that it has for itself.
-        return SlimMatch(self._width(site), steps, frozenset(zero_init_norms(site)), kept_parameters=())
+        norms = frozenset(zero_init_norms(site))
+        ends = [branch.exits for branch in site.split.branches if norms.isdisjoint(branch.nodes)]
+        exits = frozenset(linear.node for some in ends for linear in some)
+        return SlimMatch(self._width(site), steps, norms, exits, kept_parameters=())
 
     def build(self, site: Builder, match: SlimMatch) -> tuple[fx.Node, ...]:
         """Put the slim block before the block's output, which reads it and the other channels."""
@@ -115,6 +124,8 @@ class Slim(Surrogate[SlimConfig, SlimMatch]):
         with site.before_node(site.block.output):
             mixed = [step for step in match.steps if step.linear is not None]
             weights = self._weights(site, mixed)
+            starts = [self._start(mixed, i) for i, step in enumerate(mixed) if step.node in match.exits]
+            site.fitted(weights["weight_0"], *starts)
             taken, rest = stream, None
             if width < channels:
                 # The gradients of both meet in one concatenation; those of two slices would each be padded and added.
@@ -131,11 +142,14 @@ class Slim(Surrogate[SlimConfig, SlimMatch]):
                     like, axis = site.tensor(site.block.parameters[0]), 1 if step.axis == 1 else -1
                     norm = fresh_norm(step.norm, given, axis, like, zero_init=step.node in match.zero_norms)
                     value = site.call_module(site.module(f"norm_{number}", norm), given)
+                    if step.node in match.zero_norms:
+                        site.fitted(value, fitted_norm(norm))
                 elif step.scale is not None:
                     value = _scaled(site, step, given, number)
                 elif step.node.target in ADDITIONS:
                     # Not in place: both values may be read again.
                     value = site.call(torch.ops.aten.add.Tensor, *(made[node] for node in _streamed(step.node, made)))
+                    site.stands_for(value, step.node)
                 else:
                     value = site.again(step.node, given)
                 made[step.node] = value
@@ -156,6 +170,18 @@ class Slim(Surrogate[SlimConfig, SlimMatch]):
         given = [site.tensor(path) for path in paths]
         synthesis = SlimSynthesis(cuts, given, removed, self.config.train_neighbours)
         return site.synthesised("slim", synthesis, paths, synthesis.names)
+
+    def _start(self, mixed: Sequence[_Step], number: int) -> FittedStart:
+        """The weight and bias of a linear operator at the end of a branch as what can be fitted."""
+        cut = mixed[number].cut
+        assert cut is not None
+        bias = f"bias_{number}"
+        if self.config.weights == "own":
+            before = [step.cut for step in mixed[:number] if step.cut is not None]
+            place = len(mixed) + sum(one.bias for one in before)
+            return LastLayer((number, f"weight_{number}"), (place, bias) if cut.bias else None, gains=False)
+        terms = [Term(f"gain_{number}", start, cut.rows) for start in (0, cut.rows)]
+        return ChannelTerms((*terms, *([Term(bias, 0, cut.rows)] if cut.bias else ())))
 
     def _width(self, site: Site) -> int:
         channels = int(site.input.meta["val"].shape[1])

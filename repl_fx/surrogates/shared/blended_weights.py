@@ -14,6 +14,7 @@ from repl_fx.analysis.linear_operators import is_norm, is_plain, linear_operator
 from repl_fx.graph.captured import share_tensors
 from repl_fx.graph.roles import CONVOLUTIONS, CONVOLUTIONS_PADDED_BY_WORD, LINEAR
 from repl_fx.surrogates.shared.builder import Builder
+from repl_fx.surrogates.shared.fitted_starts import ChannelTerms, Term
 from repl_fx.surrogates.shared.site import NodeCall, Site, Unfit, shown
 from repl_fx.surrogates.shared.synthesis import BlendingSynthesis
 from repl_fx.surrogates.shared.weight_slices import SliceBlend, WeightSlice
@@ -141,6 +142,29 @@ def blended(
     synthesis = BlendSynthesis(removed, pairs, [weight.axis for weight in weights], train_neighbours, quiet, own)
     given = [path for weight in weights for path in (weight.before, weight.after)]
     return site.synthesised(name, synthesis, given, [*(weight.path for weight in weights), *biases])
+
+
+def fitted_gains(
+    site: Site,
+    weights: Sequence[BlendedWeight],
+    exits: Collection[str],
+    biases: Sequence[str] = (),
+    silent: bool = True,
+) -> ChannelTerms:
+    """The gains of some of the weights that `blended` makes, and of its biases, as what can be fitted.
+
+    Args:
+        weights, biases: see `blended`.
+        exits: the paths of those at the end of a branch, of weights and biases.
+        silent: whether the branch is zero without them.
+    """
+    terms = []
+    for i, weight in enumerate(weights):
+        count = 1 if weight.axis is None else site.tensor(weight.path).shape[weight.axis]
+        if weight.path in exits:
+            terms += [Term(f"{name}.{i}", 0, count) for name in ("alpha", "beta")]
+    terms += [Term(f"biases.{i}", 0, len(site.tensor(path))) for i, path in enumerate(biases) if path in exits]
+    return ChannelTerms(tuple(terms), silent)
 
 
 def on_state(site: Builder, call: NodeCall, given: Mapping[str, fx.Node]) -> fx.Node | None:

@@ -25,6 +25,7 @@ from repl_fx.errors import foreign_code, is_ours
 from repl_fx.graph.boundaries import move_boundaries
 from repl_fx.graph.captured import copy_graph, get_attr, has_attribute, unique_name, writes_in_place
 from repl_fx.graph.roles import CONVOLUTIONS, LINEAR
+from repl_fx.surrogates.shared.fitted_starts import COUNTERPART, FITTED, FittedStart
 from repl_fx.surrogates.shared.site import Site, call_on_fakes, surrogate_path
 from repl_fx.surrogates.shared.synthesis import Synthesis
 
@@ -187,6 +188,16 @@ class Builder(Site):
         """Add a synthesis and call it on the parameters at some paths; a node for each result, by the names given."""
         made = self.synthesise(name, synthesis, *map(self.parameter, given))
         return {result: self.call(operator.getitem, made, i) for i, result in enumerate(results)}
+
+    def fitted(self, made: fx.Node, *starts: FittedStart) -> None:
+        """Note what can be fitted of the module that made a value: that a node calls, or takes a result of."""
+        node = made.args[0] if made.target is operator.getitem else made
+        assert isinstance(node, fx.Node)
+        node.meta[FITTED] = starts
+
+    def stands_for(self, made: fx.Node, original: fx.Node) -> None:
+        """Note that a node has the value that a node of the block had, or its first channels."""
+        made.meta[COUNTERPART] = original.name
 
     def create(self, op: str, target: Any, args: Any, kwargs: Any, value: Any) -> fx.Node:
         """A node that makes a call whose fake result is known."""

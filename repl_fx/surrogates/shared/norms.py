@@ -12,6 +12,7 @@ from torch import Tensor, fx, nn
 from repl_fx.analysis.branches import Branch, behind_entries
 from repl_fx.graph.roles import BATCH_NORM
 from repl_fx.surrogates.shared.builder import Builder
+from repl_fx.surrogates.shared.fitted_starts import ChannelTerms, Term
 
 _BATCH_NORMS = {2: nn.BatchNorm1d, 3: nn.BatchNorm1d, 4: nn.BatchNorm2d, 5: nn.BatchNorm3d}
 
@@ -102,6 +103,11 @@ def fresh_norm(norm: ThinNorm, value: fx.Node, axis: int, like: Tensor, *, zero_
     if zero_init and isinstance(module.weight, nn.Parameter):
         nn.init.zeros_(module.weight)
     return module
+
+
+def fitted_norm(norm: nn.Module) -> ChannelTerms:
+    """The scale and shift of a norm at the end of a branch, as what can be fitted."""
+    return ChannelTerms(tuple(Term(name, 0, parameter.numel()) for name, parameter in norm.named_parameters()))
 
 
 def find_post_norm(gm: fx.GraphModule, branch: Branch) -> fx.Node | None:

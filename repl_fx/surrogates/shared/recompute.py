@@ -106,6 +106,10 @@ class _Recomputed(nn.Module):
         """The computation behind the norm; see `forward`."""
         return F.linear(self.between(F.linear(n, weight_in, bias_in), *given), weight_out, bias_out)
 
+    def hidden(self, x: Tensor, weight_in: Tensor, bias_in: Tensor | None, *given: Any) -> Tensor:
+        """The values (…, r) that W_out reads; see `forward`."""
+        return self.between(F.linear(self.normalised(x)[0], weight_in, bias_in), *given)
+
     def between(self, thin: Tensor, *given: Any) -> Tensor:
         """The values (…, r) that W_out reads, from those that W_in makes."""
         raise NotImplementedError

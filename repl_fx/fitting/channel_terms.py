@@ -1,0 +1,164 @@
+"""Fit numbers that each act on one channel of the stream: gains of the last layer's units, scale and shift of a norm.
+
+    y_c = v_c + sum over s of theta_sc f_sc        v: with all of them zero;  f_s: with those of term s one, less v
+
+So the features of all channels are seen at once, one more run of the piece for each term, and the equations are small:
+those of a channel are its own, but for numbers that all channels share (`blend` with `per=tensor`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+
+from repl_fx.fitting.equations import Equations
+from repl_fx.fitting.pieces import Piece, axis_of_first, close
+from repl_fx.surrogates.shared.fitted_starts import ChannelTerms
+
+
+class ChannelFit:
+    """Sums for the fit of channel terms.
+
+    Args:
+        gm: a rewritten graph.
+        node: the call of the module that has the parameters.
+        start: the terms.
+        point: the node whose value is fitted.
+
+    Attributes:
+        axis: of the channels at the point; known once it was found to be affine.
+        rows: how many positions there were.
+        features: of one row, for the choice of a ridge.
+    """
+
+    def __init__(self, gm: fx.GraphModule, node: fx.Node, start: ChannelTerms, point: fx.Node) -> None:
+        self.terms, self.silent = start.terms, start.silent
+        self.piece = Piece(gm, [node], point)
+        self._node = node
+        self.rows, self.axis = 0, 1
+        self.features = len(self.terms)
+        self._channels = max(term.count for term in self.terms)
+        self._places = self._numbered()
+        self.start = self._now()
+        self._set(torch.zeros_like(self.start))
+        size = int(self._places.max()) + 1
+        self._matrix = self.start.new_zeros(size, size)
+        self._right, self._squares = self.start.new_zeros(size), self.start.new_zeros(())
+
+    @property
+    def numbers(self) -> int:
+        """How many are fitted."""
+        return len(self.start)
+
+    @property
+    def given(self) -> tuple[fx.Node, ...]:
+        """The nodes whose values are needed."""
+        return self.piece.given
+
+    def affine(self, values: Mapping[fx.Node, Any]) -> bool:
+        """Whether the value at the point is as this module says, on some values; finds the axis of channels."""
+        at_zero = self.piece(values)
+        axis = self._axis(values, at_zero)
+        if axis is None:
+            return False
+        self.axis = axis
+        generator = torch.Generator().manual_seed(0)
+        theta = torch.randn(len(self.start), generator=generator, dtype=torch.float64).to(self.start)
+        features = self._features(values, at_zero)
+        expected = torch.einsum("cs,scn->cn", theta[self._places], features)
+        for sign in (1, -1):
+            self._set(sign * theta)
+            change = self._by_channel(self.piece(values) - at_zero)
+            if not close(change[: self._channels], sign * expected, at_zero) or bool(change[self._channels :].any()):
+                self._set(torch.zeros_like(theta))
+                return False
+        self._set(torch.zeros_like(theta))
+        return True
+
+    def add(self, values: Mapping[fx.Node, Any], wanted: Tensor) -> None:
+        """Add a batch.
+
+        Args:
+            values: of the nodes `given`.
+            wanted: the value at the point in the original.
+        """
+        at_zero = self.piece(values)
+        left = self._by_channel(wanted.double() - at_zero)
+        features = self._features(values, at_zero)
+        self._squares += left.square().sum()
+        left = left[: self._channels]
+        self.rows += left.shape[1]
+        pairs = self._places[:, :, None].expand(-1, -1, len(self.terms)), self._places[:, None, :]
+        pairs = pairs[0], pairs[1].expand(-1, len(self.terms), -1)
+        self._matrix.index_put_(pairs, torch.einsum("scn,tcn->cst", features, features), accumulate=True)
+        self._right.index_put_((self._places,), torch.einsum("scn,cn->cs", features, left), accumulate=True)
+
+    def solve(self, ridge: float) -> tuple[dict[str, Tensor], float]:
+        """The parameters that are fitted, by path in the module, and the sum of squares that they leave."""
+        equations = Equations(self._matrix, self._right, self._squares)
+        theta = equations.solve(ridge, None if self.silent else self.start)
+        self._set(theta)
+        names = dict.fromkeys(term.parameter for term in self.terms)
+        found = {name: self.piece.parameter(self._node, name).clone() for name in names}
+        return found, equations.left_over(theta)
+
+    def _numbered(self) -> Tensor:
+        """The place in theta of each term's number for each channel, (C, S)."""
+        columns, begin = [], 0
+        for term in self.terms:
+            one = torch.arange(term.count) + begin
+            columns.append(one.expand(self._channels) if term.count == 1 else one)
+            begin += term.count
+        return torch.stack(columns, 1).to(self._parameter(0).device)
+
+    def _parameter(self, number: int) -> Tensor:
+        return self.piece.parameter(self._node, self.terms[number].parameter)
+
+    def _now(self) -> Tensor:
+        return torch.cat(
+            [self._parameter(i)[term.start : term.start + term.count] for i, term in enumerate(self.terms)]
+        )
+
+    def _set(self, theta: Tensor) -> None:
+        for i, (term, some) in enumerate(
+            zip(self.terms, torch.split(theta, [t.count for t in self.terms]), strict=True)
+        ):
+            self._parameter(i)[term.start : term.start + term.count].copy_(some)
+
+    def _features(self, values: Mapping[fx.Node, Any], at_zero: Tensor) -> Tensor:
+        """(S, C, N)."""
+        made, begin = [], 0
+        for term in self.terms:
+            theta = torch.zeros_like(self.start)
+            theta[begin : begin + term.count] = 1
+            begin += term.count
+            self._set(theta)
+            made.append(self._by_channel(self.piece(values) - at_zero)[: self._channels])
+        self._set(torch.zeros_like(self.start))
+        return torch.stack(made)
+
+    def _by_channel(self, value: Tensor) -> Tensor:
+        """(C, N); one row where numbers are for all channels."""
+        return value.reshape(1, -1) if self._channels == 1 else value.movedim(self.axis, 0).flatten(1)
+
+    def _axis(self, values: Mapping[fx.Node, Any], at_zero: Tensor) -> int | None:
+        """The axis along which the first of a term's numbers moves the first value alone; None where there is none."""
+        if self._channels == 1:
+            return self.axis
+        begin = 0
+        for term in self.terms:
+            theta = torch.zeros_like(self.start)
+            theta[begin] = 1
+            begin += term.count
+            if term.count == 1:
+                continue
+            self._set(theta)
+            moved = self.piece(values) - at_zero
+            self._set(torch.zeros_like(theta))
+            axis = axis_of_first(moved)
+            if axis is not None and moved.shape[axis] >= self._channels:
+                return axis
+        return None

@@ -1,0 +1,246 @@
+"""Fit the weight of a last layer, or gains of its columns, from moments of the values that it reads.
+
+    y = v + T(W h + b)        T: what leads from the layer to the stream (a layout, a layer scale, windows to positions)
+
+T^T T scales each value, by a number of its position times one of its channel: w_n c_i. Then all that is needed of the
+data is
+
+    H = sum of w_n h_n h_n^T        X = sum of (T^T e)_n h_n^T        e = y' - v,  h with a one behind it, for b
+
+and least squares is  C W H = X,  with C the diagonal of c. Of gains g_k of the columns, W = sum over k of g_k V_k with
+a column for each k, it is  A g = a:  A_kl = (V_k^T C V_l) H_kl,  a_k = V_k^T X_k.
+"""
+
+from __future__ import annotations
+
+import copy
+import operator
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, fx
+
+from repl_fx.fitting.equations import Equations
+from repl_fx.fitting.pieces import Piece, axis_of_first, close, in_double
+from repl_fx.graph.captured import attribute
+from repl_fx.graph.roles import CONVOLUTIONS, LINEAR
+from repl_fx.surrogates.shared.fitted_starts import LastLayer
+from repl_fx.surrogates.shared.recompute import RecomputedAttention, RecomputedBranch
+
+_CONVOLUTIONS = frozenset(CONVOLUTIONS.values())
+
+
+class LayerFit:
+    """Sums for the fit of a last layer.
+
+    Args:
+        gm: a rewritten graph.
+        node: the call of the synthesis that makes the weight.
+        start: which of its results, and of its parameters.
+        point: the node whose value is fitted.
+
+    Attributes:
+        axis: of the channels at the point; known once it was found to be affine.
+        rows: how many positions there were.
+        features: of one row, for the choice of a ridge.
+    """
+
+    def __init__(self, gm: fx.GraphModule, node: fx.Node, start: LastLayer, point: fx.Node) -> None:
+        self._gm, self._node, self._start = gm, node, start
+        self.layer = layer_of(gm, node, start)
+        assert self.layer is not None  # the caller has asked
+        self.tail = Piece(gm, [self.layer], point, instead=True)
+        self._own_axis = 1 if self.layer.target in _CONVOLUTIONS else -1
+        self.axis = self._own_axis
+        self.rows, self.features = 0, 0
+        self._h, self._x = torch.zeros(()), torch.zeros(())
+        self._squares = torch.zeros((), dtype=torch.float64)
+        self._channels: Tensor | None = None
+
+    @property
+    def numbers(self) -> int:
+        """How many are fitted."""
+        module, names = (
+            self._gm.get_submodule(str(self._node.target)),
+            filter(None, (self._start.weight, self._start.bias)),
+        )
+        return sum(module.get_parameter(name).numel() for _, name in names)
+
+    @property
+    def given(self) -> tuple[fx.Node, ...]:
+        """The nodes whose values are needed."""
+        assert self.layer is not None
+        return tuple(dict.fromkeys((*self.layer.all_input_nodes, *self.tail.given)))
+
+    def affine(self, values: Mapping[fx.Node, Any]) -> bool:
+        """Whether T is linear, and T^T T scales values as this module says, on some values."""
+        made = in_double(values[self._layer])
+        generator = torch.Generator().manual_seed(0)
+        probe = torch.randn(made.shape, generator=generator, dtype=torch.float64).to(made.device)
+        at_zero = self._behind(values, torch.zeros_like(made))
+        change = self._behind(values, probe) - at_zero
+        if not close(self._behind(values, -probe) - at_zero, -change, at_zero + change):
+            return False
+        scales = self._rows(self._back(values, self._behind(values, torch.ones_like(made)) - at_zero))
+        first = torch.zeros_like(made)
+        first.select(self._own_axis, 0).fill_(1)
+        axis = axis_of_first(self._behind(values, first) - at_zero)
+        channels, positions = scales.sum(0), scales.sum(1)
+        if axis is None:
+            return False
+        self.axis = axis
+        if not bool(channels.sum() > 0) or not close(torch.outer(positions, channels) / channels.sum(), scales, scales):
+            return False
+        self._channels = channels / channels.mean()
+        return close(self._rows(self._back(values, change)), scales * self._rows(probe), scales)
+
+    def add(self, values: Mapping[fx.Node, Any], wanted: Tensor) -> None:
+        """Add a batch.
+
+        Args:
+            values: of the nodes `given`, and of the layer.
+            wanted: the value at the point in the original.
+        """
+        none = torch.zeros_like(in_double(values[self._layer]))
+        at_zero = self._behind(values, none)
+        left = wanted.double() - at_zero
+        toward = self._rows(self._back(values, left))
+        weights = self._rows(self._back(values, self._behind(values, none + 1) - at_zero)).mean(1)
+        read = read_by(self._gm, self._layer, values).reshape(len(toward), -1)
+        read = torch.cat([read, read.new_ones(len(read), 1)], 1)
+        self.rows += int((weights > 0).sum())
+        self._h = self._h.to(read) + (weights[:, None] * read).t() @ read
+        self._x = self._x.to(read) + toward.t() @ read
+        self._squares = self._squares.to(read) + left.square().sum()
+        self.features = read.shape[1] - 1
+
+    def solve(self, ridge: float) -> tuple[dict[str, Tensor], float]:
+        """The parameters that are fitted, by path in the module, and the sum of squares that they leave."""
+        return self._gains(ridge) if self._start.gains else self._whole(ridge)
+
+    def _whole(self, ridge: float) -> tuple[dict[str, Tensor], float]:
+        (_, weight), bias = self._start.weight, self._start.bias
+        size = len(self._h) if bias else len(self._h) - 1
+        root = self._scales.sqrt()
+        # In a basis of channels in which T is the same for all.
+        right = torch.where(root > 0, self._x[:, :size].t() / root, 0)
+        equations = Equations(self._h[:size, :size], right, self._squares)
+        theta = equations.solve(ridge)
+        matrix = torch.where(root > 0, theta / root, 0).t()
+        own = self._gm.get_submodule(str(self._node.target)).get_parameter(weight)
+        found = {weight: matrix[:, : len(self._h) - 1].reshape(own.shape)}
+        if bias:
+            found[bias[1]] = matrix[:, -1].clone()
+        return found, equations.left_over(theta)
+
+    def _gains(self, ridge: float) -> tuple[dict[str, Tensor], float]:
+        (_, gains), bias = self._start.weight, self._start.bias
+        which, columns, vectors = self._columns()
+        count = int(which.max()) + 1
+        size = count + (len(self._x) if bias else 0)
+        matrix, right = self._h.new_zeros(size, size), self._h.new_zeros(size)
+        scaled = self._scales[:, None] * vectors
+        pairs = (vectors.t() @ scaled) * self._h[columns][:, columns]
+        matrix.index_put_((which[:, None].expand_as(pairs), which.expand_as(pairs)), pairs, accumulate=True)
+        right.index_put_((which,), (vectors * self._x[:, columns]).sum(0), accumulate=True)
+        if bias:
+            crossed = self._h.new_zeros(count, len(self._x)).index_add_(0, which, (scaled * self._h[columns, -1]).t())
+            matrix[:count, count:], matrix[count:, :count] = crossed, crossed.t()
+            matrix[count:, count:] = (self._scales * self._h[-1, -1]).diag()
+            right[count:] = self._x[:, -1]
+        equations = Equations(matrix, right, self._squares)
+        theta = equations.solve(ridge)
+        return {gains: theta[:count], **({bias[1]: theta[count:]} if bias else {})}, equations.left_over(theta)
+
+    def _columns(self) -> tuple[Tensor, Tensor, Tensor]:
+        """The gain, the column and the values (C) of each column that a gain of one makes; values are (C, q)."""
+        (place, name), device = self._start.weight, self._h.device
+        synthesis = copy.deepcopy(self._gm.get_submodule(str(self._node.target))).double().requires_grad_(False)
+        weights = [in_double(attribute(self._gm, str(n.target))) for n in self._node.all_input_nodes]
+        gains = synthesis.get_parameter(name)
+        which, columns, vectors = [], [], []
+        for number in range(len(gains)):
+            gains.zero_()[number] = 1
+            made = synthesis(*weights)[place].flatten(1)
+            for column in made.any(0).nonzero().flatten().tolist():
+                which.append(number)
+                columns.append(column)
+                vectors.append(made[:, column].clone())
+            # A gain that makes nothing stays zero.
+            if not made.any():
+                which.append(number)
+                columns.append(0)
+                vectors.append(made[:, 0].clone())
+        return torch.tensor(which, device=device), torch.tensor(columns, device=device), torch.stack(vectors, 1)
+
+    @property
+    def _layer(self) -> fx.Node:
+        assert self.layer is not None
+        return self.layer
+
+    @property
+    def _scales(self) -> Tensor:
+        assert self._channels is not None
+        return self._channels
+
+    def _behind(self, values: Mapping[fx.Node, Any], made: Tensor) -> Tensor:
+        return self.tail({**values, self._layer: made})
+
+    def _back(self, values: Mapping[fx.Node, Any], value: Tensor) -> Tensor:
+        """T^T of a value at the point."""
+        with torch.enable_grad():
+            made = torch.zeros_like(in_double(values[self._layer])).requires_grad_()
+            (found,) = torch.autograd.grad(self._behind(values, made), made, value)
+        return found
+
+    def _rows(self, made: Tensor) -> Tensor:
+        return made.movedim(self._own_axis, -1).flatten(0, -2)
+
+
+def layer_of(gm: fx.GraphModule, node: fx.Node, start: LastLayer) -> fx.Node | None:
+    """The node that applies a weight that a synthesis makes; None where it is of no kind that tells what it reads."""
+    found = next(user for user in node.users if user.target is operator.getitem and user.args[1] == start.weight[0])
+    while True:
+        found = min(found.users)
+        if found.op == "call_module":
+            module = gm.get_submodule(str(found.target))
+            return found if isinstance(module, RecomputedBranch | RecomputedAttention) else None
+        if found.target is LINEAR or found.target in _CONVOLUTIONS:
+            return found if _is_plain(found) else None
+        if len(found.all_input_nodes) > 1:
+            return None
+
+
+def _is_plain(node: fx.Node) -> bool:
+    """Whether a layer is a product, or a convolution whose windows can be laid out."""
+    if node.target is LINEAR:
+        return True
+    weight: Any = node.args[1]
+    kernel = tuple(int(size) for size in weight.meta["val"].shape[2:])
+    groups: Any = node.args[6] if len(node.args) > 6 else 1
+    return bool(groups == 1) and (len(kernel) == 2 or max(kernel) == 1)
+
+
+def read_by(gm: fx.GraphModule, node: fx.Node, values: Mapping[fx.Node, Any]) -> Tensor:
+    """The values that a layer's weight is applied to, a row of them for each position, in double precision."""
+    args: Any = in_double(fx.node.map_arg(node.args, values.__getitem__))
+    if node.op == "call_module":
+        module: Any = gm.get_submodule(str(node.target))
+        return _hidden(module, *args)
+    x: Tensor = args[0]
+    if node.target is LINEAR:
+        return x
+    kernel, settings = args[1].shape[2:], args[3:]
+    if max(kernel) == 1:
+        return x.movedim(1, -1)
+    stride, padding, dilation = (*settings, *(1, 0, 1)[len(settings) :])[:3]
+    return F.unfold(x, kernel, dilation, padding, stride).transpose(1, 2)
+
+
+def _hidden(
+    module: RecomputedBranch | RecomputedAttention, x: Tensor, weight_in: Tensor, _: Tensor, *rest: Any
+) -> Tensor:
+    bias_in, _, *given = rest
+    return module.hidden(x, weight_in, bias_in, *given)

@@ -1,0 +1,116 @@
+"""Fit a linear map of the stream to the original: moments of its rows, and the map that is closest.
+
+    original   … blocks.3 -> y                       y: what came out of the last block of the stretch
+    rewritten  … x -> linear -> …                    x: what goes into the map now, behind what was fitted before
+
+A merged map is of a part m of the stream alone: what it makes of m has to be m + y - x. What is kept of the data is two
+matrices of the size of the map, and a sample of rows where the objective is the cosine.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+
+from repl_fx.errors import BadInput
+from repl_fx.fitting.cosine import Reservoir, solve_cosine
+from repl_fx.fitting.moments import Moments
+from repl_fx.fitting.solving import solve
+from repl_fx.graph.roles import ADDITIONS
+from repl_fx.surrogates.linear import StreamMap
+
+OBJECTIVES = ("least-squares", "cosine")
+
+
+class MapFit:
+    """Sums for the fit of a map.
+
+    Args:
+        gm: a rewritten graph.
+        node: the call of the synthesis of the map.
+        merged: whether the map is merged.
+        objective: one of `OBJECTIVES`.
+
+    Attributes:
+        module: the map; of a merged one all values are seen with the identity in its place.
+        given: the nodes whose values are needed.
+    """
+
+    def __init__(self, gm: fx.GraphModule, node: fx.Node, merged: bool, objective: str) -> None:
+        module = gm.get_submodule(str(node.target))
+        assert isinstance(module, StreamMap)
+        self.module = module
+        self.given = self.stream, self.value = self.places(node, merged)
+        self._merged = merged
+        channels = len(module.shift)
+        self.nothing = torch.eye(channels), torch.zeros(channels)
+        if merged:
+            # The value that goes into the map is the one that comes out of none.
+            module.set_to(*self.nothing)
+        self._moments = Moments(channels, module.shift.device)
+        self._rows = Reservoir() if objective == "cosine" else None
+
+    @staticmethod
+    def places(node: fx.Node, merged: bool) -> tuple[fx.Node, fx.Node]:
+        """The nodes with the stream before the map, and with the part of it that is mapped."""
+        # The first result is the weight of the product.
+        product = min(min(node.users).users)
+        if merged:
+            return next(after for after in _following(product) if after.target in ADDITIONS), product
+        stream = product.args[0]
+        assert isinstance(stream, fx.Node)
+        return stream, stream
+
+    def add(self, values: Mapping[fx.Node, Any], wanted: Tensor) -> None:
+        """Add a batch.
+
+        Args:
+            values: of the nodes `given`.
+            wanted: the stream behind the stretch in the original.
+        """
+        x, m, y = (self._channels_last(v) for v in (values[self.stream], values[self.value], wanted))
+        m = m.reshape(x.shape)
+        self._moments.add(m, m.double() + (y.double() - x) if self._merged else y, y)
+        if self._rows is not None:
+            self._rows.add(m, y, *((x - m,) if self._merged else ()))
+
+    def solve(self, ridge: float | None) -> dict[str, Any]:
+        """Set the map; returns what is known of it, by the names of `FittedSurrogate`.
+
+        Raises:
+            BadInput: see `repl_fx.fitting.solving.solve`.
+        """
+        solution = solve(self._moments, self.module.form, self.module.rank, ridge)
+        known: dict[str, Any] = {}
+        if self._rows is not None:
+            found = solve_cosine(self._rows, solution, self.module.form, self.module.rank)
+            solution = found.solution
+            known = {"objective": "cosine", "cosine_before": found.before, "cosine_after": found.after}
+        self.module.set_to(solution.matrix, solution.shift)
+        before, after = (self._moments.left_over(*one) for one in (self.nothing, (solution.matrix, solution.shift)))
+        numbers = sum(parameter.numel() for parameter in self.module.parameters())
+        rows = {"numbers": numbers, "rows": self._moments.rows, "ridge": solution.ridge}
+        return {**rows, "before": before, "after": after, **known}
+
+    def _channels_last(self, value: Tensor) -> Tensor:
+        return value.movedim(1, -1) if self.module.spatial else value
+
+
+def require_objective(objective: object) -> None:
+    """Refuse an objective that there is not.
+
+    Raises:
+        BadInput: lists those that there are.
+    """
+    if objective not in OBJECTIVES:
+        raise BadInput(f"objective is {objective!r}; it can be {' or '.join(OBJECTIVES)}")
+
+
+def _following(node: fx.Node) -> Iterator[fx.Node]:
+    """The nodes behind one whose value goes one way alone."""
+    while node.users:
+        (node,) = node.users
+        yield node

@@ -1,0 +1,147 @@
+"""What stands in for each block of a rewritten model, and what of it can be fitted."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+
+from torch import fx, nn
+
+from repl_fx.fitting.maps import MapFit
+from repl_fx.fitting.norm_statistics import is_batch_norm
+from repl_fx.fitting.pieces import Piece
+from repl_fx.graph.bridge import digraph, leading_to, reached_from
+from repl_fx.graph.captured import is_tensor
+from repl_fx.graph.roles import ADDITIONS
+from repl_fx.passes.replace_blocks import block_of
+from repl_fx.pipeline import TransformResult
+from repl_fx.plan import Replacement
+from repl_fx.planning.part_repeats import part_of
+from repl_fx.surrogates import make_surrogate
+from repl_fx.surrogates.shared.fitted_starts import COUNTERPART, FITTED, ChannelTerms, FittedStart, LastLayer, WholeMap
+from repl_fx.surrogates.shared.site import surrogate_path
+
+
+@dataclass(frozen=True, eq=False)
+class StandIn:
+    """What stands in for a block, in the rewritten graph of its part.
+
+    Attributes:
+        part: path of the part.
+        block: the block, by the name that it has in the model.
+        name: the name that it has in the graph.
+        surrogate: the key of what stands for it.
+        graph: the rewritten graph, with each synthesis on its own.
+        nodes: those of the surrogate, and what stays of the block.
+        outputs: the nodes behind the surrogate, with those of the captured graph that they stand for.
+        last: the node of the captured graph that made the stream behind the block.
+        original: the nodes of the captured graph by those that stand for them; also `last`, for itself.
+        starts: the calls with what can be fitted of them, in program order.
+    """
+
+    part: str
+    block: str
+    name: str
+    surrogate: str
+    graph: fx.GraphModule
+    nodes: tuple[fx.Node, ...]
+    outputs: Mapping[fx.Node, fx.Node]
+    last: fx.Node
+    original: Mapping[fx.Node, fx.Node]
+    starts: tuple[tuple[fx.Node, FittedStart], ...]
+
+    @property
+    def reason(self) -> str:
+        """Why nothing of it can be fitted."""
+        if make_surrogate(self.surrogate).leaves_nothing:
+            return "nothing is in the place of the block"
+        return "none of its own numbers acts linearly on the stream"
+
+    @cached_property
+    def in_order(self) -> tuple[tuple[fx.Node, FittedStart | None], ...]:
+        """The calls with what can be fitted of them, and, with None, batch norms of the surrogate's own before them."""
+        own = surrogate_path(self.name)
+        norms = [n for n in self.nodes if str(n.target).startswith(f"{own}.") and is_batch_norm(self.graph, n)]
+        starts = dict(self.starts)
+        order: list[tuple[fx.Node, FittedStart | None]] = []
+        for node in norms:
+            order += [(node, None), *([(node, starts[node])] if node in starts else ())]
+        for node, start in self.starts:
+            if node not in norms:
+                # Those of a later branch see what was fitted in one before.
+                order += [*((norm, None) for norm in norms if len(self.starts) > 1 or not order), (node, start)]
+        return tuple(order)
+
+    @cached_property
+    def points(self) -> dict[fx.Node, list[fx.Node]]:
+        """For each call, the nodes behind it that stand for one of the block's: outputs, then sums, the last first."""
+        whole = digraph(self.graph.graph.nodes)
+        inside = leading_to(whole, self.outputs)
+        found = {}
+        for node, _ in self.starts:
+            behind = sorted(reached_from(whole, [node]) & inside - {node}, reverse=True)
+            noted = [n for n in behind if n in self.original and is_tensor(n)]
+            found[node] = sorted(noted, key=lambda n: (n not in self.outputs, n.target not in ADDITIONS))
+        return found
+
+    @property
+    def modules(self) -> list[nn.Module]:
+        """The modules that a fit changes."""
+        return [self.graph.get_submodule(str(node.target)) for node in dict.fromkeys(n for n, _ in self.in_order)]
+
+    @cached_property
+    def watched(self) -> set[fx.Node]:
+        """The nodes whose values a fit looks at."""
+        seen = set(self.outputs)
+        for node, start in self.in_order:
+            if isinstance(start, WholeMap):
+                return {*MapFit.places(node, start.merged)}
+            seen.update(node.all_input_nodes)
+            for output in self.outputs if start else ():
+                piece = Piece(self.graph, [node], output)
+                seen |= {*piece.nodes, *piece.given}
+        return {node for node in seen if node.op != "get_attr"}
+
+
+def stand_ins(result: TransformResult) -> Iterator[StandIn]:
+    """What stands in for each block, in program order; of a stretch that has one map, the map alone."""
+    spans = {
+        (r.repeat, r.before, r.after)
+        for r in result.plan.replacements
+        if make_surrogate(r.surrogate, r.settings).spans_stretches
+    }
+    found = [_stand_in(result, r) for r in result.plan.replacements if not _in_stretch(r, spans)]
+    order = [part.path for part in result.parts]
+    return iter(sorted(found, key=lambda one: (order.index(one.part), one.last)))
+
+
+def _in_stretch(replacement: Replacement, spans: set[tuple[str, str, str]]) -> bool:
+    of = replacement.repeat, replacement.before, replacement.after
+    surrogate = make_surrogate(replacement.surrogate, replacement.settings)
+    return of in spans and not surrogate.spans_stretches
+
+
+def _stand_in(result: TransformResult, replacement: Replacement) -> StandIn:
+    part = part_of(result.found, replacement.block)
+    block, graph = part.blocks[replacement.block], result.one_by_one[part.path]
+    nodes = tuple(node for node in graph.graph.nodes if block_of(node) == block.name)
+    named = {node.name: node for node in part.graph_module.graph.nodes}
+    original = {node: named[node.meta[COUNTERPART]] for node in nodes if COUNTERPART in node.meta}
+    # Of several that stand for one, such as a sum of a part of the channels, the last is all of it.
+    outputs = {node: of for of, node in {of: node for node, of in original.items() if of in block.outputs}.items()}
+    starts = tuple((node, start) for node in nodes for start in node.meta.get(FITTED, ()))
+    key = replacement.surrogate
+    return StandIn(
+        part.path, replacement.block, block.name, key, graph, nodes, outputs, block.outputs[-1], original, starts
+    )
+
+
+def silence_(module: nn.Module, start: FittedStart) -> None:
+    """Set the numbers to zero without which the surrogate is silent; none where it never is."""
+    if isinstance(start, LastLayer):
+        for _, name in filter(None, (start.weight, start.bias)):
+            module.get_parameter(name).zero_()
+    elif isinstance(start, ChannelTerms) and start.silent:
+        for term in start.terms:
+            module.get_parameter(term.parameter)[term.start : term.start + term.count] = 0

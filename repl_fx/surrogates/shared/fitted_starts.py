@@ -1,0 +1,68 @@
+"""Notes of surrogates for those who fit them to a trained network: the parameters that their output is affine in.
+
+A surrogate ends in an operator whose value goes to the stream by additions alone, so that its output is affine in the
+parameters of that operator; those of the others stay as they start. `Builder.fitted` puts such notes on the node that
+calls the module that has the parameters: a synthesis, or a norm.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+# The note, on a node that calls a module of a surrogate's own, of what of it can be fitted, one after the other, as a
+# tuple of the classes here.
+FITTED = "fitted"
+# The note, on a node inside of a surrogate, of the name of the node of the block whose value it stands for, or the
+# first channels of that value.
+COUNTERPART = "counterpart"
+
+
+@dataclass(frozen=True)
+class Term:
+    """Some numbers of a parameter of one dimension: one for each channel of the output, or a single one for all.
+
+    Attributes:
+        parameter: its path in the module.
+        start, count: which of its numbers.
+    """
+
+    parameter: str
+    start: int
+    count: int
+
+
+@dataclass(frozen=True)
+class ChannelTerms:
+    """Parameters of which each channel of the output is an affine function of its own: gains of its units, a bias.
+
+    Attributes:
+        silent: whether the output is that of the stream alone where all of them are zero; else they are drawn to where
+            they start.
+    """
+
+    terms: tuple[Term, ...]
+    silent: bool = True
+
+
+@dataclass(frozen=True)
+class LastLayer:
+    """The weight (out, in, …) and bias of a linear layer or convolution.
+
+    Attributes:
+        weight, bias: for each, which result of the module it is, and the parameter that makes it.
+        gains: whether that of the weight holds gains of its columns; else it is the weight.
+    """
+
+    weight: tuple[int, str]
+    bias: tuple[int, str] | None
+    gains: bool
+
+
+@dataclass(frozen=True)
+class WholeMap:
+    """All of a linear map of the stream, or, where it is merged, of the part that the block before adds to it."""
+
+    merged: bool
+
+
+FittedStart = ChannelTerms | LastLayer | WholeMap

@@ -1,0 +1,65 @@
+"""What stands in for each block, and what of it can be fitted."""
+
+from __future__ import annotations
+
+import torch
+
+import repl_fx
+from repl_fx.fitting.stand_ins import silence_, stand_ins
+from repl_fx.surrogates.shared.fitted_starts import ChannelTerms, LastLayer, WholeMap
+from tests.captures import transformed
+from tests.nets import ConvNet, MlpNet, TokenNet, images, tokens
+
+
+def test_of_a_stretch_there_is_the_map_alone() -> None:
+    result = transformed(MlpNet(depth=6), (tokens(),), surrogate="linear", blocks=[2, 4, 5])
+    assert [(r.block, r.surrogate) for r in result.plan.replacements] == [
+        ("blocks.1", "linear"),
+        ("blocks.3", "identity"),
+        ("blocks.4", "linear"),
+    ]
+    found = list(stand_ins(result))
+    assert [(one.block, one.surrogate) for one in found] == [("blocks.1", "linear"), ("blocks.4", "linear")]
+    assert all(isinstance(start, WholeMap) for one in found for _, start in one.starts)
+
+
+def test_the_output_and_the_sums_before_it_are_the_points() -> None:
+    (one,) = stand_ins(transformed(TokenNet(depth=3, post_norm=True), (tokens(),), surrogate="bottleneck"))
+    ((node, start),) = one.starts
+    assert isinstance(start, LastLayer) and start.gains and start.bias is not None
+    (output,) = one.outputs
+    points = one.points[node]
+    assert points[0] is output and one.original[output] is one.last and "norm2" in str(output.target)
+    assert points[1].name == one.original[points[1]].name and "add" in points[1].name
+
+
+def test_a_part_of_the_channels_is_no_output() -> None:
+    (one,) = stand_ins(transformed(ConvNet(depth=3), (images(),), surrogate="slim"))
+    assert [tuple(node.meta["val"].shape)[1] for node in one.outputs] == [8]
+    # Both norms get statistics, of which the second is fitted.
+    assert [start is not None for _, start in one.in_order] == [False, False, True]
+    assert isinstance(one.starts[0][1], ChannelTerms) and one.in_order[1][0] is one.in_order[2][0]
+
+
+def test_norms_of_the_source_are_none_of_the_surrogates() -> None:
+    (one,) = stand_ins(transformed(ConvNet(depth=3), (images(),), surrogate="coarse"))
+    assert all(str(node.target).startswith("surrogates.") for node, _ in one.in_order)
+
+
+def test_a_surrogate_without_its_numbers_is_silent() -> None:
+    torch.manual_seed(0)
+    x = tokens()
+    net = TokenNet(depth=3).eval()
+    result = transformed(net, (x,), surrogate="reuse")
+    (one,) = stand_ins(result)
+    ((node, start),) = one.starts
+    module = one.graph.get_submodule(str(node.target))
+    pruned = transformed(net, (x,), surrogate="identity").graph_module.eval()
+    with torch.no_grad():
+        for parameter in module.parameters():
+            parameter.normal_()
+        assert not torch.allclose(result.graph_module.eval()(x), pruned(x))
+        silence_(module, start)
+        torch.testing.assert_close(result.graph_module(x), pruned(x))
+    assert float(module.get_parameter("gain").detach().norm()) > 0
+    assert repl_fx.fit(transformed(net, (x,), surrogate="reuse"), [tokens(8)]).surrogates[0].numbers
