@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import importlib
+import importlib.util
 import random
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-import torch
 from torch import nn
 
 import repl_fx
 from benchmarks.compression.originals import Original, first_tensor, flops_of
 from repl_fx.errors import BadInput
 from repl_fx.scoring.scores import Scores
+
+# Of the pruner, each of which takes a few channels of every layer.
+STEPS = 60
 
 
 @dataclass(frozen=True, eq=False)
@@ -86,7 +89,7 @@ def _scores(scores: Scores, kind: str, seed: int) -> dict[str, float]:
 def _replace_me(original: Original, share: float, seed: int) -> Cut:
     """One run of blocks in a row, the one of the least influence, by one map of least cosine distance.
 
-    ReplaceMe, arXiv:2505.02819: sections 2.1 (which blocks) and 2.2 (the map); without its merging into the layer
+    ReplaceMe, arXiv:2505.02819, section 3: which blocks, and the map; without its merging into the layer
     before, which saves no more than the map's own product.
     """
     for length in range(1, len(original.scores.blocks)):
@@ -114,30 +117,31 @@ def _replace_me(original: Original, share: float, seed: int) -> Cut:
 
 
 def _torch_pruning(original: Original, share: float, seed: int) -> Cut:
-    """Channels of the least norm, all over the network, until so many FLOPs are left."""
-    tp: Any = importlib.import_module("torch_pruning")
+    """Channels of the least norm in each layer, until so many FLOPs are left; of transformers those of their MLPs.
 
-    model = original.copy()
-    x = first_tensor(original.inputs)
-    heads = {
-        module: module.num_heads for module in model.modules() if isinstance(getattr(module, "num_heads", None), int)
-    }
-    last = [module for module in model.modules() if isinstance(module, nn.Linear)][-1]
+    Attention of one's own splits its heads by sizes in its code, which no change of the layers reaches.
+    """
+    if importlib.util.find_spec("torch_pruning") is None:
+        raise BadInput("torch_pruning is not installed; pip install 'repl-fx[bench]'")
+    tp: Any = importlib.import_module("torch_pruning")
+    model, x = original.copy(), first_tensor(original.inputs)
+    layers = {name: module for name, module in model.named_modules() if isinstance(module, nn.Linear | nn.Conv2d)}
+    kept = [list(layers)[-1]]
+    if any(name.endswith("qkv") for name in layers):
+        # The outputs of an MLP's first layer are read by its second alone.
+        kept = [name for name in layers if not name.endswith(("mlp.0", "up"))]
     pruner = tp.pruner.BasePruner(
         model,
         x,
         importance=tp.importance.GroupMagnitudeImportance(p=2),
-        pruning_ratio=0.9,
-        iterative_steps=90,
-        ignored_layers=[last],
-        num_heads=heads,
-        global_pruning=False,
+        pruning_ratio=0.95,
+        iterative_steps=STEPS,
+        ignored_layers=[layers[name] for name in kept],
     )
-    for _ in range(90):
+    left = 1.0
+    for _ in range(STEPS):
         pruner.step()
         left = flops_of(model, original.inputs) / original.flops
         if left <= share:
-            break
-    with torch.no_grad():
-        model(x)
-    return Cut(model, left, 0)
+            return Cut(model, left, 0)
+    raise BadInput(f"{left:.3f} of the FLOPs are left at the least")

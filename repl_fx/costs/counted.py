@@ -221,7 +221,8 @@ def _fake(gm: nn.Module, given: ExampleInputs) -> Iterator[tuple[nn.Module, Exam
 @contextmanager
 def _counting(module: nn.Module) -> Iterator[FlopCounterMode]:
     """Count FLOPs in evaluation mode."""
-    module.eval()
+    # The counter asks for the gradient of what each module returns, and a parameter that is returned itself has none.
+    module.eval().requires_grad_(False)
     # The counter has no formula for the CPU's fused attention, nor for oneDNN's recurrent layers; what they are made of
     # it knows, and the number is the same.
     with warnings.catch_warnings():

@@ -204,3 +204,29 @@ def test_costs_do_not_depend_on_the_device() -> None:
     net = nn.Linear(5, 7)
     on_cpu = measure_costs(net, (torch.randn(3, 5),))
     assert measure_costs(net.cuda(), (torch.randn(3, 5).cuda(),)) == on_cpu
+
+
+class _Hands(nn.Module):
+    """Returns a parameter of its own, as the scale of a map that is the identity does."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.scale = nn.Parameter(torch.ones(4))
+
+    def forward(self) -> Tensor:
+        return self.scale
+
+
+class _Scaled(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.fc, self.scale = nn.Linear(4, 4), _Hands()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fc(x) * self.scale()  # type: ignore[no-any-return]
+
+
+def test_a_module_that_returns_a_parameter() -> None:
+    costs = measure_costs(_Scaled(), (torch.randn(2, 4),))
+    assert costs.flops == 2 * 2 * 4 * 4 and costs.unknown is None and costs.activation_bytes
+    assert _Scaled().scale.scale.requires_grad

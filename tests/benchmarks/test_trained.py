@@ -1,0 +1,91 @@
+"""The benchmark of trained models, at a size that says nothing."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from benchmarks import trained
+from benchmarks.compression.methods import methods
+from benchmarks.compression.originals import Original, original
+from benchmarks.compression.trained_report import write_report
+from benchmarks.training.models import vit
+from benchmarks.training.tasks import Task
+from repl_fx.training.config import TrainConfig
+
+TASK = Task(
+    "digits/vit",
+    "",
+    lambda: vit(8, 1, patch=4, width=16, depth=6, heads=2),
+    TrainConfig(epochs=1, batch_size=32, device="cpu", log_every=1),
+    (128, 64),
+)
+
+
+@pytest.fixture(scope="module")
+def own(tmp_path_factory: pytest.TempPathFactory) -> Original:
+    return original(TASK, TASK.load(Path()), 0, tmp_path_factory.mktemp("weights"))
+
+
+def test_a_network_is_trained_once(own: Original, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    first = original(TASK, own.data, 0, tmp_path)
+    monkeypatch.setattr("benchmarks.compression.originals.train", None)
+    again = original(TASK, own.data, 0, tmp_path)
+    assert first.steps == again.steps == 4 and own.best == "accuracy" and own.higher_is_better
+    for model in (again.model, again.copy(), own.model):
+        assert all(torch.equal(value, first.model.state_dict()[name]) for name, value in model.state_dict().items())
+
+
+@pytest.mark.parametrize("method", ["depth pruning, random blocks", "linear", "auto, fitted", "ReplaceMe's map"])
+def test_each_method_cuts_to_the_budget(own: Original, method: str) -> None:
+    before = {name: value.clone() for name, value in own.model.state_dict().items()}
+    share = 0.9 if method.startswith("auto") else 0.8
+    found = trained.run(own, method, share, 0, (0.5,))
+    assert "reason" not in found, found
+    assert found["flops"] <= share and found["blocks"] >= 1 and found["latency"] > 0
+    assert 0 <= found["cut"] <= 1 and 0 <= found["healed 0.5"] <= 1
+    # Healing trains a network of its own.
+    assert all(torch.equal(value, own.model.state_dict()[name]) for name, value in before.items())
+
+
+def test_what_cannot_be_cut_says_why(own: Original) -> None:
+    assert "no plan has flops at or below 0.01" in trained.run(own, "linear", 0.01, 0, ())["reason"]
+
+
+def test_a_tool_that_is_not_here_is_named(own: Original, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    assert "pip install 'repl-fx[bench]'" in trained.run(own, "Torch-Pruning", 0.8, 0, ())["reason"]
+
+
+def test_runs_that_are_there_are_not_done_again(
+    own: Original, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    asked: list[str] = []
+
+    def run(own: Original, method: str, *rest: Any) -> dict[str, Any]:
+        asked.append(method)
+        return {"flops": 0.7, "blocks": 2, "parameters": 9, "cut": 0.5, "latency": 0.8, "healed 0.1": 0.6}
+
+    monkeypatch.setattr(trained, "run", run)
+    monkeypatch.setattr(trained, "tasks", lambda scale: {TASK.name: TASK})
+    given = ["--scale", "cpu", "--seeds", "2", "--shares", "0.75", "--out", str(tmp_path), "--methods", "lin*"]
+    assert trained.main(given) == 0
+    assert sorted(set(asked)) == [name for name in sorted(methods()) if name.startswith("lin")] and len(asked) == 6
+    assert trained.main(given) == 0 and len(asked) == 6
+    assert "digits/vit 0.75 linear, seed 0: FLOPs 0.700, cut 0.5000, healed 0.1 0.6000" in capsys.readouterr().out
+    assert trained.main(["--report", "--out", str(tmp_path), "--docs", str(tmp_path)]) == 0
+    text = (tmp_path / "trained.md").read_text()
+    assert "| linear | 2 | 0.700 | 0.800 | 0.5000 ± 0.0000 | 0.6000 ± 0.0000 |" in text and "2 seeds" in text
+
+
+def test_a_method_that_failed_has_its_reason_in_the_table(tmp_path: Path) -> None:
+    facts = {"scale": "cpu", "network": "a/b", "seed": 0, "machine": "m", "versions": {"torch": "2"}}
+    whole = {"method": "original", "share": 1.0, "cut": 0.9, "best": "accuracy", "steps": 10}
+    write_report([{**facts, **whole}, {**facts, "method": "x", "share": 0.5, "reason": "no budget"}], tmp_path)
+    assert "| x | | | | no budget |" in (tmp_path / "trained.md").read_text()
+    assert json.dumps("accuracy of the original: 0.9000")[1:-1] in (tmp_path / "trained.md").read_text()
