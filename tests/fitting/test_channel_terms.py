@@ -27,7 +27,7 @@ class _Net(nn.Module):
         self.numbers = _Numbers()
 
     def forward(self, x: Tensor) -> Tensor:
-        return torch.relu(torch.cat([self.numbers(x) + x[:, :3].exp(), x], 1).t())
+        return torch.relu(torch.cat([self.numbers(x) + x[:, :3].exp(), x], 1)).t()
 
 
 _TERMS = ChannelTerms((Term("gain", 0, 3), Term("gain", 3, 3), Term("shift", 0, 1)))
@@ -52,11 +52,11 @@ def test_the_numbers_that_made_the_values_are_found(cuts: list[int]) -> None:
     gm, nodes, sums = _traced()
     wanted = {name: value.clone() for name, value in gm.state_dict().items()}
     x = torch.randn(60, 6)
-    y = torch.cat([gm.numbers(x) + x[:, :3].exp(), x], 1).t()  # type: ignore[operator]
+    y = torch.cat([gm.numbers(x) + x[:, :3].exp(), x], 1)  # type: ignore[operator]
     # The axis of the batch is the last here; no axis behind the first is one of channels.
     assert not sums.affine({nodes["x"]: x, nodes["exp"]: x[:, :3].exp(), nodes["getitem"]: x[:, :3]})
     gm, nodes, sums = _traced(point="cat")
-    parts = list(zip(torch.split(x, cuts), torch.split(y.t(), cuts), strict=True))
+    parts = list(zip(torch.split(x, cuts), torch.split(y, cuts), strict=True))
     assert sums.affine(_given(nodes, parts[0][0])) and sums.axis == 1 and sums.numbers == 7
     for part, made in parts:
         sums.add(_given(nodes, part), made)

@@ -303,7 +303,9 @@ def test_surrogates_come_closer_one_after_the_other(net: str, surrogate: str) ->
     # One batch gives what several do.
     once = repl_fx.fit(result, [torch.cat(batches)])
     for one, other in zip(fitted.surrogates, once.surrogates, strict=True):
-        assert one.rows == other.rows and _lost(one)[1] == pytest.approx(_lost(other)[1], rel=1e-4)
+        # Fitted again, `blend` starts where it is, and others are silent first.
+        known = slice(1 if surrogate == "blend" else 0, 2)
+        assert one.rows == other.rows and _lost(one)[known] == pytest.approx(_lost(other)[known], rel=1e-4)
 
 
 def _stream(model: Any, x: Tensor) -> Tensor:
