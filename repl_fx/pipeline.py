@@ -303,6 +303,7 @@ def transform(
     check: bool = True,
     in_place: bool = False,
     checkpoint_blocks: bool = False,
+    captured: CapturedParts | None = None,
     progress: Callable[[str], None] | None = None,
     **options: Unpack[Options],
 ) -> TransformResult:
@@ -326,6 +327,8 @@ def transform(
             place before one that has none.
         checkpoint_blocks: let `result.model` compute the kept blocks of the repeats again in the backward pass of
             training, in place of keeping their inner values (`torch.utils.checkpoint`).
+        captured: of this model, from `capture_parts` with these inputs, so that it is not captured again, as after
+            `score_blocks`.
         progress: called with the name of each stage as it begins.
         every, surrogate, blocks, ignore, settings, seed, budget, scores: see `repl_fx.pipeline.Options`.
 
@@ -354,8 +357,12 @@ def transform(
     if not allow_nan:
         require_finite(model)
     inputs = widen_batch(model, given)
-    tell("capture")
-    captured = capture_parts(model, inputs.args, inputs.kwargs, copy=copy, paths=None if plan is None else plan.parts)
+    if captured is None:
+        tell("capture")
+        paths = None if plan is None else plan.parts
+        captured = capture_parts(model, inputs.args, inputs.kwargs, copy=copy, paths=paths)
+    elif captured.source is not model:
+        raise BadInput("captured is of another model; give capture_parts of this one, without copy or weights")
     result = rewrite(captured, plan or options, inputs, tell, check=check, in_place=in_place)
     if checkpoint_blocks:
         result = replace(result, checkpoint_blocks=True)

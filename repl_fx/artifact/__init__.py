@@ -19,6 +19,7 @@ plan rewrites, each on inputs like those it was called with; the model itself is
 from __future__ import annotations
 
 from repl_fx.artifact.changing import changing, require_free
+from repl_fx.artifact.model_code import build_original
 from repl_fx.artifact.origin import built_like
 from repl_fx.artifact.pretrained import save_pretrained
 from repl_fx.artifact.store import BENCH, CHART, PROOF, Artifact, load, load_artifact, save
@@ -28,6 +29,7 @@ __all__ = [
     "CHART",
     "PROOF",
     "Artifact",
+    "build_original",
     "built_like",
     "changing",
     "load",

@@ -33,6 +33,8 @@ from repl_fx.artifact.manifest import MANIFEST, UNSETTLED, File, Manifest, read_
 from repl_fx.errors import ArtifactError, OutputError, one_line
 from repl_fx.sources.source import hash_file
 
+# The directory of the state of a compression, which is there before the artifact.
+COMPRESSION = "compression"
 _UNSETTLED_NAME = re.compile(rf"{re.escape(UNSETTLED)}[a-z0-9_]{{8}}")
 
 
@@ -113,12 +115,14 @@ def changing(directory: str | Path) -> Iterator[Change]:
 def require_free(directory: str | Path, *, force: bool) -> None:
     """Refuse a place that is taken, before any work is done: a file, or a directory that is not empty.
 
+    The state of a compression does not count: its artifact comes to lie beside it.
+
     With `force`: a directory that is no artifact, or an artifact one of whose files repl-fx did not write.
     """
     target = Path(directory)
     if target.exists() and not target.is_dir():
         raise OutputError(f"{target} is a file; give a directory with -o")
-    if not target.is_dir() or all(_is_unsettled(path) for path in target.iterdir()):
+    if not target.is_dir() or all(_is_unsettled(path) or path.name == COMPRESSION for path in target.iterdir()):
         return
     if not force:
         raise OutputError(f"{target} is not empty; choose another place with -o, or replace it with --force")

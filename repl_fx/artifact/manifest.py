@@ -46,6 +46,18 @@ class Options(_Strict, frozen=True):
     options: dict[str, Any]
 
 
+class Weights(_Strict, frozen=True):
+    """The weights that a model had when it was transformed; an artifact does not hold those of replaced blocks.
+
+    Attributes:
+        file: the file or directory they were loaded from; None for those that the specification alone leads to.
+        sha256: see `repl_fx.checkpoints.digest`; empty for weights without values.
+    """
+
+    file: str | None
+    sha256: str
+
+
 class Model(_Strict, frozen=True, rename={"kind": "class"}):
     """How the source model is built.
 
@@ -54,12 +66,14 @@ class Model(_Strict, frozen=True, rename={"kind": "class"}):
         options: the other arguments of `load_source`.
         kind: name of its class.
         files: the files that it was made from, each with the SHA-256 of what was read.
+        weights: those of the model before; None where they are not known.
     """
 
     spec: str
     options: Options
     kind: str
     files: dict[str, str]
+    weights: Weights | None = None
 
     @property
     def is_beside(self) -> bool:

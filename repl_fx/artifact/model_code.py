@@ -7,7 +7,8 @@ from typing import Any
 
 from torch import nn
 
-from repl_fx.artifact.manifest import CONFIG, Manifest, Model, Options
+from repl_fx.artifact.manifest import CONFIG, Manifest, Model, Options, read_manifest
+from repl_fx.checkpoints.digest import digest_of
 from repl_fx.errors import ArtifactError
 from repl_fx.sources import Source, load_source, names_no_file
 from repl_fx.sources.hugging_face_code import OPTION as TRUST
@@ -18,14 +19,47 @@ from repl_fx.sources.source import hash_file
 _GENERATION = "generation_config.json"
 
 
+def build_original(directory: str | Path, model: str | None, weights: Path | None, trusted: bool) -> nn.Module:
+    """The model that an artifact was made from, with its weights, which the artifact has in part alone.
+
+    Args:
+        model: a specification of it; None takes what the manifest names.
+        weights: a file or directory of them; None takes what the manifest names, and checks them.
+        trusted: see `build_source`.
+
+    Raises:
+        ArtifactError: see `build_source`; or the weights are not known, gone, or others than they were.
+    """
+    directory = Path(directory)
+    manifest = read_manifest(directory)
+    known = None if manifest.model is None else manifest.model.weights
+    give = "give the weights of the original with --teacher FILE"
+    if weights is None and known is None:
+        raise ArtifactError(f"{directory} does not say which weights its blocks were replaced in; {give}")
+    if weights is None and known is not None and known.file is not None and not Path(known.file).exists():
+        raise ArtifactError(f"{directory} was made with the weights {known.file}, which are gone; {give}")
+    there = None if known is None or known.file is None else Path(known.file)
+    built = build_source(directory, manifest, model, trusted, weights or there or True)
+    found = built.model if isinstance(built, Source) else built
+    if weights is None and known is not None and digest_of(found) != known.sha256:
+        where = known.file or (model if manifest.model is None else manifest.model.spec)
+        raise ArtifactError(f"the weights of {where} are not those that {directory} was made with; {give}")
+    return found
+
+
 def build_source(
-    directory: Path, manifest: Manifest, model: nn.Module | str | None, trusted: bool
+    directory: Path,
+    manifest: Manifest,
+    model: nn.Module | str | None,
+    trusted: bool,
+    weights: Path | bool = False,
 ) -> nn.Module | Source:
     """The source model of an artifact; with how it was built, where it was not given.
 
     Args:
         model: the model, or a specification of it; None takes what the manifest names.
         trusted: whether code beside the config of an `hf:` model may run.
+        weights: see `load_source`; none by default, as the artifact has its own.
 
     Raises:
         ArtifactError: the manifest names no model, or code that is not to be run.
@@ -39,7 +73,7 @@ def build_source(
         )
     options = Options(input_shape=None, seed=0, options={}) if known is None else known.options
     if model is None and known is not None and known.is_beside:
-        return _from_config(directory, known)
+        return _from_config(directory, known, weights)
     if model is None and known is not None:
         _require_same_files(directory, known)
         trusted = _runs_code(directory, known, trusted)
@@ -49,13 +83,12 @@ def build_source(
         input_shape=options.input_shape,
         seed=options.seed,
         options=options.options,
-        # The artifact has its own.
-        weights=False,
+        weights=weights,
         trust_remote_code=trusted,
     )
 
 
-def _from_config(directory: Path, model: Model) -> nn.Module:
+def _from_config(directory: Path, model: Model, weights: Path | bool) -> nn.Module:
     """A model of transformers from the config in the artifact; its example inputs are the artifact's."""
     config = directory / CONFIG
     if not config.is_file() or hash_file(config) != model.files[CONFIG]:
@@ -63,7 +96,7 @@ def _from_config(directory: Path, model: Model) -> nn.Module:
             f"{directory} was saved with a {CONFIG} that is gone or changed; pass the model: load(directory, model=…)"
         )
     # Code of a config would run with permission alone.
-    source = load_source(f"hf:{config.resolve()}:{model.kind}", options=model.options.options, weights=False)
+    source = load_source(f"hf:{config.resolve()}:{model.kind}", options=model.options.options, weights=weights)
     built: Any = source.model
     if (directory / _GENERATION).is_file():
         built.generation_config = type(built.generation_config).from_pretrained(directory)

@@ -14,7 +14,7 @@ from torch import nn
 
 from repl_fx.arguments import in_words
 from repl_fx.artifact.inputs import Inputs
-from repl_fx.artifact.manifest import Captured, Manifest, Model, Options
+from repl_fx.artifact.manifest import Captured, Manifest, Model, Options, Weights
 from repl_fx.errors import BadInput
 from repl_fx.pipeline import Record, TransformResult
 from repl_fx.plan import Plan
@@ -114,14 +114,20 @@ def _origin(record: Record) -> Origin:
     return Origin(manifest, record.plan, record.structure, record.made)
 
 
-def model_of(source: Source) -> Model:
+def model_of(source: Source, weights: Weights | None) -> Model:
     """How a source is built, as an artifact says it."""
     return Model(
         spec=source.absolute,
         options=Options(**source.options),
         kind=type(source.model).__name__,
         files={str(file): digest for file, digest in source.files.items()},
+        weights=weights,
     )
+
+
+def weights_of(source: Source) -> Weights:
+    """The weights of a source, as an artifact says them."""
+    return Weights(None if source.weights is None else str(source.weights), source.digest)
 
 
 def versions() -> dict[str, str]:

@@ -15,7 +15,15 @@ from repl_fx.arguments import require_module, require_path
 from repl_fx.artifact.changing import Change, changing, require_free
 from repl_fx.artifact.manifest import MANIFEST, Manifest, read_manifest
 from repl_fx.artifact.model_code import build_source
-from repl_fx.artifact.origin import Origin, first_difference, model_of, require_as_made, versions, with_origin
+from repl_fx.artifact.origin import (
+    Origin,
+    first_difference,
+    model_of,
+    require_as_made,
+    versions,
+    weights_of,
+    with_origin,
+)
 from repl_fx.artifact.weights import State, load_state, read_state, write_state
 from repl_fx.errors import ArtifactError, BadInput, CaptureError, NothingToReplace, PlanMismatch, one_line
 from repl_fx.graph.captured import copy_model
@@ -113,7 +121,8 @@ def save(
     require_path(directory, "the directory of an artifact")
     module, origin = with_origin(model)
     if source is not None:
-        origin = replace(origin, manifest=msgspec.structs.replace(origin.manifest, model=model_of(source)))
+        known = model_of(source, weights_of(source))
+        origin = replace(origin, manifest=msgspec.structs.replace(origin.manifest, model=known))
     require_as_made(module, origin)
     require_free(directory, force=force)
     with changing(directory) as change:
@@ -194,7 +203,9 @@ def load_artifact(
     manifest, plan, state, structure = _read(directory)
     source = build_source(directory, manifest, model, trust_remote_code)
     if isinstance(source, Source):
-        manifest = msgspec.structs.replace(manifest, model=model_of(source))
+        # It was built without weights, which are the artifact's own.
+        weights = None if manifest.model is None else manifest.model.weights
+        manifest = msgspec.structs.replace(manifest, model=model_of(source, weights))
         inputs = source.inputs if known else given
     else:
         inputs = manifest.inputs.make() if known else given

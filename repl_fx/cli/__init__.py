@@ -13,8 +13,10 @@ from typing import Annotated
 import typer
 
 from repl_fx.cli.bench import bench_command
+from repl_fx.cli.compress import compress_command
 from repl_fx.cli.export import export_command
 from repl_fx.cli.group import Commands
+from repl_fx.cli.heal import heal_command
 from repl_fx.cli.inspect import inspect_command
 from repl_fx.cli.train import train_command
 from repl_fx.cli.transform import transform_command
@@ -60,6 +62,8 @@ def _repl_fx(
 app.command("inspect", short_help="Show what repeats in a model, and what it costs.")(inspect_command)
 app.command("transform", short_help="Replace repeated blocks by light surrogates.")(transform_command)
 app.command("train", short_help="Train a rewritten model, resumable.")(train_command)
+app.command("heal", short_help="Train a cut model against the original.")(heal_command)
+app.command("compress", short_help="Cut a trained model to a budget, in one run.")(compress_command)
 app.command("bench", short_help="Measure step time, memory and latency next to the original.")(bench_command)
 app.command("export", short_help="Write a transformed model as ONNX, and verify it.")(export_command)
 app.command("verify", short_help="Compare an ONNX file with a model.")(verify_command)

@@ -106,10 +106,12 @@ def inspect_command(
             with common.needing_train("inspect --data"):
                 from repl_fx.training.calibration import score_on_data
                 from repl_fx.training.config import TrainConfig
+                from repl_fx.training.loading import read_data
             directory = None if data_dir is None else str(data_dir)
             config = TrainConfig().changed(data=data, data_dir=directory, task=task, seed=seed)
             options: Any = {"samples": samples, "greedy": greedy, "progress": terminal.stage}
-            found = score_on_data(captured, target.inputs, config, score, **options)
+            terminal.stage("load data")
+            found = score_on_data(captured, read_data(config, target.inputs), config, score, **options)
             terminal.show(str(found), tables.scores_table(found), charts.scores_chart(found, score))
             document["scores"] = documents.scores_document(found)
         terminal.document(document)

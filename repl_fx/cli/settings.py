@@ -4,33 +4,39 @@ from __future__ import annotations
 
 import inspect
 import types
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator, Mapping
+from types import MappingProxyType
 from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
 
 import typer
 
 
-def with_flags(settings: Callable[[], type]) -> Callable[[Callable[..., None]], Callable[..., None]]:
+def with_flags(
+    settings: type, without: Collection[str] = (), defaults: Mapping[str, Any] = MappingProxyType({})
+) -> Callable[[Callable[..., None]], Callable[..., None]]:
     """Give a command, which takes `**given`, a flag for each field of a class; None where a flag is not given.
 
     Args:
-        settings: returns the class, whose annotations are `Annotated[type, Meta(description=…)]`.
+        settings: the class, whose annotations are `Annotated[type, Meta(description=…)]`.
+        without: fields that the command has no flag for.
+        defaults: values that the help shows in the place of the class's own.
     """
 
     def decorate(command: Callable[..., None]) -> Callable[..., None]:
         own = inspect.signature(command, eval_str=True)
         named = [p for p in own.parameters.values() if p.kind is not p.VAR_KEYWORD]
-        made = own.replace(parameters=[*named, *_flags(settings())])
-        command.__signature__ = made  # type: ignore[attr-defined]
+        flags = (flag for flag in _flags(settings, defaults) if flag.name not in without)
+        command.__signature__ = own.replace(parameters=[*named, *flags])  # type: ignore[attr-defined]
         return command
 
     return decorate
 
 
-def _flags(settings: Any) -> Iterator[inspect.Parameter]:
+def _flags(settings: Any, defaults: Mapping[str, Any]) -> Iterator[inspect.Parameter]:
     hints = get_type_hints(settings, include_extras=True)
-    for name, default in zip(settings.__struct_fields__, settings.__struct_defaults__, strict=True):
+    for name, own in zip(settings.__struct_fields__, settings.__struct_defaults__, strict=True):
         kind, *notes = get_args(hints[name])
+        default = defaults.get(name, own)
         text = next(note.description for note in notes if note.description)
         flag = name.replace("_", "-")
         plain = _plain(kind)

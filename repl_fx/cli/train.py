@@ -21,7 +21,7 @@ def _commands() -> Any:
     return begin, train_directory, train_side_by_side, Ended, ending_together
 
 
-@with_flags(lambda: TrainConfig)
+@with_flags(TrainConfig)
 def train_command(
     spec: common.AnySpecArgument,
     output: Annotated[

@@ -98,7 +98,7 @@ def transform_command(
         from repl_fx.artifact import require_free
         from repl_fx.costs import counted as costs
         from repl_fx.errors import BadInput
-        from repl_fx.planning.budgets import reached
+        from repl_fx.planning.budgets import budget_shares, reached
         from repl_fx.planning.written_options import (
             parse_blocks,
             parse_budget,
@@ -203,7 +203,7 @@ def transform_command(
                 "blocks": documents.blocks_document(result.report, result.plan),
                 "not_in_place": [{"block": r.block, "reason": r.reason} for r in result.in_place.refusals],
                 "costs": {"before": documents.costs_document(before), "after": documents.costs_document(after)},
-                "budget": documents.budget_document(limits or {}, result.plan, left),
+                "budget": budget_shares(limits or {}, result.plan, left),
             }
         )
 

@@ -109,6 +109,20 @@ def reached(
     return left
 
 
+def budget_shares(
+    limits: Mapping[str, float], plan: Plan, left: Mapping[str, float]
+) -> dict[str, dict[str, float | None]]:
+    """The limit, the expected and the reached share of the original, by cost; empty without a budget.
+
+    Args:
+        left: see `reached`.
+    """
+    return {
+        name: {"limit": limits.get(name), "expected": expected, "reached": left.get(name)}
+        for name, expected in plan.expected.items()
+    }
+
+
 def _is_number(value: object) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool)
 

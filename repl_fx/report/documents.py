@@ -36,16 +36,6 @@ def costs_document(costs: Costs) -> dict[str, Any]:
     }
 
 
-def budget_document(
-    limits: Mapping[str, float], plan: Plan, reached: Mapping[str, float]
-) -> dict[str, dict[str, float | None]]:
-    """The limit, the expected and the reached share of the original, by cost; empty without a budget."""
-    return {
-        name: {"limit": limits.get(name), "expected": expected, "reached": reached.get(name)}
-        for name, expected in plan.expected.items()
-    }
-
-
 def repeats_document(
     repeats: Sequence[Repeat], costs: Costs, flops: Mapping[fx.Node, int] | None = None
 ) -> list[dict[str, Any]]:

@@ -19,6 +19,7 @@ from repl_fx.benchmarking.results import Benchmark, InferenceRow, Row
 from repl_fx.costs.counted import Costs
 from repl_fx.in_place.assembling import InPlace
 from repl_fx.plan import Plan, Replacement
+from repl_fx.planning.budgets import budget_shares
 from repl_fx.planning.report import BlockReport
 from repl_fx.running.timing import Spread
 from repl_fx.scoring.scores import Scores
@@ -132,16 +133,33 @@ def budget_tables(limits: Mapping[str, float], plan: Plan, reached: Mapping[str,
     """The table of what may be left of each cost, what the plan expects and what is left; none without a budget."""
     if not plan.expected:
         return []
+    table = budget_table(budget_shares(limits, plan, reached))
+    return [table, f"latency was measured on {plan.timed_on}"] if plan.timed_on else [table]
+
+
+def budget_table(shares: Mapping[str, Mapping[str, float | None]]) -> Table:
+    """The table of a budget, from `budget_shares`."""
     table = _table("Budget, of the original")
     _words(table, "")
     _numbers(table, "budget", "expected", "reached")
-    for name, expected in plan.expected.items():
-        _row(table, name, _part(limits.get(name)), _part(expected), _part(reached.get(name)))
-    return [table, f"latency was measured on {plan.timed_on}"] if plan.timed_on else [table]
+    for name, found in shares.items():
+        _row(table, name, *(_part(found[column]) for column in ("limit", "expected", "reached")))
+    return table
 
 
 def _part(number: float | None) -> str:
     return "-" if number is None else f"{number:.4f}"
+
+
+def figures_table(figures: Mapping[str, Mapping[str, float]]) -> Table:
+    """The figures of several models, such as loss and accuracy, by the names of both."""
+    table = _table("Figures")
+    names = list(dict.fromkeys(name for found in figures.values() for name in found))
+    _words(table, "model")
+    _numbers(table, *names)
+    for model, found in figures.items():
+        _row(table, model, *(f"{found[name]:.4f}" if name in found else "" for name in names))
+    return table
 
 
 def verification_table(verification: Verification) -> Table:

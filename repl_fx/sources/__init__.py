@@ -19,6 +19,7 @@ The grammar of `input_shape` is in `repl_fx.sources.input_shapes`.
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -124,6 +125,7 @@ def load_source(
         files=built.files,
         absolute=built.absolute or spec,
         notes=notes,
+        weights=Path(weights).absolute() if isinstance(weights, str | os.PathLike) else None,
     )
 
 

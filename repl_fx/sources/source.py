@@ -8,6 +8,7 @@ import importlib
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -15,6 +16,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from repl_fx.checkpoints.digest import digest_of
 from repl_fx.errors import BadInput, ForeignError, SourceError, foreign_code
 from repl_fx.running.example_inputs import ExampleInputs
 from repl_fx.running.untouched import own_randomness
@@ -33,6 +35,7 @@ class Source:
             and `options`.
         files: files the model was made from, the one named in `spec` first, each with the SHA-256 of what was read;
             empty for a model of a zoo. Weights are none of them.
+        weights: the file or directory that its weights were loaded from; None for those that `spec` alone leads to.
         absolute: a specification that leads to the same model from any directory.
         notes: remarks on the model for a user, a line each, such as which weights are random.
     """
@@ -45,6 +48,12 @@ class Source:
     files: Mapping[Path, str]
     absolute: str
     notes: tuple[str, ...] = ()
+    weights: Path | None = None
+
+    @cached_property
+    def digest(self) -> str:
+        """The digest of the weights as they are when it is first asked for; see `digest_of`."""
+        return digest_of(self.model)
 
     @property
     def inputs(self) -> ExampleInputs:

@@ -14,6 +14,7 @@ from repl_fx.errors import BadInput, ForeignError, first_line, foreign_code
 from repl_fx.running.untouched import in_mode
 from repl_fx.training.config import TrainConfig
 from repl_fx.training.data.kinds import Data, UserData
+from repl_fx.training.data.targets import has_targets
 from repl_fx.training.distillation import Distillation
 from repl_fx.training.module import Training, optimizers_of
 from repl_fx.training.tasks import Batch, Classification, Task, task_of
@@ -46,18 +47,21 @@ def module_of(
             )
         return _user_module(config.task, model, config, steps)
     name = _task_name(data, config)
-    # A user's data do not say how many classes there are; the model does.
+    # Of data that do not say how many classes there are, the model does.
     classes = data.classes if isinstance(data, Data) else 0
     task = task_of(name, classes)
     outputs = _tried(model, task, batch, data.name)
-    if isinstance(data, UserData):
+    targets = has_targets(batch[1])
+    if not classes:
         task = task_of(name, task.classes_in(model, outputs))
+    if not targets and teacher is None:
+        raise BadInput(f"{data.name} has no targets; learn from the original: repl-fx heal, or --teacher original")
     task.require_fit(model, outputs, batch, data.name)
     distillation = None
     if teacher is not None:
         distillation = Distillation(teacher, model, task, config)
         distillation.require_fit(batch, outputs)
-    return Training(model, task, config, steps, distillation)
+    return Training(model, task, config, steps, distillation, targets=targets)
 
 
 def _user_module(spec: str, model: nn.Module, config: TrainConfig, steps: int) -> pl.LightningModule:

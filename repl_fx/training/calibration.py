@@ -11,7 +11,6 @@ from torch import Tensor, nn
 
 from repl_fx.arguments import in_words
 from repl_fx.errors import BadInput
-from repl_fx.running.example_inputs import ExampleInputs
 from repl_fx.running.untouched import device_of
 from repl_fx.scoring.score_blocks import score_blocks
 from repl_fx.scoring.scores import KINDS, Kind, Scores
@@ -19,7 +18,8 @@ from repl_fx.tracing.parts.capture import CapturedParts
 from repl_fx.training.building import module_of
 from repl_fx.training.config import TrainConfig
 from repl_fx.training.data.kinds import Data, UserData, length
-from repl_fx.training.loading import loaders, read_data
+from repl_fx.training.data.targets import has_targets
+from repl_fx.training.loading import loaders
 from repl_fx.training.module import Training
 
 # Inputs in a batch: few enough that the values at all boundaries of a large model fit.
@@ -42,21 +42,20 @@ class Calibration:
 
 
 def calibration(
-    model: nn.Module, inputs: ExampleInputs, config: TrainConfig, samples: int, *, with_loss: bool
+    model: nn.Module, data: Data | UserData, config: TrainConfig, samples: int, *, with_loss: bool
 ) -> Calibration:
     """Samples of the training data, drawn by the seed of the settings.
 
     Args:
-        model: that is scored.
-        inputs: its example inputs, by whose size pictures are read.
-        config: the settings of the data.
+        model: that is scored or fitted.
+        data: see `read_data`.
+        config: the settings.
         samples: how many, at most.
         with_loss: whether the loss of the task is needed; then the model has to fit the targets.
 
     Raises:
-        BadInput: data that cannot be read, or that have no loss.
+        BadInput: data that are no loaders, or that have no loss.
     """
-    data = read_data(config, inputs)
     if isinstance(data, UserData) and data.module is not None:
         raise BadInput(
             f"{data.name} returns {in_words(data.module)}; return a pair of DataLoaders (train, test) instead"
@@ -80,7 +79,7 @@ def calibration(
 
 def score_on_data(
     captured: CapturedParts,
-    inputs: ExampleInputs,
+    data: Data | UserData,
     config: TrainConfig,
     kind: Kind,
     *,
@@ -92,17 +91,16 @@ def score_on_data(
 
     Args:
         captured: the model.
-        inputs: its example inputs.
-        config: the settings of the data.
+        data: see `read_data`.
+        config: the settings.
         kind: of the score that is wanted besides influence and change.
         samples, greedy, progress: see `calibration` and `score_blocks`.
 
     Raises:
         BadInput: see `calibration` and `score_blocks`.
     """
-    progress("load data")
     with_loss = kind in ("gradient", "loss")
-    found = calibration(captured.source, inputs, config, samples, with_loss=with_loss)
+    found = calibration(captured.source, data, config, samples, with_loss=with_loss)
     kinds = tuple(one for one in KINDS if one in ("influence", "change", kind))
     # Without a loss the targets of a pair are left out.
     batches = found.batches if with_loss else lambda: (given for given, _ in found.batches())
@@ -114,6 +112,8 @@ def _loss(
 ) -> Callable[[Any, Any], Tensor]:
     """The loss of the task of the data."""
     first = next(iter(loaders(data, config, device)[1]))
+    if not has_targets(first[1]):
+        raise BadInput(f"{data.name} has no targets, and so no loss; score by influence or change")
     module = module_of(model, data, config, 1, first)
     if not isinstance(module, Training):
         raise BadInput(f"--task {config.task} is a module with a loss of its own; score by influence or change")

@@ -10,14 +10,14 @@ from typing import Any
 
 from torch import nn
 
-from repl_fx.artifact import built_like, load_artifact, require_free, save
+from repl_fx.artifact import build_original, built_like, load_artifact, require_free, save
 from repl_fx.benchmarking.variants import ORIGINAL, REWRITTEN
 from repl_fx.errors import BadInput, OutputError, first_line
 from repl_fx.pipeline import TransformResult
 from repl_fx.plan import Plan
 from repl_fx.sources import Source
 from repl_fx.training.comparing import Member, Row, members, write_comparison
-from repl_fx.training.config import MAKING, TrainConfig, read_config
+from repl_fx.training.config import FROM_SPEC, MAKING, TrainConfig, read_config
 from repl_fx.training.data.kinds import Data, UserData
 from repl_fx.training.distributed import require_possible
 from repl_fx.training.loading import read_data
@@ -78,6 +78,7 @@ def begin(
     force: bool = False,
     model: str | None = None,
     trust_remote_code: bool = False,
+    defaults: TrainConfig | None = None,
     progress: Callable[[str], None] = lambda stage: None,
 ) -> Run:
     """Make a run of a model, which is transformed first, or of an artifact.
@@ -90,6 +91,7 @@ def begin(
         resume: go on with the run of the directory.
         force: replace the artifact at `output`.
         model, trust_remote_code: see `load`.
+        defaults: settings where none are given; those of `TrainConfig` by default.
         progress: called with the name of each stage as it begins.
 
     Raises:
@@ -103,7 +105,8 @@ def begin(
         _require_to_resume(spec, output, changes, config_file, is_artifact=is_artifact)
         config = settings_of(Path(spec))
     else:
-        config = (TrainConfig() if config_file is None else read_config(config_file)).changed(**changes)
+        base = defaults or TrainConfig()
+        config = (base if config_file is None else read_config(config_file, base)).changed(**changes)
     if is_artifact and not resume:
         _require_as_made(spec, config)
     if is_artifact and output is None and not (resume or force) and last_whole(Path(spec) / STATE / CHECKPOINT):
@@ -130,11 +133,11 @@ def begin(
             save(rewritten, output, force=force)
         built = model or (None if loaded.manifest.model is None else loaded.manifest.model.spec)
         others = None if built is None else Models(built, config, trust_remote_code)
-        if others is None and config.teacher is not None:
-            raise BadInput(
-                f"{spec} does not say how the original model is built; give it with --model, or no --teacher"
-            )
-        teacher = None if others is None else others.teacher()
+        teacher = None
+        if config.teacher is not None:
+            progress("build the original")
+            weights = None if config.teacher == FROM_SPEC else Path(config.teacher)
+            teacher = build_original(spec, model, weights, trust_remote_code)
         place, result = output or Path(spec), loaded.result
         known = place, rewritten, loaded.plan, data, config, resume, processes
         return Run(*known, models=others, teacher=teacher, result=result)

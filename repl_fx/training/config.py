@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args, get_type_hints
+from types import MappingProxyType
+from typing import Annotated, Any, Literal, Self, TypeVar
 
 import msgspec
 from msgspec import Meta
@@ -11,11 +13,20 @@ from msgspec import Meta
 from repl_fx.errors import BadInput, one_line
 from repl_fx.planning.written_options import parse_blocks, parse_budget, planning_options, read_scores
 
+# The teacher that has the weights of the specification itself.
+FROM_SPEC = "original"
 # Settings of which model is made, which an artifact has already.
 MAKING = (
     *("every", "blocks", "budget", "scores", "ignore", "surrogate", "set", "plan", "weights", "input_shape"),
     "checkpoint_blocks",
 )
+# Settings of a run that heals, where none are given. A model that is nearly right is not shaken by a high rate.
+HEALING: Mapping[str, Any] = MappingProxyType({"teacher": FROM_SPEC, "teacher_values": 1.0, "epochs": 1, "lr": 3e-4})
+# Settings that are for training from scratch.
+NOT_TO_HEAL = (*MAKING, "compare", "seeds", "replace_at", "restore_at")
+
+
+Config = TypeVar("Config", bound="TrainConfig")
 
 
 class TrainConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -52,6 +63,9 @@ class TrainConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
         str | None, Meta(description="Task of loaders: classification, …; or file.py:CLASS, a LightningModule.")
     ] = None
     epochs: Annotated[int, Meta(ge=1, description="Passes over the training data.")] = 10
+    steps: Annotated[
+        int | None, Meta(description="Steps of the optimizer after which a run ends, in the place of epochs.")
+    ] = None
     batch_size: Annotated[int, Meta(ge=1, description="Inputs in a batch, of all processes together.")] = 64
     accumulate: Annotated[int, Meta(ge=1, description="Batches whose gradients make one step.")] = 1
     optimizer: Annotated[Literal["adamw", "sgd"], Meta(description="adamw or sgd.")] = "adamw"
@@ -98,6 +112,9 @@ class TrainConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
         Literal["train", "freeze", "detach"],
         Meta(description="Neighbours of replaced blocks: train, freeze, or detach (no gradients from surrogates)."),
     ] = "train"
+    learn: Annotated[
+        Literal["all", "surrogates"], Meta(description="Parameters that learn: all, or those of surrogates alone.")
+    ] = "all"
     seed: Annotated[int, Meta(ge=0, description="Seed of order, augmentation and dropout.")] = 0
     device: Annotated[str, Meta(description="cpu, cuda or auto.")] = "auto"
     devices: Annotated[
@@ -133,21 +150,22 @@ class TrainConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
 
     @property
     def is_scheduled(self) -> bool:
-        """Whether the run is more than the training of one model: it has phases, or neighbours that are no others."""
-        return self.replace_at is not None or self.restore_at is not None or self.neighbours != "train"
+        """Whether the run is more than the training of all of one model: it has phases, or what does not learn."""
+        phases = self.replace_at is not None or self.restore_at is not None
+        return phases or self.neighbours != "train" or self.learn != "all"
 
     def to_yaml(self) -> str:
         """All settings as YAML."""
         return msgspec.yaml.encode(self).decode()
 
-    def changed(self, **given: Any) -> TrainConfig:
+    def changed(self, **given: Any) -> Self:
         """The same with other settings; None stands for those that are not given.
 
         Raises:
             BadInput: an unknown setting, or a value that is none for it; names it.
         """
         values = msgspec.to_builtins(self) | {name: value for name, value in given.items() if value is not None}
-        return _converted(values, "the flags")
+        return _converted(type(self), values, "the flags")
 
 
 def names_python_file(spec: str) -> bool:
@@ -155,8 +173,11 @@ def names_python_file(spec: str) -> bool:
     return spec.endswith(".py") or (":" in spec and spec.rpartition(":")[0].endswith(".py"))
 
 
-def read_config(file: Path) -> TrainConfig:
+def read_config(file: Path, base: Config) -> Config:
     """The settings in a YAML file.
+
+    Args:
+        base: settings that those of the file come before.
 
     Raises:
         BadInput: the file cannot be read, or a setting in it is unknown or has a value that is none for it.
@@ -165,16 +186,18 @@ def read_config(file: Path) -> TrainConfig:
         values = msgspec.yaml.decode(file.read_bytes())
     except (OSError, msgspec.DecodeError, UnicodeDecodeError) as problem:
         raise BadInput(f"the settings {file} cannot be read: {one_line(problem)}") from problem
-    return _converted(values if values is not None else {}, str(file))
+    if isinstance(values, dict | None):
+        values = {**msgspec.to_builtins(base), **(values or {})}
+    return _converted(type(base), values, str(file))
 
 
-def _converted(values: Any, where: str) -> TrainConfig:
+def _converted(kind: type[Config], values: Any, where: str) -> Config:
     try:
-        config = msgspec.convert(values, TrainConfig)
+        config = msgspec.convert(values, kind)
     except msgspec.ValidationError as problem:
-        known = f"; the settings are {', '.join(descriptions())}" if "unknown field" in str(problem) else ""
+        known = f"; the settings are {', '.join(kind.__struct_fields__)}" if "unknown field" in str(problem) else ""
         raise BadInput(f"{where}: {problem}{known}") from problem
-    for name, what in (("save_every", "steps"), ("devices", "processes"), ("nodes", "machines")):
+    for name, what in (("save_every", "steps"), ("steps", "steps"), ("devices", "processes"), ("nodes", "machines")):
         value = getattr(config, name)
         if value is not None and value < 1:
             raise BadInput(f"{where}: {name} is {value}; give 1 or more {what}")
@@ -203,6 +226,8 @@ def _require_order(config: TrainConfig, where: str) -> None:
             raise BadInput(
                 f"{where}: {name} is {epochs} and epochs is {config.epochs}; give 1 or more, and fewer than all epochs"
             )
+    if config.steps is not None and (config.replace_at is not None or config.restore_at is not None):
+        raise BadInput(f"{where}: replace_at and restore_at are counted in epochs; give epochs, and leave out steps")
     if config.replace_at is not None and config.restore_at is not None and config.restore_at <= config.replace_at:
         raise BadInput(
             f"{where}: restore_at is {config.restore_at} and replace_at is {config.replace_at}; blocks are restored "
@@ -210,7 +235,8 @@ def _require_order(config: TrainConfig, where: str) -> None:
         )
     if config.is_scheduled and (config.compare or config.seeds > 1):
         raise BadInput(
-            f"{where}: replace_at, restore_at and neighbours are for one run; leave out compare and seeds, or them"
+            f"{where}: replace_at, restore_at, neighbours and learn are for one run; leave out compare and seeds, or "
+            "them"
         )
     phases = config.replace_at is not None or config.restore_at is not None
     if phases and config.teacher is not None and config.teacher_values:
@@ -222,12 +248,3 @@ def _require_order(config: TrainConfig, where: str) -> None:
 
 def _is_default(config: TrainConfig, name: str) -> bool:
     return bool(getattr(config, name) == getattr(TrainConfig(), name))
-
-
-def descriptions() -> dict[str, str]:
-    """The line of help of each setting, by name."""
-    hints = get_type_hints(TrainConfig, include_extras=True)
-    return {
-        name: next(meta.description for meta in get_args(hints[name])[1:] if meta.description)
-        for name in TrainConfig.__struct_fields__
-    }

@@ -39,7 +39,7 @@ class Distillation:
     """
 
     def __init__(self, teacher: nn.Module, student: nn.Module, task: Task, config: TrainConfig) -> None:
-        self.teacher, self.task, self.config = teacher.eval().requires_grad_(False), task, config
+        self.teacher, self.task, self.config = teacher.eval(), task, config
         self.paths = tuple(path for path, module in student.named_modules() if isinstance(module, SurrogateBlock))
         if config.teacher_values and not self.paths:
             raise BadInput(
@@ -78,6 +78,12 @@ class Distillation:
                 f"the teacher returns logits of shape {tuple(theirs.shape)}, and the model {tuple(ours.shape)}; "
                 "give --teacher-logits 0, or another teacher"
             )
+
+    def with_targets(self, batch: Batch) -> Batch:
+        """A batch whose targets are the classes that the teacher tells."""
+        with torch.no_grad():
+            taught = self.task.logits(self.task.outputs(self.teacher, batch))
+        return batch[0], taught.argmax(self.task.class_dimension)
 
     def _soft(self, ours: Tensor, theirs: Tensor) -> Tensor:
         """The divergence of the student's probabilities from the teacher's, a mean over all that is classified."""

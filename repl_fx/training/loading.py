@@ -144,6 +144,8 @@ def _require_mixtures(data: Data | UserData, config: TrainConfig) -> None:
             raise BadInput(
                 f"--{name} changes data sets, and {data.name} gives batches; mix in its loader, or leave it out"
             )
+        if not data.has_targets:
+            raise BadInput(f"--{name} mixes targets too, and {data.name} has none; leave it out")
         if data.task != "classification":
             raise BadInput(f"--{name} is for classification, and {data.name} is data for {data.task}; leave it out")
         if name == "cutmix" and len(data.shape) != 3:

@@ -26,6 +26,7 @@ class Training(pl.LightningModule):
         config: the settings.
         steps: of the optimizer, in all.
         distillation: from a teacher, whose weights are none of this module's; None without one.
+        targets: whether batches have targets; else a model is held against the classes that the teacher tells.
 
     Attributes:
         counts: whether a held-out batch, by its number, adds to the figures of this process.
@@ -38,10 +39,12 @@ class Training(pl.LightningModule):
         config: TrainConfig,
         steps: int,
         distillation: Distillation | None = None,
+        *,
+        targets: bool = True,
     ) -> None:
         super().__init__()
         self.model, self.task, self.config, self.steps = model, task, config, steps
-        self.distillation = distillation
+        self.distillation, self.targets = distillation, targets
         self.counts: Callable[[int], bool] = lambda number: True
 
     def on_fit_start(self) -> None:
@@ -49,13 +52,17 @@ class Training(pl.LightningModule):
         if self.distillation is not None:
             self.distillation.teacher.to(self.device)
 
+    def on_validation_start(self) -> None:
+        """Bring the teacher to the device, for an evaluation by itself."""
+        self.on_fit_start()
+
     def training_step(self, batch: Batch, number: int) -> Tensor:
         """The loss of a batch; smoothed, where that was asked for."""
         if self.distillation is None:
             loss = self.task.loss(self.task.outputs(self.model, batch), batch, self.config.label_smoothing)
         else:
             outputs, loss = self.distillation.step(self.model, batch)
-            if self.config.target_weight:
+            if self.config.target_weight and self.targets:
                 own = self.task.loss(outputs, batch, self.config.label_smoothing)
                 loss = loss + self.config.target_weight * own
         # Where the loggers write: a call takes longer than a small layer.
@@ -65,13 +72,17 @@ class Training(pl.LightningModule):
 
     def validation_step(self, batch: Batch, number: int) -> None:
         """Add a batch to the figures of the evaluation."""
+        if not self.targets:
+            assert self.distillation is not None
+            batch = self.distillation.with_targets(batch)
         outputs = self.task.outputs(self.model, batch)
         if self.counts(number):
             self.task.update(outputs, batch)
 
     def on_validation_epoch_end(self) -> None:
         """Log the figures of the evaluation: over all of the test data."""
-        self.log_dict({f"test_{name}": value for name, value in self.task.compute().items()}, prog_bar=True)
+        behind = "" if self.targets else "_to_original"
+        self.log_dict({f"test_{name}{behind}": value for name, value in self.task.compute().items()}, prog_bar=True)
 
     def configure_optimizers(self) -> Any:
         """The optimizer and its schedule."""

@@ -1,9 +1,9 @@
-"""The neighbours of replaced blocks in training: trained through surrogates as well, by themselves, or not at all."""
+"""The parts of a rewritten model that do not learn: neighbours of replaced blocks, or all but the surrogates."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Collection, Iterator
+from contextlib import ExitStack, contextmanager
 
 from torch import nn
 
@@ -13,25 +13,28 @@ from repl_fx.surrogates.shared.synthesis import OwnWeights, Synthesis, Synthesis
 
 
 @contextmanager
-def treated(model: nn.Module, result: TransformResult, how: str) -> Iterator[None]:
-    """Let neighbours be treated in some way meanwhile.
+def treated(model: nn.Module, result: TransformResult, how: str, learn: str = "all") -> Iterator[None]:
+    """Let neighbours be treated in some way meanwhile, or let surrogates alone learn.
 
     Args:
         model: the rewritten model that is trained.
         result: what is known of it.
         how: `train`; `detach`, which lets no gradient go through a synthesis into their weights; or `freeze`, which
             leaves their parameters as they are. Their running statistics go on: they follow what goes through them.
+        learn: `all`; or `surrogates`, which leaves all parameters of the source as they are.
 
     Raises:
         BadInput: there is nothing to detach, or nothing to train beside what is frozen.
     """
-    if how == "detach":
-        with _detached(model):
-            yield
-    elif how == "freeze":
-        with _frozen(model, neighbours_of(result)):
-            yield
-    else:
+    with ExitStack() as stack:
+        if learn == "surrogates":
+            own = {name for name, _ in result.captured_parts.source.named_parameters(remove_duplicate=False)}
+            stack.enter_context(_frozen(model, own, "learn=surrogates", "no surrogate has parameters"))
+        if how == "detach":
+            stack.enter_context(_detached(model))
+        elif how == "freeze":
+            why = "all parameters are those of neighbours"
+            stack.enter_context(_frozen(model, neighbours_of(result), "neighbours=freeze", why))
         yield
 
 
@@ -43,11 +46,11 @@ def neighbours_of(result: TransformResult) -> frozenset[str]:
 
 
 @contextmanager
-def _frozen(model: nn.Module, names: frozenset[str]) -> Iterator[None]:
+def _frozen(model: nn.Module, names: Collection[str], setting: str, why: str) -> Iterator[None]:
     parameters = dict(model.named_parameters(remove_duplicate=False))
     found = {id(p): p for name, p in parameters.items() if name in names and p.requires_grad}
     if not any(p.requires_grad and id(p) not in found for p in parameters.values()):
-        raise BadInput("neighbours=freeze leaves nothing to train: all parameters are those of neighbours")
+        raise BadInput(f"{setting} leaves nothing to train: {why}")
     try:
         for parameter in found.values():
             parameter.requires_grad_(False)

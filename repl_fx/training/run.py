@@ -56,9 +56,9 @@ from repl_fx.training.sharding import FullySharded
 STATE = "train_state"
 CONFIG, CHECKPOINT, RESULT, LOGS = "config.yaml", "last.ckpt", "result.json", "logs"
 # What Lightning and its metrics say of themselves.
-_NOISY = ("pytorch_lightning", r"lightning_\w+", "torchmetrics")
-_NOISY_LOGGERS = ("pytorch_lightning", "lightning.pytorch", "lightning.fabric")
-_PRECISIONS: Mapping[str, Any] = {"float32": "32-true", "bfloat16": "bf16-mixed", "float16": "16-mixed"}
+NOISY = ("pytorch_lightning", r"lightning_\w+", "torchmetrics")
+NOISY_LOGGERS = ("pytorch_lightning", "lightning.pytorch", "lightning.fabric")
+PRECISIONS: Mapping[str, Any] = {"float32": "32-true", "bfloat16": "bf16-mixed", "float16": "16-mixed"}
 
 
 @dataclass(frozen=True)
@@ -122,12 +122,13 @@ def train(
     resumed = before[1] if before else None
     sharding = Sharding(model, config, processes)
     checkpoints = Checkpoints(state / CHECKPOINT, config.save_every, config.log_every, fingerprint(model))
-    with hushed(_NOISY, _NOISY_LOGGERS, ("Experiment logs directory",)), _interruptible():
+    with hushed(NOISY, NOISY_LOGGERS, ("Experiment logs directory",)), _interruptible():
         trainer = pl.Trainer(
             default_root_dir=state,
             accelerator=accelerator,
-            max_epochs=config.epochs if phase is None else phase.until,
-            precision=_PRECISIONS[config.precision],
+            max_epochs=_epochs(config, phase),
+            max_steps=config.steps or -1,
+            precision=PRECISIONS[config.precision],
             accumulate_grad_batches=config.accumulate,
             gradient_clip_val=config.clip or None,
             log_every_n_steps=config.log_every,
@@ -146,7 +147,8 @@ def train(
             **trainer_settings(config, processes),
         )
         batches = Batches(data, config, device_of(processes, accelerator), trainer, processes)
-        steps = config.epochs * -(-len(batches.train) // config.accumulate)
+        in_epoch = -(-len(batches.train) // config.accumulate)
+        steps = config.steps or config.epochs * in_epoch
         module = module_of(sharding.model, data, config, steps, sharding.to_try(batches.first()), teacher)
         if isinstance(module, Training):
             batches.check_targets(module.task)
@@ -163,11 +165,11 @@ def train(
         module.train()
         try:
             trainer.fit(module, **batches.to_fit(), ckpt_path=before[0] if before else None, weights_only=True)
-            figures = _figures(trainer)
-            if not figures:
-                # The run was at its end already.
+            figures = figures_of(trainer)
+            if not figures or steps % in_epoch:
+                # The run was at its end already, or ends within an epoch, behind the last evaluation.
                 trainer.validate(module, verbose=False, **batches.to_validate())
-                figures = _figures(trainer)
+                figures = figures_of(trainer)
             sharding.end()
             trained = Trained(
                 figures,
@@ -189,6 +191,13 @@ def train(
     return trained
 
 
+def _epochs(config: TrainConfig, phase: Phase | None) -> int:
+    """The epochs at the end of a phase, or of a run; Lightning's -1 for one that ends by its steps."""
+    if config.steps is not None:
+        return -1
+    return config.epochs if phase is None else phase.until
+
+
 def finished(directory: Path, folder: str) -> Trained | None:
     """The result of a run that is at its end; None where it is not, or its result cannot be read."""
     try:
@@ -197,7 +206,7 @@ def finished(directory: Path, folder: str) -> Trained | None:
         return None
 
 
-def _figures(trainer: pl.Trainer) -> dict[str, float]:
+def figures_of(trainer: pl.Trainer) -> dict[str, float]:
     """The figures of the last evaluation; all that was logged, where the module is the user's."""
     found = trainer.callback_metrics.items()
     own = not isinstance(trainer.lightning_module, Training)
@@ -206,7 +215,7 @@ def _figures(trainer: pl.Trainer) -> dict[str, float]:
 
 def settings_of(directory: Path) -> TrainConfig:
     """The settings of the run in a directory."""
-    return read_config(directory / STATE / CONFIG)
+    return read_config(directory / STATE / CONFIG, TrainConfig())
 
 
 def begin_state(state: Path, config: TrainConfig) -> None:

@@ -55,10 +55,12 @@ def require_schedule(config: TrainConfig, result: TransformResult) -> None:
     if not config.is_scheduled:
         return
     if not result.plan.replacements:
-        raise BadInput("replace_at, restore_at and neighbours are for a model with replaced blocks; here none is")
+        raise BadInput(
+            "replace_at, restore_at, neighbours and learn are for a model with replaced blocks; here none is"
+        )
     if config.restore_at is not None and result.in_place.model is None:
         raise BadInput(f"restore_at is for the model in place, and that there is not: {result.in_place.reason}")
-    with treated(result.model, result, config.neighbours):
+    with treated(result.model, result, config.neighbours, config.learn):
         pass
 
 
@@ -98,10 +100,11 @@ def train_in_phases(
     model = _Model(result if name == REWRITTEN or not result.plan.replacements else unreplaced(result, _RESTORED))
     resumed: list[int | None] = []
     while True:
-        trained_model, how = model.result.model, config.neighbours if name == REWRITTEN else "train"
+        trained_model = model.result.model
+        how = (config.neighbours, config.learn) if name == REWRITTEN else ("train", "all")
         phase = Phase(name, until, model.averages)
         options: Any = {"resume": resume or bool(resumed), "show": show, "phase": phase, "teacher": teacher}
-        with treated(trained_model, model.result, how):
+        with treated(trained_model, model.result, *how):
             trained = train(trained_model, data, config, directory, **options)
         resumed.append(trained.resumed)
         number += 1

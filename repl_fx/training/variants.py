@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from torch import nn
 
@@ -13,7 +14,7 @@ from repl_fx.pipeline import TransformResult, transform
 from repl_fx.plan import Plan
 from repl_fx.planning.written_options import parse_settings, read_plan
 from repl_fx.sources import Source, load_source
-from repl_fx.training.config import TrainConfig
+from repl_fx.training.config import FROM_SPEC, TrainConfig
 
 VARIANTS = (ORIGINAL, PRUNED, REWRITTEN)
 
@@ -48,13 +49,13 @@ class Models:
         named = self.config.teacher
         if named is None:
             return None
-        config = self.config if named == ORIGINAL else self.config.changed(weights=named)
+        config = self.config if named == FROM_SPEC else self.config.changed(weights=named)
         return replace(self, config=config).source(config.seed).model
 
     def transform(
-        self, source: Source, plan: Plan | None = None, progress: Callable[[str], None] | None = None
+        self, source: Source, plan: Plan | None = None, progress: Callable[[str], None] | None = None, **other: Any
     ) -> TransformResult:
-        """Rewrite a source as the settings say, or by a plan."""
+        """Rewrite a source as the settings say, or by a plan; `other` options of `transform` come before theirs."""
         config = self.config
         return transform(
             source.model,
@@ -67,7 +68,7 @@ class Models:
             seed=config.seed,
             checkpoint_blocks=config.checkpoint_blocks,
             progress=progress,
-            **config.planning_options(),
+            **config.planning_options() | other,
         )
 
     def variant(self, name: str, seed: int, plan: Plan) -> nn.Module:

@@ -8,15 +8,18 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import save_file
 from torch import nn
 
 import repl_fx
 from repl_fx.artifact.inputs import Inputs
 from repl_fx.artifact.manifest import Manifest, Model, Options
-from repl_fx.artifact.model_code import build_source
+from repl_fx.artifact.model_code import build_original, build_source
+from repl_fx.sources import load_source
 from repl_fx.sources.source import hash_file
 from tests.artifact.edits import edit_manifest, set_value
 from tests.artifact.tied_net import MODEL
+from tests.nets import TokenNet
 
 
 def test_a_model_file_that_moved_is_taken_when_it_is_named(artifact: Path, model_file: Path, tmp_path: Path) -> None:
@@ -75,3 +78,54 @@ def test_a_file_like_the_one_that_is_gone_is_named_and_not_run(tmp_path: Path) -
     ):
         build_source(tmp_path / "artifact", _manifest(known), None, False)
     assert not (tmp_path / "ran").exists()
+
+
+WEIGHTED = """
+import torch
+from tests.nets import TokenNet
+
+def model():
+    return TokenNet(depth=3)
+
+def example_inputs():
+    return (torch.randn(2, 6, 16),)
+"""
+
+
+def test_the_original_is_built_with_the_weights_it_had(tmp_path: Path) -> None:
+    file, weights, out = tmp_path / "net.py", tmp_path / "trained.safetensors", tmp_path / "out"
+    file.write_text(WEIGHTED)
+    torch.manual_seed(5)
+    trained = TokenNet(depth=3)
+    save_file(trained.state_dict(), weights)
+    source = load_source(str(file), weights=weights)
+    result = repl_fx.transform(source.model, source.args, surrogate="blend", check=False)
+    repl_fx.save(result, out, source=source)
+    # Training goes on in tensors that the source shares.
+    for parameter in result.model.parameters():
+        parameter.data.add_(1)
+    repl_fx.save(result.model, out, source=source, force=True)
+    # What is loaded and saved again still says so.
+    repl_fx.save(repl_fx.load(out), out, force=True)
+    original = build_original(out, None, None, False)
+    assert all(torch.equal(value, original.state_dict()[name]) for name, value in trained.state_dict().items())
+    save_file({name: value + 1 for name, value in trained.state_dict().items()}, weights)
+    with pytest.raises(repl_fx.ArtifactError, match=r"trained.safetensors are not those that .* --teacher FILE"):
+        build_original(out, None, None, False)
+    assert torch.equal(build_original(out, None, weights, False).state_dict()["head.bias"], trained.head.bias + 1)
+    weights.unlink()
+    with pytest.raises(repl_fx.ArtifactError, match=r"the weights .*trained.safetensors, which are gone"):
+        build_original(out, None, None, False)
+    repl_fx.save(repl_fx.transform(trained, source.args, surrogate="blend", check=False), tmp_path / "bare")
+    with pytest.raises(repl_fx.ArtifactError, match="does not say which weights"):
+        build_original(tmp_path / "bare", str(file), None, False)
+
+
+def test_random_weights_are_drawn_again_by_their_seed(tmp_path: Path) -> None:
+    file, out = tmp_path / "net.py", tmp_path / "out"
+    file.write_text(WEIGHTED)
+    source = load_source(str(file), seed=3)
+    before = {name: value.clone() for name, value in source.model.state_dict().items()}
+    repl_fx.save(repl_fx.transform(source.model, source.args, surrogate="blend", check=False), out, source=source)
+    original = build_original(out, None, None, False)
+    assert all(torch.equal(value, original.state_dict()[name]) for name, value in before.items())

@@ -18,6 +18,7 @@ class _Settings(msgspec.Struct, kw_only=True):
     kind_of: Annotated[Literal["a", "b"], Meta(description="A kind.")] = "a"
     count: Annotated[int | None, Meta(description="A count.")] = None
     names: Annotated[tuple[str, ...], Meta(description="Names.")] = ()
+    hidden: Annotated[int, Meta(description="Has no flag.")] = 1
 
 
 def _run(*arguments: str) -> tuple[dict[str, Any], str]:
@@ -26,7 +27,7 @@ def _run(*arguments: str) -> tuple[dict[str, Any], str]:
     app = typer.Typer(rich_markup_mode=None, pretty_exceptions_enable=False)
 
     @app.command()
-    @with_flags(lambda: _Settings)
+    @with_flags(_Settings, without=("hidden",), defaults={"names": ("x", "y")})
     def command(name: str, **given: Any) -> None:
         """A command."""
         seen.update(given, name=name)
@@ -46,6 +47,7 @@ def test_help_has_the_lines_and_the_defaults() -> None:
     shown = " ".join(_run("--help")[1].split())
     assert "--kind-of" in shown
     assert "A rate." in shown and "[default: 0.5]" in shown and "[default: true]" in shown
+    assert "[default: ('x', 'y')]" in shown and "hidden" not in shown
 
 
 def test_another_kind_of_value_is_refused() -> None:

@@ -72,7 +72,7 @@ def test_blocks_are_replaced_and_restored_on_the_way(run: Run, tmp_path: Path) -
     from_file = run("transform", spec, "-o", tmp_path / "new", "--weights", out / "model.safetensors", "-q")
     assert from_file.exit_code == 0, from_file.stderr
     said = one_line(run("train", out, "-o", tmp_path / "other", "--neighbours", "freeze", *FAST))
-    assert said == "replace_at, restore_at and neighbours are for a model with replaced blocks; here none is"
+    assert said == "replace_at, restore_at, neighbours and learn are for a model with replaced blocks; here none is"
     said = one_line(run("train", tmp_path / "new", "--replace-at", "1", *FAST))
     assert said.endswith("has its blocks replaced already; leave out --replace-at, or give the model itself")
     assert not (tmp_path / "other").exists() and not (tmp_path / "new" / "train_state").exists()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -13,10 +12,12 @@ from repl_fx.errors import BadInput
 from repl_fx.running.example_inputs import ExampleInputs
 from repl_fx.training.calibration import calibration, score_on_data
 from repl_fx.training.config import TrainConfig
+from repl_fx.training.loading import read_data
 from tests.captures import captured
 
 PICTURES = torch.randn(2, 1, 8, 8)
 INPUTS = ExampleInputs((PICTURES,))
+DIGITS = read_data(TrainConfig(), INPUTS)
 
 
 class Digits(nn.Module):
@@ -35,21 +36,21 @@ class Digits(nn.Module):
 
 
 def test_samples_are_as_many_as_asked_for_and_the_same_each_time() -> None:
-    found = calibration(Digits(), INPUTS, TrainConfig(), 50, with_loss=True)
+    found = calibration(Digits(), DIGITS, TrainConfig(), 50, with_loss=True)
     first, second = list(found.batches()), list(found.batches())
     assert [len(targets) for _, targets in first] == [32, 18]
     for (ours, labels), (theirs, again) in zip(first, second, strict=True):
         assert torch.equal(ours[0], theirs[0]) and torch.equal(labels, again)
     assert found.loss is not None and found.loss(torch.zeros(32, 10), first[0][1]).shape == ()
-    other = calibration(Digits(), INPUTS, TrainConfig(seed=1), 50, with_loss=False)
+    other = calibration(Digits(), DIGITS, TrainConfig(seed=1), 50, with_loss=False)
     assert other.loss is None and not torch.equal(next(other.batches())[1], first[0][1])
 
 
 def test_scores_on_a_data_set() -> None:
     found = captured(Digits().eval(), (PICTURES,))
-    scores = score_on_data(found, INPUTS, TrainConfig(), "loss", samples=40, greedy=1)
+    scores = score_on_data(found, DIGITS, TrainConfig(), "loss", samples=40, greedy=1)
     assert (scores.samples, scores.kinds, scores.greedy) == (40, ("influence", "change", "loss"), ("blocks.1",))
-    without = score_on_data(found, INPUTS, TrainConfig(), "influence", samples=40)
+    without = score_on_data(found, DIGITS, TrainConfig(), "influence", samples=40)
     assert without.of("influence") == scores.of("influence") and without.loss is None
 
 
@@ -69,19 +70,19 @@ def test_data_of_the_user(tmp_path: Path) -> None:
     (tmp_path / "mine.py").write_text(LOADERS)
     config = TrainConfig(data=f"{tmp_path}/mine.py:loaders")
     found = captured(Digits().eval(), (PICTURES,))
-    assert score_on_data(found, INPUTS, config, "gradient", samples=10).samples == 10
+    assert score_on_data(found, read_data(config, INPUTS), config, "gradient", samples=10).samples == 10
     with pytest.raises(BadInput, match="returns a Mine; return"):
-        calibration(Digits(), INPUTS, config.changed(data=f"{tmp_path}/mine.py:module"), 10, with_loss=False)
+        config = config.changed(data=f"{tmp_path}/mine.py:module")
+        calibration(Digits(), read_data(config, INPUTS), config, 10, with_loss=False)
 
 
 @pytest.mark.parametrize(
-    ("model", "settings", "said"),
+    ("model", "said"),
     [
-        (Digits(4), {}, "Digits returns 4 logits, and digits has 10 classes"),
-        (Digits(), {"data": "nowhere"}, "no data set 'nowhere'"),
-        (nn.Linear(3, 10), {}, "Linear does not take inputs of digits, which are 1x8x8: "),
+        (Digits(4), "Digits returns 4 logits, and digits has 10 classes"),
+        (nn.Linear(3, 10), "Linear does not take inputs of digits, which are 1x8x8: "),
     ],
 )
-def test_a_loss_that_there_is_not_is_a_line(model: nn.Module, settings: dict[str, Any], said: str) -> None:
+def test_a_loss_that_there_is_not_is_a_line(model: nn.Module, said: str) -> None:
     with pytest.raises(BadInput, match=said):
-        calibration(model, INPUTS, TrainConfig().changed(**settings), 50, with_loss=True)
+        calibration(model, DIGITS, TrainConfig(), 50, with_loss=True)

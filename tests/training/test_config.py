@@ -3,21 +3,22 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import get_args, get_type_hints
 
 import pytest
 
 import repl_fx
 from repl_fx.errors import BadInput
-from repl_fx.training.config import TrainConfig, descriptions, read_config
+from repl_fx.training.config import TrainConfig, read_config
 
 
 def test_settings_go_out_and_in(tmp_path: Path) -> None:
     config = TrainConfig(lr=0.1, optimizer="sgd", save_every=5)
     file = tmp_path / "config.yaml"
     file.write_text(config.to_yaml())
-    assert read_config(file) == config
+    assert read_config(file, TrainConfig()) == config
     file.write_text("")
-    assert read_config(file) == TrainConfig()
+    assert read_config(file, TrainConfig()) == TrainConfig()
 
 
 def test_flags_come_before_and_what_is_not_given_stays() -> None:
@@ -37,7 +38,7 @@ def test_flags_come_before_and_what_is_not_given_stays() -> None:
         ("replace_at: 4\nrestore_at: 4", "restore_at is 4 and replace_at is 4; blocks are restored after they were"),
         (
             "replace_at: 4\nseeds: 2",
-            "neighbours are for one run; leave out compare and seeds",
+            "neighbours and learn are for one run; leave out compare and seeds",
         ),
         ("restore_at: 4\nteacher: original\nteacher_values: 1", "give teacher_values 0"),
         ("neighbours: stop", "Invalid enum value 'stop'"),
@@ -51,17 +52,18 @@ def test_what_is_no_setting_is_refused(tmp_path: Path, text: str, problem: str) 
     file = tmp_path / "config.yaml"
     file.write_text(text)
     with pytest.raises(repl_fx.BadInput, match=problem):
-        read_config(file)
+        read_config(file, TrainConfig())
 
 
 def test_a_file_that_is_not_there_is_named(tmp_path: Path) -> None:
     with pytest.raises(repl_fx.BadInput, match=r"none.yaml cannot be read: .*No such file"):
-        read_config(tmp_path / "none.yaml")
+        read_config(tmp_path / "none.yaml", TrainConfig())
 
 
 def test_each_setting_has_a_line_of_help() -> None:
-    assert descriptions().keys() == set(TrainConfig.__struct_fields__)
-    assert all(line.endswith((".", "…")) for line in descriptions().values())
+    hints = get_type_hints(TrainConfig, include_extras=True)
+    lines = [next(note.description for note in get_args(hints[n])[1:]) for n in TrainConfig.__struct_fields__]
+    assert all(line.endswith((".", "…")) for line in lines)
 
 
 def test_a_budget_takes_the_place_of_every() -> None:

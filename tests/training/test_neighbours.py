@@ -84,3 +84,18 @@ def test_what_cannot_be_is_a_line() -> None:
     nothing = "neighbours=freeze leaves nothing to train"
     with pytest.raises(BadInput, match=nothing), treated(bare.model, bare, "freeze"):
         pass
+
+
+@pytest.mark.parametrize("graph", [False, True])
+def test_surrogates_learn_alone(graph: bool) -> None:
+    result = _result()
+    model = result.module if graph else result.model
+    with treated(model, result, "train", "surrogates"):
+        found = _gradients(model, PICTURES)
+    own = {name for name, _ in result.captured_parts.source.named_parameters()}
+    assert found and found.keys().isdisjoint(own) and all("surrogate" in name for name in found)
+    assert all(parameter.requires_grad for parameter in model.parameters())
+    nothing = _result("identity")
+    refused = pytest.raises(BadInput, match="learn=surrogates leaves nothing to train: no surrogate has parameters")
+    with refused, treated(nothing.model, nothing, "train", "surrogates"):
+        pass

@@ -20,7 +20,7 @@ import repl_fx
 from repl_fx.training.config import TrainConfig, read_config
 from repl_fx.training.data.kinds import Data, Tensors
 from repl_fx.training.run import CHECKPOINT, CONFIG, LOGS, RESULT, STATE, finished, settings_of, train
-from repl_fx.training.safe_checkpoints import Checkpoints
+from repl_fx.training.safe_checkpoints import Checkpoints, read_checkpoint
 from tests.training.runs import Net, PixelNet, Spots, pictures, pixel_net, rewritten, scenes, spots, spots_net
 
 SHORT = TrainConfig(epochs=3, batch_size=8, save_every=2, lr=0.02, device="cpu", log_every=2)
@@ -43,6 +43,21 @@ def test_a_run_learns_and_leaves_its_figures(tmp_path: Path) -> None:
     logs = tmp_path / STATE / LOGS / "from_step_0"
     assert "inputs_per_second" in (logs / "metrics.csv").read_text()
     assert any(b"inputs_per_second" in events.read_bytes() for events in logs.glob("events.out.tfevents.*"))
+
+
+@pytest.mark.parametrize("steps", [8, 6, 3])
+def test_a_run_may_end_by_its_steps(tmp_path: Path, steps: int) -> None:
+    model, config = rewritten(), SHORT.changed(steps=steps, lr=0.01)
+    made = train(model, pictures(), config, tmp_path)
+    assert made.steps == steps and made.figures.keys() == {"loss", "accuracy"}
+    saved = read_checkpoint(tmp_path / STATE / CHECKPOINT)
+    assert saved["global_step"] == steps
+    # The rate has come down to zero by then: the schedule is one of as many steps.
+    assert saved["lr_schedulers"][0]["_last_lr"][0] == 0
+    again = train(rewritten(), pictures(), config, tmp_path, resume=True)
+    assert again.figures == made.figures
+    with pytest.raises(repl_fx.BadInput, match="replace_at and restore_at are counted in epochs; give epochs"):
+        config.changed(replace_at=1, epochs=3)
 
 
 def test_a_run_learns_to_segment(tmp_path: Path) -> None:
@@ -80,7 +95,7 @@ import os, sys
 from pathlib import Path
 import torch
 from repl_fx.training.run import train
-from repl_fx.training.config import read_config
+from repl_fx.training.config import TrainConfig, read_config
 from repl_fx.training.safe_checkpoints import Checkpoints
 from tests.training import runs
 import signal
@@ -94,7 +109,7 @@ def on_train_batch_end(self, *args):
     if count == batch:
         os.kill(os.getpid(), signal.SIGKILL)
 Checkpoints.on_train_batch_end = on_train_batch_end
-train(model(), data(), read_config(directory / "config.yaml"), directory)
+train(model(), data(), read_config(directory / "config.yaml", TrainConfig()), directory)
 """
 
 
@@ -125,7 +140,7 @@ def _kill_here(make: Make, data: Samples, directory: Path, batch: int) -> None:
             raise _Killed
 
     with patch.object(Checkpoints, "on_train_batch_end", on_train_batch_end), pytest.raises(_Killed):
-        train(make(), data(), read_config(directory / "config.yaml"), directory)
+        train(make(), data(), read_config(directory / "config.yaml", TrainConfig()), directory)
 
 
 @pytest.mark.parametrize(

@@ -2,7 +2,8 @@
 
 train_x, test_x    (n, height, width, channels) uint8, or (n, height, width) uint8 of one channel;
 (n, channels, height, width) or (n, features) of floats
-train_y, test_y    (n,) integers from 0; or masks for segmentation, (n, height, width) integers from 0, 255 for none
+train_y, test_y    (n,) integers from 0; or masks for segmentation, (n, height, width) integers from 0, 255 for none;
+both may be left out where a model learns from its original alone
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from torch import Tensor
 
 from repl_fx.errors import BadInput, one_line
 from repl_fx.training.data.kinds import Data, Request, Task, Tensors
-from repl_fx.training.data.targets import IGNORED
+from repl_fx.training.data.targets import IGNORED, no_targets
 
 Array = npt.NDArray[Any]
 KEYS = ("train_x", "train_y", "test_x", "test_y")
@@ -37,6 +38,8 @@ def load_npz(request: Request) -> Data:
     """
     path = Path(request.argument)
     arrays = read_npz(path)
+    if "train_y" not in arrays:
+        return data_of(request.name, arrays, classes=0, where=str(path))
     labels = _labels(arrays["train_y"], f"{path}: train_y")
     known = labels[labels != IGNORED] if labels.ndim == 3 else labels
     classes = int(known.max()) + 1 if len(known) else 0
@@ -44,7 +47,7 @@ def load_npz(request: Request) -> Data:
 
 
 def read_npz(path: Path) -> dict[str, Array]:
-    """The four arrays of a file; nothing is unpickled.
+    """The four arrays of a file, or the two of inputs where it has no targets; nothing is unpickled.
 
     Raises:
         BadInput: the file is missing, damaged, or lacks an array.
@@ -64,6 +67,8 @@ def _four(file: Any, path: Path) -> dict[str, Array]:
         raise BadInput(f"{path} is a single array, not an .npz file; save {', '.join(KEYS)} with numpy.savez")
     with file:
         missing = [key for key in KEYS if key not in file.files]
+        if missing == [key for key in KEYS if key.endswith("_y")]:
+            return {key: file[key] for key in KEYS if key not in missing}
         if missing:
             there = ", ".join(file.files) or "nothing"
             raise BadInput(f"{path} has no {', '.join(missing)}, but {there}; save {', '.join(KEYS)}")
@@ -76,7 +81,7 @@ def data_of(name: str, arrays: Mapping[str, Array], *, classes: int, where: str)
     Args:
         name: of the data set.
         arrays: by the names in `KEYS`, see the module.
-        classes: number of classes.
+        classes: number of classes; 0 where there are no targets.
         where: words that begin each error, such as the path of a file.
 
     Raises:
@@ -85,7 +90,9 @@ def data_of(name: str, arrays: Mapping[str, Array], *, classes: int, where: str)
     splits: dict[str, Tensors] = {}
     for split in ("train", "test"):
         inputs = _inputs(arrays[f"{split}_x"], f"{where}: {split}_x")
-        targets = _labels(arrays[f"{split}_y"], f"{where}: {split}_y")
+        targets = no_targets(inputs)
+        if f"{split}_y" in arrays:
+            targets = _labels(arrays[f"{split}_y"], f"{where}: {split}_y")
         splits[split] = Tensors(inputs, targets)
     train, test = splits["train"], splits["test"]
     if train.inputs.dtype != test.inputs.dtype:
@@ -98,7 +105,7 @@ def data_of(name: str, arrays: Mapping[str, Array], *, classes: int, where: str)
     task: Task = "segmentation" if train.targets.ndim == 3 else "classification"
     if task == "segmentation" and len(shape) != 3:
         raise BadInput(f"{where}: inputs of masks are of shape {shape}; give pictures (n, height, width, channels)")
-    return Data(name, task, classes, shape, train, test, mean, std)
+    return Data(name, task, classes, shape, train, test, mean, std, has_targets="train_y" in arrays)
 
 
 def channel_scale(pictures: Tensor) -> tuple[tuple[float, ...], tuple[float, ...]]:

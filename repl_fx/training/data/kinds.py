@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from repl_fx.errors import BadInput
-from repl_fx.training.data.targets import IGNORED, require_labels, require_masks
+from repl_fx.training.data.targets import IGNORED, NO_TARGET, require_labels, require_masks
 
 Task = Literal["classification", "language-modelling", "segmentation", "detection"]
 TASKS = get_args(Task)
@@ -50,12 +50,15 @@ class Data:
     Attributes:
         name: the specification that led to the data set.
         task: one of `TASKS`.
-        classes: number of classes, with the background for detection; or of token ids: 256 for bytes.
+        classes: number of classes, with the background for detection; or of token ids: 256 for bytes; 0 without
+            targets.
         shape: of one input: (channels, height, width) of a picture, (features,) of a vector, (context,) of a text;
             (channels,) for detection, whose pictures differ in size.
         train, test: the two splits.
         mean, std: of each channel of the training pictures, in units of 255 grey levels where the inputs are uint8;
             empty where the inputs are no pictures.
+        has_targets: whether there is more than `NO_TARGET` for each input; without, a model learns from its original
+            alone.
 
     Raises:
         BadInput: a split is empty, has a type, a shape or a target that cannot be, or values that are not finite.
@@ -69,11 +72,12 @@ class Data:
     test: Split
     mean: tuple[float, ...] = ()
     std: tuple[float, ...] = ()
+    has_targets: bool = True
 
     def __post_init__(self) -> None:
         if self.task not in TASKS:
             raise BadInput(f"{self.name}: task is {self.task!r}; wanted is {', '.join(TASKS)}")
-        if self.classes < 2:
+        if self.has_targets and self.classes < 2:
             raise BadInput(f"{self.name}: {self.classes} class; at least 2 are needed to tell something apart")
         channels = self.shape[0] if len(self.shape) == 3 else 0
         if (len(self.mean), len(self.std)) not in ((0, 0), (channels, channels)):
@@ -91,7 +95,8 @@ class Data:
     def __str__(self) -> str:
         """Name, sizes and shape on one line."""
         shape = "pictures" if self.task == "detection" else "x".join(map(str, self.shape))
-        return f"{self.name}: {length(self.train)} + {length(self.test)} of {shape}, {self.classes} classes"
+        classes = f"{self.classes} classes" if self.has_targets else "no targets"
+        return f"{self.name}: {length(self.train)} + {length(self.test)} of {shape}, {classes}"
 
     def _check(self, part: Tensors, where: str) -> None:
         inputs, targets = part.inputs, part.targets
@@ -103,7 +108,9 @@ class Data:
             raise BadInput(f"{where}: inputs are of shape {tuple(inputs.shape[1:])}; the data set's is {self.shape}")
         if self.task == "detection":
             raise BadInput(f"{where} is tensors; give a Dataset of (picture, dict of boxes and labels) for detection")
-        if self.task == "segmentation":
+        if not self.has_targets:
+            require_labels(targets - NO_TARGET, 1, (len(targets),), where)
+        elif self.task == "segmentation":
             require_masks(targets, self.classes, (len(targets), *self.shape[1:]), where)
             if bool((targets == IGNORED).all()):
                 raise BadInput(f"{where}: no pixel has a class, all are {IGNORED}; give masks of classes")

@@ -2,6 +2,7 @@
 
 PATH/train/CLASS/*.png, PATH/val/CLASS/*.png    or test/ in the place of val/
 PATH/CLASS/*.png                                split by a hash of the paths, in each class
+PATH/*.png, PATH/train/*.png, PATH/val/*.png    pictures without targets, to learn from an original model alone
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from torch.utils.data import Dataset
 from repl_fx.errors import BadInput, ForeignError, first_line, foreign_code
 from repl_fx.training.data.arrays import channel_scale
 from repl_fx.training.data.kinds import Data, Request
+from repl_fx.training.data.targets import NO_TARGET
 from repl_fx.training.data.text import split_by_name
 
 # The usual size of a picture that a network takes; larger ones are brought down to it.
@@ -78,9 +80,11 @@ def load_folder(request: Request) -> Data:
     if (path / "train").is_dir() and tests:
         classes, train = _found(path / "train")
         others, test = _found(tests[0])
+        if bool(classes) is not bool(others):
+            raise BadInput(f"one of {path / 'train'} and {tests[0]} has pictures by class, one has none; give both")
         if unknown := sorted(set(others) - set(classes)):
             raise BadInput(f"{tests[0]} has the class {unknown[0]!r}, unknown to {path / 'train'}; give both the same")
-        test = [(file, classes.index(others[label])) for file, label in test]
+        test = [(file, classes.index(others[label])) for file, label in test] if classes else test
     else:
         top = path / "train" if (path / "train").is_dir() else path
         classes, samples = _found(top)
@@ -99,7 +103,7 @@ def pictures_data(
 
     Args:
         request: gives name and size.
-        classes: number of classes.
+        classes: number of classes; 0 where there are no targets.
         train, test: samples of the splits, see `Pictures`.
         read: see `Pictures`.
 
@@ -112,7 +116,7 @@ def pictures_data(
     size = square_size(request, opened(read, train[0][0]))
     splits = Pictures(train, read, size), Pictures(test, read, size)
     scale = channel_scale(some_pictures(splits[0]))
-    return Data(request.name, "classification", classes, (3, size, size), *splits, *scale)
+    return Data(request.name, "classification", classes, (3, size, size), *splits, *scale, has_targets=classes > 0)
 
 
 def square_size(request: Request, first: Any) -> int:
@@ -127,9 +131,14 @@ def some_pictures(split: Any) -> Tensor:
 
 
 def _found(folder: Path) -> tuple[list[str], list[tuple[str, int]]]:
-    """Classes by name, and the path and class of each picture."""
+    """Classes by name, none where there are no targets, and the path and class of each picture."""
     from torchvision.datasets import ImageFolder
+    from torchvision.datasets.folder import IMG_EXTENSIONS, has_file_allowed_extension as is_picture
 
+    if not any(path.is_dir() for path in folder.iterdir()):
+        files = [str(path) for path in sorted(folder.iterdir()) if is_picture(path.name, IMG_EXTENSIONS)]
+        if files:
+            return [], [(file, NO_TARGET) for file in files]
     try:
         found = ImageFolder(folder)
     except FileNotFoundError as problem:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sized
 from typing import Any
 
 import torch
@@ -11,8 +11,20 @@ from torch import Tensor
 from repl_fx.arguments import in_words
 from repl_fx.errors import BadInput
 
+# The target of every input of data without targets.
+NO_TARGET = -1
 # The class of pixels that have none, as in Pascal VOC and Cityscapes: neither trained on nor counted.
 IGNORED = 255
+
+
+def has_targets(targets: Any) -> bool:
+    """Whether the targets of a batch are any."""
+    return not (isinstance(targets, Tensor) and not targets.is_floating_point() and bool((targets == NO_TARGET).all()))
+
+
+def no_targets(inputs: Sized) -> Tensor:
+    """The targets of inputs that have none, (n,)."""
+    return torch.full((len(inputs),), NO_TARGET)
 
 
 def require_labels(targets: Any, classes: int, shape: tuple[int, ...], where: str) -> None:

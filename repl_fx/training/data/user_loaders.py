@@ -16,6 +16,7 @@ from repl_fx.errors import BadInput
 from repl_fx.running.untouched import seed_everything
 from repl_fx.training.data.kinds import UserData
 from repl_fx.training.data.positioned import PositionedLoader, seed_of
+from repl_fx.training.data.targets import has_targets, no_targets
 
 CPU = torch.device("cpu")
 
@@ -34,7 +35,7 @@ class UserLoader(PositionedLoader):
         loader: an iterable with a length, such as a DataLoader.
         name: of the data, for messages.
         seed: 0 or more.
-        pairs: whether a batch has to be a pair of inputs and targets.
+        pairs: whether a batch has to be a pair of inputs and targets; of inputs alone, the targets are `no_targets`.
         training: whether the batches make steps, to which each process has to add as many samples.
         device: that batches may be changed on.
         rank, world_size: number of this process, and of all; each one gets its part of every batch.
@@ -88,15 +89,19 @@ class UserLoader(PositionedLoader):
         seed_everything(seed_of(self.seed, *key), self.device)
 
     def _own(self, batch: Any, number: int) -> Any:
+        if self.pairs and isinstance(batch, tuple | list) and len(batch) == 1:
+            (batch,) = batch
+        if self.pairs and isinstance(batch, Tensor):
+            batch = batch, no_targets(batch)
         if self.pairs and not (isinstance(batch, tuple | list) and len(batch) == 2):
             raise BadInput(
-                f"{self.name}: a batch is {in_words(batch)}; give pairs (inputs, targets), "
+                f"{self.name}: a batch is {in_words(batch)}; give pairs (inputs, targets), inputs alone for heal, "
                 "or --task file.py:CLASS, a LightningModule that takes them"
             )
         if self.pairs and isinstance(batch[1], tuple | list) and all(isinstance(one, Mapping) for one in batch[1]):
             # Of detection, as `tuple(zip(*samples))` collates them: lists are divided, tuples are not.
             batch = list(batch[0]), list(batch[1])
-        if self.check is not None:
+        if self.check is not None and has_targets(batch[1]):
             self.check(batch, f"{self.name}: batch {number}")
         if self.world_size == 1:
             return batch

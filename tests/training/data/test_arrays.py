@@ -14,6 +14,7 @@ from repl_fx.errors import BadInput
 from repl_fx.training.data.arrays import channel_scale, data_of
 from repl_fx.training.data.kinds import Data, Tensors
 from repl_fx.training.data.sets import load_data
+from repl_fx.training.data.targets import has_targets
 
 
 def arrays(**changed: Any) -> dict[str, Any]:
@@ -142,3 +143,15 @@ def test_masks_are_for_segmentation(tmp_path: Path) -> None:
         read(saved(tmp_path, train_y=masks, test_y=masks[:6], **vectors))
     with pytest.raises(BadInput, match="0 class; at least 2"):
         read(saved(tmp_path, train_y=np.full((12, 5, 4), 255), test_y=masks[:6]))
+
+
+def test_inputs_may_have_no_targets(tmp_path: Path) -> None:
+    pictures = np.arange(4 * 5 * 4, dtype=np.uint8).reshape(4, 5, 4)
+    np.savez(tmp_path / "bare.npz", train_x=pictures, test_x=pictures[:2])
+    data = read(f"npz:{tmp_path}/bare.npz")
+    assert (data.task, data.classes, data.has_targets, data.shape) == ("classification", 0, False, (1, 5, 4))
+    assert isinstance(data.train, Tensors) and not has_targets(data.train.targets) and "no targets" in str(data)
+    # Targets of one split alone are a file that is not whole.
+    np.savez(tmp_path / "half.npz", train_x=pictures, test_x=pictures[:2], train_y=np.arange(4))
+    with pytest.raises(BadInput, match="has no test_y"):
+        read(f"npz:{tmp_path}/half.npz")

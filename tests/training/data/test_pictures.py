@@ -15,7 +15,7 @@ pytest.importorskip("torchvision")
 from PIL import Image
 
 from repl_fx.errors import BadInput
-from repl_fx.training.data.kinds import Data
+from repl_fx.training.data.kinds import Data, length
 from repl_fx.training.data.loaders import FileLoader
 from repl_fx.training.data.pictures import Pictures
 from repl_fx.training.data.sets import load_data
@@ -111,3 +111,20 @@ def test_classes_that_training_does_not_know(tmp_path: Path) -> None:
     draw(tmp_path / "val" / "z", "1.png", RED)
     with pytest.raises(BadInput, match=r"val has the class 'z', unknown to .*train"):
         load_data(f"folder:{tmp_path}")
+
+
+def test_pictures_may_have_no_classes(tmp_path: Path) -> None:
+    for number in range(20):
+        draw(tmp_path, f"{number}.png", RED)
+    (tmp_path / "notes.txt").write_text("no picture")
+    data = load_data(f"folder:{tmp_path}")
+    assert isinstance(data, Data) and not data.has_targets and data.classes == 0
+    assert length(data.train) + length(data.test) == 20 and length(data.test) > 0
+    for split in ("train", "val"):
+        for number in range(2):
+            draw(tmp_path / "both" / split, f"{number}.png", RED)
+    both = load_data(f"folder:{tmp_path / 'both'}")
+    assert isinstance(both, Data) and (length(both.train), length(both.test)) == (2, 2)
+    draw(tmp_path / "both" / "val" / "red", "1.png", RED)
+    with pytest.raises(BadInput, match="has pictures by class, one has none"):
+        load_data(f"folder:{tmp_path / 'both'}")

@@ -96,8 +96,10 @@ def test_loaders_that_cannot_be_are_a_line() -> None:
         UserLoader([], "mine", seed=0)
     with pytest.raises(BadInput, match="mine: a loader ends after 1 of the 3 batches it has"):
         list(UserLoader(_Short(), "mine", seed=0))
-    with pytest.raises(BadInput, match=r"mine: a batch is a tensor; give pairs \(inputs, targets\), or --task"):
-        list(UserLoader([torch.zeros(2)], "mine", seed=0))
+    with pytest.raises(
+        BadInput, match=r"mine: a batch is a dict; give pairs \(inputs, targets\), inputs alone for heal, or --task"
+    ):
+        list(UserLoader([{"x": torch.zeros(2)}], "mine", seed=0))
     loader = UserLoader([(torch.zeros(2), torch.ones(2))], "mine", seed=0)
 
     def refuse(batch: Any, name: str) -> None:
@@ -106,6 +108,21 @@ def test_loaders_that_cannot_be_are_a_line() -> None:
     loader.check = refuse
     with pytest.raises(BadInput, match="mine: batch 0: no"):
         list(loader)
+
+
+@pytest.mark.parametrize("wrapped", [False, True])
+def test_batches_may_be_inputs_alone(wrapped: bool) -> None:
+    x = torch.rand(3, 2)
+    loader = UserLoader([[x] if wrapped else x], "mine", seed=0)
+
+    def refuse(batch: Any, name: str) -> None:
+        raise AssertionError
+
+    loader.check = refuse
+    ((inputs, targets),) = loader
+    assert inputs is x and targets.tolist() == [-1] * 3
+    (part,) = UserLoader([x], "mine", seed=0, training=False, rank=1, world_size=3)
+    assert torch.equal(part[0], x[1:2]) and part[1].tolist() == [-1]
 
 
 class _Module(pl.LightningDataModule):

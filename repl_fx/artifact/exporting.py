@@ -1,0 +1,119 @@
+"""The ONNX files of an artifact, and the proof of them: all of them at one moment, or none."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from repl_fx.artifact.changing import changing
+from repl_fx.artifact.store import BENCH, CHART, PROOF, Artifact
+from repl_fx.errors import BadInput
+from repl_fx.export import CachedDecoder, Verification, export_onnx, onnx_name, verify_onnx
+from repl_fx.running.example_inputs import ExampleInputs
+from repl_fx.tracing.capture import capture, widen_batch
+from repl_fx.tracing.parts.capture import Part
+
+
+@dataclass(frozen=True)
+class Exported:
+    """One ONNX file.
+
+    Attributes:
+        file: where it lies.
+        bytes: its size, with the external data beside it.
+        verification: the comparison with PyTorch; None where none was asked for.
+    """
+
+    file: Path
+    bytes: int
+    verification: Verification | None
+
+    def to_json(self) -> dict[str, Any]:
+        """A document."""
+        proof = None if self.verification is None else self.verification.to_json()
+        return {"onnx": str(self.file), "bytes": self.bytes, "verification": proof}
+
+
+def export_artifact(
+    artifact: Artifact,
+    output: Path | None = None,
+    *,
+    opset: int | None = None,
+    verify: bool = True,
+    with_cache: bool = False,
+    progress: Callable[[str], None] = lambda stage: None,
+) -> dict[str, Exported]:
+    """Write the rewritten parts of an artifact as ONNX, their surrogates folded, and verify the files.
+
+    The result of the verification goes into the artifact, as verify.json, whether it is good or bad.
+
+    Args:
+        output: the file to write; by default the artifact gets `model.onnx`, or one named for each part.
+        opset: version of the operator set; the exporter's own by default.
+        verify: whether to compare the files with PyTorch.
+        with_cache: write a step of a decoder of transformers, with its cache as inputs and outputs.
+        progress: called with the name of each stage as it begins.
+
+    Returns:
+        The files, by the path of their part; one with an empty path where the model is a single graph.
+
+    Raises:
+        BadInput: one file for a model in parts, or a cache where no decoder is.
+        ExportError, OutputError: see `export_onnx`.
+    """
+    directory, parts, whole = artifact.directory, artifact.result.parts, artifact.result.captured_parts.whole
+    if with_cache:
+        progress("capture a step")
+        parts, whole = (_step(artifact),), True
+    if output is not None and not whole:
+        paths = ", ".join(part.path for part in parts)
+        raise BadInput(f"{directory} was captured in parts ({paths}) and gives a file for each; leave out -o")
+    names = {part.path: onnx_name(part.path) for part in parts}
+    found: dict[str, Exported] = {}
+    with changing(directory) as change:
+        change.require_own([PROOF] if output else [PROOF, *names.values()])
+        for part in parts:
+            # Files that the artifact had stay until all is written that takes their place.
+            written = output or change.place / names[part.path]
+            inputs = widen_batch(part.graph_module, part.inputs)
+            progress(f"export {part.path}".rstrip())
+            export_onnx(part.graph_module, written, inputs.args, inputs.kwargs, opset=opset)
+            proof = None
+            if verify:
+                progress(f"verify {part.path}".rstrip())
+                proof = verify_onnx(part.graph_module, written, inputs.args, inputs.kwargs)
+            found[part.path] = Exported(output or directory / names[part.path], _bytes_of(written), proof)
+        if verify:
+            (change.place / PROOF).write_text(json.dumps(_proof(found, whole=whole), indent=2) + "\n")
+        progress("save")
+        # A proof is about the file that was written last; the ONNX files before go with the new ones alone.
+        exported = () if output is None else artifact.manifest.files.keys() - {PROOF}
+        change.commit(artifact.manifest, keep={*artifact.own_files, BENCH, CHART, *exported})
+    return found
+
+
+def _proof(found: Mapping[str, Exported], *, whole: bool) -> Any:
+    proofs = {path: one.to_json()["verification"] for path, one in found.items()}
+    return proofs[""] if whole else {"parts": proofs}
+
+
+def _step(artifact: Artifact) -> Part:
+    """A step of a decoder with its cache."""
+    given = artifact.result.inputs
+    ids = given.kwargs.get("input_ids", given.args[0] if given.args else None)
+    if ids is None:
+        raise BadInput(
+            f"{artifact.directory} has no input_ids among its example inputs, and --with-cache begins with them"
+        )
+    decoder = CachedDecoder(artifact.model)
+    inputs = ExampleInputs(decoder.inputs(ids))
+    return Part("", capture(decoder, inputs.args), inputs)
+
+
+def _bytes_of(file: Path) -> int:
+    """Size of an ONNX file with the external data beside it."""
+    data = file.with_name(f"{file.name}.data")
+    return file.stat().st_size + (data.stat().st_size if data.exists() else 0)

@@ -1,0 +1,25 @@
+"""A digest of a model's weights, by which one that is built again is known to be the same."""
+
+from __future__ import annotations
+
+import hashlib
+
+import torch
+from torch import Tensor, nn
+
+
+def digest_of(model: nn.Module) -> str:
+    """SHA-256 of the names, types, shapes and bytes of all tensors of a state dict; empty where one has no values.
+
+    Args:
+        model: on any device; tensors that are tied count under each of their names.
+    """
+    found = hashlib.sha256()
+    for name, value in model.state_dict().items():
+        if not isinstance(value, Tensor):
+            continue
+        if value.is_meta:
+            return ""
+        found.update(f"{name} {value.dtype} {tuple(value.shape)}\n".encode())
+        found.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+    return found.hexdigest()

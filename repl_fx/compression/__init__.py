@@ -1,0 +1,1 @@
+"""Compression of a trained model in one run: score, cut, fit, heal, evaluate, export, verify."""

@@ -1,0 +1,242 @@
+"""Compress a trained model: from its weights and data to a smaller one, with what each stage did to it.
+
+    score -> plan -> cut and fit -> heal -> export -> verify
+               |           |          |
+            budget     evaluate    evaluate        and the original, once
+
+Each stage is a part of repl-fx that is usable alone: `inspect --data`, `transform --budget --scores`, `repl_fx.fit`,
+`heal`, `export`. A run that was stopped goes on behind the last stage that ended (`stages`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from repl_fx.artifact import PROOF, load_artifact, require_free, save
+from repl_fx.artifact.exporting import Exported, export_artifact
+from repl_fx.artifact.manifest import MANIFEST, read_manifest
+from repl_fx.compression.config import CompressConfig, settings_to_compress
+from repl_fx.compression.stages import State
+from repl_fx.costs.counted import measure_parts
+from repl_fx.errors import BadInput
+from repl_fx.fitting.fit import fit
+from repl_fx.pipeline import TransformResult
+from repl_fx.planning.budgets import budget_shares, reached
+from repl_fx.report.documents import costs_document
+from repl_fx.sources import Source
+from repl_fx.tracing.capture import widen_batch
+from repl_fx.tracing.parts.capture import CapturedParts, capture_parts
+from repl_fx.training.calibration import calibration, score_on_data
+from repl_fx.training.command import begin as begin_training, train_directory
+from repl_fx.training.config import read_config
+from repl_fx.training.data.kinds import Data, UserData
+from repl_fx.training.evaluation import evaluate
+from repl_fx.training.healing import with_places
+from repl_fx.training.loading import read_data
+from repl_fx.training.run import CHECKPOINT, STATE, require_available
+from repl_fx.training.safe_checkpoints import discard_all, last_whole
+from repl_fx.training.variants import Models
+
+# Surrogates that have nothing to fit.
+_EMPTY = frozenset({"identity"})
+
+
+@dataclass(frozen=True)
+class Compressed:
+    """The result of a compression.
+
+    Attributes:
+        directory: of the artifact.
+        figures: of the original, the cut and the healed model, by name.
+        budget: of each cost the limit, the expected and the reached share of the original.
+        fits: of each surrogate that was fitted, what it was fitted on and how near it came.
+        costs: of the original and of the cut model.
+        exported: the ONNX files of this run; none where they were there already.
+    """
+
+    directory: Path
+    figures: dict[str, dict[str, float]]
+    budget: dict[str, dict[str, float | None]]
+    fits: list[dict[str, Any]]
+    costs: dict[str, Any]
+    exported: dict[str, Exported]
+
+    @property
+    def equivalent(self) -> bool:
+        """Whether no file was found to compute something else than PyTorch."""
+        return all(bool(one.verification) for one in self.exported.values() if one.verification is not None)
+
+
+@dataclass(frozen=True, eq=False)
+class _Run:
+    """A run, which knows how its model is built.
+
+    Attributes:
+        spec: of the model.
+        progress: called with the name of each stage as it begins.
+    """
+
+    state: State
+    spec: str
+    config: CompressConfig
+    trust_remote_code: bool
+    progress: Callable[[str], None]
+
+    @property
+    def directory(self) -> Path:
+        """Where the artifact comes to lie."""
+        return self.state.directory
+
+
+def compress(
+    spec: str,
+    output: Path | None,
+    given: Mapping[str, Any],
+    *,
+    config_file: Path | None = None,
+    resume: bool = False,
+    force: bool = False,
+    trust_remote_code: bool = False,
+    progress: Callable[[str], None] = lambda stage: None,
+    show: bool = False,
+) -> Compressed:
+    """Compress a trained model, or go on with a compression that was stopped.
+
+    Args:
+        spec: a model specification; with `resume`, the directory of the run.
+        output: the directory of the artifact.
+        given: settings that were given as flags; None for those that were not.
+        config_file: settings in YAML that flags come before.
+        resume: go on with the run of the directory, with its settings.
+        force: replace the artifact or the run at `output`.
+        trust_remote_code: see `load_source`.
+        progress: called with the name of each stage as it begins.
+        show: whether healing shows a progress bar.
+
+    Raises:
+        BadInput: options that do not go together, a budget that nobody can meet, data or a model that do not fit.
+        ReplFxError: see `transform` and `export_onnx`.
+    """
+    run = _begun(spec, output, given, config_file, resume=resume, force=force)
+    run = replace(run, trust_remote_code=trust_remote_code, progress=progress)
+    if not (resume and "cut" in run.state.figures()):
+        _cut(run, resume=resume)
+    if run.config.heal and "healed" not in run.state.figures():
+        _heal(run, show=show)
+    exported = {} if PROOF in read_manifest(run.directory).files else _export(run)
+    known = run.state.result()
+    return Compressed(run.directory, known["figures"], known["budget"], known["fits"], known["costs"], exported)
+
+
+def _begun(
+    spec: str, output: Path | None, given: Mapping[str, Any], config_file: Path | None, *, resume: bool, force: bool
+) -> _Run:
+    changes = {name: value for name, value in given.items() if value not in (None, [])}
+    if resume:
+        if output is not None or changes or config_file is not None:
+            raise BadInput("--resume goes on with the run of a directory, with its settings; leave out all else")
+        state = State(Path(spec))
+        model, config = state.settings()
+        return _Run(state, model, config, False, lambda stage: None)
+    if output is None:
+        raise BadInput("no place to write to; give -o DIR")
+    if Path(spec).is_dir():
+        raise BadInput(f"{spec} is a directory; give the model itself, or go on with --resume")
+    base = settings_to_compress()
+    config = (base if config_file is None else read_config(config_file, base)).changed(**changes)
+    if not config.budget:
+        raise BadInput("no budget to compress to; give --budget, such as --budget flops=0.75")
+    config.planning_options()
+    require_available(config)
+    state = State(output)
+    if state.begun and not force:
+        raise BadInput(f"{output} has a compression already; go on with --resume, or begin anew with --force")
+    require_free(output, force=force)
+    return _Run(state, spec, config, False, lambda stage: None)
+
+
+def _cut(run: _Run, *, resume: bool) -> None:
+    """Score, plan, replace, fit, evaluate and save."""
+    models = Models(run.spec, run.config, run.trust_remote_code)
+    run.progress("load")
+    source = models.source(run.config.seed)
+    run.progress("load data")
+    data = read_data(run.config, source.inputs)
+    run.progress("capture")
+    inputs = widen_batch(source.model, source.inputs)
+    captured = capture_parts(source.model, inputs.args, inputs.kwargs)
+    if resume:
+        _cut_captured(run, models, source, data, captured)
+        return
+    run.state.begin(run.spec, run.config)
+    try:
+        _cut_captured(run, models, source, data, captured)
+    except BadInput:
+        # With these settings it would fail again: nothing to go on with.
+        run.state.discard()
+        raise
+
+
+def _cut_captured(run: _Run, models: Models, source: Source, data: Data | UserData, captured: CapturedParts) -> None:
+    config, state = run.config, run.state
+    scores = state.scores()
+    if scores is None:
+        options: Any = {"samples": config.samples, "progress": run.progress}
+        scores = score_on_data(captured, data, config, config.score, **options)
+        state.write_scores(scores)
+    if "original" not in state.figures():
+        run.progress("evaluate the original")
+        state.add(figures={"original": evaluate(source.model, data, config, source.model)})
+    result = models.transform(source, progress=run.progress, captured=captured, scores=scores.of(config.score))
+    fits = _fitted(run, result, data)
+    run.progress("evaluate the cut model")
+    figures = evaluate(result.model, data, config, source.model)
+    costs = _costs(run, result)
+    save(result.model, run.directory, source=source, force=(run.directory / MANIFEST).exists())
+    state.add(figures={"cut": figures}, fits=fits, **costs)
+
+
+def _fitted(run: _Run, result: TransformResult, data: Data | UserData) -> list[dict[str, Any]]:
+    if all(replacement.surrogate in _EMPTY for replacement in result.plan.replacements):
+        return []
+    run.progress("fit")
+    samples = calibration(result.model, data, run.config, run.config.samples, with_loss=False)
+    done = fit(result, lambda: (given for given, _ in samples.batches()))
+    return [asdict(one) for one in done.maps]
+
+
+def _costs(run: _Run, result: TransformResult) -> dict[str, Any]:
+    run.progress("measure costs")
+    captured = result.captured_parts
+    before = measure_parts(captured.module, captured.parts)
+    after = measure_parts(result.module, result.all_parts)
+    left = reached(before, after, result.plan, captured.parts, result.all_parts)
+    return {
+        "costs": {"before": costs_document(before), "after": costs_document(after)},
+        "budget": budget_shares(run.config.planning_options()["budget"] or {}, result.plan, left),
+    }
+
+
+def _heal(run: _Run, *, show: bool) -> None:
+    directory = run.directory
+    # A checkpoint may be that of another run, which this one takes the place of.
+    begun = run.state.result().get("healing") and last_whole(directory / STATE / CHECKPOINT) is not None
+    given = {} if begun else msgspec.to_builtins(run.config.healing())
+    options: Any = {"resume": bool(begun), "force": not begun, "progress": run.progress}
+    training = begin_training(str(directory), None, given, trust_remote_code=run.trust_remote_code, **options)
+    if not begun:
+        discard_all(directory / STATE / CHECKPOINT)
+        run.state.add(healing=True)
+    trained = train_directory(with_places(training), show=show, progress=run.progress)
+    run.state.add(figures={"healed": trained.figures})
+
+
+def _export(run: _Run) -> dict[str, Exported]:
+    run.progress("load")
+    artifact = load_artifact(run.directory, trust_remote_code=run.trust_remote_code)
+    return export_artifact(artifact, progress=run.progress)

@@ -1,0 +1,58 @@
+"""The figures of a model on data, without training."""
+
+from __future__ import annotations
+
+from contextlib import nullcontext
+
+import pytorch_lightning as pl
+from torch import nn
+
+from repl_fx._foreign_libraries import hushed
+from repl_fx.running.untouched import in_mode
+from repl_fx.training.building import module_of
+from repl_fx.training.config import TrainConfig
+from repl_fx.training.data.kinds import Data, UserData
+from repl_fx.training.distributed import device_of
+from repl_fx.training.loading import Batches
+from repl_fx.training.module import Training
+from repl_fx.training.processes import ALONE
+from repl_fx.training.run import NOISY, NOISY_LOGGERS, PRECISIONS, figures_of, require_available
+
+
+def evaluate(
+    model: nn.Module, data: Data | UserData, config: TrainConfig, teacher: nn.Module | None = None
+) -> dict[str, float]:
+    """The figures of a model on the data that are held out, by name.
+
+    The model and the teacher are as before, but on the device of the settings.
+
+    Args:
+        model: takes the inputs of a batch.
+        data: see `repl_fx.training.data`.
+        config: the settings.
+        teacher: the original model, by which a model is judged where the data have no targets.
+
+    Raises:
+        BadInput: data and model do not fit, or the device is not here.
+    """
+    accelerator = require_available(config)
+    modes = in_mode(model, False), nullcontext() if teacher is None else in_mode(teacher, False)
+    with hushed(NOISY, NOISY_LOGGERS), modes[0], modes[1]:
+        trainer = pl.Trainer(
+            accelerator=accelerator,
+            devices=1,
+            precision=PRECISIONS[config.precision],
+            logger=False,
+            enable_progress_bar=False,
+            enable_checkpointing=False,
+            enable_model_summary=False,
+            use_distributed_sampler=False,
+        )
+        # Nothing is learned, and any model has its figures, with surrogates in place or without.
+        config = config.changed(teacher_values=0.0, teacher_logits=1.0)
+        batches = Batches(data, config, device_of(ALONE, accelerator), trainer)
+        module = module_of(model, data, config, 1, batches.first(), teacher)
+        if isinstance(module, Training):
+            batches.check_targets(module.task)
+        trainer.validate(module, verbose=False, **batches.to_validate())
+        return figures_of(trainer)

@@ -1,0 +1,29 @@
+"""`repl-fx compress`: one command from trained weights to a verified file."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from tests.cli.results import document, one_line
+from tests.cli.test_train import MODEL
+
+if TYPE_CHECKING:
+    from .conftest import Run
+
+GIVEN = ("--budget", "flops=0.9", "--samples", "64", "--device", "cpu", "--batch-size", "256")
+
+
+def test_a_model_is_compressed_in_one_command(run: Run, tmp_path: Path) -> None:
+    spec, out = tmp_path / "model.py", tmp_path / "out"
+    spec.write_text(MODEL)
+    result = run("compress", spec, "-o", out, *GIVEN, "--json")
+    assert result.exit_code == 0, result.stderr
+    found = document(result.stdout)
+    assert found["directory"] == str(out) and list(found["figures"]) == ["original", "cut"]
+    assert found["budget"]["flops"]["reached"] <= 0.9 and found["fits"][0]["block"] == "blocks.1"
+    assert found["exported"][""]["verification"]["equivalent"] is True
+    again = run("compress", out, "--resume")
+    assert again.exit_code == 0 and "cut" in again.stdout and "model.onnx" not in again.stdout, again.stderr
+    assert "has a compression already" in one_line(run("compress", spec, "-o", out, *GIVEN))
+    assert "No such option: --every" in run("compress", spec, "--every", "2").stderr
