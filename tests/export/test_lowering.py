@@ -96,6 +96,7 @@ def test_a_signal_that_is_changed_in_its_spectra_is_exported(tmp_path: Path) -> 
         (lambda z: nn.functional.pad(z.real, [1, 2]), False),
     ],
 )
+@pytest.mark.filterwarnings("ignore:A window was not provided")
 def test_complex_numbers_that_are_lowered(function: Callable[[Tensor], Tensor], lowered: bool) -> None:
     class Model(nn.Module):
         def forward(self, z: Tensor) -> Tensor:
