@@ -14,7 +14,8 @@ For each model, with random weights, small inputs of batch 2, dropout and drop p
     repeats     repeats are looked for; a model in which no block has one like it before and behind ends here, as "no
                 repeated blocks", and the table argues why
     replaced    every second block of each repeat is replaced, by surrogate `auto`
-    trained     one training step: the loss and all gradients are finite, every surrogate gets a gradient; saved
+    trained     a few training steps: the loss, all gradients and what the source does not mask of the outputs are
+                finite, every surrogate gets a gradient; saved
     placed      the model in place computes what the graph does, with all gradients, in both modes, bit for bit; the
                 report says which blocks have no place in the source's own tree, and stay as they are here
     reloaded    a fresh process builds the model, loads the artifact and gets the same outputs, bit for bit

@@ -33,11 +33,12 @@ def fresh(args: Sequence[Any], kwargs: Mapping[str, Any]) -> tuple[tuple[Any, ..
 
 
 def loss_of(outputs: Any) -> Tensor:
-    """One number that every floating output has a part in."""
+    """One number that every floating output has a part in, by its elements that are finite: a model may mask others."""
     parts = [out for out in tensors(outputs) if out.requires_grad and out.is_floating_point()]
     if not parts:
         raise ValueError("no output depends on a parameter")
-    return torch.stack([((part.float() - 0.5) ** 2).mean() for part in parts]).sum()
+    finite = (part if bool(part.isfinite().all()) else part[part.isfinite()] for part in parts)
+    return torch.stack([((part.float() - 0.5) ** 2).mean() for part in finite]).sum()
 
 
 def difference(ours: Sequence[Tensor], theirs: Sequence[Tensor]) -> str | None:

@@ -197,7 +197,7 @@ def first_half(case: Case, record: Record, place: Path, last: str, heavy: Any) -
             record.refused = [str(refusal) for refusal in result.plan.refusals]
             record.removed = record.parameters - sum(p.numel() for p in rewritten.parameters())
         with _stage(record, place, "trained", last):
-            train(rewritten, args, kwargs, _untrained(result, check.learns))
+            train(rewritten, args, kwargs, _untrained(result, check.learns), model)
             torch.save(_outputs(rewritten.eval(), args, kwargs), place / "outputs.pt")
             repl_fx.save(result, place / "artifact", force=True)
         with _stage(record, place, "placed", last):

@@ -9,6 +9,7 @@ Each replacement computes the same values; where it would cost more, the origina
 from __future__ import annotations
 
 import copy
+import inspect
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -87,6 +88,11 @@ def _lowered(node: fx.Node) -> tuple[Callable[..., Any], dict[str, Any]] | None:
         return None
     if name in ("aten.chunk.default", "aten.split.Tensor") and _cuts_a_computed_size(node):
         return pieces, {"count": len(node.meta["val"]), "equal": name == "aten.chunk.default"}
+    if name == "aten.pad.default" and isinstance(given, Tensor) and given.is_complex():
+        settings: dict[str, Any] = dict(zip(("mode", "value"), node.args[2:], strict=False)) | node.kwargs
+        return (complex_pad, {}) if _pads_zeros(**settings) else None
+    if name == "aten.istft.default" and _makes_complex_signals(node):
+        return None
     at_start = name == "aten.as_strided.default" and node.args[3:] in ((), (None,))
     if at_start and isinstance(given, Tensor) and (order := _order_in_memory(given)):
         return strided, {"order": order}
@@ -99,6 +105,15 @@ def _cuts_a_computed_size(node: fx.Node) -> bool:
         return False
     along = tensor.meta["val"].shape[rest[0] if rest else 0]
     return isinstance(size, fx.Node) or not isinstance(along, int)
+
+
+def _pads_zeros(mode: Any = "constant", value: Any = None) -> bool:
+    return mode == "constant" and not value
+
+
+def _makes_complex_signals(node: fx.Node) -> bool:
+    settings = inspect.signature(istft).bind(*node.args, **node.kwargs).arguments
+    return bool(settings.get("return_complex"))
 
 
 def _order_in_memory(value: Tensor) -> list[int] | None:
@@ -193,9 +208,52 @@ def angle(tensor: Tensor) -> Tensor:
     return torch.atan2(tensor.imag, tensor.real) if tensor.is_complex() else torch.angle(tensor)
 
 
+def complex_pad(tensor: Tensor, pad: Sequence[int], *_: Any, **__: Any) -> Tensor:
+    """Zeros around complex numbers, put around both parts; the exporter pads real ones alone."""
+    return torch.view_as_complex(torch.nn.functional.pad(torch.view_as_real(tensor), [0, 0, *pad]))
+
+
+def istft(
+    spectra: Tensor,
+    n_fft: int,
+    hop_length: int | None = None,
+    win_length: int | None = None,
+    window: Tensor | None = None,
+    center: bool = True,
+    normalized: bool = False,
+    onesided: bool | None = None,
+    length: int | None = None,
+    return_complex: bool = False,
+) -> Tensor:
+    """The real signal of spectra (…, frequencies, frames); ONNX has no such operator.
+
+    Frames are laid over each other, and their sum is divided by that of the squared windows. Of whole spectra the first
+    half counts.
+    """
+    hop, wide = hop_length or n_fft // 4, win_length or n_fft
+    frames = torch.fft.irfft(spectra.transpose(-1, -2), n_fft, norm="ortho" if normalized else "backward")
+    shape = torch.ones(wide, dtype=frames.dtype, device=frames.device) if window is None else window
+    before = (n_fft - wide) // 2
+    shape = torch.nn.functional.pad(shape, [before, n_fft - wide - before])
+    count = frames.shape[-2]
+    whole = n_fft + hop * (count - 1)
+
+    def laid(columns: Tensor) -> Tensor:
+        """The sum (batch, 1, 1, whole) of columns (batch, n_fft, frames)."""
+        return torch.nn.functional.fold(columns, (1, whole), (1, n_fft), stride=(1, hop))
+
+    squares = laid((shape * shape)[None, :, None].expand(1, -1, count))
+    total = laid((frames * shape).transpose(-1, -2).reshape(-1, n_fft, count))
+    begin = n_fft // 2 if center else 0
+    end = whole - begin if length is None else min(begin + length, whole)
+    signal = (total[..., begin:end] / squares[..., begin:end]).reshape(*spectra.shape[:-2], end - begin)
+    return signal if length is None else torch.nn.functional.pad(signal, [0, length - (end - begin)])
+
+
 # By the name of the overload: some are of libraries that need not be there.
 _LOWERED: dict[str, Callable[..., Any]] = {
     "aten.angle.default": angle,
+    "aten.istft.default": istft,
     "aten.rsub.Scalar": subtracted_from,
     "aten.scaled_dot_product_attention.default": attention,
     "aten._grouped_mm.default": grouped_matmul,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 import os
 import re
 import tempfile
@@ -23,7 +24,7 @@ from repl_fx.errors import BadInput, ExportError, ForeignError, OutputError, fir
 from repl_fx.export.lowering import lower_
 from repl_fx.export.optimizing import optimize_
 from repl_fx.export.stateless import drop_updates_
-from repl_fx.export.tensors import FlatInputs, FlatModule, flatten_inputs, name_outputs
+from repl_fx.export.tensors import FlatInputs, FlatModule, batched, flatten_inputs, name_outputs
 from repl_fx.export.translations import TRANSLATIONS
 from repl_fx.passes.driver import run_passes
 from repl_fx.passes.fold_surrogates import fold_surrogates
@@ -73,8 +74,8 @@ def export_onnx(
 
     Surrogates are folded first, and the module is exported as it computes in eval mode; the module itself keeps its
     modes, parameters, buffers and other state. Dimension 0 of every input is dynamic, and the sequence lengths of token
-    ids and masks, where the model allows. The file appears under its name only when it is complete and the ONNX checker
-    has passed it.
+    ids and masks, where the model allows. Inputs have one batch in the file where the model computes a length from the
+    batches of several. The file appears under its name only when it is complete and the ONNX checker has passed it.
 
     Args:
         gm: the graph, in any mode; any other `nn.Module` is exported as it is.
@@ -139,15 +140,15 @@ def _convert(
 ) -> torch.onnx.ONNXProgram:
     # Each tensor must be an object of its own: torch.export takes two arguments that are one object for one input.
     tensors = tuple(tensor.detach().clone() for tensor in inputs.tensors)
-    flat = FlatModule(source, inputs)
     failure: Exception | None = None
     cache = [t for name, t in zip(inputs.names, tensors, strict=True) if name.startswith(f"{CACHE}_")]
-    for dims in _ladder(tensors, dims_with_cache({CACHE: cache})):
+    for dims, one_batch in _ladder(tensors, dims_with_cache({CACHE: cache})):
         shapes: Any = auto_shapes(ExampleInputs(tensors), dims=dims)
         try:
-            with foreign_code():
+            # What torch.export logs of a failure is in its exception, and the next attempt may well succeed.
+            with foreign_code(), hushed((), ("torch.export",), least=logging.CRITICAL):
                 program = torch.onnx.export(
-                    flat,
+                    FlatModule(source, inputs, one_batch=one_batch),
                     tensors,
                     dynamo=True,
                     verbose=False,
@@ -162,6 +163,8 @@ def _convert(
             failure = failure or failed.problem
             continue
         assert program is not None  # dynamo=True always returns one
+        if one_batch and _is_fixed(program, batched(tensors)):
+            continue
         written = program.model.opset_imports.get("")
         if opset is not None and written != opset:
             raise ExportError(f"the model cannot be written in opset {opset}, only in {written}; ask for {written}")
@@ -173,11 +176,16 @@ def _convert(
 
 def _ladder(
     tensors: Sequence[Tensor], all_dims: Callable[[Tensor], tuple[int, ...]]
-) -> Iterator[Callable[[Tensor], tuple[int, ...]]]:
-    """Dynamic dimensions to ask for, best first; AUTO gives way, but not where a model insists on one length late."""
-    yield all_dims
+) -> Iterator[tuple[Callable[[Tensor], tuple[int, ...]], bool]]:
+    """Dynamic dimensions to ask for, and whether the inputs are to have one batch, best first.
+
+    AUTO gives way, but not where a model insists on one length late. Nor where it divides one input's batch by that of
+    another: the exporter does not guess that sizes are alike, and takes the quotient for a length of its own.
+    """
+    batches = [False, True] if len(batched(tensors)) > 1 else [False]
+    yield from ((all_dims, one_batch) for one_batch in batches)
     if any(all_dims(tensor) != batch_dims(tensor) for tensor in tensors):
-        yield batch_dims
+        yield from ((batch_dims, one_batch) for one_batch in batches)
 
 
 def _tidy(model: ir.Model, inputs: Sequence[str], fixed: Mapping[str, int]) -> None:
@@ -199,6 +207,13 @@ def _specialised(program: torch.onnx.ONNXProgram) -> dict[str, int]:
     """Symbols that have but one value: the exporter keeps the symbol, which promises what the model cannot do."""
     ranges = program.exported_program.range_constraints if program.exported_program else {}
     return {str(symbol): int(span.lower) for symbol, span in ranges.items() if span.lower == span.upper}
+
+
+def _is_fixed(program: torch.onnx.ONNXProgram, inputs: Sequence[int]) -> bool:
+    """Whether dimension 0 of one of some inputs has but one value."""
+    fixed = _specialised(program)
+    dims = (shape[0] for number in inputs if (shape := program.model.graph.inputs[number].shape))
+    return any(isinstance(dim, int) or dim.value in fixed for dim in dims)
 
 
 def _name_dimensions(model: ir.Model, inputs: Sequence[str], fixed: Mapping[str, int]) -> None:

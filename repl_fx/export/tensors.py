@@ -6,6 +6,7 @@ import enum
 import inspect
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, is_dataclass, replace
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -146,9 +147,14 @@ class FlatModule(nn.Module):
     The exporter then meets no nested structure, no constant argument and no aliased result, whatever the module has. It
     shares the children, parameters and buffers of its source under the same names, so that the weights in the ONNX file
     are called what `state_dict` calls them.
+
+    Args:
+        source: the module.
+        inputs: its example inputs.
+        one_batch: whether a trace is to know that all inputs with the batch of the examples have one batch.
     """
 
-    def __init__(self, source: nn.Module, inputs: FlatInputs) -> None:
+    def __init__(self, source: nn.Module, inputs: FlatInputs, *, one_batch: bool = False) -> None:
         super().__init__()
         self.training = source.training
         for shared in ("_parameters", "_buffers", "_modules", "_non_persistent_buffers_set"):
@@ -156,10 +162,14 @@ class FlatModule(nn.Module):
         # Past nn.Module.__setattr__, which would register the source as a child and prefix every name.
         self.__dict__["_source"] = source
         self.__dict__["_inputs"] = inputs
+        self.__dict__["_batched"] = batched(inputs.tensors) if one_batch else ()
 
     def forward(self, *tensors: Tensor) -> tuple[Tensor, ...]:
         """Call the source; every result is a tensor of its own, since an ONNX value can have but one name."""
         source, inputs = self.__dict__["_source"], self.__dict__["_inputs"]
+        require: Any = torch._check
+        for one, other in pairwise(self.__dict__["_batched"]):
+            require(tensors[one].shape[0] == tensors[other].shape[0])
         following = iter(tensors)
         returned = inputs.given.map(lambda _: next(following)).passed_to(source)
         named = {id(t) for t in (*tensors, *source.parameters(), *source.buffers())}
@@ -173,6 +183,12 @@ class FlatModule(nn.Module):
 def batch_size(tensors: Sequence[Tensor]) -> int:
     """Return dimension 0 of the first tensor that has one; 0 when none has."""
     return next((tensor.shape[0] for tensor in tensors if tensor.ndim), 0)
+
+
+def batched(tensors: Sequence[Tensor]) -> tuple[int, ...]:
+    """Return which tensors have the batch in dimension 0, as far as sizes tell."""
+    batch = batch_size(tensors)
+    return tuple(number for number, tensor in enumerate(tensors) if tensor.ndim and tensor.shape[0] == batch)
 
 
 def default_batches(traced: int) -> tuple[int, ...]:

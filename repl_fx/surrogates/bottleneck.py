@@ -38,7 +38,7 @@ from repl_fx.analysis.branches import Branch
 from repl_fx.analysis.linear_operators import LinearOperator
 from repl_fx.graph.roles import CONVOLUTIONS
 from repl_fx.surrogates.shared.activations import activation_function, find_activation
-from repl_fx.surrogates.shared.branch_edits import starts_at_zero, without
+from repl_fx.surrogates.shared.branch_edits import by_span, starts_at_zero, without
 from repl_fx.surrogates.shared.builder import Builder
 from repl_fx.surrogates.shared.fitted_starts import LastLayer
 from repl_fx.surrogates.shared.norms import PreNorm, ThinNorm, find_norm, find_post_norm, find_pre_norm, fresh_norm
@@ -72,10 +72,11 @@ class BottleneckConfig:
 
 @dataclass(frozen=True)
 class _Span:
-    """The span of a branch that becomes a thin layer.
+    """A span that becomes a thin layer.
 
     Attributes:
         name: of the layer's modules.
+        branch: the first branch of the span.
         width: r.
         layout: how positions move from the span's input to its output.
         spatial: the convolution whose kernel is kept, if any.
@@ -125,11 +126,8 @@ class Bottleneck(Surrogate[BottleneckConfig, BottleneckMatch]):
         # Nothing takes the place of all but the last of each streamed value.
         left = {branch: without(branch) for branch in branches if branch not in last}
         dropped = tuple((branch.join, passed) for branch, passed in left.items() if passed is not None)
-        spans = [
-            self._span(site, branch, f"branch_{number}")
-            for number, branch in enumerate(branches)
-            if left.get(branch) is None
-        ]
+        replaced = by_span(branch for branch in branches if left.get(branch) is None)
+        spans = [self._span(site, span, f"branch_{branches.index(span[0])}") for span in replaced]
         return BottleneckMatch(tuple(spans), dropped)
 
     def build(self, site: Builder, match: BottleneckMatch) -> tuple[fx.Node, ...]:
@@ -144,13 +142,14 @@ class Bottleneck(Surrogate[BottleneckConfig, BottleneckMatch]):
             site.leave_out(join, passed)
         return site.block.outputs
 
-    def _span(self, site: Site, branch: Branch, name: str) -> _Span:
+    def _span(self, site: Site, branches: tuple[Branch, ...], name: str) -> _Span:
+        branch = branches[0]
         layout = _layout(branch)
         gm = site.graph_module
         post = find_post_norm(gm, branch)
         spatial = tuple(_spatial(site, branch)) if branch.entries[0].kind == "conv" else ()
         norm, activation, pre_norm = find_norm(gm, branch), find_activation(gm, branch), find_pre_norm(gm, branch)
-        zero_init = starts_at_zero(gm, branch, post or branch.output)
+        zero_init = all(starts_at_zero(gm, one, post or one.output) for one in branches)
         return _Span(name, branch, self._width(branch), layout, spatial, norm, activation, pre_norm, post, zero_init)
 
     def _thin_layer(self, site: Builder, span: _Span) -> fx.Node:

@@ -41,7 +41,7 @@ from repl_fx.analysis.attention import (
 from repl_fx.analysis.branches import Branch
 from repl_fx.graph.decisions import is_choice
 from repl_fx.surrogates.shared.borrowed_maps import BORROWS, BorrowedMap, Heads, selection
-from repl_fx.surrogates.shared.branch_edits import starts_at_zero, without
+from repl_fx.surrogates.shared.branch_edits import by_span, starts_at_zero, without
 from repl_fx.surrogates.shared.builder import Builder
 from repl_fx.surrogates.shared.fitted_starts import LastLayer
 from repl_fx.surrogates.shared.norms import PreNorm, find_pre_norm
@@ -75,10 +75,11 @@ class ReuseConfig:
 
 @dataclass(frozen=True)
 class _Mixing:
-    """A branch that becomes a few heads of thin values.
+    """A span that becomes a few heads of thin values.
 
     Attributes:
         name: of the modules.
+        branch: the first branch of the span.
         core: the counterpart of `attention.core` in the block before.
         heads: which heads of the values.
         pre_norm: the norm before the branch's span.
@@ -123,7 +124,8 @@ class Reuse(Surrogate[ReuseConfig, ReuseMatch]):
         for branch, passed in left.items():
             if passed is None:
                 raise Unfit(f"the branch that ends in {branch.root.name} cannot be left out", branch.root)
-        mixings = [self._mixing(site, *item, f"branch_{number}") for number, item in enumerate(found.items())]
+        spans = enumerate(by_span(found))
+        mixings = [self._mixing(site, span, found[span[0]], f"branch_{number}") for number, span in spans]
         dropped = tuple((branch.join, passed) for branch, passed in left.items() if passed is not None)
         return ReuseMatch(tuple(mixings), dropped)
 
@@ -137,12 +139,12 @@ class Reuse(Surrogate[ReuseConfig, ReuseMatch]):
             site.leave_out(join, passed)
         return site.block.outputs
 
-    def _mixing(self, site: Site, branch: Branch, attention: Attention, name: str) -> _Mixing:
-        gm = site.graph_module
+    def _mixing(self, site: Site, span: tuple[Branch, ...], attention: Attention, name: str) -> _Mixing:
+        gm, branch = site.graph_module, span[0]
         count = self.config.heads or max(1, round(self.config.ratio * len(attention.units)))
         heads = tuple(islice(distinct_heads(attention), count))
         core = site.counterpart(attention.core, site.before)
-        zero_init = starts_at_zero(gm, branch, branch.output)
+        zero_init = all(starts_at_zero(gm, one, one.output) for one in span)
         return _Mixing(name, branch, attention, core, heads, find_pre_norm(gm, branch), zero_init)
 
     def _mixed(self, site: Builder, mixing: _Mixing) -> fx.Node:

@@ -147,7 +147,7 @@ def unheard(x: Tensor, down: Tensor, up: Tensor) -> Tensor:
         (lambda x, down, up: x @ down.t() @ up.t() * 0, "2 parameters of surrogates get a gradient of zeros"),
         (lambda x, down, up: x, "2 parameters of surrogates get no gradient"),
         (unheard, "1 surrogates change no output, e.g. surrogates.blocks_1"),
-        (infinite, "the loss is nan in step 1"),
+        (infinite, "24 elements of output 0 are not finite in step 1"),
     ],
 )
 def test_a_surrogate_has_to_take_part(forward: Any, problem: str | None) -> None:
@@ -166,6 +166,32 @@ def test_a_surrogate_of_a_block_that_the_source_does_not_train() -> None:
     train(model, (X,), {}, {"surrogates.blocks_1"})
     with pytest.raises(AssertionError, match="2 parameters of surrogates"):
         train(model, (X,), {}, {"surrogates.blocks_10", "surrogates.blocks"})
+
+
+class Masked(nn.Module):
+    """Puts minus infinity where a number of the input is below a bound."""
+
+    def __init__(self, module: nn.Module, below: float, value: float = float("-inf")) -> None:
+        super().__init__()
+        self.module, self.below, self.value = module, below, value
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.module(x).masked_fill(x < self.below, self.value)  # type: ignore[no-any-return]
+
+
+def test_outputs_that_the_source_masks_have_no_part_in_the_loss() -> None:
+    model = Rewritten(lambda x, down, up: x @ down.t() @ up.t())
+    train(Masked(model, 0.0), (X,), {}, source=Masked(model.fc, 0.0))
+    new = int(((X < 0.1) & (X >= 0.0)).sum())
+    for module, source, count in (
+        (Masked(model, 0.1), Masked(model.fc, 0.0), new),
+        (Masked(model, 0.0), model.fc, 12),
+        (Masked(model, 0.0), None, 12),
+        (Masked(model, 0.0), Masked(model.fc, 0.0, float("nan")), 12),
+        (Masked(model, 0.0), nn.Linear(4, 3), 12),
+    ):
+        with pytest.raises(AssertionError, match=f"^{count} elements of output 0 are not finite in step 1"):
+            train(module, (X,), {}, source=source)
 
 
 class Unheard(torch.autograd.Function):

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, fx, nn
 
 import repl_fx
-from repl_fx.export.lowering import attention, grouped_matmul, lower_, pieces, subtracted_from
+from repl_fx.export.lowering import attention, grouped_matmul, istft, lower_, pieces, subtracted_from
 from repl_fx.graph.decisions import Condition, choose
 from repl_fx.graph.runtime import check_condition
 from repl_fx.passes.driver import run_passes
@@ -33,6 +35,81 @@ def test_a_matrix_for_each_group_of_rows() -> None:
     rows, weights, ends = torch.randn(6, 3), torch.randn(3, 3, 2), torch.tensor([2, 2, 6])
     wanted = torch.cat([rows[:2] @ weights[0], rows[2:] @ weights[2]])
     torch.testing.assert_close(grouped_matmul(rows, weights, ends), wanted, rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {},
+        {"hop_length": 3, "win_length": 12, "normalized": True},
+        {"hop_length": 2, "length": 21},
+        {"hop_length": 2, "length": 60},
+        {"hop_length": 4, "win_length": 11, "onesided": True, "length": 40},
+    ],
+)
+@pytest.mark.parametrize("lead", [(), (3,)])
+@pytest.mark.filterwarnings("ignore:A window was not provided", "ignore:The length of signal is shorter")
+def test_a_signal_of_its_spectra(lead: tuple[int, ...], settings: dict[str, Any]) -> None:
+    spectra = torch.randn(*lead, 9, 12, dtype=torch.complex128)
+    window = torch.rand(settings.get("win_length", 16), dtype=torch.float64) + 0.5
+    for given in (None, window):
+        if given is None and "win_length" in settings:
+            continue
+        wanted = torch.istft(spectra, 16, window=given, **settings)
+        torch.testing.assert_close(istft(spectra, 16, window=given, **settings), wanted)
+
+
+class Denoiser(nn.Module):
+    """Changes the spectra of a signal (batch, 64), some of which it puts back as zeros."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.gain = nn.Parameter(torch.rand(8, 1, 2))
+        self.register_buffer("window", torch.hann_window(16))
+
+    def forward(self, x: Tensor) -> Tensor:
+        window = self.get_buffer("window")
+        spectra = torch.stft(x, 16, 4, window=window, normalized=True, return_complex=True)
+        changed = torch.view_as_complex(torch.view_as_real(spectra[:, :-1, 2:-2]) * self.gain)
+        spectra = nn.functional.pad(nn.functional.pad(changed, [0, 0, 0, 1]), [2, 2])
+        return torch.istft(spectra, 16, 4, window=window, normalized=True, length=64)
+
+
+def test_a_signal_that_is_changed_in_its_spectra_is_exported(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    x = torch.randn(2, 64)
+    gm = repl_fx.capture(Denoiser(), (x,))
+    assert repl_fx.verify_onnx(gm, repl_fx.export_onnx(gm, tmp_path / "m.onnx", (x,)), (x,))
+
+
+@pytest.mark.parametrize(
+    ("function", "lowered"),
+    [
+        (lambda z: torch.istft(z, 8, 2), True),
+        (lambda z: torch.istft(z, 8, 2, onesided=True), True),
+        (lambda z: torch.istft(z[:, :4], 4, 2), True),
+        (lambda z: torch.istft(z[:, :4], 4, 2, return_complex=True, onesided=False), False),
+        (lambda z: nn.functional.pad(z, [1, 2]), True),
+        (lambda z: nn.functional.pad(z, [1, 2], value=0.0), True),
+        (lambda z: nn.functional.pad(z, [1, 2], value=1.0), False),
+        (lambda z: nn.functional.pad(z, [1, 2], mode="circular"), False),
+        (lambda z: nn.functional.pad(z.real, [1, 2]), False),
+    ],
+)
+@pytest.mark.filterwarnings("ignore:A window was not provided")
+def test_complex_numbers_that_are_lowered(function: Callable[[Tensor], Tensor], lowered: bool) -> None:
+    class Model(nn.Module):
+        def forward(self, z: Tensor) -> Tensor:
+            return function(z)
+
+    torch.manual_seed(0)
+    z = torch.randn(3, 5, 12, dtype=torch.complex64)
+    gm = torch.export.export(Model(), (z,)).module()
+    assert isinstance(gm, fx.GraphModule)
+    done = lower_(gm)
+    assert done.modified is lowered
+    gm.recompile()
+    torch.testing.assert_close(gm(z), function(z))
 
 
 def test_conditions_become_a_choice_of_values() -> None:

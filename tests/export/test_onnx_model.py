@@ -10,6 +10,7 @@ import numpy as np
 import onnx
 import pytest
 import torch
+import torch.nn.functional as F
 from hypothesis import HealthCheck, given, settings, strategies as st
 from torch import Tensor, fx, nn
 
@@ -290,6 +291,46 @@ def test_a_batch_the_model_insists_on_stays_static(tmp_path: Path) -> None:
     assert check
     assert set(check.skipped) == {"batch 1", "batch 6"}
     assert check.skipped["batch 1"] == "dimension 0 of input 'x' is fixed to 3 in the file, the inputs have 1"
+
+
+class Asked(nn.Module):
+    """Queries that read a memory by its mask, whose batch is divided by that of the queries.
+
+    With `labels`, which are for two examples and no others.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.values = nn.Linear(8, 8)
+
+    def forward(self, x: Tensor, memory: Tensor, mask: Tensor, labels: Tensor | None = None) -> Tensor:
+        bias = ((1 - mask) * -1e4)[:, None].repeat_interleave(2, 0).view(x.shape[0], 2, -1, 7)
+        q, k, v = (given.unflatten(2, (2, 4)).transpose(1, 2) for given in (x, memory, self.values(memory)))
+        y = F.scaled_dot_product_attention(q, k, v, bias).transpose(1, 2).flatten(2)
+        return y if labels is None else y + torch.stack([*labels]).sum()
+
+
+def _asked() -> tuple[Tensor, ...]:
+    mask = torch.ones(2, 7)
+    mask[1, 4:] = 0
+    return torch.randn(2, 5, 8), torch.randn(2, 7, 8), mask
+
+
+def test_inputs_have_one_batch_where_one_is_divided_by_another(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    model, given = Asked(), _asked()
+    path = export_onnx(model, tmp_path / "m.onnx", given)
+    # Of the attempt without it.
+    assert not [record for record in caplog.records if record.levelno >= logging.WARNING]
+    assert [shape_of(value)[0] for value in onnx.load(str(path)).graph.input] == ["batch"] * 3
+    assert verify_onnx(model, path, given)
+
+
+def test_inputs_do_not_have_one_batch_where_it_would_be_fixed(tmp_path: Path) -> None:
+    with pytest.raises(ExportError, match="size of tensor"):
+        export_onnx(Asked(), tmp_path / "m.onnx", (*_asked(), torch.randn(2)))
+    assert not list(tmp_path.iterdir())
 
 
 def test_inverse_real_fourier_transforms_run(tmp_path: Path) -> None:

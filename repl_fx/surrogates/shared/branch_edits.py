@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -25,6 +26,14 @@ def without(branch: Branch) -> fx.Node | None:
         # Others read the sum where the branch was.
         return None
     return others[0] if same_shape(others[0], branch.join) else None
+
+
+def by_span(branches: Iterable[Branch]) -> list[tuple[Branch, ...]]:
+    """The branches that end in one span together, in program order: parts of its result may join several streams."""
+    groups: dict[fx.Node, list[Branch]] = {}
+    for branch in branches:
+        groups.setdefault(branch.output, []).append(branch)
+    return list(map(tuple, groups.values()))
 
 
 def starts_at_zero(gm: fx.GraphModule, branch: Branch, end: fx.Node) -> bool:

@@ -1,4 +1,4 @@
-"""Branches that join the spine by an addition with settings."""
+"""Branches that join the spine by an addition with settings, and those that share a span."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 import repl_fx
 from tests.captures import transformed
-from tests.nets import as_after_training
+from tests.nets import Attention, as_after_training
 
 Join = Callable[[Tensor, Tensor], Tensor]
 # A way to join a branch, and the same in plain operators.
@@ -95,3 +95,76 @@ def test_these_are_not_all_refused() -> None:
         model = nn.Sequential(*(Joined(join) for _ in range(3)))
         for surrogate in ("bottleneck", "blend"):
             assert transformed(model, (x,), surrogate=surrogate).plan.replacements
+
+
+class Joint(nn.Module):
+    """An attention and an MLP over the tokens of two streams, or of the two as one; `scale` multiplies one's share."""
+
+    def __init__(self, together: bool, scaled: int | None) -> None:
+        super().__init__()
+        self.norm1, self.norm2 = nn.LayerNorm(16), nn.LayerNorm(16)
+        self.attn = Attention(16, 2, 0.0)
+        self.fc1, self.fc2 = nn.Linear(16, 32), nn.Linear(32, 16)
+        self.scale = None if scaled is None else nn.Parameter(torch.full((16,), 0.5))
+        self.together, self.scaled = together, scaled
+
+    def forward(self, text: Tensor, picture: Tensor) -> tuple[Tensor, Tensor]:
+        text, picture = self.added(text, picture, lambda x: self.attn(self.norm1(x)))
+        return self.added(text, picture, lambda x: self.fc2(F.gelu(self.fc1(self.norm2(x)))))
+
+    def added(self, text: Tensor, picture: Tensor, branch: Callable[[Tensor], Tensor]) -> tuple[Tensor, Tensor]:
+        if self.together:
+            return text, picture + branch(picture)
+        made = torch.split(branch(torch.cat([text, picture], 1)), [text.shape[1], picture.shape[1]], 1)
+        parts = [
+            part if number != self.scaled else part * self.get_parameter("scale") for number, part in enumerate(made)
+        ]
+        return text + parts[0], picture + parts[1]
+
+
+class JointNet(nn.Module):
+    """Takes text (batch, 3, 16) and a picture (batch, 5, 16)."""
+
+    def __init__(self, together: bool = False, scaled: int | None = None) -> None:
+        super().__init__()
+        self.blocks = nn.ModuleList(Joint(together, scaled) for _ in range(3))
+        self.together = together
+
+    def forward(self, text: Tensor, picture: Tensor) -> Tensor:
+        if self.together:
+            picture = torch.cat([text, picture], 1)
+        for block in self.blocks:
+            text, picture = block(text, picture)
+        return picture if self.together else torch.cat([text, picture], 1)
+
+
+@pytest.mark.parametrize("surrogate", ["reuse", "bottleneck"])
+def test_one_span_for_two_streams_is_one_layer(surrogate: str) -> None:
+    """As the layer that one stream of all tokens gets, in the graph and in place, with gradients."""
+    x, made = (torch.randn(2, 3, 16), torch.randn(2, 5, 16)), []
+    for together in (True, False):
+        torch.manual_seed(0)
+        result = transformed(JointNet(together), x, surrogate=surrogate)
+        assert result.in_place.model is not None
+        torch.manual_seed(1)
+        as_after_training(result.graph_module)
+        for module in (result.graph_module, result.in_place.model):
+            module.zero_grad()
+            output = module(*x)
+            output.square().sum().backward()
+            made.append((output, *(p.grad for p in module.parameters())))
+    one_graph, one_placed, graph, placed = made
+    torch.testing.assert_close(graph, one_graph)
+    torch.testing.assert_close(placed, one_placed)
+    assert torch.equal(placed[0], graph[0])
+
+
+@pytest.mark.parametrize("surrogate", ["reuse", "bottleneck"])
+@pytest.mark.parametrize("scaled", [0, 1])
+def test_a_layer_scale_of_either_stream_sets_how_their_span_begins(surrogate: str, scaled: int) -> None:
+    torch.manual_seed(0)
+    x = torch.randn(2, 3, 16), torch.randn(2, 5, 16)
+    gm = transformed(JointNet(scaled=scaled), x, surrogate=surrogate).graph_module
+    pruned = transformed(JointNet(scaled=scaled), x, surrogate="identity").graph_module
+    pruned.load_state_dict(gm.state_dict(), strict=False)
+    assert not torch.allclose(gm(*x), pruned(*x))
