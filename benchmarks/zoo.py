@@ -5,6 +5,7 @@
     python -m benchmarks.zoo --sample 60                      60 models of all libraries, the same ones for everyone
     python -m benchmarks.zoo --report-only                    docs/zoo.md and docs/zoo.json from what was run
     python -m benchmarks.zoo --known docs/zoo.json            run what that report does not have in all stages
+    python -m benchmarks.zoo --compress --sample 60           scores, budgets, fits: `zoo_runner.compressing`
 
 For each model, with random weights, small inputs of batch 2, dropout and drop path on:
 
@@ -54,6 +55,7 @@ os.environ["OMP_NUM_THREADS"] = "1"
 from benchmarks.zoo_models import all_cases
 from benchmarks.zoo_models.case import Case
 from benchmarks.zoo_models.sample import sample
+from benchmarks.zoo_runner.compressing import COMPRESSING, compress
 from benchmarks.zoo_runner.report import write_report
 from benchmarks.zoo_runner.stages import FIRST, STAGES, Record, first_half, run_half, second_half
 
@@ -68,10 +70,12 @@ class Runner:
         out: directory of `zoo.jsonl` and of the tracebacks of what failed.
         limit: seconds that one half may take.
         last: the stage to stop after.
+        compressing: whether the stages are those of a compression.
     """
 
-    def __init__(self, out: Path, limit: float, last: str, total: int) -> None:
-        self.out = out
+    def __init__(self, out: Path, limit: float, last: str, total: int, *, compressing: bool = False) -> None:
+        self.out, self.compressing = out, compressing
+        self.stages = COMPRESSING if compressing else STAGES
         self.commit = _commit()
         self.limit = limit
         self.last = last
@@ -89,14 +93,14 @@ class Runner:
             place = Path(folder)
             record = Record(case.name, case.family, case.note, self.commit)
             record.write(place)
-            record = self.half(first_half, case, place)
-            if STAGES.index(self.last) >= len(FIRST) and record.passed == list(FIRST):
+            record = self.half(compress if self.compressing else first_half, case, place)
+            if not self.compressing and STAGES.index(self.last) >= len(FIRST) and record.passed == list(FIRST):
                 record = self.half(second_half, case, place)
             self.keep_traceback(case, place)
         record.seconds["all"] = round(time.perf_counter() - begin, 1)
         with self.writing:
             self.done += 1
-            with (self.out / "zoo.jsonl").open("a") as lines:
+            with (self.out / _file(compressing=self.compressing)).open("a") as lines:
                 lines.write(json.dumps(asdict(record)) + "\n")
             outcome = (
                 f"FAILED at {record.failed}: {record.reason[:150]}" if record.failed else record.reason or "passed"
@@ -116,7 +120,7 @@ class Runner:
         record = Record.read(place)
         if late or process.exitcode != 0:
             if record.failed is None:
-                record.failed = STAGES[len(record.passed)]
+                record.failed = self.stages[len(record.passed)]
             why = f"no end after {self.limit:.0f} s" if late else f"the process died with status {process.exitcode}"
             record.reason = record.reason or why
             record.write(place)
@@ -131,9 +135,13 @@ class Runner:
             shutil.copy(place / "traceback.txt", kept)
 
 
-def read_records(out: Path, known: Path | None = None) -> dict[str, dict[str, Any]]:
-    """The last record of each model in `zoo.jsonl`, or else in a report that is `known`."""
-    file = out / "zoo.jsonl"
+def _file(*, compressing: bool) -> str:
+    return "compress.jsonl" if compressing else "zoo.jsonl"
+
+
+def read_records(out: Path, known: Path | None = None, *, compressing: bool = False) -> dict[str, dict[str, Any]]:
+    """The last record of each model of these stages, or else in a report that is `known`."""
+    file = out / _file(compressing=compressing)
     lines = file.read_text().splitlines() if file.exists() else []
     before = json.loads(known.read_text())["models"] if known is not None else []
     return {record["name"]: record for record in (*before, *map(json.loads, lines))}
@@ -148,9 +156,14 @@ def _commit() -> str:
 
 
 def choose(
-    cases: Sequence[Case], only: Sequence[str], family: Sequence[str], done: dict[str, Any], last: str, again: str
+    cases: Sequence[Case],
+    only: Sequence[str],
+    family: Sequence[str],
+    done: dict[str, Any],
+    wanted_stages: Sequence[str],
+    again: str,
 ) -> list[Case]:
-    """The cases to run now: those that match, and have not got as far as they were asked to."""
+    """The cases to run now: those that match, and have not passed all the stages that are wanted."""
 
     def wanted(case: Case) -> bool:
         if only and not any(fnmatch.fnmatchcase(case.name, glob) for glob in only):
@@ -160,7 +173,7 @@ def choose(
         record = done.get(case.name)
         if record is None or again == "all" or (again == "failed" and record["failed"]):
             return True
-        if all(stage in record["passed"] for stage in STAGES[: STAGES.index(last) + 1]):
+        if all(stage in record["passed"] for stage in wanted_stages):
             return False
         # A record without a commit is from before there was a stage between.
         return not (record["failed"] or record["nothing_repeats"]) or not record.get("commit")
@@ -174,7 +187,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--only", action="append", default=[], metavar="GLOB", help="models by name, e.g. 'timm:vit*'")
     parser.add_argument("--family", action="append", default=[], metavar="GLOB", help="models by family")
     parser.add_argument("--sample", type=int, metavar="N", help="N models of the list, the same ones for everyone")
-    parser.add_argument("--stages", default=f"{STAGES[0]}..{STAGES[-1]}", metavar="A..B", help="where to stop")
+    parser.add_argument("--stages", metavar="A..B", help=f"where to stop  [{STAGES[0]}..{STAGES[-1]}]")
+    parser.add_argument("--compress", action="store_true", help="the stages of a compression, in the place of these")
     parser.add_argument("--out", type=Path, default=ROOT / "build" / "zoo", help="where results are kept (build/zoo)")
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--limit", type=float, default=300, help="seconds for each half of the stages (300)")
@@ -188,26 +202,33 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--report-only", action="store_true", help="run nothing; write the report to docs/")
     parser.add_argument("--strict", action="store_true", help="exit with 1 where a model failed")
     given = parser.parse_args(arguments)
-    last = given.stages.partition("..")[2] or given.stages
-    if last not in STAGES:
-        parser.error(f"no stage {last!r}; the stages are {', '.join(STAGES)}")
+    stages = COMPRESSING if given.compress else STAGES
+    last = stages[-1] if given.stages is None else given.stages.partition("..")[2] or given.stages
+    if last not in stages:
+        parser.error(f"no stage {last!r}; the stages are {', '.join(stages)}")
+    if given.compress and (given.known or given.report or given.report_only):
+        parser.error("--compress prints its results, and has no report: leave out --known, --report and --report-only")
     given.out.mkdir(parents=True, exist_ok=True)
     listed = all_cases()
     cases = listed if given.sample is None else sample(listed, given.sample)
-    done = read_records(given.out, given.known)
+    done = read_records(given.out, given.known, compressing=given.compress)
     if not given.report_only:
-        chosen = choose(cases, given.only, given.family, done, last, given.again)
+        chosen = choose(cases, given.only, given.family, done, stages[: stages.index(last) + 1], given.again)
         print(f"{len(chosen)} of {len(cases)} models to run, {given.workers} at a time", flush=True)
-        runner = Runner(given.out, given.limit, last, len(chosen))
+        runner = Runner(given.out, given.limit, last, len(chosen), compressing=given.compress)
         with ThreadPoolExecutor(given.workers) as pool:
             list(pool.map(runner.run, chosen))
-    done = read_records(given.out, given.known)
+    done = read_records(given.out, given.known, compressing=given.compress)
     records = [done[case.name] for case in cases if case.name in done]
     place = ROOT / "docs" if given.report_only and given.report is None else given.report
     if place is not None:
         write_report(records, [case.name for case in cases], place)
     failed = [record["name"] for record in records if record["failed"]]
     print(f"{len(records)} of {len(cases)} run, {len(failed)} failed")
+    if given.compress and records:
+        able = [record for record in records if not record["nothing_repeats"]]
+        passed = sum(not record["failed"] for record in able)
+        print(f"scores, budgets and fits work on {passed} of {len(able)} models in which something can be replaced")
     return 1 if given.strict and failed else 0
 
 

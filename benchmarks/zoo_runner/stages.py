@@ -119,8 +119,13 @@ def _note_failure(record: Record, place: Path, stage: str, problem: Exception) -
     (place / "traceback.txt").write_text(traceback.format_exc())
 
 
+def stop() -> None:
+    """End the stages of a model, which is no failure."""
+    raise _Stop from None
+
+
 @contextmanager
-def _stage(record: Record, place: Path, stage: str, last: str) -> Iterator[None]:
+def stage(record: Record, place: Path, stage: str, last: str) -> Iterator[None]:
     begin = time.perf_counter()
     try:
         yield
@@ -164,43 +169,43 @@ HEAVY = 120_000_000
 
 def first_half(case: Case, record: Record, place: Path, last: str, heavy: Any) -> None:
     """Capture, compare, find, replace, take a few training steps, save."""
-    model, args, kwargs = _built(case, record, place, "build")
+    model, args, kwargs = built(case, record, place, "build")
     record.parameters = sum(p.numel() for p in model.parameters())
     record.write(place)
-    with _alone(record, heavy):
-        with _stage(record, place, "captured", last):
+    with alone(record, heavy):
+        with stage(record, place, "captured", last):
             captured = repl_fx.capture_parts(model, args, kwargs)
-            record.parts = [_part(part) for part in captured.parts]
+            record.parts = [part_of_record(part) for part in captured.parts]
             record.eager = [str(eager) for eager in captured.eager]
-        with _stage(record, place, "eval", last):
+        with stage(record, place, "eval", last):
             checks = compare_modes(model, captured.module, ExampleInputs(args, kwargs), seed=1)
             require_equal(next(checks))
-        with _stage(record, place, "train", last):
+        with stage(record, place, "train", last):
             check = next(checks)
             require_equal_training(check)
             checks.close()
-        with _stage(record, place, "repeats", last):
+        with stage(record, place, "repeats", last):
             repeats = [repeat for part in captured.parts for repeat in repl_fx.find_repeats(part.graph_module)]
             record.repeats = [_described(repeat) for repeat in repeats]
-        with _stage(record, place, "replaced", last):
+        with stage(record, place, "replaced", last):
             try:
                 # What `repl_fx.transform` does after the capture.
                 result = rewrite(captured, Options(), ExampleInputs(args, kwargs))
             except repl_fx.NothingToReplace as nothing:
                 if any(len(repeat) > 2 and not repeat.shared and not repeat.similar for repeat in repeats):
                     raise
-                record.nothing_repeats, record.reason = True, _why_nothing(captured.parts, repeats, nothing)
+                record.nothing_repeats, record.reason = True, why_nothing(captured.parts, repeats, nothing)
                 raise _Stop from None
             rewritten = result.module
             record.replaced = len(result.plan.replacements)
             record.surrogates = dict(Counter(replacement.surrogate for replacement in result.plan.replacements))
             record.refused = [str(refusal) for refusal in result.plan.refusals]
             record.removed = record.parameters - sum(p.numel() for p in rewritten.parameters())
-        with _stage(record, place, "trained", last):
+        with stage(record, place, "trained", last):
             train(rewritten, args, kwargs, _untrained(result, check.learns), model)
             torch.save(_outputs(rewritten.eval(), args, kwargs), place / "outputs.pt")
             repl_fx.save(result, place / "artifact", force=True)
-        with _stage(record, place, "placed", last):
+        with stage(record, place, "placed", last):
             record.not_in_place = [str(refusal) for refusal in result.in_place.refusals]
             if result.in_place.model is None:
                 # Without the blocks that have no place the others are tried in theirs.
@@ -213,14 +218,14 @@ def first_half(case: Case, record: Record, place: Path, last: str, heavy: Any) -
 
 def second_half(case: Case, record: Record, place: Path, last: str, heavy: Any) -> None:
     """Load what the first half saved, fold it, export it and verify the file."""
-    model, args, kwargs = _built(case, record, place, "rebuild")
-    with _alone(record, heavy), torch.no_grad():
+    model, args, kwargs = built(case, record, place, "rebuild")
+    with alone(record, heavy), torch.no_grad():
         expected = torch.load(place / "outputs.pt")
-        with _stage(record, place, "reloaded", last):
+        with stage(record, place, "reloaded", last):
             artifact = load_artifact(place / "artifact", model)
             del model
             _require_equal(artifact.module, args, kwargs, expected)
-        with _stage(record, place, "folded", last):
+        with stage(record, place, "folded", last):
             folded = repl_fx.fold(artifact.module)
             graphs = [module for module in folded.modules() if isinstance(module, fx.GraphModule)]
             left = [node.name for gm in graphs for node in gm.graph.nodes if is_synthesis(gm, node)]
@@ -228,16 +233,16 @@ def second_half(case: Case, record: Record, place: Path, last: str, heavy: Any) 
             _require_equal(folded, args, kwargs, expected)
             del folded, graphs
         parts = artifact.result.parts
-        with _stage(record, place, "exported", last):
+        with stage(record, place, "exported", last):
             for index, part in enumerate(parts):
                 repl_fx.export_onnx(part.graph_module, place / f"{index}.onnx", *_inputs(part, args, kwargs))
-        with _stage(record, place, "verified", last):
+        with stage(record, place, "verified", last):
             for index, part in enumerate(parts):
                 check = repl_fx.verify_onnx(part.graph_module, place / f"{index}.onnx", *_inputs(part, args, kwargs))
                 assert check, f"{part.path}: {check.summary()}".removeprefix(": ")
 
 
-def _built(case: Case, record: Record, place: Path, stage: str) -> Any:
+def built(case: Case, record: Record, place: Path, stage: str) -> Any:
     begin = time.perf_counter()
     try:
         return case.build()
@@ -250,7 +255,7 @@ def _built(case: Case, record: Record, place: Path, stage: str) -> Any:
 
 
 @contextmanager
-def _alone(record: Record, heavy: Any) -> Iterator[None]:
+def alone(record: Record, heavy: Any) -> Iterator[None]:
     if record.parameters < HEAVY:
         yield
         return
@@ -278,7 +283,7 @@ def _blocks_of(repeat: Repeat) -> Iterator[Block]:
         yield from _blocks_of(child)
 
 
-def _part(part: Part) -> dict[str, Any]:
+def part_of_record(part: Part) -> dict[str, Any]:
     info = part.graph_module.meta["capture"]
     return {"path": part.path, "tracer": info.tracer, "obstacles": info.obstacles, "switches": info.switches}
 
@@ -299,7 +304,7 @@ def _described(repeat: Any) -> dict[str, Any]:
     }
 
 
-def _why_nothing(parts: Sequence[Part], repeats: Sequence[Repeat], nothing: repl_fx.NothingToReplace) -> str:
+def why_nothing(parts: Sequence[Part], repeats: Sequence[Repeat], nothing: repl_fx.NothingToReplace) -> str:
     """Why nothing repeats three times, argued from the graph."""
     if any(repeat.shared for repeat in repeats):
         return "one set of weights is used by all blocks"

@@ -10,6 +10,7 @@ Each stage is a part of repl-fx that is usable alone: `inspect --data`, `transfo
 
 from __future__ import annotations
 
+import glob
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -24,7 +25,7 @@ from repl_fx.compression.config import CompressConfig, settings_to_compress
 from repl_fx.compression.stages import State
 from repl_fx.costs.counted import measure_parts
 from repl_fx.errors import BadInput
-from repl_fx.fitting.fit import fit
+from repl_fx.fitting.fit import NothingToFit, fit
 from repl_fx.pipeline import TransformResult
 from repl_fx.planning.budgets import budget_shares, reached
 from repl_fx.report.documents import costs_document
@@ -42,9 +43,6 @@ from repl_fx.training.run import CHECKPOINT, STATE, require_available
 from repl_fx.training.safe_checkpoints import discard_all, last_whole
 from repl_fx.training.variants import Models
 
-# Surrogates that have nothing to fit.
-_EMPTY = frozenset({"identity"})
-
 
 @dataclass(frozen=True)
 class Compressed:
@@ -54,7 +52,7 @@ class Compressed:
         directory: of the artifact.
         figures: of the original, the cut and the healed model, by name.
         budget: of each cost the limit, the expected and the reached share of the original.
-        fits: of each surrogate that was fitted, what it was fitted on and how near it came.
+        fits: of each surrogate, what it was fitted on and how near it came; or the reason why none was.
         costs: of the original and of the cut model.
         exported: the ONNX files of this run; none where they were there already.
     """
@@ -192,7 +190,11 @@ def _cut_captured(run: _Run, models: Models, source: Source, data: Data | UserDa
     if "original" not in state.figures():
         run.progress("evaluate the original")
         state.add(figures={"original": evaluate(source.model, data, config, source.model)})
-    result = models.transform(source, progress=run.progress, captured=captured, scores=scores.of(config.score))
+    worth = scores.of(config.score)
+    # A block without a score, such as one whose input and output differ in shape, stays.
+    unscored = [glob.escape(score.block) for score in scores.blocks if score.block not in worth]
+    options = {"captured": captured, "scores": worth, "ignore": (*config.ignore, *unscored)}
+    result = models.transform(source, progress=run.progress, **options)
     fits = _fitted(run, result, data)
     run.progress("evaluate the cut model")
     figures = evaluate(result.model, data, config, source.model)
@@ -202,11 +204,13 @@ def _cut_captured(run: _Run, models: Models, source: Source, data: Data | UserDa
 
 
 def _fitted(run: _Run, result: TransformResult, data: Data | UserData) -> list[dict[str, Any]]:
-    if all(replacement.surrogate in _EMPTY for replacement in result.plan.replacements):
-        return []
     run.progress("fit")
     samples = calibration(result.model, data, run.config, run.config.samples, with_loss=False)
-    done = fit(result, lambda: (given for given, _ in samples.batches()))
+    try:
+        done = fit(result, lambda: (given for given, _ in samples.batches()))
+    except NothingToFit as nothing:
+        # Healing may still bring such a model back.
+        return [{"reason": str(nothing)}]
     return [asdict(one) for one in done.surrogates]
 
 

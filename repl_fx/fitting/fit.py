@@ -36,6 +36,10 @@ _Sums = ChannelFit | LayerFit
 _ROUNDING = 1e-4
 
 
+class NothingToFit(BadInput):
+    """No surrogate of a result can be fitted."""
+
+
 def fit(
     result: TransformResult, batches: Given, *, ridge: float | None = None, objective: str = "least-squares"
 ) -> Fit:
@@ -57,14 +61,15 @@ def fit(
         What was fitted, with the distance from the original before and after, and why the rest was not.
 
     Raises:
-        BadInput: nothing in the result can be fitted; a batch that the model does not take, or whose activations are no
+        NothingToFit: nothing in the result can be fitted.
+        BadInput: a batch that the model does not take, or whose activations are no
             numbers; no batches; an unknown objective.
     """
     require_objective(objective)
     found = list(stand_ins(result))
     if not any(one.starts for one in found):
         why = "; ".join(dict.fromkeys(f"{one.surrogate}: {one.reason}" for one in found))
-        raise BadInput(f"nothing in the result can be fitted ({why}); transform the model with another surrogate")
+        raise NothingToFit(f"nothing in the result can be fitted ({why}); transform the model with another surrogate")
     given = Batches(batches, paired=False, device=device_of(result.module, result.inputs))
     if not given.lasting:
         raise BadInput("batches can be gone through once, and every surrogate takes a pass; give a list, or a function")
@@ -72,7 +77,7 @@ def fit(
     with torch.no_grad():
         made = Fit(tuple(fitting.fit(one) for one in found))
     if not any(one.rows for one in made.surrogates):
-        raise BadInput(f"nothing in the result was fitted; {'; '.join(map(str, made.surrogates))}")
+        raise NothingToFit(f"nothing in the result was fitted; {'; '.join(map(str, made.surrogates))}")
     return made
 
 

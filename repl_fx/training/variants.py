@@ -57,19 +57,17 @@ class Models:
     ) -> TransformResult:
         """Rewrite a source as the settings say, or by a plan; `other` options of `transform` come before theirs."""
         config = self.config
-        return transform(
-            source.model,
-            source.args,
-            source.kwargs,
-            plan=plan or (None if config.plan is None else read_plan(Path(config.plan))),
-            surrogate=config.surrogate,
-            ignore=config.ignore,
-            settings=parse_settings(config.set) or None,
-            seed=config.seed,
-            checkpoint_blocks=config.checkpoint_blocks,
-            progress=progress,
-            **config.planning_options() | other,
-        )
+        options: dict[str, Any] = {
+            "surrogate": config.surrogate,
+            "ignore": config.ignore,
+            "settings": parse_settings(config.set) or None,
+            "seed": config.seed,
+            "checkpoint_blocks": config.checkpoint_blocks,
+            **config.planning_options(),
+            **other,
+        }
+        plan = plan or (None if config.plan is None else read_plan(Path(config.plan)))
+        return transform(source.model, source.args, source.kwargs, plan=plan, progress=progress, **options)
 
     def variant(self, name: str, seed: int, plan: Plan) -> nn.Module:
         """A variant of the source of a seed.

@@ -6,6 +6,7 @@ import copy
 import json
 from collections import Counter
 from collections.abc import Callable
+from contextlib import nullcontext, suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -14,16 +15,19 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+import repl_fx
 from benchmarks.zoo import choose, read_records
 from benchmarks.zoo_models.case import Case
 from benchmarks.zoo_models.sample import sample
 from benchmarks.zoo_models.weights import wake
 from benchmarks.zoo_runner.alive import train
+from benchmarks.zoo_runner.compressing import COMPRESSING, compress, random_batches
 from benchmarks.zoo_runner.exactness import require_equal, require_equal_training, tensors
 from benchmarks.zoo_runner.report import write_report
-from benchmarks.zoo_runner.stages import STAGES, Record
+from benchmarks.zoo_runner.stages import STAGES, Record, _Stop
 from repl_fx.running.example_inputs import ExampleInputs
 from repl_fx.tracing.check import compare_modes
+from tests.nets import TokenNet
 
 
 class Net(nn.Module):
@@ -252,9 +256,9 @@ def test_models_are_run_that_a_known_report_does_not_have_in_all_stages(tmp_path
     def chosen(**record: Any) -> bool:
         known = tmp_path / "zoo.json"
         known.write_text(json.dumps({"models": [asdict(Record("timm:a", "a", **record))]}))
-        return bool(choose([case], (), (), read_records(tmp_path, known), STAGES[-1], ""))
+        return bool(choose([case], (), (), read_records(tmp_path, known), STAGES, ""))
 
-    assert choose([case], (), (), read_records(tmp_path), STAGES[-1], "") == [case]
+    assert choose([case], (), (), read_records(tmp_path), STAGES, "") == [case]
     assert not chosen(passed=list(STAGES))
     assert chosen(passed=[stage for stage in STAGES if stage != "placed"])
     # What has come to its end is run again where it is from an older commit, of which nothing is known.
@@ -290,3 +294,42 @@ def test_the_report_counts_all_models(tmp_path: Path) -> None:
     ):
         assert line in text.splitlines(), line
     assert "cannot" in (tmp_path / "zoo.json").read_text()
+
+
+def _compressed(build: Callable[[], Any], place: Path) -> Record:
+    place.mkdir()
+    record = Record("timm:a", "a")
+    with suppress(_Stop):
+        compress(Case("timm:a", "a", build), record, place, COMPRESSING[-1], nullcontext())
+    return Record.read(place)
+
+
+def test_a_model_is_scored_planned_and_fitted_with_random_data(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    record = _compressed(lambda: (TokenNet(depth=5), (torch.randn(2, 6, 16),), {}), tmp_path / "tokens")
+    assert record.passed == list(COMPRESSING) and record.removed > 0.005 * record.parameters
+    nothing = _compressed(lambda: (Net(), (torch.randn(2, 4),), {}), tmp_path / "net")
+    assert nothing.nothing_repeats and nothing.failed is None and nothing.passed == []
+
+
+def test_a_part_of_a_compression_that_fails_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise repl_fx.BadInput("nothing in the result was fitted")
+
+    monkeypatch.setattr(repl_fx, "fit", refuse)
+    record = _compressed(lambda: (TokenNet(depth=5), (torch.randn(2, 6, 16),), {}), tmp_path / "tokens")
+    assert (record.failed, record.passed) == ("fitted", list(COMPRESSING[:3]))
+    assert record.reason == "BadInput: nothing in the result was fitted"
+
+
+def test_random_batches_have_the_inputs_by_name() -> None:
+    class Named(nn.Module):
+        def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
+            return x
+
+    x, mask = torch.zeros(2, 3), torch.ones(2, dtype=torch.int64)
+    batches = random_batches(Named(), (x,), {"mask": mask})
+    assert len(batches) == 4 and all(batch.keys() == {"x", "mask"} for batch in batches)
+    assert all(torch.equal(batch["mask"], mask) and batch["x"].any() for batch in batches)
+    assert not torch.equal(batches[0]["x"], batches[1]["x"])
+    assert isinstance(random_batches(Named(), (x,), {})[0], tuple)

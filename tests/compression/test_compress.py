@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,8 @@ from repl_fx.compression import compress as compressing
 from repl_fx.compression.compress import Compressed, compress
 from repl_fx.compression.stages import State
 from repl_fx.errors import BadInput
+from repl_fx.scoring.scores import Scores
+from repl_fx.training.calibration import score_on_data
 from repl_fx.training.run import STATE
 from tests.training.trained_net import trained_net
 
@@ -91,6 +94,25 @@ def test_data_without_targets_serve(trained: Path, tmp_path: Path) -> None:
     with pytest.raises(BadInput, match="has no targets, and so no loss; score by influence or change"):
         _compress(trained, tmp_path / "other", data=f"{spec}:unlabelled", score="loss")
     assert not (tmp_path / "other").exists()
+
+
+def test_blocks_without_a_score_stay_and_what_is_not_fitted_says_why(
+    trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    score = score_on_data
+
+    def without_one(*args: Any, **options: Any) -> Scores:
+        found = score(*args, **options)
+        first, other, *rest = found.blocks
+        unknown = replace(other, influence=None, reasons={"influence": "its input and output differ in shape"})
+        return replace(found, blocks=(first, unknown, *rest))
+
+    done = _compress(trained, tmp_path / "out", surrogate="identity")
+    (fit,) = done.fits
+    assert "nothing in the result can be fitted (identity" in fit["reason"]
+    monkeypatch.setattr(compressing, "score_on_data", without_one)
+    with pytest.raises(repl_fx.ReplFxError, match=r"no plan has flops|nothing to replace"):
+        _compress(trained, tmp_path / "other")
 
 
 def test_what_cannot_be_is_a_line_and_leaves_nothing(trained: Path, tmp_path: Path) -> None:
