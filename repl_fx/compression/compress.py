@@ -162,7 +162,7 @@ def _cut(run: _Run, *, resume: bool) -> None:
     """Score, plan, replace, fit, evaluate and save."""
     models = Models(run.spec, run.config, run.trust_remote_code)
     run.progress("load")
-    source = models.source(run.config.seed)
+    source = _on_device(models.source(run.config.seed), run.config)
     run.progress("load data")
     data = read_data(run.config, source.inputs)
     run.progress("capture")
@@ -178,6 +178,13 @@ def _cut(run: _Run, *, resume: bool) -> None:
         # With these settings it would fail again: nothing to go on with.
         run.state.discard()
         raise
+
+
+def _on_device(source: Source, config: CompressConfig) -> Source:
+    """The source where it is evaluated: a model that moves later no longer shares buffers with what is made of it."""
+    device = "cuda" if require_available(config) == "gpu" else "cpu"
+    inputs = source.inputs.map(lambda tensor: tensor.to(device))
+    return replace(source, model=source.model.to(device), args=inputs.args, kwargs=inputs.kwargs)
 
 
 def _cut_captured(run: _Run, models: Models, source: Source, data: Data | UserData, captured: CapturedParts) -> None:
@@ -199,7 +206,7 @@ def _cut_captured(run: _Run, models: Models, source: Source, data: Data | UserDa
     run.progress("evaluate the cut model")
     figures = evaluate(result.model, data, config, source.model)
     costs = _costs(run, result)
-    save(result.model, run.directory, source=source, force=(run.directory / MANIFEST).exists())
+    save(result.model.cpu(), run.directory, source=source, force=(run.directory / MANIFEST).exists())
     state.add(figures={"cut": figures}, fits=fits, **costs)
 
 
