@@ -23,13 +23,17 @@ from benchmarks.zoo_models.case import Case
 from benchmarks.zoo_runner.stages import Record, alone, built, part_of_record, stage, stop, why_nothing
 from repl_fx._torch import pytree
 from repl_fx.errors import BadInput
-from repl_fx.pipeline import Options, rewrite
+from repl_fx.fitting.fit import NothingToFit
+from repl_fx.pipeline import Options, TransformResult, rewrite
 from repl_fx.running.example_inputs import ExampleInputs
+from repl_fx.tracing.parts.capture import CapturedParts
 
 COMPRESSING = ("captured", "scored", "planned", "fitted")
 # Shares of the parameters, the first of which that a plan can meet is the budget.
 SHARES = (0.9, 0.95, 0.98, 0.995)
 BATCHES = 4
+# The one that a compression takes by itself, and the one that has an answer for most blocks.
+SURROGATES = ("linear", "auto")
 
 
 def compress(case: Case, record: Record, place: Path, last: str, heavy: Any) -> None:
@@ -58,24 +62,42 @@ def compress(case: Case, record: Record, place: Path, last: str, heavy: Any) -> 
             record.refused = [f"{block}: {why}" for block, why in reasons.items() if block not in worth]
         with stage(record, place, "planned", last):
             unscored = [glob.escape(block) for block in reasons if block not in worth]
-            result = None
-            for share in SHARES:
-                try:
-                    options = Options(budget={"params": share}, scores=worth, ignore=unscored)
-                    result = rewrite(captured, options, inputs, check=False)
-                    break
-                except BadInput as problem:
-                    if not str(problem).startswith("no plan has") or share == SHARES[-1]:
-                        raise
-            assert result is not None
-            record.surrogates = dict(Counter(replacement.surrogate for replacement in result.plan.replacements))
-            record.removed = record.parameters - sum(p.numel() for p in result.module.parameters())
-            assert record.removed >= (1 - share) * record.parameters, f"the budget of {share} is not met"
+            plans = [found for key in SURROGATES if (found := planned(captured, inputs, worth, unscored, key))]
+            assert plans, "neither surrogate has a plan under any of the budgets"
+            met = [record.parameters - sum(p.numel() for p in result.module.parameters()) for _, result in plans]
+            for (share, result), removed in zip(plans, met, strict=True):
+                assert removed >= (1 - share) * record.parameters, f"the budget of {share} is not met"
+                record.surrogates |= dict(Counter(one.surrogate for one in result.plan.replacements))
+            record.removed = met[0]
         with stage(record, place, "fitted", last):
-            done = repl_fx.fit(result, batches)
-            record.refused += [str(one) for one in done.surrogates if not one.rows]
-            far = [one for one in done.surrogates if (one.after or 0) > (one.before or 0) * 1.001 + 1e-6]
-            assert not far, f"a fit is farther from the original than no fit: {far[0]}"
+            for number, (_, result) in enumerate(plans, start=1):
+                try:
+                    done = repl_fx.fit(result, batches)
+                except NothingToFit as nothing:
+                    record.refused.append(str(nothing))
+                    if number == len(plans):
+                        raise
+                    continue
+                record.refused += [str(one) for one in done.surrogates if not one.rows]
+                far = [one for one in done.surrogates if (one.after or 0) > (one.before or 0) * 1.001 + 1e-6]
+                assert not far, f"a fit is farther from the original than no fit: {far[0]}"
+                break
+
+
+def planned(
+    captured: CapturedParts, inputs: ExampleInputs, worth: Mapping[str, float], unscored: Sequence[str], surrogate: str
+) -> tuple[float, TransformResult] | None:
+    """The first budget that a surrogate has a plan under, and the result; None where it has none."""
+    for share in SHARES:
+        options = Options(budget={"params": share}, scores=worth, ignore=unscored, surrogate=surrogate)
+        try:
+            return share, rewrite(captured, options, inputs, check=False)
+        except repl_fx.NothingToReplace:
+            return None
+        except BadInput as problem:
+            if not str(problem).startswith("no plan has"):
+                raise
+    return None
 
 
 def random_batches(model: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any]) -> list[Any]:
