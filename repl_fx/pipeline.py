@@ -361,7 +361,7 @@ def transform(
         tell("capture")
         paths = None if plan is None else plan.parts
         captured = capture_parts(model, inputs.args, inputs.kwargs, copy=copy, paths=paths)
-    elif captured.source is not model:
+    elif captured.source is not model or copy:
         raise BadInput("captured is of another model; give capture_parts of this one, without copy or weights")
     result = rewrite(captured, plan or options, inputs, tell, check=check, in_place=in_place)
     if checkpoint_blocks:

@@ -376,3 +376,16 @@ def test_a_model_with_none_of_its_blocks_replaced_is_the_source() -> None:
     # What a user gives is refused.
     with pytest.raises(repl_fx.NothingToReplace, match="it is kept for the test"):
         repl_fx.transform(ConvNet(), (images(),), plan=whole.plan)
+
+
+def test_a_model_that_was_captured_is_not_captured_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, x = TokenNet(depth=3), torch.randn(2, 6, 16)
+    found = repl_fx.capture_parts(model, (x,))
+    whole = repl_fx.transform(model, (x,), surrogate="blend", check=False)
+    monkeypatch.setattr("repl_fx.pipeline.capture_parts", None)
+    result = repl_fx.transform(model, (x,), surrogate="blend", check=False, captured=found)
+    assert result.plan == whole.plan and torch.equal(result.graph_module(x), whole.graph_module(x))
+    wrong: list[tuple[nn.Module, Any]] = [(TokenNet(depth=3), {}), (model, {"weights": model.state_dict()})]
+    for other, options in (*wrong, (model, {"copy": True})):
+        with pytest.raises(repl_fx.BadInput, match="captured is of another model"):
+            repl_fx.transform(other, (x,), captured=found, **options)
