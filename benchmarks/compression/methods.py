@@ -47,6 +47,7 @@ def methods() -> dict[str, Method]:
         "depth pruning, least influence": partial(_by_budget, "identity"),
         "linear, a scale": partial(_by_budget, "linear", settings={"form": "scale"}),
         "linear": partial(_by_budget, "linear"),
+        "linear, merged": partial(_by_budget, "linear", settings={"merged": True}),
         "linear, every k": partial(_by_budget, "linear", scored="none"),
         "auto, fitted": partial(_by_budget, "auto"),
         "ReplaceMe's map": _replace_me,
