@@ -30,7 +30,7 @@ from repl_fx.tracing.parts.capture import CapturedParts
 
 COMPRESSING = ("captured", "scored", "planned", "fitted")
 # Shares of the parameters, the first of which that a plan can meet is the budget.
-SHARES = (0.9, 0.95, 0.98, 0.995)
+SHARES = (0.9, 0.97, 0.995, 0.9999)
 BATCHES = 4
 # The one that a compression takes by itself, and the one that has an answer for most blocks.
 SURROGATES = ("linear", "auto")
