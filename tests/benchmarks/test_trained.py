@@ -75,8 +75,8 @@ def test_runs_that_are_there_are_not_done_again(
     monkeypatch.setattr(trained, "tasks", lambda scale: {TASK.name: TASK})
     given = ["--scale", "cpu", "--seeds", "2", "--shares", "0.75", "--out", str(tmp_path), "--methods", "lin*"]
     assert trained.main(given) == 0
-    assert sorted(set(asked)) == [name for name in sorted(methods()) if name.startswith("lin")] and len(asked) == 6
-    assert trained.main(given) == 0 and len(asked) == 6
+    assert sorted(set(asked)) == [name for name in sorted(methods()) if name.startswith("lin")] and len(asked) == 8
+    assert trained.main(given) == 0 and len(asked) == 8
     assert "digits/vit 0.75 linear, seed 0: FLOPs 0.700, cut 0.5000, healed 0.1 0.6000" in capsys.readouterr().out
     assert trained.main(["--report", "--out", str(tmp_path), "--docs", str(tmp_path)]) == 0
     text = (tmp_path / "trained.md").read_text()

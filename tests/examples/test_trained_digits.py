@@ -12,7 +12,7 @@ from examples.trained_digits import data, main
 
 
 def test_it_writes_weights_that_the_model_takes(tmp_path: Path) -> None:
-    main(tmp_path / "digits.safetensors", epochs=1)
+    main(tmp_path / "digits.safetensors", epochs=3)
     net = model()
     before = net(*example_inputs()).shape
     net.load_state_dict(load_file(tmp_path / "digits.safetensors"))
