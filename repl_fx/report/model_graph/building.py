@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from datetime import UTC, datetime
 from typing import Any
 
+import msgspec
 import torch
 
 import repl_fx
+from repl_fx.artifact.store import Artifact
 from repl_fx.costs.counted import Costs, measure_parts
 from repl_fx.graph.captured import copy_graph
 from repl_fx.pipeline import TransformResult
@@ -37,6 +39,7 @@ from repl_fx.report.model_graph.graphs import GraphMaker, Side
 from repl_fx.report.model_graph.layout import Outline, lay_out
 from repl_fx.report.model_graph.nesting import nest, nest_rewritten
 from repl_fx.report.model_graph.node_facts import NodeCosts
+from repl_fx.report.model_graph.reading import Evidence, read_evidence
 from repl_fx.tracing.parts.capture import CapturedParts, Part, qualified_name
 
 
@@ -67,6 +70,22 @@ def document_of_model(captured: CapturedParts, spec: str, notes: Sequence[str] =
 def document_of_result(result: TransformResult, spec: str, notes: Sequence[str] = ()) -> Document:
     """The document of a model before a transform and after it; see `document_of_model`."""
     return _document(result.captured_parts, result.found, result, spec, notes)
+
+
+def document_of_artifact(artifact: Artifact, spec: str, notes: Sequence[str] = ()) -> Document:
+    """The document of an artifact, with all that its directory says; see `document_of_model`.
+
+    Raises:
+        ArtifactError, BadInput: a file of the directory is damaged.
+    """
+    # What is damaged is said before any work is done.
+    known = read_evidence(artifact.directory)
+    return with_evidence(document_of_result(artifact.result, spec, notes), known)
+
+
+def with_evidence(document: Document, known: Evidence) -> Document:
+    """The document with what is known besides in place of what it said of that."""
+    return msgspec.structs.replace(document, **{field.name: getattr(known, field.name) for field in fields(known)})
 
 
 def _document(

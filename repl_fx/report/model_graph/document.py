@@ -293,18 +293,70 @@ class Curve(_Record, frozen=True):
     run: str = ""
 
 
+class Compared(_Record, frozen=True):
+    """One variant of a comparison.
+
+    Attributes:
+        figures: of the last evaluation, by name: a value for each seed.
+        reason: why it was not trained.
+    """
+
+    variant: str
+    parameters: int = 0
+    figures: Mapping[str, tuple[float, ...]] = {}
+    inputs_per_second: tuple[float, ...] = ()
+    memory_mib: tuple[float, ...] = ()
+    reason: str = ""
+
+
 class Training(_Record, frozen=True):
     """What is known of training.
 
     Attributes:
         curves: learning curves.
-        figures: those of the last evaluation, by the name of the model.
-        comparison: rows of a comparison of variants, as it was written.
+        figures: those of the last evaluation, by the name of the model: `trained`, or `original`, `cut`, `healed`.
+        comparison: of variants of the model.
     """
 
     curves: tuple[Curve, ...] = ()
     figures: Mapping[str, Mapping[str, float]] = {}
-    comparison: Any = None
+    comparison: tuple[Compared, ...] | None = None
+
+
+class Layer(_Record, frozen=True):
+    """An inner value of the exported graph compared with PyTorch's; numbers that JSON cannot write are words.
+
+    Attributes:
+        node: its name in the graph.
+        module: path of the module it calls, or block that it stands in for; empty for other operators.
+        max_abs: largest difference.
+        scale: largest number of PyTorch's.
+    """
+
+    node: str
+    module: str
+    max_abs: float | str
+    scale: float | str
+    passed: bool
+
+
+class Verified(_Record, frozen=True):
+    """The comparison of an ONNX file with PyTorch.
+
+    Attributes:
+        part: path of the part; empty for the whole model.
+        summary: the verdict in a line.
+        outputs: a row for each output and batch size, as `Difference` has them.
+        layers: in the order of execution; empty where they were not compared.
+    """
+
+    part: str
+    equivalent: bool
+    summary: str
+    outputs: tuple[Mapping[str, Any], ...] = ()
+    layers: tuple[Layer, ...] = ()
+    failures: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
 
 
 class Document(_Record, frozen=True, kw_only=True):
@@ -313,7 +365,8 @@ class Document(_Record, frozen=True, kw_only=True):
     Attributes:
         layouts: by the keys that groups have.
         scores: as `Scores.to_json` writes them.
-        verify, bench: as `Verification.to_json`, by the path of the part, and `Benchmark.to_json` write them.
+        verify: one for each part that was exported.
+        bench: as `repl-fx bench` writes it.
     """
 
     schema: Literal["repl-fx/report/1"]
@@ -326,7 +379,7 @@ class Document(_Record, frozen=True, kw_only=True):
     plan: PlanTable | None = None
     scores: Mapping[str, Any] | None = None
     training: Training | None = None
-    verify: Mapping[str, Any] | None = None
+    verify: tuple[Verified, ...] | None = None
     bench: Mapping[str, Any] | None = None
 
     def to_json(self) -> str:

@@ -126,6 +126,7 @@ class GraphMaker:
         """Make the tree of groups, with what lies in each and what it costs."""
         self._reach(())
         order: dict[int, float] = {}
+        read: dict[int, float] = {}
         of_node = []
         for place, node in enumerate(self.nodes):
             group = self._reach(self.side.steps[node.name])
@@ -134,13 +135,15 @@ class GraphMaker:
             at: int | None = group
             while at is not None:
                 growing = self.groups[at]
-                order.setdefault(at, place)
+                # Tensors are read at the beginning of a graph, wherever they are used.
+                (read if node.op == "get_attr" else order).setdefault(at, place)
                 growing.count += 1
                 growing.flops += (self.side.costs.flops or {}).get(node.name, 0)
                 growing.kept += (self.side.costs.kept or {}).get(node.name, 0)
                 growing.parameters.update((id(tensor), tensor) for tensor in tensors)
                 at = growing.parent
         self.of_node = of_node
+        order = {**read, **order}
         for name, steps in self.side.nesting.blocks.items():
             # A block of which nothing is left is shown before what follows it.
             if steps not in self.at:
@@ -255,6 +258,7 @@ class GraphMaker:
         if not group.steps:
             return self.side.part.path or self.side.part.graph_module.meta["capture"].model
         name = group.steps[-1].name
+        name = self.side.nesting.modules.get(name, name)
         around = next((step.name for step in reversed(group.steps[:-1]) if name.startswith(f"{step.name}.")), "")
         return name.removeprefix(f"{around}.")
 
@@ -266,21 +270,22 @@ class GraphMaker:
         side, growing = self.side, self.groups[place]
         kind: GroupKind = "graph"
         known: dict[str, Any] = {}
-        name = ""
+        name = side.part.path
         if growing.steps:
             step = growing.steps[-1]
-            kind, name = step.kind, step.name
+            kind, name = step.kind, qualified_name(name, step.name)
             if step.kind == "block":
-                kind, known = self._block(step)
+                kind, name, known = self._block(step)
             elif step.kind == "repeat":
                 known["copies"] = sum(self._is_block(child) for child in growing.children)
-            path = step.name
-            if step.kind != "repeat":
-                known["type"] = self._type(path)
+            if step.kind == "module":
+                known["type"] = self._type(step.name)
+            elif step.kind == "block" and step.name in side.nesting.modules:
+                known["type"] = self._type(side.nesting.modules[step.name])
         else:
             known["type"] = side.part.graph_module.meta["capture"].model
         return Group(
-            name=qualified_name(side.part.path, name) if name else side.part.path,
+            name=name,
             label=label,
             kind=kind,
             children=tuple(growing.children),
@@ -299,15 +304,15 @@ class GraphMaker:
     def _is_block(self, child: int) -> bool:
         return child < 0 and self.groups[-1 - child].steps[-1].kind == "block"
 
-    def _block(self, step: Step) -> tuple[GroupKind, dict[str, Any]]:
-        """The kind of a block's group, and what is known of the block."""
+    def _block(self, step: Step) -> tuple[GroupKind, str, dict[str, Any]]:
+        """The kind of a block's group, the name of the block and what is known of it."""
         names = [qualified_name(self.side.part.path, name) for name in self.side.nesting.names[step.name]]
         rows = [self.side.report[name] for name in names if name in self.side.report]
         if not rows:
-            return "block", {"aliases": tuple(names[1:])}
+            return "block", names[0], {"aliases": tuple(names[1:])}
         # Of several names the one that says most.
         row = max(rows, key=lambda row: ("kept", "refused", "replaced").index(row.status))
-        others = tuple(name for name in names if name != names[0])
+        others = tuple(name for name in names if name != row.block)
         known = {
             "aliases": others,
             "repeat": row.repeat,
@@ -315,7 +320,7 @@ class GraphMaker:
             "surrogate": row.surrogate,
             "reason": row.reason,
         }
-        return ("surrogate" if self.side.after and row.status == "replaced" else "block"), known
+        return ("surrogate" if self.side.after and row.status == "replaced" else "block"), row.block, known
 
     def _type(self, path: str) -> str | None:
         """The class of the module at a path of the part."""

@@ -55,11 +55,13 @@ class Nesting:
         steps: by the name of the node.
         blocks: the steps to each block that is a group, by each of its names.
         names: the names of each block that is a group, by the one in its step.
+        modules: the path of each block that has the place of one module, by the name in its step.
     """
 
     steps: Mapping[str, Steps]
     blocks: Mapping[str, Steps]
     names: Mapping[str, tuple[str, ...]]
+    modules: Mapping[str, str]
 
 
 def nest(gm: fx.GraphModule, repeats: Sequence[Repeat], replaced: Iterable[str] = ()) -> Nesting:
@@ -100,7 +102,8 @@ def nest(gm: fx.GraphModule, repeats: Sequence[Repeat], replaced: Iterable[str] 
             way = found[next(iter(frame.nodes)).name]
             to_block = way[: way.index(frame.step) + 1]
             blocks.update(dict.fromkeys(names[frame.step.name], to_block))
-    return Nesting(found, blocks, {name: tuple(of) for name, of in names.items()})
+    modules = {home[-1].step.name: ".".join(path) for path, home in homes.items() if home is not None}
+    return Nesting(found, blocks, {name: tuple(of) for name, of in names.items()}, modules)
 
 
 def nest_rewritten(graph: fx.Graph, before: Nesting) -> Mapping[str, Steps]:
