@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import torch
 
-from repl_fx.report.model_graph.building import document_of_model
-from tests.captures import captured
+from repl_fx.costs.counted import measure_parts
+from repl_fx.report.model_graph.building import document_of_model, document_of_result
+from tests.captures import captured, transformed
 from tests.model_graphs import TOKENS, require_tree, small_document
-from tests.nets import TokenNet
+from tests.nets import ConvNet, TokenNet
 
 
 def test_each_node_lies_in_one_group() -> None:
@@ -30,12 +31,21 @@ def test_a_replaced_block_is_a_surrogate_afterwards() -> None:
     assert surrogate.parameters < block.parameters
 
 
-def test_costs_add_up() -> None:
-    document = small_document()
-    (graph,) = document.views.before.graphs
-    root, total = graph.groups[0], document.totals.before
-    assert (root.parameters, root.flops, root.kept) == (total.parameters, total.flops, total.kept)
-    assert root.flops == sum(node.flops or 0 for node in graph.nodes) > 0
+def test_costs_are_those_of_the_model_that_trains() -> None:
+    torch.manual_seed(0)
+    result = transformed(ConvNet(), (torch.zeros(2, 3, 8, 8),), surrogate="slim", blocks=["blocks.1"])
+    document = document_of_result(result, "net.py")
+    before, after = document.totals.before, document.totals.after
+    for module, parts, view, cost in (
+        (result.captured, result.captured_parts.parts, document.views.before, before),
+        (result.module, result.all_parts, document.views.after, after),
+    ):
+        assert view is not None and cost is not None
+        counted = measure_parts(module, parts)
+        assert (cost.parameters, cost.flops, cost.kept) == (counted.parameters, counted.flops, counted.activation_bytes)
+        (graph,) = view.graphs
+        assert cost.parameters == graph.groups[0].parameters == sum(node.parameters for node in graph.nodes)
+        assert cost.flops == sum(node.flops or 0 for node in graph.nodes) > 0
 
 
 def test_equal_blocks_share_a_layout() -> None:
