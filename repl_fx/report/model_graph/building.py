@@ -149,7 +149,8 @@ def _graphs(
     graph = before.make()
     rewritten = None if result is None else result.one_by_one.get(part.path)
     if rewritten is None:
-        return graph, graph
+        same = before.with_counterparts(graph, {} if result is None else before.at)
+        return same, same
     # The graph that trains does all syntheses together; each on its own lies with its block, and costs the same.
     gm = run_passes(copy_graph(rewritten, compiled=False), write_in_place_).graph_module
     steps = nest_rewritten(gm.graph, nesting)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import builtins
-from itertools import combinations
+from itertools import combinations, pairwise
 from typing import Any
 
 import pytest
@@ -63,7 +63,18 @@ def test_a_value_that_everything_reads_is_not_led_round_every_box() -> None:
     assert sum(len(route.points) // 2 - 2 for route in layout.routes) <= 20_000
 
 
+def test_a_wide_box_does_not_spread_the_others() -> None:
+    fan = tuple((0, i) for i in range(1, 6))
+    layout = lay_out(Outline(((900, 20), *((40, 20),) * 5), fan, 6, 0))
+    row = sorted(layout.boxes[1:], key=lambda box: box.x)
+    assert all(24 <= other.x - one.x - one.width < 60 for one, other in pairwise(row))
+    wide = lay_out(Outline(((40, 20), (40, 20), (300, 20), (40, 20)), ((0, 1), (0, 2), (0, 3)), 4, 0))
+    row = sorted(wide.boxes[1:], key=lambda box: box.x)
+    assert all(other.x - one.x - one.width >= 24 for one, other in pairwise(row))
+
+
 def test_boxes_fit_their_words() -> None:
+    assert box_size("a" * 500)[0] == box_size("a" * 28)[0]
     assert box_size("a", "a longer line") > box_size("a", "b")
     assert box_size("a", "b")[1] > box_size("a")[1]
 
