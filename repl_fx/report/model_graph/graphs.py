@@ -184,7 +184,7 @@ class GraphMaker:
             path = qualified_name(side.part.path, path)
         return Node(
             name=node.name,
-            label=self.words.place(label_of(node)),
+            label=self.words.place(label_of(side.gm, node)),
             kind=kind_of_node(side.gm, node),
             group=self.of_node[self.places[node]],
             target=self.words.place(path),

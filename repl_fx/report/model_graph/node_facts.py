@@ -53,12 +53,14 @@ def kind_of_node(gm: fx.GraphModule, node: fx.Node) -> NodeKind:
     return kinds.get(node.op, "operator")
 
 
-def label_of(node: fx.Node) -> str:
+def label_of(gm: fx.GraphModule, node: fx.Node) -> str:
     """The word to show for a node: the same for nodes that play one part in the copies of a block."""
     if node.op in ("placeholder", "output"):
         return str(node.target)
     if isinstance(node.target, str):
-        return node.target.rpartition(".")[2]
+        name = node.target.rpartition(".")[2]
+        # The number of a layer in a sequence says less than its class.
+        return type(gm.get_submodule(node.target)).__name__ if node.op == "call_module" and name.isdecimal() else name
     name = target_of(node)
     return name.split(".")[1] if name.startswith("aten.") else name
 

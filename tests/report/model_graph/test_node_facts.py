@@ -23,7 +23,7 @@ class _Small(nn.Module):
 
 def test_kinds_labels_and_targets() -> None:
     gm = fx.symbolic_trace(_Small())
-    found = [(kind_of_node(gm, node), label_of(node), target_of(node)) for node in gm.graph.nodes]
+    found = [(kind_of_node(gm, node), label_of(gm, node), target_of(node)) for node in gm.graph.nodes]
     assert found == [
         ("input", "x", "x"),
         ("layer", "layer", "layer"),
@@ -31,6 +31,11 @@ def test_kinds_labels_and_targets() -> None:
         ("operator", "mul", "aten.mul.Tensor"),
         ("output", "output", "output"),
     ]
+
+
+def test_a_layer_with_a_number_for_a_name_has_that_of_its_class() -> None:
+    gm = fx.symbolic_trace(nn.Sequential(nn.ReLU()))
+    assert [label_of(gm, node) for node in gm.graph.nodes] == ["input", "ReLU", "output"]
 
 
 @pytest.mark.parametrize(
