@@ -21,6 +21,9 @@ def test_the_paths_of_the_calls_around_a_node() -> None:
     assert _torch.module_stack(node) == ()
     node.meta["nn_module_stack"] = {"0": ("", nn.Module), "1": ("L['self'].body", nn.Module), "2": "body.layer@1"}
     assert _torch.module_stack(node) == ("body", "body.layer")
+    # A check of sizes that torch.export added is in no module.
+    node.meta["nn_module_stack"] = {"hook": (_torch.NO_MODULE, _torch.NO_MODULE)}
+    assert _torch.module_stack(node) == ()
 
 
 def test_a_call_of_one_module_runs_another_function_for_a_while() -> None:
