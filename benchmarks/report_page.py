@@ -6,8 +6,8 @@
 The model is one repeat of blocks of 50 nodes, every other one replaced; a block has two nested modules. The page has it
 twice, before and after. The document is made without a model, written as a page, and opened from disk by a fresh tab
 for each run. First paint is First Contentful Paint, from the start of the navigation, and `ready` is when the script
-has drawn the picture. A click is from its event to the frame after it: on the repeat, which shows all its blocks, and on
-a block; the search is of a word that every node has. Times are milliseconds, the median and the largest.
+has drawn the picture. A click is from its event to the frame after it: on the repeat, which shows all its blocks, and
+on a block; the search is of a word that every node has. Times are milliseconds, the median and the largest.
 
 Needs the extras `report` and `test`, and a Chromium. Exit status: 0; 2 where there is none.
 """

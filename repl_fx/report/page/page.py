@@ -104,5 +104,6 @@ def _facts(document: Document) -> list[str]:
     model = document.model
     inputs = ", ".join(f"{one.name} {one.value}" for one in model.inputs)
     captured = f"captured by {model.tracer}" if model.tracer else ""
-    eager = f"{len(model.eager)} module{'s' * (len(model.eager) != 1)} stay eager" if model.eager else ""
+    number = len(model.eager)
+    eager = f"{number} module{'s' * (number != 1)} stay{'s' * (number == 1)} eager" if number else ""
     return [fact for fact in (inputs, captured, eager, *model.notes) if fact]

@@ -64,34 +64,50 @@
   const nameOf = (item) => (item.parent ? (item.path ??= [item.parent.parent && nameOf(item.parent), titleOf(item)].filter(Boolean).join(" / ")) : item.label);
 
   // What a box says.
+  // Colours are by what names commonly stand for, and say nothing that words do not.
   const FAMILIES = [
-    ["attention", /attention|sdpa/i], ["convolution", /conv/i], ["norm", /norm/i], ["embedding", /embed/i],
-    ["activation", /gelu|relu|silu|tanh|sigmoid|softmax|hardswish|mish/i], ["linear", /linear|matmul|addmm|\bmm\b|bmm|einsum/i],
-    ["pool", /pool|interpolate/i], ["sum", /\b(add|sub|mul|div)\b/i],
+    ["attention", /attention|attn|sdpa/i], ["convolution", /conv|downsample|patch/i], ["norm", /norm|^bn|^ln|_bn|_ln/i],
+    ["embedding", /embed|tokens|position|wte|wpe/i], ["activation", /elu|silu|tanh|sigmoid|softmax|swish|mish|^act/i],
+    ["pool", /pool|interpolate/i], ["linear", /linear|matmul|addmm|bmm|einsum|^fc|proj|head|dense|qkv|classifier/i],
+    ["sum", /^(add|sub|mul|div|cat)/i],
   ];
-  const familyOf = (item) => (["parameter", "synthesis"].includes(item.kind) ? item.kind
-    : FAMILIES.find(([, pattern]) => pattern.test(`${item.label} ${item.kind === "operator" ? item.target : ""}`))?.[0] ?? "other");
+  const familyOf = (item) => (["parameter", "synthesis", "input", "output"].includes(item.kind) ? item.kind
+    : FAMILIES.find(([, pattern]) => pattern.test(item.label))?.[0] ?? "other");
   const titleOf = (item) => (["block", "surrogate"].includes(item.kind) ? item.name : item.label);
-  const replacedIn = (item) => item.inside.filter((child) => child.status === "replaced").length;
+  // How many blocks inside a group are replaced, at any depth.
+  const replacedIn = (item) => (item.gone ??= item.inside.reduce((sum, one) => sum + (one.status === "replaced" ? 1 : one.isGroup ? replacedIn(one) : 0), 0));
   function tagOf(item) {
     if (item.kind === "surrogate") return item.surrogate ?? "surrogate";
     if (item.copies) return `×${item.copies}`;
-    return { replaced: "replaced", refused: "refused" }[item.status] ?? "";
+    if (item.status) return item.status === "kept" ? "" : item.status;
+    return item.isGroup && replacedIn(item) ? `${replacedIn(item)} replaced` : "";
   }
   const shapeOf = (value) => value?.shape?.join("×") ?? value?.text ?? "";
   function summaryOf(item) {
     const gone = item.copies ? replacedIn(item) : 0;
     const words = [
-      titleOf(item), item.kind, item.type !== item.label && item.type, item.copies && `${item.copies} copies`, gone && `${gone} of them replaced`,
+      titleOf(item), item.kind, item.type !== item.label && item.type, item.copies && `${item.copies} copies`, gone && `${gone} of them replaced`, !item.copies && !item.status && tagOf(item),
       item.kind === "surrogate" ? `by ${tagOf(item)} in place of the block` : item.status === "kept" ? "" : item.status, shapeOf(item.value),
       item.parameters > 0 && `${count(item.parameters)} parameters`, item.isGroup && "opens",
     ];
     return words.filter(Boolean).join(", ");
   }
-  function secondLine(item) {
-    if (!item.isGroup) return [item.kind === "layer" && item.target, shapeOf(item.value)].filter(Boolean).join(" · ");
-    const costs = [item.parameters > 0 && `${count(item.parameters)} param`, item.flops > 0 && `${count(item.flops)} FLOP`];
-    return [item.type !== item.label && item.type, ...costs].filter(Boolean).join(" · ");
+  // The second line of a box, in its longest form that fits.
+  function secondLine(item, width) {
+    const joined = (...words) => words.filter(Boolean).join(" · ");
+    const forms = [];
+    if (item.isGroup) {
+      const [parameters, flops] = [item.parameters > 0 && `${count(item.parameters)} param`, item.flops > 0 && `${count(item.flops)} FLOP`];
+      const gone = item.copies && replacedIn(item) ? `${replacedIn(item)} of ${item.copies} replaced` : "";
+      const type = item.type !== item.label && item.type;
+      forms.push(joined(gone, parameters, flops), joined(gone, parameters), gone || joined(parameters, flops), gone || parameters);
+      if (!gone) forms.unshift(joined(type, parameters, flops), joined(type, parameters));
+    } else {
+      const path = item.kind === "layer" && item.target !== item.label && item.target;
+      forms.push(joined(path, shapeOf(item.value)), shapeOf(item.value));
+    }
+    const form = forms.find((one) => one && widthOf(one, SMALL) <= width) ?? forms.at(-1);
+    return form ? fitted(form, SMALL, width) : "";
   }
 
   // Text that fits a width, by its middle left out. Widths of characters are measured once.
@@ -136,18 +152,20 @@
       box.append(draw("rect", { class: "card", x: shift, y: -shift, width: w, height: h, rx: 8 }));
     }
     box.append(draw("rect", { class: "body", width: w, height: h, rx: small ? Math.min(h / 2, 12) : 8 }));
-    if (!item.isGroup && !small) {
+    if (!item.isGroup && !small && !["input", "output"].includes(item.kind)) {
       box.append(draw("path", { class: `stripe ${familyOf(item)}`, d: `M8 0h-1a7 7 0 0 0-7 7v${h - 14}a7 7 0 0 0 7 7h1z` }));
     }
     const cells = item.copies ? item.inside.filter((child) => child.status) : [];
     const middle = (cells.length ? h - 12 : h) / 2;
-    const second = small ? "" : secondLine(item);
-    const left = small ? 12 : 16;
+    const left = 16;
+    const second = small ? "" : secondLine(item, w - left - 6);
     const base = middle + (second ? -3 : 4.5);
-    box.append(text("title", left, base, fitted(titleOf(item), TITLE, w - left - 8 - (tag ? tagWidth + 4 : 0))));
-    if (second) box.append(text("second", left, middle + 13, fitted(second, SMALL, w - left - 8)));
+    if (small) box.append(text("title middle", w / 2, base, fitted(titleOf(item), TITLE, w - 8)));
+    else box.append(text("title", left, base, fitted(titleOf(item), TITLE, w - left - 8 - (tag ? tagWidth + 4 : 0))));
+    if (second) box.append(text("second", left, middle + 13, second));
     if (tag) {
-      box.append(draw("g", { class: "tag" }, draw("rect", { x: w - 7 - tagWidth, y: base - 12.5, width: tagWidth, height: 17, rx: 8.5 }),
+      const isGone = !item.copies && !item.status && item.isGroup;
+      box.append(draw("g", { class: isGone ? "tag gone" : "tag" }, draw("rect", { x: w - 7 - tagWidth, y: base - 12.5, width: tagWidth, height: 17, rx: 8.5 }),
         text("", w - 7 - tagWidth / 2, base, tag)));
     }
     if (item.status === "replaced" && item.kind !== "surrogate") {
@@ -251,7 +269,7 @@
 
   let zoom = 1;
   function resize(view) {
-    const fit = Math.min(1.15, Math.max(0.55, (view.canvas.clientWidth - 12) / view.size[0]));
+    const fit = Math.min(1.15, Math.max(0.6, (view.canvas.clientWidth - 12) / view.size[0]));
     view.scale = fit * zoom;
     view.picture.setAttribute("width", Math.round(view.size[0] * view.scale));
     view.picture.setAttribute("height", Math.round(view.size[1] * view.scale));
@@ -271,7 +289,7 @@
     const cost = (key, words) => (twin && twin[key] !== item[key] ? `${words(before[key])} → ${words(after[key])}` : words(item[key]));
     const rows = [
       ["Kind", item.kind], ["Class", item.type], ["Status", item.status], ["Stands in", item.surrogate], ["Copies", item.copies],
-      ["Replaced", item.copies ? replacedIn(item) : null], ["Calls", item.target], ["Value", item.value?.text],
+      ["Replaced", item.isGroup && !item.status && views.length > 1 ? replacedIn(item) : null], ["Calls", item.target], ["Value", item.value?.text],
       ...COSTS.map(([key, name, words]) => [name[0].toUpperCase() + name.slice(1), item[key] == null ? null : cost(key, words)]),
       ["Nodes", typeof item.nodes === "number" ? item.nodes : null], ["Reason", item.reason], ["Name", item.name], ["Source", item.source],
     ].filter(([, value]) => value != null && value !== "");

@@ -313,7 +313,7 @@ def _layer_error(place: int, layer: Layer) -> LayerError:
 
 
 def _verdict(most: float | str, scale: float | str, *, passed: bool) -> tuple[str, str, str]:
-    return small(float(most)), small(float(scale)), "passes" if passed else "differs"
+    return small(float(most)), f"{float(scale):.4g}", "passes" if passed else "differs"
 
 
 def _bench(document: Document) -> Section | None:
