@@ -5,23 +5,9 @@ from __future__ import annotations
 import torch
 
 from repl_fx.report.model_graph.building import document_of_model
-from repl_fx.report.model_graph.document import Graph
 from tests.captures import captured
-from tests.model_graphs import TOKENS, small_document
+from tests.model_graphs import TOKENS, require_tree, small_document
 from tests.nets import TokenNet
-
-
-def _require_tree(graph: Graph) -> None:
-    """The groups are a tree with each node in one of them."""
-    seen: list[int] = []
-    for place, group in enumerate(graph.groups):
-        assert (group.parent is None) is (place == 0)
-        assert group.parent is None or group.parent < place
-        seen += group.children
-        for child in group.children:
-            assert (graph.nodes[child].group if child >= 0 else graph.groups[-1 - child].parent) == place
-    assert sorted(seen) == [*range(-len(graph.groups), -1), *range(len(graph.nodes))]
-    assert graph.groups[0].nodes == len(graph.nodes)
 
 
 def test_each_node_lies_in_one_group() -> None:
@@ -29,7 +15,7 @@ def test_each_node_lies_in_one_group() -> None:
     assert document.views.after is not None
     for view in (document.views.before, document.views.after):
         for graph in view.graphs:
-            _require_tree(graph)
+            require_tree(graph)
 
 
 def test_a_replaced_block_is_a_surrogate_afterwards() -> None:
@@ -62,4 +48,4 @@ def test_a_model_alone_has_no_view_after() -> None:
     document = document_of_model(captured(TokenNet(depth=3), (TOKENS,)), "net.py", ["random weights"])
     assert (document.views.after, document.plan, document.totals.after) == (None, None, None)
     assert document.model.notes == ("random weights",)
-    _require_tree(document.views.before.graphs[0])
+    require_tree(document.views.before.graphs[0])
