@@ -171,6 +171,7 @@ def _svg(chart: Any) -> str:
     styled = (
         chart.configure(background="transparent", font=_FONT, aria=False, padding=4)
         .configure_view(stroke=None)
+        .configure_mark(aria=False)
         .configure_axis(
             labelColor=_INK,
             titleColor=_INK,

@@ -18,7 +18,7 @@
     if (number == null) return "unknown";
     let unit = 0;
     while (number >= base && unit < units.length - 1) { number /= base; unit += 1; }
-    return `${Number.isInteger(number) || number >= 100 ? Math.round(number) : number.toPrecision(3)} ${units[unit]}`.trim();
+    return unit ? `${number < 99.95 ? number.toPrecision(3) : Math.round(number)} ${units[unit]}` : `${number} ${units[0]}`.trim();
   }
   const count = (number) => scaled(number, 1000, ["", "k", "M", "G", "T", "P"]);
   const bytes = (number) => scaled(number, 1024, ["B", "KiB", "MiB", "GiB", "TiB", "PiB"]);
@@ -35,7 +35,8 @@
     for (const group of groups) {
       group.inside = group.children.map((place) => (place < 0 ? groups[-1 - place] : nodes[place]));
       for (const item of group.inside) item.parent = group;
-      group.ports = [...(group.inputs ?? []), ...(group.outputs ?? [])].map((place) => nodes[place]);
+      // A value that leaves is made by a node inside, which has a box of its own.
+      group.ports = [...(group.inputs ?? []).map((place) => nodes[place]), ...(group.outputs ?? []).map((place) => ({ ...nodes[place], of: nodes[place] }))];
     }
     return { id: graph.id, groups, nodes, named: new Map(nodes.map((node) => [node.name, node])) };
   }
@@ -146,7 +147,7 @@
     const kinds = ["box", item.isGroup ? "opens" : "leaf", isPort ? "port" : item.kind, item.status ?? ""];
     const box = draw("g", {
       class: kinds.join(" "), transform: `translate(${x},${y})`, role: "button", tabindex: item === view.current ? 0 : -1,
-      "aria-label": isPort ? `${item.label}, outside of this group` : summaryOf(item),
+      "aria-label": isPort ? `${item.label}, ${item.of ? "leaves" : "comes into"} this group` : summaryOf(item),
     });
     for (const shift of item.copies ? [8, 4] : []) {
       box.append(draw("rect", { class: "card", x: shift, y: -shift, width: w, height: h, rx: 8 }));
@@ -187,7 +188,8 @@
     return element;
   }
   function act(item, isPort) {
-    if (isPort) open(item.parent, item);
+    if (item.of) focus(item.of);
+    else if (isPort) open(item.parent, item);
     else if (item.isGroup) open(item);
     else focus(item);
   }
@@ -228,15 +230,16 @@
     view.picture = draw("svg", {
       viewBox: [-MARGIN, -MARGIN, ...view.size].join(" "), role: "group", "aria-label": `${view.name}: ${nameOf(group)}`,
     }, lines);
-    view.places = new Map(layout.boxes.map((place, i) => [items[i], { place, isPort: i >= group.inside.length }]));
+    view.places = new Map(layout.boxes.map((place, i) => [items[i], { place, isPort: i >= group.inside.length }])
+      .filter(([, { place }]) => place[2]));
     view.boxes = new Map();
     view.lines = { element: lines, waiting: layout.routes.map(([source, , points]) => ({ source: items[source], points })), named: new Set() };
-    view.current = items[0];
+    view.current = view.places.keys().next().value;
     view.canvas.replaceChildren(view.picture);
     view.pane.querySelector(".figures").replaceChildren(...figuresOf(group));
     resize(view);
     // A wide picture begins where its first box is.
-    const [x, , w] = layout.boxes.reduce((best, one) => (one[1] < best[1] ? one : best), layout.boxes[0] ?? [0, 0, 0]);
+    const [x, , w] = [...view.places.values()].map(({ place }) => place).reduce((best, one) => (one[1] < best[1] ? one : best), [0, Infinity, 0]);
     view.canvas.scrollTo((x + w / 2 + MARGIN) * view.scale - view.canvas.clientWidth / 2, 0);
     reveal(view);
   }
@@ -316,7 +319,9 @@
     }
     history.pushState(views.map((one) => placeOf(one.open)), "");
     show(view);
-    focus(view.places.has(target) ? target : group.inside[0]);
+    const first = view.places.has(target) ? target : view.current;
+    if (first) focus(first);
+    if (target && first !== target) select(target);
     $("status").textContent = `${nameOf(group)} is open, with ${group.inside.length} boxes`;
   }
   function show(view) {
@@ -337,9 +342,9 @@
   }
   function focus(item) {
     const { view } = item;
+    const box = boxOf(view, item);
     view.boxes.get(view.current)?.setAttribute("tabindex", -1);
     view.current = item;
-    const box = boxOf(view, item);
     box.setAttribute("tabindex", 0);
     box.focus();
   }
@@ -424,7 +429,7 @@
     unfold(false);
     $("picture").scrollIntoView({ behavior: "instant" });
     open(item.parent, item);
-    boxOf(item.view, item).scrollIntoView({ behavior: "instant", block: "nearest", inline: "center" });
+    boxOf(item.view, item)?.scrollIntoView({ behavior: "instant", block: "nearest", inline: "center" });
   }
   field.addEventListener("input", find);
   field.addEventListener("focus", () => unfold(hits.length > 0));

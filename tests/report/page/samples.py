@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from repl_fx.planning.report import Status
 from repl_fx.report.model_graph.document import (
     SCHEMA,
     BlockRow,
@@ -23,7 +24,6 @@ from repl_fx.report.model_graph.document import (
     PlanTable,
     RepeatRow,
     Route,
-    Status,
     Totals,
     Training,
     Value,
@@ -122,9 +122,11 @@ def _graph(name: str, *, after: bool) -> Graph:
 
 def _evidence(name: str) -> dict[str, Any]:
     score = {"repeat": name, "change": None, "gradient": None, "loss": None, "greedy_rank": None, "greedy_loss": None}
-    blocks = [{"block": f"{name}.{i}", "influence": 0.1 * i, **score, "reasons": {}} for i in range(3)]
+    blocks: list[dict[str, Any]] = [
+        {"block": f"{name}.{i}", "influence": 0.1 * i, **score, "reasons": {}} for i in range(3)
+    ]
     scores = {"schema": 1, "blocks": blocks, "stretches": [], "samples": 8, "kinds": ["influence"], "loss": None}
-    errors = [0.0, 1e-7, 2e-6, "inf"]
+    errors: list[float | str] = [0.0, 1e-7, 2e-6, "inf"]
     layers = tuple(Layer(f"node_{i}", f"{name}.{i}", error, 2.0, i < 3) for i, error in enumerate(errors))
     outputs = ({"output": name, "batch": 2, "max_abs": 2e-6, "scale": 1.0, "passed": True},)
     bench = {**measured().to_json(), "notes": [f"note on {name}"]}

@@ -35,7 +35,10 @@ def test_bars_without_a_second_one_are_single() -> None:
 
 def test_curves_have_a_legend_only_where_there_are_several() -> None:
     points = [(0, 1.0), (1, math.nan), (2, 0.5)]
-    one, two = curves_chart([Curve("a run", points)], "loss"), curves_chart([Curve(n, points) for n in NAMES[1:3]], "loss")
+    one, two = (
+        curves_chart([Curve("a run", points)], "loss"),
+        curves_chart([Curve(n, points) for n in NAMES[1:3]], "loss"),
+    )
     assert "loss" in _texts(one) and "a run" not in _texts(one)
     assert set(NAMES[1:3]) <= set(_texts(two))
     assert BEFORE in two and AFTER in two

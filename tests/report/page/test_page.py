@@ -105,7 +105,11 @@ def test_any_name_is_text(name: str) -> None:
     assert Document.from_json(shown.document) == other
 
 
-@given(st.recursive(st.text() | st.integers() | st.none(), lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner)))
+@given(
+    st.recursive(
+        st.text() | st.integers() | st.none(), lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner)
+    )
+)
 def test_embedded_json_is_the_same_json_without_markup(value: object) -> None:
     text = embedded(json.dumps(value, ensure_ascii=False))
     assert json.loads(text) == value

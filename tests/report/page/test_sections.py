@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import msgspec
 import pytest
 
@@ -25,8 +27,8 @@ def drawn(monkeypatch: pytest.MonkeyPatch) -> dict[str, list[object]]:
     return found
 
 
-def _sections(**options: bool) -> dict[str, Section]:
-    return {section.key: section for section in sections_of(document(**options))}
+def _sections(*, after: bool = True, evidence: bool = True) -> dict[str, Section]:
+    return {section.key: section for section in sections_of(document(after=after, evidence=evidence))}
 
 
 def test_there_is_a_section_for_what_is_known_alone() -> None:
@@ -59,7 +61,10 @@ def test_many_bars_are_cut_and_long_names_keep_their_end(
     monkeypatch.setattr(sections, "_LONGEST_NAME", 5)
     section = _sections(evidence=False)["blocks"]
     assert section.charts[0].note.endswith("the first 2 of 3")
-    assert [bar.name for bar in drawn["bars"][0]] == ["…ks.0", "…ks.1"]  # type: ignore[attr-defined]
+    assert drawn["bars"][0] == [
+        Bar("…ks.0", 1000, 1000, "1.00 k"),
+        Bar("…ks.1", 1000, 100, "1.00 k → 100", marked=True),
+    ]
 
 
 def test_the_plan_says_what_became_of_each_block_and_why() -> None:
@@ -94,24 +99,18 @@ def test_training_has_curves_figures_and_variants(drawn: dict[str, list[object]]
 
 def test_a_long_curve_keeps_its_ends() -> None:
     thin = sections._thinned([(i, float(i)) for i in range(1000)])
-    assert thin[0] == (0, 0.0) and thin[-1] == (999, 999.0) and len(thin) <= 301
-    assert sections._thinned([(0, 1.0), (1, 2.0)]) == [(0, 1.0), (1, 2.0)]
+    assert [thin[0], thin[-1], len(thin)] == [(0, 0.0), (999, 999.0), 251]
+    assert list(sections._thinned([(0, 1.0), (1, 2.0)])) == [(0, 1.0), (1, 2.0)]
 
 
 def test_verification_shows_errors_relative_to_the_scale(drawn: dict[str, list[object]]) -> None:
     section = _sections()["verify"]
-    assert drawn["errors"] == [
-        [
-            LayerError(0, 0.0, True),
-            LayerError(1, 5e-8, True),
-            LayerError(2, 1e-6, True),
-            LayerError(3, float("inf"), False),
-        ]
-    ]
+    errors = [(0.0, True), (5e-8, True), (1e-6, True), (math.inf, False)]
+    assert drawn["errors"] == [[LayerError(place, *error) for place, error in enumerate(errors)]]
     assert section.lines == ["differs at blocks", "no output blocks"]
     outputs, layers = section.tables
-    assert outputs.rows == [("blocks", "2", "2.0e-06", "1", "passes")] and not outputs.folded
-    assert layers.rows[3] == ("3", "blocks.3", "inf", "2", "differs") and layers.folded
+    assert not outputs.folded and list(outputs.rows) == [("blocks", "2", "2.0e-06", "1", "passes")]
+    assert layers.folded and list(layers.rows)[3] == ("3", "blocks.3", "inf", "2", "differs")
 
 
 def test_the_benchmark_has_a_chart_for_each_setting(drawn: dict[str, list[object]]) -> None:
@@ -123,8 +122,8 @@ def test_the_benchmark_has_a_chart_for_each_setting(drawn: dict[str, list[object
         "Kept for the backward pass",
     ]
     assert drawn["bars"][4] == [
-        Bar("original", pytest.approx(300.0), None, "300 ms"),  # type: ignore[arg-type]
-        Bar("rewritten", pytest.approx(150.0), None, "150 ms", marked=True),  # type: ignore[arg-type]
+        Bar("original", 300.0, None, "300 ms"),
+        Bar("rewritten", 150.0, None, "150 ms", marked=True),
     ]
     assert section.lines[1] == "note on blocks"
     assert section.tables[0].rows[2] == ("Step of training, batch 4", "depth-pruned", "", "", "", "a reason")
