@@ -46,7 +46,7 @@ class Picture:
 DRAWN = {
     "vit": Picture("examples/vit.py", from_top=True),
     "gpt": Picture("examples/gpt.py", ("blocks",), "dark"),
-    "resnet": Picture("torchvision:resnet18", ("layer1", "layer1.1")),
+    "resnet": Picture("torchvision:resnet18", ("layer1",)),
     "detector": Picture("torchvision:fasterrcnn_mobilenet_v3_large_320_fpn", ("backbone",)),
 }
 
