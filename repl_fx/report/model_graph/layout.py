@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import groupby, pairwise
 from types import ModuleType
 from typing import cast
 
@@ -53,17 +54,11 @@ def lay_out(outline: Outline) -> Layout:
         return _spread(lay_out(_of_boxes(outline, drawn)), drawn, len(outline.sizes))
     if not outline.sizes:
         return Layout(2 * _MARGIN, 2 * _MARGIN, (), ())
-    igraph = _igraph()
     layers = _layers(outline)
-    edges = list(dict.fromkeys(outline.downwards(*edge) for edge in outline.edges if edge[0] != edge[1]))
-    bent = _affordable(edges, layers)
-    wide = max(width for width, _ in outline.sizes)
-    graph = igraph.Graph(len(outline.sizes), bent, directed=True)
-    placed = graph.layout_sugiyama(layers=layers, hgap=wide + _GAP, vgap=1, maxiter=_ITERATIONS)
-    middles = [x for x, _ in placed.coords]
-    bends = {edge: [(x, y) for x, y in points] for edge, points in zip(bent, placed.edge_routing, strict=True)}
-    everywhere = [*middles, *(x for points in bends.values() for x, _ in points)]
-    left = _MARGIN + wide / 2 - min(everywhere)
+    middles, bends = _placed(outline, layers)
+    halves = [width / 2 for width, _ in outline.sizes]
+    bent = [x for points in bends.values() for x, _ in points]
+    left = _MARGIN - min([x - half for x, half in zip(middles, halves, strict=True)] + bent)
     tops, heights = _rows(outline, layers)
     boxes = [
         Box(round(left + x - width / 2), round(tops[layer] + (heights[layer] - height) / 2), width, height)
@@ -72,7 +67,7 @@ def lay_out(outline: Outline) -> Layout:
 
     def points(one: int, other: int) -> list[tuple[int, int]]:
         upper, lower = boxes[one], boxes[other]
-        inner = [(round(left + x), tops[round(y)] + heights[round(y)] // 2) for x, y in bends.get((one, other), ())]
+        inner = [(round(left + x), tops[y] + heights[y] // 2) for x, y in bends.get((one, other), ())]
         ends = (upper.x + upper.width // 2, upper.y + upper.height), (lower.x + lower.width // 2, lower.y)
         return [ends[0], *inner, ends[1]]
 
@@ -83,8 +78,55 @@ def lay_out(outline: Outline) -> Layout:
             way = points(upper, lower) if source == upper else points(upper, lower)[::-1]
             flat = (number for point in way for number in point)
             routes.append(Route(source, target, tuple(flat)))
-    width = round(left + max(everywhere) + wide / 2 + _MARGIN)
-    return Layout(width, tops[-1] + heights[-1] + _MARGIN, tuple(boxes), tuple(routes))
+    right = max([x + half for x, half in zip(middles, halves, strict=True)] + bent)
+    return Layout(round(left + right + _MARGIN), tops[-1] + heights[-1] + _MARGIN, tuple(boxes), tuple(routes))
+
+
+def _placed(
+    outline: Outline, layers: Sequence[int]
+) -> tuple[list[float], dict[tuple[int, int], list[tuple[float, int]]]]:
+    """The middle of each box, and the bends of edges that pass layers: middle and layer of each."""
+    igraph = _igraph()
+    edges = list(dict.fromkeys(outline.downwards(*edge) for edge in outline.edges if edge[0] != edge[1]))
+    bent = _affordable(edges, layers)
+    graph = igraph.Graph(len(outline.sizes), bent, directed=True)
+    # The middle width: where boxes are wider, they are moved apart.
+    apart = sorted(width for width, _ in outline.sizes)[len(outline.sizes) // 2] + _GAP
+    placed = graph.layout_sugiyama(layers=layers, hgap=apart, vgap=1, maxiter=_ITERATIONS)
+    places = [
+        *((layer, x, width) for layer, (x, _), (width, _) in zip(layers, placed.coords, outline.sizes, strict=True)),
+        *((round(y), x, 0) for points in placed.edge_routing for x, y in points),
+    ]
+    middles = _without_overlaps(places)
+    bending = iter(middles[len(outline.sizes) :])
+    ways = zip(bent, placed.edge_routing, strict=True)
+    bends = {edge: [(next(bending), round(y)) for _, y in points] for edge, points in ways}
+    return middles[: len(outline.sizes)], bends
+
+
+def _without_overlaps(places: Sequence[tuple[int, float, int]]) -> list[float]:
+    """The middles of boxes and bends, given by layer, middle and width, moved as little as keeps them apart.
+
+    Least squares under an order: neighbours that are too close are pooled, and share the mean of their moves.
+    """
+    middles = [x for _, x, _ in places]
+    for _, together in groupby(sorted(range(len(places)), key=lambda k: places[k][:2]), key=lambda k: places[k][0]):
+        row = list(together)
+        offsets = [0.0]
+        for one, other in pairwise(row):
+            offsets.append(offsets[-1] + (places[one][2] + places[other][2]) / 2 + _GAP)
+        # Sum and number of each pool, whose means ascend.
+        pools: list[tuple[float, int]] = []
+        for member, offset in zip(row, offsets, strict=True):
+            pool = (places[member][1] - offset, 1)
+            while pools and pools[-1][0] / pools[-1][1] >= pool[0] / pool[1]:
+                total, size = pools.pop()
+                pool = (pool[0] + total, pool[1] + size)
+            pools.append(pool)
+        starts = [total / size for total, size in pools for _ in range(size)]
+        for member, offset, start in zip(row, offsets, starts, strict=True):
+            middles[member] = start + offset
+    return middles
 
 
 def _of_boxes(outline: Outline, boxes: Sequence[int]) -> Outline:

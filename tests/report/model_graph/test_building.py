@@ -2,12 +2,25 @@
 
 from __future__ import annotations
 
-import torch
+from pathlib import Path
 
-from repl_fx.report.model_graph.building import document_of_model
-from tests.captures import captured
+import pytest
+import torch
+from torch import Tensor, nn
+
+import repl_fx
+from repl_fx.artifact import load_artifact
+from repl_fx.artifact.places import COMPRESSION
+from repl_fx.costs.counted import measure_parts
+from repl_fx.errors import BadInput
+from repl_fx.pipeline import Options, rewrite
+from repl_fx.report.model_graph.building import document_of_artifact, document_of_model, document_of_result
+from repl_fx.report.model_graph.document import Document
+from repl_fx.running.example_inputs import ExampleInputs
+from tests.captures import captured, transformed
 from tests.model_graphs import TOKENS, require_tree, small_document
-from tests.nets import TokenNet
+from tests.nets import ConvNet, MlpNet, TokenNet
+from tests.scoring.test_scores import SCORES
 
 
 def test_each_node_lies_in_one_group() -> None:
@@ -30,12 +43,21 @@ def test_a_replaced_block_is_a_surrogate_afterwards() -> None:
     assert surrogate.parameters < block.parameters
 
 
-def test_costs_add_up() -> None:
-    document = small_document()
-    (graph,) = document.views.before.graphs
-    root, total = graph.groups[0], document.totals.before
-    assert (root.parameters, root.flops, root.kept) == (total.parameters, total.flops, total.kept)
-    assert root.flops == sum(node.flops or 0 for node in graph.nodes) > 0
+def test_costs_are_those_of_the_model_that_trains() -> None:
+    torch.manual_seed(0)
+    result = transformed(ConvNet(), (torch.zeros(2, 3, 8, 8),), surrogate="slim", blocks=["blocks.1"])
+    document = document_of_result(result, "net.py")
+    before, after = document.totals.before, document.totals.after
+    for module, parts, view, cost in (
+        (result.captured, result.captured_parts.parts, document.views.before, before),
+        (result.module, result.all_parts, document.views.after, after),
+    ):
+        assert view is not None and cost is not None
+        counted = measure_parts(module, parts)
+        assert (cost.parameters, cost.flops, cost.kept) == (counted.parameters, counted.flops, counted.activation_bytes)
+        (graph,) = view.graphs
+        assert cost.parameters == graph.groups[0].parameters == sum(node.parameters for node in graph.nodes)
+        assert cost.flops == sum(node.flops or 0 for node in graph.nodes) > 0
 
 
 def test_equal_blocks_share_a_layout() -> None:
@@ -49,3 +71,56 @@ def test_a_model_alone_has_no_view_after() -> None:
     assert (document.views.after, document.plan, document.totals.after) == (None, None, None)
     assert document.model.notes == ("random weights",)
     require_tree(document.views.before.graphs[0])
+
+
+class _InParts(nn.Module):
+    """Two parts, with a step between them that depends on values."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.trunk, self.last = MlpNet(depth=3), nn.Sequential(nn.Linear(10, 4), nn.ReLU())
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.trunk(x)
+        if y.sum() > 0:
+            y = -y
+        return self.last(y)  # type: ignore[no-any-return]
+
+
+def test_a_model_in_parts_has_a_graph_for_each() -> None:
+    torch.manual_seed(0)
+    parts = repl_fx.capture_parts(_InParts(), (TOKENS,), paths=["trunk", "last"])
+    options: Options = {"surrogate": "identity"}
+    result = rewrite(parts, options, ExampleInputs.of((TOKENS,)), check=False)
+    document = document_of_result(result, "net.py")
+    assert document.views.after is not None and document.totals.after is not None
+    for view in (document.views.before, document.views.after):
+        assert [graph.id for graph in view.graphs] == ["trunk", "last"]
+        for graph in view.graphs:
+            require_tree(graph)
+    trunk, last = document.views.after.graphs
+    assert [group.name for group in trunk.groups if group.kind == "surrogate"] == ["trunk.blocks.1"]
+    # A part in which nothing is replaced is the same before and after.
+    assert last == document.views.before.graphs[1]
+    assert [group.counterpart for group in last.groups] == list(range(len(last.groups)))
+    assert (document.model.type, document.model.inputs[0].name) == ("_InParts", "trunk.x")
+    counted = measure_parts(parts.module, parts.parts)
+    assert (document.totals.before.flops, document.totals.before.kept) == (counted.flops, counted.activation_bytes)
+
+
+def test_an_artifact_has_what_its_directory_says(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    net = MlpNet(depth=3)
+    place = repl_fx.save(transformed(net, (TOKENS,), surrogate="identity"), tmp_path / "artifact")
+    artifact = load_artifact(place, net, args=(TOKENS,))
+    scores = place / COMPRESSION / "scores.json"
+    scores.parent.mkdir()
+    scores.write_text(SCORES.to_json())
+    document = document_of_artifact(artifact, "net.py")
+    assert document.scores is not None and document.bench is None
+    assert document.plan is not None
+    assert [row.status for row in document.plan.blocks] == ["kept", "replaced", "kept"]
+    assert Document.from_json(document.to_json()) == document
+    scores.write_text("[]")
+    with pytest.raises(BadInput, match=r"scores\.json cannot be read"):
+        document_of_artifact(artifact, "net.py")

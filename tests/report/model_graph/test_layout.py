@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import builtins
-from itertools import combinations
+from itertools import combinations, pairwise
 from typing import Any
 
 import pytest
@@ -71,6 +71,16 @@ def test_boxes_of_no_size_take_no_room() -> None:
     assert [box for box in some.boxes if box.width] == list(full.boxes)
     assert [(route.source, route.target) for route in some.routes] == [(0, 2), (2, 4)]
     assert some.boxes[1] == some.boxes[3] == Box(0, 0, 0, 0)
+
+
+def test_a_wide_box_does_not_spread_the_others() -> None:
+    fan = tuple((0, i) for i in range(1, 6))
+    layout = lay_out(Outline(((900, 20), *((40, 20),) * 5), fan, 6, 0))
+    row = sorted(layout.boxes[1:], key=lambda box: box.x)
+    assert all(24 <= other.x - one.x - one.width < 60 for one, other in pairwise(row))
+    wide = lay_out(Outline(((40, 20), (40, 20), (300, 20), (40, 20)), ((0, 1), (0, 2), (0, 3)), 4, 0))
+    row = sorted(wide.boxes[1:], key=lambda box: box.x)
+    assert all(other.x - one.x - one.width >= 24 for one, other in pairwise(row))
 
 
 def test_a_missing_igraph_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
