@@ -47,7 +47,7 @@ def simplified(
     hidden = {
         thing
         for thing, node in nodes.items()
-        if _is_no_tensor(node, values[node.value])
+        if _is_no_tensor(node, values[node.value], thing in readers)
         or (node.kind == "parameter" and all(_is_synthesis(row(reader)) for reader in readers.get(thing, ())))
     }
     # A result of a synthesis, by the synthesis.
@@ -66,10 +66,11 @@ def simplified(
     return drawn, hidden
 
 
-def _is_no_tensor(node: Node, value: Value) -> bool:
-    """Whether a node gives a number, or nothing; a tuple may hold tensors."""
+def _is_no_tensor(node: Node, value: Value, is_read: bool) -> bool:
+    """Whether a node gives a number, or nothing; a tuple, or what has no words for it, may hold tensors."""
     ends = node.kind in ("input", "output", "synthesis", "layer")
-    return not ends and value.shape is None and not value.text.startswith(("(", "["))
+    number = bool(value.text) and not value.text.startswith(("(", "[", "{"))
+    return not ends and value.shape is None and (number or not (value.text or is_read))
 
 
 def _is_synthesis(node: Node | None) -> bool:

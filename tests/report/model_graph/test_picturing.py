@@ -44,3 +44,8 @@ def test_boxes_are_as_large_as_what_they_say() -> None:
     assert node_size("a" * 400, "")[0] == 320 and node_size("a", "2" * 400)[0] < 200
     # A block is shown by its name.
     assert group_size("block", "3", "a.very.long.path.3") > group_size("module", "3", "a.very.long.path.3")
+
+
+def test_what_packs_tensors_for_the_output_is_drawn() -> None:
+    nodes = {0: _node("layer", 0), 1: _node("operator", 3), 2: _node("output", 3)}
+    assert _simplified(nodes, [(0, 1), (1, 2)]) == ([(0, 1), (1, 2)], set())
