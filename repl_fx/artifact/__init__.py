@@ -10,6 +10,7 @@
     config.json         and generation_config.json of transformers, where `save_pretrained` wrote the artifact
     model.onnx          and model.onnx.data, verify.json: what `repl-fx export` adds
     bench.json          and bench.svg: what `repl-fx bench` adds
+    report.html         what `repl-fx report` adds
 
 Nothing is pickled. `load` builds the model from its source, applies the plan again, and loads the weights; a model
 whose structure no longer fits is an error. Of a model that was captured in parts, `load` captures the parts that the
@@ -21,7 +22,7 @@ from __future__ import annotations
 from repl_fx.artifact.changing import changing, require_free
 from repl_fx.artifact.model_code import build_original
 from repl_fx.artifact.origin import built_like
-from repl_fx.artifact.places import BENCH, CHART, PROOF
+from repl_fx.artifact.places import BENCH, CHART, PROOF, REPORT
 from repl_fx.artifact.pretrained import save_pretrained
 from repl_fx.artifact.store import Artifact, load, load_artifact, save
 
@@ -29,6 +30,7 @@ __all__ = [
     "BENCH",
     "CHART",
     "PROOF",
+    "REPORT",
     "Artifact",
     "build_original",
     "built_like",

@@ -4,6 +4,8 @@
 PROOF = "verify.json"
 # What `repl-fx bench` measured, and a picture of it.
 BENCH, CHART = "bench.json", "bench.svg"
+# The page of `repl-fx report`.
+REPORT = "report.html"
 # The directory of the state of a compression, which is there before the artifact.
 COMPRESSION = "compression"
 SCORES = "scores.json"

@@ -18,6 +18,7 @@ from repl_fx.cli.export import export_command
 from repl_fx.cli.group import Commands
 from repl_fx.cli.heal import heal_command
 from repl_fx.cli.inspect import inspect_command
+from repl_fx.cli.report import report_command
 from repl_fx.cli.train import train_command
 from repl_fx.cli.transform import transform_command
 from repl_fx.cli.verify import verify_command
@@ -65,6 +66,7 @@ app.command("train", short_help="Train a rewritten model, resumable.")(train_com
 app.command("heal", short_help="Train a cut model against the original.")(heal_command)
 app.command("compress", short_help="Cut a trained model to a budget, in one run.")(compress_command)
 app.command("bench", short_help="Measure step time, memory and latency next to the original.")(bench_command)
+app.command("report", short_help="Write one HTML page that shows a model.")(report_command)
 app.command("export", short_help="Write a transformed model as ONNX, and verify it.")(export_command)
 app.command("verify", short_help="Compare an ONNX file with a model.")(verify_command)
 

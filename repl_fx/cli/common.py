@@ -284,8 +284,8 @@ def load_target(
 
 
 @contextlib.contextmanager
-def needing_train(command: str) -> Iterator[None]:
-    """Import what needs the libraries of the extra `train`; a command without them gets a line."""
+def needing(extra: str, command: str) -> Iterator[None]:
+    """Import what needs the libraries of an extra, such as `train`; a command without them gets a line."""
     from repl_fx.errors import BadInput
 
     try:
@@ -293,7 +293,7 @@ def needing_train(command: str) -> Iterator[None]:
     except ModuleNotFoundError as missing:
         if str(missing.name).startswith("repl_fx"):
             raise
-        raise BadInput(f"{command} needs {missing.name}; pip install 'repl-fx[train]'") from missing
+        raise BadInput(f"{command} needs {missing.name}; pip install 'repl-fx[{extra}]'") from missing
 
 
 def note_lines(notes: Sequence[str]) -> list[RenderableType]:
@@ -344,7 +344,7 @@ def write_whole(file: Path, text: str) -> None:
     try:
         with tempfile.TemporaryDirectory(prefix=f".{file.name}.", dir=file.parent) as scratch:
             written = Path(scratch) / file.name
-            written.write_text(text)
+            written.write_text(text, "utf-8")
             written.replace(file)
     except OSError as problem:
         raise OutputError(f"{file} cannot be written: {problem.strerror or problem}") from problem

@@ -38,7 +38,7 @@ def compress_command(
 ) -> None:
     """Cut a trained model to a budget: score, replace, fit, heal if asked, evaluate, write as ONNX and verify."""
     with common.running(as_json, verbose, quiet) as terminal:
-        with common.needing_train("compress"):
+        with common.needing("train", "compress"):
             from repl_fx.compression.compress import compress
         from repl_fx.report.tables import budget_table, figures_table
 

@@ -38,7 +38,7 @@ def heal_command(
     """Train a model that was cut against the original: its logits and values, and the targets where there are some."""
     quiet = quiet or os.environ.get("RANK", "0") != "0"
     with common.running(as_json, verbose, quiet) as terminal:
-        with common.needing_train("heal"):
+        with common.needing("train", "heal"):
             from repl_fx.training.command import begin
             from repl_fx.training.healing import heal_directory, settings_to_heal
             from repl_fx.training.processes import Ended, ending_together

@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal
 import typer
 
 from repl_fx.cli import common
+from repl_fx.cli.report import page_renderer, report_document
 
 DataOption = Annotated[
     str | None,
@@ -48,6 +49,11 @@ def inspect_command(
     score: ScoreOption = "influence",
     samples: SamplesOption = 256,
     greedy: GreedyOption = 0,
+    html: Annotated[
+        Path | None,
+        typer.Option("--html", metavar="FILE", help="Write the page of `repl-fx report`, too.", show_default=False),
+    ] = None,
+    force: Annotated[bool, typer.Option("--force", help="Replace the FILE of --html if it exists.")] = False,
     device: common.DeviceOption = "cpu",
     trust: common.TrustOption = False,
     as_json: common.JsonOption = False,
@@ -59,6 +65,8 @@ def inspect_command(
     With --data, show which blocks matter least, too.
     """
     with common.running(as_json, verbose, quiet) as terminal:
+        import msgspec
+
         from repl_fx import capture_parts
         from repl_fx.costs import counted as costs
         from repl_fx.errors import BadInput
@@ -71,6 +79,9 @@ def inspect_command(
             raise BadInput("--greedy skips blocks by the loss; give --score loss")
         if data is not None and Path(spec).is_dir():
             raise BadInput(f"{spec} has blocks replaced, which cannot be scored any more; give the model itself")
+        if html is not None:
+            render_page = page_renderer("inspect --html")
+            common.require_free_file(html, force=force)
         terminal.stage("load")
         target = common.load_target(
             spec, model, input_shape=input_shape, seed=seed, device=device, trust=trust, weights=weights
@@ -103,7 +114,7 @@ def inspect_command(
             terminal.show(tables.blocks_table(done, plan))
         terminal.show(*common.costs_lines(before, after))
         if data is not None:
-            with common.needing_train("inspect --data"):
+            with common.needing("train", "inspect --data"):
                 from repl_fx.training.calibration import score_on_data
                 from repl_fx.training.config import TrainConfig
                 from repl_fx.training.loading import read_data
@@ -114,4 +125,11 @@ def inspect_command(
             found = score_on_data(captured, read_data(config, target.inputs), config, score, **options)
             terminal.show(str(found), tables.scores_table(found), charts.scores_chart(found, score))
             document["scores"] = documents.scores_document(found)
+        if html is not None:
+            shown = report_document(target, spec, terminal, captured)
+            if "scores" in document:
+                shown = msgspec.structs.replace(shown, scores=document["scores"])
+            terminal.stage("draw")
+            common.write_whole(html, render_page(shown))
+            terminal.show(f"written: {html}")
         terminal.document(document)

@@ -15,7 +15,7 @@ from repl_fx.training.config import TrainConfig
 
 def _commands() -> Any:
     """The functions that need the libraries of the extra."""
-    with common.needing_train("train"):
+    with common.needing("train", "train"):
         from repl_fx.training.command import begin, train_directory, train_side_by_side
         from repl_fx.training.processes import Ended, ending_together
     return begin, train_directory, train_side_by_side, Ended, ending_together

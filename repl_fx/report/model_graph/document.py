@@ -153,7 +153,7 @@ class Views(_Record, frozen=True):
 
 
 class Box(_Row, frozen=True):
-    """The place of one thing in a layout: its upper left corner and its size, in pixels."""
+    """The place of one thing in a layout: its upper left corner and its size, in pixels; of size 0 it is not drawn."""
 
     x: int
     y: int

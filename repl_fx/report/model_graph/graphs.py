@@ -11,8 +11,8 @@ from torch import fx, nn
 
 from repl_fx.planning.part_repeats import PartRepeats
 from repl_fx.planning.report import BlockReport
-from repl_fx.report.model_graph.document import Graph, Group, GroupKind, Node, Value
-from repl_fx.report.model_graph.layout import Outline, box_size
+from repl_fx.report.model_graph.document import Graph, Group, GroupKind, Node
+from repl_fx.report.model_graph.layout import Outline
 from repl_fx.report.model_graph.nesting import Nesting, Step, Steps
 from repl_fx.report.model_graph.node_facts import (
     NodeCosts,
@@ -23,7 +23,7 @@ from repl_fx.report.model_graph.node_facts import (
     target_of,
     value_of,
 )
-from repl_fx.report.tables import count
+from repl_fx.report.model_graph.picturing import HIDDEN, group_size, node_size, port_size, simplified
 from repl_fx.tracing.parts.capture import qualified_name
 
 
@@ -231,14 +231,22 @@ class GraphMaker:
         places = {thing: k for k, thing in enumerate(things)}
         words, values = list(self.words.places), list(self.values.places)
 
-        def size(thing: Any) -> tuple[int, int]:
-            if isinstance(thing, int) and thing < 0:
-                return sizes[-1 - thing]
-            row = rows[thing if isinstance(thing, int) else thing[1]]
-            value: Value = values[row.value]
-            return box_size(words[row.label], value.text) if value.text else box_size(words[row.label])
+        def row(thing: Any) -> Node | None:
+            return None if isinstance(thing, int) and thing < 0 else rows[thing if isinstance(thing, int) else thing[1]]
 
-        joined = dict.fromkeys((places[one], places[other]) for one, other in edges)
+        drawn, hidden = simplified(edges, row, values)
+
+        def size(thing: Any) -> tuple[int, int]:
+            if thing in hidden:
+                return HIDDEN
+            node = row(thing)
+            if node is None:
+                place: int = -1 - thing
+                return sizes[place]
+            label = words[node.label]
+            return node_size(label, values[node.value].text) if isinstance(thing, int) else port_size(label)
+
+        joined = dict.fromkeys((places[one], places[other]) for one, other in drawn)
         for k, child in enumerate(group.children):
             if child < 0 and not self.groups[-1 - child].count and (k - 1, k + 1) in joined:
                 # What is left of the block is the way through it.
@@ -260,8 +268,10 @@ class GraphMaker:
         return name.removeprefix(f"{around}.")
 
     def _size(self, label: str, group: _Growing) -> tuple[int, int]:
-        numbers = sum(tensor.numel() for tensor in group.parameters.values())
-        return box_size(label, f"{count(numbers)} parameters", "")
+        if not group.steps:
+            return group_size("graph", label, label)
+        step = group.steps[-1]
+        return group_size(step.kind, label, step.name)
 
     def _group(self, place: int, label: str, outline: Outline, counterparts: Mapping[Steps, int]) -> Group:
         side, growing = self.side, self.groups[place]

@@ -12,8 +12,6 @@ from repl_fx.errors import BadInput
 from repl_fx.report.model_graph.document import Box, Layout, Route
 
 _GAP, _BETWEEN_LAYERS, _MARGIN = 24, 36, 16
-# Of text: width of a character, characters of a line.
-_CHARACTER, _PADDING, _LONGEST = 7, 24, 28
 # Of igraph's search for fewer crossings.
 _ITERATIONS = 30
 # A mask that thousands of layers read would have a bend in each layer for each of them.
@@ -45,17 +43,15 @@ class Outline:
         return box - len(self.sizes) if self.children <= box < self.children + self.inputs else box
 
 
-def box_size(*lines: str) -> tuple[int, int]:
-    """Width and height of a box that holds some lines of text; a long line has to be cut short."""
-    return min(max(map(len, lines)), _LONGEST) * _CHARACTER + _PADDING, 16 * len(lines) + 12
-
-
 def lay_out(outline: Outline) -> Layout:
-    """Lay out the boxes of a group in layers, from top to bottom.
+    """Lay out the boxes of a group in layers, from top to bottom; those of no size take no room.
 
     Raises:
         BadInput: igraph is not installed.
     """
+    drawn = [box for box, size in enumerate(outline.sizes) if any(size)]
+    if len(drawn) < len(outline.sizes):
+        return _spread(lay_out(_of_boxes(outline, drawn)), drawn, len(outline.sizes))
     if not outline.sizes:
         return Layout(2 * _MARGIN, 2 * _MARGIN, (), ())
     layers = _layers(outline)
@@ -131,6 +127,22 @@ def _without_overlaps(places: Sequence[tuple[int, float, int]]) -> list[float]:
         for member, offset, start in zip(row, offsets, starts, strict=True):
             middles[member] = start + offset
     return middles
+
+
+def _of_boxes(outline: Outline, boxes: Sequence[int]) -> Outline:
+    """The outline of some of the boxes, and what joins them."""
+    place = {box: i for i, box in enumerate(boxes)}
+    edges = tuple((place[one], place[other]) for one, other in outline.edges if one in place and other in place)
+    inputs = range(outline.children, outline.children + outline.inputs)
+    counts = sum(box < outline.children for box in boxes), sum(box in inputs for box in boxes)
+    return Outline(tuple(outline.sizes[box] for box in boxes), edges, *counts)
+
+
+def _spread(layout: Layout, boxes: Sequence[int], count: int) -> Layout:
+    """A layout of some boxes as one of all, of which the others are empty."""
+    placed = dict(zip(boxes, layout.boxes, strict=True))
+    routes = tuple(Route(boxes[route.source], boxes[route.target], route.points) for route in layout.routes)
+    return Layout(layout.width, layout.height, tuple(placed.get(i, Box(0, 0, 0, 0)) for i in range(count)), routes)
 
 
 def _igraph() -> ModuleType:

@@ -1,0 +1,106 @@
+"""`repl-fx report`."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from repl_fx.cli import common
+
+if TYPE_CHECKING:
+    from repl_fx.report.model_graph.document import Document
+    from repl_fx.tracing.parts.capture import CapturedParts
+
+
+def report_command(
+    spec: common.AnySpecArgument,
+    output: Annotated[
+        Path | None,
+        typer.Option(
+            "-o", "--output", metavar="FILE", help="The HTML file.  [default: DIR/report.html, or NAME-report.html]"
+        ),
+    ] = None,
+    force: Annotated[bool, typer.Option("--force", help="Replace the file if it exists.")] = False,
+    model: common.ModelOption = None,
+    weights: common.WeightsOption = None,
+    input_shape: common.ShapeOption = None,
+    seed: common.SeedOption = 0,
+    device: common.DeviceOption = "cpu",
+    trust: common.TrustOption = False,
+    as_json: common.JsonOption = False,
+    verbose: common.VerboseOption = False,
+    quiet: common.QuietOption = False,
+) -> None:
+    """Write one HTML page that shows a model: a picture that opens down to its nodes, with costs, plan, scores,
+    training, verification and benchmark as far as they are known; for a directory, before and after side by side. The
+    page is one file that needs no network.
+
+    With --json, the document that the page shows goes to stdout, too.
+    """  # noqa: D205 - this is the help text, and its first line is a paragraph
+    with common.running(as_json, verbose, quiet) as terminal:
+        from repl_fx.artifact import REPORT, changing
+
+        render_page = page_renderer("report")
+        directory = Path(spec) if output is None and Path(spec).is_dir() else None
+        written = directory / REPORT if directory else output or Path(f"{name_of(spec)}-report.html")
+        if directory is None:
+            common.require_free_file(written, force=force)
+        terminal.stage("load")
+        target = common.load_target(
+            spec, model, input_shape=input_shape, seed=seed, device=device, trust=trust, weights=weights
+        )
+        with changing(directory) if directory else contextlib.nullcontext() as change:
+            if change is not None:
+                # What cannot be written should not cost the work.
+                change.require_own([REPORT])
+            document = report_document(target, spec, terminal)
+            terminal.stage("draw")
+            page = render_page(document)
+            terminal.stage("save")
+            if change is not None and target.artifact is not None:
+                (change.place / REPORT).write_text(page, "utf-8")
+                change.commit(target.artifact.manifest, keep=target.artifact.manifest.files.keys())
+            else:
+                common.write_whole(written, page)
+        terminal.show(target.title, *common.note_lines(target.notes), f"written: {written}")
+        terminal.document(json.loads(document.to_json()))
+
+
+def page_renderer(command: str) -> Callable[[Document], str]:
+    """The function that makes a page of a document; a command without the libraries for it gets a line."""
+    with common.needing("report", command):
+        # The layouts of the document import it only when they are made.
+        import igraph  # noqa: F401
+
+        from repl_fx.report.page import render_page
+    return render_page
+
+
+def report_document(
+    target: common.Target, spec: str, terminal: common.Terminal, captured: CapturedParts | None = None
+) -> Document:
+    """The document of a target; a model is captured unless it was before."""
+    from repl_fx import capture_parts
+    from repl_fx.report.model_graph.building import document_of_artifact, document_of_model
+
+    if target.artifact is None and captured is None:
+        terminal.stage("capture")
+        captured = capture_parts(target.module, target.inputs.args, target.inputs.kwargs)
+    terminal.stage("lay out")
+    if target.artifact is not None:
+        return document_of_artifact(target.artifact, spec, target.notes)
+    assert captured is not None
+    return document_of_model(captured, spec, target.notes)
+
+
+def name_of(spec: str) -> str:
+    """A name for a file from a specification: `vit` of `examples/vit.py`, `resnet18` of `torchvision:resnet18`."""
+    file, is_python, _ = spec.partition(".py")
+    last = Path(file).name if is_python else spec.rstrip("/").rpartition(":")[2].rpartition("/")[2]
+    return re.sub(r"[^\w.-]+", "-", last).strip("-.") or "model"

@@ -1,0 +1,109 @@
+"""A report as one HTML file: the document, the picture that a small script draws of it, charts and tables.
+
+The file needs nothing besides itself, and its own policy forbids the browser to fetch anything or to run any other
+script: names in a model are data of a stranger, and are shown as text wherever they stand.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+from dataclasses import dataclass
+from importlib.resources import files
+
+from jinja2 import Environment, StrictUndefined
+from markupsafe import Markup
+
+from repl_fx.report.model_graph.document import Document
+from repl_fx.report.page.sections import sections_of
+from repl_fx.report.tables import change, count, size
+
+# What could end the element that the document stands in, or a line of it in JavaScript's eyes.
+_ESCAPED = {ord(char): f"\\u{ord(char):04x}" for char in "<>&\u2028\u2029"}
+
+
+@dataclass(frozen=True)
+class CostCard:
+    """A cost of the whole model, in words, and its bars in percent of the larger one."""
+
+    name: str
+    before: str
+    after: str | None
+    change: str | None
+    full: float | None
+    share: float | None
+
+
+def render_page(document: Document) -> str:
+    """The text of the HTML file, which is to be written as UTF-8."""
+    here = files(__package__)
+    style, script = (here.joinpath(name).read_text("utf-8") for name in ("report.css", "report.js"))
+    template = Environment(autoescape=True, undefined=StrictUndefined).from_string(
+        here.joinpath("report.html").read_text("utf-8")
+    )
+    model, plan = document.model, document.plan
+    page = template.render(
+        policy=_policy(style, script),
+        style=Markup(style),
+        script=Markup(script),
+        document=embedded(document.to_json()),
+        title=model.type,
+        spec=model.spec,
+        facts=_facts(document),
+        costs=cost_cards(document),
+        views=["before"] if document.views.after is None else ["before", "after"],
+        replaced=plan is not None and any(row.status == "replaced" for row in plan.blocks),
+        sections=sections_of(document),
+        made=f"Made by repl-fx {document.made.repl_fx} with torch {document.made.torch}, {document.made.at}",
+    )
+    # A name may hold half of a surrogate pair, which no file can.
+    return page.encode("utf-8", "replace").decode("utf-8")
+
+
+def embedded(json_text: str) -> Markup:
+    """JSON as it may stand in a script element: the same JSON, with nothing in it that HTML reads as markup."""
+    return Markup(json_text.translate(_ESCAPED))
+
+
+def cost_cards(document: Document) -> list[CostCard]:
+    """A card for each cost that is known."""
+    before, after = document.totals.before, document.totals.after
+    batch = f"batch {document.totals.batch}"
+    named = (
+        ("Parameters", count, "parameters"),
+        (f"FLOPs, forward, {batch}", count, "flops"),
+        (f"Kept for backward, {batch}", size, "kept"),
+    )
+    cards = []
+    for name, words, key in named:
+        was: int | None = getattr(before, key)
+        now: int | None = None if after is None else getattr(after, key)
+        if was is None:
+            continue
+        if now is None:
+            cards.append(CostCard(name, words(was), None, None, None, None))
+        else:
+            most = max(was, now) or 1
+            shares = (100 * was / most, 100 * now / most)
+            cards.append(CostCard(name, words(was), words(now), change(was, now), *shares))
+    return cards
+
+
+def _policy(style: str, script: str) -> str:
+    """The content security policy: nothing may be fetched, and only these two may run."""
+    hashes = (base64.b64encode(hashlib.sha256(text.encode()).digest()).decode() for text in (style, script))
+    style_hash, script_hash = (f"'sha256-{value}'" for value in hashes)
+    return (
+        f"default-src 'none'; style-src {style_hash}; script-src {script_hash}; img-src data:; "
+        "base-uri 'none'; form-action 'none'"
+    )
+
+
+def _facts(document: Document) -> list[str]:
+    """Lines on the model: inputs, how it was captured, notes."""
+    model = document.model
+    inputs = ", ".join(f"{one.name} {one.value}" for one in model.inputs)
+    captured = f"captured by {model.tracer}" if model.tracer else ""
+    number = len(model.eager)
+    eager = f"{number} module{'s' * (number != 1)} stay{'s' * (number == 1)} eager" if number else ""
+    return [fact for fact in (inputs, captured, eager, *model.notes) if fact]

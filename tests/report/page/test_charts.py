@@ -1,0 +1,54 @@
+"""Charts are SVG that takes its colours from the page."""
+
+from __future__ import annotations
+
+import math
+import re
+from xml.etree import ElementTree
+
+from repl_fx.report.page.charts import AFTER, BEFORE, Bar, Curve, LayerError, bars_chart, curves_chart, errors_chart
+
+NAMES = ["blocks.0", "</text><script>alert(1)</script>", "'\"\\ + alert(1) + '", "blocks.0"]
+
+
+def _texts(svg: str) -> list[str]:
+    root = ElementTree.fromstring(svg)
+    assert {element.tag.rpartition("}")[2] for element in root.iter()} <= {"svg", "g", "path", "line", "text"}
+    return [text for element in root.iter("{http://www.w3.org/2000/svg}text") if (text := element.text)]
+
+
+def test_bars_have_names_texts_and_colours_of_the_page() -> None:
+    svg = bars_chart([Bar(name, 10.0, 5.0 - i, f"text {i}", i == 1) for i, name in enumerate(NAMES)], "parameters")
+    texts = _texts(svg)
+    assert [text for text in texts if text in NAMES] == NAMES
+    assert [text for text in texts if text.startswith("text ")] == [f"text {i}" for i in range(4)]
+    assert "parameters" in texts
+    # Four wide bars, of which three have a thin one in the same colour, and one in that of what is replaced.
+    assert svg.count(f'fill="{BEFORE}"') == 7 and svg.count(f'fill="{AFTER}"') == 1
+    assert "currentColor" in svg and not re.search(r"(fill|stroke)=\"(black|#|rgb)", svg)
+
+
+def test_bars_without_a_second_one_are_single() -> None:
+    svg = bars_chart([Bar("a", 1.0), Bar("b", 0.0)], "ms")
+    assert svg.count(f'fill="{BEFORE}"') == 2 and AFTER not in svg
+
+
+def test_curves_have_a_legend_only_where_there_are_several() -> None:
+    points = [(0, 1.0), (1, math.nan), (2, 0.5)]
+    one, two = (
+        curves_chart([Curve("a run", points)], "loss"),
+        curves_chart([Curve(n, points) for n in NAMES[1:3]], "loss"),
+    )
+    assert "loss" in _texts(one) and "a run" not in _texts(one)
+    assert set(NAMES[1:3]) <= set(_texts(two))
+    assert BEFORE in two and AFTER in two
+
+
+def test_errors_of_zero_and_infinity_stay_on_the_scale() -> None:
+    errors = [LayerError(0, 0.0, True), LayerError(1, 1e-7, True), LayerError(2, math.inf, False)]
+    svg = errors_chart(errors, "error")
+    assert "NaN" not in svg and "Infinity" not in svg
+    assert {"passes", "differs", "error"} <= set(_texts(svg))
+    assert "differs" not in _texts(errors_chart(errors[:2], "error"))
+    # Nothing but zeros has a scale, too.
+    assert "NaN" not in errors_chart([LayerError(0, 0.0, True), LayerError(1, 0.0, True)], "error")
