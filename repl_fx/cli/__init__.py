@@ -14,6 +14,7 @@ import typer
 
 from repl_fx.cli.bench import bench_command
 from repl_fx.cli.compress import compress_command
+from repl_fx.cli.doctor import doctor_command
 from repl_fx.cli.export import export_command
 from repl_fx.cli.group import Commands
 from repl_fx.cli.heal import heal_command
@@ -67,6 +68,7 @@ app.command("compress", short_help="Cut a trained model to a budget, in one run.
 app.command("bench", short_help="Measure step time, memory and latency next to the original.")(bench_command)
 app.command("export", short_help="Write a transformed model as ONNX, and verify it.")(export_command)
 app.command("verify", short_help="Compare an ONNX file with a model.")(verify_command)
+app.command("doctor", short_help="Show versions, devices and missing extras.")(doctor_command)
 
 
 def main() -> None:
