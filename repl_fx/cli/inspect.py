@@ -8,6 +8,10 @@ from typing import Annotated, Any, Literal
 import typer
 
 from repl_fx.cli import common
+from repl_fx.cli.completion import complete_data, complete_task
+
+# A section of the help.
+_SCORES = "Scores of trained blocks"
 
 DataOption = Annotated[
     str | None,
@@ -16,23 +20,53 @@ DataOption = Annotated[
         metavar="DATA",
         help="Score the blocks on samples of these data: digits, cifar10, npz:PATH, folder:PATH, file.py:FUNCTION, …",
         show_default=False,
+        autocompletion=complete_data,
+        rich_help_panel=_SCORES,
     ),
 ]
 DataDirOption = Annotated[
     Path | None,
-    typer.Option("--data-dir", metavar="DIR", help="Directory of the files of named data sets.", show_default=False),
+    typer.Option(
+        "--data-dir",
+        metavar="DIR",
+        help="Directory of the files of named data sets.",
+        show_default=False,
+        rich_help_panel=_SCORES,
+    ),
 ]
 TaskOption = Annotated[
     str | None,
-    typer.Option("--task", metavar="TASK", help="Task of loaders: classification, …", show_default=False),
+    typer.Option(
+        "--task",
+        metavar="TASK",
+        help="Task of loaders: classification, …",
+        show_default=False,
+        autocompletion=complete_task,
+        rich_help_panel=_SCORES,
+    ),
 ]
 ScoreOption = Annotated[
     Literal["influence", "change", "gradient", "loss"],
-    typer.Option("--score", help="The score that is drawn; gradient and loss need targets."),
+    typer.Option(
+        "--score",
+        help="The score that is drawn; gradient and loss need targets.",
+        rich_help_panel=_SCORES,
+    ),
 ]
-SamplesOption = Annotated[int, typer.Option("--samples", min=1, help="Samples to score on, at most.")]
+SamplesOption = Annotated[
+    int,
+    typer.Option(
+        "--samples",
+        min=1,
+        help="Samples to score on, at most.",
+        rich_help_panel=_SCORES,
+    ),
+]
 GreedyOption = Annotated[
-    int, typer.Option("--greedy", min=0, help="With --score loss: blocks to skip one after the other.")
+    int,
+    typer.Option(
+        "--greedy", min=0, help="With --score loss: blocks to skip one after the other.", rich_help_panel=_SCORES
+    ),
 ]
 
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from repl_fx.cli import common
+from repl_fx.cli.completion import complete_surrogate
 from repl_fx.cli.group import CheckFailed
 
 if TYPE_CHECKING:
@@ -48,7 +49,12 @@ def transform_command(
     ] = None,
     surrogate: Annotated[
         str | None,
-        typer.Option("--surrogate", metavar="KEY", help="What stands in for a replaced block.  [default: auto]"),
+        typer.Option(
+            "--surrogate",
+            metavar="KEY",
+            help="What stands in for a replaced block.  [default: auto]",
+            autocompletion=complete_surrogate,
+        ),
     ] = None,
     settings: Annotated[
         list[str] | None,
