@@ -94,8 +94,10 @@ def inspect_command(
     """
     with common.running(as_json, verbose, quiet) as terminal:
         from repl_fx import capture_parts
+        from repl_fx.analysis.repeats import repeats_table
         from repl_fx.costs import counted as costs
         from repl_fx.errors import BadInput
+        from repl_fx.planning.blocks_table import blocks_table
         from repl_fx.planning.part_repeats import find_in_parts, repeats_of
         from repl_fx.report import charts, documents, tables
 
@@ -127,14 +129,14 @@ def inspect_command(
             "repeats": documents.repeats_document(repeats, before, flops),
         }
         terminal.show(*common.captured_lines(target.title, captured), *common.note_lines(target.notes))
-        terminal.show(tables.repeats_table(repeats, before, flops) if repeats else "nothing repeats in this model")
+        terminal.show(repeats_table(repeats, before, flops) if repeats else "nothing repeats in this model")
         document["costs"] = documents.costs_document(before)
         if target.artifact is not None:
             after = costs.measure_parts(target.module, target.artifact.result.parts)
             done, plan = target.artifact.result.report, target.artifact.plan
             document["costs"] = {"before": document["costs"], "after": documents.costs_document(after)}
             document["blocks"] = documents.blocks_document(done, plan)
-            terminal.show(tables.blocks_table(done, plan))
+            terminal.show(blocks_table(done, plan))
         terminal.show(*common.costs_lines(before, after))
         if data is not None:
             with common.needing_train("inspect --data"):

@@ -8,9 +8,9 @@ from rich.console import RenderableType
 from rich.table import Table
 
 from repl_fx import __version__
+from repl_fx.display.columns import add_row, add_words, new_table
 from repl_fx.environment.examination import Examination, Package
 from repl_fx.environment.requirements import Extra
-from repl_fx.report.columns import add_row, add_words, new_table
 
 
 def doctor_lines(found: Examination) -> list[RenderableType]:

@@ -1,25 +1,22 @@
-"""Tables for the terminal: repeats, blocks, scores, costs, checks, measured times; and numbers as people read them.
+"""Tables for the terminal: parts, scores, costs, checks, measured times.
 
 Each fits 80 columns: numbers keep their width, names and reasons are folded. Cells are never read as markup.
 """
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING
 
 from rich.table import Table
-from torch import fx
 
-from repl_fx.analysis.blocks import Block, Repeat
 from repl_fx.benchmarking.results import Benchmark, InferenceRow, Row
 from repl_fx.costs.counted import Costs
+from repl_fx.display.columns import add_numbers, add_row, add_words, new_table
+from repl_fx.display.numbers import change, count, milliseconds, size, small
 from repl_fx.in_place.assembling import InPlace
-from repl_fx.plan import Plan, Replacement
+from repl_fx.plan import Plan
 from repl_fx.planning.budgets import budget_shares
-from repl_fx.planning.report import BlockReport
-from repl_fx.report.columns import add_numbers, add_row, add_words, new_table
 from repl_fx.running.timing import Spread
 from repl_fx.scoring.scores import Scores
 from repl_fx.tracing.parts.capture import CapturedParts
@@ -28,10 +25,8 @@ if TYPE_CHECKING:
     from repl_fx.export import Difference, Verification
 
 
-_COUNTS = ("", "k", "M", "G", "T", "P")
 # A model that keeps less than this share of what its graph keeps has checkpoints in its code.
 _CHECKPOINTED = 0.8
-_BYTES = ("B", "KiB", "MiB", "GiB", "TiB", "PiB")
 
 
 def parts_table(captured: CapturedParts) -> Table:
@@ -45,37 +40,6 @@ def parts_table(captured: CapturedParts) -> Table:
     for path, kind, tracer in (*rows, *((e.path, e.kind, f"eager: {e.reason}") for e in captured.eager)):
         parameters = sum(parameter.numel() for parameter in captured.source.get_submodule(path).parameters())
         add_row(table, path or "the model itself", kind, count(parameters), tracer)
-    return table
-
-
-def repeats_table(repeats: Sequence[Repeat], costs: Costs, flops: Mapping[fx.Node, int] | None = None) -> Table:
-    """The repeats and their share of the model, and below each, indented, those inside its first copy.
-
-    Without FLOPs by node (`flops_of_parts`), their column has no numbers.
-    """
-    table = new_table("Repeats")
-    add_numbers(table, "#")
-    add_words(table, "repeat")
-    add_numbers(table, "copies", "nodes", "parameters\na block", "parameters\nin all", "share of\nthe model")
-    add_numbers(table, "share of\nFLOPs")
-    for number, repeat in enumerate(repeats, start=1):
-        add_row(table, str(number), *_repeat_cells(repeat, costs, flops))
-        _inner_rows(table, repeat, costs, flops, depth=1)
-    return table
-
-
-def blocks_table(report: Sequence[BlockReport], plan: Plan) -> Table:
-    """The fate of each block, numbered as `--blocks` takes them, and the reason."""
-    table = new_table("Blocks")
-    add_numbers(table, "#")
-    add_words(table, "block", "status")
-    add_numbers(table, "parameters\nbefore", "parameters\nafter")
-    add_words(table, "how, or why not")
-    replacements = {replacement.block: replacement for replacement in plan.replacements}
-    for number, row in enumerate(report, start=1):
-        replacement = replacements.get(row.block)
-        before, after = count(row.parameters_before), count(row.parameters_after)
-        add_row(table, str(number), row.block, row.status, before, after, how(row, replacement))
     return table
 
 
@@ -96,14 +60,6 @@ def scores_table(scores: Scores) -> Table:
         why = ["; ".join(dict.fromkeys(score.reasons.values()))] if reasons else []
         add_row(table, str(number), score.block, *cells, *order, *why)
     return table
-
-
-def how(row: BlockReport, replacement: Replacement | None) -> str:
-    """The surrogate of a block, the blocks it is made from and why not another, or the reason why the block stays."""
-    if replacement is not None:
-        made = f"{replacement.surrogate}, from {replacement.before} and {replacement.after}"
-        return f"{made}; {replacement.why}" if replacement.why else made
-    return row.reason or ""
 
 
 def costs_table(before: Costs, after: Costs | None = None) -> Table:
@@ -243,86 +199,8 @@ def _at(row: Row) -> str:
     return "" if row.batch is None else f", batch {row.batch}"
 
 
-def milliseconds(seconds: float) -> str:
-    """Seconds in milliseconds, with three digits or more; of less than a microsecond fewer."""
-    milli = 1e3 * seconds
-    return f"{milli:.{3 if milli < 0.9995 else 2 if milli < 9.995 else 1 if milli < 99.95 else 0}f}"
-
-
-def block_flops(block: Block, flops: Mapping[fx.Node, int] | None) -> int | None:
-    """FLOPs of a block; None where they are unknown."""
-    return None if flops is None else sum(flops.get(node, 0) for node in block.nodes)
-
-
-def repeat_flops(repeat: Repeat, flops: Mapping[fx.Node, int] | None) -> int | None:
-    """FLOPs of all copies of a repeat; None where they are unknown."""
-    each = [block_flops(block, flops) for block in repeat.blocks]
-    return None if flops is None else sum(number or 0 for number in each)
-
-
-def _repeat_cells(repeat: Repeat, costs: Costs, flops: Mapping[fx.Node, int] | None) -> tuple[str, ...]:
-    first = repeat.blocks[0]
-    return (
-        repeat.name + (" (shared)" if repeat.shared else " (similar)" if repeat.similar else ""),
-        str(len(repeat)),
-        str(len(first.nodes)),
-        count(first.size),
-        count(repeat.size),
-        share(repeat.size, costs.parameters),
-        share(repeat_flops(repeat, flops), costs.flops),
-    )
-
-
-def _inner_rows(table: Table, repeat: Repeat, costs: Costs, flops: Mapping[fx.Node, int] | None, depth: int) -> None:
-    for child in repeat.children:
-        name, *numbers = _repeat_cells(child, costs, flops)
-        add_row(table, "", f"{'  ' * depth}{name}", *numbers)
-        _inner_rows(table, child, costs, flops, depth + 1)
-
-
 def _verdict(row: Difference) -> str:
     return "equal" if row.passed else "DIFFERS"
-
-
-def count(number: int | None) -> str:
-    """A count with three digits and a decimal prefix: 950, 1.02 M, 8.03 G; a dash for None."""
-    return _scaled(number, 1000, _COUNTS)
-
-
-def size(number: int | None) -> str:
-    """A number of bytes with three digits and a binary prefix: 12.2 MiB; a dash for None."""
-    return _scaled(number, 1024, _BYTES)
-
-
-def share(part: int | None, whole: int | None) -> str:
-    """A part of a whole in percent; a dash where one is unknown or the whole is 0."""
-    return f"{100 * part / whole:.1f} %" if part is not None and whole else "-"
-
-
-def change(before: int | None, after: int | None) -> str:
-    """By how much a number changed, in percent of what it was; a dash where that has no meaning."""
-    if before is None or after is None or not before:
-        return "-"
-    percent = f"{100 * (after - before) / before:+.1f} %"
-    return "0.0 %" if percent in ("+0.0 %", "-0.0 %") else percent
-
-
-def small(number: float) -> str:
-    """A difference: two digits and an exponent, 0 where there is none."""
-    return f"{number:.1e}" if number and math.isfinite(number) else f"{number:g}"
-
-
-def _scaled(number: int | None, base: int, units: tuple[str, ...]) -> str:
-    if number is None:
-        return "-"
-    value, step = float(number), 0
-    # 999.5 of a unit would be written with four digits.
-    while abs(value) >= (999.5 if base == 1000 else 1023.5) and step < len(units) - 1:
-        value, step = value / base, step + 1
-    if step == 0:
-        return f"{number} {units[0]}".rstrip()
-    digits = 2 if abs(value) < 9.995 else 1 if abs(value) < 99.95 else 0
-    return f"{value:.{digits}f} {units[step]}"
 
 
 def placing_line(in_place: InPlace) -> str:

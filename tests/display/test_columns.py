@@ -6,7 +6,7 @@ import io
 
 from rich.console import Console
 
-from repl_fx.report.columns import add_numbers, add_row, add_words, new_table
+from repl_fx.display.columns import add_numbers, add_row, add_words, new_table
 
 
 def test_cells_are_text_and_words_are_folded() -> None:
