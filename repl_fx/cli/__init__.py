@@ -15,6 +15,7 @@ import typer
 
 from repl_fx.cli.bench import bench_command
 from repl_fx.cli.compress import compress_command
+from repl_fx.cli.diff import diff_command
 from repl_fx.cli.doctor import doctor_command
 from repl_fx.cli.export import export_command
 from repl_fx.cli.group import Commands
@@ -85,6 +86,13 @@ _add(
     "repl-fx inspect timm:resnet50",
     "repl-fx inspect out --json",
     "repl-fx inspect model.py --weights trained.safetensors --data digits",
+)
+_add(
+    diff_command,
+    _LOOK,
+    "Show how two plans or artifacts differ.",
+    "repl-fx diff before after",
+    "repl-fx diff out/plan.json other.json --json",
 )
 _add(
     doctor_command,

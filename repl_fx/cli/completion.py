@@ -65,6 +65,11 @@ def complete_artifact(incomplete: str) -> list[str]:
     return _beginning(incomplete, _artifacts)
 
 
+def complete_plan(incomplete: str) -> list[str]:
+    """Directories that hold an artifact, and files of plans."""
+    return _beginning(incomplete, lambda text: _paths(text, lambda path: _is_artifact(path) or path.suffix == ".json"))
+
+
 def complete_surrogate(incomplete: str) -> list[str]:
     """Keys of surrogates, those of installed packages too."""
     return [key for key in (*SURROGATES, *offered("repl_fx.surrogates")) if key.startswith(incomplete)]
@@ -103,7 +108,7 @@ def _data(incomplete: str) -> Iterator[str]:
 
 
 def _artifacts(incomplete: str) -> Iterator[str]:
-    yield from _paths(incomplete, lambda path: (path / "manifest.json").is_file())
+    yield from _paths(incomplete, _is_artifact)
 
 
 def _zoo(kind: str) -> list[str]:
@@ -131,6 +136,10 @@ def _paths(incomplete: str, wanted: Callable[[Path], bool]) -> list[str]:
     if not found and len(folders) == 1:
         return _paths(folders[0], wanted) or folders
     return found + folders
+
+
+def _is_artifact(path: Path) -> bool:
+    return (path / "manifest.json").is_file()
 
 
 def _is_python(path: Path) -> bool:
