@@ -9,11 +9,13 @@ from typing import Any
 
 import msgspec
 import torch
+from torch import nn
 
 import repl_fx
 from repl_fx.artifact.store import Artifact
-from repl_fx.costs.counted import Costs, measure_parts
 from repl_fx.graph.captured import copy_graph
+from repl_fx.passes.driver import run_passes
+from repl_fx.passes.write_in_place import write_in_place_
 from repl_fx.pipeline import TransformResult
 from repl_fx.planning.part_repeats import PartRepeats, find_in_parts, repeats_of
 from repl_fx.planning.report import BlockReport
@@ -104,8 +106,6 @@ def _document(
         one, other = _graphs(part, inputs[part.path], captured, result, report, layouts)
         before.append(one)
         after.append(other)
-    costs = measure_parts(captured.module, captured.parts)
-    reached = None if result is None else measure_parts(result.module, result.all_parts)
     infos = [part.graph_module.meta["capture"] for part in captured.parts]
     return Document(
         schema=SCHEMA,
@@ -118,7 +118,11 @@ def _document(
             eager=tuple(Eager(one.path, one.kind, one.reason) for one in captured.eager),
             notes=tuple(notes),
         ),
-        totals=Totals(costs.batch, _cost(costs), None if reached is None else _cost(reached)),
+        totals=Totals(
+            captured.parts[0].inputs.batch,
+            _cost(captured.module, before),
+            None if result is None else _cost(result.module, after),
+        ),
         views=Views(View(tuple(before)), None if result is None else View(tuple(after))),
         layouts=layouts.made(),
         repeats=tuple(_repeat_rows(found)),
@@ -146,8 +150,8 @@ def _graphs(
     rewritten = None if result is None else result.one_by_one.get(part.path)
     if rewritten is None:
         return graph, graph
-    # Each synthesis on its own lies with its block; the graph has no code yet.
-    gm = copy_graph(rewritten)
+    # The graph that trains does all syntheses together; each on its own lies with its block, and costs the same.
+    gm = run_passes(copy_graph(rewritten, compiled=False), write_in_place_).graph_module
     steps = nest_rewritten(gm.graph, nesting)
     side = Side(part, gm, steps, nesting, NodeCosts.of(gm, captured.inputs), report, source, after=True)
     after = GraphMaker(side, layouts.key)
@@ -166,8 +170,15 @@ def _inputs(graphs: Sequence[Graph], parts: Sequence[Part]) -> Iterator[Input]:
                 yield Input(qualified_name(graph.id, name), graph.values[node.value].text, tuple(sizes))
 
 
-def _cost(costs: Costs) -> Cost:
-    return Cost(costs.parameters, costs.flops, costs.activation_bytes)
+def _cost(module: nn.Module, graphs: Sequence[Graph]) -> Cost:
+    """The costs of a model with some graphs, as `measure_parts` counts them."""
+    flops, kept = [graph.groups[0].flops for graph in graphs], [graph.groups[0].kept for graph in graphs]
+    return Cost(sum(parameter.numel() for parameter in module.parameters()), _total(flops), _total(kept))
+
+
+def _total(numbers: Sequence[int | None]) -> int | None:
+    known = [number for number in numbers if number is not None]
+    return sum(known) if len(known) == len(numbers) else None
 
 
 def _repeat_rows(found: Sequence[PartRepeats]) -> list[RepeatRow]:

@@ -162,21 +162,12 @@ class GraphMaker:
             growing.children = [child for _, child in sorted(children)]
 
     def _first_behind(self, block: str) -> int:
-        """The place of the first node that stood behind a block before."""
-        before = self.side.part.graph_module.graph
-        names = {
-            name
-            for name, steps in self.side.nesting.steps.items()
-            if steps[: len(self.side.nesting.blocks[block])] == self.side.nesting.blocks[block]
-        }
-        seen = False
-        for node in before.nodes:
-            seen = seen or node.name in names
-            if seen and node.name not in names:
-                now = next((self.places[one] for one in self.nodes if one.name == node.name), None)
-                if now is not None:
-                    return now
-        return len(self.nodes)
+        """The place of the first node that stood behind a block before, and is still there."""
+        steps = self.side.nesting.blocks[block]
+        now = {node.name: place for place, node in enumerate(self.nodes)}
+        names = [node.name for node in self.side.part.graph_module.graph.nodes]
+        inside = [place for place, name in enumerate(names) if self.side.nesting.steps[name][: len(steps)] == steps]
+        return next((now[name] for name in names[inside[-1] + 1 :] if name in now), len(self.nodes))
 
     def _reach(self, steps: Steps) -> int:
         if steps not in self.at:
@@ -247,9 +238,15 @@ class GraphMaker:
             value: Value = values[row.value]
             return box_size(words[row.label], value.text) if value.text else box_size(words[row.label])
 
+        joined = dict.fromkeys((places[one], places[other]) for one, other in edges)
+        for k, child in enumerate(group.children):
+            if child < 0 and not self.groups[-1 - child].count and (k - 1, k + 1) in joined:
+                # What is left of the block is the way through it.
+                del joined[k - 1, k + 1]
+                joined |= {(k - 1, k): None, (k, k + 1): None}
         return Outline(
             tuple(size(thing) for thing in things),
-            tuple((places[one], places[other]) for one, other in edges),
+            tuple(joined),
             len(group.children),
             len(group.inputs),
         )

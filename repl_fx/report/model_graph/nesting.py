@@ -95,7 +95,7 @@ def nest(gm: fx.GraphModule, repeats: Sequence[Repeat], replaced: Iterable[str] 
             home = next((homes[path[:end]] for end in range(len(path), 0, -1) if path[:end] in homes), ())
             # Of several blocks at one path nothing but the readers tells which a node belongs to.
             steps[node] = None if home is None else _way(home, path)
-    found = _shortened(_settled(gm.graph, steps))
+    found = _settled(gm.graph, _shortened(steps))
     blocks = {}
     for frame in frames:
         if frame.step.kind == "block":
@@ -241,16 +241,17 @@ def _settled(graph: fx.Graph, steps: Mapping[fx.Node, Steps | None]) -> dict[str
     return {node.name: known[node] for node in graph.nodes}
 
 
-def _shortened(steps: Mapping[str, Steps]) -> dict[str, Steps]:
+def _shortened(steps: Mapping[fx.Node, Steps | None]) -> dict[fx.Node, Steps | None]:
     """The steps without modules that hold one other group and nothing else."""
     below: dict[Steps, set[Step | None]] = {}
-    for way in set(steps.values()):
+    for way in {way for way in steps.values() if way is not None}:
         for end in range(len(way)):
             below.setdefault(way[:end], set()).add(way[end])
         below.setdefault(way, set()).add(None)
-    empty = {way for way, found in below.items() if way and way[-1].kind == "module" and len(found - {None}) == 1}
-    empty = {way for way in empty if None not in below[way]}
-    return {
-        name: tuple(step for end, step in enumerate(way, start=1) if way[:end] not in empty)
-        for name, way in steps.items()
-    }
+    empty = {way for way, found in below.items() if way and way[-1].kind == "module" and found != {None}}
+    empty = {way for way in empty if len(below[way]) == 1}
+
+    def short(way: Steps) -> Steps:
+        return tuple(step for end, step in enumerate(way, start=1) if way[:end] not in empty)
+
+    return {node: None if way is None else short(way) for node, way in steps.items()}

@@ -4,24 +4,11 @@ from __future__ import annotations
 
 import torch
 
-from repl_fx.report.model_graph.building import document_of_model
-from repl_fx.report.model_graph.document import Graph
-from tests.captures import captured
-from tests.model_graphs import TOKENS, small_document
-from tests.nets import TokenNet
-
-
-def _require_tree(graph: Graph) -> None:
-    """The groups are a tree with each node in one of them."""
-    seen: list[int] = []
-    for place, group in enumerate(graph.groups):
-        assert (group.parent is None) is (place == 0)
-        assert group.parent is None or group.parent < place
-        seen += group.children
-        for child in group.children:
-            assert (graph.nodes[child].group if child >= 0 else graph.groups[-1 - child].parent) == place
-    assert sorted(seen) == [*range(-len(graph.groups), -1), *range(len(graph.nodes))]
-    assert graph.groups[0].nodes == len(graph.nodes)
+from repl_fx.costs.counted import measure_parts
+from repl_fx.report.model_graph.building import document_of_model, document_of_result
+from tests.captures import captured, transformed
+from tests.model_graphs import TOKENS, require_tree, small_document
+from tests.nets import ConvNet, TokenNet
 
 
 def test_each_node_lies_in_one_group() -> None:
@@ -29,7 +16,7 @@ def test_each_node_lies_in_one_group() -> None:
     assert document.views.after is not None
     for view in (document.views.before, document.views.after):
         for graph in view.graphs:
-            _require_tree(graph)
+            require_tree(graph)
 
 
 def test_a_replaced_block_is_a_surrogate_afterwards() -> None:
@@ -44,12 +31,21 @@ def test_a_replaced_block_is_a_surrogate_afterwards() -> None:
     assert surrogate.parameters < block.parameters
 
 
-def test_costs_add_up() -> None:
-    document = small_document()
-    (graph,) = document.views.before.graphs
-    root, total = graph.groups[0], document.totals.before
-    assert (root.parameters, root.flops, root.kept) == (total.parameters, total.flops, total.kept)
-    assert root.flops == sum(node.flops or 0 for node in graph.nodes) > 0
+def test_costs_are_those_of_the_model_that_trains() -> None:
+    torch.manual_seed(0)
+    result = transformed(ConvNet(), (torch.zeros(2, 3, 8, 8),), surrogate="slim", blocks=["blocks.1"])
+    document = document_of_result(result, "net.py")
+    before, after = document.totals.before, document.totals.after
+    for module, parts, view, cost in (
+        (result.captured, result.captured_parts.parts, document.views.before, before),
+        (result.module, result.all_parts, document.views.after, after),
+    ):
+        assert view is not None and cost is not None
+        counted = measure_parts(module, parts)
+        assert (cost.parameters, cost.flops, cost.kept) == (counted.parameters, counted.flops, counted.activation_bytes)
+        (graph,) = view.graphs
+        assert cost.parameters == graph.groups[0].parameters == sum(node.parameters for node in graph.nodes)
+        assert cost.flops == sum(node.flops or 0 for node in graph.nodes) > 0
 
 
 def test_equal_blocks_share_a_layout() -> None:
@@ -62,4 +58,4 @@ def test_a_model_alone_has_no_view_after() -> None:
     document = document_of_model(captured(TokenNet(depth=3), (TOKENS,)), "net.py", ["random weights"])
     assert (document.views.after, document.plan, document.totals.after) == (None, None, None)
     assert document.model.notes == ("random weights",)
-    _require_tree(document.views.before.graphs[0])
+    require_tree(document.views.before.graphs[0])

@@ -4,8 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import torch
+
+from repl_fx.report.model_graph.building import document_of_result
 from repl_fx.report.model_graph.document import Group
-from tests.model_graphs import small_document
+from tests.captures import transformed
+from tests.model_graphs import TOKENS, require_tree, small_document
+from tests.nets import MlpNet
 
 
 def test_nodes_have_words_values_and_costs() -> None:
@@ -33,6 +38,22 @@ def test_groups_know_what_streams_in_and_out() -> None:
         inside = {node for node, row in enumerate(graph.nodes) if _is_within(graph.groups, row.group, place)}
         assert set(group.inputs) == {one for one, other in graph.edges if one not in inside and other in inside}
         assert set(group.outputs) == {one for one, other in graph.edges if one in inside and other not in inside}
+
+
+def test_a_block_of_which_nothing_is_left_is_shown() -> None:
+    torch.manual_seed(0)
+    document = document_of_result(transformed(MlpNet(depth=3), (TOKENS,), surrogate="identity"), "net.py")
+    assert document.views.after is not None
+    (after,) = document.views.after.graphs
+    (empty,) = (place for place, group in enumerate(after.groups) if group.kind == "surrogate")
+    group = after.groups[empty]
+    assert (group.nodes, group.parameters, group.flops) == (0, 0, 0)
+    repeat = after.groups[group.parent or 0]
+    place = repeat.children.index(-1 - empty)
+    assert [after.groups[-1 - child].label for child in repeat.children] == ["0", "1", "2"]
+    routes = [(route.source, route.target) for route in document.layouts[repeat.layout].routes]
+    assert (place - 1, place) in routes and (place, place + 1) in routes
+    require_tree(after)
 
 
 def _is_within(groups: Sequence[Group], group: int | None, around: int) -> bool:
