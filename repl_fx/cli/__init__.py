@@ -86,6 +86,7 @@ _add(
     "repl-fx inspect timm:resnet50",
     "repl-fx inspect out --json",
     "repl-fx inspect model.py --weights trained.safetensors --data digits",
+    "repl-fx inspect out --svg out.svg",
 )
 _add(
     diff_command,

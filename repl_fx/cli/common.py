@@ -391,7 +391,7 @@ def write_whole(file: Path, text: str) -> None:
     try:
         with tempfile.TemporaryDirectory(prefix=f".{file.name}.", dir=file.parent) as scratch:
             written = Path(scratch) / file.name
-            written.write_text(text)
+            written.write_text(text, encoding="utf-8")
             written.replace(file)
     except OSError as problem:
         raise OutputError(f"{file} cannot be written: {problem.strerror or problem}") from problem

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
 from repl_fx.cli import common
 from repl_fx.cli.completion import complete_data, complete_task
 
-# A section of the help.
-_SCORES = "Scores of trained blocks"
+if TYPE_CHECKING:
+    from repl_fx import CapturedParts, TransformResult
+
+# Sections of the help.
+_SCORES, _PICTURES = "Scores of trained blocks", "Pictures"
 
 DataOption = Annotated[
     str | None,
@@ -69,6 +72,30 @@ GreedyOption = Annotated[
     ),
 ]
 
+SvgOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--svg",
+        metavar="FILE",
+        help="Write a picture of the model: repeats as stacks, one block opened.",
+        show_default=False,
+        rich_help_panel=_PICTURES,
+    ),
+]
+DotOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--dot",
+        metavar="FILE",
+        help="Write the same picture for Graphviz.",
+        show_default=False,
+        rich_help_panel=_PICTURES,
+    ),
+]
+ForceOption = Annotated[
+    bool, typer.Option("--force", help="Replace the files of pictures if they exist.", rich_help_panel=_PICTURES)
+]
+
 
 def inspect_command(
     spec: common.AnySpecArgument,
@@ -82,6 +109,9 @@ def inspect_command(
     score: ScoreOption = "influence",
     samples: SamplesOption = 256,
     greedy: GreedyOption = 0,
+    svg: SvgOption = None,
+    dot: DotOption = None,
+    force: ForceOption = False,
     device: common.DeviceOption = "cpu",
     trust: common.TrustOption = False,
     as_json: common.JsonOption = False,
@@ -90,7 +120,7 @@ def inspect_command(
 ) -> None:
     """Show what repeats in a model, with sizes and costs; for a directory, also what was replaced in it.
 
-    With --data, show which blocks matter least, too.
+    With --data, show which blocks matter least, too. With --svg or --dot, draw it.
     """
     with common.running(as_json, verbose, quiet) as terminal:
         from repl_fx import capture_parts
@@ -107,6 +137,9 @@ def inspect_command(
             raise BadInput("--greedy skips blocks by the loss; give --score loss")
         if data is not None and Path(spec).is_dir():
             raise BadInput(f"{spec} has blocks replaced, which cannot be scored any more; give the model itself")
+        pictures = [file for file in (svg, dot) if file is not None]
+        for file in pictures:
+            common.require_free_file(file, force=force)
         terminal.stage("load")
         target = common.load_target(
             spec, model, input_shape=input_shape, seed=seed, device=device, trust=trust, weights=weights
@@ -150,4 +183,25 @@ def inspect_command(
             found = score_on_data(captured, read_data(config, target.inputs), config, score, **options)
             terminal.show(str(found), tables.scores_table(found), charts.scores_chart(found, score))
             document["scores"] = documents.scores_document(found)
+        if pictures:
+            terminal.stage("draw")
+            artifact = target.artifact
+            _draw(captured if artifact is None else artifact.result, spec, svg, dot)
+            terminal.show(*(f"written: {file}" for file in pictures))
+            document["written"] = [str(file) for file in pictures]
         terminal.document(document)
+
+
+def _draw(model: CapturedParts | TransformResult, spec: str, svg: Path | None, dot: Path | None) -> None:
+    """Write the pictures of a model, after its transform where it was transformed."""
+    from repl_fx import CapturedParts
+    from repl_fx.report.model_graph.building import document_of_model, document_of_result
+    from repl_fx.report.pictures.dot import dot_of
+    from repl_fx.report.pictures.folded import fold_document
+    from repl_fx.report.pictures.svg import svg_of
+
+    made = document_of_model(model, spec) if isinstance(model, CapturedParts) else document_of_result(model, spec)
+    folded = fold_document(made)
+    for file, text_of in ((svg, svg_of), (dot, dot_of)):
+        if file is not None:
+            common.write_whole(file, text_of(folded))

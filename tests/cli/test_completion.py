@@ -61,6 +61,7 @@ def test_the_names_are_those_of_the_registries() -> None:
         (("transform", "."), [".hidden.py"]),
         (("export", ""), ["out", "nets/"]),
         (("heal", "o"), ["out"]),
+        (("diff", "out", ""), ["out", "nets/"]),
         (("transform", "net.py", "--surrogate", "b"), ["blend", "bottleneck"]),
         (("transform", "net.py", "--surrogate", "=", "b"), ["blend", "bottleneck"]),
         (("train", "out", "--task", "se"), ["segmentation"]),
