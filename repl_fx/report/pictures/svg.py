@@ -218,7 +218,9 @@ def _draw(root: Element, placed: _Placed) -> None:
         _text(group, box.x + 9, middle - 3, _cut(item.title, box.width - 16, _TITLE_CHARACTER), "name")
         _text(group, box.x + 9, middle + 11, _cut(item.detail, box.width - 16, _CHARACTER), "detail")
     else:
-        ends = [(word, look) for word, look in ((item.mark, "mark"), (item.detail, "detail")) if word]
+        # A port of one line has no room for more than its name.
+        words = ((item.mark, "mark"), (item.detail, "detail")) if box.width >= _ROW_WIDTH else ()
+        ends = [(word, look) for word, look in words if word]
         taken = min(sum(len(word) + 2 for word, _ in ends) * _TITLE_CHARACTER, 0.6 * box.width)
         _text(group, box.x + 9, middle + 4, _cut(item.title, box.width - 18 - taken, _TITLE_CHARACTER), "name")
         if ends:
