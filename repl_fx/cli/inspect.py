@@ -3,12 +3,19 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
 from repl_fx.cli import common
+from repl_fx.cli.completion import complete_data, complete_task
 from repl_fx.cli.report import page_renderer, report_document
+
+if TYPE_CHECKING:
+    from repl_fx import CapturedParts, TransformResult
+
+# Sections of the help.
+_SCORES, _PICTURES = "Scores of trained blocks", "Pictures"
 
 DataOption = Annotated[
     str | None,
@@ -17,23 +24,87 @@ DataOption = Annotated[
         metavar="DATA",
         help="Score the blocks on samples of these data: digits, cifar10, npz:PATH, folder:PATH, file.py:FUNCTION, …",
         show_default=False,
+        autocompletion=complete_data,
+        rich_help_panel=_SCORES,
     ),
 ]
 DataDirOption = Annotated[
     Path | None,
-    typer.Option("--data-dir", metavar="DIR", help="Directory of the files of named data sets.", show_default=False),
+    typer.Option(
+        "--data-dir",
+        metavar="DIR",
+        help="Directory of the files of named data sets.",
+        show_default=False,
+        rich_help_panel=_SCORES,
+    ),
 ]
 TaskOption = Annotated[
     str | None,
-    typer.Option("--task", metavar="TASK", help="Task of loaders: classification, …", show_default=False),
+    typer.Option(
+        "--task",
+        metavar="TASK",
+        help="Task of loaders: classification, …",
+        show_default=False,
+        autocompletion=complete_task,
+        rich_help_panel=_SCORES,
+    ),
 ]
 ScoreOption = Annotated[
     Literal["influence", "change", "gradient", "loss"],
-    typer.Option("--score", help="The score that is drawn; gradient and loss need targets."),
+    typer.Option(
+        "--score",
+        help="The score that is drawn; gradient and loss need targets.",
+        rich_help_panel=_SCORES,
+    ),
 ]
-SamplesOption = Annotated[int, typer.Option("--samples", min=1, help="Samples to score on, at most.")]
+SamplesOption = Annotated[
+    int,
+    typer.Option(
+        "--samples",
+        min=1,
+        help="Samples to score on, at most.",
+        rich_help_panel=_SCORES,
+    ),
+]
 GreedyOption = Annotated[
-    int, typer.Option("--greedy", min=0, help="With --score loss: blocks to skip one after the other.")
+    int,
+    typer.Option(
+        "--greedy", min=0, help="With --score loss: blocks to skip one after the other.", rich_help_panel=_SCORES
+    ),
+]
+
+HtmlOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--html",
+        metavar="FILE",
+        help="Write the page of `repl-fx report`, too.",
+        show_default=False,
+        rich_help_panel=_PICTURES,
+    ),
+]
+SvgOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--svg",
+        metavar="FILE",
+        help="Write a picture of the model: repeats as stacks, one block opened.",
+        show_default=False,
+        rich_help_panel=_PICTURES,
+    ),
+]
+DotOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--dot",
+        metavar="FILE",
+        help="Write the same picture for Graphviz.",
+        show_default=False,
+        rich_help_panel=_PICTURES,
+    ),
+]
+ForceOption = Annotated[
+    bool, typer.Option("--force", help="Replace the files of pictures if they exist.", rich_help_panel=_PICTURES)
 ]
 
 
@@ -49,11 +120,10 @@ def inspect_command(
     score: ScoreOption = "influence",
     samples: SamplesOption = 256,
     greedy: GreedyOption = 0,
-    html: Annotated[
-        Path | None,
-        typer.Option("--html", metavar="FILE", help="Write the page of `repl-fx report`, too.", show_default=False),
-    ] = None,
-    force: Annotated[bool, typer.Option("--force", help="Replace the FILE of --html if it exists.")] = False,
+    html: HtmlOption = None,
+    svg: SvgOption = None,
+    dot: DotOption = None,
+    force: ForceOption = False,
     device: common.DeviceOption = "cpu",
     trust: common.TrustOption = False,
     as_json: common.JsonOption = False,
@@ -62,14 +132,16 @@ def inspect_command(
 ) -> None:
     """Show what repeats in a model, with sizes and costs; for a directory, also what was replaced in it.
 
-    With --data, show which blocks matter least, too.
+    With --data, show which blocks matter least, too. With --html, --svg or --dot, draw it.
     """
     with common.running(as_json, verbose, quiet) as terminal:
         import msgspec
 
         from repl_fx import capture_parts
+        from repl_fx.analysis.repeats import repeats_table
         from repl_fx.costs import counted as costs
         from repl_fx.errors import BadInput
+        from repl_fx.planning.blocks_table import blocks_table
         from repl_fx.planning.part_repeats import find_in_parts, repeats_of
         from repl_fx.report import charts, documents, tables
 
@@ -81,7 +153,9 @@ def inspect_command(
             raise BadInput(f"{spec} has blocks replaced, which cannot be scored any more; give the model itself")
         if html is not None:
             render_page = page_renderer("inspect --html")
-            common.require_free_file(html, force=force)
+        pictures = [file for file in (svg, dot) if file is not None]
+        for file in (*pictures, *([] if html is None else [html])):
+            common.require_free_file(file, force=force)
         terminal.stage("load")
         target = common.load_target(
             spec, model, input_shape=input_shape, seed=seed, device=device, trust=trust, weights=weights
@@ -104,14 +178,14 @@ def inspect_command(
             "repeats": documents.repeats_document(repeats, before, flops),
         }
         terminal.show(*common.captured_lines(target.title, captured), *common.note_lines(target.notes))
-        terminal.show(tables.repeats_table(repeats, before, flops) if repeats else "nothing repeats in this model")
+        terminal.show(repeats_table(repeats, before, flops) if repeats else "nothing repeats in this model")
         document["costs"] = documents.costs_document(before)
         if target.artifact is not None:
             after = costs.measure_parts(target.module, target.artifact.result.parts)
             done, plan = target.artifact.result.report, target.artifact.plan
             document["costs"] = {"before": document["costs"], "after": documents.costs_document(after)}
             document["blocks"] = documents.blocks_document(done, plan)
-            terminal.show(tables.blocks_table(done, plan))
+            terminal.show(blocks_table(done, plan))
         terminal.show(*common.costs_lines(before, after))
         if data is not None:
             with common.needing("train", "inspect --data"):
@@ -132,4 +206,25 @@ def inspect_command(
             terminal.stage("draw")
             common.write_whole(html, render_page(shown))
             terminal.show(f"written: {html}")
+        if pictures:
+            terminal.stage("draw")
+            artifact = target.artifact
+            _draw(captured if artifact is None else artifact.result, spec, svg, dot)
+            terminal.show(*(f"written: {file}" for file in pictures))
+            document["written"] = [str(file) for file in pictures]
         terminal.document(document)
+
+
+def _draw(model: CapturedParts | TransformResult, spec: str, svg: Path | None, dot: Path | None) -> None:
+    """Write the pictures of a model, after its transform where it was transformed."""
+    from repl_fx import CapturedParts
+    from repl_fx.report.model_graph.building import document_of_model, document_of_result
+    from repl_fx.report.pictures.dot import dot_of
+    from repl_fx.report.pictures.folded import fold_document
+    from repl_fx.report.pictures.svg import svg_of
+
+    made = document_of_model(model, spec) if isinstance(model, CapturedParts) else document_of_result(model, spec)
+    folded = fold_document(made)
+    for file, text_of in ((svg, svg_of), (dot, dot_of)):
+        if file is not None:
+            common.write_whole(file, text_of(folded))

@@ -76,3 +76,16 @@ def test_inspect_refuses_scores_that_cannot_be(run: Run, model_file: Path, artif
     assert "give --score loss" in one_line(run("inspect", model_file, "--data", "digits", "--greedy", "2"))
     assert "give the model itself" in one_line(run("inspect", artifact, "--data", "digits"))
     assert "no data set 'nothing'" in one_line(run("inspect", model_file, "--data", "nothing"))
+
+
+def test_pictures(run: Run, artifact: Path, model_file: Path, tmp_path: Path) -> None:
+    pytest.importorskip("igraph")
+    svg, dot = tmp_path / "net.svg", tmp_path / "net.dot"
+    done = run("inspect", artifact, "--svg", svg, "--dot", dot, "--json")
+    assert done.exit_code == 0, done.stderr
+    assert document(done.stdout)["written"] == [str(svg), str(dot)]
+    assert "→ " in svg.read_text(encoding="utf-8") and dot.read_text(encoding="utf-8").startswith("digraph {")
+    assert "net.svg exists; " in one_line(run("inspect", model_file, "--svg", svg))
+    again = run("inspect", model_file, "--svg", svg, "--force")
+    assert again.exit_code == 0 and f"written: {svg}" in again.stdout
+    assert "replaced" not in svg.read_text(encoding="utf-8").partition("</style>")[2]

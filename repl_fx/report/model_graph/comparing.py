@@ -127,7 +127,7 @@ def compare(one: Path, other: Path) -> PlansDifference:
     return PlansDifference(
         one=str(one),
         other=str(other),
-        model=_changes(*(_model(side) for side in sides)),
+        model=_changes(*_known_to_both(*(_model(side) for side in sides))),
         options=_changes(*(_flat(_options(side.plan)) for side in sides)),
         blocks=tuple(differences),
         alike=len(named) - len(differences),
@@ -168,6 +168,11 @@ def _model(side: _Side) -> dict[str, Any]:
     if side.manifest is not None and side.manifest.model is not None:
         known |= {"class": side.manifest.model.kind, "spec": side.manifest.model.spec}
     return known
+
+
+def _known_to_both(one: dict[str, Any], other: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    # A plan alone does not say which class it is for.
+    return {name: one[name] for name in one if name in other}, {name: other[name] for name in other if name in one}
 
 
 def _options(plan: Plan) -> dict[str, Any]:

@@ -1,0 +1,1 @@
+"""Pictures of a model without a browser: SVG, and DOT for Graphviz."""
