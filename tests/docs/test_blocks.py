@@ -6,8 +6,6 @@ from pathlib import Path
 
 import pytest
 
-pytest.importorskip("sybil")
-
 from tests.docs.pages import PAGES, ROOT, PageRun, missing_line, shell_commands
 
 
