@@ -36,7 +36,8 @@ import repl_fx
 from benchmarks.habits.registry import Habit, habits
 from benchmarks.habits.subject import FORMS, GRAPH, IN_PLACE, NETWORKS, OUTLINED, SOURCE, Subject
 from benchmarks.habits.together import run_together
-from repl_fx.benchmarking.machine import cpu_model, installed
+from repl_fx.benchmarking.machine import installed
+from repl_fx.environment.machine import cpu_model
 
 WORKS = "works"
 PACKAGES = ("timm", "transformers", "pytorch-lightning", "accelerate", "peft")

@@ -21,7 +21,7 @@ from rich.console import Console
 from rich.table import Table
 
 import repl_fx
-from repl_fx.benchmarking.machine import cpu_model
+from repl_fx.environment.machine import cpu_model
 from repl_fx.sources.source import import_zoo
 
 

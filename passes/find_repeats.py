@@ -30,6 +30,7 @@ from repl_fx.analysis.block_names import BlockNames
 from repl_fx.analysis.block_values import block_of, boundaries
 from repl_fx.analysis.blocks import Repeat
 from repl_fx.analysis.node_table import NodeTable, node_table
+from repl_fx.analysis.repeats import Repeats
 from repl_fx.analysis.segmentation import Cutting, TandemRun, cut, depends
 from repl_fx.arguments import require_module
 from repl_fx.graph.captured import attribute
@@ -54,7 +55,7 @@ class _Chosen:
 
 
 @collection_paused()
-def find_repeats(gm: fx.GraphModule) -> tuple[Repeat, ...]:
+def find_repeats(gm: fx.GraphModule) -> Repeats:
     """Find runs of two or more isomorphic blocks, and sequences of similar ones.
 
     Args:
@@ -62,7 +63,8 @@ def find_repeats(gm: fx.GraphModule) -> tuple[Repeat, ...]:
 
     Returns:
         The repeats that cover the most parameters, in program order; repeats inside a block are `children` of its own.
-        Behind them the similar repeats, with `similar` set, that are no part of one of the others.
+        Behind them the similar repeats, with `similar` set, that are no part of one of the others. A tuple, which
+        notebooks show as a table.
 
     Raises:
         BadInput: the argument is no graph.
@@ -70,14 +72,14 @@ def find_repeats(gm: fx.GraphModule) -> tuple[Repeat, ...]:
     require_module("find_repeats", gm, graph=True)
     table = node_table(gm)
     if len(table.nodes) < 2:
-        return ()
+        return Repeats()
     names = BlockNames(table)
     exact = _nouns(gm, table, _choose(table, _candidate_shifts(table)), names)
     similar = find_similar(gm, table, exact, names)
     # The two halves of one residual block (convolution and norm, twice) are no blocks of their own.
     units = [block.node_set for repeat in similar for block in repeat.blocks]
     whole = [r for r in exact if not any(all(b.node_set <= unit for b in r.blocks) for unit in units)]
-    return (*whole, *similar)
+    return Repeats((*whole, *similar))
 
 
 def _choose(table: NodeTable, shifts: Iterable[int]) -> list[_Chosen]:

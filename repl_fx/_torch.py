@@ -32,6 +32,8 @@ if TYPE_CHECKING:
 
 SYMBOLIC: Mapping[type, type] = MappingProxyType({torch.SymInt: int, torch.SymFloat: float, torch.SymBool: bool})
 
+# The path that torch.export writes for a node that it added for a check of sizes, in no module.
+NO_MODULE = "_empty_nn_module_stack_from_metadata_hook"
 # Those names of torch that others import from here.
 __all__ = ["FakeTensor", "FakeTensorMode", "OpOverload", "ShapeEnv", "enable_python_dispatcher", "pytree"]
 
@@ -47,7 +49,7 @@ def module_stack(node: fx.Node) -> tuple[str, ...]:
         # A module called again is written "path@1" by torch.export; the call number is no part of its name.
         path = (entry[0] if isinstance(entry, tuple) else str(entry)).split("@")[0]
         path = path.removeprefix("L['self']").removeprefix(".")
-        if path:
+        if path and path != NO_MODULE:
             paths.append(path)
     return tuple(paths)
 

@@ -11,9 +11,12 @@ from typing import Any, TypedDict, Unpack, overload
 from torch import fx, nn
 
 from repl_fx.analysis.blocks import Repeat
+from repl_fx.analysis.repeats import Repeats, repeats_table
 from repl_fx.arguments import require_kind, require_module
 from repl_fx.checkpoints.files import Weights
 from repl_fx.checkpoints.fitting import with_weights
+from repl_fx.display.html import html_of
+from repl_fx.display.numbers import change, count
 from repl_fx.errors import BadInput, NothingToReplace, PlanMismatch
 from repl_fx.in_place.assembling import InPlace, put_in_place
 from repl_fx.in_place.choosing import Choices, settle_places
@@ -21,6 +24,7 @@ from repl_fx.passes.choose_blocks import choose_blocks
 from repl_fx.passes.driver import collection_paused, run_passes
 from repl_fx.passes.fold_surrogates import fold_surrogates
 from repl_fx.plan import Plan, Refusal, Replacement
+from repl_fx.planning.blocks_table import blocks_table
 from repl_fx.planning.budgets import BudgetPlanner, budget_among
 from repl_fx.planning.choose_surrogates import choose_surrogates, next_choices
 from repl_fx.planning.part_repeats import PartRepeats, find_in_parts, lines_made, repeats_of, structure_of
@@ -99,7 +103,7 @@ class TransformResult(HasInputs):
     module: nn.Module
     captured_parts: CapturedParts
     parts: tuple[Part, ...]
-    repeats: tuple[Repeat, ...]
+    repeats: Repeats
     plan: Plan
     report: tuple[BlockReport, ...]
     inputs: ExampleInputs
@@ -164,6 +168,15 @@ class TransformResult(HasInputs):
         raise pickle.PicklingError(
             "a TransformResult cannot be pickled or copied; pickle result.module, and keep all of it with repl_fx.save"
         )
+
+    def _repr_html_(self) -> str:
+        source = self.captured_parts.source
+        before, after = _size(source), _size(self.module)
+        head = (
+            f"{type(source).__name__}: {len(self.plan.replacements)} of {len(self.report)} blocks replaced, "
+            f"{count(before)} parameters before and {count(after)} after ({change(before, after)})"
+        )
+        return html_of(head, repeats_table(self.repeats), blocks_table(self.report, self.plan))
 
     def _whole(self, parts: tuple[Part, ...], instead: str) -> fx.GraphModule:
         if not self.captured_parts.whole:
@@ -471,6 +484,11 @@ def _record(part: Part) -> PartRecord:
     info = part.graph_module.meta["capture"]
     refused = tuple(refused_sizes(part.graph_module))
     return PartRecord(part.path, info.model, info.tracer, info.dynamic, part.inputs, refused)
+
+
+def _size(module: nn.Module) -> int:
+    """Number of parameter elements; those that are tied count once."""
+    return sum(parameter.numel() for parameter in module.parameters())
 
 
 def _require_replacements(captured: CapturedParts, repeats: Sequence[Repeat], plan: Plan) -> None:

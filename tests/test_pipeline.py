@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import re
 import warnings
 from collections.abc import Callable, Collection
 from dataclasses import replace
@@ -18,6 +19,7 @@ from torch import Tensor, fx, nn
 from torch.utils.checkpoint import checkpoint
 
 import repl_fx
+from repl_fx.display.numbers import count
 from repl_fx.passes.driver import run_passes
 from repl_fx.passes.fold_surrogates import is_synthesis
 from repl_fx.passes.replace_blocks import replace_blocks
@@ -389,3 +391,24 @@ def test_a_model_that_was_captured_is_not_captured_again(monkeypatch: pytest.Mon
     for other, options in (*wrong, (model, {"copy": True})):
         with pytest.raises(repl_fx.BadInput, match="captured is of another model"):
             repl_fx.transform(other, (x,), captured=found, **options)
+
+
+def test_notebooks_show_a_result_as_tables() -> None:
+    class Odd(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.add_module("<i>", TokenNet())
+
+        def forward(self, x: Tensor) -> Tensor:
+            found: Tensor = self.get_submodule("<i>")(x)
+            return found
+
+    Odd.__name__ = "<script>"
+    result = repl_fx.transform(Odd(), (tokens(),), surrogate="blend", check=False)
+    shown = result._repr_html_()
+    assert shown.count("&lt;i&gt;.blocks.1") >= 1 and not re.search(r"<(i|script)>", shown)
+    (head,) = (line for line in shown.splitlines() if "&lt;script&gt;: " in line)
+    before, after = (sum(p.numel() for p in m.parameters()) for m in (result.captured_parts.source, result.module))
+    gone = f"{len(result.plan.replacements)} of {len(result.report)} blocks replaced"
+    assert f"{gone}, {count(before)} parameters before and {count(after)} after" in head
+    assert all(row.block.replace("<i>", "&lt;i&gt;") in shown for row in result.report)

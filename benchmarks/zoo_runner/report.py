@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.zoo_runner.stages import STAGES, anywhere
-from repl_fx.benchmarking.machine import cpu_model, installed
+from repl_fx.benchmarking.machine import installed
+from repl_fx.environment.machine import cpu_model
 
 Row = Mapping[str, Any]
 

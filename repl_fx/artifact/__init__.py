@@ -21,8 +21,9 @@ from __future__ import annotations
 from repl_fx.artifact.changing import changing, require_free
 from repl_fx.artifact.model_code import build_original
 from repl_fx.artifact.origin import built_like
+from repl_fx.artifact.places import BENCH, CHART, PROOF
 from repl_fx.artifact.pretrained import save_pretrained
-from repl_fx.artifact.store import BENCH, CHART, PROOF, Artifact, load, load_artifact, save
+from repl_fx.artifact.store import Artifact, load, load_artifact, save
 
 __all__ = [
     "BENCH",

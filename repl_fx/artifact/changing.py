@@ -30,11 +30,10 @@ import msgspec
 from safetensors import SafetensorError
 
 from repl_fx.artifact.manifest import MANIFEST, UNSETTLED, File, Manifest, read_manifest
+from repl_fx.artifact.places import COMPRESSION
 from repl_fx.errors import ArtifactError, OutputError, one_line
 from repl_fx.sources.source import hash_file
 
-# The directory of the state of a compression, which is there before the artifact.
-COMPRESSION = "compression"
 _UNSETTLED_NAME = re.compile(rf"{re.escape(UNSETTLED)}[a-z0-9_]{{8}}")
 
 

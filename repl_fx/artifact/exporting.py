@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from repl_fx.artifact.changing import changing
-from repl_fx.artifact.store import BENCH, CHART, PROOF, Artifact
+from repl_fx.artifact.places import BENCH, CHART, PROOF
+from repl_fx.artifact.store import Artifact
 from repl_fx.errors import BadInput
 from repl_fx.export import CachedDecoder, Verification, export_onnx, onnx_name, verify_onnx
 from repl_fx.running.example_inputs import ExampleInputs

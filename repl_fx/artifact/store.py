@@ -44,10 +44,6 @@ from repl_fx.tracing.questions import refuse_sizes_
 
 PLAN, GRAPH, STRUCTURE = "plan.json", "graph.txt", "source.txt"
 WEIGHTS, CONSTANTS = "model.safetensors", "constants.safetensors"
-# The result of the verification by `repl-fx export`.
-PROOF = "verify.json"
-# What `repl-fx bench` measured, and a picture of it.
-BENCH, CHART = "bench.json", "bench.svg"
 
 
 @dataclass(frozen=True)
@@ -252,11 +248,11 @@ def _read(directory: Path) -> tuple[Manifest, Plan, State, list[str]]:
     manifest = read_manifest(directory)
     while True:
         try:
-            plan = Plan.from_json(_written(directory, manifest, PLAN).read_text())
-            weights, constants = (_written(directory, manifest, name) for name in (WEIGHTS, CONSTANTS))
+            plan = Plan.from_json(written_file(directory, manifest, PLAN).read_text())
+            weights, constants = (written_file(directory, manifest, name) for name in (WEIGHTS, CONSTANTS))
             state = read_state(weights, constants, manifest.aliases)
-            structure = _written(directory, manifest, STRUCTURE).read_text().splitlines()
-            _written(directory, manifest, GRAPH)
+            structure = written_file(directory, manifest, STRUCTURE).read_text().splitlines()
+            written_file(directory, manifest, GRAPH)
             return manifest, plan, state, structure
         except (ArtifactError, OSError) as problem:
             # Another process may have replaced the artifact between the first file and the last.
@@ -270,8 +266,12 @@ def _read(directory: Path) -> tuple[Manifest, Plan, State, list[str]]:
             raise ArtifactError(f"{directory} is damaged: {problem}; transform the model again") from problem
 
 
-def _written(directory: Path, manifest: Manifest, name: str) -> Path:
-    """Where a file lies, which is the one that was written."""
+def written_file(directory: Path, manifest: Manifest, name: str) -> Path:
+    """The file that the manifest means by a name.
+
+    Raises:
+        ArtifactError: there is none, or it is not the one that was written.
+    """
     known = manifest.files.get(name)
     if known is None:
         raise ArtifactError(f"{directory} is damaged: {MANIFEST} names no {name}; transform the model again")

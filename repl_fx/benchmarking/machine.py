@@ -7,21 +7,12 @@ import platform
 from collections.abc import Iterable
 from contextlib import suppress
 from importlib.metadata import PackageNotFoundError, version
-from pathlib import Path
 from typing import Any
 
 import torch
 
 from repl_fx import __version__
-
-
-def cpu_model() -> str:
-    """Name of the CPU as its maker gives it."""
-    with suppress(OSError):
-        for line in Path("/proc/cpuinfo").read_text().splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    return platform.processor() or platform.machine()
+from repl_fx.environment.machine import cpu_model
 
 
 def device_name(device: torch.device) -> str:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from repl_fx.cli import common
+from repl_fx.cli.completion import complete_surrogate
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -56,7 +57,12 @@ def bench_command(
     ] = None,
     surrogate: Annotated[
         str | None,
-        typer.Option("--surrogate", metavar="KEY", help="What stands in for a replaced block.  [default: auto]"),
+        typer.Option(
+            "--surrogate",
+            metavar="KEY",
+            help="What stands in for a replaced block.  [default: auto]",
+            autocompletion=complete_surrogate,
+        ),
     ] = None,
     force: Annotated[bool, typer.Option("--force", help="Replace the FILE of -o if it exists.")] = False,
     model: common.ModelOption = None,

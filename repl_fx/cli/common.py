@@ -21,7 +21,9 @@ import typer
 from rich.console import Console, RenderableType
 from rich.status import Status
 
+from repl_fx.cli.completion import complete_model, complete_model_or_artifact
 from repl_fx.cli.group import CLOSED
+from repl_fx.cli.help import OUTPUT
 
 if TYPE_CHECKING:
     from torch import nn
@@ -31,17 +33,26 @@ if TYPE_CHECKING:
     from repl_fx.running.example_inputs import ExampleInputs
     from repl_fx.tracing.parts.capture import CapturedParts
 
+# A section of the help.
+_MODEL = "Model"
+
 SpecArgument = Annotated[
     str,
     typer.Argument(
         metavar="SPEC",
         help="The model: model.py, model.py:FACTORY, timm:NAME, torchvision:NAME, hf:TYPE, hf:DIR or hf:CONFIG.",
         show_default=False,
+        autocompletion=complete_model,
     ),
 ]
 AnySpecArgument = Annotated[
     str,
-    typer.Argument(metavar="SPEC|DIR", help="A model, or a directory that transform wrote.", show_default=False),
+    typer.Argument(
+        metavar="SPEC|DIR",
+        help="A model, or a directory that transform wrote.",
+        show_default=False,
+        autocompletion=complete_model_or_artifact,
+    ),
 ]
 ShapeOption = Annotated[
     str | None,
@@ -50,17 +61,29 @@ ShapeOption = Annotated[
         metavar="SHAPES",
         help="Shapes of the example inputs, such as 2x3x224x224 or ids:2x16:int64,mask:2x16:bool.",
         show_default=False,
+        rich_help_panel=_MODEL,
     ),
 ]
 # The largest seed of torch.manual_seed.
 SeedOption = Annotated[
     int,
     typer.Option(
-        "--seed", min=-(2**63), max=2**63 - 1, help="Seed of random weights, inputs and surrogates.", show_default=True
+        "--seed",
+        min=-(2**63),
+        max=2**63 - 1,
+        help="Seed of random weights, inputs and surrogates.",
+        show_default=True,
+        rich_help_panel=_MODEL,
     ),
 ]
 DeviceOption = Annotated[
-    str, typer.Option("--device", metavar="DEVICE", help="Where the model goes: cpu, cuda, cuda:1.")
+    str,
+    typer.Option(
+        "--device",
+        metavar="DEVICE",
+        help="Where the model goes: cpu, cuda, cuda:1.",
+        rich_help_panel=_MODEL,
+    ),
 ]
 ModelOption = Annotated[
     str | None,
@@ -69,12 +92,15 @@ ModelOption = Annotated[
         metavar="SPEC",
         help="The model that DIR was made from, where its file is elsewhere now, or has changed.",
         show_default=False,
+        rich_help_panel=_MODEL,
     ),
 ]
 TrustOption = Annotated[
     bool,
     typer.Option(
-        "--trust-remote-code", help="Run the code that lies in the directory of an hf: model, if it is made of it."
+        "--trust-remote-code",
+        help="Run the code that lies in the directory of an hf: model, if it is made of it.",
+        rich_help_panel=_MODEL,
     ),
 ]
 WeightsOption = Annotated[
@@ -84,14 +110,35 @@ WeightsOption = Annotated[
         metavar="FILE",
         help="Trained weights of the model: a safetensors file, a file of torch.save, or a directory with them.",
         show_default=False,
+        rich_help_panel=_MODEL,
     ),
 ]
-JsonOption = Annotated[bool, typer.Option("--json", help="Write one JSON document to stdout, and nothing else there.")]
+JsonOption = Annotated[
+    bool,
+    typer.Option(
+        "--json",
+        help="Write one JSON document to stdout, and nothing else there.",
+        rich_help_panel=OUTPUT,
+    ),
+]
 VerboseOption = Annotated[
     bool,
-    typer.Option("-v", "--verbose", help="Show every stage, the warnings of libraries, and tracebacks of errors."),
+    typer.Option(
+        "-v",
+        "--verbose",
+        help="Show every stage, the warnings of libraries, and tracebacks of errors.",
+        rich_help_panel=OUTPUT,
+    ),
 ]
-QuietOption = Annotated[bool, typer.Option("-q", "--quiet", help="Show no progress.")]
+QuietOption = Annotated[
+    bool,
+    typer.Option(
+        "-q",
+        "--quiet",
+        help="Show no progress.",
+        rich_help_panel=OUTPUT,
+    ),
+]
 
 # A stage that is over sooner needs no line of its own.
 _SLOW = 1.0

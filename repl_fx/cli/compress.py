@@ -8,6 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from repl_fx.cli import common
+from repl_fx.cli.completion import complete_model_or_artifact
 from repl_fx.cli.group import CheckFailed
 from repl_fx.cli.settings import with_flags
 from repl_fx.compression.config import COMPRESSING, NOT_TO_COMPRESS, CompressConfig
@@ -16,7 +17,13 @@ from repl_fx.compression.config import COMPRESSING, NOT_TO_COMPRESS, CompressCon
 @with_flags(CompressConfig, without=NOT_TO_COMPRESS, defaults=COMPRESSING)
 def compress_command(
     spec: Annotated[
-        str, typer.Argument(metavar="SPEC|DIR", help="A trained model, or with --resume DIR.", show_default=False)
+        str,
+        typer.Argument(
+            metavar="SPEC|DIR",
+            help="A trained model, or with --resume DIR.",
+            show_default=False,
+            autocompletion=complete_model_or_artifact,
+        ),
     ],
     output: Annotated[
         Path | None,

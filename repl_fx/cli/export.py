@@ -8,12 +8,19 @@ from typing import Annotated
 import typer
 
 from repl_fx.cli import common
+from repl_fx.cli.completion import complete_artifact
 from repl_fx.cli.group import CheckFailed
 
 
 def export_command(
     directory: Annotated[
-        Path, typer.Argument(metavar="DIR", help="A directory that transform wrote.", show_default=False)
+        Path,
+        typer.Argument(
+            metavar="DIR",
+            help="A directory that transform wrote.",
+            show_default=False,
+            autocompletion=complete_artifact,
+        ),
     ],
     output: Annotated[
         Path | None,

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import errno
+import os
 import re
 import sys
 from typing import Any
 
 import typer
 from typer.core import TyperGroup
+
+from repl_fx.cli.completion import prepare_completion
+from repl_fx.cli.help import OPTIONS, write_options, write_sections
 
 DONE, FAILED, BAD, DEFECT, INTERRUPTED, CLOSED = 0, 1, 2, 70, 130, 141
 
@@ -22,10 +26,14 @@ class CheckFailed(Exception):
 
 
 class Commands(TyperGroup):
-    """A group of commands that ends every error in one line on stderr and an exit code (see `repl_fx.cli`)."""
+    """A group of commands that ends every error in one line on stderr and an exit code (see `repl_fx.cli`).
+
+    Its help lists the commands of a section (`rich_help_panel`) together.
+    """
 
     def main(self, *args: Any, standalone_mode: bool = True, **extra: Any) -> Any:
         """Run a command; exits in standalone mode, returns the exit code otherwise."""
+        completing = prepare_completion(os.environ)
         try:
             # However it was started: help and errors name the command that a user types.
             extra["prog_name"] = extra.get("prog_name") or "repl-fx"
@@ -37,12 +45,30 @@ class Commands(TyperGroup):
             code = INTERRUPTED
         except SystemExit as error:
             # Nobody reads stdout any more. Any other is the model's own, and must not pass for the end of the command.
-            code = CLOSED if error.code == CLOSED else _report(error)
+            code = int(error.code or DONE) if completing or error.code == CLOSED else _report(error)
         except BaseException as error:
             code = _report(error)
         if standalone_mode:
             sys.exit(code)
         return code
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Read the options of the group."""
+        try:
+            return super().parse_args(ctx, args)
+        except SystemExit as end:
+            # typer's options for completion end so.
+            raise typer.Exit(int(end.code or DONE)) from None
+
+    def format_options(self, ctx: Any, formatter: Any) -> None:
+        """Write the options, and the commands in their sections."""
+        write_options(self, ctx, formatter)
+        sections: dict[str, list[tuple[str, str]]] = {}
+        for name in self.list_commands(ctx):
+            command: Any = self.get_command(ctx, name)
+            title = command.rich_help_panel or OPTIONS
+            sections.setdefault(title, []).append((name, command.get_short_help_str(formatter.width)))
+        write_sections(sections, formatter)
 
 
 def _report(error: BaseException) -> int:

@@ -9,6 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from repl_fx.cli import common
+from repl_fx.cli.completion import complete_artifact
 from repl_fx.cli.settings import with_flags
 from repl_fx.training.config import HEALING, NOT_TO_HEAL, TrainConfig
 
@@ -16,7 +17,13 @@ from repl_fx.training.config import HEALING, NOT_TO_HEAL, TrainConfig
 @with_flags(TrainConfig, without=NOT_TO_HEAL, defaults=HEALING)
 def heal_command(
     directory: Annotated[
-        Path, typer.Argument(metavar="DIR", help="A directory that transform wrote.", show_default=False)
+        Path,
+        typer.Argument(
+            metavar="DIR",
+            help="A directory that transform wrote.",
+            show_default=False,
+            autocompletion=complete_artifact,
+        ),
     ],
     output: Annotated[
         Path | None,

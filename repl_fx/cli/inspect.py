@@ -8,6 +8,10 @@ from typing import Annotated, Any, Literal
 import typer
 
 from repl_fx.cli import common
+from repl_fx.cli.completion import complete_data, complete_task
+
+# A section of the help.
+_SCORES = "Scores of trained blocks"
 
 DataOption = Annotated[
     str | None,
@@ -16,23 +20,53 @@ DataOption = Annotated[
         metavar="DATA",
         help="Score the blocks on samples of these data: digits, cifar10, npz:PATH, folder:PATH, file.py:FUNCTION, …",
         show_default=False,
+        autocompletion=complete_data,
+        rich_help_panel=_SCORES,
     ),
 ]
 DataDirOption = Annotated[
     Path | None,
-    typer.Option("--data-dir", metavar="DIR", help="Directory of the files of named data sets.", show_default=False),
+    typer.Option(
+        "--data-dir",
+        metavar="DIR",
+        help="Directory of the files of named data sets.",
+        show_default=False,
+        rich_help_panel=_SCORES,
+    ),
 ]
 TaskOption = Annotated[
     str | None,
-    typer.Option("--task", metavar="TASK", help="Task of loaders: classification, …", show_default=False),
+    typer.Option(
+        "--task",
+        metavar="TASK",
+        help="Task of loaders: classification, …",
+        show_default=False,
+        autocompletion=complete_task,
+        rich_help_panel=_SCORES,
+    ),
 ]
 ScoreOption = Annotated[
     Literal["influence", "change", "gradient", "loss"],
-    typer.Option("--score", help="The score that is drawn; gradient and loss need targets."),
+    typer.Option(
+        "--score",
+        help="The score that is drawn; gradient and loss need targets.",
+        rich_help_panel=_SCORES,
+    ),
 ]
-SamplesOption = Annotated[int, typer.Option("--samples", min=1, help="Samples to score on, at most.")]
+SamplesOption = Annotated[
+    int,
+    typer.Option(
+        "--samples",
+        min=1,
+        help="Samples to score on, at most.",
+        rich_help_panel=_SCORES,
+    ),
+]
 GreedyOption = Annotated[
-    int, typer.Option("--greedy", min=0, help="With --score loss: blocks to skip one after the other.")
+    int,
+    typer.Option(
+        "--greedy", min=0, help="With --score loss: blocks to skip one after the other.", rich_help_panel=_SCORES
+    ),
 ]
 
 
@@ -60,8 +94,10 @@ def inspect_command(
     """
     with common.running(as_json, verbose, quiet) as terminal:
         from repl_fx import capture_parts
+        from repl_fx.analysis.repeats import repeats_table
         from repl_fx.costs import counted as costs
         from repl_fx.errors import BadInput
+        from repl_fx.planning.blocks_table import blocks_table
         from repl_fx.planning.part_repeats import find_in_parts, repeats_of
         from repl_fx.report import charts, documents, tables
 
@@ -93,14 +129,14 @@ def inspect_command(
             "repeats": documents.repeats_document(repeats, before, flops),
         }
         terminal.show(*common.captured_lines(target.title, captured), *common.note_lines(target.notes))
-        terminal.show(tables.repeats_table(repeats, before, flops) if repeats else "nothing repeats in this model")
+        terminal.show(repeats_table(repeats, before, flops) if repeats else "nothing repeats in this model")
         document["costs"] = documents.costs_document(before)
         if target.artifact is not None:
             after = costs.measure_parts(target.module, target.artifact.result.parts)
             done, plan = target.artifact.result.report, target.artifact.plan
             document["costs"] = {"before": document["costs"], "after": documents.costs_document(after)}
             document["blocks"] = documents.blocks_document(done, plan)
-            terminal.show(tables.blocks_table(done, plan))
+            terminal.show(blocks_table(done, plan))
         terminal.show(*common.costs_lines(before, after))
         if data is not None:
             with common.needing_train("inspect --data"):

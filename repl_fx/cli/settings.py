@@ -10,6 +10,24 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_typ
 
 import typer
 
+from repl_fx.cli.completion import OF_SETTINGS
+
+# The sections of the help, by the settings in them; all others are the command's own.
+_SECTIONS = {
+    "Blocks to replace": ("every", "blocks", "budget", "scores", "ignore", "surrogate", "set", "plan"),
+    "Model": ("weights", "input_shape", "checkpoint_blocks"),
+    "Data": ("data", "data_dir", "download", "context", "task", "augment", "mixup", "cutmix"),
+    "Optimizer": (
+        *("epochs", "steps", "batch_size", "accumulate", "optimizer", "lr", "momentum", "weight_decay", "warmup"),
+        *("clip", "label_smoothing", "ema", "precision", "compile", "learn"),
+    ),
+    "Teacher": ("teacher", "teacher_logits", "teacher_values", "target_weight", "temperature"),
+    "Schedule of replacing": ("replace_at", "restore_at", "neighbours"),
+    "Machine": ("device", "devices", "nodes", "strategy", "find_unused", "sync_batchnorm", "deterministic", "seed"),
+    "Log and checkpoints": ("save_every", "log_every", "tensorboard"),
+}
+_SECTION_OF = {name: section for section, names in _SECTIONS.items() for name in names}
+
 
 def with_flags(
     settings: type, without: Collection[str] = (), defaults: Mapping[str, Any] = MappingProxyType({})
@@ -42,7 +60,13 @@ def _flags(settings: Any, defaults: Mapping[str, Any]) -> Iterator[inspect.Param
         plain = _plain(kind)
         names = (f"--{flag}/--no-{flag}",) if plain is bool else (f"--{flag}",)
         shown = "" if default in (None, ()) else f"  [default: {str(default).lower() if plain is bool else default}]"
-        option = typer.Option(*names, help=f"{text}{shown}", show_default=False)
+        option = typer.Option(
+            *names,
+            help=f"{text}{shown}",
+            show_default=False,
+            rich_help_panel=_SECTION_OF.get(name),
+            autocompletion=OF_SETTINGS.get(name),
+        )
         annotation = Annotated[plain | None, option]  # type: ignore[valid-type]
         yield inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=annotation)
 

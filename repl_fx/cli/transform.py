@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from repl_fx.cli import common
+from repl_fx.cli.completion import complete_surrogate
 from repl_fx.cli.group import CheckFailed
 
 if TYPE_CHECKING:
@@ -48,7 +49,12 @@ def transform_command(
     ] = None,
     surrogate: Annotated[
         str | None,
-        typer.Option("--surrogate", metavar="KEY", help="What stands in for a replaced block.  [default: auto]"),
+        typer.Option(
+            "--surrogate",
+            metavar="KEY",
+            help="What stands in for a replaced block.  [default: auto]",
+            autocompletion=complete_surrogate,
+        ),
     ] = None,
     settings: Annotated[
         list[str] | None,
@@ -95,9 +101,11 @@ def transform_command(
     """Replace repeated blocks of a model by light surrogates, and write the result as a directory."""
     with common.running(as_json, verbose, quiet) as terminal:
         from repl_fx import save, transform
+        from repl_fx.analysis.repeats import repeats_table
         from repl_fx.artifact import require_free
         from repl_fx.costs import counted as costs
         from repl_fx.errors import BadInput
+        from repl_fx.planning.blocks_table import blocks_table
         from repl_fx.planning.budgets import budget_shares, reached
         from repl_fx.planning.written_options import (
             parse_blocks,
@@ -175,8 +183,8 @@ def transform_command(
         terminal.show(
             *common.captured_lines(str(source), captured),
             *common.note_lines(source.notes),
-            tables.repeats_table(result.repeats, before, flops),
-            tables.blocks_table(result.report, result.plan),
+            repeats_table(result.repeats, before, flops),
+            blocks_table(result.report, result.plan),
             *common.costs_lines(before, after),
             *tables.budget_tables(limits or {}, result.plan, left),
             tables.placing_line(result.in_place),

@@ -22,12 +22,12 @@ from typing import Any
 
 import msgspec
 
-from repl_fx.artifact.changing import COMPRESSION
+from repl_fx.artifact.places import COMPRESSION, RESULT as RESULT, SCORES
 from repl_fx.compression.config import CompressConfig
 from repl_fx.errors import BadInput, OutputError, one_line
 from repl_fx.scoring.scores import Scores
 
-SETTINGS, SCORES, RESULT = "settings.yaml", "scores.json", "result.json"
+SETTINGS = "settings.yaml"
 
 
 class _Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

@@ -10,6 +10,7 @@ from functools import cached_property
 from torch import fx, nn
 
 from repl_fx.analysis.blocks import Block, Repeat
+from repl_fx.analysis.repeats import Repeats
 from repl_fx.passes.find_repeats import find_repeats
 from repl_fx.surrogates.shared.matching import Matches
 from repl_fx.tracing.fingerprint import lines_around, lines_of_code, lines_of_graph
@@ -61,9 +62,9 @@ def find_in_parts(captured: CapturedParts) -> tuple[PartRepeats, ...]:
     )
 
 
-def repeats_of(parts: Iterable[PartRepeats]) -> tuple[Repeat, ...]:
+def repeats_of(parts: Iterable[PartRepeats]) -> Repeats:
     """The repeats of all parts of a model, under the names that they have in it."""
-    return tuple(repeat for part in parts for repeat in part.repeats)
+    return Repeats(repeat for part in parts for repeat in part.repeats)
 
 
 def part_of(parts: Iterable[PartRepeats], block: str) -> PartRepeats:

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 from torch import fx
 
 from repl_fx.plan import Plan
 from repl_fx.planning.part_repeats import PartRepeats
 from repl_fx.surrogates.shared.site import surrogate_path
+
+Status = Literal["kept", "replaced", "refused"]
 
 
 @dataclass(frozen=True)
@@ -25,7 +28,7 @@ class BlockReport:
 
     block: str
     repeat: str
-    status: str
+    status: Status
     surrogate: str | None
     reason: str | None
     parameters_before: int
@@ -48,7 +51,8 @@ def reports_of(part: PartRepeats, rewritten: fx.GraphModule, plan: Plan) -> list
             block = part.blocks[name]
             own = set(block.parameters)
             before = after = sum(sizes.get(path, 0) for path in own)
-            status, key, reason = "kept", None, None
+            status: Status = "kept"
+            key, reason = None, None
             if name in replaced:
                 status, key, reason = "replaced", replaced[name].surrogate, replaced[name].why or None
                 place = f"{surrogate_path(block.name)}."

@@ -9,7 +9,6 @@ from typing import Any
 
 from repl_fx.errors import BadInput, one_line
 from repl_fx.plan import Plan
-from repl_fx.planning.budgets import budget_among
 
 
 def parse_settings(items: Sequence[str]) -> dict[str, Any]:
@@ -129,6 +128,9 @@ def planning_options(**options: Any) -> Any:
     Raises:
         BadInput: they do not go together, or a budget is none.
     """
+    # Here, as the flags of `repl-fx train` are of this module, and `--help` need not wait for torch.
+    from repl_fx.planning.budgets import budget_among
+
     given = {name: value for name, value in options.items() if value is not None}
     budget_among(given)
     return given

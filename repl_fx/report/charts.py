@@ -14,7 +14,7 @@ from rich.terminal_theme import DEFAULT_TERMINAL_THEME
 from rich.text import Text
 
 from repl_fx.benchmarking.results import Benchmark, Row
-from repl_fx.report.tables import milliseconds, size
+from repl_fx.display.numbers import milliseconds, size
 from repl_fx.running.timing import Spread
 from repl_fx.scoring.scores import Kind, Scores
 

@@ -1,26 +1,22 @@
-"""Tables for the terminal: repeats, blocks, scores, costs, checks, measured times; and numbers as people read them.
+"""Tables for the terminal: parts, scores, costs, checks, measured times.
 
 Each fits 80 columns: numbers keep their width, names and reasons are folded. Cells are never read as markup.
 """
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Literal
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING
 
-from rich import box
 from rich.table import Table
-from rich.text import Text
-from torch import fx
 
-from repl_fx.analysis.blocks import Block, Repeat
 from repl_fx.benchmarking.results import Benchmark, InferenceRow, Row
 from repl_fx.costs.counted import Costs
+from repl_fx.display.columns import add_numbers, add_row, add_words, new_table
+from repl_fx.display.numbers import change, count, milliseconds, size, small
 from repl_fx.in_place.assembling import InPlace
-from repl_fx.plan import Plan, Replacement
+from repl_fx.plan import Plan
 from repl_fx.planning.budgets import budget_shares
-from repl_fx.planning.report import BlockReport
 from repl_fx.running.timing import Spread
 from repl_fx.scoring.scores import Scores
 from repl_fx.tracing.parts.capture import CapturedParts
@@ -29,89 +25,48 @@ if TYPE_CHECKING:
     from repl_fx.export import Difference, Verification
 
 
-_COUNTS = ("", "k", "M", "G", "T", "P")
 # A model that keeps less than this share of what its graph keeps has checkpoints in its code.
 _CHECKPOINTED = 0.8
-_BYTES = ("B", "KiB", "MiB", "GiB", "TiB", "PiB")
 
 
 def parts_table(captured: CapturedParts) -> Table:
     """Which modules of a model are graphs, and which were tried and stay eager, with the reason."""
-    table = _table("Parts")
-    _words(table, "module", "class")
-    _numbers(table, "parameters")
-    _words(table, "captured by, or why it stays eager")
+    table = new_table("Parts")
+    add_words(table, "module", "class")
+    add_numbers(table, "parameters")
+    add_words(table, "captured by, or why it stays eager")
     infos = ((part.path, part.graph_module.meta["capture"]) for part in captured.parts)
     rows = [(path, info.model, info.tracer) for path, info in infos]
     for path, kind, tracer in (*rows, *((e.path, e.kind, f"eager: {e.reason}") for e in captured.eager)):
         parameters = sum(parameter.numel() for parameter in captured.source.get_submodule(path).parameters())
-        _row(table, path or "the model itself", kind, count(parameters), tracer)
-    return table
-
-
-def repeats_table(repeats: Sequence[Repeat], costs: Costs, flops: Mapping[fx.Node, int] | None = None) -> Table:
-    """The repeats and their share of the model, and below each, indented, those inside its first copy.
-
-    Without FLOPs by node (`flops_of_parts`), their column has no numbers.
-    """
-    table = _table("Repeats")
-    _numbers(table, "#")
-    _words(table, "repeat")
-    _numbers(table, "copies", "nodes", "parameters\na block", "parameters\nin all", "share of\nthe model")
-    _numbers(table, "share of\nFLOPs")
-    for number, repeat in enumerate(repeats, start=1):
-        _row(table, str(number), *_repeat_cells(repeat, costs, flops))
-        _inner_rows(table, repeat, costs, flops, depth=1)
-    return table
-
-
-def blocks_table(report: Sequence[BlockReport], plan: Plan) -> Table:
-    """The fate of each block, numbered as `--blocks` takes them, and the reason."""
-    table = _table("Blocks")
-    _numbers(table, "#")
-    _words(table, "block", "status")
-    _numbers(table, "parameters\nbefore", "parameters\nafter")
-    _words(table, "how, or why not")
-    replacements = {replacement.block: replacement for replacement in plan.replacements}
-    for number, row in enumerate(report, start=1):
-        replacement = replacements.get(row.block)
-        before, after = count(row.parameters_before), count(row.parameters_after)
-        _row(table, str(number), row.block, row.status, before, after, how(row, replacement))
+        add_row(table, path or "the model itself", kind, count(parameters), tracer)
     return table
 
 
 def scores_table(scores: Scores) -> Table:
     """The scores of each block, numbered as `--blocks` takes them, and why one has none."""
-    table = _table("Scores")
-    _numbers(table, "#")
-    _words(table, "block")
+    table = new_table("Scores")
+    add_numbers(table, "#")
+    add_words(table, "block")
     kinds = ["rise of\nthe loss" if kind == "loss" else kind for kind in scores.kinds]
-    _numbers(table, *kinds, *(["goes as\nnumber"] if scores.greedy else []))
+    add_numbers(table, *kinds, *(["goes as\nnumber"] if scores.greedy else []))
     reasons = any(score.reasons for score in scores.blocks)
     if reasons:
-        _words(table, "why not")
+        add_words(table, "why not")
     values = [scores.of(kind) for kind in scores.kinds]
     for number, score in enumerate(scores.blocks, start=1):
         cells = [f"{found[score.block]:.4g}" if score.block in found else "-" for found in values]
         order = [str(score.greedy_rank or "-")] if scores.greedy else []
         why = ["; ".join(dict.fromkeys(score.reasons.values()))] if reasons else []
-        _row(table, str(number), score.block, *cells, *order, *why)
+        add_row(table, str(number), score.block, *cells, *order, *why)
     return table
-
-
-def how(row: BlockReport, replacement: Replacement | None) -> str:
-    """The surrogate of a block, the blocks it is made from and why not another, or the reason why the block stays."""
-    if replacement is not None:
-        made = f"{replacement.surrogate}, from {replacement.before} and {replacement.after}"
-        return f"{made}; {replacement.why}" if replacement.why else made
-    return row.reason or ""
 
 
 def costs_table(before: Costs, after: Costs | None = None) -> Table:
     """Costs of a model, or costs before and after a transform with the change in percent."""
-    table = _table("Costs" if after is None else "Before and after")
-    _words(table, "")
-    _numbers(table, *(("",) if after is None else ("before", "after", "change")))
+    table = new_table("Costs" if after is None else "Before and after")
+    add_words(table, "")
+    add_numbers(table, *(("",) if after is None else ("before", "after", "change")))
     batch = f"batch {before.batch}" if before.parts is None else "one call of each part"
     lines: list[tuple[str, Callable[[int | None], str], Callable[[Costs], int | None]]] = [
         ("parameters", count, lambda costs: costs.parameters),
@@ -123,9 +78,9 @@ def costs_table(before: Costs, after: Costs | None = None) -> Table:
         lines.append(("kept for synthesis, at any batch", size, lambda costs: costs.synthesis_bytes))
     for name, text, value in lines:
         if after is None:
-            _row(table, name, text(value(before)))
+            add_row(table, name, text(value(before)))
         else:
-            _row(table, name, text(value(before)), text(value(after)), change(value(before), value(after)))
+            add_row(table, name, text(value(before)), text(value(after)), change(value(before), value(after)))
     return table
 
 
@@ -139,11 +94,11 @@ def budget_tables(limits: Mapping[str, float], plan: Plan, reached: Mapping[str,
 
 def budget_table(shares: Mapping[str, Mapping[str, float | None]]) -> Table:
     """The table of a budget, from `budget_shares`."""
-    table = _table("Budget, of the original")
-    _words(table, "")
-    _numbers(table, "budget", "expected", "reached")
+    table = new_table("Budget, of the original")
+    add_words(table, "")
+    add_numbers(table, "budget", "expected", "reached")
     for name, found in shares.items():
-        _row(table, name, *(_part(found[column]) for column in ("limit", "expected", "reached")))
+        add_row(table, name, *(_part(found[column]) for column in ("limit", "expected", "reached")))
     return table
 
 
@@ -153,61 +108,61 @@ def _part(number: float | None) -> str:
 
 def figures_table(figures: Mapping[str, Mapping[str, float]]) -> Table:
     """The figures of several models, such as loss and accuracy, by the names of both."""
-    table = _table("Figures")
+    table = new_table("Figures")
     names = list(dict.fromkeys(name for found in figures.values() for name in found))
-    _words(table, "model")
-    _numbers(table, *names)
+    add_words(table, "model")
+    add_numbers(table, *names)
     for model, found in figures.items():
-        _row(table, model, *(f"{found[name]:.4f}" if name in found else "" for name in names))
+        add_row(table, model, *(f"{found[name]:.4f}" if name in found else "" for name in names))
     return table
 
 
 def verification_table(verification: Verification) -> Table:
     """A row for each output and batch size: differences, and whether they are within the tolerance."""
-    table = _table("ONNX Runtime and PyTorch")
-    _words(table, "output")
-    _numbers(table, "batch", "max\nabs", "mean\nabs", "median\nabs", "max\nrel", "cosine", "top-1")
+    table = new_table("ONNX Runtime and PyTorch")
+    add_words(table, "output")
+    add_numbers(table, "batch", "max\nabs", "mean\nabs", "median\nabs", "max\nrel", "cosine", "top-1")
     table.add_column("verdict", no_wrap=True)
     for row in verification.rows:
         differences = (small(number) for number in (row.max_abs, row.mean_abs, row.median_abs, row.max_rel))
         agreement = "-" if row.top1_agreement is None else f"{100 * row.top1_agreement:.4g} %"
-        _row(table, row.output, str(row.batch), *differences, f"{row.cosine:.6f}", agreement, _verdict(row))
+        add_row(table, row.output, str(row.batch), *differences, f"{row.cosine:.6f}", agreement, _verdict(row))
     return table
 
 
 def layers_table(verification: Verification) -> Table:
     """A row for each inner value that was compared, in the order of execution."""
-    table = _table("Layers")
-    _words(table, "layer")
-    _numbers(table, "max\nabs", "mean\nabs", "max\nrel", "cosine")
+    table = new_table("Layers")
+    add_words(table, "layer")
+    add_numbers(table, "max\nabs", "mean\nabs", "max\nrel", "cosine")
     table.add_column("verdict", no_wrap=True)
     for layer in verification.layers:
         row = layer.difference
         differences = (small(number) for number in (row.max_abs, row.mean_abs, row.max_rel))
-        _row(table, layer.module or layer.node, *differences, f"{row.cosine:.6f}", _verdict(row))
+        add_row(table, layer.module or layer.node, *differences, f"{row.cosine:.6f}", _verdict(row))
     return table
 
 
 def training_table(measured: Benchmark) -> Table:
     """A row for each variant: time of a step of training, its spread, throughput and memory."""
-    table = _table(f"Training{_at(measured.training[0])}")
-    _words(table, "variant")
+    table = new_table(f"Training{_at(measured.training[0])}")
+    add_words(table, "variant")
     memory = {"peak": "peak\nmemory", "kept": "kept for\nbackward"}[measured.memory]
-    _numbers(table, *_TIMES, memory, "parameters")
+    add_numbers(table, *_TIMES, memory, "parameters")
     for row in measured.training:
         parameters = None if row.sizes is None else row.sizes.parameters
-        _row(table, row.variant, *_times(measured, row), size(measured.bytes_of(row)), count(parameters))
+        add_row(table, row.variant, *_times(measured, row), size(measured.bytes_of(row)), count(parameters))
     return table
 
 
 def inference_table(measured: Benchmark) -> Table:
     """A row for each variant by each runtime at each batch size: latency, its spread and throughput."""
-    table = _table("Inference")
-    _numbers(table, "batch")
-    _words(table, "runtime", "variant")
-    _numbers(table, *_TIMES)
+    table = new_table("Inference")
+    add_numbers(table, "batch")
+    add_words(table, "runtime", "variant")
+    add_numbers(table, *_TIMES)
     for row in measured.inference:
-        _row(table, "-" if row.batch is None else str(row.batch), row.runtime, row.variant, *_times(measured, row))
+        add_row(table, "-" if row.batch is None else str(row.batch), row.runtime, row.variant, *_times(measured, row))
     return table
 
 
@@ -244,114 +199,8 @@ def _at(row: Row) -> str:
     return "" if row.batch is None else f", batch {row.batch}"
 
 
-def milliseconds(seconds: float) -> str:
-    """Seconds in milliseconds, with three digits or more; of less than a microsecond fewer."""
-    milli = 1e3 * seconds
-    return f"{milli:.{3 if milli < 0.9995 else 2 if milli < 9.995 else 1 if milli < 99.95 else 0}f}"
-
-
-def block_flops(block: Block, flops: Mapping[fx.Node, int] | None) -> int | None:
-    """FLOPs of a block; None where they are unknown."""
-    return None if flops is None else sum(flops.get(node, 0) for node in block.nodes)
-
-
-def repeat_flops(repeat: Repeat, flops: Mapping[fx.Node, int] | None) -> int | None:
-    """FLOPs of all copies of a repeat; None where they are unknown."""
-    each = [block_flops(block, flops) for block in repeat.blocks]
-    return None if flops is None else sum(number or 0 for number in each)
-
-
-def _repeat_cells(repeat: Repeat, costs: Costs, flops: Mapping[fx.Node, int] | None) -> tuple[str, ...]:
-    first = repeat.blocks[0]
-    return (
-        repeat.name + (" (shared)" if repeat.shared else " (similar)" if repeat.similar else ""),
-        str(len(repeat)),
-        str(len(first.nodes)),
-        count(first.size),
-        count(repeat.size),
-        share(repeat.size, costs.parameters),
-        share(repeat_flops(repeat, flops), costs.flops),
-    )
-
-
-def _inner_rows(table: Table, repeat: Repeat, costs: Costs, flops: Mapping[fx.Node, int] | None, depth: int) -> None:
-    for child in repeat.children:
-        name, *numbers = _repeat_cells(child, costs, flops)
-        _row(table, "", f"{'  ' * depth}{name}", *numbers)
-        _inner_rows(table, child, costs, flops, depth + 1)
-
-
 def _verdict(row: Difference) -> str:
     return "equal" if row.passed else "DIFFERS"
-
-
-def _table(title: str) -> Table:
-    return Table(
-        title=title,
-        title_justify="left",
-        title_style="bold",
-        header_style="",
-        box=box.SIMPLE_HEAD,
-        pad_edge=False,
-        padding=(0, 1, 0, 0),
-        show_edge=False,
-    )
-
-
-def _words(table: Table, *names: str) -> None:
-    for name in names:
-        table.add_column(name, overflow="fold", vertical="top")
-
-
-def _numbers(table: Table, *names: str) -> None:
-    justify: Literal["right"] = "right"
-    for name in names:
-        table.add_column(name, justify=justify, no_wrap=True)
-
-
-def _row(table: Table, *cells: str) -> None:
-    table.add_row(*(Text(cell) for cell in cells))
-
-
-def count(number: int | None) -> str:
-    """A count with three digits and a decimal prefix: 950, 1.02 M, 8.03 G; a dash for None."""
-    return _scaled(number, 1000, _COUNTS)
-
-
-def size(number: int | None) -> str:
-    """A number of bytes with three digits and a binary prefix: 12.2 MiB; a dash for None."""
-    return _scaled(number, 1024, _BYTES)
-
-
-def share(part: int | None, whole: int | None) -> str:
-    """A part of a whole in percent; a dash where one is unknown or the whole is 0."""
-    return f"{100 * part / whole:.1f} %" if part is not None and whole else "-"
-
-
-def change(before: int | None, after: int | None) -> str:
-    """By how much a number changed, in percent of what it was; a dash where that has no meaning."""
-    if before is None or after is None or not before:
-        return "-"
-    percent = f"{100 * (after - before) / before:+.1f} %"
-    return "0.0 %" if percent in ("+0.0 %", "-0.0 %") else percent
-
-
-def small(number: float) -> str:
-    """A difference: two digits and an exponent, 0 where there is none."""
-    return f"{number:.1e}" if number and math.isfinite(number) else f"{number:g}"
-
-
-def _scaled(number: int | None, base: int, units: tuple[str, ...]) -> str:
-    if number is None:
-        return "-"
-    value, step = float(number), 0
-    # 999.5 of a unit would be written with four digits.
-    while abs(value) >= (999.5 if base == 1000 else 1023.5) and step < len(units) - 1:
-        value, step = value / base, step + 1
-    if step == 0:
-        return f"{number} {units[0]}".rstrip()
-    digits = 2 if abs(value) < 9.995 else 1 if abs(value) < 99.95 else 0
-    return f"{value:.{digits}f} {units[step]}"
 
 
 def placing_line(in_place: InPlace) -> str:

@@ -11,6 +11,7 @@ from typing import Any
 from torch import nn
 
 from repl_fx.artifact import build_original, built_like, load_artifact, require_free, save
+from repl_fx.artifact.places import COMPARISON as COMPARISON, OTHERS as OTHERS
 from repl_fx.benchmarking.variants import ORIGINAL, REWRITTEN
 from repl_fx.errors import BadInput, OutputError, first_line
 from repl_fx.pipeline import TransformResult
@@ -35,8 +36,6 @@ from repl_fx.training.run import (
 from repl_fx.training.safe_checkpoints import last_whole
 from repl_fx.training.schedules import require_schedule, train_in_phases
 from repl_fx.training.variants import VARIANTS, Models
-
-OTHERS, COMPARISON = "others", "comparison.json"
 
 
 @dataclass(frozen=True, eq=False)

@@ -13,14 +13,13 @@ import json
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
+from repl_fx.artifact.places import FIGURES as FIGURES
 from repl_fx.errors import OutputError
 from repl_fx.in_place.surrogate_block import SurrogateBlock
 from repl_fx.training.command import Run, train_directory
 from repl_fx.training.config import HEALING, TrainConfig
 from repl_fx.training.evaluation import evaluate
 from repl_fx.training.run import STATE, Trained
-
-FIGURES = "healing.json"
 
 
 @dataclass(frozen=True)

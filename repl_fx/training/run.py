@@ -29,6 +29,7 @@ from pytorch_lightning.loggers import CSVLogger, Logger, TensorBoardLogger
 from torch import nn
 
 from repl_fx._foreign_libraries import hushed
+from repl_fx.artifact.places import LOGS as LOGS, RESULT as RESULT, STATE as STATE
 from repl_fx.errors import BadInput, OutputError
 from repl_fx.training.building import module_of
 from repl_fx.training.callbacks import SharedSyntheses, Speed, peak_mib
@@ -53,8 +54,7 @@ from repl_fx.training.processes import Processes, join
 from repl_fx.training.safe_checkpoints import Checkpoints, SeededSteps, discard_all, header_of, last_whole
 from repl_fx.training.sharding import FullySharded
 
-STATE = "train_state"
-CONFIG, CHECKPOINT, RESULT, LOGS = "config.yaml", "last.ckpt", "result.json", "logs"
+CONFIG, CHECKPOINT = "config.yaml", "last.ckpt"
 # What Lightning and its metrics say of themselves.
 NOISY = ("pytorch_lightning", r"lightning_\w+", "torchmetrics")
 NOISY_LOGGERS = ("pytorch_lightning", "lightning.pytorch", "lightning.fabric")

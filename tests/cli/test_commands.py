@@ -9,6 +9,8 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import pytest
+
 import repl_fx
 
 if TYPE_CHECKING:
@@ -48,3 +50,12 @@ def test_as_a_process(model_file: Path, tmp_path: Path) -> None:
     one = call("--json", "--dry-run", "--no-check")
     assert one.returncode == 0 and json.loads(one.stdout)["directory"] is None
     assert all(word in one.stderr for word in words)
+
+
+@pytest.mark.parametrize("arguments", [("--help",), ("train", "--help"), ("transform", "--colour")])
+def test_help_and_a_mistyped_option_do_not_wait_for_torch(arguments: tuple[str, ...]) -> None:
+    start = "import sys; sys.modules['torch'] = None; from repl_fx.cli import app; app(sys.argv[1:])"
+    environment = {**os.environ, "PYTHONPATH": str(Path(repl_fx.__file__).parents[1])}
+    done = subprocess.run([sys.executable, "-c", start, *arguments], env=environment, capture_output=True, text=True)
+    assert done.returncode == (0 if "--help" in arguments else 2), done.stderr
+    assert "repl-fx" in done.stdout + done.stderr

@@ -2,42 +2,34 @@
 
 from __future__ import annotations
 
-import io
 import json
-import math
 
 import pytest
 import torch
-from rich.console import Console
 from rich.table import Table
 from torch import Tensor, nn
 
 import repl_fx
+from repl_fx.analysis.repeats import repeats_table
 from repl_fx.benchmarking.results import Benchmark, InferenceRow, TrainingRow
 from repl_fx.benchmarking.training import PARTS, Sizes
 from repl_fx.costs.counted import Costs, flops_by_node, measure_costs
 from repl_fx.export import Difference, LayerDifference, Verification
-from repl_fx.plan import Plan, Refusal, Replacement
+from repl_fx.plan import Plan
+from repl_fx.planning.blocks_table import blocks_table
 from repl_fx.planning.report import BlockReport
-from repl_fx.report.documents import blocks_document, costs_document, repeats_document
+from repl_fx.report.documents import costs_document, repeats_document
 from repl_fx.report.tables import (
-    blocks_table,
-    change,
     costs_table,
-    count,
     inference_table,
     layers_table,
-    milliseconds,
-    repeats_table,
     scores_table,
-    share,
-    size,
-    small,
     training_table,
     unmeasured_lines,
     verification_table,
 )
 from tests.benchmarking.test_results import measured
+from tests.display.shown import row_of, text_of
 from tests.scoring.test_scores import SCORES
 
 NAMES = ("original", "depth-pruned")
@@ -55,19 +47,6 @@ class Pair(nn.Module):
         for layer in self.layers:
             y = torch.relu(layer(y))
         return x + y
-
-
-def text_of(table: Table, encoding: str = "utf-8") -> str:
-    raw = io.BytesIO()
-    file = io.TextIOWrapper(raw, encoding=encoding)
-    # As the command line prints where there is no terminal.
-    Console(file=file, width=80).print(table)
-    file.flush()
-    return raw.getvalue().decode(encoding)
-
-
-def row_of(text: str, first: str) -> list[str]:
-    return next(line.split() for line in text.splitlines() if line.split()[:1] == [first])
 
 
 @pytest.fixture(scope="module")
@@ -91,23 +70,6 @@ def test_repeats_with_the_repeats_inside_them(result: repl_fx.TransformResult) -
     assert [block["number"] for block in document["blocks"]] == [1, 2, 3, 4, 5]
     assert len(document["inside"]) == len(repeat.children)
     json.dumps(document, allow_nan=False)
-
-
-def test_blocks_with_how_and_why_not() -> None:
-    report = (
-        BlockReport("b.0", "b", "kept", None, None, 144, 144),
-        BlockReport("b.1", "b", "replaced", "blend", None, 144, 4),
-        BlockReport("b.2", "b", "refused", None, "it is [red]odd[/red] :smile:", 144, 144),
-    )
-    plan = Plan((Replacement("b.1", "b", "b.0", "b.2", "blend", {"x": 1}),), (Refusal("b.2", "b", "odd"),), "f")
-    text = text_of(blocks_table(report, plan))
-    assert row_of(text, "1") == ["1", "b.0", "kept", "144", "144"]
-    assert " ".join(row_of(text, "2")) == "2 b.1 replaced 144 4 blend, from b.0 and b.2"
-    assert " ".join(row_of(text, "3")) == "3 b.2 refused 144 144 it is [red]odd[/red] :smile:"
-    rows = blocks_document(report, plan)
-    assert [row["number"] for row in rows] == [1, 2, 3]
-    assert rows[1]["made_from"] == ["b.0", "b.2"] and rows[1]["settings"] == {"x": 1}
-    assert rows[2]["made_from"] is None
 
 
 def test_scores_with_the_reason_where_there_is_none() -> None:
@@ -176,11 +138,6 @@ def test_measured_times() -> None:
     ]
 
 
-def test_milliseconds() -> None:
-    shown = [milliseconds(seconds) for seconds in (0.1234, 0.01234, 0.001234, 0.0001234, 12.34)]
-    assert shown == ["123", "12.3", "1.23", "0.123", "12340"]
-
-
 @pytest.mark.parametrize("encoding", ["utf-8", "latin-1"])
 def test_no_line_is_longer_than_80_columns(encoding: str, result: repl_fx.TransformResult) -> None:
     name = "model.encoder.very_long_name_of_a_container.layers.17.attention.output_projection"
@@ -197,43 +154,3 @@ def test_no_line_is_longer_than_80_columns(encoding: str, result: repl_fx.Transf
         text = text_of(table, encoding)
         assert max(len(line) for line in text.splitlines()) <= 80
         assert "…" not in text
-
-
-@pytest.mark.parametrize(
-    ("number", "text"),
-    [
-        (None, "-"),
-        (0, "0"),
-        (999, "999"),
-        (1000, "1.00 k"),
-        (111_840, "112 k"),
-        (999_499, "999 k"),
-        (999_500, "1.00 M"),
-        (1_018_762, "1.02 M"),
-        (8_030_261_248, "8.03 G"),
-        (5 * 10**18, "5000 P"),
-    ],
-)
-def test_counts(number: int | None, text: str) -> None:
-    assert count(number) == text
-
-
-@pytest.mark.parametrize(
-    ("number", "text"),
-    [(None, "-"), (0, "0 B"), (1023, "1023 B"), (1024, "1.00 KiB"), (4_075_048, "3.89 MiB"), (2**40, "1.00 TiB")],
-)
-def test_sizes(number: int | None, text: str) -> None:
-    assert size(number) == text
-
-
-def test_shares_and_changes() -> None:
-    assert share(1, 4) == "25.0 %"
-    assert share(1, 0) == share(None, 4) == "-"
-    assert change(200, 100) == "-50.0 %"
-    assert change(100, 110) == "+10.0 %"
-    assert change(10**6, 10**6 + 1) == "0.0 %"
-    assert change(0, 100) == change(None, 1) == "-"
-
-
-def test_small_numbers() -> None:
-    assert [small(x) for x in (0.0, 1.26e-7, math.inf, math.nan)] == ["0", "1.3e-07", "inf", "nan"]

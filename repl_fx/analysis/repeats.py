@@ -1,0 +1,88 @@
+"""The repeats of a model together, and their table."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Protocol
+
+from rich.table import Table
+from torch import fx
+
+from repl_fx.analysis.blocks import Block, Repeat
+from repl_fx.display.columns import add_numbers, add_row, add_words, new_table
+from repl_fx.display.html import html_of
+from repl_fx.display.numbers import count, share
+
+
+class WholeCosts(Protocol):
+    """Costs of the whole model; None where they are unknown."""
+
+    @property
+    def parameters(self) -> int: ...
+
+    @property
+    def flops(self) -> int | None: ...
+
+
+class Repeats(tuple[Repeat, ...]):
+    """Repeats as a tuple, which notebooks show as a table."""
+
+    __slots__ = ()
+
+    def _repr_html_(self) -> str:
+        return html_of(repeats_table(self) if self else "nothing repeats")
+
+
+def repeats_table(
+    repeats: Sequence[Repeat], costs: WholeCosts | None = None, flops: Mapping[fx.Node, int] | None = None
+) -> Table:
+    """The repeats, and below each, indented, those inside its first copy.
+
+    Args:
+        costs: of the model, for the share that each has of it; without, there are no shares.
+        flops: FLOPs by node (`flops_of_parts`); without, their column has no numbers.
+    """
+    table = new_table("Repeats")
+    add_numbers(table, "#")
+    add_words(table, "repeat")
+    add_numbers(table, "copies", "nodes", "parameters\na block", "parameters\nin all")
+    if costs is not None:
+        add_numbers(table, "share of\nthe model", "share of\nFLOPs")
+    for number, repeat in enumerate(repeats, start=1):
+        add_row(table, str(number), *_repeat_cells(repeat, costs, flops))
+        _inner_rows(table, repeat, costs, flops, depth=1)
+    return table
+
+
+def block_flops(block: Block, flops: Mapping[fx.Node, int] | None) -> int | None:
+    """FLOPs of a block; None where they are unknown."""
+    return None if flops is None else sum(flops.get(node, 0) for node in block.nodes)
+
+
+def repeat_flops(repeat: Repeat, flops: Mapping[fx.Node, int] | None) -> int | None:
+    """FLOPs of all copies of a repeat; None where they are unknown."""
+    each = [block_flops(block, flops) for block in repeat.blocks]
+    return None if flops is None else sum(number or 0 for number in each)
+
+
+def _repeat_cells(repeat: Repeat, costs: WholeCosts | None, flops: Mapping[fx.Node, int] | None) -> tuple[str, ...]:
+    first = repeat.blocks[0]
+    cells = (
+        repeat.name + (" (shared)" if repeat.shared else " (similar)" if repeat.similar else ""),
+        str(len(repeat)),
+        str(len(first.nodes)),
+        count(first.size),
+        count(repeat.size),
+    )
+    if costs is None:
+        return cells
+    return *cells, share(repeat.size, costs.parameters), share(repeat_flops(repeat, flops), costs.flops)
+
+
+def _inner_rows(
+    table: Table, repeat: Repeat, costs: WholeCosts | None, flops: Mapping[fx.Node, int] | None, depth: int
+) -> None:
+    for child in repeat.children:
+        name, *numbers = _repeat_cells(child, costs, flops)
+        add_row(table, "", f"{'  ' * depth}{name}", *numbers)
+        _inner_rows(table, child, costs, flops, depth + 1)

@@ -1,0 +1,24 @@
+"""Lines and tables as HTML, for notebooks."""
+
+from __future__ import annotations
+
+import io
+
+from rich.console import Console, RenderableType
+
+_WIDTH = 100
+# No colours: those of the notebook, light or dark, are right.
+_PAGE = (
+    '<pre style="color: inherit; background: transparent; line-height: 1.3; overflow-x: auto; white-space: pre">'
+    "{code}</pre>"
+)
+
+
+def html_of(*parts: RenderableType) -> str:
+    """Lines and tables as one piece of HTML, with an empty line before each table; what they hold is escaped."""
+    console = Console(record=True, width=_WIDTH, file=io.StringIO(), markup=False, emoji=False, highlight=False)
+    for number, part in enumerate(parts):
+        if number and not isinstance(part, str):
+            console.print()
+        console.print(part)
+    return console.export_html(code_format=_PAGE, inline_styles=True)

@@ -1,0 +1,136 @@
+"""Import packages in a process of its own: one that ends its process, or cannot be imported, ends no command.
+
+The child, this file run as a script, imports one module after the other, and writes two lines of JSON for each: when
+it begins, and what came of it.
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+# Before what a library writes to stderr.
+_MARK = "\x1e"
+
+
+@dataclass(frozen=True)
+class Probe:
+    """The result of an import.
+
+    Attributes:
+        problem: why the module cannot be imported, in one line; None where it can.
+        facts: what was asked of it, by name.
+    """
+
+    problem: str | None = None
+    facts: dict[str, Any] = field(default_factory=dict)
+
+
+def probe(modules: Sequence[str], progress: Callable[[str], None] = lambda stage: None) -> dict[str, Probe]:
+    """Import modules, and ask torch, torchvision and ONNX Runtime for devices, operators and providers.
+
+    Args:
+        modules: their names, in the order in which they are imported.
+        progress: gets the name of each stage as it begins.
+    """
+    found: dict[str, Probe] = {}
+    left = list(modules)
+    while left:
+        code, tail = _run(left, found, progress)
+        left = [name for name in left if name not in found]
+        if left:
+            ended = signal.Signals(-code).name if code < 0 else f"exit code {code}"
+            found[left.pop(0)] = Probe(f"its import ends the process ({ended}){tail and ': '}{tail}")
+    return found
+
+
+def _run(modules: Sequence[str], found: dict[str, Probe], progress: Callable[[str], None]) -> tuple[int, str]:
+    """Let a child import modules, and note what it says; its exit code, and the last line of its stderr."""
+    # Its path is that of this process, in which the folder of this file is not: it would hide other modules.
+    command = [sys.executable, "-P", __file__, json.dumps([sys.path, list(modules)])]
+    with tempfile.TemporaryFile("w+", errors="replace") as noise:
+        with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=noise, text=True) as child:
+            for line in child.stdout or ():
+                name, probed = json.loads(line)
+                if probed is None:
+                    progress(f"import {name}")
+                else:
+                    found[name] = Probe(**probed)
+        noise.seek(0)
+        lines = noise.read().rpartition(_MARK)[2].split("\n")
+    return child.returncode, next((line.strip()[:200] for line in reversed(lines) if line.strip()), "")
+
+
+def _probe_all(modules: Sequence[str]) -> None:
+    import repl_fx  # noqa: F401 - mends the import of torchvision and torchaudio
+
+    # What a library prints is no answer.
+    answers = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)
+    for name in modules:
+        os.write(2, _MARK.encode())
+        print(json.dumps([name, None]), file=answers, flush=True)
+        print(json.dumps([name, _probed(name)]), file=answers, flush=True)
+
+
+def _probed(name: str) -> dict[str, Any]:
+    from repl_fx.errors import ForeignError, foreign_code
+
+    facts: dict[str, Any] = {}
+    try:
+        with foreign_code(), warnings.catch_warnings(record=True) as heard:
+            warnings.simplefilter("always")
+            module = importlib.import_module(name)
+            if name in _FACTS:
+                facts = _FACTS[name](module)
+                facts["warnings"] = [" ".join(str(one.message).split()) for one in heard if one.category is UserWarning]
+    except ForeignError as failed:
+        return {"problem": str(failed), "facts": facts}
+    return {"problem": None, "facts": facts}
+
+
+def _of_torch(torch: Any) -> dict[str, Any]:
+    cuda = torch.cuda
+    devices = [cuda.get_device_properties(i) for i in range(cuda.device_count())] if cuda.is_available() else []
+    return {
+        "threads": torch.get_num_threads(),
+        "cuda": torch.version.cuda,
+        "devices": [{"name": one.name, "memory": one.total_memory} for one in devices],
+    }
+
+
+def _of_torchvision(torchvision: Any) -> dict[str, Any]:
+    import torch
+
+    # A call tells: where the C++ library does not fit torch, its operators are declared, and have no kernels.
+    boxes, scores = torch.tensor([[0.0, 0.0, 1.0, 1.0]]), torch.ones(1)
+    try:
+        torchvision.ops.nms(boxes, scores, 0.5)
+    except (NotImplementedError, RuntimeError, AttributeError) as problem:
+        return {"operators": False, "reason": str(problem).partition("\n")[0].partition(". ")[0]}
+    return {"operators": True}
+
+
+def _of_onnxruntime(onnxruntime: Any) -> dict[str, Any]:
+    return {"providers": onnxruntime.get_available_providers()}
+
+
+_FACTS: dict[str, Callable[[Any], dict[str, Any]]] = {
+    "torch": _of_torch,
+    "torchvision": _of_torchvision,
+    "onnxruntime": _of_onnxruntime,
+}
+
+
+if __name__ == "__main__":
+    sys.path[:], _MODULES = json.loads(sys.argv[1])
+    _probe_all(_MODULES)

@@ -1,0 +1,154 @@
+"""The packages that repl-fx declares, and those that are installed; by its own metadata, without importing any."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from importlib.metadata import Distribution, PackageNotFoundError, distribution, version
+from urllib.parse import unquote, urlsplit
+
+from packaging.requirements import Requirement
+from packaging.specifiers import SpecifierSet
+from packaging.utils import canonicalize_name
+from packaging.version import InvalidVersion
+
+OWN = "repl-fx"
+# A package that brings the same modules as another one.
+_INSTEAD = {"onnxruntime-gpu": "onnxruntime"}
+
+
+@dataclass(frozen=True)
+class Needed:
+    """A package that repl-fx declares.
+
+    Attributes:
+        wanted: the versions that fit, such as `>=2.11`; empty where all do.
+        version: the installed one; None where the package is missing.
+        fits: whether it is among the wanted ones.
+    """
+
+    name: str
+    wanted: str
+    version: str | None
+    fits: bool
+
+    def __str__(self) -> str:
+        return f"{self.name}{self.wanted}"
+
+
+@dataclass(frozen=True)
+class Extra:
+    """An extra of repl-fx, with all of its packages, those of the extras that it names too.
+
+    Attributes:
+        command: installs what is missing.
+    """
+
+    name: str
+    packages: tuple[Needed, ...]
+    command: str
+
+    @property
+    def missing(self) -> tuple[Needed, ...]:
+        """The packages that are missing, or have another version."""
+        return tuple(package for package in self.packages if not package.fits)
+
+
+@dataclass(frozen=True)
+class Declared:
+    """The requirements of repl-fx.
+
+    Attributes:
+        core: the packages without which nothing works.
+    """
+
+    core: tuple[Needed, ...]
+    extras: tuple[Extra, ...]
+
+
+def declared(own: Distribution) -> Declared:
+    """What a distribution of repl-fx declares, on this machine and with this Python."""
+    requirements = [Requirement(text) for text in own.requires or ()]
+    names = own.metadata.get_all("Provides-Extra") or ()
+    extras = (Extra(name, tuple(_of_extra(requirements, name)), _install(own, name)) for name in names)
+    return Declared(tuple(map(_needed, _applying(requirements, ""))), tuple(extras))
+
+
+def own_distribution() -> Distribution | None:
+    """The installed repl-fx; None where it runs from its sources."""
+    with suppress(PackageNotFoundError):
+        return distribution(OWN)
+    return None
+
+
+def modules_of(package: str) -> tuple[str, ...]:
+    """The names by which what a package brings is imported, the one like its own name alone if there is one."""
+    with suppress(PackageNotFoundError):
+        found = distribution(_installed_as(package))
+        tops = {path.parts[0] for path in found.files or () if path.suffix in (".py", ".so", ".pyd")}
+        names = {top.partition(".")[0] for top in tops} | set((found.read_text("top_level.txt") or "").split())
+        public = sorted(name for name in names if name.isidentifier() and not name.startswith("_"))
+        alike = [name for name in public if canonicalize_name(name) == canonicalize_name(package)]
+        return tuple(alike or public[:1])
+    return ()
+
+
+def _of_extra(requirements: Sequence[Requirement], extra: str) -> Iterator[Needed]:
+    """The packages of an extra, each once."""
+    found: dict[str, Needed] = {}
+    waiting, seen = [extra], {extra}
+    for name in waiting:
+        for requirement in _applying(requirements, name):
+            if canonicalize_name(requirement.name) == OWN:
+                waiting += [other for other in sorted(requirement.extras) if other not in seen]
+                seen |= requirement.extras
+            else:
+                found.setdefault(str(requirement).partition(";")[0], _needed(requirement))
+    yield from found.values()
+
+
+def _applying(requirements: Sequence[Requirement], extra: str) -> list[Requirement]:
+    """The requirements of an extra, or with "" those that always apply."""
+
+    def applies(requirement: Requirement, extra: str) -> bool:
+        return requirement.marker is None or requirement.marker.evaluate({"extra": extra})
+
+    return [one for one in requirements if applies(one, extra) and not (extra and applies(one, ""))]
+
+
+def _needed(requirement: Requirement) -> Needed:
+    wanted = str(requirement.specifier)
+    try:
+        found = version(_installed_as(requirement.name))
+    except PackageNotFoundError:
+        return Needed(requirement.name, wanted, None, fits=False)
+    return Needed(requirement.name, wanted, found, _fits(requirement.specifier, found))
+
+
+def _fits(wanted: SpecifierSet, found: str) -> bool:
+    try:
+        return wanted.contains(found, prereleases=True)
+    except InvalidVersion:
+        return False
+
+
+def _installed_as(package: str) -> str:
+    """The name of the installed package: that of another one where that brings the same."""
+    instead = _INSTEAD.get(package)
+    if instead is not None:
+        with suppress(PackageNotFoundError):
+            distribution(package)
+            return package
+        return instead
+    return package
+
+
+def _install(own: Distribution, extra: str) -> str:
+    """The command that installs an extra: from where repl-fx was installed, where that is a directory."""
+    origin = json.loads(own.read_text("direct_url.json") or "{}")
+    place = unquote(urlsplit(origin.get("url", "")).path)
+    if "dir_info" not in origin:
+        return f"pip install '{OWN}[{extra}]'"
+    return f"pip install {'-e ' if origin['dir_info'].get('editable') else ''}'{place}[{extra}]'"

@@ -1,0 +1,68 @@
+"""Tables and lines of `repl-fx doctor`; they come without torch, which may be what is broken."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from rich.console import RenderableType
+from rich.table import Table
+
+from repl_fx import __version__
+from repl_fx.display.columns import add_row, add_words, new_table
+from repl_fx.environment.examination import Examination, Package
+from repl_fx.environment.requirements import Extra
+
+
+def doctor_lines(found: Examination) -> list[RenderableType]:
+    """All that was found: the machine, packages, extras, settings, notes."""
+    tables = [packages_table(found.packages)] if found.packages else []
+    if found.declared:
+        tables.append(extras_table(found.declared.extras))
+    return [*_machine_lines(found), *tables, *(f"note: {note}" for note in found.notes)]
+
+
+def packages_table(packages: Iterable[Package]) -> Table:
+    """The packages that the commands use, with their versions and why one cannot be used."""
+    table = new_table("Packages")
+    add_words(table, "package", "wanted", "installed", "state")
+    for package in packages:
+        needed = package.needed
+        state = "fine" if package.imported else "installed, not tried"
+        if not needed.fits:
+            state = "missing" if needed.version is None else "another version is needed"
+        add_row(table, needed.name, needed.wanted, needed.version or "-", package.problem or state)
+    return table
+
+
+def extras_table(extras: Iterable[Extra]) -> Table:
+    """The extras, with what is missing of each and the command for it."""
+    table = new_table("Extras")
+    add_words(table, "extra", "missing", "command")
+    for extra in extras:
+        missing = ", ".join(map(str, extra.missing))
+        add_row(table, extra.name, missing or "nothing", extra.command if missing else "")
+    return table
+
+
+def _machine_lines(found: Examination) -> list[RenderableType]:
+    machine = found.machine
+    threads = "" if machine["threads"] is None else f", {machine['threads']} threads"
+    gpus = [f"GPU:           {gpu['name']}, {_size(gpu['memory'])}" for gpu in machine["gpus"]]
+    built = f"torch was built for CUDA {machine['cuda']}" if machine["cuda"] else "torch was built without CUDA"
+    driver = f"driver {machine['driver']}" if machine["driver"] else "no driver"
+    problem = found.compile_problem
+    lines = [
+        f"repl-fx:       {__version__}",
+        f"Python:        {machine['python']}, {machine['executable']}, {machine['system']}",
+        f"CPU:           {machine['cpu']}, {machine['cores']} cores{threads}, {_size(machine['memory'])}",
+        *(gpus or ["GPU:           none that torch can use"]),
+        f"CUDA:          {built}, {driver}",
+        f"ONNX Runtime:  {', '.join(found.providers) or 'no providers'}",
+        f"torch.compile: {f'not usable on the CPU: {problem}' if problem else 'usable on the CPU'}",
+        *(f"variable:      {name}={value}" for name, value in found.variables.items()),
+    ]
+    return list(lines)
+
+
+def _size(number: int | None) -> str:
+    return "unknown memory" if number is None else f"{number / 2**30:.0f} GiB"

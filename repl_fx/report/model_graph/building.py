@@ -1,0 +1,221 @@
+"""The document of a model, before a transform and after it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, fields
+from datetime import UTC, datetime
+from typing import Any
+
+import msgspec
+import torch
+
+import repl_fx
+from repl_fx.artifact.store import Artifact
+from repl_fx.costs.counted import Costs, measure_parts
+from repl_fx.graph.captured import copy_graph
+from repl_fx.pipeline import TransformResult
+from repl_fx.planning.part_repeats import PartRepeats, find_in_parts, repeats_of
+from repl_fx.planning.report import BlockReport
+from repl_fx.report.model_graph.document import (
+    SCHEMA,
+    BlockRow,
+    Cost,
+    Document,
+    Eager,
+    Graph,
+    Group,
+    Input,
+    Layout,
+    Made,
+    Model,
+    PlanTable,
+    RepeatRow,
+    Totals,
+    View,
+    Views,
+)
+from repl_fx.report.model_graph.graphs import GraphMaker, Side
+from repl_fx.report.model_graph.layout import Outline, lay_out
+from repl_fx.report.model_graph.nesting import nest, nest_rewritten
+from repl_fx.report.model_graph.node_facts import NodeCosts
+from repl_fx.report.model_graph.reading import Evidence, read_evidence
+from repl_fx.tracing.parts.capture import CapturedParts, Part, qualified_name
+
+
+@dataclass(eq=False)
+class _Layouts:
+    """Layouts, one for each outline."""
+
+    known: dict[Outline, str] = field(default_factory=dict)
+
+    def key(self, outline: Outline) -> str:
+        return self.known.setdefault(outline, str(len(self.known)))
+
+    def made(self) -> dict[str, Layout]:
+        return {key: lay_out(outline) for outline, key in self.known.items()}
+
+
+def document_of_model(captured: CapturedParts, spec: str, notes: Sequence[str] = ()) -> Document:
+    """The document of a model that is not transformed.
+
+    Args:
+        captured: from `capture_parts`.
+        spec: the words for the model.
+        notes: remarks on it, a line each.
+    """
+    return _document(captured, find_in_parts(captured), None, spec, notes)
+
+
+def document_of_result(result: TransformResult, spec: str, notes: Sequence[str] = ()) -> Document:
+    """The document of a model before a transform and after it; see `document_of_model`."""
+    return _document(result.captured_parts, result.found, result, spec, notes)
+
+
+def document_of_artifact(artifact: Artifact, spec: str, notes: Sequence[str] = ()) -> Document:
+    """The document of an artifact, with all that its directory says; see `document_of_model`.
+
+    Raises:
+        ArtifactError, BadInput: a file of the directory is damaged.
+    """
+    # What is damaged is said before any work is done.
+    known = read_evidence(artifact.directory)
+    return with_evidence(document_of_result(artifact.result, spec, notes), known)
+
+
+def with_evidence(document: Document, known: Evidence) -> Document:
+    """The document with what is known besides in place of what it said of that."""
+    return msgspec.structs.replace(document, **{field.name: getattr(known, field.name) for field in fields(known)})
+
+
+def _document(
+    captured: CapturedParts,
+    found: Sequence[PartRepeats],
+    result: TransformResult | None,
+    spec: str,
+    notes: Sequence[str],
+) -> Document:
+    layouts = _Layouts()
+    inputs = {part.path: part for part in captured.parts}
+    report = {} if result is None else {row.block: row for row in result.report}
+    before: list[Graph] = []
+    after: list[Graph] = []
+    for part in found:
+        one, other = _graphs(part, inputs[part.path], captured, result, report, layouts)
+        before.append(one)
+        after.append(other)
+    costs = measure_parts(captured.module, captured.parts)
+    reached = None if result is None else measure_parts(result.module, result.all_parts)
+    infos = [part.graph_module.meta["capture"] for part in captured.parts]
+    return Document(
+        schema=SCHEMA,
+        made=Made(repl_fx.__version__, str(torch.__version__), datetime.now(UTC).isoformat(timespec="seconds")),
+        model=Model(
+            spec=spec,
+            type=infos[0].model if captured.whole else type(captured.source).__name__,
+            tracer=", ".join(dict.fromkeys(info.tracer for info in infos)),
+            inputs=tuple(_inputs(before, captured.parts)),
+            eager=tuple(Eager(one.path, one.kind, one.reason) for one in captured.eager),
+            notes=tuple(notes),
+        ),
+        totals=Totals(costs.batch, _cost(costs), None if reached is None else _cost(reached)),
+        views=Views(View(tuple(before)), None if result is None else View(tuple(after))),
+        layouts=layouts.made(),
+        repeats=tuple(_repeat_rows(found)),
+        plan=None if result is None else _plan_table(result, before, after),
+    )
+
+
+def _graphs(
+    part: PartRepeats,
+    captured: Part,
+    model: CapturedParts,
+    result: TransformResult | None,
+    report: Mapping[str, BlockReport],
+    layouts: _Layouts,
+) -> tuple[Graph, Graph]:
+    """The graphs of a part before and after; the same twice where nothing is replaced in it."""
+    replaced = [
+        part.blocks[name].name for name, row in report.items() if row.status == "replaced" and name in part.blocks
+    ]
+    nesting = nest(part.graph_module, part.inside, replaced)
+    source = model.source.get_submodule(part.path)
+    costs = NodeCosts.of(part.graph_module, captured.inputs)
+    before = GraphMaker(Side(part, part.graph_module, nesting.steps, nesting, costs, report, source), layouts.key)
+    graph = before.make()
+    rewritten = None if result is None else result.one_by_one.get(part.path)
+    if rewritten is None:
+        return graph, graph
+    # Each synthesis on its own lies with its block; the graph has no code yet.
+    gm = copy_graph(rewritten)
+    steps = nest_rewritten(gm.graph, nesting)
+    side = Side(part, gm, steps, nesting, NodeCosts.of(gm, captured.inputs), report, source, after=True)
+    after = GraphMaker(side, layouts.key)
+    other = after.make(before.at)
+    return before.with_counterparts(graph, after.at), other
+
+
+def _inputs(graphs: Sequence[Graph], parts: Sequence[Part]) -> Iterator[Input]:
+    """The inputs of all graphs; a nested argument is one for each tensor in it."""
+    dynamic = {part.path: part.graph_module.meta["capture"].dynamic for part in parts}
+    for graph in graphs:
+        for node in graph.nodes:
+            if node.kind == "input":
+                name = graph.words[node.target]
+                sizes = dynamic[graph.id].get(name, ())
+                yield Input(qualified_name(graph.id, name), graph.values[node.value].text, tuple(sizes))
+
+
+def _cost(costs: Costs) -> Cost:
+    return Cost(costs.parameters, costs.flops, costs.activation_bytes)
+
+
+def _repeat_rows(found: Sequence[PartRepeats]) -> list[RepeatRow]:
+    return [
+        RepeatRow(
+            repeat.name,
+            tuple(block.name for block in repeat.blocks),
+            len(repeat.blocks[0].nodes),
+            repeat.size,
+            "shared" if repeat.shared else "similar" if repeat.similar else "exact",
+        )
+        for repeat in repeats_of(found)
+    ]
+
+
+def _plan_table(result: TransformResult, before: Sequence[Graph], after: Sequence[Graph]) -> PlanTable:
+    plan = result.plan
+    made = {one.block: one for one in plan.replacements}
+    sides = [_block_groups(graphs) for graphs in (before, after)]
+    rows = []
+    for number, row in enumerate(result.report, start=1):
+        one = made.get(row.block)
+        old, new = (side.get(row.block) for side in sides)
+        rows.append(
+            BlockRow(
+                number=number,
+                block=row.block,
+                repeat=row.repeat,
+                status=row.status,
+                parameters_before=row.parameters_before,
+                parameters_after=row.parameters_after,
+                surrogate=row.surrogate,
+                neighbours=() if one is None else (one.before, one.after),
+                settings=None if one is None else dict(one.settings),
+                reason=row.reason,
+                flops_before=None if old is None else old.flops,
+                flops_after=None if new is None else new.flops,
+                kept_before=None if old is None else old.kept,
+                kept_after=None if new is None else new.kept,
+            )
+        )
+    options: dict[str, Any] = {"seed": plan.seed}
+    if plan.expected:
+        options["expected"] = dict(plan.expected)
+    return PlanTable(options, tuple(rows))
+
+
+def _block_groups(graphs: Sequence[Graph]) -> dict[str, Group]:
+    """The groups of blocks, by each of their names."""
+    groups = (group for graph in graphs for group in graph.groups if group.kind in ("block", "surrogate"))
+    return {name: group for group in groups for name in (group.name, *group.aliases)}

@@ -1,0 +1,216 @@
+"""What an artifact's directory says besides its model: scores, learning curves and figures, verification, benchmark.
+
+DIR/compression/scores.json              Scores
+DIR/train_state/logs/*/metrics.csv       learning curves, and those of other runs in train_state/others
+DIR/compression/result.json, DIR/train_state/{healing,comparison,result}.json    figures
+DIR/verify.json, DIR/bench.json          as they were written
+"""
+
+from __future__ import annotations
+
+import csv
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+import msgspec
+
+from repl_fx.artifact.manifest import read_manifest
+from repl_fx.artifact.places import (
+    BENCH,
+    COMPARISON,
+    COMPRESSION,
+    FIGURES,
+    LOGS,
+    OTHERS,
+    PROOF,
+    RESULT,
+    SCORES,
+    STATE,
+)
+from repl_fx.artifact.store import written_file
+from repl_fx.benchmarking.results import KIND
+from repl_fx.errors import BadInput, one_line
+from repl_fx.report.model_graph.document import Compared, Curve, Training, Verified
+from repl_fx.scoring.scores import Scores
+
+_T = TypeVar("_T")
+# More say no more in a picture.
+_MOST_POINTS = 2000
+_NO_FIGURE = frozenset({"epoch", "step"})
+_SINCE = "from_step_"
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """What is known of a model besides its graphs; None where a directory says nothing of it.
+
+    Attributes:
+        scores: as `Scores.to_json` writes them.
+        bench: as `repl-fx bench` writes it.
+    """
+
+    scores: Mapping[str, Any] | None = None
+    training: Training | None = None
+    verify: tuple[Verified, ...] | None = None
+    bench: Mapping[str, Any] | None = None
+
+
+def read_evidence(directory: Path) -> Evidence:
+    """Read what lies in the directory of an artifact.
+
+    Raises:
+        ArtifactError: the directory is no artifact, or a file is not the one that was written.
+        BadInput: a file is damaged.
+    """
+    manifest = read_manifest(directory)
+
+    def of_artifact(name: str) -> Path | None:
+        return written_file(directory, manifest, name) if name in manifest.files else None
+
+    proof, bench = of_artifact(PROOF), of_artifact(BENCH)
+    scores = _if_there(directory / COMPRESSION / SCORES)
+    return Evidence(
+        scores=None if scores is None else read_scores(scores),
+        training=_training(directory),
+        verify=None if proof is None else read_verifications(proof),
+        bench=None if bench is None else read_benchmark(bench),
+    )
+
+
+def read_scores(file: Path) -> Mapping[str, Any]:
+    """The scores in a file of `Scores.to_json`, or in the document of `repl-fx inspect --data --json`.
+
+    Raises:
+        BadInput: the file holds no scores.
+    """
+    document = _read(file, dict[str, Any])
+    held = document.get("scores", document)
+    try:
+        # Read as scores, so that what is none is said here.
+        Scores.from_json(msgspec.json.encode(held).decode())
+    except BadInput as problem:
+        raise BadInput(f"{file}: {problem}") from problem
+    return dict(held)
+
+
+def read_verifications(file: Path) -> tuple[Verified, ...]:
+    """The results of `repl-fx export` in a file, one for each part.
+
+    Raises:
+        BadInput: the file holds none.
+    """
+    document = _read(file, dict[str, Any])
+    parts = document.get("parts", {"": document})
+    try:
+        return tuple(verified(path, of) for path, of in parts.items())
+    except (KeyError, TypeError, AttributeError, msgspec.ValidationError) as problem:
+        raise BadInput(f"{file} is damaged, or no result of a verification: {one_line(problem)}") from problem
+
+
+def verified(part: str, verification: Mapping[str, Any]) -> Verified:
+    """A verification, as `Verification.to_json` writes it, of the part at a path."""
+    layers = [
+        {**layer["difference"], "node": layer["node"], "module": layer["module"]} for layer in verification["layers"]
+    ]
+    found = {"part": part, **verification, "outputs": verification["rows"], "layers": layers}
+    return msgspec.convert(found, Verified)
+
+
+def read_benchmark(file: Path) -> Mapping[str, Any]:
+    """The result of `repl-fx bench` in a file.
+
+    Raises:
+        BadInput: the file holds none.
+    """
+    document = _read(file, dict[str, Any])
+    if document.get("kind") != KIND:
+        raise BadInput(f"{file} is no result of `repl-fx bench`: it is of kind {document.get('kind')!r}")
+    return document
+
+
+def _training(directory: Path) -> Training | None:
+    state = directory / STATE
+    runs = {"": state, **{folder.name: folder for folder in sorted((state / OTHERS).glob("*")) if folder.is_dir()}}
+    curves = [curve for name, folder in runs.items() for curve in _curves(folder / LOGS, name)]
+    figures: dict[str, Any] = {}
+    trained = _read_if_there(state / RESULT, dict[str, Any])
+    if trained is not None:
+        figures["trained"] = _figures_in(state / RESULT, trained.get("figures", {}))
+    # What healed or compressed knows the names of its models.
+    healed = _read_if_there(state / FIGURES, dict[str, Any]) or {}
+    compressed = _read_if_there(directory / COMPRESSION / RESULT, dict[str, Any]) or {}
+    for file, named in ((state / FIGURES, healed), (directory / COMPRESSION / RESULT, compressed.get("figures", {}))):
+        if named:
+            figures = {name: _figures_in(file, of) for name, of in named.items()}
+    rows = _read_if_there(state / COMPARISON, list[Compared])
+    if not (curves or figures or rows):
+        return None
+    return Training(tuple(curves), figures, None if rows is None else tuple(rows))
+
+
+def _figures_in(file: Path, figures: Any) -> dict[str, float]:
+    try:
+        return msgspec.convert(figures, dict[str, float])
+    except msgspec.ValidationError as problem:
+        raise BadInput(f"{file} is damaged: {one_line(problem)}") from problem
+
+
+def _curves(logs: Path, run: str) -> Iterator[Curve]:
+    """The figures of a run by step; what was logged again where it went on takes the place of what was there."""
+    points: dict[str, dict[int, float]] = {}
+    since = {file: _since(file) for file in logs.glob("*/metrics.csv")}
+    for file in sorted(since, key=lambda file: since[file]):
+        for of in points.values():
+            for step in [step for step in of if step >= since[file]]:
+                del of[step]
+        for step, name, value in _logged(file):
+            points.setdefault(name, {})[step] = value
+    for name, of in points.items():
+        if of:
+            yield Curve(name, _thinned(sorted(of.items())), run)
+
+
+def _since(file: Path) -> int:
+    number = file.parent.name.removeprefix(_SINCE)
+    if not number.isdecimal():
+        raise BadInput(f"{file.parent} is no log of a run: its name says not from which step on; remove it")
+    return int(number)
+
+
+def _logged(file: Path) -> Iterator[tuple[int, str, float]]:
+    """Step, name and value of each finite figure in a log."""
+    try:
+        with file.open(newline="", encoding="utf-8") as lines:
+            for row in csv.DictReader(lines, strict=True):
+                step = int(row["step"])
+                for name, text in row.items():
+                    if name not in _NO_FIGURE and text:
+                        value = float(text)
+                        if math.isfinite(value):
+                            yield step, name, value
+    except (OSError, UnicodeDecodeError, csv.Error, KeyError, TypeError, ValueError) as problem:
+        raise BadInput(f"the log {file} cannot be read: {one_line(problem)}") from problem
+
+
+def _thinned(points: list[tuple[int, float]]) -> tuple[tuple[int, float], ...]:
+    every = math.ceil(len(points) / _MOST_POINTS)
+    # The last point is the one that counts.
+    return tuple(points[::-1][::every][::-1])
+
+
+def _if_there(file: Path) -> Path | None:
+    return file if file.is_file() else None
+
+
+def _read_if_there(file: Path, kind: type[_T]) -> _T | None:
+    return _read(file, kind) if file.is_file() else None
+
+
+def _read(file: Path, kind: type[_T]) -> _T:
+    try:
+        return msgspec.json.decode(file.read_bytes(), type=kind)
+    except (OSError, msgspec.DecodeError, UnicodeDecodeError, RecursionError) as problem:
+        raise BadInput(f"{file} cannot be read: {one_line(problem)}") from problem
