@@ -1,11 +1,14 @@
-"""What mkdocs adds to the pages in docs/: the root's documents, and the help of each command."""
+"""Additions to the pages of docs/: the root's documents, the help of each command, and flow charts as pictures."""
 
 from __future__ import annotations
 
 import posixpath
 import re
+from collections.abc import Iterable, Sequence
+from itertools import chain
 from pathlib import Path
 
+import igraph
 from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.files import File, Files
 from mkdocs.structure.pages import Page
@@ -22,6 +25,13 @@ _ROOT_PAGES = {
 }
 _LINK = re.compile(r"(?<=\]\()([^)#\s:]+)(?=[)#])")
 _HELP = "<!-- help of the commands -->"
+_CHART = re.compile(r"```mermaid\n(.*?)```", re.DOTALL)
+# Width and height of a box in a flow chart, in pixels.
+_BOX = (104, 28)
+_ARROW = (
+    '<defs><marker id="end" viewBox="0 0 8 8" refX="8" refY="4" markerWidth="7" markerHeight="7" orient="auto">'
+    '<path d="M0 0 8 4 0 8z"/></marker></defs>'
+)
 
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:
@@ -32,10 +42,45 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
 
 
 def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Files) -> str:
-    """Lead links out of docs/ to the pages made of their targets, and fill in the help of the commands."""
+    """Lead links out of docs/ to the pages made of their targets; fill in the help of the commands, and flow charts."""
     if page.file.src_uri not in _ROOT_PAGES.values():
         markdown = _relinked(markdown, f"docs/{page.file.src_uri}", page.file.src_uri)
+    markdown = _CHART.sub(_drawn, markdown)
     return markdown.replace(_HELP, _help_of_commands()) if _HELP in markdown else markdown
+
+
+def _drawn(chart: re.Match[str]) -> str:
+    """A flow chart as SVG: GitHub draws it by a script, which the site would have to fetch."""
+    names = re.findall(r"^ +(\w+)$", chart[1], re.MULTILINE)
+    arrows = [(names.index(a), names.index(b)) for a, b in re.findall(r"(\w+) --> (\w+)", chart[1])]
+    wide, high = _BOX
+    layout = igraph.Graph(len(names), arrows, directed=True).layout_sugiyama(hgap=wide + 20, vgap=high + 26)
+    middles = _apart(layout.coords, wide + 12)
+    bends = [[(x, y) for x, y in points] for points in layout.edge_routing]
+    across = [x for x, _ in chain(middles, *bends)]
+    left, top = min(across) - wide, -high
+    shapes = []
+    for (start, end), points in zip(arrows, bends, strict=True):
+        (x, y), (to_x, to_y) = middles[start], middles[end]
+        line = " ".join(f"{a},{b}" for a, b in ((x, y + high / 2), *points, (to_x, to_y - high / 2)))
+        shapes.append(f'<polyline points="{line}" marker-end="url(#end)"/>')
+    for name, (x, y) in zip(names, middles, strict=True):
+        shapes.append(f'<rect x="{x - wide / 2}" y="{y - high / 2}" width="{wide}" height="{high}" rx="4"/>')
+        shapes.append(f'<text x="{x}" y="{y + 5}">{name}</text>')
+    view = f"{left} {top} {max(across) - left + wide} {max(y for _, y in middles) + 2 * high}"
+    label = f"flow chart of {', '.join(names)}"
+    return f'<svg class="flowchart" viewBox="{view}" role="img" aria-label="{label}">{_ARROW}{"".join(shapes)}</svg>'
+
+
+def _apart(places: Iterable[Sequence[float]], distance: float) -> list[tuple[float, float]]:
+    """The places, those of one row at least so far apart: igraph leaves half a gap between some."""
+    middles = [(x, y) for x, y in places]
+    least: dict[float, float] = {}
+    for number in sorted(range(len(middles)), key=lambda number: middles[number][0]):
+        x, y = middles[number]
+        middles[number] = max(x, least.get(y, x)), y
+        least[y] = middles[number][0] + distance
+    return middles
 
 
 def _relinked(markdown: str, source: str, place: str) -> str:

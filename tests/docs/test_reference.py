@@ -54,5 +54,5 @@ def test_every_public_name_is_in_the_reference() -> None:
 
 
 def test_every_command_is_in_the_table() -> None:
-    told = re.findall(r"`repl-fx (\w+) ", (ROOT / "docs" / "commands.md").read_text())
+    told = re.findall(r"`repl-fx (\w+)\b", (ROOT / "docs" / "commands.md").read_text())
     assert {name.name for name in app.registered_commands} <= set(told)

@@ -46,3 +46,8 @@ def test_pages_outside_docs_are_linked_where_they_are_on_the_site(site: Path) ->
     assert 'href="CONTRIBUTING.html"' in (site / "architecture.html").read_text()
     assert 'href="surrogates.html#your-own"' in (site / "CONTRIBUTING.html").read_text()
     assert 'href="bench.html"' in (site / "benchmarks.html").read_text()
+
+
+def test_the_flow_chart_is_a_picture(site: Path) -> None:
+    page = (site / "architecture.html").read_text()
+    assert '<svg class="flowchart"' in page and "mermaid" not in page
