@@ -118,13 +118,16 @@ def _replace_me(original: Original, share: float, seed: int) -> Cut:
 
 
 def _torch_pruning(original: Original, share: float, seed: int) -> Cut:
-    """Channels of the least norm in each layer, until so many FLOPs are left; of transformers those of their MLPs.
+    """Channels of the least norm in each layer, until as many FLOPs are left as without whole blocks.
 
-    Attention of one's own splits its heads by sizes in its code, which no change of the layers reaches.
+    Blocks go one at a time, so that fewer FLOPs may be left than the budget allows. Of transformers the channels are
+    those of their MLPs: attention of one's own splits its heads by sizes in its code, which no change of the layers
+    reaches.
     """
     if importlib.util.find_spec("torch_pruning") is None:
         raise BadInput("torch_pruning is not installed; pip install 'repl-fx[bench]'")
     tp: Any = importlib.import_module("torch_pruning")
+    share = min(share, _by_budget("identity", original, share, seed).flops)
     model, x = original.copy(), first_tensor(original.inputs)
     layers = {name: module for name, module in model.named_modules() if isinstance(module, nn.Linear | nn.Conv2d)}
     kept = [list(layers)[-1]]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -55,12 +56,10 @@ def write_report(records: Sequence[Row], names: Sequence[str], place: Path) -> N
 
 def _pages(known: Mapping[str, Row], names: Sequence[str], facts: Row) -> Iterator[str]:
     yield _HEAD + f"Versions: {', '.join(f'{k} {v}' for k, v in facts['versions'].items())}. {facts['processor']}.\n"
-    commits = list(dict.fromkeys(record["commit"] for record in known.values() if record.get("commit")))
-    older = sum(not record.get("commit") for record in known.values())
-    if older:
-        yield (
-            f"{older} of the models were run before there was the stage `placed`; the others at {', '.join(commits)}.\n"
-        )
+    commits = Counter(record["commit"] for record in known.values() if record.get("commit"))
+    if commits:
+        counts = (f"{count} at {commit}" for commit, count in commits.most_common())
+        yield f"Models that were run, by the commit of repl-fx: {', '.join(counts)}.\n"
     yield from _summary(known, names)
     for library in dict.fromkeys(name.partition(":")[0] for name in names):
         of_library = [known[name] for name in names if name.startswith(f"{library}:") and name in known]

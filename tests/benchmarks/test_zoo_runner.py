@@ -288,7 +288,7 @@ def test_the_report_counts_all_models(tmp_path: Path) -> None:
         "| tried in place | 1 | 0 | 1 |",
         "| of these with all replaced blocks in place | 0 | 0 | 0 |",
         "| of these with some in place, where the others stay | 1 | 0 | 1 |",
-        "2 of the models were run before there was the stage `placed`; the others at abc.",
+        "Models that were run, by the commit of repl-fx: 1 at abc.",
         "| `a` | a | 200 | verified | 6 | coarse 2, slim 1 | 50 (25.0 %) | 0 |  |",
         "| `c` | c | 0 | **failed: captured** |  |  |  | 0 | cannot \\| be (at timm/a.py, line 3) |",
     ):
