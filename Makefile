@@ -9,11 +9,11 @@ PYTEST_ARGS ?=
 
 BIN := .venv/bin
 
-.PHONY: help .venv demo test lint types check bench zoo ecosystem mutants clean
+.PHONY: help .venv demo test lint types check docs bench zoo ecosystem mutants clean
 .DELETE_ON_ERROR:
 
 help:
-	@echo "make demo | test | lint | types | check | bench | zoo | ecosystem | mutants | clean | .venv"
+	@echo "make demo | test | lint | types | check | docs | bench | zoo | ecosystem | mutants | clean | .venv"
 
 # The virtual environment itself. The stamp is written last, so that one that was interrupted is made anew.
 .venv/.created:
@@ -47,6 +47,10 @@ types: .venv/.installed-dev
 	$(BIN)/mypy
 
 check: lint types test
+
+# Any warning, such as of a link that leads nowhere, is an error. The site opens from disk: build/site/index.html
+docs: .venv/.installed-docs
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 # A script that needs a device that is not there says so and exits with 2.
 bench: .venv/.installed-dev

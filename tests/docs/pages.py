@@ -1,0 +1,215 @@
+"""The documentation's pages, and what runs their code blocks.
+
+sybil parses them: it takes any language and any marker by a small parser, keeps one namespace for a page, and names
+page and line of what fails. mktestdocs knows Python and bash alone; pytest-examples runs each block of Python by
+itself.
+
+    ```python                   runs, in the namespace of the page
+    ```python title="net.py"    is written to that file, in the directory of the page
+    ```sh                       runs: commands of repl-fx, and `python FILE`, in this process
+    ```text title="Output"      lines that the block before has to have printed, in this order; … stands for anything
+
+`<!-- not run: REASON -->` before a block leaves it at a check: Python compiles, commands are there, and their options
+parse. A page begins in an empty directory. A comment `<!-- invisible-code-block: python … -->` makes what its reader
+brings along.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import re
+import runpy
+import shlex
+import sys
+import tomllib
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import msgspec.yaml
+import typer
+from sybil import Example, Region, Sybil
+from sybil.document import Document
+from sybil.parsers.markdown.lexers import DirectiveInHTMLCommentLexer, RawFencedCodeBlockLexer
+from typer.testing import CliRunner
+
+from repl_fx.cli import app
+
+ROOT = Path(__file__).parents[2]
+PAGES = (
+    ROOT / "README.md",
+    ROOT / "CONTRIBUTING.md",
+    ROOT / "benchmarks/README.md",
+    *sorted((ROOT / "docs").rglob("*.md")),
+)
+
+_FENCE = RawFencedCodeBlockLexer(re.compile(r"(?P<language>[^\s]*)(?P<info>[^\n]*)$\n", re.MULTILINE))
+_MARKER = DirectiveInHTMLCommentLexer(r"not run")
+_HIDDEN = DirectiveInHTMLCommentLexer(r"invisible-code-block", r"python")
+
+
+@dataclass
+class PageRun:
+    """One page while its blocks run: what they have printed, and what holds for the next.
+
+    Args:
+        directory: an empty one, which has to be the working directory.
+    """
+
+    directory: Path
+    printed: str = ""
+    not_run: str = ""
+    commands: int = 0
+    files: list[str] = field(default_factory=list)
+
+    def blocks_of(self, page: Path) -> Iterator[Example]:
+        """The blocks and markers of a page, to be evaluated in order."""
+        return Sybil([self._parse]).parse(page).examples()
+
+    def _parse(self, document: Document) -> Iterator[Region]:
+        for lexer, evaluate in ((_MARKER, self._mark), (_HIDDEN, self._run_python), (_FENCE, self._evaluate)):
+            for region in lexer(document):
+                yield Region(region.start, region.end, region.lexemes, evaluate)
+
+    def _mark(self, example: Example) -> None:
+        self.not_run = example.parsed["arguments"].strip()
+        assert self.not_run, "a block that is not run needs a reason"
+
+    def _evaluate(self, example: Example) -> None:
+        language, source = example.parsed["language"], str(example.parsed["source"])
+        titled = re.search(r'title="([^"]+)"', example.parsed["info"])
+        title = titled[1] if titled else ""
+        not_run, self.not_run = self.not_run, ""
+        if language == "python" and (title or not_run):
+            compile(source, title or example.path, "exec")
+            if title:
+                self._write(title, source)
+        elif language == "python":
+            self._run_python(example)
+        elif language == "sh":
+            commands = shell_commands(source)
+            assert commands, "a block of commands has none"
+            self.printed = "" if not_run else "".join(map(self._run, commands))
+            for command in commands if not_run else ():
+                self._check(command)
+        elif language == "text" and title == "Output":
+            missing = missing_line(source, self.printed)
+            assert missing is None, f"not printed: {missing}\nbut\n{self.printed}"
+        else:
+            check_data(language, source)
+            if title:
+                self._write(title, source)
+
+    def _write(self, name: str, source: str) -> None:
+        path = self.directory / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(source)
+        self.files.append(name)
+
+    def _run_python(self, example: Example) -> None:
+        # The lines of a traceback are those of the page.
+        source = "\n" * (example.line + example.parsed["source"].line_offset) + example.parsed["source"]
+        with contextlib.redirect_stdout(io.StringIO()) as printed:
+            exec(compile(source, example.path, "exec"), example.namespace)
+        self.printed = printed.getvalue()
+
+    def _run(self, command: list[str]) -> str:
+        self.commands += 1
+        if command[0] == "repl-fx":
+            arguments, file = _split(command[1:], ">")
+            done = CliRunner().invoke(app, arguments, prog_name="repl-fx", env={"COLUMNS": "120"})
+            assert done.exit_code == 0, f"{shlex.join(command)}\n{done.output}"
+            if file:
+                self._write(file[0], done.stdout)
+            return done.output
+        assert command[0] == "python" and not command[1].startswith("-"), f"cannot be run here: {shlex.join(command)}"
+        with contextlib.redirect_stdout(io.StringIO()) as printed, _arguments(command[1:]):
+            runpy.run_path(self._file(command[1]), run_name="__main__")
+        return printed.getvalue()
+
+    def _file(self, name: str) -> str:
+        """A file of the page, or of the repository."""
+        found = [path for path in (self.directory / name, ROOT / name) if path.is_file()]
+        assert found, f"there is no {name}"
+        return str(found[0])
+
+    def _check(self, command: list[str]) -> None:
+        program, *arguments = (word.removeprefix(".venv/bin/") for word in command)
+        if program == "repl-fx":
+            check_options(arguments)
+        elif "repl_fx" in arguments and program in ("python", "torchrun"):
+            check_options(arguments[arguments.index("repl_fx") + 1 :])
+        elif program == "python" and arguments[0] == "-m":
+            assert (ROOT / (arguments[1].replace(".", "/") + ".py")).is_file(), arguments[1]
+        elif program == "python":
+            self._file(arguments[0])
+        elif program == "make":
+            targets = set(re.findall(r"^([\w.]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
+            unknown = {word for word in arguments if "=" not in word} - targets
+            assert not unknown, f"make knows no {unknown}"
+        elif program == "pip":
+            extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+            named = {extra for names in re.findall(r"\[([\w,]+)\]", " ".join(arguments)) for extra in names.split(",")}
+            assert named <= set(extras), f"no extra {named - set(extras)}"
+        else:
+            assert program in ("pre-commit",), f"no check for {shlex.join(command)}"
+
+
+def shell_commands(source: str) -> list[list[str]]:
+    """The commands of a block, as words; comments and variables before a command are left out."""
+    lines = source.replace("\\\n", " ").splitlines()
+    commands = [shlex.split(line, comments=True) for line in lines]
+    for words in commands:
+        while words and re.fullmatch(r"\w+=.*", words[0]):
+            del words[0]
+    return [words for words in commands if words]
+
+
+def check_options(arguments: list[str]) -> None:
+    """Parse a command of repl-fx by its real options, and run nothing; raises typer's usage error."""
+    commands: Any = typer.main.get_command(app)
+    name, *options = _split(arguments, ">")[0]
+    assert name in commands.commands or name.startswith("-"), f"repl-fx has no command {name}"
+    if name in commands.commands:
+        commands.commands[name].make_context(name, options)
+
+
+def check_data(language: str, source: str) -> None:
+    """Parse a block that holds data; pictures and plain text are taken as they are."""
+    if language == "json":
+        json.loads(source)
+    elif language == "toml":
+        tomllib.loads(source)
+    elif language == "yaml":
+        msgspec.yaml.decode(source)
+    else:
+        assert language in ("text", "mermaid"), f"a block in {language or 'no language'}: one of python, sh, text, …"
+
+
+def missing_line(shown: str, printed: str) -> str | None:
+    """The first line that is shown and was not printed behind the one before; spaces count as one."""
+    rest = " ".join(printed.split())
+    for line in shown.splitlines():
+        pieces = [re.escape(" ".join(piece.split())) for piece in line.split("…")]
+        found = re.search(r".*?".join(pieces), rest)
+        if found is None:
+            return line
+        rest = rest[found.end() :]
+    return None
+
+
+def _split(words: list[str], at: str) -> tuple[list[str], list[str]]:
+    place = words.index(at) if at in words else len(words)
+    return words[:place], words[place + 1 :]
+
+
+@contextlib.contextmanager
+def _arguments(arguments: list[str]) -> Iterator[None]:
+    before, sys.argv = sys.argv, arguments
+    try:
+        yield
+    finally:
+        sys.argv = before

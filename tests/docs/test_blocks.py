@@ -1,0 +1,72 @@
+"""The code blocks of the documentation run."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from tests.docs.pages import PAGES, ROOT, PageRun, missing_line, shell_commands
+
+
+def run_page(page: Path, directory: Path) -> PageRun:
+    run = PageRun(directory)
+    for block in run.blocks_of(page):
+        block.evaluate()
+    return run
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_its_blocks_run(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    run_page(page, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("page", "message"),
+    [
+        ("```python\n1 / 0\n```", "division by zero"),
+        ('```python\nprint(3)\n```\n\n```text title="Output"\n4\n```', "not printed: 4"),
+        ("```\nplain\n```", "a block in no language"),
+        ("```json\n{\n```", "Expecting property name"),
+        ("```sh\nrepl-fx transform nowhere.py\n```", "nowhere.py"),
+        ("<!-- not run: long -->\n```sh\nrepl-fx transform net.py --evrey 3\n```", "No such option: --evrey"),
+        ("<!-- not run: long -->\n```sh\nrepl-fx transfrom net.py\n```", "no command transfrom"),
+        ("<!-- not run: long -->\n```sh\ntorchrun -m repl_fx train net.py --epoch 3\n```", "No such option: --epoch"),
+        ("<!-- not run: long -->\n```python\nif:\n```", "invalid syntax"),
+        ("<!-- not run: long -->\n```sh\nmake tset\n```", "make knows no {'tset'}"),
+        ("<!-- not run: long -->\n```sh\npip install 'repl-fx[trian]'\n```", "no extra {'trian'}"),
+        ("<!-- not run: -->\n```sh\nmake test\n```", "needs a reason"),
+    ],
+)
+def test_what_does_not_work_is_noticed(
+    page: str, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "page.md").write_text(page + "\n")
+    with pytest.raises(Exception, match=message.replace("{", r"\{").replace("[", r"\[")):
+        run_page(tmp_path / "page.md", tmp_path)
+
+
+def test_a_page_shares_its_files_and_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "page.md").write_text(
+        "<!-- invisible-code-block: python\nx = 2\n-->\n\n"
+        '```python title="say.py"\nimport sys\nprint("said", *sys.argv[1:])\n```\n\n'
+        '```sh\npython say.py \\\n    twice  # a comment\n```\n\n```text title="Output"\nsaid …ce\n```\n\n'
+        '```python\nprint(x + 1)\n```\n\n```text title="Output"\n3\n```\n'
+    )
+    run = run_page(tmp_path / "page.md", tmp_path)
+    assert run.files == ["say.py"] and run.commands == 1
+
+
+def test_commands_are_read_as_a_shell_reads_them() -> None:
+    assert shell_commands("A=1 make x \\\n  y # z\n\n# no command\nrepl-fx 'a b'") == [
+        ["make", "x", "y"],
+        ["repl-fx", "a b"],
+    ]
+
+
+def test_output_is_compared_in_order() -> None:
+    assert missing_line("a  1\nb … 3", "a 1 x\nb 2 3") is None
+    assert missing_line("b 2\na 1", "a 1\nb 2") == "a 1"
