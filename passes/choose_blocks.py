@@ -4,7 +4,8 @@
                  x   x
 
 Of a similar repeat those blocks can go that keep the size of their value and are no part of an exact repeat of three
-blocks or more, which has neighbours of its own to offer.
+blocks or more, which has neighbours of its own to offer; one that changes sizes goes where it is named, or where its
+surrogate can do so too (`linear`) and a budget says which blocks go.
 Never touches: the graph.
 """
 
@@ -94,17 +95,21 @@ def choose_blocks(
     return Choice(between.chosen, (*refusals, *between.refusals))
 
 
-def candidates(repeats: Sequence[Repeat], ignore: Sequence[str] = ()) -> Candidates:
+def candidates(repeats: Sequence[Repeat], ignore: Sequence[str] = (), *, changes_sizes: bool = False) -> Candidates:
     """The blocks that may go: all but the ends of a repeat, and what must stay.
 
     A node is part of one candidate alone, that of the first repeat that has it.
+
+    Args:
+        repeats, ignore: see `choose_blocks`.
+        changes_sizes: whether blocks of a similar repeat may go that change the size of their value.
     """
     settled = _settled(repeats)
     taken: dict[fx.Node, str] = {}
     places: list[tuple[Repeat, int]] = []
     refusals: list[Refusal] = []
     for repeat in repeats:
-        inner = _inner(repeat, settled)
+        inner = _inner(repeat, settled, changes_sizes)
         if not inner and (short := _too_short(repeat)):
             refusals.append(Refusal(repeat.name, repeat.name, short))
         own, staying = _sorted_out(repeat, inner, ignore, taken, "may go")
@@ -134,12 +139,13 @@ def _settled(repeats: Sequence[Repeat]) -> set[fx.Node]:
     return {n for r in repeats if not r.similar and len(r) > 2 for block in r.blocks for n in block.nodes}
 
 
-def _inner(repeat: Repeat, settled: set[fx.Node]) -> list[int]:
-    """The blocks that are no ends; of a similar repeat, those that keep sizes and are not settled."""
+def _inner(repeat: Repeat, settled: set[fx.Node], changes_sizes: bool = False) -> list[int]:
+    """The blocks that are no ends; of a similar repeat, those that keep sizes, or may not, and are not settled."""
     inner = range(1, len(repeat) - 1)
     if not repeat.similar:
         return list(inner)
-    return [i for i in inner if _keeps_size(repeat.blocks[i]) and settled.isdisjoint(repeat.blocks[i].nodes)]
+    free = [i for i in inner if settled.isdisjoint(repeat.blocks[i].nodes)]
+    return [i for i in free if changes_sizes or keeps_size(repeat.blocks[i])]
 
 
 def _spread(candidates: Iterable[int], every: int) -> list[int]:
@@ -151,7 +157,8 @@ def _spread(candidates: Iterable[int], every: int) -> list[int]:
     return picked
 
 
-def _keeps_size(block: Block) -> bool:
+def keeps_size(block: Block) -> bool:
+    """Whether the streamed values that a block makes have the shapes of those that it takes."""
     for given, made in zip(block.inputs, block.outputs, strict=True):
         ours, theirs = given.meta.get("val"), made.meta.get("val")
         if isinstance(ours, Tensor) and isinstance(theirs, Tensor) and str(ours.shape) != str(theirs.shape):

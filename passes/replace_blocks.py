@@ -34,6 +34,10 @@ from repl_fx.surrogates.shared.matching import Matches
 BLOCK = "block"
 
 
+class CutStretch(PlanMismatch):
+    """A plan takes a block out that changes sizes, and has no map behind it that stands for it too."""
+
+
 def replace_blocks(gm: fx.GraphModule, repeats: Sequence[Repeat], plan: Plan, matches: Matches | None = None) -> Result:
     """Apply a plan.
 
@@ -49,10 +53,12 @@ def replace_blocks(gm: fx.GraphModule, repeats: Sequence[Repeat], plan: Plan, ma
 
     Raises:
         PlanMismatch: the plan names a block the graph does not have, or its surrogate refuses it.
+        CutStretch: the stretch of a block that changes sizes ends in no map.
         ForeignError: a surrogate that is not repl-fx's fails.
         BrokenGraph: a surrogate leaves in place what it says it replaces, or makes what nothing reads.
     """
     matches = matches or Matches(gm, repeats)
+    _require_whole_stretches(plan, matches)
     rewriting = Rewriting(gm)
     result = rewriting.graph_module
     used = used_by(gm)
@@ -77,6 +83,25 @@ def block_of(node: fx.Node) -> str | None:
     """The name of the block that a node of a rewritten graph belongs to, or whose surrogate it is part of."""
     block: str | None = node.meta.get("replaces", (node.meta.get(BLOCK),))[0]
     return block
+
+
+def _require_whole_stretches(plan: Plan, matches: Matches) -> None:
+    """Refuse a plan in which nothing takes what a block took that is taken out with its change of sizes."""
+    taking = {matches.site(r.block, r.before, r.after).block.inputs: r for r in plan.replacements}
+    for replacement in plan.replacements:
+        behind: Replacement | None = replacement
+        if not make_surrogate(replacement.surrogate, replacement.settings).opens_stretch:
+            continue
+        while behind is not None:
+            behind = taking.get(matches.site(behind.block, behind.before, behind.after).block.outputs)
+            surrogate = None if behind is None else make_surrogate(behind.surrogate, behind.settings)
+            if surrogate is not None and surrogate.spans_stretches:
+                break
+            if surrogate is None or not surrogate.leaves_nothing:
+                raise CutStretch(
+                    f"the plan takes {replacement.block} out, which changes sizes, and has no map behind it that takes "
+                    "what it took; make a new plan"
+                )
 
 
 def _replace(

@@ -73,6 +73,7 @@ class Record:
     inputs: ExampleInputs
     in_place: bool
     checkpoint_blocks: bool
+    scores: Mapping[str, float]
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Record:
         return self
@@ -98,6 +99,7 @@ class TransformResult(HasInputs):
         one_by_one: the rewritten graphs with each synthesis on its own, by the path of their part, without code: the
             model in place computes what they do, to the bit, and `module` adds up gradients in another order.
         checkpoint_blocks: whether `model` computes its kept blocks again in the backward pass.
+        scores: what each block was worth, where the plan was made from that.
     """
 
     module: nn.Module
@@ -113,6 +115,7 @@ class TransformResult(HasInputs):
     found: tuple[PartRepeats, ...] = field(repr=False)
     one_by_one: Mapping[str, fx.GraphModule] = field(repr=False)
     checkpoint_blocks: bool = False
+    scores: Mapping[str, float] = field(default_factory=dict, repr=False)
 
     @property
     def all_parts(self) -> tuple[Part, ...]:
@@ -149,7 +152,7 @@ class TransformResult(HasInputs):
         made = lines_made(module) if in_place else self.made
         eager = self.captured_parts.eager
         known = self.plan, self.structure, made, self.code, parts, eager, self.inputs
-        return Record(*known, in_place, self.checkpoint_blocks)
+        return Record(*known, in_place, self.checkpoint_blocks, self.scores)
 
     @property
     def model(self) -> nn.Module:
@@ -462,6 +465,7 @@ def rewrite(
         code_of(captured.source),
         found,
         rewritten.one_by_one,
+        scores=dict((options or {}).get("scores") or {}),
     )
 
 

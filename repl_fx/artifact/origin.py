@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from importlib.metadata import PackageNotFoundError, version
 from itertools import zip_longest
@@ -31,12 +31,14 @@ class Origin:
         manifest: without what is known of files and tensors.
         structure: the text of what was captured.
         made: the text of the code of the rewritten module.
+        scores: what each block was worth, where the plan was made from that.
     """
 
     manifest: Manifest
     plan: Plan
     structure: tuple[str, ...]
     made: tuple[str, ...]
+    scores: Mapping[str, float]
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Origin:
         return self
@@ -111,7 +113,7 @@ def _origin(record: Record) -> Origin:
         aliases={},
         parameters=0,
     )
-    return Origin(manifest, record.plan, record.structure, record.made)
+    return Origin(manifest, record.plan, record.structure, record.made, record.scores)
 
 
 def model_of(source: Source, weights: Weights | None) -> Model:

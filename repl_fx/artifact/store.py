@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
@@ -24,6 +25,7 @@ from repl_fx.artifact.origin import (
     weights_of,
     with_origin,
 )
+from repl_fx.artifact.places import SCORES
 from repl_fx.artifact.weights import State, load_state, read_state, write_state
 from repl_fx.errors import ArtifactError, BadInput, CaptureError, NothingToReplace, PlanMismatch, one_line
 from repl_fx.graph.captured import copy_model
@@ -32,6 +34,7 @@ from repl_fx.in_place.surrogate_block import surrogate_graphs
 from repl_fx.passes.driver import run_passes
 from repl_fx.pipeline import TransformResult, rewrite, transform
 from repl_fx.plan import Plan
+from repl_fx.planning.written_options import read_scores
 from repl_fx.running.example_inputs import ExampleInputs
 from repl_fx.running.python_state import ORIGIN
 from repl_fx.running.untouched import device_of
@@ -65,7 +68,7 @@ class Artifact:
     state: State
     result: TransformResult
 
-    own_files = (PLAN, WEIGHTS, CONSTANTS, GRAPH, STRUCTURE)
+    own_files = (PLAN, WEIGHTS, CONSTANTS, GRAPH, STRUCTURE, SCORES)
 
     @property
     def inputs(self) -> ExampleInputs:
@@ -86,7 +89,7 @@ class Artifact:
         load_state(model, state if self.manifest.in_place else state.renamed(in_place.prefixes))
         manifest = msgspec.structs.replace(self.manifest, in_place=True)
         known = vars(model)[ORIGIN]
-        vars(model)[ORIGIN] = Origin(manifest, self.plan, known.structure, known.made)
+        vars(model)[ORIGIN] = Origin(manifest, self.plan, known.structure, known.made, known.scores)
         return model.eval()
 
     @property
@@ -143,6 +146,8 @@ def write_rest(
     (change.place / PLAN).write_text(origin.plan.to_json() + "\n")
     (change.place / GRAPH).write_text(_graphs_text(module, origin))
     (change.place / STRUCTURE).write_text("".join(f"{line}\n" for line in origin.structure))
+    if origin.scores:
+        (change.place / SCORES).write_text(json.dumps(dict(origin.scores), indent=2, allow_nan=False) + "\n")
     parameters = sum(p.numel() for p in module.parameters())
     known = {"versions": versions(), "aliases": dict(aliases), "parameters": parameters}
     change.commit(msgspec.structs.replace(manifest, **known))
@@ -196,7 +201,7 @@ def load_artifact(
     given = ExampleInputs.of(() if args is None else args, kwargs)
     known = args is None and kwargs is None
     directory = Path(directory)
-    manifest, plan, state, structure = _read(directory)
+    manifest, plan, state, structure, scores = _read(directory)
     source = build_source(directory, manifest, model, trust_remote_code)
     if isinstance(source, Source):
         # It was built without weights, which are the artifact's own.
@@ -221,7 +226,7 @@ def load_artifact(
             f"{directory} no longer fits its model: {type(built).__name__} has changed since it was transformed; "
             f"{f'what differs first: {differs}; ' * bool(differs)}transform it again"
         ) from problem
-    result = replace(result, checkpoint_blocks=manifest.checkpoint_blocks)
+    result = replace(result, checkpoint_blocks=manifest.checkpoint_blocks, scores=scores)
     refused = {part.path: part.refused_sizes for part in manifest.parts}
     for part in result.parts:
         # The example inputs are made anew, of the same shapes; the model itself may not run on their values.
@@ -231,7 +236,7 @@ def load_artifact(
     # An attribute like any other, so that copies have it too.
     as_applied = replace(plan, fingerprint=fingerprint(result.structure))
     of_graphs = msgspec.structs.replace(manifest, in_place=False)
-    vars(result.module)[ORIGIN] = Origin(of_graphs, as_applied, result.structure, result.made)
+    vars(result.module)[ORIGIN] = Origin(of_graphs, as_applied, result.structure, result.made, scores)
     return Artifact(directory, manifest, as_applied, result.module.eval(), state, result)
 
 
@@ -243,7 +248,7 @@ def _may_trace_otherwise(manifest: Manifest, model: nn.Module) -> bool:
     return bool(changed) and not changed & of_model and manifest.code == code_of(model)
 
 
-def _read(directory: Path) -> tuple[Manifest, Plan, State, list[str]]:
+def _read(directory: Path) -> tuple[Manifest, Plan, State, list[str], dict[str, float]]:
     """Read the files of an artifact, each of which is as it was written."""
     manifest = read_manifest(directory)
     while True:
@@ -253,7 +258,8 @@ def _read(directory: Path) -> tuple[Manifest, Plan, State, list[str]]:
             state = read_state(weights, constants, manifest.aliases)
             structure = written_file(directory, manifest, STRUCTURE).read_text().splitlines()
             written_file(directory, manifest, GRAPH)
-            return manifest, plan, state, structure
+            scores = read_scores(written_file(directory, manifest, SCORES)) if SCORES in manifest.files else {}
+            return manifest, plan, state, structure, scores
         except (ArtifactError, OSError) as problem:
             # Another process may have replaced the artifact between the first file and the last.
             again = read_manifest(directory)
@@ -262,7 +268,7 @@ def _read(directory: Path) -> tuple[Manifest, Plan, State, list[str]]:
                     raise
                 raise ArtifactError(f"{directory} cannot be read: {one_line(problem)}") from problem
             manifest = again
-        except PlanMismatch as problem:
+        except (PlanMismatch, BadInput) as problem:
             raise ArtifactError(f"{directory} is damaged: {problem}; transform the model again") from problem
 
 

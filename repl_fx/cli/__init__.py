@@ -95,6 +95,7 @@ _add(
     "Write one HTML page that shows a model.",
     "repl-fx report out",
     "repl-fx report timm:resnet18 -o resnet18.html",
+    "repl-fx report out --model-explorer out.json",
 )
 _add(
     diff_command,

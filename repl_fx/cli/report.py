@@ -26,7 +26,16 @@ def report_command(
             "-o", "--output", metavar="FILE", help="The HTML file.  [default: DIR/report.html, or NAME-report.html]"
         ),
     ] = None,
-    force: Annotated[bool, typer.Option("--force", help="Replace the file if it exists.")] = False,
+    model_explorer: Annotated[
+        Path | None,
+        typer.Option(
+            "--model-explorer",
+            metavar="FILE",
+            help="Write the graphs as a graph collection of Google's Model Explorer, too.",
+            show_default=False,
+        ),
+    ] = None,
+    force: Annotated[bool, typer.Option("--force", help="Replace the files if they exist.")] = False,
     model: common.ModelOption = None,
     weights: common.WeightsOption = None,
     input_shape: common.ShapeOption = None,
@@ -37,20 +46,21 @@ def report_command(
     verbose: common.VerboseOption = False,
     quiet: common.QuietOption = False,
 ) -> None:
-    """Write one HTML page that shows a model: a picture that opens down to its nodes, with costs, plan, scores,
-    training, verification and benchmark as far as they are known; for a directory, before and after side by side. The
-    page is one file that needs no network.
+    """Write one HTML page that shows a model: a picture that opens down to its nodes, and its costs.
 
-    With --json, the document that the page shows goes to stdout, too.
-    """  # noqa: D205 - this is the help text, and its first line is a paragraph
+    Plan, scores, training, verification and benchmark are on it as far as they are known; for a directory, before and
+    after side by side. The page is one file that needs no network. With --json, its document goes to stdout, too.
+    """
     with common.running(as_json, verbose, quiet) as terminal:
         from repl_fx.artifact import REPORT, changing
+
+        from repl_fx.report.model_graph.model_explorer import graph_collection
 
         render_page = page_renderer("report")
         directory = Path(spec) if output is None and Path(spec).is_dir() else None
         written = directory / REPORT if directory else output or Path(f"{name_of(spec)}-report.html")
-        if directory is None:
-            common.require_free_file(written, force=force)
+        for file in ([] if directory else [written]) + ([] if model_explorer is None else [model_explorer]):
+            common.require_free_file(file, force=force)
         terminal.stage("load")
         target = common.load_target(
             spec, model, input_shape=input_shape, seed=seed, device=device, trust=trust, weights=weights
@@ -68,7 +78,10 @@ def report_command(
                 change.commit(target.artifact.manifest, keep=target.artifact.manifest.files.keys())
             else:
                 common.write_whole(written, page)
-        terminal.show(target.title, *common.note_lines(target.notes), f"written: {written}")
+            if model_explorer is not None:
+                common.write_whole(model_explorer, json.dumps(graph_collection(document)))
+        files = (written, *([] if model_explorer is None else [model_explorer]))
+        terminal.show(target.title, *common.note_lines(target.notes), *(f"written: {file}" for file in files))
         terminal.document(json.loads(document.to_json()))
 
 

@@ -1,6 +1,8 @@
 """Linear maps of least cosine distance, on rows that were kept.
 
-    minimise over D and b    mean of 1 - cos(s + m (I + D) + b, y) + ridge |D|² / C        s = 0 where nothing is merged
+    minimise over D and b    mean of 1 - cos(s + m (F + D) + b, y) + ridge |F + D - E|² / C
+
+s is 0 where nothing is merged; E and F are the identity mostly (see `repl_fx.fitting.solving`).
 
 ReplaceMe's second objective (arXiv 2505.02819, section 3.1, the cosine distance of a linear map). Its map has no shift;
 here there is one, as in the map of least squares, from which the solver starts.
@@ -76,13 +78,16 @@ class CosineSolution:
     after: float
 
 
-def solve_cosine(rows: Reservoir, start: Solution, form: str, rank: int | None) -> CosineSolution:
+def solve_cosine(
+    rows: Reservoir, start: Solution, form: str, rank: int | None, around: tuple[Tensor, Tensor] | None = None
+) -> CosineSolution:
     """The map of a form from which the rows' cosine distance is least, near a first one.
 
     Args:
         rows: (m, y), or (m, y, s).
         start: the map of least squares, which stays where no other is closer.
         form, rank: see `repl_fx.surrogates.linear.LinearConfig`.
+        around: E and F; the identity by default.
     """
     m, y, *rest = rows.rows
     beside = rest[0] if rest else 0.0
@@ -90,12 +95,13 @@ def solve_cosine(rows: Reservoir, start: Solution, form: str, rank: int | None) 
     def distance(matrix: Tensor, shift: Tensor) -> Tensor:
         return 1 - F.cosine_similarity(beside + m @ matrix + shift, y, dim=-1).mean()
 
-    numbers, matrix_of = _numbers(start.matrix.to(m), form, rank)
+    identity = torch.eye(len(y[0])).to(m)
+    drawn_to, part = (identity, identity) if around is None else (matrix.to(m) for matrix in around)
+    numbers, matrix_of = _numbers(start.matrix.to(m), form, rank, part)
     shift = start.shift.to(m)
     # The solver views gradients as vectors.
     dense = (number.clone(memory_format=torch.contiguous_format) for number in (*numbers, shift))
     leaves = [number.requires_grad_() for number in dense]
-    identity = torch.eye(len(y[0])).to(m)
     # By hundredths: the default tolerances are for losses that are not near zero.
     solver = torch.optim.LBFGS(
         leaves, max_iter=_STEPS, tolerance_grad=1e-9, tolerance_change=1e-12, line_search_fn="strong_wolfe"
@@ -104,7 +110,7 @@ def solve_cosine(rows: Reservoir, start: Solution, form: str, rank: int | None) 
     def loss() -> Tensor:
         solver.zero_grad()
         matrix = matrix_of(*leaves[:-1])
-        found = distance(matrix, leaves[-1]) + start.ridge * (matrix - identity).square().sum() / len(identity)
+        found = distance(matrix, leaves[-1]) + start.ridge * (matrix - drawn_to).square().sum() / len(identity)
         torch.autograd.backward(found)
         return found
 
@@ -120,13 +126,12 @@ def solve_cosine(rows: Reservoir, start: Solution, form: str, rank: int | None) 
     return CosineSolution(Solution(made[0].double(), made[1].double(), start.ridge), before, after)
 
 
-def _numbers(matrix: Tensor, form: str, rank: int | None) -> tuple[list[Tensor], Callable[..., Tensor]]:
-    """The numbers of a map of a form, and how they make its matrix."""
-    identity = torch.eye(len(matrix)).to(matrix)
+def _numbers(matrix: Tensor, form: str, rank: int | None, part: Tensor) -> tuple[list[Tensor], Callable[..., Tensor]]:
+    """The numbers of a map of a form, and how they make its matrix with the part of it that is none of them."""
     if form == "scale":
         return [matrix.diagonal()], torch.diag
     if rank is None:
-        return [matrix - identity], lambda change: identity + change
-    left, sizes, right = torch.linalg.svd(matrix - identity)
+        return [matrix - part], lambda change: part + change
+    left, sizes, right = torch.linalg.svd(matrix - part)
     root = sizes[:rank].sqrt()
-    return [left[:, :rank] * root, root[:, None] * right[:rank]], lambda one, other: identity + one @ other
+    return [left[:, :rank] * root, root[:, None] * right[:rank]], lambda one, other: part + one @ other

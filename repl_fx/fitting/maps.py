@@ -3,7 +3,8 @@
     original   … blocks.3 -> y                       y: what came out of the last block of the stretch
     rewritten  … x -> linear -> …                    x: what goes into the map now, behind what was fitted before
 
-A merged map is of a part m of the stream alone: what it makes of m has to be m + y - x. What is kept of the data is two
+A merged map is of a part m of the stream alone: what it makes of m has to be m + y - x. Of a map with a stride only the
+positions of x count that it reads. What is kept of the data is two
 matrices of the size of the map, and a sample of rows where the objective is the cosine.
 """
 
@@ -22,6 +23,8 @@ from repl_fx.fitting.solving import solve
 from repl_fx.graph.roles import ADDITIONS
 from repl_fx.surrogates.linear import StreamMap
 
+# The place of the stride among the arguments of a convolution.
+_STRIDE = 3
 OBJECTIVES = ("least-squares", "cosine")
 
 
@@ -45,24 +48,29 @@ class MapFit:
         self.module = module
         self.given = self.stream, self.value = self.places(node, merged)
         self._merged = merged
-        channels = len(module.shift)
-        self.nothing = torch.eye(channels), torch.zeros(channels)
+        self.nothing = module.start, torch.zeros(module.widths[1])
         if merged:
             # The value that goes into the map is the one that comes out of none.
             module.set_to(*self.nothing)
-        self._moments = Moments(channels, module.shift.device)
+        strides: Any = self._product(node).args[_STRIDE] if module.spatial else ()
+        self._strides: tuple[int, ...] = tuple(strides)
+        self._moments = Moments(module.widths, module.shift.device)
         self._rows = Reservoir() if objective == "cosine" else None
 
     @staticmethod
     def places(node: fx.Node, merged: bool) -> tuple[fx.Node, fx.Node]:
         """The nodes with the stream before the map, and with the part of it that is mapped."""
-        # The first result is the weight of the product.
-        product = min(min(node.users).users)
+        product = MapFit._product(node)
         if merged:
             return next(after for after in _following(product) if after.target in ADDITIONS), product
         stream = product.args[0]
         assert isinstance(stream, fx.Node)
         return stream, stream
+
+    @staticmethod
+    def _product(node: fx.Node) -> fx.Node:
+        # The first result of the synthesis is its weight.
+        return min(min(node.users).users)
 
     def add(self, values: Mapping[fx.Node, Any], wanted: Tensor) -> None:
         """Add a batch.
@@ -71,7 +79,8 @@ class MapFit:
             values: of the nodes `given`.
             wanted: the stream behind the stretch in the original.
         """
-        x, m, y = (self._channels_last(v) for v in (values[self.stream], values[self.value], wanted))
+        given = (self._read(values[node]) for node in (self.stream, self.value))
+        x, m, y = (self._channels_last(v) for v in (*given, wanted))
         m = m.reshape(x.shape)
         self._moments.add(m, m.double() + (y.double() - x) if self._merged else y, y)
         if self._rows is not None:
@@ -83,10 +92,11 @@ class MapFit:
         Raises:
             BadInput: see `repl_fx.fitting.solving.solve`.
         """
-        solution = solve(self._moments, self.module.form, self.module.rank, ridge)
+        form, rank, around = self.module.form, self.module.rank, (self.module.start, self.module.beside)
+        solution = solve(self._moments, form, rank, ridge, around=around)
         known: dict[str, Any] = {}
         if self._rows is not None:
-            found = solve_cosine(self._rows, solution, self.module.form, self.module.rank)
+            found = solve_cosine(self._rows, solution, form, rank, around)
             solution = found.solution
             known = {"objective": "cosine", "cosine_before": found.before, "cosine_after": found.after}
         self.module.set_to(solution.matrix, solution.shift)
@@ -94,6 +104,12 @@ class MapFit:
         numbers = sum(parameter.numel() for parameter in self.module.parameters())
         rows = {"numbers": numbers, "rows": self._moments.rows, "ridge": solution.ridge}
         return {**rows, "before": before, "after": after, **known}
+
+    def _read(self, value: Tensor) -> Tensor:
+        """The positions of the stream that the map reads."""
+        for dim, stride in enumerate(self._strides, 2):
+            value = value[(slice(None),) * dim + (slice(None, None, stride),)]
+        return value
 
     def _channels_last(self, value: Tensor) -> Tensor:
         return value.movedim(1, -1) if self.module.spatial else value

@@ -10,24 +10,26 @@ class Moments:
     """First and second moments of rows x and of rows y, in double precision.
 
     Args:
-        channels: C, the length of a row.
+        channels: C and C', the lengths of rows x and y; one number where they are the same.
         device: where the rows come from, and where they are added up.
 
     Attributes:
         rows: N, how many rows there were.
     """
 
-    def __init__(self, channels: int, device: torch.device | str = "cpu") -> None:
+    def __init__(self, channels: int | tuple[int, int], device: torch.device | str = "cpu") -> None:
         self.rows = 0
+        given, made = (channels, channels) if isinstance(channels, int) else channels
         # In single precision, sums over a million rows lose half of their digits.
-        self._x, self._y, self._yy, self._whole, self._wholes = (_zeros(device, channels) for _ in range(5))
-        self._xx, self._xy = (_zeros(device, channels, channels) for _ in range(2))
+        self._x, self._xx = _zeros(device, given), _zeros(device, given, given)
+        self._y, self._yy, self._whole, self._wholes = (_zeros(device, made) for _ in range(4))
+        self._xy = _zeros(device, given, made)
 
     def add(self, x: Tensor, y: Tensor, whole: Tensor | None = None) -> None:
         """Add rows.
 
         Args:
-            x, y: (…, C).
+            x, y: (…, C) and (…, C').
             whole: the rows by whose variance distances are measured, where y is a part of them; y by default.
         """
         whole = y if whole is None else whole
@@ -43,12 +45,12 @@ class Moments:
 
     @property
     def means(self) -> tuple[Tensor, Tensor]:
-        """The means of x and of y, (C) each."""
+        """The means of x and of y, (C) and (C')."""
         return self._x / self.rows, self._y / self.rows
 
     @property
     def covariances(self) -> tuple[Tensor, Tensor, Tensor]:
-        """The covariances of x with x and of x with y, (C, C), and the variances of y, (C)."""
+        """The covariances of x with x, (C, C), and of x with y, (C, C'), and the variances of y, (C')."""
         x, y = self.means
         return (
             self._xx / self.rows - torch.outer(x, x),
@@ -60,8 +62,8 @@ class Moments:
         """The mean squared distance of x @ matrix + shift from y, by the variance of the whole; all channels together.
 
         Args:
-            matrix: (C, C).
-            shift: (C).
+            matrix: (C, C').
+            shift: (C').
         """
         matrix, shift = matrix.to(self._x), shift.to(self._x)
         (x, y), (xx, xy, yy) = self.means, self.covariances

@@ -1,13 +1,15 @@
 """Linear maps of least squares, from moments.
 
-    minimise over D and b   mean |x (I + D) + b - y|² + ridge · s · |D|²          s: the mean variance of a channel of x
+    minimise over D and b   mean |x (F + D) + b - y|² + ridge · s · |F + D - E|²   s: mean variance of a channel of x
 
-    full       D = (S + ridge s I)^-1 T           S, T: the covariances of x with x, and of x with y - x
+    full       D = (S + ridge s I)^-1 (T + ridge s (E - F))     S, T: the covariances of x with x and y - x F
     rank r     D V V^T                            V: the first r eigenvectors of D^T (S + ridge s I) D
     scale      D diagonal: T_cc / (S_cc + ridge s)
 
-in each case b = mean y - (mean x)(I + D). The ridge draws the map to the identity, which is the network without the
-block. The map of rank r is the best of its rank (reduced rank regression: Izenman, J. Multivariate Analysis 5, 1975).
+in each case b = mean y - (mean x)(F + D). E is the map at the start, to which the ridge draws it: the identity, which
+is the network without the block, or as much of it as there is between two widths. F is the part of the map that is no
+number of its own: E, or nothing of one of rank r between other sizes. The map of rank r is the best of its rank
+(reduced rank regression: Izenman, J. Multivariate Analysis 5, 1975).
 """
 
 from __future__ import annotations
@@ -32,7 +34,7 @@ class Solution:
     """A fitted map x -> x @ matrix + shift.
 
     Attributes:
-        matrix: (C, C), shift: (C), in double precision.
+        matrix: (C, C'), shift: (C'), in double precision.
         ridge: the one that was used, as a fraction of the mean variance.
     """
 
@@ -41,7 +43,9 @@ class Solution:
     ridge: float
 
 
-def solve(moments: Moments, form: str, rank: int | None, ridge: float | None) -> Solution:
+def solve(
+    moments: Moments, form: str, rank: int | None, ridge: float | None, *, around: tuple[Tensor, Tensor] | None = None
+) -> Solution:
     """The map of a form that is closest by least squares.
 
     Args:
@@ -49,6 +53,7 @@ def solve(moments: Moments, form: str, rank: int | None, ridge: float | None) ->
         form, rank: see `repl_fx.surrogates.linear.LinearConfig`.
         ridge: as a fraction of the mean variance; None to choose it: 1e-6, or 0.01 where a full map has fewer than four
             rows for each channel.
+        around: E and F, (C, C'); the identity by default.
 
     Raises:
         BadInput: nothing varies, or the ridge is too small for the equations to be solved.
@@ -60,12 +65,14 @@ def solve(moments: Moments, form: str, rank: int | None, ridge: float | None) ->
     size = xx.diagonal().mean()
     if not size > 0:
         raise BadInput("the values that go into the map are the same in all samples; calibrate on others")
-    toward = xy - xx
+    identity = torch.eye(channels, dtype=xx.dtype, device=xx.device)
+    start, beside = (identity, identity) if around is None else (matrix.to(xx) for matrix in around)
+    toward = xy - xx @ beside + ridge * size * (start - beside)
     if form == "scale":
         gains = toward.diagonal() / (xx.diagonal() + ridge * size)
         change = gains.diag()
     else:
-        regular = xx + ridge * size * torch.eye(channels, dtype=xx.dtype, device=xx.device)
+        regular = xx + ridge * size * identity
         factor, failed = torch.linalg.cholesky_ex(regular)
         if failed:
             raise BadInput(
@@ -77,5 +84,5 @@ def solve(moments: Moments, form: str, rank: int | None, ridge: float | None) ->
             best = vectors[:, -rank:]
             change = change @ best @ best.t()
     x, y = moments.means
-    matrix = change + torch.eye(channels, dtype=xx.dtype, device=xx.device)
+    matrix = beside + change
     return Solution(matrix, y - x @ matrix, ridge)

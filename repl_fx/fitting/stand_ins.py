@@ -16,7 +16,7 @@ from repl_fx.graph.captured import is_tensor
 from repl_fx.graph.roles import ADDITIONS
 from repl_fx.passes.replace_blocks import block_of
 from repl_fx.pipeline import TransformResult
-from repl_fx.plan import Replacement
+from repl_fx.plan import Plan, Replacement
 from repl_fx.planning.part_repeats import part_of
 from repl_fx.surrogates import make_surrogate
 from repl_fx.surrogates.shared.fitted_starts import COUNTERPART, FITTED, ChannelTerms, FittedStart, LastLayer, WholeMap
@@ -106,20 +106,19 @@ class StandIn:
 
 def stand_ins(result: TransformResult) -> Iterator[StandIn]:
     """What stands in for each block, in program order; of a stretch that has one map, the map alone."""
-    spans = {
-        (r.repeat, r.before, r.after)
-        for r in result.plan.replacements
-        if make_surrogate(r.surrogate, r.settings).spans_stretches
-    }
-    found = [_stand_in(result, r) for r in result.plan.replacements if not _in_stretch(r, spans)]
+    found = [_stand_in(result, r) for r in ends_of_stretches(result.plan)]
     order = [part.path for part in result.parts]
     return iter(sorted(found, key=lambda one: (order.index(one.part), one.last)))
 
 
-def _in_stretch(replacement: Replacement, spans: set[tuple[str, str, str]]) -> bool:
-    of = replacement.repeat, replacement.before, replacement.after
-    surrogate = make_surrogate(replacement.surrogate, replacement.settings)
-    return of in spans and not surrogate.spans_stretches
+def ends_of_stretches(plan: Plan) -> tuple[Replacement, ...]:
+    """The replacements of a plan but for those of blocks that another one stands for too."""
+
+    def spans(replacement: Replacement) -> bool:
+        return make_surrogate(replacement.surrogate, replacement.settings).spans_stretches
+
+    whole = {(r.repeat, r.before, r.after) for r in plan.replacements if spans(r)}
+    return tuple(r for r in plan.replacements if spans(r) or (r.repeat, r.before, r.after) not in whole)
 
 
 def _stand_in(result: TransformResult, replacement: Replacement) -> StandIn:

@@ -1,4 +1,4 @@
-"""Values at nodes of a graph, as it runs: a copy of the graph hands each to a function.
+"""Values at nodes of a graph, as it runs: a copy of the graph, or the graph itself, hands each to a function.
 
 before   linear -> relu -> linear_1
 after    linear -> watch_0(_), relu -> linear_1        watch_0 notes the value, and changes nothing
@@ -6,7 +6,9 @@ after    linear -> watch_0(_), relu -> linear_1        watch_0 notes the value, 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
+from types import MethodType
 
 from torch import Tensor, fx, nn
 
@@ -34,13 +36,54 @@ def watched(gm: fx.GraphModule, notes: Mapping[fx.Node, Callable[[Tensor], None]
     """
     copied = copy_graph(gm, compiled=False)
     nodes = dict(zip(gm.graph.nodes, copied.graph.nodes, strict=True))
-    behind_inputs = next(node for node in copied.graph.nodes if node.op != "placeholder")
     for node, note in notes.items():
         name = unique_name(copied, "watch")
         copied.add_submodule(name, Watch(note))
-        inputs = node.op == "placeholder"
-        place = copied.graph.inserting_before(behind_inputs) if inputs else copied.graph.inserting_after(nodes[node])
-        with place:
+        with _right_after(nodes[node]):
             copied.graph.call_module(name, (nodes[node],))
     copied.recompile()
     return copied
+
+
+def _right_after(node: fx.Node) -> AbstractContextManager[None]:
+    """Nodes made meanwhile come behind a node, and behind all inputs."""
+    if node.op != "placeholder":
+        return node.graph.inserting_after(node)
+    return node.graph.inserting_before(next(one for one in node.graph.nodes if one.op != "placeholder"))
+
+
+def _handing_over(note: Callable[[Tensor], None]) -> Callable[[Tensor], None]:
+    """A function with a name, as code of a graph calls it."""
+
+    def hand_over(value: Tensor) -> None:
+        note(value)
+
+    return hand_over
+
+
+class WatchedRuns:
+    """Runs of a graph module itself, with its own state, mode, hooks and wrappers, that hand values to functions.
+
+    Args:
+        gm: a graph module; its code stays as it is.
+        notes: for nodes of its graph, the function that gets the value.
+    """
+
+    def __init__(self, gm: fx.GraphModule, notes: Mapping[fx.Node, Callable[[Tensor], None]]) -> None:
+        copied = copy_graph(gm, compiled=False)
+        nodes = dict(zip(gm.graph.nodes, copied.graph.nodes, strict=True))
+        for node, note in notes.items():
+            with _right_after(nodes[node]):
+                copied.graph.call_function(_handing_over(note), (nodes[node],))
+        copied.recompile()
+        self.module, self._forward = gm, type(copied).forward
+
+    @contextmanager
+    def watched(self) -> Iterator[None]:
+        """Until the end of it, each run of the module hands over its values."""
+        # Code of a copy of the graph, run on the module: no tensor, no mode and no hook is there twice.
+        vars(self.module)["forward"] = MethodType(self._forward, self.module)
+        try:
+            yield
+        finally:
+            del vars(self.module)["forward"]

@@ -21,7 +21,7 @@ from typing import Any
 from repl_fx.costs.counted import Costs
 from repl_fx.costs.timed import latency_ratio
 from repl_fx.errors import BadInput, BrokenGraph, ForeignError, PlanMismatch, UnknownBlock, one_line
-from repl_fx.passes.choose_blocks import Chosen, candidates, with_neighbours
+from repl_fx.passes.choose_blocks import Chosen, candidates, keeps_size, with_neighbours
 from repl_fx.passes.driver import run_passes
 from repl_fx.passes.fold_surrogates import fold_surrogates
 from repl_fx.plan import Plan, Refusal, Replacement
@@ -155,12 +155,13 @@ class BudgetPlanner:
         self.found, self.surrogate, self.budget, self.seed = found, surrogate, budget, seed
         self.graphs = graphs
         self.repeats = repeats_of(found)
-        may_go = candidates(self.repeats, ignore)
+        may_go = candidates(self.repeats, ignore, changes_sizes=surrogate.changes_sizes)
         self.places = {repeat.blocks[i].name: (repeat, i) for repeat, i in may_go.places}
-        self.scores = self._scores()
-        chosen = [Chosen(r, r.blocks[i], r.blocks[i - 1], r.blocks[i + 1]) for r, i in may_go.places]
         self.replacements: dict[str, Replacement] = {}
         self.refusals = list(may_go.refusals)
+        self.scores = self._scores()
+        places = self.places.values()
+        chosen = [Chosen(r, r.blocks[i], r.blocks[i - 1], r.blocks[i + 1]) for r, i in places]
         for one in chosen:
             # Each on its own: together they may be stretches.
             replacements, refusals = choose_surrogates(found, (one,), surrogate)
@@ -251,6 +252,14 @@ class BudgetPlanner:
             if name not in every:
                 raise UnknownBlock(name, every)
         missing = [block for block in self.places if block not in given]
+        for block in tuple(missing):
+            repeat, i = self.places[block]
+            if not keeps_size(repeat.blocks[i]):
+                # Most kinds of scores compare what leaves a block with what enters it.
+                missing.remove(block)
+                del self.places[block]
+                why = "it changes the size of its value, and scores have no number for it"
+                self.refusals.append(Refusal(block, repeat.name, why))
         if missing:
             more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
             raise BadInput(f"scores have no number for {missing[0]}{more}; give one for each block that may go")
@@ -267,10 +276,15 @@ class BudgetPlanner:
         """What a block saves where the next one goes too, and stands for both; None where that is no other."""
         if not self.surrogate.spans_stretches or place + 1 not in row:
             return None
-        alone, inside = self.replacements[row[place]], self._together([row[place], row[place + 1]])[0]
+        alone, both = self.replacements[row[place]], self._together([row[place], row[place + 1]])
+        inside, last = both
         if inside.surrogate == alone.surrogate:
             return None
-        return self.costs.saved(replace(inside, before=alone.before, after=alone.after))
+        if not make_surrogate(inside.surrogate, inside.settings).opens_stretch:
+            return self.costs.saved(replace(inside, before=alone.before, after=alone.after))
+        # It cannot go alone; and the map behind it is another one then.
+        saved, of_last = self.costs.saved(*both), self.costs.saved(self.replacements[last.block])
+        return {name: saved[name] - of_last[name] for name in saved}
 
     def _saved_by(self, block: str, *, build: bool = False) -> dict[str, int]:
         """What a block saves by the first of its surrogates that can be built; where none can, the block stays."""

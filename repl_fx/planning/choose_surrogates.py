@@ -46,7 +46,7 @@ def by_stretch(
     parts: Sequence[PartRepeats], chosen: Sequence[Chosen], replacements: Sequence[Replacement]
 ) -> list[Replacement]:
     """Let the last of several blocks in a row stand for all of them: the others are taken out where that fits."""
-    identity = make_surrogate("identity")
+    identity, opening = make_surrogate("identity"), make_surrogate("identity", {"in_stretch": True})
     going = {replacement.block for replacement in replacements}
     # Blocks that hand their stream to one that goes too.
     inner = {pick.block.name: last for pick in chosen if (last := _behind(pick)) in going}
@@ -54,9 +54,13 @@ def by_stretch(
     for one in replacements:
         if one.block in inner:
             part, site = _site(parts, one.block, one.before, one.after)
-            if _refusal(part, site, identity) is None:
+            # A map between sizes can take what a block took that changes them.
+            between = make_surrogate(one.surrogate, one.settings).changes_sizes
+            ways = [identity, opening] if between else [identity]
+            way = next((way for way in ways if _refusal(part, site, way) is None), None)
+            if way is not None:
                 why = f"{inner[one.block]} stands for it too"
-                one = replace(one, surrogate=identity.key, settings=identity.settings(), why=why)
+                one = replace(one, surrogate=way.key, settings=way.settings(), why=why)
         found.append(one)
     return found
 

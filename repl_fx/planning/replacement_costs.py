@@ -87,19 +87,19 @@ class ReplacementCosts:
             self.before[LATENCY] = sum(sum(times.values()) for times in self._times.values())
         self._saved: dict[Hashable, dict[str, int]] = {}
 
-    def saved(self, replacement: Replacement) -> dict[str, int]:
-        """What a replacement saves of each cost that is known; below 0 where it costs more.
+    def saved(self, *replacements: Replacement) -> dict[str, int]:
+        """What a replacement, or those of a stretch, save of each cost that is known; below 0 where they cost more.
 
         Raises:
             ForeignError, BrokenGraph, PlanMismatch: its surrogate cannot be built.
         """
-        kind = self._kind(replacement)
+        kind = tuple(map(self._kind, replacements))
         if kind not in self._saved:
-            graphs = self.graphs_of((replacement,))
+            graphs = self.graphs_of(replacements)
             after = self._counted(graphs)
             saved = {name: self.before[name] - number for name, number in after.items()}
             if LATENCY in self.names:
-                saved[LATENCY] = self._time_saved(replacement, graphs)
+                saved[LATENCY] = self._time_saved(replacements, graphs)
             self._saved[kind] = saved
         return self._saved[kind]
 
@@ -158,17 +158,16 @@ class ReplacementCosts:
         # Graphs that take turns on a device must not wait for one another's memory.
         return {part.path: node_times({"": Timed(part.graph_module, part.inputs)})[""] for part in self.graphs.parts}
 
-    def _time_saved(self, replacement: Replacement, graphs: Mapping[str, fx.GraphModule]) -> int:
-        """Nanoseconds that a replacement saves in its block and the neighbours, folded as for inference."""
-        part = part_of(self.found, replacement.block)
+    def _time_saved(self, replacements: Sequence[Replacement], graphs: Mapping[str, fx.GraphModule]) -> int:
+        """Nanoseconds that replacements in one part save, in blocks and neighbours, folded as for inference."""
+        part = part_of(self.found, replacements[0].block)
         (given,) = (one.inputs for one in self.graphs.parts if one.path == part.path)
         folded = run_passes(graphs[part.path], fold_surrogates).graph_module
         sides = {"before": Timed(part.graph_module, given), "after": Timed(folded, given)}
         times = node_times(sides)
-        around = {part.blocks[name].name for name in (replacement.block, replacement.before, replacement.after)}
-        nodes = {
-            n for name in (replacement.before, replacement.block, replacement.after) for n in part.blocks[name].nodes
-        }
+        names = {name for one in replacements for name in (one.block, one.before, one.after)}
+        around = {part.blocks[name].name for name in names}
+        nodes = {n for name in names for n in part.blocks[name].nodes}
         before = sum(times["before"][node.name] for node in nodes)
         after = sum(times["after"][node.name] for node in folded.graph.nodes if block_of(node) in around)
         return before - after

@@ -13,7 +13,7 @@ from repl_fx.errors import BrokenGraph, ForeignError, PlanMismatch, one_line
 from repl_fx.graph.captured import copy_graph
 from repl_fx.passes.batch_syntheses import batch_syntheses_
 from repl_fx.passes.driver import Result, run_passes
-from repl_fx.passes.replace_blocks import replace_blocks
+from repl_fx.passes.replace_blocks import CutStretch, replace_blocks
 from repl_fx.passes.write_in_place import write_in_place_
 from repl_fx.plan import Plan, Refusal, Replacement
 from repl_fx.planning.check_training import TrainingCheck
@@ -138,6 +138,8 @@ class Trials:
             rewritten = apply_plan(self.parts, Plan(replacements, (), "", self.seed))
         except ForeignError as problem:
             return f"{keys} cannot be built here: {problem}"
+        except CutStretch as problem:
+            return one_line(problem)
         except (BrokenGraph, PlanMismatch) as problem:
             if all(make_surrogate(r.surrogate, r.settings).builds_by_ours for r in replacements):
                 raise

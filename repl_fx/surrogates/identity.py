@@ -14,6 +14,7 @@ from dataclasses import dataclass
 
 from torch import Tensor, fx
 
+from repl_fx.errors import BadInput
 from repl_fx.plan import Refusal
 from repl_fx.surrogates.shared.builder import Builder
 from repl_fx.surrogates.shared.registry import Match, Surrogate, register_surrogate
@@ -22,7 +23,17 @@ from repl_fx.surrogates.shared.site import Site
 
 @dataclass(frozen=True)
 class IdentityConfig:
-    """`identity` has no settings."""
+    """Settings of `identity`, which plans make.
+
+    Attributes:
+        in_stretch: whether the map of a block behind stands for this one too, and takes what it took: sizes may change.
+    """
+
+    in_stretch: bool = False
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.in_stretch, bool):
+            raise BadInput(f"identity: in_stretch is {self.in_stretch!r}; it can be true or false")
 
 
 @register_surrogate("identity", IdentityConfig)
@@ -33,13 +44,18 @@ class Identity(Surrogate[IdentityConfig, Match]):
     leaves_nothing = True
     reads_stream_alone = True
 
+    def __init__(self, config: IdentityConfig) -> None:
+        super().__init__(config)
+        self.opens_stretch = config.in_stretch
+
     def match(self, site: Site) -> Match | Refusal:
         """Refuse a block whose output is unlike its input."""
         for given, made in zip(site.block.inputs, site.block.outputs, strict=True):
             ours, theirs = given.meta.get("val"), made.meta.get("val")
             if not isinstance(ours, Tensor) or not isinstance(theirs, Tensor):
                 return site.refusal("its streamed value is no tensor", made)
-            if str(ours.shape) != str(theirs.shape) or ours.dtype != theirs.dtype:
+            changed = str(ours.shape) != str(theirs.shape) and not self.config.in_stretch
+            if changed or ours.dtype != theirs.dtype:
                 return site.refusal(f"it turns {tuple(ours.shape)} into {tuple(theirs.shape)}", made)
         return Match(kept_parameters=())
 

@@ -6,23 +6,70 @@
 s and t are the logits of student and teacher: Hinton et al. 2015, arXiv:1503.02531, section 2, whose factor T² keeps
 the gradients as large at any temperature T. v are the values behind a block that is replaced in the student, as in
 FitNets (Romero et al. 2015, arXiv:1412.6550, equation 3), by their own size, so that no block counts for being loud.
+Where the student is a graph, they are those of the nodes that stand for what the block's module returned; of a stretch,
+for what its last one did.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
 from repl_fx._torch import pytree
+from repl_fx.artifact.origin import with_origin
 from repl_fx.errors import BadInput
+from repl_fx.fitting.stand_ins import ends_of_stretches
+from repl_fx.graph.boundaries import at_boundaries
+from repl_fx.graph.recording import WatchedRuns
 from repl_fx.in_place.surrogate_block import SurrogateBlock
+from repl_fx.running.python_state import ORIGIN
+from repl_fx.tracing.parts.capture import graphs_in
 from repl_fx.training.config import TrainConfig
 from repl_fx.training.tasks import Batch, Task
+
+
+@dataclass(frozen=True, eq=False)
+class Place:
+    """A place behind a replaced block.
+
+    Attributes:
+        path: of the block's module in the teacher, and, of a surrogate in place, in the student.
+        leaf: the number of the value among the flattened results of the module; None for the first tensor.
+        graph, node: where a student that is a graph has the value; None in place.
+    """
+
+    path: str
+    leaf: int | None = None
+    graph: fx.GraphModule | None = None
+    node: fx.Node | None = None
+
+
+def places_in(student: nn.Module) -> tuple[Place, ...]:
+    """The places behind the replaced blocks of a model that are modules of the original, or lie in one of their own."""
+    found = [Place(path) for path, module in student.named_modules() if isinstance(module, SurrogateBlock)]
+    if found or ORIGIN not in vars(student):
+        return tuple(found)
+    _, origin = with_origin(student)
+    for replacement in ends_of_stretches(origin.plan):
+        # Behind the sign is what tells the block from another of the same module.
+        path = replacement.block.partition("#")[0]
+        for part, gm in graphs_in(student).items():
+            inside = path if not part else path.removeprefix(f"{part}.")
+            if part and inside == path:
+                continue
+            results = [(b, node) for node, b in at_boundaries(gm.graph, inside) if b.argument is None]
+            # Of a module that is called again it is not known which call is the block's.
+            if results and len({b.call for b, _ in results}) == 1 and len(results[0][0].call.calls) < 2:
+                boundary, node = min(results, key=lambda result: result[0].leaf)
+                found.append(Place(path, boundary.leaf, gm, node))
+    return tuple({place.path: place for place in found}.values())
 
 
 class Distillation:
@@ -35,32 +82,41 @@ class Distillation:
         config: weights of the parts, and the temperature.
 
     Raises:
-        BadInput: values are asked for, and the student has no surrogates in place.
+        BadInput: values are asked for, and no replaced block of the student is a module of the teacher.
     """
 
     def __init__(self, teacher: nn.Module, student: nn.Module, task: Task, config: TrainConfig) -> None:
         self.teacher, self.task, self.config = teacher.eval(), task, config
-        self.paths = tuple(path for path, module in student.named_modules() if isinstance(module, SurrogateBlock))
-        if config.teacher_values and not self.paths:
+        self.places = places_in(student) if config.teacher_values else ()
+        self._runs: list[WatchedRuns] = []
+        self._seen: dict[str, Tensor] = {}
+        if config.teacher_values and not self.places:
             raise BadInput(
-                f"{type(student).__name__} has no surrogates in its own tree, behind which values could be compared; "
-                "give --teacher-values 0"
+                f"{type(student).__name__} has no replaced block that is a module of the original, behind which "
+                "values could be compared; give --teacher-values 0"
             )
-        if not config.teacher_values:
-            self.paths = ()
+        for gm in dict.fromkeys(place.graph for place in self.places if place.graph is not None):
+            notes = {p.node: partial(self._note, p.path) for p in self.places if p.graph is gm and p.node is not None}
+            self._runs.append(WatchedRuns(gm, notes))
 
     def step(self, student: nn.Module, batch: Batch) -> tuple[Any, Tensor]:
         """The outputs of the student for a batch, and what it has to learn from the teacher: a scalar."""
-        with _values_behind(student, self.paths) as ours:
+        self._seen = {}
+        with ExitStack() as watching:
+            for run in self._runs:
+                watching.enter_context(run.watched())
+            own = [place for place in self.places if place.node is None]
+            ours = watching.enter_context(_values_behind(student, own))
             outputs = self.task.outputs(student, batch)
-        with torch.no_grad(), _values_behind(self.teacher, self.paths) as theirs:
+        ours, self._seen = {**ours, **self._seen}, {}
+        with torch.no_grad(), _values_behind(self.teacher, self.places) as theirs:
             taught = self.task.outputs(self.teacher, batch)
         loss = self.task.logits(outputs).new_zeros((), dtype=torch.float32)
         if self.config.teacher_logits:
             soft = self._soft(self.task.logits(outputs), self.task.logits(taught))
             loss = loss + self.config.teacher_logits * soft
-        if self.paths:
-            far = torch.stack([_distance(ours[path], theirs[path]) for path in self.paths])
+        if self.places:
+            far = torch.stack([_distance(ours[place.path], theirs[place.path]) for place in self.places])
             loss = loss + self.config.teacher_values * far.mean()
         return outputs, loss
 
@@ -85,6 +141,11 @@ class Distillation:
             taught = self.task.logits(self.task.outputs(self.teacher, batch))
         return batch[0], taught.argmax(self.task.class_dimension)
 
+    def _note(self, path: str, value: Tensor) -> None:
+        # What comes later may write over it. A checkpoint runs a graph again: the first value is the one that counts.
+        if path not in self._seen:
+            self._seen[path] = value.clone()
+
     def _soft(self, ours: Tensor, theirs: Tensor) -> Tensor:
         """The divergence of the student's probabilities from the teacher's, a mean over all that is classified."""
         classes, heat = self.task.class_dimension, self.config.temperature
@@ -99,18 +160,20 @@ def _distance(ours: Tensor, theirs: Tensor) -> Tensor:
 
 
 @contextmanager
-def _values_behind(model: nn.Module, paths: Sequence[str]) -> Iterator[dict[str, Tensor]]:
-    """Collect the first tensor that each module returns."""
+def _values_behind(model: nn.Module, places: Sequence[Place]) -> Iterator[dict[str, Tensor]]:
+    """Collect the value of each place that its module returns."""
     found: dict[str, Tensor] = {}
 
-    def note(path: str) -> Any:
+    def note(place: Place) -> Any:
         def hook(module: nn.Module, args: Any, result: Any) -> None:
+            leaves = pytree.tree_leaves(result)
+            value = next(leaf for leaf in leaves[place.leaf or 0 :] if isinstance(leaf, Tensor))
             # A checkpoint runs a block again, in the backward pass: the first value is the one that counts.
-            found.setdefault(path, next(leaf for leaf in pytree.tree_leaves(result) if isinstance(leaf, Tensor)))
+            found.setdefault(place.path, value)
 
         return hook
 
-    handles = [model.get_submodule(path).register_forward_hook(note(path)) for path in paths]
+    handles = [model.get_submodule(place.path).register_forward_hook(note(place)) for place in places]
     try:
         yield found
     finally:

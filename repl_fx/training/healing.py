@@ -15,9 +15,9 @@ from dataclasses import dataclass, replace
 
 from repl_fx.artifact.places import FIGURES as FIGURES
 from repl_fx.errors import OutputError
-from repl_fx.in_place.surrogate_block import SurrogateBlock
 from repl_fx.training.command import Run, train_directory
 from repl_fx.training.config import HEALING, TrainConfig
+from repl_fx.training.distillation import places_in
 from repl_fx.training.evaluation import evaluate
 from repl_fx.training.run import STATE, Trained
 
@@ -51,8 +51,8 @@ def settings_to_heal() -> TrainConfig:
 def heal_directory(run: Run, *, show: bool = False, progress: Callable[[str], None] = lambda stage: None) -> Healed:
     """Heal the model of a run, and put its weights into the artifact.
 
-    Values behind replaced blocks are compared where surrogates are in place, unless the settings say how much they
-    weigh.
+    Values behind replaced blocks are compared where these are modules of the original, unless the settings say how much
+    they weigh.
 
     Raises:
         BadInput, OutputError: see `repl_fx.training.command.train_directory`.
@@ -76,10 +76,8 @@ def heal_directory(run: Run, *, show: bool = False, progress: Callable[[str], No
 
 
 def with_places(run: Run) -> Run:
-    """The run, without values behind replaced blocks where no surrogate is in place, unless they were asked for."""
+    """The run, without values behind replaced blocks where none is a module, unless they were asked for."""
     config = run.config
-    places = any(isinstance(module, SurrogateBlock) for module in run.model.modules())
-    if places or config.teacher_values != HEALING["teacher_values"]:
+    if places_in(run.model) or config.teacher_values != HEALING["teacher_values"]:
         return run
-    # Behind a surrogate in a graph there is no module to look at.
     return replace(run, config=config.changed(teacher_values=0.0))

@@ -112,7 +112,7 @@ def test_a_module_whose_settings_changed_is_not_as_it_was_made() -> None:
     module = nn.Sequential(nn.Linear(2, 2), dropout)
     inputs = Inputs(args=(), kwargs={})
     manifest = Manifest(versions={}, code="", model=None, parts=(), eager=(), inputs=inputs, aliases={}, parameters=0)
-    origin = Origin(manifest, Plan((), (), ""), (), lines_made(module))
+    origin = Origin(manifest, Plan((), (), ""), (), lines_made(module), {})
     require_as_made(module.eval().to(torch.float64), origin)
     assert copy.deepcopy(origin) is origin
     dropout.p = 0.5

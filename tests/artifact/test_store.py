@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -15,10 +16,14 @@ from torch import Tensor, nn
 
 import repl_fx
 from repl_fx.artifact import load_artifact
+from repl_fx.artifact.exporting import export_artifact
+from repl_fx.artifact.manifest import read_manifest
 from repl_fx.pipeline import unreplaced
+from repl_fx.planning.written_options import read_scores
 from repl_fx.sources import load_source
 from tests.artifact.edits import edit_manifest, set_value
 from tests.artifact.tied_net import MODEL
+from tests.captures import transformed
 from tests.nets import Counts, MlpNet, TokenNet, tokens
 
 FILES = {"plan.json", "model.safetensors", "constants.safetensors", "graph.txt", "source.txt"}
@@ -65,6 +70,29 @@ def test_contents(artifact: Path) -> None:
     assert loaded.plan == repl_fx.Plan.from_json((artifact / "plan.json").read_text())
     assert manifest["parameters"] == sum(p.numel() for p in loaded.graph_module.parameters())
     assert torch.equal(loaded.inputs.args[0], torch.arange(12).reshape(2, 6) % 11)
+
+
+def test_the_scores_a_plan_was_made_from_are_a_file_of_the_artifact(tmp_path: Path) -> None:
+    net, x = TokenNet(depth=4), tokens()
+    scores = {"blocks.1": 0.1, "blocks.2": 2.5, "blocks.0": 1.0}
+    options: Any = {"surrogate": "identity", "budget": {"params": 0.9}, "scores": scores}
+    out, again = tmp_path / "out", tmp_path / "again"
+    for place, given in ((out, transformed(net, (x,), **options)), (again, None)):
+        # A module from `load` brings them along, and the model in place does.
+        repl_fx.save(given or repl_fx.load(out, net), place)
+        assert json.loads((place / "scores.json").read_text()) == scores
+        assert set(read_manifest(place).files) == {*FILES, "scores.json"}
+    assert load_artifact(out, net).result.scores == scores == read_scores(out / "scores.json")
+    repl_fx.save(load_artifact(out, net).model, again, force=True)
+    assert read_scores(again / "scores.json") == scores
+    export_artifact(load_artifact(again, net), verify=False)
+    assert {"scores.json", "model.onnx"} < set(read_manifest(again).files)
+    (again / "scores.json").write_text((again / "scores.json").read_text().replace("2.5", "2.6"))
+    with pytest.raises(repl_fx.ArtifactError, match=r"scores\.json is not the file that was written"):
+        repl_fx.load(again, net)
+    # Another artifact in its place has none, where its plan was made from none.
+    repl_fx.save(transformed(net, (x,), surrogate="identity"), out, force=True)
+    assert not (out / "scores.json").exists() and set(read_manifest(out).files) == FILES
 
 
 def test_models_given_in_python(tmp_path: Path) -> None:

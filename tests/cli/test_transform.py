@@ -290,6 +290,7 @@ def test_a_budget_is_kept_and_shown(run: Run, model_file: Path, tmp_path: Path) 
     assert "Budget, of the original" in result.stdout
     plan = repl_fx.Plan.from_json((tmp_path / "out" / "plan.json").read_text())
     assert [r.block for r in plan.replacements] == ["blocks.1"]
+    assert json.loads((tmp_path / "out" / "scores.json").read_text()) == json.loads(scores.read_text())
     shown = document(run("transform", model_file, "--dry-run", "--json", *options).stdout)["budget"]
     assert shown["params"] == {"limit": 0.9, "expected": plan.expected["params"], "reached": plan.expected["params"]}
     assert shown["memory"]["limit"] is None and shown["memory"]["expected"] == shown["memory"]["reached"]

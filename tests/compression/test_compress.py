@@ -16,6 +16,7 @@ from repl_fx.compression import compress as compressing
 from repl_fx.compression.compress import Compressed, compress
 from repl_fx.compression.stages import State
 from repl_fx.errors import BadInput
+from repl_fx.planning.written_options import read_scores
 from repl_fx.scoring.scores import Scores
 from repl_fx.training.calibration import score_on_data
 from repl_fx.training.run import STATE
@@ -52,6 +53,11 @@ def test_a_trained_model_is_cut_healed_and_exported(trained: Path, tmp_path: Pat
     assert fit["block"] == "blocks.1" and fit["after"] < fit["before"]
     assert json.loads((tmp_path / "out" / "verify.json").read_text())["equivalent"] is True
     assert (tmp_path / "out" / "model.onnx").exists()
+    # What the plan was made from is part of the artifact, and stays through healing and export.
+    manifest = json.loads((tmp_path / "out" / "manifest.json").read_text())
+    assert {"scores.json", "model.onnx", "verify.json"} < manifest["files"].keys()
+    state = State(tmp_path / "out").scores()
+    assert state is not None and read_scores(tmp_path / "out" / "scores.json") == state.of("influence")
     # A run at its end has nothing left to do.
     again = compress(str(tmp_path / "out"), None, {}, resume=True)
     assert (again.figures, again.fits, again.exported) == (done.figures, done.fits, {})

@@ -82,3 +82,21 @@ def test_few_rows_raise_the_ridge_and_no_rows_that_differ_are_a_line() -> None:
         solve(_moments(alike, alike), "full", None, None)
     with pytest.raises(repl_fx.BadInput, match="ridge 0 is too small for 4 rows of 8 channels"):
         solve(_moments(few[:4], few[:4]), "full", None, 0)
+
+
+@pytest.mark.parametrize("rank", [None, 2])
+def test_a_map_between_widths_is_found_and_drawn_to_its_start(rank: int | None) -> None:
+    torch.manual_seed(0)
+    x, shift = torch.randn(200, 5, dtype=torch.float64) + 3, torch.randn(7, dtype=torch.float64)
+    matrix = torch.randn(5, 2, dtype=torch.float64) @ torch.randn(2, 7, dtype=torch.float64)
+    moments = Moments((5, 7))
+    moments.add(x, x @ matrix + shift)
+    start = torch.eye(5, 7, dtype=torch.float64)
+    beside = start if rank is None else torch.zeros_like(start)
+    found = solve(moments, "full", rank, 1e-12, around=(start, beside))
+    torch.testing.assert_close(found.matrix, matrix, rtol=1e-8, atol=1e-8)
+    torch.testing.assert_close(found.shift, shift, rtol=1e-8, atol=1e-8)
+    assert moments.left_over(found.matrix, found.shift) < 1e-12
+    start[2:] = 0
+    far = solve(moments, "full", rank, 1e9, around=(start, torch.zeros_like(start)))
+    torch.testing.assert_close(far.matrix, start, rtol=1e-6, atol=1e-6)

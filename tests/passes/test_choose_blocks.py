@@ -176,6 +176,9 @@ def test_candidates_of_similar_repeats_are_those_that_every_chooses_among() -> N
     places = {its.blocks[i].name for its, i in candidates(repeats).places}
     assert {c.block.name for c in choose_blocks(repeats, every=2).chosen} <= places
     assert places == {"units.1#similar_1", "units.3#similar_1"}
+    # Those that change sizes, for a surrogate that can do so too.
+    more = {its.blocks[i].name for its, i in candidates(repeats, changes_sizes=True).places}
+    assert more == {*places, "units.2", "units.4"}
 
 
 def test_neighbours_of_what_goes_together_are_kept() -> None:

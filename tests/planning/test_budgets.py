@@ -20,6 +20,7 @@ from repl_fx.surrogates.bottleneck import Bottleneck
 from tests.captures import captured_graph, transformed
 from tests.nets import MlpBlock, TokenNet, tokens
 from tests.stages import Stages, images
+from tests.surrogates.nets import Halving
 
 DEPTH = 7
 
@@ -97,6 +98,27 @@ def test_one_map_of_linear_stands_for_a_stretch() -> None:
     # Five blocks by one map save enough; four by two maps do not.
     assert made == {**{f"blocks.{i}": "identity" for i in (1, 2, 3, 4)}, "blocks.5": "linear"}
     assert result.plan.expected == left(result) and result.plan.expected["params"] <= 0.45
+
+
+def test_blocks_that_change_sizes_go_by_linear_where_scores_know_them() -> None:
+    pictures = torch.randn(2, 8, 9, 9)
+    torch.manual_seed(0)
+    model = Halving()
+    whole = transformed(model, (pictures,), budget={"params": 0.5}, surrogate="linear", check=False)
+    assert gone(whole) == ["blocks.1", "blocks.2", "blocks.3"] and whole.plan.expected == left(whole)
+    # One costs more, as a stretch, than the same blocks saved alone.
+    assert [one.surrogate for one in whole.plan.replacements] == ["identity", "identity", "linear"]
+    scores = {"blocks.1": 1.0, "blocks.2": 3.0, "blocks.3": 2.0}
+    scored = transformed(model, (pictures,), budget={"params": 0.9}, scores=scores, surrogate="linear", check=False)
+    assert gone(scored) == ["blocks.1"] and scored.plan.expected == left(scored)
+    del scores["blocks.1"]
+    other = transformed(model, (pictures,), budget={"params": 0.9}, scores=scores, surrogate="linear", check=False)
+    assert gone(other) == ["blocks.3"]
+    refusals = {refusal.block: refusal.reason for refusal in other.plan.refusals}
+    assert refusals["blocks.1"] == "it changes the size of its value, and scores have no number for it"
+    # Other surrogates have no use for such blocks.
+    with pytest.raises(BadInput, match="with 1 blocks replaced of 1 that may go"):
+        transformed(model, (pictures,), budget={"params": 0.1}, surrogate="identity", check=False)
 
 
 def test_no_plan_is_a_line_with_the_nearest_that_can_be() -> None:

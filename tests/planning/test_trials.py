@@ -9,11 +9,13 @@ import torch
 from torch import Tensor, fx, nn
 
 import repl_fx
+from repl_fx.planning.check_training import TrainingCheck
 from repl_fx.surrogates import Builder, Site
 from repl_fx.surrogates.blend import Blend
 from repl_fx.surrogates.bottleneck import Bottleneck, BottleneckConfig
 from repl_fx.surrogates.shared import registry
 from tests.planning.perceptron import Perceptron
+from tests.surrogates.nets import Halving
 
 
 def test_auto_goes_on_to_its_next_choice_for_the_culprit_alone(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -57,6 +59,21 @@ def test_a_next_choice_that_one_block_refuses_stands_in_for_the_others(monkeypat
     result = repl_fx.transform(model, (torch.randn(4, 16),))
     assert {r.block: r.surrogate for r in result.plan.replacements if r.block != "5"} == {"1": "blend", "3": "blend"}
     assert all(r.surrogate not in ("blend", "bottleneck") for r in result.plan.replacements if r.block == "5")
+
+
+def test_a_block_that_a_map_behind_no_longer_stands_for_gets_a_map_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    run = TrainingCheck.run
+    tried = []
+
+    def fails_first(self: TrainingCheck, *given: Any) -> Any:
+        tried.append(given)
+        return ("a failure", frozenset()) if len(tried) == 1 else run(self, *given)
+
+    monkeypatch.setattr(TrainingCheck, "run", fails_first)
+    result = repl_fx.transform(
+        Halving(), (torch.randn(2, 8, 9, 9),), surrogate="linear", blocks=["blocks.1", "blocks.2"]
+    )
+    assert [one.surrogate for one in result.plan.replacements] == ["linear", "linear"] and not result.plan.refusals
 
 
 def test_a_builder_of_repl_fx_that_fails_is_a_defect_and_no_refusal(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -57,6 +57,51 @@ class Step(nn.Module):
         return F.relu(y + self.skip(x))
 
 
+class Strided(nn.Module):
+    """Two convolutions beside a shortcut, and nothing behind their sum; of another width it has a stride.
+
+    Args:
+        average: whether the shortcut takes a mean over windows (ResNet-D), or pixels.
+        padding: of the first convolution and the shortcut, which has no kernel without it.
+    """
+
+    def __init__(self, inner: int, outer: int, *, average: bool = False, padding: int = 1) -> None:
+        super().__init__()
+        stride = 1 if inner == outer else 2
+        self.conv1 = nn.Conv2d(inner, outer, 3, stride, padding if stride > 1 else 1)
+        self.conv2 = nn.Conv2d(outer, outer, 3, padding=1)
+        self.skip: nn.Module = nn.Identity()
+        if stride > 1 and average:
+            pool = nn.AvgPool2d(2, ceil_mode=True, count_include_pad=False)
+            self.skip = nn.Sequential(pool, nn.Conv2d(inner, outer, 1))
+        elif stride > 1:
+            self.skip = nn.Conv2d(inner, outer, 1, 2) if padding else nn.Conv2d(inner, outer, 3, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.skip(x) + self.conv2(F.relu(self.conv1(x)))
+        return out
+
+    def flatten(self) -> Strided:
+        """The block as the shortcut alone, which is linear."""
+        for parameter in self.conv2.parameters():
+            nn.init.zeros_(parameter)
+        return self
+
+
+class Halving(nn.Module):
+    """Five residual blocks, of which the second and the fourth halve the picture: 9x9 is 5x5 and 3x3 then."""
+
+    def __init__(self, **kind: Any) -> None:
+        super().__init__()
+        self.blocks = nn.Sequential(
+            *(Strided(a, b, **kind) for a, b in ((8, 8), (8, 12), (12, 12), (12, 16), (16, 16)))
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.blocks(x)
+        return out
+
+
 GRID = 17  # A class token and four by four patches.
 
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import pytest
 from torch import fx
 
+from repl_fx.errors import BadInput
 from repl_fx.plan import Refusal
 from repl_fx.surrogates import make_surrogate
 from repl_fx.surrogates.shared.builder import Rewriting
@@ -21,4 +23,9 @@ def test_the_input_is_the_output() -> None:
 def test_a_block_that_changes_the_size_is_refused() -> None:
     site = layer_site(16)
     refusal = make_surrogate("identity").match(site)
+    # A map behind it may take what it took.
+    opening = make_surrogate("identity", {"in_stretch": True})
+    assert opening.opens_stretch and not isinstance(opening.match(site), Refusal)
+    with pytest.raises(BadInput, match="identity: in_stretch is 1; it can be true or false"):
+        make_surrogate("identity", {"in_stretch": 1})
     assert refusal == Refusal("net.1", "net", "it turns (2, 8) into (2, 16)", site.block.output.name)

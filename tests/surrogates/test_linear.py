@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 import repl_fx
+from repl_fx.graph.recording import watched
 from repl_fx.passes.fold_surrogates import is_synthesis
 from repl_fx.plan import Refusal
 from repl_fx.surrogates import make_surrogate
@@ -17,6 +20,7 @@ from repl_fx.surrogates.linear import StreamMap
 from tests.captures import transformed
 from tests.nets import TokenNet, TransformerBlock
 from tests.sites import layer_site
+from tests.surrogates.nets import Halving, Strided
 
 X, PICTURES = torch.randn(2, 6, 16), torch.randn(2, 8, 5, 5)
 FORMS: list[dict[str, Any]] = [{}, {"rank": 3}, {"form": "scale"}]
@@ -31,6 +35,20 @@ class _Residual(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return x + self.conv2(self.conv1(x).relu())  # type: ignore[no-any-return]
+
+
+class _Ragged(nn.Module):
+    """A network whose own code depends on values, around one of any picture size."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body = Halving()
+
+    def forward(self, x: Tensor) -> Tensor:
+        if float(x.abs().max()) > 100:
+            x = x / 2
+        out: Tensor = self.body(x)
+        return out
 
 
 def _tokens() -> tuple[nn.Module, Tensor]:
@@ -106,8 +124,9 @@ def test_blocks_that_no_map_can_stand_for_are_refused() -> None:
     with pytest.raises(repl_fx.NothingToReplace) as refused:
         transformed(TokenNet(depth=3), (X,), surrogate="linear", settings={"rank": 16})
     assert "rank 16 is no bound for a map of 16 channels" in str(refused.value.reasons)
-    refusal = make_surrogate("linear").match(layer_site(16))
-    assert isinstance(refusal, Refusal) and refusal.reason == "it turns 2x8 into 2x16"
+    refusal = make_surrogate("linear", {"form": "scale"}).match(layer_site(16))
+    wanted = "it turns 2x8 into 2x16, and form=scale needs equal widths and sizes"
+    assert isinstance(refusal, Refusal) and refusal.reason == wanted
 
 
 @pytest.mark.parametrize(
@@ -191,3 +210,131 @@ def test_blocks_that_nothing_can_be_merged_into_are_refused() -> None:
     post = nn.Sequential(*(TransformerBlock(16, post_norm=True) for _ in range(3)))
     with pytest.raises(repl_fx.NothingToReplace, match="ends in more than an addition"):
         transformed(post, (X,), surrogate="linear", settings={"merged": True})
+
+
+PICTURE = torch.randn(2, 8, 9, 9)
+STRETCH = ["blocks.1", "blocks.2", "blocks.3"]
+
+
+@pytest.mark.parametrize("settings", [{}, {"rank": 4}], ids=str)
+@pytest.mark.parametrize("kind", [{}, {"average": True}], ids=str)
+def test_a_block_that_changes_sizes_is_one_convolution_of_a_pixel(kind: Any, settings: dict[str, Any]) -> None:
+    torch.manual_seed(0)
+    result = transformed(Halving(**kind), (PICTURE,), surrogate="linear", blocks=["blocks.1"], settings=settings)
+    graph, (found,) = result.graph_module.eval(), _maps(result)
+    made = [node for node in graph.graph.nodes if node.meta.get("replaces")]
+    assert sum("conv2d" in str(node.target) for node in made) == 1 + bool(settings)
+    # What it begins with: the common channels, of the pixels or of the means that the shortcut reads.
+    before, after = (_behind(graph, number) for number in (0, 2))
+    picked = F.avg_pool2d(before, 2, ceil_mode=True, count_include_pad=False) if kind else before[..., ::2, ::2]
+    passing = settings.get("rank", 8)
+    expected = F.pad(picked[:, :passing], (0, 0, 0, 0, 0, 12 - passing))
+    block: Any = result.model.get_submodule("blocks.2")
+    torch.testing.assert_close(after, block(expected))
+    # In place, folded and exported it is the same.
+    assert type(result.model) is Halving and result.in_place.model is not None
+    matrix = torch.randn(8, settings.get("rank", 8)) @ torch.randn(settings.get("rank", 8), 12)
+    found.set_to(matrix, torch.randn(12))
+    for batch in (1, 3):
+        x = torch.randn(batch, 8, 9, 9)
+        assert torch.equal(result.model.eval()(x), graph(x))
+        assert torch.equal(repl_fx.fold(graph)(x), graph(x))
+    mapped = torch.einsum("nchw,cd->ndhw", picked, matrix) + found.shift[:, None, None]
+    torch.testing.assert_close(_behind(graph, 2), block(mapped), rtol=1e-4, atol=1e-4)
+
+
+def _behind(graph: Any, number: int) -> Tensor:
+    """The value behind a block that stays."""
+    last = [node for node in graph.graph.nodes if node.meta.get("block") == f"blocks.{number}"][-1]
+    seen: list[Tensor] = []
+    with torch.no_grad():
+        watched(graph, {last: seen.append})(PICTURE)
+    return seen[0]
+
+
+@pytest.mark.parametrize(
+    ("kind", "blocks"), [({}, ["blocks.1"]), ({"average": True}, ["blocks.1"]), ({}, STRETCH)], ids=str
+)
+@pytest.mark.parametrize("objective", ["least-squares", "cosine"])
+def test_a_planted_map_with_a_stride_is_recovered(kind: Any, blocks: list[str], objective: str) -> None:
+    torch.manual_seed(0)
+    net = Halving(**kind)
+    for block in list(net.blocks)[1:4]:
+        assert isinstance(block, Strided)
+        block.flatten()
+    result = transformed(net, (PICTURE,), surrogate="linear", blocks=blocks)
+    batches = [torch.randn(4, 8, 9, 9) for _ in range(8)]
+    (one,) = repl_fx.fit(result, batches, objective=objective).surrogates
+    assert one.before is not None and one.after is not None and one.before > 0.1 > 1e-4 > one.after
+    assert len(_maps(result)) == 1
+    x = torch.randn(5, 8, 9, 9)
+    torch.testing.assert_close(result.model.eval()(x), net.eval()(x), rtol=1e-2, atol=1e-2)
+
+
+def test_a_ridge_without_end_draws_a_map_with_a_stride_to_its_start() -> None:
+    torch.manual_seed(0)
+    for settings in ({}, {"rank": 4}):
+        result = transformed(Halving(), (PICTURE,), surrogate="linear", blocks=STRETCH, settings=settings)
+        (found,) = _maps(result)
+        start = found.start.clone()
+        repl_fx.fit(result, [torch.randn(8, 8, 9, 9)], ridge=1e9)
+        made = [weight.detach().flatten(1).double().t() for weight in found.synthesise()[:-1]]
+        matrix = made[0] if len(made) == 1 else made[0] @ made[1]
+        torch.testing.assert_close(matrix, start, rtol=1e-4, atol=1e-4)
+
+
+def test_one_map_stands_for_a_stretch_that_changes_sizes_twice() -> None:
+    torch.manual_seed(0)
+    net = Halving()
+    result = transformed(net, (PICTURE,), surrogate="linear", blocks=STRETCH)
+    kinds = {one.block: (one.surrogate, dict(one.settings).get("in_stretch")) for one in result.plan.replacements}
+    assert kinds == {"blocks.1": ("identity", True), "blocks.2": ("identity", False), "blocks.3": ("linear", None)}
+    # Strides of two and two read each fourth pixel; three would make the same size.
+    (product,) = [node for node in result.graph_module.graph.nodes if node.meta.get("replaces") and "conv" in node.name]
+    assert product.args[3] == [4, 4]
+    again = transformed(net, (PICTURE,), plan=repl_fx.Plan.from_json(result.plan.to_json()))
+    assert torch.equal(again.graph_module.eval()(PICTURE), result.graph_module.eval()(PICTURE))
+    torch.autograd.backward(result.model.train()(PICTURE).square().mean())
+    assert all(p.grad is not None and p.grad.abs().max() > 0 for p in _maps(result)[0].parameters())
+    with pytest.raises(
+        repl_fx.PlanMismatch, match=r"takes blocks\.1 out, which changes sizes, and has no map behind it"
+    ):
+        transformed(net, (PICTURE,), plan=replace(result.plan, replacements=result.plan.replacements[:2]))
+
+
+def test_a_map_with_a_stride_is_exported(tmp_path: Path) -> None:
+    pytest.importorskip("onnx")
+    torch.manual_seed(0)
+    result = transformed(Halving(average=True), (PICTURE,), surrogate="linear", blocks=["blocks.1", "blocks.3"])
+    repl_fx.fit(result, [torch.randn(8, 8, 9, 9)])
+    file = repl_fx.export_onnx(result.graph_module, tmp_path / "model.onnx", (PICTURE,))
+    assert repl_fx.verify_onnx(result.graph_module, file, (PICTURE,))
+
+
+@pytest.mark.parametrize("blocks", [["body.blocks.1"], [f"body.{block}" for block in STRETCH]], ids=str)
+def test_other_picture_sizes_are_divided_as_the_blocks_did(blocks: list[str]) -> None:
+    torch.manual_seed(0)
+    net = _Ragged()
+    result = transformed(net, (PICTURE,), surrogate="linear", blocks=blocks)
+    for height, width in ((9, 8), (7, 12), (13, 1)):
+        x = torch.randn(3, 8, height, width)
+        made = result.module.eval()(x)
+        assert made.shape == net.eval()(x).shape
+        assert torch.equal(result.model.eval()(x), made)
+
+
+def test_sizes_that_are_rounded_down_are_refused() -> None:
+    with pytest.raises(repl_fx.NothingToReplace, match="no convolution of one pixel with a stride makes such sizes"):
+        transformed(Halving(padding=0), (PICTURE,), surrogate="linear", blocks=["blocks.1"])
+
+
+@pytest.mark.parametrize(("settings", "form"), [({"form": "scale"}, "form=scale"), ({"merged": True}, "merged=true")])
+def test_forms_for_equal_sizes_are_refused(settings: dict[str, Any], form: str) -> None:
+    with pytest.raises(repl_fx.NothingToReplace, match=f"and {form} needs equal widths and sizes"):
+        transformed(Halving(), (PICTURE,), surrogate="linear", blocks=["blocks.1"], settings=settings)
+
+
+def test_channels_that_are_last_become_others_in_a_product() -> None:
+    match = make_surrogate("linear").match(layer_site(16))
+    assert not isinstance(match, Refusal) and match.widths == (8, 16) and match.axis == -1
+    assert match.sampling is not None and match.sampling.strides == ()

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
 
+import repl_fx
 from repl_fx.errors import BadInput
+from repl_fx.graph.recording import watched
+from repl_fx.running.python_state import ORIGIN
 from repl_fx.training.config import TrainConfig
-from repl_fx.training.distillation import Distillation
+from repl_fx.training.distillation import Distillation, places_in
 from repl_fx.training.run import train
 from repl_fx.training.tasks import Classification
 from tests.captures import transformed
@@ -61,6 +65,41 @@ def test_values_behind_replaced_blocks_are_taught() -> None:
     assert not any(module._forward_hooks for model in (student, teacher) for module in model.modules())
 
 
+@pytest.mark.parametrize("settings", [{}, {"merged": True}], ids=str)
+def test_values_are_taught_to_a_graph_as_they_are_in_place(settings: dict[str, Any]) -> None:
+    torch.manual_seed(0)
+    teacher = Net(3)
+    result = transformed(Net(3), (BATCH[0][:2],), surrogate="linear", settings=settings)
+    graph: Any = result.module
+    (place,) = places_in(result.model if settings else with_record(result))
+    assert (place.path, place.leaf) == ("blocks.1", 0) and place.node is not None
+    code = graph.code
+    found = _step(graph, teacher, teacher_logits=0.0, teacher_values=2.0)
+    # By hand: what the block behind takes, and what the teacher's block returns.
+    seen: dict[str, torch.Tensor] = {}
+    with torch.no_grad():
+        watched(graph, {place.node: lambda value: seen.update(student=value.clone())})(BATCH[0])
+        handle = teacher.blocks[1].register_forward_hook(lambda module, args, made: seen.update(teacher=made))
+        teacher(BATCH[0])
+        handle.remove()
+    apart = (seen["student"] - seen["teacher"]).square().mean() / seen["teacher"].square().mean()
+    torch.testing.assert_close(found.detach(), 2 * apart)
+    if not settings:
+        torch.testing.assert_close(found, _step(result.model, teacher, teacher_logits=0.0, teacher_values=2.0))
+    found.backward()  # type: ignore[no-untyped-call]
+    own = [parameter for name, parameter in graph.named_parameters() if "surrogates" in name]
+    assert own and all(parameter.grad is not None for parameter in own)
+    assert graph.get_parameter("head.weight").grad is None
+    # The graph is as it was.
+    assert graph.code == code and "forward" not in vars(graph)
+
+
+def with_record(result: repl_fx.TransformResult) -> torch.nn.Module:
+    """The graph of a result, which knows where it is from."""
+    vars(result.module)[ORIGIN] = result.record(result.module)
+    return result.module
+
+
 def test_a_run_learns_from_a_teacher_alone(tmp_path: Path) -> None:
     data = pictures()
     torch.manual_seed(0)
@@ -79,7 +118,7 @@ def test_a_run_learns_from_a_teacher_alone(tmp_path: Path) -> None:
 def test_what_cannot_be_taught_is_a_line(tmp_path: Path) -> None:
     teacher, student = _pair()
     config = TrainConfig(teacher="original", teacher_values=1.0, batch_size=8, device="cpu")
-    with pytest.raises(BadInput, match="Net has no surrogates in its own tree"):
+    with pytest.raises(BadInput, match="Net has no replaced block that is a module of the original"):
         train(Net(), pictures(), config, tmp_path, teacher=teacher)
     with pytest.raises(BadInput, match=r"the teacher returns logits of shape \(16, 5\), and the model \(16, 3\)"):
         train(student, pictures(), config, tmp_path, teacher=Net(5))

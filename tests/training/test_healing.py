@@ -10,7 +10,6 @@ import pytest
 import torch
 
 import repl_fx
-from repl_fx.errors import BadInput
 from repl_fx.sources import load_source
 from repl_fx.training.command import begin
 from repl_fx.training.healing import FIGURES, Healed, heal_directory, settings_to_heal
@@ -58,13 +57,14 @@ def test_surrogates_learn_without_targets_and_nothing_else(trained: Path, cut: P
     assert changed and all(".surrogate." in name for name in changed)
 
 
-def test_a_graph_learns_from_logits_alone(trained: Path, tmp_path: Path) -> None:
+def test_a_graph_learns_from_values_too(trained: Path, tmp_path: Path) -> None:
     source = load_source(f"{trained / 'model.py'}", weights=trained / "weights.safetensors")
     result = repl_fx.transform(source.model, source.args, surrogate="linear", settings={"merged": True}, check=False)
     assert result.in_place.model is None
     directory = repl_fx.save(result, tmp_path / "graph", source=source)
     spec = f"{trained / 'model.py'}:data"
-    with pytest.raises(BadInput, match="give --teacher-values 0"):
-        _healed(directory, spec, teacher_values=0.5)
     found = _healed(directory, spec, epochs=1)
     assert found.trained.steps == 6 and found.figures["healed"]["loss"] < found.figures["cut"]["loss"]
+    assert begin(str(directory), None, {}, resume=True).config.teacher_values == 1.0
+    # What is trained is what is saved: the graph as it was made.
+    assert set(repl_fx.load(directory).state_dict()) == set(result.module.state_dict())

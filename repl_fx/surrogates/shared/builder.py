@@ -23,6 +23,7 @@ from repl_fx._torch import fake_of, pytree
 from repl_fx.analysis.blocks import Block
 from repl_fx.errors import foreign_code, is_ours
 from repl_fx.graph.boundaries import move_boundaries
+from repl_fx.graph.bridge import digraph, leading_to
 from repl_fx.graph.captured import copy_graph, get_attr, has_attribute, unique_name, writes_in_place
 from repl_fx.graph.roles import CONVOLUTIONS, LINEAR
 from repl_fx.surrogates.shared.fitted_starts import COUNTERPART, FITTED, FittedStart
@@ -89,6 +90,14 @@ class Builder(Site):
         """A node, or arguments, with the nodes of the copy that have the values of those of the captured graph."""
         return fx.node.map_arg(value, self._rewriting.now)
 
+    @property
+    def taken(self) -> fx.Node:
+        """The node of the captured graph whose value the block takes now: of a stretch, what the first block took."""
+        stream = self.now(self.input)
+        before = leading_to(digraph(self.graph_module.graph.nodes), [self.input])
+        handed = (node for node in before if self.now(node) is stream)
+        return max(node for node in handed if str(node.meta["val"].shape) == str(stream.meta["val"].shape))
+
     def replace(self, old: fx.Node, new: fx.Node) -> None:
         """Let all that reads the value of one node read that of another."""
         self._rewriting.replace(old, new)
@@ -141,7 +150,14 @@ class Builder(Site):
         return self.create(node.op, node.target, args, kwargs, value)
 
     def mix(
-        self, value: fx.Node, weight: fx.Node, bias: fx.Node | None, dilation: Sequence[int] = (), groups: int = 1
+        self,
+        value: fx.Node,
+        weight: fx.Node,
+        bias: fx.Node | None,
+        dilation: Sequence[int] = (),
+        groups: int = 1,
+        *,
+        stride: Sequence[int] = (),
     ) -> fx.Node:
         """A node that applies a weight: (out, in) along the last axis, (out, in, …) by a centred convolution."""
         kernel = weight.meta["val"].shape[2:]
@@ -150,7 +166,7 @@ class Builder(Site):
         ones = [1] * len(kernel)
         spread = list(dilation or ones)
         padding = [d * (int(k) - 1) // 2 for d, k in zip(spread, kernel, strict=True)]
-        return self.call(CONVOLUTIONS[len(kernel)], value, weight, bias, ones, padding, spread, groups)
+        return self.call(CONVOLUTIONS[len(kernel)], value, weight, bias, list(stride or ones), padding, spread, groups)
 
     def call(self, function: Callable[..., Any], *args: Any, **kwargs: Any) -> fx.Node:
         """A node that calls a function."""

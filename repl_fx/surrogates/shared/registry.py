@@ -70,6 +70,10 @@ class Surrogate(ABC, Generic[Config, Found]):
 
     # Whether one stand-in, in the place of the last, does the work of several blocks in a row; the others go.
     spans_stretches: ClassVar[bool] = False
+    # Whether it can stand in for a block whose output has other sizes than its input.
+    changes_sizes: ClassVar[bool] = False
+    # Whether the block is taken out though it changes sizes, as the stand-in of a stretch it is in takes what it took.
+    opens_stretch: bool = False
     # Whether it changes a layer of the block before, which in the model's own tree stays the model's.
     changes_neighbours: bool = False
 
