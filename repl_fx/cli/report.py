@@ -53,7 +53,6 @@ def report_command(
     """
     with common.running(as_json, verbose, quiet) as terminal:
         from repl_fx.artifact import REPORT, changing
-
         from repl_fx.report.model_graph.model_explorer import graph_collection
 
         render_page = page_renderer("report")

@@ -9,7 +9,6 @@ from typing import Any
 import msgspec
 from torch import fx, nn
 
-from repl_fx.display.numbers import count
 from repl_fx.planning.part_repeats import PartRepeats
 from repl_fx.planning.report import BlockReport
 from repl_fx.report.model_graph.document import Graph, Group, GroupKind, Node

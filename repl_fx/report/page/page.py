@@ -14,9 +14,9 @@ from importlib.resources import files
 from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
 
+from repl_fx.display.numbers import change, count, size
 from repl_fx.report.model_graph.document import Document
 from repl_fx.report.page.sections import sections_of
-from repl_fx.report.tables import change, count, size
 
 # What could end the element that the document stands in, or a line of it in JavaScript's eyes.
 _ESCAPED = {ord(char): f"\\u{ord(char):04x}" for char in "<>&\u2028\u2029"}

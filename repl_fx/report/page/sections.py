@@ -11,9 +11,9 @@ from typing import Any, Literal
 from markupsafe import Markup
 
 from repl_fx.benchmarking.machine import in_a_line
+from repl_fx.display.numbers import change, count, milliseconds, size, small
 from repl_fx.report.model_graph.document import BlockRow, Compared, Document, Group, Layer
 from repl_fx.report.page.charts import Bar, Curve, LayerError, bars_chart, curves_chart, errors_chart
-from repl_fx.report.tables import change, count, milliseconds, size, small
 from repl_fx.scoring.scores import Scores
 
 # More bars than this are a wall; the table below has them all.
