@@ -204,5 +204,5 @@ def test_twenty_thousand_nodes_stay_usable(browser: Browser, tmp_path: Path) -> 
         runs.append(times_of(page, file))
         page.close()
     least = {name: min(run[name] for run in runs) for name in runs[0]}
-    # Ten times what an idle machine needs (benchmarks/report_page.py).
+    # Twice and more what a busy machine was measured to need (benchmarks/report_page.py).
     assert least["first paint"] < 4_000 and least["click on the repeat"] < 1_000 and least["click on a block"] < 1_000
