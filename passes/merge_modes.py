@@ -35,7 +35,7 @@ from torch import fx, nn
 
 from repl_fx._torch import example_of, has_example, module_stack
 from repl_fx.graph.captured import (
-    PlainGraphModule,
+    AlikeGraphModule,
     drop_dead,
     has_attribute,
     has_effect,
@@ -43,6 +43,7 @@ from repl_fx.graph.captured import (
     unique_name,
     writes_in_place,
 )
+from repl_fx.graph.naming import named_alike
 from repl_fx.graph.roles import COPIES
 from repl_fx.graph.runtime import ModeSwitch, call_module, select_mode
 from repl_fx.passes.driver import Result
@@ -341,7 +342,7 @@ class _Version:
                 env[node] = graph.node_copy(node, lambda n: env[n])
         answers = [env[r] if isinstance(r, fx.Node) else r for r in self.results]
         graph.output(answers[0] if len(answers) == 1 else tuple(answers))
-        return PlainGraphModule(nn.Module(), graph)
+        return AlikeGraphModule(nn.Module(), named_alike(graph))
 
 
 def _pending() -> None:

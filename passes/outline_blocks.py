@@ -23,6 +23,7 @@ from torch import fx, nn
 from repl_fx.analysis.blocks import Repeat
 from repl_fx.graph.captured import (
     BESIDE,
+    AlikeGraphModule,
     CapturedModule,
     container_of,
     copy_graph,
@@ -75,6 +76,10 @@ def outline_blocks(gm: fx.GraphModule, repeats: Sequence[Repeat] | None = None) 
     return Result(result, tuple(done), refusals=tuple(refusals))
 
 
+class OutlinedBlock(CapturedModule, AlikeGraphModule):
+    """The graph of a block, with parameters, buffers and layers at their paths."""
+
+
 class _Torn(Exception):
     """A block that is no submodule; the message is the reason."""
 
@@ -116,8 +121,9 @@ class _Outline:
         outputs = [node for node in self.nodes if not self.inside.issuperset(node.users)]
         inputs = self._inputs()
         place = self._place(inputs, outputs)
-        for node in inputs:
-            self.env[node] = self.graph.placeholder(node.name)
+        for number, node in enumerate(inputs):
+            # Names are those of places, so that blocks that do the same have the same code.
+            self.env[node] = self.graph.placeholder(f"input_{number}")
             self.env[node].meta = dict(node.meta)
         for node in self.nodes:
             self.env[node] = self._copied(node)
@@ -175,14 +181,16 @@ class _Outline:
         if node.op == "call_module":
             target = self._own(node) or self._outside(str(target))
         args, kwargs = fx.node.map_arg((node.args, node.kwargs), self._value)
-        made = self.graph.create_node(node.op, target, args, kwargs, node.name)
+        made = self.graph.create_node(node.op, target, args, kwargs)
         made.meta = dict(node.meta)
         return made
 
     def _outside(self, path: str) -> str:
         """The name, beside the block's submodules, of a layer that lies elsewhere: its tensors keep their names."""
-        name = path.replace(".", "_")
-        self.outside[name] = self.gm.get_submodule(path)
+        layer = self.gm.get_submodule(path)
+        known = next((name for name, other in self.outside.items() if other is layer), None)
+        name = known or f"beside_{len(self.outside)}"
+        self.outside[name] = layer
         return name
 
     def _value(self, node: fx.Node) -> fx.Node:
@@ -200,7 +208,7 @@ class _Outline:
         """Put the submodule into the graph module."""
         root = nn.Module() if self.root is None else container_of(self.root)
         root.training = self.gm.training
-        module = CapturedModule(root, self.graph, "OutlinedBlock")
+        module = OutlinedBlock(root, self.graph, "OutlinedBlock")
         module.__dict__[BESIDE] = self.outside
         module.meta["pinned"] = within(self.block, self.gm.meta.get("pinned", {}))
         if self.root is None:

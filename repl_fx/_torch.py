@@ -12,6 +12,7 @@ from contextlib import contextmanager, redirect_stderr
 from dataclasses import fields
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
+from weakref import WeakValueDictionary
 
 import torch
 import torch.utils._pytree as pytree
@@ -87,10 +88,20 @@ def backward_pass() -> int:
 
 
 def function_of(graph: fx.Graph) -> Callable[..., Any]:
-    """The function that a graph describes; its first argument is the module that attributes are read from."""
+    """The function that a graph describes; its first argument is the module that attributes are read from.
+
+    Graphs of one code have one function: torch.compile tells functions apart by the objects of their code.
+    """
     code = graph.python_code("self")
-    made: Callable[..., Any] = _forward_from_src(code.src, code.globals)
+    key = code.src, tuple((name, id(value)) for name, value in sorted(code.globals.items()))
+    made = _FUNCTIONS.get(key)
+    if made is None:
+        made = _FUNCTIONS[key] = _forward_from_src(code.src, code.globals)
     return made
+
+
+# By code, and the objects that names in it stand for, which a function keeps alive.
+_FUNCTIONS: WeakValueDictionary[tuple[str, tuple[tuple[str, int], ...]], Callable[..., Any]] = WeakValueDictionary()
 
 
 def is_compiled(module: torch.nn.Module) -> bool:

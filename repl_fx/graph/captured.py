@@ -8,7 +8,9 @@ import pickle
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import suppress
 from itertools import chain, count
+from types import MethodType
 from typing import Any, Self, TypeVar
+from weakref import WeakValueDictionary
 
 import torch
 from torch import Tensor, fx, nn
@@ -64,7 +66,7 @@ class PlainGraphModule(fx.GraphModule):
 
     def __reduce__(self) -> tuple[Any, ...]:
         own, kind = type(self), type(self).__mro__[1]
-        if own.__qualname__.rpartition(".")[2] != "GraphModuleImpl":
+        if not _holds_code(own):
             raise pickle.PicklingError(
                 f"{kind.__name__} has become a {own.__name__}, a class that was made for it alone; pickle the module "
                 "as it was before that, or its state_dict"
@@ -90,6 +92,43 @@ class PlainGraphModule(fx.GraphModule):
 def _empty(kind: type[PlainGraphModule]) -> PlainGraphModule:
     """A graph module whose state is about to be set."""
     return kind.__new__(kind)
+
+
+class AlikeGraphModule(PlainGraphModule):
+    """A graph module that shares its class, and so its code, with those of the same code.
+
+    torch.compile compiles one of them. Nodes are best named by `repl_fx.graph.naming`.
+    """
+
+    def recompile(self) -> Any:
+        """Write the code of the graph, and take the class of the modules that have the same."""
+        if not _holds_code(type(self)):
+            # A class that somebody else derived for it.
+            return super().recompile()
+        # A class of its own to write into: that of now may be the class of others.
+        kind: Any = _kind(self)
+        name = type(self).__name__
+        self.__class__ = type(kind.__new__(kind))
+        type(self).__name__ = name
+        written = super().recompile()
+        names = tuple((name, id(value)) for name, value in sorted(written.globals.items()))
+        alike: Any = _ALIKE.setdefault((kind, name, written.src, names), type(self))
+        self.__class__ = alike
+        return written
+
+
+# Classes by kind, name, code, and the objects that names in it stand for, which the code keeps alive.
+_ALIKE: WeakValueDictionary[tuple[type, str, str, tuple[tuple[str, int], ...]], type] = WeakValueDictionary()
+
+
+def _kind(gm: fx.GraphModule) -> type[fx.GraphModule]:
+    """The class of a graph module, without that which holds the code of its graph."""
+    return next(kind for kind in type(gm).__mro__ if not _holds_code(kind))
+
+
+def _holds_code(kind: type) -> bool:
+    """Whether a class is one that fx makes to hold the code of a graph."""
+    return kind.__qualname__.rpartition(".")[2] == "GraphModuleImpl"
 
 
 class CapturedModule(PlainGraphModule):
@@ -182,15 +221,18 @@ def refer_to_copies(memo: Mapping[int, nn.Module], given: Collection[int] = ()) 
         if id(module) in given:
             continue
         for name, value in list(vars(module).items()):
-            if isinstance(value, RefersToModules):
-                module.__dict__[name] = _referring_to(value, known)
+            # Methods of such objects too.
+            referring = value.__self__ if isinstance(value, MethodType) else value
+            if isinstance(referring, RefersToModules):
+                module.__dict__[name] = _referring_to(value, referring.around, known)
         for hooks in (module._forward_hooks, module._forward_pre_hooks):
             named: dict[int, Any] = dict(hooks)
-            hooks.update({n: _referring_to(h, known) for n, h in named.items() if isinstance(h, RefersToModules)})
+            own = {n: hook for n, hook in named.items() if isinstance(hook, RefersToModules)}
+            hooks.update({n: _referring_to(hook, hook.around, known) for n, hook in own.items()})
 
 
-def _referring_to(value: RefersToModules, known: dict[int, Any]) -> Any:
-    for outside in value.around:
+def _referring_to(value: Any, around: Iterable[nn.Module], known: dict[int, Any]) -> Any:
+    for outside in around:
         known.setdefault(id(outside), outside)
     return copy.deepcopy(value, known)
 
@@ -212,10 +254,10 @@ def share_tensors(module: nn.Module, memo: dict[int, nn.Module] | None = None) -
     if id(module) in memo:
         return memo[id(module)]
     if isinstance(module, fx.GraphModule):
-        # Each graph module has a class of its own that holds its code.
-        kind = next(k for k in (CapturedModule, PlainGraphModule, fx.GraphModule) if isinstance(module, k))
+        own = _kind(module)
+        kind = own if issubclass(own, PlainGraphModule) else fx.GraphModule
         root = _with_shared_children(container_of(module), memo)
-        copied = kind(root, copy.deepcopy(module.graph) if kind is CapturedModule else module.graph)
+        copied = kind(root, copy.deepcopy(module.graph) if issubclass(kind, CapturedModule) else module.graph)
         copied.meta = copy.copy(module.meta)
         memo[id(module)] = copied
         if BESIDE in vars(module):

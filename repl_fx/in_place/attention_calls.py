@@ -151,9 +151,7 @@ class WatchedForward(WrappedForward):
 
 def watch(module: nn.Module, reader: KeptCall) -> None:
     """Let a reader keep the attention calls of a module from now on."""
-    watched = vars(module).get("forward")
-    if not isinstance(watched, WatchedForward):
-        watched = WatchedForward.put_on(module)
+    watched = WatchedForward.on(module) or WatchedForward.put_on(module)
     watched.readers.append(reader)
 
 

@@ -82,7 +82,7 @@ class _Block:
         """The tensors that are not in the model in place, by name in the source."""
         if isinstance(self.surrogate, SwappedBlock):
             stand_in = self.surrogate._stand_in
-            made = stand_in.compute(self.surrogate, {})
+            made = stand_in.compute(self.surrogate, stand_in.state(), {})
             return {f"{self.place}.{name}": value for name, value in zip(stand_in.names, made, strict=True)}
         names = self.replacement.block, self.replacement.before, self.replacement.after
         site = self.part.matches.site(*names)

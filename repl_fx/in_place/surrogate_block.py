@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any, Self, cast
 
+import torch
 from torch import Tensor, fx, nn
 
 from repl_fx._torch import SYMBOLIC, function_of, pytree
@@ -17,6 +18,7 @@ from repl_fx.arguments import in_words
 from repl_fx.graph.boundaries import places
 from repl_fx.graph.captured import RefersToModules, has_effect, keep_pinned
 from repl_fx.graph.decisions import jump_over_, settle_decisions_
+from repl_fx.graph.naming import named_alike
 from repl_fx.graph.pickling import GraphData, structure_as_data
 from repl_fx.in_place.attention_calls import BorrowedAttention
 from repl_fx.in_place.effective_weights import weight_now
@@ -133,23 +135,27 @@ class StandIn(RefersToModules):
 
     def __post_init__(self) -> None:
         settle_decisions_(self.graph, has_effect)
-        jump_over_(self.graph)
-        self.code = function_of(self.graph)
+        alike = named_alike(self.graph)
+        jump_over_(alike)
+        self.code = function_of(alike)
 
-    def compute(self, host: nn.Module, arguments: Mapping[str, Any]) -> tuple[Any, ...]:
+    def state(self) -> list[Any]:
+        """The parameters, buffers and flags outside of the block, as they are now."""
+        return [weight_now(self.around[0], path) for path in self.elsewhere]
+
+    def compute(self, host: nn.Module, state: Sequence[Any], arguments: Mapping[str, Any]) -> tuple[Any, ...]:
         """The results of the graph."""
         given = [argument.of(arguments, self.block) for argument in self.arguments]
-        state = [weight_now(self.around[0], path) for path in self.elsewhere]
         mixing = [functools.partial(layer.mix, arguments, given[0]) for layer in self.borrowed]
         results: tuple[Any, ...] = self.code(host, *given, *state, *mixing)
         return results
 
-    def run(self, host: nn.Module, arguments: Mapping[str, Any]) -> Any:
+    def run(self, host: nn.Module, state: Sequence[Any], arguments: Mapping[str, Any]) -> Any:
         """What the block returns."""
         if self.known is not None:
             self._require_as_known(arguments)
         self._require_form()
-        made = self.compute(host, arguments)
+        made = self.compute(host, state, arguments)
         return pytree.tree_unflatten([self._leaf(leaf, arguments, made) for leaf in self.leaves], self.result)
 
     def _leaf(self, leaf: Made | Passed | Constant, arguments: Mapping[str, Any], made: Sequence[Any]) -> Any:
@@ -216,8 +222,21 @@ class SurrogateBlock(nn.Module):
     _source: type[nn.Module]
     _bind: Callable[..., Mapping[str, Any]]
 
-    def _run(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
-        return self._stand_in.run(self, type(self)._bind(*args, **kwargs))
+    def compile(self, *args: Any, **kwargs: Any) -> None:
+        """Compile the surrogate on its own; arguments are those of `torch.compile`.
+
+        Weights of other blocks are read outside of what is compiled, which is then the same for all surrogates of one
+        kind: it is compiled once for them.
+        """
+        self.__dict__["_run_surrogate"] = torch.compile(self._run_surrogate, *args, **kwargs)
+        # By which others see that the module is compiled.
+        self._compiled_call_impl = self._call_impl
+
+    def _call_surrogate(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
+        return self._run_surrogate(self._stand_in.state(), args, kwargs)
+
+    def _run_surrogate(self, state: Sequence[Any], args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
+        return self._stand_in.run(self, state, type(self)._bind(*args, **kwargs))
 
     @property
     def graph_root(self) -> nn.Module:
@@ -236,15 +255,17 @@ class SurrogateBlock(nn.Module):
         return f"in place of {self._stand_in.block}"
 
     def __reduce_ex__(self, protocol: Any) -> tuple[Any, ...]:
-        state = {name: value for name, value in vars(self).items() if name != "_compiled_call_impl"}
+        state = {
+            name: value for name, value in vars(self).items() if name not in ("_compiled_call_impl", "_run_surrogate")
+        }
         return _empty, (type(self)._source, isinstance(self, SwappedBlock)), state
 
 
 class SwappedBlock(SurrogateBlock):
     """The block itself on parameters that its surrogate makes."""
 
-    def _run(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
-        made = self._stand_in.compute(self, {})
+    def _run_surrogate(self, state: Sequence[Any], args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
+        made = self._stand_in.compute(self, state, {})
         with _swapped(self, dict(zip(self._stand_in.names, made, strict=True))):
             return type(self)._source.forward(self, *args, **kwargs)
 
@@ -260,7 +281,7 @@ def _new_class(source: type[nn.Module], swaps: bool) -> type[SurrogateBlock]:
     signature = inspect.signature(source.forward)
 
     def forward(self: SurrogateBlock, *args: Any, **kwargs: Any) -> Any:
-        return self._run(args, kwargs)
+        return self._call_surrogate(args, kwargs)
 
     forward.__signature__ = signature  # type: ignore[attr-defined]
     own = {"forward": forward, "_source": source, "_bind": staticmethod(_binder(signature))}

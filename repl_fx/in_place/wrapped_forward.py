@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
+from contextlib import suppress
 from functools import update_wrapper
+from types import MethodType
 from typing import Any, Self
 
 from torch import nn
@@ -12,7 +15,10 @@ from repl_fx.graph.captured import RefersToModules
 
 
 class WrappedForward(RefersToModules):
-    """Base of the objects that stand in the attribute `forward` of a module; hooks on the module are outside of them.
+    """Base of the objects whose method stands in the attribute `forward` of a module; hooks on it are outside of them.
+
+    A method, for torch.compile tells one from another by its code, and an object by its identity: blocks with forwards
+    of one kind are compiled once.
 
     Args:
         module: the module.
@@ -26,11 +32,34 @@ class WrappedForward(RefersToModules):
     @classmethod
     def put_on(cls, module: nn.Module) -> Self:
         """Let a module have such a forward from now on."""
-        forward = cls(module)
-        # The signature is that of the module's own forward.
-        update_wrapper(forward, module.forward, updated=())
-        module.__dict__["forward"] = forward
-        return forward
+        made = cls(module)
+        module.__dict__["forward"] = made.forward
+        return made
+
+    @classmethod
+    def on(cls, module: nn.Module) -> Self | None:
+        """The forward of this kind that a module has, None where it has none."""
+        found = getattr(vars(module).get("forward"), "__self__", None)
+        return found if isinstance(found, cls) else None
+
+    @property
+    def forward(self) -> MethodType:
+        """The method for the module, with the name and the signature of the forward that the module had."""
+
+        def forward(self: WrappedForward, *args: Any, **kwargs: Any) -> Any:
+            return self(*args, **kwargs)
+
+        # An object that is being unpickled may not know its module yet.
+        if "module" in vars(self):
+            had = MethodType(type(self.module).forward, self.module) if self.own is None else self.own
+            update_wrapper(forward, had, updated=())
+            # By which a pickled method is found again.
+            forward.__name__ = "forward"
+            with suppress(ValueError):
+                of = inspect.signature(had)
+                first = inspect.Parameter("self", inspect.Parameter.POSITIONAL_ONLY)
+                forward.__signature__ = of.replace(parameters=[first, *of.parameters.values()])  # type: ignore[attr-defined]
+        return MethodType(forward, self)
 
     def run(self, *args: Any, **kwargs: Any) -> Any:
         """Run the forward that the module had."""

@@ -17,8 +17,8 @@ _VERSIONS = 4
 def compile_(model: nn.Module, **options: Any) -> int:
     """Compile each block of a model in place on its own, and any other model whole; in place.
 
-    torch.compile finds what it made for one block fit for the next one of the same kind. Surrogates are compiled one by
-    one, as each reads the weights of its own neighbours.
+    torch.compile finds what it made for one block fit for the next one of the same kind; surrogates that do the same
+    are of one kind (`SurrogateBlock.compile`).
 
     Args:
         options: of torch.compile.
@@ -28,7 +28,7 @@ def compile_(model: nn.Module, **options: Any) -> int:
     """
     blocks = () if isinstance(model, fx.GraphModule) else units_of(model)
     if blocks:
-        # All are calls of one function, of which torch.compile makes 8 versions, and runs the rest as it is.
+        # All are calls of two functions, of which torch.compile makes 8 versions, and runs the rest as it is.
         limit = torch.compiler.config.recompile_limit
         torch.compiler.config.recompile_limit = max(limit, _VERSIONS * len(blocks))
     for path in blocks:

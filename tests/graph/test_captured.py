@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import pickle
 from typing import Any
 
 import pytest
@@ -10,6 +11,7 @@ import torch
 from torch import fx, nn
 
 from repl_fx.graph.captured import (
+    AlikeGraphModule,
     CapturedModule,
     attribute,
     copy_graph,
@@ -106,3 +108,38 @@ def test_a_shallow_copy_has_the_modules_own_tensors() -> None:
 def test_the_name_of_a_copy_is_that_of_the_module() -> None:
     module = capture(ConvNet(), (images(),))
     assert type(copy.deepcopy(module)).__name__ == "ConvNet" == type(module).__name__
+
+
+def _negation() -> fx.Graph:
+    graph = fx.Graph()
+    graph.output(graph.call_function(torch.neg, (graph.placeholder("x"),)))
+    return graph
+
+
+def test_modules_of_one_code_are_of_one_class_until_one_is_changed() -> None:
+    one, other = (AlikeGraphModule(nn.Module(), _negation()) for _ in range(2))
+    assert type(one) is type(other)
+    x = torch.ones(2)
+    assert type(copy.deepcopy(one)) is type(one) and type(pickle.loads(pickle.dumps(one))) is type(one)
+    next(node for node in one.graph.nodes if node.op == "call_function").target = torch.exp
+    one.recompile()
+    assert torch.equal(one(x), x.exp())
+    assert torch.equal(other(x), -x)
+    renamed = AlikeGraphModule(nn.Module(), other.graph, "Renamed")
+    assert type(renamed).__name__ == "Renamed" and type(other).__name__ == "GraphModule"
+
+
+def test_a_class_that_somebody_derived_stays() -> None:
+    one, other = (AlikeGraphModule(nn.Module(), _negation()) for _ in range(2))
+    one.__class__ = derived = type("Derived", (type(one),), {})
+    next(node for node in one.graph.nodes if node.op == "call_function").target = torch.exp
+    one.recompile()
+    assert type(one) is derived
+    assert torch.equal(one.forward(torch.ones(2)), torch.ones(2).exp()) and torch.equal(
+        other(torch.ones(2)), -torch.ones(2)
+    )
+
+
+def test_shared_copies_keep_their_kind() -> None:
+    module = AlikeGraphModule(nn.Module(), _negation())
+    assert type(share_tensors(module)) is type(module)

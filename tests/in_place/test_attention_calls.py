@@ -10,10 +10,17 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from repl_fx.in_place.attention_calls import WatchedForward
 from tests.captures import transformed
 from tests.nets import TokenNet
 
 X, NARROW = torch.randn(2, 6, 16), torch.randn(2, 6, 8)
+
+
+def _watched(module: nn.Module) -> WatchedForward:
+    found = WatchedForward.on(module)
+    assert found is not None
+    return found
 
 
 def _model(dropout: float = 0.0) -> Any:
@@ -35,7 +42,7 @@ def test_a_map_is_taken_once() -> None:
 
 def test_another_kernel_of_attention_is_refused() -> None:
     model = _model().eval()
-    model.blocks[0].attn.__dict__["forward"].own = lambda x: x
+    _watched(model.blocks[0].attn).own = lambda x: x
     with pytest.raises(RuntimeError, match="do not change how the model computes attention"):
         model(X)
 
@@ -120,6 +127,6 @@ def test_values_shorter_than_the_map_are_refused() -> None:
         out = F.scaled_dot_product_attention(q, k, v)
         return attention.proj(out.transpose(1, 2).reshape(x.shape))  # type: ignore[no-any-return]
 
-    attention.__dict__["forward"].own = longer
+    _watched(attention).own = longer
     with pytest.raises(RuntimeError, match=r"attends to 12 positions, and the surrogate of blocks.1 has values of 6"):
         model(X)

@@ -72,6 +72,26 @@ def test_a_captured_graph_is_outlined_by_its_repeats() -> None:
     assert torch.equal(training_step(run.graph_module, TOKENS, True)[0], training_step(gm, TOKENS, True)[0])
 
 
+def test_blocks_of_one_kind_are_compiled_once() -> None:
+    gm = captured_graph(TokenNet(depth=4, dropout=0.1), (TOKENS,))
+    outlined = outline_blocks(gm, repl_fx.find_repeats(gm))
+    made: list[fx.GraphModule] = []
+
+    def backend(graph: fx.GraphModule, inputs: Any) -> Any:
+        made.append(graph)
+        return graph.forward
+
+    after: Any = outlined.graph_module.eval()
+    expected = gm.eval()(TOKENS)
+    torch.compiler.reset()
+    for path in outlined.changed:
+        after.get_submodule(path).compile(backend=backend)
+    with torch.no_grad():
+        torch.testing.assert_close(after(TOKENS), expected)
+    assert len(made) == 1
+    torch.compiler.reset()
+
+
 def test_a_block_that_is_no_module_has_a_path_of_its_own() -> None:
     gm = captured_graph(RawNet(), (x := torch.randn(4, 8),))
     repeats = repl_fx.find_repeats(gm)
