@@ -12,7 +12,7 @@ from repl_fx.cli.completion import complete_data, complete_task
 from repl_fx.cli.report import page_renderer, report_document
 
 if TYPE_CHECKING:
-    from repl_fx import CapturedParts, TransformResult
+    from repl_fx.report.model_graph.document import Document
 
 # Sections of the help.
 _SCORES, _PICTURES = "Scores of trained blocks", "Pictures"
@@ -151,10 +151,10 @@ def inspect_command(
             raise BadInput("--greedy skips blocks by the loss; give --score loss")
         if data is not None and Path(spec).is_dir():
             raise BadInput(f"{spec} has blocks replaced, which cannot be scored any more; give the model itself")
-        if html is not None:
-            render_page = page_renderer("inspect --html")
-        pictures = [file for file in (svg, dot) if file is not None]
-        for file in (*pictures, *([] if html is None else [html])):
+        pictures = [file for file in (html, svg, dot) if file is not None]
+        if pictures:
+            render_page = page_renderer("inspect --html, --svg and --dot")
+        for file in pictures:
             common.require_free_file(file, force=force)
         terminal.stage("load")
         target = common.load_target(
@@ -199,32 +199,26 @@ def inspect_command(
             found = score_on_data(captured, read_data(config, target.inputs), config, score, **options)
             terminal.show(str(found), tables.scores_table(found), charts.scores_chart(found, score))
             document["scores"] = documents.scores_document(found)
-        if html is not None:
+        if pictures:
             shown = report_document(target, spec, terminal, captured)
             if "scores" in document:
                 shown = msgspec.structs.replace(shown, scores=document["scores"])
             terminal.stage("draw")
-            common.write_whole(html, render_page(shown))
-            terminal.show(f"written: {html}")
-        if pictures:
-            terminal.stage("draw")
-            artifact = target.artifact
-            _draw(captured if artifact is None else artifact.result, spec, svg, dot)
+            if html is not None:
+                common.write_whole(html, render_page(shown))
+            _draw(shown, svg, dot)
             terminal.show(*(f"written: {file}" for file in pictures))
             document["written"] = [str(file) for file in pictures]
         terminal.document(document)
 
 
-def _draw(model: CapturedParts | TransformResult, spec: str, svg: Path | None, dot: Path | None) -> None:
+def _draw(shown: Document, svg: Path | None, dot: Path | None) -> None:
     """Write the pictures of a model, after its transform where it was transformed."""
-    from repl_fx import CapturedParts
-    from repl_fx.report.model_graph.building import document_of_model, document_of_result
     from repl_fx.report.pictures.dot import dot_of
     from repl_fx.report.pictures.folded import fold_document
     from repl_fx.report.pictures.svg import svg_of
 
-    made = document_of_model(model, spec) if isinstance(model, CapturedParts) else document_of_result(model, spec)
-    folded = fold_document(made)
+    folded = fold_document(shown)
     for file, text_of in ((svg, svg_of), (dot, dot_of)):
         if file is not None:
             common.write_whole(file, text_of(folded))

@@ -20,11 +20,9 @@ from repl_fx.errors import BadInput
 from repl_fx.fitting.cosine import Reservoir, solve_cosine
 from repl_fx.fitting.moments import Moments
 from repl_fx.fitting.solving import solve
-from repl_fx.graph.roles import ADDITIONS
+from repl_fx.graph.roles import ADDITIONS, STRIDE_ARGUMENT
 from repl_fx.surrogates.linear import StreamMap
 
-# The place of the stride among the arguments of a convolution.
-_STRIDE = 3
 OBJECTIVES = ("least-squares", "cosine")
 
 
@@ -52,7 +50,7 @@ class MapFit:
         if merged:
             # The value that goes into the map is the one that comes out of none.
             module.set_to(*self.nothing)
-        strides: Any = self._product(node).args[_STRIDE] if module.spatial else ()
+        strides: Any = self._product(node).args[STRIDE_ARGUMENT] if module.spatial else ()
         self._strides: tuple[int, ...] = tuple(strides)
         self._moments = Moments(module.widths, module.shift.device)
         self._rows = Reservoir() if objective == "cosine" else None

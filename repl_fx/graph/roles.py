@@ -28,6 +28,8 @@ CONVOLUTIONS_PADDED_BY_WORD: Mapping[int, Any] = {
     3: aten.conv3d.padding,
 }
 ANY_CONVOLUTION = frozenset({*CONVOLUTIONS.values(), *CONVOLUTIONS_PADDED_BY_WORD.values()})
+# The place of the stride among their arguments.
+STRIDE_ARGUMENT = 3
 # input @ weight: positions of the two among the arguments.
 PRODUCTS: Mapping[Any, tuple[int, int]] = {
     aten.mm.default: (0, 1),

@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 import repl_fx
+from repl_fx.artifact.origin import with_origin
 from repl_fx.artifact.store import Artifact
 from repl_fx.graph.captured import copy_graph
 from repl_fx.passes.driver import run_passes
@@ -199,6 +200,7 @@ def _plan_table(result: TransformResult, before: Sequence[Graph], after: Sequenc
     plan = result.plan
     made = {one.block: one for one in plan.replacements}
     sides = [_block_groups(graphs) for graphs in (before, after)]
+    scores = with_origin(result)[1].scores
     rows = []
     for number, row in enumerate(result.report, start=1):
         one = made.get(row.block)
@@ -219,6 +221,7 @@ def _plan_table(result: TransformResult, before: Sequence[Graph], after: Sequenc
                 flops_after=None if new is None else new.flops,
                 kept_before=None if old is None else old.kept,
                 kept_after=None if new is None else new.kept,
+                score=scores.get(row.block),
             )
         )
     options: dict[str, Any] = {"seed": plan.seed}

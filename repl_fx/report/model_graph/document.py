@@ -256,6 +256,7 @@ class BlockRow(_Record, frozen=True):
     Attributes:
         number: as `--blocks` takes it.
         neighbours: the blocks that its surrogate is made from.
+        score: the score of the block that the plan was made from.
     """
 
     number: int
@@ -272,6 +273,7 @@ class BlockRow(_Record, frozen=True):
     flops_after: int | None = None
     kept_before: int | None = None
     kept_after: int | None = None
+    score: float | None = None
 
 
 class PlanTable(_Record, frozen=True):

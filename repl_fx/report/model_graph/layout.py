@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import groupby, pairwise
 from types import ModuleType
 from typing import cast
+
+import networkx
 
 from repl_fx.errors import BadInput
 from repl_fx.report.model_graph.document import Box, Layout, Route
@@ -89,19 +91,45 @@ def _placed(
     igraph = _igraph()
     edges = list(dict.fromkeys(outline.downwards(*edge) for edge in outline.edges if edge[0] != edge[1]))
     bent = _affordable(edges, layers)
-    graph = igraph.Graph(len(outline.sizes), bent, directed=True)
     # The middle width: where boxes are wider, they are moved apart.
     apart = sorted(width for width, _ in outline.sizes)[len(outline.sizes) // 2] + _GAP
-    placed = graph.layout_sugiyama(layers=layers, hgap=apart, vgap=1, maxiter=_ITERATIONS)
+    coords = [0.0] * len(outline.sizes)
+    routing: dict[tuple[int, int], list[tuple[float, int]]] = {}
+    right = 0.0
+    for boxes, edges in _connected(len(outline.sizes), bent):
+        # Of several connected parts in one layout, igraph mixes up which bends are of which edge.
+        place = {box: i for i, box in enumerate(boxes)}
+        part = igraph.Graph(len(boxes), [(place[one], place[other]) for one, other in edges], directed=True)
+        of_boxes = [layers[box] for box in boxes]
+        placed = part.layout_sugiyama(layers=of_boxes, hgap=apart, vgap=1, maxiter=_ITERATIONS)
+        across = [x for x, _ in (*placed.coords, *(point for points in placed.edge_routing for point in points))]
+        moved = right - min(across)
+        right = max(across) + moved + apart
+        for box, (x, _) in zip(boxes, placed.coords, strict=True):
+            coords[box] = x + moved
+        for edge, points in zip(edges, placed.edge_routing, strict=True):
+            routing[edge] = [(x + moved, round(y)) for x, y in points]
     places = [
-        *((layer, x, width) for layer, (x, _), (width, _) in zip(layers, placed.coords, outline.sizes, strict=True)),
-        *((round(y), x, 0) for points in placed.edge_routing for x, y in points),
+        *((layer, x, width) for layer, x, (width, _) in zip(layers, coords, outline.sizes, strict=True)),
+        *((layer, x, 0) for points in routing.values() for x, layer in points),
     ]
     middles = _without_overlaps(places)
     bending = iter(middles[len(outline.sizes) :])
-    ways = zip(bent, placed.edge_routing, strict=True)
-    bends = {edge: [(next(bending), round(y)) for _, y in points] for edge, points in ways}
+    bends = {edge: [(next(bending), layer) for _, layer in points] for edge, points in routing.items()}
     return middles[: len(outline.sizes)], bends
+
+
+def _connected(boxes: int, edges: Sequence[tuple[int, int]]) -> Iterator[tuple[list[int], list[tuple[int, int]]]]:
+    """The boxes of each connected part, in ascending order, and the edges between them."""
+    graph: networkx.Graph[int] = networkx.Graph()
+    graph.add_nodes_from(range(boxes))
+    graph.add_edges_from(edges)
+    parts = [sorted(part) for part in networkx.connected_components(graph)]
+    number = {box: i for i, part in enumerate(parts) for box in part}
+    own: list[list[tuple[int, int]]] = [[] for _ in parts]
+    for edge in edges:
+        own[number[edge[0]]].append(edge)
+    yield from zip(parts, own, strict=True)
 
 
 def _without_overlaps(places: Sequence[tuple[int, float, int]]) -> list[float]:

@@ -73,14 +73,14 @@ def read_evidence(directory: Path) -> Evidence:
     proof, bench = of_artifact(PROOF), of_artifact(BENCH)
     scores = _if_there(directory / COMPRESSION / SCORES)
     return Evidence(
-        scores=None if scores is None else read_scores(scores),
+        scores=None if scores is None else read_score_document(scores),
         training=_training(directory),
         verify=None if proof is None else read_verifications(proof),
         bench=None if bench is None else read_benchmark(bench),
     )
 
 
-def read_scores(file: Path) -> Mapping[str, Any]:
+def read_score_document(file: Path) -> Mapping[str, Any]:
     """The scores in a file of `Scores.to_json`, or in the document of `repl-fx inspect --data --json`.
 
     Raises:

@@ -174,11 +174,13 @@ def _plan(document: Document) -> Section | None:
     if plan.options:
         lines.append(", ".join(f"{name}: {_plain(value)}" for name, value in plan.options.items()))
     costs = ("parameters", "FLOPs", "kept")
+    scored = any(row.score is not None for row in plan.blocks)
     columns = (
         Column("#", "number"),
         Column("block", "block"),
         Column("status", "status"),
         Column("stands in"),
+        *([Column("score", "number")] if scored else []),
         *(Column(name, "number") for name in costs),
         Column("how, or why not"),
     )
@@ -188,6 +190,7 @@ def _plan(document: Document) -> Section | None:
             row.block,
             row.status,
             row.surrogate or "",
+            *(["" if row.score is None else f"{row.score:.4g}"] if scored else []),
             _pair(row.parameters_before, row.parameters_after, count),
             _pair(row.flops_before, row.flops_after, count),
             _pair(row.kept_before, row.kept_after, size),

@@ -16,13 +16,11 @@ import torch
 from torch import fx, nn
 
 from repl_fx.graph.bridge import digraph
-from repl_fx.graph.roles import ANY_CONVOLUTION
+from repl_fx.graph.roles import ANY_CONVOLUTION, STRIDE_ARGUMENT
 from repl_fx.surrogates.shared.site import Site
 
 _AVERAGES = (torch.ops.aten.avg_pool1d.default, torch.ops.aten.avg_pool2d.default, torch.ops.aten.avg_pool3d.default)
 _AVERAGE_MODULES = (nn.AvgPool1d, nn.AvgPool2d, nn.AvgPool3d)
-# The place of the stride among the arguments of a convolution.
-_STRIDE = 3
 # The longest stride that is looked for among sizes that depend on the input.
 _LONGEST = 32
 
@@ -91,8 +89,8 @@ def _own_stride(site: Site, node: fx.Node, dim: int) -> tuple[int, ...]:
     stride: Any = ()
     if node.op == "call_module":
         stride = getattr(site.graph_module.get_submodule(str(node.target)), "stride", ())
-    elif node.target in ANY_CONVOLUTION and len(node.args) > _STRIDE:
-        stride = node.args[_STRIDE]
+    elif node.target in ANY_CONVOLUTION and len(node.args) > STRIDE_ARGUMENT:
+        stride = node.args[STRIDE_ARGUMENT]
     stride = tuple(stride) if isinstance(stride, (tuple, list)) else ()
     return stride[dim - 2 : dim - 1] if dim - 2 < len(stride) else ()
 

@@ -16,6 +16,7 @@ from repl_fx.errors import BadInput
 from repl_fx.pipeline import Options, rewrite
 from repl_fx.report.model_graph.building import document_of_artifact, document_of_model, document_of_result
 from repl_fx.report.model_graph.document import Document
+from repl_fx.report.page.sections import sections_of
 from repl_fx.running.example_inputs import ExampleInputs
 from tests.captures import captured, transformed
 from tests.model_graphs import TOKENS, require_tree, small_document
@@ -41,6 +42,18 @@ def test_a_replaced_block_is_a_surrogate_afterwards() -> None:
     block = before.groups[surrogate.counterpart]
     assert (block.kind, block.name, after.groups[block.counterpart or 0]) == ("block", surrogate.name, surrogate)
     assert surrogate.parameters < block.parameters
+
+
+def test_a_plan_from_scores_says_them() -> None:
+    scores = {f"blocks.{i}": i / 8 for i in range(1, 5)}
+    args = (torch.zeros(2, 3, 8, 8),)
+    result = transformed(ConvNet(), args, surrogate="identity", budget={"params": 0.9}, scores=scores)
+    plan = document_of_result(result, "net.py").plan
+    assert plan is not None
+    assert {row.block: row.score for row in plan.blocks} == {"blocks.0": None, **scores}
+    (table,) = next(s for s in sections_of(document_of_result(result, "net.py")) if s.key == "plan").tables
+    assert "score" in [column.name for column in table.columns]
+    assert any("0.125" in row for row in table.rows)
 
 
 def test_costs_are_those_of_the_model_that_trains() -> None:

@@ -7,6 +7,7 @@ from itertools import combinations, pairwise
 from typing import Any
 
 import pytest
+from hypothesis import given, settings, strategies as st
 
 from repl_fx.errors import BadInput
 from repl_fx.report.model_graph.document import Box
@@ -49,6 +50,28 @@ def test_an_edge_back_runs_upwards() -> None:
 def test_a_box_without_feeders_stands_above_its_reader() -> None:
     layout = lay_out(Outline(((40, 20),) * 5, ((0, 1), (1, 2), (2, 4), (3, 4)), 5, 0))
     assert layout.boxes[3].y == layout.boxes[2].y > layout.boxes[1].y
+
+
+@given(st.integers(1, 9), st.data())
+@settings(max_examples=60, deadline=None)
+def test_edges_run_downwards_whatever_is_connected(boxes: int, data: st.DataObject) -> None:
+    pairs = st.tuples(st.integers(0, boxes - 1), st.integers(0, boxes - 1)).map(lambda pair: (min(pair), max(pair)))
+    edges = data.draw(st.lists(pairs, max_size=12))
+    layout = lay_out(Outline(((40, 20),) * boxes, tuple(edges), boxes, 0))
+    assert {(route.source, route.target) for route in layout.routes} == {edge for edge in edges if edge[0] != edge[1]}
+    for route in layout.routes:
+        heights = route.points[1::2]
+        assert all(above < below for above, below in pairwise(heights))
+        # A bend in each layer that the edge passes.
+        passed = {box.y for box in layout.boxes if heights[0] <= box.y and box.y + box.height <= heights[-1]}
+        assert len(heights) - 2 >= len(passed)
+
+
+def test_parts_that_nothing_joins_stand_side_by_side() -> None:
+    layout = lay_out(Outline(((40, 20),) * 4, ((0, 1), (2, 3)), 4, 0))
+    one, other = layout.boxes[0], layout.boxes[2]
+    assert one.y == other.y and one.x + one.width < other.x
+    assert [route.points[0] for route in layout.routes] == [one.x + 20, other.x + 20]
 
 
 def test_nothing_is_laid_out_as_nothing() -> None:

@@ -16,7 +16,7 @@ from repl_fx.errors import ArtifactError, BadInput
 from repl_fx.export.difference import Difference
 from repl_fx.export.layers import LayerDifference
 from repl_fx.export.verification import Verification
-from repl_fx.report.model_graph.reading import Evidence, read_evidence, read_scores, read_verifications
+from repl_fx.report.model_graph.reading import Evidence, read_evidence, read_score_document, read_verifications
 from repl_fx.running.example_inputs import ExampleInputs
 from tests.scoring.test_scores import SCORES
 
@@ -63,7 +63,7 @@ def test_scores_are_those_of_a_compression(write: Write) -> None:
 
 def test_scores_of_inspect_are_read_too(write: Write) -> None:
     directory = write("inspect.txt", json.dumps({"spec": "x", "scores": json.loads(SCORES.to_json())}))
-    assert read_scores(directory / "inspect.txt") == json.loads(SCORES.to_json())
+    assert read_score_document(directory / "inspect.txt") == json.loads(SCORES.to_json())
 
 
 def test_curves_go_on_where_a_run_went_on(write: Write) -> None:
