@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from playwright.sync_api import sync_playwright
+from playwright.sync_api import Page, sync_playwright
 
 import repl_fx
 from benchmarks.zoo_models.torchvision_ops import give_kernels
@@ -47,7 +47,7 @@ DRAWN = {
     "vit": Picture("examples/vit.py", from_top=True),
     "gpt": Picture("examples/gpt.py", ("blocks",), "dark"),
     "resnet": Picture("torchvision:resnet18", ("layer1",)),
-    "detector": Picture("torchvision:fasterrcnn_mobilenet_v3_large_320_fpn", ("backbone",)),
+    "detector": Picture("torchvision:fasterrcnn_mobilenet_v3_large_320_fpn", ("backbone", "body")),
 }
 
 
@@ -64,6 +64,7 @@ def main(names: Sequence[str]) -> None:
             file = Path(scratch) / f"{name}.html"
             file.write_text(render_page(document_of_result(result, picture.spec, source.notes)), "utf-8")
             page = browser.new_page(color_scheme=picture.theme, viewport={"width": 1440, "height": 1000})
+            said = _heard(page)
             page.goto(file.as_uri())
             for label in picture.opened:
                 page.locator(f'#view-before .box[aria-label^="{label},"]').click()
@@ -71,8 +72,21 @@ def main(names: Sequence[str]) -> None:
                 page.evaluate("() => document.getElementById('picture').scrollIntoView({ behavior: 'instant' })")
             page.mouse.move(1435, 500)
             page.screenshot(path=PICTURES / f"report-{name}.png")
+            # The page itself, and pictures in it.
+            unwanted = [text for text in said if text != file.as_uri() and not text.startswith("data:")]
+            if unwanted:
+                raise SystemExit(f"the report of {picture.spec} is not quiet: {unwanted}")
             page.close()
         browser.close()
+
+
+def _heard(page: Page) -> list[str]:
+    """A list to which a page adds what it says, and what it asks for."""
+    said: list[str] = []
+    page.on("console", lambda message: said.append(message.text))
+    page.on("pageerror", lambda error: said.append(str(error)))
+    page.on("request", lambda asked: said.append(asked.url))
+    return said
 
 
 if __name__ == "__main__":

@@ -44,6 +44,7 @@ def export_artifact(
     *,
     opset: int | None = None,
     verify: bool = True,
+    per_layer: bool = False,
     with_cache: bool = False,
     progress: Callable[[str], None] = lambda stage: None,
 ) -> dict[str, Exported]:
@@ -55,6 +56,7 @@ def export_artifact(
         output: the file to write; by default the artifact gets `model.onnx`, or one named for each part.
         opset: version of the operator set; the exporter's own by default.
         verify: whether to compare the files with PyTorch.
+        per_layer: whether to compare inner values, too.
         with_cache: write a step of a decoder of transformers, with its cache as inputs and outputs.
         progress: called with the name of each stage as it begins.
 
@@ -85,7 +87,7 @@ def export_artifact(
             proof = None
             if verify:
                 progress(f"verify {part.path}".rstrip())
-                proof = verify_onnx(part.graph_module, written, inputs.args, inputs.kwargs)
+                proof = verify_onnx(part.graph_module, written, inputs.args, inputs.kwargs, per_layer=per_layer)
             found[part.path] = Exported(output or directory / names[part.path], _bytes_of(written), proof)
         if verify:
             (change.place / PROOF).write_text(json.dumps(_proof(found, whole=whole), indent=2) + "\n")

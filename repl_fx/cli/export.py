@@ -34,6 +34,9 @@ def export_command(
     verify: Annotated[
         bool, typer.Option("--verify/--no-verify", help="Prove that ONNX Runtime computes what PyTorch computes.")
     ] = True,
+    per_layer: Annotated[
+        bool, typer.Option("--per-layer", help="Compare inner values too, layer by layer; `repl-fx report` draws them.")
+    ] = False,
     with_cache: Annotated[
         bool,
         typer.Option(
@@ -55,8 +58,11 @@ def export_command(
     with common.running(as_json, verbose, quiet) as terminal:
         from repl_fx.artifact import load_artifact
         from repl_fx.artifact.exporting import export_artifact
+        from repl_fx.errors import BadInput
         from repl_fx.report.tables import verification_table
 
+        if per_layer and not verify:
+            raise BadInput("--per-layer compares, and --no-verify compares nothing; leave one out")
         if output is not None:
             common.require_free_file(output, force=force)
         terminal.stage("load")
@@ -67,7 +73,13 @@ def export_command(
                 "captured in parts: each rewritten part becomes a file; the code around them has no ONNX form"
             )
         found = export_artifact(
-            artifact, output, opset=opset, verify=verify, with_cache=with_cache, progress=terminal.stage
+            artifact,
+            output,
+            opset=opset,
+            verify=verify,
+            per_layer=per_layer,
+            with_cache=with_cache,
+            progress=terminal.stage,
         )
         results = {path: one.verification for path, one in found.items() if one.verification is not None}
         terminal.show(*map(verification_table, results.values()))

@@ -10,6 +10,7 @@ import onnx
 import pytest
 
 import repl_fx
+from repl_fx.report.model_graph.reading import read_verifications
 from tests.cli.results import document, one_line
 
 if TYPE_CHECKING:
@@ -24,6 +25,13 @@ def test_export_writes_the_file_and_the_proof(run: Run, artifact: Path) -> None:
     assert "equivalent: 1 output at batch 1, 2, 5" in result.stdout
     assert json.loads((artifact / "verify.json").read_text())["equivalent"] is True
     onnx.checker.check_model(str(artifact / "model.onnx"))
+
+
+def test_errors_by_layer_are_part_of_the_proof(run: Run, artifact: Path) -> None:
+    assert "leave one out" in one_line(run("export", artifact, "--per-layer", "--no-verify"))
+    assert run("export", artifact, "--per-layer").exit_code == 0
+    (verified,) = read_verifications(artifact / "verify.json")
+    assert len(verified.layers) > 3 and verified.equivalent
 
 
 def test_export_without_verification_leaves_no_old_proof(run: Run, artifact: Path, tmp_path: Path) -> None:
