@@ -136,7 +136,7 @@
   const TAG = `600 10.5px ${FAMILY}`;
   const MOST_HITS = 40;
   // Boxes of a group that are drawn at once; of a larger one those on the screen and this many pixels around it.
-  const MOST_AT_ONCE = 120;
+  const MOST_AT_ONCE = 60;
   const AROUND = 400;
   const MARGIN = 16;
 
