@@ -19,14 +19,13 @@ import json
 import sys
 import tempfile
 from collections.abc import Mapping, Sequence
-from functools import partial
 from pathlib import Path
-from statistics import median
 from typing import Any
 
 import torch
 from torch import nn
 
+from benchmarks.compression.latency import latency_ratio
 from benchmarks.compression.methods import Cut, methods
 from benchmarks.compression.originals import Original, original
 from benchmarks.compression.trained_report import write_report
@@ -34,7 +33,6 @@ from benchmarks.training.tasks import SCALES, tasks
 from repl_fx.benchmarking.machine import installed
 from repl_fx.environment.machine import cpu_model
 from repl_fx.errors import ReplFxError, first_line
-from repl_fx.running.timing import latency
 from repl_fx.training.evaluation import evaluate
 from repl_fx.training.run import train
 
@@ -44,8 +42,6 @@ SHARES = (0.9, 0.75, 0.5)
 HEALING = (0.01, 0.1)
 # Of the learning rate of that.
 RATE = 0.1
-# In a call that is timed, and how often it is.
-INPUTS, WARM_UP, ROUNDS = 32, 2, 9
 
 
 def evaluated(own: Original, model: nn.Module) -> float:
@@ -84,20 +80,6 @@ def run(own: Original, method: str, share: float, seed: int, healing: Sequence[f
         # Another tool may end in any of these.
         return {"reason": f"{type(problem).__name__}: {first_line(problem)}"}
     return found
-
-
-def latency_ratio(own: Original, model: nn.Module) -> float:
-    """The time of a call with 32 inputs, as a share of that of the original; medians of turns."""
-    x, device = next(own.batches())[0][:INPUTS], next(model.parameters()).device
-    models = {"original": own.model.to(device).eval(), "cut": model.eval()}
-    times: dict[str, list[float]] = {name: [] for name in models}
-    with torch.no_grad():
-        for turn in range(WARM_UP + ROUNDS):
-            for name, made in models.items():
-                took = latency(partial(made, x.to(device)), device)
-                if turn >= WARM_UP:
-                    times[name].append(took)
-    return median(times["cut"]) / median(times["original"])
 
 
 def main(argv: Sequence[str] | None = None) -> int:

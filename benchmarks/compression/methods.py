@@ -13,6 +13,7 @@ from typing import Any
 from torch import nn
 
 import repl_fx
+from benchmarks.compression.latency import latency_ratio
 from benchmarks.compression.originals import Original, first_tensor, flops_of
 from repl_fx.errors import BadInput
 from repl_fx.scoring.scores import Scores
@@ -52,6 +53,7 @@ def methods() -> dict[str, Method]:
         "auto, fitted": partial(_by_budget, "auto"),
         "ReplaceMe's map": _replace_me,
         "Torch-Pruning": _torch_pruning,
+        "Torch-Pruning, as fast": partial(_torch_pruning, as_fast=True),
     }
 
 
@@ -117,8 +119,8 @@ def _replace_me(original: Original, share: float, seed: int) -> Cut:
     raise BadInput(f"no run of blocks leaves {share} of the FLOPs")
 
 
-def _torch_pruning(original: Original, share: float, seed: int) -> Cut:
-    """Channels of the least norm in each layer, until as many FLOPs are left as without whole blocks.
+def _torch_pruning(original: Original, share: float, seed: int, *, as_fast: bool = False) -> Cut:
+    """Channels of the least norm in each layer, until as many FLOPs are left as without whole blocks, or as much time.
 
     Blocks go one at a time, so that fewer FLOPs may be left than the budget allows. Of transformers the channels are
     those of their MLPs: attention of one's own splits its heads by sizes in its code, which no change of the layers
@@ -127,7 +129,8 @@ def _torch_pruning(original: Original, share: float, seed: int) -> Cut:
     if importlib.util.find_spec("torch_pruning") is None:
         raise BadInput("torch_pruning is not installed; pip install 'repl-fx[bench]'")
     tp: Any = importlib.import_module("torch_pruning")
-    share = min(share, _by_budget("identity", original, share, seed).flops)
+    without = _by_budget("identity", original, share, seed)
+    aim = latency_ratio(original, without.model) if as_fast else without.flops
     model, x = original.copy(), first_tensor(original.inputs)
     layers = {name: module for name, module in model.named_modules() if isinstance(module, nn.Linear | nn.Conv2d)}
     kept = [list(layers)[-1]]
@@ -142,10 +145,11 @@ def _torch_pruning(original: Original, share: float, seed: int) -> Cut:
         iterative_steps=STEPS,
         ignored_layers=[layers[name] for name in kept],
     )
-    left = 1.0
+    least = 1.0
     for _ in range(STEPS):
         pruner.step()
-        left = flops_of(model, original.inputs) / original.flops
-        if left <= share:
-            return Cut(model, left, 0)
-    raise BadInput(f"{left:.3f} of the FLOPs are left at the least")
+        flops = flops_of(model, original.inputs) / original.flops
+        least = min(least, latency_ratio(original, model) if as_fast else flops)
+        if least <= aim:
+            return Cut(model, flops, 0)
+    raise BadInput(f"{least:.3f} of the {'time' if as_fast else 'FLOPs'} is left at the least, above {aim:.3f}")

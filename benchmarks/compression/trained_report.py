@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+import json
 from collections.abc import Sequence
 from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
 
+# The share of the FLOPs at which methods are told apart.
+COMPARED = 0.75
 INTRODUCTION = """# Trained models, cut to a budget
 
 Written by `python -m benchmarks.trained --report`; its docstring says what is measured, and how. Mean ± standard
@@ -29,7 +32,49 @@ def write_report(records: Sequence[dict[str, Any]], place: Path) -> None:
     for scale, network in networks:
         own = [record for record in records if (record["scale"], record["network"]) == (scale, network)]
         parts.append(_section(own))
+    parts.insert(1, _verdicts(records, networks))
+    # The runs themselves go with the tables.
+    (place / "trained.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
     (place / "trained.md").write_text("\n".join(parts))
+
+
+def _verdicts(records: Sequence[dict[str, Any]], networks: Sequence[tuple[str, str]]) -> str:
+    """A table of how far the best closed form is above depth pruning, and the best of all above another pruner."""
+    lines = [
+        f"At most {COMPARED:g} of the FLOPs; differences of the same seeds, above zero where repl-fx is better:",
+        "",
+        "| network | seeds | best closed form above depth pruning, without training "
+        "| best above Torch-Pruning, healed for 10 % | best above Torch-Pruning that is as fast |",
+        "|---|--:|---|---|---|",
+    ]
+    for scale, network in networks:
+        rows = [r for r in records if (r["scale"], r["network"]) == (scale, network)]
+        sign = 1 if rows[0]["higher_is_better"] else -1
+        rows = [row for row in rows if row["share"] == COMPARED and "reason" not in row]
+        closed = [method for method in dict.fromkeys(row["method"] for row in rows) if method.startswith("linear")]
+        pairs = [
+            (closed, "depth pruning, least influence", "cut"),
+            ([*closed, "auto, fitted"], "Torch-Pruning", "healed 0.1"),
+            ([*closed, "auto, fitted"], "Torch-Pruning, as fast", "healed 0.1"),
+        ]
+        cells = [_best_above(rows, *pair, sign) for pair in pairs]
+        lines.append(f"| {network} | {len({row['seed'] for row in rows})} | {' | '.join(cells)} |")
+    return "\n".join([*lines, ""])
+
+
+def _best_above(rows: Sequence[dict[str, Any]], methods: Sequence[str], other: str, column: str, sign: int) -> str:
+    """How far the best of some methods, by the mean, is above another, seed by seed."""
+    of = {(row["method"], row["seed"]): sign * row[column] for row in rows if column in row}
+    seeds = sorted({seed for method, seed in of if method == other})
+    above = {
+        method: [of[method, seed] - of[other, seed] for seed in seeds]
+        for method in methods
+        if seeds and all((method, seed) in of for seed in seeds)
+    }
+    if not above:
+        return ""
+    best = max(above, key=lambda method: mean(above[method]))
+    return f"{best}: {_spread(above[best])}"
 
 
 def _section(records: Sequence[dict[str, Any]]) -> str:

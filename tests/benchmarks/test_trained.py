@@ -85,7 +85,30 @@ def test_runs_that_are_there_are_not_done_again(
 
 def test_a_method_that_failed_has_its_reason_in_the_table(tmp_path: Path) -> None:
     facts = {"scale": "cpu", "network": "a/b", "seed": 0, "machine": "m", "versions": {"torch": "2"}}
-    whole = {"method": "original", "share": 1.0, "cut": 0.9, "best": "accuracy", "steps": 10}
+    whole = {"method": "original", "share": 1.0, "cut": 0.9, "best": "accuracy", "steps": 10, "higher_is_better": True}
     write_report([{**facts, **whole}, {**facts, "method": "x", "share": 0.5, "reason": "no budget"}], tmp_path)
     assert "| x | | | | no budget |" in (tmp_path / "trained.md").read_text()
     assert json.dumps("accuracy of the original: 0.9000")[1:-1] in (tmp_path / "trained.md").read_text()
+
+
+def test_the_report_says_how_far_the_best_method_is_above_others(tmp_path: Path) -> None:
+    facts = {"scale": "cpu", "machine": "none", "versions": {}, "network": "text/net", "flops": 0.7, "blocks": 1}
+    whole = {"method": "original", "share": 1.0, "best": "bits", "higher_is_better": False, "steps": 10, "cut": 2.0}
+    figures = {
+        "depth pruning, least influence": (3.0, 2.5),
+        "linear": (2.5, 2.4),
+        "linear, merged": (2.75, 2.2),
+        "Torch-Pruning": (9.0, 2.3),
+    }
+    records = [{**facts, **whole, "latency": 1.0, "seed": seed} for seed in range(2)]
+    for method, (cut, healed) in figures.items():
+        for seed in range(2):
+            found = {"cut": cut + (seed if method == "linear" else 0) * 0.5, "healed 0.1": healed, "latency": 1.0}
+            records.append({**facts, "method": method, "share": 0.75, "seed": seed, **found})
+    write_report(records, tmp_path)
+    (row,) = (line for line in (tmp_path / "trained.md").read_text().splitlines() if line.startswith("| text/net |"))
+    cells = [cell.strip() for cell in row.split("|")[1:-1]]
+    # Of equal means the first; fewer bits are better, seed by seed.
+    assert cells[1:3] == ["2", "linear: 0.2500 \u00b1 0.3536"]
+    assert cells[3:] == ["linear, merged: 0.1000 \u00b1 0.0000", ""]
+    assert [json.loads(line) for line in (tmp_path / "trained.jsonl").read_text().splitlines()] == records
