@@ -22,8 +22,10 @@ def test_every_part_of_a_transform_is_timed() -> None:
 @pytest.mark.filterwarnings("ignore")
 def test_every_form_of_a_gpt_is_compiled() -> None:
     pytest.importorskip("transformers")
-    found = compile_time.compiled_steps(3, backend=lambda gm, inputs: gm.forward)
+    found = compile_time.compiled_steps(6, backend=lambda gm, inputs: gm.forward)
     assert [one["form"] for one in found] == list(compile_time.FORMS)
     graphs = {one["form"]: one["graphs"] for one in found}
     assert graphs["captured, flat"] == graphs["rewritten, flat"] == 1
-    assert all(graphs[form] > 1 for form in compile_time.FORMS if not form.endswith("flat"))
+    # However many blocks there are: those with a surrogate behind them, the last, and the surrogates.
+    assert graphs["captured, outlined"] == 1
+    assert graphs["rewritten, outlined"] <= 3 and graphs["in place, by blocks"] <= 4

@@ -19,7 +19,7 @@ from tests.nets import ConvNet, TokenNet, images, tokens
 
 
 def test_every_role_is_one_of_aten_operators() -> None:
-    tables = [value for name, value in vars(roles).items() if name.isupper()]
+    tables = [value for name, value in vars(roles).items() if name.isupper() and not isinstance(value, int)]
     by_dimensions = (roles.CONVOLUTIONS, roles.CONVOLUTIONS_PADDED_BY_WORD)
     for table in tables:
         keyed = any(table is one for one in by_dimensions)
