@@ -177,6 +177,10 @@ def test_it_prints_all_of_the_picture_without_its_controls(open_page: Open) -> N
     assert page.locator("#plan table").is_visible() and page.locator("#view-after .box").count() == 3
     assert page.evaluate("() => getComputedStyle(document.querySelector('.canvas')).overflow") == "visible"
     assert page.evaluate("() => getComputedStyle(document.documentElement).colorScheme") == "light"
+    # Tables wrap: paper cannot be scrolled sideways.
+    page.set_viewport_size({"width": 700, "height": 1000})
+    wide = "() => [...document.querySelectorAll('table')].filter((table) => table.scrollWidth > 700).length"
+    assert page.evaluate(wide) == 0
 
 
 def test_a_large_group_draws_what_is_seen_and_the_rest_when_it_is_scrolled_to(open_page: Open) -> None:
