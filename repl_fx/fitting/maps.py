@@ -20,7 +20,7 @@ from repl_fx.errors import BadInput
 from repl_fx.fitting.cosine import Reservoir, solve_cosine
 from repl_fx.fitting.moments import Moments
 from repl_fx.fitting.solving import solve
-from repl_fx.graph.roles import ADDITIONS, STRIDE_ARGUMENT
+from repl_fx.graph.roles import ADDITIONS, ANY_CONVOLUTION, STRIDE_ARGUMENT
 from repl_fx.surrogates.linear import StreamMap
 
 OBJECTIVES = ("least-squares", "cosine")
@@ -50,7 +50,9 @@ class MapFit:
         if merged:
             # The value that goes into the map is the one that comes out of none.
             module.set_to(*self.nothing)
-        strides: Any = self._product(node).args[STRIDE_ARGUMENT] if module.spatial else ()
+        product = self._product(node)
+        # A scale of channels is no convolution.
+        strides: Any = product.args[STRIDE_ARGUMENT] if product.target in ANY_CONVOLUTION else ()
         self._strides: tuple[int, ...] = tuple(strides)
         self._moments = Moments(module.widths, module.shift.device)
         self._rows = Reservoir() if objective == "cosine" else None

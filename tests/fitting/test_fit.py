@@ -15,7 +15,7 @@ from repl_fx.fitting.equations import Equations
 from repl_fx.fitting.stand_ins import stand_ins
 from repl_fx.surrogates.shared.fitted_starts import LastLayer
 from tests.captures import transformed
-from tests.nets import ConvNet, Counts, MlpNet, TokenNet
+from tests.nets import ConvNet, Counts, MlpNet, TokenNet, images
 from tests.surrogates.nets import Patches
 
 X = torch.randn(8, 4, 16)
@@ -75,6 +75,17 @@ def test_stretches_that_are_linear_are_met_exactly(block: type[nn.Module], shape
     torch.testing.assert_close(result.model.eval()(x.clone()), net.eval()(x.clone()), rtol=1e-3, atol=1e-3)
     assert torch.equal(result.model(x.clone()), result.graph_module.eval()(x.clone()))
     assert all(torch.equal(before, now) for before, now in zip(source, net.parameters(), strict=True))
+
+
+@pytest.mark.parametrize("settings", [{}, {"rank": 4}, {"form": "scale"}])
+@pytest.mark.parametrize("objective", ["least-squares", "cosine"])
+def test_each_form_of_a_map_fits_pictures(settings: dict[str, Any], objective: str) -> None:
+    torch.manual_seed(0)
+    batches = [images(16) for _ in range(2)]
+    result = transformed(ConvNet().eval(), (images(),), surrogate="linear", settings=settings)
+    fitted = repl_fx.fit(result, batches, objective=objective)
+    assert len(fitted.surrogates) == 2
+    assert all(after < before for before, after in map(_lost, fitted.surrogates))
 
 
 @pytest.mark.parametrize("settings", [{}, {"rank": 4}, {"form": "scale"}])
