@@ -103,7 +103,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     file = given.out / "trained.jsonl"
     records = [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
     if given.report:
-        write_report(records, given.docs)
+        order = ["original", *methods()]
+        write_report(sorted(records, key=lambda record: order.index(record["method"])), given.docs)
         return 0
     torch.set_num_threads(1)
     done = {(r["scale"], r["network"], r["method"], r["share"], r["seed"]) for r in records}

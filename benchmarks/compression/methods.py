@@ -20,6 +20,8 @@ from repl_fx.scoring.scores import Scores
 
 # Of the pruner, each of which takes a few channels of every layer.
 STEPS = 60
+# Of a latency that has to be met.
+MEASURES = 3
 
 
 @dataclass(frozen=True, eq=False)
@@ -130,7 +132,8 @@ def _torch_pruning(original: Original, share: float, seed: int, *, as_fast: bool
         raise BadInput("torch_pruning is not installed; pip install 'repl-fx[bench]'")
     tp: Any = importlib.import_module("torch_pruning")
     without = _by_budget("identity", original, share, seed)
-    aim = latency_ratio(original, without.model) if as_fast else without.flops
+    times = [latency_ratio(original, without.model) for _ in range(MEASURES)] if as_fast else []
+    aim = max(times, default=without.flops)
     model, x = original.copy(), first_tensor(original.inputs)
     layers = {name: module for name, module in model.named_modules() if isinstance(module, nn.Linear | nn.Conv2d)}
     kept = [list(layers)[-1]]
@@ -149,7 +152,9 @@ def _torch_pruning(original: Original, share: float, seed: int, *, as_fast: bool
     for _ in range(STEPS):
         pruner.step()
         flops = flops_of(model, original.inputs) / original.flops
-        least = min(least, latency_ratio(original, model) if as_fast else flops)
+        # One measure on a machine with other load may say anything: the longest of some counts.
+        times = [latency_ratio(original, model) for _ in range(MEASURES)] if as_fast else []
+        least = min(least, max(times, default=flops))
         if least <= aim:
             return Cut(model, flops, 0)
     raise BadInput(f"{least:.3f} of the {'time' if as_fast else 'FLOPs'} is left at the least, above {aim:.3f}")

@@ -8,12 +8,15 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 from statistics import mean, stdev
+from textwrap import shorten
 from typing import Any
 
 # What draws.
 _PICTURE = ("altair", "vl_convert")
 # The share of the FLOPs at which methods are told apart.
 COMPARED = 0.75
+# Characters of a reason in a table: trained.jsonl has all of them.
+_REASON = 420
 INTRODUCTION = """# Trained models, cut to a budget
 
 Written by `python -m benchmarks.trained --report`; its docstring says what is measured, and how. Mean ± standard
@@ -21,8 +24,9 @@ deviation over the seeds; one seed has no ±. "cut" is without any training afte
 training for so many of the steps of the original's, by one recipe whoever made the cut. Latency is that of a call with
 32 inputs in PyTorch, as a share of the original's, on a machine that may have had other load.
 
-Networks, shares and seeds that are not in the tables were not run. "linear" is one map in closed form; merged, it goes
-into the layer before it. "As fast" prunes channels until a call takes as long as with the blocks of depth pruning gone.
+Networks, methods, shares and seeds that are not in the tables were not run. "linear" is one map in closed form; merged,
+it goes into the layer before it. "Torch-Pruning, as fast" prunes channels until a call takes as long as with the blocks
+of depth pruning gone; it needs a machine without other load.
 """
 
 
@@ -100,7 +104,7 @@ def _section(records: Sequence[dict[str, Any]]) -> str:
         rows = [record for record in records if record["share"] == share]
         healing = sorted({name for row in rows for name in row if name.startswith("healed")})
         columns = ["cut", *healing]
-        heads = ["cut", *(f"{100 * float(name.split()[1]):g} %" for name in healing)]
+        heads = ["cut", *map(_percent, healing)]
         lines += [
             f"At most {share:g} of the FLOPs:",
             "",
@@ -116,11 +120,17 @@ def _section(records: Sequence[dict[str, Any]]) -> str:
 def _row(method: str, rows: Sequence[dict[str, Any]], columns: Sequence[str]) -> str:
     known = [row for row in rows if "reason" not in row]
     if not known:
-        return f"| {method} | | | | {rows[0]['reason']} |" + " |" * (len(columns) - 1)
+        reason = shorten(rows[0]["reason"], _REASON, placeholder=" …")
+        return f"| {method} | | | | {reason} |" + " |" * (len(columns) - 1)
     blocks = "/".join(dict.fromkeys(str(row["blocks"]) for row in known))
     cells = [blocks, *(f"{mean(row[name] for row in known):.3f}" for name in ("flops", "latency"))]
     cells += [_spread([row[name] for row in known if name in row]) for name in columns]
     return f"| {method} | {' | '.join(cells)} |"
+
+
+def _percent(column: str) -> str:
+    """1 % for the column `healed 0.01`."""
+    return f"{100 * float(column.split()[1]):g} %"
 
 
 def _spread(values: Sequence[float]) -> str:
@@ -141,7 +151,8 @@ def _draw(records: Sequence[dict[str, Any]], networks: Sequence[tuple[str, str]]
             for column in dict.fromkeys(
                 name for row in of_method for name in row if name.split()[0] in ("cut", "healed")
             ):
-                shared = {"network": network, "method": method, "stage": column}
+                stage = column if column == "cut" else f"healed for {_percent(column)}"
+                shared = {"network": network, "method": method, "stage": stage}
                 points.append({**shared, "FLOPs": 1.0, "figure": whole})
                 for share in {row["share"] for row in of_method}:
                     rows = [row for row in of_method if row["share"] == share and column in row]
@@ -150,7 +161,7 @@ def _draw(records: Sequence[dict[str, Any]], networks: Sequence[tuple[str, str]]
     tight = altair.Scale(zero=False)
     lines = altair.Chart(altair.Data(values=points)).mark_line(point=True)
     shown = lines.encode(
-        x=altair.X("FLOPs:Q", scale=tight, title="FLOPs, of the original"),
+        x=altair.X("FLOPs:Q", scale=tight, title="FLOPs, of the original", axis=altair.Axis(tickCount=5)),
         y=altair.Y("figure:Q", scale=tight, title=None),
         color=altair.Color("method:N", sort=None),
     )

@@ -78,8 +78,12 @@ def test_runs_that_are_there_are_not_done_again(
     assert sorted(set(asked)) == [name for name in sorted(methods()) if name.startswith("lin")] and len(asked) == 8
     assert trained.main(given) == 0 and len(asked) == 8
     assert "digits/vit 0.75 linear, seed 0: FLOPs 0.700, cut 0.5000, healed 0.1 0.6000" in capsys.readouterr().out
+    # In the order of the methods, whichever ran first.
+    lines = (tmp_path / "trained.jsonl").read_text().splitlines()
+    (tmp_path / "trained.jsonl").write_text("\n".join(reversed(lines)))
     assert trained.main(["--report", "--out", str(tmp_path), "--docs", str(tmp_path)]) == 0
     text = (tmp_path / "trained.md").read_text()
+    assert text.index("| linear, a scale |") < text.index("| linear |") < text.index("| linear, every k |")
     assert "| linear | 2 | 0.700 | 0.800 | 0.5000 ± 0.0000 | 0.6000 ± 0.0000 |" in text and "2 seeds" in text
 
 
@@ -88,6 +92,11 @@ def test_a_method_that_failed_has_its_reason_in_the_table(tmp_path: Path) -> Non
     whole = {"method": "original", "share": 1.0, "cut": 0.9, "best": "accuracy", "steps": 10, "higher_is_better": True}
     write_report([{**facts, **whole}, {**facts, "method": "x", "share": 0.5, "reason": "no budget"}], tmp_path)
     assert "| x | | | | no budget |" in (tmp_path / "trained.md").read_text()
+    write_report(
+        [{**facts, **whole}, {**facts, "method": "x", "share": 0.5, "reason": "no plan: " + "a block; " * 99}], tmp_path
+    )
+    (row,) = (line for line in (tmp_path / "trained.md").read_text().splitlines() if line.startswith("| x |"))
+    assert "| no plan: a block;" in row and "… |" in row and len(row) < 500
     assert json.dumps("accuracy of the original: 0.9000")[1:-1] in (tmp_path / "trained.md").read_text()
 
 
