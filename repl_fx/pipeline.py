@@ -25,7 +25,7 @@ from repl_fx.passes.driver import collection_paused, run_passes
 from repl_fx.passes.fold_surrogates import fold_surrogates
 from repl_fx.plan import Plan, Refusal, Replacement
 from repl_fx.planning.blocks_table import blocks_table
-from repl_fx.planning.budgets import BudgetPlanner, budget_among
+from repl_fx.planning.budgets import BudgetPlanner, budget_among, budget_planner
 from repl_fx.planning.choose_surrogates import choose_surrogates, next_choices
 from repl_fx.planning.part_repeats import PartRepeats, find_in_parts, lines_made, repeats_of, structure_of
 from repl_fx.planning.replacement_costs import Graphs
@@ -249,7 +249,7 @@ def _require_known(function: str, options: Options) -> None:
 def _planner(graphs: Graphs, found: Sequence[PartRepeats], options: Options) -> BudgetPlanner:
     budget = budget_among(options)
     assert budget is not None  # the caller has asked
-    return BudgetPlanner(
+    return budget_planner(
         graphs, found, _surrogate_of(options), budget, options.get("ignore", ()), options.get("seed", 0)
     )
 

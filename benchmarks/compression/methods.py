@@ -52,6 +52,7 @@ def methods() -> dict[str, Method]:
         "linear": partial(_by_budget, "linear"),
         "linear, merged": partial(_by_budget, "linear", settings={"merged": True}),
         "linear, every k": partial(_by_budget, "linear", scored="none"),
+        "narrow": partial(_by_budget, "narrow"),
         "auto, fitted": partial(_by_budget, "auto"),
         "ReplaceMe's map": _replace_me,
         "Torch-Pruning": _torch_pruning,

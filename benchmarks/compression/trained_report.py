@@ -25,8 +25,8 @@ training for so many of the steps of the original's, by one recipe whoever made 
 32 inputs in PyTorch, as a share of the original's, on a machine that may have had other load.
 
 Networks, methods, shares and seeds that are not in the tables were not run. "linear" is one map in closed form; merged,
-it goes into the layer before it. "Torch-Pruning, as fast" prunes channels until a call takes as long as with the blocks
-of depth pruning gone; it needs a machine without other load.
+it goes into the layer before it. "narrow" keeps the blocks and cuts their hidden units. "Torch-Pruning, as fast" prunes
+channels until a call takes as long as with the blocks of depth pruning gone; it needs a machine without other load.
 """
 
 
@@ -60,7 +60,9 @@ def _verdicts(records: Sequence[dict[str, Any]], networks: Sequence[tuple[str, s
         rows = [r for r in records if (r["scale"], r["network"]) == (scale, network)]
         sign = 1 if rows[0]["higher_is_better"] else -1
         rows = [row for row in rows if row["share"] == COMPARED and "reason" not in row]
-        closed = [method for method in dict.fromkeys(row["method"] for row in rows) if method.startswith("linear")]
+        closed = [
+            method for method in dict.fromkeys(row["method"] for row in rows) if method.startswith(("linear", "narrow"))
+        ]
         pairs = [
             (closed, "depth pruning, least influence", "cut"),
             ([*closed, "auto, fitted"], "Torch-Pruning", "healed 0.1"),

@@ -11,6 +11,7 @@ ReLU, a norm), v and y are the last values before that.
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -26,11 +27,14 @@ from repl_fx.fitting.networks import Network
 from repl_fx.fitting.norm_statistics import ChannelStatistics
 from repl_fx.fitting.results import Fit, FittedSurrogate
 from repl_fx.fitting.stand_ins import StandIn, silence_, stand_ins
+from repl_fx.fitting.units import UnitMoments
 from repl_fx.graph.bridge import digraph, reached_from
+from repl_fx.graph.captured import attribute
 from repl_fx.pipeline import TransformResult
 from repl_fx.running.batches import Batches, Given
 from repl_fx.running.untouched import device_of
-from repl_fx.surrogates.shared.fitted_starts import ChannelTerms, FittedStart, LastLayer, WholeMap
+from repl_fx.surrogates.shared.cut_layers import cut_layers, readers_of
+from repl_fx.surrogates.shared.fitted_starts import ChannelTerms, FittedStart, KeptUnits, LastLayer, WholeMap
 
 _Sums = ChannelFit | LayerFit
 _ROUNDING = 1e-4
@@ -92,6 +96,7 @@ class _Fitting:
         known = [(one.part, node) for one in found for node in (*one.original.values(), one.last)]
         self._ours = Network(result, {**captured, **result.one_by_one}, places)
         self._theirs = Network(result, captured, known)
+        self._captured = captured
         self._batches, self._ridge, self._objective = batches, ridge, objective
 
     def fit(self, one: StandIn) -> FittedSurrogate:
@@ -122,14 +127,21 @@ class _Fitting:
 
     def _numbers(self, one: StandIn) -> dict[str, Any]:
         """Fit the numbers of a surrogate, call by call; returns what is known of it, by the names of the result."""
-        for node, start in one.starts:
-            silence_(one.graph.get_submodule(str(node.target)), start)
         left, numbers, rows, ridge = list[str](), 0, 0, 0.0
         before: Distance | None = None
+        if one.kept_units is not None:
+            # Never silent: as it starts.
+            before = self._distance(one, one.kept_units.hidden[0].axis)
+        for node, start in one.starts if before is None else ():
+            silence_(one.graph.get_submodule(str(node.target)), start)
         after: float | None = None
         for node, known in one.in_order:
             if known is None:
                 self._normalise(one, node)
+                continue
+            if isinstance(known, KeptUnits):
+                rows = self._keep_units(one, node, known)
+                numbers += sum(units.count for units in known.hidden)
                 continue
             stage = self._stage(one, node, known)
             if isinstance(stage, str):
@@ -175,6 +187,27 @@ class _Fitting:
                 distance.add(ours[output], theirs[original])
         assert chosen is not None  # there are batches
         return chosen
+
+    def _keep_units(self, one: StandIn, node: fx.Node, start: KeptUnits) -> int:
+        """Choose hidden units by what they are in the original; returns how many rows there were."""
+        captured = self._captured[one.part]
+        originals = {of.name: of for of in one.original.values()}
+        moments = [UnitMoments(units.size) for units in start.hidden]
+        values = [originals[units.value] for units in start.hidden]
+        for _, theirs in self._pairs(one, [], values):
+            for some, units, value in zip(moments, start.hidden, values, strict=True):
+                some.add(theirs[value], units.axis)
+        read: Any = partial(attribute, captured)
+        chosen = []
+        for number, (some, units) in enumerate(zip(moments, start.hidden, strict=True)):
+            shifted = all(layer.bias is not None for layer in start.layers if layer.columns == number)
+            chosen.append(some.choose(readers_of(start, number, read), units.count, shifted=shifted))
+        module = one.graph.get_submodule(str(node.target))
+        for name, made in cut_layers(start.layers, read, chosen).items():
+            module.get_parameter(name).copy_(made)
+        for vector in start.vectors:
+            attribute(one.graph, vector.path).copy_(read(vector.of)[chosen[vector.units].units])
+        return max(some.rows for some in moments)
 
     def _normalise(self, one: StandIn, node: fx.Node) -> None:
         """Give a batch norm of the surrogate's own the statistics of the data."""

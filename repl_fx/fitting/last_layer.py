@@ -130,9 +130,10 @@ class LayerFit:
         theta = equations.solve(ridge)
         matrix = torch.where(root > 0, theta / root, 0).t()
         own = self._gm.get_submodule(str(self._node.target)).get_parameter(weight)
-        found = {weight: matrix[:, : len(self._h) - 1].reshape(own.shape)}
+        matrix, shift = matrix[:, : len(self._h) - 1], matrix[:, -1]
+        found = {weight: matrix.t() if self._start.transposed else matrix.reshape(own.shape)}
         if bias:
-            found[bias[1]] = matrix[:, -1].clone()
+            found[bias[1]] = shift.clone()
         return found, equations.left_over(theta)
 
     def _gains(self, ridge: float) -> tuple[dict[str, Tensor], float]:

@@ -19,7 +19,15 @@ from repl_fx.pipeline import TransformResult
 from repl_fx.plan import Plan, Replacement
 from repl_fx.planning.part_repeats import part_of
 from repl_fx.surrogates import make_surrogate
-from repl_fx.surrogates.shared.fitted_starts import COUNTERPART, FITTED, ChannelTerms, FittedStart, LastLayer, WholeMap
+from repl_fx.surrogates.shared.fitted_starts import (
+    COUNTERPART,
+    FITTED,
+    ChannelTerms,
+    FittedStart,
+    KeptUnits,
+    LastLayer,
+    WholeMap,
+)
 from repl_fx.surrogates.shared.site import surrogate_path
 
 
@@ -57,6 +65,11 @@ class StandIn:
         if make_surrogate(self.surrogate).leaves_nothing:
             return "nothing is in the place of the block"
         return "none of its own numbers acts linearly on the stream"
+
+    @property
+    def kept_units(self) -> KeptUnits | None:
+        """Its hidden units, of which some stay; it is never silent then."""
+        return next((start for _, start in self.starts if isinstance(start, KeptUnits)), None)
 
     @cached_property
     def in_order(self) -> tuple[tuple[fx.Node, FittedStart | None], ...]:

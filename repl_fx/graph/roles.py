@@ -42,6 +42,7 @@ SCALED_PRODUCT = aten.scaled_dot_product_attention.default
 SOFTMAX = frozenset({aten.softmax.int, aten._softmax.default})
 TRANSPOSES = frozenset({aten.t.default, aten.transpose.int, aten.numpy_T.default})
 PERMUTATIONS = frozenset({aten.permute.default, aten.transpose.int, aten.movedim.int})
+RESHAPES = frozenset({aten.view.default, aten.reshape.default, aten._unsafe_view.default})
 CASTS = frozenset(
     {
         *(getattr(aten.to, kind) for kind in ("dtype", "device", "other", "dtype_layout", "prim_dtype")),

@@ -62,6 +62,8 @@ from repl_fx.tracing.parts.capture import assemble, qualified_name
 _STATE = ("_parameters", "_buffers", "_modules", "_non_persistent_buffers_set", "training")
 # Nodes outside of a block that can be computed for it again.
 _COMPUTED = ("call_function", "get_attr")
+# The attributes of layers that hold the sizes of their weight; transformers' Conv1D computes with them.
+_SIZES = (("out_features", "in_features"), ("out_channels", "in_channels"), ("nx", "nf"))
 # The arguments of `RecomputedAttention` before the map.
 _OWN_OF_LAYER = 5
 
@@ -100,6 +102,9 @@ class Cut:
             raise NotInPlace(f"it changes a layer of {replacement.before}, which stays the model's own")
         self.own = f"{surrogate_path(self.block.name)}."
         self.inside = {node for node in gm.graph.nodes if block_of(node) == self.block.name}
+        # A surrogate that can swap parameters need not do so here: then no node is noted to stand for one.
+        noted = any(STANDS_FOR in node.meta for node in self.inside)
+        self.swaps = self.surrogate.swaps_parameters and noted
         self.call = self._only_call(self.path)
         self.given, self.results = self._boundaries()
         self.graph = fx.Graph()
@@ -111,7 +116,7 @@ class Cut:
 
     def made(self) -> SurrogateBlock:
         """The surrogate as a module with the arguments and results of the block."""
-        swaps, form = self.surrogate.swaps_parameters, self.call.result
+        swaps, form = self.swaps, self.call.result
         assert form is not None
         made = self._without_work()
         names = self._swapped(made) if swaps else {}
@@ -164,11 +169,11 @@ class Cut:
 
     def _without_work(self) -> SurrogateBlock:
         """The module with what stays of the block, its hooks and plain attributes, and the surrogate's modules."""
-        kind = surrogate_class(type(self.source), self.surrogate.swaps_parameters)
+        kind = surrogate_class(type(self.source), self.swaps)
         made = kind.__new__(kind)
         # A copy whose lists of modules and methods are its own.
         source = vars(assemble(self.source, {}))
-        if self.surrogate.swaps_parameters:
+        if self.swaps:
             made.__dict__.update(source)
         else:
             left = nn.Module()
@@ -198,9 +203,11 @@ class Cut:
                 raise NotInPlace(f"it stands for {path}, which is outside of {self.path}")
             if path:
                 found[path.removeprefix(f"{self.path}.")] = node
-        for name in found:
+        for name, node in found.items():
             owner, _, own = name.rpartition(".")
-            made.get_submodule(owner)._parameters[own] = None
+            module = made.get_submodule(owner)
+            _tell_sizes_(module, module._parameters[own], node.meta["val"])
+            module._parameters[own] = None
         return found
 
     def _leaf(self, number: int) -> fx.Node | Passed | Constant:
@@ -354,3 +361,13 @@ def _holds_modules(value: Any) -> bool:
     """Whether a plain attribute leads to modules or tensors, which may be those of the removed block."""
     leaves = pytree.tree_leaves(value)
     return any(isinstance(leaf, (nn.Module, Tensor, MethodType)) for leaf in leaves)
+
+
+def _tell_sizes_(layer: nn.Module, before: Tensor | None, now: Tensor) -> None:
+    """Set the attributes of a layer that say how large its weight is to the sizes of another one."""
+    if before is None or before.ndim < len(_SIZES[0]) or before.shape == now.shape:
+        return
+    for names in _SIZES:
+        if all(getattr(layer, name, None) == size for name, size in zip(names, before.shape, strict=False)):
+            for name, size in zip(names, now.shape, strict=False):
+                setattr(layer, name, int(size))

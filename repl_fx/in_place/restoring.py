@@ -5,6 +5,7 @@ A and C are weights of the kept blocks before and after, W those of the block th
     blend     W = alpha A + beta C          those that the block's own code ran on: the model computes what it did
     coarse    W = alpha A + beta C          those of the coarse block, now at every position: y = x + f(x), where it was
                                             x + f(mean of x) over a window; f is 0 where training did not move it
+    narrow    W = [V ; copies of V]         its layers, with units that nobody reads: the model computes what it did
     others    W = (A + C) / 2, and          the ends of all branches are zero: y = x, so that the model changes by no
               W_end = 0                     more than the surrogates added, and gradients reach the ends at once
 
@@ -80,13 +81,13 @@ class _Block:
 
     def values(self) -> dict[str, Tensor]:
         """The tensors that are not in the model in place, by name in the source."""
-        if isinstance(self.surrogate, SwappedBlock):
-            stand_in = self.surrogate._stand_in
-            made = stand_in.compute(self.surrogate, stand_in.state(), {})
-            return {f"{self.place}.{name}": value for name, value in zip(stand_in.names, made, strict=True)}
         names = self.replacement.block, self.replacement.before, self.replacement.after
         site = self.part.matches.site(*names)
         known = {self.named(path): value for path, value in self._learned(site).items()}
+        if isinstance(self.surrogate, SwappedBlock) and not known:
+            stand_in = self.surrogate._stand_in
+            made = stand_in.compute(self.surrogate, stand_in.state(), {})
+            return {f"{self.place}.{name}": value for name, value in zip(stand_in.names, made, strict=True)}
         silent = set() if known else {self.named(path) for path in silencing_parameters(site)}
         means = dict(self._means(site))
         quiet = {name: torch.zeros_like(value) for name, value in means.items() if name in silent}

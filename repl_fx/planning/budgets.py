@@ -7,14 +7,18 @@
 A replaced block has a kept one on both sides; a surrogate that needs no neighbours (`identity`) may stand in for
 blocks in a row. The ends of a repeat stay. Of plans that are worth the same, the one that saves most goes first, then
 the one whose blocks are spread most evenly, then the one with later blocks.
+
+A surrogate whose size is open (`narrow`) takes the largest with which there is a plan at all.
 """
 
 from __future__ import annotations
 
 import math
+from bisect import bisect_left
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from fractions import Fraction
+from functools import cache
 from itertools import chain
 from typing import Any
 
@@ -38,6 +42,10 @@ COSTS = (*COUNTED, LATENCY)
 _UNBUILT = (ForeignError, BrokenGraph, PlanMismatch)
 # The digits of a share that a line names.
 _DIGITS = 3
+
+
+class NoPlan(BadInput):
+    """No plan is under the budget."""
 
 
 @dataclass(frozen=True)
@@ -127,6 +135,36 @@ def _is_number(value: object) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool)
 
 
+def budget_planner(
+    graphs: Graphs,
+    found: Sequence[PartRepeats],
+    surrogate: Surrogate[Any, Any],
+    budget: Budget,
+    ignore: Sequence[str],
+    seed: int,
+) -> BudgetPlanner:
+    """The planner for the first form of a surrogate that has a plan under the budget, or else for the last one.
+
+    Args:
+        graphs, found, surrogate, budget, ignore, seed: see `BudgetPlanner`.
+    """
+    forms = surrogate.under_budget()
+
+    @cache
+    def planner(number: int) -> BudgetPlanner:
+        return BudgetPlanner(graphs, found, forms[number], budget, ignore, seed)
+
+    def meets(number: int) -> bool:
+        try:
+            planner(number).plan()
+        except NoPlan:
+            return False
+        return True
+
+    # Each is lighter than the one before. The last one says why, where none meets it.
+    return planner(bisect_left(range(len(forms) - 1), True, key=meets))
+
+
 class BudgetPlanner:
     """Makes plans under a budget, and better ones when a block turns out not to go as was thought.
 
@@ -176,7 +214,7 @@ class BudgetPlanner:
         It replaces nothing where no block may go.
 
         Raises:
-            BadInput: no plan is under the budget; names the nearest.
+            NoPlan: no plan is under the budget; names the nearest.
         """
         saved = {block: self._saved_by(block) for block in tuple(self.replacements)}
         if not self.replacements:
@@ -318,7 +356,7 @@ class BudgetPlanner:
         if under:
             return min(under, key=lambda choice: (choice.loss, choice.order))
         nearest = min(front, key=lambda choice: (excess(choice), choice.loss, choice.order))
-        raise BadInput(self._nobody_can(nearest))
+        raise NoPlan(self._nobody_can(nearest))
 
     def _shares(self, choice: Choice) -> list[tuple[str, float, Fraction]]:
         """Each cost with its limit, and what a choice leaves of it."""

@@ -1,6 +1,6 @@
 """Surrogates, which stand in for replaced blocks. One a file; importing this package registers them all."""
 
-from repl_fx.surrogates import auto, blend, bottleneck, coarse, identity, linear, reuse, slim
+from repl_fx.surrogates import auto, blend, bottleneck, coarse, identity, linear, narrow, reuse, slim
 from repl_fx.surrogates.shared.builder import Builder
 from repl_fx.surrogates.shared.registry import (
     Match,
@@ -26,6 +26,7 @@ __all__ = [
     "known_surrogates",
     "linear",
     "make_surrogate",
+    "narrow",
     "register_surrogate",
     "reuse",
     "shared_synthesis",

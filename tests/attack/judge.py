@@ -36,7 +36,7 @@ from tests.attack.files import FileDiffers, judge_file
 from tests.attack.pruning import prune
 from tests.attack.steps import Inputs, Snapshot, Step, counted, differences, run_step, run_steps, same
 
-SURROGATES = ("identity", "blend", "coarse", "reuse", "slim", "bottleneck", "auto")
+SURROGATES = ("identity", "blend", "coarse", "narrow", "reuse", "slim", "bottleneck", "auto")
 _OWN = ("coarse", "reuse", "slim", "bottleneck", "auto")
 MODES = (True, True, True, False, False, True)
 EVALUATION_FIRST = (False, False, True)

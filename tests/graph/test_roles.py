@@ -59,7 +59,7 @@ def test_views(function: Callable[[Tensor], Any], expected: bool) -> None:
     assert made and all(is_view(node) for node in made) is expected
 
 
-@pytest.mark.parametrize("key", ["identity", "blend", "coarse", "slim", "bottleneck", "reuse"])
+@pytest.mark.parametrize("key", ["identity", "blend", "coarse", "narrow", "slim", "bottleneck", "reuse"])
 def test_surrogates_speak_the_dialect_of_the_graph(key: str) -> None:
     model, x = (ConvNet(), images()) if key in ("slim", "coarse") else (TokenNet(), tokens())
     gm = transformed(model, (x,), surrogate=key).graph_module

@@ -36,6 +36,20 @@ def _restored(result: repl_fx.TransformResult, model: nn.Module) -> nn.Module:
     return model
 
 
+@pytest.mark.parametrize(("build", "x"), [(TokenNet, TOKENS), (ConvNet, PICTURES)])
+def test_narrow_blocks_compute_what_they_did(build: Any, x: Tensor) -> None:
+    torch.manual_seed(0)
+    result = _trained(build(), x, "narrow", ratio=0.5)
+    expected = result.model.eval()(x)
+    whole = _restored(result, build())
+    torch.testing.assert_close(whole.eval()(x), expected, rtol=1e-5, atol=1e-5)
+    whole.train()(x).square().sum().backward()
+    found = (p.grad for n, p in whole.named_parameters() if n.endswith(("1.fc2.weight", "1.conv2.weight")))
+    grad = next(grad for grad in found if grad is not None)
+    # Units that nobody reads yet come to be read.
+    assert bool(grad.transpose(0, 1).flatten(1).abs().sum(1).gt(0).all())
+
+
 @pytest.mark.parametrize("per", ["tensor", "channel"])
 @pytest.mark.parametrize(
     ("build", "x"),

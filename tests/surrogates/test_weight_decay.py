@@ -28,6 +28,7 @@ _REWRITES: list[tuple[str, str, Mapping[str, Any], tuple[str, ...]]] = [
     ("batch norm", "blend", {}, ()),
     ("batch norm", "coarse", {}, ()),
     ("batch norm", "slim", {}, ()),
+    ("tokens", "narrow", {}, ("weight_0", "weight_1")),
     ("batch norm", "slim", {"weights": "own"}, ("weight_0", "weight_1")),
     ("layer scale", "bottleneck", {}, ()),
     ("layer scale", "slim", {}, ()),

@@ -46,16 +46,18 @@ class ChannelTerms:
 
 @dataclass(frozen=True)
 class LastLayer:
-    """The weight (out, in, …) and bias of a linear layer or convolution.
+    """The weight (out, in, …), or (in, out), and bias of a linear layer or convolution.
 
     Attributes:
         weight, bias: for each, which result of the module it is, and the parameter that makes it.
         gains: whether that of the weight holds gains of its columns; else it is the weight.
+        transposed: whether the weight is stored (in, out).
     """
 
     weight: tuple[int, str]
     bias: tuple[int, str] | None
     gains: bool
+    transposed: bool = False
 
 
 @dataclass(frozen=True)
@@ -65,4 +67,58 @@ class WholeMap:
     merged: bool
 
 
-FittedStart = ChannelTerms | LastLayer | WholeMap
+@dataclass(frozen=True)
+class UnitsOf:
+    """Hidden units of a block, of which some stay.
+
+    Attributes:
+        value: name of the node of the captured graph whose value the layers behind them read.
+        axis: of the units in it.
+        size, count: how many there were, and how many stay.
+    """
+
+    value: str
+    axis: int
+    size: int
+    count: int
+
+
+@dataclass(frozen=True)
+class CutLayer:
+    """A linear layer or convolution that lost rows, columns or both.
+
+    Attributes:
+        weight, bias: names of the parameters, (out, in, …) and (out).
+        of_weight, of_bias: paths of those that they are cut from.
+        transposed: whether weights are stored (in, out).
+        rows, columns: the hidden units that it makes, and those that it reads, by number.
+    """
+
+    weight: str
+    bias: str | None
+    of_weight: str
+    of_bias: str | None
+    transposed: bool
+    rows: int | None
+    columns: int | None
+
+
+@dataclass(frozen=True)
+class CutVector:
+    """A number for each hidden unit, of a norm: its path, that of those that it is cut from, and which units."""
+
+    path: str
+    of: str
+    units: int
+
+
+@dataclass(frozen=True)
+class KeptUnits:
+    """Which of a block's hidden units stay: those that tell most of what all of them write."""
+
+    hidden: tuple[UnitsOf, ...]
+    layers: tuple[CutLayer, ...]
+    vectors: tuple[CutVector, ...] = ()
+
+
+FittedStart = ChannelTerms | LastLayer | WholeMap | KeptUnits

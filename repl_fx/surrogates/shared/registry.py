@@ -89,6 +89,10 @@ class Surrogate(ABC, Generic[Config, Found]):
         """The surrogates that may do the work here, most preferred first; itself, but for one that chooses."""
         return (self,)
 
+    def under_budget(self) -> tuple[Surrogate[Any, Any], ...]:
+        """The forms of it that a budget chooses the first of that it can meet, each lighter than the one before."""
+        return (self,)
+
     @abstractmethod
     def match(self, site: Site) -> Found | Refusal:
         """Work the block at `site` out, once for planning and building.

@@ -1,0 +1,97 @@
+"""Choose the hidden units that stay, from moments of all of them, and say the others by these.
+
+    h          the units (n), with a one behind them where the layer behind has a bias
+    W          the weights that read them, (m, n)
+    choose     S so that |W h - V h_S|² is least for the best V: one after the other, each that which lessens it most
+    P          h = P h_S + shift by least squares, so that V = W P
+
+A unit taken in lessens the distance by |W R e_k|² / R_kk with R the moments of what the units taken before do not say,
+and R loses the part of it: orthogonal least squares (Chen, Billings and Luo, Int. J. Control 50, 1989). Of many units
+several are taken in at once.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from repl_fx.fitting.equations import Equations, ridge_for
+from repl_fx.surrogates.shared.cut_layers import Chosen
+
+# Steps at most in which units are taken in.
+STEPS = 512
+# Of its own moment, below which nothing new is left of a unit.
+_NOTHING = 1e-9
+
+
+class UnitMoments:
+    """Second moments of hidden units and of a one, in double precision.
+
+    Args:
+        size: n.
+
+    Attributes:
+        rows: how many positions there were.
+    """
+
+    def __init__(self, size: int) -> None:
+        self.rows = 0
+        self._sum = torch.zeros(size + 1, size + 1, dtype=torch.float64)
+
+    def add(self, value: Tensor, axis: int) -> None:
+        """Add the units' values, along an axis."""
+        rows = value.detach().movedim(axis, -1).flatten(0, -2).to(torch.float64)
+        rows = torch.cat([rows, rows.new_ones(len(rows), 1)], 1)
+        self.rows += len(rows)
+        self._sum = self._sum.to(rows) + rows.t() @ rows
+
+    def choose(self, readers: Tensor, count: int, *, shifted: bool) -> Chosen:
+        """The units that stay, and all of them by these.
+
+        Args:
+            readers: W, (m, n).
+            count: how many stay.
+            shifted: whether the layers behind can take a shift.
+        """
+        size = len(self._sum) - 1
+        moments = self._sum if shifted else self._sum[:size, :size]
+        units = _taken(moments, readers.to(moments), count, shifted).sort().values
+        known = torch.cat([units, units.new_tensor([size])]) if shifted else units
+        equations = Equations(moments[known][:, known], moments[known][:, :size], moments.diagonal()[:size].sum())
+        spread = equations.solve(ridge_for(self.rows, count)).t()
+        return Chosen(units, spread[:, :count], spread[:, count] if shifted else None)
+
+
+def _taken(moments: Tensor, readers: Tensor, count: int, shifted: bool) -> Tensor:
+    """The numbers of the units, in the order in which they are taken in."""
+    size = readers.shape[1]
+    if len(readers) > size:
+        # As many rows as units have all of what the layers read.
+        readers = torch.linalg.qr(readers, mode="r").R
+    left, said = moments.clone(), readers @ moments[:size]
+    least = _NOTHING * moments.diagonal()[:size].clamp_min(torch.finfo(moments.dtype).tiny)
+    open_ = torch.ones(size, dtype=torch.bool, device=moments.device)
+    taken: list[Tensor] = []
+
+    def take(which: Tensor) -> None:
+        nonlocal left, said
+        block = left[which][:, which]
+        block = block + _NOTHING * block.diagonal().mean() * torch.eye(len(which)).to(block)
+        part = torch.linalg.solve(block, left[which])
+        said = said - said[:, which] @ part
+        left = left - left[:, which] @ part
+
+    if shifted:
+        take(torch.tensor([size], device=moments.device))
+    each = max(1, -(-count // STEPS))
+    while len(taken) * each < count:
+        new = left.diagonal()[:size]
+        worth = said[:, :size].square().sum(0) / new.clamp_min(least)
+        # One of which nothing is left tells nothing; where all are so, any will do.
+        worth = torch.where(new > least, worth, 0).masked_fill(~open_, -1)
+        which = worth.topk(min(each, count - len(taken) * each)).indices
+        open_[which] = False
+        taken.append(which)
+        if bool((new[which] > least[which]).all()):
+            take(which)
+    return torch.cat(taken)

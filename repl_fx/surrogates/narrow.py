@@ -1,0 +1,285 @@
+"""`narrow`: the block itself with fewer hidden units in its layers, for networks that are trained already.
+
+    y = x + W_out act(W_in x + b)           W_in (H, C), W_out (C, H)
+    y = x + V_out act(V_in x + c)           V_in = W_in[S], c = b[S], V_out (C, r)        S: r of the H units
+
+Units are the channels that linear layers or convolutions make and others read, with operators between them that treat
+each channel alone: of MLPs with and without gates, of residual and inverted bottlenecks. All else of the block stays:
+attention, norms, the stream. Nothing is made from the neighbours, so that blocks in a row may go.
+
+S and V_out are chosen on data (`repl_fx.fit`; see `repl_fx.fitting.units`): the units that tell most of what all of
+them write, and V_out by least squares, so that it says for the units that went what can be said with those that stay.
+(That what is left is solved for anew is from ThiNet, Luo et al., arXiv 1707.06342, and He et al., arXiv 1707.06168.)
+Without data the units stay whose rows and columns are longest.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, cast
+
+import torch
+from torch import Tensor, fx, nn
+
+from repl_fx.analysis.linear_operators import LinearOperator
+from repl_fx.errors import BadInput
+from repl_fx.graph.roles import CONVOLUTIONS, CONVOLUTIONS_PADDED_BY_WORD, LINEAR, RESHAPES
+from repl_fx.surrogates.shared.branch_edits import bias_paths
+from repl_fx.surrogates.shared.builder import Builder
+from repl_fx.surrogates.shared.cut_layers import Chosen, cut_layers, longest
+from repl_fx.surrogates.shared.fitted_starts import CutLayer, CutVector, KeptUnits, LastLayer, UnitsOf
+from repl_fx.surrogates.shared.hidden_units import HiddenUnits, find_hidden_units
+from repl_fx.surrogates.shared.norms import fresh_norm
+from repl_fx.surrogates.shared.registry import STANDS_FOR, Match, Surrogate, register_surrogate
+from repl_fx.surrogates.shared.site import Site, Unfit, unfit_is_refused
+from repl_fx.surrogates.shared.synthesis import OwnWeights
+
+# A half where nobody says how many.
+_RATIO = 0.5
+# What a budget may ask for, from the most to the least.
+_RATIOS = tuple(eighths / 8 for eighths in range(7, 0, -1))
+# Fewer units have little to say; and many are a multiple of what kernels are fast at.
+_LEAST, _MANY, _MULTIPLE = 4, 64, 8
+# The place of the groups among the settings of a convolution.
+_GROUPS = 3
+
+
+@dataclass(frozen=True)
+class NarrowConfig:
+    """Settings of `narrow`.
+
+    Attributes:
+        ratio: of the hidden units, how many stay; at least 4 do. None for a half; under a budget, for as many eighths
+            of them as it allows.
+    """
+
+    ratio: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.ratio is None:
+            return
+        if isinstance(self.ratio, bool) or not isinstance(self.ratio, int | float) or not 0 < self.ratio <= 1:
+            raise BadInput(f"narrow: ratio is {self.ratio!r}; it must be above 0 and at most 1")
+
+
+@dataclass(frozen=True)
+class NarrowMatch(Match):
+    """The hidden units of a block, and how many stay.
+
+    Attributes:
+        layers: those that make or read them, with their parts that stay, by node.
+        norms: between them: the paths of their numbers by name, by node.
+        nodes: all that change, in program order.
+    """
+
+    hidden: tuple[HiddenUnits, ...]
+    counts: tuple[UnitsOf, ...]
+    layers: Mapping[fx.Node, tuple[LinearOperator, CutLayer]]
+    norms: Mapping[fx.Node, Mapping[str, str]]
+    nodes: tuple[fx.Node, ...]
+
+
+@register_surrogate("narrow", NarrowConfig)
+class Narrow(Surrogate[NarrowConfig, NarrowMatch]):
+    """The block with fewer hidden units."""
+
+    # Values that others use are not among those that change.
+    keeps_inner_values = True
+    needs_neighbours = False
+    changes_sizes = True
+    # Where the layers alone are smaller.
+    swaps_parameters = True
+
+    def under_budget(self) -> tuple[Surrogate[Any, Any], ...]:
+        """With fewer and fewer units, where their number is open."""
+        return (self,) if self.config.ratio is not None else tuple(Narrow(NarrowConfig(ratio)) for ratio in _RATIOS)
+
+    @unfit_is_refused
+    def match(self, site: Site) -> NarrowMatch:
+        """Refuse a block without units that any of them can go of."""
+        hidden = tuple(find_hidden_units(site))
+        layers = _layers(site, hidden)
+        norms = {node: _norm_state(site, node) for units in hidden for node in units.norms}
+        nodes = tuple(sorted({*layers, *(node for units in hidden for node in units.between)}))
+        read = {path for node in site.block.node_set.difference(nodes) for path in _parameters_of(site, node)}
+        gone = {path for node in nodes for path in _parameters_of(site, node)} - read
+        kept = [path for path in site.block.parameters if path not in gone]
+        counts = tuple(UnitsOf(u.value.name, u.axis, u.size, self._count(u.size)) for u in hidden)
+        return NarrowMatch(hidden, counts, layers, norms, nodes, kept_parameters=kept)
+
+    def build(self, site: Builder, match: NarrowMatch) -> tuple[fx.Node, ...]:
+        """Put narrow layers and what is between them in the place of those of the block; its other nodes stay."""
+        start = KeptUnits(match.counts, tuple(layer for _, layer in match.layers.values()))
+        chosen = [longest(start, number, site.tensor) for number in range(len(start.hidden))]
+        own = OwnWeights({n: v.detach().clone() for n, v in cut_layers(start.layers, site.tensor, chosen).items()})
+        with site.before_node(match.nodes[0]):
+            weights = site.synthesised("narrow", own, (), own.names)
+        vectors: list[CutVector] = []
+        for number, node in enumerate(match.nodes):
+            units = next((i for i, some in enumerate(match.hidden) if node in some.between), None)
+            with site.before_node(node):
+                if node in match.layers:
+                    made = _applied(site, *match.layers[node], weights, None if units is None else match.counts[units])
+                elif node in match.norms:
+                    assert units is not None
+                    path = site.module(f"norm_{number}", _norm(site, match, node, units, chosen[units]))
+                    made = site.call_module(path, node.args[0])
+                    vectors += [CutVector(f"{path}.{name}", of, units) for name, of in match.norms[node].items()]
+                else:
+                    assert units is not None
+                    made = _again(site, node, match.counts[units])
+            site.replace(node, made)
+        places = {name: place for place, name in enumerate(own.names)}
+        ends = [
+            LastLayer(
+                (places[one.weight], one.weight),
+                (places[one.bias], one.bias) if one.bias else None,
+                gains=False,
+                transposed=one.transposed,
+            )
+            for one in start.layers
+            if one.rows is None
+        ]
+        # A norm or a depthwise convolution has more than weights of another size.
+        if len(match.layers) == sum(len((*units.entries, *units.readers)) for units in match.hidden) and not vectors:
+            for one in start.layers:
+                weights[one.weight].meta[STANDS_FOR] = one.of_weight
+                if one.bias is not None and one.of_bias is not None:
+                    weights[one.bias].meta[STANDS_FOR] = one.of_bias
+        site.fitted(weights[own.names[0]], replace(start, vectors=tuple(vectors)), *ends)
+        return site.block.outputs
+
+    def whole_weights(self, match: NarrowMatch, own: nn.Module, read: Callable[[str], Tensor]) -> dict[str, Tensor]:
+        """Layers of full size that compute the same: units that went are copies of others, and nobody reads them."""
+        weights = dict(own.get_submodule("narrow").named_parameters())
+        again = [torch.arange(units.size) % units.count for units in match.counts]
+        made: dict[str, Tensor] = {}
+        for _, layer in match.layers.values():
+            weight, bias = weights[layer.weight].detach(), weights[layer.bias].detach() if layer.bias else None
+            weight = weight.t() if layer.transposed else weight
+            if layer.columns is not None:
+                units = match.counts[layer.columns]
+                unread = weight.new_zeros(len(weight), units.size - units.count, *weight.shape[2:])
+                weight = torch.cat([weight, unread], 1)
+            if layer.rows is not None:
+                index = again[layer.rows].to(weight.device)
+                weight, bias = weight[index], None if bias is None else bias[index]
+            made[layer.of_weight] = weight.t() if layer.transposed else weight
+            if layer.of_bias is not None and bias is not None:
+                made[layer.of_bias] = bias
+        for number, node in enumerate(match.nodes):
+            if node in match.norms:
+                at = next(i for i, units in enumerate(match.hidden) if node in units.between)
+                state = own.get_submodule(f"norm_{number}").state_dict()
+                made |= {
+                    path: state[name][again[at].to(state[name].device)] for name, path in match.norms[node].items()
+                }
+        return made
+
+    def _count(self, size: int) -> int:
+        ratio = self.config.ratio or _RATIO
+        count = max(_LEAST, round(ratio * size))
+        if size >= _MANY:
+            count = max(1, round(ratio * size / _MULTIPLE)) * _MULTIPLE
+        return min(size, count)
+
+
+def _layers(site: Site, hidden: Sequence[HiddenUnits]) -> dict[fx.Node, tuple[LinearOperator, CutLayer]]:
+    """The layers that make or read hidden units, in program order."""
+    rows = {linear.node: i for i, units in enumerate(hidden) for linear in (*units.entries, *units.depthwise)}
+    columns = {linear.node: i for i, units in enumerate(hidden) for linear in units.readers}
+    every = {one.node: one for units in hidden for one in (*units.entries, *units.depthwise, *units.readers)}
+    found = {}
+    for number, node in enumerate(sorted(every)):
+        linear = every[node]
+        assert linear.weight is not None  # the search has asked
+        bias = bias_paths(site, linear) if linear.bias else []
+        if linear.bias and len(bias) != 1:
+            raise Unfit(f"the bias of {node.name} is of a kind that cannot lose rows", node)
+        found[node] = (
+            linear,
+            CutLayer(
+                weight=f"weight_{number}",
+                bias=f"bias_{number}" if bias else None,
+                of_weight=linear.weight,
+                of_bias=bias[0] if bias else None,
+                transposed=linear.transposed,
+                rows=rows.get(node),
+                columns=columns.get(node),
+            ),
+        )
+    return found
+
+
+def _parameters_of(site: Site, node: fx.Node) -> list[str]:
+    """The paths of the parameters that a node reads."""
+    read = [str(feeder.target) for feeder in node.all_input_nodes if feeder.op == "get_attr"]
+    if node.op == "call_module":
+        module = site.graph_module.get_submodule(str(node.target))
+        read += [f"{node.target}.{name}" for name, _ in module.named_parameters()]
+    return read
+
+
+def _norm_state(site: Site, node: fx.Node) -> dict[str, str]:
+    """The paths of the numbers that a batch norm has for each channel, by name."""
+    names = ("weight", "bias", "running_mean", "running_var")
+    if node.op == "call_module":
+        module = site.graph_module.get_submodule(str(node.target))
+        found = {name: f"{node.target}.{name}" for name in names if getattr(module, name) is not None}
+    else:
+        given = dict(zip(names, node.args[1:5], strict=True))
+        found = {name: str(read.target) for name, read in given.items() if isinstance(read, fx.Node)}
+    if "running_mean" not in found:
+        raise Unfit(f"{node.name} keeps no statistics of its channels", node)
+    return found
+
+
+def _norm(site: Builder, match: NarrowMatch, node: fx.Node, units: int, chosen: Chosen) -> nn.Module:
+    """A batch norm with the numbers of the channels that stay."""
+    norm, given = match.hidden[units].between[node], site.now(node.args[0])
+    assert norm is not None
+    made = fresh_norm(norm, given, 1, site.tensor(match.norms[node]["running_mean"]))
+    state = made.state_dict()
+    with torch.no_grad():
+        for name, path in match.norms[node].items():
+            if not state[name].is_meta:
+                state[name].copy_(site.tensor(path)[chosen.units])
+    return made
+
+
+def _applied(
+    site: Builder,
+    linear: LinearOperator,
+    layer: CutLayer,
+    weights: Mapping[str, fx.Node],
+    units: UnitsOf | None,
+) -> fx.Node:
+    """The call of a layer on its weight without some units; `units` are those that a depthwise convolution keeps."""
+    node, weight = linear.node, weights[layer.weight]
+    if layer.transposed:
+        weight = site.call(torch.ops.aten.t.default, weight)
+    given = linear.input, weight, weights[layer.bias] if layer.bias else None
+    if linear.kind == "linear":
+        return site.call(LINEAR, *given)
+    groups = 1 if units is None else units.count
+    if node.op == "call_module":
+        conv = cast("nn.Conv2d", site.graph_module.get_submodule(str(node.target)))
+        named = CONVOLUTIONS_PADDED_BY_WORD if isinstance(conv.padding, str) else CONVOLUTIONS
+        return site.call(named[conv.weight.ndim - 2], *given, conv.stride, conv.padding, conv.dilation, groups)
+    settings = list(node.args[len(given) :])
+    if units is not None:
+        settings[_GROUPS] = groups
+    function: Any = node.target
+    return site.call(function, *given, *settings)
+
+
+def _again(site: Builder, node: fx.Node, units: UnitsOf) -> fx.Node:
+    """The call of a node between layers on fewer units."""
+    if node.target not in RESHAPES:
+        return site.again(node, *node.all_input_nodes)
+    given, sizes = node.args[:2]
+    assert isinstance(sizes, Sequence)
+    last = -1 if sizes[-1] == -1 else units.count
+    function: Any = node.target
+    return site.call(function, given, [*sizes[:-1], last])

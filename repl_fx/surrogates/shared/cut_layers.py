@@ -1,0 +1,83 @@
+"""Layers without some of the hidden units between them (see `repl_fx.surrogates.narrow`)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from repl_fx.surrogates.shared.fitted_starts import CutLayer, KeptUnits
+
+Read = Callable[[str], Tensor]
+
+
+@dataclass(frozen=True, eq=False)
+class Chosen:
+    """The hidden units that stay.
+
+    Attributes:
+        units: their numbers, (count), from the least.
+        spread: all units as a linear map of those that stay, (size, count); None to take the others for zero.
+        shift: of that map, (size).
+    """
+
+    units: Tensor
+    spread: Tensor | None = None
+    shift: Tensor | None = None
+
+
+def laid_out(layer: CutLayer, read: Read) -> Tensor:
+    """The weight that a layer is cut from, as (out, in, …)."""
+    weight = read(layer.of_weight)
+    return weight.t() if layer.transposed else weight
+
+
+@torch.no_grad()
+def cut_layers(layers: Iterable[CutLayer], read: Read, chosen: Sequence[Chosen]) -> dict[str, Tensor]:
+    """The parameters of layers by name, stored as those that they are cut from.
+
+    Args:
+        layers: of a `KeptUnits`.
+        read: the tensor at a path.
+        chosen: for each of its hidden units.
+    """
+    made: dict[str, Tensor] = {}
+    for layer in layers:
+        weight, bias = laid_out(layer, read), None if layer.of_bias is None else read(layer.of_bias)
+        if layer.columns is not None:
+            given = chosen[layer.columns]
+            if given.spread is None:
+                weight = weight.index_select(1, given.units)
+            else:
+                if bias is not None and given.shift is not None:
+                    # As in the middle of a picture; at its edges a convolution sees less of the shift.
+                    taps = weight.to(given.shift).flatten(2).sum(2) if weight.ndim > 2 else weight.to(given.shift)
+                    bias = (bias.to(given.shift) + taps @ given.shift).to(bias)
+                weight = torch.einsum("oi...,ir->or...", weight.to(given.spread), given.spread).to(weight)
+        if layer.rows is not None:
+            units = chosen[layer.rows].units
+            weight, bias = weight.index_select(0, units), None if bias is None else bias.index_select(0, units)
+        made[layer.weight] = (weight.t() if layer.transposed else weight).contiguous()
+        if layer.bias is not None and bias is not None:
+            made[layer.bias] = bias
+    return made
+
+
+def readers_of(start: KeptUnits, number: int, read: Read) -> Tensor:
+    """The weights that read some hidden units, (rows, size), with a row for each output and tap of a kernel."""
+    weights = [laid_out(layer, read) for layer in start.layers if layer.columns == number]
+    return torch.cat([weight.detach().transpose(0, 1).flatten(1).t() for weight in weights])
+
+
+def longest(start: KeptUnits, number: int, read: Read) -> Chosen:
+    """The units whose rows and columns are longest: a choice without data."""
+    size, count = start.hidden[number].size, start.hidden[number].count
+    made = [laid_out(layer, read).detach() for layer in start.layers if layer.rows == number]
+    if made[0].is_meta:
+        return Chosen(torch.arange(count))
+    rows = torch.stack([weight.double().flatten(1).norm(dim=1) for weight in made]).prod(0)
+    worth = rows * readers_of(start, number, read).double().norm(dim=0)
+    assert worth.shape == (size,)
+    return Chosen(worth.topk(count).indices.sort().values)

@@ -1,0 +1,204 @@
+"""Hidden units of a block: channels that linear operators make and linear operators read, and nobody else.
+
+    x -> fc1 -> gelu -> fc2 -> y             the channels between fc1 and fc2
+    x -> conv1 -> bn -> relu -> conv2 -> y   those between the convolutions, with a norm's numbers for each
+
+Between the two every operator treats each channel alone (an activation, dropout, a batch norm, a depthwise convolution,
+the product of a gate), so that a channel can go with a row of the layers before and a column of those behind.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+
+from repl_fx.analysis.linear_operators import LinearOperator, linear_operator_of
+from repl_fx.graph.captured import share_tensors
+from repl_fx.graph.roles import COPIES, PROBABILITY, RESHAPES, SCALED_PRODUCT
+from repl_fx.running.untouched import seeded
+from repl_fx.surrogates.shared.activations import is_activation
+from repl_fx.surrogates.shared.norms import ThinNorm, norm_at
+from repl_fx.surrogates.shared.site import Site, Unfit
+
+
+@dataclass(eq=False)
+class HiddenUnits:
+    """The units between some linear operators.
+
+    Attributes:
+        axis: of the units, in the values.
+        size: how many there are.
+        entries: the operators that make them.
+        readers: the operators that read them, all from one value.
+        between: the nodes on the way, with the norm that each is, or None.
+        depthwise: those of them that are depthwise convolutions.
+    """
+
+    axis: int
+    size: int
+    entries: list[LinearOperator] = field(default_factory=list)
+    readers: list[LinearOperator] = field(default_factory=list)
+    between: dict[fx.Node, ThinNorm | None] = field(default_factory=dict)
+    depthwise: list[LinearOperator] = field(default_factory=list)
+
+    @property
+    def norms(self) -> list[fx.Node]:
+        """The norms on the way."""
+        return [node for node, norm in self.between.items() if norm is not None]
+
+    @property
+    def value(self) -> fx.Node:
+        """The value that the readers read."""
+        return self.readers[0].input
+
+
+def find_hidden_units(site: Site) -> list[HiddenUnits]:
+    """The hidden units of a block, in program order.
+
+    Raises:
+        Unfit: there are none; says why those of the first operator are not.
+    """
+    found: list[HiddenUnits] = []
+    reason: Unfit | None = None
+    for node in site.block.nodes:
+        linear = linear_operator_of(site.graph_module, node)
+        known = (n for units in found for n in (*units.between, *(entry.node for entry in units.entries)))
+        if linear is None or node in known:
+            continue
+        try:
+            found.append(_Search(site, linear).units)
+        except Unfit as unfit:
+            reason = reason or unfit
+    if not found:
+        raise reason or Unfit("it has no linear layer or convolution")
+    return found
+
+
+class _Search:
+    """The units that one operator makes, with all that makes, changes or reads them.
+
+    Raises:
+        Unfit: some of it needs all of them, or reads them outside of the block.
+    """
+
+    def __init__(self, site: Site, first: LinearOperator) -> None:
+        self.site, self.gm = site, site.graph_module
+        value = first.node.meta.get("val")
+        size = value.shape[first.axis] if isinstance(value, Tensor) else None
+        if not isinstance(size, int):
+            raise Unfit(f"the number of channels of {first.node.name} is not fixed", first.node)
+        self.units = HiddenUnits(first.axis, size)
+        self.seen: set[fx.Node] = set()
+        self.include(first.node)
+        for linear in self.units.readers:
+            if linear.input is not self.units.value:
+                raise Unfit(f"{linear.node.name} reads its hidden units elsewhere than others do", linear.node)
+        if not self.units.readers:
+            raise Unfit(f"no layer reads the channels of {first.node.name} alone", first.node)
+
+    def include(self, node: fx.Node) -> None:
+        """Take a node in whose value holds the units, with those before it and its users."""
+        if node in self.seen:
+            return
+        self.seen.add(node)
+        if node not in self.site.block.node_set or node in self.site.block.outputs:
+            raise Unfit(f"the channels of {node.name} are seen outside of its branches", node)
+        value, axis = node.meta.get("val"), self.units.axis
+        if not isinstance(value, Tensor) or value.ndim <= axis or value.shape[axis] != self.units.size:
+            raise Unfit(f"{node.name} does not keep the channels of its hidden layer", node)
+        for feeder in self._feeders(node):
+            self.include(feeder)
+        for user in node.users:
+            if user.target is torch.ops.aten.sym_size.int and user.args[1] not in (axis, axis % value.ndim):
+                # Of its positions.
+                continue
+            linear = linear_operator_of(self.gm, user)
+            if linear is None or self._is_depthwise(linear):
+                self.include(user)
+            elif linear.input is not node or linear.axis != self.units.axis:
+                raise Unfit(f"{user.name} does not read the channels of its hidden layer one by one", user)
+            else:
+                self.units.readers.append(self._plain(linear))
+
+    def _feeders(self, node: fx.Node) -> Iterable[fx.Node]:
+        """The values with the same units that a node reads; none for a layer that makes them."""
+        linear = linear_operator_of(self.gm, node)
+        if linear is not None and not self._is_depthwise(linear):
+            if linear.axis != self.units.axis:
+                raise Unfit(f"{node.name} works along another axis than the layer behind it", node)
+            self.units.entries.append(self._plain(linear))
+            return ()
+        if linear is not None:
+            self.units.depthwise.append(self._plain(linear, depthwise=True))
+            self.units.between[node] = None
+            return (linear.input,)
+        norm = norm_at(self.gm, node, {self.units.size})
+        if norm is not None and (norm.kind != "batch" or self.units.axis != 1):
+            raise Unfit(f"{node.name} normalises all channels of a hidden layer together", node)
+        self.units.between[node] = norm
+        if norm is not None:
+            given = node.args[0]
+            assert isinstance(given, fx.Node)
+            return (given,)
+        # A reshape reads sizes too.
+        read = [f for f in node.all_input_nodes if f.op == "get_attr" or isinstance(f.meta.get("val"), Tensor)]
+        feeders = [feeder for feeder in read if feeder.op != "get_attr"]
+        if len(feeders) < len(read) or not feeders or not self._one_by_one(node, feeders):
+            raise Unfit(f"{node.name} does not treat the channels of a hidden layer one by one", node)
+        return feeders
+
+    def _one_by_one(self, node: fx.Node, feeders: list[fx.Node]) -> bool:
+        """Whether each channel of the result is a function of the same channel of what a node reads."""
+        shape = str(node.meta["val"].shape)
+        alike = all(isinstance(f.meta.get("val"), Tensor) and str(f.meta["val"].shape) == shape for f in feeders)
+        if node.target in RESHAPES:
+            # Positions alone, with the channels behind them.
+            sizes: Any = node.args[1]
+            return self.units.axis == -1 and sizes[-1] in (-1, self.units.size)
+        if not alike:
+            return False
+        if torch.Tag.pointwise in getattr(node.target, "tags", ()) or node.target in COPIES:
+            return True
+        if len(feeders) != 1 or node.args[0] is not feeders[0]:
+            return False
+        drops = node.target in PROBABILITY and node.target is not SCALED_PRODUCT
+        return drops or is_activation(self.gm, node) or self._drops(node)
+
+    def _drops(self, node: fx.Node) -> bool:
+        """Whether a node calls a module that gives back what it gets in evaluation: dropout, drop path."""
+        if node.op != "call_module" or node.kwargs or len(node.args) != 1:
+            return False
+        module = self.gm.get_submodule(str(node.target))
+        if any(True for some in (module.parameters(), module.buffers()) for _ in some):
+            return False
+        probe = torch.linspace(-2, 3, 24).reshape(2, 3, 4)
+        try:
+            with torch.no_grad(), seeded(probe.device, 0):
+                made = share_tensors(module).eval()(probe)
+        except (RuntimeError, ValueError, TypeError, IndexError, AttributeError):
+            return False
+        return isinstance(made, Tensor) and torch.equal(made, probe)
+
+    def _is_depthwise(self, linear: LinearOperator) -> bool:
+        """Whether each channel of a convolution's result is of the same channel of its input."""
+        given, made = (node.meta.get("val") for node in (linear.input, linear.node))
+        if linear.kind != "conv" or not isinstance(given, Tensor) or not isinstance(made, Tensor):
+            return False
+        return bool(linear.groups > 1 and given.shape[1] == made.shape[1] == linear.groups)
+
+    def _plain(self, linear: LinearOperator, *, depthwise: bool = False) -> LinearOperator:
+        """An operator whose weight can lose rows and columns."""
+        node = linear.node
+        if linear.weight is None or (linear.groups > 1 and not depthwise):
+            raise Unfit(f"{node.name} is of a kind whose weight cannot lose rows or columns", node)
+        if node.op == "call_module":
+            module = self.gm.get_submodule(str(node.target))
+            if getattr(module, "padding_mode", "zeros") != "zeros":
+                raise Unfit(f"{node.name} does not pad with zeros", node)
+        elif node.kwargs:
+            raise Unfit(f"{node.name} is called in a way that is not known", node)
+        return linear

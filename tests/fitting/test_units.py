@@ -1,0 +1,122 @@
+"""Hidden units that stay: those that say the others, and how they do."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given, settings, strategies as st
+from torch import Tensor, nn
+
+import repl_fx
+from repl_fx.fitting import units
+from repl_fx.fitting.units import UnitMoments
+from tests.captures import transformed
+from tests.nets import ConvNet, TokenNet, images
+
+
+def _moments(rows: Tensor, axis: int = -1) -> UnitMoments:
+    made = UnitMoments(rows.shape[axis])
+    for part in rows.chunk(2):
+        made.add(part, axis)
+    return made
+
+
+@given(seed=st.integers(0, 10**6), size=st.integers(2, 12), rank=st.integers(1, 6), shifted=st.booleans())
+@settings(deadline=None, max_examples=40)
+def test_units_that_are_functions_of_others_go(seed: int, size: int, rank: int, shifted: bool) -> None:
+    drawn = torch.Generator().manual_seed(seed)
+    rank = min(rank, size)
+    few = torch.randn(200, rank, generator=drawn, dtype=torch.float64)
+    rows = few @ torch.randn(rank, size, generator=drawn, dtype=torch.float64) + (3.0 if shifted else 0.0)
+    readers = torch.randn(5, size, generator=drawn, dtype=torch.float64)
+    chosen = _moments(rows).choose(readers, rank, shifted=shifted)
+    assert chosen.spread is not None and chosen.units.tolist() == sorted(set(chosen.units.tolist()))
+    said = rows[:, chosen.units] @ chosen.spread.t() + (0 if chosen.shift is None else chosen.shift)
+    assert (chosen.shift is not None) == shifted
+    assert (said - rows).norm() < 1e-2 * rows.norm()
+
+
+def test_the_spread_is_that_of_least_squares() -> None:
+    torch.manual_seed(0)
+    rows = torch.randn(500, 9, dtype=torch.float64) @ torch.randn(9, 9, dtype=torch.float64)
+    chosen = _moments(rows).choose(torch.eye(9), 4, shifted=False)
+    assert chosen.spread is not None
+    wanted = torch.linalg.lstsq(rows[:, chosen.units], rows).solution.t()
+    torch.testing.assert_close(chosen.spread, wanted, rtol=1e-4, atol=1e-4)
+
+
+def test_a_unit_that_nobody_reads_goes_however_large_it_is() -> None:
+    torch.manual_seed(0)
+    rows = torch.randn(300, 4) * torch.tensor([1.0, 100.0, 1.0, 2.0])
+    readers = torch.tensor([[1.0, 0.0, 1.0, 1.0]])
+    assert _moments(rows).choose(readers, 3, shifted=True).units.tolist() == [0, 2, 3]
+
+
+def test_a_unit_is_chosen_for_what_others_do_not_say() -> None:
+    torch.manual_seed(0)
+    rows = torch.randn(300, 3) * torch.tensor([3.0, 0.0, 1.0])
+    # The second says nothing that the first does not, and is read more.
+    rows[:, 1] = 1.1 * rows[:, 0]
+    assert 2 in _moments(rows).choose(torch.eye(3), 2, shifted=False).units
+
+
+def test_units_of_pictures_are_along_the_channels() -> None:
+    rows = torch.randn(6, 3, 4, 4)
+    flat = rows.movedim(1, -1).reshape(-1, 3)
+    pictures, plain = _moments(rows, 1), _moments(flat)
+    assert pictures.rows == plain.rows == 96
+    torch.testing.assert_close(pictures._sum, plain._sum)
+
+
+def test_of_many_units_several_are_taken_in_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.manual_seed(0)
+    rows = torch.randn(400, 12) * torch.arange(1, 13)
+    one_by_one = _moments(rows).choose(torch.eye(12), 7, shifted=True)
+    monkeypatch.setattr(units, "STEPS", 2)
+    at_once = _moments(rows).choose(torch.eye(12), 7, shifted=True)
+    assert one_by_one.units.tolist() == at_once.units.tolist() == list(range(5, 12))
+
+
+def test_units_that_are_always_zero_are_no_reason_to_fail() -> None:
+    rows = torch.zeros(50, 5)
+    rows[:, 0] = torch.randn(50)
+    chosen = _moments(rows).choose(torch.ones(2, 5), 3, shifted=True)
+    assert 0 in chosen.units and len(set(chosen.units.tolist())) == 3
+    assert chosen.spread is not None and bool(chosen.spread.isfinite().all())
+
+
+def _redundant_(layers: list[nn.Module]) -> None:
+    """Let units come in pairs that are the same, all read."""
+    with torch.no_grad():
+        for layer in layers:
+            for parameter in layer.parameters():
+                half = len(parameter) // 2
+                parameter[half:] = parameter[:half]
+
+
+def test_a_fit_says_units_that_come_twice_by_one_of_each() -> None:
+    torch.manual_seed(0)
+    net = TokenNet(depth=4).eval()
+    _redundant_([net.get_submodule(f"blocks.{i}.fc1") for i in range(4)])
+    x = torch.randn(64, 6, 16)
+    result = transformed(net, (x[:2],), surrogate="narrow", settings={"ratio": 0.5})
+    with torch.no_grad():
+        wanted, before = net(x), result.model.eval()(x)
+        fitted = repl_fx.fit(result, [x])
+        after = result.model(x)
+    assert all(one.numbers and (one.after or 0) < 1e-5 < (one.before or 0) for one in fitted.surrogates)
+    assert (after - wanted).norm() < 1e-3 * (before - wanted).norm()
+
+
+def test_a_fit_takes_norms_along() -> None:
+    torch.manual_seed(0)
+    net = ConvNet(depth=4).train()
+    for _ in range(8):
+        net(images(16))
+    net.eval()
+    result = transformed(net, (images(),), surrogate="narrow", settings={"ratio": 0.5})
+    x = images(64)
+    fitted = repl_fx.fit(result, [x])
+    assert all(one.numbers and (one.after or 0) < (one.before or 0) for one in fitted.surrogates)
+    with torch.no_grad():
+        torch.testing.assert_close(result.model.eval()(x), result.graph_module.eval()(x))
