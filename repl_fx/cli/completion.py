@@ -14,7 +14,7 @@ from pathlib import Path
 
 from repl_fx.config import offered
 
-SURROGATES = ("auto", "blend", "bottleneck", "coarse", "identity", "linear", "narrow", "reuse", "slim")
+SURROGATES = ("auto", "blend", "bottleneck", "coarse", "identity", "linear", "narrow", "reuse", "slim", "trained")
 DATA = ("digits", "cifar10", "svhn", "stl10", "fashion-mnist", "folder:", "masks:", "coco:", "npz:", "text:", "hf:")
 TASKS = ("classification", "language-modelling", "segmentation", "detection")
 # Where a library has the names of its models: its files, and the pattern of a name in them.

@@ -12,7 +12,7 @@ from msgspec import Meta
 from repl_fx.training.config import HEALING, MAKING, TrainConfig
 
 # Where none are given.
-COMPRESSING: Mapping[str, Any] = MappingProxyType({**HEALING, "surrogate": "linear"})
+COMPRESSING: Mapping[str, Any] = MappingProxyType({**HEALING, "surrogate": "trained"})
 # What a compression says by itself, or has no use for.
 NOT_TO_COMPRESS = (
     *("every", "blocks", "scores", "plan", "compare", "seeds", "replace_at", "restore_at"),

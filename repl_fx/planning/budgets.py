@@ -145,6 +145,8 @@ def budget_planner(
 ) -> BudgetPlanner:
     """The planner for the first form of a surrogate that has a plan under the budget, or else for the last one.
 
+    Each form is lighter than the one before, so that no more of them are tried than halving takes.
+
     Args:
         graphs, found, surrogate, budget, ignore, seed: see `BudgetPlanner`.
     """
@@ -156,12 +158,11 @@ def budget_planner(
 
     def meets(number: int) -> bool:
         try:
-            planner(number).plan()
+            return bool(planner(number).plan().replacements)
         except NoPlan:
             return False
-        return True
 
-    # Each is lighter than the one before. The last one says why, where none meets it.
+    # The last one says why, where none meets it.
     return planner(bisect_left(range(len(forms) - 1), True, key=meets))
 
 

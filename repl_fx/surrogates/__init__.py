@@ -1,6 +1,6 @@
 """Surrogates, which stand in for replaced blocks. One a file; importing this package registers them all."""
 
-from repl_fx.surrogates import auto, blend, bottleneck, coarse, identity, linear, narrow, reuse, slim
+from repl_fx.surrogates import auto, blend, bottleneck, coarse, identity, linear, narrow, reuse, slim, trained
 from repl_fx.surrogates.shared.builder import Builder
 from repl_fx.surrogates.shared.registry import (
     Match,
@@ -31,4 +31,5 @@ __all__ = [
     "reuse",
     "shared_synthesis",
     "slim",
+    "trained",
 ]

@@ -10,15 +10,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from torch import fx
-
-from repl_fx.plan import Refusal
 from repl_fx.surrogates.blend import Blend, BlendConfig
 from repl_fx.surrogates.bottleneck import Bottleneck, BottleneckConfig
 from repl_fx.surrogates.coarse import Coarse, CoarseConfig, streams_sequence
 from repl_fx.surrogates.reuse import Reuse, ReuseConfig
-from repl_fx.surrogates.shared.builder import Builder
-from repl_fx.surrogates.shared.registry import Match, Surrogate, register_surrogate
+from repl_fx.surrogates.shared.choosing import Choosing
+from repl_fx.surrogates.shared.registry import Surrogate, register_surrogate
 from repl_fx.surrogates.shared.site import Site
 from repl_fx.surrogates.slim import Slim, SlimConfig
 
@@ -61,33 +58,11 @@ class AutoConfig:
         )
 
 
-@dataclass(frozen=True)
-class Chosen(Match):
-    """The first candidate that fits, with its match."""
-
-    surrogate: Surrogate[Any, Any]
-    found: Match
-
-
 @register_surrogate("auto", AutoConfig)
-class Auto(Surrogate[AutoConfig, Chosen]):
-    """Chooses for each block; plans hold what it chose, not itself."""
+class Auto(Choosing[AutoConfig]):
+    """Chooses for each block."""
 
     def choices(self, site: Site) -> tuple[Surrogate[Any, Any], ...]:
         """The surrogates to choose from, most preferred first."""
         # On pictures `slim` did as well as `coarse`, and costs less.
         return tuple(c for c in self.config.candidates() if not isinstance(c, Coarse) or streams_sequence(site))
-
-    def match(self, site: Site) -> Chosen | Refusal:
-        """Refuse what every candidate refuses."""
-        refusals = []
-        for candidate in self.choices(site):
-            found = candidate.match(site)
-            if isinstance(found, Match):
-                return Chosen(candidate, found, kept_parameters=found.kept_parameters)
-            refusals.append(found)
-        return refusals[-1]
-
-    def build(self, site: Builder, match: Chosen) -> tuple[fx.Node, ...]:
-        """Build what was chosen."""
-        return match.surrogate.build(site, match.found)

@@ -18,14 +18,14 @@ def test_healing_has_the_settings_but_those_of_the_cut() -> None:
     assert type(healing) is TrainConfig
     assert (healing.epochs, healing.data, healing.lr, healing.teacher) == (3, "npz:d", 0.1, "original")
     assert (healing.budget, healing.weights, healing.surrogate) == ((), None, "auto")
-    assert config.surrogate == COMPRESSING["surrogate"] == "linear"
+    assert config.surrogate == COMPRESSING["surrogate"] == "trained"
 
 
 def test_settings_of_a_file_come_before_the_defaults(tmp_path: Path) -> None:
     file = tmp_path / "c.yaml"
     file.write_text("budget: [params=0.5]\nsamples: 64\n")
     config = read_config(file, settings_to_compress())
-    assert isinstance(config, CompressConfig) and (config.samples, config.surrogate) == (64, "linear")
+    assert isinstance(config, CompressConfig) and (config.samples, config.surrogate) == (64, "trained")
     file.write_text("samples: 0\n")
     with pytest.raises(BadInput, match="samples"):
         read_config(file, settings_to_compress())

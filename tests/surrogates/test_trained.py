@@ -1,0 +1,58 @@
+"""`trained`: blocks of a trained network with fewer hidden units, or a map where that is not enough."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import repl_fx
+from repl_fx.errors import BadInput
+from repl_fx.surrogates.trained import Trained, TrainedConfig
+from tests.captures import transformed
+from tests.nets import TokenNet, tokens
+
+
+class Mixed(nn.Module):
+    """A residual block of one layer: no channels between two."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(16, 16)
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = x + self.layer(x)
+        return out
+
+
+def test_blocks_without_hidden_units_get_a_map() -> None:
+    net = nn.Sequential(*(Mixed() for _ in range(4)))
+    (mapped,) = transformed(net, (tokens(),), surrogate="trained", blocks=[2]).plan.replacements
+    (narrow,) = transformed(TokenNet(depth=4), (tokens(),), surrogate="trained", blocks=[2]).plan.replacements
+    assert (mapped.surrogate, narrow.surrogate) == ("linear", "narrow")
+
+
+def test_a_budget_that_asks_for_more_than_units_takes_whole_blocks() -> None:
+    net, x = TokenNet(depth=7), tokens()
+    found = []
+    for budget in (0.9, 0.75, 0.5):
+        plan = transformed(net, (x,), surrogate="trained", budget={"params": budget}, check=False).plan
+        assert plan.expected["params"] <= budget
+        found.append(plan.replacements[-1].surrogate)
+    assert found == ["narrow", "narrow", "linear"]
+    with pytest.raises(BadInput, match=r"no plan has params at or below 0\.01 of the original"):
+        transformed(net, (x,), surrogate="trained", budget={"params": 0.01}, check=False)
+
+
+def test_a_network_without_hidden_units_gets_maps_under_a_budget() -> None:
+    net = nn.Sequential(*(Mixed() for _ in range(6)), nn.Linear(16, 64))
+    result = transformed(net, (tokens(),), surrogate="trained", budget={"flops": 0.95}, check=False)
+    assert {one.surrogate for one in result.plan.replacements} <= {"linear", "identity"}
+    torch.manual_seed(0)
+    repl_fx.fit(result, [torch.randn(8, 6, 16) for _ in range(4)])
+
+
+def test_its_setting_is_that_of_narrow() -> None:
+    assert [form.key for form in Trained(TrainedConfig(0.5)).under_budget()] == ["narrow", "linear"]
+    with pytest.raises(BadInput, match="narrow: ratio is 2"):
+        TrainedConfig(2)
