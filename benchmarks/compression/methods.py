@@ -53,6 +53,7 @@ def methods() -> dict[str, Method]:
         "linear, merged": partial(_by_budget, "linear", settings={"merged": True}),
         "linear, every k": partial(_by_budget, "linear", scored="none"),
         "narrow": partial(_by_budget, "narrow"),
+        "narrow, as light": _as_light,
         "auto, fitted": partial(_by_budget, "auto"),
         "ReplaceMe's map": _replace_me,
         "Torch-Pruning": _torch_pruning,
@@ -78,6 +79,11 @@ def _by_budget(
     if surrogate != "identity":
         repl_fx.fit(result, original.batches)
     return _cut(original, result)
+
+
+def _as_light(original: Original, share: float, seed: int) -> Cut:
+    """Blocks with fewer hidden units, and no more FLOPs than are left without whole blocks."""
+    return _by_budget("narrow", original, _by_budget("identity", original, share, seed).flops, seed)
 
 
 def _cut(original: Original, result: repl_fx.TransformResult) -> Cut:

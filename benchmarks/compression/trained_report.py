@@ -25,8 +25,9 @@ training for so many of the steps of the original's, by one recipe whoever made 
 32 inputs in PyTorch, as a share of the original's, on a machine that may have had other load.
 
 Networks, methods, shares and seeds that are not in the tables were not run. "linear" is one map in closed form; merged,
-it goes into the layer before it. "narrow" keeps the blocks and cuts their hidden units. "Torch-Pruning, as fast" prunes
-channels until a call takes as long as with the blocks of depth pruning gone; it needs a machine without other load.
+it goes into the layer before it. "narrow" keeps the blocks and cuts their hidden units. As whole blocks leave fewer FLOPs
+than a budget allows, "narrow, as light" and "Torch-Pruning" go on to no more FLOPs than depth pruning left, and
+"Torch-Pruning, as fast" until a call takes no longer than with its blocks gone; it needs a machine without other load.
 """
 
 
@@ -50,7 +51,8 @@ def write_report(records: Sequence[dict[str, Any]], place: Path) -> None:
 def _verdicts(records: Sequence[dict[str, Any]], networks: Sequence[tuple[str, str]]) -> str:
     """A table of how far the best closed form is above depth pruning, and the best of all above another pruner."""
     lines = [
-        f"At most {COMPARED:g} of the FLOPs; differences of the same seeds, above zero where repl-fx is better:",
+        f"At most {COMPARED:g} of the FLOPs; differences of the same seeds, above zero where repl-fx is better, with the "
+        "FLOPs that both left:",
         "",
         "| network | seeds | best closed form above depth pruning, without training "
         "| best above Torch-Pruning, healed for 10 % | best above Torch-Pruning that is as fast |",
@@ -85,7 +87,8 @@ def _best_above(rows: Sequence[dict[str, Any]], methods: Sequence[str], other: s
     if not above:
         return ""
     best = max(above, key=lambda method: mean(above[method]))
-    return f"{best}: {_spread(above[best])}"
+    left = {name: mean(row["flops"] for row in rows if row["method"] == name) for name in (best, other)}
+    return f"{best}: {_spread(above[best])} (FLOPs {left[best]:.3f}, {left[other]:.3f})"
 
 
 def _section(records: Sequence[dict[str, Any]]) -> str:

@@ -33,7 +33,7 @@ COMPRESSING = ("captured", "scored", "planned", "fitted")
 SHARES = (0.9, 0.97, 0.995, 0.9999)
 BATCHES = 4
 # The one that a compression takes by itself, and the one that has an answer for most blocks.
-SURROGATES = ("linear", "auto")
+SURROGATES = ("trained", "auto")
 
 
 def compress(case: Case, record: Record, place: Path, last: str, heavy: Any) -> None:

@@ -234,7 +234,7 @@ class _Fitting:
             BadInput: see `Batches`; and where values are no numbers.
         """
         for batch in self._batches:
-            made = self._ours.values(batch, ours)
+            made = self._ours.values(batch, ours) if ours else {}
             wanted = self._theirs.values(batch, theirs) if theirs else {}
             for value in (*made.values(), *wanted.values()):
                 if isinstance(value, Tensor) and value.is_floating_point() and not bool(value.isfinite().all()):

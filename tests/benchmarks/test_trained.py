@@ -118,6 +118,6 @@ def test_the_report_says_how_far_the_best_method_is_above_others(tmp_path: Path)
     (row,) = (line for line in (tmp_path / "trained.md").read_text().splitlines() if line.startswith("| text/net |"))
     cells = [cell.strip() for cell in row.split("|")[1:-1]]
     # Of equal means the first; fewer bits are better, seed by seed.
-    assert cells[1:3] == ["2", "linear: 0.2500 \u00b1 0.3536"]
-    assert cells[3:] == ["linear, merged: 0.1000 \u00b1 0.0000", ""]
+    assert cells[1:3] == ["2", "linear: 0.2500 \u00b1 0.3536 (FLOPs 0.700, 0.700)"]
+    assert cells[3:] == ["linear, merged: 0.1000 \u00b1 0.0000 (FLOPs 0.700, 0.700)", ""]
     assert [json.loads(line) for line in (tmp_path / "trained.jsonl").read_text().splitlines()] == records
