@@ -25,8 +25,8 @@ training for so many of the steps of the original's, by one recipe whoever made 
 32 inputs in PyTorch, as a share of the original's, on a machine that may have had other load.
 
 Networks, methods, shares and seeds that are not in the tables were not run. "linear" is one map in closed form; merged,
-it goes into the layer before it. "narrow" keeps the blocks and cuts their hidden units. As whole blocks leave fewer FLOPs
-than a budget allows, "narrow, as light" and "Torch-Pruning" go on to no more FLOPs than depth pruning left, and
+it goes into the layer before it. "narrow" keeps the blocks and cuts their hidden units. Whole blocks leave fewer FLOPs
+than a budget allows: "narrow, as light" and "Torch-Pruning" go on to no more FLOPs than depth pruning left, and
 "Torch-Pruning, as fast" until a call takes no longer than with its blocks gone; it needs a machine without other load.
 """
 
@@ -51,8 +51,8 @@ def write_report(records: Sequence[dict[str, Any]], place: Path) -> None:
 def _verdicts(records: Sequence[dict[str, Any]], networks: Sequence[tuple[str, str]]) -> str:
     """A table of how far the best closed form is above depth pruning, and the best of all above another pruner."""
     lines = [
-        f"At most {COMPARED:g} of the FLOPs; differences of the same seeds, above zero where repl-fx is better, with the "
-        "FLOPs that both left:",
+        f"At most {COMPARED:g} of the FLOPs; differences of the same seeds, above zero where repl-fx is better, and "
+        "the FLOPs that both left:",
         "",
         "| network | seeds | best closed form above depth pruning, without training "
         "| best above Torch-Pruning, healed for 10 % | best above Torch-Pruning that is as fast |",

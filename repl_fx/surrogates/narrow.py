@@ -103,7 +103,9 @@ class Narrow(Surrogate[NarrowConfig, NarrowMatch]):
         norms = {node: _norm_state(site, node) for units in hidden for node in units.norms}
         nodes = tuple(sorted({*layers, *(node for units in hidden for node in units.between)}))
         read = {path for node in site.block.node_set.difference(nodes) for path in _parameters_of(site, node)}
-        gone = {path for node in nodes for path in _parameters_of(site, node)} - read
+        gone = {path for node in nodes for path in _parameters_of(site, node)}
+        if shared := sorted(gone & read):
+            raise Unfit(f"{shared[0]} is read elsewhere in the block too")
         kept = [path for path in site.block.parameters if path not in gone]
         counts = tuple(UnitsOf(u.value.name, u.axis, u.size, self._count(u.size)) for u in hidden)
         return NarrowMatch(hidden, counts, layers, norms, nodes, kept_parameters=kept)
@@ -190,10 +192,12 @@ def _layers(site: Site, hidden: Sequence[HiddenUnits]) -> dict[fx.Node, tuple[Li
     rows = {linear.node: i for i, units in enumerate(hidden) for linear in (*units.entries, *units.depthwise)}
     columns = {linear.node: i for i, units in enumerate(hidden) for linear in units.readers}
     every = {one.node: one for units in hidden for one in (*units.entries, *units.depthwise, *units.readers)}
-    found = {}
+    found: dict[fx.Node, tuple[LinearOperator, CutLayer]] = {}
     for number, node in enumerate(sorted(every)):
         linear = every[node]
         assert linear.weight is not None  # the search has asked
+        if linear.weight in [layer.of_weight for _, layer in found.values()]:
+            raise Unfit(f"several layers of the block share {linear.weight}", node)
         bias = bias_paths(site, linear) if linear.bias else []
         if linear.bias and len(bias) != 1:
             raise Unfit(f"the bias of {node.name} is of a kind that cannot lose rows", node)

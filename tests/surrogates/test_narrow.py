@@ -287,6 +287,33 @@ def test_units_that_cannot_go_are_refused(kind: str, reason: str) -> None:
         transformed(_stack(lambda: _Excited(kind)), (torch.randn(2, CHANNELS, 6, 6),), surrogate="narrow")
 
 
+class _Tied(nn.Module):
+    """A branch whose layers share weights."""
+
+    def __init__(self, kind: str) -> None:
+        super().__init__()
+        self.fc1, self.fc2, self.other = nn.Linear(16, 24), nn.Linear(24, 16), nn.Linear(16, 24)
+        self.kind = kind
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.fc2(self.fc1(x).relu())
+        if self.kind == "layer":
+            return torch.add(x, y * self.fc2(self.other(x).relu()))
+        return torch.add(x, y * F.linear(x.softmax(-1), self.fc1.weight).cumsum(-1)[..., :16])
+
+
+@pytest.mark.parametrize(
+    ("kind", "reason"),
+    [
+        ("layer", r"several layers of the block share 1\.fc2\.weight"),
+        ("weight", r"1\.fc1\.weight is read elsewhere in the block too"),
+    ],
+)
+def test_shared_weights_are_refused(kind: str, reason: str) -> None:
+    with pytest.raises(repl_fx.NothingToReplace, match=reason):
+        transformed(_stack(lambda: _Tied(kind)), (tokens(),), surrogate="narrow", blocks=[2])
+
+
 @pytest.mark.parametrize("name", ["tokens", "batch norm", "layer scale", "bare weights"])
 def test_the_nets_of_other_surrogates(name: str) -> None:
     model, x = NETS[name]()
