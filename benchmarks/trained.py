@@ -6,9 +6,9 @@
 
 Networks are trained once, from each seed, and their weights kept below `--out`. Each is cut to shares of its FLOPs by
 each method (`benchmarks.compression.methods`), evaluated, and healed for 1 % and 10 % of the steps of its training,
-by the same recipe for all: the original's logits and the targets, at a tenth of the learning rate. Latency is that of a
-call with 32 inputs, the methods in turns. Each run is a line of `--out`/trained.jsonl, where a run that is there is not
-done again.
+by the same recipe for all: the original's logits and the targets, at a tenth of the learning rate. Time is that of a
+call with 32 inputs, in turns with the original. Each run is a line of `--out`/trained.jsonl, where a run that is there
+is not done again.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from benchmarks.compression.latency import latency_ratio
+from benchmarks.compression.call_time import time_ratio
 from benchmarks.compression.methods import Cut, methods
 from benchmarks.compression.originals import Original, original
 from benchmarks.compression.trained_report import write_report
@@ -70,7 +70,7 @@ def run(own: Original, method: str, share: float, seed: int, healing: Sequence[f
             "blocks": cut.blocks,
             "parameters": sum(parameter.numel() for parameter in cut.model.parameters()),
             "cut": evaluated(own, cut.model),
-            "latency": latency_ratio(own, cut.model),
+            "time": time_ratio(own, cut.model),
         }
         state = {name: value.clone() for name, value in cut.model.state_dict().items()}
         for part in healing:
@@ -138,7 +138,7 @@ def _original(own: Original) -> dict[str, Any]:
         "blocks": 0,
         "parameters": sum(parameter.numel() for parameter in own.model.parameters()),
         "cut": evaluated(own, own.model),
-        "latency": 1.0,
+        "time": 1.0,
         "best": own.best,
         "higher_is_better": own.higher_is_better,
         "steps": own.steps,

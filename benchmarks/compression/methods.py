@@ -13,15 +13,13 @@ from typing import Any
 from torch import nn
 
 import repl_fx
-from benchmarks.compression.latency import latency_ratio
+from benchmarks.compression.call_time import time_ratio
 from benchmarks.compression.originals import Original, first_tensor, flops_of
 from repl_fx.errors import BadInput
 from repl_fx.scoring.scores import Scores
 
 # Of the pruner, each of which takes a few channels of every layer.
 STEPS = 60
-# Of a latency that has to be met.
-MEASURES = 3
 
 
 @dataclass(frozen=True, eq=False)
@@ -139,8 +137,7 @@ def _torch_pruning(original: Original, share: float, seed: int, *, as_fast: bool
         raise BadInput("torch_pruning is not installed; pip install 'repl-fx[bench]'")
     tp: Any = importlib.import_module("torch_pruning")
     without = _by_budget("identity", original, share, seed)
-    times = [latency_ratio(original, without.model) for _ in range(MEASURES)] if as_fast else []
-    aim = max(times, default=without.flops)
+    aim = time_ratio(original, without.model) if as_fast else without.flops
     model, x = original.copy(), first_tensor(original.inputs)
     layers = {name: module for name, module in model.named_modules() if isinstance(module, nn.Linear | nn.Conv2d)}
     kept = [list(layers)[-1]]
@@ -159,9 +156,7 @@ def _torch_pruning(original: Original, share: float, seed: int, *, as_fast: bool
     for _ in range(STEPS):
         pruner.step()
         flops = flops_of(model, original.inputs) / original.flops
-        # One measure on a machine with other load may say anything: the longest of some counts.
-        times = [latency_ratio(original, model) for _ in range(MEASURES)] if as_fast else []
-        least = min(least, max(times, default=flops))
+        least = min(least, time_ratio(original, model) if as_fast else flops)
         if least <= aim:
             return Cut(model, flops, 0)
     raise BadInput(f"{least:.3f} of the {'time' if as_fast else 'FLOPs'} is left at the least, above {aim:.3f}")

@@ -21,13 +21,13 @@ INTRODUCTION = """# Trained models, cut to a budget
 
 Written by `python -m benchmarks.trained --report`; its docstring says what is measured, and how. Mean ± standard
 deviation over the seeds; one seed has no ±. "cut" is without any training after the cut, the columns behind it after a
-training for so many of the steps of the original's, by one recipe whoever made the cut. Latency is that of a call with
-32 inputs in PyTorch, as a share of the original's, on a machine that may have had other load.
+training for so many of the steps of the original's, by one recipe whoever made the cut. Time is that of a call with 32
+inputs in PyTorch, as a share of the original's: on a CPU of one thread, in seconds of the process.
 
 Networks, methods, shares and seeds that are not in the tables were not run. "linear" is one map in closed form; merged,
 it goes into the layer before it. "narrow" keeps the blocks and cuts their hidden units. Whole blocks leave fewer FLOPs
 than a budget allows: "narrow, as light" and "Torch-Pruning" go on to no more FLOPs than depth pruning left, and
-"Torch-Pruning, as fast" until a call takes no longer than with its blocks gone; it needs a machine without other load.
+"Torch-Pruning, as fast" until a call takes no longer than with its blocks gone.
 """
 
 
@@ -113,7 +113,7 @@ def _section(records: Sequence[dict[str, Any]]) -> str:
         lines += [
             f"At most {share:g} of the FLOPs:",
             "",
-            f"| method | blocks | FLOPs | latency | {' | '.join(heads)} |",
+            f"| method | blocks | FLOPs | time | {' | '.join(heads)} |",
             f"|---|--:|--:|--:|{'--:|' * len(heads)}",
         ]
         for method in dict.fromkeys(row["method"] for row in rows):
@@ -128,7 +128,8 @@ def _row(method: str, rows: Sequence[dict[str, Any]], columns: Sequence[str]) ->
         reason = shorten(rows[0]["reason"], _REASON, placeholder=" …")
         return f"| {method} | | | | {reason} |" + " |" * (len(columns) - 1)
     blocks = "/".join(dict.fromkeys(str(row["blocks"]) for row in known))
-    cells = [blocks, *(f"{mean(row[name] for row in known):.3f}" for name in ("flops", "latency"))]
+    of = {name: [row[name] for row in known if name in row] for name in ("flops", "time")}
+    cells = [blocks, *(f"{mean(some):.3f}" if some else "" for some in of.values())]
     cells += [_spread([row[name] for row in known if name in row]) for name in columns]
     return f"| {method} | {' | '.join(cells)} |"
 

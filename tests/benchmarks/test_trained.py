@@ -47,7 +47,7 @@ def test_each_method_cuts_to_the_budget(own: Original, method: str) -> None:
     share = 0.9 if method.startswith("auto") else 0.8
     found = trained.run(own, method, share, 0, (0.5,))
     assert "reason" not in found, found
-    assert found["flops"] <= share and found["blocks"] >= 1 and found["latency"] > 0
+    assert found["flops"] <= share and found["blocks"] >= 1 and found["time"] > 0
     assert 0 <= found["cut"] <= 1 and 0 <= found["healed 0.5"] <= 1
     # Healing trains a network of its own.
     assert all(torch.equal(value, own.model.state_dict()[name]) for name, value in before.items())
@@ -69,7 +69,7 @@ def test_runs_that_are_there_are_not_done_again(
 
     def run(own: Original, method: str, *rest: Any) -> dict[str, Any]:
         asked.append(method)
-        return {"flops": 0.7, "blocks": 2, "parameters": 9, "cut": 0.5, "latency": 0.8, "healed 0.1": 0.6}
+        return {"flops": 0.7, "blocks": 2, "parameters": 9, "cut": 0.5, "time": 0.8, "healed 0.1": 0.6}
 
     monkeypatch.setattr(trained, "run", run)
     monkeypatch.setattr(trained, "tasks", lambda scale: {TASK.name: TASK})
@@ -109,10 +109,10 @@ def test_the_report_says_how_far_the_best_method_is_above_others(tmp_path: Path)
         "linear, merged": (2.75, 2.2),
         "Torch-Pruning": (9.0, 2.3),
     }
-    records = [{**facts, **whole, "latency": 1.0, "seed": seed} for seed in range(2)]
+    records = [{**facts, **whole, "time": 1.0, "seed": seed} for seed in range(2)]
     for method, (cut, healed) in figures.items():
         for seed in range(2):
-            found = {"cut": cut + (seed if method == "linear" else 0) * 0.5, "healed 0.1": healed, "latency": 1.0}
+            found = {"cut": cut + (seed if method == "linear" else 0) * 0.5, "healed 0.1": healed, "time": 1.0}
             records.append({**facts, "method": method, "share": 0.75, "seed": seed, **found})
     write_report(records, tmp_path)
     (row,) = (line for line in (tmp_path / "trained.md").read_text().splitlines() if line.startswith("| text/net |"))
