@@ -7,8 +7,8 @@
 Networks are trained once, from each seed, and their weights kept below `--out`. Each is cut to shares of its FLOPs by
 each method (`benchmarks.compression.methods`), evaluated, and healed for 1 % and 10 % of the steps of its training,
 by the same recipe for all: the original's logits and the targets, at a tenth of the learning rate. Time is that of a
-call with 32 inputs, in turns with the original. Each run is a line of `--out`/trained.jsonl, where a run that is there
-is not done again.
+call of the exported network with 32 inputs, in turns with the original. Each run is a line of `--out`/trained.jsonl,
+where a run that is there is not done again.
 """
 
 from __future__ import annotations
@@ -70,7 +70,7 @@ def run(own: Original, method: str, share: float, seed: int, healing: Sequence[f
             "blocks": cut.blocks,
             "parameters": sum(parameter.numel() for parameter in cut.model.parameters()),
             "cut": evaluated(own, cut.model),
-            "time": time_ratio(own, cut.model),
+            "time": time_ratio(own, cut.shipped or cut.model),
         }
         state = {name: value.clone() for name, value in cut.model.state_dict().items()}
         for part in healing:

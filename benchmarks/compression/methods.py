@@ -28,6 +28,7 @@ class Cut:
 
     Attributes:
         model: to evaluate and to heal.
+        shipped: what is exported; the model where it is None.
         flops: of one input, as a share of the original.
         blocks: how many were replaced; 0 where channels went.
     """
@@ -35,6 +36,7 @@ class Cut:
     model: nn.Module
     flops: float
     blocks: int
+    shipped: nn.Module | None = None
 
 
 Method = Callable[[Original, float, int], Cut]
@@ -86,7 +88,8 @@ def _as_light(original: Original, share: float, seed: int) -> Cut:
 
 def _cut(original: Original, result: repl_fx.TransformResult) -> Cut:
     left = flops_of(repl_fx.fold(result.module), original.inputs) / original.flops
-    return Cut(result.model, left, len(result.plan.replacements))
+    # It shares its weights with the model in place.
+    return Cut(result.model, left, len(result.plan.replacements), result.module)
 
 
 def _scores(scores: Scores, kind: str, seed: int) -> dict[str, float]:
@@ -137,7 +140,7 @@ def _torch_pruning(original: Original, share: float, seed: int, *, as_fast: bool
         raise BadInput("torch_pruning is not installed; pip install 'repl-fx[bench]'")
     tp: Any = importlib.import_module("torch_pruning")
     without = _by_budget("identity", original, share, seed)
-    aim = time_ratio(original, without.model) if as_fast else without.flops
+    aim = time_ratio(original, without.shipped or without.model) if as_fast else without.flops
     model, x = original.copy(), first_tensor(original.inputs)
     layers = {name: module for name, module in model.named_modules() if isinstance(module, nn.Linear | nn.Conv2d)}
     kept = [list(layers)[-1]]

@@ -22,7 +22,7 @@ INTRODUCTION = """# Trained models, cut to a budget
 Written by `python -m benchmarks.trained --report`; its docstring says what is measured, and how. Mean ± standard
 deviation over the seeds; one seed has no ±. "cut" is without any training after the cut, the columns behind it after a
 training for so many of the steps of the original's, by one recipe whoever made the cut. Time is that of a call with 32
-inputs in PyTorch, as a share of the original's: on a CPU of one thread, in seconds of the process.
+inputs in ONNX Runtime, as a share of the original's: one thread of a CPU, in seconds of the process.
 
 Networks, methods, shares and seeds that are not in the tables were not run. "linear" is one map in closed form; merged,
 it goes into the layer before it. "narrow" keeps the blocks and cuts their hidden units. Whole blocks leave fewer FLOPs
