@@ -169,7 +169,7 @@ def _draw(records: Sequence[dict[str, Any]], networks: Sequence[tuple[str, str]]
     shown = lines.encode(
         x=altair.X("FLOPs:Q", scale=tight, title="FLOPs, of the original", axis=altair.Axis(tickCount=5)),
         y=altair.Y("figure:Q", scale=tight, title=None),
-        color=altair.Color("method:N", sort=None),
+        color=altair.Color("method:N", sort=None, scale=altair.Scale(scheme="tableau20")),
     )
     panels = shown.properties(width=240, height=180).facet(
         column=altair.Column("network:N", sort=None, title=None), row=altair.Row("stage:N", sort=None, title=None)
