@@ -18,7 +18,7 @@ class FittedSurrogate:
             is for all channels.
         ridge: the share of a ridge, as used; see docs/fits.md.
         before, after: the mean squared distance of the stream behind the block from that of the original, by its
-            variance: with the surrogate silent (`blend`, which never is: as it starts), and fitted.
+            variance: with the surrogate silent (`blend` and `narrow`, which never are: as they start), and fitted.
         objective: of the fit; `cosine` for maps alone.
         cosine_before, cosine_after: with the objective `cosine`, the mean cosine distance of the same rows: of the fit
             by least squares, and of the other.
