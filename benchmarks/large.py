@@ -1,7 +1,8 @@
 """Seconds and peak memory of a compression of a Llama of a billion parameters, stage by stage.
 
     OMP_NUM_THREADS=2 python -m benchmarks.large                    8 layers, 1.0 billion parameters, float32
-    python -m benchmarks.large --layers 2 --width 64 --hidden 128   the same stages on a small one
+    OMP_NUM_THREADS=2 python -m benchmarks.large --surrogate linear
+    python -m benchmarks.large --layers 4 --width 64 --hidden 128   the same stages on a small one
 
 The weights are random, and the data are random ids: what the stages compute means nothing, what they take does. Peak
 memory is that of the process, with the model's own weights.
@@ -48,7 +49,7 @@ def peak_gib() -> float:
     return used / (2**30 if sys.platform == "darwin" else 2**20)
 
 
-def stages(model: Any, samples: int, tokens: int, budget: float) -> list[tuple[str, float, float, str]]:
+def stages(model: Any, samples: int, tokens: int, budget: float, surrogate: str) -> list[tuple[str, float, float, str]]:
     """Name, seconds, peak GiB behind it and the result of each stage."""
     drawn = torch.Generator().manual_seed(0)
     vocabulary = model.config.vocab_size
@@ -64,7 +65,7 @@ def stages(model: Any, samples: int, tokens: int, budget: float) -> list[tuple[s
     captured = stage("capture", lambda: repl_fx.capture_parts(model, (batches[0],)))
     scores = stage("score", lambda: repl_fx.score_blocks(captured, batches))
     worth = scores.of("influence")
-    options: Any = {"captured": captured, "surrogate": "linear", "budget": {"params": budget}, "scores": worth}
+    options: Any = {"captured": captured, "surrogate": surrogate, "budget": {"params": budget}, "scores": worth}
     result = stage("plan and cut", lambda: repl_fx.transform(model, (batches[0],), check=False, **options))
     stage("fit", lambda: repl_fx.fit(result, batches))
     return rows
@@ -80,12 +81,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--samples", type=int, default=64)
     parser.add_argument("--tokens", type=int, default=64, help="in a sample")
     parser.add_argument("--budget", type=float, default=0.8, help="share of the parameters")
+    parser.add_argument("--surrogate", default="trained", help="a surrogate that is fitted, such as 'linear'")
     given = parser.parse_args(argv)
     model = llama(given.layers, given.width, given.hidden, given.vocabulary)
     parameters = sum(parameter.numel() for parameter in model.parameters())
     before = peak_gib()
-    rows = stages(model, given.samples, given.tokens, given.budget)
-    table = Table(title=f"{parameters:,} parameters, {given.samples} samples of {given.tokens} tokens, {cpu_model()}")
+    rows = stages(model, given.samples, given.tokens, given.budget, given.surrogate)
+    data = f"{given.samples} samples of {given.tokens} tokens"
+    table = Table(title=f"{given.surrogate}: {parameters:,} parameters, {data}, {cpu_model()}")
     for head in ("stage", "seconds", "peak GiB", ""):
         table.add_column(head)
     table.add_row("build", "", f"{before:.2f}", "")

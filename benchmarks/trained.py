@@ -8,7 +8,7 @@ Networks are trained once, from each seed, and their weights kept below `--out`.
 each method (`benchmarks.compression.methods`), evaluated, and healed for 1 % and 10 % of the steps of its training,
 by the same recipe for all: the original's logits and the targets, at a tenth of the learning rate. Time is that of a
 call of the exported network with 32 inputs, in turns with the original. Each run is a line of `--out`/trained.jsonl,
-where a run that is there is not done again.
+where a run that is there is not done again: a copy of docs/trained.jsonl there goes on from what was published.
 """
 
 from __future__ import annotations
@@ -89,7 +89,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--download", action="store_true", help="fetch data sets that are not there")
     parser.add_argument("--scale", choices=SCALES, default="gpu" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--only", default="*", metavar="GLOB", help="networks, such as 'cifar10/vit'")
-    parser.add_argument("--methods", default="*", metavar="GLOB", help="methods, such as 'linear*'")
+    parser.add_argument("--methods", nargs="+", default=["*"], metavar="GLOB", help="methods, such as 'linear*'")
     parser.add_argument("--shares", type=float, nargs="+", default=SHARES, help="of the FLOPs")
     parser.add_argument("--healing", type=float, nargs="*", default=HEALING, help="shares of the steps of training")
     parser.add_argument("--seeds", type=int, default=3)
@@ -114,13 +114,15 @@ def main(argv: Sequence[str] | None = None) -> int:
             if not fnmatch.fnmatchcase(name, given.only):
                 continue
             data = task.load(given.data, download=given.download)
+            chosen = [one for one in methods() if any(fnmatch.fnmatchcase(one, glob) for glob in given.methods)]
+            wanted = [("original", 1.0), *((method, share) for share in given.shares for method in chosen)]
             for seed in range(given.seeds):
+                left = [one for one in wanted if (given.scale, name, *one, seed) not in done]
+                if not left:
+                    # Records may come from elsewhere, without the weights.
+                    continue
                 own = original(task, data, seed, given.out / "weights" / given.scale)
-                wanted = [("original", 1.0), *((m, s) for s in given.shares for m in methods())]
-                for method, share in wanted:
-                    key = (given.scale, name, method, share, seed)
-                    if key in done or not (share == 1 or fnmatch.fnmatchcase(method, given.methods)):
-                        continue
+                for method, share in left:
                     found = _original(own) if share == 1 else run(own, method, share, seed, given.healing)
                     record = {**facts, "network": name, "method": method, "share": share, "seed": seed, **found}
                     with file.open("a") as lines:
