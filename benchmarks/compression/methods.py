@@ -16,6 +16,7 @@ import repl_fx
 from benchmarks.compression.call_time import time_ratio
 from benchmarks.compression.originals import Original, first_tensor, flops_of
 from repl_fx.errors import BadInput
+from repl_fx.planning.budgets import NoPlan
 from repl_fx.scoring.scores import Scores
 
 # Of the pruner, each of which takes a few channels of every layer.
@@ -83,7 +84,16 @@ def _by_budget(
 
 def _as_light(original: Original, share: float, seed: int) -> Cut:
     """Blocks with fewer hidden units, and no more FLOPs than are left without whole blocks."""
-    return _by_budget("narrow", original, _by_budget("identity", original, share, seed).flops, seed)
+    without = _without_blocks(original, share, seed)
+    return _by_budget("narrow", original, share if without is None else without.flops, seed)
+
+
+def _without_blocks(original: Original, share: float, seed: int) -> Cut | None:
+    """The network without whole blocks; None where that cannot leave so few FLOPs."""
+    try:
+        return _by_budget("identity", original, share, seed)
+    except NoPlan:
+        return None
 
 
 def _cut(original: Original, result: repl_fx.TransformResult) -> Cut:
@@ -132,15 +142,19 @@ def _replace_me(original: Original, share: float, seed: int) -> Cut:
 def _torch_pruning(original: Original, share: float, seed: int, *, as_fast: bool = False) -> Cut:
     """Channels of the least norm in each layer, until as many FLOPs are left as without whole blocks, or as much time.
 
-    Blocks go one at a time, so that fewer FLOPs may be left than the budget allows. Of transformers the channels are
-    those of their MLPs: attention of one's own splits its heads by sizes in its code, which no change of the layers
-    reaches.
+    Blocks go one at a time, so that fewer FLOPs may be left than the budget allows; where they cannot meet it, the
+    budget itself is the aim. Of transformers the channels are those of their MLPs: attention of one's own splits its
+    heads by sizes in its code, which no change of the layers reaches.
     """
     if importlib.util.find_spec("torch_pruning") is None:
         raise BadInput("torch_pruning is not installed; pip install 'repl-fx[bench]'")
     tp: Any = importlib.import_module("torch_pruning")
-    without = _by_budget("identity", original, share, seed)
-    aim = time_ratio(original, without.shipped or without.model) if as_fast else without.flops
+    without = _without_blocks(original, share, seed)
+    if without is None and as_fast:
+        raise BadInput(f"no plan without whole blocks leaves {share} of the FLOPs, so there is no time to meet")
+    aim = share if without is None else without.flops
+    if without is not None and as_fast:
+        aim = time_ratio(original, without.shipped or without.model)
     model, x = original.copy(), first_tensor(original.inputs)
     layers = {name: module for name, module in model.named_modules() if isinstance(module, nn.Linear | nn.Conv2d)}
     kept = [list(layers)[-1]]

@@ -15,6 +15,9 @@ from typing import Any
 _PICTURE = ("altair", "vl_convert")
 # The share of the FLOPs at which methods are told apart.
 COMPARED = 0.75
+# Costs are the same up to this: neither whole blocks nor eighths of units meet others exactly.
+_SAME = 0.03
+_HEADS = {"flops": "FLOPs", "time": "time"}
 # Characters of a reason in a table: trained.jsonl has all of them.
 _REASON = 420
 INTRODUCTION = """# Trained models, cut to a budget
@@ -52,7 +55,8 @@ def _verdicts(records: Sequence[dict[str, Any]], networks: Sequence[tuple[str, s
     """A table of how far the best closed form is above depth pruning, and the best of all above another pruner."""
     lines = [
         f"At most {COMPARED:g} of the FLOPs; differences of the same seeds, above zero where repl-fx is better, and "
-        "the FLOPs that both left:",
+        f"the FLOPs that both left, or the time. Methods that left over {_SAME:g} more than the other are not among "
+        "the best:",
         "",
         "| network | seeds | best closed form above depth pruning, without training "
         "| best above Torch-Pruning, healed for 10 % | best above Torch-Pruning that is as fast |",
@@ -66,17 +70,19 @@ def _verdicts(records: Sequence[dict[str, Any]], networks: Sequence[tuple[str, s
             method for method in dict.fromkeys(row["method"] for row in rows) if method.startswith(("linear", "narrow"))
         ]
         pairs = [
-            (closed, "depth pruning, least influence", "cut"),
-            ([*closed, "auto, fitted"], "Torch-Pruning", "healed 0.1"),
-            ([*closed, "auto, fitted"], "Torch-Pruning, as fast", "healed 0.1"),
+            (closed, "depth pruning, least influence", "cut", "flops"),
+            ([*closed, "auto, fitted"], "Torch-Pruning", "healed 0.1", "flops"),
+            ([*closed, "auto, fitted"], "Torch-Pruning, as fast", "healed 0.1", "time"),
         ]
         cells = [_best_above(rows, *pair, sign) for pair in pairs]
         lines.append(f"| {network} | {len({row['seed'] for row in rows})} | {' | '.join(cells)} |")
     return "\n".join([*lines, ""])
 
 
-def _best_above(rows: Sequence[dict[str, Any]], methods: Sequence[str], other: str, column: str, sign: int) -> str:
-    """How far the best of some methods, by the mean, is above another, seed by seed."""
+def _best_above(
+    rows: Sequence[dict[str, Any]], methods: Sequence[str], other: str, column: str, cost: str, sign: int
+) -> str:
+    """How far the best of some methods that cost as little, by the mean, is above another, seed by seed."""
     of = {(row["method"], row["seed"]): sign * row[column] for row in rows if column in row}
     seeds = sorted({seed for method, seed in of if method == other})
     above = {
@@ -84,11 +90,12 @@ def _best_above(rows: Sequence[dict[str, Any]], methods: Sequence[str], other: s
         for method in methods
         if seeds and all((method, seed) in of for seed in seeds)
     }
+    left = {name: mean(row[cost] for row in rows if row["method"] == name) for name in (*above, other) if above}
+    above = {method: some for method, some in above.items() if left[method] <= left[other] + _SAME}
     if not above:
         return ""
     best = max(above, key=lambda method: mean(above[method]))
-    left = {name: mean(row["flops"] for row in rows if row["method"] == name) for name in (best, other)}
-    return f"{best}: {_spread(above[best])} (FLOPs {left[best]:.3f}, {left[other]:.3f})"
+    return f"{best}: {_spread(above[best])} ({_HEADS[cost]} {left[best]:.3f}, {left[other]:.3f})"
 
 
 def _section(records: Sequence[dict[str, Any]]) -> str:
@@ -100,8 +107,7 @@ def _section(records: Sequence[dict[str, Any]]) -> str:
         f"## {records[0]['network']}",
         "",
         f"{best} of the original: {_spread([record['cut'] for record in whole])}, after {steps:,} steps; "
-        f"{len(seeds)} seed{'s' * (len(seeds) > 1)}; {records[0]['machine']}, "
-        + ", ".join(f"{name} {found}" for name, found in records[0]["versions"].items()),
+        f"{len(seeds)} seed{'s' * (len(seeds) > 1)}; " + "; ".join(dict.fromkeys(map(_where, records))),
         "",
     ]
     shares = sorted({record["share"] for record in records} - {1.0}, reverse=True)
@@ -113,8 +119,8 @@ def _section(records: Sequence[dict[str, Any]]) -> str:
         lines += [
             f"At most {share:g} of the FLOPs:",
             "",
-            f"| method | blocks | FLOPs | time | {' | '.join(heads)} |",
-            f"|---|--:|--:|--:|{'--:|' * len(heads)}",
+            f"| method | seeds | blocks | FLOPs | time | {' | '.join(heads)} |",
+            f"|---|--:|--:|--:|--:|{'--:|' * len(heads)}",
         ]
         for method in dict.fromkeys(row["method"] for row in rows):
             lines.append(_row(method, [row for row in rows if row["method"] == method], columns))
@@ -126,12 +132,17 @@ def _row(method: str, rows: Sequence[dict[str, Any]], columns: Sequence[str]) ->
     known = [row for row in rows if "reason" not in row]
     if not known:
         reason = shorten(rows[0]["reason"], _REASON, placeholder=" …")
-        return f"| {method} | | | | {reason} |" + " |" * (len(columns) - 1)
+        return f"| {method} | | | | | {reason} |" + " |" * (len(columns) - 1)
     blocks = "/".join(dict.fromkeys(str(row["blocks"]) for row in known))
     of = {name: [row[name] for row in known if name in row] for name in ("flops", "time")}
-    cells = [blocks, *(f"{mean(some):.3f}" if some else "" for some in of.values())]
+    cells = [str(len(known)), blocks, *(f"{mean(some):.3f}" if some else "" for some in of.values())]
     cells += [_spread([row[name] for row in known if name in row]) for name in columns]
     return f"| {method} | {' | '.join(cells)} |"
+
+
+def _where(record: dict[str, Any]) -> str:
+    """The machine and the versions of a run."""
+    return ", ".join([record["machine"], *(f"{name} {found}" for name, found in record["versions"].items())])
 
 
 def _percent(column: str) -> str:

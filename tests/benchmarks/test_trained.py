@@ -11,11 +11,12 @@ import pytest
 import torch
 
 from benchmarks import trained
-from benchmarks.compression.methods import methods
+from benchmarks.compression.methods import Cut, methods
 from benchmarks.compression.originals import Original, original
 from benchmarks.compression.trained_report import write_report
 from benchmarks.training.models import vit
 from benchmarks.training.tasks import Task
+from repl_fx.planning.budgets import NoPlan
 from repl_fx.training.config import TrainConfig
 
 TASK = Task(
@@ -57,6 +58,20 @@ def test_what_cannot_be_cut_says_why(own: Original) -> None:
     assert "no plan has flops at or below 0.01" in trained.run(own, "linear", 0.01, 0, ())["reason"]
 
 
+@pytest.mark.skipif(importlib.util.find_spec("torch_pruning") is None, reason="the extra bench is not installed")
+# It says along which dimension it prunes parameters that are in no layer.
+@pytest.mark.filterwarnings("ignore:Unwrapped parameters:UserWarning")
+def test_channels_go_to_the_budget_itself_where_no_blocks_meet_it(
+    own: Original, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def none(*given: Any, **settings: Any) -> Cut:
+        raise NoPlan("no plan")
+
+    monkeypatch.setattr("benchmarks.compression.methods._by_budget", none)
+    assert 0.75 < trained.run(own, "Torch-Pruning", 0.8, 0, ())["flops"] <= 0.8
+    assert "there is no time to meet" in trained.run(own, "Torch-Pruning, as fast", 0.8, 0, ())["reason"]
+
+
 def test_a_tool_that_is_not_here_is_named(own: Original, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     assert "pip install 'repl-fx[bench]'" in trained.run(own, "Torch-Pruning", 0.8, 0, ())["reason"]
@@ -86,14 +101,14 @@ def test_runs_that_are_there_are_not_done_again(
     assert trained.main(["--report", "--out", str(tmp_path), "--docs", str(tmp_path)]) == 0
     text = (tmp_path / "trained.md").read_text()
     assert text.index("| linear, a scale |") < text.index("| linear |") < text.index("| linear, every k |")
-    assert "| linear | 2 | 0.700 | 0.800 | 0.5000 ± 0.0000 | 0.6000 ± 0.0000 |" in text and "2 seeds" in text
+    assert "| linear | 2 | 2 | 0.700 | 0.800 | 0.5000 ± 0.0000 | 0.6000 ± 0.0000 |" in text and "2 seeds" in text
 
 
 def test_a_method_that_failed_has_its_reason_in_the_table(tmp_path: Path) -> None:
     facts = {"scale": "cpu", "network": "a/b", "seed": 0, "machine": "m", "versions": {"torch": "2"}}
     whole = {"method": "original", "share": 1.0, "cut": 0.9, "best": "accuracy", "steps": 10, "higher_is_better": True}
     write_report([{**facts, **whole}, {**facts, "method": "x", "share": 0.5, "reason": "no budget"}], tmp_path)
-    assert "| x | | | | no budget |" in (tmp_path / "trained.md").read_text()
+    assert "| x | | | | | no budget |" in (tmp_path / "trained.md").read_text()
     write_report(
         [{**facts, **whole}, {**facts, "method": "x", "share": 0.5, "reason": "no plan: " + "a block; " * 99}], tmp_path
     )
@@ -123,3 +138,30 @@ def test_the_report_says_how_far_the_best_method_is_above_others(tmp_path: Path)
     assert cells[1:3] == ["2", "linear: 0.2500 \u00b1 0.3536 (FLOPs 0.700, 0.700)"]
     assert cells[3:] == ["linear, merged: 0.1000 \u00b1 0.0000 (FLOPs 0.700, 0.700)", ""]
     assert [json.loads(line) for line in (tmp_path / "trained.jsonl").read_text().splitlines()] == records
+
+
+def test_what_costs_more_is_not_among_the_best(tmp_path: Path) -> None:
+    facts = {"scale": "cpu", "versions": {"torch": "2"}, "network": "image/net", "blocks": 1, "seed": 0}
+    whole = {"method": "original", "share": 1.0, "best": "accuracy", "higher_is_better": True, "steps": 10, "cut": 0.9}
+    records = [{**facts, **whole, "machine": "one", "flops": 1.0, "time": 1.0}]
+    # Method, what is left of FLOPs and time, and the accuracy.
+    for method, flops, time, accuracy in [
+        ("depth pruning, least influence", 0.65, 0.65, 0.5),
+        ("linear", 0.67, 0.66, 0.6),
+        ("narrow", 0.7, 0.7, 0.8),
+        ("Torch-Pruning", 0.7, 0.9, 0.7),
+        ("Torch-Pruning, as fast", 0.5, 0.66, 0.3),
+    ]:
+        found = {"flops": flops, "time": time, "cut": accuracy, "healed 0.1": accuracy}
+        records.append({**facts, "machine": "two", "method": method, "share": 0.75, **found})
+    write_report(records, tmp_path)
+    text = (tmp_path / "trained.md").read_text()
+    (row,) = (line for line in text.splitlines() if line.startswith("| image/net |"))
+    assert [cell.strip() for cell in row.split("|")[3:-1]] == [
+        "linear: 0.1000 (FLOPs 0.670, 0.650)",
+        "narrow: 0.1000 (FLOPs 0.700, 0.700)",
+        "linear: 0.3000 (time 0.660, 0.660)",
+    ]
+    # Runs of several machines are told apart, and a method says how many seeds it has.
+    assert "; 1 seed; one, torch 2; two, torch 2\n" in text
+    assert "| linear | 1 | 1 | 0.670 | 0.660 | 0.6000 | 0.6000 |" in text
