@@ -24,6 +24,7 @@ from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.fx.experimental.proxy_tensor import get_proxy_mode, get_proxy_slot
 from torch.fx.experimental.sym_node import SymNode
 from torch.fx.experimental.symbolic_shapes import RuntimeAssert, ShapeEnv, ValueRangesSLoc
+from torch.fx.graph import PythonCode
 from torch.fx.graph_module import _forward_from_src
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._traceback import CapturedTraceback
@@ -93,15 +94,21 @@ def function_of(graph: fx.Graph) -> Callable[..., Any]:
     Graphs of one code have one function: torch.compile tells functions apart by the objects of their code.
     """
     code = graph.python_code("self")
-    key = code.src, tuple((name, id(value)) for name, value in sorted(code.globals.items()))
+    key = code_key(code)
     made = _FUNCTIONS.get(key)
     if made is None:
         made = _FUNCTIONS[key] = _forward_from_src(code.src, code.globals)
     return made
 
 
-# By code, and the objects that names in it stand for, which a function keeps alive.
-_FUNCTIONS: WeakValueDictionary[tuple[str, tuple[tuple[str, int], ...]], Callable[..., Any]] = WeakValueDictionary()
+# A code and the objects that names in it stand for, by their ids: what holds the code keeps them alive.
+CodeKey = tuple[str, tuple[tuple[str, int], ...]]
+_FUNCTIONS: WeakValueDictionary[CodeKey, Callable[..., Any]] = WeakValueDictionary()
+
+
+def code_key(code: PythonCode) -> CodeKey:
+    """What tells codes of graphs apart: equal ones do the same."""
+    return code.src, tuple((name, id(value)) for name, value in sorted(code.globals.items()))
 
 
 def is_compiled(module: torch.nn.Module) -> bool:

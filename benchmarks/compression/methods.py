@@ -55,6 +55,7 @@ def methods() -> dict[str, Method]:
         "linear, every k": partial(_by_budget, "linear", scored="none"),
         "narrow": partial(_by_budget, "narrow"),
         "narrow, as light": _as_light,
+        "trained": partial(_by_budget, "trained"),
         "auto, fitted": partial(_by_budget, "auto"),
         "ReplaceMe's map": _replace_me,
         "Torch-Pruning": _torch_pruning,

@@ -28,8 +28,9 @@ training for so many of the steps of the original's, by one recipe whoever made 
 inputs in ONNX Runtime, as a share of the original's: one thread of a CPU, in seconds of the process.
 
 Networks, methods, shares and seeds that are not in the tables were not run. "linear" is one map in closed form; merged,
-it goes into the layer before it. "narrow" keeps the blocks and cuts their hidden units. Whole blocks leave fewer FLOPs
-than a budget allows: "narrow, as light" and "Torch-Pruning" go on to no more FLOPs than depth pruning left, and
+it goes into the layer before it. "narrow" keeps the blocks and cuts their hidden units. "trained", the default of
+`repl-fx compress`, is "narrow" where that meets the budget; else some blocks go by "linear". Whole blocks leave fewer
+FLOPs than a budget allows: "narrow, as light" and "Torch-Pruning" go on to no more FLOPs than depth pruning left, and
 "Torch-Pruning, as fast" until a call takes no longer than with its blocks gone.
 """
 

@@ -74,19 +74,19 @@ def _taken(moments: Tensor, readers: Tensor, count: int, shifted: bool) -> Tenso
     taken: list[Tensor] = []
 
     def take(which: Tensor) -> None:
-        nonlocal left, said
+        # In place: of thousands of units these are the largest tensors, and a copy takes longer than the product.
         block = left[which][:, which]
         block = block + _NOTHING * block.diagonal().mean() * torch.eye(len(which)).to(block)
         part = torch.linalg.solve(block, left[which])
-        said = said - said[:, which] @ part
-        left = left - left[:, which] @ part
+        said.addmm_(said[:, which], part, alpha=-1)
+        left.addmm_(left[:, which], part, alpha=-1)
 
     if shifted:
         take(torch.tensor([size], device=moments.device))
     each = max(1, -(-count // STEPS))
     while len(taken) * each < count:
         new = left.diagonal()[:size]
-        worth = said[:, :size].square().sum(0) / new.clamp_min(least)
+        worth = torch.linalg.vector_norm(said[:, :size], dim=0).square() / new.clamp_min(least)
         # One of which nothing is left tells nothing; where all are so, any will do.
         worth = torch.where(new > least, worth, 0).masked_fill(~open_, -1)
         which = worth.topk(min(each, count - len(taken) * each)).indices

@@ -15,7 +15,7 @@ from weakref import WeakValueDictionary
 import torch
 from torch import Tensor, fx, nn
 
-from repl_fx._torch import FakeTensor, move_hooks, pytree
+from repl_fx._torch import CodeKey, FakeTensor, code_key, move_hooks, pytree
 from repl_fx.graph.decisions import jump_over_, settle_decisions_
 from repl_fx.graph.pickling import GraphData, View, as_data, share_views_, views_in
 
@@ -111,14 +111,13 @@ class AlikeGraphModule(PlainGraphModule):
         self.__class__ = type(kind.__new__(kind))
         type(self).__name__ = name
         written = super().recompile()
-        names = tuple((name, id(value)) for name, value in sorted(written.globals.items()))
-        alike: Any = _ALIKE.setdefault((kind, name, written.src, names), type(self))
+        alike: Any = _ALIKE.setdefault((kind, name, code_key(written)), type(self))
         self.__class__ = alike
         return written
 
 
-# Classes by kind, name, code, and the objects that names in it stand for, which the code keeps alive.
-_ALIKE: WeakValueDictionary[tuple[type, str, str, tuple[tuple[str, int], ...]], type] = WeakValueDictionary()
+# Classes by kind, name and code.
+_ALIKE: WeakValueDictionary[tuple[type, str, CodeKey], type] = WeakValueDictionary()
 
 
 def _kind(gm: fx.GraphModule) -> type[fx.GraphModule]:

@@ -8,7 +8,9 @@ A replaced block has a kept one on both sides; a surrogate that needs no neighbo
 blocks in a row. The ends of a repeat stay. Of plans that are worth the same, the one that saves most goes first, then
 the one whose blocks are spread most evenly, then the one with later blocks.
 
-A surrogate whose size is open (`narrow`) takes the largest with which there is a plan at all.
+A surrogate whose size is open (`narrow`) takes the largest with which there is a plan at all. Where it may mix several
+(`trained`), each block goes by one of them, and what is lost is its score times the share of the removed block's error
+that this one leaves (`Surrogate.error_left`).
 """
 
 from __future__ import annotations
@@ -34,7 +36,7 @@ from repl_fx.planning.knapsack import LARGEST, Choice, Item, Row, TooMany, front
 from repl_fx.planning.part_repeats import PartRepeats, repeats_of
 from repl_fx.planning.replacement_costs import COUNTED, LATENCY, Graphs, ReplacementCosts
 from repl_fx.running.untouched import device_of
-from repl_fx.surrogates import Surrogate, make_surrogate
+from repl_fx.surrogates import Mix, Surrogate, make_surrogate
 from repl_fx.tracing.parts.capture import Part
 
 COSTS = (*COUNTED, LATENCY)
@@ -45,7 +47,11 @@ _DIGITS = 3
 
 
 class NoPlan(BadInput):
-    """No plan is under the budget."""
+    """No plan is under the budget, or there are too many to choose from."""
+
+
+# A block, and the number of a surrogate in the mix that may stand in for it.
+Way = tuple[str, int]
 
 
 @dataclass(frozen=True)
@@ -148,7 +154,8 @@ def budget_planner(
     Each form is lighter than the one before, so that no more of them are tried than halving takes.
 
     Args:
-        graphs, found, surrogate, budget, ignore, seed: see `BudgetPlanner`.
+        graphs, found, budget, ignore, seed: see `BudgetPlanner`.
+        surrogate: what stands in for blocks.
     """
     forms = surrogate.under_budget()
 
@@ -172,7 +179,7 @@ class BudgetPlanner:
     Args:
         graphs: the model.
         found: the repeats of its parts.
-        surrogate: what stands in for blocks.
+        mix: what stands in for blocks, each block by one of them.
         budget: what may be left.
         ignore: see `candidates`.
         seed: of the surrogates' initial values.
@@ -186,28 +193,32 @@ class BudgetPlanner:
         self,
         graphs: Graphs,
         found: Sequence[PartRepeats],
-        surrogate: Surrogate[Any, Any],
+        mix: Mix,
         budget: Budget,
         ignore: Sequence[str],
         seed: int,
     ) -> None:
-        self.found, self.surrogate, self.budget, self.seed = found, surrogate, budget, seed
+        self.found, self.mix, self.budget, self.seed = found, mix, budget, seed
         self.graphs = graphs
         self.repeats = repeats_of(found)
-        may_go = candidates(self.repeats, ignore, changes_sizes=surrogate.changes_sizes)
+        may_go = candidates(self.repeats, ignore, changes_sizes=any(one.changes_sizes for one in mix))
         self.places = {repeat.blocks[i].name: (repeat, i) for repeat, i in may_go.places}
-        self.replacements: dict[str, Replacement] = {}
+        self.replacements: dict[Way, Replacement] = {}
         self.refusals = list(may_go.refusals)
         self.scores = self._scores()
         places = self.places.values()
         chosen = [Chosen(r, r.blocks[i], r.blocks[i - 1], r.blocks[i + 1]) for r, i in places]
         for one in chosen:
             # Each on its own: together they may be stretches.
-            replacements, refusals = choose_surrogates(found, (one,), surrogate)
-            self.replacements |= {replacement.block: replacement for replacement in replacements}
-            self.refusals += refusals
+            each = [choose_surrogates(found, (one,), surrogate) for surrogate in mix]
+            ways = {(r.block, number): r for number, (some, _) in enumerate(each) for r in some}
+            self.replacements |= ways
+            if not ways:
+                self.refusals += each[-1][1]
         self.costs = ReplacementCosts(graphs, found, budget.limits, seed)
-        self._changed: set[str] = set()
+        self._changed: set[Way] = set()
+        # The surrogate of each block in the last plan.
+        self._numbers: dict[str, int] = {}
 
     def plan(self) -> Plan:
         """The best plan as far as is known: without its fingerprint and parts, and not tried yet.
@@ -217,40 +228,40 @@ class BudgetPlanner:
         Raises:
             NoPlan: no plan is under the budget; names the nearest.
         """
-        saved = {block: self._saved_by(block) for block in tuple(self.replacements)}
+        saved = {way: self._saved_by(way) for way in tuple(self.replacements)}
         if not self.replacements:
             return Plan((), tuple(self.refusals), "", self.seed)
         names = tuple(self.budget.limits)
-        worth = dict(zip(self.replacements, whole([self.scores[block] for block in self.replacements]), strict=True))
-        rows, blocks = [], []
+        worth = dict(zip(self.replacements, whole([self._worth(way) for way in self.replacements]), strict=True))
+        rows, every_way = [], []
         for repeat in self.repeats:
-            own = {i: block for block, (its, i) in self.places.items() if its is repeat and block in self.replacements}
-            items = {}
-            for i, block in own.items():
-                inner = self._saved_inside(own, i) or {}
-                item = Item(worth[block], tuple(saved[block][name] for name in names))
-                items[i] = replace(item, inner=tuple(inner[name] for name in names)) if inner else item
-            rows.append(Row(tuple(items.get(i) for i in range(len(repeat))), self.surrogate.needs_neighbours))
-            blocks.append(own)
+            blocks = {i: block for block, (its, i) in self.places.items() if its is repeat}
+            ways = [[(blocks[i], k) for k in range(len(self.mix))] if i in blocks else [] for i in range(len(repeat))]
+            ways = [[way for way in some if way in self.replacements] for some in ways]
+            items = tuple(self._items(ways, i, worth, saved) for i in range(len(repeat)))
+            rows.append(Row(items, any(one.needs_neighbours for one in self.mix)))
+            every_way.append(ways)
         try:
             front = front_of(rows, len(names))
         except TooMany:
-            raise BadInput(
+            raise NoPlan(
                 f"there are more than {LARGEST:,} plans to choose from under a budget of {', '.join(names)}, none "
                 "better than another in all; give fewer costs, or scores with fewer digits"
             ) from None
         slack = dict.fromkeys(names, 0.0)
         while True:
             best = self._best(front, slack)
-            replacements = self._together([blocks[row][i] for row, i in best.gone])
+            going = [every_way[row][i][k] for row, i, k in best.gone]
+            self._numbers = dict(going)
+            replacements = self._together(going)
             try:
                 expected = self.costs.left(replacements)
             except _UNBUILT:
                 # One of a kind that can be built need not be.
                 count = len(self.refusals)
                 choices = dict(self.replacements)
-                for replacement in replacements:
-                    self._saved_by(replacement.block, build=True)
+                for way in going:
+                    self._saved_by(way, build=True)
                 if len(self.refusals) == count and choices == self.replacements:
                     raise
                 return self.plan()
@@ -272,14 +283,16 @@ class BudgetPlanner:
         changed = False
         for before in plan.replacements:
             block, now = before.block, after.get(before.block)
+            way = block, self._numbers[block]
             if now is not None and (now.surrogate, now.settings) == (before.surrogate, before.settings):
                 continue
             changed = True
-            if now is not None and block not in self._changed:
-                self._changed.add(block)
-                self.replacements[block] = now
+            if now is not None and way not in self._changed:
+                self._changed.add(way)
+                self.replacements[way] = now
                 continue
-            self._refuse(reasons.get(block) or Refusal(block, before.repeat, f"{before.surrogate} does not train here"))
+            reason = reasons.get(block) or Refusal(block, before.repeat, f"{before.surrogate} does not train here")
+            self._refuse(way, reason)
         return changed
 
     def _scores(self) -> dict[str, float]:
@@ -304,32 +317,57 @@ class BudgetPlanner:
             raise BadInput(f"scores have no number for {missing[0]}{more}; give one for each block that may go")
         return {block: given[block] for block in self.places}
 
-    def _together(self, blocks: Sequence[str]) -> list[Replacement]:
-        """The replacements of blocks that go together: with the neighbours that stay, and one for a stretch."""
-        chosen = with_neighbours([self.places[block] for block in blocks]).chosen
-        known = [(self.replacements[one.block.name], one) for one in chosen]
-        replacements = [replace(own, before=one.before.name, after=one.after.name) for own, one in known]
-        return by_stretch(self.found, chosen, replacements) if self.surrogate.spans_stretches else replacements
+    def _worth(self, way: Way) -> float:
+        """What is lost of a block's score, up to a factor that all have."""
+        block, number = way
+        return self.scores[block] * (self.mix[number].error_left if len(self.mix) > 1 else 1)
 
-    def _saved_inside(self, row: Mapping[int, str], place: int) -> dict[str, int] | None:
+    def _items(
+        self,
+        ways: Sequence[Sequence[Way]],
+        place: int,
+        worth: Mapping[Way, int],
+        saved: Mapping[Way, Mapping[str, int]],
+    ) -> tuple[Item, ...]:
+        """The ways in which the block at a place may go, given those of all places of its repeat."""
+        names = tuple(self.budget.limits)
+        items = []
+        for way in ways[place]:
+            inner = self._saved_inside(way, ways, place)
+            item = Item(worth[way], _in_order(saved[way], names), joins=self.mix[way[1]].spans_stretches)
+            items.append(replace(item, inner=_in_order(inner, names)) if inner else item)
+        return tuple(items)
+
+    def _together(self, ways: Sequence[Way]) -> list[Replacement]:
+        """The replacements of blocks that go together: with the neighbours that stay, and one for a stretch."""
+        chosen = with_neighbours([self.places[block] for block, _ in ways]).chosen
+        numbers = dict(ways)
+        known = [(self.replacements[one.block.name, numbers[one.block.name]], one) for one in chosen]
+        replacements = [replace(own, before=one.before.name, after=one.after.name) for own, one in known]
+        in_stretches = {block for block, number in ways if self.mix[number].spans_stretches}
+        return by_stretch(self.found, chosen, replacements, in_stretches) if in_stretches else replacements
+
+    def _saved_inside(self, way: Way, ways: Sequence[Sequence[Way]], place: int) -> dict[str, int] | None:
         """What a block saves where the next one goes too, and stands for both; None where that is no other."""
-        if not self.surrogate.spans_stretches or place + 1 not in row:
+        _, number = way
+        behind = next((other for other in ways[place + 1] if other[1] == number), None)
+        if behind is None or not self.mix[number].spans_stretches:
             return None
-        alone, both = self.replacements[row[place]], self._together([row[place], row[place + 1]])
-        inside, last = both
+        alone, both = self.replacements[way], self._together([way, behind])
+        inside, _ = both
         if inside.surrogate == alone.surrogate:
             return None
         if not make_surrogate(inside.surrogate, inside.settings).opens_stretch:
             return self.costs.saved(replace(inside, before=alone.before, after=alone.after))
         # It cannot go alone; and the map behind it is another one then.
-        saved, of_last = self.costs.saved(*both), self.costs.saved(self.replacements[last.block])
+        saved, of_last = self.costs.saved(*both), self.costs.saved(self.replacements[behind])
         return {name: saved[name] - of_last[name] for name in saved}
 
-    def _saved_by(self, block: str, *, build: bool = False) -> dict[str, int]:
-        """What a block saves by the first of its surrogates that can be built; where none can, the block stays."""
-        first = self.replacements[block]
+    def _saved_by(self, way: Way, *, build: bool = False) -> dict[str, int]:
+        """What a block saves by the first of its surrogates that can be built; where none can, it does not go so."""
+        first, surrogate = self.replacements[way], self.mix[way[1]]
         reason = ""
-        for one in chain([first], next_choices(self.found, self.surrogate, first)):
+        for one in chain([first], next_choices(self.found, surrogate, first)):
             try:
                 if build:
                     self.costs.graphs_of((one,))
@@ -339,14 +377,16 @@ class BudgetPlanner:
                     raise
                 reason = reason or f"{one.surrogate} cannot be built here: {one_line(problem)}"
                 continue
-            self.replacements[block] = one
+            self.replacements[way] = one
             return saved
-        self._refuse(Refusal(block, first.repeat, reason))
+        self._refuse(way, Refusal(way[0], first.repeat, reason))
         return {}
 
-    def _refuse(self, refusal: Refusal) -> None:
-        del self.replacements[refusal.block]
-        self.refusals.append(refusal)
+    def _refuse(self, way: Way, refusal: Refusal) -> None:
+        """Take a way out; a block without any is refused."""
+        del self.replacements[way]
+        if not any(block == way[0] for block, _ in self.replacements):
+            self.refusals.append(refusal)
 
     def _best(self, front: Sequence[Choice], slack: Mapping[str, float]) -> Choice:
         def excess(choice: Choice) -> float:
@@ -370,7 +410,7 @@ class BudgetPlanner:
         """The line that says that no plan is under the budget, and which is nearest."""
         shown = {name: _rounded_up(share) for name, _, share in self._shares(nearest)}
         asked = " and ".join(f"{name} at or below {limit:g}" for name, limit in self.budget.limits.items())
-        gone, every = len(nearest.gone), len(self.replacements)
+        gone, every = len(nearest.gone), len({block for block, _ in self.replacements})
         least = shown[next(iter(shown))] if len(shown) == 1 else ", ".join(f"{n} {share}" for n, share in shown.items())
         which = f"{'the least' if len(shown) == 1 else 'the nearest'} is {least}"
         line = f"no plan has {asked} of the original: {which}, with {gone} blocks replaced of {every} that may go"
@@ -380,6 +420,10 @@ class BudgetPlanner:
             flags = ",".join(f"{name}={share:g}" for name, share in better.items())
             return f"{line}; give --budget {flags}, or another surrogate"
         return f"{line}; give another surrogate"
+
+
+def _in_order(saved: Mapping[str, int], names: Sequence[str]) -> tuple[int, ...]:
+    return tuple(saved[name] for name in names)
 
 
 def _rounded_up(share: Fraction) -> str:

@@ -5,7 +5,7 @@ Never touches: the graph.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -38,18 +38,25 @@ def choose_surrogates(
         else:
             refusals.append(replace(refusal, block=names[0], repeat=names[1]))
     if surrogate.spans_stretches:
-        replacements = by_stretch(parts, chosen, replacements)
+        replacements = by_stretch(parts, chosen, replacements, {replacement.block for replacement in replacements})
     return tuple(replacements), tuple(refusals)
 
 
 def by_stretch(
-    parts: Sequence[PartRepeats], chosen: Sequence[Chosen], replacements: Sequence[Replacement]
+    parts: Sequence[PartRepeats],
+    chosen: Sequence[Chosen],
+    replacements: Sequence[Replacement],
+    in_stretches: Collection[str],
 ) -> list[Replacement]:
-    """Let the last of several blocks in a row stand for all of them: the others are taken out where that fits."""
+    """Let the last of several blocks in a row stand for all of them: the others are taken out where that fits.
+
+    Args:
+        in_stretches: the blocks whose surrogates span stretches.
+    """
     identity, opening = make_surrogate("identity"), make_surrogate("identity", {"in_stretch": True})
-    going = {replacement.block for replacement in replacements}
     # Blocks that hand their stream to one that goes too.
-    inner = {pick.block.name: last for pick in chosen if (last := _behind(pick)) in going}
+    going = [pick for pick in chosen if pick.block.name in in_stretches]
+    inner = {pick.block.name: last for pick in going if (last := _behind(pick)) in in_stretches}
     found = []
     for one in replacements:
         if one.block in inner:

@@ -1,10 +1,10 @@
 """The best choice of what goes under several limits: a knapsack over rows, solved exactly by dynamic programming.
 
-    row   0 1 2 3 4 5      an item for each place that may go, with its loss and what it saves of each cost
+    row   0 1 2 3 4 5      items for each place that may go, each with its loss and what it saves of each cost
             x     x        apart: no two places that go are next to each other
 
-    after place i    ends[i] = best of ends[j] with item i, j < i (apart: j < i - 1)
-    after a row      all ends of it, added to all choices of the rows before
+    after item k of place i    ends[i, k] = best of ends[j, l] with that item, j < i (apart: j < i - 1)
+    after a row                all ends of it, added to all choices of the rows before
 
 A choice that saves no more of any cost than another, and loses no less, is dropped: what is left is the Pareto front.
 Numbers are whole, so equal sums are equal. Of choices that save and lose the same, that one stays whose gaps between
@@ -26,17 +26,19 @@ LARGEST = 20_000
 
 @dataclass(frozen=True)
 class Item:
-    """A place that may go.
+    """A way in which a place may go.
 
     Attributes:
         loss: the score that goes with it.
         saved: of each cost; below 0 where it costs more than before.
-        inner: what it saves where the next place goes too; None where that is no other.
+        inner: what it saves where the next place goes by an item that joins; None where that is no other.
+        joins: whether it can do the work of the place before too.
     """
 
     loss: int
     saved: tuple[int, ...]
     inner: tuple[int, ...] | None = None
+    joins: bool = True
 
 
 @dataclass(frozen=True)
@@ -44,11 +46,11 @@ class Row:
     """Places in order.
 
     Attributes:
-        items: None for a place that stays.
+        items: the ways in which each place may go; none for a place that stays.
         apart: whether no two places next to each other may go.
     """
 
-    items: tuple[Item | None, ...]
+    items: tuple[tuple[Item, ...], ...]
     apart: bool
 
 
@@ -61,13 +63,13 @@ class Choice(NamedTuple):
 
     Attributes:
         order: the sum of squared gaps, and the negative sum of places.
-        gone: row and place of each.
+        gone: row and place of each, and which of its items.
     """
 
     loss: int
     saved: tuple[int, ...]
     order: tuple[int, int]
-    gone: tuple[tuple[int, int], ...]
+    gone: tuple[tuple[int, int, int], ...]
 
 
 def front_of(rows: Sequence[Row], costs: int) -> list[Choice]:
@@ -127,34 +129,39 @@ def _ends(number: int, row: Row, costs: int) -> list[Choice]:
     """The choices of one row."""
     places = len(row.items)
     none = Choice(0, (0,) * costs, (0, 0), ())
-    # By the place that goes last, -1 where none does.
-    ends: dict[int, list[Choice]] = {-1: [none]}
-    for i, item in enumerate(row.items):
-        if item is None:
-            continue
-        before = row.items[i - 1] if i else None
-        joined = item.saved
-        if before is not None and before.inner is not None:
-            each = zip(item.saved, before.inner, before.saved, strict=True)
-            joined = tuple(saved + inner - alone for saved, inner, alone in each)
-        with_it = (
-            Choice(
-                choice.loss + item.loss,
-                tuple(x + y for x, y in zip(choice.saved, joined if 0 <= last == i - 1 else item.saved, strict=True)),
-                (choice.order[0] + (i - last) ** 2, choice.order[1] - i),
-                (*choice.gone, (number, i)),
+    # By the place that goes last and its item; the place is -1 where none does.
+    ends: dict[tuple[int, int], list[Choice]] = {(-1, 0): [none]}
+    for i, items in enumerate(row.items):
+        found = {}
+        for k, item in enumerate(items):
+            with_it = (
+                Choice(
+                    choice.loss + item.loss,
+                    tuple(x + y for x, y in zip(choice.saved, more, strict=True)),
+                    (choice.order[0] + (i - last) ** 2, choice.order[1] - i),
+                    (*choice.gone, (number, i, k)),
+                )
+                for (last, of_last), choices in ends.items()
+                if last < 0 or last < i - row.apart
+                for more in (_behind(row.items[last][of_last], item) if 0 <= last == i - 1 else item.saved,)
+                for choice in choices
             )
-            for last, choices in ends.items()
-            if last < 0 or last < i - row.apart
-            for choice in choices
-        )
-        ends[i] = undominated(with_it)
+            found[i, k] = undominated(with_it)
+        ends |= found
     closed = (
         choice._replace(order=(choice.order[0] + (places - last) ** 2, choice.order[1]))
-        for last, choices in ends.items()
+        for (last, _), choices in ends.items()
         for choice in choices
     )
     return undominated(closed)
+
+
+def _behind(before: Item, item: Item) -> tuple[int, ...]:
+    """What an item adds to what is saved where the place before goes too."""
+    if before.inner is None or not item.joins:
+        return item.saved
+    each = zip(item.saved, before.inner, before.saved, strict=True)
+    return tuple(saved + inner - alone for saved, inner, alone in each)
 
 
 def _added(one: Choice, other: Choice) -> Choice:

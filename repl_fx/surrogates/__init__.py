@@ -4,6 +4,7 @@ from repl_fx.surrogates import auto, blend, bottleneck, coarse, identity, linear
 from repl_fx.surrogates.shared.builder import Builder
 from repl_fx.surrogates.shared.registry import (
     Match,
+    Mix,
     Surrogate,
     known_surrogates,
     make_surrogate,
@@ -15,6 +16,7 @@ from repl_fx.surrogates.shared.synthesis import Synthesis, shared_synthesis
 __all__ = [
     "Builder",
     "Match",
+    "Mix",
     "Site",
     "Surrogate",
     "Synthesis",

@@ -15,6 +15,7 @@ Without data the units stay whose rows and columns are longest.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, cast
@@ -31,7 +32,7 @@ from repl_fx.surrogates.shared.cut_layers import Chosen, cut_layers, longest
 from repl_fx.surrogates.shared.fitted_starts import CutLayer, CutVector, KeptUnits, LastLayer, UnitsOf
 from repl_fx.surrogates.shared.hidden_units import HiddenUnits, find_hidden_units
 from repl_fx.surrogates.shared.norms import fresh_norm
-from repl_fx.surrogates.shared.registry import STANDS_FOR, Match, Surrogate, register_surrogate
+from repl_fx.surrogates.shared.registry import STANDS_FOR, Match, Mix, Surrogate, register_surrogate
 from repl_fx.surrogates.shared.site import Site, Unfit, unfit_is_refused
 from repl_fx.surrogates.shared.synthesis import OwnWeights
 
@@ -91,9 +92,20 @@ class Narrow(Surrogate[NarrowConfig, NarrowMatch]):
     # Where the layers alone are smaller.
     swaps_parameters = True
 
-    def under_budget(self) -> tuple[Surrogate[Any, Any], ...]:
+    def under_budget(self) -> tuple[Mix, ...]:
         """With fewer and fewer units, where their number is open."""
-        return (self,) if self.config.ratio is not None else tuple(Narrow(NarrowConfig(ratio)) for ratio in _RATIOS)
+        ratios = _RATIOS if self.config.ratio is None else (self.config.ratio,)
+        return tuple((Narrow(NarrowConfig(ratio)),) for ratio in ratios)
+
+    @property
+    def error_left(self) -> float:  # type: ignore[override]
+        """See `Surrogate`."""
+        # A fit to the medians of docs/block_errors.md.
+        return 0.25 * math.exp(-4.5 * self._ratio)
+
+    @property
+    def _ratio(self) -> float:
+        return self.config.ratio or _RATIO
 
     @unfit_is_refused
     def match(self, site: Site) -> NarrowMatch:
@@ -180,10 +192,9 @@ class Narrow(Surrogate[NarrowConfig, NarrowMatch]):
         return made
 
     def _count(self, size: int) -> int:
-        ratio = self.config.ratio or _RATIO
-        count = max(_LEAST, round(ratio * size))
+        count = max(_LEAST, round(self._ratio * size))
         if size >= _MANY:
-            count = max(1, round(ratio * size / _MULTIPLE)) * _MULTIPLE
+            count = max(1, round(self._ratio * size / _MULTIPLE)) * _MULTIPLE
         return min(size, count)
 
 

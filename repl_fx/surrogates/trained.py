@@ -1,7 +1,8 @@
 """`trained`: for each block of a trained network the surrogate that did best where it was measured (docs/trained.md).
 
-`narrow` with as many hidden units as a budget allows; `linear` where no plan with `narrow` is under the budget, and for
-blocks without units that any of them can go of.
+`narrow` with as many hidden units as a budget allows. Where no plan with `narrow` is under the budget, some blocks go
+by `linear`, as few and as little worth as can be, and others keep a half or a quarter of their units; in the last
+resort all go by `linear`. Blocks without units that any of them can go of get `linear` too.
 """
 
 from __future__ import annotations
@@ -12,8 +13,12 @@ from typing import Any
 from repl_fx.surrogates.linear import Linear, LinearConfig
 from repl_fx.surrogates.narrow import Narrow, NarrowConfig
 from repl_fx.surrogates.shared.choosing import Choosing
-from repl_fx.surrogates.shared.registry import Surrogate, register_surrogate
+from repl_fx.surrogates.shared.registry import Mix, Surrogate, register_surrogate
 from repl_fx.surrogates.shared.site import Site
+
+# The shares of hidden units among which a plan chooses that has maps too; more of them cost a search time, and the maps
+# are most of what is lost.
+_BESIDE_MAPS = (0.5, 0.25)
 
 
 @dataclass(frozen=True)
@@ -43,6 +48,8 @@ class Trained(Choosing[TrainedConfig]):
         """The surrogates to choose from, most preferred first."""
         return self.config.candidates()
 
-    def under_budget(self) -> tuple[Surrogate[Any, Any], ...]:
-        """Blocks with fewer and fewer hidden units, and then maps in the place of blocks."""
-        return tuple(form for candidate in self.config.candidates() for form in candidate.under_budget())
+    def under_budget(self) -> tuple[Mix, ...]:
+        """Blocks with fewer and fewer hidden units, then maps in the place of some, and then of all."""
+        narrow, linear = self.config.candidates()
+        some = (narrow,) if self.config.ratio else tuple(Narrow(NarrowConfig(ratio)) for ratio in _BESIDE_MAPS)
+        return *narrow.under_budget(), (*some, linear), (linear,)

@@ -14,9 +14,11 @@ import repl_fx
 from repl_fx.costs.counted import measure_parts
 from repl_fx.errors import BadInput, UnknownBlock
 from repl_fx.pipeline import TransformResult
+from repl_fx.planning import knapsack
 from repl_fx.planning.budgets import Budget, budget_among, reached
 from repl_fx.planning.replacement_costs import ReplacementCosts
 from repl_fx.surrogates.bottleneck import Bottleneck
+from repl_fx.surrogates.linear import Linear
 from tests.captures import captured_graph, transformed
 from tests.nets import MlpBlock, TokenNet, tokens
 from tests.stages import Stages, images
@@ -167,6 +169,55 @@ def test_blocks_that_cannot_be_replaced_are_made_up_for(monkeypatch: pytest.Monk
     (refusal,) = [refusal for refusal in result.plan.refusals if refusal.block == "blocks.3"]
     assert "not this one" in refusal.reason
     assert result.plan.expected == left(result)
+
+
+SCORES = dict(zip((f"blocks.{i}" for i in range(DEPTH)), (9, 3.0, 0.5, 4, 1.5, 2, 9), strict=True))
+
+
+def ways(result: TransformResult) -> dict[str, tuple[str, float | None]]:
+    return {one.block[-1]: (one.surrogate, one.settings.get("ratio")) for one in result.plan.replacements}
+
+
+def of_trained(budget: float) -> TransformResult:
+    result = transformed(net(), (x(),), budget={"params": budget}, scores=SCORES, surrogate="trained", check=False)
+    assert result.plan.expected == left(result) and result.plan.expected["params"] <= budget
+    return result
+
+
+def test_below_what_narrow_reaches_the_blocks_worth_least_go_whole_and_others_are_narrow() -> None:
+    half, quarter, whole = ("narrow", 0.5), ("narrow", 0.25), ("linear", None)
+    # All narrow leaves 0.767.
+    assert ways(of_trained(0.7)) == {"1": half, "2": whole, "4": whole, "5": half}
+    # What is left of a budget goes to blocks that are worth more.
+    assert ways(of_trained(0.65)) == {"1": half, "2": whole, "3": half, "4": whole, "5": quarter}
+    # One map for two blocks, as both go by it; none for a narrow one beside a map.
+    stretch = {"1": quarter, "2": whole, "3": half, "4": ("identity", None), "5": whole}
+    assert ways(of_trained(0.55)) == stretch
+
+
+def test_a_block_that_cannot_go_by_one_of_several_surrogates_goes_by_another(monkeypatch: pytest.MonkeyPatch) -> None:
+    build = Linear.build
+
+    def choosy(self: Any, site: Any, match: Any) -> Any:
+        if site.block.name == "blocks.2":
+            raise IndexError("not this one")
+        return build(self, site, match)
+
+    monkeypatch.setattr(Linear, "build", choosy)
+    monkeypatch.setattr(Linear, "__module__", "others")
+    result = of_trained(0.7)
+    assert ways(result)["2"][0] == "narrow" and ("linear", None) in ways(result).values()
+    # A block that goes is none that was refused.
+    assert not result.plan.refusals or {one.block for one in result.plan.refusals}.isdisjoint(gone(result))
+
+
+def test_too_many_plans_to_choose_from_among_several_surrogates_are_those_of_the_next_form(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    mixed = of_trained(0.65)
+    monkeypatch.setattr(knapsack, "LARGEST", 12)
+    assert {one for one, _ in ways(of_trained(0.65)).values()} <= {"linear", "identity"}
+    assert {one for one, _ in ways(mixed).values()} == {"linear", "narrow"}
 
 
 def test_savings_that_do_not_add_up_are_made_up_for(monkeypatch: pytest.MonkeyPatch) -> None:

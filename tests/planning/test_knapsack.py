@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from itertools import combinations, pairwise
+from itertools import combinations, pairwise, product
 
 import pytest
 from hypothesis import given, settings, strategies as st
@@ -12,20 +12,25 @@ from repl_fx.planning.knapsack import Choice, Item, Row, TooMany, front_of, whol
 
 COSTS = 2
 SAVED = st.tuples(st.integers(-3, 9), st.integers(-3, 9))
-ITEMS = st.none() | st.builds(Item, st.integers(-2, 6), SAVED, st.none() | SAVED)
-ROWS = st.builds(Row, st.lists(ITEMS, max_size=6).map(tuple), st.booleans())
+ITEM = st.builds(Item, st.integers(-2, 6), SAVED, st.none() | SAVED, st.booleans())
+ITEMS = st.lists(ITEM, max_size=2).map(tuple)
+ROWS = st.builds(Row, st.lists(ITEMS, max_size=5).map(tuple), st.booleans())
+# A place that goes, and which of its items.
+Going = tuple[int, int]
 LIMITS = st.tuples(st.integers(-5, 20), st.integers(-5, 20))
 
 
-def every_choice(row: Row) -> list[tuple[int, ...]]:
-    places = [i for i, item in enumerate(row.items) if item is not None]
+def every_choice(row: Row) -> list[tuple[Going, ...]]:
+    places = [i for i, items in enumerate(row.items) if items]
     subsets = [some for size in range(len(places) + 1) for some in combinations(places, size)]
-    return [s for s in subsets if not row.apart or all(b - a > 1 for a, b in pairwise(s))]
+    allowed = [s for s in subsets if not row.apart or all(b - a > 1 for a, b in pairwise(s))]
+    return [going for some in allowed for going in product(*([(i, k) for k in range(len(row.items[i]))] for i in some))]
 
 
-def sums(row: Row, places: tuple[int, ...]) -> tuple[int, tuple[int, ...]]:
-    gone = {i: item for i in places if (item := row.items[i]) is not None}
-    saved = [item.inner if i + 1 in gone and item.inner is not None else item.saved for i, item in gone.items()]
+def sums(row: Row, going: tuple[Going, ...]) -> tuple[int, tuple[int, ...]]:
+    gone = {i: row.items[i][k] for i, k in going}
+    joined = {i for i in gone if i + 1 in gone and gone[i + 1].joins}
+    saved = [item.inner if i in joined and item.inner is not None else item.saved for i, item in gone.items()]
     return sum(item.loss for item in gone.values()), tuple(sum(each[k] for each in saved) for k in range(COSTS))
 
 
@@ -39,25 +44,25 @@ def best(choices: list[tuple[int, tuple[int, ...]]], limits: tuple[int, ...]) ->
 def test_the_least_loss_under_limits_is_that_of_all_choices(rows: list[Row], limits: tuple[int, int]) -> None:
     every = [(0, (0,) * COSTS)]
     for row in rows:
-        own = [sums(row, places) for places in every_choice(row)]
+        own = [sums(row, going) for going in every_choice(row)]
         every = [(a + b, (s[0] + t[0], s[1] + t[1])) for a, s in every for b, t in own]
     front = front_of(rows, COSTS)
     assert best([(choice.loss, choice.saved) for choice in front], limits) == best(every, limits)
     for choice in front:
-        found = [sums(row, tuple(i for r, i in choice.gone if r == n)) for n, row in enumerate(rows)]
+        found = [sums(row, tuple((i, k) for r, i, k in choice.gone if r == n)) for n, row in enumerate(rows)]
         assert choice.loss == sum(loss for loss, _ in found)
         assert choice.saved == tuple(sum(saved[k] for _, saved in found) for k in range(COSTS))
         for n, row in enumerate(rows):
-            assert tuple(i for r, i in choice.gone if r == n) in every_choice(row)
+            assert tuple((i, k) for r, i, k in choice.gone if r == n) in every_choice(row)
 
 
 def alike(places: int, apart: bool) -> Row:
-    inner = (Item(1, (10,)),) * (places - 2)
-    return Row((None, *inner, None), apart)
+    inner = ((Item(1, (10,)),),) * (places - 2)
+    return Row(((), *inner, ()), apart)
 
 
 def gone(front: list[Choice], loss: int) -> list[tuple[int, ...]]:
-    return [tuple(place for _, place in choice.gone) for choice in front if choice.loss == loss]
+    return [tuple(place for _, place, _ in choice.gone) for choice in front if choice.loss == loss]
 
 
 def test_equal_places_that_go_are_spread_evenly_and_later_ones_first() -> None:
@@ -68,7 +73,7 @@ def test_equal_places_that_go_are_spread_evenly_and_later_ones_first() -> None:
 
 def test_equal_places_go_from_the_longer_row_first() -> None:
     (choice,) = [c for c in front_of([alike(4, apart=True), alike(9, apart=True)], 1) if c.loss == 2]
-    assert [row for row, _ in choice.gone] == [1, 1]
+    assert [row for row, _, _ in choice.gone] == [1, 1]
 
 
 def test_places_in_a_row_go_where_they_need_not_be_apart() -> None:
@@ -76,7 +81,7 @@ def test_places_in_a_row_go_where_they_need_not_be_apart() -> None:
 
 
 def test_of_equal_loss_the_choice_that_saves_more_goes() -> None:
-    row = Row((None, Item(1, (5,)), None, Item(1, (7,)), None), apart=True)
+    row = Row(((), (Item(1, (5,)),), (), (Item(1, (7,)),), ()), apart=True)
     assert gone(front_of([row], 1), 1) == [(3,)]
 
 
@@ -87,6 +92,6 @@ def test_whole_numbers_keep_proportions_exactly() -> None:
 
 def test_a_front_that_is_too_large_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(knapsack, "LARGEST", 10)
-    row = Row(tuple(Item(2**i, (2**i,)) for i in range(5)), apart=False)
+    row = Row(tuple((Item(2**i, (2**i,)),) for i in range(5)), apart=False)
     with pytest.raises(TooMany):
         front_of([row], 1)

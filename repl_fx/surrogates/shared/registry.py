@@ -74,6 +74,9 @@ class Surrogate(ABC, Generic[Config, Found]):
     changes_sizes: ClassVar[bool] = False
     # Whether the block is taken out though it changes sizes, as the stand-in of a stretch it is in takes what it took.
     opens_stretch: bool = False
+    # The share of a removed block's error that is left with it in the block's place, as measured on trained networks:
+    # where a budget may choose between surrogates, a block is worth its score times that.
+    error_left: float = 1.0
     # Whether it changes a layer of the block before, which in the model's own tree stays the model's.
     changes_neighbours: bool = False
 
@@ -89,9 +92,12 @@ class Surrogate(ABC, Generic[Config, Found]):
         """The surrogates that may do the work here, most preferred first; itself, but for one that chooses."""
         return (self,)
 
-    def under_budget(self) -> tuple[Surrogate[Any, Any], ...]:
-        """The forms of it that a budget chooses the first of that it can meet, each lighter than the one before."""
-        return (self,)
+    def under_budget(self) -> tuple[Mix, ...]:
+        """The forms of it that a budget takes the first of that it can meet, each lighter than the one before.
+
+        A form is one surrogate, or several, of which each block gets one.
+        """
+        return ((self,),)
 
     @abstractmethod
     def match(self, site: Site) -> Found | Refusal:
@@ -132,6 +138,10 @@ class Surrogate(ABC, Generic[Config, Found]):
         """The settings as plain data, for the plan."""
         config: Any = self.config
         return asdict(config)
+
+
+# Surrogates of which each block gets one.
+Mix = tuple[Surrogate[Any, Any], ...]
 
 
 def register_surrogate(key: str, config: type[Any]) -> Callable[[type[Surrogate[Any, Any]]], type[Surrogate[Any, Any]]]:
