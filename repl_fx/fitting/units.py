@@ -20,6 +20,9 @@ from repl_fx.surrogates.shared.cut_layers import Chosen
 
 # Steps at most in which units are taken in.
 STEPS = 512
+# Steps of many units after which the moments are brought up to date: they are the largest matrix, and all of it is read
+# and written then.
+_OWED = 16
 # Of its own moment, below which nothing new is left of a unit.
 _NOTHING = 1e-9
 
@@ -68,25 +71,37 @@ def _taken(moments: Tensor, readers: Tensor, count: int, shifted: bool) -> Tenso
     if len(readers) > size:
         # As many rows as units have all of what the layers read.
         readers = torch.linalg.qr(readers, mode="r").R
-    left, said = moments.clone(), readers @ moments[:size]
+    left = moments.clone()
+    # A row for each unit: norms of columns are slow.
+    said = (readers @ moments[:size]).t().contiguous()
     least = _NOTHING * moments.diagonal()[:size].clamp_min(torch.finfo(moments.dtype).tiny)
     open_ = torch.ones(size, dtype=torch.bool, device=moments.device)
     taken: list[Tensor] = []
+    each = max(1, -(-count // STEPS))
+    # What `left` is yet to lose: the product of two thin matrices for each step.
+    owed: list[tuple[Tensor, Tensor]] = []
+    new = left.diagonal()[:size].clone()
 
     def take(which: Tensor) -> None:
-        # In place: of thousands of units these are the largest tensors, and a copy takes longer than the product.
-        block = left[which][:, which]
+        rows = left[which]
+        for past, part in owed:
+            rows.addmm_(past[:, which].t(), part, alpha=-1)
+        block = rows[:, which]
         block = block + _NOTHING * block.diagonal().mean() * torch.eye(len(which)).to(block)
-        part = torch.linalg.solve(block, left[which])
-        said.addmm_(said[:, which], part, alpha=-1)
-        left.addmm_(left[:, which], part, alpha=-1)
+        part = torch.linalg.solve(block, rows)
+        said.addmm_(part.t(), said[which], alpha=-1)
+        new.sub_((rows * part).sum(0)[:size])
+        owed.append((rows, part))
+        if len(owed) >= (_OWED if each > 1 else 1):
+            # In place: of thousands of units a copy takes longer than the product.
+            left.addmm_(torch.cat([one for one, _ in owed]).t(), torch.cat([one for _, one in owed]), alpha=-1)
+            new.copy_(left.diagonal()[:size])
+            owed.clear()
 
     if shifted:
         take(torch.tensor([size], device=moments.device))
-    each = max(1, -(-count // STEPS))
     while len(taken) * each < count:
-        new = left.diagonal()[:size]
-        worth = torch.linalg.vector_norm(said[:, :size], dim=0).square() / new.clamp_min(least)
+        worth = torch.linalg.vector_norm(said[:size], dim=1).square() / new.clamp_min(least)
         # One of which nothing is left tells nothing; where all are so, any will do.
         worth = torch.where(new > least, worth, 0).masked_fill(~open_, -1)
         which = worth.topk(min(each, count - len(taken) * each)).indices

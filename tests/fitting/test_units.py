@@ -77,6 +77,19 @@ def test_of_many_units_several_are_taken_in_at_once(monkeypatch: pytest.MonkeyPa
     assert one_by_one.units.tolist() == at_once.units.tolist() == list(range(5, 12))
 
 
+@pytest.mark.parametrize("owed", [2, 3, 100])
+def test_moments_that_are_brought_up_to_date_later_choose_the_same(owed: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.manual_seed(0)
+    rows = (torch.randn(900, 60) @ torch.randn(60, 60)).relu()
+    readers = torch.randn(20, 60)
+    monkeypatch.setattr(units, "STEPS", 10)
+    monkeypatch.setattr(units, "_OWED", 1)
+    at_once = _moments(rows).choose(readers, 30, shifted=True)
+    monkeypatch.setattr(units, "_OWED", owed)
+    later = _moments(rows).choose(readers, 30, shifted=True)
+    assert later.units.tolist() == at_once.units.tolist()
+
+
 def test_units_that_are_always_zero_are_no_reason_to_fail() -> None:
     rows = torch.zeros(50, 5)
     rows[:, 0] = torch.randn(50)
