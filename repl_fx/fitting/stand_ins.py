@@ -126,12 +126,12 @@ def stand_ins(result: TransformResult) -> Iterator[StandIn]:
 
 def ends_of_stretches(plan: Plan) -> tuple[Replacement, ...]:
     """The replacements of a plan but for those of blocks that another one stands for too."""
-
-    def spans(replacement: Replacement) -> bool:
-        return make_surrogate(replacement.surrogate, replacement.settings).spans_stretches
-
-    whole = {(r.repeat, r.before, r.after) for r in plan.replacements if spans(r)}
-    return tuple(r for r in plan.replacements if spans(r) or (r.repeat, r.before, r.after) not in whole)
+    kinds = {r.block: make_surrogate(r.surrogate, r.settings) for r in plan.replacements}
+    spanned = {(r.repeat, r.before, r.after) for r in plan.replacements if kinds[r.block].spans_stretches}
+    # Others between the same kept blocks stand for their own block alone.
+    return tuple(
+        r for r in plan.replacements if not kinds[r.block].leaves_nothing or (r.repeat, r.before, r.after) not in spanned
+    )
 
 
 def _stand_in(result: TransformResult, replacement: Replacement) -> StandIn:

@@ -23,6 +23,14 @@ def test_of_a_stretch_there_is_the_map_alone() -> None:
     assert all(isinstance(start, WholeMap) for one in found for _, start in one.starts)
 
 
+def test_a_block_that_keeps_some_units_beside_a_stretch_stands_for_itself() -> None:
+    result = transformed(TokenNet(depth=7), (tokens(),), surrogate="trained", budget={"params": 0.65}, check=False)
+    made = [(r.block, r.surrogate) for r in result.plan.replacements]
+    assert {surrogate for _, surrogate in made} == {"narrow", "linear", "identity"}
+    assert len({(r.before, r.after) for r in result.plan.replacements}) == 1
+    assert [(one.block, one.surrogate) for one in stand_ins(result)] == [one for one in made if one[1] != "identity"]
+
+
 def test_the_output_and_the_sums_before_it_are_the_points() -> None:
     (one,) = stand_ins(transformed(TokenNet(depth=3, post_norm=True), (tokens(),), surrogate="bottleneck"))
     ((node, start),) = one.starts
