@@ -3,6 +3,8 @@
     every=2    1 2 3 4 5 6      blocks 2 and 4 go: a replaced block has a kept block on both sides
                  x   x
 
+Where surrogates are made from their block alone (`narrow`) the ends can go too, and all blocks of a repeat.
+
 Of a similar repeat those blocks can go that keep the size of their value and are no part of an exact repeat of three
 blocks or more, which has neighbours of its own to offer; one that changes sizes goes where it is named, or where its
 surrogate can do so too (`linear`) and a budget says which blocks go.
@@ -11,7 +13,7 @@ Never touches: the graph.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 
@@ -21,15 +23,23 @@ from repl_fx.analysis.blocks import Block, Repeat
 from repl_fx.errors import BadInput, UnknownBlock
 from repl_fx.plan import Refusal
 
+# The reason why a block stays that has gone blocks alone on a side.
+NONE_KEPT = "no block like it is kept on one side"
+
 
 @dataclass(frozen=True)
 class Chosen:
-    """A block to replace, with the nearest kept blocks around it."""
+    """A block to replace, with the nearest kept blocks around it; None on a side where no block is kept."""
 
     repeat: Repeat
     block: Block
-    before: Block
-    after: Block
+    before: Block | None
+    after: Block | None
+
+    @property
+    def around(self) -> tuple[str, str]:
+        """The names of the blocks before and after; empty where there is none."""
+        return self.before.name if self.before else "", self.after.name if self.after else ""
 
 
 @dataclass(frozen=True)
@@ -54,14 +64,16 @@ def choose_blocks(
     every: int = 2,
     blocks: Sequence[str | int] | None = None,
     ignore: Sequence[str] = (),
+    alone: bool = False,
 ) -> Choice:
     """Choose blocks.
 
     Args:
         repeats: from `find_repeats`.
-        every: replace the k-th, 2k-th, … block of each repeat; 2 or more.
+        every: replace the k-th, 2k-th, … block of each repeat; 2 or more, or 1 where surrogates may stand alone.
         blocks: names of blocks, or their numbers in the order of all repeats from 1; overrides `every`.
         ignore: globs; a block whose name, module path or any parameter matches one stays.
+        alone: whether surrogates may be made from their block alone, so that it may have no kept one around it.
 
     Returns:
         The choice; neighbours are the nearest blocks that stay.
@@ -70,13 +82,21 @@ def choose_blocks(
         BadInput: `every` below 2.
         UnknownBlock: a name or number that no block has.
     """
-    if every < 2:
-        raise BadInput(f"every is {every}; it must be 2 or more, because a replaced block needs kept blocks around it")
+    if every < (1 if alone else 2):
+        why = "" if alone else ", because a replaced block needs kept blocks around it"
+        raise BadInput(f"every is {every}; it must be {1 if alone else 2} or more{why}")
     wanted = None if blocks is None else _named(repeats, blocks)
     settled = _settled(repeats)
     gone: dict[fx.Node, str] = {}
     picked: list[tuple[Repeat, int]] = []
     refusals: list[Refusal] = []
+
+    def pick(repeat: Repeat, asked: Sequence[int]) -> None:
+        going, staying = _sorted_out(repeat, asked, ignore, gone, alone=alone)
+        picked.extend((repeat, i) for i in going)
+        refusals.extend(staying)
+
+    idle = []
     for repeat in repeats:
         if wanted is not None:
             asked = [i for i, block in enumerate(repeat.blocks) if block.name in wanted]
@@ -84,53 +104,78 @@ def choose_blocks(
             asked = _spread(_inner(repeat, settled), every)
         else:
             asked = [i for i in _inner(repeat, settled) if (i + 1) % every == 0]
-        if wanted is None and not asked:
-            short = _too_short(repeat)
-            none = f"with every={every} no block of its {len(repeat)} has a kept block on both sides"
-            refusals.append(Refusal(repeat.name, repeat.name, short or none))
-        going, staying = _sorted_out(repeat, asked, ignore, gone)
-        picked += [(repeat, i) for i in going]
-        refusals += staying
-    between = with_neighbours(picked)
+        if not asked:
+            idle.append(repeat)
+        pick(repeat, asked)
+    if wanted is None:
+        for repeat in repeats if alone else ():
+            if asked := [i for i in _ends(repeat, gone) if (i + 1) % every == 0]:
+                idle = [one for one in idle if one is not repeat]
+            pick(repeat, asked)
+        refusals += [Refusal(one.name, one.name, _idle(one, every, alone)) for one in idle]
+    order = {id(repeat): i for i, repeat in enumerate(repeats)}
+    picked.sort(key=lambda one: (order[id(one[0])], one[1]))
+    between = with_neighbours(picked, one_sided=alone)
     return Choice(between.chosen, (*refusals, *between.refusals))
 
 
-def candidates(repeats: Sequence[Repeat], ignore: Sequence[str] = (), *, changes_sizes: bool = False) -> Candidates:
+def candidates(
+    repeats: Sequence[Repeat], ignore: Sequence[str] = (), *, changes_sizes: bool = False, alone: bool = False
+) -> Candidates:
     """The blocks that may go: all but the ends of a repeat, and what must stay.
 
-    A node is part of one candidate alone, that of the first repeat that has it.
+    A node is part of one candidate alone, that of the first repeat that has it inside, or else at an end.
 
     Args:
-        repeats, ignore: see `choose_blocks`.
+        repeats, ignore, alone: see `choose_blocks`.
         changes_sizes: whether blocks of a similar repeat may go that change the size of their value.
     """
     settled = _settled(repeats)
     taken: dict[fx.Node, str] = {}
     places: list[tuple[Repeat, int]] = []
     refusals: list[Refusal] = []
+
+    def admit(repeat: Repeat, asked: Sequence[int]) -> None:
+        own, staying = _sorted_out(repeat, asked, ignore, taken, "may go", alone=alone)
+        places.extend((repeat, i) for i in own)
+        refusals.extend(staying)
+
     for repeat in repeats:
         inner = _inner(repeat, settled, changes_sizes)
-        if not inner and (short := _too_short(repeat)):
+        if not inner and not alone and (short := _too_short(repeat)):
             refusals.append(Refusal(repeat.name, repeat.name, short))
-        own, staying = _sorted_out(repeat, inner, ignore, taken, "may go")
-        places += [(repeat, i) for i in own]
-        refusals += staying
+        admit(repeat, inner)
+    for repeat in repeats if alone else ():
+        admit(repeat, _ends(repeat, taken, changes_sizes))
     return Candidates(tuple(places), tuple(refusals))
 
 
-def with_neighbours(picked: Sequence[tuple[Repeat, int]]) -> Choice:
-    """The blocks that go, each a repeat and its place there, with the nearest blocks that stay."""
+def with_neighbours(
+    picked: Sequence[tuple[Repeat, int]], alone: Collection[str] = (), *, one_sided: bool = False
+) -> Choice:
+    """The blocks that go, each a repeat and its place there, with the nearest blocks that stay.
+
+    Args:
+        picked: repeats and places.
+        alone: names of those that go in part, as surrogates are made from them alone; they are neighbours of others.
+        one_sided: whether others may go too that have no kept block on a side.
+    """
     # A block of one repeat may be the neighbour of a block of another, so all that goes must be known before.
-    gone = {node for repeat, i in picked for node in repeat.blocks[i].nodes}
+    whole = [repeat.blocks[i] for repeat, i in picked if repeat.blocks[i].name not in alone]
+    gone = {node for block in whole for node in block.nodes}
     chosen: list[Chosen] = []
     refusals: list[Refusal] = []
     for repeat, i in picked:
-        kept = [j for j, block in enumerate(repeat.blocks) if gone.isdisjoint(block.nodes)]
-        before, after = [j for j in kept if j < i], [j for j in kept if j > i]
-        if before and after:
-            chosen.append(Chosen(repeat, repeat.blocks[i], repeat.blocks[before[-1]], repeat.blocks[after[0]]))
+        block = repeat.blocks[i]
+        kept = [j for j, other in enumerate(repeat.blocks) if gone.isdisjoint(other.nodes)]
+        before = next((repeat.blocks[j] for j in reversed(kept) if j < i), None)
+        after = next((repeat.blocks[j] for j in kept if j > i), None)
+        if block.name in alone:
+            chosen.append(Chosen(repeat, block, None, None))
+        elif one_sided or (before and after):
+            chosen.append(Chosen(repeat, block, before, after))
         else:
-            refusals.append(Refusal(repeat.blocks[i].name, repeat.name, "no block like it is kept on one side"))
+            refusals.append(Refusal(block.name, repeat.name, NONE_KEPT))
     return Choice(tuple(chosen), tuple(refusals))
 
 
@@ -146,6 +191,12 @@ def _inner(repeat: Repeat, settled: set[fx.Node], changes_sizes: bool = False) -
         return list(inner)
     free = [i for i in inner if settled.isdisjoint(repeat.blocks[i].nodes)]
     return [i for i in free if changes_sizes or keeps_size(repeat.blocks[i])]
+
+
+def _ends(repeat: Repeat, taken: Mapping[fx.Node, str], changes_sizes: bool = False) -> list[int]:
+    """The first and the last block; of a similar repeat, where they keep sizes, or may not; none that is taken."""
+    ends = [i for i in (0, len(repeat) - 1) if taken.keys().isdisjoint(repeat.blocks[i].nodes)]
+    return [i for i in ends if not repeat.similar or changes_sizes or keeps_size(repeat.blocks[i])]
 
 
 def _spread(candidates: Iterable[int], every: int) -> list[int]:
@@ -180,6 +231,13 @@ def _named(repeats: Sequence[Repeat], blocks: Sequence[str | int]) -> set[str]:
     return found
 
 
+def _idle(repeat: Repeat, every: int, alone: bool) -> str:
+    """Why no block of a repeat is asked for."""
+    if alone:
+        return f"with every={every} none of its {len(repeat)} blocks goes that is not part of another repeat"
+    return _too_short(repeat) or f"with every={every} no block of its {len(repeat)} has a kept block on both sides"
+
+
 def _too_short(repeat: Repeat) -> str | None:
     """Why a repeat has no block that may go; None where it is long enough."""
     if len(repeat) < 3:
@@ -190,12 +248,18 @@ def _too_short(repeat: Repeat) -> str | None:
 
 
 def _sorted_out(
-    repeat: Repeat, asked: Iterable[int], ignore: Sequence[str], gone: dict[fx.Node, str], fate: str = "goes"
+    repeat: Repeat,
+    asked: Iterable[int],
+    ignore: Sequence[str],
+    gone: dict[fx.Node, str],
+    fate: str = "goes",
+    *,
+    alone: bool,
 ) -> tuple[list[int], list[Refusal]]:
     """Those of some blocks of a repeat that can go, whose nodes are added to `gone`, and the refusals of the others."""
     going, refusals = [], []
     for i in asked:
-        reason = _reason(repeat, i, ignore, gone, fate)
+        reason = (None if alone else _end(repeat, i)) or _reason(repeat, i, ignore, gone, fate)
         if reason is None:
             going.append(i)
         else:
@@ -205,14 +269,18 @@ def _sorted_out(
     return going, refusals
 
 
+def _end(repeat: Repeat, i: int) -> str | None:
+    """Why a block at the end of a repeat stays; None for one inside, and where there is nothing to save at all."""
+    if repeat.shared or 0 < i < len(repeat) - 1:
+        return None
+    which, side = ("first", "before") if i == 0 else ("last", "after")
+    return f"it is the {which} of its repeat, and has no block {side} it to be made from"
+
+
 def _reason(repeat: Repeat, i: int, ignore: Sequence[str], gone: dict[fx.Node, str], fate: str) -> str | None:
     block = repeat.blocks[i]
     if repeat.shared:
         return "all copies use the same parameters, so there is nothing to save"
-    if i == 0:
-        return "it is the first of its repeat, and has no block before it to be made from"
-    if i == len(repeat) - 1:
-        return "it is the last of its repeat, and has no block after it to be made from"
     for node in block.nodes:
         if node in gone:
             return f"it is part of {gone[node]}, which {fate}"

@@ -110,6 +110,10 @@ def _replace(
     """Replace one block; returns the paths of the parameters that its surrogate takes the place of."""
     site = matches.site(replacement.block, replacement.before, replacement.after)
     surrogate, block = make_surrogate(replacement.surrogate, replacement.settings), site.block
+    if not (replacement.before and replacement.after) and not surrogate.stands_alone:
+        raise PlanMismatch(
+            f"the plan names no blocks around {replacement.block} for {replacement.surrogate}; make a new plan"
+        )
     match = matches.of(surrogate, site)
     if isinstance(match, Refusal):
         raise PlanMismatch(f"{replacement.surrogate} cannot stand in for {block.name}: {match.reason}")

@@ -266,6 +266,7 @@ def _plan(found: Sequence[PartRepeats], options: Options, model: nn.Module | Non
         every=options.get("every", 2),
         blocks=options.get("blocks"),
         ignore=options.get("ignore", ()),
+        alone=stand_in.stands_alone,
     )
     replacements, refusals = choose_surrogates(found, choice.chosen, stand_in)
     plan = Plan((), choice.refusals, "", options.get("seed", 0))

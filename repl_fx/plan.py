@@ -21,7 +21,8 @@ class Replacement:
     Attributes:
         block: name of the block.
         repeat: name of its repeat.
-        before, after: the kept blocks its surrogate is made from.
+        before, after: the kept blocks around it, which its surrogate is made from; empty where that is made from the
+            block alone.
         surrogate: key of the surrogate.
         settings: the surrogate's settings.
         why: the reason why it is not one that comes first in the choice; empty where it is the first that fits.
@@ -36,7 +37,13 @@ class Replacement:
     why: str = ""
 
     def __str__(self) -> str:
-        return f"{self.block} -> {self.surrogate} from {self.before} and {self.after}"
+        made_from = f" from {' and '.join(self.neighbours)}" if self.neighbours else ""
+        return f"{self.block} -> {self.surrogate}{made_from}"
+
+    @property
+    def neighbours(self) -> tuple[str, ...]:
+        """The kept blocks around it, before and after; none for a surrogate that is made from its block alone."""
+        return tuple(filter(None, (self.before, self.after)))
 
 
 @dataclass(frozen=True)

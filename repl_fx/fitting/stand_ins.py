@@ -129,9 +129,8 @@ def ends_of_stretches(plan: Plan) -> tuple[Replacement, ...]:
     kinds = {r.block: make_surrogate(r.surrogate, r.settings) for r in plan.replacements}
     spanned = {(r.repeat, r.before, r.after) for r in plan.replacements if kinds[r.block].spans_stretches}
     # Others between the same kept blocks stand for their own block alone.
-    return tuple(
-        r for r in plan.replacements if not kinds[r.block].leaves_nothing or (r.repeat, r.before, r.after) not in spanned
-    )
+    gone = {r.block for r in plan.replacements if kinds[r.block].leaves_nothing}
+    return tuple(r for r in plan.replacements if r.block not in gone or (r.repeat, r.before, r.after) not in spanned)
 
 
 def _stand_in(result: TransformResult, replacement: Replacement) -> StandIn:

@@ -223,7 +223,8 @@ class Cut:
 
     def _neighbour(self) -> tuple[str, Any, ResultForm] | None:
         """The structure of the result of the kept block before, where a call of the block can have flags."""
-        path = self.part.blocks[self.replacement.before].module_path
+        before = self.replacement.before
+        path = self.part.blocks[before].module_path if before else None
         if path is None or len(inspect.signature(self.source.forward).parameters) < 2:
             return None
         try:

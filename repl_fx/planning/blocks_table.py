@@ -30,6 +30,7 @@ def blocks_table(report: Sequence[BlockReport], plan: Plan) -> Table:
 def how(row: BlockReport, replacement: Replacement | None) -> str:
     """The surrogate of a block, the blocks it is made from and why not another, or the reason why the block stays."""
     if replacement is not None:
-        made = f"{replacement.surrogate}, from {replacement.before} and {replacement.after}"
+        made_from = f", from {' and '.join(replacement.neighbours)}" if replacement.neighbours else ""
+        made = f"{replacement.surrogate}{made_from}"
         return f"{made}; {replacement.why}" if replacement.why else made
     return row.reason or ""

@@ -5,8 +5,9 @@
     plan     of all plans under the budget, that whose blocks that go are worth least
 
 A replaced block has a kept one on both sides; a surrogate that needs no neighbours (`identity`) may stand in for
-blocks in a row. The ends of a repeat stay. Of plans that are worth the same, the one that saves most goes first, then
-the one whose blocks are spread most evenly, then the one with later blocks.
+blocks in a row. The ends of a repeat stay, but for a surrogate that is made from its block alone (`narrow`). Of plans
+that are worth the same, the one that saves most goes first, then the one whose blocks are spread most evenly, then the
+one with later blocks.
 
 A surrogate whose size is open (`narrow`) takes the largest with which there is a plan at all. Where it may mix several
 (`trained`), each block goes by one of them, and what is lost is its score times the share of the removed block's error
@@ -27,7 +28,7 @@ from typing import Any
 from repl_fx.costs.counted import Costs
 from repl_fx.costs.timed import latency_ratio
 from repl_fx.errors import BadInput, BrokenGraph, ForeignError, PlanMismatch, UnknownBlock, one_line
-from repl_fx.passes.choose_blocks import Chosen, candidates, keeps_size, with_neighbours
+from repl_fx.passes.choose_blocks import candidates, keeps_size, with_neighbours
 from repl_fx.passes.driver import run_passes
 from repl_fx.passes.fold_surrogates import fold_surrogates
 from repl_fx.plan import Plan, Refusal, Replacement
@@ -47,7 +48,15 @@ _DIGITS = 3
 
 
 class NoPlan(BadInput):
-    """No plan is under the budget, or there are too many to choose from."""
+    """No plan is under the budget, or there are too many to choose from.
+
+    Attributes:
+        excess: by how much the nearest is above the limit that it misses most; infinite where none is known.
+    """
+
+    def __init__(self, message: str, excess: float = math.inf) -> None:
+        super().__init__(message)
+        self.excess = excess
 
 
 # A block, and the number of a surrogate in the mix that may stand in for it.
@@ -149,15 +158,16 @@ def budget_planner(
     ignore: Sequence[str],
     seed: int,
 ) -> BudgetPlanner:
-    """The planner for the first form of a surrogate that has a plan under the budget, or else for the last one.
+    """The planner for the first form of a surrogate that has a plan under the budget, or else for the nearest.
 
-    Each form is lighter than the one before, so that no more of them are tried than halving takes.
+    Each form has what the one before could not do, so that no more of them are tried than halving takes.
 
     Args:
         graphs, found, budget, ignore, seed: see `BudgetPlanner`.
         surrogate: what stands in for blocks.
     """
     forms = surrogate.under_budget()
+    excess: dict[int, float] = {}
 
     @cache
     def planner(number: int) -> BudgetPlanner:
@@ -166,11 +176,16 @@ def budget_planner(
     def meets(number: int) -> bool:
         try:
             return bool(planner(number).plan().replacements)
-        except NoPlan:
+        except NoPlan as problem:
+            excess[number] = problem.excess
             return False
 
-    # The last one says why, where none meets it.
-    return planner(bisect_left(range(len(forms) - 1), True, key=meets))
+    first = bisect_left(range(len(forms)), True, key=meets)
+    if first == len(forms):
+        # The nearest says why, unless one has plans that nobody looked at; the last one where no block may go.
+        unknown = [number for number, by in excess.items() if math.isinf(by)]
+        first = unknown[-1] if unknown else min(excess, key=excess.__getitem__, default=len(forms) - 1)
+    return planner(first)
 
 
 class BudgetPlanner:
@@ -201,16 +216,20 @@ class BudgetPlanner:
         self.found, self.mix, self.budget, self.seed = found, mix, budget, seed
         self.graphs = graphs
         self.repeats = repeats_of(found)
-        may_go = candidates(self.repeats, ignore, changes_sizes=any(one.changes_sizes for one in mix))
+        may_go = candidates(
+            self.repeats,
+            ignore,
+            changes_sizes=any(one.changes_sizes for one in mix),
+            alone=any(one.stands_alone for one in mix),
+        )
         self.places = {repeat.blocks[i].name: (repeat, i) for repeat, i in may_go.places}
         self.replacements: dict[Way, Replacement] = {}
         self.refusals = list(may_go.refusals)
         self.scores = self._scores()
         places = self.places.values()
-        chosen = [Chosen(r, r.blocks[i], r.blocks[i - 1], r.blocks[i + 1]) for r, i in places]
-        for one in chosen:
-            # Each on its own: together they may be stretches.
-            each = [choose_surrogates(found, (one,), surrogate) for surrogate in mix]
+        # Each on its own: together they may be stretches.
+        for one in (with_neighbours([place], one_sided=True).chosen for place in places):
+            each = [choose_surrogates(found, one, surrogate) for surrogate in mix]
             ways = {(r.block, number): r for number, (some, _) in enumerate(each) for r in some}
             self.replacements |= ways
             if not ways:
@@ -312,6 +331,11 @@ class BudgetPlanner:
                 del self.places[block]
                 why = "it changes the size of its value, and scores have no number for it"
                 self.refusals.append(Refusal(block, repeat.name, why))
+            elif i in (0, len(repeat) - 1):
+                # Few surrogates can stand in for it, so that scores need not have it.
+                missing.remove(block)
+                del self.places[block]
+                self.refusals.append(Refusal(block, repeat.name, "scores have no number for it"))
         if missing:
             more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
             raise BadInput(f"scores have no number for {missing[0]}{more}; give one for each block that may go")
@@ -340,18 +364,25 @@ class BudgetPlanner:
 
     def _together(self, ways: Sequence[Way]) -> list[Replacement]:
         """The replacements of blocks that go together: with the neighbours that stay, and one for a stretch."""
-        chosen = with_neighbours([self.places[block] for block, _ in ways]).chosen
+        alone = {way[0] for way in ways if not self.replacements[way].before}
+        chosen = with_neighbours([self.places[block] for block, _ in ways], alone).chosen
         numbers = dict(ways)
-        known = [(self.replacements[one.block.name, numbers[one.block.name]], one) for one in chosen]
-        replacements = [replace(own, before=one.before.name, after=one.after.name) for own, one in known]
+        replacements = []
+        for one in chosen:
+            own = self.replacements[one.block.name, numbers[one.block.name]]
+            before, after = one.around
+            replacements.append(replace(own, before=before, after=after))
         in_stretches = {block for block, number in ways if self.mix[number].spans_stretches}
         return by_stretch(self.found, chosen, replacements, in_stretches) if in_stretches else replacements
 
     def _saved_inside(self, way: Way, ways: Sequence[Sequence[Way]], place: int) -> dict[str, int] | None:
         """What a block saves where the next one goes too, and stands for both; None where that is no other."""
         _, number = way
+        if not self.mix[number].spans_stretches:
+            return None
+        # It is no end of its repeat.
         behind = next((other for other in ways[place + 1] if other[1] == number), None)
-        if behind is None or not self.mix[number].spans_stretches:
+        if behind is None:
             return None
         alone, both = self.replacements[way], self._together([way, behind])
         inside, _ = both
@@ -397,7 +428,7 @@ class BudgetPlanner:
         if under:
             return min(under, key=lambda choice: (choice.loss, choice.order))
         nearest = min(front, key=lambda choice: (excess(choice), choice.loss, choice.order))
-        raise NoPlan(self._nobody_can(nearest))
+        raise NoPlan(self._nobody_can(nearest), excess(nearest))
 
     def _shares(self, choice: Choice) -> list[tuple[str, float, Fraction]]:
         """Each cost with its limit, and what a choice leaves of it."""

@@ -12,7 +12,7 @@ from typing import Any
 from repl_fx.analysis.side_outputs import only_returned
 from repl_fx.graph.assigned_buffers import assigned_by
 from repl_fx.graph.kinds import dtype_name
-from repl_fx.passes.choose_blocks import Chosen
+from repl_fx.passes.choose_blocks import NONE_KEPT, Chosen, with_neighbours
 from repl_fx.plan import Refusal, Replacement
 from repl_fx.planning.part_repeats import PartRepeats, part_of
 from repl_fx.surrogates import Match, Site, Surrogate, make_surrogate
@@ -23,23 +23,43 @@ def choose_surrogates(
     parts: Sequence[PartRepeats], chosen: Sequence[Chosen], surrogate: Surrogate[Any, Any]
 ) -> tuple[tuple[Replacement, ...], tuple[Refusal, ...]]:
     """Choose what stands in for each block, by the surrogate that was asked for; where none can, the block stays."""
+    lone = {pick.block.name for pick in chosen if _stands_alone(parts, pick.block.name, surrogate)}
+    if lone:
+        # Blocks that stay in part are neighbours of others.
+        picked = [(pick.repeat, pick.repeat.blocks.index(pick.block)) for pick in chosen]
+        chosen = with_neighbours(picked, lone, one_sided=True).chosen
     replacements: list[Replacement] = []
     refusals: list[Refusal] = []
     for pick in chosen:
-        names = pick.block.name, pick.repeat.name, pick.before.name, pick.after.name
-        part, site = _site(parts, pick.block.name, pick.before.name, pick.after.name)
+        block, repeat = pick.block.name, pick.repeat.name
+        before, after = pick.around
+        part, site = _site(parts, block, before, after)
+        choices = surrogate.choices(site)
         # The first that fits; the last where none does.
-        for choice in surrogate.choices(site):
+        for choice in choices:
             if isinstance(part.matches.of(choice, site), Match):
                 break
-        refusal = _refusal(part, site, choice)
-        if refusal is None:
-            replacements.append(Replacement(*names, choice.key, choice.settings()))
+        if (before and after) or choice.stands_alone:
+            refusal = _refusal(part, site, choice)
         else:
-            refusals.append(replace(refusal, block=names[0], repeat=names[1]))
+            refusal = Refusal(block, repeat, NONE_KEPT)
+        if refusal is None:
+            replacements.append(Replacement(block, repeat, before, after, choice.key, choice.settings()))
+        else:
+            refusals.append(replace(refusal, block=block, repeat=repeat))
     if surrogate.spans_stretches:
         replacements = by_stretch(parts, chosen, replacements, {replacement.block for replacement in replacements})
     return tuple(replacements), tuple(refusals)
+
+
+def _stands_alone(parts: Sequence[PartRepeats], block: str, surrogate: Surrogate[Any, Any]) -> bool:
+    """Whether the first surrogate that can stand in for a block is made from the block alone."""
+    if not surrogate.stands_alone:
+        return False
+    part, site = _site(parts, block, "", "")
+    fits = (one for one in surrogate.choices(site) if isinstance(part.matches.of(one, site), Match))
+    first = next(fits, None)
+    return first is not None and first.stands_alone
 
 
 def by_stretch(
@@ -86,6 +106,8 @@ def next_choices(
     """Other surrogates that may stand in for a block in place of the one that does not train, most preferred first."""
     part, site = _site(parts, replaced.block, replaced.before, replaced.after)
     for choice in surrogate.choices(site):
+        if not choice.stands_alone and not (replaced.before and replaced.after):
+            continue
         if choice.key != replaced.surrogate and _refusal(part, site, choice) is None:
             yield replace(replaced, surrogate=choice.key, settings=choice.settings())
 

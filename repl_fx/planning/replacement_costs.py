@@ -126,9 +126,9 @@ class ReplacementCosts:
         return {name: value for name, cost in COUNTED.items() if (value := cost(costs)) is not None}
 
     def _kind(self, replacement: Replacement) -> Hashable:
-        around = (replacement.before, replacement.block, replacement.after)
         settings = json.dumps(replacement.settings, sort_keys=True, default=repr)
-        return replacement.repeat, replacement.surrogate, settings, tuple(self._block_costs[name] for name in around)
+        costs = tuple(self._block_costs[name] for name in (replacement.block, *replacement.neighbours))
+        return replacement.repeat, replacement.surrogate, settings, costs
 
     @cached_property
     def _block_costs(self) -> dict[str, Hashable]:
@@ -165,7 +165,7 @@ class ReplacementCosts:
         folded = run_passes(graphs[part.path], fold_surrogates).graph_module
         sides = {"before": Timed(part.graph_module, given), "after": Timed(folded, given)}
         times = node_times(sides)
-        names = {name for one in replacements for name in (one.block, one.before, one.after)}
+        names = {name for one in replacements for name in (one.block, *one.neighbours)}
         around = {part.blocks[name].name for name in names}
         nodes = {n for name in names for n in part.blocks[name].nodes}
         before = sum(times["before"][node.name] for node in nodes)

@@ -47,7 +47,7 @@ def repeats_document(
 def blocks_document(report: Sequence[BlockReport], plan: Plan) -> list[dict[str, Any]]:
     """The fate of each block, numbered as `--blocks` takes them."""
     made: dict[str, dict[str, Any]] = {
-        r.block: {"made_from": [r.before, r.after], "settings": dict(r.settings)} for r in plan.replacements
+        r.block: {"made_from": list(r.neighbours), "settings": dict(r.settings)} for r in plan.replacements
     }
     stays = {"made_from": None, "settings": None}
     return [{"number": i, **asdict(row), **made.get(row.block, stays)} for i, row in enumerate(report, start=1)]

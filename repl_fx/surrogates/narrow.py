@@ -88,6 +88,7 @@ class Narrow(Surrogate[NarrowConfig, NarrowMatch]):
     # Values that others use are not among those that change.
     keeps_inner_values = True
     needs_neighbours = False
+    stands_alone = True
     changes_sizes = True
     # Where the layers alone are smaller.
     swaps_parameters = True

@@ -2,7 +2,7 @@
 
 `narrow` with as many hidden units as a budget allows. Where no plan with `narrow` is under the budget, some blocks go
 by `linear`, as few and as little worth as can be, and others keep a half or a quarter of their units; in the last
-resort all go by `linear`. Blocks without units that any of them can go of get `linear` too.
+resort an eighth. Blocks without units that any of them can go of get `linear` too.
 """
 
 from __future__ import annotations
@@ -44,12 +44,20 @@ class TrainedConfig:
 class Trained(Choosing[TrainedConfig]):
     """Chooses for each block, and under a budget for all."""
 
+    stands_alone = True
+
     def choices(self, site: Site) -> tuple[Surrogate[Any, Any], ...]:
         """The surrogates to choose from, most preferred first."""
         return self.config.candidates()
 
     def under_budget(self) -> tuple[Mix, ...]:
-        """Blocks with fewer and fewer hidden units, then maps in the place of some, and then of all."""
+        """Blocks with fewer and fewer hidden units, then maps in the place of some, and then of all.
+
+        Plans with maps alone are no lighter, but fewer, where those with both are too many to choose from.
+        """
         narrow, linear = self.config.candidates()
-        some = (narrow,) if self.config.ratio else tuple(Narrow(NarrowConfig(ratio)) for ratio in _BESIDE_MAPS)
-        return *narrow.under_budget(), (*some, linear), (linear,)
+        alone = narrow.under_budget()
+        if self.config.ratio:
+            return *alone, (narrow, linear), (linear,)
+        beside = (Narrow(NarrowConfig(ratio)) for ratio in _BESIDE_MAPS)
+        return *alone, (*beside, linear), (*alone[-1], linear), (linear,)

@@ -24,7 +24,7 @@ def treated(model: nn.Module, result: TransformResult, how: str, learn: str = "a
         learn: `all`; or `surrogates`, which leaves all parameters of the source as they are.
 
     Raises:
-        BadInput: there is nothing to detach, or nothing to train beside what is frozen.
+        BadInput: there is nothing to detach or to freeze, or nothing to train beside what is frozen.
     """
     with ExitStack() as stack:
         if learn == "surrogates":
@@ -33,14 +33,16 @@ def treated(model: nn.Module, result: TransformResult, how: str, learn: str = "a
         if how == "detach":
             stack.enter_context(_detached(model))
         elif how == "freeze":
-            why = "all parameters are those of neighbours"
-            stack.enter_context(_frozen(model, neighbours_of(result), "neighbours=freeze", why))
+            around = neighbours_of(result)
+            if not around:
+                raise BadInput("neighbours=freeze is for surrogates between kept blocks; here is none")
+            stack.enter_context(_frozen(model, around, "neighbours=freeze", "all parameters are those of neighbours"))
         yield
 
 
 def neighbours_of(result: TransformResult) -> frozenset[str]:
     """The parameters of the kept blocks that surrogates are made from, by name in the model."""
-    names = {name for r in result.plan.replacements for name in (r.before, r.after)}
+    names = {name for r in result.plan.replacements for name in r.neighbours}
     blocks = (block for repeat in result.repeats for block in repeat.blocks)
     return frozenset(path for block in blocks if block.name in names for path in block.parameters)
 

@@ -24,10 +24,9 @@ def test_of_a_stretch_there_is_the_map_alone() -> None:
 
 
 def test_a_block_that_keeps_some_units_beside_a_stretch_stands_for_itself() -> None:
-    result = transformed(TokenNet(depth=7), (tokens(),), surrogate="trained", budget={"params": 0.65}, check=False)
+    result = transformed(TokenNet(depth=7), (tokens(),), surrogate="trained", budget={"params": 0.54}, check=False)
     made = [(r.block, r.surrogate) for r in result.plan.replacements]
     assert {surrogate for _, surrogate in made} == {"narrow", "linear", "identity"}
-    assert len({(r.before, r.after) for r in result.plan.replacements}) == 1
     assert [(one.block, one.surrogate) for one in stand_ins(result)] == [one for one in made if one[1] != "identity"]
 
 

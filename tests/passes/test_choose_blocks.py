@@ -27,7 +27,7 @@ def repeat(name: str, copies: int, *, shared: bool = False) -> Repeat:
 
 
 def chosen(choice: Choice) -> list[tuple[str, str, str]]:
-    return [(c.before.name, c.block.name, c.after.name) for c in choice.chosen]
+    return [(c.around[0], c.block.name, c.around[1]) for c in choice.chosen]
 
 
 def refused(choice: Choice) -> dict[str, str]:
@@ -78,6 +78,41 @@ def test_shared_blocks_have_nothing_to_save() -> None:
     assert refused(choice) == {"a.1": "all copies use the same parameters, so there is nothing to save"}
 
 
+def test_surrogates_that_stand_alone_take_the_ends_too() -> None:
+    repeats = [repeat("a", 4), repeat("b", 2)]
+    every = choose_blocks(repeats, every=1, alone=True)
+    assert [name for _, name, _ in chosen(every)] == ["a.0", "a.1", "a.2", "a.3", "b.0", "b.1"]
+    second = choose_blocks(repeats, alone=True)
+    assert chosen(second) == [("a.0", "a.1", "a.2"), ("a.2", "a.3", ""), ("b.0", "b.1", "")]
+    third = choose_blocks(repeats, every=3, alone=True)
+    assert chosen(third) == [("a.1", "a.2", "a.3")]
+    assert refused(third) == {"b": "with every=3 none of its 2 blocks goes that is not part of another repeat"}
+    named = choose_blocks(repeats, blocks=["a.0", "b.1"], alone=True)
+    assert chosen(named) == [("", "a.0", "a.1"), ("b.0", "b.1", "")]
+
+
+def test_a_block_goes_for_the_repeat_that_has_it_inside_before_one_that_has_it_at_an_end() -> None:
+    exact = repeat("a", 2)
+    ends = repeat("s", 2).blocks
+    similar = replace(repeat("s", 2), blocks=(ends[0], *exact.blocks, ends[1]), similar=True)
+    places = [(one.name, i) for one, i in candidates([exact, similar], alone=True).places]
+    assert places == [("s", 1), ("s", 2), ("s", 0), ("s", 3)]
+    choice = choose_blocks([exact, similar], every=1, alone=True)
+    assert [(one.repeat.name, one.block.name) for one in choice.chosen] == [
+        ("s", name) for name in ("s.0", "a.0", "a.1", "s.1")
+    ]
+
+
+def test_blocks_that_go_in_part_are_neighbours_of_others() -> None:
+    whole = repeat("a", 4)
+    picked = [(whole, i) for i in range(4)]
+    found = with_neighbours(picked, alone={"a.0", "a.2", "a.3"})
+    assert chosen(found) == [("", "a.0", ""), ("a.0", "a.1", "a.2"), ("", "a.2", ""), ("", "a.3", "")]
+    assert refused(with_neighbours(picked[:2])) == {
+        block: "no block like it is kept on one side" for block in ("a.0", "a.1")
+    }
+
+
 @pytest.mark.parametrize("glob", ["a.1", "*.1", "a.1.fc.*"])
 def test_ignored_blocks_stay_and_serve_as_neighbours(glob: str) -> None:
     choice = choose_blocks([repeat("a", 6)], every=2, ignore=["nothing", glob])
@@ -117,7 +152,7 @@ def test_a_neighbour_that_another_repeat_gives_up_is_no_neighbour() -> None:
     choice = choose_blocks([exact, similar], blocks=["a.2", "a.0"])
     going = {c.block.name for c in choice.chosen}
     assert going == {"a.2", "a.0"}
-    assert not going & {c.before.name for c in choice.chosen} | going & {c.after.name for c in choice.chosen}
+    assert going.isdisjoint(name for c in choice.chosen for name in c.around)
     assert chosen(choice) == [("a.1", "a.2", "a.3"), ("s.0", "a.0", "a.1")]
 
 
@@ -132,7 +167,7 @@ def test_a_block_beside_one_that_goes_for_another_repeat_takes_the_next() -> Non
 
 def test_those_that_keep_their_size_can_go() -> None:
     choice = choose_blocks(find_repeats(capture(Stages(2, 2, 2), (images(),))))
-    names = [tuple(b.name.partition("#")[0] for b in (c.before, c.block, c.after)) for c in choice.chosen]
+    names = [tuple(name.partition("#")[0] for name in blocks) for blocks in chosen(choice)]
     assert names == [("units.0", "units.1", "units.2"), ("units.2", "units.3", "units.4")]
 
 

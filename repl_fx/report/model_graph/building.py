@@ -214,7 +214,7 @@ def _plan_table(result: TransformResult, before: Sequence[Graph], after: Sequenc
                 parameters_before=row.parameters_before,
                 parameters_after=row.parameters_after,
                 surrogate=row.surrogate,
-                neighbours=() if one is None else (one.before, one.after),
+                neighbours=() if one is None else one.neighbours,
                 settings=None if one is None else dict(one.settings),
                 reason=row.reason,
                 flops_before=None if old is None else old.flops,

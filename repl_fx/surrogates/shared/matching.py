@@ -28,12 +28,12 @@ class Matches:
         self._answers: dict[tuple[Site, str, str], Match | Refusal] = {}
 
     def site(self, block: str, before: str, after: str) -> Site:
-        """The site of a block between its neighbours, all by name.
+        """The site of a block between its neighbours, all by name; where it has none, it is its own.
 
         Raises:
             PlanMismatch: the graph has no such block.
         """
-        names = block, before, after
+        names = block, before or block, after or block
         if names not in self._sites:
             for name in names:
                 if name not in self._blocks:

@@ -55,6 +55,9 @@ class Surrogate(ABC, Generic[Config, Found]):
     keeps_inner_values: ClassVar[bool] = False
     # Whether it is made from the blocks around, so that no two blocks next to each other can go.
     needs_neighbours: ClassVar[bool] = True
+    # Whether it may be the block itself in a smaller size: then blocks at the ends of a repeat can go too, whatever is
+    # around them, and the block can be the neighbour of others.
+    stands_alone: ClassVar[bool] = False
     # Whether nothing of the block stays, and nothing is made in its place.
     leaves_nothing: ClassVar[bool] = False
     # Whether what stays of the block computes anew, as the block did, the buffers that each forward fills before it
@@ -93,7 +96,7 @@ class Surrogate(ABC, Generic[Config, Found]):
         return (self,)
 
     def under_budget(self) -> tuple[Mix, ...]:
-        """The forms of it that a budget takes the first of that it can meet, each lighter than the one before.
+        """The forms of it that a budget takes the first of that it can meet; what one can meet, those behind it can.
 
         A form is one surrogate, or several, of which each block gets one.
         """

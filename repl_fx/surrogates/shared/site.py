@@ -71,8 +71,8 @@ class Site:
     Args:
         graph_module: the captured graph.
         block: the block to replace.
-        before: the nearest kept block before it in its repeat.
-        after: the nearest kept block after it.
+        before: the nearest kept block before it in its repeat; the block itself where its surrogate stands alone.
+        after: the nearest kept block after it; likewise.
         repeat: name of the repeat.
     """
 
