@@ -110,7 +110,7 @@ def _replace(
     """Replace one block; returns the paths of the parameters that its surrogate takes the place of."""
     site = matches.site(replacement.block, replacement.before, replacement.after)
     surrogate, block = make_surrogate(replacement.surrogate, replacement.settings), site.block
-    if not (replacement.before and replacement.after) and not surrogate.stands_alone:
+    if len(replacement.neighbours) < 2 and not (surrogate.stands_alone or surrogate.leaves_nothing):
         raise PlanMismatch(
             f"the plan names no blocks around {replacement.block} for {replacement.surrogate}; make a new plan"
         )

@@ -193,7 +193,8 @@ class Options(TypedDict, total=False):
     """The options of `make_plan` and `transform`.
 
     Attributes:
-        every: replace the k-th, 2k-th, … block of each repeat, every second by default; the ends of a repeat stay.
+        every: replace the k-th, 2k-th, … block of each repeat, every second by default; the ends of a repeat stay, but
+            for surrogates that are made from their block alone.
         surrogate: key of the surrogate; by default `auto`.
         blocks: names or numbers (from 1) of the blocks to replace; overrides `every`.
         ignore: globs over block and parameter names; what matches stays.

@@ -30,6 +30,12 @@ def test_a_plan_is_printed_a_line_a_block() -> None:
     assert str(Plan((), (), "")) == "nothing to do"
 
 
+def test_a_replacement_that_is_made_from_its_block_alone_names_no_others() -> None:
+    alone = Plan((Replacement("b.0", "b", "", "", "narrow", {"ratio": 0.5}),), (), "")
+    assert str(alone) == "b.0 -> narrow" and Plan.from_json(alone.to_json()) == alone
+    assert alone.replacements[0].neighbours == () and PLAN.replacements[0].neighbours == ("b.0", "b.2")
+
+
 def test_a_plan_for_a_budget_says_what_it_expects() -> None:
     plan = replace(PLAN, expected={"params": 0.6874, "latency": 0.75}, timed_on="cpu")
     assert str(plan).splitlines()[-1] == (

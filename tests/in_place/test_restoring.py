@@ -16,9 +16,9 @@ from tests.nets import ConvNet, Counts, TokenNet
 TOKENS, PICTURES = torch.randn(3, 6, 16), torch.randn(3, 3, 8, 8)
 
 
-def _trained(model: nn.Module, x: Tensor, surrogate: str, **settings: Any) -> repl_fx.TransformResult:
+def _trained(model: nn.Module, x: Tensor, surrogate: str, every: int = 2, **settings: Any) -> repl_fx.TransformResult:
     """A transform whose weights, all of them, are others since."""
-    result = transformed(model, (x,), surrogate=surrogate, settings=settings)
+    result = transformed(model, (x,), surrogate=surrogate, every=every, settings=settings)
     assert result.in_place.model is not None
     with torch.no_grad():
         for parameter in result.model.parameters():
@@ -36,10 +36,12 @@ def _restored(result: repl_fx.TransformResult, model: nn.Module) -> nn.Module:
     return model
 
 
+@pytest.mark.parametrize("every", [1, 2])
 @pytest.mark.parametrize(("build", "x"), [(TokenNet, TOKENS), (ConvNet, PICTURES)])
-def test_narrow_blocks_compute_what_they_did(build: Any, x: Tensor) -> None:
+def test_narrow_blocks_compute_what_they_did(build: Any, x: Tensor, every: int) -> None:
     torch.manual_seed(0)
-    result = _trained(build(), x, "narrow", ratio=0.5)
+    result = _trained(build(), x, "narrow", every=every, ratio=0.5)
+    assert len(result.plan.replacements) == len(result.repeats[0]) // every
     expected = result.model.eval()(x)
     whole = _restored(result, build())
     torch.testing.assert_close(whole.eval()(x), expected, rtol=1e-5, atol=1e-5)

@@ -79,6 +79,18 @@ def test_parameters_shared_with_what_is_kept_stay() -> None:
     assert torch.equal(gm(x), expected)
 
 
+def test_a_plan_that_names_no_blocks_around_for_a_surrogate_that_is_made_from_them() -> None:
+    gm = captured_graph(ConvNet(), (images(),))
+    repeats = repl_fx.find_repeats(gm)
+    plan = repl_fx.make_plan(gm, repeats)
+    (one, *_) = plan.replacements
+    broken = replace(plan, replacements=(replace(one, after=""),))
+    with pytest.raises(
+        repl_fx.PlanMismatch, match=f"names no blocks around {one.block} for {one.surrogate}; make a new"
+    ):
+        replace_blocks(gm, repeats, broken)
+
+
 def test_a_plan_for_blocks_that_are_not_there() -> None:
     gm = captured_graph(ConvNet(), (images(),))
     repeats = repl_fx.find_repeats(gm)

@@ -26,6 +26,13 @@ def test_blocks_with_how_and_why_not() -> None:
     assert rows[2]["made_from"] is None
 
 
+def test_a_surrogate_that_is_made_from_its_block_alone() -> None:
+    report = (BlockReport("b.0", "b", "replaced", "narrow", None, 144, 72),)
+    plan = Plan((Replacement("b.0", "b", "", "", "narrow"),), (), "f")
+    assert " ".join(row_of(text_of(blocks_table(report, plan)), "1")) == "1 b.0 replaced 144 72 narrow"
+    assert blocks_document(report, plan)[0]["made_from"] == []
+
+
 def test_why_a_surrogate_is_not_the_first_choice() -> None:
     report = (BlockReport("b.1", "b", "replaced", "blend", None, 144, 4),)
     plan = Plan((Replacement("b.1", "b", "b.0", "b.2", "blend", why="reuse does not fit"),), (), "f")

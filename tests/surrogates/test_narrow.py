@@ -322,6 +322,27 @@ def test_the_nets_of_other_surrogates(name: str) -> None:
         torch.testing.assert_close(result.graph_module.eval()(x.clone()), model(x.clone()))
 
 
+def test_every_block_of_a_repeat_may_go() -> None:
+    model, x = TokenNet(depth=3), tokens()
+    result = transformed(model, (x,), surrogate="narrow", every=1)
+    assert [str(one) for one in result.plan.replacements] == [f"blocks.{i} -> narrow" for i in range(3)]
+    assert result.in_place.model is not None and not result.plan.refusals
+    torch.testing.assert_close(result.model.eval()(x), result.graph_module.eval()(x))
+    again = transformed(model, (x,), plan=repl_fx.Plan.from_json(result.plan.to_json()))
+    torch.testing.assert_close(again.model.eval()(x), result.model(x))
+    # Depth pruning of the same blocks.
+    bare = transformed(model, (x,), plan=result.plan.without_surrogates())
+    torch.testing.assert_close(bare.model.eval()(x), model.eval().head(model.embed(x).mean(1)))
+
+
+def test_the_first_block_goes_by_name_and_by_another_surrogate_it_does_not() -> None:
+    model, x = TokenNet(depth=3), tokens()
+    (one,) = transformed(model, (x,), surrogate="narrow", blocks=["blocks.0"]).plan.replacements
+    assert (one.block, one.neighbours) == ("blocks.0", ())
+    with pytest.raises(repl_fx.NothingToReplace, match="no block before it to be made from"):
+        transformed(model, (x,), surrogate="bottleneck", blocks=["blocks.0"])
+
+
 def test_a_budget_takes_the_most_units_that_it_allows() -> None:
     model, x = TokenNet(depth=7), tokens()
     shares = []

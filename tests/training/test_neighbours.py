@@ -78,6 +78,10 @@ def test_what_cannot_be_is_a_line() -> None:
     reason = "detach is for surrogates made from neighbours' weights; here is none"
     with pytest.raises(BadInput, match=reason), treated(bare.model, bare, "detach"):
         pass
+    alone = _result("narrow")
+    reason = "freeze is for surrogates between kept blocks; here is none"
+    with pytest.raises(BadInput, match=reason), treated(alone.model, alone, "freeze"):
+        pass
     for module in (bare.model.stem, bare.model.head):
         assert isinstance(module, nn.Module)
         module.requires_grad_(False)
