@@ -21,7 +21,8 @@ def test_a_model_is_compressed_in_one_command(run: Run, tmp_path: Path) -> None:
     assert result.exit_code == 0, result.stderr
     found = document(result.stdout)
     assert found["directory"] == str(out) and list(found["figures"]) == ["original", "cut"]
-    assert found["budget"]["flops"]["reached"] <= 0.9 and found["fits"][0]["block"] == "blocks.1"
+    assert found["budget"]["flops"]["reached"] <= 0.9
+    assert {fit["block"] for fit in found["fits"]} <= {"blocks.0", "blocks.1", "blocks.2"} and found["fits"]
     assert found["exported"][""]["verification"]["equivalent"] is True
     again = run("compress", out, "--resume")
     assert again.exit_code == 0 and "cut" in again.stdout and "model.onnx" not in again.stdout, again.stderr
