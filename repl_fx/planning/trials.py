@@ -125,7 +125,7 @@ class Trials:
 
     def _reason(self, replacements: tuple[Replacement, ...]) -> str | None:
         """Why these replacements together do not train; None where they do."""
-        tried = tuple(map(str, replacements))
+        tried = tuple(map(repr, replacements))
         if tried not in self._reasons:
             self._reasons[tried] = self._try(replacements)
         return self._reasons[tried]

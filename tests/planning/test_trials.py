@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -10,6 +11,7 @@ from torch import Tensor, fx, nn
 
 import repl_fx
 from repl_fx.planning.check_training import TrainingCheck
+from repl_fx.planning.trials import Trials
 from repl_fx.surrogates import Builder, Site
 from repl_fx.surrogates.blend import Blend
 from repl_fx.surrogates.bottleneck import Bottleneck, BottleneckConfig
@@ -74,6 +76,24 @@ def test_a_block_that_a_map_behind_no_longer_stands_for_gets_a_map_of_its_own(mo
         Halving(), (torch.randn(2, 8, 9, 9),), surrogate="linear", blocks=["blocks.1", "blocks.2"]
     )
     assert [one.surrogate for one in result.plan.replacements] == ["linear", "linear"] and not result.plan.refusals
+
+
+def test_plans_that_differ_in_settings_alone_are_tried_each(monkeypatch: pytest.MonkeyPatch) -> None:
+    run = TrainingCheck.run
+    tried = []
+
+    def counted(self: TrainingCheck, *given: Any) -> Any:
+        tried.append(given)
+        return run(self, *given)
+
+    model, x = nn.Sequential(*(Perceptron() for _ in range(5))), torch.randn(4, 16)
+    result = repl_fx.transform(model, (x,), surrogate="bottleneck", settings={"ratio": 0.25}, blocks=["1"])
+    trials = Trials(result.captured_parts, result.found, 0, result.inputs)
+    monkeypatch.setattr(TrainingCheck, "run", counted)
+    (one,) = result.plan.replacements
+    for ratio in (0.25, 0.25, 0.5):
+        trials.require(replace(result.plan, replacements=(replace(one, settings={"ratio": ratio}),)))
+    assert len(tried) == 2
 
 
 def test_a_builder_of_repl_fx_that_fails_is_a_defect_and_no_refusal(monkeypatch: pytest.MonkeyPatch) -> None:
