@@ -1,7 +1,7 @@
 """How much of the error of a removed block is left with a surrogate in its place, on trained networks.
 
     python -m benchmarks.block_errors --data DIR        the networks of benchmarks.trained, of the first seed
-    python -m benchmarks.block_errors --data DIR --only '*/vit' --docs DIR
+    python -m benchmarks.block_errors --data DIR --only '*/vit' text/gpt --docs DIR
 
 Each block that may go is replaced alone, and its surrogate fitted on samples of the training data. The error is the
 share of the variance of what leaves the block that is not there: that with the surrogate is divided by that without the
@@ -90,7 +90,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--data", type=Path, default=ROOT / "build" / "data", help="directory of the data sets")
     parser.add_argument("--download", action="store_true", help="fetch data sets that are not there")
     parser.add_argument("--scale", choices=SCALES, default="gpu" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--only", default="*", metavar="GLOB", help="networks, such as 'cifar10/vit'")
+    parser.add_argument("--only", nargs="+", default=["*"], metavar="GLOB", help="networks, such as 'cifar10/vit'")
     parser.add_argument("--out", type=Path, default=ROOT / "build" / "trained", help="where trained weights are kept")
     parser.add_argument("--docs", type=Path, default=ROOT / "docs", help="where the page goes")
     given = parser.parse_args(argv)
@@ -98,17 +98,21 @@ def main(argv: Sequence[str] | None = None) -> int:
     found: dict[str, dict[str, list[float]]] = {}
     try:
         for name, task in tasks(given.scale).items():
-            if fnmatch.fnmatchcase(name, given.only):
+            if any(fnmatch.fnmatchcase(name, glob) for glob in given.only):
                 data = task.load(given.data, download=given.download)
                 own = original(task, data, 0, given.out / "weights" / given.scale)
                 found[name] = dict(errors_left(own))
+                # After each network: a run that is cut off keeps those that are done.
+                (given.docs / "block_errors.md").write_text(written(found))
     except ReplFxError as problem:
         print(f"error: {problem}", file=sys.stderr)
         return 2
     if not found:
-        print(f"error: no network is called {given.only}; {', '.join(tasks(given.scale))} are there", file=sys.stderr)
+        print(
+            f"error: no network is called {' or '.join(given.only)}; {', '.join(tasks(given.scale))} are there",
+            file=sys.stderr,
+        )
         return 2
-    (given.docs / "block_errors.md").write_text(written(found))
     return 0
 
 
