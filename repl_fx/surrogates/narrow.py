@@ -101,7 +101,7 @@ class Narrow(Surrogate[NarrowConfig, NarrowMatch]):
     @property
     def error_left(self) -> float:  # type: ignore[override]
         """See `Surrogate`."""
-        # A fit to the medians of docs/block_errors.md.
+        # A fit to the medians over the four networks of docs/block_errors.md.
         return 0.25 * math.exp(-4.5 * self._ratio)
 
     @property
