@@ -1,18 +1,22 @@
 """The modules that compute a surrogate's weights, when they run again, and when what they made is used again.
 
-A synthesis depends on parameters alone, so its result holds until one of them changes:
+A synthesis depends on parameters alone, and runs in every forward pass, with gradients and without:
 
-    training              it runs in every forward pass, and gradients flow through it
-    without gradients     (evaluation, `torch.no_grad`) its result is kept until a parameter changes
-    shared_synthesis      it runs once for all micro-batches of a step; what they sum up goes through it at the end
+    training, evaluation  weights are made of the parameters as they are now
+    shared_synthesis      they are made once for all passes inside; gradients go through the synthesis at the end
+    repl_fx.fold          they are constants
+
+Nothing is kept unasked: fused optimizers, `.data`, numpy and communication write parameters without a trace.
 """
 
 from __future__ import annotations
 
 import math
-import weakref
+import operator
+import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from itertools import islice
 from typing import Any
 
@@ -55,7 +59,6 @@ class Synthesis(nn.Module):
     def __init__(self, train_neighbours: bool) -> None:
         super().__init__()
         self.train_neighbours = train_neighbours
-        self._kept: _Kept | None = None
         self._shared: _Shared | None = None
 
     def synthesise(self, *weights: Tensor) -> Any:
@@ -73,19 +76,16 @@ class Synthesis(nn.Module):
         return weight if self.train_neighbours else weight.detach()
 
     def forward(self, *weights: Tensor) -> Any:
-        """The result of `synthesise` on the weights, computed now or before."""
+        """The result of `synthesise` on the weights; inside `shared_synthesis`, that of the first call."""
         if torch.compiler.is_compiling() or is_transformed():
-            # A compiled graph is fast without it, and would have to be guarded by the state of every weight. A weight
-            # inside a transform is of that transform alone.
+            # A weight inside a transform is of that transform alone.
             return self._made_of(weights)
-        if self._shared is not None:
-            return self._shared.weights(self, weights)
-        if torch.is_grad_enabled() or not _can_be_watched(read := [*weights, *self.parameters(), *self.buffers()]):
-            return self._made_of(weights)
-        if self._kept is None or self._kept.stale(read):
-            # Without history, as folded ones are: a product with a weight that requires a gradient may round otherwise.
-            self._kept = _Kept(read, pytree.tree_map_only(Tensor, torch.Tensor.detach, self._made_of(weights)))
-        return self._kept.made
+        shared = self._shared
+        if shared is not None:
+            return shared.weights(self, weights)
+        made = self._made_of(weights)
+        # Without history, as folded ones are: a product with a weight that requires a gradient may round otherwise.
+        return made if torch.is_grad_enabled() else _detached(made)
 
     def _made_of(self, weights: Sequence[Tensor]) -> Any:
         if not self.takes_shards and any(map(is_sharded, weights)):
@@ -114,14 +114,9 @@ class Synthesis(nn.Module):
                 untyped: Any = tensor
                 untyped.register_hook(check)
 
-    def train(self, mode: bool = True) -> Synthesis:
-        """Set the mode, and forget what was made: a change through `.data` leaves no trace."""
-        self._kept = None
-        return super().train(mode)
-
     def __getstate__(self) -> dict[str, Any]:
-        # Copies and pickles make their own.
-        return {**self.__dict__, "_kept": None, "_shared": None}
+        # A copy is not inside `shared_synthesis`.
+        return {**self.__dict__, "_shared": None}
 
 
 class BlendingSynthesis(Synthesis):
@@ -219,76 +214,100 @@ def _without_state(member: BlendingSynthesis) -> BlendingSynthesis:
     return copied
 
 
-class _Kept:
-    """Weights that were made, and what they were made of."""
+@dataclass(frozen=True)
+class _Run:
+    """One run of a synthesis.
 
-    def __init__(self, read: Sequence[Tensor], made: Any) -> None:
-        # Weak: another tensor may get the identity of one that is gone, but not its reference.
-        self.sources = [(weakref.ref(tensor), tensor._version, tensor.data_ptr()) for tensor in read]
-        self.made = made
+    Attributes:
+        read: the tensors that it read.
+        states: the version and the place in memory of each then; in-place operators count versions up.
+        made: its result.
+        leaves: its result without history, so that each pass adds to gradients of its own.
+    """
 
-    def stale(self, read: Sequence[Tensor]) -> bool:
-        """Whether other tensors are read now, or the same ones with other values."""
-        return len(read) != len(self.sources) or any(
-            source() is not tensor or version != tensor._version or place != tensor.data_ptr()
-            for tensor, (source, version, place) in zip(read, self.sources, strict=True)
-        )
+    read: Sequence[Tensor]
+    states: Sequence[tuple[int, int]]
+    made: Any
+    leaves: Any
 
-
-def _can_be_watched(tensors: Sequence[Tensor]) -> bool:
-    """Whether a change of each would show: plain tensors with storage and a version."""
-    plain = all(type(t) in (Tensor, nn.Parameter) and not t.is_meta and not t.is_inference() for t in tensors)
-    # What FSDP2 gathers again comes in the same tensor and in the same place.
-    return plain and not is_fully_sharded_anywhere()
-
-
-class _Shared:
-    """One run of a synthesis, for several forward and backward passes."""
-
-    def __init__(self) -> None:
-        self.kept: _Kept | None = None
-        self.leaves: Any = None
-
-    def weights(self, synthesis: Synthesis, given: Sequence[Tensor]) -> Any:
-        """The weights, cut off from what they were made of, so that each pass adds to their own gradients."""
-        read = [*given, *synthesis.parameters(), *synthesis.buffers()]
-        if self.kept is None:
-            with torch.enable_grad():
-                self.kept = _Kept(read, synthesis._made_of(given))
-            self.leaves = pytree.tree_map_only(Tensor, _leaf, self.kept.made)
-        elif self.kept.stale(read):
+    def require_same(self, synthesis: Synthesis, read: Sequence[Tensor]) -> None:
+        """Raise `WeightsChanged` where other tensors are read now, or the same ones were written in place."""
+        alike = len(read) == len(self.read) and all(map(operator.is_, read, self.read))
+        if not alike or self.states != _states(read):
             raise WeightsChanged(
                 f"the weights that {type(synthesis).__name__} reads changed inside shared_synthesis; step the "
                 "optimizer after it"
             )
-        return self.leaves
 
     def finish(self) -> None:
         """Hand the gradients on, through the synthesis."""
-        if self.kept is None:
-            return
-        pairs = zip(pytree.tree_leaves(self.kept.made), pytree.tree_leaves(self.leaves), strict=True)
+        pairs = zip(pytree.tree_leaves(self.made), pytree.tree_leaves(self.leaves), strict=True)
         due = [(made, leaf.grad) for made, leaf in pairs if isinstance(leaf, Tensor) and leaf.grad is not None]
         if due:
             torch.autograd.backward([made for made, _ in due], [gradient for _, gradient in due])
+
+
+class _Shared:
+    """The runs of a synthesis inside `shared_synthesis`: one for passes with gradients, one for those without."""
+
+    def __init__(self) -> None:
+        self.runs: dict[bool, _Run] = {}
+        # Threads may evaluate one model.
+        self.lock = threading.RLock()
+
+    def weights(self, synthesis: Synthesis, given: Sequence[Tensor]) -> Any:
+        """The weights, cut off from what they were made of."""
+        read = [*given, *synthesis.parameters(), *synthesis.buffers()]
+        graded = torch.is_grad_enabled()
+        with self.lock:
+            if graded in self.runs:
+                self.runs[graded].require_same(synthesis, read)
+            else:
+                # Of inference mode, tensors could not be used outside of it.
+                with torch.inference_mode(False), torch.set_grad_enabled(graded):
+                    made = synthesis._made_of(given)
+                leaves = pytree.tree_map_only(Tensor, _leaf, made) if graded else _detached(made)
+                self.runs[graded] = _Run(read, _states(read), made if graded else leaves, leaves)
+            return self.runs[graded].leaves
+
+    def finish(self) -> None:
+        """Hand the gradients on, through the synthesis."""
+        if True in self.runs:
+            self.runs[True].finish()
 
 
 def _leaf(made: Tensor) -> Tensor:
     return made.detach().requires_grad_(made.requires_grad)
 
 
+def _detached(made: Any) -> Any:
+    return pytree.tree_map_only(Tensor, torch.Tensor.detach, made)
+
+
+def _states(tensors: Sequence[Tensor]) -> list[tuple[int, int]]:
+    return [(0 if tensor.is_inference() else tensor._version, tensor.data_ptr()) for tensor in tensors]
+
+
 @contextmanager
 def shared_synthesis(module: nn.Module) -> Iterator[None]:
-    """Run each synthesis of a module once for all forward and backward passes inside, as in gradient accumulation.
+    """Run each synthesis of a module once for all passes inside, as in gradient accumulation or an evaluation.
 
         with repl_fx.shared_synthesis(model):
             for batch in micro_batches:
                 loss(model, batch).backward()
         optimizer.step()
 
+        with torch.no_grad(), repl_fx.shared_synthesis(model):
+            predictions = [model(batch) for batch in validation]
+
     Gradients of synthesised weights add up inside, and go through the syntheses to gains and neighbours once, at the
     end: inside, `.grad` of these is not complete. With DistributedDataParallel use it inside `no_sync`, for all
-    micro-batches but the last. A compiled module runs its syntheses every time.
+    micro-batches but the last. A compiled module runs its syntheses every time. Inside another one for the same module,
+    or beside one in another thread, it changes nothing.
+
+    The weights that the syntheses read must not be written inside. In-place operators, a new `.data` and other
+    parameters are noticed in the next forward pass; a write that leaves no trace (fused optimizers, `.data.copy_`,
+    numpy) is not.
 
     Args:
         module: a rewritten module, or one with rewritten graphs in it.
@@ -303,7 +322,7 @@ def shared_synthesis(module: nn.Module) -> Iterator[None]:
             "shared_synthesis: the module is sharded (fully_shard), and its weights are gone after each backward pass; "
             "leave shared_synthesis out"
         )
-    syntheses = [found for found in module.modules() if isinstance(found, Synthesis)]
+    syntheses = [found for found in module.modules() if isinstance(found, Synthesis) and found._shared is None]
     # In a graph, what reads another's result comes after it.
     started: list[_Shared] = []
     for synthesis in syntheses:
