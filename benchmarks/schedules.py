@@ -35,8 +35,8 @@ from repl_fx.environment.machine import cpu_model
 from repl_fx.errors import ReplFxError
 from repl_fx.training.config import TrainConfig
 from repl_fx.training.data import load_data
-from repl_fx.training.data.arrays import channel_scale
 from repl_fx.training.data.kinds import Data, Tensors
+from repl_fx.training.data.standardising import channel_scale
 from repl_fx.training.run import train
 from repl_fx.training.schedules import train_in_phases
 
@@ -89,7 +89,7 @@ def cifar(folder: Path, epochs: int = 6) -> Task:
     whole = thinned(load("cifar10", folder, 2), PICTURES, None)
     train, test = _halved(whole.train), _halved(whole.test)
     data = Data("cifar10", "classification", 10, (3, 16, 16), train, test, *channel_scale(train.inputs))
-    config = TrainConfig(epochs=epochs, batch_size=64, lr=2e-3, device="cpu", log_every=1000)
+    config = TrainConfig(epochs=epochs, batch_size=64, lr=2e-3, augment=True, device="cpu", log_every=1000)
     return Task("CIFAR-10", lambda: vit(16, 3, patch=4, width=32, depth=5, heads=2), data, config)
 
 

@@ -152,12 +152,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--json", type=Path, metavar="FILE", help="write all rates there")
     parser.add_argument("--strict", action="store_true")
     given = parser.parse_args(arguments)
-    data = load_data(given.data, root=given.data_dir)
+    data = load_data(given.data, root=given.data_dir, standardise=True)
     assert isinstance(data, Data) and isinstance(data.train, Tensors)
     # The evaluation at the end of each epoch is not measured.
     few = Tensors(data.test.inputs[:64], data.test.targets[:64]) if isinstance(data.test, Tensors) else data.test
     part = Tensors(data.train.inputs[: given.samples], data.train.targets[: given.samples])
-    config = TrainConfig(batch_size=given.batch_size, epochs=given.epochs, device=given.device)
+    config = TrainConfig(batch_size=given.batch_size, epochs=given.epochs, device=given.device, augment=True)
     measured = measure(given.model, replace(data, train=part, test=few), config, given.rounds, given.clock)
     device = torch.device(given.device)
     print(f"{given.model} on {measured['data']}, batch {given.batch_size}; {device_name(device)}")

@@ -348,6 +348,11 @@ def note_lines(notes: Sequence[str]) -> list[RenderableType]:
     return [f"note: {note}" for note in notes]
 
 
+def data_lines(changes: Sequence[str]) -> list[RenderableType]:
+    """Changes that data go through, as lines of their own."""
+    return [f"data: {change}" for change in changes]
+
+
 def captured_lines(title: str, captured: CapturedParts) -> list[RenderableType]:
     """The lines on a model and its capture: one, and a table where it was captured in parts."""
     from repl_fx.report.tables import parts_table

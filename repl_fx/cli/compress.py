@@ -49,6 +49,7 @@ def compress_command(
             from repl_fx.compression.compress import compress
         from repl_fx.report.tables import budget_table, figures_table
 
+        noted: list[str] = []
         done = compress(
             spec,
             output,
@@ -59,12 +60,13 @@ def compress_command(
             trust_remote_code=trust,
             progress=terminal.stage,
             show=not (quiet or as_json),
+            note=noted.extend if as_json else lambda lines: terminal.show(*common.data_lines(lines)),
         )
         terminal.show(budget_table(done.budget), figures_table(done.figures))
         terminal.show(*(f"written: {one.file}" for one in done.exported.values()), f"written: {done.directory}")
         document = {name: value for name, value in vars(done).items() if name not in ("directory", "exported")}
         exported = {path: one.to_json() for path, one in done.exported.items()}
-        terminal.document({"directory": str(done.directory), **document, "exported": exported})
+        terminal.document({"directory": str(done.directory), "data": noted, **document, "exported": exported})
         for path, one in done.exported.items():
             if one.verification is not None:
                 said = f"{path}: {one.verification.summary()}".removeprefix(": ")

@@ -68,6 +68,8 @@ def heal_command(
                     defaults=settings_to_heal(),
                     progress=terminal.stage,
                 )
+                if run.processes.first:
+                    terminal.show(*common.data_lines(run.changes))
                 healed = heal_directory(run, show=not (quiet or as_json), progress=terminal.stage)
         except Ended as end:
             raise typer.Exit(int(end.code or 0)) from None
@@ -75,4 +77,5 @@ def heal_command(
             return
         terminal.show(figures_table(healed.figures))
         terminal.show(f"written: {run.directory}", f"next:    repl-fx export {run.directory}")
-        terminal.document({"directory": str(run.directory), "steps": healed.trained.steps, "figures": healed.figures})
+        known = {"directory": str(run.directory), "data": list(run.changes)}
+        terminal.document({**known, "steps": healed.trained.steps, "figures": healed.figures})

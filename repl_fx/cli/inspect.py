@@ -49,6 +49,25 @@ TaskOption = Annotated[
         rich_help_panel=_SCORES,
     ),
 ]
+SizeOption = Annotated[
+    int | None,
+    typer.Option(
+        "--size",
+        min=1,
+        help="Pixels that the sides of pictures in files are brought to; by default none.",
+        show_default=False,
+        rich_help_panel=_SCORES,
+    ),
+]
+StandardiseOption = Annotated[
+    bool | None,
+    typer.Option(
+        "--standardise/--no-standardise",
+        help="Standardise channels of pictures; by default those of data sets with a name alone.",
+        show_default=False,
+        rich_help_panel=_SCORES,
+    ),
+]
 ScoreOption = Annotated[
     Literal["influence", "change", "gradient", "loss"],
     typer.Option(
@@ -116,6 +135,8 @@ def inspect_command(
     weights: common.WeightsOption = None,
     data: DataOption = None,
     data_dir: DataDirOption = None,
+    size: SizeOption = None,
+    standardise: StandardiseOption = None,
     task: TaskOption = None,
     score: ScoreOption = "influence",
     samples: SamplesOption = 256,
@@ -191,12 +212,16 @@ def inspect_command(
             with common.needing("train", "inspect --data"):
                 from repl_fx.training.calibration import score_on_data
                 from repl_fx.training.config import TrainConfig
-                from repl_fx.training.loading import read_data
+                from repl_fx.training.loading import changes_of, read_data
             directory = None if data_dir is None else str(data_dir)
-            config = TrainConfig().changed(data=data, data_dir=directory, task=task, seed=seed)
+            reading: Any = {"data": data, "data_dir": directory, "size": size, "standardise": standardise}
+            config = TrainConfig().changed(**reading, task=task, seed=seed)
             options: Any = {"samples": samples, "greedy": greedy, "progress": terminal.stage}
             terminal.stage("load data")
-            found = score_on_data(captured, read_data(config, target.inputs), config, score, **options)
+            samples_from = read_data(config)
+            document["data"] = list(changes_of(samples_from, config, training=False))
+            terminal.show(*common.data_lines(document["data"]))
+            found = score_on_data(captured, samples_from, config, score, **options)
             terminal.show(str(found), tables.scores_table(found), charts.scores_chart(found, score))
             document["scores"] = documents.scores_document(found)
         if pictures:

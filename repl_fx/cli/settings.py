@@ -16,7 +16,7 @@ from repl_fx.cli.completion import OF_SETTINGS
 _SECTIONS = {
     "Blocks to replace": ("every", "blocks", "budget", "scores", "ignore", "surrogate", "set", "plan"),
     "Model": ("weights", "input_shape", "checkpoint_blocks"),
-    "Data": ("data", "data_dir", "download", "context", "task", "augment", "mixup", "cutmix"),
+    "Data": ("data", "data_dir", "download", "context", "size", "standardise", "task", "augment", "mixup", "cutmix"),
     "Optimizer": (
         *("epochs", "steps", "batch_size", "accumulate", "optimizer", "lr", "momentum", "weight_decay", "warmup"),
         *("clip", "label_smoothing", "ema", "precision", "compile", "learn"),

@@ -61,6 +61,8 @@ def train_command(
                     trust_remote_code=trust,
                     progress=terminal.stage,
                 )
+                if run.processes.first:
+                    terminal.show(*common.data_lines(run.changes))
                 show = not (quiet or as_json)
                 if run.config.compare or run.config.seeds > 1:
                     rows = train_side_by_side(run, show=show, progress=terminal.stage)
@@ -75,4 +77,4 @@ def train_command(
         if not run.processes.first:
             return
         terminal.show(*shown, f"written: {run.directory}", f"next:    repl-fx export {run.directory}")
-        terminal.document({"directory": str(run.directory), **figures})
+        terminal.document({"directory": str(run.directory), "data": list(run.changes), **figures})

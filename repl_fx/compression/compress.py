@@ -11,7 +11,7 @@ Each stage is a part of repl-fx that is usable alone: `inspect --data`, `transfo
 from __future__ import annotations
 
 import glob
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -38,7 +38,7 @@ from repl_fx.training.config import read_config
 from repl_fx.training.data.kinds import Data, UserData
 from repl_fx.training.evaluation import evaluate
 from repl_fx.training.healing import with_places
-from repl_fx.training.loading import read_data
+from repl_fx.training.loading import changes_of, read_data
 from repl_fx.training.run import CHECKPOINT, STATE, require_available
 from repl_fx.training.safe_checkpoints import discard_all, last_whole
 from repl_fx.training.variants import Models
@@ -77,13 +77,15 @@ class _Run:
     Attributes:
         spec: of the model.
         progress: called with the name of each stage as it begins.
+        note: called with lines on what is done to the data.
     """
 
     state: State
     spec: str
     config: CompressConfig
-    trust_remote_code: bool
-    progress: Callable[[str], None]
+    trust_remote_code: bool = False
+    progress: Callable[[str], None] = lambda stage: None
+    note: Callable[[Sequence[str]], None] = lambda lines: None
 
     @property
     def directory(self) -> Path:
@@ -102,6 +104,7 @@ def compress(
     trust_remote_code: bool = False,
     progress: Callable[[str], None] = lambda stage: None,
     show: bool = False,
+    note: Callable[[Sequence[str]], None] = lambda lines: None,
 ) -> Compressed:
     """Compress a trained model, or go on with a compression that was stopped.
 
@@ -115,13 +118,14 @@ def compress(
         trust_remote_code: see `load_source`.
         progress: called with the name of each stage as it begins.
         show: whether healing shows a progress bar.
+        note: called with one line for each change that the data go through.
 
     Raises:
         BadInput: options that do not go together, a budget that nobody can meet, data or a model that do not fit.
         ReplFxError: see `transform` and `export_onnx`.
     """
     run = _begun(spec, output, given, config_file, resume=resume, force=force)
-    run = replace(run, trust_remote_code=trust_remote_code, progress=progress)
+    run = replace(run, trust_remote_code=trust_remote_code, progress=progress, note=note)
     if not (resume and "cut" in run.state.figures()):
         _cut(run, resume=resume)
     if run.config.heal and "healed" not in run.state.figures():
@@ -140,7 +144,7 @@ def _begun(
             raise BadInput("--resume goes on with the run of a directory, with its settings; leave out all else")
         state = State(Path(spec))
         model, config = state.settings()
-        return _Run(state, model, config, False, lambda stage: None)
+        return _Run(state, model, config)
     if output is None:
         raise BadInput("no place to write to; give -o DIR")
     if Path(spec).is_dir():
@@ -155,7 +159,7 @@ def _begun(
     if state.begun and not force:
         raise BadInput(f"{output} has a compression already; go on with --resume, or begin anew with --force")
     require_free(output, force=force)
-    return _Run(state, spec, config, False, lambda stage: None)
+    return _Run(state, spec, config)
 
 
 def _cut(run: _Run, *, resume: bool) -> None:
@@ -164,7 +168,8 @@ def _cut(run: _Run, *, resume: bool) -> None:
     run.progress("load")
     source = _on_device(models.source(run.config.seed), run.config)
     run.progress("load data")
-    data = read_data(run.config, source.inputs)
+    data = read_data(run.config)
+    run.note(changes_of(data, run.config, training=run.config.heal))
     run.progress("capture")
     inputs = widen_batch(source.model, source.inputs)
     captured = capture_parts(source.model, inputs.args, inputs.kwargs)

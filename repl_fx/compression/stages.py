@@ -26,6 +26,7 @@ from repl_fx.artifact.places import COMPRESSION, RESULT as RESULT, SCORES
 from repl_fx.compression.config import CompressConfig
 from repl_fx.errors import BadInput, OutputError, one_line
 from repl_fx.scoring.scores import Scores
+from repl_fx.training.config import require_said
 
 SETTINGS = "settings.yaml"
 
@@ -88,6 +89,7 @@ class State:
             raise BadInput(f"{self.directory} has no compression to go on with; give a model, and -o") from None
         except (OSError, msgspec.DecodeError, UnicodeDecodeError) as problem:
             raise BadInput(f"{file} cannot be read: {one_line(problem)}; begin anew with --force") from problem
+        require_said(file)
         return found.spec, found.settings
 
     def scores(self) -> Scores | None:

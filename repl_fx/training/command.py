@@ -21,7 +21,7 @@ from repl_fx.training.comparing import Member, Row, members, write_comparison
 from repl_fx.training.config import FROM_SPEC, MAKING, TrainConfig, read_config
 from repl_fx.training.data.kinds import Data, UserData
 from repl_fx.training.distributed import require_possible
-from repl_fx.training.loading import read_data
+from repl_fx.training.loading import changes_of, read_data
 from repl_fx.training.processes import Processes, join
 from repl_fx.training.run import (
     CHECKPOINT,
@@ -65,6 +65,11 @@ class Run:
     models: Models | None = None
     teacher: nn.Module | None = None
     result: TransformResult | None = None
+
+    @property
+    def changes(self) -> tuple[str, ...]:
+        """One line for each change that the data go through, see `changes_of`."""
+        return changes_of(self.data, self.config)
 
 
 def begin(
@@ -127,7 +132,7 @@ def begin(
             require_schedule(config, loaded.result)
         rewritten = loaded.model if loaded.result.in_place.model is not None else loaded.module
         progress("load data")
-        data = read_data(config, loaded.inputs)
+        data = read_data(config)
         if output is not None and processes.first:
             save(rewritten, output, force=force)
         built = model or (None if loaded.manifest.model is None else loaded.manifest.model.spec)
@@ -145,7 +150,7 @@ def begin(
     source = models.source(config.seed)
     # What is not there should not cost a capture.
     progress("load data")
-    data = read_data(config, source.inputs)
+    data = read_data(config)
     result = models.transform(source, progress=progress)
     require_schedule(config, result)
     if processes.first:

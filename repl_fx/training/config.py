@@ -22,6 +22,8 @@ MAKING = (
 )
 # Settings of a run that heals, where none are given. A model that is nearly right is not shaken by a high rate.
 HEALING: Mapping[str, Any] = MappingProxyType({"teacher": FROM_SPEC, "teacher_values": 1.0, "epochs": 1, "lr": 3e-4})
+# Settings that count, where they are given, from 1, and of what.
+_COUNTS = {"save_every": "steps", "steps": "steps", "devices": "processes", "nodes": "machines", "size": "pixels"}
 # Settings that are for training from scratch.
 NOT_TO_HEAL = (*MAKING, "compare", "seeds", "replace_at", "restore_at")
 
@@ -59,6 +61,13 @@ class TrainConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     data_dir: Annotated[str | None, Meta(description="Directory of the files of named data sets.")] = None
     download: Annotated[bool, Meta(description="Download a named data set that is not there.")] = False
     context: Annotated[int, Meta(ge=2, description="Bytes in one input of text.")] = 256
+    size: Annotated[
+        int | None, Meta(description="Pixels that the sides of pictures in files are brought to; by default none.")
+    ] = None
+    standardise: Annotated[
+        bool | None,
+        Meta(description="Standardise channels of pictures; by default those of data sets with a name alone."),
+    ] = None
     task: Annotated[
         str | None, Meta(description="Task of loaders: classification, …; or file.py:CLASS, a LightningModule.")
     ] = None
@@ -87,7 +96,10 @@ class TrainConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     ] = 0.0
     target_weight: Annotated[float, Meta(ge=0, description="Weight of the targets beside a teacher.")] = 1.0
     temperature: Annotated[float, Meta(gt=0, description="Temperature of the logits beside a teacher.")] = 2.0
-    augment: Annotated[bool, Meta(description="Shift and flip training pictures.")] = True
+    augment: Annotated[
+        bool | None,
+        Meta(description="Shift and flip training pictures; by default those of data sets with a name alone."),
+    ] = None
     mixup: Annotated[float, Meta(ge=0, description="Alpha of mixup; 0 for none.")] = 0.0
     cutmix: Annotated[float, Meta(ge=0, description="Alpha of cutmix; 0 for none.")] = 0.0
     ema: Annotated[float, Meta(ge=0, lt=1, description="Decay of an average of the weights; 0 for none.")] = 0.0
@@ -191,13 +203,26 @@ def read_config(file: Path, base: Config) -> Config:
     return _converted(type(base), values, str(file))
 
 
+def require_said(file: Path) -> None:
+    """Refuse the settings of a run that was begun when all pictures were standardised, and augmented, in silence.
+
+    Raises:
+        BadInput: says how to go on as it began.
+    """
+    if b"standardise:" not in file.read_bytes():
+        raise BadInput(
+            f"{file} is of an older repl-fx and does not say whether pictures are standardised, as they were then; "
+            "add `standardise: true` (and `size: PIXELS` for pictures in files) to go on as it began, or train anew"
+        )
+
+
 def _converted(kind: type[Config], values: Any, where: str) -> Config:
     try:
         config = msgspec.convert(values, kind)
     except msgspec.ValidationError as problem:
         known = f"; the settings are {', '.join(kind.__struct_fields__)}" if "unknown field" in str(problem) else ""
         raise BadInput(f"{where}: {problem}{known}") from problem
-    for name, what in (("save_every", "steps"), ("steps", "steps"), ("devices", "processes"), ("nodes", "machines")):
+    for name, what in _COUNTS.items():
         value = getattr(config, name)
         if value is not None and value < 1:
             raise BadInput(f"{where}: {name} is {value}; give 1 or more {what}")

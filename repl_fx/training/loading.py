@@ -10,10 +10,9 @@ import pytorch_lightning as pl
 import torch
 
 from repl_fx.errors import BadInput
-from repl_fx.running.example_inputs import ExampleInputs
 from repl_fx.training.config import TrainConfig
 from repl_fx.training.data.augmentation import Chain, Change, CropAndFlip, CutMix, Mixup, Normalise
-from repl_fx.training.data.kinds import Data, UserData
+from repl_fx.training.data.kinds import Data, Tensors, UserData
 from repl_fx.training.data.loaders import BatchLoader, loader_of
 from repl_fx.training.data.positioned import PositionedLoader
 from repl_fx.training.data.samples import samples_of
@@ -21,6 +20,9 @@ from repl_fx.training.data.sets import load_data
 from repl_fx.training.data.user_loaders import UserLoader, UserModule, loaders_of
 from repl_fx.training.processes import ALONE, Processes
 from repl_fx.training.tasks import Task
+
+# Tasks whose batches are changed on their device; pictures of detection are, one by one, where they are read.
+_CHANGED = ("classification", "segmentation")
 
 
 class Batches:
@@ -69,23 +71,61 @@ class Batches:
         return {"datamodule": self._module} if self._module is not None else {"dataloaders": self.test}
 
 
-def read_data(config: TrainConfig, inputs: ExampleInputs) -> Data | UserData:
-    """The data of the settings; pictures that are read file by file, in the size that the model is given.
-
-    Args:
-        inputs: example inputs of the model.
+def read_data(config: TrainConfig) -> Data | UserData:
+    """The data of the settings.
 
     Raises:
         BadInput: see `load_data`.
     """
-    shape = inputs.tensors[0].shape if inputs.tensors else ()
     return load_data(
         config.data,
         root=None if config.data_dir is None else Path(config.data_dir),
         download=config.download,
         context=config.context,
-        size=int(shape[-1]) if len(shape) == 4 else None,
+        size=config.size,
+        standardise=config.standardise,
     )
+
+
+def changes_of(data: Data | UserData, config: TrainConfig, *, training: bool = True) -> tuple[str, ...]:
+    """One line for each change that inputs go through on their way from the files to the model.
+
+    Args:
+        training: whether they are trained on, too.
+    """
+    if isinstance(data, UserData):
+        return data.changes
+    lines = list(data.changes)
+    first = data.train.inputs if isinstance(data.train, Tensors) else data.train[0][0]
+    if first.dtype == torch.uint8:
+        lines.append(f"pixels of {data.name}: uint8 -> float32, divided by 255")
+    if data.mean and data.task in _CHANGED:
+        mean, std = (", ".join(f"{value:.4g}" for value in values) for values in (data.mean, data.std))
+        lines.append(
+            f"channels of {data.name}: less their mean ({mean}), divided by their deviation ({std}) (--standardise)"
+        )
+    if training:
+        lines += _training_changes(data, config)
+    return tuple(lines)
+
+
+def _training_changes(data: Data, config: TrainConfig) -> Iterator[str]:
+    where = f"training inputs of {data.name}"
+    if _augments(data, config):
+        first = next(_changes(data, config, training=True), None)
+        shifted = first if isinstance(first, CropAndFlip) else None
+        ways = [] if shifted is None else [f"shifted by up to {shifted.padding} pixels"]
+        ways += ["every other one mirrored"] if shifted is None or shifted.flip else []
+        yield f"{where}: {', '.join(ways)} (--augment)"
+    for name in ("mixup", "cutmix"):
+        if getattr(config, name):
+            yield f"{where}: mixed, with their targets (--{name} {getattr(config, name)})"
+
+
+def _augments(data: Data, config: TrainConfig) -> bool:
+    """Whether training pictures are augmented; what is no picture never is."""
+    wanted = data.augment if config.augment is None else config.augment
+    return wanted and (data.task == "detection" or (len(data.shape) == 3 and data.task in _CHANGED))
 
 
 def loaders(
@@ -119,7 +159,7 @@ def _loader(
     data: Data, config: TrainConfig, device: torch.device, processes: Processes, *, training: bool
 ) -> BatchLoader:
     part, name = (data.train, "train") if training else (data.test, "test")
-    split = samples_of(data, part, name, flip=training and config.augment)
+    split = samples_of(data, part, name, flip=training and _augments(data, config))
     change = Chain(tuple(_changes(data, config, training=training)))
     # Tests want no gradients kept, and take twice the batch.
     size = config.batch_size if training else 2 * config.batch_size
@@ -155,10 +195,9 @@ def _require_mixtures(data: Data | UserData, config: TrainConfig) -> None:
 
 
 def _changes(data: Data, config: TrainConfig, *, training: bool) -> Iterator[Change]:
-    if data.task not in ("classification", "segmentation"):
+    if data.task not in _CHANGED:
         return
-    pictures = len(data.shape) == 3
-    if training and config.augment and pictures:
+    if training and _augments(data, config):
         # What is grey, such as digits, is something else in a mirror.
         yield CropAndFlip(max(1, data.shape[1] // 8), flip=data.shape[0] == 3)
     if training and config.cutmix:

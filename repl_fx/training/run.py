@@ -34,7 +34,7 @@ from repl_fx.errors import BadInput, OutputError
 from repl_fx.training.building import module_of
 from repl_fx.training.callbacks import SharedSyntheses, Speed, peak_mib
 from repl_fx.training.compiling import compile_
-from repl_fx.training.config import TrainConfig, read_config
+from repl_fx.training.config import TrainConfig, read_config, require_said
 from repl_fx.training.data.kinds import Data, UserData
 from repl_fx.training.distributed import (
     Sharding,
@@ -215,7 +215,10 @@ def figures_of(trainer: pl.Trainer) -> dict[str, float]:
 
 def settings_of(directory: Path) -> TrainConfig:
     """The settings of the run in a directory."""
-    return read_config(directory / STATE / CONFIG, TrainConfig())
+    file = directory / STATE / CONFIG
+    config = read_config(file, TrainConfig())
+    require_said(file)
+    return config
 
 
 def begin_state(state: Path, config: TrainConfig) -> None:

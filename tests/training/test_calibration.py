@@ -9,15 +9,13 @@ import torch
 from torch import nn
 
 from repl_fx.errors import BadInput
-from repl_fx.running.example_inputs import ExampleInputs
 from repl_fx.training.calibration import calibration, score_on_data
 from repl_fx.training.config import TrainConfig
 from repl_fx.training.loading import read_data
 from tests.captures import captured
 
 PICTURES = torch.randn(2, 1, 8, 8)
-INPUTS = ExampleInputs((PICTURES,))
-DIGITS = read_data(TrainConfig(), INPUTS)
+DIGITS = read_data(TrainConfig())
 
 
 class Digits(nn.Module):
@@ -70,10 +68,10 @@ def test_data_of_the_user(tmp_path: Path) -> None:
     (tmp_path / "mine.py").write_text(LOADERS)
     config = TrainConfig(data=f"{tmp_path}/mine.py:loaders")
     found = captured(Digits().eval(), (PICTURES,))
-    assert score_on_data(found, read_data(config, INPUTS), config, "gradient", samples=10).samples == 10
+    assert score_on_data(found, read_data(config), config, "gradient", samples=10).samples == 10
     with pytest.raises(BadInput, match="returns a Mine; return"):
         config = config.changed(data=f"{tmp_path}/mine.py:module")
-        calibration(Digits(), read_data(config, INPUTS), config, 10, with_loss=False)
+        calibration(Digits(), read_data(config), config, 10, with_loss=False)
 
 
 @pytest.mark.parametrize(

@@ -24,14 +24,14 @@ def _kinds(loader: object) -> list[type]:
 
 
 def test_training_pictures_are_changed_and_those_held_out_are_not() -> None:
-    data, config = pictures(), TrainConfig(mixup=0.2, cutmix=1.0, batch_size=8)
+    data, config = pictures(), TrainConfig(mixup=0.2, cutmix=1.0, augment=True, batch_size=8)
     assert _kinds(loaders(data, config, CPU)[0]) == [CropAndFlip, CutMix, Normalise, Mixup]
     assert _kinds(loaders(data, config, CPU)[1]) == [Normalise]
-    assert _kinds(loaders(data, TrainConfig(augment=False, batch_size=8), CPU)[0]) == [Normalise]
+    assert _kinds(loaders(data, TrainConfig(batch_size=8), CPU)[0]) == [Normalise]
 
 
 def test_what_is_grey_is_not_mirrored() -> None:
-    loader, _ = loaders(pictures(), TrainConfig(batch_size=8), CPU)
+    loader, _ = loaders(pictures(), TrainConfig(augment=True, batch_size=8), CPU)
     assert isinstance(loader, TensorLoader) and isinstance(loader.change, Chain)
     assert loader.change.changes[0] == CropAndFlip(1, flip=False)
 
@@ -60,7 +60,7 @@ def test_mixtures_that_cannot_be_are_a_line(data: Data | UserData, settings: dic
 
 
 def test_pictures_with_masks_are_changed_like_others() -> None:
-    train, test = loaders(scenes(4, 2), TrainConfig(batch_size=2), CPU)
+    train, test = loaders(scenes(4, 2), TrainConfig(augment=True, batch_size=2), CPU)
     assert _kinds(train) == [CropAndFlip, Normalise] and _kinds(test) == [Normalise]
 
 

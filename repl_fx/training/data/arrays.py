@@ -26,8 +26,6 @@ from repl_fx.training.data.targets import IGNORED, no_targets
 Array = npt.NDArray[Any]
 KEYS = ("train_x", "train_y", "test_x", "test_y")
 _CHANNELS = (1, 3, 4)
-# Inputs whose sums are taken at a time: the whole set as float64 is eight times as large as its bytes.
-_PIECE = 4096
 
 
 def load_npz(request: Request) -> Data:
@@ -76,7 +74,7 @@ def _four(file: Any, path: Path) -> dict[str, Array]:
 
 
 def data_of(name: str, arrays: Mapping[str, Array], *, classes: int, where: str) -> Data:
-    """A data set of four arrays, with the scale of its training pictures.
+    """A data set of four arrays.
 
     Args:
         name: of the data set.
@@ -98,29 +96,15 @@ def data_of(name: str, arrays: Mapping[str, Array], *, classes: int, where: str)
     if train.inputs.dtype != test.inputs.dtype:
         raise BadInput(f"{where}: train_x is {train.inputs.dtype}, test_x {test.inputs.dtype}; give both the same type")
     shape = tuple(train.inputs.shape[1:])
-    mean, std = channel_scale(train.inputs) if len(shape) == 3 else ((), ())
     if train.targets.ndim != test.targets.ndim:
         found = " and ".join(str(tuple(part.targets.shape)) for part in (train, test))
         raise BadInput(f"{where}: train_y and test_y are of shapes {found}; give both labels, or both masks")
     task: Task = "segmentation" if train.targets.ndim == 3 else "classification"
     if task == "segmentation" and len(shape) != 3:
         raise BadInput(f"{where}: inputs of masks are of shape {shape}; give pictures (n, height, width, channels)")
-    return Data(name, task, classes, shape, train, test, mean, std, has_targets="train_y" in arrays)
-
-
-def channel_scale(pictures: Tensor) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Mean and deviation of each channel of pictures (n, channels, height, width); of uint8 in units of 255 levels."""
-    channels = pictures.shape[1]
-    total, square = torch.zeros(2, channels, dtype=torch.float64)
-    for piece in torch.split(pictures, _PIECE):
-        values = piece.double() / (255 if pictures.dtype == torch.uint8 else 1)
-        total += values.sum((0, 2, 3))
-        square += values.square().sum((0, 2, 3))
-    count = pictures.numel() // channels
-    mean = total / count
-    # A channel that is the same everywhere would be divided by nothing.
-    deviation = (square / count - mean.square()).clamp_min(1e-8).sqrt()
-    return tuple(mean.tolist()), tuple(deviation.tolist())
+    types = {arrays[key].dtype for key in ("train_x", "test_x")} - {np.dtype(np.uint8), np.dtype(np.float32)}
+    changes = tuple(f"inputs of {name}: {found} -> float32" for found in sorted(map(str, types)))
+    return Data(name, task, classes, shape, train, test, has_targets="train_y" in arrays, changes=changes)
 
 
 def _inputs(array: Array, where: str) -> Tensor:

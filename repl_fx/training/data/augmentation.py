@@ -79,10 +79,10 @@ class CropAndFlip:
 
 @dataclass(frozen=True)
 class Normalise:
-    """Inputs as float32, less the mean of their channel, by its deviation; uint8 counts in units of 255 levels.
+    """Pixels in uint8 as float32, divided by 255; then less the mean of their channel, by its deviation.
 
     Attributes:
-        mean, std: one value for each channel; empty only makes floats of the inputs.
+        mean, std: one value for each channel; without them, all that is not uint8 stays as it is.
     """
 
     mean: tuple[float, ...] = ()
@@ -94,7 +94,7 @@ class Normalise:
 
     def __call__(self, inputs: Tensor, targets: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         """Change (n, channels, height, width), or any shape where mean is empty; the generator is not used."""
-        scaled = _as_float(inputs)
+        scaled = _as_float(inputs) if inputs.dtype == torch.uint8 else inputs
         if self.mean:
             scaled = (scaled - _per_channel(self.mean, inputs.device)) / _per_channel(self.std, inputs.device)
         return scaled, targets

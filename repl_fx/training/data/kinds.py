@@ -55,10 +55,12 @@ class Data:
         shape: of one input: (channels, height, width) of a picture, (features,) of a vector, (context,) of a text;
             (channels,) for detection, whose pictures differ in size.
         train, test: the two splits.
-        mean, std: of each channel of the training pictures, in units of 255 grey levels where the inputs are uint8;
-            empty where the inputs are no pictures.
+        mean, std: of each channel, by which pictures are standardised, in units of 255 grey levels where the inputs
+            are uint8; empty where they are not.
         has_targets: whether there is more than `NO_TARGET` for each input; without, a model learns from its original
             alone.
+        augment: whether training pictures are shifted and mirrored where the settings do not say.
+        changes: one line for each change that reading made of what lies in the files.
 
     Raises:
         BadInput: a split is empty, has a type, a shape or a target that cannot be, or values that are not finite.
@@ -73,6 +75,8 @@ class Data:
     mean: tuple[float, ...] = ()
     std: tuple[float, ...] = ()
     has_targets: bool = True
+    augment: bool = False
+    changes: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if self.task not in TASKS:
@@ -130,12 +134,14 @@ class UserData:
         name: the specification.
         train, test: batches of (inputs, targets), where the function returned a pair of loaders.
         module: the LightningDataModule, where the function returned one.
+        changes: one line for each thing about its batches that is not as the function returned it.
     """
 
     name: str
     train: Iterable[Any] | None = None
     test: Iterable[Any] | None = None
     module: object | None = None
+    changes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -149,8 +155,7 @@ class Request:
         download: whether missing files may be fetched.
         context: bytes in one input of a text.
         held_out: share that becomes the test split where the data come unsplit, above 0 and below 1.
-        size: height and width in pixels that pictures read file by file are brought to; None takes the shorter side
-            of the first picture, and 224 at most.
+        size: height and width in pixels that pictures read file by file are brought to; None leaves them as they are.
     """
 
     name: str

@@ -241,7 +241,9 @@ def _collate(samples: Sequence[Sample | BadInput]) -> tuple[Any, Any] | BadInput
         return inputs, targets
     if len({one.shape for one in inputs}) > 1:
         sizes = sorted({"x".join(map(str, one.shape)) for one in inputs})
-        return BadInput(f"inputs of a batch are of shapes {' and '.join(sizes[:2])}; bring them to one size")
+        return BadInput(
+            f"inputs of a batch are of shapes {' and '.join(sizes[:2])}; bring them to one size, with --size"
+        )
     stacked = torch.stack(targets) if isinstance(targets[0], Tensor) else torch.tensor(list(map(int, targets)))
     return torch.stack(inputs), stacked
 

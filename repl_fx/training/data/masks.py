@@ -20,9 +20,8 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from repl_fx.errors import BadInput
-from repl_fx.training.data.arrays import channel_scale
 from repl_fx.training.data.kinds import Data, Request
-from repl_fx.training.data.pictures import opened, rgb, some_pictures, square_size
+from repl_fx.training.data.pictures import opened, resized, rgb
 from repl_fx.training.data.targets import IGNORED
 
 # Modes of PIL with one number in each pixel.
@@ -36,17 +35,17 @@ class MaskedPictures(Dataset[tuple[Tensor, Tensor]]):
     Attributes:
         files: a picture and its mask.
         size: height and width in pixels: the shorter side is brought to it, and the middle taken; of a mask by nearest
-            neighbours.
+            neighbours. None leaves both as they are.
     """
 
     files: Sequence[tuple[Path, Path]]
-    size: int
+    size: int | None
 
     def __len__(self) -> int:
         return len(self.files)
 
     def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
-        """A picture, uint8 (3, size, size), and its mask, int64 (size, size).
+        """A picture, uint8 (3, height, width), and its mask, int64 (height, width).
 
         Raises:
             BadInput: one of them cannot be read, or they differ in size; names it.
@@ -59,6 +58,8 @@ class MaskedPictures(Dataset[tuple[Tensor, Tensor]]):
         if picture.shape[1:] != mask.shape:
             sizes = " and ".join("x".join(map(str, shape)) for shape in (mask.shape, picture.shape[1:]))
             raise BadInput(f"mask {mask_file} and its picture are {sizes} pixels; give both the same size")
+        if self.size is None:
+            return picture, mask.long()
         fit = v2.Compose([v2.Resize([self.size], antialias=True), v2.CenterCrop([self.size])])
         cut, of_mask = fit(tv_tensors.Image(picture), tv_tensors.Mask(mask))
         return cut.as_subclass(Tensor), of_mask.as_subclass(Tensor).long()
@@ -77,10 +78,9 @@ def load_masks(request: Request) -> Data:
     train, test = _pairs(path / "train"), _pairs(held)
     with ThreadPoolExecutor() as several:
         classes = 1 + max(several.map(_largest, (mask for _, mask in train)))
-    size = square_size(request, opened(rgb, train[0][0]))
-    splits = MaskedPictures(train, size), MaskedPictures(test, size)
-    scale = channel_scale(some_pictures(splits[0]))
-    return Data(request.name, "segmentation", classes, (3, size, size), *splits, *scale)
+    splits = MaskedPictures(train, request.size), MaskedPictures(test, request.size)
+    shape = tuple(splits[0][0][0].shape)
+    return Data(request.name, "segmentation", classes, shape, *splits, changes=resized(request))
 
 
 def _pairs(folder: Path) -> list[tuple[Path, Path]]:

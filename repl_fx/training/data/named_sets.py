@@ -1,4 +1,7 @@
-"""Data sets with a name: scikit-learn's digits, which are installed with it, and those that torchvision can read."""
+"""Data sets with a name: scikit-learn's digits, which are installed with it, and those that torchvision can read.
+
+They come with the changes that are usual for them: standardised, and augmented in training.
+"""
 
 from __future__ import annotations
 
@@ -10,6 +13,7 @@ import numpy as np
 from repl_fx.errors import BadInput, ForeignError, foreign_code
 from repl_fx.training.data.arrays import KEYS, Array, data_of, read_npz
 from repl_fx.training.data.kinds import Data, Request
+from repl_fx.training.data.standardising import with_scale
 
 _CLASSES = 10
 _DIGITS_HELD_OUT = 360
@@ -47,7 +51,7 @@ def load_digits(request: Request) -> Data:
         pictures, found.target, test_size=_DIGITS_HELD_OUT, random_state=0, stratify=found.target
     )
     arrays = dict(zip(KEYS, (train_x, train_y, test_x, test_y), strict=True))
-    return data_of(request.name, arrays, classes=_CLASSES, where=request.name)
+    return with_scale(data_of(request.name, arrays, classes=_CLASSES, where=request.name), augment=True)
 
 
 def load_cifar10(request: Request) -> Data:
@@ -58,7 +62,7 @@ def load_cifar10(request: Request) -> Data:
     """
     path = request.root / "cifar10.npz"
     if path.is_file():
-        return data_of(request.name, read_npz(path), classes=_CLASSES, where=str(path))
+        return with_scale(data_of(request.name, read_npz(path), classes=_CLASSES, where=str(path)), augment=True)
     return _of_torchvision(request, lambda datasets, train: datasets.CIFAR10(train=train, **_place(request)))
 
 
@@ -95,7 +99,7 @@ def _of_torchvision(request: Request, make: Callable[[Any, bool], Any]) -> Data:
         if isinstance(failed.problem, ModuleNotFoundError):
             hint = f"{failed.problem.name} is missing; pip install 'repl-fx[zoo,train]'"
         raise BadInput(f"{name} in {root} cannot be read ({failed}); {hint}") from failed.problem
-    return data_of(name, arrays, classes=_CLASSES, where=f"{name} in {root}")
+    return with_scale(data_of(name, arrays, classes=_CLASSES, where=f"{name} in {root}"), augment=True)
 
 
 def _check_files(request: Request) -> None:

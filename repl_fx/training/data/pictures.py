@@ -13,20 +13,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
 from repl_fx.errors import BadInput, ForeignError, first_line, foreign_code
-from repl_fx.training.data.arrays import channel_scale
 from repl_fx.training.data.kinds import Data, Request
 from repl_fx.training.data.targets import NO_TARGET
 from repl_fx.training.data.text import split_by_name
-
-# The usual size of a picture that a network takes; larger ones are brought down to it.
-_LARGEST = 224
-# Pictures that mean and deviation are estimated from, spread evenly.
-_SAMPLED = 200
 
 
 @dataclass(frozen=True, eq=False)
@@ -36,21 +29,18 @@ class Pictures(Dataset[tuple[Tensor, int]]):
     Attributes:
         samples: an opaque handle of each picture, such as its path, and its class.
         read: the picture of a handle, as a PIL image in RGB.
-        size: height and width in pixels.
-        random_crop: whether a part of the picture, drawn from torch's random state, is brought to the size
-            (torchvision's RandomResizedCrop); its middle otherwise.
+        size: height and width in pixels; None leaves each as it is.
     """
 
     samples: Sequence[tuple[Any, int]]
     read: Callable[[Any], Any]
-    size: int
-    random_crop: bool = False
+    size: int | None
 
     def __len__(self) -> int:
         return len(self.samples)
 
     def __getitem__(self, index: int) -> tuple[Tensor, int]:
-        """A picture, uint8 (3, size, size), and its class.
+        """A picture, uint8 (3, height, width), and its class.
 
         Raises:
             BadInput: the picture cannot be read; names its handle.
@@ -58,20 +48,19 @@ class Pictures(Dataset[tuple[Tensor, int]]):
         from torchvision.transforms import v2
 
         handle, label = self.samples[index]
-        picture = v2.functional.pil_to_tensor(opened(self.read, handle))
-        if self.random_crop:
-            cut: Tensor = v2.RandomResizedCrop(self.size, antialias=True)(picture)
-        else:
-            cut = v2.functional.center_crop(v2.functional.resize(picture, [self.size], antialias=True), [self.size])
-        return cut, label
+        picture: Tensor = v2.functional.pil_to_tensor(opened(self.read, handle))
+        if self.size is not None:
+            picture = v2.functional.resize(picture, [self.size], antialias=True)
+            picture = v2.functional.center_crop(picture, [self.size])
+        return picture, label
 
 
 def load_folder(request: Request) -> Data:
     """Find the pictures of `folder:PATH`, see the module.
 
     Raises:
-        BadInput: nothing lies there, a class has no picture, the two splits have other classes, or one of the pictures
-            that the scale is estimated from cannot be read.
+        BadInput: nothing lies there, a class has no picture, the two splits have other classes, or the first picture
+            cannot be read.
     """
     path = Path(request.argument)
     if not path.is_dir():
@@ -99,7 +88,7 @@ def pictures_data(
     test: Sequence[tuple[Any, int]],
     read: Callable[[Any], Any],
 ) -> Data:
-    """A data set of pictures that are read one by one, with a scale estimated from some of them.
+    """A data set of pictures that are read one by one.
 
     Args:
         request: gives name and size.
@@ -108,26 +97,23 @@ def pictures_data(
         read: see `Pictures`.
 
     Raises:
-        BadInput: a split is empty, or a picture cannot be read.
+        BadInput: a split is empty, or the first picture cannot be read.
     """
     for split, samples in (("train", train), ("test", test)):
         if not samples:
             raise BadInput(f"{request.name}: {split} is empty; give at least two pictures of a class")
-    size = square_size(request, opened(read, train[0][0]))
-    splits = Pictures(train, read, size), Pictures(test, read, size)
-    scale = channel_scale(some_pictures(splits[0]))
-    return Data(request.name, "classification", classes, (3, size, size), *splits, *scale, has_targets=classes > 0)
+    splits = Pictures(train, read, request.size), Pictures(test, read, request.size)
+    shape = tuple(splits[0][0][0].shape)
+    own: Any = {"has_targets": classes > 0, "changes": resized(request)}
+    return Data(request.name, "classification", classes, shape, *splits, **own)
 
 
-def square_size(request: Request, first: Any) -> int:
-    """Height and width that pictures are brought to: those asked for, else the shorter side of a PIL image, or 224."""
-    return request.size or min(*first.size, _LARGEST)
-
-
-def some_pictures(split: Any) -> Tensor:
-    """Pictures from all over a split, (n, channels, height, width), for their scale."""
-    step = max(1, len(split) // _SAMPLED)
-    return torch.stack([split[index][0] for index in range(0, len(split), step)])
+def resized(request: Request) -> tuple[str, ...]:
+    """The lines on what a size does to pictures."""
+    if request.size is None:
+        return ()
+    said = f"the shorter side brought to {request.size} pixels, and the middle taken"
+    return (f"pictures of {request.name}: {said} (--size)",)
 
 
 def _found(folder: Path) -> tuple[list[str], list[tuple[str, int]]]:

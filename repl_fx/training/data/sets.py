@@ -26,6 +26,7 @@ from repl_fx.training.data.kinds import Data, Request, UserData
 from repl_fx.training.data.masks import load_masks
 from repl_fx.training.data.named_sets import load_cifar10, load_digits, load_fashion_mnist, load_stl10, load_svhn
 from repl_fx.training.data.pictures import load_folder
+from repl_fx.training.data.standardising import standardised
 from repl_fx.training.data.text import load_text
 from repl_fx.training.data.user_code import load_user_code
 
@@ -54,6 +55,7 @@ def load_data(
     context: int = 256,
     held_out: float = 0.1,
     size: int | None = None,
+    standardise: bool | None = None,
 ) -> Data | UserData:
     """Read the data set that a specification names.
 
@@ -63,8 +65,10 @@ def load_data(
         download: whether missing files of named data sets may be fetched, into `root`.
         context: bytes in one input of a text.
         held_out: share that becomes the test split where the data come unsplit.
-        size: height and width in pixels of pictures read file by file; by default the shorter side of the first
-            one, and 224 at most.
+        size: height and width in pixels that pictures read file by file are brought to; by default they are as they
+            are.
+        standardise: whether each channel of pictures is standardised, by mean and deviation of the training part; by
+            default data sets with a name are, and no others.
 
     Returns:
         The data set; `UserData` where the user's own code returned loaders or a module.
@@ -77,13 +81,13 @@ def load_data(
     request = Request(spec, argument, where, download, context, held_out, size)
     # Before the kinds: the path may begin with anything.
     if names_python_file(spec):
-        return load_user_code(request)
+        return standardised(load_user_code(request), standardise)
     if key + colon not in _LOADERS:
         close = close_matches(key + colon, _LOADERS)
         raise BadInput(f"no data set {spec!r}{close}; known are {', '.join(known_data())}")
     if colon and not argument:
         raise BadInput(f"{spec!r} names nothing behind the colon; write {_with_argument(spec)}")
-    return _LOADERS[key + colon](request)
+    return standardised(_LOADERS[key + colon](request), standardise)
 
 
 def known_data() -> tuple[str, ...]:

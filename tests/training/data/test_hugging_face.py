@@ -98,9 +98,9 @@ def test_pictures_are_read_one_by_one(install: Any, tmp_path: Path) -> None:
     library = install({"train": pictures(4), "validation": pictures(2)})
     data = load_data("hf:shop/things", root=tmp_path)
     assert isinstance(data, Data) and isinstance(data.train, Pictures) and isinstance(data.test, Pictures)
-    assert (data.shape, data.classes, len(data.train), len(data.test)) == ((3, 4, 4), 2, 4, 2)
+    assert (data.shape, data.classes, len(data.train), len(data.test)) == ((3, 4, 6), 2, 4, 2)
     picture, label = data.train[3]
-    assert label == 1 and torch.equal(picture, torch.full((3, 4, 4), 120, dtype=torch.uint8))
+    assert label == 1 and torch.equal(picture, torch.full((3, 4, 6), 120, dtype=torch.uint8))
     assert library.asked["name"] == "shop/things" and library.asked["offline"] == (True, True)
     assert not library.config.HF_HUB_OFFLINE and not constants.HF_HUB_OFFLINE
     assert Path(library.asked["cache_dir"]).is_relative_to(tmp_path)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -41,13 +42,13 @@ def test_folders_for_both_splits(tmp_path: Path, held: str) -> None:
     draw(tmp_path / "train" / "b", "2.png", BLUE, (20, 40))
     # A class without a picture held out: the other one keeps its number.
     draw(tmp_path / held / "b", "3.png", BLUE)
-    data, train, test = read(tmp_path)
+    data, train, test = read(tmp_path, size=8)
     assert (data.classes, data.shape, len(train), len(test)) == (2, (3, 8, 8), 2, 1)
     picture, label = train[1]
     assert label == 1 and picture.dtype == torch.uint8
     assert torch.equal(picture, torch.tensor(BLUE, dtype=torch.uint8)[:, None, None].expand(3, 8, 8))
     assert test[0][1] == 1
-    assert data.mean == pytest.approx((0.5, 0, 0.5)) and data.std[0] == pytest.approx(0.5)
+    assert data.mean == ()
     assert read(tmp_path, size=5)[0].shape == (3, 5, 5)
 
 
@@ -66,17 +67,21 @@ def test_one_folder_is_split_in_each_class(tmp_path: Path, below: str) -> None:
     assert read(tmp_path)[1].samples == train.samples
 
 
-def test_random_crops_follow_the_random_state_and_loaders_fix_it(tmp_path: Path) -> None:
+def test_pictures_are_as_they_are_unless_a_size_is_asked_for(tmp_path: Path) -> None:
     for name in ("a", "b"):
         for i in range(3):
-            path = draw(tmp_path / name, f"{i}.png", RED, (16, 16))
-            Image.linear_gradient("L").resize((16, 16)).convert("RGB").save(path)
-    data = load_data(f"folder:{tmp_path}", size=8)
-    assert isinstance(data, Data) and isinstance(data.train, Pictures)
-    cropped = Pictures(data.train.samples, data.train.read, 8, random_crop=True)
-    first, again = (list(FileLoader(cropped, 2, workers=0, shuffle=True)) for _ in range(2))
-    assert all(torch.equal(a[0], b[0]) for a, b in zip(first, again, strict=True))
-    assert first[0][0].shape == (2, 3, 8, 8) and not torch.equal(cropped[0][0], data.train[0][0])
+            path = draw(tmp_path / name, f"{i}.png", RED, (16, 10))
+            Image.linear_gradient("L").resize((16, 10)).convert("RGB").save(path)
+    data, train, _ = read(tmp_path)
+    assert data.shape == (3, 10, 16) and data.changes == ()
+    with Image.open(train.samples[0][0]) as picture:
+        wanted = torch.from_numpy(np.array(picture)).permute(2, 0, 1)
+    assert torch.equal(train[0][0], wanted)
+    sized, _, _ = read(tmp_path, size=8)
+    assert sized.shape == (3, 8, 8) and "the shorter side brought to 8 pixels" in sized.changes[0]
+    Image.new("RGB", (12, 12), RED).save(train.samples[1][0])
+    with pytest.raises(BadInput, match="3x10x16 and 3x12x12; bring them to one size, with --size"):
+        list(FileLoader(train, 4, workers=0))
 
 
 def test_a_picture_that_cannot_be_read(tmp_path: Path) -> None:
@@ -90,7 +95,7 @@ def test_a_picture_that_cannot_be_read(tmp_path: Path) -> None:
         train[1]
     assert "\n" not in str(refused.value)
     with pytest.raises(BadInput, match=f"picture {broken} cannot be read"):
-        read(tmp_path)
+        load_data(f"folder:{tmp_path}", standardise=True)
 
 
 def test_folders_that_hold_no_classes(tmp_path: Path) -> None:
