@@ -136,6 +136,8 @@ class Cut:
             None if swaps else self._neighbour(),
             tuple(names),
         )
+        if swaps:
+            made._stand_in.swap.install(made, names)
         return made
 
     def _only_call(self, path: str) -> ModuleCall:

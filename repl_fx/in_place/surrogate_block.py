@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import functools
 import inspect
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import threading
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from types import MappingProxyType
@@ -101,6 +102,100 @@ class ResultForm(RefersToModules):
         return {"last": None}
 
 
+# The submodule that holds the surrogate's own modules.
+OWN = "surrogate"
+
+
+class Swap:
+    """The values that a block runs on in the place of parameters, in each thread that runs it.
+
+    No module changes in a call: the dicts in which the block's modules hold parameters and children answer the thread
+    that runs the block otherwise than all others.
+    """
+
+    def __init__(self) -> None:
+        self._by_thread: dict[int, Mapping[str, Tensor]] = {}
+        # Of a trace, which has no thread: a compiled call leaves None here, and the dict to calls beside it.
+        self._traced: Mapping[str, Tensor] | None = None
+
+    def values(self) -> Mapping[str, Tensor] | None:
+        """The values by path in the block; None where the block does not run in this thread."""
+        return self._traced if torch.compiler.is_compiling() else self._by_thread.get(threading.get_ident())
+
+    @contextmanager
+    def running(self, values: Mapping[str, Tensor]) -> Iterator[None]:
+        """Let the block have values, in this thread, meanwhile."""
+        before = self.values()
+        self._set(values)
+        try:
+            yield
+        finally:
+            self._set(before)
+
+    def _set(self, values: Mapping[str, Tensor] | None) -> None:
+        if torch.compiler.is_compiling():
+            self._traced = values
+        elif values is None:
+            self._by_thread.pop(threading.get_ident(), None)
+        else:
+            self._by_thread[threading.get_ident()] = values
+
+    def install(self, block: nn.Module, paths: Iterable[str]) -> None:
+        """Let the modules of a block read parameters from here, by path, while it runs."""
+        owned: dict[str, dict[str, str]] = {}
+        for path in paths:
+            owner, _, name = path.rpartition(".")
+            owned.setdefault(owner, {})[name] = path
+        for owner, names in owned.items():
+            module = block.get_submodule(owner)
+            module.__dict__["_parameters"] = _SwappedParameters(module._parameters, self, names)
+        block.__dict__["_modules"] = _OtherModules(block._modules, self)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Swap:
+        # Copies of a block have it in common: no copy runs inside another.
+        return self
+
+    def __getstate__(self) -> dict[str, Any]:
+        # Calls belong to this process.
+        return {"_by_thread": {}, "_traced": None}
+
+
+class _SwappedParameters(dict[str, Any]):
+    """The parameters of a module, some of them as the block that runs has them."""
+
+    def __init__(self, content: Mapping[str, Any], swap: Swap, paths: Mapping[str, str]) -> None:
+        super().__init__(content)
+        self.swap, self.paths = swap, paths
+
+    def __getitem__(self, name: str) -> Any:
+        values = self.swap.values() if name in self.paths else None
+        return dict.__getitem__(self, name) if values is None else values[self.paths[name]]
+
+
+class _OtherModules(dict[str, Any]):
+    """The children of a block; its forward, which may run them all as that of nn.Sequential does, meets its own."""
+
+    def __init__(self, content: Mapping[str, Any], swap: Swap) -> None:
+        super().__init__(content)
+        self.swap = swap
+
+    def __iter__(self) -> Iterator[str]:
+        hidden = OWN if self.swap.values() is not None else None
+        return iter([name for name in dict.keys(self) if name != hidden])
+
+    def __len__(self) -> int:
+        return len(list(iter(self)))
+
+    def keys(self) -> Any:
+        return dict.fromkeys(self).keys()
+
+    def values(self) -> Any:
+        return {name: self[name] for name in self}.values()
+
+    def items(self) -> Any:
+        return {name: self[name] for name in self}.items()
+
+
 @dataclass(eq=False)
 class StandIn(RefersToModules):
     """The work of a surrogate in place.
@@ -118,6 +213,7 @@ class StandIn(RefersToModules):
         neighbour: path of a kept block of the repeat, the structure of its result in the trace, and at its last call.
         names: for a surrogate that swaps parameters: their names in the block, in the order of the graph's results.
         around: the model, in a tuple, for a module as an attribute would be registered and contain itself.
+        swap: the values in the place of these parameters.
     """
 
     block: str
@@ -131,6 +227,7 @@ class StandIn(RefersToModules):
     neighbour: tuple[str, pytree.TreeSpec, ResultForm] | None = None
     names: tuple[str, ...] = ()
     around: tuple[nn.Module, ...] = ()
+    swap: Swap = field(default_factory=Swap, repr=False)
     code: Callable[..., Any] = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
@@ -201,8 +298,6 @@ class StandIn(RefersToModules):
         self.__post_init__()
 
 
-# The submodule that holds the surrogate's own modules.
-OWN = "surrogate"
 # Flags of transformers that change nothing of what a block computes; the structure of its result is compared anyway.
 _SAY_WHAT_TO_RETURN = frozenset({"use_cache", "output_attentions", "output_hidden_states", "return_dict"})
 _NUMBERS = tuple(SYMBOLIC.items())
@@ -265,8 +360,12 @@ class SwappedBlock(SurrogateBlock):
     """The block itself on parameters that its surrogate makes."""
 
     def _run_surrogate(self, state: Sequence[Any], args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
-        made = self._stand_in.compute(self, state, {})
-        with _swapped(self, dict(zip(self._stand_in.names, made, strict=True))):
+        stand_in = self._stand_in
+        made = stand_in.compute(self, state, {})
+        if not isinstance(self._modules, _OtherModules):
+            # A replica of DataParallel has dicts of its own.
+            stand_in.swap.install(self, stand_in.names)
+        with stand_in.swap.running(dict(zip(stand_in.names, made, strict=True))):
             return type(self)._source.forward(self, *args, **kwargs)
 
 
@@ -322,22 +421,6 @@ class _Name:
 
     def __repr__(self) -> str:
         return self.name
-
-
-@contextmanager
-def _swapped(block: nn.Module, values: Mapping[str, Tensor]) -> Iterator[None]:
-    """Let a block have values in the place of parameters, by name, meanwhile."""
-    places = [(block.get_submodule(path.rpartition(".")[0])._parameters, path.rpartition(".")[2]) for path in values]
-    # A forward that runs all children, such as that of nn.Sequential, runs the block's alone.
-    own = block._modules.pop(OWN)
-    try:
-        for (parameters, name), value in zip(places, values.values(), strict=True):
-            parameters[name] = cast("nn.Parameter", value)
-        yield
-    finally:
-        for parameters, name in places:
-            parameters[name] = None
-        block._modules[OWN] = own
 
 
 def _at(arguments: Mapping[str, Any], place: Sequence[Any]) -> Any:

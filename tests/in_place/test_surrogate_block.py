@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import copy
 import inspect
+import pickle
+import sys
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Self
 
 import pytest
@@ -82,3 +87,75 @@ def test_values_in_the_place_of_parameters_are_gone_behind_the_call() -> None:
     assert block.fc1._parameters["weight"] is None
     assert OWN in block._modules
     assert list(surrogate_graphs(model)) == ["blocks.1"]
+
+
+class _Chained(nn.Sequential):
+    """A block whose forward runs all of its children, with a sum around them."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        made: Tensor = super().forward(x)  # type: ignore[no-untyped-call]
+        return x + made
+
+
+def _chains() -> nn.Module:
+    torch.manual_seed(0)
+    return nn.Sequential(*(_Chained(nn.Linear(16, 32), nn.GELU(), nn.Linear(32, 16)) for _ in range(5)))
+
+
+@pytest.fixture
+def quick_switches() -> Iterator[None]:
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-5)
+    yield
+    sys.setswitchinterval(interval)
+
+
+@pytest.mark.parametrize("surrogate", ["blend", "narrow", "bottleneck", "reuse"])
+@pytest.mark.usefixtures("quick_switches")
+def test_threads_may_evaluate_one_model_and_copies_of_it(surrogate: str) -> None:
+    for model in (TokenNet(depth=5), _chains()):
+        if surrogate == "reuse" and not isinstance(model, TokenNet):
+            continue
+        net = transformed(model, (X,), surrogate=surrogate).model.eval()
+        for one in (net, copy.deepcopy(net), pickle.loads(pickle.dumps(net))):
+            with torch.no_grad():
+                wanted = one(X)
+            with ThreadPoolExecutor(4) as threads:
+                found = list(threads.map(lambda _, net=one: _evaluated(net), range(40)))
+            assert all(torch.equal(value, wanted) for value in found)
+
+
+@pytest.mark.usefixtures("quick_switches")
+def test_threads_may_train_side_by_side() -> None:
+    net = transformed(TokenNet(depth=5), (X,), surrogate="blend").model
+    parameters = list(net.parameters())
+    wanted = torch.autograd.grad(net(X).square().sum(), parameters)
+
+    def gradients(_: int) -> Sequence[Tensor]:
+        return torch.autograd.grad(net(X).square().sum(), parameters)
+
+    with ThreadPoolExecutor(4) as threads:
+        for found in threads.map(gradients, range(12)):
+            assert all(torch.equal(one, other) for one, other in zip(found, wanted, strict=True))
+
+
+def _evaluated(net: nn.Module) -> Tensor:
+    with torch.no_grad():
+        made: Tensor = net(X)
+    return made
+
+
+@pytest.mark.parametrize("surrogate", ["blend", "narrow"])
+def test_a_call_changes_no_module(surrogate: str) -> None:
+    net = transformed(_chains(), (X,), surrogate=surrogate).model.eval()
+    before = {path: (id(m._parameters), id(m._modules), dict.copy(m._modules)) for path, m in net.named_modules()}
+    with torch.no_grad():
+        net(X)
+    after = {path: (id(m._parameters), id(m._modules), dict.copy(m._modules)) for path, m in net.named_modules()}
+    assert before == after and net.get_submodule("1.0").weight is None
+    # Another thread may save all of it meanwhile.
+    seen: list[dict[str, Tensor]] = []
+    with ThreadPoolExecutor(1) as threads:
+        net.get_submodule("1.1").register_forward_hook(lambda *_: seen.append(threads.submit(net.state_dict).result()))
+        net(X)
+    assert [list(state) for state in seen] == [list(net.state_dict())]
