@@ -256,6 +256,21 @@ def fake_of(mode: Any, meta: Tensor, device: torch.device) -> Tensor:
     return fake
 
 
+def fake_like(mode: Any, tensor: Tensor) -> Tensor:
+    """The fake tensor of a mode for a tensor, of fixed sizes."""
+    fake: Tensor = mode.from_tensor(tensor, static_shapes=True)
+    forget_tensors(mode)
+    return fake
+
+
+def forget_tensors(mode: Any) -> None:
+    """Let a fake tensor mode forget the tensors that it made fakes of.
+
+    It has weak references to them, and a tensor with one cannot be swapped (`torch.utils.swap_tensors`).
+    """
+    mode.fake_tensor_converter.meta_converter.describer.lookup_tensor.clear()
+
+
 class OperatorsSeen(TorchDispatchMode):
     """Tells `see` of each operator, its arguments and keyword arguments, before it runs on tensors."""
 

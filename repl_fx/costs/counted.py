@@ -19,7 +19,7 @@ from torch.fx.immutable_collections import immutable_dict, immutable_list
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from repl_fx._torch import FakeTensorMode
+from repl_fx._torch import FakeTensorMode, forget_tensors
 from repl_fx.errors import ForeignError, foreign_code
 from repl_fx.graph.captured import copy_graph, share_tensors, tensors_in
 from repl_fx.running.example_inputs import ExampleInputs
@@ -214,6 +214,7 @@ def _fake(gm: nn.Module, given: ExampleInputs) -> Iterator[tuple[nn.Module, Exam
             state: dict[str, Any] = child._parameters if name in child._parameters else child._buffers
             state[name] = None if tensor is None else mode.from_tensor(tensor)
     inputs = given.map(lambda tensor: mode.from_tensor(tensor.detach()))
+    forget_tensors(mode)
     with mode, torch.random.fork_rng(devices=[]):
         yield module, inputs
 

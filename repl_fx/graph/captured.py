@@ -15,7 +15,7 @@ from weakref import WeakValueDictionary
 import torch
 from torch import Tensor, fx, nn
 
-from repl_fx._torch import CodeKey, FakeTensor, code_key, move_hooks, pytree
+from repl_fx._torch import CodeKey, FakeTensor, code_key, fake_like, move_hooks, pytree
 from repl_fx.graph.decisions import jump_over_, settle_decisions_
 from repl_fx.graph.pickling import GraphData, View, as_data, share_views_, views_in
 
@@ -346,16 +346,16 @@ def get_attr(gm: fx.GraphModule, path: str) -> fx.Node:
     node = gm.graph.create_node("get_attr", path)
     value = node.meta["val"] = attribute(gm, path)
     if isinstance(value, Tensor):
-        mode = gm.meta.get("fake_mode") or fake_mode_of(gm)
+        mode = gm.meta.get("fake_mode") or fake_mode_of(gm.graph)
         with torch.no_grad():
-            fake = value.detach().to("meta") if mode is None else mode.from_tensor(value, static_shapes=True)
+            fake = value.detach().to("meta") if mode is None else fake_like(mode, value)
         node.meta["val"] = fake
     return node
 
 
-def fake_mode_of(gm: fx.GraphModule) -> Any:
+def fake_mode_of(graph: fx.Graph) -> Any:
     """The fake tensor mode that the graph's values belong to, None where the graph has no fake value."""
-    tensors = (tensor for node in gm.graph.nodes for tensor in tensors_in(node.meta.get("val")))
+    tensors = (tensor for node in graph.nodes for tensor in tensors_in(node.meta.get("val")))
     return next((tensor.fake_mode for tensor in tensors if isinstance(tensor, FakeTensor)), None)
 
 

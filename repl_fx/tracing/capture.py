@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from repl_fx._torch import example_of, fixed_size, has_example, pytree
+from repl_fx._torch import example_of, fixed_size, forget_tensors, has_example, pytree
 from repl_fx.arguments import require_module
 from repl_fx.errors import BadInput, CaptureError, ForeignError, Untraceable
 from repl_fx.graph.captured import (
@@ -168,7 +168,9 @@ def _assembled(
     gm = CapturedModule(root, graphs[True], type(model).__name__, compiled=False)
     gm.training = model.training
     gm.meta["pinned"] = pinned
-    gm.meta["fake_mode"] = fake_mode_of(gm)
+    gm.meta["fake_mode"] = fake_mode_of(gm.graph)
+    for mode in filter(None, map(fake_mode_of, graphs.values())):
+        forget_tensors(mode)
     run = run_passes(
         gm,
         partial(merge_modes_, evaluation=graphs[False]),

@@ -152,7 +152,7 @@ def code_of(model: nn.Module) -> str:
 def _settings(module: nn.Module) -> dict[str, Any]:
     settings = {name: value for name, value in vars(module).items() if name not in OWN_ATTRIBUTES | NOTES}
     if any(part.__module__.startswith("repl_fx.") for part in inspect.getmro(type(module))):
-        # A synthesis keeps what it made until a weight changes.
+        # State of a call, such as the runs of a synthesis inside `shared_synthesis`.
         return {name: value for name, value in settings.items() if not name.startswith("_")}
     return settings
 

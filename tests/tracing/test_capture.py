@@ -502,3 +502,12 @@ def test_a_first_dimension_that_is_no_batch_stays_one() -> None:
     assert check_capture(model, gm, (x,))
     with pytest.raises(BadInput, match=r"captured as \[1, 8\]"):
         gm(torch.randn(2, 8))
+
+
+def test_the_tensors_of_a_captured_model_can_be_swapped() -> None:
+    model, x = Linear(), torch.randn(2, 3)
+    swap: Any = torch.utils.swap_tensors
+    gm = capture(model, (x,))
+    for parameter in model.parameters():
+        swap(parameter, nn.Parameter(torch.zeros_like(parameter)))
+    assert not model(x).any() and not gm(x).any()

@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, fx, nn
 
-from repl_fx._torch import enable_python_dispatcher, pytree
+from repl_fx._torch import enable_python_dispatcher, fake_like, pytree
 from repl_fx.analysis.blocks import Block
 from repl_fx.analysis.branches import Split, split_branches
 from repl_fx.analysis.linear_operators import LinearOperator, linear_operator_of
@@ -197,5 +197,5 @@ def call_on_fakes(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, An
     if mode is None:
         return module(*args, **kwargs)
     state = {**dict(module.named_parameters()), **dict(module.named_buffers())}
-    fakes = {name: mode.from_tensor(tensor, static_shapes=True) for name, tensor in state.items()}
+    fakes = {name: fake_like(mode, tensor) for name, tensor in state.items()}
     return torch.func.functional_call(module, fakes, args, kwargs)
