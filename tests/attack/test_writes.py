@@ -89,8 +89,10 @@ def forms(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
 
 
 @pytest.fixture(scope="module", autouse=True)
-def _one_process() -> Iterator[None]:
-    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+def _one_process(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    dist.init_process_group(
+        "gloo", init_method=f"file://{tmp_path_factory.mktemp('store') / 'file'}", rank=0, world_size=1
+    )
     yield
     dist.destroy_process_group()
 

@@ -505,7 +505,7 @@ def test_a_first_dimension_that_is_no_batch_stays_one() -> None:
 
 
 def test_the_tensors_of_a_captured_model_can_be_swapped() -> None:
-    model, x = Linear(), torch.randn(2, 3)
+    model, x = nn.Sequential(nn.Linear(3, 3), nn.Linear(3, 3)), torch.randn(2, 3)
     swap: Any = torch.utils.swap_tensors
     gm = capture(model, (x,))
     for parameter in model.parameters():
