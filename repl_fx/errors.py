@@ -7,10 +7,17 @@ without a traceback and exits with code 2 (see `repl_fx.cli`).
 from __future__ import annotations
 
 import re
+import signal
+import sysconfig
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from traceback import walk_tb
 from types import TracebackType
+
+# What torch writes of an error in a process of a DataLoader, and the lines of its traceback.
+_IN_WORKER = "Original Traceback (most recent call last)"
+_FRAME = re.compile(r'File "([^"]+)", line (\d+)')
+_LIBRARIES = tuple({sysconfig.get_path(name) for name in ("stdlib", "platstdlib")})
 
 
 class ReplFxError(Exception):
@@ -105,6 +112,18 @@ class Untraceable(Exception):
     """
 
 
+class Stopped(BaseException):
+    """The end of this process by a signal, such as SIGTERM; what runs is left as by Ctrl-C.
+
+    Attributes:
+        number: of the signal.
+    """
+
+    def __init__(self, number: int) -> None:
+        self.number = number
+        super().__init__(f"ended by {signal.Signals(number).name}")
+
+
 class ForeignError(Exception):
     """The exception of code that is not repl-fx's: of a model, of torch's exporter, of an installed package.
 
@@ -151,6 +170,52 @@ class BrokenGraph(Exception):
 
     Raised by `repl_fx.passes.check_graph` and therefore not a `ReplFxError`: the user cannot fix it.
     """
+
+
+def users_place(problem: BaseException) -> tuple[str, int] | None:
+    """File and line of the user's code that an error comes from.
+
+    The innermost frame counts that is not a library's; None where it is repl-fx's own, or there is none.
+    """
+    for frame, line in reversed(list(walk_tb(problem.__traceback__))):
+        if is_ours(frame.f_globals.get("__name__")):
+            return None
+        if _is_own(frame.f_code.co_filename):
+            return frame.f_code.co_filename, line
+    return None
+
+
+def not_ours(problem: BaseException) -> str | None:
+    """The line for an error that is no defect of repl-fx, with what there is to do next; None for any other."""
+    if isinstance(problem, ReplFxError | Stopped):
+        line = " ".join(str(problem).split()) or type(problem).__name__
+    elif isinstance(problem, Exception) and (_IN_WORKER in str(problem) or users_place(problem) is not None):
+        line = f"code of yours raised {told(problem)}"
+    else:
+        return None
+    return with_notes(line, problem)
+
+
+def with_notes(line: str, problem: BaseException) -> str:
+    """A line with the last note that an error got on its way (`BaseException.add_note`)."""
+    notes = getattr(problem, "__notes__", [])
+    return f"{line}; {notes[-1]}" if notes and "--resume" not in line else line
+
+
+def told(problem: BaseException) -> str:
+    """An error of a user's code in one line, with its place; that of a process of a DataLoader as it was there."""
+    said, place, text = one_line(problem), users_place(problem), str(problem)
+    if _IN_WORKER in text:
+        said = [line.strip() for line in text.splitlines() if line.strip()][-1]
+        found = [(file, int(line)) for file, line in _FRAME.findall(text) if _is_own(file)]
+        place = found[-1] if found else None
+    return said if place is None else "{} ({}, line {})".format(said, *place)
+
+
+def _is_own(file: str) -> bool:
+    """Whether a file is code that somebody wrote for this model: not installed, nor made while it ran."""
+    inside = any(part in file for part in ("site-packages", "dist-packages"))
+    return not (inside or file.startswith(("<", *_LIBRARIES)))
 
 
 def one_line(problem: BaseException) -> str:

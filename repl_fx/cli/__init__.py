@@ -1,7 +1,8 @@
 """The command line: `repl-fx COMMAND`.
 
 Exit codes: 0 done; 1 a check failed; 2 bad usage, or input that cannot be used; 70 a defect of repl-fx (EX_SOFTWARE of
-sysexits.h); 130 interrupted; 141 nobody reads stdout any more. An error is one line on stderr; `-v` adds the traceback.
+sysexits.h); 130 interrupted; 128 + N ended by signal N; 141 nobody reads stdout any more. An error is one line on
+stderr; `-v` adds the traceback.
 
 torch is imported inside the commands, so that `--help` and a mistyped option answer at once.
 """

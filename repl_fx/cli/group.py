@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import re
+import signal
 import sys
+import threading
+from collections.abc import Iterator
+from types import FrameType
 from typing import Any
 
 import typer
@@ -15,6 +20,8 @@ from repl_fx.cli.completion import prepare_completion
 from repl_fx.cli.help import OPTIONS, write_options, write_sections
 
 DONE, FAILED, BAD, DEFECT, INTERRUPTED, CLOSED = 0, 1, 2, 70, 130, 141
+# Added to the number of the signal that ended a command, as shells do.
+SIGNALLED = 128
 
 
 # Messages of torch about a tensor that no memory holds; on a CPU it raises a plain RuntimeError.
@@ -38,11 +45,12 @@ class Commands(TyperGroup):
             # However it was started: help and errors name the command that a user types.
             extra["prog_name"] = extra.get("prog_name") or "repl-fx"
             main: Any = super().main
-            result = main(*args, standalone_mode=False, **extra)
+            with _stopping():
+                result = main(*args, standalone_mode=False, **extra)
             # Commands return None; typer returns the code of `typer.Exit`.
             code = result if isinstance(result, int) else DONE
-        except (KeyboardInterrupt, typer.Abort):
-            code = INTERRUPTED
+        except (KeyboardInterrupt, typer.Abort) as error:
+            code = _report(error.__cause__ or error)
         except SystemExit as error:
             # Nobody reads stdout any more. Any other is the model's own, and must not pass for the end of the command.
             code = int(error.code or DONE) if completing or error.code == CLOSED else _report(error)
@@ -71,6 +79,34 @@ class Commands(TyperGroup):
         write_sections(sections, formatter)
 
 
+@contextlib.contextmanager
+def _stopping() -> Iterator[None]:
+    """Let SIGTERM and SIGHUP end a command as Ctrl-C does, where nobody has another use for them (nohup has)."""
+    mine = os.getpid()
+    signals = (signal.SIGTERM, signal.SIGHUP)
+    taken = [number for number in signals if signal.getsignal(number) is signal.SIG_DFL]
+
+    def stop(number: int, _: FrameType | None) -> None:
+        # A second one ends the process at once, and a process that was forked is no command.
+        signal.signal(number, signal.SIG_DFL)
+        if os.getpid() != mine:
+            os.kill(os.getpid(), number)
+        # Not before: this imports the engine.
+        from repl_fx.errors import Stopped
+
+        raise Stopped(number)
+
+    if threading.current_thread() is not threading.main_thread():
+        taken = []
+    for number in taken:
+        signal.signal(number, stop)
+    try:
+        yield
+    finally:
+        for number in taken:
+            signal.signal(number, signal.SIG_DFL)
+
+
 def _report(error: BaseException) -> int:
     message, code = explain(error)
     print(f"repl-fx: error: {message}", file=sys.stderr)
@@ -86,20 +122,28 @@ def explain(error: BaseException) -> tuple[str, int]:
         help_of = context.command_path if context is not None else "repl-fx"
         return f"{' '.join(format_message().split()).rstrip('.')}; see {help_of} --help", BAD
     # Not before: this imports the engine, which mistyped options need not wait for.
-    from repl_fx.errors import ReplFxError
+    from repl_fx.errors import ReplFxError, Stopped, not_ours, with_notes
 
     line = " ".join(str(error).split()) or type(error).__name__
     if isinstance(error, CheckFailed):
         return line, FAILED
+    if isinstance(error, KeyboardInterrupt | typer.Abort):
+        return with_notes("interrupted", error), INTERRUPTED
+    said = not_ours(error)
+    if isinstance(error, Stopped):
+        return str(said), SIGNALLED + error.number
     if isinstance(error, ReplFxError):
-        return line, BAD
+        return str(said), BAD
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
         where = f" at {error.filename}" if error.filename else ""
-        return f"no space left{where}; free some, or choose another place with -o", BAD
+        return with_notes(f"no space left{where}; free some, or choose another place with -o", error), BAD
     if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError" or _TOO_LARGE.search(line):
-        return f"not enough memory ({line[:200]}); give smaller inputs with --input-shape, or another --device", BAD
+        smaller = "give smaller inputs (--input-shape), batches (--batch-size), or another --device"
+        return with_notes(f"not enough memory ({line[:200]}); {smaller}", error), BAD
     if not isinstance(error, Exception):
         return f"the model's code ended the command with {type(error).__name__}: {line[:300]}", BAD
+    if said is not None:
+        return said, BAD
     return (
         f"this is a defect of repl-fx: {type(error).__name__}: {line[:300]}; -v shows where, please report it",
         DEFECT,

@@ -184,6 +184,18 @@ def inspect_command(
         if target.artifact is not None:
             captured, repeats = target.artifact.result.captured_parts, target.artifact.result.repeats
         else:
+            if data is not None:
+                with common.needing("train", "inspect --data"):
+                    from repl_fx.training.calibration import require_loaders, score_on_data
+                    from repl_fx.training.config import TrainConfig
+                    from repl_fx.training.loading import changes_of, read_data
+                directory = None if data_dir is None else str(data_dir)
+                reading: Any = {"data": data, "data_dir": directory, "size": size, "standardise": standardise}
+                config = TrainConfig().changed(**reading, task=task, seed=seed)
+                # What is not there should not cost a capture.
+                terminal.stage("load data")
+                samples_from = read_data(config)
+                require_loaders(samples_from)
             terminal.stage("capture")
             captured = capture_parts(target.module, target.inputs.args, target.inputs.kwargs)
             terminal.stage("find repeats")
@@ -209,16 +221,7 @@ def inspect_command(
             terminal.show(blocks_table(done, plan))
         terminal.show(*common.costs_lines(before, after))
         if data is not None:
-            with common.needing("train", "inspect --data"):
-                from repl_fx.training.calibration import score_on_data
-                from repl_fx.training.config import TrainConfig
-                from repl_fx.training.loading import changes_of, read_data
-            directory = None if data_dir is None else str(data_dir)
-            reading: Any = {"data": data, "data_dir": directory, "size": size, "standardise": standardise}
-            config = TrainConfig().changed(**reading, task=task, seed=seed)
             options: Any = {"samples": samples, "greedy": greedy, "progress": terminal.stage}
-            terminal.stage("load data")
-            samples_from = read_data(config)
             document["data"] = list(changes_of(samples_from, config, training=False))
             terminal.show(*common.data_lines(document["data"]))
             found = score_on_data(captured, samples_from, config, score, **options)

@@ -32,7 +32,7 @@ from repl_fx.report.documents import costs_document
 from repl_fx.sources import Source
 from repl_fx.tracing.capture import widen_batch
 from repl_fx.tracing.parts.capture import CapturedParts, capture_parts
-from repl_fx.training.calibration import calibration, score_on_data
+from repl_fx.training.calibration import calibration, require_loaders, score_on_data
 from repl_fx.training.command import begin as begin_training, train_directory
 from repl_fx.training.config import read_config
 from repl_fx.training.data.kinds import Data, UserData
@@ -126,11 +126,16 @@ def compress(
     """
     run = _begun(spec, output, given, config_file, resume=resume, force=force)
     run = replace(run, trust_remote_code=trust_remote_code, progress=progress, note=note)
-    if not (resume and "cut" in run.state.figures()):
-        _cut(run, resume=resume)
-    if run.config.heal and "healed" not in run.state.figures():
-        _heal(run, show=show)
-    exported = {} if PROOF in read_manifest(run.directory).files else _export(run)
+    try:
+        if not (resume and "cut" in run.state.figures()):
+            _cut(run, resume=resume)
+        if run.config.heal and "healed" not in run.state.figures():
+            _heal(run, show=show)
+        exported = {} if PROOF in read_manifest(run.directory).files else _export(run)
+    except BaseException as problem:
+        if run.state.begun:
+            problem.add_note(f"go on with: repl-fx compress {run.directory} --resume")
+        raise
     known = run.state.result()
     return Compressed(run.directory, known["figures"], known["budget"], known["fits"], known["costs"], exported)
 
@@ -169,6 +174,7 @@ def _cut(run: _Run, *, resume: bool) -> None:
     source = _on_device(models.source(run.config.seed), run.config)
     run.progress("load data")
     data = read_data(run.config)
+    require_loaders(data)
     run.note(changes_of(data, run.config, training=run.config.heal))
     run.progress("capture")
     inputs = widen_batch(source.model, source.inputs)

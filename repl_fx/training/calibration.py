@@ -56,10 +56,7 @@ def calibration(
     Raises:
         BadInput: data that are no loaders, or that have no loss.
     """
-    if isinstance(data, UserData) and data.module is not None:
-        raise BadInput(
-            f"{data.name} returns {in_words(data.module)}; return a pair of DataLoaders (train, test) instead"
-        )
+    require_loaders(data)
     size = min(_BATCH, samples, length(data.train)) if isinstance(data, Data) else config.batch_size
     config = config.changed(batch_size=size, augment=False, mixup=0.0, cutmix=0.0)
     device = device_of(model)
@@ -75,6 +72,18 @@ def calibration(
             yield (some,), wanted
 
     return Calibration(data.name, batches, _loss(model, data, config, device) if with_loss else None)
+
+
+def require_loaders(data: Data | UserData) -> None:
+    """Refuse data that are not read without a Trainer.
+
+    Raises:
+        BadInput: they are a LightningDataModule.
+    """
+    if isinstance(data, UserData) and data.module is not None:
+        raise BadInput(
+            f"{data.name} returns {in_words(data.module)}; return a pair of DataLoaders (train, test) instead"
+        )
 
 
 def score_on_data(

@@ -58,16 +58,6 @@ def require_possible(config: TrainConfig, processes: Processes) -> None:
         raise BadInput("sync_batchnorm is for GPUs; leave it out, or give --device cuda")
 
 
-def lost_worker(problem: RuntimeError) -> BadInput | None:
-    """The line for a process of the data loader that the system has ended; None for another error."""
-    said = str(problem)
-    if not said.startswith("DataLoader worker"):
-        return None
-    return BadInput(
-        f"a process that reads the data was ended ({said.splitlines()[0].rstrip('. ')}); go on with --resume"
-    )
-
-
 def is_sharded(config: TrainConfig, processes: Processes) -> bool:
     """Whether parameters are sharded over the processes."""
     return config.strategy == "fsdp2" and not processes.alone

@@ -14,6 +14,7 @@ from repl_fx.training.config import TrainConfig
 from repl_fx.training.data.augmentation import Chain, Change, CropAndFlip, CutMix, Mixup, Normalise
 from repl_fx.training.data.kinds import Data, Tensors, UserData
 from repl_fx.training.data.loaders import BatchLoader, loader_of
+from repl_fx.training.data.passes import reading
 from repl_fx.training.data.positioned import PositionedLoader
 from repl_fx.training.data.samples import samples_of
 from repl_fx.training.data.sets import load_data
@@ -72,12 +73,12 @@ class Batches:
 
 
 def read_data(config: TrainConfig) -> Data | UserData:
-    """The data of the settings.
+    """The data of the settings; of a user's loaders one batch each is read, to refuse them before much is done.
 
     Raises:
-        BadInput: see `load_data`.
+        BadInput: see `load_data` and `loaders`.
     """
-    return load_data(
+    data = load_data(
         config.data,
         root=None if config.data_dir is None else Path(config.data_dir),
         download=config.download,
@@ -85,6 +86,11 @@ def read_data(config: TrainConfig) -> Data | UserData:
         size=config.size,
         standardise=config.standardise,
     )
+    # What a LightningDataModule prepares and sets up is done once, in the run.
+    if isinstance(data, UserData) and data.module is None:
+        for loader in loaders(data, config, torch.device("cpu")):
+            next(iter(loader))
+    return data
 
 
 def changes_of(data: Data | UserData, config: TrainConfig, *, training: bool = True) -> tuple[str, ...]:
@@ -96,7 +102,8 @@ def changes_of(data: Data | UserData, config: TrainConfig, *, training: bool = T
     if isinstance(data, UserData):
         return data.changes
     lines = list(data.changes)
-    first = data.train.inputs if isinstance(data.train, Tensors) else data.train[0][0]
+    with reading(data.name):
+        first = data.train.inputs if isinstance(data.train, Tensors) else data.train[0][0]
     if first.dtype == torch.uint8:
         lines.append(f"pixels of {data.name}: uint8 -> float32, divided by 255")
     if data.mean and data.task in _CHANGED:

@@ -14,6 +14,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -29,7 +30,7 @@ import torch
 import torch.distributed as dist
 
 import __main__
-from repl_fx.errors import BadInput, ReplFxError, first_line
+from repl_fx.errors import BadInput, Stopped, first_line, not_ours
 from repl_fx.training.config import TrainConfig
 
 LOOK = 0.3  # Seconds between two looks at the store.
@@ -38,12 +39,18 @@ _GRACE = 3.0  # Seconds in which the others notice an error.
 _LONG = timedelta(days=7)
 _BAD, _INTERRUPTED = 2, 130
 _HOST = "127.0.0.1"
+# What gloo and NCCL say where a process is gone.
+_GONE = re.compile(r"gloo/transport|Connection (closed|reset) by (remote )?peer|NCCL (error|communicator)|ncclRemote")
 # Its stubs do not name the stores.
 _dist: Any = dist
 
 
 class Ended(SystemExit):
     """The end of this process where others have said or done all there is to say and do; with their exit code."""
+
+
+class LostPeer(BadInput):
+    """Another process of the run does not answer any more; its own word says more, where there is one."""
 
 
 class Disagreement(BadInput):
@@ -113,6 +120,17 @@ class Processes:
         place, self._rounds[0] = f"facts/{self._rounds[0]}", self._rounds[0] + 1
         self.store.set(f"{place}/{self.rank}", json.dumps(own))
         return {rank: json.loads(self.store.get(f"{place}/{rank}")) for rank in ranks or range(self.size)}
+
+
+def lost_peer(problem: BaseException) -> LostPeer | None:
+    """The line for a process of the run that does not answer any more; None for another error."""
+    backend = isinstance(problem, dist.DistBackendError | dist.DistNetworkError)
+    if not backend and not (isinstance(problem, RuntimeError) and _GONE.search(str(problem))):
+        return None
+    said = first_line(problem)[:200]
+    return LostPeer(
+        f"another process of the run was ended, or is not reached any more ({said}); start all again, with --resume"
+    )
 
 
 ALONE = Processes()
@@ -340,13 +358,16 @@ def _leave(processes: Processes) -> None:
 
 def _fail(processes: Processes, error: BaseException) -> None:
     """Tell the others of an error, or end because another one was first."""
-    ours = isinstance(error, ReplFxError)
+    error = lost_peer(error) or error
+    said = not_ours(error)
+    ours = said is not None
     code = _INTERRUPTED if isinstance(error, KeyboardInterrupt) else _BAD
-    if not ours:
+    code = 128 + error.number if isinstance(error, Stopped) else code
+    if not ours or isinstance(error, LostPeer):
         # A lost connection is the end of another process, whose word, or end by torchrun, comes now.
         time.sleep(_GRACE / 2)
     where = "" if isinstance(error, Disagreement) else f"process {processes.rank} of {processes.size}: "
-    own = {"rank": processes.rank, "line": where + " ".join(str(error).split()) if ours else "", "code": code}
+    own = {"rank": processes.rank, "line": where + (said or "") if ours else "", "code": code}
     store = processes.store
     try:
         first = json.loads(store.compare_set("failed", "", json.dumps(own)))

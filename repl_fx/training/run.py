@@ -30,19 +30,19 @@ from torch import nn
 
 from repl_fx._foreign_libraries import hushed
 from repl_fx.artifact.places import LOGS as LOGS, RESULT as RESULT, STATE as STATE
-from repl_fx.errors import BadInput, OutputError
+from repl_fx.errors import BadInput, OutputError, not_ours
 from repl_fx.training.building import module_of
 from repl_fx.training.callbacks import SharedSyntheses, Speed, peak_mib
 from repl_fx.training.compiling import compile_
 from repl_fx.training.config import TrainConfig, read_config, require_said
 from repl_fx.training.data.kinds import Data, UserData
+from repl_fx.training.data.passes import lost_worker
 from repl_fx.training.distributed import (
     Sharding,
     device_of,
     facts,
     fingerprint,
     is_sharded,
-    lost_worker,
     require_possible,
     trainer_settings,
     unused_parameters,
@@ -50,7 +50,7 @@ from repl_fx.training.distributed import (
 from repl_fx.training.loading import Batches
 from repl_fx.training.module import Training
 from repl_fx.training.phases import Phase
-from repl_fx.training.processes import Processes, join
+from repl_fx.training.processes import Processes, join, lost_peer
 from repl_fx.training.safe_checkpoints import Checkpoints, SeededSteps, discard_all, header_of, last_whole
 from repl_fx.training.sharding import FullySharded
 
@@ -122,7 +122,8 @@ def train(
     resumed = before[1] if before else None
     sharding = Sharding(model, config, processes)
     checkpoints = Checkpoints(state / CHECKPOINT, config.save_every, config.log_every, fingerprint(model))
-    with hushed(NOISY, NOISY_LOGGERS, ("Experiment logs directory",)), _interruptible():
+    quiet = hushed(NOISY, NOISY_LOGGERS, ("Experiment logs directory",))
+    with quiet, _saying_how_to_go_on(checkpoints.place), _interruptible():
         trainer = pl.Trainer(
             default_root_dir=state,
             accelerator=accelerator,
@@ -182,11 +183,13 @@ def train(
             if processes.first:
                 (state / RESULT).write_text(json.dumps(asdict(trained), indent=2) + "\n")
         except RuntimeError as problem:
-            refused = unused_parameters(problem) or lost_worker(problem)
+            refused = unused_parameters(problem) or lost_worker(problem) or lost_peer(problem)
             if refused is None:
                 raise
             raise refused from problem
         except OSError as problem:
+            if not_ours(problem) is not None:
+                raise
             raise OutputError(f"{state} cannot be written: {problem.strerror or problem}") from problem
     return trained
 
@@ -298,6 +301,17 @@ def _before(directory: Path, state: Path, model: nn.Module | None, config: Train
             f"the checkpoint {checkpoint} is not one of strategy {config.strategy}; go on with the one it is of"
         )
     return checkpoint, header.step
+
+
+@contextmanager
+def _saying_how_to_go_on(place: Path) -> Iterator[None]:
+    """Note on any error which checkpoint there is to go on from."""
+    try:
+        yield
+    except BaseException as problem:
+        if (last := last_whole(place)) is not None:
+            problem.add_note(f"go on with --resume, from {last}")
+        raise
 
 
 @contextmanager

@@ -43,10 +43,10 @@ def test_bad_usage(run: Run, arguments: tuple[str, ...], message: str) -> None:
 def test_what_goes_wrong_inside(
     run: Run, model_file: Path, monkeypatch: pytest.MonkeyPatch, error: BaseException, code: int, message: str | None
 ) -> None:
-    def fail(*_: Any, **__: Any) -> None:
-        raise error
-
-    monkeypatch.setattr("repl_fx.sources.load_source", fail)
+    # By its name a module of repl-fx: what raises in any other is somebody else's code.
+    names: dict[str, Any] = {"__name__": "repl_fx.sources.broken", "error": error}
+    exec("def fail(*_, **__):\n    raise error", names)
+    monkeypatch.setattr("repl_fx.sources.load_source", names["fail"])
     result = run("inspect", model_file)
     if message is None:
         assert result.exit_code == code and "Traceback" not in result.stderr

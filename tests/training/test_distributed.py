@@ -13,7 +13,8 @@ from torch import Tensor, nn
 
 import repl_fx
 from repl_fx.training.config import TrainConfig
-from repl_fx.training.distributed import facts, fingerprint, lost_worker, require_possible, unused_parameters
+from repl_fx.training.data.passes import lost_worker
+from repl_fx.training.distributed import facts, fingerprint, require_possible, unused_parameters
 from repl_fx.training.processes import Processes
 from repl_fx.training.run import CHECKPOINT, CONFIG, LOGS, RESULT, STATE
 from tests.training.runs import Net, pictures

@@ -9,7 +9,7 @@ from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor
-from torch.utils.data import Dataset
+from torch.utils.data import Dataset, IterableDataset
 
 from repl_fx.errors import BadInput
 from repl_fx.training.data.targets import IGNORED, NO_TARGET, require_labels, require_masks
@@ -177,6 +177,8 @@ class Request:
 
 def length(part: Split) -> int:
     """Number of samples of a split."""
-    if not isinstance(part, Sized):
-        raise BadInput(f"a split of type {type(part).__name__} has no length; give a map-style torch Dataset")
+    if not isinstance(part, Sized) or isinstance(part, IterableDataset):
+        raise BadInput(
+            f"a split of type {type(part).__name__} has no samples by number; give a map-style Dataset with len()"
+        )
     return len(part)

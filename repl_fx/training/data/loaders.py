@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from repl_fx._torch import pytree
-from repl_fx.errors import BadInput
+from repl_fx.errors import BadInput, told, users_place
 from repl_fx.training.data.augmentation import Change
 from repl_fx.training.data.kinds import Sample, Split, Tensors, length
 from repl_fx.training.data.positioned import PositionedLoader, seed_of
@@ -227,6 +227,10 @@ class _SeededSamples(Dataset[Sample | BadInput]):
                 return self.dataset[index]
             except BadInput as error:
                 return error
+            except Exception as problem:
+                if users_place(problem) is None:
+                    raise
+                return BadInput(f"sample {index}: {told(problem)}; mend the code or the data it reads")
 
 
 def _collate(samples: Sequence[Sample | BadInput]) -> tuple[Any, Any] | BadInput:

@@ -1,10 +1,18 @@
-"""Data of a user's own code: `file.py:function`, which returns `Data`, two loaders or a LightningDataModule."""
+"""Data of a user's own code: `file.py:function`.
+
+It returns `Data`, a LightningDataModule, batches to train on and held out (train, test), or batches alone, of which the
+same are held out. Batches are a DataLoader, a list, any other iterable, or a generator function, called anew for each
+pass; a function that returns, or is, a generator is called anew as well.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
+
+from torch import Tensor
+from torch.utils.data import Dataset
 
 from repl_fx.arguments import in_words
 from repl_fx.errors import BadInput, SourceError
@@ -12,8 +20,9 @@ from repl_fx.sources.interrupts import code_of_users
 from repl_fx.sources.python_file import executed
 from repl_fx.sources.source import close_matches
 from repl_fx.training.data.kinds import Data, Request, UserData
+from repl_fx.training.data.passes import Passes, with_length
 
-_WANTED = "return Data, a pair of DataLoaders (train, test) or a LightningDataModule"
+_WANTED = "return Data, a pair of DataLoaders (train, test), one DataLoader, batches or a LightningDataModule"
 DEFAULT = "data"
 
 
@@ -23,8 +32,8 @@ def load_user_code(request: Request) -> Data | UserData:
     Raises:
         BadInput: no such file or function, the code raises, or what it returns is no data.
     """
-    made, where = called(request.name, DEFAULT)
-    return _as_data(made, request.name, where)
+    made, where, make = _called(request.name, DEFAULT)
+    return _as_data(made, make, request.name, where)
 
 
 def called(spec: str, default: str, *arguments: Any) -> tuple[Any, str]:
@@ -38,6 +47,12 @@ def called(spec: str, default: str, *arguments: Any) -> tuple[Any, str]:
     Raises:
         BadInput: no such file or name, or the code raises.
     """
+    made, where, _ = _called(spec, default, *arguments)
+    return made, where
+
+
+def _called(spec: str, default: str, *arguments: Any) -> tuple[Any, str, Callable[..., Any]]:
+    """What `called` returns, and the function."""
     path, name = _parts(spec, default)
     if not path.is_file():
         raise BadInput(f"no file {path}; give file.py:{name}")
@@ -46,7 +61,7 @@ def called(spec: str, default: str, *arguments: Any) -> tuple[Any, str]:
         with executed(path) as module:
             make = _callable(vars(module), name, path)
             with code_of_users(f"{path}:{name} raised", path.parent):
-                return make(*arguments), f"{path}:{name}"
+                return make(*arguments), f"{path}:{name}", make
     except SourceError as error:
         raise BadInput(str(error)) from error.__cause__
 
@@ -70,13 +85,40 @@ def _callable(names: dict[str, Any], function: str, path: Path) -> Callable[...,
     return found
 
 
-def _as_data(made: Any, name: str, where: str) -> Data | UserData:
+def _as_data(made: Any, make: Callable[[], Any], name: str, where: str) -> Data | UserData:
     if isinstance(made, Data):
         return made
     if callable(getattr(made, "train_dataloader", None)):
         return UserData(name, module=made)
-    if isinstance(made, tuple | list):
-        if len(made) != 2 or not all(isinstance(loader, Iterable) for loader in made):
+    if isinstance(made, tuple) or (isinstance(made, list) and not all(map(_is_batch, made))):
+        if len(made) != 2 or not all(map(_gives_batches, made)):
             raise BadInput(f"{where} returned {len(made)} values; {_WANTED}")
-        return UserData(name, *made)
-    raise BadInput(f"{where} returned {in_words(made)}; {_WANTED}")
+        train, test = (_loader(part, lambda place=place: make()[place], where) for place, part in enumerate(made))  # type: ignore[misc]
+        return UserData(name, train, test)
+    if not _gives_batches(made):
+        raise BadInput(f"{where} returned {in_words(made)}; {_WANTED}")
+    both = _loader(made, make, where)
+    said = f"batches of {name}: those to train on are held out, too; give a pair (train, test) for figures of others"
+    return UserData(name, both, both, changes=(said,))
+
+
+def _is_batch(value: Any) -> bool:
+    """Whether an entry of a list is a batch: in the place of a loader, it would be iterated over."""
+    of_tensors = isinstance(value, list) and bool(value) and isinstance(value[0], Tensor)
+    return of_tensors or isinstance(value, Tensor | Mapping | tuple)
+
+
+def _gives_batches(value: Any) -> bool:
+    return isinstance(value, Iterable | Callable) and not isinstance(value, Tensor | Mapping | str | bytes | Dataset)
+
+
+def _loader(value: Any, again: Callable[[], Any], where: str) -> Iterable[Any]:
+    """An iterable that may be iterated over several times, and has a length.
+
+    Args:
+        value: a loader, an iterator or a function.
+        again: makes an iterator anew.
+    """
+    if isinstance(value, Iterator):
+        return Passes(again, where, value)
+    return Passes(value, where) if not isinstance(value, Iterable) else with_length(value, where)

@@ -15,6 +15,7 @@ from repl_fx.arguments import in_words
 from repl_fx.errors import BadInput
 from repl_fx.running.untouched import seed_everything
 from repl_fx.training.data.kinds import UserData
+from repl_fx.training.data.passes import next_batch, reading, with_length
 from repl_fx.training.data.positioned import PositionedLoader, seed_of
 from repl_fx.training.data.targets import has_targets, no_targets
 
@@ -55,28 +56,30 @@ class UserLoader(PositionedLoader):
     ) -> None:
         if not isinstance(loader, Sized):
             raise BadInput(f"{name}: {in_words(loader)} has no length; give a loader with len(), such as a DataLoader")
-        if len(loader) == 0:
-            raise BadInput(f"{name}: a loader has no batches; give at least one")
         super().__init__()
         self.loader, self.name, self.seed, self.pairs, self.training = loader, name, seed, pairs, training
         self.device, self.rank, self.world_size = device, rank, world_size
         self.check: Callable[[Any, str], None] | None = None
+        if len(self) == 0:
+            raise BadInput(f"{name}: a loader has no batches; give at least one")
 
     def __len__(self) -> int:
         """Batches of an epoch."""
         assert isinstance(self.loader, Sized)
-        return len(self.loader)
+        with reading(self.name):
+            return len(self.loader)
 
     def _batches(self, epoch: int, first: int) -> Iterator[Any]:
         if isinstance(self.loader, DataLoader):
             # Workers that live on would draw on from the epoch before, which a resumed run has not seen.
             without_workers(self.loader)
         self._seed(epoch, 0)
-        found = iter(self.loader)
+        with reading(self.name):
+            found = iter(self.loader)
         for number in range(len(self)):
             self._seed(epoch, number + 1)
             try:
-                batch = next(found)
+                batch = next_batch(found, f"{self.name}: batch {number}")
             except StopIteration:
                 raise BadInput(f"{self.name}: a loader ends after {number} of the {len(self)} batches it has") from None
             if number >= first:
@@ -170,10 +173,12 @@ def loaders_of(data: UserData, seed: int) -> tuple[Iterable[Any], Iterable[Any]]
     if not isinstance(own, pl.LightningDataModule):
         raise BadInput(f"{data.name} is {in_words(own)}; give a LightningDataModule of the package pytorch_lightning")
     seed_everything(seed)
-    own.prepare_data()
-    own.setup("fit")
-    found = {"train_dataloader": own.train_dataloader(), "val_dataloader": own.val_dataloader()}
+    with reading(data.name):
+        own.prepare_data()
+        own.setup("fit")
+        found = {"train_dataloader": own.train_dataloader(), "val_dataloader": own.val_dataloader()}
     for name, loader in found.items():
         if loader is None or isinstance(loader, Mapping | list | tuple):
             raise BadInput(f"{data.name}: {name} returns {in_words(loader)}; return one loader")
-    return found["train_dataloader"], found["val_dataloader"]
+    train, test = (with_length(loader, f"{data.name}: {name}") for name, loader in found.items())
+    return train, test

@@ -98,5 +98,5 @@ def test_a_stream_has_no_length() -> None:
         pass
 
     assert length(split(3)) == 3
-    with pytest.raises(BadInput, match="a split of type Stream has no length"):
+    with pytest.raises(BadInput, match="a split of type Stream has no samples by number"):
         length(Stream())
