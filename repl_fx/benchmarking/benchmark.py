@@ -21,7 +21,7 @@ from repl_fx.benchmarking.machine import of_device
 from repl_fx.benchmarking.memory import clear_memory
 from repl_fx.benchmarking.results import Benchmark, InferenceRow, Row, TrainingRow
 from repl_fx.benchmarking.training import Sizes, Trainer, mean_squares, timed_steps
-from repl_fx.benchmarking.variants import CHECKPOINTED, ORIGINAL, Variant, variants_of
+from repl_fx.benchmarking.variants import CHECKPOINTED, ORIGINAL, UNFOLDED, Variant, variants_of
 from repl_fx.errors import BadInput, ForeignError, ReplFxError, foreign_code, one_line
 from repl_fx.export.tensors import at_batch, flatten_inputs
 from repl_fx.pipeline import TransformResult
@@ -156,7 +156,7 @@ class _Run:
         rows: dict[str, TrainingRow] = {}
         trainers: dict[str, Trainer] = {}
         sizes: dict[str, Sizes] = {}
-        for name in self.names:
+        for name in (name for name in self.names if name != UNFOLDED):
             rows[name] = row = TrainingRow(name, self.batch, reason=self.unmade.get(name))
             if name in self.unmade:
                 continue
@@ -211,11 +211,14 @@ class _Run:
         turns: dict[str, Callable[[], float]] = {}
         for runtime in self.settings.runtimes:
             for name in (name for name in self.names if name != CHECKPOINTED):
+                if name == UNFOLDED and runtime != EAGER:
+                    # A file is always folded; compiling takes longer than all else.
+                    continue
                 key = f"{runtime}: {name}"
                 rows[key] = row = InferenceRow(name, batch, reason=self.unmade.get(name), runtime=runtime)
                 if name in self.unmade:
                     continue
-                row.form = "source" if name == ORIGINAL else "folded graph"
+                row.form = self.variants[name].form if name in (ORIGINAL, UNFOLDED) else "folded graph"
                 self.progress(f"prepare {key}" + (f", batch {batch}" if batch else ""))
                 call = self._attempt(row, partial(self._call, prepared[name], runtime, batch))
                 if call is not None:

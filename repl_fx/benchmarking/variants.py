@@ -2,11 +2,12 @@
 
     original        the model as it is
     rewritten       with surrogates: the model in place, where there is one, else the graph
+    unfolded        the same in inference as it was trained, which makes its weights in each forward pass
     depth-pruned    the same plan with nothing in place of the blocks (`identity`): the floor for time and memory
     checkpointed    the original, whose blocks are computed again in the backward pass (`torch.utils.checkpoint`)
 
-Inference is that of the folded graphs, which is what is shipped; the original has nothing to fold. Checkpoints change
-training alone.
+Inference is that of the folded graphs, which is what is shipped; the original has nothing to fold, and beside the
+rewritten one stands what an evaluation without a fold takes. Checkpoints change training alone.
 """
 
 from __future__ import annotations
@@ -24,7 +25,8 @@ from repl_fx.in_place.checkpointed_blocks import CheckpointedForward
 from repl_fx.pipeline import TransformResult, fold, rewrite
 from repl_fx.tracing.parts.capture import CapturedParts, qualified_name
 
-ORIGINAL, REWRITTEN, PRUNED, CHECKPOINTED = "original", "rewritten", "depth-pruned", "checkpointed"
+ORIGINAL, REWRITTEN, UNFOLDED = "original", "rewritten", "unfolded"
+PRUNED, CHECKPOINTED = "depth-pruned", "checkpointed"
 
 
 @dataclass(frozen=True, eq=False)
@@ -54,6 +56,7 @@ def variants_of(result: TransformResult, model: nn.Module) -> dict[str, Callable
     return {
         ORIGINAL: partial(_original, result.captured_parts),
         REWRITTEN: partial(_rewritten, result, model),
+        UNFOLDED: partial(_unfolded, result, model),
         PRUNED: partial(_pruned, result),
         CHECKPOINTED: partial(_checkpointed, result),
     }
@@ -65,6 +68,10 @@ def _original(captured: CapturedParts) -> Variant:
 
 def _rewritten(result: TransformResult, model: nn.Module) -> Variant:
     return Variant(_form(result), model, fold(result.module), _graph_of(result.module))
+
+
+def _unfolded(result: TransformResult, model: nn.Module) -> Variant:
+    return Variant(_form(result), model, model, None)
 
 
 def _pruned(result: TransformResult) -> Variant:

@@ -40,10 +40,11 @@ def test_every_variant_is_measured_in_every_setting() -> None:
     measured = benchmark(result, result.model, ExampleInputs((X,)), BRIEF, progress=stages.append)
     assert [row.variant for row in measured.training] == ["original", "rewritten", "depth-pruned", "checkpointed"]
     assert [(row.batch, row.variant) for row in measured.inference] == [
-        (batch, name) for batch in (1, 2) for name in ("original", "rewritten", "depth-pruned")
+        (batch, name) for batch in (1, 2) for name in ("original", "rewritten", "unfolded", "depth-pruned")
     ]
     assert all(row.reason is None and len(row.samples) == 2 and min(row.samples) > 0 for row in measured.rows)
-    assert {row.form for row in measured.rows} == {"source", "in place", "folded graph"}
+    forms = {row.variant: row.form for row in measured.inference}
+    assert list(forms.values()) == ["source", "folded graph", "in place", "folded graph"]
     sizes = [row.sizes for row in measured.training]
     parameters = [size.parameters for size in sizes if size is not None]
     assert parameters[0] == parameters[3] > parameters[1] > parameters[2]
@@ -125,7 +126,7 @@ def test_a_batch_that_the_model_does_not_take_is_said() -> None:
             return out.view(2, 4)
 
     measured = _benchmark(Pairs(), Settings(training=False, batch_sizes=(2, 3), **_fast()))
-    assert [row.reason is None for row in measured.inference] == [True] * 3 + [False] * 3
+    assert [row.reason is None for row in measured.inference] == [True] * 4 + [False] * 4
     with pytest.raises(repl_fx.BadInput, match=r"nothing could be measured: original: RuntimeError: .*invalid"):
         _benchmark(Pairs(), Settings(training=False, batch_sizes=(3,), **_fast()))
 

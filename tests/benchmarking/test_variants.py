@@ -22,13 +22,13 @@ def _made(result: repl_fx.TransformResult) -> dict[str, Variant]:
     return {name: make() for name, make in variants_of(result, result.model).items()}
 
 
-def test_the_four_variants_of_a_model() -> None:
+def test_the_variants_of_a_model() -> None:
     source = TokenNet(depth=5)
     result = transformed(source, (X,), surrogate="reuse")
     as_after_training(result.module)
     made = _made(result)
-    assert list(made) == ["original", "rewritten", "depth-pruned", "checkpointed"]
-    assert [variant.form for variant in made.values()] == ["source", "in place", "in place", "source"]
+    assert list(made) == ["original", "rewritten", "unfolded", "depth-pruned", "checkpointed"]
+    assert [variant.form for variant in made.values()] == ["source", *["in place"] * 3, "source"]
     assert made["original"].module is source and made["rewritten"].module is result.model
     out = {name: variant.module.eval()(X) for name, variant in made.items()}
     assert torch.equal(out["original"], out["checkpointed"])
@@ -40,6 +40,7 @@ def test_the_four_variants_of_a_model() -> None:
         torch.testing.assert_close(graph.eval()(X), out[name])
         folded: Any = inference
         assert not any(is_synthesis(folded, node) for node in folded.graph.nodes)
+    assert made["unfolded"].inference is made["rewritten"].module and made["unfolded"].graph is None
     # The plan is the same, and nothing stands in for the blocks.
     pruned = transformed(source, (X,), surrogate="identity").module.eval()
     assert torch.equal(out["depth-pruned"], pruned(X))

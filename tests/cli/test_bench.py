@@ -25,7 +25,7 @@ def test_a_model_is_measured_and_nothing_is_written(run: Run, model_file: Path, 
     found = document(result.stdout)
     assert found["replaced"] == [{"block": "blocks.2", "surrogate": "blend"}]
     assert [row["variant"] for row in found["training"]] == ["original", "rewritten", "depth-pruned", "checkpointed"]
-    assert [(row["batch"], row["runtime"]) for row in found["inference"]] == [(1, "eager")] * 3 + [(4, "eager")] * 3
+    assert [(row["batch"], row["runtime"]) for row in found["inference"]] == [(1, "eager")] * 4 + [(4, "eager")] * 4
     assert all(row["seconds"]["median"] > 0 and row["not_measured"] is None for row in found["training"])
     assert found["settings"]["rounds"] == 1 and found["machine"]["threads"] >= 1
     assert [path for path in sorted(tmp_path.iterdir()) if path.name != "__pycache__"] == before
@@ -51,7 +51,7 @@ def test_an_artifact_gets_the_figures_and_the_chart(run: Run, artifact: Path, mo
     assert f"written: {artifact / 'bench.json'}\nwritten: {artifact / 'bench.svg'}\n" in result.stdout
     after = {path.name: path.read_bytes() for path in artifact.iterdir() if path.name != "manifest.json"}
     found = json.loads(after.pop("bench.json"))
-    assert [row["batch"] for row in found["inference"]] == [3, 3, 3] and found["training"] == []
+    assert [row["batch"] for row in found["inference"]] == [3, 3, 3, 3] and found["training"] == []
     assert b"Inference," in after.pop("bench.svg").replace(b"&#160;", b" ")
     assert after == before
     # They are the artifact's own from now on: replaced by the next, and kept by an export.
