@@ -1,4 +1,4 @@
-"""What a training step costs: the full model, each surrogate, depth pruning, checkpointing, stochastic depth.
+"""What a training step and an evaluation cost: the full model, surrogates, depth pruning, checkpointing and the like.
 
     python -m benchmarks.step_cost                                      on CUDA where there is one, else on the CPU
     python -m benchmarks.step_cost --models vit_base --variants 'full*' '*every=2' --budget-s 540 --json vit.json
@@ -7,7 +7,7 @@
 On CUDA the networks are ResNet-50, ResNet-110 for CIFAR, ViT-S and ViT-B at 224 pixels and a GPT of 12 layers, eager
 and compiled; on a CPU small ones of the same kinds, eager, as compiling takes half a minute a variant there. The
 variants of one network in one mode and dtype take turns, in another order every round, and are compared with one
-another:
+another; `--modes evaluation` times a forward pass without gradients in their place, at `--evaluated` inputs:
 
     full                      the model as it is
     full, checkpointed        each block computed again in the backward pass (torch.utils.checkpoint)
@@ -19,6 +19,7 @@ another:
     auto in place, every=k    the same in the source's own modules (`result.model`), and not in one graph
     blocks taken out by hand  the floor of that: the source's own class with nn.Identity where the blocks were
     KEY, every=k              any other surrogate that is registered, with its default settings
+    …, folded                 in evaluation: with weights that are constants, and not made in each forward pass
 
 One recipe for all: a fixed random batch, cross entropy, fused AdamW on float32 parameters. Float32 means float32, TF32
 is off; bfloat16 means `torch.autocast`. torch.compile gets the module, in one graph, not the loss and the optimizer.
@@ -48,6 +49,7 @@ Exit status: 0; 1 with `--strict` where a target is missed; 2 where the device i
 from __future__ import annotations
 
 import argparse
+import copy
 import fnmatch
 import itertools
 import math
@@ -55,7 +57,8 @@ import os
 import shlex
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -65,6 +68,7 @@ import torch
 from rich.console import Console
 from torch import Tensor, nn
 
+import repl_fx
 from benchmarks.training import cost_tables as tables
 from benchmarks.training.cost_tables import Group, Row
 from benchmarks.training.models import Network, networks, small_networks
@@ -74,12 +78,13 @@ from repl_fx.benchmarking.machine import of_device
 from repl_fx.benchmarking.memory import clear_memory
 from repl_fx.benchmarking.training import Sizes, Trainer, timed_steps
 from repl_fx.errors import ForeignError, foreign_code, one_line
-from repl_fx.running.timing import CLOCKS, Timer
+from repl_fx.running.timing import CLOCKS, Mark, Timer, interleaved
 from repl_fx.surrogates import known_surrogates
 from repl_fx.surrogates.auto import AutoConfig
 
 DTYPES = {"float32": None, "bfloat16": torch.bfloat16}
-MODES = ("eager", "compile")
+EVALUATION = "evaluation"
+MODES = ("eager", "compile", EVALUATION)
 EVERY = (2, 3)
 BATCHES = {"resnet50": 128, "resnet110": 512, "vit_small": 256, "vit_base": 128, "gpt12": 8}
 SMALL_BATCHES = {"resnet32": 32, "vit": 32, "gpt": 4}
@@ -164,6 +169,31 @@ class Bench:
         if group.mode == "compile":
             torch.compiler.reset()
 
+    def evaluate(self, group: Group, variants: Sequence[Variant]) -> None:
+        """Fill a group with times of forward passes in evaluation mode, of what is folded both ways."""
+        torch.manual_seed(0)
+        inputs = self.network.inputs(group.batch).to(self.device)
+        timer = Timer(self.device, self.clock)
+        turns: dict[str, Callable[[], dict[str, float]]] = {}
+        for variant in variants:
+            forms: dict[str, Callable[[nn.Module], nn.Module]] = {variant.name: copy.deepcopy}
+            if variant.surrogate and variant.form == "graph":
+                forms[f"{variant.name}, folded"] = repl_fx.fold
+            for name, form in forms.items():
+                group.rows.append(Row(name, pruned(variant.every).name if variant.surrogate else None))
+                module = self._attempt(group.rows[-1], partial(self._evaluated, variant, form))
+                if module is not None:
+                    turns[name] = partial(_timed_forward, timer, module, inputs, DTYPES[group.dtype])
+        rows = {name: row for name in turns if (row := group.row(name)) is not None}
+        rounds = interleaved(
+            turns,
+            self.steps,
+            warm_up=WARM_UP,
+            attempt=lambda name, turn: self._attempt(rows[name], lambda row: turn()),
+            over=lambda: self.budget.over,
+        )
+        self._keep(group, rounds)
+
     def _sizes(self, variant: Variant, group: Group, batch: tuple[Tensor, Tensor], row: Row) -> Trainer:
         """Fill in the sizes of a variant, alone on the device; hands back its trainer, on the host and warm."""
         clear_memory(self.device)
@@ -177,6 +207,9 @@ class Bench:
         row.take(Sizes.of(trainer, DRAWS if variant.blocks == STOCHASTIC.blocks else 1))
         trainer.unload()
         return trainer
+
+    def _evaluated(self, variant: Variant, form: Callable[[nn.Module], nn.Module], row: Row) -> nn.Module:
+        return form(self._module(variant)).to(self.device).eval()
 
     def _module(self, variant: Variant) -> nn.Module:
         """The variant on the host, built once for all modes and dtypes."""
@@ -197,9 +230,12 @@ class Bench:
             attempt=lambda name, turn: self._attempt(rows[name], lambda row: turn()),
             over=lambda: self.budget.over,
         )
+        self._keep(group, rounds)
+
+    def _keep(self, group: Group, rounds: Iterable[dict[str, dict[str, float]]]) -> None:
         for times in rounds:
-            for name, seconds in times.items():
-                rows[name].steps.append(seconds)
+            for row in group.rows:
+                row.steps += [times[row.variant]] if row.variant in times else []
             self.save(group)
 
     def _attempt(self, row: Row, work: Callable[[Row], Any]) -> Any:
@@ -212,6 +248,18 @@ class Bench:
             print(f"{row.variant}: {row.error}", file=sys.stderr)
         clear_memory(self.device)
         return None
+
+
+def _timed_forward(timer: Timer, module: nn.Module, inputs: Tensor, autocast: torch.dtype | None) -> dict[str, float]:
+    """The seconds of a forward pass without gradients."""
+
+    def forward(mark: Mark) -> None:
+        with torch.no_grad(), nullcontext() if autocast is None else torch.autocast(inputs.device.type, autocast):
+            mark()
+            module(inputs)
+            mark()
+
+    return {"forward": timer(forward)[0]}
 
 
 def about_run(device: torch.device, clock: str, argv: Sequence[str]) -> dict[str, Any]:
@@ -243,9 +291,13 @@ def run(options: argparse.Namespace, device: torch.device, console: Console, arg
         if bench is None or bench.network.name != name:
             batch = options.batch or batches[name]
             bench = Bench(known[name], batch, device, options.clock, options.steps, budget, save)
-        groups.append(Group(name, mode, dtype, bench.batch, about))
-        bench.measure(groups[-1], variants)
-        tables.show(console, groups[-1])
+        for size in options.evaluated if mode == EVALUATION else (bench.batch,):
+            groups.append(Group(name, mode, dtype, size, about))
+            if mode == EVALUATION:
+                bench.evaluate(groups[-1], [variant for variant in variants if variant.blocks is None])
+            else:
+                bench.measure(groups[-1], variants)
+            tables.show(console, groups[-1])
     if budget.over:
         console.print(f"the {options.budget_s:g} s are spent; this is what there is", style="yellow", highlight=False)
     return groups
@@ -259,10 +311,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--device", help="cuda, cuda:1, cpu; by default CUDA where there is one")
     parser.add_argument("--models", nargs="+", choices=models, help="the large by default, on a CPU the small")
     parser.add_argument("--variants", nargs="+", default=["*"], metavar="GLOB", help="by name; all by default")
-    parser.add_argument("--modes", nargs="+", choices=MODES, help="both by default, on a CPU eager")
+    parser.add_argument("--modes", nargs="+", choices=MODES, help="all by default, on a CPU without compile")
     parser.add_argument("--dtypes", nargs="+", choices=DTYPES, default=list(DTYPES), help="both by default")
     parser.add_argument("--steps", type=int, help="rounds to time (default 20, on a CPU 5)")
     parser.add_argument("--batch", type=int, help="size of a batch, in place of each network's own")
+    parser.add_argument("--evaluated", nargs="+", type=int, default=(1, 8), help="inputs in evaluation (default 1 8)")
     parser.add_argument("--clock", choices=CLOCKS, default="wall", help="on a CPU: wall-clock (default) or CPU seconds")
     parser.add_argument("--budget-s", type=float, help="stop after so many seconds, with what there is")
     parser.add_argument("--recommended", nargs="+", default=["auto"], help="for the targets (default auto)")
@@ -288,7 +341,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             print(f"device {device} is not there: {str(problem).splitlines()[0]}", file=sys.stderr)
             return 2
         options.models = options.models or list(networks() if cuda else small_networks())
-        options.modes = options.modes or list(MODES if cuda else MODES[:1])
+        options.modes = options.modes or [mode for mode in MODES if cuda or mode != "compile"]
         options.steps = options.steps or (20 if cuda else 5)
         groups = run(options, device, console, argv)
     held = tables.targets(groups, options.recommended)

@@ -34,7 +34,7 @@ class Row:
         kept_bytes: size of what the forward pass keeps for the backward pass.
         peak_bytes: most that tensors took on the device in a step; None where it cannot be told.
         before_bytes: what they took there before this variant came.
-        steps: seconds of the parts of each timed step, one step a round.
+        steps: seconds of the parts of each timed step, one step a round; in evaluation, of the forward pass.
     """
 
     variant: str
@@ -187,7 +187,7 @@ def cells(group: Group, row: Row) -> list[str]:
     """One line of a group's table."""
     seconds = row.seconds()
     milli = [1e3 * one for one in seconds]
-    parts = [f"{1e3 * median(step[part] for step in row.steps):.1f}" if seconds else "–" for part in PARTS]
+    parts = [_number(median(step[part] for step in row.steps), 1e-3, 1) if _has(row, part) else "–" for part in PARTS]
     times = [f"{median(milli):.1f}", f"{min(milli):.1f} – {max(milli):.1f}"] if seconds else ["–", "–"]
     sizes = [_number(size, 2**20, 1) for size in (row.peak_bytes, row.kept_bytes)]
     sizes += [_number(row.parameters, 1e6, 2), _number(row.optimizer_bytes, 2**20, 1)]
@@ -195,6 +195,11 @@ def cells(group: Group, row: Row) -> list[str]:
     ratios = [_number(group.time_ratio(row.variant, other), 1, 3) for other in others]
     ratios += [_number(group.memory_ratio(row.variant, other, group.memory), 1, 3) for other in others]
     return [row.variant, *times, *parts, *sizes, *ratios]
+
+
+def _has(row: Row, part: str) -> bool:
+    # An evaluation is a forward pass alone.
+    return bool(row.steps) and part in row.steps[0]
 
 
 def _number(value: float | None, unit: float, digits: int) -> str:
@@ -229,7 +234,7 @@ def show(console: Console, group: Group) -> None:
 def document(groups: Sequence[Group], recommended: Sequence[str]) -> str:
     """All groups in Markdown."""
     text = [
-        "# What a training step costs",
+        "# What a training step and an evaluation cost",
         "",
         "Written by `benchmarks/step_cost.py`; its docstring says what is measured, and how. Times are medians over",
         "rounds; `floor` is the depth-pruned model at the same `every`, `full` the model as it is.",

@@ -164,14 +164,32 @@ def test_a_budget_that_is_spent_before_the_start_measures_nothing(tmp_path: Path
 def test_a_small_run_from_the_command_line(tmp_path: Path) -> None:
     path = tmp_path / "cost.json"
     which = ["--models", "vit", "--variants", "ful?", "--dtypes", "float32", "--batch", "2", "--steps", "2"]
+    which += ["--evaluated", "3"]
     assert main(["--device", "cpu", *which, "--json", str(path), "--docs", str(tmp_path)]) == 0
-    (group,) = tables.read_json(path)
+    group, evaluated = tables.read_json(path)
     assert (group.model, group.mode, group.dtype, group.batch) == ("vit", "eager", "float32", 2)
     (row,) = group.rows
     assert row.variant == "full" and len(row.steps) == 2 and row.peak_bytes is None
     assert row.parameters == 1_018_762 and row.optimizer_bytes is not None and row.optimizer_bytes > 8 * row.parameters
     assert group.about["command"].startswith("python -m benchmarks.step_cost --device cpu --models vit")
     assert "| full | " in (tmp_path / "step_cost.md").read_text()
+    assert (evaluated.mode, evaluated.batch, [row.variant for row in evaluated.rows]) == ("evaluation", 3, ["full"])
+    assert [list(step) for step in evaluated.rows[0].steps] == [["forward"]] * 2
+
+
+def test_an_evaluation_is_timed_without_gradients_and_folded_beside_unfolded() -> None:
+    def build() -> nn.Module:
+        return TokenNet(depth=3)
+
+    network = Network("tokens", build, lambda rows: torch.randn(rows, 6, 16), 10)
+    bench = Bench(network, 5, torch.device("cpu"), "wall", 2, Budget(None), lambda group: None)
+    group = Group("tokens", "evaluation", "float32", 4, ABOUT)
+    bench.evaluate(group, [FULL, pruned(2), rewritten("blend", 2), in_place("blend", 2)])
+    names = ["full", "depth-pruned", "depth-pruned, folded", "blend", "blend, folded", "blend in place"]
+    assert [row.variant.replace(", every=2", "") for row in group.rows] == names
+    assert all(row.error is None and len(row.steps) == 2 for row in group.rows)
+    assert [row.floor for row in group.rows] == [None, *[pruned(2).name] * 5]
+    assert tables.cells(group, group.rows[0])[4] == "–" != tables.cells(group, group.rows[0])[3]
 
 
 def test_every_surrogate_has_its_floor(monkeypatch: pytest.MonkeyPatch) -> None:
