@@ -39,6 +39,10 @@ NO_MODULE = "_empty_nn_module_stack_from_metadata_hook"
 # Those names of torch that others import from here.
 __all__ = ["FakeTensor", "FakeTensorMode", "OpOverload", "ShapeEnv", "enable_python_dispatcher", "pytree"]
 
+# Graphs ask for sizes by an operator of which torch has no rule for `torch.vmap`; this holds while the object lives.
+_RULES: Any = torch.library.Library("aten", "IMPL")  # type: ignore[no-untyped-call]
+_RULES.impl("sym_size.int", lambda tensor, dim: tensor.size(dim), "FuncTorchBatched")
+
 
 def module_stack(node: fx.Node) -> tuple[str, ...]:
     """Paths of the modules whose calls enclose a node, outermost first; empty at the top of the model.

@@ -124,3 +124,13 @@ def test_gamma_samples_come_of_the_generator() -> None:
     assert torch.equal(one, same) and one[0] != one[1]
     # Mean and variance are both the concentration; five standard errors of the mean.
     assert abs(one.mean() - 3) < 5 * (3 / 20_000) ** 0.5 and abs(one.var() - 3) < 0.3
+
+
+def test_a_size_is_known_inside_vmap() -> None:
+    def scaled(x: Tensor) -> Tensor:
+        made: Tensor = x * torch.ops.aten.sym_size.int(x, 0)
+        return made
+
+    x = torch.randn(3, 4)
+    assert torch.equal(torch.vmap(scaled)(x), x * 4)
+    assert torch.equal(torch.vmap(scaled, in_dims=1, out_dims=1)(x), x * 3)

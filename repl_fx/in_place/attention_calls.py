@@ -80,7 +80,7 @@ class KeptCall:
 
     def keep(self, calls: Mapping[bool, list[AttentionCall]]) -> None:
         """Keep one of the calls that the module has made."""
-        found, here = calls[self.source.scaled], _thread()
+        found, here = calls[self.source.scaled], this_thread()
         self._kept.pop(here, None)
         if len(found) == self.source.count:
             self._kept[here] = found[self.source.number], backward_pass(), torch.is_grad_enabled()
@@ -98,7 +98,7 @@ class KeptCall:
         known: AttentionCall | None = self._taken.get(stream) if backward_pass() >= 0 else None
         if known is not None:
             return known
-        call, made_in, with_gradients = self._kept.pop(_thread(), (None, 0, True))
+        call, made_in, with_gradients = self._kept.pop(this_thread(), (None, 0, True))
         if call is None and backward_pass() >= 0:
             raise RuntimeError(
                 f"a surrogate that mixes by the attention map of {self.path} is computed again in the backward pass, "
@@ -128,7 +128,8 @@ class KeptCall:
         self.__init__(**state)  # type: ignore[misc]
 
 
-def _thread() -> int:
+def this_thread() -> int:
+    """The thread that runs; a trace has none."""
     return 0 if torch.compiler.is_compiling() else threading.get_ident()
 
 
@@ -223,7 +224,7 @@ class BorrowedAttention:
         else:
             n = layer.normalised(x)[0]
         thin = F.linear(n, weight_in.to(n.dtype), bias_in if bias_in is None else bias_in.to(n.dtype))
-        values = layer.values(thin, batch)
+        values = layer.values(thin, batch, call.queries.shape[-2])
         known: Tensor = cache.update(values, values, self.index)[1]
         return mixed if first else F.linear(layer.mix(known[..., :reach, :], thin.shape, *given), weight_out, bias_out)
 
@@ -238,7 +239,8 @@ class BorrowedAttention:
     def _given(self, call: AttentionCall, x: Tensor) -> tuple[Any, ...]:
         """The map of the heads that the layer has, as `RecomputedAttention` is given it."""
         source, queries, mask = self.kept.source, call.queries, call.mask
-        positions = x.numel() // x.shape[-1] // queries.shape[0]
+        # An empty batch has as many as there are queries.
+        positions = x.numel() // x.shape[-1] // queries.shape[0] if queries.shape[0] else queries.shape[-2]
         if queries.shape[-2] != positions:
             # The queries that share keys may lie where positions do, where there is one position.
             if positions != 1 or queries.shape[-2] * queries.shape[1] != source.queries.total:

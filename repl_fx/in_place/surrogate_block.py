@@ -21,7 +21,7 @@ from repl_fx.graph.captured import RefersToModules, has_effect, keep_pinned
 from repl_fx.graph.decisions import jump_over_, settle_decisions_
 from repl_fx.graph.naming import named_alike
 from repl_fx.graph.pickling import GraphData, structure_as_data
-from repl_fx.in_place.attention_calls import BorrowedAttention
+from repl_fx.in_place.attention_calls import BorrowedAttention, this_thread
 from repl_fx.in_place.effective_weights import weight_now
 from repl_fx.running.opaque_outputs import PLAIN
 
@@ -86,20 +86,25 @@ class Constant:
 
 
 class ResultForm(RefersToModules):
-    """The structure of what a kept block returns, as it was when it ran last; a forward hook.
+    """The structure of what a kept block returns, as it was when it ran last in this thread; a forward hook.
 
     A flag may let all blocks of a repeat return more; the surrogates then have no more to return.
     """
 
     def __init__(self) -> None:
-        self.last: pytree.TreeSpec | None = None
+        self._by_thread: dict[int, pytree.TreeSpec] = {}
+
+    @property
+    def last(self) -> pytree.TreeSpec | None:
+        """The structure; None where the block has not run."""
+        return self._by_thread.get(this_thread())
 
     def __call__(self, module: nn.Module, args: Any, result: Any) -> None:
-        self.last = pytree.tree_structure(result)
+        self._by_thread[this_thread()] = pytree.tree_structure(result)
 
     def __getstate__(self) -> dict[str, Any]:
-        # The last call belongs to this process.
-        return {"last": None}
+        # Calls belong to this process.
+        return {"_by_thread": {}}
 
 
 # The submodule that holds the surrogate's own modules.

@@ -177,11 +177,19 @@ class RecomputedAttention(_Recomputed):
             given: queries, keys (batch, heads, positions, c), a mask or None, and the probability of dropout; or the
                 map (batch, heads, positions, positions).
         """
-        return self.mix(self.values(thin, given[0].shape[0]), thin.shape, *given)
+        positions = given[1].shape[-2] if self.form.scaled else given[0].shape[-1]
+        return self.mix(self.values(thin, given[0].shape[0], positions), thin.shape, *given)
 
-    def values(self, thin: Tensor, batch: int) -> Tensor:
-        """Thin values (…, heads * c) as (batch, heads, positions, c)."""
-        sizes = (batch, -1) if self.form.batch_first else (-1, batch)
+    def values(self, thin: Tensor, batch: int, positions: int) -> Tensor:
+        """Thin values (…, heads * c) as (batch, heads, positions, c).
+
+        Args:
+            thin: the values.
+            batch: its size.
+            positions: how many there are in an empty batch, which does not tell; in another the values do.
+        """
+        each = -1 if thin.numel() else positions
+        sizes = (batch, each) if self.form.batch_first else (each, batch)
         values = thin.reshape(*sizes, self.heads, thin.shape[-1] // self.heads)
         return values.transpose(1, 2) if self.form.batch_first else values.permute(1, 2, 0, 3)
 

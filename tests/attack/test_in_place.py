@@ -1,0 +1,184 @@
+"""Model in place, graph and folded graph are one model, however they are called.
+
+Each network here is rewritten by each surrogate that takes it, and all its forms are called in ways that its capture
+did not show: an empty batch, one example, transforms of `torch.func`, threads, and after steps of training.
+"""
+
+from __future__ import annotations
+
+import functools
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import repl_fx
+from tests.captures import transformed
+from tests.nets import ConvNet, MlpBlock, TokenNet
+
+
+class _WrittenOut(nn.Module):
+    """Self-attention over (positions, batch, width) whose map is a product, and an MLP."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm, self.qkv, self.out = nn.LayerNorm(16), nn.Linear(16, 48), nn.Linear(16, 16)
+        self.mlp = MlpBlock(16)
+
+    def forward(self, x: Tensor) -> Tensor:
+        positions, batch = x.shape[:2]
+        q, k, v = self.qkv(self.norm(x)).view(positions, batch, 3, 2, 8).permute(2, 1, 3, 0, 4)
+        shares = torch.softmax(q @ k.transpose(-1, -2) / 8**0.5, -1)
+        made: Tensor = self.mlp(x + self.out((shares @ v).permute(2, 0, 1, 3).reshape(positions, batch, 16)))
+        return made
+
+
+class _PositionsFirst(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.blocks = nn.Sequential(*(_WrittenOut() for _ in range(5)))
+
+    def forward(self, x: Tensor) -> Tensor:
+        made: Tensor = self.blocks(x.transpose(0, 1)).transpose(0, 1)
+        return made
+
+
+class _Pictures(nn.Module):
+    """A vision transformer over (batch, 3, 8, 8)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.patches, self.body = nn.Conv2d(3, 16, 2, 2), TokenNet(depth=5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        made: Tensor = self.body(self.patches(x).flatten(2).transpose(1, 2))
+        return made
+
+
+_NETS: Mapping[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
+    "tokens": (lambda: TokenNet(depth=5), (3, 6, 16)),
+    "positions first": (_PositionsFirst, (3, 6, 16)),
+    "pictures": (_Pictures, (3, 3, 8, 8)),
+    "convolutions": (lambda: ConvNet(depth=5), (3, 3, 8, 8)),
+}
+_TAKEN = {
+    "tokens": ("identity", "blend", "narrow", "reuse", "bottleneck"),
+    "positions first": ("blend", "reuse"),
+    "pictures": ("coarse", "reuse"),
+    "convolutions": ("blend", "coarse", "narrow", "slim", "bottleneck"),
+}
+_CASES = [(net, surrogate) for net, taken in _TAKEN.items() for surrogate in taken]
+every_case = pytest.mark.parametrize(("net", "surrogate"), _CASES)
+
+
+@functools.cache
+def _forms(net: str, surrogate: str) -> tuple[nn.Module, dict[str, nn.Module]]:
+    """The source and the forms of its rewritten model, in evaluation, after a step of training."""
+    torch.manual_seed(0)
+    make, sizes = _NETS[net]
+    source = make()
+    result = transformed(source, (torch.randn(sizes),), surrogate=surrogate)
+    model = result.model
+    assert type(model) is not type(result.graph_module)
+    steps = torch.optim.SGD(model.parameters(), 0.05)
+    for _ in range(2):
+        steps.zero_grad()
+        model(torch.randn(sizes)).square().mean().backward()
+        steps.step()
+    forms = {"graph": result.graph_module, "in place": model, "folded": repl_fx.fold(result.graph_module)}
+    return source.eval(), {name: form.eval() for name, form in forms.items()}
+
+
+def _given(net: str, batch: int) -> Tensor:
+    return torch.randn(batch, *_NETS[net][1][1:], generator=torch.Generator().manual_seed(batch))
+
+
+@every_case
+@pytest.mark.parametrize("batch", [1, 2, 3, 5])
+def test_forms_agree_at_any_batch_after_training(net: str, surrogate: str, batch: int) -> None:
+    _, forms = _forms(net, surrogate)
+    x = _given(net, batch)
+    wanted = forms["graph"](x)
+    assert torch.equal(forms["in place"](x), wanted)
+    torch.testing.assert_close(forms["folded"](x), wanted, rtol=1e-5, atol=1e-6)
+
+
+@every_case
+@pytest.mark.parametrize("gradients", [True, False])
+def test_an_empty_batch_is_one_as_in_the_source(net: str, surrogate: str, gradients: bool) -> None:
+    source, forms = _forms(net, surrogate)
+    x = _given(net, 3)[:0].requires_grad_(gradients)
+    with torch.set_grad_enabled(gradients):
+        shape = source(x).shape
+        for form in forms.values():
+            made = form(x)
+            assert made.shape == shape
+            if gradients:
+                (toward,) = torch.autograd.grad(made.sum(), x)
+                assert toward.shape == x.shape
+
+
+def _transforms(x: Tensor) -> Mapping[str, Callable[[Callable[[Tensor], Tensor]], Tensor]]:
+    """Transforms of a function of one example, applied to a batch or to its first example."""
+    of = torch.func
+    return {
+        "vmap": lambda run: of.vmap(run)(x),
+        "grad": lambda run: of.grad(lambda one: run(one).sum())(x[0]),
+        "vmap of grad": lambda run: of.vmap(of.grad(lambda one: run(one).square().sum()))(x),
+        "jvp": lambda run: of.jvp(run, (x[0],), (x[1],))[1],
+        "jacrev": lambda run: of.jacrev(run)(x[0]),
+    }
+
+
+# The first forward derivative scripts functions of torch itself; a kernel of attention has no rule for torch.vmap.
+@pytest.mark.filterwarnings("ignore:.torch.jit.script. is deprecated:DeprecationWarning")
+@pytest.mark.filterwarnings("ignore:There is a performance drop because we have not yet implemented:UserWarning")
+@every_case
+def test_transforms_of_functions_work_as_on_the_source(net: str, surrogate: str) -> None:
+    source, forms = _forms(net, surrogate)
+    worked = 0
+    for transform in _transforms(_given(net, 3)).values():
+        try:
+            shape = transform(lambda one: source(one.unsqueeze(0))[0]).shape
+        except NotImplementedError:
+            # No forward derivative of the kernel.
+            continue
+        worked += 1
+        made = [transform(lambda one, run=form: run(one.unsqueeze(0))[0]) for form in forms.values()]  # type: ignore[misc]
+        assert made[0].shape == shape
+        for other in made[1:]:
+            torch.testing.assert_close(other, made[0], rtol=1e-4, atol=1e-5)
+    assert worked >= 4
+
+
+@pytest.fixture
+def quick_switches() -> Iterator[None]:
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-5)
+    yield
+    sys.setswitchinterval(interval)
+
+
+@every_case
+@pytest.mark.usefixtures("quick_switches")
+def test_threads_compute_what_one_does(net: str, surrogate: str) -> None:
+    _, forms = _forms(net, surrogate)
+    given = [_given(net, batch) for batch in (1, 2, 3, 4)]
+    for form in forms.values():
+
+        def run(number: int, form: nn.Module = form) -> list[Tensor]:
+            x = given[number % 4].clone().requires_grad_()
+            if number % 2:
+                with torch.no_grad():
+                    return [form(x)]
+            made = form(x)
+            return [made.detach(), *torch.autograd.grad(made.sum(), [x])]
+
+        wanted = [run(number) for number in range(4)]
+        with ThreadPoolExecutor(4) as threads:
+            found = list(threads.map(run, range(32)))
+        for number, values in enumerate(found):
+            assert all(torch.equal(one, other) for one, other in zip(values, wanted[number % 4], strict=True))
