@@ -5,6 +5,7 @@ A check raises `BadInput` where the graph was specialised to other inputs than i
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,6 +14,7 @@ from torch import fx, nn
 from torch.fx.node import has_side_effect
 
 from repl_fx import _torch
+from repl_fx.arguments import in_words
 from repl_fx.errors import BadInput
 
 
@@ -28,22 +30,63 @@ def select_mode(training: bool, when_training: Any, when_evaluating: Any) -> Any
 
 @has_side_effect
 def check_constant(value: Any, expected: Any, name: str) -> None:
-    """Refuse an argument that differs from the one the graph was captured with."""
-    if value is not expected and value != expected:
-        raise BadInput(f"{name} was captured as {expected!r}, not {value!r}; capture the model again with it")
+    """Refuse an argument that differs, in kind or in value, from the one the graph was captured with."""
+    if not same_constant(value, expected):
+        raise BadInput(
+            f"{name} was captured as {_words(expected)}, not {_words(value)}; capture the model again with it"
+        )
+
+
+def same_constant(value: Any, expected: Any) -> bool:
+    """Whether two plain values are one to every model: of one class (True is not 1, nor 1 is 1.0), with equal values.
+
+    NaN is the same as NaN, and -0.0 is not 0.0.
+    """
+    if type(value) is not type(expected):
+        return False
+    return bool(repr(value) == repr(expected) if isinstance(value, float) else value == expected)
+
+
+def _words(value: Any) -> str:
+    """A value of an argument in the words of a message, in one line."""
+    if value is ...:
+        return "left out"
+    if isinstance(value, torch.Tensor):
+        return f"a tensor of shape {list(value.shape)}"
+    return repr(value) if isinstance(value, (bool, int, float, str, torch.dtype, torch.device)) else in_words(value)
 
 
 @has_side_effect
-def check_key(value: Any, key: Any, name: str) -> None:
-    """Refuse a mapping without a key that the graph was captured with."""
-    if key not in value:
+def check_items(value: Any, expected: int, name: str) -> None:
+    """Refuse a sequence of another length than the one the graph was captured with."""
+    if not isinstance(value, Sequence):
+        raise BadInput(f"{name} was captured as a sequence, not {_words(value)}; capture the model again with it")
+    if len(value) != expected:
+        raise BadInput(
+            f"{name} has length {len(value)}, but was captured with {expected}; capture the model again with it"
+        )
+
+
+@has_side_effect
+def check_keys(value: Any, expected: Sequence[Any], name: str) -> None:
+    """Refuse a mapping with other keys than those the graph was captured with: the source may ask for any of them."""
+    if not isinstance(value, Mapping):
+        raise BadInput(f"{name} was captured as a mapping, not {_words(value)}; capture the model again with it")
+    lacking = [key for key in expected if key not in value]
+    added = [key for key in value if key not in expected]
+    if lacking or added:
         there = ", ".join(repr(other) for other in value) or "none"
-        raise BadInput(f"{name} has no key {key!r}, which the graph was captured with; its keys are {there}")
+        raise BadInput(
+            f"{name} has {'no' if lacking else 'the'} key {(lacking or added)[0]!r}, which the graph was captured "
+            f"{'with' if lacking else 'without'}; its keys are {there}"
+        )
 
 
 @has_side_effect
 def check_shape(tensor: Any, expected: tuple[int | None, ...], name: str) -> None:
     """Refuse a tensor whose fixed sizes differ from those the graph was captured with; None stands for any size."""
+    if not isinstance(tensor, torch.Tensor):
+        raise BadInput(f"{name} was captured as a tensor, not {_words(tensor)}; capture the model again with it")
     found = tuple(tensor.shape)
     if len(found) != len(expected) or any(e is not None and f != e for f, e in zip(found, expected, strict=True)):
         sizes = ", ".join("any" if size is None else str(size) for size in expected)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import inspect
 import operator
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -19,7 +19,7 @@ from torch.fx.immutable_collections import immutable_dict, immutable_list
 from repl_fx._torch import children_of, fixed_size, pytree
 from repl_fx.errors import Untraceable
 from repl_fx.graph.pickling import structure_as_data
-from repl_fx.graph.runtime import check_constant, check_key, check_least, check_shape
+from repl_fx.graph.runtime import check_constant, check_items, check_keys, check_least, check_shape
 from repl_fx.running.example_inputs import ExampleInputs
 
 # The classes that fx makes of the lists and mappings in its graphs.
@@ -35,10 +35,12 @@ class BoundInputs:
     Attributes:
         arguments: their values, or defaults where they were not passed, by name (`args_2` for the third of a `*args`),
             in the order of the signature.
+        defaults: the values that the forward takes for those of them that a call leaves out.
     """
 
     inputs: ExampleInputs
     arguments: dict[str, Any]
+    defaults: dict[str, Any] = field(default_factory=dict)
 
     def located(self, keywords: Sequence[str]) -> list[tuple[str, tuple[Any, ...], Any]]:
         """Argument name, path inside it and value of each flattened leaf, the keyword arguments in this order."""
@@ -80,7 +82,8 @@ def bind_arguments(model: nn.Module, inputs: ExampleInputs) -> BoundInputs:
         elif parameter.name not in bound and parameter.default is not parameter.empty:
             bound[parameter.name] = parameter.default
     bound.update({name: value for name, value in kwargs.items() if name not in bound})
-    return BoundInputs(inputs, bound)
+    defaults = {name: p.default for name, p in signature.parameters.items() if p.default is not p.empty}
+    return BoundInputs(inputs, bound, defaults)
 
 
 class InputNodes:
@@ -88,30 +91,35 @@ class InputNodes:
 
     Args:
         graph: an empty graph; the placeholders become its first nodes.
-        arguments: values by name, from `bind_arguments`.
+        inputs: the arguments, from `bind_arguments`. One that a call of the graph leaves out takes the default of the
+            source, as there, which the graph refuses where it was captured with another value.
 
     Raises:
         Untraceable: an argument is neither a tensor nor a constant that a graph can hold.
     """
 
-    def __init__(self, graph: fx.Graph, arguments: Mapping[str, Any]) -> None:
+    def __init__(self, graph: fx.Graph, inputs: BoundInputs) -> None:
         self.graph = graph
         self.roots: dict[str, fx.Node] = {}
         self._reached: dict[tuple[Any, ...], fx.Node] = {}
         optional = False
-        for name, given in arguments.items():
+        for name, given in inputs.arguments.items():
             constant = not any(isinstance(leaf, (Tensor, torch.SymInt)) for leaf in pytree.tree_leaves(given))
+            has_default = name in inputs.defaults and is_writable(inputs.defaults[name])
             # Python wants every argument after an optional one to be optional too.
-            optional = optional or constant
-            default = (given if constant and is_writable(given) else None,) if optional else ()
+            optional = optional or has_default
+            default = (inputs.defaults[name] if has_default else ...,) if optional else ()
             node = self.roots[name] = graph.create_node("placeholder", name, args=default)
             node.meta["val"] = given if constant else None
-        for name, given in arguments.items():
+        for name, given in inputs.arguments.items():
+            self._check_containers(name, (), given)
             for path, value in pytree.tree_flatten_with_path(given)[0]:
                 if not isinstance(value, Tensor):
                     if not is_writable(value):
                         raise Untraceable(f"{words_for(name, path)} is a {type(value).__name__}")
-                    self._check(check_constant, self._reach(name, path, value), value, words_for(name, path))
+                    node = self._reach(name, path)
+                    node.meta["val"] = value
+                    self._check(check_constant, node, value, words_for(name, path))
 
     def at(self, name: str, path: Sequence[Any], value: Any, least: Mapping[str, int] | None = None) -> fx.Node:
         """The node of the tensor at `path` inside argument `name`; `value` is its fake value.
@@ -119,27 +127,36 @@ class InputNodes:
         The graph refuses tensors whose sizes differ where the trace has fixed them, and those smaller than `least`, by
         the name of the size's symbol.
         """
-        node = self._reach(name, path, value)
+        node = self._reach(name, path)
+        node.meta["val"] = value
         self._check(check_shape, node, tuple(fixed_size(size) for size in value.shape), words_for(name, path))
         for dim, size in enumerate(value.shape):
             if least and str(size) in least:
                 self._check(check_least, node, dim, least[str(size)], words_for(name, path))
         return node
 
+    def _check_containers(self, name: str, path: tuple[Any, ...], value: Any) -> None:
+        """Check the lengths of the sequences and the keys of the mappings in an argument, from the outside."""
+        if pytree.tree_structure(value).is_leaf():
+            return
+        if isinstance(value, Mapping):
+            self._check(check_keys, self._reach(name, path), tuple(value), words_for(name, path))
+        elif isinstance(value, Sequence):
+            self._check(check_items, self._reach(name, path), len(value), words_for(name, path))
+        for step, child in pytree.tree_flatten_with_path(value, is_leaf=lambda inner: inner is not value)[0]:
+            self._check_containers(name, (*path, *step), child)
+
     def _check(self, function: Callable[..., None], *given: Any) -> None:
         self.graph.call_function(function, given).meta["val"] = None
 
-    def _reach(self, name: str, path: Sequence[Any], value: Any) -> fx.Node:
+    def _reach(self, name: str, path: Sequence[Any]) -> fx.Node:
         node = self.roots[name]
         for depth, step in enumerate(path, start=1):
             key = (name, *path[:depth])
             if key not in self._reached:
-                if isinstance(step, pytree.MappingKey):
-                    self._check(check_key, node, step.key, words_for(name, path[: depth - 1]))
                 self._reached[key] = step_into(self.graph, node, step)
                 self._reached[key].meta["val"] = None
             node = self._reached[key]
-        node.meta["val"] = value
         return node
 
 
@@ -211,4 +228,5 @@ def is_writable(value: Any) -> bool:
         return all(is_writable(item) for item in value)
     if type(value) is dict:
         return all(is_writable(item) for item in value.values())
-    return value is None or isinstance(value, _WRITABLE)
+    # Those of classes derived from these (an `IntEnum`, a number of numpy) are written as no code of a graph.
+    return value is None or type(value) in _WRITABLE

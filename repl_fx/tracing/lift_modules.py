@@ -124,7 +124,7 @@ class _Lifter:
         self.state: dict[str, fx.Node] = {}
 
     def placeholders(self, inputs: BoundInputs, least: Mapping[str, int]) -> None:
-        made = InputNodes(self.graph, inputs.arguments)
+        made = InputNodes(self.graph, inputs)
         signature = self.program.graph_signature
         # torch.export puts keyword arguments in the order of the signature.
         _, keywords = children_of(self.program.call_spec.in_spec)

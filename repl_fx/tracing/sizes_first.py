@@ -16,10 +16,10 @@ import torch
 from torch import fx
 
 from repl_fx.graph.captured import has_effect
-from repl_fx.graph.runtime import check_constant, check_key, check_shape
+from repl_fx.graph.runtime import check_constant, check_items, check_keys, check_shape
 
 # Checks of an input have to run before its sizes are used.
-_CHECKS = (check_constant, check_key, check_shape)
+_CHECKS = (check_constant, check_items, check_keys, check_shape)
 
 
 def sizes_first_(graph: fx.Graph) -> None:

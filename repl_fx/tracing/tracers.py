@@ -216,7 +216,7 @@ def trace_by_fx(
     if assigned.buffers:
         raise Untraceable(f"fx cannot rebind a buffer ({'.'.join(assigned.buffers[0]).lstrip('.')})")
     graph = fx.Graph()
-    roots = InputNodes(graph, inputs.arguments).roots
+    roots = InputNodes(graph, inputs).roots
     env: dict[fx.Node, fx.Node] = {}
     for node in traced.nodes:
         if node.op == "placeholder":
@@ -238,7 +238,7 @@ def trace_by_fx(
         owner, _, attribute = name.rpartition(".")
         holder = plain.get_submodule(owner)
         vars(holder)[attribute] = holder._buffers.pop(attribute)
-    positional = BoundInputs(ExampleInputs(tuple(given.values())), inputs.arguments)
+    positional = BoundInputs(ExampleInputs(tuple(given.values())), inputs.arguments, inputs.defaults)
     return trace_by_export(plain, positional, constants, whole=whole)
 
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import math
+
+import numpy as np
 import pytest
 import torch
 from torch import fx, nn
@@ -11,11 +14,13 @@ from repl_fx.graph.runtime import (
     ModeSwitch,
     check_condition,
     check_constant,
-    check_key,
+    check_items,
+    check_keys,
     check_least,
     check_shape,
     enter_grad_mode,
     restore_grad_mode,
+    same_constant,
     select_mode,
 )
 
@@ -27,9 +32,19 @@ def test_runtime_checks() -> None:
         check_constant(2, 1, "argument 'x'")
     with pytest.raises(BadInput, match=r"argument 'x' has shape \[2, 3, 1\], but was captured as \[any, 3\]"):
         check_shape(torch.zeros(2, 3, 1), (None, 3), "argument 'x'")
-    check_key({"a": 1}, "a", "argument 'x'")
+    check_keys({"a": 1}, ("a",), "argument 'x'")
     with pytest.raises(BadInput, match=r"argument 'x' has no key 'b', which .*; its keys are 'a'$"):
-        check_key({"a": 1}, "b", "argument 'x'")
+        check_keys({"a": 1}, ("a", "b"), "argument 'x'")
+    check_items([1, 2], 2, "argument 'x'")
+    with pytest.raises(BadInput, match="argument 'x' has length 2, but was captured with 3"):
+        check_items([1, 2], 3, "argument 'x'")
+
+
+def test_plain_values_are_the_same_in_kind_and_value() -> None:
+    alike = [(math.nan, float("nan")), (2, 2), ("a", "a"), (None, None), (torch.float16, torch.half), ((1,), (1,))]
+    unlike = [(True, 1), (1, 1.0), (0.0, -0.0), (None, 0), (2.0, torch.tensor(2.0)), (2.0, np.float64(2.0)), ("a", "b")]
+    assert [same_constant(*pair) for pair in alike] == [True] * len(alike)
+    assert [same_constant(*pair) for pair in unlike] == [False] * len(unlike)
 
 
 def test_sizes_below_the_least_and_conditions_of_another_truth_are_refused() -> None:

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import enum
+import re
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
 
 import repl_fx
-from repl_fx.errors import BadInput
+from repl_fx.errors import BadInput, CaptureError
 from repl_fx.graph.signature import bind_arguments
 from repl_fx.running.example_inputs import ExampleInputs
 
@@ -45,15 +48,78 @@ def test_arguments_that_do_not_fit() -> None:
         bind_arguments(Model(), ExampleInputs((), {"b": 1}))
 
 
-def test_a_mapping_that_lacks_a_key() -> None:
+def test_mappings_and_sequences_have_the_keys_and_lengths_of_the_capture() -> None:
     class Sum(nn.Module):
         def forward(self, batch: dict[str, Any]) -> Tensor:
-            return batch["x"] + batch["more"]["y"]  # type: ignore[no-any-return]
+            return sum(batch["x"]) + batch["more"]["y"]  # type: ignore[no-any-return]
 
     x = torch.randn(2, 3)
-    gm = repl_fx.capture(Sum(), ({"x": x, "more": {"y": x}},))
-    assert torch.equal(gm({"x": x, "more": {"y": x}, "z": 1}), x + x)
-    with pytest.raises(BadInput, match="argument 'batch' has no key 'more'"):
-        gm({"x": x})
-    with pytest.raises(BadInput, match=r"argument 'batch' at \['more'\] has no key 'y', which .*; its keys are none"):
-        gm({"x": x, "more": {}})
+    gm = repl_fx.capture(Sum(), ({"x": (x, x), "more": {"y": x}},))
+    assert torch.equal(gm({"x": [x, x], "more": {"y": x}}), x + x + x)
+    for batch, message in (
+        ({"x": (x, x)}, "argument 'batch' has no key 'more'"),
+        ({"x": (x, x), "more": {}}, r"argument 'batch' at \['more'\] has no key 'y', which .*; its keys are none"),
+        ({"x": (x, x), "more": {"y": x}, "z": 1}, "argument 'batch' has the key 'z', which .* captured without"),
+        ({"x": (x, x, x), "more": {"y": x}}, r"argument 'batch' at \['x'\] has length 3, but was captured with 2"),
+        ({"x": x.sum(), "more": {"y": x}}, "was captured as a sequence, not a tensor of shape"),
+        (None, "argument 'batch' was captured as a mapping, not None"),
+    ):
+        with pytest.raises(BadInput, match=message):
+            gm(batch)
+
+
+class Optional(nn.Module):
+    def forward(self, x: Tensor, scale: float | None = 1.0, mask: Tensor | None = None, **more: Any) -> Tensor:
+        x = x * (3.0 if scale is None else scale) * more.get("times", 5.0)
+        return x if mask is None else x + mask
+
+
+_X = torch.linspace(-1, 1, 6).view(2, 3)
+
+
+@pytest.mark.parametrize(
+    ("kwargs", "refused"),
+    [
+        ({"scale": 2.0}, {"": "was captured as 2.0, not 1.0", "int": "not 2;", "tensor": "not a tensor of shape"}),
+        ({"scale": 1.0}, {"int": "was captured as 1.0, not 2", "none": "not None"}),
+        ({"mask": _X}, {"": "argument 'mask' was captured as a tensor, not None", "none": "'scale' .* not None"}),
+        ({"scale": None, "mask": _X}, {"": "'scale' was captured as None, not 1.0", "tensor": "not a tensor of shape"}),
+        ({"scale": 2.0, "times": 2.0}, {"scaled": "'times' was captured as 2.0, not left out"}),
+    ],
+)
+def test_arguments_that_a_call_leaves_out_take_the_default_of_the_source(
+    kwargs: dict[str, Any], refused: dict[str, str]
+) -> None:
+    model = Optional()
+    gm = repl_fx.capture(model, (_X,), kwargs)
+    calls: dict[str, dict[str, Any]] = {
+        "": {},
+        "scaled": {"scale": 2.0},
+        "int": {"scale": 2},
+        "none": {"scale": None},
+        "tensor": {"scale": torch.tensor(2.0)},
+        "captured": kwargs,
+    }
+    answers = 0
+    for name, given in calls.items():
+        try:
+            found = gm(_X, **given)
+        except BadInput as problem:
+            assert name not in refused or re.search(refused[name], str(problem)), problem
+            assert name != "captured"
+            continue
+        assert name not in refused
+        assert torch.equal(found, model(_X, **given))
+        answers += 1
+    assert answers >= 1
+    with pytest.raises(TypeError, match="unexpected keyword argument 'unknown'"):
+        gm(_X, unknown=1)
+
+
+def test_arguments_of_classes_that_a_graph_cannot_write_are_refused() -> None:
+    class Level(enum.IntEnum):
+        HIGH = 2
+
+    for value, kind in ((np.float64(2.0), "float64"), (Level.HIGH, "Level")):
+        with pytest.raises(CaptureError, match=f"argument 'scale' is a {kind}"):
+            repl_fx.capture(Optional(), (_X,), {"scale": value})

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from repl_fx.errors import BadInput, CaptureError
-from repl_fx.graph.runtime import check_constant, check_shape
+from repl_fx.graph.runtime import check_constant, check_items, check_shape
 from repl_fx.tracing.capture import capture, check_capture
 from tests.tracing.nets import Linear, info_of
 
@@ -126,7 +126,7 @@ def test_second_rung_speaks_the_dialect_of_the_first(kwargs: dict[str, Any]) -> 
     assert not any(node.op == "call_method" for node in gm.graph.nodes)
     called = {node.target for node in gm.graph.nodes if node.op == "call_function"}
     operators = {target for target in called if isinstance(target, torch._ops.OpOverload)}
-    assert called - operators <= {operator.getitem, check_shape, check_constant}
+    assert called - operators <= {operator.getitem, check_shape, check_constant, check_items}
     made, expected = gm(torch.ones(5, 8), **kwargs), model(torch.ones(5, 8), **kwargs)
     assert type(made) is dict and type(made["out"]) is list
     assert torch.equal(made["out"][1], expected["out"][1])
