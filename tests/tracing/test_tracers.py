@@ -43,7 +43,7 @@ def test_second_rung_takes_what_torch_export_refuses() -> None:
     assert info.literals == 1
     assert list(gm.state_dict()) == list(model.state_dict())
     x = torch.randn(5, 8)
-    assert torch.equal(gm.eval()(x), model.eval()(x, True))
+    assert torch.equal(gm.eval()(x, flip=True), model.eval()(x, True))
     with pytest.raises(BadInput, match="argument 'flip' was captured as True, not False"):
         gm(x, False)
 
