@@ -108,7 +108,7 @@ class InputNodes:
             has_default = name in inputs.defaults and is_writable(inputs.defaults[name])
             # Python wants every argument after an optional one to be optional too.
             optional = optional or has_default
-            default = (inputs.defaults[name] if has_default else ...,) if optional else ()
+            default: tuple[Any, ...] = (inputs.defaults[name] if has_default else ...,) if optional else ()
             node = self.roots[name] = graph.create_node("placeholder", name, args=default)
             node.meta["val"] = given if constant else None
         for name, given in inputs.arguments.items():
