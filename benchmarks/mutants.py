@@ -6,9 +6,11 @@
     python -m benchmarks.mutants --list                        the sample, without a test
     python -m benchmarks.mutants --report-only                 what an interrupted run has judged
 
-Mutated, with the operators of cosmic-ray, are the passes, the surrogates, the plan and the export. A place in the code
-is sampled at most once, however many mutants there are of it, and a place stays in or out of the sample while other
-lines change. Left out by rule are mutants that compute the same or change only words:
+Mutated, with the operators of cosmic-ray, are the passes, the surrogates, the plan, the export, tracing, planning,
+fitting, in_place and artifact. With `--only`, which may be given several times, the sample is drawn of those modules:
+`--count 100 --only 'repl_fx/tracing/*' --only 'repl_fx/planning/*'`. A place in the code is sampled at most once,
+however many mutants there are of it, and a place stays in or out of the sample while other lines change. Left out by
+rule are mutants that compute the same or change only words:
 
 - annotations, type aliases, and what stands under `if TYPE_CHECKING`;
 - `raise` statements, assertions, and f-strings: the words of an error or of a name;
@@ -56,6 +58,12 @@ MUTATED = (
     "repl_fx/surrogates/shared/*.py",
     "repl_fx/export/*.py",
     "repl_fx/plan.py",
+    "repl_fx/tracing/*.py",
+    "repl_fx/tracing/parts/*.py",
+    "repl_fx/planning/*.py",
+    "repl_fx/fitting/*.py",
+    "repl_fx/in_place/*.py",
+    "repl_fx/artifact/*.py",
 )
 
 # Tests of modules beside those at the mirrored place.
@@ -123,6 +131,7 @@ TESTS: dict[str, tuple[str, ...]] = {
     "repl_fx/export/translations.py": ("tests/export/test_edges.py",),
     "repl_fx/export/tensors.py": ("tests/export/test_onnx_model.py", "tests/export/test_layers.py"),
     "repl_fx/export/optimizing.py": ("tests/export/test_optimizing.py", "tests/export/test_onnx_model.py"),
+    "repl_fx/in_place/pretrained.py": ("tests/artifact/test_pretrained.py", "tests/artifact/test_in_place.py"),
     "repl_fx/export/verify.py": ("tests/export/test_verify.py", "tests/export/test_weights.py"),
 }
 
@@ -536,7 +545,9 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--count", type=int, default=300, help="size of the sample (300)")
     parser.add_argument("--seed", type=int, default=0, help="of the sample (0)")
-    parser.add_argument("--only", action="append", metavar="GLOB", help="of the sample, the modules that match")
+    parser.add_argument(
+        "--only", action="append", metavar="GLOB", help="draw the sample of the modules that match alone"
+    )
     parser.add_argument("--workers", type=int, default=1, help="mutants at a time (1)")
     parser.add_argument("--floor", type=float, default=0.75, help="share that has to be killed (0.75)")
     parser.add_argument("--again", action="store_true", help="judge survivors once more")
@@ -549,10 +560,10 @@ def main() -> int:
     lacking = [test for module in modules for test in mirrored_tests(module) if not (ROOT / test).is_file()]
     if lacking:
         parser.error(f"no file {lacking[0]}; add the tests of its module to TESTS in benchmarks/mutants.py")
+    if options.only:
+        modules = [module for module in modules if any(fnmatchcase(module, glob) for glob in options.only)]
     everything = [mutant for module in modules for mutant in mutants_of(module, (ROOT / module).read_text())]
     chosen = sample(everything, options.count, options.seed)
-    if options.only:
-        chosen = [m for m in chosen if any(fnmatchcase(m.module, glob) for glob in options.only)]
     if options.list:
         print("\n".join(map(str, chosen)), f"\n{len(chosen)} of {len(everything)} mutants, seed {options.seed}")
         return 0

@@ -5,7 +5,7 @@ A check raises `BadInput` where the graph was specialised to other inputs than i
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -113,6 +113,39 @@ def check_condition(value: Any, expected: bool, name: str) -> None:
         raise BadInput(
             f"{name} was {expected} for the inputs the graph was captured with and is {not expected} for these; "
             "capture the model again with these"
+        )
+
+
+# Settings of torch that a forward may ask for, by the names of the functions in torch that tell them.
+SETTINGS: Mapping[str, Callable[..., Any]] = {
+    function.__name__: function
+    for function in (
+        torch.is_grad_enabled,
+        torch.is_inference_mode_enabled,
+        torch.are_deterministic_algorithms_enabled,
+        torch.get_default_dtype,
+        torch.get_num_threads,
+        torch.get_float32_matmul_precision,
+        torch.is_autocast_enabled,
+        torch.get_autocast_dtype,
+    )
+}
+
+
+@has_side_effect
+def check_setting(setting: str, given: tuple[str, ...], expected: Any, place: str) -> None:
+    """Refuse a call under another setting of torch than the graph was captured under, which the source asks for.
+
+    Args:
+        setting: a name in `SETTINGS`.
+        given: the arguments of the question: for autocast, the kind of device.
+    """
+    found = SETTINGS[setting](*given)
+    if found != expected:
+        asked = f"torch.{setting}({', '.join(map(repr, given))})"
+        raise BadInput(
+            f"the model asks for {asked}{place}, which was {expected!r} when it was captured and is "
+            f"{found!r} now, where it computes otherwise; run the graph as it was captured, or the model itself"
         )
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy as copying
 import random
 from collections import OrderedDict
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -126,10 +126,20 @@ class Outcome:
         return self.problem is None and other.problem is None and same_value(self.outputs, other.outputs)
 
 
-def outcome_of(model: nn.Module, inputs: ExampleInputs, training: bool, *, steps: int = 1) -> Outcome:
+def outcome_of(
+    model: nn.Module,
+    inputs: ExampleInputs,
+    training: bool,
+    *,
+    steps: int = 1,
+    within: Callable[[], AbstractContextManager[object]] = torch.enable_grad,
+) -> Outcome:
     """Run a model for its outputs alone, under one seed in each step; it and the inputs stay as they are.
 
     State that a forward changes shows in the second step.
+
+    Args:
+        within: makes the context in which the model runs.
     """
     outputs = []
     device = device_of(model, inputs)
@@ -137,7 +147,7 @@ def outcome_of(model: nn.Module, inputs: ExampleInputs, training: bool, *, steps
         for _ in range(steps):
             seed_everything(0, device)
             try:
-                with torch.enable_grad(), foreign_code():
+                with within(), foreign_code():
                     made = inputs.fresh().passed_to(model)
             except ForeignError as failed:
                 return Outcome((), failed.problem)

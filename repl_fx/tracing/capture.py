@@ -40,6 +40,7 @@ from repl_fx.tracing.hooks import hooks_followed
 from repl_fx.tracing.lift_modules import Constants
 from repl_fx.tracing.model_checks import misfit, obstacle, require_capturable
 from repl_fx.tracing.other_sizes import drop_questions_answered_alike_
+from repl_fx.tracing.questions import Settings, require_settings_, settings_asked
 from repl_fx.tracing.settled import require_leaves_left, require_settled
 from repl_fx.tracing.tracers import Tracer, trace_by_export, trace_by_fx
 
@@ -136,19 +137,23 @@ def _trace_by(
     graphs = {}
     pinned: dict[str, bool] = {}
     changes: dict[bool, StateChanges] = {}
+    asked: Settings = {}
     for training in (True, False):
         # A region of the caller's must not be traced as one of the model's.
         # Shapes are found on fake tensors, yet a norm that counts its batches adds one to a buffer that is none.
         with untouched(model, buffers=True), own_randomness(device), torch.enable_grad(), _no_autocast(device):
             model.train(training)
-            with hooks_followed(model), changes_noted(model) as changes[training]:
+            with hooks_followed(model), changes_noted(model) as changes[training], settings_asked(asked):
                 graphs[training] = tracer(model, bound, constants)
             pinned.update({p: m.training for p, m in model.named_modules() if m.training is not training})
     for training, changed in changes.items():
         require_leaves_left(model, changed)
         require_settled(model, changed, inputs, training)
     info = CaptureInfo(type(model).__name__, name, obstacles)
-    return _assembled(model, inputs, info, graphs, constants, pinned)
+    gm = _assembled(model, inputs, info, graphs, constants, pinned)
+    if asked:
+        run_passes(gm, partial(require_settings_, model=model, inputs=inputs, asked=asked))
+    return gm
 
 
 @collection_paused()

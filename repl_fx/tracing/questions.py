@@ -6,22 +6,31 @@ size, unless model and graph compute the same there.
 
 Some models ask `torch.compiler.is_exporting()` and compute otherwise then: with a mask of ones where they use none when
 they run, for instance, which other kernels answer for. A graph of that is not the model, to the last bit.
+
+Some ask for a setting of torch that the caller makes: whether gradients are enabled, the default dtype. The trace has
+one answer; the graph then refuses calls under the other, unless model and graph compute the same there.
 """
 
 from __future__ import annotations
 
+import operator
 import sys
-from collections.abc import Collection, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Collection, Iterator, Mapping
+from contextlib import AbstractContextManager, ExitStack, contextmanager
+from functools import partial
 from typing import Any
 from unittest.mock import patch
 
 import torch
-from torch import fx
+from torch import fx, nn
 from torch.export import ExportedProgram
 
-from repl_fx.graph.runtime import check_least
+from repl_fx.graph.captured import copy_graph
+from repl_fx.graph.runtime import SETTINGS, check_least, check_setting
 from repl_fx.passes.driver import Result
+from repl_fx.running.example_inputs import ExampleInputs
+from repl_fx.running.opaque_outputs import equal_inside
+from repl_fx.running.untouched import device_of, outcome_of
 
 
 @contextmanager
@@ -89,6 +98,117 @@ def unaware_of_export(asked: Asked, *, unaware: bool = True) -> Iterator[None]:
 
     with patch.object(torch.compiler, "is_exporting", is_exporting if unaware else own):
         yield
+
+
+# Settings of torch that a model asked for, by name and arguments, each with the answer and the place that asks.
+Settings = dict[tuple[str, tuple[str, ...]], tuple[Any, str]]
+_OF_A_DEVICE = ("is_autocast_enabled", "get_autocast_dtype")
+
+
+@contextmanager
+def settings_asked(asked: Settings) -> Iterator[None]:
+    """Note in `asked` the settings of torch that the model's own code asks for.
+
+    Answers that a region of the model's own makes, such as `torch.no_grad`, are none of the caller's.
+    """
+    autocast = {kind: torch.is_autocast_enabled(kind) for kind in ("cpu", "cuda")}
+    before = {name: function() for name, function in SETTINGS.items() if name not in _OF_A_DEVICE}
+
+    def callers(name: str, given: tuple[str, ...], found: Any) -> bool:
+        if name not in _OF_A_DEVICE:
+            return bool(found == before[name])
+        kind = given[0] if given else "cuda"
+        return torch.is_autocast_enabled(kind) is autocast.get(kind, False)
+
+    def noting(name: str) -> Any:
+        def answer(*given: str) -> Any:
+            found = SETTINGS[name](*given)
+            frame = sys._getframe(1)
+            asker = str(frame.f_globals.get("__name__")).split(".")[0]
+            if asker not in ("torch", "repl_fx") and callers(name, given, found):
+                asked.setdefault((name, given), (found, f" at {frame.f_code.co_filename}, line {frame.f_lineno}"))
+            return found
+
+        return answer
+
+    with ExitStack() as patched:
+        for name in SETTINGS:
+            patched.enter_context(patch.object(torch, name, noting(name)))
+        yield
+
+
+def require_settings_(gm: fx.GraphModule, model: nn.Module, inputs: ExampleInputs, asked: Settings) -> Result:
+    """Let a graph refuse other settings of torch that its model asked for, where it computes otherwise under them.
+
+    Args:
+        gm: the graph captured from the model, changed in place.
+        model: it runs on copies of the example inputs, and is not changed.
+        asked: from `settings_asked`.
+    """
+    added = []
+    device = device_of(model, inputs).type
+    for (setting, given), (answer, place) in asked.items():
+        if setting in _OF_A_DEVICE and given != (device,):
+            continue
+        if not _same_under(partial(_OTHERWISE[setting], *given), gm, model, inputs):
+            first = next(node for node in gm.graph.nodes if node.op != "placeholder")
+            with gm.graph.inserting_before(first):
+                node = gm.graph.call_function(check_setting, (setting, given, answer, place))
+            node.meta["val"] = None
+            added.append(node.name)
+    return Result(gm, tuple(added))
+
+
+def _same_under(
+    setting: Callable[[], AbstractContextManager[object]], gm: fx.GraphModule, model: nn.Module, inputs: ExampleInputs
+) -> bool:
+    if device_of(model, inputs).type == "meta":
+        return False
+    trial = copy_graph(gm)
+    for training in (True, False):
+        ours, theirs = (outcome_of(module, inputs, training, within=setting) for module in (model, trial))
+        # Where the model itself does not run, its graph cannot be wrong.
+        if ours.problem is None and (theirs.problem is not None or not equal_inside(ours.outputs, theirs.outputs)):
+            return False
+    return True
+
+
+@contextmanager
+def _other(told: Callable[[], Any], make: Callable[[Any], None], other: Callable[[Any], Any]) -> Iterator[None]:
+    """Another setting of torch for the time of a context."""
+    before = told()
+    make(other(before))
+    try:
+        yield
+    finally:
+        make(before)
+
+
+# Contexts in which a setting has another answer than outside.
+_OTHERWISE: Mapping[str, Callable[..., AbstractContextManager[object]]] = {
+    "is_grad_enabled": torch.no_grad,
+    "is_inference_mode_enabled": torch.inference_mode,
+    "are_deterministic_algorithms_enabled": lambda: _other(
+        torch.are_deterministic_algorithms_enabled, torch.use_deterministic_algorithms, operator.not_
+    ),
+    "get_default_dtype": lambda: _other(
+        torch.get_default_dtype,
+        torch.set_default_dtype,
+        lambda dtype: torch.float32 if dtype is torch.float64 else torch.float64,
+    ),
+    "get_num_threads": lambda: _other(
+        torch.get_num_threads, torch.set_num_threads, lambda count: 2 if count == 1 else 1
+    ),
+    "get_float32_matmul_precision": lambda: _other(
+        torch.get_float32_matmul_precision,
+        torch.set_float32_matmul_precision,
+        lambda precision: "high" if precision == "highest" else "highest",
+    ),
+    "is_autocast_enabled": partial(torch.autocast, dtype=torch.bfloat16),
+    "get_autocast_dtype": lambda device: torch.autocast(
+        device, torch.float16 if torch.get_autocast_dtype(device) is torch.bfloat16 else torch.bfloat16
+    ),
+}
 
 
 def is_bounded(program: ExportedProgram) -> bool:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from functools import partial
 
 import pytest
 import torch
@@ -112,3 +114,78 @@ def test_torch_answers_as_before_afterwards() -> None:
     own = torch.compiler.is_exporting
     capture(AsksForExport(), (torch.randn(2, 3, 4),))
     assert torch.compiler.is_exporting is own
+
+
+@contextmanager
+def default_float64() -> Iterator[None]:
+    torch.set_default_dtype(torch.float64)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(torch.float32)
+
+
+@contextmanager
+def deterministic() -> Iterator[None]:
+    torch.use_deterministic_algorithms(True)
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(False)
+
+
+class Times(nn.Module):
+    """Doubles its input where a question has the answer of the trace."""
+
+    def __init__(self, question: Callable[[], bool], otherwise: float = 3.0) -> None:
+        super().__init__()
+        self.question, self.otherwise = question, otherwise
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * (2.0 if self.question() else self.otherwise)
+
+
+@pytest.mark.parametrize(
+    ("question", "within"),
+    [
+        (lambda: torch.is_grad_enabled(), torch.no_grad),
+        (lambda: not torch.is_inference_mode_enabled(), torch.inference_mode),
+        (lambda: not torch.are_deterministic_algorithms_enabled(), deterministic),
+        (lambda: torch.get_default_dtype() is torch.float32, default_float64),
+        (lambda: not torch.is_autocast_enabled("cpu"), partial(torch.autocast, "cpu", torch.bfloat16)),
+        (
+            lambda: torch.get_autocast_dtype("cpu") is torch.bfloat16,
+            partial(torch.autocast, "cpu", torch.float16),
+        ),
+        (lambda: torch.get_float32_matmul_precision() == "highest", None),
+        (lambda: torch.get_num_threads() > 0, None),
+    ],
+    ids=["gradients", "inference", "deterministic", "dtype", "autocast", "autocast-dtype", "precision", "threads"],
+)
+def test_a_setting_that_the_forward_asks_for(
+    question: Callable[[], bool], within: Callable[[], AbstractContextManager[object]] | None
+) -> None:
+    x = torch.randn(3, 4)
+    gm = capture(Times(question), (x,))
+    assert torch.equal(gm(x), 2 * x)
+    if within is not None:
+        with within(), pytest.raises(BadInput, match=rf"the model asks for torch\.\w+\(.*\) at {__file__}, line \d+, "):
+            gm(x)
+        assert torch.equal(gm(x), 2 * x)
+        # A question that makes no difference refuses nothing.
+        gm = capture(Times(question, otherwise=2.0), (x,))
+        with within():
+            assert torch.equal(gm(x), 2 * x)
+
+
+def test_the_region_of_a_model_answers_for_itself() -> None:
+    class Region(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            with torch.no_grad():
+                return x * (3.0 if torch.is_grad_enabled() else 2.0)
+
+    x = torch.randn(3, 4)
+    gm = capture(Region(), (x,))
+    with torch.no_grad():
+        assert torch.equal(gm(x), 2 * x)
+    assert torch.equal(gm(x), 2 * x)
