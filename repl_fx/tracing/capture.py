@@ -40,7 +40,7 @@ from repl_fx.tracing.hooks import hooks_followed
 from repl_fx.tracing.lift_modules import Constants
 from repl_fx.tracing.model_checks import misfit, obstacle, require_capturable
 from repl_fx.tracing.other_sizes import drop_questions_answered_alike_
-from repl_fx.tracing.questions import Settings, require_settings_, settings_asked
+from repl_fx.tracing.questions import Compiling, Settings, computes_alike, require_settings_, settings_asked
 from repl_fx.tracing.settled import require_leaves_left, require_settled
 from repl_fx.tracing.tracers import Tracer, trace_by_export, trace_by_fx
 
@@ -129,8 +129,16 @@ def trace_by_first(tracers: Mapping[str, Tracer], model: nn.Module, inputs: Exam
 
 
 def _trace_by(
-    name: str, tracer: Tracer, model: nn.Module, bound: BoundInputs, obstacles: tuple[str, ...]
+    name: str,
+    tracer: Tracer,
+    model: nn.Module,
+    bound: BoundInputs,
+    obstacles: tuple[str, ...],
+    *,
+    told: bool | None = None,
 ) -> CapturedModule:
+    """The graph by one tracer; `told` is the answer of `Compiling`."""
+    compiling = Compiling(told)
     inputs = bound.inputs
     constants = Constants()
     device = device_of(model, inputs)
@@ -143,7 +151,12 @@ def _trace_by(
         # Shapes are found on fake tensors, yet a norm that counts its batches adds one to a buffer that is none.
         with untouched(model, buffers=True), own_randomness(device), torch.enable_grad(), _no_autocast(device):
             model.train(training)
-            with hooks_followed(model), changes_noted(model) as changes[training], settings_asked(asked):
+            with (
+                hooks_followed(model),
+                changes_noted(model) as changes[training],
+                settings_asked(asked),
+                compiling.answered(),
+            ):
                 graphs[training] = tracer(model, bound, constants)
             pinned.update({p: m.training for p, m in model.named_modules() if m.training is not training})
     for training, changed in changes.items():
@@ -151,6 +164,13 @@ def _trace_by(
         require_settled(model, changed, inputs, training)
     info = CaptureInfo(type(model).__name__, name, obstacles)
     gm = _assembled(model, inputs, info, graphs, constants, pinned)
+    if compiling.asked and device.type != "meta" and not computes_alike(gm, model, inputs):
+        if told is None:
+            return _trace_by(name, tracer, model, bound, obstacles, told=False)
+        raise Untraceable(
+            f"the forward asks torch.compiler.is_compiling(), and a trace goes another way than a run "
+            f"(at {compiling.asked})"
+        )
     if asked:
         run_passes(gm, partial(require_settings_, model=model, inputs=inputs, asked=asked))
     return gm

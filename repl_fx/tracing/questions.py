@@ -5,7 +5,8 @@ is another function than the model at 1. Such questions of the model's own code 
 size, unless model and graph compute the same there.
 
 Some models ask `torch.compiler.is_exporting()` and compute otherwise then: with a mask of ones where they use none when
-they run, for instance, which other kernels answer for. A graph of that is not the model, to the last bit.
+they run, for instance, which other kernels answer for. A graph of that is not the model, to the last bit. Likewise
+with `torch.compiler.is_compiling()`, where a graph of the one answer is tried before the other.
 
 Some ask for a setting of torch that the caller makes: whether gradients are enabled, the default dtype. The trace has
 one answer; the graph then refuses calls under the other, unless model and graph compute the same there.
@@ -22,14 +23,15 @@ from typing import Any
 from unittest.mock import patch
 
 import torch
-from torch import fx, nn
+from torch import Tensor, fx, nn
 from torch.export import ExportedProgram
 
+from repl_fx._torch import pytree
 from repl_fx.graph.captured import copy_graph
 from repl_fx.graph.runtime import SETTINGS, check_least, check_setting
 from repl_fx.passes.driver import Result
 from repl_fx.running.example_inputs import ExampleInputs
-from repl_fx.running.opaque_outputs import equal_inside
+from repl_fx.running.opaque_outputs import equal_inside, open_objects
 from repl_fx.running.untouched import device_of, outcome_of
 
 
@@ -209,6 +211,47 @@ _OTHERWISE: Mapping[str, Callable[..., AbstractContextManager[object]]] = {
         device, torch.float16 if torch.get_autocast_dtype(device) is torch.bfloat16 else torch.bfloat16
     ),
 }
+
+
+class Compiling:
+    """Tells a model that it is being compiled, as a trace is, or that it is not; `asked` is the place that asks.
+
+    Args:
+        told: the answer; None for torch's own.
+    """
+
+    def __init__(self, told: bool | None) -> None:
+        self.told = told
+        self.asked = ""
+
+    @contextmanager
+    def answered(self) -> Iterator[None]:
+        """Answer all code but torch's own and this package's."""
+        own = torch.compiler.is_compiling
+
+        def is_compiling() -> bool:
+            frame = sys._getframe(1)
+            if str(frame.f_globals.get("__name__")).split(".")[0] in ("torch", "repl_fx"):
+                return own()
+            self.asked = self.asked or f"{frame.f_code.co_filename}, line {frame.f_lineno}"
+            return own() if self.told is None else self.told
+
+        with patch.object(torch.compiler, "is_compiling", is_compiling):
+            yield
+
+
+def computes_alike(gm: fx.GraphModule, model: nn.Module, inputs: ExampleInputs) -> bool:
+    """Whether a graph returns what its model does in evaluation mode, but for what other kernels round otherwise."""
+    ours, theirs = (outcome_of(module, inputs, False) for module in (model, copy_graph(gm)))
+    if ours.problem is not None or theirs.problem is not None:
+        return ours.problem is not None
+    leaves = [pytree.tree_leaves(open_objects(outcome.outputs)) for outcome in (ours, theirs)]
+    if len(leaves[0]) != len(leaves[1]):
+        return False
+    pairs = [pair for pair in zip(*leaves, strict=True) if all(isinstance(leaf, Tensor) for leaf in pair)]
+    return all(
+        a.shape == b.shape and a.dtype == b.dtype and torch.allclose(a, b, 1e-3, 1e-4, equal_nan=True) for a, b in pairs
+    )
 
 
 def is_bounded(program: ExportedProgram) -> bool:

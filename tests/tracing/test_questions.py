@@ -189,3 +189,10 @@ def test_the_region_of_a_model_answers_for_itself() -> None:
     with torch.no_grad():
         assert torch.equal(gm(x), 2 * x)
     assert torch.equal(gm(x), 2 * x)
+
+
+def test_a_model_that_asks_whether_it_is_compiled_is_captured_as_it_runs() -> None:
+    x = torch.randn(3, 4)
+    model = Times(lambda: torch.compiler.is_compiling())
+    assert torch.equal(capture(model, (x,))(x), 3 * x)
+    assert not torch.compiler.is_compiling()
