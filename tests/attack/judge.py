@@ -1,6 +1,7 @@
 """The judge: one network through every stage of repl-fx, each of them right, refused with a reason, wrong or crashed.
 
-    capture     source and graph over consecutive steps in both modes: outputs, buffers, gradients, hooks, randomness
+    capture     source and graph over consecutive steps in both modes: outputs, buffers, gradients, hooks, randomness;
+                and under no_grad and inference_mode
     KEY         the network with this surrogate: what stays is the source's, it trains, every surrogate has an effect
     KEY/pruned  `identity` is the source with its blocks taken out by hand
     KEY/fold    the folded network computes the same
@@ -19,7 +20,7 @@ import tempfile
 import time
 import traceback
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -34,12 +35,28 @@ from repl_fx.surrogates.shared.site import surrogate_path
 from tests.attack import networks
 from tests.attack.files import FileDiffers, judge_file
 from tests.attack.pruning import prune
-from tests.attack.steps import Inputs, Snapshot, Step, counted, differences, run_step, run_steps, same
+from tests.attack.steps import (
+    Inputs,
+    Snapshot,
+    Step,
+    counted,
+    differences,
+    opened,
+    prepared,
+    run_step,
+    run_steps,
+    same,
+)
 
 SURROGATES = ("identity", "blend", "coarse", "narrow", "reuse", "slim", "bottleneck", "auto")
 _OWN = ("coarse", "reuse", "slim", "bottleneck", "auto")
 MODES = (True, True, True, False, False, True)
 EVALUATION_FIRST = (False, False, True)
+# Settings of torch that callers make.
+SETTINGS: dict[str, Callable[[], AbstractContextManager[object]]] = {
+    "no_grad": torch.no_grad,
+    "inference_mode": torch.inference_mode,
+}
 
 
 class Wrong(Exception):
@@ -220,6 +237,7 @@ class Judge:
             finally:
                 before.restore()
         self.reference = source
+        self.check_settings(module)
         wider = self.inputs(50, self.batch() + 1)
         try:
             expected = run_step(self.make(), wider, False, 7)
@@ -232,6 +250,33 @@ class Judge:
         finally:
             before.restore()
         none_of(differences([expected], [found]), "source and graph differ at another batch")
+
+    def check_settings(self, module: nn.Module) -> None:
+        """Compare a captured module with a fresh source under the settings of torch that a caller makes.
+
+        Raises:
+            Wrong: they differ, and the module does not refuse the setting.
+        """
+        before = Snapshot(module)
+        for name, within in SETTINGS.items():
+            source = self.make().eval()
+            module.eval()
+            found = []
+            try:
+                for one in (source, module):
+                    (args, kwargs), _ = prepared(self.inputs(60, None))
+                    torch.manual_seed(7)
+                    with within():
+                        found.append(opened(one(*args, **kwargs)))
+            except Exception as problem:
+                # The source itself may not take the setting.
+                require(not found or isinstance(problem, repl_fx.BadInput), f"the graph fails under {name}: {problem}")
+                continue
+            finally:
+                before.restore()
+            (ours, structure), (theirs, other) = found
+            alike = structure == other and all(map(_nearly, ours, theirs))
+            require(alike, f"source and graph differ under {name}")
 
     def batch(self) -> int:
         """The size of the batch of the example inputs."""
@@ -475,6 +520,14 @@ def _shared(module: nn.Module) -> list[list[str]]:
         for name, tensor in found:
             names.setdefault(id(tensor), []).append(name)
     return list(names.values())
+
+
+def _nearly(a: Any, b: Any) -> bool:
+    """Whether two leaves are the same, but for the rounding of kernels that run without gradients alone."""
+    if not (isinstance(a, Tensor) and isinstance(b, Tensor) and a.is_floating_point() and a.dtype == b.dtype):
+        return same(a, b)
+    near = 100 * torch.finfo(a.dtype).eps
+    return a.shape == b.shape and torch.allclose(a, b, near, near, equal_nan=True)
 
 
 def _emptied(name: str, parameters: list[str], gone: set[str]) -> bool:

@@ -62,6 +62,19 @@ def broken(monkeypatch: pytest.MonkeyPatch, name: str, spoil: Callable[..., Any]
     monkeypatch.setattr(repl_fx, name, lambda *args, **kwargs: spoil(real(*args, **kwargs), *args))
 
 
+def test_a_graph_that_is_another_without_gradients_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
+    def spoil(captured: Any, *_: Any) -> Any:
+        def hook(module: nn.Module, args: Any, result: Tensor) -> Tensor:
+            return result if torch.is_grad_enabled() else result * 1.01
+
+        captured.module.register_forward_hook(hook)
+        return captured
+
+    broken(monkeypatch, "capture_parts", spoil)
+    verdict = judged(monkeypatch)
+    assert outcome(verdict, "capture") == ("wrong", "source and graph differ under no_grad")
+
+
 def test_nothing_is_wrong_where_nothing_is(monkeypatch: pytest.MonkeyPatch) -> None:
     verdict = judged(monkeypatch, "identity", "blend", "bottleneck", "reuse", kept=True)
     assert verdict.outcome == "right", str(verdict)
