@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
 import repl_fx
 from repl_fx.pipeline import Options, TransformResult, rewrite
@@ -445,7 +445,14 @@ class Judge:
         expected = run_steps(module, self.steps, MODES)
         folded = run_step(repl_fx.fold(module), self.steps(40), False, 9)
         state.restore()
-        none_of(differences(expected, run_steps(loaded, self.steps, MODES)), "the unpickled network differs")
+        found = differences(expected, run_steps(loaded, self.steps, MODES))
+        if found and not isinstance(module, fx.GraphModule):
+            # Pickles of plain modules are torch's own: a buffer that is a view of a parameter gets memory of its own.
+            source = self.make()
+            copied = pickle.loads(pickle.dumps(source))
+            if differences(*(run_steps(one, self.steps, MODES) for one in (source, copied))):
+                return
+        none_of(found, "the unpickled network differs")
         none_of(
             differences([folded], [run_step(repl_fx.fold(loaded), self.steps(40), False, 9)]),
             "the unpickled network folds to another",

@@ -115,6 +115,27 @@ def test_a_wrong_pickle_is_seen(monkeypatch: pytest.MonkeyPatch, spoil: Callable
     assert found in ("wrong", "crashed") and re.search(words, detail), detail
 
 
+class Viewed(nn.Module):
+    """Captured in parts for its list; its buffer is a view of a parameter, which torch pickles apart."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner, self.seen = make(), list[int]()
+        self.square = nn.Parameter(torch.eye(5))
+        self.register_buffer("turned", self.square.detach().t())
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.seen.append(x.ndim)
+        return self.inner(x @ self.turned + x @ self.square) * len(self.seen)
+
+
+def test_views_that_torch_pickles_apart_are_no_fault_of_a_result(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(judging, "SURROGATES", ("identity",))
+    monkeypatch.setattr(judging.Judge, "judge_kept", lambda *_: None)
+    verdict = Judge(0, Viewed, inputs, []).run()
+    assert outcome(verdict, "identity/pickle") == ("right", ""), str(verdict)
+
+
 def _wrong_constant(captured: Any, *_: Any) -> Any:
     node = next(n for n in captured.module.graph.nodes if n.kwargs.get("alpha"))
     node.kwargs = {"alpha": 0.25}
