@@ -131,6 +131,12 @@ TESTS: dict[str, tuple[str, ...]] = {
     "repl_fx/export/translations.py": ("tests/export/test_edges.py",),
     "repl_fx/export/tensors.py": ("tests/export/test_onnx_model.py", "tests/export/test_layers.py"),
     "repl_fx/export/optimizing.py": ("tests/export/test_optimizing.py", "tests/export/test_onnx_model.py"),
+    "repl_fx/in_place/attention_calls.py": ("tests/in_place/test_attention_calls.py", "tests/surrogates/test_reuse.py"),
+    "repl_fx/in_place/cutting.py": ("tests/in_place/test_cutting.py", "tests/in_place/test_assembling.py"),
+    "repl_fx/in_place/surrogate_block.py": (
+        "tests/in_place/test_surrogate_block.py",
+        "tests/in_place/test_assembling.py",
+    ),
     "repl_fx/in_place/pretrained.py": ("tests/artifact/test_pretrained.py", "tests/artifact/test_in_place.py"),
     "repl_fx/export/verify.py": ("tests/export/test_verify.py", "tests/export/test_weights.py"),
 }

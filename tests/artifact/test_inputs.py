@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 import repl_fx
 from repl_fx.artifact import load_artifact
-from repl_fx.artifact.inputs import Inputs
+from repl_fx.artifact.inputs import Inputs, _of_torch
 from repl_fx.running.example_inputs import ExampleInputs
 from tests.nets import MlpNet, tokens
 
@@ -109,6 +109,14 @@ def test_tensors_come_back_in_kind_and_the_same_each_time() -> None:
     assert ids.dtype == torch.int64 and ids.shape == (2, 2) and int(ids.min()) >= 3 and int(ids.max()) <= 9
     assert fractions.dtype == torch.float16 and fractions.shape == (2, 3)
     assert all(map(torch.equal, first.args, second.args))
+
+
+@pytest.mark.parametrize(
+    ("kind", "name"), [("device", "warp"), ("device", "cuda:x"), ("dtype", "float7"), ("dtype", "nn")]
+)
+def test_devices_and_types_that_torch_has_not_are_a_line(kind: str, name: str) -> None:
+    with pytest.raises(repl_fx.ArtifactError, match=rf"of the {kind} '{name}', which torch .* has not"):
+        _of_torch(kind, name)
 
 
 def test_a_tensor_that_is_given_twice_is_one_again() -> None:

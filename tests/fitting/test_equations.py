@@ -51,4 +51,4 @@ def test_equations_without_a_single_solution_are_a_line() -> None:
 
 
 def test_few_rows_raise_the_ridge() -> None:
-    assert ridge_for(31, 8) == 1e-2 and ridge_for(32, 8) == 1e-6
+    assert ridge_for(31, 8) == 1e-2 and ridge_for(32, 8) == 1e-6 and ridge_for(33, 8) == 1e-6

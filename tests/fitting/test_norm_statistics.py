@@ -21,6 +21,17 @@ def test_batches_give_a_norm_what_one_batch_does_in_training() -> None:
     torch.testing.assert_close(ours.running_var, torchs.running_var)
 
 
+def test_statistics_of_vectors_and_sequences_are_by_channel() -> None:
+    torch.manual_seed(0)
+    for x in (torch.randn(6, 3), torch.randn(6, 3, 5)):
+        ours, torchs, statistics = nn.BatchNorm1d(3), nn.BatchNorm1d(3, momentum=1.0), ChannelStatistics()
+        statistics.add(x)
+        statistics.set_(ours)
+        torchs(x)
+        torch.testing.assert_close(ours.running_mean, torchs.running_mean)
+        torch.testing.assert_close(ours.running_var, torchs.running_var)
+
+
 def test_norms_with_statistics_are_told() -> None:
     net = nn.Sequential(nn.BatchNorm1d(2), nn.BatchNorm1d(2, track_running_stats=False), nn.LayerNorm(2), nn.ReLU())
     gm = fx.symbolic_trace(net)

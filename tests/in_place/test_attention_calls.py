@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
@@ -10,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from repl_fx.in_place.attention_calls import WatchedForward
+from repl_fx.in_place.attention_calls import WatchedForward, this_thread
 from tests.captures import transformed
 from tests.nets import TokenNet
 
@@ -30,6 +31,11 @@ def _model(dropout: float = 0.0) -> Any:
             if "surrogate" in name:
                 parameter.add_(torch.randn_like(parameter), alpha=0.1)
     return model
+
+
+def test_calls_belong_to_the_thread_that_runs() -> None:
+    with ThreadPoolExecutor(1) as pool:
+        assert len({0, this_thread(), pool.submit(this_thread).result()}) == 3
 
 
 def test_a_map_is_taken_once() -> None:

@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch import Tensor, nn
 
 import repl_fx
+from repl_fx.plan import Replacement
+from repl_fx.planning.choose_surrogates import next_choices
+from repl_fx.planning.part_repeats import find_in_parts
+from repl_fx.surrogates import make_surrogate
 from tests.captures import transformed
-from tests.nets import ConvNet, images
+from tests.nets import ConvNet, TokenNet, images, tokens
 
 
 def test_a_surrogate_that_does_not_fit_is_refused_with_the_reason() -> None:
@@ -44,3 +50,16 @@ def test_inner_values_used_outside_keep_a_block_unless_the_surrogate_keeps_them(
         transformed(Tapped(), (x,), surrogate="bottleneck")
     result = transformed(Tapped(), (x,), surrogate="blend")
     assert len(result.graph_module(x)) == 5
+
+
+def test_only_choices_that_stand_alone_are_left_without_neighbours() -> None:
+    result = transformed(TokenNet(depth=4), (tokens(),), surrogate="auto")
+    found, replaced = find_in_parts(result.captured_parts), result.plan.replacements[0]
+
+    def choices(key: str, one: Replacement) -> list[str]:
+        return [choice.surrogate for choice in next_choices(found, make_surrogate(key), one)]
+
+    alone = replace(replaced, before="", after="")
+    assert choices("auto", replaced) and choices("auto", alone) == []
+    assert "narrow" in choices("trained", alone) and "linear" not in choices("trained", alone)
+    assert {"narrow", "linear"} <= {*choices("trained", replaced)}
