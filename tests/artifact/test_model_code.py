@@ -129,3 +129,16 @@ def test_random_weights_are_drawn_again_by_their_seed(tmp_path: Path) -> None:
     repl_fx.save(repl_fx.transform(source.model, source.args, surrogate="blend", check=False), out, source=source)
     original = build_original(out, None, None, False)
     assert all(torch.equal(value, original.state_dict()[name]) for name, value in before.items())
+
+
+def test_a_model_file_with_any_other_digest_is_not_run(artifact: Path, model_file: Path) -> None:
+    was, later, earlier = hash_file(model_file), False, False
+    for number in range(64):
+        model_file.write_text(f"# {number}\n{MODEL}")
+        now = hash_file(model_file)
+        later, earlier = later or now > was, earlier or now < was
+        with pytest.raises(repl_fx.ArtifactError, match=r"net\.py changed since .* was made from it"):
+            repl_fx.load(artifact)
+        if later and earlier:
+            return
+    pytest.fail("no digest on either side")

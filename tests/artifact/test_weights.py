@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 import repl_fx
-from repl_fx.artifact.weights import load_state, read_state, write_state
+from repl_fx.artifact.weights import State, load_state, read_state, write_state
 from repl_fx.sources import load_source
 from tests.artifact.tables_net import X, transformed, write
 
@@ -150,3 +150,12 @@ def test_tensors_of_another_module_are_refused(tmp_path: Path, other: nn.Module,
 def test_tensors_without_values_are_not_written(tmp_path: Path) -> None:
     with pytest.raises(repl_fx.OutputError, match="weight is on the meta device and has no values to save"):
         write_state(nn.Linear(2, 2, device="meta"), tmp_path / "weights", tmp_path / "constants")
+
+
+def test_the_other_form_of_a_model_has_the_same_tensors_under_its_names() -> None:
+    names = ("surrogates.b1.gain", "surrogates.b12.gain", "b1.gain", "traced_constant_0")
+    tensors = {name: torch.zeros(()) for name in names}
+    state = State(Path("model.safetensors"), tensors, {"surrogates.b1.table": torch.ones(())})
+    renamed = state.renamed({"surrogates.b1.": "b1.surrogate.", "surrogates.b12.": "b12.surrogate."})
+    assert list(renamed.weights) == ["b1.surrogate.gain", "b12.surrogate.gain", "b1.gain"]
+    assert list(renamed.constants) == ["b1.surrogate.table"] and renamed.file == state.file

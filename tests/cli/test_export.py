@@ -61,10 +61,10 @@ def test_a_decoder_is_written_with_its_cache(run: Run, artifact: Path, tmp_path:
     (tmp_path / "gpt" / "config.json").write_text(json.dumps({"model_type": "gpt2", **sizes}))
     written = run("transform", f"hf:{tmp_path / 'gpt'}", "-o", tmp_path / "out", "--in-place", "--no-check")
     assert written.exit_code == 0, written.stderr
-    result = run("export", tmp_path / "out", "--with-cache")
+    result = run("export", tmp_path / "out", "--with-cache", "-o", tmp_path / "step.onnx")
     assert result.exit_code == 0, result.stderr
     assert "equivalent: 7 outputs at batch 1, 2, 5" in result.stdout
-    graph = onnx.load(tmp_path / "out" / "model.onnx").graph
+    graph = onnx.load(tmp_path / "step.onnx").graph
     assert {value.name for value in graph.input} > {"input_ids", "past_key_values_0_key", "past_key_values_2_value"}
     assert "takes no cache" in one_line(run("export", artifact, "--with-cache"))
 

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import torch
+from torch import nn
 
 import repl_fx
 from repl_fx.fitting.stand_ins import silence_, stand_ins
-from repl_fx.surrogates.shared.fitted_starts import ChannelTerms, LastLayer, WholeMap
+from repl_fx.surrogates.shared.fitted_starts import ChannelTerms, LastLayer, Term, WholeMap
 from tests.captures import transformed
 from tests.nets import ConvNet, MlpNet, TokenNet, images, tokens
 
@@ -70,3 +71,13 @@ def test_a_surrogate_without_its_numbers_is_silent() -> None:
         torch.testing.assert_close(result.graph_module(x), pruned(x))
     assert float(module.get_parameter("gain").detach().norm()) > 0
     assert repl_fx.fit(transformed(net, (x,), surrogate="reuse"), [tokens(8)]).surrogates[0].numbers
+
+
+@torch.no_grad()
+def test_numbers_that_are_drawn_to_their_start_stay() -> None:
+    layer = nn.Linear(3, 3)
+    terms = (Term("bias", 0, 2),)
+    silence_(layer, ChannelTerms(terms, silent=False))
+    assert layer.bias.all()
+    silence_(layer, ChannelTerms(terms))
+    assert [bool(value) for value in layer.bias] == [False, False, True]
