@@ -132,6 +132,7 @@ TESTS: dict[str, tuple[str, ...]] = {
     "repl_fx/export/tensors.py": ("tests/export/test_onnx_model.py", "tests/export/test_layers.py"),
     "repl_fx/export/optimizing.py": ("tests/export/test_optimizing.py", "tests/export/test_onnx_model.py"),
     "repl_fx/artifact/exporting.py": ("tests/artifact/test_exporting.py", "tests/cli/test_export.py"),
+    "repl_fx/artifact/store.py": ("tests/artifact/test_store.py", "tests/artifact/test_model_code.py"),
     "repl_fx/in_place/attention_calls.py": ("tests/in_place/test_attention_calls.py", "tests/surrogates/test_reuse.py"),
     "repl_fx/in_place/cutting.py": ("tests/in_place/test_cutting.py", "tests/in_place/test_assembling.py"),
     "repl_fx/in_place/surrogate_block.py": (

@@ -136,3 +136,28 @@ def test_values_shorter_than_the_map_are_refused() -> None:
     _watched(attention).own = longer
     with pytest.raises(RuntimeError, match=r"attends to 12 positions, and the surrogate of blocks.1 has values of 6"):
         model(X)
+
+
+class _Masked(_Manual):
+    """Attention by torch's kernel, with a mask for each head."""
+
+    def forward(self, x: Tensor, bias: Tensor | None = None) -> Tensor:
+        batch, tokens, width = x.shape
+        q, k, v = self.qkv(self.norm(x)).reshape(batch, tokens, 3, 2, 4).permute(2, 0, 3, 1, 4)
+        attended = F.scaled_dot_product_attention(q, k, v, attn_mask=bias)
+        return x + self.out(attended.transpose(1, 2).reshape(batch, tokens, width))  # type: ignore[no-any-return]
+
+
+@pytest.mark.parametrize("shape", [(6, 6), (1, 1, 6, 6), (1, 2, 6, 6), (2, 2, 6, 6)], ids=str)
+def test_masks_of_each_head_are_taken_as_the_graph_takes_them(shape: tuple[int, ...]) -> None:
+    net, bias = _ManualNet(), torch.randn(shape)
+    net.blocks = nn.ModuleList(_Masked() for _ in range(3))
+    result = transformed(net, (NARROW, bias), surrogate="reuse")
+    model: Any = result.model.eval()
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if "surrogate" in name:
+                parameter.add_(torch.randn_like(parameter), alpha=0.3)
+    other = torch.randn(shape)
+    assert torch.equal(model(NARROW, other), result.graph_module.eval()(NARROW, other))
+    assert not torch.allclose(model(NARROW, other), model(NARROW, bias))
