@@ -17,7 +17,7 @@ from repl_fx.checkpoints.files import Weights
 from repl_fx.checkpoints.fitting import with_weights
 from repl_fx.display.html import html_of
 from repl_fx.display.numbers import change, count
-from repl_fx.errors import BadInput, NothingToReplace, PlanMismatch
+from repl_fx.errors import BadInput, NothingToReplace, PlanMismatch, close_matches
 from repl_fx.in_place.assembling import InPlace, put_in_place
 from repl_fx.in_place.choosing import Choices, settle_places
 from repl_fx.passes.choose_blocks import choose_blocks
@@ -179,7 +179,7 @@ class TransformResult(HasInputs):
             f"{type(source).__name__}: {len(self.plan.replacements)} of {len(self.report)} blocks replaced, "
             f"{count(before)} parameters before and {count(after)} after ({change(before, after)})"
         )
-        return html_of(head, repeats_table(self.repeats), blocks_table(self.report, self.plan))
+        return html_of(head, repeats_table(self.repeats), blocks_table(self.report))
 
     def _whole(self, parts: tuple[Part, ...], instead: str) -> fx.GraphModule:
         if not self.captured_parts.whole:
@@ -244,7 +244,8 @@ def make_plan(gm: fx.GraphModule, repeats: Sequence[Repeat], **options: Unpack[O
 def _require_known(function: str, options: Options) -> None:
     unknown = next((name for name in options if name not in Options.__annotations__), None)
     if unknown is not None:
-        raise TypeError(f"{function}() got an unexpected keyword argument {unknown!r}")
+        close = close_matches(unknown, Options.__annotations__)
+        raise TypeError(f"{function}() got an unexpected keyword argument {unknown!r}{close}")
 
 
 def _planner(graphs: Graphs, found: Sequence[PartRepeats], options: Options) -> BudgetPlanner:
