@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 from torch import fx, nn
@@ -30,6 +31,9 @@ def test_names_that_are_close_are_asked_about() -> None:
     assert close_matches(7, ["width", "depth"]) == ""
 
 
+_MISSPELT: Any = {"surogate": "x"}
+
+
 @pytest.mark.parametrize(
     ("misspelt", "meant"),
     [
@@ -38,7 +42,7 @@ def test_names_that_are_close_are_asked_about() -> None:
             "unknown surrogate 'botleneck'; did you mean bottleneck?; known are auto",
         ),
         (lambda: make_surrogate("bottleneck", {"raito": 1}), "no setting 'raito'; did you mean ratio?; its settings"),
-        (lambda: repl_fx.transform(nn.ReLU(), **{"surogate": "x"}),  # type: ignore[arg-type] "argument 'surogate'; did you mean surrogate?"),
+        (lambda: repl_fx.transform(nn.ReLU(), **_MISSPELT), "argument 'surogate'; did you mean surrogate?"),
         (lambda: Budget({"parms": 0.5}), "no cost 'parms'; did you mean params?; the costs are params"),
         (lambda: task_of("clasification", 2), "no task 'clasification'; did you mean classification?; known are"),
         (lambda: TrainConfig().changed(epoch=3), "no setting 'epoch'; did you mean epochs?; the settings are every"),
