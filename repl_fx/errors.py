@@ -6,10 +6,11 @@ without a traceback and exits with code 2 (see `repl_fx.cli`).
 
 from __future__ import annotations
 
+import difflib
 import re
 import signal
 import sysconfig
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from traceback import walk_tb
 from types import TracebackType
@@ -61,8 +62,8 @@ class NothingToReplace(ReplFxError):
 class UnknownSurrogate(ReplFxError):
     """A surrogate key that nobody registered."""
 
-    def __init__(self, key: str, known: Iterable[str]) -> None:
-        super().__init__(f"unknown surrogate {key!r}; known are {', '.join(sorted(known))}")
+    def __init__(self, key: str, known: Collection[str]) -> None:
+        super().__init__(f"unknown surrogate {key!r}{close_matches(key, known)}; known are {', '.join(sorted(known))}")
 
 
 class WeightsChanged(ReplFxError):
@@ -74,7 +75,7 @@ class UnknownBlock(ReplFxError):
 
     def __init__(self, block: str, known: Sequence[str]) -> None:
         listed = ", ".join(known) if known else "none: nothing repeats in this model"
-        super().__init__(f"no block {block!r}; the blocks are {listed}")
+        super().__init__(f"no block {block!r}{close_matches(block, known)}; the blocks are {listed}")
 
 
 class PlanMismatch(ReplFxError):
@@ -222,6 +223,13 @@ def one_line(problem: BaseException) -> str:
     """Any error in one line, by its class and the first line of its message that says something."""
     line, kind = first_line(problem), type(problem).__name__
     return kind if line == kind else f"{kind}: {line}"
+
+
+def close_matches(name: object, known: Iterable[str]) -> str:
+    """`"; did you mean a, b?"`, or nothing where no known name is close, in capitals or not."""
+    names = {one.lower(): one for one in known}
+    close = difflib.get_close_matches(str(name).lower(), list(names), n=3, cutoff=0.6)
+    return f"; did you mean {', '.join(names[one] for one in close)}?" if close else ""
 
 
 def first_line(problem: BaseException) -> str:

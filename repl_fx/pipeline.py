@@ -17,9 +17,11 @@ from repl_fx.checkpoints.files import Weights
 from repl_fx.checkpoints.fitting import with_weights
 from repl_fx.display.html import html_of
 from repl_fx.display.numbers import change, count
-from repl_fx.errors import BadInput, NothingToReplace, PlanMismatch
+from repl_fx.errors import BadInput, NothingToReplace, PlanMismatch, close_matches
+from repl_fx.graph.captured import own_tensors_
 from repl_fx.in_place.assembling import InPlace, put_in_place
 from repl_fx.in_place.choosing import Choices, settle_places
+from repl_fx.in_place.surrogate_block import surrogate_graphs
 from repl_fx.passes.choose_blocks import choose_blocks
 from repl_fx.passes.driver import collection_paused, run_passes
 from repl_fx.passes.fold_surrogates import fold_surrogates
@@ -179,7 +181,7 @@ class TransformResult(HasInputs):
             f"{type(source).__name__}: {len(self.plan.replacements)} of {len(self.report)} blocks replaced, "
             f"{count(before)} parameters before and {count(after)} after ({change(before, after)})"
         )
-        return html_of(head, repeats_table(self.repeats), blocks_table(self.report, self.plan))
+        return html_of(head, repeats_table(self.repeats), blocks_table(self.report))
 
     def _whole(self, parts: tuple[Part, ...], instead: str) -> fx.GraphModule:
         if not self.captured_parts.whole:
@@ -244,7 +246,8 @@ def make_plan(gm: fx.GraphModule, repeats: Sequence[Repeat], **options: Unpack[O
 def _require_known(function: str, options: Options) -> None:
     unknown = next((name for name in options if name not in Options.__annotations__), None)
     if unknown is not None:
-        raise TypeError(f"{function}() got an unexpected keyword argument {unknown!r}")
+        close = close_matches(unknown, Options.__annotations__)
+        raise TypeError(f"{function}() got an unexpected keyword argument {unknown!r}{close}")
 
 
 def _planner(graphs: Graphs, found: Sequence[PartRepeats], options: Options) -> BudgetPlanner:
@@ -517,16 +520,26 @@ def fold(module: nn.Module) -> nn.Module:
         module: a rewritten graph module, or a module with rewritten graphs in it; it is not changed.
 
     Returns:
-        A module without synthesis nodes that computes the same.
+        A module without synthesis nodes that computes the same, with tensors of its own: where the original trains on,
+        or the folded one becomes half precision, the other stays as it is.
 
     Raises:
         NotFoldable: see `repl_fx.passes.fold_surrogates`.
-        BadInput: the argument is no module.
+        BadInput: the argument is no module, or a model in place, which calls its surrogates as its own code says.
     """
     require_module("fold", module)
+    if surrogate_graphs(module):
+        raise BadInput(
+            f"fold takes graphs, and this {type(module).__name__} has its surrogates in place; give result.module, or "
+            "what load(directory, in_place=False) returns"
+        )
     if isinstance(module, fx.GraphModule):
-        return run_passes(module, fold_surrogates).graph_module
-    return assemble(module, {path: fold(graph) for path, graph in graphs_in(module).items()})
+        folded: nn.Module = run_passes(module, fold_surrogates).graph_module
+    else:
+        graphs = {path: run_passes(graph, fold_surrogates).graph_module for path, graph in graphs_in(module).items()}
+        folded = assemble(module, graphs)
+    own_tensors_(folded)
+    return folded
 
 
 def _summary(captured: CapturedParts, repeats: Sequence[Repeat]) -> str:

@@ -21,8 +21,8 @@ class Replacement:
     Attributes:
         block: name of the block.
         repeat: name of its repeat.
-        before, after: the kept blocks around it, which its surrogate is made from; empty where that is made from the
-            block alone.
+        before, after: the kept blocks around it, which most surrogates are made from; empty where it is one that stands
+            alone.
         surrogate: key of the surrogate.
         settings: the surrogate's settings.
         why: the reason why it is not one that comes first in the choice; empty where it is the first that fits.
@@ -37,8 +37,8 @@ class Replacement:
     why: str = ""
 
     def __str__(self) -> str:
-        made_from = f" from {' and '.join(self.neighbours)}" if self.neighbours else ""
-        return f"{self.block} -> {self.surrogate}{made_from}"
+        around = f" between {' and '.join(self.neighbours)}" if self.neighbours else ""
+        return f"{self.block} -> {self.surrogate}{around}"
 
     @property
     def neighbours(self) -> tuple[str, ...]:

@@ -2,14 +2,71 @@
 
 from __future__ import annotations
 
-import pytest
+import re
+from collections.abc import Callable
+from typing import Any
 
-from repl_fx.errors import BadInput, ForeignError, first_line, foreign_code, one_line
+import pytest
+from torch import fx, nn
+
+import repl_fx
+from repl_fx.errors import BadInput, ForeignError, close_matches, first_line, foreign_code, one_line
+from repl_fx.export.layers import choose_nodes
+from repl_fx.planning.budgets import Budget
+from repl_fx.sources.input_shapes import parse_input_shape
+from repl_fx.surrogates import make_surrogate
+from repl_fx.training.config import TrainConfig
+from repl_fx.training.tasks import task_of
+from tests.scoring.test_scores import SCORES
 
 
 def test_the_first_line_of_an_error_that_says_something() -> None:
     assert first_line(ValueError("\n  \x1b[31mred\x1b[0m  \nmore")) == "red"
     assert one_line(ValueError("\n  \x1b[31mred\x1b[0m  \nmore")) == "ValueError: red"
+
+
+def test_names_that_are_close_are_asked_about() -> None:
+    assert close_matches("widht", ["width", "depth"]) == "; did you mean width?"
+    assert close_matches("Colour", ["width", "colour"]) == "; did you mean colour?"
+    assert close_matches(7, ["width", "depth"]) == ""
+
+
+_MISSPELT: Any = {"surogate": "x"}
+
+
+@pytest.mark.parametrize(
+    ("misspelt", "meant"),
+    [
+        (
+            lambda: make_surrogate("botleneck"),
+            "unknown surrogate 'botleneck'; did you mean bottleneck?; known are auto",
+        ),
+        (lambda: make_surrogate("bottleneck", {"raito": 1}), "no setting 'raito'; did you mean ratio?; its settings"),
+        (lambda: repl_fx.transform(nn.ReLU(), **_MISSPELT), "argument 'surogate'; did you mean surrogate?"),
+        (lambda: Budget({"parms": 0.5}), "no cost 'parms'; did you mean params?; the costs are params"),
+        (lambda: task_of("clasification", 2), "no task 'clasification'; did you mean classification?; known are"),
+        (lambda: TrainConfig().changed(epoch=3), "no setting 'epoch'; did you mean epochs?; the settings are every"),
+        (
+            lambda: TrainConfig().changed(optimizer="adam"),
+            "optimizer is 'adam'; did you mean adamw?; it can be adamw, sgd",
+        ),
+        (lambda: parse_input_shape("2x3:flaot32"), "no type 'flaot32'; did you mean float32"),
+        (lambda: SCORES.of("influnce"), "no score 'influnce'; did you mean influence?; known are"),
+        (
+            lambda: choose_nodes(fx.symbolic_trace(nn.ReLU()).graph, ["rleu"]),
+            "no inner value 'rleu'; did you mean relu?",
+        ),
+    ],
+)
+def test_every_misspelt_name_is_asked_about(misspelt: Callable[[], object], meant: str) -> None:
+    with pytest.raises((repl_fx.ReplFxError, TypeError), match=re.escape(meant)):
+        misspelt()
+
+
+def test_a_misspelt_block_is_asked_about() -> None:
+    assert "no block 'layer.1'; did you mean layers.1, layers.0?; the blocks" in str(
+        repl_fx.UnknownBlock("layer.1", ["layers.0", "layers.1"])
+    )
 
 
 def test_an_error_without_a_message_is_its_class() -> None:

@@ -26,7 +26,7 @@ def test_a_plan_comes_back_from_its_text() -> None:
 
 
 def test_a_plan_is_printed_a_line_a_block() -> None:
-    assert str(PLAN) == "b.1 -> blend from b.0 and b.2\nb.3 stays: it is the last of its repeat"
+    assert str(PLAN) == "b.1 -> blend between b.0 and b.2\nb.3 stays: it is the last of its repeat"
     assert str(Plan((), (), "")) == "nothing to do"
 
 

@@ -120,11 +120,11 @@ def require_free(directory: str | Path, *, force: bool) -> None:
     """
     target = Path(directory)
     if target.exists() and not target.is_dir():
-        raise OutputError(f"{target} is a file; give a directory with -o")
+        raise OutputError(f"{target} is a file; give a directory")
     if not target.is_dir() or all(_is_unsettled(path) or path.name == COMPRESSION for path in target.iterdir()):
         return
     if not force:
-        raise OutputError(f"{target} is not empty; choose another place with -o, or replace it with --force")
+        raise OutputError(f"{target} is not empty; choose another place, or replace it with --force (force=True)")
     try:
         files = read_manifest(target).files
     except ArtifactError as problem:
@@ -136,7 +136,7 @@ def _require_own(directory: Path, names: Collection[str], files: Mapping[str, Fi
     for name in names:
         path, known = directory / name, files.get(name)
         if (path.exists() or path.is_symlink()) and (known is None or not _is_file(path, known)):
-            raise OutputError(f"{path} is not as repl-fx wrote it; move it away, or choose another place with -o")
+            raise OutputError(f"{path} is not as repl-fx wrote it; move it away, or choose another place")
 
 
 def _settle(directory: Path) -> None:

@@ -69,7 +69,8 @@ def build_source(
     known = manifest.model
     if known is None and model is None:
         raise ArtifactError(
-            f"{directory} was saved from Python without a model spec; pass the model: load(directory, model=…)"
+            f"{directory} was saved from Python without a model spec; name the model: --model SPEC "
+            "(load(directory, model=…))"
         )
     options = Options(input_shape=None, seed=0, options={}) if known is None else known.options
     if model is None and known is not None and known.is_beside:
@@ -93,7 +94,8 @@ def _from_config(directory: Path, model: Model, weights: Path | bool) -> nn.Modu
     config = directory / CONFIG
     if not config.is_file() or hash_file(config) != model.files[CONFIG]:
         raise ArtifactError(
-            f"{directory} was saved with a {CONFIG} that is gone or changed; pass the model: load(directory, model=…)"
+            f"{directory} was saved with a {CONFIG} that is gone or changed; name the model: --model SPEC "
+            "(load(directory, model=…))"
         )
     # Code of a config would run with permission alone.
     source = load_source(f"hf:{config.resolve()}:{model.kind}", options=model.options.options, weights=weights)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
@@ -14,6 +15,7 @@ from torch import Tensor, fx, nn
 
 from repl_fx.arguments import require_module, require_path
 from repl_fx.artifact.changing import Change, changing, require_free
+from repl_fx.artifact.inputs import Inputs
 from repl_fx.artifact.manifest import MANIFEST, Manifest, read_manifest
 from repl_fx.artifact.model_code import build_source
 from repl_fx.artifact.origin import (
@@ -42,6 +44,7 @@ from repl_fx.sources import Source
 from repl_fx.sources.source import hash_file
 from repl_fx.tracing.capture import widen_batch
 from repl_fx.tracing.fingerprint import code_of, fingerprint
+from repl_fx.tracing.model_checks import describe_inputs
 from repl_fx.tracing.parts.capture import capture_as_called, capture_parts
 from repl_fx.tracing.questions import refuse_sizes_
 
@@ -222,9 +225,10 @@ def load_artifact(
     except (PlanMismatch, NothingToReplace) as problem:
         found = problem.structure if isinstance(problem, PlanMismatch) else ()
         differs = first_difference(structure, found) if found else ""
+        changed, advice = _changed(type(built).__name__, manifest.inputs, inputs)
         raise ArtifactError(
-            f"{directory} no longer fits its model: {type(built).__name__} has changed since it was transformed; "
-            f"{f'what differs first: {differs}; ' * bool(differs)}transform it again"
+            f"{directory} no longer fits its model: {changed}; {f'what differs first: {differs}; ' * bool(differs)}"
+            f"{advice}transform it again"
         ) from problem
     result = replace(result, checkpoint_blocks=manifest.checkpoint_blocks, scores=scores)
     refused = {part.path: part.refused_sizes for part in manifest.parts}
@@ -238,6 +242,20 @@ def load_artifact(
     of_graphs = msgspec.structs.replace(manifest, in_place=False)
     vars(result.module)[ORIGIN] = Origin(of_graphs, as_applied, result.structure, result.made, scores)
     return Artifact(directory, manifest, as_applied, result.module.eval(), state, result)
+
+
+def _changed(model: str, described: Inputs, inputs: ExampleInputs) -> tuple[str, str]:
+    """What has changed since an artifact was made: the model, or its example inputs, with advice on these."""
+    now = describe_inputs(inputs)
+    try:
+        was = describe_inputs(described.make())
+    except ArtifactError:
+        # Nothing is known of them.
+        was = now
+    # Of another batch is no other kind.
+    if re.sub(r"\[\d+", "[", was) == re.sub(r"\[\d+", "[", now):
+        return f"{model} has changed since it was transformed", ""
+    return f"its example inputs were ({was}) and are ({now})", "give inputs as they were, or "
 
 
 def _may_trace_otherwise(manifest: Manifest, model: nn.Module) -> bool:

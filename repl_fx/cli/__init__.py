@@ -2,7 +2,8 @@
 
 Exit codes: 0 done; 1 a check failed; 2 bad usage, or input that cannot be used; 70 a defect of repl-fx (EX_SOFTWARE of
 sysexits.h); 130 interrupted; 128 + N ended by signal N; 141 nobody reads stdout any more. An error is one line on
-stderr; `-v` adds the traceback.
+stderr; `-v` adds the traceback. With `--json`, stdout has one document in any case: `{"error": LINE, "exit_code": N}`
+where a command ends without a result.
 
 torch is imported inside the commands, so that `--help` and a mistyped option answer at once.
 """

@@ -22,7 +22,7 @@ from rich.console import Console, RenderableType
 from rich.status import Status
 
 from repl_fx.cli.completion import complete_model, complete_model_or_artifact
-from repl_fx.cli.group import CLOSED
+from repl_fx.cli.group import CLOSED, error_document
 from repl_fx.cli.help import OUTPUT
 
 if TYPE_CHECKING:
@@ -117,7 +117,7 @@ JsonOption = Annotated[
     bool,
     typer.Option(
         "--json",
-        help="Write one JSON document to stdout, and nothing else there.",
+        help="Write one JSON document to stdout, and nothing else there; of an error, its line and exit code.",
         rich_help_panel=OUTPUT,
     ),
 ]
@@ -158,6 +158,7 @@ class Terminal:
         self._began = 0.0
         self._status: Status | None = None
         self._after_line = False
+        self._told = False
 
     def stage(self, name: str) -> None:
         """Begin a stage, and end the one before."""
@@ -198,6 +199,13 @@ class Terminal:
         self.end_stage()
         if self.as_json:
             print(json.dumps(document, indent=2, allow_nan=False), file=self._stdout, flush=True)
+            self._told = True
+
+    def failure(self, error: BaseException) -> None:
+        """Write why there is no document, as one, where JSON is wanted and none was written."""
+        # Of several processes the first one writes.
+        if not self._told and os.environ.get("RANK", "0") == "0":
+            self.document(error_document(error))
 
 
 @contextlib.contextmanager
@@ -215,22 +223,32 @@ def running(as_json: bool, verbose: bool, quiet: bool) -> Iterator[Terminal]:
         results = stack.enter_context(_results_alone(sys.stdout)) if as_json else sys.stdout
         terminal = Terminal(results, as_json, verbose, quiet)
         try:
-            yield terminal
-        except typer.Exit:
-            raise
+            with _failing(terminal):
+                yield terminal
         except BrokenPipeError:
             # Who reads stdout has seen enough; what is still in its buffer must not fail once more at exit.
             nowhere = os.open(os.devnull, os.O_WRONLY)
             for stream in filter(None, (results, sys.__stdout__)):
                 os.dup2(nowhere, stream.fileno())
             raise typer.Exit(CLOSED) from None
-        except Exception:
-            terminal.end_stage()
-            if verbose:
-                traceback.print_exc()
-            raise
         finally:
             terminal.end_stage()
+
+
+@contextlib.contextmanager
+def _failing(terminal: Terminal) -> Iterator[None]:
+    """Show the traceback of an error, where it is wanted, and tell those who read JSON."""
+    try:
+        yield
+    except (typer.Exit, BrokenPipeError):
+        raise
+    except BaseException as error:
+        terminal.end_stage()
+        if terminal.verbose and isinstance(error, Exception):
+            traceback.print_exc()
+        if not isinstance(error, SystemExit) or error.code != CLOSED:
+            terminal.failure(error)
+        raise
 
 
 @contextlib.contextmanager
@@ -367,7 +385,7 @@ def costs_lines(before: Costs, after: Costs | None = None) -> list[RenderableTyp
     """The table of costs, and the reason why some are unknown."""
     from repl_fx.report.tables import costs_table
 
-    why = [f"costs are unknown, as the model needs values to run: {before.unknown}"] if before.unknown else []
+    why = [f"costs are unknown, as the model does not run on shapes alone: {before.unknown}"] if before.unknown else []
     return [costs_table(before, after), *why]
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import json
 import os
 import re
 import signal
@@ -18,6 +19,7 @@ from typer.core import TyperGroup
 
 from repl_fx.cli.completion import prepare_completion
 from repl_fx.cli.help import OPTIONS, write_options, write_sections
+from repl_fx.errors import ReplFxError, Stopped, close_matches, not_ours, with_notes
 
 DONE, FAILED, BAD, DEFECT, INTERRUPTED, CLOSED = 0, 1, 2, 70, 130, 141
 # Added to the number of the signal that ended a command, as shells do.
@@ -41,6 +43,7 @@ class Commands(TyperGroup):
     def main(self, *args: Any, standalone_mode: bool = True, **extra: Any) -> Any:
         """Run a command; exits in standalone mode, returns the exit code otherwise."""
         completing = prepare_completion(os.environ)
+        given = args[0] if args else extra.get("args") or sys.argv[1:]
         try:
             # However it was started: help and errors name the command that a user types.
             extra["prog_name"] = extra.get("prog_name") or "repl-fx"
@@ -56,9 +59,19 @@ class Commands(TyperGroup):
             code = int(error.code or DONE) if completing or error.code == CLOSED else _report(error)
         except BaseException as error:
             code = _report(error)
+            # A command that did not begin; one that did tells its own errors (see `repl_fx.cli.common.running`).
+            if hasattr(error, "format_message") and "--json" in given:
+                print(json.dumps(error_document(error), indent=2))
         if standalone_mode:
             sys.exit(code)
         return code
+
+    def resolve_command(self, ctx: Any, args: list[str]) -> Any:
+        """Find the command of a name."""
+        name = args[0]
+        if self.get_command(ctx, name) is None and not (ctx.resilient_parsing or name.startswith("-")):
+            ctx.fail(f"No such command {name!r}{close_matches(name, self.list_commands(ctx))}")
+        return super().resolve_command(ctx, args)
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         """Read the options of the group."""
@@ -91,9 +104,6 @@ def _stopping() -> Iterator[None]:
         signal.signal(number, signal.SIG_DFL)
         if os.getpid() != mine:
             os.kill(os.getpid(), number)
-        # Not before: this imports the engine.
-        from repl_fx.errors import Stopped
-
         raise Stopped(number)
 
     if threading.current_thread() is not threading.main_thread():
@@ -113,17 +123,24 @@ def _report(error: BaseException) -> int:
     return code
 
 
-def explain(error: BaseException) -> tuple[str, int]:
+def error_document(error: BaseException) -> dict[str, Any]:
+    """What `--json` writes of a command that ended without a result."""
+    message, code = explain(error)
+    return {"error": message, "exit_code": code}
+
+
+def explain(error: Any) -> tuple[str, int]:
     """The one line for an exception, and its exit code."""
     # Usage errors have this method. Their class is click's or, in later versions, that of typer's own copy of click.
     format_message = getattr(error, "format_message", None)
     if format_message is not None:
         context = getattr(error, "ctx", None)
         help_of = context.command_path if context is not None else "repl-fx"
-        return f"{' '.join(format_message().split()).rstrip('.')}; see {help_of} --help", BAD
-    # Not before: this imports the engine, which mistyped options need not wait for.
-    from repl_fx.errors import ReplFxError, Stopped, not_ours, with_notes
-
+        line = " ".join(format_message().split()).rstrip(".")
+        if context is not None and hasattr(error, "possibilities"):
+            known = [option for one in context.command.params for option in (*one.opts, *one.secondary_opts)]
+            line = f"{error.message}{close_matches(error.option_name, known)}"
+        return f"{line}; see {help_of} --help", BAD
     line = " ".join(str(error).split()) or type(error).__name__
     if isinstance(error, CheckFailed):
         return line, FAILED

@@ -218,7 +218,7 @@ def inspect_command(
             done, plan = target.artifact.result.report, target.artifact.plan
             document["costs"] = {"before": document["costs"], "after": documents.costs_document(after)}
             document["blocks"] = documents.blocks_document(done, plan)
-            terminal.show(blocks_table(done, plan))
+            terminal.show(blocks_table(done))
         terminal.show(*common.costs_lines(before, after))
         if data is not None:
             options: Any = {"samples": samples, "greedy": greedy, "progress": terminal.stage}

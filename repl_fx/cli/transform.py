@@ -184,7 +184,7 @@ def transform_command(
             *common.captured_lines(str(source), captured),
             *common.note_lines(source.notes),
             repeats_table(result.repeats, before, flops),
-            blocks_table(result.report, result.plan),
+            blocks_table(result.report),
             *common.costs_lines(before, after),
             *tables.budget_tables(limits or {}, result.plan, left),
             tables.placing_line(result.in_place),

@@ -79,8 +79,6 @@ def verify_command(
         if result.layers:
             terminal.show(layers_table(result))
         terminal.show(verification_table(result))
-        for what, why in result.skipped.items():
-            terminal.show(f"skipped: {what}: {why}")
         notes = [*target.notes, *result.notes]
         terminal.document({"spec": spec, "onnx": str(onnx), **result.to_json(), "notes": notes})
         if not result:
@@ -90,7 +88,7 @@ def verify_command(
 
 def _subject(target: common.Target, part: str | None, onnx: Path) -> tuple[nn.Module, ExampleInputs]:
     """The module to compare the file with: the model, or one part of an artifact, with its inputs."""
-    from repl_fx.errors import BadInput
+    from repl_fx.errors import BadInput, close_matches
 
     if target.artifact is None or target.artifact.result.captured_parts.whole:
         if part is not None:
@@ -99,7 +97,8 @@ def _subject(target: common.Target, part: str | None, onnx: Path) -> tuple[nn.Mo
     parts = {found.path: found for found in target.artifact.result.parts}
     name = onnx.name.removesuffix(".onnx") if part is None else part
     if name not in parts:
+        close = close_matches(name, parts)
         raise BadInput(
-            f"the model was captured in parts, and {name!r} is none; say which with --part {'|'.join(parts)}"
+            f"the model was captured in parts, and {name!r} is none{close}; say which with --part {'|'.join(parts)}"
         )
     return parts[name].graph_module, parts[name].inputs

@@ -146,14 +146,17 @@ def _begun(
     changes = {name: value for name, value in given.items() if value not in (None, [])}
     if resume:
         if output is not None or changes or config_file is not None:
-            raise BadInput("--resume goes on with the run of a directory, with its settings; leave out all else")
+            raise BadInput(
+                "--resume goes on with the run of a directory, with its settings; leave out all else: "
+                f"repl-fx compress {output or spec} --resume"
+            )
         state = State(Path(spec))
         model, config = state.settings()
         return _Run(state, model, config)
     if output is None:
         raise BadInput("no place to write to; give -o DIR")
     if Path(spec).is_dir():
-        raise BadInput(f"{spec} is a directory; give the model itself, or go on with --resume")
+        raise BadInput(f"{spec} is a directory; give the model itself, or --resume, and leave out -o")
     base = settings_to_compress()
     config = (base if config_file is None else read_config(config_file, base)).changed(**changes)
     if not config.budget:

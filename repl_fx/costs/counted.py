@@ -44,7 +44,7 @@ class Costs:
             buffers. Inputs that are kept count.
         synthesis_bytes: memory that autograd keeps besides, of values computed from weights alone, such as those of
             surrogates; it does not grow with the batch. Told apart for graphs only; otherwise 0, and counted above.
-        unknown: why `flops` and the two after it are None: the model needs values to run, not only shapes.
+        unknown: why `flops` and the two after it are None: the model does not run on shapes alone.
         parts: number of captured parts, where the model is no single graph: `flops` and the two after it are then those
             of one call of each part, and `batch` is that of the first.
     """
@@ -72,8 +72,8 @@ class Costs:
 def measure_costs(gm: nn.Module, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None) -> Costs:
     """Measure what a graph or any module costs, without computing anything.
 
-    Its modes, buffers and hooks, and the state of the random generators, stay as they are. Where it cannot run without
-    values, FLOPs and activation memory are None, and `unknown` says why.
+    Its modes, buffers and hooks, and the state of the random generators, stay as they are. Where it does not run on
+    shapes alone, FLOPs and activation memory are None, and `unknown` says why.
     """
     given = widen_batch(gm, ExampleInputs.of(args, kwargs))
     flops, activations, synthesis, unknown = None, None, None, None
@@ -120,7 +120,7 @@ def _total(numbers: Iterable[int | None]) -> int | None:
 
 
 def flops_of_parts(parts: Sequence[Part]) -> dict[fx.Node, int] | None:
-    """FLOPs of each node of some graphs, for one call of each; None where one of them needs values to run."""
+    """FLOPs of each node of some graphs, for one call of each; None where one of them does not run on shapes."""
     every: dict[fx.Node, int] = {}
     for part in parts:
         flops = flops_by_node(part.graph_module, part.args, part.kwargs)
@@ -133,7 +133,7 @@ def flops_of_parts(parts: Sequence[Part]) -> dict[fx.Node, int] | None:
 def flops_by_node(
     gm: fx.GraphModule, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
 ) -> dict[fx.Node, int] | None:
-    """FLOPs of the nodes of a graph that have any, as `Costs.flops` counts them; None where it needs values to run."""
+    """FLOPs of the nodes of a graph that have any, as `Costs.flops` counts them; None where it has to have values."""
     given = widen_batch(gm, ExampleInputs.of(args, kwargs))
     try:
         with _fake(gm, given) as (module, inputs):
@@ -169,7 +169,7 @@ def kept_by_node(
 ) -> dict[str, int] | None:
     """Bytes that the nodes of a graph make autograd keep, by name, as `Costs.activation_bytes` counts them.
 
-    A storage is that of the first node that keeps it. None where the graph needs values to run.
+    A storage is that of the first node that keeps it. None where the graph does not run on shapes alone.
     """
     given = widen_batch(gm, ExampleInputs.of(args, kwargs))
     try:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, fx
 
 from repl_fx._torch import pytree
-from repl_fx.errors import BadInput, ExportError
+from repl_fx.errors import BadInput, ExportError, close_matches
 from repl_fx.export.comparison import ModelComparison
 from repl_fx.export.difference import Difference
 from repl_fx.export.onnx_model import export_onnx
@@ -93,7 +93,8 @@ def choose_nodes(graph: fx.Graph, wanted: Iterable[str] | None = None) -> list[f
         chosen = list(wanted)
         unknown = [name for name in chosen if name not in every]
         if unknown:
-            raise BadInput(f"the graph has no inner value {unknown[0]!r}; its values are {', '.join(every)}")
+            close = close_matches(unknown[0], every)
+            raise BadInput(f"the graph has no inner value {unknown[0]!r}{close}; its values are {', '.join(every)}")
         return [every[name] for name in chosen if not is_decision(every[name])]
     operators = [node for node in every.values() if not is_decision(node)]
     calls = [node for node in operators if _module(node)] or operators

@@ -50,7 +50,8 @@ class Verification:
 
     def summary(self) -> str:
         """Return the verdict in one line: the worst row, and where the difference begins if that is known."""
-        skipped = f"; {len(self.skipped)} skipped" if self.skipped else ""
+        unlike = "; ".join(f"{name}: {why}" for name, why in self.skipped.items())
+        skipped = f"; skipped: {unlike}" if unlike else ""
         notes = "".join(f"; {note}" for note in self.notes)
         if self:
             worst = max(self.rows, key=_badness)
@@ -63,7 +64,7 @@ class Verification:
         if self.failures:
             reason = self.failures[0]
         elif not any(row.count for row in self.rows):
-            reason = "; ".join(f"{name}: {why}" for name, why in self.skipped.items()) or "no output has any number"
+            reason = unlike or "no output has any number"
             return f"not equivalent: nothing was compared ({reason})"
         else:
             reason = str(max((row for row in self.rows if not row.passed), key=_badness))

@@ -286,6 +286,16 @@ def copy_model(model: nn.Module) -> nn.Module:
     return copied
 
 
+def own_tensors_(module: nn.Module) -> None:
+    """Give a module copies of its parameters and buffers; those that are one tensor, or views of one, stay so."""
+    memo: dict[int, Any] = {}
+    for part in module.modules():
+        for name, tensor in [*part._parameters.items(), *part._buffers.items()]:
+            if tensor is not None:
+                # Recurrent layers keep their weights in a list, too, which this changes.
+                setattr(part, name, copy.deepcopy(tensor, memo))
+
+
 def _written_late(gm: CapturedModule, *args: Any, **kwargs: Any) -> Any:
     """The forward of a graph whose code is not written yet."""
     gm.recompile()

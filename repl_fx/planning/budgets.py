@@ -27,7 +27,7 @@ from typing import Any
 
 from repl_fx.costs.counted import Costs
 from repl_fx.costs.timed import latency_ratio
-from repl_fx.errors import BadInput, BrokenGraph, ForeignError, PlanMismatch, UnknownBlock, one_line
+from repl_fx.errors import BadInput, BrokenGraph, ForeignError, PlanMismatch, UnknownBlock, close_matches, one_line
 from repl_fx.passes.choose_blocks import candidates, keeps_size, with_neighbours
 from repl_fx.passes.driver import run_passes
 from repl_fx.passes.fold_surrogates import fold_surrogates
@@ -86,7 +86,7 @@ class Budget:
             )
         for name, limit in self.limits.items():
             if name not in COSTS:
-                raise BadInput(f"budget has no cost {name!r}; the costs are {known}")
+                raise BadInput(f"budget has no cost {name!r}{close_matches(name, COSTS)}; the costs are {known}")
             if not _is_number(limit) or not 0 < limit < 1:
                 raise BadInput(
                     f"budget {name} is {limit!r}; give a share of the original above 0 and below 1, such as 0.7"

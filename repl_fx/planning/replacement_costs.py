@@ -68,7 +68,7 @@ class ReplacementCosts:
         seed: of the surrogates' initial values.
 
     Raises:
-        BadInput: a cost that is unknown, because the model needs values to run.
+        BadInput: a cost that is unknown, because the model does not run on shapes alone.
     """
 
     def __init__(self, graphs: Graphs, found: Sequence[PartRepeats], names: Collection[str], seed: int) -> None:
@@ -78,7 +78,7 @@ class ReplacementCosts:
         for name in names:
             if name in COUNTED and name not in self.before:
                 raise BadInput(
-                    f"a budget of {name} is for models that run on shapes alone, and this one needs values "
+                    f"a budget of {name} is for models that run on shapes alone, and this one does not "
                     f"({counted.unknown}); give --budget params=… or latency=…"
                 )
             if not self.before.get(name, 1):

@@ -9,6 +9,7 @@ from torch import fx
 
 from repl_fx.plan import Plan
 from repl_fx.planning.part_repeats import PartRepeats
+from repl_fx.surrogates import Match, make_surrogate
 from repl_fx.surrogates.shared.site import surrogate_path
 
 Status = Literal["kept", "replaced", "refused"]
@@ -24,6 +25,8 @@ class BlockReport:
         surrogate: key of what stands in for it; None where it stays.
         reason: why it was refused; of a replaced block, why another surrogate does not stand in for it.
         parameters_before, parameters_after: elements of its own parameters.
+        made_from: of a replaced block, the blocks that weights or values of its surrogate come from.
+        left: what is left of a block that stands in for itself in a smaller size; empty for any other.
     """
 
     block: str
@@ -33,6 +36,15 @@ class BlockReport:
     reason: str | None
     parameters_before: int
     parameters_after: int
+    made_from: tuple[str, ...] | None = None
+    left: str = ""
+
+    @property
+    def how(self) -> str:
+        """The surrogate of a block, what it is made of and why not another, or the reason why the block stays."""
+        made = f", from {' and '.join(self.made_from)}" if self.made_from else ""
+        left = f", {self.left}" if self.left else ""
+        return "; ".join(filter(None, (self.surrogate and f"{self.surrogate}{made}{left}", self.reason)))
 
 
 def reports_of(part: PartRepeats, rewritten: fx.GraphModule, plan: Plan) -> list[BlockReport]:
@@ -42,7 +54,7 @@ def reports_of(part: PartRepeats, rewritten: fx.GraphModule, plan: Plan) -> list
     """
     replaced = {replacement.block: replacement for replacement in plan.replacements}
     refused = {refusal.block: refusal for refusal in plan.refusals}
-    sizes, left = (
+    sizes, rest = (
         {name: parameter.numel() for name, parameter in gm.named_parameters()} for gm in (part.graph_module, rewritten)
     )
     rows = []
@@ -52,12 +64,17 @@ def reports_of(part: PartRepeats, rewritten: fx.GraphModule, plan: Plan) -> list
             own = set(block.parameters)
             before = after = sum(sizes.get(path, 0) for path in own)
             status: Status = "kept"
-            key, reason = None, None
+            key, reason, made_from, left = None, None, None, ""
             if name in replaced:
-                status, key, reason = "replaced", replaced[name].surrogate, replaced[name].why or None
+                one = replaced[name]
+                status, key, reason = "replaced", one.surrogate, one.why or None
+                surrogate = make_surrogate(key, one.settings)
+                made_from = surrogate.made_from(one.before, one.after)
+                match = part.matches.of(surrogate, part.matches.site(name, one.before, one.after))
+                left = match.left if isinstance(match, Match) else ""
                 place = f"{surrogate_path(block.name)}."
-                after = sum(size for path, size in left.items() if path in own or path.startswith(place))
+                after = sum(size for path, size in rest.items() if path in own or path.startswith(place))
             elif refusal := refused.get(name, refused.get(repeat.name)):
                 status, reason = "refused", refusal.reason
-            rows.append(BlockReport(name, repeat.name, status, key, reason, before, after))
+            rows.append(BlockReport(name, repeat.name, status, key, reason, before, after, made_from, left))
     return rows

@@ -46,11 +46,8 @@ def repeats_document(
 
 def blocks_document(report: Sequence[BlockReport], plan: Plan) -> list[dict[str, Any]]:
     """The fate of each block, numbered as `--blocks` takes them."""
-    made: dict[str, dict[str, Any]] = {
-        r.block: {"made_from": list(r.neighbours), "settings": dict(r.settings)} for r in plan.replacements
-    }
-    stays = {"made_from": None, "settings": None}
-    return [{"number": i, **asdict(row), **made.get(row.block, stays)} for i, row in enumerate(report, start=1)]
+    settings = {one.block: dict(one.settings) for one in plan.replacements}
+    return [{"number": i, **asdict(row), "settings": settings.get(row.block)} for i, row in enumerate(report, start=1)]
 
 
 def scores_document(scores: Scores) -> dict[str, Any]:

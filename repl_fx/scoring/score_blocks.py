@@ -23,7 +23,7 @@ from torch import Tensor, fx, nn
 
 from repl_fx.analysis.blocks import Repeat
 from repl_fx.arguments import in_words, require_module
-from repl_fx.errors import BadInput, ForeignError, first_line, foreign_code
+from repl_fx.errors import BadInput, ForeignError, close_matches, first_line, foreign_code
 from repl_fx.graph.recording import watched
 from repl_fx.planning.part_repeats import PartRepeats, find_in_parts, repeats_of
 from repl_fx.running.batches import Batch, Batches, Evaluation, Given, Loss, loss_of
@@ -231,7 +231,7 @@ def _asked(kinds: Sequence[Kind], loss: Loss | None, greedy: int) -> tuple[Kind,
         raise BadInput(f"kinds is {kinds!r}; give some of {', '.join(KINDS)}, in a tuple")
     unknown = next((kind for kind in kinds if kind not in KINDS), None)
     if unknown is not None:
-        raise BadInput(f"no score {unknown!r}; known are {', '.join(KINDS)}")
+        raise BadInput(f"no score {unknown!r}{close_matches(unknown, KINDS)}; known are {', '.join(KINDS)}")
     needs = next((kind for kind in ("gradient", "loss") if kind in kinds), None)
     if needs is not None and loss is None:
         raise BadInput(

@@ -9,7 +9,7 @@ from typing import Literal, get_args
 
 import msgspec
 
-from repl_fx.errors import BadInput, one_line
+from repl_fx.errors import BadInput, close_matches, one_line
 
 SCHEMA = 1
 Kind = Literal["influence", "change", "gradient", "loss"]
@@ -97,7 +97,7 @@ class Scores:
             BadInput: the scores hold none of this kind.
         """
         if kind not in KINDS:
-            raise BadInput(f"no score {kind!r}; known are {', '.join(KINDS)}")
+            raise BadInput(f"no score {kind!r}{close_matches(kind, KINDS)}; known are {', '.join(KINDS)}")
         if kind not in self.kinds:
             raise BadInput(f"no {kind} was scored, but {', '.join(self.kinds)}; give score_blocks kinds=({kind!r},)")
         base = self.loss or 0.0 if kind == "loss" else 0.0

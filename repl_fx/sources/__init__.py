@@ -28,12 +28,12 @@ import torch
 
 from repl_fx.checkpoints.files import Weights
 from repl_fx.checkpoints.fitting import load_weights_
-from repl_fx.errors import BadInput, SourceError
+from repl_fx.errors import BadInput, SourceError, close_matches
 from repl_fx.running.example_inputs import ExampleInputs
 from repl_fx.sources import hugging_face, python_file, timm_zoo, torchvision_zoo
 from repl_fx.sources.input_shapes import parse_input_shape
 from repl_fx.sources.registry import builder, is_source, known_sources, register_source
-from repl_fx.sources.source import Built, Request, Source, close_matches, seeded
+from repl_fx.sources.source import Built, Request, Source, seeded
 from repl_fx.tracing.model_checks import without_values
 
 __all__ = [

@@ -11,12 +11,12 @@ from typing import Any
 import torch
 from torch import nn
 
-from repl_fx.errors import BadInput, SourceError
+from repl_fx.errors import BadInput, SourceError, close_matches
 from repl_fx.graph.kinds import dtype_name
 from repl_fx.sources.hugging_face_code import OPTION, Code
 from repl_fx.sources.hugging_face_inputs import SPECIAL_TOKENS, example_inputs
 from repl_fx.sources.hugging_face_weights import dtype_of, keep_precision_, load_weights_, read_weights, why_random
-from repl_fx.sources.source import Built, Request, about, close_matches, describe, hash_file, import_zoo, package_code
+from repl_fx.sources.source import Built, Request, about, describe, hash_file, import_zoo, package_code
 
 # Sizes of a config that is made from a type alone. Only arguments that the config takes, and whose default is an
 # integer above the small value, are set: lists such as the depths of a hierarchical network stay as they are.

@@ -9,9 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from repl_fx.errors import BadInput, SourceError
+from repl_fx.errors import BadInput, SourceError, close_matches
 from repl_fx.sources.input_shapes import InputShape, random_tensor
-from repl_fx.sources.source import Request, close_matches
+from repl_fx.sources.source import Request
 
 # The special tokens of a small config; in any config, words begin behind the last of them.
 SPECIAL_TOKENS = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2, "decoder_start_token_id": 1}

@@ -24,7 +24,7 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
-from repl_fx.errors import BadInput
+from repl_fx.errors import BadInput, close_matches
 from repl_fx.graph.kinds import dtype_name
 
 _DTYPES = {
@@ -80,7 +80,8 @@ def _parse_input(part: str, text: str) -> InputShape:
     if len(fields) == 1:
         return InputShape(sizes, name)
     if fields[1] not in _DTYPES:
-        raise BadInput(f"input shape {text!r}: no type {fields[1]!r}; known are {', '.join(_DTYPES)}")
+        close = close_matches(fields[1], _DTYPES)
+        raise BadInput(f"input shape {text!r}: no type {fields[1]!r}{close}; known are {', '.join(_DTYPES)}")
     return InputShape(sizes, name, _DTYPES[fields[1]])
 
 

@@ -16,10 +16,10 @@ import torch
 from torch import Tensor, nn
 
 from repl_fx.arguments import in_words
-from repl_fx.errors import BadInput, SourceError
+from repl_fx.errors import BadInput, SourceError, close_matches
 from repl_fx.sources.input_shapes import random_tensor
 from repl_fx.sources.interrupts import code_of_users
-from repl_fx.sources.source import Built, Request, close_matches, hash_file
+from repl_fx.sources.source import Built, Request, hash_file
 
 # Modules that an earlier model file imported from its own directory. They are forgotten before the next file is
 # executed: two files in different directories may both have a `layers.py` beside them.
@@ -71,8 +71,9 @@ def _split(name: str) -> tuple[Path, str]:
             f"{path} is a directory with no model in it; give a model.py, or a directory that repl-fx wrote"
         )
     if not path.exists():
+        close = close_matches(path.name, [other.name for other in path.parent.glob("*")])
         raise SourceError(
-            f"no file {path}; give a path to a .py file, "
+            f"no file {path}{close}; give a path to a .py file, "
             "or a model of a zoo as timm:NAME, torchvision:NAME or hf:CONFIG"
         )
     if path.suffix != ".py":
@@ -161,7 +162,8 @@ def _find_factory(module: ModuleType, name: str, path: Path) -> Callable[..., An
     ]
     listed = f"callables there are {', '.join(there)}" if there else "there are no callables in it"
     what = "has no factory" if factory is None else f"has {in_words(factory)}, not a factory, called"
-    raise SourceError(f"{path} {what} {name!r}; {listed}; define {name}() or write {path.name}:FACTORY")
+    close = close_matches(name, there)
+    raise SourceError(f"{path} {what} {name!r}{close}; {listed}; define {name}() or write {path.name}:FACTORY")
 
 
 def _check_arguments(factory: Callable[..., Any], options: Mapping[str, Any], where: str) -> None:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from repl_fx.errors import SourceError
+from repl_fx.errors import SourceError, close_matches
 from repl_fx.sources.input_shapes import InputShape, positional
-from repl_fx.sources.source import Built, Request, close_matches, import_zoo, package_code
+from repl_fx.sources.source import Built, Request, import_zoo, package_code
 
 
 def build(request: Request) -> Built:

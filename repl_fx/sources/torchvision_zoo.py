@@ -8,9 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from repl_fx.errors import BadInput, SourceError
+from repl_fx.errors import BadInput, SourceError, close_matches
 from repl_fx.sources.input_shapes import InputShape, positional
-from repl_fx.sources.source import Built, Request, close_matches, import_zoo, package_code
+from repl_fx.sources.source import Built, Request, import_zoo, package_code
 
 # Shapes of one sample where it is not a 224×224 image: inception has a stem for 299, the video networks take clips.
 _SAMPLES = {

@@ -121,7 +121,8 @@ class Narrow(Surrogate[NarrowConfig, NarrowMatch]):
             raise Unfit(f"{shared[0]} is read elsewhere in the block too")
         kept = [path for path in site.block.parameters if path not in gone]
         counts = tuple(UnitsOf(u.value.name, u.axis, u.size, self._count(u.size)) for u in hidden)
-        return NarrowMatch(hidden, counts, layers, norms, nodes, kept_parameters=kept)
+        left = f"{', '.join(dict.fromkeys(f'{u.count} of {u.size}' for u in counts))} hidden units"
+        return NarrowMatch(hidden, counts, layers, norms, nodes, kept_parameters=kept, left=left)
 
     def build(self, site: Builder, match: NarrowMatch) -> tuple[fx.Node, ...]:
         """Put narrow layers and what is between them in the place of those of the block; its other nodes stay."""

@@ -109,6 +109,10 @@ class Reuse(Surrogate[ReuseConfig, ReuseMatch]):
 
     reads_stream_alone = True
 
+    def made_from(self, before: str, after: str) -> tuple[str, ...]:
+        """See `Surrogate`; the map is that of the block before, whatever the values are made from."""
+        return super().made_from(before, after) or (before,)
+
     @unfit_is_refused
     def match(self, site: Site) -> ReuseMatch:
         """Refuse a block without self-attention of a known form, and neighbours of another size."""

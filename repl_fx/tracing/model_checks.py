@@ -16,9 +16,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
-from repl_fx._torch import is_compiled
+from repl_fx._torch import is_compiled, pytree
 from repl_fx.errors import BadInput, ForeignError, Untraceable, first_line, foreign_code
-from repl_fx.graph.captured import tensors_in
 from repl_fx.graph.kinds import kind_of
 from repl_fx.running.example_inputs import ExampleInputs
 from repl_fx.running.untouched import in_mode
@@ -31,11 +30,11 @@ _FLOATING = ("FloatFunctional", "FXFloatFunctional")
 
 # Remedies, by words of the messages that call for them.
 _ADVICE = {
-    "give inputs of the dtype the model takes, with example_inputs() or as in --input-shape 2x8:float64": (
+    "give inputs of the dtype the model takes, in args, example_inputs() or --input-shape, as in 2x8:float64": (
         r"dtype|scalar type|data type|have the same type|expected tensor for argument .* to have"
     ),
     "put the model and its inputs on one device": r"same device|is on (cpu|cuda|meta)|device type",
-    "give inputs of the shape the model takes, with --input-shape or example_inputs()": (
+    "give inputs of the shape the model takes, in args, example_inputs() or --input-shape": (
         r"shape|size|dimension|\bdims?\b|channels|broadcast|index out of range|out of bounds|numel|\bmat1\b|"
         r"positional argument|required argument|unexpected keyword|missing a required|too many|not enough values"
     ),
@@ -123,9 +122,14 @@ def _standard(path: Path) -> bool:
 
 
 def describe_inputs(inputs: ExampleInputs) -> str:
-    """Example inputs in words, for messages: `x: float32[2, 3, 32, 32]`."""
+    """Example inputs in words, for messages: `x: float32[2, 3, 32, 32], causal: True`."""
     named = (*enumerate(inputs.args), *inputs.kwargs.items())
-    words = [f"{name}: {kind_of(tensor)}" for name, value in named for tensor in tensors_in(value)]
+    words = [
+        f"{name}: {kind_of(leaf) if isinstance(leaf, Tensor) else repr(leaf)}"
+        for name, value in named
+        for leaf in pytree.tree_leaves(value)
+        if isinstance(leaf, Tensor | bool | int | float | str)
+    ]
     return ", ".join(words) or "none"
 
 

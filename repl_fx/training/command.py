@@ -163,7 +163,9 @@ def _require_to_resume(
     spec: str, output: Path | None, changes: Mapping[str, Any], config_file: Path | None, *, is_artifact: bool
 ) -> None:
     if not is_artifact or output is not None:
-        raise BadInput("--resume goes on with the run of a directory, in that directory; leave out -o")
+        own = "that directory" if output is None else output
+        given = "" if str(own) == spec else f"give {own} in the place of {spec}, and "
+        raise BadInput(f"--resume goes on with the run of a directory; {given}leave out -o")
     if changes or config_file is not None:
         named = "--config" if config_file is not None else f"--{next(iter(changes)).replace('_', '-')}"
         raise BadInput(f"--resume goes on with the settings in {spec}/{STATE}; leave out {named}")

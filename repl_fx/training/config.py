@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from types import MappingProxyType
-from typing import Annotated, Any, Literal, Self, TypeVar
+from typing import Annotated, Any, Literal, Self, TypeVar, get_args, get_type_hints
 
 import msgspec
 from msgspec import Meta
 
-from repl_fx.errors import BadInput, one_line
+from repl_fx.errors import BadInput, close_matches, one_line
 from repl_fx.planning.written_options import parse_blocks, parse_budget, planning_options, read_scores
 
 # The teacher that has the weights of the specification itself.
@@ -220,8 +221,7 @@ def _converted(kind: type[Config], values: Any, where: str) -> Config:
     try:
         config = msgspec.convert(values, kind)
     except msgspec.ValidationError as problem:
-        known = f"; the settings are {', '.join(kind.__struct_fields__)}" if "unknown field" in str(problem) else ""
-        raise BadInput(f"{where}: {problem}{known}") from problem
+        raise BadInput(f"{where}: {_told(str(problem), kind)}") from problem
     for name, what in _COUNTS.items():
         value = getattr(config, name)
         if value is not None and value < 1:
@@ -241,6 +241,17 @@ def _converted(kind: type[Config], values: Any, where: str) -> Config:
         )
     _require_order(config, where)
     return config
+
+
+def _told(problem: str, kind: type[TrainConfig]) -> str:
+    """A complaint of msgspec, with the names that it does not list."""
+    if found := re.fullmatch(r"Object contains unknown field `(.*)`", problem):
+        known = kind.__struct_fields__
+        return f"no setting {found[1]!r}{close_matches(found[1], known)}; the settings are {', '.join(known)}"
+    if found := re.fullmatch(r"Invalid enum value '(.*)' - at `\$\.(\w+)`", problem):
+        known = get_args(get_type_hints(kind)[found[2]])
+        return f"{found[2]} is {found[1]!r}{close_matches(found[1], known)}; it can be {', '.join(known)}"
+    return problem
 
 
 def _require_order(config: TrainConfig, where: str) -> None:

@@ -19,7 +19,7 @@ from repl_fx.sources import load_source
 from repl_fx.sources.source import hash_file
 from tests.artifact.edits import edit_manifest, set_value
 from tests.artifact.tied_net import MODEL
-from tests.nets import TokenNet
+from tests.nets import TokenNet, tokens
 
 
 def test_a_model_file_that_moved_is_taken_when_it_is_named(artifact: Path, model_file: Path, tmp_path: Path) -> None:
@@ -65,7 +65,7 @@ def _manifest(model: Model | None) -> Manifest:
 def test_a_model_that_is_given_is_taken_and_one_that_is_not_has_to_be_known(tmp_path: Path) -> None:
     model = nn.Linear(2, 2)
     assert build_source(tmp_path, _manifest(None), model, False) is model
-    with pytest.raises(repl_fx.ArtifactError, match="was saved from Python without a model spec; pass the model"):
+    with pytest.raises(repl_fx.ArtifactError, match="was saved from Python without a model spec; name the model"):
         build_source(tmp_path, _manifest(None), None, False)
 
 
@@ -82,7 +82,7 @@ def test_a_file_like_the_one_that_is_gone_is_named_and_not_run(tmp_path: Path) -
 
 WEIGHTED = """
 import torch
-from tests.nets import TokenNet
+from tests.nets import TokenNet, tokens
 
 def model():
     return TokenNet(depth=3)
@@ -142,3 +142,16 @@ def test_a_model_file_with_any_other_digest_is_not_run(artifact: Path, model_fil
         if later and earlier:
             return
     pytest.fail("no digest on either side")
+
+
+def test_an_artifact_saved_in_python_says_how_to_name_the_model_in_both_places(tmp_path: Path) -> None:
+    repl_fx.save(repl_fx.transform(TokenNet(depth=3), (tokens(),), check=False), tmp_path / "art")
+    with pytest.raises(repl_fx.ArtifactError, match=r"name the model: --model SPEC \(load\(directory, model=…\)\)$"):
+        repl_fx.load(tmp_path / "art")
+    differs = (
+        r"its example inputs were \(0: float32\[2, 6, 16\]\) and are \(0: float64\[2, 6, 16\]\); .* give inputs as they"
+    )
+    with pytest.raises(repl_fx.ArtifactError, match=differs):
+        repl_fx.load(tmp_path / "art", TokenNet(depth=3).double(), args=(tokens().double(),))
+    with pytest.raises(repl_fx.ArtifactError, match="TokenNet has changed since it was transformed; what differs"):
+        repl_fx.load(tmp_path / "art", TokenNet(depth=4), args=(tokens(batch=3),))

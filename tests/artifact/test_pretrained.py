@@ -59,7 +59,7 @@ def test_what_save_pretrained_wrote_is_loaded_without_any_other_argument(tmp_pat
     again.save_pretrained(tmp_path / "net")
     assert torch.equal(_logits(repl_fx.load(tmp_path / "net")), _logits(again))
     repl_fx.save(again, tmp_path / "other")
-    with pytest.raises(repl_fx.ArtifactError, match="pass the model"):
+    with pytest.raises(repl_fx.ArtifactError, match="name the model"):
         repl_fx.load(tmp_path / "other")
 
 
@@ -113,7 +113,7 @@ def test_a_config_that_was_changed_is_refused(tmp_path: Path) -> None:
     _in_place().save_pretrained(tmp_path)
     config = json.loads((tmp_path / "config.json").read_text())
     (tmp_path / "config.json").write_text(json.dumps({**config, "n_head": 4}))
-    with pytest.raises(repl_fx.ArtifactError, match=r"config.json that is gone or changed; pass the model"):
+    with pytest.raises(repl_fx.ArtifactError, match=r"config.json that is gone or changed; name the model"):
         repl_fx.load(tmp_path)
     assert repl_fx.load(tmp_path, transformers.GPT2LMHeadModel(_config())) is not None
 

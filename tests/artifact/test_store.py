@@ -99,7 +99,7 @@ def test_models_given_in_python(tmp_path: Path) -> None:
     x = tokens()
     result = repl_fx.transform(MlpNet(), (x,))
     repl_fx.save(result, tmp_path / "out")
-    with pytest.raises(repl_fx.ArtifactError, match="pass the model: load"):
+    with pytest.raises(repl_fx.ArtifactError, match="name the model: --model SPEC"):
         repl_fx.load(tmp_path / "out")
     model = MlpNet()
     before = {n: t.clone() for n, t in model.state_dict().items()}

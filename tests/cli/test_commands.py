@@ -45,7 +45,7 @@ def test_as_a_process(model_file: Path, tmp_path: Path) -> None:
     again = call("--json")
     assert (again.returncode, again.stdout) == (2, "")
     assert again.stderr == (
-        "repl-fx: error: out is not empty; choose another place with -o, or replace it with --force\n"
+        "repl-fx: error: out is not empty; choose another place, or replace it with --force (force=True)\n"
     )
     one = call("--json", "--dry-run", "--no-check")
     assert one.returncode == 0 and json.loads(one.stdout)["directory"] is None

@@ -10,7 +10,7 @@ import pytest
 
 from repl_fx.cli.group import CheckFailed, explain
 from repl_fx.errors import BadInput
-from tests.cli.results import one_line, refused
+from tests.cli.results import document, one_line, refused
 
 if TYPE_CHECKING:
     from .conftest import Run
@@ -20,7 +20,9 @@ if TYPE_CHECKING:
     ("arguments", "message"),
     [
         (("frobnicate",), "No such command 'frobnicate'; see repl-fx --help"),
-        (("transform", "--colour"), "No such option: --colour"),
+        (("transfrom",), "No such command 'transfrom'; did you mean transform?; see repl-fx --help"),
+        (("transform", "--xyzzy"), "No such option: --xyzzy; see"),
+        (("transform", "--surogate"), "No such option: --surogate; did you mean --surrogate?; see repl-fx transform"),
         (("export",), "see repl-fx export --help"),
         (("inspect", "model.py", "--seed", "x"), "--seed"),
     ],
@@ -29,6 +31,8 @@ def test_bad_usage(run: Run, arguments: tuple[str, ...], message: str) -> None:
     result = run(*arguments)
     assert message in one_line(result)
     assert result.stdout == ""
+    told = run(*arguments, "--json")
+    assert document(told.stdout) == {"error": one_line(told), "exit_code": 2}
 
 
 @pytest.mark.parametrize(
@@ -48,6 +52,8 @@ def test_what_goes_wrong_inside(
     exec("def fail(*_, **__):\n    raise error", names)
     monkeypatch.setattr("repl_fx.sources.load_source", names["fail"])
     result = run("inspect", model_file)
+    told = document(run("inspect", model_file, "--json").stdout)
+    assert told == {"error": one_line(result, code) if message else "interrupted", "exit_code": code}
     if message is None:
         assert result.exit_code == code and "Traceback" not in result.stderr
     else:

@@ -136,7 +136,7 @@ def test_what_cannot_be_is_a_line_and_leaves_nothing(trained: Path, tmp_path: Pa
         assert not out.exists(), given
     with pytest.raises(BadInput, match="no place to write to; give -o DIR"):
         compress("net.py", None, GIVEN)
-    with pytest.raises(BadInput, match="leave out all else"):
+    with pytest.raises(BadInput, match=r"leave out all else: repl-fx compress .* --resume"):
         compress(str(tmp_path), None, {"epochs": 2}, resume=True)
     with pytest.raises(BadInput, match="has no compression to go on with"):
         compress(str(tmp_path), None, {}, resume=True)

@@ -28,6 +28,14 @@ def test_nothing_compared_is_not_equivalent() -> None:
     assert "nothing was compared" in Verification(rows=(empty,)).summary()
 
 
+def test_what_was_skipped_is_said_with_the_reason() -> None:
+    skipped = {"output cache": "a NoneType, not a tensor", "batch 1": "the file takes 3"}
+    check = Verification(rows=(same(1.0),), skipped=skipped)
+    said = "; skipped: output cache: a NoneType, not a tensor; batch 1: the file takes 3"
+    assert check and check.summary().endswith(said)
+    assert Verification(rows=(same(1.0),), skipped=skipped, failures=("no output",)).summary().endswith(said)
+
+
 def test_json_is_json(exported: tuple[fx.GraphModule, Path]) -> None:
     check = verify_onnx(exported[0], exported[1], (X,), per_layer=True)
     data = json.loads(json.dumps(check.to_json(), allow_nan=False))

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from torch import Tensor, nn
 
 import repl_fx
 from repl_fx.passes.driver import run_passes
@@ -63,3 +64,49 @@ def test_a_synthesis_that_reads_an_activation_cannot_be_folded() -> None:
     synthesis.args = (placeholder, *synthesis.args[1:])
     with pytest.raises(repl_fx.NotFoldable, match=f"synthesis {synthesis.name} depends on {placeholder.name}"):
         fold_surrogates(gm)
+
+
+def test_a_fold_is_a_model_of_its_own() -> None:
+    """Training on, freezing or halving one of the two does not reach the other."""
+    x = tokens()
+    gm = transformed(TokenNet(depth=3), (x,), surrogate="bottleneck").graph_module.eval()
+    gm.get_submodule("blocks.0.fc2").weight = gm.get_submodule("blocks.2.fc2").weight
+    folded = repl_fx.fold(gm)
+    expected = folded(x)
+    with torch.no_grad():
+        for parameter in gm.parameters():
+            parameter.data.mul_(1.5)
+    assert torch.equal(folded(x), expected) and not torch.equal(gm(x), expected)
+    tied = [folded.get_submodule(f"blocks.{i}.fc2").weight for i in (0, 2)]
+    assert tied[0] is tied[1]
+    folded.half().requires_grad_(False)
+    assert {(p.dtype, p.requires_grad) for p in gm.parameters()} == {(torch.float32, True)}
+
+
+def test_a_fold_of_recurrent_layers_computes_with_its_own_weights() -> None:
+    class Recurrent(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.lstm, self.net = nn.LSTM(16, 16, batch_first=True), TokenNet(depth=3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            out: Tensor = self.net(self.lstm(x)[0])
+            return out
+
+    x = tokens()
+    gm = transformed(Recurrent(), (x,), surrogate="bottleneck").graph_module.eval()
+    folded = repl_fx.fold(gm)
+    expected = gm(x)
+    with torch.no_grad():
+        gm.get_submodule("lstm").weight_hh_l0.data.mul_(3)
+    assert torch.equal(folded(x), expected) and not torch.equal(gm(x), expected)
+    folded.get_submodule("lstm").weight_hh_l0.data.mul_(3)
+    assert torch.equal(folded(x), gm(x))
+
+
+def test_a_model_in_place_is_not_folded_in_silence() -> None:
+    result = transformed(TokenNet(depth=3), (tokens(),), surrogate="bottleneck")
+    with pytest.raises(
+        repl_fx.BadInput, match=r"TokenNet has its surrogates in place; give result.module, or what load"
+    ):
+        repl_fx.fold(result.model)

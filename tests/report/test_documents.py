@@ -50,13 +50,13 @@ def test_repeats_are_numbered_and_share_costs() -> None:
 def test_blocks_say_what_they_are_made_from() -> None:
     report = (
         BlockReport("b.0", "b", "kept", None, None, 30, 30),
-        BlockReport("b.1", "b", "replaced", "blend", None, 30, 2),
+        BlockReport("b.1", "b", "replaced", "blend", None, 30, 2, ("b.0", "b.2")),
     )
     plan = Plan((Replacement("b.1", "b", "b.0", "b.2", "blend", {"per": "tensor"}),), (), "")
     kept, replaced = blocks_document(report, plan)
     assert (kept["number"], kept["status"], kept["made_from"], kept["settings"]) == (1, "kept", None, None)
     assert (replaced["number"], replaced["parameters_after"]) == (2, 2)
-    assert (replaced["made_from"], replaced["settings"]) == (["b.0", "b.2"], {"per": "tensor"})
+    assert (replaced["made_from"], replaced["settings"]) == (("b.0", "b.2"), {"per": "tensor"})
 
 
 def test_costs_are_told_for_one_sample_too() -> None:

@@ -15,7 +15,6 @@ from repl_fx.benchmarking.results import Benchmark, InferenceRow, TrainingRow
 from repl_fx.benchmarking.training import PARTS, Sizes
 from repl_fx.costs.counted import Costs, flops_by_node, measure_costs
 from repl_fx.export import Difference, LayerDifference, Verification
-from repl_fx.plan import Plan
 from repl_fx.planning.blocks_table import blocks_table
 from repl_fx.planning.report import BlockReport
 from repl_fx.report.documents import costs_document, repeats_document
@@ -144,7 +143,7 @@ def test_no_line_is_longer_than_80_columns(encoding: str, result: repl_fx.Transf
     row = BlockReport(name, name, "refused", None, "because " + name, 10**9, 10**9)
     tables = [
         repeats_table(result.repeats, measure_costs(result.captured, result.args)),
-        blocks_table((row,), Plan((), (), "f")),
+        blocks_table((row,)),
         verification_table(Verification((difference(name),))),
         layers_table(Verification((), (LayerDifference("n", name, difference(name)),))),
         *_of_long_runs(),

@@ -44,7 +44,7 @@ def test_input_shapes(text: str, shapes: tuple[InputShape, ...]) -> None:
         ("0x8", "has a size of 0"),
         (f"2x{10**19}", "has a size that no tensor can have"),
         ("1x3x8x8", "has a batch of 1"),
-        ("2x3:int46", "no type 'int46'; known are float16"),
+        ("2x3:int46", "no type 'int46'; did you mean int64, int16, int8\\?; known are float16"),
         ("a:2x3,a:2x3", "gives 'a' twice"),
         ("a:2x3,2x3", "an input without a name after one with"),
     ],

@@ -1,4 +1,4 @@
-"""Helpers of all kinds of sources: packages that are not installed, hashes and close names."""
+"""Helpers of all kinds of sources: packages that are not installed, and hashes."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import torch
 
 from repl_fx.errors import SourceError
 from repl_fx.sources import load_source
-from repl_fx.sources.source import close_matches, describe, hash_file, package_code, seeded
+from repl_fx.sources.source import describe, hash_file, package_code, seeded
 
 
 @pytest.mark.parametrize(("zoo", "package"), [("timm", "timm"), ("torchvision", "torchvision"), ("hf", "transformers")])
@@ -19,11 +19,6 @@ def test_a_zoo_that_is_not_installed(zoo: str, package: str, monkeypatch: pytest
     monkeypatch.setitem(sys.modules, package, None)
     with pytest.raises(SourceError, match=rf"needs {package}, which is not installed; pip install 'repl-fx\[zoo\]'"):
         load_source(f"{zoo}:resnet18")
-
-
-def test_names_that_are_close_are_asked_about() -> None:
-    assert close_matches("widht", ["width", "depth"]) == "; did you mean width?"
-    assert close_matches("colour", ["width", "depth"]) == ""
 
 
 def test_an_exception_on_one_line() -> None:

@@ -54,7 +54,7 @@ class Node(_Row, frozen=True):
         value: place in `Graph.values`.
         parameters: elements of the parameters it reads itself; a surrogate's are without those of other blocks.
         flops, kept: floating point operations of a forward pass, and bytes that it makes autograd keep for the backward
-            pass; null where the model needs values to run.
+            pass; null where the model does not run on shapes alone.
         source: place in `Graph.words` of file and line; null where it is not known.
     """
 
@@ -183,7 +183,7 @@ class Layout(_Record, frozen=True):
 
 
 class Cost(_Record, frozen=True):
-    """Costs of a model; `flops` and `kept` are of one call of each part, and null where it needs values to run."""
+    """Costs of a model; `flops` and `kept` are of one call of each part; null where it does not run on shapes alone."""
 
     parameters: int
     flops: int | None = None
@@ -256,6 +256,7 @@ class BlockRow(_Record, frozen=True):
     Attributes:
         number: as `--blocks` takes it.
         neighbours: the blocks that its surrogate is made from.
+        left: what is left of a block that stands in for itself in a smaller size.
         score: the score of the block that the plan was made from.
     """
 
@@ -267,6 +268,7 @@ class BlockRow(_Record, frozen=True):
     parameters_after: int
     surrogate: str | None = None
     neighbours: tuple[str, ...] = ()
+    left: str = ""
     settings: Mapping[str, Any] | None = None
     reason: str | None = None
     flops_before: int | None = None

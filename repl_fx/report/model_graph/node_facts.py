@@ -28,7 +28,7 @@ _SHOWN = 4
 
 @dataclass(frozen=True, eq=False)
 class NodeCosts:
-    """The costs of the nodes of a graph; None where it needs values to run.
+    """The costs of the nodes of a graph; None where it does not run on shapes alone.
 
     Attributes:
         flops, kept: by the name of the node; nodes without any may be left out.

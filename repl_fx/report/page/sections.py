@@ -204,7 +204,7 @@ def _plan(document: Document) -> Section | None:
 def _how(row: BlockRow) -> str:
     """The blocks that a surrogate is made from and its settings, and the reason; each where there is one."""
     words = [f"made from {' and '.join(row.neighbours)}"] if row.neighbours else []
-    words += [", ".join(f"{name} {_plain(value)}" for name, value in (row.settings or {}).items())]
+    words += [row.left, ", ".join(f"{name} {_plain(value)}" for name, value in (row.settings or {}).items())]
     return "; ".join(filter(None, [*words, row.reason]))
 
 

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar
 from torch import Tensor, fx, nn
 
 from repl_fx.config import load_offered, offered
-from repl_fx.errors import BadInput, UnknownSurrogate, is_ours
+from repl_fx.errors import BadInput, UnknownSurrogate, close_matches, is_ours
 from repl_fx.plan import Refusal
 
 if TYPE_CHECKING:
@@ -38,9 +38,11 @@ class Match:
     Attributes:
         kept_parameters: which of the block's own parameters may still be read afterwards; None for those that no branch
             mixes with (`Site.unmixed_parameters`).
+        left: what is left of a block that is there in a smaller size, in words, such as `32 of 64 hidden units`.
     """
 
     kept_parameters: Collection[str] | None = field(default=None, kw_only=True)
+    left: str = field(default="", kw_only=True)
 
 
 Found = TypeVar("Found", bound=Match)
@@ -90,6 +92,11 @@ class Surrogate(ABC, Generic[Config, Found]):
     def builds_by_ours(self) -> bool:
         """Whether `build` is repl-fx's own, so that what fails in it is a defect, and not a package's affair."""
         return is_ours(self.build.__module__)
+
+    def made_from(self, before: str, after: str) -> tuple[str, ...]:
+        """Which of the blocks around, by name, weights or values of it come from."""
+        own = not self.needs_neighbours or getattr(self.config, "weights", "") == "own"
+        return () if own else tuple(filter(None, (before, after)))
 
     def choices(self, site: Site) -> tuple[Surrogate[Any, Any], ...]:
         """The surrogates that may do the work here, most preferred first; itself, but for one that chooses."""
@@ -191,7 +198,8 @@ def make_surrogate(key: str, settings: Mapping[str, Any] | None = None) -> Surro
     for name in settings or {}:
         if name not in known:
             listed = ", ".join(sorted(known)) or "none"
-            raise BadInput(f"surrogate {key!r} has no setting {name!r}; its settings are {listed}")
+            close = close_matches(name, known)
+            raise BadInput(f"surrogate {key!r} has no setting {name!r}{close}; its settings are {listed}")
     try:
         return cls(config(**(settings or {})))
     except TypeError as problem:

@@ -104,6 +104,8 @@ def data_of(name: str, arrays: Mapping[str, Array], *, classes: int, where: str)
         raise BadInput(f"{where}: inputs of masks are of shape {shape}; give pictures (n, height, width, channels)")
     types = {arrays[key].dtype for key in ("train_x", "test_x")} - {np.dtype(np.uint8), np.dtype(np.float32)}
     changes = tuple(f"inputs of {name}: {found} -> float32" for found in sorted(map(str, types)))
+    if train.inputs.dtype == torch.uint8:
+        changes = (f"pictures of {name}: (height, width, channels) -> (channels, height, width)",)
     return Data(name, task, classes, shape, train, test, has_targets="train_y" in arrays, changes=changes)
 
 

@@ -26,7 +26,7 @@ from torch.utils.data import Dataset
 
 from repl_fx.errors import BadInput, ForeignError, foreign_code, one_line
 from repl_fx.training.data.kinds import Data, Request
-from repl_fx.training.data.pictures import opened, rgb
+from repl_fx.training.data.pictures import as_read, opened, rgb
 
 _SPLITS = ("train2017", "val2017")
 
@@ -131,7 +131,8 @@ def load_coco(request: Request) -> Data:
             raise BadInput(f"no folder {path / split}; give the pictures of {files[split]} there")
         by_image = _by_image(found, labels, files[split], crowds=split != _SPLITS[0])
         splits[split] = BoxedPictures(path / split, found.images, by_image, labels, outlined)
-    return Data(request.name, "detection", len(labels) + 1, (3,), train=splits[_SPLITS[0]], test=splits[_SPLITS[1]])
+    train_part, test_part = (splits[split] for split in _SPLITS)
+    return Data(request.name, "detection", len(labels) + 1, (3,), train_part, test_part, changes=as_read(request)[:1])
 
 
 def _read(file: Path) -> _Instances:

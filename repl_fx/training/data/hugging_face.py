@@ -14,7 +14,7 @@ from typing import Any
 
 from repl_fx.errors import BadInput, ForeignError, foreign_code
 from repl_fx.training.data.kinds import Data, Request
-from repl_fx.training.data.pictures import pictures_data
+from repl_fx.training.data.pictures import in_rgb, pictures_data
 from repl_fx.training.data.text import END, text_data
 
 
@@ -90,4 +90,4 @@ def _pictures(request: Request, train: Any, test: Any, picture: str, label: str)
 
 def _read(tables: tuple[Any, Any], column: str, handle: tuple[int, int]) -> Any:
     part, row = handle
-    return tables[part][row][column].convert("RGB")
+    return in_rgb(tables[part][row][column])

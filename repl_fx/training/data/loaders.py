@@ -74,9 +74,7 @@ class BatchLoader(PositionedLoader):
                 f"batch_size is {batch_size}, of all processes together; give a multiple of their number, {world_size}"
             )
         if drop_last and samples < batch_size:
-            raise BadInput(
-                f"{samples} samples do not fill a batch of {batch_size}; give a smaller batch_size, or drop_last=False"
-            )
+            raise BadInput(f"{samples} samples do not fill a batch of {batch_size}; give a smaller batch_size")
         if seed < 0:
             raise BadInput(f"seed is {seed}; give 0 or more")
         self.samples, self.batch_size, self.seed = samples, batch_size, seed

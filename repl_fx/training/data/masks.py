@@ -21,7 +21,7 @@ from torch.utils.data import Dataset
 
 from repl_fx.errors import BadInput
 from repl_fx.training.data.kinds import Data, Request
-from repl_fx.training.data.pictures import opened, resized, rgb
+from repl_fx.training.data.pictures import as_read, opened, rgb
 from repl_fx.training.data.targets import IGNORED
 
 # Modes of PIL with one number in each pixel.
@@ -80,7 +80,7 @@ def load_masks(request: Request) -> Data:
         classes = 1 + max(several.map(_largest, (mask for _, mask in train)))
     splits = MaskedPictures(train, request.size), MaskedPictures(test, request.size)
     shape = tuple(splits[0][0][0].shape)
-    return Data(request.name, "segmentation", classes, shape, *splits, changes=resized(request))
+    return Data(request.name, "segmentation", classes, shape, *splits, changes=as_read(request))
 
 
 def _pairs(folder: Path) -> list[tuple[Path, Path]]:

@@ -104,16 +104,17 @@ def pictures_data(
             raise BadInput(f"{request.name}: {split} is empty; give at least two pictures of a class")
     splits = Pictures(train, read, request.size), Pictures(test, read, request.size)
     shape = tuple(splits[0][0][0].shape)
-    own: Any = {"has_targets": classes > 0, "changes": resized(request)}
+    own: Any = {"has_targets": classes > 0, "changes": as_read(request)}
     return Data(request.name, "classification", classes, shape, *splits, **own)
 
 
-def resized(request: Request) -> tuple[str, ...]:
-    """The lines on what a size does to pictures."""
-    if request.size is None:
-        return ()
-    said = f"the shorter side brought to {request.size} pixels, and the middle taken"
-    return (f"pictures of {request.name}: {said} (--size)",)
+def as_read(request: Request) -> tuple[str, ...]:
+    """The lines on what reading does to pictures in files, whatever is in them, and what a size does."""
+    lines = [f"pictures of {request.name}: in RGB of 8 bits; grey in three equal channels, and no transparency"]
+    if request.size is not None:
+        said = f"the shorter side brought to {request.size} pixels, and the middle taken"
+        lines.append(f"pictures of {request.name}: {said} (--size)")
+    return tuple(lines)
 
 
 def _found(folder: Path) -> tuple[list[str], list[tuple[str, int]]]:
@@ -151,7 +152,14 @@ def rgb(path: str | Path) -> Any:
     from PIL import Image
 
     with Image.open(path) as picture:
-        return picture.convert("RGB")
+        return in_rgb(picture)
+
+
+def in_rgb(picture: Any) -> Any:
+    """A PIL image in RGB; raises a ValueError where that would cut its numbers off."""
+    if picture.mode.startswith(("I", "F")):
+        raise ValueError(f"its pixels are of mode {picture.mode}, which 8 bits cut off; give arrays: npz:PATH")
+    return picture.convert("RGB")
 
 
 def opened(read: Callable[[Any], Any], handle: Any) -> Any:

@@ -16,8 +16,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
-from repl_fx.errors import BadInput
-from repl_fx.sources.source import close_matches
+from repl_fx.errors import BadInput, close_matches
 from repl_fx.training.config import names_python_file
 from repl_fx.training.data.arrays import load_npz
 from repl_fx.training.data.coco import load_coco

@@ -15,10 +15,9 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from repl_fx.arguments import in_words
-from repl_fx.errors import BadInput, SourceError
+from repl_fx.errors import BadInput, SourceError, close_matches
 from repl_fx.sources.interrupts import code_of_users
 from repl_fx.sources.python_file import executed
-from repl_fx.sources.source import close_matches
 from repl_fx.training.data.kinds import Data, Request, UserData
 from repl_fx.training.data.passes import Passes, with_length
 
@@ -55,7 +54,8 @@ def _called(spec: str, default: str, *arguments: Any) -> tuple[Any, str, Callabl
     """What `called` returns, and the function."""
     path, name = _parts(spec, default)
     if not path.is_file():
-        raise BadInput(f"no file {path}; give file.py:{name}")
+        close = close_matches(path.name, [other.name for other in path.parent.glob("*.py")])
+        raise BadInput(f"no file {path}{close}; give file.py:{name}")
     path = path.resolve()
     try:
         with executed(path) as module:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from repl_fx.errors import BadInput
+from repl_fx.errors import BadInput, close_matches
 from repl_fx.training.tasks.classification import Classification
 from repl_fx.training.tasks.detection import Detection
 from repl_fx.training.tasks.language_modelling import LanguageModelling
@@ -31,5 +31,5 @@ def task_of(name: str, classes: int) -> Task:
         BadInput: no task has the name; lists those there are.
     """
     if name not in _TASKS:
-        raise BadInput(f"no task {name!r}; known are {', '.join(_TASKS)}")
+        raise BadInput(f"no task {name!r}{close_matches(name, _TASKS)}; known are {', '.join(_TASKS)}")
     return _TASKS[name](classes)

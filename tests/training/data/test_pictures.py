@@ -73,15 +73,32 @@ def test_pictures_are_as_they_are_unless_a_size_is_asked_for(tmp_path: Path) -> 
             path = draw(tmp_path / name, f"{i}.png", RED, (16, 10))
             Image.linear_gradient("L").resize((16, 10)).convert("RGB").save(path)
     data, train, _ = read(tmp_path)
-    assert data.shape == (3, 10, 16) and data.changes == ()
+    assert data.shape == (3, 10, 16)
+    assert [line.partition(": in ")[2] for line in data.changes] == [
+        "RGB of 8 bits; grey in three equal channels, and no transparency"
+    ]
     with Image.open(train.samples[0][0]) as picture:
         wanted = torch.from_numpy(np.array(picture)).permute(2, 0, 1)
     assert torch.equal(train[0][0], wanted)
     sized, _, _ = read(tmp_path, size=8)
-    assert sized.shape == (3, 8, 8) and "the shorter side brought to 8 pixels" in sized.changes[0]
+    assert sized.shape == (3, 8, 8) and "the shorter side brought to 8 pixels" in sized.changes[1]
     Image.new("RGB", (12, 12), RED).save(train.samples[1][0])
     with pytest.raises(BadInput, match="3x10x16 and 3x12x12; bring them to one size, with --size"):
         list(FileLoader(train, 4, workers=0))
+
+
+@pytest.mark.parametrize(
+    ("kind", "ending"), [(np.uint16, "png"), (np.uint16, "tif"), (np.int32, "tif"), (np.float32, "tif")]
+)
+def test_numbers_that_eight_bits_would_cut_off_are_refused(tmp_path: Path, kind: type, ending: str) -> None:
+    for i in range(4):
+        file = tmp_path / "ab"[i % 2] / f"{i}.{ending}"
+        file.parent.mkdir(exist_ok=True)
+        Image.fromarray((1000 * np.arange(16).reshape(4, 4)).astype(kind)).save(file)
+    with pytest.raises(
+        BadInput, match=rf"picture .*{ending} cannot be read .* mode (I|I;16|F), which 8 bits cut off; give arr"
+    ):
+        load_data(f"folder:{tmp_path}")
 
 
 def test_a_picture_that_cannot_be_read(tmp_path: Path) -> None:
