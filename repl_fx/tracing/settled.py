@@ -15,9 +15,10 @@ from torch import Tensor, nn
 from repl_fx.errors import CaptureError, foreign_code
 from repl_fx.running.example_inputs import ExampleInputs
 from repl_fx.running.opaque_outputs import same_value
-from repl_fx.running.python_state import PythonState, StateChanges, place_of
+from repl_fx.running.python_state import PythonState
 from repl_fx.running.untouched import device_of, in_mode, seed_everything, seeded, untouched
 from repl_fx.tracing.leaves import is_leaf
+from repl_fx.tracing.state_changes import StateChanges, place_of
 
 _SHOWN = 3
 
