@@ -27,6 +27,7 @@ from torch import Tensor, nn
 from repl_fx._torch import has_no_value
 from repl_fx.running.code_names import (
     HANDED_ON,
+    READ,
     WRITTEN,
     Names,
     is_foreign,
@@ -62,6 +63,7 @@ _ARRAYS = (np.ndarray, bytearray)
 # Objects that hold attributes and do nothing.
 _HOLDERS = (SimpleNamespace, Namespace)
 _METHODS = (FunctionType, staticmethod, classmethod)
+_CODE = (*_METHODS, property)
 _CACHED = type(lru_cache(len))
 # Special methods that no forward calls on what there is already.
 _BORN = {
@@ -123,6 +125,7 @@ class _Space:
         content: what all its attributes were.
         by_attribute: the code names its attributes, and not only globals of its file.
         named: the attributes that are named.
+        whole: all of them are.
         all_stored: the code may bind any of them anew.
     """
 
@@ -131,6 +134,7 @@ class _Space:
     content: dict[str, Any]
     by_attribute: bool = False
     named: set[str] = field(default_factory=set)
+    whole: bool = False
     all_stored: bool = False
 
 
@@ -145,7 +149,7 @@ class PythonState:
         values: further values, by name, such as hooks, whose code counts like the model's.
 
     Attributes:
-        iterators: paths of the iterators among it, whose state cannot be seen.
+        unseen: paths of what a trace may change unseen: iterators, and arrays, to which tensors may write.
     """
 
     def __init__(
@@ -153,7 +157,7 @@ class PythonState:
         model: nn.Module,
         values: Mapping[str, Any] = MappingProxyType({}),
     ) -> None:
-        self.iterators: list[str] = []
+        self.unseen: list[str] = []
         # Objects and containers that hold values, each with a shallow copy of what it held.
         self._holders: list[tuple[_Place, Any, Any]] = []
         self._cells: list[tuple[CellType, Any]] = []
@@ -189,6 +193,8 @@ class PythonState:
                 self._read(self._unread.pop())
             else:
                 self._enter_large(*self._large.pop())
+        arrays = [(place, owner) for place, owner, _ in self._holders if isinstance(owner, np.ndarray)]
+        self.unseen += [place.path for place, owner in arrays if self._is_written(place, owner)]
 
     def changes(self, later: PythonState) -> list[Change]:
         """The differences of a later state of the same model; an object in the place of an equal one is none."""
@@ -235,12 +241,15 @@ class PythonState:
 
     def _is_written(self, place: _Place, container: Any) -> bool:
         """Whether some function may write to a container at a place."""
-        if isinstance(container, np.ndarray) and not container.flags.writeable:
-            return False
-        named = [code for code, names in self._codes if place.name in names.every]
         # A part of an array is the array.
-        least = HANDED_ON if place.inside or isinstance(container, np.ndarray) else WRITTEN
-        return self._any_attribute if not named else any(use_of(code, place.name) >= least for code in named)
+        is_array = isinstance(container, np.ndarray)
+        least = HANDED_ON if place.inside or is_array else WRITTEN
+        return self._use_at(place) >= least and not (is_array and not container.flags.writeable)
+
+    def _use_at(self, place: _Place) -> int:
+        """What the code does with a container at a place."""
+        named = [use_of(code, place.name) for code, names in self._codes if place.name in names.every]
+        return max(named, default=WRITTEN if self._any_attribute else READ)
 
     def _enter(self, place: _Place, owner: Any, content: Any) -> None:
         """Enter all that an object or a container holds."""
@@ -264,14 +273,15 @@ class PythonState:
         """Enter a container of many items, if it may be written to."""
         size = container.shape if isinstance(container, np.ndarray) else len(container)
         self._values[f"len({place.path})"] = size
-        if not self._is_written(place, container):
+        holds = not isinstance(container, _ARRAYS) and self._use_at(place) >= HANDED_ON and _holds_containers(container)
+        if not holds and not self._is_written(place, container):
             return
         content = copy.copy(container)
-        if isinstance(content, _ARRAYS) or not _holds_containers(content):
+        if holds:
+            self._enter(place, container, content)
+        else:
             self._holders.append((place, container, content))
             self._values[place.path] = content
-        else:
-            self._enter(place, container, content)
 
     def _open(self, place: _Place, owner: Any, content: dict[str, Any], named: Set[str] | None = None) -> None:
         """Look at those attributes of a file, a class or an object that the code names, now or later.
@@ -284,20 +294,24 @@ class PythonState:
             self._look_in(space, named)
         elif not space.by_attribute:
             space.by_attribute = True
-            if isinstance(owner, type):
-                called = {
-                    n for n, v in content.items() if _is_special(n) and isinstance(v, _METHODS) and n not in _BORN
-                }
-                self._look_in(space, called)
-            self._look_in(space, content.keys() if self._any_attribute else self._attributes)
+            special = {name for name in content if _is_special(name)} - _BORN if isinstance(owner, type) else set()
+            self._look_in(space, special | self._attributes)
 
     def _look_in(self, space: _Space, names: Set[str]) -> None:
+        if space.by_attribute and self._any_attribute and not space.whole:
+            space.whole = True
+            # A library's own computed names are those of values.
+            library = isinstance(space.owner, type) and not is_own_code(space.owner)
+            names = names | {n for n, v in space.content.items() if not (library and isinstance(v, _CODE))}
         new = names - space.named
         space.named |= new
         for name in sorted(new & space.content.keys()):
             value = space.content[name]
             if isinstance(value, property):
                 value = (value.fget, value.fset, value.fdel)
+            elif isinstance(space.owner, type) and isinstance(value, FunctionType):
+                # A forward that somebody put into the class.
+                self._files.add(value.__module__)
             # Of the special attributes, such as the names of a class, only functions count.
             if not _is_special(name) or isinstance(value, _METHODS):
                 self._look(space.place.attribute(name), value)
@@ -338,7 +352,7 @@ class PythonState:
             self._any_attribute = self._any_attribute or names.any_attribute
             for space in list(self._spaces.values()):
                 if space.by_attribute:
-                    self._look_in(space, space.content.keys() if self._any_attribute else new)
+                    self._look_in(space, new)
 
     def _is_followed(self, part: type | FunctionType) -> bool:
         """Whether the code of a class or a function counts: it is the user's, or in one of the model's files."""
@@ -357,7 +371,7 @@ class PythonState:
             self._holders.append((place._replace(ours=True), value, state))
             self._values[path] = repr(state.tolist() if isinstance(state, Tensor) else state)
         elif isinstance(value, Iterator):
-            self.iterators.append(path)
+            self.unseen.append(path)
         elif isinstance(value, FunctionType):
             if id(value) not in self._functions and self._is_followed(value):
                 self._functions[id(value)] = value

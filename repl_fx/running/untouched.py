@@ -21,6 +21,7 @@ from repl_fx.running.opaque_outputs import same_value
 from repl_fx.running.python_state import PythonState
 
 _HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+_TENSOR_HOOKS = ("_backward_hooks", "_post_accumulate_grad_hooks")
 _CPU = torch.device("cpu")
 
 
@@ -68,7 +69,7 @@ def _hooks_of(model: nn.Module) -> dict[str, Any]:
     """The hooks on modules and parameters, by any names."""
     held = [
         *(getattr(module, name, None) for module in model.modules() for name in _HOOKS),
-        *(parameter._backward_hooks for parameter in model.parameters()),
+        *(getattr(parameter, name, None) for parameter in model.parameters() for name in _TENSOR_HOOKS),
     ]
     hooks = dict.fromkeys(hook for registry in held if registry for hook in registry.values())
     return {f"hook {number}": hook for number, hook in enumerate(hooks)}

@@ -58,7 +58,7 @@ def require_settled(model: nn.Module, changes: StateChanges, inputs: ExampleInpu
         again = _step(model, inputs)
         if not same_value((outputs, after), (again, _values(model))):
             paths = dict.fromkeys(change.path for change in (*moved, *changes.changes))
-            raise _refusal(model, [*paths, *changes.iterators], "changes in one forward and has a part in the next")
+            raise _refusal(model, [*paths, *changes.unseen], "changes in one forward and has a part in the next")
 
 
 def buffer_settles(model: nn.Module, path: str, inputs: ExampleInputs) -> bool:

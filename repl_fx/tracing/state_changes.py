@@ -24,16 +24,16 @@ class StateChanges:
 
     Attributes:
         changes: differences after the trace, or after the model's forward in it.
-        iterators: paths of the iterators among the state, of which nothing can be said.
+        unseen: paths of the state of which nothing can be said, such as unseen.
         replaced: paths of the parameters and modules in whose place there were others.
     """
 
     changes: list[Change] = field(default_factory=list)
-    iterators: list[str] = field(default_factory=list)
+    unseen: list[str] = field(default_factory=list)
     replaced: list[str] = field(default_factory=list)
 
     def __bool__(self) -> bool:
-        return bool(self.changes or self.iterators)
+        return bool(self.changes or self.unseen)
 
 
 @contextmanager
@@ -50,7 +50,7 @@ def changes_noted(model: nn.Module) -> Iterator[StateChanges]:
         before, tree = PythonState(model), _tree(model)
         yield
         noted.changes += before.changes(PythonState(model))
-        noted.iterators = before.iterators
+        noted.unseen = before.unseen
         after = _tree(model)
         noted.replaced += [path for path in {**tree, **after} if tree.get(path) != after.get(path)]
 
