@@ -34,7 +34,7 @@ from repl_fx.planning.replacement_costs import Graphs
 from repl_fx.planning.report import BlockReport, reports_of
 from repl_fx.planning.trials import Trials
 from repl_fx.running.example_inputs import ExampleInputs, HasInputs
-from repl_fx.running.python_state import ORIGIN
+from repl_fx.running.holders import ORIGIN
 from repl_fx.surrogates import Surrogate, make_surrogate
 from repl_fx.tracing.capture import example_inputs_of, widen_batch
 from repl_fx.tracing.fingerprint import code_of, fingerprint

@@ -19,7 +19,7 @@ from repl_fx.errors import BadInput
 from repl_fx.pipeline import Record, TransformResult
 from repl_fx.plan import Plan
 from repl_fx.planning.part_repeats import lines_made
-from repl_fx.running.python_state import ORIGIN
+from repl_fx.running.holders import ORIGIN
 from repl_fx.sources import Source
 
 

@@ -38,7 +38,7 @@ from repl_fx.pipeline import TransformResult, rewrite, transform
 from repl_fx.plan import Plan
 from repl_fx.planning.written_options import read_scores
 from repl_fx.running.example_inputs import ExampleInputs
-from repl_fx.running.python_state import ORIGIN
+from repl_fx.running.holders import ORIGIN
 from repl_fx.running.untouched import device_of
 from repl_fx.sources import Source
 from repl_fx.sources.source import hash_file

@@ -50,8 +50,8 @@ from repl_fx.passes.follow_device import ANCHOR
 from repl_fx.passes.replace_blocks import block_of
 from repl_fx.plan import Replacement
 from repl_fx.planning.part_repeats import PartRepeats
+from repl_fx.running.holders import OWN_ATTRIBUTES
 from repl_fx.running.opaque_outputs import PLAIN
-from repl_fx.running.python_state import OWN_ATTRIBUTES
 from repl_fx.surrogates import make_surrogate
 from repl_fx.surrogates.shared.borrowed_maps import BORROWS, BorrowedMap
 from repl_fx.surrogates.shared.recompute import RecomputedAttention

@@ -9,61 +9,67 @@ else the graph would part from the model with the second step, so the model is r
 
 from __future__ import annotations
 
-import ast
 import copy
-import inspect
-import random
 import re
 import sys
-import sysconfig
-import textwrap
-from collections import Counter, OrderedDict, defaultdict, deque
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from argparse import Namespace
+from collections.abc import Iterable, Iterator, Mapping, Set
 from dataclasses import dataclass, field
 from enum import Enum
-from functools import partial, wraps
-from types import CellType, FunctionType, MappingProxyType, MethodType, ModuleType
-from typing import Any
+from functools import cached_property, lru_cache, partial
+from types import CellType, CodeType, FunctionType, MappingProxyType, MethodType, ModuleType, SimpleNamespace
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from repl_fx._torch import has_no_value
+from repl_fx.running.code_names import (
+    HANDED_ON,
+    READ,
+    WRITTEN,
+    Names,
+    is_foreign,
+    is_installed,
+    is_own_code,
+    names_in,
+    use_of,
+)
+from repl_fx.running.holders import (
+    CONTAINERS,
+    GENERATORS,
+    GONE,
+    attributes_of,
+    bind,
+    content_now,
+    content_of_cell,
+    equal_arrays,
+    items_of,
+    refill,
+    slots_of,
+    state_of,
+)
 from repl_fx.running.opaque_outputs import PLAIN, equal_leaves
-
-# The attributes that every module has.
-OWN_ATTRIBUTES = frozenset(vars(nn.Module()))
 
 # Values that are compared as they are.
 _PLAIN = (*PLAIN, torch.Size, Enum)
-# These very types: a subclass may do more than hold when it is read or filled.
-_CONTAINERS = frozenset({dict, OrderedDict, defaultdict, Counter, list, set, deque, bytearray, np.ndarray})
-# The attribute of a loaded module that says which artifact it is from.
-ORIGIN = "_repl_fx_artifact"
-# Attributes by which a library, PyTorch too, notes what it has done with a module.
-NOTES = frozenset({"_output_capturing_hooks_installed", "_is_hf_initialized", "_compiled_call_impl", ORIGIN})
-_GENERATORS = (random.Random, np.random.Generator, np.random.RandomState, torch.Generator)
-# Libraries whose objects, classes and modules are no part of a model's own state.
-_FOREIGN = (
-    "torch",
-    "numpy",
-    "logging",
-    "contextlib",
-    "threading",
-    "typing",
-    "abc",
-    "enum",
-    "inspect",
-    "repl_fx",
-    "builtins",
-)
-# Where installed packages and Python's own files are.
-_INSTALLED = tuple(dict.fromkeys(sysconfig.get_path(name) for name in ("stdlib", "platstdlib", "purelib", "platlib")))
 # State reachable from a model is looked at up to this many values (a vocabulary has more) and this deep.
 _MOST = 200_000
 _DEEPEST = 6
+# Containers of more items than this are copied and compared only where code may write to them.
+_LARGE = 10_000
+_ARRAYS = (np.ndarray, bytearray)
+# Objects that hold attributes and do nothing.
+_HOLDERS = (SimpleNamespace, Namespace)
+_METHODS = (FunctionType, staticmethod, classmethod)
+_CODE = (*_METHODS, property)
+_CACHED = type(lru_cache(len))
+# Special methods that no forward calls on what there is already.
+_BORN = {
+    "__init__", "__new__", "__init_subclass__", "__repr__", "__str__", "__del__", "__getstate__", "__setstate__",
+    "__reduce__", "__reduce_ex__", "__copy__", "__deepcopy__", "__dir__",
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -87,14 +93,63 @@ class Change:
     is_tensor: bool
 
 
-class PythonState:
-    """The Python state of a model at one moment: attributes, and what can be reached through them.
-
-    Args:
-        values: further values, by name, such as the cells of a function.
+class _Place(NamedTuple):
+    """Where a value is.
 
     Attributes:
-        iterators: paths of the iterators among it, whose state cannot be seen.
+        path: such as `blocks.0.count` or `log[3]`.
+        name: the one by which code gets hold of it, or of the container that it is in.
+        depth: of the objects around it.
+        inside: it is in a container of that name.
+        ours: it is part of the model.
+    """
+
+    path: str
+    name: str
+    depth: int = 0
+    inside: bool = False
+    ours: bool = False
+
+    def item(self, path: str) -> _Place:
+        return self._replace(path=path, depth=self.depth + 1, inside=True)
+
+    def attribute(self, name: str) -> _Place:
+        return self._replace(path=_dotted(self.path, name), name=name, depth=self.depth + 1, inside=False)
+
+
+@dataclass
+class _Space:
+    """A file, a class or an object of which the code names some attributes.
+
+    Attributes:
+        content: what all its attributes were.
+        by_attribute: the code names its attributes, and not only globals of its file.
+        named: the attributes that are named.
+        whole: all of them are.
+        all_stored: the code may bind any of them anew.
+    """
+
+    place: _Place
+    owner: Any
+    content: dict[str, Any]
+    by_attribute: bool = False
+    named: set[str] = field(default_factory=set)
+    whole: bool = False
+    all_stored: bool = False
+
+
+class PythonState:
+    """The Python state of a model at one moment: its attributes, and what its code names besides.
+
+    Of the user's script, which may hold any amount of data, that is looked at alone which the code of the model names:
+    globals, closures, attributes of objects and files, and what functions name that it calls. A large container is
+    looked into only where that code may write to it.
+
+    Args:
+        values: further values, by name, such as hooks, whose code counts like the model's.
+
+    Attributes:
+        unseen: paths of what a trace may change unseen: iterators, and arrays, to which tensors may write.
     """
 
     def __init__(
@@ -102,28 +157,44 @@ class PythonState:
         model: nn.Module,
         values: Mapping[str, Any] = MappingProxyType({}),
     ) -> None:
-        self.iterators: list[str] = []
-        # Objects, classes and containers that hold values, each with a shallow copy of what it held.
-        self._holders: list[tuple[Any, Any]] = []
-        # Names of the files that functions and objects on the way were from; a walk meets hundreds of one file.
-        self._homes: set[str] = set()
+        self.unseen: list[str] = []
+        # Objects and containers that hold values, each with a shallow copy of what it held.
+        self._holders: list[tuple[_Place, Any, Any]] = []
+        self._cells: list[tuple[CellType, Any]] = []
+        self._spaces: dict[int, _Space] = {}
         self._values: dict[str, Any] = {}
-        modules = {module: path for path, module in model.named_modules()}
-        self._seen = {id(module): path for module, path in modules.items()}
+        self._seen: dict[tuple[int, str], str] = {}
         # Other names of a container or an object, each with the one under which its values are.
         self._aliases: dict[str, str] = {}
+        # The functions that the model may call, those that are still to be looked at, and large containers likewise.
+        self._functions: dict[int, FunctionType] = {}
+        self._codes: list[tuple[CodeType, Names]] = []
+        self._unread: list[FunctionType] = []
+        self._large: list[tuple[_Place, Any]] = []
+        self._attributes: set[str] = {"forward", "backward", "setup_context", "jvp"}
+        self._stored: set[str] = set()
+        self._any_attribute = False
+        modules = {module: path for path, module in model.named_modules()}
+        kinds = dict.fromkeys(kind for module in modules for kind in type(module).__mro__ if not is_foreign(kind))
+        # Files of the model's code, installed ones too.
+        self._files = {str(getattr(part, "__module__", "")) for part in (*kinds, *values.values())}
+        self._seen.update(((id(module), ""), path) for module, path in modules.items())
         for module, path in modules.items():
-            self._enter(path, module, _attributes(module), 0)
+            self._enter(_Place(path, "", ours=True), module, attributes_of(module))
             # A buffer without a tensor is filled when it is first needed.
             empty = [name for name, buffer in module._buffers.items() if buffer is None]
             self._values.update((_dotted(path, name), None) for name in empty)
-        kinds = dict.fromkeys(kind for module in modules for kind in type(module).__mro__ if not _is_foreign(kind))
         for kind in kinds:
-            self._enter_class(kind)
-        for file in dict.fromkeys(sys.modules.get(kind.__module__) for kind in kinds):
-            self._enter_files(file)
+            self._open(_Place(kind.__qualname__, ""), kind, dict(vars(kind)))
         for name, value in values.items():
-            self._look(name, value, 0)
+            self._look(_Place(name, name, ours=True), value)
+        while self._unread or self._large:
+            if self._unread:
+                self._read(self._unread.pop())
+            else:
+                self._enter_large(*self._large.pop())
+        arrays = [(place, owner) for place, owner, _ in self._holders if isinstance(owner, np.ndarray)]
+        self.unseen += [place.path for place, owner in arrays if self._is_written(place, owner)]
 
     def changes(self, later: PythonState) -> list[Change]:
         """The differences of a later state of the same model; an object in the place of an equal one is none."""
@@ -150,273 +221,220 @@ class PythonState:
         return _Version
 
     def restore(self) -> None:
-        """Give every holder back what it held."""
-        for owner, content in self._holders:
-            _refill(owner, content)
+        """Give back to every holder what it held: the model's own, and those of which the code writes to the content.
 
-    def _enter(self, path: str, owner: Any, content: Any, depth: int) -> None:
-        self._holders.append((owner, content))
+        Others may have changed the rest meanwhile: a thread that logs, a loader that reads ahead.
+        """
+        for place, owner, content in self._holders:
+            if place.ours or self._is_written(place, owner):
+                refill(owner, content)
+        for cell, value in self._cells:
+            if content_of_cell(cell) is not value:
+                cell.cell_contents = value
+        for space in self._spaces.values():
+            every = space.all_stored or (space.by_attribute and self._any_attribute)
+            now = content_now(space.owner)
+            for name in (now.keys() | space.content.keys()) if every else (space.named & self._stored):
+                before = space.content.get(name, GONE)
+                if before is not now.get(name, GONE):
+                    bind(space.owner, name, before)
+
+    def _is_written(self, place: _Place, container: Any) -> bool:
+        """Whether some function may write to a container at a place."""
+        # A part of an array is the array.
+        is_array = isinstance(container, np.ndarray)
+        least = HANDED_ON if place.inside or is_array else WRITTEN
+        return self._use_at(place) >= least and not (is_array and not container.flags.writeable)
+
+    def _use_at(self, place: _Place) -> int:
+        """What the code does with a container at a place."""
+        named = [use_of(code, place.name) for code, names in self._codes if place.name in names.every]
+        return max(named, default=WRITTEN if self._any_attribute else READ)
+
+    def _enter(self, place: _Place, owner: Any, content: Any) -> None:
+        """Enter all that an object or a container holds."""
+        self._holders.append((place, owner, content))
         if isinstance(content, (np.ndarray, bytearray)):
-            self._values[path] = content
+            self._values[place.path] = content
             return
-        inside = type(owner) in _CONTAINERS
+        inside = type(owner) in CONTAINERS
         if inside:
-            self._values[f"len({path})"] = len(content)
-        for key, value in _items(content):
-            self._look(f"{path}[{_shown(key)}]" if inside else _dotted(path, key), value, depth + 1)
+            self._values[f"len({place.path})"] = len(content)
+        for key, value in items_of(content):
+            if len(self._values) >= _MOST:
+                return
+            if isinstance(owner, nn.Module):
+                self._look(place.attribute(key), value)
+            else:
+                path = f"{place.path}[{_shown(key)}]" if inside else _dotted(place.path, key)
+                self._look(place.item(path), value)
+
+    def _enter_large(self, place: _Place, container: Any) -> None:
+        """Enter a container of many items, if it may be written to."""
+        size = container.shape if isinstance(container, np.ndarray) else len(container)
+        self._values[f"len({place.path})"] = size
+        holds = not isinstance(container, _ARRAYS) and self._use_at(place) >= HANDED_ON and _holds_containers(container)
+        if not holds and not self._is_written(place, container):
+            return
+        content = copy.copy(container)
+        if holds:
+            self._enter(place, container, content)
+        else:
+            self._holders.append((place, container, content))
+            self._values[place.path] = content
+
+    def _open(self, place: _Place, owner: Any, content: dict[str, Any], named: Set[str] | None = None) -> None:
+        """Look at those attributes of a file, a class or an object that the code names, now or later.
+
+        Args:
+            named: look at these alone.
+        """
+        space = self._spaces.setdefault(id(owner), _Space(place, owner, content))
+        if named is not None:
+            self._look_in(space, named)
+        elif not space.by_attribute:
+            space.by_attribute = True
+            special = {name for name in content if _is_special(name)} - _BORN if isinstance(owner, type) else set()
+            self._look_in(space, special | self._attributes)
+
+    def _look_in(self, space: _Space, names: Set[str]) -> None:
+        if space.by_attribute and self._any_attribute and not space.whole:
+            space.whole = True
+            # A library's own computed names are those of values.
+            library = isinstance(space.owner, type) and not is_own_code(space.owner)
+            names = names | {n for n, v in space.content.items() if not (library and isinstance(v, _CODE))}
+        new = names - space.named
+        space.named |= new
+        for name in sorted(new & space.content.keys()):
+            value = space.content[name]
+            if isinstance(value, property):
+                value = (value.fget, value.fset, value.fdel)
+            elif isinstance(space.owner, type) and isinstance(value, FunctionType):
+                # A forward that somebody put into the class.
+                self._files.add(value.__module__)
+            # Of the special attributes, such as the names of a class, only functions count.
+            if not _is_special(name) or isinstance(value, _METHODS):
+                self._look(space.place.attribute(name), value)
 
     def _enter_class(self, kind: type) -> None:
-        if id(kind) in self._seen:
-            return
-        self._seen[id(kind)] = kind.__qualname__
-        self._enter(kind.__qualname__, kind, _plain_attributes(kind), 0)
-        for value in vars(kind).values():
-            function = value.fget if isinstance(value, property) else getattr(value, "__func__", value)
-            if isinstance(function, FunctionType):
-                self._enter_function(function)
+        for part in kind.__mro__:
+            if self._is_followed(part):
+                self._open(_Place(part.__qualname__, ""), part, dict(vars(part)))
 
-    def _enter_file(self, file: ModuleType) -> None:
-        """Enter what a forward may count in besides its module: variables, functions, classes and objects of a file."""
-        if id(file) in self._seen:
-            return
-        name = self._seen[id(file)] = file.__name__
-        self._enter(name, file, _plain_attributes(file), 0)
-        for key, value in list(vars(file).items()):
-            if isinstance(value, FunctionType) and value.__module__ == name:
-                self._enter_function(value)
-            elif isinstance(value, type) and value.__module__ == name:
-                self._enter_class(value)
-            elif not isinstance(value, type) and type(value).__module__ in (name, "types"):
-                self._look(_dotted(name, key), value, 0)
-
-    def _enter_home(self, part: type | FunctionType) -> None:
-        """Enter the file that a class or function of the user's is from; the model's own files may not import it."""
-        name = part.__module__ or ""
-        if name in self._homes:
-            return
-        self._homes.add(name)
-        if is_own_code(part):
-            self._enter_files(sys.modules.get(name))
-
-    def _enter_files(self, file: ModuleType | None) -> None:
-        for one in () if file is None else (file, *_imported(file)):
-            self._enter_file(one)
-
-    def _enter_function(self, function: FunctionType) -> None:
-        """Enter the values that a function counts in: a closure, a mutable default, its attributes, its file's."""
-        if id(function) in self._seen or _is_foreign(function):
-            return
+    def _read(self, function: FunctionType) -> None:
+        """Enter what a function names: its closure, defaults, attributes, globals, files and functions it calls."""
+        names = names_in(function.__code__)
+        self._codes.append((function.__code__, names))
         # An attribute of the model may have the name of a function.
-        path = self._seen[id(function)] = f"{function.__qualname__}()"
-        cells = zip(function.__code__.co_freevars, function.__closure__ or (), strict=True)
-        defaults = (*enumerate(function.__defaults__ or ()), *(function.__kwdefaults__ or {}).items())
-        for name, value in (*cells, *defaults):
-            self._look(f"{path}: {name}", value, 0)
-        self._look(path, vars(function), 0)
-        self._enter_home(function)
+        path = f"{function.__qualname__}()"
+        for name, cell in zip(function.__code__.co_freevars, function.__closure__ or (), strict=True):
+            value = content_of_cell(cell)
+            if value is GONE or name == "__class__":
+                continue
+            if name in names.stored:
+                self._cells.append((cell, value))
+            self._look(_Place(f"{path}: {name}", name), value)
+        for key, value in (*enumerate(function.__defaults__ or ()), *(function.__kwdefaults__ or {}).items()):
+            self._look(_Place(f"{path}: {key}", "", ours=True), value)
+        self._look(_Place(path, "", ours=True), vars(function))
+        self._stored |= names.stored
+        file = function.__globals__
+        place = _Place(str(file.get("__name__", "")), "")
+        self._open(place, file, dict(file), file.keys() if names.any_global else names.globals)
+        self._spaces[id(file)].all_stored |= names.any_global
+        package = file.get("__package__") or ""
+        for name in names.imports:
+            for imported in filter(None, (sys.modules.get(name), sys.modules.get(f"{package}.{name}".rstrip(".")))):
+                self._look(_Place(name, name), imported)
+        new = names.attributes - self._attributes
+        self._attributes |= new
+        if new or (names.any_attribute and not self._any_attribute):
+            self._any_attribute = self._any_attribute or names.any_attribute
+            for space in list(self._spaces.values()):
+                if space.by_attribute:
+                    self._look_in(space, new)
 
-    def _look(self, path: str, value: Any, depth: int) -> None:
-        if len(self._values) >= _MOST or depth > _DEEPEST:
+    def _is_followed(self, part: type | FunctionType) -> bool:
+        """Whether the code of a class or a function counts: it is the user's, or in one of the model's files."""
+        return (part.__module__ in self._files and not is_foreign(part)) or is_own_code(part)
+
+    def _look(self, place: _Place, value: Any) -> None:
+        if len(self._values) >= _MOST or place.depth > _DEEPEST:
             return
-        if isinstance(value, CellType):
-            # An empty cell has no contents.
-            with suppress(ValueError):
-                self._holders.append((value, value.cell_contents))
-                self._look(path, value.cell_contents, depth)
-        elif isinstance(value, _PLAIN):
+        path = place.path
+        if isinstance(value, _PLAIN):
             self._values[path] = value
         elif isinstance(value, Tensor):
             self._values[path] = _Version(value, 0 if value.is_inference() else value._version)
-        elif isinstance(value, _GENERATORS):
-            state = _state_of(value)[0]()
-            self._holders.append((value, state))
+        elif isinstance(value, GENERATORS):
+            state = state_of(value)[0]()
+            self._holders.append((place._replace(ours=True), value, state))
             self._values[path] = repr(state.tolist() if isinstance(state, Tensor) else state)
         elif isinstance(value, Iterator):
-            self.iterators.append(path)
+            self.unseen.append(path)
         elif isinstance(value, FunctionType):
-            self._enter_function(value)
+            if id(value) not in self._functions and self._is_followed(value):
+                self._functions[id(value)] = value
+                self._unread.append(value)
+        elif isinstance(value, (staticmethod, classmethod, _CACHED)):
+            self._look(place, value.__wrapped__)
+        elif isinstance(value, cached_property):
+            self._look(place, value.func)
         elif isinstance(value, MethodType):
-            self._look(f"{path}.__func__", value.__func__, depth + 1)
-            self._look(f"{path}.__self__", value.__self__, depth + 1)
+            self._look(place.attribute("__func__"), value.__func__)
+            self._look(place.attribute("__self__")._replace(name=place.name), value.__self__)
         elif isinstance(value, partial):
-            self._look(f"{path}.func", value.func, depth + 1)
-            self._look(path, (*value.args, *value.keywords.values()), depth + 1)
+            self._look(place.attribute("func"), value.func)
+            self._look(place.item(path), (*value.args, *value.keywords.values()))
+        elif isinstance(value, ModuleType):
+            if value.__name__ == "__main__" or not is_installed(value):
+                self._open(_Place(value.__name__, ""), vars(value), dict(vars(value)))
+        elif isinstance(value, type):
+            if self._is_followed(value):
+                self._enter_class(value)
+                self._look(place, tuple(getattr(value, name, None) for name in ("__init__", "__post_init__")))
         elif isinstance(value, (tuple, frozenset)):
-            for index, item in enumerate(value):
-                self._look(f"{path}[{index}]", item, depth + 1)
-        elif type(value) in _CONTAINERS or _is_own_object(value):
-            if id(value) in self._seen:
-                self._aliases[path] = self._seen[id(value)]
+            if len(value) > _LARGE and not _holds_containers(value):
+                self._values[path] = value
                 return
-            self._seen[id(value)] = path
-            if type(value) in _CONTAINERS:
-                self._enter(path, value, copy.copy(value), depth)
+            for index, item in enumerate(value):
+                self._look(place.item(f"{path}[{index}]"), item)
+        elif type(value) in CONTAINERS or _is_own_object(value):
+            key = (id(value), "" if place.ours else place.name)
+            known = self._seen.get((id(value), "") if isinstance(value, nn.Module) else key, self._seen.get(key))
+            if known is not None:
+                self._aliases[path] = known
+                return
+            self._seen[key] = path
+            if type(value) in CONTAINERS:
+                if (value.size if isinstance(value, np.ndarray) else len(value)) > _LARGE:
+                    self._large.append((place, value))
+                else:
+                    self._enter(place, value, copy.copy(value))
+                return
+            self._enter_class(type(value))
+            if type(value) in _HOLDERS or all(self._is_followed(k) or is_foreign(k) for k in type(value).__mro__):
+                self._open(place, value, attributes_of(value))
             else:
-                self._enter(path, value, _attributes(value), depth)
-                self._enter_home(type(value))
+                # Code that is not looked at may write to any attribute.
+                self._enter(place, value, attributes_of(value))
 
 
-@dataclass
-class StateChanges:
-    """The changes that a trace made to a model's Python state.
-
-    Attributes:
-        changes: differences after the trace, or after the model's forward in it.
-        iterators: paths of the iterators among the state, of which nothing can be said.
-        replaced: paths of the parameters and modules in whose place there were others.
-    """
-
-    changes: list[Change] = field(default_factory=list)
-    iterators: list[str] = field(default_factory=list)
-    replaced: list[str] = field(default_factory=list)
-
-    def __bool__(self) -> bool:
-        return bool(self.changes or self.iterators)
+def _is_special(name: str) -> bool:
+    return name.startswith("__") and name.endswith("__")
 
 
-@contextmanager
-def changes_noted(model: nn.Module) -> Iterator[StateChanges]:
-    """Note what a trace of a model changes of its Python state, leaf calls apart.
-
-    torch.export puts attributes back when it is done, so the state is looked at in the forward as well.
-    """
-    noted = StateChanges()
-    own = model.forward
-
-    @contextmanager
-    def compared() -> Iterator[None]:
-        before, tree = PythonState(model), _tree(model)
-        yield
-        noted.changes += before.changes(PythonState(model))
-        noted.iterators = before.iterators
-        after = _tree(model)
-        noted.replaced += [path for path in {**tree, **after} if tree.get(path) != after.get(path)]
-
-    # Not the module: it is no function of the user's, and its closure no state.
-    @wraps(own, assigned=("__name__", "__qualname__", "__doc__"))
-    def forward(*args: Any, **kwargs: Any) -> Any:
-        with compared():
-            return own(*args, **kwargs)
-
-    with compared(), forward_replaced(model, forward):
-        yield noted
-
-
-@contextmanager
-def forward_replaced(model: nn.Module, forward: Callable[..., Any]) -> Iterator[None]:
-    """Let a model run another forward meanwhile, past a `__setattr__` of its own."""
-    kept = {name: own for name, own in vars(model).items() if name == "forward"}
-    vars(model)["forward"] = forward
-    try:
-        yield
-    finally:
-        vars(model).pop("forward", None)
-        vars(model).update(kept)
-
-
-def _tree(model: nn.Module) -> dict[str, int]:
-    """The identities of all modules and parameters, by path."""
-    modules = {path: id(module) for path, module in model.named_modules(remove_duplicate=False)}
-    return modules | {path: id(parameter) for path, parameter in model.named_parameters(remove_duplicate=False)}
-
-
-def place_of(model: nn.Module, path: str) -> str:
-    """File and line where a model's code names the attribute at a `Change.path`, behind a comma; empty if nowhere."""
-    found = ""
-    for module_path, module in model.named_modules():
-        if not path.removeprefix("len(").startswith(module_path):
-            continue
-        name = re.split(r"[.\[(){}]", path.removeprefix("len(").removeprefix(module_path).lstrip("."))[0]
-        for kind in type(module).__mro__:
-            if not _is_foreign(kind):
-                found = _line_of(kind, name) or found
-    return found
-
-
-def _line_of(kind: type, name: str) -> str | None:
-    try:
-        lines, first = inspect.getsourcelines(kind)
-        tree = ast.parse(textwrap.dedent("".join(lines)))
-    except (OSError, TypeError, SyntaxError):
-        return None
-    functions = [node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef) and node.name != "__init__"]
-    named = [n for f in functions for n in ast.walk(f) if isinstance(n, ast.Attribute) and n.attr == name]
-    written = [node for node in named if isinstance(node.ctx, ast.Store)] or named
-    return f", {inspect.getsourcefile(kind)}, line {first + written[0].lineno - 1}" if written else None
-
-
-def _state_of(generator: Any) -> tuple[Callable[[], Any], Callable[[Any], None]]:
-    """How the state of a random generator is read and set."""
-    if isinstance(generator, np.random.Generator):
-        bits = generator.bit_generator
-        return partial(getattr, bits, "state"), partial(setattr, bits, "state")
-    if isinstance(generator, random.Random):
-        return generator.getstate, generator.setstate
-    return generator.get_state, generator.set_state
-
-
-def _attributes(value: Any) -> dict[str, Any]:
-    """The attributes of an object, by name, as their order may change; of a module, those that not every module has."""
-    skipped = OWN_ATTRIBUTES | NOTES if isinstance(value, nn.Module) else frozenset()
-    slots = (name for kind in type(value).__mro__ for name in _slots(kind) if hasattr(value, name))
-    own = {name: item for name, item in getattr(value, "__dict__", {}).items() if name not in skipped}
-    # An object with two names is found under the same one each time.
-    return dict(sorted((own | {name: getattr(value, name) for name in slots}).items()))
-
-
-def _slots(kind: type) -> tuple[str, ...]:
-    slots = vars(kind).get("__slots__", ())
-    named = (slots,) if isinstance(slots, str) else tuple(slots)
-    return tuple(name for name in named if not name.startswith("__"))
-
-
-def _plain_attributes(holder: Any) -> dict[str, Any]:
-    """The attributes of a class or a Python file that a forward may count in."""
-    return {
-        name: value
-        for name, value in list(vars(holder).items())
-        if (isinstance(value, (*_PLAIN, Tensor)) or type(value) in _CONTAINERS)
-        and not (name.startswith("__") and name.endswith("__"))
-    }
-
-
-def _imported(file: ModuleType) -> Iterator[ModuleType]:
-    """The user's own files, not installed ones, that a file of the user's imports from."""
-    if _is_installed(file):
-        return
-    for value in list(vars(file).values()):
-        name = value.__name__ if isinstance(value, ModuleType) else getattr(value, "__module__", None)
-        imported = sys.modules.get(name) if isinstance(name, str) else None
-        if imported is not None and imported is not file and not _is_installed(imported):
-            yield imported
-
-
-def _is_installed(file: ModuleType) -> bool:
-    path = getattr(file, "__file__", None)
-    return path is None or file.__name__.split(".")[0] in _FOREIGN or str(path).startswith(_INSTALLED)
-
-
-def is_own_code(part: type | FunctionType) -> bool:
-    """Whether a class or a function is from a file of the user's, not from an installed package."""
-    file = sys.modules.get(part.__module__ or "")
-    return not _is_foreign(part) and (file is None or file.__name__ == "__main__" or not _is_installed(file))
-
-
-def _is_foreign(kind: type | FunctionType) -> bool:
-    return (kind.__module__ or "").split(".")[0] in _FOREIGN
+def _holds_containers(content: Any) -> bool:
+    """Whether any item of a container may hold others."""
+    items: Iterable[Any] = content.values() if isinstance(content, Mapping) else content
+    return not all(issubclass(kind, (*_PLAIN, np.generic)) for kind in set(map(type, items)))
 
 
 def _is_own_object(value: Any) -> bool:
     if isinstance(value, nn.Module):
         return True
-    holds = hasattr(value, "__dict__") or any(_slots(kind) for kind in type(value).__mro__)
-    return holds and not isinstance(value, type) and not _is_foreign(type(value))
-
-
-def _items(content: Any) -> list[tuple[Any, Any]]:
-    if isinstance(content, Mapping):
-        return list(content.items())
-    return [(item, True) for item in content] if isinstance(content, set) else list(enumerate(content))
+    holds = hasattr(value, "__dict__") or bool(slots_of(value))
+    return holds and not isinstance(value, type) and not is_foreign(type(value))
 
 
 def _shown(key: Any) -> str:
@@ -436,38 +454,5 @@ def _same(before: Any, after: Any) -> bool:
         known = not has_no_value(before.tensor) and not has_no_value(after.tensor)
         return known and equal_leaves(before.tensor, after.tensor)
     if isinstance(before, np.ndarray):
-        return bool(np.array_equal(before, after, equal_nan=before.dtype.kind in "fc"))
-    return bool(before == after) or bool(before != before and after != after)
-
-
-def _refill(owner: Any, content: Any) -> None:
-    if isinstance(owner, CellType):
-        owner.cell_contents = content
-    elif isinstance(owner, _GENERATORS):
-        _state_of(owner)[1](content)
-    elif isinstance(owner, (bytearray, np.ndarray)):
-        owner[:] = content
-    # Another class of container, such as a frozen dict, is an object: its attributes are what was noted of it.
-    elif type(owner) in _CONTAINERS:
-        pairs = zip(_items(owner), _items(content), strict=False)
-        if len(owner) != len(content) or any(a is not c or b is not d for (a, b), (c, d) in pairs):
-            owner.clear()
-            owner.extend(content) if isinstance(owner, (list, deque)) else owner.update(content)
-    else:
-        shared = isinstance(owner, (type, ModuleType))
-        now = _plain_attributes(owner) if shared else _attributes(owner)
-        for name in now.keys() - content.keys():
-            delattr(owner, name) if shared else _own(owner, name, None, delete=True)
-        for name, value in content.items():
-            if name not in now or now[name] is not value:
-                setattr(owner, name, value) if shared else _own(owner, name, value)
-
-
-def _own(owner: Any, name: str, value: Any, *, delete: bool = False) -> None:
-    """Set or delete an attribute of an object, past a `__setattr__` of its own."""
-    if name in {slot for kind in type(owner).__mro__ for slot in _slots(kind)}:
-        object.__delattr__(owner, name) if delete else object.__setattr__(owner, name, value)
-    elif delete:
-        vars(owner).pop(name)
-    else:
-        vars(owner)[name] = value
+        return equal_arrays(before, after)
+    return before is after or bool(before == after) or bool(before != before and after != after)

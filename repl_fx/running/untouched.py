@@ -20,6 +20,8 @@ from repl_fx.running.example_inputs import ExampleInputs
 from repl_fx.running.opaque_outputs import same_value
 from repl_fx.running.python_state import PythonState
 
+_HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+_TENSOR_HOOKS = ("_backward_hooks", "_post_accumulate_grad_hooks")
 _CPU = torch.device("cpu")
 
 
@@ -43,7 +45,7 @@ def untouched(model: nn.Module, *, buffers: bool = False, parameters: bool = Fal
         buffers: restore the values of buffers too, for a forward on real tensors.
         parameters: likewise of parameters.
     """
-    state = PythonState(model)
+    state = PythonState(model, _hooks_of(model))
     kept = [(module, dict(vars(module)), _registries(module)) for module in model.modules()]
     tensors = [*(model.buffers() if buffers else ()), *(model.parameters() if parameters else ())]
     values = [(tensor, tensor.detach().clone()) for tensor in tensors]
@@ -61,6 +63,16 @@ def untouched(model: nn.Module, *, buffers: bool = False, parameters: bool = Fal
             for tensor, value in values:
                 if not tensor.is_meta and not torch.equal(tensor, value):
                     tensor.copy_(value)
+
+
+def _hooks_of(model: nn.Module) -> dict[str, Any]:
+    """The hooks on modules and parameters, by any names."""
+    held = [
+        *(getattr(module, name, None) for module in model.modules() for name in _HOOKS),
+        *(getattr(parameter, name, None) for parameter in model.parameters() for name in _TENSOR_HOOKS),
+    ]
+    hooks = dict.fromkeys(hook for registry in held if registry for hook in registry.values())
+    return {f"hook {number}": hook for number, hook in enumerate(hooks)}
 
 
 def _registries(module: nn.Module) -> list[tuple[Any, Any]]:

@@ -32,7 +32,6 @@ from repl_fx.passes.driver import collection_paused, run_passes
 from repl_fx.passes.follow_device import follow_device_
 from repl_fx.passes.merge_modes import MergeResult, merge_modes_
 from repl_fx.running.example_inputs import ExampleInputs
-from repl_fx.running.python_state import StateChanges, changes_noted
 from repl_fx.running.untouched import device_of, outcome_of, own_randomness, untouched
 from repl_fx.tracing.check import CaptureCheck, check_of
 from repl_fx.tracing.control_flow import match_decisions_
@@ -42,6 +41,7 @@ from repl_fx.tracing.model_checks import misfit, obstacle, require_capturable
 from repl_fx.tracing.other_sizes import drop_questions_answered_alike_
 from repl_fx.tracing.questions import Compiling, Settings, computes_alike, require_settings_, settings_asked
 from repl_fx.tracing.settled import require_leaves_left, require_settled
+from repl_fx.tracing.state_changes import StateChanges, changes_noted
 from repl_fx.tracing.tracers import Tracer, trace_by_export, trace_by_fx
 
 TRACERS: dict[str, Tracer] = {"torch.export": trace_by_export, "fx.symbolic_trace": trace_by_fx}

@@ -32,9 +32,9 @@ from torch.utils import _pytree as pytree
 from repl_fx.graph.captured import is_traced_constant
 from repl_fx.graph.kinds import kind_of
 from repl_fx.graph.runtime import check_least
+from repl_fx.running.code_names import codes_in, is_own_code
+from repl_fx.running.holders import NOTES, OWN_ATTRIBUTES
 from repl_fx.running.opaque_outputs import PLAIN
-from repl_fx.running.python_state import NOTES, OWN_ATTRIBUTES, is_own_code
-from repl_fx.tracing.leaves import codes_in
 
 # As they are: what they print is what they are.
 _PLAIN = (*PLAIN, type(...), torch.layout, torch.memory_format, torch.Size, pytree.TreeSpec)

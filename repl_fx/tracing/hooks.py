@@ -7,12 +7,9 @@ refused, and so are backward hooks. A hook on a tensor inside the forward belong
 
 from __future__ import annotations
 
-import functools
-import inspect
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from types import FunctionType, MethodType, ModuleType
 from typing import Any
 from unittest.mock import patch
 
@@ -29,8 +26,6 @@ _BACKWARD = {"_backward_hooks": "backward hook", "_backward_pre_hooks": "backwar
 # Hooks that act in a forward that asks for them alone, through values which a trace sees; and those of models in place,
 # which compare structures alone.
 _FOLLOWED = ("transformers.utils.output_capturing", "repl_fx.in_place.surrogate_block")
-# How many calls deep the functions are looked into that a hook calls.
-_DEEPEST = 3
 _GENERATOR = ("seed", "initial_seed", "manual_seed", "get_rng_state", "set_rng_state")
 _DROPPED: tuple[tuple[Any, str], ...] = (
     *((Tensor, name) for name in ("register_hook", "register_post_accumulate_grad_hook", "retain_grad")),
@@ -47,8 +42,6 @@ _DROPPED: tuple[tuple[Any, str], ...] = (
 def hooks_followed(model: nn.Module) -> Iterator[None]:
     """Trace through forward hooks that change a value and do nothing else; refuse other hooks that would be dropped.
 
-    State that hooks change meanwhile is put back.
-
     Raises:
         CaptureError: names the hook and its module.
     """
@@ -56,7 +49,6 @@ def hooks_followed(model: nn.Module) -> Iterator[None]:
         raise _refusal(model, "a hook on all modules is registered")
     watched: list[_Watched] = []
     with ExitStack() as undone:
-        undone.callback(PythonState(nn.Module(), values=reached_by_hooks(model)).restore)
         for path, module in model.named_modules():
             if module is not model and is_leaf(module):
                 continue
@@ -90,42 +82,12 @@ class _Watched:
         self.state: list[Change] = []
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        before = PythonState(nn.Module(), values=_reached_by(self.own))
+        before = PythonState(nn.Module(), values={hook_name(self.own): self.own})
         result = self.own(*args, **kwargs)
         self.called = True
         self.changed_a_value = self.changed_a_value or result is not None
-        self.state += before.changes(PythonState(nn.Module(), values=_reached_by(self.own)))
+        self.state += before.changes(PythonState(nn.Module(), values={hook_name(self.own): self.own}))
         return result
-
-
-def reached_by_hooks(model: nn.Module) -> dict[str, Any]:
-    """The Python state that the forward hooks in a model can reach, by name."""
-    hooks = dict.fromkeys(hook for module in model.modules() for _, hook in _hooks_on(module, _FORWARD))
-    return {f"{n}.{name}": value for n, hook in enumerate(hooks) for name, value in _reached_by(hook).items()}
-
-
-def _reached_by(hook: Any, depth: int = 0) -> dict[str, Any]:
-    """The Python state that a hook can reach, by name: closure, object it is a method of, globals that it names.
-
-    Functions that it calls by name are entered, a few calls deep.
-    """
-    if isinstance(hook, functools.partial):
-        given = {f"argument {n}": value for n, value in enumerate((*hook.args, *hook.keywords.values()))}
-        return {**given, **_reached_by(hook.func, depth)}
-    if isinstance(hook, MethodType):
-        return {hook_name(hook): hook.__self__, **_reached_by(hook.__func__, depth)}
-    if not isinstance(hook, FunctionType):
-        call = inspect.getattr_static(type(hook), "__call__", None)
-        inside = {f"{hook_name(hook)}.{name}": value for name, value in getattr(hook, "__dict__", {}).items()}
-        return {**inside, **(_reached_by(call, depth) if isinstance(call, FunctionType) else {})}
-    reached: dict[str, Any] = dict(zip(hook.__code__.co_freevars, hook.__closure__ or (), strict=True))
-    for name in hook.__code__.co_names:
-        value = hook.__globals__.get(name)
-        if isinstance(value, FunctionType) and depth < _DEEPEST and not value.__module__.startswith("torch"):
-            reached.update(_reached_by(value, depth + 1))
-        elif not isinstance(value, (ModuleType, FunctionType, type)):
-            reached[name] = value
-    return reached
 
 
 def _refusal(model: nn.Module, what: str) -> CaptureError:

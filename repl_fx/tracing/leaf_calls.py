@@ -27,9 +27,8 @@ from torch import Tensor, nn
 from repl_fx._torch import autograd_calls, call_impl, define_operator, pytree, set_call_impl, unset_call_impl
 from repl_fx.errors import Untraceable
 from repl_fx.graph.runtime import leaf_call_operator
-from repl_fx.running.python_state import PythonState
 from repl_fx.running.untouched import untouched
-from repl_fx.tracing.hooks import reached_by_hooks, users_hooks
+from repl_fx.tracing.hooks import users_hooks
 from repl_fx.tracing.leaves import is_leaf
 
 # Modules that may stand aside.
@@ -149,8 +148,6 @@ def _left_alone(callee: Callee) -> Iterator[None]:
     with ExitStack() as undone:
         if isinstance(callee, nn.Module):
             undone.enter_context(untouched(callee))
-            if reached := reached_by_hooks(callee):
-                undone.callback(PythonState(nn.Module(), values=reached).restore)
         yield
 
 

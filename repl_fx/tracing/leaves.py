@@ -9,13 +9,14 @@ because a trace sees what a module does.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import cache
 from types import CodeType, FunctionType
 from typing import Any
 
 from torch import nn
 
+from repl_fx.running.code_names import codes_in
 from repl_fx.surrogates.shared.synthesis import Synthesis
 
 _NAMES = frozenset({"training", "dropout", "random", "bernoulli", "multinomial", "poisson", "fork_rng", "rrelu"})
@@ -79,14 +80,6 @@ def _names(function: FunctionType, seen: set[CodeType], depth: int) -> bool:
             if isinstance(called, FunctionType) and not _of_torch(called) and _names(called, seen, depth + 1):
                 return True
     return False
-
-
-def codes_in(code: CodeType) -> Iterator[CodeType]:
-    """The code of a function, and of those that it defines."""
-    yield code
-    for constant in code.co_consts:
-        if isinstance(constant, CodeType):
-            yield from codes_in(constant)
 
 
 def _of_torch(value: Any) -> bool:

@@ -15,9 +15,10 @@ from torch import Tensor, nn
 from repl_fx.errors import CaptureError, foreign_code
 from repl_fx.running.example_inputs import ExampleInputs
 from repl_fx.running.opaque_outputs import same_value
-from repl_fx.running.python_state import PythonState, StateChanges, place_of
+from repl_fx.running.python_state import PythonState
 from repl_fx.running.untouched import device_of, in_mode, seed_everything, seeded, untouched
 from repl_fx.tracing.leaves import is_leaf
+from repl_fx.tracing.state_changes import StateChanges, place_of
 
 _SHOWN = 3
 
@@ -57,7 +58,7 @@ def require_settled(model: nn.Module, changes: StateChanges, inputs: ExampleInpu
         again = _step(model, inputs)
         if not same_value((outputs, after), (again, _values(model))):
             paths = dict.fromkeys(change.path for change in (*moved, *changes.changes))
-            raise _refusal(model, [*paths, *changes.iterators], "changes in one forward and has a part in the next")
+            raise _refusal(model, [*paths, *changes.unseen], "changes in one forward and has a part in the next")
 
 
 def buffer_settles(model: nn.Module, path: str, inputs: ExampleInputs) -> bool:

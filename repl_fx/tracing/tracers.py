@@ -26,7 +26,6 @@ from repl_fx.graph.runtime import AutogradCall
 from repl_fx.graph.signature import BoundInputs, InputNodes
 from repl_fx.running.example_inputs import ExampleInputs
 from repl_fx.running.opaque_outputs import open_objects
-from repl_fx.running.python_state import forward_replaced
 from repl_fx.tracing.control_flow import join_branches, truth_for
 from repl_fx.tracing.data_dependent import DataDependentBranches, constant_numbers, recorded
 from repl_fx.tracing.dynamic_shapes import auto_shapes, baked_dims, dims_with_cache, dynamic_dims
@@ -39,6 +38,7 @@ from repl_fx.tracing.module_calls import record_module_calls
 from repl_fx.tracing.questions import Asked, is_bounded, size_questions, unaware_of_export
 from repl_fx.tracing.settled import buffer_settles
 from repl_fx.tracing.size_tensors import SizeTensors
+from repl_fx.tracing.state_changes import forward_replaced
 
 # Methods that belong to the one tensor of a trace.
 _ON_ONE_TENSOR = ("register_hook", "register_post_accumulate_grad_hook", "retain_grad", "backward", "requires_grad_")

@@ -29,7 +29,7 @@ from repl_fx.fitting.stand_ins import ends_of_stretches
 from repl_fx.graph.boundaries import at_boundaries
 from repl_fx.graph.recording import WatchedRuns
 from repl_fx.in_place.surrogate_block import SurrogateBlock
-from repl_fx.running.python_state import ORIGIN
+from repl_fx.running.holders import ORIGIN
 from repl_fx.tracing.parts.capture import graphs_in
 from repl_fx.training.config import TrainConfig
 from repl_fx.training.tasks import Batch, Task

@@ -16,7 +16,7 @@ from torch import nn
 
 from repl_fx.artifact.origin import versions
 from repl_fx.errors import BadInput
-from repl_fx.running.python_state import ORIGIN
+from repl_fx.running.holders import ORIGIN
 from repl_fx.training.config import TrainConfig
 from repl_fx.training.data.kinds import Data, UserData, length
 from repl_fx.training.processes import Processes, on_cuda

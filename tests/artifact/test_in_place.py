@@ -11,7 +11,7 @@ from torch import nn
 
 import repl_fx
 from repl_fx.artifact import load_artifact
-from repl_fx.running.python_state import ORIGIN
+from repl_fx.running.holders import ORIGIN
 from tests.captures import transformed
 from tests.nets import ConvNet, RawNet, TokenNet
 

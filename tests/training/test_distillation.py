@@ -13,7 +13,7 @@ from torch import nn
 import repl_fx
 from repl_fx.errors import BadInput
 from repl_fx.graph.recording import watched
-from repl_fx.running.python_state import ORIGIN
+from repl_fx.running.holders import ORIGIN
 from repl_fx.training.config import TrainConfig
 from repl_fx.training.distillation import Distillation, places_in
 from repl_fx.training.run import train

@@ -30,7 +30,7 @@ from repl_fx.arguments import require_module
 from repl_fx.errors import CaptureError
 from repl_fx.graph.captured import CapturedModule, copy_model, refer_to_copies, share_tensors
 from repl_fx.running.example_inputs import ExampleInputs, HasInputs
-from repl_fx.running.python_state import OWN_ATTRIBUTES
+from repl_fx.running.holders import OWN_ATTRIBUTES
 from repl_fx.running.untouched import Outcome, outcome_of
 from repl_fx.tracing.capture import TRACERS, capture as capture_whole, trace_by_first, widen_batch
 from repl_fx.tracing.check import STEPS, CaptureCheck, check_of

@@ -12,7 +12,7 @@ from torch import nn
 
 from repl_fx.errors import BadInput, CaptureError
 from repl_fx.graph.captured import CapturedModule
-from repl_fx.running.python_state import OWN_ATTRIBUTES
+from repl_fx.running.holders import OWN_ATTRIBUTES
 from repl_fx.tracing.capture import trace_by_first, widen_batch
 from repl_fx.tracing.dynamic_shapes import every_dim
 from repl_fx.tracing.leaves import is_leaf

@@ -1,0 +1,220 @@
+"""The names in the code of a function: what it may read outside of itself, and whether it may write there.
+
+    x * TABLE[i]          TABLE is read
+    for row in TABLE      its items are handed on, and may be written
+    LOG.append(x)         LOG may be written
+
+Names that a function makes as it runs cannot be seen; it may mean any by them.
+"""
+
+from __future__ import annotations
+
+import ast
+import dis
+import inspect
+import sys
+import sysconfig
+import textwrap
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from types import CodeType, FunctionType, ModuleType
+
+# Libraries whose objects, classes and modules are no part of a model's own state.
+_FOREIGN = (
+    "torch",
+    "numpy",
+    "logging",
+    "contextlib",
+    "threading",
+    "typing",
+    "abc",
+    "enum",
+    "inspect",
+    "repl_fx",
+    "builtins",
+)
+# Where installed packages and Python's own files are.
+_INSTALLED = tuple(dict.fromkeys(sysconfig.get_path(name) for name in ("stdlib", "platstdlib", "purelib", "platlib")))
+# What code does with the value under a name: it reads it, hands on what is in it, or may write to it.
+READ, HANDED_ON, WRITTEN = range(3)
+
+_GLOBAL = ("LOAD_GLOBAL", "LOAD_NAME", "STORE_GLOBAL", "DELETE_GLOBAL", "LOAD_FROM_DICT_OR_GLOBALS")
+_ATTRIBUTE = ("LOAD_ATTR", "LOAD_METHOD", "LOAD_SUPER_ATTR", "STORE_ATTR", "DELETE_ATTR", "IMPORT_FROM")
+_STORE = ("STORE_GLOBAL", "DELETE_GLOBAL", "STORE_ATTR", "DELETE_ATTR", "STORE_DEREF")
+# Ways to an attribute or a global of any name; the first ones mostly have a constant name.
+_GIVEN_A_NAME = ("getattr", "hasattr", "setattr", "delattr")
+_ANY_ATTRIBUTE = frozenset({"vars", "__dict__", "__setattr__", "__getattribute__", "attrgetter"})
+_ANY_GLOBAL = frozenset({"globals", "eval", "exec", "import_module", "__import__"})
+
+# Methods and functions whose result holds nothing of a container, its items, or the container itself.
+_TELL = {
+    ".shape", ".dtype", ".ndim", ".size", ".nbytes", ".index", ".count", ".min", ".max", ".mean", ".sum", ".std",
+    ".any", ".all", ".item", ".tolist", "len", "float", "int", "bool", "str", "isinstance", "torch.tensor", "np.interp",
+    "np.searchsorted", "np.take",
+}  # fmt: skip
+_HAND_ON = {
+    ".get", ".keys", ".values", ".items", ".copy", "list", "tuple", "set", "dict", "enumerate", "zip", "sorted",
+    "reversed", "sum",
+}  # fmt: skip
+_SHARE = {".astype", ".reshape", ".to", ".T", "torch.from_numpy", "torch.as_tensor", "np.asarray"}
+
+
+@dataclass(frozen=True)
+class Names:
+    """The names in the code of a function, and of those that it defines.
+
+    Attributes:
+        globals: of its file.
+        attributes: of whatever it has at hand.
+        imports: files that it imports.
+        stored: names of any kind that it binds anew or deletes.
+        every: all of these, and those of its closure.
+        any_global, any_attribute: it makes names of that kind as it runs, and may mean any.
+    """
+
+    globals: frozenset[str]
+    attributes: frozenset[str]
+    imports: frozenset[str]
+    stored: frozenset[str]
+    every: frozenset[str]
+    any_global: bool
+    any_attribute: bool
+
+
+@lru_cache(maxsize=4096)
+def names_in(code: CodeType) -> Names:
+    """The names in some code."""
+    found: dict[str, set[str]] = {kind: set() for kind in ("globals", "attributes", "imports", "stored")}
+    computed = False
+    for inner in codes_in(code):
+        steps = list(dis.get_instructions(inner))
+        for number, step in enumerate(steps):
+            if step.opname in _GLOBAL:
+                found["globals"].add(step.argval)
+                if step.argval in _GIVEN_A_NAME:
+                    name = _given_name(steps[number + 1 :])
+                    computed = computed or name is None
+                    found["attributes"].add(name or "")
+                    if step.argval in ("setattr", "delattr"):
+                        found["stored"].add(name or "")
+            elif step.opname in _ATTRIBUTE:
+                found["attributes"].add(step.argval)
+            elif step.opname == "IMPORT_NAME":
+                found["imports"].add(step.argval)
+            if step.opname in _STORE:
+                found["stored"].add(step.argval)
+    every = found["globals"] | found["attributes"] | set(code.co_freevars)
+    return Names(
+        **{kind: frozenset(names) for kind, names in found.items()},
+        every=frozenset(every),
+        any_global=bool(every & _ANY_GLOBAL) or ("sys" in found["globals"] and "modules" in found["attributes"]),
+        any_attribute=computed or bool(every & _ANY_ATTRIBUTE),
+    )
+
+
+def _given_name(steps: Sequence[dis.Instruction]) -> str | None:
+    """The constant that a call takes as its second argument, where the first is an object or an attribute of one."""
+    loads = 0
+    for step in steps:
+        loads += step.opname not in ("LOAD_ATTR", "CACHE")
+        if not step.opname.startswith(("LOAD_", "CACHE")):
+            return None
+        if loads == 2:
+            return step.argval if isinstance(step.argval, str) and step.opname == "LOAD_CONST" else None
+    return None
+
+
+def codes_in(code: CodeType) -> Iterator[CodeType]:
+    """The code of a function, and of those that it defines."""
+    yield code
+    for constant in code.co_consts:
+        if isinstance(constant, CodeType):
+            yield from codes_in(constant)
+
+
+def use_of(code: CodeType, name: str) -> int:
+    """What code does with the container under a name: `READ`, `HANDED_ON` or `WRITTEN`, which is also said in doubt."""
+    uses = _uses_in(code)
+    return WRITTEN if uses is None else uses.get(name, WRITTEN)
+
+
+@lru_cache(maxsize=4096)
+def _uses_in(code: CodeType) -> Mapping[str, int] | None:
+    """What code does with the values under its names; None where its source is not to be had."""
+    try:
+        tree = ast.parse(textwrap.dedent(inspect.getsource(code)))
+    except (OSError, TypeError, SyntaxError):
+        return None
+    parents = {child: node for node in ast.walk(tree) for child in ast.iter_child_nodes(node)}
+    uses: dict[str, int] = {}
+    for node in parents:
+        if name := _name_of(node):
+            uses[name] = max(uses.get(name, READ), _use(node, parents, frozenset()))
+    known = uses.keys() | {name for node in parents if isinstance(node, ast.alias) for name in node.name.split(".")}
+    # The file may have been written anew since Python read it.
+    return uses if all(set(".".join(inner.co_names).split(".")) <= known for inner in codes_in(code)) else None
+
+
+def _name_of(node: ast.AST) -> str | None:
+    return node.id if isinstance(node, ast.Name) else node.attr if isinstance(node, ast.Attribute) else None
+
+
+def _use(node: ast.AST, parents: Mapping[ast.AST, ast.AST], names: Collection[str]) -> int:
+    """What becomes of the value of a node; `names` are local ones on the way to it."""
+    use = WRITTEN
+    while True:
+        child, node = node, parents[node]
+        match node:
+            case ast.Subscript(value=value, ctx=ast.Load()) if value is child:
+                use = HANDED_ON
+                continue
+            case ast.AugAssign(target=target) if target is child:
+                return use
+            case ast.Subscript(value=value) if value is child:
+                return use
+            case ast.Attribute(attr=attribute, ctx=ast.Load()):
+                called = f".{attribute}"
+                above = parents[node]
+                node = above if isinstance(above, ast.Call) and above.func is node else node
+            case ast.Call(func=function) if function is not child:
+                called = ast.unparse(function).replace("numpy.", "np.")
+            case ast.Assign(targets=[ast.Name(id=name)]) if not any(
+                isinstance(n, (ast.Global, ast.Nonlocal)) for n in parents
+            ):
+                if isinstance(getattr(child, "ctx", None), ast.Store):
+                    return READ
+                loads = [n for n in parents if isinstance(n, ast.Name) and n.id == name and name not in names]
+                return min(use, max((_use(n, parents, {*names, name}) for n in loads), default=READ))
+            case ast.For(iter=value) | ast.comprehension(iter=value) if value is child:
+                return HANDED_ON
+            case (
+                ast.Subscript() | ast.BinOp() | ast.UnaryOp() | ast.Compare() | ast.AugAssign() | ast.FormattedValue()
+                | ast.Expr() | ast.If() | ast.While() | ast.Assert()
+            ):  # fmt: skip
+                return READ
+            case _:
+                return use if isinstance(getattr(child, "ctx", ast.Load()), ast.Load) else READ
+        if called in _TELL:
+            return READ
+        if called in _HAND_ON:
+            use = HANDED_ON
+        elif called not in _SHARE:
+            return use
+
+
+def is_installed(file: ModuleType) -> bool:
+    """Whether a file is no part of the user's script: it is from an installed package, or there is none."""
+    path = getattr(file, "__file__", None)
+    return path is None or file.__name__.split(".")[0] in _FOREIGN or str(path).startswith(_INSTALLED)
+
+
+def is_own_code(part: type | FunctionType) -> bool:
+    """Whether a class or a function is from a file of the user's, not from an installed package."""
+    file = sys.modules.get(part.__module__ or "")
+    return not is_foreign(part) and (file is None or file.__name__ == "__main__" or not is_installed(file))
+
+
+def is_foreign(kind: type | FunctionType) -> bool:
+    """Whether a class or a function is from a library whose state is none of a model's."""
+    return (kind.__module__ or "").split(".")[0] in _FOREIGN
