@@ -126,7 +126,7 @@ def verify_file(
         if fresh is None:
             fresh, why = _exported(module, inputs, found, seed)
         folded = run_passes(module, fold_surrogates).graph_module if isinstance(module, fx.GraphModule) else module
-        weights = compare_weights(found, fresh, folded)
+        weights = compare_weights(found, fresh, module, folded)
         layers: tuple[LayerDifference, ...] = ()
         notes = (why,) if why else ()
         if per_layer or layer_nodes is not None:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import copy
 import hashlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -111,30 +111,30 @@ def read_model(file: Path) -> ir.Model:
         raise ExportError(f"the weights of {file} cannot be read: {failed}") from failed.problem
 
 
-def compare_weights(found: ir.Model, fresh: ir.Model | None, module: nn.Module) -> Weights:
+def compare_weights(found: ir.Model, fresh: ir.Model | None, module: nn.Module, folded: nn.Module) -> Weights:
     """Compare the weights and constants of a file with those of a module.
 
     Args:
         found: the file.
         fresh: an export of the module as it is now; None where it cannot be exported.
-        module: on the CPU; a graph with its surrogates folded.
+        module: on the CPU.
+        folded: the same, with its surrogates folded.
     """
     state = _state_of(module)
     if fresh is None:
-        return _traced(found, {}, state, set())
+        return replace(_traced(found, _state_of(folded), state), in_place=False)
+    made = constants_of(fresh)
     pairs = pair_graphs(found, fresh)
     if pairs.obstacle:
-        return replace(
-            _traced(found, constants_of(fresh), state, set()), in_place=False, note=f"{_OTHER_GRAPH}: {pairs.obstacle}"
-        )
+        return replace(_traced(found, made, state), in_place=False, note=f"{_OTHER_GRAPH}: {pairs.obstacle}")
     # The same exporter, for inputs of the same kinds, writes the same to the letter.
     ours = found.metadata_props.get(MARK) == fresh.metadata_props.get(MARK) and pairs.same_inputs
     altered: dict[str, WeightDifference] = {}
     equal = set()
-    for name, theirs, source, wanted in pairs.values:
+    # They were paired from the end.
+    for name, theirs, source, wanted in reversed(pairs.values):
         value, expected = np.asarray(theirs), np.asarray(wanted)
-        computed = source not in state or not _same(state[source], expected)
-        difference = _difference(name, source, value, expected, computed=computed)
+        difference = _difference(name, source, value, expected, computed=not _is_of(state, source, expected))
         if difference is None:
             equal.add(name)
         elif ours or _is_floating(expected) or source in state:
@@ -142,9 +142,10 @@ def compare_weights(found: ir.Model, fresh: ir.Model | None, module: nn.Module) 
         else:
             # Sizes and axes may be written in several ways.
             note = f"{_OTHER_GRAPH}: {name} is {_shown(value)}, not {_shown(expected)}"
-            return replace(_traced(found, constants_of(fresh), state, set()), in_place=False, note=note)
-    rest = _traced(found, constants_of(fresh), state, {*equal, *altered})
-    return Weights(len(equal - altered.keys()) + rest.equal, (*altered.values(), *rest.altered), rest.unmatched)
+            return replace(_traced(found, made, state), in_place=False, note=note)
+    rest = _traced(found, made, state, {*equal, *altered})
+    listed = sorted((*altered.values(), *rest.altered), key=lambda one: one.source not in state)
+    return Weights(len(equal - altered.keys()) + rest.equal, tuple(listed), rest.unmatched)
 
 
 def constants_of(model: ir.Model) -> dict[str, Array]:
@@ -185,7 +186,7 @@ def with_weights(gm: fx.GraphModule, weights: Arrays, fresh: Arrays) -> fx.Graph
     return result
 
 
-def _traced(found: ir.Model, fresh: Arrays, state: Arrays, known: set[str]) -> Weights:
+def _traced(found: ir.Model, fresh: Arrays, state: Arrays, known: Collection[str] = ()) -> Weights:
     """Trace the floating tensors of a file, but for those that are known, to tensors of the module."""
     sources = _Sources(fresh, state)
     left, equal, altered, unmatched = {}, 0, [], []
