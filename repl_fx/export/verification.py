@@ -21,7 +21,6 @@ class Verification:
 
     Attributes:
         rows: one for each output and batch size.
-        weights: the comparison of the weights and constants in the file with the module's.
         layers: one for each inner value, in the order of execution, computed with the weights of the file; empty unless
             asked for.
         settings: runtime, versions, seed and batch sizes: what is needed to repeat the comparison.
@@ -31,15 +30,16 @@ class Verification:
             refuses.
         notes: where the tolerance was widened, inputs and outputs that were paired by position, and what the
             comparison of layers found out about a mismatch.
+        weights: the comparison of the weights and constants in the file with the module's.
     """
 
     rows: tuple[Difference, ...]
-    weights: Weights = field(default_factory=Weights)
     layers: tuple[LayerDifference, ...] = ()
     settings: Mapping[str, Any] = field(default_factory=dict)
     skipped: Mapping[str, str] = field(default_factory=dict)
     failures: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
+    weights: Weights = field(default_factory=Weights)
 
     def __bool__(self) -> bool:
         # A comparison of nothing proves nothing.

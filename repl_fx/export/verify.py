@@ -128,7 +128,7 @@ def verify_file(
         folded = run_passes(module, fold_surrogates).graph_module if isinstance(module, fx.GraphModule) else module
         weights = compare_weights(found, fresh, module, folded)
         layers: tuple[LayerDifference, ...] = ()
-        notes = (why,) if why else ()
+        notes: tuple[str, ...] = (why,) if why else ()
         if per_layer or layer_nodes is not None:
             layers, more = _localise(comparison, inputs, layer_nodes, folded, weights, found, fresh)
             notes += more

@@ -337,7 +337,7 @@ def _is_rounding(gap: Array, sizes: Array, largest: float, dtype: np.dtype[Any])
     last = float(np.finfo(dtype).eps) if dtype.kind == "f" else 2.0**-7
     if bool((gap <= _LAST_PLACES * last * sizes).all()):
         return True
-    moved = np.count_nonzero(gap) > _MOST * gap.size and gap.size >= _ALIKE_FROM
+    moved = bool(np.count_nonzero(gap) > _MOST * gap.size) and gap.size >= _ALIKE_FROM
     return moved and bool((gap <= _OF_LARGEST * last * largest).all())
 
 
@@ -362,7 +362,9 @@ def _views(array: Array) -> list[Array]:
 
 
 def _key(array: Array) -> bytes:
-    return hashlib.blake2b(np.ascontiguousarray(array).view(np.uint8) if array.size else b"", digest_size=16).digest()
+    return hashlib.blake2b(
+        np.ascontiguousarray(array).view(np.uint8).data if array.size else b"", digest_size=16
+    ).digest()
 
 
 def _cast(array: Array, dtype: np.dtype[Any]) -> Array:
@@ -390,8 +392,10 @@ def _same(a: Array, b: Array) -> bool:
 
 
 def _state_of(module: nn.Module) -> dict[str, Array]:
-    state = dict(module.named_parameters(remove_duplicate=False))
-    state |= dict(module.named_buffers(remove_duplicate=False))
+    state: dict[str, Tensor] = {
+        **dict(module.named_parameters(remove_duplicate=False)),
+        **dict(module.named_buffers(remove_duplicate=False)),
+    }
     return {name: ir.tensor(value.detach()).numpy() for name, value in state.items() if not value.is_complex()}
 
 

@@ -28,8 +28,8 @@ from sklearn.datasets import load_digits
 from torch import Tensor, fx, nn
 
 import repl_fx
+from repl_fx.export import verify
 from repl_fx.export.onnx_model import export_program
-from repl_fx.export.verify import verify_file
 from repl_fx.running.example_inputs import ExampleInputs
 from tests.nets import ConvNet, TokenNet
 
@@ -63,7 +63,7 @@ class Depthwise(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         y = self.fc2(F.gelu(self.fc1(self.norm(self.depthwise(x).permute(0, 2, 3, 1)))))
-        return x + (self.gain * y).permute(0, 3, 1, 2)
+        return x + (self.gain * y).permute(0, 3, 1, 2)  # type: ignore[no-any-return]
 
 
 class Causal(nn.Module):
@@ -160,7 +160,7 @@ class Subject:
     def passes(self, file: Path) -> tuple[bool, str]:
         """The verdict on a file, and whether weights have a say in it."""
         try:
-            check = verify_file(self.graph, file, ExampleInputs((self.example,)), batches=[4], fresh=self.fresh)
+            check = verify.verify_file(self.graph, file, ExampleInputs((self.example,)), batches=[4], fresh=self.fresh)
         except repl_fx.ReplFxError as refused:
             return False, str(refused)
         return bool(check), check.summary() if check else ("outputs" if not check.same_outputs else "weights")
@@ -178,7 +178,7 @@ def subject(name: str, steps: int = 150) -> Subject:
             rows = torch.randint(len(inputs), (64,))
             loss = F.cross_entropy(model(inputs[rows]).flatten(0, -2), targets[rows].flatten())
             optimizer.zero_grad()
-            loss.backward()
+            loss.backward()  # type: ignore[no-untyped-call]
             optimizer.step()
         model.eval()
         example = inputs[:4]

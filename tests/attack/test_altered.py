@@ -9,9 +9,8 @@ import numpy as np
 import onnx
 import pytest
 
-from repl_fx.export import Verification
+from repl_fx.export import Verification, verify
 from repl_fx.export.weights import Weights
-from tests.attack import altered
 from tests.attack.altered import SIZES, alterations, run_altered, subject
 
 
@@ -25,12 +24,12 @@ def test_altered_files_are_found_by_their_weights() -> None:
 
 
 def test_a_verification_by_outputs_alone_is_judged_wrong(monkeypatch: pytest.MonkeyPatch) -> None:
-    verified = altered.verify_file
+    verified = verify.verify_file
 
     def blind(*given: Any, **known: Any) -> Verification:
         return replace(verified(*given, **known), weights=Weights())
 
-    monkeypatch.setattr(altered, "verify_file", blind)
+    monkeypatch.setattr(verify, "verify_file", blind)
     table = run_altered(0, 40, ("resnet",), clean=False)
     assert len(table.wrong) == table.altered.total() - table.found.total() > 0
 

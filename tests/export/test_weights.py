@@ -202,7 +202,7 @@ def test_what_is_computed_may_be_rounded_otherwise_and_what_is_stored_may_not(tm
     path = export_onnx(net.eval(), tmp_path / "m.onnx", (x,))
 
     def nudged(value: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
-        return np.nextafter(value, np.float32(np.inf))
+        return np.asarray(np.nextafter(value, np.float32(np.inf)))
 
     # Merged with the norm behind it, under its own name.
     assert verify_onnx(net, edited(path, tmp_path, "conv.weight", nudged), (x,))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -31,7 +32,7 @@ def _folder(top: Path) -> Path:
 
 def test_rows_of_an_npz_file_count(tmp_path: Path) -> None:
     generator = np.random.default_rng(0)
-    arrays = {
+    arrays: dict[str, Any] = {
         "train_x": generator.random((20, 5), dtype=np.float32),
         "train_y": np.arange(20) % 2,
         "test_x": generator.random((6, 5), dtype=np.float32),
@@ -86,7 +87,12 @@ def test_of_many_files_some_are_read(tmp_path: Path, monkeypatch: pytest.MonkeyP
     known = content_of(load_data(f"folder:{top}"))
     read: list[Path] = []
     own = Path.read_bytes
-    monkeypatch.setattr(Path, "read_bytes", lambda path: (read.append(path), own(path))[1])
+
+    def noted(path: Path) -> bytes:
+        read.append(path)
+        return own(path)
+
+    monkeypatch.setattr(Path, "read_bytes", noted)
     assert content_of(load_data(f"folder:{top}")) == known
     assert len(read) == 6 and read[0].name == "0.bmp"
     longer = top / "train" / "b" / "1.bmp"
