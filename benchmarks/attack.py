@@ -3,6 +3,7 @@
     python -m benchmarks.attack --networks 500                the networks of seeds 0 to 499; resumes where it stopped
     python -m benchmarks.attack --minutes 30 --seed 7         as many as fit, from seed 700,000 on
     python -m benchmarks.attack --networks 0 --corrupt 300    faults put into ONNX files, and clean files
+    python -m benchmarks.attack --networks 0 --altered 1      weights altered by a little, in trained networks
     python -m benchmarks.attack --networks 0 --artifacts 1000 damaged artifacts
     python -m benchmarks.attack --only 17 -v                  one network in full
 
@@ -170,6 +171,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--seed", type=int, default=0, help="the networks' seeds begin at 100,000 times this")
     parser.add_argument("--artifacts", type=int, default=0, help="how many artifacts are damaged")
     parser.add_argument("--corrupt", type=int, default=0, help="how many faults are put into ONNX files")
+    parser.add_argument("--altered", type=int, default=0, help="one in so many of the altered weights is tried")
     parser.add_argument("--jobs", type=int, default=1, help="how many networks at a time")
     parser.add_argument("--limit", type=float, default=180.0, help="seconds for one network")
     parser.add_argument("--only", type=int, help="judge the network of this seed alone, in this process")
@@ -198,6 +200,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print("\n" + report(lines))
     runs = (
         ("tests.attack.corruptor", "run_corruptor", options.corrupt),
+        ("tests.attack.altered", "run_altered", options.altered),
         ("tests.attack.artifacts", "run_damages", options.artifacts),
     )
     for module, run, count in runs:

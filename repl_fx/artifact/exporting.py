@@ -2,18 +2,26 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import msgspec
+import onnx_ir as ir
+
 from repl_fx.artifact.changing import changing
 from repl_fx.artifact.places import BENCH, CHART, PROOF
 from repl_fx.artifact.store import Artifact
 from repl_fx.errors import BadInput
-from repl_fx.export import CachedDecoder, Verification, export_onnx, onnx_name, verify_onnx
+from repl_fx.export import CachedDecoder, Verification, onnx_name
+from repl_fx.export.onnx_model import export_program, write_program
+from repl_fx.export.verify import verify_file
+from repl_fx.export.weights import read_model
 from repl_fx.running.example_inputs import ExampleInputs
+from repl_fx.sources.source import hash_file
 from repl_fx.tracing.capture import capture, widen_batch
 from repl_fx.tracing.parts.capture import Part
 
@@ -50,7 +58,8 @@ def export_artifact(
 ) -> dict[str, Exported]:
     """Write the rewritten parts of an artifact as ONNX, their surrogates folded, and verify the files.
 
-    The result of the verification goes into the artifact, as verify.json, whether it is good or bad.
+    The result of the verification goes into the artifact, as verify.json, whether it is good or bad; of a file that was
+    found equivalent the manifest keeps the digest.
 
     Args:
         output: the file to write; by default the artifact gets `model.onnx`, or one named for each part.
@@ -76,6 +85,7 @@ def export_artifact(
         raise BadInput(f"{directory} was captured in parts ({paths}) and gives a file for each; leave out -o")
     names = {part.path: onnx_name(part.path) for part in parts}
     found: dict[str, Exported] = {}
+    digests: dict[str, str] = {}
     with changing(directory) as change:
         change.require_own([PROOF] if output else [PROOF, *names.values()])
         for part in parts:
@@ -83,19 +93,30 @@ def export_artifact(
             written = output or change.place / names[part.path]
             inputs = widen_batch(part.graph_module, part.inputs)
             progress(f"export {part.path}".rstrip())
-            export_onnx(part.graph_module, written, inputs.args, inputs.kwargs, opset=opset)
+            program = export_program(part.graph_module, inputs, opset)
+            write_program(program, written)
             proof = None
             if verify:
                 progress(f"verify {part.path}".rstrip())
-                proof = verify_onnx(part.graph_module, written, inputs.args, inputs.kwargs, per_layer=per_layer)
+                proof = verify_file(part.graph_module, written, inputs, per_layer=per_layer, fresh=program.model)
+                if proof:
+                    digests[part.path] = digest_of(written)
             found[part.path] = Exported(output or directory / names[part.path], _bytes_of(written), proof)
         if verify:
             (change.place / PROOF).write_text(json.dumps(_proof(found, whole=whole), indent=2) + "\n")
         progress("save")
         # A proof is about the file that was written last; the ONNX files before go with the new ones alone.
         exported = () if output is None else artifact.manifest.files.keys() - {PROOF}
-        change.commit(artifact.manifest, keep={*artifact.own_files, BENCH, CHART, *exported})
+        manifest = msgspec.structs.replace(artifact.manifest, verified=digests)
+        change.commit(manifest, keep={*artifact.own_files, BENCH, CHART, *exported})
     return found
+
+
+def digest_of(file: Path) -> str:
+    """SHA-256 of an ONNX file, together with the external data that it names."""
+    tensors = (value.const_value for value in read_model(file).graph.initializers.values())
+    data = {file.parent / tensor.location for tensor in tensors if isinstance(tensor, ir.ExternalTensor)}
+    return hashlib.sha256("".join(map(hash_file, (file, *sorted(data)))).encode()).hexdigest()
 
 
 def _proof(found: Mapping[str, Exported], *, whole: bool) -> Any:

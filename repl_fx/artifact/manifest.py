@@ -112,6 +112,8 @@ class Manifest(_Strict, frozen=True, kw_only=True):
         checkpoint_blocks: whether the model in place computes its kept blocks again in the backward pass.
         aliases: other names of tied tensors, and the name under which each is in the weights.
         gone: files of what was there before, which have not been removed yet.
+        verified: by the path of its part, the digest of each ONNX file that export found equivalent, wherever it was
+            written; see `repl_fx.artifact.exporting.digest_of`.
     """
 
     schema: int = SCHEMA
@@ -128,6 +130,7 @@ class Manifest(_Strict, frozen=True, kw_only=True):
     parameters: int
     files: dict[str, File] = {}
     gone: tuple[File, ...] = ()
+    verified: dict[str, str] = {}
 
     def to_json(self) -> str:
         """The text of the file, which holds a hash of all the rest of it."""

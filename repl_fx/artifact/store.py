@@ -152,7 +152,7 @@ def write_rest(
     if origin.scores:
         (change.place / SCORES).write_text(json.dumps(dict(origin.scores), indent=2, allow_nan=False) + "\n")
     parameters = sum(p.numel() for p in module.parameters())
-    known = {"versions": versions(), "aliases": dict(aliases), "parameters": parameters}
+    known = {"versions": versions(), "aliases": dict(aliases), "parameters": parameters, "verified": {}}
     change.commit(msgspec.structs.replace(manifest, **known))
 
 

@@ -49,6 +49,7 @@ def verify_command(
     """Compare an ONNX file with a model or a directory, per output and per layer; exit 1 when they differ."""
     with common.running(as_json, verbose, quiet) as terminal:
         from repl_fx import capture, verify_onnx
+        from repl_fx.artifact.exporting import digest_of
         from repl_fx.planning.written_options import parse_sizes
         from repl_fx.report.tables import layers_table, verification_table
         from repl_fx.tracing.capture import widen_batch
@@ -58,7 +59,7 @@ def verify_command(
         target = common.load_target(
             spec, model, input_shape=input_shape, seed=seed, device=device, trust=trust, weights=weights
         )
-        module, given = _subject(target, part, onnx)
+        module, given, path = _subject(target, part, onnx)
         inputs = widen_batch(module, given)
         if per_layer and target.artifact is None:
             terminal.stage("capture")
@@ -79,21 +80,27 @@ def verify_command(
         if result.layers:
             terminal.show(layers_table(result))
         terminal.show(verification_table(result))
+        known = None if target.artifact is None else target.artifact.manifest.verified.get(path)
+        is_exported = None if known is None else known == digest_of(onnx)
+        if is_exported is not None:
+            terminal.show(f"{onnx} is {'' if is_exported else 'not '}the file that export verified")
         notes = [*target.notes, *result.notes]
-        terminal.document({"spec": spec, "onnx": str(onnx), **result.to_json(), "notes": notes})
+        terminal.document(
+            {"spec": spec, "onnx": str(onnx), "is_exported": is_exported, **result.to_json(), "notes": notes}
+        )
         if not result:
             raise CheckFailed(result.summary())
         terminal.show(result.summary())
 
 
-def _subject(target: common.Target, part: str | None, onnx: Path) -> tuple[nn.Module, ExampleInputs]:
-    """The module to compare the file with: the model, or one part of an artifact, with its inputs."""
+def _subject(target: common.Target, part: str | None, onnx: Path) -> tuple[nn.Module, ExampleInputs, str]:
+    """The module to compare the file with, its inputs and its path: the model, or one part of an artifact."""
     from repl_fx.errors import BadInput, close_matches
 
     if target.artifact is None or target.artifact.result.captured_parts.whole:
         if part is not None:
             raise BadInput("--part names a part of a model that was captured in parts; this one is whole, leave it out")
-        return target.module, target.inputs
+        return target.module, target.inputs, ""
     parts = {found.path: found for found in target.artifact.result.parts}
     name = onnx.name.removesuffix(".onnx") if part is None else part
     if name not in parts:
@@ -101,4 +108,4 @@ def _subject(target: common.Target, part: str | None, onnx: Path) -> tuple[nn.Mo
         raise BadInput(
             f"the model was captured in parts, and {name!r} is none{close}; say which with --part {'|'.join(parts)}"
         )
-    return parts[name].graph_module, parts[name].inputs
+    return parts[name].graph_module, parts[name].inputs, name

@@ -35,6 +35,7 @@ from repl_fx.tracing.parts.capture import CapturedParts, capture_parts
 from repl_fx.training.calibration import calibration, require_loaders, score_on_data
 from repl_fx.training.command import begin as begin_training, train_directory
 from repl_fx.training.config import read_config
+from repl_fx.training.data.content import content_of
 from repl_fx.training.data.kinds import Data, UserData
 from repl_fx.training.evaluation import evaluate
 from repl_fx.training.healing import with_places
@@ -183,9 +184,10 @@ def _cut(run: _Run, *, resume: bool) -> None:
     inputs = widen_batch(source.model, source.inputs)
     captured = capture_parts(source.model, inputs.args, inputs.kwargs)
     if resume:
+        run.state.require_same_data(data)
         _cut_captured(run, models, source, data, captured)
         return
-    run.state.begin(run.spec, run.config)
+    run.state.begin(run.spec, run.config, content_of(data))
     try:
         _cut_captured(run, models, source, data, captured)
     except BadInput:
@@ -254,6 +256,8 @@ def _heal(run: _Run, *, show: bool) -> None:
     given = {} if begun else msgspec.to_builtins(run.config.healing())
     options: Any = {"resume": bool(begun), "force": not begun, "progress": run.progress}
     training = begin_training(str(directory), None, given, trust_remote_code=run.trust_remote_code, **options)
+    # Between the stages, too: those before were of the data that the run began with.
+    run.state.require_same_data(training.data)
     if not begun:
         discard_all(directory / STATE / CHECKPOINT)
         run.state.add(healing=True)

@@ -27,15 +27,22 @@ from repl_fx.compression.config import CompressConfig
 from repl_fx.errors import BadInput, OutputError, one_line
 from repl_fx.scoring.scores import Scores
 from repl_fx.training.config import require_said
+from repl_fx.training.data.content import require_content
+from repl_fx.training.data.kinds import Data, UserData
 
 SETTINGS = "settings.yaml"
 
 
 class _Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """The file of settings."""
+    """The file of settings.
+
+    Attributes:
+        data: see `content_of`; empty in one of before it was known.
+    """
 
     spec: str
     settings: CompressConfig
+    data: str = ""
 
 
 @dataclass(frozen=True)
@@ -58,14 +65,14 @@ class State:
         """Whether a compression began here."""
         return (self.place / SETTINGS).is_file()
 
-    def begin(self, spec: str, config: CompressConfig) -> None:
-        """Write the settings of a new run; of one before nothing stays.
+    def begin(self, spec: str, config: CompressConfig, data: str = "") -> None:
+        """Write the settings of a new run, and the hash of its data; of one before nothing stays.
 
         Raises:
             OutputError: the directory cannot be written.
         """
         self.discard()
-        text = msgspec.yaml.encode(_Settings(spec, config)).decode()
+        text = msgspec.yaml.encode(_Settings(spec, config, data)).decode()
         self._write(SETTINGS, text)
 
     def discard(self) -> None:
@@ -82,6 +89,18 @@ class State:
         Raises:
             BadInput: no compression began here, or its settings are damaged.
         """
+        found = self._settings()
+        return found.spec, found.settings
+
+    def require_same_data(self, data: Data | UserData) -> None:
+        """Refuse to go on with other data than those that the run began with.
+
+        Raises:
+            BadInput: they are others; names them.
+        """
+        require_content(data, self._settings().data, f"the compression in {self.directory}")
+
+    def _settings(self) -> _Settings:
         file = self.place / SETTINGS
         try:
             found = msgspec.yaml.decode(file.read_bytes(), type=_Settings)
@@ -90,7 +109,7 @@ class State:
         except (OSError, msgspec.DecodeError, UnicodeDecodeError) as problem:
             raise BadInput(f"{file} cannot be read: {one_line(problem)}; begin anew with --force") from problem
         require_said(file)
-        return found.spec, found.settings
+        return found
 
     def scores(self) -> Scores | None:
         """The scores; None where they are not known yet.

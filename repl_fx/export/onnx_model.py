@@ -18,11 +18,13 @@ import onnx_ir as ir
 import torch
 from torch import Tensor, fx, nn
 
+from repl_fx import __version__
 from repl_fx._foreign_libraries import hushed
 from repl_fx.arguments import require_module, require_path
 from repl_fx.errors import BadInput, ExportError, ForeignError, OutputError, first_line, foreign_code
 from repl_fx.export.lowering import lower_
 from repl_fx.export.optimizing import optimize_
+from repl_fx.export.pairing import MARK
 from repl_fx.export.stateless import drop_updates_
 from repl_fx.export.tensors import FlatInputs, FlatModule, batched, flatten_inputs, name_outputs
 from repl_fx.export.translations import TRANSLATIONS
@@ -100,6 +102,16 @@ def export_onnx(
     require_path(path, "the file to write")
     given = ExampleInputs.of(args, kwargs)
     target = _check_target(Path(path))
+    write_program(export_program(gm, given, opset), target, external_data)
+    return target
+
+
+def export_program(gm: nn.Module, given: ExampleInputs, opset: int | None = None) -> torch.onnx.ONNXProgram:
+    """What `export_onnx` writes, in memory.
+
+    Raises:
+        BadInput, ExportError, NotFoldable: see `export_onnx`.
+    """
     _check_opset(opset)
     source = gm
     if isinstance(gm, fx.GraphModule):
@@ -113,8 +125,8 @@ def export_onnx(
             raise BadInput("the example inputs have a batch of 1, which the export would fix; give 2 or more")
         program = _convert(source, inputs, _output_names(source, inputs), opset)
         _tidy(program.model, inputs.names, _specialised(program))
-        _write(program, target, external_data)
-    return target
+    program.model.metadata_props[MARK] = f"{__version__}, torch {torch.__version__}"
+    return program
 
 
 def quiet() -> AbstractContextManager[None]:
@@ -239,14 +251,20 @@ def _renamed(dim: int | ir.SymbolicDim, names: Mapping[str, str], fixed: Mapping
     return None if dim.value is None else re.sub(r"[A-Za-z_]\w*", lambda m: names.get(m[0], m[0]), dim.value)
 
 
-def _write(program: torch.onnx.ONNXProgram, target: Path, external_data: bool | None) -> None:
+def write_program(program: torch.onnx.ONNXProgram, target: Path, external_data: bool | None = None) -> None:
+    """Write an exported program as a file, which appears under its name only when it is complete.
+
+    Raises:
+        ExportError: the checker refuses it.
+        OutputError: a place that cannot be written.
+    """
     if external_data is None:
         weights = (value.const_value for value in program.model.graph.initializers.values())
         external_data = sum(weight.nbytes for weight in weights if weight is not None) > INLINE_LIMIT
     try:
         # A directory of its own, so that both files have their final names, and the model refers to its data by a name
         # that stays right when the two are moved.
-        with tempfile.TemporaryDirectory(prefix=f".{target.name}.", dir=target.parent) as scratch:
+        with tempfile.TemporaryDirectory(prefix=f".{target.name}.", dir=target.parent) as scratch, quiet():
             written = Path(scratch) / target.name
             program.save(written, external_data=external_data)
             _check(written)

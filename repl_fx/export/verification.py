@@ -12,6 +12,7 @@ import msgspec
 from repl_fx._torch import pytree
 from repl_fx.export.difference import Difference
 from repl_fx.export.layers import LayerDifference
+from repl_fx.export.weights import Weights
 
 
 @dataclass(frozen=True)
@@ -28,7 +29,8 @@ class Verification:
         failures: faults besides numbers: a missing output, another shape or type, a run that ONNX Runtime
             refuses.
         notes: where the tolerance was widened, inputs and outputs that were paired by position, and what the
-            comparison of layers and weights found out about a mismatch.
+            comparison of layers found out about a mismatch.
+        weights: the comparison of the weights and constants in the file with the module's.
     """
 
     rows: tuple[Difference, ...]
@@ -37,11 +39,17 @@ class Verification:
     skipped: Mapping[str, str] = field(default_factory=dict)
     failures: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
+    weights: Weights = field(default_factory=Weights)
 
     def __bool__(self) -> bool:
         # A comparison of nothing proves nothing.
         compared = any(row.count for row in self.rows)
-        return compared and not self.failures and all(row.passed for row in self.rows)
+        return compared and self.same_outputs and bool(self.weights)
+
+    @property
+    def same_outputs(self) -> bool:
+        """Whether no output differs."""
+        return not self.failures and all(row.passed for row in self.rows)
 
     @property
     def first_difference(self) -> LayerDifference | None:
@@ -49,10 +57,11 @@ class Verification:
         return next((layer for layer in self.layers if not layer.passed), None)
 
     def summary(self) -> str:
-        """Return the verdict in one line: the worst row, and where the difference begins if that is known."""
+        """Return the verdict in one line: the worst row, the weights, and where a difference begins, if known."""
         unlike = "; ".join(f"{name}: {why}" for name, why in self.skipped.items())
         skipped = f"; skipped: {unlike}" if unlike else ""
-        notes = "".join(f"; {note}" for note in self.notes)
+        own = "".join(f"; {note}" for note in self.notes)
+        notes = f"; {self.weights}{own}"
         if self:
             worst = max(self.rows, key=_badness)
             batches = ", ".join(str(batch) for batch in sorted({row.batch for row in self.rows}))
@@ -66,6 +75,8 @@ class Verification:
         elif not any(row.count for row in self.rows):
             reason = unlike or "no output has any number"
             return f"not equivalent: nothing was compared ({reason})"
+        elif self.same_outputs:
+            return f"not equivalent: the outputs agree, but there are {self.weights}{own}{skipped}"
         else:
             reason = str(max((row for row in self.rows if not row.passed), key=_badness))
         layer = self.first_difference
@@ -76,7 +87,8 @@ class Verification:
         """Return everything as plain data; numbers that JSON cannot write (inf, nan) become strings."""
         # A tolerance may be given as a number of numpy's.
         fields = msgspec.to_builtins(self, enc_hook=lambda number: number.item())
-        plain = {"equivalent": bool(self), "summary": self.summary(), **fields}
+        verdict = {"outputs_equal": self.same_outputs, "weights_equal": bool(self.weights)}
+        plain = {"equivalent": bool(self), "summary": self.summary(), **verdict, **fields}
         words: dict[str, Any] = pytree.tree_map_only(float, lambda n: n if math.isfinite(n) else str(n), plain)
         return words
 

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import copy
 import os
-import tempfile
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import onnx_ir as ir
 import torch
 from torch import fx, nn
 
@@ -16,11 +16,11 @@ from repl_fx.arguments import require_module, require_path
 from repl_fx.errors import BadInput, ReplFxError, first_line
 from repl_fx.export.comparison import ModelComparison
 from repl_fx.export.layers import LayerDifference, choose_nodes, compare_layers
-from repl_fx.export.onnx_model import export_onnx, quiet
+from repl_fx.export.onnx_model import export_program, quiet
 from repl_fx.export.session import OnnxSession
 from repl_fx.export.tensors import FlatInputs, at_batch, batch_size, default_batches, flatten_inputs
 from repl_fx.export.verification import Verification
-from repl_fx.export.weights import Arrays, other_weights, weights_of, with_weights
+from repl_fx.export.weights import Weights, compare_weights, constants_of, read_model, with_weights
 from repl_fx.passes.driver import run_passes
 from repl_fx.passes.fold_surrogates import fold_surrogates
 from repl_fx.running.example_inputs import ExampleInputs
@@ -40,7 +40,7 @@ def verify_onnx(
     per_layer: bool = False,
     layer_nodes: Iterable[str] | None = None,
 ) -> Verification:
-    """Compare an ONNX file with the module it should be equivalent to.
+    """Compare an ONNX file with the module it should be equivalent to: its outputs, and its weights.
 
     Both run on the CPU, in the precision of the model: the module in eval mode without gradients, the file in ONNX
     Runtime with its graph optimisations on. Inputs and outputs are paired by name, or, in a file that has names of its
@@ -48,6 +48,10 @@ def verify_onnx(
     inputs; at others, inputs of the same shape and distribution drawn with `seed`. Where a difference in float32 is
     above the tolerance, the module runs in float64 too: in a model in which rounding grows, the file must be about as
     near to that as PyTorch is.
+
+    Outputs do not show each weight, so the weights and constants of the file are compared as well, in the precision of
+    the file, with those of an export of the module as it is now: see `repl_fx.export.weights`. A file of another
+    exporter may have some that cannot be matched; the result counts and names them.
 
     Args:
         gm: the module, in any mode, on any device (one that is elsewhere is copied to the CPU); it is not changed.
@@ -59,10 +63,9 @@ def verify_onnx(
         batches: batch sizes to compare at; None takes 1, the example's, and the example's + 3, leaving out, with the
             reason in `skipped`, those that the file or the module does not take.
         seed: for the inputs that are drawn.
-        per_layer: also compare the weights in the file with the module's, and inner values: those of the graph with
-            those of a copy that is exported to return them, since an ONNX file has not the same inner values. The copy
-            gets the weights of the file that differ, so that the first layer they change is found; not those that the
-            exporter merged with a normalisation.
+        per_layer: also compare inner values: those of the graph with those of a copy that is exported to return them,
+            since an ONNX file has not the same inner values. The copy gets the weights of the file that differ, so
+            that the first layer they change is found; not those that the exporter merged with a normalisation.
         layer_nodes: names of the nodes to compare; None takes the calls of modules and the operators of surrogates.
             Implies `per_layer`.
 
@@ -79,7 +82,30 @@ def verify_onnx(
     given = ExampleInputs.of(args, kwargs)
     if batches is not None:
         _require_sizes(batches)
-    session = OnnxSession(Path(path))
+    options: Any = {"rtol": rtol, "atol": atol, "batches": batches, "seed": seed}
+    return verify_file(gm, Path(path), given, **options, per_layer=per_layer, layer_nodes=layer_nodes)
+
+
+def verify_file(
+    gm: nn.Module,
+    path: Path,
+    given: ExampleInputs,
+    *,
+    rtol: float | None = None,
+    atol: float | None = None,
+    batches: Sequence[int] | None = None,
+    seed: int = 0,
+    per_layer: bool = False,
+    layer_nodes: Iterable[str] | None = None,
+    fresh: ir.Model | None = None,
+) -> Verification:
+    """What `verify_onnx` does, of arguments that are right.
+
+    Args:
+        fresh: what the module was exported to just now, where it was; else it is exported again.
+        gm, path, given, rtol, atol, batches, seed, per_layer, layer_nodes: see `verify_onnx`.
+    """
+    session = OnnxSession(path)
     elsewhere = any(tensor.device.type != "cpu" for tensor in (*gm.parameters(), *gm.buffers()))
     module = copy.deepcopy(gm).cpu() if elsewhere else gm
     with in_mode(module, False), torch.no_grad(), quiet():
@@ -95,12 +121,20 @@ def verify_onnx(
                 raise BadInput(f"batch {batch} cannot be compared: {obstacle}")
             if obstacle:
                 comparison.skipped[f"batch {batch}"] = obstacle
+        found = read_model(path)
+        why = ""
+        if fresh is None:
+            fresh, why = _exported(module, inputs, found, seed)
+        folded = run_passes(module, fold_surrogates).graph_module if isinstance(module, fx.GraphModule) else module
+        weights = compare_weights(found, fresh, module, folded)
         layers: tuple[LayerDifference, ...] = ()
-        notes: tuple[str, ...] = ()
+        notes: tuple[str, ...] = (why,) if why else ()
         if per_layer or layer_nodes is not None:
-            layers, notes = _localise(comparison, inputs, layer_nodes)
+            layers, more = _localise(comparison, inputs, layer_nodes, folded, weights, found, fresh)
+            notes += more
     return Verification(
         rows=tuple(comparison.rows),
+        weights=weights,
         layers=layers,
         settings={
             **session.settings(),
@@ -125,33 +159,36 @@ def _require_sizes(batches: Sequence[int]) -> None:
         raise BadInput(f"batches is {list(batches)!r}; give one positive number or more, such as [1, 2, 5]")
 
 
+def _exported(module: nn.Module, inputs: FlatInputs, found: ir.Model, seed: int) -> tuple[ir.Model | None, str]:
+    """An export of the module in the operator set of a file, or in another, or why there is none."""
+    given = at_batch(inputs, 2, seed) if batch_size(inputs.tensors) == 1 else inputs
+    failed: ReplFxError | None = None
+    for opset in dict.fromkeys((found.opset_imports.get(""), None)):
+        try:
+            return export_program(module, given.given, opset).model, ""
+        except ReplFxError as error:
+            failed = error
+    assert failed is not None
+    return None, f"weights compared with the module's own, as it cannot be exported ({first_line(failed)})"
+
+
 def _localise(
-    outputs: ModelComparison, inputs: FlatInputs, wanted: Iterable[str] | None
+    outputs: ModelComparison,
+    inputs: FlatInputs,
+    wanted: Iterable[str] | None,
+    folded: nn.Module,
+    weights: Weights,
+    found: ir.Model,
+    fresh: ir.Model | None,
 ) -> tuple[tuple[LayerDifference, ...], tuple[str, ...]]:
     """The layers, and what they and the weights say of a difference in the outputs."""
     gm = outputs.module
-    if not isinstance(gm, fx.GraphModule):
+    if not isinstance(gm, fx.GraphModule) or not isinstance(folded, fx.GraphModule):
         raise BadInput(f"layers can only be compared in a graph, and {type(gm).__name__} is none; capture it first")
-    folded = run_passes(gm, fold_surrogates).graph_module
     nodes = choose_nodes(folded.graph, wanted)
-    fresh: Arrays = {}
-    notes: tuple[str, ...] = ()
-    try:
-        fresh = _exported_weights(gm, inputs)
-    except ReplFxError as error:
-        notes = (f"the weights cannot be compared: {first_line(error)}",)
-    weights = other_weights(outputs.session.file, fresh)
-    if weights:
-        listed = ", ".join(list(weights)[:3]) + (f" and {len(weights) - 3} more" if len(weights) > 3 else "")
-        notes = (f"weights in the file that are not the module's: {listed}",)
-    exported = with_weights(folded, weights, fresh)
-    layers = compare_layers(gm, exported, nodes, inputs, outputs.rtol, outputs.atol)
-    if not outputs.passed and not notes and all(layer.passed for layer in layers):
-        notes = ("layers and weights agree in a fresh export, so the file holds another graph; export it again",)
-    return layers, notes
-
-
-def _exported_weights(gm: fx.GraphModule, inputs: FlatInputs) -> Arrays:
-    args, kwargs = inputs.given.args, inputs.given.kwargs
-    with tempfile.TemporaryDirectory() as scratch:
-        return weights_of(export_onnx(gm, Path(scratch) / "fresh.onnx", args, kwargs))
+    stored, own = constants_of(found), {} if fresh is None else constants_of(fresh)
+    others = {one.source: stored[one.name] for one in weights.altered if one.source in own and one.name in stored}
+    layers = compare_layers(gm, with_weights(folded, others, own), nodes, inputs, outputs.rtol, outputs.atol)
+    if not outputs.passed and weights and fresh is not None and all(layer.passed for layer in layers):
+        return layers, ("layers and weights agree in a fresh export, so the file holds another graph; export it again",)
+    return layers, ()

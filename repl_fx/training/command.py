@@ -30,6 +30,7 @@ from repl_fx.training.run import (
     begin_state,
     finished,
     require_available,
+    require_same_data,
     settings_of,
     train,
 )
@@ -212,7 +213,10 @@ def train_side_by_side(
     if not run.resume:
         shutil.rmtree(state / OTHERS, ignore_errors=True)
         # Before the first member: a run that is killed in it goes on with these.
-        begin_state(state, config)
+        begin_state(state, config, run.data)
+    else:
+        # Members that are at their end do not read them again.
+        require_same_data(state, run.data)
     found: dict[str, list[Trained]] = {variant: [] for variant in variants}
     reasons = dict.fromkeys(variants, "")
     for member in members(variants, REWRITTEN, config.seed, config.seeds):

@@ -3,6 +3,7 @@
 `DIR/train_state` has
 
 - `config.yaml`: the settings;
+- `data.sha256`: a hash of the data;
 - `last.ckpt`: weights, optimizer, schedule, place in the data;
 - `logs/from_step_N/metrics.csv`: the log, from the step on at which the run began or went on;
 - `result.json`: the figures of the last evaluation;
@@ -35,6 +36,7 @@ from repl_fx.training.building import module_of
 from repl_fx.training.callbacks import SharedSyntheses, Speed, peak_mib
 from repl_fx.training.compiling import compile_
 from repl_fx.training.config import TrainConfig, read_config, require_said
+from repl_fx.training.data.content import content_of, require_content
 from repl_fx.training.data.kinds import Data, UserData
 from repl_fx.training.data.passes import lost_worker
 from repl_fx.training.distributed import (
@@ -54,7 +56,7 @@ from repl_fx.training.processes import Processes, join, lost_peer
 from repl_fx.training.safe_checkpoints import Checkpoints, SeededSteps, discard_all, header_of, last_whole
 from repl_fx.training.sharding import FullySharded
 
-CONFIG, CHECKPOINT = "config.yaml", "last.ckpt"
+CONFIG, CHECKPOINT, DATA = "config.yaml", "last.ckpt", "data.sha256"
 # What Lightning and its metrics say of themselves.
 NOISY = ("pytorch_lightning", r"lightning_\w+", "torchmetrics")
 NOISY_LOGGERS = ("pytorch_lightning", "lightning.pytorch", "lightning.fabric")
@@ -119,6 +121,8 @@ def train(
     processes = join(config, resume=resume)
     require_possible(config, processes)
     before = _before(directory, state, None if phase else model, config) if resume else None
+    if resume:
+        require_same_data(state, data)
     resumed = before[1] if before else None
     sharding = Sharding(model, config, processes)
     checkpoints = Checkpoints(state / CHECKPOINT, config.save_every, config.log_every, fingerprint(model))
@@ -156,7 +160,7 @@ def train(
             module.counts = batches.test.counts
         processes.agree(facts(model, data, config, resumed))
         if not resume and processes.first:
-            begin_state(state, config)
+            begin_state(state, config, data)
         if phase is not None:
             phase.begin(before[0] if before else None, module, model)
         if config.compile:
@@ -224,10 +228,11 @@ def settings_of(directory: Path) -> TrainConfig:
     return config
 
 
-def begin_state(state: Path, config: TrainConfig) -> None:
+def begin_state(state: Path, config: TrainConfig, data: Data | UserData) -> None:
     """Make the directory of a new run; of one before nothing stays.
 
     Raises:
+        BadInput: data that cannot be read.
         OutputError: the directory cannot be written.
     """
     try:
@@ -236,8 +241,19 @@ def begin_state(state: Path, config: TrainConfig) -> None:
         (state / RESULT).unlink(missing_ok=True)
         shutil.rmtree(state / LOGS, ignore_errors=True)
         (state / CONFIG).write_text(config.to_yaml())
+        (state / DATA).write_text(content_of(data))
     except OSError as problem:
         raise OutputError(f"{state} cannot be written: {problem.strerror or problem}") from problem
+
+
+def require_same_data(state: Path, data: Data | UserData) -> None:
+    """Refuse to go on with other data than those that a run began with.
+
+    Raises:
+        BadInput: they are others; names them.
+    """
+    file = state / DATA
+    require_content(data, file.read_text() if file.is_file() else "", f"the run in {state}")
 
 
 def require_available(config: TrainConfig) -> str:

@@ -12,7 +12,7 @@ from torch import nn
 
 import repl_fx
 from repl_fx.artifact import PROOF, load_artifact
-from repl_fx.artifact.exporting import export_artifact
+from repl_fx.artifact.exporting import digest_of, export_artifact
 from repl_fx.artifact.manifest import read_manifest
 from repl_fx.errors import BadInput, ExportError
 from repl_fx.running.example_inputs import ExampleInputs
@@ -35,7 +35,13 @@ def test_the_file_and_its_proof_are_files_of_the_artifact(place: Path) -> None:
     assert found[""].bytes == (place / "model.onnx").stat().st_size
     written = json.loads((place / PROOF).read_text())
     assert written == json.loads(json.dumps(found[""].to_json()["verification"])) and written["equivalent"]
-    assert {"model.onnx", PROOF} < read_manifest(place).files.keys()
+    assert written["weights"]["equal"] >= 20 and written["outputs_equal"] and written["weights_equal"]
+    manifest = read_manifest(place)
+    assert {"model.onnx", PROOF} < manifest.files.keys()
+    assert manifest.verified == {"": digest_of(place / "model.onnx")}
+    # Weights that change are not those of the file.
+    loaded = repl_fx.load(place, TokenNet(depth=3))
+    assert read_manifest(repl_fx.save(loaded, place.parent / "b")).verified == {}
     assert stages == ["export", "verify", "save"]
 
 
@@ -43,6 +49,16 @@ def test_a_file_elsewhere_without_a_proof(place: Path, tmp_path: Path) -> None:
     found = export_artifact(load_artifact(place, TokenNet(depth=3)), tmp_path / "out.onnx", verify=False)
     assert found[""].to_json() == {"onnx": str(tmp_path / "out.onnx"), "bytes": found[""].bytes, "verification": None}
     assert PROOF not in read_manifest(place).files and not (place / "model.onnx").exists()
+    assert read_manifest(place).verified == {}
+
+
+def test_the_digest_is_that_of_data_beside_the_file_too(tmp_path: Path) -> None:
+    net, x = nn.Linear(64, 64), torch.randn(2, 64)
+    file = repl_fx.export_onnx(net, tmp_path / "m.onnx", (x,), external_data=True)
+    known, data = digest_of(file), tmp_path / "m.onnx.data"
+    assert data.exists()
+    data.write_bytes(bytes([data.read_bytes()[0] ^ 1]) + data.read_bytes()[1:])
+    assert digest_of(file) != known
 
 
 def test_what_cannot_be_written_leaves_the_artifact(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -51,7 +67,7 @@ def test_what_cannot_be_written_leaves_the_artifact(place: Path, monkeypatch: py
     def refuse(*_: object, **__: object) -> nn.Module:
         raise ExportError("an operator has no translation")
 
-    monkeypatch.setattr("repl_fx.artifact.exporting.export_onnx", refuse)
+    monkeypatch.setattr("repl_fx.artifact.exporting.export_program", refuse)
     with pytest.raises(ExportError):
         export_artifact(artifact)
     assert read_manifest(place) == before

@@ -1,10 +1,10 @@
 """Faults in ONNX files: which of them does verification find?
 
     clean file --fault--> faulty file;   ONNX Runtime on both, on inputs of the judge's:   do they differ?
-    verify_onnx(faulty file)             must fail, or be refused, where they do, and pass where they do not
+    verify_onnx(faulty file)             must fail, or be refused, where they do; its outputs must pass where they do not
 
-The judge asks none of repl-fx's own checks whether two files differ: some faults change nothing, such as the bias of
-a convolution that is zero, and such a file has to pass.
+The judge asks none of repl-fx's own checks whether two files differ: some faults change no output, such as an operand of
+a product with zero. A weight that has other numbers must fail even so.
 """
 
 from __future__ import annotations
@@ -32,6 +32,10 @@ from tests.nets import ConvNet, TokenNet, tokens
 # Differences, as a fraction of an output's scale: below the first a file is the same, above the second another; what
 # lies between is near the tolerance of verification and not judged.
 _SAME, _OTHER = 2e-6, 1e-4
+# Faults of weights.
+_OF_WEIGHTS = (
+    *("element", "row", "scale", "transposed", "half", "no bias", "mirrored", "swapped", "all half", "other weights"),
+)
 
 
 class Mixed(nn.Module):
@@ -411,7 +415,7 @@ class Counts:
 
     Attributes:
         seed: of the first file.
-        faulty: files that compute something else than the clean one.
+        faulty: files that compute something else than the clean one, or have other weights.
         found: of them, those that verification fails or refuses.
         harmless: files with a fault that changes no result.
         near: files that differ by about the tolerance, or on one runtime's rounding; not judged.
@@ -493,18 +497,19 @@ def judge(of: Subject, faulty: Path, what: str, seed: int, counts: Counts) -> No
     distance = apart(of.file, faulty, of.inputs(seed))
     try:
         check = repl_fx.verify_onnx(of.graph, faulty, (of.example,))
-        passed, verdict = bool(check), check.summary()
+        passed, harmless, verdict = bool(check), check.same_outputs, check.summary()
     except repl_fx.ReplFxError as error:
-        passed, verdict = False, f"refused: {error}"
+        passed = harmless = False
+        verdict = f"refused: {error}"
     line = f"  seed {seed}, {of.name}, {what}: differs by {distance:.2g}; {verdict[:160]}"
-    if distance > _OTHER:
+    if distance > _OTHER or (what.split(":")[0] in _OF_WEIGHTS and _weights_differ(of.file, faulty)):
         counts.faulty += 1
         counts.found += not passed
         if passed:
             counts.wrong.append(line)
     elif distance <= _SAME:
         counts.harmless += 1
-        if not passed:
+        if not harmless:
             # A fault that these inputs do not reach, such as the bound of a clamp, may be seen on wider ones.
             wider = apart(of.file, faulty, (16 * x for x in of.inputs(seed)))
             smaller = apart(of.file, faulty, (x / 16 for x in of.inputs(seed)))
@@ -512,6 +517,13 @@ def judge(of: Subject, faulty: Path, what: str, seed: int, counts: Counts) -> No
                 counts.wrong.append(line)
     else:
         counts.near += 1
+
+
+def _weights_differ(clean: Path, faulty: Path) -> bool:
+    ours, theirs = (
+        {t.name: numpy_helper.to_array(t) for t in onnx.load(str(file)).graph.initializer} for file in (clean, faulty)
+    )
+    return any(not np.array_equal(value, theirs[name]) for name, value in ours.items())
 
 
 def run_corruptor(seed: int, count: int, clean: int | None = None) -> Counts:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,8 @@ from repl_fx.compression.config import settings_to_compress
 from repl_fx.compression.stages import RESULT, SETTINGS, State
 from repl_fx.errors import BadInput, OutputError
 from repl_fx.scoring.scores import BlockScore, Scores
+from repl_fx.training.data.content import content_of
+from tests.training.runs import pictures
 
 SCORES = Scores((BlockScore("blocks.1", "blocks", influence=0.25),), (), 8, ("influence",))
 
@@ -29,6 +32,14 @@ def test_what_is_known_is_read_again(tmp_path: Path) -> None:
     assert again.scores() is None and again.result() == {} and again.settings()[0] == "other.py"
     again.discard()
     assert not (tmp_path / "out").exists()
+
+
+def test_a_compression_goes_on_with_its_own_data_alone(tmp_path: Path) -> None:
+    state, data = State(tmp_path), pictures()
+    state.begin("net.py", settings_to_compress(), content_of(data))
+    state.require_same_data(pictures())
+    with pytest.raises(BadInput, match=r"bright has other samples, .* than when the compression in .* began"):
+        state.require_same_data(replace(data, test=data.train))
 
 
 def test_files_of_others_stay(tmp_path: Path) -> None:

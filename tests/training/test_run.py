@@ -19,7 +19,7 @@ from torch import Tensor, nn
 import repl_fx
 from repl_fx.training.config import TrainConfig, read_config
 from repl_fx.training.data.kinds import Data, Tensors
-from repl_fx.training.run import CHECKPOINT, CONFIG, LOGS, RESULT, STATE, finished, settings_of, train
+from repl_fx.training.run import CHECKPOINT, CONFIG, DATA, LOGS, RESULT, STATE, finished, settings_of, train
 from repl_fx.training.safe_checkpoints import Checkpoints, read_checkpoint
 from tests.training.runs import Net, PixelNet, Spots, pictures, pixel_net, rewritten, scenes, spots, spots_net
 
@@ -35,7 +35,7 @@ def test_a_run_learns_and_leaves_its_figures(tmp_path: Path) -> None:
     assert made.steps == 12 * 6
     assert made.resumed is None
     assert not torch.equal(before["stem.weight"], model.state_dict()["stem.weight"])
-    assert {file.name for file in (tmp_path / STATE).iterdir()} == {CHECKPOINT, CONFIG, LOGS, RESULT}
+    assert {file.name for file in (tmp_path / STATE).iterdir()} == {CHECKPOINT, CONFIG, DATA, LOGS, RESULT}
     assert finished(tmp_path, "") == made
     assert made.parameters == sum(parameter.numel() for parameter in model.parameters())
     assert made.inputs_per_second is not None and made.inputs_per_second > 0
@@ -196,6 +196,23 @@ def test_what_does_not_fit_is_a_line(tmp_path: Path, monkeypatch: pytest.MonkeyP
     (tmp_path / "file").write_text("")
     with pytest.raises(repl_fx.OutputError, match="cannot be written"):
         train(Net(), data, SHORT, tmp_path / "file")
+
+
+def test_a_run_goes_on_with_its_own_rows_alone(tmp_path: Path) -> None:
+    data = pictures()
+    assert isinstance(data.train, Tensors)
+    train(Net(), data, SHORT.changed(epochs=1), tmp_path)
+    config = settings_of(tmp_path)
+    rows = data.train.inputs.clone()
+    rows[5, 0, 0, 0] += 1
+    targets = data.train.targets.roll(1)
+    for other in (Tensors(rows, data.train.targets), Tensors(data.train.inputs, targets)):
+        with pytest.raises(repl_fx.BadInput, match="bright has other samples, or another order, than when the run in "):
+            train(Net(), dataclasses.replace(data, train=other), config, tmp_path, resume=True)
+    assert train(Net(), pictures(), config, tmp_path, resume=True).resumed
+    # A run of before its data were noted goes on.
+    (tmp_path / STATE / DATA).unlink()
+    assert train(Net(), dataclasses.replace(data, train=Tensors(rows, targets)), config, tmp_path, resume=True)
 
 
 def test_a_damaged_checkpoint_is_a_line(tmp_path: Path) -> None:
