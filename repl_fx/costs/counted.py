@@ -59,6 +59,12 @@ class Costs:
     parts: int | None = None
 
     @property
+    def kept_bytes(self) -> int | None:
+        """Memory that autograd keeps for the backward pass, in all."""
+        known = self.activation_bytes, self.synthesis_bytes
+        return None if known[0] is None or known[1] is None else known[0] + known[1]
+
+    @property
     def flops_per_sample(self) -> int | None:
         """FLOPs of one forward pass, divided by the batch."""
         return None if self.flops is None else self.flops // self.batch
@@ -97,9 +103,17 @@ def measure_costs(gm: nn.Module, args: Sequence[Any] = (), kwargs: Mapping[str, 
     )
 
 
+def measure_form(model: nn.Module, graphs: nn.Module, parts: Sequence[Part]) -> Costs:
+    """Measure what a model costs as it is; where its code needs values to run, what it costs with graphs in it."""
+    costs = measure_parts(model, parts)
+    return costs if costs.unknown is None or model is graphs else measure_parts(graphs, parts)
+
+
 def measure_parts(module: nn.Module, parts: Sequence[Part]) -> Costs:
-    """Measure what a model costs that was captured in parts; the one at the path "" is the model."""
-    each = [measure_costs(part.graph_module, part.args, part.kwargs) for part in parts]
+    """Measure what a model costs of which parts were captured, or its modules in their places; the one at the path ""
+    is the model.
+    """  # noqa: D205
+    each = [measure_costs(module.get_submodule(part.path), part.args, part.kwargs) for part in parts]
     if [part.path for part in parts] == [""]:
         return each[0]
     return replace(

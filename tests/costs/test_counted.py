@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -9,7 +12,7 @@ from torch import Tensor, nn
 
 import repl_fx
 from repl_fx.costs.counted import flops_by_node, measure_costs
-from tests.captures import captured_graph, transformed
+from tests.captures import captured_graph, kept_in_a_run, transformed
 
 
 class Residual(nn.Module):
@@ -91,23 +94,7 @@ def test_recurrent_layers_count() -> None:
     assert costs.flops == 2 * 5 * 2 * 4 * 8 * (4 + 8)
 
 
-def kept_in_a_run(module: nn.Module, *args: Tensor) -> int:
-    """Bytes that autograd keeps of a real forward pass in training mode."""
-    state = {tensor.untyped_storage().data_ptr() for tensor in (*module.parameters(), *module.buffers())}
-    kept: dict[int, torch.UntypedStorage] = {}
-
-    def pack(tensor: Tensor) -> Tensor:
-        storage = tensor.untyped_storage()
-        if storage.data_ptr() not in state:
-            kept[storage.data_ptr()] = storage
-        return tensor
-
-    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-        module.train()(*args)
-    return sum(storage.nbytes() for storage in kept.values())
-
-
-RECURRENT = {
+RECURRENT: dict[str, tuple[Callable[..., nn.RNNBase], dict[str, Any]]] = {
     "lstm": (nn.LSTM, {}),
     "both ways": (nn.LSTM, {"num_layers": 2, "bidirectional": True, "dropout": 0.3}),
     "no bias": (nn.LSTM, {"bias": False, "batch_first": True}),
