@@ -10,6 +10,7 @@ import logging
 import warnings
 from contextlib import contextmanager, redirect_stderr
 from dataclasses import fields
+from functools import lru_cache
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 from weakref import WeakValueDictionary
@@ -26,7 +27,7 @@ from torch.fx.experimental.sym_node import SymNode
 from torch.fx.experimental.symbolic_shapes import RuntimeAssert, ShapeEnv, ValueRangesSLoc
 from torch.fx.graph import PythonCode
 from torch.fx.graph_module import _forward_from_src
-from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 from torch.utils._traceback import CapturedTraceback
 
 if TYPE_CHECKING:
@@ -273,6 +274,41 @@ def forget_tensors(mode: Any) -> None:
     It has weak references to them, and a tensor with one cannot be swapped (`torch.utils.swap_tensors`).
     """
     mode.fake_tensor_converter.meta_converter.describer.lookup_tensor.clear()
+
+
+class OperatorsMade(TorchDispatchMode):
+    """Hands what each operator makes to `pick`, with the operator and its arguments, and takes what that returns."""
+
+    def __init__(self, pick: Callable[[Any, Any, Any, Any], Any]) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.pick = pick
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        return self.pick(func, args, kwargs or {}, func(*args, **(kwargs or {})))
+
+
+# The result of an operator that is what its kernel keeps for the backward pass, by number; its fake is empty.
+_WORKSPACES = {torch.ops.aten.mkldnn_rnn_layer.default: 3, torch.ops.aten._cudnn_rnn.default: 3}
+
+
+def with_workspace(func: Any, args: Any, kwargs: Any, made: Any) -> Any:
+    """The fake results of an operator, with what its kernel keeps as large as it is."""
+    place = _WORKSPACES.get(func)
+    if place is None:
+        return made
+    leaves, structure = pytree.tree_flatten((args, kwargs))
+    known = tuple((tuple(leaf.shape), leaf.dtype, leaf.device) if isinstance(leaf, Tensor) else leaf for leaf in leaves)
+    return (*made[:place], made[place].new_empty(_workspace(func, known, structure)), *made[place + 1 :])
+
+
+@lru_cache(maxsize=256)
+def _workspace(func: Any, known: tuple[Any, ...], structure: pytree.TreeSpec) -> tuple[int, ...]:
+    """The shape of what a kernel keeps: the library behind it chooses that, so the kernel runs, on zeros."""
+    # A kernel may keep nothing where no gradients are wanted.
+    with _disable_current_modes(), torch.enable_grad():
+        leaves = [torch.zeros(one[0], dtype=one[1], device=one[2]) if isinstance(one, tuple) else one for one in known]
+        args, kwargs = pytree.tree_unflatten(leaves, structure)
+        return tuple(func(*args, **kwargs)[_WORKSPACES[func]].shape)
 
 
 class OperatorsSeen(TorchDispatchMode):

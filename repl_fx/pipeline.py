@@ -15,6 +15,7 @@ from repl_fx.analysis.repeats import Repeats, repeats_table
 from repl_fx.arguments import require_kind, require_module
 from repl_fx.checkpoints.files import Weights
 from repl_fx.checkpoints.fitting import with_weights
+from repl_fx.costs.counted import Costs, measure_form
 from repl_fx.display.html import html_of
 from repl_fx.display.numbers import change, count
 from repl_fx.errors import BadInput, NothingToReplace, PlanMismatch, close_matches
@@ -32,7 +33,7 @@ from repl_fx.planning.choose_surrogates import choose_surrogates, next_choices
 from repl_fx.planning.part_repeats import PartRepeats, find_in_parts, lines_made, repeats_of, structure_of
 from repl_fx.planning.replacement_costs import Graphs
 from repl_fx.planning.report import BlockReport, reports_of
-from repl_fx.planning.trials import Trials
+from repl_fx.planning.trials import Rewritten, Trials
 from repl_fx.running.example_inputs import ExampleInputs, HasInputs
 from repl_fx.running.holders import ORIGIN
 from repl_fx.surrogates import Surrogate, make_surrogate
@@ -124,6 +125,12 @@ class TransformResult(HasInputs):
         """All that was captured, with the rewritten graphs in place of those before."""
         after = {part.path: part for part in self.parts}
         return tuple(after.get(part.path, part) for part in self.captured_parts.parts)
+
+    def costs(self) -> tuple[Costs, Costs]:
+        """The costs of the source and of `model`."""
+        captured = self.captured_parts
+        before = measure_form(captured.source, captured.module, captured.parts)
+        return before, measure_form(self.model, self.module, captured.parts)
 
     @property
     def graph_module(self) -> fx.GraphModule:
@@ -238,7 +245,7 @@ def make_plan(gm: fx.GraphModule, repeats: Sequence[Repeat], **options: Unpack[O
     found = (PartRepeats.of("", gm, repeats),)
     if budget_among(options) is None:
         return _plan(found, options)
-    graphs = Graphs(gm, (Part("", gm, example_inputs_of(gm)),), lambda graphs: graphs[""])
+    graphs = Graphs(gm, gm, (Part("", gm, example_inputs_of(gm)),), lambda _, made: (made.graphs[""], made.graphs[""]))
     plan = _planner(graphs, found, options).plan()
     return _settled(found, plan, plan.replacements, (), None)
 
@@ -384,9 +391,8 @@ def transform(
         captured = capture_parts(model, inputs.args, inputs.kwargs, copy=copy, paths=paths)
     elif captured.source is not model or copy:
         raise BadInput("captured is of another model; give capture_parts of this one, without copy or weights")
-    result = rewrite(captured, plan or options, inputs, tell, check=check, in_place=in_place)
-    if checkpoint_blocks:
-        result = replace(result, checkpoint_blocks=True)
+    form: Any = {"in_place": in_place, "checkpoint_blocks": checkpoint_blocks}
+    result = rewrite(captured, plan or options, inputs, tell, check=check, **form)
     for option, given_ in (("in_place", in_place), ("checkpoint_blocks", checkpoint_blocks)):
         if given_ and result.in_place.model is None:
             raise BadInput(f"{option} is for the model in place, and that there is not: {result.in_place.reason}")
@@ -401,6 +407,7 @@ def rewrite(
     *,
     check: bool = True,
     in_place: bool = False,
+    checkpoint_blocks: bool = False,
     required: bool = True,
 ) -> TransformResult:
     """Apply a plan, or make one of options and apply it; `tell` gets the name of each stage as it begins.
@@ -419,7 +426,8 @@ def rewrite(
         planner = None
         if options is not None and budget_among(options) is not None:
             tell("measure what blocks cost")
-            planner = _planner(Graphs(captured.module, captured.parts, captured.with_graphs), found, options)
+            forms = partial(_forms, captured, found, checkpoint_blocks)
+            planner = _planner(Graphs(captured.source, captured.module, captured.parts, forms), found, options)
         if planner is not None:
             plan = _made(planner, found, captured.source)
         elif not isinstance(plan, Plan):
@@ -470,6 +478,7 @@ def rewrite(
         code_of(captured.source),
         found,
         rewritten.one_by_one,
+        checkpoint_blocks,
         scores=dict((options or {}).get("scores") or {}),
     )
 
@@ -487,6 +496,15 @@ def unreplaced(result: TransformResult, why: str) -> TransformResult:
 
 def _put(captured: CapturedParts, found: Sequence[PartRepeats], trials: Trials, plan: Plan) -> InPlace:
     return put_in_place(captured, found, plan, trials.rewritten(plan).one_by_one)
+
+
+def _forms(
+    captured: CapturedParts, found: Sequence[PartRepeats], checkpoint_blocks: bool, plan: Plan, rewritten: Rewritten
+) -> tuple[nn.Module, nn.Module]:
+    """The model to train that a plan makes, and the one with graphs in it."""
+    graphs = captured.with_graphs(rewritten.graphs) if rewritten.graphs else captured.module
+    made = put_in_place(captured, found, plan, rewritten.one_by_one, checkpoint_blocks=checkpoint_blocks)
+    return made.model or graphs, graphs
 
 
 def _record(part: Part) -> PartRecord:

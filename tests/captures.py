@@ -118,3 +118,19 @@ def _tensors(model: nn.Module) -> dict[str, Tensor]:
         for found in (model.named_parameters(remove_duplicate=False), model.named_buffers(remove_duplicate=False))
         for name, tensor in found
     }
+
+
+def kept_in_a_run(module: nn.Module, *args: Tensor) -> int:
+    """Bytes that autograd keeps of a real forward pass in training mode."""
+    state = {tensor.untyped_storage().data_ptr() for tensor in (*module.parameters(), *module.buffers())}
+    kept: dict[int, torch.UntypedStorage] = {}
+
+    def pack(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in state:
+            kept[storage.data_ptr()] = storage
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        module.train()(*args)
+    return sum(storage.nbytes() for storage in kept.values())

@@ -16,6 +16,6 @@ def layer_site(width: int) -> Site:
 
     def block(number: int) -> Block:
         given, made = nodes[number : number + 2]
-        return Block(f"net.{number}", (made,), (given,), (made,), (), (), (), None, 0)
+        return Block(f"net.{number}", (made,), (given,), (made,), (), (), (), None, {})
 
     return Site(graph.done(nodes[-1]), block(1), block(0), block(2), "net")

@@ -18,6 +18,7 @@ from repl_fx.analysis.block_names import BlockNames
 from repl_fx.analysis.blocks import Block
 from repl_fx.analysis.node_table import NodeTable, has_tensor, passed, passes_through
 from repl_fx.graph.assigned_buffers import assigned_by
+from repl_fx.graph.captured import attribute
 
 
 @dataclass(frozen=True)
@@ -157,12 +158,16 @@ def block_of(table: NodeTable, named: BlockNames, name: str, members: Sequence[i
     # Behind the sign is what tells the block from another of the same module, in an exact and a similar repeat.
     path = name.partition("#")[0]
     whole = named.is_module(path, (table.nodes[i] for i in members))
+    parameters = tuple(path for i in members for path in table.parameters[i])
+    root = table.nodes[members[0]].graph.owning_module
+    assert root is not None  # blocks are of the graph of a module
+    tensors = [attribute(root, name) for name in parameters]
     return Block(
         name=name,
         **vars(bounds),
-        parameters=tuple(path for i in members for path in table.parameters[i]),
+        parameters=parameters,
         module_path=path if whole else None,
-        size=int(table.sizes[list(members)].sum()),
+        sizes={id(tensor): tensor.numel() for tensor in tensors},
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -24,7 +25,7 @@ class Block:
         parameters: paths of the parameters, in the order of the nodes; of the nodes all copies have, parameter k of one
             copy plays the part of parameter k of another.
         module_path: path of the module that is this block, None where no single module is.
-        size: number of elements of the parameters.
+        sizes: numbers of elements of the parameters, by the identity of the tensor: a tied one is one.
     """
 
     name: str
@@ -35,7 +36,12 @@ class Block:
     side_inputs: tuple[fx.Node, ...]
     parameters: tuple[str, ...]
     module_path: str | None
-    size: int
+    sizes: Mapping[int, int]
+
+    @property
+    def size(self) -> int:
+        """Number of elements of the parameters; one that is read twice counts once."""
+        return sum(self.sizes.values())
 
     @property
     def input(self) -> fx.Node:
@@ -92,7 +98,7 @@ class Repeat:
     @property
     def size(self) -> int:
         """Number of parameter elements in all copies together; shared ones count once."""
-        return self.blocks[0].size if self.shared else sum(block.size for block in self.blocks)
+        return sum({key: size for block in self.blocks for key, size in block.sizes.items()}.values())
 
     def __str__(self) -> str:
         kind = " similar" if self.similar else ""

@@ -62,7 +62,7 @@ def compress_command(
             show=not (quiet or as_json),
             note=noted.extend if as_json else lambda lines: terminal.show(*common.data_lines(lines)),
         )
-        terminal.show(budget_table(done.budget), figures_table(done.figures))
+        terminal.show(budget_table(done.budget), *done.said, figures_table(done.figures))
         terminal.show(*(f"written: {one.file}" for one in done.exported.values()), f"written: {done.directory}")
         document = {name: value for name, value in vars(done).items() if name not in ("directory", "exported")}
         exported = {path: one.to_json() for path, one in done.exported.items()}

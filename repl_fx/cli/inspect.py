@@ -201,7 +201,11 @@ def inspect_command(
             terminal.stage("find repeats")
             repeats = repeats_of(find_in_parts(captured))
         terminal.stage("measure costs")
-        before, after = costs.measure_parts(captured.module, captured.parts), None
+        after = None
+        if target.artifact is None:
+            before = costs.measure_form(captured.source, captured.module, captured.parts)
+        else:
+            before, after = target.artifact.result.costs()
         flops = costs.flops_of_parts(captured.parts)
 
         document: dict[str, Any] = {
@@ -213,13 +217,14 @@ def inspect_command(
         terminal.show(*common.captured_lines(target.title, captured), *common.note_lines(target.notes))
         terminal.show(repeats_table(repeats, before, flops) if repeats else "nothing repeats in this model")
         document["costs"] = documents.costs_document(before)
-        if target.artifact is not None:
-            after = costs.measure_parts(target.module, target.artifact.result.parts)
+        if target.artifact is not None and after is not None:
             done, plan = target.artifact.result.report, target.artifact.plan
             document["costs"] = {"before": document["costs"], "after": documents.costs_document(after)}
             document["blocks"] = documents.blocks_document(done, plan)
             terminal.show(blocks_table(done))
-        terminal.show(*common.costs_lines(before, after))
+            terminal.show(*common.costs_lines(before, after), *tables.grown_lines(before, after))
+        else:
+            terminal.show(*common.costs_lines(before))
         if data is not None:
             options: Any = {"samples": samples, "greedy": greedy, "progress": terminal.stage}
             document["data"] = list(changes_of(samples_from, config, training=False))

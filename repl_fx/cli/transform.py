@@ -106,7 +106,7 @@ def transform_command(
         from repl_fx.costs import counted as costs
         from repl_fx.errors import BadInput
         from repl_fx.planning.blocks_table import blocks_table
-        from repl_fx.planning.budgets import budget_shares, reached
+        from repl_fx.planning.budgets import budget_lines, budget_shares, reached
         from repl_fx.planning.written_options import (
             parse_blocks,
             parse_budget,
@@ -169,13 +169,14 @@ def transform_command(
             checked = _checked(source, result)
         terminal.stage("measure costs")
         captured = result.captured_parts
-        before = costs.measure_parts(captured.module, captured.parts)
+        before, after = result.costs()
         flops = costs.flops_of_parts(captured.parts)
-        after = costs.measure_parts(result.module, result.all_parts)
         left = reached(before, after, result.plan, captured.parts, result.all_parts)
-        lost = None
-        if captured.whole:
-            lost = tables.checkpoints_line(costs.measure_costs(source.model, source.args, source.kwargs), before)
+        shares = budget_shares(limits or {}, result.plan, left)
+        said = [*tables.grown_lines(before, after), *budget_lines(shares, result.plan.timed_on)]
+        if result.in_place.model is not None:
+            other = tables.forms_line(after, costs.measure_parts(result.module, captured.parts))
+            said += [f"note: {other}"] if other else []
         if written is not None:
             terminal.stage("save")
             save(result.model if in_place or checkpoint_blocks else result, written, source=source, force=force)
@@ -186,9 +187,9 @@ def transform_command(
             repeats_table(result.repeats, before, flops),
             blocks_table(result.report),
             *common.costs_lines(before, after),
-            *tables.budget_tables(limits or {}, result.plan, left),
+            *([tables.budget_table(shares)] if shares else []),
             tables.placing_line(result.in_place),
-            *common.note_lines([lost] if lost else []),
+            *said,
         )
         if checked:
             what = "captured graph" if captured.whole else "model with graphs in it"
@@ -211,7 +212,8 @@ def transform_command(
                 "blocks": documents.blocks_document(result.report, result.plan),
                 "not_in_place": [{"block": r.block, "reason": r.reason} for r in result.in_place.refusals],
                 "costs": {"before": documents.costs_document(before), "after": documents.costs_document(after)},
-                "budget": budget_shares(limits or {}, result.plan, left),
+                "budget": shares,
+                "said": said,
             }
         )
 

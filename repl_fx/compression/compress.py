@@ -23,12 +23,12 @@ from repl_fx.artifact.exporting import Exported, export_artifact
 from repl_fx.artifact.manifest import MANIFEST, read_manifest
 from repl_fx.compression.config import CompressConfig, settings_to_compress
 from repl_fx.compression.stages import State
-from repl_fx.costs.counted import measure_parts
 from repl_fx.errors import BadInput
 from repl_fx.fitting.fit import NothingToFit, fit
 from repl_fx.pipeline import TransformResult
-from repl_fx.planning.budgets import budget_shares, reached
+from repl_fx.planning.budgets import budget_lines, budget_shares, reached
 from repl_fx.report.documents import costs_document
+from repl_fx.report.tables import grown_lines
 from repl_fx.sources import Source
 from repl_fx.tracing.capture import widen_batch
 from repl_fx.tracing.parts.capture import CapturedParts, capture_parts
@@ -55,6 +55,7 @@ class Compressed:
         budget: of each cost the limit, the expected and the reached share of the original.
         fits: of each surrogate, what it was fitted on and how near it came; or the reason why none was.
         costs: of the original and of the cut model.
+        said: lines on the budget and the costs: how latency was measured, what is not reached, what grew.
         exported: the ONNX files of this run; none where they were there already.
     """
 
@@ -63,6 +64,7 @@ class Compressed:
     budget: dict[str, dict[str, float | None]]
     fits: list[dict[str, Any]]
     costs: dict[str, Any]
+    said: list[str]
     exported: dict[str, Exported]
 
     @property
@@ -138,7 +140,8 @@ def compress(
             problem.add_note(f"go on with: repl-fx compress {run.directory} --resume")
         raise
     known = run.state.result()
-    return Compressed(run.directory, known["figures"], known["budget"], known["fits"], known["costs"], exported)
+    figures, budget, fits, costs = (known[name] for name in ("figures", "budget", "fits", "costs"))
+    return Compressed(run.directory, figures, budget, fits, costs, known.get("said", []), exported)
 
 
 def _begun(
@@ -239,13 +242,13 @@ def _fitted(run: _Run, result: TransformResult, data: Data | UserData) -> list[d
 
 def _costs(run: _Run, result: TransformResult) -> dict[str, Any]:
     run.progress("measure costs")
-    captured = result.captured_parts
-    before = measure_parts(captured.module, captured.parts)
-    after = measure_parts(result.module, result.all_parts)
-    left = reached(before, after, result.plan, captured.parts, result.all_parts)
+    before, after = result.costs()
+    left = reached(before, after, result.plan, result.captured_parts.parts, result.all_parts)
+    shares = budget_shares(run.config.planning_options()["budget"] or {}, result.plan, left)
     return {
         "costs": {"before": costs_document(before), "after": costs_document(after)},
-        "budget": budget_shares(run.config.planning_options()["budget"] or {}, result.plan, left),
+        "budget": shares,
+        "said": [*budget_lines(shares, result.plan.timed_on), *grown_lines(before, after)],
     }
 
 

@@ -19,7 +19,7 @@ from torch.fx.immutable_collections import immutable_dict, immutable_list
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from repl_fx._torch import FakeTensorMode, forget_tensors
+from repl_fx._torch import FakeTensorMode, OperatorsMade, forget_tensors, with_workspace
 from repl_fx.errors import ForeignError, foreign_code
 from repl_fx.graph.captured import copy_graph, share_tensors, tensors_in
 from repl_fx.running.example_inputs import ExampleInputs
@@ -43,7 +43,7 @@ class Costs:
             the storages saved in a forward pass in training mode, each storage once, without those of parameters and
             buffers. Inputs that are kept count.
         synthesis_bytes: memory that autograd keeps besides, of values computed from weights alone, such as those of
-            surrogates; it does not grow with the batch. Told apart for graphs only; otherwise 0, and counted above.
+            surrogates; it does not grow with the batch.
         unknown: why `flops` and the two after it are None: the model does not run on shapes alone.
         parts: number of captured parts, where the model is no single graph: `flops` and the two after it are then those
             of one call of each part, and `batch` is that of the first.
@@ -57,6 +57,12 @@ class Costs:
     synthesis_bytes: int | None
     unknown: str | None = None
     parts: int | None = None
+
+    @property
+    def kept_bytes(self) -> int | None:
+        """Memory that autograd keeps for the backward pass, in all."""
+        known = self.activation_bytes, self.synthesis_bytes
+        return None if known[0] is None or known[1] is None else known[0] + known[1]
 
     @property
     def flops_per_sample(self) -> int | None:
@@ -97,9 +103,17 @@ def measure_costs(gm: nn.Module, args: Sequence[Any] = (), kwargs: Mapping[str, 
     )
 
 
+def measure_form(model: nn.Module, graphs: nn.Module, parts: Sequence[Part]) -> Costs:
+    """Measure what a model costs as it is; where its code needs values to run, what it costs with graphs in it."""
+    costs = measure_parts(model, parts)
+    return costs if costs.unknown is None or model is graphs else measure_parts(graphs, parts)
+
+
 def measure_parts(module: nn.Module, parts: Sequence[Part]) -> Costs:
-    """Measure what a model costs that was captured in parts; the one at the path "" is the model."""
-    each = [measure_costs(part.graph_module, part.args, part.kwargs) for part in parts]
+    """Measure what a model costs of which parts were captured, or its modules in their places; the one at the path ""
+    is the model.
+    """  # noqa: D205
+    each = [measure_costs(module.get_submodule(part.path), part.args, part.kwargs) for part in parts]
     if [part.path for part in parts] == [""]:
         return each[0]
     return replace(
@@ -177,7 +191,7 @@ def kept_by_node(
             assert isinstance(module, fx.GraphModule)  # the copy of a graph is a graph
             module.train()
             saved = _Saved(module)
-            with torch.enable_grad(), torch.autograd.graph.saved_tensors_hooks(saved.pack, lambda tensor: tensor):
+            with saved.watching():
                 run = _WatchEach(module, saved)
                 run.run(*positional(module, inputs))
     except ForeignError:
@@ -245,62 +259,62 @@ class _Saved:
         # While a storage is held here, its identity is its own; afterwards another one may get it.
         state = [tensor.untyped_storage() for tensor in (*module.parameters(), *module.buffers())]
         self._state = {id(storage): storage for storage in state}
+        # Those of values that are computed from the state alone.
         self._weights: dict[int, torch.UntypedStorage] = {}
         self._kept: dict[int, torch.UntypedStorage] = {}
-        self.from_weights_alone = False
         self.activations = 0
 
-    def pack(self, tensor: Tensor) -> Tensor:
+    @contextmanager
+    def watching(self) -> Iterator[None]:
+        """Note what is saved inside the block, of a forward pass in training mode."""
+        hooks = torch.autograd.graph.saved_tensors_hooks(self._pack, lambda tensor: tensor)
+        with torch.enable_grad(), hooks, OperatorsMade(self._made):
+            yield
+
+    def _pack(self, tensor: Tensor) -> Tensor:
         storage = tensor.untyped_storage()
-        if id(storage) not in self._state:
-            if id(storage) not in self._kept and id(storage) not in self._weights and not self.from_weights_alone:
-                self.activations += storage.nbytes()
+        if id(storage) not in self._state and id(storage) not in self._kept:
             self._kept[id(storage)] = storage
-            if self.from_weights_alone:
-                self.made_from_weights(tensor)
+            self.activations += 0 if id(storage) in self._weights else storage.nbytes()
         return tensor
 
-    def made_from_weights(self, tensor: Tensor) -> None:
-        storage = tensor.untyped_storage()
-        self._weights[id(storage)] = storage
+    def _made(self, operator: Any, args: Any, kwargs: Any, made: Any) -> Any:
+        made = with_workspace(operator, args, kwargs, made)
+        given = [id(tensor.untyped_storage()) for tensor in tensors_in((args, kwargs))]
+        of_weights = bool(given) and all(one in self._state or one in self._weights for one in given)
+        for tensor in tensors_in(made):
+            storage = tensor.untyped_storage()
+            if of_weights:
+                self._weights[id(storage)] = storage
+            else:
+                self._weights.pop(id(storage), None)
+        return made
 
     def sizes(self) -> tuple[int, int]:
         """Bytes that depend on the input, and bytes that do not."""
-        sizes = {key: storage.nbytes() for key, storage in self._kept.items()}
-        weights = sum(size for key, size in sizes.items() if key in self._weights)
-        return sum(sizes.values()) - weights, weights
+        return self.activations, sum(storage.nbytes() for storage in self._kept.values()) - self.activations
 
 
 class _WatchEach(Interpreter):
-    """Runs a graph and tells `saved` which nodes depend on weights alone."""
+    """Runs a graph and notes how many bytes each node makes autograd keep."""
 
     def __init__(self, gm: fx.GraphModule, saved: _Saved) -> None:
         super().__init__(gm)
         self.saved = saved
-        self.depends: set[fx.Node] = set()
         self.kept: dict[str, int] = {}
 
     def run_node(self, n: fx.Node) -> Any:
-        if n.op == "placeholder" or any(feeder in self.depends for feeder in n.all_input_nodes):
-            self.depends.add(n)
-        self.saved.from_weights_alone = n not in self.depends
         before = self.saved.activations
         value = super().run_node(n)
         self.kept[n.name] = self.saved.activations - before
-        if self.saved.from_weights_alone:
-            for tensor in tensors_in(value):
-                self.saved.made_from_weights(tensor)
         return value
 
 
 def _saved_bytes(module: nn.Module, inputs: ExampleInputs) -> tuple[int, int]:
     module.train()
     saved = _Saved(module)
-    with torch.enable_grad(), torch.autograd.graph.saved_tensors_hooks(saved.pack, lambda tensor: tensor):
-        if isinstance(module, fx.GraphModule):
-            _WatchEach(module, saved).run(*positional(module, inputs))
-        else:
-            inputs.passed_to(module)
+    with saved.watching():
+        inputs.passed_to(module)
     return saved.sizes()
 
 

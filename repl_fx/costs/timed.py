@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -15,12 +17,20 @@ from torch import fx
 from repl_fx.costs.counted import Interpreter, positional
 from repl_fx.errors import BadInput, ForeignError, foreign_code
 from repl_fx.running.example_inputs import ExampleInputs
-from repl_fx.running.timing import Mark, Timer, interleaved, latency, paired_ratio
+from repl_fx.running.timing import Mark, Share, Timer, interleaved, latency
 from repl_fx.running.untouched import device_of, in_mode, seeded, untouched
 from repl_fx.tracing.parts.capture import Part
 
-_ROUNDS = 15
 _WARM_UP = 3
+# Rounds of nodes, at least and at most, and seconds that they take in between.
+_ROUNDS, _SECONDS = (15, 200), 1.0
+# A turn of a whole model takes as many calls as fill this time, in seconds: where turns are as short as the slices of
+# time that other processes leave, the longer ones are interrupted more often, and the share is none.
+_TURN = 0.03
+# Seconds that pairs of turns take, at least and at most, and pairs in between.
+_PAIRED, _PAIRS = (2.0, 20.0), (20, 20_000)
+# More pairs say nothing of a share whose interval is narrower than this part of it.
+_NARROW = 0.01
 
 
 @dataclass(frozen=True)
@@ -31,7 +41,7 @@ class Timed:
     inputs: ExampleInputs
 
 
-def node_times(graphs: Mapping[str, Timed], rounds: int = _ROUNDS) -> dict[str, dict[str, int]]:
+def node_times(graphs: Mapping[str, Timed]) -> dict[str, dict[str, int]]:
     """Nanoseconds of each node of some graphs, which take turns; medians over the rounds, by graph and name of node.
 
     Raises:
@@ -43,7 +53,11 @@ def node_times(graphs: Mapping[str, Timed], rounds: int = _ROUNDS) -> dict[str, 
         name: partial(timer, partial(_marked, timed, _Marked(timed.graph_module))) for name, timed in graphs.items()
     }
     with _still(graphs.values(), device), _own_failures():
-        found = list(interleaved(turns, rounds, warm_up=_WARM_UP, attempt=lambda name, turn: turn()))
+        found, begin = [], time.perf_counter()
+        for one in interleaved(turns, _ROUNDS[1], warm_up=_WARM_UP, attempt=lambda name, turn: turn()):
+            found.append(one)
+            if len(found) >= _ROUNDS[0] and time.perf_counter() - begin > _SECONDS:
+                break
     times: dict[str, dict[str, int]] = {}
     for name, timed in graphs.items():
         each = [median(seconds) for seconds in zip(*(one[name] for one in found), strict=True)]
@@ -52,8 +66,10 @@ def node_times(graphs: Mapping[str, Timed], rounds: int = _ROUNDS) -> dict[str, 
     return times
 
 
-def latency_ratio(before: Sequence[Part], after: Sequence[Part], rounds: int = _ROUNDS) -> float:
-    """The time of one call of each of some graphs, as a multiple of that of others; the median over paired rounds.
+def latency_share(before: Sequence[Part], after: Sequence[Part]) -> Share:
+    """The time of one call of each of some graphs, as a share of that of others, in pairs of turns.
+
+    Pairs go on until the share is known to a hundredth of it, or time is over.
 
     Raises:
         BadInput: see `node_times`.
@@ -63,15 +79,27 @@ def latency_ratio(before: Sequence[Part], after: Sequence[Part], rounds: int = _
     every = [timed for side in sides.values() for timed in side]
     device = _device(every)
 
-    def seconds(side: Sequence[Timed]) -> float:
-        return sum(latency(partial(timed.inputs.fresh().passed_to, timed.graph_module), device) for timed in side)
+    def seconds(side: Sequence[Timed], calls: int) -> float:
+        return sum(
+            latency(partial(timed.inputs.fresh().passed_to, timed.graph_module), device)
+            for _ in range(calls)
+            for timed in side
+        )
 
-    turns = {name: partial(seconds, side) for name, side in sides.items()}
     with _still(every, device), _own_failures():
-        found = list(interleaved(turns, rounds, warm_up=_WARM_UP, attempt=lambda name, turn: turn()))
-    ratio = paired_ratio([one["after"] for one in found], [one["before"] for one in found])
-    assert ratio is not None  # there are rounds
-    return ratio
+        once = max(min(seconds(side, 1) for _ in range(_WARM_UP)) for side in sides.values())
+        calls = max(1, math.ceil(_TURN / once))
+        turns = {name: partial(seconds, side, calls) for name, side in sides.items()}
+        shares, begin, known_at = list[float](), time.perf_counter(), 0.0
+        for one in interleaved(turns, _PAIRS[1], warm_up=_WARM_UP, attempt=lambda name, turn: turn()):
+            shares.append(one["after"] / one["before"])
+            took = time.perf_counter() - begin
+            if len(shares) < _PAIRS[0] or took < max(_PAIRED[0], known_at + _SECONDS):
+                continue
+            known, known_at = Share.of(shares), took
+            if took > _PAIRED[1] or known.upper - known.lower < _NARROW * known.median:
+                break
+    return Share.of(shares)
 
 
 class _Marked(Interpreter):

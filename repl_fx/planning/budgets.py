@@ -19,23 +19,21 @@ from __future__ import annotations
 import math
 from bisect import bisect_left
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from fractions import Fraction
 from functools import cache
 from itertools import chain
 from typing import Any
 
 from repl_fx.costs.counted import Costs
-from repl_fx.costs.timed import latency_ratio
 from repl_fx.errors import BadInput, BrokenGraph, ForeignError, PlanMismatch, UnknownBlock, close_matches, one_line
 from repl_fx.passes.choose_blocks import candidates, keeps_size, with_neighbours
-from repl_fx.passes.driver import run_passes
-from repl_fx.passes.fold_surrogates import fold_surrogates
 from repl_fx.plan import Plan, Refusal, Replacement
 from repl_fx.planning.choose_surrogates import by_stretch, choose_surrogates, next_choices
 from repl_fx.planning.knapsack import LARGEST, Choice, Item, Row, TooMany, front_of, whole
 from repl_fx.planning.part_repeats import PartRepeats, repeats_of
-from repl_fx.planning.replacement_costs import COUNTED, LATENCY, Graphs, ReplacementCosts
+from repl_fx.planning.replacement_costs import COUNTED, LATENCY, Graphs, ReplacementCosts, folded_latency
+from repl_fx.running.timing import Share
 from repl_fx.running.untouched import device_of
 from repl_fx.surrogates import Mix, Surrogate, make_surrogate
 from repl_fx.tracing.parts.capture import Part
@@ -118,32 +116,61 @@ def budget_among(options: Mapping[str, Any]) -> Budget | None:
 
 def reached(
     before: Costs, after: Costs, plan: Plan, parts: Sequence[Part], rewritten: Sequence[Part]
-) -> dict[str, float]:
+) -> dict[str, float | Share]:
     """What is left of each cost that a plan expects something of, as a share of the original; latency is timed anew."""
-    left: dict[str, float] = {}
+    left: dict[str, float | Share] = {}
     for name in plan.expected:
         if name == LATENCY:
-            folded = (
-                replace(p, graph_module=run_passes(p.graph_module, fold_surrogates).graph_module) for p in rewritten
-            )
-            left[name] = latency_ratio(parts, tuple(folded))
+            left[name] = folded_latency(parts, {part.path: part.graph_module for part in rewritten})
         elif (whole_cost := COUNTED[name](before)) and (rest := COUNTED[name](after)) is not None:
             left[name] = rest / whole_cost
     return left
 
 
 def budget_shares(
-    limits: Mapping[str, float], plan: Plan, left: Mapping[str, float]
+    limits: Mapping[str, float], plan: Plan, left: Mapping[str, float | Share]
 ) -> dict[str, dict[str, float | None]]:
     """The limit, the expected and the reached share of the original, by cost; empty without a budget.
+
+    A share that was measured has its spread too: `median`, `lower`, `upper` and `pairs`. It is not called reached where
+    the spread leaves open on which side of the limit it is.
 
     Args:
         left: see `reached`.
     """
-    return {
-        name: {"limit": limits.get(name), "expected": expected, "reached": left.get(name)}
-        for name, expected in plan.expected.items()
-    }
+    shares: dict[str, dict[str, float | None]] = {}
+    for name, expected in plan.expected.items():
+        limit, found = limits.get(name), left.get(name)
+        if isinstance(found, Share):
+            settled = not found.wide if limit is None else found.decides(limit)
+            known = {"reached": found.median if settled else None, **asdict(found)}
+        else:
+            known = {"reached": found}
+        shares[name] = {"limit": limit, "expected": expected, **known}
+    return shares
+
+
+def budget_lines(shares: Mapping[str, Mapping[str, float | None]], timed_on: str) -> list[str]:
+    """Lines on what `budget_shares` found: how it was measured, and which budgets are not reached.
+
+    Args:
+        timed_on: the device on which latency was measured.
+    """
+    lines = []
+    for name, found in shares.items():
+        limit, share = found["limit"], found["reached"]
+        if found.get("pairs") is not None:
+            middle, lower, upper, pairs = (found[part] for part in ("median", "lower", "upper", "pairs"))
+            spread = f"{lower:.4f} to {upper:.4f} in {pairs:.0f} pairs of turns on {timed_on}"
+            said = f"{name} is {middle:.4f} of the original, {spread}"
+            if share is None:
+                whether = "it" if limit is None else f"the budget of {limit:g} is reached"
+                lines.append(f"warning: {said}, which does not tell whether {whether}; measure on a quieter machine")
+                continue
+            lines.append(said)
+        if limit is not None and share is not None and share > limit:
+            lines.append(f"warning: {name} is {share:.4f} of the original, above the budget of {limit:g}")
+    return lines
 
 
 def _is_number(value: object) -> bool:
@@ -401,7 +428,7 @@ class BudgetPlanner:
         for one in chain([first], next_choices(self.found, surrogate, first)):
             try:
                 if build:
-                    self.costs.graphs_of((one,))
+                    self.costs.rewritten((one,))
                 saved = self.costs.saved(one)
             except _UNBUILT as problem:
                 if not isinstance(problem, ForeignError) and make_surrogate(one.surrogate, one.settings).builds_by_ours:

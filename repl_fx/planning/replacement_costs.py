@@ -11,20 +11,21 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Collection, Hashable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 from torch import fx, nn
 
-from repl_fx.costs.counted import Costs, flops_by_node, kept_by_node, measure_parts
-from repl_fx.costs.timed import Timed, node_times
+from repl_fx.costs.counted import Costs, flops_by_node, kept_by_node, measure_form
+from repl_fx.costs.timed import Timed, latency_share, node_times
 from repl_fx.errors import BadInput
 from repl_fx.passes.driver import run_passes
 from repl_fx.passes.fold_surrogates import fold_surrogates
 from repl_fx.passes.replace_blocks import block_of
 from repl_fx.plan import Plan, Replacement
 from repl_fx.planning.part_repeats import PartRepeats, part_of
-from repl_fx.planning.trials import apply_plan
+from repl_fx.planning.trials import Rewritten, apply_plan
+from repl_fx.running.timing import Share
 from repl_fx.tracing.parts.capture import Part
 
 LATENCY = "latency"
@@ -41,21 +42,30 @@ class Graphs:
     """A model whose parts are graphs.
 
     Attributes:
+        source: the model itself.
         model: the model with the graphs in it.
         parts: the graphs.
-        assembled: the model with other graphs, by the path of their part, in the places of those.
+        forms: of a plan and the graphs that it makes, the model as its users have it, and with the graphs in it.
     """
 
+    source: nn.Module
     model: nn.Module
     parts: tuple[Part, ...]
-    assembled: Callable[[Mapping[str, fx.GraphModule]], nn.Module]
+    forms: Callable[[Plan, Rewritten], tuple[nn.Module, nn.Module]]
 
-    def with_graphs(self, graphs: Mapping[str, fx.GraphModule]) -> tuple[nn.Module, tuple[Part, ...]]:
-        """The model with other graphs, and all of its parts."""
-        if not graphs:
-            return self.model, self.parts
-        parts = (Part(p.path, graphs.get(p.path, p.graph_module), p.inputs) for p in self.parts)
-        return self.assembled(graphs), tuple(parts)
+
+def folded_latency(parts: Sequence[Part], graphs: Mapping[str, fx.GraphModule]) -> Share:
+    """The time of a call of each part with other graphs, by path, folded as for inference, as a share of the time now.
+
+    Raises:
+        BadInput: a graph that cannot be timed.
+    """
+    after = (replace(p, graph_module=_folded(graphs.get(p.path, p.graph_module))) for p in parts)
+    return latency_share(parts, tuple(after))
+
+
+def _folded(gm: fx.GraphModule) -> fx.GraphModule:
+    return run_passes(gm, fold_surrogates).graph_module
 
 
 class ReplacementCosts:
@@ -73,7 +83,7 @@ class ReplacementCosts:
 
     def __init__(self, graphs: Graphs, found: Sequence[PartRepeats], names: Collection[str], seed: int) -> None:
         self.graphs, self.found, self.names, self.seed = graphs, found, tuple(names), seed
-        counted = measure_parts(graphs.model, graphs.parts)
+        counted = measure_form(graphs.source, graphs.model, graphs.parts)
         self.before = {name: value for name, cost in COUNTED.items() if (value := cost(counted)) is not None}
         for name in names:
             if name in COUNTED and name not in self.before:
@@ -95,34 +105,42 @@ class ReplacementCosts:
         """
         kind = tuple(map(self._kind, replacements))
         if kind not in self._saved:
-            graphs = self.graphs_of(replacements)
-            after = self._counted(graphs)
-            saved = {name: self.before[name] - number for name, number in after.items()}
+            rewritten = self.rewritten(replacements)
+            # Which form a plan of several has is not known yet: the better one here, and `left` tells.
+            model, graphs = self.graphs.forms(self._plan(replacements), rewritten)
+            each = [self._counted(graphs, graphs), *([] if model is graphs else [self._counted(model, graphs)])]
+            saved = {name: self.before[name] - min(after[name] for after in each) for name in each[0]}
             if LATENCY in self.names:
-                saved[LATENCY] = self._time_saved(replacements, graphs)
+                saved[LATENCY] = self._time_saved(replacements, rewritten.graphs)
             self._saved[kind] = saved
         return self._saved[kind]
 
     def left(self, replacements: Sequence[Replacement]) -> dict[str, float]:
-        """What is left of each cost that is known, as a share of the original: counted on the graphs themselves.
+        """What is left of each cost that is known, as a share of the original: counted on the model itself.
 
-        Latency is what was measured of single replacements, summed.
+        Latency is measured: the upper end of its spread, where that is narrow enough to tell.
         """
-        after = self._counted(self.graphs_of(replacements))
+        rewritten = self.rewritten(replacements)
+        after = self._counted(*self.graphs.forms(self._plan(replacements), rewritten))
+        left = {name: number / self.before[name] for name, number in after.items() if self.before[name]}
         if LATENCY in self.names:
-            after[LATENCY] = self.before[LATENCY] - sum(self.saved(one)[LATENCY] for one in replacements)
-        return {name: number / self.before[name] for name, number in after.items() if self.before[name]}
+            share = folded_latency(self.graphs.parts, rewritten.graphs)
+            left[LATENCY] = share.median if share.wide else share.upper
+        return left
 
-    def graphs_of(self, replacements: Sequence[Replacement]) -> Mapping[str, fx.GraphModule]:
-        """The graphs that some replacements make, by the path of their part.
+    def rewritten(self, replacements: Sequence[Replacement]) -> Rewritten:
+        """The graphs that some replacements make.
 
         Raises:
             ForeignError, BrokenGraph, PlanMismatch: a surrogate cannot be built.
         """
-        return apply_plan(self.found, Plan(tuple(replacements), (), "", self.seed)).graphs
+        return apply_plan(self.found, self._plan(replacements))
 
-    def _counted(self, graphs: Mapping[str, fx.GraphModule]) -> dict[str, int]:
-        costs = measure_parts(*self.graphs.with_graphs(graphs))
+    def _plan(self, replacements: Sequence[Replacement]) -> Plan:
+        return Plan(tuple(replacements), (), "", self.seed)
+
+    def _counted(self, model: nn.Module, graphs: nn.Module) -> dict[str, int]:
+        costs = measure_form(model, graphs, self.graphs.parts)
         return {name: value for name, cost in COUNTED.items() if (value := cost(costs)) is not None}
 
     def _kind(self, replacement: Replacement) -> Hashable:
@@ -162,7 +180,7 @@ class ReplacementCosts:
         """Nanoseconds that replacements in one part save, in blocks and neighbours, folded as for inference."""
         part = part_of(self.found, replacements[0].block)
         (given,) = (one.inputs for one in self.graphs.parts if one.path == part.path)
-        folded = run_passes(graphs[part.path], fold_surrogates).graph_module
+        folded = _folded(graphs[part.path])
         sides = {"before": Timed(part.graph_module, given), "after": Timed(folded, given)}
         times = node_times(sides)
         names = {name for one in replacements for name in (one.block, *one.neighbours)}

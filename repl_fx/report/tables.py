@@ -15,8 +15,6 @@ from repl_fx.costs.counted import Costs
 from repl_fx.display.columns import add_numbers, add_row, add_words, new_table
 from repl_fx.display.numbers import change, count, milliseconds, size, small
 from repl_fx.in_place.assembling import InPlace
-from repl_fx.plan import Plan
-from repl_fx.planning.budgets import budget_shares
 from repl_fx.running.timing import Spread
 from repl_fx.scoring.scores import Scores
 from repl_fx.tracing.parts.capture import CapturedParts
@@ -25,8 +23,14 @@ if TYPE_CHECKING:
     from repl_fx.export import Difference, Verification
 
 
-# A model that keeps less than this share of what its graph keeps has checkpoints in its code.
-_CHECKPOINTED = 0.8
+_Text = Callable[[int | None], str]
+_Value = Callable[[Costs], int | None]
+_GROWING: tuple[tuple[str, _Text, _Value], ...] = (
+    ("the number of parameters", count, lambda costs: costs.parameters),
+    ("the size of the weights on disk", size, lambda costs: costs.weight_bytes),
+    ("the FLOPs of a forward pass", count, lambda costs: costs.flops),
+    ("the memory kept for backward, with that for synthesis,", size, lambda costs: costs.kept_bytes),
+)
 
 
 def parts_table(captured: CapturedParts) -> Table:
@@ -68,7 +72,7 @@ def costs_table(before: Costs, after: Costs | None = None) -> Table:
     add_words(table, "")
     add_numbers(table, *(("",) if after is None else ("before", "after", "change")))
     batch = f"batch {before.batch}" if before.parts is None else "one call of each part"
-    lines: list[tuple[str, Callable[[int | None], str], Callable[[Costs], int | None]]] = [
+    lines: list[tuple[str, _Text, _Value]] = [
         ("parameters", count, lambda costs: costs.parameters),
         ("weights on disk", size, lambda costs: costs.weight_bytes),
         (f"FLOPs, forward, {batch}", count, lambda costs: costs.flops),
@@ -82,14 +86,6 @@ def costs_table(before: Costs, after: Costs | None = None) -> Table:
         else:
             add_row(table, name, text(value(before)), text(value(after)), change(value(before), value(after)))
     return table
-
-
-def budget_tables(limits: Mapping[str, float], plan: Plan, reached: Mapping[str, float]) -> list[Table | str]:
-    """The table of what may be left of each cost, what the plan expects and what is left; none without a budget."""
-    if not plan.expected:
-        return []
-    table = budget_table(budget_shares(limits, plan, reached))
-    return [table, f"latency was measured on {plan.timed_on}"] if plan.timed_on else [table]
 
 
 def budget_table(shares: Mapping[str, Mapping[str, float | None]]) -> Table:
@@ -211,12 +207,20 @@ def placing_line(in_place: InPlace) -> str:
     return f"in graphs alone: {in_place.reason}{more}"
 
 
-def checkpoints_line(source: Costs, graph: Costs) -> str | None:
-    """A line that says what checkpoints in a model's code save, and its graph does not; None where none would."""
-    kept, of_graph = source.activation_bytes, graph.activation_bytes
-    if kept is None or of_graph is None or kept >= _CHECKPOINTED * of_graph:
+def forms_line(model: Costs, graph: Costs) -> str | None:
+    """A line that says what the graph of a result keeps, where the model in place keeps another amount; else None."""
+    kept, of_graph = model.kept_bytes, graph.kept_bytes
+    if kept is None or of_graph is None or kept == of_graph:
         return None
-    return (
-        f"the model's activation checkpoints are not in the graph, which keeps {size(of_graph)} for the backward pass, "
-        f"and the model {size(kept)}; train the model in place"
-    )
+    hint = "; train the model in place" if kept < of_graph else ""
+    return f"its graph keeps {size(of_graph)} for the backward pass, and the model in place {size(kept)}{hint}"
+
+
+def grown_lines(before: Costs, after: Costs) -> list[str]:
+    """A line for each cost that is larger than before, which nobody asks a smaller model for."""
+    lines = []
+    for name, text, value in _GROWING:
+        was, now = value(before), value(after)
+        if was is not None and now is not None and now > was:
+            lines.append(f"warning: {name} grew from {text(was)} to {text(now)} ({change(was, now)})")
+    return lines

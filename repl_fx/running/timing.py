@@ -14,6 +14,11 @@ import numpy as np
 import torch
 
 CLOCKS = {"wall": time.perf_counter, "cpu": time.process_time}
+# Pairs one after the other are in one stretch, of so many: load of a machine comes and goes in stretches of time. The
+# bootstrap draws stretches so many times.
+_STRETCHES, _DRAWS = 20, 400
+# A share whose interval is a wider part of it than this decides nothing.
+_WIDE = 0.1
 Mark = Callable[[], None]
 Result = TypeVar("Result")
 
@@ -134,6 +139,41 @@ class Spread:
             return None
         least, lower, middle, upper, most = (float(one) for one in np.quantile(samples, [0, 0.25, 0.5, 0.75, 1]))
         return cls(middle, lower, upper, least, most)
+
+
+@dataclass(frozen=True)
+class Share:
+    """A time as a share of another, measured in pairs of turns.
+
+    Attributes:
+        median: of the shares of all pairs.
+        lower, upper: the ends of the interval that the median is in 95 times of 100, by a bootstrap of stretches of
+            pairs (Künsch 1989, The jackknife and the bootstrap for general stationary observations).
+        pairs: how many.
+    """
+
+    median: float
+    lower: float
+    upper: float
+    pairs: int
+
+    @classmethod
+    def of(cls, shares: Sequence[float]) -> Share:
+        """The share, of those of pairs in the order of time."""
+        stretches = np.array_split(np.asarray(shares), min(_STRETCHES, len(shares)))
+        draws = np.random.default_rng(0).integers(0, len(stretches), (_DRAWS, len(stretches)))
+        medians = [np.median(np.concatenate([stretches[i] for i in drawn])) for drawn in draws]
+        lower, upper = (float(one) for one in np.quantile(medians, [0.025, 0.975]))
+        return cls(median(shares), lower, upper, len(shares))
+
+    @property
+    def wide(self) -> bool:
+        """Whether the interval is too wide for any word on a limit."""
+        return self.upper - self.lower > _WIDE * self.median
+
+    def decides(self, limit: float) -> bool:
+        """Whether it says on which side of a limit the true share is."""
+        return not self.wide and not self.lower <= limit < self.upper
 
 
 def paired_ratio(ours: Sequence[float], theirs: Sequence[float]) -> float | None:

@@ -25,6 +25,7 @@ from torch import Tensor, fx, nn
 
 from repl_fx.analysis.linear_operators import LinearOperator
 from repl_fx.errors import BadInput
+from repl_fx.graph.captured import attribute
 from repl_fx.graph.roles import CONVOLUTIONS, CONVOLUTIONS_PADDED_BY_WORD, LINEAR, RESHAPES
 from repl_fx.surrogates.shared.branch_edits import bias_paths
 from repl_fx.surrogates.shared.builder import Builder
@@ -115,10 +116,12 @@ class Narrow(Surrogate[NarrowConfig, NarrowMatch]):
         layers = _layers(site, hidden)
         norms = {node: _norm_state(site, node) for units in hidden for node in units.norms}
         nodes = tuple(sorted({*layers, *(node for units in hidden for node in units.between)}))
-        read = {path for node in site.block.node_set.difference(nodes) for path in _parameters_of(site, node)}
         gone = {path for node in nodes for path in _parameters_of(site, node)}
-        if shared := sorted(gone & read):
-            raise Unfit(f"{shared[0]} is read elsewhere in the block too")
+        others = (node for node in site.graph_module.graph.nodes if node not in nodes)
+        # Narrow weights are the block's own, and what is shared stays shared.
+        read = {id(attribute(site.graph_module, path)) for node in others for path in _parameters_of(site, node)}
+        if shared := sorted(path for path in gone if id(attribute(site.graph_module, path)) in read):
+            raise Unfit(f"{shared[0]} is read elsewhere too")
         kept = [path for path in site.block.parameters if path not in gone]
         counts = tuple(UnitsOf(u.value.name, u.axis, u.size, self._count(u.size)) for u in hidden)
         left = f"{', '.join(dict.fromkeys(f'{u.count} of {u.size}' for u in counts))} hidden units"

@@ -12,7 +12,7 @@ def _block(name: str) -> Block:
     graph = Graph()
     x = graph.input()
     y = graph.linear(x)
-    return Block(name, (y,), (x,), (y,), (), (), (f"{name}.weight", f"{name}.bias"), name, 72)
+    return Block(name, (y,), (x,), (y,), (), (), (f"{name}.weight", f"{name}.bias"), name, {id(name): 72})
 
 
 def test_a_block_prints_its_boundary_and_parameters() -> None:
@@ -29,8 +29,9 @@ def test_a_block_prints_its_boundary_and_parameters() -> None:
 
 
 def test_shared_parameters_count_once() -> None:
-    repeat = Repeat("net", tuple(_block(f"net.{i}") for i in range(3)))
-    assert (len(repeat), repeat.size, replace(repeat, shared=True).size) == (3, 216, 72)
+    blocks = tuple(_block(f"net.{i}") for i in range(3))
+    tied = replace(blocks[2], sizes=blocks[0].sizes)
+    assert [Repeat("net", some).size for some in (blocks, (*blocks[:2], tied), (blocks[0], tied))] == [216, 144, 72]
 
 
 def test_a_repeat_prints_its_blocks_and_those_inside() -> None:

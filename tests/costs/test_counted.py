@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -9,7 +12,7 @@ from torch import Tensor, nn
 
 import repl_fx
 from repl_fx.costs.counted import flops_by_node, measure_costs
-from tests.captures import captured_graph, transformed
+from tests.captures import captured_graph, kept_in_a_run, transformed
 
 
 class Residual(nn.Module):
@@ -89,6 +92,49 @@ def test_fused_attention_counts_its_two_products() -> None:
 def test_recurrent_layers_count() -> None:
     costs = measure_costs(nn.LSTM(4, 8), (torch.randn(5, 2, 4),))
     assert costs.flops == 2 * 5 * 2 * 4 * 8 * (4 + 8)
+
+
+RECURRENT: dict[str, tuple[Callable[..., nn.RNNBase], dict[str, Any]]] = {
+    "lstm": (nn.LSTM, {}),
+    "both ways": (nn.LSTM, {"num_layers": 2, "bidirectional": True, "dropout": 0.3}),
+    "no bias": (nn.LSTM, {"bias": False, "batch_first": True}),
+    "projected": (nn.LSTM, {"proj_size": 3}),
+    "gru": (nn.GRU, {"num_layers": 2, "bidirectional": True}),
+    "rnn": (nn.RNN, {"nonlinearity": "relu"}),
+}
+
+
+@pytest.mark.filterwarnings("ignore:LSTM with projections is not supported with oneDNN")
+@pytest.mark.parametrize("name", RECURRENT)
+def test_what_recurrent_layers_keep_counts_with_the_workspace_of_their_kernels(name: str) -> None:
+    kind, settings = RECURRENT[name]
+    torch.manual_seed(0)
+    net, x = kind(4, 8, **settings), torch.randn(5, 2, 4)
+    costs = measure_costs(net, (x,))
+    assert (costs.activation_bytes, costs.synthesis_bytes) == (kept_in_a_run(net, x), 0)
+
+
+class Both(nn.Module):
+    """Convolutions in pictures, attention over their positions, and a layer whose weight is computed."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.norm = nn.Conv2d(3, 8, 3, stride=2), nn.BatchNorm2d(8)
+        self.block = nn.TransformerEncoderLayer(8, 2, 16, batch_first=True)
+        self.head = nn.utils.parametrizations.weight_norm(nn.Linear(8, 8))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.max_pool2d(self.norm(self.conv(x)).relu(), 2)
+        return self.head(self.block(x.flatten(2).mT))  # type: ignore[no-any-return]
+
+
+def test_what_is_counted_as_kept_is_what_a_run_keeps() -> None:
+    torch.manual_seed(0)
+    net, x = Both(), torch.randn(2, 3, 16, 16)
+    costs = measure_costs(net, (x,))
+    # The weight of the head, and its norm, are computed of parameters alone.
+    assert costs.synthesis_bytes == 4 * (8 * 8 + 8)
+    assert (costs.activation_bytes or 0) + costs.synthesis_bytes == kept_in_a_run(net, x)
 
 
 def test_tied_weights_count_once() -> None:
@@ -190,6 +236,9 @@ def test_what_is_kept_for_a_synthesis_is_told_apart() -> None:
         inputs = (torch.randn(batch, 8),)
         result = transformed(net, inputs)
         costs.append(measure_costs(result.graph_module, inputs))
+        in_place = measure_costs(result.model, inputs)
+        assert in_place.synthesis_bytes == costs[-1].synthesis_bytes
+        assert in_place.activation_bytes == costs[-1].activation_bytes
     small, large = costs
     assert small.synthesis_bytes is not None and small.synthesis_bytes > 0
     assert small.synthesis_bytes == large.synthesis_bytes

@@ -6,7 +6,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from repl_fx.costs.timed import Timed, latency_ratio, node_times
+from repl_fx.costs import timed
+from repl_fx.costs.timed import Timed, latency_share, node_times
 from repl_fx.errors import BadInput
 from repl_fx.running.example_inputs import ExampleInputs
 from repl_fx.tracing.parts.capture import Part
@@ -29,17 +30,19 @@ def test_times_are_those_of_the_nodes_and_nothing_is_changed() -> None:
     gm = captured_graph(Net(20_000).train(), INPUTS.args)
     before = {name: value.clone() for name, value in gm.state_dict().items()}
     state = torch.get_rng_state()
-    times = node_times({"": Timed(gm, INPUTS)}, rounds=5)[""]
+    times = node_times({"": Timed(gm, INPUTS)})[""]
     assert times.keys() == {node.name for node in gm.graph.nodes}
     assert times["wide"] > times["thin"] > 0
     assert gm.training and torch.equal(torch.get_rng_state(), state)
     assert all(torch.equal(value, before[name]) for name, value in gm.state_dict().items())
 
 
-def test_the_ratio_of_two_graphs() -> None:
+def test_the_share_of_two_graphs(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(timed, "_PAIRED", (0.3, 1.0))
     slow, fast = (Part("", captured_graph(Net(wide), INPUTS.args), INPUTS) for wide in (50_000, 4))
-    assert latency_ratio((slow,), (fast,), rounds=5) < 0.7
-    assert latency_ratio((fast,), (slow, slow), rounds=5) > 1.5
+    share = latency_share((slow,), (fast,))
+    assert share.lower <= share.median <= share.upper < 0.7 and share.pairs >= 20
+    assert latency_share((fast,), (slow, slow)).lower > 1.5
 
 
 def test_what_cannot_be_timed_is_a_line() -> None:

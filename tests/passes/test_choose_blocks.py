@@ -21,7 +21,7 @@ def repeat(name: str, copies: int, *, shared: bool = False) -> Repeat:
     def block(number: int) -> Block:
         node = graph.placeholder("x")
         own = f"{name}.{number}"
-        return Block(own, (node,), (node,), (node,), (), (), (f"{own}.fc.weight",), own, 4)
+        return Block(own, (node,), (node,), (node,), (), (), (f"{own}.fc.weight",), own, {id(own): 4})
 
     return Repeat(name, tuple(block(i) for i in range(copies)), (), shared)
 

@@ -18,7 +18,9 @@ from repl_fx.analysis.node_table import node_table
 from repl_fx.passes.find_repeats import _candidate_shifts, _choose, _Chosen, find_repeats, match_at_shift
 from repl_fx.sources import load_source
 from repl_fx.tracing.capture import capture, check_capture
+from tests.captures import captured_graph
 from tests.graphs import Graph, assert_sound, residual, shape_of
+from tests.nets import MlpBlock
 
 EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
 
@@ -352,3 +354,25 @@ def test_examples(name: str, expected: list[int], monkeypatch: pytest.MonkeyPatc
     assert_sound(repeats)
     assert [len(repeat) for repeat in repeats] == expected
     assert check_capture(source.model, gm, source.args, source.kwargs)
+
+
+def test_parameters_count_once_however_often_they_are_called() -> None:
+    blocks = [MlpBlock(8) for _ in range(3)]
+    model = nn.Sequential(*blocks, *blocks, *blocks)
+    (repeat,) = find_repeats(captured_graph(model, (torch.randn(2, 8),)))
+    assert len(repeat) == 9 and not repeat.shared
+    assert repeat.size == sum(p.numel() for p in model.parameters()) == 3 * repeat.blocks[0].size
+
+
+class _TwiceInside(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.fc = nn.Linear(8, 8)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.fc(self.fc(x).relu())  # type: ignore[no-any-return]
+
+
+def test_a_layer_that_a_block_calls_twice_counts_once() -> None:
+    (repeat,) = find_repeats(captured_graph(nn.Sequential(*(_TwiceInside() for _ in range(3))), (torch.randn(2, 8),)))
+    assert [block.size for block in repeat.blocks] == [72] * 3 and repeat.size == 216

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from itertools import combinations, pairwise
 from typing import Any
@@ -11,16 +12,17 @@ import torch
 from torch import Tensor, nn
 
 import repl_fx
-from repl_fx.costs.counted import measure_parts
-from repl_fx.errors import BadInput, UnknownBlock
+from repl_fx.errors import BadInput, NothingToReplace, UnknownBlock
 from repl_fx.pipeline import TransformResult
+from repl_fx.plan import Plan
 from repl_fx.planning import knapsack
-from repl_fx.planning.budgets import Budget, NoPlan, budget_among, reached
+from repl_fx.planning.budgets import Budget, NoPlan, budget_among, budget_lines, budget_shares, reached
 from repl_fx.planning.replacement_costs import ReplacementCosts
+from repl_fx.running.timing import Share
 from repl_fx.surrogates.bottleneck import Bottleneck
 from repl_fx.surrogates.linear import Linear
-from tests.captures import captured_graph, transformed
-from tests.nets import MlpBlock, TokenNet, tokens
+from tests.captures import captured_graph, kept_in_a_run, transformed
+from tests.nets import ConvNet, MlpBlock, TokenNet, tokens
 from tests.stages import Stages, images
 from tests.surrogates.nets import Halving
 
@@ -40,11 +42,9 @@ def gone(result: TransformResult) -> list[str]:
     return [replacement.block for replacement in result.plan.replacements]
 
 
-def left(result: TransformResult) -> dict[str, float]:
+def left(result: TransformResult) -> dict[str, Any]:
     captured = result.captured_parts
-    before = measure_parts(captured.module, captured.parts)
-    after = measure_parts(result.module, result.all_parts)
-    return reached(before, after, result.plan, captured.parts, result.all_parts)
+    return reached(*result.costs(), result.plan, captured.parts, result.all_parts)
 
 
 @pytest.mark.parametrize("surrogate", ["auto", "identity", "blend"])
@@ -286,7 +286,74 @@ def test_latency_is_measured_and_says_where() -> None:
     result = transformed(net(), (x(),), budget={"latency": 0.95}, surrogate="identity", check=False)
     assert result.plan.timed_on == "cpu" and 0 < result.plan.expected["latency"] <= 0.95
     found = left(result)
-    assert found.keys() == result.plan.expected.keys() and 0 < found["latency"] < 2
+    assert found.keys() == result.plan.expected.keys()
+    share = found["latency"]
+    assert 0 < share.lower <= share.median <= share.upper < 2 and share.pairs >= 20
+    row = budget_shares({"latency": 0.95}, result.plan, found)["latency"]
+    assert (row["reached"] is None) == (not share.decides(0.95)) and row["median"] == share.median
+
+
+SHARES: dict[str, tuple[float | Share, float | None, list[str]]] = {
+    "reached": (Share(0.7, 0.69, 0.71, 50), 0.7, ["latency is 0.7000 of the original, 0.6900 to 0.7100 in 50 pairs"]),
+    "missed": (
+        Share(0.9, 0.89, 0.91, 50),
+        0.9,
+        ["latency is 0.9", "warning: latency is 0.9000 of the original, ab"],
+    ),
+    "too near": (Share(0.79, 0.77, 0.81, 50), None, ["warning: latency is 0.79.* does not tell whether the budget of"]),
+    "too wide": (Share(0.4, 0.2, 0.6, 50), None, ["warning: latency is 0.4.* of 0.8 is reached; measure on a quieter"]),
+    "counted": (0.85, 0.85, ["warning: latency is 0.8500 of the original, above the budget of 0.8"]),
+}
+
+
+@pytest.mark.parametrize("name", SHARES)
+def test_a_budget_is_called_reached_where_the_spread_tells(name: str) -> None:
+    share, shown, lines = SHARES[name]
+    shares = budget_shares({"latency": 0.8}, Plan((), (), "", 0, expected={"latency": 0.75}), {"latency": share})
+    assert (shares["latency"]["reached"], shares["latency"]["limit"]) == (shown, 0.8)
+    said = budget_lines(shares, "cpu")
+    assert len(said) == len(lines) and all(re.match(f"{one}", line) for one, line in zip(lines, said, strict=True))
+
+
+def test_a_memory_budget_is_that_of_the_model_in_place() -> None:
+    torch.manual_seed(0)
+    pictures = torch.zeros(2, 3, 8, 8)
+    result = transformed(ConvNet(depth=9), (pictures,), surrogate="slim", budget={"memory": 0.9}, check=False)
+    assert result.in_place.model is not None
+    before, after = (kept_in_a_run(model, pictures) for model in (result.captured_parts.source, result.model))
+    costs = result.costs()
+    assert [one.kept_bytes for one in costs] == [before, after]
+    # The graph writes into the stream, and keeps less.
+    assert kept_in_a_run(result.module, pictures) < after
+    assert result.plan.expected["memory"] == (costs[1].activation_bytes or 0) / before <= 0.9
+
+
+class Looped(nn.Module):
+    """Four blocks that are gone through three times."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.blocks = nn.ModuleList(MlpBlock(8) for _ in range(4))
+
+    def forward(self, x: Tensor) -> Tensor:
+        for block in (*self.blocks, *self.blocks, *self.blocks):
+            x = block(x)
+        return x
+
+
+@pytest.mark.parametrize("surrogate", ["narrow", "trained"])
+def test_shared_blocks_stay_shared(surrogate: str) -> None:
+    torch.manual_seed(0)
+    model = Looped()
+    options: Any = {"surrogate": surrogate, "check": False}
+    try:
+        result = transformed(model, (torch.randn(4, 8),), budget={"flops": 0.7}, **options)
+    except NothingToReplace as problem:
+        assert surrogate == "narrow" and "is read elsewhere too" in str(problem)
+        return
+    assert {one.surrogate for one in result.plan.replacements} <= {"linear", "identity"}
+    left = sum(p.numel() for block in model.blocks for p in block.parameters())
+    assert result.plan.expected["params"] <= (left + 2 * 8 * 8) / left
 
 
 @pytest.mark.parametrize(

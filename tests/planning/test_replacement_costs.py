@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
@@ -10,9 +10,10 @@ import torch
 from torch import Tensor, fx, nn
 
 from repl_fx.errors import BadInput
-from repl_fx.plan import Replacement
+from repl_fx.plan import Plan, Replacement
 from repl_fx.planning.part_repeats import PartRepeats, find_in_parts
 from repl_fx.planning.replacement_costs import Graphs, ReplacementCosts
+from repl_fx.planning.trials import Rewritten
 from repl_fx.running.example_inputs import ExampleInputs
 from repl_fx.tracing.parts.capture import Part
 from tests.captures import captured
@@ -21,7 +22,12 @@ from tests.nets import MlpBlock
 
 def costs_of(model: nn.Module, x: Tensor, *names: str) -> ReplacementCosts:
     parts = captured(model, (x,))
-    return ReplacementCosts(Graphs(parts.module, parts.parts, parts.with_graphs), find_in_parts(parts), names, 0)
+    graphs = Graphs(parts.module, parts.module, parts.parts, in_graphs)
+    return ReplacementCosts(graphs, find_in_parts(parts), names, 0)
+
+
+def in_graphs(plan: Plan, made: Rewritten) -> tuple[nn.Module, nn.Module]:
+    return made.graphs[""], made.graphs[""]
 
 
 def replaced(number: int, surrogate: str = "bottleneck") -> Replacement:
@@ -32,13 +38,13 @@ def replaced(number: int, surrogate: str = "bottleneck") -> Replacement:
 def built(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, ...]]:
     """The blocks of each plan that was applied."""
     seen: list[tuple[str, ...]] = []
-    graphs_of = ReplacementCosts.graphs_of
+    rewritten = ReplacementCosts.rewritten
 
     def noted(self: ReplacementCosts, replacements: Sequence[Replacement]) -> Any:
         seen.append(tuple(r.block for r in replacements))
-        return graphs_of(self, replacements)
+        return rewritten(self, replacements)
 
-    monkeypatch.setattr(ReplacementCosts, "graphs_of", noted)
+    monkeypatch.setattr(ReplacementCosts, "rewritten", noted)
     return seen
 
 
@@ -72,14 +78,11 @@ def test_costs_that_are_unknown_are_refused() -> None:
     part = Part("", graph, ExampleInputs((torch.randn(2, 4),)))
     found = (PartRepeats.of("", graph, ()),)
 
-    def assembled(graphs: Mapping[str, fx.GraphModule]) -> nn.Module:
-        return graphs[""]
-
     with pytest.raises(
         BadInput, match=r"a budget of flops is for models that run on shapes alone, .*give --budget params=…"
     ):
-        ReplacementCosts(Graphs(graph, (part,), assembled), found, ("flops",), 0)
-    assert ReplacementCosts(Graphs(graph, (part,), assembled), found, ("params",), 0).before == {"params": 20}
+        ReplacementCosts(Graphs(graph, graph, (part,), in_graphs), found, ("flops",), 0)
+    assert ReplacementCosts(Graphs(graph, graph, (part,), in_graphs), found, ("params",), 0).before == {"params": 20}
 
 
 def _item(x: Tensor) -> bool:

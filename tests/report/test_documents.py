@@ -32,8 +32,8 @@ def _traced() -> fx.GraphModule:
 def test_repeats_are_numbered_and_share_costs() -> None:
     nodes = [node for node in _traced().graph.nodes if node.op == "call_module"]
     first, second, inner = (
-        Block(name, (node,), (), (), (), (), (), None, size)
-        for node, name, size in zip(nodes, ("b.0", "b.1", "b.0"), (30, 30, 5), strict=True)
+        Block(name, (node,), (), (), (), (), (), None, {number: size})
+        for number, (node, name, size) in enumerate(zip(nodes, ("b.0", "b.1", "b.0"), (30, 30, 5), strict=True))
     )
     repeat = Repeat("b", (first, second), (Repeat("x", (inner, inner)),))
     (document,) = repeats_document((repeat,), Costs(2, 240, 960, 40, 8, 0), {nodes[0]: 10, nodes[1]: 10})

@@ -20,6 +20,8 @@ from repl_fx.planning.report import BlockReport
 from repl_fx.report.documents import costs_document, repeats_document
 from repl_fx.report.tables import (
     costs_table,
+    forms_line,
+    grown_lines,
     inference_table,
     layers_table,
     scores_table,
@@ -88,6 +90,25 @@ def test_costs_before_and_after() -> None:
     assert row_of(text, "kept")[-3:] == ["1.00", "KiB", "-"]
     assert "synthesis" not in text_of(costs_table(before))
     assert costs_document(before)["flops_per_sample"] == 5 * 10**8
+
+
+def test_what_grows_is_said() -> None:
+    before = Costs(2, 1_000_000, 4_000_000, 10**9, 2**20, 0)
+    assert grown_lines(before, before) == [] == grown_lines(before, Costs(2, 10, 40, None, None, None, "it branches"))
+    after = Costs(2, 1_460_000, 2_000_000, 10**9 + 1, 2**19, 2**20)
+    assert grown_lines(before, after) == [
+        "warning: the number of parameters grew from 1.00 M to 1.46 M (+46.0 %)",
+        "warning: the FLOPs of a forward pass grew from 1.00 G to 1.00 G (0.0 %)",
+        "warning: the memory kept for backward, with that for synthesis, grew from 1.00 MiB to 1.50 MiB (+50.0 %)",
+    ]
+
+
+def test_a_graph_that_keeps_more_or_less_than_the_model_in_place_is_said() -> None:
+    small, large = Costs(2, 1, 4, 1, 2**20, 0), Costs(2, 1, 4, 1, 2**20, 2**20)
+    assert forms_line(small, small) is None
+    line = "its graph keeps 2.00 MiB for the backward pass, and the model in place 1.00 MiB; train the model in place"
+    assert forms_line(small, large) == line
+    assert forms_line(large, small) == "its graph keeps 1.00 MiB for the backward pass, and the model in place 2.00 MiB"
 
 
 def test_unknown_costs_are_dashes() -> None:

@@ -7,10 +7,11 @@ from functools import partial
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
-from repl_fx.running.timing import Spread, Timer, interleaved, latency, order, paired_ratio
+from repl_fx.running.timing import Share, Spread, Timer, interleaved, latency, order, paired_ratio
 
 
 def test_on_a_cpu_the_clock_is_read_at_each_mark() -> None:
@@ -107,3 +108,19 @@ def test_the_spread_is_median_quartiles_and_ends() -> None:
 def test_a_ratio_is_the_median_over_the_rounds_that_both_have() -> None:
     assert paired_ratio([2.0, 30.0, 4.0], [1.0, 10.0, 4.0, 9.0]) == 2.0
     assert paired_ratio([], [1.0]) is None
+
+
+def test_a_share_decides_where_its_interval_is_narrow_and_the_limit_outside() -> None:
+    draw = np.random.default_rng(0)
+    quiet = Share.of(list(draw.normal(0.78, 0.05, 400)))
+    assert quiet.lower < 0.78 < quiet.upper and quiet.upper - quiet.lower < 0.03 and quiet.pairs == 400
+    assert quiet.decides(0.8) and quiet.decides(0.7) and not quiet.decides(quiet.median)
+    # The median of few pairs that differ is below the limit, and says nothing.
+    loud = Share.of(list(draw.lognormal(-0.7, 1.0, 30)))
+    assert loud.median < 0.8 and loud.wide and not loud.decides(0.8) and not loud.decides(5.0)
+
+
+def test_load_that_lasts_over_many_pairs_widens_a_share() -> None:
+    draw = np.random.default_rng(0)
+    by_stretch = np.repeat(draw.permutation(np.linspace(0.4, 1.0, 20)), 20) + draw.normal(0, 0.01, 400)
+    assert Share.of(list(by_stretch)).wide and not Share.of(list(draw.permutation(by_stretch))).wide

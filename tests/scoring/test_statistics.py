@@ -77,7 +77,7 @@ def test_values_that_change_their_shape_have_no_angle() -> None:
     gm = captured_graph(nn.Sequential(nn.Linear(4, 5), nn.Linear(5, 6)).eval(), (torch.randn(2, 4),))
     x, first, second = (node for node in gm.graph.nodes if node.op in ("placeholder", "call_module"))
     blocks = (
-        Block(name, (made,), (given,), (made,), (), (), (), None, 0)
+        Block(name, (made,), (given,), (made,), (), (), (), None, {})
         for name, given, made in (("0", x, first), ("1", first, second))
     )
     found = RepeatStatistics(gm, Repeat("", tuple(blocks)), gradients=True)

@@ -306,7 +306,7 @@ class _Tied(nn.Module):
     ("kind", "reason"),
     [
         ("layer", r"several layers of the block share 1\.fc2\.weight"),
-        ("weight", r"1\.fc1\.weight is read elsewhere in the block too"),
+        ("weight", r"1\.fc1\.weight is read elsewhere too"),
     ],
 )
 def test_shared_weights_are_refused(kind: str, reason: str) -> None:

@@ -9,11 +9,11 @@ from typing import Any
 
 import msgspec
 import torch
-from torch import nn
 
 import repl_fx
 from repl_fx.artifact.origin import with_origin
 from repl_fx.artifact.store import Artifact
+from repl_fx.costs.counted import Costs, measure_form
 from repl_fx.graph.captured import copy_graph
 from repl_fx.passes.driver import run_passes
 from repl_fx.passes.write_in_place import write_in_place_
@@ -108,6 +108,11 @@ def _document(
         before.append(one)
         after.append(other)
     infos = [part.graph_module.meta["capture"] for part in captured.parts]
+    if result is None:
+        costs: Sequence[Costs] = [measure_form(captured.source, captured.module, captured.parts)]
+    else:
+        costs = result.costs()
+    totals = [Cost(one.parameters, one.flops, one.activation_bytes) for one in costs]
     return Document(
         schema=SCHEMA,
         made=Made(repl_fx.__version__, str(torch.__version__), datetime.now(UTC).isoformat(timespec="seconds")),
@@ -119,11 +124,7 @@ def _document(
             eager=tuple(Eager(one.path, one.kind, one.reason) for one in captured.eager),
             notes=tuple(notes),
         ),
-        totals=Totals(
-            captured.parts[0].inputs.batch,
-            _cost(captured.module, before),
-            None if result is None else _cost(result.module, after),
-        ),
+        totals=Totals(captured.parts[0].inputs.batch, *totals),
         views=Views(View(tuple(before)), None if result is None else View(tuple(after))),
         layouts=layouts.made(),
         repeats=tuple(_repeat_rows(found)),
@@ -152,8 +153,10 @@ def _graphs(
     if rewritten is None:
         same = before.with_counterparts(graph, {} if result is None else before.at)
         return same, same
-    # The graph that trains does all syntheses together; each on its own lies with its block, and costs the same.
-    gm = run_passes(copy_graph(rewritten, compiled=False), write_in_place_).graph_module
+    # The graph that trains does all syntheses together; each on its own lies with its block, and costs the same. The
+    # model in place writes nothing into the stream.
+    written = () if result is None or result.in_place.model is not None else (write_in_place_,)
+    gm = run_passes(copy_graph(rewritten, compiled=False), *written).graph_module
     steps = nest_rewritten(gm.graph, nesting)
     side = Side(part, gm, steps, nesting, NodeCosts.of(gm, captured.inputs), report, source, after=True)
     after = GraphMaker(side, layouts.key)
@@ -170,17 +173,6 @@ def _inputs(graphs: Sequence[Graph], parts: Sequence[Part]) -> Iterator[Input]:
                 name = graph.words[node.target]
                 sizes = dynamic[graph.id].get(name, ())
                 yield Input(qualified_name(graph.id, name), graph.values[node.value].text, tuple(sizes))
-
-
-def _cost(module: nn.Module, graphs: Sequence[Graph]) -> Cost:
-    """The costs of a model with some graphs, as `measure_parts` counts them."""
-    flops, kept = [graph.groups[0].flops for graph in graphs], [graph.groups[0].kept for graph in graphs]
-    return Cost(sum(parameter.numel() for parameter in module.parameters()), _total(flops), _total(kept))
-
-
-def _total(numbers: Sequence[int | None]) -> int | None:
-    known = [number for number in numbers if number is not None]
-    return sum(known) if len(known) == len(numbers) else None
 
 
 def _repeat_rows(found: Sequence[PartRepeats]) -> list[RepeatRow]:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 import repl_fx
 from repl_fx.artifact import load_artifact
 from repl_fx.artifact.places import COMPRESSION
-from repl_fx.costs.counted import measure_parts
+from repl_fx.costs.counted import measure_costs, measure_parts
 from repl_fx.errors import BadInput
 from repl_fx.pipeline import Options, rewrite
 from repl_fx.report.model_graph.building import document_of_artifact, document_of_model, document_of_result
@@ -61,12 +61,14 @@ def test_costs_are_those_of_the_model_that_trains() -> None:
     result = transformed(ConvNet(), (torch.zeros(2, 3, 8, 8),), surrogate="slim", blocks=["blocks.1"])
     document = document_of_result(result, "net.py")
     before, after = document.totals.before, document.totals.after
-    for module, parts, view, cost in (
-        (result.captured, result.captured_parts.parts, document.views.before, before),
-        (result.module, result.all_parts, document.views.after, after),
+    assert result.in_place.model is result.model
+    for module, view, cost in (
+        (result.captured, document.views.before, before),
+        (result.model, document.views.after, after),
     ):
         assert view is not None and cost is not None
-        counted = measure_parts(module, parts)
+        counted = measure_costs(module, result.args)
+        assert view.graphs[0].groups[0].kept == cost.kept
         assert (cost.parameters, cost.flops, cost.kept) == (counted.parameters, counted.flops, counted.activation_bytes)
         (graph,) = view.graphs
         assert cost.parameters == graph.groups[0].parameters == sum(node.parameters for node in graph.nodes)

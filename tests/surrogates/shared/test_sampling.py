@@ -23,7 +23,7 @@ def _site(model: nn.Module, shape: tuple[int, ...]) -> Site:
     nodes = tuple(node for node in gm.graph.nodes if node.op in ("call_function", "call_module"))
     made: Any = gm.graph.output_node().args[0]
     made = made[0] if isinstance(made, (tuple, list)) else made
-    block = Block("all", nodes, (given,), (made,), (), (), (), None, 0)
+    block = Block("all", nodes, (given,), (made,), (), (), (), None, {})
     return Site(gm, block, block, block, "all")
 
 
