@@ -118,6 +118,8 @@ def test_a_wrong_pickle_is_seen(monkeypatch: pytest.MonkeyPatch, spoil: Callable
 class Viewed(nn.Module):
     """Captured in parts for its list; its buffer is a view of a parameter, which torch pickles apart."""
 
+    turned: Tensor
+
     def __init__(self) -> None:
         super().__init__()
         self.inner, self.seen = make(), list[int]()
@@ -126,7 +128,8 @@ class Viewed(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         self.seen.append(x.ndim)
-        return self.inner(x @ self.turned + x @ self.square) * len(self.seen)
+        out: Tensor = self.inner(x @ self.turned + x @ self.square) * len(self.seen)
+        return out
 
 
 def test_views_that_torch_pickles_apart_are_no_fault_of_a_result(monkeypatch: pytest.MonkeyPatch) -> None:
