@@ -31,6 +31,22 @@ class Settings:
     def __init__(self):
         self.scale, self.count, self.images = 2.0, 0, images
 
+    @property
+    def next(self):
+        self.count += 1
+        return self.count
+
+    @classmethod
+    def more(cls):
+        cls.total += 1
+        return cls.total
+
+    total = 0
+
+def counted(x):
+    log.append(1)
+    return x * len(log)
+
 def scaled(x):
     return x * settings.scale
 
@@ -56,6 +72,7 @@ log, frozen = [], tuple(range(50_000))
 file, lines, view = io.StringIO("a"), (i for i in range(9)), memoryview(bytearray(b"abc"))
 lock, mapped = threading.Lock(), mmap.mmap(-1, 16)
 COUNT, FLAGS, settings = 0, {{"on": [False]}}, Settings()
+table = {{"counted": functools.partial(counted)}}
 space = types.SimpleNamespace(scale=2.0, images=images, calls=0)
 """
 STATE = "counter = 0\ntable = [0]\ndef count(x):\n    global counter\n    counter += 1\n    return x * counter\n"
@@ -77,6 +94,10 @@ KINDS: dict[str, tuple[str, str | None]] = {
     "made name": ("globals()['CO' + 'UNT'] += 1; x = x * COUNT", "COUNT"),
     "constant name": ("setattr(settings, 'count', settings.count + 1); x = x * settings.count", "count"),
     "object": ("settings.count += 1; x = x * settings.count", "count"),
+    "property": ("x = x * settings.next", "count"),
+    "class": ("x = x * Settings.more()", "total"),
+    "function in a dict": ("x = table['counted'](x)", "log"),
+    "function that is defined within": ("add = lambda: log.append(1); add(); x = x * len(log)", "log"),
     "namespace": ("space.calls += 1; x = x * space.calls", "calls"),
     "nested list": ("FLAGS['on'][0] = not FLAGS['on'][0]; x = x * (1 + FLAGS['on'][0])", "FLAGS"),
     "item under a name": ("on = FLAGS['on']; on.append(1); x = x * len(on)", "FLAGS"),
@@ -116,7 +137,12 @@ def script(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Any]:
 def content(script: Any) -> list[str]:
     """All that the globals hold."""
     held = {name: value for name, value in vars(script).items() if not name.startswith("__")}
-    held |= vars(script.settings) | vars(script.space) | {"state": (script.state.counter, script.state.table)}
+    held |= (
+        {"total": script.Settings.total}
+        | vars(script.settings)
+        | vars(script.space)
+        | {"state": (script.state.counter, script.state.table)}
+    )
     return [f"{n}: {v.tobytes() if hasattr(v, 'tobytes') else v}" for n, v in held.items()]
 
 
@@ -180,6 +206,21 @@ def test_what_a_forward_reads_and_a_thread_moves_is_refused_and_not_taken_back(s
         done.set()
         thread.join()
     assert script.log == list(range(len(script.log)))
+
+
+@pytest.mark.parametrize("script", ["pass"], indirect=True)
+def test_what_hooks_do_to_a_script_is_taken_back(script: Any) -> None:
+    model, x = script.Net(), torch.randn(3, 4)
+    layer, weight = model.layers[0][0], model.layers[1][0].weight
+    layer.register_forward_hook(lambda module, args, result: (script.counted(result), None)[1])
+    model.layers[1][0].register_full_backward_hook(lambda module, given, taken: script.numbers.append(1))
+    weight.register_hook(lambda gradient: script.words.pop("3", None) and None)
+    before = content(script)
+    gm = repl_fx.capture(model, (x,))
+    assert repl_fx.check_capture(model, gm, (x,))
+    assert content(script) == before
+    model(x).sum().backward()
+    assert script.log and script.numbers[-1] == 1 and "3" not in script.words
 
 
 @pytest.mark.parametrize("script", ["x = x * float(images[3]) * numbers[3]", "pass"], indirect=True)

@@ -35,21 +35,6 @@ class Net(nn.Module):
         return self.fc(self.act(self, x))  # type: ignore[no-any-return]
 
 
-def test_the_line_is_named() -> None:
-    class Counts(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.count = 0
-
-        def forward(self, x: Tensor) -> Tensor:
-            self.count += 1
-            return x * self.count
-
-    line = Counts.forward.__code__.co_firstlineno + 1
-    with pytest.raises(CaptureError, match=rf"0\.count, .*test_python_state\.py, line {line};"):
-        capture(nn.Sequential(Counts()), (torch.randn(3, 8),))
-
-
 def test_a_closure_and_a_mutable_default_are_refused() -> None:
     seen = 0
 
