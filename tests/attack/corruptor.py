@@ -1,10 +1,10 @@
 """Faults in ONNX files: which of them does verification find?
 
     clean file --fault--> faulty file;   ONNX Runtime on both, on inputs of the judge's:   do they differ?
-    verify_onnx(faulty file)             must fail, or be refused, where they do; its outputs must pass where they do not
+    verify_onnx(faulty file)             must fail, or be refused, where they do; else its outputs must pass
 
-The judge asks none of repl-fx's own checks whether two files differ: some faults change no output, such as an operand of
-a product with zero. A weight that has other numbers must fail even so.
+The judge asks none of repl-fx's own checks whether two files differ: some faults change no output, such as an operand
+of a product with zero. A weight that has other numbers must fail even so.
 """
 
 from __future__ import annotations
