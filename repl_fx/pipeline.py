@@ -101,6 +101,7 @@ class TransformResult(HasInputs):
         found: the repeats of each part, in the graphs before.
         one_by_one: the rewritten graphs with each synthesis on its own, by the path of their part, without code: the
             model in place computes what they do, to the bit, and `module` adds up gradients in another order.
+        placed: the surrogates in the model's own tree, where the plan was settled by them; without checkpoints.
         checkpoint_blocks: whether `model` computes its kept blocks again in the backward pass.
         scores: what each block was worth, where the plan was made from that.
     """
@@ -117,6 +118,7 @@ class TransformResult(HasInputs):
     code: str
     found: tuple[PartRepeats, ...] = field(repr=False)
     one_by_one: Mapping[str, fx.GraphModule] = field(repr=False)
+    placed: InPlace | None = field(default=None, repr=False)
     checkpoint_blocks: bool = False
     scores: Mapping[str, float] = field(default_factory=dict, repr=False)
 
@@ -145,9 +147,10 @@ class TransformResult(HasInputs):
     @cached_property
     def in_place(self) -> InPlace:
         """The source's own module tree with surrogates in place of blocks, or why that cannot be."""
-        made = put_in_place(
-            self.captured_parts, self.found, self.plan, self.one_by_one, checkpoint_blocks=self.checkpoint_blocks
-        )
+        made = self.placed
+        if made is None or (made.model is not None and self.checkpoint_blocks):
+            known = self.captured_parts, self.found, self.plan, self.one_by_one, self.module, self.inputs
+            made = put_in_place(*known, checkpoint_blocks=self.checkpoint_blocks)
         # An attribute like any other, so that copies and pickles have it too; a graph that was loaded has its own.
         model = made.model or self.module
         if made.model is not None or ORIGIN not in vars(model):
@@ -426,7 +429,7 @@ def rewrite(
         planner = None
         if options is not None and budget_among(options) is not None:
             tell("measure what blocks cost")
-            forms = partial(_forms, captured, found, checkpoint_blocks)
+            forms = partial(_forms, captured, found, inputs, checkpoint_blocks)
             planner = _planner(Graphs(captured.source, captured.module, captured.parts, forms), found, options)
         if planner is not None:
             plan = _made(planner, found, captured.source)
@@ -441,6 +444,7 @@ def rewrite(
             _require_replacements(captured, repeats, plan)
         tell("replace")
         trials = Trials(captured, found, plan.seed, inputs)
+        placed: list[tuple[Rewritten, InPlace]] = []
         if check and options is None:
             trials.require(plan)
         elif options is not None:
@@ -450,7 +454,7 @@ def rewrite(
                 return _settled(found, plan, *kept, captured.source)
 
             choices = partial(next_choices, found, _surrogate_of(options))
-            put = partial(_put, captured, found, trials)
+            put = partial(_put, captured, found, trials, placed)
             tried = settle_places(settle(plan, choices), choices, settle, put, required=in_place)
             while planner is not None and planner.learn(plan, tried):
                 # What stays, or costs more than was thought, is made up for by others.
@@ -478,7 +482,8 @@ def rewrite(
         code_of(captured.source),
         found,
         rewritten.one_by_one,
-        checkpoint_blocks,
+        placed=next((made for of, made in placed if of is rewritten), None),
+        checkpoint_blocks=checkpoint_blocks,
         scores=dict((options or {}).get("scores") or {}),
     )
 
@@ -494,16 +499,33 @@ def unreplaced(result: TransformResult, why: str) -> TransformResult:
     return rewrite(result.captured_parts, plan, result.inputs, check=False, required=False)
 
 
-def _put(captured: CapturedParts, found: Sequence[PartRepeats], trials: Trials, plan: Plan) -> InPlace:
-    return put_in_place(captured, found, plan, trials.rewritten(plan).one_by_one)
+def _put(
+    captured: CapturedParts,
+    found: Sequence[PartRepeats],
+    trials: Trials,
+    known: list[tuple[Rewritten, InPlace]],
+    plan: Plan,
+) -> InPlace:
+    """The surrogates of a plan in the model's own tree; notes in `known` of what graphs they are."""
+    rewritten = trials.rewritten(plan)
+    module = captured.with_graphs(rewritten.graphs)
+    made = put_in_place(captured, found, plan, rewritten.one_by_one, module, trials.inputs)
+    known.append((rewritten, made))
+    return made
 
 
 def _forms(
-    captured: CapturedParts, found: Sequence[PartRepeats], checkpoint_blocks: bool, plan: Plan, rewritten: Rewritten
+    captured: CapturedParts,
+    found: Sequence[PartRepeats],
+    inputs: ExampleInputs,
+    checkpoint_blocks: bool,
+    plan: Plan,
+    rewritten: Rewritten,
 ) -> tuple[nn.Module, nn.Module]:
     """The model to train that a plan makes, and the one with graphs in it."""
     graphs = captured.with_graphs(rewritten.graphs) if rewritten.graphs else captured.module
-    made = put_in_place(captured, found, plan, rewritten.one_by_one, checkpoint_blocks=checkpoint_blocks)
+    # What is made to be counted alone need not be compared.
+    made = put_in_place(captured, found, plan, rewritten.one_by_one, None, inputs, checkpoint_blocks=checkpoint_blocks)
     return made.model or graphs, graphs
 
 

@@ -46,7 +46,7 @@ class ChannelFit:
         self._set(torch.zeros_like(self.start))
         size = int(self._places.max()) + 1
         self._matrix = self.start.new_zeros(size, size)
-        self._right, self._squares = self.start.new_zeros(size), self.start.new_zeros(())
+        self._right = self.start.new_zeros(size)
 
     @property
     def numbers(self) -> int:
@@ -88,7 +88,6 @@ class ChannelFit:
         at_zero = self.piece(values)
         left = self._by_channel(wanted.double() - at_zero)
         features = self._features(values, at_zero)
-        self._squares += left.square().sum()
         left = left[: self._channels]
         self.rows += left.shape[1]
         pairs = self._places[:, :, None].expand(-1, -1, len(self.terms)), self._places[:, None, :]
@@ -96,14 +95,13 @@ class ChannelFit:
         self._matrix.index_put_(pairs, torch.einsum("scn,tcn->cst", features, features), accumulate=True)
         self._right.index_put_((self._places,), torch.einsum("scn,cn->cs", features, left), accumulate=True)
 
-    def solve(self, ridge: float) -> tuple[dict[str, Tensor], float]:
-        """The parameters that are fitted, by path in the module, and the sum of squares that they leave."""
-        equations = Equations(self._matrix, self._right, self._squares)
+    def solve(self, ridge: float) -> dict[str, Tensor]:
+        """The parameters that are fitted, by path in the module."""
+        equations = Equations(self._matrix, self._right)
         theta = equations.solve(ridge, None if self.silent else self.start)
         self._set(theta)
         names = dict.fromkeys(term.parameter for term in self.terms)
-        found = {name: self.piece.parameter(self._node, name).clone() for name in names}
-        return found, equations.left_over(theta)
+        return {name: self.piece.parameter(self._node, name).clone() for name in names}
 
     def _numbered(self) -> Tensor:
         """The place in theta of each term's number for each channel, (C, S)."""

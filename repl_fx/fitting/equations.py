@@ -24,17 +24,15 @@ RAISED = 1e-2
 
 @dataclass(frozen=True, eq=False)
 class Equations:
-    """A theta = b, and the squares of the distance that theta = 0 leaves.
+    """A theta = b.
 
     Attributes:
         matrix: A, (p, p), in double precision.
         right: b, (p), or (p, C) where C outputs have the same features and numbers of their own.
-        squares: the sum of |e|², over all outputs.
     """
 
     matrix: Tensor
     right: Tensor
-    squares: Tensor
 
     def solve(self, ridge: float, start: Tensor | None = None) -> Tensor:
         """Theta, as large as the right side.
@@ -58,11 +56,6 @@ class Equations:
         columns = right.reshape(len(scale), -1)
         change = (scale[:, None] * torch.cholesky_solve(scale[:, None] * columns, factor)).reshape(right.shape)
         return change if start is None else start + change
-
-    def left_over(self, theta: Tensor) -> float:
-        """The sum of squares that theta leaves."""
-        left = self.squares - 2 * (theta * self.right).sum() + (theta * (self.matrix @ theta)).sum()
-        return max(float(left), 0.0)
 
 
 def ridge_for(rows: int, numbers: int) -> float:

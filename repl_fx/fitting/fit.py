@@ -30,6 +30,7 @@ from repl_fx.fitting.stand_ins import StandIn, silence_, stand_ins
 from repl_fx.fitting.units import UnitMoments
 from repl_fx.graph.bridge import digraph, reached_from
 from repl_fx.graph.captured import attribute
+from repl_fx.in_place.judging import parting
 from repl_fx.pipeline import TransformResult
 from repl_fx.running.batches import Batches, Given
 from repl_fx.running.untouched import device_of
@@ -66,8 +67,8 @@ def fit(
 
     Raises:
         NothingToFit: nothing in the result can be fitted.
-        BadInput: a batch that the model does not take, or whose activations are no
-            numbers; no batches; an unknown objective.
+        BadInput: a batch that the model does not take, or whose activations are no numbers; no batches; an unknown
+            objective; a model in place that computes otherwise than its graph afterwards.
     """
     require_objective(objective)
     found = list(stand_ins(result))
@@ -80,6 +81,9 @@ def fit(
     fitting = _Fitting(result, found, given, ridge, objective)
     with torch.no_grad():
         made = Fit(tuple(fitting.fit(one) for one in found))
+    placed = result.in_place.model
+    if placed is not None and (differs := parting(placed, result.module, ([result.inputs], False))):
+        raise BadInput(f"the model in place is not its graph any more: {differs}; take result.graph_module")
     if not any(one.rows for one in made.surrogates):
         raise NothingToFit(f"nothing in the result was fitted; {'; '.join(map(str, made.surrogates))}")
     return made
@@ -134,7 +138,6 @@ class _Fitting:
             before = self._distance(one, one.kept_units.hidden[0].axis)
         for node, start in one.starts if before is None else ():
             silence_(one.graph.get_submodule(str(node.target)), start)
-        after: float | None = None
         for node, known in one.in_order:
             if known is None:
                 self._normalise(one, node)
@@ -147,20 +150,17 @@ class _Fitting:
             if isinstance(stage, str):
                 left.append(stage)
                 continue
-            sums, point, distance = stage
+            sums, _, distance = stage
             ridge = ridge_for(sums.rows, sums.features) if self._ridge is None else self._ridge
-            found, squares = sums.solve(ridge)
+            found = sums.solve(ridge)
             module = one.graph.get_submodule(str(node.target))
             for name, value in found.items():
                 module.get_parameter(name).copy_(value)
             before = before or distance
             numbers, rows = numbers + sums.numbers, max(rows, sums.rows)
-            exact = [point] == list(one.outputs)
-            after = squares / distance.variance if exact and distance.variance else None
         if before is None:
             return {"left": "; ".join(dict.fromkeys(left))}
-        if after is None:
-            after = self._distance(one, before.axis).share
+        after = self._distance(one, before.axis).share
         # One that was fitted before moves by its rounding.
         if after > before.share * (1 + _ROUNDING):
             why = f"fitted, {after:.3f} of the variance would be lost, more than {before.share:.3f} without"
@@ -173,20 +173,27 @@ class _Fitting:
         if isinstance(start, LastLayer) and layer_of(one.graph, node, start) is None:
             return "its last layer is of a kind whose input is not known"
         candidates = one.points[node]
-        chosen: tuple[_Sums, fx.Node, Distance] | None = None
-        wanted = [*one.outputs.values(), *(one.original[point] for point in candidates)]
-        for ours, theirs in self._pairs(one, one.watched, wanted):
-            if chosen is None:
-                found = next(_affine(one, node, start, candidates, ours), None)
-                if found is None:
-                    return f"what follows {_named(node)} is not linear"
-                chosen = *found, Distance(found[0].axis)
-            sums, point, distance = chosen
-            sums.add(ours, _like(theirs[one.original[point]], ours[point]))
-            for output, original in one.outputs.items():
-                distance.add(ours[output], theirs[original])
-        assert chosen is not None  # there are batches
-        return chosen
+        while candidates:
+            chosen: tuple[_Sums, fx.Node, Distance] | None = None
+            wanted = [*one.outputs.values(), *(one.original[point] for point in candidates)]
+            for ours, theirs in self._pairs(one, one.watched, wanted):
+                if chosen is None:
+                    found = next(_affine(one, node, start, candidates, ours), None)
+                    if found is None:
+                        return f"what follows {_named(node)} is not linear"
+                    chosen = *found, Distance(found[0].axis)
+                elif not chosen[0].affine(ours):
+                    # Such as a clamp that this batch reaches; nearer points may be before it.
+                    candidates = [point for _, point in _affine(one, node, start, candidates, ours)]
+                    break
+                sums, point, distance = chosen
+                sums.add(ours, _like(theirs[one.original[point]], ours[point]))
+                for output, original in one.outputs.items():
+                    distance.add(ours[output], theirs[original])
+            else:
+                assert chosen is not None  # there are batches
+                return chosen
+        return f"what follows {_named(node)} is not linear"
 
     def _keep_units(self, one: StandIn, node: fx.Node, start: KeptUnits) -> int:
         """Choose hidden units by what they are in the original; returns how many rows there were."""

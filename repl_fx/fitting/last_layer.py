@@ -56,7 +56,6 @@ class LayerFit:
         self.axis = self._own_axis
         self.rows, self.features = 0, 0
         self._h, self._x = torch.zeros(()), torch.zeros(())
-        self._squares = torch.zeros((), dtype=torch.float64)
         self._channels: Tensor | None = None
 
     @property
@@ -93,7 +92,9 @@ class LayerFit:
         self.axis = axis
         if not bool(channels.sum() > 0) or not close(torch.outer(positions, channels) / channels.sum(), scales, scales):
             return False
-        self._channels = channels / channels.mean()
+        before, self._channels = self._channels, channels / channels.mean()
+        if before is not None and not close(self._channels, before, before):
+            return False
         return close(self._rows(self._back(values, change)), scales * self._rows(probe), scales)
 
     def add(self, values: Mapping[fx.Node, Any], wanted: Tensor) -> None:
@@ -113,20 +114,19 @@ class LayerFit:
         self.rows += int((weights > 0).sum())
         self._h = self._h.to(read) + (weights[:, None] * read).t() @ read
         self._x = self._x.to(read) + toward.t() @ read
-        self._squares = self._squares.to(read) + left.square().sum()
         self.features = read.shape[1] - 1
 
-    def solve(self, ridge: float) -> tuple[dict[str, Tensor], float]:
-        """The parameters that are fitted, by path in the module, and the sum of squares that they leave."""
+    def solve(self, ridge: float) -> dict[str, Tensor]:
+        """The parameters that are fitted, by path in the module."""
         return self._gains(ridge) if self._start.gains else self._whole(ridge)
 
-    def _whole(self, ridge: float) -> tuple[dict[str, Tensor], float]:
+    def _whole(self, ridge: float) -> dict[str, Tensor]:
         (_, weight), bias = self._start.weight, self._start.bias
         size = len(self._h) if bias else len(self._h) - 1
         root = self._scales.sqrt()
         # In a basis of channels in which T is the same for all.
         right = torch.where(root > 0, self._x[:, :size].t() / root, 0)
-        equations = Equations(self._h[:size, :size], right, self._squares)
+        equations = Equations(self._h[:size, :size], right)
         theta = equations.solve(ridge)
         matrix = torch.where(root > 0, theta / root, 0).t()
         own = self._gm.get_submodule(str(self._node.target)).get_parameter(weight)
@@ -134,9 +134,9 @@ class LayerFit:
         found = {weight: matrix.t() if self._start.transposed else matrix.reshape(own.shape)}
         if bias:
             found[bias[1]] = shift.clone()
-        return found, equations.left_over(theta)
+        return found
 
-    def _gains(self, ridge: float) -> tuple[dict[str, Tensor], float]:
+    def _gains(self, ridge: float) -> dict[str, Tensor]:
         (_, gains), bias = self._start.weight, self._start.bias
         which, columns, vectors = self._columns()
         count = int(which.max()) + 1
@@ -151,9 +151,9 @@ class LayerFit:
             matrix[:count, count:], matrix[count:, :count] = crossed, crossed.t()
             matrix[count:, count:] = (self._scales * self._h[-1, -1]).diag()
             right[count:] = self._x[:, -1]
-        equations = Equations(matrix, right, self._squares)
+        equations = Equations(matrix, right)
         theta = equations.solve(ridge)
-        return {gains: theta[:count], **({bias[1]: theta[count:]} if bias else {})}, equations.left_over(theta)
+        return {gains: theta[:count], **({bias[1]: theta[count:]} if bias else {})}
 
     def _columns(self) -> tuple[Tensor, Tensor, Tensor]:
         """The gain, the column and the values (C) of each column that a gain of one makes; values are (C, q)."""

@@ -60,7 +60,7 @@ class UnitMoments:
         moments = self._sum if shifted else self._sum[:size, :size]
         units = _taken(moments, readers.to(moments), count, shifted).sort().values
         known = torch.cat([units, units.new_tensor([size])]) if shifted else units
-        equations = Equations(moments[known][:, known], moments[known][:, :size], moments.diagonal()[:size].sum())
+        equations = Equations(moments[known][:, known], moments[known][:, :size])
         spread = equations.solve(ridge_for(self.rows, count)).t()
         return Chosen(units, spread[:, :count], spread[:, count] if shifted else None)
 

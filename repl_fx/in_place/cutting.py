@@ -20,7 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from repl_fx._torch import module_stack, pytree
+from repl_fx._torch import SYMBOLIC, module_stack, pytree
 from repl_fx.graph.boundaries import ModuleCall, at_boundaries
 from repl_fx.graph.captured import (
     attribute,
@@ -34,6 +34,7 @@ from repl_fx.graph.captured import (
 )
 from repl_fx.graph.decisions import is_choice
 from repl_fx.graph.state import SOURCE_STATE
+from repl_fx.in_place.arguments_read import Left, arguments_read, lines_of
 from repl_fx.in_place.attention_calls import BorrowedAttention, KeptCall, layer_index
 from repl_fx.in_place.surrogate_block import (
     OWN,
@@ -80,13 +81,25 @@ class Cut:
         part: the repeats of the graph before.
         replacement: the block and its surrogate.
         source: the model that the graph is of, or is a part of.
+        own_code: whether the block's own code may run, where the surrogate swaps parameters alone.
+
+    Attributes:
+        most: where parameters are swapped for others of other sizes, the largest size of those of the block; else 0.
 
     Raises:
         NotInPlace: the surrogate needs a value that the module is not handed, or the module is called in a way that no
             other module can be called in.
     """
 
-    def __init__(self, gm: fx.GraphModule, part: PartRepeats, replacement: Replacement, source: nn.Module) -> None:
+    def __init__(
+        self,
+        gm: fx.GraphModule,
+        part: PartRepeats,
+        replacement: Replacement,
+        source: nn.Module,
+        *,
+        own_code: bool = True,
+    ) -> None:
         self.gm, self.part, self.replacement = gm, part, replacement
         self.block = part.blocks[replacement.block]
         if self.block.module_path is None:
@@ -104,7 +117,8 @@ class Cut:
         self.inside = {node for node in gm.graph.nodes if block_of(node) == self.block.name}
         # A surrogate that can swap parameters need not do so here: then no node is noted to stand for one.
         noted = any(STANDS_FOR in node.meta for node in self.inside)
-        self.swaps = self.surrogate.swaps_parameters and noted
+        self.swaps = self.surrogate.swaps_parameters and noted and own_code
+        self.most = 0
         self.call = self._only_call(self.path)
         self.given, self.results = self._boundaries()
         self.graph = fx.Graph()
@@ -123,7 +137,8 @@ class Cut:
         leaves = () if swaps else tuple(self._leaf(number) for number in range(form.num_leaves))
         results = [*names.values(), *dict.fromkeys(leaf for leaf in leaves if isinstance(leaf, fx.Node))]
         effects = () if swaps else (node for node in self.inside if has_effect(node))
-        self._write(results, self._needed([*results, *effects]), made)
+        needed = self._needed([*results, *effects])
+        self._write(results, needed, made)
         made._stand_in = StandIn(
             qualified_name(self.part.path, self.path),
             self.graph,
@@ -132,7 +147,8 @@ class Cut:
             tuple(self.borrowed.values()),
             form,
             tuple(Made(results.index(leaf)) if isinstance(leaf, fx.Node) else leaf for leaf in leaves),
-            None if swaps or self.surrogate.reads_stream_alone else dict(self.call.given),
+            dict(self.call.given),
+            () if swaps else self._read(needed),
             None if swaps else self._neighbour(),
             tuple(names),
         )
@@ -208,7 +224,10 @@ class Cut:
         for name, node in found.items():
             owner, _, own = name.rpartition(".")
             module = made.get_submodule(owner)
-            _tell_sizes_(module, module._parameters[own], node.meta["val"])
+            before, now = module._parameters[own], node.meta["val"]
+            if before is not None and before.shape != now.shape:
+                self.most = max(self.most, *before.shape)
+                _tell_sizes_(module, before, now)
             module._parameters[own] = None
         return found
 
@@ -222,6 +241,20 @@ class Cut:
             # A value that only the removed block had.
             return Constant(None)
         return Passed(self.given[node]) if node in self.given else node
+
+    def _read(self, needed: Collection[fx.Node]) -> tuple[str, ...]:
+        """The arguments that have to be as in the trace."""
+        if not self.surrogate.reads_stream_alone:
+            return tuple(inspect.signature(self.source.forward).parameters)
+        stays = [node for node in needed if "replaces" not in node.meta]
+        # Layers by their calls and their parameters; what is between them by the modules whose code it is.
+        places = [f"{place}." for node in needed for place in (str(node.target), *module_stack(node))]
+        inside = self.source.named_modules()
+        modules = {m for name, m in inside if any(p.startswith(f"{qualified_name(self.path, name)}.") for p in places)}
+        read = arguments_read(self.source, Left(modules, lines_of(self.block.nodes), lines_of(stays)))
+        # Objects such as caches are read and changed, and say nothing by their kind.
+        objects = {place[0] for place, value in self.call.given.items() if _is_object(value)}
+        return tuple(name for name in read if name not in objects)
 
     def _neighbour(self) -> tuple[str, Any, ResultForm] | None:
         """The structure of the result of the kept block before, where a call of the block can have flags."""
@@ -360,15 +393,20 @@ def _call(function: Callable[..., Any], *args: Any) -> Any:
     return function(*args)
 
 
+def _is_object(kind: Any) -> bool:
+    """Whether a note of a leaf among arguments is the class of objects that are neither tensors nor numbers."""
+    return isinstance(kind, type) and not issubclass(kind, (Tensor, *SYMBOLIC))
+
+
 def _holds_modules(value: Any) -> bool:
     """Whether a plain attribute leads to modules or tensors, which may be those of the removed block."""
     leaves = pytree.tree_leaves(value)
     return any(isinstance(leaf, (nn.Module, Tensor, MethodType)) for leaf in leaves)
 
 
-def _tell_sizes_(layer: nn.Module, before: Tensor | None, now: Tensor) -> None:
+def _tell_sizes_(layer: nn.Module, before: Tensor, now: Tensor) -> None:
     """Set the attributes of a layer that say how large its weight is to the sizes of another one."""
-    if before is None or before.ndim < len(_SIZES[0]) or before.shape == now.shape:
+    if before.ndim < len(_SIZES[0]):
         return
     for names in _SIZES:
         if all(getattr(layer, name, None) == size for name, size in zip(names, before.shape, strict=False)):

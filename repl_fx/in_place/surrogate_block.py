@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import inspect
 import threading
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from types import MappingProxyType
@@ -15,7 +15,6 @@ import torch
 from torch import Tensor, fx, nn
 
 from repl_fx._torch import SYMBOLIC, function_of, pytree
-from repl_fx.arguments import in_words
 from repl_fx.graph.boundaries import places
 from repl_fx.graph.captured import RefersToModules, has_effect, keep_pinned
 from repl_fx.graph.decisions import jump_over_, settle_decisions_
@@ -213,8 +212,9 @@ class StandIn(RefersToModules):
         borrowed: the layers that mix by a map which a kept block makes.
         result: the structure of the block's result.
         leaves: the leaves of the result.
-        known: the leaves of the arguments in the trace, for a surrogate that depends on them; None for one that depends
-            on the stream alone.
+        known: the leaves of the arguments in the trace.
+        read: the names of the arguments that have to be as they were: all, or those that what stays of a block reads
+            where the surrogate depends on the stream alone.
         neighbour: path of a kept block of the repeat, the structure of its result in the trace, and at its last call.
         names: for a surrogate that swaps parameters: their names in the block, in the order of the graph's results.
         around: the model, in a tuple, for a module as an attribute would be registered and contain itself.
@@ -228,7 +228,8 @@ class StandIn(RefersToModules):
     borrowed: tuple[BorrowedAttention, ...]
     result: pytree.TreeSpec
     leaves: tuple[Made | Passed | Constant, ...]
-    known: Mapping[tuple[Any, ...], Any] | None
+    known: Mapping[tuple[Any, ...], Any]
+    read: Collection[str]
     neighbour: tuple[str, pytree.TreeSpec, ResultForm] | None = None
     names: tuple[str, ...] = ()
     around: tuple[nn.Module, ...] = ()
@@ -254,8 +255,7 @@ class StandIn(RefersToModules):
 
     def run(self, host: nn.Module, state: Sequence[Any], arguments: Mapping[str, Any]) -> Any:
         """What the block returns."""
-        if self.known is not None:
-            self._require_as_known(arguments)
+        self._require_as_known(arguments)
         self._require_form()
         made = self.compute(host, state, arguments)
         return pytree.tree_unflatten([self._leaf(leaf, arguments, made) for leaf in self.leaves], self.result)
@@ -267,11 +267,13 @@ class StandIn(RefersToModules):
 
     def _require_as_known(self, arguments: Mapping[str, Any]) -> None:
         """Refuse arguments of another kind than in the trace: the graph has the block's answer to those alone."""
-        given, known = dict(places(arguments)), self.known or {}
-        for place in {**known, **given}:
-            if place[-1] in _SAY_WHAT_TO_RETURN:
+        given = dict(places({name: arguments[name] for name in self.read}))
+        tensors = [argument.place for argument in self.arguments]
+        for place in {**self.known, **given}:
+            # Tensors that the graph reads are looked at when it does.
+            if place[0] not in self.read or place[-1] in _SAY_WHAT_TO_RETURN or place in tensors:
                 continue
-            was, value = known.get(place), given.get(place)
+            was, value = self.known.get(place), given.get(place)
             if not _as_known(was, value):
                 name = ".".join(map(str, place))
                 raise RuntimeError(
@@ -458,4 +460,4 @@ def _in_short(value: Any) -> str:
     kind = value if isinstance(value, type) else type(value)
     if issubclass(kind, Tensor):
         return "a tensor"
-    return repr(value) if isinstance(value, PLAIN) else in_words(kind.__name__ if kind is value else value)
+    return repr(value) if isinstance(value, PLAIN) else f"an object of the class {kind.__name__}"

@@ -61,7 +61,7 @@ class Trials:
     """Applies plans to the parts of a model, and takes a training step with what they make."""
 
     def __init__(self, captured: CapturedParts, parts: Sequence[PartRepeats], seed: int, inputs: ExampleInputs) -> None:
-        self.captured, self.parts, self.seed = captured, parts, seed
+        self.captured, self.parts, self.seed, self.inputs = captured, parts, seed, inputs
         self._reasons: dict[tuple[str, ...], str | None] = {}
         self._passed: tuple[tuple[Replacement, ...], Rewritten] = (), Rewritten()
         self._check = TrainingCheck(captured.module, inputs)

@@ -75,6 +75,9 @@ class Batches:
         samples = 0
         for number, batch in enumerate(given):
             made = self._batch(batch, f"batch {number}")
+            if not made.samples:
+                # The last of a loader may be; nothing can be said of no samples.
+                continue
             samples += made.samples
             yield made
         if samples < FEWEST:

@@ -80,6 +80,14 @@ def drop_questions_answered_alike_(gm: fx.GraphModule, model: nn.Module, inputs:
     return drop_checks_(gm, alike)
 
 
+def other_sizes_of(gm: fx.GraphModule, module: nn.Module, inputs: ExampleInputs) -> ExampleInputs | None:
+    """Inputs of other sizes where those of a graph are dynamic; None where none are, or a size depends on others."""
+    traced = _traced_shapes(gm, module, inputs)
+    if all(fixed_size(size) is not None for _, shape in traced for size in shape):
+        return None
+    return _resized(traced, inputs)
+
+
 def _traced_shapes(gm: fx.GraphModule, module: nn.Module, inputs: ExampleInputs) -> _Traced:
     """The tensors among the inputs of a module, with the sizes that they have in a graph of it."""
     checks: list[Any] = [node.args for node in gm.graph.nodes if node.target is check_shape]

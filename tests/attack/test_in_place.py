@@ -1,7 +1,8 @@
 """Model in place, graph and folded graph are one model, however they are called.
 
 Each network here is rewritten by each surrogate that takes it, and all its forms are called in ways that its capture
-did not show: an empty batch, one example, transforms of `torch.func`, threads, and after steps of training.
+did not show: an empty batch, one example, transforms of `torch.func`, threads, and after steps of training; blocks that
+compute with sizes and arguments at other ones, in ONNX Runtime too; and fits on shifted, clamped and empty batches.
 """
 
 from __future__ import annotations
@@ -10,7 +11,9 @@ import functools
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
+import onnxruntime
 import pytest
 import torch
 from torch import Tensor, nn
@@ -182,3 +185,137 @@ def test_threads_compute_what_one_does(net: str, surrogate: str) -> None:
             found = list(threads.map(run, range(32)))
         for number, values in enumerate(found):
             assert all(torch.equal(one, other) for one, other in zip(values, wanted[number % 4], strict=True))
+
+
+class _Computing(MlpBlock):
+    """A block that computes with a number that its subclasses know."""
+
+    def forward(self, x: Tensor, scale: float = 1.0, mask: Tensor | None = None) -> Tensor:
+        h = torch.nn.functional.gelu(self.fc1(self.norm(x)))
+        branch = self.fc2(self.changed(h)) * (self.number(h, x) * scale)
+        made: Tensor = x + (branch if mask is None else branch * mask)
+        return made
+
+    def changed(self, h: Tensor) -> Tensor:
+        return h
+
+    def number(self, h: Tensor, x: Tensor) -> float:
+        return 1.0
+
+
+class _ByRoot(_Computing):
+    def number(self, h: Tensor, x: Tensor) -> float:
+        return float(h.shape[-1] ** -0.5)
+
+
+class _ByNumel(_Computing):
+    def number(self, h: Tensor, x: Tensor) -> float:
+        return 4 * h.shape[-1] / x.shape[-1]
+
+
+class _ByWeight(_Computing):
+    def number(self, h: Tensor, x: Tensor) -> float:
+        return float(self.fc2.weight.shape[1])
+
+
+class _ByAttribute(_Computing):
+    def __init__(self, width: int) -> None:
+        super().__init__(width)
+        self.hidden = 2 * width
+
+    def changed(self, h: Tensor) -> Tensor:
+        return h.reshape(-1, self.hidden).reshape(*h.shape[:-1], self.hidden)
+
+
+class _WhereWide(_Computing):
+    def changed(self, h: Tensor) -> Tensor:
+        return 2 * h if h.shape[-1] > 24 else h
+
+
+class _Clamped(_Computing):
+    def forward(self, x: Tensor, scale: float = 1.0, mask: Tensor | None = None) -> Tensor:
+        return super().forward(x, scale, mask).clamp(-8, 8)
+
+
+class _Handed(nn.Module):
+    """Hands all its blocks the same arguments."""
+
+    def __init__(self, block: type[nn.Module]) -> None:
+        super().__init__()
+        self.blocks = nn.ModuleList(block(16) for _ in range(3))
+
+    def forward(self, x: Tensor, scale: float = 1.0, mask: Tensor | None = None) -> Tensor:
+        for block in self.blocks:
+            x = block(x, scale, mask)
+        return x
+
+
+_COMPUTING = (_ByRoot, _ByNumel, _ByWeight, _ByAttribute, _WhereWide)
+
+
+@pytest.mark.parametrize("surrogate", ["identity", "blend", "narrow", "bottleneck"])
+@pytest.mark.parametrize("block", _COMPUTING)
+def test_blocks_that_compute_with_their_sizes_have_one_answer(
+    block: type[nn.Module], surrogate: str, tmp_path: Path
+) -> None:
+    torch.manual_seed(0)
+    result = transformed(_Handed(block), (torch.randn(3, 6, 16),), surrogate=surrogate)
+    with torch.no_grad():
+        for parameter in result.model.parameters():
+            parameter.add_(torch.randn_like(parameter), alpha=0.05)
+    graph, model = result.graph_module.eval(), result.model.eval()
+    given = [torch.randn(*sizes, 16) for sizes in ((3, 6), (1, 6), (2, 20), (5, 40))]
+    for x in given:
+        assert torch.equal(model(x), graph(x))
+    if surrogate == "narrow":
+        path = tmp_path / "model.onnx"
+        repl_fx.export_onnx(graph, path, result.args)
+        session = onnxruntime.InferenceSession(path)
+        name = session.get_inputs()[0].name
+        for x in given:
+            (found,) = session.run(None, {name: x.numpy()})
+            torch.testing.assert_close(torch.from_numpy(found), model(x), rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("surrogate", ["identity", "blend", "narrow", "bottleneck"])
+@pytest.mark.parametrize(
+    ("known", "other"),
+    [((1.0,), (2.0,)), ((0.5, torch.rand(3, 6, 1)), (0.5, None)), ((1.0,), (1.0, torch.rand(3, 6, 1)))],
+)
+def test_other_arguments_are_followed_or_refused(
+    surrogate: str, known: tuple[object, ...], other: tuple[object, ...]
+) -> None:
+    """What a call with other arguments gives is what a capture with them gives, of the same weights."""
+    torch.manual_seed(0)
+    source, x = _Handed(_Computing), torch.randn(3, 6, 16)
+    model, again = (transformed(source, (x, *args), surrogate=surrogate).model.eval() for args in (known, other))
+    with torch.no_grad():
+        for (_, one), (_, two) in zip(model.named_parameters(), again.named_parameters(), strict=True):
+            # Those of surrogates are made anew by each.
+            if one is not two:
+                one.copy_(two.copy_(torch.randn_like(two) * 0.3))
+    wanted = again(x, *other)
+    try:
+        made = model(x, *other)
+    except RuntimeError as problem:
+        assert "capture the model with" in str(problem)
+        assert surrogate == "bottleneck"
+    else:
+        assert torch.equal(made, wanted)
+
+
+@pytest.mark.parametrize("surrogate", ["blend", "narrow", "bottleneck", "linear"])
+@pytest.mark.parametrize("block", [_Computing, _Clamped, _ByRoot])
+def test_fits_are_those_of_all_batches_in_any_order(block: type[nn.Module], surrogate: str) -> None:
+    plain, shifted = [torch.randn(20, 6, 16) for _ in range(3)], [5 + 10 * torch.randn(20, 6, 16)]
+    source = _Handed(block).eval()
+    found = []
+    for batches in (plain + shifted, shifted + plain, [plain[0][:0], *plain, plain[0][:0], *shifted]):
+        result = transformed(source, (plain[0],), surrogate=surrogate)
+        fit = repl_fx.fit(result, batches)
+        assert all(one.numbers for one in fit.surrogates)
+        found.append((fit.surrogates[0].after, result.model.eval()(shifted[0])))
+        assert torch.equal(found[-1][1], result.module.eval()(shifted[0]))
+    for after, made in found[1:]:
+        assert after == pytest.approx(found[0][0], rel=1e-3)
+        torch.testing.assert_close(made, found[0][1], rtol=1e-2, atol=1e-2)

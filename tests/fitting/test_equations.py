@@ -10,7 +10,7 @@ from repl_fx.fitting.equations import Equations, ridge_for
 
 
 def _equations(features: torch.Tensor, wanted: torch.Tensor) -> Equations:
-    return Equations(features.t() @ features, features.t() @ wanted, wanted.square().sum())
+    return Equations(features.t() @ features, features.t() @ wanted)
 
 
 def test_the_least_squares_are_found_whatever_the_scale_of_a_feature() -> None:
@@ -20,7 +20,6 @@ def test_the_least_squares_are_found_whatever_the_scale_of_a_feature() -> None:
     equations = _equations(features, wanted)
     theta = equations.solve(0.0)
     torch.testing.assert_close(theta, expected)
-    assert equations.left_over(theta) == pytest.approx(float((features @ theta - wanted).square().sum()))
     scale = torch.tensor([1e-6, 1.0, 1e3, 1.0], dtype=torch.float64)
     scaled = _equations(features * scale, wanted).solve(0.1)
     torch.testing.assert_close(scaled * scale[:, None], equations.solve(0.1))

@@ -15,7 +15,7 @@ from repl_fx.fitting.equations import Equations
 from repl_fx.fitting.stand_ins import stand_ins
 from repl_fx.surrogates.shared.fitted_starts import LastLayer
 from tests.captures import transformed
-from tests.nets import ConvNet, Counts, MlpNet, TokenNet, images
+from tests.nets import ConvNet, Counts, MlpBlock, MlpNet, TokenNet, images
 from tests.surrogates.nets import Patches
 
 X = torch.randn(8, 4, 16)
@@ -401,3 +401,51 @@ def test_activations_that_are_no_numbers_leave_a_surrogate_as_it_was() -> None:
         wide = transformed(MlpNet(depth=3), (X,), surrogate="bottleneck", settings={"weights": "own"})
         repl_fx.fit(wide, [torch.zeros(8, 4, 16)], ridge=0.0)
     assert all(torch.equal(tensor, before[name]) for name, tensor in result.module.state_dict().items())
+
+
+class _Clamped(MlpBlock):
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x).clamp(-8, 8)
+
+
+_SMALL, _LARGE = [torch.randn(20, 6, 8) for _ in range(3)], [20 * torch.randn(20, 6, 8)]
+
+
+def _fit_of(surrogate: str, batches: list[Tensor]) -> tuple[repl_fx.Fit, Tensor]:
+    torch.manual_seed(0)
+    source = nn.Sequential(*(_Clamped(8) for _ in range(3))).eval()
+    result = transformed(source, (_SMALL[0],), surrogate=surrogate)
+    made = repl_fx.fit(result, batches)
+    return made, result.model.eval()(_SMALL[0])
+
+
+@pytest.mark.parametrize("surrogate", ["narrow", "bottleneck", "blend"])
+def test_the_order_of_batches_is_no_matter_where_some_alone_are_not_linear(surrogate: str) -> None:
+    first, one = _fit_of(surrogate, _SMALL + _LARGE)
+    last, other = _fit_of(surrogate, _LARGE + _SMALL)
+    assert first.surrogates[0].numbers == last.surrogates[0].numbers > 0
+    assert first.surrogates[0].after == pytest.approx(last.surrogates[0].after, rel=1e-4)
+    torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("surrogate", ["narrow", "bottleneck", "blend", "linear"])
+def test_an_empty_batch_is_no_batch(surrogate: str) -> None:
+    without, one = _fit_of(surrogate, _SMALL)
+    for place in (0, 2):
+        batches = [*_SMALL[:place], _SMALL[0][:0], *_SMALL[place:]]
+        made, other = _fit_of(surrogate, batches)
+        assert made == without
+        assert torch.equal(one, other)
+
+
+def test_what_is_reported_is_what_the_finished_surrogate_loses() -> None:
+    torch.manual_seed(0)
+    source = nn.Sequential(*(_Clamped(8) for _ in range(3))).eval()
+    result = transformed(source, (_SMALL[0],), surrogate="narrow")
+    made = repl_fx.fit(result, _SMALL + _LARGE)
+    with torch.no_grad():
+        streams = [source[0](batch) for batch in _SMALL + _LARGE]
+        pairs = [(result.model.eval()[1](x), source[1](x)) for x in streams]  # type: ignore[index]
+    ours, wanted = (torch.cat([pair[i] for pair in pairs]).double() for i in range(2))
+    lost = (ours - wanted).square().sum() / (wanted - wanted.mean((0, 1))).square().sum()
+    assert made.surrogates[0].after == pytest.approx(float(lost), rel=1e-3)

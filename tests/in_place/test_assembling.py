@@ -140,9 +140,9 @@ class _Flagged(MlpBlock):
 
 
 class _FlaggedNet(nn.Module):
-    def __init__(self, depth: int = 5) -> None:
+    def __init__(self, block: type[nn.Module] = _Flagged, depth: int = 5) -> None:
         super().__init__()
-        self.blocks = nn.ModuleList(_Flagged(8) for _ in range(depth))
+        self.blocks = nn.ModuleList(block(8) for _ in range(depth))
 
     def forward(self, x: Tensor, **flags: Any) -> Tensor:
         for block in self.blocks:
@@ -154,11 +154,52 @@ def _flagged(kwargs: Mapping[str, Any], surrogate: str) -> Any:
     return transformed(_FlaggedNet(), (NARROW,), kwargs, surrogate=surrogate).model.eval()
 
 
+class _Mixing(nn.Module):
+    """A layer that mixes positions by a map that can be masked."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.map, self.out = nn.Linear(width, width), nn.Linear(width, width)
+
+    def forward(self, x: Tensor, mask: Tensor | None = None, scale: float = 1.0) -> Tensor:
+        scores = self.map(x) @ x.transpose(-2, -1) * scale
+        made: Tensor = self.out(torch.softmax(scores if mask is None else scores + mask, -1) @ x)
+        return made
+
+
+class _Attending(MlpBlock):
+    """A block that hands a mask on to a layer that goes; what it returns is a flag's affair."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__(width)
+        self.mixing = _Mixing(width)
+
+    def forward(
+        self, x: Tensor, mask: Tensor | None = None, scale: float = 1.0, *, output_attentions: bool = False, **more: Any
+    ) -> Any:
+        masked = mask if x.ndim == 3 else None
+        made = super().forward(x + self.mixing(x, masked, scale=scale))
+        return (made, mask) if output_attentions else (made,)
+
+
+def _attending() -> Any:
+    return transformed(_FlaggedNet(_Attending), (NARROW,), surrogate="bottleneck").model.eval()
+
+
 def test_arguments_that_a_surrogate_does_not_read_are_free() -> None:
-    model = _flagged({}, "bottleneck")
+    model = _attending()
     plain = model.blocks[1](NARROW)[0]
-    assert torch.equal(model.blocks[1](x=NARROW, mask=torch.zeros(2, 6, 1), more=3)[0], plain)
-    assert torch.equal(model(NARROW, mask=torch.ones(2, 6, 1)), model(NARROW))
+    assert torch.equal(model.blocks[1](NARROW, scale=2.0, more=3)[0], plain)
+    assert not torch.equal(model(NARROW, scale=2.0), model(NARROW))
+
+
+def test_arguments_that_the_blocks_own_code_reads_are_those_of_the_trace() -> None:
+    model = _flagged({}, "bottleneck")
+    assert torch.equal(model(NARROW), model(NARROW, scale=1.0))
+    with pytest.raises(RuntimeError, match=r"blocks.1 was captured with scale = 1.0, and is called with 2.0; capture"):
+        model(NARROW, scale=2.0)
+    with pytest.raises(RuntimeError, match=r"blocks.1 was captured with mask = None, and is called with a tensor"):
+        model(NARROW, mask=torch.ones(2, 6, 1))
 
 
 def test_a_block_on_blended_weights_takes_what_the_block_took() -> None:
@@ -169,9 +210,9 @@ def test_a_block_on_blended_weights_takes_what_the_block_took() -> None:
 
 
 def test_a_structure_that_the_neighbours_return_now_is_refused() -> None:
-    model = _flagged({}, "bottleneck")
+    model = _attending()
     with pytest.raises(RuntimeError, match=r"blocks.0 returns 2 values now, and returned 1 .* blocks.1 cannot follow"):
-        model(NARROW, both=True, mask=torch.ones(2, 6, 1))
+        model(NARROW, output_attentions=True)
 
 
 class _Added(nn.Module):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -10,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 import repl_fx
+from repl_fx.in_place.surrogate_block import SwappedBlock
 from tests.captures import transformed
 from tests.nets import MlpBlock
 
@@ -91,3 +93,92 @@ def test_what_a_surrogate_makes_on_a_device_follows_the_model() -> None:
     assert torch.equal(model(x), result.graph_module(x))
     with torch.no_grad():
         assert model.to("meta")(x.to("meta")).device.type == "meta"
+
+
+class _Hidden(MlpBlock):
+    """Computes with the number of its hidden units."""
+
+    def number(self, h: Tensor, x: Tensor) -> float:
+        raise NotImplementedError
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = torch.relu(self.fc1(self.norm(x)))
+        made: Tensor = x + self.fc2(h) / self.number(h, x)
+        return made
+
+
+class _Root(_Hidden):
+    def number(self, h: Tensor, x: Tensor) -> float:
+        return math.sqrt(h.shape[-1])
+
+
+class _Attribute(_Hidden):
+    def number(self, h: Tensor, x: Tensor) -> float:
+        return math.sqrt(self.fc1.out_features)
+
+
+class _InTraining(_Hidden):
+    def number(self, h: Tensor, x: Tensor) -> float:
+        return h.shape[-1] if self.training else 1.0
+
+
+class _OfLongOnes(_Hidden):
+    def number(self, h: Tensor, x: Tensor) -> float:
+        return min(h.shape[-1], x.shape[1])
+
+
+class _Kept(MlpBlock):
+    """Lays its hidden values out by a number that it keeps."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = torch.relu(self.fc1(self.norm(x)))
+        made: Tensor = x + self.fc2(h.reshape(-1, 16)).reshape(x.shape)
+        return made
+
+
+class _Read(MlpBlock):
+    """Lays its hidden values out by their number, which says nothing else."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = torch.relu(self.fc1(self.norm(x)))
+        made: Tensor = x + self.fc2(h.reshape(-1, h.shape[-1])).reshape(x.shape)
+        return made
+
+
+@pytest.mark.parametrize("silent", [False, True])
+@pytest.mark.parametrize(
+    ("block", "own"),
+    [(_Root, False), (_Attribute, False), (_InTraining, False), (_OfLongOnes, False), (_Kept, False), (_Read, True)],
+)
+def test_code_that_computes_with_its_hidden_size_does_not_run_on_fewer_units(
+    block: type[nn.Module], own: bool, silent: bool
+) -> None:
+    source = _Net(block)
+    if silent:
+        # Outputs of now say nothing then.
+        for module in source.blocks:
+            nn.init.zeros_(module.fc2.weight)  # type: ignore[arg-type, union-attr]
+            nn.init.zeros_(module.fc2.bias)  # type: ignore[arg-type, union-attr]
+    result = transformed(source, (X,), surrogate="narrow")
+    model: Any = result.in_place.model
+    assert model is not None
+    assert isinstance(model.blocks[1], SwappedBlock) is own
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(torch.randn_like(parameter), alpha=0.1)
+    for training in (False, True):
+        for length in (6, 12, 20):
+            x = torch.randn(2, length, 8)
+            assert torch.equal(model.train(training)(x), result.graph_module.train(training)(x))
+
+
+def test_what_reads_another_size_of_a_surrogate_than_the_graph_keeps_it_out_of_place() -> None:
+    class Reading(_Net):
+        def forward(self, x: Tensor) -> Any:
+            return super().forward(x) * self.blocks[1].fc1.out_features  # type: ignore[union-attr]
+
+    result = transformed(Reading(), (X,), surrogate="narrow")
+    assert [refusal.reason for refusal in result.in_place.refusals] == [
+        "in evaluation it computes otherwise there than in the graph"
+    ]
+    assert result.model is result.module
