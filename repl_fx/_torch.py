@@ -6,13 +6,15 @@ Each is here because torch has no public way to the same thing; when one moves, 
 from __future__ import annotations
 
 import io
+import keyword
 import logging
 import warnings
-from contextlib import contextmanager, redirect_stderr
+from contextlib import AbstractContextManager, contextmanager, redirect_stderr
 from dataclasses import fields
 from functools import lru_cache
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
+from unittest.mock import patch
 from weakref import WeakValueDictionary
 
 import torch
@@ -168,6 +170,22 @@ def global_module_hooks() -> bool:
     module: Any = torch.nn.modules.module
     names = ("forward_hooks", "forward_pre_hooks", "backward_hooks", "backward_pre_hooks")
     return any(getattr(module, f"_global_{name}", None) for name in names)
+
+
+_FORMAT_TARGET = fx.graph._format_target
+
+
+def _any_target(base: str, target: str) -> str:
+    for name in target.split("."):
+        # Python reads an attribute of other letters under their normal form, and torch quotes a name without escapes.
+        plain = name.isascii() and (name.isidentifier() or name.isdigit()) and not keyword.iskeyword(name)
+        base = _FORMAT_TARGET(base, name) if plain else f"getattr({base}, {name!a})"
+    return base
+
+
+def any_names() -> AbstractContextManager[Any]:
+    """For a while, have torch.fx write code that reaches what has a name that is none of Python."""
+    return patch.object(fx.graph, "_format_target", _any_target)
 
 
 @contextmanager

@@ -22,6 +22,7 @@ from repl_fx.errors import BadInput, NothingToReplace, PlanMismatch, close_match
 from repl_fx.graph.captured import own_tensors_
 from repl_fx.in_place.assembling import InPlace, put_in_place
 from repl_fx.in_place.choosing import Choices, settle_places
+from repl_fx.in_place.pretrained import has_from_pretrained
 from repl_fx.in_place.surrogate_block import surrogate_graphs
 from repl_fx.passes.choose_blocks import choose_blocks
 from repl_fx.passes.driver import collection_paused, run_passes
@@ -65,6 +66,7 @@ class Record:
         made: the text of the code of the module that has the record, as it was made.
         in_place: whether that module is the model in place.
         checkpoint_blocks: see `transform`.
+        pretrained: whether the source, or a module in it, has a `from_pretrained`, which takes weights by their names.
     """
 
     plan: Plan
@@ -77,6 +79,7 @@ class Record:
     in_place: bool
     checkpoint_blocks: bool
     scores: Mapping[str, float]
+    pretrained: bool
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Record:
         return self
@@ -164,7 +167,8 @@ class TransformResult(HasInputs):
         made = lines_made(module) if in_place else self.made
         eager = self.captured_parts.eager
         known = self.plan, self.structure, made, self.code, parts, eager, self.inputs
-        return Record(*known, in_place, self.checkpoint_blocks, self.scores)
+        pretrained = has_from_pretrained(self.captured_parts.source)
+        return Record(*known, in_place, self.checkpoint_blocks, self.scores, pretrained)
 
     @property
     def model(self) -> nn.Module:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from repl_fx import _torch
-from repl_fx._torch import FakeTensorMode, OperatorsSeen, ShapeEnv
+from repl_fx._torch import FakeTensorMode, OperatorsSeen, ShapeEnv, any_names
 
 
 def test_the_paths_of_the_calls_around_a_node() -> None:
@@ -39,6 +39,21 @@ class Double(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor) -> Tensor:
         return 2 * x
+
+
+def test_code_reaches_what_has_any_name_for_a_while() -> None:
+    names = ['a"b', "a\nb", "a\\x41", "class", "\ufb01", "fi", "0", "plain"]
+    layers = {name: nn.Linear(1, 1) for name in names}
+    root = nn.ModuleDict(layers)
+    graph = fx.Graph()
+    graph.output([graph.get_attr(f"{name}.weight") for name in names])
+    with pytest.raises(SyntaxError):
+        fx.GraphModule(root, graph)
+    with any_names():
+        reached = fx.GraphModule(root, graph)()
+    assert [value.data_ptr() for value in reached] == [layer.weight.data_ptr() for layer in layers.values()]
+    with pytest.raises(SyntaxError):
+        fx.GraphModule(root, graph)
 
 
 def test_calls_of_autograd_functions_are_replaced_for_a_while() -> None:

@@ -4,7 +4,8 @@
                         called with, aliases of tied tensors, and a hash of every file, of itself too
     plan.json           which blocks went and what stands in for each
     scores.json         what each block was worth, where the plan was made from scores
-    model.safetensors   parameters and buffers of the rewritten model: its `state_dict`
+    model.safetensors   parameters and buffers of the rewritten model: its `state_dict`; as repl-fx.safetensors where a
+                        `from_pretrained` would take the file above, and make the weights of replaced blocks anew
     constants.safetensors   buffers that are not in it: tables that the model's code computes
     source.txt          the text of the source model's graph, by which a model that changed is told
     graph.txt           the rewritten graph, to read

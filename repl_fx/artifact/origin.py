@@ -32,6 +32,7 @@ class Origin:
         structure: the text of what was captured.
         made: the text of the code of the rewritten module.
         scores: what each block was worth, where the plan was made from that.
+        pretrained: see `Record`.
     """
 
     manifest: Manifest
@@ -39,6 +40,7 @@ class Origin:
     structure: tuple[str, ...]
     made: tuple[str, ...]
     scores: Mapping[str, float]
+    pretrained: bool = False
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Origin:
         return self
@@ -113,7 +115,7 @@ def _origin(record: Record) -> Origin:
         aliases={},
         parameters=0,
     )
-    return Origin(manifest, record.plan, record.structure, record.made, record.scores)
+    return Origin(manifest, record.plan, record.structure, record.made, record.scores, record.pretrained)
 
 
 def model_of(source: Source, weights: Weights | None) -> Model:

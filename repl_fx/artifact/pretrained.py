@@ -1,10 +1,11 @@
 """`save_pretrained`: what transformers writes of a model in place, as an artifact.
 
-    DIR/config.json, …         of transformers
+    DIR/config.json, …         of transformers, with a name of the weights that its `from_pretrained` refuses
     DIR/model.safetensors      of transformers, under the names of the model in place; the weights of the artifact
     DIR/manifest.json, …       of repl-fx
 
-So a checkpoint of transformers' Trainer is one that both read: to resume, and by `repl_fx.load`.
+So a checkpoint of transformers' Trainer is one that both read: to resume, and by `repl_fx.load`. `from_pretrained`
+would build the source's class, and make the weights of its replaced blocks anew.
 """
 
 from __future__ import annotations
@@ -30,6 +31,7 @@ from repl_fx.artifact.weights import write_constants, write_file
 from repl_fx.errors import BadInput, ReplFxError
 from repl_fx.graph.state import address
 from repl_fx.in_place.pretrained import SavePretrained
+from repl_fx.sources.hugging_face_weights import REWRITTEN
 from repl_fx.sources.source import hash_file
 
 _INDEX = f"{WEIGHTS}.index.json"
@@ -45,8 +47,9 @@ def save_pretrained(
 ) -> Any:
     """Write a model in place as transformers writes models, and what makes the directory an artifact.
 
-    Where it cannot be an artifact, as for a model that was changed since, a warning says so, and the directory is as
-    transformers wrote it. `repl_fx.load` needs no other argument where the model is one of transformers, of its config.
+    Where it cannot be an artifact, as for a model that was changed since, a warning says so, and the weights are as
+    transformers wrote them. `from_pretrained` refuses the directory either way. `repl_fx.load` needs no other argument
+    where the model is one of transformers, of its config.
 
     Args:
         model: a model in place of transformers.
@@ -56,18 +59,33 @@ def save_pretrained(
         What the class's own method returns.
 
     Raises:
-        BadInput: the model has no such method.
+        BadInput: the model has no such method, or that of another library, or would be uploaded without its plan.
     """
-    method = getattr(type(model), "save_pretrained", None)
+    name, method = type(model).__name__, getattr(type(model), "save_pretrained", None)
     if method is None:
-        raise BadInput(f"a {type(model).__name__} has no save_pretrained; use repl_fx.save")
+        raise BadInput(f"a {name} has no save_pretrained; use repl_fx.save")
+    if not hasattr(getattr(model, "config", None), "to_json_file"):
+        raise BadInput(
+            f"{name}.save_pretrained would write weights of which from_pretrained loads the kept blocks alone; "
+            "use repl_fx.save"
+        )
+    if options.get("push_to_hub"):
+        raise BadInput("push_to_hub uploads what transformers writes, without the plan; use model.push_to_hub(NAME)")
     result = method(model, save_directory, is_main_process=is_main_process, state_dict=state_dict, **options)
+    if is_main_process:
+        _refuse_from_pretrained(Path(save_directory) / CONFIG)
     if is_main_process and not options.get("variant") and not options.get("distributed_checkpoint"):
         try:
             _add_artifact(model, Path(save_directory))
         except ReplFxError as problem:
             warnings.warn(f"{save_directory} has weights, and is no artifact for repl_fx.load: {problem}", stacklevel=3)
     return result
+
+
+def _refuse_from_pretrained(config: Path) -> None:
+    values = json.loads(config.read_text(encoding="utf-8"))
+    text = json.dumps({**values, "transformers_weights": REWRITTEN}, indent=2, sort_keys=True)
+    config.write_text(f"{text}\n", encoding="utf-8")
 
 
 def _add_artifact(model: nn.Module, directory: Path) -> None:

@@ -28,10 +28,11 @@ from repl_fx.artifact.origin import (
     with_origin,
 )
 from repl_fx.artifact.places import SCORES
-from repl_fx.artifact.weights import State, load_state, read_state, write_state
+from repl_fx.artifact.weights import State, as_captured, load_state, read_state, write_state
 from repl_fx.errors import ArtifactError, BadInput, CaptureError, NothingToReplace, PlanMismatch, one_line
 from repl_fx.graph.captured import copy_model
 from repl_fx.graph.kinds import kind_of
+from repl_fx.in_place.pretrained import has_from_pretrained
 from repl_fx.in_place.surrogate_block import surrogate_graphs
 from repl_fx.passes.driver import run_passes
 from repl_fx.pipeline import TransformResult, rewrite, transform
@@ -50,6 +51,8 @@ from repl_fx.tracing.questions import refuse_sizes_
 
 PLAN, GRAPH, STRUCTURE = "plan.json", "graph.txt", "source.txt"
 WEIGHTS, CONSTANTS = "model.safetensors", "constants.safetensors"
+# A `from_pretrained` would take a file of the name above, and make the weights of replaced blocks anew.
+OWN_WEIGHTS = "repl-fx.safetensors"
 
 
 @dataclass(frozen=True)
@@ -71,7 +74,7 @@ class Artifact:
     state: State
     result: TransformResult
 
-    own_files = (PLAN, WEIGHTS, CONSTANTS, GRAPH, STRUCTURE, SCORES)
+    own_files = (PLAN, WEIGHTS, OWN_WEIGHTS, CONSTANTS, GRAPH, STRUCTURE, SCORES)
 
     @property
     def inputs(self) -> ExampleInputs:
@@ -92,7 +95,7 @@ class Artifact:
         load_state(model, state if self.manifest.in_place else state.renamed(in_place.prefixes))
         manifest = msgspec.structs.replace(self.manifest, in_place=True)
         known = vars(model)[ORIGIN]
-        vars(model)[ORIGIN] = Origin(manifest, self.plan, known.structure, known.made, known.scores)
+        vars(model)[ORIGIN] = Origin(manifest, self.plan, known.structure, known.made, known.scores, known.pretrained)
         return model.eval()
 
     @property
@@ -128,7 +131,8 @@ def save(
     require_as_made(module, origin)
     require_free(directory, force=force)
     with changing(directory) as change:
-        aliases = write_state(module, change.place / WEIGHTS, change.place / CONSTANTS)
+        weights = OWN_WEIGHTS if origin.pretrained else WEIGHTS
+        aliases = write_state(module, change.place / weights, change.place / CONSTANTS)
         manifest = origin.manifest
         if manifest.model is not None and manifest.model.is_beside:
             # The config stays where it is.
@@ -214,14 +218,17 @@ def load_artifact(
     else:
         inputs = manifest.inputs.make() if known else given
     built = source.model if isinstance(source, Source) else source
-    apply = partial(_applied, built, inputs, manifest=manifest, as_called=known, copy=source is built)
+    apply = partial(_applied, inputs=inputs, manifest=manifest, as_called=known, copy=source is built)
     try:
         try:
-            result = apply(plan)
-        except PlanMismatch as problem:
-            if not problem.structure or not _may_trace_otherwise(manifest, built):
+            result = apply(built, plan=plan)
+        except (PlanMismatch, CaptureError) as problem:
+            if (remade := as_captured(built, structure, state)) is not None:
+                result = apply(remade, plan=plan)
+            elif isinstance(problem, PlanMismatch) and problem.structure and _may_trace_otherwise(manifest, built):
+                result = apply(built, plan=replace(plan, fingerprint=""))
+            else:
                 raise
-            result = apply(replace(plan, fingerprint=""))
     except (PlanMismatch, NothingToReplace) as problem:
         found = problem.structure if isinstance(problem, PlanMismatch) else ()
         differs = first_difference(structure, found) if found else ""
@@ -240,7 +247,8 @@ def load_artifact(
     # An attribute like any other, so that copies have it too.
     as_applied = replace(plan, fingerprint=fingerprint(result.structure))
     of_graphs = msgspec.structs.replace(manifest, in_place=False)
-    vars(result.module)[ORIGIN] = Origin(of_graphs, as_applied, result.structure, result.made, scores)
+    pretrained = has_from_pretrained(built)
+    vars(result.module)[ORIGIN] = Origin(of_graphs, as_applied, result.structure, result.made, scores, pretrained)
     return Artifact(directory, manifest, as_applied, result.module.eval(), state, result)
 
 
@@ -272,7 +280,8 @@ def _read(directory: Path) -> tuple[Manifest, Plan, State, list[str], dict[str, 
     while True:
         try:
             plan = Plan.from_json(written_file(directory, manifest, PLAN).read_text())
-            weights, constants = (written_file(directory, manifest, name) for name in (WEIGHTS, CONSTANTS))
+            names = weights_name(manifest), CONSTANTS
+            weights, constants = (written_file(directory, manifest, name) for name in names)
             state = read_state(weights, constants, manifest.aliases)
             structure = written_file(directory, manifest, STRUCTURE).read_text().splitlines()
             written_file(directory, manifest, GRAPH)
@@ -288,6 +297,11 @@ def _read(directory: Path) -> tuple[Manifest, Plan, State, list[str], dict[str, 
             manifest = again
         except (PlanMismatch, BadInput) as problem:
             raise ArtifactError(f"{directory} is damaged: {problem}; transform the model again") from problem
+
+
+def weights_name(manifest: Manifest) -> str:
+    """The name of the file of weights."""
+    return OWN_WEIGHTS if OWN_WEIGHTS in manifest.files else WEIGHTS
 
 
 def written_file(directory: Path, manifest: Manifest, name: str) -> Path:

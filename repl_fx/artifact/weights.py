@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import re
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,13 +15,18 @@ from torch import Tensor, nn
 
 from repl_fx.errors import ArtifactError, OutputError, one_line
 from repl_fx.graph.assigned_buffers import assigned_by
-from repl_fx.graph.captured import is_traced_constant
+from repl_fx.graph.captured import copy_model, is_traced_constant
+from repl_fx.graph.kinds import kind_of
 from repl_fx.graph.state import address
+from repl_fx.running.untouched import device_of
 from repl_fx.tracing.parts.capture import graphs_in, qualified_name
 
 # How far a constant may be from the one that was saved, as a fraction of the largest of its values. A sine of a large
 # angle has lost this much where another machine computes the angle, and a constant that was changed differs by more.
 _SAME = 1e-3
+# Lines of the text of a captured graph: a tensor that it has, in a part too, and a buffer that it assigns.
+_TENSOR = re.compile(r"^(?:(\S*): )?(\S+): (\w+\[[\d, ]*\])", re.MULTILINE)
+_ASSIGNED = re.compile(r"assign_buffer\(%\d+, '(.+?)'")
 
 
 def write_state(module: nn.Module, weights: Path, constants: Path) -> dict[str, str]:
@@ -81,6 +87,10 @@ class State:
     weights: Mapping[str, Tensor]
     constants: Mapping[str, Tensor]
 
+    def get(self, name: str) -> Tensor | None:
+        """The tensor of a name, if there is one."""
+        return self.weights.get(name, self.constants.get(name))
+
     def renamed(self, prefixes: Mapping[str, str]) -> State:
         """The same tensors under the names of the other form of a model, of the rewritten graphs or in place.
 
@@ -130,6 +140,7 @@ def load_state(module: nn.Module, state: State) -> None:
         ArtifactError: a tensor is missing, foreign, or of another shape or kind; or a constant in the model's code is
             another one now.
     """
+    _fill_(module, state)
     own = module.state_dict(keep_vars=True)
     missing, foreign = own.keys() - state.weights.keys(), state.weights.keys() - own.keys()
     if missing or foreign:
@@ -144,6 +155,47 @@ def load_state(module: nn.Module, state: State) -> None:
             tensor.data = tensor.data.to(state.weights[name].dtype)
     module.load_state_dict(dict(state.weights))
     _load_constants(module, constants_of(module, own), state)
+
+
+def _fill_(module: nn.Module, state: State) -> None:
+    """Give buffers that are None, as those that code makes in its first forward, what was saved of them."""
+    for path, inner in module.named_modules():
+        for last in [last for last, buffer in inner._buffers.items() if buffer is None]:
+            if (saved := state.get(qualified_name(path, last))) is not None:
+                inner._buffers[last] = saved.to(device_of(module), copy=True)
+
+
+def as_captured(model: nn.Module, structure: Sequence[str], state: State) -> nn.Module | None:
+    """A copy of a source model with the buffers that it had when an artifact was made; None where it has them.
+
+    Code that makes a buffer in its first forward, and reads it from then on, is traced otherwise before and after.
+
+    Args:
+        structure: the text of what was captured, which says what is read and what is assigned.
+    """
+    text = "\n".join(structure)
+    read = {qualified_name(part, name): kind for part, name, kind in _TENSOR.findall(text)}
+    assigned = set(_ASSIGNED.findall(text))
+    made: list[tuple[str, str, Tensor | None]] = []
+    for path, inner in model.named_modules():
+        known = {name.rpartition(".")[2] for name in state.constants if name.rpartition(".")[0] == path}
+        for last in {*inner._buffers, *known}:
+            name, buffer = qualified_name(path, last), inner._buffers.get(last)
+            saved, kind = state.get(name), None if buffer is None else kind_of(buffer)
+            if name not in read and buffer is not None and last in assigned:
+                # It was not there, or might as well not have been.
+                made.append((path, last, None))
+            elif saved is not None and kind != read.get(name) == kind_of(saved) and not is_traced_constant(name):
+                made.append((path, last, saved.to(device_of(model), copy=True)))
+    if not made:
+        return None
+    copied = copy_model(model)
+    for path, last, buffer in made:
+        inner = copied.get_submodule(path)
+        if last in inner._buffers or not hasattr(inner, last):
+            persistent = last in inner._buffers.keys() - inner._non_persistent_buffers_set
+            inner.register_buffer(last, buffer, persistent=persistent)
+    return copied
 
 
 def _load_constants(module: nn.Module, computed: Mapping[str, Tensor], state: State) -> None:

@@ -3,7 +3,7 @@
     model.safetensors                   a safetensors file, whatever its name
     weights.pt, last.ckpt, …            a file of `torch.save`, read with `weights_only=True`
     model.safetensors.index.json        an index of shards beside it, also of `pytorch_model.bin.index.json`
-    DIR                                 a directory with one of these files, as transformers writes it
+    DIR                                 a directory with one of these files, as transformers writes it, or an artifact
 
 Nothing is unpickled but tensors, containers and the `argparse.Namespace` that training scripts keep their options in.
 """
@@ -32,7 +32,8 @@ Weights = str | os.PathLike[str] | Mapping[str, Any]
 
 _INDEX = ".index.json"
 # The files of a directory that are its weights, best first.
-_IN_DIRECTORY = tuple(f"{name}{index}" for name in ("model.safetensors", "pytorch_model.bin") for index in ("", _INDEX))
+_OF_OTHERS = (f"{name}{index}" for name in ("model.safetensors", "pytorch_model.bin") for index in ("", _INDEX))
+_IN_DIRECTORY = (*_OF_OTHERS, "repl-fx.safetensors")
 
 
 def describe_weights(weights: Weights) -> str:

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from repl_fx._torch import pytree
+from repl_fx._torch import any_names, pytree
 from repl_fx.errors import BadInput, ExportError, close_matches
 from repl_fx.export.comparison import ModelComparison
 from repl_fx.export.difference import Difference
@@ -124,7 +124,8 @@ def _returning(gm: fx.GraphModule, names: Sequence[str]) -> fx.GraphModule:
         with graph.inserting_after(named[name]):
             taken.append(graph.call_function(_copied, (named[name],)))
     graph.output_node().args = (tuple(taken),)
-    probe = fx.GraphModule(gm, graph)
+    with any_names():
+        probe = fx.GraphModule(gm, graph)
     probe.train(gm.training)
     return probe
 

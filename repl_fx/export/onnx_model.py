@@ -20,6 +20,7 @@ from torch import Tensor, fx, nn
 
 from repl_fx import __version__
 from repl_fx._foreign_libraries import hushed
+from repl_fx._torch import any_names
 from repl_fx.arguments import require_module, require_path
 from repl_fx.errors import BadInput, ExportError, ForeignError, OutputError, first_line, foreign_code
 from repl_fx.export.lowering import lower_
@@ -158,7 +159,7 @@ def _convert(
         shapes: Any = auto_shapes(ExampleInputs(tensors), dims=dims)
         try:
             # What torch.export logs of a failure is in its exception, and the next attempt may well succeed.
-            with foreign_code(), hushed((), ("torch.export",), least=logging.CRITICAL):
+            with foreign_code(), hushed((), ("torch.export",), least=logging.CRITICAL), any_names():
                 program = torch.onnx.export(
                     FlatModule(source, inputs, one_batch=one_batch),
                     tensors,

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from repl_fx._torch import pytree
+from repl_fx._torch import any_names, pytree
 from repl_fx.graph.bridge import digraph, leading_to, reached_from
 
 # Values are affine where the rounding of double precision alone is in the way.
@@ -59,7 +59,9 @@ class Piece:
                     copies[feeder] = graph.node_copy(feeder)
             copies[node] = graph.node_copy(node, copies.__getitem__)
         graph.output(copies[self._point])
-        return copy.deepcopy(fx.GraphModule(self._gm, graph)).double().eval().requires_grad_(False)
+        with any_names():
+            copied = copy.deepcopy(fx.GraphModule(self._gm, graph))
+        return copied.double().eval().requires_grad_(False)
 
     def __contains__(self, node: fx.Node) -> bool:
         return node in self.nodes

@@ -15,7 +15,7 @@ from weakref import WeakValueDictionary
 import torch
 from torch import Tensor, fx, nn
 
-from repl_fx._torch import CodeKey, FakeTensor, code_key, fake_like, move_hooks, pytree
+from repl_fx._torch import CodeKey, FakeTensor, any_names, code_key, fake_like, move_hooks, pytree
 from repl_fx.graph.decisions import jump_over_, settle_decisions_
 from repl_fx.graph.pickling import GraphData, View, as_data, share_views_, views_in
 
@@ -40,7 +40,8 @@ class PlainGraphModule(fx.GraphModule):
         """Write the code of the graph; it jumps over layers that a training step may skip."""
         settle_decisions_(self.graph, has_effect)
         jump_over_(self.graph)
-        return super().recompile()
+        with any_names():
+            return super().recompile()
 
     def __copy__(self) -> Self:
         result: Self = type(self).__new__(type(self))

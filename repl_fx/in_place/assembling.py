@@ -71,12 +71,13 @@ def put_in_place(
         made, _ = _put(captured, parts, plan, graphs, by_graph)
     if made.model is None:
         return made
-    other = other_sizes_of(captured.parts[0].graph_module, captured.source, inputs) if captured.whole else None
-    # What is cut out of the graph asks for the mode where the graph does.
-    own_code = any(isinstance(one, SwappedBlock) for one in made.model.modules())
-    trials = [([*filter(None, [other]), inputs], False), *([([inputs], True)] if own_code else [])]
-    if module is not None and (differs := parting(made.model, module, *trials)):
-        return InPlace(None, tuple(Refusal(r.block, r.repeat, differs) for r in plan.replacements))
+    if module is not None:
+        other = other_sizes_of(captured.parts[0].graph_module, captured.source, inputs) if captured.whole else None
+        # What is cut out of the graph asks for the mode where the graph does.
+        own_code = any(isinstance(one, SwappedBlock) for one in made.model.modules())
+        trials = [([*filter(None, [other]), inputs], False), *([([inputs], True)] if own_code else [])]
+        if differs := parting(made.model, module, *trials):
+            return InPlace(None, tuple(Refusal(r.block, r.repeat, differs) for r in plan.replacements))
     if checkpoint_blocks:
         for path in _kept_modules(parts, plan):
             CheckpointedForward.put_on(made.model.get_submodule(path))

@@ -1,4 +1,4 @@
-"""The `save_pretrained` of a model in place, which writes an artifact too."""
+"""The `save_pretrained` of a model in place, which writes an artifact too, and the `from_pretrained` of its class."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ class SavePretrained:
 
     def __init__(self, model: nn.Module) -> None:
         self.model = model
-        config: Any = model.config
+        config: Any = getattr(model, "config", None)
         known = {
             "attn_implementation": getattr(config, "_attn_implementation", None),
             "use_cache": getattr(config, "use_cache", None),
@@ -34,7 +34,11 @@ class SavePretrained:
 
 
 def complete_(model: nn.Module) -> None:
-    """Give a model of transformers a `save_pretrained` whose directories `repl_fx.load` reads."""
-    config = getattr(model, "config", None)
-    if callable(getattr(model, "save_pretrained", None)) and hasattr(config, "to_json_file"):
+    """Give a model that has a `save_pretrained` one whose directories `repl_fx.load` reads, or none but it."""
+    if callable(getattr(model, "save_pretrained", None)):
         vars(model)["save_pretrained"] = SavePretrained(model)
+
+
+def has_from_pretrained(model: nn.Module) -> bool:
+    """Whether a class of a model, or of a module in it, builds a model and gives it the weights whose names fit."""
+    return any(hasattr(type(module), "from_pretrained") for module in model.modules())

@@ -15,7 +15,14 @@ from repl_fx.errors import BadInput, SourceError, close_matches
 from repl_fx.graph.kinds import dtype_name
 from repl_fx.sources.hugging_face_code import OPTION, Code
 from repl_fx.sources.hugging_face_inputs import SPECIAL_TOKENS, example_inputs
-from repl_fx.sources.hugging_face_weights import dtype_of, keep_precision_, load_weights_, read_weights, why_random
+from repl_fx.sources.hugging_face_weights import (
+    REWRITTEN,
+    dtype_of,
+    keep_precision_,
+    load_weights_,
+    read_weights,
+    why_random,
+)
 from repl_fx.sources.source import Built, Request, about, describe, hash_file, import_zoo, package_code
 
 # Sizes of a config that is made from a type alone. Only arguments that the config takes, and whose default is an
@@ -74,6 +81,8 @@ def _built(transformers: Any, request: Request) -> Built:
     model_class = _own_class(transformers, class_name, config, code)
     directory = file.parent if Path(source).is_dir() else None
     state = read_weights(directory, config) if directory is not None and request.weights else None
+    if getattr(config, "transformers_weights", None) == REWRITTEN:
+        del config.transformers_weights
     options = {**request.options, **_give_dtype_(config, dtype_of(state or {}))}
     model = _model(model_class, config, request.options)
     notes: list[str] = []

@@ -26,6 +26,9 @@ _WEIGHTS, _INDEX = "model.safetensors", "model.safetensors.index.json"
 # Files of weights that are left alone, in a directory that has none of those above.
 _OTHERS = ("pytorch_model*.bin", "*.safetensors", "*.gguf", "*.ckpt", "tf_model.h5", "flax_model.msgpack")
 _SHOWN = 3
+# In place of the name of their file in the config beside weights of a model in place: it ends up in the one line with
+# which transformers refuses it, as it would make the weights of replaced blocks anew.
+REWRITTEN = "none, as repl-fx rewrote this model: load the directory with repl_fx.load"
 
 
 def read_weights(directory: Path, config: Any) -> dict[str, Tensor] | None:
@@ -35,6 +38,8 @@ def read_weights(directory: Path, config: Any) -> dict[str, Tensor] | None:
         The tensors, in memory of their own; None where the directory has no safetensors that transformers would load.
     """
     named = getattr(config, "transformers_weights", None)
+    if named == REWRITTEN:
+        raise SourceError(f"{directory} is an artifact of repl-fx, and no source model; give its path without hf:")
     entry = named or next((name for name in (_WEIGHTS, _INDEX) if (directory / name).is_file()), None)
     if entry is None:
         return None

@@ -6,9 +6,11 @@ otherwise fail somewhere inside torch, with a message that says nothing about th
 
 from __future__ import annotations
 
+import keyword
 import re
 import sysconfig
 import traceback
+import unicodedata
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -55,12 +57,23 @@ def require_capturable(model: nn.Module, inputs: ExampleInputs) -> None:
     reason = _module_in_the_way(model) or _tensor_in_the_way(model, tensors) or _mode_in_the_way(model)
     if reason is not None:
         raise BadInput(f"{type(model).__name__} {reason}")
+    odd = next((name for name in inputs.kwargs if not _is_plain(name)), None)
+    if odd is not None:
+        raise BadInput(
+            f"{type(model).__name__} takes an argument {odd!r}, which a graph cannot have, as Python has no such name; "
+            "give it as a value of a dict"
+        )
     first = next((tensor for tensor in tensors if tensor.ndim > 0), None)
     if first is not None and first.shape[0] == 0:
         raise BadInput(
             f"{type(model).__name__} has example inputs with a batch of 0 ({describe_inputs(inputs)}), "
             "which show nothing of what it computes; give a batch of 2 or more"
         )
+
+
+def _is_plain(name: str) -> bool:
+    """Whether a name stays what it is in code, where Python reads letters under their normal form."""
+    return name.isidentifier() and not keyword.iskeyword(name) and unicodedata.normalize("NFKC", name) == name
 
 
 def require_finite(model: nn.Module) -> None:

@@ -13,6 +13,7 @@ from torch import Tensor, fx, nn
 
 from repl_fx._torch import (
     OperatorsSeen,
+    any_names,
     autograd_calls,
     buffer_hooks_restored,
     memory_of,
@@ -87,6 +88,7 @@ def trace_by_export(
                     buffer_hooks_restored(),
                     no_tensor_hooks(calls.is_running),
                     quiet_tracing(),
+                    any_names(),
                     _spelled_out(model, kwargs, calls, assigned),
                     SizeTensors(),
                     size_questions(least),
@@ -232,7 +234,8 @@ def trace_by_fx(
         elif all(feeder in env for feeder in node.all_input_nodes):
             # All but the checks that a fixed argument keeps its value, which `InputNodes` makes.
             env[node] = graph.node_copy(node, env.__getitem__)
-    plain = fx.GraphModule(model, graph)
+    with any_names():
+        plain = fx.GraphModule(model, graph)
     # Tensors that the trace met are no state of the model; `fx.GraphModule` takes them for buffers.
     for name in {n for n, _ in plain.named_buffers()} - {n for n, _ in model.named_buffers(remove_duplicate=False)}:
         owner, _, attribute = name.rpartition(".")

@@ -11,11 +11,15 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 import repl_fx
 from repl_fx.artifact.manifest import MANIFEST, read_manifest, sealed
 from repl_fx.artifact.store import WEIGHTS
+from repl_fx.checkpoints.files import read_weights
+from repl_fx.sources import load_source
+from tests.nets import MlpNet
 
 transformers = pytest.importorskip("transformers")
 pytestmark = [pytest.mark.zoo, pytest.mark.filterwarnings("ignore::DeprecationWarning")]
@@ -61,6 +65,69 @@ def test_what_save_pretrained_wrote_is_loaded_without_any_other_argument(tmp_pat
     repl_fx.save(again, tmp_path / "other")
     with pytest.raises(repl_fx.ArtifactError, match="name the model"):
         repl_fx.load(tmp_path / "other")
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_from_pretrained_refuses_what_it_would_load_half(tmp_path: Path) -> None:
+    model = _in_place()
+    model.save_pretrained(tmp_path / "checkpoint")
+    model.save_pretrained(tmp_path / "variant", variant="x")
+    changed = copy.deepcopy(model)
+    changed.transformer.h[0].mlp.c_fc = nn.Linear(16, 64)
+    changed.save_pretrained(tmp_path / "changed", max_shard_size="20KB")
+    causal, words = transformers.GPT2LMHeadModel, "as repl-fx rewrote this model: load the directory with repl_fx.load$"
+    loads: list[Any] = [causal, transformers.GPT2Model, transformers.AutoModel, transformers.AutoModelForCausalLM]
+    for directory, variant in (("checkpoint", None), ("variant", "x"), ("changed", None)):
+        for kind in loads:
+            with pytest.raises(ValueError, match=words) as refused:
+                kind.from_pretrained(tmp_path / directory, variant=variant)
+            assert "\n" not in str(refused.value)
+    with pytest.raises(ValueError, match="as repl-fx rewrote this model"):
+        transformers.pipeline("text-generation", model=str(tmp_path / "checkpoint"))
+    with pytest.raises(repl_fx.SourceError, match="is an artifact of repl-fx, and no source model"):
+        load_source(f"hf:{tmp_path / 'checkpoint'}:GPT2LMHeadModel")
+    # The config itself says nothing of it, wherever it goes from here.
+    assert not hasattr(model.config, "transformers_weights")
+    assert not hasattr(repl_fx.load(tmp_path / "checkpoint").config, "transformers_weights")
+
+
+def test_from_pretrained_finds_no_weights_in_what_save_wrote(tmp_path: Path) -> None:
+    model = _in_place()
+    model.save_pretrained(tmp_path / "checkpoint")
+    graph = repl_fx.load(tmp_path / "checkpoint", in_place=False)
+    for name, saved in (("place", model), ("graph", graph)):
+        repl_fx.save(saved, tmp_path / name)
+        loaded = repl_fx.load(tmp_path / name, transformers.GPT2LMHeadModel(_config()), in_place=True)
+        assert torch.equal(_logits(loaded), _logits(model))
+        repl_fx.save(loaded, tmp_path / name, force=True)
+        assert not (tmp_path / name / WEIGHTS).exists()
+        # Neither with a config of the user's, nor with one that was put there.
+        for config in (_config(), None):
+            with pytest.raises(OSError, match=r"no file named model\.safetensors"):
+                transformers.GPT2LMHeadModel.from_pretrained(tmp_path / name, config=config)
+            _config().save_pretrained(tmp_path / name)
+    assert read_weights(tmp_path / "place").keys() == load_file(tmp_path / "place/repl-fx.safetensors").keys()
+
+
+def test_a_mixin_of_a_hub_writes_and_finds_no_half_of_a_model(tmp_path: Path) -> None:
+    hub = pytest.importorskip("huggingface_hub")
+
+    class Hubbed(MlpNet, hub.PyTorchModelHubMixin):  # type: ignore[misc, name-defined]
+        pass
+
+    x = torch.randn(2, 5, 16)
+    model = repl_fx.transform(Hubbed(), (x,), surrogate="bottleneck").model.eval()
+    with pytest.raises(repl_fx.BadInput, match=r"save_pretrained would write .*; use repl_fx.save"):
+        model.save_pretrained(tmp_path / "no")  # type: ignore[operator]
+    repl_fx.save(model, tmp_path / "out")
+    with pytest.raises(OSError, match=WEIGHTS):
+        Hubbed.from_pretrained(str(tmp_path / "out"))
+    assert torch.equal(repl_fx.load(tmp_path / "out", Hubbed())(x), model(x))
+
+
+def test_what_would_be_uploaded_without_its_plan_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(repl_fx.BadInput, match=r"use model\.push_to_hub"):
+        _in_place().save_pretrained(tmp_path, push_to_hub=True)
 
 
 def test_copies_and_pickles_save_themselves(tmp_path: Path) -> None:

@@ -97,6 +97,57 @@ def test_a_buffer_that_the_forward_made_anew_is_of_the_size_it_got(tmp_path: Pat
     assert torch.equal(loaded(x), wanted)
 
 
+class Lazy(nn.Module):
+    """Makes a table in its first forward, and reads it as long as it is long enough."""
+
+    def __init__(self, persistent: bool, declared: bool = True) -> None:
+        super().__init__()
+        self.blocks = nn.ModuleList(Residual() for _ in range(3))
+        self.table: Tensor
+        self.persistent = persistent
+        if declared:
+            self.register_buffer("table", None, persistent=persistent)
+
+    def forward(self, x: Tensor) -> Tensor:
+        table = getattr(self, "table", None)
+        if table is None or table.shape[1] < x.shape[1]:
+            made = torch.arange(x.shape[1], dtype=x.dtype).view(1, -1, 1) + 0.5
+            self.register_buffer("table", made, persistent=self.persistent)
+        for block in self.blocks:
+            x = block(x + self.table[:, : x.shape[1]])
+        return x
+
+
+@pytest.mark.parametrize("persistent", [False, True])
+@pytest.mark.parametrize("ran_before", [0, 5, 7])
+def test_a_buffer_that_the_first_forward_makes(tmp_path: Path, persistent: bool, ran_before: int) -> None:
+    def net(length: int) -> Lazy:
+        made = Lazy(persistent)
+        return made if not length else (made.eval()(torch.randn(2, length, 8)), made)[1]
+
+    x = torch.randn(3, 5, 8)
+    result = repl_fx.transform(net(ran_before), (x,), surrogate="identity")
+    repl_fx.save(result, tmp_path / "fresh")
+    wanted = result.module.eval()(x)
+    repl_fx.save(result, tmp_path / "run")
+    for directory in ("fresh", "run"):
+        for length in (0, 5, 7):
+            given = net(length)
+            before = given._buffers["table"]
+            loaded = repl_fx.load(tmp_path / directory, given)
+            assert torch.equal(loaded(x), wanted)
+            assert given._buffers["table"] is before
+
+
+def test_a_buffer_that_the_first_forward_registers(tmp_path: Path) -> None:
+    x, made = torch.randn(3, 5, 8), Lazy(False, declared=False)
+    made(x)
+    result = repl_fx.transform(made, (x,), surrogate="identity")
+    wanted = result.module.eval()(x)
+    repl_fx.save(result, tmp_path / "out")
+    assert torch.equal(repl_fx.load(tmp_path / "out", Lazy(False, declared=False))(x), wanted)
+
+
 def test_a_constant_of_the_code_that_changed_is_refused(tmp_path: Path) -> None:
     _, out = transformed(tmp_path)
     with pytest.raises(repl_fx.ArtifactError, match=r"no longer fits its model: the constant \S*traced_constant_0 has"):

@@ -72,7 +72,7 @@ def test_an_artifact_of_a_directory_goes_from_place_to_place(
     saved = {name: tensor for shard in shards for name, tensor in load_file(shard).items()}
     prefix = "resnet." if suffix else ""
     written = {
-        name.removeprefix(prefix): tensor for name, tensor in load_file(tmp_path / "out/model.safetensors").items()
+        name.removeprefix(prefix): tensor for name, tensor in load_file(tmp_path / "out/repl-fx.safetensors").items()
     }
     kept = written.keys() & saved.keys()
     assert len(shards) > 1 and len(kept) > 20

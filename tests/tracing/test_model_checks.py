@@ -170,6 +170,12 @@ def test_a_batch_of_nothing(args: tuple[Any, ...], kwargs: dict[str, Any], refus
         require_capturable(nn.ReLU(), ExampleInputs(args, kwargs))
 
 
+@pytest.mark.parametrize("name", ["a b", "class", 'a"b', "\ufb01"])
+def test_an_argument_whose_name_is_none_of_python(name: str) -> None:
+    with pytest.raises(BadInput, match=r"ReLU takes an argument '.*', which a graph cannot have"):
+        require_capturable(nn.ReLU(), ExampleInputs((), {name: X}))
+
+
 def test_a_model_on_the_meta_device_is_captured_with_inputs_there() -> None:
     gm = repl_fx.capture(net().to("meta"), (X.to("meta"),))
     assert [len(repeat) for repeat in repl_fx.find_repeats(gm)] == [5]

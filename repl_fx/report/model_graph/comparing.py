@@ -11,7 +11,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from repl_fx.artifact.manifest import Manifest, read_manifest
-from repl_fx.artifact.store import CONSTANTS, PLAN, WEIGHTS, written_file
+from repl_fx.artifact.store import CONSTANTS, PLAN, weights_name, written_file
 from repl_fx.errors import ArtifactError, BadInput, one_line
 from repl_fx.plan import Plan
 from repl_fx.planning.written_options import read_plan
@@ -210,8 +210,9 @@ def _weights(one: _Side, other: _Side) -> WeightsDifference | None:
     equal = 0
     different: list[str] = []
     alone: tuple[list[str], list[str]] = [], []
-    for name in (WEIGHTS, CONSTANTS):
-        files = [written_file(side.path, side.manifest, name) for side in (one, other) if side.manifest is not None]
+    sides = [(side.path, side.manifest) for side in (one, other) if side.manifest is not None]
+    weights = [written_file(path, manifest, weights_name(manifest)) for path, manifest in sides]
+    for files in (weights, [written_file(*side, CONSTANTS) for side in sides]):
         same, differ, only_one, only_other = _compared(*files)
         equal += same
         different += differ
