@@ -5,6 +5,7 @@ Each is here because torch has no public way to the same thing; when one moves, 
 
 from __future__ import annotations
 
+import importlib
 import io
 import keyword
 import logging
@@ -81,6 +82,18 @@ def set_call_impl(module: torch.nn.Module, function: Callable[..., Any]) -> None
 def unset_call_impl(module: torch.nn.Module) -> None:
     """Undo `set_call_impl`."""
     module.__dict__.pop("_call_impl", None)
+
+
+@contextmanager
+def answering(owner: Any, **functions: Callable[..., Any]) -> Iterator[None]:
+    """Put functions of one's own in the place of torch's for a while.
+
+    Dynamo knows torch's functions by identity, from when it is imported, which a trace does: functions that stand there
+    meanwhile it would take for torch's, and refuse to compile calls of torch's own ever after.
+    """
+    importlib.import_module("torch._dynamo")
+    with patch.multiple(owner, **functions):
+        yield
 
 
 def traced_node(tensor: Tensor) -> fx.Node | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import subprocess
 import sys
 import warnings
 from types import SimpleNamespace
@@ -149,3 +150,14 @@ def test_a_size_is_known_inside_vmap() -> None:
     x = torch.randn(3, 4)
     assert torch.equal(torch.vmap(scaled)(x), x * 4)
     assert torch.equal(torch.vmap(scaled, in_dims=1, out_dims=1)(x), x * 3)
+
+
+def test_dynamo_knows_torchs_functions_before_others_stand_in_their_place() -> None:
+    code = (
+        "import sys, torch; from repl_fx._torch import answering\n"
+        "with answering(torch.compiler, is_compiling=lambda: True):\n"
+        "    import torch._dynamo\n"
+        "print(torch.compile(lambda x: x if torch.compiler.is_compiling() else -x, backend='eager', fullgraph=True)(1))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.stdout == "1\n", done.stderr

@@ -17,7 +17,7 @@ from __future__ import annotations
 import operator
 import sys
 from collections.abc import Callable, Collection, Iterator, Mapping
-from contextlib import AbstractContextManager, ExitStack, contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from functools import partial
 from typing import Any
 from unittest.mock import patch
@@ -26,7 +26,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch.export import ExportedProgram
 
-from repl_fx._torch import pytree
+from repl_fx._torch import answering, pytree
 from repl_fx.graph.captured import copy_graph
 from repl_fx.graph.runtime import SETTINGS, check_least, check_setting
 from repl_fx.passes.driver import Result
@@ -98,7 +98,7 @@ def unaware_of_export(asked: Asked, *, unaware: bool = True) -> Iterator[None]:
         asked.yes = True
         return False
 
-    with patch.object(torch.compiler, "is_exporting", is_exporting if unaware else own):
+    with answering(torch.compiler, is_exporting=is_exporting if unaware else own):
         yield
 
 
@@ -133,9 +133,7 @@ def settings_asked(asked: Settings) -> Iterator[None]:
 
         return answer
 
-    with ExitStack() as patched:
-        for name in SETTINGS:
-            patched.enter_context(patch.object(torch, name, noting(name)))
+    with answering(torch, **{name: noting(name) for name in SETTINGS}):
         yield
 
 
@@ -236,7 +234,7 @@ class Compiling:
             self.asked = self.asked or f"{frame.f_code.co_filename}, line {frame.f_lineno}"
             return own() if self.told is None else self.told
 
-        with patch.object(torch.compiler, "is_compiling", is_compiling):
+        with answering(torch.compiler, is_compiling=is_compiling):
             yield
 
 
