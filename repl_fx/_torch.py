@@ -85,7 +85,7 @@ def unset_call_impl(module: torch.nn.Module) -> None:
 
 
 @contextmanager
-def answering(owner: Any, **functions: Callable[..., Any]) -> Iterator[None]:
+def answering(owner: Any, **functions: Any) -> Iterator[None]:
     """Put functions of one's own in the place of torch's for a while.
 
     Dynamo knows torch's functions by identity, from when it is imported, which a trace does: functions that stand there
