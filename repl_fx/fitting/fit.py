@@ -46,7 +46,12 @@ class NothingToFit(BadInput):
 
 
 def fit(
-    result: TransformResult, batches: Given, *, ridge: float | None = None, objective: str = "least-squares"
+    result: TransformResult,
+    batches: Given,
+    *,
+    held_out: Given | None = None,
+    ridge: float | None = None,
+    objective: str = "least-squares",
 ) -> Fit:
     """Fit the surrogates to the original network, which has its trained weights.
 
@@ -58,6 +63,7 @@ def fit(
         batches: example inputs of a few hundred samples, batch by batch, without targets: a collection that can be gone
             through several times, or a function that returns one. A batch is what the model takes: a tensor, a tuple of
             positional inputs, or a mapping of keyword inputs.
+        held_out: likewise, of other samples, on which each fitted surrogate is measured too.
         ridge: draws a surrogate to where it starts, as a share of the mean variance of its channels (`linear`) or of
             each number's own influence; chosen by default.
         objective: `least-squares`, or `cosine` for the least cosine distance, of the maps of `linear` alone.
@@ -75,10 +81,9 @@ def fit(
     if not any(one.starts for one in found):
         why = "; ".join(dict.fromkeys(f"{one.surrogate}: {one.reason}" for one in found))
         raise NothingToFit(f"nothing in the result can be fitted ({why}); transform the model with another surrogate")
-    given = Batches(batches, paired=False, device=device_of(result.module, result.inputs))
-    if not given.lasting:
-        raise BadInput("batches can be gone through once, and every surrogate takes a pass; give a list, or a function")
-    fitting = _Fitting(result, found, given, ridge, objective)
+    given = _lasting(result, batches, "batches")
+    other = None if held_out is None else _lasting(result, held_out, "held_out")
+    fitting = _Fitting(result, found, given, other, ridge, objective)
     with torch.no_grad():
         made = Fit(tuple(fitting.fit(one) for one in found))
     placed = result.in_place.model
@@ -89,11 +94,24 @@ def fit(
     return made
 
 
+def _lasting(result: TransformResult, batches: Given, name: str) -> Batches:
+    given = Batches(batches, paired=False, device=device_of(result.module, result.inputs))
+    if not given.lasting:
+        raise BadInput(f"{name} can be gone through once, and every surrogate takes a pass; give a list, or a function")
+    return given
+
+
 class _Fitting:
     """The fits of all surrogates of a result."""
 
     def __init__(
-        self, result: TransformResult, found: list[StandIn], batches: Batches, ridge: float | None, objective: str
+        self,
+        result: TransformResult,
+        found: list[StandIn],
+        batches: Batches,
+        held_out: Batches | None,
+        ridge: float | None,
+        objective: str,
     ) -> None:
         captured = {part.path: part.graph_module for part in result.captured_parts.parts}
         places = [(one.part, node) for one in found for node in one.watched]
@@ -101,7 +119,7 @@ class _Fitting:
         self._ours = Network(result, {**captured, **result.one_by_one}, places)
         self._theirs = Network(result, captured, known)
         self._captured = captured
-        self._batches, self._ridge, self._objective = batches, ridge, objective
+        self._batches, self._held_out, self._ridge, self._objective = batches, held_out, ridge, objective
 
     def fit(self, one: StandIn) -> FittedSurrogate:
         """Fit one surrogate; where that fails it is as before."""
@@ -127,7 +145,7 @@ class _Fitting:
         sums = MapFit(one.graph, node, merged, self._objective)
         for ours, wanted in self._pairs(one, sums.given, [one.last]):
             sums.add(ours, wanted[one.last])
-        return sums.solve(self._ridge)
+        return sums.solve(self._ridge) | self._lost(one, sums.axis)
 
     def _numbers(self, one: StandIn) -> dict[str, Any]:
         """Fit the numbers of a surrogate, call by call; returns what is known of it, by the names of the result."""
@@ -160,12 +178,13 @@ class _Fitting:
             numbers, rows = numbers + sums.numbers, max(rows, sums.rows)
         if before is None:
             return {"left": "; ".join(dict.fromkeys(left))}
-        after = self._distance(one, before.axis).share
+        lost = self._lost(one, before.axis)
+        after = lost["after"]
         # One that was fitted before moves by its rounding.
         if after > before.share * (1 + _ROUNDING):
             why = f"fitted, {after:.3f} of the variance would be lost, more than {before.share:.3f} without"
             return {"rows": rows, "left": why}
-        lost = {"before": before.share, "after": after, "left": "; ".join(dict.fromkeys(left))}
+        lost |= {"before": before.share, "left": "; ".join(dict.fromkeys(left))}
         return {"numbers": numbers, "rows": rows, "ridge": ridge, **lost}
 
     def _stage(self, one: StandIn, node: fx.Node, start: FittedStart) -> tuple[_Sums, fx.Node, Distance] | str:
@@ -225,22 +244,31 @@ class _Fitting:
             statistics.add(ours[given])
         statistics.set_(one.graph.get_submodule(str(node.target)))
 
-    def _distance(self, one: StandIn, axis: int) -> Distance:
+    def _lost(self, one: StandIn, axis: int) -> dict[str, Any]:
+        """The distances from the original with the finished surrogate, by the names of the result."""
+        other = None if self._held_out is None else self._distance(one, axis, self._held_out).share
+        return {"after": self._distance(one, axis).share, "held_out": other}
+
+    def _distance(self, one: StandIn, axis: int, batches: Batches | None = None) -> Distance:
         distance = Distance(axis)
-        for ours, theirs in self._pairs(one, one.outputs, list(one.outputs.values())):
-            for output, original in one.outputs.items():
+        for ours, theirs in self._pairs(one, one.ends, list(one.ends.values()), batches):
+            for output, original in one.ends.items():
                 distance.add(ours[output], theirs[original])
         return distance
 
     def _pairs(
-        self, one: StandIn, ours: Collection[fx.Node], theirs: Collection[fx.Node]
+        self,
+        one: StandIn,
+        ours: Collection[fx.Node],
+        theirs: Collection[fx.Node],
+        batches: Batches | None = None,
     ) -> Iterator[tuple[dict[fx.Node, Any], dict[fx.Node, Any]]]:
         """The values of both networks, batch by batch.
 
         Raises:
             BadInput: see `Batches`; and where values are no numbers.
         """
-        for batch in self._batches:
+        for batch in batches or self._batches:
             made = self._ours.values(batch, ours) if ours else {}
             wanted = self._theirs.values(batch, theirs) if theirs else {}
             for value in (*made.values(), *wanted.values()):

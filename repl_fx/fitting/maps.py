@@ -38,6 +38,7 @@ class MapFit:
     Attributes:
         module: the map; of a merged one all values are seen with the identity in its place.
         given: the nodes whose values are needed.
+        axis: that of the channels.
     """
 
     def __init__(self, gm: fx.GraphModule, node: fx.Node, merged: bool, objective: str) -> None:
@@ -46,6 +47,7 @@ class MapFit:
         self.module = module
         self.given = self.stream, self.value = self.places(node, merged)
         self._merged = merged
+        self.axis = 1 if module.spatial else -1
         self.nothing = module.start, torch.zeros(module.widths[1])
         if merged:
             # The value that goes into the map is the one that comes out of none.
@@ -100,10 +102,9 @@ class MapFit:
             solution = found.solution
             known = {"objective": "cosine", "cosine_before": found.before, "cosine_after": found.after}
         self.module.set_to(solution.matrix, solution.shift)
-        before, after = (self._moments.left_over(*one) for one in (self.nothing, (solution.matrix, solution.shift)))
         numbers = sum(parameter.numel() for parameter in self.module.parameters())
         rows = {"numbers": numbers, "rows": self._moments.rows, "ridge": solution.ridge}
-        return {**rows, "before": before, "after": after, **known}
+        return {**rows, "before": self._moments.left_over(*self.nothing), **known}
 
     def _read(self, value: Tensor) -> Tensor:
         """The positions of the stream that the map reads."""

@@ -104,12 +104,20 @@ class StandIn:
         return [self.graph.get_submodule(str(node.target)) for node in dict.fromkeys(n for n, _ in self.in_order)]
 
     @cached_property
+    def ends(self) -> Mapping[fx.Node, fx.Node]:
+        """The nodes whose distance from the original says how close a fit is, with those of the captured graph."""
+        node, start = self.starts[0]
+        # The stream passes the block where the map is merged into the layer before.
+        merged = isinstance(start, WholeMap) and start.merged
+        return {MapFit.places(node, merged=True)[0]: self.last} if merged else self.outputs
+
+    @cached_property
     def watched(self) -> set[fx.Node]:
         """The nodes whose values a fit looks at."""
         seen = set(self.outputs)
         for node, start in self.in_order:
             if isinstance(start, WholeMap):
-                return {*MapFit.places(node, start.merged)}
+                return {*MapFit.places(node, start.merged), *self.ends}
             seen.update(node.all_input_nodes)
             for output in self.outputs if start else ():
                 piece = Piece(self.graph, [node], output)

@@ -449,3 +449,39 @@ def test_what_is_reported_is_what_the_finished_surrogate_loses() -> None:
     ours, wanted = (torch.cat([pair[i] for pair in pairs]).double() for i in range(2))
     lost = (ours - wanted).square().sum() / (wanted - wanted.mean((0, 1))).square().sum()
     assert made.surrogates[0].after == pytest.approx(float(lost), rel=1e-3)
+
+
+def _share_lost(ours: nn.Module, theirs: nn.Module, block: str, batches: list[Tensor]) -> float:
+    """The distance of what two networks stream behind a block, by the variance of the second's."""
+    streams: list[list[Tensor]] = [[], []]
+    for net, seen in zip((ours, theirs), streams, strict=True):
+        hook = net.get_submodule(block).register_forward_hook(lambda _, args, out, seen=seen: seen.append(out))
+        for batch in batches:
+            net.eval()(batch)
+        hook.remove()
+    made, wanted = (torch.cat(seen).double() for seen in streams)
+    return float((made - wanted).square().sum() / (wanted - wanted.mean((0, 1))).square().sum())
+
+
+@torch.no_grad()
+@pytest.mark.parametrize(
+    ("surrogate", "settings"),
+    [("linear", {}), ("linear", {"rank": 4}), ("linear", {"form": "scale"}), ("bottleneck", {}), ("narrow", {})],
+    ids=str,
+)
+def test_held_out_samples_are_measured_too(surrogate: str, settings: dict[str, Any]) -> None:
+    torch.manual_seed(0)
+    net, other = MlpNet(depth=3), [torch.randn(8, 4, 16) * 2 for _ in range(2)]
+    result = transformed(net, (X,), surrogate=surrogate, settings=settings, blocks=["blocks.1"])
+    batches = [torch.randn(8, 4, 16) for _ in range(2)]
+    (one,) = repl_fx.fit(result, batches, held_out=other).surrogates
+    assert one.after == pytest.approx(_share_lost(result.model, net, "blocks.1", batches), rel=1e-4)
+    assert one.held_out == pytest.approx(_share_lost(result.model, net, "blocks.1", other), rel=1e-4)
+    assert f"{one.after:.3f} is with {surrogate}, {one.held_out:.3f} on held-out samples (" in str(one)
+    assert one.held_out != one.after
+
+
+def test_held_out_samples_that_can_be_gone_through_once_are_refused() -> None:
+    result = transformed(MlpNet(), (X,), surrogate="linear")
+    with pytest.raises(repl_fx.BadInput, match="held_out can be gone through once"):
+        repl_fx.fit(result, [X], held_out=iter([X]))
