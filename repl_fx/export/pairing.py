@@ -100,6 +100,18 @@ def tensor_of(value: ir.Value) -> ir.TensorProtocol | None:
     return ir.convenience.get_const_tensor(value) if constant else None
 
 
+def constants_of(model: ir.Model) -> dict[str, np.ndarray[Any, Any]]:
+    """The tensors of a model by name, in the order of the file: initializers, and what nodes hold."""
+    found = {}
+    for graph in model.graphs():
+        values = [*graph.initializers.values(), *(v for n in graph if n.op_type == "Constant" for v in n.outputs)]
+        for value in values:
+            tensor = tensor_of(value)
+            if tensor is not None and tensor.dtype is not ir.DataType.STRING:
+                found[str(value.name)] = tensor.numpy()
+    return found
+
+
 def _attribute(node: ir.Node, name: str, opsets: Mapping[str, int]) -> Any:
     """The value of an attribute, or that of the operator where the node has none."""
     if name in node.attributes:

@@ -17,10 +17,11 @@ from repl_fx.errors import BadInput, ReplFxError, first_line
 from repl_fx.export.comparison import ModelComparison
 from repl_fx.export.layers import LayerDifference, choose_nodes, compare_layers
 from repl_fx.export.onnx_model import export_program, quiet
+from repl_fx.export.pairing import constants_of
 from repl_fx.export.session import OnnxSession
 from repl_fx.export.tensors import FlatInputs, at_batch, batch_size, default_batches, flatten_inputs
 from repl_fx.export.verification import Verification
-from repl_fx.export.weights import Weights, compare_weights, constants_of, read_model, with_weights
+from repl_fx.export.weights import Weights, compare_weights, read_model, with_weights
 from repl_fx.passes.driver import run_passes
 from repl_fx.passes.fold_surrogates import fold_surrogates
 from repl_fx.running.example_inputs import ExampleInputs

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -37,6 +39,23 @@ def perturbed(path: Path, directory: Path, name: str, change: float, entry: int 
     tensor.CopyFrom(onnx.numpy_helper.from_array(value.astype(np.float32), name))
     onnx.save(model, str(directory / "perturbed.onnx"))
     return directory / "perturbed.onnx"
+
+
+# Verification by weights alone.
+LOOSE: Any = {"atol": 100.0}
+
+
+def edited(
+    path: Path, directory: Path, name: str, change: Callable[[np.ndarray[Any, Any]], np.ndarray[Any, Any]]
+) -> Path:
+    """A copy of the file with another tensor: an initializer, or what a node of this name holds."""
+    model = onnx.load(str(path))
+    held = [a.t for node in model.graph.node if name in node.output for a in node.attribute]
+    tensor = next(t for t in (*model.graph.initializer, *held) if t.name == name or t in held)
+    value = change(onnx.numpy_helper.to_array(tensor).copy())
+    tensor.CopyFrom(onnx.numpy_helper.from_array(np.ascontiguousarray(value), tensor.name))
+    onnx.save(model, str(directory / "edited.onnx"))
+    return directory / "edited.onnx"
 
 
 class ConvNet(nn.Module):
