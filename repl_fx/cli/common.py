@@ -22,7 +22,7 @@ from rich.console import Console, RenderableType
 from rich.status import Status
 
 from repl_fx.cli.completion import complete_model, complete_model_or_artifact
-from repl_fx.cli.group import CLOSED, error_document
+from repl_fx.cli.group import CLOSED, explain
 from repl_fx.cli.help import OUTPUT
 
 if TYPE_CHECKING:
@@ -151,7 +151,7 @@ class Terminal:
         self.as_json = as_json
         self.verbose = verbose
         self.quiet = quiet
-        self._stdout = stdout
+        self.stdout = stdout
         self._out = _console(stdout)
         self._err = _console(sys.stderr)
         self._stage: str | None = None
@@ -159,6 +159,15 @@ class Terminal:
         self._status: Status | None = None
         self._after_line = False
         self._told = False
+
+    @property
+    def descriptor(self) -> int | None:
+        """Where processes of the command write their document; None for where this one writes the rest."""
+        try:
+            return self.stdout.fileno() if self.as_json else None
+        except OSError:
+            # No file: nothing but Python can write to it.
+            return None
 
     def stage(self, name: str) -> None:
         """Begin a stage, and end the one before."""
@@ -198,14 +207,13 @@ class Terminal:
         """Write the one JSON document, where JSON is wanted."""
         self.end_stage()
         if self.as_json:
-            print(json.dumps(document, indent=2, allow_nan=False), file=self._stdout, flush=True)
+            print(json.dumps(document, indent=2, allow_nan=False), file=self.stdout, flush=True)
             self._told = True
 
-    def failure(self, error: BaseException) -> None:
-        """Write why there is no document, as one, where JSON is wanted and none was written."""
-        # Of several processes the first one writes.
-        if not self._told and os.environ.get("RANK", "0") == "0":
-            self.document(error_document(error))
+    def failed(self, line: str, code: int) -> None:
+        """Write the error in the place of the document, where JSON is wanted and none was written."""
+        if not self._told:
+            self.document({"error": line, "exit_code": code})
 
 
 @contextlib.contextmanager
@@ -247,7 +255,10 @@ def _failing(terminal: Terminal) -> Iterator[None]:
         if terminal.verbose and isinstance(error, Exception):
             traceback.print_exc()
         if not isinstance(error, SystemExit) or error.code != CLOSED:
-            terminal.failure(error)
+            terminal.failed(*explain(error))
+        if isinstance(error, KeyboardInterrupt):
+            # typer would end in silence.
+            raise typer.Abort from error
         raise
 
 

@@ -19,7 +19,7 @@ from typer.core import TyperGroup
 
 from repl_fx.cli.completion import prepare_completion
 from repl_fx.cli.help import OPTIONS, write_options, write_sections
-from repl_fx.errors import ReplFxError, Stopped, close_matches, not_ours, with_notes
+from repl_fx.errors import ReplFxError, Stopped, close_matches, not_ours, users_place, with_notes
 
 DONE, FAILED, BAD, DEFECT, INTERRUPTED, CLOSED = 0, 1, 2, 70, 130, 141
 # Added to the number of the signal that ended a command, as shells do.
@@ -61,7 +61,8 @@ class Commands(TyperGroup):
             code = _report(error)
             # A command that did not begin; one that did tells its own errors (see `repl_fx.cli.common.running`).
             if hasattr(error, "format_message") and "--json" in given:
-                print(json.dumps(error_document(error), indent=2))
+                line, _ = explain(error)
+                print(json.dumps({"error": line, "exit_code": code}, indent=2))
         if standalone_mode:
             sys.exit(code)
         return code
@@ -123,12 +124,6 @@ def _report(error: BaseException) -> int:
     return code
 
 
-def error_document(error: BaseException) -> dict[str, Any]:
-    """What `--json` writes of a command that ended without a result."""
-    message, code = explain(error)
-    return {"error": message, "exit_code": code}
-
-
 def explain(error: Any) -> tuple[str, int]:
     """The one line for an exception, and its exit code."""
     # Usage errors have this method. Their class is click's or, in later versions, that of typer's own copy of click.
@@ -158,7 +153,9 @@ def explain(error: Any) -> tuple[str, int]:
         smaller = "give smaller inputs (--input-shape), batches (--batch-size), or another --device"
         return with_notes(f"not enough memory ({line[:200]}); {smaller}", error), BAD
     if not isinstance(error, Exception):
-        return f"the model's code ended the command with {type(error).__name__}: {line[:300]}", BAD
+        place = users_place(error)
+        where = " ({}, line {})".format(*place) if place else ""
+        return f"code of yours ended the command with {type(error).__name__}: {line[:300]}{where}", BAD
     if said is not None:
         return said, BAD
     return (

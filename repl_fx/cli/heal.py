@@ -55,7 +55,7 @@ def heal_command(
         # A model that was not cut has nothing to heal.
         read_manifest(directory)
         try:
-            with ending_together():
+            with ending_together(terminal.failed):
                 run = begin(
                     str(directory),
                     output,
@@ -67,6 +67,7 @@ def heal_command(
                     trust_remote_code=trust,
                     defaults=settings_to_heal(),
                     progress=terminal.stage,
+                    stdout=terminal.descriptor,
                 )
                 if run.processes.first:
                     terminal.show(*common.data_lines(run.changes))

@@ -49,7 +49,7 @@ def train_command(
         from repl_fx.training.comparing import comparison_table, rows_document
 
         try:
-            with ending_together():
+            with ending_together(terminal.failed):
                 run = begin(
                     spec,
                     output,
@@ -60,6 +60,7 @@ def train_command(
                     model=model,
                     trust_remote_code=trust,
                     progress=terminal.stage,
+                    stdout=terminal.descriptor,
                 )
                 if run.processes.first:
                     terminal.show(*common.data_lines(run.changes))

@@ -53,9 +53,15 @@ def decision_operator() -> Any:
 has_side_effect(decision_operator())
 
 
-_ASKS_FOR_GRADIENT = tuple(
-    getattr(Tensor, name).__get__ for name in ("requires_grad", "is_leaf", "grad_fn", "grad", "retains_grad")
-)
+# What no graph can answer for other inputs.
+_ASKED_OF_INPUTS: dict[Any, str] = {
+    **{
+        getattr(Tensor, name).__get__: "requires a gradient"
+        for name in ("requires_grad", "is_leaf", "grad_fn", "grad", "retains_grad")
+    },
+    Tensor.is_inference: "is one of torch.inference_mode",
+    torch.is_inference: "is one of torch.inference_mode",
+}
 
 # Layers of the deepest models, a few times over.
 _MOST = 512
@@ -105,8 +111,8 @@ class DataDependentBranches(TorchFunctionMode):
             return func(*args) if self._claimed is args[0] else self.decide(args[0], None)
         if func is Tensor.item and self._drawn(args[0]):
             return Drawn(self, args[0])
-        if func in _ASKS_FOR_GRADIENT and has_no_value(args[0]) and not self.aside() and asked_by_model():
-            raise Untraceable("the forward asks whether a tensor requires a gradient, which its input decides")
+        if func in _ASKED_OF_INPUTS and has_no_value(args[0]) and not self.aside() and asked_by_model():
+            raise Untraceable(f"the forward asks whether a tensor {_ASKED_OF_INPUTS[func]}, which its input decides")
         result = func(*args, **kwargs)
         if name == "_is_all_true":
             self._claimed = result

@@ -85,6 +85,7 @@ def begin(
     trust_remote_code: bool = False,
     defaults: TrainConfig | None = None,
     progress: Callable[[str], None] = lambda stage: None,
+    stdout: int | None = None,
 ) -> Run:
     """Make a run of a model, which is transformed first, or of an artifact.
 
@@ -98,6 +99,7 @@ def begin(
         model, trust_remote_code: see `load`.
         defaults: settings where none are given; those of `TrainConfig` by default.
         progress: called with the name of each stage as it begins.
+        stdout: file descriptor where processes that this one starts write; its own by default.
 
     Raises:
         BadInput: options that do not go together, settings that are none, data or a model that cannot be read.
@@ -122,7 +124,7 @@ def begin(
     if not is_artifact:
         config.planning_options()
     require_available(config)
-    processes = join(config, resume=resume)
+    processes = join(config, resume=resume, stdout=stdout)
     require_possible(config, processes)
     if output is not None and processes.first:
         require_free(output, force=force)

@@ -20,7 +20,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import timedelta
@@ -135,6 +135,8 @@ def lost_peer(problem: BaseException) -> LostPeer | None:
 
 ALONE = Processes()
 _joined: list[Processes] = []
+# Who hears of the errors of other processes that this one prints.
+_listeners: list[Callable[[str, int], None]] = []
 
 
 def _difference(rank: int, there: Sequence[str], first: Sequence[str]) -> str:
@@ -143,12 +145,13 @@ def _difference(rank: int, there: Sequence[str], first: Sequence[str]) -> str:
     return f"process {rank} has {found}, process 0 has {wanted}"
 
 
-def join(config: TrainConfig, *, resume: bool = False) -> Processes:
+def join(config: TrainConfig, *, resume: bool = False, stdout: int | None = None) -> Processes:
     """Meet the other processes of a run, or start them; those met before, where there are.
 
     Args:
         config: its `devices` and `nodes` are how many.
         resume: whether these are those of the run before, and may be others now.
+        stdout: file descriptor where those that it starts write; its own by default.
 
     Raises:
         BadInput: torchrun started another number, there are fewer GPUs, or the port is in use.
@@ -167,7 +170,7 @@ def join(config: TrainConfig, *, resume: bool = False) -> Processes:
             return ALONE
         assert config.devices is not None
         require_devices(config.device, config.devices)
-        raise Ended(_start(config.devices))
+        raise Ended(_start(config.devices, stdout))
     found = _met(config, resume=resume)
     if not found.alone:
         _joined.append(found)
@@ -218,12 +221,16 @@ def _met(config: TrainConfig, *, resume: bool) -> Processes:
         raise BadInput(f"process {rank} does not reach {where}: {first_line(problem)}") from problem
     store.set_timeout(_LONG)
     dist.init_process_group(store=_dist.PrefixStore("torch", store), rank=rank, world_size=size, **own)
+    return Processes(rank, size, local_rank, local_size, _words(store))
+
+
+def _words(store: Any) -> Any:
+    """The part of a store for what the processes tell each other."""
     # A restart of torchrun's uses the same store.
-    attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
-    return Processes(rank, size, local_rank, local_size, _dist.PrefixStore(f"repl_fx/{attempt}", store))
+    return _dist.PrefixStore(f"repl_fx/{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)
 
 
-def _start(count: int) -> int:
+def _start(count: int, stdout: int | None) -> int:
     """Start copies of this command, and wait for them; returns the exit code."""
     # Its connections end with this process, at which the others end.
     store = _dist.TCPStore(_HOST, 0, is_master=True, wait_for_workers=False)
@@ -238,12 +245,13 @@ def _start(count: int) -> int:
         {} if "OMP_NUM_THREADS" in os.environ else {"OMP_NUM_THREADS": str(max(1, torch.get_num_threads() // count))}
     )
     command = _own_command()
+    environment = {**threads, **os.environ, **shared}
     started = [
-        subprocess.Popen(command, env={**threads, **os.environ, **shared, "RANK": str(i), "LOCAL_RANK": str(i)})
+        subprocess.Popen(command, env={**environment, "RANK": str(i), "LOCAL_RANK": str(i)}, stdout=stdout)
         for i in range(count)
     ]
     try:
-        return _code(started)
+        return _code(started, _words(store))
     except KeyboardInterrupt:
         # Those that have a terminal were interrupted by it too.
         _end(started, signal.SIGINT)
@@ -258,7 +266,7 @@ def _own_command() -> list[str]:
     return [sys.executable, *script, *sys.argv[1:]]
 
 
-def _code(started: Sequence[subprocess.Popen[bytes]]) -> int:
+def _code(started: Sequence[subprocess.Popen[bytes]], store: Any) -> int:
     """The exit code: the first that is none of success; the others have some time to end by themselves."""
     while True:
         codes = [process.poll() for process in started]
@@ -266,14 +274,18 @@ def _code(started: Sequence[subprocess.Popen[bytes]]) -> int:
         if failed is not None:
             code = codes[failed]
             assert code is not None
+            line = ""
             if code < 0:
                 name = signal.Signals(-code).name
                 why = "; there may be too little memory" if -code == signal.SIGKILL else ""
-                print(f"repl-fx: error: process {failed} of {len(started)} was ended by {name}{why}", file=sys.stderr)
-                return _BAD
+                line, code = f"process {failed} of {len(started)} was ended by {name}{why}", _BAD
+                # The first process prints it, where it is there.
+                store.compare_set("failed", "", json.dumps({"rank": failed, "line": line, "code": code}))
             limit = time.monotonic() + 2 * _GRACE
             while any(process.poll() is None for process in started) and time.monotonic() < limit:
                 time.sleep(0.05)
+            if line and not store.check(["told"]):
+                _tell(line, code)
             return code
         if all(code == 0 for code in codes):
             return 0
@@ -307,9 +319,7 @@ def _watch(processes: Processes, store: Any) -> None:
                 return
             failed, line = {"code": _BAD}, f"process {processes.rank} of {processes.size} lost the others"
         if line:
-            # A bar of progress may have hidden the cursor.
-            shown = "\n\x1b[?25h" if sys.stderr.isatty() else ""
-            print(f"{shown}repl-fx: error: {line}", file=sys.stderr, flush=True)
+            _tell(line, failed["code"])
         if processes.first:
             store.set("told", "")
             # The store may end with this process, and who waits for the word has to hear it.
@@ -317,13 +327,25 @@ def _watch(processes: Processes, store: Any) -> None:
         os._exit(failed["code"])
 
 
+def _tell(line: str, code: int) -> None:
+    # A bar of progress may have hidden the cursor.
+    shown = "\n\x1b[?25h" if sys.stderr.isatty() else ""
+    print(f"{shown}repl-fx: error: {line}", file=sys.stderr, flush=True)
+    for listen in _listeners:
+        listen(line, code)
+
+
 @contextmanager
-def ending_together() -> Iterator[None]:
+def ending_together(listen: Callable[[str, int], None] = lambda line, code: None) -> Iterator[None]:
     """End all processes of the run with the first error of one of them, which is printed once.
+
+    Args:
+        listen: called with an error of another process, which this one has printed, and its exit code.
 
     Raises:
         Ended: the first process has printed the error of this one.
     """
+    _listeners.append(listen)
     try:
         yield
         if _joined:
@@ -341,6 +363,7 @@ def ending_together() -> Iterator[None]:
         if _joined and dist.is_initialized():
             dist.destroy_process_group()
         _joined.clear()
+        _listeners.remove(listen)
 
 
 def _leave(processes: Processes) -> None:

@@ -174,8 +174,8 @@ class Checkpoints(pl.Callback):
         loss, step = self._bad.tolist()
         if not math.isfinite(loss):
             raise BadInput(
-                f"the loss is {loss} at step {step:.0f}; a lower --lr or --clip may help; "
-                f"{self.place if self.place.exists() else 'no checkpoint'} is the last that is good"
+                f"the loss is {loss} at step {step:.0f}; look for inputs that are no numbers, or give a lower --lr or "
+                f"--clip; {f'{self.place} is the last that is good' if self.place.exists() else 'no checkpoint is yet'}"
             )
 
     def on_save_checkpoint(

@@ -43,10 +43,9 @@ def test_as_a_process(model_file: Path, tmp_path: Path) -> None:
     assert "next:    repl-fx export out" in done.stdout and all(word in done.stdout for word in words)
     assert all(" … " in line for line in done.stderr.splitlines()), done.stderr
     again = call("--json")
-    assert (again.returncode, again.stdout) == (2, "")
-    assert again.stderr == (
-        "repl-fx: error: out is not empty; choose another place, or replace it with --force (force=True)\n"
-    )
+    line = "out is not empty; choose another place, or replace it with --force (force=True)"
+    assert again.returncode == 2 and json.loads(again.stdout) == {"error": line, "exit_code": 2}
+    assert again.stderr == f"repl-fx: error: {line}\n"
     one = call("--json", "--dry-run", "--no-check")
     assert one.returncode == 0 and json.loads(one.stdout)["directory"] is None
     assert all(word in one.stderr for word in words)

@@ -98,9 +98,9 @@ def test_a_fold_of_recurrent_layers_computes_with_its_own_weights() -> None:
     folded = repl_fx.fold(gm)
     expected = gm(x)
     with torch.no_grad():
-        gm.get_submodule("lstm").weight_hh_l0.data.mul_(3)
+        gm.get_parameter("lstm.weight_hh_l0").mul_(3)
     assert torch.equal(folded(x), expected) and not torch.equal(gm(x), expected)
-    folded.get_submodule("lstm").weight_hh_l0.data.mul_(3)
+    folded.get_parameter("lstm.weight_hh_l0").data.mul_(3)
     assert torch.equal(folded(x), gm(x))
 
 

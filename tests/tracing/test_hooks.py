@@ -186,6 +186,10 @@ class OnTensors(nn.Module):
             return x * (torch.initial_seed() % 7)
         elif self.kind == "is a leaf":
             return x * 2 if x.is_leaf else x
+        elif self.kind == "is an inference tensor":
+            return x * 2 if x.is_inference() else x
+        elif self.kind == "asks torch":
+            return x * 2 if torch.is_inference(x) else x
         elif self.kind == "save_on_cpu":
             with torch.autograd.graph.save_on_cpu():
                 return x * x
@@ -200,9 +204,17 @@ def test_hooks_on_tensors_of_a_forward_are_refused(kind: str) -> None:
     assert own == (Tensor.register_hook, Tensor.retain_grad)
 
 
-@pytest.mark.parametrize("kind", ["requires a gradient", "is a leaf"])
-def test_a_question_that_the_input_decides_is_refused(kind: str) -> None:
-    with pytest.raises(CaptureError, match="asks whether a tensor requires a gradient"):
+@pytest.mark.parametrize(
+    ("kind", "asked"),
+    [
+        ("requires a gradient", "requires a gradient"),
+        ("is a leaf", "requires a gradient"),
+        ("is an inference tensor", "is one of torch.inference_mode"),
+        ("asks torch", "is one of torch.inference_mode"),
+    ],
+)
+def test_a_question_that_the_input_decides_is_refused(kind: str, asked: str) -> None:
+    with pytest.raises(CaptureError, match=f"asks whether a tensor {asked}, which its input decides"):
         capture(OnTensors(kind), (X,))
 
 

@@ -122,3 +122,6 @@ def test_a_process_of_the_loader_that_was_ended_is_a_line() -> None:
     assert refused is not None
     assert str(refused).endswith("(DataLoader worker (pid 7) is killed by signal: Terminated); go on with --resume")
     assert lost_worker(RuntimeError("other")) is None
+    # What the loader sees first may be the end of the pipe.
+    refused = lost_worker(ConnectionResetError(104, "Connection reset by peer"))
+    assert refused is not None and "(ConnectionResetError: [Errno 104] Connection reset by peer); go on" in str(refused)

@@ -26,8 +26,8 @@ from repl_fx.errors import ReplFxError
 from repl_fx.training.config import TrainConfig
 from repl_fx.training.processes import Ended, ending_together, join
 try:
-    with ending_together():
-        group = join(TrainConfig(device="cpu", devices=int(sys.argv[1])))
+    with ending_together(lambda line, code: print("heard:", code, line)):
+        group = join(TrainConfig(device="cpu", devices=int(sys.argv[1])), stdout=2 if "2" in sys.argv[2:] else None)
         if group.first:
             {first}
         else:
@@ -68,6 +68,7 @@ def test_an_error_in_one_process_ends_the_other_one(first: str) -> None:
     assert time.monotonic() - begin < 40
     assert [code for code, _, _ in found] == [2, 2]
     assert found[0][2].strip() == "repl-fx: error: process 1 of 2: no such file" and not found[1][2]
+    assert [out for _, out, _ in found] == ["heard: 2 process 1 of 2: no such file\n", ""]
 
 
 def test_an_error_in_the_first_process_ends_the_other_one() -> None:
@@ -85,7 +86,17 @@ def test_processes_that_are_started_here_end_with_each_other(tmp_path: Path, end
         [sys.executable, script, "2"], cwd=ROOT, capture_output=True, text=True, timeout=60, check=False
     )
     assert done.returncode == 2
-    assert done.stderr == "repl-fx: error: process 1 of 2 was ended by SIGKILL; there may be too little memory\n"
+    line = "process 1 of 2 was ended by SIGKILL; there may be too little memory\n"
+    assert done.stderr == f"repl-fx: error: {line}" and done.stdout == f"heard: 2 {line}"
+
+
+def test_processes_write_where_they_are_told(tmp_path: Path) -> None:
+    script = tmp_path / "script.py"
+    script.write_text(_SCRIPT.format(first="pass", other="pass"))
+    done = subprocess.run(
+        [sys.executable, script, "2", "2"], cwd=ROOT, capture_output=True, text=True, timeout=60, check=False
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "all is written\n")
 
 
 def _torchrun(monkeypatch: pytest.MonkeyPatch, **environment: str) -> None:

@@ -13,7 +13,7 @@ from typing import Any
 from torch.utils.data import DataLoader
 
 from repl_fx._torch import without_workers
-from repl_fx.errors import BadInput, ReplFxError, told
+from repl_fx.errors import BadInput, ReplFxError, one_line, told, users_place
 
 # Seconds within which a pass that is counted has to end: a stream without an end has none.
 LONGEST = 60.0
@@ -96,15 +96,16 @@ def reading(where: str) -> Iterator[None]:
         raise
     except Exception as problem:
         # A data set of a user's own may raise anything.
-        if isinstance(problem, RuntimeError) and (lost := lost_worker(problem)):
+        if lost := lost_worker(problem):
             raise lost from problem
         raise BadInput(f"{where}: {told(problem)}; mend the code or the data it reads") from problem
 
 
-def lost_worker(problem: RuntimeError) -> BadInput | None:
+def lost_worker(problem: Exception) -> BadInput | None:
     """The line for a process of the data loader that the system has ended; None for another error."""
-    said = str(problem)
-    if not said.startswith("DataLoader worker"):
+    said = one_line(problem) if isinstance(problem, ConnectionError | EOFError) else str(problem)
+    # The loader may first see that the pipe from it has ended; code of a user has connections of its own.
+    if not said.startswith("DataLoader worker") and (said == str(problem) or users_place(problem) is not None):
         return None
     return BadInput(
         f"a process that reads the data was ended ({said.splitlines()[0].rstrip('. ')}); go on with --resume"

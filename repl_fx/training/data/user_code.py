@@ -92,7 +92,8 @@ def _as_data(made: Any, make: Callable[[], Any], name: str, where: str) -> Data 
         return UserData(name, module=made)
     if isinstance(made, tuple) or (isinstance(made, list) and not all(map(_is_batch, made))):
         if len(made) != 2 or not all(map(_gives_batches, made)):
-            raise BadInput(f"{where} returned {len(made)} values; {_WANTED}")
+            kinds = ", ".join(in_words(part) for part in made[:3])
+            raise BadInput(f"{where} returned {len(made)} values ({kinds}{', …' * (len(made) > 3)}); {_WANTED}")
         train, test = (_loader(part, lambda place=place: make()[place], where) for place, part in enumerate(made))  # type: ignore[misc]
         return UserData(name, train, test)
     if not _gives_batches(made):
