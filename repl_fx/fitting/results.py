@@ -18,8 +18,8 @@ class FittedSurrogate:
             is for all channels.
         ridge: the share of a ridge, as used; see docs/fits.md.
         before, after: the mean squared distance of the stream behind the block from that of the original, by its
-            variance: with the surrogate silent (`blend` and `narrow`, which never are: as they start), and fitted, on all
-            batches with the finished surrogate.
+            variance: with the surrogate silent (`blend` and `narrow`, which never are: as they start), and fitted,
+            measured on all batches with the finished surrogate.
         objective: of the fit; `cosine` for maps alone.
         cosine_before, cosine_after: with the objective `cosine`, the mean cosine distance of the same rows: of the fit
             by least squares, and of the other.
@@ -45,7 +45,8 @@ class FittedSurrogate:
             return f"{self.block}: {self.surrogate} stays as it is: {self.left}"
         other = "" if self.held_out is None else f", {self.held_out:.3f} on held-out samples"
         text = (
-            f"{self.block}: {self.before:.3f} of the variance was lost, {self.after:.3f} is with {self.surrogate}{other} "
+            f"{self.block}: {self.before:.3f} of the variance was lost, "
+            f"{self.after:.3f} is with {self.surrogate}{other} "
             f"({self.numbers:,} numbers, {self.rows:,} rows, ridge {self.ridge:g})"
         )
         if self.cosine_before is not None:
