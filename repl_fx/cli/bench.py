@@ -86,6 +86,7 @@ def bench_command(
         from repl_fx.planning.written_options import parse_sizes
         from repl_fx.report import charts, tables
         from repl_fx.sources import usable_device
+        from repl_fx.sources.input_shapes import shape_at_batch
 
         usable_device(device)
         settings = Settings(
@@ -108,6 +109,12 @@ def bench_command(
             spec, model, input_shape=input_shape, seed=seed, device="cpu", trust=trust, weights=weights
         )
         result, rewritten = _rewritten(target, every, surrogate, seed, terminal.stage)
+        shape = None if target.artifact else shape_at_batch(result.captured_parts, batch or 0)
+        if shape is not None:
+            target = common.load_target(
+                spec, model, input_shape=shape, seed=seed, device="cpu", trust=trust, weights=weights
+            )
+            result, rewritten = _rewritten(target, every, surrogate, seed, terminal.stage)
         artifact = target.artifact if output is None else None
         with changing(artifact.directory) if artifact else contextlib.nullcontext() as change:
             if change is not None:

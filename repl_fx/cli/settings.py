@@ -18,8 +18,8 @@ _SECTIONS = {
     "Model": ("weights", "input_shape", "checkpoint_blocks"),
     "Data": ("data", "data_dir", "download", "context", "size", "standardise", "task", "augment", "mixup", "cutmix"),
     "Optimizer": (
-        *("epochs", "steps", "batch_size", "accumulate", "optimizer", "lr", "momentum", "weight_decay", "warmup"),
-        *("clip", "label_smoothing", "ema", "precision", "compile", "learn"),
+        *("epochs", "steps", "batch_size", "full_batches", "accumulate", "optimizer", "lr", "momentum"),
+        *("weight_decay", "warmup", "clip", "label_smoothing", "ema", "precision", "compile", "learn"),
     ),
     "Teacher": ("teacher", "teacher_logits", "teacher_values", "target_weight", "temperature"),
     "Schedule of replacing": ("replace_at", "restore_at", "neighbours"),

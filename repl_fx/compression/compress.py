@@ -39,7 +39,7 @@ from repl_fx.training.data.content import content_of
 from repl_fx.training.data.kinds import Data, UserData
 from repl_fx.training.evaluation import evaluate
 from repl_fx.training.healing import with_places
-from repl_fx.training.loading import changes_of, read_data
+from repl_fx.training.loading import batch_of, changes_of, read_data
 from repl_fx.training.run import CHECKPOINT, STATE, require_available
 from repl_fx.training.safe_checkpoints import discard_all, last_whole
 from repl_fx.training.variants import Models
@@ -131,7 +131,7 @@ def compress(
     run = replace(run, trust_remote_code=trust_remote_code, progress=progress, note=note)
     try:
         if not (resume and "cut" in run.state.figures()):
-            _cut(run, resume=resume)
+            run = _cut(run, resume=resume)
         if run.config.heal and "healed" not in run.state.figures():
             _heal(run, show=show)
         exported = {} if PROOF in read_manifest(run.directory).files else _export(run)
@@ -174,8 +174,8 @@ def _begun(
     return _Run(state, spec, config)
 
 
-def _cut(run: _Run, *, resume: bool) -> None:
-    """Score, plan, replace, fit, evaluate and save."""
+def _cut(run: _Run, *, resume: bool) -> _Run:
+    """Score, plan, replace, fit, evaluate and save; returns the run, which may have come to other settings."""
     models = Models(run.spec, run.config, run.trust_remote_code)
     run.progress("load")
     source = _on_device(models.source(run.config.seed), run.config)
@@ -184,12 +184,19 @@ def _cut(run: _Run, *, resume: bool) -> None:
     require_loaders(data)
     run.note(changes_of(data, run.config, training=run.config.heal))
     run.progress("capture")
-    inputs = widen_batch(source.model, source.inputs)
-    captured = capture_parts(source.model, inputs.args, inputs.kwargs)
+    captured = _captured(source)
+    own = models.at_own_batch(captured, batch_of(data, run.config))
+    if own is not None:
+        # A capture that takes one batch alone is of that of the data.
+        assert isinstance(own.config, CompressConfig)  # as they were
+        models, run = own, replace(run, config=own.config)
+        source = _on_device(own.source(run.config.seed), run.config)
+        captured = _captured(source)
+        run.note([f"the model is captured at a batch of {source.inputs.batch} alone; what fills none is left out"])
     if resume:
         run.state.require_same_data(data)
         _cut_captured(run, models, source, data, captured)
-        return
+        return run
     run.state.begin(run.spec, run.config, content_of(data))
     try:
         _cut_captured(run, models, source, data, captured)
@@ -197,6 +204,12 @@ def _cut(run: _Run, *, resume: bool) -> None:
         # With these settings it would fail again: nothing to go on with.
         run.state.discard()
         raise
+    return run
+
+
+def _captured(source: Source) -> CapturedParts:
+    inputs = widen_batch(source.model, source.inputs)
+    return capture_parts(source.model, inputs.args, inputs.kwargs)
 
 
 def _on_device(source: Source, config: CompressConfig) -> Source:

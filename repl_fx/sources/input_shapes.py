@@ -26,6 +26,7 @@ from torch import Tensor
 
 from repl_fx.errors import BadInput, close_matches
 from repl_fx.graph.kinds import dtype_name
+from repl_fx.tracing.parts.capture import CapturedParts
 
 _DTYPES = {
     dtype_name(dtype): dtype
@@ -46,6 +47,22 @@ class InputShape:
     sizes: tuple[int, ...]
     name: str | None = None
     dtype: torch.dtype | None = None
+
+
+def shape_at_batch(captured: CapturedParts, batch: int) -> str | None:
+    """The shapes of a model's inputs at another batch, where its capture takes their batch alone; else None.
+
+    They are for `--input-shape`, by which an artifact is built again.
+    """
+    inputs = captured.parts[0].inputs
+    dynamic = captured.parts[0].graph_module.meta["capture"].dynamic
+    if not captured.whole or batch < 2 or inputs.batch == batch or any(0 in dims for dims in dynamic.values()):
+        return None
+    given = [("", value) for value in inputs.args] + [(f"{name}:", value) for name, value in inputs.kwargs.items()]
+    if not all(isinstance(v, Tensor) and v.ndim and v.shape[0] == inputs.batch for _, v in given):
+        return None
+    shapes = (f"{name}{'x'.join(map(str, (batch, *v.shape[1:])))}:{dtype_name(v.dtype)}" for name, v in given)
+    return ",".join(shapes)
 
 
 def parse_input_shape(text: str) -> tuple[InputShape, ...]:

@@ -19,7 +19,7 @@ from repl_fx.training.building import module_of
 from repl_fx.training.config import TrainConfig
 from repl_fx.training.data.kinds import Data, UserData, length
 from repl_fx.training.data.targets import has_targets
-from repl_fx.training.loading import loaders
+from repl_fx.training.loading import batch_of, loaders
 from repl_fx.training.module import Training
 
 # Inputs in a batch: few enough that the values at all boundaries of a large model fit.
@@ -57,7 +57,9 @@ def calibration(
         BadInput: data that are no loaders, or that have no loss.
     """
     require_loaders(data)
-    size = min(_BATCH, samples, length(data.train)) if isinstance(data, Data) else config.batch_size
+    full = batch_of(data, config) if config.full_batches else 0
+    samples = max(samples, full)
+    size = min(full or _BATCH, samples, length(data.train)) if isinstance(data, Data) else config.batch_size
     config = config.changed(batch_size=size, augment=False, mixup=0.0, cutmix=0.0)
     device = device_of(model)
 
@@ -68,6 +70,8 @@ def calibration(
                 return
             some, wanted = (part[:left] if isinstance(part, Tensor | list) else part for part in (batch, targets))
             left -= len(some)
+            if full and len(some) != full:
+                continue
             # As one argument: a list is of pictures.
             yield (some,), wanted
 

@@ -21,7 +21,7 @@ from repl_fx.training.comparing import Member, Row, members, write_comparison
 from repl_fx.training.config import FROM_SPEC, MAKING, TrainConfig, read_config
 from repl_fx.training.data.kinds import Data, UserData
 from repl_fx.training.distributed import require_possible
-from repl_fx.training.loading import changes_of, read_data
+from repl_fx.training.loading import batch_of, changes_of, read_data
 from repl_fx.training.processes import Processes, join
 from repl_fx.training.run import (
     CHECKPOINT,
@@ -155,6 +155,10 @@ def begin(
     progress("load data")
     data = read_data(config)
     result = models.transform(source, progress=progress)
+    own = models.at_own_batch(result.captured_parts, batch_of(data, config))
+    if own is not None:
+        models, config, source = own, own.config, own.source(config.seed)
+        result = models.transform(source, progress=progress)
     require_schedule(config, result)
     if processes.first:
         save(result.model, output, source=source, force=force)

@@ -77,6 +77,10 @@ class TrainConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
         int | None, Meta(description="Steps of the optimizer after which a run ends, in the place of epochs.")
     ] = None
     batch_size: Annotated[int, Meta(ge=1, description="Inputs in a batch, of all processes together.")] = 64
+    full_batches: Annotated[
+        bool,
+        Meta(description="Give the model batches of this size alone; what fills none is left out, held-out data too."),
+    ] = False
     accumulate: Annotated[int, Meta(ge=1, description="Batches whose gradients make one step.")] = 1
     optimizer: Annotated[Literal["adamw", "sgd"], Meta(description="adamw or sgd.")] = "adamw"
     lr: Annotated[float, Meta(gt=0, description="Highest learning rate.")] = 1e-3

@@ -10,6 +10,7 @@ import pytorch_lightning as pl
 import torch
 
 from repl_fx.errors import BadInput
+from repl_fx.running.example_inputs import ExampleInputs
 from repl_fx.training.config import TrainConfig
 from repl_fx.training.data.augmentation import Chain, Change, CropAndFlip, CutMix, Mixup, Normalise
 from repl_fx.training.data.kinds import Data, Tensors, UserData
@@ -93,6 +94,17 @@ def read_data(config: TrainConfig) -> Data | UserData:
     return data
 
 
+def batch_of(data: Data | UserData, config: TrainConfig) -> int:
+    """Inputs in a training batch: those of the settings, or of a user's loader; 0 where that is not known."""
+    if isinstance(data, Data):
+        return config.batch_size
+    if data.module is not None:
+        return 0
+    batch = next(iter(loaders(data, config, torch.device("cpu"))[0]))
+    found = ExampleInputs.of(batch[:1]) if isinstance(batch, tuple | list) else ExampleInputs.of((batch,))
+    return found.batch if found.tensors else 0
+
+
 def changes_of(data: Data | UserData, config: TrainConfig, *, training: bool = True) -> tuple[str, ...]:
     """One line for each change that inputs go through on their way from the files to the model.
 
@@ -168,14 +180,15 @@ def _loader(
     part, name = (data.train, "train") if training else (data.test, "test")
     split = samples_of(data, part, name, flip=training and _augments(data, config))
     change = Chain(tuple(_changes(data, config, training=training)))
+    whole = training or config.full_batches
     # Tests want no gradients kept, and take twice the batch.
-    size = config.batch_size if training else 2 * config.batch_size
+    size = config.batch_size if whole else 2 * config.batch_size
     return loader_of(
         split,
         size,
         seed=config.seed,
         shuffle=training,
-        drop_last=training,
+        drop_last=whole,
         device=device,
         change=change,
         rank=processes.rank,

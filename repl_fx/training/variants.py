@@ -14,6 +14,8 @@ from repl_fx.pipeline import TransformResult, transform
 from repl_fx.plan import Plan
 from repl_fx.planning.written_options import parse_settings, read_plan
 from repl_fx.sources import Source, load_source
+from repl_fx.sources.input_shapes import shape_at_batch
+from repl_fx.tracing.parts.capture import CapturedParts
 from repl_fx.training.config import FROM_SPEC, TrainConfig
 
 VARIANTS = (ORIGINAL, PRUNED, REWRITTEN)
@@ -43,6 +45,16 @@ class Models:
             trust_remote_code=self.trust_remote_code,
             weights=True if config.weights is None else Path(config.weights),
         )
+
+    def at_own_batch(self, captured: CapturedParts, batch: int) -> Models | None:
+        """Models with example inputs of a batch, where a capture of others takes their batch alone; else None.
+
+        Their settings give them that batch alone.
+        """
+        shape = shape_at_batch(captured, batch)
+        if shape is None:
+            return None
+        return replace(self, config=self.config.changed(input_shape=shape, full_batches=True))
 
     def teacher(self) -> nn.Module | None:
         """The original model with weights of its own, to learn from; None where the settings name no teacher."""

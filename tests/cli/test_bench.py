@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from textwrap import dedent
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -11,6 +12,7 @@ import pytest
 from repl_fx.artifact.manifest import read_manifest
 from tests.benchmarking.test_results import measured
 from tests.cli.results import document, one_line
+from tests.training.trained_net import MODEL
 
 if TYPE_CHECKING:
     from .conftest import Run
@@ -29,6 +31,15 @@ def test_a_model_is_measured_and_nothing_is_written(run: Run, model_file: Path, 
     assert all(row["seconds"]["median"] > 0 and row["not_measured"] is None for row in found["training"])
     assert found["settings"]["rounds"] == 1 and found["machine"]["threads"] >= 1
     assert [path for path in sorted(tmp_path.iterdir()) if path.name != "__pycache__"] == before
+
+
+def test_a_model_that_fixes_its_batch_is_captured_at_that_of_the_option(run: Run, tmp_path: Path) -> None:
+    (tmp_path / "model.py").write_text(dedent(MODEL))
+    spec = f"{tmp_path / 'model.py'}:one_by_one"
+    result = run("bench", spec, *BRIEF, "--batch", "4", "--batch-sizes", "4", "--json")
+    assert result.exit_code == 0, result.stderr
+    found = document(result.stdout)
+    assert all(row["not_measured"] is None for row in (*found["training"], *found["inference"]))
 
 
 def test_a_model_goes_to_a_file_as_it_is_shown(run: Run, model_file: Path, tmp_path: Path) -> None:

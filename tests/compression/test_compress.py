@@ -157,3 +157,15 @@ def test_a_run_that_failed_leaves_the_one_before(trained: Path, tmp_path: Path) 
     again = compress(spec, out, {**GIVEN, "data": f"{spec}:data", "weights": weights, "heal": True}, force=True)
     assert again.figures == first.figures and (out / STATE / "last.ckpt").exists()
     assert export_artifact(repl_fx.artifact.load_artifact(out))[""].verification
+
+
+def test_a_model_that_fixes_its_batch_is_captured_at_that_of_the_data(trained: Path, tmp_path: Path) -> None:
+    said: list[str] = []
+    spec, weights = str(trained / "model.py"), str(trained / "weights.safetensors")
+    # Maps in place of whole blocks take the stream, whose sizes the capture has fixed; 36 samples fill no fifth batch.
+    given = {**GIVEN, "surrogate": "linear", "samples": 36, "heal": True, "data": f"{spec}:data", "weights": weights}
+    done = compress(f"{spec}:one_by_one", tmp_path / "out", given, note=said.extend)
+    assert "the model is captured at a batch of 8 alone; what fills none is left out" in said
+    assert list(done.figures) == ["original", "cut", "healed"] and done.equivalent
+    model = repl_fx.load(tmp_path / "out")
+    assert model(torch.randn(8, 1, 4, 4)).shape == (8, 3)

@@ -44,6 +44,13 @@ def test_samples_are_as_many_as_asked_for_and_the_same_each_time() -> None:
     assert other.loss is None and not torch.equal(next(other.batches())[1], first[0][1])
 
 
+def test_full_batches_alone() -> None:
+    config = TrainConfig(batch_size=20, full_batches=True)
+    for samples, sizes in ((50, [20, 20]), (8, [20])):
+        found = calibration(Digits(), DIGITS, config, samples, with_loss=False)
+        assert [len(targets) for _, targets in found.batches()] == sizes
+
+
 def test_scores_on_a_data_set() -> None:
     found = captured(Digits().eval(), (PICTURES,))
     scores = score_on_data(found, DIGITS, TrainConfig(), "loss", samples=40, greedy=1)

@@ -18,10 +18,13 @@ from repl_fx.training.run import CHECKPOINT, STATE, settings_of
 
 MODEL = """
     import torch
-    from tests.training.runs import Net, pictures
+    from tests.training.runs import Net, OneByOne, pictures
 
     def model():
         return Net()
+
+    def one_by_one():
+        return OneByOne()
 
     def example_inputs():
         return (torch.randn(2, 1, 4, 4),)
@@ -115,3 +118,11 @@ def test_settings_that_an_artifact_cannot_follow_are_a_line(spec: str, tmp_path:
     with pytest.raises(BadInput, match="has one set of weights; leave out --seeds"):
         begin(str(out), None, {"seeds": 2})
     assert not (out / STATE / CHECKPOINT).exists()
+
+
+def test_a_model_that_fixes_its_batch_is_trained_at_that_of_the_settings(spec: str, tmp_path: Path) -> None:
+    given = {"epochs": 1, "batch_size": 8, "device": "cpu", "surrogate": "linear", "data": f"{spec}:data"}
+    run = begin(f"{spec}:one_by_one", tmp_path / "out", given)
+    assert run.config.full_batches and run.config.input_shape == "8x1x4x4:float32"
+    assert command.train_directory(run).figures["accuracy"] >= 0
+    assert repl_fx.load(tmp_path / "out")(torch.randn(8, 1, 4, 4)).shape == (8, 3)

@@ -14,11 +14,14 @@ from tests.training.runs import Net, pictures
 
 MODEL = """
     import torch
-    from tests.training.runs import Net, pictures
+    from tests.training.runs import Net, OneByOne, pictures
     from tests.training.test_evaluation import bare
 
     def model():
         return Net()
+
+    def one_by_one():
+        return OneByOne()
 
     def example_inputs():
         return (torch.randn(2, 1, 4, 4),)

@@ -40,7 +40,7 @@ def _repeat(gm: fx.GraphModule, name: str, cuts: list[int], similar: bool = Fals
     """Blocks back to back, cut before each of these operators."""
     nodes = [node for node in gm.graph.nodes if node.op == "call_function"]
     pairs = pairwise(cuts)
-    blocks = [Block(f"{name}.{k}", tuple(nodes[i:j]), (), (), (), (), (), module, 0) for k, (i, j) in enumerate(pairs)]
+    blocks = [Block(f"{name}.{k}", tuple(nodes[i:j]), (), (), (), (), (), module, {}) for k, (i, j) in enumerate(pairs)]
     return Repeat(name, tuple(blocks), similar=similar)
 
 
@@ -93,7 +93,7 @@ def test_what_has_no_path_lies_with_its_readers_outside_of_repeats() -> None:
     with gm.graph.inserting_before(first):
         mask, own = gm.graph.call_function(torch.ones, (1,)), gm.graph.call_function(torch.ones, (1,))
     first.args, second.args = (mask, own), (mask, first)
-    blocks = (Block(f"a.{k}", (n,), (), (), (), (), (), f"a.{k}", 0) for k, n in enumerate((first, second)))
+    blocks = (Block(f"a.{k}", (n,), (), (), (), (), (), f"a.{k}", {}) for k, n in enumerate((first, second)))
     nesting = nest(gm, [Repeat("a", tuple(blocks))])
     assert nesting.steps[own.name] == nesting.blocks["a.0"]
     assert nesting.steps[mask.name] == ()
