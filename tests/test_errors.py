@@ -12,6 +12,10 @@ def test_the_first_line_of_an_error_that_says_something() -> None:
     assert one_line(ValueError("\n  \x1b[31mred\x1b[0m  \nmore")) == "ValueError: red"
 
 
+def test_a_message_is_one_line_whatever_names_are_in_it() -> None:
+    assert str(BadInput("a\nb\x00 \udc80 \u2028 größe")) == r"a\nb\x00 \udc80 \u2028 größe"
+
+
 def test_an_error_without_a_message_is_its_class() -> None:
     assert first_line(KeyError()) == one_line(KeyError()) == "KeyError"
 
