@@ -10,7 +10,7 @@ import io
 import keyword
 import logging
 import warnings
-from contextlib import AbstractContextManager, contextmanager, redirect_stderr
+from contextlib import AbstractContextManager, ExitStack, contextmanager, redirect_stderr
 from dataclasses import fields
 from functools import lru_cache
 from types import MappingProxyType
@@ -199,6 +199,36 @@ def _any_target(base: str, target: str) -> str:
 def any_names() -> AbstractContextManager[Any]:
     """For a while, have torch.fx write code that reaches what has a name that is none of Python."""
     return patch.object(fx.graph, "_format_target", _any_target)
+
+
+@contextmanager
+def any_lengths() -> Iterator[None]:
+    """For a while, let recurrent layers keep the length of a sequence free in a trace: one step has all of its shapes.
+
+    torch itself runs them step by step on fake tensors, which fixes how many steps there are.
+    """
+
+    def shapes_of(own: Callable[..., Any]) -> Callable[..., Any]:
+        def run(given: Tensor, *others: Any) -> Any:
+            time = 1 if others[-1] else 0
+            # Under a tracer the steps themselves are wanted.
+            if get_proxy_mode() is not None or not isinstance(given.shape[time], torch.SymInt):
+                return own(given, *others)
+            made, *state = own(given.narrow(time, 0, 1), *others)
+            made = made.transpose(0, time).expand(given.shape[time], -1, -1).contiguous()
+            return made.transpose(0, time), *state
+
+        return run
+
+    table, aten = torch._decomp.decomposition_table, torch.ops.aten
+    with ExitStack() as stack:
+        for layer in (aten.lstm.input, aten.gru.input, aten.rnn_tanh.input, aten.rnn_relu.input):
+            stack.enter_context(patch.dict(table, {layer: shapes_of(table[layer])}))
+            kernels = {key: shapes_of(own) for key, own in layer.py_kernels.items()}
+            stack.enter_context(patch.dict(layer.py_kernels, kernels))
+            stack.callback(layer._dispatch_cache.clear)
+            layer._dispatch_cache.clear()
+        yield
 
 
 @contextmanager

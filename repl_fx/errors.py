@@ -21,8 +21,15 @@ _FRAME = re.compile(r'File "([^"]+)", line (\d+)')
 _LIBRARIES = tuple({sysconfig.get_path(name) for name in ("stdlib", "platstdlib")})
 
 
+# What ends a line, or cannot be printed: names of modules may hold it.
+_UNPRINTABLE = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
+
+
 class ReplFxError(Exception):
     """Base of every error that is the caller's to fix, not a defect of repl-fx."""
+
+    def __init__(self, message: str = "") -> None:
+        super().__init__(_UNPRINTABLE.sub(lambda found: ascii(found[0])[1:-1], message))
 
 
 class BadInput(ReplFxError):

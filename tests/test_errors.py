@@ -69,6 +69,10 @@ def test_a_misspelt_block_is_asked_about() -> None:
     )
 
 
+def test_a_message_is_one_line_whatever_names_are_in_it() -> None:
+    assert str(BadInput("a\nb\x00 \udc80 \u2028 größe")) == r"a\nb\x00 \udc80 \u2028 größe"
+
+
 def test_an_error_without_a_message_is_its_class() -> None:
     assert first_line(KeyError()) == one_line(KeyError()) == "KeyError"
 

@@ -8,7 +8,7 @@ import os
 import re
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, suppress
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -16,11 +16,12 @@ from urllib.parse import quote
 import onnx
 import onnx_ir as ir
 import torch
+from onnxscript.version_converter import convert_version
 from torch import Tensor, fx, nn
 
 from repl_fx import __version__
 from repl_fx._foreign_libraries import hushed
-from repl_fx._torch import any_names
+from repl_fx._torch import any_lengths, any_names
 from repl_fx.arguments import require_module, require_path
 from repl_fx.errors import BadInput, ExportError, ForeignError, OutputError, first_line, foreign_code
 from repl_fx.export.lowering import lower_
@@ -114,6 +115,9 @@ def export_program(gm: nn.Module, given: ExampleInputs, opset: int | None = None
         BadInput, ExportError, NotFoldable: see `export_onnx`.
     """
     _check_opset(opset)
+    projected = next((path for path, m in gm.named_modules() if isinstance(m, nn.LSTM) and m.proj_size), None)
+    if projected is not None:
+        raise ExportError(f"{projected or 'the model'} is an LSTM with proj_size, which ONNX has no operator for")
     source = gm
     if isinstance(gm, fx.GraphModule):
         source = run_passes(gm, fold_surrogates, drop_updates_, lower_).graph_module
@@ -132,8 +136,10 @@ def export_program(gm: nn.Module, given: ExampleInputs, opset: int | None = None
 
 def quiet() -> AbstractContextManager[None]:
     """Drop the warnings and log lines of the exporter's own packages, and nobody else's."""
-    # Copying a pytree specification warns in the name of the standard library.
-    return hushed(_NOISY, _NOISY_LOGGERS, (".*treespec, LeafSpec",))
+    # Those that warn in the name of the standard library: copies of a pytree specification, and traces of a recurrent
+    # layer, which put others into the list of its weights.
+    messages = ".*treespec, LeafSpec", r"The tensor attributes? \S*_flat_weights", "_check_is_size will be removed"
+    return hushed(_NOISY, _NOISY_LOGGERS, messages)
 
 
 def _output_names(source: nn.Module, inputs: FlatInputs) -> list[str]:
@@ -159,7 +165,7 @@ def _convert(
         shapes: Any = auto_shapes(ExampleInputs(tensors), dims=dims)
         try:
             # What torch.export logs of a failure is in its exception, and the next attempt may well succeed.
-            with foreign_code(), hushed((), ("torch.export",), least=logging.CRITICAL), any_names():
+            with foreign_code(), hushed((), ("torch.export",), least=logging.CRITICAL), any_names(), any_lengths():
                 program = torch.onnx.export(
                     FlatModule(source, inputs, one_batch=one_batch),
                     tensors,
@@ -180,11 +186,24 @@ def _convert(
             continue
         written = program.model.opset_imports.get("")
         if opset is not None and written != opset:
-            raise ExportError(f"the model cannot be written in opset {opset}, only in {written}; ask for {written}")
+            nearest = _nearest(program.model, opset)
+            raise ExportError(f"the model cannot be written in opset {opset}; the nearest it can be is {nearest}")
         optimize_(program.model)
         return program
     assert failure is not None
     raise ExportError(_explain(source, failure)) from failure
+
+
+def _nearest(model: ir.Model, opset: int) -> int:
+    """The version of the operator set nearest to another one in which a model can be written."""
+    written = int(model.opset_imports[""])
+    for version in range(opset, written, 1 if opset < written else -1):
+        converted = model.clone()
+        with suppress(ForeignError), foreign_code():
+            convert_version(converted, version, fallback=True)
+            if converted.opset_imports[""] == version:
+                return version
+    return written
 
 
 def _ladder(

@@ -236,6 +236,46 @@ def power(self: Any, exponent: float) -> Any:
     return op.Identity(self) if result is self else result
 
 
+def recurrent(activation: str) -> Callable[..., Any]:
+    """A plain recurrent layer; the exporter has none, and would write a node for each step of the example."""
+
+    def rnn(
+        self: Any,
+        hx: Any,
+        params: Sequence[Any],
+        has_biases: bool,
+        num_layers: int,
+        dropout: float,
+        train: bool,
+        bidirectional: bool,
+        batch_first: bool,
+    ) -> tuple[Any, Any]:
+        ways, each = 2 if bidirectional else 1, 4 if has_biases else 2
+        first = op.Constant(value_ints=[0])
+        made, states = op.Transpose(self, perm=[1, 0, 2]) if batch_first else self, []
+        for layer in range(0, num_layers * ways, ways):
+            own = [params[way * each : (way + 1) * each] for way in range(layer, layer + ways)]
+            inner, outer = (op.Concat(*(op.Unsqueeze(p[i], first) for p in own), axis=0) for i in (0, 1))
+            biases = [op.Unsqueeze(op.Concat(*p[2:], axis=0), first) for p in own if has_biases]
+            ends = (op.Constant(value_ints=[place]) for place in (layer, layer + ways, 0))
+            made, state = op.RNN(
+                made,
+                inner,
+                outer,
+                op.Concat(*biases, axis=0) if biases else None,
+                None,
+                op.Slice(hx, *ends),
+                hidden_size=hx.shape[2],
+                direction="bidirectional" if bidirectional else "forward",
+                activations=[activation] * ways,
+            )
+            made = op.Reshape(op.Transpose(made, perm=[0, 2, 1, 3]), op.Constant(value_ints=[0, 0, -1]))
+            states.append(state)
+        return op.Transpose(made, perm=[1, 0, 2]) if batch_first else made, op.Concat(*states, axis=0)
+
+    return rnn
+
+
 def scalar_tensor(s: Any, dtype: int = -1, layout: str = "", device: str = "", pin_memory: bool = False) -> Any:
     """A tensor of one number; one of Python's is not rounded to float32 first, as the exporter's constants are."""
     kind = ir.DataType.FLOAT if dtype in (-1, None) else ir.DataType(dtype)
@@ -244,6 +284,8 @@ def scalar_tensor(s: Any, dtype: int = -1, layout: str = "", device: str = "", p
 
 TRANSLATIONS: Mapping[Any, Callable[..., Any]] = {
     aten.scalar_tensor.default: scalar_tensor,
+    aten.rnn_tanh.input: recurrent("Tanh"),
+    aten.rnn_relu.input: recurrent("Relu"),
     aten.squeeze.dim: squeeze_dim,
     aten.squeeze.dims: squeeze_dims,
     aten.mean.dim: mean_dim,

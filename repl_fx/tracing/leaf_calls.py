@@ -24,7 +24,15 @@ import torch
 import torch.utils.checkpoint
 from torch import Tensor, nn
 
-from repl_fx._torch import autograd_calls, call_impl, define_operator, pytree, set_call_impl, unset_call_impl
+from repl_fx._torch import (
+    any_lengths,
+    autograd_calls,
+    call_impl,
+    define_operator,
+    pytree,
+    set_call_impl,
+    unset_call_impl,
+)
 from repl_fx.errors import Untraceable
 from repl_fx.graph.runtime import leaf_call_operator
 from repl_fx.running.untouched import untouched
@@ -148,6 +156,8 @@ def _left_alone(callee: Callee) -> Iterator[None]:
     with ExitStack() as undone:
         if isinstance(callee, nn.Module):
             undone.enter_context(untouched(callee))
+            if isinstance(callee, nn.RNNBase):
+                undone.enter_context(any_lengths())
         yield
 
 

@@ -15,11 +15,12 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 from torch.nn.parameter import is_lazy
 
 from repl_fx._torch import is_compiled, pytree
 from repl_fx.errors import BadInput, ForeignError, Untraceable, first_line, foreign_code
+from repl_fx.graph.captured import CapturedModule, tensors_in
 from repl_fx.graph.kinds import kind_of
 from repl_fx.running.example_inputs import ExampleInputs
 from repl_fx.running.untouched import in_mode
@@ -29,6 +30,9 @@ _WRAPPERS = ("torch.nn.parallel", "torch.distributed.fsdp")
 _QUANTISED = ("torch.ao.nn.quantized", "torch.ao.nn.intrinsic.quantized", "torchao.")
 # Live in such a package, and are of models that can be quantised and are not yet.
 _FLOATING = ("FloatFunctional", "FXFloatFunctional")
+
+# Attributes of the module that a graph is.
+_TAKEN = frozenset(dir(CapturedModule(nn.Module(), fx.Graph()))) - frozenset(dir(nn.Module()))
 
 # Remedies, by words of the messages that call for them.
 _ADVICE = {
@@ -54,7 +58,12 @@ def require_capturable(model: nn.Module, inputs: ExampleInputs) -> None:
     if torch.is_inference_mode_enabled():
         raise BadInput("inside torch.inference_mode no gradient can be followed; call repl-fx outside of it")
     tensors = inputs.tensors
-    reason = _module_in_the_way(model) or _tensor_in_the_way(model, tensors) or _mode_in_the_way(model)
+    reason = (
+        _module_in_the_way(model)
+        or _name_in_the_way(model)
+        or _tensor_in_the_way(model, tensors)
+        or _mode_in_the_way(model)
+    )
     if reason is not None:
         raise BadInput(f"{type(model).__name__} {reason}")
     odd = next((name for name in inputs.kwargs if not _is_plain(name)), None)
@@ -144,6 +153,16 @@ def describe_inputs(inputs: ExampleInputs) -> str:
         if isinstance(leaf, Tensor | bool | int | float | str)
     ]
     return ", ".join(words) or "none"
+
+
+def _name_in_the_way(model: nn.Module) -> str | None:
+    for path, module in model.named_modules():
+        for name in (*module._modules, *module._parameters, *module._buffers):
+            if not name.isprintable() and any("\ud800" <= letter <= "\udfff" for letter in name):
+                return f"has a name with half a letter, {name!a}, which no file can hold; rename it"
+            if not path and name in _TAKEN:
+                return f"has {name}, a name that a graph module of torch.fx has for itself; rename it"
+    return None
 
 
 def _module_in_the_way(model: nn.Module) -> str | None:

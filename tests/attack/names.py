@@ -22,7 +22,7 @@ MARKS = ("a{b}", "{", "%s", "{0!r}", "#", "a b", " ", "1a", "0", "-", "a/b", "$"
 LETTERS = ("größe", "层", "\ufb01", "a\u2024b", "\U0001d499", "\u0130", "e\u0301", "🙂", "\udc80")
 WORDS = ("class", "lambda", "None", "True", "print", "__class__x", "_", "__init", "async", "match")
 TAKEN = (
-    "self", "forward_", "x", "input_1", "output", "placeholder", "get_attr", "graph", "code", "meta_", "torch",
+    "self", "forward_", "x", "input_1", "output", "placeholder", "get_attr", "graph", "code", "meta", "torch",
     "linear", "root", "graph_root", "surrogates", "synthesis", "traced_constant_0", "device_anchor", "folded_weight",
     "lifted", "batch", "out_0", "args_0", "L", "args", "kwargs", "surrogate_1",
 )  # fmt: skip

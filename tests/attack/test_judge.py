@@ -195,11 +195,16 @@ def test_a_wrong_capture_is_seen(monkeypatch: pytest.MonkeyPatch, spoil: Callabl
     assert found == "wrong" and words in detail, detail
 
 
+class TwoLines(repl_fx.BadInput):
+    def __str__(self) -> str:
+        return "two\nlines"
+
+
 @pytest.mark.parametrize(
     ("error", "expected"),
     [
         (repl_fx.CaptureError("Net", ["no way"]), "refused"),
-        (repl_fx.CaptureError("Net", ["two\nlines"]), "wrong"),
+        (TwoLines(), "wrong"),
         (repl_fx.BadInput("Net has a compiled module"), "refused"),
         (repl_fx.BadInput("Net: RuntimeError: no with the example inputs (0: float32[2, 5])"), "wrong"),
         (ValueError("a defect"), "crashed"),

@@ -5,15 +5,18 @@ from __future__ import annotations
 import logging
 import warnings
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
+import onnxruntime as ort
 import pytest
 import torch
 import torch.nn.functional as F
 from hypothesis import HealthCheck, given, settings, strategies as st
 from torch import Tensor, fx, nn
 
+import repl_fx
 from repl_fx.errors import BadInput, ExportError, OutputError
 from repl_fx.export import export_onnx, onnx_model, onnx_name, verify_onnx
 from repl_fx.export.onnx_model import quiet
@@ -263,11 +266,57 @@ def test_an_unwritable_place_is_refused_before_any_work(tmp_path: Path, place: s
 def test_opset(tmp_path: Path) -> None:
     path = export_onnx(nn.Linear(4, 4), tmp_path / "m.onnx", (torch.randn(2, 4),), opset=18)
     assert onnx.load(str(path)).opset_import[0].version == 18
-    with pytest.raises(ExportError, match="the model cannot be written in opset 7, only in 18; ask for 18"):
+    with pytest.raises(ExportError, match=r"the model cannot be written in opset 7; the nearest it can be is 17$"):
         export_onnx(nn.LayerNorm(4), tmp_path / "old.onnx", (torch.randn(2, 4),), opset=7)
     assert not (tmp_path / "old.onnx").exists()
+    export_onnx(nn.LayerNorm(4), tmp_path / "nearest.onnx", (torch.randn(2, 4),), opset=17)
     with pytest.raises(BadInput, match="opset 999 does not exist"):
         export_onnx(nn.Linear(4, 4), tmp_path / "m.onnx", (torch.randn(2, 4),), opset=999)
+
+
+class Recurrent(nn.Module):
+    """A recurrent layer over token ids."""
+
+    def __init__(self, kind: Any, **options: Any) -> None:
+        super().__init__()
+        self.embed, self.layer = nn.Embedding(9, 6), kind(6, 4, **options)
+
+    def forward(self, ids: Tensor) -> Tensor:
+        embedded = self.embed(ids)
+        made: Tensor = self.layer(embedded if self.layer.batch_first else embedded.transpose(0, 1))[0]
+        return made if self.layer.batch_first else made.transpose(0, 1)
+
+
+@pytest.mark.parametrize(
+    ("kind", "options"),
+    [
+        (nn.LSTM, {"batch_first": True}),
+        (nn.LSTM, {"bidirectional": True, "num_layers": 2, "bias": False}),
+        (nn.GRU, {"batch_first": True}),
+        (nn.GRU, {"bidirectional": True, "num_layers": 2}),
+        (nn.RNN, {"batch_first": True, "nonlinearity": "relu"}),
+        (nn.RNN, {"bidirectional": True, "num_layers": 2}),
+        (nn.RNN, {"batch_first": True, "bias": False}),
+    ],
+)
+def test_a_recurrent_layer_takes_sequences_of_any_length(tmp_path: Path, kind: Any, options: dict[str, Any]) -> None:
+    torch.manual_seed(0)
+    model, example = Recurrent(kind, **options).eval(), torch.randint(9, (3, 5))
+    graph = repl_fx.capture(model, (example,))
+    path = export_onnx(graph, tmp_path / "m.onnx", (example,))
+    session = ort.InferenceSession(path)
+    for size in ((3, 5), (2, 1), (1, 11)):
+        ids = torch.randint(9, size)
+        wanted = model(ids)
+        assert torch.equal(graph.eval()(ids), wanted)
+        found = session.run(None, {session.get_inputs()[0].name: ids.numpy()})[0]
+        torch.testing.assert_close(torch.from_numpy(found), wanted, rtol=1e-5, atol=1e-5)
+
+
+def test_an_lstm_with_a_projection_is_refused(tmp_path: Path) -> None:
+    model = Recurrent(nn.LSTM, proj_size=2, batch_first=True)
+    with pytest.raises(ExportError, match=r"^layer is an LSTM with proj_size, which ONNX has no operator for"):
+        export_onnx(model, tmp_path / "m.onnx", (torch.randint(9, (3, 5)),))
 
 
 def test_nothing_is_printed_or_logged(

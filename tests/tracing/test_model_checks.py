@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Callable
 from typing import Any
 
@@ -174,6 +175,16 @@ def test_a_batch_of_nothing(args: tuple[Any, ...], kwargs: dict[str, Any], refus
 def test_an_argument_whose_name_is_none_of_python(name: str) -> None:
     with pytest.raises(BadInput, match=r"ReLU takes an argument '.*', which a graph cannot have"):
         require_capturable(nn.ReLU(), ExampleInputs((), {name: X}))
+
+
+@pytest.mark.parametrize(
+    ("name", "why"), [("graph", "for itself"), ("meta", "for itself"), ("\udc80", "half a letter")]
+)
+def test_a_module_whose_name_no_graph_can_have(name: str, why: str) -> None:
+    with pytest.raises(BadInput, match=f"Sequential has .*{why}.*; rename it"):
+        require_capturable(nn.Sequential(OrderedDict({name: nn.ReLU()})), ExampleInputs((X,)))
+    if name != "\udc80":
+        require_capturable(nn.Sequential(nn.Sequential(OrderedDict({name: nn.ReLU()}))), ExampleInputs((X,)))
 
 
 def test_a_model_on_the_meta_device_is_captured_with_inputs_there() -> None:
