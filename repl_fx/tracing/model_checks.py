@@ -20,7 +20,7 @@ from torch.nn.parameter import is_lazy
 
 from repl_fx._torch import is_compiled, pytree
 from repl_fx.errors import BadInput, ForeignError, Untraceable, first_line, foreign_code
-from repl_fx.graph.captured import CapturedModule, tensors_in
+from repl_fx.graph.captured import CapturedModule
 from repl_fx.graph.kinds import kind_of
 from repl_fx.running.example_inputs import ExampleInputs
 from repl_fx.running.untouched import in_mode
