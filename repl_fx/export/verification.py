@@ -12,7 +12,7 @@ import msgspec
 from repl_fx._torch import pytree
 from repl_fx.export.difference import Difference
 from repl_fx.export.layers import LayerDifference
-from repl_fx.export.weights import Weights
+from repl_fx.export.weights import WeightComparison
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ class Verification:
     skipped: Mapping[str, str] = field(default_factory=dict)
     failures: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
-    weights: Weights = field(default_factory=Weights)
+    weights: WeightComparison = field(default_factory=WeightComparison)
 
     def __bool__(self) -> bool:
         # A comparison of nothing proves nothing.

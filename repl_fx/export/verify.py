@@ -21,7 +21,7 @@ from repl_fx.export.pairing import constants_of
 from repl_fx.export.session import OnnxSession
 from repl_fx.export.tensors import FlatInputs, at_batch, batch_size, default_batches, flatten_inputs
 from repl_fx.export.verification import Verification
-from repl_fx.export.weights import Weights, compare_weights, read_model, with_weights
+from repl_fx.export.weights import WeightComparison, compare_weights, read_model, with_weights
 from repl_fx.passes.driver import run_passes
 from repl_fx.passes.fold_surrogates import fold_surrogates
 from repl_fx.running.example_inputs import ExampleInputs
@@ -178,7 +178,7 @@ def _localise(
     inputs: FlatInputs,
     wanted: Iterable[str] | None,
     folded: nn.Module,
-    weights: Weights,
+    weights: WeightComparison,
     found: ir.Model,
     fresh: ir.Model | None,
 ) -> tuple[tuple[LayerDifference, ...], tuple[str, ...]]:

@@ -28,7 +28,7 @@ _OTHER_GRAPH = "its graph is not that of a fresh export"
 
 
 @dataclass(frozen=True)
-class Weights:
+class WeightComparison:
     """The comparison of weights; true when none was altered.
 
     Attributes:
@@ -72,7 +72,7 @@ def read_model(file: Path) -> ir.Model:
         raise ExportError(f"the weights of {file} cannot be read: {failed}") from failed.problem
 
 
-def compare_weights(found: ir.Model, fresh: ir.Model | None, module: nn.Module, folded: nn.Module) -> Weights:
+def compare_weights(found: ir.Model, fresh: ir.Model | None, module: nn.Module, folded: nn.Module) -> WeightComparison:
     """Compare the weights and constants of a file with those of a module.
 
     Args:
@@ -106,7 +106,7 @@ def compare_weights(found: ir.Model, fresh: ir.Model | None, module: nn.Module, 
             return replace(_traced(found, made, state), in_place=False, note=note)
     rest = _traced(found, made, state, {*equal, *altered})
     listed = sorted((*altered.values(), *rest.altered), key=lambda one: one.source not in state)
-    return Weights(len(equal - altered.keys()) + rest.equal, tuple(listed), rest.unmatched)
+    return WeightComparison(len(equal - altered.keys()) + rest.equal, tuple(listed), rest.unmatched)
 
 
 def with_weights(gm: fx.GraphModule, weights: Arrays, fresh: Arrays) -> fx.GraphModule:
@@ -135,7 +135,7 @@ def with_weights(gm: fx.GraphModule, weights: Arrays, fresh: Arrays) -> fx.Graph
     return result
 
 
-def _traced(found: ir.Model, fresh: Arrays, state: Arrays, known: Collection[str] = ()) -> Weights:
+def _traced(found: ir.Model, fresh: Arrays, state: Arrays, known: Collection[str] = ()) -> WeightComparison:
     """Trace the floating tensors of a file, but for those that are known, to tensors of the module."""
     sources = Sources(fresh, state)
     left, equal, altered, unmatched = {}, 0, [], []
@@ -156,7 +156,7 @@ def _traced(found: ir.Model, fresh: Arrays, state: Arrays, known: Collection[str
             equal += 1
         else:
             unmatched.append(name)
-    return Weights(equal, tuple(altered), tuple(unmatched))
+    return WeightComparison(equal, tuple(altered), tuple(unmatched))
 
 
 def _state_of(module: nn.Module) -> dict[str, Array]:

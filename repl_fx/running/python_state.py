@@ -93,7 +93,7 @@ class Change:
     is_tensor: bool
 
 
-class _Place(NamedTuple):
+class _Spot(NamedTuple):
     """Where a value is.
 
     Attributes:
@@ -110,10 +110,10 @@ class _Place(NamedTuple):
     inside: bool = False
     ours: bool = False
 
-    def item(self, path: str) -> _Place:
+    def item(self, path: str) -> _Spot:
         return self._replace(path=path, depth=self.depth + 1, inside=True)
 
-    def attribute(self, name: str) -> _Place:
+    def attribute(self, name: str) -> _Spot:
         return self._replace(path=_dotted(self.path, name), name=name, depth=self.depth + 1, inside=False)
 
 
@@ -129,7 +129,7 @@ class _Space:
         all_stored: the code may bind any of them anew.
     """
 
-    place: _Place
+    place: _Spot
     owner: Any
     content: dict[str, Any]
     by_attribute: bool = False
@@ -159,7 +159,7 @@ class PythonState:
     ) -> None:
         self.unseen: list[str] = []
         # Objects and containers that hold values, each with a shallow copy of what it held.
-        self._holders: list[tuple[_Place, Any, Any]] = []
+        self._holders: list[tuple[_Spot, Any, Any]] = []
         self._cells: list[tuple[CellType, Any]] = []
         self._spaces: dict[int, _Space] = {}
         self._values: dict[str, Any] = {}
@@ -170,7 +170,7 @@ class PythonState:
         self._functions: dict[int, FunctionType] = {}
         self._codes: list[tuple[CodeType, Names]] = []
         self._unread: list[FunctionType] = []
-        self._large: list[tuple[_Place, Any]] = []
+        self._large: list[tuple[_Spot, Any]] = []
         self._attributes: set[str] = {"forward", "backward", "setup_context", "jvp"}
         self._stored: set[str] = set()
         self._any_attribute = False
@@ -180,14 +180,14 @@ class PythonState:
         self._files = {str(getattr(part, "__module__", "")) for part in (*kinds, *values.values())}
         self._seen.update(((id(module), ""), path) for module, path in modules.items())
         for module, path in modules.items():
-            self._enter(_Place(path, "", ours=True), module, attributes_of(module))
+            self._enter(_Spot(path, "", ours=True), module, attributes_of(module))
             # A buffer without a tensor is filled when it is first needed.
             empty = [name for name, buffer in module._buffers.items() if buffer is None]
             self._values.update((_dotted(path, name), None) for name in empty)
         for kind in kinds:
-            self._open(_Place(kind.__qualname__, ""), kind, dict(vars(kind)))
+            self._open(_Spot(kind.__qualname__, ""), kind, dict(vars(kind)))
         for name, value in values.items():
-            self._look(_Place(name, name, ours=True), value)
+            self._look(_Spot(name, name, ours=True), value)
         while self._unread or self._large:
             if self._unread:
                 self._read(self._unread.pop())
@@ -239,19 +239,19 @@ class PythonState:
                 if before is not now.get(name, GONE):
                     bind(space.owner, name, before)
 
-    def _is_written(self, place: _Place, container: Any) -> bool:
+    def _is_written(self, place: _Spot, container: Any) -> bool:
         """Whether some function may write to a container at a place."""
         # A part of an array is the array.
         is_array = isinstance(container, np.ndarray)
         least = HANDED_ON if place.inside or is_array else WRITTEN
         return self._use_at(place) >= least and not (is_array and not container.flags.writeable)
 
-    def _use_at(self, place: _Place) -> int:
+    def _use_at(self, place: _Spot) -> int:
         """What the code does with a container at a place."""
         named = [use_of(code, place.name) for code, names in self._codes if place.name in names.every]
         return max(named, default=WRITTEN if self._any_attribute else READ)
 
-    def _enter(self, place: _Place, owner: Any, content: Any) -> None:
+    def _enter(self, place: _Spot, owner: Any, content: Any) -> None:
         """Enter all that an object or a container holds."""
         self._holders.append((place, owner, content))
         if isinstance(content, (np.ndarray, bytearray)):
@@ -269,7 +269,7 @@ class PythonState:
                 path = f"{place.path}[{_shown(key)}]" if inside else _dotted(place.path, key)
                 self._look(place.item(path), value)
 
-    def _enter_large(self, place: _Place, container: Any) -> None:
+    def _enter_large(self, place: _Spot, container: Any) -> None:
         """Enter a container of many items, if it may be written to."""
         size = container.shape if isinstance(container, np.ndarray) else len(container)
         self._values[f"len({place.path})"] = size
@@ -283,7 +283,7 @@ class PythonState:
             self._holders.append((place, container, content))
             self._values[place.path] = content
 
-    def _open(self, place: _Place, owner: Any, content: dict[str, Any], named: Set[str] | None = None) -> None:
+    def _open(self, place: _Spot, owner: Any, content: dict[str, Any], named: Set[str] | None = None) -> None:
         """Look at those attributes of a file, a class or an object that the code names, now or later.
 
         Args:
@@ -319,7 +319,7 @@ class PythonState:
     def _enter_class(self, kind: type) -> None:
         for part in kind.__mro__:
             if self._is_followed(part):
-                self._open(_Place(part.__qualname__, ""), part, dict(vars(part)))
+                self._open(_Spot(part.__qualname__, ""), part, dict(vars(part)))
 
     def _read(self, function: FunctionType) -> None:
         """Enter what a function names: its closure, defaults, attributes, globals, files and functions it calls."""
@@ -333,19 +333,19 @@ class PythonState:
                 continue
             if name in names.stored:
                 self._cells.append((cell, value))
-            self._look(_Place(f"{path}: {name}", name), value)
+            self._look(_Spot(f"{path}: {name}", name), value)
         for key, value in (*enumerate(function.__defaults__ or ()), *(function.__kwdefaults__ or {}).items()):
-            self._look(_Place(f"{path}: {key}", "", ours=True), value)
-        self._look(_Place(path, "", ours=True), vars(function))
+            self._look(_Spot(f"{path}: {key}", "", ours=True), value)
+        self._look(_Spot(path, "", ours=True), vars(function))
         self._stored |= names.stored
         file = function.__globals__
-        place = _Place(str(file.get("__name__", "")), "")
+        place = _Spot(str(file.get("__name__", "")), "")
         self._open(place, file, dict(file), file.keys() if names.any_global else names.globals)
         self._spaces[id(file)].all_stored |= names.any_global
         package = file.get("__package__") or ""
         for name in names.imports:
             for imported in filter(None, (sys.modules.get(name), sys.modules.get(f"{package}.{name}".rstrip(".")))):
-                self._look(_Place(name, name), imported)
+                self._look(_Spot(name, name), imported)
         new = names.attributes - self._attributes
         self._attributes |= new
         if new or (names.any_attribute and not self._any_attribute):
@@ -358,7 +358,7 @@ class PythonState:
         """Whether the code of a class or a function counts: it is the user's, or in one of the model's files."""
         return (part.__module__ in self._files and not is_foreign(part)) or is_own_code(part)
 
-    def _look(self, place: _Place, value: Any) -> None:
+    def _look(self, place: _Spot, value: Any) -> None:
         if len(self._values) >= _MOST or place.depth > _DEEPEST:
             return
         path = place.path
@@ -388,7 +388,7 @@ class PythonState:
             self._look(place.item(path), (*value.args, *value.keywords.values()))
         elif isinstance(value, ModuleType):
             if value.__name__ == "__main__" or not is_installed(value):
-                self._open(_Place(value.__name__, ""), vars(value), dict(vars(value)))
+                self._open(_Spot(value.__name__, ""), vars(value), dict(vars(value)))
         elif isinstance(value, type):
             if self._is_followed(value):
                 self._enter_class(value)

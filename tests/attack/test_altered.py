@@ -10,7 +10,7 @@ import onnx
 import pytest
 
 from repl_fx.export import Verification, verify
-from repl_fx.export.weights import Weights
+from repl_fx.export.weights import WeightComparison
 from tests.attack.altered import SIZES, alterations, run_altered, subject
 
 
@@ -27,7 +27,7 @@ def test_a_verification_by_outputs_alone_is_judged_wrong(monkeypatch: pytest.Mon
     verified = verify.verify_file
 
     def blind(*given: Any, **known: Any) -> Verification:
-        return replace(verified(*given, **known), weights=Weights())
+        return replace(verified(*given, **known), weights=WeightComparison())
 
     monkeypatch.setattr(verify, "verify_file", blind)
     table = run_altered(0, 40, ("resnet",), clean=False)
