@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from repl_fx._torch import example_of, fixed_size, forget_tensors, has_example, pytree
+from repl_fx._torch import FakeTensor, example_of, fixed_size, forget_tensors, has_example, pytree
 from repl_fx.arguments import require_module
 from repl_fx.errors import BadInput, CaptureError, ForeignError, Untraceable
 from repl_fx.graph.captured import (
@@ -189,6 +189,8 @@ def _assembled(
     root = _module_tree(model, graphs.values())
     for index, tensor in enumerate(constants.tensors):
         root.register_buffer(traced_constant(index), tensor.detach().clone(), persistent=False)
+    for graph in graphs.values():
+        _settle_sizes_(graph)
     match_decisions_(graphs[True], graphs[False])
     gm = CapturedModule(root, graphs[True], type(model).__name__, compiled=False)
     gm.training = model.training
@@ -205,6 +207,29 @@ def _assembled(
     merged = next(result for result in run.results if isinstance(result, MergeResult))
     gm.meta["capture"] = replace(info, literals=merged.literals, switches=merged.switches, dynamic=_dynamic_dims(gm))
     return gm
+
+
+def _settle_sizes_(graph: fx.Graph) -> None:
+    """Give values whose sizes are symbols that a guard has fixed their numbers, as a graph has them after a pickle."""
+
+    def number(size: int | torch.SymInt) -> int | torch.SymInt:
+        known = fixed_size(size)
+        return size if known is None else known
+
+    def settled(value: FakeTensor) -> Tensor:
+        if value.layout is not torch.strided:
+            return value
+        numbers = (*value.shape, *value.stride())
+        known = [number(n) for n in numbers]
+        if all(a is b for a, b in zip(numbers, known, strict=True)):
+            return value
+        size, stride = known[: value.ndim], known[value.ndim :]
+        with value.fake_mode:
+            return torch.empty_strided(size, stride, dtype=value.dtype, device=value.device)
+
+    for node in graph.nodes:
+        if "val" in node.meta:
+            node.meta["val"] = pytree.tree_map_only(FakeTensor, settled, node.meta["val"])
 
 
 def check_capture(

@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 
+from repl_fx._torch import fixed_size
 from repl_fx.errors import BadInput, BrokenGraph, CaptureError
 from repl_fx.passes import merge_modes
 from repl_fx.running.example_inputs import ExampleInputs
@@ -515,3 +516,19 @@ def test_the_tensors_of_a_captured_model_can_be_swapped() -> None:
     for parameter in model.parameters():
         swap(parameter, nn.Parameter(torch.zeros_like(parameter)))
     assert not model(x).any() and not gm(x).any()
+
+
+def test_sizes_that_a_guard_fixed_are_numbers_as_behind_a_pickle() -> None:
+    class Mixed(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.mix, self.layer = nn.Linear(8, 8), nn.Linear(4, 4)
+
+        def forward(self, x: Tensor) -> Tensor:
+            x = self.layer(x)
+            return x + self.mix(torch.fft.fft(x, dim=1).real.transpose(1, 2)).transpose(1, 2)
+
+    gm = capture(Mixed(), (torch.randn(2, 8, 4),))
+    values = [node.meta["val"] for node in gm.graph.nodes if isinstance(node.meta.get("val"), Tensor)]
+    assert all(type(size) is int or fixed_size(size) is None for value in values for size in value.shape)
+    assert gm(torch.randn(3, 8, 4)).shape == (3, 8, 4)
