@@ -96,6 +96,21 @@ def answering(owner: Any, **functions: Any) -> Iterator[None]:
         yield
 
 
+@contextmanager
+def autocast_cache_as_outside() -> Iterator[None]:
+    """Have autocast regions that a trace meets keep casts as they would outside of it.
+
+    A trace switches that off, and regions that do not say whether to keep casts note what is set when they are made.
+    """
+    own = torch.is_autocast_cache_enabled()
+    torch.set_autocast_cache_enabled(False)
+    try:
+        with answering(torch, is_autocast_cache_enabled=lambda: own, set_autocast_cache_enabled=lambda enabled: None):
+            yield
+    finally:
+        torch.set_autocast_cache_enabled(own)
+
+
 def traced_node(tensor: Tensor) -> fx.Node | None:
     """The node that stands for a tensor in the trace that is going on; None where the trace does not know it."""
     mode = get_proxy_mode()

@@ -71,7 +71,7 @@ def compute_with_sizes(
         watched.get_submodule(path).register_forward_pre_hook(partial(note, path), with_kwargs=True)
     outcome_of(watched, inputs, training=False)
     try:
-        with untouched(source), untouched(model), seeded(torch.device("cpu"), 0), mode:
+        with untouched(source, buffers=True), untouched(model, buffers=True), seeded(torch.device("cpu"), 0), mode:
             return {p for p, handed in given.items() if not _same_code(source.get_submodule(p), own[p], *handed)}
     finally:
         forget_tensors(mode)

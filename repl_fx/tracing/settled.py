@@ -16,7 +16,7 @@ from repl_fx.errors import CaptureError, foreign_code
 from repl_fx.running.example_inputs import ExampleInputs
 from repl_fx.running.opaque_outputs import same_value
 from repl_fx.running.python_state import PythonState
-from repl_fx.running.untouched import device_of, in_mode, seed_everything, seeded, untouched
+from repl_fx.running.untouched import device_of, in_mode, outcome_of, seed_everything, seeded, untouched
 from repl_fx.tracing.leaves import is_leaf
 from repl_fx.tracing.state_changes import StateChanges, place_of
 
@@ -28,7 +28,7 @@ def require_settled(model: nn.Module, changes: StateChanges, inputs: ExampleInpu
 
     An activation that is kept for the user has no part; a table that is made when it is first needed does not move.
 
-    The model is run three times on copies of the inputs, and not at all where a trace made no changes.
+    The model is run four times on copies of the inputs, and not at all where a trace made no changes.
 
     Raises:
         CaptureError: names the state, with the line of the model that changes it.
@@ -37,13 +37,15 @@ def require_settled(model: nn.Module, changes: StateChanges, inputs: ExampleInpu
         return
     inputs = inputs.map(_valued)
     device = device_of(model, inputs)
+    other = inputs.map(_other_values)
+    if outcome_of(model, other, training).problem is not None:
+        other = inputs.map(_scaled)
     with untouched(model, buffers=True, parameters=True), in_mode(model, training), seeded(device, 0):
         # Modes and hooks are as before the first step too; tensors stay as that left them.
         with untouched(model):
-            _step(model, inputs)
+            # Other inputs: what they leave behind may be right for them alone, or for the last ones before this.
+            _step(model, other)
             tensors = [(module, dict(module._parameters), dict(module._buffers)) for module in model.modules()]
-            # Other inputs: what the first one left behind may be right for the first alone.
-            inputs = inputs.map(_scaled)
             with untouched(model, buffers=True, parameters=True):
                 between = PythonState(model)
                 outputs = _step(model, inputs)
@@ -108,6 +110,15 @@ def _valued(tensor: Tensor) -> Tensor:
 
 def _scaled(tensor: Tensor) -> Tensor:
     return tensor * 0.9 if tensor.is_floating_point() else tensor
+
+
+def _other_values(tensor: Tensor) -> Tensor:
+    """An input of the same kind with other values; flags and masks are as they are."""
+    numbers = not (tensor.is_meta or tensor.dtype is torch.bool or tensor.is_floating_point() or tensor.is_complex())
+    if numbers and tensor.numel() and bool(tensor.max() > 1):
+        # One of its own values, such as a number of a word, in all places.
+        return torch.full_like(tensor, int(tensor.flatten()[0]))
+    return _scaled(tensor)
 
 
 def _refusal(model: nn.Module, paths: Sequence[str], what: str) -> CaptureError:

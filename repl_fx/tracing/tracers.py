@@ -14,6 +14,7 @@ from torch import Tensor, fx, nn
 from repl_fx._torch import (
     OperatorsSeen,
     any_names,
+    autocast_cache_as_outside,
     autograd_calls,
     buffer_hooks_restored,
     memory_of,
@@ -88,6 +89,7 @@ def trace_by_export(
                     buffer_hooks_restored(),
                     no_tensor_hooks(calls.is_running),
                     quiet_tracing(),
+                    autocast_cache_as_outside(),
                     any_names(),
                     _spelled_out(model, kwargs, calls, assigned),
                     SizeTensors(),

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from repl_fx.in_place.judging import compute_with_sizes, parting
 from repl_fx.running.example_inputs import ExampleInputs
+from tests.captures import transformed
 
 INPUTS = ExampleInputs((torch.randn(2, 4),))
 
@@ -72,3 +73,19 @@ def test_modules_that_are_not_the_same_twice_and_those_without_values_say_nothin
 
 def test_where_no_block_has_other_sizes_nothing_runs() -> None:
     assert compute_with_sizes(_Raising(), _Raising(), {}, INPUTS) == set()
+
+
+def test_norms_that_count_their_batches_are_left_as_they_were() -> None:
+    class Block(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.norm, self.fc1, self.fc2 = nn.BatchNorm1d(8), nn.Linear(8, 32), nn.Linear(32, 8)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return x + self.fc2(torch.relu(self.fc1(self.norm(x))))  # type: ignore[no-any-return]
+
+    net = nn.Sequential(*(Block() for _ in range(3)))
+    result = transformed(net, (torch.randn(4, 8),), surrogate="narrow")
+    assert result.in_place.model is not None
+    counts = [value for name, value in net.named_buffers() if name.endswith("num_batches_tracked")]
+    assert len(counts) == 3 and not any(counts)

@@ -532,3 +532,31 @@ def test_sizes_that_a_guard_fixed_are_numbers_as_behind_a_pickle() -> None:
     values = [node.meta["val"] for node in gm.graph.nodes if isinstance(node.meta.get("val"), Tensor)]
     assert all(type(size) is int or fixed_size(size) is None for value in values for size in value.shape)
     assert gm(torch.randn(3, 8, 4)).shape == (3, 8, 4)
+
+
+class _Casts(nn.Module):
+    """A weight that is cast twice, or once and kept, in a region of autocast."""
+
+    def __init__(self, cache: bool | None) -> None:
+        super().__init__()
+        self.cache, self.weight = cache, nn.Parameter(torch.randn(16, 16))
+
+    def forward(self, x: Tensor) -> Tensor:
+        with torch.autocast("cpu", torch.bfloat16, cache_enabled=self.cache):
+            for _ in range(4):
+                x = torch.tanh(F.linear(x, self.weight))
+        return x.float()
+
+
+@pytest.mark.parametrize("cache", [None, True, False])
+def test_regions_of_autocast_keep_casts_as_the_source_does(cache: bool | None) -> None:
+    torch.manual_seed(0)
+    model, x = _Casts(cache), torch.randn(4, 16)
+    gm = capture(model, (x,))
+    gradients = []
+    for module in (model, gm):
+        model.weight.grad = None
+        module(x).square().sum().backward()
+        assert model.weight.grad is not None
+        gradients.append(model.weight.grad.clone())
+    assert torch.equal(*gradients) and torch.is_autocast_cache_enabled()

@@ -204,6 +204,22 @@ def test_state_that_a_graph_would_have_to_follow_is_refused(act: Callable[[Any, 
     assert (CALLS, LOG, Net.total) == (0, [], 0)
 
 
+def remembers(net: Any, x: Tensor) -> Tensor:
+    last, net.kept = net.kept, x.detach().mean(0)
+    return x if last is None else x - last
+
+
+@pytest.mark.parametrize("ids", [False, True])
+def test_what_a_run_on_the_example_inputs_left_behind_is_no_proof_that_nothing_moves(ids: bool) -> None:
+    # What the example inputs leave behind is there already.
+    embed = nn.Embedding(9, 8)
+    model = Net(lambda net, x: remembers(net, embed(x).mean(1) if ids else x))
+    x = torch.arange(12).reshape(3, 4) % 9 if ids else torch.randn(3, 8)
+    model(x)
+    with pytest.raises(CaptureError, match="has a part in the next: kept"):
+        capture(model, (x,))
+
+
 def test_an_iterator_is_refused() -> None:
     model = Net(lambda net, x: x * next(net.rates))
     model.rates = itertools.cycle([1.0, 2.0])  # type: ignore[assignment]
