@@ -8,7 +8,7 @@ from typing import Any
 
 from repl_fx.benchmarking.training import Seconds, Sizes
 from repl_fx.benchmarking.variants import ORIGINAL
-from repl_fx.running.timing import Spread, paired_ratio
+from repl_fx.running.timing import Share, Spread, ratios_of
 
 KIND, SCHEMA = "repl-fx bench", 1
 
@@ -130,8 +130,13 @@ class Benchmark:
 
     def time_ratio(self, row: Row) -> float | None:
         """The time of a variant as a multiple of the original's in the same setting: the median over rounds."""
+        found = self.time_share(row)
+        return None if found is None else found.median
+
+    def time_share(self, row: Row) -> Share | None:
+        """The same with its spread; None where no round has both."""
         original = next((one for one in self.alike(row) if one.variant == ORIGINAL), None)
-        return None if original is None else paired_ratio(row.samples, original.samples)
+        return None if original is None else Share.of(ratios_of(row.samples, original.samples))
 
     def alike(self, row: Row) -> Sequence[Row]:
         """The rows that took turns with one, and differ from it in the variant alone."""
@@ -147,7 +152,12 @@ class Benchmark:
             "machine": self.machine,
             "settings": self.settings,
             "memory": self.memory,
-            "training": [{**row.to_json(), "of_original": self.time_ratio(row)} for row in self.training],
-            "inference": [{**row.to_json(), "of_original": self.time_ratio(row)} for row in self.inference],
+            "training": [self._with_ratio(row) for row in self.training],
+            "inference": [self._with_ratio(row) for row in self.inference],
             "notes": list(self.notes),
         }
+
+    def _with_ratio(self, row: Row) -> dict[str, Any]:
+        found = self.time_share(row)
+        spread = None if found is None else [found.lower, found.upper]
+        return {**row.to_json(), "of_original": self.time_ratio(row), "of_original_spread": spread}

@@ -135,7 +135,7 @@ def bench_command(
         shown = [tables.training_table(measured)] if measured.training else []
         shown += [tables.inference_table(measured)] if measured.inference else []
         terminal.show(target.title, *common.note_lines(document["notes"]), in_a_line(measured.machine), *shown, chart)
-        terminal.show(*tables.unmeasured_lines(measured))
+        terminal.show(*tables.unmeasured_lines(measured), *tables.unsettled_lines(measured))
         written = [output] if output else [artifact.directory / name for name in (BENCH, CHART)] if artifact else []
         terminal.show(*(f"written: {file}" for file in written))
         terminal.document(document)

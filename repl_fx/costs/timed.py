@@ -97,9 +97,12 @@ def latency_share(before: Sequence[Part], after: Sequence[Part]) -> Share:
             if len(shares) < _PAIRS[0] or took < max(_PAIRED[0], known_at + _SECONDS):
                 continue
             known, known_at = Share.of(shares), took
+            assert known is not None  # there are pairs
             if took > _PAIRED[1] or known.upper - known.lower < _NARROW * known.median:
                 break
-    return Share.of(shares)
+    share = Share.of(shares)
+    assert share is not None
+    return share
 
 
 class _Marked(Interpreter):

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from rich.table import Table
 
 from repl_fx.benchmarking.results import Benchmark, InferenceRow, Row
+from repl_fx.benchmarking.variants import ORIGINAL
 from repl_fx.costs.counted import Costs
 from repl_fx.display.columns import add_numbers, add_row, add_words, new_table
 from repl_fx.display.numbers import change, count, milliseconds, size, small
@@ -171,6 +172,19 @@ def unmeasured_lines(measured: Benchmark) -> list[str]:
             how_far = f"measured in {len(row.samples)} rounds only" if row.samples else "not measured"
             lines.append(f"{how_far}: {row.variant}, {where}: {row.reason}")
     return lines
+
+
+def unsettled_lines(measured: Benchmark) -> list[str]:
+    """The line that names times as parts of the original's whose spread is too wide to judge them; else none."""
+    found = []
+    for row in measured.rows:
+        share = measured.time_share(row)
+        if share is not None and share.wide and row.variant != ORIGINAL:
+            where = f"{row.runtime}{_at(row)}" if isinstance(row, InferenceRow) else "training"
+            found.append(f"{row.variant}, {where} ({share.lower:.2f} to {share.upper:.2f})")
+    if not found:
+        return []
+    return [f"warning: too wide a spread to judge, of the original: {'; '.join(found)}; give more --rounds"]
 
 
 _TIMES = ("ms", "min-max", "of the\noriginal", "inputs/s")

@@ -17,8 +17,8 @@ CLOCKS = {"wall": time.perf_counter, "cpu": time.process_time}
 # Pairs one after the other are in one stretch, of so many: load of a machine comes and goes in stretches of time. The
 # bootstrap draws stretches so many times.
 _STRETCHES, _DRAWS = 20, 400
-# A share whose interval is a wider part of it than this decides nothing.
-_WIDE = 0.1
+# A share whose interval is a wider part of it than this decides nothing, nor does one of fewer pairs than these.
+_WIDE, _FEW = 0.1, 5
 Mark = Callable[[], None]
 Result = TypeVar("Result")
 
@@ -158,8 +158,10 @@ class Share:
     pairs: int
 
     @classmethod
-    def of(cls, shares: Sequence[float]) -> Share:
-        """The share, of those of pairs in the order of time."""
+    def of(cls, shares: Sequence[float]) -> Share | None:
+        """The share, of those of pairs in the order of time; None where there are none."""
+        if not shares:
+            return None
         stretches = np.array_split(np.asarray(shares), min(_STRETCHES, len(shares)))
         draws = np.random.default_rng(0).integers(0, len(stretches), (_DRAWS, len(stretches)))
         medians = [np.median(np.concatenate([stretches[i] for i in drawn])) for drawn in draws]
@@ -168,8 +170,8 @@ class Share:
 
     @property
     def wide(self) -> bool:
-        """Whether the interval is too wide for any word on a limit."""
-        return self.upper - self.lower > _WIDE * self.median
+        """Whether the interval is too wide for any word on a limit, or made of next to no pairs."""
+        return self.pairs < _FEW or self.upper - self.lower > _WIDE * self.median
 
     def decides(self, limit: float) -> bool:
         """Whether it says on which side of a limit the true share is."""
@@ -178,6 +180,10 @@ class Share:
 
 def paired_ratio(ours: Sequence[float], theirs: Sequence[float]) -> float | None:
     """The median over rounds of one variant's time as a multiple of another's; None where no round has both."""
-    # A variant that failed has fewer rounds than the others.
-    ratios = [x / y for x, y in zip(ours, theirs, strict=False)]
+    ratios = ratios_of(ours, theirs)
     return median(ratios) if ratios else None
+
+
+def ratios_of(ours: Sequence[float], theirs: Sequence[float]) -> list[float]:
+    """The ratio of each round that both have: a variant that failed has fewer than the others."""
+    return [x / y for x, y in zip(ours, theirs, strict=False)]

@@ -113,14 +113,21 @@ def test_a_ratio_is_the_median_over_the_rounds_that_both_have() -> None:
 def test_a_share_decides_where_its_interval_is_narrow_and_the_limit_outside() -> None:
     draw = np.random.default_rng(0)
     quiet = Share.of(list(draw.normal(0.78, 0.05, 400)))
-    assert quiet.lower < 0.78 < quiet.upper and quiet.upper - quiet.lower < 0.03 and quiet.pairs == 400
+    assert (
+        quiet is not None
+        and quiet.lower < 0.78 < quiet.upper
+        and quiet.upper - quiet.lower < 0.03
+        and quiet.pairs == 400
+    )
     assert quiet.decides(0.8) and quiet.decides(0.7) and not quiet.decides(quiet.median)
     # The median of few pairs that differ is below the limit, and says nothing.
     loud = Share.of(list(draw.lognormal(-0.7, 1.0, 30)))
-    assert loud.median < 0.8 and loud.wide and not loud.decides(0.8) and not loud.decides(5.0)
+    assert loud is not None and loud.median < 0.8 and loud.wide and not loud.decides(0.8) and not loud.decides(5.0)
 
 
 def test_load_that_lasts_over_many_pairs_widens_a_share() -> None:
     draw = np.random.default_rng(0)
     by_stretch = np.repeat(draw.permutation(np.linspace(0.4, 1.0, 20)), 20) + draw.normal(0, 0.01, 400)
-    assert Share.of(list(by_stretch)).wide and not Share.of(list(draw.permutation(by_stretch))).wide
+    found = Share.of(list(by_stretch)), Share.of(list(draw.permutation(by_stretch)))
+    assert [one is not None and one.wide for one in found] == [True, False]
+    assert Share.of([]) is None
