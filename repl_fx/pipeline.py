@@ -66,7 +66,7 @@ class Record:
         made: the text of the code of the module that has the record, as it was made.
         in_place: whether that module is the model in place.
         checkpoint_blocks: see `transform`.
-        pretrained: whether the source, or a module in it, has a `from_pretrained`, which takes weights by their names.
+        pretrained: see `has_from_pretrained`.
     """
 
     plan: Plan

@@ -150,6 +150,9 @@ def _output_names(source: nn.Module, inputs: FlatInputs) -> list[str]:
         raise BadInput(f"the module fails on the example inputs: {first_line(failed.problem)}") from failed.problem
     if not tensors:
         raise ExportError(f"{type(source).__name__} returns no tensor, so there is nothing to export")
+    odd = next((name for name in tensors if name.encode(errors="ignore").decode() != name), None)
+    if odd is not None:
+        raise ExportError(f"the output {odd!a} has half a letter in its name, which no file can hold; rename it")
     # A graph has one namespace; a module may well call its input and its output "x".
     return [f"{name}_out" if name in inputs.names else name for name in tensors]
 

@@ -40,5 +40,6 @@ def complete_(model: nn.Module) -> None:
 
 
 def has_from_pretrained(model: nn.Module) -> bool:
-    """Whether a class of a model, or of a module in it, builds a model and gives it the weights whose names fit."""
-    return any(hasattr(type(module), "from_pretrained") for module in model.modules())
+    """Whether a class of a model, or of a module in it, builds models and gives them the weights whose names fit."""
+    # `nn.Embedding` has a `from_pretrained`, which takes a tensor.
+    return any(hasattr(type(module), "save_pretrained") for module in model.modules())

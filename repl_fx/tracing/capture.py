@@ -37,7 +37,7 @@ from repl_fx.tracing.check import CaptureCheck, check_of
 from repl_fx.tracing.control_flow import match_decisions_
 from repl_fx.tracing.hooks import hooks_followed
 from repl_fx.tracing.lift_modules import Constants
-from repl_fx.tracing.model_checks import misfit, obstacle, require_capturable
+from repl_fx.tracing.model_checks import misfit, name_of_graphs, obstacle, require_capturable
 from repl_fx.tracing.other_sizes import drop_questions_answered_alike_
 from repl_fx.tracing.questions import Compiling, Settings, computes_alike, require_settings_, settings_asked
 from repl_fx.tracing.settled import require_leaves_left, require_settled
@@ -119,6 +119,8 @@ def trace_by_first(tracers: Mapping[str, Tracer], model: nn.Module, inputs: Exam
         bound = bind_arguments(model, inputs)
     except TypeError as problem:
         raise misfit(model, problem, inputs) from problem
+    if taken := name_of_graphs(model):
+        raise CaptureError(type(model).__name__, [f"it {taken}"])
     obstacles: list[str] = []
     for name, tracer in tracers.items():
         try:

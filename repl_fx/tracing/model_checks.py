@@ -156,13 +156,17 @@ def describe_inputs(inputs: ExampleInputs) -> str:
 
 
 def _name_in_the_way(model: nn.Module) -> str | None:
-    for path, module in model.named_modules():
-        for name in (*module._modules, *module._parameters, *module._buffers):
-            if not name.isprintable() and any("\ud800" <= letter <= "\udfff" for letter in name):
-                return f"has a name with half a letter, {name!a}, which no file can hold; rename it"
-            if not path and name in _TAKEN:
-                return f"has {name}, a name that a graph module of torch.fx has for itself; rename it"
-    return None
+    names = (name for m in model.modules() for name in (*m._modules, *m._parameters, *m._buffers))
+    half = next((name for name in names if name.encode(errors="ignore").decode() != name), None)
+    if half is not None:
+        return f"has a name with half a letter, {half!a}, which no file can hold; rename it"
+    return name_of_graphs(model)
+
+
+def name_of_graphs(model: nn.Module) -> str | None:
+    """The reason why a model cannot be one graph where something in it has the name of an attribute of graphs."""
+    taken = next((name for name in (*model._modules, *model._parameters, *model._buffers) if name in _TAKEN), None)
+    return None if taken is None else f"has {taken}, a name that a graph module of torch.fx has for itself; rename it"
 
 
 def _module_in_the_way(model: nn.Module) -> str | None:

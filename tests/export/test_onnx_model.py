@@ -313,6 +313,16 @@ def test_a_recurrent_layer_takes_sequences_of_any_length(tmp_path: Path, kind: A
         torch.testing.assert_close(torch.from_numpy(found), wanted, rtol=1e-5, atol=1e-5)
 
 
+class HalfALetter(nn.Linear):
+    def forward(self, x: Tensor) -> Any:
+        return {"\udc80": super().forward(x)}
+
+
+def test_an_output_whose_name_no_file_can_hold_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ExportError, match=r"the output '\\udc80' has half a letter in its name"):
+        export_onnx(HalfALetter(2, 2), tmp_path / "m.onnx", (torch.randn(2, 2),))
+
+
 def test_an_lstm_with_a_projection_is_refused(tmp_path: Path) -> None:
     model = Recurrent(nn.LSTM, proj_size=2, batch_first=True)
     with pytest.raises(ExportError, match=r"^layer is an LSTM with proj_size, which ONNX has no operator for"):

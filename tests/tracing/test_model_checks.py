@@ -11,8 +11,9 @@ import torch
 from torch import Tensor, nn
 
 import repl_fx
-from repl_fx.errors import BadInput
+from repl_fx.errors import BadInput, CaptureError
 from repl_fx.running.example_inputs import ExampleInputs
+from repl_fx.tracing.capture import trace_by_first
 from repl_fx.tracing.model_checks import describe_inputs, misfit, require_capturable, require_finite
 
 X = torch.linspace(-1, 1, 16).reshape(2, 8)
@@ -184,6 +185,8 @@ def test_a_module_whose_name_no_graph_can_have(name: str, why: str) -> None:
     with pytest.raises(BadInput, match=f"Sequential has .*{why}.*; rename it"):
         require_capturable(nn.Sequential(OrderedDict({name: nn.ReLU()})), ExampleInputs((X,)))
     if name != "\udc80":
+        with pytest.raises(CaptureError, match=f"Sequential could not be captured: it has {name}, .*; rename it"):
+            trace_by_first({}, nn.Sequential(OrderedDict({name: nn.ReLU()})), ExampleInputs((X,)))
         require_capturable(nn.Sequential(nn.Sequential(OrderedDict({name: nn.ReLU()}))), ExampleInputs((X,)))
 
 
