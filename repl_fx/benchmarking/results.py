@@ -8,7 +8,7 @@ from typing import Any
 
 from repl_fx.benchmarking.training import Seconds, Sizes
 from repl_fx.benchmarking.variants import ORIGINAL
-from repl_fx.running.timing import Share, Spread, ratios_of
+from repl_fx.running.timing import Share, Spread, paired_ratio
 
 KIND, SCHEMA = "repl-fx bench", 1
 
@@ -130,13 +130,14 @@ class Benchmark:
 
     def time_ratio(self, row: Row) -> float | None:
         """The time of a variant as a multiple of the original's in the same setting: the median over rounds."""
-        found = self.time_share(row)
-        return None if found is None else found.median
-
-    def time_share(self, row: Row) -> Share | None:
-        """The same with its spread; None where no round has both."""
         original = next((one for one in self.alike(row) if one.variant == ORIGINAL), None)
-        return None if original is None else Share.of(ratios_of(row.samples, original.samples))
+        return None if original is None else paired_ratio(row.samples, original.samples)
+
+    def settled(self, row: Row) -> bool:
+        """Whether that can be judged: the spread is narrow, and the fastest rounds say the same."""
+        original, ratio = next((one for one in self.alike(row) if one.variant == ORIGINAL), None), self.time_ratio(row)
+        share = None if original is None else Share.of(row.samples, original.samples)
+        return ratio is None or share is None or not (share.wide or abs(ratio - share.value) > 0.1 * ratio)
 
     def alike(self, row: Row) -> Sequence[Row]:
         """The rows that took turns with one, and differ from it in the variant alone."""
@@ -158,6 +159,4 @@ class Benchmark:
         }
 
     def _with_ratio(self, row: Row) -> dict[str, Any]:
-        found = self.time_share(row)
-        spread = None if found is None else [found.lower, found.upper]
-        return {**row.to_json(), "of_original": self.time_ratio(row), "of_original_spread": spread}
+        return {**row.to_json(), "of_original": self.time_ratio(row), "settled": self.settled(row)}

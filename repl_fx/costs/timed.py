@@ -24,9 +24,8 @@ from repl_fx.tracing.parts.capture import Part
 _WARM_UP = 3
 # Rounds of nodes, at least and at most, and seconds that they take in between.
 _ROUNDS, _SECONDS = (15, 200), 1.0
-# A turn of a whole model takes as many calls as fill this time, in seconds: where turns are as short as the slices of
-# time that other processes leave, the longer ones are interrupted more often, and the share is none.
-_TURN = 0.03
+# A turn of a whole model takes as many calls as fill this time, in seconds: what is shorter is interrupted less often.
+_TURN = 0.001
 # Seconds that pairs of turns take, at least and at most, and pairs in between.
 _PAIRED, _PAIRS = (2.0, 20.0), (20, 20_000)
 # More pairs say nothing of a share whose interval is narrower than this part of it.
@@ -90,18 +89,21 @@ def latency_share(before: Sequence[Part], after: Sequence[Part]) -> Share:
         once = max(min(seconds(side, 1) for _ in range(_WARM_UP)) for side in sides.values())
         calls = max(1, math.ceil(_TURN / once))
         turns = {name: partial(seconds, side, calls) for name, side in sides.items()}
-        shares, begin, known_at = list[float](), time.perf_counter(), 0.0
+        found, begin, known_at = list[dict[str, float]](), time.perf_counter(), 0.0
         for one in interleaved(turns, _PAIRS[1], warm_up=_WARM_UP, attempt=lambda name, turn: turn()):
-            shares.append(one["after"] / one["before"])
+            found.append(one)
             took = time.perf_counter() - begin
-            if len(shares) < _PAIRS[0] or took < max(_PAIRED[0], known_at + _SECONDS):
+            if len(found) < _PAIRS[0] or took < max(_PAIRED[0], known_at + _SECONDS):
                 continue
-            known, known_at = Share.of(shares), took
-            assert known is not None  # there are pairs
-            if took > _PAIRED[1] or known.upper - known.lower < _NARROW * known.median:
+            share, known_at = _share(found), took
+            if took > _PAIRED[1] or share.upper - share.lower < _NARROW * share.value:
                 break
-    share = Share.of(shares)
-    assert share is not None
+    return _share(found)
+
+
+def _share(found: Sequence[Mapping[str, float]]) -> Share:
+    share = Share.of([one["after"] for one in found], [one["before"] for one in found])
+    assert share is not None  # there are pairs
     return share
 
 

@@ -132,7 +132,7 @@ def budget_shares(
 ) -> dict[str, dict[str, float | None]]:
     """The limit, the expected and the reached share of the original, by cost; empty without a budget.
 
-    A share that was measured has its spread too: `median`, `lower`, `upper` and `pairs`. It is not called reached where
+    A share that was measured has its spread too: `value`, `lower`, `upper` and `pairs`. It is not called reached where
     the spread leaves open on which side of the limit it is.
 
     Args:
@@ -143,7 +143,7 @@ def budget_shares(
         limit, found = limits.get(name), left.get(name)
         if isinstance(found, Share):
             settled = not found.wide if limit is None else found.decides(limit)
-            known = {"reached": found.median if settled else None, **asdict(found)}
+            known = {"reached": found.value if settled else None, **asdict(found)}
         else:
             known = {"reached": found}
         shares[name] = {"limit": limit, "expected": expected, **known}
@@ -160,7 +160,7 @@ def budget_lines(shares: Mapping[str, Mapping[str, float | None]], timed_on: str
     for name, found in shares.items():
         limit, share = found["limit"], found["reached"]
         if found.get("pairs") is not None:
-            middle, lower, upper, pairs = (found[part] for part in ("median", "lower", "upper", "pairs"))
+            middle, lower, upper, pairs = (found[part] for part in ("value", "lower", "upper", "pairs"))
             spread = f"{lower:.4f} to {upper:.4f} in {pairs:.0f} pairs of turns on {timed_on}"
             said = f"{name} is {middle:.4f} of the original, {spread}"
             if share is None:

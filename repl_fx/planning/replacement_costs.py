@@ -125,7 +125,7 @@ class ReplacementCosts:
         left = {name: number / self.before[name] for name, number in after.items() if self.before[name]}
         if LATENCY in self.names:
             share = folded_latency(self.graphs.parts, rewritten.graphs)
-            left[LATENCY] = share.median if share.wide else share.upper
+            left[LATENCY] = share.value if share.wide else share.upper
         return left
 
     def rewritten(self, replacements: Sequence[Replacement]) -> Rewritten:

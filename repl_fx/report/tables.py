@@ -176,15 +176,16 @@ def unmeasured_lines(measured: Benchmark) -> list[str]:
 
 def unsettled_lines(measured: Benchmark) -> list[str]:
     """The line that names times as parts of the original's whose spread is too wide to judge them; else none."""
-    found = []
-    for row in measured.rows:
-        share = measured.time_share(row)
-        if share is not None and share.wide and row.variant != ORIGINAL:
-            where = f"{row.runtime}{_at(row)}" if isinstance(row, InferenceRow) else "training"
-            found.append(f"{row.variant}, {where} ({share.lower:.2f} to {share.upper:.2f})")
+    found = [
+        f"{row.variant}, {f'{row.runtime}{_at(row)}' if isinstance(row, InferenceRow) else 'training'}"
+        for row in measured.rows
+        if row.variant != ORIGINAL and not measured.settled(row)
+    ]
     if not found:
         return []
-    return [f"warning: too wide a spread to judge, of the original: {'; '.join(found)}; give more --rounds"]
+    return [
+        f"warning: too wide a spread to judge what is taken of the original: {'; '.join(found)}; give more --rounds"
+    ]
 
 
 _TIMES = ("ms", "min-max", "of the\noriginal", "inputs/s")

@@ -41,7 +41,7 @@ def test_the_share_of_two_graphs(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(timed, "_PAIRED", (0.3, 1.0))
     slow, fast = (Part("", captured_graph(Net(wide), INPUTS.args), INPUTS) for wide in (50_000, 4))
     share = latency_share((slow,), (fast,))
-    assert share.lower <= share.median <= share.upper < 0.7 and share.pairs >= 20
+    assert share.lower <= share.value <= share.upper < 0.7 and share.pairs >= 20
     assert latency_share((fast,), (slow, slow)).lower > 1.5
 
 

@@ -288,9 +288,9 @@ def test_latency_is_measured_and_says_where() -> None:
     found = left(result)
     assert found.keys() == result.plan.expected.keys()
     share = found["latency"]
-    assert 0 < share.lower <= share.median <= share.upper < 2 and share.pairs >= 20
+    assert 0 < share.lower <= share.value <= share.upper < 2 and share.pairs >= 20
     row = budget_shares({"latency": 0.95}, result.plan, found)["latency"]
-    assert (row["reached"] is None) == (not share.decides(0.95)) and row["median"] == share.median
+    assert (row["reached"] is None) == (not share.decides(0.95)) and row["value"] == share.value
 
 
 SHARES: dict[str, tuple[float | Share, float | None, list[str]]] = {

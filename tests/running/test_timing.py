@@ -110,24 +110,38 @@ def test_a_ratio_is_the_median_over_the_rounds_that_both_have() -> None:
     assert paired_ratio([], [1.0]) is None
 
 
+def of_load(draw: np.random.Generator, pairs: int, noise: float) -> tuple[list[float], list[float]]:
+    """Times of which one is 0.78 of the other, each pair with noise."""
+    times = np.exp(draw.normal(0, noise, (2, pairs))) * [[0.78], [1.0]]
+    return list(times[0]), list(times[1])
+
+
 def test_a_share_decides_where_its_interval_is_narrow_and_the_limit_outside() -> None:
     draw = np.random.default_rng(0)
-    quiet = Share.of(list(draw.normal(0.78, 0.05, 400)))
-    assert (
-        quiet is not None
-        and quiet.lower < 0.78 < quiet.upper
-        and quiet.upper - quiet.lower < 0.03
-        and quiet.pairs == 400
-    )
-    assert quiet.decides(0.8) and quiet.decides(0.7) and not quiet.decides(quiet.median)
-    # The median of few pairs that differ is below the limit, and says nothing.
-    loud = Share.of(list(draw.lognormal(-0.7, 1.0, 30)))
-    assert loud is not None and loud.median < 0.8 and loud.wide and not loud.decides(0.8) and not loud.decides(5.0)
+    quiet = Share.of(*of_load(draw, 2000, 0.03))
+    assert quiet is not None and quiet.pairs == 2000
+    assert quiet.lower < 0.78 < quiet.upper and quiet.upper - quiet.lower < 0.02
+    assert quiet.decides(0.8) and quiet.decides(0.7) and not quiet.decides(quiet.value)
+    loud = Share.of(*of_load(draw, 30, 1.0))
+    assert loud is not None and loud.wide and not loud.decides(0.8) and not loud.decides(50.0)
+    few = Share.of([0.5] * 3, [1.0] * 3)
+    assert few is not None and few.value == 0.5 and few.wide and Share.of([], [1.0]) is None
+
+
+def test_interruptions_of_one_turn_of_each_pair_do_not_move_a_share() -> None:
+    draw = np.random.default_rng(0)
+    ours, theirs = (np.array(times) for times in of_load(draw, 400, 0.01))
+    # The longer turn is hit more often.
+    hit = draw.random(400) < 0.4
+    ours, theirs = ours + 40 * hit, theirs + 40 * ~hit
+    assert paired_ratio(list(ours), list(theirs)) == pytest.approx(0.02, abs=0.01)
+    share = Share.of(list(ours), list(theirs))
+    assert share is not None and share.value == pytest.approx(0.78, abs=0.02) and share.decides(0.85)
 
 
 def test_load_that_lasts_over_many_pairs_widens_a_share() -> None:
     draw = np.random.default_rng(0)
     by_stretch = np.repeat(draw.permutation(np.linspace(0.4, 1.0, 20)), 20) + draw.normal(0, 0.01, 400)
-    found = Share.of(list(by_stretch)), Share.of(list(draw.permutation(by_stretch)))
-    assert [one is not None and one.wide for one in found] == [True, False]
-    assert Share.of([]) is None
+    found = [Share.of(list(some), [1.0] * 400) for some in (by_stretch, draw.permutation(by_stretch))]
+    widths = [0.0 if one is None else one.upper - one.lower for one in found]
+    assert widths[0] > 2 * widths[1] > 0
