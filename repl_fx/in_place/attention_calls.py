@@ -267,8 +267,11 @@ def layer_index(block: nn.Module) -> int | None:
 def _cache_in(arguments: Mapping[str, Any]) -> Any:
     """The cache of keys and values of transformers that a block was handed, None where it was handed none."""
     named = {**arguments, **next((v for v in arguments.values() if isinstance(v, dict)), {})}
-    for value in named.values():
-        inner = getattr(value, "self_attention_cache", value)
-        if hasattr(inner, "update") and hasattr(inner, "get_seq_length"):
-            return inner
-    return None
+    caches = (getattr(value, "self_attention_cache", value) for value in named.values() if is_cache(value))
+    return next(caches, None)
+
+
+def is_cache(value: Any) -> bool:
+    """Whether a value is a cache of keys and values of transformers."""
+    inner = getattr(value, "self_attention_cache", value)
+    return hasattr(inner, "update") and hasattr(inner, "get_seq_length")

@@ -94,7 +94,7 @@ def test_a_specification_that_is_none_is_bad_input(text: str, message: str) -> N
 
 
 def test_an_unknown_surrogate_is_named_with_the_known_ones() -> None:
-    with pytest.raises(UnknownSurrogate, match="'blnd'; known are"):
+    with pytest.raises(UnknownSurrogate, match=r"'blnd'; did you mean blend\?; known are"):
         parse_variant("blnd@2")
 
 

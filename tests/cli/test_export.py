@@ -76,7 +76,7 @@ def test_a_refused_export_leaves_all_as_it_was(run: Run, artifact: Path, monkeyp
     def refuse(*_: object, **__: object) -> None:
         raise repl_fx.ExportError("an operator has no translation")
 
-    monkeypatch.setattr("repl_fx.artifact.exporting.export_onnx", refuse)
+    monkeypatch.setattr("repl_fx.artifact.exporting.export_program", refuse)
     result = run("export", artifact)
     assert result.exit_code == 2 and "no translation" in result.stderr
     assert {file.name: file.read_bytes() for file in artifact.iterdir()} == before

@@ -16,7 +16,7 @@ from repl_fx.training.config import TrainConfig
 from repl_fx.training.data.passes import lost_worker
 from repl_fx.training.distributed import facts, fingerprint, require_possible, unused_parameters
 from repl_fx.training.processes import Processes
-from repl_fx.training.run import CHECKPOINT, CONFIG, LOGS, RESULT, STATE
+from repl_fx.training.run import CHECKPOINT, CONFIG, DATA, LOGS, RESULT, STATE
 from tests.training.runs import Net, pictures
 from tests.training.two_processes import CASES, ended, rewritten, started, trained, trajectory
 
@@ -60,7 +60,7 @@ def test_two_processes_train_what_one_does(
 def test_sharded_runs_go_on_from_the_checkpoint_that_is_whole(together: Path) -> None:
     state = together / "fsdp2 broken" / STATE
     assert (state / LOGS / "from_step_35").exists()
-    assert {path.name for path in state.iterdir()} == {CHECKPOINT, CONFIG, LOGS, RESULT}
+    assert {path.name for path in state.iterdir()} == {CHECKPOINT, CONFIG, DATA, LOGS, RESULT}
     names = ("fsdp2 broken", "fsdp2 blend")
     found, wanted = (torch.load(together / name / "weights.pt", weights_only=True) for name in names)
     assert _apart(found, wanted) == 0

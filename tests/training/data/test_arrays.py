@@ -48,7 +48,8 @@ def test_pictures(tmp_path: Path) -> None:
     assert data.train.inputs.dtype == torch.uint8 and data.train.inputs.is_contiguous()
     assert np.array_equal(data.train.inputs.permute(0, 2, 3, 1), wanted["train_x"])
     assert np.array_equal(data.test.targets, wanted["test_y"])
-    assert data.mean == data.std == () and data.changes == () and not data.augment
+    assert data.mean == data.std == () and not data.augment
+    assert data.changes == (f"pictures of {data.name}: (height, width, channels) -> (channels, height, width)",)
 
 
 def test_pictures_of_one_channel_vectors_and_floats(tmp_path: Path) -> None:
