@@ -152,7 +152,9 @@ class TransformResult(HasInputs):
         """The source's own module tree with surrogates in place of blocks, or why that cannot be."""
         made = self.placed
         if made is None or (made.model is not None and self.checkpoint_blocks):
-            known = self.captured_parts, self.found, self.plan, self.one_by_one, self.module, self.inputs
+            # What was placed before, without checkpoints, has been compared.
+            module = self.module if made is None else None
+            known = self.captured_parts, self.found, self.plan, self.one_by_one, module, self.inputs
             made = put_in_place(*known, checkpoint_blocks=self.checkpoint_blocks)
         # An attribute like any other, so that copies and pickles have it too; a graph that was loaded has its own.
         model = made.model or self.module

@@ -18,6 +18,8 @@ import torch
 from torch import Tensor, fx, nn
 
 import repl_fx
+from repl_fx._torch import pytree
+from repl_fx.benchmarking.memory import kept_bytes
 from repl_fx.pipeline import Options, rewrite
 from repl_fx.running.example_inputs import ExampleInputs
 from repl_fx.tracing.capture import widen_batch
@@ -122,15 +124,9 @@ def _tensors(model: nn.Module) -> dict[str, Tensor]:
 
 def kept_in_a_run(module: nn.Module, *args: Tensor) -> int:
     """Bytes that autograd keeps of a real forward pass in training mode."""
-    state = {tensor.untyped_storage().data_ptr() for tensor in (*module.parameters(), *module.buffers())}
-    kept: dict[int, torch.UntypedStorage] = {}
 
-    def pack(tensor: Tensor) -> Tensor:
-        storage = tensor.untyped_storage()
-        if storage.data_ptr() not in state:
-            kept[storage.data_ptr()] = storage
-        return tensor
+    def total(net: nn.Module) -> Tensor:
+        # Sums keep nothing.
+        return torch.stack([leaf.sum() for leaf in pytree.tree_leaves(net(*args)) if leaf.requires_grad]).sum()
 
-    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-        module.train()(*args)
-    return sum(storage.nbytes() for storage in kept.values())
+    return kept_bytes(module.train(), total)
