@@ -56,6 +56,7 @@ class LeafCall:
         arguments: structure of (args, kwargs).
         result: structure of the result; None until the call has run.
         constants: the non-tensor leaves of the result by position.
+        autocast: the kinds of devices that it runs under autocast on, with the dtype of each.
         passes_through: the call returned its only tensor argument untouched, as Identity and Dropout do in evaluation.
     """
 
@@ -64,6 +65,7 @@ class LeafCall:
     training: bool
     leaves: list[Any]
     arguments: pytree.TreeSpec
+    autocast: tuple[tuple[str, torch.dtype], ...] = ()
     result: pytree.TreeSpec | None = None
     constants: dict[int, Any] = field(default_factory=dict)
     passes_through: bool = False
@@ -125,7 +127,10 @@ class LeafCalls:
         # A module that a leaf calls itself is part of the leaf.
         self.running = True
         try:
-            with _left_alone(call.callee):
+            with _left_alone(call.callee), ExitStack() as regions:
+                # Below an operator autocast is off, and what a leaf returns would be said to be of another dtype.
+                for kind, dtype in call.autocast:
+                    regions.enter_context(torch.autocast(kind, dtype))
                 results, call.result = pytree.tree_flatten(call.run(*args, **kwargs))
         finally:
             self.running = False
@@ -215,7 +220,9 @@ def _stand_in(callee: Callee, run: Callable[..., Any], calls: LeafCalls) -> Call
                 _require_no_hooks(callee)
             return run(*args, **kwargs)
         index = len(calls.calls)
-        calls.calls.append(LeafCall(callee, run, is_training(callee), leaves, arguments))
+        kinds = dict.fromkeys(tensor.device.type for tensor in tensors)
+        autocast = tuple((k, torch.get_autocast_dtype(k)) for k in kinds if k != "meta" and torch.is_autocast_enabled(k))
+        calls.calls.append(LeafCall(callee, run, is_training(callee), leaves, arguments, autocast))
         results = leaf_call_operator()(tensors, [leaf for leaf in leaves if _is_symbol(leaf)], index)
         return calls.calls[index].returned(results)
 

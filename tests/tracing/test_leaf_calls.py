@@ -331,3 +331,25 @@ def test_an_operator_of_a_library_keeps_its_backward() -> None:
     gm(x).sum().backward()
     # The backward that was registered for the operator, which is not that of its forward.
     torch.testing.assert_close(model.weight.grad, torch.full((4,), 27.0))
+
+
+class CountsLike(nn.Module):
+    """Reads, in an autocast region of its own, the dtype that a layer returns there."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(4, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        with torch.autocast(x.device.type, torch.bfloat16):
+            y = self.layer(x)
+            # Numbers of bfloat16 have eight bits.
+            return y.float() + torch.arange(300, 304, dtype=y.dtype)
+
+
+def test_a_layer_under_autocast_returns_what_it_returns_there() -> None:
+    model, x = CountsLike().eval(), torch.randn(2, 4)
+    gm = capture(model, (x,))
+    assert gm.graph.find_nodes(op="call_module", target="layer")[0].meta["val"].dtype is torch.bfloat16
+    assert torch.equal(gm(x), model(x))
+    assert check_capture(model, gm, (x,))
