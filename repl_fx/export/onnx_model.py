@@ -20,7 +20,6 @@ from onnxscript.version_converter import convert_version
 from torch import Tensor, fx, nn
 
 from repl_fx import __version__
-from repl_fx._foreign_libraries import hushed
 from repl_fx._torch import any_lengths, any_names
 from repl_fx.arguments import require_module, require_path
 from repl_fx.errors import BadInput, ExportError, ForeignError, OutputError, first_line, foreign_code
@@ -33,6 +32,7 @@ from repl_fx.export.translations import TRANSLATIONS
 from repl_fx.passes.driver import run_passes
 from repl_fx.passes.fold_surrogates import fold_surrogates
 from repl_fx.running.example_inputs import ExampleInputs
+from repl_fx.running.hushed import hushed
 from repl_fx.running.untouched import device_of, in_mode, untouched
 from repl_fx.tracing.dynamic_shapes import CACHES, auto_shapes, batch_dims, dims_with_cache
 from repl_fx.tracing.parts.capture import graphs_in

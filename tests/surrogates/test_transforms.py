@@ -16,9 +16,6 @@ import repl_fx
 from tests.nets import as_after_training, rewritten
 from tests.surrogates.nets import NETS
 
-# What torch itself imports for forward-mode differentiation.
-pytestmark = pytest.mark.filterwarnings("ignore:.torch.jit.script. is deprecated:DeprecationWarning")
-
 Named = dict[str, Tensor]
 Rewrite = tuple[fx.GraphModule, Tensor]
 
