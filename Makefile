@@ -48,7 +48,7 @@ test: .venv/.installed-test
 test-versions: test-oldest test-newest
 
 .venv-oldest/.installed: pyproject.toml .venv-oldest/.created
-	grep -oE '[A-Za-z0-9-]+>=[0-9.]+' pyproject.toml | sed 's/>=/==/' > $(@D)/oldest.txt
+	sed -n '/^dependencies/,/^zoo/p' pyproject.toml | grep -oE '[A-Za-z0-9-]+>=[0-9.]+' | sed 's/>=/==/' > $(@D)/oldest.txt
 	.venv-oldest/bin/python -m pip install --disable-pip-version-check -q -c $(@D)/oldest.txt -e '.[zoo]' $(TEST_TOOLS)
 	@touch $@
 

@@ -11,14 +11,16 @@ from packaging.utils import canonicalize_name
 
 ROOT = Path(__file__).resolve().parents[2]
 LINES = [line for line in (ROOT / "constraints.txt").read_text().splitlines() if line and line[0] != "#"]
-PINS = {canonicalize_name(name): version for name, _, version in (line.partition("==") for line in LINES)}
+PINS: dict[str, str] = {
+    str(canonicalize_name(name)): version for name, _, version in (line.partition("==") for line in LINES)
+}
 
 
 def _declared() -> dict[str, Requirement]:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     lines = [*project["dependencies"], *(one for extra in project["optional-dependencies"].values() for one in extra)]
     requirements = map(Requirement, lines)
-    return {canonicalize_name(one.name): one for one in requirements if one.name != "repl-fx"}
+    return {str(canonicalize_name(one.name)): one for one in requirements if one.name != "repl-fx"}
 
 
 DECLARED = _declared()
