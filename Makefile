@@ -6,20 +6,25 @@
 PYTHON ?= python3
 WORKERS ?= 2
 PYTEST_ARGS ?=
+# What `make test-versions` runs: all that meets torch, transformers and ONNX itself.
+VERSION_TESTS ?= $(addprefix tests/,analysis artifact checkpoints costs examples export graph in_place passes planning running sources surrogates tracing zoo test_pipeline.py test_torch.py)
+# And what it needs beside the extra `zoo`.
+TEST_TOOLS := pytest pytest-xdist hypothesis
 
 BIN := .venv/bin
 
-.PHONY: help .venv demo test lint types check docs bench zoo ecosystem mutants clean
+.PHONY: help .venv demo test test-versions wheel lint types check docs bench zoo ecosystem mutants clean
 .DELETE_ON_ERROR:
 
 help:
-	@echo "make demo | test | lint | types | check | docs | bench | zoo | ecosystem | mutants | clean | .venv"
+	@echo "make demo | test | test-versions | wheel | lint | types | check | docs | bench | zoo | ecosystem | mutants | clean | .venv"
 
-# The virtual environment itself. The stamp is written last, so that one that was interrupted is made anew.
-.venv/.created:
+# A virtual environment: .venv, .venv-oldest or .venv-newest. The stamp is written last, so that one that was interrupted
+# is made anew.
+.venv/.created .venv-oldest/.created .venv-newest/.created: %/.created:
 	@command -v $(PYTHON) >/dev/null || { echo "error: no $(PYTHON); install Python 3.11 or newer, or give PYTHON=path" >&2; exit 1; }
 	@$(PYTHON) -c 'import sys; v = sys.version_info; sys.exit(f"error: repl-fx needs Python 3.11 or newer and {sys.executable} is {v[0]}.{v[1]}; give PYTHON=path") if v < (3, 11) else None'
-	$(PYTHON) -m venv --clear .venv
+	$(PYTHON) -m venv --clear $*
 	@touch $@
 
 # One stamp for each extra: installed once, and again when what is to be installed changes.
@@ -37,6 +42,24 @@ demo: .venv/.installed-zoo
 # One thread a worker: with more, the workers fight over the cores and every test gets slower.
 test: .venv/.installed-test
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal $(PYTEST_ARGS)
+
+# The engine and the examples on the oldest releases that pyproject.toml admits, and on what pip gives today where nothing
+# is pinned; each in an environment of its own. PYTHON chooses the interpreter of one that is not made yet.
+test-versions: test-oldest test-newest
+
+.venv-oldest/.installed: pyproject.toml .venv-oldest/.created
+	sed -n '/^dependencies/,/^zoo/p' pyproject.toml | grep -oE '[A-Za-z0-9-]+>=[0-9.]+' | sed 's/>=/==/' > $(@D)/oldest.txt
+	.venv-oldest/bin/python -m pip install --disable-pip-version-check -q -c $(@D)/oldest.txt -e '.[zoo]' $(TEST_TOOLS)
+	@touch $@
+
+# Whatever is newer than the last time, too.
+.PHONY: .venv-newest/.installed
+.venv-newest/.installed: .venv-newest/.created
+	.venv-newest/bin/python -m pip install --disable-pip-version-check -q --upgrade --upgrade-strategy eager -e '.[zoo]' $(TEST_TOOLS)
+
+test-%: .venv-%/.installed
+	.venv-$*/bin/python -m pip list --disable-pip-version-check | grep -E '^(torch|torchvision|transformers|timm|onnx|numpy) '
+	OMP_NUM_THREADS=1 .venv-$*/bin/python -m pytest -n $(WORKERS) --dist worksteal $(PYTEST_ARGS) $(VERSION_TESTS)
 
 lint: .venv/.installed-dev
 	$(BIN)/ruff check .
@@ -69,6 +92,11 @@ ecosystem: .venv/.installed-dev .venv/.installed-bench
 mutants: .venv/.installed-dev
 	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.mutants --workers $(WORKERS)
 
+# dist/*.whl, to install with pip anywhere.
+wheel: .venv/.installed-dev
+	rm -rf dist
+	$(BIN)/python -m build --wheel
+
 clean:
-	rm -rf .venv build dist *.egg-info .hypothesis .mypy_cache .pytest_cache .ruff_cache
+	rm -rf .venv .venv-oldest .venv-newest build dist *.egg-info .hypothesis .mypy_cache .pytest_cache .ruff_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -10,7 +10,7 @@ import networkx as nx
 PAGE = Path(__file__).with_name("architecture.md")
 BEGIN, END = "```mermaid\n", "```\n"
 # What every folder may import has no arrows.
-_EVERYWHERE = {"errors", "config", "arguments", "_torch", "_foreign_libraries", "display", "__main__"}
+_EVERYWHERE = {"errors", "config", "arguments", "_torch", "display", "__main__"}
 
 
 def picture() -> str:

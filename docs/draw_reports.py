@@ -19,7 +19,6 @@ from typing import Literal
 from playwright.sync_api import Page, sync_playwright
 
 import repl_fx
-from benchmarks.zoo_models.torchvision_ops import give_kernels
 from repl_fx.report.model_graph.building import document_of_result
 from repl_fx.report.page import render_page
 from repl_fx.sources import load_source
@@ -53,7 +52,6 @@ DRAWN = {
 
 def main(names: Sequence[str]) -> None:
     """Draw the pictures of these names; without any, all."""
-    give_kernels()
     browser_file = shutil.which("chromium") or shutil.which("google-chrome")
     with sync_playwright() as playwright, tempfile.TemporaryDirectory() as scratch:
         browser = playwright.chromium.launch(executable_path=browser_file)

@@ -2,8 +2,6 @@
 
 The names and modules in `__init__.pyi` are imported when they are first asked for: `repl-fx --help` need not wait for
 torch.
-From here on, torchvision and torchaudio, and with them timm and transformers, can be imported where their C++ parts do
-not fit the torch that is installed.
 """
 
 from __future__ import annotations
@@ -12,13 +10,10 @@ from pkgutil import iter_modules
 
 import lazy_loader
 
-from repl_fx._foreign_libraries import make_importable
-
 __version__ = "0.1.0"
 __getattr__, _, _names = lazy_loader.attach_stub(__name__, __file__)
 # What `*` and `dir` lead to is the names: some modules need the libraries of an extra.
 __all__ = sorted({*_names}.difference(module.name for module in iter_modules(__path__)))
-make_importable()
 
 
 def __dir__() -> list[str]:

@@ -18,6 +18,7 @@ from types import TracebackType
 # What torch writes of an error in a process of a DataLoader, and the lines of its traceback.
 _IN_WORKER = "Original Traceback (most recent call last)"
 _FRAME = re.compile(r'File "([^"]+)", line (\d+)')
+_INSTALLED = ("site-packages", "dist-packages")
 _LIBRARIES = tuple({sysconfig.get_path(name) for name in ("stdlib", "platstdlib")})
 
 
@@ -193,10 +194,36 @@ def users_place(problem: BaseException) -> tuple[str, int] | None:
     return None
 
 
+def broken_package(problem: BaseException | None) -> tuple[str, BaseException] | None:
+    """The installed package in whose import an error began, and that error; None where none was being imported.
+
+    A package that another one imports is the broken one; libraries that import late hide it in `__cause__`.
+    """
+    found = None
+    while problem is not None:
+        for frame, _ in walk_tb(problem.__traceback__):
+            package = str(frame.f_globals.get("__name__")).partition(".")[0]
+            installed = any(part in frame.f_code.co_filename for part in _INSTALLED)
+            if installed and frame.f_code.co_name == "<module>" and package not in ("repl_fx", "__main__"):
+                found = package, problem
+        problem = problem.__cause__
+    return found
+
+
+def not_importable(problem: BaseException) -> str | None:
+    """The line for an error in the import of an installed package; None for any other."""
+    broken = broken_package(problem)
+    if broken is None:
+        return None
+    return f"{broken[0]} cannot be imported ({one_line(broken[1])}); `repl-fx doctor` names the command that mends it"
+
+
 def not_ours(problem: BaseException) -> str | None:
     """The line for an error that is no defect of repl-fx, with what there is to do next; None for any other."""
     if isinstance(problem, ReplFxError | Stopped):
         line = " ".join(str(problem).split()) or type(problem).__name__
+    elif isinstance(problem, Exception) and (broken := not_importable(problem)) is not None:
+        line = broken
     elif isinstance(problem, Exception) and (_IN_WORKER in str(problem) or users_place(problem) is not None):
         line = f"code of yours raised {told(problem)}"
     else:
@@ -222,7 +249,7 @@ def told(problem: BaseException) -> str:
 
 def _is_own(file: str) -> bool:
     """Whether a file is code that somebody wrote for this model: not installed, nor made while it ran."""
-    inside = any(part in file for part in ("site-packages", "dist-packages"))
+    inside = any(part in file for part in _INSTALLED)
     return not (inside or file.startswith(("<", *_LIBRARIES)))
 
 

@@ -15,11 +15,6 @@ import pytest
 import torch
 from hypothesis import settings
 
-from repl_fx._foreign_libraries import make_importable
-
-# Tests that import Lightning, and torchvision with it, may come before any that imports repl_fx.
-make_importable()
-
 # The same examples on every run, so that a failure in CI is a failure here; no deadline, as the first capture is slow.
 settings.register_profile("fixed", derandomize=True, deadline=None)
 settings.load_profile("fixed")
@@ -40,11 +35,8 @@ def _seeded() -> None:
 
 @pytest.fixture
 def detection() -> ModuleType:
-    """The detection models of torchvision, which run where its own operators do not load, too."""
+    """The detection models of torchvision."""
     pytest.importorskip("torchvision")
-    from benchmarks.zoo_models.torchvision_ops import give_kernels
-
-    give_kernels()
     return importlib.import_module("torchvision.models.detection")
 
 

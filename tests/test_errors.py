@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import importlib
 import re
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
 from torch import fx, nn
 
 import repl_fx
-from repl_fx.errors import BadInput, ForeignError, close_matches, first_line, foreign_code, one_line
+from repl_fx.errors import BadInput, ForeignError, close_matches, first_line, foreign_code, not_ours, one_line
 from repl_fx.export.layers import choose_nodes
 from repl_fx.planning.budgets import Budget
 from repl_fx.sources.input_shapes import parse_input_shape
@@ -23,6 +25,25 @@ from tests.scoring.test_scores import SCORES
 def test_the_first_line_of_an_error_that_says_something() -> None:
     assert first_line(ValueError("\n  \x1b[31mred\x1b[0m  \nmore")) == "red"
     assert one_line(ValueError("\n  \x1b[31mred\x1b[0m  \nmore")) == "ValueError: red"
+
+
+@pytest.mark.parametrize("folder", ["site-packages", "mine"])
+def test_an_import_of_an_installed_package_that_fails_is_told_as_one(
+    folder: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / folder).mkdir()
+    (tmp_path / folder / "repl_fx_test_broken.py").write_text("raise RuntimeError('no operator')")
+    monkeypatch.syspath_prepend(tmp_path / folder)
+    with pytest.raises(RuntimeError) as raised:
+        importlib.import_module("repl_fx_test_broken")
+    line = str(not_ours(raised.value))
+    if folder == "mine":
+        assert line.startswith("code of yours raised RuntimeError: no operator")
+    else:
+        assert line == (
+            "repl_fx_test_broken cannot be imported (RuntimeError: no operator); "
+            "`repl-fx doctor` names the command that mends it"
+        )
 
 
 def test_names_that_are_close_are_asked_about() -> None:

@@ -17,8 +17,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from repl_fx._foreign_libraries import make_importable
-
 EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
 
 
@@ -80,7 +78,6 @@ def vit(image: int = 32, channels: int = 3, **sizes: Any) -> nn.Module:
 
 def convnext(channels: int = 3, width: int = 48, depths: tuple[int, ...] = (3, 3, 9)) -> nn.Module:
     """The ConvNeXt of torchvision with patches of 2 and three stages, for pictures of 28x28 or 32x32."""
-    make_importable()
     from torchvision.models.convnext import CNBlockConfig, ConvNeXt
 
     widths = [width * 2**i for i in range(len(depths))]
@@ -100,7 +97,6 @@ def gpt(**sizes: Any) -> nn.Module:
 
 
 def _torchvision(name: str) -> nn.Module:
-    make_importable()
     import torchvision
 
     model: nn.Module = torchvision.models.get_model(name, weights=None)
@@ -108,7 +104,6 @@ def _torchvision(name: str) -> nn.Module:
 
 
 def _timm(name: str) -> nn.Module:
-    make_importable()
     import timm
 
     model: nn.Module = timm.create_model(name)

@@ -15,7 +15,6 @@ from torch import Tensor, nn
 
 from benchmarks.zoo_models.case import Built, Case
 from benchmarks.zoo_models.weights import wake
-from repl_fx._foreign_libraries import make_importable
 
 SIDE = 16
 TOKENS = 7
@@ -80,7 +79,6 @@ def _case(name: str, family: str, inputs: Inputs, settings: dict[str, Any]) -> C
 
 def build(name: str, inputs: Inputs, settings: dict[str, Any]) -> Built:
     """A model of diffusers and a batch of two of what it takes."""
-    make_importable()
     import diffusers
 
     with torch.random.fork_rng(devices=[]):

@@ -14,7 +14,6 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks.zoo_models.case import Built, Case
-from repl_fx._foreign_libraries import make_importable
 
 LAYERS = 4
 LENGTH = 12
@@ -77,7 +76,6 @@ _LAYER_DROPS = ["layerdrop", "encoder_layerdrop", "decoder_layerdrop"]
 
 def config_of(name: str, **settings: Any) -> Any:
     """A small config of a class of transformers; settings override."""
-    make_importable()
     import transformers
 
     config_class = getattr(transformers, name)

@@ -18,7 +18,6 @@ from torch import nn
 
 from benchmarks.zoo_models.case import Built, Case
 from benchmarks.zoo_models.weights import wake
-from repl_fx._foreign_libraries import make_importable
 
 # Model file -> its smallest model.
 SMALLEST = {
@@ -177,7 +176,6 @@ def cases() -> list[Case]:
 
 def build(name: str) -> Built:
     """A model of timm with dropout and drop path where its constructor has them, and two images."""
-    make_importable()
     import timm
 
     torch.manual_seed(0)
@@ -207,7 +205,6 @@ def _created(timm: Any, name: str, options: dict[str, Any]) -> nn.Module:
 
 
 def _choose() -> None:
-    make_importable()
     import timm
     from timm.models import _registry
 

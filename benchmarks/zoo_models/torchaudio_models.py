@@ -14,7 +14,6 @@ from torch import Tensor, nn
 
 from benchmarks.zoo_models.case import Built, Case
 from benchmarks.zoo_models.weights import wake
-from repl_fx._foreign_libraries import make_importable
 
 SAMPLES = 4000
 WIDTH = 32
@@ -73,7 +72,6 @@ def _case(
 
 def build(maker: str, inputs: Inputs, settings: Mapping[str, Any]) -> Built:
     """A model of torchaudio and a batch of two of what it takes."""
-    make_importable()
     from torchaudio import models
 
     with torch.random.fork_rng(devices=[]):

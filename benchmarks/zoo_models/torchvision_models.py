@@ -17,7 +17,6 @@ from unittest.mock import patch
 import torch
 
 from benchmarks.zoo_models.case import Built, Case
-from benchmarks.zoo_models.torchvision_ops import give_kernels
 from benchmarks.zoo_models.weights import wake
 
 KINDS = ("segmentation", "detection", "video", "optical_flow", "quantization")
@@ -43,7 +42,6 @@ def cases() -> list[Case]:
 
 
 def _models() -> list[tuple[str, str]]:
-    give_kernels()
     from torchvision import models
 
     kind_of = {name: kind for kind in KINDS for name in models.list_models(module=getattr(models, kind))}

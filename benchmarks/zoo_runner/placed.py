@@ -12,9 +12,7 @@ from torch import Tensor, nn
 from benchmarks.zoo_runner.exactness import difference, fresh, loss_of, same, tensors
 from repl_fx.pipeline import TransformResult
 from repl_fx.running.untouched import seed_everything
-
-# What a model returns for its next call; of a removed block it has what the surrogate keeps, and the graph has nothing.
-_CACHE = "past_key_values"
+from repl_fx.tracing.dynamic_shapes import CACHES
 
 
 def require_same_in_place(result: TransformResult, args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:
@@ -57,7 +55,8 @@ def _step(
     with _buffers_kept(module) as buffers:
         outputs = module(*given, **named)
         if isinstance(outputs, Mapping):
-            outputs = {name: value for name, value in outputs.items() if name != _CACHE}
+            # Of a removed block the cache has what the surrogate keeps, and that of the graph has nothing.
+            outputs = {name: value for name, value in outputs.items() if name not in CACHES}
         made = tensors(outputs)
         if any(tensor.requires_grad for tensor in made):
             torch.autograd.backward(loss_of(outputs))

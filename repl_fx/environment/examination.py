@@ -13,7 +13,7 @@ from repl_fx import __version__
 from repl_fx.config import check_passes
 from repl_fx.environment.machine import compiler, cpu_model, driver_version, memory_bytes, python_headers
 from repl_fx.environment.probes import Probe, probe
-from repl_fx.environment.requirements import OWN, Declared, Needed, declared, modules_of, own_distribution
+from repl_fx.environment.requirements import OWN, Declared, Needed, declared, mend, modules_of, own_distribution, unmet
 from repl_fx.errors import BadInput
 
 # Extras of those who work on repl-fx: no command imports their packages.
@@ -162,11 +162,11 @@ def _variables_and_notes(known: Declared | None, probes: Mapping[str, Probe]) ->
         check_passes()
     except BadInput as problem:
         notes.append(str(problem))
-    vision = probes.get("torchvision", Probe()).facts
-    if vision.get("operators") is False:
-        notes.append(
-            "the operators of torchvision do not load, and its detection models need them; install the torchvision "
-            f"that was built for this torch ({vision['reason']})"
-        )
+    # Several packages may fail by one that they import.
+    broken = {found.broken: found.problem for found in probes.values() if found.broken}
+    notes += [f"{name} cannot be imported ({problem}); {mend(name)}" for name, problem in broken.items()]
+    for name in (name for name in probes if name not in broken):
+        if (asked := unmet(name)) is not None:
+            notes.append(f"{name} asks for {asked}, and another torch is installed; {mend(name)}")
     notes += [f"{name}: {line}" for name, found in probes.items() for line in found.facts.get("warnings", ())]
     return variables, tuple(notes)

@@ -18,6 +18,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+# What a package imports with the first model alone: torchaudio, for one, wherever it is installed.
+_BEHIND = {"transformers": "transformers.processing_utils"}
 # Before what a library writes to stderr.
 _MARK = "\x1e"
 
@@ -29,14 +31,16 @@ class Probe:
     Attributes:
         problem: why the module cannot be imported, in one line; None where it can.
         facts: what was asked of it, by name.
+        broken: the package that is to be mended, which the module may import; empty where nothing is known.
     """
 
     problem: str | None = None
     facts: dict[str, Any] = field(default_factory=dict)
+    broken: str = ""
 
 
 def probe(modules: Sequence[str], progress: Callable[[str], None] = lambda stage: None) -> dict[str, Probe]:
-    """Import modules, and ask torch, torchvision and ONNX Runtime for devices, operators and providers.
+    """Import modules, and ask torch and ONNX Runtime for devices and providers.
 
     Args:
         modules: their names, in the order in which they are imported.
@@ -71,8 +75,6 @@ def _run(modules: Sequence[str], found: dict[str, Probe], progress: Callable[[st
 
 
 def _probe_all(modules: Sequence[str]) -> None:
-    import repl_fx  # noqa: F401 - mends the import of torchvision and torchaudio
-
     # What a library prints is no answer.
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
@@ -83,18 +85,20 @@ def _probe_all(modules: Sequence[str]) -> None:
 
 
 def _probed(name: str) -> dict[str, Any]:
-    from repl_fx.errors import ForeignError, foreign_code
+    from repl_fx.errors import ForeignError, broken_package, foreign_code, one_line
 
     facts: dict[str, Any] = {}
     try:
         with foreign_code(), warnings.catch_warnings(record=True) as heard:
             warnings.simplefilter("always")
             module = importlib.import_module(name)
+            importlib.import_module(_BEHIND.get(name, name))
             if name in _FACTS:
                 facts = _FACTS[name](module)
                 facts["warnings"] = [" ".join(str(one.message).split()) for one in heard if one.category is UserWarning]
     except ForeignError as failed:
-        return {"problem": str(failed), "facts": facts}
+        package, problem = broken_package(failed.problem) or (name, failed.problem)
+        return {"problem": one_line(problem), "facts": facts, "broken": package}
     return {"problem": None, "facts": facts}
 
 
@@ -108,25 +112,12 @@ def _of_torch(torch: Any) -> dict[str, Any]:
     }
 
 
-def _of_torchvision(torchvision: Any) -> dict[str, Any]:
-    import torch
-
-    # A call tells: where the C++ library does not fit torch, its operators are declared, and have no kernels.
-    boxes, scores = torch.tensor([[0.0, 0.0, 1.0, 1.0]]), torch.ones(1)
-    try:
-        torchvision.ops.nms(boxes, scores, 0.5)
-    except (NotImplementedError, RuntimeError, AttributeError) as problem:
-        return {"operators": False, "reason": str(problem).partition("\n")[0].partition(". ")[0]}
-    return {"operators": True}
-
-
 def _of_onnxruntime(onnxruntime: Any) -> dict[str, Any]:
     return {"providers": onnxruntime.get_available_providers()}
 
 
 _FACTS: dict[str, Callable[[Any], dict[str, Any]]] = {
     "torch": _of_torch,
-    "torchvision": _of_torchvision,
     "onnxruntime": _of_onnxruntime,
 }
 

@@ -6,17 +6,20 @@ import json
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from importlib.metadata import Distribution, PackageNotFoundError, distribution, version
+from importlib.metadata import Distribution, PackageNotFoundError, distribution, packages_distributions, version
 from urllib.parse import unquote, urlsplit
 
 from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
 from packaging.utils import canonicalize_name
-from packaging.version import InvalidVersion
+from packaging.version import InvalidVersion, Version
 
 OWN = "repl-fx"
 # A package that brings the same modules as another one.
 _INSTEAD = {"onnxruntime-gpu": "onnxruntime"}
+
+# Packages that others import wherever they are installed, and that no command of repl-fx needs.
+_NOT_NEEDED = ("torchaudio",)
 
 
 @dataclass(frozen=True)
@@ -80,6 +83,59 @@ def own_distribution() -> Distribution | None:
     """The installed repl-fx; None where it runs from its sources."""
     with suppress(PackageNotFoundError):
         return distribution(OWN)
+    return None
+
+
+def unmet(module: str) -> str | None:
+    """What a package asks of torch and does not get, such as `torch==2.13.0`; None where it gets it, or asks nothing.
+
+    Args:
+        module: the name by which the package is imported.
+    """
+    asked, there = _torch_of(_brought_by(module)), _public("torch")
+    return None if asked is None or there is None or _fits(asked.specifier, there) else str(asked)
+
+
+def mend(module: str) -> str:
+    """The command that puts an installed package that cannot be imported in order.
+
+    One that asks for another torch than the one that is here is chosen anew beside that; where its C++ parts do not
+    load though it asks for this one, the two came from different places, and are fetched from one.
+
+    Args:
+        module: the name by which the package is imported.
+    """
+    package = _brought_by(module)
+    if package in _NOT_NEEDED:
+        return f"pip uninstall {package}"
+    torch = f"torch=={_public('torch')}"
+    if unmet(module) is not None:
+        return f"pip install '{torch}' {package}"
+    if package != "torch" and _torch_of(package) is not None and _public("torch") is not None:
+        return f"pip install --force-reinstall '{torch}' '{package}=={_public(package)}'"
+    return f"pip install --force-reinstall {package}"
+
+
+def _brought_by(module: str) -> str:
+    """The package that brings a module; its own name where none does."""
+    with suppress(PackageNotFoundError):
+        distribution(module)
+        return module
+    return packages_distributions().get(module, [module])[0]
+
+
+def _torch_of(package: str) -> Requirement | None:
+    """What a package asks of torch."""
+    with suppress(PackageNotFoundError):
+        asked = _applying(list(map(Requirement, distribution(package).requires or ())), "")
+        return next((one for one in asked if canonicalize_name(one.name) == "torch"), None)
+    return None
+
+
+def _public(package: str) -> str | None:
+    """The installed version of a package without what its build adds, such as +cpu; None where it is missing."""
+    with suppress(PackageNotFoundError):
+        return Version(version(package)).public
     return None
 
 

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from repl_fx.arguments import require_module
 from repl_fx.errors import BadInput, ForeignError, first_line, foreign_code
 from repl_fx.running.untouched import in_mode
+from repl_fx.tracing.dynamic_shapes import CACHES
 
 Past = Mapping[str, Mapping[str, Tensor]]
 
@@ -41,13 +42,15 @@ class CachedDecoder(nn.Module):
         require_module("CachedDecoder", model)
         config = getattr(model, "config", None)
         known = inspect.signature(model.forward).parameters
-        if config is None or not {"past_key_values", "attention_mask", "use_cache"} <= known.keys():
+        taken = next((name for name in CACHES if name in known), None)
+        if config is None or taken is None or not {"attention_mask", "use_cache"} <= known.keys():
             raise BadInput(f"{type(model).__name__} is no decoder of transformers: its forward takes no cache")
         if getattr(config, "is_encoder_decoder", False):
             raise BadInput(
                 f"{type(model).__name__} has an encoder, whose values are cached too; take its decoder alone"
             )
         self.model = model
+        self.cache_name = taken
         self.takes_positions = "position_ids" in known
 
     def inputs(self, input_ids: Tensor) -> tuple[Tensor, Tensor, dict[str, dict[str, Tensor]]]:
@@ -92,13 +95,13 @@ class CachedDecoder(nn.Module):
         cache = DynamicCache()
         for layer, kept in past_key_values.items():
             cache.update(kept["key"], kept["value"], int(layer))
-        given: dict[str, Any] = {"attention_mask": attention_mask, "past_key_values": cache, "use_cache": True}
+        given: dict[str, Any] = {"attention_mask": attention_mask, self.cache_name: cache, "use_cache": True}
         if self.takes_positions:
             # Counted as `generate` counts them: padding in front has no position.
             positions = (attention_mask.long().cumsum(-1) - 1).clamp(min=0)
             given["position_ids"] = positions[:, attention_mask.shape[1] - input_ids.shape[1] :]
         made = self.model(input_ids, **given, return_dict=True)
-        present = made.past_key_values
+        present = getattr(made, self.cache_name)
         if not isinstance(present, DynamicCache):
             raise BadInput(f"{type(self.model).__name__} keeps a {type(present).__name__}, which is no DynamicCache")
         layers = ((str(number), layer) for number, layer in enumerate(present.layers) if layer.keys is not None)

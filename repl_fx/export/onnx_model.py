@@ -20,7 +20,6 @@ from onnxscript.version_converter import convert_version
 from torch import Tensor, fx, nn
 
 from repl_fx import __version__
-from repl_fx._foreign_libraries import hushed
 from repl_fx._torch import any_lengths, any_names
 from repl_fx.arguments import require_module, require_path
 from repl_fx.errors import BadInput, ExportError, ForeignError, OutputError, first_line, foreign_code
@@ -33,8 +32,9 @@ from repl_fx.export.translations import TRANSLATIONS
 from repl_fx.passes.driver import run_passes
 from repl_fx.passes.fold_surrogates import fold_surrogates
 from repl_fx.running.example_inputs import ExampleInputs
+from repl_fx.running.hushed import hushed
 from repl_fx.running.untouched import device_of, in_mode, untouched
-from repl_fx.tracing.dynamic_shapes import CACHE, auto_shapes, batch_dims, dims_with_cache
+from repl_fx.tracing.dynamic_shapes import CACHES, auto_shapes, batch_dims, dims_with_cache
 from repl_fx.tracing.parts.capture import graphs_in
 
 # protobuf refuses messages of 2 GiB; what is left is for the graph itself.
@@ -163,8 +163,9 @@ def _convert(
     # Each tensor must be an object of its own: torch.export takes two arguments that are one object for one input.
     tensors = tuple(tensor.detach().clone() for tensor in inputs.tensors)
     failure: Exception | None = None
-    cache = [t for name, t in zip(inputs.names, tensors, strict=True) if name.startswith(f"{CACHE}_")]
-    for dims, one_batch in _ladder(tensors, dims_with_cache({CACHE: cache})):
+    begins = tuple(f"{name}_" for name in CACHES)
+    cache = [t for name, t in zip(inputs.names, tensors, strict=True) if name.startswith(begins)]
+    for dims, one_batch in _ladder(tensors, dims_with_cache({CACHES[0]: cache})):
         shapes: Any = auto_shapes(ExampleInputs(tensors), dims=dims)
         try:
             # What torch.export logs of a failure is in its exception, and the next attempt may well succeed.

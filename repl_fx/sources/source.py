@@ -16,7 +16,7 @@ import torch
 from torch import nn
 
 from repl_fx.checkpoints.digest import digest_of
-from repl_fx.errors import BadInput, ForeignError, SourceError, foreign_code
+from repl_fx.errors import BadInput, ForeignError, SourceError, foreign_code, not_importable
 from repl_fx.running.example_inputs import ExampleInputs
 from repl_fx.running.untouched import own_randomness
 from repl_fx.sources.input_shapes import InputShape
@@ -138,7 +138,8 @@ def package_code(failed: str) -> Iterator[None]:
         with foreign_code():
             yield
     except ForeignError as error:
-        raise SourceError(f"{failed}: {describe(error.problem)}") from error.problem
+        why = not_importable(error.problem) or describe(error.problem)
+        raise SourceError(f"{failed}: {why}") from error.problem
 
 
 @contextmanager

@@ -15,8 +15,8 @@ from torch.export import Dim, ExportedProgram, ShapesCollection
 from repl_fx._torch import example_of, fixed_size, guards_of, pytree
 from repl_fx.running.example_inputs import ExampleInputs
 
-# The name of the argument of decoders that is their cache.
-CACHE = "past_key_values"
+# The names by which decoders take and return their cache: of transformers up to 5.23, and from 5.24 on.
+CACHES = ("past_key_values", "cache")
 
 
 def dynamic_dims(tensor: Tensor) -> tuple[int, ...]:
@@ -38,12 +38,12 @@ def cache_dims(arguments: Mapping[str, Any]) -> dict[int, tuple[int, ...]]:
     """Return the dimensions that may differ of keys and values that are kept from call to call: batch and length.
 
     Args:
-        arguments: by name; `past_key_values` is the cache, as transformers calls it.
+        arguments: by name; one of `CACHES` is the cache.
 
     Returns:
         Dimensions 0 and 2 of floating tensors of four dimensions (batch, heads, length, c), by `id` of the tensor.
     """
-    kept = pytree.tree_leaves(arguments.get(CACHE))
+    kept = pytree.tree_leaves([arguments.get(name) for name in CACHES])
     return {id(t): (0, 2) for t in kept if isinstance(t, Tensor) and t.ndim == 4 and t.is_floating_point()}
 
 

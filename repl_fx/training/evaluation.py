@@ -7,7 +7,7 @@ from contextlib import nullcontext
 import pytorch_lightning as pl
 from torch import nn
 
-from repl_fx._foreign_libraries import hushed
+from repl_fx.running.hushed import hushed
 from repl_fx.running.untouched import in_mode
 from repl_fx.training.building import module_of
 from repl_fx.training.config import TrainConfig

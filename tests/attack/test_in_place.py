@@ -136,8 +136,7 @@ def _transforms(x: Tensor) -> Mapping[str, Callable[[Callable[[Tensor], Tensor]]
     }
 
 
-# The first forward derivative scripts functions of torch itself; a kernel of attention has no rule for torch.vmap.
-@pytest.mark.filterwarnings("ignore:.torch.jit.script. is deprecated:DeprecationWarning")
+# A kernel of attention has no rule for torch.vmap.
 @pytest.mark.filterwarnings("ignore:There is a performance drop because we have not yet implemented:UserWarning")
 @every_case
 def test_transforms_of_functions_work_as_on_the_source(net: str, surrogate: str) -> None:

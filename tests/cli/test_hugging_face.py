@@ -14,7 +14,6 @@ import torch
 from safetensors.torch import load_file
 
 import repl_fx
-from repl_fx._foreign_libraries import make_importable
 from repl_fx.errors import ArtifactError
 from repl_fx.sources import load_source
 from tests.artifact.edits import edit_manifest
@@ -35,7 +34,6 @@ HEAD = ":ResNetForImageClassification"
 
 @pytest.fixture(scope="session")
 def transformers() -> Any:
-    make_importable()
     return pytest.importorskip("transformers")
 
 

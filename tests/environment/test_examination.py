@@ -68,10 +68,15 @@ def test_what_is_missing_of_an_extra_is_none(tmp_path: Path, monkeypatch: pytest
     assert dev["complete"]
 
 
-def test_variables_and_notes(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_variables_and_notes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(tmp_path)
+    install(tmp_path, "torch", "2.15.1", code=None)
+    install(tmp_path, "repl-fx-test-older", "1.0", lines=("Requires-Dist: torch==2.13.0",))
     probes = {
         "torch": Probe(facts={"warnings": ["CUDA initialization: an old driver"], "threads": 3, "devices": []}),
-        "torchvision": Probe(facts={"operators": False, "reason": "built for another", "warnings": []}),
+        "timm": Probe("RuntimeError: no operator", broken="repl_fx_test_vision"),
+        "repl_fx_test_vision": Probe("RuntimeError: no operator", broken="repl_fx_test_vision"),
+        "repl_fx_test_older": Probe(),
     }
     monkeypatch.setattr(examination, "probe", lambda modules, progress: probes)
     monkeypatch.setattr(examination, "own_distribution", lambda: None)
@@ -84,9 +89,16 @@ def test_variables_and_notes(monkeypatch: pytest.MonkeyPatch) -> None:
         "TORCHDYNAMO_DISABLE": "1",
         "CXX": "/no/compiler",
     }.items() <= found.variables.items()
-    unknown, check, vision, cuda = found.notes
+    unknown, check, vision, older, cuda = found.notes
     assert unknown.startswith("repl-fx is not installed") and check == "REPL_FX_CHECK is 'yes'; set it to 1 or 0"
-    assert "operators of torchvision do not load" in vision and vision.endswith("(built for another)")
+    assert vision == (
+        "repl_fx_test_vision cannot be imported (RuntimeError: no operator); "
+        "pip install --force-reinstall repl_fx_test_vision"
+    )
+    assert older == (
+        "repl_fx_test_older asks for torch==2.13.0, and another torch is installed; "
+        "pip install 'torch==2.15.1' repl_fx_test_older"
+    )
     assert cuda == "torch: CUDA initialization: an old driver"
     assert found.compile_problem == "CXX is /no/compiler, which is no program"
     assert found.machine["threads"] == 3 and found.problems == []

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 
-from repl_fx.environment import probes
 from repl_fx.environment.probes import Probe, probe
 
 BROKEN = {
@@ -45,12 +43,18 @@ def test_libraries_say_what_they_have() -> None:
     assert "CPUExecutionProvider" in found["onnxruntime"].facts["providers"]
 
 
-def test_operators_of_torchvision() -> None:
-    def missing(*given: object) -> None:
-        raise RuntimeError("Could not load it. Then more")
-
-    def asked(nms: object) -> dict[str, object]:
-        return probes._of_torchvision(SimpleNamespace(ops=SimpleNamespace(nms=nms)))
-
-    assert asked(lambda *given: None) == {"operators": True}
-    assert asked(missing) == {"operators": False, "reason": "Could not load it"}
+def test_the_package_that_is_broken_is_the_one_that_another_imports(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    place = tmp_path / "site-packages"
+    place.mkdir()
+    (place / "repl_fx_test_outer.py").write_text("import repl_fx_test_inner")
+    (place / "repl_fx_test_inner.py").write_text("raise RuntimeError('built for another torch')")
+    # As transformers does, which says nothing of the reason.
+    late = (
+        "try:\n    import repl_fx_test_inner\nexcept RuntimeError as failed:\n    raise ImportError('odd') from failed"
+    )
+    (place / "repl_fx_test_late.py").write_text(late)
+    monkeypatch.syspath_prepend(place)
+    found = probe(["repl_fx_test_outer", "repl_fx_test_late"])
+    assert list(found.values()) == 2 * [Probe("RuntimeError: built for another torch", {}, "repl_fx_test_inner")]

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from repl_fx.environment import requirements
-from repl_fx.environment.requirements import Declared, declared, modules_of, own_distribution
+from repl_fx.environment.requirements import Declared, declared, mend, modules_of, own_distribution, unmet
 from tests.environment.installed import install
 
 LINES = (
@@ -83,3 +83,27 @@ def test_a_version_that_is_none_does_not_fit(place: Path) -> None:
 def test_what_is_not_installed_has_no_requirements(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(requirements, "OWN", "no-such-package")
     assert own_distribution() is None
+
+
+@pytest.mark.parametrize(
+    ("asked", "missing", "command"),
+    [
+        ("torch==2.13.0", "torch==2.13.0", "pip install 'torch==2.15.1' repl-fx-test-vision"),
+        ("torch>=2.14", None, "pip install --force-reinstall 'torch==2.15.1' 'repl-fx-test-vision==2.5'"),
+        ("torch==2.13.0; extra == 'more'", None, "pip install --force-reinstall repl-fx-test-vision"),
+    ],
+)
+def test_the_command_that_mends_a_package_built_for_a_torch(
+    place: Path, asked: str, missing: str | None, command: str
+) -> None:
+    install(place, "torch", "2.15.1+cpu", code=None)
+    install(place, "repl-fx-test-vision", "2.5+cu132", lines=(f"Requires-Dist: {asked}",))
+    assert unmet("repl_fx_test_vision") == missing
+    assert mend("repl_fx_test_vision").replace("_", "-") == command
+
+
+def test_a_package_of_another_name_than_its_module_is_mended_by_its_own(place: Path) -> None:
+    install(place, "torchaudio", "2.11")
+    assert mend("torchaudio") == "pip uninstall torchaudio"
+    assert mend("sklearn") == "pip install --force-reinstall scikit-learn"
+    assert mend("no_such_module") == "pip install --force-reinstall no_such_module" and unmet("no_such_module") is None

@@ -11,7 +11,6 @@ from typing import Any
 import pytest
 import torch
 
-from repl_fx._foreign_libraries import make_importable
 from tests.sources.model_file import Write
 from tests.sources.own_model import write_own_model
 from tests.sources.saved_model import BERT
@@ -32,7 +31,6 @@ def write(tmp_path: Path) -> Write:
 
 @pytest.fixture(scope="session")
 def transformers() -> Any:
-    make_importable()
     return pytest.importorskip("transformers")
 
 

@@ -21,6 +21,23 @@ def test_a_zoo_that_is_not_installed(zoo: str, package: str, monkeypatch: pytest
         load_source(f"{zoo}:resnet18")
 
 
+def test_a_zoo_whose_import_fails_names_the_package_that_is_broken(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    place = tmp_path / "site-packages"
+    place.mkdir()
+    (place / "timm.py").write_text("import torchvision")
+    (place / "torchvision.py").write_text("raise RuntimeError('no operator')")
+    monkeypatch.syspath_prepend(place)
+    for name in ("timm", "torchvision"):
+        monkeypatch.delitem(sys.modules, name, raising=False)
+    said = (
+        r"timm:x: importing timm failed: torchvision cannot be imported \(RuntimeError: no operator\); `repl-fx doctor`"
+    )
+    with pytest.raises(SourceError, match=said):
+        load_source("timm:x")
+
+
 def test_an_exception_on_one_line() -> None:
     assert describe(ValueError("no\n  luck")) == "ValueError: no luck"
     assert describe(KeyError()) == "KeyError"

@@ -11,7 +11,6 @@ import pytest
 import torch
 from torch import nn
 
-from repl_fx._foreign_libraries import make_importable
 from tests.nets import rewritten
 from tests.surrogates.nets import NETS
 
@@ -39,8 +38,7 @@ _IDS = [" ".join((net, surrogate, *settings.values())) for net, surrogate, setti
 
 @pytest.fixture
 def timm_optim() -> ModuleType:
-    """The grouping of timm, also where the library of torchvision does not load."""
-    make_importable()
+    """The grouping of timm."""
     pytest.importorskip("timm")
     return importlib.import_module("timm.optim")
 

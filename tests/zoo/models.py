@@ -8,7 +8,6 @@ from typing import Any
 import torch
 from torch import nn
 
-from repl_fx._foreign_libraries import make_importable
 from tests.zoo.checks import Case
 
 
@@ -23,7 +22,6 @@ def timm_case(
     """A timm model with dropout and drop path, on images of `size`; `sizes` are arguments of the model."""
 
     def build() -> nn.Module:
-        make_importable()
         import timm
 
         options: dict[str, Any] = {"drop_rate": 0.1, "drop_path_rate": 0.1}
@@ -39,7 +37,6 @@ def timm_case(
 
 def _hugging_face(name: str, config: str, model: str, repeats: Mapping[str, int], **settings: Any) -> Case:
     def build() -> nn.Module:
-        make_importable()
         import transformers
 
         made: nn.Module = getattr(transformers, model)(getattr(transformers, config)(**settings))

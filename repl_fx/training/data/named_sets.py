@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from repl_fx.errors import BadInput, ForeignError, foreign_code
+from repl_fx.errors import BadInput, ForeignError, foreign_code, not_importable
 from repl_fx.training.data.arrays import KEYS, Array, data_of, read_npz
 from repl_fx.training.data.kinds import Data, Request
 from repl_fx.training.data.standardising import with_scale
@@ -98,6 +98,8 @@ def _of_torchvision(request: Request, make: Callable[[Any, bool], Any]) -> Data:
         hint = "fetch them again with --download into another --data-dir"
         if isinstance(failed.problem, ModuleNotFoundError):
             hint = f"{failed.problem.name} is missing; pip install 'repl-fx[zoo,train]'"
+        elif (broken := not_importable(failed.problem)) is not None:
+            raise BadInput(f"{name} needs torchvision: {broken}") from failed.problem
         raise BadInput(f"{name} in {root} cannot be read ({failed}); {hint}") from failed.problem
     return with_scale(data_of(name, arrays, classes=_CLASSES, where=f"{name} in {root}"), augment=True)
 

@@ -12,9 +12,6 @@ import numpy as np
 import pytest
 import torch
 
-# Before torchvision, which may not load without (`repl_fx._foreign_libraries`).
-import repl_fx  # noqa: F401
-
 pytest.importorskip("torchvision")
 pytest.importorskip("sklearn")
 
