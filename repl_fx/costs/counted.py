@@ -7,16 +7,17 @@ on any device (the meta device too), is measured in the time its operators take 
 from __future__ import annotations
 
 import inspect
+import math
 import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import cache
 from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
 from torch.fx.immutable_collections import immutable_dict, immutable_list
-from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from repl_fx._torch import FakeTensorMode, OperatorsMade, forget_tensors, with_workspace
@@ -25,6 +26,9 @@ from repl_fx.graph.captured import copy_graph, share_tensors, tensors_in
 from repl_fx.running.example_inputs import ExampleInputs
 from repl_fx.tracing.capture import widen_batch
 from repl_fx.tracing.parts.capture import Part
+
+# Older versions of torch count none for it.
+_FUSED_ON_A_CPU = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
 
 
 @dataclass(frozen=True)
@@ -222,12 +226,22 @@ def _fake(gm: nn.Module, given: ExampleInputs) -> Iterator[tuple[nn.Module, Exam
     module = copy_graph(gm) if isinstance(gm, fx.GraphModule) else share_tensors(gm)
     # Tensors that are neither parameters nor buffers are met as they are.
     mode = FakeTensorMode(allow_non_fake_inputs=True)
+
+    @cache
+    def faked(tensor: Tensor) -> Tensor:
+        if not tensor.is_meta:
+            return mode.from_tensor(tensor)
+        # The meta device has one kernel of attention alone, which keeps other memory than those of real devices.
+        with mode:
+            fake = torch.empty_strided(tensor.size(), tensor.stride(), dtype=tensor.dtype, device="cpu")
+        return fake.requires_grad_(tensor.requires_grad)
+
     for child in module.modules():
         # The mode remembers what it has converted, so tied tensors stay tied.
         for name, tensor in (*child._parameters.items(), *child._buffers.items()):
             state: dict[str, Any] = child._parameters if name in child._parameters else child._buffers
-            state[name] = None if tensor is None else mode.from_tensor(tensor)
-    inputs = given.map(lambda tensor: mode.from_tensor(tensor.detach()))
+            state[name] = None if tensor is None else faked(tensor)
+    inputs = given.map(lambda tensor: faked(tensor.detach()))
     forget_tensors(mode)
     with mode, torch.random.fork_rng(devices=[]):
         yield module, inputs
@@ -238,18 +252,22 @@ def _counting(module: nn.Module) -> Iterator[FlopCounterMode]:
     """Count FLOPs in evaluation mode."""
     # The counter asks for the gradient of what each module returns, and a parameter that is returned itself has none.
     module.eval().requires_grad_(False)
-    # The counter has no formula for the CPU's fused attention, nor for oneDNN's recurrent layers; what they are made of
-    # it knows, and the number is the same.
+    # The counter has no formula for oneDNN's recurrent layers; what they are made of it knows, and the number is the
+    # same. Attention is not taken apart likewise: a `view` may fit the strides of the one kernel alone.
     with warnings.catch_warnings():
         # Setting the flags of oneDNN warns of Intel GPUs that are not there.
         warnings.simplefilter("ignore")
         with (
             torch.no_grad(),
-            sdpa_kernel(SDPBackend.MATH),
             torch.backends.mkldnn.flags(enabled=False),
-            FlopCounterMode(display=False) as counter,
+            FlopCounterMode(display=False, custom_mapping={_FUSED_ON_A_CPU: _flops_of_attention}) as counter,
         ):
             yield counter
+
+
+def _flops_of_attention(query: Sequence[int], key: Sequence[int], value: Sequence[int], *_: Any, **__: Any) -> int:
+    """FLOPs of both products of attention; shapes are (…, positions, features), the query's with all heads."""
+    return 2 * math.prod(query[:-1]) * key[-2] * (query[-1] + value[-1])
 
 
 class _Saved:

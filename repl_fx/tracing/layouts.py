@@ -12,18 +12,17 @@ does not fit. A forward that asks for strides takes the way that those of the ex
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, fx
 from torch.fx.node import has_side_effect
 from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 
 from repl_fx._torch import define_operator, has_no_value
-from repl_fx.errors import Untraceable
 from repl_fx.tracing.data_dependent import asking_code
+from repl_fx.tracing.leaf_calls import LeafCalls
 
 aten = torch.ops.aten
 
@@ -43,30 +42,44 @@ def layout_operator() -> Any:
 has_side_effect(layout_operator())
 
 
+_ATTENTION = frozenset({functional.scaled_dot_product_attention, functional.multi_head_attention_forward})
+_QUESTIONS = frozenset({Tensor.is_contiguous, Tensor.stride})
+_WATCHED = _ATTENTION | _QUESTIONS | {Tensor.contiguous, Tensor.to}
+
+
+def is_stand_in(node: fx.Node) -> bool:
+    """Whether a node of a trace is its argument, made by `Layouts` for what is a copy of that in other layouts."""
+    packets = (getattr(user.target, "overloadpacket", None) for user in node.users)
+    return node.target is aten.alias.default and all(one in (aten.contiguous, aten.to) for one in packets)
+
+
 class Layouts(TorchFunctionMode):
     """Keeps each call of `.contiguous()` in a trace, and marks what the model's own code asks about strides.
 
     Args:
-        aside: whether the trace is inside a leaf call, which asks for itself each time it runs.
+        calls: of leaves, which ask for themselves each time they run.
     """
 
-    def __init__(self, aside: Callable[[], bool]) -> None:
+    def __init__(self, calls: LeafCalls) -> None:
         super().__init__()
-        self.aside = aside
-        self._kernels = attention_kernels()
+        self.calls = calls
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Run the function, and write down what it means for other strides."""
         kwargs = kwargs or {}
-        if func is functional.scaled_dot_product_attention and self._kernels != attention_kernels():
-            raise Untraceable("the forward chooses kernels of attention (sdpa_kernel), which a graph would drop")
-        if func is Tensor.contiguous and not self.aside() and has_no_value(args[0]):
-            # The operator hands out its argument, which must not stand for the copy that it may be another time.
-            return aten.contiguous.default(aten.alias.default(args[0]), **_layout(args, kwargs))
-        result = func(*args, **kwargs)
-        if func in (Tensor.is_contiguous, Tensor.stride) and not self.aside() and has_no_value(args[0]):
-            self._note(func, args, kwargs)
-        return result
+        if func not in _WATCHED:
+            return func(*args, **kwargs)
+        if func in _ATTENTION:
+            self.calls.require_kernels()
+        elif not self.calls.running and has_no_value(args[0]):
+            if func in _QUESTIONS:
+                self._note(func, args, kwargs)
+            elif func is Tensor.contiguous or "memory_format" in kwargs:
+                # Operators may hand out their argument, which must not stand for the copy that it is another time.
+                args = (aten.alias.default(args[0]), *args[1:])
+            if func is Tensor.contiguous:
+                return aten.contiguous.default(args[0], **_layout(args, kwargs))
+        return func(*args, **kwargs)
 
     def _note(self, func: Any, args: Any, kwargs: Any) -> None:
         frame = asking_code()
@@ -79,17 +92,6 @@ class Layouts(TorchFunctionMode):
             layout = _layout(args, kwargs)["memory_format"]
             found = [args[0].is_contiguous(memory_format=layout)]
         layout_operator()(args[0], layout, found, place)
-
-
-def attention_kernels() -> tuple[bool, ...]:
-    """The kinds of kernels that attention may take now, on any device."""
-    kinds = torch.backends.cuda
-    return (
-        kinds.flash_sdp_enabled(),
-        kinds.mem_efficient_sdp_enabled(),
-        kinds.math_sdp_enabled(),
-        kinds.cudnn_sdp_enabled(),
-    )
 
 
 def _layout(args: Any, kwargs: Any) -> dict[str, Any]:

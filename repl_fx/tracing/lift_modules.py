@@ -44,7 +44,7 @@ from repl_fx.graph.signature import (
     step_into,
 )
 from repl_fx.passes.driver import collection_paused
-from repl_fx.tracing.layouts import layout_operator
+from repl_fx.tracing.layouts import is_stand_in, layout_operator
 from repl_fx.tracing.leaf_calls import LeafCall, LeafCalls
 
 aten = torch.ops.aten
@@ -173,8 +173,7 @@ class _Lifter:
             self.env[node] = self.region(node, enter_autocast, exit_autocast, 4)
         elif node.target in _ASSERTIONS:
             return
-        elif node.target is aten.alias.default and all(user.target is aten.contiguous.default for user in node.users):
-            # For `Layouts`, which keeps a tensor and what its `.contiguous()` is apart.
+        elif is_stand_in(node):
             self.env[node] = self.env[source]
         elif node.target is layout_operator():
             checked = self.emit("call_function", check_layout, self.value(node.args), {}, node)

@@ -32,8 +32,8 @@ from repl_fx.tracing.control_flow import join_branches, truth_for
 from repl_fx.tracing.data_dependent import DataDependentBranches, constant_numbers, recorded
 from repl_fx.tracing.dynamic_shapes import auto_shapes, baked_dims, dims_with_cache, dynamic_dims
 from repl_fx.tracing.hooks import no_tensor_hooks
-from repl_fx.tracing.layouts import Layouts, attention_kernels
-from repl_fx.tracing.leaf_calls import Callee, LeafCalls, LeafNotOpaque, record_leaf_calls
+from repl_fx.tracing.layouts import Layouts
+from repl_fx.tracing.leaf_calls import Callee, LeafCalls, LeafNotOpaque, attention_kernels, record_leaf_calls
 from repl_fx.tracing.leaves import is_leaf
 from repl_fx.tracing.lift_modules import Constants, Exported, lift_modules
 from repl_fx.tracing.model_checks import causes_of
@@ -94,7 +94,7 @@ def trace_by_export(
                     any_names(),
                     _spelled_out(model, kwargs, calls, assigned),
                     SizeTensors(),
-                    Layouts(calls.is_running),
+                    Layouts(calls),
                     size_questions(least),
                     recorded(branches),
                     unaware_of_export(asked, unaware=not aware),
