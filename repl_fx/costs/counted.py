@@ -23,6 +23,8 @@ from torch.utils.flop_counter import FlopCounterMode
 from repl_fx._torch import FakeTensorMode, OperatorsMade, forget_tensors, with_workspace
 from repl_fx.errors import ForeignError, foreign_code
 from repl_fx.graph.captured import copy_graph, share_tensors, tensors_in
+from repl_fx.graph.decisions import is_decision
+from repl_fx.graph.runtime import check_condition
 from repl_fx.running.example_inputs import ExampleInputs
 from repl_fx.tracing.capture import widen_batch
 from repl_fx.tracing.parts.capture import Part
@@ -223,7 +225,7 @@ class _CountEach(Interpreter):
 @contextmanager
 def _fake(gm: nn.Module, given: ExampleInputs) -> Iterator[tuple[nn.Module, ExampleInputs]]:
     """A copy of a module and of its inputs without values, to run inside the block."""
-    module = copy_graph(gm) if isinstance(gm, fx.GraphModule) else share_tensors(gm)
+    module = _all_layers(copy_graph(gm)) if isinstance(gm, fx.GraphModule) else share_tensors(gm)
     # Tensors that are neither parameters nor buffers are met as they are.
     mode = FakeTensorMode(allow_non_fake_inputs=True)
 
@@ -245,6 +247,21 @@ def _fake(gm: nn.Module, given: ExampleInputs) -> Iterator[tuple[nn.Module, Exam
     forget_tensors(mode)
     with mode, torch.random.fork_rng(devices=[]):
         yield module, inputs
+
+
+def _all_layers(gm: fx.GraphModule) -> fx.GraphModule:
+    """The graph, changed to run each layer that it may skip and to check no values: shapes alone decide nothing."""
+    for node in list(gm.graph.nodes):
+        if is_decision(node):
+            node.target = _no
+        elif node.target is check_condition:
+            gm.graph.erase_node(node)
+    gm.recompile()
+    return gm
+
+
+def _no(*_: Any) -> bool:
+    return False
 
 
 @contextmanager
