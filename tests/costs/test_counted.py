@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import repl_fx
-from repl_fx.costs.counted import flops_by_node, measure_costs
+from repl_fx.costs.counted import flops_by_node, kept_by_node, measure_costs
 from tests.captures import captured_graph, kept_in_a_run, transformed
 
 
@@ -326,3 +326,35 @@ def test_a_graph_that_decides_by_values_is_counted_with_all_its_layers() -> None
     assert costs.unknown is None and costs.flops == 4 * 2 * 2 * 4 * 4
     # Of each layer the inputs of the product and of what follows.
     assert costs.activation_bytes == 2 * 4 * 4 * (4 + 4)
+
+
+class Picks(nn.Module):
+    """Goes on with as many rows as are above zero, which no shape tells."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.fc = nn.Linear(4, 4)
+        self.norm = nn.BatchNorm1d(4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.norm(self.fc(x[x.sum(1) > 0]))  # type: ignore[no-any-return]
+
+
+def test_a_graph_that_has_to_have_values_is_run_on_copies() -> None:
+    x = torch.ones(5, 4)
+    x[3:] = -1.0
+    model = Picks()
+    gm = repl_fx.capture(model, (x,))
+    before = {name: value.clone() for name, value in gm.state_dict().items()}
+    state = torch.get_rng_state()
+    assert measure_costs(model, (x,)).unknown
+    costs = measure_costs(gm, (x,))
+    assert (costs.flops, costs.unknown) == (3 * 2 * 4 * 4, None)
+    assert sum((flops_by_node(gm, (x,)) or {}).values()) == costs.flops
+    assert sum((kept_by_node(gm, (x,)) or {}).values()) == costs.activation_bytes != 0
+    assert all(torch.equal(value, before[name]) for name, value in gm.state_dict().items())
+    assert all(p.requires_grad and p.grad is None for p in gm.parameters()) and torch.equal(
+        torch.get_rng_state(), state
+    )
+    # Without values nobody knows.
+    assert measure_costs(gm.to("meta"), (x.to("meta"),)).unknown
