@@ -161,7 +161,7 @@ def test_the_mode_is_that_of_the_module_that_asks() -> None:
 def test_a_copy_of_one_mode_is_made_in_that_mode_whatever_the_strides_of_the_trace(
     more_in_training: bool, copy: Any
 ) -> None:
-    how = {"memory_format": torch.contiguous_format}
+    how: dict[str, Any] = {"memory_format": torch.contiguous_format}
 
     def build(copies: bool) -> Build:
         def made(graph: fx.Graph, x: fx.Node) -> Any:

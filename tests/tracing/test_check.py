@@ -109,7 +109,7 @@ class Laid(nn.Module):
         self.join = join
 
     def forward(self, x: Tensor) -> Tensor:
-        heads = x.unflatten(2, (2, -1)).transpose(1, 2)
+        heads = x.view(*x.shape[:2], 2, -1).transpose(1, 2)
         return self.join(F.scaled_dot_product_attention(heads, heads, heads).transpose(1, 2))
 
 
