@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -110,7 +111,7 @@ class NanoGPT(nn.Module):
         super().__init__()
         self.config = config
         blocks = nn.ModuleList(Block(config) for _ in range(config.depth))
-        self.transformer = nn.ModuleDict(
+        self.transformer: Any = nn.ModuleDict(
             {
                 "wte": nn.Embedding(config.vocabulary, config.width),
                 "wpe": nn.Embedding(config.context, config.width),

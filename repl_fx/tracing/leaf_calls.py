@@ -149,7 +149,7 @@ class LeafCalls:
 
 def attention_kernels() -> tuple[bool, ...]:
     """The kinds of kernels that attention may take now, on any device."""
-    kinds = torch.backends.cuda
+    kinds: Any = torch.backends.cuda
     return (
         kinds.flash_sdp_enabled(),
         kinds.mem_efficient_sdp_enabled(),
