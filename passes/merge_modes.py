@@ -30,10 +30,9 @@ from dataclasses import dataclass, field
 from itertools import takewhile
 from typing import Any
 
-import torch
 from torch import fx, nn
 
-from repl_fx._torch import example_of, has_example, module_stack
+from repl_fx._torch import module_stack
 from repl_fx.graph.captured import (
     AlikeGraphModule,
     drop_dead,
@@ -41,10 +40,8 @@ from repl_fx.graph.captured import (
     has_effect,
     is_tensor,
     unique_name,
-    writes_in_place,
 )
 from repl_fx.graph.naming import named_alike
-from repl_fx.graph.roles import COPIES
 from repl_fx.graph.runtime import ModeSwitch, call_module, select_mode
 from repl_fx.passes.driver import Result
 
@@ -220,36 +217,11 @@ class _Merger:
         # A region may use values of those before it, which must know before they are built.
         for region in reversed(self.regions):
             if region.wanted or any(has_effect(n) for n in [*region.train, *region.evaluation]):
-                if self.copied(region) or self.sizes_only(region):
+                if self.sizes_only(region):
                     continue
                 self.switch(region)
             for node in reversed(region.train):
                 self.graph.erase_node(node)
-
-    def copied(self, region: _Region) -> bool:
-        """Let both modes make a copy that only one of them needs, where it changes nothing for the other.
-
-        Whether `.contiguous()` copies depends on the strides the attention kernel of the mode happened to return. A
-        model may also ask for it in one mode alone; the kernels behind it then get other strides in each mode, and sum
-        in another order.
-        """
-        nodes = [*region.train, *region.evaluation]
-        if len(nodes) != 1 or nodes[0].target not in COPIES or len(region.wanted) != 1:
-            return False
-        (made,), ((ours, theirs, pending),) = nodes, region.wanted
-        copied, uncopied = (ours, theirs) if region.train else (theirs, ours)
-        source: Any = made.args[0]
-        source = source if region.train else self.image.get(source)
-        if copied is not made or uncopied is not source or not isinstance(source, fx.Node):
-            return False
-        if not _copy_changes_nothing(made, source, pending):
-            return False
-        if region.evaluation:
-            with self.graph.inserting_before(region.before):
-                made = self.graph.node_copy(made, lambda n: self.image[n])
-        pending.replace_all_uses_with(made)
-        self.graph.erase_node(pending)
-        return True
 
     def sizes_only(self, region: _Region) -> bool:
         """Let both modes compute the sizes that only training needs: that costs less than a switch."""
@@ -388,39 +360,3 @@ def equal_literals(ours: Any, theirs: Any) -> bool:
     if isinstance(ours, fx.Node) or isinstance(theirs, fx.Node) or type(ours) is not type(theirs):
         return False
     return bool(ours == theirs) or bool(ours != ours and theirs != theirs)
-
-
-def _copy_changes_nothing(copy: fx.Node, uncopied: fx.Node, pending: fx.Node) -> bool:
-    """Whether a mode that makes no copy computes the same, to the bit, when it makes one.
-
-    Args:
-        copy: of the other mode.
-        uncopied: the value that this mode goes on with.
-        pending: the node that stands for it in the merged graph.
-    """
-    value, layout = uncopied.meta.get("val"), copy.kwargs.get("memory_format")
-    if not isinstance(value, torch.Tensor):
-        return False
-    if layout is None and copy.target is torch.ops.aten.contiguous.default:
-        layout = torch.contiguous_format
-    if isinstance(layout, torch.memory_format) and layout is not torch.preserve_format:
-        # Of a size that depends on values nobody knows how the strides compare.
-        if not all(map(has_example, (*value.shape, *value.stride()))):
-            return False
-        sizes, strides = ([example_of(n) for n in numbers] for numbers in (value.shape, value.stride()))
-        if not torch.empty_strided(sizes, strides, device="meta").is_contiguous(memory_format=layout):
-            return False
-    # `.contiguous()` on what is contiguous is the tensor itself; `.clone()` takes it apart from what is written later.
-    is_itself = copy.target is torch.ops.aten.contiguous.default
-    return is_itself or not (_written_later(uncopied) or _written_later(pending))
-
-
-def _written_later(node: fx.Node) -> bool:
-    """Whether a user changes a value in place, or what shares its memory."""
-    for user in node.users:
-        schema = getattr(user.target, "_schema", None)
-        unknown = schema is None and user.op != "output"
-        shares = schema is not None and any(result.alias_info is not None for result in schema.returns)
-        if unknown or writes_in_place(user) or (shares and _written_later(user)):
-            return True
-    return False

@@ -7,24 +7,33 @@ on any device (the meta device too), is measured in the time its operators take 
 from __future__ import annotations
 
 import inspect
+import math
 import warnings
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
-from typing import Any
+from functools import cache
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, fx, nn
 from torch.fx.immutable_collections import immutable_dict, immutable_list
-from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from repl_fx._torch import FakeTensorMode, OperatorsMade, forget_tensors, with_workspace
 from repl_fx.errors import ForeignError, foreign_code
 from repl_fx.graph.captured import copy_graph, share_tensors, tensors_in
+from repl_fx.graph.decisions import is_decision
+from repl_fx.graph.runtime import check_condition
 from repl_fx.running.example_inputs import ExampleInputs
+from repl_fx.running.untouched import device_of, own_randomness
 from repl_fx.tracing.capture import widen_batch
 from repl_fx.tracing.parts.capture import Part
+
+Measured = TypeVar("Measured")
+
+# Older versions of torch count none for it.
+_FUSED_ON_A_CPU = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
 
 
 @dataclass(frozen=True)
@@ -76,20 +85,16 @@ class Costs:
 
 
 def measure_costs(gm: nn.Module, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None) -> Costs:
-    """Measure what a graph or any module costs, without computing anything.
+    """Measure what a graph or any module costs, without computing anything where shapes alone are enough.
 
-    Its modes, buffers and hooks, and the state of the random generators, stay as they are. Where it does not run on
-    shapes alone, FLOPs and activation memory are None, and `unknown` says why.
+    Its modes, buffers and hooks, and the state of the random generators, stay as they are. A graph that has to have
+    values is run. Where another module needs them, FLOPs and activation memory are None, and `unknown` says why.
     """
     given = widen_batch(gm, ExampleInputs.of(args, kwargs))
     flops, activations, synthesis, unknown = None, None, None, None
     try:
-        with _fake(gm, given) as (module, inputs), foreign_code():
-            with _counting(module) as counter:
-                inputs.passed_to(module)
-            flops = counter.get_total_flops()
-        with _fake(gm, given) as (module, inputs), foreign_code():
-            activations, synthesis = _saved_bytes(module, inputs)
+        flops = _measured(gm, given, _flops)
+        activations, synthesis = _measured(gm, given, _saved_bytes)
     except ForeignError as problem:
         flops, activations, synthesis, unknown = None, None, None, str(problem)
     return Costs(
@@ -128,6 +133,23 @@ def measure_parts(module: nn.Module, parts: Sequence[Part]) -> Costs:
     )
 
 
+def _measured(gm: nn.Module, given: ExampleInputs, measure: Callable[[Any, ExampleInputs], Measured]) -> Measured:
+    """What `measure` says of a module on shapes alone; of a graph that has to have values, on these inputs.
+
+    Raises:
+        ForeignError: whatever the module raised.
+    """
+    needs_values = isinstance(gm, fx.GraphModule) and device_of(gm, given).type != "meta"
+    try:
+        with _copied(gm, given, FakeTensorMode(allow_non_fake_inputs=True)) as (module, inputs), foreign_code():
+            return measure(module, inputs)
+    except ForeignError:
+        if not needs_values:
+            raise
+    with _copied(gm, given, None) as (module, inputs), foreign_code():
+        return measure(module, inputs)
+
+
 def _total(numbers: Iterable[int | None]) -> int | None:
     known = list(numbers)
     return None if None in known else sum(number or 0 for number in known)
@@ -147,19 +169,22 @@ def flops_of_parts(parts: Sequence[Part]) -> dict[fx.Node, int] | None:
 def flops_by_node(
     gm: fx.GraphModule, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
 ) -> dict[fx.Node, int] | None:
-    """FLOPs of the nodes of a graph that have any, as `Costs.flops` counts them; None where it has to have values."""
+    """FLOPs of the nodes of a graph that have any, as `Costs.flops` counts them; None where it does not run."""
     given = widen_batch(gm, ExampleInputs.of(args, kwargs))
+
+    def counted(module: fx.GraphModule, inputs: ExampleInputs) -> dict[str, int]:
+        with _counting(module) as counter:
+            run = _CountEach(module, counter)
+            run.run(*positional(module, inputs))
+        return run.flops
+
     try:
-        with _fake(gm, given) as (module, inputs):
-            assert isinstance(module, fx.GraphModule)  # the copy of a graph is a graph
-            with _counting(module) as counter, foreign_code():
-                run = _CountEach(module, counter)
-                run.run(*positional(module, inputs))
+        flops = _measured(gm, given, counted)
     except ForeignError:
         # `measure_costs` reports what the model's code raised.
         return None
     # The copy's nodes have the names of the graph's.
-    return {node: run.flops[node.name] for node in gm.graph.nodes if node.name in run.flops}
+    return {node: flops[node.name] for node in gm.graph.nodes if node.name in flops}
 
 
 class Interpreter(fx.Interpreter):
@@ -183,20 +208,22 @@ def kept_by_node(
 ) -> dict[str, int] | None:
     """Bytes that the nodes of a graph make autograd keep, by name, as `Costs.activation_bytes` counts them.
 
-    A storage is that of the first node that keeps it. None where the graph does not run on shapes alone.
+    A storage is that of the first node that keeps it. None where the graph does not run.
     """
     given = widen_batch(gm, ExampleInputs.of(args, kwargs))
+
+    def watched(module: fx.GraphModule, inputs: ExampleInputs) -> dict[str, int]:
+        module.train()
+        saved = _Saved(module)
+        with saved.watching():
+            run = _WatchEach(module, saved)
+            run.run(*positional(module, inputs))
+        return run.kept
+
     try:
-        with _fake(gm, given) as (module, inputs), foreign_code():
-            assert isinstance(module, fx.GraphModule)  # the copy of a graph is a graph
-            module.train()
-            saved = _Saved(module)
-            with saved.watching():
-                run = _WatchEach(module, saved)
-                run.run(*positional(module, inputs))
+        return _measured(gm, given, watched)
     except ForeignError:
         return None
-    return run.kept
 
 
 class _CountEach(Interpreter):
@@ -217,20 +244,53 @@ class _CountEach(Interpreter):
 
 
 @contextmanager
-def _fake(gm: nn.Module, given: ExampleInputs) -> Iterator[tuple[nn.Module, ExampleInputs]]:
-    """A copy of a module and of its inputs without values, to run inside the block."""
-    module = copy_graph(gm) if isinstance(gm, fx.GraphModule) else share_tensors(gm)
-    # Tensors that are neither parameters nor buffers are met as they are.
-    mode = FakeTensorMode(allow_non_fake_inputs=True)
+def _copied(
+    gm: nn.Module, given: ExampleInputs, mode: FakeTensorMode | None
+) -> Iterator[tuple[nn.Module, ExampleInputs]]:
+    """A copy of a module and of its inputs, to run inside the block; fake in `mode`, where there is one.
+
+    Parameters share their values with the module's; buffers, which a forward may change, do not.
+    """
+    module = _all_layers(copy_graph(gm)) if isinstance(gm, fx.GraphModule) else share_tensors(gm)
+
+    @cache
+    def copied(tensor: Tensor) -> Tensor:
+        if mode is None:
+            own = tensor.detach() if isinstance(tensor, nn.Parameter) else tensor.detach().clone()
+            return own.requires_grad_(tensor.requires_grad)
+        # Tensors that are neither parameters nor buffers are met as they are.
+        if not tensor.is_meta:
+            return mode.from_tensor(tensor)
+        # The meta device has one kernel of attention alone, which keeps other memory than those of real devices.
+        with mode:
+            fake = torch.empty_strided(tensor.size(), tensor.stride(), dtype=tensor.dtype, device="cpu")
+        return fake.requires_grad_(tensor.requires_grad)
+
     for child in module.modules():
-        # The mode remembers what it has converted, so tied tensors stay tied.
+        # What is converted once is remembered, so tied tensors stay tied.
         for name, tensor in (*child._parameters.items(), *child._buffers.items()):
             state: dict[str, Any] = child._parameters if name in child._parameters else child._buffers
-            state[name] = None if tensor is None else mode.from_tensor(tensor)
-    inputs = given.map(lambda tensor: mode.from_tensor(tensor.detach()))
-    forget_tensors(mode)
-    with mode, torch.random.fork_rng(devices=[]):
+            state[name] = None if tensor is None else copied(tensor)
+    inputs = given.map(lambda tensor: copied(tensor.detach()))
+    if mode is not None:
+        forget_tensors(mode)
+    with mode or nullcontext(), own_randomness(device_of(module, inputs)):
         yield module, inputs
+
+
+def _all_layers(gm: fx.GraphModule) -> fx.GraphModule:
+    """The graph, changed to run each layer that it may skip and to check no values: shapes alone decide nothing."""
+    for node in list(gm.graph.nodes):
+        if is_decision(node):
+            node.target = _no
+        elif node.target is check_condition:
+            gm.graph.erase_node(node)
+    gm.recompile()
+    return gm
+
+
+def _no(*_: Any) -> bool:
+    return False
 
 
 @contextmanager
@@ -238,18 +298,28 @@ def _counting(module: nn.Module) -> Iterator[FlopCounterMode]:
     """Count FLOPs in evaluation mode."""
     # The counter asks for the gradient of what each module returns, and a parameter that is returned itself has none.
     module.eval().requires_grad_(False)
-    # The counter has no formula for the CPU's fused attention, nor for oneDNN's recurrent layers; what they are made of
-    # it knows, and the number is the same.
+    # The counter has no formula for oneDNN's recurrent layers; what they are made of it knows, and the number is the
+    # same. Attention is not taken apart likewise: a `view` may fit the strides of the one kernel alone.
     with warnings.catch_warnings():
         # Setting the flags of oneDNN warns of Intel GPUs that are not there.
         warnings.simplefilter("ignore")
         with (
             torch.no_grad(),
-            sdpa_kernel(SDPBackend.MATH),
             torch.backends.mkldnn.flags(enabled=False),
-            FlopCounterMode(display=False) as counter,
+            FlopCounterMode(display=False, custom_mapping={_FUSED_ON_A_CPU: _flops_of_attention}) as counter,
         ):
             yield counter
+
+
+def _flops_of_attention(query: Sequence[int], key: Sequence[int], value: Sequence[int], *_: Any, **__: Any) -> int:
+    """FLOPs of both products of attention; shapes are (…, positions, features), the query's with all heads."""
+    return 2 * math.prod(query[:-1]) * key[-2] * (query[-1] + value[-1])
+
+
+def _flops(module: nn.Module, inputs: ExampleInputs) -> int:
+    with _counting(module) as counter:
+        inputs.passed_to(module)
+    return counter.get_total_flops()
 
 
 class _Saved:

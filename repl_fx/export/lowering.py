@@ -18,7 +18,7 @@ from torch import Tensor, fx
 
 from repl_fx._torch import example_of
 from repl_fx.graph.decisions import Condition, is_choice, is_random, pick
-from repl_fx.graph.runtime import check_condition
+from repl_fx.graph.runtime import check_condition, check_layout
 from repl_fx.graph.signature import PackOutput
 from repl_fx.passes.driver import Result
 
@@ -53,6 +53,10 @@ def _lower(graph: fx.Graph) -> list[str]:
             node.kwargs = {**node.kwargs, **settings}
         elif node.target is check_condition:
             _withhold(graph, node)
+        elif node.target is check_layout:
+            # Tensors of ONNX have no strides.
+            node.replace_all_uses_with(node.args[0])
+            graph.erase_node(node)
         else:
             continue
         changed.append(node.name)

@@ -150,6 +150,28 @@ def check_setting(setting: str, given: tuple[str, ...], expected: Any, place: st
 
 
 @has_side_effect
+def check_layout(
+    tensor: torch.Tensor, layout: torch.memory_format | None, expected: Sequence[int], place: str
+) -> torch.Tensor:
+    """The tensor itself; one of other strides than in the capture, which the source asks for, is refused.
+
+    Args:
+        layout: the source asks whether the tensor is contiguous in this layout, and `expected` is the one answer; None
+            where it asks for the strides. Those of dimensions of one element say nothing.
+    """
+    if layout is None:
+        found = [b if size < 2 else a for a, b, size in zip(tensor.stride(), expected, tensor.shape, strict=True)]
+    else:
+        found = [int(tensor.is_contiguous(memory_format=layout))]
+    if found != list(expected):
+        raise BadInput(
+            f"the model asks for the strides of a tensor{place}, and those of this call may lead it another way than "
+            "the capture took; run the model itself, or capture it with inputs of these strides"
+        )
+    return tensor
+
+
+@has_side_effect
 def enter_grad_mode(enabled: bool) -> bool:
     """Begin a `torch.no_grad` or `torch.enable_grad` region; returns the mode to restore."""
     previous = torch.is_grad_enabled()

@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Generator, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from itertools import chain
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from repl_fx._torch import pytree
+from repl_fx.errors import BadInput
 from repl_fx.running.example_inputs import ExampleInputs
 from repl_fx.running.opaque_outputs import equal_leaves, open_objects
-from repl_fx.running.untouched import device_of, in_mode, seed_everything, seeded, untouched
+from repl_fx.running.untouched import Outcome, device_of, in_mode, outcome_of, seed_everything, seeded, untouched
 
 STEPS = 2
 
@@ -87,6 +89,9 @@ def compare_modes(
     The second step has a backward pass too, with inputs that require gradients; the first compares what a forward does
     without, and leaves behind the state that the second begins with. Two backward passes would cost half as much again.
 
+    In evaluation mode both run once more, on inputs that lie otherwise in memory and under another attention kernel,
+    where the source runs on these: a graph may not hold the strides of its trace.
+
     Args:
         model: the source; it and `module` are afterwards as they were.
         module: the module that should equal it; its parameters and buffers may be the source's.
@@ -116,6 +121,8 @@ def compare_modes(
                 for number, (one, other) in enumerate(zip(ours, theirs, strict=True), start=1)
                 for difference in _differences(one, other)
             )
+            if not training and not differences:
+                differences = tuple(_other_layout(model, module, inputs))
             check = _mode_check(model, differences, ours[-1])
             # The gradients of a mode are as large as the model; the next mode does without.
             del ours, theirs
@@ -142,6 +149,49 @@ def _mode_check(model: nn.Module, differences: tuple[str, ...], step: _Step) -> 
         learns=frozenset(name for name, parameter in named.items() if id(parameter) in gradients),
         moves=any(bool(gradient.any()) for gradient in gradients.values()),
     )
+
+
+def _other_layout(model: nn.Module, module: nn.Module, inputs: ExampleInputs) -> list[str]:
+    """The differences in outputs on inputs of other strides and under another attention kernel; one run, if it can."""
+    turned = inputs.map(_turned)
+    for given, within in ((turned, _plain_attention), (turned, torch.enable_grad), (inputs, _plain_attention)):
+        ours = outcome_of(model, given, False, within=within)
+        if ours.problem is None:
+            return _differences_in_layout(ours, outcome_of(module, given, False, within=within))
+    return []
+
+
+def _differences_in_layout(ours: Outcome, theirs: Outcome) -> list[str]:
+    where = "evaluation, on inputs of other strides and with another attention kernel"
+    if theirs.problem is not None:
+        refused = isinstance(theirs.problem, BadInput)
+        return [] if refused else [f"{where}: {str(theirs.problem).splitlines()[0]}"]
+    leaves = (pytree.tree_leaves(open_objects(outcome.outputs)) for outcome in (ours, theirs))
+    return [
+        f"{where}: output {index}{_by_how_much(one, other) if equal_strides(one, other) else ' has other strides'}"
+        for index, (one, other) in enumerate(zip(*leaves, strict=True))
+        if not equal_leaves(one, other) or not equal_strides(one, other)
+    ]
+
+
+def equal_strides(ours: Any, theirs: Any) -> bool:
+    """Whether two values of one shape lie alike in memory, where they are tensors; a size of 1 takes no step."""
+    if not isinstance(ours, Tensor) or ours.layout is not torch.strided or not ours.numel():
+        return True
+    steps = [[step for step, size in zip(t.stride(), t.shape, strict=True) if size > 1] for t in (ours, theirs)]
+    return steps[0] == steps[1]
+
+
+def _turned(tensor: Tensor) -> Tensor:
+    """The same values, with the dimension after the first the innermost in memory, as in channels_last."""
+    if tensor.ndim < 2 or tensor.layout is not torch.strided:
+        return tensor
+    dim = 0 if tensor.ndim == 2 else 1
+    return tensor.movedim(dim, -1).contiguous().movedim(-1, dim)
+
+
+def _plain_attention() -> AbstractContextManager[object]:
+    return sdpa_kernel(SDPBackend.MATH)
 
 
 @contextmanager

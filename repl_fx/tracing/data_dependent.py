@@ -67,13 +67,13 @@ _ASKED_OF_INPUTS: dict[Any, str] = {
 _MOST = 512
 
 
-def asked_by_model() -> bool:
-    """Whether the code that called an operator, past the modes that see it, is neither torch's nor this package's."""
+def asking_code() -> FrameType | None:
+    """The code that called an operator, past the modes that see it; None where it is torch's or this package's."""
     frame: FrameType | None = sys._getframe(2)
     while frame is not None and frame.f_code.co_name in ("__torch_function__", "__torch_dispatch__"):
         frame = frame.f_back
     asker = "" if frame is None else str(frame.f_globals.get("__name__"))
-    return asker.split(".")[0] not in ("torch", "repl_fx")
+    return None if asker.split(".")[0] in ("torch", "repl_fx") else frame
 
 
 class DataDependentBranches(TorchFunctionMode):
@@ -111,7 +111,7 @@ class DataDependentBranches(TorchFunctionMode):
             return func(*args) if self._claimed is args[0] else self.decide(args[0], None)
         if func is Tensor.item and self._drawn(args[0]):
             return Drawn(self, args[0])
-        if func in _ASKED_OF_INPUTS and has_no_value(args[0]) and not self.aside() and asked_by_model():
+        if func in _ASKED_OF_INPUTS and has_no_value(args[0]) and not self.aside() and asking_code():
             raise Untraceable(f"the forward asks whether a tensor {_ASKED_OF_INPUTS[func]}, which its input decides")
         result = func(*args, **kwargs)
         if name == "_is_all_true":

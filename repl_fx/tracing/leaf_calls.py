@@ -95,6 +95,7 @@ class LeafCalls:
         self.calls: list[LeafCall] = []
         self.inlined = set(inlined)
         self.running = False
+        self._kernels = attention_kernels()
         self._own: dict[nn.Module, dict[str, Tensor | None]] = {}
 
     def stands_aside(self, module: nn.Module) -> bool:
@@ -104,6 +105,11 @@ class LeafCalls:
     def is_running(self) -> bool:
         """Whether a leaf is being called for its shapes: what it does itself is part of it."""
         return self.running
+
+    def require_kernels(self) -> None:
+        """Refuse attention, or a leaf that may attend, in a region where the forward chooses the kernels itself."""
+        if attention_kernels() != self._kernels:
+            raise Untraceable("the forward chooses kernels of attention (sdpa_kernel), which a graph would drop")
 
     def begin(self, model: nn.Module) -> None:
         """Note what state the leaves have as the forward begins: torch.export puts other tensors in for its trace."""
@@ -144,6 +150,17 @@ class LeafCalls:
         # Functional dropout hands out a new object under the tracer, even where it does nothing.
         call.passes_through = same or (isinstance(call.callee, _DROPOUTS) and not call.callee.training)
         return [v.view_as(v) if id(v) in own else v for v in results if isinstance(v, Tensor)]
+
+
+def attention_kernels() -> tuple[bool, ...]:
+    """The kinds of kernels that attention may take now, on any device."""
+    kinds: Any = torch.backends.cuda
+    return (
+        kinds.flash_sdp_enabled(),
+        kinds.mem_efficient_sdp_enabled(),
+        kinds.math_sdp_enabled(),
+        kinds.cudnn_sdp_enabled(),
+    )
 
 
 def is_training(callee: Callee) -> bool:
@@ -219,6 +236,7 @@ def _stand_in(callee: Callee, run: Callable[..., Any], calls: LeafCalls) -> Call
             elif tensors:
                 _require_no_hooks(callee)
             return run(*args, **kwargs)
+        calls.require_kernels()
         index = len(calls.calls)
         kinds = dict.fromkeys(tensor.device.type for tensor in tensors)
         autocast = tuple((k, torch.get_autocast_dtype(k)) for k in kinds if k != "meta" and torch.is_autocast_enabled(k))

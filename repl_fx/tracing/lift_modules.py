@@ -30,6 +30,7 @@ from repl_fx.graph.boundaries import move_boundaries
 from repl_fx.graph.captured import attribute, drop_dead, traced_constant
 from repl_fx.graph.runtime import (
     AutogradCall,
+    check_layout,
     enter_autocast,
     enter_grad_mode,
     exit_autocast,
@@ -43,14 +44,17 @@ from repl_fx.graph.signature import (
     step_into,
 )
 from repl_fx.passes.driver import collection_paused
+from repl_fx.tracing.layouts import is_stand_in, layout_operator
 from repl_fx.tracing.leaf_calls import LeafCall, LeafCalls
 
+aten = torch.ops.aten
+
 _ASSERTIONS = {
-    torch.ops.aten._assert_tensor_metadata.default,
-    torch.ops.aten._assert_scalar.default,
-    torch.ops.aten._assert_async.msg,
-    torch.ops.aten.sym_constrain_range.default,
-    torch.ops.aten.sym_constrain_range_for_size.default,
+    aten._assert_tensor_metadata.default,
+    aten._assert_scalar.default,
+    aten._assert_async.msg,
+    aten.sym_constrain_range.default,
+    aten.sym_constrain_range_for_size.default,
 }
 _KEPT_META = ("val", "nn_module_stack", "stack_trace")
 
@@ -168,6 +172,14 @@ class _Lifter:
         elif is_autocast_region(node):
             self.env[node] = self.region(node, enter_autocast, exit_autocast, 4)
         elif node.target in _ASSERTIONS:
+            return
+        elif is_stand_in(node):
+            self.env[node] = self.env[source]
+        elif node.target is layout_operator():
+            checked = self.emit("call_function", check_layout, self.value(node.args), {}, node)
+            # What follows takes the checked tensor, so that a block has its checks inside.
+            checked.meta.update(val=source.meta["val"], passes_through=True)
+            self.env[source] = checked
             return
         else:
             self.env[node] = self.emit(

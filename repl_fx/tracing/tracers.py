@@ -32,7 +32,8 @@ from repl_fx.tracing.control_flow import join_branches, truth_for
 from repl_fx.tracing.data_dependent import DataDependentBranches, constant_numbers, recorded
 from repl_fx.tracing.dynamic_shapes import auto_shapes, baked_dims, dims_with_cache, dynamic_dims
 from repl_fx.tracing.hooks import no_tensor_hooks
-from repl_fx.tracing.leaf_calls import Callee, LeafCalls, LeafNotOpaque, record_leaf_calls
+from repl_fx.tracing.layouts import Layouts
+from repl_fx.tracing.leaf_calls import Callee, LeafCalls, LeafNotOpaque, attention_kernels, record_leaf_calls
 from repl_fx.tracing.leaves import is_leaf
 from repl_fx.tracing.lift_modules import Constants, Exported, lift_modules
 from repl_fx.tracing.model_checks import causes_of
@@ -93,6 +94,7 @@ def trace_by_export(
                     any_names(),
                     _spelled_out(model, kwargs, calls, assigned),
                     SizeTensors(),
+                    Layouts(calls),
                     size_questions(least),
                     recorded(branches),
                     unaware_of_export(asked, unaware=not aware),
@@ -267,6 +269,7 @@ class _LeafTracer(fx.Tracer):
     def __init__(self) -> None:
         super().__init__()
         self.modes: list[tuple[nn.Module, bool]] = []
+        self.kernels = attention_kernels()
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         if any(isinstance(parameter, fx.Proxy) for parameter in m._parameters.values()):
@@ -281,6 +284,8 @@ class _LeafTracer(fx.Tracer):
             raise Untraceable("fx cannot trace a torch.no_grad region")
         if any(torch.is_autocast_enabled(device) for device in ("cpu", "cuda")):
             raise Untraceable("fx cannot trace a torch.autocast region")
+        if attention_kernels() != self.kernels:
+            raise Untraceable("fx cannot trace an sdpa_kernel region")
         return super().create_node(*args, **kwargs)
 
     def create_arg(self, a: Any) -> Any:

@@ -32,6 +32,10 @@ class Attention(nn.Module):
         self.rotary = rng.random() < 0.2
         self.p = rng.choice([0.0, 0.0, 0.1])
         self.last: Tensor | None = None
+        # Without a draw of the caller's, whose networks would all be others.
+        own = random.Random()
+        own.setstate(rng.getstate())
+        self.by_view = own.random() < 0.5
         if self.fused:
             self.qkv = nn.Linear(width, 3 * width, bias=rng.random() < 0.7)
         else:
@@ -96,4 +100,6 @@ class Attention(nn.Module):
                 dropout_p=self.p if self.training else 0.0,
                 is_causal=self.bias_kind == "causal",
             )
-        return self.proj(out.transpose(-3, -2).flatten(-2))  # type: ignore[no-any-return]
+        # As people write it who want no copy, and get one under some kernels.
+        joined = out.transpose(-3, -2).contiguous().view(x.shape) if self.by_view else out.transpose(-3, -2).flatten(-2)
+        return self.proj(joined)  # type: ignore[no-any-return]

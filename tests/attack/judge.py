@@ -1,7 +1,7 @@
 """The judge: one network through every stage of repl-fx, each of them right, refused with a reason, wrong or crashed.
 
     capture     source and graph over consecutive steps in both modes: outputs, buffers, gradients, hooks, randomness;
-                and under no_grad and inference_mode
+                and under no_grad and inference_mode, another kernel of attention, and on inputs of other strides
     KEY         the network with this surrogate: what stays is the source's, it trains, every surrogate has an effect
     KEY/pruned  `identity` is the source with its blocks taken out by hand
     KEY/fold    the folded network computes the same
@@ -20,13 +20,14 @@ import tempfile
 import time
 import traceback
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 import repl_fx
 from repl_fx.pipeline import Options, TransformResult, rewrite
@@ -56,7 +57,14 @@ EVALUATION_FIRST = (False, False, True)
 SETTINGS: dict[str, Callable[[], AbstractContextManager[object]]] = {
     "no_grad": torch.no_grad,
     "inference_mode": torch.inference_mode,
+    "another kernel of attention": lambda: sdpa_kernel(SDPBackend.MATH),
+    "inputs of other strides": nullcontext,
 }
+
+
+def _turned(tensor: Tensor) -> Tensor:
+    """The same values, the last dimension outermost in memory."""
+    return tensor.movedim(-1, 0).contiguous().movedim(0, -1) if tensor.ndim > 1 else tensor
 
 
 class Wrong(Exception):
@@ -265,6 +273,9 @@ class Judge:
             try:
                 for one in (source, module):
                     (args, kwargs), _ = prepared(self.inputs(60, None))
+                    if within is nullcontext:
+                        laid = ExampleInputs(args, kwargs).map(_turned)
+                        args, kwargs = laid.args, laid.kwargs
                     torch.manual_seed(7)
                     with within():
                         found.append(opened(one(*args, **kwargs)))

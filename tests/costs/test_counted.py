@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import repl_fx
-from repl_fx.costs.counted import flops_by_node, measure_costs
+from repl_fx.costs.counted import flops_by_node, kept_by_node, measure_costs
 from tests.captures import captured_graph, kept_in_a_run, transformed
 
 
@@ -279,3 +279,82 @@ def test_a_module_that_returns_a_parameter() -> None:
     costs = measure_costs(_Scaled(), (torch.randn(2, 4),))
     assert costs.flops == 2 * 2 * 4 * 4 and costs.unknown is None and costs.activation_bytes
     assert _Scaled().scale.scale.requires_grad
+
+
+class Joined(Attention):
+    """Attention whose heads are joined by a `view` that fits what the fused kernel returns, and no other."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        heads = x.view(*x.shape[:2], 2, -1).transpose(1, 2)
+        return super().forward(heads).transpose(1, 2).view(x.shape)
+
+
+@pytest.mark.parametrize("device", ["cpu", "meta"])
+def test_attention_is_counted_by_the_kernel_that_runs(device: str) -> None:
+    x = torch.randn(2, 5, 8, device=device)
+    model = Joined()
+    costs = measure_costs(model, (x,))
+    assert (costs.flops, costs.unknown) == (2 * 2 * 2 * 5 * 5 * 8, None)
+    gm = captured_graph(model, (torch.randn(2, 5, 8),))
+    assert measure_costs(gm, (x,)) == costs
+    assert sum((flops_by_node(gm, (x,)) or {}).values()) == costs.flops
+
+
+class Skips(nn.Module):
+    """Layers that are skipped at random in training, behind a question about values."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(nn.Linear(4, 4) for _ in range(4))
+
+    def forward(self, x: Tensor, mask: Tensor) -> Tensor:
+        if mask.any():
+            x = x * mask
+        for layer in self.layers:
+            if self.training and torch.rand([]) < 0.5:
+                continue
+            x = x + layer(x).relu()
+        return x
+
+
+def test_a_graph_that_decides_by_values_is_counted_with_all_its_layers() -> None:
+    args = torch.randn(2, 4), torch.zeros(2, 4)
+    model = Skips()
+    assert measure_costs(model, args).unknown
+    gm = repl_fx.capture(model, args)
+    costs = measure_costs(gm, args)
+    assert costs.unknown is None and costs.flops == 4 * 2 * 2 * 4 * 4
+    # Of each layer the inputs of the product and of what follows.
+    assert costs.activation_bytes == 2 * 4 * 4 * (4 + 4)
+
+
+class Picks(nn.Module):
+    """Goes on with as many rows as are above zero, which no shape tells."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.fc = nn.Linear(4, 4)
+        self.norm = nn.BatchNorm1d(4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.norm(self.fc(x)).sum() + self.fc(x[x.sum(1) > 0]).sum()  # type: ignore[no-any-return]
+
+
+def test_a_graph_that_has_to_have_values_is_run_on_copies() -> None:
+    x = torch.ones(5, 4)
+    x[3:] = -1.0
+    model = Picks()
+    gm = repl_fx.capture(model, (x,))
+    before = {name: value.clone() for name, value in gm.state_dict().items()}
+    state = torch.get_rng_state()
+    assert measure_costs(model, (x,)).unknown
+    costs = measure_costs(gm, (x,))
+    assert (costs.flops, costs.unknown) == ((5 + 3) * 2 * 4 * 4, None)
+    assert sum((flops_by_node(gm, (x,)) or {}).values()) == costs.flops
+    assert sum((kept_by_node(gm, (x,)) or {}).values()) == costs.activation_bytes != 0
+    assert all(torch.equal(value, before[name]) for name, value in gm.state_dict().items())
+    assert all(p.requires_grad and p.grad is None for p in gm.parameters()) and torch.equal(
+        torch.get_rng_state(), state
+    )
+    # Without values nobody knows.
+    assert measure_costs(gm.to("meta"), (x.to("meta"),)).unknown

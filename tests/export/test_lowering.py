@@ -13,7 +13,7 @@ from torch import Tensor, fx, nn
 import repl_fx
 from repl_fx.export.lowering import attention, grouped_matmul, istft, lower_, pieces, subtracted_from
 from repl_fx.graph.decisions import Condition, choose
-from repl_fx.graph.runtime import check_condition
+from repl_fx.graph.runtime import check_condition, check_layout
 from repl_fx.passes.driver import run_passes
 
 
@@ -224,3 +224,12 @@ class Flat(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         q, k, v = self.qkv(x).chunk(3, -1)
         return nn.functional.scaled_dot_product_attention(q, k, v, self.mask)
+
+
+def test_a_check_of_strides_is_left_out() -> None:
+    graph = fx.Graph()
+    x = graph.placeholder("x")
+    graph.output(graph.call_function(torch.neg, (graph.call_function(check_layout, (x, None, [2, 1], "")),)))
+    gm = fx.GraphModule(nn.Module(), graph)
+    assert lower_(gm).modified
+    assert [node.target for node in gm.graph.nodes if node.op == "call_function"] == [torch.neg]

@@ -16,6 +16,7 @@ from repl_fx.graph.runtime import (
     check_constant,
     check_items,
     check_keys,
+    check_layout,
     check_least,
     check_shape,
     enter_grad_mode,
@@ -85,3 +86,17 @@ def test_checks_and_regions_are_no_dead_code() -> None:
     graph.output(x)
     graph.eliminate_dead_code()
     assert [node.target for node in graph.nodes if node.op == "call_function"] == [check_shape, enter_grad_mode]
+
+
+def test_other_strides_are_refused_where_they_say_something() -> None:
+    x = torch.ones(2, 3, 4)
+    for fine in (x, torch.ones(1, 3, 4).transpose(0, 0), torch.empty_strided((1, 3, 4), (7, 4, 1))):
+        assert check_layout(fine, None, [12, 4, 1], "") is fine
+    assert check_layout(x.mT, torch.contiguous_format, [0], "").shape == (2, 4, 3)
+    for other, layout, expected in (
+        (x.mT, None, [12, 4, 1]),
+        (x.mT, torch.contiguous_format, [1]),
+        (x, torch.contiguous_format, [0]),
+    ):
+        with pytest.raises(BadInput, match=r"^the model asks for the strides of a tensor at a\.py, line 3, [^\n]*$"):
+            check_layout(other, layout, expected, " at a.py, line 3")

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 import repl_fx
@@ -96,3 +99,60 @@ def test_a_parameter_that_a_forward_changes_is_put_back_when_the_check_ends() ->
 def test_inference_mode_inside_a_forward_is_not_taken_for_training() -> None:
     with pytest.raises(CaptureError, match="the forward calls inference_mode, which a graph would drop"):
         repl_fx.capture(ForInference(), (X,))
+
+
+class Laid(nn.Module):
+    """Attention, or what a graph of it may be."""
+
+    def __init__(self, join: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self.join = join
+
+    def forward(self, x: Tensor) -> Tensor:
+        heads = x.view(*x.shape[:2], 2, -1).transpose(1, 2)
+        return self.join(F.scaled_dot_product_attention(heads, heads, heads).transpose(1, 2))
+
+
+_COPIES = Laid(lambda y: y.contiguous().flatten(2) * 2.0)
+
+
+@pytest.mark.parametrize(
+    ("source", "graph", "told"),
+    [
+        # The kernel that a CPU takes by itself leaves nothing to copy.
+        (_COPIES, Laid(lambda y: y.view(*y.shape[:2], -1) * 2.0), "view size is not compatible"),
+        (_COPIES, _COPIES, None),
+        # Where the source needs that kernel, so may the graph.
+        (Laid(lambda y: y.view(*y.shape[:2], -1)), Laid(lambda y: y.view(*y.shape[:2], -1)), None),
+        (Laid(lambda y: y.view(*y.shape[:2], -1)), Laid(lambda y: y.reshape(*y.shape[:2], -1)), None),
+    ],
+)
+def test_both_run_under_another_kernel_of_attention(source: nn.Module, graph: nn.Module, told: str | None) -> None:
+    x = torch.linspace(-1, 1, 80).reshape(2, 5, 8)
+    (found,) = compare_modes(source, graph, ExampleInputs((x,)), (False,))
+    assert [told in line for line in found.differences] == [True] if told else not found.differences
+
+
+@pytest.mark.parametrize(
+    ("other", "told"),
+    [
+        (lambda x: x.contiguous() * 2.0, "output 0 has other strides"),
+        (lambda x: x * (2.0 if x.is_contiguous() else 3.0), "output 0 differs by up to"),
+        (lambda x: x * 2.0, None),
+    ],
+)
+def test_both_run_on_inputs_of_other_strides(other: Callable[[Tensor], Tensor], told: str | None) -> None:
+    class Plain(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return x * 2.0
+
+    class Other(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return other(x)
+
+    for shape in ((2, 3), (2, 3, 4), (2, 3, 4, 5), (2, 3, 4, 5, 6)):
+        given = ExampleInputs((torch.ones(shape),))
+        (found,) = compare_modes(Plain(), Other(), given, (False,))
+        assert [told in line for line in found.differences] == [True] if told else not found.differences
+        (found,) = compare_modes(Plain(), Other(), given, (True,))
+        assert not found.differences

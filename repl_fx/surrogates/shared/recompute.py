@@ -380,4 +380,6 @@ def _through_norm(
 def _compute_dtype(x: Tensor) -> torch.dtype:
     """The precision that autocast gives a product here."""
     kind = x.device.type
-    return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) and x.is_floating_point() else x.dtype
+    # The meta device knows no autocast, and refuses to say so.
+    lowers = kind != "meta" and torch.is_autocast_enabled(kind)
+    return torch.get_autocast_dtype(kind) if lowers and x.is_floating_point() else x.dtype

@@ -306,3 +306,12 @@ def test_second_derivatives_drop_what_was_dropped() -> None:
             (toward,) = torch.autograd.grad(y.square().sum(), x, create_graph=True)
             made.append((toward, *torch.autograd.grad(toward.square().sum(), [x, *given[:2]])))
     torch.testing.assert_close(made[0], made[1])
+
+
+def test_a_branch_runs_on_the_meta_device() -> None:
+    x, *state = (
+        None if given is None else given.detach().to("meta").requires_grad_() for given in _arguments(torch.float32)
+    )
+    made = RecomputedBranch("layer", 1e-5, nn.GELU())(x, *state)
+    made.sum().backward()
+    assert made.is_meta and x is not None and x.grad is not None

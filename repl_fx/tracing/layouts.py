@@ -1,0 +1,98 @@
+"""Layouts, as the source asks for them and about them, and not as they were in one trace.
+
+torch leaves `.contiguous()` out of a trace where the tensor of the example happens to be contiguous already, as what an
+attention kernel returned may be. Another kernel, or inputs of other strides, would leave the graph with a `view` that
+does not fit. A forward that asks for strides takes the way that those of the example lead to; others are refused.
+
+    before   q.contiguous()                   nothing, in the trace
+    after    aten.contiguous(q)
+    before   if x.is_contiguous(): …          a branch, taken in the trace
+    after    check_layout(x, torch.contiguous_format, [1], "at …")
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+from torch.fx.node import has_side_effect
+from torch.nn import functional
+from torch.overrides import TorchFunctionMode
+
+from repl_fx._torch import define_operator, has_no_value
+from repl_fx.tracing.data_dependent import asking_code
+from repl_fx.tracing.leaf_calls import LeafCalls
+
+aten = torch.ops.aten
+
+_library = define_operator(
+    "repl_fx",
+    "layout_asked(Tensor tensor, MemoryFormat? layout, SymInt[] found, str place) -> Tensor",
+    lambda tensor, layout, found, place: torch.empty(()),
+)
+
+
+def layout_operator() -> Any:
+    """The operator that marks a question about strides in a traced graph; no finished graph has it."""
+    return torch.ops.repl_fx.layout_asked.default
+
+
+# Nothing uses its result.
+has_side_effect(layout_operator())
+
+
+_ATTENTION = frozenset({functional.scaled_dot_product_attention, functional.multi_head_attention_forward})
+_QUESTIONS = frozenset({Tensor.is_contiguous, Tensor.stride})
+_WATCHED = _ATTENTION | _QUESTIONS | {Tensor.contiguous, Tensor.to}
+
+
+def is_stand_in(node: fx.Node) -> bool:
+    """Whether a node of a trace is its argument, made by `Layouts` for what is a copy of that in other layouts."""
+    packets = (getattr(user.target, "overloadpacket", None) for user in node.users)
+    return node.target is aten.alias.default and all(one in (aten.contiguous, aten.to) for one in packets)
+
+
+class Layouts(TorchFunctionMode):
+    """Keeps each call of `.contiguous()` in a trace, and marks what the model's own code asks about strides.
+
+    Args:
+        calls: of leaves, which ask for themselves each time they run.
+    """
+
+    def __init__(self, calls: LeafCalls) -> None:
+        super().__init__()
+        self.calls = calls
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Run the function, and write down what it means for other strides."""
+        kwargs = kwargs or {}
+        if func not in _WATCHED:
+            return func(*args, **kwargs)
+        if func in _ATTENTION:
+            self.calls.require_kernels()
+        elif not self.calls.running and has_no_value(args[0]):
+            if func in _QUESTIONS:
+                self._note(func, args, kwargs)
+            elif func is Tensor.contiguous or "memory_format" in kwargs:
+                # Operators may hand out their argument, which must not stand for the copy that it is another time.
+                args = (aten.alias.default(args[0]), *args[1:])
+            if func is Tensor.contiguous:
+                return aten.contiguous.default(args[0], **_layout(args, kwargs))
+        return func(*args, **kwargs)
+
+    def _note(self, func: Any, args: Any, kwargs: Any) -> None:
+        frame = asking_code()
+        if frame is None:
+            return
+        place = f" at {frame.f_code.co_filename}, line {frame.f_lineno}"
+        if func is Tensor.stride:
+            layout, found = None, args[0].stride()
+        else:
+            layout = _layout(args, kwargs)["memory_format"]
+            found = [args[0].is_contiguous(memory_format=layout)]
+        layout_operator()(args[0], layout, found, place)
+
+
+def _layout(args: Any, kwargs: Any) -> dict[str, Any]:
+    return {"memory_format": kwargs.get("memory_format", args[1] if len(args) > 1 else torch.contiguous_format)}
