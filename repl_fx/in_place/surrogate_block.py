@@ -213,8 +213,8 @@ class StandIn(RefersToModules):
         result: the structure of the block's result.
         leaves: the leaves of the result.
         known: the leaves of the arguments in the trace.
-        read: the names of the arguments that have to be as they were: all, or those that what stays of a block reads
-            where the surrogate depends on the stream alone.
+        read: the places of the arguments that have to be as they were, each with all that is in it: those that the
+            block reads, or what stays of it where the surrogate depends on the stream alone.
         neighbour: path of a kept block of the repeat, the structure of its result in the trace, and at its last call.
         names: for a surrogate that swaps parameters: their names in the block, in the order of the graph's results.
         around: the model, in a tuple, for a module as an attribute would be registered and contain itself.
@@ -229,7 +229,7 @@ class StandIn(RefersToModules):
     result: pytree.TreeSpec
     leaves: tuple[Made | Passed | Constant, ...]
     known: Mapping[tuple[Any, ...], Any]
-    read: Collection[str]
+    read: Collection[tuple[str, ...]]
     neighbour: tuple[str, pytree.TreeSpec, ResultForm] | None = None
     names: tuple[str, ...] = ()
     around: tuple[nn.Module, ...] = ()
@@ -267,11 +267,15 @@ class StandIn(RefersToModules):
 
     def _require_as_known(self, arguments: Mapping[str, Any]) -> None:
         """Refuse arguments of another kind than in the trace: the graph has the block's answer to those alone."""
-        given = dict(places({name: arguments[name] for name in self.read}))
+        given = dict(places({name: arguments[name] for name in {place[0] for place in self.read}}))
         tensors = [argument.place for argument in self.arguments]
         for place in {**self.known, **given}:
             # Tensors that the graph reads are looked at when it does.
-            if place[0] not in self.read or place[-1] in _SAY_WHAT_TO_RETURN or place in tensors:
+            if (
+                (place[:1] not in self.read and place[:2] not in self.read)
+                or place[-1] in _SAY_WHAT_TO_RETURN
+                or place in tensors
+            ):
                 continue
             was, value = self.known.get(place), given.get(place)
             # The kept block makes the map with the cache, whether one was there in the trace or not.
