@@ -38,7 +38,7 @@ import repl_fx
 from benchmarks.habits.registry import Habit, habits
 from benchmarks.habits.subject import FORMS, GRAPH, IN_PLACE, NETWORKS, OUTLINED, SOURCE, Subject
 from benchmarks.habits.together import run_together
-from benchmarks.habits.trainers import NONE, SHAPES, TRAINERS, Case, offered
+from benchmarks.habits.trainers import NONE, SHAPES, SURROGATES, TRAINERS, Case, offered
 from repl_fx.benchmarking.machine import installed
 from repl_fx.environment.machine import cpu_model
 
@@ -197,7 +197,7 @@ def trainers_table(rows: Mapping[str, Any]) -> list[str]:
         "",
         "## Trainers",
         "",
-        "Models of transformers in place, of their own configs, small, with random weights, and every second block replaced.",
+        "Models of transformers in place, of their own configs, small, of random weights, every second block replaced.",
         "A trainer trains, keeps checkpoints, resumes from one to the same weights as without the break, and loads the",
         "best model; what `save_pretrained` writes is an artifact. `benchmarks/habits/trainers.py` has the checks.",
         "A cell names the surrogates with which all of that works.",
@@ -294,6 +294,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--only", nargs="+", default=["*"], metavar="GLOB", help="rows, by name")
     parser.add_argument("--networks", nargs="+", choices=NETWORKS, default=list(NETWORKS), help="all by default")
     parser.add_argument("--forms", nargs="+", choices=FORMS, default=list(FORMS), help="all by default")
+    parser.add_argument("--surrogates", nargs="+", choices=SURROGATES, default=list(SURROGATES), help="of the trainers")
     parser.add_argument("--small", action="store_true", help="the quick rows, each on one network")
     parser.add_argument("--docs", type=Path, metavar="DIR", help="write DIR/ecosystem.md and DIR/ecosystem.json")
     options = parser.parse_args(argv)
@@ -321,7 +322,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     ]
     trainers: dict[str, Any] = {}
     # Plans first: trainers leave changes behind in the classes of models.
-    offers = {shape: offered(shape) for shape in shapes if not options.small}
+    offers = {shape: offered(shape, options.surrogates) for shape in shapes if not options.small}
     for shape, surrogates in offers.items():
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")

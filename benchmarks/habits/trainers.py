@@ -11,7 +11,7 @@ import copy
 import functools
 import itertools
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,7 +27,7 @@ from benchmarks.habits.shapes import SHAPES, Shape
 STEPS, HALF, BATCH = 4, 2, 4
 # A model that nothing is replaced in.
 NONE = "none"
-_TRIED = ("auto", "blend", "coarse", "reuse", "slim", "bottleneck", "identity")
+SURROGATES = ("auto", "blend", "coarse", "reuse", "slim", "bottleneck", "identity")
 
 
 @dataclass(frozen=True)
@@ -56,11 +56,10 @@ class Case:
         return self.of.inputs()
 
 
-@functools.cache
-def offered(shape: str) -> dict[str, str]:
-    """The surrogates of the shape's plans, `auto` first, each with the kinds that it puts in place of blocks."""
+def offered(shape: str, surrogates: Sequence[str]) -> dict[str, str]:
+    """Which of some surrogates the shape's plans have, each with the kinds that it puts in place of blocks."""
     found: dict[str, str] = {}
-    for surrogate in _TRIED:
+    for surrogate in surrogates:
         try:
             plan = _transformed(shape, surrogate).plan
         except repl_fx.errors.NothingToReplace:

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import ast
 import inspect
+import itertools
 import re
 import textwrap
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
@@ -194,11 +195,12 @@ def _taken_by_name(
 ) -> set[str] | None:
     """The names that a function reads of the keywords that it is handed, beside the arguments that the call gives."""
     found, given = set[str](), {keyword.arg for keyword in call.keywords}
-    for parameter in list(inspect.signature(function).parameters.values())[first + len(call.args) :]:
+    placed = itertools.takewhile(lambda one: not isinstance(one, ast.Starred), call.args)
+    for parameter in list(inspect.signature(function).parameters.values())[first + len(list(placed)) :]:
         name = parameter.name
         if parameter.kind is parameter.VAR_KEYWORD:
             rest = _keywords_read(inner, function, name, left)
-            return None if rest is None else found | rest
+            return None if rest is None else found | (rest - given)
         if (
             parameter.kind is not parameter.VAR_POSITIONAL
             and name not in given

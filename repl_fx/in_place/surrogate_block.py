@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from repl_fx._torch import SYMBOLIC, function_of, pytree
+from repl_fx.errors import CallRefused
 from repl_fx.graph.boundaries import places
 from repl_fx.graph.captured import RefersToModules, has_effect, keep_pinned
 from repl_fx.graph.decisions import jump_over_, settle_decisions_
@@ -43,19 +44,26 @@ class Argument:
         """The tensor among the arguments of a call.
 
         Raises:
-            RuntimeError: the argument is no tensor of such sizes.
+            CallRefused: the argument is no tensor of such sizes.
         """
         value = _at(arguments, self.place)
         if not isinstance(value, Tensor):
-            raise RuntimeError(
+            raise CallRefused(
                 f"the surrogate of {block} computes with {self}, which was a tensor when the model was captured and is "
                 f"{_in_short(value)} now; capture the model with inputs that leave it out, or use the graph"
             )
         if value.ndim != self.dims or any(value.shape[dim] != size for dim, size in self.sizes.items()):
             known = ", ".join(str(self.sizes.get(dim, "any")) for dim in range(self.dims))
-            raise RuntimeError(
+            batch = self.sizes.get(0)
+            # Of a loader, mostly, whose last batch is not full.
+            advice = (
+                "capture the model with such inputs"
+                if value.ndim != self.dims or batch in (None, value.shape[0])
+                else f"give it batches of {batch}: drop_last=True, or --full-batches --batch-size {batch}"
+            )
+            raise CallRefused(
                 f"the surrogate of {block} was captured with {self} of shape ({known}), and is called with "
-                f"{tuple(value.shape)}"
+                f"{tuple(value.shape)}; {advice}"
             )
         return value
 
@@ -283,7 +291,7 @@ class StandIn(RefersToModules):
                 continue
             if not _as_known(was, value):
                 name = ".".join(map(str, place))
-                raise RuntimeError(
+                raise CallRefused(
                     f"the surrogate of {self.block} was captured with {name} = {_in_short(was)}, and is called with "
                     f"{_in_short(value)}; capture the model with such inputs"
                 )
@@ -293,7 +301,7 @@ class StandIn(RefersToModules):
             return
         path, was, form = self.neighbour
         if form.last is not None and form.last != was:
-            raise RuntimeError(
+            raise CallRefused(
                 f"{path} returns {form.last.num_leaves} values now, and returned "
                 f"{was.num_leaves} when the model was captured; its surrogate neighbour "
                 f"{self.block} cannot follow; capture the model with the flags of this call"
