@@ -114,6 +114,10 @@ class ExportError(ReplFxError):
     """A graph that the ONNX exporter refuses, or a file that is no valid ONNX model."""
 
 
+class CallRefused(ReplFxError, RuntimeError):
+    """A call of a model in place that a surrogate cannot answer: other arguments, other sizes, or another order."""
+
+
 class Untraceable(Exception):
     """A forward does what the graph of a tracer cannot hold; another tracer, or a smaller module, may do.
 

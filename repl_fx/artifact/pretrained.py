@@ -1,7 +1,7 @@
 """`save_pretrained`: what transformers writes of a model in place, as an artifact.
 
     DIR/config.json, …         of transformers, with a name of the weights that its `from_pretrained` refuses
-    DIR/model.safetensors      of transformers, under the names of the model in place; the weights of the artifact
+    DIR/model.safetensors      of transformers, under the names that it writes; the weights of the artifact
     DIR/manifest.json, …       of repl-fx
 
 So a checkpoint of transformers' Trainer is one that both read: to resume, and by `repl_fx.load`. `from_pretrained`
@@ -30,7 +30,7 @@ from repl_fx.artifact.store import CONSTANTS, WEIGHTS, write_rest
 from repl_fx.artifact.weights import write_constants, write_file
 from repl_fx.errors import BadInput, ReplFxError
 from repl_fx.graph.state import address
-from repl_fx.in_place.pretrained import SavePretrained
+from repl_fx.in_place.pretrained import SavePretrained, with_own_names
 from repl_fx.sources.hugging_face_weights import REWRITTEN
 from repl_fx.sources.source import hash_file
 
@@ -93,8 +93,7 @@ def _add_artifact(model: nn.Module, directory: Path) -> None:
     require_as_made(module, origin)
     manifest = msgspec.structs.replace(origin.manifest, model=_spec(module, directory) or origin.manifest.model)
     with _written(directory) as files, changing(directory) as change:
-        weights = _joined(files, change.place / WEIGHTS)
-        aliases = _tied(module, weights)
+        aliases = _tied(module, _joined(files, change.place / WEIGHTS))
         aliases |= write_constants(module, change.place / CONSTANTS)
         write_rest(change, module, origin, manifest, aliases)
         for file in files:
@@ -123,32 +122,34 @@ def _written(directory: Path) -> Iterator[list[Path]]:
                 now.replace(path)
 
 
-def _joined(files: list[Path], weights: Path) -> list[str]:
-    """Put the tensors of all files into one; their names."""
+def _joined(files: list[Path], weights: Path) -> dict[str, Tensor]:
+    """Put the tensors of all files into one."""
     shards = [file for file in files if _INDEX not in file.name]
     tensors: dict[str, Tensor] = {}
     for file in shards:
         tensors |= load_file(file)
     write_file(tensors, weights)
-    return list(tensors)
+    return tensors
 
 
-def _tied(module: nn.Module, written: list[str]) -> dict[str, str]:
+def _tied(module: nn.Module, written: dict[str, Tensor]) -> dict[str, str]:
     """Names of tied tensors that were left out, each with the one that was written.
 
     Raises:
-        BadInput: the names are not those of the model.
+        BadInput: the names are those of another model.
     """
     state = module.state_dict(keep_vars=True)
-    foreign = next((name for name in written if name not in state), None)
+    named = with_own_names(module, written)
+    foreign = next((name for name in named if name not in state), None)
     if foreign is not None:
         raise BadInput(f"transformers wrote {foreign}, which is no name of the model in place")
-    known = {address(state[name]): name for name in written}
-    missing = [name for name in state if name not in set(written)]
-    lost = next((name for name in missing if address(state[name]) not in known), None)
+    in_file = {id(tensor): name for name, tensor in written.items()}
+    known = {address(state[name]): in_file.get(id(tensor)) for name, tensor in named.items()}
+    missing = [name for name in state if name not in named]
+    lost = next((name for name in missing if known.get(address(state[name])) is None), None)
     if lost is not None:
         raise BadInput(f"transformers did not write {lost}")
-    return {name: known[address(state[name])] for name in missing}
+    return {name: str(known[address(state[name])]) for name in missing}
 
 
 def _spec(model: Any, directory: Path) -> Model | None:

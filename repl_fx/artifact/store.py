@@ -32,7 +32,7 @@ from repl_fx.artifact.weights import State, as_captured, load_state, read_state,
 from repl_fx.errors import ArtifactError, BadInput, CaptureError, NothingToReplace, PlanMismatch, one_line
 from repl_fx.graph.captured import copy_model
 from repl_fx.graph.kinds import kind_of
-from repl_fx.in_place.pretrained import has_from_pretrained
+from repl_fx.in_place.pretrained import has_from_pretrained, with_own_names
 from repl_fx.in_place.surrogate_block import surrogate_graphs
 from repl_fx.passes.driver import run_passes
 from repl_fx.pipeline import TransformResult, rewrite, transform
@@ -242,6 +242,8 @@ def load_artifact(
     for part in result.parts:
         # The example inputs are made anew, of the same shapes; the model itself may not run on their values.
         run_passes(part.graph_module, partial(refuse_sizes_, refused=refused.get(part.path, ())))
+    if manifest.in_place and result.in_place.model is not None:
+        state = replace(state, weights=with_own_names(result.in_place.model, state.weights))
     names = {now: was for was, now in result.in_place.prefixes.items()} if manifest.in_place else {}
     load_state(result.module, state.renamed(names) if manifest.in_place else state)
     # An attribute like any other, so that copies have it too.

@@ -5,15 +5,18 @@
         return x + self.mlp(self.norm2(x)) * scale      scale is read by the block's own code
 
 An argument that is handed on to modules which are gone, or used in statements of which nothing stays, changes nothing.
+Names in `**kwargs` are followed to the functions that take them, those that are looked up in a table of a file too.
 """
 
 from __future__ import annotations
 
 import ast
 import inspect
+import itertools
 import re
 import textwrap
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -45,35 +48,166 @@ def lines_of(nodes: Iterable[fx.Node]) -> set[Line]:
     return {(file, int(line)) for trace in traces for file, line in _LINE.findall(trace)}
 
 
-def arguments_read(block: nn.Module, left: Left) -> list[str]:
-    """The arguments of a block's forward that are read by what stays of it; all of them where its code is not known."""
+def arguments_read(block: nn.Module, left: Left) -> list[tuple[str, ...]]:
+    """The arguments of a block's forward that are read by what stays of it; all of them where its code is not known.
+
+    Of `**kwargs` each name that is read, as `("kwargs", "scale")`, or `("kwargs",)` where any may be.
+    """
     forward = vars(block).get("forward", type(block).forward)
-    names = list(inspect.signature(type(block).forward).parameters)[1:]
-    return [name for name in names if _is_read(block, forward, name, left)]
+    found: list[tuple[str, ...]] = []
+    for parameter in list(inspect.signature(type(block).forward).parameters.values())[1:]:
+        name = parameter.name
+        if parameter.kind is parameter.VAR_KEYWORD:
+            names = _keywords_read(block, forward, name, left)
+            found += [(name,)] if names is None else [(name, one) for one in sorted(names)]
+        elif _is_read(block, forward, name, left):
+            found.append((name,))
+    return found
+
+
+@dataclass(frozen=True)
+class _Code:
+    """The code of a function.
+
+    Attributes:
+        file, names: where it is, and what is under names there that are none of its own.
+        above: the node around each node.
+        loads: the places where names are read.
+    """
+
+    file: str
+    names: Mapping[str, Any]
+    above: dict[ast.AST, ast.AST]
+    loads: list[ast.Name]
+
+    @staticmethod
+    def of(function: Callable[..., Any]) -> _Code | None:
+        """The code, None where there is none to see."""
+        try:
+            own = inspect.unwrap(function)
+            lines, first = inspect.getsourcelines(own)
+            code = ast.increment_lineno(ast.parse(textwrap.dedent("".join(lines))), first - 1)
+        except (OSError, TypeError, SyntaxError):
+            return None
+        above = {child: node for node in ast.walk(code) for child in ast.iter_child_nodes(node)}
+        loads = [node for node in ast.walk(code) if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Load)]
+        local = {*own.__code__.co_varnames, *own.__code__.co_cellvars, *own.__code__.co_freevars}
+        names = {name: value for name, value in own.__globals__.items() if name not in local}
+        return _Code(own.__code__.co_filename, names, above, loads)
+
+    def uses(self, name: str, left: Left) -> list[ast.Name]:
+        """Where a name is read in what is left."""
+        return [n for n in self.loads if n.id == name and not _is_in_what_is_gone(n, self.above, self.file, left)]
+
+    def meant(self, owner: nn.Module, node: ast.AST) -> Any:
+        """The value that an expression such as `self.layer[0].attn` or `TABLE.get(KEY)` means; None for all others."""
+        match node:
+            case ast.Name(id=name):
+                return owner if name == "self" else self.names.get(name)
+            case ast.Constant(value=constant):
+                return constant
+            case ast.Attribute(value=value, attr=name):
+                return getattr(self.meant(owner, value), name, None)
+            case ast.Subscript(value=value, slice=key):
+                within, at = self.meant(owner, value), self.meant(owner, key)
+                with suppress(IndexError, KeyError, TypeError):
+                    return within[at] if isinstance(within, nn.ModuleList | nn.ModuleDict | Mapping) else None
+            case ast.Call(func=ast.Attribute(value=value, attr=name), args=args) if name.startswith("get"):
+                within = self.meant(owner, value)
+                # Of tables alone: other functions may do more than find.
+                if isinstance(within, Mapping):
+                    return getattr(within, name)(*(self.meant(owner, one) for one in args))
+        return None
+
+    def bound_to(self, owner: nn.Module, name: str) -> list[Any]:
+        """All that a name may mean; `[None]` where that is not known."""
+        if name in self.names:
+            return [self.names[name]]
+        bound = [node for node in self.above if isinstance(node, ast.Name | ast.arg) and _is_bound(node, name)]
+        values = [
+            getattr(self.above[node], "value", None)
+            for node in bound
+            if isinstance(self.above[node], ast.Assign | ast.AnnAssign)
+        ]
+        known = len(values) == len(bound) and bool(bound)
+        return [self.meant(owner, value) for value in values if isinstance(value, ast.AST)] if known else [None]
+
+
+def _is_bound(node: ast.Name | ast.arg, name: str) -> bool:
+    return node.arg == name if isinstance(node, ast.arg) else node.id == name and isinstance(node.ctx, ast.Store)
 
 
 def _is_read(owner: nn.Module, function: Callable[..., Any], name: str, left: Left) -> bool:
     """Whether the code of a method of a module does more with an argument than hand it to what is gone."""
-    try:
-        own = inspect.unwrap(function)
-        lines, first = inspect.getsourcelines(own)
-        code = ast.increment_lineno(ast.parse(textwrap.dedent("".join(lines))), first - 1)
-    except (OSError, TypeError, SyntaxError):
+    code = _Code.of(function)
+    if code is None:
         return True
-    file = own.__code__.co_filename
-    above = {child: node for node in ast.walk(code) for child in ast.iter_child_nodes(node)}
-    loads = [node for node in ast.walk(code) if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Load)]
     known, pending = set[str](), [name]
     while pending:
         known.add(now := pending.pop())
-        for node in (node for node in loads if node.id == now):
-            if _is_in_what_is_gone(node, above, file, left):
-                continue
-            further = _handed_on(node, above, partial(_takes, owner, left=left))
+        for node in code.uses(now, left):
+            further = _handed_on(node, code, partial(_takes, owner, code, left=left))
             if further is None:
                 return True
             pending += [other for other in further if other not in known]
     return False
+
+
+def _keywords_read(owner: nn.Module, function: Callable[..., Any], name: str, left: Left) -> set[str] | None:
+    """The names under which the code of a method reads what is in its `**kwargs`; None where it may read all of it."""
+    code, found = _Code.of(function), set[str]()
+    for node in [] if code is None else code.uses(name, left):
+        assert code is not None
+        names = _keywords_at(owner, node, code, left)
+        if names is None:
+            return None
+        found |= names
+    return None if code is None else found
+
+
+def _keywords_at(owner: nn.Module, node: ast.Name, code: _Code, left: Left) -> set[str] | None:
+    by = code.above[node]
+    over = code.above[by]
+    match by, over:
+        case ast.keyword(arg=None), ast.Call():
+            callees = _callees(owner, over, code, left)
+            return None if callees is None else _united(_taken_by_name(*one, over, left) for one in callees)
+        case ast.Subscript(slice=ast.Constant(value=str(key))), _:
+            return {key}
+        case ast.Attribute(attr="get" | "pop"), ast.Call(args=[ast.Constant(value=str(key)), *_]):
+            return {key}
+        case ast.Compare(left=ast.Constant(value=str(key)), ops=[ast.In() | ast.NotIn()]), _:
+            return {key}
+    return None
+
+
+def _united(found: Iterable[set[str] | None]) -> set[str] | None:
+    names = set[str]()
+    for some in found:
+        if some is None:
+            return None
+        names |= some
+    return names
+
+
+def _taken_by_name(
+    inner: nn.Module, function: Callable[..., Any], first: int, call: ast.Call, left: Left
+) -> set[str] | None:
+    """The names that a function reads of the keywords that it is handed, beside the arguments that the call gives."""
+    found, given = set[str](), {keyword.arg for keyword in call.keywords}
+    placed = itertools.takewhile(lambda one: not isinstance(one, ast.Starred), call.args)
+    for parameter in list(inspect.signature(function).parameters.values())[first + len(list(placed)) :]:
+        name = parameter.name
+        if parameter.kind is parameter.VAR_KEYWORD:
+            rest = _keywords_read(inner, function, name, left)
+            return None if rest is None else found | (rest - given)
+        if (
+            parameter.kind is not parameter.VAR_POSITIONAL
+            and name not in given
+            and _is_read(inner, function, name, left)
+        ):
+            found.add(name)
+    return found
 
 
 def _is_in_what_is_gone(node: ast.AST, above: dict[ast.AST, ast.AST], file: str, left: Left) -> bool:
@@ -95,61 +229,65 @@ def _is_in_what_is_gone(node: ast.AST, above: dict[ast.AST, ast.AST], file: str,
     return False
 
 
-def _lines(file: str, statements: Sequence[ast.stmt]) -> set[Line]:
+def _lines(file: str, statements: Sequence[ast.stmt | ast.expr]) -> set[Line]:
     """The lines of statements."""
     spans = ((one.lineno, one.end_lineno or one.lineno) for one in statements)
     return {(file, number) for first, last in spans for number in range(first, last + 1)}
 
 
-def _handed_on(
-    node: ast.expr, above: dict[ast.AST, ast.AST], takes: Callable[[ast.Call, ast.AST], bool]
-) -> list[str] | None:
+def _handed_on(node: ast.expr, code: _Code, takes: Callable[[ast.Call, ast.AST], bool]) -> list[str] | None:
     """The other names that a value gets where it is handed on; None where it is read."""
-    used, by = node, above[node]
+    used, by = node, code.above[node]
     while isinstance(by, ast.Starred) or (isinstance(by, ast.IfExp) and used is not by.test):
-        used, by = by, above[by]
+        used, by = by, code.above[by]
     if isinstance(by, ast.Assign) and all(isinstance(target, ast.Name) for target in by.targets):
         return [target.id for target in by.targets if isinstance(target, ast.Name)]
-    call = above[by] if isinstance(by, ast.keyword) else by
+    call = code.above[by] if isinstance(by, ast.keyword) else by
     return [] if isinstance(call, ast.Call) and used is not call.func and takes(call, used) else None
 
 
-def _takes(owner: nn.Module, call: ast.Call, used: ast.AST, *, left: Left) -> bool:
-    """Whether a call in the code of a module hands an argument to what is gone alone."""
-    callee = _meant(owner, call.func)
-    if isinstance(callee, nn.Module) and callee not in left.modules:
-        return True
-    if callee is None and isinstance(call.func, ast.Attribute) and _meant(owner, call.func.value) is owner:
-        # A child that the module may have, and has not.
-        return True
-    if isinstance(callee, nn.Module):
-        inner, function = callee, vars(callee).get("forward", type(callee).forward)
-    elif inspect.ismethod(callee) and callee.__self__ is owner:
-        inner, function = owner, callee.__func__
-    else:
-        return False
+def _takes(owner: nn.Module, code: _Code, call: ast.Call, used: ast.AST, *, left: Left) -> bool:
+    """Whether a call in the code of a module hands an argument to what does not read it."""
+    callees = _callees(owner, call, code, left)
+    return callees is not None and not any(_reads(*one, call, used, left) for one in callees)
+
+
+def _reads(
+    inner: nn.Module, function: Callable[..., Any], first: int, call: ast.Call, used: ast.AST, left: Left
+) -> bool:
+    """Whether a function reads what a call hands to it."""
     keyword = next((one for one in call.keywords if one.value is used), None)
-    if keyword is None and any(isinstance(one, ast.Starred) for one in call.args):
-        return False
-    parameters = list(inspect.signature(function).parameters.values())[0 if inspect.ismethod(function) else 1 :]
+    parameters = list(inspect.signature(function).parameters.values())[first:]
     if keyword is None:
+        if any(isinstance(one, ast.Starred) for one in call.args):
+            return True
         number = next(i for i, one in enumerate(call.args) if one is used)
         found = [p.name for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)][number:][:1]
     else:
         found = [p.name for p in parameters if p.name == keyword.arg]
-    return bool(found) and not _is_read(inner, function, found[0], left)
+    if found or keyword is None or keyword.arg is None:
+        return not found or _is_read(inner, function, found[0], left)
+    rest = next((p.name for p in parameters if p.kind is p.VAR_KEYWORD), None)
+    names = None if rest is None else _keywords_read(inner, function, rest, left)
+    return names is None or keyword.arg in names
 
 
-def _meant(owner: nn.Module, code: ast.expr) -> Any:
-    """The module or method that an expression such as `self.layer[0].attn` means; None for all others."""
-    if isinstance(code, ast.Name):
-        return owner if code.id == "self" else None
-    if isinstance(code, ast.Attribute):
-        return getattr(_meant(owner, code.value), code.attr, None)
-    if isinstance(code, ast.Subscript):
-        within = _meant(owner, code.value)
-        try:
-            return within[ast.literal_eval(code.slice)] if isinstance(within, nn.ModuleList | nn.ModuleDict) else None
-        except (ValueError, IndexError, KeyError, TypeError):
-            return None
-    return None
+_Callee = tuple[nn.Module, Callable[..., Any], int]
+
+
+def _callees(owner: nn.Module, call: ast.Call, code: _Code, left: Left) -> list[_Callee] | None:
+    """The functions that a call in the code of a module runs, each with its module and its first parameter to be given.
+
+    None of what is gone; None in all where they are not known.
+    """
+    callee = code.meant(owner, call.func)
+    if isinstance(callee, nn.Module):
+        function = vars(callee).get("forward", type(callee).forward)
+        return [(callee, function, 0 if inspect.ismethod(function) else 1)] if callee in left.modules else []
+    if callee is None and isinstance(call.func, ast.Attribute) and code.meant(owner, call.func.value) is owner:
+        # A child that the module may have, and has not.
+        return []
+    if inspect.ismethod(callee) and callee.__self__ is owner:
+        return [(owner, callee.__func__, 1)]
+    functions = code.bound_to(owner, call.func.id) if isinstance(call.func, ast.Name) else [callee]
+    return [(owner, function, 0) for function in functions] if all(map(inspect.isfunction, functions)) else None

@@ -22,6 +22,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from repl_fx._torch import backward_pass
+from repl_fx.errors import CallRefused
 from repl_fx.in_place.wrapped_forward import WrappedForward
 from repl_fx.surrogates.shared.borrowed_maps import BorrowedMap
 from repl_fx.surrogates.shared.recompute import RecomputedAttention
@@ -93,26 +94,26 @@ class KeptCall:
                 backward pass, the call is the same.
 
         Raises:
-            RuntimeError: the module has not run since, or has run without gradients that are wanted now.
+            CallRefused: the module has not run since, or has run without gradients that are wanted now.
         """
         known: AttentionCall | None = self._taken.get(stream) if backward_pass() >= 0 else None
         if known is not None:
             return known
         call, made_in, with_gradients = self._kept.pop(this_thread(), (None, 0, True))
         if call is None and backward_pass() >= 0:
-            raise RuntimeError(
+            raise CallRefused(
                 f"a surrogate that mixes by the attention map of {self.path} is computed again in the backward pass, "
                 "on a copy of its input; checkpoint with use_reentrant=False"
             )
         if call is None or made_in != backward_pass():
             kind = "scaled_dot_product_attention" if self.source.scaled else "matmul"
-            raise RuntimeError(
+            raise CallRefused(
                 f"a surrogate mixes by the attention map of {self.path}, which has made none by {kind} since, "
                 "as it did when the model was captured; run the blocks in the model's order, and do not change how the "
                 "model computes attention"
             )
         if torch.is_grad_enabled() and not with_gradients and stream.requires_grad:
-            raise RuntimeError(
+            raise CallRefused(
                 f"a surrogate mixes by the attention map of {self.path}, which was made without gradients; checkpoint "
                 "with use_reentrant=False"
             )
@@ -209,14 +210,14 @@ class BorrowedAttention:
         batch = call.queries.shape[0]
         if cache is None:
             if reach * batch * x.shape[-1] != x.numel():
-                raise RuntimeError(
+                raise CallRefused(
                     f"{self.kept.path} attends to {reach} positions, and the surrogate of {self.block} has values of "
                     f"{x.numel() // x.shape[-1] // batch}; run without a cache, or with one of transformers"
                 )
             mixed: Tensor = layer(x, weight_in, weight_out, bias_in, bias_out, *given)
             return mixed
         if self.index is None:
-            raise RuntimeError(f"the surrogate of {self.block} has no place in a {type(cache).__name__}; run without")
+            raise CallRefused(f"the surrogate of {self.block} has no place in a {type(cache).__name__}; run without")
         first = cache.get_seq_length(self.index) == 0 and reach * batch * x.shape[-1] == x.numel()
         if first:
             # As without a cache, to the last bit of the gradients.
@@ -244,7 +245,7 @@ class BorrowedAttention:
         if queries.shape[-2] != positions:
             # The queries that share keys may lie where positions do, where there is one position.
             if positions != 1 or queries.shape[-2] * queries.shape[1] != source.queries.total:
-                raise RuntimeError(
+                raise CallRefused(
                     f"{self.kept.path} asks from {queries.shape[-2]} positions, and the surrogate of {self.block} has "
                     f"{positions}"
                 )

@@ -242,19 +242,20 @@ class Cut:
             return Constant(None)
         return Passed(self.given[node]) if node in self.given else node
 
-    def _read(self, needed: Collection[fx.Node]) -> tuple[str, ...]:
-        """The arguments that have to be as in the trace."""
+    def _read(self, needed: Collection[fx.Node]) -> tuple[tuple[str, ...], ...]:
+        """The arguments that have to be as in the trace; see `arguments_read`."""
+        before = lines_of(self.block.nodes)
         if not self.surrogate.reads_stream_alone:
-            return tuple(inspect.signature(self.source.forward).parameters)
+            return tuple(arguments_read(self.source, Left(set(self.source.modules()), before, before)))
         stays = [node for node in needed if "replaces" not in node.meta]
         # Layers by their calls and their parameters; what is between them by the modules whose code it is.
         places = [f"{place}." for node in needed for place in (str(node.target), *module_stack(node))]
         inside = self.source.named_modules()
         modules = {m for name, m in inside if any(p.startswith(f"{qualified_name(self.path, name)}.") for p in places)}
-        read = arguments_read(self.source, Left(modules, lines_of(self.block.nodes), lines_of(stays)))
         # Objects such as caches are read and changed, and say nothing by their kind.
         objects = {place[0] for place, value in self.call.given.items() if _is_object(value)}
-        return tuple(name for name in read if name not in objects)
+        read = arguments_read(self.source, Left(modules, before, lines_of(stays)))
+        return tuple(place for place in read if place[0] not in objects)
 
     def _neighbour(self) -> tuple[str, Any, ResultForm] | None:
         """The structure of the result of the kept block before, where a call of the block can have flags."""

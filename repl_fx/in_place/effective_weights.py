@@ -6,6 +6,7 @@ from typing import Any
 
 from torch import nn
 
+from repl_fx.errors import CallRefused
 from repl_fx.graph.captured import attribute
 
 
@@ -30,7 +31,7 @@ def weight_now(model: nn.Module, path: str) -> Any:
         if adapter not in getattr(module, "lora_A", {}):
             continue
         if getattr(module, "use_dora", {}).get(adapter) or getattr(module, "lora_bias", {}).get(adapter):
-            raise RuntimeError(
+            raise CallRefused(
                 f"a surrogate is made from {path}, to which the adapter {adapter} does more than add; use plain LoRA"
             )
         value = value + module.get_delta_weight(adapter)

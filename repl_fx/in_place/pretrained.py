@@ -1,10 +1,16 @@
-"""The `save_pretrained` of a model in place, which writes an artifact too, and the `from_pretrained` of its class."""
+"""The `save_pretrained` of a model in place, which writes an artifact too, and the `from_pretrained` of its class.
+
+transformers writes some models under other names than their own (`vit.encoder.layer.0` for `vit.layers.0`), and its
+Trainer reads such a file back with `load_state_dict`. A model in place takes both, by transformers' own conversions.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from types import SimpleNamespace
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 
 class SavePretrained:
@@ -37,9 +43,53 @@ def complete_(model: nn.Module) -> None:
     """Give a model that has a `save_pretrained` one whose directories `repl_fx.load` reads, or none but it."""
     if callable(getattr(model, "save_pretrained", None)):
         vars(model)["save_pretrained"] = SavePretrained(model)
+        model.register_load_state_dict_pre_hook(_take_written_names_)
 
 
 def has_from_pretrained(model: nn.Module) -> bool:
     """Whether a class of a model, or of a module in it, builds models and gives them the weights whose names fit."""
     # `nn.Embedding` has a `from_pretrained`, which takes a tensor.
     return any(hasattr(type(module), "save_pretrained") for module in model.modules())
+
+
+def with_own_names(model: nn.Module, written: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Tensors that transformers wrote of a model, under the model's own names and in its own form.
+
+    Those that are under such names already, and those of which transformers knows nothing, stay as they are.
+    """
+    own = model.state_dict(keep_vars=True).keys()
+    foreign = {name: tensor for name, tensor in written.items() if name not in own}
+    rest = {name: tensor for name, tensor in written.items() if name in own}
+    try:
+        from transformers import PreTrainedModel
+        from transformers.conversion_mapping import get_model_conversion_mapping
+        from transformers.core_model_loading import PrefixChange, WeightRenaming, revert_weight_conversion
+    except ImportError:
+        # Versions that have no conversions write the model's own names.
+        return dict(written)
+    if not foreign or not isinstance(model, PreTrainedModel):
+        return dict(written)
+    known = getattr(model, "_weight_conversions", None)
+    if known is None:
+        # A prefix is written only where one was read.
+        known = [
+            one for one in get_model_conversion_mapping(model, add_legacy=False) if not isinstance(one, PrefixChange)
+        ]
+    for renames in (True, False):
+        steps = [one.reverse_transform() for one in reversed(known) if isinstance(one, WeightRenaming) is renames]
+        # What transformers reverts is the reverse, so that tensors are converted as it does when it loads them.
+        back: Any = SimpleNamespace(
+            _weight_conversions=steps or None, config=model.config, named_modules=model.named_modules
+        )
+        foreign = revert_weight_conversion(back, foreign) if steps else foreign
+    return rest | foreign
+
+
+def _take_written_names_(model: nn.Module, state: dict[str, Any], prefix: str, *_: Any) -> None:
+    """Before a model loads tensors: give those that transformers wrote the model's own names."""
+    mine = {name.removeprefix(prefix): tensor for name, tensor in state.items() if name.startswith(prefix)}
+    named = with_own_names(model, mine)
+    if named.keys() != mine.keys():
+        for name in mine:
+            del state[prefix + name]
+        state.update({prefix + name: tensor for name, tensor in named.items()})

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from repl_fx._torch import SYMBOLIC, function_of, pytree
+from repl_fx.errors import CallRefused
 from repl_fx.graph.boundaries import places
 from repl_fx.graph.captured import RefersToModules, has_effect, keep_pinned
 from repl_fx.graph.decisions import jump_over_, settle_decisions_
@@ -43,19 +44,26 @@ class Argument:
         """The tensor among the arguments of a call.
 
         Raises:
-            RuntimeError: the argument is no tensor of such sizes.
+            CallRefused: the argument is no tensor of such sizes.
         """
         value = _at(arguments, self.place)
         if not isinstance(value, Tensor):
-            raise RuntimeError(
+            raise CallRefused(
                 f"the surrogate of {block} computes with {self}, which was a tensor when the model was captured and is "
                 f"{_in_short(value)} now; capture the model with inputs that leave it out, or use the graph"
             )
         if value.ndim != self.dims or any(value.shape[dim] != size for dim, size in self.sizes.items()):
             known = ", ".join(str(self.sizes.get(dim, "any")) for dim in range(self.dims))
-            raise RuntimeError(
+            batch = self.sizes.get(0)
+            # Of a loader, mostly, whose last batch is not full.
+            advice = (
+                "capture the model with such inputs"
+                if value.ndim != self.dims or batch in (None, value.shape[0])
+                else f"give it batches of {batch}: drop_last=True, or --full-batches --batch-size {batch}"
+            )
+            raise CallRefused(
                 f"the surrogate of {block} was captured with {self} of shape ({known}), and is called with "
-                f"{tuple(value.shape)}"
+                f"{tuple(value.shape)}; {advice}"
             )
         return value
 
@@ -213,8 +221,8 @@ class StandIn(RefersToModules):
         result: the structure of the block's result.
         leaves: the leaves of the result.
         known: the leaves of the arguments in the trace.
-        read: the names of the arguments that have to be as they were: all, or those that what stays of a block reads
-            where the surrogate depends on the stream alone.
+        read: the places of the arguments that have to be as they were, each with all that is in it: those that the
+            block reads, or what stays of it where the surrogate depends on the stream alone.
         neighbour: path of a kept block of the repeat, the structure of its result in the trace, and at its last call.
         names: for a surrogate that swaps parameters: their names in the block, in the order of the graph's results.
         around: the model, in a tuple, for a module as an attribute would be registered and contain itself.
@@ -229,7 +237,7 @@ class StandIn(RefersToModules):
     result: pytree.TreeSpec
     leaves: tuple[Made | Passed | Constant, ...]
     known: Mapping[tuple[Any, ...], Any]
-    read: Collection[str]
+    read: Collection[tuple[str, ...]]
     neighbour: tuple[str, pytree.TreeSpec, ResultForm] | None = None
     names: tuple[str, ...] = ()
     around: tuple[nn.Module, ...] = ()
@@ -267,11 +275,15 @@ class StandIn(RefersToModules):
 
     def _require_as_known(self, arguments: Mapping[str, Any]) -> None:
         """Refuse arguments of another kind than in the trace: the graph has the block's answer to those alone."""
-        given = dict(places({name: arguments[name] for name in self.read}))
+        given = dict(places({name: arguments[name] for name in {place[0] for place in self.read}}))
         tensors = [argument.place for argument in self.arguments]
         for place in {**self.known, **given}:
             # Tensors that the graph reads are looked at when it does.
-            if place[0] not in self.read or place[-1] in _SAY_WHAT_TO_RETURN or place in tensors:
+            if (
+                (place[:1] not in self.read and place[:2] not in self.read)
+                or place[-1] in _SAY_WHAT_TO_RETURN
+                or place in tensors
+            ):
                 continue
             was, value = self.known.get(place), given.get(place)
             # The kept block makes the map with the cache, whether one was there in the trace or not.
@@ -279,7 +291,7 @@ class StandIn(RefersToModules):
                 continue
             if not _as_known(was, value):
                 name = ".".join(map(str, place))
-                raise RuntimeError(
+                raise CallRefused(
                     f"the surrogate of {self.block} was captured with {name} = {_in_short(was)}, and is called with "
                     f"{_in_short(value)}; capture the model with such inputs"
                 )
@@ -289,7 +301,7 @@ class StandIn(RefersToModules):
             return
         path, was, form = self.neighbour
         if form.last is not None and form.last != was:
-            raise RuntimeError(
+            raise CallRefused(
                 f"{path} returns {form.last.num_leaves} values now, and returned "
                 f"{was.num_leaves} when the model was captured; its surrogate neighbour "
                 f"{self.block} cannot follow; capture the model with the flags of this call"

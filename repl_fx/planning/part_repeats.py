@@ -18,6 +18,8 @@ from repl_fx.tracing.parts.capture import CapturedParts, graphs_in, qualified_na
 
 # The word before the shape of a tensor of fractions.
 _PRECISION = re.compile(r"\b(?:bfloat|float|complex)\d\w*(?=\[)")
+# The rate of a dropout that was built as 0.0, which a trainer may have turned off again as 0.
+_NO_RATE = re.compile(r"(?<= p=0)\.0(?!\d)")
 
 
 @dataclass(frozen=True)
@@ -101,7 +103,7 @@ def lines_made(module: nn.Module) -> tuple[str, ...]:
     Precision, and subclasses that a library makes of a layer's class to wrap it, leave no trace in it.
     """
     text = _text({path: lines_of_code(gm) for path, gm in graphs_in(module).items()}, module)
-    return tuple(_PRECISION.sub("", line) for line in text)
+    return tuple(_NO_RATE.sub("", _PRECISION.sub("", line)) for line in text)
 
 
 def _text(graphs: Mapping[str, Iterable[str]], model: nn.Module) -> tuple[str, ...]:

@@ -18,6 +18,7 @@ import textwrap
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import takewhile
 from types import CodeType, FunctionType, ModuleType
 
 # Libraries whose objects, classes and modules are no part of a model's own state.
@@ -116,11 +117,15 @@ def names_in(code: CodeType) -> Names:
 def _given_name(steps: Sequence[dis.Instruction]) -> str | None:
     """The constant that a call takes as its second argument, where the first is an object or an attribute of one."""
     loads = 0
-    for step in steps:
+    for number, step in enumerate(steps):
         loads += step.opname not in ("LOAD_ATTR", "CACHE")
         if not step.opname.startswith(("LOAD_", "CACHE")):
             return None
         if loads == 2:
+            rest = takewhile(lambda one: "CALL" not in one.opname, steps[number:])
+            # The first word of a name that is put together.
+            if any(one.opname.startswith(("FORMAT_", "BUILD_STRING", "BINARY_")) for one in rest):
+                return None
             return step.argval if isinstance(step.argval, str) and step.opname == "LOAD_CONST" else None
     return None
 

@@ -32,7 +32,7 @@ from torch.utils import _pytree as pytree
 from repl_fx.graph.captured import is_traced_constant
 from repl_fx.graph.kinds import kind_of
 from repl_fx.graph.runtime import check_least
-from repl_fx.running.code_names import codes_in, is_own_code
+from repl_fx.running.code_names import codes_in, is_own_code, names_in
 from repl_fx.running.holders import NOTES, OWN_ATTRIBUTES
 from repl_fx.running.opaque_outputs import PLAIN
 
@@ -82,14 +82,15 @@ def lines_of_module(module: nn.Module, path: str) -> Iterator[str]:
 def lines_around(model: nn.Module, parts: Collection[str]) -> Iterator[str]:
     """The text of what stays Python around captured parts: classes, their code, and their settings.
 
-    An attribute that a forward changes, such as a counter, is no setting: of classes other than PyTorch's own, settings
-    are the numbers and words that no method but `__init__` assigns.
+    An attribute that a forward changes, such as a counter, is no setting, nor is one that no forward reads: of classes
+    other than PyTorch's own, settings are the numbers and words that no method but `__init__` assigns.
 
     Args:
         parts: paths of modules that are left out, with all that is in them.
     """
     kinds: set[Any] = {type(module) for module in model.modules()}
     assigned = frozenset[str]().union(*map(_assigned, kinds))
+    read = _named_by_forwards(kinds)
     for path, module in model.named_modules():
         if not any(path == part or path.startswith(f"{part}.") for part in parts):
             settings = _settings(module)
@@ -99,7 +100,10 @@ def lines_around(model: nn.Module, parts: Collection[str]) -> Iterator[str]:
                 settings = {
                     name: value
                     for name, value in settings.items()
-                    if name not in assigned and (private or not name.startswith("_")) and _is_fixed(value)
+                    if name not in assigned
+                    and (read is None or name in read)
+                    and (private or not name.startswith("_"))
+                    and _is_fixed(value)
                 }
             yield f"{path}: {_describe(_written(type(module)))} {_attributes(settings)}".rstrip()
 
@@ -140,6 +144,33 @@ def _assigned(kind: type) -> frozenset[str]:
                     steps = chain.from_iterable(map(dis.get_instructions, codes_in(code)))
                     found.update(str(s.argval) for s in steps if s.opname in ("STORE_ATTR", "DELETE_ATTR"))
     return frozenset(found)
+
+
+def _named_by_forwards(kinds: Iterable[type]) -> Collection[str] | None:
+    """The attributes that forwards of classes, and methods that these name, may read; None where that may be any.
+
+    What the class of a forward assigns in its `__init__` counts: a function that is handed the module may read it.
+    """
+    parts = {part for kind in kinds for part in inspect.getmro(kind) if not part.__module__.startswith("torch.")}
+    own = [vars(part)["__init__"] for part in parts if {"forward", "__init__"} <= vars(part).keys()]
+    known, pending = set[str](), {"forward"}.union(*(names_in(code).stored for init in own for code in _codes(init)))
+    while pending:
+        known.add(now := pending.pop())
+        for part in parts:
+            for names in map(names_in, _codes(vars(part).get(now))):
+                # Libraries make names of their modules, and of what is in their configs.
+                if names.any_attribute and is_own_code(part):
+                    return None
+                pending |= names.attributes - known
+    return known
+
+
+def _codes(value: Any) -> Iterator[CodeType]:
+    """The code of a method or a property of a class, and of what it is wrapped around."""
+    for function in (value.fget, value.fset) if isinstance(value, property) else (getattr(value, "__func__", value),):
+        while isinstance(function, FunctionType):
+            yield function.__code__
+            function = getattr(function, "__wrapped__", None)
 
 
 def code_of(model: nn.Module) -> str:

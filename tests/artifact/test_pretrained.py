@@ -153,6 +153,49 @@ def test_shards_become_one_file_and_a_given_state_is_what_is_written(tmp_path: P
     assert torch.equal(_logits(repl_fx.load(tmp_path)), _logits(expected))
 
 
+def _vit(**options: Any) -> tuple[Any, Tensor]:
+    sizes = {"hidden_size": 16, "num_hidden_layers": 3, "num_attention_heads": 2, "intermediate_size": 32}
+    config = transformers.ViTConfig(**sizes, image_size=16, patch_size=8, num_labels=3, **options)
+    torch.manual_seed(0)
+    return transformers.ViTForImageClassification(config), torch.randn(2, 3, 16, 16)
+
+
+@pytest.mark.parametrize("shards", ["50GB", "8KB"])
+def test_names_are_those_that_transformers_writes_and_lead_back(tmp_path: Path, shards: str) -> None:
+    source, x = _vit()
+    model: Any = repl_fx.transform(source, (x,), surrogate="coarse", copy=True).model.eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.1)
+    model.save_pretrained(tmp_path / "net", max_shard_size=shards)
+    source.save_pretrained(tmp_path / "source")
+    written, kept = load_file(tmp_path / "net" / WEIGHTS), load_file(tmp_path / "source" / WEIGHTS)
+    assert {name for name in written if ".surrogate." not in name} <= kept.keys()
+    assert any(name not in model.state_dict() for name in written)
+    for again in (repl_fx.load(tmp_path / "net"), repl_fx.load(tmp_path / "net", _vit()[0])):
+        assert all(map(torch.equal, again.state_dict().values(), model.state_dict().values()))
+    graph = repl_fx.load(tmp_path / "net", in_place=False)
+    torch.testing.assert_close(graph(x)["logits"], model(x).logits)
+    # As the Trainer of transformers reads it, in a wrapper too.
+    for wrapped in (lambda one: one, lambda one: nn.ModuleDict({"inner": one})):
+        fresh: Any = repl_fx.load(tmp_path / "net")
+        with torch.no_grad():
+            fresh.classifier.weight.zero_()
+            fresh.vit.layers[0].mlp.fc1.weight.zero_()
+        prefix = "" if wrapped(fresh) is fresh else "inner."
+        wrapped(fresh).load_state_dict({prefix + name: tensor for name, tensor in written.items()})
+        assert torch.equal(fresh(x).logits, model(x).logits)
+
+
+def test_attributes_that_no_forward_reads_leave_checkpoints_artifacts(tmp_path: Path) -> None:
+    model = _in_place()
+    model.accepts_loss_kwargs, model.is_parallelizable, model.model_parallel = False, True, False
+    model.name_or_path, model.hf_device_map, model.tags = "net", {"": 0}, ["x"]
+    model.config.mine, model.loss_type = 3, None
+    model.save_pretrained(tmp_path)
+    assert torch.equal(_logits(repl_fx.load(tmp_path)), _logits(model))
+
+
 def test_another_process_than_the_main_one_writes_nothing(tmp_path: Path) -> None:
     _in_place().save_pretrained(tmp_path, is_main_process=False)
     assert not (tmp_path / MANIFEST).exists()

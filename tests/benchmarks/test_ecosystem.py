@@ -8,9 +8,10 @@ from pathlib import Path
 import pytest
 
 from benchmarks import ecosystem
-from benchmarks.ecosystem import WORKS, Cell, Row, in_a_line, tried
+from benchmarks.ecosystem import WORKS, Cell, Row, in_a_line, trainers_table, tried
 from benchmarks.habits.registry import Failed, Habit, habits
 from benchmarks.habits.subject import FORMS, GRAPH, IN_PLACE, SOURCE, VIT, Subject
+from benchmarks.habits.trainers import SHAPES, TRAINERS
 
 DOCS = Path(__file__).parents[2] / "docs"
 
@@ -39,6 +40,39 @@ def test_the_page_names_every_habit() -> None:
         assert not row["cells"][IN_PLACE]["fails"] or row["cells"][SOURCE]["fails"]
     assert len(rows) > 20
     assert all(name in untried for name in known)
+
+
+def test_the_page_has_each_trainer_with_each_surrogate() -> None:
+    report = json.loads((DOCS / "ecosystem.json").read_text())
+    table = (DOCS / "ecosystem.md").read_text().partition("## Trainers")[2]
+    assert table == "\n".join(["", *trainers_table(report["trainers"])[2:]]) + table[table.index("\n\nMade by `") :]
+    assert list(report["trainers"]) == list(SHAPES)
+    for shape, row in report["trainers"].items():
+        assert f"| {SHAPES[shape].model} | auto" in table
+        assert list(row["cells"]) == list(TRAINERS)
+        for cells in row["cells"].values():
+            assert list(cells) == list(row["surrogates"])
+            assert not [name for name, cell in cells.items() if cell["fails"]]
+
+
+def test_a_cell_of_a_trainer_names_what_works_and_notes_why_not() -> None:
+    works, noted = ({"says": WORKS, "remarks": remarks} for remarks in ([], ["so"]))
+    fails = {"says": "because", "remarks": []}
+    rows = {
+        shape: {"surrogates": {"auto": "reuse", "blend": "blend"}, "cells": dict.fromkeys(TRAINERS, cells)}
+        for shape, cells in (
+            ("BERT", {"auto": works, "blend": works}),
+            ("ViT", {"auto": noted, "blend": fails}),
+            ("Llama", {"auto": fails, "blend": fails}),
+        )
+    }
+    lines = trainers_table(rows)
+    assert [line.split(" | ")[2] for line in lines if "auto (reuse), blend |" in line] == [
+        "all",
+        "auto (1), not blend (2)",
+        "— (2)",
+    ]
+    assert lines[-2:] == ["1. so", "2. because"]
 
 
 def _habit(fails: set[str], **options: object) -> Habit:

@@ -242,6 +242,59 @@ def test_a_tensor_that_a_surrogate_computes_with_has_to_be_there() -> None:
         model.blocks[1](NARROW[..., :4], NARROW)
 
 
+class _OfOneBatch(nn.Module):
+    """Takes no other batch than it was made for."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.blocks, self.place = nn.ModuleList(_Adds(8) for _ in range(3)), nn.Parameter(torch.zeros(2, 6, 8))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = torch.cat([x, self.place])[: len(self.place)] + self.place
+        for block in self.blocks:
+            x = block(x)
+        return x
+
+
+def test_a_batch_that_is_not_full_is_refused_as_a_users_affair() -> None:
+    model: Any = transformed(_OfOneBatch(), (NARROW,), surrogate="bottleneck").model.eval()
+    with pytest.raises(
+        repl_fx.ReplFxError, match=r"called with \(1, 6, 8\); give it batches of 2: drop_last=True, or --f"
+    ):
+        model.blocks[1](NARROW[:1])
+
+
+class _Handed(MlpBlock):
+    def forward(self, x: Tensor, mask: Tensor | None = None, **kwargs: Any) -> Tensor:
+        return super().forward(_scaled(x, mask, **kwargs))
+
+
+def _scaled(x: Tensor, mask: Tensor | None = None, scale: float | None = None, **kwargs: Any) -> Tensor:
+    return x if scale is None else x * scale
+
+
+class _HandsAllOn(nn.Module):
+    """Hands what it is given on to all blocks, as models of transformers do."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.blocks = nn.ModuleList(_Handed(8) for _ in range(3))
+
+    def forward(self, x: Tensor, **kwargs: Any) -> Tensor:
+        for block in self.blocks:
+            x = block(x, **kwargs)
+        return x
+
+
+def test_keywords_that_no_code_of_the_block_reads_change_nothing() -> None:
+    model: Any = transformed(_HandsAllOn(), (NARROW,), surrogate="bottleneck").model.eval()
+    plain = model(NARROW)
+    assert torch.equal(model(NARROW, num_items_in_batch=torch.tensor(3), note="x"), plain)
+    assert torch.equal(model(NARROW, mask=torch.ones(2, 6)), plain)
+    with pytest.raises(repl_fx.ReplFxError, match=r"was captured with kwargs.scale = None, and is called with 2.0"):
+        model(NARROW, scale=2.0)
+
+
 class _Masked(nn.Module):
     """Pictures through blocks that may be masked."""
 

@@ -60,3 +60,5 @@ def test_the_text_of_what_was_made_is_without_precision() -> None:
     made = _made(0.25, torch.float32)
     assert made == _made(0.25, torch.bfloat16)
     assert made != _made(0.5, torch.float32) and made != _made(0.25, torch.int64)
+    # A trainer turns off what is off.
+    assert _made(0, torch.float32) == _made(0.0, torch.float32) != made

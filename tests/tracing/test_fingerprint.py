@@ -148,9 +148,33 @@ def test_what_stays_python_is_told_by_its_code_and_not_by_its_state() -> None:
     assert " code " in lines[0] and "_scale=0.5" in lines[0] and "limit=(2, 'rows')" in lines[0] and "p=0.3" in lines[1]
     model.count += 1
     assert list(lines_around(model, ["inner"])) == lines
+    # What libraries note on a model, and no forward reads.
+    model.accepts_loss_kwargs, model.name_or_path, model.is_parallelizable = False, "net", True  # type: ignore[assignment]
+    assert list(lines_around(model, ["inner"])) == lines
     model.limit = (3, "rows")
     assert list(lines_around(model, ["inner"])) != lines
     assert len(list(lines_around(model, []))) == 4
+
+
+class Late(nn.Module):
+    """Reads an attribute that may be set later, in a method that its forward names, and under a name that it makes."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x * self.factor * getattr(self, f"scale_{x.ndim}", 1.0)
+
+    @property
+    def factor(self) -> float:
+        return getattr(self, "late", 1.0)
+
+
+def test_attributes_that_a_forward_may_read_are_settings() -> None:
+    model = Late()
+    lines = list(lines_around(model, []))
+    model.late = 2.0
+    with_late = list(lines_around(model, []))
+    assert with_late != lines
+    model.scale_2 = 2.0
+    assert list(lines_around(model, [])) != with_late
 
 
 def test_long_tables_of_fractions_count_by_their_size_alone() -> None:
