@@ -113,6 +113,15 @@ WeightsOption = Annotated[
         rich_help_panel=_MODEL,
     ),
 ]
+FinderOption = Annotated[
+    str | None,
+    typer.Option(
+        "--finder",
+        metavar="NAME",
+        help="Take the repeats from this finder of an installed package.",
+        show_default=False,
+    ),
+]
 JsonOption = Annotated[
     bool,
     typer.Option(

@@ -133,6 +133,16 @@ def inspect_command(
     input_shape: common.ShapeOption = None,
     seed: common.SeedOption = 0,
     weights: common.WeightsOption = None,
+    blocks: Annotated[
+        str | None,
+        typer.Option(
+            "--blocks",
+            metavar="PATTERN",
+            help="Show the modules that a pattern names as a repeat, such as layers.*, in place of what is found.",
+            show_default=False,
+        ),
+    ] = None,
+    finder: common.FinderOption = None,
     data: DataOption = None,
     data_dir: DataDirOption = None,
     size: SizeOption = None,
@@ -163,7 +173,9 @@ def inspect_command(
         from repl_fx.costs import counted as costs
         from repl_fx.errors import BadInput
         from repl_fx.planning.blocks_table import blocks_table
-        from repl_fx.planning.part_repeats import find_in_parts, repeats_of
+        from repl_fx.planning.finders import by_options, without_patterns
+        from repl_fx.planning.part_repeats import find_in_parts, own_inside, repeats_of
+        from repl_fx.planning.written_options import parse_blocks
         from repl_fx.report import charts, documents, tables
 
         if data is None and (score != "influence" or greedy):
@@ -172,6 +184,11 @@ def inspect_command(
             raise BadInput("--greedy skips blocks by the loss; give --score loss")
         if data is not None and Path(spec).is_dir():
             raise BadInput(f"{spec} has blocks replaced, which cannot be scored any more; give the model itself")
+        patterns = parse_blocks(blocks) if blocks is not None else []
+        if without_patterns(patterns):
+            raise BadInput(f"--blocks {blocks!r} names no repeat; give a pattern of module names, such as layers.*")
+        if (patterns or finder) and Path(spec).is_dir():
+            raise BadInput(f"{spec} has the repeats that it was made with; leave out --blocks and --finder")
         pictures = [file for file in (html, svg, dot) if file is not None]
         if pictures:
             render_page = page_renderer("inspect --html, --svg and --dot")
@@ -199,7 +216,8 @@ def inspect_command(
             terminal.stage("capture")
             captured = capture_parts(target.module, target.inputs.args, target.inputs.kwargs)
             terminal.stage("find repeats")
-            repeats = repeats_of(find_in_parts(captured))
+            found_in_parts = find_in_parts(captured, by_options(captured, patterns, finder))
+            repeats = repeats_of(found_in_parts)
         terminal.stage("measure costs")
         after = None
         if target.artifact is None:
@@ -227,6 +245,7 @@ def inspect_command(
             terminal.show(*common.costs_lines(before))
         if data is not None:
             options: Any = {"samples": samples, "greedy": greedy, "progress": terminal.stage}
+            options["repeats"] = own_inside(found_in_parts)
             document["data"] = list(changes_of(samples_from, config, training=False))
             terminal.show(*common.data_lines(document["data"]))
             found = score_on_data(captured, samples_from, config, score, **options)

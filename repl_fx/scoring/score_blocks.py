@@ -25,6 +25,7 @@ from repl_fx.analysis.blocks import Repeat
 from repl_fx.arguments import in_words, require_module
 from repl_fx.errors import BadInput, ForeignError, close_matches, first_line, foreign_code
 from repl_fx.graph.recording import watched
+from repl_fx.planning.finders import require_repeats
 from repl_fx.planning.part_repeats import PartRepeats, find_in_parts, repeats_of
 from repl_fx.running.batches import Batch, Batches, Evaluation, Given, Loss, loss_of
 from repl_fx.running.example_inputs import ExampleInputs
@@ -51,7 +52,7 @@ def score_blocks(
         captured: the model, from `capture_parts` or `capture`; it is not changed.
         batches: an iterable of batches, or a function that returns one. A batch is a tensor, a tuple or list of
             arguments, or a dict of arguments by name; with a loss, a pair of that and of targets.
-        repeats: those whose blocks are scored; by default all of `find_repeats`.
+        repeats: those whose blocks are scored, of `find_repeats` or `repeat_of`; by default all that are found.
         loss: `loss(outputs, targets)`, the mean over a batch, for the scores that need one.
         kinds: of the scores: `influence`, `change`, `gradient`, `loss`.
         greedy: how many blocks to take out one after the other, each time the one without which the loss is lowest, as
@@ -256,6 +257,8 @@ def _captured(given: CapturedParts | fx.GraphModule) -> CapturedParts:
 
 def _found(captured: CapturedParts, repeats: Sequence[Repeat] | None) -> tuple[PartRepeats, ...]:
     """The parts of a model, with the repeats whose blocks are scored."""
+    if repeats is not None and any(isinstance(repeat, Repeat) and repeat.own for repeat in repeats):
+        return find_in_parts(captured, lambda part: require_repeats(part.graph_module, _within(part, repeats)))
     found = find_in_parts(captured)
     known = {repeat.name for repeat in repeats_of(found)}
     if not known:
@@ -270,6 +273,11 @@ def _found(captured: CapturedParts, repeats: Sequence[Repeat] | None) -> tuple[P
             f"no repeat {sorted(wanted - known)[0]!r}; the repeats of this model are {', '.join(sorted(known))}"
         )
     return tuple(_with(part, wanted) for part in found)
+
+
+def _within(part: Part, repeats: Sequence[Repeat]) -> list[Repeat]:
+    """Those of some repeats that are of the graph of a part."""
+    return [repeat for repeat in repeats if repeat.blocks[0].nodes[0].graph is part.graph_module.graph]
 
 
 def _with(part: PartRepeats, wanted: Collection[str]) -> PartRepeats:
