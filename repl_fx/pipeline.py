@@ -260,6 +260,7 @@ def make_plan(gm: fx.GraphModule, repeats: Sequence[Repeat], **options: Unpack[O
     """
     _require_known("make_plan", options)
     require_module("make_plan", gm, graph=True)
+    require_kind(repeats, Sequence, "make_plan takes for repeats what repl_fx.find_repeats(gm) returned")
     found = (PartRepeats.of("", gm, require_repeats(gm, repeats)),)
     if budget_among(options) is None:
         return _plan(found, options)
