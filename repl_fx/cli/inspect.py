@@ -173,7 +173,7 @@ def inspect_command(
         from repl_fx.costs import counted as costs
         from repl_fx.errors import BadInput
         from repl_fx.planning.blocks_table import blocks_table
-        from repl_fx.planning.finders import by_options, without_patterns
+        from repl_fx.planning.finders import by_options, finder_of, without_patterns
         from repl_fx.planning.part_repeats import find_in_parts, own_inside, repeats_of
         from repl_fx.planning.written_options import parse_blocks
         from repl_fx.report import charts, documents, tables
@@ -189,6 +189,8 @@ def inspect_command(
             raise BadInput(f"--blocks {blocks!r} names no repeat; give a pattern of module names, such as layers.*")
         if (patterns or finder) and Path(spec).is_dir():
             raise BadInput(f"{spec} has the repeats that it was made with; leave out --blocks and --finder")
+        if finder is not None:
+            finder_of(finder)
         pictures = [file for file in (html, svg, dot) if file is not None]
         if pictures:
             render_page = page_renderer("inspect --html, --svg and --dot")
@@ -198,6 +200,7 @@ def inspect_command(
         target = common.load_target(
             spec, model, input_shape=input_shape, seed=seed, device=device, trust=trust, weights=weights
         )
+        found_in_parts = None
         if target.artifact is not None:
             captured, repeats = target.artifact.result.captured_parts, target.artifact.result.repeats
         else:
@@ -245,14 +248,14 @@ def inspect_command(
             terminal.show(*common.costs_lines(before))
         if data is not None:
             options: Any = {"samples": samples, "greedy": greedy, "progress": terminal.stage}
-            options["repeats"] = own_inside(found_in_parts)
+            options["repeats"] = own_inside(found_in_parts or ())
             document["data"] = list(changes_of(samples_from, config, training=False))
             terminal.show(*common.data_lines(document["data"]))
             found = score_on_data(captured, samples_from, config, score, **options)
             terminal.show(str(found), tables.scores_table(found), charts.scores_chart(found, score))
             document["scores"] = documents.scores_document(found)
         if pictures:
-            shown = report_document(target, spec, terminal, captured)
+            shown = report_document(target, spec, terminal, captured, found_in_parts)
             if "scores" in document:
                 shown = msgspec.structs.replace(shown, scores=document["scores"])
             terminal.stage("draw")
