@@ -227,7 +227,8 @@ class _Fitting:
         chosen = []
         for number, (some, units) in enumerate(zip(moments, start.hidden, strict=True)):
             shifted = all(layer.bias is not None for layer in start.layers if layer.columns == number)
-            chosen.append(some.choose(readers_of(start, number, read), units.count, shifted=shifted))
+            readers = readers_of(start, number, read)
+            chosen.append(some.choose(readers, units.count, shifted=shifted, group=units.group))
         module = one.graph.get_submodule(str(node.target))
         for name, made in cut_layers(start.layers, read, chosen).items():
             module.get_parameter(name).copy_(made)
