@@ -197,7 +197,7 @@ class Narrow(Surrogate[NarrowConfig, NarrowMatch]):
                 }
         return made
 
-    def _count(self, size: int, group: int) -> int:
+    def _count(self, size: int, group: int = 1) -> int:
         if group > 1:
             return min(size, max(-(-_LEAST // group), round(self._ratio * size / group)) * group)
         count = max(_LEAST, round(self._ratio * size))
