@@ -18,6 +18,7 @@ from repl_fx.checkpoints.fitting import with_weights
 from repl_fx.costs.counted import Costs, measure_form
 from repl_fx.display.html import html_of
 from repl_fx.display.numbers import change, count
+from repl_fx.display.progress import shown, tell
 from repl_fx.errors import BadInput, NothingToReplace, PlanMismatch, close_matches
 from repl_fx.graph.captured import own_tensors_
 from repl_fx.in_place.assembling import InPlace, put_in_place
@@ -339,6 +340,7 @@ def _planned(found: Sequence[PartRepeats], plan: Plan) -> Sequence[PartRepeats]:
     return [part for part in found if part.path in plan.parts] or found
 
 
+@shown("transform")
 def transform(
     model: nn.Module,
     args: Sequence[Any] = (),
@@ -351,7 +353,7 @@ def transform(
     check: bool = True,
     in_place: bool = False,
     checkpoint_blocks: bool = False,
-    captured: CapturedParts | None = None,
+    captured: CapturedParts | fx.GraphModule | None = None,
     finder: str | Finder | None = None,
     progress: Callable[[str], None] | None = None,
     **options: Unpack[Options],
@@ -376,11 +378,11 @@ def transform(
             place before one that has none.
         checkpoint_blocks: let `result.model` compute the kept blocks of the repeats again in the backward pass of
             training, in place of keeping their inner values (`torch.utils.checkpoint`).
-        captured: of this model, from `capture_parts` with these inputs, so that it is not captured again, as after
-            `score_blocks`.
+        captured: of this model, from `capture_parts` or `capture` with these inputs, so that it is not captured again,
+            as after `score_blocks` or `find_repeats`.
         finder: a function that gives the repeats of a graph, in place of `find_repeats`, or the name of one that an
             installed package offers.
-        progress: called with the name of each stage as it begins.
+        progress: called with the name of each stage as it begins, in place of a bar (`REPL_FX_PROGRESS`).
         every, surrogate, blocks, ignore, settings, seed, budget, scores: see `repl_fx.pipeline.Options`.
 
     Returns:
@@ -395,7 +397,7 @@ def transform(
     _require_known("transform", options)
     require_module("transform", model)
     given = ExampleInputs.of(args, kwargs)
-    tell = progress or (lambda stage: None)
+    stage = progress or tell
     if plan is not None:
         require_kind(plan, Plan, "transform takes for plan what repl_fx.make_plan returned, or Plan.from_json(text)")
     else:
@@ -411,24 +413,39 @@ def transform(
         require_finite(model)
     inputs = widen_batch(model, given)
     if captured is None:
-        tell("capture")
+        stage("capture")
         paths = None if plan is None else plan.parts
         captured = capture_parts(model, inputs.args, inputs.kwargs, copy=copy, paths=paths)
-    elif captured.source is not model or copy:
+    elif copy or (known := _captured_before(captured, model, inputs)) is None:
         raise BadInput("captured is of another model; give capture_parts of this one, without copy or weights")
+    else:
+        captured = known
     form: Any = {"in_place": in_place, "checkpoint_blocks": checkpoint_blocks}
-    result = rewrite(captured, plan or options, inputs, tell, check=check, finder=finder, **form)
+    result = rewrite(captured, plan or options, inputs, stage, check=check, finder=finder, **form)
     for option, given_ in (("in_place", in_place), ("checkpoint_blocks", checkpoint_blocks)):
         if given_ and result.in_place.model is None:
             raise BadInput(f"{option} is for the model in place, and that there is not: {result.in_place.reason}")
     return result
 
 
+def _captured_before(
+    captured: CapturedParts | fx.GraphModule, model: nn.Module, inputs: ExampleInputs
+) -> CapturedParts | None:
+    """The capture of a model that was made before; None where it is of another, or of a copy."""
+    if isinstance(captured, CapturedParts):
+        return captured if captured.source is model else None
+    require_module("transform", captured, graph=True, name="captured")
+    info, own = captured.meta.get("capture"), dict(model.named_parameters(remove_duplicate=False))
+    shares = all(own.get(name) is parameter for name, parameter in captured.named_parameters())
+    known = info is not None and info.model == type(model).__name__ and shares
+    return CapturedParts(model, captured, (Part("", captured, inputs),)) if known else None
+
+
 def rewrite(
     captured: CapturedParts,
     plan: Plan | Options,
     inputs: ExampleInputs,
-    tell: Callable[[str], None] = lambda stage: None,
+    stage: Callable[[str], None] = tell,
     *,
     check: bool = True,
     in_place: bool = False,
@@ -436,7 +453,7 @@ def rewrite(
     required: bool = True,
     finder: str | Finder | None = None,
 ) -> TransformResult:
-    """Apply a plan, or make one of options and apply it; `tell` gets the name of each stage as it begins.
+    """Apply a plan, or make one of options and apply it; `stage` gets the name of each stage as it begins.
 
     A plan that replaces nothing gives the model as it was, where that is not refused: where `required` is false.
 
@@ -444,7 +461,7 @@ def rewrite(
         NothingToReplace, PlanMismatch: see `transform`.
     """
     with collection_paused():
-        tell("find repeats")
+        stage("find repeats")
         options: Options | None = None
         if isinstance(plan, Plan):
             found = _found_again(captured, plan)
@@ -453,10 +470,10 @@ def rewrite(
             found = find_in_parts(captured, by_options(captured, blocks or (), finder))
             plan = options = {**plan, "blocks": without_patterns(blocks)}
         repeats = repeats_of(found)
-        tell("plan")
+        stage("plan")
         planner = None
         if options is not None and budget_among(options) is not None:
-            tell("measure what blocks cost")
+            stage("measure what blocks cost")
             forms = partial(_forms, captured, found, inputs, checkpoint_blocks)
             planner = _planner(Graphs(captured.source, captured.module, captured.parts, forms), found, options)
         if planner is not None:
@@ -467,7 +484,7 @@ def rewrite(
             _require_made_for(plan, found, captured.source)
         if required:
             _require_replacements(captured, repeats, plan)
-        tell("replace")
+        stage("replace")
         trials = Trials(captured, found, plan.seed, inputs)
         placed: list[tuple[Rewritten, InPlace]] = []
         if check and options is None:

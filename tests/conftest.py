@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import gc
 import importlib
+import os
 import random
 import sys
 from types import ModuleType
@@ -17,6 +18,8 @@ from hypothesis import settings
 
 from repl_fx._foreign_libraries import make_importable
 
+# A terminal is not for the bars of a thousand calls.
+os.environ["REPL_FX_PROGRESS"] = "0"
 # Tests that import Lightning, and torchvision with it, may come before any that imports repl_fx.
 make_importable()
 

@@ -23,6 +23,7 @@ from torch import Tensor, fx, nn
 
 from repl_fx.analysis.blocks import Repeat
 from repl_fx.arguments import in_words, require_module
+from repl_fx.display.progress import shown, tell
 from repl_fx.errors import BadInput, ForeignError, close_matches, first_line, foreign_code
 from repl_fx.graph.recording import watched
 from repl_fx.planning.finders import require_repeats
@@ -36,6 +37,7 @@ from repl_fx.scoring.statistics import RepeatStatistics
 from repl_fx.tracing.parts.capture import CapturedParts, Part
 
 
+@shown("score blocks")
 def score_blocks(
     captured: CapturedParts | fx.GraphModule,
     batches: Given,
@@ -78,13 +80,14 @@ def score_blocks(
             f"greedy goes over the data again and again, and {in_words(batches)} can be gone over once; give a list, "
             "a DataLoader or a function that returns batches"
         )
-    tell = progress or (lambda stage: None)
-    tell("score blocks")
+    stage = progress or tell
+    stage("score blocks")
     scoring = _Scoring(captured, found, asked, loss)
     with untouched(captured.source):
-        for batch in given:
+        for number, batch in enumerate(given, start=1):
+            tell(f"batch {number}")
             scoring.add(batch)
-        order = scoring.greedy(given, greedy, tell)
+        order = scoring.greedy(given, greedy, stage)
     return scoring.scores(order)
 
 
@@ -159,7 +162,7 @@ class _Scoring:
             own, found = found[: len(one.edges)], found[len(one.edges) :]
             one.add_gradients(own, batch.samples)
 
-    def greedy(self, batches: Batches, count: int, tell: Callable[[str], None]) -> dict[str, float]:
+    def greedy(self, batches: Batches, count: int, stage: Callable[[str], None]) -> dict[str, float]:
         """The blocks that go one after the other, each with the mean loss behind it."""
         order: dict[str, float] = {}
         if self.alone is None:
@@ -169,7 +172,7 @@ class _Scoring:
         losses = {name: losses[name] for name in self.skipping.allowed((), candidates)} if count else {}
         for number in range(1, count + 1):
             if number > 1:
-                tell(f"skip {number} blocks")
+                stage(f"skip {number} blocks")
                 left = [name for name in candidates if name not in order]
                 models = MeanLosses(self.skipping.further(tuple(order), left), self.alone.loss, self.evaluation)
                 if not models.models:
