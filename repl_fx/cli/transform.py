@@ -32,7 +32,7 @@ def transform_command(
         typer.Option(
             "--blocks",
             metavar="LIST",
-            help="Replace these blocks, by number or name (3,5), or of the modules of a pattern (layers.*).",
+            help="Replace these blocks, by number or name (3,5), or some of the modules of a pattern (layers.*).",
         ),
     ] = None,
     finder: common.FinderOption = None,

@@ -39,7 +39,7 @@ class TrainConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     blocks: Annotated[
         str | None,
         Meta(
-            description="Replace these blocks, by number or name, such as 3,5; or of the modules of a pattern: layers.*"
+            description="Replace these blocks, by number or name (3,5), or some of the modules of a pattern (layers.*)."
         ),
     ] = None
     finder: Annotated[str | None, Meta(description="Take the repeats from this finder of an installed package.")] = None
