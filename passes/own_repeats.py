@@ -22,7 +22,7 @@ from functools import cached_property
 
 import numpy as np
 import numpy.typing as npt
-from torch import fx
+from torch import Tensor, fx
 
 from repl_fx.analysis.block_names import BlockNames
 from repl_fx.analysis.block_values import block_of, boundaries, share_parameters, with_passing
@@ -239,7 +239,7 @@ class _Copies:
         """The arguments of a block that are the one value it takes: bool array (nodes, arguments)."""
         given = self.table.arguments[np.array(self.members)]
         outside = (self.wiring[0] == _OUTSIDE) & (given[0] != NONE)
-        stream = np.zeros_like(outside)
+        stream: npt.NDArray[np.bool_] = np.zeros_like(outside)
         for row, slot in zip(*np.nonzero(outside), strict=True):
             values = given[:, row, slot].tolist()
             if self.chained and values[1:] == [copy[self.output] for copy in self.members[:-1]]:
@@ -280,7 +280,9 @@ class _Copies:
         word = getattr(kind, "__name__", str(kind))
         shapes = [str(tuple(attribute(root, path).shape)) for path in self.table.parameters[position]]
         on = f" on {', '.join(shapes)}" if shapes else ""
-        return f"{node.name} ({word}{on} -> {kind_of(node.meta.get('val'))})"
+        value = node.meta.get("val")
+        made = f" -> {kind_of(value)}" if isinstance(value, Tensor) else ""
+        return f"{node.name} ({word}{on}{made})"
 
 
 def _leaves(node: fx.Node, nodes: dict[fx.Node, None]) -> bool:

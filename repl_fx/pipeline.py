@@ -415,13 +415,13 @@ def transform(
     if captured is None:
         stage("capture")
         paths = None if plan is None else plan.parts
-        captured = capture_parts(model, inputs.args, inputs.kwargs, copy=copy, paths=paths)
-    elif copy or (known := _captured_before(captured, model, inputs)) is None:
-        raise BadInput("captured is of another model; give capture_parts of this one, without copy or weights")
+        known: CapturedParts | None = capture_parts(model, inputs.args, inputs.kwargs, copy=copy, paths=paths)
     else:
-        captured = known
+        known = None if copy else _captured_before(captured, model, inputs)
+    if known is None:
+        raise BadInput("captured is of another model; give capture_parts of this one, without copy or weights")
     form: Any = {"in_place": in_place, "checkpoint_blocks": checkpoint_blocks}
-    result = rewrite(captured, plan or options, inputs, stage, check=check, finder=finder, **form)
+    result = rewrite(known, plan or options, inputs, stage, check=check, finder=finder, **form)
     for option, given_ in (("in_place", in_place), ("checkpoint_blocks", checkpoint_blocks)):
         if given_ and result.in_place.model is None:
             raise BadInput(f"{option} is for the model in place, and that there is not: {result.in_place.reason}")

@@ -391,9 +391,9 @@ def test_a_model_that_was_captured_is_not_captured_again(monkeypatch: pytest.Mon
     again = repl_fx.transform(model, (x,), surrogate="blend", check=False, captured=graph)
     assert again.plan == whole.plan and again.in_place.model is not None
     copied = repl_fx.capture(model, (x,), copy=True)
-    for other, known in ((TokenNet(depth=3), graph), (model, copied), (model, again.graph_module)):
+    for source, known in ((TokenNet(depth=3), graph), (model, copied), (model, again.graph_module)):
         with pytest.raises(repl_fx.BadInput, match="captured is of another model"):
-            repl_fx.transform(other, (x,), captured=known)
+            repl_fx.transform(source, (x,), captured=known)
     with pytest.raises(repl_fx.BadInput, match="transform takes a graph for captured, and this is a TransformResult"):
         repl_fx.transform(model, (x,), captured=whole)  # type: ignore[arg-type]
     wrong: list[tuple[nn.Module, Any]] = [(TokenNet(depth=3), {}), (model, {"weights": model.state_dict()})]

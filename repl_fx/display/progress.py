@@ -21,7 +21,8 @@ from rich.console import Console
 
 from repl_fx.config import show_progress
 
-Parameters, Returned = ParamSpec("Parameters"), TypeVar("Returned")
+Parameters = ParamSpec("Parameters")
+Returned = TypeVar("Returned")
 
 
 class Listener(Protocol):

@@ -127,4 +127,5 @@ def _worth_of_groups(left: Tensor, said: Tensor, least: Tensor, group: int) -> T
     own = own + torch.diag_embed(least.view(count, group).clamp_min(torch.finfo(left.dtype).tiny))
     said = said.reshape(count, group, -1)
     assert size == count * group
-    return (torch.linalg.solve(own, said) * said).sum((1, 2))
+    worth: Tensor = (torch.linalg.solve(own, said) * said).sum((1, 2))
+    return worth

@@ -35,7 +35,8 @@ def by_plan(plan: Plan) -> Find:
     if not plan.repeats:
         return by_structure
     own = {qualified_name(repeat.part, repeat.name) for repeat in plan.repeats}
-    beside = any(one.repeat not in own for one in (*plan.replacements, *plan.refusals))
+    named = {one.repeat for one in plan.replacements} | {one.repeat for one in plan.refusals}
+    beside = not named <= own
 
     def find(part: Part) -> Sequence[Repeat]:
         made = [own_repeat(part.graph_module, repeat) for repeat in plan.repeats if repeat.part == part.path]

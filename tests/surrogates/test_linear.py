@@ -346,4 +346,5 @@ def test_a_group_norm_tells_the_channels_of_attention_over_pictures() -> None:
     (stand_in,) = (module for module in result.graph_module.modules() if isinstance(module, StreamMap))
     assert next(stand_in.parameters()).shape[0] == CHANNELS
     fitted = repl_fx.fit(result, [torch.randn(16, CHANNELS, 4, 4)])
-    assert fitted.surrogates[0].after < fitted.surrogates[0].before
+    (done,) = fitted.surrogates
+    assert done.after is not None and done.before is not None and done.after < done.before

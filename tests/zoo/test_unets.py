@@ -58,7 +58,7 @@ def test_every_block_of_a_unet_can_be_narrower(name: str) -> None:
     gone = {one.block for one in result.plan.replacements}
     nodes = {node for block in blocks if block.name in gone for node in block.nodes}
     assert blocks and all(nodes & block.node_set for block in blocks)
-    whole = {"settings": {"ratio": 1.0}, "captured": result.captured_parts}
+    whole: Any = {"settings": {"ratio": 1.0}, "captured": result.captured_parts}
     same: Any = repl_fx.transform(model, args, surrogate="narrow", every=1, **whole).graph_module.eval()
     with torch.no_grad():
         ours, theirs = (one(*args) for one in (same, model))

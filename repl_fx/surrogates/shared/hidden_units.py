@@ -109,8 +109,8 @@ def _heads(site: Site, core: fx.Node) -> HiddenUnits | None:
         return None
     units = HiddenUnits(-1, heads * size, between={core: None}, group=size)
     for name in ("query", "key", "value"):
-        turned = settings[name]
-        split = turned.args[0] if _turns(turned) else None
+        turned: Any = settings[name]
+        split: Any = turned.args[0] if _turns(turned) else None
         splits = _is_shaped(split, heads, size) and split.target in RESHAPES
         linear = _layer(site, split.args[0]) if splits else None
         if linear is None or not _is_shaped(linear.node, units.size):
