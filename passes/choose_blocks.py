@@ -6,8 +6,8 @@
 Where surrogates are made from their block alone (`narrow`) the ends can go too, and all blocks of a repeat.
 
 Of a similar repeat those blocks can go that keep the size of their value and are no part of an exact repeat of three
-blocks or more, which has neighbours of its own to offer; one that changes sizes goes where it is named, or where its
-surrogate can do so too (`linear`) and a budget says which blocks go.
+blocks or more, which has neighbours of its own to offer; one that changes sizes goes where it is named, or surrogates
+are made from their block alone, or can do so too (`linear`) and a budget says which blocks go.
 Never touches: the graph.
 """
 
@@ -101,7 +101,7 @@ def choose_blocks(
         if wanted is not None:
             asked = [i for i, block in enumerate(repeat.blocks) if block.name in wanted]
         elif repeat.similar:
-            asked = _spread(_inner(repeat, settled), every)
+            asked = _spread(_inner(repeat, settled, alone), every)
         else:
             asked = [i for i in _inner(repeat, settled) if (i + 1) % every == 0]
         if not asked:
@@ -109,7 +109,7 @@ def choose_blocks(
         pick(repeat, asked)
     if wanted is None:
         for repeat in repeats if alone else ():
-            if asked := [i for i in _ends(repeat, gone) if (i + 1) % every == 0]:
+            if asked := [i for i in _ends(repeat, gone, alone) if (i + 1) % every == 0]:
                 idle = [one for one in idle if one is not repeat]
             pick(repeat, asked)
         refusals += [Refusal(one.name, one.name, _idle(one, every, alone)) for one in idle]

@@ -27,13 +27,12 @@ import numpy.typing as npt
 from torch import fx
 
 from repl_fx.analysis.block_names import BlockNames
-from repl_fx.analysis.block_values import block_of, boundaries
+from repl_fx.analysis.block_values import block_of, boundaries, share_parameters
 from repl_fx.analysis.blocks import Repeat
 from repl_fx.analysis.node_table import NodeTable, node_table
 from repl_fx.analysis.repeats import Repeats
 from repl_fx.analysis.segmentation import Cutting, TandemRun, cut, depends
 from repl_fx.arguments import require_module
-from repl_fx.graph.captured import attribute
 from repl_fx.passes.driver import collection_paused
 from repl_fx.passes.find_similar import find_similar
 
@@ -74,7 +73,7 @@ def find_repeats(gm: fx.GraphModule) -> Repeats:
     if len(table.nodes) < 2:
         return Repeats()
     names = BlockNames(table)
-    exact = _nouns(gm, table, _choose(table, _candidate_shifts(table)), names)
+    exact = _nouns(table, _choose(table, _candidate_shifts(table)), names)
     similar = find_similar(gm, table, exact, names)
     # The two halves of one residual block (convolution and norm, twice) are no blocks of their own.
     units = [block.node_set for repeat in similar for block in repeat.blocks]
@@ -211,16 +210,16 @@ def _candidate_shifts(table: NodeTable) -> list[int]:
 # --- nouns ----------------------------------------------------------------------------------------------------------
 
 
-def _nouns(gm: fx.GraphModule, table: NodeTable, chosen: Sequence[_Chosen], named: BlockNames) -> tuple[Repeat, ...]:
+def _nouns(table: NodeTable, chosen: Sequence[_Chosen], named: BlockNames) -> tuple[Repeat, ...]:
     # The outer names first: an inner repeat must not take the name that its block would have.
-    repeats = [_repeat(gm, table, found.cutting, named) for found in chosen]
+    repeats = [_repeat(table, found.cutting, named) for found in chosen]
     return tuple(
-        replace(repeat, children=_nouns(gm, table, found.children, named))
+        replace(repeat, children=_nouns(table, found.children, named))
         for repeat, found in zip(repeats, chosen, strict=True)
     )
 
 
-def _repeat(gm: fx.GraphModule, table: NodeTable, cutting: Cutting, named: BlockNames) -> Repeat:
+def _repeat(table: NodeTable, cutting: Cutting, named: BlockNames) -> Repeat:
     members = cutting.members
     name, names = named.names(members.tolist())
     # Copy after copy takes the streamed values in the same places.
@@ -228,6 +227,4 @@ def _repeat(gm: fx.GraphModule, table: NodeTable, cutting: Cutting, named: Block
     streams = [second == int(members[0, offset]) for offset in cutting.streamed]
     bounds = boundaries(table, members, streams, cutting.streamed)
     blocks = [block_of(table, named, *each) for each in zip(names, members.tolist(), bounds, strict=True)]
-    # Tied tensors may go by several names.
-    first, *others = ([id(attribute(gm, path)) for path in block.parameters] for block in blocks)
-    return Repeat(name, tuple(blocks), shared=bool(first) and all(other == first for other in others))
+    return Repeat(name, tuple(blocks), shared=share_parameters(blocks), own=False)

@@ -156,4 +156,4 @@ def _repeat(table: NodeTable, units: Sequence[Residual], names: BlockNames) -> R
         fork = next(feeders[row.index(unit.fork)] for row, feeders in rows if unit.fork in row)
         bounds = boundary(table, aligned, nodes, (entering(fork, nodes),), (leaving(table.nodes[unit.add], nodes),))
         blocks.append(block_of(table, names, named[number], unit.members, bounds))
-    return Repeat(name, tuple(blocks), similar=True)
+    return Repeat(name, tuple(blocks), similar=True, own=False)

@@ -72,6 +72,9 @@ from .fitting.results import (
 from .passes.find_repeats import (
     find_repeats as find_repeats,
 )
+from .passes.own_repeats import (
+    repeat_of as repeat_of,
+)
 from .pipeline import (
     TransformResult as TransformResult,
     fold as fold,

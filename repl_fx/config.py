@@ -7,6 +7,7 @@ name.
 from __future__ import annotations
 
 import os
+import sys
 from importlib.metadata import EntryPoint, entry_points
 from typing import Any
 
@@ -23,6 +24,27 @@ def check_passes() -> bool:
     if value not in ("0", "1"):
         raise BadInput(f"REPL_FX_CHECK is {value!r}; set it to 1 or 0")
     return value == "1"
+
+
+def show_progress() -> bool:
+    """`REPL_FX_PROGRESS`: 0 shows no progress of calls in Python; 1 or unset does, in the first of several processes.
+
+    Raises:
+        BadInput: any other value.
+    """
+    value = os.environ.get("REPL_FX_PROGRESS", "1")
+    if value not in ("0", "1"):
+        raise BadInput(f"REPL_FX_PROGRESS is {value!r}; set it to 1 or 0")
+    # As torchrun, Lightning and SLURM number the processes of one run.
+    ranks = (os.environ.get(name, "0") for name in ("RANK", "LOCAL_RANK", "NODE_RANK", "SLURM_PROCID"))
+    return value == "1" and all(rank in ("", "0") for rank in ranks) and _is_first()
+
+
+def _is_first() -> bool:
+    """Whether this process is no other than the first of torch's group; torch is not imported for that."""
+    distributed: Any = sys.modules.get("torch.distributed")
+    grouped = distributed is not None and distributed.is_available() and distributed.is_initialized()
+    return not grouped or distributed.get_rank() == 0
 
 
 def offered(group: str) -> dict[str, EntryPoint]:

@@ -18,6 +18,7 @@ from repl_fx.checkpoints.fitting import with_weights
 from repl_fx.costs.counted import Costs, measure_form
 from repl_fx.display.html import html_of
 from repl_fx.display.numbers import change, count
+from repl_fx.display.progress import shown, tell
 from repl_fx.errors import BadInput, NothingToReplace, PlanMismatch, close_matches
 from repl_fx.graph.captured import own_tensors_
 from repl_fx.in_place.assembling import InPlace, put_in_place
@@ -31,7 +32,15 @@ from repl_fx.plan import Plan, Refusal, Replacement
 from repl_fx.planning.blocks_table import blocks_table
 from repl_fx.planning.budgets import BudgetPlanner, budget_among, budget_planner
 from repl_fx.planning.choose_surrogates import choose_surrogates, next_choices
-from repl_fx.planning.part_repeats import PartRepeats, find_in_parts, lines_made, repeats_of, structure_of
+from repl_fx.planning.finders import Finder, by_options, by_plan, finder_of, require_repeats, without_patterns
+from repl_fx.planning.part_repeats import (
+    PartRepeats,
+    find_in_parts,
+    lines_made,
+    own_repeats_of,
+    repeats_of,
+    structure_of,
+)
 from repl_fx.planning.replacement_costs import Graphs
 from repl_fx.planning.report import BlockReport, reports_of
 from repl_fx.planning.trials import Rewritten, Trials
@@ -214,7 +223,9 @@ class Options(TypedDict, total=False):
         every: replace the k-th, 2k-th, … block of each repeat, every second by default; the ends of a repeat stay, but
             for surrogates that are made from their block alone.
         surrogate: key of the surrogate; by default `auto`.
-        blocks: names or numbers (from 1) of the blocks to replace; overrides `every`.
+        blocks: names or numbers (from 1) of the blocks to replace; overrides `every`. A pattern of module paths among
+            them, such as `layers.*`, says for `transform` which modules are the blocks of a repeat, in place of what
+            `find_repeats` finds; see `repeat_of`.
         ignore: globs over block and parameter names; what matches stays.
         settings: settings of the surrogate.
         seed: of the surrogates' initial values; 0 by default.
@@ -239,7 +250,7 @@ def make_plan(gm: fx.GraphModule, repeats: Sequence[Repeat], **options: Unpack[O
 
     Args:
         gm: a captured graph.
-        repeats: from `find_repeats`.
+        repeats: from `find_repeats` or `repeat_of`.
         every, surrogate, blocks, ignore, settings, seed, budget, scores: see `repl_fx.pipeline.Options`.
 
     Returns:
@@ -251,7 +262,7 @@ def make_plan(gm: fx.GraphModule, repeats: Sequence[Repeat], **options: Unpack[O
     _require_known("make_plan", options)
     require_module("make_plan", gm, graph=True)
     require_kind(repeats, Sequence, "make_plan takes for repeats what repl_fx.find_repeats(gm) returned")
-    found = (PartRepeats.of("", gm, repeats),)
+    found = (PartRepeats.of("", gm, require_repeats(gm, repeats)),)
     if budget_among(options) is None:
         return _plan(found, options)
     graphs = Graphs(gm, gm, (Part("", gm, example_inputs_of(gm)),), lambda _, made: (made.graphs[""], made.graphs[""]))
@@ -315,6 +326,7 @@ def _settled(
         refusals=tuple(known),
         fingerprint=fingerprint(structure_of(used or found, model)),
         parts=paths or ("",),
+        repeats=own_repeats_of(found),
     )
 
 
@@ -328,6 +340,7 @@ def _planned(found: Sequence[PartRepeats], plan: Plan) -> Sequence[PartRepeats]:
     return [part for part in found if part.path in plan.parts] or found
 
 
+@shown("transform")
 def transform(
     model: nn.Module,
     args: Sequence[Any] = (),
@@ -340,7 +353,8 @@ def transform(
     check: bool = True,
     in_place: bool = False,
     checkpoint_blocks: bool = False,
-    captured: CapturedParts | None = None,
+    captured: CapturedParts | fx.GraphModule | None = None,
+    finder: str | Finder | None = None,
     progress: Callable[[str], None] | None = None,
     **options: Unpack[Options],
 ) -> TransformResult:
@@ -364,9 +378,11 @@ def transform(
             place before one that has none.
         checkpoint_blocks: let `result.model` compute the kept blocks of the repeats again in the backward pass of
             training, in place of keeping their inner values (`torch.utils.checkpoint`).
-        captured: of this model, from `capture_parts` with these inputs, so that it is not captured again, as after
-            `score_blocks`.
-        progress: called with the name of each stage as it begins.
+        captured: of this model, from `capture_parts` or `capture` with these inputs, so that it is not captured again,
+            as after `score_blocks` or `find_repeats`.
+        finder: a function that gives the repeats of a graph, in place of `find_repeats`, or the name of one that an
+            installed package offers.
+        progress: called with the name of each stage as it begins, in place of a bar (`REPL_FX_PROGRESS`).
         every, surrogate, blocks, ignore, settings, seed, budget, scores: see `repl_fx.pipeline.Options`.
 
     Returns:
@@ -381,13 +397,15 @@ def transform(
     _require_known("transform", options)
     require_module("transform", model)
     given = ExampleInputs.of(args, kwargs)
-    tell = progress or (lambda stage: None)
+    stage = progress or tell
     if plan is not None:
         require_kind(plan, Plan, "transform takes for plan what repl_fx.make_plan returned, or Plan.from_json(text)")
     else:
         # A word that is misspelt should not cost a capture.
         _surrogate_of(options)
         budget_among(options)
+        if finder is not None:
+            finder_of(finder)
     require_capturable(model, given)
     if weights is not None:
         model, copy = with_weights(model, weights), False
@@ -395,31 +413,47 @@ def transform(
         require_finite(model)
     inputs = widen_batch(model, given)
     if captured is None:
-        tell("capture")
+        stage("capture")
         paths = None if plan is None else plan.parts
-        captured = capture_parts(model, inputs.args, inputs.kwargs, copy=copy, paths=paths)
-    elif captured.source is not model or copy:
+        known: CapturedParts | None = capture_parts(model, inputs.args, inputs.kwargs, copy=copy, paths=paths)
+    else:
+        known = None if copy else _captured_before(captured, model, inputs)
+    if known is None:
         raise BadInput("captured is of another model; give capture_parts of this one, without copy or weights")
     form: Any = {"in_place": in_place, "checkpoint_blocks": checkpoint_blocks}
-    result = rewrite(captured, plan or options, inputs, tell, check=check, **form)
+    result = rewrite(known, plan or options, inputs, stage, check=check, finder=finder, **form)
     for option, given_ in (("in_place", in_place), ("checkpoint_blocks", checkpoint_blocks)):
         if given_ and result.in_place.model is None:
             raise BadInput(f"{option} is for the model in place, and that there is not: {result.in_place.reason}")
     return result
 
 
+def _captured_before(
+    captured: CapturedParts | fx.GraphModule, model: nn.Module, inputs: ExampleInputs
+) -> CapturedParts | None:
+    """The capture of a model that was made before; None where it is of another, or of a copy."""
+    if isinstance(captured, CapturedParts):
+        return captured if captured.source is model else None
+    require_module("transform", captured, graph=True, name="captured")
+    info, own = captured.meta.get("capture"), dict(model.named_parameters(remove_duplicate=False))
+    shares = all(own.get(name) is parameter for name, parameter in captured.named_parameters())
+    known = info is not None and info.model == type(model).__name__ and shares
+    return CapturedParts(model, captured, (Part("", captured, inputs),)) if known else None
+
+
 def rewrite(
     captured: CapturedParts,
     plan: Plan | Options,
     inputs: ExampleInputs,
-    tell: Callable[[str], None] = lambda stage: None,
+    stage: Callable[[str], None] = tell,
     *,
     check: bool = True,
     in_place: bool = False,
     checkpoint_blocks: bool = False,
     required: bool = True,
+    finder: str | Finder | None = None,
 ) -> TransformResult:
-    """Apply a plan, or make one of options and apply it; `tell` gets the name of each stage as it begins.
+    """Apply a plan, or make one of options and apply it; `stage` gets the name of each stage as it begins.
 
     A plan that replaces nothing gives the model as it was, where that is not refused: where `required` is false.
 
@@ -427,28 +461,30 @@ def rewrite(
         NothingToReplace, PlanMismatch: see `transform`.
     """
     with collection_paused():
-        tell("find repeats")
-        found = find_in_parts(captured)
+        stage("find repeats")
+        options: Options | None = None
+        if isinstance(plan, Plan):
+            found = _found_again(captured, plan)
+        else:
+            blocks = plan.get("blocks")
+            found = find_in_parts(captured, by_options(captured, blocks or (), finder))
+            plan = options = {**plan, "blocks": without_patterns(blocks)}
         repeats = repeats_of(found)
-        tell("plan")
-        options = None if isinstance(plan, Plan) else plan
+        stage("plan")
         planner = None
         if options is not None and budget_among(options) is not None:
-            tell("measure what blocks cost")
+            stage("measure what blocks cost")
             forms = partial(_forms, captured, found, inputs, checkpoint_blocks)
             planner = _planner(Graphs(captured.source, captured.module, captured.parts, forms), found, options)
         if planner is not None:
             plan = _made(planner, found, captured.source)
         elif not isinstance(plan, Plan):
             plan = _plan(found, plan, captured.source)
-        elif plan.fingerprint:
-            structure = structure_of(_planned(found, plan), captured.source)
-            if plan.fingerprint != fingerprint(structure):
-                name = type(captured.source).__name__
-                raise PlanMismatch(f"the plan was made for another model than this {name}; make a new plan", structure)
+        else:
+            _require_made_for(plan, found, captured.source)
         if required:
             _require_replacements(captured, repeats, plan)
-        tell("replace")
+        stage("replace")
         trials = Trials(captured, found, plan.seed, inputs)
         placed: list[tuple[Rewritten, InPlace]] = []
         if check and options is None:
@@ -492,6 +528,24 @@ def rewrite(
         checkpoint_blocks=checkpoint_blocks,
         scores=dict((options or {}).get("scores") or {}),
     )
+
+
+def _found_again(captured: CapturedParts, plan: Plan) -> tuple[PartRepeats, ...]:
+    """The repeats that a plan is for."""
+    try:
+        return find_in_parts(captured, by_plan(plan))
+    except BadInput as problem:
+        bare = [PartRepeats.of(part.path, part.graph_module, ()) for part in captured.parts]
+        _require_made_for(plan, bare, captured.source)
+        raise PlanMismatch(f"a repeat of the plan does not hold: {problem}; make a new plan") from problem
+
+
+def _require_made_for(plan: Plan, found: Sequence[PartRepeats], model: nn.Module) -> None:
+    if plan.fingerprint:
+        structure = structure_of(_planned(found, plan), model)
+        if plan.fingerprint != fingerprint(structure):
+            name = type(model).__name__
+            raise PlanMismatch(f"the plan was made for another model than this {name}; make a new plan", structure)
 
 
 def unreplaced(result: TransformResult, why: str) -> TransformResult:

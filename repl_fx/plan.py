@@ -67,6 +67,21 @@ class Refusal:
 
 
 @dataclass(frozen=True)
+class OwnRepeat:
+    """A repeat that the user made, in place of those that are found; see `repl_fx.repeat_of`.
+
+    Attributes:
+        name: of the repeat, in its graph.
+        blocks: each the path of a module, or the names of its nodes in the graph.
+        part: path of the module that was captured and has the blocks; "" is the whole model.
+    """
+
+    name: str
+    blocks: tuple[str | tuple[str, ...], ...]
+    part: str = ""
+
+
+@dataclass(frozen=True)
 class Plan:
     """The decision which blocks of a model go, and which surrogate stands in for each.
 
@@ -80,6 +95,7 @@ class Plan:
         expected: of a plan made for a budget, what is left of each cost, as a share of the original: `params`, `flops`,
             `memory` (kept for the backward pass) where they are known, and `latency` where it was asked for.
         timed_on: the device on which the latency was measured; empty where it was not.
+        repeats: those that the user made, in place of those that are found.
     """
 
     replacements: tuple[Replacement, ...]
@@ -89,6 +105,7 @@ class Plan:
     parts: tuple[str, ...] = ("",)
     expected: Mapping[str, float] = field(default_factory=dict)
     timed_on: str = ""
+    repeats: tuple[OwnRepeat, ...] = ()
 
     def __str__(self) -> str:
         lines = [str(line) for line in (*self.replacements, *self.refusals)]
@@ -129,9 +146,10 @@ class Plan:
         except (msgspec.ValidationError, RecursionError) as problem:
             raise PlanMismatch(f"not a plan: {one_line(problem)}") from problem
         unknown = [name for name in data if name not in {f.name for f in fields(cls)}]
-        for kind, name in ((Replacement, "replacements"), (Refusal, "refusals")):
+        for kind, name in ((Replacement, "replacements"), (Refusal, "refusals"), (OwnRepeat, "repeats")):
             known = {f.name for f in fields(kind)}
-            unknown += [f"{name}[{i}].{key}" for i, item in enumerate(data[name]) for key in item if key not in known]
+            items = enumerate(data.get(name, ()))
+            unknown += [f"{name}[{i}].{key}" for i, item in items for key in item if key not in known]
         if unknown:
             raise PlanMismatch(f"not a plan: it has an unknown field {unknown[0]}")
         return plan

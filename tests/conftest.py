@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import gc
 import importlib
+import os
 import random
 import sys
 from types import ModuleType
@@ -14,6 +15,9 @@ import numpy as np
 import pytest
 import torch
 from hypothesis import settings
+
+# A terminal is not for the bars of a thousand calls.
+os.environ["REPL_FX_PROGRESS"] = "0"
 
 # The same examples on every run, so that a failure in CI is a failure here; no deadline, as the first capture is slow.
 settings.register_profile("fixed", derandomize=True, deadline=None)

@@ -387,6 +387,15 @@ def test_a_model_that_was_captured_is_not_captured_again(monkeypatch: pytest.Mon
     monkeypatch.setattr("repl_fx.pipeline.capture_parts", None)
     result = repl_fx.transform(model, (x,), surrogate="blend", check=False, captured=found)
     assert result.plan == whole.plan and torch.equal(result.graph_module(x), whole.graph_module(x))
+    graph = found.parts[0].graph_module
+    again = repl_fx.transform(model, (x,), surrogate="blend", check=False, captured=graph)
+    assert again.plan == whole.plan and again.in_place.model is not None
+    copied = repl_fx.capture(model, (x,), copy=True)
+    for source, known in ((TokenNet(depth=3), graph), (model, copied), (model, again.graph_module)):
+        with pytest.raises(repl_fx.BadInput, match="captured is of another model"):
+            repl_fx.transform(source, (x,), captured=known)
+    with pytest.raises(repl_fx.BadInput, match="transform takes a graph for captured, and this is a TransformResult"):
+        repl_fx.transform(model, (x,), captured=whole)  # type: ignore[arg-type]
     wrong: list[tuple[nn.Module, Any]] = [(TokenNet(depth=3), {}), (model, {"weights": model.state_dict()})]
     for other, options in (*wrong, (model, {"copy": True})):
         with pytest.raises(repl_fx.BadInput, match="captured is of another model"):

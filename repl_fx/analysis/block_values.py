@@ -171,6 +171,13 @@ def block_of(table: NodeTable, named: BlockNames, name: str, members: Sequence[i
     )
 
 
+def share_parameters(blocks: Sequence[Block]) -> bool:
+    """Whether all blocks use the same parameters."""
+    # Tied tensors may go by several names.
+    first, *others = (list(block.sizes) for block in blocks)
+    return bool(first) and all(other == first for other in others)
+
+
 def entering(value: fx.Node, nodes: dict[fx.Node, None]) -> fx.Node:
     """The node by which a value enters a block: the one before the dropout that belongs to the block."""
     while value in nodes:

@@ -84,6 +84,7 @@ class Repeat:
         shared: whether the copies use the same parameters (ALBERT); such a repeat has nothing to save.
         similar: whether the blocks are alike only up to sizes, strides and the projection of a shortcut, and may have
             other nodes between them. Their nodes may be part of blocks of exact repeats.
+        own: whether the user made it (`repeat_of`), so that a plan has to say what its blocks are.
     """
 
     name: str
@@ -91,6 +92,7 @@ class Repeat:
     children: tuple[Repeat, ...] = ()
     shared: bool = False
     similar: bool = False
+    own: bool = True
 
     def __len__(self) -> int:
         return len(self.blocks)

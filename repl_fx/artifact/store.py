@@ -29,6 +29,7 @@ from repl_fx.artifact.origin import (
 )
 from repl_fx.artifact.places import SCORES
 from repl_fx.artifact.weights import State, as_captured, load_state, read_state, write_state
+from repl_fx.display.progress import shown, tell
 from repl_fx.errors import ArtifactError, BadInput, CaptureError, NothingToReplace, PlanMismatch, one_line
 from repl_fx.graph.captured import copy_model
 from repl_fx.graph.kinds import kind_of
@@ -160,6 +161,7 @@ def write_rest(
     change.commit(msgspec.structs.replace(manifest, **known))
 
 
+@shown("load")
 def load(
     directory: str | Path,
     model: nn.Module | str | None = None,
@@ -193,6 +195,7 @@ def load(
     return artifact.model
 
 
+@shown("load")
 def load_artifact(
     directory: str | Path,
     model: nn.Module | str | None = None,
@@ -208,7 +211,9 @@ def load_artifact(
     given = ExampleInputs.of(() if args is None else args, kwargs)
     known = args is None and kwargs is None
     directory = Path(directory)
+    tell("read the files")
     manifest, plan, state, structure, scores = _read(directory)
+    tell("build the model")
     source = build_source(directory, manifest, model, trust_remote_code)
     if isinstance(source, Source):
         # It was built without weights, which are the artifact's own.

@@ -24,6 +24,7 @@ from rich.status import Status
 from repl_fx.cli.completion import complete_model, complete_model_or_artifact
 from repl_fx.cli.group import CLOSED, explain
 from repl_fx.cli.help import OUTPUT
+from repl_fx.display.progress import telling
 
 if TYPE_CHECKING:
     from torch import nn
@@ -113,6 +114,15 @@ WeightsOption = Annotated[
         rich_help_panel=_MODEL,
     ),
 ]
+FinderOption = Annotated[
+    str | None,
+    typer.Option(
+        "--finder",
+        metavar="NAME",
+        help="Take the repeats from this finder of an installed package.",
+        show_default=False,
+    ),
+]
 JsonOption = Annotated[
     bool,
     typer.Option(
@@ -177,6 +187,11 @@ class Terminal:
             self._status = self._err.status(f"{name} …")
             self._status.start()
 
+    def step(self, step: str, done: int, total: int | None) -> None:
+        """Show the step that a stage is at, while it lasts."""
+        if self._status is not None:
+            self._status.update(f"{self._stage}: {step} …{f' {done}/{total}' if total else ''}")
+
     def end_stage(self) -> None:
         """End the stage; one that took long gets a line on stderr."""
         name, self._stage = self._stage, None
@@ -231,7 +246,7 @@ def running(as_json: bool, verbose: bool, quiet: bool) -> Iterator[Terminal]:
         results = stack.enter_context(_results_alone(sys.stdout)) if as_json else sys.stdout
         terminal = Terminal(results, as_json, verbose, quiet)
         try:
-            with _failing(terminal):
+            with _failing(terminal), telling(terminal.step):
                 yield terminal
         except BrokenPipeError:
             # Who reads stdout has seen enough; what is still in its buffer must not fail once more at exit.

@@ -133,6 +133,16 @@ def inspect_command(
     input_shape: common.ShapeOption = None,
     seed: common.SeedOption = 0,
     weights: common.WeightsOption = None,
+    blocks: Annotated[
+        str | None,
+        typer.Option(
+            "--blocks",
+            metavar="PATTERN",
+            help="Show the modules that a pattern names as a repeat, such as layers.*, in place of what is found.",
+            show_default=False,
+        ),
+    ] = None,
+    finder: common.FinderOption = None,
     data: DataOption = None,
     data_dir: DataDirOption = None,
     size: SizeOption = None,
@@ -163,7 +173,9 @@ def inspect_command(
         from repl_fx.costs import counted as costs
         from repl_fx.errors import BadInput
         from repl_fx.planning.blocks_table import blocks_table
-        from repl_fx.planning.part_repeats import find_in_parts, repeats_of
+        from repl_fx.planning.finders import by_options, finder_of, without_patterns
+        from repl_fx.planning.part_repeats import find_in_parts, own_inside, repeats_of
+        from repl_fx.planning.written_options import parse_blocks
         from repl_fx.report import charts, documents, tables
 
         if data is None and (score != "influence" or greedy):
@@ -172,6 +184,13 @@ def inspect_command(
             raise BadInput("--greedy skips blocks by the loss; give --score loss")
         if data is not None and Path(spec).is_dir():
             raise BadInput(f"{spec} has blocks replaced, which cannot be scored any more; give the model itself")
+        patterns = parse_blocks(blocks) if blocks is not None else []
+        if without_patterns(patterns):
+            raise BadInput(f"--blocks {blocks!r} names no repeat; give a pattern of module names, such as layers.*")
+        if (patterns or finder) and Path(spec).is_dir():
+            raise BadInput(f"{spec} has the repeats that it was made with; leave out --blocks and --finder")
+        if finder is not None:
+            finder_of(finder)
         pictures = [file for file in (html, svg, dot) if file is not None]
         if pictures:
             render_page = page_renderer("inspect --html, --svg and --dot")
@@ -181,6 +200,7 @@ def inspect_command(
         target = common.load_target(
             spec, model, input_shape=input_shape, seed=seed, device=device, trust=trust, weights=weights
         )
+        found_in_parts = None
         if target.artifact is not None:
             captured, repeats = target.artifact.result.captured_parts, target.artifact.result.repeats
         else:
@@ -199,7 +219,8 @@ def inspect_command(
             terminal.stage("capture")
             captured = capture_parts(target.module, target.inputs.args, target.inputs.kwargs)
             terminal.stage("find repeats")
-            repeats = repeats_of(find_in_parts(captured))
+            found_in_parts = find_in_parts(captured, by_options(captured, patterns, finder))
+            repeats = repeats_of(found_in_parts)
         terminal.stage("measure costs")
         after = None
         if target.artifact is None:
@@ -227,13 +248,14 @@ def inspect_command(
             terminal.show(*common.costs_lines(before))
         if data is not None:
             options: Any = {"samples": samples, "greedy": greedy, "progress": terminal.stage}
+            options["repeats"] = own_inside(found_in_parts or ())
             document["data"] = list(changes_of(samples_from, config, training=False))
             terminal.show(*common.data_lines(document["data"]))
             found = score_on_data(captured, samples_from, config, score, **options)
             terminal.show(str(found), tables.scores_table(found), charts.scores_chart(found, score))
             document["scores"] = documents.scores_document(found)
         if pictures:
-            shown = report_document(target, spec, terminal, captured)
+            shown = report_document(target, spec, terminal, captured, found_in_parts)
             if "scores" in document:
                 shown = msgspec.structs.replace(shown, scores=document["scores"])
             terminal.stage("draw")

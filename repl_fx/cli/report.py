@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -14,6 +14,7 @@ import typer
 from repl_fx.cli import common
 
 if TYPE_CHECKING:
+    from repl_fx.planning.part_repeats import PartRepeats
     from repl_fx.report.model_graph.document import Document
     from repl_fx.tracing.parts.capture import CapturedParts
 
@@ -95,9 +96,13 @@ def page_renderer(command: str) -> Callable[[Document], str]:
 
 
 def report_document(
-    target: common.Target, spec: str, terminal: common.Terminal, captured: CapturedParts | None = None
+    target: common.Target,
+    spec: str,
+    terminal: common.Terminal,
+    captured: CapturedParts | None = None,
+    found: Sequence[PartRepeats] | None = None,
 ) -> Document:
-    """The document of a target; a model is captured unless it was before."""
+    """The document of a target; a model is captured, and its repeats found, unless that was done before."""
     from repl_fx import capture_parts
     from repl_fx.report.model_graph.building import document_of_artifact, document_of_model
 
@@ -108,7 +113,7 @@ def report_document(
     if target.artifact is not None:
         return document_of_artifact(target.artifact, spec, target.notes)
     assert captured is not None
-    return document_of_model(captured, spec, target.notes)
+    return document_of_model(captured, spec, target.notes, found)
 
 
 def name_of(spec: str) -> str:

@@ -14,7 +14,7 @@ from repl_fx.cli.completion import OF_SETTINGS
 
 # The sections of the help, by the settings in them; all others are the command's own.
 _SECTIONS = {
-    "Blocks to replace": ("every", "blocks", "budget", "scores", "ignore", "surrogate", "set", "plan"),
+    "Blocks to replace": ("every", "blocks", "finder", "budget", "scores", "ignore", "surrogate", "set", "plan"),
     "Model": ("weights", "input_shape", "checkpoint_blocks"),
     "Data": ("data", "data_dir", "download", "context", "size", "standardise", "task", "augment", "mixup", "cutmix"),
     "Optimizer": (

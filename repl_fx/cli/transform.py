@@ -29,8 +29,13 @@ def transform_command(
     ] = None,
     blocks: Annotated[
         str | None,
-        typer.Option("--blocks", metavar="LIST", help="Replace these blocks, by number or name, such as 3,5."),
+        typer.Option(
+            "--blocks",
+            metavar="LIST",
+            help="Replace these blocks, by number or name (3,5), or some of the modules of a pattern (layers.*).",
+        ),
     ] = None,
+    finder: common.FinderOption = None,
     budget: Annotated[
         list[str] | None,
         typer.Option(
@@ -123,11 +128,13 @@ def transform_command(
         written = None if dry_run else output
         if written is not None:
             require_free(written, force=force)
-        chosen = any(option is not None for option in (every, blocks, budget, scores, ignore, surrogate, settings))
+        chosen = any(
+            option is not None for option in (every, blocks, finder, budget, scores, ignore, surrogate, settings)
+        )
         if plan_file is not None and chosen:
             raise BadInput(
-                "--plan says which blocks go; leave out --every, --blocks, --budget, --scores, --ignore, --surrogate "
-                "and --set"
+                "--plan says which blocks go; leave out --every, --blocks, --finder, --budget, --scores, --ignore, "
+                "--surrogate and --set"
             )
         limits = parse_budget(budget or ())
         which = planning_options(
@@ -160,6 +167,7 @@ def transform_command(
             check=check,
             in_place=in_place,
             checkpoint_blocks=checkpoint_blocks,
+            finder=finder,
             progress=terminal.stage,
             **which,
         )

@@ -27,6 +27,8 @@ from repl_fx.errors import BadInput
 from repl_fx.fitting.fit import NothingToFit, fit
 from repl_fx.pipeline import TransformResult
 from repl_fx.planning.budgets import budget_lines, budget_shares, reached
+from repl_fx.planning.finders import by_options
+from repl_fx.planning.part_repeats import find_in_parts, own_inside
 from repl_fx.report.documents import costs_document
 from repl_fx.report.tables import grown_lines
 from repl_fx.sources import Source
@@ -223,7 +225,9 @@ def _cut_captured(run: _Run, models: Models, source: Source, data: Data | UserDa
     config, state = run.config, run.state
     scores = state.scores()
     if scores is None:
-        options: Any = {"samples": config.samples, "progress": run.progress}
+        blocks = config.planning_options().get("blocks") or ()
+        found = find_in_parts(captured, by_options(captured, blocks, config.finder))
+        options: Any = {"samples": config.samples, "progress": run.progress, "repeats": own_inside(found)}
         scores = score_on_data(captured, data, config, config.score, **options)
         state.write_scores(scores)
     if "original" not in state.figures():

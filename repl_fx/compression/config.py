@@ -15,7 +15,7 @@ from repl_fx.training.config import HEALING, MAKING, TrainConfig
 COMPRESSING: Mapping[str, Any] = MappingProxyType({**HEALING, "surrogate": "trained"})
 # What a compression says by itself, or has no use for.
 NOT_TO_COMPRESS = (
-    *("every", "blocks", "scores", "plan", "compare", "seeds", "replace_at", "restore_at"),
+    *("every", "scores", "plan", "compare", "seeds", "replace_at", "restore_at"),
     *("devices", "nodes", "strategy", "find_unused", "sync_batchnorm"),
 )
 

@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
+from repl_fx.display.progress import shown, tell
 from repl_fx.errors import BadInput
 from repl_fx.fitting.channel_terms import ChannelFit
 from repl_fx.fitting.distance import Distance
@@ -45,6 +46,7 @@ class NothingToFit(BadInput):
     """No surrogate of a result can be fitted."""
 
 
+@shown("fit")
 def fit(
     result: TransformResult,
     batches: Given,
@@ -85,7 +87,7 @@ def fit(
     other = None if held_out is None else _lasting(result, held_out, "held_out")
     fitting = _Fitting(result, found, given, other, ridge, objective)
     with torch.no_grad():
-        made = Fit(tuple(fitting.fit(one) for one in found))
+        made = Fit(tuple(fitting.fit(one, number) for number, one in enumerate(found)))
     placed = result.in_place.model
     if placed is not None and (differs := parting(placed, result.module, ([result.inputs], False))):
         raise BadInput(f"the model in place is not its graph any more: {differs}; take result.graph_module")
@@ -118,11 +120,12 @@ class _Fitting:
         known = [(one.part, node) for one in found for node in (*one.original.values(), one.last)]
         self._ours = Network(result, {**captured, **result.one_by_one}, places)
         self._theirs = Network(result, captured, known)
-        self._captured = captured
+        self._captured, self._count = captured, len(found)
         self._batches, self._held_out, self._ridge, self._objective = batches, held_out, ridge, objective
 
-    def fit(self, one: StandIn) -> FittedSurrogate:
-        """Fit one surrogate; where that fails it is as before."""
+    def fit(self, one: StandIn, number: int) -> FittedSurrogate:
+        """Fit one surrogate, with so many behind it; where that fails it is as before."""
+        tell(one.block, number, self._count)
         if not one.starts:
             return FittedSurrogate(one.block, one.surrogate, left=one.reason)
         kept = [(module, {k: v.clone() for k, v in module.state_dict().items()}) for module in one.modules]
@@ -227,7 +230,8 @@ class _Fitting:
         chosen = []
         for number, (some, units) in enumerate(zip(moments, start.hidden, strict=True)):
             shifted = all(layer.bias is not None for layer in start.layers if layer.columns == number)
-            chosen.append(some.choose(readers_of(start, number, read), units.count, shifted=shifted))
+            readers = readers_of(start, number, read)
+            chosen.append(some.choose(readers, units.count, shifted=shifted, group=units.group))
         module = one.graph.get_submodule(str(node.target))
         for name, made in cut_layers(start.layers, read, chosen).items():
             module.get_parameter(name).copy_(made)

@@ -7,7 +7,8 @@
 
 A unit taken in lessens the distance by |W R e_k|² / R_kk with R the moments of what the units taken before do not say,
 and R loses the part of it: orthogonal least squares (Chen, Billings and Luo, Int. J. Control 50, 1989). Of many units
-several are taken in at once.
+several are taken in at once. Where units go by whole groups g (of a group norm), the group lessens the distance by
+tr(W R_g (R_gg)^-1 R_g^T W^T).
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ import torch
 from torch import Tensor
 
 from repl_fx.fitting.equations import Equations, ridge_for
-from repl_fx.surrogates.shared.cut_layers import Chosen
+from repl_fx.surrogates.shared.cut_layers import Chosen, whole_groups
 
 # Steps at most in which units are taken in.
 STEPS = 512
@@ -48,24 +49,25 @@ class UnitMoments:
         self.rows += len(rows)
         self._sum = self._sum.to(rows) + rows.t() @ rows
 
-    def choose(self, readers: Tensor, count: int, *, shifted: bool) -> Chosen:
+    def choose(self, readers: Tensor, count: int, *, shifted: bool, group: int = 1) -> Chosen:
         """The units that stay, and all of them by these.
 
         Args:
             readers: W, (m, n).
             count: how many stay.
             shifted: whether the layers behind can take a shift.
+            group: how many in a row stay or go together.
         """
         size = len(self._sum) - 1
         moments = self._sum if shifted else self._sum[:size, :size]
-        units = _taken(moments, readers.to(moments), count, shifted).sort().values
+        units = _taken(moments, readers.to(moments), count, shifted, group).sort().values
         known = torch.cat([units, units.new_tensor([size])]) if shifted else units
         equations = Equations(moments[known][:, known], moments[known][:, :size])
         spread = equations.solve(ridge_for(self.rows, count)).t()
         return Chosen(units, spread[:, :count], spread[:, count] if shifted else None)
 
 
-def _taken(moments: Tensor, readers: Tensor, count: int, shifted: bool) -> Tensor:
+def _taken(moments: Tensor, readers: Tensor, count: int, shifted: bool, group: int) -> Tensor:
     """The numbers of the units, in the order in which they are taken in."""
     size = readers.shape[1]
     if len(readers) > size:
@@ -77,7 +79,8 @@ def _taken(moments: Tensor, readers: Tensor, count: int, shifted: bool) -> Tenso
     least = _NOTHING * moments.diagonal()[:size].clamp_min(torch.finfo(moments.dtype).tiny)
     open_ = torch.ones(size, dtype=torch.bool, device=moments.device)
     taken: list[Tensor] = []
-    each = max(1, -(-count // STEPS))
+    # Of groups in a step.
+    each = max(1, -(-count // (STEPS * group)))
     # What `left` is yet to lose: the product of two thin matrices for each step.
     owed: list[tuple[Tensor, Tensor]] = []
     new = left.diagonal()[:size].clone()
@@ -92,7 +95,7 @@ def _taken(moments: Tensor, readers: Tensor, count: int, shifted: bool) -> Tenso
         said.addmm_(part.t(), said[which], alpha=-1)
         new.sub_((rows * part).sum(0)[:size])
         owed.append((rows, part))
-        if len(owed) >= (_OWED if each > 1 else 1):
+        if len(owed) >= (_OWED if each > 1 and group == 1 else 1):
             # In place: of thousands of units a copy takes longer than the product.
             left.addmm_(torch.cat([one for one, _ in owed]).t(), torch.cat([one for _, one in owed]), alpha=-1)
             new.copy_(left.diagonal()[:size])
@@ -100,13 +103,29 @@ def _taken(moments: Tensor, readers: Tensor, count: int, shifted: bool) -> Tenso
 
     if shifted:
         take(torch.tensor([size], device=moments.device))
-    while len(taken) * each < count:
-        worth = torch.linalg.vector_norm(said[:size], dim=1).square() / new.clamp_min(least)
+    while (missing := count // group - len(taken) * each) > 0:
+        if group == 1:
+            worth = torch.linalg.vector_norm(said[:size], dim=1).square() / new.clamp_min(least)
+        else:
+            worth = _worth_of_groups(left[:size, :size], said[:size], least, group)
         # One of which nothing is left tells nothing; where all are so, any will do.
-        worth = torch.where(new > least, worth, 0).masked_fill(~open_, -1)
-        which = worth.topk(min(each, count - len(taken) * each)).indices
+        something = (new > least).view(-1, group).any(1)
+        worth = torch.where(something, worth, 0).masked_fill(~open_[::group], -1)
+        which = whole_groups(worth.topk(min(each, missing)).indices, group)
         open_[which] = False
         taken.append(which)
-        if bool((new[which] > least[which]).all()):
+        if bool((new[which] > least[which]).view(-1, group).any(1).all()):
             take(which)
     return torch.cat(taken)
+
+
+def _worth_of_groups(left: Tensor, said: Tensor, least: Tensor, group: int) -> Tensor:
+    """By how much each group lessens the distance: what of its moments is left, and what all that it has left says."""
+    size, count = len(left), len(left) // group
+    own = left.view(count, group, count, group).diagonal(dim1=0, dim2=2).permute(2, 0, 1)
+    # A unit of which nothing is left tells nothing.
+    own = own + torch.diag_embed(least.view(count, group).clamp_min(torch.finfo(left.dtype).tiny))
+    said = said.reshape(count, group, -1)
+    assert size == count * group
+    worth: Tensor = (torch.linalg.solve(own, said) * said).sum((1, 2))
+    return worth

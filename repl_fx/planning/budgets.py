@@ -30,6 +30,7 @@ from repl_fx.errors import BadInput, BrokenGraph, ForeignError, PlanMismatch, Un
 from repl_fx.passes.choose_blocks import candidates, keeps_size, with_neighbours
 from repl_fx.plan import Plan, Refusal, Replacement
 from repl_fx.planning.choose_surrogates import by_stretch, choose_surrogates, next_choices
+from repl_fx.planning.finders import without_patterns
 from repl_fx.planning.knapsack import LARGEST, Choice, Item, Row, TooMany, front_of, whole
 from repl_fx.planning.part_repeats import PartRepeats, repeats_of
 from repl_fx.planning.replacement_costs import COUNTED, LATENCY, Graphs, ReplacementCosts, folded_latency
@@ -108,7 +109,8 @@ def budget_among(options: Mapping[str, Any]) -> Budget | None:
         if scores is not None:
             raise BadInput("scores say which blocks go under a budget; give a budget too, such as params=0.7")
         return None
-    given = [name for name in ("every", "blocks") if options.get(name) is not None]
+    which = {"every": options.get("every"), "blocks": without_patterns(options.get("blocks"))}
+    given = [name for name, value in which.items() if value is not None]
     if given:
         raise BadInput(f"a budget says which blocks go; leave out {' and '.join(given)}, or the budget")
     return Budget(limits, scores)

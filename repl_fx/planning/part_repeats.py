@@ -11,7 +11,9 @@ from torch import fx, nn
 
 from repl_fx.analysis.blocks import Block, Repeat
 from repl_fx.analysis.repeats import Repeats
-from repl_fx.passes.find_repeats import find_repeats
+from repl_fx.passes.own_repeats import described
+from repl_fx.plan import OwnRepeat
+from repl_fx.planning.finders import Find, by_structure
 from repl_fx.surrogates.shared.matching import Matches
 from repl_fx.tracing.fingerprint import lines_around, lines_of_code, lines_of_graph
 from repl_fx.tracing.parts.capture import CapturedParts, graphs_in, qualified_name
@@ -58,10 +60,19 @@ class PartRepeats:
         return tuple(lines_of_graph(self.graph_module))
 
 
-def find_in_parts(captured: CapturedParts) -> tuple[PartRepeats, ...]:
-    return tuple(
-        PartRepeats.of(part.path, part.graph_module, find_repeats(part.graph_module)) for part in captured.parts
-    )
+def find_in_parts(captured: CapturedParts, find: Find = by_structure) -> tuple[PartRepeats, ...]:
+    """The repeats of each part, as `find` says (`repl_fx.planning.finders`)."""
+    return tuple(PartRepeats.of(part.path, part.graph_module, find(part)) for part in captured.parts)
+
+
+def own_repeats_of(parts: Iterable[PartRepeats]) -> tuple[OwnRepeat, ...]:
+    """The repeats that the user made, as a plan holds them."""
+    return tuple(described(repeat, part.path) for part in parts for repeat in part.inside if repeat.own)
+
+
+def own_inside(parts: Iterable[PartRepeats]) -> list[Repeat] | None:
+    """The repeats that the user made, as `score_blocks` takes them; None where there are none."""
+    return [repeat for part in parts for repeat in part.inside if repeat.own] or None
 
 
 def repeats_of(parts: Iterable[PartRepeats]) -> Repeats:

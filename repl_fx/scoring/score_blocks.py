@@ -23,8 +23,10 @@ from torch import Tensor, fx, nn
 
 from repl_fx.analysis.blocks import Repeat
 from repl_fx.arguments import in_words, require_module
+from repl_fx.display.progress import shown, tell
 from repl_fx.errors import BadInput, ForeignError, close_matches, first_line, foreign_code
 from repl_fx.graph.recording import watched
+from repl_fx.planning.finders import require_repeats
 from repl_fx.planning.part_repeats import PartRepeats, find_in_parts, repeats_of
 from repl_fx.running.batches import Batch, Batches, Evaluation, Given, Loss, loss_of
 from repl_fx.running.example_inputs import ExampleInputs
@@ -35,6 +37,7 @@ from repl_fx.scoring.statistics import RepeatStatistics
 from repl_fx.tracing.parts.capture import CapturedParts, Part
 
 
+@shown("score blocks")
 def score_blocks(
     captured: CapturedParts | fx.GraphModule,
     batches: Given,
@@ -51,7 +54,7 @@ def score_blocks(
         captured: the model, from `capture_parts` or `capture`; it is not changed.
         batches: an iterable of batches, or a function that returns one. A batch is a tensor, a tuple or list of
             arguments, or a dict of arguments by name; with a loss, a pair of that and of targets.
-        repeats: those whose blocks are scored; by default all of `find_repeats`.
+        repeats: those whose blocks are scored, of `find_repeats` or `repeat_of`; by default all that are found.
         loss: `loss(outputs, targets)`, the mean over a batch, for the scores that need one.
         kinds: of the scores: `influence`, `change`, `gradient`, `loss`.
         greedy: how many blocks to take out one after the other, each time the one without which the loss is lowest, as
@@ -77,13 +80,14 @@ def score_blocks(
             f"greedy goes over the data again and again, and {in_words(batches)} can be gone over once; give a list, "
             "a DataLoader or a function that returns batches"
         )
-    tell = progress or (lambda stage: None)
-    tell("score blocks")
+    stage = progress or tell
+    stage("score blocks")
     scoring = _Scoring(captured, found, asked, loss)
     with untouched(captured.source):
-        for batch in given:
+        for number, batch in enumerate(given, start=1):
+            tell(f"batch {number}")
             scoring.add(batch)
-        order = scoring.greedy(given, greedy, tell)
+        order = scoring.greedy(given, greedy, stage)
     return scoring.scores(order)
 
 
@@ -158,7 +162,7 @@ class _Scoring:
             own, found = found[: len(one.edges)], found[len(one.edges) :]
             one.add_gradients(own, batch.samples)
 
-    def greedy(self, batches: Batches, count: int, tell: Callable[[str], None]) -> dict[str, float]:
+    def greedy(self, batches: Batches, count: int, stage: Callable[[str], None]) -> dict[str, float]:
         """The blocks that go one after the other, each with the mean loss behind it."""
         order: dict[str, float] = {}
         if self.alone is None:
@@ -168,7 +172,7 @@ class _Scoring:
         losses = {name: losses[name] for name in self.skipping.allowed((), candidates)} if count else {}
         for number in range(1, count + 1):
             if number > 1:
-                tell(f"skip {number} blocks")
+                stage(f"skip {number} blocks")
                 left = [name for name in candidates if name not in order]
                 models = MeanLosses(self.skipping.further(tuple(order), left), self.alone.loss, self.evaluation)
                 if not models.models:
@@ -256,6 +260,8 @@ def _captured(given: CapturedParts | fx.GraphModule) -> CapturedParts:
 
 def _found(captured: CapturedParts, repeats: Sequence[Repeat] | None) -> tuple[PartRepeats, ...]:
     """The parts of a model, with the repeats whose blocks are scored."""
+    if repeats is not None and any(isinstance(repeat, Repeat) and repeat.own for repeat in repeats):
+        return find_in_parts(captured, lambda part: require_repeats(part.graph_module, _within(part, repeats)))
     found = find_in_parts(captured)
     known = {repeat.name for repeat in repeats_of(found)}
     if not known:
@@ -270,6 +276,11 @@ def _found(captured: CapturedParts, repeats: Sequence[Repeat] | None) -> tuple[P
             f"no repeat {sorted(wanted - known)[0]!r}; the repeats of this model are {', '.join(sorted(known))}"
         )
     return tuple(_with(part, wanted) for part in found)
+
+
+def _within(part: Part, repeats: Sequence[Repeat]) -> list[Repeat]:
+    """Those of some repeats that are of the graph of a part."""
+    return [repeat for repeat in repeats if repeat.blocks[0].nodes[0].graph is part.graph_module.graph]
 
 
 def _with(part: PartRepeats, wanted: Collection[str]) -> PartRepeats:

@@ -41,6 +41,7 @@ from repl_fx.errors import BadInput, PlanMismatch
 from repl_fx.surrogates.shared.branch_edits import bias_paths
 from repl_fx.surrogates.shared.builder import Builder
 from repl_fx.surrogates.shared.fitted_starts import WholeMap
+from repl_fx.surrogates.shared.norms import norm_at
 from repl_fx.surrogates.shared.registry import Match, Surrogate, register_surrogate
 from repl_fx.surrogates.shared.sampling import Sampling, sampling_of
 from repl_fx.surrogates.shared.site import Site, Unfit, shown, unfit_is_refused
@@ -402,4 +403,8 @@ def _channel_axis(site: Site, stream: Tensor) -> int:
         return 1
     if found or stream.ndim == 2:
         return -1
+    # A group norm has channels along axis 1; what mixes them may see positions in a row.
+    norms = (norm_at(site.graph_module, node, {stream.shape[1]}) for node in site.block.nodes)
+    if any(norm is not None and norm.kind == "group" for norm in norms):
+        return 1
     raise Unfit("no linear layer or convolution of it reads its stream, so that the axis of channels is not known")

@@ -4,8 +4,9 @@
     y = x + V_out act(V_in x + c)           V_in = W_in[S], c = b[S], V_out (C, r)        S: r of the H units
 
 Units are the channels that linear layers or convolutions make and others read, with operators between them that treat
-each channel alone: of MLPs with and without gates, of residual and inverted bottlenecks. All else of the block stays:
-attention, norms, the stream. Nothing is made from the neighbours, so that blocks in a row may go.
+each channel alone: of MLPs with and without gates, of residual and inverted bottlenecks. Between them may be norms: of
+a group norm whole groups go, so that what is left is normalised as it was. All else of the block stays: attention, the
+stream. Nothing is made from the neighbours, so that blocks in a row may go.
 
 S and V_out are chosen on data (`repl_fx.fit`; see `repl_fx.fitting.units`): the units that tell most of what all of
 them write, and V_out by least squares, so that it says for the units that went what can be said with those that stay.
@@ -116,14 +117,14 @@ class Narrow(Surrogate[NarrowConfig, NarrowMatch]):
         layers = _layers(site, hidden)
         norms = {node: _norm_state(site, node) for units in hidden for node in units.norms}
         nodes = tuple(sorted({*layers, *(node for units in hidden for node in units.between)}))
-        gone = {path for node in nodes for path in _parameters_of(site, node)}
-        others = (node for node in site.graph_module.graph.nodes if node not in nodes)
+        gone = {path for node in (*layers, *norms) for path in _parameters_of(site, node)}
+        others = (node for node in site.graph_module.graph.nodes if node not in layers and node not in norms)
         # Narrow weights are the block's own, and what is shared stays shared.
         read = {id(attribute(site.graph_module, path)) for node in others for path in _parameters_of(site, node)}
         if shared := sorted(path for path in gone if id(attribute(site.graph_module, path)) in read):
             raise Unfit(f"{shared[0]} is read elsewhere too")
         kept = [path for path in site.block.parameters if path not in gone]
-        counts = tuple(UnitsOf(u.value.name, u.axis, u.size, self._count(u.size)) for u in hidden)
+        counts = tuple(UnitsOf(u.value.name, u.axis, u.size, self._count(u.size, u.group), u.group) for u in hidden)
         left = f"{', '.join(dict.fromkeys(f'{u.count} of {u.size}' for u in counts))} hidden units"
         return NarrowMatch(hidden, counts, layers, norms, nodes, kept_parameters=kept, left=left)
 
@@ -161,7 +162,7 @@ class Narrow(Surrogate[NarrowConfig, NarrowMatch]):
             if one.rows is None
         ]
         # A norm or a depthwise convolution has more than weights of another size.
-        if len(match.layers) == sum(len((*units.entries, *units.readers)) for units in match.hidden) and not vectors:
+        if len(match.layers) == sum(len((*u.entries, *u.readers)) for u in match.hidden) and not match.norms:
             for one in start.layers:
                 weights[one.weight].meta[STANDS_FOR] = one.of_weight
                 if one.bias is not None and one.of_bias is not None:
@@ -196,7 +197,9 @@ class Narrow(Surrogate[NarrowConfig, NarrowMatch]):
                 }
         return made
 
-    def _count(self, size: int) -> int:
+    def _count(self, size: int, group: int = 1) -> int:
+        if group > 1:
+            return min(size, max(-(-_LEAST // group), round(self._ratio * size / group)) * group)
         count = max(_LEAST, round(self._ratio * size))
         if size >= _MANY:
             count = max(1, round(self._ratio * size / _MULTIPLE)) * _MULTIPLE
@@ -242,11 +245,13 @@ def _parameters_of(site: Site, node: fx.Node) -> list[str]:
 
 
 def _norm_state(site: Site, node: fx.Node) -> dict[str, str]:
-    """The paths of the numbers that a batch norm has for each channel, by name."""
+    """The paths of the numbers that a norm has for each channel, by name."""
     names = ("weight", "bias", "running_mean", "running_var")
     if node.op == "call_module":
         module = site.graph_module.get_submodule(str(node.target))
-        found = {name: f"{node.target}.{name}" for name in names if getattr(module, name) is not None}
+        found = {name: f"{node.target}.{name}" for name in names if getattr(module, name, None) is not None}
+        if not isinstance(module, nn.modules.batchnorm._BatchNorm):
+            return found
     else:
         given = dict(zip(names, node.args[1:5], strict=True))
         found = {name: str(read.target) for name, read in given.items() if isinstance(read, fx.Node)}
@@ -256,10 +261,21 @@ def _norm_state(site: Site, node: fx.Node) -> dict[str, str]:
 
 
 def _norm(site: Builder, match: NarrowMatch, node: fx.Node, units: int, chosen: Chosen) -> nn.Module:
-    """A batch norm with the numbers of the channels that stay."""
+    """A norm with the numbers of the channels that stay."""
     norm, given = match.hidden[units].between[node], site.now(node.args[0])
     assert norm is not None
-    made = fresh_norm(norm, given, 1, site.tensor(match.norms[node]["running_mean"]))
+    count = match.counts[units].count
+    like = site.tensor(next(iter(match.layers.values()))[1].of_weight)
+    made: nn.Module
+    if norm.kind == "batch":
+        made = fresh_norm(norm, given, 1, site.tensor(match.norms[node]["running_mean"]))
+    else:
+        own: Any = site.graph_module.get_submodule(str(node.target))
+        if norm.kind == "group":
+            made = nn.GroupNorm(own.num_groups * count // own.num_channels, count, own.eps, own.affine)
+        else:
+            made = type(own)(count, own.eps, own.momentum, own.affine, own.track_running_stats)
+        made.to(like)
     state = made.state_dict()
     with torch.no_grad():
         for name, path in match.norms[node].items():
@@ -300,6 +316,10 @@ def _again(site: Builder, node: fx.Node, units: UnitsOf) -> fx.Node:
         return site.again(node, *node.all_input_nodes)
     given, sizes = node.args[:2]
     assert isinstance(sizes, Sequence)
-    last = -1 if sizes[-1] == -1 else units.count
+    # Into heads, or with all units along the last axis.
+    changed = {-2: units.count // units.group} if node.meta["val"].shape[-1] != units.size else {-1: units.count}
+    axis, number = next(iter(changed.items()))
+    places = list(sizes)
+    places[axis] = places[axis] if places[axis] == -1 else number
     function: Any = node.target
-    return site.call(function, given, [*sizes[:-1], last])
+    return site.call(function, given, places)

@@ -17,6 +17,7 @@ from torch import Tensor, fx, nn
 
 from repl_fx._torch import FakeTensor, example_of, fixed_size, forget_tensors, has_example, pytree
 from repl_fx.arguments import require_module
+from repl_fx.display.progress import shown, tell
 from repl_fx.errors import BadInput, CaptureError, ForeignError, Untraceable
 from repl_fx.graph.captured import (
     CapturedModule,
@@ -68,6 +69,7 @@ class CaptureInfo:
     dynamic: dict[str, tuple[int, ...]] = field(default_factory=dict)
 
 
+@shown("capture")
 def capture(
     model: nn.Module, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None, *, copy: bool = False
 ) -> fx.GraphModule:
@@ -149,6 +151,7 @@ def _trace_by(
     changes: dict[bool, StateChanges] = {}
     asked: Settings = {}
     for training in (True, False):
+        tell(f"{name}, {'training' if training else 'evaluation'} mode")
         # A region of the caller's must not be traced as one of the model's.
         # Shapes are found on fake tensors, yet a norm that counts its batches adds one to a buffer that is none.
         with untouched(model, buffers=True), own_randomness(device), torch.enable_grad(), _no_autocast(device):

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from repl_fx.analysis.blocks import Repeat
 from repl_fx.arguments import in_words
 from repl_fx.errors import BadInput
 from repl_fx.running.untouched import device_of
@@ -98,6 +99,7 @@ def score_on_data(
     *,
     samples: int,
     greedy: int = 0,
+    repeats: Sequence[Repeat] | None = None,
     progress: Callable[[str], None] = lambda stage: None,
 ) -> Scores:
     """Score the blocks of a model on samples of a data set.
@@ -107,7 +109,7 @@ def score_on_data(
         data: see `read_data`.
         config: the settings.
         kind: of the score that is wanted besides influence and change.
-        samples, greedy, progress: see `calibration` and `score_blocks`.
+        samples, greedy, repeats, progress: see `calibration` and `score_blocks`.
 
     Raises:
         BadInput: see `calibration` and `score_blocks`.
@@ -117,7 +119,8 @@ def score_on_data(
     kinds = tuple(one for one in KINDS if one in ("influence", "change", kind))
     # Without a loss the targets of a pair are left out.
     batches = found.batches if with_loss else lambda: (given for given, _ in found.batches())
-    return score_blocks(captured, batches, loss=found.loss, kinds=kinds, greedy=greedy, progress=progress)
+    asked: Any = {"kinds": kinds, "greedy": greedy, "repeats": repeats}
+    return score_blocks(captured, batches, loss=found.loss, progress=progress, **asked)
 
 
 def _loss(

@@ -18,7 +18,7 @@ from repl_fx.planning.written_options import parse_blocks, parse_budget, plannin
 FROM_SPEC = "original"
 # Settings of which model is made, which an artifact has already.
 MAKING = (
-    *("every", "blocks", "budget", "scores", "ignore", "surrogate", "set", "plan", "weights", "input_shape"),
+    *("every", "blocks", "finder", "budget", "scores", "ignore", "surrogate", "set", "plan", "weights", "input_shape"),
     "checkpoint_blocks",
 )
 # Settings of a run that heals, where none are given. A model that is nearly right is not shaken by a high rate.
@@ -36,7 +36,13 @@ class TrainConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     """Settings of a training run; each has a flag of its name, and a line of help in its annotation."""
 
     every: Annotated[int, Meta(ge=1, description="Replace each K-th block of each repeat.")] = 2
-    blocks: Annotated[str | None, Meta(description="Replace these blocks, by number or name, such as 3,5.")] = None
+    blocks: Annotated[
+        str | None,
+        Meta(
+            description="Replace these blocks, by number or name (3,5), or some of the modules of a pattern (layers.*)."
+        ),
+    ] = None
+    finder: Annotated[str | None, Meta(description="Take the repeats from this finder of an installed package.")] = None
     budget: Annotated[
         tuple[str, ...], Meta(description="What may be left of a cost, such as params=0.7; repeatable.")
     ] = ()

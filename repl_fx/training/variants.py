@@ -74,6 +74,7 @@ class Models:
             "ignore": config.ignore,
             "settings": parse_settings(config.set) or None,
             "seed": config.seed,
+            "finder": config.finder,
             "checkpoint_blocks": config.checkpoint_blocks,
             **config.planning_options(),
             **other,

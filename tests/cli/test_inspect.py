@@ -89,3 +89,15 @@ def test_pictures(run: Run, artifact: Path, model_file: Path, tmp_path: Path) ->
     again = run("inspect", model_file, "--svg", svg, "--force")
     assert again.exit_code == 0 and f"written: {svg}" in again.stdout
     assert "replaced" not in svg.read_text(encoding="utf-8").partition("</style>")[2]
+
+
+def test_the_blocks_that_a_pattern_names(run: Run, model_file: Path) -> None:
+    shown = run("inspect", model_file, "--blocks", "blocks.[0-2]", "--json")
+    (repeat,) = document(shown.stdout)["repeats"]
+    assert [block["name"] for block in repeat["blocks"]] == ["blocks.0", "blocks.1", "blocks.2"]
+    for blocks, message in (
+        ("3,5", "--blocks '3,5' names no repeat; give a pattern of module names, such as layers.*"),
+        ("blocks.*.*", "blocks.0.up is no copy of blocks.0.norm: it has"),
+    ):
+        refused = run("inspect", model_file, "--blocks", blocks)
+        assert refused.exit_code == 2 and message in refused.stderr

@@ -52,6 +52,20 @@ def test_transform_options_reach_the_plan(run: Run, model_file: Path, tmp_path: 
     assert json.loads((tmp_path / "out" / "plan.json").read_text())["seed"] == 7
 
 
+def test_a_pattern_names_the_blocks(run: Run, model_file: Path, tmp_path: Path) -> None:
+    done = run("transform", model_file, "-o", tmp_path / "out", "--blocks", "blocks.[1-4],2", "--json", "-q")
+    assert done.exit_code == 0, done.stderr
+    assert [(b["block"], b["status"]) for b in document(done.stdout)["blocks"]] == [
+        *(("blocks.1", "kept"), ("blocks.2", "replaced"), ("blocks.3", "kept"), ("blocks.4", "kept"))
+    ]
+    plan = tmp_path / "out" / "plan.json"
+    again = run("transform", model_file, "-o", tmp_path / "again", "--plan", plan)
+    assert again.exit_code == 0 and (tmp_path / "again" / "plan.json").read_text() == plan.read_text()
+    assert [type(repl_fx.load(tmp_path / name, in_place=True)).__name__ for name in ("out", "again")] == ["Net", "Net"]
+    message = refused(run, tmp_path / "no", model_file, "--blocks", "layers.*")
+    assert "'layers.*' matches no module that computes anything" in message
+
+
 def test_a_dry_run_writes_nothing(run: Run, model_file: Path, tmp_path: Path) -> None:
     before = sorted(tmp_path.iterdir())
     result = run("transform", model_file, "--dry-run", "--no-check")

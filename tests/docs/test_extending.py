@@ -1,4 +1,4 @@
-"""The surrogate, the package and the pass of docs/extending.md work."""
+"""The surrogate, the finder, the package and the pass of docs/extending.md work."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def shop(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The package of docs/extending.md, installed; all of it is forgotten afterwards."""
     (tmp_path / "repl_fx_shop").mkdir()
     code = _code()
-    for name in ("repl_fx_shop/models.py", "repl_fx_shop/one_layer.py"):
+    for name in ("repl_fx_shop/models.py", "repl_fx_shop/one_layer.py", "repl_fx_shop/pairs.py"):
         (tmp_path / name).write_text(code[name])
     points = tomllib.loads(code["pyproject.toml"])["project"]["entry-points"]
     text = "".join(
@@ -66,7 +66,7 @@ def shop(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         for key in ("one-layer", "shop"):
             monkeypatch.setitem(registry, key, None)
             monkeypatch.delitem(registry, key)
-    for module in ("repl_fx_shop", "repl_fx_shop.models", "repl_fx_shop.one_layer"):
+    for module in ("repl_fx_shop", "repl_fx_shop.models", "repl_fx_shop.one_layer", "repl_fx_shop.pairs"):
         monkeypatch.setitem(sys.modules, module, None)
         monkeypatch.delitem(sys.modules, module)
     return tmp_path
@@ -80,6 +80,13 @@ def test_the_package_of_the_docs_extends_the_command_line(shop: Path) -> None:
     assert done.exit_code == 0 and "one-layer, from blocks.0" in done.stdout, done.output
     assert run("export", shop / "out").exit_code == 0
     assert "one-layer" in repl_fx.known_surrogates()
+    done = run("transform", "shop:mixer", "-o", shop / "pairs", "--finder", "pairs", "--surrogate", "identity")
+    assert done.exit_code == 0 and "blocks.2-3  replaced" in done.stdout, done.output
+    unknown = run("inspect", "shop:mixer", "--finder", "pears")
+    assert unknown.exit_code == 2 and "unknown finder 'pears'; did you mean pairs?; known are pairs" in unknown.stderr
+    # The plan says what the blocks are: the artifact needs no finder.
+    (shop / "repl_fx_shop" / "pairs.py").unlink()
+    assert run("inspect", shop / "pairs").exit_code == 0
     for spec, message in (
         ("shop:mixre", "shop: has no model 'mixre'; it has mixer"),
         ("shop:", "'shop:' names no model; write shop:NAME"),

@@ -60,6 +60,31 @@ def test_a_unit_is_chosen_for_what_others_do_not_say() -> None:
     assert 2 in _moments(rows).choose(torch.eye(3), 2, shifted=False).units
 
 
+@pytest.mark.parametrize("count", [4, 6])
+def test_groups_are_chosen_for_all_that_their_units_say(count: int) -> None:
+    torch.manual_seed(0)
+    rows = torch.randn(400, 8, dtype=torch.float64)
+    # Each unit of the second and the third group says as much as any, and both groups say the same.
+    rows[:, 4:6] = rows[:, 2:4] @ torch.tensor([[1.0, 2.0], [-1.0, 1.0]], dtype=torch.float64)
+    rows[:, :2] *= 0.7
+    readers = torch.eye(8, dtype=torch.float64)
+    chosen = _moments(rows).choose(readers, count, shifted=False, group=2)
+    twin = [2, 3] if 2 in chosen.units else [4, 5]
+    assert chosen.units.tolist() == {4: [*twin, 6, 7], 6: [0, 1, *twin, 6, 7]}[count]
+    assert chosen.spread is not None
+    said = rows[:, chosen.units] @ chosen.spread.t()
+    torch.testing.assert_close(said[:, 2:4], rows[:, 2:4], rtol=1e-4, atol=1e-4)
+
+
+def test_groups_of_one_are_units() -> None:
+    torch.manual_seed(0)
+    rows = torch.randn(100, 6, dtype=torch.float64) @ torch.randn(6, 6, dtype=torch.float64)
+    moments, readers = _moments(rows), torch.randn(3, 6, dtype=torch.float64)
+    whole = torch.kron(rows, torch.tensor([[1.0, 0.0]], dtype=torch.float64))
+    pairs = _moments(whole).choose(torch.kron(readers, torch.tensor([[1.0, 1.0]])), 6, shifted=True, group=2)
+    assert (pairs.units[::2] // 2).tolist() == moments.choose(readers, 3, shifted=True).units.tolist()
+
+
 def test_units_of_pictures_are_along_the_channels() -> None:
     rows = torch.randn(6, 3, 4, 4)
     flat = rows.movedim(1, -1).reshape(-1, 3)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 import pytest
+import torch
 from torch import fx
 
 from repl_fx.analysis.blocks import Block, Repeat
@@ -13,6 +14,7 @@ from repl_fx.passes.choose_blocks import Choice, candidates, choose_blocks, with
 from repl_fx.passes.find_repeats import find_repeats
 from repl_fx.tracing.capture import capture
 from tests.stages import Stages, images
+from tests.surrogates.nets import Shrinking
 
 
 def repeat(name: str, copies: int, *, shared: bool = False) -> Repeat:
@@ -89,6 +91,15 @@ def test_surrogates_that_stand_alone_take_the_ends_too() -> None:
     assert refused(third) == {"b": "with every=3 none of its 2 blocks goes that is not part of another repeat"}
     named = choose_blocks(repeats, blocks=["a.0", "b.1"], alone=True)
     assert chosen(named) == [("", "a.0", "a.1"), ("b.0", "b.1", "")]
+
+
+def test_blocks_that_change_sizes_go_by_surrogates_that_stand_alone() -> None:
+    gm = capture(Shrinking(), (torch.randn(2, 8, 8, 8),))
+    (similar,) = (one for one in find_repeats(gm) if one.similar)
+    names = [block.name for block in similar.blocks]
+    assert [pick.block.name for pick in choose_blocks([similar], every=1, alone=True).chosen] == names
+    kept = [pick.block.name for pick in choose_blocks([similar]).chosen]
+    assert kept and not {names[0], names[3]} & {*kept}
 
 
 def test_a_block_goes_for_the_repeat_that_has_it_inside_before_one_that_has_it_at_an_end() -> None:

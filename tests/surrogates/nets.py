@@ -27,6 +27,39 @@ class Residual(nn.Module):
         return F.relu(y) if self.relu else y
 
 
+class HeadsBlock(nn.Module):
+    """Attention alone, over the positions of a picture, with a layer each for queries, keys and values."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm = nn.GroupNorm(4, CHANNELS)
+        self.q, self.k, self.v = (nn.Linear(CHANNELS, CHANNELS) for _ in range(3))
+        self.out = nn.Linear(CHANNELS, CHANNELS)
+
+    def forward(self, x: Tensor, time: Tensor) -> Tensor:
+        batch, channels, height, width = x.shape
+        y = self.norm(x).flatten(2).transpose(1, 2)
+        q, k, v = (one(y).view(batch, -1, 4, channels // 4).transpose(1, 2) for one in (self.q, self.k, self.v))
+        y = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(batch, -1, channels)
+        out: Tensor = x + self.out(y).transpose(1, 2).reshape(batch, channels, height, width)
+        return out
+
+
+class Diffusion(nn.Module):
+    """Blocks that are handed what is made from the time."""
+
+    def __init__(self, make: Callable[[], nn.Module]) -> None:
+        super().__init__()
+        self.embed = nn.Linear(CHANNELS, 8)
+        self.blocks = nn.ModuleList(make() for _ in range(4))
+
+    def forward(self, x: Tensor) -> Tensor:
+        time = self.embed(x.mean((2, 3)))
+        for block in self.blocks:
+            x = block(x, time)
+        return x
+
+
 class Shrinking(nn.Module):
     """Two stages of blocks of other widths, the first of a stage with a projection."""
 

@@ -20,7 +20,7 @@ from repl_fx.surrogates.linear import StreamMap
 from tests.captures import transformed
 from tests.nets import TokenNet, TransformerBlock
 from tests.sites import layer_site
-from tests.surrogates.nets import Halving, Strided
+from tests.surrogates.nets import CHANNELS, Diffusion, Halving, HeadsBlock, Strided
 
 X, PICTURES = torch.randn(2, 6, 16), torch.randn(2, 8, 5, 5)
 FORMS: list[dict[str, Any]] = [{}, {"rank": 3}, {"form": "scale"}]
@@ -338,3 +338,13 @@ def test_channels_that_are_last_become_others_in_a_product() -> None:
     match = make_surrogate("linear").match(layer_site(16))
     assert not isinstance(match, Refusal) and match.widths == (8, 16) and match.axis == -1
     assert match.sampling is not None and match.sampling.strides == ()
+
+
+def test_a_group_norm_tells_the_channels_of_attention_over_pictures() -> None:
+    model, x = Diffusion(HeadsBlock), torch.randn(2, CHANNELS, 4, 4)
+    result = transformed(model, (x,), surrogate="linear", blocks=[2])
+    (stand_in,) = (module for module in result.graph_module.modules() if isinstance(module, StreamMap))
+    assert next(stand_in.parameters()).shape[0] == CHANNELS
+    fitted = repl_fx.fit(result, [torch.randn(16, CHANNELS, 4, 4)])
+    (done,) = fitted.surrogates
+    assert done.after is not None and done.before is not None and done.after < done.before

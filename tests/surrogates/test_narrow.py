@@ -20,7 +20,7 @@ from repl_fx.surrogates.narrow import Narrow, NarrowConfig
 from tests.captures import transformed
 from tests.export.running import run
 from tests.nets import TokenNet, TransformerBlock, tokens
-from tests.surrogates.nets import CHANNELS, NETS, InPlace, Residual, Scaled
+from tests.surrogates.nets import CHANNELS, NETS, Diffusion, HeadsBlock, InPlace, Residual, Scaled
 
 HIDDEN = 24
 
@@ -77,6 +77,45 @@ class Steps(nn.Module):
         return x
 
 
+class TimedBlock(nn.Module):
+    """A residual block of diffusion models: group norms, and a number for each channel from the time."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm1, self.norm2 = nn.GroupNorm(4, CHANNELS), nn.GroupNorm(4, HIDDEN)
+        self.conv1 = nn.Conv2d(CHANNELS, HIDDEN, 3, padding=1)
+        self.conv2 = nn.Conv2d(HIDDEN, CHANNELS, 3, padding=1)
+        self.time = nn.Linear(8, HIDDEN)
+
+    def forward(self, x: Tensor, time: Tensor) -> Tensor:
+        y = self.conv1(F.silu(self.norm1(x))) + self.time(F.silu(time))[:, :, None, None]
+        out: Tensor = x + self.conv2(F.silu(self.norm2(y)))
+        return out
+
+
+def _grouped() -> nn.Module:
+    return Residual(
+        nn.Conv2d(CHANNELS, HIDDEN, 1),
+        nn.GroupNorm(6, HIDDEN),
+        nn.GroupNorm(4, HIDDEN, affine=False),
+        nn.SiLU(),
+        nn.Conv2d(HIDDEN, CHANNELS, 1),
+    )
+
+
+def _medical() -> nn.Module:
+    return Residual(
+        nn.Conv2d(CHANNELS, HIDDEN, 3, padding=1),
+        nn.InstanceNorm2d(HIDDEN),
+        nn.Dropout(0.1),
+        nn.PReLU(),
+        nn.Conv2d(HIDDEN, HIDDEN, 1),
+        nn.InstanceNorm2d(HIDDEN, affine=True, track_running_stats=True),
+        nn.PReLU(),
+        nn.Conv2d(HIDDEN, CHANNELS, 3, padding=1),
+    )
+
+
 def _basic() -> nn.Module:
     return Residual(
         nn.Conv2d(CHANNELS, CHANNELS, 3, padding=1, bias=False),
@@ -126,7 +165,13 @@ MODELS: dict[str, Callable[[], tuple[nn.Module, Tensor]]] = {
     "inverted": lambda: (_stack(_inverted), torch.randn(2, CHANNELS, 6, 6)),
     "in place": lambda: (_stack(lambda: InPlace(CHANNELS)), torch.randn(2, CHANNELS, 6, 6)),
     "layer scale": lambda: (_stack(lambda: Scaled(CHANNELS)), torch.randn(2, CHANNELS, 6, 6)),
+    "group norm": lambda: (_stack(_grouped), torch.randn(2, CHANNELS, 6, 6)),
+    "instance norm": lambda: (_stack(_medical), torch.randn(2, CHANNELS, 6, 6)),
+    "time": lambda: (Diffusion(TimedBlock), torch.randn(2, CHANNELS, 6, 6)),
+    "heads": lambda: (Diffusion(HeadsBlock), torch.randn(2, CHANNELS, 6, 6)),
 }
+# Units that stay or go together, where they are more than one.
+GROUPS = {"group norm": 12, "time": 6, "heads": 4}
 # The layers that read hidden units.
 READERS = {
     "attention": ("fc2",),
@@ -137,6 +182,10 @@ READERS = {
     "inverted": ("inner.7",),
     "in place": ("conv2",),
     "layer scale": ("fc2",),
+    "group norm": ("inner.4",),
+    "instance norm": ("inner.4", "inner.7"),
+    "time": ("conv2",),
+    "heads": ("out",),
 }
 
 
@@ -149,13 +198,14 @@ def _settled(model: nn.Module) -> nn.Module:
     return model.eval()
 
 
-def _silence_half_(model: nn.Module, block: str, readers: tuple[str, ...]) -> None:
-    """Let each layer of a block read half of its units."""
+def _silence_half_(model: nn.Module, block: str, readers: tuple[str, ...], group: int) -> None:
+    """Let each layer of a block read half of its units, whole groups of them."""
     for name in readers:
         layer: Any = model.get_submodule(f"{block}.{name}")
         weight = layer.weight if isinstance(layer, Columns) else layer.weight.transpose(0, 1)
         with torch.no_grad():
-            weight[torch.randperm(len(weight))[len(weight) // 2 :]] = 0
+            groups = weight.unflatten(0, (-1, group))
+            groups[torch.randperm(len(groups))[len(groups) // 2 :]] = 0
 
 
 def _block(model: nn.Module, number: int) -> str:
@@ -180,7 +230,7 @@ def test_units_that_nobody_reads_go_first(name: str) -> None:
     torch.manual_seed(0)
     model, x = MODELS[name]()
     _settled(model)
-    _silence_half_(model, _block(model, 1), READERS[name])
+    _silence_half_(model, _block(model, 1), READERS[name], GROUPS.get(name, 1))
     result = transformed(model, (x,), surrogate="narrow", blocks=[2], settings={"ratio": 0.5})
     assert [one.block for one in result.plan.replacements] == [_block(model, 1)]
     with torch.no_grad():
@@ -251,7 +301,7 @@ class _Excited(nn.Module):
         super().__init__()
         self.conv1, self.conv2 = nn.Conv2d(CHANNELS, 12, 1), nn.Conv2d(12, CHANNELS, 1)
         self.squeeze = nn.Conv2d(12, 12, 1)
-        self.norm = nn.GroupNorm(3, 12)
+        self.norm = nn.GroupNorm(1, 12)
         self.grouped = nn.Conv2d(12, 12, 3, padding=1, groups=3)
         self.reflected = nn.Conv2d(12, 12, 3, padding=1, padding_mode="reflect")
         self.kind = kind
@@ -285,6 +335,20 @@ class _Excited(nn.Module):
 def test_units_that_cannot_go_are_refused(kind: str, reason: str) -> None:
     with pytest.raises(repl_fx.NothingToReplace, match=reason):
         transformed(_stack(lambda: _Excited(kind)), (torch.randn(2, CHANNELS, 6, 6),), surrogate="narrow")
+
+
+def test_what_is_left_of_groups_is_normalised_as_it_was() -> None:
+    torch.manual_seed(0)
+    model, x = MODELS["group norm"]()
+    result = transformed(model, (x,), surrogate="narrow", blocks=[2])
+    (one,) = result.plan.replacements
+    norms = [m for m in result.graph_module.modules() if isinstance(m, nn.GroupNorm) and m.num_channels < HIDDEN]
+    # Of groups of 4 and of 6 a multiple of both.
+    assert [(m.num_groups, m.num_channels) for m in norms] == [(3, 12), (2, 12)]
+    assert next(row.left for row in result.report if row.block == one.block) == f"12 of {HIDDEN} hidden units"
+    fitted = repl_fx.fit(result, [torch.randn(8, CHANNELS, 6, 6)])
+    (done,) = fitted.surrogates
+    assert done.after is not None and done.before is not None and done.after < done.before
 
 
 class _Tied(nn.Module):
@@ -371,6 +435,14 @@ def test_a_ratio_that_is_given_is_no_choice() -> None:
 def test_ratios_that_make_no_sense(ratio: Any) -> None:
     with pytest.raises(BadInput, match=r"narrow: ratio is .*; it must be above 0 and at most 1"):
         NarrowConfig(ratio)
+
+
+@given(groups=st.integers(2, 64), group=st.integers(2, 40), ratio=st.floats(0.01, 1))
+@settings(deadline=None)
+def test_counts_of_whole_groups(groups: int, group: int, ratio: float) -> None:
+    count = Narrow(NarrowConfig(ratio))._count(groups * group, group)
+    assert count % group == 0 and min(groups * group, 4) <= count <= groups * group
+    assert abs(count - ratio * groups * group) <= max(group, 4)
 
 
 @given(size=st.integers(1, 400), ratio=st.floats(0.01, 1))

@@ -59,15 +59,18 @@ class _Layouts:
         return {key: lay_out(outline) for outline, key in self.known.items()}
 
 
-def document_of_model(captured: CapturedParts, spec: str, notes: Sequence[str] = ()) -> Document:
+def document_of_model(
+    captured: CapturedParts, spec: str, notes: Sequence[str] = (), found: Sequence[PartRepeats] | None = None
+) -> Document:
     """The document of a model that is not transformed.
 
     Args:
         captured: from `capture_parts`.
         spec: the words for the model.
         notes: remarks on it, a line each.
+        found: its repeats, where they are not those that `find_repeats` finds.
     """
-    return _document(captured, find_in_parts(captured), None, spec, notes)
+    return _document(captured, find_in_parts(captured) if found is None else found, None, spec, notes)
 
 
 def document_of_result(result: TransformResult, spec: str, notes: Sequence[str] = ()) -> Document:

@@ -80,4 +80,10 @@ def longest(start: KeptUnits, number: int, read: Read) -> Chosen:
     rows = torch.stack([weight.double().flatten(1).norm(dim=1) for weight in made]).prod(0)
     worth = rows * readers_of(start, number, read).double().norm(dim=0)
     assert worth.shape == (size,)
-    return Chosen(worth.topk(count).indices.sort().values)
+    group = start.hidden[number].group
+    return Chosen(whole_groups(worth.view(-1, group).sum(1).topk(count // group).indices.sort().values, group))
+
+
+def whole_groups(groups: Tensor, group: int) -> Tensor:
+    """The numbers of the units of groups, by the numbers of these."""
+    return (groups[:, None] * group + torch.arange(group, device=groups.device)).flatten()

@@ -75,12 +75,14 @@ class UnitsOf:
         value: name of the node of the captured graph whose value the layers behind them read.
         axis: of the units in it.
         size, count: how many there were, and how many stay.
+        group: how many in a row stay or go together.
     """
 
     value: str
     axis: int
     size: int
     count: int
+    group: int = 1
 
 
 @dataclass(frozen=True)

@@ -4,25 +4,36 @@
     x -> conv1 -> bn -> relu -> conv2 -> y   those between the convolutions, with a norm's numbers for each
 
 Between the two every operator treats each channel alone (an activation, dropout, a batch norm, a depthwise convolution,
-the product of a gate), so that a channel can go with a row of the layers before and a column of those behind.
+the product of a gate), so that a channel can go with a row of the layers before and a column of those behind. Behind a
+group norm channels go by whole groups, whose statistics are then what they were. Of a block that has no such channels,
+but attention whose queries, keys and values are made by a layer each, whole heads can go:
+
+    x -> q, k, v -> (batch, heads, positions, c) -> attention -> (batch, positions, heads * c) -> out -> y
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from torch import Tensor, fx
+from torch import Tensor, fx, nn
 
+from repl_fx.analysis.attention import product_settings
 from repl_fx.analysis.linear_operators import LinearOperator, linear_operator_of
 from repl_fx.graph.captured import share_tensors
-from repl_fx.graph.roles import COPIES, PROBABILITY, RESHAPES, SCALED_PRODUCT
+from repl_fx.graph.roles import CASTS, COPIES, PROBABILITY, RESHAPES, SCALED_PRODUCT
 from repl_fx.running.untouched import seeded
 from repl_fx.surrogates.shared.activations import is_activation
 from repl_fx.surrogates.shared.norms import ThinNorm, norm_at
 from repl_fx.surrogates.shared.site import Site, Unfit
+
+# Norms that do not mix channels, or not those of different groups.
+_BY_CHANNEL = ("batch", "group", "instance")
+# Operators along one axis.
+_BESIDE = (torch.ops.aten.unsqueeze.default, torch.ops.aten.slice.Tensor)
 
 
 @dataclass(eq=False)
@@ -36,6 +47,7 @@ class HiddenUnits:
         readers: the operators that read them, all from one value.
         between: the nodes on the way, with the norm that each is, or None.
         depthwise: those of them that are depthwise convolutions.
+        group: how many in a row stay or go together.
     """
 
     axis: int
@@ -44,6 +56,7 @@ class HiddenUnits:
     readers: list[LinearOperator] = field(default_factory=list)
     between: dict[fx.Node, ThinNorm | None] = field(default_factory=dict)
     depthwise: list[LinearOperator] = field(default_factory=list)
+    group: int = 1
 
     @property
     def norms(self) -> list[fx.Node]:
@@ -74,8 +87,71 @@ def find_hidden_units(site: Site) -> list[HiddenUnits]:
         except Unfit as unfit:
             reason = reason or unfit
     if not found:
+        cores = [node for node in site.block.nodes if node.target is SCALED_PRODUCT]
+        found = [units for core in cores if (units := _heads(site, core)) is not None]
+    if not found:
         raise reason or Unfit("it has no linear layer or convolution")
     return found
+
+
+def _heads(site: Site, core: fx.Node) -> HiddenUnits | None:
+    """The heads of an attention as units that go together; None where they are no rows of layers of their own."""
+    made, settings = core.meta.get("val"), product_settings(core)
+    mask = settings["attn_mask"]
+    masked = mask.meta.get("val") if isinstance(mask, fx.Node) else None
+    if not isinstance(made, Tensor) or made.ndim != 4 or settings.get("enable_gqa"):
+        return None
+    heads, size = made.shape[1], made.shape[3]
+    if not isinstance(heads, int) or not isinstance(size, int) or heads < 2:
+        return None
+    if isinstance(masked, Tensor) and masked.ndim > 2 and masked.shape[-3] != 1:
+        # A mask of a head goes with the head.
+        return None
+    units = HiddenUnits(-1, heads * size, between={core: None}, group=size)
+    for name in ("query", "key", "value"):
+        turned: Any = settings[name]
+        split: Any = turned.args[0] if _turns(turned) else None
+        splits = _is_shaped(split, heads, size) and split.target in RESHAPES
+        linear = _layer(site, split.args[0]) if splits else None
+        if linear is None or not _is_shaped(linear.node, units.size):
+            return None
+        units.between |= {turned: None, split: None}
+        units.entries.append(linear)
+    turned = next(iter(core.users))
+    joined = next(iter(turned.users)) if _turns(turned) else core
+    if joined.target not in RESHAPES or not _is_shaped(joined, units.size):
+        return None
+    units.between |= {turned: None, joined: None}
+    reader = next(iter(joined.users))
+    while reader.target in CASTS | COPIES:
+        units.between[reader] = None
+        reader = next(iter(reader.users))
+    linear = _layer(site, reader)
+    if linear is None:
+        return None
+    units.readers.append(linear)
+    changed = {*units.between, *(entry.node for entry in units.entries)}
+    seen_inside = all(user in changed or user is reader for node in changed for user in node.users)
+    return units if seen_inside and changed <= site.block.node_set else None
+
+
+def _layer(site: Site, node: fx.Node) -> LinearOperator | None:
+    """The linear layer that a node calls, where its weight can lose rows and columns."""
+    linear = linear_operator_of(site.graph_module, node)
+    known = linear is not None and linear.kind == "linear" and linear.weight is not None and not node.kwargs
+    return linear if known else None
+
+
+def _turns(node: Any) -> bool:
+    """Whether a node lets positions and heads change places."""
+    swaps = isinstance(node, fx.Node) and node.target is torch.ops.aten.transpose.int
+    return swaps and node.meta["val"].ndim == 4 and {*node.args[1:]} == {1, 2}
+
+
+def _is_shaped(node: Any, *last: int) -> bool:
+    """Whether the value of a node ends in these sizes."""
+    value = node.meta.get("val") if isinstance(node, fx.Node) else None
+    return isinstance(value, Tensor) and tuple(value.shape[-len(last) :]) == last
 
 
 class _Search:
@@ -119,7 +195,7 @@ class _Search:
             linear = linear_operator_of(self.gm, user)
             if linear is None or self._is_depthwise(linear):
                 self.include(user)
-            elif linear.input is not node or linear.axis != self.units.axis:
+            elif linear.input is not node or not self._works_along(linear):
                 raise Unfit(f"{user.name} does not read the channels of its hidden layer one by one", user)
             else:
                 self.units.readers.append(self._plain(linear))
@@ -128,7 +204,7 @@ class _Search:
         """The values with the same units that a node reads; none for a layer that makes them."""
         linear = linear_operator_of(self.gm, node)
         if linear is not None and not self._is_depthwise(linear):
-            if linear.axis != self.units.axis:
+            if not self._works_along(linear):
                 raise Unfit(f"{node.name} works along another axis than the layer behind it", node)
             self.units.entries.append(self._plain(linear))
             return ()
@@ -136,8 +212,11 @@ class _Search:
             self.units.depthwise.append(self._plain(linear, depthwise=True))
             self.units.between[node] = None
             return (linear.input,)
-        norm = norm_at(self.gm, node, {self.units.size})
-        if norm is not None and (norm.kind != "batch" or self.units.axis != 1):
+        norm = norm_at(self.gm, node, {self.units.size}) or self._instance_norm(node)
+        if norm is not None and norm.kind == "group":
+            self.units.group = math.lcm(self.units.group, self.units.size // norm.groups)
+        together = norm is not None and norm.kind not in _BY_CHANNEL
+        if norm is not None and (together or self.units.axis != 1 or self.units.group == self.units.size):
             raise Unfit(f"{node.name} normalises all channels of a hidden layer together", node)
         self.units.between[node] = norm
         if norm is not None:
@@ -151,22 +230,52 @@ class _Search:
             raise Unfit(f"{node.name} does not treat the channels of a hidden layer one by one", node)
         return feeders
 
+    def _works_along(self, linear: LinearOperator) -> bool:
+        """Whether an operator makes or reads channels along the axis of the units: of two axes 1 is the last."""
+        value = linear.node.meta.get("val")
+        return linear.axis == self.units.axis or (isinstance(value, Tensor) and value.ndim == 2)
+
+    def _instance_norm(self, node: fx.Node) -> ThinNorm | None:
+        module = self.gm.get_submodule(str(node.target)) if node.op == "call_module" else None
+        if not isinstance(module, nn.modules.instancenorm._InstanceNorm):
+            return None
+        # The module itself is made again.
+        return ThinNorm("instance", module.eps, module.momentum)
+
     def _one_by_one(self, node: fx.Node, feeders: list[fx.Node]) -> bool:
         """Whether each channel of the result is a function of the same channel of what a node reads."""
         shape = str(node.meta["val"].shape)
         alike = all(isinstance(f.meta.get("val"), Tensor) and str(f.meta["val"].shape) == shape for f in feeders)
+        if node.target in _BESIDE and self.units.axis == 1:
+            dim: Any = node.args[1] if len(node.args) > 1 else 0
+            place = dim % node.meta["val"].ndim
+            # An axis that is added before that of the units would move it.
+            return place > 1 or (place == 0 and node.target is torch.ops.aten.slice.Tensor)
         if node.target in RESHAPES:
             # Positions alone, with the channels behind them.
             sizes: Any = node.args[1]
             return self.units.axis == -1 and sizes[-1] in (-1, self.units.size)
+        if torch.Tag.pointwise in getattr(node.target, "tags", ()) and self._aligned(node, feeders):
+            return True
         if not alike:
             return False
-        if torch.Tag.pointwise in getattr(node.target, "tags", ()) or node.target in COPIES:
+        if node.target in COPIES or self._has_one_slope(node):
             return True
         if len(feeders) != 1 or node.args[0] is not feeders[0]:
             return False
         drops = node.target in PROBABILITY and node.target is not SCALED_PRODUCT
         return drops or is_activation(self.gm, node) or self._drops(node)
+
+    def _aligned(self, node: fx.Node, feeders: list[fx.Node]) -> bool:
+        """Whether all that an operator reads has the units where its result has them; other sizes may be 1."""
+        return all(f.meta["val"].ndim == node.meta["val"].ndim for f in feeders) and all(
+            f.meta["val"].shape[self.units.axis] == self.units.size for f in feeders
+        )
+
+    def _has_one_slope(self, node: fx.Node) -> bool:
+        """Whether a node calls a PReLU with one slope for all channels."""
+        module = self.gm.get_submodule(str(node.target)) if node.op == "call_module" else None
+        return isinstance(module, nn.PReLU) and module.num_parameters == 1
 
     def _drops(self, node: fx.Node) -> bool:
         """Whether a node calls a module that gives back what it gets in evaluation: dropout, drop path."""

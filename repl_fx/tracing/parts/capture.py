@@ -27,6 +27,7 @@ from torch import fx, nn
 
 from repl_fx._torch import pytree
 from repl_fx.arguments import require_module
+from repl_fx.display.progress import shown, tell
 from repl_fx.errors import CaptureError
 from repl_fx.graph.captured import CapturedModule, copy_model, refer_to_copies, share_tensors
 from repl_fx.running.example_inputs import ExampleInputs, HasInputs
@@ -91,6 +92,7 @@ class CapturedParts:
         return "\n".join(str(line) for line in (*self.parts, *self.eager))
 
 
+@shown("capture")
 def capture_parts(
     model: nn.Module,
     args: Sequence[Any] = (),
@@ -146,6 +148,7 @@ def capture_parts(
         eager.insert(0, Eager("", type(model).__name__, obstacles[0]))
     parts = tuple(Part(path, search.parts[path], called[path]) for path in calls if path in called)
     module = assemble(source, search.parts)
+    tell("compare with the model")
     # Gradients and buffers too; outputs are equal already.
     check = check_of(source, module, inputs, [mode for mode in reference if reference[mode].problem is None])
     if check.differences:

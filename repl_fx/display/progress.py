@@ -1,0 +1,124 @@
+"""The step that a long call is at, where it was made: a bar on a terminal's stderr, a line in the cell of a notebook.
+
+    @shown("fit")                       the outermost call shows what those inside it tell
+    def fit(…):
+        tell("blocks.3", 2, 12)         fit: blocks.3  ━━━━━╸━━━━━  2/12  0:00:04
+
+Nothing is written where `repl_fx.config.show_progress` says so, where stderr leads to a file or a pipe, and where a
+caller takes the stages itself (`progress=`). The command line listens, and shows steps in its own lines.
+"""
+
+from __future__ import annotations
+
+import html
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from functools import wraps
+from typing import Any, ParamSpec, Protocol, TypeVar
+
+from rich.console import Console
+
+from repl_fx.config import show_progress
+
+Parameters = ParamSpec("Parameters")
+Returned = TypeVar("Returned")
+
+
+class Listener(Protocol):
+    """Takes a step: its name, and how many of how many such are done; None where that is not known."""
+
+    def __call__(self, step: str, done: int, total: int | None) -> None: ...
+
+
+# Of the call that runs in this thread; other threads have none.
+_listener: ContextVar[Listener | None] = ContextVar("listener", default=None)
+
+
+def tell(step: str, done: int = 0, total: int | None = None) -> None:
+    """Say which step begins, to whoever shows the steps of this call."""
+    listener = _listener.get()
+    if listener is not None:
+        listener(step, done, total)
+
+
+@contextmanager
+def telling(listener: Listener) -> Iterator[None]:
+    """Let a listener take the steps of the calls inside, which show none then."""
+    token = _listener.set(listener)
+    try:
+        yield
+    finally:
+        _listener.reset(token)
+
+
+def shown(what: str) -> Callable[[Callable[Parameters, Returned]], Callable[Parameters, Returned]]:
+    """Show the steps of a function while it runs, under a word for it; not of one that runs inside another."""
+
+    def decorate(function: Callable[Parameters, Returned]) -> Callable[Parameters, Returned]:
+        @wraps(function)
+        def call(*args: Parameters.args, **kwargs: Parameters.kwargs) -> Returned:
+            if _listener.get() is not None:
+                return function(*args, **kwargs)
+            with _showing(what, silent=kwargs.get("progress") is not None) as listener, telling(listener):
+                return function(*args, **kwargs)
+
+        return call
+
+    return decorate
+
+
+def _nowhere(step: str, done: int, total: int | None) -> None:
+    """Take a step and show nothing."""
+
+
+@contextmanager
+def _showing(what: str, *, silent: bool) -> Iterator[Listener]:
+    console = None if silent or not show_progress() else Console(stderr=True, markup=False, emoji=False)
+    if console is None or not (console.is_jupyter or console.is_terminal):
+        yield _nowhere
+    elif console.is_jupyter:
+        with _in_a_notebook(what) as listener:
+            yield listener
+    else:
+        with _on_a_terminal(what, console) as listener:
+            yield listener
+
+
+@contextmanager
+def _on_a_terminal(what: str, console: Console) -> Iterator[Listener]:
+    from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+
+    columns = SpinnerColumn(), TextColumn("{task.description}", markup=False), BarColumn(), TimeElapsedColumn()
+    # What the model's own code prints goes where it would go without a bar.
+    bar = Progress(*columns, console=console, transient=True, redirect_stdout=False, redirect_stderr=False)
+    with bar:
+        task = bar.add_task(f"{what} …", total=None)
+
+        def listener(step: str, done: int, total: int | None) -> None:
+            bar.update(task, description=_line(what, step, done, total), completed=done, total=total)
+
+        yield listener
+
+
+@contextmanager
+def _in_a_notebook(what: str) -> Iterator[Listener]:
+    """One line, written over with each step, without widgets and threads."""
+    from IPython import display
+
+    shown_text: Any = display.display(display.HTML(""), display_id=True)
+
+    def listener(step: str, done: int, total: int | None) -> None:
+        text = html.escape(_line(what, step, done, total))
+        bar = f' <progress value="{done}" max="{total}"></progress>' if total else ""
+        shown_text.update(display.HTML(f"{text}{bar}"))
+
+    listener("", 0, None)
+    try:
+        yield listener
+    finally:
+        shown_text.update(display.HTML(""))
+
+
+def _line(what: str, step: str, done: int, total: int | None) -> str:
+    return f"{what}{f': {step}' if step else ''} …{f' {done}/{total}' if total else ''}"
