@@ -43,7 +43,7 @@ from repl_fx.tracing.fingerprint import code_of, fingerprint
 from repl_fx.tracing.model_checks import require_capturable, require_finite
 from repl_fx.tracing.parts.capture import CapturedParts, Part, assemble, capture_parts, graphs_in
 from repl_fx.tracing.parts.search import Eager
-from repl_fx.tracing.questions import refused_sizes
+from repl_fx.tracing.size_questions import refused_sizes
 
 
 @dataclass(frozen=True)
@@ -55,7 +55,7 @@ class PartRecord:
     tracer: str
     dynamic: Mapping[str, tuple[int, ...]]
     inputs: ExampleInputs
-    refused_sizes: tuple[tuple[str, int], ...]
+    refused_sizes: tuple[str, ...]
 
 
 @dataclass(frozen=True)

@@ -88,7 +88,7 @@ class Captured(_Strict, frozen=True, rename={"kind": "class"}):
         path: of the module; empty where the whole model is one graph.
         kind: name of its class.
         dynamic: for each tensor argument, the dimensions that stayed dynamic.
-        refused_sizes: inputs and dimensions of which the graph refuses a size of 1.
+        refused_sizes: the conditions under which the graph takes inputs of other sizes.
     """
 
     path: str
@@ -96,7 +96,7 @@ class Captured(_Strict, frozen=True, rename={"kind": "class"}):
     tracer: str
     dynamic: dict[str, tuple[int, ...]]
     inputs: Inputs
-    refused_sizes: tuple[tuple[str, int], ...]
+    refused_sizes: tuple[str, ...]
 
 
 class Manifest(_Strict, frozen=True, kw_only=True):

@@ -47,7 +47,7 @@ from repl_fx.tracing.capture import widen_batch
 from repl_fx.tracing.fingerprint import code_of, fingerprint
 from repl_fx.tracing.model_checks import describe_inputs
 from repl_fx.tracing.parts.capture import capture_as_called, capture_parts
-from repl_fx.tracing.questions import refuse_sizes_
+from repl_fx.tracing.size_questions import refuse_sizes_
 
 PLAN, GRAPH, STRUCTURE = "plan.json", "graph.txt", "source.txt"
 WEIGHTS, CONSTANTS = "model.safetensors", "constants.safetensors"

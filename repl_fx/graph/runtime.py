@@ -5,6 +5,7 @@ A check raises `BadInput` where the graph was specialised to other inputs than i
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -95,15 +96,62 @@ def check_shape(tensor: Any, expected: tuple[int | None, ...], name: str) -> Non
         )
 
 
-@has_side_effect
-def check_least(tensor: Any, dim: int, least: int, name: str) -> None:
-    """Refuse a tensor with a size for which the source takes another way than the one the graph was captured on."""
-    found = tensor.shape[dim]
-    if found < least:
-        raise BadInput(
-            f"{name} has size {found} in dimension {dim}, where the model computes otherwise than for {least} or more; "
-            "capture the model with it"
-        )
+@dataclass(frozen=True)
+class SizeCheck:
+    """Refuses inputs of sizes for which the source takes another way than the one that was traced, or none.
+
+    Attributes:
+        condition: holds for the sizes that the graph is right for; an expression of Python's.
+        sizes: the names in it, each with the number of the tensor and the dimension that it is the size of.
+        words: the condition as people read it: `x.shape[1] <= 6`.
+        place: the line of the model that asks, as the end of a phrase; empty where it is not known.
+        limit: the source itself stops where the condition does not hold.
+    """
+
+    condition: str
+    sizes: tuple[tuple[str, int, int], ...]
+    words: str
+    place: str
+    limit: bool = False
+    __name__ = "check_sizes"
+
+    def __post_init__(self) -> None:
+        names = ", ".join(name for name, _, _ in self.sizes)
+        # The code is the same for as long as the check lives, and is made once.
+        object.__setattr__(self, "_holds", eval(f"lambda {names}: {self.condition}", {"math": math, "torch": torch}))
+        # fx drops calls without users of all other functions.
+        has_side_effect(self)
+
+    def holds(self, *tensors: torch.Tensor) -> bool:
+        """Whether the condition holds for these inputs; a symbolic truth where their sizes are symbols."""
+        holds: bool = vars(self)["_holds"](*(tensors[number].shape[dim] for _, number, dim in self.sizes))
+        return holds
+
+    @property
+    def fails_at_one(self) -> bool:
+        """Whether the condition is on one size, and fails where that is 1 and at no other size up to 1,000."""
+        if len(self.sizes) != 1:
+            return False
+        holds = vars(self)["_holds"]
+        try:
+            return not holds(1) and all(holds(size) for size in range(2, 1001))
+        except ZeroDivisionError:
+            return False
+
+    def __call__(self, *tensors: torch.Tensor) -> None:
+        """Refuse these inputs where the condition does not hold.
+
+        Raises:
+            BadInput: the condition, the sizes found, and the line of the model that asks.
+        """
+        if not self.holds(*tensors):
+            found = ", ".join(str(list(tensor.shape)) for tensor in tensors)
+            what = "the model takes only" if self.limit else "the model goes another way than the captured one, of"
+            advice = "give others" if self.limit else "capture the model again with them"
+            raise BadInput(f"inputs of shape {found} are refused: {what} {self.words}{self.place}; {advice}")
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return SizeCheck, (self.condition, self.sizes, self.words, self.place, self.limit)
 
 
 @has_side_effect

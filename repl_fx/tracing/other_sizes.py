@@ -15,13 +15,13 @@ from torch import Tensor, fx, nn
 
 from repl_fx._torch import fixed_size, pytree
 from repl_fx.graph.captured import CapturedModule, copy_graph
-from repl_fx.graph.runtime import check_least, check_shape
+from repl_fx.graph.runtime import check_shape
 from repl_fx.graph.signature import bind_arguments, words_for
 from repl_fx.passes.driver import Result, run_passes
 from repl_fx.running.example_inputs import ExampleInputs
 from repl_fx.running.opaque_outputs import equal_inside
 from repl_fx.running.untouched import device_of, outcome_of
-from repl_fx.tracing.questions import drop_checks_
+from repl_fx.tracing.size_questions import drop_checks_, size_checks
 
 # Other sizes are tried on inputs no larger than this along a dimension.
 _TRIAL_SIZE = 193
@@ -58,24 +58,25 @@ def drop_questions_answered_alike_(gm: fx.GraphModule, model: nn.Module, inputs:
     `is_causal = length > 1` is such a question: whether one token is masked makes no difference.
 
     Args:
-        gm: the graph captured from the model; its `check_least` nodes are removed where they are not needed.
+        gm: the graph captured from the model; its checks that fail at a size of 1 alone go where they are not needed.
         model: it runs on the example inputs, with the sizes asked about narrowed to 1, and is not changed.
 
     Returns:
         The graph, with the names of the checks that are gone.
     """
-    checks: dict[str, list[str]] = {}
-    for node in gm.graph.nodes:
-        if node.target is check_least:
-            source: Any = node.args[0]
-            checks.setdefault(str(source.meta["val"].shape[node.args[1]]), []).append(node.name)
+    checks: dict[tuple[fx.Node, int], list[str]] = {}
+    for node in size_checks(gm.graph):
+        check: Any = node.target
+        if check.fails_at_one:
+            (_, number, dim), = check.sizes
+            checks.setdefault((node.all_input_nodes[number], dim), []).append(node.name)
     if not checks or device_of(model, inputs).type == "meta":
         return Result(gm)
     traced = _traced_shapes(gm, model, inputs)
     alike: list[str] = []
-    for symbol, names in checks.items():
+    for (tensor, dim), names in checks.items():
         trial = run_passes(copy_graph(gm, compiled=False), partial(drop_checks_, names=names)).graph_module
-        if _same_outputs(trial, model, _narrowed(inputs, traced, symbol)):
+        if _same_outputs(trial, model, _narrowed(inputs, traced, str(tensor.meta["val"].shape[dim]))):
             alike += names
     return drop_checks_(gm, alike)
 

@@ -30,15 +30,16 @@ from repl_fx.running.example_inputs import ExampleInputs
 from repl_fx.running.opaque_outputs import open_objects
 from repl_fx.tracing.control_flow import join_branches, truth_for
 from repl_fx.tracing.data_dependent import DataDependentBranches, constant_numbers, recorded
-from repl_fx.tracing.dynamic_shapes import auto_shapes, baked_dims, dims_with_cache, dynamic_dims
+from repl_fx.tracing.dynamic_shapes import auto_shapes, every_dim, outer_dims
 from repl_fx.tracing.hooks import no_tensor_hooks
 from repl_fx.tracing.leaf_calls import Callee, LeafCalls, LeafNotOpaque, record_leaf_calls
 from repl_fx.tracing.leaves import is_leaf
 from repl_fx.tracing.lift_modules import Constants, Exported, lift_modules
 from repl_fx.tracing.model_checks import causes_of
 from repl_fx.tracing.module_calls import record_module_calls
-from repl_fx.tracing.questions import Asked, is_bounded, size_questions, unaware_of_export
+from repl_fx.tracing.questions import Asked, is_bounded, unaware_of_export
 from repl_fx.tracing.settled import buffer_settles
+from repl_fx.tracing.size_questions import SizeQuestions, lengths_symbolic
 from repl_fx.tracing.size_tensors import SizeTensors
 from repl_fx.tracing.state_changes import forward_replaced
 
@@ -53,7 +54,7 @@ def trace_by_export(
     inputs: BoundInputs,
     constants: Constants,
     *,
-    dims: Callable[[Tensor], tuple[int, ...]] = dynamic_dims,
+    dims: Callable[[Tensor], tuple[int, ...]] = every_dim,
     whole: bool = True,
 ) -> fx.Graph:
     """Trace with torch.export, in the mode that the model is in, and lift the leaf calls.
@@ -67,20 +68,15 @@ def trace_by_export(
     inlined: set[Callee] = set()
     # Where the way the model takes when it runs cannot be traced, it is told that it is exported.
     aware = False
-    baked: set[tuple[int, int]] = set()
-    wanted = dims_with_cache(inputs.arguments) if dims is dynamic_dims else dims
-
-    def free(tensor: Tensor) -> tuple[int, ...]:
-        return tuple(dim for dim in wanted(tensor) if (id(tensor), dim) not in baked)
 
     def trace(answers: Sequence[bool]) -> tuple[fx.Graph, Sequence[Comparison | None]]:
-        nonlocal aware
+        nonlocal aware, dims
         while True:
             calls = LeafCalls(inlined)
             asked = Asked()
             assigned = BufferAssignments()
-            least: dict[str, int] = {}
-            shapes: Any = auto_shapes(inputs.inputs, dims=free)
+            questions = SizeQuestions(calls.is_running)
+            shapes: Any = auto_shapes(inputs.inputs, dims=dims)
             branches = DataDependentBranches(answers, calls.is_running)
             try:
                 with (
@@ -93,14 +89,17 @@ def trace_by_export(
                     any_names(),
                     _spelled_out(model, kwargs, calls, assigned),
                     SizeTensors(),
-                    size_questions(least),
+                    questions.noted(),
+                    lengths_symbolic(),
                     recorded(branches),
                     unaware_of_export(asked, unaware=not aware),
                     foreign_code(),
                 ):
                     program = torch.export.export(model, args, kwargs, dynamic_shapes=shapes, strict=False)
             except (Untraceable, ForeignError) as problem:
-                if calls.inlined != inlined and any(
+                if questions.exceeded is not None and dims is not outer_dims:
+                    dims = outer_dims
+                elif calls.inlined != inlined and any(
                     LeafNotOpaque.__name__ in repr(cause) for cause in causes_of(problem)
                 ):
                     inlined.update(calls.inlined)
@@ -115,12 +114,8 @@ def trace_by_export(
             if asked.yes and is_bounded(program):
                 aware = True
                 continue
-            # Graphs of parts are tried with other sizes instead (`holds_at_other_sizes`).
-            if new := (baked_dims(program) - baked if whole else set()):
-                baked.update(new)
-                continue
             buffers = None if _is_interpreted(model) else assigned.buffers
-            graph = lift_modules(Exported(program, calls, buffers, least), model, inputs, constants)
+            graph = lift_modules(Exported(program, calls, questions, buffers), model, inputs, constants)
             for buffer, reason in assigned.reshaped.items():
                 read = any(node.op == "get_attr" and node.target == buffer for node in graph.nodes)
                 if read or not buffer_settles(model, buffer, inputs.inputs):
