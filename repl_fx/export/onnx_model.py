@@ -34,7 +34,7 @@ from repl_fx.passes.driver import run_passes
 from repl_fx.passes.fold_surrogates import fold_surrogates
 from repl_fx.running.example_inputs import ExampleInputs
 from repl_fx.running.untouched import device_of, in_mode, untouched
-from repl_fx.tracing.dynamic_shapes import CACHE, auto_shapes, batch_dims, dims_with_cache
+from repl_fx.tracing.dynamic_shapes import auto_shapes, batch_dims, every_dim, outer_dims
 from repl_fx.tracing.parts.capture import graphs_in
 
 # protobuf refuses messages of 2 GiB; what is left is for the graph itself.
@@ -163,8 +163,7 @@ def _convert(
     # Each tensor must be an object of its own: torch.export takes two arguments that are one object for one input.
     tensors = tuple(tensor.detach().clone() for tensor in inputs.tensors)
     failure: Exception | None = None
-    cache = [t for name, t in zip(inputs.names, tensors, strict=True) if name.startswith(f"{CACHE}_")]
-    for dims, one_batch in _ladder(tensors, dims_with_cache({CACHE: cache})):
+    for dims, one_batch in _ladder(tensors):
         shapes: Any = auto_shapes(ExampleInputs(tensors), dims=dims)
         try:
             # What torch.export logs of a failure is in its exception, and the next attempt may well succeed.
@@ -209,18 +208,19 @@ def _nearest(model: ir.Model, opset: int) -> int:
     return written
 
 
-def _ladder(
-    tensors: Sequence[Tensor], all_dims: Callable[[Tensor], tuple[int, ...]]
-) -> Iterator[tuple[Callable[[Tensor], tuple[int, ...]], bool]]:
+def _ladder(tensors: Sequence[Tensor]) -> Iterator[tuple[Callable[[Tensor], tuple[int, ...]], bool]]:
     """Dynamic dimensions to ask for, and whether the inputs are to have one batch, best first.
 
     AUTO gives way, but not where a model insists on one length late. Nor where it divides one input's batch by that of
     another: the exporter does not guess that sizes are alike, and takes the quotient for a length of its own.
     """
     batches = [False, True] if len(batched(tensors)) > 1 else [False]
-    yield from ((all_dims, one_batch) for one_batch in batches)
-    if any(all_dims(tensor) != batch_dims(tensor) for tensor in tensors):
-        yield from ((batch_dims, one_batch) for one_batch in batches)
+    asked: list[list[tuple[int, ...]]] = []
+    for dims in (every_dim, outer_dims, batch_dims):
+        wanted = [dims(tensor) for tensor in tensors]
+        if wanted not in asked:
+            asked.append(wanted)
+            yield from ((dims, one_batch) for one_batch in batches)
 
 
 def _tidy(model: ir.Model, inputs: Sequence[str], fixed: Mapping[str, int]) -> None:

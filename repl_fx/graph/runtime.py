@@ -106,6 +106,7 @@ class SizeCheck:
         words: the condition as people read it: `x.shape[1] <= 6`.
         place: the line of the model that asks, as the end of a phrase; empty where it is not known.
         limit: the source itself stops where the condition does not hold.
+        within: the path of the module whose code asks; empty for the model itself.
     """
 
     condition: str
@@ -113,6 +114,7 @@ class SizeCheck:
     words: str
     place: str
     limit: bool = False
+    within: str = ""
     __name__ = "check_sizes"
 
     def __post_init__(self) -> None:
@@ -146,12 +148,15 @@ class SizeCheck:
         """
         if not self.holds(*tensors):
             found = ", ".join(str(list(tensor.shape)) for tensor in tensors)
-            what = "the model takes only" if self.limit else "the model goes another way than the captured one, of"
-            advice = "give others" if self.limit else "capture the model again with them"
-            raise BadInput(f"inputs of shape {found} are refused: {what} {self.words}{self.place}; {advice}")
+            if self.limit:
+                raise BadInput(f"inputs of shape {found}: the model takes only {self.words}{self.place}; give others")
+            raise BadInput(
+                f"inputs of shape {found}: the model goes another way with them than where {self.words}{self.place}, "
+                "as it was captured; capture it again with them"
+            )
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return SizeCheck, (self.condition, self.sizes, self.words, self.place, self.limit)
+        return SizeCheck, (self.condition, self.sizes, self.words, self.place, self.limit, self.within)
 
 
 @has_side_effect

@@ -21,7 +21,7 @@ from typing import Any
 from unittest.mock import patch
 
 import torch
-from torch import Tensor, fx
+from torch import Tensor, fx, nn
 
 from repl_fx._torch import (
     ShapeEnv,
@@ -56,13 +56,12 @@ class SizeQuestions:
         in_leaf: whether a leaf of the model is running, which answers for itself when the graph runs.
 
     Attributes:
-        held: conditions on sizes that hold in the trace, each with the line of the model that asks, and whether the
-            model itself stops where one does not hold.
+        held: conditions on sizes that hold in the trace, with who asks.
         exceeded: the line of the model at which the sizes became too involved to reason about; None where they did not.
     """
 
     def __init__(self, in_leaf: Callable[[], bool]) -> None:
-        self.held: dict[Any, tuple[str, bool]] = {}
+        self.held: dict[Any, _Held] = {}
         self.exceeded: str | None = None
         self._in_leaf = in_leaf
         self._known: set[Any] = set()
@@ -92,7 +91,22 @@ class SizeQuestions:
         else:
             condition = None if self._in_leaf() else condition_of(expression, answer)
         if condition is not None and condition not in self.held:
-            self.held[condition] = _place(frame), asked.refuses
+            self.held[condition] = _Held(_place(frame), asked.refuses, None if asked.refuses else _running(frame))
+
+
+@dataclass(frozen=True)
+class _Held:
+    """Who asks whether a condition holds.
+
+    Attributes:
+        place: the line of the model, as the end of a phrase.
+        limit: the model itself stops where the condition does not hold.
+        module: the innermost module whose code asks.
+    """
+
+    place: str
+    limit: bool
+    module: nn.Module | None
 
 
 @dataclass(frozen=True)
@@ -135,6 +149,17 @@ def _place(frame: FrameType | None) -> str:
     return "" if frame is None else f" (at {frame.f_code.co_filename}, line {frame.f_lineno})"
 
 
+def _running(frame: FrameType | None) -> nn.Module | None:
+    """The innermost module of the model's whose method a frame runs in."""
+    while frame is not None:
+        code = frame.f_code
+        owner = frame.f_locals.get(code.co_varnames[0]) if code.co_argcount else None
+        if isinstance(owner, nn.Module) and is_models_code(frame.f_code.co_filename):
+            return owner
+        frame = frame.f_back
+    return None
+
+
 @contextmanager
 def lengths_symbolic() -> Iterator[None]:
     """Let `len` of a tensor whose first size is symbolic be that size; Python's own has to return a number."""
@@ -149,12 +174,15 @@ def lengths_symbolic() -> Iterator[None]:
         yield
 
 
-def add_checks(graph: fx.Graph, questions: SizeQuestions, tensors: Sequence[fx.Node]) -> None:
+def add_checks(
+    graph: fx.Graph, questions: SizeQuestions, tensors: Sequence[fx.Node], paths: Mapping[nn.Module, str]
+) -> None:
     """Let a graph refuse inputs of sizes for which a question of its trace has another answer.
 
     Args:
         graph: its end so far is where its inputs are known.
         tensors: the tensors among its inputs, with the symbolic sizes of the trace.
+        paths: of the modules of the model.
 
     Raises:
         Untraceable: a condition on sizes that are none of the inputs', or that Python has no words for.
@@ -171,26 +199,30 @@ def add_checks(graph: fx.Graph, questions: SizeQuestions, tensors: Sequence[fx.N
                 examples[str(size)] = example_of(size)
     if sizes is None:
         return
-    decided: dict[Any, str] = {}
+    decided: dict[Any, _Held] = {}
     limits: dict[Any, str] = {}
-    for asked, (place, refuses) in questions.held.items():
+    for asked, held in questions.held.items():
         condition = settled_condition(asked, sizes)
         symbols = set(map(str, condition.free_symbols))
         # A condition on values of tensors is checked where these are computed.
         if symbols and symbols <= places.keys():
-            (limits if refuses else decided).setdefault(condition, place)
+            if held.limit:
+                limits.setdefault(condition, held.place)
+            else:
+                decided.setdefault(condition, held)
     try:
-        found = [(limit, True) for limit in limits_of(limits, examples)]
-        for condition, place in decided.items():
+        found: list[tuple[Limit, _Held | None]] = [(limit, None) for limit in limits_of(limits, examples)]
+        for condition, held in decided.items():
             names = sorted(map(str, condition.free_symbols))
-            found.append((Limit(code_of(condition), tuple(names), place), False))
+            found.append((Limit(code_of(condition), tuple(names), held.place), held))
     except ValueError as problem:
         raise Untraceable(str(problem)) from problem
-    for limit, stops in found:
+    for limit, by in found:
         takes = sorted({places[name][0] for name in limit.names})
         where = tuple((name, takes.index(places[name][0]), places[name][1]) for name in limit.names)
         words = _SYMBOL.sub(lambda seen, at=places: _words(seen[0], at, tensors), limit.condition)
-        check = SizeCheck(limit.condition, where, words, limit.place, stops)
+        within = "" if by is None or by.module is None else paths.get(by.module, "")
+        check = SizeCheck(limit.condition, where, words, limit.place, by is None, within)
         graph.call_function(check, tuple(tensors[number] for number in takes)).meta["val"] = None
 
 

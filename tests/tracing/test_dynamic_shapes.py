@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from repl_fx.errors import BadInput
 from repl_fx.running.example_inputs import ExampleInputs
 from repl_fx.tracing.capture import capture
-from repl_fx.tracing.dynamic_shapes import auto_shapes, dynamic_dims
+from repl_fx.tracing.dynamic_shapes import auto_shapes, outer_dims
 from tests.tracing.nets import info_of
 
 
@@ -80,9 +80,9 @@ def test_a_quotient_that_other_sizes_have_not_is_kept_for_its_own() -> None:
 
 @settings(max_examples=30, deadline=None)
 @given(shape=st.lists(st.integers(1, 4), max_size=4), dtype=st.sampled_from([torch.float32, torch.int64, torch.bool]))
-def test_dynamic_dims(shape: list[int], dtype: torch.dtype) -> None:
+def test_outer_dims(shape: list[int], dtype: torch.dtype) -> None:
     tensor = torch.zeros(shape, dtype=dtype)
-    dims = dynamic_dims(tensor)
+    dims = outer_dims(tensor)
     assert (0 in dims) == bool(shape)
     if dtype != torch.float32:
         assert dims == tuple(range(len(shape)))
