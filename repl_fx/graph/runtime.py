@@ -126,7 +126,15 @@ class SizeCheck:
 
     def holds(self, *tensors: torch.Tensor) -> bool:
         """Whether the condition holds for these inputs; a symbolic truth where their sizes are symbols."""
-        holds: bool = vars(self)["_holds"](*(tensors[number].shape[dim] for _, number, dim in self.sizes))
+        return self.holds_for(*(tensors[number].shape[dim] for _, number, dim in self.sizes))
+
+    def holds_for(self, *sizes: int) -> bool:
+        """Whether the condition holds for sizes, in the order of `sizes`."""
+        try:
+            holds: bool = vars(self)["_holds"](*sizes)
+        except ZeroDivisionError:
+            # The source divides, too.
+            return False
         return holds
 
     @property
@@ -134,11 +142,8 @@ class SizeCheck:
         """Whether the condition is on one size, and fails where that is 1 and at no other size up to 1,000."""
         if len(self.sizes) != 1:
             return False
-        holds = vars(self)["_holds"]
-        try:
-            return not holds(1) and all(holds(size) for size in range(2, 1001))
-        except ZeroDivisionError:
-            return False
+        first, *others = (self.holds_for(size) for size in range(1, 1001))
+        return not first and all(others)
 
     def __call__(self, *tensors: torch.Tensor) -> None:
         """Refuse these inputs where the condition does not hold.

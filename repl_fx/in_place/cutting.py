@@ -335,7 +335,11 @@ class Cut:
 
     def _of_size(self, name: str) -> tuple[fx.Node, int]:
         """The argument and the dimension of a size, by the name of its symbol."""
-        sizes = ((node, dim, str(s)) for node in filter(is_tensor, self.given) for dim, s in enumerate(node.meta["val"].shape))
+        sizes = (
+            (node, dim, str(s))
+            for node in filter(is_tensor, self.given)
+            for dim, s in enumerate(node.meta["val"].shape)
+        )
         found = next(((node, dim) for node, dim, size in sizes if size == name), None)
         if found is None:
             raise NotInPlace(f"the way that its code goes depends on a size that {self.path} is not handed")

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import pickle
 import math
+import pickle
 
 import numpy as np
 import pytest
@@ -12,8 +12,8 @@ from torch import fx, nn
 
 from repl_fx.errors import BadInput
 from repl_fx.graph.runtime import (
-    SizeCheck,
     ModeSwitch,
+    SizeCheck,
     check_condition,
     check_constant,
     check_items,
@@ -52,7 +52,7 @@ def test_sizes_below_the_least_and_conditions_of_another_truth_are_refused() -> 
     check = SizeCheck("s1 != 1", (("s1", 0, 1),), "x.shape[1] != 1", " (at model.py, line 3)")
     check(torch.zeros(3, 2))
     assert check.fails_at_one and not SizeCheck("s1 > 2", (("s1", 0, 1),), "x.shape[1] > 2", "").fails_at_one
-    with pytest.raises(BadInput, match=r"shape \[3, 1\]: .* another way .* x\.shape\[1\] != 1 \(at model\.py, line 3\)"):
+    with pytest.raises(BadInput, match=r"shape \[3, 1\]: .* x\.shape\[1\] != 1 \(at model\.py, line 3\), as it"):
         check(torch.zeros(3, 1))
     with pytest.raises(BadInput, match=r"the model takes only x\.shape\[1\] != 1; give others"):
         SizeCheck("s1 != 1", (("s1", 0, 1),), "x.shape[1] != 1", "", limit=True)(torch.zeros(3, 1))
