@@ -123,7 +123,8 @@ def verification_table(verification: Verification) -> Table:
     for row in verification.rows:
         differences = (small(number) for number in (row.max_abs, row.mean_abs, row.median_abs, row.max_rel))
         agreement = "-" if row.top1_agreement is None else f"{100 * row.top1_agreement:.4g} %"
-        add_row(table, row.output, str(row.batch), *differences, f"{row.cosine:.6f}", agreement, _verdict(row))
+        at = "\n".join(filter(None, (str(row.batch), *row.sizes.split(", "))))
+        add_row(table, row.output, at, *differences, f"{row.cosine:.6f}", agreement, _verdict(row))
     return table
 
 

@@ -1,0 +1,195 @@
+"""Names of the dimensions of a graph's inputs (batch, length, height, …), and the sizes that these may have.
+
+    check_shape(x, (None, 3, None, None));   check_sizes(x): x.shape[2] % 16 == 0
+    batch: any;   height: a multiple of 16 (model.py, line 23);   width: any
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, fx
+
+from repl_fx._torch import example_of, fixed_size, has_example
+from repl_fx.graph.runtime import SizeCheck, check_shape
+
+# Arguments that hold keys and values of earlier tokens, (batch, heads, length, features).
+_CACHE = re.compile(r"(^|_)(past|cache)")
+_SYMBOL = re.compile(r"[A-Za-z_]\w*")
+_DIRECTORIES = re.compile(r"\(at (.*[/\\])?")
+# Dimensions whose sizes are up to the data; those of others are known from the weights.
+VARYING = frozenset({"batch", "length", "past_length", "height", "width", "depth", "frames"})
+
+
+@dataclass(frozen=True)
+class InputSizes:
+    """The sizes of a tensor among the inputs of a model.
+
+    Attributes:
+        name: the argument's, with the path below it where the argument is nested: `cache_0_key`.
+        floating: False for ids and masks.
+        sizes: a number where a dimension is fixed, else its symbol, or an expression of symbols.
+    """
+
+    name: str
+    floating: bool
+    sizes: tuple[int | str, ...]
+
+    @classmethod
+    def of(cls, name: str, dtype: torch.dtype, sizes: Sequence[object]) -> InputSizes:
+        """What a tensor of a dtype is; pictures may have whole numbers of one byte."""
+        floating = dtype.is_floating_point or dtype.is_complex or dtype is torch.uint8
+        return cls(name, floating, tuple(size if isinstance(size, int) else str(size) for size in sizes))
+
+
+@dataclass(frozen=True)
+class Axis:
+    """A dimension of an input of a graph.
+
+    Attributes:
+        input: the input's name, as in `InputSizes`.
+        number: which dimension.
+        name: one name for each symbol, whichever inputs have it.
+        size: that of the example inputs; None where it is not known.
+        symbol: the size, an expression of symbols; None where it is fixed.
+        limits: conditions on the size in words, each with the line of the model that needs it.
+    """
+
+    input: str
+    number: int
+    name: str
+    size: int | None
+    symbol: str | None = None
+    limits: tuple[str, ...] = ()
+
+
+def name_dims(inputs: Sequence[InputSizes]) -> list[tuple[str, ...]]:
+    """Name the dimensions of inputs; one symbol has one name, and two symbols have two."""
+    named: dict[str, str] = {}
+    result = []
+    for given in inputs:
+        names = list(_usual(given))
+        for dim, size in enumerate(given.sizes):
+            if isinstance(size, str):
+                if size not in named:
+                    wanted = (names[dim], f"{given.name}_{names[dim]}", f"{given.name}_{dim}")
+                    named[size] = next(name for name in wanted if name not in named.values())
+                names[dim] = named[size]
+        result.append(tuple(names))
+    return result
+
+
+def _usual(given: InputSizes) -> tuple[str, ...]:
+    """What the dimensions of such a tensor are, most often."""
+    rank = len(given.sizes)
+    free = [isinstance(size, str) for size in given.sizes]
+    if rank == 4 and _CACHE.search(given.name):
+        return "batch", "heads", "past_length", "features"
+    if not given.floating:
+        return {4: ("batch", "heads", "length", "length")}.get(rank, ("batch", *["length"] * (rank - 1))[:rank])
+    if rank == 2:
+        return "batch", "length" if free[1] else "features"
+    if rank == 3:
+        if free == [False, True, True]:
+            return "channels", "height", "width"
+        return ("batch", "channels", "length") if free[2] and not free[1] else ("batch", "length", "features")
+    space = ("depth", "height", "width")[5 - rank :]
+    if rank == 5 and free[1] and not free[2]:
+        return "batch", "frames", "channels", "height", "width"
+    if rank in (4, 5):
+        last = free[1] and not free[-1]
+        return ("batch", *space, "channels") if last else ("batch", "channels", *space)
+    return ("batch", *(f"size_{dim}" for dim in range(1, rank)))[:rank]
+
+
+def tensor_inputs(graph: fx.Graph) -> dict[str, fx.Node]:
+    """The tensors among the inputs of a graph, by name, in the order of its arguments."""
+    checked = [node.args[0] for node in graph.nodes if node.target is check_shape]
+    return {_name_of(node): node for node in checked if isinstance(node, fx.Node)}
+
+
+def _name_of(node: fx.Node) -> str:
+    """The argument that a node is, or reaches into."""
+    if node.op == "placeholder":
+        return str(node.target)
+    inside, step = node.args
+    assert isinstance(inside, fx.Node)
+    return f"{_name_of(inside)}_{step}"
+
+
+def axes_of(graph: fx.Graph) -> list[Axis]:
+    """The dimensions of the inputs of a captured graph, in the order of its arguments."""
+    nodes = tensor_inputs(graph)
+    known = {name: _sizes(name, node.meta["val"]) for name, node in nodes.items()}
+    names = dict(zip(nodes, name_dims(list(known.values())), strict=True))
+    limits = limits_by_axis(graph, names)
+    axes = []
+    for name, node in nodes.items():
+        for dim, (size, symbol) in enumerate(zip(node.meta["val"].shape, known[name].sizes, strict=True)):
+            free = isinstance(symbol, str)
+            axes.append(
+                Axis(
+                    name,
+                    dim,
+                    names[name][dim],
+                    example_of(size) if has_example(size) else None,
+                    str(symbol) if free else None,
+                    tuple(limits.get(names[name][dim], ())) if free else (),
+                )
+            )
+    return axes
+
+
+def checks_by_name(graph: fx.Graph) -> list[tuple[SizeCheck, tuple[str, ...]]]:
+    """The checks of sizes in a graph, each with the names of the inputs that it looks at."""
+    return [
+        (node.target, tuple(map(_name_of, node.all_input_nodes)))
+        for node in graph.nodes
+        if isinstance(node.target, SizeCheck)
+    ]
+
+
+def _sizes(name: str, value: Tensor) -> InputSizes:
+    return InputSizes.of(name, value.dtype, [s if (n := fixed_size(s)) is None else n for s in value.shape])
+
+
+def limits_by_axis(graph: fx.Graph, names: Mapping[str, Sequence[str]]) -> dict[str, list[str]]:
+    """The conditions under which a graph takes sizes, in words, by the names of the dimensions concerned.
+
+    Args:
+        names: those of the dimensions of each input.
+    """
+    found: dict[str, dict[str, list[str]]] = {}
+    for check, inputs in checks_by_name(graph):
+        called = {symbol: names[inputs[number]][dim] for symbol, number, dim in check.sizes}
+        words = _in_words(check.condition, called)
+        for name in dict.fromkeys(called.values()):
+            found.setdefault(name, {}).setdefault(short_place(check.place), []).append(words)
+    return {
+        name: [", ".join(dict.fromkeys(words)) + place for place, words in places.items()]
+        for name, places in found.items()
+    }
+
+
+def short_place(place: str) -> str:
+    """The line of a model, as the end of a phrase, without the directories of its file."""
+    return _DIRECTORIES.sub("(", place)
+
+
+_FORMS = (
+    (re.compile(r"\w+ % (\d+) == 0"), "a multiple of {}"),
+    (re.compile(r"\w+ >= (\d+)"), "at least {}"),
+    (re.compile(r"\w+ <= (\d+)"), "at most {}"),
+    (re.compile(r"\w+ != (\d+)"), "not {}"),
+)
+
+
+def _in_words(condition: str, called: Mapping[str, str]) -> str:
+    if len(called) == 1:
+        for form, words in _FORMS:
+            if match := form.fullmatch(condition):
+                return words.format(match[1])
+    return _SYMBOL.sub(lambda seen: called.get(seen[0], seen[0]), condition)
