@@ -197,7 +197,7 @@ class TransformResult(HasInputs):
             f"{type(source).__name__}: {len(self.plan.replacements)} of {len(self.report)} blocks replaced, "
             f"{count(before)} parameters before and {count(after)} after ({change(before, after)})"
         )
-        return html_of(head, repeats_table(self.repeats), blocks_table(self.report))
+        return html_of(head, *self.captured_parts.sizes, repeats_table(self.repeats), blocks_table(self.report))
 
     def _whole(self, parts: tuple[Part, ...], instead: str) -> fx.GraphModule:
         if not self.captured_parts.whole:

@@ -215,6 +215,7 @@ def inspect_command(
             "repeats": documents.repeats_document(repeats, before, flops),
         }
         terminal.show(*common.captured_lines(target.title, captured), *common.note_lines(target.notes))
+        terminal.show(tables.sizes_table(captured))
         terminal.show(repeats_table(repeats, before, flops) if repeats else "nothing repeats in this model")
         document["costs"] = documents.costs_document(before)
         if target.artifact is not None and after is not None:

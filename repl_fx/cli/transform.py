@@ -183,6 +183,7 @@ def transform_command(
 
         terminal.show(
             *common.captured_lines(str(source), captured),
+            *captured.sizes,
             *common.note_lines(source.notes),
             repeats_table(result.repeats, before, flops),
             blocks_table(result.report),

@@ -55,7 +55,6 @@ class Axis:
         name: one name for each symbol, whichever inputs have it.
         size: that of the example inputs; None where it is not known.
         symbol: the size, an expression of symbols; None where it is fixed.
-        limits: conditions on the size in words, each with the line of the model that needs it.
     """
 
     input: str
@@ -63,7 +62,28 @@ class Axis:
     name: str
     size: int | None
     symbol: str | None = None
-    limits: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Dimension:
+    """A dimension that inputs of a graph have in common, and the sizes that the graph takes.
+
+    Attributes:
+        name: batch, length, …
+        inputs: those that have it.
+        size: that of the example inputs; None where it is not known.
+        free: whether it takes others.
+        takes: the sizes in words, with the lines of the model that need it so.
+    """
+
+    name: str
+    inputs: tuple[str, ...]
+    size: int | None
+    free: bool
+    takes: str
+
+    def __str__(self) -> str:
+        return f"{self.name} {self.takes}"
 
 
 def name_dims(inputs: Sequence[InputSizes]) -> list[tuple[str, ...]]:
@@ -125,22 +145,46 @@ def axes_of(graph: fx.Graph) -> list[Axis]:
     nodes = tensor_inputs(graph)
     known = {name: _sizes(name, node.meta["val"]) for name, node in nodes.items()}
     names = dict(zip(nodes, name_dims(list(known.values())), strict=True))
-    limits = limits_by_axis(graph, names)
-    axes = []
-    for name, node in nodes.items():
-        for dim, (size, symbol) in enumerate(zip(node.meta["val"].shape, known[name].sizes, strict=True)):
-            free = isinstance(symbol, str)
-            axes.append(
-                Axis(
-                    name,
-                    dim,
-                    names[name][dim],
-                    example_of(size) if has_example(size) else None,
-                    str(symbol) if free else None,
-                    tuple(limits.get(names[name][dim], ())) if free else (),
-                )
-            )
-    return axes
+    return [
+        Axis(
+            name,
+            dim,
+            names[name][dim],
+            example_of(size) if has_example(size) else None,
+            symbol if isinstance(symbol := known[name].sizes[dim], str) else None,
+        )
+        for name, node in nodes.items()
+        for dim, size in enumerate(node.meta["val"].shape)
+    ]
+
+
+def dimensions_of(gm: fx.GraphModule) -> list[Dimension]:
+    """The dimensions of a captured graph's inputs that vary, or could: neither channels nor features that are fixed."""
+    reasons = gm.meta["capture"].fixed
+    axes = axes_of(gm.graph)
+    names: dict[str, list[str]] = {axis.input: [] for axis in axes}
+    alike: dict[tuple[str, str], list[Axis]] = {}
+    for axis in axes:
+        names[axis.input].append(axis.name)
+        if axis.symbol is not None:
+            alike.setdefault((axis.symbol, ""), []).append(axis)
+            continue
+        reason = short_place(reasons.get(f"{axis.input}.{axis.number}", ""))
+        # Operators want the channels and features that their weights have; a number that Python asks for is a surprise.
+        if axis.name in VARYING or reason.startswith(" ("):
+            reason = reason or (", as in the example inputs" if axis.size == 1 else "")
+            alike.setdefault((axis.name, f"{axis.size} alone{reason}"), []).append(axis)
+    limits = limits_by_axis(gm.graph, names)
+    return [
+        Dimension(
+            (first := same[0]).name,
+            tuple(dict.fromkeys(axis.input for axis in same)),
+            first.size,
+            free := first.symbol is not None,
+            ("; ".join(limits.get(first.name, ())) or "any") if free else fixed,
+        )
+        for (_, fixed), same in alike.items()
+    ]
 
 
 def checks_by_name(graph: fx.Graph) -> list[tuple[SizeCheck, tuple[str, ...]]]:
@@ -168,10 +212,7 @@ def limits_by_axis(graph: fx.Graph, names: Mapping[str, Sequence[str]]) -> dict[
         words = _in_words(check.condition, called)
         for name in dict.fromkeys(called.values()):
             found.setdefault(name, {}).setdefault(short_place(check.place), []).append(words)
-    return {
-        name: [", ".join(dict.fromkeys(words)) + place for place, words in places.items()]
-        for name, places in found.items()
-    }
+    return {name: [_shortened(words) + place for place, words in places.items()] for name, places in found.items()}
 
 
 def short_place(place: str) -> str:
@@ -179,12 +220,23 @@ def short_place(place: str) -> str:
     return _DIRECTORIES.sub("(", place)
 
 
+def _shortened(words: Sequence[str]) -> str:
+    """Conditions of one line of a model; those on several sizes can be many, and long, and one of them is shown."""
+    simple = [one for one in dict.fromkeys(words) if one.startswith(_BEGINNINGS)]
+    others = [one for one in dict.fromkeys(words) if not one.startswith(_BEGINNINGS)]
+    more = [f"{len(others) - 1} more such conditions"] if len(others) > 1 else []
+    return ", ".join([*simple, *others[:1], *more])
+
+
 _FORMS = (
     (re.compile(r"\w+ % (\d+) == 0"), "a multiple of {}"),
     (re.compile(r"\w+ >= (\d+)"), "at least {}"),
     (re.compile(r"\w+ <= (\d+)"), "at most {}"),
+    (re.compile(r"\w+ > (\d+)"), "more than {}"),
+    (re.compile(r"\w+ < (\d+)"), "less than {}"),
     (re.compile(r"\w+ != (\d+)"), "not {}"),
 )
+_BEGINNINGS = tuple(words.split("{}")[0] for _, words in _FORMS)
 
 
 def _in_words(condition: str, called: Mapping[str, str]) -> str:

@@ -18,6 +18,7 @@ from torch import Tensor, fx, nn
 from repl_fx._torch import FakeTensor, example_of, fixed_size, forget_tensors, has_example, pytree
 from repl_fx.arguments import require_module
 from repl_fx.errors import BadInput, CaptureError, ForeignError, Untraceable
+from repl_fx.graph.axes import tensor_inputs
 from repl_fx.graph.captured import (
     CapturedModule,
     container_of,
@@ -41,6 +42,7 @@ from repl_fx.tracing.model_checks import misfit, name_of_graphs, obstacle, requi
 from repl_fx.tracing.other_sizes import drop_questions_answered_alike_
 from repl_fx.tracing.questions import Compiling, Settings, computes_alike, require_settings_, settings_asked
 from repl_fx.tracing.settled import require_leaves_left, require_settled
+from repl_fx.tracing.size_questions import FIXED
 from repl_fx.tracing.state_changes import StateChanges, changes_noted
 from repl_fx.tracing.tracers import Tracer, trace_by_export, trace_by_fx
 
@@ -58,6 +60,8 @@ class CaptureInfo:
         literals: arguments that had to be made dependent on the mode.
         switches: stretches of which each mode has its own version.
         dynamic: for each tensor argument, the dimensions that stayed dynamic.
+        fixed: why others did not, as the end of a phrase, by input and number of the dimension: `x.2`. It has the line
+            of the model that asks for a number, where one does.
     """
 
     model: str
@@ -66,6 +70,7 @@ class CaptureInfo:
     literals: int = 0
     switches: int = 0
     dynamic: dict[str, tuple[int, ...]] = field(default_factory=dict)
+    fixed: dict[str, str] = field(default_factory=dict)
 
 
 def capture(
@@ -191,7 +196,10 @@ def _assembled(
     root = _module_tree(model, graphs.values())
     for index, tensor in enumerate(constants.tensors):
         root.register_buffer(traced_constant(index), tensor.detach().clone(), persistent=False)
+    fixed: dict[str, str] = {}
     for graph in graphs.values():
+        for name, node in tensor_inputs(graph).items():
+            fixed.update({f"{name}.{dim}": reason for dim, reason in node.meta.pop(FIXED, {}).items()})
         _settle_sizes_(graph)
     match_decisions_(graphs[True], graphs[False])
     gm = CapturedModule(root, graphs[True], type(model).__name__, compiled=False)
@@ -207,7 +215,8 @@ def _assembled(
         partial(drop_questions_answered_alike_, model=model, inputs=inputs),
     )
     merged = next(result for result in run.results if isinstance(result, MergeResult))
-    gm.meta["capture"] = replace(info, literals=merged.literals, switches=merged.switches, dynamic=_dynamic_dims(gm))
+    found: Any = {"literals": merged.literals, "switches": merged.switches, "dynamic": _dynamic_dims(gm)}
+    gm.meta["capture"] = replace(info, **found, fixed=fixed)
     return gm
 
 

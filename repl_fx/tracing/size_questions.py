@@ -28,9 +28,11 @@ from repl_fx._torch import (
     code_of,
     condition_of,
     example_of,
+    fixed_symbols,
     is_truth,
     settled_condition,
     size_evaluations,
+    symbol_of,
 )
 from repl_fx.errors import Untraceable
 from repl_fx.graph.runtime import SizeCheck
@@ -46,6 +48,8 @@ _REFUSING = frozenset({"infer_size", "_cat_meta", "_broadcast_shapes", "broadcas
 # Modules that hand a question on: where symbols live, and where they are asked.
 _HANDING_ON = ("torch", "torch.fx.experimental.", "torch._guards", "repl_fx._torch", "repl_fx.tracing.size_questions")
 _NOT_THE_MODELS = ("torch", "sympy", "repl_fx")
+# Metadata of a tensor among the inputs: why dimensions of it are fixed.
+FIXED = "fixed"
 _SYMBOL = re.compile(r"[A-Za-z_]\w*")
 
 
@@ -58,11 +62,15 @@ class SizeQuestions:
     Attributes:
         held: conditions on sizes that hold in the trace, each with the line of the model that asks, and whether the
             model itself stops where one does not hold.
+        fixed: symbols that an answer has fixed, each with the line of the model that asks.
         exceeded: the line of the model at which the sizes became too involved to reason about; None where they did not.
+        unasked: the reason, as the end of a phrase, why sizes that the trace has no symbols for are fixed.
     """
 
-    def __init__(self, in_leaf: Callable[[], bool]) -> None:
+    def __init__(self, in_leaf: Callable[[], bool], unasked: str = "") -> None:
+        self.unasked = unasked
         self.held: dict[Any, tuple[str, bool]] = {}
+        self.fixed: dict[str, str] = {}
         self.exceeded: str | None = None
         self._in_leaf = in_leaf
         self._known: set[Any] = set()
@@ -83,9 +91,12 @@ class SizeQuestions:
             self.exceeded = _place(frame)
             raise Untraceable(f"the arithmetic on sizes is too involved to follow{self.exceeded}")
 
-    def _after(self, expression: Any, answer: Any, frame: FrameType) -> None:
+    def _after(self, sizes: ShapeEnv, expression: Any, answer: Any, frame: FrameType) -> None:
         if not getattr(expression, "free_symbols", ()):
             return
+        if answer and (not is_truth(expression) or expression.is_Relational):
+            for symbol in fixed_symbols(sizes, expression) - self.fixed.keys():
+                self.fixed[symbol] = f"{', by an operator' * is_truth(expression)}{_place(frame)}"
         asked = _Asked.by(frame)
         if is_truth(expression) and not asked.by_the_model:
             condition = condition_of(expression, answer) if answer and asked.refuses else None
@@ -159,6 +170,10 @@ def add_checks(graph: fx.Graph, questions: SizeQuestions, tensors: Sequence[fx.N
     Raises:
         Untraceable: a condition on sizes that are none of the inputs', or that Python has no words for.
     """
+    for tensor in tensors:
+        symbols = {dim: symbol_of(size) for dim, size in enumerate(tensor.meta["val"].shape)}
+        why = {dim: questions.unasked if s is None else questions.fixed.get(s, "") for dim, s in symbols.items()}
+        tensor.meta[FIXED] = {dim: reason for dim, reason in why.items() if reason}
     places: dict[str, tuple[int, int]] = {}
     examples: dict[str, int] = {}
     sizes: ShapeEnv | None = None

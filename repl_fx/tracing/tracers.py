@@ -68,14 +68,15 @@ def trace_by_export(
     inlined: set[Callee] = set()
     # Where the way the model takes when it runs cannot be traced, it is told that it is exported.
     aware = False
+    unasked = ""
 
     def trace(answers: Sequence[bool]) -> tuple[fx.Graph, Sequence[Comparison | None]]:
-        nonlocal aware, dims
+        nonlocal aware, dims, unasked
         while True:
             calls = LeafCalls(inlined)
             asked = Asked()
             assigned = BufferAssignments()
-            questions = SizeQuestions(calls.is_running)
+            questions = SizeQuestions(calls.is_running, unasked)
             shapes: Any = auto_shapes(inputs.inputs, dims=dims)
             branches = DataDependentBranches(answers, calls.is_running)
             try:
@@ -99,6 +100,7 @@ def trace_by_export(
             except (Untraceable, ForeignError) as problem:
                 if questions.exceeded is not None and dims is not outer_dims:
                     dims = outer_dims
+                    unasked = f", as the arithmetic on sizes is too involved to follow{questions.exceeded}"
                 elif calls.inlined != inlined and any(
                     LeafNotOpaque.__name__ in repr(cause) for cause in causes_of(problem)
                 ):

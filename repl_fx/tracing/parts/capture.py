@@ -28,6 +28,7 @@ from torch import fx, nn
 from repl_fx._torch import pytree
 from repl_fx.arguments import require_module
 from repl_fx.errors import CaptureError
+from repl_fx.graph.axes import dimensions_of
 from repl_fx.graph.captured import CapturedModule, copy_model, refer_to_copies, share_tensors
 from repl_fx.running.example_inputs import ExampleInputs, HasInputs
 from repl_fx.running.holders import OWN_ATTRIBUTES
@@ -82,6 +83,12 @@ class CapturedParts:
     def whole(self) -> bool:
         """Whether the model is one graph."""
         return [part.path for part in self.parts] == [""]
+
+    @property
+    def sizes(self) -> tuple[str, ...]:
+        """The sizes that the graphs take, a line for each: `sizes: batch any; length 16 alone (model.py, line 23)`."""
+        known = ((part.path, "; ".join(map(str, dimensions_of(part.graph_module)))) for part in self.parts)
+        return tuple(f"sizes{f' of {path}' if path else ''}: {words}" for path, words in known if words)
 
     def with_graphs(self, graphs: Mapping[str, fx.GraphModule]) -> nn.Module:
         """The model with these graphs, by path, in place of its modules."""
