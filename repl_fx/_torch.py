@@ -325,6 +325,11 @@ def fixed_symbols(sizes: ShapeEnv, expression: Any) -> set[str]:
     return {str(symbol) for symbol in sizes.var_to_range if sizes.replace(symbol).is_number}
 
 
+def fix_size(size: int | torch.SymInt) -> None:
+    """Let a trace know a size to be that of the example inputs, and all that follows."""
+    int(size)
+
+
 def symbol_of(size: int | torch.SymInt) -> str | None:
     """The symbol that a size had when a trace began, whatever is known of it since; None where it had none."""
     return None if isinstance(size, int) else str(size.node._expr)

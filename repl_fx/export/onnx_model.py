@@ -32,7 +32,7 @@ from repl_fx.export.tensors import Alike, FlatInputs, FlatModule, batched, flatt
 from repl_fx.export.translations import TRANSLATIONS
 from repl_fx.passes.driver import run_passes
 from repl_fx.passes.fold_surrogates import fold_surrogates
-from repl_fx.graph.axes import InputSizes, axes_of, limits_by_axis, name_dims, tensor_inputs
+from repl_fx.graph.axes import InputSizes, captured_axes, limits_by_axis, name_dims
 from repl_fx.running.example_inputs import ExampleInputs
 from repl_fx.running.untouched import device_of, in_mode, untouched
 from repl_fx.tracing.dynamic_shapes import auto_shapes, batch_dims, every_dim, outer_dims
@@ -130,7 +130,7 @@ def export_program(gm: nn.Module, given: ExampleInputs, opset: int | None = None
         if all(tensor.shape[0] < 2 for tensor in inputs.tensors if tensor.ndim):
             raise BadInput("the example inputs have a batch of 1, which the export would fix; give 2 or more")
         program = _convert(source, inputs, _output_names(source, inputs), opset)
-        names = _tidy(program.model, inputs, _specialised(program))
+        names = _tidy(program.model, gm, inputs, _specialised(program))
         program.model.metadata_props.update(_notes_on_sizes(gm, names))
     program.model.metadata_props[MARK] = f"{__version__}, torch {torch.__version__}"
     return program
@@ -216,7 +216,7 @@ def _known_dims(source: nn.Module, names: Sequence[str]) -> tuple[list[tuple[int
 
     Of a module that is no captured graph nothing is known.
     """
-    axes = axes_of(source.graph) if isinstance(source, fx.GraphModule) else []
+    axes = captured_axes(source) if isinstance(source, fx.GraphModule) else []
     if {axis.input for axis in axes} != set(names):
         return None, []
     free: list[list[int]] = [[] for _ in names]
@@ -249,14 +249,16 @@ def _ladder(
     yield from ((dims, groups) for dims in tried for groups in told)
 
 
-def _tidy(model: ir.Model, inputs: FlatInputs, fixed: Mapping[str, int]) -> dict[str, tuple[str, ...]]:
+def _tidy(
+    model: ir.Model, gm: nn.Module, inputs: FlatInputs, fixed: Mapping[str, int]
+) -> dict[str, list[str]]:
     """Drop what is of no use in a file, and name the dimensions; returns those of the inputs."""
     graph = model.graph
     for metadata in (graph.metadata_props, *(node.metadata_props for node in graph.all_nodes())):
         for key in _PRIVATE_METADATA:
             metadata.pop(key, None)
 
-    names = _name_dimensions(model, inputs, fixed)
+    names = _name_dimensions(model, gm, inputs, fixed)
     if any(node.op_type == "DFT" and node.attributes.get_int("inverse", 0) for node in graph.all_nodes()):
         # Shape inference takes the result of an inverse real transform for half its size, and ONNX Runtime then reuses
         # memory that is too small. Without the shapes of inner values it finds them itself.
@@ -278,26 +280,43 @@ def _is_fixed(program: torch.onnx.ONNXProgram, number: int) -> bool:
     return bool(shape) and (isinstance(shape[0], int) or shape[0].value in _specialised(program))
 
 
-def _name_dimensions(model: ir.Model, inputs: FlatInputs, fixed: Mapping[str, int]) -> dict[str, tuple[str, ...]]:
-    """Call the symbols of torch.export (s77) what they are: batch, height, …"""
-    known = []
-    for value, name, tensor in zip(model.graph.inputs, inputs.names, inputs.tensors, strict=True):
-        sizes = [fixed.get(str(dim.value), dim.value) if isinstance(dim, ir.SymbolicDim) else dim for dim in value.shape or ()]
-        known.append(InputSizes.of(name, tensor.dtype, sizes))
-    found = name_dims(known)
-    names = {s: name for one, dims in zip(known, found, strict=True) for s, name in zip(one.sizes, dims) if isinstance(s, str)}
+def _name_dimensions(
+    model: ir.Model, gm: nn.Module, inputs: FlatInputs, fixed: Mapping[str, int]
+) -> dict[str, list[str]]:
+    """Call the symbols of torch.export (s77) what they are in the graph: batch, height, …"""
+    known = [
+        InputSizes.of(
+            name,
+            tensor.dtype,
+            [fixed.get(str(d.value), d.value) if isinstance(d, ir.SymbolicDim) else d for d in value.shape or ()],
+        )
+        for value, name, tensor in zip(model.graph.inputs, inputs.names, inputs.tensors, strict=True)
+    ]
+    found = _names_in_graph(gm, inputs.names) or dict(zip(inputs.names, map(list, name_dims(known)), strict=True))
+    names = {
+        size: name
+        for given in known
+        for size, name in zip(given.sizes, found[given.name], strict=True)
+        if isinstance(size, str)
+    }
     every = (value for node in model.graph.all_nodes() for value in node.outputs)
     for value in (*model.graph.inputs, *every):
         if value.shape is not None and any(isinstance(dim, ir.SymbolicDim) for dim in value.shape):
             value.shape = ir.Shape([_renamed(dim, names, fixed) for dim in value.shape])
-    return dict(zip(inputs.names, found, strict=True))
+    return found
+
+
+def _names_in_graph(gm: nn.Module, inputs: Sequence[str]) -> dict[str, list[str]]:
+    """The names of the dimensions of each input in a captured graph; none for a module that is no such graph."""
+    names: dict[str, list[str]] = {}
+    for axis in captured_axes(gm) if isinstance(gm, fx.GraphModule) else ():
+        names.setdefault(axis.input, []).append(axis.name)
+    return names if names.keys() == set(inputs) else {}
 
 
 def _notes_on_sizes(gm: nn.Module, names: Mapping[str, Sequence[str]]) -> dict[str, str]:
     """The limits of a graph's sizes as metadata of its file."""
-    if not isinstance(gm, fx.GraphModule):
-        return {}
-    limits = limits_by_axis(gm.graph, names) if names.keys() == tensor_inputs(gm.graph).keys() else {}
+    limits = limits_by_axis(gm.graph, names) if isinstance(gm, fx.GraphModule) else {}
     return {f"{MARK}.{name}": "; ".join(lines) for name, lines in limits.items()}
 
 

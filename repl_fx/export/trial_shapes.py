@@ -10,7 +10,7 @@ import torch
 from torch import fx, nn
 
 from repl_fx.export.tensors import FlatInputs, batched
-from repl_fx.graph.axes import axes_of, checks_by_name
+from repl_fx.graph.axes import captured_axes, checks_by_name
 
 Shapes = list[tuple[int, ...]]
 # Further than this above the example's no size is looked for: multiples are less than that.
@@ -33,7 +33,7 @@ def trial_shapes(
     examples = dict(zip(inputs.names, inputs.tensors, strict=True))
     names: dict[str, str] = {}
     if isinstance(module, fx.GraphModule):
-        axes = axes_of(module.graph)
+        axes = captured_axes(module)
         free = {(axis.input, axis.number): axis.symbol for axis in axes if axis.symbol is not None}
         names = {axis.symbol: axis.name for axis in axes if axis.symbol is not None}
     else:

@@ -7,8 +7,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, fx
@@ -20,6 +20,8 @@ from repl_fx.graph.runtime import SizeCheck, check_shape
 _CACHE = re.compile(r"(^|_)(past|cache)")
 _SYMBOL = re.compile(r"[A-Za-z_]\w*")
 _DIRECTORIES = re.compile(r"\(at (.*[/\\])?")
+# The reason why a dimension is fixed that the user wants so.
+ASKED = ", as asked"
 # Dimensions whose sizes are up to the data; those of others are known from the weights.
 VARYING = frozenset({"batch", "length", "past_length", "height", "width", "depth", "frames"})
 
@@ -140,11 +142,19 @@ def _name_of(node: fx.Node) -> str:
     return f"{_name_of(inside)}_{step}"
 
 
-def axes_of(graph: fx.Graph) -> list[Axis]:
-    """The dimensions of the inputs of a captured graph, in the order of its arguments."""
+def axes_of(graph: fx.Graph, asked: Collection[str] = ()) -> list[Axis]:
+    """The dimensions of the inputs of a captured graph, in the order of its arguments.
+
+    Args:
+        asked: dimensions (`x.2`) that are fixed by the user's wish; they have the names that they had before.
+    """
     nodes = tensor_inputs(graph)
     known = {name: _sizes(name, node.meta["val"]) for name, node in nodes.items()}
-    names = dict(zip(nodes, name_dims(list(known.values())), strict=True))
+    before = [
+        replace(given, sizes=tuple(k if (k := f"{name}.{dim}") in asked else s for dim, s in enumerate(given.sizes)))
+        for name, given in known.items()
+    ]
+    names = dict(zip(nodes, name_dims(before), strict=True))
     return [
         Axis(
             name,
@@ -158,10 +168,23 @@ def axes_of(graph: fx.Graph) -> list[Axis]:
     ]
 
 
+def captured_axes(gm: fx.GraphModule) -> list[Axis]:
+    """The dimensions of the inputs of a graph, by the names that they had when it was captured."""
+    info = gm.meta.get("capture")
+    reasons = {} if info is None else info.fixed
+    return axes_of(gm.graph, [dim for dim, reason in reasons.items() if reason == ASKED])
+
+
+def is_called(axis: Axis, names: Collection[str]) -> bool:
+    """Whether one of some names is that of a dimension: `height`, `x.height` or `x.2`."""
+    own = axis.name.removeprefix(f"{axis.input}_")
+    return not {axis.name, f"{axis.input}.{own}", f"{axis.input}.{axis.number}"}.isdisjoint(names)
+
+
 def dimensions_of(gm: fx.GraphModule) -> list[Dimension]:
     """The dimensions of a captured graph's inputs that vary, or could: neither channels nor features that are fixed."""
     reasons = gm.meta["capture"].fixed
-    axes = axes_of(gm.graph)
+    axes = captured_axes(gm)
     names: dict[str, list[str]] = {axis.input: [] for axis in axes}
     alike: dict[tuple[str, str], list[Axis]] = {}
     for axis in axes:
@@ -170,8 +193,8 @@ def dimensions_of(gm: fx.GraphModule) -> list[Dimension]:
             alike.setdefault((axis.symbol, ""), []).append(axis)
             continue
         reason = short_place(reasons.get(f"{axis.input}.{axis.number}", ""))
-        # Operators want the channels and features that their weights have; a number that Python asks for is a surprise.
-        if axis.name in VARYING or reason.startswith(" ("):
+        # Operators want the channels and features that weights have; a number that Python asks for is a surprise.
+        if axis.name in VARYING or reason == ASKED or reason.startswith(" ("):
             reason = reason or (", as in the example inputs" if axis.size == 1 else "")
             alike.setdefault((axis.name, f"{axis.size} alone{reason}"), []).append(axis)
     limits = limits_by_axis(gm.graph, names)
