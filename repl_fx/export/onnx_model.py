@@ -7,7 +7,7 @@ import logging
 import os
 import re
 import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, suppress
 from pathlib import Path
 from typing import Any
@@ -283,7 +283,7 @@ def _is_fixed(program: torch.onnx.ONNXProgram, number: int) -> bool:
 def _name_dimensions(
     model: ir.Model, gm: nn.Module, inputs: FlatInputs, fixed: Mapping[str, int]
 ) -> dict[str, list[str]]:
-    """Call the symbols of torch.export (s77) what they are in the graph: batch, height, …"""
+    """Call the symbols of torch.export (s77) what they are in the graph: batch, height."""
     known = [
         InputSizes.of(
             name,

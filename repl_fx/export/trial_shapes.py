@@ -67,7 +67,8 @@ def trial_shapes(
     for candidates in (_smaller, _larger if bounded else _half_more):
         sizes = _chosen(own, varied, candidates, taken)
         shapes = shapes_for(sizes)
-        words = ", ".join(f"{names.get(symbol, symbol)} {sizes[symbol]}" for symbol in varied if sizes[symbol] != own[symbol])
+        changed = [symbol for symbol in varied if sizes[symbol] != own[symbol]]
+        words = ", ".join(f"{names.get(symbol, symbol)} {sizes[symbol]}" for symbol in changed)
         if words and shapes is not None and all(prod(shape) for shape in shapes):
             found[words] = shapes
     return found

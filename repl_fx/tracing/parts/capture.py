@@ -35,6 +35,7 @@ from repl_fx.running.holders import OWN_ATTRIBUTES
 from repl_fx.running.untouched import Outcome, outcome_of
 from repl_fx.tracing.capture import TRACERS, capture as capture_whole, trace_by_first, widen_batch
 from repl_fx.tracing.check import STEPS, CaptureCheck, check_of
+from repl_fx.tracing.dynamic_shapes import names_in, require_known
 from repl_fx.tracing.leaves import is_leaf
 from repl_fx.tracing.model_checks import misfit, obstacle, require_capturable
 from repl_fx.tracing.parts.calls import Call, calls_seen, methods_seen
