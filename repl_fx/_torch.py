@@ -32,8 +32,8 @@ from torch.fx.experimental.sym_node import SymNode
 from torch.fx.experimental.symbolic_shapes import RuntimeAssert, ShapeEnv, ValueRangesSLoc
 from torch.fx.graph import PythonCode
 from torch.fx.graph_module import _forward_from_src
-from torch.utils._sympy.printers import PythonPrinter
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
+from torch.utils._sympy.printers import PythonPrinter
 from torch.utils._traceback import CapturedTraceback
 
 if TYPE_CHECKING:

@@ -30,9 +30,9 @@ from repl_fx.export.pairing import MARK
 from repl_fx.export.stateless import drop_updates_
 from repl_fx.export.tensors import Alike, FlatInputs, FlatModule, batched, flatten_inputs, name_outputs
 from repl_fx.export.translations import TRANSLATIONS
+from repl_fx.graph.axes import InputSizes, captured_axes, limits_by_axis, name_dims
 from repl_fx.passes.driver import run_passes
 from repl_fx.passes.fold_surrogates import fold_surrogates
-from repl_fx.graph.axes import InputSizes, captured_axes, limits_by_axis, name_dims
 from repl_fx.running.example_inputs import ExampleInputs
 from repl_fx.running.untouched import device_of, in_mode, untouched
 from repl_fx.tracing.dynamic_shapes import auto_shapes, batch_dims, every_dim, outer_dims
@@ -249,9 +249,7 @@ def _ladder(
     yield from ((dims, groups) for dims in tried for groups in told)
 
 
-def _tidy(
-    model: ir.Model, gm: nn.Module, inputs: FlatInputs, fixed: Mapping[str, int]
-) -> dict[str, list[str]]:
+def _tidy(model: ir.Model, gm: nn.Module, inputs: FlatInputs, fixed: Mapping[str, int]) -> dict[str, list[str]]:
     """Drop what is of no use in a file, and name the dimensions; returns those of the inputs."""
     graph = model.graph
     for metadata in (graph.metadata_props, *(node.metadata_props for node in graph.all_nodes())):

@@ -1,7 +1,7 @@
 """Names of the dimensions of a graph's inputs (batch, length, height, …), and the sizes that these may have.
 
-    before   check_shape(x, (None, 3, None, None));   check_sizes(x): x.shape[2] % 16 == 0
-    words    batch any;   height a multiple of 16 (model.py, line 23);   width any
+before   check_shape(x, (None, 3, None, None));   check_sizes(x): x.shape[2] % 16 == 0
+words    batch any;   height a multiple of 16 (model.py, line 23);   width any
 """
 
 from __future__ import annotations

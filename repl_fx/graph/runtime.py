@@ -134,6 +134,7 @@ class SizeCheck:
         words: the condition as people read it: `x.shape[1] <= 6`.
         place: the line of the model that asks, as the end of a phrase; empty where it is not known.
         limit: the source itself stops where the condition does not hold.
+        within: the path of the module whose code asks; empty for the model itself.
     """
 
     condition: str
@@ -141,6 +142,7 @@ class SizeCheck:
     words: str
     place: str
     limit: bool = False
+    within: str = ""
     __name__ = "check_sizes"
 
     def __post_init__(self) -> None:
@@ -152,7 +154,15 @@ class SizeCheck:
 
     def holds(self, *tensors: torch.Tensor) -> bool:
         """Whether the condition holds for these inputs; a symbolic truth where their sizes are symbols."""
-        holds: bool = vars(self)["_holds"](*(tensors[number].shape[dim] for _, number, dim in self.sizes))
+        return self.holds_for(*(tensors[number].shape[dim] for _, number, dim in self.sizes))
+
+    def holds_for(self, *sizes: int) -> bool:
+        """Whether the condition holds for sizes, in the order of `sizes`."""
+        try:
+            holds: bool = vars(self)["_holds"](*sizes)
+        except ZeroDivisionError:
+            # The source divides, too.
+            return False
         return holds
 
     def truth(self, *tensors: torch.Tensor) -> torch.Tensor:
@@ -166,11 +176,8 @@ class SizeCheck:
         """Whether the condition is on one size, and fails where that is 1 and at no other size up to 1,000."""
         if len(self.sizes) != 1:
             return False
-        holds = vars(self)["_holds"]
-        try:
-            return not holds(1) and all(holds(size) for size in range(2, 1001))
-        except ZeroDivisionError:
-            return False
+        first, *others = (self.holds_for(size) for size in range(1, 1001))
+        return not first and all(others)
 
     def __call__(self, *tensors: torch.Tensor) -> None:
         """Refuse these inputs where the condition does not hold.
@@ -180,12 +187,15 @@ class SizeCheck:
         """
         if not self.holds(*tensors):
             found = ", ".join(str(list(tensor.shape)) for tensor in tensors)
-            what = "the model takes only" if self.limit else "the model goes another way than the captured one, of"
-            advice = "give others" if self.limit else "capture the model again with them"
-            raise BadInput(f"inputs of shape {found} are refused: {what} {self.words}{self.place}; {advice}")
+            if self.limit:
+                raise BadInput(f"inputs of shape {found}: the model takes only {self.words}{self.place}; give others")
+            raise BadInput(
+                f"inputs of shape {found}: the model goes another way with them than where {self.words}{self.place}, "
+                "as it was captured; capture it again with them"
+            )
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return SizeCheck, (self.condition, self.sizes, self.words, self.place, self.limit)
+        return SizeCheck, (self.condition, self.sizes, self.words, self.place, self.limit, self.within)
 
 
 @has_side_effect

@@ -40,7 +40,7 @@ from repl_fx.tracing.dynamic_shapes import fix_dims_, names_in, require_known
 from repl_fx.tracing.hooks import hooks_followed
 from repl_fx.tracing.lift_modules import Constants
 from repl_fx.tracing.model_checks import misfit, name_of_graphs, obstacle, require_capturable
-from repl_fx.tracing.other_sizes import drop_questions_answered_alike_
+from repl_fx.tracing.other_sizes import try_checks_
 from repl_fx.tracing.questions import Compiling, Settings, computes_alike, require_settings_, settings_asked
 from repl_fx.tracing.settled import require_leaves_left, require_settled
 from repl_fx.tracing.size_questions import FIXED
@@ -230,7 +230,7 @@ def _assembled(
         gm,
         partial(merge_modes_, evaluation=graphs[False]),
         partial(follow_device_, device=device_of(model, inputs)),
-        partial(drop_questions_answered_alike_, model=model, inputs=inputs),
+        partial(try_checks_, model=model, inputs=inputs),
     )
     merged = next(result for result in run.results if isinstance(result, MergeResult))
     found: Any = {"literals": merged.literals, "switches": merged.switches, "dynamic": _dynamic_dims(gm)}

@@ -20,9 +20,6 @@ from repl_fx.graph.captured import drop_dead
 from repl_fx.graph.runtime import SizeCheck, check_shape
 from repl_fx.running.example_inputs import ExampleInputs
 
-# The name of the argument of decoders that is their cache.
-CACHE = "past_key_values"
-
 
 def every_dim(tensor: Tensor) -> tuple[int, ...]:
     """Return all dimensions: torch.export fixes those that a model takes at one size alone."""

@@ -146,7 +146,7 @@ class _Lifter:
                 raise Untraceable(f"an input of kind {spec.kind.name} ({spec.target})")
         given = zip(nodes, signature.input_specs, strict=True)
         tensors = [self.env[node] for node, spec in given if spec.kind is InputKind.USER_INPUT]
-        add_checks(self.graph, questions, [tensor for tensor in tensors if tensor is not None])
+        add_checks(self.graph, questions, [tensor for tensor in tensors if tensor is not None], self.paths)
 
     def body(self, gm: fx.GraphModule) -> list[Any]:
         """Emit the nodes of one (sub)graph; returns its results."""

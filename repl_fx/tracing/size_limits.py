@@ -38,12 +38,15 @@ class Limit:
     place: str
 
 
-def limits_of(conditions: Mapping[Any, str], examples: Mapping[str, int]) -> list[Limit]:
+def limits_of(conditions: Mapping[Any, str], examples: Mapping[str, int]) -> tuple[list[Limit], list[str]]:
     """Put conditions as rules of one size each, where they come to that.
 
     Args:
         conditions: on symbols, each with the place that needs it.
         examples: the sizes of the example inputs, by the names of their symbols; all conditions hold for them.
+
+    Returns:
+        The rules; and the names of sizes that can be no other, the rest being as in the example.
 
     Raises:
         ValueError: a condition that Python has no words for.
@@ -51,11 +54,14 @@ def limits_of(conditions: Mapping[Any, str], examples: Mapping[str, int]) -> lis
     known = [_Condition.of(condition, place) for condition, place in conditions.items()]
     rules: list[Limit] = []
     irregular: set[str] = set()
+    pinned: list[str] = []
     for name in examples:
         concerned = [condition for condition in known if name in condition.names]
         found = _rules(name, concerned, examples) if concerned else []
         if found is None:
             irregular.add(name)
+        elif found == "pinned":
+            pinned.append(name)
         else:
             rules += found
     drawn = random.Random(0)
@@ -65,7 +71,7 @@ def limits_of(conditions: Mapping[Any, str], examples: Mapping[str, int]) -> lis
             len(condition.names) > 1 and not _follows(condition, rules, kept, examples, drawn)
         ):
             kept.append(condition)
-    return rules + [Limit(condition.code, condition.names, condition.place) for condition in kept]
+    return rules + [Limit(condition.code, condition.names, condition.place) for condition in kept], pinned
 
 
 @dataclass(frozen=True, eq=False)
@@ -95,8 +101,12 @@ def truth_of(code: str, names: Sequence[str]) -> Callable[..., Any]:
     return truth
 
 
-def _rules(name: str, conditions: Sequence[_Condition], examples: Mapping[str, int]) -> list[Limit] | None:
-    """The rule for one size, the others being those of the example; None where the sizes it may have are irregular."""
+def _rules(name: str, conditions: Sequence[_Condition], examples: Mapping[str, int]) -> list[Limit] | str | None:
+    """The rules for one size, the others being those of the example.
+
+    Returns:
+        None where the sizes that it may have are irregular, and "pinned" where there is one alone.
+    """
     most = max(examples[name], *(condition.largest for condition in conditions)) * 2
     tried = range(min(max(most, _LEAST_TRIED), _MOST_TRIED) + 1)
 
@@ -104,10 +114,12 @@ def _rules(name: str, conditions: Sequence[_Condition], examples: Mapping[str, i
         return next((condition for condition in conditions if not condition.holds({**examples, name: size})), None)
 
     taken = [size for size in tried if fails(size) is None]
-    step = math.gcd(*(later - size for size, later in itertools.pairwise(taken)))
-    if len(taken) < 2 or taken != list(range(taken[0], taken[-1] + 1, step)):
-        return None
     found: list[Limit] = []
+    if len(taken) == 1:
+        return "pinned"
+    step = math.gcd(*(later - size for size, later in itertools.pairwise(taken)))
+    if taken != list(range(taken[0], taken[-1] + 1, step)):
+        return None
 
     def add(code: str, outside: int) -> None:
         failing = fails(outside)
@@ -139,9 +151,7 @@ def _follows(
     return True
 
 
-def _size(
-    name: str, example: int, rules: Sequence[tuple[Limit, Callable[..., Any]]], drawn: random.Random
-) -> int:
+def _size(name: str, example: int, rules: Sequence[tuple[Limit, Callable[..., Any]]], drawn: random.Random) -> int:
     """A size for which the rules hold, near that of the example."""
     own = [truth for rule, truth in rules if rule.names == (name,)]
     for _ in range(_COMBINATIONS):

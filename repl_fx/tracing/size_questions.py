@@ -16,12 +16,12 @@ import re
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from types import FrameType
+from types import FrameType, MappingProxyType
 from typing import Any
 from unittest.mock import patch
 
 import torch
-from torch import Tensor, fx
+from torch import Tensor, fx, nn
 
 from repl_fx._torch import (
     ShapeEnv,
@@ -45,8 +45,9 @@ from repl_fx.tracing.size_limits import Limit, limits_of
 _MOST_WRITTEN = 120_000
 # Functions of torch that refuse operands whose sizes do not go together; those of the module torch are `torch._check`.
 _REFUSING = frozenset({"infer_size", "_cat_meta", "_broadcast_shapes", "broadcast_shapes", "expect_true"})
-# Modules that hand a question on: where symbols live, and where they are asked.
-_HANDING_ON = ("torch", "torch.fx.experimental.", "torch._guards", "repl_fx._torch", "repl_fx.tracing.size_questions")
+_SPLITS, _DEEP = ("_reshape_view_helper", "_collapse_view"), 8
+# Modules that hand a question on, besides torch's own, which holds the symbols.
+_HANDING_ON = ("torch.fx.experimental.", "torch._guards", "repl_fx._torch", "repl_fx.tracing.size_questions")
 _NOT_THE_MODELS = ("torch", "sympy", "repl_fx")
 # Metadata of a tensor among the inputs: why dimensions of it are fixed.
 FIXED = "fixed"
@@ -58,20 +59,29 @@ class SizeQuestions:
 
     Args:
         in_leaf: whether a leaf of the model is running, which answers for itself when the graph runs.
+        reasons: why the trace has no symbols for sizes, by the number of the tensor and the dimension.
+        rest: why it has none for others.
 
     Attributes:
-        held: conditions on sizes that hold in the trace, each with the line of the model that asks, and whether the
-            model itself stops where one does not hold.
+        held: conditions on sizes that hold in the trace, with who asks.
         fixed: symbols that an answer has fixed, each with the line of the model that asks.
         exceeded: the line of the model at which the sizes became too involved to reason about; None where they did not.
-        unasked: the reason, as the end of a phrase, why sizes that the trace has no symbols for are fixed.
+        found: after `settle`, the conditions that inputs are checked for; those of the model's code with who asks.
+        places: after `settle`, the number of the tensor and the dimension for the name of each symbol.
+        pinned: after `settle`, those of sizes that are symbolic and can be no other, with the line that needs it so.
     """
 
-    def __init__(self, in_leaf: Callable[[], bool], unasked: str = "") -> None:
-        self.unasked = unasked
-        self.held: dict[Any, tuple[str, bool]] = {}
+    def __init__(
+        self, in_leaf: Callable[[], bool], reasons: Mapping[tuple[int, int], str] = MappingProxyType({}), rest: str = ""
+    ) -> None:
+        self.held: dict[Any, _Held] = {}
         self.fixed: dict[str, str] = {}
+        self.pinned: dict[tuple[int, int], str] = {}
+        self._reasons = reasons
+        self._rest = rest
         self.exceeded: str | None = None
+        self.found: list[tuple[Limit, _Held | None]] = []
+        self.places: dict[str, tuple[int, int]] = {}
         self._in_leaf = in_leaf
         self._known: set[Any] = set()
         self._written = 0
@@ -103,7 +113,78 @@ class SizeQuestions:
         else:
             condition = None if self._in_leaf() else condition_of(expression, answer)
         if condition is not None and condition not in self.held:
-            self.held[condition] = _place(frame), asked.refuses
+            self.held[condition] = _Held(_place(frame), asked.refuses, None if asked.refuses else _running(frame))
+
+    def settle(self, shapes: Sequence[Sequence[int | torch.SymInt]]) -> list[tuple[int, int]]:
+        """Find what inputs have to be checked for, once the trace is done.
+
+        Args:
+            shapes: of the tensors among the inputs, with the symbols of the trace.
+
+        Returns:
+            The number of the tensor and the dimension of each size that is symbolic and can be no other.
+
+        Raises:
+            Untraceable: a condition that Python has no words for.
+        """
+        examples: dict[str, int] = {}
+        sizes: ShapeEnv | None = None
+        for number, shape in enumerate(shapes):
+            for dim, size in enumerate(shape):
+                # Sizes that others follow from have symbols of their own.
+                if isinstance(size, torch.SymInt) and size.node.expr.is_Symbol:
+                    sizes = size.node.shape_env
+                    self.places.setdefault(str(size), (number, dim))
+                    examples[str(size)] = example_of(size)
+        if sizes is None:
+            return []
+        decided: dict[Any, _Held] = {}
+        limits: dict[Any, str] = {}
+        for asked, held in self.held.items():
+            condition = settled_condition(asked, sizes)
+            symbols = set(map(str, condition.free_symbols))
+            # A condition on values of tensors is checked where these are computed.
+            if symbols and symbols <= self.places.keys():
+                if held.limit:
+                    limits.setdefault(condition, held.place)
+                else:
+                    decided.setdefault(condition, held)
+        try:
+            rules, pinned = limits_of(limits, examples)
+            self.found = [(limit, None) for limit in rules]
+            for condition, held in decided.items():
+                names = sorted(map(str, condition.free_symbols))
+                self.found.append((Limit(code_of(condition), tuple(names), held.place), held))
+        except ValueError as problem:
+            raise Untraceable(str(problem)) from problem
+        for name in pinned:
+            needs = (place for condition, place in limits.items() if name in map(str, condition.free_symbols))
+            self.pinned[self.places[name]] = next(needs, "")
+        return list(self.pinned)
+
+    def why_fixed(self, number: int, shape: Sequence[int | torch.SymInt]) -> dict[int, str]:
+        """Why dimensions of a tensor among the inputs are fixed, as the ends of phrases; none where it is not known."""
+        symbols = map(symbol_of, shape)
+        reasons = {
+            dim: self._reasons.get((number, dim), self._rest) if symbol is None else self.fixed.get(symbol, "")
+            for dim, symbol in enumerate(symbols)
+        }
+        return {dim: reason for dim, reason in reasons.items() if reason}
+
+
+@dataclass(frozen=True)
+class _Held:
+    """Who asks whether a condition holds.
+
+    Attributes:
+        place: the line of the model, as the end of a phrase.
+        limit: the model itself stops where the condition does not hold.
+        module: the innermost module whose code asks.
+    """
+
+    place: str
+    limit: bool
+    module: nn.Module | None
 
 
 @dataclass(frozen=True)
@@ -122,16 +203,25 @@ class _Asked:
     def by(cls, frame: FrameType) -> _Asked:
         """Look at the frames that a question came through."""
         python = refuses = False
-        while frame.f_back is not None and (name := _module(frame)).startswith(_HANDING_ON[1:]) or name == "torch":
-            refuses = refuses or frame.f_code.co_name in _REFUSING or name == "torch" and "check" in frame.f_code.co_name
+        name = ""
+        while (frame.f_back is not None and (name := _module(frame)).startswith(_HANDING_ON[1:])) or name == "torch":
+            refuses = (
+                refuses or frame.f_code.co_name in _REFUSING or (name == "torch" and "check" in frame.f_code.co_name)
+            )
             # The truth, or the number, of a symbol is asked for in torch's own module.
             python = python or name == "torch"
             frame = frame.f_back
         asker = _module(frame)
         model = asker.split(".")[0] not in _NOT_THE_MODELS or asker.startswith(("torch.nn.", "torch.functional"))
-        for _ in range(3):
-            refuses = refuses or frame.f_code.co_name in _REFUSING
-            frame = frame.f_back or frame
+        within: FrameType | None = frame
+        for depth in range(_DEEP):
+            if within is None:
+                break
+            refuses = refuses or (depth < 3 and within.f_code.co_name in _REFUSING)
+            if within.f_code.co_name.startswith(_SPLITS):
+                # One way to split a view in steps, where others may do; whether it fits is asked by `infer_size`.
+                refuses = refuses and frame.f_code.co_name == "infer_size"
+            within = within.f_back
         return cls(python and model and not refuses, refuses)
 
 
@@ -144,6 +234,17 @@ def _place(frame: FrameType | None) -> str:
     while frame is not None and not is_models_code(frame.f_code.co_filename):
         frame = frame.f_back
     return "" if frame is None else f" (at {frame.f_code.co_filename}, line {frame.f_lineno})"
+
+
+def _running(frame: FrameType | None) -> nn.Module | None:
+    """The innermost module of the model's whose method a frame runs in."""
+    while frame is not None:
+        code = frame.f_code
+        owner = frame.f_locals.get(code.co_varnames[0]) if code.co_argcount else None
+        if isinstance(owner, nn.Module) and is_models_code(frame.f_code.co_filename):
+            return owner
+        frame = frame.f_back
+    return None
 
 
 @contextmanager
@@ -160,52 +261,26 @@ def lengths_symbolic() -> Iterator[None]:
         yield
 
 
-def add_checks(graph: fx.Graph, questions: SizeQuestions, tensors: Sequence[fx.Node]) -> None:
+def add_checks(
+    graph: fx.Graph, questions: SizeQuestions, tensors: Sequence[fx.Node], paths: Mapping[nn.Module, str]
+) -> None:
     """Let a graph refuse inputs of sizes for which a question of its trace has another answer.
 
     Args:
+        questions: settled.
         graph: its end so far is where its inputs are known.
         tensors: the tensors among its inputs, with the symbolic sizes of the trace.
-
-    Raises:
-        Untraceable: a condition on sizes that are none of the inputs', or that Python has no words for.
+        paths: of the modules of the model.
     """
-    for tensor in tensors:
-        symbols = {dim: symbol_of(size) for dim, size in enumerate(tensor.meta["val"].shape)}
-        why = {dim: questions.unasked if s is None else questions.fixed.get(s, "") for dim, s in symbols.items()}
-        tensor.meta[FIXED] = {dim: reason for dim, reason in why.items() if reason}
-    places: dict[str, tuple[int, int]] = {}
-    examples: dict[str, int] = {}
-    sizes: ShapeEnv | None = None
     for number, tensor in enumerate(tensors):
-        for dim, size in enumerate(tensor.meta["val"].shape):
-            # Sizes that others follow from have symbols of their own.
-            if isinstance(size, torch.SymInt) and size.node.expr.is_Symbol:
-                sizes = size.node.shape_env
-                places.setdefault(str(size), (number, dim))
-                examples[str(size)] = example_of(size)
-    if sizes is None:
-        return
-    decided: dict[Any, str] = {}
-    limits: dict[Any, str] = {}
-    for asked, (place, refuses) in questions.held.items():
-        condition = settled_condition(asked, sizes)
-        symbols = set(map(str, condition.free_symbols))
-        # A condition on values of tensors is checked where these are computed.
-        if symbols and symbols <= places.keys():
-            (limits if refuses else decided).setdefault(condition, place)
-    try:
-        found = [(limit, True) for limit in limits_of(limits, examples)]
-        for condition, place in decided.items():
-            names = sorted(map(str, condition.free_symbols))
-            found.append((Limit(code_of(condition), tuple(names), place), False))
-    except ValueError as problem:
-        raise Untraceable(str(problem)) from problem
-    for limit, stops in found:
+        tensor.meta[FIXED] = questions.why_fixed(number, tensor.meta["val"].shape)
+    places = questions.places
+    for limit, by in questions.found:
         takes = sorted({places[name][0] for name in limit.names})
         where = tuple((name, takes.index(places[name][0]), places[name][1]) for name in limit.names)
-        words = _SYMBOL.sub(lambda seen, at=places: _words(seen[0], at, tensors), limit.condition)
-        check = SizeCheck(limit.condition, where, words, limit.place, stops)
+        words = _SYMBOL.sub(lambda seen: _words(seen[0], places, tensors), limit.condition)
+        within = "" if by is None or by.module is None else paths.get(by.module, "")
+        check = SizeCheck(limit.condition, where, words, limit.place, by is None, within)
         graph.call_function(check, tuple(tensors[number] for number in takes)).meta["val"] = None
 
 
@@ -217,18 +292,24 @@ def _words(name: str, places: Mapping[str, tuple[int, int]], tensors: Sequence[f
 
 
 def size_checks(graph: fx.Graph) -> list[fx.Node]:
-    """The nodes of a graph that refuse sizes."""
+    """The nodes of a graph that refuse sizes; the target of each is a `SizeCheck`."""
     return [node for node in graph.nodes if isinstance(node.target, SizeCheck)]
 
 
 def refused_sizes(gm: fx.GraphModule) -> list[str]:
     """The conditions under which a graph takes inputs of other sizes, in words."""
-    return [node.target.words for node in size_checks(gm.graph) if isinstance(node.target, SizeCheck)]
+    return [words_of(node) for node in size_checks(gm.graph)]
+
+
+def words_of(node: fx.Node) -> str:
+    """The condition of a node that refuses sizes, in words."""
+    assert isinstance(node.target, SizeCheck)
+    return node.target.words
 
 
 def refuse_sizes_(gm: fx.GraphModule, refused: Collection[str]) -> Result:
     """Let a graph refuse no more than another graph of its model did, whose example inputs the model runs on."""
-    return drop_checks_(gm, [n.name for n, words in zip(size_checks(gm.graph), refused_sizes(gm)) if words not in refused])
+    return drop_checks_(gm, [node.name for node in size_checks(gm.graph) if words_of(node) not in refused])
 
 
 def drop_checks_(gm: fx.GraphModule, names: Collection[str]) -> Result:

@@ -10,6 +10,7 @@ from unittest.mock import patch
 
 import torch
 from torch import Tensor, fx, nn
+from torch.export import ExportedProgram
 
 from repl_fx._torch import (
     OperatorsSeen,
@@ -68,7 +69,14 @@ def trace_by_export(
     inlined: set[Callee] = set()
     # Where the way the model takes when it runs cannot be traced, it is told that it is exported.
     aware = False
+    # Why sizes are not asked for: by the number of the input and the dimension, and else.
+    reasons: dict[tuple[int, int], str] = {}
     unasked = ""
+    # Sizes, by the inputs' ids and dimensions, that a trace with them free showed to be one alone.
+    pinned: set[tuple[int, int]] = set()
+
+    def free(tensor: Tensor) -> tuple[int, ...]:
+        return tuple(dim for dim in dims(tensor) if (id(tensor), dim) not in pinned)
 
     def trace(answers: Sequence[bool]) -> tuple[fx.Graph, Sequence[Comparison | None]]:
         nonlocal aware, dims, unasked
@@ -76,8 +84,8 @@ def trace_by_export(
             calls = LeafCalls(inlined)
             asked = Asked()
             assigned = BufferAssignments()
-            questions = SizeQuestions(calls.is_running, unasked)
-            shapes: Any = auto_shapes(inputs.inputs, dims=dims)
+            questions = SizeQuestions(calls.is_running, reasons, unasked)
+            shapes: Any = auto_shapes(inputs.inputs, dims=free)
             branches = DataDependentBranches(answers, calls.is_running)
             try:
                 with (
@@ -117,6 +125,10 @@ def trace_by_export(
                 aware = True
                 continue
             buffers = None if _is_interpreted(model) else assigned.buffers
+            if new := _pinned(program, questions):
+                pinned.update(new)
+                reasons.update(questions.pinned)
+                continue
             graph = lift_modules(Exported(program, calls, questions, buffers), model, inputs, constants)
             for buffer, reason in assigned.reshaped.items():
                 read = any(node.op == "get_attr" and node.target == buffer for node in graph.nodes)
@@ -130,6 +142,14 @@ def trace_by_export(
         return truth_for(condition, known) if whole else None
 
     return join_branches(trace, example)
+
+
+def _pinned(program: ExportedProgram, questions: SizeQuestions) -> set[tuple[int, int]]:
+    """The sizes that are symbolic in a program and can be no other: `id` of the example input, and the dimension."""
+    traced = {node.name: node.meta.get("val") for node in program.graph.nodes if node.op == "placeholder"}
+    inputs = zip(program.graph_signature.user_inputs, pytree.tree_leaves(program.example_inputs), strict=True)
+    tensors = [(given, value.shape) for name, given in inputs if isinstance(value := traced.get(str(name)), Tensor)]
+    return {(id(tensors[number][0]), dim) for number, dim in questions.settle([shape for _, shape in tensors])}
 
 
 def _hooked(model: nn.Module, hooks: Mapping[int, Any], args: Any, kwargs: Any, results: Any) -> Any:
