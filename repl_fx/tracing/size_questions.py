@@ -204,7 +204,7 @@ class _Asked:
         """Look at the frames that a question came through."""
         python = refuses = False
         name = ""
-        while (frame.f_back is not None and (name := _module(frame)).startswith(_HANDING_ON[1:])) or name == "torch":
+        while (frame.f_back is not None and (name := _module(frame)).startswith(_HANDING_ON)) or name == "torch":
             refuses = (
                 refuses or frame.f_code.co_name in _REFUSING or (name == "torch" and "check" in frame.f_code.co_name)
             )
