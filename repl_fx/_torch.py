@@ -285,7 +285,7 @@ def fixed_size(size: int | torch.SymInt) -> int | None:
 
 @contextmanager
 def size_evaluations(
-    before: Callable[[Any, FrameType], None], after: Callable[[Any, Any, FrameType], None]
+    before: Callable[[Any, FrameType], None], after: Callable[[ShapeEnv, Any, Any, FrameType], None]
 ) -> Iterator[None]:
     """Tell of each question about symbolic sizes: the expression and the frame that asks, and then the answer too."""
     own: Any = ShapeEnv.evaluate_expr
@@ -294,7 +294,7 @@ def size_evaluations(
         frame = sys._getframe(1)
         before(expression, frame)
         answer = own(sizes, expression, *args, **kwargs)
-        after(expression, answer, frame)
+        after(sizes, expression, answer, frame)
         return answer
 
     with patch.object(ShapeEnv, "evaluate_expr", evaluate):
@@ -316,6 +316,23 @@ def is_truth(expression: Any) -> bool:
 def settled_condition(condition: Any, sizes: ShapeEnv) -> Any:
     """A condition on symbolic sizes with the numbers of those that a trace has fixed."""
     return sizes.replace(condition)
+
+
+def fixed_symbols(sizes: ShapeEnv, expression: Any) -> set[str]:
+    """All symbols that have but one value by now; none where those of an expression are still free."""
+    if not any(sizes.replace(symbol).is_number for symbol in expression.free_symbols):
+        return set()
+    return {str(symbol) for symbol in sizes.var_to_range if sizes.replace(symbol).is_number}
+
+
+def fix_size(size: int | torch.SymInt) -> None:
+    """Let a trace know a size to be that of the example inputs, and all that follows."""
+    int(size)
+
+
+def symbol_of(size: int | torch.SymInt) -> str | None:
+    """The symbol that a size had when a trace began, whatever is known of it since; None where it had none."""
+    return None if isinstance(size, int) else str(size.node._expr)
 
 
 def code_of(condition: Any) -> str:

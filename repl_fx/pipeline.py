@@ -67,6 +67,7 @@ class Record:
         in_place: whether that module is the model in place.
         checkpoint_blocks: see `transform`.
         pretrained: see `has_from_pretrained`.
+        fixed: see `transform`.
     """
 
     plan: Plan
@@ -80,6 +81,7 @@ class Record:
     checkpoint_blocks: bool
     scores: Mapping[str, float]
     pretrained: bool
+    fixed: tuple[str, ...] = ()
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Record:
         return self
@@ -170,7 +172,8 @@ class TransformResult(HasInputs):
         eager = self.captured_parts.eager
         known = self.plan, self.structure, made, self.code, parts, eager, self.inputs
         pretrained = has_from_pretrained(self.captured_parts.source)
-        return Record(*known, in_place, self.checkpoint_blocks, self.scores, pretrained)
+        fixed = self.captured_parts.fixed
+        return Record(*known, in_place, self.checkpoint_blocks, self.scores, pretrained, fixed)
 
     @property
     def model(self) -> nn.Module:
@@ -197,7 +200,7 @@ class TransformResult(HasInputs):
             f"{type(source).__name__}: {len(self.plan.replacements)} of {len(self.report)} blocks replaced, "
             f"{count(before)} parameters before and {count(after)} after ({change(before, after)})"
         )
-        return html_of(head, repeats_table(self.repeats), blocks_table(self.report))
+        return html_of(head, *self.captured_parts.sizes, repeats_table(self.repeats), blocks_table(self.report))
 
     def _whole(self, parts: tuple[Part, ...], instead: str) -> fx.GraphModule:
         if not self.captured_parts.whole:
@@ -341,6 +344,7 @@ def transform(
     in_place: bool = False,
     checkpoint_blocks: bool = False,
     captured: CapturedParts | None = None,
+    fixed: Sequence[str] = (),
     progress: Callable[[str], None] | None = None,
     **options: Unpack[Options],
 ) -> TransformResult:
@@ -366,6 +370,7 @@ def transform(
             training, in place of keeping their inner values (`torch.utils.checkpoint`).
         captured: of this model, from `capture_parts` with these inputs, so that it is not captured again, as after
             `score_blocks`.
+        fixed: dimensions of the inputs that stay as in the example, see `capture`; what is `captured` has its own.
         progress: called with the name of each stage as it begins.
         every, surrogate, blocks, ignore, settings, seed, budget, scores: see `repl_fx.pipeline.Options`.
 
@@ -397,7 +402,7 @@ def transform(
     if captured is None:
         tell("capture")
         paths = None if plan is None else plan.parts
-        captured = capture_parts(model, inputs.args, inputs.kwargs, copy=copy, paths=paths)
+        captured = capture_parts(model, inputs.args, inputs.kwargs, copy=copy, paths=paths, fixed=fixed)
     elif captured.source is not model or copy:
         raise BadInput("captured is of another model; give capture_parts of this one, without copy or weights")
     form: Any = {"in_place": in_place, "checkpoint_blocks": checkpoint_blocks}

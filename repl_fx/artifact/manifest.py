@@ -108,6 +108,7 @@ class Manifest(_Strict, frozen=True, kw_only=True):
         model: how the source is built; None where it was given in Python.
         parts: the captured parts that hold what was replaced.
         eager: modules that were tried and are no parts.
+        fixed: names of the dimensions of inputs that stay as in the example, because they were asked to.
         in_place: whether the artifact holds the model in place, under the names of whose tensors the weights are.
         checkpoint_blocks: whether the model in place computes its kept blocks again in the backward pass.
         aliases: other names of tied tensors, and the name under which each is in the weights.
@@ -124,6 +125,7 @@ class Manifest(_Strict, frozen=True, kw_only=True):
     parts: tuple[Captured, ...]
     eager: tuple[Eager, ...]
     inputs: Inputs
+    fixed: tuple[str, ...] = ()
     in_place: bool = False
     checkpoint_blocks: bool = False
     aliases: dict[str, str]

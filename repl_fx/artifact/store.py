@@ -337,15 +337,15 @@ def _applied(
     if not plan.replacements:
         # The blocks were made whole again in training; a plan of a user's that replaces nothing is refused.
         inputs = widen_batch(model, inputs)
-        captured = capture_parts(model, inputs.args, inputs.kwargs, copy=copy, paths=plan.parts)
+        captured = capture_parts(model, inputs.args, inputs.kwargs, copy=copy, paths=plan.parts, fixed=manifest.fixed)
         return rewrite(captured, plan, inputs, check=False, required=False)
     if plan.parts == ("",) or not as_called:
-        return transform(model, inputs.args, inputs.kwargs, plan=plan, copy=copy, check=False)
+        return transform(model, inputs.args, inputs.kwargs, plan=plan, copy=copy, check=False, fixed=manifest.fixed)
     device = device_of(model)
     calls = {part.path: part.inputs.make().map(lambda tensor: tensor.to(device)) for part in manifest.parts}
     source = copy_model(model) if copy else model
     try:
-        captured = capture_as_called(source, calls, {part.path: part.tracer for part in manifest.parts})
+        captured = capture_as_called(source, calls, {p.path: p.tracer for p in manifest.parts}, manifest.fixed)
     except (CaptureError, BadInput) as problem:
         raise PlanMismatch(str(problem)) from problem
     return rewrite(replace(captured, eager=manifest.eager), plan, inputs, check=False)

@@ -131,6 +131,7 @@ def inspect_command(
     spec: common.AnySpecArgument,
     model: common.ModelOption = None,
     input_shape: common.ShapeOption = None,
+    fixed: common.FixedOption = "",
     seed: common.SeedOption = 0,
     weights: common.WeightsOption = None,
     data: DataOption = None,
@@ -179,7 +180,7 @@ def inspect_command(
             common.require_free_file(file, force=force)
         terminal.stage("load")
         target = common.load_target(
-            spec, model, input_shape=input_shape, seed=seed, device=device, trust=trust, weights=weights
+            spec, model, input_shape=input_shape, seed=seed, device=device, trust=trust, weights=weights, fixed=fixed
         )
         if target.artifact is not None:
             captured, repeats = target.artifact.result.captured_parts, target.artifact.result.repeats
@@ -197,7 +198,7 @@ def inspect_command(
                 samples_from = read_data(config)
                 require_loaders(samples_from)
             terminal.stage("capture")
-            captured = capture_parts(target.module, target.inputs.args, target.inputs.kwargs)
+            captured = capture_parts(target.module, target.inputs.args, target.inputs.kwargs, fixed=target.fixed)
             terminal.stage("find repeats")
             repeats = repeats_of(find_in_parts(captured))
         terminal.stage("measure costs")
@@ -215,6 +216,7 @@ def inspect_command(
             "repeats": documents.repeats_document(repeats, before, flops),
         }
         terminal.show(*common.captured_lines(target.title, captured), *common.note_lines(target.notes))
+        terminal.show(tables.sizes_table(captured))
         terminal.show(repeats_table(repeats, before, flops) if repeats else "nothing repeats in this model")
         document["costs"] = documents.costs_document(before)
         if target.artifact is not None and after is not None:

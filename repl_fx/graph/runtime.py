@@ -5,9 +5,12 @@ A check raises `BadInput` where the graph was specialised to other inputs than i
 
 from __future__ import annotations
 
+import ast
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import reduce
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -96,6 +99,31 @@ def check_shape(tensor: Any, expected: tuple[int | None, ...], name: str) -> Non
         )
 
 
+class _OnTensors(ast.NodeTransformer):
+    """Writes `and`, `or` and `not`, which ask for one truth, as operators that tensors have."""
+
+    def visit_BoolOp(self, node: ast.BoolOp) -> ast.expr:
+        kind: ast.operator = ast.BitAnd() if isinstance(node.op, ast.And) else ast.BitOr()
+        return reduce(lambda a, b: ast.BinOp(a, kind, b), map(self.visit, node.values))
+
+    def visit_UnaryOp(self, node: ast.UnaryOp) -> ast.expr:
+        inside = self.visit(node.operand)
+        return ast.UnaryOp(ast.Invert() if isinstance(node.op, ast.Not) else node.op, inside)
+
+
+def _on_tensors(condition: str, names: Sequence[str]) -> Callable[..., Any]:
+    """A function of sizes, given as tensors of no dimensions, that says whether a condition holds."""
+    known = {
+        "torch": SimpleNamespace(sym_float=torch.Tensor.double, _sym_sqrt=torch.sqrt),
+        "math": SimpleNamespace(floor=torch.floor, ceil=torch.ceil, trunc=torch.trunc),
+        "max": lambda *sizes: reduce(torch.maximum, map(torch.as_tensor, sizes)),
+        "min": lambda *sizes: reduce(torch.minimum, map(torch.as_tensor, sizes)),
+    }
+    tree = _OnTensors().visit(ast.parse(f"lambda {', '.join(names)}: {condition}", mode="eval"))
+    on_tensors: Callable[..., Any] = eval(compile(ast.fix_missing_locations(tree), condition, "eval"), known)
+    return on_tensors
+
+
 @dataclass(frozen=True)
 class SizeCheck:
     """Refuses inputs of sizes for which the source takes another way than the one that was traced, or none.
@@ -135,6 +163,12 @@ class SizeCheck:
         except ZeroDivisionError:
             # The source divides, too.
             return False
+        return holds
+
+    def truth(self, *tensors: torch.Tensor) -> torch.Tensor:
+        """Whether the condition holds, as a tensor of no dimensions, for graphs that cannot raise an error."""
+        sizes = (torch.scalar_tensor(tensors[number].shape[dim], dtype=torch.int64) for _, number, dim in self.sizes)
+        holds: torch.Tensor = _on_tensors(self.condition, tuple(name for name, _, _ in self.sizes))(*sizes)
         return holds
 
     @property

@@ -6,12 +6,18 @@ makes it static where the model does not, instead of refusing the model.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Iterable, Sequence
 from typing import Any
 
-from torch import Tensor
+import torch
+from torch import Tensor, fx
 from torch.export import Dim, ShapesCollection
 
+from repl_fx._torch import fix_size, fixed_size
+from repl_fx.errors import BadInput
+from repl_fx.graph.axes import axes_of, captured_axes, is_called, tensor_inputs
+from repl_fx.graph.captured import drop_dead
+from repl_fx.graph.runtime import SizeCheck, check_shape
 from repl_fx.running.example_inputs import ExampleInputs
 
 
@@ -56,3 +62,62 @@ def auto_shapes(
         if wanted:
             shapes[tensor] = wanted
     return shapes if len(shapes) else None
+
+
+def names_in(fixed: Sequence[str] | str) -> tuple[str, ...]:
+    """The names of dimensions that a user wants fixed; a text has them with commas between.
+
+    Raises:
+        BadInput: they are no names.
+    """
+    names = tuple(fixed.split(",") if isinstance(fixed, str) and fixed else fixed)
+    if not all(isinstance(name, str) and name.strip() for name in names):
+        raise BadInput(f"fixed is {fixed!r}; give names of dimensions, such as height,width or x.2")
+    return tuple(name.strip() for name in names)
+
+
+def fix_dims_(graph: fx.Graph, names: Collection[str]) -> list[str]:
+    """Fix dimensions of the inputs of a traced graph at the sizes of the example inputs.
+
+    Args:
+        graph: changed in place: it refuses other sizes, and has numbers where it computed with these sizes.
+        names: the dimensions, as `is_called` takes them.
+
+    Returns:
+        The dimensions that are fixed now and were not before, those of the same symbols among them: `x.2`.
+    """
+    axes, nodes = axes_of(graph), tensor_inputs(graph)
+    free = {axis: nodes[axis.input].meta["val"].shape[axis.number] for axis in axes if axis.symbol is not None}
+    wanted = [size for axis, size in free.items() if is_called(axis, names)]
+    if not wanted:
+        return []
+    for size in wanted:
+        fix_size(size)
+    for node in list(graph.nodes):
+        if node.target is check_shape:
+            tensor, _, words = node.args
+            node.args = (tensor, tuple(map(fixed_size, tensor.meta["val"].shape)), words)
+        elif isinstance(node.target, SizeCheck):
+            tensors = node.all_input_nodes
+            if all(fixed_size(tensors[number].meta["val"].shape[dim]) for _, number, dim in node.target.sizes):
+                graph.erase_node(node)
+        elif isinstance(size := node.meta.get("val"), torch.SymInt) and (number := fixed_size(size)) is not None:
+            for user in list(node.users):
+                user.args, user.kwargs = fx.node.map_arg(
+                    (user.args, user.kwargs), lambda used, n=node, s=number: s if used is n else used
+                )
+    drop_dead(graph)
+    return [f"{axis.input}.{axis.number}" for axis, size in free.items() if fixed_size(size) is not None]
+
+
+def require_known(names: Collection[str], graphs: Iterable[fx.GraphModule]) -> None:
+    """Refuse names of dimensions that no graph has.
+
+    Raises:
+        BadInput: the name, and those of the free dimensions.
+    """
+    axes = [axis for gm in graphs for axis in captured_axes(gm)]
+    unknown = next((name for name in names if not any(is_called(axis, [name]) for axis in axes)), None)
+    if unknown is not None:
+        free = ", ".join(dict.fromkeys(axis.name for axis in axes if axis.symbol is not None)) or "none"
+        raise BadInput(f"fixed has {unknown!r}, which is no dimension of the inputs; free are {free}")

@@ -13,11 +13,11 @@ from __future__ import annotations
 
 import builtins
 import re
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from itertools import islice, takewhile
-from types import FrameType
+from types import FrameType, MappingProxyType
 from typing import Any
 from unittest.mock import patch
 
@@ -29,9 +29,11 @@ from repl_fx._torch import (
     code_of,
     condition_of,
     example_of,
+    fixed_symbols,
     is_truth,
     settled_condition,
     size_evaluations,
+    symbol_of,
 )
 from repl_fx.errors import Untraceable
 from repl_fx.graph.runtime import SizeCheck
@@ -48,6 +50,8 @@ _SPLITS, _DEEP = ("_reshape_view_helper", "_collapse_view"), 16
 # Modules that hand a question on, besides torch itself, which holds the symbols.
 _HANDING_ON = ("torch.fx.experimental.", "torch._guards", "repl_fx._torch", "repl_fx.tracing.size_questions")
 _NOT_THE_MODELS = ("torch", "sympy", "repl_fx")
+# Metadata of a tensor among the inputs: why dimensions of it are fixed.
+FIXED = "fixed"
 _SYMBOL = re.compile(r"[A-Za-z_]\w*")
 
 
@@ -56,16 +60,28 @@ class SizeQuestions:
 
     Args:
         in_leaf: whether a leaf of the model is running, which answers for itself when the graph runs.
+        reasons: why the trace has no symbols for sizes, by the number of the tensor and the dimension.
+        rest: why it has none for others.
 
     Attributes:
         held: conditions on sizes that hold in the trace, with who asks.
+        fixed: symbols that an answer has fixed, each with the line of the model that asks.
+        whole: the names of modules whose code asks for whole numbers by `int`, by their ids.
         exceeded: the line of the model at which the sizes became too involved to reason about; None where they did not.
         found: after `settle`, the conditions that inputs are checked for; those of the model's code with who asks.
         places: after `settle`, the number of the tensor and the dimension for the name of each symbol.
+        pinned: after `settle`, those of sizes that are symbolic and can be no other, with the line that needs it so.
     """
 
-    def __init__(self, in_leaf: Callable[[], bool]) -> None:
+    def __init__(
+        self, in_leaf: Callable[[], bool], reasons: Mapping[tuple[int, int], str] = MappingProxyType({}), rest: str = ""
+    ) -> None:
         self.held: dict[Any, _Held] = {}
+        self.fixed: dict[str, str] = {}
+        self.whole: dict[int, dict[str, Any]] = {}
+        self.pinned: dict[tuple[int, int], str] = {}
+        self._reasons = reasons
+        self._rest = rest
         self.exceeded: str | None = None
         self.found: list[tuple[Limit, _Held | None]] = []
         self.places: dict[str, tuple[int, int]] = {}
@@ -88,10 +104,15 @@ class SizeQuestions:
             self.exceeded = _place(frame)
             raise Untraceable(f"the arithmetic on sizes is too involved to follow{self.exceeded}")
 
-    def _after(self, expression: Any, answer: Any, frame: FrameType) -> None:
+    def _after(self, sizes: ShapeEnv, expression: Any, answer: Any, frame: FrameType) -> None:
         if not getattr(expression, "free_symbols", ()):
             return
+        if answer and (not is_truth(expression) or expression.is_Relational):
+            for symbol in fixed_symbols(sizes, expression) - self.fixed.keys():
+                self.fixed[symbol] = f"{', by an operator' * is_truth(expression)}{_place(frame)}"
         asked = _Asked.by(frame)
+        if asked.whole is not None:
+            self.whole[id(asked.whole)] = asked.whole
         if is_truth(expression) and not asked.by_the_model:
             condition = condition_of(expression, answer) if answer and asked.refuses else None
         else:
@@ -141,7 +162,19 @@ class SizeQuestions:
                 self.found.append((Limit(code_of(condition), tuple(names), held.place), held))
         except ValueError as problem:
             raise Untraceable(str(problem)) from problem
-        return [self.places[name] for name in pinned]
+        for name in pinned:
+            needs = (place for condition, place in limits.items() if name in map(str, condition.free_symbols))
+            self.pinned[self.places[name]] = next(needs, "")
+        return list(self.pinned)
+
+    def why_fixed(self, number: int, shape: Sequence[int | torch.SymInt]) -> dict[int, str]:
+        """Why dimensions of a tensor among the inputs are fixed, as the ends of phrases; none where it is not known."""
+        symbols = map(symbol_of, shape)
+        reasons = {
+            dim: self._reasons.get((number, dim), self._rest) if symbol is None else self.fixed.get(symbol, "")
+            for dim, symbol in enumerate(symbols)
+        }
+        return {dim: reason for dim, reason in reasons.items() if reason}
 
 
 @dataclass(frozen=True)
@@ -166,18 +199,18 @@ class _Asked:
     Attributes:
         by_the_model: in Python, by code of the model or of torch's functions for models, which goes on by the answer.
         refuses: by an operator that stops at the other answer.
+        whole: the names of the module whose code asks for a whole number by `int`; None where none does.
     """
 
     by_the_model: bool
     refuses: bool
+    whole: dict[str, Any] | None
 
     @classmethod
     def by(cls, frame: FrameType) -> _Asked:
         """Look at the frames that a question came through."""
         frames = list(islice(_frames(frame), _DEEP))
-        handing = list(
-            takewhile(lambda seen: _module(seen) == "torch" or _module(seen).startswith(_HANDING_ON), frames)
-        )
+        handing = list(takewhile(_hands_on, frames))
         asking = frames[len(handing) :] or frames[-1:]
         names = [seen.f_code.co_name for seen in asking]
         refuses = any(
@@ -191,7 +224,8 @@ class _Asked:
         python = any(_module(seen) == "torch" for seen in handing)
         asker = _module(asking[0])
         model = asker.split(".")[0] not in _NOT_THE_MODELS or asker.startswith(("torch.nn.", "torch.functional"))
-        return cls(python and model and not refuses, refuses)
+        whole = model and any(_module(seen) == "torch" and seen.f_code.co_name == "__int__" for seen in handing)
+        return cls(python and model and not refuses, refuses, asking[0].f_globals if whole else None)
 
 
 def _hands_on(frame: FrameType) -> bool:
@@ -238,6 +272,40 @@ def lengths_symbolic() -> Iterator[None]:
         yield
 
 
+class _WholeKind(type):
+    """The class of `_Whole`, which passes for Python's `int`."""
+
+    def __call__(cls, *args: Any, **kwargs: Any) -> Any:
+        return args[0] if len(args) == 1 and isinstance(args[0], torch.SymInt) else int(*args, **kwargs)
+
+    def __instancecheck__(cls, value: Any) -> bool:
+        return isinstance(value, (int, torch.SymInt))
+
+    def __subclasscheck__(cls, kind: type) -> bool:
+        return issubclass(kind, int)
+
+    def __eq__(cls, other: Any) -> bool:
+        return other is int or other is cls
+
+    def __hash__(cls) -> int:
+        return hash(int)
+
+
+class _Whole(int, metaclass=_WholeKind):
+    """Python's `int`, but for a symbolic size, which stays one: Python's own has to return a number."""
+
+
+@contextmanager
+def whole_symbolic(modules: Iterable[dict[str, Any]]) -> Iterator[None]:
+    """Let `int` of a symbolic size be that size in the code of modules, each given by its names."""
+    with ExitStack() as undone:
+        for names in modules:
+            if "int" not in names:
+                undone.callback(names.pop, "int", None)
+                names["int"] = _Whole
+        yield
+
+
 def add_checks(
     graph: fx.Graph, questions: SizeQuestions, tensors: Sequence[fx.Node], paths: Mapping[nn.Module, str]
 ) -> None:
@@ -249,6 +317,8 @@ def add_checks(
         tensors: the tensors among its inputs, with the symbolic sizes of the trace.
         paths: of the modules of the model.
     """
+    for number, tensor in enumerate(tensors):
+        tensor.meta[FIXED] = questions.why_fixed(number, tensor.meta["val"].shape)
     places = questions.places
     for limit, by in questions.found:
         takes = sorted({places[name][0] for name in limit.names})
