@@ -9,15 +9,17 @@ import importlib
 import io
 import keyword
 import logging
+import sys
 import warnings
 from contextlib import AbstractContextManager, ExitStack, contextmanager, redirect_stderr
 from dataclasses import fields
 from functools import lru_cache
-from types import MappingProxyType
+from types import FrameType, MappingProxyType
 from typing import TYPE_CHECKING, Any
 from unittest.mock import patch
 from weakref import WeakValueDictionary
 
+import sympy
 import torch
 import torch.utils._pytree as pytree
 from torch import Tensor, fx
@@ -31,6 +33,7 @@ from torch.fx.experimental.symbolic_shapes import RuntimeAssert, ShapeEnv, Value
 from torch.fx.graph import PythonCode
 from torch.fx.graph_module import _forward_from_src
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
+from torch.utils._sympy.printers import PythonPrinter
 from torch.utils._traceback import CapturedTraceback
 
 if TYPE_CHECKING:
@@ -280,12 +283,68 @@ def fixed_size(size: int | torch.SymInt) -> int | None:
     return None if known is None else int(known)
 
 
-def guards_of(gm: fx.GraphModule) -> list[Any]:
-    """The assumptions of a trace on its symbolic sizes, as sympy expressions; torch.export drops them."""
-    values = (node.meta.get("val") for node in gm.graph.nodes if node.op == "placeholder")
-    mode = next((value.fake_mode for value in values if isinstance(value, FakeTensor)), None)
-    shapes = getattr(mode, "shape_env", None)
-    return [] if shapes is None else [guard.expr for guard in shapes.guards]
+@contextmanager
+def size_evaluations(
+    before: Callable[[Any, FrameType], None], after: Callable[[ShapeEnv, Any, Any, FrameType], None]
+) -> Iterator[None]:
+    """Tell of each question about symbolic sizes: the expression and the frame that asks, and then the answer too."""
+    own: Any = ShapeEnv.evaluate_expr
+
+    def evaluate(sizes: ShapeEnv, expression: Any, *args: Any, **kwargs: Any) -> Any:
+        frame = sys._getframe(1)
+        before(expression, frame)
+        answer = own(sizes, expression, *args, **kwargs)
+        after(sizes, expression, answer, frame)
+        return answer
+
+    with patch.object(ShapeEnv, "evaluate_expr", evaluate):
+        yield
+
+
+def condition_of(expression: Any, answer: Any) -> Any:
+    """The condition, of sympy, under which an expression of sizes has the answer that it has in a trace."""
+    if expression.is_Boolean or expression.is_Relational:
+        return expression if answer else sympy.Not(expression)
+    return sympy.Eq(expression, answer, evaluate=False) if expression.free_symbols else sympy.true
+
+
+def is_truth(expression: Any) -> bool:
+    """Whether an expression of sympy is true or false rather than a number."""
+    return bool(expression.is_Boolean or expression.is_Relational)
+
+
+def settled_condition(condition: Any, sizes: ShapeEnv) -> Any:
+    """A condition on symbolic sizes with the numbers of those that a trace has fixed."""
+    return sizes.replace(condition)
+
+
+def fixed_symbols(sizes: ShapeEnv, expression: Any) -> set[str]:
+    """All symbols that have but one value by now; none where those of an expression are still free."""
+    if not any(sizes.replace(symbol).is_number for symbol in expression.free_symbols):
+        return set()
+    return {str(symbol) for symbol in sizes.var_to_range if sizes.replace(symbol).is_number}
+
+
+def fix_size(size: int | torch.SymInt) -> None:
+    """Let a trace know a size to be that of the example inputs, and all that follows."""
+    int(size)
+
+
+def symbol_of(size: int | torch.SymInt) -> str | None:
+    """The symbol that a size had when a trace began, whatever is known of it since; None where it had none."""
+    return None if isinstance(size, int) else str(size.node._expr)
+
+
+def code_of(condition: Any) -> str:
+    """A condition on sizes as an expression of Python's.
+
+    Raises:
+        ValueError: it has no such form.
+    """
+    try:
+        return str(PythonPrinter().doprint(condition))
+    except (AssertionError, NotImplementedError, TypeError) as problem:
+        raise ValueError(f"no expression of Python's: {condition}") from problem
 
 
 def is_grad_region(node: fx.Node) -> bool:

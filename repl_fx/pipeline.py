@@ -52,7 +52,7 @@ from repl_fx.tracing.fingerprint import code_of, fingerprint
 from repl_fx.tracing.model_checks import require_capturable, require_finite
 from repl_fx.tracing.parts.capture import CapturedParts, Part, assemble, capture_parts, graphs_in
 from repl_fx.tracing.parts.search import Eager
-from repl_fx.tracing.questions import refused_sizes
+from repl_fx.tracing.size_questions import refused_sizes
 
 
 @dataclass(frozen=True)
@@ -64,7 +64,7 @@ class PartRecord:
     tracer: str
     dynamic: Mapping[str, tuple[int, ...]]
     inputs: ExampleInputs
-    refused_sizes: tuple[tuple[str, int], ...]
+    refused_sizes: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -76,6 +76,7 @@ class Record:
         in_place: whether that module is the model in place.
         checkpoint_blocks: see `transform`.
         pretrained: see `has_from_pretrained`.
+        fixed: see `transform`.
     """
 
     plan: Plan
@@ -89,6 +90,7 @@ class Record:
     checkpoint_blocks: bool
     scores: Mapping[str, float]
     pretrained: bool
+    fixed: tuple[str, ...] = ()
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Record:
         return self
@@ -179,7 +181,8 @@ class TransformResult(HasInputs):
         eager = self.captured_parts.eager
         known = self.plan, self.structure, made, self.code, parts, eager, self.inputs
         pretrained = has_from_pretrained(self.captured_parts.source)
-        return Record(*known, in_place, self.checkpoint_blocks, self.scores, pretrained)
+        fixed = self.captured_parts.fixed
+        return Record(*known, in_place, self.checkpoint_blocks, self.scores, pretrained, fixed)
 
     @property
     def model(self) -> nn.Module:
@@ -206,7 +209,7 @@ class TransformResult(HasInputs):
             f"{type(source).__name__}: {len(self.plan.replacements)} of {len(self.report)} blocks replaced, "
             f"{count(before)} parameters before and {count(after)} after ({change(before, after)})"
         )
-        return html_of(head, repeats_table(self.repeats), blocks_table(self.report))
+        return html_of(head, *self.captured_parts.sizes, repeats_table(self.repeats), blocks_table(self.report))
 
     def _whole(self, parts: tuple[Part, ...], instead: str) -> fx.GraphModule:
         if not self.captured_parts.whole:
@@ -355,6 +358,7 @@ def transform(
     checkpoint_blocks: bool = False,
     captured: CapturedParts | fx.GraphModule | None = None,
     finder: str | Finder | None = None,
+    fixed: Sequence[str] = (),
     progress: Callable[[str], None] | None = None,
     **options: Unpack[Options],
 ) -> TransformResult:
@@ -382,6 +386,7 @@ def transform(
             as after `score_blocks` or `find_repeats`.
         finder: a function that gives the repeats of a graph, in place of `find_repeats`, or the name of one that an
             installed package offers.
+        fixed: dimensions of the inputs that stay as in the example, see `capture`; what is `captured` has its own.
         progress: called with the name of each stage as it begins, in place of a bar (`REPL_FX_PROGRESS`).
         every, surrogate, blocks, ignore, settings, seed, budget, scores: see `repl_fx.pipeline.Options`.
 
@@ -415,7 +420,9 @@ def transform(
     if captured is None:
         stage("capture")
         paths = None if plan is None else plan.parts
-        known: CapturedParts | None = capture_parts(model, inputs.args, inputs.kwargs, copy=copy, paths=paths)
+        known: CapturedParts | None = capture_parts(
+            model, inputs.args, inputs.kwargs, copy=copy, paths=paths, fixed=fixed
+        )
     else:
         known = None if copy else _captured_before(captured, model, inputs)
     if known is None:

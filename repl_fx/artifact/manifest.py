@@ -88,7 +88,7 @@ class Captured(_Strict, frozen=True, rename={"kind": "class"}):
         path: of the module; empty where the whole model is one graph.
         kind: name of its class.
         dynamic: for each tensor argument, the dimensions that stayed dynamic.
-        refused_sizes: inputs and dimensions of which the graph refuses a size of 1.
+        refused_sizes: the conditions under which the graph takes inputs of other sizes.
     """
 
     path: str
@@ -96,7 +96,7 @@ class Captured(_Strict, frozen=True, rename={"kind": "class"}):
     tracer: str
     dynamic: dict[str, tuple[int, ...]]
     inputs: Inputs
-    refused_sizes: tuple[tuple[str, int], ...]
+    refused_sizes: tuple[str, ...]
 
 
 class Manifest(_Strict, frozen=True, kw_only=True):
@@ -108,6 +108,7 @@ class Manifest(_Strict, frozen=True, kw_only=True):
         model: how the source is built; None where it was given in Python.
         parts: the captured parts that hold what was replaced.
         eager: modules that were tried and are no parts.
+        fixed: names of the dimensions of inputs that stay as in the example, because they were asked to.
         in_place: whether the artifact holds the model in place, under the names of whose tensors the weights are.
         checkpoint_blocks: whether the model in place computes its kept blocks again in the backward pass.
         aliases: other names of tied tensors, and the name under which each is in the weights.
@@ -124,6 +125,7 @@ class Manifest(_Strict, frozen=True, kw_only=True):
     parts: tuple[Captured, ...]
     eager: tuple[Eager, ...]
     inputs: Inputs
+    fixed: tuple[str, ...] = ()
     in_place: bool = False
     checkpoint_blocks: bool = False
     aliases: dict[str, str]

@@ -109,6 +109,7 @@ def _origin(record: Record) -> Origin:
         ),
         eager=record.eager,
         inputs=Inputs.of(record.inputs),
+        fixed=record.fixed,
         in_place=record.in_place,
         checkpoint_blocks=record.checkpoint_blocks,
         # Known when tensors are written.

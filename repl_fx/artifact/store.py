@@ -48,7 +48,7 @@ from repl_fx.tracing.capture import widen_batch
 from repl_fx.tracing.fingerprint import code_of, fingerprint
 from repl_fx.tracing.model_checks import describe_inputs
 from repl_fx.tracing.parts.capture import capture_as_called, capture_parts
-from repl_fx.tracing.questions import refuse_sizes_
+from repl_fx.tracing.size_questions import refuse_sizes_
 
 PLAN, GRAPH, STRUCTURE = "plan.json", "graph.txt", "source.txt"
 WEIGHTS, CONSTANTS = "model.safetensors", "constants.safetensors"
@@ -344,15 +344,15 @@ def _applied(
     if not plan.replacements:
         # The blocks were made whole again in training; a plan of a user's that replaces nothing is refused.
         inputs = widen_batch(model, inputs)
-        captured = capture_parts(model, inputs.args, inputs.kwargs, copy=copy, paths=plan.parts)
+        captured = capture_parts(model, inputs.args, inputs.kwargs, copy=copy, paths=plan.parts, fixed=manifest.fixed)
         return rewrite(captured, plan, inputs, check=False, required=False)
     if plan.parts == ("",) or not as_called:
-        return transform(model, inputs.args, inputs.kwargs, plan=plan, copy=copy, check=False)
+        return transform(model, inputs.args, inputs.kwargs, plan=plan, copy=copy, check=False, fixed=manifest.fixed)
     device = device_of(model)
     calls = {part.path: part.inputs.make().map(lambda tensor: tensor.to(device)) for part in manifest.parts}
     source = copy_model(model) if copy else model
     try:
-        captured = capture_as_called(source, calls, {part.path: part.tracer for part in manifest.parts})
+        captured = capture_as_called(source, calls, {p.path: p.tracer for p in manifest.parts}, manifest.fixed)
     except (CaptureError, BadInput) as problem:
         raise PlanMismatch(str(problem)) from problem
     return rewrite(replace(captured, eager=manifest.eager), plan, inputs, check=False)

@@ -65,6 +65,16 @@ ShapeOption = Annotated[
         rich_help_panel=_MODEL,
     ),
 ]
+FixedOption = Annotated[
+    str,
+    typer.Option(
+        "--fixed",
+        metavar="NAMES",
+        help="Dimensions of the inputs that stay as in the example: height,width or x.2; by default none.",
+        show_default=False,
+        rich_help_panel=_MODEL,
+    ),
+]
 # The largest seed of torch.manual_seed.
 SeedOption = Annotated[
     int,
@@ -332,6 +342,7 @@ class Target:
     Attributes:
         title: one line that says what it is.
         notes: lines on it, such as which weights are random.
+        fixed: names of dimensions that are to stay as in the example.
     """
 
     title: str
@@ -339,6 +350,7 @@ class Target:
     module: nn.Module
     inputs: ExampleInputs
     artifact: Artifact | None
+    fixed: tuple[str, ...] = ()
 
 
 def load_target(
@@ -350,11 +362,13 @@ def load_target(
     device: str,
     trust: bool,
     weights: Path | None = None,
+    fixed: str = "",
 ) -> Target:
     """Load a model by its specification, or an artifact by its directory."""
     from repl_fx.artifact import load_artifact
     from repl_fx.errors import BadInput
     from repl_fx.sources import load_source
+    from repl_fx.tracing.dynamic_shapes import names_in
 
     if not Path(spec).is_dir():
         if model is not None:
@@ -362,11 +376,13 @@ def load_target(
         source = load_source(
             spec, input_shape=input_shape, seed=seed, device=device, trust_remote_code=trust, weights=weights or True
         )
-        return Target(str(source), source.notes, source.model, source.inputs, None)
+        return Target(str(source), source.notes, source.model, source.inputs, None, names_in(fixed))
     if input_shape is not None:
         raise BadInput(f"{spec} is an artifact and brings its own example inputs; leave out --input-shape")
     if weights is not None:
         raise BadInput(f"{spec} is an artifact and brings its own weights; leave out --weights")
+    if fixed:
+        raise BadInput(f"{spec} is an artifact, whose sizes are fixed as it was made; leave out --fixed")
     artifact = load_artifact(spec, model, trust_remote_code=trust)
     made_of = artifact.manifest.model.kind if artifact.manifest.model else "model"
     parameters = sum(p.numel() for p in artifact.module.parameters())

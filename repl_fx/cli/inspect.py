@@ -131,6 +131,7 @@ def inspect_command(
     spec: common.AnySpecArgument,
     model: common.ModelOption = None,
     input_shape: common.ShapeOption = None,
+    fixed: common.FixedOption = "",
     seed: common.SeedOption = 0,
     weights: common.WeightsOption = None,
     blocks: Annotated[
@@ -198,7 +199,7 @@ def inspect_command(
             common.require_free_file(file, force=force)
         terminal.stage("load")
         target = common.load_target(
-            spec, model, input_shape=input_shape, seed=seed, device=device, trust=trust, weights=weights
+            spec, model, input_shape=input_shape, seed=seed, device=device, trust=trust, weights=weights, fixed=fixed
         )
         found_in_parts = None
         if target.artifact is not None:
@@ -217,7 +218,7 @@ def inspect_command(
                 samples_from = read_data(config)
                 require_loaders(samples_from)
             terminal.stage("capture")
-            captured = capture_parts(target.module, target.inputs.args, target.inputs.kwargs)
+            captured = capture_parts(target.module, target.inputs.args, target.inputs.kwargs, fixed=target.fixed)
             terminal.stage("find repeats")
             found_in_parts = find_in_parts(captured, by_options(captured, patterns, finder))
             repeats = repeats_of(found_in_parts)
@@ -236,6 +237,7 @@ def inspect_command(
             "repeats": documents.repeats_document(repeats, before, flops),
         }
         terminal.show(*common.captured_lines(target.title, captured), *common.note_lines(target.notes))
+        terminal.show(tables.sizes_table(captured))
         terminal.show(repeats_table(repeats, before, flops) if repeats else "nothing repeats in this model")
         document["costs"] = documents.costs_document(before)
         if target.artifact is not None and after is not None:

@@ -40,6 +40,7 @@ def report_command(
     model: common.ModelOption = None,
     weights: common.WeightsOption = None,
     input_shape: common.ShapeOption = None,
+    fixed: common.FixedOption = "",
     seed: common.SeedOption = 0,
     device: common.DeviceOption = "cpu",
     trust: common.TrustOption = False,
@@ -63,7 +64,7 @@ def report_command(
             common.require_free_file(file, force=force)
         terminal.stage("load")
         target = common.load_target(
-            spec, model, input_shape=input_shape, seed=seed, device=device, trust=trust, weights=weights
+            spec, model, input_shape=input_shape, seed=seed, device=device, trust=trust, weights=weights, fixed=fixed
         )
         with changing(directory) if directory else contextlib.nullcontext() as change:
             if change is not None:
@@ -108,7 +109,7 @@ def report_document(
 
     if target.artifact is None and captured is None:
         terminal.stage("capture")
-        captured = capture_parts(target.module, target.inputs.args, target.inputs.kwargs)
+        captured = capture_parts(target.module, target.inputs.args, target.inputs.kwargs, fixed=target.fixed)
     terminal.stage("lay out")
     if target.artifact is not None:
         return document_of_artifact(target.artifact, spec, target.notes)

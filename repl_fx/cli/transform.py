@@ -96,6 +96,7 @@ def transform_command(
     ] = False,
     weights: common.WeightsOption = None,
     input_shape: common.ShapeOption = None,
+    fixed: common.FixedOption = "",
     seed: common.SeedOption = 0,
     device: common.DeviceOption = "cpu",
     trust: common.TrustOption = False,
@@ -122,6 +123,7 @@ def transform_command(
         )
         from repl_fx.report import documents, tables
         from repl_fx.sources import load_source
+        from repl_fx.tracing.dynamic_shapes import names_in
 
         if output is None and not dry_run:
             raise BadInput("no place to write to; give -o DIR, or --dry-run to see what would be done")
@@ -168,6 +170,7 @@ def transform_command(
             in_place=in_place,
             checkpoint_blocks=checkpoint_blocks,
             finder=finder,
+            fixed=names_in(fixed),
             progress=terminal.stage,
             **which,
         )
@@ -191,6 +194,7 @@ def transform_command(
 
         terminal.show(
             *common.captured_lines(str(source), captured),
+            *captured.sizes,
             *common.note_lines(source.notes),
             repeats_table(result.repeats, before, flops),
             blocks_table(result.report),

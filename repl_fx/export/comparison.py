@@ -17,6 +17,7 @@ from repl_fx.export.difference import (
     TOLERANCES,
     Difference,
     Tolerance,
+    at_sizes,
     measure,
     tolerance_for,
     widened,
@@ -28,7 +29,7 @@ from repl_fx.running.untouched import untouched
 
 
 class ModelComparison:
-    """Differences at the batch sizes that were run.
+    """Differences at the sizes that were run.
 
     Args:
         session: the ONNX file.
@@ -55,8 +56,13 @@ class ModelComparison:
         """Whether nothing differed so far."""
         return not self.failures and all(row.passed for row in self.rows)
 
-    def run(self, batch: int, inputs: FlatInputs) -> str | None:
-        """Compare all outputs on these inputs; returns why that cannot be done, if it cannot."""
+    def run(self, batch: int, inputs: FlatInputs, sizes: str = "") -> str | None:
+        """Compare all outputs on these inputs; returns why that cannot be done, if it cannot.
+
+        Args:
+            batch, sizes: of the inputs, as those of a `Difference`.
+        """
+        at = at_sizes(batch, sizes)
         fixed = self.session.fixed_dimension(inputs)
         if fixed:
             return fixed
@@ -72,7 +78,7 @@ class ModelComparison:
             with foreign_code():
                 found = self.session.run(inputs)
         except ForeignError as failed:
-            self.failures[f"ONNX Runtime fails at batch {batch}: {first_line(failed.problem)}"] = None
+            self.failures[f"ONNX Runtime fails at {at}: {first_line(failed.problem)}"] = None
             return None
         # export_onnx calls an output that has the name of an input so.
         theirs = {name: f"{name}_out" if name in inputs.names and name not in found else name for name in expected}
@@ -84,10 +90,10 @@ class ModelComparison:
         exact = functools.cache(lambda: self._exact(inputs))
         for name, tensor in expected.items():
             value: Any = found.get(theirs[name])
-            failure = self._mismatch(name, batch, tensor, value)
+            failure = self._mismatch(name, at, tensor, value)
             if failure is None:
                 tolerance = tolerance_for(tensor.dtype, self.rtol, self.atol)
-                row = measure(name, batch, tensor, value, tolerance)
+                row = measure(name, batch, tensor, value, tolerance, sizes)
                 if not row.passed and self.rtol is None and self.atol is None:
                     row = self._wider(row, tensor, value, tolerance, exact)
                 self.rows.append(row)
@@ -112,10 +118,10 @@ class ModelComparison:
             wider, why = IN_DOUBLE, "as ONNX keeps the attributes of operators in float32"
         else:
             return row
-        again = measure(name, row.batch, expected, value, wider)
+        again = measure(name, row.batch, expected, value, wider, row.sizes)
         if wider is tolerance or not again.passed:
             return row
-        self.notes[f"{name} at batch {row.batch}: tolerance {wider.atol:.1e} of the scale, {why}"] = None
+        self.notes[f"{name} at {row.at}: tolerance {wider.atol:.1e} of the scale, {why}"] = None
         return again
 
     def _pair(self, theirs: dict[str, str], expected: Mapping[str, Tensor], found: Mapping[str, Any]) -> None:
@@ -144,7 +150,7 @@ class ModelComparison:
             return {}
         return outputs
 
-    def _mismatch(self, name: str, batch: int, expected: Tensor, value: Any) -> str | None:
+    def _mismatch(self, name: str, at: str, expected: Tensor, value: Any) -> str | None:
         """Why two outputs cannot be subtracted, if they cannot."""
         if value is None:
             return f"the file has no output {name!r}, it has {', '.join(self.session.outputs)}"
@@ -152,7 +158,7 @@ class ModelComparison:
             return f"output {name!r} is a {type(value).__name__} in the file, not a tensor"
         if tuple(expected.shape) != value.shape:
             ours, theirs = list(expected.shape), list(value.shape)
-            return f"output {name!r} at batch {batch} is {ours} in PyTorch, {theirs} in ONNX"
+            return f"output {name!r} at {at} is {ours} in PyTorch, {theirs} in ONNX"
         dtype = dtype_name(expected.dtype)
         if expected.is_floating_point() and expected.dtype not in TOLERANCES:
             return f"output {name!r} is {dtype}, for which there is no tolerance; use float32"

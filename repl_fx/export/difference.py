@@ -57,7 +57,7 @@ _FILL_FACTOR = 1e3
 
 @dataclass(frozen=True)
 class Difference:
-    """One output at one batch size: how far ONNX Runtime is from PyTorch.
+    """One output for inputs of some sizes: how far ONNX Runtime is from PyTorch.
 
     Attributes:
         output: name of the output.
@@ -73,6 +73,7 @@ class Difference:
         finite_torch, finite_onnx: whether all numbers are; equal infinities pass, NaN never does.
         rtol, atol: the tolerance applied, `atol` as a fraction of `scale`; both 0 for integers and bools.
         passed: whether every number is within the tolerance.
+        sizes: other sizes than the example's besides the batch: `height 32, width 48`.
     """
 
     output: str
@@ -91,14 +92,25 @@ class Difference:
     rtol: float
     atol: float
     passed: bool
+    sizes: str = ""
+
+    @property
+    def at(self) -> str:
+        """The sizes of the inputs."""
+        return at_sizes(self.batch, self.sizes)
 
     def __str__(self) -> str:
         verdict = "equal" if self.passed else "DIFFERS"
         finite = "" if self.finite_torch and self.finite_onnx else ", not all finite"
         return (
-            f"{self.output} at batch {self.batch}: {verdict}, max |difference| {self.max_abs:.2e} "
+            f"{self.output} at {self.at}: {verdict}, max |difference| {self.max_abs:.2e} "
             f"at scale {self.scale:.2e}, cosine {self.cosine:.8f}{finite}"
         )
+
+
+def at_sizes(batch: int, sizes: str) -> str:
+    """The batch and other sizes of inputs, in words."""
+    return ", ".join(filter(None, (f"batch {batch}", sizes)))
 
 
 def tolerance_for(dtype: torch.dtype, rtol: float | None = None, atol: float | None = None) -> Tolerance:
@@ -133,11 +145,13 @@ def widened(tolerance: Tolerance, expected: Tensor, exact: Tensor) -> Tolerance:
     return Tolerance(tolerance.rtol, atol) if tolerance.atol < atol <= _MOST_ROUNDING else tolerance
 
 
-def measure(name: str, batch: int, expected: Tensor, value: np.ndarray[Any, Any], tolerance: Tolerance) -> Difference:
+def measure(
+    name: str, batch: int, expected: Tensor, value: np.ndarray[Any, Any], tolerance: Tolerance, sizes: str = ""
+) -> Difference:
     """Compare two results of one shape and dtype.
 
     Args:
-        name, batch: of the output, and of the inputs.
+        name, batch, sizes: of the output, and of the inputs.
         expected, value: the results of PyTorch, on the CPU, and of ONNX Runtime.
         tolerance: see `tolerance_for`.
     """
@@ -154,10 +168,10 @@ def measure(name: str, batch: int, expected: Tensor, value: np.ndarray[Any, Any]
         within = (gap <= allowed) if floating else (value == expected.numpy())
     # Infinities of the same sign are equal (masks are full of them); NaN equals nothing, itself included.
     passed = bool(np.all(np.where(finite, within, theirs == ours)))
-    gaps, sizes = gap[finite], size[finite]
+    gaps, extents = gap[finite], size[finite]
     if not gaps.size:
         # No difference can be computed: none for an empty output, infinity for NaN.
-        gaps, sizes = np.array([math.inf if ours.size else 0.0]), np.ones(1)
+        gaps, extents = np.array([math.inf if ours.size else 0.0]), np.ones(1)
     return Difference(
         output=name,
         batch=batch,
@@ -166,7 +180,7 @@ def measure(name: str, batch: int, expected: Tensor, value: np.ndarray[Any, Any]
         max_abs=float(gaps.max()),
         mean_abs=float(gaps.mean()),
         median_abs=float(np.median(gaps)),
-        max_rel=float((gaps / np.maximum(sizes, 1e-3 * scale)).max()),
+        max_rel=float((gaps / np.maximum(extents, 1e-3 * scale)).max()),
         scale=scale,
         cosine=_cosine(theirs[finite], ours[finite]),
         top1_agreement=_top1(theirs, ours, allowed) if floating and not expected.is_complex() else None,
@@ -175,6 +189,7 @@ def measure(name: str, batch: int, expected: Tensor, value: np.ndarray[Any, Any]
         rtol=tolerance.rtol,
         atol=tolerance.atol,
         passed=passed,
+        sizes=sizes,
     )
 
 

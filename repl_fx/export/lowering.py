@@ -18,7 +18,7 @@ from torch import Tensor, fx
 
 from repl_fx._torch import example_of
 from repl_fx.graph.decisions import Condition, is_choice, is_random, pick
-from repl_fx.graph.runtime import check_condition, check_layout
+from repl_fx.graph.runtime import SizeCheck, check_condition, check_layout
 from repl_fx.graph.signature import PackOutput
 from repl_fx.passes.driver import Result
 
@@ -52,21 +52,31 @@ def _lower(graph: fx.Graph) -> list[str]:
             node.target, settings = lowered
             node.kwargs = {**node.kwargs, **settings}
         elif node.target is check_condition:
-            _withhold(graph, node)
+            _withhold(graph, node, _truth if node.args[1] else _untruth)
         elif node.target is check_layout:
             # Tensors of ONNX have no strides.
             node.replace_all_uses_with(node.args[0])
             graph.erase_node(node)
+        elif isinstance(node.target, SizeCheck):
+            # Where the source stops, the operators of the file do not go together either.
+            if node.target.limit:
+                graph.erase_node(node)
+            else:
+                _withhold(graph, node, node.target.truth)
         else:
             continue
         changed.append(node.name)
     return changed
 
 
-def _withhold(graph: fx.Graph, check: fx.Node) -> None:
-    """Let floating outputs be NaN where a check would refuse the inputs: an ONNX graph cannot raise an error."""
+def _withhold(graph: fx.Graph, check: fx.Node, truth: Callable[..., Tensor]) -> None:
+    """Let floating outputs be NaN where a check would refuse the inputs: an ONNX graph cannot raise an error.
+
+    Args:
+        truth: of the tensors that are checked.
+    """
     with graph.inserting_before(check):
-        holds = graph.call_function(_truth if check.args[1] else _untruth, (check.args[0],))
+        holds = graph.call_function(truth, tuple(check.all_input_nodes))
     holds.meta = dict(check.meta)
     graph.erase_node(check)
     output = graph.output_node()

@@ -7,7 +7,7 @@ import logging
 import os
 import re
 import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, suppress
 from pathlib import Path
 from typing import Any
@@ -27,14 +27,15 @@ from repl_fx.export.lowering import lower_
 from repl_fx.export.optimizing import optimize_
 from repl_fx.export.pairing import MARK
 from repl_fx.export.stateless import drop_updates_
-from repl_fx.export.tensors import FlatInputs, FlatModule, batched, flatten_inputs, name_outputs
+from repl_fx.export.tensors import Alike, FlatInputs, FlatModule, batched, flatten_inputs, name_outputs
 from repl_fx.export.translations import TRANSLATIONS
+from repl_fx.graph.axes import InputSizes, captured_axes, limits_by_axis, name_dims
 from repl_fx.passes.driver import run_passes
 from repl_fx.passes.fold_surrogates import fold_surrogates
 from repl_fx.running.example_inputs import ExampleInputs
 from repl_fx.running.hushed import hushed
 from repl_fx.running.untouched import device_of, in_mode, untouched
-from repl_fx.tracing.dynamic_shapes import CACHES, auto_shapes, batch_dims, dims_with_cache
+from repl_fx.tracing.dynamic_shapes import auto_shapes, batch_dims, every_dim, outer_dims
 from repl_fx.tracing.parts.capture import graphs_in
 
 # protobuf refuses messages of 2 GiB; what is left is for the graph itself.
@@ -129,7 +130,8 @@ def export_program(gm: nn.Module, given: ExampleInputs, opset: int | None = None
         if all(tensor.shape[0] < 2 for tensor in inputs.tensors if tensor.ndim):
             raise BadInput("the example inputs have a batch of 1, which the export would fix; give 2 or more")
         program = _convert(source, inputs, _output_names(source, inputs), opset)
-        _tidy(program.model, inputs.names, _specialised(program))
+        names = _tidy(program.model, gm, inputs, _specialised(program))
+        program.model.metadata_props.update(_notes_on_sizes(gm, names))
     program.model.metadata_props[MARK] = f"{__version__}, torch {torch.__version__}"
     return program
 
@@ -163,15 +165,14 @@ def _convert(
     # Each tensor must be an object of its own: torch.export takes two arguments that are one object for one input.
     tensors = tuple(tensor.detach().clone() for tensor in inputs.tensors)
     failure: Exception | None = None
-    begins = tuple(f"{name}_" for name in CACHES)
-    cache = [t for name, t in zip(inputs.names, tensors, strict=True) if name.startswith(begins)]
-    for dims, one_batch in _ladder(tensors, dims_with_cache({CACHES[0]: cache})):
-        shapes: Any = auto_shapes(ExampleInputs(tensors), dims=dims)
+    for dims, alike in _ladder(tensors, *_known_dims(source, inputs.names)):
+        free = dict(zip(map(id, tensors), dims, strict=True))
+        shapes: Any = auto_shapes(ExampleInputs(tensors), dims=lambda tensor, free=free: free[id(tensor)])
         try:
             # What torch.export logs of a failure is in its exception, and the next attempt may well succeed.
             with foreign_code(), hushed((), ("torch.export",), least=logging.CRITICAL), any_names(), any_lengths():
                 program = torch.onnx.export(
-                    FlatModule(source, inputs, one_batch=one_batch),
+                    FlatModule(source, inputs, alike),
                     tensors,
                     dynamo=True,
                     verbose=False,
@@ -186,7 +187,7 @@ def _convert(
             failure = failure or failed.problem
             continue
         assert program is not None  # dynamo=True always returns one
-        if one_batch and _is_fixed(program, batched(tensors)):
+        if any(dim == 0 and _is_fixed(program, number) for group in alike for number, dim in group):
             continue
         written = program.model.opset_imports.get("")
         if opset is not None and written != opset:
@@ -210,33 +211,59 @@ def _nearest(model: ir.Model, opset: int) -> int:
     return written
 
 
+def _known_dims(source: nn.Module, names: Sequence[str]) -> tuple[list[tuple[int, ...]] | None, list[Alike]]:
+    """The dimensions of each input that a captured graph has free, and those that are of one size.
+
+    Of a module that is no captured graph nothing is known.
+    """
+    axes = captured_axes(source) if isinstance(source, fx.GraphModule) else []
+    if {axis.input for axis in axes} != set(names):
+        return None, []
+    free: list[list[int]] = [[] for _ in names]
+    alike: dict[str, list[tuple[int, int]]] = {}
+    for axis in axes:
+        if axis.symbol is not None:
+            number = names.index(axis.input)
+            free[number].append(axis.number)
+            alike.setdefault(axis.symbol, []).append((number, axis.number))
+    return list(map(tuple, free)), [tuple(group) for group in alike.values() if len(group) > 1]
+
+
 def _ladder(
-    tensors: Sequence[Tensor], all_dims: Callable[[Tensor], tuple[int, ...]]
-) -> Iterator[tuple[Callable[[Tensor], tuple[int, ...]], bool]]:
-    """Dynamic dimensions to ask for, and whether the inputs are to have one batch, best first.
+    tensors: Sequence[Tensor], free: Sequence[tuple[int, ...]] | None, alike: Sequence[Alike]
+) -> Iterator[tuple[Sequence[tuple[int, ...]], Sequence[Alike]]]:
+    """Dynamic dimensions of each input to ask for, and which of them are to be of one size, best first.
 
     AUTO gives way, but not where a model insists on one length late. Nor where it divides one input's batch by that of
     another: the exporter does not guess that sizes are alike, and takes the quotient for a length of its own.
     """
-    batches = [False, True] if len(batched(tensors)) > 1 else [False]
-    yield from ((all_dims, one_batch) for one_batch in batches)
-    if any(all_dims(tensor) != batch_dims(tensor) for tensor in tensors):
-        yield from ((batch_dims, one_batch) for one_batch in batches)
+    batches = tuple((number, 0) for number in batched(tensors))
+    told = [alike]
+    if len(batches) > 1 and not any(set(batches) <= set(group) for group in alike):
+        told.append([*alike, batches])
+    tried = [list(map(every_dim, tensors)) if free is None else list(free)]
+    for fewer in (outer_dims, batch_dims):
+        kept = [tuple(d for d in dims if d in fewer(t)) for dims, t in zip(tried[0], tensors, strict=True)]
+        if kept not in tried:
+            tried.append(kept)
+    yield from ((dims, groups) for dims in tried for groups in told)
 
 
-def _tidy(model: ir.Model, inputs: Sequence[str], fixed: Mapping[str, int]) -> None:
+def _tidy(model: ir.Model, gm: nn.Module, inputs: FlatInputs, fixed: Mapping[str, int]) -> dict[str, list[str]]:
+    """Drop what is of no use in a file, and name the dimensions; returns those of the inputs."""
     graph = model.graph
     for metadata in (graph.metadata_props, *(node.metadata_props for node in graph.all_nodes())):
         for key in _PRIVATE_METADATA:
             metadata.pop(key, None)
 
-    _name_dimensions(model, inputs, fixed)
+    names = _name_dimensions(model, gm, inputs, fixed)
     if any(node.op_type == "DFT" and node.attributes.get_int("inverse", 0) for node in graph.all_nodes()):
         # Shape inference takes the result of an inverse real transform for half its size, and ONNX Runtime then reuses
         # memory that is too small. Without the shapes of inner values it finds them itself.
         for value in (value for node in graph.all_nodes() for value in node.outputs):
             if not value.is_graph_output():
                 value.shape = None
+    return names
 
 
 def _specialised(program: torch.onnx.ONNXProgram) -> dict[str, int]:
@@ -245,26 +272,50 @@ def _specialised(program: torch.onnx.ONNXProgram) -> dict[str, int]:
     return {str(symbol): int(span.lower) for symbol, span in ranges.items() if span.lower == span.upper}
 
 
-def _is_fixed(program: torch.onnx.ONNXProgram, inputs: Sequence[int]) -> bool:
-    """Whether dimension 0 of one of some inputs has but one value."""
-    fixed = _specialised(program)
-    dims = (shape[0] for number in inputs if (shape := program.model.graph.inputs[number].shape))
-    return any(isinstance(dim, int) or dim.value in fixed for dim in dims)
+def _is_fixed(program: torch.onnx.ONNXProgram, number: int) -> bool:
+    """Whether dimension 0 of an input has but one value."""
+    shape = program.model.graph.inputs[number].shape
+    return bool(shape) and (isinstance(shape[0], int) or shape[0].value in _specialised(program))
 
 
-def _name_dimensions(model: ir.Model, inputs: Sequence[str], fixed: Mapping[str, int]) -> None:
-    """Call the symbols of torch.export (s77) what they are: batch, or the input and dimension they come from."""
-    names: dict[str, str] = {}
-    for value, name in zip(model.graph.inputs, inputs, strict=True):
-        for position, dim in enumerate(value.shape or ()):
-            symbol = dim.value if isinstance(dim, ir.SymbolicDim) else None
-            if symbol and symbol not in names and symbol not in fixed:
-                batch = position == 0 and "batch" not in names.values()
-                names[symbol] = "batch" if batch else f"{name}_{position}"
+def _name_dimensions(
+    model: ir.Model, gm: nn.Module, inputs: FlatInputs, fixed: Mapping[str, int]
+) -> dict[str, list[str]]:
+    """Call the symbols of torch.export (s77) what they are in the graph: batch, height."""
+    known = [
+        InputSizes.of(
+            name,
+            tensor.dtype,
+            [fixed.get(str(d.value), d.value) if isinstance(d, ir.SymbolicDim) else d for d in value.shape or ()],
+        )
+        for value, name, tensor in zip(model.graph.inputs, inputs.names, inputs.tensors, strict=True)
+    ]
+    found = _names_in_graph(gm, inputs.names) or dict(zip(inputs.names, map(list, name_dims(known)), strict=True))
+    names = {
+        size: name
+        for given in known
+        for size, name in zip(given.sizes, found[given.name], strict=True)
+        if isinstance(size, str)
+    }
     every = (value for node in model.graph.all_nodes() for value in node.outputs)
     for value in (*model.graph.inputs, *every):
         if value.shape is not None and any(isinstance(dim, ir.SymbolicDim) for dim in value.shape):
             value.shape = ir.Shape([_renamed(dim, names, fixed) for dim in value.shape])
+    return found
+
+
+def _names_in_graph(gm: nn.Module, inputs: Sequence[str]) -> dict[str, list[str]]:
+    """The names of the dimensions of each input in a captured graph; none for a module that is no such graph."""
+    names: dict[str, list[str]] = {}
+    for axis in captured_axes(gm) if isinstance(gm, fx.GraphModule) else ():
+        names.setdefault(axis.input, []).append(axis.name)
+    return names if names.keys() == set(inputs) else {}
+
+
+def _notes_on_sizes(gm: nn.Module, names: Mapping[str, Sequence[str]]) -> dict[str, str]:
+    """The limits of a graph's sizes as metadata of its file."""
+    limits = limits_by_axis(gm.graph, names) if isinstance(gm, fx.GraphModule) else {}
+    return {f"{MARK}.{name}": "; ".join(lines) for name, lines in limits.items()}
 
 
 def _renamed(dim: int | ir.SymbolicDim, names: Mapping[str, str], fixed: Mapping[str, int]) -> int | str | None:

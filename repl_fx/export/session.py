@@ -86,6 +86,11 @@ class OnnxSession:
         given = dict(zip(inputs.names, inputs.tensors, strict=True))
         return {value.name: given[self._source.get(value.name, value.name)] for value in self._session.get_inputs()}
 
+    @property
+    def shapes(self) -> dict[str, list[int | str | None]]:
+        """The sizes of the inputs, by the module's names for them: numbers, or names where they are dynamic."""
+        return {self._source.get(value.name, value.name): list(value.shape) for value in self._session.get_inputs()}
+
     def fixed_dimension(self, inputs: FlatInputs) -> str | None:
         """Say which dimension of the file is fixed to another size than these inputs have, if one is."""
         tensors = self._tensors(inputs)

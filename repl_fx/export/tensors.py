@@ -6,8 +6,8 @@ import enum
 import inspect
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, is_dataclass, replace
-from itertools import pairwise
-from typing import Any
+from itertools import chain, pairwise
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor, nn
@@ -30,6 +30,9 @@ _CONSTANTS = (
     torch.layout,
     torch.memory_format,
 )
+
+# Dimensions of one size, each with the number of the input.
+Alike: TypeAlias = tuple[tuple[int, int], ...]
 
 
 @dataclass(frozen=True)
@@ -151,10 +154,10 @@ class FlatModule(nn.Module):
     Args:
         source: the module.
         inputs: its example inputs.
-        one_batch: whether a trace is to know that all inputs with the batch of the examples have one batch.
+        alike: dimensions that a trace is to know are of one size.
     """
 
-    def __init__(self, source: nn.Module, inputs: FlatInputs, *, one_batch: bool = False) -> None:
+    def __init__(self, source: nn.Module, inputs: FlatInputs, alike: Sequence[Alike] = ()) -> None:
         super().__init__()
         self.training = source.training
         for shared in ("_parameters", "_buffers", "_modules", "_non_persistent_buffers_set"):
@@ -162,14 +165,14 @@ class FlatModule(nn.Module):
         # Past nn.Module.__setattr__, which would register the source as a child and prefix every name.
         self.__dict__["_source"] = source
         self.__dict__["_inputs"] = inputs
-        self.__dict__["_batched"] = batched(inputs.tensors) if one_batch else ()
+        self.__dict__["_alike"] = alike
 
     def forward(self, *tensors: Tensor) -> tuple[Tensor, ...]:
         """Call the source; every result is a tensor of its own, since an ONNX value can have but one name."""
         source, inputs = self.__dict__["_source"], self.__dict__["_inputs"]
         require: Any = torch._check
-        for one, other in pairwise(self.__dict__["_batched"]):
-            require(tensors[one].shape[0] == tensors[other].shape[0])
+        for (one, dim), (other, at) in chain.from_iterable(map(pairwise, self.__dict__["_alike"])):
+            require(tensors[one].shape[dim] == tensors[other].shape[at])
         following = iter(tensors)
         returned = inputs.given.map(lambda _: next(following)).passed_to(source)
         named = {id(t) for t in (*tensors, *source.parameters(), *source.buffers())}
@@ -204,15 +207,24 @@ def at_batch(inputs: FlatInputs, batch: int, seed: int) -> FlatInputs:
     traced = batch_size(inputs.tensors)
     if batch == traced:
         return inputs
+    found = batched(inputs.tensors)
+    shapes = [(batch, *t.shape[1:]) if i in found else tuple(t.shape) for i, t in enumerate(inputs.tensors)]
+    return at_shapes(inputs, shapes, seed)
+
+
+def at_shapes(inputs: FlatInputs, shapes: Sequence[Sequence[int]], seed: int) -> FlatInputs:
+    """Return inputs of these shapes, drawn with `seed`; those that have their shape already stay as they are."""
     generator = torch.Generator().manual_seed(seed)
-    return inputs.map(
-        lambda tensor: draw(tensor, batch, generator) if tensor.ndim and tensor.shape[0] == traced else tensor
-    )
+    wanted = iter(shapes)
+    return inputs.map(lambda t: t if tuple(t.shape) == tuple(shape := next(wanted)) else draw(t, shape, generator))
 
 
-def draw(example: Tensor, batch: int, generator: torch.Generator) -> Tensor:
-    """Draw values like the example's for another batch; what looks like a mask is repeated: its pattern matters."""
-    repeated = example[torch.arange(batch) % max(example.shape[0], 1)]
+def draw(example: Tensor, shape: Sequence[int], generator: torch.Generator) -> Tensor:
+    """Draw values like the example's for another shape; what looks like a mask is repeated: its pattern matters."""
+    repeated = example
+    for dim, size in enumerate(shape):
+        if size != example.shape[dim]:
+            repeated = repeated.index_select(dim, torch.arange(size) % max(example.shape[dim], 1))
     if example.dtype == torch.bool or not example.numel():
         return repeated
     if example.is_floating_point():

@@ -20,7 +20,7 @@ class Verification:
     """The comparison of a file with a module, and its result; true when they are equivalent.
 
     Attributes:
-        rows: one for each output and batch size.
+        rows: one for each output, batch size and combination of other sizes.
         layers: one for each inner value, in the order of execution, computed with the weights of the file; empty unless
             asked for.
         settings: runtime, versions, seed and batch sizes: what is needed to repeat the comparison.
@@ -65,9 +65,10 @@ class Verification:
         if self:
             worst = max(self.rows, key=_badness)
             batches = ", ".join(str(batch) for batch in sorted({row.batch for row in self.rows}))
+            sizes = "".join(f"; at {sizes}" for sizes in dict.fromkeys(row.sizes for row in self.rows) if sizes)
             outputs = len({row.output for row in self.rows})
             return (
-                f"equivalent: {outputs} output{'s' * (outputs != 1)} at batch {batches}; "
+                f"equivalent: {outputs} output{'s' * (outputs != 1)} at batch {batches}{sizes}; "
                 f"max |difference| {worst.max_abs:.2e} at scale {worst.scale:.2e} ({worst.output}){notes}{skipped}"
             )
         if self.failures:

@@ -19,7 +19,8 @@ from repl_fx.export.layers import LayerDifference, choose_nodes, compare_layers
 from repl_fx.export.onnx_model import export_program, quiet
 from repl_fx.export.pairing import constants_of
 from repl_fx.export.session import OnnxSession
-from repl_fx.export.tensors import FlatInputs, at_batch, batch_size, default_batches, flatten_inputs
+from repl_fx.export.tensors import FlatInputs, at_batch, at_shapes, batch_size, default_batches, flatten_inputs
+from repl_fx.export.trial_shapes import trial_shapes
 from repl_fx.export.verification import Verification
 from repl_fx.export.weights import WeightComparison, compare_weights, read_model, with_weights
 from repl_fx.passes.driver import run_passes
@@ -61,8 +62,9 @@ def verify_onnx(
         kwargs: keyword example inputs.
         rtol: relative tolerance for all floating outputs, in place of `TOLERANCES`.
         atol: absolute tolerance for all floating outputs, as a fraction of the output's scale.
-        batches: batch sizes to compare at; None takes 1, the example's, and the example's + 3, leaving out, with the
-            reason in `skipped`, those that the file or the module does not take.
+        batches: batch sizes to compare at; None takes 1, the example's, and the example's + 3, and other sizes of the
+            other dimensions that are dynamic, once smaller and once larger ones within the limits of the graph. Those
+            that the file or the module does not take are left out, with the reason in `skipped`.
         seed: for the inputs that are drawn.
         per_layer: also compare inner values: those of the graph with those of a copy that is exported to return them,
             since an ONNX file has not the same inner values. The copy gets the weights of the file that differ, so
@@ -122,6 +124,11 @@ def verify_file(
                 raise BadInput(f"batch {batch} cannot be compared: {obstacle}")
             if obstacle:
                 comparison.skipped[f"batch {batch}"] = obstacle
+        trials = {} if batches is not None else trial_shapes(module, session.shapes, inputs)
+        for sizes, shapes in trials.items():
+            obstacle = comparison.run(traced, at_shapes(inputs, shapes, seed), sizes)
+            if obstacle:
+                comparison.skipped[sizes] = obstacle
         found = read_model(path)
         why = ""
         if fresh is None:

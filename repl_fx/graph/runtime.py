@@ -5,8 +5,12 @@ A check raises `BadInput` where the graph was specialised to other inputs than i
 
 from __future__ import annotations
 
+import ast
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import reduce
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -95,15 +99,103 @@ def check_shape(tensor: Any, expected: tuple[int | None, ...], name: str) -> Non
         )
 
 
-@has_side_effect
-def check_least(tensor: Any, dim: int, least: int, name: str) -> None:
-    """Refuse a tensor with a size for which the source takes another way than the one the graph was captured on."""
-    found = tensor.shape[dim]
-    if found < least:
-        raise BadInput(
-            f"{name} has size {found} in dimension {dim}, where the model computes otherwise than for {least} or more; "
-            "capture the model with it"
-        )
+class _OnTensors(ast.NodeTransformer):
+    """Writes `and`, `or` and `not`, which ask for one truth, as operators that tensors have."""
+
+    def visit_BoolOp(self, node: ast.BoolOp) -> ast.expr:
+        kind: ast.operator = ast.BitAnd() if isinstance(node.op, ast.And) else ast.BitOr()
+        return reduce(lambda a, b: ast.BinOp(a, kind, b), map(self.visit, node.values))
+
+    def visit_UnaryOp(self, node: ast.UnaryOp) -> ast.expr:
+        inside = self.visit(node.operand)
+        return ast.UnaryOp(ast.Invert() if isinstance(node.op, ast.Not) else node.op, inside)
+
+
+def _on_tensors(condition: str, names: Sequence[str]) -> Callable[..., Any]:
+    """A function of sizes, given as tensors of no dimensions, that says whether a condition holds."""
+    known = {
+        "torch": SimpleNamespace(sym_float=torch.Tensor.double, _sym_sqrt=torch.sqrt),
+        "math": SimpleNamespace(floor=torch.floor, ceil=torch.ceil, trunc=torch.trunc),
+        "max": lambda *sizes: reduce(torch.maximum, map(torch.as_tensor, sizes)),
+        "min": lambda *sizes: reduce(torch.minimum, map(torch.as_tensor, sizes)),
+    }
+    tree = _OnTensors().visit(ast.parse(f"lambda {', '.join(names)}: {condition}", mode="eval"))
+    on_tensors: Callable[..., Any] = eval(compile(ast.fix_missing_locations(tree), condition, "eval"), known)
+    return on_tensors
+
+
+@dataclass(frozen=True)
+class SizeCheck:
+    """Refuses inputs of sizes for which the source takes another way than the one that was traced, or none.
+
+    Attributes:
+        condition: holds for the sizes that the graph is right for; an expression of Python's.
+        sizes: the names in it, each with the number of the tensor and the dimension that it is the size of.
+        words: the condition as people read it: `x.shape[1] <= 6`.
+        place: the line of the model that asks, as the end of a phrase; empty where it is not known.
+        limit: the source itself stops where the condition does not hold.
+        within: the path of the module whose code asks; empty for the model itself.
+    """
+
+    condition: str
+    sizes: tuple[tuple[str, int, int], ...]
+    words: str
+    place: str
+    limit: bool = False
+    within: str = ""
+    __name__ = "check_sizes"
+
+    def __post_init__(self) -> None:
+        names = ", ".join(name for name, _, _ in self.sizes)
+        # The code is the same for as long as the check lives, and is made once.
+        object.__setattr__(self, "_holds", eval(f"lambda {names}: {self.condition}", {"math": math, "torch": torch}))
+        # fx drops calls without users of all other functions.
+        has_side_effect(self)
+
+    def holds(self, *tensors: torch.Tensor) -> bool:
+        """Whether the condition holds for these inputs; a symbolic truth where their sizes are symbols."""
+        return self.holds_for(*(tensors[number].shape[dim] for _, number, dim in self.sizes))
+
+    def holds_for(self, *sizes: int) -> bool:
+        """Whether the condition holds for sizes, in the order of `sizes`."""
+        try:
+            holds: bool = vars(self)["_holds"](*sizes)
+        except ZeroDivisionError:
+            # The source divides, too.
+            return False
+        return holds
+
+    def truth(self, *tensors: torch.Tensor) -> torch.Tensor:
+        """Whether the condition holds, as a tensor of no dimensions, for graphs that cannot raise an error."""
+        sizes = (torch.scalar_tensor(tensors[number].shape[dim], dtype=torch.int64) for _, number, dim in self.sizes)
+        holds: torch.Tensor = _on_tensors(self.condition, tuple(name for name, _, _ in self.sizes))(*sizes)
+        return holds
+
+    @property
+    def fails_at_one(self) -> bool:
+        """Whether the condition is on one size, and fails where that is 1 and at no other size up to 1,000."""
+        if len(self.sizes) != 1:
+            return False
+        first, *others = (self.holds_for(size) for size in range(1, 1001))
+        return not first and all(others)
+
+    def __call__(self, *tensors: torch.Tensor) -> None:
+        """Refuse these inputs where the condition does not hold.
+
+        Raises:
+            BadInput: the condition, the sizes found, and the line of the model that asks.
+        """
+        if not self.holds(*tensors):
+            found = ", ".join(str(list(tensor.shape)) for tensor in tensors)
+            if self.limit:
+                raise BadInput(f"inputs of shape {found}: the model takes only {self.words}{self.place}; give others")
+            raise BadInput(
+                f"inputs of shape {found}: the model goes another way with them than where {self.words}{self.place}, "
+                "as it was captured; capture it again with them"
+            )
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return SizeCheck, (self.condition, self.sizes, self.words, self.place, self.limit, self.within)
 
 
 @has_side_effect

@@ -19,7 +19,7 @@ from torch.fx.immutable_collections import immutable_dict, immutable_list
 from repl_fx._torch import children_of, fixed_size, pytree
 from repl_fx.errors import Untraceable
 from repl_fx.graph.pickling import structure_as_data
-from repl_fx.graph.runtime import check_constant, check_items, check_keys, check_least, check_shape
+from repl_fx.graph.runtime import check_constant, check_items, check_keys, check_shape
 from repl_fx.running.example_inputs import ExampleInputs
 
 # The classes that fx makes of the lists and mappings in its graphs.
@@ -121,18 +121,14 @@ class InputNodes:
                     node.meta["val"] = value
                     self._check(check_constant, node, value, words_for(name, path))
 
-    def at(self, name: str, path: Sequence[Any], value: Any, least: Mapping[str, int] | None = None) -> fx.Node:
+    def at(self, name: str, path: Sequence[Any], value: Any) -> fx.Node:
         """The node of the tensor at `path` inside argument `name`; `value` is its fake value.
 
-        The graph refuses tensors whose sizes differ where the trace has fixed them, and those smaller than `least`, by
-        the name of the size's symbol.
+        The graph refuses tensors whose sizes differ where the trace has fixed them.
         """
         node = self._reach(name, path)
         node.meta["val"] = value
         self._check(check_shape, node, tuple(fixed_size(size) for size in value.shape), words_for(name, path))
-        for dim, size in enumerate(value.shape):
-            if least and str(size) in least:
-                self._check(check_least, node, dim, least[str(size)], words_for(name, path))
         return node
 
     def _check_containers(self, name: str, path: tuple[Any, ...], value: Any) -> None:

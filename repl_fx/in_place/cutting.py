@@ -13,7 +13,8 @@ Never touches: the graph; surrogates share its tensors.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from dataclasses import replace
 from types import MethodType
 from typing import Any
 
@@ -33,6 +34,7 @@ from repl_fx.graph.captured import (
     within,
 )
 from repl_fx.graph.decisions import is_choice
+from repl_fx.graph.runtime import SizeCheck
 from repl_fx.graph.state import SOURCE_STATE
 from repl_fx.in_place.arguments_read import Left, arguments_read, lines_of
 from repl_fx.in_place.attention_calls import BorrowedAttention, KeptCall, layer_index
@@ -59,6 +61,7 @@ from repl_fx.surrogates.shared.recompute import RecomputedAttention
 from repl_fx.surrogates.shared.registry import STANDS_FOR
 from repl_fx.surrogates.shared.site import surrogate_path
 from repl_fx.tracing.parts.capture import assemble, qualified_name
+from repl_fx.tracing.size_questions import size_checks
 
 _STATE = ("_parameters", "_buffers", "_modules", "_non_persistent_buffers_set", "training")
 # Nodes outside of a block that can be computed for it again.
@@ -292,8 +295,9 @@ class Cut:
     def _write(self, results: Sequence[fx.Node], needed: Collection[fx.Node], made: SurrogateBlock) -> None:
         """Write the new graph: placeholders for arguments, state elsewhere and borrowed maps, and then the rest."""
         ordered = [node for node in self.gm.graph.nodes if node in needed]
+        checks = () if self.swaps else tuple(self._size_checks())
         read = dict.fromkeys(given for node in ordered for given in self._inputs(node))
-        for node in (*read, *results):
+        for node in (*read, *results, *(node for _, taken in checks for node in taken)):
             argument = node if node in self.given else self._size(node)
             argument = argument[0] if isinstance(argument, tuple) else argument
             if argument is not None and argument not in self.env:
@@ -306,11 +310,39 @@ class Cut:
             if BORROWS in node.meta:
                 self.borrowed[node] = self._borrow(node)
                 self.env[node] = self._placeholder(node)
+        for check, taken in checks:
+            self.graph.call_function(check, tuple(self.env[node] for node in taken))
         for node in ordered:
             self._place(node, made)
         self.graph.output(tuple(self._value(node) for node in results))
         for node in self.graph.nodes:
             node.meta = {}
+
+    def _size_checks(self) -> Iterator[tuple[SizeCheck, list[fx.Node]]]:
+        """The checks of sizes by which the code of the repeat's blocks goes its way, on arguments of this block."""
+        repeat = next(repeat for repeat in self.part.inside if self.block in repeat.blocks)
+        inside = tuple(f"{block.module_path}." for block in repeat.blocks if block.module_path)
+        for _, check in size_checks(self.gm.graph):
+            if check.limit or not f"{check.within}.".startswith(inside):
+                continue
+            found = [self._of_size(name) for name, _, _ in check.sizes]
+            taken = list(dict.fromkeys(given for given, _ in found))
+            sizes = tuple(
+                (name, taken.index(given), dim) for (name, _, _), (given, dim) in zip(check.sizes, found, strict=True)
+            )
+            yield replace(check, sizes=sizes), taken
+
+    def _of_size(self, name: str) -> tuple[fx.Node, int]:
+        """The argument and the dimension of a size, by the name of its symbol."""
+        sizes = (
+            (node, dim, str(s))
+            for node in filter(is_tensor, self.given)
+            for dim, s in enumerate(node.meta["val"].shape)
+        )
+        found = next(((node, dim) for node, dim, size in sizes if size == name), None)
+        if found is None:
+            raise NotInPlace(f"the way that its code goes depends on a size that {self.path} is not handed")
+        return found
 
     def _placeholder(self, node: fx.Node) -> fx.Node:
         placeholder = self.graph.placeholder(node.name)

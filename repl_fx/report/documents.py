@@ -12,6 +12,7 @@ from torch import fx
 from repl_fx.analysis.blocks import Block, Repeat
 from repl_fx.analysis.repeats import block_flops, repeat_flops
 from repl_fx.costs.counted import Costs
+from repl_fx.graph.axes import dimensions_of
 from repl_fx.plan import Plan
 from repl_fx.planning.report import BlockReport
 from repl_fx.scoring.scores import Scores
@@ -19,10 +20,17 @@ from repl_fx.tracing.parts.capture import CapturedParts
 
 
 def parts_document(captured: CapturedParts) -> dict[str, Any]:
-    """Which modules of a model are graphs, and which were tried and stay eager."""
-    infos = {part.path: part.graph_module.meta["capture"] for part in captured.parts}
+    """Which modules of a model are graphs, for which sizes, and which were tried and stay eager."""
     return {
-        "captured": [{"path": path, "class": info.model, "tracer": info.tracer} for path, info in infos.items()],
+        "captured": [
+            {
+                "path": part.path,
+                "class": (info := part.graph_module.meta["capture"]).model,
+                "tracer": info.tracer,
+                "sizes": [asdict(one) for one in dimensions_of(part.graph_module)],
+            }
+            for part in captured.parts
+        ],
         "eager": [{"path": eager.path, "class": eager.kind, "reason": eager.reason} for eager in captured.eager],
     }
 

@@ -15,6 +15,7 @@ from repl_fx.benchmarking.variants import ORIGINAL
 from repl_fx.costs.counted import Costs
 from repl_fx.display.columns import add_numbers, add_row, add_words, new_table
 from repl_fx.display.numbers import change, count, milliseconds, size, small
+from repl_fx.graph.axes import dimensions_of
 from repl_fx.in_place.assembling import InPlace
 from repl_fx.running.timing import Spread
 from repl_fx.scoring.scores import Scores
@@ -24,6 +25,8 @@ if TYPE_CHECKING:
     from repl_fx.export import Difference, Verification
 
 
+# Inputs that are named of those with a dimension in common: a cache has two for each layer.
+_MOST_INPUTS = 3
 _Text = Callable[[int | None], str]
 _Value = Callable[[Costs], int | None]
 _GROWING: tuple[tuple[str, _Text, _Value], ...] = (
@@ -45,6 +48,21 @@ def parts_table(captured: CapturedParts) -> Table:
     for path, kind, tracer in (*rows, *((e.path, e.kind, f"eager: {e.reason}") for e in captured.eager)):
         parameters = sum(parameter.numel() for parameter in captured.source.get_submodule(path).parameters())
         add_row(table, path or "the model itself", kind, count(parameters), tracer)
+    return table
+
+
+def sizes_table(captured: CapturedParts) -> Table:
+    """The sizes that the graphs take, and the lines of the model that limit or fix them."""
+    table = new_table("Sizes of the inputs")
+    add_words(table, *([] if captured.whole else ["module"]), "dimension", "of")
+    add_numbers(table, "example")
+    add_words(table, "takes")
+    for part in captured.parts:
+        for one in dimensions_of(part.graph_module):
+            more = len(one.inputs) - _MOST_INPUTS
+            inputs = ", ".join(one.inputs[:_MOST_INPUTS]) + (f" and {more} more" if more > 0 else "")
+            example = "-" if one.size is None else str(one.size)
+            add_row(table, *([] if captured.whole else [part.path]), one.name, inputs, example, one.takes)
     return table
 
 
@@ -123,7 +141,8 @@ def verification_table(verification: Verification) -> Table:
     for row in verification.rows:
         differences = (small(number) for number in (row.max_abs, row.mean_abs, row.median_abs, row.max_rel))
         agreement = "-" if row.top1_agreement is None else f"{100 * row.top1_agreement:.4g} %"
-        add_row(table, row.output, str(row.batch), *differences, f"{row.cosine:.6f}", agreement, _verdict(row))
+        at = "\n".join(filter(None, (str(row.batch), *row.sizes.split(", "))))
+        add_row(table, row.output, at, *differences, f"{row.cosine:.6f}", agreement, _verdict(row))
     return table
 
 

@@ -19,6 +19,7 @@ from repl_fx._torch import FakeTensor, example_of, fixed_size, forget_tensors, h
 from repl_fx.arguments import require_module
 from repl_fx.display.progress import shown, tell
 from repl_fx.errors import BadInput, CaptureError, ForeignError, Untraceable
+from repl_fx.graph.axes import ASKED, tensor_inputs
 from repl_fx.graph.captured import (
     CapturedModule,
     container_of,
@@ -36,12 +37,14 @@ from repl_fx.running.example_inputs import ExampleInputs
 from repl_fx.running.untouched import device_of, outcome_of, own_randomness, untouched
 from repl_fx.tracing.check import CaptureCheck, check_of
 from repl_fx.tracing.control_flow import match_decisions_
+from repl_fx.tracing.dynamic_shapes import fix_dims_, names_in, require_known
 from repl_fx.tracing.hooks import hooks_followed
 from repl_fx.tracing.lift_modules import Constants
 from repl_fx.tracing.model_checks import misfit, name_of_graphs, obstacle, require_capturable
-from repl_fx.tracing.other_sizes import drop_questions_answered_alike_
+from repl_fx.tracing.other_sizes import try_checks_
 from repl_fx.tracing.questions import Compiling, Settings, computes_alike, require_settings_, settings_asked
 from repl_fx.tracing.settled import require_leaves_left, require_settled
+from repl_fx.tracing.size_questions import FIXED
 from repl_fx.tracing.state_changes import StateChanges, changes_noted
 from repl_fx.tracing.tracers import Tracer, trace_by_export, trace_by_fx
 
@@ -59,6 +62,8 @@ class CaptureInfo:
         literals: arguments that had to be made dependent on the mode.
         switches: stretches of which each mode has its own version.
         dynamic: for each tensor argument, the dimensions that stayed dynamic.
+        fixed: why others did not, as the end of a phrase, by input and number of the dimension: `x.2`. It has the line
+            of the model that asks for a number, where one does.
     """
 
     model: str
@@ -67,11 +72,17 @@ class CaptureInfo:
     literals: int = 0
     switches: int = 0
     dynamic: dict[str, tuple[int, ...]] = field(default_factory=dict)
+    fixed: dict[str, str] = field(default_factory=dict)
 
 
 @shown("capture")
 def capture(
-    model: nn.Module, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None, *, copy: bool = False
+    model: nn.Module,
+    args: Sequence[Any] = (),
+    kwargs: Mapping[str, Any] | None = None,
+    *,
+    copy: bool = False,
+    fixed: Sequence[str] = (),
 ) -> fx.GraphModule:
     """Capture a model as an `fx.GraphModule` in normal form.
 
@@ -81,12 +92,15 @@ def capture(
             for a constant.
         kwargs: keyword example inputs.
         copy: give the graph parameters of its own instead of sharing the model's.
+        fixed: dimensions of the inputs that stay as in the example: `height`, `x.height` or, by number, `x.2`. All
+            others are free where the model takes other sizes.
 
     Returns:
         A graph module with the model's arguments, outputs, module paths and `state_dict` keys, in the model's mode.
 
     Raises:
-        BadInput: the model itself does not run on these inputs, or is of a kind that cannot be captured.
+        BadInput: the model itself does not run on these inputs, or is of a kind that cannot be captured; or a name in
+            `fixed` is that of no dimension.
         CaptureError: no tracer took the model; says why, with the model's file and line.
             `repl_fx.capture_parts` captures what it can of such a model.
     """
@@ -95,8 +109,9 @@ def capture(
     require_capturable(model, given)
     source = copy_model(model) if copy else model
     inputs = widen_batch(model, given)
+    names = names_in(fixed)
     try:
-        return trace_by_first(TRACERS, source, inputs)
+        gm = trace_by_first(TRACERS, source, inputs, names)
     except CaptureError as problem:
         # A run of the model itself tells inputs that do not fit from a model that cannot be traced.
         if (failed := outcome_of(model, inputs, training=False).problem) is not None:
@@ -104,14 +119,19 @@ def capture(
         raise CaptureError(
             type(model).__name__, problem.obstacles, "repl_fx.capture_parts captures what it can of the modules inside"
         ) from problem
+    require_known(names, [gm])
+    return gm
 
 
-def trace_by_first(tracers: Mapping[str, Tracer], model: nn.Module, inputs: ExampleInputs) -> CapturedModule:
+def trace_by_first(
+    tracers: Mapping[str, Tracer], model: nn.Module, inputs: ExampleInputs, fixed: Sequence[str] = ()
+) -> CapturedModule:
     """Capture a model by the first tracer that takes it.
 
     Args:
         tracers: the tracers to try, best first, by name.
         inputs: example inputs; only their shapes and the arguments that are no tensors matter.
+        fixed: names of dimensions that stay as in the example, where the model's inputs have them.
 
     Raises:
         BadInput: the forward does not take these arguments.
@@ -126,7 +146,7 @@ def trace_by_first(tracers: Mapping[str, Tracer], model: nn.Module, inputs: Exam
     obstacles: list[str] = []
     for name, tracer in tracers.items():
         try:
-            return _trace_by(name, tracer, model, bound, tuple(obstacles))
+            return _trace_by(name, tracer, model, bound, tuple(obstacles), fixed)
         except (Untraceable, ForeignError) as problem:
             obstacles.append(obstacle(name, problem))
     raise CaptureError(type(model).__name__, obstacles)
@@ -138,6 +158,7 @@ def _trace_by(
     model: nn.Module,
     bound: BoundInputs,
     obstacles: tuple[str, ...],
+    wanted_fixed: Sequence[str],
     *,
     told: bool | None = None,
 ) -> CapturedModule:
@@ -168,10 +189,10 @@ def _trace_by(
         require_leaves_left(model, changed)
         require_settled(model, changed, inputs, training)
     info = CaptureInfo(type(model).__name__, name, obstacles)
-    gm = _assembled(model, inputs, info, graphs, constants, pinned)
+    gm = _assembled(model, inputs, info, graphs, constants, pinned, wanted_fixed)
     if compiling.asked and device.type != "meta" and not computes_alike(gm, model, inputs):
         if told is None:
-            return _trace_by(name, tracer, model, bound, obstacles, told=False)
+            return _trace_by(name, tracer, model, bound, obstacles, wanted_fixed, told=False)
         raise Untraceable(
             f"the forward asks torch.compiler.is_compiling(), and a trace goes another way than a run "
             f"(at {compiling.asked})"
@@ -189,12 +210,17 @@ def _assembled(
     graphs: Mapping[bool, fx.Graph],
     constants: Constants,
     pinned: dict[str, bool],
+    wanted_fixed: Sequence[str],
 ) -> CapturedModule:
     """The module for the graphs of both modes (training and not), with the model's own module tree."""
     root = _module_tree(model, graphs.values())
     for index, tensor in enumerate(constants.tensors):
         root.register_buffer(traced_constant(index), tensor.detach().clone(), persistent=False)
+    fixed: dict[str, str] = {}
     for graph in graphs.values():
+        for name, node in tensor_inputs(graph).items():
+            fixed.update({f"{name}.{dim}": reason for dim, reason in node.meta.pop(FIXED, {}).items()})
+        fixed.update(dict.fromkeys(fix_dims_(graph, wanted_fixed), ASKED))
         _settle_sizes_(graph)
     match_decisions_(graphs[True], graphs[False])
     gm = CapturedModule(root, graphs[True], type(model).__name__, compiled=False)
@@ -207,10 +233,11 @@ def _assembled(
         gm,
         partial(merge_modes_, evaluation=graphs[False]),
         partial(follow_device_, device=device_of(model, inputs)),
-        partial(drop_questions_answered_alike_, model=model, inputs=inputs),
+        partial(try_checks_, model=model, inputs=inputs),
     )
     merged = next(result for result in run.results if isinstance(result, MergeResult))
-    gm.meta["capture"] = replace(info, literals=merged.literals, switches=merged.switches, dynamic=_dynamic_dims(gm))
+    found: Any = {"literals": merged.literals, "switches": merged.switches, "dynamic": _dynamic_dims(gm)}
+    gm.meta["capture"] = replace(info, **found, fixed=fixed)
     return gm
 
 

@@ -6,56 +6,39 @@ makes it static where the model does not, instead of refusing the model.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Iterable, Sequence
 from typing import Any
 
-from torch import Tensor
-from torch.export import Dim, ExportedProgram, ShapesCollection
+import torch
+from torch import Tensor, fx
+from torch.export import Dim, ShapesCollection
 
-from repl_fx._torch import example_of, fixed_size, guards_of, pytree
+from repl_fx._torch import fix_size, fixed_size
+from repl_fx.errors import BadInput
+from repl_fx.graph.axes import axes_of, captured_axes, is_called, tensor_inputs
+from repl_fx.graph.captured import drop_dead
+from repl_fx.graph.runtime import SizeCheck, check_shape
 from repl_fx.running.example_inputs import ExampleInputs
 
 # The names by which decoders take and return their cache: of transformers up to 5.23, and from 5.24 on.
 CACHES = ("past_key_values", "cache")
 
 
-def dynamic_dims(tensor: Tensor) -> tuple[int, ...]:
-    """Return the dimensions of an example input that may differ at run time.
+def every_dim(tensor: Tensor) -> tuple[int, ...]:
+    """Return all dimensions: torch.export fixes those that a model takes at one size alone."""
+    return tuple(range(tensor.ndim))
+
+
+def outer_dims(tensor: Tensor) -> tuple[int, ...]:
+    """Return the dimensions to ask for where a model's arithmetic on all of them is too involved to follow.
 
     Returns:
-        Every dimension of integer and bool tensors (token ids and masks: batch, sequence, and for attention masks the
-        sequence again); 0 and 1 of floating tensors of three dimensions (batch, sequence, features); 0 of all others
-        (but see `cache_dims`), and none for a scalar. The spatial size of images stays static: position embeddings and
-        poolings specialise on it.
+        Every dimension of integer and bool tensors (token ids and masks: batch and length); 0 and 1 of floating tensors
+        of three dimensions (batch, length, features); 0 of all others, and none for a scalar.
     """
-    floating = tensor.is_floating_point() or tensor.is_complex()
-    if not floating:
+    if not (tensor.is_floating_point() or tensor.is_complex()):
         return every_dim(tensor)
     return (0, 1) if tensor.ndim == 3 else batch_dims(tensor)
-
-
-def cache_dims(arguments: Mapping[str, Any]) -> dict[int, tuple[int, ...]]:
-    """Return the dimensions that may differ of keys and values that are kept from call to call: batch and length.
-
-    Args:
-        arguments: by name; one of `CACHES` is the cache.
-
-    Returns:
-        Dimensions 0 and 2 of floating tensors of four dimensions (batch, heads, length, c), by `id` of the tensor.
-    """
-    kept = pytree.tree_leaves([arguments.get(name) for name in CACHES])
-    return {id(t): (0, 2) for t in kept if isinstance(t, Tensor) and t.ndim == 4 and t.is_floating_point()}
-
-
-def dims_with_cache(arguments: Mapping[str, Any]) -> Callable[[Tensor], tuple[int, ...]]:
-    """Return `dynamic_dims`, but for the tensors of a cache among arguments by name: `cache_dims`."""
-    caches = cache_dims(arguments)
-    return lambda tensor: caches.get(id(tensor)) or dynamic_dims(tensor)
-
-
-def every_dim(tensor: Tensor) -> tuple[int, ...]:
-    """Return all dimensions: inside a model, sizes come from eager code, which may choose others on the next call."""
-    return tuple(range(tensor.ndim))
 
 
 def batch_dims(tensor: Tensor) -> tuple[int, ...]:
@@ -64,7 +47,7 @@ def batch_dims(tensor: Tensor) -> tuple[int, ...]:
 
 
 def auto_shapes(
-    inputs: ExampleInputs, *, dims: Callable[[Tensor], tuple[int, ...]] = dynamic_dims
+    inputs: ExampleInputs, *, dims: Callable[[Tensor], tuple[int, ...]] = every_dim
 ) -> ShapesCollection | None:
     """Describe the example inputs to torch.export: what may vary, and what may not.
 
@@ -84,48 +67,60 @@ def auto_shapes(
     return shapes if len(shapes) else None
 
 
-def baked_dims(program: ExportedProgram) -> set[tuple[int, int]]:
-    """Which dimensions a trace lets vary although it took a number that was computed from them for a constant.
+def names_in(fixed: Sequence[str] | str) -> tuple[str, ...]:
+    """The names of dimensions that a user wants fixed; a text has them with commas between.
 
-    `int(length // 4)` is such a number. torch.export writes the constant into the graph, and lets go of the condition
-    that it holds under: `length // 4 == 2`. Conditions that hold for sizes twice and three times as large as well do
-    not matter: they compare sizes that grow together.
+    Raises:
+        BadInput: they are no names.
+    """
+    names = tuple(fixed.split(",") if isinstance(fixed, str) and fixed else fixed)
+    if not all(isinstance(name, str) and name.strip() for name in names):
+        raise BadInput(f"fixed is {fixed!r}; give names of dimensions, such as height,width or x.2")
+    return tuple(name.strip() for name in names)
+
+
+def fix_dims_(graph: fx.Graph, names: Collection[str]) -> list[str]:
+    """Fix dimensions of the inputs of a traced graph at the sizes of the example inputs.
+
+    Args:
+        graph: changed in place: it refuses other sizes, and has numbers where it computed with these sizes.
+        names: the dimensions, as `is_called` takes them.
 
     Returns:
-        `id` of the example input, and the dimension.
+        The dimensions that are fixed now and were not before, those of the same symbols among them: `x.2`.
     """
-    traced = {node.name: node.meta.get("val") for node in program.graph.nodes if node.op == "placeholder"}
-    inputs = zip(program.graph_signature.user_inputs, pytree.tree_leaves(program.example_inputs), strict=True)
-    sizes: dict[tuple[int, int], Any] = {
-        (id(given), dim): size
-        for name, given in inputs
-        if isinstance(value := traced.get(str(name)), Tensor)
-        for dim, size in enumerate(value.shape)
-        if fixed_size(size) is None
-    }
-    examples = {size.node.expr: example_of(size) for size in sizes.values()}
-    baked = {symbol for guard in guards_of(program.graph_module) for symbol in _fixed_by(guard, examples)}
-    return {place for place, size in sizes.items() if size.node.expr.free_symbols & baked}
+    axes, nodes = axes_of(graph), tensor_inputs(graph)
+    free = {axis: nodes[axis.input].meta["val"].shape[axis.number] for axis in axes if axis.symbol is not None}
+    wanted = [size for axis, size in free.items() if is_called(axis, names)]
+    if not wanted:
+        return []
+    for size in wanted:
+        fix_size(size)
+    for node in list(graph.nodes):
+        if node.target is check_shape:
+            tensor, _, words = node.args
+            node.args = (tensor, tuple(map(fixed_size, tensor.meta["val"].shape)), words)
+        elif isinstance(node.target, SizeCheck):
+            tensors = node.all_input_nodes
+            if all(fixed_size(tensors[number].meta["val"].shape[dim]) for _, number, dim in node.target.sizes):
+                graph.erase_node(node)
+        elif isinstance(size := node.meta.get("val"), torch.SymInt) and (number := fixed_size(size)) is not None:
+            for user in list(node.users):
+                user.args, user.kwargs = fx.node.map_arg(
+                    (user.args, user.kwargs), lambda used, n=node, s=number: s if used is n else used
+                )
+    drop_dead(graph)
+    return [f"{axis.input}.{axis.number}" for axis, size in free.items() if fixed_size(size) is not None]
 
 
-def _fixed_by(guard: Any, examples: Mapping[Any, int]) -> set[Any]:
-    """The symbols of a guard that says that a rounded quotient is a constant."""
-    if getattr(guard, "rel_op", None) != "==" or not any(side.is_Integer for side in guard.args) or not _rounds(guard):
-        return set()
-    for times in (2, 3):
-        try:
-            held = guard.subs({symbol: times * size for symbol, size in examples.items()})
-        except ZeroDivisionError:
-            held = False
-        # A condition on other symbols than those of inputs stays one, and has no truth.
-        if str(held) != "True":
-            return set(guard.free_symbols)
-    return set()
+def require_known(names: Collection[str], graphs: Iterable[fx.GraphModule]) -> None:
+    """Refuse names of dimensions that no graph has.
 
-
-def _rounds(term: Any) -> bool:
-    """Whether an expression divides and rounds. What is asked of a remainder holds for many sizes."""
-    kind = type(term).__name__
-    if kind.endswith("Mod"):
-        return False
-    return "Div" in kind or "ToInt" in kind or any(_rounds(inner) for inner in term.args)
+    Raises:
+        BadInput: the name, and those of the free dimensions.
+    """
+    axes = [axis for gm in graphs for axis in captured_axes(gm)]
+    unknown = next((name for name in names if not any(is_called(axis, [name]) for axis in axes)), None)
+    if unknown is not None:
+        free = ", ".join(dict.fromkeys(axis.name for axis in axes if axis.symbol is not None)) or "none"
+        raise BadInput(f"fixed has {unknown!r}, which is no dimension of the inputs; free are {free}")

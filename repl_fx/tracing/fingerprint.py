@@ -31,7 +31,7 @@ from torch.utils import _pytree as pytree
 
 from repl_fx.graph.captured import is_traced_constant
 from repl_fx.graph.kinds import kind_of
-from repl_fx.graph.runtime import check_least
+from repl_fx.graph.runtime import SizeCheck
 from repl_fx.running.code_names import codes_in, is_own_code, names_in
 from repl_fx.running.holders import NOTES, OWN_ATTRIBUTES
 from repl_fx.running.opaque_outputs import PLAIN
@@ -190,7 +190,7 @@ def _settings(module: nn.Module) -> dict[str, Any]:
 
 def _nodes(gm: fx.GraphModule) -> Iterator[str]:
     # Which sizes of 1 a graph refuses depends on the values of the example inputs too.
-    nodes = [node for node in gm.graph.nodes if node.target is not check_least]
+    nodes = [node for node in gm.graph.nodes if not isinstance(node.target, SizeCheck)]
     number = {node: f"%{i}" for i, node in enumerate(nodes)}
     for node in nodes:
         target = node.target if isinstance(node.target, str) else _describe(node.target)

@@ -239,7 +239,9 @@ def _stand_in(callee: Callee, run: Callable[..., Any], calls: LeafCalls) -> Call
         calls.require_kernels()
         index = len(calls.calls)
         kinds = dict.fromkeys(tensor.device.type for tensor in tensors)
-        autocast = tuple((k, torch.get_autocast_dtype(k)) for k in kinds if k != "meta" and torch.is_autocast_enabled(k))
+        autocast = tuple(
+            (k, torch.get_autocast_dtype(k)) for k in kinds if k != "meta" and torch.is_autocast_enabled(k)
+        )
         calls.calls.append(LeafCall(callee, run, is_training(callee), leaves, arguments, autocast))
         results = leaf_call_operator()(tensors, [leaf for leaf in leaves if _is_symbol(leaf)], index)
         return calls.calls[index].returned(results)

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import inspect
 import operator
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -46,6 +46,7 @@ from repl_fx.graph.signature import (
 from repl_fx.passes.driver import collection_paused
 from repl_fx.tracing.layouts import is_stand_in, layout_operator
 from repl_fx.tracing.leaf_calls import LeafCall, LeafCalls
+from repl_fx.tracing.size_questions import SizeQuestions, add_checks
 
 aten = torch.ops.aten
 
@@ -80,15 +81,15 @@ class Exported:
     """The outcome of an export under `record_leaf_calls`.
 
     Attributes:
+        questions: those about sizes that the program has one answer to.
         assigned: buffers that the forward rebinds; the program then returns its own outputs and their new values as
             a pair. None where it returns its own outputs alone.
-        least: the smallest sizes for which the program holds, by the names of their symbols.
     """
 
     program: ExportedProgram
     calls: LeafCalls
+    questions: SizeQuestions
     assigned: Sequence[tuple[str, str]] | None = None
-    least: Mapping[str, int] = field(default_factory=dict)
 
 
 @collection_paused()
@@ -106,7 +107,7 @@ def lift_modules(exported: Exported, model: nn.Module, inputs: BoundInputs, cons
         Untraceable: an input of a kind that has no place in a plain graph; names it.
     """
     lifter = _Lifter(exported.program, exported.calls, model, constants)
-    lifter.placeholders(inputs, exported.least)
+    lifter.placeholders(inputs, exported.questions)
     results = lifter.body(exported.program.graph_module)
     structure = exported.program.call_spec.out_spec
     if exported.assigned is not None:
@@ -127,7 +128,7 @@ class _Lifter:
         self.env: dict[fx.Node, Any] = {}
         self.state: dict[str, fx.Node] = {}
 
-    def placeholders(self, inputs: BoundInputs, least: Mapping[str, int]) -> None:
+    def placeholders(self, inputs: BoundInputs, questions: SizeQuestions) -> None:
         made = InputNodes(self.graph, inputs)
         signature = self.program.graph_signature
         # torch.export puts keyword arguments in the order of the signature.
@@ -138,7 +139,7 @@ class _Lifter:
             if spec.kind is InputKind.USER_INPUT:
                 name, path, _ = next(located)
                 val = node.meta.get("val")
-                self.env[node] = made.at(name, path, val, least) if isinstance(val, Tensor) else None
+                self.env[node] = made.at(name, path, val) if isinstance(val, Tensor) else None
                 self.keep_boundaries(node)
             elif spec.kind in (InputKind.PARAMETER, InputKind.BUFFER):
                 self.env[node] = _State(spec.target, node.meta.get("val"))
@@ -147,6 +148,9 @@ class _Lifter:
                 self.env[node] = _State(self.constants.name(tensor), node.meta.get("val"))
             else:
                 raise Untraceable(f"an input of kind {spec.kind.name} ({spec.target})")
+        given = zip(nodes, signature.input_specs, strict=True)
+        tensors = [self.env[node] for node, spec in given if spec.kind is InputKind.USER_INPUT]
+        add_checks(self.graph, questions, [tensor for tensor in tensors if tensor is not None], self.paths)
 
     def body(self, gm: fx.GraphModule) -> list[Any]:
         """Emit the nodes of one (sub)graph; returns its results."""

@@ -12,6 +12,7 @@ import sysconfig
 import traceback
 import unicodedata
 from collections.abc import Iterator, Sequence
+from functools import lru_cache
 from pathlib import Path
 
 import torch
@@ -124,10 +125,16 @@ def _model_line(problem: BaseException) -> str | None:
     """The innermost frame that is neither torch's, Python's nor this package's: the model's own line."""
     for cause in causes_of(problem):
         for frame in reversed(traceback.extract_tb(cause.__traceback__)):
-            path = Path(frame.filename)
-            if path.exists() and not any(folder in path.parents for folder in _NOT_THE_MODEL) and not _standard(path):
+            if is_models_code(frame.filename):
                 return f"{frame.filename}, line {frame.lineno}"
     return None
+
+
+@lru_cache
+def is_models_code(filename: str) -> bool:
+    """Whether a file of code is neither torch's, Python's nor this package's."""
+    path = Path(filename)
+    return path.exists() and not any(folder in path.parents for folder in _NOT_THE_MODEL) and not _standard(path)
 
 
 def causes_of(problem: BaseException) -> Iterator[BaseException]:

@@ -7,6 +7,7 @@ model that is captured in parts, where sizes come from eager code, the next call
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -15,13 +16,13 @@ from torch import Tensor, fx, nn
 
 from repl_fx._torch import fixed_size, pytree
 from repl_fx.graph.captured import CapturedModule, copy_graph
-from repl_fx.graph.runtime import check_least, check_shape
+from repl_fx.graph.runtime import SizeCheck, check_shape
 from repl_fx.graph.signature import bind_arguments, words_for
 from repl_fx.passes.driver import Result, run_passes
 from repl_fx.running.example_inputs import ExampleInputs
 from repl_fx.running.opaque_outputs import equal_inside
 from repl_fx.running.untouched import device_of, outcome_of
-from repl_fx.tracing.questions import drop_checks_
+from repl_fx.tracing.size_questions import drop_checks_, size_checks
 
 # Other sizes are tried on inputs no larger than this along a dimension.
 _TRIAL_SIZE = 193
@@ -38,7 +39,7 @@ def holds_at_other_sizes(module: nn.Module, gm: CapturedModule, inputs: ExampleI
     traced = _traced_shapes(gm, module, inputs)
     if all(fixed_size(size) is not None for _, shape in traced for size in shape):
         return True
-    resized = _resized(traced, inputs)
+    resized = _resized(gm, traced, inputs)
     if resized is None:
         return False
     ours, theirs = (outcome_of(candidate, resized, training=False) for candidate in (module, gm))
@@ -52,32 +53,54 @@ def holds_at_other_sizes(module: nn.Module, gm: CapturedModule, inputs: ExampleI
     )
 
 
-def drop_questions_answered_alike_(gm: fx.GraphModule, model: nn.Module, inputs: ExampleInputs) -> Result:
-    """Let a graph take a size of 1 again where it computes there what the model does, in both modes.
+def try_checks_(gm: fx.GraphModule, model: nn.Module, inputs: ExampleInputs) -> Result:
+    """Try the checks of sizes in a graph where they fail, in both modes, and keep those that are needed.
 
-    `is_causal = length > 1` is such a question: whether one token is masked makes no difference.
+    A check goes where the model computes at a refused size what the graph does: `is_causal = length > 1` is such a
+    question, as whether one token is masked makes no difference; and a trace may ask of sizes more than operators do.
+    A limit of the model at which the model does not stop is one of the graph.
 
     Args:
-        gm: the graph captured from the model; its `check_least` nodes are removed where they are not needed.
-        model: it runs on the example inputs, with the sizes asked about narrowed to 1, and is not changed.
+        gm: the graph captured from the model, changed in place.
+        model: it runs on the example inputs with another size, and is not changed.
 
     Returns:
         The graph, with the names of the checks that are gone.
     """
-    checks: dict[str, list[str]] = {}
-    for node in gm.graph.nodes:
-        if node.target is check_least:
-            source: Any = node.args[0]
-            checks.setdefault(str(source.meta["val"].shape[node.args[1]]), []).append(node.name)
-    if not checks or device_of(model, inputs).type == "meta":
+    tried = [(node, check) for node, check in size_checks(gm.graph) if check.limit or check.fails_at_one]
+    if not tried or device_of(model, inputs).type == "meta":
         return Result(gm)
     traced = _traced_shapes(gm, model, inputs)
-    alike: list[str] = []
-    for symbol, names in checks.items():
-        trial = run_passes(copy_graph(gm, compiled=False), partial(drop_checks_, names=names)).graph_module
-        if _same_outputs(trial, model, _narrowed(inputs, traced, symbol)):
-            alike += names
-    return drop_checks_(gm, alike)
+    gone: list[str] = []
+    for node, check in tried:
+        resized = _failing(check, traced, inputs)
+        if resized is None:
+            continue
+        trial = run_passes(copy_graph(gm, compiled=False), partial(drop_checks_, names=[*gone, node.name])).graph_module
+        runs, alike = _tried(trial, model, resized)
+        if alike:
+            gone.append(node.name)
+        elif runs and check.limit:
+            node.target = replace(check, limit=False)
+    return drop_checks_(gm, gone)
+
+
+def _failing(check: SizeCheck, traced: _Traced, inputs: ExampleInputs) -> ExampleInputs | None:
+    """The inputs with a size, near that of the example, for which a check fails; None where there is none near."""
+    names = [name for name, _, _ in check.sizes]
+    examples = {str(s): now for t, shape in traced for s, now in zip(shape, t.shape, strict=True)}
+    for name in names:
+        now = examples.get(name, 0)
+        # A size of 1 is the one that a trace leaves out.
+        near = (
+            [1]
+            if check.fails_at_one
+            else [size for by in range(1, now + 2) for size in (now + by, now - by) if size > 0]
+        )
+        for size in near:
+            if not check.holds_for(*({**examples, name: size}[other] for other in names)):
+                return _with_size(inputs, traced, name, size)
+    return None
 
 
 def other_sizes_of(gm: fx.GraphModule, module: nn.Module, inputs: ExampleInputs) -> ExampleInputs | None:
@@ -85,7 +108,7 @@ def other_sizes_of(gm: fx.GraphModule, module: nn.Module, inputs: ExampleInputs)
     traced = _traced_shapes(gm, module, inputs)
     if all(fixed_size(size) is not None for _, shape in traced for size in shape):
         return None
-    return _resized(traced, inputs)
+    return _resized(gm, traced, inputs)
 
 
 def _traced_shapes(gm: fx.GraphModule, module: nn.Module, inputs: ExampleInputs) -> _Traced:
@@ -100,20 +123,31 @@ def _traced_shapes(gm: fx.GraphModule, module: nn.Module, inputs: ExampleInputs)
     ]
 
 
-def _resized(traced: _Traced, inputs: ExampleInputs) -> ExampleInputs | None:
-    """The inputs with other sizes where they are dynamic; None where a size is no symbol of its own."""
-    sizes: dict[str, int] = {}
-    drawn: dict[int, Tensor] = {}
+def _resized(gm: fx.GraphModule, traced: _Traced, inputs: ExampleInputs) -> ExampleInputs | None:
+    """The inputs with other sizes that a graph takes; None where it takes none, or a size is no symbol of its own."""
+    free = {str(s): n for t, shape in traced for s, n in zip(shape, t.shape, strict=True) if fixed_size(s) is None}
+    if not all(name.isidentifier() for name in free):
+        return None
+    checks = [check for _, check in size_checks(gm.graph)]
+    sizes = dict(free)
+
+    def taken(name: str, size: int) -> bool:
+        tried = {**sizes, name: size}
+        concerned = (check for check in checks if any(other == name for other, _, _ in check.sizes))
+        return all(check.holds_for(*(tried[other] for other, _, _ in check.sizes)) for check in concerned)
+
+    for name, now in free.items():
+        # An odd size first: what code asks of sizes most is whether they are even.
+        half = min(max(now // 2, 2), _TRIAL_SIZE) | 1
+        others = (half, *range(half + 1, 2 * now + 1), *range(half - 1, 1, -1))
+        sizes[name] = next((size for size in others if size != now and taken(name, size)), now)
+    if sizes == free:
+        return None
     generator = torch.Generator().manual_seed(0)
-    for tensor, shape in traced:
-        wanted = []
-        for size, now in zip(shape, tensor.shape, strict=True):
-            if fixed_size(size) is None and not str(size).isidentifier():
-                return None
-            # An odd size: what code asks of sizes most is whether they are even.
-            other = min(max(now // 2, 2), _TRIAL_SIZE) | 1
-            wanted.append(sizes.setdefault(str(size), other) if fixed_size(size) is None else now)
-        drawn[id(tensor)] = _drawn(wanted, tensor, generator)
+    drawn = {
+        id(tensor): _drawn([sizes.get(str(s), n) for s, n in zip(shape, tensor.shape, strict=True)], tensor, generator)
+        for tensor, shape in traced
+    }
     return inputs.map(lambda tensor: drawn.get(id(tensor), tensor))
 
 
@@ -124,21 +158,25 @@ def _drawn(sizes: Sequence[int], like: Tensor, generator: torch.Generator) -> Te
     return torch.full(tuple(sizes), like.dtype == torch.bool, dtype=like.dtype, device=like.device)
 
 
-def _narrowed(inputs: ExampleInputs, traced: _Traced, symbol: str) -> ExampleInputs:
-    """The inputs with a size of 1 wherever a trace has this symbol."""
+def _with_size(inputs: ExampleInputs, traced: _Traced, symbol: str, size: int) -> ExampleInputs:
+    """The inputs with another size wherever a trace has this symbol: a part of them, or more of the same."""
 
-    def narrow(tensor: Tensor) -> Tensor:
+    def resized(tensor: Tensor) -> Tensor:
         dims = {dim for given, shape in traced if given is tensor for dim, s in enumerate(shape) if str(s) == symbol}
         for dim in dims:
-            tensor = tensor.narrow(dim, 0, 1)
+            kept = torch.arange(size, device=tensor.device) % tensor.shape[dim]
+            tensor = tensor.index_select(dim, kept)
         return tensor
 
-    return inputs.map(narrow)
+    return inputs.map(resized)
 
 
-def _same_outputs(gm: fx.GraphModule, model: nn.Module, inputs: ExampleInputs) -> bool:
+def _tried(gm: fx.GraphModule, model: nn.Module, inputs: ExampleInputs) -> tuple[bool, bool]:
+    """Whether a model runs on inputs in both modes, and whether its graph then computes the same."""
+    alike = True
     for training in (True, False):
         ours, theirs = (outcome_of(module, inputs, training) for module in (model, gm))
-        if ours.problem is not None or theirs.problem is not None or not equal_inside(ours.outputs, theirs.outputs):
-            return False
-    return True
+        if ours.problem is not None:
+            return False, False
+        alike = alike and theirs.problem is None and equal_inside(ours.outputs, theirs.outputs)
+    return True, alike

@@ -10,6 +10,7 @@ from unittest.mock import patch
 
 import torch
 from torch import Tensor, fx, nn
+from torch.export import ExportedProgram
 
 from repl_fx._torch import (
     OperatorsSeen,
@@ -30,7 +31,7 @@ from repl_fx.running.example_inputs import ExampleInputs
 from repl_fx.running.opaque_outputs import open_objects
 from repl_fx.tracing.control_flow import join_branches, truth_for
 from repl_fx.tracing.data_dependent import DataDependentBranches, constant_numbers, recorded
-from repl_fx.tracing.dynamic_shapes import auto_shapes, baked_dims, dims_with_cache, dynamic_dims
+from repl_fx.tracing.dynamic_shapes import auto_shapes, every_dim, outer_dims
 from repl_fx.tracing.hooks import no_tensor_hooks
 from repl_fx.tracing.layouts import Layouts
 from repl_fx.tracing.leaf_calls import Callee, LeafCalls, LeafNotOpaque, attention_kernels, record_leaf_calls
@@ -38,8 +39,9 @@ from repl_fx.tracing.leaves import is_leaf
 from repl_fx.tracing.lift_modules import Constants, Exported, lift_modules
 from repl_fx.tracing.model_checks import causes_of
 from repl_fx.tracing.module_calls import record_module_calls
-from repl_fx.tracing.questions import Asked, is_bounded, size_questions, unaware_of_export
+from repl_fx.tracing.questions import Asked, is_bounded, unaware_of_export
 from repl_fx.tracing.settled import buffer_settles
+from repl_fx.tracing.size_questions import SizeQuestions, lengths_symbolic, whole_symbolic
 from repl_fx.tracing.size_tensors import SizeTensors
 from repl_fx.tracing.state_changes import forward_replaced
 
@@ -54,7 +56,7 @@ def trace_by_export(
     inputs: BoundInputs,
     constants: Constants,
     *,
-    dims: Callable[[Tensor], tuple[int, ...]] = dynamic_dims,
+    dims: Callable[[Tensor], tuple[int, ...]] = every_dim,
     whole: bool = True,
 ) -> fx.Graph:
     """Trace with torch.export, in the mode that the model is in, and lift the leaf calls.
@@ -68,19 +70,25 @@ def trace_by_export(
     inlined: set[Callee] = set()
     # Where the way the model takes when it runs cannot be traced, it is told that it is exported.
     aware = False
-    baked: set[tuple[int, int]] = set()
-    wanted = dims_with_cache(inputs.arguments) if dims is dynamic_dims else dims
+    # Why sizes are not asked for: by the number of the input and the dimension, and else.
+    reasons: dict[tuple[int, int], str] = {}
+    unasked = ""
+    # Sizes, by the inputs' ids and dimensions, that a trace with them free showed to be one alone.
+    pinned: set[tuple[int, int]] = set()
+
+    # The modules, by the ids of their names, whose `int` of a size may be symbolic; None where that fails.
+    whole_numbers: dict[int, dict[str, Any]] | None = {}
 
     def free(tensor: Tensor) -> tuple[int, ...]:
-        return tuple(dim for dim in wanted(tensor) if (id(tensor), dim) not in baked)
+        return tuple(dim for dim in dims(tensor) if (id(tensor), dim) not in pinned)
 
     def trace(answers: Sequence[bool]) -> tuple[fx.Graph, Sequence[Comparison | None]]:
-        nonlocal aware
+        nonlocal aware, dims, unasked, whole_numbers
         while True:
             calls = LeafCalls(inlined)
             asked = Asked()
             assigned = BufferAssignments()
-            least: dict[str, int] = {}
+            questions = SizeQuestions(calls.is_running, reasons, unasked)
             shapes: Any = auto_shapes(inputs.inputs, dims=free)
             branches = DataDependentBranches(answers, calls.is_running)
             try:
@@ -95,14 +103,21 @@ def trace_by_export(
                     _spelled_out(model, kwargs, calls, assigned),
                     SizeTensors(),
                     Layouts(calls),
-                    size_questions(least),
+                    questions.noted(),
+                    lengths_symbolic(),
+                    whole_symbolic((whole_numbers or {}).values()),
                     recorded(branches),
                     unaware_of_export(asked, unaware=not aware),
                     foreign_code(),
                 ):
                     program = torch.export.export(model, args, kwargs, dynamic_shapes=shapes, strict=False)
             except (Untraceable, ForeignError) as problem:
-                if calls.inlined != inlined and any(
+                if whole_numbers:
+                    whole_numbers = None
+                elif questions.exceeded is not None and dims is not outer_dims:
+                    dims = outer_dims
+                    unasked = f", as the arithmetic on sizes is too involved to follow{questions.exceeded}"
+                elif calls.inlined != inlined and any(
                     LeafNotOpaque.__name__ in repr(cause) for cause in causes_of(problem)
                 ):
                     inlined.update(calls.inlined)
@@ -117,12 +132,15 @@ def trace_by_export(
             if asked.yes and is_bounded(program):
                 aware = True
                 continue
-            # Graphs of parts are tried with other sizes instead (`holds_at_other_sizes`).
-            if new := (baked_dims(program) - baked if whole else set()):
-                baked.update(new)
+            if whole_numbers is not None and questions.whole.keys() - whole_numbers.keys():
+                whole_numbers.update(questions.whole)
                 continue
             buffers = None if _is_interpreted(model) else assigned.buffers
-            graph = lift_modules(Exported(program, calls, buffers, least), model, inputs, constants)
+            if new := _pinned(program, questions):
+                pinned.update(new)
+                reasons.update(questions.pinned)
+                continue
+            graph = lift_modules(Exported(program, calls, questions, buffers), model, inputs, constants)
             for buffer, reason in assigned.reshaped.items():
                 read = any(node.op == "get_attr" and node.target == buffer for node in graph.nodes)
                 if read or not buffer_settles(model, buffer, inputs.inputs):
@@ -135,6 +153,14 @@ def trace_by_export(
         return truth_for(condition, known) if whole else None
 
     return join_branches(trace, example)
+
+
+def _pinned(program: ExportedProgram, questions: SizeQuestions) -> set[tuple[int, int]]:
+    """The sizes that are symbolic in a program and can be no other: `id` of the example input, and the dimension."""
+    traced = {node.name: node.meta.get("val") for node in program.graph.nodes if node.op == "placeholder"}
+    inputs = zip(program.graph_signature.user_inputs, pytree.tree_leaves(program.example_inputs), strict=True)
+    tensors = [(given, value.shape) for name, given in inputs if isinstance(value := traced.get(str(name)), Tensor)]
+    return {(id(tensors[number][0]), dim) for number, dim in questions.settle([shape for _, shape in tensors])}
 
 
 def _hooked(model: nn.Module, hooks: Mapping[int, Any], args: Any, kwargs: Any, results: Any) -> Any:

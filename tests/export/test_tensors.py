@@ -127,11 +127,11 @@ def test_drawn_inputs_look_like_the_example(batch: int, seed: int) -> None:
     tokens = torch.tensor([[5, 9, 300], [5, 7, 12]])
     mask = torch.tensor([[1, 1, 0], [1, 0, 0]])
     additive = torch.tensor([[0.0, -math.inf], [0.0, 0.0]])
-    assert set(draw(tokens, batch, generator).flatten().tolist()) <= {5, 9, 300, 7, 12}
-    assert torch.equal(draw(mask, batch, generator), mask[torch.arange(batch) % 2])
-    assert torch.equal(draw(additive, batch, generator), additive[torch.arange(batch) % 2])
-    assert torch.equal(draw(mask.bool(), batch, generator), mask.bool()[torch.arange(batch) % 2])
-    drawn = draw(torch.randn(4, 500, generator=generator) * 3 + 10, batch, generator)
+    assert set(draw(tokens, (batch, *tokens.shape[1:]), generator).flatten().tolist()) <= {5, 9, 300, 7, 12}
+    assert torch.equal(draw(mask, (batch, *mask.shape[1:]), generator), mask[torch.arange(batch) % 2])
+    assert torch.equal(draw(additive, (batch, *additive.shape[1:]), generator), additive[torch.arange(batch) % 2])
+    assert torch.equal(draw(mask.bool(), (batch, *mask.shape[1:]), generator), mask.bool()[torch.arange(batch) % 2])
+    drawn = draw(torch.randn(4, 500, generator=generator) * 3 + 10, (batch, 500), generator)
     assert drawn.shape == (batch, 500) and drawn.dtype == torch.float32
     assert abs(float(drawn.mean()) - 10) < 1 and 2 < float(drawn.std()) < 4
 

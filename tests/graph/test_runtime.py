@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import pickle
 
 import numpy as np
 import pytest
@@ -12,12 +13,12 @@ from torch import fx, nn
 from repl_fx.errors import BadInput
 from repl_fx.graph.runtime import (
     ModeSwitch,
+    SizeCheck,
     check_condition,
     check_constant,
     check_items,
     check_keys,
     check_layout,
-    check_least,
     check_shape,
     enter_grad_mode,
     restore_grad_mode,
@@ -49,9 +50,14 @@ def test_plain_values_are_the_same_in_kind_and_value() -> None:
 
 
 def test_sizes_below_the_least_and_conditions_of_another_truth_are_refused() -> None:
-    check_least(torch.zeros(3, 2), 1, 2, "argument 'x'")
-    with pytest.raises(BadInput, match=r"argument 'x' has size 1 in dimension 1, .* than for 2 or more"):
-        check_least(torch.zeros(3, 1), 1, 2, "argument 'x'")
+    check = SizeCheck("s1 != 1", (("s1", 0, 1),), "x.shape[1] != 1", " (at model.py, line 3)")
+    check(torch.zeros(3, 2))
+    assert check.fails_at_one and not SizeCheck("s1 > 2", (("s1", 0, 1),), "x.shape[1] > 2", "").fails_at_one
+    with pytest.raises(BadInput, match=r"shape \[3, 1\]: .* x\.shape\[1\] != 1 \(at model\.py, line 3\), as it"):
+        check(torch.zeros(3, 1))
+    with pytest.raises(BadInput, match=r"the model takes only x\.shape\[1\] != 1; give others"):
+        SizeCheck("s1 != 1", (("s1", 0, 1),), "x.shape[1] != 1", "", limit=True)(torch.zeros(3, 1))
+    assert pickle.loads(pickle.dumps(check)) == check
     check_condition(torch.tensor(True), True, "x.any()")
     with pytest.raises(BadInput, match=r"x\.any\(\) was True for the inputs .* and is False for these"):
         check_condition(torch.tensor(False), True, "x.any()")

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from repl_fx.errors import BadInput
 from repl_fx.running.example_inputs import ExampleInputs
 from repl_fx.tracing.capture import capture
-from repl_fx.tracing.dynamic_shapes import auto_shapes, dynamic_dims
+from repl_fx.tracing.dynamic_shapes import auto_shapes, outer_dims
 from tests.tracing.nets import info_of
 
 
@@ -28,8 +28,7 @@ class Tokens(nn.Module):
 def test_batch_and_sequence_stay_dynamic() -> None:
     model = Tokens()
     gm = capture(model, (torch.randint(20, (2, 6)), torch.ones(2, 6)))
-    # The second dimension of a floating matrix counts as features, which ties the sequence to it.
-    assert info_of(gm).dynamic == {"ids": (0,), "mask": (0,)}
+    assert info_of(gm).dynamic == {"ids": (0, 1), "mask": (0, 1)}
     gm = capture(model, (torch.randint(20, (2, 6)), torch.ones(2, 6, dtype=torch.long)))
     assert info_of(gm).dynamic == {"ids": (0, 1), "mask": (0, 1)}
     for batch, length in ((1, 6), (5, 3), (1, 1), (3, 11)):
@@ -55,7 +54,7 @@ def test_a_number_made_of_a_size_is_not_kept_for_other_sizes(whole: bool) -> Non
     gm = capture(model, (x,))
     assert torch.equal(gm(x), model(x))
     if whole:
-        with pytest.raises(BadInput, match=r"has shape \[2, 18, 4\], but was captured as \[any, 9, 4\]"):
+        with pytest.raises(BadInput, match=r"shape \[2, 18, 4\]: .* than where \(x\.shape\[1\] // 4\) == 2 \(at"):
             gm(longer)
     else:
         assert torch.equal(gm(longer), model(longer))
@@ -74,15 +73,15 @@ def test_a_quotient_that_other_sizes_have_not_is_kept_for_its_own() -> None:
     model, x = Cut(), torch.randn(2, 9, 4)
     gm = capture(model, (x,))
     assert torch.equal(gm(x), model(x))
-    with pytest.raises(BadInput, match=r"has shape \[2, 10, 4\], but was captured as \[any, 9, 4\]"):
+    with pytest.raises(BadInput, match=r"shape \[2, 10, 4\]: .* than where .* == \(?-4\)? \(at"):
         gm(torch.randn(2, 10, 4))
 
 
 @settings(max_examples=30, deadline=None)
 @given(shape=st.lists(st.integers(1, 4), max_size=4), dtype=st.sampled_from([torch.float32, torch.int64, torch.bool]))
-def test_dynamic_dims(shape: list[int], dtype: torch.dtype) -> None:
+def test_outer_dims(shape: list[int], dtype: torch.dtype) -> None:
     tensor = torch.zeros(shape, dtype=dtype)
-    dims = dynamic_dims(tensor)
+    dims = outer_dims(tensor)
     assert (0 in dims) == bool(shape)
     if dtype != torch.float32:
         assert dims == tuple(range(len(shape)))

@@ -13,6 +13,7 @@ from repl_fx.graph.signature import bind_arguments
 from repl_fx.running.example_inputs import ExampleInputs
 from repl_fx.tracing.leaf_calls import LeafCalls, record_leaf_calls
 from repl_fx.tracing.lift_modules import Constants, Exported, lift_modules
+from repl_fx.tracing.size_questions import SizeQuestions
 
 
 class Model(nn.Module):
@@ -34,7 +35,12 @@ def lifted(model: nn.Module, x: Tensor) -> tuple[fx.Graph, Constants, str]:
     with record_leaf_calls(model, calls):
         program = torch.export.export(model, (x,), strict=False)
     before = str(program.graph)
-    graph = lift_modules(Exported(program, calls), model, bind_arguments(model, ExampleInputs((x,))), constants)
+    graph = lift_modules(
+        Exported(program, calls, SizeQuestions(calls.is_running)),
+        model,
+        bind_arguments(model, ExampleInputs((x,))),
+        constants,
+    )
     assert str(program.graph) == before
     return graph, constants, before
 

@@ -40,7 +40,7 @@ def test_a_question_that_one_answers_otherwise(question: Callable[[Tensor], bool
     for batch in (2, 5):
         x = torch.randn(batch, 8)
         assert torch.equal(gm(x), model(x))
-    with pytest.raises(BadInput, match="argument 'x' has size 1 in dimension 0, where the model computes otherwise"):
+    with pytest.raises(BadInput, match=r"the model goes another way with them than where .*x\.shape\[0\]"):
         gm(torch.randn(1, 8))
 
 
@@ -80,7 +80,7 @@ def test_each_size_is_asked_about_by_itself() -> None:
 
     gm = capture(Both(), (torch.randn(3, 8), torch.randn(4, 8)))
     assert gm(torch.randn(1, 8), torch.randn(5, 8)).shape == (6, 8)
-    with pytest.raises(BadInput, match="argument 'y' has size 1 in dimension 0"):
+    with pytest.raises(BadInput, match=r"where y\.shape\[0\] > 1"):
         gm(torch.randn(3, 8), torch.randn(1, 8))
 
 

@@ -64,7 +64,7 @@ class Fills(nn.Module):
 def test_whole_number_arithmetic(rows: Any) -> None:
     model = Fills(rows)
     gm = repl_fx.capture(model, (torch.randn(5, 3),))
-    assert gm.meta["capture"].dynamic == {"x": (0,)}
+    assert gm.meta["capture"].dynamic == {"x": (0, 1)}
     for count in (5, 8):
         x = torch.randn(count, 3)
         assert gm(x).shape == model(x).shape == (int(rows(count)), 3)

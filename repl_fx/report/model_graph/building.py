@@ -125,7 +125,7 @@ def _document(
             tracer=", ".join(dict.fromkeys(info.tracer for info in infos)),
             inputs=tuple(_inputs(before, captured.parts)),
             eager=tuple(Eager(one.path, one.kind, one.reason) for one in captured.eager),
-            notes=tuple(notes),
+            notes=(*notes, *captured.sizes),
         ),
         totals=Totals(captured.parts[0].inputs.batch, *totals),
         views=Views(View(tuple(before)), None if result is None else View(tuple(after))),

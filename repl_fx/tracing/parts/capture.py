@@ -29,12 +29,14 @@ from repl_fx._torch import pytree
 from repl_fx.arguments import require_module
 from repl_fx.display.progress import shown, tell
 from repl_fx.errors import CaptureError
+from repl_fx.graph.axes import dimensions_of
 from repl_fx.graph.captured import CapturedModule, copy_model, refer_to_copies, share_tensors
 from repl_fx.running.example_inputs import ExampleInputs, HasInputs
 from repl_fx.running.holders import OWN_ATTRIBUTES
 from repl_fx.running.untouched import Outcome, outcome_of
 from repl_fx.tracing.capture import TRACERS, capture as capture_whole, trace_by_first, widen_batch
 from repl_fx.tracing.check import STEPS, CaptureCheck, check_of
+from repl_fx.tracing.dynamic_shapes import names_in, require_known
 from repl_fx.tracing.leaves import is_leaf
 from repl_fx.tracing.model_checks import misfit, obstacle, require_capturable
 from repl_fx.tracing.parts.calls import Call, calls_seen, methods_seen
@@ -71,6 +73,7 @@ class CapturedParts:
         parts: the graphs, in the order of their first calls.
         eager: modules that were tried and stay eager, with the reason; empty where the model is one graph.
         check: the comparison of source and `module`; None where none was made.
+        fixed: names of dimensions that stay as in the example, because they were asked to.
     """
 
     source: nn.Module
@@ -78,11 +81,18 @@ class CapturedParts:
     parts: tuple[Part, ...]
     eager: tuple[Eager, ...] = ()
     check: CaptureCheck | None = None
+    fixed: tuple[str, ...] = ()
 
     @property
     def whole(self) -> bool:
         """Whether the model is one graph."""
         return [part.path for part in self.parts] == [""]
+
+    @property
+    def sizes(self) -> tuple[str, ...]:
+        """The sizes that the graphs take, a line for each: `sizes: batch any; length 16 alone (model.py, line 23)`."""
+        known = ((part.path, "; ".join(map(str, dimensions_of(part.graph_module)))) for part in self.parts)
+        return tuple(f"sizes{f' of {path}' if path else ''}: {words}" for path, words in known if words)
 
     def with_graphs(self, graphs: Mapping[str, fx.GraphModule]) -> nn.Module:
         """The model with these graphs, by path, in place of its modules."""
@@ -100,6 +110,7 @@ def capture_parts(
     *,
     copy: bool = False,
     paths: Sequence[str] | None = None,
+    fixed: Sequence[str] = (),
 ) -> CapturedParts:
     """Capture a model as one graph, or else the largest modules inside it that are graphs.
 
@@ -108,6 +119,7 @@ def capture_parts(
         args, kwargs: example inputs. A model that needs targets in training mode should get them here.
         copy: give the parts parameters of their own instead of sharing the model's.
         paths: capture exactly the modules at these paths; "" is the whole model.
+        fixed: dimensions that stay as in the example, see `capture`; of all parts that have inputs with them.
 
     Returns:
         The model with its parts. Outputs equal the source's in both modes, bit for bit; training mode is left out
@@ -122,18 +134,21 @@ def capture_parts(
     require_capturable(model, given)
     source = copy_model(model) if copy else model
     inputs = widen_batch(model, given)
+    names = names_in(fixed)
     if paths is not None and list(paths) == [""]:
-        gm = capture_whole(source, inputs.args, inputs.kwargs)
-        return CapturedParts(source, gm, (Part("", gm, inputs),))
+        gm = capture_whole(source, inputs.args, inputs.kwargs, fixed=names)
+        return CapturedParts(source, gm, (Part("", gm, inputs),), fixed=names)
     obstacles: tuple[str, ...] = ()
     if paths is None:
         try:
-            gm = trace_by_first(TRACERS, source, inputs)
-            return CapturedParts(source, gm, (Part("", gm, inputs),))
+            gm = trace_by_first(TRACERS, source, inputs, names)
         except CaptureError as problem:
             obstacles = problem.obstacles
+        else:
+            require_known(names, [gm])
+            return CapturedParts(source, gm, (Part("", gm, inputs),), fixed=names)
     reference, calls, methods = _observe(source, inputs)
-    search = Search(source, calls, methods)
+    search = Search(source, calls, methods, names)
     if paths is None:
         search.descend("")
     else:
@@ -143,6 +158,7 @@ def capture_parts(
         raise CaptureError(type(model).__name__, [str(line) for line in search.eager])
     if not search.parts:
         raise CaptureError(type(model).__name__, [*obstacles, *(str(line) for line in search.eager)])
+    require_known(names, search.parts.values())
     eager = [*search.eager]
     if obstacles:
         eager.insert(0, Eager("", type(model).__name__, obstacles[0]))
@@ -154,15 +170,15 @@ def capture_parts(
     if check.differences:
         lines = [f"with graphs in it, it differs in {line}" for line in check.differences]
         raise CaptureError(type(model).__name__, lines)
-    return CapturedParts(source, module, parts, tuple(eager), check)
+    return CapturedParts(source, module, parts, tuple(eager), check, names)
 
 
 def capture_as_called(
-    model: nn.Module, calls: Mapping[str, ExampleInputs], tracers: Mapping[str, str]
+    model: nn.Module, calls: Mapping[str, ExampleInputs], tracers: Mapping[str, str], fixed: Sequence[str] = ()
 ) -> CapturedParts:
     """Capture modules of a model on inputs that are known already: the model is not run, and nothing is compared.
 
-    Each is given, by path, with its inputs and with the name of the tracer that took it before.
+    Each is given, by path, with its inputs and with the name of the tracer that took it before; `fixed` as it was then.
 
     Raises:
         CaptureError: a module cannot be captured on these inputs.
@@ -175,11 +191,11 @@ def capture_as_called(
             raise CaptureError(type(model).__name__, [f"it has no module {path}"]) from problem
         inputs = widen_batch(module, given)
         known = {name: tracer for name, tracer in PART_TRACERS.items() if name == tracers.get(path)} or PART_TRACERS
-        gm = trace_by_first(known, module, inputs)
+        gm = trace_by_first(known, module, inputs, fixed)
         keep_attributes(module, gm)
         parts.append(Part(path, gm, inputs))
     graphs = {part.path: part.graph_module for part in parts}
-    return CapturedParts(model, assemble(model, graphs), tuple(parts))
+    return CapturedParts(model, assemble(model, graphs), tuple(parts), fixed=tuple(fixed))
 
 
 def assemble(source: nn.Module, instead: Mapping[str, nn.Module]) -> nn.Module:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType, MethodType
 from typing import Any
@@ -57,8 +57,15 @@ class Eager:
 class Search:
     """The search for the largest modules that can be captured: `parts`, by path, and those that were tried in vain."""
 
-    def __init__(self, source: nn.Module, calls: Mapping[str, list[Call]], methods: Mapping[str, list[str]]) -> None:
+    def __init__(
+        self,
+        source: nn.Module,
+        calls: Mapping[str, list[Call]],
+        methods: Mapping[str, list[str]],
+        fixed: Sequence[str] = (),
+    ) -> None:
         self.source = source
+        self.fixed = fixed
         self.calls = calls
         self.methods = methods
         self.parts: dict[str, CapturedModule] = {}
@@ -121,9 +128,10 @@ class Search:
         if self._attempts > MAX_ATTEMPTS:
             raise CaptureError(type(module).__name__, [f"{MAX_ATTEMPTS} modules were tried before it"])
         inputs = widen_batch(module, call.inputs())
-        gm = trace_by_first(PART_TRACERS, module, inputs)
+        gm = trace_by_first(PART_TRACERS, module, inputs, self.fixed)
         if gm.meta["capture"].tracer == FREE_SIZES and not holds_at_other_sizes(module, gm, inputs):
-            gm = trace_by_first({n: tracer for n, tracer in PART_TRACERS.items() if n != FREE_SIZES}, module, inputs)
+            others = {name: tracer for name, tracer in PART_TRACERS.items() if name != FREE_SIZES}
+            gm = trace_by_first(others, module, inputs, self.fixed)
         keep_attributes(module, gm)
         return gm
 

@@ -1,0 +1,120 @@
+"""Other sizes than the example's to compare a file at: one smaller and one larger for each dynamic dimension."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from itertools import chain
+from math import prod
+
+import torch
+from torch import fx, nn
+
+from repl_fx.export.tensors import FlatInputs, batched
+from repl_fx.graph.axes import captured_axes, checks_by_name
+
+Shapes = list[tuple[int, ...]]
+# Further than this above the example's no size is looked for: multiples are less than that.
+_FURTHEST = 600
+
+
+def trial_shapes(
+    module: nn.Module, file: Mapping[str, Sequence[int | str | None]], inputs: FlatInputs
+) -> dict[str, Shapes]:
+    """Shapes of inputs of other sizes than the example's, in all dimensions that vary but the batch.
+
+    Args:
+        module: where it is a captured graph, its free dimensions count, and its limits.
+        file: the shapes of the file, which count for other modules.
+        inputs: the example inputs.
+
+    Returns:
+        The shapes by the sizes in words; none where nothing varies, or where a size is more than a sum of others.
+    """
+    examples = dict(zip(inputs.names, inputs.tensors, strict=True))
+    names: dict[str, str] = {}
+    if isinstance(module, fx.GraphModule):
+        axes = captured_axes(module)
+        free = {(axis.input, axis.number): axis.symbol for axis in axes if axis.symbol is not None}
+        names = {axis.symbol: axis.name for axis in axes if axis.symbol is not None}
+    else:
+        free = {(n, dim): s for n, shape in file.items() for dim, s in enumerate(shape) if isinstance(s, str)}
+    batches = {free.get((inputs.names[number], 0)) for number in batched(inputs.tensors)}
+    own = {
+        symbol: examples[name].shape[dim]
+        for (name, dim), symbol in free.items()
+        if symbol.isidentifier() and name in examples
+    }
+    varied = [symbol for symbol in own if symbol not in batches]
+
+    def shapes_for(sizes: Mapping[str, int]) -> Shapes | None:
+        try:
+            return [
+                tuple(
+                    _sum(free[name, dim], sizes) if (name, dim) in free else size
+                    for dim, size in enumerate(tensor.shape)
+                )
+                for name, tensor in examples.items()
+            ]
+        except ValueError:
+            return None
+
+    def taken(sizes: Mapping[str, int]) -> bool:
+        shapes = shapes_for(sizes)
+        return shapes is not None and _holds(module, dict(zip(examples, shapes, strict=True)))
+
+    found: dict[str, Shapes] = {}
+    bounded = isinstance(module, fx.GraphModule)
+    for candidates in (_smaller, _larger if bounded else _half_more):
+        sizes = _chosen(own, varied, candidates, taken)
+        shapes = shapes_for(sizes)
+        changed = [symbol for symbol in varied if sizes[symbol] != own[symbol]]
+        words = ", ".join(f"{names.get(symbol, symbol)} {sizes[symbol]}" for symbol in changed)
+        if words and shapes is not None and all(prod(shape) for shape in shapes):
+            found[words] = shapes
+    return found
+
+
+def _chosen(
+    own: Mapping[str, int],
+    varied: Sequence[str],
+    candidates: Callable[[int], Iterable[int]],
+    taken: Callable[[Mapping[str, int]], bool],
+) -> dict[str, int]:
+    """The first sizes that are taken, one dimension after the other; of two that are alike in the example others."""
+    sizes = dict(own)
+    for symbol in varied:
+        possible = (size for size in candidates(own[symbol]) if taken({**sizes, symbol: size}))
+        first = next(possible, own[symbol])
+        used = {sizes[other] for other in varied if other != symbol and own[other] == own[symbol]}
+        sizes[symbol] = next(possible, first) if first in used else first
+    return sizes
+
+
+def _smaller(size: int) -> Iterable[int]:
+    half = max(size // 2, 2)
+    return chain(range(half, 1, -1), range(half + 1, size))
+
+
+def _larger(size: int) -> Iterable[int]:
+    return range(size + 1, size + _FURTHEST)
+
+
+def _half_more(size: int) -> Iterable[int]:
+    return (size + max(size // 2, 1), 2 * size)
+
+
+def _sum(expression: str, sizes: Mapping[str, int]) -> int:
+    """The value of a size that is another, or a sum of others and numbers.
+
+    Raises:
+        ValueError: it is more than that.
+    """
+    return sum(sizes[term] if term in sizes else int(term) for term in expression.split(" + "))
+
+
+def _holds(module: nn.Module, shapes: Mapping[str, tuple[int, ...]]) -> bool:
+    """Whether a graph takes inputs of these shapes, by its limits; True for other modules."""
+    if not isinstance(module, fx.GraphModule):
+        return True
+    empty = {name: torch.empty(shape, device="meta") for name, shape in shapes.items()}
+    return all(check.holds(*map(empty.__getitem__, names)) for check, names in checks_by_name(module.graph))

@@ -1,0 +1,163 @@
+"""The sizes that a model takes, in a few words: the conditions of all its operators as one rule for each size.
+
+    before   2*(x.shape[2] // 2) == x.shape[2];   2*(x.shape[2] // 2) + 2 >= 3;   4*(x.shape[2] // 4) == …
+    after    x.shape[2] % 4 == 0;   x.shape[2] >= 4
+
+The model itself stops where a condition does not hold, so that a rule need not be proven for each number: sizes are
+tried one by one, up to twice the largest number in the conditions.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+import random
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from repl_fx._torch import code_of
+
+_LEAST_TRIED, _MOST_TRIED = 512, 20_000
+# Combinations of sizes for which rules of one size each are tried against conditions on several.
+_COMBINATIONS = 200
+
+
+@dataclass(frozen=True)
+class Limit:
+    """A condition on sizes that a model itself insists on.
+
+    Attributes:
+        condition: in the names of the sizes.
+        names: those of the sizes in it.
+        place: the line of the model that needs it, as the end of a phrase.
+    """
+
+    condition: str
+    names: tuple[str, ...]
+    place: str
+
+
+def limits_of(conditions: Mapping[Any, str], examples: Mapping[str, int]) -> tuple[list[Limit], list[str]]:
+    """Put conditions as rules of one size each, where they come to that.
+
+    Args:
+        conditions: on symbols, each with the place that needs it.
+        examples: the sizes of the example inputs, by the names of their symbols; all conditions hold for them.
+
+    Returns:
+        The rules; and the names of sizes that can be no other, the rest being as in the example.
+
+    Raises:
+        ValueError: a condition that Python has no words for.
+    """
+    known = [_Condition.of(condition, place) for condition, place in conditions.items()]
+    rules: list[Limit] = []
+    irregular: set[str] = set()
+    pinned: list[str] = []
+    for name in examples:
+        concerned = [condition for condition in known if name in condition.names]
+        taken = _taken(name, concerned, examples) if concerned else range(0)
+        if len(taken) == 1:
+            pinned.append(name)
+        elif (found := _rules(name, taken, concerned, examples)) is None:
+            irregular.add(name)
+        else:
+            rules += found
+    drawn = random.Random(0)
+    kept: list[_Condition] = []
+    for condition in known:
+        if irregular.intersection(condition.names) or (
+            len(condition.names) > 1 and not _follows(condition, rules, kept, examples, drawn)
+        ):
+            kept.append(condition)
+    return rules + [Limit(condition.code, condition.names, condition.place) for condition in kept], pinned
+
+
+@dataclass(frozen=True, eq=False)
+class _Condition:
+    code: str
+    names: tuple[str, ...]
+    place: str
+    largest: int
+    truth: Callable[..., Any]
+
+    @classmethod
+    def of(cls, condition: Any, place: str) -> _Condition:
+        code, names = code_of(condition), tuple(sorted(map(str, condition.free_symbols)))
+        largest = max((abs(int(number)) for number in condition.atoms() if number.is_Integer), default=0)
+        return cls(code, names, place, largest, truth_of(code, names))
+
+    def holds(self, sizes: Mapping[str, int]) -> bool:
+        try:
+            return bool(self.truth(*(sizes[name] for name in self.names)))
+        except ZeroDivisionError:
+            return False
+
+
+def truth_of(code: str, names: Sequence[str]) -> Callable[..., Any]:
+    """A function of sizes that says whether a condition holds."""
+    truth: Callable[..., Any] = eval(f"lambda {', '.join(names)}: {code}", {"math": math})
+    return truth
+
+
+def _taken(name: str, conditions: Sequence[_Condition], examples: Mapping[str, int]) -> Sequence[int]:
+    """The sizes tried that one size may have, the others being those of the example."""
+    most = max(examples[name], *(condition.largest for condition in conditions)) * 2
+    tried = range(min(max(most, _LEAST_TRIED), _MOST_TRIED) + 1)
+    return [size for size in tried if _failing(name, size, conditions, examples) is None]
+
+
+def _failing(name: str, size: int, conditions: Sequence[_Condition], examples: Mapping[str, int]) -> _Condition | None:
+    return next((condition for condition in conditions if not condition.holds({**examples, name: size})), None)
+
+
+def _rules(
+    name: str, taken: Sequence[int], conditions: Sequence[_Condition], examples: Mapping[str, int]
+) -> list[Limit] | None:
+    """The rules for one size that may have those `taken`; None where these are irregular."""
+    found: list[Limit] = []
+    if not taken:
+        return found
+    step = math.gcd(*(later - size for size, later in itertools.pairwise(taken)))
+    if list(taken) != list(range(taken[0], taken[-1] + 1, step)):
+        return None
+
+    def add(code: str, outside: int) -> None:
+        failing = _failing(name, outside, conditions, examples)
+        found.append(Limit(code, (name,), "" if failing is None else failing.place))
+
+    rest = taken[0] % step
+    if step > 1:
+        add(f"{name} % {step} == {rest}", taken[0] + 1)
+    if taken[0] > max(step, 1):
+        add(f"{name} >= {taken[0]}", taken[0] - step)
+    if _failing(name, taken[-1] + step, conditions, examples) is not None:
+        add(f"{name} <= {taken[-1]}", taken[-1] + step)
+    return found
+
+
+def _follows(
+    condition: _Condition,
+    rules: Sequence[Limit],
+    kept: Sequence[_Condition],
+    examples: Mapping[str, int],
+    drawn: random.Random,
+) -> bool:
+    """Whether a condition on several sizes holds wherever the rules do, and the conditions kept so far."""
+    steps = [(rule, truth_of(rule.condition, rule.names)) for rule in rules]
+    for _ in range(_COMBINATIONS):
+        sizes = {name: _size(name, size, steps, drawn) for name, size in examples.items()}
+        if all(other.holds(sizes) for other in kept) and not condition.holds(sizes):
+            return False
+    return True
+
+
+def _size(name: str, example: int, rules: Sequence[tuple[Limit, Callable[..., Any]]], drawn: random.Random) -> int:
+    """A size for which the rules hold, near that of the example."""
+    own = [truth for rule, truth in rules if rule.names == (name,)]
+    for _ in range(_COMBINATIONS):
+        size = drawn.randint(1, 2 * example + 8)
+        if all(truth(size) for truth in own):
+            return size
+    return example

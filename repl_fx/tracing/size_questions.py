@@ -1,0 +1,359 @@
+"""The sizes that a graph is right for: questions about sizes that a trace answered, checked at the inputs.
+
+A trace follows one way through Python code, and writes numbers where code asks for some:
+
+    source   if x.shape[1] > 6: …            for _ in range(x.shape[1] // 4): …
+    graph    check_sizes(x)                  x.shape[1] <= 6, x.shape[1] // 4 == 2, each with the line that asks
+
+The graph then refuses inputs for which the source goes another way. Operators ask too, whether sizes are equal that
+are added or put side by side: where they are not, the source itself stops, and the graph says so in front.
+"""
+
+from __future__ import annotations
+
+import builtins
+import re
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from itertools import islice, takewhile
+from types import FrameType, MappingProxyType
+from typing import Any
+from unittest.mock import patch
+
+import torch
+from torch import Tensor, fx, nn
+
+from repl_fx._torch import (
+    ShapeEnv,
+    code_of,
+    condition_of,
+    example_of,
+    fixed_symbols,
+    is_truth,
+    settled_condition,
+    size_evaluations,
+    symbol_of,
+)
+from repl_fx.errors import Untraceable
+from repl_fx.graph.runtime import SizeCheck
+from repl_fx.passes.driver import Result
+from repl_fx.tracing.model_checks import is_models_code
+from repl_fx.tracing.size_limits import Limit, limits_of
+
+# Characters of different expressions of sizes in one trace. Convolutional networks have a few thousand, networks of
+# windows that are padded (Swin) a million, and a trace takes the longer the more there are.
+_MOST_WRITTEN = 120_000
+# Functions of torch that refuse operands whose sizes do not go together; those of the module torch are `torch._check`.
+_REFUSING = frozenset({"infer_size", "_cat_meta", "_broadcast_shapes", "broadcast_shapes", "expect_true"})
+_SPLITS, _DEEP = ("_reshape_view_helper", "_collapse_view"), 16
+# Modules that hand a question on, besides torch itself, which holds the symbols.
+_HANDING_ON = ("torch.fx.experimental.", "torch._guards", "repl_fx._torch", "repl_fx.tracing.size_questions")
+_NOT_THE_MODELS = ("torch", "sympy", "repl_fx")
+# Metadata of a tensor among the inputs: why dimensions of it are fixed.
+FIXED = "fixed"
+_SYMBOL = re.compile(r"[A-Za-z_]\w*")
+
+
+class SizeQuestions:
+    """The questions about symbolic sizes in one trace.
+
+    Args:
+        in_leaf: whether a leaf of the model is running, which answers for itself when the graph runs.
+        reasons: why the trace has no symbols for sizes, by the number of the tensor and the dimension.
+        rest: why it has none for others.
+
+    Attributes:
+        held: conditions on sizes that hold in the trace, with who asks.
+        fixed: symbols that an answer has fixed, each with the line of the model that asks.
+        whole: the names of modules whose code asks for whole numbers by `int`, by their ids.
+        exceeded: the line of the model at which the sizes became too involved to reason about; None where they did not.
+        found: after `settle`, the conditions that inputs are checked for; those of the model's code with who asks.
+        places: after `settle`, the number of the tensor and the dimension for the name of each symbol.
+        pinned: after `settle`, those of sizes that are symbolic and can be no other, with the line that needs it so.
+    """
+
+    def __init__(
+        self, in_leaf: Callable[[], bool], reasons: Mapping[tuple[int, int], str] = MappingProxyType({}), rest: str = ""
+    ) -> None:
+        self.held: dict[Any, _Held] = {}
+        self.fixed: dict[str, str] = {}
+        self.whole: dict[int, dict[str, Any]] = {}
+        self.pinned: dict[tuple[int, int], str] = {}
+        self._reasons = reasons
+        self._rest = rest
+        self.exceeded: str | None = None
+        self.found: list[tuple[Limit, _Held | None]] = []
+        self.places: dict[str, tuple[int, int]] = {}
+        self._in_leaf = in_leaf
+        self._known: set[Any] = set()
+        self._written = 0
+
+    @contextmanager
+    def noted(self) -> Iterator[None]:
+        """Note the questions of what runs inside."""
+        with size_evaluations(self._before, self._after):
+            yield
+
+    def _before(self, expression: Any, frame: FrameType) -> None:
+        if expression in self._known:
+            return
+        self._known.add(expression)
+        self._written += len(str(expression))
+        if self._written > _MOST_WRITTEN:
+            self.exceeded = _place(frame)
+            raise Untraceable(f"the arithmetic on sizes is too involved to follow{self.exceeded}")
+
+    def _after(self, sizes: ShapeEnv, expression: Any, answer: Any, frame: FrameType) -> None:
+        if not getattr(expression, "free_symbols", ()):
+            return
+        if answer and (not is_truth(expression) or expression.is_Relational):
+            for symbol in fixed_symbols(sizes, expression) - self.fixed.keys():
+                self.fixed[symbol] = f"{', by an operator' * is_truth(expression)}{_place(frame)}"
+        asked = _Asked.by(frame)
+        if asked.whole is not None:
+            self.whole[id(asked.whole)] = asked.whole
+        if is_truth(expression) and not asked.by_the_model:
+            condition = condition_of(expression, answer) if answer and asked.refuses else None
+        else:
+            condition = None if self._in_leaf() else condition_of(expression, answer)
+        if condition is not None and condition not in self.held:
+            self.held[condition] = _Held(_place(frame), asked.refuses, None if asked.refuses else _running(frame))
+
+    def settle(self, shapes: Sequence[Sequence[int | torch.SymInt]]) -> list[tuple[int, int]]:
+        """Find what inputs have to be checked for, once the trace is done.
+
+        Args:
+            shapes: of the tensors among the inputs, with the symbols of the trace.
+
+        Returns:
+            The number of the tensor and the dimension of each size that is symbolic and can be no other.
+
+        Raises:
+            Untraceable: a condition that Python has no words for.
+        """
+        examples: dict[str, int] = {}
+        sizes: ShapeEnv | None = None
+        for number, shape in enumerate(shapes):
+            for dim, size in enumerate(shape):
+                # Sizes that others follow from have symbols of their own.
+                if isinstance(size, torch.SymInt) and size.node.expr.is_Symbol:
+                    sizes = size.node.shape_env
+                    self.places.setdefault(str(size), (number, dim))
+                    examples[str(size)] = example_of(size)
+        if sizes is None:
+            return []
+        decided: dict[Any, _Held] = {}
+        limits: dict[Any, str] = {}
+        for asked, held in self.held.items():
+            condition = settled_condition(asked, sizes)
+            symbols = set(map(str, condition.free_symbols))
+            # A condition on values of tensors is checked where these are computed.
+            if symbols and symbols <= self.places.keys():
+                if held.limit:
+                    limits.setdefault(condition, held.place)
+                else:
+                    decided.setdefault(condition, held)
+        try:
+            rules, pinned = limits_of(limits, examples)
+            self.found = [(limit, None) for limit in rules]
+            for condition, held in decided.items():
+                names = sorted(map(str, condition.free_symbols))
+                self.found.append((Limit(code_of(condition), tuple(names), held.place), held))
+        except ValueError as problem:
+            raise Untraceable(str(problem)) from problem
+        for name in pinned:
+            needs = (place for condition, place in limits.items() if name in map(str, condition.free_symbols))
+            self.pinned[self.places[name]] = next(needs, "")
+        return list(self.pinned)
+
+    def why_fixed(self, number: int, shape: Sequence[int | torch.SymInt]) -> dict[int, str]:
+        """Why dimensions of a tensor among the inputs are fixed, as the ends of phrases; none where it is not known."""
+        symbols = map(symbol_of, shape)
+        reasons = {
+            dim: self._reasons.get((number, dim), self._rest) if symbol is None else self.fixed.get(symbol, "")
+            for dim, symbol in enumerate(symbols)
+        }
+        return {dim: reason for dim, reason in reasons.items() if reason}
+
+
+@dataclass(frozen=True)
+class _Held:
+    """Who asks whether a condition holds.
+
+    Attributes:
+        place: the line of the model, as the end of a phrase.
+        limit: the model itself stops where the condition does not hold.
+        module: the innermost module whose code asks.
+    """
+
+    place: str
+    limit: bool
+    module: nn.Module | None
+
+
+@dataclass(frozen=True)
+class _Asked:
+    """How a question is asked.
+
+    Attributes:
+        by_the_model: in Python, by code of the model or of torch's functions for models, which goes on by the answer.
+        refuses: by an operator that stops at the other answer.
+        whole: the names of the module whose code asks for a whole number by `int`; None where none does.
+    """
+
+    by_the_model: bool
+    refuses: bool
+    whole: dict[str, Any] | None
+
+    @classmethod
+    def by(cls, frame: FrameType) -> _Asked:
+        """Look at the frames that a question came through."""
+        frames = list(islice(_frames(frame), _DEEP))
+        handing = list(takewhile(_hands_on, frames))
+        asking = frames[len(handing) :] or frames[-1:]
+        names = [seen.f_code.co_name for seen in asking]
+        refuses = any(
+            seen.f_code.co_name in _REFUSING or (_module(seen) == "torch" and "check" in seen.f_code.co_name)
+            for seen in (*handing, *asking[:3])
+        )
+        if names[0] != "infer_size" and any(name.startswith(_SPLITS) for name in names):
+            # One way to split a view in steps, where others may do; whether it fits is asked by `infer_size`.
+            refuses = False
+        # The truth, or the number, of a symbol is asked for in torch's own module.
+        python = any(_module(seen) == "torch" for seen in handing)
+        asker = _module(asking[0])
+        model = asker.split(".")[0] not in _NOT_THE_MODELS or asker.startswith(("torch.nn.", "torch.functional"))
+        whole = model and any(_module(seen) == "torch" and seen.f_code.co_name == "__int__" for seen in handing)
+        return cls(python and model and not refuses, refuses, asking[0].f_globals if whole else None)
+
+
+def _hands_on(frame: FrameType) -> bool:
+    return _module(frame) == "torch" or _module(frame).startswith(_HANDING_ON)
+
+
+def _frames(frame: FrameType | None) -> Iterator[FrameType]:
+    """A frame, and those that called it."""
+    while frame is not None:
+        yield frame
+        frame = frame.f_back
+
+
+def _module(frame: FrameType) -> str:
+    return str(frame.f_globals.get("__name__"))
+
+
+def _place(frame: FrameType) -> str:
+    """The line of the model that a frame runs, as the end of a phrase; empty where no model's code is running."""
+    seen = next((seen for seen in _frames(frame) if is_models_code(seen.f_code.co_filename)), None)
+    return "" if seen is None else f" (at {seen.f_code.co_filename}, line {seen.f_lineno})"
+
+
+def _running(frame: FrameType) -> nn.Module | None:
+    """The innermost module of the model's whose method a frame runs in."""
+    for seen in _frames(frame):
+        code = seen.f_code
+        owner = seen.f_locals.get(code.co_varnames[0]) if code.co_argcount else None
+        if isinstance(owner, nn.Module) and is_models_code(code.co_filename):
+            return owner
+    return None
+
+
+@contextmanager
+def lengths_symbolic() -> Iterator[None]:
+    """Let `len` of a tensor whose first size is symbolic be that size; Python's own has to return a number."""
+    own = builtins.len
+
+    def length(value: Any, /) -> Any:
+        first: Any = value.shape[0] if isinstance(value, Tensor) and value.ndim else None
+        return first if isinstance(first, torch.SymInt) else own(value)
+
+    with patch.object(builtins, "len", length):
+        yield
+
+
+class _WholeKind(type):
+    """The class of `_Whole`, which passes for Python's `int`."""
+
+    def __call__(cls, *args: Any, **kwargs: Any) -> Any:
+        return args[0] if len(args) == 1 and isinstance(args[0], torch.SymInt) else int(*args, **kwargs)
+
+    def __instancecheck__(cls, value: Any) -> bool:
+        return isinstance(value, (int, torch.SymInt))
+
+    def __subclasscheck__(cls, kind: type) -> bool:
+        return issubclass(kind, int)
+
+    def __eq__(cls, other: Any) -> bool:
+        return other is int or other is cls
+
+    def __hash__(cls) -> int:
+        return hash(int)
+
+
+class _Whole(int, metaclass=_WholeKind):
+    """Python's `int`, but for a symbolic size, which stays one: Python's own has to return a number."""
+
+
+@contextmanager
+def whole_symbolic(modules: Iterable[dict[str, Any]]) -> Iterator[None]:
+    """Let `int` of a symbolic size be that size in the code of modules, each given by its names."""
+    with ExitStack() as undone:
+        for names in modules:
+            if "int" not in names:
+                undone.callback(names.pop, "int", None)
+                names["int"] = _Whole
+        yield
+
+
+def add_checks(
+    graph: fx.Graph, questions: SizeQuestions, tensors: Sequence[fx.Node], paths: Mapping[nn.Module, str]
+) -> None:
+    """Let a graph refuse inputs of sizes for which a question of its trace has another answer.
+
+    Args:
+        questions: settled.
+        graph: its end so far is where its inputs are known.
+        tensors: the tensors among its inputs, with the symbolic sizes of the trace.
+        paths: of the modules of the model.
+    """
+    for number, tensor in enumerate(tensors):
+        tensor.meta[FIXED] = questions.why_fixed(number, tensor.meta["val"].shape)
+    places = questions.places
+    for limit, by in questions.found:
+        takes = sorted({places[name][0] for name in limit.names})
+        where = tuple((name, takes.index(places[name][0]), places[name][1]) for name in limit.names)
+        words = _SYMBOL.sub(lambda seen: _words(seen[0], places, tensors), limit.condition)
+        within = "" if by is None or by.module is None else paths.get(by.module, "")
+        check = SizeCheck(limit.condition, where, words, limit.place, by is None, within)
+        graph.call_function(check, tuple(tensors[number] for number in takes)).meta["val"] = None
+
+
+def _words(name: str, places: Mapping[str, tuple[int, int]], tensors: Sequence[fx.Node]) -> str:
+    if name not in places:
+        return name
+    number, dim = places[name]
+    return f"{tensors[number].name}.shape[{dim}]"
+
+
+def size_checks(graph: fx.Graph) -> list[tuple[fx.Node, SizeCheck]]:
+    """The nodes of a graph that refuse sizes, each with its check."""
+    return [(node, node.target) for node in graph.nodes if isinstance(node.target, SizeCheck)]
+
+
+def refused_sizes(gm: fx.GraphModule) -> list[str]:
+    """The conditions under which a graph takes inputs of other sizes, in words."""
+    return [check.words for _, check in size_checks(gm.graph)]
+
+
+def refuse_sizes_(gm: fx.GraphModule, refused: Collection[str]) -> Result:
+    """Let a graph refuse no more than another graph of its model did, whose example inputs the model runs on."""
+    return drop_checks_(gm, [node.name for node, check in size_checks(gm.graph) if check.words not in refused])
+
+
+def drop_checks_(gm: fx.GraphModule, names: Collection[str]) -> Result:
+    """Let a graph refuse sizes no more by the checks of these names."""
+    for node, _ in size_checks(gm.graph):
+        if node.name in names:
+            gm.graph.erase_node(node)
+    return Result(gm, tuple(names))

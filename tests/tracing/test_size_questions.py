@@ -1,0 +1,221 @@
+"""The sizes that a graph is right for, by the questions that the trace of its model answered."""
+
+from __future__ import annotations
+
+import math
+import re
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given, settings, strategies as st
+from torch import Tensor, nn
+
+from repl_fx.errors import BadInput
+from repl_fx.pipeline import transform
+from repl_fx.tracing.capture import capture
+from repl_fx.tracing.size_questions import refused_sizes, size_checks
+from tests.tracing.nets import info_of
+
+
+class Unet(nn.Module):
+    """Two steps down and up again, with what was there before put beside: heights and widths by fours."""
+
+    def __init__(self, *, transposed: bool = True) -> None:
+        super().__init__()
+        self.down, self.further = nn.Conv2d(3, 4, 3, 2, 1), nn.Conv2d(4, 4, 3, 2, 1)
+        self.up = nn.ConvTranspose2d(4, 4, 2, 2)
+        self.out = nn.ConvTranspose2d(8, 3, 2, 2)
+        self.transposed = transposed
+
+    def forward(self, x: Tensor) -> Tensor:
+        a = self.down(x)
+        b = self.further(a)
+        if not self.transposed:
+            return F.interpolate(torch.cat([a, F.interpolate(b, a.shape[-2:])], 1), x.shape[-2:], mode="bilinear")
+        return x + self.out(torch.cat([a, self.up(b)], 1))
+
+
+@settings(max_examples=25, deadline=None)
+@given(sizes=st.tuples(st.integers(1, 3), st.integers(1, 40), st.integers(1, 40)))
+def test_pictures_of_any_size_that_the_model_takes_and_no_others(sizes: tuple[int, int, int]) -> None:
+    model, gm = _captured()
+    batch, height, width = sizes
+    x = torch.randn(batch, 3, height, width)
+    if height % 4 or width % 4:
+        with pytest.raises(RuntimeError):
+            model(x)
+        with pytest.raises(BadInput, match=r"the model takes only x\.shape\[[23]\] % 4 == 0 \(at .*, line \d+\)"):
+            gm(x)
+    else:
+        assert torch.equal(gm(x), model(x))
+
+
+_KEPT: list[tuple[nn.Module, Any]] = []
+
+
+def _captured() -> tuple[nn.Module, Any]:
+    if not _KEPT:
+        model = Unet().eval()
+        _KEPT.append((model, capture(model, (torch.randn(2, 3, 32, 48),))))
+    return _KEPT[0]
+
+
+def test_conditions_of_many_operators_are_one_rule_for_each_size() -> None:
+    _, gm = _captured()
+    assert info_of(gm).dynamic == {"x": (0, 2, 3)}
+    assert sorted(refused_sizes(gm)) == ["x.shape[2] % 4 == 0", "x.shape[3] % 4 == 0"]
+    assert all(check.limit for _, check in size_checks(gm.graph))
+
+
+def test_a_model_without_limits_has_no_checks() -> None:
+    model = Unet(transposed=False).eval()
+    gm = capture(model, (torch.randn(2, 3, 32, 48),))
+    for height, width in ((31, 17), (8, 64), (5, 5)):
+        x = torch.randn(1, 3, height, width)
+        assert torch.equal(gm(x), model(x))
+    assert not refused_sizes(gm)
+
+
+class Asks(nn.Module):
+    """Goes another way by the length of what it is given."""
+
+    def __init__(self, kind: str) -> None:
+        super().__init__()
+        self.kind = kind
+        self.layer = nn.Linear(4, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        length = x.shape[1]
+        if self.kind == "over":
+            return x + 2 * self.layer(x) if length > 6 else self.layer(x)
+        if self.kind == "even":
+            return self.layer(x) if length % 2 else x
+        if self.kind == "range":
+            for _ in range(length // 4):
+                x = self.layer(x)
+            return x
+        if self.kind == "int":
+            return x[:, : int(length / 2)] + self.layer(x)[:, : int(length / 2)]
+        if self.kind == "sqrt":
+            side = int(math.sqrt(length))
+            return self.layer(x[:, : side * side].unflatten(1, (side, side)))
+        return self.layer(x) * max(length, 6)
+
+
+# The lengths, among 1 to 12, for which the way is that of length 5.
+ALIKE = {
+    "over": range(1, 7),
+    "even": range(1, 13, 2),
+    "range": range(4, 8),
+    "int": range(4, 6),
+    "sqrt": range(5, 6),
+    "max": range(1, 7),
+}
+
+
+@pytest.mark.parametrize("kind", ALIKE)
+def test_a_graph_is_right_or_refuses_where_code_asks_for_a_size(kind: str) -> None:
+    model = Asks(kind).eval()
+    gm = capture(model, (torch.randn(2, 5, 4),))
+    for length in range(1, 13):
+        x = torch.randn(3, length, 4)
+        if length in ALIKE[kind]:
+            assert torch.equal(gm(x), model(x)), length
+        else:
+            try:
+                found = gm(x)
+            except BadInput as refused:
+                # The root of a size is a number of Python's: one length is taken.
+                assert kind == "sqrt" or re.search(r"x\.shape\[1\].*test_size_questions\.py, line \d", str(refused))
+            else:
+                # A way of more generality than one number.
+                assert torch.equal(found, model(x)), length
+
+
+class Lengths(nn.Module):
+    """Asks for its sizes in the ways of Python."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.token, self.layer = nn.Parameter(torch.randn(1, 1, 4)), nn.Linear(4, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        batch, length = int(x.shape[0]), int(x.size(1))
+        assert isinstance(batch, int) and int("3") == 3 and issubclass(bool, int) and {int: 1}[int] == 1
+        x = self.layer(torch.cat([self.token.expand(len(x), -1, -1), x], 1)) / len(x[0])
+        return x.view(batch * (length + 1), 4)
+
+
+def test_len_and_int_are_sizes_of_the_call() -> None:
+    model = Lengths().eval()
+    gm = capture(model, (torch.randn(2, 5, 4),))
+    for batch, length in ((1, 5), (3, 2), (4, 9)):
+        x = torch.randn(batch, length, 4)
+        assert torch.equal(gm(x), model(x))
+    # Nothing of the trace stays.
+    assert len([1, 2]) == 2 and len(torch.zeros(3, 2)) == 3 and int is int and "int" not in globals()
+
+
+class Block(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm, self.inner, self.outer = nn.LayerNorm(8), nn.Linear(8, 16), nn.Linear(16, 8)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.outer(torch.relu(self.inner(self.norm(x))))
+        return x + (2 * h if x.shape[1] > 6 else h)
+
+
+class Blocks(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed, self.blocks = nn.Embedding(11, 8), nn.ModuleList(Block() for _ in range(4))
+
+    def forward(self, ids: Tensor) -> Tensor:
+        x = self.embed(ids)
+        for block in self.blocks:
+            x = block(x)
+        # The model's own code asks this one again in place.
+        return x * 2 if ids.shape[1] > 9 else x
+
+
+@pytest.mark.parametrize("surrogate", ["identity", "bottleneck", "blend"])
+def test_a_surrogate_in_place_refuses_lengths_for_which_its_block_goes_another_way(surrogate: str) -> None:
+    torch.manual_seed(0)
+    result = transform(Blocks().eval(), (torch.randint(0, 11, (2, 5)),), surrogate=surrogate)
+    model, gm = result.model.eval(), result.graph_module.eval()
+    for length in (2, 6):
+        ids = torch.randint(0, 11, (3, length))
+        assert torch.equal(model(ids), gm(ids))
+    ids = torch.randint(0, 11, (3, 7))
+    with pytest.raises(BadInput, match=r"ids\.shape\[1\] <= 6 \(at .*test_size_questions\.py, line \d+\)"):
+        gm(ids)
+    if surrogate == "blend":
+        # The block's own code runs, on other weights.
+        assert model(ids).shape == (3, 7, 8)
+    else:
+        with pytest.raises(BadInput, match="ids\\.shape\\[1\\] <= 6"):
+            model(ids)
+
+
+class Windows(nn.Module):
+    """Windows of pictures that are padded to multiples of 7, and rolled: the arithmetic of Swin."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        for _ in range(6):
+            _, height, width, channels = x.shape
+            x = F.pad(x, (0, 0, 0, (7 - width % 7) % 7, 0, (7 - height % 7) % 7))
+            batch, tall, wide, _ = x.shape
+            y = x.view(batch, tall // 7, 7, wide // 7, 7, channels).permute(0, 1, 3, 2, 4, 5).reshape(-1, 49, channels)
+            y = y.softmax(1).view(batch, tall // 7, wide // 7, 7, 7, channels)
+            x = y.permute(0, 1, 3, 2, 4, 5).reshape(batch, tall, wide, channels)[:, : height // 2, : width // 2]
+        return x
+
+
+def test_sizes_that_are_too_involved_to_follow_stay_fixed() -> None:
+    model, x = Windows(), torch.randn(2, 640, 640, 1)
+    gm = capture(model, (x,))
+    assert info_of(gm).dynamic == {"x": (0,)}
+    assert torch.equal(gm(x), model(x))
