@@ -342,7 +342,7 @@ def code_of(condition: Any) -> str:
         ValueError: it has no such form.
     """
     try:
-        return PythonPrinter().doprint(condition)
+        return str(PythonPrinter().doprint(condition))
     except (AssertionError, NotImplementedError, TypeError) as problem:
         raise ValueError(f"no expression of Python's: {condition}") from problem
 

@@ -321,9 +321,7 @@ class Cut:
         """The checks of sizes by which the code of the repeat's blocks goes its way, on arguments of this block."""
         repeat = next(repeat for repeat in self.part.inside if self.block in repeat.blocks)
         inside = tuple(f"{block.module_path}." for block in repeat.blocks if block.module_path)
-        for node in size_checks(self.gm.graph):
-            check = node.target
-            assert isinstance(check, SizeCheck)
+        for _, check in size_checks(self.gm.graph):
             if check.limit or not f"{check.within}.".startswith(inside):
                 continue
             found = [self._of_size(name) for name, _, _ in check.sizes]

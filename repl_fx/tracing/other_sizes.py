@@ -67,13 +67,12 @@ def try_checks_(gm: fx.GraphModule, model: nn.Module, inputs: ExampleInputs) -> 
     Returns:
         The graph, with the names of the checks that are gone.
     """
-    tried = [node for node in size_checks(gm.graph) if node.target.limit or node.target.fails_at_one]
+    tried = [(node, check) for node, check in size_checks(gm.graph) if check.limit or check.fails_at_one]
     if not tried or device_of(model, inputs).type == "meta":
         return Result(gm)
     traced = _traced_shapes(gm, model, inputs)
     gone: list[str] = []
-    for node in tried:
-        check: Any = node.target
+    for node, check in tried:
         resized = _failing(check, traced, inputs)
         if resized is None:
             continue
@@ -129,7 +128,7 @@ def _resized(gm: fx.GraphModule, traced: _Traced, inputs: ExampleInputs) -> Exam
     free = {str(s): n for t, shape in traced for s, n in zip(shape, t.shape, strict=True) if fixed_size(s) is None}
     if not all(name.isidentifier() for name in free):
         return None
-    checks = [node.target for node in size_checks(gm.graph)]
+    checks = [check for _, check in size_checks(gm.graph)]
     sizes = dict(free)
 
     def taken(name: str, size: int) -> bool:

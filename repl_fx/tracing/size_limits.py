@@ -57,11 +57,11 @@ def limits_of(conditions: Mapping[Any, str], examples: Mapping[str, int]) -> tup
     pinned: list[str] = []
     for name in examples:
         concerned = [condition for condition in known if name in condition.names]
-        found = _rules(name, concerned, examples) if concerned else []
-        if found is None:
-            irregular.add(name)
-        elif found == "pinned":
+        taken = _taken(name, concerned, examples) if concerned else range(0)
+        if len(taken) == 1:
             pinned.append(name)
+        elif (found := _rules(name, taken, concerned, examples)) is None:
+            irregular.add(name)
         else:
             rules += found
     drawn = random.Random(0)
@@ -101,28 +101,30 @@ def truth_of(code: str, names: Sequence[str]) -> Callable[..., Any]:
     return truth
 
 
-def _rules(name: str, conditions: Sequence[_Condition], examples: Mapping[str, int]) -> list[Limit] | str | None:
-    """The rules for one size, the others being those of the example.
-
-    Returns:
-        None where the sizes that it may have are irregular, and "pinned" where there is one alone.
-    """
+def _taken(name: str, conditions: Sequence[_Condition], examples: Mapping[str, int]) -> Sequence[int]:
+    """The sizes tried that one size may have, the others being those of the example."""
     most = max(examples[name], *(condition.largest for condition in conditions)) * 2
     tried = range(min(max(most, _LEAST_TRIED), _MOST_TRIED) + 1)
+    return [size for size in tried if _failing(name, size, conditions, examples) is None]
 
-    def fails(size: int) -> _Condition | None:
-        return next((condition for condition in conditions if not condition.holds({**examples, name: size})), None)
 
-    taken = [size for size in tried if fails(size) is None]
+def _failing(name: str, size: int, conditions: Sequence[_Condition], examples: Mapping[str, int]) -> _Condition | None:
+    return next((condition for condition in conditions if not condition.holds({**examples, name: size})), None)
+
+
+def _rules(
+    name: str, taken: Sequence[int], conditions: Sequence[_Condition], examples: Mapping[str, int]
+) -> list[Limit] | None:
+    """The rules for one size that may have those `taken`; None where these are irregular."""
     found: list[Limit] = []
-    if len(taken) == 1:
-        return "pinned"
+    if not taken:
+        return found
     step = math.gcd(*(later - size for size, later in itertools.pairwise(taken)))
-    if taken != list(range(taken[0], taken[-1] + 1, step)):
+    if list(taken) != list(range(taken[0], taken[-1] + 1, step)):
         return None
 
     def add(code: str, outside: int) -> None:
-        failing = fails(outside)
+        failing = _failing(name, outside, conditions, examples)
         found.append(Limit(code, (name,), "" if failing is None else failing.place))
 
     rest = taken[0] % step
@@ -130,7 +132,7 @@ def _rules(name: str, conditions: Sequence[_Condition], examples: Mapping[str, i
         add(f"{name} % {step} == {rest}", taken[0] + 1)
     if taken[0] > max(step, 1):
         add(f"{name} >= {taken[0]}", taken[0] - step)
-    if taken[-1] + step in tried:
+    if _failing(name, taken[-1] + step, conditions, examples) is not None:
         add(f"{name} <= {taken[-1]}", taken[-1] + step)
     return found
 

@@ -16,6 +16,7 @@ import re
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import islice, takewhile
 from types import FrameType, MappingProxyType
 from typing import Any
 from unittest.mock import patch
@@ -45,8 +46,8 @@ from repl_fx.tracing.size_limits import Limit, limits_of
 _MOST_WRITTEN = 120_000
 # Functions of torch that refuse operands whose sizes do not go together; those of the module torch are `torch._check`.
 _REFUSING = frozenset({"infer_size", "_cat_meta", "_broadcast_shapes", "broadcast_shapes", "expect_true"})
-_SPLITS, _DEEP = ("_reshape_view_helper", "_collapse_view"), 8
-# Modules that hand a question on, besides torch's own, which holds the symbols.
+_SPLITS, _DEEP = ("_reshape_view_helper", "_collapse_view"), 16
+# Modules that hand a question on, besides torch itself, which holds the symbols.
 _HANDING_ON = ("torch.fx.experimental.", "torch._guards", "repl_fx._torch", "repl_fx.tracing.size_questions")
 _NOT_THE_MODELS = ("torch", "sympy", "repl_fx")
 # Metadata of a tensor among the inputs: why dimensions of it are fixed.
@@ -202,48 +203,54 @@ class _Asked:
     @classmethod
     def by(cls, frame: FrameType) -> _Asked:
         """Look at the frames that a question came through."""
-        python = refuses = False
-        name = ""
-        while (frame.f_back is not None and (name := _module(frame)).startswith(_HANDING_ON)) or name == "torch":
-            refuses = (
-                refuses or frame.f_code.co_name in _REFUSING or (name == "torch" and "check" in frame.f_code.co_name)
-            )
-            # The truth, or the number, of a symbol is asked for in torch's own module.
-            python = python or name == "torch"
-            frame = frame.f_back
-        asker = _module(frame)
+        frames = list(islice(_frames(frame), _DEEP))
+        handing = list(
+            takewhile(lambda seen: _module(seen) == "torch" or _module(seen).startswith(_HANDING_ON), frames)
+        )
+        asking = frames[len(handing) :] or frames[-1:]
+        names = [seen.f_code.co_name for seen in asking]
+        refuses = any(
+            seen.f_code.co_name in _REFUSING or (_module(seen) == "torch" and "check" in seen.f_code.co_name)
+            for seen in (*handing, *asking[:3])
+        )
+        if names[0] != "infer_size" and any(name.startswith(_SPLITS) for name in names):
+            # One way to split a view in steps, where others may do; whether it fits is asked by `infer_size`.
+            refuses = False
+        # The truth, or the number, of a symbol is asked for in torch's own module.
+        python = any(_module(seen) == "torch" for seen in handing)
+        asker = _module(asking[0])
         model = asker.split(".")[0] not in _NOT_THE_MODELS or asker.startswith(("torch.nn.", "torch.functional"))
-        within: FrameType | None = frame
-        for depth in range(_DEEP):
-            if within is None:
-                break
-            refuses = refuses or (depth < 3 and within.f_code.co_name in _REFUSING)
-            if within.f_code.co_name.startswith(_SPLITS):
-                # One way to split a view in steps, where others may do; whether it fits is asked by `infer_size`.
-                refuses = refuses and frame.f_code.co_name == "infer_size"
-            within = within.f_back
         return cls(python and model and not refuses, refuses)
+
+
+def _hands_on(frame: FrameType) -> bool:
+    return _module(frame) == "torch" or _module(frame).startswith(_HANDING_ON)
+
+
+def _frames(frame: FrameType | None) -> Iterator[FrameType]:
+    """A frame, and those that called it."""
+    while frame is not None:
+        yield frame
+        frame = frame.f_back
 
 
 def _module(frame: FrameType) -> str:
     return str(frame.f_globals.get("__name__"))
 
 
-def _place(frame: FrameType | None) -> str:
+def _place(frame: FrameType) -> str:
     """The line of the model that a frame runs, as the end of a phrase; empty where no model's code is running."""
-    while frame is not None and not is_models_code(frame.f_code.co_filename):
-        frame = frame.f_back
-    return "" if frame is None else f" (at {frame.f_code.co_filename}, line {frame.f_lineno})"
+    seen = next((seen for seen in _frames(frame) if is_models_code(seen.f_code.co_filename)), None)
+    return "" if seen is None else f" (at {seen.f_code.co_filename}, line {seen.f_lineno})"
 
 
-def _running(frame: FrameType | None) -> nn.Module | None:
+def _running(frame: FrameType) -> nn.Module | None:
     """The innermost module of the model's whose method a frame runs in."""
-    while frame is not None:
-        code = frame.f_code
-        owner = frame.f_locals.get(code.co_varnames[0]) if code.co_argcount else None
-        if isinstance(owner, nn.Module) and is_models_code(frame.f_code.co_filename):
+    for seen in _frames(frame):
+        code = seen.f_code
+        owner = seen.f_locals.get(code.co_varnames[0]) if code.co_argcount else None
+        if isinstance(owner, nn.Module) and is_models_code(code.co_filename):
             return owner
-        frame = frame.f_back
     return None
 
 
@@ -253,9 +260,8 @@ def lengths_symbolic() -> Iterator[None]:
     own = builtins.len
 
     def length(value: Any, /) -> Any:
-        if isinstance(value, Tensor) and value.ndim and isinstance(value.shape[0], torch.SymInt):
-            return value.shape[0]
-        return own(value)
+        first: Any = value.shape[0] if isinstance(value, Tensor) and value.ndim else None
+        return first if isinstance(first, torch.SymInt) else own(value)
 
     with patch.object(builtins, "len", length):
         yield
@@ -291,30 +297,24 @@ def _words(name: str, places: Mapping[str, tuple[int, int]], tensors: Sequence[f
     return f"{tensors[number].name}.shape[{dim}]"
 
 
-def size_checks(graph: fx.Graph) -> list[fx.Node]:
-    """The nodes of a graph that refuse sizes; the target of each is a `SizeCheck`."""
-    return [node for node in graph.nodes if isinstance(node.target, SizeCheck)]
+def size_checks(graph: fx.Graph) -> list[tuple[fx.Node, SizeCheck]]:
+    """The nodes of a graph that refuse sizes, each with its check."""
+    return [(node, node.target) for node in graph.nodes if isinstance(node.target, SizeCheck)]
 
 
 def refused_sizes(gm: fx.GraphModule) -> list[str]:
     """The conditions under which a graph takes inputs of other sizes, in words."""
-    return [words_of(node) for node in size_checks(gm.graph)]
-
-
-def words_of(node: fx.Node) -> str:
-    """The condition of a node that refuses sizes, in words."""
-    assert isinstance(node.target, SizeCheck)
-    return node.target.words
+    return [check.words for _, check in size_checks(gm.graph)]
 
 
 def refuse_sizes_(gm: fx.GraphModule, refused: Collection[str]) -> Result:
     """Let a graph refuse no more than another graph of its model did, whose example inputs the model runs on."""
-    return drop_checks_(gm, [node.name for node in size_checks(gm.graph) if words_of(node) not in refused])
+    return drop_checks_(gm, [node.name for node, check in size_checks(gm.graph) if check.words not in refused])
 
 
 def drop_checks_(gm: fx.GraphModule, names: Collection[str]) -> Result:
     """Let a graph refuse sizes no more by the checks of these names."""
-    for node in size_checks(gm.graph):
+    for node, _ in size_checks(gm.graph):
         if node.name in names:
             gm.graph.erase_node(node)
     return Result(gm, tuple(names))
