@@ -7,7 +7,7 @@ import logging
 import os
 import re
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, suppress
 from pathlib import Path
 from typing import Any
@@ -166,8 +166,7 @@ def _convert(
     tensors = tuple(tensor.detach().clone() for tensor in inputs.tensors)
     failure: Exception | None = None
     for dims, alike in _ladder(tensors, *_known_dims(source, inputs.names)):
-        free = dict(zip(map(id, tensors), dims, strict=True))
-        shapes: Any = auto_shapes(ExampleInputs(tensors), dims=lambda tensor, free=free: free[id(tensor)])
+        shapes: Any = auto_shapes(ExampleInputs(tensors), dims=_dims_by_tensor(tensors, dims))
         try:
             # What torch.export logs of a failure is in its exception, and the next attempt may well succeed.
             with foreign_code(), hushed((), ("torch.export",), least=logging.CRITICAL), any_names(), any_lengths():
@@ -229,6 +228,11 @@ def _known_dims(source: nn.Module, names: Sequence[str]) -> tuple[list[tuple[int
     return list(map(tuple, free)), [tuple(group) for group in alike.values() if len(group) > 1]
 
 
+def _dims_by_tensor(tensors: Sequence[Tensor], dims: Sequence[tuple[int, ...]]) -> Callable[[Tensor], tuple[int, ...]]:
+    known = dict(zip(map(id, tensors), dims, strict=True))
+    return lambda tensor: known[id(tensor)]
+
+
 def _ladder(
     tensors: Sequence[Tensor], free: Sequence[tuple[int, ...]] | None, alike: Sequence[Alike]
 ) -> Iterator[tuple[Sequence[tuple[int, ...]], Sequence[Alike]]]:
@@ -275,7 +279,7 @@ def _specialised(program: torch.onnx.ONNXProgram) -> dict[str, int]:
 def _is_fixed(program: torch.onnx.ONNXProgram, number: int) -> bool:
     """Whether dimension 0 of an input has but one value."""
     shape = program.model.graph.inputs[number].shape
-    return bool(shape) and (isinstance(shape[0], int) or shape[0].value in _specialised(program))
+    return shape is not None and (isinstance(shape[0], int) or str(shape[0].value) in _specialised(program))
 
 
 def _name_dimensions(

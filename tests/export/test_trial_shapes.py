@@ -41,7 +41,7 @@ def test_a_module_is_tried_at_the_sizes_that_the_file_names() -> None:
     inputs = ExampleInputs((torch.randn(2, 6, 4), torch.randn(2, 9)))
 
     module = Two()
-    known = {"x": ["batch", "length", 4], "y": ["batch", "length + 3"]}
+    known: dict[str, list[int | str | None]] = {"x": ["batch", "length", 4], "y": ["batch", "length + 3"]}
     assert trial_shapes(module, known, flatten_inputs(module, inputs)) == {
         "length 3": [(2, 3, 4), (2, 6)],
         "length 9": [(2, 9, 4), (2, 12)],
