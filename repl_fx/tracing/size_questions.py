@@ -13,8 +13,8 @@ from __future__ import annotations
 
 import builtins
 import re
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from itertools import islice, takewhile
 from types import FrameType, MappingProxyType
@@ -66,6 +66,7 @@ class SizeQuestions:
     Attributes:
         held: conditions on sizes that hold in the trace, with who asks.
         fixed: symbols that an answer has fixed, each with the line of the model that asks.
+        whole: the names of modules whose code asks for whole numbers by `int`, by their ids.
         exceeded: the line of the model at which the sizes became too involved to reason about; None where they did not.
         found: after `settle`, the conditions that inputs are checked for; those of the model's code with who asks.
         places: after `settle`, the number of the tensor and the dimension for the name of each symbol.
@@ -77,6 +78,7 @@ class SizeQuestions:
     ) -> None:
         self.held: dict[Any, _Held] = {}
         self.fixed: dict[str, str] = {}
+        self.whole: dict[int, dict[str, Any]] = {}
         self.pinned: dict[tuple[int, int], str] = {}
         self._reasons = reasons
         self._rest = rest
@@ -109,6 +111,8 @@ class SizeQuestions:
             for symbol in fixed_symbols(sizes, expression) - self.fixed.keys():
                 self.fixed[symbol] = f"{', by an operator' * is_truth(expression)}{_place(frame)}"
         asked = _Asked.by(frame)
+        if asked.whole is not None:
+            self.whole[id(asked.whole)] = asked.whole
         if is_truth(expression) and not asked.by_the_model:
             condition = condition_of(expression, answer) if answer and asked.refuses else None
         else:
@@ -195,18 +199,18 @@ class _Asked:
     Attributes:
         by_the_model: in Python, by code of the model or of torch's functions for models, which goes on by the answer.
         refuses: by an operator that stops at the other answer.
+        whole: the names of the module whose code asks for a whole number by `int`; None where none does.
     """
 
     by_the_model: bool
     refuses: bool
+    whole: dict[str, Any] | None
 
     @classmethod
     def by(cls, frame: FrameType) -> _Asked:
         """Look at the frames that a question came through."""
         frames = list(islice(_frames(frame), _DEEP))
-        handing = list(
-            takewhile(lambda seen: _module(seen) == "torch" or _module(seen).startswith(_HANDING_ON), frames)
-        )
+        handing = list(takewhile(_hands_on, frames))
         asking = frames[len(handing) :] or frames[-1:]
         names = [seen.f_code.co_name for seen in asking]
         refuses = any(
@@ -220,7 +224,8 @@ class _Asked:
         python = any(_module(seen) == "torch" for seen in handing)
         asker = _module(asking[0])
         model = asker.split(".")[0] not in _NOT_THE_MODELS or asker.startswith(("torch.nn.", "torch.functional"))
-        return cls(python and model and not refuses, refuses)
+        whole = model and any(_module(seen) == "torch" and seen.f_code.co_name == "__int__" for seen in handing)
+        return cls(python and model and not refuses, refuses, asking[0].f_globals if whole else None)
 
 
 def _hands_on(frame: FrameType) -> bool:
@@ -264,6 +269,40 @@ def lengths_symbolic() -> Iterator[None]:
         return first if isinstance(first, torch.SymInt) else own(value)
 
     with patch.object(builtins, "len", length):
+        yield
+
+
+class _WholeKind(type):
+    """The class of `_Whole`, which passes for Python's `int`."""
+
+    def __call__(cls, *args: Any, **kwargs: Any) -> Any:
+        return args[0] if len(args) == 1 and isinstance(args[0], torch.SymInt) else int(*args, **kwargs)
+
+    def __instancecheck__(cls, value: Any) -> bool:
+        return isinstance(value, (int, torch.SymInt))
+
+    def __subclasscheck__(cls, kind: type) -> bool:
+        return issubclass(kind, int)
+
+    def __eq__(cls, other: Any) -> bool:
+        return other is int or other is cls
+
+    def __hash__(cls) -> int:
+        return hash(int)
+
+
+class _Whole(int, metaclass=_WholeKind):
+    """Python's `int`, but for a symbolic size, which stays one: Python's own has to return a number."""
+
+
+@contextmanager
+def whole_symbolic(modules: Iterable[dict[str, Any]]) -> Iterator[None]:
+    """Let `int` of a symbolic size be that size in the code of modules, each given by its names."""
+    with ExitStack() as undone:
+        for names in modules:
+            if "int" not in names:
+                undone.callback(names.pop, "int", None)
+                names["int"] = _Whole
         yield
 
 

@@ -40,7 +40,7 @@ from repl_fx.tracing.model_checks import causes_of
 from repl_fx.tracing.module_calls import record_module_calls
 from repl_fx.tracing.questions import Asked, is_bounded, unaware_of_export
 from repl_fx.tracing.settled import buffer_settles
-from repl_fx.tracing.size_questions import SizeQuestions, lengths_symbolic
+from repl_fx.tracing.size_questions import SizeQuestions, lengths_symbolic, whole_symbolic
 from repl_fx.tracing.size_tensors import SizeTensors
 from repl_fx.tracing.state_changes import forward_replaced
 
@@ -75,11 +75,14 @@ def trace_by_export(
     # Sizes, by the inputs' ids and dimensions, that a trace with them free showed to be one alone.
     pinned: set[tuple[int, int]] = set()
 
+    # The modules, by the ids of their names, whose `int` of a size may be symbolic; None where that fails.
+    whole_numbers: dict[int, dict[str, Any]] | None = {}
+
     def free(tensor: Tensor) -> tuple[int, ...]:
         return tuple(dim for dim in dims(tensor) if (id(tensor), dim) not in pinned)
 
     def trace(answers: Sequence[bool]) -> tuple[fx.Graph, Sequence[Comparison | None]]:
-        nonlocal aware, dims, unasked
+        nonlocal aware, dims, unasked, whole_numbers
         while True:
             calls = LeafCalls(inlined)
             asked = Asked()
@@ -100,13 +103,16 @@ def trace_by_export(
                     SizeTensors(),
                     questions.noted(),
                     lengths_symbolic(),
+                    whole_symbolic((whole_numbers or {}).values()),
                     recorded(branches),
                     unaware_of_export(asked, unaware=not aware),
                     foreign_code(),
                 ):
                     program = torch.export.export(model, args, kwargs, dynamic_shapes=shapes, strict=False)
             except (Untraceable, ForeignError) as problem:
-                if questions.exceeded is not None and dims is not outer_dims:
+                if whole_numbers:
+                    whole_numbers = None
+                elif questions.exceeded is not None and dims is not outer_dims:
                     dims = outer_dims
                     unasked = f", as the arithmetic on sizes is too involved to follow{questions.exceeded}"
                 elif calls.inlined != inlined and any(
@@ -123,6 +129,9 @@ def trace_by_export(
                 continue
             if asked.yes and is_bounded(program):
                 aware = True
+                continue
+            if whole_numbers is not None and questions.whole.keys() - whole_numbers.keys():
+                whole_numbers.update(questions.whole)
                 continue
             buffers = None if _is_interpreted(model) else assigned.buffers
             if new := _pinned(program, questions):

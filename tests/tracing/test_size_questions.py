@@ -135,21 +135,27 @@ def test_a_graph_is_right_or_refuses_where_code_asks_for_a_size(kind: str) -> No
 
 
 class Lengths(nn.Module):
+    """Asks for its sizes in the ways of Python."""
+
     def __init__(self) -> None:
         super().__init__()
         self.token, self.layer = nn.Parameter(torch.randn(1, 1, 4)), nn.Linear(4, 4)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.layer(torch.cat([self.token.expand(len(x), -1, -1), x], 1)) / len(x[0])
+        batch, length = int(x.shape[0]), int(x.size(1))
+        assert isinstance(batch, int) and int("3") == 3 and issubclass(bool, int) and {int: 1}[int] == 1
+        x = self.layer(torch.cat([self.token.expand(len(x), -1, -1), x], 1)) / len(x[0])
+        return x.view(batch * (length + 1), 4)
 
 
-def test_len_of_a_tensor_is_its_size_of_the_call() -> None:
+def test_len_and_int_are_sizes_of_the_call() -> None:
     model = Lengths().eval()
     gm = capture(model, (torch.randn(2, 5, 4),))
     for batch, length in ((1, 5), (3, 2), (4, 9)):
         x = torch.randn(batch, length, 4)
         assert torch.equal(gm(x), model(x))
-    assert len([1, 2]) == 2 and len(torch.zeros(3, 2)) == 3
+    # Nothing of the trace stays.
+    assert len([1, 2]) == 2 and len(torch.zeros(3, 2)) == 3 and int is int and "int" not in globals()
 
 
 class Block(nn.Module):
