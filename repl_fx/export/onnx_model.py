@@ -165,7 +165,8 @@ def _convert(
     # Each tensor must be an object of its own: torch.export takes two arguments that are one object for one input.
     tensors = tuple(tensor.detach().clone() for tensor in inputs.tensors)
     failure: Exception | None = None
-    for dims, alike in _ladder(tensors, *_known_dims(source, inputs.names)):
+    free, same = _known_dims(source, inputs.names)
+    for dims, alike in _ladder(tensors, free, same):
         shapes: Any = auto_shapes(ExampleInputs(tensors), dims=_dims_by_tensor(tensors, dims))
         try:
             # What torch.export logs of a failure is in its exception, and the next attempt may well succeed.
@@ -183,7 +184,8 @@ def _convert(
                     optimize=False,
                 )
         except ForeignError as failed:
-            failure = failure or failed.problem
+            # With the fewest dimensions free, and none said to be one, it is about the model and not about these.
+            failure = failed.problem if failure is None or alike == same else failure
             continue
         assert program is not None  # dynamo=True always returns one
         if any(dim == 0 and _is_fixed(program, number) for group in alike for number, dim in group):
