@@ -7,7 +7,7 @@ import logging
 import os
 import re
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, suppress
 from pathlib import Path
 from typing import Any
@@ -165,9 +165,9 @@ def _convert(
     # Each tensor must be an object of its own: torch.export takes two arguments that are one object for one input.
     tensors = tuple(tensor.detach().clone() for tensor in inputs.tensors)
     failure: Exception | None = None
-    for dims, alike in _ladder(tensors, *_known_dims(source, inputs.names)):
-        free = dict(zip(map(id, tensors), dims, strict=True))
-        shapes: Any = auto_shapes(ExampleInputs(tensors), dims=lambda tensor, free=free: free[id(tensor)])
+    free, same = _known_dims(source, inputs.names)
+    for dims, alike in _ladder(tensors, free, same):
+        shapes: Any = auto_shapes(ExampleInputs(tensors), dims=_dims_by_tensor(tensors, dims))
         try:
             # What torch.export logs of a failure is in its exception, and the next attempt may well succeed.
             with foreign_code(), hushed((), ("torch.export",), least=logging.CRITICAL), any_names(), any_lengths():
@@ -184,7 +184,8 @@ def _convert(
                     optimize=False,
                 )
         except ForeignError as failed:
-            failure = failure or failed.problem
+            # With the fewest dimensions free, and none said to be one, it is about the model and not about these.
+            failure = failed.problem if failure is None or alike == same else failure
             continue
         assert program is not None  # dynamo=True always returns one
         if any(dim == 0 and _is_fixed(program, number) for group in alike for number, dim in group):
@@ -227,6 +228,11 @@ def _known_dims(source: nn.Module, names: Sequence[str]) -> tuple[list[tuple[int
             free[number].append(axis.number)
             alike.setdefault(axis.symbol, []).append((number, axis.number))
     return list(map(tuple, free)), [tuple(group) for group in alike.values() if len(group) > 1]
+
+
+def _dims_by_tensor(tensors: Sequence[Tensor], dims: Sequence[tuple[int, ...]]) -> Callable[[Tensor], tuple[int, ...]]:
+    known = dict(zip(map(id, tensors), dims, strict=True))
+    return lambda tensor: known[id(tensor)]
 
 
 def _ladder(
@@ -275,7 +281,7 @@ def _specialised(program: torch.onnx.ONNXProgram) -> dict[str, int]:
 def _is_fixed(program: torch.onnx.ONNXProgram, number: int) -> bool:
     """Whether dimension 0 of an input has but one value."""
     shape = program.model.graph.inputs[number].shape
-    return bool(shape) and (isinstance(shape[0], int) or shape[0].value in _specialised(program))
+    return shape is not None and (isinstance(shape[0], int) or str(shape[0].value) in _specialised(program))
 
 
 def _name_dimensions(

@@ -103,10 +103,14 @@ class _OnTensors(ast.NodeTransformer):
     """Writes `and`, `or` and `not`, which ask for one truth, as operators that tensors have."""
 
     def visit_BoolOp(self, node: ast.BoolOp) -> ast.expr:
+        """`a and b` as `a & b`, `a or b` as `a | b`."""
         kind: ast.operator = ast.BitAnd() if isinstance(node.op, ast.And) else ast.BitOr()
-        return reduce(lambda a, b: ast.BinOp(a, kind, b), map(self.visit, node.values))
+        first, *others = map(self.visit, node.values)
+        joined: ast.expr = reduce(lambda a, b: ast.BinOp(a, kind, b), others, first)
+        return joined
 
     def visit_UnaryOp(self, node: ast.UnaryOp) -> ast.expr:
+        """`not a` as `~a`."""
         inside = self.visit(node.operand)
         return ast.UnaryOp(ast.Invert() if isinstance(node.op, ast.Not) else node.op, inside)
 

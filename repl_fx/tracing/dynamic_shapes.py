@@ -105,12 +105,19 @@ def fix_dims_(graph: fx.Graph, names: Collection[str]) -> list[str]:
             if all(fixed_size(tensors[number].meta["val"].shape[dim]) for _, number, dim in node.target.sizes):
                 graph.erase_node(node)
         elif isinstance(size := node.meta.get("val"), torch.SymInt) and (number := fixed_size(size)) is not None:
-            for user in list(node.users):
-                user.args, user.kwargs = fx.node.map_arg(
-                    (user.args, user.kwargs), lambda used, n=node, s=number: s if used is n else used
-                )
+            _put_number_(node, number)
     drop_dead(graph)
     return [f"{axis.input}.{axis.number}" for axis, size in free.items() if fixed_size(size) is not None]
+
+
+def _put_number_(node: fx.Node, number: int) -> None:
+    """Let the users of a node take a number in its place."""
+
+    def put(used: fx.Node) -> Any:
+        return number if used is node else used
+
+    for user in list(node.users):
+        user.args, user.kwargs = fx.node.map_arg(user.args, put), fx.node.map_arg(user.kwargs, put)
 
 
 def require_known(names: Collection[str], graphs: Iterable[fx.GraphModule]) -> None:

@@ -62,9 +62,15 @@ _KEPT_META = ("val", "nn_module_stack", "stack_trace")
 
 @dataclass
 class Constants:
-    """Tensors that the trace itself made (`torch.tensor(…)` in a forward), shared by the traces of both modes."""
+    """What the traces of both modes have in common.
+
+    Attributes:
+        tensors: those that a trace itself made (`torch.tensor(…)` in a forward).
+        involved: why inner sizes, such as those of pictures, are not asked for; empty where they are.
+    """
 
     tensors: list[Tensor] = field(default_factory=list)
+    involved: str = ""
 
     def name(self, tensor: Tensor) -> str:
         """The attribute name of a constant; an equal one that is known already is used again."""

@@ -43,7 +43,7 @@ from repl_fx.tracing.size_limits import Limit, limits_of
 
 # Characters of different expressions of sizes in one trace. Convolutional networks have a few thousand, networks of
 # windows that are padded (Swin) a million, and a trace takes the longer the more there are.
-_MOST_WRITTEN = 120_000
+_MOST_WRITTEN = 60_000
 # Functions of torch that refuse operands whose sizes do not go together; those of the module torch are `torch._check`.
 _REFUSING = frozenset({"infer_size", "_cat_meta", "_broadcast_shapes", "broadcast_shapes", "expect_true"})
 _SPLITS, _DEEP = ("_reshape_view_helper", "_collapse_view"), 16

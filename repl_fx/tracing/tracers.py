@@ -70,25 +70,24 @@ def trace_by_export(
     inlined: set[Callee] = set()
     # Where the way the model takes when it runs cannot be traced, it is told that it is exported.
     aware = False
-    # Why sizes are not asked for: by the number of the input and the dimension, and else.
+    # Why sizes are not asked for, by the number of the input and the dimension.
     reasons: dict[tuple[int, int], str] = {}
-    unasked = ""
     # Sizes, by the inputs' ids and dimensions, that a trace with them free showed to be one alone.
     pinned: set[tuple[int, int]] = set()
-
     # The modules, by the ids of their names, whose `int` of a size may be symbolic; None where that fails.
     whole_numbers: dict[int, dict[str, Any]] | None = {}
 
     def free(tensor: Tensor) -> tuple[int, ...]:
-        return tuple(dim for dim in dims(tensor) if (id(tensor), dim) not in pinned)
+        wanted = outer_dims(tensor) if constants.involved else dims(tensor)
+        return tuple(dim for dim in wanted if (id(tensor), dim) not in pinned)
 
     def trace(answers: Sequence[bool]) -> tuple[fx.Graph, Sequence[Comparison | None]]:
-        nonlocal aware, dims, unasked, whole_numbers
+        nonlocal aware, whole_numbers
         while True:
             calls = LeafCalls(inlined)
             asked = Asked()
             assigned = BufferAssignments()
-            questions = SizeQuestions(calls.is_running, reasons, unasked)
+            questions = SizeQuestions(calls.is_running, reasons, constants.involved)
             shapes: Any = auto_shapes(inputs.inputs, dims=free)
             branches = DataDependentBranches(answers, calls.is_running)
             try:
@@ -114,9 +113,8 @@ def trace_by_export(
             except (Untraceable, ForeignError) as problem:
                 if whole_numbers:
                     whole_numbers = None
-                elif questions.exceeded is not None and dims is not outer_dims:
-                    dims = outer_dims
-                    unasked = f", as the arithmetic on sizes is too involved to follow{questions.exceeded}"
+                elif questions.exceeded is not None and not constants.involved:
+                    constants.involved = f", as the arithmetic on sizes is too involved to follow{questions.exceeded}"
                 elif calls.inlined != inlined and any(
                     LeafNotOpaque.__name__ in repr(cause) for cause in causes_of(problem)
                 ):

@@ -34,6 +34,24 @@ def test_inspect_json(run: Run, model_file: Path) -> None:
     assert repeat["flops"] == 2 * 2 * 5 * 2 * 8 * 16
 
 
+def test_inspect_shows_the_sizes_that_the_inputs_may_have(run: Run, model_file: Path) -> None:
+    result = run("inspect", model_file, "--input-shape", "2x6x8", "--fixed", "length")
+    assert result.exit_code == 0
+    assert "Sizes of the inputs" in result.stdout and "6 alone, as asked" in result.stdout
+    (part,) = document(run("inspect", model_file, "--input-shape", "2x6x8", "--json").stdout)["parts"]["captured"]
+    assert part["sizes"] == [
+        {"name": "batch", "inputs": ["x"], "size": 2, "free": True, "takes": "any"},
+        {"name": "length", "inputs": ["x"], "size": 6, "free": True, "takes": "any"},
+    ]
+
+
+def test_names_of_no_dimension_are_refused(run: Run, model_file: Path, artifact: Path) -> None:
+    line = one_line(run("inspect", model_file, "--fixed", "height"))
+    assert line == "fixed has 'height', which is no dimension of the inputs; free are batch"
+    line = one_line(run("inspect", artifact, "--fixed", "batch"))
+    assert "is an artifact, whose sizes are fixed as it was made; leave out --fixed" in line
+
+
 def test_inspect_of_an_artifact_shows_what_was_done(run: Run, artifact: Path) -> None:
     found = document(run("inspect", artifact, "--json").stdout)
     assert [block["status"] for block in found["blocks"]] == ["kept", "replaced", "kept", "replaced", "kept"]

@@ -38,6 +38,17 @@ def test_transform_shows_and_writes(run: Run, model_file: Path, tmp_path: Path) 
     assert repl_fx.load(tmp_path / "out") is not None
 
 
+def test_an_artifact_keeps_the_dimensions_that_were_to_stay(run: Run, model_file: Path, tmp_path: Path) -> None:
+    result = run("transform", model_file, "--input-shape", "2x6x8", "--fixed", "length", "-o", tmp_path / "out")
+    assert "sizes: batch any; length 6 alone, as asked" in result.stdout, result.stderr
+    assert read_manifest(tmp_path / "out").fixed == ("length",)
+    loaded = repl_fx.load(tmp_path / "out", in_place=False)
+    assert isinstance(loaded, fx.GraphModule) and loaded.meta["capture"].dynamic == {"x": (0,)}
+    loaded(torch.randn(3, 6, 8))
+    with pytest.raises(repl_fx.BadInput, match=r"has shape \[3, 5, 8\], but was captured as \[any, 6, 8\]"):
+        loaded(torch.randn(3, 5, 8))
+
+
 def test_transform_options_reach_the_plan(run: Run, model_file: Path, tmp_path: Path) -> None:
     result = run(
         *("transform", model_file, "-o", tmp_path / "out", "--blocks", "2,3", "--ignore", "*.2.*", "--json"),

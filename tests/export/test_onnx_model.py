@@ -102,8 +102,8 @@ def test_names_come_from_the_signature_and_the_result(encoder_file: tuple[Encode
 
 def test_batch_and_sequence_are_dynamic(encoder_file: tuple[Encoder, Path]) -> None:
     graph = onnx.load(str(encoder_file[1])).graph
-    assert [shape_of(value) for value in graph.input] == [["batch", "input_ids_1"]] * 2
-    assert shape_of(graph.output[0]) == ["batch", "input_ids_1", 20]
+    assert [shape_of(value) for value in graph.input] == [["batch", "length"]] * 2
+    assert shape_of(graph.output[0]) == ["batch", "length", 20]
 
 
 @settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -345,9 +345,9 @@ def test_a_batch_the_model_insists_on_stays_static(tmp_path: Path) -> None:
             return x * 2 if x.shape[0] == 3 else x * 3
 
     path = export_onnx(Fixed(), tmp_path / "m.onnx", (torch.randn(3, 4),))
-    assert shape_of(onnx.load(str(path)).graph.input[0]) == [3, 4]
+    assert shape_of(onnx.load(str(path)).graph.input[0]) == [3, "length"]
     check = verify_onnx(Fixed(), path, (torch.randn(3, 4),))
-    assert check
+    assert check and {row.sizes for row in check.rows} == {"", "length 2", "length 6"}
     assert set(check.skipped) == {"batch 1", "batch 6"}
     assert check.skipped["batch 1"] == "dimension 0 of input 'x' is fixed to 3 in the file, the inputs have 1"
 
@@ -483,3 +483,41 @@ def test_warnings_of_others_are_heard() -> None:
             warnings.warn_explicit("old", DeprecationWarning, "core.py", 1, module="torch.onnx.core")
             warnings.warn_explicit("kept", UserWarning, "torchless.py", 1, module="torchless")
     assert [str(warning.message) for warning in heard] == ["kept"]
+
+
+class Scaled(nn.Module):
+    """Takes heights that are a multiple of two; goes another way where a picture is wider than six."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.down, self.up = nn.Conv2d(3, 4, 2, stride=2), nn.ConvTranspose2d(4, 3, 2, stride=2)
+
+    def forward(self, x: Tensor, scale: Tensor) -> Tensor:
+        joined = torch.cat([self.up(self.down(x)), x]) * scale[:, None, None, None].repeat(2, 1, 1, 1)
+        return joined * 2 if x.shape[3] > 6 else joined
+
+
+def test_a_file_has_the_dimensions_and_limits_of_its_graph_by_name(tmp_path: Path) -> None:
+    given = torch.randn(2, 3, 8, 4), torch.randn(2)
+    gm = repl_fx.capture(Scaled(), given)
+    path = export_onnx(gm, tmp_path / "m.onnx", given)
+    model = onnx.load(str(path))
+    assert [shape_of(value) for value in model.graph.input] == [["batch", 3, "height", "width"], ["batch"]]
+    assert shape_of(model.graph.output[0])[1] == 3
+    line = Scaled.forward.__code__.co_firstlineno
+    notes = {entry.key: entry.value for entry in model.metadata_props}
+    assert notes["repl_fx.height"] == f"a multiple of 2 (test_onnx_model.py, line {line + 1})"
+    assert notes["repl_fx.width"].endswith(f"at most 6 (test_onnx_model.py, line {line + 2})")
+    check = verify_onnx(gm, path, given)
+    assert check, check.summary()
+    assert {row.sizes for row in check.rows} == {"", "height 4, width 2", "height 10, width 6"}
+    # Wider pictures go the other way, which the file does not have.
+    (found,) = run(path, x=torch.randn(2, 3, 8, 8), scale=given[1]).values()
+    assert np.isnan(found).all()
+
+
+def test_dimensions_that_are_to_stay_are_fixed_in_the_file(tmp_path: Path) -> None:
+    given = torch.randn(2, 3, 8, 4), torch.randn(2)
+    gm = repl_fx.capture(Scaled(), given, fixed=["height"])
+    path = export_onnx(gm, tmp_path / "m.onnx", given)
+    assert shape_of(onnx.load(str(path)).graph.input[0]) == ["batch", 3, 8, "width"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import pickle
 
@@ -106,3 +107,24 @@ def test_other_strides_are_refused_where_they_say_something() -> None:
     ):
         with pytest.raises(BadInput, match=r"^the model asks for the strides of a tensor at a\.py, line 3, [^\n]*$"):
             check_layout(other, layout, expected, " at a.py, line 3")
+
+
+@pytest.mark.parametrize(
+    "condition",
+    [
+        "a % 4 == 0",
+        "a // 3 <= 2 and not b > 5",
+        "a == b or (a > 3 and b > 3)",
+        "max(a, b, 4) == 4",
+        "min(a, b) != 2",
+        "-a + b < 0",
+        "math.floor(torch.sym_float(a) / 2) == b",
+        "math.ceil(a / 2) * math.trunc(b / 2) > 3",
+    ],
+)
+def test_conditions_on_sizes_are_computed_by_operators_too(condition: str) -> None:
+    check = SizeCheck(condition, (("a", 0, 1), ("b", 1, 0)), condition, "")
+    for a, b in itertools.product(range(1, 10), repeat=2):
+        given = torch.zeros(2, a), torch.zeros(b)
+        found = check.truth(*given)
+        assert found.shape == () and bool(found) is bool(check.holds(*given))

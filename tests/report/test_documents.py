@@ -69,7 +69,7 @@ def test_parts_and_what_stays_eager() -> None:
     gm.meta["capture"] = CaptureInfo("Sequential", "torch.fx", ())
     captured = CapturedParts(gm, gm, (Part("body", gm, ExampleInputs()),), (Eager("", "Net", "it branches"),))
     assert parts_document(captured) == {
-        "captured": [{"path": "body", "class": "Sequential", "tracer": "torch.fx"}],
+        "captured": [{"path": "body", "class": "Sequential", "tracer": "torch.fx", "sizes": []}],
         "eager": [{"path": "", "class": "Net", "reason": "it branches"}],
     }
 

@@ -9,9 +9,10 @@ from hypothesis import given, settings, strategies as st
 from torch import Tensor, nn
 
 from repl_fx.errors import BadInput
+from repl_fx.graph.axes import ASKED
 from repl_fx.running.example_inputs import ExampleInputs
 from repl_fx.tracing.capture import capture
-from repl_fx.tracing.dynamic_shapes import auto_shapes, outer_dims
+from repl_fx.tracing.dynamic_shapes import auto_shapes, names_in, outer_dims
 from tests.tracing.nets import info_of
 
 
@@ -107,3 +108,31 @@ def test_auto_shapes_follow_the_tensors_through_nesting_and_keywords() -> None:
     assert len(sizes) == 3
     assert all(isinstance(size, torch.SymInt) for size in sizes)
     assert auto_shapes(ExampleInputs((torch.tensor(1.0), None))) is None
+
+
+def test_dimensions_of_a_name_stay_as_in_the_example() -> None:
+    class Added(nn.Module):
+        def forward(self, x: Tensor, y: Tensor) -> Tensor:
+            return x + y[:, :, : x.shape[2] // 2].repeat(1, 1, 2, 1)
+
+    model, given = Added(), (torch.randn(2, 3, 4, 6), torch.randn(2, 3, 8, 6))
+    assert info_of(capture(model, given)).dynamic == {"x": (0, 1, 2, 3), "y": (0, 1, 2, 3)}
+    gm = capture(model, given, fixed=["x.height", "width"])
+    # One size is the same in all inputs that have it.
+    assert info_of(gm).dynamic == {"x": (0, 1), "y": (0, 1, 2)}
+    assert {dim for dim, reason in info_of(gm).fixed.items() if reason == ASKED} == {"x.2", "x.3", "y.3"}
+    assert not [node for node in gm.graph.nodes if isinstance(node.meta.get("val"), torch.SymInt)]
+    assert torch.equal(gm(*given), model(*given))
+    with pytest.raises(BadInput, match=r"'x' has shape \[2, 3, 6, 6\], but was captured as \[any, any, 4, 6\]"):
+        gm(torch.randn(2, 3, 6, 6), given[1])
+    assert info_of(capture(model, given, fixed=["y.2"])).dynamic["y"] == (0, 1, 3)
+
+
+def test_names_that_no_input_has_are_refused() -> None:
+    model, given = nn.Conv2d(3, 4, 3, padding=1), (torch.randn(2, 3, 8, 8),)
+    with pytest.raises(BadInput, match=r"fixed has 'hight', which .*; free are batch, height, width$"):
+        capture(model, given, fixed=["hight"])
+    assert names_in("height, width") == ("height", "width") and names_in("") == ()
+    for wrong in ([1], [""]):
+        with pytest.raises(BadInput, match="give names of dimensions, such as height,width"):
+            capture(model, given, fixed=wrong)  # type: ignore[arg-type]
