@@ -259,7 +259,7 @@ def plain_export(
         warnings.simplefilter("ignore")
         shapes = auto_shapes(ExampleInputs(args, kwargs))
         begin = now()
-        torch.export.export(model, args, kwargs, dynamic_shapes=shapes, strict=False)  # type: ignore[arg-type]
+        torch.export.export(model, args, kwargs, dynamic_shapes=shapes, strict=False)
         return now() - begin
 
 

@@ -75,7 +75,7 @@ def mentions_device(node: fx.Node, device: torch.device) -> bool:
     """Whether an argument of a node, at any depth, is the literal `device`."""
     found: list[Any] = []
     fx.node.map_aggregate((node.args, node.kwargs), lambda v: found.append(v) if is_device(v, device) else None)
-    return bool(found) or (node.target is enter_autocast and node.args[0] == device.type)
+    return bool(found) or (node.target is enter_autocast and str(node.args[0]) == device.type)
 
 
 def is_device(value: Any, device: torch.device) -> bool:

@@ -382,7 +382,10 @@ def set_item(tensor: Tensor, number: int | torch.SymInt) -> None:
 
 def example_of(size: int | torch.SymInt) -> int:
     """The number that a size has for the example inputs, without a guard on it; see `has_example`."""
-    return size if isinstance(size, int) else int(size.node.hint)
+    if isinstance(size, int):
+        return size
+    hint: Any = size.node.hint
+    return int(hint)
 
 
 def has_example(size: int | torch.SymInt) -> bool:

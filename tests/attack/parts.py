@@ -27,7 +27,7 @@ class ClippedActivation(nn.Module):
     """`Clipped` as a layer."""
 
     def forward(self, x: Tensor) -> Tensor:
-        return Clipped.apply(x)  # type: ignore[no-any-return,no-untyped-call]
+        return Clipped.apply(x)  # type: ignore[no-any-return]
 
 
 class Swish(nn.Module):

@@ -265,7 +265,7 @@ def test_a_surrogate_whose_gradient_is_no_effect_is_seen(monkeypatch: pytest.Mon
         _idle(result, 0.0)
         children = [m for m in result.module.get_submodule("surrogates").children() if hasattr(m, "weight")]
         result.module.register_forward_hook(
-            lambda m, args, out: out + sum(Ghost.apply(child.weight) for child in children)  # type: ignore[no-untyped-call]
+            lambda m, args, out: out + sum(Ghost.apply(child.weight) for child in children)
         )
 
     spoiled_rewrite(monkeypatch, ghost)

@@ -101,7 +101,7 @@ def test_auto_shapes_follow_the_tensors_through_nesting_and_keywords() -> None:
         Nested(),
         args,
         kwargs,
-        dynamic_shapes=shapes,  # type: ignore[arg-type]
+        dynamic_shapes=shapes,
         strict=False,
     )
     sizes = [node.meta["val"].shape[0] for node in program.graph.nodes if node.op == "placeholder"]
