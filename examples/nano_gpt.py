@@ -110,10 +110,11 @@ class NanoGPT(nn.Module):
     def __init__(self, config: Config) -> None:
         super().__init__()
         self.config = config
+        wte = nn.Embedding(config.vocabulary, config.width)
         blocks = nn.ModuleList(Block(config) for _ in range(config.depth))
         self.transformer: Any = nn.ModuleDict(
             {
-                "wte": nn.Embedding(config.vocabulary, config.width),
+                "wte": wte,
                 "wpe": nn.Embedding(config.context, config.width),
                 "drop": nn.Dropout(config.dropout),
                 "h": blocks,
@@ -121,7 +122,7 @@ class NanoGPT(nn.Module):
             }
         )
         self.lm_head = nn.Linear(config.width, config.vocabulary, bias=False)
-        self.transformer.wte.weight = self.lm_head.weight
+        wte.weight = self.lm_head.weight
         for name, parameter in self.named_parameters():
             if parameter.ndim == 2:
                 deep = name.endswith("c_proj.weight")

@@ -75,7 +75,11 @@ def test_costs_that_are_unknown_are_refused() -> None:
     with graph.graph.inserting_before(output):
         graph.graph.call_function(_item, (given,))
     graph.recompile()
+    # Where there are values, the graph is run.
     part = Part("", graph, ExampleInputs((torch.randn(2, 4),)))
+    known = ReplacementCosts(Graphs(graph, graph, (part,), in_graphs), (PartRepeats.of("", graph, ()),), ("flops",), 0)
+    assert known.before["flops"] == 64
+    part = Part("", graph.to("meta"), ExampleInputs((torch.randn(2, 4, device="meta"),)))
     found = (PartRepeats.of("", graph, ()),)
 
     with pytest.raises(

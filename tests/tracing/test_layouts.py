@@ -168,7 +168,7 @@ class Asks(nn.Module):
         self.ask = ask
 
     def forward(self, x: Tensor) -> Tensor:
-        made = self.conv(x)
+        made: Tensor = self.conv(x)
         return made * 2.0 if self.ask(made) else made * 3.0
 
 
