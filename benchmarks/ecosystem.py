@@ -200,7 +200,7 @@ def trainers_table(rows: Mapping[str, Any]) -> list[str]:
         "Models of transformers in place, of their own configs, small, of random weights, every second block replaced.",
         "A trainer trains, keeps checkpoints, resumes from one to the same weights as without the break, and loads the",
         "best model; what `save_pretrained` writes is an artifact. `benchmarks/habits/trainers.py` has the checks.",
-        "A cell names the surrogates with which all of that works.",
+        "The second column names the surrogates that were tried, and a cell those with which all of that works.",
         "",
         f"| model | surrogates | {' | '.join(TRAINERS)} |",
         f"|---|---|{'---|' * len(TRAINERS)}",
