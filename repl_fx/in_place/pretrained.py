@@ -45,7 +45,7 @@ def complete_(model: nn.Module) -> None:
     """Give a model that has a `save_pretrained` one whose directories `repl_fx.load` reads, or none but it."""
     if callable(getattr(model, "save_pretrained", None)):
         vars(model)["save_pretrained"] = SavePretrained(model)
-        model.register_load_state_dict_pre_hook(_take_written_names_)
+        model.register_load_state_dict_pre_hook(_take_written_names_)  # type: ignore[no-untyped-call]
 
 
 def has_from_pretrained(model: nn.Module) -> bool:

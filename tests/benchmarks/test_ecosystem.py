@@ -10,8 +10,9 @@ import pytest
 from benchmarks import ecosystem
 from benchmarks.ecosystem import WORKS, Cell, Row, in_a_line, trainers_table, tried
 from benchmarks.habits.registry import Failed, Habit, habits
+from benchmarks.habits.shapes import SHAPES
 from benchmarks.habits.subject import FORMS, GRAPH, IN_PLACE, SOURCE, VIT, Subject
-from benchmarks.habits.trainers import SHAPES, TRAINERS
+from benchmarks.habits.trainers import TRAINERS
 
 DOCS = Path(__file__).parents[2] / "docs"
 
