@@ -36,9 +36,10 @@ import torch
 
 import repl_fx
 from benchmarks.habits.registry import Habit, habits
+from benchmarks.habits.shapes import SHAPES
 from benchmarks.habits.subject import FORMS, GRAPH, IN_PLACE, NETWORKS, OUTLINED, SOURCE, Subject
 from benchmarks.habits.together import run_together
-from benchmarks.habits.trainers import NONE, SHAPES, SURROGATES, TRAINERS, Case, offered
+from benchmarks.habits.trainers import NONE, SURROGATES, TRAINERS, Case, offered
 from repl_fx.benchmarking.machine import installed
 from repl_fx.environment.machine import cpu_model
 
@@ -200,7 +201,7 @@ def trainers_table(rows: Mapping[str, Any]) -> list[str]:
         "Models of transformers in place, of their own configs, small, of random weights, every second block replaced.",
         "A trainer trains, keeps checkpoints, resumes from one to the same weights as without the break, and loads the",
         "best model; what `save_pretrained` writes is an artifact. `benchmarks/habits/trainers.py` has the checks.",
-        "A cell names the surrogates with which all of that works.",
+        "The second column names the surrogates that were tried, and a cell those with which all of that works.",
         "",
         f"| model | surrogates | {' | '.join(TRAINERS)} |",
         f"|---|---|{'---|' * len(TRAINERS)}",
@@ -272,7 +273,7 @@ def document(report: dict[str, Any]) -> str:
 def with_known(rows: list[dict[str, Any]], trainers: Mapping[str, Any], docs: Path) -> dict[str, Any]:
     """A report with what was tried before and not now, in the order of the habits and of the shapes."""
     file, about = docs / "ecosystem.json", about_run()
-    before = json.loads(file.read_text()) if file.is_file() else {"about": about, "rows": []}
+    before: dict[str, Any] = json.loads(file.read_text()) if file.is_file() else {"about": about, "rows": []}
     known = {row["habit"]: row for row in (*before["rows"], *rows)}
     shapes = {**before.get("trainers", {}), **trainers}
     return {

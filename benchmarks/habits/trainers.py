@@ -193,7 +193,12 @@ def lightning(case: Case) -> None:
         def configure_optimizers(self) -> Any:
             return torch.optim.AdamW(self.parameters(), lr=3e-3)
 
-    quiet = {"enable_progress_bar": False, "enable_model_summary": False, "logger": False, "num_sanity_val_steps": 0}
+    quiet: dict[str, Any] = {
+        "enable_progress_bar": False,
+        "enable_model_summary": False,
+        "logger": False,
+        "num_sanity_val_steps": 0,
+    }
     rows = DataLoader(Rows(case.batch), BATCH)
 
     def fit(directory: str, start: str | None = None) -> tuple[Any, Any]:
@@ -273,7 +278,7 @@ def adapted(case: Case) -> str:
     def trainer(directory: str, **more: Any) -> Any:
         return _trainer(case, made(), directory, label_names=["labels"], **more)
 
-    def read(directory: str) -> nn.Module:
+    def read(directory: str) -> Any:
         return PeftModel.from_pretrained(case.model(), directory)
 
     best = _runs(case, trainer, read, lambda m: m).eval()

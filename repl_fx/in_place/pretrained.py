@@ -6,7 +6,9 @@ Trainer reads such a file back with `load_state_dict`. A model in place takes bo
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping
+from itertools import chain
 from types import SimpleNamespace
 from typing import Any
 
@@ -43,7 +45,7 @@ def complete_(model: nn.Module) -> None:
     """Give a model that has a `save_pretrained` one whose directories `repl_fx.load` reads, or none but it."""
     if callable(getattr(model, "save_pretrained", None)):
         vars(model)["save_pretrained"] = SavePretrained(model)
-        model.register_load_state_dict_pre_hook(_take_written_names_)
+        model.register_load_state_dict_pre_hook(_take_written_names_)  # type: ignore[no-untyped-call]
 
 
 def has_from_pretrained(model: nn.Module) -> bool:
@@ -57,9 +59,14 @@ def with_own_names(model: nn.Module, written: Mapping[str, Tensor]) -> dict[str,
 
     Those that are under such names already, and those of which transformers knows nothing, stay as they are.
     """
-    own = model.state_dict(keep_vars=True).keys()
+    # Without `state_dict`, whose hooks gather what is sharded.
+    named = chain(model.named_parameters(remove_duplicate=False), model.named_buffers(remove_duplicate=False))
+    own = {name for name, _ in named}
     foreign = {name: tensor for name, tensor in written.items() if name not in own}
     rest = {name: tensor for name, tensor in written.items() if name in own}
+    # A model of transformers has it imported, which takes seconds.
+    if not foreign or "transformers" not in sys.modules:
+        return dict(written)
     try:
         from transformers import PreTrainedModel
         from transformers.conversion_mapping import get_model_conversion_mapping
@@ -67,7 +74,7 @@ def with_own_names(model: nn.Module, written: Mapping[str, Tensor]) -> dict[str,
     except ImportError:
         # Versions that have no conversions write the model's own names.
         return dict(written)
-    if not foreign or not isinstance(model, PreTrainedModel):
+    if not isinstance(model, PreTrainedModel):
         return dict(written)
     known = getattr(model, "_weight_conversions", None)
     if known is None:
