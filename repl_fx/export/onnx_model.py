@@ -165,8 +165,7 @@ def _convert(
     # Each tensor must be an object of its own: torch.export takes two arguments that are one object for one input.
     tensors = tuple(tensor.detach().clone() for tensor in inputs.tensors)
     failure: Exception | None = None
-    free, same = _known_dims(source, inputs.names)
-    for dims, alike in _ladder(tensors, free, same):
+    for dims, alike in _ladder(tensors, *_known_dims(source, inputs.names)):
         shapes: Any = auto_shapes(ExampleInputs(tensors), dims=_dims_by_tensor(tensors, dims))
         try:
             # What torch.export logs of a failure is in its exception, and the next attempt may well succeed.
@@ -184,8 +183,7 @@ def _convert(
                     optimize=False,
                 )
         except ForeignError as failed:
-            # With the fewest dimensions free, and none said to be one, it is about the model and not about these.
-            failure = failed.problem if failure is None or alike == same else failure
+            failure = failure or failed.problem
             continue
         assert program is not None  # dynamo=True always returns one
         if any(dim == 0 and _is_fixed(program, number) for group in alike for number, dim in group):
@@ -395,6 +393,8 @@ def _explain(source: nn.Module, failure: Exception) -> str:
         "TorchExportError": "torch.export refuses it",
         "ConversionError": "an operator has no translation",
     }.get(type(failure).__name__, type(failure).__name__)
+    reason, *more = str(cause).strip().split("\n")[:2] or [""]
+    said = f"{reason} {more[0].strip()}" if more and reason.endswith(":") else first_line(cause)
     graphs = [] if isinstance(source, fx.GraphModule) else list(graphs_in(source))
     hint = f"; it was captured in parts, export each of them: {', '.join(graphs)}" if graphs else ""
-    return f"{type(source).__name__} cannot be exported to ONNX: {step}: {first_line(cause)}{hint}"
+    return f"{type(source).__name__} cannot be exported to ONNX: {step}: {said}{hint}"
