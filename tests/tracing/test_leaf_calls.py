@@ -344,7 +344,7 @@ class CountsLike(nn.Module):
         with torch.autocast(x.device.type, torch.bfloat16):
             y = self.layer(x)
             # Numbers of bfloat16 have eight bits.
-            return y.float() + torch.arange(300, 304, dtype=y.dtype)
+            return y.float() + torch.arange(300, 304, dtype=y.dtype)  # type: ignore[no-any-return]
 
 
 def test_a_layer_under_autocast_returns_what_it_returns_there() -> None:
