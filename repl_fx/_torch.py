@@ -301,6 +301,16 @@ def size_evaluations(
         yield
 
 
+def size_with(size: int | torch.SymInt, sizes: Mapping[str, int]) -> int:
+    """The number that a size of a trace has where symbols, by their names, have others than in the example."""
+    if isinstance(size, int):
+        return size
+    expression = size.node.expr
+    return int(
+        expression.xreplace({s: sympy.Integer(sizes[str(s)]) for s in expression.free_symbols if str(s) in sizes})
+    )
+
+
 def condition_of(expression: Any, answer: Any) -> Any:
     """The condition, of sympy, under which an expression of sizes has the answer that it has in a trace."""
     if expression.is_Boolean or expression.is_Relational:

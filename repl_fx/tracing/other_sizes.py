@@ -6,15 +6,16 @@ model that is captured in parts, where sizes come from eager code, the next call
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
+from itertools import chain, islice
 from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
 
-from repl_fx._torch import fixed_size, pytree
+from repl_fx._torch import fixed_size, pytree, size_with
 from repl_fx.graph.captured import CapturedModule, copy_graph
 from repl_fx.graph.runtime import SizeCheck, check_shape
 from repl_fx.graph.signature import bind_arguments, words_for
@@ -26,6 +27,8 @@ from repl_fx.tracing.size_questions import drop_checks_, size_checks
 
 # Other sizes are tried on inputs no larger than this along a dimension.
 _TRIAL_SIZE = 193
+# Each trial runs the model twice in each mode.
+_MOST_TRIALS = 2
 # Tensors, each with the sizes that it has in a trace; some of these are symbols.
 _Traced = Sequence[tuple[Tensor, Sequence[Any]]]
 
@@ -73,34 +76,54 @@ def try_checks_(gm: fx.GraphModule, model: nn.Module, inputs: ExampleInputs) -> 
     traced = _traced_shapes(gm, model, inputs)
     gone: list[str] = []
     for node, check in tried:
-        resized = _failing(check, traced, inputs)
-        if resized is None:
+        if node.name in gone:
             continue
-        trial = run_passes(copy_graph(gm, compiled=False), partial(drop_checks_, names=[*gone, node.name])).graph_module
-        runs, alike = _tried(trial, model, resized)
-        if alike:
-            gone.append(node.name)
-        elif runs and check.limit:
-            node.target = replace(check, limit=False)
+        for sizes in islice(_failing(gm, check, traced), _MOST_TRIALS):
+            # Several questions may be about one size.
+            failing = [other for other, asked in tried if other.name not in gone and not _holds(asked, sizes)]
+            names = [*gone, *(other.name for other in failing)]
+            trial = run_passes(copy_graph(gm, compiled=False), partial(drop_checks_, names=names)).graph_module
+            runs, alike = _tried(trial, model, _with_sizes(inputs, traced, sizes))
+            if alike:
+                gone = names
+                break
+            if runs and check.limit and failing == [node]:
+                node.target = replace(check, limit=False)
     return drop_checks_(gm, gone)
 
 
-def _failing(check: SizeCheck, traced: _Traced, inputs: ExampleInputs) -> ExampleInputs | None:
-    """The inputs with a size, near that of the example, for which a check fails; None where there is none near."""
-    names = [name for name, _, _ in check.sizes]
-    examples = {str(s): now for t, shape in traced for s, now in zip(shape, t.shape, strict=True)}
-    for name in names:
-        now = examples.get(name, 0)
-        # A size of 1 is the one that a trace leaves out.
-        near = (
-            [1]
-            if check.fails_at_one
-            else [size for by in range(1, now + 2) for size in (now + by, now - by) if size > 0]
-        )
-        for size in near:
-            if not check.holds_for(*({**examples, name: size}[other] for other in names)):
-                return _with_size(inputs, traced, name, size)
-    return None
+def _failing(gm: fx.GraphModule, check: SizeCheck, traced: _Traced) -> Iterator[dict[str, int]]:
+    """Sizes, near those of the example, for which a check fails and, as far as can be, no other does.
+
+    Another size follows where the other checks ask for it: a mask is as long as the text that it is for.
+    """
+    free = _free_sizes(traced)
+    # Sizes of masks are the likeliest to follow.
+    whole = {str(size) for tensor, shape in traced if not tensor.is_floating_point() for size in shape}
+    others = [other for _, other in size_checks(gm.graph) if other is not check and not other.fails_at_one]
+    for name in (name for name, _, _ in check.sizes if name in free):
+        now = free[name]
+        near = (1,) if check.fails_at_one else chain.from_iterable((now + by, now - by) for by in range(1, now + 2))
+        size = next((size for size in near if size > 0 and not _holds(check, {**free, name: size})), None)
+        if size is None:
+            continue
+        changed = {**free, name: size}
+        if all(_holds(other, changed) for other in others):
+            yield changed
+            continue
+        for follower in sorted(free.keys() - {name}, key=lambda other: other not in whole):
+            candidates = ({**changed, follower: value} for value in range(1, 2 * max(free.values()) + 2))
+            yield from islice((c for c in candidates if all(_holds(other, c) for other in others)), 1)
+
+
+def _free_sizes(traced: _Traced) -> dict[str, int]:
+    """The sizes of the inputs that have a symbol of their own in a trace, by its name."""
+    sizes = ((size, now) for t, shape in traced for size, now in zip(shape, t.shape, strict=True))
+    return {str(size): now for size, now in sizes if fixed_size(size) is None and str(size).isidentifier()}
+
+
+def _holds(check: SizeCheck, sizes: Mapping[str, int]) -> bool:
+    return check.holds_for(*(sizes[name] for name, _, _ in check.sizes))
 
 
 def other_sizes_of(gm: fx.GraphModule, module: nn.Module, inputs: ExampleInputs) -> ExampleInputs | None:
@@ -124,17 +147,14 @@ def _traced_shapes(gm: fx.GraphModule, module: nn.Module, inputs: ExampleInputs)
 
 
 def _resized(gm: fx.GraphModule, traced: _Traced, inputs: ExampleInputs) -> ExampleInputs | None:
-    """The inputs with other sizes that a graph takes; None where it takes none, or a size is no symbol of its own."""
-    free = {str(s): n for t, shape in traced for s, n in zip(shape, t.shape, strict=True) if fixed_size(s) is None}
-    if not all(name.isidentifier() for name in free):
-        return None
+    """The inputs with other sizes that a graph takes; None where it takes none."""
+    free = _free_sizes(traced)
     checks = [check for _, check in size_checks(gm.graph)]
     sizes = dict(free)
 
     def taken(name: str, size: int) -> bool:
-        tried = {**sizes, name: size}
         concerned = (check for check in checks if any(other == name for other, _, _ in check.sizes))
-        return all(check.holds_for(*(tried[other] for other, _, _ in check.sizes)) for check in concerned)
+        return all(_holds(check, {**sizes, name: size}) for check in concerned)
 
     for name, now in free.items():
         # An odd size first: what code asks of sizes most is whether they are even.
@@ -145,8 +165,7 @@ def _resized(gm: fx.GraphModule, traced: _Traced, inputs: ExampleInputs) -> Exam
         return None
     generator = torch.Generator().manual_seed(0)
     drawn = {
-        id(tensor): _drawn([sizes.get(str(s), n) for s, n in zip(shape, tensor.shape, strict=True)], tensor, generator)
-        for tensor, shape in traced
+        id(tensor): _drawn([size_with(size, sizes) for size in shape], tensor, generator) for tensor, shape in traced
     }
     return inputs.map(lambda tensor: drawn.get(id(tensor), tensor))
 
@@ -158,14 +177,16 @@ def _drawn(sizes: Sequence[int], like: Tensor, generator: torch.Generator) -> Te
     return torch.full(tuple(sizes), like.dtype == torch.bool, dtype=like.dtype, device=like.device)
 
 
-def _with_size(inputs: ExampleInputs, traced: _Traced, symbol: str, size: int) -> ExampleInputs:
-    """The inputs with another size wherever a trace has this symbol: a part of them, or more of the same."""
+def _with_sizes(inputs: ExampleInputs, traced: _Traced, sizes: Mapping[str, int]) -> ExampleInputs:
+    """The inputs with other sizes for the symbols of a trace: a part of them, or more of the same."""
 
     def resized(tensor: Tensor) -> Tensor:
-        dims = {dim for given, shape in traced if given is tensor for dim, s in enumerate(shape) if str(s) == symbol}
-        for dim in dims:
-            kept = torch.arange(size, device=tensor.device) % tensor.shape[dim]
-            tensor = tensor.index_select(dim, kept)
+        shape = next((shape for given, shape in traced if given is tensor), ())
+        for dim, size in enumerate(shape):
+            wanted = size_with(size, sizes)
+            if wanted != tensor.shape[dim] and wanted > 0:
+                kept = torch.arange(wanted, device=tensor.device) % tensor.shape[dim]
+                tensor = tensor.index_select(dim, kept)
         return tensor
 
     return inputs.map(resized)

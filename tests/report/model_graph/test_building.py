@@ -84,7 +84,7 @@ def test_a_model_alone_has_no_view_after() -> None:
     torch.manual_seed(0)
     document = document_of_model(captured(TokenNet(depth=3), (TOKENS,)), "net.py", ["random weights"])
     assert (document.views.after, document.plan, document.totals.after) == (None, None, None)
-    assert document.model.notes == ("random weights",)
+    assert document.model.notes == ("random weights", "sizes: batch any; length any")
     require_tree(document.views.before.graphs[0])
 
 
