@@ -84,7 +84,7 @@ PARTS = {
     ("repl_fx.tracing.capture", "merge_modes_"): "merge_modes",
     ("repl_fx.tracing.capture", "follow_device_"): "follow_device",
     ("repl_fx.pipeline", "capture_parts"): REST,
-    ("repl_fx.planning.part_repeats", "find_repeats"): "find_repeats",
+    ("repl_fx.planning.finders", "find_repeats"): "find_repeats",
     ("repl_fx.pipeline", "_plan"): "make_plan",
     ("repl_fx.planning.trials", "replace_blocks"): "replace_blocks",
 }

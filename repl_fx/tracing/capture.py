@@ -44,7 +44,7 @@ from repl_fx.tracing.model_checks import misfit, name_of_graphs, obstacle, requi
 from repl_fx.tracing.other_sizes import try_checks_
 from repl_fx.tracing.questions import Compiling, Settings, computes_alike, require_settings_, settings_asked
 from repl_fx.tracing.settled import require_leaves_left, require_settled
-from repl_fx.tracing.size_questions import FIXED
+from repl_fx.tracing.size_questions import FIXED, size_checks
 from repl_fx.tracing.state_changes import StateChanges, changes_noted
 from repl_fx.tracing.tracers import Tracer, trace_by_export, trace_by_fx
 
@@ -222,6 +222,7 @@ def _assembled(
             fixed.update({f"{name}.{dim}": reason for dim, reason in node.meta.pop(FIXED, {}).items()})
         fixed.update(dict.fromkeys(fix_dims_(graph, wanted_fixed), ASKED))
         _settle_sizes_(graph)
+    _drop_limits_of_one_mode_(graphs[True], graphs[False])
     match_decisions_(graphs[True], graphs[False])
     gm = CapturedModule(root, graphs[True], type(model).__name__, compiled=False)
     gm.training = model.training
@@ -239,6 +240,15 @@ def _assembled(
     found: Any = {"literals": merged.literals, "switches": merged.switches, "dynamic": _dynamic_dims(gm)}
     gm.meta["capture"] = replace(info, **found, fixed=fixed)
     return gm
+
+
+def _drop_limits_of_one_mode_(*graphs: fx.Graph) -> None:
+    """Leave limits to the model itself that it has in one mode alone: a batch norm that trains wants more than one."""
+    alike = set.intersection(*({check for _, check in size_checks(graph)} for graph in graphs))
+    for graph in graphs:
+        for node, check in size_checks(graph):
+            if check.limit and check not in alike:
+                graph.erase_node(node)
 
 
 def _settle_sizes_(graph: fx.Graph) -> None:

@@ -104,10 +104,16 @@ def fix_dims_(graph: fx.Graph, names: Collection[str]) -> list[str]:
             tensors = node.all_input_nodes
             if all(fixed_size(tensors[number].meta["val"].shape[dim]) for _, number, dim in node.target.sizes):
                 graph.erase_node(node)
-        elif isinstance(size := node.meta.get("val"), torch.SymInt) and (number := fixed_size(size)) is not None:
-            _put_number_(node, number)
+    put_numbers_(graph)
     drop_dead(graph)
     return [f"{axis.input}.{axis.number}" for axis, size in free.items() if fixed_size(size) is not None]
+
+
+def put_numbers_(graph: fx.Graph) -> None:
+    """Put numbers in the place of computed sizes that a trace has fixed, as in the layers that came after."""
+    for node in graph.nodes:
+        if isinstance(size := node.meta.get("val"), torch.SymInt) and (number := fixed_size(size)) is not None:
+            _put_number_(node, number)
 
 
 def _put_number_(node: fx.Node, number: int) -> None:

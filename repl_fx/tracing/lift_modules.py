@@ -44,6 +44,7 @@ from repl_fx.graph.signature import (
     step_into,
 )
 from repl_fx.passes.driver import collection_paused
+from repl_fx.tracing.dynamic_shapes import put_numbers_
 from repl_fx.tracing.layouts import is_stand_in, layout_operator
 from repl_fx.tracing.leaf_calls import LeafCall, LeafCalls
 from repl_fx.tracing.size_questions import SizeQuestions, add_checks
@@ -120,6 +121,7 @@ def lift_modules(exported: Exported, model: nn.Module, inputs: BoundInputs, cons
         structure = children_of(structure)[0]
         add_assignments(lifter.graph, exported.assigned, results[structure.num_leaves :])
     lifter.graph.output(output_of(lifter.graph, results[: structure.num_leaves], structure))
+    put_numbers_(lifter.graph)
     drop_dead(lifter.graph)
     return lifter.graph
 

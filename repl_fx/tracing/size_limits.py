@@ -16,11 +16,15 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import torch
+
 from repl_fx._torch import code_of
 
 _LEAST_TRIED, _MOST_TRIED = 512, 20_000
 # Combinations of sizes for which rules of one size each are tried against conditions on several.
 _COMBINATIONS = 200
+# The largest of the sizes that count as one is less than the smallest times this.
+_ONE = 1.5
 
 
 @dataclass(frozen=True)
@@ -38,12 +42,15 @@ class Limit:
     place: str
 
 
-def limits_of(conditions: Mapping[Any, str], examples: Mapping[str, int]) -> tuple[list[Limit], list[str]]:
+def limits_of(
+    conditions: Mapping[Any, str], examples: Mapping[str, int], owners: Mapping[str, int]
+) -> tuple[list[Limit], list[str]]:
     """Put conditions as rules of one size each, where they come to that.
 
     Args:
         conditions: on symbols, each with the place that needs it.
         examples: the sizes of the example inputs, by the names of their symbols; all conditions hold for them.
+        owners: the numbers of the tensors that the sizes are of.
 
     Returns:
         The rules; and the names of sizes that can be no other, the rest being as in the example.
@@ -57,10 +64,18 @@ def limits_of(conditions: Mapping[Any, str], examples: Mapping[str, int]) -> tup
     pinned: list[str] = []
     for name in examples:
         concerned = [condition for condition in known if name in condition.names]
-        taken = _taken(name, concerned, examples) if concerned else range(0)
-        if len(taken) == 1:
+        if not concerned:
+            continue
+        taken = _taken(name, concerned, examples)
+        # Sizes that a rounded quotient makes one (224 to 239 pixels are 14 patches of 16) are of no use as more.
+        if (
+            taken[-1] < _ONE * taken[0]
+            and len({owners[other] for condition in concerned for other in condition.names}) == 1
+        ):
             pinned.append(name)
-        elif (found := _rules(name, taken, concerned, examples)) is None:
+            continue
+        found = _rules(name, taken, concerned, examples)
+        if found is None or not _alone(name, taken, concerned, examples):
             irregular.add(name)
         else:
             rules += found
@@ -97,7 +112,7 @@ class _Condition:
 
 def truth_of(code: str, names: Sequence[str]) -> Callable[..., Any]:
     """A function of sizes that says whether a condition holds."""
-    truth: Callable[..., Any] = eval(f"lambda {', '.join(names)}: {code}", {"math": math})
+    truth: Callable[..., Any] = eval(f"lambda {', '.join(names)}: {code}", {"math": math, "torch": torch})
     return truth
 
 
@@ -106,6 +121,16 @@ def _taken(name: str, conditions: Sequence[_Condition], examples: Mapping[str, i
     most = max(examples[name], *(condition.largest for condition in conditions)) * 2
     tried = range(min(max(most, _LEAST_TRIED), _MOST_TRIED) + 1)
     return [size for size in tried if _failing(name, size, conditions, examples) is None]
+
+
+def _alone(name: str, taken: Sequence[int], conditions: Sequence[_Condition], examples: Mapping[str, int]) -> bool:
+    """Whether the sizes that one size may have are the same for other sizes of the rest."""
+    if all(len(condition.names) == 1 for condition in conditions):
+        return True
+    twice = {other: size if other == name else 2 * size for other, size in examples.items()}
+    half = {other: size if other == name else max(size // 2, 1) for other, size in examples.items()}
+    found = [list(_taken(name, conditions, rest)) for rest in (twice, half)]
+    return any(found) and all(sizes == list(taken) for sizes in found if sizes)
 
 
 def _failing(name: str, size: int, conditions: Sequence[_Condition], examples: Mapping[str, int]) -> _Condition | None:
@@ -117,8 +142,8 @@ def _rules(
 ) -> list[Limit] | None:
     """The rules for one size that may have those `taken`; None where these are irregular."""
     found: list[Limit] = []
-    if not taken:
-        return found
+    if len(taken) < 2:
+        return None
     step = math.gcd(*(later - size for size, later in itertools.pairwise(taken)))
     if list(taken) != list(range(taken[0], taken[-1] + 1, step)):
         return None

@@ -155,7 +155,7 @@ class SizeQuestions:
                 else:
                     decided.setdefault(condition, held)
         try:
-            rules, pinned = limits_of(limits, examples)
+            rules, pinned = limits_of(limits, examples, {name: number for name, (number, _) in self.places.items()})
             self.found = [(limit, None) for limit in rules]
             for condition, held in decided.items():
                 names = sorted(map(str, condition.free_symbols))

@@ -55,9 +55,10 @@ class _Pictures(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.patches, self.body = nn.Conv2d(3, 16, 2, 2), TokenNet(depth=5)
+        self.places = nn.Parameter(torch.randn(1, 16, 16))
 
     def forward(self, x: Tensor) -> Tensor:
-        made: Tensor = self.body(self.patches(x).flatten(2).transpose(1, 2))
+        made: Tensor = self.body(self.patches(x).flatten(2).transpose(1, 2) + self.places)
         return made
 
 

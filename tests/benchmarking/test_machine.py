@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib.metadata
+
 import torch
 
 from repl_fx.benchmarking import machine
@@ -13,7 +15,7 @@ def test_the_name_of_a_cpu() -> None:
 
 
 def test_what_is_not_installed_has_no_version() -> None:
-    assert machine.installed(["torch", "no-such-package"]) == {"torch": torch.__version__}
+    assert machine.installed(["torch", "no-such-package"]) == {"torch": importlib.metadata.version("torch")}
 
 
 def test_the_environment_in_a_line() -> None:

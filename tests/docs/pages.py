@@ -147,7 +147,7 @@ class PageRun:
         elif program == "python":
             self._file(arguments[0])
         elif program == "make":
-            targets = set(re.findall(r"^([\w.]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
+            targets = set(re.findall(r"^([\w.-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
             unknown = {word for word in arguments if "=" not in word} - targets
             assert not unknown, f"make knows no {unknown}"
         elif program == "pip":

@@ -54,11 +54,7 @@ def test_a_number_made_of_a_size_is_not_kept_for_other_sizes(whole: bool) -> Non
     model, x, longer = Quarter(), torch.randn(2, 9, 4), torch.randn(2, 18, 4)
     gm = capture(model, (x,))
     assert torch.equal(gm(x), model(x))
-    if whole:
-        with pytest.raises(BadInput, match=r"shape \[2, 18, 4\]: .* than where \(x\.shape\[1\] // 4\) == 2 \(at"):
-            gm(longer)
-    else:
-        assert torch.equal(gm(longer), model(longer))
+    assert torch.equal(gm(longer), model(longer))
 
 
 def test_a_quotient_that_other_sizes_have_not_is_kept_for_its_own() -> None:
@@ -74,8 +70,8 @@ def test_a_quotient_that_other_sizes_have_not_is_kept_for_its_own() -> None:
     model, x = Cut(), torch.randn(2, 9, 4)
     gm = capture(model, (x,))
     assert torch.equal(gm(x), model(x))
-    with pytest.raises(BadInput, match=r"shape \[2, 10, 4\]: .* than where .* == \(?-4\)? \(at"):
-        gm(torch.randn(2, 10, 4))
+    other = torch.randn(2, 10, 4)
+    assert torch.equal(gm(other), model(other))
 
 
 @settings(max_examples=30, deadline=None)
