@@ -182,17 +182,18 @@ def _convert(
                     custom_translation_table=dict(TRANSLATIONS),
                     optimize=False,
                 )
+                assert program is not None  # dynamo=True always returns one
+                # Pieces of a size that is not known stop it.
+                optimize_(program.model)
         except ForeignError as failed:
             failure = failure or failed.problem
             continue
-        assert program is not None  # dynamo=True always returns one
         if any(dim == 0 and _is_fixed(program, number) for group in alike for number, dim in group):
             continue
         written = program.model.opset_imports.get("")
         if opset is not None and written != opset:
             nearest = _nearest(program.model, opset)
             raise ExportError(f"the model cannot be written in opset {opset}; the nearest it can be is {nearest}")
-        optimize_(program.model)
         return program
     assert failure is not None
     raise ExportError(_explain(source, failure)) from failure

@@ -8,13 +8,11 @@ Add(x, 1e-15)               ->  Add(x, 1e-15)      the optimizer takes it for Ad
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 
 import onnx_ir as ir
 from onnx_ir.passes.common import NameFixPass
 from onnxscript import optimizer
-
-from repl_fx.errors import ForeignError, foreign_code
 
 _NEUTRAL = {"Add": 0.0, "Sub": 0.0, "Mul": 1.0, "Div": 1.0}
 # No domain that a rule of the optimizer knows.
@@ -25,9 +23,7 @@ def optimize_(model: ir.Model) -> None:
     """Fold constants, drop what computes nothing and inline functions, in place; what the model computes stays."""
     _drop_zero_biases(model.graph)
     # Constants first, so that numbers that are computed are seen.
-    with suppress(ForeignError), foreign_code():
-        # Pieces of a size that is not known stop it half way, which leaves a model that computes the same.
-        optimizer.fold_constants(model, should_fold=_keep_weights)
+    optimizer.fold_constants(model, should_fold=_keep_weights)
     with _nearly_neutral_aside(model.graph):
         optimizer.optimize_ir(model, should_fold=_keep_weights)
     _register_strays(model)

@@ -111,9 +111,14 @@ def _failing(gm: fx.GraphModule, check: SizeCheck, traced: _Traced) -> Iterator[
         if all(_holds(other, changed) for other in others):
             yield changed
             continue
+        found = False
         for follower in sorted(free.keys() - {name}, key=lambda other: other not in whole):
             candidates = ({**changed, follower: value} for value in range(1, 2 * max(free.values()) + 2))
-            yield from islice((c for c in candidates if all(_holds(other, c) for other in others)), 1)
+            for candidate in islice((c for c in candidates if all(_holds(other, c) for other in others)), 1):
+                found = True
+                yield candidate
+        if not found:
+            yield changed
 
 
 def _free_sizes(traced: _Traced) -> dict[str, int]:

@@ -45,7 +45,9 @@ from repl_fx.tracing.size_limits import Limit, limits_of
 # windows that are padded (Swin) a million, and a trace takes the longer the more there are.
 _MOST_WRITTEN = 60_000
 # Functions of torch that refuse operands whose sizes do not go together; those of the module torch are `torch._check`.
-_REFUSING = frozenset({"infer_size", "_cat_meta", "_broadcast_shapes", "broadcast_shapes", "expect_true"})
+_REFUSING = frozenset(
+    {"infer_size", "_cat_meta", "_broadcast_shapes", "broadcast_shapes", "expect_true", "_verify_batch_size"}
+)
 _SPLITS, _DEEP = ("_reshape_view_helper", "_collapse_view"), 16
 # Modules that hand a question on, besides torch itself, which holds the symbols.
 _HANDING_ON = ("torch.fx.experimental.", "torch._guards", "repl_fx._torch", "repl_fx.tracing.size_questions")

@@ -130,6 +130,10 @@ def trace_by_export(
             if asked.yes and is_bounded(program):
                 aware = True
                 continue
+            if branches.asked and not constants.involved:
+                # Ways that leave out a layer leave sizes free that others fix, and could not be joined.
+                constants.involved = ", as the forward goes its way by values or at random"
+                continue
             if whole_numbers is not None and questions.whole.keys() - whole_numbers.keys():
                 whole_numbers.update(questions.whole)
                 continue

@@ -585,8 +585,6 @@ IMAGES: Cases = {
 
 # What has no translation, or none that the checker passes, never becomes a file.
 REFUSED: Cases = {
-    "max_pool_ceil": lambda x: F.max_pool2d(x, 2, 3, 1, ceil_mode=True),
-    "avg_pool_ceil": lambda x: F.avg_pool2d(x, 2, 3, 1, ceil_mode=True),
     "avg_pool_ceil_divisor": lambda x: F.avg_pool2d(x, 3, 2, 1, ceil_mode=True, divisor_override=5),
     "scatter_mean_of_integers": lambda x: (
         torch.zeros(2, 4).long().scatter_reduce(1, torch.zeros(2, 4).long(), x[:, :, 0, 0].long(), "mean")
@@ -643,3 +641,15 @@ def test_a_graph_squeezes_and_takes_angles_as_its_model_does(tmp_path: Path) -> 
 
     gm = repl_fx.capture(Squeezes(), (X,))
     assert verify_onnx(gm, export_onnx(gm, tmp_path / "m.onnx", (X,)), (X,))
+
+
+POOLS: Cases = {
+    "max_pool_ceil": lambda x: F.max_pool2d(x, 2, 3, 1, ceil_mode=True),
+    "avg_pool_ceil": lambda x: F.avg_pool2d(x, 2, 3, 1, ceil_mode=True),
+}
+
+
+@pytest.mark.parametrize("name", POOLS)
+def test_pools_that_round_up_are_right_where_sizes_are_free(name: str, tmp_path: Path) -> None:
+    module = Table({name: POOLS[name]})
+    assert verify_onnx(module, export_onnx(module, tmp_path / "m.onnx", (I,)), (I,))

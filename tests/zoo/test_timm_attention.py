@@ -20,7 +20,7 @@ CASES = [
     timm_case("vit_tiny_patch16_224", {"blocks": 4}, depth=4),
     # The stage of six alternates plain and shifted windows: three pairs. In the last stage no window is shifted. Beside
     # them the attentions with plain windows, all MLPs, and the attentions with shifted windows are alike.
-    timm_case("swin_tiny_patch4_window7_224", {"layers.2.blocks": 3, "layers.3.blocks": 2}, (5, 12, 5), 6),
+    timm_case("swin_tiny_patch4_window7_224", {"layers.2.blocks": 3, "layers.3.blocks": 2}, (7, 12, 5), 7),
     timm_case("mixer_s32_224", {"blocks": 8}),
 ]
 
