@@ -42,6 +42,8 @@ def is_fully_sharded(module: nn.Module) -> bool:
     return kind is not None and isinstance(module, kind)
 
 
+# Asked once when code is compiled: torch.compile of torch 2.11 cannot trace the list of subclasses.
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
 def is_fully_sharded_anywhere() -> bool:
     """Whether any module of this process went through `fully_shard`.
 
