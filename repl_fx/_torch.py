@@ -313,7 +313,7 @@ def size_with(size: int | torch.SymInt, sizes: Mapping[str, int]) -> int:
 
 def condition_of(expression: Any, answer: Any) -> Any:
     """The condition, of sympy, under which an expression of sizes has the answer that it has in a trace."""
-    if expression.is_Boolean or expression.is_Relational:
+    if is_truth(expression):
         return expression if answer else sympy.Not(expression)
     return sympy.Eq(expression, answer, evaluate=False) if expression.free_symbols else sympy.true
 

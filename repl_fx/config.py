@@ -20,10 +20,7 @@ def check_passes() -> bool:
     Raises:
         BadInput: any other value.
     """
-    value = os.environ.get("REPL_FX_CHECK", "0")
-    if value not in ("0", "1"):
-        raise BadInput(f"REPL_FX_CHECK is {value!r}; set it to 1 or 0")
-    return value == "1"
+    return _is_on("REPL_FX_CHECK", "0")
 
 
 def show_progress() -> bool:
@@ -32,12 +29,18 @@ def show_progress() -> bool:
     Raises:
         BadInput: any other value.
     """
-    value = os.environ.get("REPL_FX_PROGRESS", "1")
-    if value not in ("0", "1"):
-        raise BadInput(f"REPL_FX_PROGRESS is {value!r}; set it to 1 or 0")
+    wanted = _is_on("REPL_FX_PROGRESS", "1")
     # As torchrun, Lightning and SLURM number the processes of one run.
     ranks = (os.environ.get(name, "0") for name in ("RANK", "LOCAL_RANK", "NODE_RANK", "SLURM_PROCID"))
-    return value == "1" and all(rank in ("", "0") for rank in ranks) and _is_first()
+    return wanted and all(rank in ("", "0") for rank in ranks) and _is_first()
+
+
+def _is_on(name: str, default: str) -> bool:
+    """Whether a variable is 1, and not 0."""
+    value = os.environ.get(name, default)
+    if value not in ("0", "1"):
+        raise BadInput(f"{name} is {value!r}; set it to 1 or 0")
+    return value == "1"
 
 
 def _is_first() -> bool:

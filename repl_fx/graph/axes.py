@@ -210,13 +210,19 @@ def dimensions_of(gm: fx.GraphModule) -> list[Dimension]:
     ]
 
 
+def size_checks(graph: fx.Graph) -> list[tuple[fx.Node, SizeCheck]]:
+    """The nodes of a graph that refuse sizes, each with its check."""
+    return [(node, node.target) for node in graph.nodes if isinstance(node.target, SizeCheck)]
+
+
 def checks_by_name(graph: fx.Graph) -> list[tuple[SizeCheck, tuple[str, ...]]]:
     """The checks of sizes in a graph, each with the names of the inputs that it looks at."""
-    return [
-        (node.target, tuple(map(_name_of, node.all_input_nodes)))
-        for node in graph.nodes
-        if isinstance(node.target, SizeCheck)
-    ]
+    return [(check, tuple(map(_name_of, node.all_input_nodes))) for node, check in size_checks(graph)]
+
+
+def with_names(condition: str, names: Mapping[str, str]) -> str:
+    """A condition on sizes with other names for these."""
+    return _SYMBOL.sub(lambda seen: names.get(seen[0], seen[0]), condition)
 
 
 def _sizes(name: str, value: Tensor) -> InputSizes:
@@ -267,4 +273,4 @@ def _in_words(condition: str, called: Mapping[str, str]) -> str:
         for form, words in _FORMS:
             if match := form.fullmatch(condition):
                 return words.format(match[1])
-    return _SYMBOL.sub(lambda seen: called.get(seen[0], seen[0]), condition)
+    return with_names(condition, called)

@@ -128,6 +128,20 @@ def _on_tensors(condition: str, names: Sequence[str]) -> Callable[..., Any]:
     return on_tensors
 
 
+def truth_of(condition: str, names: Sequence[str]) -> Callable[..., bool]:
+    """A function of sizes, in the order of their names, that says whether a condition on them holds."""
+    holds: Callable[..., bool] = eval(f"lambda {', '.join(names)}: {condition}", {"math": math, "torch": torch})
+
+    def truth(*sizes: int) -> bool:
+        try:
+            return holds(*sizes)
+        except ZeroDivisionError:
+            # The source divides, too.
+            return False
+
+    return truth
+
+
 @dataclass(frozen=True)
 class SizeCheck:
     """Refuses inputs of sizes for which the source takes another way than the one that was traced, or none.
@@ -150,9 +164,8 @@ class SizeCheck:
     __name__ = "check_sizes"
 
     def __post_init__(self) -> None:
-        names = ", ".join(name for name, _, _ in self.sizes)
         # The code is the same for as long as the check lives, and is made once.
-        object.__setattr__(self, "_holds", eval(f"lambda {names}: {self.condition}", {"math": math, "torch": torch}))
+        object.__setattr__(self, "_truth", truth_of(self.condition, [name for name, _, _ in self.sizes]))
         # fx drops calls without users of all other functions.
         has_side_effect(self)
 
@@ -162,11 +175,7 @@ class SizeCheck:
 
     def holds_for(self, *sizes: int) -> bool:
         """Whether the condition holds for sizes, in the order of `sizes`."""
-        try:
-            holds: bool = vars(self)["_holds"](*sizes)
-        except ZeroDivisionError:
-            # The source divides, too.
-            return False
+        holds: bool = vars(self)["_truth"](*sizes)
         return holds
 
     def truth(self, *tensors: torch.Tensor) -> torch.Tensor:

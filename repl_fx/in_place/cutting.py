@@ -22,6 +22,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from repl_fx._torch import SYMBOLIC, module_stack, pytree
+from repl_fx.graph.axes import size_checks
 from repl_fx.graph.boundaries import ModuleCall, at_boundaries
 from repl_fx.graph.captured import (
     attribute,
@@ -61,7 +62,6 @@ from repl_fx.surrogates.shared.recompute import RecomputedAttention
 from repl_fx.surrogates.shared.registry import STANDS_FOR
 from repl_fx.surrogates.shared.site import surrogate_path
 from repl_fx.tracing.parts.capture import assemble, qualified_name
-from repl_fx.tracing.size_questions import size_checks
 
 _STATE = ("_parameters", "_buffers", "_modules", "_non_persistent_buffers_set", "training")
 # Nodes outside of a block that can be computed for it again.

@@ -19,7 +19,7 @@ from repl_fx._torch import FakeTensor, example_of, fixed_size, forget_tensors, h
 from repl_fx.arguments import require_module
 from repl_fx.display.progress import shown, tell
 from repl_fx.errors import BadInput, CaptureError, ForeignError, Untraceable
-from repl_fx.graph.axes import ASKED, tensor_inputs
+from repl_fx.graph.axes import ASKED, size_checks, tensor_inputs
 from repl_fx.graph.captured import (
     CapturedModule,
     container_of,
@@ -44,7 +44,7 @@ from repl_fx.tracing.model_checks import misfit, name_of_graphs, obstacle, requi
 from repl_fx.tracing.other_sizes import try_checks_
 from repl_fx.tracing.questions import Compiling, Settings, computes_alike, require_settings_, settings_asked
 from repl_fx.tracing.settled import require_leaves_left, require_settled
-from repl_fx.tracing.size_questions import FIXED, size_checks
+from repl_fx.tracing.size_questions import FIXED
 from repl_fx.tracing.state_changes import StateChanges, changes_noted
 from repl_fx.tracing.tracers import Tracer, trace_by_export, trace_by_fx
 

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from repl_fx._torch import fixed_size, pytree, size_with
+from repl_fx.graph.axes import size_checks
 from repl_fx.graph.captured import CapturedModule, copy_graph
 from repl_fx.graph.runtime import SizeCheck, check_shape
 from repl_fx.graph.signature import bind_arguments, words_for
@@ -23,7 +24,7 @@ from repl_fx.passes.driver import Result, run_passes
 from repl_fx.running.example_inputs import ExampleInputs
 from repl_fx.running.opaque_outputs import equal_inside
 from repl_fx.running.untouched import device_of, outcome_of
-from repl_fx.tracing.size_questions import drop_checks_, size_checks
+from repl_fx.tracing.size_questions import drop_checks_
 
 # Other sizes are tried on inputs no larger than this along a dimension.
 _TRIAL_SIZE = 193

@@ -16,9 +16,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import torch
-
 from repl_fx._torch import code_of
+from repl_fx.graph.runtime import truth_of
 
 _LEAST_TRIED, _MOST_TRIED = 512, 20_000
 # Combinations of sizes for which rules of one size each are tried against conditions on several.
@@ -58,7 +57,7 @@ def limits_of(
     Raises:
         ValueError: a condition that Python has no words for.
     """
-    known = [_Condition.of(condition, place) for condition, place in conditions.items()]
+    known = [_Tested.of(condition, place) for condition, place in conditions.items()]
     rules: list[Limit] = []
     irregular: set[str] = set()
     pinned: list[str] = []
@@ -80,7 +79,7 @@ def limits_of(
         else:
             rules += found
     drawn = random.Random(0)
-    kept: list[_Condition] = []
+    kept: list[_Tested] = []
     for condition in known:
         if irregular.intersection(condition.names) or (
             len(condition.names) > 1 and not _follows(condition, rules, kept, examples, drawn)
@@ -90,40 +89,31 @@ def limits_of(
 
 
 @dataclass(frozen=True, eq=False)
-class _Condition:
+class _Tested:
     code: str
     names: tuple[str, ...]
     place: str
     largest: int
-    truth: Callable[..., Any]
+    truth: Callable[..., bool]
 
     @classmethod
-    def of(cls, condition: Any, place: str) -> _Condition:
+    def of(cls, condition: Any, place: str) -> _Tested:
         code, names = code_of(condition), tuple(sorted(map(str, condition.free_symbols)))
         largest = max((abs(int(number)) for number in condition.atoms() if number.is_Integer), default=0)
         return cls(code, names, place, largest, truth_of(code, names))
 
     def holds(self, sizes: Mapping[str, int]) -> bool:
-        try:
-            return bool(self.truth(*(sizes[name] for name in self.names)))
-        except ZeroDivisionError:
-            return False
+        return self.truth(*(sizes[name] for name in self.names))
 
 
-def truth_of(code: str, names: Sequence[str]) -> Callable[..., Any]:
-    """A function of sizes that says whether a condition holds."""
-    truth: Callable[..., Any] = eval(f"lambda {', '.join(names)}: {code}", {"math": math, "torch": torch})
-    return truth
-
-
-def _taken(name: str, conditions: Sequence[_Condition], examples: Mapping[str, int]) -> Sequence[int]:
+def _taken(name: str, conditions: Sequence[_Tested], examples: Mapping[str, int]) -> Sequence[int]:
     """The sizes tried that one size may have, the others being those of the example."""
     most = max(examples[name], *(condition.largest for condition in conditions)) * 2
     tried = range(min(max(most, _LEAST_TRIED), _MOST_TRIED) + 1)
     return [size for size in tried if _failing(name, size, conditions, examples) is None]
 
 
-def _alone(name: str, taken: Sequence[int], conditions: Sequence[_Condition], examples: Mapping[str, int]) -> bool:
+def _alone(name: str, taken: Sequence[int], conditions: Sequence[_Tested], examples: Mapping[str, int]) -> bool:
     """Whether the sizes that one size may have are the same for other sizes of the rest."""
     if all(len(condition.names) == 1 for condition in conditions):
         return True
@@ -133,12 +123,12 @@ def _alone(name: str, taken: Sequence[int], conditions: Sequence[_Condition], ex
     return any(found) and all(sizes == list(taken) for sizes in found if sizes)
 
 
-def _failing(name: str, size: int, conditions: Sequence[_Condition], examples: Mapping[str, int]) -> _Condition | None:
+def _failing(name: str, size: int, conditions: Sequence[_Tested], examples: Mapping[str, int]) -> _Tested | None:
     return next((condition for condition in conditions if not condition.holds({**examples, name: size})), None)
 
 
 def _rules(
-    name: str, taken: Sequence[int], conditions: Sequence[_Condition], examples: Mapping[str, int]
+    name: str, taken: Sequence[int], conditions: Sequence[_Tested], examples: Mapping[str, int]
 ) -> list[Limit] | None:
     """The rules for one size that may have those `taken`; None where these are irregular."""
     found: list[Limit] = []
@@ -163,9 +153,9 @@ def _rules(
 
 
 def _follows(
-    condition: _Condition,
+    condition: _Tested,
     rules: Sequence[Limit],
-    kept: Sequence[_Condition],
+    kept: Sequence[_Tested],
     examples: Mapping[str, int],
     drawn: random.Random,
 ) -> bool:
@@ -178,7 +168,7 @@ def _follows(
     return True
 
 
-def _size(name: str, example: int, rules: Sequence[tuple[Limit, Callable[..., Any]]], drawn: random.Random) -> int:
+def _size(name: str, example: int, rules: Sequence[tuple[Limit, Callable[..., bool]]], drawn: random.Random) -> int:
     """A size for which the rules hold, near that of the example."""
     own = [truth for rule, truth in rules if rule.names == (name,)]
     for _ in range(_COMBINATIONS):

@@ -12,7 +12,6 @@ are added or put side by side: where they are not, the source itself stops, and 
 from __future__ import annotations
 
 import builtins
-import re
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -36,6 +35,7 @@ from repl_fx._torch import (
     symbol_of,
 )
 from repl_fx.errors import Untraceable
+from repl_fx.graph.axes import size_checks, with_names
 from repl_fx.graph.runtime import SizeCheck
 from repl_fx.passes.driver import Result
 from repl_fx.tracing.model_checks import is_models_code
@@ -54,7 +54,6 @@ _HANDING_ON = ("torch.fx.experimental.", "torch._guards", "repl_fx._torch", "rep
 _NOT_THE_MODELS = ("torch", "sympy", "repl_fx")
 # Metadata of a tensor among the inputs: why dimensions of it are fixed.
 FIXED = "fixed"
-_SYMBOL = re.compile(r"[A-Za-z_]\w*")
 
 
 class SizeQuestions:
@@ -322,25 +321,14 @@ def add_checks(
     for number, tensor in enumerate(tensors):
         tensor.meta[FIXED] = questions.why_fixed(number, tensor.meta["val"].shape)
     places = questions.places
+    names = {name: f"{tensors[number].name}.shape[{dim}]" for name, (number, dim) in places.items()}
     for limit, by in questions.found:
         takes = sorted({places[name][0] for name in limit.names})
         where = tuple((name, takes.index(places[name][0]), places[name][1]) for name in limit.names)
-        words = _SYMBOL.sub(lambda seen: _words(seen[0], places, tensors), limit.condition)
+        words = with_names(limit.condition, names)
         within = "" if by is None or by.module is None else paths.get(by.module, "")
         check = SizeCheck(limit.condition, where, words, limit.place, by is None, within)
         graph.call_function(check, tuple(tensors[number] for number in takes)).meta["val"] = None
-
-
-def _words(name: str, places: Mapping[str, tuple[int, int]], tensors: Sequence[fx.Node]) -> str:
-    if name not in places:
-        return name
-    number, dim = places[name]
-    return f"{tensors[number].name}.shape[{dim}]"
-
-
-def size_checks(graph: fx.Graph) -> list[tuple[fx.Node, SizeCheck]]:
-    """The nodes of a graph that refuse sizes, each with its check."""
-    return [(node, node.target) for node in graph.nodes if isinstance(node.target, SizeCheck)]
 
 
 def refused_sizes(gm: fx.GraphModule) -> list[str]:

@@ -13,9 +13,10 @@ from hypothesis import given, settings, strategies as st
 from torch import Tensor, nn
 
 from repl_fx.errors import BadInput
+from repl_fx.graph.axes import size_checks
 from repl_fx.pipeline import transform
 from repl_fx.tracing.capture import capture
-from repl_fx.tracing.size_questions import refused_sizes, size_checks
+from repl_fx.tracing.size_questions import refused_sizes
 from tests.tracing.nets import info_of
 
 
