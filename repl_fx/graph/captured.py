@@ -340,10 +340,13 @@ def is_tensor(node: fx.Node) -> bool:
 def dimension_of(size: fx.Node, tensors: Iterable[fx.Node]) -> tuple[fx.Node, int] | None:
     """The first of the tensors, and its dimension, whose size is the value of a node; None for other values."""
     value = size.meta.get("val")
-    if not isinstance(value, torch.SymInt):
-        return None
+    return dimension_called(str(value), tensors) if isinstance(value, torch.SymInt) else None
+
+
+def dimension_called(symbol: str, tensors: Iterable[fx.Node]) -> tuple[fx.Node, int] | None:
+    """The first of the tensors, and its dimension, whose size in the trace is a symbol, or an expression of symbols."""
     sizes = ((t, dim, s) for t in tensors for dim, s in enumerate(t.meta["val"].shape) if isinstance(s, torch.SymInt))
-    return next(((t, dim) for t, dim, s in sizes if str(s) == str(value)), None)
+    return next(((t, dim) for t, dim, s in sizes if str(s) == symbol), None)
 
 
 def tensors_in(value: Any) -> Iterator[Tensor]:

@@ -9,7 +9,7 @@ import ast
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import reduce
+from functools import cached_property, reduce
 from types import SimpleNamespace
 from typing import Any
 
@@ -184,7 +184,7 @@ class SizeCheck:
         holds: torch.Tensor = _on_tensors(self.condition, tuple(name for name, _, _ in self.sizes))(*sizes)
         return holds
 
-    @property
+    @cached_property
     def fails_at_one(self) -> bool:
         """Whether the condition is on one size, and fails where that is 1 and at no other size up to 1,000."""
         if len(self.sizes) != 1:

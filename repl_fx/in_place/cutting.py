@@ -26,6 +26,7 @@ from repl_fx.graph.axes import size_checks
 from repl_fx.graph.boundaries import ModuleCall, at_boundaries
 from repl_fx.graph.captured import (
     attribute,
+    dimension_called,
     dimension_of,
     has_attribute,
     has_effect,
@@ -334,12 +335,7 @@ class Cut:
 
     def _of_size(self, name: str) -> tuple[fx.Node, int]:
         """The argument and the dimension of a size, by the name of its symbol."""
-        sizes = (
-            (node, dim, str(s))
-            for node in filter(is_tensor, self.given)
-            for dim, s in enumerate(node.meta["val"].shape)
-        )
-        found = next(((node, dim) for node, dim, size in sizes if size == name), None)
+        found = dimension_called(name, filter(is_tensor, self.given))
         if found is None:
             raise NotInPlace(f"the way that its code goes depends on a size that {self.path} is not handed")
         return found

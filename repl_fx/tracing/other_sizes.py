@@ -6,7 +6,7 @@ model that is captured in parts, where sizes come from eager code, the next call
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from itertools import chain, islice
@@ -112,14 +112,22 @@ def _failing(gm: fx.GraphModule, check: SizeCheck, traced: _Traced) -> Iterator[
         if all(_holds(other, changed) for other in others):
             yield changed
             continue
-        found = False
-        for follower in sorted(free.keys() - {name}, key=lambda other: other not in whole):
-            candidates = ({**changed, follower: value} for value in range(1, 2 * max(free.values()) + 2))
-            for candidate in islice((c for c in candidates if all(_holds(other, c) for other in others)), 1):
-                found = True
-                yield candidate
-        if not found:
-            yield changed
+        followers = sorted(free.keys() - {name}, key=lambda other: other not in whole)
+        found = _followed(changed, followers, others, 2 * max(free.values()) + 2)
+        yield next(found, changed)
+        yield from found
+
+
+def _followed(
+    changed: Mapping[str, int], followers: Iterable[str], checks: Sequence[SizeCheck], end: int
+) -> Iterator[dict[str, int]]:
+    """The sizes with another one changed too, so that all checks hold: for each follower the least, below an end."""
+    for follower in followers:
+        for value in range(1, end):
+            sizes = {**changed, follower: value}
+            if all(_holds(check, sizes) for check in checks):
+                yield sizes
+                break
 
 
 def _free_sizes(traced: _Traced) -> dict[str, int]:
@@ -134,10 +142,7 @@ def _holds(check: SizeCheck, sizes: Mapping[str, int]) -> bool:
 
 def other_sizes_of(gm: fx.GraphModule, module: nn.Module, inputs: ExampleInputs) -> ExampleInputs | None:
     """Inputs of other sizes where those of a graph are dynamic; None where none are, or a size depends on others."""
-    traced = _traced_shapes(gm, module, inputs)
-    if all(fixed_size(size) is not None for _, shape in traced for size in shape):
-        return None
-    return _resized(gm, traced, inputs)
+    return _resized(gm, _traced_shapes(gm, module, inputs), inputs)
 
 
 def _traced_shapes(gm: fx.GraphModule, module: nn.Module, inputs: ExampleInputs) -> _Traced:
