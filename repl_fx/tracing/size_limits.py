@@ -66,11 +66,9 @@ def limits_of(
         if not concerned:
             continue
         taken = _taken(name, concerned, examples)
+        tensors = {owners[other] for condition in concerned for other in condition.names}
         # Sizes that a rounded quotient makes one (224 to 239 pixels are 14 patches of 16) are of no use as more.
-        if (
-            taken[-1] < _ONE * taken[0]
-            and len({owners[other] for condition in concerned for other in condition.names}) == 1
-        ):
+        if taken and taken[-1] < _ONE * taken[0] and len(tensors) == 1:
             pinned.append(name)
             continue
         found = _rules(name, taken, concerned, examples)

@@ -37,3 +37,9 @@ def test_a_size_that_can_be_no_other_is_pinned_where_the_rest_is_of_its_tensor()
 def test_a_condition_between_sizes_stays_one() -> None:
     rules, pinned = _limits(C <= A)
     assert not pinned and rules in (["c <= a (at line 0)"], ["a >= c (at line 0)"])
+
+
+def test_a_size_beyond_those_that_are_tried_keeps_its_condition() -> None:
+    long = sympy.Symbol("long", integer=True, positive=True)
+    rules, pinned = limits_of({long >= 150_000: " (at line 1)"}, {"long": 160_000}, {"long": 0})
+    assert (rules[0].condition, rules[0].names, len(rules), pinned) == ("long >= 150000", ("long",), 1, [])
