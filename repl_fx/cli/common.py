@@ -24,7 +24,7 @@ from rich.status import Status
 from repl_fx.cli.completion import complete_model, complete_model_or_artifact
 from repl_fx.cli.group import CLOSED, explain
 from repl_fx.cli.help import OUTPUT
-from repl_fx.display.progress import telling
+from repl_fx.display.progress import step_line, telling
 
 if TYPE_CHECKING:
     from torch import nn
@@ -200,7 +200,7 @@ class Terminal:
     def step(self, step: str, done: int, total: int | None) -> None:
         """Show the step that a stage is at, while it lasts."""
         if self._status is not None:
-            self._status.update(f"{self._stage}: {step} …{f' {done}/{total}' if total else ''}")
+            self._status.update(step_line(str(self._stage), step, done, total))
 
     def end_stage(self) -> None:
         """End the stage; one that took long gets a line on stderr."""

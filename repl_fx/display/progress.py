@@ -96,7 +96,7 @@ def _on_a_terminal(what: str, console: Console) -> Iterator[Listener]:
         task = bar.add_task(f"{what} …", total=None)
 
         def listener(step: str, done: int, total: int | None) -> None:
-            bar.update(task, description=_line(what, step, done, total), completed=done, total=total)
+            bar.update(task, description=step_line(what, step, done, total), completed=done, total=total)
 
         yield listener
 
@@ -109,7 +109,7 @@ def _in_a_notebook(what: str) -> Iterator[Listener]:
     shown_text: Any = display.display(display.HTML(""), display_id=True)
 
     def listener(step: str, done: int, total: int | None) -> None:
-        text = html.escape(_line(what, step, done, total))
+        text = html.escape(step_line(what, step, done, total))
         bar = f' <progress value="{done}" max="{total}"></progress>' if total else ""
         shown_text.update(display.HTML(f"{text}{bar}"))
 
@@ -120,5 +120,6 @@ def _in_a_notebook(what: str) -> Iterator[Listener]:
         shown_text.update(display.HTML(""))
 
 
-def _line(what: str, step: str, done: int, total: int | None) -> str:
+def step_line(what: str, step: str, done: int, total: int | None) -> str:
+    """A step of a call, under the word for the call, and how many of how many are done."""
     return f"{what}{f': {step}' if step else ''} …{f' {done}/{total}' if total else ''}"
