@@ -44,9 +44,9 @@ def _warm_up() -> None:
     layers = [nn.Sequential(nn.LayerNorm(8), nn.Linear(8, 8), nn.GELU(), nn.Dropout(0.1)) for _ in range(3)]
     args = (torch.randn(2, 8),)
     with tempfile.TemporaryDirectory() as place:
-        result = repl_fx.transform(nn.Sequential(*layers), args, surrogate="blend")
-        repl_fx.save(result, Path(place) / "artifact")
-        repl_fx.export_onnx(result.graph_module, Path(place) / "model.onnx", args)
+        graph = repl_fx.capture(nn.Sequential(*layers), args)
+        repl_fx.make_plan(graph, repl_fx.find_repeats(graph), surrogate="blend")
+        repl_fx.export_onnx(graph, Path(place) / "model.onnx", args)
 
 
 with warnings.catch_warnings():
