@@ -27,9 +27,10 @@ from torch._dispatch.python import enable_python_dispatcher
 from torch._guards import ShapeGuard, SLoc
 from torch._ops import HigherOrderOperator, OpOverload, OpOverloadPacket
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
+from torch.fx import _symbolic_trace
 from torch.fx.experimental.proxy_tensor import get_proxy_mode, get_proxy_slot
 from torch.fx.experimental.sym_node import SymNode
-from torch.fx.experimental.symbolic_shapes import RuntimeAssert, ShapeEnv, ValueRangesSLoc
+from torch.fx.experimental.symbolic_shapes import RuntimeAssert, ShapeEnv, ValueRangesSLoc, free_unbacked_symbols
 from torch.fx.graph import PythonCode
 from torch.fx.graph_module import _forward_from_src
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
@@ -114,11 +115,34 @@ def autocast_cache_as_outside() -> Iterator[None]:
         torch.set_autocast_cache_enabled(own)
 
 
+@contextmanager
+def module_attributes(knows: Callable[[Any, str], bool], look: Callable[[Any, str], Any]) -> Iterator[None]:
+    """Serve attributes that modules do not have, where `knows` says so of a module and a name, by `look`."""
+    owners: tuple[tuple[Any, str], ...] = ((torch.nn.Module, "__getattr__"), (_symbolic_trace, "_orig_module_getattr"))
+    with ExitStack() as patches:
+        for owner, name in owners:
+            # fx puts a function of its own there while it traces, which calls the one that it met when imported.
+            patches.enter_context(patch.object(owner, name, _serving(getattr(owner, name), knows, look)))
+        yield
+
+
+def _serving(own: Any, knows: Callable[[Any, str], bool], look: Callable[[Any, str], Any]) -> Callable[..., Any]:
+    def attribute(module: Any, name: str) -> Any:
+        return look(module, name) if knows(module, name) else own(module, name)
+
+    return attribute
+
+
 def traced_node(tensor: Tensor) -> fx.Node | None:
     """The node that stands for a tensor in the trace that is going on; None where the trace does not know it."""
     mode = get_proxy_mode()
     known: Any = None if mode is None else get_proxy_slot(tensor, mode.tracer, None)
     return None if known is None else known.proxy.node
+
+
+def is_unbacked(size: Any) -> bool:
+    """Whether a number depends on values of tensors."""
+    return isinstance(size, (torch.SymInt, torch.SymFloat, torch.SymBool)) and bool(free_unbacked_symbols(size))
 
 
 def backward_pass() -> int:

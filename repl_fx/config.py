@@ -23,6 +23,15 @@ def check_passes() -> bool:
     return _is_on("REPL_FX_CHECK", "0")
 
 
+def stamp_calls() -> bool:
+    """`REPL_FX_STAMP`: 0 traces every call of a model; 1 or unset traces one of those that are alike.
+
+    Raises:
+        BadInput: any other value.
+    """
+    return _is_on("REPL_FX_STAMP", "1")
+
+
 def show_progress() -> bool:
     """`REPL_FX_PROGRESS`: 0 shows no progress of calls in Python; 1 or unset does, in the first of several processes.
 

@@ -152,7 +152,7 @@ class SizeCheck:
         words: the condition as people read it: `x.shape[1] <= 6`.
         place: the line of the model that asks, as the end of a phrase; empty where it is not known.
         limit: the source itself stops where the condition does not hold.
-        within: the path of the module whose code asks; empty for the model itself.
+        within: the paths of the modules whose code asks.
     """
 
     condition: str
@@ -160,7 +160,7 @@ class SizeCheck:
     words: str
     place: str
     limit: bool = False
-    within: str = ""
+    within: tuple[str, ...] = ()
     __name__ = "check_sizes"
 
     def __post_init__(self) -> None:

@@ -324,7 +324,7 @@ class Cut:
         repeat = next(repeat for repeat in self.part.inside if self.block in repeat.blocks)
         inside = tuple(f"{block.module_path}." for block in repeat.blocks if block.module_path)
         for _, check in size_checks(self.gm.graph):
-            if check.limit or not f"{check.within}.".startswith(inside):
+            if check.limit or not any(f"{path}.".startswith(inside) for path in check.within):
                 continue
             found = [self._of_size(name) for name, _, _ in check.sizes]
             taken = list(dict.fromkeys(given for given, _ in found))

@@ -220,6 +220,10 @@ class PythonState:
             inner = self._aliases[inner[:longest]] + inner[longest:]
         return _Version
 
+    def names_one_of(self, names: Set[str]) -> bool:
+        """Whether the code names one of some globals or attributes."""
+        return any(names & known.every for _, known in self._codes)
+
     def restore(self) -> None:
         """Give back to every holder what it held: the model's own, and those of which the code writes to the content.
 

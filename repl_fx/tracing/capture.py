@@ -34,6 +34,7 @@ from repl_fx.passes.driver import collection_paused, run_passes
 from repl_fx.passes.follow_device import follow_device_
 from repl_fx.passes.merge_modes import MergeResult, merge_modes_
 from repl_fx.running.example_inputs import ExampleInputs
+from repl_fx.running.python_state import PythonState
 from repl_fx.running.untouched import device_of, outcome_of, own_randomness, untouched
 from repl_fx.tracing.check import CaptureCheck, check_of
 from repl_fx.tracing.control_flow import match_decisions_
@@ -167,23 +168,29 @@ def _trace_by(
     inputs = bound.inputs
     constants = Constants()
     device = device_of(model, inputs)
-    graphs = {}
+    graphs: dict[bool, fx.Graph] = {}
+    states: list[PythonState] = []
     pinned: dict[str, bool] = {}
     changes: dict[bool, StateChanges] = {}
     asked: Settings = {}
-    for training in (True, False):
+    for training in (False, True):
         tell(f"{name}, {'training' if training else 'evaluation'} mode")
         # A region of the caller's must not be traced as one of the model's.
         # Shapes are found on fake tensors, yet a norm that counts its batches adds one to a buffer that is none.
         with untouched(model, buffers=True), own_randomness(device), torch.enable_grad(), _no_autocast(device):
             model.train(training)
-            with (
-                hooks_followed(model),
-                changes_noted(model) as changes[training],
-                settings_asked(asked),
-                compiling.answered(),
-            ):
-                graphs[training] = tracer(model, bound, constants)
+            states.append(PythonState(model))
+            if training and not constants.by_mode and not changes[False] and not states[0].changes(states[1]):
+                # Only leaves read the mode.
+                graphs[True], changes[True] = graphs[False], changes[False]
+            else:
+                with (
+                    hooks_followed(model),
+                    changes_noted(model) as changes[training],
+                    settings_asked(asked),
+                    compiling.answered(),
+                ):
+                    graphs[training] = tracer(model, bound, constants)
             pinned.update({p: m.training for p, m in model.named_modules() if m.training is not training})
     for training, changed in changes.items():
         require_leaves_left(model, changed)
@@ -217,7 +224,7 @@ def _assembled(
     for index, tensor in enumerate(constants.tensors):
         root.register_buffer(traced_constant(index), tensor.detach().clone(), persistent=False)
     fixed: dict[str, str] = {}
-    for graph in graphs.values():
+    for graph in dict.fromkeys(graphs.values()):
         for name, node in tensor_inputs(graph).items():
             fixed.update({f"{name}.{dim}": reason for dim, reason in node.meta.pop(FIXED, {}).items()})
         fixed.update(dict.fromkeys(fix_dims_(graph, wanted_fixed), ASKED))

@@ -22,11 +22,11 @@ import numpy as np
 import torch
 from torch import Tensor
 from torch.fx.node import has_side_effect
-from torch.overrides import TorchFunctionMode
 
 from repl_fx._torch import define_operator, has_no_value
 from repl_fx.errors import Untraceable
 from repl_fx.graph.decisions import Comparison
+from repl_fx.tracing.functions_watched import FunctionsWatched, Run, Watcher
 
 _RANDOM = frozenset({"rand", "randn", "randint", "bernoulli", "bernoulli_", "uniform_", "normal_", "random_"})
 # Functions that return one number when they are called without a size, and the most arguments they take for that.
@@ -70,13 +70,13 @@ _MOST = 512
 def asking_code() -> FrameType | None:
     """The code that called an operator, past the modes that see it; None where it is torch's or this package's."""
     frame: FrameType | None = sys._getframe(2)
-    while frame is not None and frame.f_code.co_name in ("__torch_function__", "__torch_dispatch__"):
+    while frame is not None and frame.f_code.co_name in ("__torch_function__", "__torch_dispatch__", "watch"):
         frame = frame.f_back
     asker = "" if frame is None else str(frame.f_globals.get("__name__"))
     return None if asker.split(".")[0] in ("torch", "repl_fx") else frame
 
 
-class DataDependentBranches(TorchFunctionMode):
+class DataDependentBranches:
     """Answers what a forward asks about random numbers, during one trace.
 
     Args:
@@ -88,7 +88,6 @@ class DataDependentBranches(TorchFunctionMode):
     """
 
     def __init__(self, answers: Sequence[bool], aside: Callable[[], bool]) -> None:
-        super().__init__()
         self.answers = tuple(answers)
         self.aside = aside
         self.asked: list[Comparison | None] = []
@@ -100,20 +99,19 @@ class DataDependentBranches(TorchFunctionMode):
         # Tensors whose truth was asked for, as they were then, with the answer: who asks again is told the same.
         self._answered: dict[tuple[int, int], tuple[Tensor, bool]] = {}
 
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+    def watch(self, func: Any, args: Any, kwargs: Any, run: Run) -> Any:
         """Watch what random tensors are made into, and answer for them."""
-        kwargs = kwargs or {}
         name = getattr(func, "__name__", "")
         if func is Tensor.__bool__ and has_no_value(args[0]):
             return self.decide(args[0], None)
         # A truth taken out of its tensor is asked for later. Where it is used as a number, the traces differ.
         if func is Tensor.item and args[0].dtype is torch.bool and has_no_value(args[0]):
-            return func(*args) if self._claimed is args[0] else self.decide(args[0], None)
+            return run(func, args, kwargs) if self._claimed is args[0] else self.decide(args[0], None)
         if func is Tensor.item and self._drawn(args[0]):
             return Drawn(self, args[0])
         if func in _ASKED_OF_INPUTS and has_no_value(args[0]) and not self.aside() and asking_code():
             raise Untraceable(f"the forward asks whether a tensor {_ASKED_OF_INPUTS[func]}, which its input decides")
-        result = func(*args, **kwargs)
+        result = run(func, args, kwargs)
         if name == "_is_all_true":
             self._claimed = result
         if isinstance(result, Tensor):
@@ -176,14 +174,18 @@ class Drawn:
 
 
 @contextmanager
-def recorded(branches: DataDependentBranches) -> Iterator[None]:
-    """Let `branches` answer for the time of a trace; see `constant_numbers` for numbers that are not just compared."""
+def recorded(branches: DataDependentBranches, *others: Watcher) -> Iterator[None]:
+    """Let `branches` answer for the time of a trace; see `constant_numbers` for numbers that are not just compared.
+
+    Args:
+        others: see the functions of the trace too, those of torch that `branches` lets run.
+    """
     with constant_numbers() as generators, ExitStack() as patches:
         of = {generator.module: generator for generator in generators}
         for module, name, most in _PYTHON_DRAWS:
             stand_in = _stand_in(branches, of[module], getattr(module, name), most)
             patches.enter_context(patch.object(module, name, stand_in))
-        with branches:
+        with FunctionsWatched([branches, *others]):
             yield
 
 

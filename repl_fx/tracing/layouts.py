@@ -18,10 +18,10 @@ import torch
 from torch import Tensor, fx
 from torch.fx.node import has_side_effect
 from torch.nn import functional
-from torch.overrides import TorchFunctionMode
 
 from repl_fx._torch import define_operator, has_no_value
 from repl_fx.tracing.data_dependent import asking_code
+from repl_fx.tracing.functions_watched import Run
 from repl_fx.tracing.leaf_calls import LeafCalls
 
 aten = torch.ops.aten
@@ -53,7 +53,7 @@ def is_stand_in(node: fx.Node) -> bool:
     return node.target is aten.alias.default and all(one in (aten.contiguous, aten.to) for one in packets)
 
 
-class Layouts(TorchFunctionMode):
+class Layouts:
     """Keeps each call of `.contiguous()` in a trace, and marks what the model's own code asks about strides.
 
     Args:
@@ -61,14 +61,12 @@ class Layouts(TorchFunctionMode):
     """
 
     def __init__(self, calls: LeafCalls) -> None:
-        super().__init__()
         self.calls = calls
 
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+    def watch(self, func: Any, args: Any, kwargs: Any, run: Run) -> Any:
         """Run the function, and write down what it means for other strides."""
-        kwargs = kwargs or {}
         if func not in _WATCHED:
-            return func(*args, **kwargs)
+            return run(func, args, kwargs)
         if func in _ATTENTION:
             self.calls.require_kernels()
         elif not self.calls.running and has_no_value(args[0]):
@@ -79,7 +77,7 @@ class Layouts(TorchFunctionMode):
                 args = (aten.alias.default(args[0]), *args[1:])
             if func is Tensor.contiguous:
                 return aten.contiguous.default(args[0], **_layout(args, kwargs))
-        return func(*args, **kwargs)
+        return run(func, args, kwargs)
 
     def _note(self, func: Any, args: Any, kwargs: Any) -> None:
         frame = asking_code()

@@ -16,7 +16,7 @@ forward of a `torch.autograd.Function` stands aside likewise: traced into, it wo
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -37,6 +37,7 @@ from repl_fx.errors import Untraceable
 from repl_fx.graph.runtime import leaf_call_operator
 from repl_fx.running.untouched import untouched
 from repl_fx.tracing.hooks import users_hooks
+from repl_fx.tracing.known_shapes import known_result, like
 from repl_fx.tracing.leaves import is_leaf
 
 # Modules that may stand aside.
@@ -89,12 +90,17 @@ class LeafCall:
 
 
 class LeafCalls:
-    """The table of calls made during one trace, and the leaves that cannot stand aside."""
+    """The table of calls made during one trace, and the leaves that cannot stand aside.
+
+    Attributes:
+        by_mode: a leaf returns other sizes or types in the other mode.
+    """
 
     def __init__(self, inlined: Iterable[Callee] = ()) -> None:
         self.calls: list[LeafCall] = []
         self.inlined = set(inlined)
         self.running = False
+        self.by_mode = False
         self._kernels = attention_kernels()
         self._own: dict[nn.Module, dict[str, Tensor | None]] = {}
 
@@ -133,11 +139,10 @@ class LeafCalls:
         # A module that a leaf calls itself is part of the leaf.
         self.running = True
         try:
-            with _left_alone(call.callee), ExitStack() as regions:
-                # Below an operator autocast is off, and what a leaf returns would be said to be of another dtype.
-                for kind, dtype in call.autocast:
-                    regions.enter_context(torch.autocast(kind, dtype))
-                results, call.result = pytree.tree_flatten(call.run(*args, **kwargs))
+            results, call.result = self._results(call, args, kwargs)
+            if not self.by_mode and not is_torchs(call.callee) and isinstance(call.callee, nn.Module):
+                others, structure = self._results(call, args, kwargs, training=not call.training)
+                self.by_mode = structure != call.result or not all(map(_alike, results, others))
         finally:
             self.running = False
         call.constants = {i: value for i, value in enumerate(results) if not isinstance(value, Tensor)}
@@ -149,7 +154,45 @@ class LeafCalls:
         same = len(tensors) == 1 and len(results) == 1 and results[0] is tensors[0]
         # Functional dropout hands out a new object under the tracer, even where it does nothing.
         call.passes_through = same or (isinstance(call.callee, _DROPOUTS) and not call.callee.training)
-        return [v.view_as(v) if id(v) in own else v for v in results if isinstance(v, Tensor)]
+        return [like(v) if id(v) in own else v for v in results if isinstance(v, Tensor)]
+
+    def _results(
+        self, call: LeafCall, args: Any, kwargs: Any, training: bool | None = None
+    ) -> tuple[list[Any], pytree.TreeSpec]:
+        alone = is_torchs(call.callee) and not isinstance(call.callee, nn.RNNBase)
+        if alone and not call.autocast and (known := known_result(call.callee, args, kwargs)) is not None:
+            return [known], pytree.tree_structure(known)
+        with nullcontext() if alone else _left_alone(call.callee), ExitStack() as regions:
+            if training is not None and isinstance(call.callee, nn.Module):
+                call.callee.train(training)
+            # Below an operator autocast is off, and what a leaf returns would be said to be of another dtype.
+            for kind, dtype in call.autocast:
+                regions.enter_context(torch.autocast(kind, dtype))
+            return pytree.tree_flatten(call.run(*args, **kwargs))
+
+
+def is_torchs(module: Any) -> bool:
+    """Whether a layer is one of torch's own without hooks.
+
+    Its results have the same sizes in both modes, and a call changes nothing of it but buffers.
+    """
+    own = type(module).__module__.startswith("torch.nn.modules.")
+    return own and not any(users_hooks(module))
+
+
+def _alike(one: Any, other: Any) -> bool:
+    """Whether results of a leaf are of the same kind."""
+    if not isinstance(one, Tensor) or not isinstance(other, Tensor):
+        return type(one) is type(other) and not isinstance(one, Tensor) and bool(one == other)
+    same_sizes = one.ndim == other.ndim and all(
+        map(_known_equal, (*one.shape, *one.stride()), (*other.shape, *other.stride()))
+    )
+    return same_sizes and one.dtype == other.dtype and one.device == other.device
+
+
+def _known_equal(one: int | torch.SymInt, other: int | torch.SymInt) -> bool:
+    numbers = isinstance(one, int), isinstance(other, int)
+    return one == other if all(numbers) else not any(numbers) and one.node.expr == other.node.expr
 
 
 def attention_kernels() -> tuple[bool, ...]:

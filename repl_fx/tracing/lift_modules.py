@@ -46,8 +46,9 @@ from repl_fx.graph.signature import (
 from repl_fx.passes.driver import collection_paused
 from repl_fx.tracing.dynamic_shapes import put_numbers_
 from repl_fx.tracing.layouts import is_stand_in, layout_operator
-from repl_fx.tracing.leaf_calls import LeafCall, LeafCalls
+from repl_fx.tracing.leaf_calls import Callee, LeafCall, LeafCalls
 from repl_fx.tracing.size_questions import SizeQuestions, add_checks
+from repl_fx.tracing.stamping import Copies, Stamps
 
 aten = torch.ops.aten
 
@@ -68,10 +69,25 @@ class Constants:
     Attributes:
         tensors: those that a trace itself made (`torch.tensor(…)` in a forward).
         involved: why inner sizes, such as those of pictures, are not asked for; empty where they are.
+        inlined: leaves that cannot stand aside.
+        aware: where the way the model takes when it runs cannot be traced, it is told that it is exported.
+        reasons: why sizes are not asked for, by the number of the input and the dimension.
+        pinned: sizes, by the inputs' ids and dimensions, that a trace with them free showed to be one alone.
+        whole_numbers: the modules, by the ids of their names, whose `int` of a size may be symbolic; None where that
+            fails.
+        stamped: alike calls are traced once.
+        by_mode: a trace in the other mode may be another.
     """
 
     tensors: list[Tensor] = field(default_factory=list)
     involved: str = ""
+    inlined: set[Callee] = field(default_factory=set)
+    aware: bool = False
+    reasons: dict[tuple[int, int], str] = field(default_factory=dict)
+    pinned: set[tuple[int, int]] = field(default_factory=set)
+    whole_numbers: dict[int, dict[str, Any]] | None = field(default_factory=dict)
+    stamped: bool = True
+    by_mode: bool = True
 
     def name(self, tensor: Tensor) -> str:
         """The attribute name of a constant; an equal one that is known already is used again."""
@@ -89,6 +105,7 @@ class Exported:
 
     Attributes:
         questions: those about sizes that the program has one answer to.
+        stamps: the calls of modules that are to be copies of others.
         assigned: buffers that the forward rebinds; the program then returns its own outputs and their new values as
             a pair. None where it returns its own outputs alone.
     """
@@ -96,6 +113,7 @@ class Exported:
     program: ExportedProgram
     calls: LeafCalls
     questions: SizeQuestions
+    stamps: Stamps
     assigned: Sequence[tuple[str, str]] | None = None
 
 
@@ -113,7 +131,7 @@ def lift_modules(exported: Exported, model: nn.Module, inputs: BoundInputs, cons
     Raises:
         Untraceable: an input of a kind that has no place in a plain graph; names it.
     """
-    lifter = _Lifter(exported.program, exported.calls, model, constants)
+    lifter = _Lifter(exported, model, constants)
     lifter.placeholders(inputs, exported.questions)
     results = lifter.body(exported.program.graph_module)
     structure = exported.program.call_spec.out_spec
@@ -127,14 +145,19 @@ def lift_modules(exported: Exported, model: nn.Module, inputs: BoundInputs, cons
 
 
 class _Lifter:
-    def __init__(self, program: ExportedProgram, calls: LeafCalls, model: nn.Module, constants: Constants) -> None:
-        self.program = program
-        self.calls = calls
+    def __init__(self, exported: Exported, model: nn.Module, constants: Constants) -> None:
+        self.program = exported.program
+        self.calls = exported.calls
+        self.stamps = exported.stamps
         self.constants = constants
         self.graph = fx.Graph()
         self.paths = {module: path for path, module in model.named_modules()}
         self.env: dict[fx.Node, Any] = {}
         self.state: dict[str, fx.Node] = {}
+        specs = self.program.graph_signature.input_specs
+        targets = [s.target for s in specs if s.kind in (InputKind.PARAMETER, InputKind.BUFFER)]
+        states = {id(attribute(model, target)): target for target in targets if target is not None}
+        self.copies = Copies(self.stamps, self.graph, self.paths, states, self.state_at)
 
     def placeholders(self, inputs: BoundInputs, questions: SizeQuestions) -> None:
         made = InputNodes(self.graph, inputs)
@@ -158,7 +181,11 @@ class _Lifter:
                 raise Untraceable(f"an input of kind {spec.kind.name} ({spec.target})")
         given = zip(nodes, signature.input_specs, strict=True)
         tensors = [self.env[node] for node, spec in given if spec.kind is InputKind.USER_INPUT]
-        add_checks(self.graph, questions, [tensor for tensor in tensors if tensor is not None], self.paths)
+        asking = {
+            module: [self.paths[one] for one in self.stamps.all_like(module) if one in self.paths]
+            for module in questions.modules()
+        }
+        add_checks(self.graph, questions, [tensor for tensor in tensors if tensor is not None], asking)
 
     def body(self, gm: fx.GraphModule) -> list[Any]:
         """Emit the nodes of one (sub)graph; returns its results."""
@@ -177,6 +204,8 @@ class _Lifter:
         source: Any = node.args[0] if node.args else None
         if node.target is leaf_call_operator():
             self.env[node] = self.leaf(node)
+        elif Copies.is_marker(node):
+            self.env[node] = self.copies.mark(node, self.value(source), node.args[1])
         elif node.target is operator.getitem and isinstance(self.env.get(source), (list, tuple)):
             self.env[node] = self.env[source][node.args[1]]
         elif is_grad_region(node):
@@ -259,13 +288,16 @@ class _Lifter:
                 raise Untraceable(f"a packed region of another kind ({node.target})")
             if not isinstance(value, _State):
                 return value
-            if value.path not in self.state:
-                attribute = self.graph.create_node("get_attr", value.path)
-                attribute.meta["val"] = value.val
-                self.state[value.path] = attribute
-            return self.state[value.path]
+            return self.state_at(value.path, value.val)
 
         return fx.node.map_arg(argument, one)
+
+    def state_at(self, path: str, val: Any) -> fx.Node:
+        """The node for the tensor at a path, made where that is first used."""
+        if path not in self.state:
+            self.state[path] = self.graph.create_node("get_attr", path)
+            self.state[path].meta["val"] = val
+        return self.state[path]
 
 
 @dataclass(frozen=True)

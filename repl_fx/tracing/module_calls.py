@@ -1,4 +1,4 @@
-"""Note which values modules are called with, and which they return, while a model is traced.
+"""Note which values modules are called with, and which they return, while a model is traced, and stamp alike calls.
 
 The notes are `repl_fx.graph.boundaries`. torch.export takes such notes too (`preserve_module_call_signature`), for
 modules that are named before the trace, and as operators in the graph; the tracer's own table of values needs neither.
@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 from torch import Tensor, nn
@@ -17,15 +17,17 @@ from repl_fx._torch import call_impl, pytree, set_call_impl, traced_node, unset_
 from repl_fx.graph.boundaries import Boundary, ModuleCall, note_boundary, places
 from repl_fx.running.opaque_outputs import PLAIN
 from repl_fx.tracing.leaves import is_leaf
+from repl_fx.tracing.stamping import Stamps, stamping
 
 
 @contextmanager
-def record_module_calls(model: nn.Module) -> Iterator[None]:
+def record_module_calls(model: nn.Module, stamps: Stamps | None) -> Iterator[None]:
     """Let the nodes of a trace note the module calls whose arguments and results they are.
 
     Args:
         model: the model about to be traced; leaves are left out, whose calls stay nodes, and modules without
             parameters, which are no blocks.
+        stamps: makes alike calls copies of one; None where each is traced.
     """
     named: dict[nn.Module, str] = {}
     for path, module in model.named_modules():
@@ -33,16 +35,19 @@ def record_module_calls(model: nn.Module) -> Iterator[None]:
             named.setdefault(module, path)
     calls: dict[str, list[ModuleCall]] = {path: [] for path in named.values()}
     noted = [module for module in named if "_call_impl" not in vars(module)]
+    if stamps is not None:
+        stamps.begin(noted, calls)
     try:
         for module in noted:
-            set_call_impl(module, _noting(module, named[module], calls[named[module]]))
-        yield
+            set_call_impl(module, _noting(module, named[module], calls[named[module]], stamps))
+        with nullcontext() if stamps is None else stamping(stamps):
+            yield
     finally:
         for module in noted:
             unset_call_impl(module)
 
 
-def _noting(module: nn.Module, path: str, calls: list[ModuleCall]) -> Callable[..., Any]:
+def _noting(module: nn.Module, path: str, calls: list[ModuleCall], stamps: Stamps | None) -> Callable[..., Any]:
     run = call_impl(module)
     signature = inspect.signature(module.forward)
 
@@ -55,7 +60,7 @@ def _noting(module: nn.Module, path: str, calls: list[ModuleCall]) -> Callable[.
         made.given = {place: leaf if isinstance(leaf, PLAIN) else type(leaf) for place, leaf in given.items()}
         for place, leaf in given.items():
             _note(leaf, Boundary(made, argument=place))
-        result = run(*args, **kwargs)
+        result = run(*args, **kwargs) if stamps is None else stamps.call(module, made, run, args, kwargs)
         leaves, made.result = pytree.tree_flatten(result)
         made.constants = {number: leaf for number, leaf in enumerate(leaves) if not isinstance(leaf, Tensor)}
         for number, leaf in enumerate(leaves):

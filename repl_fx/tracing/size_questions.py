@@ -168,6 +168,12 @@ class SizeQuestions:
             self.pinned[self.places[name]] = next(needs, "")
         return list(self.pinned)
 
+    def modules(self) -> list[nn.Module]:
+        """After `settle`, the modules whose code asks."""
+        return list(
+            dict.fromkeys(held.module for _, held in self.found if held is not None and held.module is not None)
+        )
+
     def why_fixed(self, number: int, shape: Sequence[int | torch.SymInt]) -> dict[int, str]:
         """Why dimensions of a tensor among the inputs are fixed, as the ends of phrases; none where it is not known."""
         symbols = map(symbol_of, shape)
@@ -308,7 +314,7 @@ def whole_symbolic(modules: Iterable[dict[str, Any]]) -> Iterator[None]:
 
 
 def add_checks(
-    graph: fx.Graph, questions: SizeQuestions, tensors: Sequence[fx.Node], paths: Mapping[nn.Module, str]
+    graph: fx.Graph, questions: SizeQuestions, tensors: Sequence[fx.Node], asking: Mapping[nn.Module, Sequence[str]]
 ) -> None:
     """Let a graph refuse inputs of sizes for which a question of its trace has another answer.
 
@@ -316,7 +322,7 @@ def add_checks(
         questions: settled.
         graph: its end so far is where its inputs are known.
         tensors: the tensors among its inputs, with the symbolic sizes of the trace.
-        paths: of the modules of the model.
+        asking: the paths of the modules that ask the same, for each that was seen to ask.
     """
     for number, tensor in enumerate(tensors):
         tensor.meta[FIXED] = questions.why_fixed(number, tensor.meta["val"].shape)
@@ -326,7 +332,7 @@ def add_checks(
         takes = sorted({places[name][0] for name in limit.names})
         where = tuple((name, takes.index(places[name][0]), places[name][1]) for name in limit.names)
         words = with_names(limit.condition, names)
-        within = "" if by is None or by.module is None else paths.get(by.module, "")
+        within = () if by is None or by.module is None else tuple(asking[by.module])
         check = SizeCheck(limit.condition, where, words, limit.place, by is None, within)
         graph.call_function(check, tuple(tensors[number] for number in takes)).meta["val"] = None
 

@@ -18,10 +18,10 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.fx.experimental.symbolic_shapes import statically_known_true
-from torch.overrides import TorchFunctionMode
 
 from repl_fx._torch import fixed_size, has_no_value, set_item
 from repl_fx.errors import Untraceable
+from repl_fx.tracing.functions_watched import Run
 
 _ARITHMETIC: Mapping[str, Callable[[Any, Any], Any]] = MappingProxyType(
     {"add": operator.add, "sub": operator.sub, "mul": operator.mul}
@@ -30,21 +30,19 @@ _DIVISIONS = frozenset({"div", "divide", "floor_divide", "floordiv"})
 _MADE_FROM_ONE = frozenset({"tensor", "scalar_tensor", "as_tensor"})
 
 
-class SizeTensors(TorchFunctionMode):
+class SizeTensors:
     """Tells a trace the numbers in tensors of one whole number that were computed from sizes alone."""
 
     def __init__(self) -> None:
-        super().__init__()
         # Each tensor with its version and number. They are kept, so that no other tensor gets their identity.
         self._known: dict[int, tuple[Tensor, int, Any]] = {}
 
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+    def watch(self, func: Any, args: Any, kwargs: Any, run: Run) -> Any:
         """Run the function, and note the number of its result where that is known."""
-        kwargs = kwargs or {}
         if func in (Tensor.__getitem__, Tensor.__setitem__):
             # Python would ask the tensors in a slice for numbers that do not vary.
             args = (args[0], self._index(args[1]), *args[2:])
-        result = func(*args, **kwargs)
+        result = run(func, args, kwargs)
         if func in (Tensor.__int__, Tensor.__index__):
             self._refuse_frozen(args[0])
         if not isinstance(result, Tensor) or result.ndim or result.dtype is not torch.int64 or not has_no_value(result):

@@ -22,6 +22,7 @@ from repl_fx._torch import (
     pytree,
     quiet_tracing,
 )
+from repl_fx.config import stamp_calls
 from repl_fx.errors import ForeignError, Untraceable, foreign_code
 from repl_fx.graph.assigned_buffers import BufferAssignments, assigned_by
 from repl_fx.graph.decisions import Comparison
@@ -29,12 +30,13 @@ from repl_fx.graph.runtime import AutogradCall
 from repl_fx.graph.signature import BoundInputs, InputNodes
 from repl_fx.running.example_inputs import ExampleInputs
 from repl_fx.running.opaque_outputs import open_objects
+from repl_fx.tracing.attributes_aside import AttributesAside, ModeReads
 from repl_fx.tracing.control_flow import join_branches, truth_for
 from repl_fx.tracing.data_dependent import DataDependentBranches, constant_numbers, recorded
 from repl_fx.tracing.dynamic_shapes import auto_shapes, every_dim, outer_dims
 from repl_fx.tracing.hooks import no_tensor_hooks
 from repl_fx.tracing.layouts import Layouts
-from repl_fx.tracing.leaf_calls import Callee, LeafCalls, LeafNotOpaque, attention_kernels, record_leaf_calls
+from repl_fx.tracing.leaf_calls import LeafCalls, LeafNotOpaque, attention_kernels, record_leaf_calls
 from repl_fx.tracing.leaves import is_leaf
 from repl_fx.tracing.lift_modules import Constants, Exported, lift_modules
 from repl_fx.tracing.model_checks import causes_of
@@ -43,6 +45,7 @@ from repl_fx.tracing.questions import Asked, is_bounded, unaware_of_export
 from repl_fx.tracing.settled import buffer_settles
 from repl_fx.tracing.size_questions import SizeQuestions, lengths_symbolic, whole_symbolic
 from repl_fx.tracing.size_tensors import SizeTensors
+from repl_fx.tracing.stamping import Stamps
 from repl_fx.tracing.state_changes import forward_replaced
 
 # Methods that belong to the one tensor of a trace.
@@ -67,92 +70,88 @@ def trace_by_export(
         whole: the inputs are the user's own. Those of a part come from eager code, which takes other ways by itself.
     """
     args, kwargs = inputs.inputs.args, inputs.inputs.kwargs
-    inlined: set[Callee] = set()
-    # Where the way the model takes when it runs cannot be traced, it is told that it is exported.
-    aware = False
-    # Why sizes are not asked for, by the number of the input and the dimension.
-    reasons: dict[tuple[int, int], str] = {}
-    # Sizes, by the inputs' ids and dimensions, that a trace with them free showed to be one alone.
-    pinned: set[tuple[int, int]] = set()
-    # The modules, by the ids of their names, whose `int` of a size may be symbolic; None where that fails.
-    whole_numbers: dict[int, dict[str, Any]] | None = {}
 
     def free(tensor: Tensor) -> tuple[int, ...]:
         wanted = outer_dims(tensor) if constants.involved else dims(tensor)
-        return tuple(dim for dim in wanted if (id(tensor), dim) not in pinned)
+        return tuple(dim for dim in wanted if (id(tensor), dim) not in constants.pinned)
 
     def trace(answers: Sequence[bool]) -> tuple[fx.Graph, Sequence[Comparison | None]]:
-        nonlocal aware, whole_numbers
         while True:
-            calls = LeafCalls(inlined)
+            calls = LeafCalls(constants.inlined)
             asked = Asked()
             assigned = BufferAssignments()
-            questions = SizeQuestions(calls.is_running, reasons, constants.involved)
+            questions = SizeQuestions(calls.is_running, constants.reasons, constants.involved)
             shapes: Any = auto_shapes(inputs.inputs, dims=free)
             branches = DataDependentBranches(answers, calls.is_running)
+            aside = AttributesAside(calls.is_running)
+            modes = ModeReads(model, aside)
+            stamps = Stamps(model, calls, aside, branches)
             try:
                 with (
                     record_leaf_calls(model, calls),
-                    record_module_calls(model),
+                    aside.served(),
+                    modes.noted(),
+                    record_module_calls(model, stamps if constants.stamped and stamp_calls() else None),
                     buffer_hooks_restored(),
                     no_tensor_hooks(calls.is_running),
                     quiet_tracing(),
                     autocast_cache_as_outside(),
                     any_names(),
                     _spelled_out(model, kwargs, calls, assigned),
-                    SizeTensors(),
-                    Layouts(calls),
                     questions.noted(),
                     lengths_symbolic(),
-                    whole_symbolic((whole_numbers or {}).values()),
-                    recorded(branches),
-                    unaware_of_export(asked, unaware=not aware),
+                    whole_symbolic((constants.whole_numbers or {}).values()),
+                    recorded(branches, Layouts(calls), SizeTensors()),
+                    unaware_of_export(asked, unaware=not constants.aware),
                     foreign_code(),
                 ):
                     program = torch.export.export(model, args, kwargs, dynamic_shapes=shapes, strict=False)
             except (Untraceable, ForeignError) as problem:
-                if whole_numbers:
-                    whole_numbers = None
+                if constants.whole_numbers:
+                    constants.whole_numbers = None
                 elif questions.exceeded is not None and not constants.involved:
                     constants.involved = f", as the arithmetic on sizes is too involved to follow{questions.exceeded}"
-                elif calls.inlined != inlined and any(
+                elif calls.inlined != constants.inlined and any(
                     LeafNotOpaque.__name__ in repr(cause) for cause in causes_of(problem)
                 ):
-                    inlined.update(calls.inlined)
-                elif asked.yes:
-                    aware = True
+                    constants.inlined.update(calls.inlined)
+                elif asked.yes and not constants.aware:
+                    constants.aware = True
+                elif constants.stamped and stamps.regions:
+                    constants.stamped = False
                 else:
                     raise
                 continue
             if toggled := calls.toggled():
-                inlined.update(toggled)
+                constants.inlined.update(toggled)
                 continue
-            if asked.yes and is_bounded(program):
-                aware = True
+            if asked.yes and not constants.aware and is_bounded(program):
+                constants.aware = True
                 continue
             if branches.asked and not constants.involved:
                 # Ways that leave out a layer leave sizes free that others fix, and could not be joined.
                 constants.involved = ", as the forward goes its way by values or at random"
                 continue
-            if whole_numbers is not None and questions.whole.keys() - whole_numbers.keys():
-                whole_numbers.update(questions.whole)
+            if constants.whole_numbers is not None and questions.whole.keys() - constants.whole_numbers.keys():
+                constants.whole_numbers.update(questions.whole)
                 continue
             buffers = None if _is_interpreted(model) else assigned.buffers
             if new := _pinned(program, questions):
-                pinned.update(new)
-                reasons.update(questions.pinned)
+                constants.pinned.update(new)
+                constants.reasons.update(questions.pinned)
                 continue
-            graph = lift_modules(Exported(program, calls, questions, buffers), model, inputs, constants)
+            graph = lift_modules(Exported(program, calls, questions, stamps, buffers), model, inputs, constants)
             for buffer, reason in assigned.reshaped.items():
                 read = any(node.op == "get_attr" and node.target == buffer for node in graph.nodes)
                 if read or not buffer_settles(model, buffer, inputs.inputs):
                     raise Untraceable(reason)
+            constants.by_mode = modes.seen or calls.by_mode or bool(branches.asked)
             return graph, branches.asked
 
     def example(condition: fx.Node) -> bool | None:
-        known = dict(inputs.arguments)
-        known.update((constants.name(tensor), tensor) for tensor in list(constants.tensors))
-        return truth_for(condition, known) if whole else None
+        values = dict(inputs.arguments)
+        values.update((constants.name(tensor), tensor) for tensor in list(constants.tensors))
+        return truth_for(condition, values) if whole else None
 
     return join_branches(trace, example)
 
@@ -274,7 +273,10 @@ def trace_by_fx(
         holder = plain.get_submodule(owner)
         vars(holder)[attribute] = holder._buffers.pop(attribute)
     positional = BoundInputs(ExampleInputs(tuple(given.values())), inputs.arguments, inputs.defaults)
-    return trace_by_export(plain, positional, constants, whole=whole)
+    graph = trace_by_export(plain, positional, constants, whole=whole)
+    # What read the mode was the model's Python, which is gone.
+    constants.by_mode = True
+    return graph
 
 
 def _state_unread(model: nn.Module) -> OperatorsSeen:

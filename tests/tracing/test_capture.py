@@ -487,10 +487,19 @@ def test_a_layout_that_one_mode_alone_asks_for() -> None:
 
 
 def test_a_capture_that_fails_leaves_the_buffers_alone() -> None:
-    model = nn.Sequential(nn.Conv2d(3, 3, 1), nn.BatchNorm2d(3, momentum=None), nn.ReLU())
+    class Lists(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return x * float(x.detach().numpy().sum())
+
+    model = nn.Sequential(nn.Conv2d(3, 3, 1), nn.BatchNorm2d(3), Lists())
     with pytest.raises(CaptureError):
         capture(model, (torch.randn(2, 3, 4, 4),))
     assert [int(value) for name, value in model.named_buffers() if "num_batches" in name] == [0]
+
+
+def test_a_norm_that_averages_over_all_batches() -> None:
+    model, x = nn.Sequential(nn.Conv2d(3, 3, 1), nn.BatchNorm2d(3, momentum=None), nn.ReLU()), torch.randn(2, 3, 4, 4)
+    assert check_capture(model, capture(model, (x,)), (x,))
 
 
 def test_a_first_dimension_that_is_no_batch_stays_one() -> None:

@@ -11,9 +11,12 @@ from repl_fx.graph.captured import attribute
 from repl_fx.graph.runtime import check_shape, enter_grad_mode, leaf_call_operator, restore_grad_mode
 from repl_fx.graph.signature import bind_arguments
 from repl_fx.running.example_inputs import ExampleInputs
+from repl_fx.tracing.attributes_aside import AttributesAside
+from repl_fx.tracing.data_dependent import DataDependentBranches
 from repl_fx.tracing.leaf_calls import LeafCalls, record_leaf_calls
 from repl_fx.tracing.lift_modules import Constants, Exported, lift_modules
 from repl_fx.tracing.size_questions import SizeQuestions
+from repl_fx.tracing.stamping import Stamps
 
 
 class Model(nn.Module):
@@ -32,11 +35,12 @@ class Model(nn.Module):
 
 def lifted(model: nn.Module, x: Tensor) -> tuple[fx.Graph, Constants, str]:
     calls, constants = LeafCalls(), Constants()
+    stamps = Stamps(model, calls, AttributesAside(calls.is_running), DataDependentBranches([], calls.is_running))
     with record_leaf_calls(model, calls):
         program = torch.export.export(model, (x,), strict=False)
     before = str(program.graph)
     graph = lift_modules(
-        Exported(program, calls, SizeQuestions(calls.is_running)),
+        Exported(program, calls, SizeQuestions(calls.is_running), stamps),
         model,
         bind_arguments(model, ExampleInputs((x,))),
         constants,

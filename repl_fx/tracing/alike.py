@@ -1,0 +1,209 @@
+"""What makes two calls of modules alike: a trace of the one is then a trace of the other, with other parameters.
+
+Alike are
+
+- the modules: class for class, with the same names, hooks and modes, and with parameters and buffers of the same kinds
+  that are shared in the same way (`structure_of`);
+- their attributes, but for those that the traced call did not read: the number of a layer, where no cache asks for it;
+  and but for probabilities of dropout, which a call of the layer reads each time it runs (`differences`, `tolerated`);
+- what the code of the modules names besides: globals, closures, objects (`PythonState`);
+- the arguments: the same structure, plain values and sizes, symbols for symbols; dtypes, strides; which of them are one
+  object, and which share memory (`kind_of_call`);
+- the settings of torch that a region makes: gradients, autocast, kernels of attention.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping
+from functools import partial
+from types import MethodType
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from repl_fx._torch import FakeTensor, is_unbacked, memory_of, pytree
+from repl_fx.running.holders import CONTAINERS, NOTES, OWN_ATTRIBUTES
+from repl_fx.running.opaque_outputs import PLAIN
+from repl_fx.tracing.leaf_calls import attention_kernels
+from repl_fx.tracing.leaves import is_leaf
+
+# An attribute of a module inside another: the path of the former in the latter, and the name.
+Spot = tuple[str, str]
+_HOOKS = tuple(name for name in OWN_ATTRIBUTES if name.endswith("_hooks"))
+_SKIPPED = OWN_ATTRIBUTES | NOTES | {"_call_impl"}
+_VALUES = (*PLAIN, torch.Size, torch.device, torch.dtype, torch.layout, torch.memory_format, type, range, slice)
+_DEEPEST = 6
+
+
+def structure_of(module: nn.Module, owners: Mapping[int, int]) -> Any:
+    """The classes, names, tensors and hooks of a module and of those inside, as something to compare and to hash.
+
+    Args:
+        owners: how many names each tensor and each module has in the whole model, by `id`.
+    """
+    found: list[Any] = []
+    seen: dict[int, str] = {}
+    inside: dict[int, int] = {}
+    shared: list[Any] = []
+    for path, part in module.named_modules(remove_duplicate=False):
+        inside[id(part)] = inside.get(id(part), 0) + 1
+        found.append((path, seen.setdefault(id(part), path), type(part)))
+        hooks = tuple(id(hook) for name in _HOOKS for hook in (getattr(part, name, None) or {}).values())
+        if hooks and not _only_capturing(part):
+            found.append(hooks)
+        for name, tensor in (*part._parameters.items(), *part._buffers.items()):
+            where = f"{path}.{name}"
+            if tensor is None:
+                found.append((where, name in part._parameters))
+                continue
+            inside[id(tensor)] = inside.get(id(tensor), 0) + 1
+            found.append((where, seen.setdefault(id(tensor), where), name in part._non_persistent_buffers_set))
+            found.append((type(tensor), tensor.shape, tensor.dtype, tensor.device, tensor.requires_grad))
+            found.append(tensor.stride() if tensor.layout is torch.strided else tensor.layout)
+    # What the model has elsewhere too is to be the very same.
+    shared = [(seen[one], one) for one, count in inside.items() if owners.get(one, 0) > count]
+    return tuple(found), tuple(shared)
+
+
+def names_of(model: nn.Module) -> dict[int, int]:
+    """How many names each tensor and each module of a model has, by `id`."""
+    counts: dict[int, int] = {}
+    for _, module in model.named_modules(remove_duplicate=False):
+        for one in (module, *module._parameters.values(), *module._buffers.values()):
+            counts[id(one)] = counts.get(id(one), 0) + 1
+    return counts
+
+
+def _only_capturing(module: nn.Module) -> bool:
+    """Whether all hooks on a module are those by which transformers hands out inner values, and nobody wants any."""
+    library: Any = sys.modules.get("transformers.utils.output_capturing")
+    hooks = [hook for name in _HOOKS for hook in (getattr(module, name, None) or {}).values()]
+    if library is None or any(getattr(hook, "__module__", None) != library.__name__ for hook in hooks):
+        return False
+    return not library._active_collector.get()
+
+
+def attributes_of_tree(module: nn.Module) -> dict[str, dict[str, Any]]:
+    """The attributes of a module and of those inside, by path and name."""
+    return {path: _attributes(part) for path, part in module.named_modules()}
+
+
+def _attributes(module: nn.Module) -> dict[str, Any]:
+    return {name: value for name, value in vars(module).items() if name not in _SKIPPED}
+
+
+def differences(before: Mapping[str, Mapping[str, Any]], other: nn.Module, pairs: dict[int, Any]) -> list[Spot]:
+    """The attributes in which a module differs from one of the same structure, as it was at some moment.
+
+    Args:
+        before: `attributes_of_tree` of that one.
+        pairs: the modules of that one, by `id`, each with its counterpart; objects are added.
+    """
+    found = []
+    for path, part in other.named_modules():
+        mine, theirs = before[path], _attributes(part)
+        for name in mine.keys() | theirs.keys():
+            if name not in mine or name not in theirs or not _same(mine[name], theirs[name], pairs, 0):
+                found.append((path, name))
+    return found
+
+
+def _same(one: Any, other: Any, pairs: dict[int, Any], depth: int) -> bool:
+    """Whether two values of attributes are the same for code that reads them."""
+    if id(one) in pairs:
+        return pairs[id(one)] is other
+    if one is other:
+        return True
+    if type(one) is not type(other) or depth > _DEEPEST or isinstance(one, Tensor):
+        return False
+
+    def inner(a: Any, b: Any) -> bool:
+        return _same(a, b, pairs, depth + 1)
+
+    if isinstance(one, _VALUES):
+        return bool(one == other)
+    if isinstance(one, MethodType):
+        return one.__func__ is other.__func__ and inner(one.__self__, other.__self__)
+    if isinstance(one, partial):
+        return inner((one.func, one.args, one.keywords), (other.func, other.args, other.keywords))
+    if isinstance(one, (tuple, list)) and type(one) in (tuple, list):
+        return len(one) == len(other) and all(map(inner, one, other))
+    if isinstance(one, dict) and type(one) in CONTAINERS:
+        return list(one) == list(other) and all(map(inner, one.values(), other.values()))
+    if isinstance(one, (set, frozenset)):
+        return all(isinstance(item, PLAIN) for item in one) and bool(one == other)
+    if callable(one) or not hasattr(one, "__dict__") or type(one).__setattr__ is not object.__setattr__:
+        return False
+    # An object that holds attributes and nothing else.
+    pairs[id(one)] = other
+    return all(not vars(kind).get("__slots__") for kind in type(one).__mro__) and inner(vars(one), vars(other))
+
+
+def tolerated(part: nn.Module, name: str, one: Any, other: Any) -> bool:
+    """Whether an attribute of a layer may differ: a probability, which the layer's call reads when the graph runs.
+
+    A layer may leave its argument alone where the probability is zero.
+    """
+    if not is_leaf(part) or any(True for _ in part.parameters()):
+        return False
+    return (name == "p" or "drop" in name) and type(one) is type(other) is float and bool(one) is bool(other)
+
+
+def kind_of_call(args: Any, kwargs: Any) -> tuple[Any, list[Tensor], pytree.TreeSpec] | None:
+    """What calls have in common that a trace may stand for.
+
+    Returns:
+        Something to compare and to hash; the distinct tensors among the arguments; the arguments' structure. None where
+        an argument may hold more than is seen, or has a value that the trace knows.
+    """
+    leaves, structure = pytree.tree_flatten((args, kwargs))
+    tensors: list[Tensor] = []
+    numbers: dict[int, int] = {}
+    memory: dict[int, int] = {}
+    found: list[Any] = [structure]
+    for leaf in leaves:
+        if isinstance(leaf, Tensor):
+            if not plain(leaf):
+                return None
+            if id(leaf) not in numbers:
+                numbers[id(leaf)] = len(tensors)
+                tensors.append(leaf)
+            place = memory.setdefault(memory_of(leaf), len(memory))
+            found.append((numbers[id(leaf)], place, *metadata(leaf)))
+        elif isinstance(leaf, torch.SymInt):
+            found.append((torch.SymInt, leaf.node.expr))
+        elif isinstance(leaf, _VALUES) and not isinstance(leaf, (slice, type)):
+            found.append((type(leaf), leaf))
+        elif leaf is None or isinstance(leaf, type):
+            found.append(leaf)
+        else:
+            return None
+    if not tensors:
+        return None
+    kinds = sorted({tensor.device.type for tensor in tensors} - {"meta"})
+    regions = [(kind, torch.is_autocast_enabled(kind), torch.get_autocast_dtype(kind)) for kind in kinds]
+    settings = (torch.is_grad_enabled(), torch.get_default_dtype(), attention_kernels(), tuple(regions))
+    try:
+        key = (tuple(found), settings)
+        hash(key)
+    except TypeError:
+        return None
+    return key, tensors, structure
+
+
+def plain(tensor: Tensor) -> bool:
+    """Whether a tensor of a trace is nothing but its sizes, strides and dtype to those that get it."""
+    if not isinstance(tensor, FakeTensor) or tensor.constant is not None or tensor.layout is not torch.strided:
+        return False
+    # A trace may know the number in a tensor of one.
+    if tensor.ndim == 0 or tensor.is_conj() or tensor.is_neg() or all(type(n) is int and n == 1 for n in tensor.shape):
+        return False
+    return not any(is_unbacked(size) for size in (*tensor.shape, *tensor.stride()))
+
+
+def metadata(tensor: Tensor) -> tuple[Any, ...]:
+    """Sizes, strides and so on of a tensor, to compare and to hash."""
+    sizes = tuple(size if isinstance(size, int) else size.node.expr for size in (*tensor.shape, *tensor.stride()))
+    return tensor.ndim, sizes, tensor.dtype, tensor.device, tensor.requires_grad

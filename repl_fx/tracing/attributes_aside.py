@@ -1,0 +1,115 @@
+"""Attributes of modules put aside for a while, so that a read of one is seen.
+
+Python looks an attribute up in the object and asks `__getattr__` where it is not there. An attribute that is taken out
+of its module is read as before, a little slower, and each read comes by.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from types import FrameType
+from typing import Any
+
+from torch import nn
+
+from repl_fx._torch import module_attributes
+
+Read = Callable[[nn.Module, str], None]
+
+
+class AttributesAside:
+    """The attributes that are out of their modules, while a trace goes on.
+
+    Args:
+        in_leaf: whether a leaf is running, whose reads are its own.
+    """
+
+    def __init__(self, in_leaf: Callable[[], bool]) -> None:
+        self._in_leaf = in_leaf
+        self._kept: dict[nn.Module, dict[str, tuple[Any, list[Read]]]] = {}
+
+    @contextmanager
+    def served(self) -> Iterator[None]:
+        """Let code read what is aside."""
+
+        def look(module: nn.Module, name: str) -> Any:
+            value, readers = self._kept[module][name]
+            if not self._in_leaf() and _counts(sys._getframe(2)):
+                for read in readers:
+                    read(module, name)
+            return value
+
+        def knows(module: nn.Module, name: str) -> bool:
+            return module in self._kept and name in self._kept[module]
+
+        with module_attributes(knows, look):
+            yield
+
+    @contextmanager
+    def kept(self, attributes: Iterable[tuple[nn.Module, str]], read: Read) -> Iterator[list[tuple[nn.Module, str]]]:
+        """Put attributes aside, and tell `read` of each read of one by other code than torch's and this package's.
+
+        Yields:
+            Those of which a read is seen: others are found in another way, such as by a class of the module.
+        """
+        seen = [(module, name) for module, name in attributes if self._can_keep(module, name)]
+        for module, name in seen:
+            if name in vars(module):
+                self._kept.setdefault(module, {})[name] = vars(module).pop(name), [read]
+            else:
+                self._kept[module][name][1].append(read)
+        try:
+            yield seen
+        finally:
+            for module, name in seen:
+                value, readers = self._kept[module][name]
+                readers.remove(read)
+                if not readers:
+                    del self._kept[module][name]
+                    # Unless the forward has written another.
+                    vars(module).setdefault(name, value)
+
+    def _can_keep(self, module: nn.Module, name: str) -> bool:
+        kind: Any = type(module)
+        by_torch = kind.__getattr__ is nn.Module.__getattr__ and kind.__getattribute__ is object.__getattribute__
+        there = name in vars(module) or name in self._kept.get(module, {})
+        return there and by_torch and not hasattr(kind, name)
+
+
+def _counts(frame: FrameType | None) -> bool:
+    """Whether a read is the model's: torch's machinery and this package look at modules too."""
+    while frame is not None and str(frame.f_globals.get("__name__")).startswith("torch.fx"):
+        frame = frame.f_back
+    reader = "" if frame is None else str(frame.f_globals.get("__name__"))
+    return not reader.startswith("repl_fx") and (not reader.startswith("torch.") or reader.startswith("torch.nn."))
+
+
+class ModeReads:
+    """Notes in one mode whether a model's trace in the other would be another.
+
+    Leaves read their mode when the graph runs. Where nothing else reads or sets a mode, one trace is that of both.
+
+    Attributes:
+        seen: some other code of the model reads or sets the mode of a module.
+    """
+
+    def __init__(self, model: nn.Module, aside: AttributesAside) -> None:
+        self.seen = False
+        self._modules = list(model.modules())
+        self._aside = aside
+
+    @contextmanager
+    def noted(self) -> Iterator[None]:
+        """Note what a trace does inside."""
+
+        def read(module: nn.Module, name: str) -> None:
+            self.seen = True
+
+        with self._aside.kept([(module, "training") for module in self._modules], read) as watched:
+            self.seen = self.seen or len(watched) < len(self._modules)
+            try:
+                yield
+            finally:
+                self.seen = self.seen or any("training" in vars(module) for module in self._modules)

@@ -1,0 +1,77 @@
+"""What a call of one of torch's own layers returns, without running it.
+
+A layer runs on fake tensors for the shapes of its results. That takes a norm over sizes that are symbols tens of
+milliseconds, and its result has the shape of its argument, as is known. Only plain cases are answered here: one
+floating-point tensor, of the layer's dtype, laid out without gaps.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+# Their result has the sizes and strides of their argument; a kernel that changes in place hands out that itself.
+_ELEMENTWISE = frozenset(
+    {nn.ReLU, nn.ReLU6, nn.GELU, nn.SiLU, nn.Mish, nn.ELU, nn.LeakyReLU, nn.Sigmoid, nn.Tanh, nn.Hardswish}
+    | {nn.Hardsigmoid, nn.Hardtanh, nn.Softplus, nn.Dropout, nn.Identity}
+)
+_BATCH_NORMS = frozenset({nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d})
+_CHANNELS_LAST = {4: (0, 2, 3, 1), 5: (0, 2, 3, 4, 1)}
+
+
+def like(tensor: Tensor) -> Tensor:
+    """A tensor of the same sizes, strides, dtype and device."""
+    return torch.empty_strided(tensor.size(), tensor.stride(), dtype=tensor.dtype, device=tensor.device)
+
+
+def known_result(layer: Any, args: Any, kwargs: Any) -> Tensor | None:
+    """What a layer returns for some arguments, as a tensor of which only the kind counts; None where it has to run."""
+    if kwargs or len(args) != 1 or not isinstance(args[0], Tensor):
+        return None
+    kind, given = type(layer), args[0]
+    if not given.is_floating_point() or any(w is not None and w.dtype is not given.dtype for w in _weights(layer)):
+        return None
+    if kind in _ELEMENTWISE:
+        if kind is nn.Identity or getattr(layer, "inplace", False):
+            return given
+        return like(given) if _is_dense(given) else None
+    if kind in _BATCH_NORMS:
+        layer._check_input_dim(given)
+        fits = given.ndim > 1 and type(given.shape[1]) is int and given.shape[1] == layer.num_features
+        return like(given) if fits and _is_dense(given) else None
+    if kind is nn.LayerNorm:
+        shape = tuple(layer.normalized_shape)
+        return like(given) if _ends_in(given, shape) and _is_packed(given, range(given.ndim)) else None
+    if kind is nn.Linear:
+        if not _ends_in(given, (layer.in_features,)) or not _is_packed(given, range(given.ndim)):
+            return None
+        return torch.empty((*given.shape[:-1], layer.out_features), dtype=given.dtype, device=given.device)
+    return None
+
+
+def _weights(layer: nn.Module) -> list[Tensor | None]:
+    return [*layer._parameters.values()]
+
+
+def _ends_in(tensor: Tensor, shape: tuple[int, ...]) -> bool:
+    last = tensor.shape[tensor.ndim - len(shape) :]
+    return tensor.ndim >= len(shape) and all(type(n) is int for n in last) and tuple(last) == shape
+
+
+def _is_dense(tensor: Tensor) -> bool:
+    orders = [range(tensor.ndim), _CHANNELS_LAST.get(tensor.ndim, range(0))]
+    return any(len(order) == tensor.ndim and _is_packed(tensor, order) for order in orders)
+
+
+def _is_packed(tensor: Tensor, order: Any) -> bool:
+    """Whether the elements lie side by side, in an order of the dimensions, outermost first."""
+    step: Any = 1
+    for dim in reversed(order):
+        stride = tensor.stride(dim)
+        same_kind = isinstance(stride, int) is isinstance(step, int)
+        if not same_kind or not (stride == step if isinstance(stride, int) else stride.node.expr == step.node.expr):
+            return False
+        step = step * tensor.shape[dim]
+    return True

@@ -1,0 +1,468 @@
+"""Trace one of each kind of block, and stamp the rest.
+
+    source   for block in self.blocks: x = block(x)                        twelve blocks, all alike
+    trace    begin_region(x) -> … -> end_region(y);  stamp(y) -> z;  stamp(z) -> …
+    graph    … on blocks.0 -> … on blocks.1 -> … on blocks.2 -> …          as if each had been traced
+
+A trace costs time for each operator, a copy of its nodes next to none. The first call of each kind is traced between
+two markers. Later calls that are alike (`repl_fx.tracing.alike`) become one opaque operator each, whose results have
+the sizes of the first call's; `Copies` puts the nodes of the first call in its place when the trace is lifted, with the
+parameters, layers and module paths of the other module.
+
+A call is not copied from whose trace did more than make nodes: it changed Python state, drew a number from Python's
+generator, decided by a value, wrote to an argument, read a value that came by another way than its arguments.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, fx, nn
+from torch.fx.node import has_side_effect
+
+from repl_fx._torch import define_operator, is_unbacked, pytree, traced_node
+from repl_fx.graph.boundaries import BOUNDARIES, Boundary, ModuleCall, boundaries, note_boundary
+from repl_fx.running.opaque_outputs import PLAIN
+from repl_fx.running.python_state import PythonState
+from repl_fx.tracing.alike import (
+    Spot,
+    attributes_of_tree,
+    differences,
+    kind_of_call,
+    names_of,
+    plain,
+    structure_of,
+    tolerated,
+)
+from repl_fx.tracing.attributes_aside import AttributesAside
+from repl_fx.tracing.data_dependent import DataDependentBranches
+from repl_fx.tracing.known_shapes import like
+from repl_fx.tracing.leaf_calls import LeafCalls
+
+_recording: list[Stamps] = []
+
+
+_libraries = (
+    define_operator(
+        "repl_fx", "begin_region(Tensor[] tensors, int index) -> Tensor[]", lambda given, index: list(map(like, given))
+    ),
+    define_operator("repl_fx", "end_region(Tensor[] results, int index) -> ()", lambda results, index: None),
+    define_operator(
+        "repl_fx",
+        "stamp(Tensor[] tensors, int index) -> Tensor[]",
+        lambda given, index: list(map(like, _recording[-1].stamps[index].region.results)),
+    ),
+)
+_BEGIN, _END, _STAMP = (getattr(torch.ops.repl_fx, name).default for name in ("begin_region", "end_region", "stamp"))
+# A region is there to be copied from, whether or not its values are used where it is.
+has_side_effect(_BEGIN)
+has_side_effect(_END)
+
+
+@dataclass(eq=False)
+class _Family:
+    """Modules of one structure.
+
+    Attributes:
+        regions: traced calls of them that others may be copies of.
+        differing: attributes in which they are not all the same, with the path of the layer that has them.
+    """
+
+    regions: list[Region] = field(default_factory=list)
+    differing: set[Spot] = field(default_factory=set)
+
+
+@dataclass(eq=False)
+class Region:
+    """A call of a module that was traced, and what has to be the same for another to be a copy of it.
+
+    Attributes:
+        module: the one called.
+        key: of the arguments, modes and settings.
+        parts: the modules inside, itself among them, with their paths in it.
+        attributes: of all of these, when the call began.
+        state: all that its code names, likewise.
+        watched: attributes of which a read is seen, and `read`, those that were read.
+        inner: the calls of modules inside it.
+        structure, leaves: of what it returned; a leaf is the number of a result, that of an argument (from -1 down),
+            or a plain value in a tuple.
+        results: the tensors among them that it made.
+    """
+
+    module: nn.Module
+    key: Any
+    parts: dict[nn.Module, str]
+    attributes: dict[str, dict[str, Any]]
+    state: PythonState
+    watched: set[Spot] = field(default_factory=set)
+    read: set[Spot] = field(default_factory=set)
+    inner: list[ModuleCall] = field(default_factory=list)
+    structure: pytree.TreeSpec | None = None
+    leaves: list[int | tuple[Any]] = field(default_factory=list)
+    results: list[Tensor] = field(default_factory=list)
+
+    def stands_for(self, module: nn.Module) -> bool:
+        """Whether the trace of this call is one of another module's, called in the same way."""
+        pairs: dict[int, Any] = dict(zip(map(id, self.parts), module.modules(), strict=True))
+        spots = differences(self.attributes, module, dict(pairs))
+        for path, name in spots:
+            if (path, name) in self.watched - self.read:
+                continue
+            part = module.get_submodule(path)
+            if not tolerated(part, name, self.attributes[path].get(name), vars(part).get(name)):
+                return False
+        known = tuple(f"{path}.{name}".lstrip(".") for path, name in spots)
+        return all(
+            change.path.removeprefix("len(").startswith(known) for change in self.state.changes(PythonState(module))
+        )
+
+
+@dataclass(frozen=True, eq=False)
+class _Stamp:
+    """A call that is to be a copy of a region."""
+
+    region: Region
+    module: nn.Module
+
+
+class Stamps:
+    """The calls of modules in one trace, of which alike ones are traced once.
+
+    Args:
+        model: the model that is traced.
+        calls: of its leaves.
+        branches: decides for the model where it asks for values.
+
+    Attributes:
+        regions: the calls that were traced between markers.
+        stamps: the calls that were not traced.
+        calls_of: the calls of each module, by path; the graph's notes (`repl_fx.graph.boundaries`) have them.
+    """
+
+    def __init__(
+        self, model: nn.Module, calls: LeafCalls, aside: AttributesAside, branches: DataDependentBranches
+    ) -> None:
+        self.regions: list[Region] = []
+        self.stamps: list[_Stamp] = []
+        self.calls_of: Mapping[str, list[ModuleCall]] = {}
+        self._calls = calls
+        self._aside = aside
+        self._branches = branches
+        self._open: list[Region] = []
+        self._state: set[fx.Node] | None = None
+        self._model = model
+        self._seen: set[nn.Module] = set()
+        self._families: dict[nn.Module, _Family] = {}
+        # The names, which the model has while it is not traced.
+        self._owners = names_of(model)
+
+    def begin(self, modules: Sequence[nn.Module], calls_of: dict[str, list[ModuleCall]]) -> None:
+        """Group the modules whose calls may be alike.
+
+        Args:
+            modules: those whose calls come to `call`.
+            calls_of: the calls of each, by path.
+        """
+        self.calls_of = calls_of
+        first: dict[Any, tuple[nn.Module, _Family, dict[str, dict[str, Any]]]] = {}
+        for module in modules:
+            structure = structure_of(module, self._owners)
+            if structure not in first:
+                first[structure] = (module, _Family(), attributes_of_tree(module))
+                continue
+            known, family, attributes = first[structure]
+            self._families[known] = self._families[module] = family
+            pairs: dict[int, Any] = dict(zip(map(id, known.modules()), module.modules(), strict=True))
+            family.differing.update(differences(attributes, module, pairs))
+
+    def call(self, module: nn.Module, made: ModuleCall, run: Callable[..., Any], args: Any, kwargs: Any) -> Any:
+        """The results of a call, by a stamp where an alike one was traced before."""
+        for region in self._open:
+            region.inner.append(made)
+        kind = None if self._calls.running else self._kind(module, args, kwargs)
+        if kind is None:
+            return run(*args, **kwargs)
+        key, tensors, structure = kind
+        family = self._families[module]
+        for region in family.regions:
+            if region.key == key and region.stands_for(module):
+                return self._stamped(region, module, tensors)
+        return self._traced(family, module, key, tensors, structure, run, (args, kwargs))
+
+    def _kind(self, module: nn.Module, args: Any, kwargs: Any) -> tuple[Any, list[Tensor], pytree.TreeSpec] | None:
+        if module not in self._families:
+            # A module that is called again is alike to itself.
+            if module in self._seen:
+                self._families[module] = _Family()
+            self._seen.add(module)
+        if module not in self._families or any(map(self._calls.has_others, module.modules())):
+            return None
+        kind = kind_of_call(args, kwargs)
+        if kind is None:
+            return None
+        key, tensors, structure = kind
+        ways = tuple((part.training, self._calls.stands_aside(part)) for part in module.modules())
+        return (key, ways), tensors, structure
+
+    def _traced(
+        self,
+        family: _Family,
+        module: nn.Module,
+        key: Any,
+        tensors: list[Tensor],
+        structure: pytree.TreeSpec,
+        run: Callable[..., Any],
+        given: Any,
+    ) -> Any:
+        parts = {part: path for path, part in module.named_modules()}
+        region = Region(module, key, parts, attributes_of_tree(module), PythonState(module))
+        index = len(self.regions)
+        self.regions.append(region)
+        stand_ins = _BEGIN(tensors, index)
+        first = traced_node(stand_ins[0])
+        own = {id(tensor): stand_in for tensor, stand_in in zip(tensors, stand_ins, strict=True)}
+        args, kwargs = pytree.tree_unflatten([own.get(id(leaf), leaf) for leaf in pytree.tree_leaves(given)], structure)
+        before = self._events(), [tensor._version for tensor in stand_ins]
+        self._open.append(region)
+        try:
+            seen = not region.state.names_one_of(_PAST_READS)
+            names = [(module.get_submodule(path), name) for path, name in family.differing if seen]
+            with self._aside.kept(names, self._note_read) as watched:
+                region.watched = {(parts[part], name) for part, name in watched}
+                result = run(*args, **kwargs)
+        finally:
+            self._open.pop()
+        quiet = before == (self._events(), [tensor._version for tensor in stand_ins])
+        leaves, region.structure = pytree.tree_flatten(result)
+        simple = self._note_results(region, leaves, stand_ins)
+        _END(region.results, index)
+        if (
+            quiet
+            and simple
+            and first is not None
+            and self._is_closed(first)
+            and not any(map(self._calls.has_others, parts))
+            and not region.state.changes(PythonState(module))
+        ):
+            family.regions.append(region)
+        given_by = {id(stand_in): tensor for tensor, stand_in in zip(tensors, stand_ins, strict=True)}
+        if not any(id(leaf) in given_by for leaf in leaves):
+            return result
+        return pytree.tree_unflatten([given_by.get(id(leaf), leaf) for leaf in leaves], region.structure)
+
+    def _events(self) -> Any:
+        """Something to compare, which changes when a trace does more than make nodes."""
+        name, keys, *rest = np.random.get_state(legacy=True)
+        counts = len(self._branches.asked), len(self._calls.inlined)
+        return counts, random.getstate(), (name, keys.tobytes(), *rest)
+
+    def _note_read(self, module: nn.Module, name: str) -> None:
+        for region in self._open:
+            if module in region.parts:
+                region.read.add((region.parts[module], name))
+
+    def _note_results(self, region: Region, leaves: Sequence[Any], stand_ins: Sequence[Tensor]) -> bool:
+        """Note what a call returned; whether another call's results can be made from that."""
+        given = {id(tensor): -1 - number for number, tensor in enumerate(stand_ins)}
+        memory = {tensor.untyped_storage()._cdata for tensor in stand_ins}
+        simple = True
+        made: dict[int, int] = {}
+        for leaf in leaves:
+            if not isinstance(leaf, Tensor):
+                simple = simple and (leaf is None or isinstance(leaf, PLAIN))
+                region.leaves.append((leaf,))
+            elif id(leaf) in given:
+                region.leaves.append(given[id(leaf)])
+            else:
+                if id(leaf) not in made:
+                    made[id(leaf)] = len(region.results)
+                    region.results.append(leaf)
+                region.leaves.append(made[id(leaf)])
+        return simple and all(
+            plain(tensor) and traced_node(tensor) is not None and tensor.untyped_storage()._cdata not in memory
+            for tensor in region.results
+        )
+
+    def _is_closed(self, first: fx.Node) -> bool:
+        """Whether a region computes from its arguments, the model's state and sizes alone, and from known sizes."""
+        if self._state is None:
+            tensors = [t for m in self._model.modules() for t in (*m._parameters.values(), *m._buffers.values())]
+            self._state = {node for t in tensors if t is not None and (node := traced_node(t)) is not None}
+        begin = first.all_input_nodes[0]
+        inside = {begin}
+        node = begin.next
+        while node.op != "root":
+            inside.add(node)
+            values = pytree.tree_leaves(node.meta.get("val"))
+            sizes = [size for value in values for size in (value.shape if isinstance(value, Tensor) else (value,))]
+            if any(map(is_unbacked, sizes)):
+                return False
+            for given in node.all_input_nodes:
+                is_number = given.op == "call_function" and isinstance(given.meta.get("val"), _NUMBERS)
+                if not (given in inside or given in self._state or given.op == "get_attr" or is_number):
+                    return False
+            node = node.next
+        return True
+
+    def _stamped(self, region: Region, module: nn.Module, tensors: list[Tensor]) -> Any:
+        self.stamps.append(_Stamp(region, module))
+        results = _STAMP(tensors, len(self.stamps) - 1) if region.results else []
+        leaves = [
+            leaf[0] if isinstance(leaf, tuple) else results[leaf] if leaf >= 0 else tensors[-1 - leaf]
+            for leaf in region.leaves
+        ]
+        assert region.structure is not None
+        return pytree.tree_unflatten(leaves, region.structure)
+
+    def all_like(self, module: nn.Module) -> list[nn.Module]:
+        """The modules that are called in copies of what a module is called in, itself first."""
+        found = {module: None}
+        for stamp in self.stamps:
+            others = dict(zip(stamp.region.parts, stamp.module.modules(), strict=True))
+            found.update({others[one]: None for one in list(found) if one in others})
+        return list(found)
+
+
+# Ways to an attribute on which a read is not seen.
+_PAST_READS = frozenset({"vars", "__dict__"})
+_NUMBERS = (torch.SymInt, torch.SymFloat, torch.SymBool, int, float, bool)
+
+
+@contextmanager
+def stamping(stamps: Stamps) -> Iterator[None]:
+    """Let the operators of stamps be those of a trace, for the time of it."""
+    _recording.append(stamps)
+    try:
+        yield
+    finally:
+        _recording.pop()
+
+
+class Copies:
+    """Puts copies of regions in the place of stamps, as a trace is lifted.
+
+    Args:
+        graph: the new graph, at the end of which nodes are made.
+        paths: of the model's modules.
+        states: paths of the model's tensors, by `id`, as the graph calls them.
+        state: gives the node for the tensor at a path.
+    """
+
+    def __init__(
+        self,
+        stamps: Stamps,
+        graph: fx.Graph,
+        paths: Mapping[nn.Module, str],
+        states: Mapping[int, str],
+        state: Callable[[str, Any], fx.Node],
+    ) -> None:
+        self._stamps = stamps
+        self._graph = graph
+        self._paths = paths
+        self._states = states
+        self._state = state
+        # For each region: its arguments, the node before its first, how many modules are around it, and, once it has
+        # ended, its last node and results.
+        self._inputs: dict[Region, Sequence[fx.Node]] = {}
+        self._before: dict[Region, fx.Node] = {}
+        self._depths: dict[Region, int] = {}
+        self._last: dict[Region, fx.Node] = {}
+        self._results: dict[Region, Sequence[fx.Node]] = {}
+        self._open: list[Region] = []
+
+    @staticmethod
+    def is_marker(node: fx.Node) -> bool:
+        """Whether a node of a trace is for `mark`."""
+        return node.target in (_BEGIN, _END, _STAMP)
+
+    def mark(self, node: fx.Node, tensors: Sequence[fx.Node], index: int) -> list[fx.Node]:
+        """Begin or end a region, or make a copy; what the node stands for."""
+        if node.target is _STAMP:
+            return self._copy(self._stamps.stamps[index], tensors, node)
+        region = self._stamps.regions[index]
+        if node.target is _BEGIN:
+            self._inputs[region], self._before[region] = tensors, next(iter(reversed(self._graph.nodes)))
+            self._depths[region] = len(node.meta.get("nn_module_stack") or {})
+            self._open.append(region)
+        else:
+            self._results[region], self._last[region] = tensors, next(iter(reversed(self._graph.nodes)))
+            self._open.remove(region)
+        return list(tensors)
+
+    def _copy(self, stamp: _Stamp, tensors: Sequence[fx.Node], marker: fx.Node) -> list[fx.Node]:
+        region = stamp.region
+        others = dict(zip(region.parts, stamp.module.modules(), strict=True))
+        targets = {self._paths[one]: self._paths[other] for one, other in others.items()}
+        states = {self._states[a]: self._states[b] for a, b in _tensor_pairs(others) if a in self._states}
+        env: dict[fx.Node, fx.Node] = dict(zip(self._inputs[region], tensors, strict=True))
+
+        def other(node: fx.Node) -> fx.Node:
+            if node in env:
+                return env[node]
+            if node.op == "get_attr" and str(node.target) in states:
+                return self._state(states[str(node.target)], node.meta.get("val"))
+            return node
+
+        around = marker.meta.get("nn_module_stack") or {}
+        nodes = list(self._between(region))
+        for node in nodes:
+            if node.op == "get_attr":
+                env[node] = other(node)
+                continue
+            if isinstance(node.meta.get("val"), _NUMBERS):
+                # Sizes are the same in both.
+                continue
+            target = targets.get(str(node.target), node.target) if node.op == "call_module" else node.target
+            args, kwargs = fx.node.map_arg(node.args, other), fx.node.map_arg(node.kwargs, other)
+            made = env[node] = self._graph.create_node(node.op, target, args, kwargs)
+            made.meta = {key: value for key, value in node.meta.items() if key != BOUNDARIES}
+            if "nn_module_stack" in node.meta:
+                within = list(node.meta["nn_module_stack"].items())[self._depths[region] :]
+                made.meta["nn_module_stack"] = around | _moved(within, targets, self._paths[stamp.module])
+        self._copy_boundaries(region, [*self._inputs[region], *nodes], env, targets)
+        return [other(result) for result in self._results[region]]
+
+    def _between(self, region: Region) -> Iterator[fx.Node]:
+        node = self._before[region]
+        while node is not self._last[region]:
+            node = node.next
+            yield node
+
+    def _copy_boundaries(
+        self, region: Region, nodes: Sequence[fx.Node], env: Mapping[fx.Node, fx.Node], targets: Mapping[str, str]
+    ) -> None:
+        calls: dict[ModuleCall, ModuleCall] = {}
+        for call in list(region.inner):
+            path = targets[call.path]
+            known = self._stamps.calls_of[path]
+            calls[call] = ModuleCall(path, known, call.given, call.result, call.constants)
+            known.append(calls[call])
+        for outer in self._open:
+            outer.inner += calls.values()
+        for node in dict.fromkeys(nodes):
+            for one in boundaries(node):
+                if one.call in calls and node in env:
+                    note_boundary(env[node], Boundary(calls[one.call], one.argument, one.leaf))
+
+
+def _tensor_pairs(others: Mapping[nn.Module, nn.Module]) -> Iterator[tuple[int, int]]:
+    """The tensors of modules and those of their counterparts, by `id`."""
+    for one, other in others.items():
+        for mine, theirs in ((one._parameters, other._parameters), (one._buffers, other._buffers)):
+            yield from ((id(tensor), id(theirs[name])) for name, tensor in mine.items() if tensor is not None)
+
+
+def _moved(entries: Sequence[tuple[str, Any]], targets: Mapping[str, str], key: str) -> dict[str, Any]:
+    """The counterparts of modules around a node inside a region, as torch.export notes them."""
+    moved = {}
+    for name, entry in entries:
+        path, kind = entry if isinstance(entry, tuple) else (entry, None)
+        own = path.split("@")[0].removeprefix("L['self']").removeprefix(".")
+        moved[f"{name} of {key}"] = (targets.get(own, path), kind)
+    return moved
