@@ -28,12 +28,14 @@ from torch._guards import ShapeGuard, SLoc
 from torch._ops import HigherOrderOperator, OpOverload, OpOverloadPacket
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.fx import _symbolic_trace
+from torch.fx.experimental import proxy_tensor
 from torch.fx.experimental.proxy_tensor import get_proxy_mode, get_proxy_slot
 from torch.fx.experimental.sym_node import SymNode
 from torch.fx.experimental.symbolic_shapes import RuntimeAssert, ShapeEnv, ValueRangesSLoc, free_unbacked_symbols
 from torch.fx.graph import PythonCode
 from torch.fx.graph_module import _forward_from_src
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
+from torch.utils._sympy.functions import Max
 from torch.utils._sympy.printers import PythonPrinter
 from torch.utils._traceback import CapturedTraceback
 
@@ -113,6 +115,21 @@ def autocast_cache_as_outside() -> Iterator[None]:
             yield
     finally:
         torch.set_autocast_cache_enabled(own)
+
+
+@contextmanager
+def lean_tracing() -> Iterator[None]:
+    """For a while, have traces leave out what costs time and nobody here reads.
+
+    These are the notes on memory formats, which ask about strides, and the cache of fake results: where alike calls are
+    traced once, most of what it looks up is not there, and with symbolic sizes looking up takes as long as computing.
+    """
+    config: Any = importlib.import_module("torch._dynamo.config")
+    with (
+        patch.object(proxy_tensor, "_extract_tensor_metadata", lambda *args, **kwargs: None),
+        config.patch(fake_tensor_cache_enabled=False),
+    ):
+        yield
 
 
 @contextmanager
@@ -323,6 +340,22 @@ def size_evaluations(
 
     with patch.object(ShapeEnv, "evaluate_expr", evaluate):
         yield
+
+
+def tidy_size(size: int | torch.SymInt) -> int | torch.SymInt:
+    """A step between elements without the bound by which some operators write it: `Max(1, n)` for a size n.
+
+    For all sizes but 0, of which no element is, both are the same number; the expressions are longer, and not equal.
+    """
+    sizes = None if isinstance(size, int) else size.node.shape_env
+    if isinstance(size, int) or sizes is None or not size.node.expr.has(Max):
+        return size
+    expression = size.node.expr.replace(
+        lambda part: isinstance(part, Max) and sympy.S.One in part.args and len(part.args) == 2,
+        lambda part: next(one for one in part.args if one != sympy.S.One),
+    )
+    tidy: torch.SymInt = symbolic_number(torch.SymInt, sizes, expression, example_of(size), None)
+    return tidy
 
 
 def size_with(size: int | torch.SymInt, sizes: Mapping[str, int]) -> int:

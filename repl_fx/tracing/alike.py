@@ -23,7 +23,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from repl_fx._torch import FakeTensor, is_unbacked, memory_of, pytree
+from repl_fx._torch import FakeTensor, is_unbacked, memory_of, pytree, tidy_size
 from repl_fx.running.holders import CONTAINERS, NOTES, OWN_ATTRIBUTES
 from repl_fx.running.opaque_outputs import PLAIN
 from repl_fx.tracing.leaf_calls import attention_kernels
@@ -134,7 +134,8 @@ def _same(one: Any, other: Any, pairs: dict[int, Any], depth: int) -> bool:
         return list(one) == list(other) and all(map(inner, one.values(), other.values()))
     if isinstance(one, (set, frozenset)):
         return all(isinstance(item, PLAIN) for item in one) and bool(one == other)
-    if callable(one) or not hasattr(one, "__dict__") or type(one).__setattr__ is not object.__setattr__:
+    plain_kind: Any = type(one)
+    if callable(one) or not hasattr(one, "__dict__") or plain_kind.__setattr__ is not object.__setattr__:
         return False
     # An object that holds attributes and nothing else.
     pairs[id(one)] = other
@@ -151,8 +152,20 @@ def tolerated(part: nn.Module, name: str, one: Any, other: Any) -> bool:
     return (name == "p" or "drop" in name) and type(one) is type(other) is float and bool(one) is bool(other)
 
 
-def kind_of_call(args: Any, kwargs: Any) -> tuple[Any, list[Tensor], pytree.TreeSpec] | None:
+def asks_for_gradients(module: nn.Module) -> bool:
+    """Whether code in a module may go its way by which tensors take a gradient: torch's own does, in attention.
+
+    The model's own code may not (`repl_fx.tracing.data_dependent`).
+    """
+    kinds = {type(part).__module__ for part in module.modules() if not is_leaf(part)}
+    return any(kind.startswith("torch.nn.") and kind != nn.Sequential.__module__ for kind in kinds)
+
+
+def kind_of_call(args: Any, kwargs: Any, *, gradients: bool) -> tuple[Any, list[Tensor], pytree.TreeSpec] | None:
     """What calls have in common that a trace may stand for.
+
+    Args:
+        gradients: which arguments take a gradient counts.
 
     Returns:
         Something to compare and to hash; the distinct tensors among the arguments; the arguments' structure. None where
@@ -171,7 +184,7 @@ def kind_of_call(args: Any, kwargs: Any) -> tuple[Any, list[Tensor], pytree.Tree
                 numbers[id(leaf)] = len(tensors)
                 tensors.append(leaf)
             place = memory.setdefault(memory_of(leaf), len(memory))
-            found.append((numbers[id(leaf)], place, *metadata(leaf)))
+            found.append((numbers[id(leaf)], place, *metadata(leaf), gradients and leaf.requires_grad))
         elif isinstance(leaf, torch.SymInt):
             found.append((torch.SymInt, leaf.node.expr))
         elif isinstance(leaf, _VALUES) and not isinstance(leaf, (slice, type)):
@@ -205,5 +218,6 @@ def plain(tensor: Tensor) -> bool:
 
 def metadata(tensor: Tensor) -> tuple[Any, ...]:
     """Sizes, strides and so on of a tensor, to compare and to hash."""
-    sizes = tuple(size if isinstance(size, int) else size.node.expr for size in (*tensor.shape, *tensor.stride()))
-    return tensor.ndim, sizes, tensor.dtype, tensor.device, tensor.requires_grad
+    steps = map(tidy_size, tensor.stride())
+    sizes = tuple(size if isinstance(size, int) else size.node.expr for size in (*tensor.shape, *steps))
+    return tensor.ndim, sizes, tensor.dtype, tensor.device

@@ -7,10 +7,13 @@ floating-point tensor, of the layer's dtype, laid out without gaps.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+
+from repl_fx._torch import tidy_size
 
 # Their result has the sizes and strides of their argument; a kernel that changes in place hands out that itself.
 _ELEMENTWISE = frozenset(
@@ -23,7 +26,8 @@ _CHANNELS_LAST = {4: (0, 2, 3, 1), 5: (0, 2, 3, 4, 1)}
 
 def like(tensor: Tensor) -> Tensor:
     """A tensor of the same sizes, strides, dtype and device."""
-    return torch.empty_strided(tensor.size(), tensor.stride(), dtype=tensor.dtype, device=tensor.device)
+    steps = [tidy_size(step) for step in tensor.stride()]
+    return torch.empty_strided(tensor.size(), steps, dtype=tensor.dtype, device=tensor.device)
 
 
 def known_result(layer: Any, args: Any, kwargs: Any) -> Tensor | None:
@@ -65,13 +69,18 @@ def _is_dense(tensor: Tensor) -> bool:
     return any(len(order) == tensor.ndim and _is_packed(tensor, order) for order in orders)
 
 
-def _is_packed(tensor: Tensor, order: Any) -> bool:
+def _is_packed(tensor: Tensor, order: Sequence[int]) -> bool:
     """Whether the elements lie side by side, in an order of the dimensions, outermost first."""
     step: Any = 1
     for dim in reversed(order):
-        stride = tensor.stride(dim)
-        same_kind = isinstance(stride, int) is isinstance(step, int)
-        if not same_kind or not (stride == step if isinstance(stride, int) else stride.node.expr == step.node.expr):
+        if not same_size(tidy_size(tensor.stride(dim)), step):
             return False
         step = step * tensor.shape[dim]
     return True
+
+
+def same_size(one: Any, other: Any) -> bool:
+    """Whether two sizes are one number or one expression; nothing is asked of the trace."""
+    if isinstance(one, int) or isinstance(other, int):
+        return isinstance(one, int) and isinstance(other, int) and one == other
+    return bool(one.node.expr == other.node.expr)

@@ -31,13 +31,14 @@ from repl_fx._torch import (
     define_operator,
     pytree,
     set_call_impl,
+    tidy_size,
     unset_call_impl,
 )
 from repl_fx.errors import Untraceable
 from repl_fx.graph.runtime import leaf_call_operator
 from repl_fx.running.untouched import untouched
 from repl_fx.tracing.hooks import users_hooks
-from repl_fx.tracing.known_shapes import known_result, like
+from repl_fx.tracing.known_shapes import known_result, like, same_size
 from repl_fx.tracing.leaves import is_leaf
 
 # Modules that may stand aside.
@@ -154,7 +155,8 @@ class LeafCalls:
         same = len(tensors) == 1 and len(results) == 1 and results[0] is tensors[0]
         # Functional dropout hands out a new object under the tracer, even where it does nothing.
         call.passes_through = same or (isinstance(call.callee, _DROPOUTS) and not call.callee.training)
-        return [like(v) if id(v) in own else v for v in results if isinstance(v, Tensor)]
+        tensors = [value for value in results if isinstance(value, Tensor)]
+        return [like(value) if id(value) in own or not _is_tidy(value) else value for value in tensors]
 
     def _results(
         self, call: LeafCall, args: Any, kwargs: Any, training: bool | None = None
@@ -180,19 +182,17 @@ def is_torchs(module: Any) -> bool:
     return own and not any(users_hooks(module))
 
 
+def _is_tidy(tensor: Tensor) -> bool:
+    return tensor.layout is not torch.strided or all(tidy_size(step) is step for step in tensor.stride())
+
+
 def _alike(one: Any, other: Any) -> bool:
     """Whether results of a leaf are of the same kind."""
     if not isinstance(one, Tensor) or not isinstance(other, Tensor):
         return type(one) is type(other) and not isinstance(one, Tensor) and bool(one == other)
-    same_sizes = one.ndim == other.ndim and all(
-        map(_known_equal, (*one.shape, *one.stride()), (*other.shape, *other.stride()))
-    )
+    mine, theirs = ((*tensor.shape, *map(tidy_size, tensor.stride())) for tensor in (one, other))
+    same_sizes = one.ndim == other.ndim and all(map(same_size, mine, theirs))
     return same_sizes and one.dtype == other.dtype and one.device == other.device
-
-
-def _known_equal(one: int | torch.SymInt, other: int | torch.SymInt) -> bool:
-    numbers = isinstance(one, int), isinstance(other, int)
-    return one == other if all(numbers) else not any(numbers) and one.node.expr == other.node.expr
 
 
 def attention_kernels() -> tuple[bool, ...]:

@@ -205,7 +205,8 @@ class _Lifter:
         if node.target is leaf_call_operator():
             self.env[node] = self.leaf(node)
         elif Copies.is_marker(node):
-            self.env[node] = self.copies.mark(node, self.value(source), node.args[1])
+            number: Any = node.args[1]
+            self.env[node] = self.copies.mark(node, self.value(source), number)
         elif node.target is operator.getitem and isinstance(self.env.get(source), (list, tuple)):
             self.env[node] = self.env[source][node.args[1]]
         elif is_grad_region(node):

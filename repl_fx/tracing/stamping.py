@@ -32,6 +32,7 @@ from repl_fx.running.opaque_outputs import PLAIN
 from repl_fx.running.python_state import PythonState
 from repl_fx.tracing.alike import (
     Spot,
+    asks_for_gradients,
     attributes_of_tree,
     differences,
     kind_of_call,
@@ -203,7 +204,7 @@ class Stamps:
             self._seen.add(module)
         if module not in self._families or any(map(self._calls.has_others, module.modules())):
             return None
-        kind = kind_of_call(args, kwargs)
+        kind = kind_of_call(args, kwargs, gradients=asks_for_gradients(module))
         if kind is None:
             return None
         key, tensors, structure = kind
@@ -258,9 +259,9 @@ class Stamps:
 
     def _events(self) -> Any:
         """Something to compare, which changes when a trace does more than make nodes."""
-        name, keys, *rest = np.random.get_state(legacy=True)
+        numpy: Any = np.random.get_state(legacy=True)
         counts = len(self._branches.asked), len(self._calls.inlined)
-        return counts, random.getstate(), (name, keys.tobytes(), *rest)
+        return counts, random.getstate(), numpy[1].tobytes(), numpy[2:]
 
     def _note_read(self, module: nn.Module, name: str) -> None:
         for region in self._open:
