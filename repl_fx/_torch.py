@@ -358,6 +358,28 @@ def tidy_size(size: int | torch.SymInt) -> int | torch.SymInt:
     return tidy
 
 
+@contextmanager
+def answers_of_the_example(mode: FakeTensorMode | None) -> Iterator[list[str]]:
+    """Answer questions about sizes that vary from the example inputs, and leave the sizes as free as they are.
+
+    Yields:
+        The questions, but for those that are asked within another such context inside.
+    """
+    asked: list[str] = []
+    sizes = None if mode is None else mode.shape_env
+    if sizes is None:
+        yield asked
+        return
+
+    def evaluate(expression: Any, *args: Any, **kwargs: Any) -> Any:
+        if sizes._maybe_evaluate_static(expression) is None:
+            asked.append(str(expression))
+        return ShapeEnv.evaluate_expr(sizes, expression, *args, **kwargs)
+
+    with sizes.suppress_guards(), patch.object(sizes, "evaluate_expr", evaluate):
+        yield asked
+
+
 def size_with(size: int | torch.SymInt, sizes: Mapping[str, int]) -> int:
     """The number that a size of a trace has where symbols, by their names, have others than in the example."""
     if isinstance(size, int):

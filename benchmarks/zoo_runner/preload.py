@@ -56,6 +56,9 @@ with warnings.catch_warnings():
     # Where it fails, so will the models, each with its own record.
     with contextlib.suppress(Exception):
         _warm_up()
+# The first setting of threads after a fork makes torch's pool anew. All threads of a backward pass set it, at once, and
+# now and then the process ends: here it is done before they begin.
+os.register_at_fork(after_in_child=lambda: torch.set_num_threads(1))
 gc.collect()
 # What the server holds is never garbage; a collection in a child would only copy its pages.
 gc.freeze()

@@ -404,7 +404,7 @@ def _channel_axis(site: Site, stream: Tensor) -> int:
     if found or stream.ndim == 2:
         return -1
     # A group norm has channels along axis 1; what mixes them may see positions in a row.
-    norms = (norm_at(site.graph_module, node, {stream.shape[1]}) for node in site.block.nodes)
+    norms = (norm_at(site.graph_module, node, [stream.shape[1]]) for node in site.block.nodes)
     if any(norm is not None and norm.kind == "group" for norm in norms):
         return 1
     raise Unfit("no linear layer or convolution of it reads its stream, so that the axis of channels is not known")

@@ -29,6 +29,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
+from repl_fx._torch import fixed_size
 from repl_fx.analysis.linear_operators import LinearOperator, linear_operator_of
 from repl_fx.graph.bridge import digraph, leading_to
 from repl_fx.graph.captured import share_tensors
@@ -285,7 +286,7 @@ class _Planner:
     def _norm(self, node: fx.Node, feeders: Sequence[fx.Node]) -> _Step | None:
         axis = self.axes[feeders[0]]
         ndim = node.meta["val"].ndim
-        norm = norm_at(self.site.graph_module, node, {int(node.meta["val"].shape[axis])})
+        norm = norm_at(self.site.graph_module, node, [feeders[0].meta["val"].shape[axis]])
         if norm is None:
             return None
         if len(feeders) > 1 or (norm.kind in ("layer", "rms")) != (axis == ndim - 1):
@@ -324,8 +325,8 @@ def _along(scale: object, axis: int, value: Tensor) -> bool:
     """Whether a parameter has one number for each channel of a value."""
     if not isinstance(scale, Tensor):
         return False
-    sizes = [1] * value.ndim
-    sizes[axis] = int(value.shape[axis])
+    sizes: list[int | None] = [1] * value.ndim
+    sizes[axis] = fixed_size(value.shape[axis])
     return [1] * (value.ndim - scale.ndim) + list(scale.shape) == sizes
 
 

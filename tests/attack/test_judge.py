@@ -139,6 +139,30 @@ def test_views_that_torch_pickles_apart_are_no_fault_of_a_result(monkeypatch: py
     assert outcome(verdict, "identity/pickle") == ("right", ""), str(verdict)
 
 
+class Normed(Viewed):
+    """Captured in parts, and with a parametrized layer, which torch does not pickle."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.out = nn.Linear(3, 3, bias=False)
+        nn.init.eye_(self.out.weight)
+        nn.utils.parametrizations.weight_norm(self.out)
+
+    def forward(self, x: Tensor) -> Tensor:
+        made: Tensor = self.out(super().forward(x))
+        return made
+
+
+@pytest.mark.parametrize("pickled", [False, True])
+def test_what_torch_does_not_pickle_is_no_fault_of_a_result(monkeypatch: pytest.MonkeyPatch, pickled: bool) -> None:
+    monkeypatch.setattr(judging, "SURROGATES", ("identity",))
+    monkeypatch.setattr(judging.Judge, "judge_kept", lambda *_: None)
+    if pickled:
+        monkeypatch.setattr(judging, "_is_pickled", lambda source: True)
+    verdict = Judge(0, Normed, inputs, []).run()
+    assert outcome(verdict, "identity/pickle")[0] == ("crashed" if pickled else "right"), str(verdict)
+
+
 def _wrong_constant(captured: Any, *_: Any) -> Any:
     node = next(n for n in captured.module.graph.nodes if n.kwargs.get("alpha"))
     node.kwargs = {"alpha": 0.25}
@@ -251,6 +275,21 @@ def test_a_surrogate_that_does_nothing_is_seen(monkeypatch: pytest.MonkeyPatch) 
     assert found == "wrong" and "no gradient reaches the surrogate" in detail, detail
 
 
+def test_a_surrogate_that_a_few_inputs_do_not_reach_is_right(monkeypatch: pytest.MonkeyPatch) -> None:
+    def quiet_at_first(result: Any) -> None:
+        factors = iter([0.0] * 3)
+        _idle(result, 1.0)
+        surrogates = [m for m in result.module.get_submodule("surrogates").children() if hasattr(m, "weight")]
+        result.module.register_forward_hook(
+            lambda m, args, out: out + (next(factors, 1.0) - 1) * sum(child.weight for child in surrogates)
+        )
+
+    spoiled_rewrite(monkeypatch, quiet_at_first)
+    monkeypatch.setattr(judging.Judge, "check_pruned", lambda *_: None)
+    monkeypatch.setattr(judging.Judge, "check_fold", lambda *_: None)
+    assert outcome(judged(monkeypatch, "identity"), "identity") == ("right", "")
+
+
 def test_a_surrogate_whose_gradient_is_no_effect_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
     class Ghost(torch.autograd.Function):
         @staticmethod
@@ -281,6 +320,19 @@ def test_a_rewrite_that_touches_what_stays_is_seen(monkeypatch: pytest.MonkeyPat
     spoiled_rewrite(monkeypatch, swap)
     found, detail = outcome(judged(monkeypatch, "blend"), "blend")
     assert found == "wrong" and "1.fc1.weight has other values" in detail, detail
+
+
+def test_a_rewrite_that_fixes_a_size_of_the_capture_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
+    real = judging.rewrite
+
+    def rewrite(captured: Any, *args: Any) -> Any:
+        (part,) = captured.parts
+        int(next(n for n in part.graph_module.graph.nodes if n.op == "placeholder").meta["val"].shape[0])
+        return real(captured, *args)
+
+    monkeypatch.setattr(judging, "rewrite", rewrite)
+    words = "the rewrite fixed a size of the captured graph"
+    assert outcome(judged(monkeypatch, "identity"), "identity") == ("wrong", words)
 
 
 def test_an_identity_that_is_no_pruning_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import copy
+import gc
 import json
+import os
+import runpy
 from collections import Counter
 from collections.abc import Callable
 from contextlib import nullcontext, suppress
@@ -15,6 +18,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+import benchmarks.zoo_runner
 import repl_fx
 from benchmarks.zoo import choose, read_records
 from benchmarks.zoo_models.case import Case
@@ -333,3 +337,19 @@ def test_random_batches_have_the_inputs_by_name() -> None:
     assert all(torch.equal(batch["mask"], mask) and batch["x"].any() for batch in batches)
     assert not torch.equal(batches[0]["x"], batches[1]["x"])
     assert isinstance(random_batches(Named(), (x,), {})[0], tuple)
+
+
+def test_a_process_that_is_forked_sets_its_threads_before_a_backward_pass_does(monkeypatch: pytest.MonkeyPatch) -> None:
+    after: list[Callable[[], None]] = []
+    monkeypatch.setattr(os, "register_at_fork", lambda *, after_in_child: after.append(after_in_child))
+    threads: list[int] = []
+    monkeypatch.setattr(torch, "set_num_threads", threads.append)
+    # Neither the libraries nor the warm-up, which is seconds.
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    monkeypatch.delattr(repl_fx, "capture")
+    monkeypatch.setattr(gc, "freeze", lambda: None)
+    runpy.run_path(str(Path(benchmarks.zoo_runner.__file__).with_name("preload.py")))
+    threads.clear()
+    (begin,) = after
+    begin()
+    assert threads == [1]

@@ -11,7 +11,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import repl_fx
+from repl_fx.graph.axes import captured_axes
 from repl_fx.passes.fold_surrogates import is_synthesis
+from repl_fx.pipeline import Options, rewrite
+from repl_fx.running.example_inputs import ExampleInputs
 from repl_fx.surrogates.shared.activations import is_activation
 from repl_fx.surrogates.slim import _order
 from tests.captures import captured_graph, transformed
@@ -138,6 +141,16 @@ def test_blocks_of_many_kinds_start_as_if_pruned_train_and_fold(kind: str, weigh
     own = check_starts_as_if_pruned_and_folds(model, gm, x, file, layer_scale=scaled)
     assert own and all(grad is not None for grad in own.values())
     assert any(grad.abs().max() > 0 for grad in own.values() if grad is not None)
+
+
+def test_sizes_of_the_capture_that_vary_stay_free() -> None:
+    # Its layer norms stand behind a permutation, so that the channels of a value are where its height was.
+    model, x = _net(Next), images(4)
+    captured = repl_fx.capture_parts(model, (x,))
+    gm = captured.parts[0].graph_module
+    free = [axis.name for axis in captured_axes(gm) if axis.symbol is not None]
+    rewrite(captured, Options(surrogate="slim"), ExampleInputs((x,)))
+    assert free == [axis.name for axis in captured_axes(gm) if axis.symbol is not None] == ["batch", "height", "width"]
 
 
 def test_every_width_shrinks_alike() -> None:

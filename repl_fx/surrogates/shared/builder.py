@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -26,6 +26,7 @@ from repl_fx.graph.boundaries import move_boundaries
 from repl_fx.graph.bridge import digraph, leading_to
 from repl_fx.graph.captured import copy_graph, get_attr, has_attribute, unique_name, writes_in_place
 from repl_fx.graph.roles import CONVOLUTIONS, LINEAR
+from repl_fx.graph.runtime import enter_autocast
 from repl_fx.surrogates.shared.fitted_starts import COUNTERPART, FITTED, FittedStart
 from repl_fx.surrogates.shared.site import Site, call_on_fakes, surrogate_path
 from repl_fx.surrogates.shared.synthesis import Synthesis
@@ -85,6 +86,8 @@ class Builder(Site):
         self.path = surrogate_path(site.block.name)
         self._rewriting = rewriting
         self._made = rewriting.graph_module
+        # The node before which others are made, where one was named.
+        self._place: fx.Node | None = None
 
     def now(self, value: Any) -> Any:
         """A node, or arguments, with the nodes of the copy that have the values of those of the captured graph."""
@@ -117,8 +120,26 @@ class Builder(Site):
     @contextmanager
     def before_node(self, node: fx.Node) -> Iterator[None]:
         """Put the nodes made meanwhile right before `node`."""
-        with self._made.graph.inserting_before(self._rewriting.copy_of(node)):
+        before, self._place = self._place, self._rewriting.copy_of(node)
+        with self._made.graph.inserting_before(self._place):
             yield
+        self._place = before
+
+    def value_of(self, function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        """The fake result of a function of fake values, or of nodes, at the place where nodes are made."""
+        with ExitStack() as regions:
+            for dtype, enabled in self._regions():
+                kind = self._made.meta["device"].type
+                regions.enter_context(torch.autocast(kind, dtype, enabled, cache_enabled=False))
+            return super().value_of(function, *args, **kwargs)
+
+    def _regions(self) -> list[tuple[Any, ...]]:
+        """The source's `torch.autocast` regions that are open where nodes are made: the dtype, and whether it is on."""
+        place = self._place
+        begun = self._made.graph.find_nodes(op="call_function", target=enter_autocast)
+        if place is None or self._made.meta["device"].type == "meta":
+            return []
+        return [node.args[1:3] for node in begun if node < place and all(place <= end for end in node.users)]
 
     def parameter(self, path: str) -> fx.Node:
         """A node that reads a parameter or buffer."""
@@ -172,7 +193,8 @@ class Builder(Site):
         """A node that calls a function."""
         args, kwargs = self.now((args, kwargs))
         given = pytree.tree_map_only(fx.Node, lambda n: _Kind(n.meta["val"]), (args, kwargs))
-        value = self._rewriting.once(f"{function!r} {given!r}", lambda: self.value_of(function, *args, **kwargs))
+        call = f"{function!r} {given!r} {self._regions()!r}"
+        value = self._rewriting.once(call, lambda: self.value_of(function, *args, **kwargs))
         return self.create("call_function", function, args, kwargs, value)
 
     def synthesise(self, name: str, synthesis: Synthesis, *weights: fx.Node) -> fx.Node:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, cast
 
 import torch
 from torch import Tensor, fx, nn
 
+from repl_fx._torch import fixed_size
 from repl_fx.analysis.branches import Branch, behind_entries
 from repl_fx.graph.roles import BATCH_NORM
 from repl_fx.surrogates.shared.builder import Builder
@@ -47,7 +49,7 @@ class ThinNorm:
 def find_norm(gm: fx.GraphModule, branch: Branch) -> ThinNorm | None:
     """The norm over all channels of an entry's result that comes before the next operator; None where there is none."""
     operators = {linear.node for linear in branch.operators}
-    channels = {int(m.node.meta["val"].shape[m.axis]) for m in branch.entries}
+    channels = [m.node.meta["val"].shape[m.axis] for m in branch.entries]
     found = (norm_at(gm, node, channels) for node in behind_entries(branch, operators))
     return next((norm for norm in found if norm is not None), None)
 
@@ -135,12 +137,13 @@ def _computes_as_its_base(module: nn.LayerNorm | nn.RMSNorm) -> bool:
         return False
 
 
-def norm_at(gm: fx.GraphModule, node: fx.Node, channels: set[int]) -> ThinNorm | None:
-    """The norm that a node is, over as many channels as one of `channels`; None where it is none."""
+def norm_at(gm: fx.GraphModule, node: fx.Node, sizes: Iterable[int | torch.SymInt]) -> ThinNorm | None:
+    """The norm that a node is, over as many channels as one of some sizes, which may vary; None where it is none."""
+    channels = {known for size in sizes if (known := fixed_size(size)) is not None}
     if node.op == "call_function" and node.target is BATCH_NORM:
         momentum, eps = 6, 7
         given = node.args[0].meta.get("val") if isinstance(node.args[0], fx.Node) else None
-        if not isinstance(given, Tensor) or int(given.shape[1]) not in channels or len(node.args) <= eps:
+        if not isinstance(given, Tensor) or fixed_size(given.shape[1]) not in channels or len(node.args) <= eps:
             return None
         return ThinNorm("batch", float(str(node.args[eps])), float(str(node.args[momentum])))
     if node.op != "call_module":

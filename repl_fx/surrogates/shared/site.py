@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, fx, nn
 
-from repl_fx._torch import enable_python_dispatcher, fake_like, pytree
+from repl_fx._torch import answers_of_the_example, enable_python_dispatcher, fake_like, pytree
 from repl_fx.analysis.blocks import Block
 from repl_fx.analysis.branches import Split, split_branches
 from repl_fx.analysis.linear_operators import LinearOperator, linear_operator_of
@@ -43,14 +43,21 @@ class Unfit(Exception):
 
 
 def unfit_is_refused(match: Callable[[Asked, Site], Found]) -> Callable[[Asked, Site], Found | Refusal]:
-    """Let a `match` that raises `Unfit`, from however deep, return the refusal."""
+    """Let a `match` that raises `Unfit`, from however deep, return the refusal.
+
+    A match that depends on a size which varies is refused too: it would be of the example inputs' size alone.
+    """
 
     @functools.wraps(match)
     def refusing(surrogate: Asked, site: Site) -> Found | Refusal:
         try:
-            return match(surrogate, site)
+            with answers_of_the_example(site.graph_module.meta.get("fake_mode")) as asked:
+                found = match(surrogate, site)
         except Unfit as unfit:
             return site.refusal(str(unfit), unfit.node)
+        if asked and not isinstance(found, Refusal):
+            return site.refusal(f"whether it fits depends on a size that varies: {asked[0]}")
+        return found
 
     return refusing
 
@@ -184,8 +191,8 @@ class Site:
         values = fx.node.map_arg((args, kwargs), lambda n: n.meta["val"])
         mode = self.graph_module.meta.get("fake_mode")
         # Composite operators cannot take symbolic sizes in C++; in Python they can.
-        symbolic = enable_python_dispatcher()
-        with torch.no_grad(), torch.random.fork_rng(devices=[]), symbolic, mode or nullcontext():
+        symbolic, free = enable_python_dispatcher(), answers_of_the_example(mode)
+        with torch.no_grad(), torch.random.fork_rng(devices=[]), free, symbolic, mode or nullcontext():
             return function(*values[0], **values[1])
 
 

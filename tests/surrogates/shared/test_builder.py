@@ -5,8 +5,11 @@ from __future__ import annotations
 from dataclasses import replace
 
 import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
 
 import repl_fx
+from repl_fx.graph.roles import LINEAR
 from repl_fx.passes.fold_surrogates import is_synthesis
 from repl_fx.pipeline import Options, rewrite
 from repl_fx.running.example_inputs import ExampleInputs
@@ -31,6 +34,27 @@ def test_nodes_of_a_surrogate_say_what_they_replace() -> None:
     made = [n for n in gm.graph.nodes if "replaces" in n.meta]
     assert made and {n.meta["replaces"] for n in made} == {("blocks.1", "bottleneck")}
     assert all("val" in n.meta for n in made)
+
+
+class _Lowered(nn.Module):
+    """Two linear layers, computed in a lower precision than what is around them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Linear(8, 8), nn.Linear(8, 8)
+
+    def forward(self, x: Tensor) -> Tensor:
+        with torch.autocast("cpu", torch.bfloat16):
+            made = self.second(F.relu(self.first(x)))
+        return x + made.float()
+
+
+def test_values_are_of_the_precision_of_the_place_where_nodes_are_made() -> None:
+    x = torch.randn(2, 8)
+    gm = transformed(nn.Sequential(*(_Lowered() for _ in range(3))), (x,), surrogate="blend").graph_module
+    made = [n for n in gm.graph.nodes if "replaces" in n.meta and n.target is LINEAR]
+    assert [n.meta["val"].dtype for n in made] == [torch.bfloat16] * 2
+    assert gm(x).dtype == torch.float32
 
 
 def test_blocks_of_one_plan_may_have_other_widths() -> None:

@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import repl_fx
+from repl_fx._torch import fixed_size
 from repl_fx.passes.find_repeats import find_repeats
 from repl_fx.plan import Refusal
 from repl_fx.surrogates.shared.activations import is_activation
@@ -79,3 +80,21 @@ def test_an_unfit_block_is_refused_with_the_node() -> None:
 
     site = _site()
     assert match(None, site) == Refusal(site.block.name, site.repeat, "it is too wide", "layer_3")
+
+
+def test_a_match_that_depends_on_a_size_that_varies_is_refused_and_the_size_stays_free() -> None:
+    @unfit_is_refused
+    def match(surrogate: object, site: Site) -> None:
+        int(site.input.meta["val"].shape[0])
+
+    gm = captured_graph(nn.Sequential(*(Residual(nn.Linear(8, 8)) for _ in range(3))), (torch.randn(2, 8),))
+    (repeat,) = find_repeats(gm)
+    before, block, after = repeat.blocks
+    site = Site(gm, block, before, after, repeat.name)
+    size = site.input.meta["val"].shape[0]
+    refused = match(None, site)
+    assert isinstance(refused, Refusal)
+    assert refused.reason == f"whether it fits depends on a size that varies: {size}"
+    # What an operator asks of its arguments is not remembered either.
+    assert site.value_of(lambda x: x.new_zeros(int(x.shape[0])), site.input).shape == (2,)
+    assert fixed_size(size) is None
