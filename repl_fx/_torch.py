@@ -15,7 +15,7 @@ from contextlib import AbstractContextManager, ExitStack, contextmanager, redire
 from dataclasses import dataclass, fields
 from functools import cached_property, lru_cache
 from types import FrameType, MappingProxyType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 from unittest.mock import patch
 from weakref import WeakValueDictionary
 
@@ -39,6 +39,8 @@ from torch.utils._traceback import CapturedTraceback
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
+
+_Function = TypeVar("_Function", bound="Callable[..., Any]")
 
 SYMBOLIC: Mapping[type, type] = MappingProxyType({torch.SymInt: int, torch.SymFloat: float, torch.SymBool: bool})
 
@@ -81,6 +83,12 @@ def call_impl(module: torch.nn.Module) -> Callable[..., Any]:
 def set_call_impl(module: torch.nn.Module, function: Callable[..., Any]) -> None:
     """Let `module(...)` run `function` until `unset_call_impl`."""
     module.__dict__["_call_impl"] = function
+
+
+def constant_when_compiled(function: _Function) -> _Function:
+    """Let compiled code ask a function once; `torch.compiler.assume_constant_result` takes a second, for its imports."""
+    function._dynamo_marked_constant = True  # type: ignore[attr-defined]
+    return function
 
 
 def unset_call_impl(module: torch.nn.Module) -> None:
@@ -586,9 +594,9 @@ def expression_classes() -> ExpressionClasses:
     from torch.utils._sympy import functions, numbers
 
     of_sympy = (
-        sympy.Add, sympy.Mul, sympy.Pow, sympy.Eq, sympy.Ne, sympy.Lt, sympy.Le, sympy.Gt, sympy.Ge, sympy.And, sympy.Or,
-        sympy.Not, sympy.floor, sympy.ceiling, boolalg.BooleanTrue, boolalg.BooleanFalse, type(sympy.oo), type(-sympy.oo),
-        numbers.IntInfinity, numbers.NegativeIntInfinity,
+        sympy.Add, sympy.Mul, sympy.Pow, sympy.floor, sympy.ceiling, type(sympy.oo), type(-sympy.oo),
+        numbers.IntInfinity, numbers.NegativeIntInfinity, sympy.Eq, sympy.Ne, sympy.Lt, sympy.Le, sympy.Gt, sympy.Ge,
+        sympy.And, sympy.Or, sympy.Not, boolalg.BooleanTrue, boolalg.BooleanFalse,
     )  # fmt: skip
     own = {
         f"torch.{name}": kind

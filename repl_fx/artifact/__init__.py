@@ -16,9 +16,9 @@
     report.html         what `repl-fx report` adds
 
 Nothing is pickled. `load` builds the model from its source, reads the graphs that were captured from it, applies the
-plan again, and loads the weights. A model whose code, configuration or libraries are others now is captured anew (of one
-that was captured in parts, the parts that the plan rewrites, each on inputs like those it was called with; the model
-itself is not run); one whose structure no longer fits is an error.
+plan again, and loads the weights. Where the code, the configuration or the libraries of the model are others now, it is
+captured anew: of one that was captured in parts, the parts that the plan rewrites, each on inputs like those it was
+called with; the model itself is not run. A model whose structure no longer fits is an error.
 """
 
 from __future__ import annotations

@@ -6,9 +6,9 @@
     a fake tensor  -> ["fake", 7]: a row of sizes, strides, dtype and device
     a size `2*s0`  -> ["number", …]: the row of an expression, and its value in the example
 
-What is the same in many nodes (fake values, expressions, the code that a node is from) is a row of a table, once. Values
-of any other kind are no data: `Writer` raises a `NotPlain` for them, and `Reader` a `ValueError` for whatever a writer
-would not have written. A pickle (`repl_fx.graph.pickling`) keeps all graphs, and runs what it holds.
+What is the same in many nodes (fake values, expressions, the code that a node is from) is a row of a table, once.
+Values of any other kind are no data: `Writer` raises a `NotPlain` for them, and `Reader` a `ValueError` for whatever a
+writer would not have written. A pickle (`repl_fx.graph.pickling`) keeps all graphs, and runs what it holds.
 """
 
 from __future__ import annotations

@@ -41,8 +41,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from repl_fx.graph.kinds import kind_of
-from repl_fx.running.code_names import is_foreign, is_own_code
+from repl_fx.running.code_names import is_foreign, is_installed, is_own_code
 from repl_fx.running.holders import CONTAINERS, GENERATORS
 from repl_fx.running.opaque_outputs import PLAIN
 from repl_fx.running.python_state import DEEPEST, MOST, PythonState, Spot
@@ -106,7 +105,14 @@ def _modules(model: nn.Module) -> Iterator[str]:
                 yield f"{path}.{name}: None"
                 continue
             first = seen.setdefault(id(tensor), f"{path}.{name}")
-            about = kind_of(tensor), tensor.stride(), tensor.device.type, tensor.requires_grad, _name(type(tensor))
+            about = (
+                tensor.dtype,
+                tuple(tensor.shape),
+                tensor.stride(),
+                tensor.device.type,
+                tensor.requires_grad,
+                _name(type(tensor)),
+            )
             kept = name not in module._non_persistent_buffers_set
             yield f"{path}.{name}: {first} {about} {kept} {len(tensor._backward_hooks or ())}"
         hooks = {name: len(held) for name, held in vars(module).items() if name.endswith("_hooks") and held}
@@ -128,8 +134,8 @@ class _Looked(PythonState):
         self.hidden: list[str] = []
         self.own_files: set[str] = set()
         self._tree = set(model.modules())
-        kinds = {kind for module in self._tree for kind in type(module).__mro__}
-        self.packages |= {kind.__module__.partition(".")[0] for kind in kinds if not is_own_code(kind)}
+        for kind in {kind for module in self._tree for kind in type(module).__mro__}:
+            self._note_package(kind)
         super().__init__(model, hooks_of(model))
         self.hidden += [path for path in self.unseen if path in self.kinds]
 
@@ -142,7 +148,7 @@ class _Looked(PythonState):
                 yield f"{path} = {_told(value)}"
         codes = set()
         for function in self._functions.values():
-            self.packages.add(function.__module__.partition(".")[0])
+            self._note_package(function)
             if is_own_code(function):
                 self.own_files.add(function.__code__.co_filename)
                 codes.add(f"{function.__qualname__} {_code(function.__code__)}")
@@ -157,6 +163,10 @@ class _Looked(PythonState):
                 self.hidden.append(place.path)
             self.kinds[place.path] = self._kind(place, value)
         super()._look(place, value)
+
+    def _note_package(self, part: Any) -> None:
+        if not isinstance(part, (type, FunctionType)) or not is_own_code(part):
+            self.packages.add(str(getattr(part, "__module__", None) or "").partition(".")[0])
 
     def _enter_large(self, place: Spot, container: Any) -> None:
         super()._enter_large(place, container)
@@ -178,9 +188,9 @@ class _Looked(PythonState):
                 self.hidden.append(place.path)
             return f"module {_name(type(value))}"
         if isinstance(value, _NAMED):
-            self.packages.add(str(getattr(value, "__module__", None) or "").partition(".")[0])
+            self._note_package(value)
             return _name(value)
-        self.packages.add(type(value).__module__.partition(".")[0])
+        self._note_package(type(value))
         if isinstance(value, GENERATORS):
             return f"a generator {_name(type(value))}"
         if type(value) in CONTAINERS or isinstance(value, (*_TOLD, *_SILENT)) or type(value) is object:
@@ -202,6 +212,8 @@ def _hash(lines: Iterable[str]) -> str:
 def _name(value: Any) -> str:
     name = str(getattr(value, "__qualname__", getattr(value, "__name__", value)))
     # A file of the user's has another module name wherever it lies.
+    if isinstance(value, ModuleType):
+        return name if is_installed(value) else ""
     own = isinstance(value, (type, FunctionType)) and is_own_code(value)
     return name if own else f"{getattr(value, '__module__', None) or ''}.{name}"
 
@@ -210,9 +222,9 @@ def _told(value: Any) -> str:
     tensor = getattr(value, "tensor", None)
     if isinstance(tensor, Tensor):
         if tensor.is_meta or tensor.layout is not torch.strided:
-            return f"{kind_of(tensor)} {tensor.layout} {tensor.device}"
+            return f"{tensor.dtype} {list(tensor.shape)} {tensor.layout} {tensor.device}"
         flat = tensor.detach().cpu().contiguous().flatten()
-        return f"{kind_of(tensor)} {tensor.device.type} {hashlib.sha256(_bytes(flat)).hexdigest()}"
+        return f"{tensor.dtype} {list(tensor.shape)} {tensor.device.type} {hashlib.sha256(_bytes(flat)).hexdigest()}"
     if isinstance(value, np.ndarray):
         return f"{value.dtype}{value.shape} {hashlib.sha256(np.ascontiguousarray(value).tobytes()).hexdigest()}"
     return f"{type(value).__name__} {value!r}"
