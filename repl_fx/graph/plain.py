@@ -71,7 +71,7 @@ _OF_SIZES = (
 )  # fmt: skip
 _OF_NUMBERS = ("floor", "ceil", "trunc", "sqrt")
 _DRAWS: tuple[Callable[..., Any], ...] = (random.random, random.uniform, random.randint)
-_PYTHONS: tuple[Callable[..., Any], ...] = (max, min, int, float, bool, round, abs, len)
+_PYTHONS: tuple[Callable[..., Any], ...] = (max, min, int, float, bool, round, abs, len, getattr)
 # The functions that a graph may call, by name.
 _FUNCTIONS: Mapping[str, Callable[..., Any]] = {
     **{f"runtime.{name}": getattr(runtime, name) for name in _RUNTIME},
@@ -79,7 +79,7 @@ _FUNCTIONS: Mapping[str, Callable[..., Any]] = {
     **{f"operator.{name}": getattr(operator, name) for name in _OPERATORS},
     **{f"torch.{name}": getattr(torch, name) for name in _OF_SIZES if hasattr(torch, name)},
     **{f"math.{name}": getattr(math, name) for name in _OF_NUMBERS},
-    **{f"builtins.{function.__name__}": function for function in (*_PYTHONS, getattr)},
+    **{f"builtins.{function.__name__}": function for function in _PYTHONS},
     **{f"random.{function.__name__}": function for function in _DRAWS},
     **{f"numpy.random.{name}": getattr(np.random, name) for name in ("rand", "random", "uniform")},
 }
@@ -655,7 +655,7 @@ def _require_condition(condition: str, names: Sequence[str]) -> None:
 
 def _class(module: str, name: str) -> type:
     """A class of a file that is loaded already; nothing is imported."""
-    found = attribute(sys.modules[module], name)
+    found = operator.attrgetter(name)(sys.modules[module])
     if not isinstance(found, type):
         raise ValueError(f"the class {module}.{name}")
     return found

@@ -33,6 +33,8 @@ def scaled(x: Tensor) -> Tensor:
 
 
 class Net(nn.Module):
+    shift: Tensor
+
     def __init__(self) -> None:
         super().__init__()
         self.layers = nn.ModuleList(nn.Linear(3, 3) for _ in range(2))
@@ -43,7 +45,8 @@ class Net(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         for layer in self.layers:
             x = self.act(layer(x))
-        return scaled(x + self.shift) * self.settings["deep"][0].rate
+        rate: float = self.settings["deep"][0].rate
+        return scaled(x + self.shift) * rate
 
 
 def test_weights_and_modes_leave_no_trace() -> None:

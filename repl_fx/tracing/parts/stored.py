@@ -99,7 +99,7 @@ def _written(part: Part, source: nn.Module, writer: Writer) -> _Part:
     info: CaptureInfo = gm.meta["capture"]
     if not info.mark:
         raise NotPlain("a source without a mark")
-    constants = []
+    constants: list[_Constant] = []
     for name, buffer in gm.named_buffers(remove_duplicate=False):
         if is_traced_constant(name):
             if name != traced_constant(len(constants)) or type(buffer) is not Tensor or buffer.is_meta:
