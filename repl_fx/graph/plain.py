@@ -625,7 +625,7 @@ def _require_part(root: nn.Module | None, operation: str, path: object) -> None:
     inner, _, last = path.rpartition(".")
     owner = root.get_submodule(inner)
     held = owner._modules if operation == "call_module" else {**owner._modules, **owner._parameters, **owner._buffers}
-    if last not in held and not (operation == "get_attr" and last == "training"):
+    if last not in held and (operation != "get_attr" or (last != "training" and path != "graph_root")):
         raise ValueError(f"{path!r}, which the model has not")
 
 
