@@ -20,6 +20,9 @@ Two claims are checked, on the median of the ratios of the single runs:
     all passes together        under 10 % of the time of torch.export
     find_repeats               under  2 % of it
 
+Of models with weights it also takes the time of `repl_fx.load` of the artifact, with the model built before: with the
+graphs that the artifact holds, and without, as where the model's code has changed.
+
 For the verdict, "the time of torch.export" is what the exports of the same transform took: two, because a graph that is
 right in both modes needs both. The ratio to the plain reference, one export in one mode without repl-fx, is printed
 beside it. Building models is not timed. Memory is the peak resident size of the process in MiB: after the imports and
@@ -52,7 +55,7 @@ import tempfile
 import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -280,6 +283,27 @@ def rewrite(
     return whole, watch, facts
 
 
+def load_seconds(
+    model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], now: Callable[[], float] = time.perf_counter
+) -> dict[str, float]:
+    """Seconds of `repl_fx.load` into a model, by whether the artifact holds graphs or has the model traced."""
+    result = repl_fx.transform(model, args, kwargs)
+    found = {}
+    with tempfile.TemporaryDirectory() as folder:
+        for kind in ("stored", "traced"):
+            if kind == "traced":
+                # Without a mark a capture is not written.
+                for part in result.captured_parts.parts:
+                    part.graph_module.meta["capture"] = replace(part.graph_module.meta["capture"], mark="")
+                vars(result).pop("stored", None)
+            directory = repl_fx.save(result, Path(folder) / kind)
+            _clear_caches()
+            begin = now()
+            repl_fx.load(directory, model)
+            found[kind] = now() - begin
+    return found
+
+
 def measure(name: str, runs: int, clock: str) -> dict[str, Any]:
     """Measure one model in this process."""
     case, now = CASES[name], CLOCKS[clock]
@@ -306,6 +330,8 @@ def measure(name: str, runs: int, clock: str) -> dict[str, Any]:
         rows.append(Run(plain, whole, watch.inclusive.get(EXPORT, 0.0), _rows(whole, watch)))
         print(f"{name}: run {number + 1} of {runs}", file=sys.stderr)
     memory["all"] = peak_memory()
+    if case.device != "meta":
+        facts["load"] = load_seconds(model, args, kwargs, now)
     facts["exports"] = watch.calls.get(EXPORT, 0)
     facts["parameters"] = sum(p.numel() for p in model.parameters())
     return {
@@ -474,6 +500,10 @@ def report(console: Console, measured: dict[str, Any]) -> None:
     row("all passes", [run["passes"] for run in runs])
     row("whole transform", [run["whole"] for run in runs])
     console.print(table)
+    if load := measured.get("load"):
+        console.print(
+            f"load: {load['stored']:.2f} s with the graphs of the artifact, {load['traced']:.2f} s traced anew"
+        )
     memory = measured["memory_mib"]
     console.print(
         f"peak memory, MiB: {memory['imported']:,.0f} imported, {memory['built']:,.0f} built, "

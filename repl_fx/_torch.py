@@ -12,10 +12,10 @@ import logging
 import sys
 import warnings
 from contextlib import AbstractContextManager, ExitStack, contextmanager, redirect_stderr
-from dataclasses import fields
-from functools import lru_cache
+from dataclasses import dataclass, fields
+from functools import cached_property, lru_cache
 from types import FrameType, MappingProxyType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 from unittest.mock import patch
 from weakref import WeakValueDictionary
 
@@ -37,10 +37,13 @@ from torch.fx.graph_module import _forward_from_src
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 from torch.utils._sympy.functions import Max
 from torch.utils._sympy.printers import PythonPrinter
+from torch.utils._sympy.value_ranges import ValueRanges
 from torch.utils._traceback import CapturedTraceback
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
+
+_Function = TypeVar("_Function", bound="Callable[..., Any]")
 
 SYMBOLIC: Mapping[type, type] = MappingProxyType({torch.SymInt: int, torch.SymFloat: float, torch.SymBool: bool})
 
@@ -83,6 +86,12 @@ def call_impl(module: torch.nn.Module) -> Callable[..., Any]:
 def set_call_impl(module: torch.nn.Module, function: Callable[..., Any]) -> None:
     """Let `module(...)` run `function` until `unset_call_impl`."""
     module.__dict__["_call_impl"] = function
+
+
+def constant_when_compiled(function: _Function) -> _Function:
+    """Let compiled code ask a function once; the public way takes a second, for what it imports."""
+    vars(function)["_dynamo_marked_constant"] = True
+    return function
 
 
 def unset_call_impl(module: torch.nn.Module) -> None:
@@ -634,6 +643,62 @@ def symbolic_number(kind: type, sizes: ShapeEnv, expression: Any, hint: Any, con
     """A symbolic number of what `expression_of` says."""
     made: Any = kind
     return made(SymNode(expression, sizes, SYMBOLIC[kind], hint, constant))
+
+
+@dataclass(frozen=True)
+class ExpressionClasses:
+    """The classes of which expressions of sizes are made.
+
+    Attributes:
+        base: of all expressions.
+        symbol, rational: symbols, and whole numbers and fractions.
+        by_name: those that have parts, and those that are one value.
+    """
+
+    base: type
+    symbol: Any
+    rational: Any
+    by_name: Mapping[str, Any]
+
+    @cached_property
+    def names(self) -> Mapping[Any, str]:
+        """The names of the classes."""
+        return {kind: name for name, kind in self.by_name.items()}
+
+
+@lru_cache(maxsize=1)
+def expression_classes() -> ExpressionClasses:
+    """The classes of expressions of sizes."""
+    from sympy.logic import boolalg
+    from torch.utils._sympy import functions, numbers
+
+    of_sympy = (
+        sympy.Add, sympy.Mul, sympy.Pow, sympy.floor, sympy.ceiling, type(sympy.oo), type(-sympy.oo),
+        numbers.IntInfinity, numbers.NegativeIntInfinity, sympy.Eq, sympy.Ne, sympy.Lt, sympy.Le, sympy.Gt, sympy.Ge,
+        sympy.And, sympy.Or, sympy.Not, boolalg.BooleanTrue, boolalg.BooleanFalse,
+    )  # fmt: skip
+    own = {
+        f"torch.{name}": kind
+        for name, kind in vars(functions).items()
+        if isinstance(kind, type) and issubclass(kind, sympy.Basic) and kind.__module__ == functions.__name__
+    }
+    by_name = {**{kind.__name__: kind for kind in of_sympy}, **own}
+    return ExpressionClasses(sympy.Basic, sympy.Symbol, sympy.Rational, by_name)
+
+
+def ranges_of(value: Any) -> tuple[Any, Any] | None:
+    """The least and the greatest value of a range; None for what is no range."""
+    return (value.lower, value.upper) if isinstance(value, ValueRanges) else None
+
+
+def value_ranges(lower: Any, upper: Any) -> Any:
+    """A range of values."""
+    return ValueRanges(lower, upper)
+
+
+def is_registered(kind: Any) -> bool:
+    """Whether values of a class are nested values whose parts torch knows how to put together."""
+    return kind in pytree.SUPPORTED_NODES
 
 
 def children_of(structure: pytree.TreeSpec) -> list[pytree.TreeSpec]:

@@ -52,6 +52,7 @@ from repl_fx.tracing.fingerprint import code_of, fingerprint
 from repl_fx.tracing.model_checks import require_capturable, require_finite
 from repl_fx.tracing.parts.capture import CapturedParts, Part, assemble, capture_parts, graphs_in
 from repl_fx.tracing.parts.search import Eager
+from repl_fx.tracing.parts.stored import as_data
 from repl_fx.tracing.size_questions import refused_sizes
 
 
@@ -77,6 +78,7 @@ class Record:
         checkpoint_blocks: see `transform`.
         pretrained: see `has_from_pretrained`.
         fixed: see `transform`.
+        captured: the captured parts as text (`repl_fx.tracing.parts.stored`).
     """
 
     plan: Plan
@@ -91,6 +93,7 @@ class Record:
     scores: Mapping[str, float]
     pretrained: bool
     fixed: tuple[str, ...] = ()
+    captured: str = ""
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Record:
         return self
@@ -118,6 +121,7 @@ class TransformResult(HasInputs):
         placed: the surrogates in the model's own tree, where the plan was settled by them; without checkpoints.
         checkpoint_blocks: whether `model` computes its kept blocks again in the backward pass.
         scores: what each block was worth, where the plan was made from that.
+        compared: the same model in place was compared with `module` before, when it was saved.
     """
 
     module: nn.Module
@@ -135,6 +139,7 @@ class TransformResult(HasInputs):
     placed: InPlace | None = field(default=None, repr=False)
     checkpoint_blocks: bool = False
     scores: Mapping[str, float] = field(default_factory=dict, repr=False)
+    compared: bool = False
 
     @property
     def all_parts(self) -> tuple[Part, ...]:
@@ -164,7 +169,7 @@ class TransformResult(HasInputs):
         made = self.placed
         if made is None or (made.model is not None and self.checkpoint_blocks):
             # What was placed before, without checkpoints, has been compared.
-            module = self.module if made is None else None
+            module = self.module if made is None and not self.compared else None
             known = self.captured_parts, self.found, self.plan, self.one_by_one, module, self.inputs
             made = put_in_place(*known, checkpoint_blocks=self.checkpoint_blocks)
         # An attribute like any other, so that copies and pickles have it too; a graph that was loaded has its own.
@@ -182,7 +187,12 @@ class TransformResult(HasInputs):
         known = self.plan, self.structure, made, self.code, parts, eager, self.inputs
         pretrained = has_from_pretrained(self.captured_parts.source)
         fixed = self.captured_parts.fixed
-        return Record(*known, in_place, self.checkpoint_blocks, self.scores, pretrained, fixed)
+        return Record(*known, in_place, self.checkpoint_blocks, self.scores, pretrained, fixed, self.stored)
+
+    @cached_property
+    def stored(self) -> str:
+        """The captured parts as text."""
+        return self.captured_parts.stored or as_data(self.captured_parts, self.plan.parts)
 
     @property
     def model(self) -> nn.Module:

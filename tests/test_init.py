@@ -7,8 +7,12 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 import repl_fx
 
+# What a command that reads a model of plain layers has no use for; the libraries of extras, and PyTorch's compiler.
+HEAVY = {"torchvision", "transformers", "lightning", "pytorch_lightning", "onnx", "onnxscript", "onnxruntime", "altair"}
 MODULES = sorted(module.name for module in pkgutil.iter_modules(repl_fx.__path__) if not module.name.startswith("_"))
 
 
@@ -31,3 +35,29 @@ def test_modules_come_when_they_are_asked_for() -> None:
         " ".join(f"repl_fx.{name}" for name in MODULES),
         "repl_fx.pipeline False False",
     ], done.stderr
+
+
+@pytest.mark.parametrize(
+    ("code", "heavy"),
+    [
+        ("import repl_fx", {*HEAVY, "torch", "networkx", "rich", "typer"}),
+        ("import repl_fx.pipeline, repl_fx.artifact", {*HEAVY, "torch._dynamo", "torch._inductor", "typer"}),
+        ("from repl_fx.cli import main\nmain()", {*HEAVY, "torch", "networkx"}),
+    ],
+    ids=["import", "pipeline", "help"],
+)
+def test_libraries_that_nobody_asked_for_stay_where_they_are(code: str, heavy: set[str]) -> None:
+    assert _loaded(code, "--help") & heavy == set()
+
+
+def test_a_model_of_plain_layers_is_inspected_without_the_libraries_of_others() -> None:
+    model = Path(__file__).parent.parent / "examples/mlp.py"
+    assert _loaded("from repl_fx.cli import main\nmain()", "inspect", str(model)) & HEAVY == set()
+
+
+def _loaded(code: str, *arguments: str) -> set[str]:
+    """The modules that are loaded when some code has run."""
+    last = "import atexit, sys\natexit.register(lambda: print(*sys.modules, file=sys.stderr))\n"
+    command = [sys.executable, "-W", "ignore", "-c", last + code, *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    return set(done.stderr.split("\n")[-2].split())

@@ -8,15 +8,17 @@
                         `from_pretrained` would take the file above, and make the weights of replaced blocks anew
     constants.safetensors   buffers that are not in it: tables that the model's code computes
     source.txt          the text of the source model's graph, by which a model that changed is told
+    captured.json       the captured graphs as data, by which a model of the same code need not be traced
     graph.txt           the rewritten graph, to read
     config.json         and generation_config.json of transformers, where `save_pretrained` wrote the artifact
     model.onnx          and model.onnx.data, verify.json: what `repl-fx export` adds
     bench.json          and bench.svg: what `repl-fx bench` adds
     report.html         what `repl-fx report` adds
 
-Nothing is pickled. `load` builds the model from its source, applies the plan again, and loads the weights; a model
-whose structure no longer fits is an error. Of a model that was captured in parts, `load` captures the parts that the
-plan rewrites, each on inputs like those it was called with; the model itself is not run.
+Nothing is pickled. `load` builds the model from its source, reads the graphs that were captured from it, applies the
+plan again, and loads the weights. Where the code, the configuration or the libraries of the model are others now, it is
+captured anew: of one that was captured in parts, the parts that the plan rewrites, each on inputs like those it was
+called with; the model itself is not run. A model whose structure no longer fits is an error.
 """
 
 from __future__ import annotations

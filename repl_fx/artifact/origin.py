@@ -33,6 +33,7 @@ class Origin:
         made: the text of the code of the rewritten module.
         scores: what each block was worth, where the plan was made from that.
         pretrained: see `Record`.
+        captured: see `Record`.
     """
 
     manifest: Manifest
@@ -41,6 +42,7 @@ class Origin:
     made: tuple[str, ...]
     scores: Mapping[str, float]
     pretrained: bool = False
+    captured: str = ""
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Origin:
         return self
@@ -116,7 +118,9 @@ def _origin(record: Record) -> Origin:
         aliases={},
         parameters=0,
     )
-    return Origin(manifest, record.plan, record.structure, record.made, record.scores, record.pretrained)
+    return Origin(
+        manifest, record.plan, record.structure, record.made, record.scores, record.pretrained, record.captured
+    )
 
 
 def model_of(source: Source, weights: Weights | None) -> Model:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
+import torch
 from torch import Tensor, fx, nn
 
 from repl_fx.arguments import require_module, require_path
@@ -46,11 +47,12 @@ from repl_fx.sources import Source
 from repl_fx.sources.source import hash_file
 from repl_fx.tracing.capture import widen_batch
 from repl_fx.tracing.fingerprint import code_of, fingerprint
-from repl_fx.tracing.model_checks import describe_inputs
+from repl_fx.tracing.model_checks import describe_inputs, require_capturable
 from repl_fx.tracing.parts.capture import capture_as_called, capture_parts
+from repl_fx.tracing.parts.stored import read_data
 from repl_fx.tracing.size_questions import refuse_sizes_
 
-PLAN, GRAPH, STRUCTURE = "plan.json", "graph.txt", "source.txt"
+PLAN, GRAPH, STRUCTURE, CAPTURED = "plan.json", "graph.txt", "source.txt", "captured.json"
 WEIGHTS, CONSTANTS = "model.safetensors", "constants.safetensors"
 # A `from_pretrained` would take a file of the name above, and make the weights of replaced blocks anew.
 OWN_WEIGHTS = "repl-fx.safetensors"
@@ -75,7 +77,7 @@ class Artifact:
     state: State
     result: TransformResult
 
-    own_files = (PLAN, WEIGHTS, OWN_WEIGHTS, CONSTANTS, GRAPH, STRUCTURE, SCORES)
+    own_files = (PLAN, WEIGHTS, OWN_WEIGHTS, CONSTANTS, GRAPH, STRUCTURE, CAPTURED, SCORES)
 
     @property
     def inputs(self) -> ExampleInputs:
@@ -96,7 +98,9 @@ class Artifact:
         load_state(model, state if self.manifest.in_place else state.renamed(in_place.prefixes))
         manifest = msgspec.structs.replace(self.manifest, in_place=True)
         known = vars(model)[ORIGIN]
-        vars(model)[ORIGIN] = Origin(manifest, self.plan, known.structure, known.made, known.scores, known.pretrained)
+        vars(model)[ORIGIN] = Origin(
+            manifest, self.plan, known.structure, known.made, known.scores, known.pretrained, known.captured
+        )
         return model.eval()
 
     @property
@@ -154,6 +158,8 @@ def write_rest(
     (change.place / PLAN).write_text(origin.plan.to_json() + "\n")
     (change.place / GRAPH).write_text(_graphs_text(module, origin))
     (change.place / STRUCTURE).write_text("".join(f"{line}\n" for line in origin.structure))
+    if origin.captured:
+        (change.place / CAPTURED).write_text(origin.captured)
     if origin.scores:
         (change.place / SCORES).write_text(json.dumps(dict(origin.scores), indent=2, allow_nan=False) + "\n")
     parameters = sum(p.numel() for p in module.parameters())
@@ -212,7 +218,7 @@ def load_artifact(
     known = args is None and kwargs is None
     directory = Path(directory)
     tell("read the files")
-    manifest, plan, state, structure, scores = _read(directory)
+    manifest, plan, state, structure, scores, stored = _read(directory)
     tell("build the model")
     source = build_source(directory, manifest, model, trust_remote_code)
     if isinstance(source, Source):
@@ -226,7 +232,8 @@ def load_artifact(
     apply = partial(_applied, inputs=inputs, manifest=manifest, as_called=known, copy=source is built)
     try:
         try:
-            result = apply(built, plan=plan)
+            result = _as_stored(directory, stored, built, plan, inputs, manifest, known, source is built)
+            result = result or apply(built, plan=plan)
         except (PlanMismatch, CaptureError) as problem:
             if (remade := as_captured(built, structure, state)) is not None:
                 result = apply(remade, plan=plan)
@@ -255,7 +262,9 @@ def load_artifact(
     as_applied = replace(plan, fingerprint=fingerprint(result.structure))
     of_graphs = msgspec.structs.replace(manifest, in_place=False)
     pretrained = has_from_pretrained(built)
-    vars(result.module)[ORIGIN] = Origin(of_graphs, as_applied, result.structure, result.made, scores, pretrained)
+    vars(result.module)[ORIGIN] = Origin(
+        of_graphs, as_applied, result.structure, result.made, scores, pretrained, result.stored
+    )
     return Artifact(directory, manifest, as_applied, result.module.eval(), state, result)
 
 
@@ -281,7 +290,7 @@ def _may_trace_otherwise(manifest: Manifest, model: nn.Module) -> bool:
     return bool(changed) and not changed & of_model and manifest.code == code_of(model)
 
 
-def _read(directory: Path) -> tuple[Manifest, Plan, State, list[str], dict[str, float]]:
+def _read(directory: Path) -> tuple[Manifest, Plan, State, list[str], dict[str, float], str]:
     """Read the files of an artifact, each of which is as it was written."""
     manifest = read_manifest(directory)
     while True:
@@ -293,7 +302,8 @@ def _read(directory: Path) -> tuple[Manifest, Plan, State, list[str], dict[str, 
             structure = written_file(directory, manifest, STRUCTURE).read_text().splitlines()
             written_file(directory, manifest, GRAPH)
             scores = read_scores(written_file(directory, manifest, SCORES)) if SCORES in manifest.files else {}
-            return manifest, plan, state, structure, scores
+            stored = written_file(directory, manifest, CAPTURED).read_text() if CAPTURED in manifest.files else ""
+            return manifest, plan, state, structure, scores, stored
         except (ArtifactError, OSError) as problem:
             # Another process may have replaced the artifact between the first file and the last.
             again = read_manifest(directory)
@@ -332,6 +342,72 @@ def written_file(directory: Path, manifest: Manifest, name: str) -> Path:
     return file
 
 
+def _as_stored(
+    directory: Path,
+    stored: str,
+    model: nn.Module,
+    plan: Plan,
+    inputs: ExampleInputs,
+    manifest: Manifest,
+    as_called: bool,
+    copy: bool,
+) -> TransformResult | None:
+    """The plan applied to the graphs that an artifact holds; None where the model has to be traced.
+
+    Raises:
+        ArtifactError: the graphs are none that were written.
+    """
+    whole = plan.parts == ("",)
+    if not stored or not (whole or as_called):
+        return None
+    if whole:
+        given = _as_they_were(inputs, manifest.inputs)
+        if given is None:
+            return None
+        require_capturable(model, given)
+        calls = {"": given}
+        inputs = given
+    else:
+        calls = _calls(model, manifest)
+    source = copy_model(model) if copy else model
+    try:
+        captured = read_data(stored, source, calls, manifest.fixed)
+    except ValueError as problem:
+        raise ArtifactError(
+            f"{directory} is damaged: {CAPTURED}: {one_line(problem)}; transform the model again"
+        ) from problem
+    if captured is None:
+        return None
+    try:
+        result = rewrite(
+            replace(captured, eager=manifest.eager), plan, inputs, check=False, required=bool(plan.replacements)
+        )
+    except PlanMismatch:
+        # A trace has the last word, and says what differs.
+        return None
+    return replace(result, compared=manifest.in_place)
+
+
+def _as_they_were(inputs: ExampleInputs, described: Inputs) -> ExampleInputs | None:
+    """Example inputs of the shapes and constants that were described, of twice the batch where need be; else None."""
+
+    def words(known: Inputs) -> str:
+        # Values of tensors leave no trace.
+        return re.sub(r'"range":(null|\[[^]]*\])', "", msgspec.json.encode(known).decode())
+
+    wanted = words(described)
+    if '"kind":"opaque"' in wanted:
+        return None
+    wider = inputs.map(lambda tensor: torch.cat([tensor, tensor]) if tensor.ndim else tensor)
+    return next((one for one in (inputs, wider) if words(Inputs.of(one)) == wanted), None)
+
+
+def _calls(model: nn.Module, manifest: Manifest) -> dict[str, ExampleInputs]:
+    """Inputs like those that each part was called with."""
+    device = device_of(model)
+    return {part.path: part.inputs.make().map(lambda tensor: tensor.to(device)) for part in manifest.parts}
+
+
 def _applied(
     model: nn.Module,
     inputs: ExampleInputs,
@@ -348,8 +424,7 @@ def _applied(
         return rewrite(captured, plan, inputs, check=False, required=False)
     if plan.parts == ("",) or not as_called:
         return transform(model, inputs.args, inputs.kwargs, plan=plan, copy=copy, check=False, fixed=manifest.fixed)
-    device = device_of(model)
-    calls = {part.path: part.inputs.make().map(lambda tensor: tensor.to(device)) for part in manifest.parts}
+    calls = _calls(model, manifest)
     source = copy_model(model) if copy else model
     try:
         captured = capture_as_called(source, calls, {p.path: p.tracer for p in manifest.parts}, manifest.fixed)

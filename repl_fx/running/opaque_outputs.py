@@ -41,13 +41,13 @@ class _Kept:
 
 
 @dataclass(frozen=True)
-class _Shell:
+class Shell:
     """An object without the attributes that hold tensors.
 
     Attributes:
         names: all attributes, in order.
         held: those that hold tensors.
-        rest: the values of the others, by name; `_HERE` for a device that is the tensors' own.
+        rest: the values of the others, by name; `HERE` for a device that is the tensors' own.
     """
 
     kind: type
@@ -68,7 +68,7 @@ class _Here(Enum):
         return repr(self.value)
 
 
-_HERE = _Here.HERE
+HERE = _Here.HERE
 
 
 def open_objects(value: Any, other: Callable[[Any], Any] = lambda leaf: leaf) -> Any:
@@ -115,34 +115,34 @@ def _kept(leaf: Any) -> Any:
     return leaf if isinstance(leaf, _RETURNED) or refused else _Kept(leaf)
 
 
-def _flatten(opened: Opened) -> tuple[list[Any], _Shell]:
+def _flatten(opened: Opened) -> tuple[list[Any], Shell]:
     attributes = vars(opened.value)
     owner = {id(opened.value)}
     held = tuple(name for name, item in attributes.items() if any(True for _ in _inside(item, set(owner))))
     tensors = (leaf for name in held for leaf in _inside(attributes[name], set(owner)) if isinstance(leaf, Tensor))
     device = next((tensor.device for tensor in tensors), None)
     rest = {
-        name: _HERE if isinstance(item, torch.device) and item == device else item
+        name: HERE if isinstance(item, torch.device) and item == device else item
         for name, item in attributes.items()
         if name not in held
     }
-    shell = _Shell(type(opened.value), tuple(attributes), held, rest)
+    shell = Shell(type(opened.value), tuple(attributes), held, rest)
     return [open_objects(attributes[name], _kept) for name in held], shell
 
 
-def _flatten_with_keys(opened: Opened) -> tuple[list[tuple[Any, Any]], _Shell]:
+def _flatten_with_keys(opened: Opened) -> tuple[list[tuple[Any, Any]], Shell]:
     children, shell = _flatten(opened)
     return [(pytree.GetAttrKey(name), child) for name, child in zip(shell.held, children, strict=True)], shell
 
 
-def _unflatten(children: Any, shell: _Shell) -> Any:
+def _unflatten(children: Any, shell: Shell) -> Any:
     held = dict(zip(shell.held, children, strict=True))
     device = next((leaf.device for leaf in _inside(list(held.values()), set()) if isinstance(leaf, Tensor)), None)
     made: Any = object.__new__(shell.kind)
     for name in shell.names:
         item = held[name] if name in held else shell.rest[name]
         # The next call must not find what the caller has done with the object of this one.
-        vars(made)[name] = device if item is _HERE else copy.copy(item) if name not in held else item
+        vars(made)[name] = device if item is HERE else copy.copy(item) if name not in held else item
     return made
 
 

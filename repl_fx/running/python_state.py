@@ -55,8 +55,8 @@ from repl_fx.running.opaque_outputs import PLAIN, equal_leaves
 # Values that are compared as they are.
 _PLAIN = (*PLAIN, torch.Size, Enum)
 # State reachable from a model is looked at up to this many values (a vocabulary has more) and this deep.
-_MOST = 200_000
-_DEEPEST = 6
+MOST = 200_000
+DEEPEST = 6
 # Containers of more items than this are copied and compared only where code may write to them.
 _LARGE = 10_000
 _ARRAYS = (np.ndarray, bytearray)
@@ -93,7 +93,7 @@ class Change:
     is_tensor: bool
 
 
-class _Spot(NamedTuple):
+class Spot(NamedTuple):
     """Where a value is.
 
     Attributes:
@@ -102,6 +102,7 @@ class _Spot(NamedTuple):
         depth: of the objects around it.
         inside: it is in a container of that name.
         ours: it is part of the model.
+        of_library: it is named by code of an installed package alone.
     """
 
     path: str
@@ -109,11 +110,12 @@ class _Spot(NamedTuple):
     depth: int = 0
     inside: bool = False
     ours: bool = False
+    of_library: bool = False
 
-    def item(self, path: str) -> _Spot:
+    def item(self, path: str) -> Spot:
         return self._replace(path=path, depth=self.depth + 1, inside=True)
 
-    def attribute(self, name: str) -> _Spot:
+    def attribute(self, name: str) -> Spot:
         return self._replace(path=_dotted(self.path, name), name=name, depth=self.depth + 1, inside=False)
 
 
@@ -129,7 +131,7 @@ class _Space:
         all_stored: the code may bind any of them anew.
     """
 
-    place: _Spot
+    place: Spot
     owner: Any
     content: dict[str, Any]
     by_attribute: bool = False
@@ -159,7 +161,7 @@ class PythonState:
     ) -> None:
         self.unseen: list[str] = []
         # Objects and containers that hold values, each with a shallow copy of what it held.
-        self._holders: list[tuple[_Spot, Any, Any]] = []
+        self._holders: list[tuple[Spot, Any, Any]] = []
         self._cells: list[tuple[CellType, Any]] = []
         self._spaces: dict[int, _Space] = {}
         self._values: dict[str, Any] = {}
@@ -170,7 +172,7 @@ class PythonState:
         self._functions: dict[int, FunctionType] = {}
         self._codes: list[tuple[CodeType, Names]] = []
         self._unread: list[FunctionType] = []
-        self._large: list[tuple[_Spot, Any]] = []
+        self._large: list[tuple[Spot, Any]] = []
         self._attributes: set[str] = {"forward", "backward", "setup_context", "jvp"}
         self._stored: set[str] = set()
         self._any_attribute = False
@@ -180,14 +182,14 @@ class PythonState:
         self._files = {str(getattr(part, "__module__", "")) for part in (*kinds, *values.values())}
         self._seen.update(((id(module), ""), path) for module, path in modules.items())
         for module, path in modules.items():
-            self._enter(_Spot(path, "", ours=True), module, attributes_of(module))
+            self._enter(Spot(path, "", ours=True), module, attributes_of(module))
             # A buffer without a tensor is filled when it is first needed.
             empty = [name for name, buffer in module._buffers.items() if buffer is None]
             self._values.update((_dotted(path, name), None) for name in empty)
         for kind in kinds:
-            self._open(_Spot(kind.__qualname__, ""), kind, dict(vars(kind)))
+            self._open(Spot(kind.__qualname__, "", of_library=not is_own_code(kind)), kind, dict(vars(kind)))
         for name, value in values.items():
-            self._look(_Spot(name, name, ours=True), value)
+            self._look(Spot(name, name, ours=True), value)
         while self._unread or self._large:
             if self._unread:
                 self._read(self._unread.pop())
@@ -209,7 +211,7 @@ class PythonState:
     def _at(self, path: str) -> Any:
         """The value at a path; of two names of one object, which may be two objects later, either will do."""
         inner, is_length = path.removeprefix("len(").removesuffix(")"), path.startswith("len(")
-        for _ in range(_DEEPEST):
+        for _ in range(DEEPEST):
             known = self._values.get(f"len({inner})" if is_length else inner, _Version)
             if known is not _Version:
                 return known
@@ -243,19 +245,19 @@ class PythonState:
                 if before is not now.get(name, GONE):
                     bind(space.owner, name, before)
 
-    def _is_written(self, place: _Spot, container: Any) -> bool:
+    def _is_written(self, place: Spot, container: Any) -> bool:
         """Whether some function may write to a container at a place."""
         # A part of an array is the array.
         is_array = isinstance(container, np.ndarray)
         least = HANDED_ON if place.inside or is_array else WRITTEN
         return self._use_at(place) >= least and not (is_array and not container.flags.writeable)
 
-    def _use_at(self, place: _Spot) -> int:
+    def _use_at(self, place: Spot) -> int:
         """What the code does with a container at a place."""
         named = [use_of(code, place.name) for code, names in self._codes if place.name in names.every]
         return max(named, default=WRITTEN if self._any_attribute else READ)
 
-    def _enter(self, place: _Spot, owner: Any, content: Any) -> None:
+    def _enter(self, place: Spot, owner: Any, content: Any) -> None:
         """Enter all that an object or a container holds."""
         self._holders.append((place, owner, content))
         if isinstance(content, (np.ndarray, bytearray)):
@@ -265,7 +267,7 @@ class PythonState:
         if inside:
             self._values[f"len({place.path})"] = len(content)
         for key, value in items_of(content):
-            if len(self._values) >= _MOST:
+            if len(self._values) >= MOST:
                 return
             if isinstance(owner, nn.Module):
                 self._look(place.attribute(key), value)
@@ -273,7 +275,7 @@ class PythonState:
                 path = f"{place.path}[{_shown(key)}]" if inside else _dotted(place.path, key)
                 self._look(place.item(path), value)
 
-    def _enter_large(self, place: _Spot, container: Any) -> None:
+    def _enter_large(self, place: Spot, container: Any) -> None:
         """Enter a container of many items, if it may be written to."""
         size = container.shape if isinstance(container, np.ndarray) else len(container)
         self._values[f"len({place.path})"] = size
@@ -287,7 +289,7 @@ class PythonState:
             self._holders.append((place, container, content))
             self._values[place.path] = content
 
-    def _open(self, place: _Spot, owner: Any, content: dict[str, Any], named: Set[str] | None = None) -> None:
+    def _open(self, place: Spot, owner: Any, content: dict[str, Any], named: Set[str] | None = None) -> None:
         """Look at those attributes of a file, a class or an object that the code names, now or later.
 
         Args:
@@ -323,33 +325,33 @@ class PythonState:
     def _enter_class(self, kind: type) -> None:
         for part in kind.__mro__:
             if self._is_followed(part):
-                self._open(_Spot(part.__qualname__, ""), part, dict(vars(part)))
+                self._open(Spot(part.__qualname__, "", of_library=not is_own_code(part)), part, dict(vars(part)))
 
     def _read(self, function: FunctionType) -> None:
         """Enter what a function names: its closure, defaults, attributes, globals, files and functions it calls."""
         names = names_in(function.__code__)
         self._codes.append((function.__code__, names))
         # An attribute of the model may have the name of a function.
-        path = f"{function.__qualname__}()"
+        path, library = f"{function.__qualname__}()", not is_own_code(function)
         for name, cell in zip(function.__code__.co_freevars, function.__closure__ or (), strict=True):
             value = content_of_cell(cell)
             if value is GONE or name == "__class__":
                 continue
             if name in names.stored:
                 self._cells.append((cell, value))
-            self._look(_Spot(f"{path}: {name}", name), value)
+            self._look(Spot(f"{path}: {name}", name, of_library=library), value)
         for key, value in (*enumerate(function.__defaults__ or ()), *(function.__kwdefaults__ or {}).items()):
-            self._look(_Spot(f"{path}: {key}", "", ours=True), value)
-        self._look(_Spot(path, "", ours=True), vars(function))
+            self._look(Spot(f"{path}: {key}", "", ours=True, of_library=library), value)
+        self._look(Spot(path, "", ours=True, of_library=library), vars(function))
         self._stored |= names.stored
         file = function.__globals__
-        place = _Spot(str(file.get("__name__", "")), "")
+        place = Spot(str(file.get("__name__", "")), "", of_library=library)
         self._open(place, file, dict(file), file.keys() if names.any_global else names.globals)
         self._spaces[id(file)].all_stored |= names.any_global
         package = file.get("__package__") or ""
-        for name in names.imports:
+        for name in sorted(names.imports):
             for imported in filter(None, (sys.modules.get(name), sys.modules.get(f"{package}.{name}".rstrip(".")))):
-                self._look(_Spot(name, name), imported)
+                self._look(Spot(name, name, of_library=library), imported)
         new = names.attributes - self._attributes
         self._attributes |= new
         if new or (names.any_attribute and not self._any_attribute):
@@ -362,8 +364,8 @@ class PythonState:
         """Whether the code of a class or a function counts: it is the user's, or in one of the model's files."""
         return (part.__module__ in self._files and not is_foreign(part)) or is_own_code(part)
 
-    def _look(self, place: _Spot, value: Any) -> None:
-        if len(self._values) >= _MOST or place.depth > _DEEPEST:
+    def _look(self, place: Spot, value: Any) -> None:
+        if len(self._values) >= MOST or place.depth > DEEPEST:
             return
         path = place.path
         if isinstance(value, _PLAIN):
@@ -392,7 +394,7 @@ class PythonState:
             self._look(place.item(path), (*value.args, *value.keywords.values()))
         elif isinstance(value, ModuleType):
             if value.__name__ == "__main__" or not is_installed(value):
-                self._open(_Spot(value.__name__, ""), vars(value), dict(vars(value)))
+                self._open(Spot(value.__name__, ""), vars(value), dict(vars(value)))
         elif isinstance(value, type):
             if self._is_followed(value):
                 self._enter_class(value)
@@ -401,7 +403,7 @@ class PythonState:
             if len(value) > _LARGE and not _holds_containers(value):
                 self._values[path] = value
                 return
-            for index, item in enumerate(value):
+            for index, item in enumerate(sorted(value, key=repr) if isinstance(value, frozenset) else value):
                 self._look(place.item(f"{path}[{index}]"), item)
         elif type(value) in CONTAINERS or _is_own_object(value):
             key = (id(value), "" if place.ours else place.name)

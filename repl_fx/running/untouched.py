@@ -45,7 +45,7 @@ def untouched(model: nn.Module, *, buffers: bool = False, parameters: bool = Fal
         buffers: restore the values of buffers too, for a forward on real tensors.
         parameters: likewise of parameters.
     """
-    state = PythonState(model, _hooks_of(model))
+    state = PythonState(model, hooks_of(model))
     kept = [(module, dict(vars(module)), _registries(module)) for module in model.modules()]
     tensors = [*(model.buffers() if buffers else ()), *(model.parameters() if parameters else ())]
     values = [(tensor, tensor.detach().clone()) for tensor in tensors]
@@ -65,7 +65,7 @@ def untouched(model: nn.Module, *, buffers: bool = False, parameters: bool = Fal
                     tensor.copy_(value)
 
 
-def _hooks_of(model: nn.Module) -> dict[str, Any]:
+def hooks_of(model: nn.Module) -> dict[str, Any]:
     """The hooks on modules and parameters, by any names."""
     held = [
         *(getattr(module, name, None) for module in model.modules() for name in _HOOKS),

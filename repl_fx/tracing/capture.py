@@ -35,6 +35,7 @@ from repl_fx.passes.follow_device import follow_device_
 from repl_fx.passes.merge_modes import MergeResult, merge_modes_
 from repl_fx.running.example_inputs import ExampleInputs
 from repl_fx.running.python_state import PythonState
+from repl_fx.running.source_mark import source_mark
 from repl_fx.running.untouched import device_of, outcome_of, own_randomness, untouched
 from repl_fx.tracing.check import CaptureCheck, check_of
 from repl_fx.tracing.control_flow import match_decisions_
@@ -65,6 +66,7 @@ class CaptureInfo:
         dynamic: for each tensor argument, the dimensions that stayed dynamic.
         fixed: why others did not, as the end of a phrase, by input and number of the dimension: `x.2`. It has the line
             of the model that asks for a number, where one does.
+        mark: of the model's source as it was then (`repl_fx.running.source_mark`); empty where it has none.
     """
 
     model: str
@@ -74,6 +76,7 @@ class CaptureInfo:
     switches: int = 0
     dynamic: dict[str, tuple[int, ...]] = field(default_factory=dict)
     fixed: dict[str, str] = field(default_factory=dict)
+    mark: str = ""
 
 
 @shown("capture")
@@ -195,7 +198,7 @@ def _trace_by(
     for training, changed in changes.items():
         require_leaves_left(model, changed)
         require_settled(model, changed, inputs, training)
-    info = CaptureInfo(type(model).__name__, name, obstacles)
+    info = CaptureInfo(type(model).__name__, name, obstacles, mark=source_mark(model).digest)
     gm = _assembled(model, inputs, info, graphs, constants, pinned, wanted_fixed)
     if compiling.asked and device.type != "meta" and not computes_alike(gm, model, inputs):
         if told is None:
@@ -220,7 +223,8 @@ def _assembled(
     wanted_fixed: Sequence[str],
 ) -> CapturedModule:
     """The module for the graphs of both modes (training and not), with the model's own module tree."""
-    root = _module_tree(model, graphs.values())
+    called = (str(node.target) for graph in graphs.values() for node in graph.nodes if node.op == "call_module")
+    root = module_tree(model, called)
     for index, tensor in enumerate(constants.tensors):
         root.register_buffer(traced_constant(index), tensor.detach().clone(), persistent=False)
     fixed: dict[str, str] = {}
@@ -340,10 +344,9 @@ def example_inputs_of(gm: fx.GraphModule) -> ExampleInputs:
     return ExampleInputs((), {name: pytree.tree_map(zeros, value) for name, value in values.items()})
 
 
-def _module_tree(model: nn.Module, graphs: Iterable[fx.Graph]) -> nn.Module:
-    """The source's module tree: modules the graphs call as they are, plain containers with their state elsewhere."""
-    called = {str(node.target) for graph in graphs for node in graph.nodes if node.op == "call_module"}
-    modules = {model.get_submodule(path) for path in called}
+def module_tree(model: nn.Module, called: Iterable[str]) -> nn.Module:
+    """The source's module tree: modules that graphs call as they are, plain containers with their state elsewhere."""
+    modules = {model.get_submodule(path) for path in set(called)}
     memo: dict[int, nn.Module] = {}
 
     def build(module: nn.Module) -> nn.Module:

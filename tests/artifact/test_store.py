@@ -18,15 +18,17 @@ import repl_fx
 from repl_fx.artifact import load_artifact
 from repl_fx.artifact.exporting import export_artifact
 from repl_fx.artifact.manifest import read_manifest
+from repl_fx.artifact.store import text_of
 from repl_fx.pipeline import unreplaced
 from repl_fx.planning.written_options import read_scores
 from repl_fx.sources import load_source
+from repl_fx.tracing import capture
 from tests.artifact.edits import edit_manifest, set_value
 from tests.artifact.tied_net import MODEL
 from tests.captures import transformed
 from tests.nets import Counts, MlpNet, TokenNet, tokens
 
-FILES = {"plan.json", "model.safetensors", "constants.safetensors", "graph.txt", "source.txt"}
+FILES = {"plan.json", "model.safetensors", "constants.safetensors", "graph.txt", "source.txt", "captured.json"}
 
 
 def test_reloads_in_a_fresh_process_after_training(model_file: Path, tmp_path: Path) -> None:
@@ -150,6 +152,10 @@ def flip_a_bit(file: Path) -> None:
         ),
         (lambda d: (d / "plan.json").write_text("[]"), "is damaged: plan.json is not the file that was written"),
         (lambda d: (d / "graph.txt").write_text(""), "is damaged: graph.txt is not the file that was written"),
+        (
+            lambda d: (d / "captured.json").write_text("{}"),
+            "is damaged: captured.json is not the file that was written",
+        ),
         (lambda d: (d / "plan.json").unlink(), "is damaged: plan.json is gone"),
         (lambda d: (d / "model.safetensors").write_bytes(b"\x00" * 20), "is damaged"),
         (lambda d: (d / "model.safetensors").unlink(), "is damaged: model.safetensors is gone"),
@@ -166,6 +172,101 @@ def test_damaged_and_foreign_artifacts(artifact: Path, damage: object, message: 
     with pytest.raises(repl_fx.ArtifactError, match=message) as caught:
         repl_fx.load(artifact)
     assert "\n" not in str(caught.value)
+
+
+@pytest.fixture
+def traces(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The classes of the models that are traced."""
+    found: list[str] = []
+    trace: Any = capture._trace_by
+
+    def noting(name: str, tracer: Any, model: nn.Module, *args: Any, **kwargs: Any) -> Any:
+        found.append(type(model).__name__)
+        return trace(name, tracer, model, *args, **kwargs)
+
+    monkeypatch.setattr(capture, "_trace_by", noting)
+    return found
+
+
+def without_graphs(artifact: Path) -> Path:
+    """The artifact as versions wrote it that kept no graphs."""
+    (artifact / "captured.json").unlink()
+
+    def edit(text: str) -> str:
+        data = json.loads(text)
+        del data["files"]["captured.json"]
+        return json.dumps(data)
+
+    edit_manifest(artifact, edit)
+    return artifact
+
+
+@pytest.mark.parametrize("in_place", [False, True])
+def test_a_model_of_the_same_code_is_not_traced(tmp_path: Path, traces: list[str], in_place: bool) -> None:
+    torch.manual_seed(0)
+    result, x = transformed(TokenNet(depth=5), (torch.randn(2, 6, 16),)), torch.randn(3, 6, 16)
+    directory = repl_fx.save(result.model if in_place else result, tmp_path / "out")
+    traces.clear()
+    found = repl_fx.load(directory, TokenNet(depth=5))
+    graphs = load_artifact(directory, TokenNet(depth=5))
+    # What follows needs no trace either.
+    again = repl_fx.save(found, tmp_path / "again")
+    repl_fx.fold(graphs.graph_module)
+    assert torch.equal(repl_fx.load(again, TokenNet(depth=5))(x), found(x))
+    assert not traces
+    assert (again / "captured.json").read_text() == (directory / "captured.json").read_text()
+    traced = load_artifact(without_graphs(directory), TokenNet(depth=5))
+    assert traces == ["TokenNet"]
+    assert torch.equal((traced.model if in_place else traced.module)(x), found(x))
+    for ours, theirs in zip(graphs.result.all_parts, traced.result.all_parts, strict=True):
+        assert text_of(ours.graph_module.graph) == text_of(theirs.graph_module.graph)
+    assert graphs.result.report == traced.result.report and graphs.result.made == traced.result.made
+
+
+def test_parts_of_the_same_code_are_not_traced(tmp_path: Path, traces: list[str]) -> None:
+    torch.manual_seed(0)
+    x = torch.randn(2, 6, 16)
+    result = repl_fx.transform(Counts(TokenNet(depth=5)), (x,))
+    directory = repl_fx.save(result, tmp_path / "out")
+    traces.clear()
+    torch.manual_seed(0)
+    found = repl_fx.load(directory, Counts(TokenNet(depth=5)))
+    assert not traces
+    torch.manual_seed(0)
+    assert torch.equal(repl_fx.load(without_graphs(directory), Counts(TokenNet(depth=5)))(x), found(x))
+    assert traces == ["TokenNet"]
+
+
+def test_a_model_of_other_code_is_traced(artifact: Path, model_file: Path, traces: list[str]) -> None:
+    repl_fx.load(artifact)
+    assert not traces
+    for text in (MODEL.replace("import torch\n", "import torch\n\n"), MODEL.replace(".relu()", ".relu() * 1")):
+        model_file.write_text(text)
+        traces.clear()
+        if "* 1" in text:
+            with pytest.raises(repl_fx.ArtifactError, match="no longer fits its model: Net has changed"):
+                repl_fx.load(artifact, str(model_file))
+        else:
+            repl_fx.load(artifact, str(model_file))
+        assert traces == ["Net"]
+
+
+def test_graphs_that_nobody_wrote_are_refused(artifact: Path) -> None:
+    written = (artifact / "captured.json").read_text()
+    for old, new in (
+        ("aten.relu.default", "aten.from_file.default"),
+        ("operator", "function"),
+        ('"tables"', '"table"'),
+        ('"nodes":[', '"nodes":[["import os","output",null,["tuple"],["dict"],{}],'),
+        ("blocks.0.fc1", "blocks.0.fc9"),
+    ):
+        (artifact / "captured.json").write_text(written.replace(old, new))
+        edit_manifest(artifact, lambda text: text)
+        with pytest.raises(
+            repl_fx.ArtifactError, match=r"is damaged: captured.json: .*; transform the model"
+        ) as caught:
+            repl_fx.load(artifact)
+        assert "\n" not in str(caught.value)
 
 
 def test_an_artifact_of_another_torch_is_judged_by_names_and_shapes(artifact: Path, model_file: Path) -> None:

@@ -24,6 +24,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
+from repl_fx._torch import constant_when_compiled
 from repl_fx.surrogates.shared.weight_slices import SliceBlend, WeightSlice, blend_one, blend_slices
 
 
@@ -43,7 +44,7 @@ def is_fully_sharded(module: nn.Module) -> bool:
 
 
 # Asked once when code is compiled: torch.compile of torch 2.11 cannot trace the list of subclasses.
-@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+@constant_when_compiled
 def is_fully_sharded_anywhere() -> bool:
     """Whether any module of this process went through `fully_shard`.
 

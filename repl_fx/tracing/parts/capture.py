@@ -74,6 +74,7 @@ class CapturedParts:
         eager: modules that were tried and stay eager, with the reason; empty where the model is one graph.
         check: the comparison of source and `module`; None where none was made.
         fixed: names of dimensions that stay as in the example, because they were asked to.
+        stored: the text that the capture was read from (`repl_fx.tracing.parts.stored`); empty where it was traced.
     """
 
     source: nn.Module
@@ -82,6 +83,7 @@ class CapturedParts:
     eager: tuple[Eager, ...] = ()
     check: CaptureCheck | None = None
     fixed: tuple[str, ...] = ()
+    stored: str = ""
 
     @property
     def whole(self) -> bool:
