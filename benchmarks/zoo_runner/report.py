@@ -54,6 +54,11 @@ def write_report(records: Sequence[Row], names: Sequence[str], place: Path) -> N
     (place / "zoo.md").write_text(anywhere("\n".join(_pages(known, names, facts)).rstrip() + "\n"))
 
 
+def write_sizes(records: Sequence[Row], count: int, place: Path) -> None:
+    """Write the section on other sizes into zoo.md and zoo.json, and leave what these have besides as it is."""
+    raise NotImplementedError
+
+
 def _pages(known: Mapping[str, Row], names: Sequence[str], facts: Row) -> Iterator[str]:
     yield _HEAD + f"Versions: {', '.join(f'{k} {v}' for k, v in facts['versions'].items())}. {facts['processor']}.\n"
     commits = Counter(record["commit"] for record in known.values() if record.get("commit"))
