@@ -228,7 +228,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     place = ROOT / "docs" if given.report_only and given.report is None else given.report
     if place is not None:
         if given.kind == "sizes":
-            write_sizes(records, len(cases), place)
+            write_sizes(records, place)
         else:
             write_report(records, [case.name for case in cases], place)
     failed = [record["name"] for record in records if record["failed"]]

@@ -14,7 +14,7 @@ refuses in one line.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -68,8 +68,15 @@ class Trial:
     forms: dict[str, str] = field(default_factory=dict)
 
 
-# What a form may do; all other outcomes are wrong.
-GOOD = ("right", "close", "refused", "stops")
+def wrong(trial: Mapping[str, Any], forms: Iterable[str] | None = None) -> list[str]:
+    """What is wrong with forms at some sizes, all by default; those that the source takes have to be right within."""
+    good = ("right", "close")
+    if trial["source"] != "runs" or trial["why"] not in ("within", "edge"):
+        good += ("refused", "stops")
+    outcomes = {form: trial["forms"][form] for form in forms or trial["forms"]}
+    return [
+        f"{trial['sizes']}, {form}: {outcome}" for form, outcome in outcomes.items() if not outcome.startswith(good)
+    ]
 
 
 def sized(case: Case, record: Record, place: Path, last: str, heavy: Any) -> None:
@@ -93,7 +100,7 @@ def sized(case: Case, record: Record, place: Path, last: str, heavy: Any) -> Non
             record.trials = [asdict(trial) for trial, _, _ in trials]
             count = sum(trial.why == "within" and trial.source == "runs" for trial, _, _ in trials)
             assert count == WITHIN, f"{count} of {WITHIN} sizes within the limits are taken by the source"
-            _require_good(trials, forms)
+            _require_good(trials, list(forms))
         with stage(record, place, "replaced", last), torch.enable_grad():
             try:
                 result = rewrite(captured, Options(), inputs)
@@ -119,20 +126,17 @@ def sized(case: Case, record: Record, place: Path, last: str, heavy: Any) -> Non
                 if trial.forms.get("in place") == "alone":
                     trial.forms["in place"] = _own_way(model, result, given)
             record.trials = [asdict(trial) for trial, _, _ in trials]
-            _require_good(trials, ("auto", *others))
+            _require_good(trials, ["auto", *others])
 
 
-def _require_good(trials: Sequence[tuple[Trial, FlatInputs, Outcome]], forms: Any) -> None:
+def _require_good(trials: Sequence[tuple[Trial, FlatInputs, Outcome]], forms: Iterable[str]) -> None:
     """Accept what the forms did.
 
     Raises:
-        AssertionError: one that is wrong, with the sizes; or within the limits not right.
+        AssertionError: one that is wrong, with the sizes.
     """
-    for trial, _, _ in trials:
-        for form in forms:
-            outcome = trial.forms[form]
-            wanted = GOOD if trial.why != "within" or trial.source != "runs" else ("right", "close")
-            assert outcome.startswith(wanted), f"{trial.sizes}, {form}: {outcome}"
+    problem = next((one for trial, _, _ in trials for one in wrong(asdict(trial), forms)), None)
+    assert problem is None, problem
 
 
 def _file(module: nn.Module, flat: FlatInputs, path: Path) -> Callable[[FlatInputs, Outcome], str]:
@@ -189,7 +193,7 @@ def _without_reference(found: Outcome, expected: Outcome, *, compare: bool = Fal
 
 
 def _own_way(model: nn.Module, result: TransformResult, given: FlatInputs) -> str:
-    """Whether the model in place, whose own code goes another way than the graph, computes what a graph of that does."""
+    """Whether the model in place, whose own code goes another way than the graph, computes what a graph of it does."""
     try:
         with torch.enable_grad():
             again = repl_fx.transform(model, given.given.args, given.given.kwargs, plan=result.plan)
