@@ -192,6 +192,11 @@ class SizeCheck:
         first, *others = (self.holds_for(size) for size in range(1, 1001))
         return not first and all(others)
 
+    @cached_property
+    def alike(self) -> bool:
+        """Whether the condition is that two sizes are equal, which have one symbol in the graph."""
+        return self.condition == " == ".join(name for name, _, _ in self.sizes)
+
     def __call__(self, *tensors: torch.Tensor) -> None:
         """Refuse these inputs where the condition does not hold.
 

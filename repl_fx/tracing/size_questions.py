@@ -135,13 +135,16 @@ class SizeQuestions:
         """
         examples: dict[str, int] = {}
         sizes: ShapeEnv | None = None
+        equal: list[Limit] = []
         for number, shape in enumerate(shapes):
             for dim, size in enumerate(shape):
                 # Sizes that others follow from have symbols of their own.
                 if isinstance(size, torch.SymInt) and size.node.expr.is_Symbol:
                     sizes = size.node.shape_env
-                    self.places.setdefault(str(size), (number, dim))
+                    first = self.places.setdefault(str(size), (number, dim))
                     examples[str(size)] = example_of(size)
+                    if first != (number, dim):
+                        equal.append(self._equal(str(size), (number, dim), symbol_of(size)))
         if sizes is None:
             return []
         decided: dict[Any, _Held] = {}
@@ -150,14 +153,14 @@ class SizeQuestions:
             condition = settled_condition(asked, sizes)
             symbols = set(map(str, condition.free_symbols))
             # A condition on values of tensors is checked where these are computed.
-            if symbols and symbols <= self.places.keys():
+            if symbols and symbols <= examples.keys():
                 if held.limit:
                     limits.setdefault(condition, held.place)
                 else:
                     decided.setdefault(condition, held)
         try:
-            rules, pinned = limits_of(limits, examples, {name: number for name, (number, _) in self.places.items()})
-            self.found = [(limit, None) for limit in rules]
+            rules, pinned = limits_of(limits, examples, {name: self.places[name][0] for name in examples})
+            self.found = [(limit, None) for limit in (*rules, *equal)]
             for condition, held in decided.items():
                 names = sorted(map(str, condition.free_symbols))
                 self.found.append((Limit(code_of(condition), tuple(names), held.place), held))
@@ -167,6 +170,13 @@ class SizeQuestions:
             needs = (place for condition, place in limits.items() if name in map(str, condition.free_symbols))
             self.pinned[self.places[name]] = next(needs, "")
         return list(self.pinned)
+
+    def _equal(self, name: str, place: tuple[int, int], symbol: str | None) -> Limit:
+        """The condition that a size is equal to that of a name, which an operator has asked for."""
+        other = f"{name}_of_{place[0]}_{place[1]}"
+        self.places[other] = place
+        asked = (held.place for condition, held in self.held.items() if symbol in map(str, condition.free_symbols))
+        return Limit(f"{name} == {other}", (name, other), next(asked, ""))
 
     def why_fixed(self, number: int, shape: Sequence[int | torch.SymInt]) -> dict[int, str]:
         """Why dimensions of a tensor among the inputs are fixed, as the ends of phrases; none where it is not known."""

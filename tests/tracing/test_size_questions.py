@@ -220,3 +220,32 @@ def test_sizes_that_are_too_involved_to_follow_stay_fixed() -> None:
     gm = capture(model, (x,))
     assert info_of(gm).dynamic == {"x": (0,)}
     assert torch.equal(gm(x), model(x))
+
+
+class Masked(nn.Module):
+    """Values times a mask, which is padded to their length where it is shorter, or broadcast."""
+
+    def __init__(self, *, padded: bool) -> None:
+        super().__init__()
+        self.fc, self.padded = nn.Linear(4, 4), padded
+
+    def forward(self, x: Tensor, mask: Tensor) -> Tensor:
+        missing = x.shape[1] - mask.shape[1]
+        if self.padded and missing > 0:
+            mask = F.pad(mask, (0, missing))
+        y: Tensor = self.fc(x) * mask[..., None]
+        return y
+
+
+@pytest.mark.parametrize("padded", [True, False])
+def test_a_size_that_an_operator_wants_equal_and_the_model_pads_is_refused_and_not_broadcast(padded: bool) -> None:
+    model = Masked(padded=padded).eval()
+    gm = capture(model, (torch.randn(2, 6, 4), torch.ones(2, 6)))
+    for length, masked in ((9, 9), (6, 1)):
+        x, mask = torch.randn(3, length, 4), torch.ones(3, masked)
+        if padded and masked != length:
+            with pytest.raises(BadInput, match=r"where x\.shape\[1\] == mask\.shape\[1\] \(at .*, line \d+\)"):
+                gm(x, mask)
+        else:
+            assert torch.equal(gm(x, mask), model(x, mask))
+    assert torch.equal(gm(x[:, :1], mask[:1]), model(x[:, :1], mask[:1]))
