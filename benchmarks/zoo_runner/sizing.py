@@ -14,7 +14,9 @@ refuses in one line.
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -155,6 +157,8 @@ def _file(module: nn.Module, flat: FlatInputs, path: Path) -> Callable[[FlatInpu
                     return f"wrong: {obstacle}"
                 rows = (str(row) for row in comparison.rows if not row.passed)
                 return "right" if comparison.passed else f"wrong: {next(iter((*comparison.failures, *rows)))}"
+        if expected.problem is not None and (signal := _dies(path, flat, given)):
+            return f"stops: ONNX Runtime dies of signal {signal}"
         try:
             found = [torch.as_tensor(value) for value in session.run(given).values()]
         except Exception as problem:
@@ -165,6 +169,18 @@ def _file(module: nn.Module, flat: FlatInputs, path: Path) -> Callable[[FlatInpu
         return "answers" if expected.problem is not None else _compared(tensors(expected.outputs), found)
 
     return judge
+
+
+def _dies(path: Path, flat: FlatInputs, given: FlatInputs) -> int:
+    """The signal that ends a process which runs a file on inputs at which the source stops; 0 where none does."""
+    process = os.fork()
+    if process == 0:
+        with suppress(Exception):
+            session = OnnxSession(path, threads=1)
+            session.check_inputs(flat)
+            session.run(given)
+        os._exit(0)
+    return os.WTERMSIG(os.waitpid(process, 0)[1])
 
 
 def _run(module: nn.Module, given: FlatInputs) -> Outcome:
@@ -194,12 +210,13 @@ def _without_reference(found: Outcome, expected: Outcome, *, compare: bool = Fal
 
 def _own_way(model: nn.Module, result: TransformResult, given: FlatInputs) -> str:
     """Whether the model in place, whose own code goes another way than the graph, computes what a graph of it does."""
+    blocks = [replacement.block for replacement in result.plan.replacements]
     try:
         with torch.enable_grad():
-            again = repl_fx.transform(model, given.given.args, given.given.kwargs, plan=result.plan)
-    except ReplFxError as problem:
+            again = repl_fx.transform(model, given.given.args, given.given.kwargs, blocks=blocks)
+        again.module.load_state_dict(result.module.state_dict())
+    except (ReplFxError, RuntimeError) as problem:
         return f"alone: {_words(problem)}"
-    again.module.load_state_dict(result.module.state_dict())
     return _compared(_made(_run(again.module, given)), _made(_run(result.model, given)))
 
 
@@ -311,7 +328,7 @@ class Combinations:
         """Sizes near some factors of the example's, within the limits; another combination for each number."""
         sizes = dict(self.own)
         for place, key in enumerate(self.own):
-            if key in self.fixed:
+            if key in self.fixed or sizes[key] != self.own[key]:
                 continue
             turn = (number + place * (1 + number // 5)) % 5
             wanted = _BATCHES[turn] if self.names[key] == "batch" else int(self.own[key] * _FACTORS[turn]) | 1
@@ -320,10 +337,11 @@ class Combinations:
 
     def nearest(self, sizes: Sizes, key: str, wanted: int) -> dict[str, int] | None:
         """These sizes with another one for a dimension, and for those that follow it, near the one that is wanted."""
-        alike = [k for k, own in self.own.items() if own == self.own[key] and k not in self.fixed]
+        kind = self.names[key].rpartition("_")[2]
+        alike = [k for k, own in self.own.items() if own == self.own[key] and self.names[k].endswith(kind)]
         for by in range(_FURTHEST):
             for size in (wanted + by, wanted - by):
-                for following in ((key,), alike):
+                for following in (alike, (key,)):
                     changed = {**sizes, **dict.fromkeys(following, size)}
                     if changed != self.own and not self.failing(changed):
                         return changed

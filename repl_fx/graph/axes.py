@@ -260,7 +260,7 @@ def _shortened(words: Sequence[str]) -> str:
 
 
 _FORMS = (
-    (re.compile(r"\w+ % (\d+) == 0"), "a multiple of {}"),
+    (re.compile(r"\(?\w+ % (\d+)\)? == 0"), "a multiple of {}"),
     (re.compile(r"\w+ >= (\d+)"), "at least {}"),
     (re.compile(r"\w+ <= (\d+)"), "at most {}"),
     (re.compile(r"\w+ > (\d+)"), "more than {}"),

@@ -30,6 +30,7 @@ from repl_fx._torch import (
     example_of,
     fixed_symbols,
     is_truth,
+    made_equal,
     settled_condition,
     size_evaluations,
     symbol_of,
@@ -46,7 +47,7 @@ from repl_fx.tracing.size_limits import Limit, limits_of
 _MOST_WRITTEN = 60_000
 # Functions of torch that refuse operands whose sizes do not go together; those of the module torch are `torch._check`.
 _REFUSING = frozenset(
-    {"infer_size", "_cat_meta", "_broadcast_shapes", "broadcast_shapes", "expect_true", "_verify_batch_size"}
+    {"infer_size", "_cat_meta", "_broadcast_shapes", "broadcast_shapes", "expect_true", "_verify_batch_size", "_assert"}
 )
 _SPLITS, _DEEP = ("_reshape_view_helper", "_collapse_view"), 16
 # Modules that hand a question on, besides torch itself, which holds the symbols.
@@ -133,6 +134,7 @@ class SizeQuestions:
         Raises:
             Untraceable: a condition that Python has no words for.
         """
+        self._make_equal(shapes)
         examples: dict[str, int] = {}
         sizes: ShapeEnv | None = None
         equal: list[Limit] = []
@@ -171,11 +173,19 @@ class SizeQuestions:
             self.pinned[self.places[name]] = next(needs, "")
         return list(self.pinned)
 
+    def _make_equal(self, shapes: Sequence[Sequence[int | torch.SymInt]]) -> None:
+        """Let the trace know of sizes that they are one, of which the model's code asked whether either is larger."""
+        symbols = {symbol: size for shape in shapes for size in shape if (symbol := symbol_of(size))}
+        for one, other in made_equal(condition for condition, held in self.held.items() if not held.limit):
+            if one in symbols and other in symbols:
+                bool(symbols[one] == symbols[other])
+
     def _equal(self, name: str, place: tuple[int, int], symbol: str | None) -> Limit:
         """The condition that a size is equal to that of a name, which an operator has asked for."""
         other = f"{name}_of_{place[0]}_{place[1]}"
         self.places[other] = place
-        asked = (held.place for condition, held in self.held.items() if symbol in map(str, condition.free_symbols))
+        several = {c: set(map(str, c.free_symbols)) for c in self.held if len(c.free_symbols) > 1}
+        asked = (self.held[condition].place for condition, names in several.items() if symbol in names)
         return Limit(f"{name} == {other}", (name, other), next(asked, ""))
 
     def why_fixed(self, number: int, shape: Sequence[int | torch.SymInt]) -> dict[int, str]:
