@@ -74,7 +74,7 @@ DECODERS = (
     *("gpt2", "gpt-neo", "gptj", "gpt-neox", "bloom", "opt", "falcon", "llama", "mistral", "qwen2", "qwen3", "phi"),
 )
 DIFFUSERS = (
-    *("UNet2DModel", "UNet2DConditionModel", "UNet1DModel", "AutoencoderKL", "VQModel", "AutoencoderTiny"),
+    *("UNet2DModel", "UNet2DConditionModel", "UNet1DModel", "AutoencoderKL", "VQModel", "AsymmetricAutoencoderKL"),
     "ControlNetModel",
 )
 EXAMPLES = ("nano_gpt", "gpt", "resnet32")
