@@ -22,8 +22,8 @@ none within the limits.
 
 {facts}
 """
-_TABLE = """| model | other sizes | within | at limits | refused | judged | seconds |
-|---|---|--:|--:|---|---|--:|"""
+_TABLE = """| model | other sizes | within | at limits | refused | judged |
+|---|---|--:|--:|---|---|"""
 
 
 def sizes_section(records: Sequence[Row], facts: Row) -> Iterator[str]:
@@ -38,8 +38,7 @@ def sizes_section(records: Sequence[Row], facts: Row) -> Iterator[str]:
     yield from _summary(records)
     yield _TABLE
     for record in records:
-        seconds = f"{record['seconds']['all']:.0f}"
-        cells = (_name(record), _dimensions(record), *_trials(record), _judged(record), seconds)
+        cells = (_name(record), _dimensions(record), *_trials(record), _judged(record))
         yield "| " + " | ".join(cell.replace("|", "\\|").replace("\n", " ") for cell in cells) + " |"
 
 
