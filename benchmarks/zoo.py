@@ -6,6 +6,8 @@
     python -m benchmarks.zoo --report-only                    docs/zoo.md and docs/zoo.json from what was run
     python -m benchmarks.zoo --known docs/zoo.json            run what that report does not have in all stages
     python -m benchmarks.zoo --compress --sample 60           scores, budgets, fits: `zoo_runner.compressing`
+    python -m benchmarks.zoo --sizes                          small models at other sizes: `zoo_runner.sizing`
+    python -m benchmarks.zoo --sizes --report-only            their section of docs/zoo.md, the rest of it as it is
 
 For each model, with random weights, small inputs of batch 2, dropout and drop path on:
 
@@ -52,15 +54,18 @@ from typing import Any
 # One thread a process: the workers share the cores, and sums come out the same in every run.
 os.environ["OMP_NUM_THREADS"] = "1"
 
-from benchmarks.zoo_models import all_cases
+from benchmarks.zoo_models import all_cases, sized_cases
 from benchmarks.zoo_models.case import Case
 from benchmarks.zoo_models.sample import sample
 from benchmarks.zoo_runner.compressing import COMPRESSING, compress
-from benchmarks.zoo_runner.report import write_report
+from benchmarks.zoo_runner.report import write_report, write_sizes
+from benchmarks.zoo_runner.sizing import SIZING, sized
 from benchmarks.zoo_runner.stages import FIRST, STAGES, Record, first_half, run_half, second_half
 
 ROOT = Path(__file__).resolve().parent.parent
 PRELOADED = "benchmarks.zoo_runner.preload"
+KINDS = {"zoo": STAGES, "compress": COMPRESSING, "sizes": SIZING}
+_HALVES = {"zoo": first_half, "compress": compress, "sizes": sized}
 
 
 class Runner:
@@ -70,12 +75,12 @@ class Runner:
         out: directory of `zoo.jsonl` and of the tracebacks of what failed.
         limit: seconds that one half may take.
         last: the stage to stop after.
-        compressing: whether the stages are those of a compression.
+        kind: of the stages: `zoo`, `compress` or `sizes`.
     """
 
-    def __init__(self, out: Path, limit: float, last: str, total: int, *, compressing: bool = False) -> None:
-        self.out, self.compressing = out, compressing
-        self.stages = COMPRESSING if compressing else STAGES
+    def __init__(self, out: Path, limit: float, last: str, total: int, kind: str = "zoo") -> None:
+        self.out, self.kind = out, kind
+        self.stages = KINDS[kind]
         self.commit = _commit()
         self.limit = limit
         self.last = last
@@ -93,14 +98,14 @@ class Runner:
             place = Path(folder)
             record = Record(case.name, case.family, case.note, self.commit)
             record.write(place)
-            record = self.half(compress if self.compressing else first_half, case, place)
-            if not self.compressing and STAGES.index(self.last) >= len(FIRST) and record.passed == list(FIRST):
+            record = self.half(_HALVES[self.kind], case, place)
+            if self.kind == "zoo" and STAGES.index(self.last) >= len(FIRST) and record.passed == list(FIRST):
                 record = self.half(second_half, case, place)
             self.keep_traceback(case, place)
         record.seconds["all"] = round(time.perf_counter() - begin, 1)
         with self.writing:
             self.done += 1
-            with (self.out / _file(compressing=self.compressing)).open("a") as lines:
+            with (self.out / f"{self.kind}.jsonl").open("a") as lines:
                 lines.write(json.dumps(asdict(record)) + "\n")
             outcome = (
                 f"FAILED at {record.failed}: {record.reason[:150]}" if record.failed else record.reason or "passed"
@@ -135,13 +140,9 @@ class Runner:
             shutil.copy(place / "traceback.txt", kept)
 
 
-def _file(*, compressing: bool) -> str:
-    return "compress.jsonl" if compressing else "zoo.jsonl"
-
-
-def read_records(out: Path, known: Path | None = None, *, compressing: bool = False) -> dict[str, dict[str, Any]]:
+def read_records(out: Path, known: Path | None = None, kind: str = "zoo") -> dict[str, dict[str, Any]]:
     """The last record of each model of these stages, or else in a report that is `known`."""
-    file = out / _file(compressing=compressing)
+    file = out / f"{kind}.jsonl"
     lines = file.read_text().splitlines() if file.exists() else []
     before = json.loads(known.read_text())["models"] if known is not None else []
     return {record["name"]: record for record in (*before, *map(json.loads, lines))}
@@ -188,7 +189,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--family", action="append", default=[], metavar="GLOB", help="models by family")
     parser.add_argument("--sample", type=int, metavar="N", help="N models of the list, the same ones for everyone")
     parser.add_argument("--stages", metavar="A..B", help=f"where to stop  [{STAGES[0]}..{STAGES[-1]}]")
-    parser.add_argument("--compress", action="store_true", help="the stages of a compression, in the place of these")
+    kinds = parser.add_mutually_exclusive_group()
+    for kind, words in (("compress", "the stages of a compression"), ("sizes", "small models at other sizes")):
+        kinds.add_argument(
+            f"--{kind}", dest="kind", action="store_const", const=kind, help=f"{words}, instead of these"
+        )
     parser.add_argument("--out", type=Path, default=ROOT / "build" / "zoo", help="where results are kept (build/zoo)")
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--limit", type=float, default=300, help="seconds for each half of the stages (300)")
@@ -197,35 +202,38 @@ def main(arguments: Sequence[str] | None = None) -> int:
     group.add_argument("--resume", dest="again", action="store_const", const="", help="skip what was run (the default)")
     group.add_argument("--failed", dest="again", action="store_const", const="failed", help="run failures again")
     group.add_argument("--again", dest="again", action="store_const", const="all", help="run everything again")
-    parser.set_defaults(again="")
+    parser.set_defaults(again="", kind="zoo")
     parser.add_argument("--report", type=Path, default=None, metavar="DIR", help="write zoo.md and zoo.json there")
     parser.add_argument("--report-only", action="store_true", help="run nothing; write the report to docs/")
     parser.add_argument("--strict", action="store_true", help="exit with 1 where a model failed")
     given = parser.parse_args(arguments)
-    stages = COMPRESSING if given.compress else STAGES
+    stages = KINDS[given.kind]
     last = stages[-1] if given.stages is None else given.stages.partition("..")[2] or given.stages
     if last not in stages:
         parser.error(f"no stage {last!r}; the stages are {', '.join(stages)}")
-    if given.compress and (given.known or given.report or given.report_only):
+    if given.kind == "compress" and (given.known or given.report or given.report_only):
         parser.error("--compress prints its results, and has no report: leave out --known, --report and --report-only")
     given.out.mkdir(parents=True, exist_ok=True)
-    listed = all_cases()
+    listed = sized_cases() if given.kind == "sizes" else all_cases()
     cases = listed if given.sample is None else sample(listed, given.sample)
-    done = read_records(given.out, given.known, compressing=given.compress)
+    done = read_records(given.out, given.known, given.kind)
     if not given.report_only:
         chosen = choose(cases, given.only, given.family, done, stages[: stages.index(last) + 1], given.again)
         print(f"{len(chosen)} of {len(cases)} models to run, {given.workers} at a time", flush=True)
-        runner = Runner(given.out, given.limit, last, len(chosen), compressing=given.compress)
+        runner = Runner(given.out, given.limit, last, len(chosen), given.kind)
         with ThreadPoolExecutor(given.workers) as pool:
             list(pool.map(runner.run, chosen))
-    done = read_records(given.out, given.known, compressing=given.compress)
+    done = read_records(given.out, given.known, given.kind)
     records = [done[case.name] for case in cases if case.name in done]
     place = ROOT / "docs" if given.report_only and given.report is None else given.report
     if place is not None:
-        write_report(records, [case.name for case in cases], place)
+        if given.kind == "sizes":
+            write_sizes(records, place)
+        else:
+            write_report(records, [case.name for case in cases], place)
     failed = [record["name"] for record in records if record["failed"]]
     print(f"{len(records)} of {len(cases)} run, {len(failed)} failed")
-    if given.compress and records:
+    if given.kind == "compress" and records:
         able = [record for record in records if not record["nothing_repeats"]]
         passed = sum(not record["failed"] for record in able)
         print(f"scores, budgets and fits work on {passed} of {len(able)} models in which something can be replaced")

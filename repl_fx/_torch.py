@@ -14,6 +14,7 @@ import warnings
 from contextlib import AbstractContextManager, ExitStack, contextmanager, redirect_stderr
 from dataclasses import dataclass, fields
 from functools import cached_property, lru_cache
+from itertools import combinations
 from types import FrameType, MappingProxyType
 from typing import TYPE_CHECKING, Any, TypeVar
 from unittest.mock import patch
@@ -41,7 +42,7 @@ from torch.utils._sympy.value_ranges import ValueRanges
 from torch.utils._traceback import CapturedTraceback
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping
+    from collections.abc import Callable, Iterable, Iterator, Mapping
 
 _Function = TypeVar("_Function", bound="Callable[..., Any]")
 
@@ -414,6 +415,16 @@ def is_truth(expression: Any) -> bool:
 def settled_condition(condition: Any, sizes: ShapeEnv) -> Any:
     """A condition on symbolic sizes with the numbers of those that a trace has fixed."""
     return sizes.replace(condition)
+
+
+def made_equal(conditions: Iterable[Any]) -> list[tuple[str, str]]:
+    """Two symbols each, of which one is at most the other by one of some conditions, and at least by another."""
+    differences = {c.lts - c.gts for c in conditions if isinstance(c, sympy.Le | sympy.Ge)}
+    return sorted(
+        (str(one), str(other))
+        for one, other in combinations({s for less in differences for s in less.free_symbols}, 2)
+        if {one - other, other - one} <= differences
+    )
 
 
 def fixed_symbols(sizes: ShapeEnv, expression: Any) -> set[str]:

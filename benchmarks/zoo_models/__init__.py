@@ -29,3 +29,15 @@ def all_cases() -> list[Case]:
                 raise ValueError(f"{case.name} is in the zoo twice")
             found[case.name] = case
     return list(found.values())
+
+
+def sized_cases() -> list[Case]:
+    """The models that are run at other sizes than those of their capture; small, and not counted in the zoo."""
+    found: list[Case] = import_module(f"{__name__}.sized_models").cases()
+    return found
+
+
+def case_called(name: str) -> Case:
+    """The one model of this name."""
+    cases = sized_cases() if name.startswith("sized:") else all_cases()
+    return next(case for case in cases if case.name == name)

@@ -184,13 +184,13 @@ def build(name: str) -> Built:
     options = {**RATES, **SHRUNK.get(name, ({}, ""))[0]}
     if size != config.input_size[-1]:
         options["img_size"] = size
-    model = _created(timm, name, options)
+    model = created(timm, name, options)
     wake(model)
     return model, (torch.randn(2, config.input_size[0], size, size),), {}
 
 
-def _created(timm: Any, name: str, options: dict[str, Any]) -> nn.Module:
-    """The model with those of the options that its constructor takes."""
+def created(timm: Any, name: str, options: dict[str, Any]) -> nn.Module:
+    """A model of timm with those of the options that its constructor takes."""
     options = dict(options)
     while True:
         try:

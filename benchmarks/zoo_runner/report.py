@@ -8,6 +8,9 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import onnxruntime
+
+from benchmarks.zoo_runner.sizes_report import sizes_section
 from benchmarks.zoo_runner.stages import STAGES, anywhere
 from repl_fx.benchmarking.machine import installed
 from repl_fx.environment.machine import cpu_model
@@ -44,14 +47,33 @@ def write_report(records: Sequence[Row], names: Sequence[str], place: Path) -> N
     """
     known = {record["name"]: record for record in records}
     place.mkdir(parents=True, exist_ok=True)
+    before = json.loads((place / "zoo.json").read_text()) if (place / "zoo.json").exists() else {}
     facts = {
         "versions": installed(_PACKAGES),
         "processor": f"{cpu_model()}, one thread a model",
         "models": [known[n] for n in names if n in known],
     }
     facts["not run"] = [name for name in names if name not in known]
+    _write({**facts, **{key: before[key] for key in ("sizes",) if key in before}}, place)
+
+
+def write_sizes(records: Sequence[Row], place: Path) -> None:
+    """Write what models do at other sizes into the zoo.md and zoo.json of a directory; the rest stays as it is."""
+    facts = json.loads((place / "zoo.json").read_text())
+    commits = ", ".join(dict.fromkeys(record["commit"] for record in records))
+    packages = (*_PACKAGES, "segmentation-models-pytorch", "monai")
+    # By its own word: it comes in packages of several names.
+    versions = {**installed(packages), "onnxruntime": onnxruntime.__version__}
+    about = {"versions": versions, "processor": f"{cpu_model()}, one thread a model"}
+    facts["sizes"] = {**about, "commits": f"Commits of repl-fx: {commits}.", "models": list(records)}
+    _write(facts, place)
+
+
+def _write(facts: Row, place: Path) -> None:
+    known = {record["name"]: record for record in facts["models"]}
     (place / "zoo.json").write_text(anywhere(json.dumps(facts, indent=1) + "\n"))
-    (place / "zoo.md").write_text(anywhere("\n".join(_pages(known, names, facts)).rstrip() + "\n"))
+    pages = _pages(known, [*known, *facts["not run"]], facts)
+    (place / "zoo.md").write_text(anywhere("\n".join(pages).rstrip() + "\n"))
 
 
 def _pages(known: Mapping[str, Row], names: Sequence[str], facts: Row) -> Iterator[str]:
@@ -69,6 +91,9 @@ def _pages(known: Mapping[str, Row], names: Sequence[str], facts: Row) -> Iterat
             ([_name(r), r["family"], _count(r["parameters"]), *_outcome(r)] for r in of_library),
             numbers=(2, 6, 7),
         )
+    if "sizes" in facts:
+        yield ""
+        yield from sizes_section(facts["sizes"]["models"], facts["sizes"])
 
 
 def _summary(known: Mapping[str, Row], names: Sequence[str]) -> Iterator[str]:

@@ -24,7 +24,7 @@ import torch
 from torch import fx, nn
 
 import repl_fx
-from benchmarks.zoo_models import all_cases
+from benchmarks.zoo_models import case_called
 from benchmarks.zoo_models.case import Case
 from benchmarks.zoo_runner.alive import train
 from benchmarks.zoo_runner.exactness import (
@@ -73,6 +73,8 @@ class Record:
         refused: blocks or repeats that were asked for and stayed, with the reason.
         parts: path, tracer, obstacles, mode switches of each graph; one with an empty path where the model is a graph.
         eager: what could not be captured, and why.
+        dimensions: what `repl_fx.graph.axes.dimensions_of` says of each, where other sizes are tried.
+        trials: the outcome of each form at other sizes: see `zoo_runner.sizing.Trial`.
         seconds: of building and of each stage.
         peak_mib: peak resident memory of the larger process.
     """
@@ -95,6 +97,8 @@ class Record:
     refused: list[str] = field(default_factory=list)
     parts: list[dict[str, Any]] = field(default_factory=list)
     eager: list[str] = field(default_factory=list)
+    dimensions: list[dict[str, Any]] = field(default_factory=list)
+    trials: list[dict[str, Any]] = field(default_factory=list)
     seconds: dict[str, float] = field(default_factory=dict)
     peak_mib: float = 0.0
 
@@ -157,7 +161,7 @@ def run_half(half: Callable[..., None], name: str, place: str, last: str, heavy:
     warnings.simplefilter("ignore")
     torch.set_num_threads(1)
     folder = Path(place)
-    case = next(case for case in all_cases() if case.name == name)
+    case = case_called(name)
     record = Record.read(folder)
     with suppress(_Stop):
         half(case, record, folder, last, heavy)

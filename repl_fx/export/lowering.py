@@ -58,8 +58,9 @@ def _lower(graph: fx.Graph) -> list[str]:
             node.replace_all_uses_with(node.args[0])
             graph.erase_node(node)
         elif isinstance(node.target, SizeCheck):
-            # Where the source stops, the operators of the file do not go together either.
-            if node.target.limit:
+            # Where the source stops, the operators of the file do not go together either, but for a loss of ONNX, which
+            # takes more targets than there are values.
+            if node.target.limit and (node.target.alike or len(node.all_input_nodes) == 1):
                 graph.erase_node(node)
             else:
                 _withhold(graph, node, node.target.truth)

@@ -237,6 +237,8 @@ def limits_by_axis(graph: fx.Graph, names: Mapping[str, Sequence[str]]) -> dict[
     """
     found: dict[str, dict[str, list[str]]] = {}
     for check, inputs in checks_by_name(graph):
+        if check.alike:
+            continue
         called = {symbol: names[inputs[number]][dim] for symbol, number, dim in check.sizes}
         words = _in_words(check.condition, called)
         for name in dict.fromkeys(called.values()):
@@ -258,7 +260,7 @@ def _shortened(words: Sequence[str]) -> str:
 
 
 _FORMS = (
-    (re.compile(r"\w+ % (\d+) == 0"), "a multiple of {}"),
+    (re.compile(r"\(?\w+ % (\d+)\)? == 0"), "a multiple of {}"),
     (re.compile(r"\w+ >= (\d+)"), "at least {}"),
     (re.compile(r"\w+ <= (\d+)"), "at most {}"),
     (re.compile(r"\w+ > (\d+)"), "more than {}"),

@@ -180,7 +180,9 @@ class SizeCheck:
 
     def truth(self, *tensors: torch.Tensor) -> torch.Tensor:
         """Whether the condition holds, as a tensor of no dimensions, for graphs that cannot raise an error."""
-        sizes = (torch.scalar_tensor(tensors[number].shape[dim], dtype=torch.int64) for _, number, dim in self.sizes)
+        # A trace takes two sizes that are one symbol for the same number.
+        count = _counted if self.alike else _size_of
+        sizes = (count(tensors[number], dim) for _, number, dim in self.sizes)
         holds: torch.Tensor = _on_tensors(self.condition, tuple(name for name, _, _ in self.sizes))(*sizes)
         return holds
 
@@ -191,6 +193,11 @@ class SizeCheck:
             return False
         first, *others = (self.holds_for(size) for size in range(1, 1001))
         return not first and all(others)
+
+    @cached_property
+    def alike(self) -> bool:
+        """Whether the condition is that two sizes are equal, which have one symbol in the graph."""
+        return self.condition == " == ".join(name for name, _, _ in self.sizes)
 
     def __call__(self, *tensors: torch.Tensor) -> None:
         """Refuse these inputs where the condition does not hold.
@@ -209,6 +216,18 @@ class SizeCheck:
 
     def __reduce__(self) -> tuple[Any, ...]:
         return SizeCheck, (self.condition, self.sizes, self.words, self.place, self.limit, self.within)
+
+
+def _size_of(tensor: torch.Tensor, dim: int) -> torch.Tensor:
+    return torch.scalar_tensor(tensor.shape[dim], dtype=torch.int64)
+
+
+def _counted(tensor: torch.Tensor, dim: int) -> torch.Tensor:
+    """A size by the elements that there are, whatever a trace knows of it."""
+    for other in reversed(range(tensor.ndim)):
+        if other != dim:
+            tensor = tensor.select(other, 0)
+    return torch.logical_or(tensor == tensor, tensor != tensor).sum()
 
 
 @has_side_effect

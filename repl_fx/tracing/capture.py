@@ -43,8 +43,15 @@ from repl_fx.tracing.dynamic_shapes import fix_dims_, names_in, require_known
 from repl_fx.tracing.hooks import hooks_followed
 from repl_fx.tracing.lift_modules import Constants
 from repl_fx.tracing.model_checks import misfit, name_of_graphs, obstacle, require_capturable
-from repl_fx.tracing.other_sizes import try_checks_
-from repl_fx.tracing.questions import Compiling, Settings, computes_alike, require_settings_, settings_asked
+from repl_fx.tracing.other_sizes import other_sizes_of, try_checks_
+from repl_fx.tracing.questions import (
+    Compiling,
+    Settings,
+    computes_alike,
+    require_settings_,
+    settings_asked,
+    stops_alike,
+)
 from repl_fx.tracing.settled import require_leaves_left, require_settled
 from repl_fx.tracing.size_questions import FIXED
 from repl_fx.tracing.state_changes import StateChanges, changes_noted
@@ -200,13 +207,20 @@ def _trace_by(
         require_settled(model, changed, inputs, training)
     info = CaptureInfo(type(model).__name__, name, obstacles, mark=source_mark(model).digest)
     gm = _assembled(model, inputs, info, graphs, constants, pinned, wanted_fixed)
-    if compiling.asked and device.type != "meta" and not computes_alike(gm, model, inputs):
-        if told is None:
-            return _trace_by(name, tracer, model, bound, obstacles, wanted_fixed, told=False)
-        raise Untraceable(
-            f"the forward asks torch.compiler.is_compiling(), and a trace goes another way than a run "
-            f"(at {compiling.asked})"
-        )
+    if compiling.asked and device.type != "meta":
+        alike = computes_alike(gm, model, inputs)
+        other = other_sizes_of(gm, model, inputs) if alike and told is None else None
+        if told is None and not (alike and (other is None or stops_alike(gm, model, other))):
+            try:
+                return _trace_by(name, tracer, model, bound, obstacles, wanted_fixed, told=False)
+            except Untraceable:
+                if not alike:
+                    raise
+        elif not alike:
+            raise Untraceable(
+                f"the forward asks torch.compiler.is_compiling(), and a trace goes another way than a run "
+                f"(at {compiling.asked})"
+            )
     if asked:
         run_passes(gm, partial(require_settings_, model=model, inputs=inputs, asked=asked))
     return gm

@@ -30,6 +30,8 @@ from repl_fx.tracing.size_questions import drop_checks_
 _TRIAL_SIZE = 193
 # Each trial runs the model twice in each mode.
 _MOST_TRIALS = 2
+# Sizes that are to be equal are tried up to this many; those of the caches of a decoder are hundreds.
+_MOST_EQUAL = 8
 # Tensors, each with the sizes that it has in a trace; some of these are symbols.
 _Traced = Sequence[tuple[Tensor, Sequence[Any]]]
 
@@ -75,7 +77,8 @@ def try_checks_(gm: fx.GraphModule, model: nn.Module, inputs: ExampleInputs) -> 
     if not tried or device_of(model, inputs).type == "meta":
         return Result(gm)
     traced = _traced_shapes(gm, model, inputs)
-    gone: list[str] = []
+    gone = _unneeded_equalities(gm, model, inputs)
+    tried = [(node, check) for node, check in tried if not check.alike]
     for node, check in tried:
         if node.name in gone:
             continue
@@ -83,14 +86,38 @@ def try_checks_(gm: fx.GraphModule, model: nn.Module, inputs: ExampleInputs) -> 
             # Several questions may be about one size.
             failing = [other for other, asked in tried if other.name not in gone and not _holds(asked, sizes)]
             names = [*gone, *(other.name for other in failing)]
-            trial = run_passes(copy_graph(gm, compiled=False), partial(drop_checks_, names=names)).graph_module
-            runs, alike = _tried(trial, model, _with_sizes(inputs, traced, sizes))
+            runs, alike = _tried(_without(gm, names), model, _with_sizes(inputs, traced, sizes))
             if alike:
                 gone = names
                 break
             if runs and check.limit and failing == [node]:
                 node.target = replace(check, limit=False)
     return drop_checks_(gm, gone)
+
+
+def _unneeded_equalities(gm: fx.GraphModule, model: nn.Module, inputs: ExampleInputs) -> list[str]:
+    """The names of checks that two sizes are equal where a graph is right with either of them being 1: a broadcast."""
+    given = _checked_tensors(gm, model, inputs)
+    unneeded: list[str] = []
+    equal = ((node, check) for node, check in size_checks(gm.graph) if check.alike)
+    for node, check in islice(equal, _MOST_EQUAL):
+        trial = _without(gm, [*unneeded, node.name])
+        outcomes = []
+        for _, number, dim in check.sizes:
+            one = given.get(node.all_input_nodes[number])
+            if one is not None:
+                broadcast = inputs.map(lambda t, one=one, dim=dim: t.narrow(dim, 0, 1) if t is one else t)
+                outcomes.append(_tried(trial, model, broadcast))
+        if any(alike for _, alike in outcomes) and not any(runs and not alike for runs, alike in outcomes):
+            unneeded.append(node.name)
+        elif any(runs for runs, _ in outcomes):
+            node.target = replace(check, limit=False)
+    return unneeded
+
+
+def _without(gm: fx.GraphModule, names: Sequence[str]) -> fx.GraphModule:
+    """A copy of a graph without some of its checks."""
+    return run_passes(copy_graph(gm, compiled=False), partial(drop_checks_, names=names)).graph_module
 
 
 def _failing(gm: fx.GraphModule, check: SizeCheck, traced: _Traced) -> Iterator[dict[str, int]]:
@@ -101,7 +128,7 @@ def _failing(gm: fx.GraphModule, check: SizeCheck, traced: _Traced) -> Iterator[
     free = _free_sizes(traced)
     # Sizes of masks are the likeliest to follow.
     whole = {str(size) for tensor, shape in traced if not tensor.is_floating_point() for size in shape}
-    others = [other for _, other in size_checks(gm.graph) if other is not check and not other.fails_at_one]
+    others = [other for other in _checks(gm) if other is not check and not other.fails_at_one]
     for name in (name for name, _, _ in check.sizes if name in free):
         now = free[name]
         near = (1,) if check.fails_at_one else chain.from_iterable((now + by, now - by) for by in range(1, now + 2))
@@ -136,6 +163,11 @@ def _free_sizes(traced: _Traced) -> dict[str, int]:
     return {str(size): now for size, now in sizes if fixed_size(size) is None and str(size).isidentifier()}
 
 
+def _checks(gm: fx.GraphModule) -> list[SizeCheck]:
+    """The checks of sizes in a graph; those of one symbol are equal in all inputs that are made here."""
+    return [check for _, check in size_checks(gm.graph) if not check.alike]
+
+
 def _holds(check: SizeCheck, sizes: Mapping[str, int]) -> bool:
     return check.holds_for(*(sizes[name] for name, _, _ in check.sizes))
 
@@ -147,20 +179,25 @@ def other_sizes_of(gm: fx.GraphModule, module: nn.Module, inputs: ExampleInputs)
 
 def _traced_shapes(gm: fx.GraphModule, module: nn.Module, inputs: ExampleInputs) -> _Traced:
     """The tensors among the inputs of a module, with the sizes that they have in a graph of it."""
+    return [(leaf, node.meta["val"].shape) for node, leaf in _checked_tensors(gm, module, inputs).items()]
+
+
+def _checked_tensors(gm: fx.GraphModule, module: nn.Module, inputs: ExampleInputs) -> dict[fx.Node, Any]:
+    """The tensors among the inputs of a module by the nodes that they are in a graph of it."""
     checks: list[Any] = [node.args for node in gm.graph.nodes if node.target is check_shape]
-    shapes = {words: given.meta["val"].shape for given, _, words in checks}
-    return [
-        (leaf, shapes[words])
+    nodes = {words: given for given, _, words in checks}
+    return {
+        nodes[words]: leaf
         for name, given in bind_arguments(module, inputs).arguments.items()
         for path, leaf in pytree.tree_flatten_with_path(given)[0]
-        if (words := words_for(name, path)) in shapes
-    ]
+        if (words := words_for(name, path)) in nodes
+    }
 
 
 def _resized(gm: fx.GraphModule, traced: _Traced, inputs: ExampleInputs) -> ExampleInputs | None:
     """The inputs with other sizes that a graph takes; None where it takes none."""
     free = _free_sizes(traced)
-    checks = [check for _, check in size_checks(gm.graph)]
+    checks = _checks(gm)
     sizes = dict(free)
 
     def taken(name: str, size: int) -> bool:

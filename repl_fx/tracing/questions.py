@@ -203,6 +203,14 @@ def computes_alike(gm: fx.GraphModule, model: nn.Module, inputs: ExampleInputs) 
     )
 
 
+def stops_alike(gm: fx.GraphModule, model: nn.Module, inputs: ExampleInputs) -> bool:
+    """Whether a graph stops at inputs, such as of other sizes, at which its model stops."""
+    return (
+        outcome_of(model, inputs, False).problem is None
+        or outcome_of(copy_graph(gm), inputs, False).problem is not None
+    )
+
+
 def is_bounded(program: ExportedProgram) -> bool:
     """Whether a trace went a way that only sizes up to a limit go, such as a text shorter than a window."""
     ranges = program.range_constraints.values()

@@ -30,6 +30,7 @@ from repl_fx._torch import (
     example_of,
     fixed_symbols,
     is_truth,
+    made_equal,
     settled_condition,
     size_evaluations,
     symbol_of,
@@ -46,7 +47,7 @@ from repl_fx.tracing.size_limits import Limit, limits_of
 _MOST_WRITTEN = 60_000
 # Functions of torch that refuse operands whose sizes do not go together; those of the module torch are `torch._check`.
 _REFUSING = frozenset(
-    {"infer_size", "_cat_meta", "_broadcast_shapes", "broadcast_shapes", "expect_true", "_verify_batch_size"}
+    {"infer_size", "_cat_meta", "_broadcast_shapes", "broadcast_shapes", "expect_true", "_verify_batch_size", "_assert"}
 )
 _SPLITS, _DEEP = ("_reshape_view_helper", "_collapse_view"), 16
 # Modules that hand a question on, besides torch itself, which holds the symbols.
@@ -133,15 +134,19 @@ class SizeQuestions:
         Raises:
             Untraceable: a condition that Python has no words for.
         """
+        self._make_equal(shapes)
         examples: dict[str, int] = {}
         sizes: ShapeEnv | None = None
+        equal: list[Limit] = []
         for number, shape in enumerate(shapes):
             for dim, size in enumerate(shape):
                 # Sizes that others follow from have symbols of their own.
                 if isinstance(size, torch.SymInt) and size.node.expr.is_Symbol:
                     sizes = size.node.shape_env
-                    self.places.setdefault(str(size), (number, dim))
+                    first = self.places.setdefault(str(size), (number, dim))
                     examples[str(size)] = example_of(size)
+                    if first != (number, dim):
+                        equal.append(self._equal(str(size), (number, dim), symbol_of(size)))
         if sizes is None:
             return []
         decided: dict[Any, _Held] = {}
@@ -150,14 +155,14 @@ class SizeQuestions:
             condition = settled_condition(asked, sizes)
             symbols = set(map(str, condition.free_symbols))
             # A condition on values of tensors is checked where these are computed.
-            if symbols and symbols <= self.places.keys():
+            if symbols and symbols <= examples.keys():
                 if held.limit:
                     limits.setdefault(condition, held.place)
                 else:
                     decided.setdefault(condition, held)
         try:
-            rules, pinned = limits_of(limits, examples, {name: number for name, (number, _) in self.places.items()})
-            self.found = [(limit, None) for limit in rules]
+            rules, pinned = limits_of(limits, examples, {name: self.places[name][0] for name in examples})
+            self.found = [(limit, None) for limit in (*rules, *equal)]
             for condition, held in decided.items():
                 names = sorted(map(str, condition.free_symbols))
                 self.found.append((Limit(code_of(condition), tuple(names), held.place), held))
@@ -173,6 +178,21 @@ class SizeQuestions:
         return list(
             dict.fromkeys(held.module for _, held in self.found if held is not None and held.module is not None)
         )
+
+    def _make_equal(self, shapes: Sequence[Sequence[int | torch.SymInt]]) -> None:
+        """Let the trace know of sizes that they are one, of which the model's code asked whether either is larger."""
+        symbols = {symbol: size for shape in shapes for size in shape if (symbol := symbol_of(size))}
+        for one, other in made_equal(condition for condition, held in self.held.items() if not held.limit):
+            if one in symbols and other in symbols:
+                bool(symbols[one] == symbols[other])
+
+    def _equal(self, name: str, place: tuple[int, int], symbol: str | None) -> Limit:
+        """The condition that a size is equal to that of a name, which an operator has asked for."""
+        other = f"{name}_of_{place[0]}_{place[1]}"
+        self.places[other] = place
+        several = {c: set(map(str, c.free_symbols)) for c in self.held if len(c.free_symbols) > 1}
+        asked = (self.held[condition].place for condition, names in several.items() if symbol in names)
+        return Limit(f"{name} == {other}", (name, other), next(asked, ""))
 
     def why_fixed(self, number: int, shape: Sequence[int | torch.SymInt]) -> dict[int, str]:
         """Why dimensions of a tensor among the inputs are fixed, as the ends of phrases; none where it is not known."""

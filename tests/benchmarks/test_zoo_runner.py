@@ -27,7 +27,8 @@ from benchmarks.zoo_models.weights import wake
 from benchmarks.zoo_runner.alive import train
 from benchmarks.zoo_runner.compressing import COMPRESSING, compress, random_batches
 from benchmarks.zoo_runner.exactness import require_equal, require_equal_training, tensors
-from benchmarks.zoo_runner.report import write_report
+from benchmarks.zoo_runner.report import write_report, write_sizes
+from benchmarks.zoo_runner.sizing import SIZING, sized, wrong
 from benchmarks.zoo_runner.stages import STAGES, Record, _Stop
 from repl_fx.running.example_inputs import ExampleInputs
 from repl_fx.tracing.check import compare_modes
@@ -353,3 +354,54 @@ def test_a_process_that_is_forked_sets_its_threads_before_a_backward_pass_does(m
     (begin,) = after
     begin()
     assert threads == [1]
+
+
+class Short(nn.Module):
+    """Five blocks for up to nine tokens, and nothing for more."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.tokens = TokenNet(depth=5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if x.shape[1] > 9:
+            return x
+        y: Tensor = self.tokens(x)
+        return y
+
+
+def _sized(place: Path) -> Record:
+    torch.manual_seed(0)
+    record = Record("sized:own:short", "own", commit="abc")
+    with suppress(_Stop):
+        sized(
+            Case("sized:own:short", "own", lambda: (Short(), (torch.randn(2, 6, 16),), {})),
+            record,
+            place,
+            SIZING[-1],
+            nullcontext(),
+        )
+    return Record.read(place)
+
+
+def test_a_model_runs_at_other_sizes_and_on_both_sides_of_its_limits(tmp_path: Path) -> None:
+    record = _sized(tmp_path)
+    assert (record.failed, record.reason, record.passed) == (None, "", list(SIZING))
+    by = {why: [trial for trial in record.trials if trial["why"] == why] for why in ("within", "beyond", "edge")}
+    assert {why: len(trials) for why, trials in by.items()} == {"within": 5, "beyond": 1, "edge": 1}
+    assert by["beyond"][0]["sizes"] == "batch 2, length 10"
+    assert by["beyond"][0]["source"] == "runs"
+    assert by["beyond"][0]["forms"]["graph"].startswith("refused: ") and by["beyond"][0]["forms"]["in place"] == "right"
+    assert {outcome for trial in by["within"] for outcome in trial["forms"].values()} == {"right"}
+    (tmp_path / "zoo.json").write_text(json.dumps({"versions": {}, "processor": "one", "models": [], "not run": []}))
+    write_sizes([asdict(record)], tmp_path)
+    text = (tmp_path / "zoo.md").read_text()
+    assert "- 1 right." in text and "- 2 of 2 dimensions are free: batch 1 of 1, length 1 of 1." in text
+    assert "| 5 of 5 | 2 of 2 | x.shape[1] <= 9 | right |" in text
+
+
+def test_what_is_wrong_at_a_size_is_named() -> None:
+    trial = {"sizes": "batch 1", "why": "within", "source": "runs", "forms": {"graph": "right", "file": "refused: no"}}
+    assert wrong(trial) == ["batch 1, file: refused: no"]
+    assert wrong({**trial, "why": "beyond"}) == wrong(trial, ["graph"]) == []
+    assert wrong({**trial, "why": "beyond", "forms": {"graph": "answers"}}) == ["batch 1, graph: answers"]

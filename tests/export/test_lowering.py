@@ -6,15 +6,20 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
 import repl_fx
 from repl_fx.export.lowering import attention, grouped_matmul, istft, lower_, pieces, subtracted_from
+from repl_fx.export.session import OnnxSession
+from repl_fx.export.tensors import flatten_inputs
 from repl_fx.graph.decisions import Condition, choose
 from repl_fx.graph.runtime import check_condition, check_layout
 from repl_fx.passes.driver import run_passes
+from repl_fx.running.example_inputs import ExampleInputs
 
 
 def test_a_subtraction_from_a_number() -> None:
@@ -154,6 +159,22 @@ class Pairs(nn.Module):
     def forward(self, first: Tensor, second: Tensor) -> Tensor:
         a, b = torch.chunk(self.encode(torch.cat([first, second])), 2)
         return a - 2 * b
+
+
+class Loss(nn.Module):
+    def forward(self, x: Tensor, targets: Tensor) -> Tensor:
+        return F.cross_entropy(x.flatten(0, 1), targets.flatten())
+
+
+def test_a_loss_of_more_targets_than_values_is_not_a_number(tmp_path: Path) -> None:
+    args = torch.randn(2, 6, 4), torch.zeros(2, 6, dtype=torch.int64)
+    gm = repl_fx.capture(Loss(), args)
+    repl_fx.export_onnx(gm, tmp_path / "loss.onnx", args)
+    session = OnnxSession(tmp_path / "loss.onnx")
+    for targets in (6, 5):
+        given = flatten_inputs(gm, ExampleInputs((args[0], args[1][:, :targets])))
+        session.check_inputs(given)
+        assert np.isnan(session.run(given)["output"]) == (targets != 6)
 
 
 def test_chunks_of_a_batch_of_any_size(tmp_path: Path) -> None:

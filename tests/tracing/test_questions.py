@@ -196,3 +196,27 @@ def test_a_model_that_asks_whether_it_is_compiled_is_captured_as_it_runs() -> No
     model = Times(lambda: torch.compiler.is_compiling())
     assert torch.equal(capture(model, (x,))(x), 3 * x)
     assert not torch.compiler.is_compiling()
+
+
+class Strict(nn.Module):
+    """Refuses odd sizes where it is not compiled, and may compute otherwise where it is."""
+
+    def __init__(self, factor: float = 1.0) -> None:
+        super().__init__()
+        self.factor = factor
+
+    def forward(self, x: Tensor) -> Tensor:
+        if torch.compiler.is_compiling():
+            return x * self.factor
+        if x.shape[1] % 2:
+            raise RuntimeError(f"{x.shape[1]} is odd")
+        return x * 1.0
+
+
+@pytest.mark.parametrize("factor", [1.0, 2.0])
+def test_sizes_that_a_model_refuses_unless_it_is_compiled_are_refused(factor: float) -> None:
+    x = torch.randn(3, 8)
+    gm = capture(Strict(factor), (x,))
+    assert torch.equal(gm(x[:, :6]), x[:, :6])
+    with pytest.raises(BadInput, match=r"x\.shape\[1\] % 2"):
+        gm(x[:, :5])

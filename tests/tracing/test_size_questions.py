@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import math
 import re
+from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -13,8 +16,13 @@ from hypothesis import given, settings, strategies as st
 from torch import Tensor, nn
 
 from repl_fx.errors import BadInput
-from repl_fx.graph.axes import size_checks
+from repl_fx.export.onnx_model import export_onnx
+from repl_fx.export.session import OnnxSession
+from repl_fx.export.tensors import flatten_inputs
+from repl_fx.export.verify import verify_onnx
+from repl_fx.graph.axes import dimensions_of, size_checks
 from repl_fx.pipeline import transform
+from repl_fx.running.example_inputs import ExampleInputs
 from repl_fx.tracing.capture import capture
 from repl_fx.tracing.size_questions import refused_sizes
 from tests.tracing.nets import info_of
@@ -220,3 +228,70 @@ def test_sizes_that_are_too_involved_to_follow_stay_fixed() -> None:
     gm = capture(model, (x,))
     assert info_of(gm).dynamic == {"x": (0,)}
     assert torch.equal(gm(x), model(x))
+
+
+class Masked(nn.Module):
+    """Values times a mask, which is padded to their length where it is shorter, or broadcast."""
+
+    def __init__(self, *, padded: bool) -> None:
+        super().__init__()
+        self.fc, self.padded, self.cut = nn.Linear(4, 4), padded, False
+
+    def forward(self, x: Tensor, mask: Tensor) -> Tensor:
+        missing = x.shape[1] - mask.shape[1]
+        if self.padded and missing > 0:
+            mask = F.pad(mask, (0, missing))
+        if self.cut and mask.shape[1] > x.shape[1]:
+            mask = mask[:, : x.shape[1]]
+        y: Tensor = self.fc(x) * mask[..., None]
+        return y
+
+
+@pytest.mark.parametrize("padded", [True, False])
+def test_a_size_that_an_operator_wants_equal_and_the_model_pads_is_refused_and_not_broadcast(padded: bool) -> None:
+    model = Masked(padded=padded).eval()
+    gm = capture(model, (torch.randn(2, 6, 4), torch.ones(2, 6)))
+    for length, masked in ((9, 9), (6, 1)):
+        x, mask = torch.randn(3, length, 4), torch.ones(3, masked)
+        if padded and masked != length:
+            with pytest.raises(BadInput, match=r"where x\.shape\[1\] == mask\.shape\[1\] \(at .*, line \d+\)"):
+                gm(x, mask)
+        else:
+            assert torch.equal(gm(x, mask), model(x, mask))
+    assert torch.equal(gm(x[:, :1], mask[:1]), model(x[:, :1], mask[:1]))
+
+
+class Quarter(nn.Module):
+    """The first quarter of its values, of which there have to be a multiple of four."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        torch._assert(x.shape[1] % 4 == 0, "a multiple of four")
+        return x[:, : x.shape[1] // 4].relu()
+
+
+def test_an_assertion_on_a_size_is_a_limit_of_the_model() -> None:
+    gm = capture(Quarter(), (torch.randn(2, 8),))
+    x = torch.randn(3, 12)
+    assert torch.equal(gm(x), Quarter()(x))
+    with pytest.raises(BadInput, match=r"the model takes only x\.shape\[1\] % 4 == 0 \(at .*, line \d+\)"):
+        gm(x[:, :10])
+
+
+def test_two_sizes_of_which_neither_is_larger_are_one(tmp_path: Path) -> None:
+    model = Masked(padded=True)
+    model.cut = True
+    args = torch.randn(2, 6, 4), torch.ones(2, 6)
+    gm = capture(model.eval(), args)
+    assert list(map(str, dimensions_of(gm))) == ["batch any", "length any"]
+    export_onnx(gm, tmp_path / "masked.onnx", args)
+    check = verify_onnx(gm, tmp_path / "masked.onnx", args)
+    assert check, check.summary()
+    assert "length 3" in check.summary()
+    # Where the model pads, ONNX Runtime has no numbers; it may notice that two sizes of one name differ.
+    given = flatten_inputs(gm, ExampleInputs((args[0], torch.ones(2, 1))))
+    session = OnnxSession(tmp_path / "masked.onnx")
+    session.check_inputs(given)
+    found = np.array(np.nan)
+    with suppress(Exception):
+        found = session.run(given)["output"]
+    assert np.isnan(found).all()
