@@ -30,7 +30,7 @@ from torch._ops import HigherOrderOperator, OpOverload, OpOverloadPacket
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.fx import _symbolic_trace
 from torch.fx.experimental import proxy_tensor
-from torch.fx.experimental.proxy_tensor import get_proxy_mode, get_proxy_slot
+from torch.fx.experimental.proxy_tensor import get_proxy_mode, get_proxy_slot, set_proxy_slot
 from torch.fx.experimental.sym_node import SymNode
 from torch.fx.experimental.symbolic_shapes import RuntimeAssert, ShapeEnv, ValueRangesSLoc, free_unbacked_symbols
 from torch.fx.graph import PythonCode
@@ -165,6 +165,19 @@ def traced_node(tensor: Tensor) -> fx.Node | None:
     mode = get_proxy_mode()
     known: Any = None if mode is None else get_proxy_slot(tensor, mode.tracer, None)
     return None if known is None else known.proxy.node
+
+
+@contextmanager
+def outside_of_trace() -> Iterator[None]:
+    """Run operators on real tensors for themselves, unseen by a trace that is going on."""
+    with _disable_current_modes(), torch._C.DisableTorchFunction():
+        yield
+
+
+def hand_on_node(source: Tensor, target: Tensor) -> None:
+    """Let a tensor be, in the trace that is going on, what another one is."""
+    mode: Any = get_proxy_mode()
+    set_proxy_slot(target, mode.tracer, get_proxy_slot(source, mode.tracer))
 
 
 def is_unbacked(size: Any) -> bool:

@@ -72,7 +72,7 @@ class Trial:
 
 def wrong(trial: Mapping[str, Any], forms: Iterable[str] | None = None) -> list[str]:
     """What is wrong with forms at some sizes, all by default; those that the source takes have to be right within."""
-    good = ("right", "close")
+    good: tuple[str, ...] = ("right", "close")
     if trial["source"] != "runs" or trial["why"] not in ("within", "edge"):
         good += ("refused", "stops")
     outcomes = {form: trial["forms"][form] for form in forms or trial["forms"]}

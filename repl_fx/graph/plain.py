@@ -172,7 +172,8 @@ class Writer:
             return ["operator", str(operator_name(target))]
         if isinstance(target, runtime.SizeCheck):
             sizes = [list(size) for size in target.sizes]
-            return ["size check", target.condition, sizes, target.words, target.place, target.limit, target.within]
+            within = list(target.within)
+            return ["size check", target.condition, sizes, target.words, target.place, target.limit, within]
         if type(target) is decisions.Condition:
             return ["condition", target.skips_when]
         if type(target) is decisions.Decision:
@@ -437,10 +438,10 @@ class Reader:
                 return decisions.Decision(PlainGraphModule(nn.Module(), self.graph(nodes)), skips_when)
             case ["pack", structure]:
                 return PackOutput(self._structure(structure))
-            case ["size check", str(condition), sizes, str(words), str(place), bool(limit), str(within)]:
+            case ["size check", str(condition), sizes, str(words), str(place), bool(limit), [*within]]:
                 taken = tuple((str(name), int(number), int(dim)) for name, number, dim in sizes)
                 _require_condition(condition, [name for name, _, _ in taken])
-                return runtime.SizeCheck(condition, taken, words, place, limit, within)
+                return runtime.SizeCheck(condition, taken, words, place, limit, tuple(map(str, within)))
         raise ValueError(f"a call of {target!r}")
 
     def _notes(self, notes: Mapping[str, Data]) -> dict[str, Any]:

@@ -45,13 +45,25 @@ def untouched(model: nn.Module, *, buffers: bool = False, parameters: bool = Fal
         buffers: restore the values of buffers too, for a forward on real tensors.
         parameters: likewise of parameters.
     """
-    state = PythonState(model, hooks_of(model))
-    kept = [(module, dict(vars(module)), _registries(module)) for module in model.modules()]
     tensors = [*(model.buffers() if buffers else ()), *(model.parameters() if parameters else ())]
     values = [(tensor, tensor.detach().clone()) for tensor in tensors]
+    restore = as_now(model)
     try:
         yield
     finally:
+        restore()
+        with torch.no_grad():
+            for tensor, value in values:
+                if not tensor.is_meta and not torch.equal(tensor, value):
+                    tensor.copy_(value)
+
+
+def as_now(model: nn.Module) -> Callable[[], None]:
+    """A function that gives every module the attributes that it has now."""
+    state = PythonState(model, hooks_of(model))
+    kept = [(module, dict(vars(module)), _registries(module)) for module in model.modules()]
+
+    def restore() -> None:
         state.restore()
         for module, attributes, registries in kept:
             vars(module).clear()
@@ -59,10 +71,8 @@ def untouched(model: nn.Module, *, buffers: bool = False, parameters: bool = Fal
             for registry, content in registries:
                 registry.clear()
                 registry.update(content)
-        with torch.no_grad():
-            for tensor, value in values:
-                if not tensor.is_meta and not torch.equal(tensor, value):
-                    tensor.copy_(value)
+
+    return restore
 
 
 def hooks_of(model: nn.Module) -> dict[str, Any]:

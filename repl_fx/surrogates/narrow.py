@@ -24,6 +24,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, fx, nn
 
+from repl_fx._torch import fixed_size
 from repl_fx.analysis.linear_operators import LinearOperator
 from repl_fx.errors import BadInput
 from repl_fx.graph.captured import attribute
@@ -317,7 +318,8 @@ def _again(site: Builder, node: fx.Node, units: UnitsOf) -> fx.Node:
     given, sizes = node.args[:2]
     assert isinstance(sizes, Sequence)
     # Into heads, or with all units along the last axis.
-    changed = {-2: units.count // units.group} if node.meta["val"].shape[-1] != units.size else {-1: units.count}
+    has_all = fixed_size(node.meta["val"].shape[-1]) == units.size
+    changed = {-1: units.count} if has_all else {-2: units.count // units.group}
     axis, number = next(iter(changed.items()))
     places = list(sizes)
     places[axis] = places[axis] if places[axis] == -1 else number

@@ -83,7 +83,7 @@ def _counts(frame: FrameType | None) -> bool:
     while frame is not None and str(frame.f_globals.get("__name__")).startswith("torch.fx"):
         frame = frame.f_back
     reader = "" if frame is None else str(frame.f_globals.get("__name__"))
-    return not reader.startswith("repl_fx") and (not reader.startswith("torch.") or reader.startswith("torch.nn."))
+    return reader.split(".")[0] not in ("torch", "repl_fx") or reader.startswith("torch.nn.")
 
 
 class ModeReads:

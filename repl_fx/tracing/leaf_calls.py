@@ -178,8 +178,8 @@ def is_torchs(module: Any) -> bool:
 
     Its results have the same sizes in both modes, and a call changes nothing of it but buffers.
     """
-    own = type(module).__module__.startswith("torch.nn.modules.")
-    return own and not any(users_hooks(module))
+    own: bool = type(module).__module__.startswith("torch.nn.modules.")
+    return own and not module._forward_hooks and not module._forward_pre_hooks
 
 
 def _is_tidy(tensor: Tensor) -> bool:

@@ -69,6 +69,7 @@ class Constants:
     Attributes:
         tensors: those that a trace itself made (`torch.tensor(…)` in a forward).
         involved: why inner sizes, such as those of pictures, are not asked for; empty where they are.
+        decides: the forward goes its way by values or at random, so that several traces have to be joined.
         inlined: leaves that cannot stand aside.
         aware: where the way the model takes when it runs cannot be traced, it is told that it is exported.
         reasons: why sizes are not asked for, by the number of the input and the dimension.
@@ -81,6 +82,7 @@ class Constants:
 
     tensors: list[Tensor] = field(default_factory=list)
     involved: str = ""
+    decides: bool = False
     inlined: set[Callee] = field(default_factory=set)
     aware: bool = False
     reasons: dict[tuple[int, int], str] = field(default_factory=dict)
@@ -155,8 +157,11 @@ class _Lifter:
         self.env: dict[fx.Node, Any] = {}
         self.state: dict[str, fx.Node] = {}
         specs = self.program.graph_signature.input_specs
+        named: dict[str, Tensor] = dict(model.named_parameters(remove_duplicate=False))
+        named.update(model.named_buffers(remove_duplicate=False))
         targets = [s.target for s in specs if s.kind in (InputKind.PARAMETER, InputKind.BUFFER)]
-        states = {id(attribute(model, target)): target for target in targets if target is not None}
+        # A forward may register a buffer, which the model does not have behind the trace.
+        states = {id(named[target]): target for target in targets if target in named}
         self.copies = Copies(self.stamps, self.graph, self.paths, states, self.state_at)
 
     def placeholders(self, inputs: BoundInputs, questions: SizeQuestions) -> None:

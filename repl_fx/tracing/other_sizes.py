@@ -106,8 +106,7 @@ def _unneeded_equalities(gm: fx.GraphModule, model: nn.Module, inputs: ExampleIn
         for _, number, dim in check.sizes:
             one = given.get(node.all_input_nodes[number])
             if one is not None:
-                broadcast = inputs.map(lambda t, one=one, dim=dim: t.narrow(dim, 0, 1) if t is one else t)
-                outcomes.append(_tried(trial, model, broadcast))
+                outcomes.append(_tried(trial, model, inputs.map(partial(_cut_to_one, one, dim))))
         if any(alike for _, alike in outcomes) and not any(runs and not alike for runs, alike in outcomes):
             unneeded.append(node.name)
         elif any(runs for runs, _ in outcomes):
@@ -238,6 +237,11 @@ def _with_sizes(inputs: ExampleInputs, traced: _Traced, sizes: Mapping[str, int]
         return tensor
 
     return inputs.map(resized)
+
+
+def _cut_to_one(one: Tensor, dim: int, tensor: Tensor) -> Tensor:
+    """A tensor cut to size 1 in a dimension where it is `one`."""
+    return tensor.narrow(dim, 0, 1) if tensor is one else tensor
 
 
 def _tried(gm: fx.GraphModule, model: nn.Module, inputs: ExampleInputs) -> tuple[bool, bool]:

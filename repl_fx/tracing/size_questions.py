@@ -64,6 +64,7 @@ class SizeQuestions:
         in_leaf: whether a leaf of the model is running, which answers for itself when the graph runs.
         reasons: why the trace has no symbols for sizes, by the number of the tensor and the dimension.
         rest: why it has none for others.
+        decides: the trace is to be joined with others, in which other sizes may be equal.
 
     Attributes:
         held: conditions on sizes that hold in the trace, with who asks.
@@ -76,7 +77,12 @@ class SizeQuestions:
     """
 
     def __init__(
-        self, in_leaf: Callable[[], bool], reasons: Mapping[tuple[int, int], str] = MappingProxyType({}), rest: str = ""
+        self,
+        in_leaf: Callable[[], bool],
+        reasons: Mapping[tuple[int, int], str] = MappingProxyType({}),
+        rest: str = "",
+        *,
+        decides: bool = False,
     ) -> None:
         self.held: dict[Any, _Held] = {}
         self.fixed: dict[str, str] = {}
@@ -84,6 +90,7 @@ class SizeQuestions:
         self.pinned: dict[tuple[int, int], str] = {}
         self._reasons = reasons
         self._rest = rest
+        self._decides = decides
         self.exceeded: str | None = None
         self.found: list[tuple[Limit, _Held | None]] = []
         self.places: dict[str, tuple[int, int]] = {}
@@ -145,7 +152,7 @@ class SizeQuestions:
                     sizes = size.node.shape_env
                     first = self.places.setdefault(str(size), (number, dim))
                     examples[str(size)] = example_of(size)
-                    if first != (number, dim):
+                    if first != (number, dim) and not self._decides:
                         equal.append(self._equal(str(size), (number, dim), symbol_of(size)))
         if sizes is None:
             return []
@@ -175,9 +182,8 @@ class SizeQuestions:
 
     def modules(self) -> list[nn.Module]:
         """After `settle`, the modules whose code asks."""
-        return list(
-            dict.fromkeys(held.module for _, held in self.found if held is not None and held.module is not None)
-        )
+        asking = (held.module for _, held in self.found if held is not None)
+        return list(dict.fromkeys(module for module in asking if module is not None))
 
     def _make_equal(self, shapes: Sequence[Sequence[int | torch.SymInt]]) -> None:
         """Let the trace know of sizes that they are one, of which the model's code asked whether either is larger."""

@@ -26,7 +26,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch.fx.node import has_side_effect
 
-from repl_fx._torch import define_operator, is_unbacked, pytree, traced_node
+from repl_fx._torch import define_operator, hand_on_node, is_unbacked, outside_of_trace, pytree, traced_node
 from repl_fx.graph.boundaries import BOUNDARIES, Boundary, ModuleCall, boundaries, note_boundary
 from repl_fx.running.opaque_outputs import PLAIN
 from repl_fx.running.python_state import PythonState
@@ -119,9 +119,13 @@ class Region:
             if not tolerated(part, name, self.attributes[path].get(name), vars(part).get(name)):
                 return False
         known = tuple(f"{path}.{name}".lstrip(".") for path, name in spots)
-        return all(
-            change.path.removeprefix("len(").startswith(known) for change in self.state.changes(PythonState(module))
-        )
+        return all(path.startswith(known) for path in self.changes(module))
+
+    def changes(self, module: nn.Module) -> list[str]:
+        """The paths of the state that the code of a module names now, where it is not as it was when the call began."""
+        with outside_of_trace():
+            changes = self.state.changes(PythonState(module))
+        return [change.path.removeprefix("len(") for change in changes]
 
 
 @dataclass(frozen=True, eq=False)
@@ -233,13 +237,19 @@ class Stamps:
         self._open.append(region)
         try:
             seen = not region.state.names_one_of(_PAST_READS)
-            names = [(module.get_submodule(path), name) for path, name in family.differing if seen]
-            with self._aside.kept(names, self._note_read) as watched:
+            spots = [(module.get_submodule(path), name) for path, name in family.differing if seen]
+            # A layer reads its own attributes where nobody sees it.
+            inlined = [(part, name) for part, name in spots if not self._calls.stands_aside(part)]
+            with self._aside.kept(inlined, self._note_read) as watched:
                 region.watched = {(parts[part], name) for part, name in watched}
                 result = run(*args, **kwargs)
         finally:
             self._open.pop()
-        quiet = before == (self._events(), [tensor._version for tensor in stand_ins])
+        versions = [tensor._version for tensor in stand_ins]
+        quiet = before == (self._events(), versions)
+        for tensor, stand_in, old, new in zip(tensors, stand_ins, before[1], versions, strict=True):
+            if old != new:
+                hand_on_node(stand_in, tensor)
         leaves, region.structure = pytree.tree_flatten(result)
         simple = self._note_results(region, leaves, stand_ins)
         _END(region.results, index)
@@ -249,7 +259,7 @@ class Stamps:
             and first is not None
             and self._is_closed(first)
             and not any(map(self._calls.has_others, parts))
-            and not region.state.changes(PythonState(module))
+            and not region.changes(module)
         ):
             family.regions.append(region)
         given_by = {id(stand_in): tensor for tensor, stand_in in zip(tensors, stand_ins, strict=True)}

@@ -31,6 +31,7 @@ from repl_fx.graph.runtime import AutogradCall
 from repl_fx.graph.signature import BoundInputs, InputNodes
 from repl_fx.running.example_inputs import ExampleInputs
 from repl_fx.running.opaque_outputs import open_objects
+from repl_fx.running.untouched import as_now
 from repl_fx.tracing.attributes_aside import AttributesAside, ModeReads
 from repl_fx.tracing.control_flow import join_branches, truth_for
 from repl_fx.tracing.data_dependent import DataDependentBranches, constant_numbers, recorded
@@ -81,12 +82,15 @@ def trace_by_export(
             calls = LeafCalls(constants.inlined)
             asked = Asked()
             assigned = BufferAssignments()
-            questions = SizeQuestions(calls.is_running, constants.reasons, constants.involved)
+            questions = SizeQuestions(
+                calls.is_running, constants.reasons, constants.involved, decides=constants.decides
+            )
             shapes: Any = auto_shapes(inputs.inputs, dims=free)
             branches = DataDependentBranches(answers, calls.is_running)
             aside = AttributesAside(calls.is_running)
             modes = ModeReads(model, aside)
             stamps = Stamps(model, calls, aside, branches)
+            undo = as_now(model)
             try:
                 with (
                     record_leaf_calls(model, calls),
@@ -109,6 +113,8 @@ def trace_by_export(
                 ):
                     program = torch.export.export(model, args, kwargs, dynamic_shapes=shapes, strict=False)
             except (Untraceable, ForeignError) as problem:
+                # What a trace that failed leaves the next would take for the model's own.
+                undo()
                 if constants.whole_numbers:
                     constants.whole_numbers = None
                 elif questions.exceeded is not None and not constants.involved:
@@ -119,7 +125,7 @@ def trace_by_export(
                     constants.inlined.update(calls.inlined)
                 elif asked.yes and not constants.aware:
                     constants.aware = True
-                elif constants.stamped and stamps.regions:
+                elif constants.stamped and stamps.regions and isinstance(problem, ForeignError):
                     constants.stamped = False
                 else:
                     raise
@@ -132,7 +138,7 @@ def trace_by_export(
                 continue
             if branches.asked and not constants.involved:
                 # Ways that leave out a layer leave sizes free that others fix, and could not be joined.
-                constants.involved = ", as the forward goes its way by values or at random"
+                constants.involved, constants.decides = ", as the forward goes its way by values or at random", True
                 continue
             if constants.whole_numbers is not None and questions.whole.keys() - constants.whole_numbers.keys():
                 constants.whole_numbers.update(questions.whole)

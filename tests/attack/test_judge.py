@@ -323,7 +323,7 @@ def test_a_rewrite_that_touches_what_stays_is_seen(monkeypatch: pytest.MonkeyPat
 
 
 def test_a_rewrite_that_fixes_a_size_of_the_capture_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
-    real = judging.rewrite
+    real = judging.rewrite  # type: ignore[attr-defined]
 
     def rewrite(captured: Any, *args: Any) -> Any:
         (part,) = captured.parts

@@ -136,7 +136,7 @@ def test_what_takes_long_says_its_steps(tmp_path: Path) -> None:
     model, x = TokenNet(depth=5), torch.randn(2, 6, 16)
     with recorded() as steps:
         captured = repl_fx.capture_parts(model, (x,))
-    assert steps == ["torch.export, training mode", "torch.export, evaluation mode"]
+    assert steps == ["torch.export, evaluation mode", "torch.export, training mode"]
     with recorded() as steps:
         result = repl_fx.transform(model, (x,), captured=captured)
     assert steps[:3] == ["find repeats", "plan", "replace"]
@@ -149,4 +149,4 @@ def test_what_takes_long_says_its_steps(tmp_path: Path) -> None:
     repl_fx.save(result, tmp_path / "out")
     with recorded() as steps:
         repl_fx.load(tmp_path / "out", model)
-    assert steps[:4] == ["read the files", "build the model", "capture", "torch.export, training mode"]
+    assert steps[:4] == ["read the files", "build the model", "find repeats", "plan"]

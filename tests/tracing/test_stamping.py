@@ -204,6 +204,36 @@ class Writes(Block):
         return super().forward(x)
 
 
+class Over(Block):
+    """Writes its result over its argument, and returns that."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        x += self.inner(self.norm(x))
+        return x
+
+
+class Strided(Block):
+    """A convolution whose setting no parameter shows."""
+
+    def __init__(self, stride: int) -> None:
+        super().__init__()
+        self.conv = nn.Conv1d(8, 8, 3, stride=stride, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.conv(super().forward(x).mT).mT  # type: ignore[no-any-return]
+
+
+class Recurs(Block):
+    """A layer that keeps a list of its parameters."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.rnn = nn.GRU(8, 8, batch_first=True)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x) + self.rnn(x)[0]  # type: ignore[no-any-return]
+
+
 class Draws(Block):
     """Takes another way by a number of Python's generator."""
 
@@ -280,6 +310,9 @@ APART: dict[str, tuple[Callable[[], nn.Module], int]] = {
     "other sizes": (lambda: _taking(lambda n, x: (x[:1] if n == 1 else x,)), 2),
     "a value that comes past the arguments": (Shared, 0),
     "an argument that is written to": (lambda: Chain(*(Writes() for _ in range(3))), 0),
+    "an argument that is written over": (lambda: Chain(*(Over() for _ in range(3))), 0),
+    "a setting of a layer": (lambda: Chain(*(Strided(1 + n // 3) for n in range(4))), 1),
+    "a list of parameters": (lambda: Chain(*(Recurs() for _ in range(3))), 0),
     "a buffer that is assigned": (lambda: Chain(*(Assigns() for _ in range(3))), 0),
     "a count that each call moves on": (lambda: Chain(*(Counting(_count) for _ in range(3))), 0),
 }
