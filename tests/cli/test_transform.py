@@ -28,6 +28,7 @@ def test_transform_shows_and_writes(run: Run, model_file: Path, tmp_path: Path) 
     assert "bit for bit" in result.stdout
     assert f"next:    repl-fx export {tmp_path / 'out'}" in result.stdout
     assert sorted(p.name for p in (tmp_path / "out").iterdir()) == [
+        "captured.json",
         "constants.safetensors",
         "graph.txt",
         "manifest.json",
