@@ -72,7 +72,7 @@ class Trial:
 
 def wrong(trial: Mapping[str, Any], forms: Iterable[str] | None = None) -> list[str]:
     """What is wrong with forms at some sizes, all by default; those that the source takes have to be right within."""
-    good = ("right", "close")
+    good: tuple[str, ...] = ("right", "close")
     if trial["source"] != "runs" or trial["why"] not in ("within", "edge"):
         good += ("refused", "stops")
     outcomes = {form: trial["forms"][form] for form in forms or trial["forms"]}
@@ -362,13 +362,12 @@ class Combinations:
             keys = [k for _, n, dim in check.sizes if (k := self.keys.get((inputs[n], dim), "")) in self.own]
             found: list[tuple[int, int, str, int]] = []
             for key in dict.fromkeys(keys):
-                for by in range(1, _FURTHEST):
-                    for size in (self.own[key] - by, self.own[key] + by):
-                        failing = self.failing({**self.own, key: size}) if size > 0 else []
-                        if check.words in failing:
-                            found.append((len(failing), by, key, size))
-                            break
-                    if found and found[-1][2] == key:
+                near = (self.own[key] + sign * by for by in range(1, _FURTHEST) for sign in (-1, 1))
+                for size in (size for size in near if size > 0):
+                    failing = self.failing({**self.own, key: size})
+                    if check.words in failing:
+                        found.append((len(failing), abs(size - self.own[key]), key, size))
+                    if failing == [check.words]:
                         break
             if not found:
                 continue

@@ -106,13 +106,17 @@ def _unneeded_equalities(gm: fx.GraphModule, model: nn.Module, inputs: ExampleIn
         for _, number, dim in check.sizes:
             one = given.get(node.all_input_nodes[number])
             if one is not None:
-                broadcast = inputs.map(lambda t, one=one, dim=dim: t.narrow(dim, 0, 1) if t is one else t)
-                outcomes.append(_tried(trial, model, broadcast))
+                outcomes.append(_tried(trial, model, _broadcast(inputs, one, dim)))
         if any(alike for _, alike in outcomes) and not any(runs and not alike for runs, alike in outcomes):
             unneeded.append(node.name)
         elif any(runs for runs, _ in outcomes):
             node.target = replace(check, limit=False)
     return unneeded
+
+
+def _broadcast(inputs: ExampleInputs, tensor: Tensor, dim: int) -> ExampleInputs:
+    """The inputs with the first alone of what one of their tensors has along a dimension."""
+    return inputs.map(lambda given: given.narrow(dim, 0, 1) if given is tensor else given)
 
 
 def _without(gm: fx.GraphModule, names: Sequence[str]) -> fx.GraphModule:
