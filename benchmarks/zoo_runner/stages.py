@@ -49,7 +49,8 @@ from repl_fx.tracing.parts.capture import Part, qualified_name
 FIRST = ("captured", "eval", "train", "repeats", "replaced", "trained", "placed")
 SECOND = ("reloaded", "folded", "exported", "verified")
 STAGES = (*FIRST, *SECOND)
-_LIBRARY_PATH = re.compile(r"/[^\s\"']*/site-packages/")
+_ROOT = Path(__file__).resolve().parent.parent.parent
+_LIBRARY_PATH = re.compile(rf"/[^\s\"']*/site-packages/|{re.escape(str(_ROOT))}/")
 
 
 @dataclass
@@ -332,7 +333,7 @@ def _require_equal(module: nn.Module, args: Any, kwargs: Any, expected: list[tor
 
 
 def anywhere(text: str) -> str:
-    """A text without where on this machine the libraries lie."""
+    """A text without where on this machine the libraries and this repository lie."""
     return _LIBRARY_PATH.sub("", text)
 
 

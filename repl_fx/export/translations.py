@@ -215,6 +215,58 @@ def avg_pool2d(
     return op.Squeeze(result, op.Constant(value_ints=[0])) if unbatched else result
 
 
+def adaptive_avg_pool(self: Any, output_size: Sequence[Any]) -> Any:
+    """The average of as many windows as are asked for along each of the last dimensions, for any size of these.
+
+    The exporter takes the windows of the example. Here those along one dimension are a matrix product, whose rows have
+    the windows; values that are not finite are NaN in other windows, too.
+    """
+    rank, spatial = len(self.shape), range(-len(output_size), 0)
+    if all(size == 1 for size in output_size):
+        return op.ReduceMean(self, op.Constant(value_ints=list(spatial)))
+    made = self
+    for axis, count in zip(spatial, output_size, strict=True):
+        inside, sizes = _windows(self, rank + axis, count)
+        windows = op.Div(op.Cast(inside, to=self.dtype), op.Cast(sizes, to=self.dtype))
+        order = list(range(rank))
+        order[axis], order[-1] = order[-1], order[axis]
+        made = op.Transpose(op.MatMul(op.Transpose(made, perm=order), op.Transpose(windows, perm=[1, 0])), perm=order)
+    return made
+
+
+def adaptive_max_pool(self: Any, output_size: Sequence[int]) -> tuple[Any, Any]:
+    """Likewise the largest values, and where they are among all of the last dimensions."""
+    lead = len(self.shape) - len(output_size)
+    inside, windows = None, 1
+    for dim, count in enumerate(output_size, start=lead):
+        along, _ = _windows(self, dim, count)
+        windows *= count
+        if inside is None:
+            inside = along
+        else:
+            before, after = op.Constant(value_ints=[1, 3]), op.Constant(value_ints=[0, 2])
+            both = op.And(op.Unsqueeze(inside, before), op.Unsqueeze(along, after))
+            inside = op.Reshape(both, op.Constant(value_ints=[windows, -1]))
+    flat = op.Reshape(self, op.Constant(value_ints=[*[0] * lead, 1, -1]))
+    each = op.Where(inside, flat, _constant(-math.inf, self))
+    shape = op.Constant(value_ints=[*[0] * lead, *output_size])
+    largest = op.ReduceMax(each, op.Constant(value_ints=[-1]), keepdims=0)
+    return op.Reshape(largest, shape), op.Reshape(op.ArgMax(each, axis=-1, keepdims=0), shape)
+
+
+def _windows(value: Any, dim: int, count: Any) -> tuple[Any, Any]:
+    """Which elements along a dimension are in which of so many windows, (count, size), and their sizes (count, 1)."""
+    zero, one = op.Constant(value_int=0), op.Constant(value_int=1)
+    size = op.Squeeze(op.Shape(value, start=dim, end=dim + 1))
+    counted = op.Constant(value_int=count) if isinstance(count, int) else op.Squeeze(count)
+    number = op.Unsqueeze(op.Range(zero, counted, one), op.Constant(value_ints=[1]))
+    start = op.Div(op.Mul(number, size), counted)
+    # Rounded up.
+    end = op.Div(op.Add(op.Mul(op.Add(number, one), size), op.Sub(counted, one)), counted)
+    place = op.Range(zero, size, one)
+    return op.And(op.GreaterOrEqual(place, start), op.Less(place, end)), op.Sub(end, start)
+
+
 def _pair(sizes: Sequence[int]) -> list[int]:
     return list(sizes) * 2 if len(sizes) == 1 else list(sizes)
 
@@ -305,5 +357,11 @@ TRANSLATIONS: Mapping[Any, Callable[..., Any]] = {
     aten.scatter_reduce.two: scatter_reduce,
     aten.sort.stable: sort_stable,
     aten.avg_pool2d.default: avg_pool2d,
+    aten.adaptive_avg_pool1d.default: adaptive_avg_pool,
+    aten.adaptive_avg_pool2d.default: adaptive_avg_pool,
+    aten.adaptive_avg_pool3d.default: adaptive_avg_pool,
+    aten.adaptive_max_pool1d.default: adaptive_max_pool,
+    aten.adaptive_max_pool2d.default: adaptive_max_pool,
+    aten.adaptive_max_pool3d.default: adaptive_max_pool,
     aten.pow.Tensor_Scalar: power,
 }

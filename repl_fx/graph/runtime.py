@@ -223,11 +223,12 @@ def _size_of(tensor: torch.Tensor, dim: int) -> torch.Tensor:
 
 
 def _counted(tensor: torch.Tensor, dim: int) -> torch.Tensor:
-    """A size by the elements that there are, whatever a trace knows of it."""
-    for other in reversed(range(tensor.ndim)):
-        if other != dim:
-            tensor = tensor.select(other, 0)
-    return torch.logical_or(tensor == tensor, tensor != tensor).sum()
+    """A size by the elements that there are, whatever a trace knows of it; other dimensions may be empty."""
+    others = [other for other in range(tensor.ndim) if other != dim]
+    for other in others:
+        tensor = tensor[(slice(None),) * other + (slice(1),)]
+    line = tensor.sum(others) if others else tensor
+    return torch.logical_or(line == line, line != line).sum()
 
 
 @has_side_effect

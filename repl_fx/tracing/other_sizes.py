@@ -106,12 +106,17 @@ def _unneeded_equalities(gm: fx.GraphModule, model: nn.Module, inputs: ExampleIn
         for _, number, dim in check.sizes:
             one = given.get(node.all_input_nodes[number])
             if one is not None:
-                outcomes.append(_tried(trial, model, inputs.map(partial(_cut_to_one, one, dim))))
+                outcomes.append(_tried(trial, model, _broadcast(inputs, one, dim)))
         if any(alike for _, alike in outcomes) and not any(runs and not alike for runs, alike in outcomes):
             unneeded.append(node.name)
         elif any(runs for runs, _ in outcomes):
             node.target = replace(check, limit=False)
     return unneeded
+
+
+def _broadcast(inputs: ExampleInputs, tensor: Tensor, dim: int) -> ExampleInputs:
+    """The inputs with the first alone of what one of their tensors has along a dimension."""
+    return inputs.map(lambda given: given.narrow(dim, 0, 1) if given is tensor else given)
 
 
 def _without(gm: fx.GraphModule, names: Sequence[str]) -> fx.GraphModule:
@@ -237,11 +242,6 @@ def _with_sizes(inputs: ExampleInputs, traced: _Traced, sizes: Mapping[str, int]
         return tensor
 
     return inputs.map(resized)
-
-
-def _cut_to_one(one: Tensor, dim: int, tensor: Tensor) -> Tensor:
-    """A tensor cut to size 1 in a dimension where it is `one`."""
-    return tensor.narrow(dim, 0, 1) if tensor is one else tensor
 
 
 def _tried(gm: fx.GraphModule, model: nn.Module, inputs: ExampleInputs) -> tuple[bool, bool]:

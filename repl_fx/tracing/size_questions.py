@@ -47,7 +47,7 @@ from repl_fx.tracing.size_limits import Limit, limits_of
 _MOST_WRITTEN = 60_000
 # Functions of torch that refuse operands whose sizes do not go together; those of the module torch are `torch._check`.
 _REFUSING = frozenset(
-    {"infer_size", "_cat_meta", "_broadcast_shapes", "broadcast_shapes", "expect_true", "_verify_batch_size", "_assert"}
+    {"infer_size", "_cat_meta", "_broadcast_shapes", "broadcast_shapes", "expect_true", "_verify_batch_size"}
 )
 _SPLITS, _DEEP = ("_reshape_view_helper", "_collapse_view"), 16
 # Modules that hand a question on, besides torch itself, which holds the symbols.
@@ -257,6 +257,8 @@ class _Asked:
         python = any(_module(seen) == "torch" for seen in handing)
         asker = _module(asking[0])
         model = asker.split(".")[0] not in _NOT_THE_MODELS or asker.startswith(("torch.nn.", "torch.functional"))
+        # In front of it are the modes that a trace has.
+        model |= any(seen.f_code.co_name == "_assert" for seen in handing)
         whole = model and any(_module(seen) == "torch" and seen.f_code.co_name == "__int__" for seen in handing)
         return cls(python and model and not refuses, refuses, asking[0].f_globals if whole else None)
 

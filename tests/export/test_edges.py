@@ -477,6 +477,7 @@ IMAGES: Cases = {
     "aap_odd": lambda x: F.adaptive_avg_pool2d(x, (3, 5)),
     "aap_none": lambda x: F.adaptive_avg_pool2d(x, (None, 4)),
     "amp1": lambda x: F.adaptive_max_pool2d(x, 1),
+    "amp_odd": lambda x: F.adaptive_max_pool2d(x, (3, 5)),
     "lp": lambda x: F.lp_pool2d(x.abs(), 2, 2),
     "mp1": lambda x: F.max_pool1d(x[:, 0], 3, 2, ceil_mode=True),
     "ap1": lambda x: F.avg_pool1d(x[:, 0], 3, 2, 1, ceil_mode=True),
@@ -589,7 +590,6 @@ REFUSED: Cases = {
     "scatter_mean_of_integers": lambda x: (
         torch.zeros(2, 4).long().scatter_reduce(1, torch.zeros(2, 4).long(), x[:, :, 0, 0].long(), "mean")
     ),
-    "adaptive_max_pool": lambda x: F.adaptive_max_pool2d(x, (3, 5)),
 }
 
 

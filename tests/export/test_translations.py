@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import onnx_ir as ir
 import pytest
+import torch
+from torch import nn
 
+import repl_fx
 from repl_fx.export.translations import _neutral, avg_pool2d, scatter_reduce
 
 
@@ -48,3 +52,27 @@ def test_what_has_no_translation_is_refused(translate: Callable[[], Any], messag
 )
 def test_neutral_values_change_no_reduction(reduce: str, dtype: ir.DataType, value: float) -> None:
     assert _neutral(reduce, dtype) == value
+
+
+@pytest.mark.parametrize(
+    ("pool", "sizes"),
+    [
+        (nn.AdaptiveAvgPool1d(3), (8,)),
+        (nn.AdaptiveAvgPool2d((2, 3)), (8, 6)),
+        (nn.AdaptiveAvgPool2d((None, 2)), (8, 6)),
+        (nn.AdaptiveAvgPool3d((2, 3, 1)), (8, 6, 4)),
+        (nn.AdaptiveMaxPool1d(3), (8,)),
+        (nn.AdaptiveMaxPool2d((2, 3), return_indices=True), (8, 6)),
+        (nn.AdaptiveMaxPool3d(2), (8, 6, 4)),
+    ],
+    ids=str,
+)
+def test_windows_that_adapt_are_those_of_the_size_that_comes(
+    pool: nn.Module, sizes: tuple[int, ...], tmp_path: Path
+) -> None:
+    args = (torch.randn(2, 3, *sizes),)
+    gm = repl_fx.capture(nn.Sequential(pool), args)
+    repl_fx.export_onnx(gm, tmp_path / "pool.onnx", args)
+    # At one smaller and one larger size, which are no multiples of the windows.
+    check = repl_fx.verify_onnx(gm, tmp_path / "pool.onnx", args)
+    assert check and len({row.sizes for row in check.rows}) == 3, check.summary()

@@ -269,12 +269,17 @@ class Quarter(nn.Module):
         return x[:, : x.shape[1] // 4].relu()
 
 
-def test_an_assertion_on_a_size_is_a_limit_of_the_model() -> None:
+def test_an_assertion_on_a_size_is_checked_in_a_file_as_well(tmp_path: Path) -> None:
     gm = capture(Quarter(), (torch.randn(2, 8),))
     x = torch.randn(3, 12)
     assert torch.equal(gm(x), Quarter()(x))
-    with pytest.raises(BadInput, match=r"the model takes only x\.shape\[1\] % 4 == 0 \(at .*, line \d+\)"):
+    with pytest.raises(BadInput, match=r"where \(x\.shape\[1\] % 4\) == 0 \(at .*, line \d+\)"):
         gm(x[:, :10])
+    export_onnx(gm, tmp_path / "quarter.onnx", (x,))
+    session = OnnxSession(tmp_path / "quarter.onnx")
+    for length in (12, 10):
+        (found,) = session.run(flatten_inputs(gm, ExampleInputs((x[:, :length],)))).values()
+        assert np.isnan(found).all() == (length == 10)
 
 
 def test_two_sizes_of_which_neither_is_larger_are_one(tmp_path: Path) -> None:
