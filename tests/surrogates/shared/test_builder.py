@@ -45,7 +45,7 @@ class _Lowered(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         with torch.autocast("cpu", torch.bfloat16):
-            made = self.second(F.relu(self.first(x)))
+            made: Tensor = self.second(F.relu(self.first(x)))
         return x + made.float()
 
 
