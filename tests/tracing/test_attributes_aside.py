@@ -1,0 +1,52 @@
+"""Attributes that are put aside are read as before, and each read is seen."""
+
+from __future__ import annotations
+
+from torch import nn
+
+from repl_fx.tracing.attributes_aside import AttributesAside, ModeReads
+
+
+class Numbered(nn.Module):
+    """Has a number."""
+
+    kind = "plain"
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.number = 3
+        self.kind = "own"
+
+
+def test_a_read_is_seen_and_the_attribute_comes_back() -> None:
+    module, aside, reads = Numbered(), AttributesAside(lambda: False), []
+    with (
+        aside.served(),
+        aside.kept([(module, "number"), (module, "kind")], lambda part, name: reads.append((part, name))) as watched,
+    ):
+        # The class would answer for the other.
+        assert watched == [(module, "number")]
+        assert "number" not in vars(module)
+        assert module.number == 3 and not hasattr(module, "missing")
+    assert reads == [(module, "number")]
+    assert vars(module)["number"] == 3
+
+
+def test_reads_of_a_running_leaf_are_its_own_and_writes_stay() -> None:
+    module, reads = Numbered(), []
+    aside = AttributesAside(lambda: True)
+    with aside.served(), aside.kept([(module, "number")], lambda part, name: reads.append(name)):
+        assert module.number == 3
+        module.number = 4
+    assert not reads and module.number == 4
+
+
+def test_what_reads_or_sets_a_mode_is_seen() -> None:
+    model = nn.Sequential(Numbered(), nn.Dropout())
+    for use, seen in ((lambda: None, False), (lambda: model[0].training, True), (lambda: model[1].eval(), True)):
+        aside = AttributesAside(lambda: False)
+        modes = ModeReads(model, aside)
+        with aside.served(), modes.noted():
+            use()
+        assert modes.seen is seen
+        assert all("training" in vars(module) for module in model.modules())
