@@ -64,9 +64,9 @@ def test_attributes_that_differ(case: str) -> None:
 
 def test_a_reference_to_a_module_is_the_same_where_it_leads_to_its_counterpart() -> None:
     one, other = pair(None, None)
-    one.value, other.value = [one[0]], [other[0]]  # type: ignore[index]
+    one.value, other.value = [one[0]], [other[0]]  # type: ignore[index,assignment]
     assert found(one, other) == []
-    other.value = [one[0]]  # type: ignore[index]
+    other.value = [one[0]]  # type: ignore[index,assignment]
     assert found(one, other) == [("", "value")]
 
 
