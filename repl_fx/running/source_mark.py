@@ -172,14 +172,8 @@ class _Looked(PythonState):
         super()._enter_large(place, container)
         if place.of_library:
             return
-        items: Iterable[Any] = container.values() if isinstance(container, dict) else container
-        if isinstance(container, np.ndarray):
-            self.kinds[place.path] = _told(container)
-        elif all(isinstance(item, PLAIN) for item in items):
-            listed = sorted(map(repr, container)) if isinstance(container, set) else [repr(container)]
-            self.kinds[place.path] = _hash(listed)
-        else:
-            self.hidden.append(place.path)
+        # The data of a script, which may be gigabytes, are not read.
+        self.hidden.append(place.path)
 
     def _kind(self, place: Spot, value: Any) -> str:
         if isinstance(value, nn.Module):
