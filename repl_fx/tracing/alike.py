@@ -26,6 +26,7 @@ from torch import Tensor, nn
 from repl_fx._torch import FakeTensor, is_unbacked, memory_of, pytree, tidy_size
 from repl_fx.running.holders import CONTAINERS, NOTES, OWN_ATTRIBUTES
 from repl_fx.running.opaque_outputs import PLAIN
+from repl_fx.tracing.attributes_aside import AttributesAside
 from repl_fx.tracing.leaf_calls import attention_kernels
 from repl_fx.tracing.leaves import is_leaf
 
@@ -85,25 +86,28 @@ def _only_capturing(module: nn.Module) -> bool:
     return not library._active_collector.get()
 
 
-def attributes_of_tree(module: nn.Module) -> dict[str, dict[str, Any]]:
-    """The attributes of a module and of those inside, by path and name."""
-    return {path: _attributes(part) for path, part in module.named_modules()}
+Attributes = Mapping[str, Mapping[str, Any]]
 
 
-def _attributes(module: nn.Module) -> dict[str, Any]:
-    return {name: value for name, value in vars(module).items() if name not in _SKIPPED}
+def attributes_of_tree(module: nn.Module, aside: AttributesAside | None = None) -> Attributes:
+    """The attributes of a module and of those inside, by path and name; those that are aside too."""
+    found = {}
+    for path, part in module.named_modules():
+        every = vars(part) if aside is None else vars(part) | aside.values(part)
+        found[path] = {name: value for name, value in every.items() if name not in _SKIPPED}
+    return found
 
 
-def differences(before: Mapping[str, Mapping[str, Any]], other: nn.Module, pairs: dict[int, Any]) -> list[Spot]:
-    """The attributes in which a module differs from one of the same structure, as it was at some moment.
+def differences(one: Attributes, other: Attributes, pairs: dict[int, Any]) -> list[Spot]:
+    """The attributes in which two modules of one structure differ.
 
     Args:
-        before: `attributes_of_tree` of that one.
-        pairs: the modules of that one, by `id`, each with its counterpart; objects are added.
+        one, other: `attributes_of_tree` of each, at some moment.
+        pairs: the modules of the one, by `id`, each with its counterpart in the other; objects are added.
     """
     found = []
-    for path, part in other.named_modules():
-        mine, theirs = before[path], _attributes(part)
+    for path, theirs in other.items():
+        mine = one[path]
         for name in mine.keys() | theirs.keys():
             if name not in mine or name not in theirs or not _same(mine[name], theirs[name], pairs, 0):
                 found.append((path, name))

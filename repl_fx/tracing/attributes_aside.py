@@ -47,6 +47,10 @@ class AttributesAside:
         with module_attributes(knows, look):
             yield
 
+    def values(self, module: nn.Module) -> dict[str, Any]:
+        """The attributes of a module that are aside."""
+        return {name: value for name, (value, _) in self._kept.get(module, {}).items()}
+
     @contextmanager
     def kept(self, attributes: Iterable[tuple[nn.Module, str]], read: Read) -> Iterator[list[tuple[nn.Module, str]]]:
         """Put attributes aside, and tell `read` of each read of one by other code than torch's and this package's.

@@ -31,6 +31,7 @@ from repl_fx.graph.boundaries import BOUNDARIES, Boundary, ModuleCall, boundarie
 from repl_fx.running.opaque_outputs import PLAIN
 from repl_fx.running.python_state import PythonState
 from repl_fx.tracing.alike import (
+    Attributes,
     Spot,
     asks_for_gradients,
     attributes_of_tree,
@@ -99,7 +100,7 @@ class Region:
     module: nn.Module
     key: Any
     parts: dict[nn.Module, str]
-    attributes: dict[str, dict[str, Any]]
+    attributes: Attributes
     state: PythonState
     watched: set[Spot] = field(default_factory=set)
     read: set[Spot] = field(default_factory=set)
@@ -108,15 +109,15 @@ class Region:
     leaves: list[int | tuple[Any]] = field(default_factory=list)
     results: list[Tensor] = field(default_factory=list)
 
-    def stands_for(self, module: nn.Module) -> bool:
+    def stands_for(self, module: nn.Module, attributes: Attributes) -> bool:
         """Whether the trace of this call is one of another module's, called in the same way."""
         pairs: dict[int, Any] = dict(zip(map(id, self.parts), module.modules(), strict=True))
-        spots = differences(self.attributes, module, dict(pairs))
+        spots = differences(self.attributes, attributes, dict(pairs))
         for path, name in spots:
             if (path, name) in self.watched - self.read:
                 continue
             part = module.get_submodule(path)
-            if not tolerated(part, name, self.attributes[path].get(name), vars(part).get(name)):
+            if not tolerated(part, name, self.attributes[path].get(name), attributes[path].get(name)):
                 return False
         known = tuple(f"{path}.{name}".lstrip(".") for path, name in spots)
         return all(path.startswith(known) for path in self.changes(module))
@@ -175,7 +176,7 @@ class Stamps:
             calls_of: the calls of each, by path.
         """
         self.calls_of = calls_of
-        first: dict[Any, tuple[nn.Module, _Family, dict[str, dict[str, Any]]]] = {}
+        first: dict[Any, tuple[nn.Module, _Family, Attributes]] = {}
         for module in modules:
             structure = structure_of(module, self._owners)
             if structure not in first:
@@ -184,7 +185,7 @@ class Stamps:
             known, family, attributes = first[structure]
             self._families[known] = self._families[module] = family
             pairs: dict[int, Any] = dict(zip(map(id, known.modules()), module.modules(), strict=True))
-            family.differing.update(differences(attributes, module, pairs))
+            family.differing.update(differences(attributes, attributes_of_tree(module), pairs))
 
     def call(self, module: nn.Module, made: ModuleCall, run: Callable[..., Any], args: Any, kwargs: Any) -> Any:
         """The results of a call, by a stamp where an alike one was traced before."""
@@ -196,7 +197,7 @@ class Stamps:
         key, tensors, structure = kind
         family = self._families[module]
         for region in family.regions:
-            if region.key == key and region.stands_for(module):
+            if region.key == key and region.stands_for(module, attributes_of_tree(module, self._aside)):
                 return self._stamped(region, module, tensors)
         return self._traced(family, module, key, tensors, structure, run, (args, kwargs))
 
@@ -226,7 +227,7 @@ class Stamps:
         given: Any,
     ) -> Any:
         parts = {part: path for path, part in module.named_modules()}
-        region = Region(module, key, parts, attributes_of_tree(module), PythonState(module))
+        region = Region(module, key, parts, attributes_of_tree(module, self._aside), PythonState(module))
         index = len(self.regions)
         self.regions.append(region)
         stand_ins = _BEGIN(tensors, index)

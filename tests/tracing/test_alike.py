@@ -49,7 +49,7 @@ def pair(one: Any, other: Any) -> tuple[nn.Module, nn.Module]:
 
 def found(one: nn.Module, other: nn.Module) -> list[tuple[str, str]]:
     pairs: dict[int, Any] = dict(zip(map(id, one.modules()), other.modules(), strict=True))
-    return differences(attributes_of_tree(one), other, pairs)
+    return differences(attributes_of_tree(one), attributes_of_tree(other), pairs)
 
 
 @pytest.mark.parametrize("case", SAME)

@@ -223,6 +223,17 @@ class Strided(Block):
         return self.conv(super().forward(x).mT).mT  # type: ignore[no-any-return]
 
 
+class Outer(Block):
+    """A block inside a block, whose number the inner one reads."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__(number)
+        self.reads = Block(number + 1, by_number=True)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x) + self.reads(x)  # type: ignore[no-any-return]
+
+
 class Recurs(Block):
     """A layer that keeps a list of its parameters."""
 
@@ -313,6 +324,7 @@ APART: dict[str, tuple[Callable[[], nn.Module], int]] = {
     "an argument that is written over": (lambda: Chain(*(Over() for _ in range(3))), 0),
     "a setting of a layer": (lambda: Chain(*(Strided(1 + n // 3) for n in range(4))), 1),
     "a list of parameters": (lambda: Chain(*(Recurs() for _ in range(3))), 0),
+    "a number that a module inside reads": (lambda: Chain(*(Outer(n) for n in range(3))), 0),
     "a buffer that is assigned": (lambda: Chain(*(Assigns() for _ in range(3))), 0),
     "a count that each call moves on": (lambda: Chain(*(Counting(_count) for _ in range(3))), 0),
 }
