@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 import repl_fx
 from repl_fx.running.example_inputs import ExampleInputs
-from repl_fx.running.untouched import device_of, untouched
+from repl_fx.running.untouched import device_of, outcome_of, untouched
 
 X = torch.linspace(-1, 1, 8).reshape(2, 4)
 
@@ -78,3 +78,28 @@ def test_the_device_of_a_model() -> None:
     assert device_of(nn.Linear(2, 2, device="meta")) == torch.device("meta")
     assert device_of(nn.ReLU(), ExampleInputs((torch.zeros(2, device="meta"),))) == torch.device("meta")
     assert device_of(nn.ReLU()) == torch.device("cpu")
+
+
+def test_a_run_that_fails_inside_a_region_leaves_none_open() -> None:
+    class Region(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.second = nn.Linear(4, 4), nn.Linear(4, 4)
+
+        def forward(self, x: Tensor) -> Tensor:
+            with torch.autocast("cpu", torch.bfloat16), torch.no_grad():
+                y = self.first(x)
+                return self.second(y.flatten(1)).float()  # type: ignore[no-any-return]
+
+    gm = repl_fx.capture(Region(), (torch.randn(2, 4),))
+    for node in list(gm.graph.nodes):
+        if str(node.target).startswith("<function check_") or getattr(node.target, "__name__", "").startswith("check_"):
+            gm.graph.erase_node(node)
+    gm.recompile()
+    before = gm.eval()(torch.ones(2, 4))
+    assert outcome_of(gm, ExampleInputs((torch.randn(2, 3, 4),)), training=False).problem is not None
+    assert torch.is_grad_enabled() and not torch.is_autocast_enabled("cpu")
+    with torch.no_grad():
+        gm.get_parameter("first.weight").zero_()
+        # Casts of the weights as they were are not kept.
+        assert not torch.equal(gm(torch.ones(2, 4)), before)
