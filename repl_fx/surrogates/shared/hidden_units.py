@@ -21,6 +21,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
+from repl_fx._torch import fixed_size
 from repl_fx.analysis.attention import product_settings
 from repl_fx.analysis.linear_operators import LinearOperator, linear_operator_of
 from repl_fx.graph.captured import share_tensors
@@ -104,7 +105,7 @@ def _heads(site: Site, core: fx.Node) -> HiddenUnits | None:
     heads, size = made.shape[1], made.shape[3]
     if not isinstance(heads, int) or not isinstance(size, int) or heads < 2:
         return None
-    if isinstance(masked, Tensor) and masked.ndim > 2 and masked.shape[-3] != 1:
+    if isinstance(masked, Tensor) and masked.ndim > 2 and fixed_size(masked.shape[-3]) != 1:
         # A mask of a head goes with the head.
         return None
     units = HiddenUnits(-1, heads * size, between={core: None}, group=size)
@@ -151,7 +152,7 @@ def _turns(node: Any) -> bool:
 def _is_shaped(node: Any, *last: int) -> bool:
     """Whether the value of a node ends in these sizes."""
     value = node.meta.get("val") if isinstance(node, fx.Node) else None
-    return isinstance(value, Tensor) and tuple(value.shape[-len(last) :]) == last
+    return isinstance(value, Tensor) and tuple(map(fixed_size, value.shape[-len(last) :])) == last
 
 
 class _Search:
@@ -184,7 +185,7 @@ class _Search:
         if node not in self.site.block.node_set or node in self.site.block.outputs:
             raise Unfit(f"the channels of {node.name} are seen outside of its branches", node)
         value, axis = node.meta.get("val"), self.units.axis
-        if not isinstance(value, Tensor) or value.ndim <= axis or value.shape[axis] != self.units.size:
+        if not isinstance(value, Tensor) or value.ndim <= axis or fixed_size(value.shape[axis]) != self.units.size:
             raise Unfit(f"{node.name} does not keep the channels of its hidden layer", node)
         for feeder in self._feeders(node):
             self.include(feeder)
@@ -269,7 +270,7 @@ class _Search:
     def _aligned(self, node: fx.Node, feeders: list[fx.Node]) -> bool:
         """Whether all that an operator reads has the units where its result has them; other sizes may be 1."""
         return all(f.meta["val"].ndim == node.meta["val"].ndim for f in feeders) and all(
-            f.meta["val"].shape[self.units.axis] == self.units.size for f in feeders
+            fixed_size(f.meta["val"].shape[self.units.axis]) == self.units.size for f in feeders
         )
 
     def _has_one_slope(self, node: fx.Node) -> bool:
@@ -297,7 +298,7 @@ class _Search:
         given, made = (node.meta.get("val") for node in (linear.input, linear.node))
         if linear.kind != "conv" or not isinstance(given, Tensor) or not isinstance(made, Tensor):
             return False
-        return bool(linear.groups > 1 and given.shape[1] == made.shape[1] == linear.groups)
+        return bool(linear.groups > 1 and fixed_size(given.shape[1]) == fixed_size(made.shape[1]) == linear.groups)
 
     def _plain(self, linear: LinearOperator, *, depthwise: bool = False) -> LinearOperator:
         """An operator whose weight can lose rows and columns."""
