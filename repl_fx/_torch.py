@@ -64,14 +64,15 @@ def module_stack(node: fx.Node) -> tuple[str, ...]:
     torch.export and `fx.Tracer` both keep `nn_module_stack`, and both write "" for the model itself.
     """
     stack = node.meta.get("nn_module_stack") or {}
-    paths: list[str] = []
-    for entry in stack.values():
-        # A module called again is written "path@1" by torch.export; the call number is no part of its name.
-        path = (entry[0] if isinstance(entry, tuple) else str(entry)).split("@")[0]
-        path = path.removeprefix("L['self']").removeprefix(".")
-        if path and path != NO_MODULE:
-            paths.append(path)
-    return tuple(paths)
+    paths = (path_of_entry(entry) for entry in stack.values())
+    return tuple(path for path in paths if path and path != NO_MODULE)
+
+
+def path_of_entry(entry: Any) -> str:
+    """The path of a module in `nn_module_stack`."""
+    # A module called again is written "path@1" by torch.export; the call number is no part of its name.
+    path = (entry[0] if isinstance(entry, tuple) else str(entry)).split("@")[0]
+    return path.removeprefix("L['self']").removeprefix(".")
 
 
 def call_impl(module: torch.nn.Module) -> Callable[..., Any]:
@@ -182,7 +183,7 @@ def hand_on_node(source: Tensor, target: Tensor) -> None:
 
 def is_unbacked(size: Any) -> bool:
     """Whether a number depends on values of tensors."""
-    return isinstance(size, (torch.SymInt, torch.SymFloat, torch.SymBool)) and bool(free_unbacked_symbols(size))
+    return isinstance(size, tuple(SYMBOLIC)) and bool(free_unbacked_symbols(size))
 
 
 def backward_pass() -> int:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import hashlib
 
-import torch
 from torch import Tensor, nn
+
+from repl_fx.running.holders import bytes_of
 
 
 def digest_of(model: nn.Module) -> str:
@@ -21,5 +22,5 @@ def digest_of(model: nn.Module) -> str:
         if value.is_meta:
             return ""
         found.update(f"{name} {value.dtype} {tuple(value.shape)}\n".encode())
-        found.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+        found.update(bytes_of(value))
     return found.hexdigest()

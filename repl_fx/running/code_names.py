@@ -20,6 +20,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from itertools import takewhile
 from types import CodeType, FunctionType, ModuleType
+from typing import Any
 
 # Libraries whose objects, classes and modules are no part of a model's own state.
 _FOREIGN = (
@@ -218,6 +219,16 @@ def is_own_code(part: type | FunctionType) -> bool:
     """Whether a class or a function is from a file of the user's, not from an installed package."""
     file = sys.modules.get(part.__module__ or "")
     return not is_foreign(part) and (file is None or file.__name__ == "__main__" or not is_installed(file))
+
+
+def name_of_code(part: Any) -> str:
+    """The name of a class or a function, with that of its file where this is an installed one.
+
+    A file of the user's has another module name wherever it lies.
+    """
+    name = str(getattr(part, "__qualname__", getattr(part, "__name__", part)))
+    own = isinstance(part, (type, FunctionType)) and is_own_code(part)
+    return name if own else f"{getattr(part, '__module__', None) or ''}.{name}"
 
 
 def is_foreign(kind: type | FunctionType) -> bool:

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 # The attributes that every module has.
 OWN_ATTRIBUTES = frozenset(vars(nn.Module()))
@@ -72,6 +72,11 @@ def items_of(content: Any) -> Iterable[tuple[Any, Any]]:
     if isinstance(content, Mapping):
         return content.items()
     return ((item, True) for item in content) if isinstance(content, set) else enumerate(content)
+
+
+def bytes_of(tensor: Tensor) -> bytes:
+    """The values of a tensor on any device, as they lie in memory without gaps."""
+    return tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
 
 
 def equal_arrays(one: np.ndarray[Any, Any], other: np.ndarray[Any, Any]) -> bool:

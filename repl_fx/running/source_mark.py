@@ -41,8 +41,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from repl_fx.running.code_names import is_foreign, is_installed, is_own_code
-from repl_fx.running.holders import CONTAINERS, GENERATORS
+from repl_fx.running.code_names import is_foreign, is_installed, is_own_code, name_of_code
+from repl_fx.running.holders import CONTAINERS, GENERATORS, bytes_of
 from repl_fx.running.opaque_outputs import PLAIN
 from repl_fx.running.python_state import DEEPEST, MOST, PythonState, Spot
 from repl_fx.running.untouched import hooks_of
@@ -204,12 +204,10 @@ def _hash(lines: Iterable[str]) -> str:
 
 
 def _name(value: Any) -> str:
-    name = str(getattr(value, "__qualname__", getattr(value, "__name__", value)))
-    # A file of the user's has another module name wherever it lies.
     if isinstance(value, ModuleType):
-        return name if is_installed(value) else ""
-    own = isinstance(value, (type, FunctionType)) and is_own_code(value)
-    return name if own else f"{getattr(value, '__module__', None) or ''}.{name}"
+        # A file of the user's has another name wherever it lies.
+        return value.__name__ if is_installed(value) else ""
+    return name_of_code(value)
 
 
 def _told(value: Any) -> str:
@@ -217,15 +215,11 @@ def _told(value: Any) -> str:
     if isinstance(tensor, Tensor):
         if tensor.is_meta or tensor.layout is not torch.strided:
             return f"{tensor.dtype} {list(tensor.shape)} {tensor.layout} {tensor.device}"
-        flat = tensor.detach().cpu().contiguous().flatten()
-        return f"{tensor.dtype} {list(tensor.shape)} {tensor.device.type} {hashlib.sha256(_bytes(flat)).hexdigest()}"
+        values = hashlib.sha256(bytes_of(tensor)).hexdigest()
+        return f"{tensor.dtype} {list(tensor.shape)} {tensor.device.type} {values}"
     if isinstance(value, np.ndarray):
         return f"{value.dtype}{value.shape} {hashlib.sha256(np.ascontiguousarray(value).tobytes()).hexdigest()}"
     return f"{type(value).__name__} {value!r}"
-
-
-def _bytes(flat: Tensor) -> bytes:
-    return flat.view(torch.uint8).numpy().tobytes() if flat.numel() else b""
 
 
 @lru_cache(maxsize=8192)

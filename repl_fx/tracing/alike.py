@@ -15,7 +15,7 @@ Alike are
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from functools import partial
 from types import MethodType
 from typing import Any
@@ -23,17 +23,21 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from repl_fx._torch import FakeTensor, is_unbacked, memory_of, pytree, tidy_size
-from repl_fx.running.holders import CONTAINERS, NOTES, OWN_ATTRIBUTES
+from repl_fx._torch import FakeTensor, is_unbacked, memory_of, pytree
+from repl_fx.running.holders import CONTAINERS, OWN_ATTRIBUTES, attributes_of
 from repl_fx.running.opaque_outputs import PLAIN
 from repl_fx.tracing.attributes_aside import AttributesAside
+from repl_fx.tracing.known_shapes import metadata
 from repl_fx.tracing.leaf_calls import attention_kernels
 from repl_fx.tracing.leaves import is_leaf
 
 # An attribute of a module inside another: the path of the former in the latter, and the name.
 Spot = tuple[str, str]
+# The attributes of a module and of those inside, by path and name.
+Attributes = Mapping[str, Mapping[str, Any]]
 _HOOKS = tuple(name for name in OWN_ATTRIBUTES if name.endswith("_hooks"))
-_SKIPPED = OWN_ATTRIBUTES | NOTES | {"_call_impl"}
+# A trace puts these aside or in itself.
+_OF_THE_TRACE = frozenset({"training", "_call_impl"})
 _VALUES = (*PLAIN, torch.Size, torch.device, torch.dtype, torch.layout, torch.memory_format, type, range, slice)
 _DEEPEST = 6
 
@@ -47,13 +51,12 @@ def structure_of(module: nn.Module, owners: Mapping[int, int]) -> Any:
     found: list[Any] = []
     seen: dict[int, str] = {}
     inside: dict[int, int] = {}
-    shared: list[Any] = []
     for path, part in module.named_modules(remove_duplicate=False):
         inside[id(part)] = inside.get(id(part), 0) + 1
         found.append((path, seen.setdefault(id(part), path), type(part)))
-        hooks = tuple(id(hook) for name in _HOOKS for hook in (getattr(part, name, None) or {}).values())
-        if hooks and not _only_capturing(part):
-            found.append(hooks)
+        hooks = [hook for name in _HOOKS for hook in (getattr(part, name, None) or {}).values()]
+        if hooks and not _only_capturing(hooks):
+            found.append(tuple(map(id, hooks)))
         for name, tensor in (*part._parameters.items(), *part._buffers.items()):
             where = f"{path}.{name}"
             if tensor is None:
@@ -77,24 +80,20 @@ def names_of(model: nn.Module) -> dict[int, int]:
     return counts
 
 
-def _only_capturing(module: nn.Module) -> bool:
-    """Whether all hooks on a module are those by which transformers hands out inner values, and nobody wants any."""
+def _only_capturing(hooks: Iterable[Any]) -> bool:
+    """Whether hooks are those by which transformers hands out inner values, and nobody wants any."""
     library: Any = sys.modules.get("transformers.utils.output_capturing")
-    hooks = [hook for name in _HOOKS for hook in (getattr(module, name, None) or {}).values()]
     if library is None or any(getattr(hook, "__module__", None) != library.__name__ for hook in hooks):
         return False
     return not library._active_collector.get()
-
-
-Attributes = Mapping[str, Mapping[str, Any]]
 
 
 def attributes_of_tree(module: nn.Module, aside: AttributesAside | None = None) -> Attributes:
     """The attributes of a module and of those inside, by path and name; those that are aside too."""
     found = {}
     for path, part in module.named_modules():
-        every = vars(part) if aside is None else vars(part) | aside.values(part)
-        found[path] = {name: value for name, value in every.items() if name not in _SKIPPED}
+        every = attributes_of(part) | ({} if aside is None else aside.values(part))
+        found[path] = {name: value for name, value in every.items() if name not in _OF_THE_TRACE}
     return found
 
 
@@ -165,15 +164,15 @@ def asks_for_gradients(module: nn.Module) -> bool:
     return any(kind.startswith("torch.nn.") and kind != nn.Sequential.__module__ for kind in kinds)
 
 
-def kind_of_call(args: Any, kwargs: Any, *, gradients: bool) -> tuple[Any, list[Tensor], pytree.TreeSpec] | None:
+def kind_of_call(args: Any, kwargs: Any, *, gradients: bool) -> tuple[Any, list[Tensor]] | None:
     """What calls have in common that a trace may stand for.
 
     Args:
         gradients: which arguments take a gradient counts.
 
     Returns:
-        Something to compare and to hash; the distinct tensors among the arguments; the arguments' structure. None where
-        an argument may hold more than is seen, or has a value that the trace knows.
+        Something to compare and to hash, and the distinct tensors among the arguments. None where an argument may hold
+        more than is seen, or has a value that the trace knows.
     """
     leaves, structure = pytree.tree_flatten((args, kwargs))
     tensors: list[Tensor] = []
@@ -207,7 +206,7 @@ def kind_of_call(args: Any, kwargs: Any, *, gradients: bool) -> tuple[Any, list[
         hash(key)
     except TypeError:
         return None
-    return key, tensors, structure
+    return key, tensors
 
 
 def plain(tensor: Tensor) -> bool:
@@ -218,10 +217,3 @@ def plain(tensor: Tensor) -> bool:
     if tensor.ndim == 0 or tensor.is_conj() or tensor.is_neg() or all(type(n) is int and n == 1 for n in tensor.shape):
         return False
     return not any(is_unbacked(size) for size in (*tensor.shape, *tensor.stride()))
-
-
-def metadata(tensor: Tensor) -> tuple[Any, ...]:
-    """Sizes, strides and so on of a tensor, to compare and to hash."""
-    steps = map(tidy_size, tensor.stride())
-    sizes = tuple(size if isinstance(size, int) else size.node.expr for size in (*tensor.shape, *steps))
-    return tensor.ndim, sizes, tensor.dtype, tensor.device

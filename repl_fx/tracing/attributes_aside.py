@@ -15,6 +15,7 @@ from typing import Any
 from torch import nn
 
 from repl_fx._torch import module_attributes
+from repl_fx.tracing.model_checks import is_machinery
 
 Read = Callable[[nn.Module, str], None]
 
@@ -84,10 +85,13 @@ class AttributesAside:
 
 def _counts(frame: FrameType | None) -> bool:
     """Whether a read is the model's: torch's machinery and this package look at modules too."""
-    while frame is not None and str(frame.f_globals.get("__name__")).startswith("torch.fx"):
+    while frame is not None and _module(frame).startswith("torch.fx"):
         frame = frame.f_back
-    reader = "" if frame is None else str(frame.f_globals.get("__name__"))
-    return reader.split(".")[0] not in ("torch", "repl_fx") or reader.startswith("torch.nn.")
+    return not is_machinery(frame) or (frame is not None and _module(frame).startswith("torch.nn."))
+
+
+def _module(frame: FrameType) -> str:
+    return str(frame.f_globals.get("__name__"))
 
 
 class ModeReads:

@@ -41,7 +41,7 @@ from repl_fx.tracing.check import CaptureCheck, check_of
 from repl_fx.tracing.control_flow import match_decisions_
 from repl_fx.tracing.dynamic_shapes import fix_dims_, names_in, require_known
 from repl_fx.tracing.hooks import hooks_followed
-from repl_fx.tracing.lift_modules import Constants
+from repl_fx.tracing.lift_modules import Learned
 from repl_fx.tracing.model_checks import misfit, name_of_graphs, obstacle, require_capturable
 from repl_fx.tracing.other_sizes import other_sizes_of, try_checks_
 from repl_fx.tracing.questions import (
@@ -176,10 +176,9 @@ def _trace_by(
     """The graph by one tracer; `told` is the answer of `Compiling`."""
     compiling = Compiling(told)
     inputs = bound.inputs
-    constants = Constants()
+    learned = Learned()
     device = device_of(model, inputs)
     graphs: dict[bool, fx.Graph] = {}
-    states: list[PythonState] = []
     pinned: dict[str, bool] = {}
     changes: dict[bool, StateChanges] = {}
     asked: Settings = {}
@@ -189,8 +188,9 @@ def _trace_by(
         # Shapes are found on fake tensors, yet a norm that counts its batches adds one to a buffer that is none.
         with untouched(model, buffers=True), own_randomness(device), torch.enable_grad(), _no_autocast(device):
             model.train(training)
-            states.append(PythonState(model))
-            if training and not constants.by_mode and not changes[False] and not states[0].changes(states[1]):
+            if not training:
+                evaluating = PythonState(model)
+            if training and not (learned.by_mode or changes[False] or evaluating.changes(PythonState(model))):
                 # Only leaves read the mode.
                 graphs[True], changes[True] = graphs[False], changes[False]
             else:
@@ -200,13 +200,13 @@ def _trace_by(
                     settings_asked(asked),
                     compiling.answered(),
                 ):
-                    graphs[training] = tracer(model, bound, constants)
+                    graphs[training] = tracer(model, bound, learned)
             pinned.update({p: m.training for p, m in model.named_modules() if m.training is not training})
     for training, changed in changes.items():
         require_leaves_left(model, changed)
         require_settled(model, changed, inputs, training)
     info = CaptureInfo(type(model).__name__, name, obstacles, mark=source_mark(model).digest)
-    gm = _assembled(model, inputs, info, graphs, constants, pinned, wanted_fixed)
+    gm = _assembled(model, inputs, info, graphs, learned, pinned, wanted_fixed)
     if compiling.asked and device.type != "meta":
         alike = computes_alike(gm, model, inputs)
         other = other_sizes_of(gm, model, inputs) if alike and told is None else None
@@ -232,14 +232,14 @@ def _assembled(
     inputs: ExampleInputs,
     info: CaptureInfo,
     graphs: Mapping[bool, fx.Graph],
-    constants: Constants,
+    learned: Learned,
     pinned: dict[str, bool],
     wanted_fixed: Sequence[str],
 ) -> CapturedModule:
     """The module for the graphs of both modes (training and not), with the model's own module tree."""
     called = (str(node.target) for graph in graphs.values() for node in graph.nodes if node.op == "call_module")
     root = module_tree(model, called)
-    for index, tensor in enumerate(constants.tensors):
+    for index, tensor in enumerate(learned.tensors):
         root.register_buffer(traced_constant(index), tensor.detach().clone(), persistent=False)
     fixed: dict[str, str] = {}
     for graph in dict.fromkeys(graphs.values()):

@@ -27,6 +27,7 @@ from repl_fx._torch import define_operator, has_no_value
 from repl_fx.errors import Untraceable
 from repl_fx.graph.decisions import Comparison
 from repl_fx.tracing.functions_watched import FunctionsWatched, Run, Watcher
+from repl_fx.tracing.model_checks import is_machinery
 
 _RANDOM = frozenset({"rand", "randn", "randint", "bernoulli", "bernoulli_", "uniform_", "normal_", "random_"})
 # Functions that return one number when they are called without a size, and the most arguments they take for that.
@@ -72,8 +73,7 @@ def asking_code() -> FrameType | None:
     frame: FrameType | None = sys._getframe(2)
     while frame is not None and frame.f_code.co_name in ("__torch_function__", "__torch_dispatch__", "watch"):
         frame = frame.f_back
-    asker = "" if frame is None else str(frame.f_globals.get("__name__"))
-    return None if asker.split(".")[0] in ("torch", "repl_fx") else frame
+    return None if is_machinery(frame) else frame
 
 
 class DataDependentBranches:

@@ -32,8 +32,8 @@ from torch.utils import _pytree as pytree
 from repl_fx.graph.captured import is_traced_constant
 from repl_fx.graph.kinds import kind_of
 from repl_fx.graph.runtime import SizeCheck
-from repl_fx.running.code_names import codes_in, is_own_code, names_in
-from repl_fx.running.holders import NOTES, OWN_ATTRIBUTES
+from repl_fx.running.code_names import codes_in, is_own_code, name_of_code, names_in
+from repl_fx.running.holders import NOTES, OWN_ATTRIBUTES, bytes_of
 from repl_fx.running.opaque_outputs import PLAIN
 
 # As they are: what they print is what they are.
@@ -176,7 +176,7 @@ def _codes(value: Any) -> Iterator[CodeType]:
 def code_of(model: nn.Module) -> str:
     """Hash of the code of the user's own classes in a model; empty where there are none."""
     kinds: set[Any] = {type(module) for module in model.modules()}
-    codes = {f"{_name(kind)}{code}" for kind in kinds if (code := _code(kind))}
+    codes = {f"{name_of_code(kind)}{code}" for kind in kinds if (code := _code(kind))}
     return fingerprint(sorted(codes)) if codes else ""
 
 
@@ -212,7 +212,7 @@ def _describe(value: Any, number: Mapping[fx.Node, str] = _NO_NODES, depth: int 
     if isinstance(value, slice):
         return f"{_describe([value.start, value.stop, value.step], number, depth)}"
     if depth > _DEEPEST:
-        return _name(type(value))
+        return name_of_code(type(value))
     if isinstance(value, Mapping):
         items = (f"{_describe(k, number, depth + 1)}: {_describe(v, number, depth + 1)}" for k, v in value.items())
         return f"{{{', '.join(items)}}}"
@@ -221,27 +221,20 @@ def _describe(value: Any, number: Mapping[fx.Node, str] = _NO_NODES, depth: int 
         listed = ", ".join(sorted(described) if isinstance(value, (set, frozenset)) else described)
         return f"[{listed}]" if isinstance(value, list) else f"({listed})"
     if isinstance(value, (type, FunctionType, BuiltinFunctionType)):
-        return _name(value) + _code(value)
+        return name_of_code(value) + _code(value)
     if isinstance(value, MethodType):
         return f"{_describe(value.__func__, number, depth + 1)} of {_describe(value.__self__, number, depth + 1)}"
     if isinstance(value, functools.partial):
         return f"partial{_describe([value.func, value.args, value.keywords], number, depth + 1)}"
     if isinstance(value, nn.Module):
         # Its own lines say what it is, where a graph calls it.
-        return _name(type(value))
-    return f"{_name(type(value))} {_attributes(getattr(value, '__dict__', {}), depth + 1)}".rstrip()
+        return name_of_code(type(value))
+    return f"{name_of_code(type(value))} {_attributes(getattr(value, '__dict__', {}), depth + 1)}".rstrip()
 
 
 def _attributes(values: Mapping[str, Any], depth: int = 0) -> str:
     plain = {name: value for name, value in values.items() if not isinstance(value, (Tensor, nn.Module))}
     return " ".join(f"{name}={_describe(value, depth=depth)}" for name, value in sorted(plain.items()))
-
-
-def _name(kind: Any) -> str:
-    name = str(getattr(kind, "__qualname__", kind))
-    # A file of the user's has another module name wherever it lies.
-    own = isinstance(kind, (type, FunctionType)) and is_own_code(kind)
-    return name if own else f"{getattr(kind, '__module__', None) or ''}.{name}"
 
 
 def _values(tensor: Tensor) -> str:
@@ -253,7 +246,7 @@ def _values(tensor: Tensor) -> str:
         return " ".join(f"{value:.4g}" for value in flat.tolist())
     if flat.is_floating_point() or flat.is_complex():
         return ""
-    return hashlib.sha256(flat.contiguous().view(torch.uint8).numpy().tobytes()).hexdigest()[:16]
+    return hashlib.sha256(bytes_of(flat)).hexdigest()[:16]
 
 
 @functools.lru_cache(maxsize=1024)

@@ -30,12 +30,20 @@ def like(tensor: Tensor) -> Tensor:
     return torch.empty_strided(tensor.size(), steps, dtype=tensor.dtype, device=tensor.device)
 
 
+def metadata(tensor: Tensor) -> tuple[Any, ...]:
+    """Sizes, strides, dtype and device of a tensor, to compare and to hash; nothing is asked of the trace."""
+    steps = map(tidy_size, tensor.stride())
+    sizes = tuple(size if isinstance(size, int) else size.node.expr for size in (*tensor.shape, *steps))
+    return tensor.ndim, sizes, tensor.dtype, tensor.device
+
+
 def known_result(layer: Any, args: Any, kwargs: Any) -> Tensor | None:
     """What a layer returns for some arguments, as a tensor of which only the kind counts; None where it has to run."""
     if kwargs or len(args) != 1 or not isinstance(args[0], Tensor):
         return None
     kind, given = type(layer), args[0]
-    if not given.is_floating_point() or any(w is not None and w.dtype is not given.dtype for w in _weights(layer)):
+    weights = [weight for weight in layer._parameters.values() if weight is not None]
+    if not given.is_floating_point() or any(weight.dtype is not given.dtype for weight in weights):
         return None
     if kind in _ELEMENTWISE:
         if kind is nn.Identity or getattr(layer, "inplace", False):
@@ -43,7 +51,7 @@ def known_result(layer: Any, args: Any, kwargs: Any) -> Tensor | None:
         return like(given) if _is_dense(given) else None
     if kind in _BATCH_NORMS:
         layer._check_input_dim(given)
-        fits = given.ndim > 1 and type(given.shape[1]) is int and given.shape[1] == layer.num_features
+        fits = given.ndim > 1 and _same_size(given.shape[1], layer.num_features)
         return like(given) if fits and _is_dense(given) else None
     if kind is nn.LayerNorm:
         shape = tuple(layer.normalized_shape)
@@ -55,13 +63,8 @@ def known_result(layer: Any, args: Any, kwargs: Any) -> Tensor | None:
     return None
 
 
-def _weights(layer: nn.Module) -> list[Tensor | None]:
-    return [*layer._parameters.values()]
-
-
 def _ends_in(tensor: Tensor, shape: tuple[int, ...]) -> bool:
-    last = tensor.shape[tensor.ndim - len(shape) :]
-    return tensor.ndim >= len(shape) and all(type(n) is int for n in last) and tuple(last) == shape
+    return tensor.ndim >= len(shape) and all(map(_same_size, tensor.shape[tensor.ndim - len(shape) :], shape))
 
 
 def _is_dense(tensor: Tensor) -> bool:
@@ -73,13 +76,13 @@ def _is_packed(tensor: Tensor, order: Sequence[int]) -> bool:
     """Whether the elements lie side by side, in an order of the dimensions, outermost first."""
     step: Any = 1
     for dim in reversed(order):
-        if not same_size(tidy_size(tensor.stride(dim)), step):
+        if not _same_size(tidy_size(tensor.stride(dim)), step):
             return False
         step = step * tensor.shape[dim]
     return True
 
 
-def same_size(one: Any, other: Any) -> bool:
+def _same_size(one: Any, other: Any) -> bool:
     """Whether two sizes are one number or one expression; nothing is asked of the trace."""
     if isinstance(one, int) or isinstance(other, int):
         return isinstance(one, int) and isinstance(other, int) and one == other

@@ -38,7 +38,7 @@ from repl_fx.errors import Untraceable
 from repl_fx.graph.runtime import leaf_call_operator
 from repl_fx.running.untouched import untouched
 from repl_fx.tracing.hooks import users_hooks
-from repl_fx.tracing.known_shapes import known_result, like, same_size
+from repl_fx.tracing.known_shapes import known_result, like, metadata
 from repl_fx.tracing.leaves import is_leaf
 
 # Modules that may stand aside.
@@ -190,9 +190,7 @@ def _alike(one: Any, other: Any) -> bool:
     """Whether results of a leaf are of the same kind."""
     if not isinstance(one, Tensor) or not isinstance(other, Tensor):
         return type(one) is type(other) and not isinstance(one, Tensor) and bool(one == other)
-    mine, theirs = ((*tensor.shape, *map(tidy_size, tensor.stride())) for tensor in (one, other))
-    same_sizes = one.ndim == other.ndim and all(map(same_size, mine, theirs))
-    return same_sizes and one.dtype == other.dtype and one.device == other.device
+    return metadata(one) == metadata(other)
 
 
 def attention_kernels() -> tuple[bool, ...]:

@@ -48,7 +48,7 @@ from repl_fx.tracing.dynamic_shapes import put_numbers_
 from repl_fx.tracing.layouts import is_stand_in, layout_operator
 from repl_fx.tracing.leaf_calls import Callee, LeafCall, LeafCalls
 from repl_fx.tracing.size_questions import SizeQuestions, add_checks
-from repl_fx.tracing.stamping import Copies, Stamps
+from repl_fx.tracing.stamping import CallCopies, Stamps
 
 aten = torch.ops.aten
 
@@ -63,8 +63,8 @@ _KEPT_META = ("val", "nn_module_stack", "stack_trace")
 
 
 @dataclass
-class Constants:
-    """What the traces of both modes have in common.
+class Learned:
+    """What one trace of a model tells the next, in this mode and in the other.
 
     Attributes:
         tensors: those that a trace itself made (`torch.tensor(…)` in a forward).
@@ -120,20 +120,20 @@ class Exported:
 
 
 @collection_paused()
-def lift_modules(exported: Exported, model: nn.Module, inputs: BoundInputs, constants: Constants) -> fx.Graph:
+def lift_modules(exported: Exported, model: nn.Module, inputs: BoundInputs, learned: Learned) -> fx.Graph:
     """Rewrite an exported program as a graph over the model's own modules and state.
 
     Args:
         inputs: the example inputs of the export, with the names that the graph's arguments get.
-        constants: collects the tensors the trace made.
+        learned: collects the tensors the trace made.
 
     Returns:
-        A graph whose targets are paths in `model` (and the names in `constants`).
+        A graph whose targets are paths in `model` (and the names in `learned`).
 
     Raises:
         Untraceable: an input of a kind that has no place in a plain graph; names it.
     """
-    lifter = _Lifter(exported, model, constants)
+    lifter = _Lifter(exported, model, learned)
     lifter.placeholders(inputs, exported.questions)
     results = lifter.body(exported.program.graph_module)
     structure = exported.program.call_spec.out_spec
@@ -147,11 +147,11 @@ def lift_modules(exported: Exported, model: nn.Module, inputs: BoundInputs, cons
 
 
 class _Lifter:
-    def __init__(self, exported: Exported, model: nn.Module, constants: Constants) -> None:
+    def __init__(self, exported: Exported, model: nn.Module, learned: Learned) -> None:
         self.program = exported.program
         self.calls = exported.calls
         self.stamps = exported.stamps
-        self.constants = constants
+        self.learned = learned
         self.graph = fx.Graph()
         self.paths = {module: path for path, module in model.named_modules()}
         self.env: dict[fx.Node, Any] = {}
@@ -162,7 +162,7 @@ class _Lifter:
         targets = [s.target for s in specs if s.kind in (InputKind.PARAMETER, InputKind.BUFFER)]
         # A forward may register a buffer, which the model does not have behind the trace.
         states = {id(named[target]): target for target in targets if target in named}
-        self.copies = Copies(self.stamps, self.graph, self.paths, states, self.state_at)
+        self.copies = CallCopies(self.stamps, self.graph, self.paths, states, self.state_at)
 
     def placeholders(self, inputs: BoundInputs, questions: SizeQuestions) -> None:
         made = InputNodes(self.graph, inputs)
@@ -181,7 +181,7 @@ class _Lifter:
                 self.env[node] = _State(spec.target, node.meta.get("val"))
             elif spec.kind is InputKind.CONSTANT_TENSOR:
                 tensor = self.program.constants[spec.target]
-                self.env[node] = _State(self.constants.name(tensor), node.meta.get("val"))
+                self.env[node] = _State(self.learned.name(tensor), node.meta.get("val"))
             else:
                 raise Untraceable(f"an input of kind {spec.kind.name} ({spec.target})")
         given = zip(nodes, signature.input_specs, strict=True)
@@ -209,7 +209,7 @@ class _Lifter:
         source: Any = node.args[0] if node.args else None
         if node.target is leaf_call_operator():
             self.env[node] = self.leaf(node)
-        elif Copies.is_marker(node):
+        elif CallCopies.is_marker(node):
             number: Any = node.args[1]
             self.env[node] = self.copies.mark(node, self.value(source), number)
         elif node.target is operator.getitem and isinstance(self.env.get(source), (list, tuple)):

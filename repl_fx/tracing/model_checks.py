@@ -14,6 +14,7 @@ import unicodedata
 from collections.abc import Iterator, Sequence
 from functools import lru_cache
 from pathlib import Path
+from types import FrameType
 
 import torch
 from torch import Tensor, fx, nn
@@ -135,6 +136,11 @@ def is_models_code(filename: str) -> bool:
     """Whether a file of code is neither torch's, Python's nor this package's."""
     path = Path(filename)
     return path.exists() and not any(folder in path.parents for folder in _NOT_THE_MODEL) and not _standard(path)
+
+
+def is_machinery(frame: FrameType | None) -> bool:
+    """Whether a frame runs code of torch's or of this package, and not of a model's or the user's."""
+    return frame is not None and str(frame.f_globals.get("__name__")).split(".")[0] in ("torch", "repl_fx")
 
 
 def causes_of(problem: BaseException) -> Iterator[BaseException]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from typing import Any
 
 from torch import Tensor, nn
@@ -21,13 +21,13 @@ from repl_fx.tracing.stamping import Stamps, stamping
 
 
 @contextmanager
-def record_module_calls(model: nn.Module, stamps: Stamps | None) -> Iterator[None]:
+def record_module_calls(model: nn.Module, stamps: Stamps) -> Iterator[None]:
     """Let the nodes of a trace note the module calls whose arguments and results they are.
 
     Args:
         model: the model about to be traced; leaves are left out, whose calls stay nodes, and modules without
             parameters, which are no blocks.
-        stamps: makes alike calls copies of one; None where each is traced.
+        stamps: makes alike calls copies of one.
     """
     named: dict[nn.Module, str] = {}
     for path, module in model.named_modules():
@@ -35,19 +35,18 @@ def record_module_calls(model: nn.Module, stamps: Stamps | None) -> Iterator[Non
             named.setdefault(module, path)
     calls: dict[str, list[ModuleCall]] = {path: [] for path in named.values()}
     noted = [module for module in named if "_call_impl" not in vars(module)]
-    if stamps is not None:
-        stamps.begin(noted, calls)
+    stamps.begin(noted, calls)
     try:
         for module in noted:
             set_call_impl(module, _noting(module, named[module], calls[named[module]], stamps))
-        with nullcontext() if stamps is None else stamping(stamps):
+        with stamping(stamps):
             yield
     finally:
         for module in noted:
             unset_call_impl(module)
 
 
-def _noting(module: nn.Module, path: str, calls: list[ModuleCall], stamps: Stamps | None) -> Callable[..., Any]:
+def _noting(module: nn.Module, path: str, calls: list[ModuleCall], stamps: Stamps) -> Callable[..., Any]:
     run = call_impl(module)
     signature = inspect.signature(module.forward)
 
@@ -60,7 +59,7 @@ def _noting(module: nn.Module, path: str, calls: list[ModuleCall], stamps: Stamp
         made.given = {place: leaf if isinstance(leaf, PLAIN) else type(leaf) for place, leaf in given.items()}
         for place, leaf in given.items():
             _note(leaf, Boundary(made, argument=place))
-        result = run(*args, **kwargs) if stamps is None else stamps.call(module, made, run, args, kwargs)
+        result = stamps.call(module, made, run, args, kwargs)
         leaves, made.result = pytree.tree_flatten(result)
         made.constants = {number: leaf for number, leaf in enumerate(leaves) if not isinstance(leaf, Tensor)}
         for number, leaf in enumerate(leaves):

@@ -28,6 +28,7 @@ from repl_fx.passes.driver import Result
 from repl_fx.running.example_inputs import ExampleInputs
 from repl_fx.running.opaque_outputs import equal_inside, open_objects
 from repl_fx.running.untouched import device_of, outcome_of
+from repl_fx.tracing.model_checks import is_machinery
 
 
 class Asked:
@@ -77,8 +78,7 @@ def settings_asked(asked: Settings) -> Iterator[None]:
         def answer(*given: str) -> Any:
             found = SETTINGS[name](*given)
             frame = sys._getframe(1)
-            asker = str(frame.f_globals.get("__name__")).split(".")[0]
-            if asker not in ("torch", "repl_fx") and callers(name, given, found):
+            if not is_machinery(frame) and callers(name, given, found):
                 asked.setdefault((name, given), (found, f" at {frame.f_code.co_filename}, line {frame.f_lineno}"))
             return found
 
@@ -180,7 +180,7 @@ class Compiling:
 
         def is_compiling() -> bool:
             frame = sys._getframe(1)
-            if str(frame.f_globals.get("__name__")).split(".")[0] in ("torch", "repl_fx"):
+            if is_machinery(frame):
                 return own()
             self.asked = self.asked or f"{frame.f_code.co_filename}, line {frame.f_lineno}"
             return own() if self.told is None else self.told

@@ -6,8 +6,8 @@
 
 A trace costs time for each operator, a copy of its nodes next to none. The first call of each kind is traced between
 two markers. Later calls that are alike (`repl_fx.tracing.alike`) become one opaque operator each, whose results have
-the sizes of the first call's; `Copies` puts the nodes of the first call in its place when the trace is lifted, with the
-parameters, layers and module paths of the other module.
+the sizes of the first call's. When the trace is lifted, `CallCopies` puts the nodes of the first call in its place,
+with the parameters, layers and module paths of the other module.
 
 A call is not copied from whose trace did more than make nodes: it changed Python state, drew a number from Python's
 generator, decided by a value, wrote to an argument, read a value that came by another way than its arguments.
@@ -26,7 +26,17 @@ import torch
 from torch import Tensor, fx, nn
 from torch.fx.node import has_side_effect
 
-from repl_fx._torch import define_operator, hand_on_node, is_unbacked, outside_of_trace, pytree, traced_node
+from repl_fx._torch import (
+    SYMBOLIC,
+    define_operator,
+    hand_on_node,
+    is_unbacked,
+    memory_of,
+    outside_of_trace,
+    path_of_entry,
+    pytree,
+    traced_node,
+)
 from repl_fx.graph.boundaries import BOUNDARIES, Boundary, ModuleCall, boundaries, note_boundary
 from repl_fx.running.opaque_outputs import PLAIN
 from repl_fx.running.python_state import PythonState
@@ -76,20 +86,33 @@ class _Family:
         differing: attributes in which they are not all the same, with the path of the layer that has them.
     """
 
-    regions: list[Region] = field(default_factory=list)
+    regions: list[TracedCall] = field(default_factory=list)
     differing: set[Spot] = field(default_factory=set)
 
 
+@dataclass(frozen=True)
+class _Moment:
+    """The Python state of a module at one moment: its attributes, those that are aside too, and what its code names."""
+
+    attributes: Attributes
+    state: PythonState
+
+    def changes(self, later: PythonState) -> list[str]:
+        """The paths of what the code names that is another at a later moment, or for another module."""
+        with outside_of_trace():
+            changes = self.state.changes(later)
+        return [change.path.removeprefix("len(") for change in changes]
+
+
 @dataclass(eq=False)
-class Region:
+class TracedCall:
     """A call of a module that was traced, and what has to be the same for another to be a copy of it.
 
     Attributes:
         module: the one called.
         key: of the arguments, modes and settings.
         parts: the modules inside, itself among them, with their paths in it.
-        attributes: of all of these, when the call began.
-        state: all that its code names, likewise.
+        before: the Python state when the call began.
         watched: attributes of which a read is seen, and `read`, those that were read.
         inner: the calls of modules inside it.
         structure, leaves: of what it returned; a leaf is the number of a result, that of an argument (from -1 down),
@@ -100,8 +123,7 @@ class Region:
     module: nn.Module
     key: Any
     parts: dict[nn.Module, str]
-    attributes: Attributes
-    state: PythonState
+    before: _Moment
     watched: set[Spot] = field(default_factory=set)
     read: set[Spot] = field(default_factory=set)
     inner: list[ModuleCall] = field(default_factory=list)
@@ -109,32 +131,34 @@ class Region:
     leaves: list[int | tuple[Any]] = field(default_factory=list)
     results: list[Tensor] = field(default_factory=list)
 
-    def stands_for(self, module: nn.Module, attributes: Attributes) -> bool:
+    def counterparts(self, module: nn.Module) -> dict[nn.Module, nn.Module]:
+        """The modules inside, each with the one in the same place in another module of this structure."""
+        return dict(zip(self.parts, module.modules(), strict=True))
+
+    def stands_for(self, module: nn.Module, now: _Moment) -> bool:
         """Whether the trace of this call is one of another module's, called in the same way."""
-        pairs: dict[int, Any] = dict(zip(map(id, self.parts), module.modules(), strict=True))
-        spots = differences(self.attributes, attributes, dict(pairs))
+        mine, theirs = self.before.attributes, now.attributes
+        spots = differences(mine, theirs, {id(one): other for one, other in self.counterparts(module).items()})
         for path, name in spots:
             if (path, name) in self.watched - self.read:
                 continue
-            part = module.get_submodule(path)
-            if not tolerated(part, name, self.attributes[path].get(name), attributes[path].get(name)):
+            if not tolerated(module.get_submodule(path), name, mine[path].get(name), theirs[path].get(name)):
                 return False
         known = tuple(f"{path}.{name}".lstrip(".") for path, name in spots)
-        return all(path.startswith(known) for path in self.changes(module))
-
-    def changes(self, module: nn.Module) -> list[str]:
-        """The paths of the state that the code of a module names now, where it is not as it was when the call began."""
-        with outside_of_trace():
-            changes = self.state.changes(PythonState(module))
-        return [change.path.removeprefix("len(") for change in changes]
+        return all(path.startswith(known) for path in self.before.changes(now.state))
 
 
 @dataclass(frozen=True, eq=False)
 class _Stamp:
     """A call that is to be a copy of a region."""
 
-    region: Region
+    region: TracedCall
     module: nn.Module
+
+    @property
+    def others(self) -> dict[nn.Module, nn.Module]:
+        """The modules inside the traced one, each with its counterpart in this one."""
+        return self.region.counterparts(self.module)
 
 
 class Stamps:
@@ -144,6 +168,7 @@ class Stamps:
         model: the model that is traced.
         calls: of its leaves.
         branches: decides for the model where it asks for values.
+        on: calls are stamped; else each is traced.
 
     Attributes:
         regions: the calls that were traced between markers.
@@ -152,15 +177,22 @@ class Stamps:
     """
 
     def __init__(
-        self, model: nn.Module, calls: LeafCalls, aside: AttributesAside, branches: DataDependentBranches
+        self,
+        model: nn.Module,
+        calls: LeafCalls,
+        aside: AttributesAside,
+        branches: DataDependentBranches,
+        *,
+        on: bool = True,
     ) -> None:
-        self.regions: list[Region] = []
+        self.regions: list[TracedCall] = []
         self.stamps: list[_Stamp] = []
         self.calls_of: Mapping[str, list[ModuleCall]] = {}
         self._calls = calls
         self._aside = aside
         self._branches = branches
-        self._open: list[Region] = []
+        self._on = on
+        self._open: list[TracedCall] = []
         self._state: set[fx.Node] | None = None
         self._model = model
         self._seen: set[nn.Module] = set()
@@ -177,7 +209,7 @@ class Stamps:
         """
         self.calls_of = calls_of
         first: dict[Any, tuple[nn.Module, _Family, Attributes]] = {}
-        for module in modules:
+        for module in modules if self._on else ():
             structure = structure_of(module, self._owners)
             if structure not in first:
                 first[structure] = (module, _Family(), attributes_of_tree(module))
@@ -191,17 +223,18 @@ class Stamps:
         """The results of a call, by a stamp where an alike one was traced before."""
         for region in self._open:
             region.inner.append(made)
-        kind = None if self._calls.running else self._kind(module, args, kwargs)
+        kind = self._kind(module, args, kwargs) if self._on and not self._calls.running else None
         if kind is None:
             return run(*args, **kwargs)
-        key, tensors, structure = kind
-        family = self._families[module]
-        for region in family.regions:
-            if region.key == key and region.stands_for(module, attributes_of_tree(module, self._aside)):
+        key, tensors = kind
+        now = _Moment(attributes_of_tree(module, self._aside), PythonState(module))
+        for region in self._families[module].regions:
+            if region.key == key and region.stands_for(module, now):
                 return self._stamped(region, module, tensors)
-        return self._traced(family, module, key, tensors, structure, run, (args, kwargs))
+        parts = {part: path for path, part in module.named_modules()}
+        return self._traced(TracedCall(module, key, parts, now), tensors, run, args, kwargs)
 
-    def _kind(self, module: nn.Module, args: Any, kwargs: Any) -> tuple[Any, list[Tensor], pytree.TreeSpec] | None:
+    def _kind(self, module: nn.Module, args: Any, kwargs: Any) -> tuple[Any, list[Tensor]] | None:
         if module not in self._families:
             # A module that is called again is alike to itself.
             if module in self._seen:
@@ -212,61 +245,59 @@ class Stamps:
         kind = kind_of_call(args, kwargs, gradients=asks_for_gradients(module))
         if kind is None:
             return None
-        key, tensors, structure = kind
+        key, tensors = kind
         ways = tuple((part.training, self._calls.stands_aside(part)) for part in module.modules())
-        return (key, ways), tensors, structure
+        return (key, ways), tensors
 
     def _traced(
-        self,
-        family: _Family,
-        module: nn.Module,
-        key: Any,
-        tensors: list[Tensor],
-        structure: pytree.TreeSpec,
-        run: Callable[..., Any],
-        given: Any,
+        self, region: TracedCall, tensors: list[Tensor], run: Callable[..., Any], args: Any, kwargs: Any
     ) -> Any:
-        parts = {part: path for path, part in module.named_modules()}
-        region = Region(module, key, parts, attributes_of_tree(module, self._aside), PythonState(module))
-        index = len(self.regions)
+        """The results of a call, which is traced between markers."""
         self.regions.append(region)
+        index = len(self.regions) - 1
         stand_ins = _BEGIN(tensors, index)
         first = traced_node(stand_ins[0])
-        own = {id(tensor): stand_in for tensor, stand_in in zip(tensors, stand_ins, strict=True)}
-        args, kwargs = pytree.tree_unflatten([own.get(id(leaf), leaf) for leaf in pytree.tree_leaves(given)], structure)
-        before = self._events(), [tensor._version for tensor in stand_ins]
-        self._open.append(region)
-        try:
-            seen = not region.state.names_one_of(_PAST_READS)
-            spots = [(module.get_submodule(path), name) for path, name in family.differing if seen]
-            # A layer reads its own attributes where nobody sees it.
-            inlined = [(part, name) for part, name in spots if not self._calls.stands_aside(part)]
-            with self._aside.kept(inlined, self._note_read) as watched:
-                region.watched = {(parts[part], name) for part, name in watched}
-                result = run(*args, **kwargs)
-        finally:
-            self._open.pop()
-        versions = [tensor._version for tensor in stand_ins]
-        quiet = before == (self._events(), versions)
-        for tensor, stand_in, old, new in zip(tensors, stand_ins, before[1], versions, strict=True):
-            if old != new:
-                hand_on_node(stand_in, tensor)
+        own = dict(zip(map(id, tensors), stand_ins, strict=True))
+        args, kwargs = pytree.tree_map(lambda leaf: own.get(id(leaf), leaf), (args, kwargs))
+        events, versions = self._events(), [tensor._version for tensor in stand_ins]
+        result = self._watched(region, run, args, kwargs)
+        written = [
+            (tensor, stand_in)
+            for tensor, stand_in, version in zip(tensors, stand_ins, versions, strict=True)
+            if stand_in._version != version
+        ]
+        for tensor, stand_in in written:
+            hand_on_node(stand_in, tensor)
         leaves, region.structure = pytree.tree_flatten(result)
         simple = self._note_results(region, leaves, stand_ins)
+        quiet = not written and events == self._events()
         _END(region.results, index)
-        if (
-            quiet
-            and simple
-            and first is not None
-            and self._is_closed(first)
-            and not any(map(self._calls.has_others, parts))
-            and not region.changes(module)
-        ):
-            family.regions.append(region)
-        given_by = {id(stand_in): tensor for tensor, stand_in in zip(tensors, stand_ins, strict=True)}
-        if not any(id(leaf) in given_by for leaf in leaves):
+        if simple and quiet and first is not None and self._is_closed(first) and self._is_as_before(region):
+            self._families[region.module].regions.append(region)
+        given = dict(zip(map(id, stand_ins), tensors, strict=True))
+        if not any(id(leaf) in given for leaf in leaves):
             return result
-        return pytree.tree_unflatten([given_by.get(id(leaf), leaf) for leaf in leaves], region.structure)
+        return pytree.tree_map(lambda leaf: given.get(id(leaf), leaf), result)
+
+    def _watched(self, region: TracedCall, run: Callable[..., Any], args: Any, kwargs: Any) -> Any:
+        """The results of a call, with a note of what it reads of the attributes in which modules like it differ."""
+        seen = not region.before.state.names_one_of(_PAST_READS)
+        differing = self._families[region.module].differing if seen else ()
+        spots = [(region.module.get_submodule(path), name) for path, name in differing]
+        # A layer reads its own attributes where nobody sees it.
+        inlined = [(part, name) for part, name in spots if not self._calls.stands_aside(part)]
+        self._open.append(region)
+        try:
+            with self._aside.kept(inlined, self._note_read) as watched:
+                region.watched = {(region.parts[part], name) for part, name in watched}
+                return run(*args, **kwargs)
+        finally:
+            self._open.pop()
+
+    def _is_as_before(self, region: TracedCall) -> bool:
+        """Whether the call has left its module's tensors and Python state as they were."""
+        replaced = any(map(self._calls.has_others, region.parts))
+        return not replaced and not region.before.changes(PythonState(region.module))
 
     def _events(self) -> Any:
         """Something to compare, which changes when a trace does more than make nodes."""
@@ -279,10 +310,10 @@ class Stamps:
             if module in region.parts:
                 region.read.add((region.parts[module], name))
 
-    def _note_results(self, region: Region, leaves: Sequence[Any], stand_ins: Sequence[Tensor]) -> bool:
+    def _note_results(self, region: TracedCall, leaves: Sequence[Any], stand_ins: Sequence[Tensor]) -> bool:
         """Note what a call returned; whether another call's results can be made from that."""
         given = {id(tensor): -1 - number for number, tensor in enumerate(stand_ins)}
-        memory = {tensor.untyped_storage()._cdata for tensor in stand_ins}
+        memory = set(map(memory_of, stand_ins))
         simple = True
         made: dict[int, int] = {}
         for leaf in leaves:
@@ -297,7 +328,7 @@ class Stamps:
                     region.results.append(leaf)
                 region.leaves.append(made[id(leaf)])
         return simple and all(
-            plain(tensor) and traced_node(tensor) is not None and tensor.untyped_storage()._cdata not in memory
+            plain(tensor) and traced_node(tensor) is not None and memory_of(tensor) not in memory
             for tensor in region.results
         )
 
@@ -322,7 +353,7 @@ class Stamps:
             node = node.next
         return True
 
-    def _stamped(self, region: Region, module: nn.Module, tensors: list[Tensor]) -> Any:
+    def _stamped(self, region: TracedCall, module: nn.Module, tensors: list[Tensor]) -> Any:
         self.stamps.append(_Stamp(region, module))
         results = _STAMP(tensors, len(self.stamps) - 1) if region.results else []
         leaves = [
@@ -336,14 +367,14 @@ class Stamps:
         """The modules that are called in copies of what a module is called in, itself first."""
         found = {module: None}
         for stamp in self.stamps:
-            others = dict(zip(stamp.region.parts, stamp.module.modules(), strict=True))
+            others = stamp.others
             found.update({others[one]: None for one in list(found) if one in others})
         return list(found)
 
 
 # Ways to an attribute on which a read is not seen.
 _PAST_READS = frozenset({"vars", "__dict__"})
-_NUMBERS = (torch.SymInt, torch.SymFloat, torch.SymBool, int, float, bool)
+_NUMBERS = (*SYMBOLIC, *SYMBOLIC.values())
 
 
 @contextmanager
@@ -356,7 +387,7 @@ def stamping(stamps: Stamps) -> Iterator[None]:
         _recording.pop()
 
 
-class Copies:
+class CallCopies:
     """Puts copies of regions in the place of stamps, as a trace is lifted.
 
     Args:
@@ -381,12 +412,12 @@ class Copies:
         self._state = state
         # For each region: its arguments, the node before its first, how many modules are around it, and, once it has
         # ended, its last node and results.
-        self._inputs: dict[Region, Sequence[fx.Node]] = {}
-        self._before: dict[Region, fx.Node] = {}
-        self._depths: dict[Region, int] = {}
-        self._last: dict[Region, fx.Node] = {}
-        self._results: dict[Region, Sequence[fx.Node]] = {}
-        self._open: list[Region] = []
+        self._inputs: dict[TracedCall, Sequence[fx.Node]] = {}
+        self._before: dict[TracedCall, fx.Node] = {}
+        self._depths: dict[TracedCall, int] = {}
+        self._last: dict[TracedCall, fx.Node] = {}
+        self._results: dict[TracedCall, Sequence[fx.Node]] = {}
+        self._open: list[TracedCall] = []
 
     @staticmethod
     def is_marker(node: fx.Node) -> bool:
@@ -409,7 +440,7 @@ class Copies:
 
     def _copy(self, stamp: _Stamp, tensors: Sequence[fx.Node], marker: fx.Node) -> list[fx.Node]:
         region = stamp.region
-        others = dict(zip(region.parts, stamp.module.modules(), strict=True))
+        others = stamp.others
         targets = {self._paths[one]: self._paths[other] for one, other in others.items()}
         states = {self._states[a]: self._states[b] for a, b in _tensor_pairs(others) if a in self._states}
         env: dict[fx.Node, fx.Node] = dict(zip(self._inputs[region], tensors, strict=True))
@@ -440,14 +471,14 @@ class Copies:
         self._copy_boundaries(region, [*self._inputs[region], *nodes], env, targets)
         return [other(result) for result in self._results[region]]
 
-    def _between(self, region: Region) -> Iterator[fx.Node]:
+    def _between(self, region: TracedCall) -> Iterator[fx.Node]:
         node = self._before[region]
         while node is not self._last[region]:
             node = node.next
             yield node
 
     def _copy_boundaries(
-        self, region: Region, nodes: Sequence[fx.Node], env: Mapping[fx.Node, fx.Node], targets: Mapping[str, str]
+        self, region: TracedCall, nodes: Sequence[fx.Node], env: Mapping[fx.Node, fx.Node], targets: Mapping[str, str]
     ) -> None:
         calls: dict[ModuleCall, ModuleCall] = {}
         for call in list(region.inner):
@@ -475,6 +506,5 @@ def _moved(entries: Sequence[tuple[str, Any]], targets: Mapping[str, str], key: 
     moved = {}
     for name, entry in entries:
         path, kind = entry if isinstance(entry, tuple) else (entry, None)
-        own = path.split("@")[0].removeprefix("L['self']").removeprefix(".")
-        moved[f"{name} of {key}"] = (targets.get(own, path), kind)
+        moved[f"{name} of {key}"] = (targets.get(path_of_entry(entry), path), kind)
     return moved

@@ -40,7 +40,7 @@ from repl_fx.tracing.hooks import no_tensor_hooks
 from repl_fx.tracing.layouts import Layouts
 from repl_fx.tracing.leaf_calls import LeafCalls, LeafNotOpaque, attention_kernels, record_leaf_calls
 from repl_fx.tracing.leaves import is_leaf
-from repl_fx.tracing.lift_modules import Constants, Exported, lift_modules
+from repl_fx.tracing.lift_modules import Exported, Learned, lift_modules
 from repl_fx.tracing.model_checks import causes_of
 from repl_fx.tracing.module_calls import record_module_calls
 from repl_fx.tracing.questions import Asked, is_bounded, unaware_of_export
@@ -53,13 +53,13 @@ from repl_fx.tracing.state_changes import forward_replaced
 # Methods that belong to the one tensor of a trace.
 _ON_ONE_TENSOR = ("register_hook", "register_post_accumulate_grad_hook", "retain_grad", "backward", "requires_grad_")
 
-Tracer = Callable[[nn.Module, BoundInputs, Constants], fx.Graph]
+Tracer = Callable[[nn.Module, BoundInputs, Learned], fx.Graph]
 
 
 def trace_by_export(
     model: nn.Module,
     inputs: BoundInputs,
-    constants: Constants,
+    learned: Learned,
     *,
     dims: Callable[[Tensor], tuple[int, ...]] = every_dim,
     whole: bool = True,
@@ -67,101 +67,135 @@ def trace_by_export(
     """Trace with torch.export, in the mode that the model is in, and lift the leaf calls.
 
     Args:
-        constants: collects the tensors that the trace makes.
+        learned: collects the tensors that the trace makes.
         dims: picks the sizes of an input that are dynamic where the model agrees.
         whole: the inputs are the user's own. Those of a part come from eager code, which takes other ways by itself.
     """
     args, kwargs = inputs.inputs.args, inputs.inputs.kwargs
 
     def free(tensor: Tensor) -> tuple[int, ...]:
-        wanted = outer_dims(tensor) if constants.involved else dims(tensor)
-        return tuple(dim for dim in wanted if (id(tensor), dim) not in constants.pinned)
+        wanted = outer_dims(tensor) if learned.involved else dims(tensor)
+        return tuple(dim for dim in wanted if (id(tensor), dim) not in learned.pinned)
+
+    # What a trace that failed leaves the next would take for the model's own.
+    undo = as_now(model)
 
     def trace(answers: Sequence[bool]) -> tuple[fx.Graph, Sequence[Comparison | None]]:
         while True:
-            calls = LeafCalls(constants.inlined)
-            asked = Asked()
-            assigned = BufferAssignments()
-            questions = SizeQuestions(
-                calls.is_running, constants.reasons, constants.involved, decides=constants.decides
-            )
+            attempt = _Attempt(model, answers, learned)
             shapes: Any = auto_shapes(inputs.inputs, dims=free)
-            branches = DataDependentBranches(answers, calls.is_running)
-            aside = AttributesAside(calls.is_running)
-            modes = ModeReads(model, aside)
-            stamps = Stamps(model, calls, aside, branches)
-            undo = as_now(model)
             try:
-                with (
-                    record_leaf_calls(model, calls),
-                    aside.served(),
-                    modes.noted(),
-                    record_module_calls(model, stamps if constants.stamped and stamp_calls() else None),
-                    buffer_hooks_restored(),
-                    no_tensor_hooks(calls.is_running),
-                    quiet_tracing(),
-                    lean_tracing(),
-                    autocast_cache_as_outside(),
-                    any_names(),
-                    _spelled_out(model, kwargs, calls, assigned),
-                    questions.noted(),
-                    lengths_symbolic(),
-                    whole_symbolic((constants.whole_numbers or {}).values()),
-                    recorded(branches, Layouts(calls), SizeTensors()),
-                    unaware_of_export(asked, unaware=not constants.aware),
-                    foreign_code(),
-                ):
+                with attempt.watched(kwargs):
                     program = torch.export.export(model, args, kwargs, dynamic_shapes=shapes, strict=False)
             except (Untraceable, ForeignError) as problem:
-                # What a trace that failed leaves the next would take for the model's own.
                 undo()
-                if constants.whole_numbers:
-                    constants.whole_numbers = None
-                elif questions.exceeded is not None and not constants.involved:
-                    constants.involved = f", as the arithmetic on sizes is too involved to follow{questions.exceeded}"
-                elif calls.inlined != constants.inlined and any(
-                    LeafNotOpaque.__name__ in repr(cause) for cause in causes_of(problem)
-                ):
-                    constants.inlined.update(calls.inlined)
-                elif asked.yes and not constants.aware:
-                    constants.aware = True
-                elif constants.stamped and stamps.regions and isinstance(problem, ForeignError):
-                    constants.stamped = False
-                else:
+                if not attempt.learn_from_failure(problem):
                     raise
                 continue
-            if toggled := calls.toggled():
-                constants.inlined.update(toggled)
+            if attempt.learn_from(program):
                 continue
-            if asked.yes and not constants.aware and is_bounded(program):
-                constants.aware = True
-                continue
-            if branches.asked and not constants.involved:
-                # Ways that leave out a layer leave sizes free that others fix, and could not be joined.
-                constants.involved, constants.decides = ", as the forward goes its way by values or at random", True
-                continue
-            if constants.whole_numbers is not None and questions.whole.keys() - constants.whole_numbers.keys():
-                constants.whole_numbers.update(questions.whole)
-                continue
-            buffers = None if _is_interpreted(model) else assigned.buffers
-            if new := _pinned(program, questions):
-                constants.pinned.update(new)
-                constants.reasons.update(questions.pinned)
-                continue
-            graph = lift_modules(Exported(program, calls, questions, stamps, buffers), model, inputs, constants)
-            for buffer, reason in assigned.reshaped.items():
+            exported = Exported(program, attempt.calls, attempt.questions, attempt.stamps, attempt.rebound)
+            graph = lift_modules(exported, model, inputs, learned)
+            for buffer, reason in attempt.assigned.reshaped.items():
                 read = any(node.op == "get_attr" and node.target == buffer for node in graph.nodes)
                 if read or not buffer_settles(model, buffer, inputs.inputs):
                     raise Untraceable(reason)
-            constants.by_mode = modes.seen or calls.by_mode or bool(branches.asked)
-            return graph, branches.asked
+            asked = attempt.branches.asked
+            learned.by_mode = attempt.modes.seen or attempt.calls.by_mode or bool(asked)
+            return graph, asked
 
     def example(condition: fx.Node) -> bool | None:
         values = dict(inputs.arguments)
-        values.update((constants.name(tensor), tensor) for tensor in list(constants.tensors))
+        values.update((learned.name(tensor), tensor) for tensor in list(learned.tensors))
         return truth_for(condition, values) if whole else None
 
     return join_branches(trace, example)
+
+
+class _Attempt:
+    """One export of a model, with all that watches it."""
+
+    def __init__(self, model: nn.Module, answers: Sequence[bool], learned: Learned) -> None:
+        self.model = model
+        self.learned = learned
+        self.calls = LeafCalls(learned.inlined)
+        self.asked = Asked()
+        self.assigned = BufferAssignments()
+        self.questions = SizeQuestions(
+            self.calls.is_running, learned.reasons, learned.involved, decides=learned.decides
+        )
+        self.branches = DataDependentBranches(answers, self.calls.is_running)
+        self.aside = AttributesAside(self.calls.is_running)
+        self.modes = ModeReads(model, self.aside)
+        stamped = learned.stamped and stamp_calls()
+        self.stamps = Stamps(model, self.calls, self.aside, self.branches, on=stamped)
+
+    @contextmanager
+    def watched(self, kwargs: Mapping[str, Any]) -> Iterator[None]:
+        """Watch the export that runs inside, on these keyword arguments."""
+        with (
+            record_leaf_calls(self.model, self.calls),
+            self.aside.served(),
+            self.modes.noted(),
+            record_module_calls(self.model, self.stamps),
+            buffer_hooks_restored(),
+            no_tensor_hooks(self.calls.is_running),
+            quiet_tracing(),
+            lean_tracing(),
+            autocast_cache_as_outside(),
+            any_names(),
+            _spelled_out(self.model, kwargs, self.calls, self.assigned),
+            self.questions.noted(),
+            lengths_symbolic(),
+            whole_symbolic((self.learned.whole_numbers or {}).values()),
+            recorded(self.branches, Layouts(self.calls), SizeTensors()),
+            unaware_of_export(self.asked, unaware=not self.learned.aware),
+            foreign_code(),
+        ):
+            yield
+
+    @property
+    def rebound(self) -> Sequence[tuple[str, str]] | None:
+        """The buffers that the program returns new values of; None where it returns its own outputs alone."""
+        return None if _is_interpreted(self.model) else self.assigned.buffers
+
+    def learn_from_failure(self, problem: Exception) -> bool:
+        """Learn what the next attempt may do otherwise; whether there is anything."""
+        learned = self.learned
+        if learned.whole_numbers:
+            learned.whole_numbers = None
+        elif self.questions.exceeded is not None and not learned.involved:
+            learned.involved = f", as the arithmetic on sizes is too involved to follow{self.questions.exceeded}"
+        elif self.calls.inlined != learned.inlined and any(
+            LeafNotOpaque.__name__ in repr(cause) for cause in causes_of(problem)
+        ):
+            learned.inlined.update(self.calls.inlined)
+        elif self.asked.yes and not learned.aware:
+            learned.aware = True
+        elif self.stamps.regions and learned.stamped and isinstance(problem, ForeignError):
+            learned.stamped = False
+        else:
+            return False
+        return True
+
+    def learn_from(self, program: ExportedProgram) -> bool:
+        """Learn what the export has shown; whether it has to be made again with that."""
+        learned = self.learned
+        if toggled := self.calls.toggled():
+            learned.inlined.update(toggled)
+        elif self.asked.yes and not learned.aware and is_bounded(program):
+            learned.aware = True
+        elif self.branches.asked and not learned.involved:
+            # Ways that leave out a layer leave sizes free that others fix, and could not be joined.
+            learned.involved, learned.decides = ", as the forward goes its way by values or at random", True
+        elif learned.whole_numbers is not None and self.questions.whole.keys() - learned.whole_numbers.keys():
+            learned.whole_numbers.update(self.questions.whole)
+        elif new := _pinned(program, self.questions):
+            learned.pinned.update(new)
+            learned.reasons.update(self.questions.pinned)
+        else:
+            return False
+        return True
 
 
 def _pinned(program: ExportedProgram, questions: SizeQuestions) -> set[tuple[int, int]]:
@@ -231,7 +265,7 @@ def _spelled_out(
 def trace_by_fx(
     model: nn.Module,
     inputs: BoundInputs,
-    constants: Constants,
+    learned: Learned,
     *,
     whole: bool = True,
 ) -> fx.Graph:
@@ -281,9 +315,9 @@ def trace_by_fx(
         holder = plain.get_submodule(owner)
         vars(holder)[attribute] = holder._buffers.pop(attribute)
     positional = BoundInputs(ExampleInputs(tuple(given.values())), inputs.arguments, inputs.defaults)
-    graph = trace_by_export(plain, positional, constants, whole=whole)
+    graph = trace_by_export(plain, positional, learned, whole=whole)
     # What read the mode was the model's Python, which is gone.
-    constants.by_mode = True
+    learned.by_mode = True
     return graph
 
 

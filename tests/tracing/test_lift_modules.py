@@ -14,7 +14,7 @@ from repl_fx.running.example_inputs import ExampleInputs
 from repl_fx.tracing.attributes_aside import AttributesAside
 from repl_fx.tracing.data_dependent import DataDependentBranches
 from repl_fx.tracing.leaf_calls import LeafCalls, record_leaf_calls
-from repl_fx.tracing.lift_modules import Constants, Exported, lift_modules
+from repl_fx.tracing.lift_modules import Exported, Learned, lift_modules
 from repl_fx.tracing.size_questions import SizeQuestions
 from repl_fx.tracing.stamping import Stamps
 
@@ -33,8 +33,8 @@ class Model(nn.Module):
         return {"y": y, "scale": [scale]}
 
 
-def lifted(model: nn.Module, x: Tensor) -> tuple[fx.Graph, Constants, str]:
-    calls, constants = LeafCalls(), Constants()
+def lifted(model: nn.Module, x: Tensor) -> tuple[fx.Graph, Learned, str]:
+    calls, learned = LeafCalls(), Learned()
     stamps = Stamps(model, calls, AttributesAside(calls.is_running), DataDependentBranches([], calls.is_running))
     with record_leaf_calls(model, calls):
         program = torch.export.export(model, (x,), strict=False)
@@ -43,19 +43,19 @@ def lifted(model: nn.Module, x: Tensor) -> tuple[fx.Graph, Constants, str]:
         Exported(program, calls, SizeQuestions(calls.is_running), stamps),
         model,
         bind_arguments(model, ExampleInputs((x,))),
-        constants,
+        learned,
     )
     assert str(program.graph) == before
-    return graph, constants, before
+    return graph, learned, before
 
 
 def test_calls_state_and_regions_come_back() -> None:
     model = Model()
-    graph, constants, _ = lifted(model, torch.randn(3, 8))
+    graph, learned, _ = lifted(model, torch.randn(3, 8))
     targets = [n.target for n in graph.nodes]
     assert [str(n.target) for n in graph.nodes if n.op == "call_module"] == ["fc", "fc", "norm"]
     assert [n.target for n in graph.nodes if n.op == "get_attr"] == ["gain", "traced_constant_0", "shift"]
-    assert len(constants.tensors) == 1 and torch.equal(constants.tensors[0], torch.full((8,), 2.0))
+    assert len(learned.tensors) == 1 and torch.equal(learned.tensors[0], torch.full((8,), 2.0))
     begin, end = targets.index(enter_grad_mode), targets.index(restore_grad_mode)
     assert begin < targets.index("fc") < end < targets.index("norm")
     assert targets.count(check_shape) == 1
@@ -75,13 +75,13 @@ def test_a_second_lift_gives_the_same_graph() -> None:
 
 
 def test_constants_are_shared_when_equal() -> None:
-    constants = Constants()
-    first = constants.name(torch.ones(2))
-    assert constants.name(torch.ones(2)) == first
-    assert constants.name(torch.ones(2, dtype=torch.float64)) != first
-    assert constants.name(torch.ones(1, 2)) != first
-    assert constants.name(torch.zeros(2)) != first
-    assert len(constants.tensors) == 4
+    learned = Learned()
+    first = learned.name(torch.ones(2))
+    assert learned.name(torch.ones(2)) == first
+    assert learned.name(torch.ones(2, dtype=torch.float64)) != first
+    assert learned.name(torch.ones(1, 2)) != first
+    assert learned.name(torch.zeros(2)) != first
+    assert len(learned.tensors) == 4
 
 
 class ByName(nn.Module):

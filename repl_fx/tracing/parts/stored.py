@@ -30,6 +30,7 @@ from repl_fx.graph.plain import NotPlain, Reader, Writer
 from repl_fx.graph.runtime import SETTINGS, ModeSwitch, check_setting
 from repl_fx.passes.follow_device import ANCHOR
 from repl_fx.running.example_inputs import ExampleInputs
+from repl_fx.running.holders import bytes_of
 from repl_fx.running.source_mark import SourceMark, packages_of, source_mark
 from repl_fx.running.untouched import device_of
 from repl_fx.tracing.capture import CaptureInfo, module_tree
@@ -60,7 +61,7 @@ class _Switch(_Strict, frozen=True):
     when_evaluating: list[Any]
 
 
-class _Part(_Strict, frozen=True):
+class _StoredPart(_Strict, frozen=True):
     """A captured part; `pinned` is of `CapturedModule`, `info` of `CaptureInfo`."""
 
     path: str
@@ -76,7 +77,7 @@ class _Part(_Strict, frozen=True):
 class _Capture(_Strict, frozen=True):
     """The parts, and what their graphs have in common; see `Writer`."""
 
-    parts: tuple[_Part, ...]
+    parts: tuple[_StoredPart, ...]
     tables: dict[str, Any]
 
 
@@ -94,7 +95,7 @@ def as_data(captured: CapturedParts, paths: Collection[str]) -> str:
     return msgspec.json.encode(_Capture(written, writer.tables)).decode()
 
 
-def _written(part: Part, source: nn.Module, writer: Writer) -> _Part:
+def _written(part: Part, source: nn.Module, writer: Writer) -> _StoredPart:
     gm = part.graph_module
     info: CaptureInfo = gm.meta["capture"]
     if not info.mark:
@@ -104,9 +105,7 @@ def _written(part: Part, source: nn.Module, writer: Writer) -> _Part:
         if is_traced_constant(name):
             if name != traced_constant(len(constants)) or type(buffer) is not Tensor or buffer.is_meta:
                 raise NotPlain(f"the constant {name}")
-            values = buffer.detach().cpu().contiguous().flatten()
-            data = values.view(torch.uint8).numpy().tobytes() if values.numel() else b""
-            constants.append(_Constant(dtype_name(buffer.dtype), tuple(buffer.shape), data))
+            constants.append(_Constant(dtype_name(buffer.dtype), tuple(buffer.shape), bytes_of(buffer)))
     switches = []
     for at, module in gm.named_modules():
         if isinstance(module, ModeSwitch):
@@ -119,7 +118,7 @@ def _written(part: Part, source: nn.Module, writer: Writer) -> _Part:
     named = asdict(info)
     mark = named.pop("mark")
     nodes = writer.graph(gm.graph)
-    return _Part(part.path, mark, named, gm.meta["pinned"], tuple(constants), follows, tuple(switches), nodes)
+    return _StoredPart(part.path, mark, named, gm.meta["pinned"], tuple(constants), follows, tuple(switches), nodes)
 
 
 def _others(gm: fx.GraphModule, source: nn.Module, made: Collection[str], switches: Collection[str]) -> Iterator[str]:
@@ -168,7 +167,7 @@ def read_data(
     return CapturedParts(model, module, parts, fixed=fixed, stored=text)
 
 
-def _read(part: _Part, model: nn.Module, reader: Reader, inputs: ExampleInputs) -> CapturedModule:
+def _read(part: _StoredPart, model: nn.Module, reader: Reader, inputs: ExampleInputs) -> CapturedModule:
     source = model.get_submodule(part.path)
     device = device_of(source, inputs)
     called = [str(target) for _, operation, target, *_ in part.nodes if operation == "call_module"]
