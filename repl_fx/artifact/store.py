@@ -97,7 +97,10 @@ class Artifact:
         model, state = in_place.model, self.state
         load_state(model, state if self.manifest.in_place else state.renamed(in_place.prefixes))
         manifest = msgspec.structs.replace(self.manifest, in_place=True)
-        vars(model)[ORIGIN] = replace(vars(model)[ORIGIN], manifest=manifest, plan=self.plan)
+        known = vars(model)[ORIGIN]
+        vars(model)[ORIGIN] = Origin(
+            manifest, self.plan, known.structure, known.made, known.scores, known.pretrained, known.captured
+        )
         return model.eval()
 
     @property
