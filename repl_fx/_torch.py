@@ -10,8 +10,9 @@ import io
 import keyword
 import logging
 import sys
+import traceback
 import warnings
-from contextlib import AbstractContextManager, ExitStack, contextmanager, redirect_stderr
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext, redirect_stderr
 from dataclasses import dataclass, fields
 from functools import cached_property, lru_cache
 from itertools import combinations
@@ -24,9 +25,11 @@ import sympy
 import torch
 import torch.utils._pytree as pytree
 from torch import Tensor, fx
+from torch._decomp import decomposition_table
 from torch._dispatch.python import enable_python_dispatcher
 from torch._guards import ShapeGuard, SLoc
 from torch._ops import HigherOrderOperator, OpOverload, OpOverloadPacket
+from torch._subclasses import fake_impls
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.fx import _symbolic_trace
 from torch.fx.experimental import proxy_tensor
@@ -35,6 +38,7 @@ from torch.fx.experimental.sym_node import SymNode
 from torch.fx.experimental.symbolic_shapes import RuntimeAssert, ShapeEnv, ValueRangesSLoc, free_unbacked_symbols
 from torch.fx.graph import PythonCode
 from torch.fx.graph_module import _forward_from_src
+from torch.utils import _traceback
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 from torch.utils._sympy.functions import Max
 from torch.utils._sympy.printers import PythonPrinter
@@ -42,11 +46,13 @@ from torch.utils._sympy.value_ranges import ValueRanges
 from torch.utils._traceback import CapturedTraceback
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, Mapping
+    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
 _Function = TypeVar("_Function", bound="Callable[..., Any]")
 
 SYMBOLIC: Mapping[type, type] = MappingProxyType({torch.SymInt: int, torch.SymFloat: float, torch.SymBool: bool})
+
+_PLAIN_TENSORS = (Tensor, torch.nn.Parameter, FakeTensor)
 
 # The path that torch.export writes for a node that it added for a check of sizes, in no module.
 NO_MODULE = "_empty_nn_module_stack_from_metadata_hook"
@@ -129,18 +135,60 @@ def autocast_cache_as_outside() -> Iterator[None]:
 
 
 @contextmanager
-def lean_tracing() -> Iterator[None]:
+def lean_tracing(fakes: Mapping[OpOverload, Callable[..., Any]]) -> Iterator[None]:
     """For a while, have traces leave out what costs time and nobody here reads.
 
-    These are the notes on memory formats, which ask about strides, and the cache of fake results: where alike calls are
-    traced once, most of what it looks up is not there, and with symbolic sizes looking up takes as long as computing.
+    These are the notes on memory formats, which ask about strides, the lines of code of torch's own frames, and the
+    cache of fake results: where alike calls are traced once, most of what it looks up is not there, and with symbolic
+    sizes looking up takes as long as computing.
+
+    Args:
+        fakes: for an operator that torch puts together of others, a function of the arguments that returns results of
+            the right kind where sizes are symbolic, or None where torch is to find them.
     """
     config: Any = importlib.import_module("torch._dynamo.config")
+    known: Any = fake_impls.get_fast_op_impls()
     with (
         patch.object(proxy_tensor, "_extract_tensor_metadata", lambda *args, **kwargs: None),
+        patch.object(_traceback, "_extract_symbolized_tb", _frames),
+        patch.object(FakeTensorMode, "from_tensor", _unwatched(FakeTensorMode.from_tensor)),
+        patch.object(proxy_tensor, "track_tensor_tree", _unwatched(proxy_tensor.track_tensor_tree)),
+        patch.dict(known, {operator: _fake(operator, result) for operator, result in fakes.items()}),
         config.patch(fake_tensor_cache_enabled=False),
     ):
         yield
+
+
+def _unwatched(look: Callable[..., Any]) -> Callable[..., Any]:
+    """Have a trace look at tensors out of sight of modes, which take microseconds for each attribute."""
+
+    def unwatched(*args: Any, **settings: Any) -> Any:
+        # A kind of tensor of its own may say itself what its attributes are.
+        own = any(type(leaf) not in _PLAIN_TENSORS for leaf in args if isinstance(leaf, Tensor))
+        with nullcontext() if own else torch._C.DisableTorchFunction():
+            return look(*args, **settings)
+
+    return unwatched
+
+
+def _fake(operator: OpOverload, result: Callable[..., Any]) -> Callable[..., Any]:
+    torchs = decomposition_table.get(operator, operator.decompose)
+
+    def fake(mode: FakeTensorMode, *args: Any, **kwargs: Any) -> Any:
+        with mode:
+            known = result(*args, **kwargs)
+            return torchs(*args, **kwargs) if known is None else known
+
+    return fake
+
+
+def _frames(captured: Sequence[Mapping[str, Any]], skip: int) -> traceback.StackSummary:
+    """The frames of a stack, innermost last. The code of a line is read when it is asked for."""
+    frames = (
+        traceback.FrameSummary(frame["filename"], frame["line"], frame["name"], lookup_line=False)
+        for frame in reversed(captured[skip:])
+    )
+    return traceback.StackSummary(frames)
 
 
 @contextmanager
@@ -446,6 +494,16 @@ def fixed_symbols(sizes: ShapeEnv, expression: Any) -> set[str]:
     if not any(sizes.replace(symbol).is_number for symbol in expression.free_symbols):
         return set()
     return {str(symbol) for symbol in sizes.var_to_range if sizes.replace(symbol).is_number}
+
+
+def limited_symbols(sizes: ShapeEnv, expression: Any) -> list[str]:
+    """The symbols of an expression that may have several values by now, but none above some number."""
+    ranges = {symbol: sizes.var_to_range.get(symbol) for symbol in expression.free_symbols}
+    return sorted(
+        str(symbol)
+        for symbol, bounds in ranges.items()
+        if bounds is not None and bounds.upper.is_Integer and bounds.lower != bounds.upper
+    )
 
 
 def fix_size(size: int | torch.SymInt) -> None:

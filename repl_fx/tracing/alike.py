@@ -40,6 +40,8 @@ _HOOKS = tuple(name for name in OWN_ATTRIBUTES if name.endswith("_hooks"))
 _OF_THE_TRACE = frozenset({"training", "_call_impl"})
 _VALUES = (*PLAIN, torch.Size, torch.device, torch.dtype, torch.layout, torch.memory_format, type, range, slice)
 _DEEPEST = 6
+# Each is marked in the trace, at the cost of an operator. A layer of a DenseNet takes the results of all before it.
+_MOST_TENSORS = 8
 
 
 def structure_of(module: nn.Module, owners: Mapping[int, int]) -> Any:
@@ -172,7 +174,7 @@ def kind_of_call(args: Any, kwargs: Any, *, gradients: bool) -> tuple[Any, list[
 
     Returns:
         Something to compare and to hash, and the distinct tensors among the arguments. None where an argument may hold
-        more than is seen, or has a value that the trace knows.
+        more than is seen, or has a value that the trace knows, or where there are many tensors.
     """
     leaves, structure = pytree.tree_flatten((args, kwargs))
     tensors: list[Tensor] = []
@@ -196,7 +198,7 @@ def kind_of_call(args: Any, kwargs: Any, *, gradients: bool) -> tuple[Any, list[
             found.append(leaf)
         else:
             return None
-    if not tensors:
+    if not 0 < len(tensors) <= _MOST_TENSORS:
         return None
     kinds = sorted({tensor.device.type for tensor in tensors} - {"meta"})
     regions = [(kind, torch.is_autocast_enabled(kind), torch.get_autocast_dtype(kind)) for kind in kinds]

@@ -1,8 +1,8 @@
-"""What a call of one of torch's own layers returns, without running it.
+"""The kind of tensor that torch's own layers and norms return, without running them.
 
 A layer runs on fake tensors for the shapes of its results. That takes a norm over sizes that are symbols tens of
 milliseconds, and its result has the shape of its argument, as is known. Only plain cases are answered here: one
-floating-point tensor, of the layer's dtype, laid out without gaps.
+floating-point tensor, of the layer's dtype, and, but for a layer norm, laid out without gaps.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ _ELEMENTWISE = frozenset(
     | {nn.Hardsigmoid, nn.Hardtanh, nn.Softplus, nn.Dropout, nn.Identity}
 )
 _BATCH_NORMS = frozenset({nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d})
+_WHOLE = frozenset({torch.float32, torch.float64})
 _CHANNELS_LAST = {4: (0, 2, 3, 1), 5: (0, 2, 3, 4, 1)}
 
 
@@ -54,8 +55,7 @@ def known_result(layer: Any, args: Any, kwargs: Any) -> Tensor | None:
         fits = given.ndim > 1 and _same_size(given.shape[1], layer.num_features)
         return like(given) if fits and _is_dense(given) else None
     if kind is nn.LayerNorm:
-        shape = tuple(layer.normalized_shape)
-        return like(given) if _ends_in(given, shape) and _is_packed(given, range(given.ndim)) else None
+        return layer_norm_result(given, layer.normalized_shape, layer.weight, layer.bias)
     if kind is nn.Linear:
         if not _ends_in(given, (layer.in_features,)) or not _is_packed(given, range(given.ndim)):
             return None
@@ -63,7 +63,60 @@ def known_result(layer: Any, args: Any, kwargs: Any) -> Tensor | None:
     return None
 
 
-def _ends_in(tensor: Tensor, shape: tuple[int, ...]) -> bool:
+def layer_norm_result(
+    given: Tensor, shape: Sequence[int], weight: Tensor | None = None, bias: Tensor | None = None, *settings: Any
+) -> Tensor | None:
+    """The kind of tensor that `aten.layer_norm` returns: for any layout, a contiguous one."""
+    parameters = [tensor for tensor in (weight, bias) if tensor is not None]
+    fits = _ends_in(given, shape) and all(tuple(tensor.shape) == tuple(shape) for tensor in parameters)
+    if not fits or not given.is_floating_point() or any(tensor.dtype is not given.dtype for tensor in parameters):
+        return None
+    return torch.empty(given.shape, dtype=given.dtype, device=given.device)
+
+
+def batch_norm_results(
+    given: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    mean: Tensor | None,
+    variance: Tensor | None,
+    training: bool,
+    *settings: Any,
+) -> tuple[Tensor, Tensor, Tensor] | None:
+    """The kinds of tensors that `aten.native_batch_norm` returns."""
+    state = [tensor for tensor in (weight, bias, mean, variance) if tensor is not None]
+    # In half precision the dtypes of the results differ.
+    whole = all(tensor.dtype is given.dtype for tensor in state) and given.dtype in _WHOLE
+    if not whole or given.ndim < 2 or not _is_dense(given):
+        return None
+    if not all(tensor.ndim == 1 and _same_size(tensor.shape[0], given.shape[1]) for tensor in state):
+        return None
+    size = given.shape[1] if training else 0
+    return like(given), given.new_empty(size), given.new_empty(size)
+
+
+def group_norm_results(
+    given: Tensor, weight: Tensor | None, bias: Tensor | None, n: Any, channels: Any, area: Any, groups: int, eps: float
+) -> tuple[Tensor, Tensor, Tensor] | None:
+    """The kinds of tensors that `aten.native_group_norm` returns."""
+    state = [tensor for tensor in (weight, bias) if tensor is not None]
+    whole = all(tensor.dtype is given.dtype for tensor in state) and given.dtype in _WHOLE
+    if not whole or not _is_packed(given, range(given.ndim)) or isinstance(channels, torch.SymInt):
+        return None
+    if channels % groups or any(tuple(tensor.shape) != (channels,) for tensor in state):
+        return None
+    return like(given), given.new_empty((n, groups)), given.new_empty((n, groups))
+
+
+# By operator, for `lean_tracing`.
+FAKES = {
+    torch.ops.aten.layer_norm.default: layer_norm_result,
+    torch.ops.aten.native_batch_norm.default: batch_norm_results,
+    torch.ops.aten.native_group_norm.default: group_norm_results,
+}
+
+
+def _ends_in(tensor: Tensor, shape: Sequence[int]) -> bool:
     return tensor.ndim >= len(shape) and all(map(_same_size, tensor.shape[tensor.ndim - len(shape) :], shape))
 
 

@@ -16,7 +16,7 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, S
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from itertools import islice, takewhile
-from types import FrameType, MappingProxyType
+from types import CodeType, FrameType, MappingProxyType
 from typing import Any
 from unittest.mock import patch
 
@@ -30,6 +30,7 @@ from repl_fx._torch import (
     example_of,
     fixed_symbols,
     is_truth,
+    limited_symbols,
     made_equal,
     settled_condition,
     size_evaluations,
@@ -65,6 +66,7 @@ class SizeQuestions:
         reasons: why the trace has no symbols for sizes, by the number of the tensor and the dimension.
         rest: why it has none for others.
         decides: the trace is to be joined with others, in which other sizes may be equal.
+        unlimited: whether the trace is of no use, as seen so far, once sizes are only right up to a number.
 
     Attributes:
         held: conditions on sizes that hold in the trace, with who asks.
@@ -83,6 +85,7 @@ class SizeQuestions:
         rest: str = "",
         *,
         decides: bool = False,
+        unlimited: Callable[[], bool] = lambda: False,
     ) -> None:
         self.held: dict[Any, _Held] = {}
         self.fixed: dict[str, str] = {}
@@ -91,10 +94,12 @@ class SizeQuestions:
         self._reasons = reasons
         self._rest = rest
         self._decides = decides
+        self._unlimited = unlimited
         self.exceeded: str | None = None
         self.found: list[tuple[Limit, _Held | None]] = []
         self.places: dict[str, tuple[int, int]] = {}
         self._in_leaf = in_leaf
+        self._ways: dict[tuple[CodeType, ...], _Asked] = {}
         self._known: set[Any] = set()
         self._written = 0
 
@@ -119,7 +124,11 @@ class SizeQuestions:
         if answer and (not is_truth(expression) or expression.is_Relational):
             for symbol in fixed_symbols(sizes, expression) - self.fixed.keys():
                 self.fixed[symbol] = f"{', by an operator' * is_truth(expression)}{_place(frame)}"
-        asked = _Asked.by(frame)
+        if answer and self._unlimited() and (limited := limited_symbols(sizes, expression)):
+            raise Untraceable(f"sizes are only right up to a number{_place(frame)} ({', '.join(limited)})")
+        frames = list(islice(_frames(frame), _DEEP))
+        way = tuple(seen.f_code for seen in frames)
+        asked = self._ways[way] if way in self._ways else self._ways.setdefault(way, _Asked.by(frames))
         if asked.whole is not None:
             self.whole[id(asked.whole)] = asked.whole
         if is_truth(expression) and not asked.by_the_model:
@@ -240,9 +249,8 @@ class _Asked:
     whole: dict[str, Any] | None
 
     @classmethod
-    def by(cls, frame: FrameType) -> _Asked:
-        """Look at the frames that a question came through."""
-        frames = list(islice(_frames(frame), _DEEP))
+    def by(cls, frames: Sequence[FrameType]) -> _Asked:
+        """Look at the frames that a question came through, innermost first."""
         handing = list(takewhile(_hands_on, frames))
         asking = frames[len(handing) :] or frames[-1:]
         names = [seen.f_code.co_name for seen in asking]

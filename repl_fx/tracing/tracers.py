@@ -37,6 +37,7 @@ from repl_fx.tracing.control_flow import join_branches, truth_for
 from repl_fx.tracing.data_dependent import DataDependentBranches, constant_numbers, recorded
 from repl_fx.tracing.dynamic_shapes import auto_shapes, every_dim, outer_dims
 from repl_fx.tracing.hooks import no_tensor_hooks
+from repl_fx.tracing.known_shapes import FAKES
 from repl_fx.tracing.layouts import Layouts
 from repl_fx.tracing.leaf_calls import LeafCalls, LeafNotOpaque, attention_kernels, record_leaf_calls
 from repl_fx.tracing.leaves import is_leaf
@@ -122,7 +123,11 @@ class _Attempt:
         self.asked = Asked()
         self.assigned = BufferAssignments()
         self.questions = SizeQuestions(
-            self.calls.is_running, learned.reasons, learned.involved, decides=learned.decides
+            self.calls.is_running,
+            learned.reasons,
+            learned.involved,
+            decides=learned.decides,
+            unlimited=lambda: self.asked.yes and not learned.aware,
         )
         self.branches = DataDependentBranches(answers, self.calls.is_running)
         self.aside = AttributesAside(self.calls.is_running)
@@ -141,7 +146,7 @@ class _Attempt:
             buffer_hooks_restored(),
             no_tensor_hooks(self.calls.is_running),
             quiet_tracing(),
-            lean_tracing(),
+            lean_tracing(FAKES),
             autocast_cache_as_outside(),
             any_names(),
             _spelled_out(self.model, kwargs, self.calls, self.assigned),
