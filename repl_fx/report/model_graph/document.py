@@ -138,6 +138,11 @@ class Graph(_Record, frozen=True):
     nodes: tuple[Node, ...]
     edges: tuple[tuple[int, int], ...]
 
+    def above(self, place: int) -> list[int]:
+        """The places of the groups around a group, from the outermost."""
+        parent = self.groups[place].parent
+        return [] if parent is None else [*self.above(parent), parent]
+
 
 class View(_Record, frozen=True):
     """The graphs of a model, those of all parts in the order of their first calls."""

@@ -16,6 +16,7 @@ from markupsafe import Markup
 
 from repl_fx.display.numbers import change, count, size
 from repl_fx.report.model_graph.document import Document
+from repl_fx.report.page.charts import draw
 from repl_fx.report.page.sections import sections_of
 
 # What could end the element that the document stands in, or a line of it in JavaScript's eyes.
@@ -54,6 +55,7 @@ def render_page(document: Document) -> str:
         views=["before"] if document.views.after is None else ["before", "after"],
         replaced=plan is not None and any(row.status == "replaced" for row in plan.blocks),
         sections=sections_of(document),
+        draw=draw,
         made=f"Made by repl-fx {document.made.repl_fx} with torch {document.made.torch}, {document.made.at}",
     )
     # A name may hold half of a surrogate pair, which no file can.
