@@ -9,6 +9,7 @@ from typing import Any
 
 from repl_fx.benchmarking.variants import REWRITTEN
 from repl_fx.display.numbers import milliseconds, size, small
+from repl_fx.report.model_graph.document import Curve, Layer
 from repl_fx.scoring.scores import Kind, Scores
 
 _LOSS = "rise of the loss without the block"
@@ -57,16 +58,8 @@ class Bars:
 
 
 @dataclass(frozen=True)
-class Curve:
-    """A line through points of a step and a value."""
-
-    name: str
-    points: Sequence[tuple[float, float]]
-
-
-@dataclass(frozen=True)
 class Curves:
-    """Curves of one figure over the steps of a run."""
+    """Curves of one figure over the steps of runs."""
 
     title: str
     curves: Sequence[Curve]
@@ -75,35 +68,26 @@ class Curves:
     @property
     def summary(self) -> str:
         """All of it in words."""
-        ends = (f"{one.name} from {one.points[0][1]:.4g} to {one.points[-1][1]:.4g}" for one in self.curves)
+        ends = (f"{one.label} from {one.points[0][1]:.4g} to {one.points[-1][1]:.4g}" for one in self.curves)
         return f"{self.title} over the steps of training: {', '.join(ends)}"
 
 
 @dataclass(frozen=True)
-class LayerError:
-    """The error of an inner value, by its place in the order of execution."""
-
-    place: int
-    error: float
-    passed: bool
-
-
-@dataclass(frozen=True)
 class Errors:
-    """Errors of inner values in the order of execution."""
+    """Errors of inner values, in the order of execution."""
 
     title: str
-    errors: Sequence[LayerError]
+    layers: Sequence[Layer]
     axis: str
     note: str = "on a logarithmic scale; 0 stands at its lower end"
 
     @property
     def summary(self) -> str:
         """All of it in words."""
-        worst = max(self.errors, key=lambda one: one.error)
+        worst, place = max((layer.error, -place) for place, layer in enumerate(self.layers))
         return (
-            f"{self.title}: {len(self.errors)} layers in the order of execution; "
-            f"the largest error is {small(worst.error)}, at layer {worst.place}"
+            f"{self.title}: {len(self.layers)} layers in the order of execution; "
+            f"the largest error is {small(worst)}, at layer {-place}"
         )
 
 

@@ -301,6 +301,11 @@ class Curve(_Record, frozen=True):
     points: tuple[tuple[int, float], ...]
     run: str = ""
 
+    @property
+    def label(self) -> str:
+        """The name of the run, where there are several, else its own."""
+        return self.run or self.name
+
 
 class Compared(_Record, frozen=True):
     """One variant of a comparison.
@@ -347,6 +352,11 @@ class Layer(_Record, frozen=True):
     max_abs: float | str
     scale: float | str
     passed: bool
+
+    @property
+    def error(self) -> float:
+        """The largest difference as a part of the largest number."""
+        return float(self.max_abs) / (float(self.scale) or 1.0)
 
 
 class Verified(_Record, frozen=True):

@@ -8,8 +8,6 @@ from itertools import groupby, pairwise
 from types import ModuleType
 from typing import cast
 
-import networkx
-
 from repl_fx.errors import BadInput
 from repl_fx.report.model_graph.document import Box, Layout, Route
 
@@ -121,14 +119,10 @@ def _placed(
 
 def _connected(boxes: int, edges: Sequence[tuple[int, int]]) -> Iterator[tuple[list[int], list[tuple[int, int]]]]:
     """The boxes of each connected part, in ascending order, and the edges between them."""
-    graph: networkx.Graph[int] = networkx.Graph()
-    graph.add_nodes_from(range(boxes))
-    graph.add_edges_from(edges)
-    parts = [sorted(part) for part in networkx.connected_components(graph)]
-    number = {box: i for i, part in enumerate(parts) for box in part}
+    parts = _igraph().Graph(boxes, edges).connected_components()
     own: list[list[tuple[int, int]]] = [[] for _ in parts]
     for edge in edges:
-        own[number[edge[0]]].append(edge)
+        own[parts.membership[edge[0]]].append(edge)
     yield from zip(parts, own, strict=True)
 
 

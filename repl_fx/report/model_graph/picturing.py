@@ -51,12 +51,11 @@ def simplified(
         or (node.kind == "parameter" and all(_is_synthesis(row(reader)) for reader in readers.get(thing, ())))
     }
     # A result of a synthesis, by the synthesis.
-    parts = {
-        reader: source
-        for source, reader in edges
-        if _is_synthesis(row(source)) and (node := row(reader)) is not None and node.kind == "operator"
-    }
-    parts = {thing: source for thing, source in parts.items() if thing in readers and isinstance(thing, int)}
+    parts: dict[Any, Any] = {}
+    for source, reader in edges:
+        is_operator = isinstance(reader, int) and reader in nodes and nodes[reader].kind == "operator"
+        if is_operator and reader in readers and _is_synthesis(row(source)):
+            parts[reader] = source
     hidden |= parts.keys()
     drawn = {
         (parts.get(source, source), reader): None

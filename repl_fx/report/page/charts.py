@@ -100,7 +100,7 @@ def _curves(figure: Curves) -> Any:
         if math.isfinite(value)
     ]
     places = range(len(figure.curves))
-    names = _named([curve.name for curve in figure.curves])
+    names = _named([curve.label for curve in figure.curves])
     legend = alt.Legend(labelExpr=names, title=None, orient="top", labelLimit=_WIDTH, columns=3)
     shown = legend if len(places) > 1 else None
     domain = [str(i) for i in places]
@@ -125,15 +125,16 @@ def _errors(figure: Errors) -> Any:
 
     An error of 0 has no place on such a scale, and is drawn at its lower end; one that is infinite at its upper.
     """
-    known = [one.error for one in figure.errors if one.error > 0 and math.isfinite(one.error)]
+    errors = [layer.error for layer in figure.layers]
+    known = [error for error in errors if error > 0 and math.isfinite(error)]
     least, most = min(known, default=1e-9) / 3, 2 * max(known, default=1.0)
     rows = [
         {
-            "place": one.place,
-            "error": most if math.isnan(one.error) else min(max(one.error, least), most),
-            "verdict": "passes" if one.passed else "differs",
+            "place": place,
+            "error": most if math.isnan(error) else min(max(error, least), most),
+            "verdict": "passes" if layer.passed else "differs",
         }
-        for one in figure.errors
+        for place, (error, layer) in enumerate(zip(errors, figure.layers, strict=True))
     ]
     x_axis, y_axis = alt.Axis(tickMinStep=1, tickCount=8), alt.Axis(format=".0e", tickCount=5)
     scale = alt.Scale(type="log", domain=[least, most], nice=False)
@@ -142,7 +143,7 @@ def _errors(figure: Errors) -> Any:
         y=alt.Y("error:Q", title=figure.axis, scale=scale, axis=y_axis),
     )
     verdicts = ["passes", "differs"]
-    legend = None if all(one.passed for one in figure.errors) else alt.Legend(title=None, orient="top")
+    legend = None if all(layer.passed for layer in figure.layers) else alt.Legend(title=None, orient="top")
     colours = alt.Scale(domain=verdicts, range=[BEFORE, AFTER])
     shapes = alt.Scale(domain=verdicts, range=["circle", "cross"])
     dots = base.mark_point(filled=True, size=34, opacity=1).encode(

@@ -7,11 +7,13 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import groupby
 
+import msgspec
+
 from repl_fx.benchmarking.machine import in_a_line
 from repl_fx.display.columns import Column, Table, numbers, words
 from repl_fx.display.numbers import change, count, size, small
-from repl_fx.report.figures import Bar, Bars, Curve, Curves, Errors, Figure, LayerError, bench_figures
-from repl_fx.report.model_graph.document import BlockRow, Compared, Document, Layer
+from repl_fx.report.figures import Bar, Bars, Curves, Errors, Figure, bench_figures
+from repl_fx.report.model_graph.document import BlockRow, Compared, Document
 from repl_fx.report.tables import bench_tables, figures_table, scores_table, unmeasured_lines, unsettled_lines
 from repl_fx.scoring.scores import Scores
 
@@ -136,9 +138,8 @@ def _plan(document: Document) -> Section | None:
 
 def _how(row: BlockRow) -> str:
     """The blocks that a surrogate is made from and its settings, and the reason; each where there is one."""
-    words = [f"made from {' and '.join(row.neighbours)}"] if row.neighbours else []
-    words += [row.left, ", ".join(f"{name} {_plain(value)}" for name, value in (row.settings or {}).items())]
-    return "; ".join(filter(None, [*words, row.reason]))
+    made = f"made from {' and '.join(row.neighbours)}" if row.neighbours else ""
+    return "; ".join(filter(None, (made, row.left, _plain(row.settings or {}), row.reason)))
 
 
 def _scores(document: Document) -> Section | None:
@@ -163,7 +164,7 @@ def _training(document: Document) -> Section | None:
         return None
     curves = sorted((curve for curve in training.curves if len(curve.points) > 1), key=lambda curve: curve.name)
     figures = [
-        Curves(name, [Curve(curve.run or name, _thinned(curve.points)) for curve in of_name])
+        Curves(name, [msgspec.structs.replace(curve, points=_thinned(curve.points)) for curve in of_name])
         for name, of_name in groupby(curves, key=lambda curve: curve.name)
     ]
     tables = [figures_table(training.figures, "The last evaluation", ".4g")] if training.figures else []
@@ -202,10 +203,9 @@ def _verify(document: Document) -> Section | None:
     for check in document.verify:
         at = f"{check.part}: " if check.part else ""
         lines += [f"{at}{line}" for line in (check.summary, *check.failures)]
-        errors = [_layer_error(place, layer) for place, layer in enumerate(check.layers)]
-        if len(errors) > 1:
+        if len(check.layers) > 1:
             title = f"{at}Error of each layer, ONNX Runtime against PyTorch"
-            figures.append(Errors(title, errors, "max |difference| / scale"))
+            figures.append(Errors(title, check.layers, "max |difference| / scale"))
         outputs = [
             (str(row["output"]), str(row["batch"]), *_verdict(row["max_abs"], row["scale"], passed=row["passed"]))
             for row in check.outputs
@@ -219,10 +219,6 @@ def _verify(document: Document) -> Section | None:
             columns = (*numbers("#"), *words("layer"), *difference)
             tables.append(Table(f"{at}Layers", columns, layers, folded=True))
     return Section("verify", "Verification", lines, figures, tables)
-
-
-def _layer_error(place: int, layer: Layer) -> LayerError:
-    return LayerError(place, float(layer.max_abs) / (float(layer.scale) or 1.0), layer.passed)
 
 
 def _verdict(most: float | str, scale: float | str, *, passed: bool) -> tuple[str, str, str]:
@@ -244,11 +240,10 @@ def _bars(title: str, bars: Sequence[Bar], axis: str, note: str = "") -> Bars:
     return Bars(title, bars[:_MOST_BARS], axis, "; ".join(filter(None, [note, *left_out])))
 
 
-def _thinned(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
+def _thinned(points: tuple[tuple[int, float], ...]) -> tuple[tuple[int, float], ...]:
     """Points of a curve in even distances, with its first and its last."""
     stride = -(-len(points) // _MOST_POINTS)
-    kept = list(points[::stride])
-    return kept if (len(points) - 1) % stride == 0 else [*kept, points[-1]]
+    return points[::stride] if (len(points) - 1) % stride == 0 else (*points[::stride], points[-1])
 
 
 def _pair(before: int | None, after: int | None, text: Callable[[int | None], str]) -> str:

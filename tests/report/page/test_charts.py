@@ -6,7 +6,8 @@ import math
 import re
 from xml.etree import ElementTree
 
-from repl_fx.report.figures import Bar, Bars, Curve, Curves, Errors, LayerError
+from repl_fx.report.figures import Bar, Bars, Curves, Errors
+from repl_fx.report.model_graph.document import Curve, Layer
 from repl_fx.report.page.charts import AFTER, BEFORE, draw
 
 NAMES = ["blocks.0", "</text><script>f(1)</script>", "'\"\\ + alert(1) + '", "blocks.0"]
@@ -36,7 +37,7 @@ def test_bars_without_a_second_one_are_single() -> None:
 
 
 def test_curves_have_a_legend_only_where_there_are_several() -> None:
-    points = [(0, 1.0), (1, math.nan), (2, 0.5)]
+    points = ((0, 1.0), (1, math.nan), (2, 0.5))
     one, two = (
         draw(Curves("loss", [Curve("a run", points)])),
         draw(Curves("loss", [Curve(n, points) for n in NAMES[1:3]])),
@@ -47,13 +48,13 @@ def test_curves_have_a_legend_only_where_there_are_several() -> None:
 
 
 def test_errors_of_zero_and_infinity_stay_on_the_scale() -> None:
-    errors = [LayerError(0, 0.0, True), LayerError(1, 1e-7, True), LayerError(2, math.inf, False)]
+    errors = [Layer("", "", 0.0, 0.0, True), Layer("", "", 1e-7, 1.0, True), Layer("", "", math.inf, 1.0, False)]
     svg = draw(Errors("Errors", errors, "error"))
     assert "NaN" not in svg and "Infinity" not in svg
     assert {"passes", "differs", "error"} <= set(_texts(svg))
     assert "differs" not in _texts(draw(Errors("Errors", errors[:2], "error")))
     # Nothing but zeros has a scale, too.
-    assert "NaN" not in draw(Errors("Errors", [LayerError(0, 0.0, True), LayerError(1, 0.0, True)], "error"))
+    assert "NaN" not in draw(Errors("Errors", [errors[0]] * 2, "error"))
 
 
 def test_long_names_keep_their_end() -> None:

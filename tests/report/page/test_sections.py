@@ -8,7 +8,8 @@ from collections.abc import Sequence
 import msgspec
 import pytest
 
-from repl_fx.report.figures import Bar, Bars, Curve, Curves, Errors, LayerError
+from repl_fx.report.figures import Bar, Bars, Curves, Errors
+from repl_fx.report.model_graph.document import Curve
 from repl_fx.report.page import sections
 from repl_fx.report.page.sections import Section, sections_of
 from tests.report.page.samples import document
@@ -79,7 +80,7 @@ def test_scores_mark_the_blocks_that_go() -> None:
 
 def test_training_has_curves_figures_and_variants() -> None:
     section = _sections()["training"]
-    curves = [Curve("blocks", [(0, 2.0), (1, 1.0)]), Curve("loss", [(0, 2.5), (1, 1.5)])]
+    curves = [Curve("loss", ((0, 2.0), (1, 1.0)), "blocks"), Curve("loss", ((0, 2.5), (1, 1.5)))]
     assert section.figures == [Curves("loss", curves)]
     assert section.figures[0].summary == "loss over the steps of training: blocks from 2 to 1, loss from 2.5 to 1.5"
     figures, variants = section.tables
@@ -88,9 +89,9 @@ def test_training_has_curves_figures_and_variants() -> None:
 
 
 def test_a_long_curve_keeps_its_ends() -> None:
-    thin = sections._thinned([(i, float(i)) for i in range(1000)])
+    thin = sections._thinned(tuple((i, float(i)) for i in range(1000)))
     assert [thin[0], thin[-1], len(thin)] == [(0, 0.0), (999, 999.0), 251]
-    assert list(sections._thinned([(0, 1.0), (1, 2.0)])) == [(0, 1.0), (1, 2.0)]
+    assert sections._thinned(((0, 1.0), (1, 2.0))) == ((0, 1.0), (1, 2.0))
 
 
 def test_verification_shows_errors_relative_to_the_scale() -> None:
@@ -98,7 +99,7 @@ def test_verification_shows_errors_relative_to_the_scale() -> None:
     errors = [(0.0, True), (5e-8, True), (1e-6, True), (math.inf, False)]
     (figure,) = section.figures
     assert isinstance(figure, Errors)
-    assert figure.errors == [LayerError(place, *error) for place, error in enumerate(errors)]
+    assert [(layer.error, layer.passed) for layer in figure.layers] == errors
     assert figure.summary.endswith("4 layers in the order of execution; the largest error is inf, at layer 3")
     assert section.lines == ["differs at blocks", "no output blocks"]
     outputs, layers = section.tables
