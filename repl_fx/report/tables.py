@@ -74,9 +74,11 @@ def scores_table(scores: Scores) -> Table:
     rows = []
     for number, score in enumerate(scores.blocks, start=1):
         cells = [f"{found[score.block]:.4g}" if score.block in found else "-" for found in values]
-        order = [str(score.greedy_rank or "-") for _ in greedy]
-        reasons = ["; ".join(dict.fromkeys(score.reasons.values())) for _ in why]
-        rows.append((str(number), score.block, *cells, *order, *reasons))
+        if greedy:
+            cells.append(str(score.greedy_rank or "-"))
+        if why:
+            cells.append("; ".join(dict.fromkeys(score.reasons.values())))
+        rows.append((str(number), score.block, *cells))
     return Table("Scores", (*numbers("#"), Column("block", "block"), *numbers(*kinds, *greedy), *words(*why)), rows)
 
 
@@ -174,7 +176,8 @@ def unmeasured_lines(bench: _Measured) -> list[str]:
 def unsettled_lines(bench: _Measured) -> list[str]:
     """The line that names times as parts of the original's whose spread is too wide to judge them; else none."""
     rows = (*bench["training"], *bench["inference"])
-    wide = [row for row in rows if row["variant"] != ORIGINAL and not row["settled"]]
+    # Files that older versions wrote do not say it.
+    wide = [row for row in rows if row["variant"] != ORIGINAL and not row.get("settled", True)]
     named = "; ".join(f"{row['variant']}, {_setting(row)}" for row in wide)
     said = f"warning: too wide a spread to judge what is taken of the original: {named}; give more --rounds"
     return [said] if wide else []

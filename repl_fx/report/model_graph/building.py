@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict
 from datetime import UTC, datetime
 from typing import Any
 
@@ -169,33 +170,22 @@ def _repeat_rows(found: Sequence[PartRepeats]) -> list[RepeatRow]:
 
 def _plan_table(result: TransformResult, before: Sequence[Graph], after: Sequence[Graph]) -> PlanTable:
     plan = result.plan
-    made = {one.block: one for one in plan.replacements}
-    sides = [_block_groups(graphs) for graphs in (before, after)]
+    settings = {one.block: dict(one.settings) for one in plan.replacements}
     scores = with_origin(result)[1].scores
+    sides = {"before": _block_groups(before), "after": _block_groups(after)}
     rows = []
     for number, row in enumerate(result.report, start=1):
-        one = made.get(row.block)
-        old, new = (side.get(row.block) for side in sides)
-        rows.append(
-            BlockRow(
-                number=number,
-                block=row.block,
-                repeat=row.repeat,
-                status=row.status,
-                parameters_before=row.parameters_before,
-                parameters_after=row.parameters_after,
-                surrogate=row.surrogate,
-                neighbours=row.made_from or (),
-                left=row.left,
-                settings=None if one is None else dict(one.settings),
-                reason=row.reason,
-                flops_before=None if old is None else old.flops,
-                flops_after=None if new is None else new.flops,
-                kept_before=None if old is None else old.kept,
-                kept_after=None if new is None else new.kept,
-                score=scores.get(row.block),
-            )
-        )
+        groups = {side: found[row.block] for side, found in sides.items() if row.block in found}
+        facts = {
+            **asdict(row),
+            "number": number,
+            "neighbours": row.made_from or (),
+            "settings": settings.get(row.block),
+            "score": scores.get(row.block),
+            **{f"flops_{side}": group.flops for side, group in groups.items()},
+            **{f"kept_{side}": group.kept for side, group in groups.items()},
+        }
+        rows.append(msgspec.convert(facts, BlockRow))
     options: dict[str, Any] = {"seed": plan.seed}
     if plan.expected:
         options["expected"] = dict(plan.expected)

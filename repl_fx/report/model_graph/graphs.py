@@ -209,38 +209,31 @@ class GraphMaker:
         self, place: int, rows: Sequence[Node], sizes: Sequence[tuple[int, int]], edges: Mapping[tuple[Any, Any], None]
     ) -> Outline:
         group = self.groups[place]
-        things: list[Any] = [*group.children, *(("in", n) for n in group.inputs), *(("out", n) for n in group.outputs)]
-        # Values come in above all else and leave below it.
-        places = {thing: k for k, thing in enumerate(things)}
+        ends = [*(("in", node) for node in group.inputs), *(("out", node) for node in group.outputs)]
+        of_thing: dict[Any, Node] = {child: rows[child] for child in group.children if child >= 0}
+        of_thing |= {end: rows[end[1]] for end in ends}
         words, values = list(self.words), list(self.values)
-
-        def row(thing: Any) -> Node | None:
-            return None if isinstance(thing, int) and thing < 0 else rows[thing if isinstance(thing, int) else thing[1]]
-
-        drawn, hidden = simplified(edges, row, values)
+        drawn, hidden = simplified(edges, of_thing, values)
 
         def size(thing: Any) -> tuple[int, int]:
             if thing in hidden:
                 return HIDDEN
-            node = row(thing)
-            if node is None:
-                place: int = -1 - thing
-                return sizes[place]
+            if thing not in of_thing:
+                return sizes[-1 - thing]
+            node = of_thing[thing]
             label = words[node.label]
             return node_size(label, values[node.value].text) if isinstance(thing, int) else port_size(label)
 
+        # Values come in above all else and leave below it.
+        things: list[Any] = [*group.children, *ends]
+        places = {thing: k for k, thing in enumerate(things)}
         joined = dict.fromkeys((places[one], places[other]) for one, other in drawn)
         for k, child in enumerate(group.children):
             if child < 0 and not self.groups[-1 - child].count and (k - 1, k + 1) in joined:
                 # What is left of the block is the way through it.
                 del joined[k - 1, k + 1]
                 joined |= {(k - 1, k): None, (k, k + 1): None}
-        return Outline(
-            tuple(size(thing) for thing in things),
-            tuple(joined),
-            len(group.children),
-            len(group.inputs),
-        )
+        return Outline(tuple(map(size, things)), tuple(joined), len(group.children), len(group.inputs))
 
     def _label(self, group: _Growing) -> str:
         if not group.steps:

@@ -29,10 +29,10 @@ class CostCard:
 
     name: str
     before: str
-    after: str | None
-    change: str | None
-    full: float | None
-    share: float | None
+    after: str | None = None
+    change: str | None = None
+    full: float | None = None
+    share: float | None = None
 
 
 def render_page(document: Document) -> str:
@@ -77,17 +77,14 @@ def cost_cards(document: Document) -> list[CostCard]:
         (f"Kept for backward, {batch}", size, "kept"),
     )
     cards = []
-    for name, words, key in named:
+    for name, text, key in named:
         was: int | None = getattr(before, key)
-        now: int | None = None if after is None else getattr(after, key)
-        if was is None:
-            continue
-        if now is None:
-            cards.append(CostCard(name, words(was), None, None, None, None))
-        else:
+        now: int | None = getattr(after, key, None)
+        if was is not None and now is not None:
             most = max(was, now) or 1
-            shares = (100 * was / most, 100 * now / most)
-            cards.append(CostCard(name, words(was), words(now), change(was, now), *shares))
+            cards.append(CostCard(name, text(was), text(now), change(was, now), 100 * was / most, 100 * now / most))
+        elif was is not None:
+            cards.append(CostCard(name, text(was)))
     return cards
 
 

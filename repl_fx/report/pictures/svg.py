@@ -25,7 +25,9 @@ class _Placed:
 
     Attributes:
         box: its place.
-        items: the place of each of its items, with the item; None for those that are not drawn.
+        items: each of its items with its place; None for those that are not drawn.
+        drawn: those that are.
+        ways: its edges, as the paths of SVG.
     """
 
     def __init__(self, card: Card, left: int, top: int, width: int) -> None:

@@ -123,3 +123,13 @@ def test_the_benchmark_has_a_chart_for_each_setting() -> None:
     assert section.lines[1] == "note on blocks"
     assert "not measured: depth-pruned, training: a reason" in section.lines
     assert section.tables[0].rows[2] == ("depth-pruned", *["-"] * 6) and section.tables[1].rows[0][0] == "1"
+
+
+def test_a_benchmark_of_an_older_version_says_not_what_can_be_judged() -> None:
+    sample = document()
+    assert sample.bench is not None
+    older = {**sample.bench, "training": [dict(row) for row in sample.bench["training"]]}
+    for row in older["training"]:
+        del row["settled"]
+    section = {one.key: one for one in sections_of(msgspec.structs.replace(sample, bench=older))}["bench"]
+    assert len(section.tables) == 2 and not any("rewritten, training" in line for line in section.lines)
