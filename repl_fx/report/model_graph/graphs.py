@@ -212,14 +212,15 @@ class GraphMaker:
         ends = [*(("in", node) for node in group.inputs), *(("out", node) for node in group.outputs)]
         of_thing: dict[Any, Node] = {child: rows[child] for child in group.children if child >= 0}
         of_thing |= {end: rows[end[1]] for end in ends}
+        of_group = {child: sizes[-1 - child] for child in group.children if child < 0}
         words, values = list(self.words), list(self.values)
         drawn, hidden = simplified(edges, of_thing, values)
 
         def size(thing: Any) -> tuple[int, int]:
             if thing in hidden:
                 return HIDDEN
-            if thing not in of_thing:
-                return sizes[-1 - thing]
+            if thing in of_group:
+                return of_group[thing]
             node = of_thing[thing]
             label = words[node.label]
             return node_size(label, values[node.value].text) if isinstance(thing, int) else port_size(label)

@@ -11,13 +11,13 @@ import hashlib
 from dataclasses import dataclass
 from importlib.resources import files
 
-from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
 
 from repl_fx.display.numbers import change, count, size
 from repl_fx.report.model_graph.document import Document
 from repl_fx.report.page.charts import draw
 from repl_fx.report.page.sections import sections_of
+from repl_fx.report.templates import template_of
 
 # What could end the element that the document stands in, or a line of it in JavaScript's eyes.
 _ESCAPED = {ord(char): f"\\u{ord(char):04x}" for char in "<>&\u2028\u2029"}
@@ -39,11 +39,8 @@ def render_page(document: Document) -> str:
     """The text of the HTML file, which is to be written as UTF-8."""
     here = files(__package__)
     style, script = (here.joinpath(name).read_text("utf-8") for name in ("report.css", "report.js"))
-    template = Environment(autoescape=True, undefined=StrictUndefined).from_string(
-        here.joinpath("report.html").read_text("utf-8")
-    )
     model, plan = document.model, document.plan
-    page = template.render(
+    page = template_of(__package__, "report.html").render(
         policy=_policy(style, script),
         style=Markup(style),
         script=Markup(script),

@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Sequence
-from importlib.resources import files
 from itertools import groupby
-
-from jinja2 import Environment, StrictUndefined
 
 from repl_fx.report.model_graph.document import Box
 from repl_fx.report.pictures.folded import ROW_WIDTH, Card, Folded, Item
+from repl_fx.report.templates import template_of
 
 _MARGIN, _GAP, _HEAD, _TITLE, _BETWEEN = 24, 56, 92, 30, 10
 # Pixels of a character of 12 pixels, of which a title is a little wider; of those below.
@@ -60,9 +58,7 @@ def svg_of(folded: Folded) -> str:
         placed += before
         left += width + _GAP
     page = Box(0, 0, max(left - _GAP + _MARGIN, 560), bottom + _MARGIN)
-    environment = Environment(autoescape=True, undefined=StrictUndefined)
-    environment.filters |= {"cut": _cut, "short": lambda number: f"{number:g}"}
-    template = environment.from_string(files(__package__).joinpath("picture.svg.jinja").read_text("utf-8"))
+    template = template_of(__package__, "picture.svg.jinja", cut=_cut, short="{:g}".format)
     text = template.render(
         lines=folded.lines,
         page=page,
