@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Protocol
 
-from rich.table import Table
 from torch import fx
 
 from repl_fx.analysis.blocks import Block, Repeat
-from repl_fx.display.columns import add_numbers, add_row, add_words, new_table
+from repl_fx.display.columns import Table, numbers, words
 from repl_fx.display.html import html_of
 from repl_fx.display.numbers import count, share
 
@@ -42,16 +41,18 @@ def repeats_table(
         costs: of the model, for the share that each has of it; without, there are no shares.
         flops: FLOPs by node (`flops_of_parts`); without, their column has no numbers.
     """
-    table = new_table("Repeats")
-    add_numbers(table, "#")
-    add_words(table, "repeat")
-    add_numbers(table, "copies", "nodes", "parameters\na block", "parameters\nin all")
+    columns = (
+        *numbers("#"),
+        *words("repeat"),
+        *numbers("copies", "nodes", "parameters\na block", "parameters\nin all"),
+    )
     if costs is not None:
-        add_numbers(table, "share of\nthe model", "share of\nFLOPs")
+        columns = (*columns, *numbers("share of\nthe model", "share of\nFLOPs"))
+    rows = []
     for number, repeat in enumerate(repeats, start=1):
-        add_row(table, str(number), *_repeat_cells(repeat, costs, flops))
-        _inner_rows(table, repeat, costs, flops, depth=1)
-    return table
+        (_, first), *inner = _rows(repeat, costs, flops)
+        rows += [(str(number), *first), *(("", f"{'  ' * depth}{name}", *rest) for depth, (name, *rest) in inner)]
+    return Table("Repeats", columns, rows)
 
 
 def block_flops(block: Block, flops: Mapping[fx.Node, int] | None) -> int | None:
@@ -65,24 +66,20 @@ def repeat_flops(repeat: Repeat, flops: Mapping[fx.Node, int] | None) -> int | N
     return None if flops is None else sum(number or 0 for number in each)
 
 
-def _repeat_cells(repeat: Repeat, costs: WholeCosts | None, flops: Mapping[fx.Node, int] | None) -> tuple[str, ...]:
+def _rows(
+    repeat: Repeat, costs: WholeCosts | None, flops: Mapping[fx.Node, int] | None, depth: int = 0
+) -> Iterator[tuple[int, tuple[str, ...]]]:
+    """The cells of a repeat and of those inside its first copy, with how deep each lies."""
     first = repeat.blocks[0]
-    cells = (
+    cells: tuple[str, ...] = (
         repeat.name + (" (shared)" if repeat.shared else " (similar)" if repeat.similar else ""),
         str(len(repeat)),
         str(len(first.nodes)),
         count(first.size),
         count(repeat.size),
     )
-    if costs is None:
-        return cells
-    return *cells, share(repeat.size, costs.parameters), share(repeat_flops(repeat, flops), costs.flops)
-
-
-def _inner_rows(
-    table: Table, repeat: Repeat, costs: WholeCosts | None, flops: Mapping[fx.Node, int] | None, depth: int
-) -> None:
+    if costs is not None:
+        cells = (*cells, share(repeat.size, costs.parameters), share(repeat_flops(repeat, flops), costs.flops))
+    yield depth, cells
     for child in repeat.children:
-        name, *numbers = _repeat_cells(child, costs, flops)
-        add_row(table, "", f"{'  ' * depth}{name}", *numbers)
-        _inner_rows(table, child, costs, flops, depth + 1)
+        yield from _rows(child, costs, flops, depth + 1)

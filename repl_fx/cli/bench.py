@@ -84,7 +84,7 @@ def bench_command(
         from repl_fx.benchmarking.benchmark import Settings, benchmark
         from repl_fx.benchmarking.machine import in_a_line
         from repl_fx.planning.written_options import parse_sizes
-        from repl_fx.report import charts, tables
+        from repl_fx.report import charts, figures, tables
         from repl_fx.sources import usable_device
         from repl_fx.sources.input_shapes import shape_at_batch
 
@@ -124,7 +124,10 @@ def bench_command(
             replacements = [{"block": one.block, "surrogate": one.surrogate} for one in result.plan.replacements]
             document: dict[str, Any] = {"spec": spec, "replaced": replacements, **measured.to_json()}
             document["notes"] = [*target.notes, *measured.notes]
-            chart, text = charts.benchmark_chart(measured), json.dumps(document, indent=1, allow_nan=False) + "\n"
+            chart, text = (
+                charts.chart_of(figures.bench_figures(document)),
+                json.dumps(document, indent=1, allow_nan=False) + "\n",
+            )
             if change is not None and artifact is not None:
                 terminal.stage("save")
                 (change.place / BENCH).write_text(text)
@@ -132,10 +135,9 @@ def bench_command(
                 change.commit(artifact.manifest, keep=artifact.manifest.files.keys())
         if output is not None:
             common.write_whole(output, text)
-        shown = [tables.training_table(measured)] if measured.training else []
-        shown += [tables.inference_table(measured)] if measured.inference else []
-        terminal.show(target.title, *common.note_lines(document["notes"]), in_a_line(measured.machine), *shown, chart)
-        terminal.show(*tables.unmeasured_lines(measured), *tables.unsettled_lines(measured))
+        terminal.show(target.title, *common.note_lines(document["notes"]), in_a_line(measured.machine))
+        terminal.show(*tables.bench_tables(document), chart)
+        terminal.show(*tables.unmeasured_lines(document), *tables.unsettled_lines(document))
         written = [output] if output else [artifact.directory / name for name in (BENCH, CHART)] if artifact else []
         terminal.show(*(f"written: {file}" for file in written))
         terminal.document(document)

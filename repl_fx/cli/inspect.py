@@ -177,7 +177,7 @@ def inspect_command(
         from repl_fx.planning.finders import by_options, finder_of, without_patterns
         from repl_fx.planning.part_repeats import find_in_parts, own_inside, repeats_of
         from repl_fx.planning.written_options import parse_blocks
-        from repl_fx.report import charts, documents, tables
+        from repl_fx.report import charts, documents, figures, tables
 
         if data is None and (score != "influence" or greedy):
             raise BadInput("--score and --greedy need data to run the model on; give --data")
@@ -254,7 +254,8 @@ def inspect_command(
             document["data"] = list(changes_of(samples_from, config, training=False))
             terminal.show(*common.data_lines(document["data"]))
             found = score_on_data(captured, samples_from, config, score, **options)
-            terminal.show(str(found), tables.scores_table(found), charts.scores_chart(found, score))
+            chart = charts.chart_of(figures.scores_figures(found, score))
+            terminal.show(str(found), tables.scores_table(found), chart)
             document["scores"] = documents.scores_document(found)
         if pictures:
             shown = report_document(target, spec, terminal, captured, found_in_parts)

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from rich.console import RenderableType
-from rich.table import Table
 
-from repl_fx.display.columns import add_row, add_words, new_table
+from repl_fx.display.columns import Table, words
 from repl_fx.display.numbers import change, count
 from repl_fx.report.model_graph.comparing import PlansDifference, WeightsDifference
 
@@ -31,13 +30,16 @@ def difference_lines(found: PlansDifference) -> list[RenderableType]:
 
 
 def _blocks_table(found: PlansDifference) -> Table:
-    table = new_table("Blocks that differ")
-    add_words(table, "block", "what", "-", "+")
-    for block in found.blocks:
-        for number, one in enumerate(block.changes):
-            values = ("" if value is None else str(value) for value in (one.one, one.other))
-            add_row(table, "" if number else block.block, one.what, *values)
-    return table
+    rows = [
+        (
+            "" if number else block.block,
+            one.what,
+            *("" if value is None else str(value) for value in (one.one, one.other)),
+        )
+        for block in found.blocks
+        for number, one in enumerate(block.changes)
+    ]
+    return Table("Blocks that differ", words("block", "what", "-", "+"), rows)
 
 
 def _blocks(number: int) -> str:

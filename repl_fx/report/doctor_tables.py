@@ -5,10 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from rich.console import RenderableType
-from rich.table import Table
 
 from repl_fx import __version__
-from repl_fx.display.columns import add_row, add_words, new_table
+from repl_fx.display.columns import Table, words
 from repl_fx.environment.examination import Examination, Package
 from repl_fx.environment.requirements import Extra
 
@@ -23,25 +22,21 @@ def doctor_lines(found: Examination) -> list[RenderableType]:
 
 def packages_table(packages: Iterable[Package]) -> Table:
     """The packages that the commands use, with their versions and why one cannot be used."""
-    table = new_table("Packages")
-    add_words(table, "package", "wanted", "installed", "state")
+    rows = []
     for package in packages:
         needed = package.needed
         state = "fine" if package.imported else "installed, not tried"
         if not needed.fits:
             state = "missing" if needed.version is None else "another version is needed"
-        add_row(table, needed.name, needed.wanted, needed.version or "-", package.problem or state)
-    return table
+        rows.append((needed.name, needed.wanted, needed.version or "-", package.problem or state))
+    return Table("Packages", words("package", "wanted", "installed", "state"), rows)
 
 
 def extras_table(extras: Iterable[Extra]) -> Table:
     """The extras, with what is missing of each and the command for it."""
-    table = new_table("Extras")
-    add_words(table, "extra", "missing", "command")
-    for extra in extras:
-        missing = ", ".join(map(str, extra.missing))
-        add_row(table, extra.name, missing or "nothing", extra.command if missing else "")
-    return table
+    missing = [(extra, ", ".join(map(str, extra.missing))) for extra in extras]
+    rows = [(extra.name, names or "nothing", extra.command if names else "") for extra, names in missing]
+    return Table("Extras", words("extra", "missing", "command"), rows)
 
 
 def _machine_lines(found: Examination) -> list[RenderableType]:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import io
 
 from rich.console import Console
-from rich.table import Table
+
+from repl_fx.display.columns import Table
 
 
 def text_of(table: Table, encoding: str = "utf-8") -> str:

@@ -6,14 +6,11 @@ import io
 
 from rich.console import Console
 
-from repl_fx.display.columns import add_numbers, add_row, add_words, new_table
+from repl_fx.display.columns import Table, numbers, words
 
 
 def test_cells_are_text_and_words_are_folded() -> None:
-    table = new_table("Title")
-    add_words(table, "name")
-    add_numbers(table, "number")
-    add_row(table, "[bold]" + "long" * 10, "12")
+    table = Table("Title", (*words("name"), *numbers("number")), [("[bold]" + "long" * 10, "12")])
     file = io.StringIO()
     Console(file=file, width=30).print(table)
     lines = [line.rstrip() for line in file.getvalue().splitlines()]

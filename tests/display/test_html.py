@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from html.parser import HTMLParser
 
-from repl_fx.display.columns import add_row, add_words, new_table
+from repl_fx.display.columns import Table, words
 from repl_fx.display.html import html_of
 
 MARKUP = '<img src=x onerror="alert(1)">&amp;[red]'
@@ -28,9 +28,7 @@ class _Read(HTMLParser):
 
 
 def test_names_are_text() -> None:
-    table = new_table("Names")
-    add_words(table, "name")
-    add_row(table, MARKUP)
+    table = Table("Names", words("name"), [(MARKUP,)])
     made = _Read(html_of(MARKUP, table))
     assert made.elements == {"pre", "span"}
     assert made.text.count(MARKUP) == 2
@@ -39,8 +37,6 @@ def test_names_are_text() -> None:
 
 
 def test_colours_are_those_of_the_notebook() -> None:
-    table = new_table("Title")
-    add_words(table, "name")
-    made = html_of(table)
+    made = html_of(Table("Title", words("name"), ()))
     assert "color: inherit" in made and "font-weight: bold" in made
     assert not re.search(r"#[0-9a-fA-F]{6}|rgb|<style|<script", made)

@@ -9,14 +9,19 @@ from xml.dom import minidom
 
 from rich.console import Console, Group
 
-from repl_fx.report.charts import benchmark_chart, picture_of, scores_chart
-from repl_fx.scoring.scores import BlockScore
+from repl_fx.report.charts import chart_of, picture_of
+from repl_fx.report.figures import bench_figures, scores_figures
+from repl_fx.scoring.scores import BlockScore, Kind, Scores
 from tests.benchmarking.test_results import measured
 from tests.scoring.test_scores import SCORES
 
 
-def _shown(peak: int | None = None) -> list[str]:
-    return _lines(benchmark_chart(measured(peak)))
+def _benchmark(peak: int | None = None) -> Group:
+    return chart_of(bench_figures(measured(peak).to_json()))
+
+
+def _scores(scores: Scores, kind: Kind) -> Group:
+    return chart_of(scores_figures(scores, kind))
 
 
 def _lines(chart: Group) -> list[str]:
@@ -28,7 +33,7 @@ def _lines(chart: Group) -> list[str]:
 
 
 def test_each_group_has_a_bar_for_each_median() -> None:
-    lines = _shown()
+    lines = _lines(_benchmark())
     assert lines[:3] == [
         "Step of training, ms",
         f"original     {'█' * 48}        300",
@@ -44,34 +49,34 @@ def test_each_group_has_a_bar_for_each_median() -> None:
     assert f"rewritten    {'█' * 24}{' ' * 24}   2.00 KiB" in lines
     # No bar for what was not measured.
     assert not any(line.startswith("depth-pruned") for line in lines)
-    assert "Peak memory of a step" in _shown(500)
+    assert "Peak memory of a step" in _lines(_benchmark(500))
 
 
 def test_scores_have_a_bar_for_each_block_and_a_group_for_each_repeat() -> None:
-    assert _lines(scores_chart(SCORES, "influence")) == [
+    assert _lines(_scores(SCORES, "influence")) == [
         "b: influence",
         f"b.0          {'█' * 48}        0.5",
         f"b.1          {'█' * 12}{' ' * 36}      0.125",
     ]
     # No bar for a loss that falls.
-    assert _lines(scores_chart(SCORES, "loss"))[:3] == [
+    assert _lines(_scores(SCORES, "loss"))[:3] == [
         "b: rise of the loss without the block",
         f"b.0          {'█' * 48}        0.5",
         f"b.1          {' ' * 48}      -0.25",
     ]
     zeros = replace(SCORES, blocks=(BlockScore("b.0", "b", 0.0), BlockScore("c.0", "c", 1.0)))
-    assert [line for line in _lines(scores_chart(zeros, "influence")) if ":" in line] == [
+    assert [line for line in _lines(_scores(zeros, "influence")) if ":" in line] == [
         "b: influence",
         "c: influence",
     ]
     long = replace(SCORES, blocks=(BlockScore("a" * 70, "b", 1.0),))
-    assert max(map(len, _lines(scores_chart(long, "influence")))) <= 80
+    assert max(map(len, _lines(_scores(long, "influence")))) <= 80
 
 
 def test_the_picture_is_one_file_that_fetches_nothing() -> None:
-    text = picture_of(benchmark_chart(measured()), "<a> & [b]: Net")
+    text = picture_of(_benchmark(), "<a> & [b]: Net")
     picture = minidom.parseString(text)
     words = [node.firstChild.data.replace("\xa0", " ") for node in picture.getElementsByTagName("text")]  # type: ignore
     assert words[0] == "<a> & [b]: Net" and any("█" in word for word in words)
     assert re.findall(r"https?://\S+", text) == ['http://www.w3.org/2000/svg"']
-    assert text == picture_of(benchmark_chart(measured()), "<a> & [b]: Net")
+    assert text == picture_of(_benchmark(), "<a> & [b]: Net")

@@ -6,7 +6,6 @@ import json
 
 import pytest
 import torch
-from rich.table import Table
 from torch import Tensor, nn
 
 import repl_fx
@@ -14,18 +13,18 @@ from repl_fx.analysis.repeats import repeats_table
 from repl_fx.benchmarking.results import Benchmark, InferenceRow, TrainingRow
 from repl_fx.benchmarking.training import PARTS, Sizes
 from repl_fx.costs.counted import Costs, flops_by_node, measure_costs
+from repl_fx.display.columns import Table
 from repl_fx.export import Difference, LayerDifference, Verification
 from repl_fx.planning.blocks_table import blocks_table
 from repl_fx.planning.report import BlockReport
 from repl_fx.report.documents import costs_document, repeats_document
 from repl_fx.report.tables import (
+    bench_tables,
     costs_table,
     forms_line,
     grown_lines,
-    inference_table,
     layers_table,
     scores_table,
-    training_table,
     unmeasured_lines,
     unsettled_lines,
     verification_table,
@@ -139,21 +138,21 @@ def _of_long_runs() -> list[Table]:
     rows = [TrainingRow(name, 10**6, "source", None, Sizes(10**12, 1, 10**13, None), steps) for name in NAMES]
     calls = [InferenceRow(name, 10**5, "source", None, "ONNX Runtime", [123.456, 234.567]) for name in NAMES]
     long = Benchmark({}, {}, tuple(rows), tuple(calls))
-    return [training_table(long), inference_table(long)]
+    return bench_tables(long.to_json())
 
 
 def test_measured_times() -> None:
     result = measured(500)
-    text = text_of(training_table(result))
+    text, inference = map(text_of, bench_tables(result.to_json()))
     assert "Training, batch 4" in text and "peak" in text
     assert " ".join(row_of(text, "original")) == "original 300 200-400 1.00 13.3 1000 B 100"
     assert " ".join(row_of(text, "rewritten")) == "rewritten 150 100-200 0.50 26.7 500 B 60"
     assert row_of(text, "depth-pruned")[1:] == ["-"] * 6
-    kept = text_of(training_table(measured()))
+    kept = text_of(bench_tables(measured().to_json())[0])
     assert "kept for" in kept and row_of(kept, "original")[-3:] == ["4.00", "KiB", "100"]
-    lines = [line.split() for line in text_of(inference_table(result)).splitlines()]
+    lines = [line.split() for line in inference.splitlines()]
     assert ["1", "eager", "rewritten", "10.0", "10.0-10.0", "0.50", "100"] in lines
-    assert unmeasured_lines(result) == [
+    assert unmeasured_lines(result.to_json()) == [
         "not measured: depth-pruned, training: a reason",
         "measured in 1 rounds only: rewritten, eager, batch 1: it broke",
     ]
@@ -162,11 +161,11 @@ def test_measured_times() -> None:
 def test_ratios_whose_spread_is_too_wide_are_named() -> None:
     calls = {"original": [1.0] * 10, "steady": [0.8, 0.81] * 5, "shaken": [0.2, 0.9, 1.4, 0.3, 0.6] * 2}
     rows = [InferenceRow(name, 2, "source", None, "eager", seconds) for name, seconds in calls.items()]
-    (line,) = unsettled_lines(Benchmark({}, {}, (), tuple(rows)))
+    (line,) = unsettled_lines(Benchmark({}, {}, (), tuple(rows)).to_json())
     assert line.startswith("warning: too wide a spread to judge what is taken of the original: shaken, eager, batch 2;")
-    assert unsettled_lines(Benchmark({}, {}, (), tuple(rows[:2]))) == []
+    assert unsettled_lines(Benchmark({}, {}, (), tuple(rows[:2])).to_json()) == []
     few = [InferenceRow(row.variant, 2, "source", None, "eager", row.samples[:2]) for row in rows[:2]]
-    assert "steady, eager, batch 2;" in unsettled_lines(Benchmark({}, {}, (), tuple(few)))[0]
+    assert "steady, eager, batch 2;" in unsettled_lines(Benchmark({}, {}, (), tuple(few)).to_json())[0]
 
 
 @pytest.mark.parametrize("encoding", ["utf-8", "latin-1"])

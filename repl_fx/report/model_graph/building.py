@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import asdict
 from datetime import UTC, datetime
 from typing import Any
 
 import msgspec
 import torch
+from torch import fx
 
 import repl_fx
 from repl_fx.artifact.origin import with_origin
@@ -19,7 +20,6 @@ from repl_fx.passes.driver import run_passes
 from repl_fx.passes.write_in_place import write_in_place_
 from repl_fx.pipeline import TransformResult
 from repl_fx.planning.part_repeats import PartRepeats, find_in_parts, repeats_of
-from repl_fx.planning.report import BlockReport
 from repl_fx.report.model_graph.document import (
     SCHEMA,
     BlockRow,
@@ -29,7 +29,6 @@ from repl_fx.report.model_graph.document import (
     Graph,
     Group,
     Input,
-    Layout,
     Made,
     Model,
     PlanTable,
@@ -38,25 +37,12 @@ from repl_fx.report.model_graph.document import (
     View,
     Views,
 )
-from repl_fx.report.model_graph.graphs import GraphMaker, Side
+from repl_fx.report.model_graph.graphs import GraphMaker
 from repl_fx.report.model_graph.layout import Outline, lay_out
-from repl_fx.report.model_graph.nesting import nest, nest_rewritten
+from repl_fx.report.model_graph.nesting import Steps, nest, nest_rewritten
 from repl_fx.report.model_graph.node_facts import NodeCosts
-from repl_fx.report.model_graph.reading import Evidence, read_evidence
+from repl_fx.report.model_graph.reading import read_evidence
 from repl_fx.tracing.parts.capture import CapturedParts, Part, qualified_name
-
-
-@dataclass(eq=False)
-class _Layouts:
-    """Layouts, one for each outline."""
-
-    known: dict[Outline, str] = field(default_factory=dict)
-
-    def key(self, outline: Outline) -> str:
-        return self.known.setdefault(outline, str(len(self.known)))
-
-    def made(self) -> dict[str, Layout]:
-        return {key: lay_out(outline) for outline, key in self.known.items()}
 
 
 def document_of_model(
@@ -86,12 +72,7 @@ def document_of_artifact(artifact: Artifact, spec: str, notes: Sequence[str] = (
     """
     # What is damaged is said before any work is done.
     known = read_evidence(artifact.directory)
-    return with_evidence(document_of_result(artifact.result, spec, notes), known)
-
-
-def with_evidence(document: Document, known: Evidence) -> Document:
-    """The document with what is known besides in place of what it said of that."""
-    return msgspec.structs.replace(document, **{field.name: getattr(known, field.name) for field in fields(known)})
+    return msgspec.structs.replace(document_of_result(artifact.result, spec, notes), **vars(known))
 
 
 def _document(
@@ -101,15 +82,11 @@ def _document(
     spec: str,
     notes: Sequence[str],
 ) -> Document:
-    layouts = _Layouts()
+    # One layout for all groups that look the same.
+    layouts: dict[Outline, str] = {}
     inputs = {part.path: part for part in captured.parts}
-    report = {} if result is None else {row.block: row for row in result.report}
-    before: list[Graph] = []
-    after: list[Graph] = []
-    for part in found:
-        one, other = _graphs(part, inputs[part.path], captured, result, report, layouts)
-        before.append(one)
-        after.append(other)
+    pairs = [_graphs(part, inputs[part.path], captured, result, layouts) for part in found]
+    before, after = (tuple(graphs) for graphs in zip(*pairs, strict=True))
     infos = [part.graph_module.meta["capture"] for part in captured.parts]
     if result is None:
         costs: Sequence[Costs] = [measure_form(captured.source, captured.module, captured.parts)]
@@ -128,8 +105,8 @@ def _document(
             notes=(*notes, *captured.sizes),
         ),
         totals=Totals(captured.parts[0].inputs.batch, *totals),
-        views=Views(View(tuple(before)), None if result is None else View(tuple(after))),
-        layouts=layouts.made(),
+        views=Views(View(before), None if result is None else View(after)),
+        layouts={key: lay_out(outline) for outline, key in layouts.items()},
         repeats=tuple(_repeat_rows(found)),
         plan=None if result is None else _plan_table(result, before, after),
     )
@@ -140,31 +117,31 @@ def _graphs(
     captured: Part,
     model: CapturedParts,
     result: TransformResult | None,
-    report: Mapping[str, BlockReport],
-    layouts: _Layouts,
+    layouts: dict[Outline, str],
 ) -> tuple[Graph, Graph]:
     """The graphs of a part before and after; the same twice where nothing is replaced in it."""
+    report = {} if result is None else {row.block: row for row in result.report}
     replaced = [
         part.blocks[name].name for name, row in report.items() if row.status == "replaced" and name in part.blocks
     ]
     nesting = nest(part.graph_module, part.inside, replaced)
     source = model.source.get_submodule(part.path)
-    costs = NodeCosts.of(part.graph_module, captured.inputs)
-    before = GraphMaker(Side(part, part.graph_module, nesting.steps, nesting, costs, report, source), layouts.key)
-    graph = before.make()
+
+    def maker(gm: fx.GraphModule, steps: Mapping[str, Steps], *, after: bool) -> GraphMaker:
+        costs = NodeCosts.of(gm, captured.inputs)
+        return GraphMaker(part, gm, steps, nesting, costs, report, source, layouts, after)
+
+    before = maker(part.graph_module, nesting.steps, after=False)
     rewritten = None if result is None else result.one_by_one.get(part.path)
     if rewritten is None:
-        same = before.with_counterparts(graph, {} if result is None else before.at)
+        same = before.make({} if result is None else before.at)
         return same, same
     # The graph that trains does all syntheses together; each on its own lies with its block, and costs the same. The
     # model in place writes nothing into the stream.
     written = () if result is None or result.in_place.model is not None else (write_in_place_,)
     gm = run_passes(copy_graph(rewritten, compiled=False), *written).graph_module
-    steps = nest_rewritten(gm.graph, nesting)
-    side = Side(part, gm, steps, nesting, NodeCosts.of(gm, captured.inputs), report, source, after=True)
-    after = GraphMaker(side, layouts.key)
-    other = after.make(before.at)
-    return before.with_counterparts(graph, after.at), other
+    after = maker(gm, nest_rewritten(gm.graph, nesting), after=True)
+    return before.make(after.at), after.make(before.at)
 
 
 def _inputs(graphs: Sequence[Graph], parts: Sequence[Part]) -> Iterator[Input]:
@@ -193,33 +170,22 @@ def _repeat_rows(found: Sequence[PartRepeats]) -> list[RepeatRow]:
 
 def _plan_table(result: TransformResult, before: Sequence[Graph], after: Sequence[Graph]) -> PlanTable:
     plan = result.plan
-    made = {one.block: one for one in plan.replacements}
-    sides = [_block_groups(graphs) for graphs in (before, after)]
+    settings = {one.block: dict(one.settings) for one in plan.replacements}
     scores = with_origin(result)[1].scores
+    sides = {"before": _block_groups(before), "after": _block_groups(after)}
     rows = []
     for number, row in enumerate(result.report, start=1):
-        one = made.get(row.block)
-        old, new = (side.get(row.block) for side in sides)
-        rows.append(
-            BlockRow(
-                number=number,
-                block=row.block,
-                repeat=row.repeat,
-                status=row.status,
-                parameters_before=row.parameters_before,
-                parameters_after=row.parameters_after,
-                surrogate=row.surrogate,
-                neighbours=row.made_from or (),
-                left=row.left,
-                settings=None if one is None else dict(one.settings),
-                reason=row.reason,
-                flops_before=None if old is None else old.flops,
-                flops_after=None if new is None else new.flops,
-                kept_before=None if old is None else old.kept,
-                kept_after=None if new is None else new.kept,
-                score=scores.get(row.block),
-            )
-        )
+        groups = {side: found[row.block] for side, found in sides.items() if row.block in found}
+        facts = {
+            **asdict(row),
+            "number": number,
+            "neighbours": row.made_from or (),
+            "settings": settings.get(row.block),
+            "score": scores.get(row.block),
+            **{f"flops_{side}": group.flops for side, group in groups.items()},
+            **{f"kept_{side}": group.kept for side, group in groups.items()},
+        }
+        rows.append(msgspec.convert(facts, BlockRow))
     options: dict[str, Any] = {"seed": plan.seed}
     if plan.expected:
         options["expected"] = dict(plan.expected)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -116,7 +117,7 @@ def compare(one: Path, other: Path) -> PlansDifference:
         BadInput, PlanMismatch: a file cannot be read, or is no plan.
     """
     sides = _side(one), _side(other)
-    manifests = tuple(side.manifest for side in sides)
+    models = [_model(side) for side in sides]
     first, second = (_blocks(side.plan) for side in sides)
     differences = []
     named = dict.fromkeys((*first, *second))
@@ -127,11 +128,12 @@ def compare(one: Path, other: Path) -> PlansDifference:
     return PlansDifference(
         one=str(one),
         other=str(other),
-        model=_changes(*_known_to_both(*(_model(side) for side in sides))),
+        # A plan alone does not say which class it is for.
+        model=tuple(change for change in _changes(*models) if all(change.what in model for model in models)),
         options=_changes(*(_flat(_options(side.plan)) for side in sides)),
         blocks=tuple(differences),
         alike=len(named) - len(differences),
-        parameters=(_parameters(manifests[0]), _parameters(manifests[1])),
+        parameters=(_parameters(sides[0]), _parameters(sides[1])),
         weights=_weights(*sides),
     )
 
@@ -170,18 +172,9 @@ def _model(side: _Side) -> dict[str, Any]:
     return known
 
 
-def _known_to_both(one: dict[str, Any], other: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
-    # A plan alone does not say which class it is for.
-    return {name: one[name] for name in one if name in other}, {name: other[name] for name in other if name in one}
-
-
 def _options(plan: Plan) -> dict[str, Any]:
-    return {
-        "seed": plan.seed,
-        "parts": list(plan.parts),
-        "expected": plan.expected,
-        "timed_on": plan.timed_on or None,
-    }
+    timed_on = plan.timed_on or None
+    return {"seed": plan.seed, "parts": list(plan.parts), "expected": plan.expected, "timed_on": timed_on}
 
 
 def _flat(facts: Mapping[str, Any], around: str = "") -> dict[str, Any]:
@@ -200,37 +193,32 @@ def _changes(one: Mapping[str, Any], other: Mapping[str, Any]) -> tuple[Change, 
     return tuple(Change(name, first, second) for name, first, second in found if first != second)
 
 
-def _parameters(manifest: Manifest | None) -> int | None:
-    return None if manifest is None else manifest.parameters
+def _parameters(side: _Side) -> int | None:
+    return None if side.manifest is None else side.manifest.parameters
 
 
 def _weights(one: _Side, other: _Side) -> WeightsDifference | None:
+    """Compare the tensors of two artifacts, one at a time: they may not fit into memory together."""
     if one.manifest is None or other.manifest is None:
         return None
-    equal = 0
-    different: list[str] = []
-    alone: tuple[list[str], list[str]] = [], []
-    sides = [(side.path, side.manifest) for side in (one, other) if side.manifest is not None]
-    weights = [written_file(path, manifest, weights_name(manifest)) for path, manifest in sides]
-    for files in (weights, [written_file(*side, CONSTANTS) for side in sides]):
-        same, differ, only_one, only_other = _compared(*files)
-        equal += same
-        different += differ
-        alone[0].extend(only_one)
-        alone[1].extend(only_other)
-    return WeightsDifference(equal, tuple(different), tuple(alone[0]), tuple(alone[1]))
-
-
-def _compared(one: Path, other: Path) -> tuple[int, list[str], list[str], list[str]]:
-    """Compare two files of tensors, one tensor at a time: they may not fit into memory together."""
+    sides = (one.path, one.manifest), (other.path, other.manifest)
     try:
-        with safe_open(one, "pt") as first, safe_open(other, "pt") as second:
-            names, others = set(first.keys()), set(second.keys())
-            both = sorted(names & others)
-            different = [name for name in both if not _same(first.get_tensor(name), second.get_tensor(name))]
-            return len(both) - len(different), different, sorted(names - others), sorted(others - names)
+        with ExitStack() as opened:
+            first, second = (_tensors(*side, opened) for side in sides)
+            both = [name for name in first if name in second]
+            different = [n for n in both if not _same(first[n].get_tensor(n), second[n].get_tensor(n))]
+            only_one = tuple(name for name in first if name not in second)
+            only_other = tuple(name for name in second if name not in first)
     except (SafetensorError, OSError) as problem:
-        raise ArtifactError(f"{one} and {other} cannot be compared: {one_line(problem)}") from problem
+        raise ArtifactError(f"{one.path} and {other.path} cannot be compared: {one_line(problem)}") from problem
+    return WeightsDifference(len(both) - len(different), tuple(different), only_one, only_other)
+
+
+def _tensors(directory: Path, manifest: Manifest, opened: ExitStack) -> dict[str, Any]:
+    """The file of each tensor of an artifact, by its name."""
+    files = [written_file(directory, manifest, name) for name in (weights_name(manifest), CONSTANTS)]
+    found = [opened.enter_context(safe_open(file, "pt")) for file in files]
+    return {name: file for file in found for name in sorted(file.keys())}
 
 
 def _same(one: torch.Tensor, other: torch.Tensor) -> bool:

@@ -138,6 +138,11 @@ class Graph(_Record, frozen=True):
     nodes: tuple[Node, ...]
     edges: tuple[tuple[int, int], ...]
 
+    def above(self, place: int) -> list[int]:
+        """The places of the groups around a group, from the outermost."""
+        parent = self.groups[place].parent
+        return [] if parent is None else [*self.above(parent), parent]
+
 
 class View(_Record, frozen=True):
     """The graphs of a model, those of all parts in the order of their first calls."""
@@ -296,6 +301,11 @@ class Curve(_Record, frozen=True):
     points: tuple[tuple[int, float], ...]
     run: str = ""
 
+    @property
+    def label(self) -> str:
+        """The name of the run, where there are several, else its own."""
+        return self.run or self.name
+
 
 class Compared(_Record, frozen=True):
     """One variant of a comparison.
@@ -342,6 +352,11 @@ class Layer(_Record, frozen=True):
     max_abs: float | str
     scale: float | str
     passed: bool
+
+    @property
+    def error(self) -> float:
+        """The largest difference as a part of the largest number."""
+        return float(self.max_abs) / (float(self.scale) or 1.0)
 
 
 class Verified(_Record, frozen=True):

@@ -89,8 +89,7 @@ def _placed(
 ) -> tuple[list[float], dict[tuple[int, int], list[tuple[float, int]]]]:
     """The middle of each box, and the bends of edges that pass layers: middle and layer of each."""
     igraph = _igraph()
-    edges = list(dict.fromkeys(outline.downwards(*edge) for edge in outline.edges if edge[0] != edge[1]))
-    bent = _affordable(edges, layers)
+    bent = _affordable(_downward_edges(outline), layers)
     # The middle width: where boxes are wider, they are moved apart.
     apart = sorted(width for width, _ in outline.sizes)[len(outline.sizes) // 2] + _GAP
     coords = [0.0] * len(outline.sizes)
@@ -121,14 +120,10 @@ def _placed(
 
 def _connected(boxes: int, edges: Sequence[tuple[int, int]]) -> Iterator[tuple[list[int], list[tuple[int, int]]]]:
     """The boxes of each connected part, in ascending order, and the edges between them."""
-    graph: networkx.Graph[int] = networkx.Graph()
-    graph.add_nodes_from(range(boxes))
-    graph.add_edges_from(edges)
-    parts = [sorted(part) for part in networkx.connected_components(graph)]
-    number = {box: i for i, part in enumerate(parts) for box in part}
+    parts = _igraph().Graph(boxes, edges).connected_components()
     own: list[list[tuple[int, int]]] = [[] for _ in parts]
     for edge in edges:
-        own[number[edge[0]]].append(edge)
+        own[parts.membership[edge[0]]].append(edge)
     yield from zip(parts, own, strict=True)
 
 
@@ -183,18 +178,16 @@ def _igraph() -> ModuleType:
 
 def _layers(outline: Outline) -> list[int]:
     """The layer of each box: below all that it reads; what reads nothing stands right above its first reader."""
-    layers = [0] * len(outline.sizes)
-    forward = sorted(
-        (outline.downwards(*edge) for edge in outline.edges if edge[0] != edge[1]),
-        key=lambda edge: outline.rank(edge[0]),
-    )
-    for upper, lower in forward:
-        layers[lower] = max(layers[lower], layers[upper] + 1)
-    fed = {lower for _, lower in forward}
-    first: dict[int, int] = {}
-    for upper, lower in forward:
-        first[upper] = min(first.get(upper, layers[lower]), layers[lower])
-    return [layer if box in fed else first.get(box, 1) - 1 for box, layer in enumerate(layers)]
+    graph: networkx.DiGraph[int] = networkx.DiGraph(_downward_edges(outline))
+    graph.add_nodes_from(range(len(outline.sizes)))
+    layers = {box: layer for layer, boxes in enumerate(networkx.topological_generations(graph)) for box in boxes}
+    first = (min((layers[reader] for reader in graph[box]), default=1) - 1 for box in range(len(layers)))
+    return [layers[box] if graph.in_degree(box) else above for box, above in enumerate(first)]
+
+
+def _downward_edges(outline: Outline) -> list[tuple[int, int]]:
+    """Pairs of boxes that an edge joins, the upper one first."""
+    return list(dict.fromkeys(outline.downwards(*edge) for edge in outline.edges if edge[0] != edge[1]))
 
 
 def _affordable(edges: Sequence[tuple[int, int]], layers: Sequence[int]) -> list[tuple[int, int]]:

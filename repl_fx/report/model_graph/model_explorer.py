@@ -1,38 +1,29 @@
-"""The graphs of a document as Model Explorer reads them: a graph collection, and data to colour its nodes by.
+"""The graphs of a document as Model Explorer reads them: a graph collection.
 
     document.views.before, .after  ->  graphs `before` and `after`, or `before: backbone`, … for a model in parts
     groups                         ->  namespaces, which it shows as layers; surrogates have a colour of their own
-    costs, surrogates              ->  node data, a file for each
+    costs                          ->  attributes of nodes and layers
 
-See https://github.com/google-ai-edge/model-explorer; the names of its fields are those of `graph_builder` and
-`node_data_builder` in its Python package.
+See https://github.com/google-ai-edge/model-explorer; the names of its fields are those of `graph_builder` in its Python
+package.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Mapping
-from functools import partial
+from collections.abc import Iterator, Mapping
+from itertools import chain, count
 from typing import Any
 
 from repl_fx.report.model_graph.document import Document, Graph, Group, Node
 
 _SURROGATE, _REPEAT = "#ffe0b2", "#e3f2fd"
-_COSTS: Mapping[str, str] = {"parameters": "parameters", "FLOPs": "flops", "bytes kept for backward": "kept"}
-_GRADIENT = [{"stop": 0, "bgColor": "#ffffff"}, {"stop": 1, "bgColor": "#e57373"}]
 
 
 def graph_collection(document: Document) -> dict[str, Any]:
     """The graph collection: what `model-explorer FILE.json` opens."""
     graphs = [_graph(name, graph) for name, graph in _graphs(document)]
     return {"label": document.model.type, "graphs": graphs, "graphSorting": "name_desc"}
-
-
-def node_data(document: Document) -> dict[str, dict[str, Any]]:
-    """The node data, by title: costs that are known, and of surrogates 1 for each node; a file for each."""
-    found = {title: _data(document, title, partial(_cost, name)) for title, name in _COSTS.items()}
-    found["surrogates"] = _data(document, "surrogates", _is_surrogate)
-    return {title: data for title, data in found.items() if any(of["results"] for of in data.values())}
 
 
 def _graphs(document: Document) -> Iterator[tuple[str, Graph]]:
@@ -76,34 +67,28 @@ def _namespaces(graph: Graph) -> list[str]:
             continue
         # The separator is no part of a label.
         name = "/".join(filter(None, (found[group.parent], group.label.replace("/", "|"))))
-        number = 1
-        unique = name
-        while unique in taken:
-            number += 1
-            unique = f"{name} ({number})"
-        taken.add(unique)
-        found.append(unique)
+        numbered = chain([name], (f"{name} ({number})" for number in count(2)))
+        found.append(next(one for one in numbered if one not in taken))
+        taken.add(found[-1])
     return found
 
 
 def _node(graph: Graph, node: Node, namespace: str, feeders: list[Node]) -> dict[str, Any]:
-    words = graph.words
     facts = {
         "kind": node.kind,
-        "target": words[node.target],
+        "target": graph.words[node.target],
         "parameters": node.parameters or None,
         "FLOPs": node.flops or None,
         "bytes kept for backward": node.kept or None,
-        "source": None if node.source is None else words[node.source],
+        "source": None if node.source is None else graph.words[node.source],
     }
-    attributes = [{"key": key, "value": _text(value)} for key, value in facts.items() if value is not None]
     value = graph.values[node.value]
     made = [{"id": "0", "attrs": [{"key": "shape", "value": value.text}]}] if value.text else []
     return {
         "id": node.name,
-        "label": words[node.label],
+        "label": graph.words[node.label],
         "namespace": namespace,
-        "attrs": attributes,
+        "attrs": [{"key": key, "value": words} for key, words in _words(facts)],
         "incomingEdges": [
             {"sourceNodeId": feeder.name, "sourceNodeOutputId": "0", "targetNodeInputId": str(place)}
             for place, feeder in enumerate(feeders)
@@ -125,34 +110,11 @@ def _group_facts(group: Group) -> Iterator[tuple[str, str]]:
         "FLOPs": group.flops,
         "bytes kept for backward": group.kept,
     }
+    return _words(facts)
+
+
+def _words(facts: Mapping[str, object]) -> Iterator[tuple[str, str]]:
+    """The facts that are known, in words."""
     for key, value in facts.items():
         if value is not None:
-            yield key, _text(value)
-
-
-def _data(document: Document, title: str, value_of: Callable[[Graph, Node], int | None]) -> dict[str, Any]:
-    """Node data of all graphs; what has none, or 0, is left out."""
-    found = {}
-    for name, graph in _graphs(document):
-        results = {node.name: {"value": int(value)} for node in graph.nodes if (value := value_of(graph, node))}
-        found[name] = {"name": title, "results": results, "gradient": _GRADIENT}
-    return found
-
-
-def _cost(name: str, graph: Graph, node: Node) -> int | None:
-    cost: int | None = getattr(node, name)
-    return cost
-
-
-def _is_surrogate(graph: Graph, node: Node) -> bool:
-    """Whether a node lies in a surrogate, at any depth."""
-    place: int | None = node.group
-    while place is not None:
-        if graph.groups[place].kind == "surrogate":
-            return True
-        place = graph.groups[place].parent
-    return False
-
-
-def _text(value: object) -> str:
-    return f"{value:,}" if isinstance(value, int) else str(value)
+            yield key, f"{value:,}" if isinstance(value, int) else str(value)

@@ -248,8 +248,8 @@ def _shortened(steps: Mapping[fx.Node, Steps | None]) -> dict[fx.Node, Steps | N
         for end in range(len(way)):
             below.setdefault(way[:end], set()).add(way[end])
         below.setdefault(way, set()).add(None)
-    empty = {way for way, found in below.items() if way and way[-1].kind == "module" and found != {None}}
-    empty = {way for way in empty if len(below[way]) == 1}
+    alone = {way for way, found in below.items() if len(found) == 1 and None not in found}
+    empty = {way for way in alone if way and way[-1].kind == "module"}
 
     def short(way: Steps) -> Steps:
         return tuple(step for end, step in enumerate(way, start=1) if way[:end] not in empty)

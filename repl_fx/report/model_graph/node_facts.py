@@ -44,6 +44,11 @@ class NodeCosts:
         named = None if flops is None else {node.name: number for node, number in flops.items()}
         return cls(named, kept_by_node(gm, inputs.args, inputs.kwargs))
 
+    def of_node(self, name: str) -> tuple[int | None, int | None]:
+        """FLOPs and kept bytes of a node."""
+        flops = None if self.flops is None else self.flops.get(name, 0)
+        return flops, None if self.kept is None else self.kept.get(name, 0)
+
 
 def kind_of_node(gm: fx.GraphModule, node: fx.Node) -> NodeKind:
     """The kind of a node."""

@@ -9,10 +9,10 @@ Left out of pictures, while the document has all of it:
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-from repl_fx.report.model_graph.document import GroupKind, Node, Value
+from repl_fx.report.model_graph.document import GroupKind, Node, NodeKind, Value
 
 # Pixels of the page's fonts, about: a title is 13 px and bold, what stands below it 11 px.
 _TITLE, _TEXT, _MARGIN = 7.8, 6.4, 26
@@ -30,34 +30,31 @@ Edges = Mapping[tuple[Any, Any], None]
 
 
 def simplified(
-    edges: Edges, row: Callable[[Any], Node | None], values: list[Value]
-) -> tuple[dict[Any, None], set[Any]]:
+    edges: Edges, rows: Mapping[Any, Node], values: Sequence[Value]
+) -> tuple[dict[tuple[Any, Any], None], set[Any]]:
     """The edges between the things of a group that are drawn, and the things that are not.
 
     Args:
         edges: pairs of things, from a value to its reader.
-        row: the node that a thing is; None for a group.
+        rows: the nodes that things are; groups are none.
         values: `Graph.values`.
     """
     readers: dict[Any, list[Any]] = {}
     for source, reader in edges:
         readers.setdefault(source, []).append(reader)
-    things = dict.fromkeys(thing for edge in edges for thing in edge)
-    nodes = {thing: node for thing in things if (node := row(thing)) is not None}
-    hidden = {
-        thing
-        for thing, node in nodes.items()
-        if _is_no_tensor(node, values[node.value], thing in readers)
-        or (node.kind == "parameter" and all(_is_synthesis(row(reader)) for reader in readers.get(thing, ())))
-    }
+    syntheses = {thing for thing, node in rows.items() if node.kind == "synthesis"}
     # A result of a synthesis, by the synthesis.
     parts = {
         reader: source
         for source, reader in edges
-        if _is_synthesis(row(source)) and (node := row(reader)) is not None and node.kind == "operator"
+        if source in syntheses and isinstance(reader, int) and reader in readers and _is(rows, reader, "operator")
     }
-    parts = {thing: source for thing, source in parts.items() if thing in readers and isinstance(thing, int)}
-    hidden |= parts.keys()
+    hidden = set(parts)
+    for thing in {thing for edge in edges for thing in edge} & rows.keys():
+        of_syntheses = syntheses.issuperset(readers.get(thing, ()))
+        number = _is_no_tensor(rows[thing], values[rows[thing].value], thing in readers)
+        if number or (of_syntheses and _is(rows, thing, "parameter")):
+            hidden.add(thing)
     drawn = {
         (parts.get(source, source), reader): None
         for source, reader in edges
@@ -66,15 +63,15 @@ def simplified(
     return drawn, hidden
 
 
+def _is(rows: Mapping[Any, Node], thing: Any, kind: NodeKind) -> bool:
+    return thing in rows and rows[thing].kind == kind
+
+
 def _is_no_tensor(node: Node, value: Value, is_read: bool) -> bool:
     """Whether a node gives a number, or nothing; a tuple, or what has no words for it, may hold tensors."""
     ends = node.kind in ("input", "output", "synthesis", "layer")
     number = bool(value.text) and not value.text.startswith(("(", "[", "{"))
     return not ends and value.shape is None and (number or not (value.text or is_read))
-
-
-def _is_synthesis(node: Node | None) -> bool:
-    return node is not None and node.kind == "synthesis"
 
 
 def node_size(label: str, value: str) -> tuple[int, int]:

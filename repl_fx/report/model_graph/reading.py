@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import csv
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -67,16 +67,15 @@ def read_evidence(directory: Path) -> Evidence:
     """
     manifest = read_manifest(directory)
 
-    def of_artifact(name: str) -> Path | None:
-        return written_file(directory, manifest, name) if name in manifest.files else None
+    def of_artifact(name: str, read: Callable[[Path], _T]) -> _T | None:
+        return read(written_file(directory, manifest, name)) if name in manifest.files else None
 
-    proof, bench = of_artifact(PROOF), of_artifact(BENCH)
-    scores = _if_there(directory / COMPRESSION / SCORES)
+    scores = directory / COMPRESSION / SCORES
     return Evidence(
-        scores=None if scores is None else read_score_document(scores),
+        scores=read_score_document(scores) if scores.is_file() else None,
         training=_training(directory),
-        verify=None if proof is None else read_verifications(proof),
-        bench=None if bench is None else read_benchmark(bench),
+        verify=of_artifact(PROOF, read_verifications),
+        bench=of_artifact(BENCH, read_benchmark),
     )
 
 
@@ -105,18 +104,14 @@ def read_verifications(file: Path) -> tuple[Verified, ...]:
     document = _read(file, dict[str, Any])
     parts = document.get("parts", {"": document})
     try:
-        return tuple(verified(path, of) for path, of in parts.items())
+        return tuple(_verified(path, of) for path, of in parts.items())
     except (KeyError, TypeError, AttributeError, msgspec.ValidationError) as problem:
         raise BadInput(f"{file} is damaged, or no result of a verification: {one_line(problem)}") from problem
 
 
-def verified(part: str, verification: Mapping[str, Any]) -> Verified:
-    """A verification, as `Verification.to_json` writes it, of the part at a path."""
-    layers = [
-        {**layer["difference"], "node": layer["node"], "module": layer["module"]} for layer in verification["layers"]
-    ]
-    found = {"part": part, **verification, "outputs": verification["rows"], "layers": layers}
-    return msgspec.convert(found, Verified)
+def _verified(part: str, of: Mapping[str, Any]) -> Verified:
+    layers = [{**layer["difference"], "node": layer["node"], "module": layer["module"]} for layer in of["layers"]]
+    return msgspec.convert({"part": part, **of, "outputs": of["rows"], "layers": layers}, Verified)
 
 
 def read_benchmark(file: Path) -> Mapping[str, Any]:
@@ -132,19 +127,17 @@ def read_benchmark(file: Path) -> Mapping[str, Any]:
 
 
 def _training(directory: Path) -> Training | None:
-    state = directory / STATE
+    state, compressing = directory / STATE, directory / COMPRESSION
     runs = {"": state, **{folder.name: folder for folder in sorted((state / OTHERS).glob("*")) if folder.is_dir()}}
     curves = [curve for name, folder in runs.items() for curve in _curves(folder / LOGS, name)]
-    figures: dict[str, Any] = {}
-    trained = _read_if_there(state / RESULT, dict[str, Any])
-    if trained is not None:
-        figures["trained"] = _figures_in(state / RESULT, trained.get("figures", {}))
+    files = state / RESULT, state / FIGURES, compressing / RESULT
+    trained, healed, compressed = (_read_if_there(file, dict[str, Any]) or {} for file in files)
+    figures: dict[str, Mapping[str, float]] = {}
     # What healed or compressed knows the names of its models.
-    healed = _read_if_there(state / FIGURES, dict[str, Any]) or {}
-    compressed = _read_if_there(directory / COMPRESSION / RESULT, dict[str, Any]) or {}
-    for file, named in ((state / FIGURES, healed), (directory / COMPRESSION / RESULT, compressed.get("figures", {}))):
-        if named:
-            figures = {name: _figures_in(file, of) for name, of in named.items()}
+    of_trained = {"trained": trained.get("figures", {})} if trained else {}
+    for file, models in zip(files, (of_trained, healed, compressed.get("figures")), strict=True):
+        if models:
+            figures = {name: _figures_in(file, of) for name, of in models.items()}
     rows = _read_if_there(state / COMPARISON, list[Compared])
     if not (curves or figures or rows):
         return None
@@ -199,10 +192,6 @@ def _thinned(points: list[tuple[int, float]]) -> tuple[tuple[int, float], ...]:
     every = math.ceil(len(points) / _MOST_POINTS)
     # The last point is the one that counts.
     return tuple(points[::-1][::every][::-1])
-
-
-def _if_there(file: Path) -> Path | None:
-    return file if file.is_file() else None
 
 
 def _read_if_there(file: Path, kind: type[_T]) -> _T | None:

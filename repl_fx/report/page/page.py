@@ -11,12 +11,13 @@ import hashlib
 from dataclasses import dataclass
 from importlib.resources import files
 
-from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
 
 from repl_fx.display.numbers import change, count, size
 from repl_fx.report.model_graph.document import Document
+from repl_fx.report.page.charts import draw
 from repl_fx.report.page.sections import sections_of
+from repl_fx.report.templates import template_of
 
 # What could end the element that the document stands in, or a line of it in JavaScript's eyes.
 _ESCAPED = {ord(char): f"\\u{ord(char):04x}" for char in "<>&\u2028\u2029"}
@@ -28,21 +29,18 @@ class CostCard:
 
     name: str
     before: str
-    after: str | None
-    change: str | None
-    full: float | None
-    share: float | None
+    after: str | None = None
+    change: str | None = None
+    full: float | None = None
+    share: float | None = None
 
 
 def render_page(document: Document) -> str:
     """The text of the HTML file, which is to be written as UTF-8."""
     here = files(__package__)
     style, script = (here.joinpath(name).read_text("utf-8") for name in ("report.css", "report.js"))
-    template = Environment(autoescape=True, undefined=StrictUndefined).from_string(
-        here.joinpath("report.html").read_text("utf-8")
-    )
     model, plan = document.model, document.plan
-    page = template.render(
+    page = template_of(__package__, "report.html").render(
         policy=_policy(style, script),
         style=Markup(style),
         script=Markup(script),
@@ -54,6 +52,7 @@ def render_page(document: Document) -> str:
         views=["before"] if document.views.after is None else ["before", "after"],
         replaced=plan is not None and any(row.status == "replaced" for row in plan.blocks),
         sections=sections_of(document),
+        draw=draw,
         made=f"Made by repl-fx {document.made.repl_fx} with torch {document.made.torch}, {document.made.at}",
     )
     # A name may hold half of a surrogate pair, which no file can.
@@ -75,17 +74,14 @@ def cost_cards(document: Document) -> list[CostCard]:
         (f"Kept for backward, {batch}", size, "kept"),
     )
     cards = []
-    for name, words, key in named:
+    for name, text, key in named:
         was: int | None = getattr(before, key)
-        now: int | None = None if after is None else getattr(after, key)
-        if was is None:
-            continue
-        if now is None:
-            cards.append(CostCard(name, words(was), None, None, None, None))
-        else:
+        now: int | None = getattr(after, key, None)
+        if was is not None and now is not None:
             most = max(was, now) or 1
-            shares = (100 * was / most, 100 * now / most)
-            cards.append(CostCard(name, words(was), words(now), change(was, now), *shares))
+            cards.append(CostCard(name, text(was), text(now), change(was, now), 100 * was / most, 100 * now / most))
+        elif was is not None:
+            cards.append(CostCard(name, text(was)))
     return cards
 
 

@@ -9,10 +9,15 @@ norm               blocks.2               …
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from repl_fx.display.numbers import change, count, size
-from repl_fx.report.model_graph.document import Cost, Document, Graph, Group, Layout
+from repl_fx.report.model_graph.document import Box, Document, Graph, Group, Layout, Route
+
+# Pixels of the blocks of a stack: their size, those between them, and how many stand below one another.
+ROW_WIDTH, _ROW, _GAP, _BETWEEN, _ROWS = 250, 26, 6, 10, 16
+_COSTS = (("parameters", "parameters", count), ("FLOPs", "flops", count), ("kept for backward", "kept", size))
 
 
 @dataclass(frozen=True)
@@ -34,29 +39,25 @@ class Item:
 
 
 @dataclass(frozen=True)
-class Panel:
-    """A group opened, with each group inside it as one item.
+class Card:
+    """A group opened, with each group inside it as one item; or the blocks of a repeat, one below another.
 
     Attributes:
+        key: unique in the picture: p0, p1, … on the way down, s0, s1, … for repeats, b for the block that is opened.
         items: one for each box of the layout, None where the layout leaves it out.
-        opened: the place of the item that the next panel opens.
-        stacks: the places of items that are stacks, by their number in `Folded.stacks`.
+        opens: keys of the cards that show what is inside an item, by the place of the item.
     """
 
+    key: str
     title: str
     items: tuple[Item | None, ...]
     layout: Layout
-    opened: int | None
-    stacks: tuple[tuple[int, int], ...]
+    opens: Mapping[int, str]
 
-
-@dataclass(frozen=True)
-class Stack:
-    """The blocks of a repeat, in order; `opened` is the place of the one that is shown."""
-
-    title: str
-    blocks: tuple[Item, ...]
-    opened: int | None
+    @property
+    def is_stack(self) -> bool:
+        """Whether it shows the blocks of a repeat."""
+        return self.key.startswith("s")
 
 
 @dataclass(frozen=True)
@@ -65,34 +66,29 @@ class Folded:
 
     Attributes:
         lines: what stands above the picture: the model, and its costs.
-        panels: from the whole graph down to the group of the largest repeat.
-        block: one of its blocks opened; None where nothing repeats.
+        cards: from the whole graph down to the group of the largest repeat, its repeats, and one block of the largest,
+            where anything repeats.
     """
 
     lines: tuple[str, ...]
-    panels: tuple[Panel, ...]
-    stacks: tuple[Stack, ...]
-    block: Panel | None
+    cards: tuple[Card, ...]
 
 
 def fold_document(document: Document) -> Folded:
     """Fold the model of a document; after its transform, where it has one."""
     view = document.views.after or document.views.before
     found = [(graph, place) for graph in view.graphs for place in _outermost(graph)]
-    largest = max(found, key=_weight, default=None)
-    graph = view.graphs[0] if largest is None else largest[0]
-    way = [0] if largest is None else _above(graph, largest[1])
+    if not found:
+        graph = view.graphs[0]
+        return Folded(_lines(document, graph), (_panel(document, graph, 0, "p0", {}),))
+    graph, largest = max(found, key=_weight)
+    way = graph.above(largest)
     repeats = [-1 - child for place in way for child in graph.groups[place].children if _is_repeat(graph, child)]
-    shown = None if largest is None else _shown_block(graph, largest[1])
-    panels = [
-        _panel(graph, place, document, repeats, below) for place, below in zip(way, (*way[1:], None), strict=True)
-    ]
-    return Folded(
-        _lines(document, graph),
-        tuple(panels),
-        tuple(_stack(graph, place, shown) for place in repeats),
-        None if shown is None else _panel(graph, shown, document, (), None),
-    )
+    shown = _shown_block(graph, largest)
+    keys = {place: f"p{i}" for i, place in enumerate(way)} | {place: f"s{i}" for i, place in enumerate(repeats)}
+    cards = [_panel(document, graph, place, keys[place], keys) for place in way]
+    cards += [_stack(graph, place, keys[place], shown) for place in repeats]
+    return Folded(_lines(document, graph), (*cards, _panel(document, graph, shown, "b", {})))
 
 
 def _weight(found: tuple[Graph, int]) -> int:
@@ -109,46 +105,43 @@ def _is_repeat(graph: Graph, child: int) -> bool:
 def _outermost(graph: Graph) -> list[int]:
     """The places of the repeats that lie in no other."""
     repeats = [place for place, group in enumerate(graph.groups) if group.kind == "repeat"]
-    return [place for place in repeats if not any(graph.groups[up].kind == "repeat" for up in _above(graph, place))]
+    return [place for place in repeats if not any(graph.groups[up].kind == "repeat" for up in graph.above(place))]
 
 
-def _above(graph: Graph, place: int) -> list[int]:
-    """The groups around a group, from the outermost."""
-    above: list[int] = []
-    parent = graph.groups[place].parent
-    while parent is not None:
-        above.insert(0, parent)
-        parent = graph.groups[parent].parent
-    return above
-
-
-def _shown_block(graph: Graph, repeat: int) -> int | None:
+def _shown_block(graph: Graph, repeat: int) -> int:
     """The first block of a repeat that is kept, else the first."""
     blocks = [-1 - child for child in graph.groups[repeat].children if child < 0]
-    return next((place for place in blocks if graph.groups[place].kind == "block"), blocks[0] if blocks else None)
+    return next((place for place in blocks if graph.groups[place].kind == "block"), blocks[0])
 
 
-def _panel(graph: Graph, place: int, document: Document, repeats: list[int] | tuple[()], below: int | None) -> Panel:
+def _panel(document: Document, graph: Graph, place: int, key: str, keys: Mapping[int, str]) -> Card:
     group = graph.groups[place]
-    inside = [_item(graph, child) for child in group.children]
-    around = [_port(graph, node, "input") for node in group.inputs] + [
-        _port(graph, node, "output") for node in group.outputs
-    ]
-    stacks = tuple((i, repeats.index(-1 - c)) for i, c in enumerate(group.children) if -1 - c in repeats and c < 0)
-    opened = None if below is None else group.children.index(-1 - below)
-    title = "the whole model" if place == 0 else f"inside {group.name}"
+    ends = [("input", node) for node in group.inputs] + [("output", node) for node in group.outputs]
+    things = [_item(graph, child) for child in group.children] + [_port(graph, node, look) for look, node in ends]
     layout = document.layouts[group.layout]
-    items = (item if box.width else None for item, box in zip((*inside, *around), layout.boxes, strict=True))
-    return Panel(title, tuple(items), layout, opened, stacks)
+    items = tuple(item if box.width else None for item, box in zip(things, layout.boxes, strict=True))
+    opens = {i: keys[-1 - child] for i, child in enumerate(group.children) if child < 0 and -1 - child in keys}
+    return Card(key, "the whole model" if place == 0 else f"inside {group.name}", items, layout, opens)
 
 
-def _stack(graph: Graph, place: int, shown: int | None) -> Stack:
+def _stack(graph: Graph, place: int, key: str, shown: int) -> Card:
     repeat = graph.groups[place]
     blocks = [-1 - child for child in repeat.children if child < 0]
-    opened = blocks.index(shown) if shown in blocks else None
     gone = sum(graph.groups[block].status == "replaced" for block in blocks)
     title = f"{repeat.name}: {len(blocks)} blocks" + (f", {gone} replaced" if gone else "")
-    return Stack(title, tuple(_item(graph, -1 - block) for block in blocks), opened)
+    opens = {blocks.index(shown): "b"} if shown in blocks else {}
+    return stack_of(key, title, [_item(graph, -1 - block) for block in blocks], opens)
+
+
+def stack_of(key: str, title: str, items: Sequence[Item], opens: Mapping[int, str]) -> Card:
+    """A card of blocks, one below another, in as many columns as it takes."""
+    columns, rows = -(-len(items) // _ROWS), min(len(items), _ROWS)
+    places = ((_BETWEEN + i // _ROWS * (ROW_WIDTH + _BETWEEN), i % _ROWS * (_ROW + _GAP)) for i in range(len(items)))
+    boxes = tuple(Box(x, y, ROW_WIDTH, _ROW) for x, y in places)
+    # Each leads to the next, without a line.
+    routes = tuple(Route(i, i + 1, ()) for i in range(len(items) - 1))
+    size = columns * (ROW_WIDTH + _BETWEEN) + _BETWEEN, rows * (_ROW + _GAP) + _BETWEEN - _GAP
+    return Card(key, title, tuple(items), Layout(*size, boxes, routes), opens)
 
 
 def _item(graph: Graph, child: int) -> Item:
@@ -184,25 +177,10 @@ def _port(graph: Graph, node: int, look: str) -> Item:
 
 def _lines(document: Document, graph: Graph) -> tuple[str, ...]:
     part = f", part {graph.id}" if graph.id else ""
-    before, after = document.totals.before, document.totals.after
-    costs = (("parameters", count, _parameters), ("FLOPs", count, _flops), ("kept for backward", size, _kept))
     told = []
-    for name, text, value in costs:
-        one, other = value(before), None if after is None else value(after)
-        if one is not None:
-            told.append(
-                f"{text(one)} {name}" if other is None else f"{name} {text(one)} → {text(other)} ({change(one, other)})"
-            )
+    for name, key, text in _COSTS:
+        before, after = getattr(document.totals.before, key), getattr(document.totals.after, key, None)
+        if before is not None:
+            change_of = f"{name} {text(before)} → {text(after)} ({change(before, after)})"
+            told.append(f"{text(before)} {name}" if after is None else change_of)
     return f"{document.model.type} ({document.model.spec}){part}", ", ".join(told)
-
-
-def _parameters(cost: Cost) -> int | None:
-    return cost.parameters
-
-
-def _flops(cost: Cost) -> int | None:
-    return cost.flops
-
-
-def _kept(cost: Cost) -> int | None:
-    return cost.kept

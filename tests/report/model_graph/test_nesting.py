@@ -11,7 +11,7 @@ from torch import fx, nn
 from repl_fx.analysis.blocks import Block, Repeat
 from repl_fx.passes.find_repeats import find_repeats
 from repl_fx.planning.part_repeats import PartRepeats
-from repl_fx.report.model_graph.graphs import GraphMaker, Side
+from repl_fx.report.model_graph.graphs import GraphMaker
 from repl_fx.report.model_graph.nesting import Nesting, Step, nest, nest_rewritten
 from repl_fx.report.model_graph.node_facts import NodeCosts
 from repl_fx.tracing.capture import CaptureInfo
@@ -48,8 +48,7 @@ def _require_whole(gm: fx.GraphModule, repeats: list[Repeat], nesting: Nesting) 
     """Each node has its steps, and the groups that these make are a tree."""
     assert list(nesting.steps) == [node.name for node in gm.graph.nodes]
     part = PartRepeats.of("", gm, repeats)
-    side = Side(part, gm, nesting.steps, nesting, NodeCosts({}, {}), {}, None)
-    require_tree(GraphMaker(side, lambda outline: "").make())
+    require_tree(GraphMaker(part, gm, nesting.steps, nesting, NodeCosts({}, {}), {}, None, {}).make({}))
 
 
 def test_a_node_lies_in_a_module_of_a_block_of_a_repeat() -> None:

@@ -15,7 +15,7 @@ def _node(kind: NodeKind, value: int) -> Node:
 
 
 def _simplified(nodes: dict[Any, Node], edges: list[tuple[Any, Any]]) -> tuple[list[tuple[Any, Any]], set[Any]]:
-    drawn, hidden = simplified(dict.fromkeys(edges), nodes.get, VALUES)
+    drawn, hidden = simplified(dict.fromkeys(edges), nodes, VALUES)
     return list(drawn), hidden
 
 

@@ -3,32 +3,26 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import msgspec
 import pytest
 
+from repl_fx.report.figures import Bar, Bars, Curves, Errors
+from repl_fx.report.model_graph.document import Curve
 from repl_fx.report.page import sections
-from repl_fx.report.page.charts import Bar, Curve, LayerError
 from repl_fx.report.page.sections import Section, sections_of
 from tests.report.page.samples import document
 
 
-@pytest.fixture(autouse=True)
-def drawn(monkeypatch: pytest.MonkeyPatch) -> dict[str, list[object]]:
-    """What is drawn, by the kind of chart, in place of the pictures."""
-    found: dict[str, list[object]] = {"bars": [], "curves": [], "errors": []}
-    for kind in found:
-
-        def draw(what: object, _: str, kind: str = kind) -> str:
-            found[kind].append(what)
-            return f"<svg>{kind}</svg>"
-
-        monkeypatch.setattr(sections, f"{kind}_chart", draw)
-    return found
-
-
 def _sections(*, after: bool = True, evidence: bool = True) -> dict[str, Section]:
     return {section.key: section for section in sections_of(document(after=after, evidence=evidence))}
+
+
+def _bars(section: Section, place: int = 0) -> Sequence[Bar]:
+    figure = section.figures[place]
+    assert isinstance(figure, Bars)
+    return figure.bars
 
 
 def test_there_is_a_section_for_what_is_known_alone() -> None:
@@ -38,32 +32,28 @@ def test_there_is_a_section_for_what_is_known_alone() -> None:
     assert sections_of(nothing)[1].lines == ("nothing repeats in this model",)
 
 
-def test_bars_of_a_plan_are_pairs_and_those_of_a_model_are_not(drawn: dict[str, list[object]]) -> None:
+def test_bars_of_a_plan_are_pairs_and_those_of_a_model_are_not() -> None:
     section = _sections(evidence=False)["blocks"]
-    assert len(section.charts) == 3
-    assert drawn["bars"][0] == [
+    assert len(section.figures) == 3
+    assert _bars(section) == [
         Bar("blocks.0", 1000, 1000, "1.00 k"),
         Bar("blocks.1", 1000, 100, "1.00 k → 100", marked=True),
         Bar("blocks.2", 1000, 1000, "1.00 k"),
     ]
-    assert "blocks.1 1.00 k → 100" in section.charts[0].summary
-    drawn["bars"].clear()
+    assert "blocks.1 1.00 k → 100" in section.figures[0].summary
     alone = _sections(after=False, evidence=False)["blocks"]
     # What the blocks keep is not known there.
-    assert drawn["bars"][0] == [Bar(f"blocks.{i}", 1000, None, "1.00 k") for i in range(3)]
-    assert [chart.note for chart in alone.charts] == ["", ""]
+    assert _bars(alone) == [Bar(f"blocks.{i}", 1000, None, "1.00 k") for i in range(3)]
+    assert [figure.note for figure in alone.figures] == ["", ""]
 
 
-def test_many_bars_are_cut_and_long_names_keep_their_end(
-    drawn: dict[str, list[object]], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_many_bars_are_cut(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sections, "_MOST_BARS", 2)
-    monkeypatch.setattr(sections, "_LONGEST_NAME", 5)
     section = _sections(evidence=False)["blocks"]
-    assert section.charts[0].note.endswith("the first 2 of 3")
-    assert drawn["bars"][0] == [
-        Bar("…ks.0", 1000, 1000, "1.00 k"),
-        Bar("…ks.1", 1000, 100, "1.00 k → 100", marked=True),
+    assert section.figures[0].note.endswith("the first 2 of 3")
+    assert _bars(section) == [
+        Bar("blocks.0", 1000, 1000, "1.00 k"),
+        Bar("blocks.1", 1000, 100, "1.00 k → 100", marked=True),
     ]
 
 
@@ -78,9 +68,9 @@ def test_the_plan_says_what_became_of_each_block_and_why() -> None:
     assert section.tables[0].columns[1].kind == "block" and section.tables[0].columns[4].number
 
 
-def test_scores_mark_the_blocks_that_go(drawn: dict[str, list[object]]) -> None:
+def test_scores_mark_the_blocks_that_go() -> None:
     section = _sections()["scores"]
-    assert drawn["bars"][3] == [
+    assert _bars(section) == [
         Bar("blocks.0", 0.0, None, "0"),
         Bar("blocks.1", 0.1, None, "0.1", marked=True),
         Bar("blocks.2", 0.2, None, "0.2"),
@@ -88,42 +78,58 @@ def test_scores_mark_the_blocks_that_go(drawn: dict[str, list[object]]) -> None:
     assert section.lines == ("3 blocks by influence, over 8 samples",)
 
 
-def test_training_has_curves_figures_and_variants(drawn: dict[str, list[object]]) -> None:
+def test_training_has_curves_figures_and_variants() -> None:
     section = _sections()["training"]
-    assert drawn["curves"] == [[Curve("blocks", [(0, 2.0), (1, 1.0)]), Curve("loss", [(0, 2.5), (1, 1.5)])]]
-    assert section.charts[0].summary == "loss over the steps of training: blocks from 2 to 1, loss from 2.5 to 1.5"
+    curves = [Curve("loss", ((0, 2.0), (1, 1.0)), "blocks"), Curve("loss", ((0, 2.5), (1, 1.5)))]
+    assert section.figures == [Curves("loss", curves)]
+    assert section.figures[0].summary == "loss over the steps of training: blocks from 2 to 1, loss from 2.5 to 1.5"
     figures, variants = section.tables
     assert figures.rows == [("trained", "0.9")]
     assert variants.rows == [("original", "3.10 k", "0.85", "100", "1", ""), ("blocks", "", "", "", "", "blocks")]
 
 
 def test_a_long_curve_keeps_its_ends() -> None:
-    thin = sections._thinned([(i, float(i)) for i in range(1000)])
+    thin = sections._thinned(tuple((i, float(i)) for i in range(1000)))
     assert [thin[0], thin[-1], len(thin)] == [(0, 0.0), (999, 999.0), 251]
-    assert list(sections._thinned([(0, 1.0), (1, 2.0)])) == [(0, 1.0), (1, 2.0)]
+    assert sections._thinned(((0, 1.0), (1, 2.0))) == ((0, 1.0), (1, 2.0))
 
 
-def test_verification_shows_errors_relative_to_the_scale(drawn: dict[str, list[object]]) -> None:
+def test_verification_shows_errors_relative_to_the_scale() -> None:
     section = _sections()["verify"]
     errors = [(0.0, True), (5e-8, True), (1e-6, True), (math.inf, False)]
-    assert drawn["errors"] == [[LayerError(place, *error) for place, error in enumerate(errors)]]
+    (figure,) = section.figures
+    assert isinstance(figure, Errors)
+    assert [(layer.error, layer.passed) for layer in figure.layers] == errors
+    assert figure.summary.endswith("4 layers in the order of execution; the largest error is inf, at layer 3")
     assert section.lines == ["differs at blocks", "no output blocks"]
     outputs, layers = section.tables
     assert not outputs.folded and list(outputs.rows) == [("blocks", "2", "2.0e-06", "1", "passes")]
     assert layers.folded and list(layers.rows)[3] == ("3", "blocks.3", "inf", "2", "differs")
 
 
-def test_the_benchmark_has_a_chart_for_each_setting(drawn: dict[str, list[object]]) -> None:
+def test_the_benchmark_has_a_chart_for_each_setting() -> None:
     section = _sections()["bench"]
-    assert [chart.title for chart in section.charts] == [
-        "Step of training, batch 4",
-        "Inference, eager, batch 1",
-        "Inference, eager, batch 2",
-        "Kept for the backward pass",
+    assert [(figure.title, figure.note) for figure in section.figures] == [
+        ("Step of training", "median, batch 4"),
+        ("Inference, eager, batch 1", "median"),
+        ("Inference, eager, batch 2", "median"),
+        ("Kept for the backward pass", ""),
     ]
-    assert drawn["bars"][4] == [
-        Bar("original", 300.0, None, "300 ms"),
-        Bar("rewritten", 150.0, None, "150 ms", marked=True),
+    assert section.figures[0].summary == "Step of training: original 300 ms, rewritten 150 ms"
+    assert _bars(section) == [
+        Bar("original", 300.0, None, "300"),
+        Bar("rewritten", 150.0, None, "150", marked=True),
     ]
     assert section.lines[1] == "note on blocks"
-    assert section.tables[0].rows[2] == ("Step of training, batch 4", "depth-pruned", "", "", "", "a reason")
+    assert "not measured: depth-pruned, training: a reason" in section.lines
+    assert section.tables[0].rows[2] == ("depth-pruned", *["-"] * 6) and section.tables[1].rows[0][0] == "1"
+
+
+def test_a_benchmark_of_an_older_version_says_not_what_can_be_judged() -> None:
+    sample = document()
+    assert sample.bench is not None
+    older = {**sample.bench, "training": [dict(row) for row in sample.bench["training"]]}
+    for row in older["training"]:
+        del row["settled"]
+    section = {one.key: one for one in sections_of(msgspec.structs.replace(sample, bench=older))}["bench"]
+    assert len(section.tables) == 2 and not any("rewritten, training" in line for line in section.lines)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from repl_fx.report.model_graph.document import Box, Layout, Route
-from repl_fx.report.pictures.folded import Folded, Item, Panel, Stack
+from repl_fx.report.pictures.folded import Card, Folded, Item, stack_of
 
 MARKUP = '</text><script>alert("1")</script> & \\ \n\0'
 _ITEM = Item(MARKUP, MARKUP, "layer", "", MARKUP)
@@ -17,7 +17,9 @@ _BLOCKS = (
 )
 ODD = Folded(
     (MARKUP, "10 parameters"),
-    (Panel(MARKUP, (_ITEM, Item(MARKUP, "9 k", "repeat"), None), _LAYOUT, None, ((1, 0),)),),
-    (Stack(MARKUP, _BLOCKS, 0),),
-    Panel("inside", (_ITEM, _ITEM, None), _LAYOUT, None, ()),
+    (
+        Card("p0", MARKUP, (_ITEM, Item(MARKUP, "9 k", "repeat"), None), _LAYOUT, {1: "s0"}),
+        stack_of("s0", MARKUP, _BLOCKS, {0: "b"}),
+        Card("b", "inside", (_ITEM, _ITEM, None), _LAYOUT, {}),
+    ),
 )

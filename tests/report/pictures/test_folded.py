@@ -20,20 +20,22 @@ def test_a_repeat_is_a_stack_and_one_kept_block_is_opened() -> None:
     folded = fold_document(small_document())
     heading, costs = folded.lines
     assert heading == "TokenNet (net.py)" and costs.startswith("parameters ") and "→" in costs and "FLOPs " in costs
-    (panel,), (stack,) = folded.panels, folded.stacks
+    panel, stack, block = folded.cards
+    assert [card.key for card in folded.cards] == ["p0", "s0", "b"] and stack.is_stack and not panel.is_stack
     assert panel.title == "the whole model" and len(panel.items) == len(panel.layout.boxes)
-    ((place, number),) = panel.stacks
+    ((place, key),) = panel.opens.items()
     repeat = panel.items[place]
-    assert repeat is not None and (repeat.look, repeat.title, number) == ("repeat", "3 × blocks", 0)
-    assert stack.title == "blocks: 3 blocks, 1 replaced" and stack.opened == 0
-    assert [(b.title, b.look, b.mark) for b in stack.blocks] == [
+    assert repeat is not None and (repeat.look, repeat.title, key) == ("repeat", "3 × blocks", "s0")
+    assert stack.title == "blocks: 3 blocks, 1 replaced" and stack.opens == {0: "b"}
+    assert [(b.title, b.look, b.mark) for b in items(stack.items)] == [
         ("blocks.0", "kept", ""),
         ("blocks.1", "replaced", "→ bottleneck"),
         ("blocks.2", "kept", ""),
     ]
-    assert "blocks.1 replaced by bottleneck" in stack.blocks[1].tip and "FLOPs" in stack.blocks[1].tip
-    assert folded.block is not None and folded.block.title == "inside blocks.0"
-    assert {"input", "output", "layer"} <= {item.look for item in items(folded.block.items)}
+    tip = items(stack.items)[1].tip
+    assert "blocks.1 replaced by bottleneck" in tip and "FLOPs" in tip
+    assert block.title == "inside blocks.0"
+    assert {"input", "output", "layer"} <= {item.look for item in items(block.items)}
 
 
 def test_a_model_before_its_transform_has_no_marks() -> None:
@@ -42,7 +44,7 @@ def test_a_model_before_its_transform_has_no_marks() -> None:
     totals = msgspec.structs.replace(document.totals, after=None)
     folded = fold_document(msgspec.structs.replace(document, views=views, totals=totals))
     assert "→" not in folded.lines[1]
-    assert folded.stacks[0].blocks[0].look == "kept"
+    assert items(folded.cards[1].items)[0].look == "kept"
 
 
 def test_what_the_layout_leaves_out_is_no_item() -> None:
@@ -54,7 +56,7 @@ def test_what_the_layout_leaves_out_is_no_item() -> None:
     less = msgspec.structs.replace(layout, boxes=boxes)
     folded = fold_document(msgspec.structs.replace(document, layouts={**document.layouts, key: less}))
     drawn = [box.width > 0 for box in boxes]
-    assert [item is not None for item in folded.panels[0].items] == drawn and any(drawn) and layout.boxes[0].width > 0
+    assert [item is not None for item in folded.cards[0].items] == drawn and any(drawn) and layout.boxes[0].width > 0
 
 
 def test_a_model_in_which_nothing_repeats_is_one_panel() -> None:
@@ -67,7 +69,7 @@ def test_a_model_in_which_nothing_repeats_is_one_panel() -> None:
     views = msgspec.structs.replace(document.views, before=view, after=None)
     found: Document = msgspec.structs.replace(document, views=views, layouts={"one": layout})
     folded = fold_document(found)
-    assert (len(folded.panels), folded.stacks, folded.block) == (1, (), None)
+    assert [card.key for card in folded.cards] == ["p0"]
 
 
 def test_the_way_down_to_a_repeat_inside_of_a_module() -> None:
@@ -85,10 +87,10 @@ def test_the_way_down_to_a_repeat_inside_of_a_module() -> None:
     views = msgspec.structs.replace(document.views, after=msgspec.structs.replace(view, graphs=graphs))
     layouts = {**document.layouts, "outer": layout}
     folded = fold_document(msgspec.structs.replace(document, views=views, layouts=layouts))
-    assert [panel.title for panel in folded.panels] == ["the whole model", "inside encoder"]
-    assert folded.panels[0].opened == 0 and folded.panels[0].stacks == ()
-    assert folded.panels[1].opened is None and len(folded.panels[1].stacks) == 1
-    assert folded.block is not None and folded.block.title == "inside blocks.0"
+    assert [card.title for card in folded.cards[:2]] == ["the whole model", "inside encoder"]
+    assert folded.cards[0].opens == {0: "p1"} and list(folded.cards[1].opens.values()) == ["s0"]
+    assert [card.key for card in folded.cards] == ["p0", "p1", "s0", "b"]
+    assert folded.cards[-1].title == "inside blocks.0"
 
 
 def _moved(children: tuple[int, ...]) -> tuple[int, ...]:
