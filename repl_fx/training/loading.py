@@ -14,7 +14,7 @@ from repl_fx.running.example_inputs import ExampleInputs
 from repl_fx.training.config import TrainConfig
 from repl_fx.training.data.augmentation import Chain, Change, CropAndFlip, CutMix, Mixup, Normalise
 from repl_fx.training.data.kinds import Data, Tensors, UserData
-from repl_fx.training.data.loaders import BatchLoader, loader_of
+from repl_fx.training.data.loaders import BatchLoader
 from repl_fx.training.data.passes import reading
 from repl_fx.training.data.positioned import PositionedLoader
 from repl_fx.training.data.samples import samples_of
@@ -183,7 +183,7 @@ def _loader(
     whole = training or config.full_batches
     # Tests want no gradients kept, and take twice the batch.
     size = config.batch_size if whole else 2 * config.batch_size
-    return loader_of(
+    return BatchLoader(
         split,
         size,
         seed=config.seed,
