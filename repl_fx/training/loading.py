@@ -19,7 +19,7 @@ from repl_fx.training.data.passes import reading
 from repl_fx.training.data.positioned import PositionedLoader
 from repl_fx.training.data.samples import samples_of
 from repl_fx.training.data.sets import load_data
-from repl_fx.training.data.user_loaders import UserLoader, UserModule, loaders_of
+from repl_fx.training.data.user_loaders import UserLoader, loaders_of
 from repl_fx.training.processes import ALONE, Processes
 from repl_fx.training.tasks import Task
 
@@ -27,8 +27,8 @@ from repl_fx.training.tasks import Task
 _CHANGED = ("classification", "segmentation")
 
 
-class Batches:
-    """The batches of a run, in the forms that Lightning takes.
+class Batches(pl.LightningDataModule):
+    """The batches of a run; with what a user's LightningDataModule does to them on their way to the device.
 
     Attributes:
         train, test: loaders with a position.
@@ -42,35 +42,32 @@ class Batches:
         trainer: pl.Trainer,
         processes: Processes = ALONE,
     ) -> None:
+        super().__init__()
         self.train, self.test = loaders(data, config, device, processes)
-        self._module: UserModule | None = None
-        if isinstance(data, UserData) and data.module is not None:
-            self._module = UserModule(data.module, self.train, self.test)
+        own: Any = data.module if isinstance(data, UserData) else None
+        if own is not None:
             # Its hooks may ask whether the trainer is training.
-            self._module.own.trainer = trainer
+            own.trainer = trainer
+            for hook in ("on_before_batch_transfer", "transfer_batch_to_device", "on_after_batch_transfer"):
+                setattr(self, hook, getattr(own, hook))
+
+    def train_dataloader(self) -> PositionedLoader:
+        """Training batches."""
+        return self.train
+
+    def val_dataloader(self) -> PositionedLoader:
+        """Held-out batches."""
+        return self.test
 
     def first(self) -> Any:
         """The first held-out batch, as a model gets it, but for its device."""
-        batch = next(iter(self.test))
-        if self._module is not None:
-            batch = self._module.on_after_batch_transfer(self._module.on_before_batch_transfer(batch, 0), 0)
-        return batch
+        return self.on_after_batch_transfer(self.on_before_batch_transfer(next(iter(self.test)), 0), 0)
 
     def check_targets(self, task: Task) -> None:
         """Let loaders of a user refuse targets that the task cannot take; a data set is checked when it is read."""
         for loader in (self.train, self.test):
             if isinstance(loader, UserLoader):
                 loader.check = task.require_targets
-
-    def to_fit(self) -> dict[str, Any]:
-        """Arguments of `Trainer.fit`."""
-        if self._module is not None:
-            return {"datamodule": self._module}
-        return {"train_dataloaders": self.train, "val_dataloaders": self.test}
-
-    def to_validate(self) -> dict[str, Any]:
-        """Arguments of `Trainer.validate`."""
-        return {"datamodule": self._module} if self._module is not None else {"dataloaders": self.test}
 
 
 def read_data(config: TrainConfig) -> Data | UserData:

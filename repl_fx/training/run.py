@@ -169,11 +169,11 @@ def train(
         # Lightning trains each module in the mode it has, and a model that was loaded is in evaluation mode.
         module.train()
         try:
-            trainer.fit(module, **batches.to_fit(), ckpt_path=before[0] if before else None, weights_only=True)
+            trainer.fit(module, datamodule=batches, ckpt_path=before[0] if before else None, weights_only=True)
             figures = figures_of(trainer)
             if not figures or steps % in_epoch:
                 # The run was at its end already, or ends within an epoch, behind the last evaluation.
-                trainer.validate(module, verbose=False, **batches.to_validate())
+                trainer.validate(module, verbose=False, datamodule=batches)
                 figures = figures_of(trainer)
             sharding.end()
             trained = Trained(
