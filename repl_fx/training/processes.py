@@ -21,7 +21,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch.multiprocessing import ProcessExitedException, spawn
+from torch.multiprocessing.spawn import ProcessExitedException, spawn
 
 import __main__
 from repl_fx.errors import BadInput, Stopped, first_line, not_ours
@@ -35,8 +35,9 @@ _BAD, _INTERRUPTED, _SIGNALLED = 2, 130, 128
 _HOST = "127.0.0.1"
 # What gloo and NCCL say where a process is gone.
 _GONE = re.compile(r"gloo/transport|Connection (closed|reset) by (remote )?peer|NCCL (error|communicator)|ncclRemote")
-# Its stubs do not name the stores.
+# Stubs do not name the stores, nor annotate what starts processes.
 _dist: Any = dist
+_spawn: Any = spawn
 
 
 class Ended(SystemExit):
@@ -229,7 +230,7 @@ def _start(count: int, stdout: int | None) -> int:
     }
     module = None if __main__.__spec__ is None else __main__.__spec__.name.removesuffix(".__main__")
     with _stdout_at(stdout):
-        started: Any = spawn(_run_again, (module,), nprocs=count, join=False)
+        started = _spawn(_run_again, (module,), nprocs=count, join=False)
     number = signal.SIGTERM
     try:
         # It says whom it ends.

@@ -56,7 +56,7 @@ def _ended_here(directory: Path, first: str, other: str, *arguments: str) -> tup
     """Exit code and output of a command that starts two processes."""
     script = directory / "script.py"
     script.write_text(_SCRIPT.format(first=first, other=other))
-    command = [sys.executable, script, *arguments]
+    command = [sys.executable, str(script), *arguments]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60, check=False)
     return done.returncode, done.stdout, done.stderr
 
