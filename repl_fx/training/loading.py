@@ -13,7 +13,7 @@ from repl_fx.errors import BadInput
 from repl_fx.running.example_inputs import ExampleInputs
 from repl_fx.training.config import TrainConfig
 from repl_fx.training.data.augmentation import Chain, Change, CropAndFlip, CutMix, Mixup, Normalise
-from repl_fx.training.data.kinds import Data, Tensors, UserData
+from repl_fx.training.data.kinds import Data, Split, Tensors, UserData
 from repl_fx.training.data.loaders import BatchLoader
 from repl_fx.training.data.passes import reading
 from repl_fx.training.data.positioned import PositionedLoader
@@ -156,41 +156,22 @@ def loaders(
         BadInput: the data cannot make batches, or not of this size.
     """
     _require_mixtures(data, config)
+    shared: Any = {"seed": config.seed, "device": device, "rank": processes.rank, "world_size": processes.size}
     if isinstance(data, UserData):
         train, test = loaders_of(data, config.seed)
         # A LightningModule of the user takes any batch.
-        options: Any = {
-            "seed": config.seed,
-            "device": device,
-            "pairs": not config.has_own_module,
-            "rank": processes.rank,
-            "world_size": processes.size,
-        }
-        return UserLoader(train, data.name, **options), UserLoader(test, data.name, training=False, **options)
-    train, test = (_loader(data, config, device, processes, training=training) for training in (True, False))
-    return train, test
+        shared["pairs"] = not config.has_own_module
+        return UserLoader(train, data.name, **shared), UserLoader(test, data.name, training=False, **shared)
 
+    def loader(split: Split, name: str, *, training: bool) -> BatchLoader:
+        samples = samples_of(data, split, name, flip=training and _augments(data, config))
+        change = Chain(tuple(_changes(data, config, training=training)))
+        whole = training or config.full_batches
+        # Tests want no gradients kept, and take twice the batch.
+        size = config.batch_size if whole else 2 * config.batch_size
+        return BatchLoader(samples, size, shuffle=training, drop_last=whole, change=change, **shared)
 
-def _loader(
-    data: Data, config: TrainConfig, device: torch.device, processes: Processes, *, training: bool
-) -> BatchLoader:
-    part, name = (data.train, "train") if training else (data.test, "test")
-    split = samples_of(data, part, name, flip=training and _augments(data, config))
-    change = Chain(tuple(_changes(data, config, training=training)))
-    whole = training or config.full_batches
-    # Tests want no gradients kept, and take twice the batch.
-    size = config.batch_size if whole else 2 * config.batch_size
-    return BatchLoader(
-        split,
-        size,
-        seed=config.seed,
-        shuffle=training,
-        drop_last=whole,
-        device=device,
-        change=change,
-        rank=processes.rank,
-        world_size=processes.size,
-    )
+    return loader(data.train, "train", training=True), loader(data.test, "test", training=False)
 
 
 def _require_mixtures(data: Data | UserData, config: TrainConfig) -> None:

@@ -199,11 +199,9 @@ def _met(config: TrainConfig, *, resume: bool) -> Processes:
     where = f"{os.environ.get('MASTER_ADDR')}:{os.environ.get('MASTER_PORT')}"
     try:
         store = next(_dist.rendezvous("env://"))[0]
-    except dist.DistNetworkError as problem:
+    except (RuntimeError, ValueError) as problem:
         if "EADDRINUSE" in str(problem):
             raise BadInput(f"the port of {where} is in use; give another one (torchrun --master-port)") from problem
-        raise BadInput(f"process {rank} does not reach {where}: {first_line(problem)}") from problem
-    except (RuntimeError, ValueError) as problem:
         raise BadInput(f"process {rank} does not reach {where}: {first_line(problem)}") from problem
     store.set_timeout(_LONG)
     dist.init_process_group(store=_dist.PrefixStore("torch", store), rank=rank, world_size=size, **own)

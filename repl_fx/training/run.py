@@ -120,10 +120,11 @@ def train(
     accelerator = require_available(config)
     processes = join(config, resume=resume)
     require_possible(config, processes)
-    before = _before(directory, state, None if phase else model, config) if resume else None
+    before: Path | None = None
+    resumed: int | None = None
     if resume:
+        before, resumed = _before(directory, state, None if phase else model, config)
         require_same_data(state, data)
-    resumed = before[1] if before else None
     sharding = Sharding(model, config, processes)
     checkpoints = Checkpoints(state / CHECKPOINT, config.save_every, config.log_every, fingerprint(model))
     quiet = hushed(NOISY, NOISY_LOGGERS, ("Experiment logs directory",))
@@ -162,14 +163,14 @@ def train(
         if not resume and processes.first:
             begin_state(state, config, data)
         if phase is not None:
-            phase.begin(before[0] if before else None, module, model)
+            phase.begin(before, module, model)
         if config.compile:
             compile_(sharding.model)
         sharding.begin(module)
         # Lightning trains each module in the mode it has, and a model that was loaded is in evaluation mode.
         module.train()
         try:
-            trainer.fit(module, datamodule=batches, ckpt_path=before[0] if before else None, weights_only=True)
+            trainer.fit(module, datamodule=batches, ckpt_path=before, weights_only=True)
             figures = figures_of(trainer)
             if not figures or steps % in_epoch:
                 # The run was at its end already, or ends within an epoch, behind the last evaluation.

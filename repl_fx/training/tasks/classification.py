@@ -46,11 +46,11 @@ class Classification(Task):
 
     def require_fit(self, model: nn.Module, outputs: Any, batch: Batch, name: str) -> None:
         """Refuse logits of another shape, or for fewer classes than there are."""
-        logits, called = self.logits(outputs), type(model).__name__
+        logits = self.logits(outputs)
         if logits.ndim != 2 or len(logits) != len(batch[1]):
-            raise BadInput(f"{called} returns logits of shape {tuple(logits.shape)}; wanted is (batch, classes)")
-        if logits.shape[-1] < self.classes:
-            raise BadInput(f"{called} returns {logits.shape[-1]} logits, and {name} has {self.classes} classes")
+            found = f"{type(model).__name__} returns logits of shape {tuple(logits.shape)}"
+            raise BadInput(f"{found}; wanted is (batch, classes)")
+        self.require_classes(model, logits.shape[-1], name)
 
     def require_targets(self, batch: Batch, name: str) -> None:
         """Refuse what is neither labels nor probabilities."""

@@ -55,8 +55,7 @@ class LanguageModelling(Task):
                 f"{called} returns logits of shape {tuple(logits.shape)}; wanted is (batch, length, tokens), "
                 f"for the {' x '.join(map(str, places))} targets of {name}"
             )
-        if logits.shape[-1] < self.classes:
-            raise BadInput(f"{called} returns {logits.shape[-1]} logits, and {name} has {self.classes} classes")
+        self.require_classes(model, logits.shape[-1], name)
 
     def require_targets(self, batch: Batch, name: str) -> None:
         """Refuse what is not one token for each token of the inputs."""

@@ -78,8 +78,7 @@ class Segmentation(Task):
                 f"{called} returns logits of shape {tuple(logits.shape)}; wanted is (batch, classes, height, width), "
                 f"not larger than the masks of {name}, {'x'.join(map(str, masks.shape[1:]))}"
             )
-        if logits.shape[1] < max(2, self.classes):
-            raise BadInput(f"{called} returns {logits.shape[1]} logits, and {name} has {max(2, self.classes)} classes")
+        self.require_classes(model, logits.shape[1], name, least=2)
 
     def require_targets(self, batch: Batch, name: str) -> None:
         """Refuse what is not one label for each pixel."""

@@ -91,6 +91,11 @@ class Task(nn.Module, ABC):
             BadInput: names what is found and what is wanted.
         """
 
+    def require_classes(self, model: nn.Module, found: int, name: str, least: int = 0) -> None:
+        """Refuse a model with logits for fewer classes than there are; see `require_fit`."""
+        if found < (wanted := max(least, self.classes)):
+            raise BadInput(f"{type(model).__name__} returns {found} logits, and {name} has {wanted} classes")
+
     def require_targets(self, batch: Batch, name: str) -> None:
         """Refuse targets that cannot be, in a batch of a user's own loader.
 
