@@ -30,7 +30,7 @@ from pytorch_lightning.loggers import CSVLogger, Logger, TensorBoardLogger
 from torch import nn
 
 from repl_fx.artifact.places import LOGS as LOGS, RESULT as RESULT, STATE as STATE
-from repl_fx.errors import BadInput, OutputError, not_ours
+from repl_fx.errors import BadInput, OutputError, not_ours, writing
 from repl_fx.running.hushed import hushed
 from repl_fx.training.building import module_of
 from repl_fx.training.callbacks import SharedSyntheses, Speed, peak_mib
@@ -236,15 +236,13 @@ def begin_state(state: Path, config: TrainConfig, data: Data | UserData) -> None
         BadInput: data that cannot be read.
         OutputError: the directory cannot be written.
     """
-    try:
+    with writing(state):
         state.mkdir(parents=True, exist_ok=True)
         discard_all(state / CHECKPOINT)
         (state / RESULT).unlink(missing_ok=True)
         shutil.rmtree(state / LOGS, ignore_errors=True)
         (state / CONFIG).write_text(config.to_yaml())
         (state / DATA).write_text(content_of(data))
-    except OSError as problem:
-        raise OutputError(f"{state} cannot be written: {problem.strerror or problem}") from problem
 
 
 def require_same_data(state: Path, data: Data | UserData) -> None:
