@@ -433,7 +433,7 @@ def costs_lines(before: Costs, after: Costs | None = None) -> list[RenderableTyp
 
 def require_free_file(file: Path, *, force: bool) -> None:
     """Refuse a file that cannot be written, before any work is done; one that exists, unless `force`."""
-    from repl_fx.errors import OutputError
+    from repl_fx.errors import OutputError, writing
 
     if file.is_dir():
         raise OutputError(f"{file} is a directory; give the name of a file, such as {file}/bench.json")
@@ -441,22 +441,16 @@ def require_free_file(file: Path, *, force: bool) -> None:
         raise OutputError(f"{file} exists; choose another place with -o, or replace it with --force")
     if not file.parent.is_dir():
         raise OutputError(f"{file} cannot be written: there is no directory {file.parent}")
-    try:
-        # Permissions alone do not tell: a file system may be read-only.
-        with tempfile.TemporaryFile(dir=file.parent):
-            pass
-    except OSError as problem:
-        raise OutputError(f"{file} cannot be written: {problem.strerror or problem}") from problem
+    # Permissions alone do not tell: a file system may be read-only.
+    with writing(file), tempfile.TemporaryFile(dir=file.parent):
+        pass
 
 
 def write_whole(file: Path, text: str) -> None:
     """Write a file that appears under its name only when it is complete."""
-    from repl_fx.errors import OutputError
+    from repl_fx.errors import writing
 
-    try:
-        with tempfile.TemporaryDirectory(prefix=f".{file.name}.", dir=file.parent) as scratch:
-            written = Path(scratch) / file.name
-            written.write_text(text, encoding="utf-8")
-            written.replace(file)
-    except OSError as problem:
-        raise OutputError(f"{file} cannot be written: {problem.strerror or problem}") from problem
+    with writing(file), tempfile.TemporaryDirectory(prefix=f".{file.name}.", dir=file.parent) as scratch:
+        written = Path(scratch) / file.name
+        written.write_text(text, encoding="utf-8")
+        written.replace(file)

@@ -55,7 +55,7 @@ def heal_command(
         # A model that was not cut has nothing to heal.
         read_manifest(directory)
         try:
-            with ending_together(terminal.failed):
+            with ending_together():
                 run = begin(
                     str(directory),
                     output,

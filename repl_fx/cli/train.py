@@ -49,7 +49,7 @@ def train_command(
         from repl_fx.training.comparing import comparison_table, rows_document
 
         try:
-            with ending_together(terminal.failed):
+            with ending_together():
                 run = begin(
                     spec,
                     output,

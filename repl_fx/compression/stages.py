@@ -24,7 +24,7 @@ import msgspec
 
 from repl_fx.artifact.places import COMPRESSION, RESULT as RESULT, SCORES
 from repl_fx.compression.config import CompressConfig
-from repl_fx.errors import BadInput, OutputError, one_line
+from repl_fx.errors import BadInput, one_line, writing
 from repl_fx.scoring.scores import Scores
 from repl_fx.training.config import require_said
 from repl_fx.training.data.content import require_content
@@ -163,9 +163,7 @@ class State:
 
     def _write(self, name: str, text: str) -> None:
         part = self.place / f"{name}.part"
-        try:
+        with writing(self.place):
             self.place.mkdir(parents=True, exist_ok=True)
             part.write_text(text)
             os.replace(part, self.place / name)
-        except OSError as problem:
-            raise OutputError(f"{self.place} cannot be written: {problem.strerror or problem}") from problem

@@ -112,13 +112,9 @@ def _of_torch(torch: Any) -> dict[str, Any]:
     }
 
 
-def _of_onnxruntime(onnxruntime: Any) -> dict[str, Any]:
-    return {"providers": onnxruntime.get_available_providers()}
-
-
 _FACTS: dict[str, Callable[[Any], dict[str, Any]]] = {
     "torch": _of_torch,
-    "onnxruntime": _of_onnxruntime,
+    "onnxruntime": lambda onnxruntime: {"providers": onnxruntime.get_available_providers()},
 }
 
 

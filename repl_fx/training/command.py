@@ -13,7 +13,7 @@ from torch import nn
 from repl_fx.artifact import build_original, built_like, load_artifact, require_free, save
 from repl_fx.artifact.places import COMPARISON as COMPARISON, OTHERS as OTHERS
 from repl_fx.benchmarking.variants import ORIGINAL, REWRITTEN
-from repl_fx.errors import BadInput, OutputError, first_line
+from repl_fx.errors import BadInput, first_line, writing
 from repl_fx.pipeline import TransformResult
 from repl_fx.plan import Plan
 from repl_fx.sources import Source
@@ -235,10 +235,8 @@ def train_side_by_side(
                 raise
             reasons[member.variant] = f"seed {member.seed}: {first_line(problem)}"
     rows = tuple(_row(variant, found[variant], reasons[variant]) for variant in variants)
-    try:
+    with writing(state):
         write_comparison(rows, state / COMPARISON)
-    except OSError as problem:
-        raise OutputError(f"{state} cannot be written: {problem.strerror or problem}") from problem
     return rows
 
 

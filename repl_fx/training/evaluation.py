@@ -54,5 +54,5 @@ def evaluate(
         module = module_of(model, data, config, 1, batches.first(), teacher)
         if isinstance(module, Training):
             batches.check_targets(module.task)
-        trainer.validate(module, verbose=False, **batches.to_validate())
+        trainer.validate(module, verbose=False, datamodule=batches)
         return figures_of(trainer)

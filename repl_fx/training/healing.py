@@ -14,7 +14,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 from repl_fx.artifact.places import FIGURES as FIGURES
-from repl_fx.errors import OutputError
+from repl_fx.errors import writing
 from repl_fx.training.command import Run, train_directory
 from repl_fx.training.config import HEALING, TrainConfig
 from repl_fx.training.distillation import places_in
@@ -68,10 +68,8 @@ def heal_directory(run: Run, *, show: bool = False, progress: Callable[[str], No
     healed = Healed(original, before, train_directory(run, show=show, progress=progress))
     if run.processes.first and original:
         file = run.directory / STATE / FIGURES
-        try:
+        with writing(file):
             file.write_text(json.dumps(healed.figures, indent=2) + "\n")
-        except OSError as problem:
-            raise OutputError(f"{file} cannot be written: {problem.strerror or problem}") from problem
     return healed
 
 

@@ -13,13 +13,13 @@ from repl_fx.errors import BadInput
 from repl_fx.running.example_inputs import ExampleInputs
 from repl_fx.training.config import TrainConfig
 from repl_fx.training.data.augmentation import Chain, Change, CropAndFlip, CutMix, Mixup, Normalise
-from repl_fx.training.data.kinds import Data, Tensors, UserData
-from repl_fx.training.data.loaders import BatchLoader, loader_of
+from repl_fx.training.data.kinds import Data, Split, Tensors, UserData
+from repl_fx.training.data.loaders import BatchLoader
 from repl_fx.training.data.passes import reading
 from repl_fx.training.data.positioned import PositionedLoader
 from repl_fx.training.data.samples import samples_of
 from repl_fx.training.data.sets import load_data
-from repl_fx.training.data.user_loaders import UserLoader, UserModule, loaders_of
+from repl_fx.training.data.user_loaders import UserLoader, loaders_of
 from repl_fx.training.processes import ALONE, Processes
 from repl_fx.training.tasks import Task
 
@@ -27,8 +27,8 @@ from repl_fx.training.tasks import Task
 _CHANGED = ("classification", "segmentation")
 
 
-class Batches:
-    """The batches of a run, in the forms that Lightning takes.
+class Batches(pl.LightningDataModule):
+    """The batches of a run; with what a user's LightningDataModule does to them on their way to the device.
 
     Attributes:
         train, test: loaders with a position.
@@ -42,35 +42,32 @@ class Batches:
         trainer: pl.Trainer,
         processes: Processes = ALONE,
     ) -> None:
+        super().__init__()
         self.train, self.test = loaders(data, config, device, processes)
-        self._module: UserModule | None = None
-        if isinstance(data, UserData) and data.module is not None:
-            self._module = UserModule(data.module, self.train, self.test)
+        own: Any = data.module if isinstance(data, UserData) else None
+        if own is not None:
             # Its hooks may ask whether the trainer is training.
-            self._module.own.trainer = trainer
+            own.trainer = trainer
+            for hook in ("on_before_batch_transfer", "transfer_batch_to_device", "on_after_batch_transfer"):
+                setattr(self, hook, getattr(own, hook))
+
+    def train_dataloader(self) -> PositionedLoader:
+        """Training batches."""
+        return self.train
+
+    def val_dataloader(self) -> PositionedLoader:
+        """Held-out batches."""
+        return self.test
 
     def first(self) -> Any:
         """The first held-out batch, as a model gets it, but for its device."""
-        batch = next(iter(self.test))
-        if self._module is not None:
-            batch = self._module.on_after_batch_transfer(self._module.on_before_batch_transfer(batch, 0), 0)
-        return batch
+        return self.on_after_batch_transfer(self.on_before_batch_transfer(next(iter(self.test)), 0), 0)
 
     def check_targets(self, task: Task) -> None:
         """Let loaders of a user refuse targets that the task cannot take; a data set is checked when it is read."""
         for loader in (self.train, self.test):
             if isinstance(loader, UserLoader):
                 loader.check = task.require_targets
-
-    def to_fit(self) -> dict[str, Any]:
-        """Arguments of `Trainer.fit`."""
-        if self._module is not None:
-            return {"datamodule": self._module}
-        return {"train_dataloaders": self.train, "val_dataloaders": self.test}
-
-    def to_validate(self) -> dict[str, Any]:
-        """Arguments of `Trainer.validate`."""
-        return {"datamodule": self._module} if self._module is not None else {"dataloaders": self.test}
 
 
 def read_data(config: TrainConfig) -> Data | UserData:
@@ -159,41 +156,22 @@ def loaders(
         BadInput: the data cannot make batches, or not of this size.
     """
     _require_mixtures(data, config)
+    shared: Any = {"seed": config.seed, "device": device, "rank": processes.rank, "world_size": processes.size}
     if isinstance(data, UserData):
         train, test = loaders_of(data, config.seed)
         # A LightningModule of the user takes any batch.
-        options: Any = {
-            "seed": config.seed,
-            "device": device,
-            "pairs": not config.has_own_module,
-            "rank": processes.rank,
-            "world_size": processes.size,
-        }
-        return UserLoader(train, data.name, **options), UserLoader(test, data.name, training=False, **options)
-    train, test = (_loader(data, config, device, processes, training=training) for training in (True, False))
-    return train, test
+        shared["pairs"] = not config.has_own_module
+        return UserLoader(train, data.name, **shared), UserLoader(test, data.name, training=False, **shared)
 
+    def loader(split: Split, name: str, *, training: bool) -> BatchLoader:
+        samples = samples_of(data, split, name, flip=training and _augments(data, config))
+        change = Chain(tuple(_changes(data, config, training=training)))
+        whole = training or config.full_batches
+        # Tests want no gradients kept, and take twice the batch.
+        size = config.batch_size if whole else 2 * config.batch_size
+        return BatchLoader(samples, size, shuffle=training, drop_last=whole, change=change, **shared)
 
-def _loader(
-    data: Data, config: TrainConfig, device: torch.device, processes: Processes, *, training: bool
-) -> BatchLoader:
-    part, name = (data.train, "train") if training else (data.test, "test")
-    split = samples_of(data, part, name, flip=training and _augments(data, config))
-    change = Chain(tuple(_changes(data, config, training=training)))
-    whole = training or config.full_batches
-    # Tests want no gradients kept, and take twice the batch.
-    size = config.batch_size if whole else 2 * config.batch_size
-    return loader_of(
-        split,
-        size,
-        seed=config.seed,
-        shuffle=training,
-        drop_last=whole,
-        device=device,
-        change=change,
-        rank=processes.rank,
-        world_size=processes.size,
-    )
+    return loader(data.train, "train", training=True), loader(data.test, "test", training=False)
 
 
 def _require_mixtures(data: Data | UserData, config: TrainConfig) -> None:

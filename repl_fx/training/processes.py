@@ -1,26 +1,19 @@
 """The processes of a run: how they start, meet, agree, and end together.
 
-Under torchrun they are there already. Else `--devices N` starts N copies of this command here, and waits for them.
-All talk through one key-value store, before and beside the collectives of torch:
-
-    facts/ROUND/RANK    what a process is about to train; all compare them
-    failed              the first error of any process; a thread in each looks for it, as collectives wait for long
-    told                the first process has printed that error
-    done, left          the first process has written all; how many have seen it
+Under torchrun they are there already. Else `--devices N` starts N copies of this command here by torch's spawn, which
+ends the others when one has failed, as torchrun's agent does. They compare what they are about to train by a collective
+on the CPU. Who fails claims the word in the store by which they met, and tells the error; the others end in silence.
 """
 
 from __future__ import annotations
 
-import hashlib
-import json
 import os
 import re
+import runpy
 import signal
-import subprocess
 import sys
-import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import timedelta
@@ -28,21 +21,23 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+from torch.multiprocessing.spawn import ProcessExitedException, spawn
 
 import __main__
 from repl_fx.errors import BadInput, Stopped, first_line, not_ours
+from repl_fx.running.hushed import hushed
 from repl_fx.training.config import TrainConfig
 
-LOOK = 0.3  # Seconds between two looks at the store.
-_GRACE = 3.0  # Seconds in which the others notice an error.
-# Longer than any capture: an error ends the wait sooner.
+_GRACE = 3.0  # Seconds in which the others end by themselves when one has failed.
+# Longer than any capture.
 _LONG = timedelta(days=7)
-_BAD, _INTERRUPTED = 2, 130
+_BAD, _INTERRUPTED, _SIGNALLED = 2, 130, 128
 _HOST = "127.0.0.1"
 # What gloo and NCCL say where a process is gone.
 _GONE = re.compile(r"gloo/transport|Connection (closed|reset) by (remote )?peer|NCCL (error|communicator)|ncclRemote")
-# Its stubs do not name the stores.
+# Stubs do not name the stores, nor annotate what starts processes.
 _dist: Any = dist
+_spawn: Any = spawn
 
 
 class Ended(SystemExit):
@@ -65,16 +60,16 @@ class Processes:
         rank: number of this process, from 0.
         size: how many there are, on all nodes.
         local_rank, local_size: likewise on this node.
-        store: shared by all; None for one process alone.
+        group: of all, on the CPU.
+        store: by which they met; None for one process alone, as the group.
     """
 
     rank: int = 0
     size: int = 1
     local_rank: int = 0
     local_size: int = 1
+    group: Any = field(default=None, repr=False, compare=False)
     store: Any = field(default=None, repr=False, compare=False)
-    _stopped: threading.Event = field(default_factory=threading.Event, repr=False, compare=False)
-    _rounds: list[int] = field(default_factory=lambda: [0], repr=False, compare=False)
 
     @property
     def first(self) -> bool:
@@ -102,24 +97,17 @@ class Processes:
         """
         if self.alone:
             return
-        hashes = {what: hashlib.sha256("\n".join(lines).encode()).hexdigest() for what, lines in facts.items()}
-        found = self._exchange(hashes)
+        found: list[Any] = [None] * self.size
+        dist.all_gather_object(found, {what: list(lines) for what, lines in facts.items()}, self.group)
         for what in facts:
             others = [rank for rank in range(self.size) if found[rank].get(what) != found[0].get(what)]
             if others:
-                texts = self._exchange(list(facts[what]), [0, others[0]])
                 named = f"process {others[0]}" if len(others) == 1 else f"processes {', '.join(map(str, others))}"
                 raise Disagreement(
                     f"{what} of {named} are not those of process 0: "
-                    f"{_difference(others[0], texts[others[0]], texts[0])}; "
+                    f"{_difference(others[0], found[others[0]].get(what, []), found[0].get(what, []))}; "
                     "start all with the same files, settings and versions"
                 )
-
-    def _exchange(self, own: Any, ranks: Sequence[int] | None = None) -> dict[int, Any]:
-        """The values that the processes give, by rank."""
-        place, self._rounds[0] = f"facts/{self._rounds[0]}", self._rounds[0] + 1
-        self.store.set(f"{place}/{self.rank}", json.dumps(own))
-        return {rank: json.loads(self.store.get(f"{place}/{rank}")) for rank in ranks or range(self.size)}
 
 
 def lost_peer(problem: BaseException) -> LostPeer | None:
@@ -135,8 +123,6 @@ def lost_peer(problem: BaseException) -> LostPeer | None:
 
 ALONE = Processes()
 _joined: list[Processes] = []
-# Who hears of the errors of other processes that this one prints.
-_listeners: list[Callable[[str, int], None]] = []
 
 
 def _difference(rank: int, there: Sequence[str], first: Sequence[str]) -> str:
@@ -154,7 +140,8 @@ def join(config: TrainConfig, *, resume: bool = False, stdout: int | None = None
         stdout: file descriptor where those that it starts write; its own by default.
 
     Raises:
-        BadInput: torchrun started another number, there are fewer GPUs, or the port is in use.
+        BadInput: torchrun started another number, there are fewer GPUs, the port is in use, or a process that this one
+            started was ended by a signal.
         Ended: the processes that this one started have ended.
     """
     if _joined:
@@ -174,7 +161,6 @@ def join(config: TrainConfig, *, resume: bool = False, stdout: int | None = None
     found = _met(config, resume=resume)
     if not found.alone:
         _joined.append(found)
-        threading.Thread(target=_watch, args=(found, found.store.clone()), daemon=True).start()
     return found
 
 
@@ -213,197 +199,139 @@ def _met(config: TrainConfig, *, resume: bool) -> Processes:
     where = f"{os.environ.get('MASTER_ADDR')}:{os.environ.get('MASTER_PORT')}"
     try:
         store = next(_dist.rendezvous("env://"))[0]
-    except dist.DistNetworkError as problem:
+    except (RuntimeError, ValueError) as problem:
         if "EADDRINUSE" in str(problem):
             raise BadInput(f"the port of {where} is in use; give another one (torchrun --master-port)") from problem
         raise BadInput(f"process {rank} does not reach {where}: {first_line(problem)}") from problem
-    except (RuntimeError, ValueError) as problem:
-        raise BadInput(f"process {rank} does not reach {where}: {first_line(problem)}") from problem
     store.set_timeout(_LONG)
     dist.init_process_group(store=_dist.PrefixStore("torch", store), rank=rank, world_size=size, **own)
-    return Processes(rank, size, local_rank, local_size, _words(store))
-
-
-def _words(store: Any) -> Any:
-    """The part of a store for what the processes tell each other."""
     # A restart of torchrun's uses the same store.
-    return _dist.PrefixStore(f"repl_fx/{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)
+    words = _dist.PrefixStore(f"repl_fx/{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)
+    group = dist.new_group(backend="gloo", timeout=_LONG)
+    return Processes(rank, size, local_rank, local_size, group, words)
 
 
 def _start(count: int, stdout: int | None) -> int:
-    """Start copies of this command, and wait for them; returns the exit code."""
-    # Its connections end with this process, at which the others end.
+    """Start copies of this command, and wait for them; returns the exit code.
+
+    Raises:
+        BadInput: one was ended by a signal.
+    """
     store = _dist.TCPStore(_HOST, 0, is_master=True, wait_for_workers=False)
-    shared = {
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, torch.get_num_threads() // count)))
+    os.environ |= {
         "WORLD_SIZE": str(count),
         "LOCAL_WORLD_SIZE": str(count),
         "MASTER_ADDR": _HOST,
         "MASTER_PORT": str(store.port),
         "TORCHELASTIC_USE_AGENT_STORE": "True",
     }
-    threads = (
-        {} if "OMP_NUM_THREADS" in os.environ else {"OMP_NUM_THREADS": str(max(1, torch.get_num_threads() // count))}
-    )
-    command = _own_command()
-    environment = {**threads, **os.environ, **shared}
-    started = [
-        subprocess.Popen(command, env={**environment, "RANK": str(i), "LOCAL_RANK": str(i)}, stdout=stdout)
-        for i in range(count)
-    ]
+    module = None if __main__.__spec__ is None else __main__.__spec__.name.removesuffix(".__main__")
+    with _stdout_at(stdout):
+        started = _spawn(_run_again, (module,), nprocs=count, join=False)
+    number = signal.SIGTERM
     try:
-        return _code(started, _words(store))
+        # It says whom it ends.
+        with hushed((), ("torch.multiprocessing.spawn",)):
+            while not started.join(grace_period=_GRACE):
+                pass
+        return 0
+    except ProcessExitedException as ended:
+        code: int = ended.exit_code
+        by = -code if code < 0 else code - _SIGNALLED
+        if by <= 0 or code == _INTERRUPTED:
+            return code
+        why = "; there may be too little memory" if by == signal.SIGKILL else ""
+        raise BadInput(f"process {ended.error_index} of {count} was ended by {signal.Signals(by).name}{why}") from ended
     except KeyboardInterrupt:
         # Those that have a terminal were interrupted by it too.
-        _end(started, signal.SIGINT)
+        number = signal.SIGINT
         return _INTERRUPTED
     finally:
-        _end(started, signal.SIGTERM)
-
-
-def _own_command() -> list[str]:
-    spec = __main__.__spec__
-    script = [os.path.abspath(sys.argv[0])] if spec is None else ["-m", spec.name.removesuffix(".__main__")]
-    return [sys.executable, *script, *sys.argv[1:]]
-
-
-def _code(started: Sequence[subprocess.Popen[bytes]], store: Any) -> int:
-    """The exit code: the first that is none of success; the others have some time to end by themselves."""
-    while True:
-        codes = [process.poll() for process in started]
-        failed = next((rank for rank, code in enumerate(codes) if code), None)
-        if failed is not None:
-            code = codes[failed]
-            assert code is not None
-            line = ""
-            if code < 0:
-                name = signal.Signals(-code).name
-                why = "; there may be too little memory" if -code == signal.SIGKILL else ""
-                line, code = f"process {failed} of {len(started)} was ended by {name}{why}", _BAD
-                # The first process prints it, where it is there.
-                store.compare_set("failed", "", json.dumps({"rank": failed, "line": line, "code": code}))
-            limit = time.monotonic() + 2 * _GRACE
-            while any(process.poll() is None for process in started) and time.monotonic() < limit:
-                time.sleep(0.05)
-            if line and not store.check(["told"]):
-                _tell(line, code)
-            return code
-        if all(code == 0 for code in codes):
-            return 0
-        time.sleep(0.1)
-
-
-def _end(started: Sequence[subprocess.Popen[bytes]], number: signal.Signals) -> None:
-    running = [process for process in started if process.poll() is None]
-    for process in running:
-        process.send_signal(number)
-    for process in running:
-        try:
-            process.wait(_GRACE)
-        except subprocess.TimeoutExpired:
+        for process in started.processes:
+            if process.is_alive():
+                os.kill(process.pid, number)
+        for process in started.processes:
+            process.join(_GRACE)
             process.kill()
-            process.wait()
 
 
-def _watch(processes: Processes, store: Any) -> None:
-    """End this process when another one has failed: it may wait in a collective for what never comes."""
-    while not processes._stopped.wait(LOOK):
-        try:
-            if not store.check(["failed"]):
-                continue
-            failed = json.loads(store.get("failed"))
-            if failed["rank"] == processes.rank:
-                return
-            line = failed["line"] if processes.first else ""
-        except RuntimeError:
-            if processes._stopped.is_set():
-                return
-            failed, line = {"code": _BAD}, f"process {processes.rank} of {processes.size} lost the others"
-        if line:
-            _tell(line, failed["code"])
-        if processes.first:
-            store.set("told", "")
-            # The store may end with this process, and who waits for the word has to hear it.
-            time.sleep(LOOK)
-        os._exit(failed["code"])
-
-
-def _tell(line: str, code: int) -> None:
-    # A bar of progress may have hidden the cursor.
-    shown = "\n\x1b[?25h" if sys.stderr.isatty() else ""
-    print(f"{shown}repl-fx: error: {line}", file=sys.stderr, flush=True)
-    for listen in _listeners:
-        listen(line, code)
+def _run_again(rank: int, module: str | None) -> None:
+    """Run this command as one of its processes."""
+    os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank)}
+    if module is None:
+        runpy.run_path(sys.argv[0], run_name="__main__")
+    else:
+        runpy.run_module(module, run_name="__main__", alter_sys=True)
 
 
 @contextmanager
-def ending_together(listen: Callable[[str, int], None] = lambda line, code: None) -> Iterator[None]:
-    """End all processes of the run with the first error of one of them, which is printed once.
-
-    Args:
-        listen: called with an error of another process, which this one has printed, and its exit code.
-
-    Raises:
-        Ended: the first process has printed the error of this one.
-    """
-    _listeners.append(listen)
+def _stdout_at(descriptor: int | None) -> Iterator[None]:
+    """Let processes that are started meanwhile write to a file descriptor."""
+    if descriptor is None:
+        yield
+        return
+    before = os.dup(1)
+    os.dup2(descriptor, 1)
     try:
         yield
-        if _joined:
-            _leave(_joined[0])
+    finally:
+        os.dup2(before, 1)
+        os.close(before)
+
+
+@contextmanager
+def ending_together() -> Iterator[None]:
+    """End all processes of the run with the first error of one of them, which that one tells.
+
+    Raises:
+        Ended: another process, or who ended this one, tells what there is to tell.
+    """
+    try:
+        yield
+        for processes in _joined:
+            # The first one may write for long yet.
+            dist.barrier(processes.group)
     except Ended:
         raise
     except BaseException as error:
-        if not _joined:
-            raise
-        _fail(_joined[0], error)
+        told = _word(_joined[0], error) if _joined else error
+        if told is not error:
+            raise told from error
         raise
     finally:
-        for processes in _joined:
-            processes._stopped.set()
         if _joined and dist.is_initialized():
             dist.destroy_process_group()
         _joined.clear()
-        _listeners.remove(listen)
 
 
-def _leave(processes: Processes) -> None:
-    """Wait until the first process has written all; it waits until all have seen that."""
-    store = processes.store
-    if processes.first:
-        store.set("done", "")
-    store.wait(["done"], _LONG)
-    processes._stopped.set()
-    left, limit = store.add("left", 1), time.monotonic() + _GRACE
-    while processes.first and left < processes.size and time.monotonic() < limit:
-        time.sleep(0.02)
-        left = store.add("left", 0)
-
-
-def _fail(processes: Processes, error: BaseException) -> None:
-    """Tell the others of an error, or end because another one was first."""
+def _word(processes: Processes, error: BaseException) -> BaseException:
+    """An error as this process tells it; or its silent end, where another one was first."""
+    if isinstance(error, Stopped):
+        return Ended(_SIGNALLED + error.number)
     error = lost_peer(error) or error
     said = not_ours(error)
-    ours = said is not None
-    code = _INTERRUPTED if isinstance(error, KeyboardInterrupt) else _BAD
-    code = 128 + error.number if isinstance(error, Stopped) else code
-    if not ours or isinstance(error, LostPeer):
-        # A lost connection is the end of another process, whose word, or end by torchrun, comes now.
-        time.sleep(_GRACE / 2)
-    where = "" if isinstance(error, Disagreement) else f"process {processes.rank} of {processes.size}: "
-    own = {"rank": processes.rank, "line": where + (said or "") if ours else "", "code": code}
-    store = processes.store
     try:
-        first = json.loads(store.compare_set("failed", "", json.dumps(own)))
-        if first["rank"] != processes.rank:
-            # The thread that watches ends this process.
+        if isinstance(error, LostPeer):
+            # The word of another process, or its end by a signal, comes now.
+            time.sleep(2 * _GRACE)
+        # All know that they disagree.
+        if not (processes.first if isinstance(error, Disagreement) else _claimed(processes)):
+            # The exit code of the one that tells has to be the first.
             time.sleep(_GRACE)
-            raise Ended(code)
-        if ours and not processes.first:
-            store.wait(["told"], timedelta(seconds=_GRACE))
-            raise Ended(code) from error
-        if processes.first and "TORCHELASTIC_USE_AGENT_STORE" not in os.environ:
-            # The store is in this process.
-            time.sleep(3 * LOOK)
+            return Ended(_INTERRUPTED if isinstance(error, KeyboardInterrupt) else _BAD)
+    except Stopped as stopped:
+        return Ended(_SIGNALLED + stopped.number)
+    if said is None or processes.first or isinstance(error, Disagreement):
+        return error
+    return BadInput(f"process {processes.rank} of {processes.size}: {said}")
+
+
+def _claimed(processes: Processes) -> bool:
+    """Whether this process is the one to tell an error."""
+    own = str(processes.rank)
+    try:
+        return bool(processes.store.compare_set("failed", "", own).decode() == own)
     except RuntimeError:
-        # Nobody listens any more, or the first process does not: this one prints.
-        return
+        # The store has gone with the process that it was in.
+        return True

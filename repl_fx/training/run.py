@@ -30,7 +30,7 @@ from pytorch_lightning.loggers import CSVLogger, Logger, TensorBoardLogger
 from torch import nn
 
 from repl_fx.artifact.places import LOGS as LOGS, RESULT as RESULT, STATE as STATE
-from repl_fx.errors import BadInput, OutputError, not_ours
+from repl_fx.errors import BadInput, OutputError, not_ours, writing
 from repl_fx.running.hushed import hushed
 from repl_fx.training.building import module_of
 from repl_fx.training.callbacks import SharedSyntheses, Speed, peak_mib
@@ -120,10 +120,11 @@ def train(
     accelerator = require_available(config)
     processes = join(config, resume=resume)
     require_possible(config, processes)
-    before = _before(directory, state, None if phase else model, config) if resume else None
+    before: Path | None = None
+    resumed: int | None = None
     if resume:
+        before, resumed = _before(directory, state, None if phase else model, config)
         require_same_data(state, data)
-    resumed = before[1] if before else None
     sharding = Sharding(model, config, processes)
     checkpoints = Checkpoints(state / CHECKPOINT, config.save_every, config.log_every, fingerprint(model))
     quiet = hushed(NOISY, NOISY_LOGGERS, ("Experiment logs directory",))
@@ -162,18 +163,18 @@ def train(
         if not resume and processes.first:
             begin_state(state, config, data)
         if phase is not None:
-            phase.begin(before[0] if before else None, module, model)
+            phase.begin(before, module, model)
         if config.compile:
             compile_(sharding.model)
         sharding.begin(module)
         # Lightning trains each module in the mode it has, and a model that was loaded is in evaluation mode.
         module.train()
         try:
-            trainer.fit(module, **batches.to_fit(), ckpt_path=before[0] if before else None, weights_only=True)
+            trainer.fit(module, datamodule=batches, ckpt_path=before, weights_only=True)
             figures = figures_of(trainer)
             if not figures or steps % in_epoch:
                 # The run was at its end already, or ends within an epoch, behind the last evaluation.
-                trainer.validate(module, verbose=False, **batches.to_validate())
+                trainer.validate(module, verbose=False, datamodule=batches)
                 figures = figures_of(trainer)
             sharding.end()
             trained = Trained(
@@ -235,15 +236,13 @@ def begin_state(state: Path, config: TrainConfig, data: Data | UserData) -> None
         BadInput: data that cannot be read.
         OutputError: the directory cannot be written.
     """
-    try:
+    with writing(state):
         state.mkdir(parents=True, exist_ok=True)
         discard_all(state / CHECKPOINT)
         (state / RESULT).unlink(missing_ok=True)
         shutil.rmtree(state / LOGS, ignore_errors=True)
         (state / CONFIG).write_text(config.to_yaml())
         (state / DATA).write_text(content_of(data))
-    except OSError as problem:
-        raise OutputError(f"{state} cannot be written: {problem.strerror or problem}") from problem
 
 
 def require_same_data(state: Path, data: Data | UserData) -> None:

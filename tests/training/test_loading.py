@@ -9,7 +9,7 @@ from repl_fx.errors import BadInput
 from repl_fx.training.config import TrainConfig
 from repl_fx.training.data.augmentation import Chain, CropAndFlip, CutMix, Mixup, Normalise
 from repl_fx.training.data.kinds import Data, Tensors, UserData
-from repl_fx.training.data.loaders import TensorLoader
+from repl_fx.training.data.loaders import BatchLoader
 from repl_fx.training.loading import loaders
 from tests.training.runs import pictures, scenes
 
@@ -18,7 +18,7 @@ CPU = torch.device("cpu")
 
 
 def _kinds(loader: object) -> list[type]:
-    assert isinstance(loader, TensorLoader)
+    assert isinstance(loader, BatchLoader)
     assert isinstance(loader.change, Chain)
     return [type(change) for change in loader.change.changes]
 
@@ -32,7 +32,7 @@ def test_training_pictures_are_changed_and_those_held_out_are_not() -> None:
 
 def test_what_is_grey_is_not_mirrored() -> None:
     loader, _ = loaders(pictures(), TrainConfig(augment=True, batch_size=8), CPU)
-    assert isinstance(loader, TensorLoader) and isinstance(loader.change, Chain)
+    assert isinstance(loader, BatchLoader) and isinstance(loader.change, Chain)
     assert loader.change.changes[0] == CropAndFlip(1, flip=False)
 
 

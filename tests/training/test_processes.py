@@ -22,81 +22,103 @@ CPU = TrainConfig(device="cpu")
 _SCRIPT = """
 import os, signal, sys, time
 import torch.distributed as dist
+from repl_fx.cli.group import _stopping
 from repl_fx.errors import ReplFxError
 from repl_fx.training.config import TrainConfig
 from repl_fx.training.processes import Ended, ending_together, join
-try:
-    with ending_together(lambda line, code: print("heard:", code, line)):
-        group = join(TrainConfig(device="cpu", devices=int(sys.argv[1])), stdout=2 if "2" in sys.argv[2:] else None)
-        if group.first:
-            {first}
-        else:
-            {other}
-        if group.first:
-            time.sleep(0.5)
-            print("all is written")
-except Ended as end:
-    sys.exit(end.code)
-except ReplFxError as error:
-    print(f"error: {{error}}", file=sys.stderr)
-    sys.exit(2)
+def main():
+    try:
+        with _stopping(), ending_together():
+            group = join(TrainConfig(device="cpu", devices=2), stdout=2 if "2" in sys.argv[1:] else None)
+            if group.first:
+                {first}
+            else:
+                {other}
+            if group.first:
+                time.sleep(0.5)
+                print("all is written")
+    except Ended as end:
+        sys.exit(end.code)
+    except ReplFxError as error:
+        print(f"error: {{error}}", file=sys.stderr)
+        sys.exit(2)
+if __name__ == "__main__":
+    main()
 """
 
 
 def _ended(first: str, other: str) -> list[tuple[int, str, str]]:
-    script = _SCRIPT.format(first=first, other=other)
-    return ended(started(["-c", script, "2"]), limit=60)
+    """Exit code and output of each of two processes that are started from elsewhere."""
+    return ended(started(["-c", _SCRIPT.format(first=first, other=other)]), limit=60)
+
+
+def _ended_here(directory: Path, first: str, other: str, *arguments: str) -> tuple[int, str, str]:
+    """Exit code and output of a command that starts two processes."""
+    script = directory / "script.py"
+    script.write_text(_SCRIPT.format(first=first, other=other))
+    command = [sys.executable, str(script), *arguments]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60, check=False)
+    return done.returncode, done.stdout, done.stderr
+
+
+_SAME = "group.agree({'plans': ['a', 'b']})"
 
 
 def test_all_end_when_all_is_written() -> None:
-    same = "group.agree({'plans': ['a', 'b']})"
-    assert [(code, out.strip()) for code, out, _ in _ended(same, same)] == [(0, "all is written"), (0, "")]
+    assert [(code, out.strip()) for code, out, _ in _ended(_SAME, _SAME)] == [(0, "all is written"), (0, "")]
 
 
 def test_processes_that_would_not_train_the_same_end_with_one_line() -> None:
-    found = _ended("group.agree({'plans': ['a', 'b']})", "group.agree({'plans': ['a', 'c']})")
+    found = _ended(_SAME, "group.agree({'plans': ['a', 'c']})")
     assert [code for code, _, _ in found] == [2, 2]
     lines = [line for _, _, errors in found for line in errors.splitlines() if "error:" in line]
     assert len(lines) == 1 and lines[0] in found[0][2]
     assert "plans of process 1 are not those of process 0: process 1 has c, process 0 has b; start all" in lines[0]
 
 
-@pytest.mark.parametrize("first", ["dist.barrier()", "time.sleep(60)"])
-def test_an_error_in_one_process_ends_the_other_one(first: str) -> None:
+@pytest.mark.parametrize("first", ["dist.barrier()", "time.sleep(60)", "raise ReplFxError('no such file')"])
+def test_an_error_in_one_process_ends_the_other_one(tmp_path: Path, first: str) -> None:
     begin = time.monotonic()
-    found = _ended(first, "raise ReplFxError('no such file')")
+    # Where both fail, one of them tells.
+    found = _ended_here(tmp_path, first, "time.sleep(0.2); raise ReplFxError('no such file')")
     assert time.monotonic() - begin < 40
-    assert [code for code, _, _ in found] == [2, 2]
-    assert found[0][2].strip() == "repl-fx: error: process 1 of 2: no such file" and not found[1][2]
-    assert [out for _, out, _ in found] == ["heard: 2 process 1 of 2: no such file\n", ""]
+    where = "" if "raise" in first else "process 1 of 2: "
+    assert found == (2, "", f"error: {where}no such file\n")
 
 
-def test_an_error_in_the_first_process_ends_the_other_one() -> None:
-    found = _ended("raise ReplFxError('no such file')", "dist.barrier()")
-    assert [(code, errors.strip()) for code, _, errors in found] == [(2, "error: no such file"), (2, "")]
+def test_an_error_in_the_first_process_ends_the_other_one(tmp_path: Path) -> None:
+    found = _ended_here(tmp_path, "raise ReplFxError('no such file')", "dist.barrier()")
+    assert found == (2, "", "error: no such file\n")
 
 
 @pytest.mark.parametrize(
-    ("end", "line"), [("os.kill(os.getpid(), signal.SIGKILL)", "process 1 of 2 was ended by SIGKILL")]
+    ("number", "line"),
+    [("SIGKILL", "was ended by SIGKILL; there may be too little memory"), ("SIGTERM", "was ended by SIGTERM")],
 )
-def test_processes_that_are_started_here_end_with_each_other(tmp_path: Path, end: str, line: str) -> None:
-    script = tmp_path / "script.py"
-    script.write_text(_SCRIPT.format(first="dist.barrier()", other=end))
-    done = subprocess.run(
-        [sys.executable, script, "2"], cwd=ROOT, capture_output=True, text=True, timeout=60, check=False
-    )
-    assert done.returncode == 2
-    line = "process 1 of 2 was ended by SIGKILL; there may be too little memory\n"
-    assert done.stderr == f"repl-fx: error: {line}" and done.stdout == f"heard: 2 {line}"
+def test_a_process_that_was_ended_by_a_signal_is_a_line(tmp_path: Path, number: str, line: str) -> None:
+    found = _ended_here(tmp_path, "dist.barrier()", f"os.kill(os.getpid(), signal.{number}); time.sleep(60)")
+    assert found == (2, "", f"error: process 1 of 2 {line}\n")
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the end of a parent is told to its children on Linux alone")
+def test_processes_do_not_outlive_the_one_that_started_them(tmp_path: Path) -> None:
+    script, seen = tmp_path / "script.py", tmp_path / "seen"
+    said = f"open({str(seen)!r}, 'a').write(f'{{os.getpid()}} '); dist.barrier(); time.sleep(60)"
+    script.write_text(_SCRIPT.format(first=said, other=said))
+    with subprocess.Popen([sys.executable, script], cwd=ROOT, stderr=subprocess.DEVNULL) as running:
+        while not seen.exists() or seen.read_text().count(" ") < 2:
+            time.sleep(0.1)
+            assert running.poll() is None
+        running.kill()
+    limit = time.monotonic() + 20
+    for process in map(int, seen.read_text().split()):
+        while Path(f"/proc/{process}/stat").exists() and "Z" not in Path(f"/proc/{process}/stat").read_text().split():
+            assert time.monotonic() < limit
+            time.sleep(0.1)
 
 
 def test_processes_write_where_they_are_told(tmp_path: Path) -> None:
-    script = tmp_path / "script.py"
-    script.write_text(_SCRIPT.format(first="pass", other="pass"))
-    done = subprocess.run(
-        [sys.executable, script, "2", "2"], cwd=ROOT, capture_output=True, text=True, timeout=60, check=False
-    )
-    assert (done.returncode, done.stdout, done.stderr) == (0, "", "all is written\n")
+    assert _ended_here(tmp_path, "pass", "pass", "2") == (0, "", "all is written\n")
 
 
 def _torchrun(monkeypatch: pytest.MonkeyPatch, **environment: str) -> None:

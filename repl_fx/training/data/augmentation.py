@@ -1,8 +1,9 @@
 """Changes of batches on their device: crops, mirrors, mixtures, normalisation; a generator alone decides which.
 
 Every class here is a change: a callable (inputs, targets, generator) -> (inputs, targets) that leaves its arguments as
-they were. The mixtures of torchvision (`transforms.v2.MixUp`, `CutMix`) draw from the global random state, on which a
-run that is resumed cannot rely.
+they were. The mixtures of torchvision 0.29 (`transforms.v2.MixUp`, `CutMix`) draw from the global random state, on
+which a run that is resumed cannot rely; they mix each input with the one before it in place of a drawn one, and refuse
+all but pictures. Its crops (`RandomCrop`) are the same for all pictures of a batch.
 """
 
 from __future__ import annotations

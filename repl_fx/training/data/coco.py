@@ -6,6 +6,9 @@ PATH/annotations/instances_train2017.json, PATH/annotations/instances_val2017.js
 Classes count from 1 in the order of the categories' numbers; 0 is the background. Pictures without boxes are kept. No
 crowd is trained on, and boxes without extent are left out, as in torchvision's references/detection/coco_utils.py; in
 an evaluation crowds count as COCO counts them.
+
+pycocotools decodes outlines. Its reader of the file, which torchvision's CocoDetection has too, prints to stdout, and
+takes any annotation: of no image, of no category, of a box without numbers.
 """
 
 from __future__ import annotations
@@ -177,20 +180,18 @@ def _corners(one: _Annotation, image: _Image) -> tuple[float, float, float, floa
 
 def _mask(one: _Annotation, image: _Image) -> Tensor:
     """The pixels within an outline, (height, width)."""
-    from pycocotools import mask as coco
+    from pycocotools.coco import COCO
 
     try:
         # pycocotools is older than the array protocol of numpy 2.
         with foreign_code(), warnings.catch_warnings(action="ignore", category=DeprecationWarning):
-            outline: Any = msgspec.json.decode(one.segmentation)
-            # Polygons, runs, or runs that are packed.
-            packed = isinstance(outline, dict) and isinstance(outline["counts"], str)
-            height, width = outline["size"] if isinstance(outline, dict) else (image.height, image.width)
-            runs = outline if packed else coco.frPyObjects(outline, height, width)
-            found: Any = coco.decode(runs)
+            reader = COCO()
+            reader.imgs = {image.id: {"height": image.height, "width": image.width}}
+            outline = msgspec.json.decode(one.segmentation)
+            found: Any = reader.annToMask({"image_id": image.id, "segmentation": outline})
     except ForeignError as failed:
         raise BadInput(f"the outline of annotation {one.id} cannot be read ({failed}); mend it") from failed.problem
-    if found.shape[:2] != (image.height, image.width):
-        sizes = f"{'x'.join(map(str, found.shape[:2]))} pixels, and its picture has {image.height}x{image.width}"
+    if found.shape != (image.height, image.width):
+        sizes = f"{'x'.join(map(str, found.shape))} pixels, and its picture has {image.height}x{image.width}"
         raise BadInput(f"the outline of annotation {one.id} is of {sizes}; mend it")
-    return torch.from_numpy(np.ascontiguousarray(found if found.ndim == 2 else found.any(2), dtype=np.uint8))
+    return torch.from_numpy(np.ascontiguousarray(found))

@@ -29,8 +29,8 @@ def load_hugging_face(request: Request) -> Data:
     except ImportError as problem:
         raise BadInput(f"{request.name} needs the library datasets; pip install datasets") from problem
     try:
-        with foreign_code():
-            found = _fetched(datasets, request)
+        with foreign_code(), nullcontext() if request.download else _offline(datasets):
+            found = datasets.load_dataset(request.argument, cache_dir=str(request.root / "huggingface"))
     except ForeignError as failed:
         hint = "" if request.download else ", or fetch it with --download"
         raise BadInput(f"{request.name} cannot be read ({failed}); check the name{hint}") from failed.problem
@@ -45,12 +45,6 @@ def load_hugging_face(request: Request) -> Data:
         return text_data(request, of_train, of_test)
     listed = ", ".join(f"{name} ({kind})" for name, kind in kinds.items())
     raise BadInput(f"{request.name} has the columns {listed}; needed are an Image and a ClassLabel, or text")
-
-
-def _fetched(datasets: Any, request: Request) -> Any:
-    """All splits, by name."""
-    with nullcontext() if request.download else _offline(datasets):
-        return datasets.load_dataset(request.argument, cache_dir=str(request.root / "huggingface"))
 
 
 @contextmanager

@@ -3,19 +3,22 @@
 Everything random is drawn from generators seeded by (seed, epoch, number of the batch); nothing is carried over from
 one batch to the next, and the global random state is neither read nor moved. A position is then two numbers, the epoch
 and the batches given out, and that is the state of a loader (see `positioned`).
+
+torchdata's StatefulDataLoader would keep a position too. 0.11.0, its last release, warns at each construction with
+torch 2.15 (`torch.set_vital` is deprecated); it goes on where a state is of another batch size, counting samples, in
+place of a refusal; and samples and changes would be seeded here as they are now.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from functools import partial
-from typing import Any, TypedDict, Unpack
+from typing import Any
 
 import torch
+from lightning_fabric.utilities.apply_func import move_data_to_device
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from repl_fx._torch import pytree
 from repl_fx.errors import BadInput, told, users_place
 from repl_fx.training.data.augmentation import Change
 from repl_fx.training.data.kinds import Sample, Split, Tensors, length
@@ -25,34 +28,21 @@ from repl_fx.training.data.positioned import PositionedLoader, seed_of
 _ORDER, _BATCH, _SAMPLE = range(3)
 
 
-class Options(TypedDict, total=False):
-    """What all loaders can be told.
-
-    Attributes:
-        seed: of order and changes, 0 or more; 0.
-        shuffle: whether each epoch has an order of its own; the order of the samples otherwise, the default.
-        drop_last: whether an incomplete last batch is left out; False.
-        device: where the batches are wanted; the CPU.
-        change: of each batch, with a generator of the device; None.
-        rank, world_size: number of this process, and of all; 0 of 1. Where a last batch does not divide among them,
-            some have a sample more; one that has none is given the first, which does not count.
-    """
-
-    seed: int
-    shuffle: bool
-    drop_last: bool
-    device: str | torch.device
-    change: Change | None
-    rank: int
-    world_size: int
-
-
 class BatchLoader(PositionedLoader):
-    """Batches of samples that have numbers; each process gets its part of a batch."""
+    """Batches of a split; each process gets its part of a batch.
+
+    Tensors lie on the device, whole, and each process changes the global batch and keeps its part: the parts are then,
+    bit for bit, those of the batch that one process alone would have. Gathering and changing on the device costs little
+    beside a step.
+
+    Of a torch Dataset each process reads its own part alone, in worker processes, so that `change` draws for each part
+    on its own. While a sample is made, torch's global random state is seeded by (seed, epoch, number of the sample):
+    transforms draw the same in any process, at any position of a resumed run.
+    """
 
     def __init__(
         self,
-        samples: int,
+        split: Split,
         batch_size: int,
         *,
         seed: int = 0,
@@ -62,7 +52,26 @@ class BatchLoader(PositionedLoader):
         change: Change | None = None,
         rank: int = 0,
         world_size: int = 1,
+        workers: int = 2,
     ) -> None:
+        """Move tensors to the device; of a Dataset nothing is read before the first batch is asked for.
+
+        Args:
+            split: tensors; or a map-style Dataset of pairs, of which a `BadInput` reaches the caller as one line.
+            batch_size: samples of a batch of all processes together.
+            seed: of order and changes, 0 or more.
+            shuffle: whether each epoch has an order of its own; the order of the samples otherwise.
+            drop_last: whether an incomplete last batch is left out.
+            device: where the batches are wanted.
+            change: of each batch, with a generator of the device.
+            rank, world_size: number of this process, and of all. Where a last batch does not divide among them, some
+                have a sample more; one that has none is given the first, which does not count.
+            workers: processes that read a Dataset; 0 reads in this one.
+
+        Raises:
+            BadInput: an argument cannot be.
+        """
+        samples = length(split)
         if samples < 1:
             raise BadInput("a loader needs at least one sample")
         if batch_size < 1:
@@ -80,7 +89,12 @@ class BatchLoader(PositionedLoader):
         self.samples, self.batch_size, self.seed = samples, batch_size, seed
         self.shuffle, self.drop_last = shuffle, drop_last
         self.device, self.change = torch.device(device), change
-        self.rank, self.world_size = rank, world_size
+        self.rank, self.world_size, self.workers = rank, world_size, workers
+        self.split = (
+            Tensors(*(part.to(self.device) for part in (split.inputs, split.targets)))
+            if isinstance(split, Tensors)
+            else split
+        )
         super().__init__()
 
     def __len__(self) -> int:
@@ -120,80 +134,23 @@ class BatchLoader(PositionedLoader):
         generator = torch.Generator(self.device).manual_seed(seed_of(self.seed, _BATCH, *key))
         return self.change(inputs, targets, generator)
 
+    def _batches(self, epoch: int, first: int) -> Iterator[tuple[Any, Any]]:
+        if isinstance(self.split, Tensors):
+            return self._gathered(self.split, epoch, first)
+        return self._read(self.split, epoch, first)
 
-class TensorLoader(BatchLoader):
-    """Batches of tensors that lie on the device, whole.
-
-    With several processes each one changes the global batch and keeps its part: the parts are then, bit for bit, those
-    of the batch that one process alone would have. Gathering and changing on the device costs little beside a step.
-    """
-
-    def __init__(
-        self,
-        inputs: Tensor,
-        targets: Tensor,
-        batch_size: int,
-        **options: Unpack[Options],
-    ) -> None:
-        """Move the tensors to the device.
-
-        Args:
-            inputs: (n, …).
-            targets: (n, …).
-            batch_size: samples of a batch of all processes together.
-            options: see `Options`.
-
-        Raises:
-            BadInput: inputs and targets differ in number, or an argument cannot be.
-        """
-        if len(inputs) != len(targets):
-            raise BadInput(f"{len(inputs)} inputs but {len(targets)} targets; give one target for each input")
-        super().__init__(len(inputs), batch_size, **options)
-        self.inputs, self.targets = inputs.to(self.device), targets.to(self.device)
-
-    def _batches(self, epoch: int, first: int) -> Iterator[tuple[Tensor, Tensor]]:
+    def _gathered(self, split: Tensors, epoch: int, first: int) -> Iterator[tuple[Tensor, Tensor]]:
         order = self._order(epoch).to(self.device)
         for number in range(first, len(self)):
             chosen = self._globally(order, number)
-            inputs, targets = self._changed(self.inputs[chosen], self.targets[chosen], epoch, number)
+            inputs, targets = self._changed(split.inputs[chosen], split.targets[chosen], epoch, number)
             yield self._own(inputs), self._own(targets)
 
-
-class FileLoader(BatchLoader):
-    """Batches of a torch Dataset that reads file by file, in worker processes.
-
-    While a sample is made, torch's global random state is seeded by (seed, epoch, number of the sample): transforms
-    draw the same in any process, at any position of a resumed run. With several processes each one reads and changes
-    its own part alone, so that `change` draws for each part on its own.
-    """
-
-    def __init__(
-        self,
-        dataset: Dataset[Sample],
-        batch_size: int,
-        *,
-        workers: int = 2,
-        **options: Unpack[Options],
-    ) -> None:
-        """Keep a data set and the options; nothing is read before the first batch is asked for.
-
-        Args:
-            dataset: map-style, of pairs (input, target); a `BadInput` of a sample reaches the caller as one line.
-            batch_size: samples of a batch of all processes together.
-            workers: processes that read; 0 reads in this one.
-            options: see `Options`.
-
-        Raises:
-            BadInput: an argument cannot be.
-        """
-        super().__init__(length(dataset), batch_size, **options)
-        self.dataset, self.workers = dataset, workers
-
-    def _batches(self, epoch: int, first: int) -> Iterator[tuple[Any, Any]]:
+    def _read(self, dataset: Dataset[Sample], epoch: int, first: int) -> Iterator[tuple[Any, Any]]:
         order = self._order(epoch)
         batches = [self._own(self._globally(order, number)).tolist() for number in range(first, len(self))]
         loader = DataLoader(
-            _SeededSamples(self.dataset, self.seed, epoch),
+            _SeededSamples(dataset, self.seed, epoch),
             batch_sampler=batches,
             num_workers=self.workers,
             collate_fn=_collate,
@@ -204,9 +161,7 @@ class FileLoader(BatchLoader):
         for number, read in enumerate(loader, first):
             if isinstance(read, BadInput):
                 raise read
-            inputs, targets = pytree.tree_map_only(
-                Tensor, partial(Tensor.to, device=self.device, non_blocking=True), read
-            )
+            inputs, targets = move_data_to_device(read, self.device)
             yield self._changed(inputs, targets, epoch, number, self.rank)
 
 
@@ -248,10 +203,3 @@ def _collate(samples: Sequence[Sample | BadInput]) -> tuple[Any, Any] | BadInput
         )
     stacked = torch.stack(targets) if isinstance(targets[0], Tensor) else torch.tensor(list(map(int, targets)))
     return torch.stack(inputs), stacked
-
-
-def loader_of(split: Split, batch_size: int, **options: Unpack[Options]) -> BatchLoader:
-    """The loader that fits a split: on the device where the split is tensors, file by file otherwise."""
-    if isinstance(split, Tensors):
-        return TensorLoader(split.inputs, split.targets, batch_size, **options)
-    return FileLoader(split, batch_size, **options)

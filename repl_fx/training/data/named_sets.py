@@ -5,9 +5,6 @@ They come with the changes that are usual for them: standardised, and augmented 
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
-
 import numpy as np
 
 from repl_fx.errors import BadInput, ForeignError, foreign_code, not_importable
@@ -23,6 +20,9 @@ _DARKEST = 16
 _CIFAR = "cifar-10-batches-py/"
 _FASHION = "FashionMNIST/raw/"
 _STL = "stl10_binary/"
+# The class of torchvision of each data set, and those of which channels come first and splits have names.
+_CLASS = {"cifar10": "CIFAR10", "svhn": "SVHN", "stl10": "STL10", "fashion-mnist": "FashionMNIST"}
+_CHANNELS_FIRST = ("svhn", "stl10")
 # The files of each data set, as torchvision lays them out below its root.
 FILES: dict[str, tuple[str, ...]] = {
     "cifar10": (*(f"{_CIFAR}data_batch_{i}" for i in range(1, 6)), f"{_CIFAR}test_batch", f"{_CIFAR}batches.meta"),
@@ -63,25 +63,15 @@ def load_cifar10(request: Request) -> Data:
     path = request.root / "cifar10.npz"
     if path.is_file():
         return with_scale(data_of(request.name, read_npz(path), classes=_CLASSES, where=str(path)), augment=True)
-    return _of_torchvision(request, lambda datasets, train: datasets.CIFAR10(train=train, **_place(request)))
+    return load_of_torchvision(request)
 
 
-def load_svhn(request: Request) -> Data:
-    """Read `svhn`: house numbers, 32x32 in colour; raises `BadInput` as `load_cifar10`."""
-    return _of_torchvision(request, lambda datasets, train: datasets.SVHN(split=_split(train), **_place(request)))
+def load_of_torchvision(request: Request) -> Data:
+    """Read one of `FILES`; the labelled pictures alone of `stl10`.
 
-
-def load_stl10(request: Request) -> Data:
-    """Read the labelled pictures of `stl10`, 96x96 in colour; raises `BadInput` as `load_cifar10`."""
-    return _of_torchvision(request, lambda datasets, train: datasets.STL10(split=_split(train), **_place(request)))
-
-
-def load_fashion_mnist(request: Request) -> Data:
-    """Read `fashion-mnist`: 28x28, one channel; raises `BadInput` as `load_cifar10`."""
-    return _of_torchvision(request, lambda datasets, train: datasets.FashionMNIST(train=train, **_place(request)))
-
-
-def _of_torchvision(request: Request, make: Callable[[Any, bool], Any]) -> Data:
+    Raises:
+        BadInput: torchvision or a file is missing, or a file is damaged.
+    """
     name, root = request.name, request.root
     _check_files(request)
     arrays: dict[str, Array] = {}
@@ -90,8 +80,10 @@ def _of_torchvision(request: Request, make: Callable[[Any, bool], Any]) -> Data:
             from torchvision import datasets
 
             for split in ("train", "test"):
-                found = make(datasets, split == "train")
-                arrays[f"{split}_x"] = _last_channels(name, np.asarray(found.data))
+                own = {"split": split} if request.name in _CHANNELS_FIRST else {"train": split == "train"}
+                found = getattr(datasets, _CLASS[request.name])(request.root, download=request.download, **own)
+                pictures = np.asarray(found.data)
+                arrays[f"{split}_x"] = pictures.transpose(0, 2, 3, 1) if name in _CHANNELS_FIRST else pictures
                 labels = found.labels if hasattr(found, "labels") else found.targets
                 arrays[f"{split}_y"] = np.asarray(labels)
     except ForeignError as failed:
@@ -113,15 +105,3 @@ def _check_files(request: Request) -> None:
             f"{request.name}: no {missing[0]}{more}{also} in {request.root}; "
             "say with --data-dir where the files lie, or fetch them with --download"
         )
-
-
-def _place(request: Request) -> dict[str, Any]:
-    return {"root": request.root, "download": request.download}
-
-
-def _split(train: bool) -> str:
-    return "train" if train else "test"
-
-
-def _last_channels(name: str, pictures: Array) -> Array:
-    return pictures.transpose(0, 2, 3, 1) if name in ("svhn", "stl10") else pictures

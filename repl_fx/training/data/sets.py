@@ -23,7 +23,7 @@ from repl_fx.training.data.coco import load_coco
 from repl_fx.training.data.hugging_face import load_hugging_face
 from repl_fx.training.data.kinds import Data, Request, UserData
 from repl_fx.training.data.masks import load_masks
-from repl_fx.training.data.named_sets import load_cifar10, load_digits, load_fashion_mnist, load_stl10, load_svhn
+from repl_fx.training.data.named_sets import load_cifar10, load_digits, load_of_torchvision
 from repl_fx.training.data.pictures import load_folder
 from repl_fx.training.data.standardising import standardised
 from repl_fx.training.data.text import load_text
@@ -34,9 +34,9 @@ DEFAULT = "digits"
 _LOADERS: dict[str, Callable[[Request], Data]] = {
     "digits": load_digits,
     "cifar10": load_cifar10,
-    "svhn": load_svhn,
-    "stl10": load_stl10,
-    "fashion-mnist": load_fashion_mnist,
+    "svhn": load_of_torchvision,
+    "stl10": load_of_torchvision,
+    "fashion-mnist": load_of_torchvision,
     "folder:": load_folder,
     "masks:": load_masks,
     "coco:": load_coco,

@@ -31,12 +31,12 @@ def load_user_code(request: Request) -> Data | UserData:
     Raises:
         BadInput: no such file or function, the code raises, or what it returns is no data.
     """
-    made, where, make = _called(request.name, DEFAULT)
+    made, where, make = called(request.name, DEFAULT)
     return _as_data(made, make, request.name, where)
 
 
-def called(spec: str, default: str, *arguments: Any) -> tuple[Any, str]:
-    """The result of a function, or of a class, of `file.py:name`, and the words for it in messages.
+def called(spec: str, default: str, *arguments: Any) -> tuple[Any, str, Callable[..., Any]]:
+    """The result of a function, or of a class, of `file.py:name`, the words for it in messages, and the function.
 
     Args:
         spec: `file.py:name`, or `file.py`.
@@ -46,12 +46,6 @@ def called(spec: str, default: str, *arguments: Any) -> tuple[Any, str]:
     Raises:
         BadInput: no such file or name, or the code raises.
     """
-    made, where, _ = _called(spec, default, *arguments)
-    return made, where
-
-
-def _called(spec: str, default: str, *arguments: Any) -> tuple[Any, str, Callable[..., Any]]:
-    """What `called` returns, and the function."""
     path, name = _parts(spec, default)
     if not path.is_file():
         close = close_matches(path.name, [other.name for other in path.parent.glob("*.py")])

@@ -129,34 +129,6 @@ class UserLoader(PositionedLoader):
         return batch[samples * self.rank // world : samples * (self.rank + 1) // world]
 
 
-class UserModule(pl.LightningDataModule):
-    """The loaders of a run, with what a user's LightningDataModule does to batches on their way to the device."""
-
-    def __init__(self, own: Any, train: PositionedLoader, test: PositionedLoader) -> None:
-        super().__init__()
-        self.own, self.train, self.test = own, train, test
-
-    def train_dataloader(self) -> Any:
-        """Training batches."""
-        return self.train
-
-    def val_dataloader(self) -> Any:
-        """Held-out batches."""
-        return self.test
-
-    def on_before_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
-        """Call the user's hook."""
-        return self.own.on_before_batch_transfer(batch, dataloader_idx)
-
-    def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:
-        """Call the user's hook."""
-        return self.own.transfer_batch_to_device(batch, device, dataloader_idx)
-
-    def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
-        """Call the user's hook."""
-        return self.own.on_after_batch_transfer(batch, dataloader_idx)
-
-
 def loaders_of(data: UserData, seed: int) -> tuple[Iterable[Any], Iterable[Any]]:
     """The training and the held-out loader of a user's data.
 

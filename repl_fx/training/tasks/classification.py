@@ -26,11 +26,9 @@ class Classification(Task):
     best = "accuracy"
 
     def __init__(self, classes: int) -> None:
-        super().__init__()
-        self.classes = classes
-        self.mean_loss = MeanLoss()
         # Checks of its values would wait for the device at each batch.
-        self.accuracy = MulticlassAccuracy(classes, average="micro", validate_args=False)
+        accuracy = MulticlassAccuracy(classes, average="micro", validate_args=False)
+        super().__init__(classes, loss=MeanLoss(), accuracy=accuracy)
 
     def logits(self, outputs: Any) -> Tensor:
         """The logits, (batch, classes)."""
@@ -43,22 +41,16 @@ class Classification(Task):
     def update(self, outputs: Any, batch: Batch) -> None:
         """Add the loss and the first classes."""
         targets = batch[1]
-        self.mean_loss.update(self.loss(outputs, batch), len(targets))
-        self.accuracy.update(self.logits(outputs).argmax(-1), targets)
-
-    def compute(self) -> dict[str, Tensor]:
-        """Loss and accuracy."""
-        figures = {"loss": self.mean_loss.compute(), "accuracy": self.accuracy.compute()}
-        self.accuracy.reset()
-        return figures
+        self.metrics["loss"].update(self.loss(outputs, batch), len(targets))
+        self.metrics["accuracy"].update(self.logits(outputs).argmax(-1), targets)
 
     def require_fit(self, model: nn.Module, outputs: Any, batch: Batch, name: str) -> None:
         """Refuse logits of another shape, or for fewer classes than there are."""
-        logits, called = self.logits(outputs), type(model).__name__
+        logits = self.logits(outputs)
         if logits.ndim != 2 or len(logits) != len(batch[1]):
-            raise BadInput(f"{called} returns logits of shape {tuple(logits.shape)}; wanted is (batch, classes)")
-        if logits.shape[-1] < self.classes:
-            raise BadInput(f"{called} returns {logits.shape[-1]} logits, and {name} has {self.classes} classes")
+            found = f"{type(model).__name__} returns logits of shape {tuple(logits.shape)}"
+            raise BadInput(f"{found}; wanted is (batch, classes)")
+        self.require_classes(model, logits.shape[-1], name)
 
     def require_targets(self, batch: Batch, name: str) -> None:
         """Refuse what is neither labels nor probabilities."""

@@ -48,8 +48,7 @@ class Detection(Task):
     best = "map"
 
     def __init__(self, classes: int) -> None:
-        super().__init__()
-        self.classes = classes
+        super().__init__(classes)
         try:
             self.boxes, self.masks = MeanAveragePrecision(iou_type="bbox"), MeanAveragePrecision(iou_type="segm")
         except ModuleNotFoundError as missing:

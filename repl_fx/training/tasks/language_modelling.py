@@ -27,9 +27,7 @@ class LanguageModelling(Task):
     higher_is_better = False
 
     def __init__(self, classes: int) -> None:
-        super().__init__()
-        self.classes = classes
-        self.mean_loss = MeanLoss()
+        super().__init__(classes, loss=MeanLoss())
 
     def logits(self, outputs: Any) -> Tensor:
         """The logits, (batch, length, tokens)."""
@@ -42,12 +40,12 @@ class LanguageModelling(Task):
 
     def update(self, outputs: Any, batch: Batch) -> None:
         """Add the loss."""
-        self.mean_loss.update(self.loss(outputs, batch), batch[1].numel())
+        self.metrics["loss"].update(self.loss(outputs, batch), batch[1].numel())
 
     def compute(self) -> dict[str, Tensor]:
         """Loss and bits per byte."""
-        loss = self.mean_loss.compute()
-        return {"loss": loss, "bits_per_byte": loss / math.log(2)}
+        figures = super().compute()
+        return {**figures, "bits_per_byte": figures["loss"] / math.log(2)}
 
     def require_fit(self, model: nn.Module, outputs: Any, batch: Batch, name: str) -> None:
         """Refuse logits that are not one for each token at each place, or for fewer tokens than there are."""
@@ -57,8 +55,7 @@ class LanguageModelling(Task):
                 f"{called} returns logits of shape {tuple(logits.shape)}; wanted is (batch, length, tokens), "
                 f"for the {' x '.join(map(str, places))} targets of {name}"
             )
-        if logits.shape[-1] < self.classes:
-            raise BadInput(f"{called} returns {logits.shape[-1]} logits, and {name} has {self.classes} classes")
+        self.require_classes(model, logits.shape[-1], name)
 
     def require_targets(self, batch: Batch, name: str) -> None:
         """Refuse what is not one token for each token of the inputs."""

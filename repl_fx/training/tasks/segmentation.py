@@ -36,14 +36,12 @@ class Segmentation(Task):
     class_dimension = 1
 
     def __init__(self, classes: int) -> None:
-        super().__init__()
-        self.classes = classes
-        self.mean_loss = MeanLoss()
         # One class more, which both ignore: that of pixels without one, and in predictions of all that no mask has.
         # Checks of their values would wait for the device at each batch.
         options: Any = {"ignore_index": classes, "validate_args": False}
-        self.mean_iou = MulticlassJaccardIndex(classes + 1, **options)
-        self.pixel_accuracy = MulticlassAccuracy(classes + 1, average="micro", **options)
+        iou = MulticlassJaccardIndex(classes + 1, **options)
+        accuracy = MulticlassAccuracy(classes + 1, average="micro", **options)
+        super().__init__(classes, loss=MeanLoss(), mean_iou=iou, pixel_accuracy=accuracy)
 
     def logits(self, outputs: Any) -> Tensor:
         """The logits, (batch, classes, height, width)."""
@@ -64,18 +62,11 @@ class Segmentation(Task):
     def update(self, outputs: Any, batch: Batch) -> None:
         """Add the loss and the most likely classes."""
         masks, logits = batch[1], self.logits(outputs)
-        self.mean_loss.update(_cross_entropy(logits, masks, 0.0), (masks != IGNORED).sum())
+        self.metrics["loss"].update(_cross_entropy(logits, masks, 0.0), (masks != IGNORED).sum())
         found = _at_size_of(masks, logits).argmax(1).clamp_max(self.classes)
         masks = masks.clamp_max(self.classes)
-        self.mean_iou.update(found, masks)
-        self.pixel_accuracy.update(found, masks)
-
-    def compute(self) -> dict[str, Tensor]:
-        """Loss, mean intersection by union, and accuracy."""
-        figures = {"mean_iou": self.mean_iou.compute(), "pixel_accuracy": self.pixel_accuracy.compute()}
-        self.mean_iou.reset()
-        self.pixel_accuracy.reset()
-        return {"loss": self.mean_loss.compute(), **figures}
+        self.metrics["mean_iou"].update(found, masks)
+        self.metrics["pixel_accuracy"].update(found, masks)
 
     def require_fit(self, model: nn.Module, outputs: Any, batch: Batch, name: str) -> None:
         """Refuse logits of another shape, or for fewer classes than there are."""
@@ -87,8 +78,7 @@ class Segmentation(Task):
                 f"{called} returns logits of shape {tuple(logits.shape)}; wanted is (batch, classes, height, width), "
                 f"not larger than the masks of {name}, {'x'.join(map(str, masks.shape[1:]))}"
             )
-        if logits.shape[1] < max(2, self.classes):
-            raise BadInput(f"{called} returns {logits.shape[1]} logits, and {name} has {max(2, self.classes)} classes")
+        self.require_classes(model, logits.shape[1], name, least=2)
 
     def require_targets(self, batch: Batch, name: str) -> None:
         """Refuse what is not one label for each pixel."""

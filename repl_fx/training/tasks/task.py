@@ -6,8 +6,9 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
+import torch
 from torch import Tensor, nn
-from torchmetrics import SumMetric
+from torchmetrics import Metric
 
 from repl_fx.errors import BadInput
 
@@ -21,6 +22,10 @@ class Task(nn.Module, ABC):
     The figures are those of all batches since they were last computed. They are collected by metrics of torchmetrics,
     which are submodules: they move to the device of the task, and sum up over processes.
 
+    Args:
+        classes: how many the targets come from; the model may have more.
+        metrics: of the figures, by name, in their order.
+
     Attributes:
         key: the name of the task, in data sets and settings.
         best: the figure that says how good a model is.
@@ -32,6 +37,11 @@ class Task(nn.Module, ABC):
     best: ClassVar[str]
     higher_is_better: ClassVar[bool] = True
     class_dimension: ClassVar[int] = -1
+
+    def __init__(self, classes: int, **metrics: Metric) -> None:
+        super().__init__()
+        self.classes = classes
+        self.metrics: Any = nn.ModuleDict(metrics)
 
     def outputs(self, model: nn.Module, batch: Batch) -> Any:
         """The outputs of the model for the inputs of a batch; in training for the loss, else for the figures."""
@@ -63,9 +73,12 @@ class Task(nn.Module, ABC):
     def update(self, outputs: Any, batch: Batch) -> None:
         """Add a batch to the figures; the outputs are those of the model in evaluation mode."""
 
-    @abstractmethod
     def compute(self) -> dict[str, Tensor]:
         """The figures by name, over all batches since the last call."""
+        figures = {name: metric.compute() for name, metric in self.metrics.items()}
+        for metric in self.metrics.values():
+            metric.reset()
+        return figures
 
     @abstractmethod
     def require_fit(self, model: nn.Module, outputs: Any, batch: Batch, name: str) -> None:
@@ -78,6 +91,11 @@ class Task(nn.Module, ABC):
             BadInput: names what is found and what is wanted.
         """
 
+    def require_classes(self, model: nn.Module, found: int, name: str, least: int = 0) -> None:
+        """Refuse a model with logits for fewer classes than there are; see `require_fit`."""
+        if found < (wanted := max(least, self.classes)):
+            raise BadInput(f"{type(model).__name__} returns {found} logits, and {name} has {wanted} classes")
+
     def require_targets(self, batch: Batch, name: str) -> None:
         """Refuse targets that cannot be, in a batch of a user's own loader.
 
@@ -89,28 +107,29 @@ class Task(nn.Module, ABC):
         """
 
 
-class MeanLoss(nn.Module):
+class MeanLoss(Metric):
     """The mean of losses, each of which is a mean of some count; one that is no number makes the mean none.
 
     torchmetrics' MeanMetric leaves such losses out, or else the counts.
     """
 
+    full_state_update = False
+    total: Tensor
+    count: Tensor
+
     def __init__(self) -> None:
         super().__init__()
-        # A check of its values would wait for the device at each batch.
-        self.total, self.count = SumMetric(nan_strategy="disable"), SumMetric(nan_strategy="disable")
+        for name in ("total", "count"):
+            self.add_state(name, torch.zeros(()), dist_reduce_fx="sum")
 
     def update(self, loss: Tensor, count: int | Tensor) -> None:
         """Add a loss."""
-        self.total.update(loss.detach() * count)
-        self.count.update(count)
+        self.total += loss.detach() * count
+        self.count += count
 
     def compute(self) -> Tensor:
-        """The mean since the last call."""
-        mean = self.total.compute() / self.count.compute()
-        self.total.reset()
-        self.count.reset()
-        return mean
+        """The mean of all."""
+        return self.total / self.count
 
 
 def logits_of(outputs: Any, *names: str) -> Tensor:

@@ -18,7 +18,7 @@ def user_module(spec: str, model: nn.Module) -> pl.LightningModule:
     Raises:
         BadInput: no such file or class, its code raises, or the result is no LightningModule that holds the model.
     """
-    made, where = called(spec, DEFAULT, model)
+    made, where, _ = called(spec, DEFAULT, model)
     if not isinstance(made, pl.LightningModule):
         raise BadInput(f"{where} made {in_words(made)}; give a LightningModule of the package pytorch_lightning")
     if not any(module is model for module in made.modules()):

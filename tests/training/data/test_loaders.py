@@ -16,7 +16,7 @@ from torch.utils.data import Dataset
 from repl_fx.errors import BadInput
 from repl_fx.training.data.augmentation import Chain, CropAndFlip, Mixup, Normalise
 from repl_fx.training.data.kinds import Tensors
-from repl_fx.training.data.loaders import BatchLoader, FileLoader, TensorLoader, loader_of
+from repl_fx.training.data.loaders import BatchLoader
 from repl_fx.training.data.positioned import seed_of
 
 CHANGE = Chain((CropAndFlip(1), Normalise(), Mixup(100)))
@@ -28,9 +28,8 @@ def tensors(n: int) -> Tensors:
     return Tensors(inputs, torch.arange(n))
 
 
-def tensor_loader(n: int = 11, batch_size: int = 4, **options: Any) -> TensorLoader:
-    part = tensors(n)
-    return TensorLoader(part.inputs, part.targets, batch_size, **{"shuffle": True, "change": CHANGE, **options})
+def tensor_loader(n: int = 11, batch_size: int = 4, **options: Any) -> BatchLoader:
+    return BatchLoader(tensors(n), batch_size, **{"shuffle": True, "change": CHANGE, **options})
 
 
 class Noisy(Dataset[tuple[Tensor, int]]):
@@ -48,8 +47,8 @@ class Noisy(Dataset[tuple[Tensor, int]]):
         return torch.rand(1, 3, 3), index
 
 
-def file_loader(n: int = 11, batch_size: int = 4, **options: Any) -> FileLoader:
-    return FileLoader(Noisy(n), batch_size, **{"shuffle": True, "change": CHANGE, "workers": 0, **options})
+def file_loader(n: int = 11, batch_size: int = 4, **options: Any) -> BatchLoader:
+    return BatchLoader(Noisy(n), batch_size, **{"shuffle": True, "change": CHANGE, "workers": 0, **options})
 
 
 def same(these: Iterable[Batch], those: Iterable[Batch]) -> bool:
@@ -190,7 +189,7 @@ def test_worker_processes_change_nothing() -> None:
 @pytest.mark.parametrize("workers", [0, 1])
 def test_an_unreadable_sample_is_one_line(workers: int) -> None:
     with pytest.raises(BadInput) as refused:
-        list(FileLoader(Noisy(5, broken=3), 2, workers=workers))
+        list(BatchLoader(Noisy(5, broken=3), 2, workers=workers))
     assert str(refused.value) == "picture 3 cannot be read"
 
 
@@ -224,20 +223,6 @@ def test_a_state_of_another_loader_is_refused() -> None:
 def test_options_that_cannot_be(make: Any, options: dict[str, Any], message: str) -> None:
     with pytest.raises(BadInput, match=message):
         make(**options)
-
-
-def test_inputs_without_targets() -> None:
-    with pytest.raises(BadInput, match="3 inputs but 2 targets"):
-        TensorLoader(torch.zeros(3), torch.zeros(2), 1)
-
-
-def test_the_loader_of_a_split() -> None:
-    part = tensors(5)
-    assert same(
-        loader_of(part, 2, seed=1, shuffle=True), TensorLoader(part.inputs, part.targets, 2, seed=1, shuffle=True)
-    )
-    made = loader_of(Noisy(5), 2)
-    assert isinstance(made, FileLoader) and len(made) == 3
 
 
 def test_purposes_do_not_share_a_seed() -> None:

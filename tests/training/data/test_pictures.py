@@ -14,7 +14,7 @@ from PIL import Image
 
 from repl_fx.errors import BadInput
 from repl_fx.training.data.kinds import Data, length
-from repl_fx.training.data.loaders import FileLoader
+from repl_fx.training.data.loaders import BatchLoader
 from repl_fx.training.data.pictures import Pictures
 from repl_fx.training.data.sets import load_data
 
@@ -81,7 +81,7 @@ def test_pictures_are_as_they_are_unless_a_size_is_asked_for(tmp_path: Path) -> 
     assert sized.shape == (3, 8, 8) and "the shorter side brought to 8 pixels" in sized.changes[1]
     Image.new("RGB", (12, 12), RED).save(train.samples[1][0])
     with pytest.raises(BadInput, match="3x10x16 and 3x12x12; bring them to one size, with --size"):
-        list(FileLoader(train, 4, workers=0))
+        list(BatchLoader(train, 4, workers=0))
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ from torch.utils.data import Dataset
 
 from repl_fx.errors import BadInput
 from repl_fx.training.data.kinds import Data, Tensors
-from repl_fx.training.data.loaders import FileLoader
+from repl_fx.training.data.loaders import BatchLoader
 from repl_fx.training.data.samples import samples_of
 
 
@@ -37,7 +37,7 @@ def checked(*samples: Any, task: Any = "segmentation", flip: bool = False) -> Da
 
 
 def test_masks_come_in_a_tensor() -> None:
-    pictures, masks = next(iter(FileLoader(checked((PICTURE, MASK), (PICTURE, MASK + 1)), 2, workers=0)))
+    pictures, masks = next(iter(BatchLoader(checked((PICTURE, MASK), (PICTURE, MASK + 1)), 2, workers=0)))
     assert pictures.shape == (2, 3, 2, 4) and masks.dtype == torch.int64
     assert torch.equal(masks, torch.stack([MASK, MASK + 1]))
 
@@ -55,7 +55,7 @@ def test_masks_come_in_a_tensor() -> None:
 )
 def test_what_cannot_be_is_a_line(sample: tuple[Any, Tensor], said: str) -> None:
     with pytest.raises(BadInput, match=said):
-        next(iter(FileLoader(checked((PICTURE, MASK), sample), 2, workers=0)))
+        next(iter(BatchLoader(checked((PICTURE, MASK), sample), 2, workers=0)))
 
 
 def boxed(*boxes: tuple[float, ...], width: int = 6, **more: Any) -> tuple[Tensor, dict[str, Any]]:
@@ -69,7 +69,7 @@ def boxed(*boxes: tuple[float, ...], width: int = 6, **more: Any) -> tuple[Tenso
 
 def test_pictures_of_any_size_come_in_lists() -> None:
     samples = boxed((0, 0, 2, 3), (3, 1, 5, 4)), boxed((4, 1, 9, 3), width=10, image_id=7), boxed()
-    loader = FileLoader(checked(*samples, task="detection"), 2, workers=0)
+    loader = BatchLoader(checked(*samples, task="detection"), 2, workers=0)
     batches = list(loader)
     assert [[tuple(one.shape) for one in pictures] for pictures, _ in batches] == [[(3, 4, 6), (3, 4, 10)], [(3, 4, 6)]]
     pictures, targets = batches[0]
@@ -81,7 +81,7 @@ def test_pictures_of_any_size_come_in_lists() -> None:
 def test_boxes_and_masks_are_mirrored_with_their_pictures() -> None:
     masks = boxed((1, 0, 3, 2))[0][:1] // 255
     samples = [boxed((1, 0, 3, 2), masks=masks)] * 12
-    loader = FileLoader(checked(*samples, task="detection", flip=True), 12, workers=0)
+    loader = BatchLoader(checked(*samples, task="detection", flip=True), 12, workers=0)
     pictures, targets = next(iter(loader))
     seen = {tuple(target["boxes"][0].tolist()) for target in targets}
     assert seen == {(1, 0, 3, 2), (3, 0, 5, 2)}
@@ -90,10 +90,10 @@ def test_boxes_and_masks_are_mirrored_with_their_pictures() -> None:
         x1, y1, x2, y2 = target["boxes"][0].long().tolist()
         assert picture[:, y1:y2, x1:x2].min() == 1 and picture.sum() == 12
         assert torch.equal(target["masks"][0].float(), picture[0])
-    again, _ = next(iter(FileLoader(checked(*samples, task="detection", flip=True), 12, workers=0)))
+    again, _ = next(iter(BatchLoader(checked(*samples, task="detection", flip=True), 12, workers=0)))
     assert all(map(torch.equal, pictures, again))
     pointed = [boxed((1, 0, 3, 2), keypoints=torch.ones(1, 2, 3))] * 12
-    pictures, _ = next(iter(FileLoader(checked(*pointed, task="detection", flip=True), 12, workers=0)))
+    pictures, _ = next(iter(BatchLoader(checked(*pointed, task="detection", flip=True), 12, workers=0)))
     assert all(torch.equal(one, pictures[0]) for one in pictures)
 
 
@@ -101,4 +101,4 @@ def test_a_box_that_cannot_be_is_a_line() -> None:
     picture, target = boxed((0, 0, 2, 3))
     wrong = {**target, "labels": torch.tensor([2])}
     with pytest.raises(BadInput, match="mine: train: sample 1: label 2 is out of range; labels are 1 to 1"):
-        list(FileLoader(checked((picture, target), (picture, wrong), task="detection"), 2, workers=0))
+        list(BatchLoader(checked((picture, target), (picture, wrong), task="detection"), 2, workers=0))
