@@ -44,6 +44,7 @@ from repl_fx.planning.part_repeats import (
 from repl_fx.planning.replacement_costs import Graphs
 from repl_fx.planning.report import BlockReport, reports_of
 from repl_fx.planning.trials import Rewritten, Trials
+from repl_fx.running.alone import alone
 from repl_fx.running.example_inputs import ExampleInputs, HasInputs
 from repl_fx.running.holders import ORIGIN
 from repl_fx.surrogates import Surrogate, make_surrogate
@@ -354,6 +355,7 @@ def _planned(found: Sequence[PartRepeats], plan: Plan) -> Sequence[PartRepeats]:
 
 
 @shown("transform")
+@alone
 def transform(
     model: nn.Module,
     args: Sequence[Any] = (),

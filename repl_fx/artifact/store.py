@@ -40,6 +40,7 @@ from repl_fx.passes.driver import run_passes
 from repl_fx.pipeline import TransformResult, rewrite, transform
 from repl_fx.plan import Plan
 from repl_fx.planning.written_options import read_scores
+from repl_fx.running.alone import alone
 from repl_fx.running.example_inputs import ExampleInputs
 from repl_fx.running.holders import ORIGIN
 from repl_fx.running.untouched import device_of
@@ -168,6 +169,7 @@ def write_rest(
 
 
 @shown("load")
+@alone
 def load(
     directory: str | Path,
     model: nn.Module | str | None = None,
@@ -202,6 +204,7 @@ def load(
 
 
 @shown("load")
+@alone
 def load_artifact(
     directory: str | Path,
     model: nn.Module | str | None = None,

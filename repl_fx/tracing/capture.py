@@ -33,6 +33,7 @@ from repl_fx.graph.signature import BoundInputs, bind_arguments
 from repl_fx.passes.driver import collection_paused, run_passes
 from repl_fx.passes.follow_device import follow_device_
 from repl_fx.passes.merge_modes import MergeResult, merge_modes_
+from repl_fx.running.alone import alone
 from repl_fx.running.example_inputs import ExampleInputs
 from repl_fx.running.python_state import PythonState
 from repl_fx.running.source_mark import source_mark
@@ -87,6 +88,7 @@ class CaptureInfo:
 
 
 @shown("capture")
+@alone
 def capture(
     model: nn.Module,
     args: Sequence[Any] = (),
@@ -299,6 +301,7 @@ def _settle_sizes_(graph: fx.Graph) -> None:
             node.meta["val"] = pytree.tree_map_only(FakeTensor, settled, node.meta["val"])
 
 
+@alone
 def check_capture(
     model: nn.Module, gm: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any] | None = None, *, seed: int = 0
 ) -> CaptureCheck:

@@ -31,6 +31,7 @@ from repl_fx.display.progress import shown, tell
 from repl_fx.errors import CaptureError
 from repl_fx.graph.axes import dimensions_of
 from repl_fx.graph.captured import CapturedModule, copy_model, refer_to_copies, share_tensors
+from repl_fx.running.alone import alone
 from repl_fx.running.example_inputs import ExampleInputs, HasInputs
 from repl_fx.running.holders import OWN_ATTRIBUTES
 from repl_fx.running.untouched import Outcome, outcome_of
@@ -105,6 +106,7 @@ class CapturedParts:
 
 
 @shown("capture")
+@alone
 def capture_parts(
     model: nn.Module,
     args: Sequence[Any] = (),

@@ -1,0 +1,209 @@
+"""One export of a model, and all that it changes of the process for its time.
+
+torch has no way to see what a trace asks, or to have it leave a thing alone, but to put other functions in the place of
+its own. Each patch is a context manager of its own, in the file of what it is for; `Attempt.watched` enters all of
+them, and nothing else does:
+
+    of the model     calls of modules (`leaf_calls`, `module_calls`), attributes (`attributes_aside`), hooks on buffers,
+                     `forward` (`_spelled_out`)
+    of Python        `len` (`size_questions.lengths_symbolic`), `int` in modules that ask for whole numbers
+                     (`whole_symbolic`), the seeds of `random` and of numpy, the truth of a `SymBool`
+                     (`data_dependent`)
+    of torch         `is_exporting` (`questions`), hooks on tensors (`hooks`), `ShapeEnv.evaluate_expr`
+                     (`size_questions`), autograd functions (`leaf_calls`), warnings and what costs time (`_torch`)
+
+What the whole of a capture changes stands in `capture._trace_by`: modes, buffers, random generators, and torch's
+settings. A process has each of these once: `alone` lets one thread at a time change them.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+from unittest.mock import patch
+
+from torch import Tensor, fx, nn
+from torch.export import ExportedProgram
+
+from repl_fx._torch import (
+    any_names,
+    autocast_cache_as_outside,
+    buffer_hooks_restored,
+    lean_tracing,
+    pytree,
+    quiet_tracing,
+)
+from repl_fx.config import stamp_calls
+from repl_fx.errors import ForeignError, foreign_code
+from repl_fx.graph.assigned_buffers import BufferAssignments, assigned_by
+from repl_fx.running.opaque_outputs import open_objects
+from repl_fx.tracing.attributes_aside import AttributesAside, ModeReads
+from repl_fx.tracing.data_dependent import DataDependentBranches, recorded
+from repl_fx.tracing.hooks import no_tensor_hooks
+from repl_fx.tracing.known_shapes import FAKES
+from repl_fx.tracing.layouts import Layouts
+from repl_fx.tracing.leaf_calls import LeafCalls, LeafNotOpaque, record_leaf_calls
+from repl_fx.tracing.lift_modules import Learned
+from repl_fx.tracing.model_checks import causes_of
+from repl_fx.tracing.module_calls import record_module_calls
+from repl_fx.tracing.questions import Asked, is_bounded, unaware_of_export
+from repl_fx.tracing.size_questions import SizeQuestions, lengths_symbolic, whole_symbolic
+from repl_fx.tracing.size_tensors import SizeTensors
+from repl_fx.tracing.stamping import Stamps
+from repl_fx.tracing.state_changes import forward_replaced
+
+
+class Attempt:
+    """One export of a model, with all that watches it."""
+
+    def __init__(self, model: nn.Module, answers: Sequence[bool], learned: Learned) -> None:
+        self.model = model
+        self.learned = learned
+        self.calls = LeafCalls(learned.inlined)
+        self.asked = Asked()
+        self.assigned = BufferAssignments()
+        self.questions = SizeQuestions(
+            self.calls.is_running,
+            learned.reasons,
+            learned.involved,
+            decides=learned.decides,
+            unlimited=lambda: self.asked.yes and not learned.aware,
+        )
+        self.branches = DataDependentBranches(answers, self.calls.is_running)
+        self.aside = AttributesAside(self.calls.is_running)
+        self.modes = ModeReads(model, self.aside)
+        stamped = learned.stamped and stamp_calls()
+        self.stamps = Stamps(model, self.calls, self.aside, self.branches, on=stamped)
+
+    @contextmanager
+    def watched(self, kwargs: Mapping[str, Any]) -> Iterator[None]:
+        """Watch the export that runs inside, on these keyword arguments."""
+        with (
+            record_leaf_calls(self.model, self.calls),
+            self.aside.served(),
+            self.modes.noted(),
+            record_module_calls(self.model, self.stamps),
+            buffer_hooks_restored(),
+            no_tensor_hooks(self.calls.is_running),
+            quiet_tracing(),
+            lean_tracing(FAKES),
+            autocast_cache_as_outside(),
+            any_names(),
+            _spelled_out(self.model, kwargs, self.calls, self.assigned),
+            self.questions.noted(),
+            lengths_symbolic(),
+            whole_symbolic((self.learned.whole_numbers or {}).values()),
+            recorded(self.branches, Layouts(self.calls), SizeTensors()),
+            unaware_of_export(self.asked, unaware=not self.learned.aware),
+            foreign_code(),
+        ):
+            yield
+
+    @property
+    def rebound(self) -> Sequence[tuple[str, str]] | None:
+        """The buffers that the program returns new values of; None where it returns its own outputs alone."""
+        return None if _is_interpreted(self.model) else self.assigned.buffers
+
+    def learn_from_failure(self, problem: Exception) -> bool:
+        """Learn what the next attempt may do otherwise; whether there is anything."""
+        learned = self.learned
+        if learned.whole_numbers:
+            learned.whole_numbers = None
+        elif self.questions.exceeded is not None and not learned.involved:
+            learned.involved = f", as the arithmetic on sizes is too involved to follow{self.questions.exceeded}"
+        elif self.calls.inlined != learned.inlined and any(
+            LeafNotOpaque.__name__ in repr(cause) for cause in causes_of(problem)
+        ):
+            learned.inlined.update(self.calls.inlined)
+        elif self.asked.yes and not learned.aware:
+            learned.aware = True
+        elif self.stamps.regions and learned.stamped and isinstance(problem, ForeignError):
+            learned.stamped = False
+        else:
+            return False
+        return True
+
+    def learn_from(self, program: ExportedProgram) -> bool:
+        """Learn what the export has shown; whether it has to be made again with that."""
+        learned = self.learned
+        if toggled := self.calls.toggled():
+            learned.inlined.update(toggled)
+        elif self.asked.yes and not learned.aware and is_bounded(program):
+            learned.aware = True
+        elif self.branches.asked and not learned.involved:
+            # Ways that leave out a layer leave sizes free that others fix, and could not be joined.
+            learned.involved, learned.decides = ", as the forward goes its way by values or at random", True
+        elif learned.whole_numbers is not None and self.questions.whole.keys() - learned.whole_numbers.keys():
+            learned.whole_numbers.update(self.questions.whole)
+        elif new := _pinned(program, self.questions):
+            learned.pinned.update(new)
+            learned.reasons.update(self.questions.pinned)
+        else:
+            return False
+        return True
+
+
+def _pinned(program: ExportedProgram, questions: SizeQuestions) -> set[tuple[int, int]]:
+    """The sizes that are symbolic in a program and can be no other: `id` of the example input, and the dimension."""
+    traced = {node.name: node.meta.get("val") for node in program.graph.nodes if node.op == "placeholder"}
+    inputs = zip(program.graph_signature.user_inputs, pytree.tree_leaves(program.example_inputs), strict=True)
+    tensors = [(given, value.shape) for name, given in inputs if isinstance(value := traced.get(str(name)), Tensor)]
+    return {(id(tensors[number][0]), dim) for number, dim in questions.settle([shape for _, shape in tensors])}
+
+
+def _hooked(model: nn.Module, hooks: Mapping[int, Any], args: Any, kwargs: Any, results: Any) -> Any:
+    """The results of a forward after the model's forward hooks."""
+    for key, hook in hooks.items():
+        given = (args, kwargs) if key in model._forward_hooks_with_kwargs else (args,)
+        changed = hook(model, *given, results)
+        results = results if changed is None else changed
+    return results
+
+
+def _is_interpreted(model: nn.Module) -> bool:
+    """Whether torch.export runs a model node by node, past its forward, which keeps what the nodes note.
+
+    One that rebinds buffers is traced like any other module, as its forward has to say which.
+    """
+    graphs = [module.graph for module in model.modules() if isinstance(module, fx.GraphModule)]
+    return isinstance(model, fx.GraphModule) and not any(assigned_by(node) for graph in graphs for node in graph.nodes)
+
+
+@contextmanager
+def _spelled_out(
+    model: nn.Module, kwargs: Mapping[str, Any], calls: LeafCalls, assigned: BufferAssignments
+) -> Iterator[None]:
+    """Let the forward say what torch.export cannot see by itself.
+
+    Its signature names what is passed through its `**kwargs`, objects in its result show the tensors they hold, and the
+    buffers it rebinds leave it as further results.
+    """
+    if isinstance(model, fx.GraphModule) and not _is_interpreted(model):
+        kind = type(model)
+        plain: Any = type(kind.__name__, (nn.Module,), {"forward": kind.forward, "graph_root": property(lambda gm: gm)})
+        model.__class__ = plain
+        try:
+            with _spelled_out(model, kwargs, calls, assigned):
+                yield
+        finally:
+            model.__class__ = kind
+        return
+    own = model.forward
+    signature = inspect.signature(own)
+    named = [p for p in signature.parameters.values() if p.kind is not p.VAR_KEYWORD]
+    passed = [inspect.Parameter(n, inspect.Parameter.KEYWORD_ONLY) for n in kwargs if n not in signature.parameters]
+
+    def forward(*args: Any, **kwargs: Any) -> Any:
+        calls.begin(model)
+        with assigned.noted(model, lambda module: module is not model and calls.stands_aside(module)):
+            results = open_objects(_hooked(model, hooks, args, kwargs, own(*args, **kwargs)))
+        return results, list(assigned.values)
+
+    spelled: Any = forward
+    spelled.__signature__ = signature.replace(parameters=[*named, *passed]) if passed else signature
+    # Hooks on the model's result must not see the buffers.
+    hooks = dict(model._forward_hooks)
+    with patch.dict(model._forward_hooks, clear=True), forward_replaced(model, forward):
+        yield
