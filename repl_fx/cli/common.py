@@ -25,6 +25,7 @@ from repl_fx.cli.completion import complete_model, complete_model_or_artifact
 from repl_fx.cli.group import CLOSED, explain
 from repl_fx.cli.help import OUTPUT
 from repl_fx.display.progress import step_line, telling
+from repl_fx.environment.files import write_whole as write_whole, writing
 
 if TYPE_CHECKING:
     from torch import nn
@@ -441,22 +442,6 @@ def require_free_file(file: Path, *, force: bool) -> None:
         raise OutputError(f"{file} exists; choose another place with -o, or replace it with --force")
     if not file.parent.is_dir():
         raise OutputError(f"{file} cannot be written: there is no directory {file.parent}")
-    try:
-        # Permissions alone do not tell: a file system may be read-only.
-        with tempfile.TemporaryFile(dir=file.parent):
-            pass
-    except OSError as problem:
-        raise OutputError(f"{file} cannot be written: {problem.strerror or problem}") from problem
-
-
-def write_whole(file: Path, text: str) -> None:
-    """Write a file that appears under its name only when it is complete."""
-    from repl_fx.errors import OutputError
-
-    try:
-        with tempfile.TemporaryDirectory(prefix=f".{file.name}.", dir=file.parent) as scratch:
-            written = Path(scratch) / file.name
-            written.write_text(text, encoding="utf-8")
-            written.replace(file)
-    except OSError as problem:
-        raise OutputError(f"{file} cannot be written: {problem.strerror or problem}") from problem
+    # Permissions alone do not tell: a file system may be read-only.
+    with writing(file), tempfile.TemporaryFile(dir=file.parent):
+        pass
