@@ -14,8 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from repl_fx.fitting.equations import Equations
 from repl_fx.fitting.pieces import Piece, axis_of_first, close
+from repl_fx.fitting.solving import Equations
 from repl_fx.surrogates.shared.fitted_starts import ChannelTerms
 
 
