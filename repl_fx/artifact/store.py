@@ -16,11 +16,9 @@ from torch import Tensor, fx, nn
 
 from repl_fx.arguments import require_module, require_path
 from repl_fx.artifact.changing import Change, changing, require_free
-from repl_fx.artifact.inputs import Inputs
 from repl_fx.artifact.manifest import MANIFEST, Manifest, read_manifest
 from repl_fx.artifact.model_code import build_source
 from repl_fx.artifact.origin import (
-    Origin,
     first_difference,
     model_of,
     require_as_made,
@@ -34,10 +32,10 @@ from repl_fx.display.progress import shown, tell
 from repl_fx.errors import ArtifactError, BadInput, CaptureError, NothingToReplace, PlanMismatch, one_line
 from repl_fx.graph.captured import copy_model
 from repl_fx.graph.kinds import kind_of
-from repl_fx.in_place.pretrained import has_from_pretrained, with_own_names
+from repl_fx.in_place.pretrained import with_own_names
 from repl_fx.in_place.surrogate_block import surrogate_graphs
 from repl_fx.passes.driver import run_passes
-from repl_fx.pipeline import TransformResult, rewrite, transform
+from repl_fx.pipeline import TransformResult, rewrite
 from repl_fx.plan import Plan
 from repl_fx.planning.written_options import read_scores
 from repl_fx.running.example_inputs import ExampleInputs
@@ -49,6 +47,8 @@ from repl_fx.tracing.capture import widen_batch
 from repl_fx.tracing.fingerprint import code_of, fingerprint
 from repl_fx.tracing.model_checks import describe_inputs, require_capturable
 from repl_fx.tracing.parts.capture import capture_as_called, capture_parts
+from repl_fx.tracing.parts.inputs import Inputs
+from repl_fx.tracing.parts.origin import Origin
 from repl_fx.tracing.parts.stored import read_data
 from repl_fx.tracing.size_questions import refuse_sizes_
 
@@ -96,8 +96,8 @@ class Artifact:
             raise BadInput(f"{self.directory} has no model in place: {in_place.reason}; load it with in_place=False")
         model, state = in_place.model, self.state
         load_state(model, state if self.manifest.in_place else state.renamed(in_place.prefixes))
-        manifest = msgspec.structs.replace(self.manifest, in_place=True)
-        vars(model)[ORIGIN] = replace(vars(model)[ORIGIN], manifest=manifest, plan=self.plan)
+        of_graph = vars(self.module)[ORIGIN]
+        vars(model)[ORIGIN] = msgspec.structs.replace(of_graph, in_place=True, made=vars(model)[ORIGIN].made)
         return model.eval()
 
     @property
@@ -128,28 +128,23 @@ def save(
     require_path(directory, "the directory of an artifact")
     module, origin = with_origin(model)
     if source is not None:
-        known = model_of(source, weights_of(source))
-        origin = replace(origin, manifest=msgspec.structs.replace(origin.manifest, model=known))
+        origin = msgspec.structs.replace(origin, model=model_of(source, weights_of(source)))
     require_as_made(module, origin)
     require_free(directory, force=force)
     with changing(directory) as change:
         weights = OWN_WEIGHTS if origin.pretrained else WEIGHTS
         aliases = write_state(module, change.place / weights, change.place / CONSTANTS)
-        manifest = origin.manifest
-        if manifest.model is not None and manifest.model.is_beside:
+        if origin.model is not None and origin.model.is_beside:
             # The config stays where it is.
-            manifest = msgspec.structs.replace(manifest, model=None)
-        write_rest(change, module, origin, manifest, aliases)
+            origin = msgspec.structs.replace(origin, model=None)
+        write_rest(change, module, origin, aliases)
     return Path(directory)
 
 
-def write_rest(
-    change: Change, module: nn.Module, origin: Origin, manifest: Manifest, aliases: Mapping[str, str]
-) -> None:
+def write_rest(change: Change, module: nn.Module, origin: Origin, aliases: Mapping[str, str]) -> None:
     """Write what an artifact is made of besides tensors, and make the files that lie in the change those of it.
 
     Args:
-        manifest: without what is known of files and tensors.
         aliases: see `Manifest`.
     """
     (change.place / PLAN).write_text(origin.plan.to_json() + "\n")
@@ -160,8 +155,8 @@ def write_rest(
     if origin.scores:
         (change.place / SCORES).write_text(json.dumps(dict(origin.scores), indent=2, allow_nan=False) + "\n")
     parameters = sum(p.numel() for p in module.parameters())
-    known = {"versions": versions(), "aliases": dict(aliases), "parameters": parameters, "verified": {}}
-    change.commit(msgspec.structs.replace(manifest, **known))
+    described = origin.described()
+    change.commit(Manifest(versions=versions(), aliases=dict(aliases), parameters=parameters, **described))
 
 
 @shown("load")
@@ -257,11 +252,8 @@ def load_artifact(
     load_state(result.module, state.renamed(names) if manifest.in_place else state)
     # An attribute like any other, so that copies have it too.
     as_applied = replace(plan, fingerprint=fingerprint(result.structure))
-    of_graphs = msgspec.structs.replace(manifest, in_place=False)
-    pretrained = has_from_pretrained(built)
-    vars(result.module)[ORIGIN] = Origin(
-        of_graphs, as_applied, result.structure, result.made, scores, pretrained, result.stored
-    )
+    known_now = {**manifest.described(), "plan": as_applied, "in_place": False}
+    vars(result.module)[ORIGIN] = msgspec.structs.replace(result.origin_of(result.module), **known_now)
     return Artifact(directory, manifest, as_applied, result.module.eval(), state, result)
 
 
@@ -414,25 +406,25 @@ def _applied(
     as_called: bool,
     copy: bool,
 ) -> TransformResult:
-    if not plan.replacements:
-        # The blocks were made whole again in training; a plan of a user's that replaces nothing is refused.
+    fixed = manifest.fixed
+    if plan.parts == ("",) or not as_called or not plan.replacements:
+        require_capturable(model, inputs)
         inputs = widen_batch(model, inputs)
-        captured = capture_parts(model, inputs.args, inputs.kwargs, copy=copy, paths=plan.parts, fixed=manifest.fixed)
-        return rewrite(captured, plan, inputs, check=False, required=False)
-    if plan.parts == ("",) or not as_called:
-        return transform(model, inputs.args, inputs.kwargs, plan=plan, copy=copy, check=False, fixed=manifest.fixed)
-    calls = _calls(model, manifest)
-    source = copy_model(model) if copy else model
-    try:
-        captured = capture_as_called(source, calls, {p.path: p.tracer for p in manifest.parts}, manifest.fixed)
-    except (CaptureError, BadInput) as problem:
-        raise PlanMismatch(str(problem)) from problem
-    return rewrite(replace(captured, eager=manifest.eager), plan, inputs, check=False)
+        captured = capture_parts(model, inputs.args, inputs.kwargs, copy=copy, paths=plan.parts, fixed=fixed)
+    else:
+        calls, source = _calls(model, manifest), copy_model(model) if copy else model
+        try:
+            traced = capture_as_called(source, calls, {p.path: p.tracer for p in manifest.parts}, fixed)
+        except (CaptureError, BadInput) as problem:
+            raise PlanMismatch(str(problem)) from problem
+        captured = replace(traced, eager=manifest.eager)
+    # Blocks may have been made whole again in training; a plan of a user's that replaces nothing is refused.
+    return rewrite(captured, plan, inputs, check=False, required=bool(plan.replacements))
 
 
 def _graphs_text(module: nn.Module, origin: Origin) -> str:
     """The graphs of a rewritten module as text: those of its parts, or those of its surrogates in place."""
-    if origin.manifest.in_place:
+    if origin.in_place:
         return "\n".join(f"# {path}\n{text_of(graph)}" for path, graph in surrogate_graphs(module).items())
     return graphs_text({path: module.get_submodule(path) for path in origin.plan.parts})
 
