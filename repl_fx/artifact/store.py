@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from pathlib import Path
@@ -46,7 +47,7 @@ from repl_fx.sources.source import hash_file
 from repl_fx.tracing.capture import widen_batch
 from repl_fx.tracing.fingerprint import code_of, fingerprint
 from repl_fx.tracing.model_checks import describe_inputs, require_capturable
-from repl_fx.tracing.parts.capture import capture_as_called, capture_parts
+from repl_fx.tracing.parts.capture import CapturedParts, capture_as_called, capture_parts
 from repl_fx.tracing.parts.inputs import Inputs
 from repl_fx.tracing.parts.origin import Origin
 from repl_fx.tracing.parts.stored import read_data
@@ -221,16 +222,15 @@ def load_artifact(
     else:
         inputs = manifest.inputs.make() if known else given
     built = source.model if isinstance(source, Source) else source
-    apply = partial(_applied, inputs=inputs, manifest=manifest, as_called=known, copy=source is built)
+    applying = _Applying(manifest, plan, inputs, known, source is built)
     try:
         try:
-            result = _as_stored(directory, stored, built, plan, inputs, manifest, known, source is built)
-            result = result or apply(built, plan=plan)
+            result = _as_stored(directory, stored, built, applying) or applying.traced(built)
         except (PlanMismatch, CaptureError) as problem:
             if (remade := as_captured(built, structure, state)) is not None:
-                result = apply(remade, plan=plan)
+                result = applying.traced(remade)
             elif isinstance(problem, PlanMismatch) and problem.structure and _may_trace_otherwise(manifest, built):
-                result = apply(built, plan=replace(plan, fingerprint=""))
+                result = replace(applying, plan=replace(plan, fingerprint="")).traced(built)
             else:
                 raise
     except (PlanMismatch, NothingToReplace) as problem:
@@ -331,50 +331,87 @@ def written_file(directory: Path, manifest: Manifest, name: str) -> Path:
     return file
 
 
-def _as_stored(
-    directory: Path,
-    stored: str,
-    model: nn.Module,
-    plan: Plan,
-    inputs: ExampleInputs,
-    manifest: Manifest,
-    as_called: bool,
-    copy: bool,
-) -> TransformResult | None:
+@dataclass(frozen=True)
+class _Applying:
+    """The plan of an artifact, to be applied to its model again.
+
+    Attributes:
+        manifest, plan: the artifact's.
+        inputs: the example inputs of the model.
+        as_called: whether these are those of the artifact, so that its parts are called with theirs.
+        copy: whether the model is the user's, and keeps its own tensors.
+    """
+
+    manifest: Manifest
+    plan: Plan
+    inputs: ExampleInputs
+    as_called: bool
+    copy: bool
+
+    @property
+    def whole(self) -> bool:
+        """Whether the model is one graph."""
+        return self.plan.parts == ("",)
+
+    def source(self, model: nn.Module) -> nn.Module:
+        """The model whose tensors the result shares."""
+        return copy_model(model) if self.copy else model
+
+    def calls(self, model: nn.Module) -> dict[str, ExampleInputs]:
+        """Inputs like those that each part was called with."""
+        device = device_of(model)
+        return {part.path: part.inputs.make().map(lambda tensor: tensor.to(device)) for part in self.manifest.parts}
+
+    def to(self, captured: CapturedParts, inputs: ExampleInputs) -> TransformResult:
+        """The plan applied to graphs; one that replaces nothing is of blocks that were made whole again in training."""
+        return rewrite(captured, self.plan, inputs, check=False, required=bool(self.plan.replacements))
+
+    def traced(self, model: nn.Module) -> TransformResult:
+        """The plan applied to a model, which is captured anew."""
+        fixed = self.manifest.fixed
+        if self.whole or not self.as_called or not self.plan.replacements:
+            require_capturable(model, self.inputs)
+            inputs = widen_batch(model, self.inputs)
+            paths = self.plan.parts
+            captured = capture_parts(model, inputs.args, inputs.kwargs, copy=self.copy, paths=paths, fixed=fixed)
+            return self.to(captured, inputs)
+        calls, tracers = self.calls(model), {part.path: part.tracer for part in self.manifest.parts}
+        try:
+            captured = capture_as_called(self.source(model), calls, tracers, fixed)
+        except (CaptureError, BadInput) as problem:
+            raise PlanMismatch(str(problem)) from problem
+        return self.to(replace(captured, eager=self.manifest.eager), self.inputs)
+
+
+def _as_stored(directory: Path, stored: str, model: nn.Module, applying: _Applying) -> TransformResult | None:
     """The plan applied to the graphs that an artifact holds; None where the model has to be traced.
 
     Raises:
         ArtifactError: the graphs are none that were written.
     """
-    whole = plan.parts == ("",)
-    if not stored or not (whole or as_called):
+    manifest, inputs = applying.manifest, applying.inputs
+    if not stored or not (applying.whole or applying.as_called):
         return None
-    if whole:
+    if applying.whole:
         given = _as_they_were(inputs, manifest.inputs)
         if given is None:
             return None
         require_capturable(model, given)
-        calls = {"": given}
-        inputs = given
+        calls, inputs = {"": given}, given
     else:
-        calls = _calls(model, manifest)
-    source = copy_model(model) if copy else model
+        calls = applying.calls(model)
     try:
-        captured = read_data(stored, source, calls, manifest.fixed)
+        captured = read_data(stored, applying.source(model), calls, manifest.fixed)
     except ValueError as problem:
         raise ArtifactError(
             f"{directory} is damaged: {CAPTURED}: {one_line(problem)}; transform the model again"
         ) from problem
-    if captured is None:
-        return None
-    try:
-        result = rewrite(
-            replace(captured, eager=manifest.eager), plan, inputs, check=False, required=bool(plan.replacements)
-        )
-    except PlanMismatch:
-        # A trace has the last word, and says what differs.
-        return None
-    return replace(result, compared=manifest.in_place)
+    # A trace has the last word, and says what differs.
+    with suppress(PlanMismatch):
+        if captured is not None:
+            made = applying.to(replace(captured, eager=manifest.eager), inputs)
+            return replace(made, compared=manifest.in_place)
+    return None
 
 
 def _as_they_were(inputs: ExampleInputs, described: Inputs) -> ExampleInputs | None:
@@ -389,37 +426,6 @@ def _as_they_were(inputs: ExampleInputs, described: Inputs) -> ExampleInputs | N
         return None
     wider = inputs.map(lambda tensor: torch.cat([tensor, tensor]) if tensor.ndim else tensor)
     return next((one for one in (inputs, wider) if words(Inputs.of(one)) == wanted), None)
-
-
-def _calls(model: nn.Module, manifest: Manifest) -> dict[str, ExampleInputs]:
-    """Inputs like those that each part was called with."""
-    device = device_of(model)
-    return {part.path: part.inputs.make().map(lambda tensor: tensor.to(device)) for part in manifest.parts}
-
-
-def _applied(
-    model: nn.Module,
-    inputs: ExampleInputs,
-    plan: Plan,
-    *,
-    manifest: Manifest,
-    as_called: bool,
-    copy: bool,
-) -> TransformResult:
-    fixed = manifest.fixed
-    if plan.parts == ("",) or not as_called or not plan.replacements:
-        require_capturable(model, inputs)
-        inputs = widen_batch(model, inputs)
-        captured = capture_parts(model, inputs.args, inputs.kwargs, copy=copy, paths=plan.parts, fixed=fixed)
-    else:
-        calls, source = _calls(model, manifest), copy_model(model) if copy else model
-        try:
-            traced = capture_as_called(source, calls, {p.path: p.tracer for p in manifest.parts}, fixed)
-        except (CaptureError, BadInput) as problem:
-            raise PlanMismatch(str(problem)) from problem
-        captured = replace(traced, eager=manifest.eager)
-    # Blocks may have been made whole again in training; a plan of a user's that replaces nothing is refused.
-    return rewrite(captured, plan, inputs, check=False, required=bool(plan.replacements))
 
 
 def _graphs_text(module: nn.Module, origin: Origin) -> str:
