@@ -32,8 +32,9 @@ from repl_fx.graph.captured import (
     within,
 )
 from repl_fx.graph.extracting import Extract
+from repl_fx.graph.notes import BLOCK
 from repl_fx.passes.driver import Result
-from repl_fx.passes.replace_blocks import BLOCK, block_of
+from repl_fx.passes.replace_blocks import block_of
 from repl_fx.plan import Refusal
 
 
@@ -187,7 +188,7 @@ class _Outline:
         if len(outputs) == 1:
             call.meta = dict(outputs[0].meta)
             return [call]
-        call.meta = {"val": tuple(node.meta["val"] for node in outputs), BLOCK: self.block}
+        call.meta = {"val": tuple(node.meta["val"] for node in outputs), BLOCK.key: self.block}
         parts = [self.gm.graph.call_function(operator.getitem, (call, i)) for i in range(len(outputs))]
         for part, node in zip(parts, outputs, strict=True):
             part.meta = dict(node.meta)

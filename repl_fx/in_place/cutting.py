@@ -35,6 +35,7 @@ from repl_fx.graph.captured import (
 )
 from repl_fx.graph.decisions import is_choice
 from repl_fx.graph.extracting import Extract
+from repl_fx.graph.notes import REPLACES, STANDS_FOR
 from repl_fx.graph.runtime import SizeCheck
 from repl_fx.graph.state import SOURCE_STATE
 from repl_fx.in_place.arguments_read import Left, arguments_read, lines_of
@@ -57,9 +58,8 @@ from repl_fx.planning.part_repeats import PartRepeats
 from repl_fx.running.holders import OWN_ATTRIBUTES
 from repl_fx.running.opaque_outputs import PLAIN
 from repl_fx.surrogates import make_surrogate
-from repl_fx.surrogates.shared.borrowed_maps import BORROWS, BorrowedMap
+from repl_fx.surrogates.shared.borrowed_maps import BORROWS
 from repl_fx.surrogates.shared.recompute import RecomputedAttention
-from repl_fx.surrogates.shared.registry import STANDS_FOR
 from repl_fx.surrogates.shared.site import surrogate_path
 from repl_fx.tracing.parts.capture import assemble, qualified_name
 
@@ -119,7 +119,7 @@ class Cut:
         self.own = f"{surrogate_path(self.block.name)}."
         self.inside = {node for node in gm.graph.nodes if block_of(node) == self.block.name}
         # A surrogate that can swap parameters need not do so here: then no node is noted to stand for one.
-        noted = any(STANDS_FOR in node.meta for node in self.inside)
+        noted = any(STANDS_FOR.of(node) for node in self.inside)
         self.swaps = self.surrogate.swaps_parameters and noted and own_code
         self.most = 0
         self.call = self._only_call(self.path)
@@ -218,7 +218,7 @@ class Cut:
             raise NotInPlace(f"the module {self.path} has a recurrent layer, which keeps its weights twice")
         found = {}
         for node in self.gm.graph.nodes:
-            path = str(node.meta.get(STANDS_FOR, "")) if node in self.inside else ""
+            path = STANDS_FOR.of(node) if node in self.inside else None
             if path and not path.startswith(f"{self.path}."):
                 raise NotInPlace(f"it stands for {path}, which is outside of {self.path}")
             if path:
@@ -249,7 +249,7 @@ class Cut:
         before = lines_of(self.block.nodes)
         if not self.surrogate.reads_stream_alone:
             return tuple(arguments_read(self.source, Left(set(self.source.modules()), before, before)))
-        stays = [node for node in needed if "replaces" not in node.meta]
+        stays = [node for node in needed if REPLACES.of(node) is None]
         # Layers by their calls and their parameters; what is between them by the modules whose code it is.
         places = [f"{place}." for node in needed for place in (str(node.target), *module_stack(node))]
         inside = self.source.named_modules()
@@ -287,7 +287,7 @@ class Cut:
 
     def _inputs(self, node: fx.Node) -> list[fx.Node]:
         """The nodes whose values a node of the new graph needs: not those of a map that is borrowed."""
-        if BORROWS not in node.meta:
+        if BORROWS.of(node) is None:
             return node.all_input_nodes
         return [given for given in node.args[:_OWN_OF_LAYER] if isinstance(given, fx.Node)]
 
@@ -306,7 +306,7 @@ class Cut:
             if node.op == "get_attr" and self._local(str(node.target)) is None:
                 self._read_elsewhere(node, made)
         for node in ordered:
-            if BORROWS in node.meta:
+            if BORROWS.of(node) is not None:
                 self.borrowed[node] = self._borrow(node)
                 self.extract.take(node, node.name)
         graph, value = self.extract.graph, self.extract.value
@@ -358,8 +358,8 @@ class Cut:
 
     def _borrow(self, node: fx.Node) -> BorrowedAttention:
         """The layer of a node that mixes by a map made elsewhere."""
-        source, layer = node.meta[BORROWS], self.gm.get_submodule(str(node.target))
-        assert isinstance(source, BorrowedMap)
+        source, layer = BORROWS.of(node), self.gm.get_submodule(str(node.target))
+        assert source is not None
         assert isinstance(layer, RecomputedAttention)
         path = qualified_name(self.part.path, source.module)
         if isinstance(self.model.get_submodule(path), nn.MultiheadAttention):
