@@ -17,6 +17,7 @@ from torch import Tensor, fx, nn
 from repl_fx.errors import BrokenGraph
 from repl_fx.graph.bridge import digraph, leading_to
 from repl_fx.graph.captured import attribute, has_effect, is_tensor
+from repl_fx.graph.notes import REPLACES, wrong_note
 from repl_fx.graph.runtime import enter_autocast, leaf_call_operator
 from repl_fx.graph.state import used_by
 from repl_fx.surrogates.shared.synthesis import Synthesis
@@ -67,7 +68,7 @@ def check_surrogates(gm: fx.GraphModule, surrogates: Mapping[str, str], gone: Ma
             continue
         missing = _unread(node, useful)
         if missing is not None:
-            block, key = node.meta.get("replaces", ("a block", "a surrogate"))
+            block, key = REPLACES.of(node) or ("a block", "a surrogate")
             raise BrokenGraph(f"{key} stands in for {block}, but nothing reads {missing} of {node.name}")
 
 
@@ -114,4 +115,4 @@ def _problem(gm: fx.GraphModule, node: fx.Node) -> str | None:
         return "nothing uses it and it has no effect"
     if is_tensor(node) and isinstance(found, Tensor) and found.shape != node.meta["val"].shape and found.numel():
         return f"its fake value has shape {tuple(node.meta['val'].shape)}, {node.target} has {tuple(found.shape)}"
-    return None
+    return wrong_note(node)

@@ -14,7 +14,7 @@ Never touches: the graph.
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 
 from torch import Tensor, fx
@@ -87,15 +87,7 @@ def choose_blocks(
         raise BadInput(f"every is {every}; it must be {1 if alone else 2} or more{why}")
     wanted = None if blocks is None else _named(repeats, blocks)
     settled = _settled(repeats)
-    gone: dict[fx.Node, str] = {}
-    picked: list[tuple[Repeat, int]] = []
-    refusals: list[Refusal] = []
-
-    def pick(repeat: Repeat, asked: Sequence[int]) -> None:
-        going, staying = _sorted_out(repeat, asked, ignore, gone, alone=alone)
-        picked.extend((repeat, i) for i in going)
-        refusals.extend(staying)
-
+    sorting = _Sorting(ignore, alone, "goes")
     idle = []
     for repeat in repeats:
         if wanted is not None:
@@ -106,17 +98,17 @@ def choose_blocks(
             asked = [i for i in _inner(repeat, settled) if (i + 1) % every == 0]
         if not asked:
             idle.append(repeat)
-        pick(repeat, asked)
+        sorting.ask(repeat, asked)
     if wanted is None:
         for repeat in repeats if alone else ():
-            if asked := [i for i in _ends(repeat, gone, alone) if (i + 1) % every == 0]:
+            if asked := [i for i in _ends(repeat, sorting.gone, alone) if (i + 1) % every == 0]:
                 idle = [one for one in idle if one is not repeat]
-            pick(repeat, asked)
-        refusals += [Refusal(one.name, one.name, _idle(one, every, alone)) for one in idle]
+            sorting.ask(repeat, asked)
+        sorting.refusals += [Refusal(one.name, one.name, _idle(one, every, alone)) for one in idle]
     order = {id(repeat): i for i, repeat in enumerate(repeats)}
-    picked.sort(key=lambda one: (order[id(one[0])], one[1]))
+    picked = sorted(sorting.going, key=lambda one: (order[id(one[0])], one[1]))
     between = with_neighbours(picked, one_sided=alone)
-    return Choice(between.chosen, (*refusals, *between.refusals))
+    return Choice(between.chosen, (*sorting.refusals, *between.refusals))
 
 
 def candidates(
@@ -130,24 +122,15 @@ def candidates(
         repeats, ignore, alone: see `choose_blocks`.
         changes_sizes: whether blocks of a similar repeat may go that change the size of their value.
     """
-    settled = _settled(repeats)
-    taken: dict[fx.Node, str] = {}
-    places: list[tuple[Repeat, int]] = []
-    refusals: list[Refusal] = []
-
-    def admit(repeat: Repeat, asked: Sequence[int]) -> None:
-        own, staying = _sorted_out(repeat, asked, ignore, taken, "may go", alone=alone)
-        places.extend((repeat, i) for i in own)
-        refusals.extend(staying)
-
+    settled, sorting = _settled(repeats), _Sorting(ignore, alone, "may go")
     for repeat in repeats:
         inner = _inner(repeat, settled, changes_sizes)
         if not inner and not alone and (short := _too_short(repeat)):
-            refusals.append(Refusal(repeat.name, repeat.name, short))
-        admit(repeat, inner)
+            sorting.refusals.append(Refusal(repeat.name, repeat.name, short))
+        sorting.ask(repeat, inner)
     for repeat in repeats if alone else ():
-        admit(repeat, _ends(repeat, taken, changes_sizes))
-    return Candidates(tuple(places), tuple(refusals))
+        sorting.ask(repeat, _ends(repeat, sorting.gone, changes_sizes))
+    return Candidates(tuple(sorting.going), tuple(sorting.refusals))
 
 
 def with_neighbours(
@@ -247,26 +230,47 @@ def _too_short(repeat: Repeat) -> str | None:
     return None
 
 
-def _sorted_out(
-    repeat: Repeat,
-    asked: Iterable[int],
-    ignore: Sequence[str],
-    gone: dict[fx.Node, str],
-    fate: str = "goes",
-    *,
-    alone: bool,
-) -> tuple[list[int], list[Refusal]]:
-    """Those of some blocks of a repeat that can go, whose nodes are added to `gone`, and the refusals of the others."""
-    going, refusals = [], []
-    for i in asked:
-        reason = (None if alone else _end(repeat, i)) or _reason(repeat, i, ignore, gone, fate)
-        if reason is None:
-            going.append(i)
-        else:
-            refusals.append(Refusal(repeat.blocks[i].name, repeat.name, reason))
-    for i in going:
-        gone.update(dict.fromkeys(repeat.blocks[i].nodes, repeat.blocks[i].name))
-    return going, refusals
+@dataclass
+class _Sorting:
+    """Blocks that were asked for: those that can go, each as its repeat and its place there, and why the others stay.
+
+    Attributes:
+        ignore, alone: see `choose_blocks`.
+        fate: what becomes of those that can go, in the words of refusals.
+        gone: the nodes of those, with the name of the block.
+    """
+
+    ignore: Sequence[str]
+    alone: bool
+    fate: str
+    going: list[tuple[Repeat, int]] = field(default_factory=list)
+    refusals: list[Refusal] = field(default_factory=list)
+    gone: dict[fx.Node, str] = field(default_factory=dict)
+
+    def ask(self, repeat: Repeat, asked: Iterable[int]) -> None:
+        """Sort out some blocks of a repeat, which may share nodes."""
+        reasons = {i: self._reason(repeat, i) for i in asked}
+        for i, reason in reasons.items():
+            block = repeat.blocks[i]
+            if reason is None:
+                self.going.append((repeat, i))
+                self.gone.update(dict.fromkeys(block.nodes, block.name))
+            else:
+                self.refusals.append(Refusal(block.name, repeat.name, reason))
+
+    def _reason(self, repeat: Repeat, i: int) -> str | None:
+        block = repeat.blocks[i]
+        if not self.alone and (end := _end(repeat, i)):
+            return end
+        if repeat.shared:
+            return "all copies use the same parameters, so there is nothing to save"
+        for node in block.nodes:
+            if node in self.gone:
+                return f"it is part of {self.gone[node]}, which {self.fate}"
+        for glob in self.ignore:
+            if any(fnmatchcase(name, glob) for name in (block.name, *block.parameters)):
+                return f"it matches --ignore {glob}"
+        return None
 
 
 def _end(repeat: Repeat, i: int) -> str | None:
@@ -275,16 +279,3 @@ def _end(repeat: Repeat, i: int) -> str | None:
         return None
     which, side = ("first", "before") if i == 0 else ("last", "after")
     return f"it is the {which} of its repeat, and has no block {side} it to be made from"
-
-
-def _reason(repeat: Repeat, i: int, ignore: Sequence[str], gone: dict[fx.Node, str], fate: str) -> str | None:
-    block = repeat.blocks[i]
-    if repeat.shared:
-        return "all copies use the same parameters, so there is nothing to save"
-    for node in block.nodes:
-        if node in gone:
-            return f"it is part of {gone[node]}, which {fate}"
-    for glob in ignore:
-        if any(fnmatchcase(name, glob) for name in (block.name, *block.parameters)):
-            return f"it matches --ignore {glob}"
-    return None

@@ -26,6 +26,7 @@ from repl_fx.graph.captured import (
     has_effect,
     unique_name,
 )
+from repl_fx.graph.notes import REPLACES
 from repl_fx.graph.state import SOURCE_STATE, prune_state_, used_by
 from repl_fx.passes.driver import Result
 from repl_fx.surrogates.shared.site import surrogate_path
@@ -102,9 +103,9 @@ def _evaluate(gm: fx.GraphModule, node: fx.Node, values: dict[fx.Node, Any]) -> 
 def _store(gm: CapturedModule, node: fx.Node, value: Tensor) -> str:
     """Keep a constant as a buffer where the modules of its surrogate are."""
     source = node
-    while "replaces" not in source.meta and not is_synthesis(gm, source):
+    while REPLACES.of(source) is None and not is_synthesis(gm, source):
         source = next(f for f in source.all_input_nodes if f.op != "get_attr")
-    replaced = source.meta.get("replaces")
+    replaced = REPLACES.of(source)
     parent = surrogate_path(replaced[0]) if replaced else str(source.target).rpartition(".")[0]
     owner = gm.get_submodule(parent)
     name = unique_name(owner, "folded")

@@ -42,6 +42,7 @@ from repl_fx.graph.captured import (
     unique_name,
 )
 from repl_fx.graph.naming import named_alike
+from repl_fx.graph.notes import PASSES_THROUGH
 from repl_fx.graph.runtime import ModeSwitch, call_module, select_mode
 from repl_fx.passes.driver import Result
 
@@ -134,7 +135,7 @@ class _Merger:
         """Where paired nodes take different arguments, make the argument depend on the mode."""
         for theirs, ours in list(self.image.items()):
             if ours.op not in _OUTSIDE:
-                ours.meta["passes_through"] = theirs.meta.get("passes_through", False)
+                PASSES_THROUGH.put(ours, PASSES_THROUGH.of(theirs) or False)
                 ours.args = self.argument(ours.args, theirs.args, ours)
                 ours.kwargs = self.argument(ours.kwargs, theirs.kwargs, ours)
 
@@ -264,7 +265,7 @@ class _Merger:
             call = self.graph.call_module(path, sources)
         self.switches.append(call.name)
         call.meta = dict((region.train or region.evaluation)[0].meta)
-        call.meta.pop("passes_through", None)
+        call.meta.pop(PASSES_THROUGH.key, None)
         vals = [pending.meta["val"] for _, _, pending in region.wanted]
         call.meta["val"] = vals[0] if len(vals) == 1 else tuple(vals)
         for index, (_, _, pending) in enumerate(region.wanted):

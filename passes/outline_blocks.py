@@ -17,24 +17,24 @@ from __future__ import annotations
 import operator
 from collections.abc import Collection, Iterable, Sequence
 
-import torch
 from torch import fx, nn
 
 from repl_fx.analysis.blocks import Repeat
+from repl_fx.graph.bridge import digraph, reached_from
 from repl_fx.graph.captured import (
     BESIDE,
     AlikeGraphModule,
     CapturedModule,
     container_of,
     copy_graph,
-    dimension_of,
     has_attribute,
     has_effect,
-    is_tensor,
     within,
 )
+from repl_fx.graph.extracting import Extract
+from repl_fx.graph.notes import BLOCK
 from repl_fx.passes.driver import Result
-from repl_fx.passes.replace_blocks import BLOCK, block_of
+from repl_fx.passes.replace_blocks import block_of
 from repl_fx.plan import Refusal
 
 
@@ -86,11 +86,7 @@ class _Torn(Exception):
 
 def _streamed(graph: fx.Graph) -> set[fx.Node]:
     """The nodes whose values depend on the inputs of a graph."""
-    found: set[fx.Node] = set()
-    for node in graph.nodes:
-        if node.op == "placeholder" or not found.isdisjoint(node.all_input_nodes):
-            found.add(node)
-    return found
+    return reached_from(digraph(graph.nodes), graph.find_nodes(op="placeholder"))
 
 
 class _Outline:
@@ -112,24 +108,26 @@ class _Outline:
         self.root = gm.get_submodule(block) if has_attribute(gm, block) else None
         if self.root is not None and type(self.root) is not nn.Module:
             raise _Torn(f"{block} is a layer that the graph calls")
-        self.graph = fx.Graph()
-        self.env: dict[fx.Node, fx.Node] = {}
         self.outside: dict[str, nn.Module] = {}
 
     def make(self) -> None:
         """Put the nodes into a submodule, and a call of it in their place."""
         outputs = [node for node in self.nodes if not self.inside.issuperset(node.users)]
-        inputs = self._inputs()
+        read = dict.fromkeys(given for node in self.nodes for given in node.all_input_nodes if given not in self.inside)
+        given = [node for node in read if self._own(node) is None]
+        extract = Extract(given)
+        # Given are tensors; what can be told from their sizes is.
+        inputs = [node for node in given if extract.size(node) is None]
         place = self._place(inputs, outputs)
         for number, node in enumerate(inputs):
             # Names are those of places, so that blocks that do the same have the same code.
-            self.env[node] = self.graph.placeholder(f"input_{number}")
-            self.env[node].meta = dict(node.meta)
-        for node in self.nodes:
-            self.env[node] = self._copied(node)
-        made = [self.env[node] for node in outputs]
-        self.graph.output(made[0] if len(made) == 1 else tuple(made))
-        self._put_module()
+            extract.take(node, f"input_{number}")
+        for node in (*(node for node in read if self._own(node)), *self.nodes):
+            path = str(node.target)
+            extract.copy(node, self._own(node) or (self._outside(path) if node.op == "call_module" else None))
+        made = [extract.made[node] for node in outputs]
+        extract.graph.output(made[0] if len(made) == 1 else tuple(made))
+        self._put_module(extract.graph)
         with self.gm.graph.inserting_before(place):
             results = self._called(inputs, outputs)
         for old, new in zip(outputs, results, strict=True):
@@ -139,23 +137,11 @@ class _Outline:
         for node in reversed(self.nodes):
             self.gm.graph.erase_node(node)
 
-    def _inputs(self) -> list[fx.Node]:
-        """The nodes that are handed in: not the block's own parameters, and not sizes of others of them."""
-        read = dict.fromkeys(given for node in self.nodes for given in node.all_input_nodes if given not in self.inside)
-        given = [node for node in read if self._own(node) is None]
-        self.tensors = [node for node in given if is_tensor(node)]
-        # Given are tensors; what can be told from their sizes is.
-        return [node for node in given if self._size(node) is None]
-
     def _own(self, node: fx.Node) -> str | None:
         """The path in the block of a parameter, buffer or layer that a node refers to; None where it is elsewhere."""
         target, prefix = str(node.target), f"{self.block}."
         local = node.op in ("get_attr", "call_module") and self.root is not None and target.startswith(prefix)
         return target.removeprefix(prefix) if local else None
-
-    def _size(self, node: fx.Node) -> tuple[fx.Node, int] | None:
-        """The tensor that is handed in, and its dimension, whose size is the value of a node."""
-        return dimension_of(node, self.tensors)
 
     def _place(self, inputs: Iterable[fx.Node], outputs: Iterable[fx.Node]) -> fx.Node:
         """The node before which the block can be called.
@@ -176,15 +162,6 @@ class _Outline:
                 raise _Torn(f"{node.name}, which has an effect, lies between its nodes")
         return order[place]
 
-    def _copied(self, node: fx.Node) -> fx.Node:
-        target = node.target
-        if node.op == "call_module":
-            target = self._own(node) or self._outside(str(target))
-        args, kwargs = fx.node.map_arg((node.args, node.kwargs), self._value)
-        made = self.graph.create_node(node.op, target, args, kwargs)
-        made.meta = dict(node.meta)
-        return made
-
     def _outside(self, path: str) -> str:
         """The name, beside the block's submodules, of a layer that lies elsewhere: its tensors keep their names."""
         layer = self.gm.get_submodule(path)
@@ -193,22 +170,11 @@ class _Outline:
         self.outside[name] = layer
         return name
 
-    def _value(self, node: fx.Node) -> fx.Node:
-        if node not in self.env:
-            own, size = self._own(node), self._size(node)
-            if own is not None:
-                self.env[node] = self.graph.create_node("get_attr", own)
-            else:
-                assert size is not None
-                self.env[node] = self.graph.call_function(torch.ops.aten.sym_size.int, (self.env[size[0]], size[1]))
-            self.env[node].meta = dict(node.meta)
-        return self.env[node]
-
-    def _put_module(self) -> None:
+    def _put_module(self, graph: fx.Graph) -> None:
         """Put the submodule into the graph module."""
         root = nn.Module() if self.root is None else container_of(self.root)
         root.training = self.gm.training
-        module = OutlinedBlock(root, self.graph, "OutlinedBlock")
+        module = OutlinedBlock(root, graph, "OutlinedBlock")
         module.__dict__[BESIDE] = self.outside
         module.meta["pinned"] = within(self.block, self.gm.meta.get("pinned", {}))
         if self.root is None:
@@ -222,7 +188,7 @@ class _Outline:
         if len(outputs) == 1:
             call.meta = dict(outputs[0].meta)
             return [call]
-        call.meta = {"val": tuple(node.meta["val"] for node in outputs), BLOCK: self.block}
+        call.meta = {"val": tuple(node.meta["val"] for node in outputs), BLOCK.key: self.block}
         parts = [self.gm.graph.call_function(operator.getitem, (call, i)) for i in range(len(outputs))]
         for part, node in zip(parts, outputs, strict=True):
             part.meta = dict(node.meta)

@@ -21,17 +21,14 @@ from repl_fx.analysis.side_outputs import return_none_
 from repl_fx.errors import PlanMismatch, foreign_code
 from repl_fx.graph.bridge import digraph_with_writes, leading_to
 from repl_fx.graph.captured import drop_dead, erase_dead
+from repl_fx.graph.notes import BLOCK, COUNTERPART, REPLACES
 from repl_fx.graph.state import SOURCE_STATE, prune_state_, state_shapes, used_by
 from repl_fx.passes.check_graph import check_surrogates
 from repl_fx.passes.driver import Result
 from repl_fx.plan import Plan, Refusal, Replacement
 from repl_fx.surrogates import make_surrogate
 from repl_fx.surrogates.shared.builder import Rewriting
-from repl_fx.surrogates.shared.fitted_starts import COUNTERPART
 from repl_fx.surrogates.shared.matching import Matches
-
-# The note, on a node of a block, also of a replaced one of which it stayed, of the block's name in the graph.
-BLOCK = "block"
 
 
 class CutStretch(PlanMismatch):
@@ -72,7 +69,7 @@ def replace_blocks(gm: fx.GraphModule, repeats: Sequence[Repeat], plan: Plan, ma
     # Repeats may share nodes; those of a replaced block are its own.
     for block in (*replaced, *(block for repeat in repeats for block in repeat.blocks)):
         for node in rewriting.left_of(block):
-            node.meta.setdefault(BLOCK, block.name)
+            BLOCK.put(node, BLOCK.of(node) or block.name)
     check_surrogates(result, {r.block: r.surrogate for r in plan.replacements}, gone)
     prune_state_(result, used)
     result.meta[SOURCE_STATE] = state_shapes(gm)
@@ -81,8 +78,8 @@ def replace_blocks(gm: fx.GraphModule, repeats: Sequence[Repeat], plan: Plan, ma
 
 def block_of(node: fx.Node) -> str | None:
     """The name of the block that a node of a rewritten graph belongs to, or whose surrogate it is part of."""
-    block: str | None = node.meta.get("replaces", (node.meta.get(BLOCK),))[0]
-    return block
+    replaced = REPLACES.of(node)
+    return replaced[0] if replaced else BLOCK.of(node)
 
 
 def _require_whole_stretches(plan: Plan, matches: Matches) -> None:
@@ -152,12 +149,10 @@ def _note_counterparts(rewriting: Rewriting, block: Block) -> None:
     left = {rewriting.copy_of(node) for node in block.nodes}
     for node in block.nodes:
         now = rewriting.now(node)
-        if now not in left and now.meta.get("replaces", ("",))[0] != block.name:
+        if now not in left and (REPLACES.of(now) or ("",))[0] != block.name:
             continue
-        if now is rewriting.copy_of(node) or node in block.outputs:
-            now.meta[COUNTERPART] = node.name
-        else:
-            now.meta.setdefault(COUNTERPART, node.name)
+        if now is rewriting.copy_of(node) or node in block.outputs or not COUNTERPART.of(now):
+            COUNTERPART.put(now, node.name)
 
 
 def _readers(gm: fx.GraphModule) -> dict[str, list[fx.Node]]:

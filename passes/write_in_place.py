@@ -20,6 +20,7 @@ import torch
 from torch import fx, nn
 
 from repl_fx.graph.captured import writes_in_place
+from repl_fx.graph.notes import REPLACES
 from repl_fx.graph.roles import ADDITIONS, MULTIPLICATIONS, RELUS
 from repl_fx.passes.driver import Result
 from repl_fx.surrogates.shared.channels import put_channels, take_channels
@@ -66,7 +67,7 @@ def write_in_place_(gm: fx.GraphModule) -> Result:
 
 
 def _slice(gm: fx.GraphModule, node: fx.Node) -> _Slice | None:
-    if "replaces" not in node.meta or len(node.all_input_nodes) != 2:
+    if REPLACES.of(node) is None or len(node.all_input_nodes) != 2:
         return None
     new, rest = node.all_input_nodes
     split = rest.args[0]

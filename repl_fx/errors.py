@@ -150,19 +150,6 @@ class ForeignError(Exception):
 
 
 @contextmanager
-def writing(place: object) -> Iterator[None]:
-    """Write to a place, and nothing else.
-
-    Raises:
-        OutputError: the system refuses it; names the place.
-    """
-    try:
-        yield
-    except OSError as problem:
-        raise OutputError(f"{place} cannot be written: {problem.strerror or problem}") from problem
-
-
-@contextmanager
 def foreign_code() -> Iterator[None]:
     """Run code that is not repl-fx's, and nothing else; what fails outside of it is a defect of repl-fx.
 

@@ -52,52 +52,10 @@ from repl_fx.tracing.capture import example_inputs_of, widen_batch
 from repl_fx.tracing.fingerprint import code_of, fingerprint
 from repl_fx.tracing.model_checks import require_capturable, require_finite
 from repl_fx.tracing.parts.capture import CapturedParts, Part, assemble, capture_parts, graphs_in
-from repl_fx.tracing.parts.search import Eager
+from repl_fx.tracing.parts.inputs import Inputs
+from repl_fx.tracing.parts.origin import Captured, Origin
 from repl_fx.tracing.parts.stored import as_data
 from repl_fx.tracing.size_questions import refused_sizes
-
-
-@dataclass(frozen=True)
-class PartRecord:
-    """What is known of a captured part that holds what was replaced: see `CaptureReport` and `Part`."""
-
-    path: str
-    model: str
-    tracer: str
-    dynamic: Mapping[str, tuple[int, ...]]
-    inputs: ExampleInputs
-    refused_sizes: tuple[str, ...]
-
-
-@dataclass(frozen=True)
-class Record:
-    """What is known of a transform besides tensors and graphs; see `TransformResult`. The model in place has it.
-
-    Attributes:
-        made: the text of the code of the module that has the record, as it was made.
-        in_place: whether that module is the model in place.
-        checkpoint_blocks: see `transform`.
-        pretrained: see `has_from_pretrained`.
-        fixed: see `transform`.
-        captured: the captured parts as text (`repl_fx.tracing.parts.stored`).
-    """
-
-    plan: Plan
-    structure: tuple[str, ...]
-    made: tuple[str, ...]
-    code: str
-    parts: tuple[PartRecord, ...]
-    eager: tuple[Eager, ...]
-    inputs: ExampleInputs
-    in_place: bool
-    checkpoint_blocks: bool
-    scores: Mapping[str, float]
-    pretrained: bool
-    fixed: tuple[str, ...] = ()
-    captured: str = ""
-
-    def __deepcopy__(self, memo: dict[int, Any]) -> Record:
-        return self
 
 
 @dataclass(frozen=True)
@@ -176,19 +134,27 @@ class TransformResult(HasInputs):
         # An attribute like any other, so that copies and pickles have it too; a graph that was loaded has its own.
         model = made.model or self.module
         if made.model is not None or ORIGIN not in vars(model):
-            vars(model)[ORIGIN] = self.record(model)
+            vars(model)[ORIGIN] = self.origin_of(model)
         return made
 
-    def record(self, module: nn.Module) -> Record:
-        """What is known of the transform, for `module` or for the model in place."""
-        parts = tuple(_record(part) for part in self.captured_parts.parts if part.path in self.plan.parts)
-        in_place = module is not self.module
-        made = lines_made(module) if in_place else self.made
-        eager = self.captured_parts.eager
-        known = self.plan, self.structure, made, self.code, parts, eager, self.inputs
-        pretrained = has_from_pretrained(self.captured_parts.source)
-        fixed = self.captured_parts.fixed
-        return Record(*known, in_place, self.checkpoint_blocks, self.scores, pretrained, fixed, self.stored)
+    def origin_of(self, module: nn.Module) -> Origin:
+        """All that is known of the transform, for `module` or for the model in place."""
+        captured, in_place = self.captured_parts, module is not self.module
+        return Origin(
+            code=self.code,
+            parts=tuple(_captured(part) for part in captured.parts if part.path in self.plan.parts),
+            eager=captured.eager,
+            inputs=Inputs.of(self.inputs),
+            fixed=captured.fixed,
+            in_place=in_place,
+            checkpoint_blocks=self.checkpoint_blocks,
+            plan=self.plan,
+            structure=self.structure,
+            made=lines_made(module) if in_place else self.made,
+            scores=self.scores,
+            pretrained=has_from_pretrained(captured.source),
+            captured=self.stored,
+        )
 
     @cached_property
     def stored(self) -> str:
@@ -608,10 +574,9 @@ def _forms(
     return made.model or graphs, graphs
 
 
-def _record(part: Part) -> PartRecord:
-    info = part.graph_module.meta["capture"]
-    refused = tuple(refused_sizes(part.graph_module))
-    return PartRecord(part.path, info.model, info.tracer, info.dynamic, part.inputs, refused)
+def _captured(part: Part) -> Captured:
+    info, refused = part.graph_module.meta["capture"], tuple(refused_sizes(part.graph_module))
+    return Captured(part.path, info.model, info.tracer, dict(info.dynamic), Inputs.of(part.inputs), refused)
 
 
 def _size(module: nn.Module) -> int:

@@ -16,6 +16,7 @@ from rich.table import Table
 from benchmarks.training.variants import CHECKPOINTED, FULL, pruned, rewritten
 from repl_fx.benchmarking.machine import in_a_line
 from repl_fx.benchmarking.training import PARTS, Sizes
+from repl_fx.environment.files import write_whole
 from repl_fx.running.timing import paired_ratio
 
 TARGET_MODELS, TARGET_DTYPE, TARGET_EVERY, TO_FLOOR = ("vit_base", "resnet50"), "bfloat16", 2, 1.05
@@ -145,9 +146,7 @@ def targets(groups: Iterable[Group], recommended: Sequence[str]) -> list[Target]
 
 def write_json(path: Path, groups: Iterable[Group]) -> None:
     """Write all that was measured; the file is whole at every moment."""
-    part = path.with_name(path.name + ".part")
-    part.write_text(json.dumps({"groups": [asdict(group) for group in groups]}, indent=1) + "\n")
-    part.replace(path)
+    write_whole(path, json.dumps({"groups": [asdict(group) for group in groups]}, indent=1) + "\n")
 
 
 def read_json(path: Path) -> list[Group]:

@@ -8,7 +8,6 @@ Second half, in a fresh process: reloaded, folded, exported, verified. It builds
 from __future__ import annotations
 
 import json
-import os
 import re
 import time
 import traceback
@@ -38,6 +37,7 @@ from benchmarks.zoo_runner.placed import require_same_in_place
 from repl_fx.analysis.blocks import Block, Repeat
 from repl_fx.analysis.node_table import node_table
 from repl_fx.artifact import load_artifact
+from repl_fx.environment.files import write_whole
 from repl_fx.passes.fold_surrogates import is_synthesis
 from repl_fx.pipeline import Options, TransformResult, rewrite
 from repl_fx.running.example_inputs import ExampleInputs
@@ -105,9 +105,7 @@ class Record:
 
     def write(self, place: Path) -> None:
         """Write the record as `record.json`, whole or not at all."""
-        part = place / "record.part"
-        part.write_text(json.dumps(asdict(self), indent=1))
-        os.replace(part, place / "record.json")
+        write_whole(place / "record.json", json.dumps(asdict(self), indent=1))
 
     @classmethod
     def read(cls, place: Path) -> Record:

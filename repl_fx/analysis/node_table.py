@@ -22,6 +22,7 @@ from torch import Tensor, fx, nn
 from repl_fx._torch import fixed_size, module_stack
 from repl_fx.analysis.linear_operators import matrix_like
 from repl_fx.graph.captured import attribute, tensors_in
+from repl_fx.graph.notes import PASSES_THROUGH
 from repl_fx.graph.roles import PROBABILITY
 from repl_fx.graph.runtime import ModeSwitch
 
@@ -161,7 +162,7 @@ def has_tensor(node: fx.Node) -> bool:
 
 def passes_through(node: fx.Node) -> bool:
     """Whether a node returns its one argument untouched in evaluation mode: Dropout, drop path, Identity."""
-    return bool(node.meta.get("passes_through")) and len(node.all_input_nodes) == 1
+    return bool(PASSES_THROUGH.of(node)) and len(node.all_input_nodes) == 1
 
 
 def passed(node: fx.Node) -> fx.Node:

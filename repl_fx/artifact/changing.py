@@ -31,6 +31,7 @@ from safetensors import SafetensorError
 
 from repl_fx.artifact.manifest import MANIFEST, UNSETTLED, File, Manifest, read_manifest
 from repl_fx.artifact.places import COMPRESSION
+from repl_fx.environment.files import replacing, synchronise
 from repl_fx.errors import ArtifactError, OutputError, one_line
 from repl_fx.sources.source import hash_file
 
@@ -67,12 +68,12 @@ class Change:
         before = _files_of(self.directory)
         fresh = {}
         for file in sorted(self.place.iterdir()):
-            _synchronise(file)
+            synchronise(file)
             fresh[file.name] = File(at=f"{self.place.name}/{file.name}", sha256=hash_file(file))
         kept = {name: file for name, file in before.items() if name in keep and name not in fresh}
         gone = tuple(file for name, file in before.items() if name not in kept)
         _require_own(self.directory, fresh, before)
-        _synchronise(self.place)
+        synchronise(self.place)
         _put(self.directory, msgspec.structs.replace(manifest, files={**kept, **fresh}, gone=gone))
         # The artifact is whole, whatever becomes of the rest.
         with suppress(OSError):
@@ -157,7 +158,7 @@ def _settle(directory: Path) -> None:
         settled = file.at == name or _named(directory / file.at, directory / name, file)
         files[name] = File(at=name, sha256=file.sha256) if settled else file
     if manifest.gone or files != manifest.files:
-        _synchronise(directory)
+        synchronise(directory)
         _put(directory, msgspec.structs.replace(manifest, files=files, gone=()))
     _drop_unsettled(directory, files)
 
@@ -174,22 +175,15 @@ def _named(unsettled: Path, path: Path, file: File) -> bool:
         # A file system without hard links.
         copy = unsettled.with_name(f"{unsettled.name}.copy")
         shutil.copyfile(unsettled, copy)
-        _synchronise(copy)
+        synchronise(copy)
         copy.rename(path)
     return True
 
 
 def _put(directory: Path, manifest: Manifest) -> None:
     """Replace the manifest: the moment at which a change takes place."""
-    place = Path(tempfile.mkdtemp(prefix=UNSETTLED, dir=directory))
-    try:
-        written = place / MANIFEST
+    with replacing(directory / MANIFEST, prefix=UNSETTLED, durable=True) as written:
         written.write_text(manifest.to_json())
-        _synchronise(written)
-        written.replace(directory / MANIFEST)
-        _synchronise(directory)
-    finally:
-        shutil.rmtree(place, ignore_errors=True)
 
 
 def _files_of(directory: Path) -> dict[str, File]:
@@ -210,19 +204,6 @@ def _drop_unsettled(directory: Path, files: Mapping[str, File]) -> None:
     for path in directory.iterdir():
         if _is_unsettled(path) and path.name not in used:
             shutil.rmtree(path, ignore_errors=True)
-
-
-def _synchronise(path: Path) -> None:
-    """Have a file, or the names in a directory, on the disk."""
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    except OSError as problem:
-        # Not every file system can do so for a directory.
-        if problem.errno not in (errno.EINVAL, errno.EBADF, errno.ENOTSUP, errno.EROFS):
-            raise
-    finally:
-        os.close(handle)
 
 
 @contextmanager

@@ -10,24 +10,17 @@ from typing import Any
 
 import msgspec
 
-from repl_fx.artifact.inputs import Inputs
 from repl_fx.errors import ArtifactError, one_line
-from repl_fx.tracing.parts.search import Eager
+from repl_fx.tracing.parts.origin import Described, Strict
 
 SCHEMA = 3
 KIND = "repl-fx artifact"
 MANIFEST = "manifest.json"
-# The config of a model of transformers, which `save_pretrained` writes beside the manifest.
-CONFIG = "config.json"
 # Where files lie that are on their way into an artifact.
 UNSETTLED = ".repl-fx-"
 
 
-class _Strict(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """A part of a manifest; a field that it does not know is an error."""
-
-
-class File(_Strict, frozen=True):
+class File(Strict, frozen=True):
     """A file of an artifact.
 
     Attributes:
@@ -38,79 +31,11 @@ class File(_Strict, frozen=True):
     sha256: str
 
 
-class Options(_Strict, frozen=True):
-    """Keyword arguments of `load_source`."""
-
-    input_shape: str | None
-    seed: int
-    options: dict[str, Any]
-
-
-class Weights(_Strict, frozen=True):
-    """The weights that a model had when it was transformed; an artifact does not hold those of replaced blocks.
-
-    Attributes:
-        file: the file or directory they were loaded from; None for those that the specification alone leads to.
-        sha256: see `repl_fx.checkpoints.digest`; empty for weights without values.
-    """
-
-    file: str | None
-    sha256: str
-
-
-class Model(_Strict, frozen=True, rename={"kind": "class"}):
-    """How the source model is built.
-
-    Attributes:
-        spec: see `repl_fx.sources`; the path of a file is absolute, but for that of the config beside the manifest.
-        options: the other arguments of `load_source`.
-        kind: name of its class.
-        files: the files that it was made from, each with the SHA-256 of what was read.
-        weights: those of the model before; None where they are not known.
-    """
-
-    spec: str
-    options: Options
-    kind: str
-    files: dict[str, str]
-    weights: Weights | None = None
-
-    @property
-    def is_beside(self) -> bool:
-        """Whether the model is built from the config beside the manifest alone, which is no code."""
-        return self.spec == f"hf:{CONFIG}:{self.kind}" and self.files.keys() == {CONFIG}
-
-
-class Captured(_Strict, frozen=True, rename={"kind": "class"}):
-    """A captured part that holds what was replaced.
-
-    Attributes:
-        path: of the module; empty where the whole model is one graph.
-        kind: name of its class.
-        dynamic: for each tensor argument, the dimensions that stayed dynamic.
-        refused_sizes: the conditions under which the graph takes inputs of other sizes.
-    """
-
-    path: str
-    kind: str
-    tracer: str
-    dynamic: dict[str, tuple[int, ...]]
-    inputs: Inputs
-    refused_sizes: tuple[str, ...]
-
-
-class Manifest(_Strict, frozen=True, kw_only=True):
+class Manifest(Described, frozen=True, kw_only=True):
     """All that `manifest.json` says, but for its own hash.
 
     Attributes:
         versions: of the packages that have a say in the graph.
-        code: hash of the code of the user's own classes in the model.
-        model: how the source is built; None where it was given in Python.
-        parts: the captured parts that hold what was replaced.
-        eager: modules that were tried and are no parts.
-        fixed: names of the dimensions of inputs that stay as in the example, because they were asked to.
-        in_place: whether the artifact holds the model in place, under the names of whose tensors the weights are.
-        checkpoint_blocks: whether the model in place computes its kept blocks again in the backward pass.
         aliases: other names of tied tensors, and the name under which each is in the weights.
         gone: files of what was there before, which have not been removed yet.
         verified: by the path of its part, the digest of each ONNX file that export found equivalent, wherever it was
@@ -120,19 +45,11 @@ class Manifest(_Strict, frozen=True, kw_only=True):
     schema: int = SCHEMA
     kind: str = KIND
     versions: dict[str, str]
-    code: str
-    model: Model | None
-    parts: tuple[Captured, ...]
-    eager: tuple[Eager, ...]
-    inputs: Inputs
-    fixed: tuple[str, ...] = ()
-    in_place: bool = False
-    checkpoint_blocks: bool = False
     aliases: dict[str, str]
     parameters: int
-    files: dict[str, File] = {}
+    files: dict[str, File] = msgspec.field(default_factory=dict)
     gone: tuple[File, ...] = ()
-    verified: dict[str, str] = {}
+    verified: dict[str, str] = msgspec.field(default_factory=dict)
 
     def to_json(self) -> str:
         """The text of the file, which holds a hash of all the rest of it."""

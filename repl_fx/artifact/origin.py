@@ -2,60 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
 from importlib.metadata import PackageNotFoundError, version
 from itertools import zip_longest
-from typing import Any
 
 import msgspec
 import torch
 from torch import nn
 
 from repl_fx.arguments import in_words
-from repl_fx.artifact.inputs import Inputs
-from repl_fx.artifact.manifest import Captured, Manifest, Model, Options, Weights
 from repl_fx.errors import BadInput
-from repl_fx.pipeline import Record, TransformResult
-from repl_fx.plan import Plan
+from repl_fx.pipeline import TransformResult
 from repl_fx.planning.part_repeats import lines_made
 from repl_fx.running.holders import ORIGIN
 from repl_fx.sources import Source
-
-
-@dataclass(frozen=True)
-class Origin:
-    """All that `save` needs to know of a rewritten module besides its tensors.
-
-    Attributes:
-        manifest: without what is known of files and tensors.
-        structure: the text of what was captured.
-        made: the text of the code of the rewritten module.
-        scores: what each block was worth, where the plan was made from that.
-        pretrained: see `Record`.
-        captured: see `Record`.
-    """
-
-    manifest: Manifest
-    plan: Plan
-    structure: tuple[str, ...]
-    made: tuple[str, ...]
-    scores: Mapping[str, float]
-    pretrained: bool = False
-    captured: str = ""
-
-    def __deepcopy__(self, memo: dict[int, Any]) -> Origin:
-        return self
+from repl_fx.tracing.parts.origin import Model, Options, Origin, Weights
 
 
 def with_origin(model: TransformResult | nn.Module) -> tuple[nn.Module, Origin]:
     """A rewritten module, which is from `transform` or `load`, and what is known of it."""
     if isinstance(model, TransformResult):
-        return model.module, _origin(model.record(model.module))
+        return model.module, model.origin_of(model.module)
     if isinstance(model, nn.Module):
         origin = vars(model).get(ORIGIN)
-        if isinstance(origin, Record):
-            origin = _origin(origin)
         if isinstance(origin, Origin):
             return model, origin
         inner = next((path for path, module in model.named_modules() if ORIGIN in vars(module)), None)
@@ -69,8 +38,7 @@ def with_origin(model: TransformResult | nn.Module) -> tuple[nn.Module, Origin]:
 def built_like(model: nn.Module, other: nn.Module) -> nn.Module:
     """A rewritten module, of which from now on is known how the source of another, which is the same, is built."""
     (_, origin), (_, known) = with_origin(model), with_origin(other)
-    spec = known.manifest.model
-    vars(model)[ORIGIN] = replace(origin, manifest=msgspec.structs.replace(origin.manifest, model=spec))
+    vars(model)[ORIGIN] = msgspec.structs.replace(origin, model=known.model)
     return model
 
 
@@ -91,36 +59,6 @@ def first_difference(before: Sequence[str], after: Sequence[str]) -> str:
         return ""
     was, now = (lines[at] if at < len(lines) else "nothing" for lines in (before, after))
     return f"{now}, which was {was}"
-
-
-def _origin(record: Record) -> Origin:
-    manifest = Manifest(
-        versions=versions(),
-        code=record.code,
-        model=None,
-        parts=tuple(
-            Captured(
-                path=part.path,
-                kind=part.model,
-                tracer=part.tracer,
-                dynamic=dict(part.dynamic),
-                inputs=Inputs.of(part.inputs),
-                refused_sizes=part.refused_sizes,
-            )
-            for part in record.parts
-        ),
-        eager=record.eager,
-        inputs=Inputs.of(record.inputs),
-        fixed=record.fixed,
-        in_place=record.in_place,
-        checkpoint_blocks=record.checkpoint_blocks,
-        # Known when tensors are written.
-        aliases={},
-        parameters=0,
-    )
-    return Origin(
-        manifest, record.plan, record.structure, record.made, record.scores, record.pretrained, record.captured
-    )
 
 
 def model_of(source: Source, weights: Weights | None) -> Model:

@@ -24,7 +24,6 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from repl_fx.artifact.changing import changing
-from repl_fx.artifact.manifest import CONFIG, Model, Options
 from repl_fx.artifact.origin import require_as_made, with_origin
 from repl_fx.artifact.store import CONSTANTS, WEIGHTS, write_rest
 from repl_fx.artifact.weights import write_constants, write_file
@@ -33,6 +32,7 @@ from repl_fx.graph.state import address
 from repl_fx.in_place.pretrained import SavePretrained, with_own_names
 from repl_fx.sources.hugging_face_weights import REWRITTEN
 from repl_fx.sources.source import hash_file
+from repl_fx.tracing.parts.origin import CONFIG, Model, Options
 
 _INDEX = f"{WEIGHTS}.index.json"
 _SHARD = re.compile(r"model-\d{5}-of-\d{5}\.safetensors")
@@ -91,11 +91,11 @@ def _refuse_from_pretrained(config: Path) -> None:
 def _add_artifact(model: nn.Module, directory: Path) -> None:
     module, origin = with_origin(model)
     require_as_made(module, origin)
-    manifest = msgspec.structs.replace(origin.manifest, model=_spec(module, directory) or origin.manifest.model)
+    origin = msgspec.structs.replace(origin, model=_spec(module, directory) or origin.model)
     with _written(directory) as files, changing(directory) as change:
         aliases = _tied(module, _joined(files, change.place / WEIGHTS))
         aliases |= write_constants(module, change.place / CONSTANTS)
-        write_rest(change, module, origin, manifest, aliases)
+        write_rest(change, module, origin, aliases)
         for file in files:
             file.unlink()
 

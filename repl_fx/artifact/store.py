@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from pathlib import Path
@@ -16,11 +17,9 @@ from torch import Tensor, fx, nn
 
 from repl_fx.arguments import require_module, require_path
 from repl_fx.artifact.changing import Change, changing, require_free
-from repl_fx.artifact.inputs import Inputs
 from repl_fx.artifact.manifest import MANIFEST, Manifest, read_manifest
 from repl_fx.artifact.model_code import build_source
 from repl_fx.artifact.origin import (
-    Origin,
     first_difference,
     model_of,
     require_as_made,
@@ -34,10 +33,10 @@ from repl_fx.display.progress import shown, tell
 from repl_fx.errors import ArtifactError, BadInput, CaptureError, NothingToReplace, PlanMismatch, one_line
 from repl_fx.graph.captured import copy_model
 from repl_fx.graph.kinds import kind_of
-from repl_fx.in_place.pretrained import has_from_pretrained, with_own_names
+from repl_fx.in_place.pretrained import with_own_names
 from repl_fx.in_place.surrogate_block import surrogate_graphs
 from repl_fx.passes.driver import run_passes
-from repl_fx.pipeline import TransformResult, rewrite, transform
+from repl_fx.pipeline import TransformResult, rewrite
 from repl_fx.plan import Plan
 from repl_fx.planning.written_options import read_scores
 from repl_fx.running.alone import alone
@@ -49,7 +48,9 @@ from repl_fx.sources.source import hash_file
 from repl_fx.tracing.capture import widen_batch
 from repl_fx.tracing.fingerprint import code_of, fingerprint
 from repl_fx.tracing.model_checks import describe_inputs, require_capturable
-from repl_fx.tracing.parts.capture import capture_as_called, capture_parts
+from repl_fx.tracing.parts.capture import CapturedParts, capture_as_called, capture_parts
+from repl_fx.tracing.parts.inputs import Inputs
+from repl_fx.tracing.parts.origin import Origin
 from repl_fx.tracing.parts.stored import read_data
 from repl_fx.tracing.size_questions import refuse_sizes_
 
@@ -97,11 +98,8 @@ class Artifact:
             raise BadInput(f"{self.directory} has no model in place: {in_place.reason}; load it with in_place=False")
         model, state = in_place.model, self.state
         load_state(model, state if self.manifest.in_place else state.renamed(in_place.prefixes))
-        manifest = msgspec.structs.replace(self.manifest, in_place=True)
-        known = vars(model)[ORIGIN]
-        vars(model)[ORIGIN] = Origin(
-            manifest, self.plan, known.structure, known.made, known.scores, known.pretrained, known.captured
-        )
+        of_graph = vars(self.module)[ORIGIN]
+        vars(model)[ORIGIN] = msgspec.structs.replace(of_graph, in_place=True, made=vars(model)[ORIGIN].made)
         return model.eval()
 
     @property
@@ -132,28 +130,23 @@ def save(
     require_path(directory, "the directory of an artifact")
     module, origin = with_origin(model)
     if source is not None:
-        known = model_of(source, weights_of(source))
-        origin = replace(origin, manifest=msgspec.structs.replace(origin.manifest, model=known))
+        origin = msgspec.structs.replace(origin, model=model_of(source, weights_of(source)))
     require_as_made(module, origin)
     require_free(directory, force=force)
     with changing(directory) as change:
         weights = OWN_WEIGHTS if origin.pretrained else WEIGHTS
         aliases = write_state(module, change.place / weights, change.place / CONSTANTS)
-        manifest = origin.manifest
-        if manifest.model is not None and manifest.model.is_beside:
+        if origin.model is not None and origin.model.is_beside:
             # The config stays where it is.
-            manifest = msgspec.structs.replace(manifest, model=None)
-        write_rest(change, module, origin, manifest, aliases)
+            origin = msgspec.structs.replace(origin, model=None)
+        write_rest(change, module, origin, aliases)
     return Path(directory)
 
 
-def write_rest(
-    change: Change, module: nn.Module, origin: Origin, manifest: Manifest, aliases: Mapping[str, str]
-) -> None:
+def write_rest(change: Change, module: nn.Module, origin: Origin, aliases: Mapping[str, str]) -> None:
     """Write what an artifact is made of besides tensors, and make the files that lie in the change those of it.
 
     Args:
-        manifest: without what is known of files and tensors.
         aliases: see `Manifest`.
     """
     (change.place / PLAN).write_text(origin.plan.to_json() + "\n")
@@ -164,8 +157,8 @@ def write_rest(
     if origin.scores:
         (change.place / SCORES).write_text(json.dumps(dict(origin.scores), indent=2, allow_nan=False) + "\n")
     parameters = sum(p.numel() for p in module.parameters())
-    known = {"versions": versions(), "aliases": dict(aliases), "parameters": parameters, "verified": {}}
-    change.commit(msgspec.structs.replace(manifest, **known))
+    described = origin.described()
+    change.commit(Manifest(versions=versions(), aliases=dict(aliases), parameters=parameters, **described))
 
 
 @shown("load")
@@ -232,16 +225,15 @@ def load_artifact(
     else:
         inputs = manifest.inputs.make() if known else given
     built = source.model if isinstance(source, Source) else source
-    apply = partial(_applied, inputs=inputs, manifest=manifest, as_called=known, copy=source is built)
+    applying = _Applying(manifest, plan, inputs, known, source is built)
     try:
         try:
-            result = _as_stored(directory, stored, built, plan, inputs, manifest, known, source is built)
-            result = result or apply(built, plan=plan)
+            result = _as_stored(directory, stored, built, applying) or applying.traced(built)
         except (PlanMismatch, CaptureError) as problem:
             if (remade := as_captured(built, structure, state)) is not None:
-                result = apply(remade, plan=plan)
+                result = applying.traced(remade)
             elif isinstance(problem, PlanMismatch) and problem.structure and _may_trace_otherwise(manifest, built):
-                result = apply(built, plan=replace(plan, fingerprint=""))
+                result = replace(applying, plan=replace(plan, fingerprint="")).traced(built)
             else:
                 raise
     except (PlanMismatch, NothingToReplace) as problem:
@@ -263,11 +255,8 @@ def load_artifact(
     load_state(result.module, state.renamed(names) if manifest.in_place else state)
     # An attribute like any other, so that copies have it too.
     as_applied = replace(plan, fingerprint=fingerprint(result.structure))
-    of_graphs = msgspec.structs.replace(manifest, in_place=False)
-    pretrained = has_from_pretrained(built)
-    vars(result.module)[ORIGIN] = Origin(
-        of_graphs, as_applied, result.structure, result.made, scores, pretrained, result.stored
-    )
+    known_now = {**manifest.described(), "plan": as_applied, "in_place": False}
+    vars(result.module)[ORIGIN] = msgspec.structs.replace(result.origin_of(result.module), **known_now)
     return Artifact(directory, manifest, as_applied, result.module.eval(), state, result)
 
 
@@ -345,50 +334,87 @@ def written_file(directory: Path, manifest: Manifest, name: str) -> Path:
     return file
 
 
-def _as_stored(
-    directory: Path,
-    stored: str,
-    model: nn.Module,
-    plan: Plan,
-    inputs: ExampleInputs,
-    manifest: Manifest,
-    as_called: bool,
-    copy: bool,
-) -> TransformResult | None:
+@dataclass(frozen=True)
+class _Applying:
+    """The plan of an artifact, to be applied to its model again.
+
+    Attributes:
+        manifest, plan: the artifact's.
+        inputs: the example inputs of the model.
+        as_called: whether these are those of the artifact, so that its parts are called with theirs.
+        copy: whether the model is the user's, and keeps its own tensors.
+    """
+
+    manifest: Manifest
+    plan: Plan
+    inputs: ExampleInputs
+    as_called: bool
+    copy: bool
+
+    @property
+    def whole(self) -> bool:
+        """Whether the model is one graph."""
+        return self.plan.parts == ("",)
+
+    def source(self, model: nn.Module) -> nn.Module:
+        """The model whose tensors the result shares."""
+        return copy_model(model) if self.copy else model
+
+    def calls(self, model: nn.Module) -> dict[str, ExampleInputs]:
+        """Inputs like those that each part was called with."""
+        device = device_of(model)
+        return {part.path: part.inputs.make().map(lambda tensor: tensor.to(device)) for part in self.manifest.parts}
+
+    def to(self, captured: CapturedParts, inputs: ExampleInputs) -> TransformResult:
+        """The plan applied to graphs; one that replaces nothing is of blocks that were made whole again in training."""
+        return rewrite(captured, self.plan, inputs, check=False, required=bool(self.plan.replacements))
+
+    def traced(self, model: nn.Module) -> TransformResult:
+        """The plan applied to a model, which is captured anew."""
+        fixed = self.manifest.fixed
+        if self.whole or not self.as_called or not self.plan.replacements:
+            require_capturable(model, self.inputs)
+            inputs = widen_batch(model, self.inputs)
+            paths = self.plan.parts
+            captured = capture_parts(model, inputs.args, inputs.kwargs, copy=self.copy, paths=paths, fixed=fixed)
+            return self.to(captured, inputs)
+        calls, tracers = self.calls(model), {part.path: part.tracer for part in self.manifest.parts}
+        try:
+            captured = capture_as_called(self.source(model), calls, tracers, fixed)
+        except (CaptureError, BadInput) as problem:
+            raise PlanMismatch(str(problem)) from problem
+        return self.to(replace(captured, eager=self.manifest.eager), self.inputs)
+
+
+def _as_stored(directory: Path, stored: str, model: nn.Module, applying: _Applying) -> TransformResult | None:
     """The plan applied to the graphs that an artifact holds; None where the model has to be traced.
 
     Raises:
         ArtifactError: the graphs are none that were written.
     """
-    whole = plan.parts == ("",)
-    if not stored or not (whole or as_called):
+    manifest, inputs = applying.manifest, applying.inputs
+    if not stored or not (applying.whole or applying.as_called):
         return None
-    if whole:
+    if applying.whole:
         given = _as_they_were(inputs, manifest.inputs)
         if given is None:
             return None
         require_capturable(model, given)
-        calls = {"": given}
-        inputs = given
+        calls, inputs = {"": given}, given
     else:
-        calls = _calls(model, manifest)
-    source = copy_model(model) if copy else model
+        calls = applying.calls(model)
     try:
-        captured = read_data(stored, source, calls, manifest.fixed)
+        captured = read_data(stored, applying.source(model), calls, manifest.fixed)
     except ValueError as problem:
         raise ArtifactError(
             f"{directory} is damaged: {CAPTURED}: {one_line(problem)}; transform the model again"
         ) from problem
-    if captured is None:
-        return None
-    try:
-        result = rewrite(
-            replace(captured, eager=manifest.eager), plan, inputs, check=False, required=bool(plan.replacements)
-        )
-    except PlanMismatch:
-        # A trace has the last word, and says what differs.
-        return None
-    return replace(result, compared=manifest.in_place)
+    # A trace has the last word, and says what differs.
+    with suppress(PlanMismatch):
+        if captured is not None:
+            made = applying.to(replace(captured, eager=manifest.eager), inputs)
+            return replace(made, compared=manifest.in_place)
+    return None
 
 
 def _as_they_were(inputs: ExampleInputs, described: Inputs) -> ExampleInputs | None:
@@ -405,40 +431,9 @@ def _as_they_were(inputs: ExampleInputs, described: Inputs) -> ExampleInputs | N
     return next((one for one in (inputs, wider) if words(Inputs.of(one)) == wanted), None)
 
 
-def _calls(model: nn.Module, manifest: Manifest) -> dict[str, ExampleInputs]:
-    """Inputs like those that each part was called with."""
-    device = device_of(model)
-    return {part.path: part.inputs.make().map(lambda tensor: tensor.to(device)) for part in manifest.parts}
-
-
-def _applied(
-    model: nn.Module,
-    inputs: ExampleInputs,
-    plan: Plan,
-    *,
-    manifest: Manifest,
-    as_called: bool,
-    copy: bool,
-) -> TransformResult:
-    if not plan.replacements:
-        # The blocks were made whole again in training; a plan of a user's that replaces nothing is refused.
-        inputs = widen_batch(model, inputs)
-        captured = capture_parts(model, inputs.args, inputs.kwargs, copy=copy, paths=plan.parts, fixed=manifest.fixed)
-        return rewrite(captured, plan, inputs, check=False, required=False)
-    if plan.parts == ("",) or not as_called:
-        return transform(model, inputs.args, inputs.kwargs, plan=plan, copy=copy, check=False, fixed=manifest.fixed)
-    calls = _calls(model, manifest)
-    source = copy_model(model) if copy else model
-    try:
-        captured = capture_as_called(source, calls, {p.path: p.tracer for p in manifest.parts}, manifest.fixed)
-    except (CaptureError, BadInput) as problem:
-        raise PlanMismatch(str(problem)) from problem
-    return rewrite(replace(captured, eager=manifest.eager), plan, inputs, check=False)
-
-
 def _graphs_text(module: nn.Module, origin: Origin) -> str:
     """The graphs of a rewritten module as text: those of its parts, or those of its surrogates in place."""
-    if origin.manifest.in_place:
+    if origin.in_place:
         return "\n".join(f"# {path}\n{text_of(graph)}" for path, graph in surrogate_graphs(module).items())
     return graphs_text({path: module.get_submodule(path) for path in origin.plan.parts})
 

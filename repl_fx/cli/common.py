@@ -25,6 +25,7 @@ from repl_fx.cli.completion import complete_model, complete_model_or_artifact
 from repl_fx.cli.group import CLOSED, explain
 from repl_fx.cli.help import OUTPUT
 from repl_fx.display.progress import step_line, telling
+from repl_fx.environment.files import write_whole as write_whole, writing
 
 if TYPE_CHECKING:
     from torch import nn
@@ -433,7 +434,7 @@ def costs_lines(before: Costs, after: Costs | None = None) -> list[RenderableTyp
 
 def require_free_file(file: Path, *, force: bool) -> None:
     """Refuse a file that cannot be written, before any work is done; one that exists, unless `force`."""
-    from repl_fx.errors import OutputError, writing
+    from repl_fx.errors import OutputError
 
     if file.is_dir():
         raise OutputError(f"{file} is a directory; give the name of a file, such as {file}/bench.json")
@@ -444,13 +445,3 @@ def require_free_file(file: Path, *, force: bool) -> None:
     # Permissions alone do not tell: a file system may be read-only.
     with writing(file), tempfile.TemporaryFile(dir=file.parent):
         pass
-
-
-def write_whole(file: Path, text: str) -> None:
-    """Write a file that appears under its name only when it is complete."""
-    from repl_fx.errors import writing
-
-    with writing(file), tempfile.TemporaryDirectory(prefix=f".{file.name}.", dir=file.parent) as scratch:
-        written = Path(scratch) / file.name
-        written.write_text(text, encoding="utf-8")
-        written.replace(file)

@@ -13,7 +13,6 @@ Each file appears whole, by a rename; a run that was stopped goes on behind the 
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
@@ -24,7 +23,8 @@ import msgspec
 
 from repl_fx.artifact.places import COMPRESSION, RESULT as RESULT, SCORES
 from repl_fx.compression.config import CompressConfig
-from repl_fx.errors import BadInput, one_line, writing
+from repl_fx.environment.files import write_whole, writing
+from repl_fx.errors import BadInput, one_line
 from repl_fx.scoring.scores import Scores
 from repl_fx.training.config import require_said
 from repl_fx.training.data.content import require_content
@@ -162,8 +162,6 @@ class State:
         return result
 
     def _write(self, name: str, text: str) -> None:
-        part = self.place / f"{name}.part"
         with writing(self.place):
             self.place.mkdir(parents=True, exist_ok=True)
-            part.write_text(text)
-            os.replace(part, self.place / name)
+        write_whole(self.place / name, text)

@@ -21,6 +21,7 @@ from repl_fx.export.onnx_model import export_onnx
 from repl_fx.export.session import OnnxSession
 from repl_fx.export.tensors import FlatInputs, batch_size
 from repl_fx.graph.decisions import compute_all_, is_decision
+from repl_fx.graph.notes import REPLACES
 
 # More rows than this say no more about where a difference begins, and every one is an output of the diagnostic export.
 _MAX_LAYERS = 256
@@ -103,8 +104,7 @@ def choose_nodes(graph: fx.Graph, wanted: Iterable[str] | None = None) -> list[f
 
 
 def _module(node: fx.Node) -> str:
-    replaced: tuple[str, str] | None = node.meta.get("replaces")
-    if replaced:
+    if replaced := REPLACES.of(node):
         return replaced[0]
     return str(node.target) if node.op == "call_module" else ""
 

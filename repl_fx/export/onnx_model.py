@@ -6,7 +6,6 @@ import hashlib
 import logging
 import os
 import re
-import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, suppress
 from pathlib import Path
@@ -22,6 +21,7 @@ from torch import Tensor, fx, nn
 from repl_fx import __version__
 from repl_fx._torch import any_lengths, any_names
 from repl_fx.arguments import require_module, require_path
+from repl_fx.environment.files import replacing, writing
 from repl_fx.errors import BadInput, ExportError, ForeignError, OutputError, first_line, foreign_code
 from repl_fx.export.lowering import lower_
 from repl_fx.export.optimizing import optimize_
@@ -341,25 +341,17 @@ def write_program(program: torch.onnx.ONNXProgram, target: Path, external_data: 
     if external_data is None:
         weights = (value.const_value for value in program.model.graph.initializers.values())
         external_data = sum(weight.nbytes for weight in weights if weight is not None) > INLINE_LIMIT
-    try:
-        # A directory of its own, so that both files have their final names, and the model refers to its data by a name
-        # that stays right when the two are moved.
-        with tempfile.TemporaryDirectory(prefix=f".{target.name}.", dir=target.parent) as scratch, quiet():
-            written = Path(scratch) / target.name
+    data = target.with_name(f"{target.name}.data")
+    with writing(target):
+        # Both files have their final names, and the model refers to its data by a name that stays right when they are
+        # moved. Data first: a model whose weights are missing is worse than weights without a model.
+        with replacing(target) as written, quiet():
             program.save(written, external_data=external_data)
             _check(written)
-            data = target.with_name(f"{target.name}.data")
-            fresh = written.with_name(data.name)
-            has_data, replaces = fresh.exists(), target.exists()
-            # Data first: a model whose weights are missing is worse than weights without a model.
-            if has_data:
-                os.replace(fresh, data)
-            os.replace(written, target)
-            # Nothing refers any more to the data of the model that was there before.
-            if replaces and not has_data:
-                data.unlink(missing_ok=True)
-    except OSError as error:
-        raise OutputError(f"{target} cannot be written: {error.strerror or error}") from error
+            outdated = target.exists() and not written.with_name(data.name).exists()
+        # Nothing refers any more to the data of the model that was there before.
+        if outdated:
+            data.unlink(missing_ok=True)
 
 
 def _check(path: Path) -> None:

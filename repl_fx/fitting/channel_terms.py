@@ -14,8 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from repl_fx.fitting.equations import Equations
 from repl_fx.fitting.pieces import Piece, axis_of_first, close
+from repl_fx.fitting.solving import Equations
 from repl_fx.surrogates.shared.fitted_starts import ChannelTerms
 
 
@@ -70,12 +70,9 @@ class ChannelFit:
         features = self._features(values, at_zero)
         expected = torch.einsum("cs,scn->cn", theta[self._places], features)
         for sign in (1, -1):
-            self._set(sign * theta)
-            change = self._by_channel(self.piece(values) - at_zero)
+            change = self._by_channel(self._change(values, at_zero, sign * theta))
             if not close(change[: self._channels], sign * expected, at_zero) or bool(change[self._channels :].any()):
-                self._set(torch.zeros_like(theta))
                 return False
-        self._set(torch.zeros_like(theta))
         return True
 
     def add(self, values: Mapping[fx.Node, Any], wanted: Tensor) -> None:
@@ -128,15 +125,18 @@ class ChannelFit:
 
     def _features(self, values: Mapping[fx.Node, Any], at_zero: Tensor) -> Tensor:
         """(S, C, N)."""
-        made, begin = [], 0
-        for term in self.terms:
-            theta = torch.zeros_like(self.start)
-            theta[begin : begin + term.count] = 1
-            begin += term.count
-            self._set(theta)
-            made.append(self._by_channel(self.piece(values) - at_zero)[: self._channels])
-        self._set(torch.zeros_like(self.start))
-        return torch.stack(made)
+        each = (self._change(values, at_zero, self._ones(places)) for places in self._places.t())
+        return torch.stack([self._by_channel(change)[: self._channels] for change in each])
+
+    def _ones(self, places: Tensor) -> Tensor:
+        return torch.zeros_like(self.start).index_fill(0, places, 1)
+
+    def _change(self, values: Mapping[fx.Node, Any], at_zero: Tensor, theta: Tensor) -> Tensor:
+        """The change of the value at the point by some numbers."""
+        self._set(theta)
+        found = self.piece(values)
+        self._set(torch.zeros_like(theta))
+        return found - at_zero
 
     def _by_channel(self, value: Tensor) -> Tensor:
         """(C, N); one row where numbers are for all channels."""
@@ -146,16 +146,10 @@ class ChannelFit:
         """The axis along which the first of a term's numbers moves the first value alone; None where there is none."""
         if self._channels == 1:
             return self.axis
-        begin = 0
-        for term in self.terms:
-            theta = torch.zeros_like(self.start)
-            theta[begin] = 1
-            begin += term.count
+        for term, first in zip(self.terms, self._places[0], strict=True):
             if term.count == 1:
                 continue
-            self._set(theta)
-            moved = self.piece(values) - at_zero
-            self._set(torch.zeros_like(theta))
+            moved = self._change(values, at_zero, self._ones(first))
             axis = axis_of_first(moved)
             if axis is not None and moved.shape[axis] >= self._channels:
                 return axis

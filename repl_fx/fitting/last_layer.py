@@ -22,8 +22,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, fx
 
-from repl_fx.fitting.equations import Equations
 from repl_fx.fitting.pieces import Piece, axis_of_first, close, in_double
+from repl_fx.fitting.solving import Equations
 from repl_fx.graph.captured import attribute
 from repl_fx.graph.roles import CONVOLUTIONS, LINEAR
 from repl_fx.surrogates.shared.fitted_starts import LastLayer

@@ -11,23 +11,32 @@ from torch import Tensor, fx, nn
 
 
 class ChannelStatistics:
-    """Mean and variance of each channel of values (batch, channels, …)."""
+    """Mean and variance of each channel of values.
 
-    def __init__(self) -> None:
-        self._count = 0
+    Args:
+        axis: of the channels.
+    """
+
+    def __init__(self, axis: int = 1) -> None:
+        self._axis, self._count = axis, 0
         self._sum, self._squares = torch.zeros(()), torch.zeros(())
 
     def add(self, value: Tensor) -> None:
         """Add a batch."""
-        rows = value.double().movedim(1, -1).flatten(0, -2)
+        rows = value.double().movedim(self._axis, -1).flatten(0, -2)
         self._count += len(rows)
         self._sum = self._sum.to(rows) + rows.sum(0)
         self._squares = self._squares.to(rows) + rows.square().sum(0)
 
+    @property
+    def scatter(self) -> Tensor:
+        """The sum of squares of each channel, less its mean."""
+        return self._squares - self._sum.square() / self._count
+
     def set_(self, norm: nn.Module) -> None:
         """Set the running statistics of a batch norm, with the variance of a sample, as in training."""
         mean = self._sum / self._count
-        spread = (self._squares - self._count * mean.square()) / max(1, self._count - 1)
+        spread = self.scatter / max(1, self._count - 1)
         norm.get_buffer("running_mean").copy_(mean)
         norm.get_buffer("running_var").copy_(spread.clamp(min=0))
 

@@ -19,6 +19,7 @@ from torch import Tensor, fx, nn
 
 from repl_fx._torch import any_names, pytree
 from repl_fx.graph.bridge import digraph, leading_to, reached_from
+from repl_fx.graph.extracting import Extract
 
 # Values are affine where the rounding of double precision alone is in the way.
 ROUNDING = 1e-7
@@ -50,17 +51,17 @@ class Piece:
     @cached_property
     def module(self) -> nn.Module:
         """The piece as a module, with its own tensors."""
-        graph, copies = fx.Graph(), dict[fx.Node, fx.Node]()
+        piece = Extract()
         for feeder in self.given:
-            copies[feeder] = graph.placeholder(feeder.name)
+            piece.take(feeder, feeder.name)
         for node in self._inside:
             for feeder in node.all_input_nodes:
-                if feeder not in copies:
-                    copies[feeder] = graph.node_copy(feeder)
-            copies[node] = graph.node_copy(node, copies.__getitem__)
-        graph.output(copies[self._point])
+                if feeder not in piece.made:
+                    piece.copy(feeder)
+            piece.copy(node)
+        piece.graph.output(piece.made[self._point])
         with any_names():
-            copied = copy.deepcopy(fx.GraphModule(self._gm, graph))
+            copied = copy.deepcopy(fx.GraphModule(self._gm, piece.graph))
         return copied.double().eval().requires_grad_(False)
 
     def __contains__(self, node: fx.Node) -> bool:

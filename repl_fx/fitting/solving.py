@@ -1,4 +1,9 @@
-"""Linear maps of least squares, from moments.
+"""Least squares from moments: numbers by their normal equations, and linear maps.
+
+    minimise over theta    sum |e - F theta|² + ridge · sum over k of A_kk (theta_k - start_k)²        A = F^T F
+
+A ridge is a share of a number's own square of influence, so it is the same whatever the scale of a feature. With a
+ridge without end theta is where it starts. Of a map it is a share of the mean variance:
 
     minimise over D and b   mean |x (F + D) + b - y|² + ridge · s · |F + D - E|²   s: mean variance of a channel of x
 
@@ -22,11 +27,58 @@ from torch import Tensor
 from repl_fx.errors import BadInput
 from repl_fx.fitting.moments import Moments
 
-# Of the mean variance: enough that rounding in single precision activations does not matter.
+# Enough that rounding in single precision activations does not matter.
 RIDGE = 1e-6
-# With fewer rows than this for each channel a full map follows the samples, and not the network.
-_ENOUGH = 4
-_RAISED = 1e-2
+# With fewer rows than this for each number a fit follows the samples, and not the network.
+ENOUGH = 4
+RAISED = 1e-2
+
+
+def ridge_for(rows: int, numbers: int) -> float:
+    """A ridge for a fit on so many rows: 0.01 where there are fewer than four for each number, else 1e-6."""
+    return RAISED if rows < ENOUGH * numbers else RIDGE
+
+
+def _solved(regular: Tensor, right: Tensor, ridge: float, of: str) -> Tensor:
+    """The solution of equations that a ridge makes regular, or a `BadInput` that says of what it was too small."""
+    factor, failed = torch.linalg.cholesky_ex(regular)
+    if failed or not bool(factor.isfinite().all()):
+        raise BadInput(f"ridge {ridge:g} is too small {of}; give a larger one")
+    return torch.cholesky_solve(right, factor)
+
+
+@dataclass(frozen=True, eq=False)
+class Equations:
+    """A theta = b.
+
+    Attributes:
+        matrix: A, (p, p), in double precision.
+        right: b, (p), or (p, C) where C outputs have the same features and numbers of their own.
+    """
+
+    matrix: Tensor
+    right: Tensor
+
+    def solve(self, ridge: float, start: Tensor | None = None) -> Tensor:
+        """Theta, as large as the right side.
+
+        Args:
+            ridge: see the module.
+            start: of the size of theta; zeros by default.
+
+        Raises:
+            BadInput: the ridge is too small for the equations to be solved.
+        """
+        right = self.right if start is None else self.right - self.matrix @ start
+        size = self.matrix.diagonal()
+        # A feature that is always zero says nothing of its number, which stays.
+        scale = torch.where(size > 0, size, 1).rsqrt()
+        regular = scale[:, None] * self.matrix * scale + ridge * torch.eye(len(scale)).to(scale)
+        regular.diagonal()[size <= 0] = 1
+        columns = scale[:, None] * right.reshape(len(scale), -1)
+        change = scale[:, None] * _solved(regular, columns, ridge, f"to fit {len(scale)} numbers")
+        change = change.reshape(right.shape)
+        return change if start is None else start + change
 
 
 @dataclass(frozen=True, eq=False)
@@ -61,7 +113,7 @@ def solve(
     xx, xy, _ = moments.covariances
     channels = len(xx)
     if ridge is None:
-        ridge = _RAISED if form == "full" and moments.rows < _ENOUGH * channels else RIDGE
+        ridge = ridge_for(moments.rows, channels) if form == "full" else RIDGE
     size = xx.diagonal().mean()
     if not size > 0:
         raise BadInput("the values that go into the map are the same in all samples; calibrate on others")
@@ -73,12 +125,7 @@ def solve(
         change = gains.diag()
     else:
         regular = xx + ridge * size * identity
-        factor, failed = torch.linalg.cholesky_ex(regular)
-        if failed:
-            raise BadInput(
-                f"ridge {ridge:g} is too small for {moments.rows} rows of {channels} channels; give a larger one"
-            )
-        change = torch.cholesky_solve(toward, factor)
+        change = _solved(regular, toward, ridge, f"for {moments.rows} rows of {channels} channels")
         if rank is not None:
             _, vectors = torch.linalg.eigh(change.t() @ regular @ change)
             best = vectors[:, -rank:]

@@ -13,6 +13,7 @@ from repl_fx.fitting.norm_statistics import is_batch_norm
 from repl_fx.fitting.pieces import Piece
 from repl_fx.graph.bridge import digraph, leading_to, reached_from
 from repl_fx.graph.captured import is_tensor
+from repl_fx.graph.notes import COUNTERPART
 from repl_fx.graph.roles import ADDITIONS
 from repl_fx.passes.replace_blocks import block_of
 from repl_fx.pipeline import TransformResult
@@ -20,7 +21,6 @@ from repl_fx.plan import Plan, Replacement
 from repl_fx.planning.part_repeats import part_of
 from repl_fx.surrogates import make_surrogate
 from repl_fx.surrogates.shared.fitted_starts import (
-    COUNTERPART,
     FITTED,
     ChannelTerms,
     FittedStart,
@@ -146,10 +146,10 @@ def _stand_in(result: TransformResult, replacement: Replacement) -> StandIn:
     block, graph = part.blocks[replacement.block], result.one_by_one[part.path]
     nodes = tuple(node for node in graph.graph.nodes if block_of(node) == block.name)
     named = {node.name: node for node in part.graph_module.graph.nodes}
-    original = {node: named[node.meta[COUNTERPART]] for node in nodes if COUNTERPART in node.meta}
+    original = {node: named[name] for node in nodes if (name := COUNTERPART.of(node))}
     # Of several that stand for one, such as a sum of a part of the channels, the last is all of it.
     outputs = {node: of for of, node in {of: node for node, of in original.items() if of in block.outputs}.items()}
-    starts = tuple((node, start) for node in nodes for start in node.meta.get(FITTED, ()))
+    starts = tuple((node, start) for node in nodes for start in FITTED.of(node) or ())
     key = replacement.surrogate
     return StandIn(
         part.path, replacement.block, block.name, key, graph, nodes, outputs, block.outputs[-1], original, starts

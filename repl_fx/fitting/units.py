@@ -16,7 +16,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from repl_fx.fitting.equations import Equations, ridge_for
+from repl_fx.fitting.solving import Equations, ridge_for
 from repl_fx.surrogates.shared.cut_layers import Chosen, whole_groups
 
 # Steps at most in which units are taken in.

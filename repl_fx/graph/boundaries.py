@@ -16,6 +16,7 @@ from typing import Any
 from torch import fx
 
 from repl_fx._torch import pytree
+from repl_fx.graph.notes import Note
 
 BOUNDARIES = "boundaries"
 
@@ -56,6 +57,9 @@ class Boundary:
     leaf: int = -1
 
 
+_NOTE: Note[tuple[Boundary, ...]] = Note(BOUNDARIES, tuple)
+
+
 def places(arguments: Mapping[str, Any]) -> Iterator[tuple[tuple[Any, ...], Any]]:
     """The leaves of bound arguments, with the keys that lead to each."""
     for path, leaf in pytree.tree_flatten_with_path(dict(arguments))[0]:
@@ -70,13 +74,12 @@ def _key(step: Any) -> Any:
 
 def boundaries(node: fx.Node) -> tuple[Boundary, ...]:
     """The boundaries that the value of a node is at."""
-    found: tuple[Boundary, ...] = node.meta.get(BOUNDARIES, ())
-    return found
+    return _NOTE.of(node) or ()
 
 
 def note_boundary(node: fx.Node, boundary: Boundary) -> None:
     """Note a boundary on a node."""
-    node.meta[BOUNDARIES] = (*boundaries(node), boundary)
+    _NOTE.put(node, (*boundaries(node), boundary))
 
 
 def move_boundaries(old: fx.Node, new: fx.Node) -> None:

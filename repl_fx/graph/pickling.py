@@ -201,10 +201,8 @@ class _Rebuilt:
 def _fake_as_data(tensor: FakeTensor) -> _Rebuilt:
     if tensor.layout is not torch.strided:
         raise pickle.PicklingError(f"a value of layout {tensor.layout} cannot be pickled")
-    # Numbers of a size that is known would be symbolic no more.
-    size, stride = (tuple(map(as_data, numbers)) for numbers in (tensor.shape, tensor.stride()))
-    requires_grad = tensor.requires_grad and tensor.is_leaf
-    return _Rebuilt(_fake, _mode(tensor.fake_mode), size, stride, tensor.dtype, tensor.device, requires_grad)
+    mode, size, stride, *rest = makings_of(tensor)
+    return _Rebuilt(fake_tensor, _mode(mode), as_data(size), as_data(stride), *rest)
 
 
 def _number_as_data(number: Any) -> _Rebuilt:
@@ -267,7 +265,17 @@ def _known_sizes(version: str, known: Mapping[str, Any]) -> ShapeEnv:
         ) from problem
 
 
-def _fake(mode: Any, size: Any, stride: Any, dtype: torch.dtype, device: torch.device, requires_grad: bool) -> Tensor:
+def makings_of(tensor: Any) -> tuple[Any, ...]:
+    """The makings of a fake tensor, as `fake_tensor` takes them."""
+    # Numbers of a size that is known would be symbolic no more.
+    sizes = tuple(tensor.shape), tuple(tensor.stride())
+    return tensor.fake_mode, *sizes, tensor.dtype, tensor.device, tensor.requires_grad and tensor.is_leaf
+
+
+def fake_tensor(
+    mode: Any, size: Any, stride: Any, dtype: torch.dtype, device: torch.device, requires_grad: bool
+) -> Tensor:
+    """A fake tensor of its makings."""
     meta = torch.empty_strided(size, stride, dtype=dtype, device="meta", requires_grad=requires_grad)
     return fake_of(mode, meta, device)
 

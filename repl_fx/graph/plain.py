@@ -21,7 +21,7 @@ import random
 import re
 import sys
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from functools import cache
+from functools import cache, partial
 from typing import Any
 
 import numpy as np
@@ -36,7 +36,6 @@ from repl_fx._torch import (
     children_of,
     expression_classes,
     expression_of,
-    fake_of,
     is_registered,
     known_of_sizes,
     leaf_structure,
@@ -51,7 +50,8 @@ from repl_fx._torch import (
 from repl_fx.graph import decisions, runtime
 from repl_fx.graph.boundaries import BOUNDARIES, Boundary, ModuleCall, boundaries
 from repl_fx.graph.captured import PlainGraphModule, attribute
-from repl_fx.graph.kinds import dtype_name
+from repl_fx.graph.kinds import dtype_name, of_torch
+from repl_fx.graph.pickling import fake_tensor, makings_of
 from repl_fx.graph.signature import PackOutput
 from repl_fx.running.opaque_outputs import HERE, PLAIN, Shell, is_object
 
@@ -130,6 +130,8 @@ class Writer:
         }
         self.tables["files"] = {}
         self._rows: dict[str, dict[Any, int]] = {name: {} for name in self.tables}
+        # The places of the nodes that were written of the graph that is.
+        self._numbers: dict[fx.Node, int] = {}
         # Identities are those of these for as long as there is a writer.
         self._kept: list[Any] = []
 
@@ -141,14 +143,15 @@ class Writer:
         """
         if type(graph._codegen) is not fx.graph.CodeGen:
             raise NotPlain("a graph whose code is written in another way")
-        numbers: dict[fx.Node, int] = {}
+        around, self._numbers = self._numbers, {}
         written = []
         for node in graph.nodes:
             if node.type is not None or not node.meta.keys() <= _NOTES:
                 raise NotPlain(f"{node.name} has notes of other kinds")
-            args, kwargs = (self._argument(given, numbers) for given in (node.args, node.kwargs))
+            args, kwargs = map(self.value, (node.args, node.kwargs))
             written.append([node.name, node.op, self._target(node), args, kwargs, self._notes(node)])
-            numbers[node] = len(numbers)
+            self._numbers[node] = len(self._numbers)
+        self._numbers = around
         return written
 
     def _row(self, table: str, key: Any, row: Callable[[], Data]) -> int:
@@ -196,7 +199,7 @@ class Writer:
         raise NotPlain(f"a draw by {draw}")
 
     def _notes(self, node: fx.Node) -> Data:
-        notes: dict[str, Data] = {name: self.value(node.meta[name]) for name in ("val",) if name in node.meta}
+        notes: dict[str, Data] = {"val": self.value(node.meta["val"])} if "val" in node.meta else {}
         if "passes_through" in node.meta:
             notes["passes"] = bool(node.meta["passes_through"])
         if stack := node.meta.get("nn_module_stack"):
@@ -221,28 +224,17 @@ class Writer:
     def _of_call(self, call: ModuleCall, first: ModuleCall) -> Data:
         given = [[list(place), self.value(value)] for place, value in call.given.items()]
         # Of objects no more is asked than that they are some.
-        known = {
-            n: value if isinstance(value, (*PLAIN, *SYMBOLIC)) else type(value) for n, value in call.constants.items()
-        }
-        constants = [[number, self.value(value)] for number, value in known.items()]
+        plain = (*PLAIN, *SYMBOLIC)
+        constants = [[n, self.value(v if isinstance(v, plain) else type(v))] for n, v in call.constants.items()]
         result = None if call.result is None else self._structure(call.result)
         return [call.path, given, result, constants, self._rows["calls"].get(id(first))]
-
-    def _argument(self, value: Any, numbers: Mapping[fx.Node, int]) -> Data:
-        if isinstance(value, fx.Node):
-            return ["node", numbers[value]]
-        if isinstance(value, (tuple, list)) and not isinstance(value, torch.Size):
-            return ["list" if isinstance(value, list) else "tuple", *(self._argument(item, numbers) for item in value)]
-        if isinstance(value, Mapping):
-            return ["dict", *([self.value(key), self._argument(item, numbers)] for key, item in value.items())]
-        if isinstance(value, slice):
-            return ["slice", *(self._argument(end, numbers) for end in (value.start, value.stop, value.step))]
-        return self.value(value)
 
     def value(self, value: Any) -> Data:
         """A value that nodes note, or a constant among their arguments."""
         if value is None or type(value) in (bool, int, str):
             return value
+        if isinstance(value, fx.Node) and value in self._numbers:
+            return ["node", self._numbers[value]]
         if type(value) is float:
             return value if math.isfinite(value) else ["float", repr(value)]
         if isinstance(value, FakeTensor):
@@ -275,13 +267,7 @@ class Writer:
         if isinstance(value, pytree.TreeSpec):
             return ["tree", self._structure(value)]
         if isinstance(value, Shell) and is_bare(value.kind, self._packages):
-            return [
-                "shell",
-                self.value(value.kind),
-                self.value(value.names),
-                self.value(value.held),
-                self.value(value.rest),
-            ]
+            return ["shell", *map(self.value, (value.kind, value.names, value.held, value.rest))]
         if value is HERE:
             return ["here"]
         if (bounds := ranges_of(value)) is not None:
@@ -291,12 +277,11 @@ class Writer:
         raise NotPlain(f"a value of the class {type(value).__name__}")
 
     def _fake(self, tensor: Tensor) -> Data:
-        untyped: Any = tensor
         if tensor.layout is not torch.strided:
             raise NotPlain(f"a value of layout {tensor.layout}")
-        size, stride = ([self.value(number) for number in numbers] for numbers in (tensor.shape, tensor.stride()))
-        trained = tensor.requires_grad and tensor.is_leaf
-        row = [self._mode(untyped.fake_mode), size, stride, dtype_name(tensor.dtype), str(tensor.device), trained]
+        mode, size, stride, dtype, device, trained = makings_of(tensor)
+        sizes = ([self.value(number) for number in numbers] for numbers in (size, stride))
+        row = [self._mode(mode), *sizes, dtype_name(dtype), str(device), trained]
         return ["fake", self._row("fakes", repr(row), lambda: row)]
 
     def _number(self, number: Any) -> Data:
@@ -304,20 +289,14 @@ class Writer:
             sizes, expression, *values = expression_of(number)
         except TypeError as problem:
             raise NotPlain(str(problem)) from problem
-        return [
-            "number",
-            type(number).__name__,
-            self._sizes(sizes),
-            self._expression(expression),
-            *map(self.value, values),
-        ]
+        rows = self._sizes(sizes), self._expression(expression)
+        return ["number", type(number).__name__, *rows, *map(self.value, values)]
 
     def _mode(self, mode: Any) -> int:
-        return self._of(
-            "modes",
-            mode,
-            lambda: [settings_of_mode(mode), None if mode.shape_env is None else self._sizes(mode.shape_env)],
-        )
+        def row() -> Data:
+            return [settings_of_mode(mode), None if mode.shape_env is None else self._sizes(mode.shape_env)]
+
+        return self._of("modes", mode, row)
 
     def _sizes(self, sizes: Any) -> int:
         return self._of("sizes", sizes, lambda: self.value(known_of_sizes(sizes)))
@@ -364,12 +343,12 @@ class Reader:
         self._expressions: list[Any] = []
         for row in tables["expressions"]:
             self._expressions.append(self._expression(row))
-        self._sizes = [sizes_knowing(_names(self._noted(row))) for row in tables["sizes"]]
+        self._sizes = [sizes_knowing(_names(self._value(row))) for row in tables["sizes"]]
         self._modes = [
             FakeTensorMode(**_names(settings), shape_env=None if sizes is None else self._sizes[sizes])
             for settings, sizes in tables["modes"]
         ]
-        self._fakes = [self._template(row) for row in tables["fakes"]]
+        self._fakes = [self._makings(row) for row in tables["fakes"]]
         self._stacks = [{key: (path, kind) for key, path, kind in map(_words, rows)} for rows in tables["stacks"]]
         places = dict(_moved(tables["files"], own_files))
         self._texts = [
@@ -381,9 +360,9 @@ class Reader:
             call = ModuleCall(
                 path,
                 together,
-                {tuple(_words_and_numbers(place)): self._noted(value) for place, value in given},
+                {tuple(_words_and_numbers(place)): self._value(value) for place, value in given},
                 None if result is None and given is None else self._structure(result),
-                {int(number): self._noted(value) for number, value in constants},
+                {int(number): self._value(value) for number, value in constants},
             )
             together.append(call)
             self._calls.append(call)
@@ -400,7 +379,7 @@ class Reader:
             if operation not in _OPERATIONS or not is_name(name):
                 raise ValueError(f"a node {name!r} that is a {operation!r}")
             what = self._target(target) if operation == "call_function" else target
-            given, named = self._argument(args, made), self._argument(kwargs, made)
+            given, named = self._value(args, made), self._value(kwargs, made)
             if operation == "placeholder" and not is_name(target):
                 raise ValueError(f"an argument {target!r}")
             if operation in ("get_attr", "call_module"):
@@ -431,7 +410,7 @@ class Reader:
                 return decisions.Condition(skips_when)
             case ["decision", ["comparison", str(function), str(compare), args, other], bool(skips_when)]:
                 drawn = decisions.Comparison(
-                    _FUNCTIONS[function], _constant(args), _FUNCTIONS[compare], _constant(other)
+                    _FUNCTIONS[function], self._value(args, ()), _FUNCTIONS[compare], self._value(other, ())
                 )
                 return decisions.Decision(drawn, skips_when)
             case ["decision", ["graph", nodes], bool(skips_when)]:
@@ -448,7 +427,7 @@ class Reader:
         found: dict[str, Any] = {}
         for name, value in notes.items():
             if name == "val":
-                found["val"] = self._noted(value)
+                found["val"] = self._value(value)
             elif name == "passes":
                 found["passes_through"] = bool(value)
             elif name == "stack":
@@ -464,71 +443,77 @@ class Reader:
                 raise ValueError(f"a note {name!r}")
         return found
 
-    def _argument(self, data: Data, made: Sequence[fx.Node]) -> Any:
-        """An argument of a node: numbers, words and the like, and other nodes."""
+    def _value(self, data: Data, made: Sequence[fx.Node] | None = None) -> Any:
+        """A value that a node notes, or, with the nodes before it, an argument of one, which is of fewer kinds."""
+        read = partial(self._value, made=made)
         match data:
-            case ["node", int(number)] if number >= 0:
+            case None | bool() | int() | float() | str():
+                return data
+            case ["node", int(number)] if made is not None and number >= 0:
                 return made[number]
             case ["tuple", *items]:
-                return tuple(self._argument(item, made) for item in items)
+                return tuple(map(read, items))
             case ["list", *items]:
-                return [self._argument(item, made) for item in items]
+                return list(map(read, items))
             case ["dict", *pairs]:
-                return {_constant(key): self._argument(item, made) for key, item in pairs}
+                return {read(key): read(item) for key, item in pairs}
             case ["slice", start, stop, step]:
-                return slice(*(self._argument(end, made) for end in (start, stop, step)))
-        return _constant(data)
+                return slice(*map(read, (start, stop, step)))
+            case ["float", ("inf" | "-inf" | "nan") as text]:
+                return float(text)
+            case ["dtype" | "layout" | "memory_format" as kind, str(name)]:
+                return of_torch(kind, name)
+            case ["device", str(name)]:
+                return torch.device(name)
+            case ["size", *sizes]:
+                return torch.Size(map(int, sizes))
+            case ["ellipsis"]:
+                return ...
+        if made is not None:
+            raise ValueError(f"a value {str(data)[:60]!r}")
+        return self._noted(data)
 
     def _noted(self, data: Data) -> Any:
-        """A value that a node notes."""
+        """A value that nodes note, and that is no argument."""
         match data:
             case ["fake", int(row)]:
-                mode, template, device = self._fakes[row]
-                return fake_of(mode, template, device)
+                return fake_tensor(*self._fakes[row])
             case ["number", str(kind), int(sizes), int(expression), hint, constant]:
                 kinds = {one.__name__: one for one in SYMBOLIC}
-                values = self._noted(hint), self._noted(constant)
+                values = self._value(hint), self._value(constant)
                 return symbolic_number(kinds[kind], self._sizes[sizes], self._expressions[expression], *values)
             case ["expression", int(row)]:
                 return self._expressions[row]
-            case ["tuple", *items]:
-                return tuple(map(self._noted, items))
-            case ["list", *items]:
-                return list(map(self._noted, items))
             case ["set", *items]:
-                return set(map(self._noted, items))
-            case ["dict", *pairs]:
-                return {self._noted(key): self._noted(item) for key, item in pairs}
+                return set(map(self._value, items))
             case ["range", lower, upper]:
-                return value_ranges(self._noted(lower), self._noted(upper))
+                return value_ranges(self._value(lower), self._value(upper))
             case ["class", str(module), str(name)]:
                 return _class(module, name)
             case ["tree", structure]:
                 return self._structure(structure)
             case ["shell", kind, names, held, rest]:
-                return Shell(self._bare(kind), *map(self._noted, (names, held, rest)))
+                return Shell(self._bare(kind), *map(self._value, (names, held, rest)))
             case ["object", kind, attributes]:
                 made: Any = object.__new__(self._bare(kind))
-                vars(made).update(_names(self._noted(attributes)))
+                vars(made).update(_names(self._value(attributes)))
                 return made
             case ["here"]:
                 return HERE
             case ["anchor"]:
                 return torch.empty(0, device="meta")
-        return _constant(data)
+        raise ValueError(f"a value {str(data)[:60]!r}")
 
     def _bare(self, kind: Data) -> type:
-        found = self._noted(kind)
+        found = self._value(kind)
         if not isinstance(found, type) or not is_bare(found, self._packages):
             raise ValueError(f"an object of the class {found}")
         return found
 
-    def _template(self, row: Data) -> tuple[Any, Tensor, torch.device]:
+    def _makings(self, row: Data) -> tuple[Any, ...]:
         mode, size, stride, dtype, device, trained = row
-        sizes, strides = (tuple(map(self._noted, numbers)) for numbers in (size, stride))
-        kind = _constant(["dtype", dtype])
-        meta = torch.empty_strided(sizes, strides, dtype=kind, device="meta", requires_grad=bool(trained))
-        return self._modes[mode], meta, torch.device(device)
+        sizes, strides = (tuple(map(self._value, numbers)) for numbers in (size, stride))
+        return self._modes[mode], sizes, strides, of_torch("dtype", dtype), torch.device(device), bool(trained)
 
     def _expression(self, row: Data) -> Any:
         known = expression_classes()
@@ -545,34 +530,10 @@ class Reader:
         if structure is None:
             return leaf_structure()
         kind, context, *children = structure
-        made = self._noted(kind)
+        made = self._value(kind)
         if not is_registered(made):
             raise ValueError(f"a structure of the class {made}")
-        return pytree.TreeSpec(made, self._noted(context), list(map(self._structure, children)))
-
-
-def _constant(data: Data) -> Any:
-    match data:
-        case None | bool() | int() | float() | str():
-            return data
-        case ["float", ("inf" | "-inf" | "nan") as text]:
-            return float(text)
-        case ["dtype" | "layout" | "memory_format" as kind, str(name)]:
-            found = getattr(torch, name)
-            if not isinstance(found, getattr(torch, kind)):
-                raise ValueError(f"the {kind} {name!r}")
-            return found
-        case ["device", str(name)]:
-            return torch.device(name)
-        case ["size", *sizes]:
-            return torch.Size(map(int, sizes))
-        case ["ellipsis"]:
-            return ...
-        case ["tuple", *items]:
-            return tuple(map(_constant, items))
-        case ["slice", start, stop, step]:
-            return slice(*map(_constant, (start, stop, step)))
-    raise ValueError(f"a value {str(data)[:60]!r}")
+        return pytree.TreeSpec(made, self._value(context), list(map(self._structure, children)))
 
 
 def is_bare(kind: type, packages: Collection[str]) -> bool:

@@ -1,7 +1,7 @@
 """Values at nodes of a graph, as it runs: a copy of the graph, or the graph itself, hands each to a function.
 
 before   linear -> relu -> linear_1
-after    linear -> watch_0(_), relu -> linear_1        watch_0 notes the value, and changes nothing
+after    linear -> hand_over(_), relu -> linear_1        hand_over notes the value, and changes nothing
 """
 
 from __future__ import annotations
@@ -10,21 +10,9 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from types import MethodType
 
-from torch import Tensor, fx, nn
+from torch import Tensor, fx
 
-from repl_fx.graph.captured import copy_graph, unique_name
-
-
-class Watch(nn.Module):
-    """Hands a value to a function."""
-
-    def __init__(self, note: Callable[[Tensor], None]) -> None:
-        super().__init__()
-        self.note = note
-
-    def forward(self, value: Tensor) -> None:
-        """Note the value."""
-        self.note(value)
+from repl_fx.graph.captured import copy_graph
 
 
 def watched(gm: fx.GraphModule, notes: Mapping[fx.Node, Callable[[Tensor], None]]) -> fx.GraphModule:
@@ -37,10 +25,8 @@ def watched(gm: fx.GraphModule, notes: Mapping[fx.Node, Callable[[Tensor], None]
     copied = copy_graph(gm, compiled=False)
     nodes = dict(zip(gm.graph.nodes, copied.graph.nodes, strict=True))
     for node, note in notes.items():
-        name = unique_name(copied, "watch")
-        copied.add_submodule(name, Watch(note))
         with _right_after(nodes[node]):
-            copied.graph.call_module(name, (nodes[node],))
+            copied.graph.call_function(_handing_over(note), (nodes[node],))
     copied.recompile()
     return copied
 
@@ -70,13 +56,7 @@ class WatchedRuns:
     """
 
     def __init__(self, gm: fx.GraphModule, notes: Mapping[fx.Node, Callable[[Tensor], None]]) -> None:
-        copied = copy_graph(gm, compiled=False)
-        nodes = dict(zip(gm.graph.nodes, copied.graph.nodes, strict=True))
-        for node, note in notes.items():
-            with _right_after(nodes[node]):
-                copied.graph.call_function(_handing_over(note), (nodes[node],))
-        copied.recompile()
-        self.module, self._forward = gm, type(copied).forward
+        self.module, self._forward = gm, type(watched(gm, notes)).forward
 
     @contextmanager
     def watched(self) -> Iterator[None]:

@@ -18,7 +18,6 @@ from dataclasses import replace
 from types import MethodType
 from typing import Any
 
-import torch
 from torch import Tensor, fx, nn
 
 from repl_fx._torch import SYMBOLIC, module_stack, pytree
@@ -27,7 +26,6 @@ from repl_fx.graph.boundaries import ModuleCall, at_boundaries
 from repl_fx.graph.captured import (
     attribute,
     dimension_called,
-    dimension_of,
     has_attribute,
     has_effect,
     is_tensor,
@@ -36,6 +34,8 @@ from repl_fx.graph.captured import (
     within,
 )
 from repl_fx.graph.decisions import is_choice
+from repl_fx.graph.extracting import Extract
+from repl_fx.graph.notes import REPLACES, STANDS_FOR
 from repl_fx.graph.runtime import SizeCheck
 from repl_fx.graph.state import SOURCE_STATE
 from repl_fx.in_place.arguments_read import Left, arguments_read, lines_of
@@ -58,9 +58,8 @@ from repl_fx.planning.part_repeats import PartRepeats
 from repl_fx.running.holders import OWN_ATTRIBUTES
 from repl_fx.running.opaque_outputs import PLAIN
 from repl_fx.surrogates import make_surrogate
-from repl_fx.surrogates.shared.borrowed_maps import BORROWS, BorrowedMap
+from repl_fx.surrogates.shared.borrowed_maps import BORROWS
 from repl_fx.surrogates.shared.recompute import RecomputedAttention
-from repl_fx.surrogates.shared.registry import STANDS_FOR
 from repl_fx.surrogates.shared.site import surrogate_path
 from repl_fx.tracing.parts.capture import assemble, qualified_name
 
@@ -120,14 +119,13 @@ class Cut:
         self.own = f"{surrogate_path(self.block.name)}."
         self.inside = {node for node in gm.graph.nodes if block_of(node) == self.block.name}
         # A surrogate that can swap parameters need not do so here: then no node is noted to stand for one.
-        noted = any(STANDS_FOR in node.meta for node in self.inside)
+        noted = any(STANDS_FOR.of(node) for node in self.inside)
         self.swaps = self.surrogate.swaps_parameters and noted and own_code
         self.most = 0
         self.call = self._only_call(self.path)
         self.given, self.results = self._boundaries()
-        self.graph = fx.Graph()
-        # Nodes of the new graph: for those of the old one, and for state that is elsewhere, by path.
-        self.env: dict[fx.Node, fx.Node] = {}
+        self.extract = Extract(self.given)
+        # Nodes of the new graph for state that is elsewhere, by path.
         self.elsewhere: dict[str, fx.Node] = {}
         self.arguments: dict[fx.Node, Argument] = {}
         self.borrowed: dict[fx.Node, BorrowedAttention] = {}
@@ -145,7 +143,7 @@ class Cut:
         self._write(results, needed, made)
         made._stand_in = StandIn(
             qualified_name(self.part.path, self.path),
-            self.graph,
+            self.extract.graph,
             tuple(self.arguments.values()),
             tuple(self.elsewhere),
             tuple(self.borrowed.values()),
@@ -220,7 +218,7 @@ class Cut:
             raise NotInPlace(f"the module {self.path} has a recurrent layer, which keeps its weights twice")
         found = {}
         for node in self.gm.graph.nodes:
-            path = str(node.meta.get(STANDS_FOR, "")) if node in self.inside else ""
+            path = STANDS_FOR.of(node) if node in self.inside else None
             if path and not path.startswith(f"{self.path}."):
                 raise NotInPlace(f"it stands for {path}, which is outside of {self.path}")
             if path:
@@ -251,7 +249,7 @@ class Cut:
         before = lines_of(self.block.nodes)
         if not self.surrogate.reads_stream_alone:
             return tuple(arguments_read(self.source, Left(set(self.source.modules()), before, before)))
-        stays = [node for node in needed if "replaces" not in node.meta]
+        stays = [node for node in needed if REPLACES.of(node) is None]
         # Layers by their calls and their parameters; what is between them by the modules whose code it is.
         places = [f"{place}." for node in needed for place in (str(node.target), *module_stack(node))]
         inside = self.source.named_modules()
@@ -278,7 +276,7 @@ class Cut:
         pending, needed = list(results), set[fx.Node]()
         while pending:
             node = pending.pop()
-            if node in needed or node in self.given or self._size(node) is not None:
+            if node in needed or node in self.given or self.extract.size(node) is not None:
                 continue
             if node not in self.inside and (node.op not in _COMPUTED or has_effect(node)):
                 place = ".".join(module_stack(node)[-1:]) or "the model"
@@ -289,7 +287,7 @@ class Cut:
 
     def _inputs(self, node: fx.Node) -> list[fx.Node]:
         """The nodes whose values a node of the new graph needs: not those of a map that is borrowed."""
-        if BORROWS not in node.meta:
+        if BORROWS.of(node) is None:
             return node.all_input_nodes
         return [given for given in node.args[:_OWN_OF_LAYER] if isinstance(given, fx.Node)]
 
@@ -299,24 +297,25 @@ class Cut:
         checks = () if self.swaps else tuple(self._size_checks())
         read = dict.fromkeys(given for node in ordered for given in self._inputs(node))
         for node in (*read, *results, *(node for _, taken in checks for node in taken)):
-            argument = node if node in self.given else self._size(node)
+            argument = node if node in self.given else self.extract.size(node)
             argument = argument[0] if isinstance(argument, tuple) else argument
-            if argument is not None and argument not in self.env:
+            if argument is not None and argument not in self.extract.made:
                 self.arguments[argument] = self._argument(argument)
-                self.env[argument] = self._placeholder(argument)
+                self.extract.take(argument, argument.name)
         for node in ordered:
             if node.op == "get_attr" and self._local(str(node.target)) is None:
                 self._read_elsewhere(node, made)
         for node in ordered:
-            if BORROWS in node.meta:
+            if BORROWS.of(node) is not None:
                 self.borrowed[node] = self._borrow(node)
-                self.env[node] = self._placeholder(node)
+                self.extract.take(node, node.name)
+        graph, value = self.extract.graph, self.extract.value
         for check, taken in checks:
-            self.graph.call_function(check, tuple(self.env[node] for node in taken))
+            graph.call_function(check, tuple(map(value, taken)))
         for node in ordered:
             self._place(node, made)
-        self.graph.output(tuple(self._value(node) for node in results))
-        for node in self.graph.nodes:
+        graph.output(tuple(map(value, results)))
+        for node in graph.nodes:
             node.meta = {}
 
     def _size_checks(self) -> Iterator[tuple[SizeCheck, list[fx.Node]]]:
@@ -340,11 +339,6 @@ class Cut:
             raise NotInPlace(f"the way that its code goes depends on a size that {self.path} is not handed")
         return found
 
-    def _placeholder(self, node: fx.Node) -> fx.Node:
-        placeholder = self.graph.placeholder(node.name)
-        placeholder.meta["val"] = node.meta.get("val")
-        return placeholder
-
     def _argument(self, node: fx.Node) -> Argument:
         shape = node.meta["val"].shape
         return Argument(self.given[node], {dim: s for dim, s in enumerate(shape) if isinstance(s, int)}, len(shape))
@@ -359,13 +353,13 @@ class Cut:
             return
         path = qualified_name(self.part.path, target)
         if path not in self.elsewhere:
-            self.elsewhere[path] = self._placeholder(node)
-        self.env[node] = self.elsewhere[path]
+            self.elsewhere[path] = self.extract.take(node, node.name)
+        self.extract.made[node] = self.elsewhere[path]
 
     def _borrow(self, node: fx.Node) -> BorrowedAttention:
         """The layer of a node that mixes by a map made elsewhere."""
-        source, layer = node.meta[BORROWS], self.gm.get_submodule(str(node.target))
-        assert isinstance(source, BorrowedMap)
+        source, layer = BORROWS.of(node), self.gm.get_submodule(str(node.target))
+        assert source is not None
         assert isinstance(layer, RecomputedAttention)
         path = qualified_name(self.part.path, source.module)
         if isinstance(self.model.get_submodule(path), nn.MultiheadAttention):
@@ -373,31 +367,19 @@ class Cut:
         kept = KeptCall(source, path)
         return BorrowedAttention(layer, kept, qualified_name(self.part.path, self.path), layer_index(self.source))
 
-    def _size(self, node: fx.Node) -> tuple[fx.Node, int] | None:
-        """The argument and the dimension whose size is the value of a node."""
-        return dimension_of(node, filter(is_tensor, self.given))
-
     def _place(self, node: fx.Node, made: SurrogateBlock) -> None:
         """Put a node of the graph into the new one."""
+        made_of = self.extract.made
         if node in self.borrowed:
-            given = fx.node.map_arg(node.args[:_OWN_OF_LAYER], self._value)
-            new = self.graph.call_function(_call, (self.env[node], *given))
-        elif node in self.env:
+            given = fx.node.map_arg(node.args[:_OWN_OF_LAYER], self.extract.value)
+            made_of[node] = self.extract.graph.call_function(_call, (made_of[node], *given))
             return
-        elif node.op == "get_attr":
-            local = self._local(str(node.target))
-            new = self.graph.create_node("get_attr", str(node.target) if local is None else local)
-        else:
-            target = node.target
-            if node.op == "call_module":
-                local = self._local(str(target))
-                if local is None or not has_attribute(made, local):
-                    raise NotInPlace(f"it calls {target}, which is outside of {self.path}")
-                target = local
-            args, kwargs = fx.node.map_arg((node.args, node.kwargs), self._value)
-            new = self.graph.create_node(node.op, target, args, kwargs)
-        new.meta = dict(node.meta)
-        self.env[node] = new
+        if node in made_of:
+            return
+        local = self._local(str(node.target)) if node.op in ("get_attr", "call_module") else None
+        if node.op == "call_module" and (local is None or not has_attribute(made, local)):
+            raise NotInPlace(f"it calls {node.target}, which is outside of {self.path}")
+        self.extract.copy(node, local)
 
     def _local(self, target: str) -> str | None:
         """The path in the module of what is at a path of the graph; None where that is outside of the block."""
@@ -405,16 +387,6 @@ class Cut:
             if target.startswith(prefix):
                 return place + target.removeprefix(prefix)
         return None
-
-    def _value(self, node: fx.Node) -> fx.Node:
-        """The node of the new graph that has the value of a node of the old one."""
-        if node not in self.env:
-            size = self._size(node)
-            assert size is not None
-            argument, dim = size
-            self.env[node] = self.graph.call_function(torch.ops.aten.sym_size.int, (self.env[argument], dim))
-            self.env[node].meta["val"] = node.meta.get("val")
-        return self.env[node]
 
 
 def _call(function: Callable[..., Any], *args: Any) -> Any:

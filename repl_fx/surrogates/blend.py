@@ -20,6 +20,7 @@ from torch import fx
 
 from repl_fx.analysis.linear_operators import linear_operator_of
 from repl_fx.errors import BadInput
+from repl_fx.graph.notes import STANDS_FOR
 from repl_fx.surrogates.shared.blended_weights import (
     BlendedWeight,
     blended,
@@ -28,7 +29,7 @@ from repl_fx.surrogates.shared.blended_weights import (
     on_state,
 )
 from repl_fx.surrogates.shared.builder import Builder
-from repl_fx.surrogates.shared.registry import STANDS_FOR, Match, Surrogate, register_surrogate
+from repl_fx.surrogates.shared.registry import Match, Surrogate, register_surrogate
 from repl_fx.surrogates.shared.site import NodeCall, Site, unfit_is_refused
 
 _GRANULARITIES = ("tensor", "channel")
@@ -90,7 +91,7 @@ class Blend(Surrogate[BlendConfig, BlendMatch]):
         found = [fitted_gains(site, weights, exits, silent=False) for exits in match.exits]
         site.fitted(next(iter(made.values())), *(terms for terms in found if terms.terms))
         for path, node in made.items():
-            node.meta[STANDS_FOR] = path
+            STANDS_FOR.put(node, path)
         for node in match.nodes:
             self._on_weights(site, node, made)
         return site.block.outputs

@@ -28,6 +28,7 @@ from repl_fx._torch import fixed_size
 from repl_fx.analysis.linear_operators import LinearOperator
 from repl_fx.errors import BadInput
 from repl_fx.graph.captured import attribute
+from repl_fx.graph.notes import STANDS_FOR
 from repl_fx.graph.roles import CONVOLUTIONS, CONVOLUTIONS_PADDED_BY_WORD, LINEAR, RESHAPES
 from repl_fx.surrogates.shared.branch_edits import bias_paths
 from repl_fx.surrogates.shared.builder import Builder
@@ -35,7 +36,7 @@ from repl_fx.surrogates.shared.cut_layers import Chosen, cut_layers, longest
 from repl_fx.surrogates.shared.fitted_starts import CutLayer, CutVector, KeptUnits, LastLayer, UnitsOf
 from repl_fx.surrogates.shared.hidden_units import HiddenUnits, find_hidden_units
 from repl_fx.surrogates.shared.norms import fresh_norm
-from repl_fx.surrogates.shared.registry import STANDS_FOR, Match, Mix, Surrogate, register_surrogate
+from repl_fx.surrogates.shared.registry import Match, Mix, Surrogate, register_surrogate
 from repl_fx.surrogates.shared.site import Site, Unfit, unfit_is_refused
 from repl_fx.surrogates.shared.synthesis import OwnWeights
 
@@ -165,9 +166,9 @@ class Narrow(Surrogate[NarrowConfig, NarrowMatch]):
         # A norm or a depthwise convolution has more than weights of another size.
         if len(match.layers) == sum(len((*u.entries, *u.readers)) for u in match.hidden) and not match.norms:
             for one in start.layers:
-                weights[one.weight].meta[STANDS_FOR] = one.of_weight
+                STANDS_FOR.put(weights[one.weight], one.of_weight)
                 if one.bias is not None and one.of_bias is not None:
-                    weights[one.bias].meta[STANDS_FOR] = one.of_bias
+                    STANDS_FOR.put(weights[one.bias], one.of_bias)
         site.fitted(weights[own.names[0]], replace(start, vectors=tuple(vectors)), *ends)
         return site.block.outputs
 

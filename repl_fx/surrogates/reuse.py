@@ -172,7 +172,7 @@ class Reuse(Surrogate[ReuseConfig, ReuseMatch]):
         module = RecomputedAttention(norm.kind, norm.eps, len(heads), MapForm(**settings))
         path = site.module(f"{mixing.name}_reuse", module)
         made = site.call_module(path, norm.input, weight, parts["weight_out"], bias, parts.get("bias_out"), *given)
-        made.meta[BORROWS] = source
+        BORROWS.put(made, source)
         return made
 
     def _weights(self, site: Site, mixing: _Mixing) -> tuple[ValueSynthesis | OwnWeights, tuple[str, ...]]:

@@ -14,7 +14,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 from repl_fx.artifact.places import FIGURES as FIGURES
-from repl_fx.errors import writing
+from repl_fx.environment.files import writing
 from repl_fx.training.command import Run, train_directory
 from repl_fx.training.config import HEALING, TrainConfig
 from repl_fx.training.distillation import places_in

@@ -30,7 +30,8 @@ from pytorch_lightning.loggers import CSVLogger, Logger, TensorBoardLogger
 from torch import nn
 
 from repl_fx.artifact.places import LOGS as LOGS, RESULT as RESULT, STATE as STATE
-from repl_fx.errors import BadInput, OutputError, not_ours, writing
+from repl_fx.environment.files import writing
+from repl_fx.errors import BadInput, OutputError, not_ours
 from repl_fx.running.hushed import hushed
 from repl_fx.training.building import module_of
 from repl_fx.training.callbacks import SharedSyntheses, Speed, peak_mib

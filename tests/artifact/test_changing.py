@@ -10,10 +10,10 @@ from pathlib import Path
 import pytest
 
 from repl_fx.artifact.changing import Change, changing, require_free
-from repl_fx.artifact.inputs import Inputs
 from repl_fx.artifact.manifest import Manifest, read_manifest
 from repl_fx.errors import OutputError
 from repl_fx.sources.source import hash_file
+from repl_fx.tracing.parts.inputs import Inputs
 from tests.artifact.cuts import cut_before_each_write
 
 OLD = {"plan.json": "old plan", "model.safetensors": "old weights", "model.onnx": "old onnx"}

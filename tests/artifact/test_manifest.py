@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 
 import repl_fx
-from repl_fx.artifact.inputs import Inputs
 from repl_fx.artifact.manifest import MANIFEST, File, Manifest, read_manifest
 from repl_fx.sources import load_source
+from repl_fx.tracing.parts.inputs import Inputs
 from tests.artifact.edits import edit_manifest, set_value
 
 

@@ -12,11 +12,12 @@ from safetensors.torch import save_file
 from torch import nn
 
 import repl_fx
-from repl_fx.artifact.inputs import Inputs
-from repl_fx.artifact.manifest import Manifest, Model, Options
+from repl_fx.artifact.manifest import Manifest
 from repl_fx.artifact.model_code import build_original, build_source
 from repl_fx.sources import load_source
 from repl_fx.sources.source import hash_file
+from repl_fx.tracing.parts.inputs import Inputs
+from repl_fx.tracing.parts.origin import Model, Options
 from tests.artifact.edits import edit_manifest, set_value
 from tests.artifact.tied_net import MODEL
 from tests.nets import TokenNet, tokens

@@ -7,6 +7,7 @@ import json
 import pickle
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -14,11 +15,11 @@ from torch import Tensor, nn
 
 import repl_fx
 from repl_fx.artifact import load_artifact
-from repl_fx.artifact.inputs import Inputs
-from repl_fx.artifact.manifest import Manifest
-from repl_fx.artifact.origin import Origin, first_difference, require_as_made
+from repl_fx.artifact.origin import first_difference, require_as_made
 from repl_fx.plan import Plan
 from repl_fx.planning.part_repeats import lines_made
+from repl_fx.tracing.parts.inputs import Inputs
+from repl_fx.tracing.parts.origin import Origin
 from tests.artifact.edits import edit_manifest
 from tests.artifact.tables_net import X, transformed
 from tests.nets import MlpNet, tokens
@@ -111,8 +112,8 @@ def test_a_module_whose_settings_changed_is_not_as_it_was_made() -> None:
     dropout = nn.Dropout(0.25)
     module = nn.Sequential(nn.Linear(2, 2), dropout)
     inputs = Inputs(args=(), kwargs={})
-    manifest = Manifest(versions={}, code="", model=None, parts=(), eager=(), inputs=inputs, aliases={}, parameters=0)
-    origin = Origin(manifest, Plan((), (), ""), (), lines_made(module), {})
+    known: dict[str, Any] = {"code": "", "parts": (), "eager": (), "inputs": inputs, "structure": ()}
+    origin = Origin(plan=Plan((), (), ""), made=lines_made(module), **known)
     require_as_made(module.eval().to(torch.float64), origin)
     assert copy.deepcopy(origin) is origin
     dropout.p = 0.5

@@ -62,7 +62,7 @@ def test_damaged_files_and_full_disks_are_a_line(tmp_path: Path, monkeypatch: py
             read()
     state.begin("net.py", settings_to_compress())
 
-    def full(*args: object) -> None:
+    def full(*args: object, **named: object) -> None:
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(Path, "write_text", full)

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import repl_fx
-from repl_fx.fitting.equations import Equations
+from repl_fx.fitting.solving import Equations
 from repl_fx.fitting.stand_ins import stand_ins
 from repl_fx.surrogates.shared.fitted_starts import LastLayer
 from tests.captures import transformed

@@ -73,7 +73,7 @@ def test_constants_come_back(value: Any) -> None:
 
 def test_a_number_that_is_none_comes_back() -> None:
     written = json.loads(json.dumps(Writer().value(math.nan)))
-    assert math.isnan(Reader(Writer().tables)._noted(written))
+    assert math.isnan(Reader(Writer().tables)._value(written))
 
 
 TARGETS: list[Callable[..., Any]] = [

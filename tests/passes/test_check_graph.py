@@ -71,6 +71,10 @@ def read_text(gm: fx.GraphModule) -> None:
     add(gm, "get_attr", "name")
 
 
+def change_note(gm: fx.GraphModule) -> None:
+    node_of(gm, "mul").meta["block"] = 3
+
+
 def drop_value(gm: fx.GraphModule) -> None:
     del node_of(gm, "mul").meta["val"]
 
@@ -104,6 +108,7 @@ def change_shape(gm: fx.GraphModule) -> None:
         (leave_dead_node, "node relu: nothing uses it and it has no effect"),
         (bake_device, "node arange_.*: device cpu is baked in"),
         (bake_device_deep, "node arange_.*: device cpu is baked in"),
+        (change_note, "node mul_tensor: its note block is of the class int, not str"),
         (change_shape, r"node gain: its fake value has shape \(8,\), gain has \(4,\)"),
     ],
 )

@@ -96,7 +96,7 @@ def test_values_are_taught_to_a_graph_as_they_are_in_place(settings: dict[str, A
 
 def with_record(result: repl_fx.TransformResult) -> torch.nn.Module:
     """The graph of a result, which knows where it is from."""
-    vars(result.module)[ORIGIN] = result.record(result.module)
+    vars(result.module)[ORIGIN] = result.origin_of(result.module)
     return result.module
 
 

@@ -13,6 +13,7 @@ from torch import Tensor, fx, nn
 from repl_fx.analysis.branches import Branch, behind_entries, same_shape
 from repl_fx.errors import foreign_code
 from repl_fx.graph.captured import share_tensors
+from repl_fx.graph.notes import PASSES_THROUGH
 from repl_fx.graph.pickling import function_as_data
 from repl_fx.graph.roles import ACTIVATIONS
 from repl_fx.running.untouched import seeded
@@ -57,7 +58,7 @@ def find_activation(gm: fx.GraphModule, branch: Branch) -> fx.Node | None:
 
 def is_activation(gm: fx.GraphModule, node: fx.Node) -> bool:
     given = node.args[0] if node.args else None
-    if not isinstance(given, fx.Node) or not same_shape(given, node) or node.meta.get("passes_through"):
+    if not isinstance(given, fx.Node) or not same_shape(given, node) or PASSES_THROUGH.of(node):
         return False
     if node.op == "call_function":
         return node.target in ACTIVATIONS

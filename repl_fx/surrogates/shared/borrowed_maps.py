@@ -9,9 +9,7 @@ from itertools import pairwise
 from torch import Tensor, fx
 
 from repl_fx._torch import module_stack
-
-# The note, on a node that mixes by a map that is made elsewhere, of a `BorrowedMap`.
-BORROWS = "borrows"
+from repl_fx.graph.notes import Note
 
 
 @dataclass(frozen=True)
@@ -67,6 +65,10 @@ class BorrowedMap:
         path = _inside(core)
         alike = [node for node in core.graph.nodes if node.target is core.target and _inside(node) == path]
         return cls(path, alike.index(core), len(alike), scaled, queries, keys)
+
+
+# On a node that mixes by a map that is made elsewhere: which map.
+BORROWS: Note[BorrowedMap] = Note("borrows", BorrowedMap)
 
 
 def _inside(node: fx.Node) -> str:

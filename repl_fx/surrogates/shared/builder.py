@@ -25,9 +25,10 @@ from repl_fx.errors import foreign_code, is_ours
 from repl_fx.graph.boundaries import move_boundaries
 from repl_fx.graph.bridge import digraph, leading_to
 from repl_fx.graph.captured import copy_graph, get_attr, has_attribute, unique_name, writes_in_place
+from repl_fx.graph.notes import COUNTERPART, REPLACES
 from repl_fx.graph.roles import CONVOLUTIONS, LINEAR
 from repl_fx.graph.runtime import enter_autocast
-from repl_fx.surrogates.shared.fitted_starts import COUNTERPART, FITTED, FittedStart
+from repl_fx.surrogates.shared.fitted_starts import FITTED, FittedStart
 from repl_fx.surrogates.shared.site import Site, call_on_fakes, surrogate_path
 from repl_fx.surrogates.shared.synthesis import Synthesis
 
@@ -231,11 +232,11 @@ class Builder(Site):
         """Note what can be fitted of the module that made a value: that a node calls, or takes a result of."""
         node = made.args[0] if made.target is operator.getitem else made
         assert isinstance(node, fx.Node)
-        node.meta[FITTED] = starts
+        FITTED.put(node, starts)
 
     def stands_for(self, made: fx.Node, original: fx.Node) -> None:
         """Note that a node has the value that a node of the block had, or its first channels."""
-        made.meta[COUNTERPART] = original.name
+        COUNTERPART.put(made, original.name)
 
     def create(self, op: str, target: Any, args: Any, kwargs: Any, value: Any) -> fx.Node:
         """A node that makes a call whose fake result is known."""
@@ -247,7 +248,7 @@ class Builder(Site):
         source = self.block.output
         node.meta.setdefault("nn_module_stack", source.meta.get("nn_module_stack"))
         node.meta["stack_trace"] = source.meta.get("stack_trace")
-        node.meta["replaces"] = (self.block.name, self.surrogate)
+        REPLACES.put(node, (self.block.name, self.surrogate))
         return node
 
 

@@ -9,12 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-# The note, on a node that calls a module of a surrogate's own, of what of it can be fitted, one after the other, as a
-# tuple of the classes here.
-FITTED = "fitted"
-# The note, on a node inside of a surrogate, of the name of the node of the block whose value it stands for, or the
-# first channels of that value.
-COUNTERPART = "counterpart"
+from repl_fx.graph.notes import Note
 
 
 @dataclass(frozen=True)
@@ -124,3 +119,5 @@ class KeptUnits:
 
 
 FittedStart = ChannelTerms | LastLayer | WholeMap | KeptUnits
+# On a node that calls a module of a surrogate's own: what of it can be fitted, one after the other.
+FITTED: Note[tuple[FittedStart, ...]] = Note("fitted", tuple)

@@ -26,8 +26,6 @@ Config = TypeVar("Config")
 # Where a thin surrogate can have its weights from.
 _SOURCES = ("neighbours", "own")
 _GROUP = "repl_fx.surrogates"
-# The note, on a node whose value stands for a parameter of the block, of the parameter's path.
-STANDS_FOR = "stands_for"
 _REGISTRY: dict[str, tuple[type[Surrogate[Any, Any]], type[Any]]] = {}
 
 

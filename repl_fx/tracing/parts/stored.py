@@ -25,7 +25,7 @@ from repl_fx.graph.captured import (
     is_traced_constant,
     traced_constant,
 )
-from repl_fx.graph.kinds import dtype_name
+from repl_fx.graph.kinds import dtype_name, of_torch
 from repl_fx.graph.plain import NotPlain, Reader, Writer
 from repl_fx.graph.runtime import SETTINGS, ModeSwitch, check_setting
 from repl_fx.passes.follow_device import ANCHOR
@@ -196,9 +196,7 @@ def _read(part: _StoredPart, model: nn.Module, reader: Reader, inputs: ExampleIn
 
 
 def _tensor(constant: _Constant) -> Tensor:
-    dtype = getattr(torch, constant.dtype)
-    if not isinstance(dtype, torch.dtype):
-        raise ValueError(f"a constant of the dtype {constant.dtype!r}")
+    dtype = of_torch("dtype", constant.dtype)
     values = (
         torch.frombuffer(bytearray(constant.values), dtype=dtype) if constant.values else torch.empty(0, dtype=dtype)
     )

@@ -10,7 +10,6 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from repl_fx.artifact.inputs import Inputs
 from repl_fx.artifact.manifest import MANIFEST, File, Manifest, read_manifest
 from repl_fx.errors import ArtifactError, BadInput
 from repl_fx.export.difference import Difference
@@ -18,6 +17,7 @@ from repl_fx.export.layers import LayerDifference
 from repl_fx.export.verification import Verification
 from repl_fx.report.model_graph.reading import Evidence, read_evidence, read_score_document, read_verifications
 from repl_fx.running.example_inputs import ExampleInputs
+from repl_fx.tracing.parts.inputs import Inputs
 from tests.scoring.test_scores import SCORES
 
 Write = Callable[[str, str], Path]

@@ -15,8 +15,8 @@ from torch import Tensor, nn
 
 import repl_fx
 from repl_fx.artifact import load_artifact
-from repl_fx.artifact.inputs import Inputs, _of_torch
 from repl_fx.running.example_inputs import ExampleInputs
+from repl_fx.tracing.parts.inputs import Inputs, _of_torch
 from tests.nets import MlpNet, tokens
 
 

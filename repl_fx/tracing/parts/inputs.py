@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from repl_fx.errors import ArtifactError
-from repl_fx.graph.kinds import dtype_name
+from repl_fx.graph.kinds import dtype_name, of_torch
 from repl_fx.running.example_inputs import ExampleInputs
 
 Scalar = bool | int | float | str | None
@@ -179,12 +179,10 @@ def _tensor(described: OneTensor) -> Tensor:
 
 def _of_torch(kind: str, name: str) -> Any:
     try:
-        made = torch.device(name) if kind == "device" else getattr(torch, name)
-    except (RuntimeError, AttributeError):
-        made = None
-    if not isinstance(made, (torch.device, torch.dtype)):
-        raise ArtifactError(f"an example input is of the {kind} {name!r}, which torch {torch.__version__} has not")
-    return made
+        return torch.device(name) if kind == "device" else of_torch("dtype", name)
+    except (RuntimeError, ValueError):
+        why = f"which torch {torch.__version__} has not"
+        raise ArtifactError(f"an example input is of the {kind} {name!r}, {why}") from None
 
 
 def _named_tuple(module: str, name: str, fields: tuple[str, ...]) -> type[Any]:
