@@ -7,13 +7,13 @@ floating-point tensor, of the layer's dtype, and, but for a layer norm, laid out
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from repl_fx._torch import tidy_size
+from repl_fx._torch import OpOverload, tidy_size
 
 # Their result has the sizes and strides of their argument; a kernel that changes in place hands out that itself.
 _ELEMENTWISE = frozenset(
@@ -109,7 +109,7 @@ def group_norm_results(
 
 
 # By operator, for `lean_tracing`.
-FAKES = {
+FAKES: Mapping[OpOverload, Callable[..., Any]] = {
     torch.ops.aten.layer_norm.default: layer_norm_result,
     torch.ops.aten.native_batch_norm.default: batch_norm_results,
     torch.ops.aten.native_group_norm.default: group_norm_results,
