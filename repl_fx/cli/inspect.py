@@ -232,11 +232,13 @@ def inspect_command(
 
         document: dict[str, Any] = {
             "spec": spec,
-            "notes": list(target.notes),
+            "notes": [*target.notes, *captured.notes],
             "parts": documents.parts_document(captured),
             "repeats": documents.repeats_document(repeats, before, flops),
         }
-        terminal.show(*common.captured_lines(target.title, captured), *common.note_lines(target.notes))
+        terminal.show(
+            *common.captured_lines(target.title, captured), *common.note_lines((*target.notes, *captured.notes))
+        )
         terminal.show(tables.sizes_table(captured))
         terminal.show(repeats_table(repeats, before, flops) if repeats else "nothing repeats in this model")
         document["costs"] = documents.costs_document(before)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -12,6 +13,8 @@ from repl_fx.cli.completion import complete_surrogate
 from repl_fx.cli.group import CheckFailed
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from repl_fx import TransformResult
     from repl_fx.sources import Source
     from repl_fx.tracing.check import CaptureCheck
@@ -156,7 +159,8 @@ def transform_command(
                 "weights on the meta device have no values to check or to write; see what would be done with "
                 "--dry-run --no-check, or choose another --device"
             )
-        result = transform(
+        transformed = partial(
+            transform,
             source.model,
             source.args,
             source.kwargs,
@@ -174,10 +178,10 @@ def transform_command(
             progress=terminal.stage,
             **which,
         )
-        checked = None
+        result, checked = transformed(), None
         if check:
             terminal.stage("check the capture")
-            checked = _checked(source, result)
+            result, checked = _checked(source, result, transformed)
         terminal.stage("measure costs")
         captured = result.captured_parts
         before, after = result.costs()
@@ -195,7 +199,7 @@ def transform_command(
         terminal.show(
             *common.captured_lines(str(source), captured),
             *captured.sizes,
-            *common.note_lines(source.notes),
+            *common.note_lines((*source.notes, *captured.notes)),
             repeats_table(result.repeats, before, flops),
             blocks_table(result.report),
             *common.costs_lines(before, after),
@@ -216,7 +220,7 @@ def transform_command(
         terminal.document(
             {
                 "spec": spec,
-                "notes": list(source.notes),
+                "notes": [*source.notes, *captured.notes],
                 "directory": None if written is None else str(written),
                 "check": None if checked is None else {"evaluation": checked.evaluation, "training": checked.training},
                 "parts": documents.parts_document(captured),
@@ -230,23 +234,33 @@ def transform_command(
         )
 
 
-def _checked(source: Source, result: TransformResult) -> CaptureCheck:
-    """The check that passed; the model may fail on its own example inputs, which tracing had not noticed."""
+def _checked(
+    source: Source, result: TransformResult, again: Callable[[], TransformResult]
+) -> tuple[TransformResult, CaptureCheck]:
+    """A result whose capture is exact, and the check that passed.
+
+    The model may fail on its own example inputs, which tracing had not noticed. Where a capture with copies of alike
+    calls is not exact, one of each call by itself may be.
+    """
     from repl_fx import check_capture
     from repl_fx.errors import ForeignError, foreign_code
+    from repl_fx.tracing.attempt import each_call_traced
     from repl_fx.tracing.model_checks import misfit
 
     if result.captured_parts.check is not None:
-        return result.captured_parts.check
+        return result, result.captured_parts.check
     try:
         with foreign_code():
             checked = check_capture(source.model, result.captured, result.args, result.kwargs)
     except ForeignError as failed:
         raise misfit(source.model, failed.problem, result.inputs) from failed.problem
+    if not checked and result.captured_parts.copies:
+        with each_call_traced(f"a graph with copies of alike ones differed ({checked.differences[0]})"):
+            return _checked(source, again(), again)
     if not checked:
         modes = " and ".join(name for name in ("evaluation", "training") if not getattr(checked, name))
         raise CheckFailed(
             f"the captured graph of {type(source.model).__name__} does not compute what the model computes in {modes} "
             f"mode ({checked.differences[0]}); nothing was written (--no-check goes on all the same)"
         )
-    return checked
+    return result, checked

@@ -21,6 +21,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Any
 from unittest.mock import patch
 
@@ -36,7 +37,7 @@ from repl_fx._torch import (
     quiet_tracing,
 )
 from repl_fx.config import stamp_calls
-from repl_fx.errors import ForeignError, foreign_code
+from repl_fx.errors import ForeignError, foreign_code, one_line
 from repl_fx.graph.assigned_buffers import BufferAssignments, assigned_by
 from repl_fx.running.opaque_outputs import open_objects
 from repl_fx.tracing.attributes_aside import AttributesAside, ModeReads
@@ -53,6 +54,18 @@ from repl_fx.tracing.size_questions import SizeQuestions, lengths_symbolic, whol
 from repl_fx.tracing.size_tensors import SizeTensors
 from repl_fx.tracing.stamping import Stamps
 from repl_fx.tracing.state_changes import forward_replaced
+
+_unlike: ContextVar[str] = ContextVar("unlike", default="")
+
+
+@contextmanager
+def each_call_traced(reason: str) -> Iterator[None]:
+    """Trace each call of a module by itself in captures inside, alike ones too; the captures keep the reason."""
+    token = _unlike.set(reason)
+    try:
+        yield
+    finally:
+        _unlike.reset(token)
 
 
 class Attempt:
@@ -74,8 +87,8 @@ class Attempt:
         self.branches = DataDependentBranches(answers, self.calls.is_running)
         self.aside = AttributesAside(self.calls.is_running)
         self.modes = ModeReads(model, self.aside)
-        stamped = learned.stamped and stamp_calls()
-        self.stamps = Stamps(model, self.calls, self.aside, self.branches, on=stamped)
+        learned.unlike = learned.unlike or _unlike.get()
+        self.stamps = Stamps(model, self.calls, self.aside, self.branches, on=stamp_calls() and not learned.unlike)
 
     @contextmanager
     def watched(self, kwargs: Mapping[str, Any]) -> Iterator[None]:
@@ -119,8 +132,8 @@ class Attempt:
             learned.inlined.update(self.calls.inlined)
         elif self.asked.yes and not learned.aware:
             learned.aware = True
-        elif self.stamps.regions and learned.stamped and isinstance(problem, ForeignError):
-            learned.stamped = False
+        elif self.stamps.regions and not learned.unlike and isinstance(problem, ForeignError):
+            learned.unlike = f"a trace with copies of alike ones failed ({one_line(problem)})"
         else:
             return False
         return True

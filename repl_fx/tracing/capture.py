@@ -75,6 +75,8 @@ class CaptureInfo:
         fixed: why others did not, as the end of a phrase, by input and number of the dimension: `x.2`. It has the line
             of the model that asks for a number, where one does.
         mark: of the model's source as it was then (`repl_fx.running.source_mark`); empty where it has none.
+        copies: how many calls of modules are copies of alike ones, which alone were traced.
+        unlike: why each call was traced by itself, where alike ones could have been traced once.
     """
 
     model: str
@@ -85,6 +87,8 @@ class CaptureInfo:
     dynamic: dict[str, tuple[int, ...]] = field(default_factory=dict)
     fixed: dict[str, str] = field(default_factory=dict)
     mark: str = ""
+    copies: int = 0
+    unlike: str = ""
 
 
 @shown("capture")
@@ -265,7 +269,7 @@ def _assembled(
     )
     merged = next(result for result in run.results if isinstance(result, MergeResult))
     found: Any = {"literals": merged.literals, "switches": merged.switches, "dynamic": _dynamic_dims(gm)}
-    gm.meta["capture"] = replace(info, **found, fixed=fixed)
+    gm.meta["capture"] = replace(info, **found, fixed=fixed, copies=learned.copies, unlike=learned.unlike)
     return gm
 
 

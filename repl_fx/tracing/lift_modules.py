@@ -76,7 +76,8 @@ class Learned:
         pinned: sizes, by the inputs' ids and dimensions, that a trace with them free showed to be one alone.
         whole_numbers: the modules, by the ids of their names, whose `int` of a size may be symbolic; None where that
             fails.
-        stamped: alike calls are traced once.
+        unlike: why each call is traced by itself; empty where alike ones are traced once.
+        copies: how many calls of modules are copies of others.
         by_mode: a trace in the other mode may be another.
     """
 
@@ -88,7 +89,8 @@ class Learned:
     reasons: dict[tuple[int, int], str] = field(default_factory=dict)
     pinned: set[tuple[int, int]] = field(default_factory=set)
     whole_numbers: dict[int, dict[str, Any]] | None = field(default_factory=dict)
-    stamped: bool = True
+    unlike: str = ""
+    copies: int = 0
     by_mode: bool = True
 
     def name(self, tensor: Tensor) -> str:

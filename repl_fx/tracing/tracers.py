@@ -85,6 +85,7 @@ def trace_by_export(
                 if read or not buffer_settles(model, buffer, inputs.inputs):
                     raise Untraceable(reason)
             asked = attempt.branches.asked
+            learned.copies = max(learned.copies, len(attempt.stamps.stamps))
             learned.by_mode = attempt.modes.seen or attempt.calls.by_mode or bool(asked)
             return graph, asked
 

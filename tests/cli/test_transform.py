@@ -39,6 +39,39 @@ def test_transform_shows_and_writes(run: Run, model_file: Path, tmp_path: Path) 
     assert repl_fx.load(tmp_path / "out") is not None
 
 
+UNLIKE = """
+import torch
+from torch import nn
+
+class Block(nn.Module):
+    def __init__(self, number):
+        super().__init__()
+        self.number, self.norm, self.linear = number, nn.LayerNorm(8), nn.Linear(8, 8)
+    def forward(self, x):
+        return x + nn.functional.dropout(self.linear(self.norm(x)), self.number / 10, self.training)
+
+def model():
+    return nn.Sequential(*(Block(number + 1) for number in range(4)))
+
+def example_inputs():
+    return torch.randn(2, 8)
+"""
+
+
+def test_where_copies_of_calls_differ_each_is_traced_by_itself(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / "model.py"
+    file.write_text(UNLIKE)
+    monkeypatch.setattr("repl_fx.tracing.stamping.TracedCall.stands_for", lambda *args: True)
+    result = run("transform", file, "-o", tmp_path / "out", "--json", "--every", "2", "--surrogate", "identity")
+    assert result.exit_code == 0, result.stderr
+    found = document(result.stdout)
+    assert found["check"] == {"evaluation": True, "training": True}
+    (note,) = found["notes"]
+    assert note.startswith("each call of a module was traced by itself: a graph with copies of alike ones differed (")
+
+
 def test_an_artifact_keeps_the_dimensions_that_were_to_stay(run: Run, model_file: Path, tmp_path: Path) -> None:
     result = run("transform", model_file, "--input-shape", "2x6x8", "--fixed", "length", "-o", tmp_path / "out")
     assert "sizes: batch any; length 6 alone, as asked" in result.stdout, result.stderr

@@ -97,6 +97,17 @@ class CapturedParts:
         known = ((part.path, "; ".join(map(str, dimensions_of(part.graph_module)))) for part in self.parts)
         return tuple(f"sizes{f' of {path}' if path else ''}: {words}" for path, words in known if words)
 
+    @property
+    def copies(self) -> int:
+        """How many calls of modules in the graphs are copies of alike ones, which alone were traced."""
+        return sum(part.graph_module.meta["capture"].copies for part in self.parts)
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """A line for each reason why calls were traced one by one, though alike."""
+        reasons = dict.fromkeys(part.graph_module.meta["capture"].unlike for part in self.parts)
+        return tuple(f"each call of a module was traced by itself: {reason}" for reason in reasons if reason)
+
     def with_graphs(self, graphs: Mapping[str, fx.GraphModule]) -> nn.Module:
         """The model with these graphs, by path, in place of its modules."""
         return graphs[""] if self.whole else assemble(self.source, graphs)
