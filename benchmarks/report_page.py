@@ -33,8 +33,8 @@ from repl_fx.report.model_graph.document import (
     Graph,
     Group,
     Layout,
-    Made,
-    Model,
+    MadeBy,
+    ModelFacts,
     Node,
     RepeatRow,
     Route,
@@ -90,8 +90,8 @@ def large_document(nodes: int) -> Document:
     totals = [Cost(group.parameters, group.flops, group.kept) for group in (side.groups[0] for side in sides)]
     return Document(
         schema=SCHEMA,
-        made=Made("0", "0", "2026-01-01T00:00:00+00:00"),
-        model=Model("large.py", "Large", "torch.export", ()),
+        made=MadeBy("0", "0", "2026-01-01T00:00:00+00:00"),
+        model=ModelFacts("large.py", "Large", "torch.export", ()),
         totals=Totals(2, *totals),
         views=Views(*(View((side,)) for side in sides)),
         layouts={

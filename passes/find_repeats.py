@@ -46,11 +46,11 @@ _FREQUENT = 4
 
 
 @dataclass(frozen=True)
-class _Chosen:
+class _ChosenCutting:
     """A cutting that was chosen, with those inside its first copy."""
 
     cutting: Cutting
-    children: tuple[_Chosen, ...]
+    children: tuple[_ChosenCutting, ...]
 
 
 @collection_paused()
@@ -81,7 +81,7 @@ def find_repeats(gm: fx.GraphModule) -> Repeats:
     return Repeats((*whole, *similar))
 
 
-def _choose(table: NodeTable, shifts: Iterable[int]) -> list[_Chosen]:
+def _choose(table: NodeTable, shifts: Iterable[int]) -> list[_ChosenCutting]:
     """The cuttings that cover the most parameters, in program order, each with those inside its first copy."""
     found = [c for c in (cut(table, run) for run in _runs(table, shifts)) if c is not None]
     # Norms alone, one behind the other, are no block.
@@ -109,7 +109,7 @@ class _Chooser:
         self.begins = [cuttings[i].begin for i in self.order]
         self.owned = np.zeros(len(table.nodes), np.int64)
 
-    def among(self, numbers: Iterable[int], level: int) -> list[_Chosen]:
+    def among(self, numbers: Iterable[int], level: int) -> list[_ChosenCutting]:
         """Those of these cuttings that are chosen, in program order; inside a chosen one at each level above 1."""
         # A node that is free at this level is marked with the level above.
         chosen = []
@@ -125,7 +125,7 @@ class _Chooser:
             if cutting.total * inner > self._gain(cutting):
                 continue
             self.owned[cutting.members] = level
-            chosen.append(_Chosen(cutting, tuple(children)))
+            chosen.append(_ChosenCutting(cutting, tuple(children)))
         return sorted(chosen, key=lambda found: int(found.cutting.members[0, 0]))
 
     def _inside(self, number: int, first: Ints) -> list[int]:
@@ -210,7 +210,7 @@ def _candidate_shifts(table: NodeTable) -> list[int]:
 # --- nouns ----------------------------------------------------------------------------------------------------------
 
 
-def _nouns(table: NodeTable, chosen: Sequence[_Chosen], named: BlockNames) -> tuple[Repeat, ...]:
+def _nouns(table: NodeTable, chosen: Sequence[_ChosenCutting], named: BlockNames) -> tuple[Repeat, ...]:
     # The outer names first: an inner repeat must not take the name that its block would have.
     repeats = [_repeat(table, found.cutting, named) for found in chosen]
     return tuple(

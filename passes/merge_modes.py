@@ -254,8 +254,8 @@ class _Merger:
         return True
 
     def switch(self, region: _Region) -> None:
-        train = _Version(self, region.train, True, [ours for ours, _, _ in region.wanted])
-        evaluation = _Version(self, region.evaluation, False, [theirs for _, theirs, _ in region.wanted])
+        train = _Stretch(self, region.train, True, [ours for ours, _, _ in region.wanted])
+        evaluation = _Stretch(self, region.evaluation, False, [theirs for _, theirs, _ in region.wanted])
         sources = tuple(dict.fromkeys((*train.sources.values(), *evaluation.sources.values())))
         owner = self.owner([*region.train, *region.evaluation])
         path = f"{owner}.{unique_name(self.root.get_submodule(owner), 'mode_switch')}".lstrip(".")
@@ -278,7 +278,7 @@ class _Merger:
             self.graph.erase_node(pending)
 
 
-class _Version:
+class _Stretch:
     """One mode's stretch, to become a graph module of its own.
 
     Attributes:

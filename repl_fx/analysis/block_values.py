@@ -22,7 +22,7 @@ from repl_fx.graph.captured import attribute
 
 
 @dataclass(frozen=True)
-class Boundary:
+class BlockBoundary:
     """Nodes and values of one block, as in `repl_fx.analysis.blocks.Block`."""
 
     nodes: tuple[fx.Node, ...]
@@ -37,7 +37,7 @@ def boundaries(
     members: npt.NDArray[np.int64],
     streams: Sequence[npt.NDArray[np.bool_]],
     streamed: Sequence[int],
-) -> list[Boundary]:
+) -> list[BlockBoundary]:
     """The boundaries of the copies of a repeat.
 
     Args:
@@ -73,7 +73,7 @@ def boundary(
     nodes: dict[fx.Node, None],
     inputs: tuple[fx.Node, ...],
     outputs: tuple[fx.Node, ...],
-) -> Boundary:
+) -> BlockBoundary:
     """The boundary of one block, whose nodes are `aligned` and what else is in `nodes`."""
     side_outputs = tuple(
         node for node in nodes if node not in outputs and any(user not in nodes for user in node.users)
@@ -82,7 +82,7 @@ def boundary(
     side = tuple(f for f in feeders if f.op == "placeholder" or passes_through(f) or f in table.index)
     known = set(aligned)
     extra = sorted(node for node in nodes if node not in known)
-    return Boundary((*aligned, *extra), inputs, outputs, side_outputs, side)
+    return BlockBoundary((*aligned, *extra), inputs, outputs, side_outputs, side)
 
 
 def with_passing(copies: Sequence[Sequence[fx.Node]]) -> list[dict[fx.Node, None]]:
@@ -153,7 +153,7 @@ def _follows(node: fx.Node, given: fx.Node, nodes: dict[fx.Node, None]) -> bool:
     return any(user in nodes for user in node.users) or all(u is node or u in nodes for u in given.users)
 
 
-def block_of(table: NodeTable, named: BlockNames, name: str, members: Sequence[int], bounds: Boundary) -> Block:
+def block_of(table: NodeTable, named: BlockNames, name: str, members: Sequence[int], bounds: BlockBoundary) -> Block:
     """The block of the nodes at these positions, which are those that all copies have and any parametric others."""
     # Behind the sign is what tells the block from another of the same module, in an exact and a similar repeat.
     path = name.partition("#")[0]

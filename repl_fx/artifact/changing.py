@@ -39,7 +39,7 @@ _UNSETTLED_NAME = re.compile(rf"{re.escape(UNSETTLED)}[a-z0-9_]{{8}}")
 
 
 @dataclass(frozen=True)
-class Change:
+class DirectoryChange:
     """Files on their way into an artifact.
 
     Attributes:
@@ -81,7 +81,7 @@ class Change:
 
 
 @contextmanager
-def changing(directory: str | Path) -> Iterator[Change]:
+def changing(directory: str | Path) -> Iterator[DirectoryChange]:
     """A change of an artifact, or of a directory that becomes one; nothing stays of a change without a commit.
 
     Raises:
@@ -97,7 +97,7 @@ def changing(directory: str | Path) -> Iterator[Change]:
             # The directory of a file that is read by others is read by them, too.
             place.chmod(target.stat().st_mode & 0o777)
             try:
-                yield Change(target, place)
+                yield DirectoryChange(target, place)
             finally:
                 # A manifest that cannot be read may name any of them.
                 with suppress(ArtifactError):

@@ -27,7 +27,7 @@ from repl_fx.tracing.parts.capture import Part
 
 
 @dataclass(frozen=True)
-class Exported:
+class OnnxFile:
     """One ONNX file.
 
     Attributes:
@@ -55,7 +55,7 @@ def export_artifact(
     per_layer: bool = False,
     with_cache: bool = False,
     progress: Callable[[str], None] = lambda stage: None,
-) -> dict[str, Exported]:
+) -> dict[str, OnnxFile]:
     """Write the rewritten parts of an artifact as ONNX, their surrogates folded, and verify the files.
 
     The result of the verification goes into the artifact, as verify.json, whether it is good or bad; of a file that was
@@ -84,7 +84,7 @@ def export_artifact(
         paths = ", ".join(part.path for part in parts)
         raise BadInput(f"{directory} was captured in parts ({paths}) and gives a file for each; leave out -o")
     names = {part.path: onnx_name(part.path) for part in parts}
-    found: dict[str, Exported] = {}
+    found: dict[str, OnnxFile] = {}
     digests: dict[str, str] = {}
     with changing(directory) as change:
         change.require_own([PROOF] if output else [PROOF, *names.values()])
@@ -101,7 +101,7 @@ def export_artifact(
                 proof = verify_file(part.graph_module, written, inputs, per_layer=per_layer, fresh=program.model)
                 if proof:
                     digests[part.path] = digest_of(written)
-            found[part.path] = Exported(output or directory / names[part.path], _bytes_of(written), proof)
+            found[part.path] = OnnxFile(output or directory / names[part.path], _bytes_of(written), proof)
         if verify:
             (change.place / PROOF).write_text(json.dumps(_proof(found, whole=whole), indent=2) + "\n")
         progress("save")
@@ -119,7 +119,7 @@ def digest_of(file: Path) -> str:
     return hashlib.sha256("".join(map(hash_file, (file, *sorted(data)))).encode()).hexdigest()
 
 
-def _proof(found: Mapping[str, Exported], *, whole: bool) -> Any:
+def _proof(found: Mapping[str, OnnxFile], *, whole: bool) -> Any:
     proofs = {path: one.to_json()["verification"] for path, one in found.items()}
     return proofs[""] if whole else {"parts": proofs}
 

@@ -14,7 +14,7 @@ from repl_fx.sources import Source, load_source, names_no_file
 from repl_fx.sources.hugging_face_code import OPTION as TRUST
 from repl_fx.sources.registry import code_of
 from repl_fx.sources.source import hash_file
-from repl_fx.tracing.parts.origin import CONFIG, Model, Options
+from repl_fx.tracing.parts.origin import CONFIG, Model, SourceOptions
 
 # How a model of transformers generates.
 _GENERATION = "generation_config.json"
@@ -73,7 +73,7 @@ def build_source(
             f"{directory} was saved from Python without a model spec; name the model: --model SPEC "
             "(load(directory, model=…))"
         )
-    options = Options(input_shape=None, seed=0, options={}) if known is None else known.options
+    options = SourceOptions(input_shape=None, seed=0, options={}) if known is None else known.options
     if model is None and known is not None and known.is_beside:
         return _from_config(directory, known, weights)
     if model is None and known is not None:

@@ -16,7 +16,7 @@ from repl_fx.pipeline import TransformResult
 from repl_fx.planning.part_repeats import lines_made
 from repl_fx.running.holders import ORIGIN
 from repl_fx.sources import Source
-from repl_fx.tracing.parts.origin import Model, Options, Origin, Weights
+from repl_fx.tracing.parts.origin import Model, Origin, SourceOptions, Weights
 
 
 def with_origin(model: TransformResult | nn.Module) -> tuple[nn.Module, Origin]:
@@ -65,7 +65,7 @@ def model_of(source: Source, weights: Weights | None) -> Model:
     """How a source is built, as an artifact says it."""
     return Model(
         spec=source.absolute,
-        options=Options(**source.options),
+        options=SourceOptions(**source.options),
         kind=type(source.model).__name__,
         files={str(file): digest for file, digest in source.files.items()},
         weights=weights,

@@ -32,7 +32,7 @@ from repl_fx.graph.state import address
 from repl_fx.in_place.pretrained import SavePretrained, with_own_names
 from repl_fx.sources.hugging_face_weights import REWRITTEN
 from repl_fx.sources.source import hash_file
-from repl_fx.tracing.parts.origin import CONFIG, Model, Options
+from repl_fx.tracing.parts.origin import CONFIG, Model, SourceOptions
 
 _INDEX = f"{WEIGHTS}.index.json"
 _SHARD = re.compile(r"model-\d{5}-of-\d{5}\.safetensors")
@@ -162,5 +162,5 @@ def _spec(model: Any, directory: Path) -> Model | None:
     if not config.is_file() or "auto_map" in json.loads(config.read_text()):
         return None
     name = kind.__name__
-    options = Options(input_shape=None, seed=0, options=saves.captured)
+    options = SourceOptions(input_shape=None, seed=0, options=saves.captured)
     return Model(spec=f"hf:{CONFIG}:{name}", options=options, kind=name, files={CONFIG: hash_file(config)})

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from repl_fx.arguments import require_module, require_path
-from repl_fx.artifact.changing import Change, changing, require_free
+from repl_fx.artifact.changing import DirectoryChange, changing, require_free
 from repl_fx.artifact.manifest import MANIFEST, Manifest, read_manifest
 from repl_fx.artifact.model_code import build_source
 from repl_fx.artifact.origin import (
@@ -143,7 +143,7 @@ def save(
     return Path(directory)
 
 
-def write_rest(change: Change, module: nn.Module, origin: Origin, aliases: Mapping[str, str]) -> None:
+def write_rest(change: DirectoryChange, module: nn.Module, origin: Origin, aliases: Mapping[str, str]) -> None:
     """Write what an artifact is made of besides tensors, and make the files that lie in the change those of it.
 
     Args:

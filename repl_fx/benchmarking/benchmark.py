@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from repl_fx.benchmarking.inference import COMPILED, EAGER, ONNX, Call, Prepared
 from repl_fx.benchmarking.machine import of_device
 from repl_fx.benchmarking.memory import clear_memory
-from repl_fx.benchmarking.results import Benchmark, InferenceRow, Row, TrainingRow
+from repl_fx.benchmarking.results import Benchmark, InferenceRow, TrainingRow, VariantRow
 from repl_fx.benchmarking.training import Sizes, Trainer, mean_squares, timed_steps
 from repl_fx.benchmarking.variants import CHECKPOINTED, ORIGINAL, UNFOLDED, Variant, variants_of
 from repl_fx.errors import BadInput, ForeignError, ReplFxError, foreign_code, one_line
@@ -104,7 +104,7 @@ def benchmark(
     Raises:
         BadInput: inputs that have not the batch size that was asked for, or nothing that could be measured: says why.
     """
-    run = _Run(result, model, inputs, settings, progress)
+    run = _BenchmarkRun(result, model, inputs, settings, progress)
     with seeded(run.device, settings.seed):
         trained = run.training() if settings.training else ()
         inferred = run.inference() if settings.inference else ()
@@ -121,7 +121,7 @@ def benchmark(
     return measured
 
 
-class _Run:
+class _BenchmarkRun:
     """A run of a benchmark, with the variants that could be made."""
 
     def __init__(
@@ -252,7 +252,7 @@ class _Run:
         flat = flatten_inputs(self.result.captured_parts.source, self.inputs)
         return at_batch(flat, batch, self.settings.seed).given
 
-    def _attempt(self, row: Row, work: Callable[[], _Made]) -> _Made | None:
+    def _attempt(self, row: VariantRow, work: Callable[[], _Made]) -> _Made | None:
         """The result of some work on a row; None where it fails, with the reason in the row."""
         try:
             # A model, a compiler and a runtime may raise anything; what repl-fx raises is the problem of that.

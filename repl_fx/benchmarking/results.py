@@ -14,7 +14,7 @@ KIND, SCHEMA = "repl-fx bench", 1
 
 
 @dataclass
-class Row:
+class VariantRow:
     """One variant in one setting.
 
     Attributes:
@@ -54,7 +54,7 @@ class Row:
 
 
 @dataclass
-class TrainingRow(Row):
+class TrainingRow(VariantRow):
     """The training of one variant.
 
     Attributes:
@@ -76,7 +76,7 @@ class TrainingRow(Row):
 
 
 @dataclass
-class InferenceRow(Row):
+class InferenceRow(VariantRow):
     """The inference of one variant by one runtime.
 
     Attributes:
@@ -115,7 +115,7 @@ class Benchmark:
     notes: tuple[str, ...] = ()
 
     @property
-    def rows(self) -> tuple[Row, ...]:
+    def rows(self) -> tuple[VariantRow, ...]:
         """The rows of training and of inference."""
         return (*self.training, *self.inference)
 
@@ -128,18 +128,18 @@ class Benchmark:
         """The memory of a variant, by that measure."""
         return None if row.sizes is None else getattr(row.sizes, f"{self.memory}_bytes")
 
-    def time_ratio(self, row: Row) -> float | None:
+    def time_ratio(self, row: VariantRow) -> float | None:
         """The time of a variant as a multiple of the original's in the same setting: the median over rounds."""
         original = next((one for one in self.alike(row) if one.variant == ORIGINAL), None)
         return None if original is None else paired_ratio(row.samples, original.samples)
 
-    def settled(self, row: Row) -> bool:
+    def settled(self, row: VariantRow) -> bool:
         """Whether that can be judged: the spread is narrow, and the fastest rounds say the same."""
         original, ratio = next((one for one in self.alike(row) if one.variant == ORIGINAL), None), self.time_ratio(row)
         share = None if original is None else Share.of(row.samples, original.samples)
         return ratio is None or share is None or not (share.wide or abs(ratio - share.value) > 0.1 * ratio)
 
-    def alike(self, row: Row) -> Sequence[Row]:
+    def alike(self, row: VariantRow) -> Sequence[VariantRow]:
         """The rows that took turns with one, and differ from it in the variant alone."""
         if isinstance(row, InferenceRow):
             return [one for one in self.inference if (one.runtime, one.batch) == (row.runtime, row.batch)]
@@ -158,5 +158,5 @@ class Benchmark:
             "notes": list(self.notes),
         }
 
-    def _with_ratio(self, row: Row) -> dict[str, Any]:
+    def _with_ratio(self, row: VariantRow) -> dict[str, Any]:
         return {**row.to_json(), "of_original": self.time_ratio(row), "settled": self.settled(row)}

@@ -19,10 +19,10 @@ from typing import Any
 import msgspec
 
 from repl_fx.artifact import PROOF, load_artifact, require_free, save
-from repl_fx.artifact.exporting import Exported, export_artifact
+from repl_fx.artifact.exporting import OnnxFile, export_artifact
 from repl_fx.artifact.manifest import MANIFEST, read_manifest
 from repl_fx.compression.config import CompressConfig, settings_to_compress
-from repl_fx.compression.stages import State
+from repl_fx.compression.stages import CompressionState
 from repl_fx.errors import BadInput
 from repl_fx.fitting.fit import NothingToFit, fit
 from repl_fx.pipeline import TransformResult
@@ -67,7 +67,7 @@ class Compressed:
     fits: list[dict[str, Any]]
     costs: dict[str, Any]
     said: list[str]
-    exported: dict[str, Exported]
+    exported: dict[str, OnnxFile]
 
     @property
     def equivalent(self) -> bool:
@@ -76,7 +76,7 @@ class Compressed:
 
 
 @dataclass(frozen=True, eq=False)
-class _Run:
+class _CompressRun:
     """A run, which knows how its model is built.
 
     Attributes:
@@ -85,7 +85,7 @@ class _Run:
         note: called with lines on what is done to the data.
     """
 
-    state: State
+    state: CompressionState
     spec: str
     config: CompressConfig
     trust_remote_code: bool = False
@@ -148,7 +148,7 @@ def compress(
 
 def _begun(
     spec: str, output: Path | None, given: Mapping[str, Any], config_file: Path | None, *, resume: bool, force: bool
-) -> _Run:
+) -> _CompressRun:
     changes = {name: value for name, value in given.items() if value not in (None, [])}
     if resume:
         if output is not None or changes or config_file is not None:
@@ -156,9 +156,9 @@ def _begun(
                 "--resume goes on with the run of a directory, with its settings; leave out all else: "
                 f"repl-fx compress {output or spec} --resume"
             )
-        state = State(Path(spec))
+        state = CompressionState(Path(spec))
         model, config = state.settings()
-        return _Run(state, model, config)
+        return _CompressRun(state, model, config)
     if output is None:
         raise BadInput("no place to write to; give -o DIR")
     if Path(spec).is_dir():
@@ -169,14 +169,14 @@ def _begun(
         raise BadInput("no budget to compress to; give --budget, such as --budget flops=0.75")
     config.planning_options()
     require_available(config)
-    state = State(output)
+    state = CompressionState(output)
     if state.begun and not force:
         raise BadInput(f"{output} has a compression already; go on with --resume, or begin anew with --force")
     require_free(output, force=force)
-    return _Run(state, spec, config)
+    return _CompressRun(state, spec, config)
 
 
-def _cut(run: _Run, *, resume: bool) -> _Run:
+def _cut(run: _CompressRun, *, resume: bool) -> _CompressRun:
     """Score, plan, replace, fit, evaluate and save; returns the run, which may have come to other settings."""
     models = Models(run.spec, run.config, run.trust_remote_code)
     run.progress("load")
@@ -221,7 +221,9 @@ def _on_device(source: Source, config: CompressConfig) -> Source:
     return replace(source, model=source.model.to(device), args=inputs.args, kwargs=inputs.kwargs)
 
 
-def _cut_captured(run: _Run, models: Models, source: Source, data: Data | UserData, captured: CapturedParts) -> None:
+def _cut_captured(
+    run: _CompressRun, models: Models, source: Source, data: Data | UserData, captured: CapturedParts
+) -> None:
     config, state = run.config, run.state
     scores = state.scores()
     if scores is None:
@@ -246,7 +248,7 @@ def _cut_captured(run: _Run, models: Models, source: Source, data: Data | UserDa
     state.add(figures={"cut": figures}, fits=fits, **costs)
 
 
-def _fitted(run: _Run, result: TransformResult, data: Data | UserData) -> list[dict[str, Any]]:
+def _fitted(run: _CompressRun, result: TransformResult, data: Data | UserData) -> list[dict[str, Any]]:
     run.progress("fit")
     samples = calibration(result.model, data, run.config, run.config.samples, with_loss=False)
     try:
@@ -257,7 +259,7 @@ def _fitted(run: _Run, result: TransformResult, data: Data | UserData) -> list[d
     return [asdict(one) for one in done.surrogates]
 
 
-def _costs(run: _Run, result: TransformResult) -> dict[str, Any]:
+def _costs(run: _CompressRun, result: TransformResult) -> dict[str, Any]:
     run.progress("measure costs")
     before, after = result.costs()
     left = reached(before, after, result.plan, result.captured_parts.parts, result.all_parts)
@@ -269,7 +271,7 @@ def _costs(run: _Run, result: TransformResult) -> dict[str, Any]:
     }
 
 
-def _heal(run: _Run, *, show: bool) -> None:
+def _heal(run: _CompressRun, *, show: bool) -> None:
     directory = run.directory
     # A checkpoint may be that of another run, which this one takes the place of.
     begun = run.state.result().get("healing") and last_whole(directory / STATE / CHECKPOINT) is not None
@@ -285,7 +287,7 @@ def _heal(run: _Run, *, show: bool) -> None:
     run.state.add(figures={"healed": trained.figures})
 
 
-def _export(run: _Run) -> dict[str, Exported]:
+def _export(run: _CompressRun) -> dict[str, OnnxFile]:
     run.progress("load")
     artifact = load_artifact(run.directory, trust_remote_code=run.trust_remote_code)
     return export_artifact(artifact, progress=run.progress)

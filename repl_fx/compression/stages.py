@@ -33,7 +33,7 @@ from repl_fx.training.data.kinds import Data, UserData
 SETTINGS = "settings.yaml"
 
 
-class _Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+class _SettingsFile(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """The file of settings.
 
     Attributes:
@@ -46,7 +46,7 @@ class _Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 @dataclass(frozen=True)
-class State:
+class CompressionState:
     """The state in a directory.
 
     Attributes:
@@ -72,7 +72,7 @@ class State:
             OutputError: the directory cannot be written.
         """
         self.discard()
-        text = msgspec.yaml.encode(_Settings(spec, config, data)).decode()
+        text = msgspec.yaml.encode(_SettingsFile(spec, config, data)).decode()
         self._write(SETTINGS, text)
 
     def discard(self) -> None:
@@ -100,10 +100,10 @@ class State:
         """
         require_content(data, self._settings().data, f"the compression in {self.directory}")
 
-    def _settings(self) -> _Settings:
+    def _settings(self) -> _SettingsFile:
         file = self.place / SETTINGS
         try:
-            found = msgspec.yaml.decode(file.read_bytes(), type=_Settings)
+            found = msgspec.yaml.decode(file.read_bytes(), type=_SettingsFile)
         except FileNotFoundError:
             raise BadInput(f"{self.directory} has no compression to go on with; give a model, and -o") from None
         except (OSError, msgspec.DecodeError, UnicodeDecodeError) as problem:

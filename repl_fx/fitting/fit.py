@@ -27,7 +27,7 @@ from repl_fx.fitting.networks import Network
 from repl_fx.fitting.norm_statistics import ChannelStatistics
 from repl_fx.fitting.results import Fit, FittedSurrogate
 from repl_fx.fitting.solving import ridge_for
-from repl_fx.fitting.stand_ins import StandIn, silence_, stand_ins
+from repl_fx.fitting.stand_ins import GraphStandIn, silence_, stand_ins
 from repl_fx.fitting.units import UnitMoments
 from repl_fx.graph.bridge import digraph, reached_from
 from repl_fx.graph.captured import attribute
@@ -109,7 +109,7 @@ class _Fitting:
     def __init__(
         self,
         result: TransformResult,
-        found: list[StandIn],
+        found: list[GraphStandIn],
         batches: Batches,
         held_out: Batches | None,
         ridge: float | None,
@@ -123,7 +123,7 @@ class _Fitting:
         self._captured, self._count = captured, len(found)
         self._batches, self._held_out, self._ridge, self._objective = batches, held_out, ridge, objective
 
-    def fit(self, one: StandIn, number: int) -> FittedSurrogate:
+    def fit(self, one: GraphStandIn, number: int) -> FittedSurrogate:
         """Fit one surrogate, with so many behind it; where that fails it is as before."""
         tell(one.block, number, self._count)
         if not one.starts:
@@ -144,13 +144,13 @@ class _Fitting:
             put_back()
         return FittedSurrogate(one.block, one.surrogate, **known)
 
-    def _map(self, one: StandIn, node: fx.Node, merged: bool) -> dict[str, Any]:
+    def _map(self, one: GraphStandIn, node: fx.Node, merged: bool) -> dict[str, Any]:
         sums = MapFit(one.graph, node, merged, self._objective)
         for ours, wanted in self._pairs(one, sums.given, [one.last]):
             sums.add(ours, wanted[one.last])
         return sums.solve(self._ridge) | self._lost(one, sums.axis)
 
-    def _numbers(self, one: StandIn) -> dict[str, Any]:
+    def _numbers(self, one: GraphStandIn) -> dict[str, Any]:
         """Fit the numbers of a surrogate, call by call; returns what is known of it, by the names of the result."""
         left, numbers, rows, ridge = list[str](), 0, 0, 0.0
         before: Distance | None = None
@@ -190,7 +190,7 @@ class _Fitting:
         lost |= {"before": before.share, "left": "; ".join(dict.fromkeys(left))}
         return {"numbers": numbers, "rows": rows, "ridge": ridge, **lost}
 
-    def _stage(self, one: StandIn, node: fx.Node, start: FittedStart) -> tuple[_Sums, fx.Node, Distance] | str:
+    def _stage(self, one: GraphStandIn, node: fx.Node, start: FittedStart) -> tuple[_Sums, fx.Node, Distance] | str:
         """The sums of a fit, with where it was made and the distance before it; or why nothing is fitted."""
         if isinstance(start, LastLayer) and layer_of(one.graph, node, start) is None:
             return "its last layer is of a kind whose input is not known"
@@ -217,7 +217,7 @@ class _Fitting:
                 return chosen
         return f"what follows {_named(node)} is not linear"
 
-    def _keep_units(self, one: StandIn, node: fx.Node, start: KeptUnits) -> int:
+    def _keep_units(self, one: GraphStandIn, node: fx.Node, start: KeptUnits) -> int:
         """Choose hidden units by what they are in the original; returns how many rows there were."""
         captured = self._captured[one.part]
         originals = {of.name: of for of in one.original.values()}
@@ -239,7 +239,7 @@ class _Fitting:
             attribute(one.graph, vector.path).copy_(read(vector.of)[chosen[vector.units].units])
         return max(some.rows for some in moments)
 
-    def _normalise(self, one: StandIn, node: fx.Node) -> None:
+    def _normalise(self, one: GraphStandIn, node: fx.Node) -> None:
         """Give a batch norm of the surrogate's own the statistics of the data."""
         given = node.args[0]
         assert isinstance(given, fx.Node)
@@ -248,12 +248,12 @@ class _Fitting:
             statistics.add(ours[given])
         statistics.set_(one.graph.get_submodule(str(node.target)))
 
-    def _lost(self, one: StandIn, axis: int) -> dict[str, Any]:
+    def _lost(self, one: GraphStandIn, axis: int) -> dict[str, Any]:
         """The distances from the original with the finished surrogate, by the names of the result."""
         other = None if self._held_out is None else self._distance(one, axis, self._held_out).share
         return {"after": self._distance(one, axis).share, "held_out": other}
 
-    def _distance(self, one: StandIn, axis: int, batches: Batches | None = None) -> Distance:
+    def _distance(self, one: GraphStandIn, axis: int, batches: Batches | None = None) -> Distance:
         distance = Distance(axis)
         for ours, theirs in self._pairs(one, one.ends, list(one.ends.values()), batches):
             for output, original in one.ends.items():
@@ -262,7 +262,7 @@ class _Fitting:
 
     def _pairs(
         self,
-        one: StandIn,
+        one: GraphStandIn,
         ours: Collection[fx.Node],
         theirs: Collection[fx.Node],
         batches: Batches | None = None,
@@ -282,7 +282,7 @@ class _Fitting:
 
 
 def _affine(
-    one: StandIn, node: fx.Node, start: FittedStart, points: Sequence[fx.Node], values: Mapping[fx.Node, Any]
+    one: GraphStandIn, node: fx.Node, start: FittedStart, points: Sequence[fx.Node], values: Mapping[fx.Node, Any]
 ) -> Iterator[tuple[_Sums, fx.Node]]:
     """The points at which the value is affine in what is fitted, the best first."""
     for point in points:

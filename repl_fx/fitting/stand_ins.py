@@ -32,7 +32,7 @@ from repl_fx.surrogates.shared.site import surrogate_path
 
 
 @dataclass(frozen=True, eq=False)
-class StandIn:
+class GraphStandIn:
     """What stands in for a block, in the rewritten graph of its part.
 
     Attributes:
@@ -125,7 +125,7 @@ class StandIn:
         return {node for node in seen if node.op != "get_attr"}
 
 
-def stand_ins(result: TransformResult) -> Iterator[StandIn]:
+def stand_ins(result: TransformResult) -> Iterator[GraphStandIn]:
     """What stands in for each block, in program order; of a stretch that has one map, the map alone."""
     found = [_stand_in(result, r) for r in ends_of_stretches(result.plan)]
     order = [part.path for part in result.parts]
@@ -141,7 +141,7 @@ def ends_of_stretches(plan: Plan) -> tuple[Replacement, ...]:
     return tuple(r for r in plan.replacements if r.block not in gone or (r.repeat, r.before, r.after) not in spanned)
 
 
-def _stand_in(result: TransformResult, replacement: Replacement) -> StandIn:
+def _stand_in(result: TransformResult, replacement: Replacement) -> GraphStandIn:
     part = part_of(result.found, replacement.block)
     block, graph = part.blocks[replacement.block], result.one_by_one[part.path]
     nodes = tuple(node for node in graph.graph.nodes if block_of(node) == block.name)
@@ -151,7 +151,7 @@ def _stand_in(result: TransformResult, replacement: Replacement) -> StandIn:
     outputs = {node: of for of, node in {of: node for node, of in original.items() if of in block.outputs}.items()}
     starts = tuple((node, start) for node in nodes for start in FITTED.of(node) or ())
     key = replacement.surrogate
-    return StandIn(
+    return GraphStandIn(
         part.path, replacement.block, block.name, key, graph, nodes, outputs, block.outputs[-1], original, starts
     )
 

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from repl_fx.fitting.solving import Equations, ridge_for
-from repl_fx.surrogates.shared.cut_layers import Chosen, whole_groups
+from repl_fx.surrogates.shared.cut_layers import StayingUnits, whole_groups
 
 # Steps at most in which units are taken in.
 STEPS = 512
@@ -49,7 +49,7 @@ class UnitMoments:
         self.rows += len(rows)
         self._sum = self._sum.to(rows) + rows.t() @ rows
 
-    def choose(self, readers: Tensor, count: int, *, shifted: bool, group: int = 1) -> Chosen:
+    def choose(self, readers: Tensor, count: int, *, shifted: bool, group: int = 1) -> StayingUnits:
         """The units that stay, and all of them by these.
 
         Args:
@@ -64,7 +64,7 @@ class UnitMoments:
         known = torch.cat([units, units.new_tensor([size])]) if shifted else units
         equations = Equations(moments[known][:, known], moments[known][:, :size])
         spread = equations.solve(ridge_for(self.rows, count)).t()
-        return Chosen(units, spread[:, :count], spread[:, count] if shifted else None)
+        return StayingUnits(units, spread[:, :count], spread[:, count] if shifted else None)
 
 
 def _taken(moments: Tensor, readers: Tensor, count: int, shifted: bool, group: int) -> Tensor:

@@ -66,7 +66,7 @@ def arguments_read(block: nn.Module, left: Left) -> list[tuple[str, ...]]:
 
 
 @dataclass(frozen=True)
-class _Code:
+class _FunctionCode:
     """The code of a function.
 
     Attributes:
@@ -81,7 +81,7 @@ class _Code:
     loads: list[ast.Name]
 
     @staticmethod
-    def of(function: Callable[..., Any]) -> _Code | None:
+    def of(function: Callable[..., Any]) -> _FunctionCode | None:
         """The code, None where there is none to see."""
         try:
             own = inspect.unwrap(function)
@@ -93,7 +93,7 @@ class _Code:
         loads = [node for node in ast.walk(code) if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Load)]
         local = {*own.__code__.co_varnames, *own.__code__.co_cellvars, *own.__code__.co_freevars}
         names = {name: value for name, value in own.__globals__.items() if name not in local}
-        return _Code(own.__code__.co_filename, names, above, loads)
+        return _FunctionCode(own.__code__.co_filename, names, above, loads)
 
     def uses(self, name: str, left: Left) -> list[ast.Name]:
         """Where a name is read in what is left."""
@@ -139,7 +139,7 @@ def _is_bound(node: ast.Name | ast.arg, name: str) -> bool:
 
 def _is_read(owner: nn.Module, function: Callable[..., Any], name: str, left: Left) -> bool:
     """Whether the code of a method of a module does more with an argument than hand it to what is gone."""
-    code = _Code.of(function)
+    code = _FunctionCode.of(function)
     if code is None:
         return True
     known, pending = set[str](), [name]
@@ -155,7 +155,7 @@ def _is_read(owner: nn.Module, function: Callable[..., Any], name: str, left: Le
 
 def _keywords_read(owner: nn.Module, function: Callable[..., Any], name: str, left: Left) -> set[str] | None:
     """The names under which the code of a method reads what is in its `**kwargs`; None where it may read all of it."""
-    code, found = _Code.of(function), set[str]()
+    code, found = _FunctionCode.of(function), set[str]()
     for node in [] if code is None else code.uses(name, left):
         assert code is not None
         names = _keywords_at(owner, node, code, left)
@@ -165,7 +165,7 @@ def _keywords_read(owner: nn.Module, function: Callable[..., Any], name: str, le
     return None if code is None else found
 
 
-def _keywords_at(owner: nn.Module, node: ast.Name, code: _Code, left: Left) -> set[str] | None:
+def _keywords_at(owner: nn.Module, node: ast.Name, code: _FunctionCode, left: Left) -> set[str] | None:
     by = code.above[node]
     over = code.above[by]
     match by, over:
@@ -235,7 +235,7 @@ def _lines(file: str, statements: Sequence[ast.stmt | ast.expr]) -> set[Line]:
     return {(file, number) for first, last in spans for number in range(first, last + 1)}
 
 
-def _handed_on(node: ast.expr, code: _Code, takes: Callable[[ast.Call, ast.AST], bool]) -> list[str] | None:
+def _handed_on(node: ast.expr, code: _FunctionCode, takes: Callable[[ast.Call, ast.AST], bool]) -> list[str] | None:
     """The other names that a value gets where it is handed on; None where it is read."""
     used, by = node, code.above[node]
     while isinstance(by, ast.Starred) or (isinstance(by, ast.IfExp) and used is not by.test):
@@ -246,7 +246,7 @@ def _handed_on(node: ast.expr, code: _Code, takes: Callable[[ast.Call, ast.AST],
     return [] if isinstance(call, ast.Call) and used is not call.func and takes(call, used) else None
 
 
-def _takes(owner: nn.Module, code: _Code, call: ast.Call, used: ast.AST, *, left: Left) -> bool:
+def _takes(owner: nn.Module, code: _FunctionCode, call: ast.Call, used: ast.AST, *, left: Left) -> bool:
     """Whether a call in the code of a module hands an argument to what does not read it."""
     callees = _callees(owner, call, code, left)
     return callees is not None and not any(_reads(*one, call, used, left) for one in callees)
@@ -275,7 +275,7 @@ def _reads(
 _Callee = tuple[nn.Module, Callable[..., Any], int]
 
 
-def _callees(owner: nn.Module, call: ast.Call, code: _Code, left: Left) -> list[_Callee] | None:
+def _callees(owner: nn.Module, call: ast.Call, code: _FunctionCode, left: Left) -> list[_Callee] | None:
     """The functions that a call in the code of a module runs, each with its module and its first parameter to be given.
 
     None of what is gone; None in all where they are not known.

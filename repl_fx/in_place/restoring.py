@@ -49,7 +49,7 @@ def restored_state(source: nn.Module, model: nn.Module, parts: Sequence[PartRepe
     now = model.state_dict()
     made: dict[str, Tensor] = {}
     for replacement in plan.replacements:
-        made.update(_Block(model, part_of(parts, replacement.block), replacement).values())
+        made.update(_ReplacedBlock(model, part_of(parts, replacement.block), replacement).values())
     own = source.state_dict(keep_vars=True)
     # A tensor of the block that is tied to a kept one has the value of that.
     kept = {id(tensor) for name, tensor in own.items() if name in now}
@@ -60,7 +60,7 @@ def restored_state(source: nn.Module, model: nn.Module, parts: Sequence[PartRepe
     }
 
 
-class _Block:
+class _ReplacedBlock:
     """A replaced block of a model in place.
 
     Args:

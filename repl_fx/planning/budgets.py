@@ -31,7 +31,7 @@ from repl_fx.passes.choose_blocks import candidates, keeps_size, with_neighbours
 from repl_fx.plan import Plan, Refusal, Replacement
 from repl_fx.planning.choose_surrogates import by_stretch, choose_surrogates, next_choices
 from repl_fx.planning.finders import without_patterns
-from repl_fx.planning.knapsack import LARGEST, Choice, Item, Row, TooMany, front_of, whole
+from repl_fx.planning.knapsack import LARGEST, Item, Packing, PlaceRow, TooMany, front_of, whole
 from repl_fx.planning.part_repeats import PartRepeats, repeats_of
 from repl_fx.planning.replacement_costs import COUNTED, LATENCY, Graphs, ReplacementCosts, folded_latency
 from repl_fx.running.timing import Share
@@ -287,7 +287,7 @@ class BudgetPlanner:
             ways = [[(blocks[i], k) for k in range(len(self.mix))] if i in blocks else [] for i in range(len(repeat))]
             ways = [[way for way in some if way in self.replacements] for some in ways]
             items = tuple(self._items(ways, i, worth, saved) for i in range(len(repeat)))
-            rows.append(Row(items, any(one.needs_neighbours for one in self.mix)))
+            rows.append(PlaceRow(items, any(one.needs_neighbours for one in self.mix)))
             every_way.append(ways)
         try:
             front = front_of(rows, len(names))
@@ -448,8 +448,8 @@ class BudgetPlanner:
         if not any(block == way[0] for block, _ in self.replacements):
             self.refusals.append(refusal)
 
-    def _best(self, front: Sequence[Choice], slack: Mapping[str, float]) -> Choice:
-        def excess(choice: Choice) -> float:
+    def _best(self, front: Sequence[Packing], slack: Mapping[str, float]) -> Packing:
+        def excess(choice: Packing) -> float:
             """By how much a choice is above the limit that it misses most, as a share of the original."""
             return max(float(share) - limit + slack[name] for name, limit, share in self._shares(choice))
 
@@ -459,14 +459,14 @@ class BudgetPlanner:
         nearest = min(front, key=lambda choice: (excess(choice), choice.loss, choice.order))
         raise NoPlan(self._nobody_can(nearest), excess(nearest))
 
-    def _shares(self, choice: Choice) -> list[tuple[str, float, Fraction]]:
+    def _shares(self, choice: Packing) -> list[tuple[str, float, Fraction]]:
         """Each cost with its limit, and what a choice leaves of it."""
         before = self.costs.before
         limits = self.budget.limits.items()
         each = zip(limits, choice.saved, strict=True)
         return [(name, limit, Fraction(before[name] - saved, before[name])) for (name, limit), saved in each]
 
-    def _nobody_can(self, nearest: Choice) -> str:
+    def _nobody_can(self, nearest: Packing) -> str:
         """The line that says that no plan is under the budget, and which is nearest."""
         shown = {name: _rounded_up(share) for name, _, share in self._shares(nearest)}
         asked = " and ".join(f"{name} at or below {limit:g}" for name, limit in self.budget.limits.items())

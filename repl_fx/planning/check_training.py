@@ -31,7 +31,7 @@ _LENGTH = 0.1
 
 
 @dataclass(frozen=True)
-class Trained:
+class StepOutcome:
     """The outcome of one training step.
 
     Attributes:
@@ -56,7 +56,7 @@ class TrainingCheck:
         self.possible = not any(tensor.is_meta for tensor in (*inputs.tensors, *model.parameters(), *model.buffers()))
 
     @cached_property
-    def before(self) -> Trained:
+    def before(self) -> StepOutcome:
         return self._trained(self.model, moves=0)
 
     def run(
@@ -95,7 +95,7 @@ class TrainingCheck:
             found |= {block: dead for block, trained in suspects.items() if not trained & moved}
         return None, found
 
-    def _trained(self, module: nn.Module, moves: int) -> Trained:
+    def _trained(self, module: nn.Module, moves: int) -> StepOutcome:
         """A step of a model, and some more after its parameters moved; what learns in any of them learns."""
         device = device_of(module, self.inputs)
         parameters = [parameter for parameter in module.parameters() if parameter.requires_grad]
@@ -114,9 +114,9 @@ class TrainingCheck:
                         gradients = self._gradients(module, parameters)
                 except ForeignError as problem:
                     # The model's or a surrogate's: the caller tells whose fault it is.
-                    return Trained(str(problem))
+                    return StepOutcome(str(problem))
                 if gradients is None:
-                    return Trained(None, compared=False)
+                    return StepOutcome(None, compared=False)
                 for parameter, gradient in zip(parameters, gradients, strict=True):
                     if gradient is None:
                         continue
@@ -126,7 +126,7 @@ class TrainingCheck:
                         learns.add(id(parameter))
                 if number < moves:
                     _move(parameters, gradients)
-        return Trained(None, frozenset(learns), frozenset(broken))
+        return StepOutcome(None, frozenset(learns), frozenset(broken))
 
     def _gradients(self, module: nn.Module, parameters: Sequence[nn.Parameter]) -> tuple[Tensor | None, ...] | None:
         """Gradients of one number of all outputs; None where no output depends on a parameter."""

@@ -42,7 +42,7 @@ class Item:
 
 
 @dataclass(frozen=True)
-class Row:
+class PlaceRow:
     """Places in order.
 
     Attributes:
@@ -58,7 +58,7 @@ class TooMany(Exception):
     """A front has more than `LARGEST` choices."""
 
 
-class Choice(NamedTuple):
+class Packing(NamedTuple):
     """Places that go, with the sums of their items; of equal sums the one with the smaller `order` is better.
 
     Attributes:
@@ -72,7 +72,7 @@ class Choice(NamedTuple):
     gone: tuple[tuple[int, int, int], ...]
 
 
-def front_of(rows: Sequence[Row], costs: int) -> list[Choice]:
+def front_of(rows: Sequence[PlaceRow], costs: int) -> list[Packing]:
     """All choices of which none saves as much of each cost, at as little loss, as another.
 
     Args:
@@ -81,7 +81,7 @@ def front_of(rows: Sequence[Row], costs: int) -> list[Choice]:
     Raises:
         TooMany: there are more than can be compared in seconds.
     """
-    front = [Choice(0, (0,) * costs, (0, 0), ())]
+    front = [Packing(0, (0,) * costs, (0, 0), ())]
     for number, row in enumerate(rows):
         ends = _ends(number, row, costs)
         front = undominated(_added(one, other) for one in front for other in ends)
@@ -96,13 +96,13 @@ def whole(numbers: Sequence[float]) -> list[int]:
     return [int(number * scale) for number in exact]
 
 
-def undominated(choices: Iterable[Choice]) -> list[Choice]:
+def undominated(choices: Iterable[Packing]) -> list[Packing]:
     """The Pareto front of some choices: by loss, and of the same loss by what is saved.
 
     Raises:
         TooMany: see `front_of`.
     """
-    best: dict[tuple[int, tuple[int, ...]], Choice] = {}
+    best: dict[tuple[int, tuple[int, ...]], Packing] = {}
     for choice in choices:
         sums = choice.loss, choice.saved
         if sums not in best or choice.order < best[sums].order:
@@ -114,7 +114,7 @@ def undominated(choices: Iterable[Choice]) -> list[Choice]:
         return ranked
     # None is dominated by one behind it, and being dominated by one that is dominated itself is being dominated.
     kept = np.empty((len(ranked), len(ranked[0].saved)), dtype=np.int64)
-    front: list[Choice] = []
+    front: list[Packing] = []
     for choice in ranked:
         saved = np.array(choice.saved, dtype=np.int64)
         if not bool((kept[: len(front)] >= saved).all(axis=1).any()):
@@ -125,17 +125,17 @@ def undominated(choices: Iterable[Choice]) -> list[Choice]:
     return front
 
 
-def _ends(number: int, row: Row, costs: int) -> list[Choice]:
+def _ends(number: int, row: PlaceRow, costs: int) -> list[Packing]:
     """The choices of one row."""
     places = len(row.items)
-    none = Choice(0, (0,) * costs, (0, 0), ())
+    none = Packing(0, (0,) * costs, (0, 0), ())
     # By the place that goes last and its item; the place is -1 where none does.
-    ends: dict[tuple[int, int], list[Choice]] = {(-1, 0): [none]}
+    ends: dict[tuple[int, int], list[Packing]] = {(-1, 0): [none]}
     for i, items in enumerate(row.items):
         found = {}
         for k, item in enumerate(items):
             with_it = (
-                Choice(
+                Packing(
                     choice.loss + item.loss,
                     tuple(x + y for x, y in zip(choice.saved, more, strict=True)),
                     (choice.order[0] + (i - last) ** 2, choice.order[1] - i),
@@ -164,8 +164,8 @@ def _behind(before: Item, item: Item) -> tuple[int, ...]:
     return tuple(saved + inner - alone for saved, inner, alone in each)
 
 
-def _added(one: Choice, other: Choice) -> Choice:
-    return Choice(
+def _added(one: Packing, other: Packing) -> Packing:
+    return Packing(
         one.loss + other.loss,
         tuple(x + y for x, y in zip(one.saved, other.saved, strict=True)),
         (one.order[0] + other.order[0], one.order[1] + other.order[1]),

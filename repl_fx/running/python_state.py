@@ -73,7 +73,7 @@ _BORN = {
 
 
 @dataclass(frozen=True)
-class _Version:
+class _TensorMoment:
     """A tensor as it was at one moment: in-place operators count its versions up."""
 
     tensor: Tensor
@@ -81,7 +81,7 @@ class _Version:
 
 
 @dataclass(frozen=True)
-class Change:
+class PythonChange:
     """Python state that differs between two moments.
 
     Attributes:
@@ -198,11 +198,11 @@ class PythonState:
         arrays = [(place, owner) for place, owner, _ in self._holders if isinstance(owner, np.ndarray)]
         self.unseen += [place.path for place, owner in arrays if self._is_written(place, owner)]
 
-    def changes(self, later: PythonState) -> list[Change]:
+    def changes(self, later: PythonState) -> list[PythonChange]:
         """The differences of a later state of the same model; an object in the place of an equal one is none."""
         paths = dict.fromkeys([*self._values, *later._values])
         return [
-            Change(path, isinstance(later._values.get(path), _Version))
+            PythonChange(path, isinstance(later._values.get(path), _TensorMoment))
             for path in paths
             # Tensors that fx meets on its way it keeps in the model.
             if not path.startswith("_tensor_constant") and not _same(self._at(path), later._at(path))
@@ -212,15 +212,15 @@ class PythonState:
         """The value at a path; of two names of one object, which may be two objects later, either will do."""
         inner, is_length = path.removeprefix("len(").removesuffix(")"), path.startswith("len(")
         for _ in range(DEEPEST):
-            known = self._values.get(f"len({inner})" if is_length else inner, _Version)
-            if known is not _Version:
+            known = self._values.get(f"len({inner})" if is_length else inner, _TensorMoment)
+            if known is not _TensorMoment:
                 return known
             ends = (len(inner), *(found.start() for found in re.finditer(r"[.\[]", inner)))
             longest = max((end for end in ends if inner[:end] in self._aliases), default=None)
             if longest is None:
                 return known
             inner = self._aliases[inner[:longest]] + inner[longest:]
-        return _Version
+        return _TensorMoment
 
     def names_one_of(self, names: Set[str]) -> bool:
         """Whether the code names one of some globals or attributes."""
@@ -371,7 +371,7 @@ class PythonState:
         if isinstance(value, _PLAIN):
             self._values[path] = value
         elif isinstance(value, Tensor):
-            self._values[path] = _Version(value, 0 if value.is_inference() else value._version)
+            self._values[path] = _TensorMoment(value, 0 if value.is_inference() else value._version)
         elif isinstance(value, GENERATORS):
             state = state_of(value)[0]()
             self._holders.append((place._replace(ours=True), value, state))
@@ -454,7 +454,7 @@ def _dotted(path: str, name: Any) -> str:
 def _same(before: Any, after: Any) -> bool:
     if type(before) is not type(after):
         return False
-    if isinstance(before, _Version):
+    if isinstance(before, _TensorMoment):
         if before.tensor is after.tensor:
             return bool(before.number == after.number)
         known = not has_no_value(before.tensor) and not has_no_value(after.tensor)

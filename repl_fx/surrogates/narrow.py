@@ -32,7 +32,7 @@ from repl_fx.graph.notes import STANDS_FOR
 from repl_fx.graph.roles import CONVOLUTIONS, CONVOLUTIONS_PADDED_BY_WORD, LINEAR, RESHAPES
 from repl_fx.surrogates.shared.branch_edits import bias_paths
 from repl_fx.surrogates.shared.builder import Builder
-from repl_fx.surrogates.shared.cut_layers import Chosen, cut_layers, longest
+from repl_fx.surrogates.shared.cut_layers import StayingUnits, cut_layers, longest
 from repl_fx.surrogates.shared.fitted_starts import CutLayer, CutVector, KeptUnits, LastLayer, UnitsOf
 from repl_fx.surrogates.shared.hidden_units import HiddenUnits, find_hidden_units
 from repl_fx.surrogates.shared.norms import fresh_norm
@@ -262,7 +262,7 @@ def _norm_state(site: Site, node: fx.Node) -> dict[str, str]:
     return found
 
 
-def _norm(site: Builder, match: NarrowMatch, node: fx.Node, units: int, chosen: Chosen) -> nn.Module:
+def _norm(site: Builder, match: NarrowMatch, node: fx.Node, units: int, chosen: StayingUnits) -> nn.Module:
     """A norm with the numbers of the channels that stay."""
     norm, given = match.hidden[units].between[node], site.now(node.args[0])
     assert norm is not None

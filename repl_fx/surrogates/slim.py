@@ -41,7 +41,7 @@ from repl_fx.surrogates.shared.fitted_starts import ChannelTerms, FittedStart, L
 from repl_fx.surrogates.shared.norms import ThinNorm, fitted_norm, fresh_norm, norm_at
 from repl_fx.surrogates.shared.registry import Match, Surrogate, check_thin_settings, register_surrogate
 from repl_fx.surrogates.shared.site import Site, Unfit, shown, unfit_is_refused
-from repl_fx.surrogates.shared.thin_block import Cut, SlimSynthesis, slim_weights
+from repl_fx.surrogates.shared.thin_block import SlimSynthesis, WeightCut, slim_weights
 
 # Fewer channels than this have little to say; a convolution of fewer takes as long.
 _LEAST = 4
@@ -69,7 +69,7 @@ class SlimConfig:
 
 
 @dataclass(frozen=True)
-class _Step:
+class _SlimNode:
     """One node of the block at its slim width.
 
     Attributes:
@@ -84,7 +84,7 @@ class _Step:
     axis: int
     channels: int
     linear: LinearOperator | None = None
-    cut: Cut | None = None
+    cut: WeightCut | None = None
     groups: int = 1
     norm: ThinNorm | None = None
     scale: str | None = None
@@ -99,7 +99,7 @@ class SlimMatch(Match):
     """
 
     width: int
-    steps: tuple[_Step, ...]
+    steps: tuple[_SlimNode, ...]
     zero_norms: frozenset[fx.Node]
     exits: frozenset[fx.Node]
 
@@ -159,7 +159,7 @@ class Slim(Surrogate[SlimConfig, SlimMatch]):
                 out = site.call(torch.ops.aten.cat.default, [out, rest], 1)
         return (out,)
 
-    def _weights(self, site: Builder, mixed: Sequence[_Step]) -> dict[str, fx.Node]:
+    def _weights(self, site: Builder, mixed: Sequence[_SlimNode]) -> dict[str, fx.Node]:
         """The weights and biases of the linear operators, by name."""
         cuts = [step.cut for step in mixed if step.cut is not None]
         names = [str(step.linear.weight) for step in mixed if step.linear is not None]
@@ -172,7 +172,7 @@ class Slim(Surrogate[SlimConfig, SlimMatch]):
         synthesis = SlimSynthesis(cuts, given, removed, self.config.train_neighbours)
         return site.synthesised("slim", synthesis, paths, synthesis.names)
 
-    def _start(self, mixed: Sequence[_Step], number: int) -> FittedStart:
+    def _start(self, mixed: Sequence[_SlimNode], number: int) -> FittedStart:
         """The weight and bias of a linear operator at the end of a branch as what can be fitted."""
         cut = mixed[number].cut
         assert cut is not None
@@ -189,7 +189,7 @@ class Slim(Surrogate[SlimConfig, SlimMatch]):
         wanted = self.config.width or max(_LEAST, round(self.config.ratio * channels))
         return min(wanted, channels)
 
-    def _steps(self, site: Site) -> list[_Step]:
+    def _steps(self, site: Site) -> list[_SlimNode]:
         """The nodes of the block that lead to its output, at their slim widths."""
         block = site.block
         site.require_split()
@@ -215,7 +215,7 @@ class _Planner:
         self.part = width, int(site.input.meta["val"].shape[1])
         # The axis of the channels of each value that comes from the stream.
         self.axes = {site.input: 1}
-        self.steps: list[_Step] = []
+        self.steps: list[_SlimNode] = []
         self.zero_init = {linear.node for linear in zero_init_operators(site)}
         self.constants: set[fx.Node] = set()
 
@@ -249,7 +249,7 @@ class _Planner:
             raise Unfit(f"the number of channels of {node.name} is not fixed", node)
         return max(min(width, size), round(size * width / whole))
 
-    def _linear(self, node: fx.Node) -> _Step | None:
+    def _linear(self, node: fx.Node) -> _SlimNode | None:
         linear = linear_operator_of(self.site.graph_module, node)
         if linear is None:
             return None
@@ -262,14 +262,14 @@ class _Planner:
             raise Unfit(f"{node.name} is a convolution with a stride, or one that is not centred", node)
         before, after = self.channels(linear.input, axis), self.channels(node, axis)
         groups = self._groups(linear, before, after)
-        cut = Cut(after, before // groups, linear.transposed, linear.bias, linear.node in self.zero_init)
+        cut = WeightCut(after, before // groups, linear.transposed, linear.bias, linear.node in self.zero_init)
         sizes = self.site.tensor(linear.weight).shape
         for path in self.site.counterpart_parameters(linear.weight) if self.synthesised else ():
             theirs = self.site.tensor(path).shape
             out, inner = (theirs[1], theirs[0]) if linear.transposed else theirs[:2]
             if theirs[2:] != sizes[2:] or out < cut.rows or inner < cut.columns:
                 raise Unfit(f"{path} is {shown(theirs)}, too unlike its own {linear.weight}, {shown(sizes)}", node)
-        return _Step(node, axis, after, linear=linear, cut=cut, groups=groups)
+        return _SlimNode(node, axis, after, linear=linear, cut=cut, groups=groups)
 
     def _groups(self, linear: LinearOperator, before: int, after: int) -> int:
         """Groups of the slim convolution, each as large as those of the whole one."""
@@ -283,7 +283,7 @@ class _Planner:
             raise Unfit(f"the groups of {linear.node.name} are too large for so few channels")
         return groups
 
-    def _norm(self, node: fx.Node, feeders: Sequence[fx.Node]) -> _Step | None:
+    def _norm(self, node: fx.Node, feeders: Sequence[fx.Node]) -> _SlimNode | None:
         axis = self.axes[feeders[0]]
         ndim = node.meta["val"].ndim
         norm = norm_at(self.site.graph_module, node, [feeders[0].meta["val"].shape[axis]])
@@ -291,26 +291,26 @@ class _Planner:
             return None
         if len(feeders) > 1 or (norm.kind in ("layer", "rms")) != (axis == ndim - 1):
             raise Unfit(f"{node.name} does not normalise the channels of the stream alone", node)
-        return _Step(node, axis, self.channels(node, axis), norm=norm)
+        return _SlimNode(node, axis, self.channels(node, axis), norm=norm)
 
-    def _other(self, node: fx.Node, feeders: Sequence[fx.Node], value: Tensor) -> _Step:
+    def _other(self, node: fx.Node, feeders: Sequence[fx.Node], value: Tensor) -> _SlimNode:
         gm, axes = self.site.graph_module, [self.axes[feeder] for feeder in feeders]
         first = feeders[0].meta["val"]
         alike = all(str(feeder.meta["val"].shape) == str(value.shape) for feeder in feeders)
-        same = _Step(node, axes[0], self.channels(feeders[0], axes[0]))
+        same = _SlimNode(node, axes[0], self.channels(feeders[0], axes[0]))
         if node.target in ADDITIONS and len(feeders) == len(node.args) == 2 and not node.kwargs:
             if alike and axes[0] == axes[1]:
                 return same
         elif node.target in MULTIPLICATIONS and len(feeders) == 1:
             scale = next((a for a in node.args if isinstance(a, fx.Node) and a.op == "get_attr"), None)
             if scale is not None and alike and _along(scale.meta["val"], axes[0], value):
-                return _Step(node, axes[0], same.channels, scale=str(scale.target))
+                return _SlimNode(node, axes[0], same.channels, scale=str(scale.target))
         elif len(feeders) == 1 and len(node.all_input_nodes) == 1 and node.args[0] is feeders[0]:
             if alike and (is_activation(gm, node) or node.target in COPIES or has_no_state(gm, node)):
                 return same
             order = _order(gm, node, first.ndim)
             if order is not None:
-                return _Step(node, order.index(axes[0]), same.channels)
+                return _SlimNode(node, order.index(axes[0]), same.channels)
         raise Unfit(f"what {node.name} does is not known at another width", node)
 
 
@@ -349,7 +349,7 @@ def _order(gm: fx.GraphModule, node: fx.Node, ndim: int) -> tuple[int, ...] | No
     return tuple(sizes.index(size) for size in made.shape)
 
 
-def _scaled(site: Builder, step: _Step, given: fx.Node, number: int) -> fx.Node:
+def _scaled(site: Builder, step: _SlimNode, given: fx.Node, number: int) -> fx.Node:
     """The product with the first numbers of a layer scale, which are the surrogate's own from here on."""
     scale = site.tensor(str(step.scale))
     # Of one dimension, as gains are, and shaped where it is read.

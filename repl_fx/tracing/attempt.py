@@ -49,7 +49,7 @@ from repl_fx.tracing.leaf_calls import LeafCalls, LeafNotOpaque, record_leaf_cal
 from repl_fx.tracing.lift_modules import Learned
 from repl_fx.tracing.model_checks import causes_of
 from repl_fx.tracing.module_calls import record_module_calls
-from repl_fx.tracing.questions import Asked, is_bounded, unaware_of_export
+from repl_fx.tracing.questions import ExportAsked, is_bounded, unaware_of_export
 from repl_fx.tracing.size_questions import SizeQuestions, lengths_symbolic, whole_symbolic
 from repl_fx.tracing.size_tensors import SizeTensors
 from repl_fx.tracing.stamping import Stamps
@@ -75,7 +75,7 @@ class Attempt:
         self.model = model
         self.learned = learned
         self.calls = LeafCalls(learned.inlined)
-        self.asked = Asked()
+        self.asked = ExportAsked()
         self.assigned = BufferAssignments()
         self.questions = SizeQuestions(
             self.calls.is_running,

@@ -41,7 +41,7 @@ class CaptureCheck:
 
 
 @dataclass
-class _Step:
+class _StepValues:
     """The values of one step of a module, by names for messages.
 
     Attributes:
@@ -138,7 +138,7 @@ def check_of(
     return CaptureCheck(found.get(False) == (), found.get(True) == (), tuple(chain.from_iterable(found.values())))
 
 
-def _mode_check(model: nn.Module, differences: tuple[str, ...], step: _Step) -> ModeCheck:
+def _mode_check(model: nn.Module, differences: tuple[str, ...], step: _StepValues) -> ModeCheck:
     named = dict(model.named_parameters(remove_duplicate=False))
     gradients = {id(named[n]): g for n in named if (g := step.state.get(f"the gradient of {n}")) is not None}
     outputs = [value for value in step.outputs if isinstance(value, Tensor)]
@@ -222,7 +222,7 @@ def _parameters_kept(*modules: nn.Module) -> Iterator[Callable[[], None]]:
                     parameter.copy_(value)
 
 
-def _steps(module: nn.Module, inputs: ExampleInputs, training: bool, seed: int, *, learned: bool) -> list[_Step]:
+def _steps(module: nn.Module, inputs: ExampleInputs, training: bool, seed: int, *, learned: bool) -> list[_StepValues]:
     device = device_of(module, inputs)
     with (
         untouched(module, buffers=True),
@@ -241,7 +241,7 @@ def _steps(module: nn.Module, inputs: ExampleInputs, training: bool, seed: int, 
 
 def _step(
     module: nn.Module, inputs: ExampleInputs, device: torch.device, seed: int, *, gradients: bool, learned: bool
-) -> _Step:
+) -> _StepValues:
     """One step.
 
     Args:
@@ -263,7 +263,7 @@ def _step(
 
     own_args, own_kwargs = pytree.tree_map_with_path(given, (inputs.args, inputs.kwargs))
     outputs = pytree.tree_leaves(open_objects(module(*own_args, **own_kwargs)))
-    step = _Step([value.detach().clone() if isinstance(value, Tensor) else value for value in outputs])
+    step = _StepValues([value.detach().clone() if isinstance(value, Tensor) else value for value in outputs])
     step.trains = any(isinstance(value, Tensor) and value.requires_grad for value in outputs)
     loss = loss_of(outputs) if gradients else None
     if loss is not None:
@@ -287,7 +287,7 @@ def loss_of(outputs: Sequence[Any]) -> Tensor | None:
     return torch.stack([((part.float() - 0.5) ** 2).mean() for part in real]).sum() if real else None
 
 
-def _differences(ours: _Step, theirs: _Step) -> list[str]:
+def _differences(ours: _StepValues, theirs: _StepValues) -> list[str]:
     if len(ours.outputs) != len(theirs.outputs):
         return [f"{len(theirs.outputs)} outputs, not {len(ours.outputs)}"]
     found = [

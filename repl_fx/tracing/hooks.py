@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from repl_fx._torch import global_module_hooks
 from repl_fx.errors import CaptureError, Untraceable
-from repl_fx.running.python_state import Change, PythonState
+from repl_fx.running.python_state import PythonChange, PythonState
 from repl_fx.tracing.leaves import is_leaf
 
 _FORWARD = {"_forward_hooks": "forward hook", "_forward_pre_hooks": "forward pre-hook"}
@@ -79,7 +79,7 @@ class _Watched:
         self.own = own
         self.of_the_model = of_the_model
         self.called = self.changed_a_value = False
-        self.state: list[Change] = []
+        self.state: list[PythonChange] = []
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         before = PythonState(nn.Module(), values={hook_name(self.own): self.own})

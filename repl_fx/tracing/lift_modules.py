@@ -180,10 +180,10 @@ class _Lifter:
                 self.env[node] = made.at(name, path, val) if isinstance(val, Tensor) else None
                 self.keep_boundaries(node)
             elif spec.kind in (InputKind.PARAMETER, InputKind.BUFFER):
-                self.env[node] = _State(spec.target, node.meta.get("val"))
+                self.env[node] = _HeldState(spec.target, node.meta.get("val"))
             elif spec.kind is InputKind.CONSTANT_TENSOR:
                 tensor = self.program.constants[spec.target]
-                self.env[node] = _State(self.learned.name(tensor), node.meta.get("val"))
+                self.env[node] = _HeldState(self.learned.name(tensor), node.meta.get("val"))
             else:
                 raise Untraceable(f"an input of kind {spec.kind.name} ({spec.target})")
         given = zip(nodes, signature.input_specs, strict=True)
@@ -294,7 +294,7 @@ class _Lifter:
             value = self.env[node]
             if isinstance(value, nn.Module):
                 raise Untraceable(f"a packed region of another kind ({node.target})")
-            if not isinstance(value, _State):
+            if not isinstance(value, _HeldState):
                 return value
             return self.state_at(value.path, value.val)
 
@@ -309,7 +309,7 @@ class _Lifter:
 
 
 @dataclass(frozen=True)
-class _State:
+class _HeldState:
     path: str
     val: Any
 

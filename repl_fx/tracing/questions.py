@@ -31,7 +31,7 @@ from repl_fx.running.untouched import device_of, outcome_of
 from repl_fx.tracing.model_checks import is_machinery
 
 
-class Asked:
+class ExportAsked:
     """Whether a forward wanted to know if it is being exported, and was told that it is not."""
 
     def __init__(self) -> None:
@@ -39,7 +39,7 @@ class Asked:
 
 
 @contextmanager
-def unaware_of_export(asked: Asked, *, unaware: bool = True) -> Iterator[None]:
+def unaware_of_export(asked: ExportAsked, *, unaware: bool = True) -> Iterator[None]:
     """Tell all code but torch's own that no export is going on, for the time of one, where it is to be `unaware`."""
     own: Any = torch.compiler.is_exporting
 

@@ -99,7 +99,7 @@ class SizeQuestions:
         self.found: list[tuple[Limit, _Held | None]] = []
         self.places: dict[str, tuple[int, int]] = {}
         self._in_leaf = in_leaf
-        self._ways: dict[tuple[CodeType, ...], _Asked] = {}
+        self._ways: dict[tuple[CodeType, ...], _Asking] = {}
         self._known: set[Any] = set()
         self._written = 0
 
@@ -128,7 +128,7 @@ class SizeQuestions:
             raise Untraceable(f"sizes are only right up to a number{_place(frame)} ({', '.join(limited)})")
         frames = list(islice(_frames(frame), _DEEP))
         way = tuple(seen.f_code for seen in frames)
-        asked = self._ways[way] if way in self._ways else self._ways.setdefault(way, _Asked.by(frames))
+        asked = self._ways[way] if way in self._ways else self._ways.setdefault(way, _Asking.by(frames))
         if asked.whole is not None:
             self.whole[id(asked.whole)] = asked.whole
         if is_truth(expression) and not asked.by_the_model:
@@ -235,7 +235,7 @@ class _Held:
 
 
 @dataclass(frozen=True)
-class _Asked:
+class _Asking:
     """How a question is asked.
 
     Attributes:
@@ -249,7 +249,7 @@ class _Asked:
     whole: dict[str, Any] | None
 
     @classmethod
-    def by(cls, frames: Sequence[FrameType]) -> _Asked:
+    def by(cls, frames: Sequence[FrameType]) -> _Asking:
         """Look at the frames that a question came through, innermost first."""
         handing = list(takewhile(_hands_on, frames))
         asking = frames[len(handing) :] or frames[-1:]

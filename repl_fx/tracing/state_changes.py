@@ -15,7 +15,7 @@ from typing import Any
 from torch import nn
 
 from repl_fx.running.code_names import is_foreign
-from repl_fx.running.python_state import Change, PythonState
+from repl_fx.running.python_state import PythonChange, PythonState
 
 
 @dataclass
@@ -28,7 +28,7 @@ class StateChanges:
         replaced: paths of the parameters and modules in whose place there were others.
     """
 
-    changes: list[Change] = field(default_factory=list)
+    changes: list[PythonChange] = field(default_factory=list)
     unseen: list[str] = field(default_factory=list)
     replaced: list[str] = field(default_factory=list)
 

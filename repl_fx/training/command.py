@@ -18,7 +18,7 @@ from repl_fx.errors import BadInput, first_line
 from repl_fx.pipeline import TransformResult
 from repl_fx.plan import Plan
 from repl_fx.sources import Source
-from repl_fx.training.comparing import Member, Row, members, write_comparison
+from repl_fx.training.comparing import Member, VariantOutcome, members, write_comparison
 from repl_fx.training.config import FROM_SPEC, MAKING, TrainConfig, read_config
 from repl_fx.training.data.kinds import Data, UserData
 from repl_fx.training.distributed import require_possible
@@ -27,7 +27,7 @@ from repl_fx.training.processes import Processes, join
 from repl_fx.training.run import (
     CHECKPOINT,
     STATE,
-    Trained,
+    TrainingResult,
     begin_state,
     finished,
     require_available,
@@ -41,7 +41,7 @@ from repl_fx.training.variants import VARIANTS, Models
 
 
 @dataclass(frozen=True, eq=False)
-class Run:
+class TrainingRun:
     """A run that can begin, or several side by side.
 
     Attributes:
@@ -87,7 +87,7 @@ def begin(
     defaults: TrainConfig | None = None,
     progress: Callable[[str], None] = lambda stage: None,
     stdout: int | None = None,
-) -> Run:
+) -> TrainingRun:
     """Make a run of a model, which is transformed first, or of an artifact.
 
     Args:
@@ -148,7 +148,7 @@ def begin(
             teacher = build_original(spec, model, weights, trust_remote_code)
         place, result = output or Path(spec), loaded.result
         known = place, rewritten, loaded.plan, data, config, resume, processes
-        return Run(*known, models=others, teacher=teacher, result=result)
+        return TrainingRun(*known, models=others, teacher=teacher, result=result)
     assert output is not None
     models = Models(spec, config, trust_remote_code)
     source = models.source(config.seed)
@@ -164,7 +164,7 @@ def begin(
     if processes.first:
         save(result.model, output, source=source, force=force)
     known = output, result.model, result.plan, data, config, resume, processes
-    return Run(*known, source, models, models.teacher(), result)
+    return TrainingRun(*known, source, models, models.teacher(), result)
 
 
 def _require_to_resume(
@@ -190,7 +190,9 @@ def _require_as_made(directory: str, config: TrainConfig) -> None:
         raise BadInput(f"{directory} has one set of weights; leave out --seeds, or give the model itself")
 
 
-def train_directory(run: Run, *, show: bool = False, progress: Callable[[str], None] = lambda stage: None) -> Trained:
+def train_directory(
+    run: TrainingRun, *, show: bool = False, progress: Callable[[str], None] = lambda stage: None
+) -> TrainingResult:
     """Train, and put the trained weights into the artifact; see `train`."""
     progress("train")
     options: Any = {"resume": run.resume, "show": show, "teacher": run.teacher}
@@ -205,8 +207,8 @@ def train_directory(run: Run, *, show: bool = False, progress: Callable[[str], N
 
 
 def train_side_by_side(
-    run: Run, *, show: bool = False, progress: Callable[[str], None] = lambda stage: None
-) -> tuple[Row, ...]:
+    run: TrainingRun, *, show: bool = False, progress: Callable[[str], None] = lambda stage: None
+) -> tuple[VariantOutcome, ...]:
     """Train each member of a comparison in turn, from paired starts; the rewritten model of the first seed is `run`'s.
 
     A run that goes on skips members that are at their end. A member other than `run`'s own that cannot be made or
@@ -224,7 +226,7 @@ def train_side_by_side(
     else:
         # Members that are at their end do not read them again.
         require_same_data(state, run.data)
-    found: dict[str, list[Trained]] = {variant: [] for variant in variants}
+    found: dict[str, list[TrainingResult]] = {variant: [] for variant in variants}
     reasons = dict.fromkeys(variants, "")
     for member in members(variants, REWRITTEN, config.seed, config.seeds):
         progress(f"train {member}")
@@ -241,13 +243,13 @@ def train_side_by_side(
     return rows
 
 
-def _own(run: Run, *, show: bool) -> Trained:
+def _own(run: TrainingRun, *, show: bool) -> TrainingResult:
     """Train the run's own model, whose weights may not have come into the artifact before it was stopped."""
     begun = last_whole(run.directory / STATE / CHECKPOINT) is not None
     return train_directory(replace(run, resume=run.resume and begun), show=show)
 
 
-def _other(run: Run, member: Member, *, show: bool) -> Trained:
+def _other(run: TrainingRun, member: Member, *, show: bool) -> TrainingResult:
     """Train another model of a comparison, or go on with it, or read what came out."""
     assert run.models is not None
     done = finished(run.directory, member.folder) if run.resume else None
@@ -268,9 +270,9 @@ def _other(run: Run, member: Member, *, show: bool) -> Trained:
     )
 
 
-def _row(variant: str, trained: Sequence[Trained], reason: str) -> Row:
+def _row(variant: str, trained: Sequence[TrainingResult], reason: str) -> VariantOutcome:
     names = list(dict.fromkeys(name for run in trained for name in run.figures))
-    return Row(
+    return VariantOutcome(
         variant,
         parameters=trained[0].parameters if trained else 0,
         figures={name: [run.figures[name] for run in trained] for name in names},

@@ -31,7 +31,7 @@ class Member:
 
 
 @dataclass(frozen=True)
-class Row:
+class VariantOutcome:
     """What became of a variant.
 
     Attributes:
@@ -64,12 +64,12 @@ def members(variants: Sequence[str], main: str, seed: int, seeds: int) -> tuple[
     )
 
 
-def write_comparison(rows: Sequence[Row], file: Path) -> None:
+def write_comparison(rows: Sequence[VariantOutcome], file: Path) -> None:
     """Write the rows as JSON."""
     file.write_text(json.dumps([asdict(row) for row in rows], indent=2) + "\n")
 
 
-def comparison_table(rows: Sequence[Row]) -> Table:
+def comparison_table(rows: Sequence[VariantOutcome]) -> Table:
     """The rows as a table: means over seeds, with the standard deviation where there are several."""
     names = list(dict.fromkeys(name for row in rows for name in row.figures))
     table = Table()
@@ -95,6 +95,6 @@ def _spread(values: Sequence[float], digits: int) -> str:
     return f"{shown} ± {stdev(values):.{digits}f}" if len(values) > 1 else shown
 
 
-def rows_document(rows: Sequence[Row]) -> list[dict[str, Any]]:
+def rows_document(rows: Sequence[VariantOutcome]) -> list[dict[str, Any]]:
     """The rows as they go into a JSON document."""
     return [asdict(row) for row in rows]

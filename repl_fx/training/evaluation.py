@@ -13,7 +13,7 @@ from repl_fx.training.building import module_of
 from repl_fx.training.config import TrainConfig
 from repl_fx.training.data.kinds import Data, UserData
 from repl_fx.training.distributed import device_of
-from repl_fx.training.loading import Batches
+from repl_fx.training.loading import DataModule
 from repl_fx.training.module import Training
 from repl_fx.training.processes import ALONE
 from repl_fx.training.run import NOISY, NOISY_LOGGERS, PRECISIONS, figures_of, require_available
@@ -50,7 +50,7 @@ def evaluate(
         )
         # Nothing is learned, and any model has its figures, with surrogates in place or without.
         config = config.changed(teacher_values=0.0, teacher_logits=1.0)
-        batches = Batches(data, config, device_of(ALONE, accelerator), trainer)
+        batches = DataModule(data, config, device_of(ALONE, accelerator), trainer)
         module = module_of(model, data, config, 1, batches.first(), teacher)
         if isinstance(module, Training):
             batches.check_targets(module.task)

@@ -15,11 +15,11 @@ from dataclasses import dataclass, replace
 
 from repl_fx.artifact.places import FIGURES as FIGURES
 from repl_fx.environment.files import writing
-from repl_fx.training.command import Run, train_directory
+from repl_fx.training.command import TrainingRun, train_directory
 from repl_fx.training.config import HEALING, TrainConfig
 from repl_fx.training.distillation import places_in
 from repl_fx.training.evaluation import evaluate
-from repl_fx.training.run import STATE, Trained
+from repl_fx.training.run import STATE, TrainingResult
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,7 @@ class Healed:
 
     original: dict[str, float]
     before: dict[str, float]
-    trained: Trained
+    trained: TrainingResult
 
     @property
     def figures(self) -> dict[str, dict[str, float]]:
@@ -48,7 +48,9 @@ def settings_to_heal() -> TrainConfig:
     return TrainConfig().changed(**HEALING)
 
 
-def heal_directory(run: Run, *, show: bool = False, progress: Callable[[str], None] = lambda stage: None) -> Healed:
+def heal_directory(
+    run: TrainingRun, *, show: bool = False, progress: Callable[[str], None] = lambda stage: None
+) -> Healed:
     """Heal the model of a run, and put its weights into the artifact.
 
     Values behind replaced blocks are compared where these are modules of the original, unless the settings say how much
@@ -73,7 +75,7 @@ def heal_directory(run: Run, *, show: bool = False, progress: Callable[[str], No
     return healed
 
 
-def with_places(run: Run) -> Run:
+def with_places(run: TrainingRun) -> TrainingRun:
     """The run, without values behind replaced blocks where none is a module, unless they were asked for."""
     config = run.config
     if places_in(run.model) or config.teacher_values != HEALING["teacher_values"]:

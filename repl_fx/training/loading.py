@@ -27,7 +27,7 @@ from repl_fx.training.tasks import Task
 _CHANGED = ("classification", "segmentation")
 
 
-class Batches(pl.LightningDataModule):
+class DataModule(pl.LightningDataModule):
     """The batches of a run; with what a user's LightningDataModule does to them on their way to the device.
 
     Attributes:

@@ -50,7 +50,7 @@ from repl_fx.training.distributed import (
     trainer_settings,
     unused_parameters,
 )
-from repl_fx.training.loading import Batches
+from repl_fx.training.loading import DataModule
 from repl_fx.training.module import Training
 from repl_fx.training.phases import Phase
 from repl_fx.training.processes import Processes, join, lost_peer
@@ -65,7 +65,7 @@ PRECISIONS: Mapping[str, Any] = {"float32": "32-true", "bfloat16": "bf16-mixed",
 
 
 @dataclass(frozen=True)
-class Trained:
+class TrainingResult:
     """The result of a run.
 
     Attributes:
@@ -96,7 +96,7 @@ def train(
     show: bool = False,
     teacher: nn.Module | None = None,
     phase: Phase | None = None,
-) -> Trained:
+) -> TrainingResult:
     """Train a model, which has its trained weights behind the call.
 
     Args:
@@ -153,7 +153,7 @@ def train(
             use_distributed_sampler=False,
             **trainer_settings(config, processes),
         )
-        batches = Batches(data, config, device_of(processes, accelerator), trainer, processes)
+        batches = DataModule(data, config, device_of(processes, accelerator), trainer, processes)
         in_epoch = -(-len(batches.train) // config.accumulate)
         steps = config.steps or config.epochs * in_epoch
         module = module_of(sharding.model, data, config, steps, sharding.to_try(batches.first()), teacher)
@@ -178,7 +178,7 @@ def train(
                 trainer.validate(module, verbose=False, datamodule=batches)
                 figures = figures_of(trainer)
             sharding.end()
-            trained = Trained(
+            trained = TrainingResult(
                 figures,
                 steps,
                 sum(parameter.numel() for parameter in model.parameters()),
@@ -207,10 +207,10 @@ def _epochs(config: TrainConfig, phase: Phase | None) -> int:
     return config.epochs if phase is None else phase.until
 
 
-def finished(directory: Path, folder: str) -> Trained | None:
+def finished(directory: Path, folder: str) -> TrainingResult | None:
     """The result of a run that is at its end; None where it is not, or its result cannot be read."""
     try:
-        return Trained(**json.loads((directory / STATE / folder / RESULT).read_text()))
+        return TrainingResult(**json.loads((directory / STATE / folder / RESULT).read_text()))
     except (OSError, ValueError, TypeError):
         return None
 

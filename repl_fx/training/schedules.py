@@ -26,7 +26,7 @@ from repl_fx.training.data.kinds import Data, UserData
 from repl_fx.training.neighbours import treated
 from repl_fx.training.phase_checkpoints import averaged_weights, phase_of, trained_weights
 from repl_fx.training.phases import Phase
-from repl_fx.training.run import CHECKPOINT, STATE, Trained, train
+from repl_fx.training.run import CHECKPOINT, STATE, TrainingResult, train
 from repl_fx.training.safe_checkpoints import read_checkpoint
 
 ORIGINAL, REWRITTEN, RESTORED = "original", "rewritten", "restored"
@@ -34,7 +34,7 @@ _RESTORED = "it was replaced for a part of the training, and is whole again"
 
 
 @dataclass(frozen=True, eq=False)
-class _Model:
+class _PhaseModel:
     """The model of a phase.
 
     Attributes:
@@ -73,7 +73,7 @@ def train_in_phases(
     resume: bool = False,
     show: bool = False,
     teacher: nn.Module | None = None,
-) -> tuple[Trained, nn.Module]:
+) -> tuple[TrainingResult, nn.Module]:
     """Train a model by a schedule; it begins with the weights that the source has now.
 
     Args:
@@ -97,7 +97,7 @@ def train_in_phases(
     if result.plan.replacements:
         require_schedule(config, result)
     name, until = phases[number]
-    model = _Model(result if name == REWRITTEN or not result.plan.replacements else unreplaced(result, _RESTORED))
+    model = _PhaseModel(result if name == REWRITTEN or not result.plan.replacements else unreplaced(result, _RESTORED))
     resumed: list[int | None] = []
     while True:
         trained_model = model.result.model
@@ -121,7 +121,7 @@ def _phases(config: TrainConfig) -> list[tuple[str, int]]:
     return [(name, end) for name, end in ends.items() if end is not None]
 
 
-def _next(before: _Model, result: TransformResult, checkpoint: Path, name: str) -> _Model:
+def _next(before: _PhaseModel, result: TransformResult, checkpoint: Path, name: str) -> _PhaseModel:
     """The model of a phase, with the weights that the last checkpoint of the phase before makes."""
     saved = read_checkpoint(checkpoint)
     source = result.captured_parts.source.cpu()
@@ -130,7 +130,7 @@ def _next(before: _Model, result: TransformResult, checkpoint: Path, name: str) 
         # Into the tensors that the captured graphs share.
         source.load_state_dict(trained_weights(saved))
         made = rewrite(result.captured_parts, result.plan, result.inputs)
-        return _Model(replace(made, checkpoint_blocks=result.checkpoint_blocks))
+        return _PhaseModel(replace(made, checkpoint_blocks=result.checkpoint_blocks))
     model, averaged = before.result.model.cpu(), averaged_weights(saved)
 
     def restored(weights: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -141,4 +141,4 @@ def _next(before: _Model, result: TransformResult, checkpoint: Path, name: str) 
     state, whole = restored(trained_weights(saved)), unreplaced(result, _RESTORED)
     # Of tied tensors, one is enough.
     whole.model.load_state_dict(state, strict=False)
-    return _Model(whole, averages)
+    return _PhaseModel(whole, averages)

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from repl_fx.artifact.changing import Change, changing, require_free
+from repl_fx.artifact.changing import DirectoryChange, changing, require_free
 from repl_fx.artifact.manifest import Manifest, read_manifest
 from repl_fx.errors import OutputError
 from repl_fx.sources.source import hash_file
@@ -215,7 +215,7 @@ def test_what_looks_like_an_unfinished_change_and_is_none_stays(tmp_path: Path) 
 
 def test_a_change_says_where(tmp_path: Path) -> None:
     with changing(tmp_path / "a") as change:
-        assert isinstance(change, Change) and change.directory == tmp_path / "a"
+        assert isinstance(change, DirectoryChange) and change.directory == tmp_path / "a"
         assert change.place.parent == tmp_path / "a"
         (change.place / "graph.txt").write_text("x")
         change.commit(manifest())

@@ -17,7 +17,7 @@ from repl_fx.artifact.model_code import build_original, build_source
 from repl_fx.sources import load_source
 from repl_fx.sources.source import hash_file
 from repl_fx.tracing.parts.inputs import Inputs
-from repl_fx.tracing.parts.origin import Model, Options
+from repl_fx.tracing.parts.origin import Model, SourceOptions
 from tests.artifact.edits import edit_manifest, set_value
 from tests.artifact.tied_net import MODEL
 from tests.nets import TokenNet, tokens
@@ -73,7 +73,7 @@ def test_a_model_that_is_given_is_taken_and_one_that_is_not_has_to_be_known(tmp_
 def test_a_file_like_the_one_that_is_gone_is_named_and_not_run(tmp_path: Path) -> None:
     near, gone = tmp_path / "net.py", tmp_path / "gone" / "net.py"
     near.write_text(f"open({str(tmp_path / 'ran')!r}, 'w')\n")
-    known = Model(f"{gone}:model", Options(None, 0, {}), "Net", {str(gone): hash_file(near)})
+    known = Model(f"{gone}:model", SourceOptions(None, 0, {}), "Net", {str(gone): hash_file(near)})
     with pytest.raises(
         repl_fx.ArtifactError, match=rf"is gone; a file like it is there: take it with --model {near}:m"
     ):

@@ -14,7 +14,7 @@ import repl_fx
 from repl_fx.artifact.exporting import export_artifact
 from repl_fx.compression import compress as compressing
 from repl_fx.compression.compress import Compressed, compress
-from repl_fx.compression.stages import State
+from repl_fx.compression.stages import CompressionState
 from repl_fx.errors import BadInput
 from repl_fx.planning.written_options import read_scores
 from repl_fx.scoring.scores import Scores
@@ -55,7 +55,7 @@ def test_a_trained_model_is_cut_healed_and_exported(trained: Path, tmp_path: Pat
     # What the plan was made from is part of the artifact, and stays through healing and export.
     manifest = json.loads((tmp_path / "out" / "manifest.json").read_text())
     assert {"scores.json", "model.onnx", "verify.json"} < manifest["files"].keys()
-    state = State(tmp_path / "out").scores()
+    state = CompressionState(tmp_path / "out").scores()
     assert state is not None and read_scores(tmp_path / "out" / "scores.json") == state.of("influence")
     # A run at its end has nothing left to do.
     again = compress(str(tmp_path / "out"), None, {}, resume=True)
@@ -152,7 +152,7 @@ def test_a_run_that_failed_leaves_the_one_before(trained: Path, tmp_path: Path) 
     spec, weights = str(trained / "model.py"), str(trained / "weights.safetensors")
     with pytest.raises(BadInput, match=r"no file none\.npz"):
         compress(spec, out, {**GIVEN, "data": "npz:none.npz", "weights": weights}, force=True)
-    assert State(out).figures() == first.figures and _weights(out)
+    assert CompressionState(out).figures() == first.figures and _weights(out)
     # One in its place heals from its own cut, and not from the checkpoint that lies there.
     again = compress(spec, out, {**GIVEN, "data": f"{spec}:data", "weights": weights, "heal": True}, force=True)
     assert again.figures == first.figures and (out / STATE / "last.ckpt").exists()

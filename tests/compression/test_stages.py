@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from repl_fx.compression.config import settings_to_compress
-from repl_fx.compression.stages import RESULT, SETTINGS, State
+from repl_fx.compression.stages import RESULT, SETTINGS, CompressionState
 from repl_fx.errors import BadInput, OutputError
 from repl_fx.scoring.scores import BlockScore, Scores
 from repl_fx.training.data.content import content_of
@@ -18,13 +18,13 @@ SCORES = Scores((BlockScore("blocks.1", "blocks", influence=0.25),), (), 8, ("in
 
 
 def test_what_is_known_is_read_again(tmp_path: Path) -> None:
-    state, config = State(tmp_path / "out"), settings_to_compress().changed(budget=["flops=0.7"], samples=9)
+    state, config = CompressionState(tmp_path / "out"), settings_to_compress().changed(budget=["flops=0.7"], samples=9)
     assert not state.begun and state.scores() is None and state.figures() == {}
     state.begin("net.py", config)
     state.write_scores(SCORES)
     state.add(figures={"original": {"loss": 1.5}})
     state.add(figures={"cut": {"loss": 2.5}}, fits=[])
-    again = State(tmp_path / "out")
+    again = CompressionState(tmp_path / "out")
     assert again.begun and again.settings() == ("net.py", config) and again.scores() == SCORES
     assert again.figures() == {"original": {"loss": 1.5}, "cut": {"loss": 2.5}}
     # Of a run before nothing stays.
@@ -35,7 +35,7 @@ def test_what_is_known_is_read_again(tmp_path: Path) -> None:
 
 
 def test_a_compression_goes_on_with_its_own_data_alone(tmp_path: Path) -> None:
-    state, data = State(tmp_path), pictures()
+    state, data = CompressionState(tmp_path), pictures()
     state.begin("net.py", settings_to_compress(), content_of(data))
     state.require_same_data(pictures())
     with pytest.raises(BadInput, match=r"bright has other samples, .* than when the compression in .* began"):
@@ -43,7 +43,7 @@ def test_a_compression_goes_on_with_its_own_data_alone(tmp_path: Path) -> None:
 
 
 def test_files_of_others_stay(tmp_path: Path) -> None:
-    state = State(tmp_path)
+    state = CompressionState(tmp_path)
     state.begin("net.py", settings_to_compress())
     (tmp_path / "mine.txt").write_text("x")
     state.discard()
@@ -51,7 +51,7 @@ def test_files_of_others_stay(tmp_path: Path) -> None:
 
 
 def test_damaged_files_and_full_disks_are_a_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    state = State(tmp_path)
+    state = CompressionState(tmp_path)
     with pytest.raises(BadInput, match="has no compression to go on with"):
         state.settings()
     state.begin("net.py", settings_to_compress())

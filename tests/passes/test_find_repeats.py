@@ -15,7 +15,7 @@ from hypothesis import given, settings, strategies as st
 from torch import Tensor, fx, nn
 
 from repl_fx.analysis.node_table import node_table
-from repl_fx.passes.find_repeats import _candidate_shifts, _choose, _Chosen, find_repeats, match_at_shift
+from repl_fx.passes.find_repeats import _candidate_shifts, _choose, _ChosenCutting, find_repeats, match_at_shift
 from repl_fx.sources import load_source
 from repl_fx.tracing.capture import capture, check_capture
 from tests.captures import captured_graph
@@ -25,7 +25,7 @@ from tests.nets import MlpBlock
 EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
 
 
-def positions(chosen: Sequence[_Chosen]) -> list[tuple[list[list[int]], object]]:
+def positions(chosen: Sequence[_ChosenCutting]) -> list[tuple[list[list[int]], object]]:
     return [(found.cutting.members.tolist(), positions(found.children)) for found in chosen]
 
 

@@ -8,26 +8,26 @@ import pytest
 from hypothesis import given, settings, strategies as st
 
 from repl_fx.planning import knapsack
-from repl_fx.planning.knapsack import Choice, Item, Row, TooMany, front_of, whole
+from repl_fx.planning.knapsack import Item, Packing, PlaceRow, TooMany, front_of, whole
 
 COSTS = 2
 SAVED = st.tuples(st.integers(-3, 9), st.integers(-3, 9))
 ITEM = st.builds(Item, st.integers(-2, 6), SAVED, st.none() | SAVED, st.booleans())
 ITEMS = st.lists(ITEM, max_size=2).map(tuple)
-ROWS = st.builds(Row, st.lists(ITEMS, max_size=5).map(tuple), st.booleans())
+ROWS = st.builds(PlaceRow, st.lists(ITEMS, max_size=5).map(tuple), st.booleans())
 # A place that goes, and which of its items.
 Going = tuple[int, int]
 LIMITS = st.tuples(st.integers(-5, 20), st.integers(-5, 20))
 
 
-def every_choice(row: Row) -> list[tuple[Going, ...]]:
+def every_choice(row: PlaceRow) -> list[tuple[Going, ...]]:
     places = [i for i, items in enumerate(row.items) if items]
     subsets = [some for size in range(len(places) + 1) for some in combinations(places, size)]
     allowed = [s for s in subsets if not row.apart or all(b - a > 1 for a, b in pairwise(s))]
     return [going for some in allowed for going in product(*([(i, k) for k in range(len(row.items[i]))] for i in some))]
 
 
-def sums(row: Row, going: tuple[Going, ...]) -> tuple[int, tuple[int, ...]]:
+def sums(row: PlaceRow, going: tuple[Going, ...]) -> tuple[int, tuple[int, ...]]:
     gone = {i: row.items[i][k] for i, k in going}
     joined = {i for i in gone if i + 1 in gone and gone[i + 1].joins}
     saved = [item.inner if i in joined and item.inner is not None else item.saved for i, item in gone.items()]
@@ -41,7 +41,7 @@ def best(choices: list[tuple[int, tuple[int, ...]]], limits: tuple[int, ...]) ->
 
 @settings(max_examples=150, deadline=None)
 @given(st.lists(ROWS, min_size=1, max_size=2), LIMITS)
-def test_the_least_loss_under_limits_is_that_of_all_choices(rows: list[Row], limits: tuple[int, int]) -> None:
+def test_the_least_loss_under_limits_is_that_of_all_choices(rows: list[PlaceRow], limits: tuple[int, int]) -> None:
     every = [(0, (0,) * COSTS)]
     for row in rows:
         own = [sums(row, going) for going in every_choice(row)]
@@ -56,12 +56,12 @@ def test_the_least_loss_under_limits_is_that_of_all_choices(rows: list[Row], lim
             assert tuple((i, k) for r, i, k in choice.gone if r == n) in every_choice(row)
 
 
-def alike(places: int, apart: bool) -> Row:
+def alike(places: int, apart: bool) -> PlaceRow:
     inner = ((Item(1, (10,)),),) * (places - 2)
-    return Row(((), *inner, ()), apart)
+    return PlaceRow(((), *inner, ()), apart)
 
 
-def gone(front: list[Choice], loss: int) -> list[tuple[int, ...]]:
+def gone(front: list[Packing], loss: int) -> list[tuple[int, ...]]:
     return [tuple(place for _, place, _ in choice.gone) for choice in front if choice.loss == loss]
 
 
@@ -81,7 +81,7 @@ def test_places_in_a_row_go_where_they_need_not_be_apart() -> None:
 
 
 def test_of_equal_loss_the_choice_that_saves_more_goes() -> None:
-    row = Row(((), (Item(1, (5,)),), (), (Item(1, (7,)),), ()), apart=True)
+    row = PlaceRow(((), (Item(1, (5,)),), (), (Item(1, (7,)),), ()), apart=True)
     assert gone(front_of([row], 1), 1) == [(3,)]
 
 
@@ -92,6 +92,6 @@ def test_whole_numbers_keep_proportions_exactly() -> None:
 
 def test_a_front_that_is_too_large_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(knapsack, "LARGEST", 10)
-    row = Row(tuple((Item(2**i, (2**i,)),) for i in range(5)), apart=False)
+    row = PlaceRow(tuple((Item(2**i, (2**i,)),) for i in range(5)), apart=False)
     with pytest.raises(TooMany):
         front_of([row], 1)

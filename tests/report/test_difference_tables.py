@@ -8,7 +8,7 @@ from dataclasses import replace
 from rich.console import Console
 
 from repl_fx.report.difference_tables import difference_lines
-from repl_fx.report.model_graph.comparing import BlockDifference, Change, PlansDifference, WeightsDifference
+from repl_fx.report.model_graph.comparing import BlockDifference, ChangedFact, PlansDifference, WeightsDifference
 
 EQUAL = PlansDifference("a", "b", (), (), (), 1, (100, 100), WeightsDifference(9, (), (), ()))
 
@@ -26,12 +26,14 @@ def test_equal_plans_are_one_line() -> None:
 
 
 def test_each_difference_has_its_line() -> None:
-    block = BlockDifference("blocks.[1]", (Change("status", "kept", "replaced"), Change("surrogate", None, "slim")))
+    block = BlockDifference(
+        "blocks.[1]", (ChangedFact("status", "kept", "replaced"), ChangedFact("surrogate", None, "slim"))
+    )
     weights = WeightsDifference(9, ("w", "x", "y", "z"), ("only",), ())
     found = replace(
         EQUAL,
-        model=(Change("class", "Net", "Other"),),
-        options=(Change("seed", 0, 1),),
+        model=(ChangedFact("class", "Net", "Other"),),
+        options=(ChangedFact("seed", 0, 1),),
         blocks=(block,),
         alike=2,
         parameters=(100, 50),
@@ -49,5 +51,5 @@ def test_each_difference_has_its_line() -> None:
 
 
 def test_a_plan_alone_has_no_weights() -> None:
-    found = replace(EQUAL, options=(Change("seed", 0, 1),), parameters=(None, 100), weights=None)
+    found = replace(EQUAL, options=(ChangedFact("seed", 0, 1),), parameters=(None, 100), weights=None)
     assert text(found) == ["- a", "+ b", "options: seed: 0 -> 1"]

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from repl_fx.surrogates.shared.blended_weights import BlendSynthesis
 from repl_fx.surrogates.shared.synthesis import Synthesis
-from repl_fx.surrogates.shared.thin_block import Cut, SlimSynthesis
+from repl_fx.surrogates.shared.thin_block import SlimSynthesis, WeightCut
 from tests.nets import MlpNet
 
 WEIGHTS = ("fc1.weight", "fc2.weight")
@@ -55,7 +55,7 @@ def _blend(removed: list[Tensor], given: list[Tensor]) -> Synthesis:
 
 def _slim(removed: list[Tensor], given: list[Tensor]) -> Synthesis:
     # Slices that end in the rows of the second of two processes, and in those of the first.
-    cuts = [Cut(20, 15, False, False, False), Cut(7, 20, False, False, False)]
+    cuts = [WeightCut(20, 15, False, False, False), WeightCut(7, 20, False, False, False)]
     return SlimSynthesis(cuts, given, removed, train_neighbours=True)
 
 

@@ -13,7 +13,7 @@ import torch
 import repl_fx
 from repl_fx.errors import BadInput
 from repl_fx.training import command, run as running
-from repl_fx.training.command import COMPARISON, OTHERS, Run, begin, train_side_by_side
+from repl_fx.training.command import COMPARISON, OTHERS, TrainingRun, begin, train_side_by_side
 from repl_fx.training.run import CHECKPOINT, STATE, settings_of
 
 MODEL = """
@@ -42,7 +42,7 @@ def spec(tmp_path: Path) -> str:
     return str(path)
 
 
-def _begin(spec: str, output: Path | None = None, resume: bool = False, **given: Any) -> Run:
+def _begin(spec: str, output: Path | None = None, resume: bool = False, **given: Any) -> TrainingRun:
     given = {} if resume else {**FAST, "data": f"{spec}:data", **given}
     return begin(spec, output, given, resume=resume)
 

@@ -7,12 +7,12 @@ from pathlib import Path
 
 from rich.console import Console
 
-from repl_fx.training.comparing import Row, comparison_table, members, write_comparison
+from repl_fx.training.comparing import VariantOutcome, comparison_table, members, write_comparison
 
 ROWS = (
-    Row("original", 3000, {"loss": [0.5, 0.7], "accuracy": [0.9, 0.8]}, [100.0, 110.0]),
-    Row("depth-pruned", reason="seed 0: the loss is nan"),
-    Row("rewritten", 2000, {"loss": [0.6], "accuracy": [0.85]}),
+    VariantOutcome("original", 3000, {"loss": [0.5, 0.7], "accuracy": [0.9, 0.8]}, [100.0, 110.0]),
+    VariantOutcome("depth-pruned", reason="seed 0: the loss is nan"),
+    VariantOutcome("rewritten", 2000, {"loss": [0.6], "accuracy": [0.85]}),
 )
 
 

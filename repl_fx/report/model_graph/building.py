@@ -25,12 +25,12 @@ from repl_fx.report.model_graph.document import (
     BlockRow,
     Cost,
     Document,
-    Eager,
+    EagerModule,
     Graph,
     Group,
     Input,
-    Made,
-    Model,
+    MadeBy,
+    ModelFacts,
     PlanTable,
     RepeatRow,
     Totals,
@@ -38,7 +38,7 @@ from repl_fx.report.model_graph.document import (
     Views,
 )
 from repl_fx.report.model_graph.graphs import GraphMaker
-from repl_fx.report.model_graph.layout import Outline, lay_out
+from repl_fx.report.model_graph.layout import GroupShape, lay_out
 from repl_fx.report.model_graph.nesting import Steps, nest, nest_rewritten
 from repl_fx.report.model_graph.node_facts import NodeCosts
 from repl_fx.report.model_graph.reading import read_evidence
@@ -83,7 +83,7 @@ def _document(
     notes: Sequence[str],
 ) -> Document:
     # One layout for all groups that look the same.
-    layouts: dict[Outline, str] = {}
+    layouts: dict[GroupShape, str] = {}
     inputs = {part.path: part for part in captured.parts}
     pairs = [_graphs(part, inputs[part.path], captured, result, layouts) for part in found]
     before, after = (tuple(graphs) for graphs in zip(*pairs, strict=True))
@@ -95,13 +95,13 @@ def _document(
     totals = [Cost(one.parameters, one.flops, one.activation_bytes) for one in costs]
     return Document(
         schema=SCHEMA,
-        made=Made(repl_fx.__version__, str(torch.__version__), datetime.now(UTC).isoformat(timespec="seconds")),
-        model=Model(
+        made=MadeBy(repl_fx.__version__, str(torch.__version__), datetime.now(UTC).isoformat(timespec="seconds")),
+        model=ModelFacts(
             spec=spec,
             type=infos[0].model if captured.whole else type(captured.source).__name__,
             tracer=", ".join(dict.fromkeys(info.tracer for info in infos)),
             inputs=tuple(_inputs(before, captured.parts)),
-            eager=tuple(Eager(one.path, one.kind, one.reason) for one in captured.eager),
+            eager=tuple(EagerModule(one.path, one.kind, one.reason) for one in captured.eager),
             notes=(*notes, *captured.sizes),
         ),
         totals=Totals(captured.parts[0].inputs.batch, *totals),
@@ -117,7 +117,7 @@ def _graphs(
     captured: Part,
     model: CapturedParts,
     result: TransformResult | None,
-    layouts: dict[Outline, str],
+    layouts: dict[GroupShape, str],
 ) -> tuple[Graph, Graph]:
     """The graphs of a part before and after; the same twice where nothing is replaced in it."""
     report = {} if result is None else {row.block: row for row in result.report}

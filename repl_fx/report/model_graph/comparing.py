@@ -22,7 +22,7 @@ _KEPT: Mapping[str, Any] = {_STATUS: "kept"}
 
 
 @dataclass(frozen=True)
-class Change:
+class ChangedFact:
     """One fact that differs.
 
     Attributes:
@@ -43,7 +43,7 @@ class BlockDifference:
     """A block of which two plans say different things."""
 
     block: str
-    changes: tuple[Change, ...]
+    changes: tuple[ChangedFact, ...]
 
     def __str__(self) -> str:
         return f"{self.block}: {'; '.join(map(str, self.changes))}"
@@ -84,8 +84,8 @@ class PlansDifference:
 
     one: str
     other: str
-    model: tuple[Change, ...]
-    options: tuple[Change, ...]
+    model: tuple[ChangedFact, ...]
+    options: tuple[ChangedFact, ...]
     blocks: tuple[BlockDifference, ...]
     alike: int
     parameters: tuple[int | None, int | None]
@@ -188,9 +188,9 @@ def _flat(facts: Mapping[str, Any], around: str = "") -> dict[str, Any]:
     return flat
 
 
-def _changes(one: Mapping[str, Any], other: Mapping[str, Any]) -> tuple[Change, ...]:
+def _changes(one: Mapping[str, Any], other: Mapping[str, Any]) -> tuple[ChangedFact, ...]:
     found = ((name, one.get(name), other.get(name)) for name in dict.fromkeys((*one, *other)))
-    return tuple(Change(name, first, second) for name, first, second in found if first != second)
+    return tuple(ChangedFact(name, first, second) for name, first, second in found if first != second)
 
 
 def _parameters(side: _Side) -> int | None:

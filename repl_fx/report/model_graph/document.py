@@ -24,7 +24,7 @@ class _Record(msgspec.Struct, frozen=True, omit_defaults=True):
     """A part of the document."""
 
 
-class _Row(msgspec.Struct, frozen=True, array_like=True):
+class _TableRow(msgspec.Struct, frozen=True, array_like=True):
     """A row of a table, which is an array in JSON."""
 
 
@@ -42,7 +42,7 @@ class Value(_Record, frozen=True):
     dtype: str | None = None
 
 
-class Node(_Row, frozen=True):
+class Node(_TableRow, frozen=True):
     """A node of a graph.
 
     Attributes:
@@ -157,7 +157,7 @@ class Views(_Record, frozen=True):
     after: View | None = None
 
 
-class Box(_Row, frozen=True):
+class Box(_TableRow, frozen=True):
     """The place of one thing in a layout: its upper left corner and its size, in pixels; of size 0 it is not drawn."""
 
     x: int
@@ -166,7 +166,7 @@ class Box(_Row, frozen=True):
     height: int
 
 
-class Route(_Row, frozen=True):
+class Route(_TableRow, frozen=True):
     """An edge in a layout: the boxes it joins by place, and its points as x, y, x, y and so on."""
 
     source: int
@@ -203,7 +203,7 @@ class Totals(_Record, frozen=True):
     after: Cost | None = None
 
 
-class Made(_Record, frozen=True):
+class MadeBy(_Record, frozen=True):
     """Versions that made the document, and when."""
 
     repl_fx: str
@@ -219,7 +219,7 @@ class Input(_Record, frozen=True):
     dynamic: tuple[int, ...] = ()
 
 
-class Eager(_Record, frozen=True):
+class EagerModule(_Record, frozen=True):
     """A module that is no graph, and why."""
 
     path: str
@@ -227,7 +227,7 @@ class Eager(_Record, frozen=True):
     reason: str
 
 
-class Model(_Record, frozen=True):
+class ModelFacts(_Record, frozen=True):
     """The model.
 
     Attributes:
@@ -241,7 +241,7 @@ class Model(_Record, frozen=True):
     type: str
     tracer: str
     inputs: tuple[Input, ...]
-    eager: tuple[Eager, ...] = ()
+    eager: tuple[EagerModule, ...] = ()
     notes: tuple[str, ...] = ()
 
 
@@ -323,7 +323,7 @@ class Compared(_Record, frozen=True):
     reason: str = ""
 
 
-class Training(_Record, frozen=True):
+class TrainingFacts(_Record, frozen=True):
     """What is known of training.
 
     Attributes:
@@ -389,15 +389,15 @@ class Document(_Record, frozen=True, kw_only=True):
     """
 
     schema: Literal["repl-fx/report/1"]
-    made: Made
-    model: Model
+    made: MadeBy
+    model: ModelFacts
     totals: Totals
     views: Views
     layouts: Mapping[str, Layout]
     repeats: tuple[RepeatRow, ...]
     plan: PlanTable | None = None
     scores: Mapping[str, Any] | None = None
-    training: Training | None = None
+    training: TrainingFacts | None = None
     verify: tuple[Verified, ...] | None = None
     bench: Mapping[str, Any] | None = None
 

@@ -12,8 +12,8 @@ from torch import fx, nn
 from repl_fx.planning.part_repeats import PartRepeats
 from repl_fx.planning.report import BlockReport
 from repl_fx.report.model_graph.document import Graph, Group, GroupKind, Node, Value
-from repl_fx.report.model_graph.layout import Outline
-from repl_fx.report.model_graph.nesting import Nesting, Step, Steps
+from repl_fx.report.model_graph.layout import GroupShape
+from repl_fx.report.model_graph.nesting import Nesting, StepDown, Steps
 from repl_fx.report.model_graph.node_facts import (
     NodeCosts,
     kind_of_node,
@@ -68,7 +68,7 @@ class GraphMaker:
     costs: NodeCosts
     report: Mapping[str, BlockReport]
     source: nn.Module | None
-    layouts: dict[Outline, str]
+    layouts: dict[GroupShape, str]
     after: bool = False
 
     def __post_init__(self) -> None:
@@ -207,7 +207,7 @@ class GraphMaker:
 
     def _outline(
         self, place: int, rows: Sequence[Node], sizes: Sequence[tuple[int, int]], edges: Mapping[tuple[Any, Any], None]
-    ) -> Outline:
+    ) -> GroupShape:
         group = self.groups[place]
         ends = [*(("in", node) for node in group.inputs), *(("out", node) for node in group.outputs)]
         of_thing: dict[Any, Node] = {child: rows[child] for child in group.children if child >= 0}
@@ -234,7 +234,7 @@ class GraphMaker:
                 # What is left of the block is the way through it.
                 del joined[k - 1, k + 1]
                 joined |= {(k - 1, k): None, (k, k + 1): None}
-        return Outline(tuple(map(size, things)), tuple(joined), len(group.children), len(group.inputs))
+        return GroupShape(tuple(map(size, things)), tuple(joined), len(group.children), len(group.inputs))
 
     def _label(self, group: _Growing) -> str:
         if not group.steps:
@@ -244,7 +244,7 @@ class GraphMaker:
         around = next((step.name for step in reversed(group.steps[:-1]) if name.startswith(f"{step.name}.")), "")
         return name.removeprefix(f"{around}.")
 
-    def _group(self, place: int, label: str, outline: Outline, counterparts: Mapping[Steps, int]) -> Group:
+    def _group(self, place: int, label: str, outline: GroupShape, counterparts: Mapping[Steps, int]) -> Group:
         growing = self.groups[place]
         kind: GroupKind = "graph"
         known: dict[str, Any] = {"type": self.part.graph_module.meta["capture"].model}
@@ -279,7 +279,7 @@ class GraphMaker:
     def _is_block(self, child: int) -> bool:
         return child < 0 and self.groups[-1 - child].steps[-1].kind == "block"
 
-    def _block(self, step: Step) -> tuple[GroupKind, str, dict[str, Any]]:
+    def _block(self, step: StepDown) -> tuple[GroupKind, str, dict[str, Any]]:
         """The kind of a block's group, the name of the block and what is known of it."""
         names = [qualified_name(self.part.path, name) for name in self.nesting.names[step.name]]
         rows = [self.report[name] for name in names if name in self.report]

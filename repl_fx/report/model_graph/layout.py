@@ -21,7 +21,7 @@ _MOST_BENDS = 20_000
 
 
 @dataclass(frozen=True)
-class Outline:
+class GroupShape:
     """The shape of a group, by which groups share a layout.
 
     Attributes:
@@ -45,7 +45,7 @@ class Outline:
         return box - len(self.sizes) if self.children <= box < self.children + self.inputs else box
 
 
-def lay_out(outline: Outline) -> Layout:
+def lay_out(outline: GroupShape) -> Layout:
     """Lay out the boxes of a group in layers, from top to bottom; those of no size take no room.
 
     Raises:
@@ -85,7 +85,7 @@ def lay_out(outline: Outline) -> Layout:
 
 
 def _placed(
-    outline: Outline, layers: Sequence[int]
+    outline: GroupShape, layers: Sequence[int]
 ) -> tuple[list[float], dict[tuple[int, int], list[tuple[float, int]]]]:
     """The middle of each box, and the bends of edges that pass layers: middle and layer of each."""
     igraph = _igraph()
@@ -152,13 +152,13 @@ def _without_overlaps(places: Sequence[tuple[int, float, int]]) -> list[float]:
     return middles
 
 
-def _of_boxes(outline: Outline, boxes: Sequence[int]) -> Outline:
+def _of_boxes(outline: GroupShape, boxes: Sequence[int]) -> GroupShape:
     """The outline of some of the boxes, and what joins them."""
     place = {box: i for i, box in enumerate(boxes)}
     edges = tuple((place[one], place[other]) for one, other in outline.edges if one in place and other in place)
     inputs = range(outline.children, outline.children + outline.inputs)
     counts = sum(box < outline.children for box in boxes), sum(box in inputs for box in boxes)
-    return Outline(tuple(outline.sizes[box] for box in boxes), edges, *counts)
+    return GroupShape(tuple(outline.sizes[box] for box in boxes), edges, *counts)
 
 
 def _spread(layout: Layout, boxes: Sequence[int], count: int) -> Layout:
@@ -176,7 +176,7 @@ def _igraph() -> ModuleType:
     return cast(ModuleType, igraph)
 
 
-def _layers(outline: Outline) -> list[int]:
+def _layers(outline: GroupShape) -> list[int]:
     """The layer of each box: below all that it reads; what reads nothing stands right above its first reader."""
     graph: networkx.DiGraph[int] = networkx.DiGraph(_downward_edges(outline))
     graph.add_nodes_from(range(len(outline.sizes)))
@@ -185,7 +185,7 @@ def _layers(outline: Outline) -> list[int]:
     return [layers[box] if graph.in_degree(box) else above for box, above in enumerate(first)]
 
 
-def _downward_edges(outline: Outline) -> list[tuple[int, int]]:
+def _downward_edges(outline: GroupShape) -> list[tuple[int, int]]:
     """Pairs of boxes that an edge joins, the upper one first."""
     return list(dict.fromkeys(outline.downwards(*edge) for edge in outline.edges if edge[0] != edge[1]))
 
@@ -201,7 +201,7 @@ def _affordable(edges: Sequence[tuple[int, int]], layers: Sequence[int]) -> list
     return found
 
 
-def _rows(outline: Outline, layers: Sequence[int]) -> tuple[list[int], list[int]]:
+def _rows(outline: GroupShape, layers: Sequence[int]) -> tuple[list[int], list[int]]:
     """The top of each layer, and its height."""
     heights = [0] * (max(layers) + 1)
     for layer, (_, height) in zip(layers, outline.sizes, strict=True):

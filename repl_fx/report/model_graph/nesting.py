@@ -24,14 +24,14 @@ _Path = tuple[str, ...]
 
 
 @dataclass(frozen=True)
-class Step:
+class StepDown:
     """One step down: into a module by its path, into a repeat or into a block by its name."""
 
     kind: Literal["module", "repeat", "block"]
     name: str
 
 
-Steps = tuple[Step, ...]
+Steps = tuple[StepDown, ...]
 
 
 @dataclass(frozen=True, eq=False)
@@ -42,7 +42,7 @@ class _Frame:
         path: of the module that it lies in, of a repeat; that it takes the place of, of a block.
     """
 
-    step: Step
+    step: StepDown
     path: _Path
     nodes: frozenset[fx.Node]
 
@@ -127,12 +127,12 @@ def _frames(repeats: Sequence[Repeat], replaced: set[str]) -> tuple[list[_Frame]
         return not any(block.name in replaced for block in repeat.blocks), repeat.similar
 
     for repeat in [inner for outer in sorted(repeats, key=at) for inner in _with_children(outer)]:
-        added = [_Frame(Step("block", block.name), _own_path(block), block.node_set) for block in repeat.blocks]
+        added = [_Frame(StepDown("block", block.name), _own_path(block), block.node_set) for block in repeat.blocks]
         if not repeat.similar:
             pairs = zip(added, repeat.blocks, strict=True)
             paths = [frame.path[:-1] if block.module_path else frame.path for frame, block in pairs]
             everything = frozenset().union(*(frame.nodes for frame in added))
-            around = _Frame(Step("repeat", repeat.name), common_path(paths), everything)
+            around = _Frame(StepDown("repeat", repeat.name), common_path(paths), everything)
             if not _fits(around, frames) or not all(_fits(frame, frames) for frame in added):
                 continue
             frames.append(around)
@@ -206,13 +206,13 @@ def _homes(frames: Iterable[_Frame], inside: Mapping[fx.Node, list[_Frame]]) -> 
 
 def _way(frames: Sequence[_Frame], path: _Path) -> Steps:
     """The steps through some frames, and through modules between and below them, to a path."""
-    steps: list[Step] = []
+    steps: list[StepDown] = []
     at: _Path = ()
 
     def descend(to: _Path) -> None:
         nonlocal at
         shared = len(common_path([at, to]))
-        steps.extend(Step("module", ".".join(to[:end])) for end in range(shared + 1, len(to) + 1))
+        steps.extend(StepDown("module", ".".join(to[:end])) for end in range(shared + 1, len(to) + 1))
         at = to if len(to) > shared else at
 
     for frame in frames:
@@ -243,7 +243,7 @@ def _settled(graph: fx.Graph, steps: Mapping[fx.Node, Steps | None]) -> dict[str
 
 def _shortened(steps: Mapping[fx.Node, Steps | None]) -> dict[fx.Node, Steps | None]:
     """The steps without modules that hold one other group and nothing else."""
-    below: dict[Steps, set[Step | None]] = {}
+    below: dict[Steps, set[StepDown | None]] = {}
     for way in {way for way in steps.values() if way is not None}:
         for end in range(len(way)):
             below.setdefault(way[:end], set()).add(way[end])

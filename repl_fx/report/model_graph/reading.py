@@ -33,7 +33,7 @@ from repl_fx.artifact.places import (
 from repl_fx.artifact.store import written_file
 from repl_fx.benchmarking.results import KIND
 from repl_fx.errors import BadInput, one_line
-from repl_fx.report.model_graph.document import Compared, Curve, Training, Verified
+from repl_fx.report.model_graph.document import Compared, Curve, TrainingFacts, Verified
 from repl_fx.scoring.scores import Scores
 
 _T = TypeVar("_T")
@@ -53,7 +53,7 @@ class Evidence:
     """
 
     scores: Mapping[str, Any] | None = None
-    training: Training | None = None
+    training: TrainingFacts | None = None
     verify: tuple[Verified, ...] | None = None
     bench: Mapping[str, Any] | None = None
 
@@ -126,7 +126,7 @@ def read_benchmark(file: Path) -> Mapping[str, Any]:
     return document
 
 
-def _training(directory: Path) -> Training | None:
+def _training(directory: Path) -> TrainingFacts | None:
     state, compressing = directory / STATE, directory / COMPRESSION
     runs = {"": state, **{folder.name: folder for folder in sorted((state / OTHERS).glob("*")) if folder.is_dir()}}
     curves = [curve for name, folder in runs.items() for curve in _curves(folder / LOGS, name)]
@@ -141,7 +141,7 @@ def _training(directory: Path) -> Training | None:
     rows = _read_if_there(state / COMPARISON, list[Compared])
     if not (curves or figures or rows):
         return None
-    return Training(tuple(curves), figures, None if rows is None else tuple(rows))
+    return TrainingFacts(tuple(curves), figures, None if rows is None else tuple(rows))
 
 
 def _figures_in(file: Path, figures: Any) -> dict[str, float]:

@@ -21,7 +21,7 @@ _COSTS = (("parameters", "parameters", count), ("FLOPs", "flops", count), ("kept
 
 
 @dataclass(frozen=True)
-class Item:
+class DrawnItem:
     """One thing in a picture.
 
     Attributes:
@@ -50,7 +50,7 @@ class Card:
 
     key: str
     title: str
-    items: tuple[Item | None, ...]
+    items: tuple[DrawnItem | None, ...]
     layout: Layout
     opens: Mapping[int, str]
 
@@ -133,7 +133,7 @@ def _stack(graph: Graph, place: int, key: str, shown: int) -> Card:
     return stack_of(key, title, [_item(graph, -1 - block) for block in blocks], opens)
 
 
-def stack_of(key: str, title: str, items: Sequence[Item], opens: Mapping[int, str]) -> Card:
+def stack_of(key: str, title: str, items: Sequence[DrawnItem], opens: Mapping[int, str]) -> Card:
     """A card of blocks, one below another, in as many columns as it takes."""
     columns, rows = -(-len(items) // _ROWS), min(len(items), _ROWS)
     places = ((_BETWEEN + i // _ROWS * (ROW_WIDTH + _BETWEEN), i % _ROWS * (_ROW + _GAP)) for i in range(len(items)))
@@ -144,23 +144,25 @@ def stack_of(key: str, title: str, items: Sequence[Item], opens: Mapping[int, st
     return Card(key, title, tuple(items), Layout(*size, boxes, routes), opens)
 
 
-def _item(graph: Graph, child: int) -> Item:
+def _item(graph: Graph, child: int) -> DrawnItem:
     if child >= 0:
         node = graph.nodes[child]
         label, value = graph.words[node.label], graph.values[node.value].text
         source = "" if node.source is None else f", {graph.words[node.source]}"
-        return Item(label, value, node.kind, tip=f"{node.name}: {graph.words[node.target]}, {value}{source}")
+        return DrawnItem(label, value, node.kind, tip=f"{node.name}: {graph.words[node.target]}, {value}{source}")
     group = graph.groups[-1 - child]
     parameters = f"{count(group.parameters)} parameters"
     if group.kind == "repeat":
         blocks = sum(one < 0 for one in group.children)
-        return Item(f"{blocks} × {group.label}", parameters, "repeat", tip=_tip(group))
+        return DrawnItem(f"{blocks} × {group.label}", parameters, "repeat", tip=_tip(group))
     if group.kind not in ("block", "surrogate"):
         detail = f"{group.type} · {count(group.parameters)}" if group.type else count(group.parameters)
-        return Item(group.label, detail, "module", tip=_tip(group))
+        return DrawnItem(group.label, detail, "module", tip=_tip(group))
     look = group.status or ("replaced" if group.kind == "surrogate" else "kept")
     mark = {"replaced": f"→ {group.surrogate}", "refused": "refused"}.get(look, "")
-    return Item(group.name, count(group.parameters), look, mark, "; ".join(filter(None, (_tip(group), group.reason))))
+    return DrawnItem(
+        group.name, count(group.parameters), look, mark, "; ".join(filter(None, (_tip(group), group.reason)))
+    )
 
 
 def _tip(group: Group) -> str:
@@ -170,9 +172,9 @@ def _tip(group: Group) -> str:
     return f"{group.name}{surrogate}: {count(group.parameters)} parameters{flops}{kept}"
 
 
-def _port(graph: Graph, node: int, look: str) -> Item:
+def _port(graph: Graph, node: int, look: str) -> DrawnItem:
     label, value = graph.words[graph.nodes[node].label], graph.values[graph.nodes[node].value].text
-    return Item(label, value, look, tip=f"{look} {graph.nodes[node].name}: {value}")
+    return DrawnItem(label, value, look, tip=f"{look} {graph.nodes[node].name}: {value}")
 
 
 def _lines(document: Document, graph: Graph) -> tuple[str, ...]:

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from itertools import groupby
 
 from repl_fx.report.model_graph.document import Box
-from repl_fx.report.pictures.folded import ROW_WIDTH, Card, Folded, Item
+from repl_fx.report.pictures.folded import ROW_WIDTH, Card, DrawnItem, Folded
 from repl_fx.report.templates import template_of
 
 _MARGIN, _GAP, _HEAD, _TITLE, _BETWEEN = 24, 56, 92, 30, 10
@@ -96,7 +96,7 @@ def _opened(placed: Sequence[_Placed]) -> Iterator[tuple[Box, Box]]:
         yield from ((card.items[place][1], boxes[key]) for place, key in card.of.opens.items() if key in boxes)
 
 
-def _legend(blocks: Sequence[Item]) -> Iterator[tuple[str, str, Box]]:
+def _legend(blocks: Sequence[DrawnItem]) -> Iterator[tuple[str, str, Box]]:
     """A look of blocks, the words for it and the place of its sample; none where nothing became of them."""
     looks = {item.look for item in blocks}
     left = _MARGIN

@@ -14,26 +14,26 @@ from repl_fx.surrogates.shared.site import Site
 
 
 @dataclass(frozen=True)
-class Chosen(Match):
+class ChosenMatch(Match):
     """The first candidate that fits, with its match."""
 
     surrogate: Surrogate[Any, Any]
     found: Match
 
 
-class Choosing(Surrogate[Config, Chosen]):
+class Choosing(Surrogate[Config, ChosenMatch]):
     """Takes the first of its `choices` that fits; plans hold what it chose, not itself."""
 
-    def match(self, site: Site) -> Chosen | Refusal:
+    def match(self, site: Site) -> ChosenMatch | Refusal:
         """Refuse what every candidate refuses."""
         refusals = []
         for candidate in self.choices(site):
             found = candidate.match(site)
             if isinstance(found, Match):
-                return Chosen(candidate, found, kept_parameters=found.kept_parameters)
+                return ChosenMatch(candidate, found, kept_parameters=found.kept_parameters)
             refusals.append(found)
         return refusals[-1]
 
-    def build(self, site: Builder, match: Chosen) -> tuple[fx.Node, ...]:
+    def build(self, site: Builder, match: ChosenMatch) -> tuple[fx.Node, ...]:
         """Build what was chosen."""
         return match.surrogate.build(site, match.found)

@@ -14,7 +14,7 @@ Read = Callable[[str], Tensor]
 
 
 @dataclass(frozen=True, eq=False)
-class Chosen:
+class StayingUnits:
     """The hidden units that stay.
 
     Attributes:
@@ -35,7 +35,7 @@ def laid_out(layer: CutLayer, read: Read) -> Tensor:
 
 
 @torch.no_grad()
-def cut_layers(layers: Iterable[CutLayer], read: Read, chosen: Sequence[Chosen]) -> dict[str, Tensor]:
+def cut_layers(layers: Iterable[CutLayer], read: Read, chosen: Sequence[StayingUnits]) -> dict[str, Tensor]:
     """The parameters of layers by name, stored as those that they are cut from.
 
     Args:
@@ -71,17 +71,17 @@ def readers_of(start: KeptUnits, number: int, read: Read) -> Tensor:
     return torch.cat([weight.detach().transpose(0, 1).flatten(1).t() for weight in weights])
 
 
-def longest(start: KeptUnits, number: int, read: Read) -> Chosen:
+def longest(start: KeptUnits, number: int, read: Read) -> StayingUnits:
     """The units whose rows and columns are longest: a choice without data."""
     size, count = start.hidden[number].size, start.hidden[number].count
     made = [laid_out(layer, read).detach() for layer in start.layers if layer.rows == number]
     if made[0].is_meta:
-        return Chosen(torch.arange(count))
+        return StayingUnits(torch.arange(count))
     rows = torch.stack([weight.double().flatten(1).norm(dim=1) for weight in made]).prod(0)
     worth = rows * readers_of(start, number, read).double().norm(dim=0)
     assert worth.shape == (size,)
     group = start.hidden[number].group
-    return Chosen(whole_groups(worth.view(-1, group).sum(1).topk(count // group).indices.sort().values, group))
+    return StayingUnits(whole_groups(worth.view(-1, group).sum(1).topk(count // group).indices.sort().values, group))
 
 
 def whole_groups(groups: Tensor, group: int) -> Tensor:

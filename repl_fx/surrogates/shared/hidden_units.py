@@ -84,7 +84,7 @@ def find_hidden_units(site: Site) -> list[HiddenUnits]:
         if linear is None or node in known:
             continue
         try:
-            found.append(_Search(site, linear).units)
+            found.append(_UnitSearch(site, linear).units)
         except Unfit as unfit:
             reason = reason or unfit
     if not found:
@@ -155,7 +155,7 @@ def _is_shaped(node: Any, *last: int) -> bool:
     return isinstance(value, Tensor) and tuple(map(fixed_size, value.shape[-len(last) :])) == last
 
 
-class _Search:
+class _UnitSearch:
     """The units that one operator makes, with all that makes, changes or reads them.
 
     Raises:

@@ -59,7 +59,7 @@ class Synthesis(nn.Module):
     def __init__(self, train_neighbours: bool) -> None:
         super().__init__()
         self.train_neighbours = train_neighbours
-        self._shared: _Shared | None = None
+        self._shared: _SharedRuns | None = None
 
     def synthesise(self, *weights: Tensor) -> Any:
         """Compute weights from weights."""
@@ -215,7 +215,7 @@ def _without_state(member: BlendingSynthesis) -> BlendingSynthesis:
 
 
 @dataclass(frozen=True)
-class _Run:
+class _SynthesisRun:
     """One run of a synthesis.
 
     Attributes:
@@ -247,11 +247,11 @@ class _Run:
             torch.autograd.backward([made for made, _ in due], [gradient for _, gradient in due])
 
 
-class _Shared:
+class _SharedRuns:
     """The runs of a synthesis inside `shared_synthesis`: one for passes with gradients, one for those without."""
 
     def __init__(self) -> None:
-        self.runs: dict[bool, _Run] = {}
+        self.runs: dict[bool, _SynthesisRun] = {}
         # Threads may evaluate one model.
         self.lock = threading.RLock()
 
@@ -267,7 +267,7 @@ class _Shared:
                 with torch.inference_mode(False), torch.set_grad_enabled(graded):
                     made = synthesis._made_of(given)
                 leaves = pytree.tree_map_only(Tensor, _leaf, made) if graded else _detached(made)
-                self.runs[graded] = _Run(read, _states(read), made if graded else leaves, leaves)
+                self.runs[graded] = _SynthesisRun(read, _states(read), made if graded else leaves, leaves)
             return self.runs[graded].leaves
 
     def finish(self) -> None:
@@ -324,9 +324,9 @@ def shared_synthesis(module: nn.Module) -> Iterator[None]:
         )
     syntheses = [found for found in module.modules() if isinstance(found, Synthesis) and found._shared is None]
     # In a graph, what reads another's result comes after it.
-    started: list[_Shared] = []
+    started: list[_SharedRuns] = []
     for synthesis in syntheses:
-        synthesis._shared = _Shared()
+        synthesis._shared = _SharedRuns()
         started.append(synthesis._shared)
     try:
         yield

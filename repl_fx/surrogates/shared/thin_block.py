@@ -15,7 +15,7 @@ from repl_fx.surrogates.shared.weight_slices import SliceBlend, WeightSlice
 
 
 @dataclass(frozen=True)
-class Cut:
+class WeightCut:
     """The part of one weight that a slim block has.
 
     Attributes:
@@ -61,7 +61,7 @@ class SlimSynthesis(BlendingSynthesis):
     """
 
     def __init__(
-        self, cuts: Sequence[Cut], given: Sequence[Tensor], removed: Sequence[Tensor], train_neighbours: bool
+        self, cuts: Sequence[WeightCut], given: Sequence[Tensor], removed: Sequence[Tensor], train_neighbours: bool
     ) -> None:
         super().__init__(train_neighbours)
         self.cuts = tuple(cuts)
@@ -85,7 +85,7 @@ class SlimSynthesis(BlendingSynthesis):
         return (*laid_out, *(state[name] for name in self.names[len(self.cuts) :]))
 
 
-def slim_weights(cuts: Sequence[Cut], removed: Sequence[Tensor]) -> OwnWeights:
+def slim_weights(cuts: Sequence[WeightCut], removed: Sequence[Tensor]) -> OwnWeights:
     """Weights as `SlimSynthesis` makes, as parameters of their own, normal at random."""
     weights: dict[str, Tensor] = {}
     for i, (cut, weight) in enumerate(zip(cuts, removed, strict=True)):
@@ -97,5 +97,5 @@ def slim_weights(cuts: Sequence[Cut], removed: Sequence[Tensor]) -> OwnWeights:
     return OwnWeights({**weights, **_biases(cuts, removed[0])})
 
 
-def _biases(cuts: Sequence[Cut], like: Tensor) -> dict[str, Tensor]:
+def _biases(cuts: Sequence[WeightCut], like: Tensor) -> dict[str, Tensor]:
     return {f"bias_{i}": like.new_zeros(cut.rows) for i, cut in enumerate(cuts) if cut.bias}

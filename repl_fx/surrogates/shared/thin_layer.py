@@ -66,7 +66,7 @@ class ThinShape:
 
 
 @dataclass(frozen=True)
-class _Piece:
+class _WeightPiece:
     """Slices that are blended, of one weight of each neighbour, or of one neighbour alone where their sizes differ.
 
     Attributes:
@@ -144,7 +144,7 @@ class ThinSynthesis(BlendingSynthesis):
     def _gains(self, role: str, like: Tensor) -> nn.Parameter:
         return random_values(like, sum(len(p.sources) * p.units.count for p in self.pieces if p.form.role == role))
 
-    def _fitted(self, piece: _Piece, slices: Tensor) -> Tensor:
+    def _fitted(self, piece: _WeightPiece, slices: Tensor) -> Tensor:
         """Rows, as long as those of the removed block."""
         rows = piece.rows(slices)
         role = piece.form.role
@@ -187,7 +187,7 @@ def thin_weights(shape: ThinShape, forms: Sequence[WeightForm], removed: Sequenc
     return OwnWeights(own)
 
 
-def _pieces(forms: Sequence[Sequence[WeightForm]], given: Sequence[Tensor], width: int) -> tuple[_Piece, ...]:
+def _pieces(forms: Sequence[Sequence[WeightForm]], given: Sequence[Tensor], width: int) -> tuple[_WeightPiece, ...]:
     """The slice that is blended: the first `width` units of a weight, or all where a group sees or reaches a part."""
     listed = list(chain.from_iterable(forms))
     each = len(forms[0])
@@ -200,7 +200,7 @@ def _pieces(forms: Sequence[Sequence[WeightForm]], given: Sequence[Tensor], widt
             axis = int((form.role == "exit") != form.transposed)
             size = given[some[0]].shape[axis]
             count = size if form.groups > 1 and form.role != "kernel" else min(size, width)
-            made.append(_Piece(form, WeightSlice(axis, 0, count), some))
+            made.append(_WeightPiece(form, WeightSlice(axis, 0, count), some))
     return tuple(made)
 
 

@@ -17,11 +17,11 @@ from repl_fx.running.example_inputs import ExampleInputs
 Scalar = bool | int | float | str | None
 
 
-class Described(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag_field="kind"):
+class InputValue(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag_field="kind"):
     """A value of example inputs; each class of values has a subclass."""
 
 
-class OneTensor(Described, frozen=True, tag="tensor"):
+class OneTensor(InputValue, frozen=True, tag="tensor"):
     """A tensor; `range` is that of the values of an integer one."""
 
     shape: tuple[int, ...]
@@ -29,20 +29,20 @@ class OneTensor(Described, frozen=True, tag="tensor"):
     range: tuple[int, int] | None = None
 
 
-class Again(Described, frozen=True, tag="again"):
+class Again(InputValue, frozen=True, tag="again"):
     """A tensor that was among the inputs before, such as labels that are the tokens; `number` counts the others."""
 
     number: int
 
 
-class Sequence(Described, frozen=True, tag="sequence"):
+class Sequence(InputValue, frozen=True, tag="sequence"):
     """A tuple or a list."""
 
     type: Literal["tuple", "list"]
     items: tuple[AnyDescribed, ...]
 
 
-class Named(Described, frozen=True, tag="named tuple"):
+class Named(InputValue, frozen=True, tag="named tuple"):
     """A named tuple and where its class is found."""
 
     module: str
@@ -50,39 +50,39 @@ class Named(Described, frozen=True, tag="named tuple"):
     items: tuple[tuple[str, AnyDescribed], ...]
 
 
-class Dict(Described, frozen=True, tag="dict"):
+class Dict(InputValue, frozen=True, tag="dict"):
     """A dict, whose keys need not be words."""
 
     ordered: bool
     items: tuple[tuple[Scalar, AnyDescribed], ...]
 
 
-class OfTorch(Described, frozen=True, tag="torch"):
+class OfTorch(InputValue, frozen=True, tag="torch"):
     """A dtype or a device."""
 
     type: Literal["dtype", "device"]
     name: str
 
 
-class Constant(Described, frozen=True, tag="constant"):
+class PlainValue(InputValue, frozen=True, tag="constant"):
     """A number, a word, a truth or None."""
 
     value: Scalar
 
 
-class NotFinite(Described, frozen=True, tag="float"):
+class NotFinite(InputValue, frozen=True, tag="float"):
     """An infinite number or NaN, which JSON has not."""
 
     text: Literal["nan", "inf", "-inf"]
 
 
-class Opaque(Described, frozen=True, tag="opaque"):
+class Opaque(InputValue, frozen=True, tag="opaque"):
     """A value of which plain data says nothing but its class."""
 
     type: str
 
 
-AnyDescribed = OneTensor | Again | Sequence | Named | Dict | OfTorch | Constant | NotFinite | Opaque
+AnyDescribed = OneTensor | Again | Sequence | Named | Dict | OfTorch | PlainValue | NotFinite | Opaque
 
 
 class Inputs(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -129,7 +129,7 @@ def describe(value: Any, seen: list[Tensor]) -> AnyDescribed:
     if type(value) is float and (value != value or value in (float("inf"), -float("inf"))):
         return NotFinite("nan" if value != value else "inf" if value > 0 else "-inf")
     if type(value) in (bool, int, float, str, type(None)):
-        return Constant(value)
+        return PlainValue(value)
     return Opaque(f"{type(value).__module__}.{type(value).__qualname__}")
 
 
@@ -153,7 +153,7 @@ def make(described: AnyDescribed, tensors: list[Tensor]) -> Any:
             return (OrderedDict if ordered else dict)((key, make(item, tensors)) for key, item in items)
         case OfTorch(type=kind, name=name):
             return _of_torch(kind, name)
-        case Constant(value=value):
+        case PlainValue(value=value):
             return value
         case NotFinite(text=text):
             return float(text)

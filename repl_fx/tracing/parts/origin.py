@@ -24,7 +24,7 @@ class Strict(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """A part of a manifest; a field that it does not know is an error."""
 
 
-class Options(Strict, frozen=True):
+class SourceOptions(Strict, frozen=True):
     """Keyword arguments of `load_source`."""
 
     input_shape: str | None
@@ -56,7 +56,7 @@ class Model(Strict, frozen=True, rename={"kind": "class"}):
     """
 
     spec: str
-    options: Options
+    options: SourceOptions
     kind: str
     files: dict[str, str]
     weights: Weights | None = None

@@ -41,11 +41,11 @@ from repl_fx.tracing.parts.search import keep_attributes
 _FOREIGN = (ValueError, TypeError, LookupError, AttributeError, RuntimeError, SyntaxError, msgspec.MsgspecError)
 
 
-class _Strict(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+class _StrictData(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """A part of the data; a field that it does not know is an error."""
 
 
-class _Constant(_Strict, frozen=True):
+class _HeldTensor(_StrictData, frozen=True):
     """A tensor that the code of a model itself holds; `values` are its bytes."""
 
     dtype: str
@@ -53,7 +53,7 @@ class _Constant(_Strict, frozen=True):
     values: bytes
 
 
-class _Switch(_Strict, frozen=True):
+class _Switch(_StrictData, frozen=True):
     """A stretch of which both modes have their own version: the nodes of each."""
 
     path: str
@@ -61,20 +61,20 @@ class _Switch(_Strict, frozen=True):
     when_evaluating: list[Any]
 
 
-class _StoredPart(_Strict, frozen=True):
+class _StoredPart(_StrictData, frozen=True):
     """A captured part; `pinned` is of `CapturedModule`, `info` of `CaptureInfo`."""
 
     path: str
     mark: str
     info: dict[str, Any]
     pinned: dict[str, bool]
-    constants: tuple[_Constant, ...]
+    constants: tuple[_HeldTensor, ...]
     follows_device: bool
     switches: tuple[_Switch, ...]
     nodes: list[Any]
 
 
-class _Capture(_Strict, frozen=True):
+class _Capture(_StrictData, frozen=True):
     """The parts, and what their graphs have in common; see `Writer`."""
 
     parts: tuple[_StoredPart, ...]
@@ -100,12 +100,12 @@ def _written(part: Part, source: nn.Module, writer: Writer) -> _StoredPart:
     info: CaptureInfo = gm.meta["capture"]
     if not info.mark:
         raise NotPlain("a source without a mark")
-    constants: list[_Constant] = []
+    constants: list[_HeldTensor] = []
     for name, buffer in gm.named_buffers(remove_duplicate=False):
         if is_traced_constant(name):
             if name != traced_constant(len(constants)) or type(buffer) is not Tensor or buffer.is_meta:
                 raise NotPlain(f"the constant {name}")
-            constants.append(_Constant(dtype_name(buffer.dtype), tuple(buffer.shape), bytes_of(buffer)))
+            constants.append(_HeldTensor(dtype_name(buffer.dtype), tuple(buffer.shape), bytes_of(buffer)))
     switches = []
     for at, module in gm.named_modules():
         if isinstance(module, ModeSwitch):
@@ -195,7 +195,7 @@ def _read(part: _StoredPart, model: nn.Module, reader: Reader, inputs: ExampleIn
     return gm
 
 
-def _tensor(constant: _Constant) -> Tensor:
+def _tensor(constant: _HeldTensor) -> Tensor:
     dtype = of_torch("dtype", constant.dtype)
     values = (
         torch.frombuffer(bytearray(constant.values), dtype=dtype) if constant.values else torch.empty(0, dtype=dtype)

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from repl_fx.errors import BadInput, one_line
-from repl_fx.training.data.kinds import Data, Request, Task, Tensors
+from repl_fx.training.data.kinds import Data, DataRequest, Task, Tensors
 from repl_fx.training.data.targets import IGNORED, no_targets
 
 Array = npt.NDArray[Any]
@@ -28,7 +28,7 @@ KEYS = ("train_x", "train_y", "test_x", "test_y")
 _CHANNELS = (1, 3, 4)
 
 
-def load_npz(request: Request) -> Data:
+def load_npz(request: DataRequest) -> Data:
     """Read `npz:PATH`, see the module.
 
     Raises:

@@ -28,7 +28,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from repl_fx.errors import BadInput, ForeignError, foreign_code, one_line
-from repl_fx.training.data.kinds import Data, Request
+from repl_fx.training.data.kinds import Data, DataRequest
 from repl_fx.training.data.pictures import as_read, opened, rgb
 
 _SPLITS = ("train2017", "val2017")
@@ -111,7 +111,7 @@ class BoxedPictures(Dataset[tuple[Tensor, dict[str, Tensor]]]):
         return picture, target
 
 
-def load_coco(request: Request) -> Data:
+def load_coco(request: DataRequest) -> Data:
     """Read the annotations of `coco:PATH`, see the module.
 
     Raises:

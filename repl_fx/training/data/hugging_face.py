@@ -13,12 +13,12 @@ from functools import partial
 from typing import Any
 
 from repl_fx.errors import BadInput, ForeignError, foreign_code
-from repl_fx.training.data.kinds import Data, Request
+from repl_fx.training.data.kinds import Data, DataRequest
 from repl_fx.training.data.pictures import in_rgb, pictures_data
 from repl_fx.training.data.text import END, text_data
 
 
-def load_hugging_face(request: Request) -> Data:
+def load_hugging_face(request: DataRequest) -> Data:
     """Read `hf:NAME`, see the module; nothing is fetched without permission to download.
 
     Raises:
@@ -63,7 +63,7 @@ def _offline(datasets: Any) -> Iterator[None]:
             place.HF_HUB_OFFLINE = value
 
 
-def _splits(found: Any, request: Request) -> tuple[Any, Any]:
+def _splits(found: Any, request: DataRequest) -> tuple[Any, Any]:
     if "train" not in found:
         raise BadInput(f"{request.name} has the splits {', '.join(found)}; train is needed")
     test = next((found[name] for name in ("test", "validation") if name in found), None)
@@ -73,7 +73,7 @@ def _splits(found: Any, request: Request) -> tuple[Any, Any]:
     return found["train"], test
 
 
-def _pictures(request: Request, train: Any, test: Any, picture: str, label: str) -> Data:
+def _pictures(request: DataRequest, train: Any, test: Any, picture: str, label: str) -> Data:
     classes = train.features[label].num_classes
     of_train, of_test = (
         [((part, row), int(target)) for row, target in enumerate(table[label])]

@@ -145,7 +145,7 @@ class UserData:
 
 
 @dataclass(frozen=True)
-class Request:
+class DataRequest:
     """The request for a data set that a loader function gets.
 
     Attributes:

@@ -20,7 +20,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from repl_fx.errors import BadInput
-from repl_fx.training.data.kinds import Data, Request
+from repl_fx.training.data.kinds import Data, DataRequest
 from repl_fx.training.data.pictures import as_read, opened, rgb
 from repl_fx.training.data.targets import IGNORED
 
@@ -65,7 +65,7 @@ class MaskedPictures(Dataset[tuple[Tensor, Tensor]]):
         return cut.as_subclass(Tensor), of_mask.as_subclass(Tensor).long()
 
 
-def load_masks(request: Request) -> Data:
+def load_masks(request: DataRequest) -> Data:
     """Find the pictures and masks of `masks:PATH`, see the module; each mask to train on is read once, for its classes.
 
     Raises:

@@ -9,7 +9,7 @@ import numpy as np
 
 from repl_fx.errors import BadInput, ForeignError, foreign_code, not_importable
 from repl_fx.training.data.arrays import KEYS, Array, data_of, read_npz
-from repl_fx.training.data.kinds import Data, Request
+from repl_fx.training.data.kinds import Data, DataRequest
 from repl_fx.training.data.standardising import with_scale
 
 _CLASSES = 10
@@ -34,7 +34,7 @@ FILES: dict[str, tuple[str, ...]] = {
 }
 
 
-def load_digits(request: Request) -> Data:
+def load_digits(request: DataRequest) -> Data:
     """Read `digits`: 1,797 pictures of 8x8 pixels, one channel, of which 360 are held out, the same ones always.
 
     Raises:
@@ -54,7 +54,7 @@ def load_digits(request: Request) -> Data:
     return with_scale(data_of(request.name, arrays, classes=_CLASSES, where=request.name), augment=True)
 
 
-def load_cifar10(request: Request) -> Data:
+def load_cifar10(request: DataRequest) -> Data:
     """Read `cifar10`: torchvision's files, or else `cifar10.npz` with the arrays train_x, train_y, test_x and test_y.
 
     Raises:
@@ -66,7 +66,7 @@ def load_cifar10(request: Request) -> Data:
     return load_of_torchvision(request)
 
 
-def load_of_torchvision(request: Request) -> Data:
+def load_of_torchvision(request: DataRequest) -> Data:
     """Read one of `FILES`; the labelled pictures alone of `stl10`.
 
     Raises:
@@ -96,7 +96,7 @@ def load_of_torchvision(request: Request) -> Data:
     return with_scale(data_of(name, arrays, classes=_CLASSES, where=f"{name} in {root}"), augment=True)
 
 
-def _check_files(request: Request) -> None:
+def _check_files(request: DataRequest) -> None:
     missing = [file for file in FILES[request.name] if not (request.root / file).is_file()]
     if missing and not request.download:
         more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""

@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from repl_fx.errors import BadInput, ForeignError, first_line, foreign_code
-from repl_fx.training.data.kinds import Data, Request
+from repl_fx.training.data.kinds import Data, DataRequest
 from repl_fx.training.data.targets import NO_TARGET
 from repl_fx.training.data.text import split_by_name
 
@@ -55,7 +55,7 @@ class Pictures(Dataset[tuple[Tensor, int]]):
         return picture, label
 
 
-def load_folder(request: Request) -> Data:
+def load_folder(request: DataRequest) -> Data:
     """Find the pictures of `folder:PATH`, see the module.
 
     Raises:
@@ -82,7 +82,7 @@ def load_folder(request: Request) -> Data:
 
 
 def pictures_data(
-    request: Request,
+    request: DataRequest,
     classes: int,
     train: Sequence[tuple[Any, int]],
     test: Sequence[tuple[Any, int]],
@@ -108,7 +108,7 @@ def pictures_data(
     return Data(request.name, "classification", classes, shape, *splits, **own)
 
 
-def as_read(request: Request) -> tuple[str, ...]:
+def as_read(request: DataRequest) -> tuple[str, ...]:
     """The lines on what reading does to pictures in files, whatever is in them, and what a size does."""
     lines = [f"pictures of {request.name}: in RGB of 8 bits; grey in three equal channels, and no transparency"]
     if request.size is not None:

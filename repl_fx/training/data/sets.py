@@ -21,7 +21,7 @@ from repl_fx.training.config import names_python_file
 from repl_fx.training.data.arrays import load_npz
 from repl_fx.training.data.coco import load_coco
 from repl_fx.training.data.hugging_face import load_hugging_face
-from repl_fx.training.data.kinds import Data, Request, UserData
+from repl_fx.training.data.kinds import Data, DataRequest, UserData
 from repl_fx.training.data.masks import load_masks
 from repl_fx.training.data.named_sets import load_cifar10, load_digits, load_of_torchvision
 from repl_fx.training.data.pictures import load_folder
@@ -31,7 +31,7 @@ from repl_fx.training.data.user_code import load_user_code
 
 DEFAULT = "digits"
 # A key with a colon takes an argument behind it.
-_LOADERS: dict[str, Callable[[Request], Data]] = {
+_LOADERS: dict[str, Callable[[DataRequest], Data]] = {
     "digits": load_digits,
     "cifar10": load_cifar10,
     "svhn": load_of_torchvision,
@@ -77,7 +77,7 @@ def load_data(
     """
     key, colon, argument = spec.partition(":")
     where = default_root() if root is None else root
-    request = Request(spec, argument, where, download, context, held_out, size)
+    request = DataRequest(spec, argument, where, download, context, held_out, size)
     # Before the kinds: the path may begin with anything.
     if names_python_file(spec):
         return standardised(load_user_code(request), standardise)

@@ -18,14 +18,14 @@ import numpy as np
 import torch
 
 from repl_fx.errors import BadInput, first_line
-from repl_fx.training.data.kinds import Data, Request, Tensors
+from repl_fx.training.data.kinds import Data, DataRequest, Tensors
 
 # A zero byte, which no ordinary text has.
 END = b"\0"
 BYTES = 256
 
 
-def load_text(request: Request) -> Data:
+def load_text(request: DataRequest) -> Data:
     """Read `text:PATH`, see the module; hidden files and folders are left out.
 
     Raises:
@@ -46,7 +46,7 @@ def load_text(request: Request) -> Data:
     return text_data(request, *(_read(names[name] for name in part) for part in (train, test)))
 
 
-def text_data(request: Request, train: bytes, test: bytes) -> Data:
+def text_data(request: DataRequest, train: bytes, test: bytes) -> Data:
     """A data set of the bytes of two splits, cut into windows; what does not fill the last window is left out.
 
     Raises:

@@ -16,7 +16,7 @@ from repl_fx.artifact.manifest import MANIFEST, File, read_manifest
 from repl_fx.artifact.store import WEIGHTS
 from repl_fx.errors import ArtifactError, BadInput, PlanMismatch
 from repl_fx.plan import Plan, Refusal, Replacement
-from repl_fx.report.model_graph.comparing import Change, compare
+from repl_fx.report.model_graph.comparing import ChangedFact, compare
 from repl_fx.sources.source import hash_file
 from tests.captures import transformed
 from tests.model_graphs import TOKENS
@@ -55,11 +55,11 @@ def test_blocks_differ_in_what_stands_in_for_them(tmp_path: Path) -> None:
     found = compare(_file(tmp_path, "one.json", PLAN), _file(tmp_path, "other.json", other))
     assert found
     changed = {one.block: one.changes for one in found.blocks}
-    assert changed["b.1"] == (Change("settings.ratio", 0.25, 0.5), Change("after", "b.2", "b.4"))
-    assert changed["b.3"][:2] == (Change("status", "replaced", "refused"), Change("surrogate", "slim", None))
-    assert Change("reason", None, "it fails") in changed["b.3"]
-    assert changed["c.1"] == (Change("reason", "it is odd", "it is even"),)
-    assert (found.options, found.model) == ((Change("seed", 0, 3),), (Change("structure", "f00", "f01"),))
+    assert changed["b.1"] == (ChangedFact("settings.ratio", 0.25, 0.5), ChangedFact("after", "b.2", "b.4"))
+    assert changed["b.3"][:2] == (ChangedFact("status", "replaced", "refused"), ChangedFact("surrogate", "slim", None))
+    assert ChangedFact("reason", None, "it fails") in changed["b.3"]
+    assert changed["c.1"] == (ChangedFact("reason", "it is odd", "it is even"),)
+    assert (found.options, found.model) == ((ChangedFact("seed", 0, 3),), (ChangedFact("structure", "f00", "f01"),))
     assert str(found.blocks[0]) == "b.1: settings.ratio: 0.25 -> 0.5; after: b.2 -> b.4"
     json.dumps(found.to_json())
 
@@ -68,7 +68,7 @@ def test_a_block_that_a_plan_does_not_name_is_kept(tmp_path: Path) -> None:
     fewer = replace(PLAN, replacements=PLAN.replacements[:1])
     found = compare(_file(tmp_path, "one.json", PLAN), _file(tmp_path, "other.json", fewer))
     (one,) = found.blocks
-    assert (one.block, one.changes[0]) == ("b.3", Change("status", "replaced", "kept"))
+    assert (one.block, one.changes[0]) == ("b.3", ChangedFact("status", "replaced", "kept"))
 
 
 @pytest.fixture(scope="module")

@@ -12,7 +12,7 @@ from repl_fx.analysis.blocks import Block, Repeat
 from repl_fx.passes.find_repeats import find_repeats
 from repl_fx.planning.part_repeats import PartRepeats
 from repl_fx.report.model_graph.graphs import GraphMaker
-from repl_fx.report.model_graph.nesting import Nesting, Step, nest, nest_rewritten
+from repl_fx.report.model_graph.nesting import Nesting, StepDown, nest, nest_rewritten
 from repl_fx.report.model_graph.node_facts import NodeCosts
 from repl_fx.tracing.capture import CaptureInfo
 from tests.captures import captured_graph
@@ -55,8 +55,8 @@ def test_a_node_lies_in_a_module_of_a_block_of_a_repeat() -> None:
     torch.manual_seed(0)
     gm = captured_graph(TokenNet(depth=3), (TOKENS,))
     found = nest(gm, find_repeats(gm))
-    repeat, block = Step("repeat", "blocks"), Step("block", "blocks.1")
-    assert found.steps["blocks_1_attn_qkv"] == (repeat, block, Step("module", "blocks.1.attn"))
+    repeat, block = StepDown("repeat", "blocks"), StepDown("block", "blocks.1")
+    assert found.steps["blocks_1_attn_qkv"] == (repeat, block, StepDown("module", "blocks.1.attn"))
     assert found.steps["blocks_1_fc1"] == found.blocks["blocks.1"] == (repeat, block)
     assert found.steps["head"] == ()
     assert set(found.blocks) == {"blocks.0", "blocks.1", "blocks.2"}
@@ -66,9 +66,9 @@ def test_a_node_lies_in_a_module_of_a_block_of_a_repeat() -> None:
 def test_a_module_that_blocks_cut_is_in_each_of_them() -> None:
     gm = _graph(["a", "b", "b", "c"])
     nesting = nest(gm, [_repeat(gm, "r", [0, 2, 4])])
-    repeat, cut = Step("repeat", "r"), Step("module", "b")
-    assert nesting.steps["neg_1"] == (repeat, Step("block", "r.0"), cut)
-    assert nesting.steps["neg_2"] == (repeat, Step("block", "r.1"), cut)
+    repeat, cut = StepDown("repeat", "r"), StepDown("module", "b")
+    assert nesting.steps["neg_1"] == (repeat, StepDown("block", "r.0"), cut)
+    assert nesting.steps["neg_2"] == (repeat, StepDown("block", "r.1"), cut)
 
 
 def test_blocks_of_the_same_nodes_are_one_group() -> None:
@@ -101,7 +101,7 @@ def test_what_has_no_path_lies_with_its_readers_outside_of_repeats() -> None:
 def test_modules_that_hold_one_group_alone_are_left_out() -> None:
     gm = _graph(["a.b.c", "a.b.c", "e"])
     steps = nest(gm, []).steps
-    assert steps["neg"] == (Step("module", "a.b.c"),)
+    assert steps["neg"] == (StepDown("module", "a.b.c"),)
 
 
 def test_steps_of_a_rewritten_graph() -> None:

@@ -18,14 +18,14 @@ from repl_fx.report.model_graph.document import (
     Input,
     Layer,
     Layout,
-    Made,
-    Model,
+    MadeBy,
+    ModelFacts,
     Node,
     PlanTable,
     RepeatRow,
     Route,
     Totals,
-    Training,
+    TrainingFacts,
     Value,
     Verified,
     View,
@@ -72,8 +72,10 @@ def document(*, name: str = "blocks", after: bool = True, evidence: bool = True)
     before = _graph(name, after=False)
     return Document(
         schema=SCHEMA,
-        made=Made("1.0", "2.13", "2026-01-01T00:00:00+00:00"),
-        model=Model(f"{name}.py", f"Net {name}", "torch.export", (Input("x", "2×8 float32"),), notes=(f"note {name}",)),
+        made=MadeBy("1.0", "2.13", "2026-01-01T00:00:00+00:00"),
+        model=ModelFacts(
+            f"{name}.py", f"Net {name}", "torch.export", (Input("x", "2×8 float32"),), notes=(f"note {name}",)
+        ),
         totals=Totals(2, Cost(3100, 6100, 12500), Cost(2200, 4300, 8500) if after else None),
         views=Views(View((before,)), View((_graph(name, after=True),)) if after else None),
         layouts={"stack": layout},
@@ -132,7 +134,7 @@ def _evidence(name: str) -> dict[str, Any]:
     bench = {**measured().to_json(), "notes": [f"note on {name}"]}
     return {
         "scores": scores,
-        "training": Training(
+        "training": TrainingFacts(
             (Curve("loss", ((0, 2.0), (1, 1.0)), name), Curve("loss", ((0, 2.5), (1, 1.5)))),
             {"trained": {"accuracy": 0.9}},
             (Compared("original", 3100, {"accuracy": (0.9, 0.8)}, (100.0,), (1.0,)), Compared(name, reason=name)),

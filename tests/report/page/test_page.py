@@ -10,7 +10,7 @@ import msgspec
 import pytest
 from hypothesis import given, settings, strategies as st
 
-from repl_fx.report.model_graph.document import Cost, Document, Eager, Totals
+from repl_fx.report.model_graph.document import Cost, Document, EagerModule, Totals
 from repl_fx.report.page import render_page
 from repl_fx.report.page.page import cost_cards, embedded
 from tests.report.page.samples import document
@@ -130,5 +130,5 @@ def test_cards_have_the_costs_that_are_known() -> None:
 
 def test_modules_that_stay_eager_are_counted() -> None:
     sample = document(evidence=False)
-    eager = msgspec.structs.replace(sample.model, eager=(Eager("head", "Head", "a reason"),))
+    eager = msgspec.structs.replace(sample.model, eager=(EagerModule("head", "Head", "a reason"),))
     assert "1 module stays eager" in render_page(msgspec.structs.replace(sample, model=eager))

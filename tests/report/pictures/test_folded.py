@@ -6,13 +6,13 @@ import msgspec
 import pytest
 
 from repl_fx.report.model_graph.document import Box, Document
-from repl_fx.report.pictures.folded import Item, fold_document
+from repl_fx.report.pictures.folded import DrawnItem, fold_document
 from tests.model_graphs import small_document
 
 pytest.importorskip("igraph")
 
 
-def items(found: tuple[Item | None, ...]) -> list[Item]:
+def items(found: tuple[DrawnItem | None, ...]) -> list[DrawnItem]:
     return [item for item in found if item is not None]
 
 

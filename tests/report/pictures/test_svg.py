@@ -8,7 +8,7 @@ from xml.etree import ElementTree
 
 import pytest
 
-from repl_fx.report.pictures.folded import Folded, Item, fold_document, stack_of
+from repl_fx.report.pictures.folded import DrawnItem, Folded, fold_document, stack_of
 from repl_fx.report.pictures.svg import svg_of
 from tests.model_graphs import small_document
 from tests.report.pictures.pictured import MARKUP, ODD
@@ -60,7 +60,7 @@ def test_blocks_are_marked_in_words_too() -> None:
 
 
 def test_long_names_are_cut_and_many_blocks_stand_in_columns() -> None:
-    blocks = tuple(Item(f"{'encoder.' * 9}{i}", "1 M", "kept") for i in range(40))
+    blocks = tuple(DrawnItem(f"{'encoder.' * 9}{i}", "1 M", "kept") for i in range(40))
     panel, _, block = ODD.cards
     root = drawn(replace(ODD, cards=(panel, stack_of("s0", "many", blocks, {39: "b"}), block)))
     names = [text for text in texts(root) if text.startswith("encoder.")]

@@ -7,7 +7,7 @@ from typing import Any
 
 from repl_fx.plan import Refusal
 from repl_fx.surrogates.identity import Identity, IdentityConfig
-from repl_fx.surrogates.shared.choosing import Choosing, Chosen
+from repl_fx.surrogates.shared.choosing import Choosing, ChosenMatch
 from repl_fx.surrogates.shared.registry import Match, Surrogate
 from repl_fx.surrogates.shared.site import Site
 from tests.sites import layer_site
@@ -36,7 +36,7 @@ def test_the_first_that_fits_is_chosen() -> None:
     site = layer_site(8)
     for refusing in range(3):
         found = _First(_Config(refusing)).match(site)
-        assert isinstance(found, Chosen) and type(found.surrogate) is Identity
+        assert isinstance(found, ChosenMatch) and type(found.surrogate) is Identity
         assert found.kept_parameters == found.found.kept_parameters == ()
 
 

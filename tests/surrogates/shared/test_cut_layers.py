@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from repl_fx.surrogates.shared.cut_layers import Chosen, cut_layers, laid_out, longest, readers_of
+from repl_fx.surrogates.shared.cut_layers import StayingUnits, cut_layers, laid_out, longest, readers_of
 from repl_fx.surrogates.shared.fitted_starts import CutLayer, KeptUnits, UnitsOf
 
 FIRST = CutLayer("weight_0", "bias_0", "up.weight", "up.bias", transposed=False, rows=0, columns=None)
@@ -29,7 +29,7 @@ def _tensors() -> dict[str, Tensor]:
 
 def test_rows_and_columns_go() -> None:
     given = _tensors()
-    made = cut_layers(START.layers, given.__getitem__, [Chosen(UNITS)])
+    made = cut_layers(START.layers, given.__getitem__, [StayingUnits(UNITS)])
     assert torch.equal(made["weight_0"], given["up.weight"][UNITS])
     assert torch.equal(made["bias_0"], given["up.bias"][UNITS])
     # Stored as the one that it is cut from.
@@ -40,7 +40,7 @@ def test_rows_and_columns_go() -> None:
 def test_units_that_others_say_are_said() -> None:
     given = _tensors()
     spread, shift = torch.randn(4, 2, dtype=torch.float64), torch.randn(4, dtype=torch.float64)
-    made = cut_layers(START.layers, given.__getitem__, [Chosen(UNITS, spread, shift)])
+    made = cut_layers(START.layers, given.__getitem__, [StayingUnits(UNITS, spread, shift)])
     few = torch.randn(7, 2)
     every = few @ spread.float().t() + shift.float()
     wanted = every @ given["down.weight"] + given["down.bias"]
@@ -50,7 +50,7 @@ def test_units_that_others_say_are_said() -> None:
 def test_all_taps_of_a_kernel_say_them_alike() -> None:
     given = _tensors()
     spread, shift = torch.randn(4, 2, dtype=torch.float64), torch.randn(4, dtype=torch.float64)
-    made = cut_layers([TAPS], given.__getitem__, [Chosen(UNITS, spread, shift)])
+    made = cut_layers([TAPS], given.__getitem__, [StayingUnits(UNITS, spread, shift)])
     few = torch.randn(2, 2, 5, 5)
     every = torch.einsum("nrhw,ir->nihw", few, spread.float()) + shift.float()[:, None, None]
     wanted = torch.conv2d(every, given["conv.weight"], given["down.bias"])

@@ -11,7 +11,7 @@ from torch import Tensor, fx, nn
 
 from repl_fx.fitting.channel_terms import ChannelFit
 from repl_fx.fitting.last_layer import LayerFit
-from repl_fx.fitting.stand_ins import StandIn, stand_ins
+from repl_fx.fitting.stand_ins import GraphStandIn, stand_ins
 from repl_fx.graph.recording import watched
 from repl_fx.surrogates.shared.fitted_starts import ChannelTerms, LastLayer
 from tests.captures import transformed
@@ -76,7 +76,7 @@ def test_values_are_affine_in_what_is_fitted(
                 assert LayerFit(one.graph, node, start, point).affine(values) is exact
 
 
-def _is_affine(one: StandIn, node: fx.Node, start: Any, point: fx.Node, x: Tensor) -> bool:
+def _is_affine(one: GraphStandIn, node: fx.Node, start: Any, point: fx.Node, x: Tensor) -> bool:
     """Whether f(a) + f(b) = f(a + b) + f(0)."""
     module = one.graph.get_submodule(str(node.target))
     if isinstance(start, LastLayer):
@@ -99,7 +99,7 @@ def _is_affine(one: StandIn, node: fx.Node, start: Any, point: fx.Node, x: Tenso
     return bool((made[0] + made[1] - made[2] - made[3]).norm() < 1e-9 * made[2].norm())
 
 
-def _values(one: StandIn, nodes: set[fx.Node], x: Tensor) -> dict[fx.Node, Any]:
+def _values(one: GraphStandIn, nodes: set[fx.Node], x: Tensor) -> dict[fx.Node, Any]:
     found: dict[fx.Node, Any] = {}
 
     def note(node: fx.Node) -> Callable[[Any], None]:

@@ -6,12 +6,12 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from repl_fx.surrogates.shared.thin_block import Cut, SlimSynthesis, slim_weights
+from repl_fx.surrogates.shared.thin_block import SlimSynthesis, WeightCut, slim_weights
 
 CUTS = (
-    Cut(3, 2, transposed=False, bias=True, zero_init=False),
-    Cut(2, 4, transposed=True, bias=False, zero_init=False),
-    Cut(3, 2, transposed=False, bias=False, zero_init=True),
+    WeightCut(3, 2, transposed=False, bias=True, zero_init=False),
+    WeightCut(2, 4, transposed=True, bias=False, zero_init=False),
+    WeightCut(3, 2, transposed=False, bias=False, zero_init=True),
 )
 
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from repl_fx.errors import BadInput
-from repl_fx.training.data.kinds import Data, Request, Tensors, length
+from repl_fx.training.data.kinds import Data, DataRequest, Tensors, length
 
 
 def split(n: int = 4, *, inputs: Tensor | None = None, targets: Tensor | None = None) -> Tensors:
@@ -90,7 +90,7 @@ def test_what_cannot_be_is_refused_on_one_line(changed: dict[str, Any], message:
 )
 def test_requests_are_checked(changed: dict[str, Any], message: str) -> None:
     with pytest.raises(BadInput, match=message):
-        Request("digits", "", Path("."), **changed)
+        DataRequest("digits", "", Path("."), **changed)
 
 
 def test_a_stream_has_no_length() -> None:
