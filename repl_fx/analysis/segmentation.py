@@ -10,7 +10,7 @@ module boundary. The first copy may differ in where its input comes from: the ru
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -234,49 +234,16 @@ def _match_backwards(
     entries = _entries(table, start, period, offsets)
     if entries is None:
         return None
-    stream_at = {start + offset: stream for stream, offset in enumerate(offsets)}
     image: dict[int, int] = {}
-    # The user by which a node was reached, where it is reached so from every phase.
-    users: dict[int, int] = {}
     for offset, entry in zip(offsets, entries, strict=True):
         if image.setdefault(start + offset, entry) != entry:
             return None
-    pending = list(image)
-    streams: dict[int, set[int]] = {stream: set() for stream in range(len(offsets))}
-    while pending:
-        pattern = pending.pop()
-        found = image[pattern]
-        culprit = blamed.get((pattern, found), NONE)
-        if culprit < start and (found < 0 or table.labels[found] != table.labels[pattern]):
-            culprit = pattern
-        if culprit >= start:
-            # All that led to the pair is blamed on it too.
-            reached: int | None = pattern
-            while reached is not None:
-                blamed[reached, image[reached]] = culprit
-                reached = users.get(reached)
-            return None
-        if found >= start:
-            return None
-        row, other = table.arguments[pattern].tolist(), table.arguments[found].tolist()
-        later = table.arguments[pattern + period].tolist()
-        for ours, theirs, next_ in zip(row, other, later, strict=True):
-            stream = stream_at.get(next_, NONE)
-            if stream != NONE:
-                streams[stream].add(theirs)
-            elif ours >= start:
-                if ours not in image:
-                    pending.append(ours)
-                    if next_ == ours + period:
-                        users[ours] = pattern
-                if image.setdefault(ours, theirs) != theirs:
-                    return None
-            elif not table.same(ours, theirs):
-                return None
-    whole = range(start, start + period)
-    if any(len(values) != 1 or NONE in values for values in streams.values()):
+    stream_at = {start + offset: stream for stream, offset in enumerate(offsets)}
+    streams = _led_to(table, start, period, image, stream_at, blamed)
+    if streams is None or any(len(values) != 1 or NONE in values for values in streams.values()):
         return None
     stream_of = {stream: next(iter(values)) for stream, values in streams.items()}
+    whole = range(start, start + period)
     for pattern in whole:
         # Nodes that the output does not depend on, such as a skip value that is made beside it.
         if pattern in image:
@@ -294,3 +261,56 @@ def _match_backwards(
     if len(set(image.values())) != period:
         return None
     return tuple(image[p] for p in whole)
+
+
+def _led_to(
+    table: NodeTable,
+    start: int,
+    period: int,
+    image: dict[int, int],
+    stream_at: Mapping[int, int],
+    blamed: Blamed,
+) -> dict[int, set[int]] | None:
+    """Follow the nodes of a copy and their images backwards, by arguments in the same places.
+
+    Args:
+        image: the images of the copy's outputs; those of all nodes that lead to them are added.
+        stream_at: the number of the stream by the node that ends it.
+        blamed: which node is to blame for a pair that has no match; a pair that fails is added.
+
+    Returns:
+        For each stream, what stands in the place of its input in front of the images. None where a pair has no match.
+    """
+    streams: dict[int, set[int]] = {stream: set() for stream in stream_at.values()}
+    # The user by which a node was reached, where it is reached so from every phase.
+    users: dict[int, int] = {}
+    pending = list(image)
+    while pending:
+        pattern = pending.pop()
+        found = image[pattern]
+        culprit = blamed.get((pattern, found), NONE)
+        if culprit < start and (found < 0 or table.labels[found] != table.labels[pattern]):
+            culprit = pattern
+        if culprit >= start:
+            # All that led to the pair is blamed on it too.
+            reached: int | None = pattern
+            while reached is not None:
+                blamed[reached, image[reached]] = culprit
+                reached = users.get(reached)
+            return None
+        if found >= start:
+            return None
+        places = (table.arguments[node].tolist() for node in (pattern, found, pattern + period))
+        for ours, theirs, next_ in zip(*places, strict=True):
+            if next_ in stream_at:
+                streams[stream_at[next_]].add(theirs)
+            elif ours >= start:
+                if ours not in image:
+                    pending.append(ours)
+                    if next_ == ours + period:
+                        users[ours] = pattern
+                if image.setdefault(ours, theirs) != theirs:
+                    return None
+            elif not table.same(ours, theirs):
+                return None
+    return streams

@@ -12,7 +12,11 @@ from repl_fx.cli.completion import complete_data, complete_task
 from repl_fx.cli.report import page_renderer, report_document
 
 if TYPE_CHECKING:
+    from repl_fx.costs.counted import Costs
     from repl_fx.report.model_graph.document import Document
+    from repl_fx.tracing.parts.capture import CapturedParts
+    from repl_fx.training.config import TrainConfig
+    from repl_fx.training.data.kinds import Data, UserData
 
 # Sections of the help.
 _SCORES, _PICTURES = "Scores of trained blocks", "Pictures"
@@ -172,26 +176,12 @@ def inspect_command(
         from repl_fx import capture_parts
         from repl_fx.analysis.repeats import repeats_table
         from repl_fx.costs import counted as costs
-        from repl_fx.errors import BadInput
-        from repl_fx.planning.blocks_table import blocks_table
-        from repl_fx.planning.finders import by_options, finder_of, without_patterns
+        from repl_fx.planning.finders import by_options
         from repl_fx.planning.part_repeats import find_in_parts, own_inside, repeats_of
-        from repl_fx.planning.written_options import parse_blocks
-        from repl_fx.report import charts, documents, figures, tables
+        from repl_fx.report import documents, tables
 
-        if data is None and (score != "influence" or greedy):
-            raise BadInput("--score and --greedy need data to run the model on; give --data")
-        if greedy and score != "loss":
-            raise BadInput("--greedy skips blocks by the loss; give --score loss")
-        if data is not None and Path(spec).is_dir():
-            raise BadInput(f"{spec} has blocks replaced, which cannot be scored any more; give the model itself")
-        patterns = parse_blocks(blocks) if blocks is not None else []
-        if without_patterns(patterns):
-            raise BadInput(f"--blocks {blocks!r} names no repeat; give a pattern of module names, such as layers.*")
-        if (patterns or finder) and Path(spec).is_dir():
-            raise BadInput(f"{spec} has the repeats that it was made with; leave out --blocks and --finder")
-        if finder is not None:
-            finder_of(finder)
+        _require_scorable(spec, data, score, greedy)
+        patterns = _patterns(spec, blocks, finder)
         pictures = [file for file in (html, svg, dot) if file is not None]
         if pictures:
             render_page = page_renderer("inspect --html, --svg and --dot")
@@ -206,17 +196,11 @@ def inspect_command(
             captured, repeats = target.artifact.result.captured_parts, target.artifact.result.repeats
         else:
             if data is not None:
-                with common.needing("train", "inspect --data"):
-                    from repl_fx.training.calibration import require_loaders, score_on_data
-                    from repl_fx.training.config import TrainConfig
-                    from repl_fx.training.loading import changes_of, read_data
                 directory = None if data_dir is None else str(data_dir)
                 reading: Any = {"data": data, "data_dir": directory, "size": size, "standardise": standardise}
-                config = TrainConfig().changed(**reading, task=task, seed=seed)
                 # What is not there should not cost a capture.
                 terminal.stage("load data")
-                samples_from = read_data(config)
-                require_loaders(samples_from)
+                samples_from, config = _samples(**reading, task=task, seed=seed)
             terminal.stage("capture")
             captured = capture_parts(target.module, target.inputs.args, target.inputs.kwargs, fixed=target.fixed)
             terminal.stage("find repeats")
@@ -241,24 +225,10 @@ def inspect_command(
         )
         terminal.show(tables.sizes_table(captured))
         terminal.show(repeats_table(repeats, before, flops) if repeats else "nothing repeats in this model")
-        document["costs"] = documents.costs_document(before)
-        if target.artifact is not None and after is not None:
-            done, plan = target.artifact.result.report, target.artifact.plan
-            document["costs"] = {"before": document["costs"], "after": documents.costs_document(after)}
-            document["blocks"] = documents.blocks_document(done, plan)
-            terminal.show(blocks_table(done))
-            terminal.show(*common.costs_lines(before, after), *tables.grown_lines(before, after))
-        else:
-            terminal.show(*common.costs_lines(before))
+        document |= _shown_costs(terminal, target, before, after)
         if data is not None:
-            options: Any = {"samples": samples, "greedy": greedy, "progress": terminal.stage}
-            options["repeats"] = own_inside(found_in_parts or ())
-            document["data"] = list(changes_of(samples_from, config, training=False))
-            terminal.show(*common.data_lines(document["data"]))
-            found = score_on_data(captured, samples_from, config, score, **options)
-            chart = charts.chart_of(figures.scores_figures(found, score))
-            terminal.show(str(found), tables.scores_table(found), chart)
-            document["scores"] = documents.scores_document(found)
+            options: Any = {"samples": samples, "greedy": greedy, "repeats": own_inside(found_in_parts or ())}
+            document |= _shown_scores(terminal, captured, samples_from, config, score, **options)
         if pictures:
             shown = report_document(target, spec, terminal, captured, found_in_parts)
             if "scores" in document:
@@ -270,6 +240,85 @@ def inspect_command(
             terminal.show(*(f"written: {file}" for file in pictures))
             document["written"] = [str(file) for file in pictures]
         terminal.document(document)
+
+
+def _require_scorable(spec: str, data: str | None, score: str, greedy: int) -> None:
+    """Refuse options of scores that do not go together."""
+    from repl_fx.errors import BadInput
+
+    if data is None and (score != "influence" or greedy):
+        raise BadInput("--score and --greedy need data to run the model on; give --data")
+    if greedy and score != "loss":
+        raise BadInput("--greedy skips blocks by the loss; give --score loss")
+    if data is not None and Path(spec).is_dir():
+        raise BadInput(f"{spec} has blocks replaced, which cannot be scored any more; give the model itself")
+
+
+def _patterns(spec: str, blocks: str | None, finder: str | None) -> list[str | int]:
+    """The patterns of `--blocks`; refuses it and the finder where the repeats are known or cannot be found so."""
+    from repl_fx.errors import BadInput
+    from repl_fx.planning.finders import finder_of, without_patterns
+    from repl_fx.planning.written_options import parse_blocks
+
+    patterns = parse_blocks(blocks) if blocks is not None else []
+    if without_patterns(patterns):
+        raise BadInput(f"--blocks {blocks!r} names no repeat; give a pattern of module names, such as layers.*")
+    if (patterns or finder) and Path(spec).is_dir():
+        raise BadInput(f"{spec} has the repeats that it was made with; leave out --blocks and --finder")
+    if finder is not None:
+        finder_of(finder)
+    return patterns
+
+
+def _samples(**reading: Any) -> tuple[Data | UserData, TrainConfig]:
+    """The data to score on, with the settings that they were read by."""
+    with common.needing("train", "inspect --data"):
+        from repl_fx.training.calibration import require_loaders
+        from repl_fx.training.config import TrainConfig
+        from repl_fx.training.loading import read_data
+    config = TrainConfig().changed(**reading)
+    samples = read_data(config)
+    require_loaders(samples)
+    return samples, config
+
+
+def _shown_costs(
+    terminal: common.Terminal, target: common.Target, before: Costs, after: Costs | None
+) -> dict[str, Any]:
+    """Show the costs of a model, for a directory before and after, and give them as data."""
+    from repl_fx.planning.blocks_table import blocks_table
+    from repl_fx.report import documents, tables
+
+    if target.artifact is None or after is None:
+        terminal.show(*common.costs_lines(before))
+        return {"costs": documents.costs_document(before)}
+    done = target.artifact.result.report
+    terminal.show(blocks_table(done), *common.costs_lines(before, after), *tables.grown_lines(before, after))
+    return {
+        "costs": {"before": documents.costs_document(before), "after": documents.costs_document(after)},
+        "blocks": documents.blocks_document(done, target.artifact.plan),
+    }
+
+
+def _shown_scores(
+    terminal: common.Terminal,
+    captured: CapturedParts,
+    data: Data | UserData,
+    config: TrainConfig,
+    score: Literal["influence", "change", "gradient", "loss"],
+    **options: Any,
+) -> dict[str, Any]:
+    """Score the blocks of a model, show the scores, and give them as data."""
+    from repl_fx.report import charts, documents, figures, tables
+    from repl_fx.training.calibration import score_on_data
+    from repl_fx.training.loading import changes_of
+
+    changes = list(changes_of(data, config, training=False))
+    terminal.show(*common.data_lines(changes))
+    found = score_on_data(captured, data, config, score, progress=terminal.stage, **options)
+    chart = charts.chart_of(figures.scores_figures(found, score))
+    terminal.show(str(found), tables.scores_table(found), chart)
+    return {"data": changes, "scores": documents.scores_document(found)}
 
 
 def _draw(shown: Document, svg: Path | None, dot: Path | None) -> None:

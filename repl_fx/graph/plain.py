@@ -243,6 +243,22 @@ class Writer:
             return self._number(value)
         if isinstance(value, expression_classes().base):
             return ["expression", self._expression(value)]
+        if (of_torch := self._of_torch(value)) is not None:
+            return of_torch
+        if (container := self._container(value)) is not None:
+            return container
+        if isinstance(value, Shell) and is_bare(value.kind, self._packages):
+            return ["shell", *map(self.value, (value.kind, value.names, value.held, value.rest))]
+        if value is HERE:
+            return ["here"]
+        if (bounds := ranges_of(value)) is not None:
+            return ["range", *map(self.value, bounds)]
+        if is_object(value) and is_bare(type(value), self._packages):
+            return ["object", self.value(type(value)), self.value(vars(value))]
+        raise NotPlain(f"a value of the class {type(value).__name__}")
+
+    def _of_torch(self, value: Any) -> Data | None:
+        """A class, a slice, or a value of a class of torch's, such as a dtype; None of another value."""
         match value:
             case torch.dtype():
                 return ["dtype", dtype_name(value)]
@@ -256,6 +272,10 @@ class Writer:
                 return ["class", value.__module__, value.__qualname__]
             case Tensor() if value.is_meta and not value.numel() and type(value) is Tensor:
                 return ["anchor"]
+        return None
+
+    def _container(self, value: Any) -> Data | None:
+        """A container of values, or the structure of one; None of another value."""
         if value is ...:
             return ["ellipsis"]
         if type(value) in (tuple, list, fx.immutable_collections.immutable_list):
@@ -266,15 +286,7 @@ class Writer:
             return ["set", *map(self.value, value)]
         if isinstance(value, pytree.TreeSpec):
             return ["tree", self._structure(value)]
-        if isinstance(value, Shell) and is_bare(value.kind, self._packages):
-            return ["shell", *map(self.value, (value.kind, value.names, value.held, value.rest))]
-        if value is HERE:
-            return ["here"]
-        if (bounds := ranges_of(value)) is not None:
-            return ["range", *map(self.value, bounds)]
-        if is_object(value) and is_bare(type(value), self._packages):
-            return ["object", self.value(type(value)), self.value(vars(value))]
-        raise NotPlain(f"a value of the class {type(value).__name__}")
+        return None
 
     def _fake(self, tensor: Tensor) -> Data:
         if tensor.layout is not torch.strided:

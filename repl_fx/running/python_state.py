@@ -64,7 +64,8 @@ _ARRAYS = (np.ndarray, bytearray)
 _HOLDERS = (SimpleNamespace, Namespace)
 _METHODS = (FunctionType, staticmethod, classmethod)
 _CODE = (*_METHODS, property)
-_CACHED = type(lru_cache(len))
+# What calls code, or wraps what does; the type is that of functions whose results are kept.
+_CALLED = (FunctionType, MethodType, staticmethod, classmethod, partial, cached_property, type(lru_cache(len)), type)
 # Special methods that no forward calls on what there is already.
 _BORN = {
     "__init__", "__new__", "__init_subclass__", "__repr__", "__str__", "__del__", "__getstate__", "__setstate__",
@@ -378,27 +379,11 @@ class PythonState:
             self._values[path] = repr(state.tolist() if isinstance(state, Tensor) else state)
         elif isinstance(value, Iterator):
             self.unseen.append(path)
-        elif isinstance(value, FunctionType):
-            if id(value) not in self._functions and self._is_followed(value):
-                self._functions[id(value)] = value
-                self._unread.append(value)
-        elif isinstance(value, (staticmethod, classmethod, _CACHED)):
-            self._look(place, value.__wrapped__)
-        elif isinstance(value, cached_property):
-            self._look(place, value.func)
-        elif isinstance(value, MethodType):
-            self._look(place.attribute("__func__"), value.__func__)
-            self._look(place.attribute("__self__")._replace(name=place.name), value.__self__)
-        elif isinstance(value, partial):
-            self._look(place.attribute("func"), value.func)
-            self._look(place.item(path), (*value.args, *value.keywords.values()))
+        elif isinstance(value, _CALLED):
+            self._look_at_code(place, value)
         elif isinstance(value, ModuleType):
             if value.__name__ == "__main__" or not is_installed(value):
                 self._open(Spot(value.__name__, ""), vars(value), dict(vars(value)))
-        elif isinstance(value, type):
-            if self._is_followed(value):
-                self._enter_class(value)
-                self._look(place, tuple(getattr(value, name, None) for name in ("__init__", "__post_init__")))
         elif isinstance(value, (tuple, frozenset)):
             if len(value) > _LARGE and not _holds_containers(value):
                 self._values[path] = value
@@ -406,24 +391,48 @@ class PythonState:
             for index, item in enumerate(sorted(value, key=repr) if isinstance(value, frozenset) else value):
                 self._look(place.item(f"{path}[{index}]"), item)
         elif type(value) in CONTAINERS or _is_own_object(value):
-            key = (id(value), "" if place.ours else place.name)
-            known = self._seen.get((id(value), "") if isinstance(value, nn.Module) else key, self._seen.get(key))
-            if known is not None:
-                self._aliases[path] = known
-                return
-            self._seen[key] = path
-            if type(value) in CONTAINERS:
-                if (value.size if isinstance(value, np.ndarray) else len(value)) > _LARGE:
-                    self._large.append((place, value))
-                else:
-                    self._enter(place, value, copy.copy(value))
-                return
-            self._enter_class(type(value))
-            if type(value) in _HOLDERS or all(self._is_followed(k) or is_foreign(k) for k in type(value).__mro__):
-                self._open(place, value, attributes_of(value))
+            self._look_at_object(place, value)
+
+    def _look_at_code(self, place: Spot, value: Any) -> None:
+        """Look at what calls code: functions, classes, and what wraps one."""
+        if isinstance(value, FunctionType):
+            if id(value) not in self._functions and self._is_followed(value):
+                self._functions[id(value)] = value
+                self._unread.append(value)
+        elif isinstance(value, cached_property):
+            self._look(place, value.func)
+        elif isinstance(value, MethodType):
+            self._look(place.attribute("__func__"), value.__func__)
+            self._look(place.attribute("__self__")._replace(name=place.name), value.__self__)
+        elif isinstance(value, partial):
+            self._look(place.attribute("func"), value.func)
+            self._look(place.item(place.path), (*value.args, *value.keywords.values()))
+        elif not isinstance(value, type):
+            self._look(place, value.__wrapped__)
+        elif self._is_followed(value):
+            self._enter_class(value)
+            self._look(place, tuple(getattr(value, name, None) for name in ("__init__", "__post_init__")))
+
+    def _look_at_object(self, place: Spot, value: Any) -> None:
+        """Look at a container or an object of a class of the user's, once for each name that code reads it by."""
+        key = (id(value), "" if place.ours else place.name)
+        known = self._seen.get((id(value), "") if isinstance(value, nn.Module) else key, self._seen.get(key))
+        if known is not None:
+            self._aliases[place.path] = known
+            return
+        self._seen[key] = place.path
+        if type(value) in CONTAINERS:
+            if (value.size if isinstance(value, np.ndarray) else len(value)) > _LARGE:
+                self._large.append((place, value))
             else:
-                # Code that is not looked at may write to any attribute.
-                self._enter(place, value, attributes_of(value))
+                self._enter(place, value, copy.copy(value))
+            return
+        self._enter_class(type(value))
+        if type(value) in _HOLDERS or all(self._is_followed(k) or is_foreign(k) for k in type(value).__mro__):
+            self._open(place, value, attributes_of(value))
+        else:
+            # Code that is not looked at may write to any attribute.
+            self._enter(place, value, attributes_of(value))
 
 
 def _is_special(name: str) -> bool:

@@ -182,6 +182,23 @@ class Branch(nn.Module):
         if kind == "imul":
             y.mul_(0.5)
             return x + y
+        if kind == "view":
+            x = x + y
+            x[:, :1] += 1.0
+            return x
+        if kind == "zeroed":
+            x = x + y
+            x[..., 0].mul_(0.5)
+            return x
+        if kind == "relu_":
+            return (x + y).relu_()
+        if kind == "clone":
+            return x.clone().add_(y)
+        return self.added(x, y)
+
+    def added(self, x: Tensor, y: Tensor) -> Tensor:
+        """The stream behind a branch that writes to nothing."""
+        kind = self.join
         if kind == "alpha":
             return torch.add(x, y, alpha=0.5)
         if kind == "gamma":
@@ -199,22 +216,10 @@ class Branch(nn.Module):
             return x.mul(3).div(x.norm() + 1e-3).add(y)
         if kind == "none":
             return y
-        if kind == "view":
-            x = x + y
-            x[:, :1] += 1.0
-            return x
-        if kind == "zeroed":
-            x = x + y
-            x[..., 0].mul_(0.5)
-            return x
         if kind == "stack":
             return torch.stack([x, y]).sum(0)
-        if kind == "relu_":
-            return (x + y).relu_()
         if kind == "relu":
             return torch.relu(x + y)
-        if kind == "clone":
-            return x.clone().add_(y)
         if kind == "sub":
             return x - y
         return x + y
