@@ -62,7 +62,7 @@ def test_inspect_writes_the_same_page(run: Run, model_file: Path, tmp_path: Path
 def test_a_missing_library_is_one_line(
     run: Run, model_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, missing: str
 ) -> None:
-    for name in [name for name in sys.modules if name.startswith("repl_fx.report.page")]:
+    for name in [name for name in sys.modules if name.startswith(("repl_fx.report.page", "repl_fx.report.templates"))]:
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.setitem(sys.modules, missing, None)
     line = one_line(run("report", model_file, "-o", tmp_path / "page.html"))

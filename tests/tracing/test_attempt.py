@@ -1,0 +1,26 @@
+"""One export, and what the next is told of it."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+from repl_fx.tracing.attempt import each_call_traced
+from repl_fx.tracing.capture import capture
+from tests.tracing.nets import info_of
+
+
+def net() -> nn.Module:
+    return nn.Sequential(*(nn.Sequential(nn.LayerNorm(8), nn.Linear(8, 8)) for _ in range(4)))
+
+
+def test_a_capture_says_how_many_calls_are_copies() -> None:
+    info = info_of(capture(net(), (torch.randn(2, 8),)))
+    assert (info.copies, info.unlike) == (2, "")
+
+
+def test_inside_each_call_is_traced_by_itself_for_the_reason_given() -> None:
+    with each_call_traced("they differed"):
+        info = info_of(capture(net(), (torch.randn(2, 8),)))
+    assert (info.copies, info.unlike) == (0, "they differed")
+    assert info_of(capture(net(), (torch.randn(2, 8),))).unlike == ""
