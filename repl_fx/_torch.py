@@ -164,7 +164,7 @@ def _unwatched(look: Callable[..., Any]) -> Callable[..., Any]:
 
     def unwatched(*args: Any, **settings: Any) -> Any:
         # A kind of tensor of its own may say itself what its attributes are.
-        own = any(type(leaf) not in _PLAIN_TENSORS for leaf in args if isinstance(leaf, Tensor))
+        own = any(type(leaf) not in _PLAIN_TENSORS for leaf in pytree.tree_leaves(args) if isinstance(leaf, Tensor))
         with nullcontext() if own else torch._C.DisableTorchFunction():
             return look(*args, **settings)
 

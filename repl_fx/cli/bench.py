@@ -124,10 +124,8 @@ def bench_command(
             replacements = [{"block": one.block, "surrogate": one.surrogate} for one in result.plan.replacements]
             document: dict[str, Any] = {"spec": spec, "replaced": replacements, **measured.to_json()}
             document["notes"] = [*target.notes, *measured.notes]
-            chart, text = (
-                charts.chart_of(figures.bench_figures(document)),
-                json.dumps(document, indent=1, allow_nan=False) + "\n",
-            )
+            chart = charts.chart_of(figures.bench_figures(document))
+            text = json.dumps(document, indent=1, allow_nan=False) + "\n"
             if change is not None and artifact is not None:
                 terminal.stage("save")
                 (change.place / BENCH).write_text(text)

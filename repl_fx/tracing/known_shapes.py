@@ -7,7 +7,7 @@ floating-point tensor, of the layer's dtype, and, but for a layer norm, laid out
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -43,8 +43,7 @@ def known_result(layer: Any, args: Any, kwargs: Any) -> Tensor | None:
     if kwargs or len(args) != 1 or not isinstance(args[0], Tensor):
         return None
     kind, given = type(layer), args[0]
-    weights = [weight for weight in layer._parameters.values() if weight is not None]
-    if not given.is_floating_point() or any(weight.dtype is not given.dtype for weight in weights):
+    if not _of_one_dtype(given, layer._parameters.values()):
         return None
     if kind in _ELEMENTWISE:
         if kind is nn.Identity or getattr(layer, "inplace", False):
@@ -69,7 +68,7 @@ def layer_norm_result(
     """The kind of tensor that `aten.layer_norm` returns: for any layout, a contiguous one."""
     parameters = [tensor for tensor in (weight, bias) if tensor is not None]
     fits = _ends_in(given, shape) and all(tuple(tensor.shape) == tuple(shape) for tensor in parameters)
-    if not fits or not given.is_floating_point() or any(tensor.dtype is not given.dtype for tensor in parameters):
+    if not fits or not _of_one_dtype(given, parameters):
         return None
     return torch.empty(given.shape, dtype=given.dtype, device=given.device)
 
@@ -86,8 +85,7 @@ def batch_norm_results(
     """The kinds of tensors that `aten.native_batch_norm` returns."""
     state = [tensor for tensor in (weight, bias, mean, variance) if tensor is not None]
     # In half precision the dtypes of the results differ.
-    whole = all(tensor.dtype is given.dtype for tensor in state) and given.dtype in _WHOLE
-    if not whole or given.ndim < 2 or not _is_dense(given):
+    if given.dtype not in _WHOLE or not _of_one_dtype(given, state) or given.ndim < 2 or not _is_dense(given):
         return None
     if not all(tensor.ndim == 1 and _same_size(tensor.shape[0], given.shape[1]) for tensor in state):
         return None
@@ -100,8 +98,9 @@ def group_norm_results(
 ) -> tuple[Tensor, Tensor, Tensor] | None:
     """The kinds of tensors that `aten.native_group_norm` returns."""
     state = [tensor for tensor in (weight, bias) if tensor is not None]
-    whole = all(tensor.dtype is given.dtype for tensor in state) and given.dtype in _WHOLE
-    if not whole or not _is_packed(given, range(given.ndim)) or isinstance(channels, torch.SymInt):
+    if given.dtype not in _WHOLE or not _of_one_dtype(given, state):
+        return None
+    if not _is_packed(given, range(given.ndim)) or isinstance(channels, torch.SymInt):
         return None
     if channels % groups or any(tuple(tensor.shape) != (channels,) for tensor in state):
         return None
@@ -114,6 +113,11 @@ FAKES: Mapping[OpOverload, Callable[..., Any]] = {
     torch.ops.aten.native_batch_norm.default: batch_norm_results,
     torch.ops.aten.native_group_norm.default: group_norm_results,
 }
+
+
+def _of_one_dtype(given: Tensor, others: Iterable[Tensor | None]) -> bool:
+    """Whether a tensor is of floating point, and the others that there are have its dtype."""
+    return given.is_floating_point() and all(other is None or other.dtype is given.dtype for other in others)
 
 
 def _ends_in(tensor: Tensor, shape: Sequence[int]) -> bool:
