@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 from enum import StrEnum
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -68,6 +69,7 @@ def bench_command(
     model: common.ModelOption = None,
     weights: common.WeightsOption = None,
     input_shape: common.ShapeOption = None,
+    fixed: common.FixedOption = "",
     seed: common.SeedOption = 0,
     device: common.DeviceOption = "cpu",
     trust: common.TrustOption = False,
@@ -105,15 +107,14 @@ def bench_command(
             common.require_free_file(output, force=force)
         terminal.stage("load")
         # Variants go to the device one after another.
-        target = common.load_target(
-            spec, model, input_shape=input_shape, seed=seed, device="cpu", trust=trust, weights=weights
+        load = partial(
+            common.load_target, spec, model, seed=seed, device="cpu", trust=trust, weights=weights, fixed=fixed
         )
+        target = load(input_shape=input_shape)
         result, rewritten = _rewritten(target, every, surrogate, seed, terminal.stage)
         shape = None if target.artifact else shape_at_batch(result.captured_parts, batch or 0)
         if shape is not None:
-            target = common.load_target(
-                spec, model, input_shape=shape, seed=seed, device="cpu", trust=trust, weights=weights
-            )
+            target = load(input_shape=shape)
             result, rewritten = _rewritten(target, every, surrogate, seed, terminal.stage)
         artifact = target.artifact if output is None else None
         with changing(artifact.directory) if artifact else contextlib.nullcontext() as change:
@@ -156,6 +157,7 @@ def _rewritten(
             every=2 if every is None else every,
             surrogate=surrogate or "auto",
             seed=seed,
+            fixed=target.fixed,
             progress=progress,
         )
         return result, result.model

@@ -33,6 +33,7 @@ from repl_fx.report.documents import costs_document
 from repl_fx.report.tables import grown_lines
 from repl_fx.sources import Source
 from repl_fx.tracing.capture import widen_batch
+from repl_fx.tracing.dynamic_shapes import names_in
 from repl_fx.tracing.parts.capture import CapturedParts, capture_parts
 from repl_fx.training.calibration import calibration, require_loaders, score_on_data
 from repl_fx.training.command import begin as begin_training, train_directory
@@ -186,14 +187,14 @@ def _cut(run: _CompressRun, *, resume: bool) -> _CompressRun:
     require_loaders(data)
     run.note(changes_of(data, run.config, training=run.config.heal))
     run.progress("capture")
-    captured = _captured(source)
+    captured = _captured(source, run.config)
     own = models.at_own_batch(captured, batch_of(data, run.config))
     if own is not None:
         # A capture that takes one batch alone is of that of the data.
         assert isinstance(own.config, CompressConfig)  # as they were
         models, run = own, replace(run, config=own.config)
         source = _on_device(own.source(run.config.seed), run.config)
-        captured = _captured(source)
+        captured = _captured(source, run.config)
         run.note([f"the model is captured at a batch of {source.inputs.batch} alone; what fills none is left out"])
     if resume:
         run.state.require_same_data(data)
@@ -209,9 +210,9 @@ def _cut(run: _CompressRun, *, resume: bool) -> _CompressRun:
     return run
 
 
-def _captured(source: Source) -> CapturedParts:
+def _captured(source: Source, config: CompressConfig) -> CapturedParts:
     inputs = widen_batch(source.model, source.inputs)
-    return capture_parts(source.model, inputs.args, inputs.kwargs)
+    return capture_parts(source.model, inputs.args, inputs.kwargs, fixed=names_in(config.fixed or ()))
 
 
 def _on_device(source: Source, config: CompressConfig) -> Source:

@@ -19,7 +19,7 @@ FROM_SPEC = "original"
 # Settings of which model is made, which an artifact has already.
 MAKING = (
     *("every", "blocks", "finder", "budget", "scores", "ignore", "surrogate", "set", "plan", "weights", "input_shape"),
-    "checkpoint_blocks",
+    *("fixed", "checkpoint_blocks"),
 )
 # Settings of a run that heals, where none are given. A model that is nearly right is not shaken by a high rate.
 HEALING: Mapping[str, Any] = MappingProxyType({"teacher": FROM_SPEC, "teacher_values": 1.0, "epochs": 1, "lr": 3e-4})
@@ -59,6 +59,10 @@ class TrainConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     plan: Annotated[str | None, Meta(description="Do what this plan.json says, in place of the options above.")] = None
     weights: Annotated[str | None, Meta(description="Trained weights of the model, a file or a directory.")] = None
     input_shape: Annotated[str | None, Meta(description="Shapes of the example inputs, such as 2x3x224x224.")] = None
+    fixed: Annotated[
+        str | None,
+        Meta(description="Dimensions of the inputs that stay as in the example: height,width or x.2; by default none."),
+    ] = None
     checkpoint_blocks: Annotated[
         bool, Meta(description="Compute kept blocks again in the backward pass, to keep less.")
     ] = False

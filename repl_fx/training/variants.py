@@ -15,6 +15,7 @@ from repl_fx.plan import Plan
 from repl_fx.planning.written_options import parse_settings, read_plan
 from repl_fx.sources import Source, load_source
 from repl_fx.sources.input_shapes import shape_at_batch
+from repl_fx.tracing.dynamic_shapes import names_in
 from repl_fx.tracing.parts.capture import CapturedParts
 from repl_fx.training.config import FROM_SPEC, TrainConfig
 
@@ -75,6 +76,7 @@ class Models:
             "settings": parse_settings(config.set) or None,
             "seed": config.seed,
             "finder": config.finder,
+            "fixed": names_in(config.fixed or ()),
             "checkpoint_blocks": config.checkpoint_blocks,
             **config.planning_options(),
             **other,

@@ -42,6 +42,13 @@ def test_a_model_that_fixes_its_batch_is_captured_at_that_of_the_option(run: Run
     assert all(row["not_measured"] is None for row in (*found["training"], *found["inference"]))
 
 
+def test_a_model_is_measured_with_dimensions_that_stay(run: Run, model_file: Path) -> None:
+    given = (*BRIEF, "--only", "inference", "--surrogate", "linear", "--fixed", "batch", "--json")
+    found = document(run("bench", model_file, *given).stdout)
+    reasons = {row["variant"]: row["not_measured"] for row in found["inference"] if row["batch"] == 1}
+    assert "captured as [2, " in reasons["rewritten"], reasons
+
+
 def test_a_model_goes_to_a_file_as_it_is_shown(run: Run, model_file: Path, tmp_path: Path) -> None:
     file = tmp_path / "cost.json"
     result = run("bench", model_file, *BRIEF, "--only", "training", "-o", file)

@@ -7,11 +7,13 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import onnx
 import pytest
 import torch
 
 import repl_fx
 from repl_fx.artifact.exporting import export_artifact
+from repl_fx.artifact.manifest import read_manifest
 from repl_fx.compression import compress as compressing
 from repl_fx.compression.compress import Compressed, compress
 from repl_fx.compression.stages import CompressionState
@@ -169,3 +171,10 @@ def test_a_model_that_fixes_its_batch_is_captured_at_that_of_the_data(trained: P
     assert list(done.figures) == ["original", "cut", "healed"] and done.equivalent
     model = repl_fx.load(tmp_path / "out")
     assert model(torch.randn(8, 1, 4, 4)).shape == (8, 3)
+
+
+def test_dimensions_that_are_to_stay_are_fixed_in_the_file(trained: Path, tmp_path: Path) -> None:
+    done = _compress(trained, tmp_path / "out", fixed="batch")
+    assert done.equivalent and read_manifest(tmp_path / "out").fixed == ("batch",)
+    (given,) = onnx.load(tmp_path / "out" / "model.onnx").graph.input
+    assert [dim.dim_value for dim in given.type.tensor_type.shape.dim] == [8, 1, 4, 4]

@@ -11,6 +11,7 @@ import pytest
 import torch
 
 import repl_fx
+from repl_fx.artifact.manifest import read_manifest
 from repl_fx.errors import BadInput
 from repl_fx.training import command, run as running
 from repl_fx.training.command import COMPARISON, OTHERS, TrainingRun, begin, train_side_by_side
@@ -112,6 +113,7 @@ def test_settings_that_an_artifact_cannot_follow_are_a_line(spec: str, tmp_path:
         ({"compare": True}, "--compare"),
         ({"every": 3}, "--every"),
         ({"input_shape": "2x3"}, "--input"),
+        ({"fixed": "batch"}, "--fixed"),
     ):
         with pytest.raises(BadInput, match=f"has its blocks replaced already; leave out {flag}"):
             begin(str(out), None, {"device": "cpu", **given})
@@ -126,3 +128,9 @@ def test_a_model_that_fixes_its_batch_is_trained_at_that_of_the_settings(spec: s
     assert run.config.full_batches and run.config.input_shape == "8x1x4x4:float32"
     assert command.train_directory(run).figures["accuracy"] >= 0
     assert repl_fx.load(tmp_path / "out")(torch.randn(8, 1, 4, 4)).shape == (8, 3)
+
+
+def test_dimensions_that_are_to_stay_are_those_of_the_run(spec: str, tmp_path: Path) -> None:
+    run = _begin(spec, tmp_path / "out", fixed="batch")
+    assert run.config.input_shape == "8x1x4x4:float32" and run.config.full_batches
+    assert read_manifest(tmp_path / "out").fixed == ("batch",)
