@@ -15,8 +15,9 @@ _HEAD = """## Other sizes
 What {count} small models that take other sizes do at sizes that were not captured: `python -m benchmarks.zoo --sizes`
 runs them, and its `--report-only` writes this section. Five sizes within the limits, smaller, larger, not square, of
 batches of 1 to 7; at each limit the nearest size that breaks it, and one next to it that does not; and another size for
-each dimension that is fixed. The captured graph and its ONNX file are compared with the source; the model in place, the
-folded graph and its ONNX file with the rewritten graph, by surrogate `auto`. *Refused* are sizes that the source takes
+each dimension that is fixed. The captured graph and its ONNX file are compared with the source, within the limits the
+graph in training mode, too: two steps with outputs, gradients and buffers; the model in place, the folded graph and its
+ONNX file with the rewritten graph, by surrogate `auto`. *Refused* are sizes that the source takes
 and the graph refuses, in one line. *Wrong* is an answer other than the source's, an answer where the source stops, and
 none within the limits.
 

@@ -1,7 +1,8 @@
 """A model at other sizes than those it is captured with: which it takes, what each form computes, what is refused.
 
     captured    as in the other stages, as one graph
-    same        the captured graph and its ONNX file compute what the source does: an identity plan
+    same        the captured graph and its ONNX file compute what the source does: an identity plan; the graph in training
+                mode, too: two steps with outputs, gradients and buffers, at the sizes within the limits
     replaced    as in the other stages; a model in which nothing repeats ends here
     alike       the rewritten graph, the folded one, the model in place and the ONNX file of `auto` compute the same
 
@@ -37,10 +38,13 @@ from repl_fx.graph.axes import VARYING, captured_axes, checks_by_name, dimension
 from repl_fx.pipeline import Options, TransformResult, rewrite
 from repl_fx.running.example_inputs import ExampleInputs
 from repl_fx.running.untouched import Outcome, in_mode, outcome_of
+from repl_fx.tracing.check import check_of
 from repl_fx.tracing.dynamic_shapes import CACHES
 
 SIZING = ("captured", "same", "replaced", "alike")
 WITHIN = 5
+# The form that is compared in training mode.
+TRAINED = "graph in training"
 # Sizes to try, as factors of the example's; batches as they are.
 _FACTORS = (0.5, 1.7, 1.25, 0.8, 2.1)
 _BATCHES = (1, 3, 5, 4, 7)
@@ -75,7 +79,7 @@ def wrong(trial: Mapping[str, Any], forms: Iterable[str] | None = None) -> list[
     good: tuple[str, ...] = ("right", "close")
     if trial["source"] != "runs" or trial["why"] not in ("within", "edge"):
         good += ("refused", "stops")
-    outcomes = {form: trial["forms"][form] for form in forms or trial["forms"]}
+    outcomes = {form: trial["forms"][form] for form in forms or trial["forms"] if form in trial["forms"]}
     return [
         f"{trial['sizes']}, {form}: {outcome}" for form, outcome in outcomes.items() if not outcome.startswith(good)
     ]
@@ -99,10 +103,12 @@ def sized(case: Case, record: Record, place: Path, last: str, heavy: Any) -> Non
             for trial, given, source in trials:
                 trial.source = _words(source.problem) if source.problem else "runs"
                 trial.forms |= _judged(forms, given, source)
+                if trial.why == "within" and source.problem is None:
+                    trial.forms |= trained(model, graph, given)
             record.trials = [asdict(trial) for trial, _, _ in trials]
             count = sum(trial.why == "within" and trial.source == "runs" for trial, _, _ in trials)
             assert count == WITHIN, f"{count} of {WITHIN} sizes within the limits are taken by the source"
-            _require_good(trials, list(forms))
+            _require_good(trials, [*forms, TRAINED])
         with stage(record, place, "replaced", last), torch.enable_grad():
             try:
                 result = rewrite(captured, Options(), inputs)
@@ -190,6 +196,18 @@ def _dies(path: Path, flat: FlatInputs, given: FlatInputs) -> int:
 
 def _run(module: nn.Module, given: FlatInputs) -> Outcome:
     return outcome_of(module, given.given, training=False, within=torch.no_grad)
+
+
+def trained(model: nn.Module, graph: nn.Module, given: FlatInputs) -> dict[str, str]:
+    """The outcome of two steps in training mode; none where the source takes none: batch norms need several values."""
+    with torch.enable_grad():
+        if outcome_of(model, given.given, training=True).problem is not None:
+            return {}
+        try:
+            checked = check_of(model, graph, given.given, [True])
+        except Exception as problem:
+            return {TRAINED: f"fails: {_words(problem)}"}
+    return {TRAINED: "right" if checked.training else f"wrong: {checked.differences[0]}"}
 
 
 def _judged(forms: Mapping[str, Any], given: FlatInputs, expected: Outcome) -> dict[str, str]:

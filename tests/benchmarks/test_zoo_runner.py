@@ -28,8 +28,9 @@ from benchmarks.zoo_runner.alive import train
 from benchmarks.zoo_runner.compressing import COMPRESSING, compress, random_batches
 from benchmarks.zoo_runner.exactness import require_equal, require_equal_training, tensors
 from benchmarks.zoo_runner.report import write_report, write_sizes
-from benchmarks.zoo_runner.sizing import SIZING, sized, wrong
+from benchmarks.zoo_runner.sizing import SIZING, TRAINED, sized, trained, wrong
 from benchmarks.zoo_runner.stages import STAGES, Record, _Stop
+from repl_fx.export.tensors import flatten_inputs
 from repl_fx.running.example_inputs import ExampleInputs
 from repl_fx.tracing.check import compare_modes
 from tests.nets import TokenNet
@@ -393,11 +394,24 @@ def test_a_model_runs_at_other_sizes_and_on_both_sides_of_its_limits(tmp_path: P
     assert by["beyond"][0]["source"] == "runs"
     assert by["beyond"][0]["forms"]["graph"].startswith("refused: ") and by["beyond"][0]["forms"]["in place"] == "right"
     assert {outcome for trial in by["within"] for outcome in trial["forms"].values()} == {"right"}
+    assert all(TRAINED in trial["forms"] for trial in by["within"])
     (tmp_path / "zoo.json").write_text(json.dumps({"versions": {}, "processor": "one", "models": [], "not run": []}))
     write_sizes([asdict(record)], tmp_path)
     text = (tmp_path / "zoo.md").read_text()
     assert "- 1 right." in text and "- 2 of 2 dimensions are free: batch 1 of 1, length 1 of 1." in text
     assert "| 5 of 5 | 2 of 2 | x.shape[1] <= 9 | right |" in text
+
+
+def test_a_graph_is_compared_in_training_mode_too() -> None:
+    net = Net()
+    for change, words in ((moved, "wrong: training, step 1: "), (doubled, "wrong: training, step 2: ")):
+        other = Net(change)
+        other.load_state_dict(net.state_dict())
+        given = flatten_inputs(net, ExampleInputs((torch.randn(3, 4),), {}))
+        assert trained(net, net, given) == {TRAINED: "right"}
+        assert trained(net, other, given)[TRAINED].startswith(words)
+    # A batch norm learns nothing from one value.
+    assert trained(net, net, flatten_inputs(net, ExampleInputs((torch.randn(1, 4),), {}))) == {}
 
 
 def test_what_is_wrong_at_a_size_is_named() -> None:
