@@ -62,7 +62,7 @@ MUTATED = (
     "repl_fx/tracing/parts/*.py",
     "repl_fx/planning/*.py",
     "repl_fx/fitting/*.py",
-    "repl_fx/in_place/*.py",
+    "repl_fx/rewriting/in_place/*.py",
     "repl_fx/artifact/*.py",
 )
 
@@ -70,8 +70,8 @@ MUTATED = (
 TESTS: dict[str, tuple[str, ...]] = {
     "repl_fx/plan.py": ("tests/test_pipeline.py",),
     "passes/check_graph.py": ("tests/passes/test_check_graph.py", "tests/passes/test_replace_blocks.py"),
-    "passes/choose_blocks.py": ("tests/passes/test_choose_blocks.py", "tests/passes/test_find_similar.py"),
-    "passes/replace_blocks.py": ("tests/passes/test_replace_blocks.py", "tests/analysis/test_side_outputs.py"),
+    "repl_fx/planning/choose_blocks.py": ("tests/planning/test_choose_blocks.py", "tests/finding/test_find_similar.py"),
+    "passes/replace_blocks.py": ("tests/passes/test_replace_blocks.py", "tests/finding/test_side_outputs.py"),
     "repl_fx/surrogates/shared/activations.py": (
         "tests/surrogates/shared/test_activations.py",
         "tests/surrogates/shared/test_recompute.py",
@@ -81,7 +81,7 @@ TESTS: dict[str, tuple[str, ...]] = {
     "repl_fx/surrogates/auto.py": ("tests/surrogates/shared/test_registry.py", "tests/surrogates/test_coarse.py"),
     "repl_fx/surrogates/shared/branch_edits.py": (
         "tests/surrogates/shared/test_branch_edits.py",
-        "tests/planning/test_check_training.py",
+        "tests/rewriting/test_check_training.py",
     ),
     "repl_fx/surrogates/shared/channels.py": ("tests/passes/test_write_in_place.py",),
     "repl_fx/surrogates/identity.py": ("tests/test_pipeline.py",),
@@ -133,13 +133,22 @@ TESTS: dict[str, tuple[str, ...]] = {
     "repl_fx/export/optimizing.py": ("tests/export/test_optimizing.py", "tests/export/test_onnx_model.py"),
     "repl_fx/artifact/exporting.py": ("tests/artifact/test_exporting.py", "tests/cli/test_export.py"),
     "repl_fx/artifact/store.py": ("tests/artifact/test_store.py", "tests/artifact/test_model_code.py"),
-    "repl_fx/in_place/attention_calls.py": ("tests/in_place/test_attention_calls.py", "tests/surrogates/test_reuse.py"),
-    "repl_fx/in_place/cutting.py": ("tests/in_place/test_cutting.py", "tests/in_place/test_assembling.py"),
-    "repl_fx/in_place/surrogate_block.py": (
-        "tests/in_place/test_surrogate_block.py",
-        "tests/in_place/test_assembling.py",
+    "repl_fx/rewriting/in_place/attention_calls.py": (
+        "tests/rewriting/in_place/test_attention_calls.py",
+        "tests/surrogates/test_reuse.py",
     ),
-    "repl_fx/in_place/pretrained.py": ("tests/artifact/test_pretrained.py", "tests/artifact/test_in_place.py"),
+    "repl_fx/rewriting/in_place/cutting.py": (
+        "tests/rewriting/in_place/test_cutting.py",
+        "tests/rewriting/in_place/test_assembling.py",
+    ),
+    "repl_fx/rewriting/in_place/surrogate_block.py": (
+        "tests/rewriting/in_place/test_surrogate_block.py",
+        "tests/rewriting/in_place/test_assembling.py",
+    ),
+    "repl_fx/rewriting/in_place/pretrained.py": (
+        "tests/artifact/test_pretrained.py",
+        "tests/artifact/test_in_place.py",
+    ),
     "repl_fx/export/verify.py": ("tests/export/test_verify.py", "tests/export/test_weights.py"),
 }
 

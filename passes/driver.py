@@ -5,14 +5,12 @@ the driver does, once, behind the last pass.
 
     run_passes(gm, partial(replace_blocks, repeats=repeats, plan=plan), batch_syntheses_, write_in_place_)
 
-Passes that change no graph (`find_repeats`, `choose_blocks`) need no driver, and return their finding alone.
+Questions about a graph, which change none, are in `repl_fx.finding`.
 """
 
 from __future__ import annotations
 
-import gc
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -90,20 +88,3 @@ def _name(one: Any) -> str:
     while isinstance(one, partial):
         one = one.func
     return str(getattr(one, "__name__", type(one).__name__))
-
-
-@contextmanager
-def collection_paused() -> Iterator[None]:
-    """Pause the search for reference cycles; also a decorator.
-
-    Passes make many objects that stay alive, and what torch.export left behind is old by then: each search looks at all
-    of it, and up to a third of the time of the passes would go into searches. Not for torch.export itself, which leaves
-    cycles in plenty.
-    """
-    was_enabled = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if was_enabled:
-            gc.enable()

@@ -19,7 +19,7 @@ from collections.abc import Collection, Iterable, Sequence
 
 from torch import fx, nn
 
-from repl_fx.analysis.blocks import Repeat
+from repl_fx.finding.blocks import Repeat
 from repl_fx.graph.bridge import digraph, reached_from
 from repl_fx.graph.captured import (
     BESIDE,

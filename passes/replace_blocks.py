@@ -16,9 +16,9 @@ from contextlib import nullcontext
 import torch
 from torch import fx
 
-from repl_fx.analysis.blocks import Block, Repeat
-from repl_fx.analysis.side_outputs import return_none_
 from repl_fx.errors import PlanMismatch, foreign_code
+from repl_fx.finding.blocks import Block, Repeat
+from repl_fx.finding.side_outputs import return_none_
 from repl_fx.graph.bridge import digraph_with_writes, leading_to
 from repl_fx.graph.captured import drop_dead, erase_dead
 from repl_fx.graph.notes import BLOCK, COUNTERPART, REPLACES

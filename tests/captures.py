@@ -20,7 +20,8 @@ from torch import Tensor, fx, nn
 import repl_fx
 from repl_fx._torch import pytree
 from repl_fx.benchmarking.memory import kept_bytes
-from repl_fx.pipeline import Options, rewrite
+from repl_fx.pipeline import rewrite
+from repl_fx.planning.options import Options
 from repl_fx.running.example_inputs import ExampleInputs
 from repl_fx.tracing.capture import widen_batch
 from repl_fx.tracing.parts.capture import CapturedParts, Part
@@ -72,7 +73,7 @@ def transformed(
     check: bool = True,
     **options: Unpack[Options],
 ) -> repl_fx.TransformResult:
-    """What `repl_fx.transform` returns; `options` are those of `repl_fx.pipeline.Options`."""
+    """What `repl_fx.transform` returns; `options` are those of `repl_fx.planning.options.Options`."""
     inputs = widen_batch(model, ExampleInputs.of(args, kwargs))
     return rewrite(captured(model, inputs.args, inputs.kwargs), plan or options, inputs, check=check)
 

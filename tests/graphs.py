@@ -8,7 +8,7 @@ from collections.abc import Callable
 import torch
 from torch import fx, nn
 
-from repl_fx.analysis.blocks import Repeat
+from repl_fx.finding.blocks import Repeat
 from repl_fx.graph.captured import CapturedModule
 
 

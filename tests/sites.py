@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from repl_fx.analysis.blocks import Block
+from repl_fx.finding.blocks import Block
 from repl_fx.surrogates.shared.site import Site
 from tests.graphs import Graph
 

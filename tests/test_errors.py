@@ -19,7 +19,7 @@ from repl_fx.sources.input_shapes import parse_input_shape
 from repl_fx.surrogates import make_surrogate
 from repl_fx.training.config import TrainConfig
 from repl_fx.training.tasks import task_of
-from tests.scoring.test_scores import SCORES
+from tests.planning.scoring.test_scores import SCORES
 
 
 def test_the_first_line_of_an_error_that_says_something() -> None:

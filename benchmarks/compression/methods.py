@@ -17,7 +17,7 @@ from benchmarks.compression.call_time import time_ratio
 from benchmarks.compression.originals import Original, first_tensor, flops_of
 from repl_fx.errors import BadInput
 from repl_fx.planning.budgets import NoPlan
-from repl_fx.scoring.scores import Scores
+from repl_fx.planning.scoring.scores import Scores
 
 # Of the pruner, each of which takes a few channels of every layer.
 STEPS = 60

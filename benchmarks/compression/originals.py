@@ -16,9 +16,9 @@ from torch import Tensor, nn
 
 from benchmarks.training.tasks import Task
 from repl_fx.costs.counted import measure_costs
+from repl_fx.planning.scoring.score_blocks import score_blocks
+from repl_fx.planning.scoring.scores import Scores
 from repl_fx.running.example_inputs import ExampleInputs
-from repl_fx.scoring.score_blocks import score_blocks
-from repl_fx.scoring.scores import Scores
 from repl_fx.tracing.parts.capture import CapturedParts, capture_parts
 from repl_fx.training.calibration import calibration
 from repl_fx.training.config import TrainConfig

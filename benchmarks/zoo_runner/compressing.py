@@ -24,7 +24,9 @@ from benchmarks.zoo_runner.stages import Record, alone, built, part_of_record, s
 from repl_fx._torch import pytree
 from repl_fx.errors import BadInput
 from repl_fx.fitting.fit import NothingToFit
-from repl_fx.pipeline import Options, TransformResult, rewrite
+from repl_fx.pipeline import rewrite
+from repl_fx.planning.options import Options
+from repl_fx.rewriting.result import TransformResult
 from repl_fx.running.example_inputs import ExampleInputs
 from repl_fx.tracing.parts.capture import CapturedParts
 

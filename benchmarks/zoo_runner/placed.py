@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks.zoo_runner.exactness import difference, fresh, loss_of, same, tensors
-from repl_fx.pipeline import TransformResult
+from repl_fx.rewriting.result import TransformResult
 from repl_fx.running.untouched import seed_everything
 from repl_fx.tracing.dynamic_shapes import CACHES
 

@@ -1,8 +1,8 @@
 """A model at other sizes than those it is captured with: which it takes, what each form computes, what is refused.
 
     captured    as in the other stages, as one graph
-    same        the captured graph and its ONNX file compute what the source does: an identity plan; the graph in training
-                mode, too: two steps with outputs, gradients and buffers, at the sizes within the limits
+    same        the captured graph and its ONNX file compute what the source does: an identity plan; the graph in
+                training mode, too: two steps with outputs, gradients and buffers, at the sizes within the limits
     replaced    as in the other stages; a model in which nothing repeats ends here
     alike       the rewritten graph, the folded one, the model in place and the ONNX file of `auto` compute the same
 
@@ -35,7 +35,9 @@ from repl_fx.export.comparison import ModelComparison
 from repl_fx.export.session import OnnxSession
 from repl_fx.export.tensors import FlatInputs, at_shapes, flatten_inputs
 from repl_fx.graph.axes import VARYING, captured_axes, checks_by_name, dimensions_of, short_place
-from repl_fx.pipeline import Options, TransformResult, rewrite
+from repl_fx.pipeline import rewrite
+from repl_fx.planning.options import Options
+from repl_fx.rewriting.result import TransformResult
 from repl_fx.running.example_inputs import ExampleInputs
 from repl_fx.running.untouched import Outcome, in_mode, outcome_of
 from repl_fx.tracing.check import check_of

@@ -34,12 +34,14 @@ from benchmarks.zoo_runner.exactness import (
     tensors,
 )
 from benchmarks.zoo_runner.placed import require_same_in_place
-from repl_fx.analysis.blocks import Block, Repeat
-from repl_fx.analysis.node_table import node_table
 from repl_fx.artifact import load_artifact
 from repl_fx.environment.files import write_whole
+from repl_fx.finding.blocks import Block, Repeat
+from repl_fx.finding.node_table import node_table
 from repl_fx.passes.fold_surrogates import is_synthesis
-from repl_fx.pipeline import Options, TransformResult, rewrite
+from repl_fx.pipeline import rewrite
+from repl_fx.planning.options import Options
+from repl_fx.rewriting.result import TransformResult
 from repl_fx.running.example_inputs import ExampleInputs
 from repl_fx.running.untouched import seed_everything
 from repl_fx.surrogates.shared.site import surrogate_path

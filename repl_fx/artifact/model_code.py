@@ -8,9 +8,9 @@ from typing import Any
 from torch import nn
 
 from repl_fx.artifact.manifest import Manifest, read_manifest
-from repl_fx.checkpoints.digest import digest_of
 from repl_fx.errors import ArtifactError
 from repl_fx.sources import Source, load_source, names_no_file
+from repl_fx.sources.checkpoints.digest import digest_of
 from repl_fx.sources.hugging_face_code import OPTION as TRUST
 from repl_fx.sources.registry import code_of
 from repl_fx.sources.source import hash_file

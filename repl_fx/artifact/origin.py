@@ -12,11 +12,11 @@ from torch import nn
 
 from repl_fx.arguments import in_words
 from repl_fx.errors import BadInput
-from repl_fx.pipeline import TransformResult
-from repl_fx.planning.part_repeats import lines_made
+from repl_fx.rewriting.result import TransformResult
 from repl_fx.running.holders import ORIGIN
 from repl_fx.sources import Source
 from repl_fx.tracing.parts.origin import Model, Origin, SourceOptions, Weights
+from repl_fx.tracing.parts.part_repeats import lines_made
 
 
 def with_origin(model: TransformResult | nn.Module) -> tuple[nn.Module, Origin]:

@@ -29,7 +29,7 @@ from repl_fx.artifact.store import CONSTANTS, WEIGHTS, write_rest
 from repl_fx.artifact.weights import write_constants, write_file
 from repl_fx.errors import BadInput, ReplFxError
 from repl_fx.graph.state import address
-from repl_fx.in_place.pretrained import SavePretrained, with_own_names
+from repl_fx.rewriting.in_place.pretrained import SavePretrained, with_own_names
 from repl_fx.sources.hugging_face_weights import REWRITTEN
 from repl_fx.sources.source import hash_file
 from repl_fx.tracing.parts.origin import CONFIG, Model, SourceOptions

@@ -33,12 +33,13 @@ from repl_fx.display.progress import shown, tell
 from repl_fx.errors import ArtifactError, BadInput, CaptureError, NothingToReplace, PlanMismatch, one_line
 from repl_fx.graph.captured import copy_model
 from repl_fx.graph.kinds import kind_of
-from repl_fx.in_place.pretrained import with_own_names
-from repl_fx.in_place.surrogate_block import surrogate_graphs
 from repl_fx.passes.driver import run_passes
-from repl_fx.pipeline import TransformResult, rewrite
+from repl_fx.pipeline import rewrite
 from repl_fx.plan import Plan
 from repl_fx.planning.written_options import read_scores
+from repl_fx.rewriting.in_place.pretrained import with_own_names
+from repl_fx.rewriting.in_place.surrogate_block import surrogate_graphs
+from repl_fx.rewriting.result import TransformResult
 from repl_fx.running.alone import alone
 from repl_fx.running.example_inputs import ExampleInputs
 from repl_fx.running.holders import ORIGIN

@@ -24,7 +24,7 @@ from repl_fx.benchmarking.training import Sizes, Trainer, mean_squares, timed_st
 from repl_fx.benchmarking.variants import CHECKPOINTED, ORIGINAL, UNFOLDED, Variant, variants_of
 from repl_fx.errors import BadInput, ForeignError, ReplFxError, foreign_code, one_line
 from repl_fx.export.tensors import at_batch, flatten_inputs
-from repl_fx.pipeline import TransformResult
+from repl_fx.rewriting.result import TransformResult
 from repl_fx.running.example_inputs import ExampleInputs
 from repl_fx.running.timing import Timer, interleaved, latency
 from repl_fx.running.untouched import seeded

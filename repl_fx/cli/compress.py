@@ -11,7 +11,7 @@ from repl_fx.cli import common
 from repl_fx.cli.completion import complete_model_or_artifact
 from repl_fx.cli.group import CheckFailed
 from repl_fx.cli.settings import with_flags
-from repl_fx.compression.config import COMPRESSING, NOT_TO_COMPRESS, CompressConfig
+from repl_fx.training.compression.config import COMPRESSING, NOT_TO_COMPRESS, CompressConfig
 
 
 @with_flags(CompressConfig, without=NOT_TO_COMPRESS, defaults=COMPRESSING)
@@ -46,7 +46,7 @@ def compress_command(
     """Cut a trained model to a budget: score, replace, fit, heal if asked, evaluate, write as ONNX and verify."""
     with common.running(as_json, verbose, quiet) as terminal:
         with common.needing("train", "compress"):
-            from repl_fx.compression.compress import compress
+            from repl_fx.training.compression.compress import compress
         from repl_fx.report.tables import budget_table, figures_table
 
         noted: list[str] = []

@@ -174,11 +174,11 @@ def inspect_command(
         import msgspec
 
         from repl_fx import capture_parts
-        from repl_fx.analysis.repeats import repeats_table
         from repl_fx.costs import counted as costs
-        from repl_fx.planning.finders import by_options
-        from repl_fx.planning.part_repeats import find_in_parts, own_inside, repeats_of
+        from repl_fx.finding.repeats import repeats_table
         from repl_fx.report import documents, tables
+        from repl_fx.tracing.parts.finders import by_options
+        from repl_fx.tracing.parts.part_repeats import find_in_parts, own_inside, repeats_of
 
         _require_scorable(spec, data, score, greedy)
         patterns = _patterns(spec, blocks, finder)
@@ -257,8 +257,8 @@ def _require_scorable(spec: str, data: str | None, score: str, greedy: int) -> N
 def _patterns(spec: str, blocks: str | None, finder: str | None) -> list[str | int]:
     """The patterns of `--blocks`; refuses it and the finder where the repeats are known or cannot be found so."""
     from repl_fx.errors import BadInput
-    from repl_fx.planning.finders import finder_of, without_patterns
     from repl_fx.planning.written_options import parse_blocks
+    from repl_fx.tracing.parts.finders import finder_of, without_patterns
 
     patterns = parse_blocks(blocks) if blocks is not None else []
     if without_patterns(patterns):
@@ -286,8 +286,8 @@ def _shown_costs(
     terminal: common.Terminal, target: common.Target, before: Costs, after: Costs | None
 ) -> dict[str, Any]:
     """Show the costs of a model, for a directory before and after, and give them as data."""
-    from repl_fx.planning.blocks_table import blocks_table
     from repl_fx.report import documents, tables
+    from repl_fx.rewriting.blocks_table import blocks_table
 
     if target.artifact is None or after is None:
         terminal.show(*common.costs_lines(before))

@@ -14,9 +14,9 @@ import typer
 from repl_fx.cli import common
 
 if TYPE_CHECKING:
-    from repl_fx.planning.part_repeats import PartRepeats
     from repl_fx.report.model_graph.document import Document
     from repl_fx.tracing.parts.capture import CapturedParts
+    from repl_fx.tracing.parts.part_repeats import PartRepeats
 
 
 def report_command(

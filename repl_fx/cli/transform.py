@@ -110,11 +110,10 @@ def transform_command(
     """Replace repeated blocks of a model by light surrogates, and write the result as a directory."""
     with common.running(as_json, verbose, quiet) as terminal:
         from repl_fx import save, transform
-        from repl_fx.analysis.repeats import repeats_table
         from repl_fx.artifact import require_free
         from repl_fx.costs import counted as costs
         from repl_fx.errors import BadInput
-        from repl_fx.planning.blocks_table import blocks_table
+        from repl_fx.finding.repeats import repeats_table
         from repl_fx.planning.budgets import budget_lines, budget_shares, reached
         from repl_fx.planning.written_options import (
             parse_blocks,
@@ -125,6 +124,7 @@ def transform_command(
             read_scores,
         )
         from repl_fx.report import documents, tables
+        from repl_fx.rewriting.blocks_table import blocks_table
         from repl_fx.sources import load_source
         from repl_fx.tracing.dynamic_shapes import names_in
 

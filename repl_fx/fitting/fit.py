@@ -31,8 +31,8 @@ from repl_fx.fitting.stand_ins import GraphStandIn, silence_, stand_ins
 from repl_fx.fitting.units import UnitMoments
 from repl_fx.graph.bridge import digraph, reached_from
 from repl_fx.graph.captured import attribute
-from repl_fx.in_place.judging import parting
-from repl_fx.pipeline import TransformResult
+from repl_fx.rewriting.in_place.judging import parting
+from repl_fx.rewriting.result import TransformResult
 from repl_fx.running.batches import Batches, Given
 from repl_fx.running.untouched import device_of
 from repl_fx.surrogates.shared.cut_layers import cut_layers, readers_of

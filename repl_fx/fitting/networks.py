@@ -14,7 +14,7 @@ from torch import Tensor, fx
 
 from repl_fx._torch import pytree
 from repl_fx.graph.recording import watched
-from repl_fx.pipeline import TransformResult
+from repl_fx.rewriting.result import TransformResult
 from repl_fx.running.batches import Batch, Evaluation
 from repl_fx.running.untouched import in_mode
 

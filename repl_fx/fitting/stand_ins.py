@@ -16,9 +16,8 @@ from repl_fx.graph.captured import is_tensor
 from repl_fx.graph.notes import COUNTERPART
 from repl_fx.graph.roles import ADDITIONS
 from repl_fx.passes.replace_blocks import block_of
-from repl_fx.pipeline import TransformResult
 from repl_fx.plan import Plan, Replacement
-from repl_fx.planning.part_repeats import part_of
+from repl_fx.rewriting.result import TransformResult
 from repl_fx.surrogates import make_surrogate
 from repl_fx.surrogates.shared.fitted_starts import (
     FITTED,
@@ -29,6 +28,7 @@ from repl_fx.surrogates.shared.fitted_starts import (
     WholeMap,
 )
 from repl_fx.surrogates.shared.site import surrogate_path
+from repl_fx.tracing.parts.part_repeats import part_of
 
 
 @dataclass(frozen=True, eq=False)

@@ -1,1 +1,1 @@
-"""Which blocks go: the repeats of a model's parts, trials of a plan, and the report."""
+"""Which blocks go, and what stands in for each: by choice, or under a budget."""

@@ -27,17 +27,17 @@ from typing import Any
 
 from repl_fx.costs.counted import Costs
 from repl_fx.errors import BadInput, BrokenGraph, ForeignError, PlanMismatch, UnknownBlock, close_matches, one_line
-from repl_fx.passes.choose_blocks import candidates, keeps_size, with_neighbours
 from repl_fx.plan import Plan, Refusal, Replacement
+from repl_fx.planning.choose_blocks import candidates, keeps_size, with_neighbours
 from repl_fx.planning.choose_surrogates import by_stretch, choose_surrogates, next_choices
-from repl_fx.planning.finders import without_patterns
 from repl_fx.planning.knapsack import LARGEST, Item, Packing, PlaceRow, TooMany, front_of, whole
-from repl_fx.planning.part_repeats import PartRepeats, repeats_of
 from repl_fx.planning.replacement_costs import COUNTED, LATENCY, Graphs, ReplacementCosts, folded_latency
 from repl_fx.running.timing import Share
 from repl_fx.running.untouched import device_of
 from repl_fx.surrogates import Mix, Surrogate, make_surrogate
 from repl_fx.tracing.parts.capture import Part
+from repl_fx.tracing.parts.finders import without_patterns
+from repl_fx.tracing.parts.part_repeats import PartRepeats, repeats_of
 
 COSTS = (*COUNTED, LATENCY)
 # The errors of a surrogate that cannot be built.

@@ -9,14 +9,14 @@ from collections.abc import Collection, Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
-from repl_fx.analysis.side_outputs import only_returned
+from repl_fx.finding.side_outputs import only_returned
 from repl_fx.graph.assigned_buffers import assigned_by
 from repl_fx.graph.kinds import dtype_name
-from repl_fx.passes.choose_blocks import NONE_KEPT, Chosen, with_neighbours
 from repl_fx.plan import Refusal, Replacement
-from repl_fx.planning.part_repeats import PartRepeats, part_of
+from repl_fx.planning.choose_blocks import NONE_KEPT, Chosen, with_neighbours
 from repl_fx.surrogates import Match, Site, Surrogate, make_surrogate
 from repl_fx.tracing.hooks import hooks_within
+from repl_fx.tracing.parts.part_repeats import PartRepeats, part_of
 
 
 def choose_surrogates(

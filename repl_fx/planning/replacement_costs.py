@@ -23,10 +23,10 @@ from repl_fx.passes.driver import run_passes
 from repl_fx.passes.fold_surrogates import fold_surrogates
 from repl_fx.passes.replace_blocks import block_of
 from repl_fx.plan import Plan, Replacement
-from repl_fx.planning.part_repeats import PartRepeats, part_of
-from repl_fx.planning.trials import Rewritten, apply_plan
+from repl_fx.rewriting.apply import Rewritten, apply_plan
 from repl_fx.running.timing import Share
 from repl_fx.tracing.parts.capture import Part
+from repl_fx.tracing.parts.part_repeats import PartRepeats, part_of
 
 LATENCY = "latency"
 # The costs that are counted, by the names that budgets have for them.

@@ -9,13 +9,13 @@ from typing import Any
 
 from torch import fx
 
-from repl_fx.analysis.blocks import Block, Repeat
-from repl_fx.analysis.repeats import block_flops, repeat_flops
 from repl_fx.costs.counted import Costs
+from repl_fx.finding.blocks import Block, Repeat
+from repl_fx.finding.repeats import block_flops, repeat_flops
 from repl_fx.graph.axes import dimensions_of
 from repl_fx.plan import Plan
-from repl_fx.planning.report import BlockReport
-from repl_fx.scoring.scores import Scores
+from repl_fx.planning.scoring.scores import Scores
+from repl_fx.rewriting.report import BlockReport
 from repl_fx.tracing.parts.capture import CapturedParts
 
 

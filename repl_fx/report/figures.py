@@ -9,8 +9,8 @@ from typing import Any
 
 from repl_fx.benchmarking.variants import REWRITTEN
 from repl_fx.display.numbers import milliseconds, size, small
+from repl_fx.planning.scoring.scores import Kind, Scores
 from repl_fx.report.model_graph.document import Curve, Layer
-from repl_fx.scoring.scores import Kind, Scores
 
 _LOSS = "rise of the loss without the block"
 

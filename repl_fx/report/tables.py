@@ -13,9 +13,9 @@ from repl_fx.costs.counted import Costs
 from repl_fx.display.columns import Column, Table, numbers, words
 from repl_fx.display.numbers import change, count, milliseconds, size, small
 from repl_fx.graph.axes import dimensions_of
-from repl_fx.in_place.assembling import InPlace
+from repl_fx.planning.scoring.scores import Scores
 from repl_fx.report.figures import at_batch
-from repl_fx.scoring.scores import Scores
+from repl_fx.rewriting.in_place.assembling import InPlace
 from repl_fx.tracing.parts.capture import CapturedParts
 
 if TYPE_CHECKING:

@@ -26,11 +26,11 @@ from typing import Any
 
 import torch
 
-from repl_fx.checkpoints.files import Weights
-from repl_fx.checkpoints.fitting import load_weights_
 from repl_fx.errors import BadInput, SourceError, close_matches
 from repl_fx.running.example_inputs import ExampleInputs
 from repl_fx.sources import hugging_face, python_file, timm_zoo, torchvision_zoo
+from repl_fx.sources.checkpoints.files import Weights
+from repl_fx.sources.checkpoints.fitting import load_weights_
 from repl_fx.sources.input_shapes import parse_input_shape
 from repl_fx.sources.registry import builder, is_source, known_sources, register_source
 from repl_fx.sources.source import Built, Request, Source, seeded
@@ -75,7 +75,7 @@ def load_source(
         options: keyword arguments of the factory, of the zoo's constructor or of the transformers config, which have
             to be serialisable as JSON.
         weights: load the weights of `hf:DIR`; without them (False), they are random and need not be there. Or a
-            checkpoint of any model: a file, a directory or a state dict (`repl_fx.checkpoints.files`).
+            checkpoint of any model: a file, a directory or a state dict (`repl_fx.sources.checkpoints.files`).
         trust_remote_code: let the code of `hf:DIR` run, where the model is made of it. It is never run otherwise.
 
     Returns:

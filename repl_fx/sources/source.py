@@ -15,10 +15,10 @@ from typing import Any
 import torch
 from torch import nn
 
-from repl_fx.checkpoints.digest import digest_of
 from repl_fx.errors import BadInput, ForeignError, SourceError, foreign_code, not_importable
 from repl_fx.running.example_inputs import ExampleInputs
 from repl_fx.running.untouched import own_randomness
+from repl_fx.sources.checkpoints.digest import digest_of
 from repl_fx.sources.input_shapes import InputShape
 
 

@@ -18,8 +18,8 @@ from itertools import islice
 
 from torch import fx
 
-from repl_fx.analysis.linear_operators import linear_operator_of
 from repl_fx.errors import BadInput
+from repl_fx.finding.linear_operators import linear_operator_of
 from repl_fx.graph.notes import STANDS_FOR
 from repl_fx.surrogates.shared.blended_weights import (
     BlendedWeight,

@@ -34,8 +34,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, fx
 
-from repl_fx.analysis.branches import Branch
-from repl_fx.analysis.linear_operators import LinearOperator
+from repl_fx.finding.branches import Branch
+from repl_fx.finding.linear_operators import LinearOperator
 from repl_fx.graph.roles import CONVOLUTIONS
 from repl_fx.surrogates.shared.activations import activation_function, find_activation
 from repl_fx.surrogates.shared.branch_edits import by_span, starts_at_zero, without

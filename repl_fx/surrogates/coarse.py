@@ -30,8 +30,8 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from repl_fx.analysis.attention import find_attention, mixes_by_map, sees_all_positions
-from repl_fx.analysis.linear_operators import LinearOperator, linear_operator_of
+from repl_fx.finding.attention import find_attention, mixes_by_map, sees_all_positions
+from repl_fx.finding.linear_operators import LinearOperator, linear_operator_of
 from repl_fx.graph.bridge import digraph, leading_to
 from repl_fx.graph.captured import writes_in_place
 from repl_fx.surrogates.shared.activations import is_activation

@@ -34,10 +34,10 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from repl_fx.analysis.branches import split_branches
-from repl_fx.analysis.linear_operators import LinearOperator, linear_operator_of
-from repl_fx.analysis.node_table import passed, passes_through
 from repl_fx.errors import BadInput, PlanMismatch
+from repl_fx.finding.branches import split_branches
+from repl_fx.finding.linear_operators import LinearOperator, linear_operator_of
+from repl_fx.finding.node_table import passed, passes_through
 from repl_fx.surrogates.shared.branch_edits import bias_paths
 from repl_fx.surrogates.shared.builder import Builder
 from repl_fx.surrogates.shared.fitted_starts import WholeMap

@@ -25,8 +25,8 @@ import torch
 from torch import Tensor, fx, nn
 
 from repl_fx._torch import fixed_size
-from repl_fx.analysis.linear_operators import LinearOperator
 from repl_fx.errors import BadInput
+from repl_fx.finding.linear_operators import LinearOperator
 from repl_fx.graph.captured import attribute
 from repl_fx.graph.notes import STANDS_FOR
 from repl_fx.graph.roles import CONVOLUTIONS, CONVOLUTIONS_PADDED_BY_WORD, LINEAR, RESHAPES

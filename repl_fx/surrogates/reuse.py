@@ -31,14 +31,14 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from repl_fx.analysis.attention import (
+from repl_fx.finding.attention import (
     Attention,
     distinct_heads,
     find_attention,
     gives_positions_in_order,
     product_settings,
 )
-from repl_fx.analysis.branches import Branch
+from repl_fx.finding.branches import Branch
 from repl_fx.graph.decisions import is_choice
 from repl_fx.surrogates.shared.borrowed_maps import BORROWS, BorrowedMap, Heads, selection
 from repl_fx.surrogates.shared.branch_edits import by_span, starts_at_zero, without

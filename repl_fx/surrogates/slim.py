@@ -30,7 +30,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from repl_fx._torch import fixed_size
-from repl_fx.analysis.linear_operators import LinearOperator, linear_operator_of
+from repl_fx.finding.linear_operators import LinearOperator, linear_operator_of
 from repl_fx.graph.bridge import digraph, leading_to
 from repl_fx.graph.captured import share_tensors
 from repl_fx.graph.roles import ADDITIONS, COPIES, MULTIPLICATIONS, PERMUTATIONS

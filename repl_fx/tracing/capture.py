@@ -30,10 +30,11 @@ from repl_fx.graph.captured import (
     traced_constant,
 )
 from repl_fx.graph.signature import BoundInputs, bind_arguments
-from repl_fx.passes.driver import collection_paused, run_passes
+from repl_fx.passes.driver import run_passes
 from repl_fx.passes.follow_device import follow_device_
 from repl_fx.passes.merge_modes import MergeResult, merge_modes_
 from repl_fx.running.alone import alone
+from repl_fx.running.collection import collection_paused
 from repl_fx.running.example_inputs import ExampleInputs
 from repl_fx.running.python_state import PythonState
 from repl_fx.running.source_mark import source_mark

@@ -25,7 +25,7 @@ _FORWARD = {"_forward_hooks": "forward hook", "_forward_pre_hooks": "forward pre
 _BACKWARD = {"_backward_hooks": "backward hook", "_backward_pre_hooks": "backward pre-hook"}
 # Hooks that act in a forward that asks for them alone, through values which a trace sees; and those of models in place,
 # which compare structures alone.
-_FOLLOWED = ("transformers.utils.output_capturing", "repl_fx.in_place.surrogate_block")
+_FOLLOWED = ("transformers.utils.output_capturing", "repl_fx.rewriting.in_place.surrogate_block")
 _GENERATOR = ("seed", "initial_seed", "manual_seed", "get_rng_state", "set_rng_state")
 _DROPPED: tuple[tuple[Any, str], ...] = (
     *((Tensor, name) for name in ("register_hook", "register_post_accumulate_grad_hook", "retain_grad")),

@@ -43,7 +43,7 @@ from repl_fx.graph.signature import (
     output_of,
     step_into,
 )
-from repl_fx.passes.driver import collection_paused
+from repl_fx.running.collection import collection_paused
 from repl_fx.tracing.dynamic_shapes import put_numbers_
 from repl_fx.tracing.layouts import is_stand_in, layout_operator
 from repl_fx.tracing.leaf_calls import Callee, LeafCall, LeafCalls

@@ -9,12 +9,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from repl_fx.analysis.blocks import Repeat
 from repl_fx.arguments import in_words
 from repl_fx.errors import BadInput
+from repl_fx.finding.blocks import Repeat
+from repl_fx.planning.scoring.score_blocks import score_blocks
+from repl_fx.planning.scoring.scores import KINDS, Kind, Scores
 from repl_fx.running.untouched import device_of
-from repl_fx.scoring.score_blocks import score_blocks
-from repl_fx.scoring.scores import KINDS, Kind, Scores
 from repl_fx.tracing.parts.capture import CapturedParts
 from repl_fx.training.building import module_of
 from repl_fx.training.config import TrainConfig

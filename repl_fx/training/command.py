@@ -15,8 +15,8 @@ from repl_fx.artifact.places import COMPARISON as COMPARISON, OTHERS as OTHERS
 from repl_fx.benchmarking.variants import ORIGINAL, REWRITTEN
 from repl_fx.environment.files import writing
 from repl_fx.errors import BadInput, first_line
-from repl_fx.pipeline import TransformResult
 from repl_fx.plan import Plan
+from repl_fx.rewriting.result import TransformResult
 from repl_fx.sources import Source
 from repl_fx.training.comparing import Member, VariantOutcome, members, write_comparison
 from repl_fx.training.config import FROM_SPEC, MAKING, TrainConfig, read_config

@@ -28,7 +28,7 @@ from repl_fx.errors import BadInput
 from repl_fx.fitting.stand_ins import ends_of_stretches
 from repl_fx.graph.boundaries import at_boundaries
 from repl_fx.graph.recording import WatchedRuns
-from repl_fx.in_place.surrogate_block import SurrogateBlock
+from repl_fx.rewriting.in_place.surrogate_block import SurrogateBlock
 from repl_fx.running.holders import ORIGIN
 from repl_fx.tracing.parts.capture import graphs_in
 from repl_fx.training.config import TrainConfig

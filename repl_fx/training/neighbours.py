@@ -8,7 +8,7 @@ from contextlib import ExitStack, contextmanager
 from torch import nn
 
 from repl_fx.errors import BadInput
-from repl_fx.pipeline import TransformResult
+from repl_fx.rewriting.result import TransformResult
 from repl_fx.surrogates.shared.synthesis import OwnWeights, Synthesis, SynthesisBatch
 
 

@@ -19,8 +19,9 @@ from typing import Any
 from torch import Tensor, nn
 
 from repl_fx.errors import BadInput
-from repl_fx.in_place.restoring import restored_state
-from repl_fx.pipeline import TransformResult, rewrite, unreplaced
+from repl_fx.pipeline import rewrite, unreplaced
+from repl_fx.rewriting.in_place.restoring import restored_state
+from repl_fx.rewriting.result import TransformResult
 from repl_fx.training.config import TrainConfig
 from repl_fx.training.data.kinds import Data, UserData
 from repl_fx.training.neighbours import treated

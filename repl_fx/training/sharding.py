@@ -24,7 +24,7 @@ from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_
 from torch.distributed.fsdp import FSDPModule, fully_shard
 
 from repl_fx.errors import first_line
-from repl_fx.in_place.surrogate_block import SurrogateBlock
+from repl_fx.rewriting.in_place.surrogate_block import SurrogateBlock
 from repl_fx.surrogates.shared.synthesis import Synthesis
 from repl_fx.training.safe_checkpoints import before, discard, part_of, unwritten
 

@@ -10,9 +10,10 @@ from typing import Any
 from torch import nn
 
 from repl_fx.benchmarking.variants import ORIGINAL, PRUNED, REWRITTEN
-from repl_fx.pipeline import TransformResult, transform
+from repl_fx.pipeline import transform
 from repl_fx.plan import Plan
 from repl_fx.planning.written_options import parse_settings, read_plan
+from repl_fx.rewriting.result import TransformResult
 from repl_fx.sources import Source, load_source
 from repl_fx.sources.input_shapes import shape_at_batch
 from repl_fx.tracing.dynamic_shapes import names_in

@@ -17,9 +17,9 @@ import repl_fx
 from repl_fx.artifact import load_artifact
 from repl_fx.artifact.origin import first_difference, require_as_made
 from repl_fx.plan import Plan
-from repl_fx.planning.part_repeats import lines_made
 from repl_fx.tracing.parts.inputs import Inputs
 from repl_fx.tracing.parts.origin import Origin
+from repl_fx.tracing.parts.part_repeats import lines_made
 from tests.artifact.edits import edit_manifest
 from tests.artifact.tables_net import X, transformed
 from tests.nets import MlpNet, tokens

@@ -17,8 +17,8 @@ from torch import Tensor, nn
 import repl_fx
 from repl_fx.artifact.manifest import MANIFEST, read_manifest, sealed
 from repl_fx.artifact.store import WEIGHTS
-from repl_fx.checkpoints.files import read_weights
 from repl_fx.sources import load_source
+from repl_fx.sources.checkpoints.files import read_weights
 from tests.nets import MlpNet
 
 transformers = pytest.importorskip("transformers")

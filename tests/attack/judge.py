@@ -32,7 +32,9 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 import repl_fx
 from repl_fx.graph.axes import captured_axes
-from repl_fx.pipeline import Options, TransformResult, rewrite
+from repl_fx.pipeline import rewrite
+from repl_fx.planning.options import Options
+from repl_fx.rewriting.result import TransformResult
 from repl_fx.running.example_inputs import ExampleInputs
 from repl_fx.surrogates.shared.site import surrogate_path
 from repl_fx.tracing.parts.capture import CapturedParts

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pytest
 
-from repl_fx.scoring.scores import Scores
+from repl_fx.planning.scoring.scores import Scores
 from tests.cli.results import document, one_line
 
 if TYPE_CHECKING:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 from functools import partial
 
 import pytest
@@ -11,7 +10,7 @@ from torch import Tensor, fx, nn
 
 from repl_fx.errors import BrokenGraph
 from repl_fx.graph.captured import copy_graph
-from repl_fx.passes.driver import Result, collection_paused, run_passes
+from repl_fx.passes.driver import Result, run_passes
 from repl_fx.plan import Refusal
 from repl_fx.tracing.capture import capture
 
@@ -79,23 +78,3 @@ def test_a_pass_that_breaks_the_graph_is_named(gm: fx.GraphModule, monkeypatch: 
     monkeypatch.setenv("REPL_FX_CHECK", "1")
     with pytest.raises(BrokenGraph, match=r"^break_: node check_shape: it has no fake value"):
         run_passes(gm, edit_, break_, edit_)
-
-
-def test_the_collector_rests_and_runs_again_also_behind_an_error() -> None:
-    assert gc.isenabled()
-    with collection_paused():
-        assert not gc.isenabled()
-    assert gc.isenabled()
-    with pytest.raises(KeyError), collection_paused():
-        raise KeyError
-    assert gc.isenabled()
-
-
-def test_a_collector_that_was_off_stays_off() -> None:
-    gc.disable()
-    try:
-        with collection_paused(), collection_paused():
-            pass
-        assert not gc.isenabled()
-    finally:
-        gc.enable()

@@ -13,11 +13,11 @@ from torch import Tensor, nn
 
 import repl_fx
 from repl_fx.errors import BadInput, NothingToReplace, UnknownBlock
-from repl_fx.pipeline import TransformResult
 from repl_fx.plan import Plan
 from repl_fx.planning import knapsack
 from repl_fx.planning.budgets import Budget, NoPlan, budget_among, budget_lines, budget_shares, reached
 from repl_fx.planning.replacement_costs import ReplacementCosts
+from repl_fx.rewriting.result import TransformResult
 from repl_fx.running.timing import Share
 from repl_fx.surrogates.bottleneck import Bottleneck
 from repl_fx.surrogates.linear import Linear

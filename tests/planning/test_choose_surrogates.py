@@ -11,8 +11,8 @@ from torch import Tensor, nn
 import repl_fx
 from repl_fx.plan import Replacement
 from repl_fx.planning.choose_surrogates import next_choices
-from repl_fx.planning.part_repeats import find_in_parts
 from repl_fx.surrogates import make_surrogate
+from repl_fx.tracing.parts.part_repeats import find_in_parts
 from tests.captures import transformed
 from tests.nets import ConvNet, TokenNet, images, tokens
 

@@ -11,11 +11,11 @@ from torch import Tensor, fx, nn
 
 from repl_fx.errors import BadInput
 from repl_fx.plan import Plan, Replacement
-from repl_fx.planning.part_repeats import PartRepeats, find_in_parts
 from repl_fx.planning.replacement_costs import Graphs, ReplacementCosts
-from repl_fx.planning.trials import Rewritten
+from repl_fx.rewriting.apply import Rewritten
 from repl_fx.running.example_inputs import ExampleInputs
 from repl_fx.tracing.parts.capture import Part
+from repl_fx.tracing.parts.part_repeats import PartRepeats, find_in_parts
 from tests.captures import captured
 from tests.nets import MlpBlock
 

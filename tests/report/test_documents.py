@@ -6,10 +6,10 @@ import json
 
 from torch import fx, nn
 
-from repl_fx.analysis.blocks import Block, Repeat
 from repl_fx.costs.counted import Costs
+from repl_fx.finding.blocks import Block, Repeat
 from repl_fx.plan import Plan, Replacement
-from repl_fx.planning.report import BlockReport
+from repl_fx.planning.scoring.scores import Scores
 from repl_fx.report.documents import (
     blocks_document,
     costs_document,
@@ -17,12 +17,12 @@ from repl_fx.report.documents import (
     repeats_document,
     scores_document,
 )
+from repl_fx.rewriting.report import BlockReport
 from repl_fx.running.example_inputs import ExampleInputs
-from repl_fx.scoring.scores import Scores
 from repl_fx.tracing.capture import CaptureInfo
 from repl_fx.tracing.parts.capture import CapturedParts, Part
 from repl_fx.tracing.parts.search import Eager
-from tests.scoring.test_scores import SCORES
+from tests.planning.scoring.test_scores import SCORES
 
 
 def _traced() -> fx.GraphModule:

@@ -9,14 +9,12 @@ import torch
 from torch import Tensor, nn
 
 import repl_fx
-from repl_fx.analysis.repeats import repeats_table
 from repl_fx.benchmarking.results import Benchmark, InferenceRow, TrainingRow
 from repl_fx.benchmarking.training import PARTS, Sizes
 from repl_fx.costs.counted import Costs, flops_by_node, measure_costs
 from repl_fx.display.columns import Table
 from repl_fx.export import Difference, LayerDifference, Verification
-from repl_fx.planning.blocks_table import blocks_table
-from repl_fx.planning.report import BlockReport
+from repl_fx.finding.repeats import repeats_table
 from repl_fx.report.documents import costs_document, repeats_document
 from repl_fx.report.tables import (
     bench_tables,
@@ -29,9 +27,11 @@ from repl_fx.report.tables import (
     unsettled_lines,
     verification_table,
 )
+from repl_fx.rewriting.blocks_table import blocks_table
+from repl_fx.rewriting.report import BlockReport
 from tests.benchmarking.test_results import measured
 from tests.display.shown import row_of, text_of
-from tests.scoring.test_scores import SCORES
+from tests.planning.scoring.test_scores import SCORES
 
 NAMES = ("original", "depth-pruned")
 

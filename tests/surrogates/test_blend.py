@@ -9,7 +9,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import repl_fx
-from repl_fx.pipeline import Options, rewrite
+from repl_fx.pipeline import rewrite
+from repl_fx.planning.options import Options
 from repl_fx.running.example_inputs import ExampleInputs
 from repl_fx.surrogates.shared.blended_weights import BlendSynthesis
 from tests.captures import transformed

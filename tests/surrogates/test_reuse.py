@@ -13,8 +13,8 @@ from torch import Tensor, fx, nn
 import repl_fx
 from repl_fx.errors import NothingToReplace
 from repl_fx.surrogates.reuse import ValueForm, ValueSynthesis, _runs, value_weights
-from tests.analysis.layouts import Net
 from tests.captures import transformed
+from tests.finding.layouts import Net
 from tests.nets import ConvNet, TokenNet, TransformerBlock, as_after_training, images, rewritten, tokens
 
 

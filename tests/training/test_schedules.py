@@ -12,8 +12,8 @@ from torch import Tensor, nn
 
 import repl_fx
 from repl_fx.errors import BadInput
-from repl_fx.in_place.surrogate_block import SurrogateBlock
 from repl_fx.pipeline import unreplaced
+from repl_fx.rewriting.in_place.surrogate_block import SurrogateBlock
 from repl_fx.training import schedules
 from repl_fx.training.config import TrainConfig
 from repl_fx.training.phase_checkpoints import NOTE, phase_of

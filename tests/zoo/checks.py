@@ -13,7 +13,8 @@ from torch.utils import _pytree as pytree
 
 import repl_fx
 from repl_fx.passes.fold_surrogates import is_synthesis
-from repl_fx.pipeline import Options, rewrite
+from repl_fx.pipeline import rewrite
+from repl_fx.planning.options import Options
 from repl_fx.running.example_inputs import ExampleInputs
 from repl_fx.tracing.parts.capture import CapturedParts
 

@@ -14,7 +14,8 @@ from torch.nn.utils import parametrizations
 from torch.utils import _pytree as pytree
 
 import repl_fx
-from repl_fx.pipeline import Options, rewrite
+from repl_fx.pipeline import rewrite
+from repl_fx.planning.options import Options
 from repl_fx.running.example_inputs import ExampleInputs
 from repl_fx.running.opaque_outputs import open_objects
 

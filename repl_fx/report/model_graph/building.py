@@ -18,8 +18,6 @@ from repl_fx.costs.counted import Costs, measure_form
 from repl_fx.graph.captured import copy_graph
 from repl_fx.passes.driver import run_passes
 from repl_fx.passes.write_in_place import write_in_place_
-from repl_fx.pipeline import TransformResult
-from repl_fx.planning.part_repeats import PartRepeats, find_in_parts, repeats_of
 from repl_fx.report.model_graph.document import (
     SCHEMA,
     BlockRow,
@@ -42,7 +40,9 @@ from repl_fx.report.model_graph.layout import GroupShape, lay_out
 from repl_fx.report.model_graph.nesting import Steps, nest, nest_rewritten
 from repl_fx.report.model_graph.node_facts import NodeCosts
 from repl_fx.report.model_graph.reading import read_evidence
+from repl_fx.rewriting.result import TransformResult
 from repl_fx.tracing.parts.capture import CapturedParts, Part, qualified_name
+from repl_fx.tracing.parts.part_repeats import PartRepeats, find_in_parts, repeats_of
 
 
 def document_of_model(

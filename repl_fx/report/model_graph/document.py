@@ -12,7 +12,7 @@ from typing import Any, Literal
 import msgspec
 
 from repl_fx.errors import BadInput, one_line
-from repl_fx.planning.report import Status
+from repl_fx.rewriting.report import Status
 
 SCHEMA: Literal["repl-fx/report/1"] = "repl-fx/report/1"
 

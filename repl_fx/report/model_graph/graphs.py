@@ -9,8 +9,6 @@ from typing import Any, TypeVar
 
 from torch import fx, nn
 
-from repl_fx.planning.part_repeats import PartRepeats
-from repl_fx.planning.report import BlockReport
 from repl_fx.report.model_graph.document import Graph, Group, GroupKind, Node, Value
 from repl_fx.report.model_graph.layout import GroupShape
 from repl_fx.report.model_graph.nesting import Nesting, StepDown, Steps
@@ -24,7 +22,9 @@ from repl_fx.report.model_graph.node_facts import (
     value_of,
 )
 from repl_fx.report.model_graph.picturing import HIDDEN, group_size, node_size, port_size, simplified
+from repl_fx.rewriting.report import BlockReport
 from repl_fx.tracing.parts.capture import qualified_name
+from repl_fx.tracing.parts.part_repeats import PartRepeats
 
 _T = TypeVar("_T")
 

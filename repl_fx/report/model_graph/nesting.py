@@ -16,8 +16,8 @@ from typing import Literal
 from torch import fx
 
 from repl_fx._torch import module_stack
-from repl_fx.analysis.blocks import Block, Repeat
-from repl_fx.analysis.node_table import common_path
+from repl_fx.finding.blocks import Block, Repeat
+from repl_fx.finding.node_table import common_path
 from repl_fx.passes.replace_blocks import block_of
 
 _Path = tuple[str, ...]

@@ -33,8 +33,8 @@ from repl_fx.artifact.places import (
 from repl_fx.artifact.store import written_file
 from repl_fx.benchmarking.results import KIND
 from repl_fx.errors import BadInput, one_line
+from repl_fx.planning.scoring.scores import Scores
 from repl_fx.report.model_graph.document import Compared, Curve, TrainingFacts, Verified
-from repl_fx.scoring.scores import Scores
 
 _T = TypeVar("_T")
 # More say no more in a picture.

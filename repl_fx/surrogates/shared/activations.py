@@ -10,8 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from repl_fx.analysis.branches import Branch, behind_entries, same_shape
 from repl_fx.errors import foreign_code
+from repl_fx.finding.branches import Branch, behind_entries, same_shape
 from repl_fx.graph.captured import share_tensors
 from repl_fx.graph.notes import PASSES_THROUGH
 from repl_fx.graph.pickling import function_as_data

@@ -10,7 +10,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, fx, nn
 
-from repl_fx.analysis.linear_operators import is_norm, is_plain, linear_operator_of, matrix_like
+from repl_fx.finding.linear_operators import is_norm, is_plain, linear_operator_of, matrix_like
 from repl_fx.graph.captured import share_tensors
 from repl_fx.graph.roles import CONVOLUTIONS, CONVOLUTIONS_PADDED_BY_WORD, LINEAR
 from repl_fx.surrogates.shared.builder import Builder

@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from repl_fx.analysis.branches import Branch, same_shape
-from repl_fx.analysis.linear_operators import LinearOperator
+from repl_fx.finding.branches import Branch, same_shape
+from repl_fx.finding.linear_operators import LinearOperator
 from repl_fx.graph.bridge import digraph, reached_from
 from repl_fx.graph.captured import share_tensors, writes_in_place
 from repl_fx.running.untouched import seeded

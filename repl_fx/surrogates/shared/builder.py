@@ -20,8 +20,8 @@ import torch
 from torch import Tensor, fx, nn
 
 from repl_fx._torch import fake_of, pytree
-from repl_fx.analysis.blocks import Block
 from repl_fx.errors import foreign_code, is_ours
+from repl_fx.finding.blocks import Block
 from repl_fx.graph.boundaries import move_boundaries
 from repl_fx.graph.bridge import digraph, leading_to
 from repl_fx.graph.captured import copy_graph, get_attr, has_attribute, unique_name, writes_in_place

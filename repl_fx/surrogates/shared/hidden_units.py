@@ -22,8 +22,8 @@ import torch
 from torch import Tensor, fx, nn
 
 from repl_fx._torch import fixed_size
-from repl_fx.analysis.attention import product_settings
-from repl_fx.analysis.linear_operators import LinearOperator, linear_operator_of
+from repl_fx.finding.attention import product_settings
+from repl_fx.finding.linear_operators import LinearOperator, linear_operator_of
 from repl_fx.graph.captured import share_tensors
 from repl_fx.graph.roles import CASTS, COPIES, PROBABILITY, RESHAPES, SCALED_PRODUCT
 from repl_fx.running.untouched import seeded

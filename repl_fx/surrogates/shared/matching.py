@@ -7,8 +7,8 @@ from typing import Any
 
 from torch import fx
 
-from repl_fx.analysis.blocks import Repeat
 from repl_fx.errors import PlanMismatch
+from repl_fx.finding.blocks import Repeat
 from repl_fx.plan import Refusal
 from repl_fx.surrogates.shared.registry import Match, Surrogate
 from repl_fx.surrogates.shared.site import Site

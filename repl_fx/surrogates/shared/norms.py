@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from repl_fx._torch import fixed_size
-from repl_fx.analysis.branches import Branch, behind_entries
+from repl_fx.finding.branches import Branch, behind_entries
 from repl_fx.graph.roles import BATCH_NORM
 from repl_fx.surrogates.shared.builder import Builder
 from repl_fx.surrogates.shared.fitted_starts import ChannelTerms, Term

@@ -13,9 +13,9 @@ import torch
 from torch import Tensor, fx, nn
 
 from repl_fx._torch import answers_of_the_example, enable_python_dispatcher, fake_like, pytree
-from repl_fx.analysis.blocks import Block
-from repl_fx.analysis.branches import Split, split_branches
-from repl_fx.analysis.linear_operators import LinearOperator, linear_operator_of
+from repl_fx.finding.blocks import Block
+from repl_fx.finding.branches import Split, split_branches
+from repl_fx.finding.linear_operators import LinearOperator, linear_operator_of
 from repl_fx.graph.captured import attribute, share_tensors
 from repl_fx.plan import Refusal
 

@@ -188,6 +188,19 @@ def capture_parts(
     return CapturedParts(source, module, parts, tuple(eager), check, names)
 
 
+def captured_before(
+    captured: CapturedParts | fx.GraphModule, model: nn.Module, inputs: ExampleInputs
+) -> CapturedParts | None:
+    """The capture of a model that was made before; None where it is of another, or of a copy."""
+    if isinstance(captured, CapturedParts):
+        return captured if captured.source is model else None
+    require_module("transform", captured, graph=True, name="captured")
+    info, own = captured.meta.get("capture"), dict(model.named_parameters(remove_duplicate=False))
+    shares = all(own.get(name) is parameter for name, parameter in captured.named_parameters())
+    known = info is not None and info.model == type(model).__name__ and shares
+    return CapturedParts(model, captured, (Part("", captured, inputs),)) if known else None
+
+
 def capture_as_called(
     model: nn.Module, calls: Mapping[str, ExampleInputs], tracers: Mapping[str, str], fixed: Sequence[str] = ()
 ) -> CapturedParts:

@@ -37,7 +37,7 @@ class Weights(Strict, frozen=True):
 
     Attributes:
         file: the file or directory they were loaded from; None for those that the specification alone leads to.
-        sha256: see `repl_fx.checkpoints.digest`; empty for weights without values.
+        sha256: see `repl_fx.sources.checkpoints.digest`; empty for weights without values.
     """
 
     file: str | None
@@ -120,7 +120,7 @@ class Origin(Described, frozen=True, kw_only=True):
         structure: the text of what was captured (`repl_fx.tracing.fingerprint`).
         made: the text of the code of the module, as it was made.
         scores: what each block was worth, where the plan was made from that.
-        pretrained: see `repl_fx.in_place.pretrained.has_from_pretrained`.
+        pretrained: see `repl_fx.rewriting.in_place.pretrained.has_from_pretrained`.
         captured: the captured parts as text (`repl_fx.tracing.parts.stored`); empty where there is none.
     """
 

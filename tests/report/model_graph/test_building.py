@@ -13,7 +13,8 @@ from repl_fx.artifact import load_artifact
 from repl_fx.artifact.places import COMPRESSION
 from repl_fx.costs.counted import measure_costs, measure_parts
 from repl_fx.errors import BadInput
-from repl_fx.pipeline import Options, rewrite
+from repl_fx.pipeline import rewrite
+from repl_fx.planning.options import Options
 from repl_fx.report.model_graph.building import document_of_artifact, document_of_model, document_of_result
 from repl_fx.report.model_graph.document import Document
 from repl_fx.report.page.sections import sections_of
@@ -21,7 +22,7 @@ from repl_fx.running.example_inputs import ExampleInputs
 from tests.captures import captured, transformed
 from tests.model_graphs import TOKENS, require_tree, small_document
 from tests.nets import ConvNet, MlpNet, TokenNet
-from tests.scoring.test_scores import SCORES
+from tests.planning.scoring.test_scores import SCORES
 
 
 def test_each_node_lies_in_one_group() -> None:

@@ -8,13 +8,13 @@ import torch
 from hypothesis import given, settings, strategies as st
 from torch import fx, nn
 
-from repl_fx.analysis.blocks import Block, Repeat
-from repl_fx.passes.find_repeats import find_repeats
-from repl_fx.planning.part_repeats import PartRepeats
+from repl_fx.finding.blocks import Block, Repeat
+from repl_fx.finding.find_repeats import find_repeats
 from repl_fx.report.model_graph.graphs import GraphMaker
 from repl_fx.report.model_graph.nesting import Nesting, StepDown, nest, nest_rewritten
 from repl_fx.report.model_graph.node_facts import NodeCosts
 from repl_fx.tracing.capture import CaptureInfo
+from repl_fx.tracing.parts.part_repeats import PartRepeats
 from tests.captures import captured_graph
 from tests.model_graphs import TOKENS, require_tree
 from tests.nets import TokenNet

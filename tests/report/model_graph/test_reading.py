@@ -18,7 +18,7 @@ from repl_fx.export.verification import Verification
 from repl_fx.report.model_graph.reading import Evidence, read_evidence, read_score_document, read_verifications
 from repl_fx.running.example_inputs import ExampleInputs
 from repl_fx.tracing.parts.inputs import Inputs
-from tests.scoring.test_scores import SCORES
+from tests.planning.scoring.test_scores import SCORES
 
 Write = Callable[[str, str], Path]
 ROW = Difference("out", 2, "float32", 4, 0.5, 0.1, 0.1, 0.2, 3.0, 0.9, None, True, True, 1e-6, 1e-5, False)

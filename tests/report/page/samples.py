@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-from repl_fx.planning.report import Status
 from repl_fx.report.model_graph.document import (
     SCHEMA,
     BlockRow,
@@ -31,6 +30,7 @@ from repl_fx.report.model_graph.document import (
     View,
     Views,
 )
+from repl_fx.rewriting.report import Status
 from tests.benchmarking.test_results import measured
 
 

@@ -11,7 +11,8 @@ from torch import Tensor, nn
 import repl_fx
 from repl_fx.graph.roles import LINEAR
 from repl_fx.passes.fold_surrogates import is_synthesis
-from repl_fx.pipeline import Options, rewrite
+from repl_fx.pipeline import rewrite
+from repl_fx.planning.options import Options
 from repl_fx.running.example_inputs import ExampleInputs
 from tests.captures import transformed
 from tests.nets import ConvNet, TokenNet, images, tokens

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 import repl_fx
-from repl_fx.analysis.blocks import Block
+from repl_fx.finding.blocks import Block
 from repl_fx.surrogates.shared.sampling import sampling_of
 from repl_fx.surrogates.shared.site import Site
 from tests.captures import captured_graph

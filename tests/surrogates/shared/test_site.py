@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 import repl_fx
 from repl_fx._torch import fixed_size
-from repl_fx.passes.find_repeats import find_repeats
+from repl_fx.finding.find_repeats import find_repeats
 from repl_fx.plan import Refusal
 from repl_fx.surrogates.shared.activations import is_activation
 from repl_fx.surrogates.shared.site import Site, Unfit, unfit_is_refused

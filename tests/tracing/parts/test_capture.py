@@ -19,7 +19,7 @@ from repl_fx.artifact import load_artifact
 from repl_fx.export import export_onnx, verify_onnx
 from repl_fx.graph.captured import CapturedModule
 from repl_fx.passes.fold_surrogates import is_synthesis
-from repl_fx.planning.part_repeats import find_in_parts, repeats_of
+from repl_fx.tracing.parts.part_repeats import find_in_parts, repeats_of
 from tests.tracing.parts.nets import sensible
 
 Inputs = tuple[list[Tensor], list[dict[str, Tensor]]]

@@ -1,1 +1,0 @@
-"""Questions about a graph: blocks, branches, residual units, linear operators, attention."""

@@ -1,0 +1,131 @@
+"""Plans of options: which blocks go, and what stands in for each.
+
+every=2, blocks=…   choose_blocks, choose_surrogates      PlanByChoice
+budget=…            the plan with the highest score       BudgetPlanner
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Protocol, Unpack
+
+from torch import fx
+
+from repl_fx.arguments import require_kind, require_module
+from repl_fx.errors import NothingToReplace, PlanMismatch
+from repl_fx.finding.blocks import Repeat
+from repl_fx.plan import Plan
+from repl_fx.planning.budgets import budget_among, budget_planner
+from repl_fx.planning.choose_blocks import choose_blocks
+from repl_fx.planning.choose_surrogates import choose_surrogates
+from repl_fx.planning.options import Options, require_known, surrogate_of
+from repl_fx.planning.replacement_costs import Graphs
+from repl_fx.rewriting.settling import completed
+from repl_fx.tracing.capture import example_inputs_of
+from repl_fx.tracing.parts.capture import CapturedParts, Part
+from repl_fx.tracing.parts.finders import require_repeats, without_patterns
+from repl_fx.tracing.parts.part_repeats import PartRepeats, repeats_of
+
+
+class Planner(Protocol):
+    """Makes a plan, and another one where some of it cannot be."""
+
+    def plan(self) -> Plan:
+        """The plan as far as is known: without its fingerprint and parts, and not tried yet."""
+
+    def learn(self, plan: Plan, settled: Plan) -> bool:
+        """Take over what became of a plan when it was tried; whether another plan is to be made."""
+
+
+class PlanByChoice:
+    """The plan of blocks that were chosen one by one, or by their places."""
+
+    def __init__(self, found: Sequence[PartRepeats], options: Options) -> None:
+        self.found, self.options = found, options
+
+    def plan(self) -> Plan:
+        """See `Planner`."""
+        options, surrogate = self.options, surrogate_of(self.options)
+        # Globs and numbers mean the model, and surrogates the graph.
+        choice = choose_blocks(
+            repeats_of(self.found),
+            every=options.get("every", 2),
+            blocks=without_patterns(options.get("blocks")),
+            ignore=options.get("ignore", ()),
+            alone=surrogate.stands_alone,
+        )
+        replacements, refusals = choose_surrogates(self.found, choice.chosen, surrogate)
+        return Plan(replacements, (*choice.refusals, *refusals), "", options.get("seed", 0))
+
+    def learn(self, plan: Plan, settled: Plan) -> bool:
+        """Nothing: a block that cannot go stays, and no other goes for it."""
+        return False
+
+
+def planner_of(found: Sequence[PartRepeats], options: Options, graphs: Callable[[], Graphs]) -> Planner:
+    """The planner of some options.
+
+    Args:
+        found: the repeats of a model, by part.
+        graphs: makes the model whose costs a budget limits.
+
+    Raises:
+        UnknownSurrogate, UnknownBlock, BadInput: see `make_plan`.
+    """
+    budget = budget_among(options)
+    if budget is None:
+        return PlanByChoice(found, options)
+    ignore, seed = options.get("ignore", ()), options.get("seed", 0)
+    return budget_planner(graphs(), found, surrogate_of(options), budget, ignore, seed)
+
+
+def make_plan(gm: fx.GraphModule, repeats: Sequence[Repeat], **options: Unpack[Options]) -> Plan:
+    """Decide which blocks go and what stands in for each.
+
+    Args:
+        gm: a captured graph.
+        repeats: from `find_repeats` or `repeat_of`.
+        every, surrogate, blocks, ignore, settings, seed, budget, scores: see `repl_fx.planning.options.Options`.
+
+    Returns:
+        The plan; it replaces nothing where every block was refused.
+
+    Raises:
+        UnknownSurrogate, UnknownBlock, BadInput: an argument that does not fit, or a budget that no plan is under.
+    """
+    require_known("make_plan", options)
+    require_module("make_plan", gm, graph=True)
+    require_kind(repeats, Sequence, "make_plan takes for repeats what repl_fx.find_repeats(gm) returned")
+    found = (PartRepeats.of("", gm, require_repeats(gm, repeats)),)
+
+    def graphs() -> Graphs:
+        parts = (Part("", gm, example_inputs_of(gm)),)
+        return Graphs(gm, gm, parts, lambda _, rewritten: (rewritten.graphs[""], rewritten.graphs[""]))
+
+    plan = planner_of(found, options, graphs).plan()
+    return completed(found, plan, plan.replacements, (), None)
+
+
+def require_replacements(captured: CapturedParts, found: Sequence[PartRepeats], plan: Plan) -> None:
+    """Refuse a plan that replaces nothing, or a block that there is not.
+
+    Raises:
+        NothingToReplace: says what was found, and why each block stays.
+        PlanMismatch: names the block.
+    """
+    repeats = repeats_of(found)
+    if not plan.replacements:
+        raise NothingToReplace(_summary(captured, repeats), [f"{r.block}: {r.reason}" for r in plan.refusals])
+    known = {block.name for repeat in repeats for block in repeat.blocks}
+    missing = next((r.block for r in plan.replacements if r.block not in known), None)
+    if missing is not None:
+        raise PlanMismatch(f"the plan names block {missing}, which this model does not have; make a new plan")
+
+
+def _summary(captured: CapturedParts, repeats: Sequence[Repeat]) -> str:
+    where = (
+        "" if captured.whole else f" in {', '.join(part.path for part in captured.parts)}, which alone were captured"
+    )
+    if not repeats:
+        return f"no repeated blocks were found{where}"
+    return "found " + ", ".join(f"{len(repeat)} blocks in {repeat.name}" for repeat in repeats) + where

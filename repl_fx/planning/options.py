@@ -1,0 +1,59 @@
+"""The options by which a plan is made."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, TypedDict
+
+from repl_fx.errors import close_matches
+from repl_fx.surrogates import Surrogate, make_surrogate
+
+
+class Options(TypedDict, total=False):
+    """The options of `make_plan` and `transform`.
+
+    Attributes:
+        every: replace the k-th, 2k-th, … block of each repeat, every second by default; the ends of a repeat stay, but
+            for surrogates that are made from their block alone.
+        surrogate: key of the surrogate; by default `auto`.
+        blocks: names or numbers (from 1) of the blocks to replace; overrides `every`. A pattern of module paths among
+            them, such as `layers.*`, says for `transform` which modules are the blocks of a repeat, in place of what
+            `find_repeats` finds; see `repeat_of`.
+        ignore: globs over block and parameter names; what matches stays.
+        settings: settings of the surrogate.
+        seed: of the surrogates' initial values; 0 by default.
+        budget: what may be left of the costs `params`, `flops`, `memory` (kept for the backward pass) and `latency`, as
+            shares of the original: the blocks are those of the plan with the highest score under it. In place of
+            `every` and `blocks`.
+        scores: with a budget, what each block is worth, by its name; by default all are worth the same.
+    """
+
+    every: int
+    surrogate: str
+    blocks: Sequence[str | int] | None
+    ignore: Sequence[str]
+    settings: Mapping[str, Any] | None
+    seed: int
+    budget: Mapping[str, float] | None
+    scores: Mapping[str, float] | None
+
+
+def require_known(function: str, options: Options) -> None:
+    """Refuse an option that `function` does not have, as Python does.
+
+    Raises:
+        TypeError: names the nearest one.
+    """
+    unknown = next((name for name in options if name not in Options.__annotations__), None)
+    if unknown is not None:
+        close = close_matches(unknown, Options.__annotations__)
+        raise TypeError(f"{function}() got an unexpected keyword argument {unknown!r}{close}")
+
+
+def surrogate_of(options: Options) -> Surrogate[Any, Any]:
+    """The surrogate that options name, with their settings.
+
+    Raises:
+        UnknownSurrogate, BadInput: see `make_surrogate`.
+    """
+    return make_surrogate(options.get("surrogate", "auto"), options.get("settings"))

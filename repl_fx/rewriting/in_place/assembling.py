@@ -1,0 +1,144 @@
+"""The model in place: a copy of the source's module tree with surrogates at the places of the replaced blocks."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field
+
+from torch import fx, nn
+
+from repl_fx.graph.captured import is_tensor
+from repl_fx.plan import Plan, Refusal
+from repl_fx.rewriting.in_place.attention_calls import watch
+from repl_fx.rewriting.in_place.checkpointed_blocks import CheckpointedForward
+from repl_fx.rewriting.in_place.cutting import Cut, NotInPlace
+from repl_fx.rewriting.in_place.judging import OwnCode, compute_with_sizes, parting
+from repl_fx.rewriting.in_place.pretrained import complete_
+from repl_fx.rewriting.in_place.surrogate_block import OWN, SurrogateBlock, SwappedBlock
+from repl_fx.running.example_inputs import ExampleInputs
+from repl_fx.surrogates.shared.site import surrogate_path
+from repl_fx.tracing.other_sizes import other_sizes_of
+from repl_fx.tracing.parts.capture import CapturedParts, assemble, qualified_name
+from repl_fx.tracing.parts.part_repeats import PartRepeats
+
+
+@dataclass(frozen=True)
+class InPlace:
+    """A model in place.
+
+    Attributes:
+        model: a module of the source's class; None where a replaced block has no place in it.
+        refusals: the replaced blocks that have none, with the reasons.
+        open: the blocks among these for which another surrogate may have a place.
+        prefixes: of the names of surrogates' tensors in the rewritten module, and of the same tensors in the model.
+    """
+
+    model: nn.Module | None
+    refusals: tuple[Refusal, ...] = ()
+    prefixes: Mapping[str, str] = field(default_factory=dict)
+    open: frozenset[str] = frozenset()
+
+    @property
+    def reason(self) -> str:
+        """The first refusal in words: the block and the reason."""
+        return f"{self.refusals[0].block}: {self.refusals[0].reason}"
+
+
+def put_in_place(
+    captured: CapturedParts,
+    parts: Sequence[PartRepeats],
+    plan: Plan,
+    graphs: Mapping[str, fx.GraphModule],
+    module: nn.Module | None,
+    inputs: ExampleInputs,
+    *,
+    checkpoint_blocks: bool = False,
+) -> InPlace:
+    """Put surrogates into a copy of the source's module tree; one that then computes otherwise is refused.
+
+    Args:
+        captured: the model.
+        parts: its repeats, by part.
+        plan: the plan that was applied.
+        graphs: the rewritten graphs with syntheses one by one, by the path of their part; the model in place shares
+            their tensors.
+        module: the rewritten model, which the model in place is compared with; None compares with none.
+        inputs: the example inputs of the model.
+        checkpoint_blocks: whether kept blocks are computed again in the backward pass.
+    """
+    made, own = _put(captured, parts, plan, graphs, {})
+    if made.model is not None and (by_graph := compute_with_sizes(captured.source, made.model, own, inputs)):
+        made, _ = _put(captured, parts, plan, graphs, by_graph)
+    if made.model is None:
+        return made
+    if module is not None:
+        other = other_sizes_of(captured.parts[0].graph_module, captured.source, inputs) if captured.whole else None
+        # What is cut out of the graph asks for the mode where the graph does.
+        own_code = any(isinstance(one, SwappedBlock) for one in made.model.modules())
+        trials = [([*filter(None, [other]), inputs], False), *([([inputs], True)] if own_code else [])]
+        if differs := parting(made.model, module, *trials):
+            return InPlace(None, tuple(Refusal(r.block, r.repeat, differs) for r in plan.replacements))
+    if checkpoint_blocks:
+        for path in _kept_modules(parts, plan):
+            CheckpointedForward.put_on(made.model.get_submodule(path))
+    complete_(made.model)
+    return made
+
+
+def _put(
+    captured: CapturedParts,
+    parts: Sequence[PartRepeats],
+    plan: Plan,
+    graphs: Mapping[str, fx.GraphModule],
+    by_graph: Collection[str],
+) -> tuple[InPlace, dict[str, OwnCode]]:
+    """The model in place, and what of it runs a block's own code on other sizes; that of `by_graph` does not."""
+    own: dict[str, OwnCode] = {}
+    blocks: dict[str, SurrogateBlock] = {}
+    prefixes: dict[str, str] = {}
+    refusals: list[Refusal] = []
+    fits_others: set[str] = set()
+    for part in parts:
+        for replacement in plan.replacements:
+            if replacement.block not in part.blocks:
+                continue
+            block = part.blocks[replacement.block]
+            path = qualified_name(part.path, block.module_path or "")
+            try:
+                cut = Cut(graphs[part.path], part, replacement, captured.source, own_code=path not in by_graph)
+                # The block is one that can have a surrogate in its place.
+                fits_others.add(replacement.block)
+                made = cut.made()
+            except NotInPlace as problem:
+                refusals.append(Refusal(replacement.block, replacement.repeat, str(problem)))
+            else:
+                blocks[path] = made
+                prefixes[f"{qualified_name(part.path, surrogate_path(block.name))}."] = f"{path}.{OWN}."
+                if cut.most:
+                    shapes = {place: node.meta["val"].shape for node, place in cut.given.items() if is_tensor(node)}
+                    own[path] = OwnCode(made, cut.most, shapes)
+    if refusals:
+        open_ = frozenset(fits_others & {refusal.block for refusal in refusals})
+        return InPlace(None, tuple(refusals), open=open_), {}
+    model = assemble(captured.source, blocks)
+    for made in blocks.values():
+        stand_in = made._stand_in
+        stand_in.around = (model,)
+        for layer in stand_in.borrowed:
+            watch(model.get_submodule(layer.kept.path), layer.kept)
+        if stand_in.neighbour is not None:
+            path, _, form = stand_in.neighbour
+            model.get_submodule(path).register_forward_hook(form)
+    return InPlace(model, (), prefixes), own
+
+
+def _kept_modules(parts: Sequence[PartRepeats], plan: Plan) -> list[str]:
+    """The paths of the modules that are kept blocks of a repeat in which others were replaced."""
+    gone = {replacement.block for replacement in plan.replacements}
+    found: dict[str, None] = {}
+    for part in parts:
+        for repeat in part.repeats:
+            if gone.isdisjoint(block.name for block in repeat.blocks):
+                continue
+            found.update({b.module_path: None for b in repeat.blocks if b.module_path and b.name not in gone})
+    return list(found)

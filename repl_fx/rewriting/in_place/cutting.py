@@ -1,0 +1,415 @@
+"""Cut surrogates out of a rewritten graph, each behind the signature of the module that it stands for.
+
+    graph     add_7 [into blocks.3: x] -> narrow -> linear(_, synthesised) -> add -> add_9 [out of blocks.3]
+    in place  blocks.3(x, mask=None): narrow(x) -> linear(_, synthesised) -> add -> x'
+
+A surrogate takes the values that the module was handed; sizes are those of its own inputs; weights of neighbours are
+read from the model around it, and attention maps from their calls (`repl_fx.rewriting.in_place.attention_calls`).
+Needs: a rewritten graph in which each synthesis is on its own, with the boundaries of module calls
+(`repl_fx.graph.boundaries`).
+Never touches: the graph; surrogates share its tensors.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from dataclasses import replace
+from types import MethodType
+from typing import Any
+
+from torch import Tensor, fx, nn
+
+from repl_fx._torch import SYMBOLIC, module_stack, pytree
+from repl_fx.graph.axes import size_checks
+from repl_fx.graph.boundaries import ModuleCall, at_boundaries
+from repl_fx.graph.captured import (
+    attribute,
+    dimension_called,
+    has_attribute,
+    has_effect,
+    is_tensor,
+    is_traced_constant,
+    share_tensors,
+    within,
+)
+from repl_fx.graph.decisions import is_choice
+from repl_fx.graph.extracting import Extract
+from repl_fx.graph.notes import REPLACES, STANDS_FOR
+from repl_fx.graph.runtime import SizeCheck
+from repl_fx.graph.state import SOURCE_STATE
+from repl_fx.passes.follow_device import ANCHOR
+from repl_fx.passes.replace_blocks import block_of
+from repl_fx.plan import Replacement
+from repl_fx.rewriting.in_place.arguments_read import Left, arguments_read, lines_of
+from repl_fx.rewriting.in_place.attention_calls import BorrowedAttention, KeptCall, layer_index
+from repl_fx.rewriting.in_place.surrogate_block import (
+    OWN,
+    Argument,
+    Constant,
+    Made,
+    Passed,
+    ResultForm,
+    StandIn,
+    SurrogateBlock,
+    surrogate_class,
+)
+from repl_fx.running.holders import OWN_ATTRIBUTES
+from repl_fx.running.opaque_outputs import PLAIN
+from repl_fx.surrogates import make_surrogate
+from repl_fx.surrogates.shared.borrowed_maps import BORROWS
+from repl_fx.surrogates.shared.recompute import RecomputedAttention
+from repl_fx.surrogates.shared.site import surrogate_path
+from repl_fx.tracing.parts.capture import assemble, qualified_name
+from repl_fx.tracing.parts.part_repeats import PartRepeats
+
+_STATE = ("_parameters", "_buffers", "_modules", "_non_persistent_buffers_set", "training")
+# Nodes outside of a block that can be computed for it again.
+_COMPUTED = ("call_function", "get_attr")
+# The attributes of layers that hold the sizes of their weight; transformers' Conv1D computes with them.
+_SIZES = (("out_features", "in_features"), ("out_channels", "in_channels"), ("nx", "nf"))
+# The arguments of `RecomputedAttention` before the map.
+_OWN_OF_LAYER = 5
+
+
+class NotInPlace(Exception):
+    """A surrogate that cannot stand in the source's own tree; the message is the reason."""
+
+
+class Cut:
+    """The surrogate of one block, cut out of a graph.
+
+    Args:
+        gm: the rewritten graph, with syntheses one by one.
+        part: the repeats of the graph before.
+        replacement: the block and its surrogate.
+        source: the model that the graph is of, or is a part of.
+        own_code: whether the block's own code may run, where the surrogate swaps parameters alone.
+
+    Attributes:
+        most: where parameters are swapped for others of other sizes, the largest size of those of the block; else 0.
+
+    Raises:
+        NotInPlace: the surrogate needs a value that the module is not handed, or the module is called in a way that no
+            other module can be called in.
+    """
+
+    def __init__(
+        self,
+        gm: fx.GraphModule,
+        part: PartRepeats,
+        replacement: Replacement,
+        source: nn.Module,
+        *,
+        own_code: bool = True,
+    ) -> None:
+        self.gm, self.part, self.replacement = gm, part, replacement
+        self.block = part.blocks[replacement.block]
+        if self.block.module_path is None:
+            raise NotInPlace("it is no call of a single module")
+        if any(is_choice(node) for node in self.block.nodes):
+            # In the model's own loop the surrogate would be skipped with the block, and in the graph it is not.
+            raise NotInPlace("it may be skipped in training")
+        self.path = self.block.module_path
+        self.source = source.get_submodule(qualified_name(part.path, self.path))
+        self.model = source
+        self.surrogate = make_surrogate(replacement.surrogate, replacement.settings)
+        if self.surrogate.changes_neighbours:
+            raise NotInPlace(f"it changes a layer of {replacement.before}, which stays the model's own")
+        self.own = f"{surrogate_path(self.block.name)}."
+        self.inside = {node for node in gm.graph.nodes if block_of(node) == self.block.name}
+        # A surrogate that can swap parameters need not do so here: then no node is noted to stand for one.
+        noted = any(STANDS_FOR.of(node) for node in self.inside)
+        self.swaps = self.surrogate.swaps_parameters and noted and own_code
+        self.most = 0
+        self.call = self._only_call(self.path)
+        self.given, self.results = self._boundaries()
+        self.extract = Extract(self.given)
+        # Nodes of the new graph for state that is elsewhere, by path.
+        self.elsewhere: dict[str, fx.Node] = {}
+        self.arguments: dict[fx.Node, Argument] = {}
+        self.borrowed: dict[fx.Node, BorrowedAttention] = {}
+
+    def made(self) -> SurrogateBlock:
+        """The surrogate as a module with the arguments and results of the block."""
+        swaps, form = self.swaps, self.call.result
+        assert form is not None
+        made = self._without_work()
+        names = self._swapped(made) if swaps else {}
+        leaves = () if swaps else tuple(self._leaf(number) for number in range(form.num_leaves))
+        results = [*names.values(), *dict.fromkeys(leaf for leaf in leaves if isinstance(leaf, fx.Node))]
+        effects = () if swaps else (node for node in self.inside if has_effect(node))
+        needed = self._needed([*results, *effects])
+        self._write(results, needed, made)
+        made._stand_in = StandIn(
+            qualified_name(self.part.path, self.path),
+            self.extract.graph,
+            tuple(self.arguments.values()),
+            tuple(self.elsewhere),
+            tuple(self.borrowed.values()),
+            form,
+            tuple(Made(results.index(leaf)) if isinstance(leaf, fx.Node) else leaf for leaf in leaves),
+            dict(self.call.given),
+            () if swaps else self._read(needed),
+            None if swaps else self._neighbour(),
+            tuple(names),
+        )
+        if swaps:
+            made._stand_in.swap.install(made, names)
+        return made
+
+    def _only_call(self, path: str) -> ModuleCall:
+        """The call of a module.
+
+        Raises:
+            NotInPlace: the module is called several times, or no call of it was seen.
+        """
+        found = {boundary.call for _, boundary in at_boundaries(self.gm.graph, path)}
+        if not found:
+            raise NotInPlace(f"no call of the module {path} was seen in the trace")
+        call = found.pop()
+        if found or len(call.calls) > 1:
+            raise NotInPlace(f"the module {path} is called more than once")
+        if call.result is None or not all(isinstance(value, PLAIN) for value in call.constants.values()):
+            raise NotInPlace(f"the module {path} returns an object that is neither a tensor nor a plain value")
+        return call
+
+    def _boundaries(self) -> tuple[dict[fx.Node, tuple[Any, ...]], dict[int, fx.Node]]:
+        """The place of each value among the arguments of the module, and its results by number."""
+        given: dict[fx.Node, tuple[Any, ...]] = {}
+        results: dict[int, fx.Node] = {}
+        for node, boundary in at_boundaries(self.gm.graph, self.path):
+            if boundary.argument is None:
+                results[boundary.leaf] = node
+            else:
+                given.setdefault(node, boundary.argument)
+        # Sizes come from the first value that has them: the streamed one mostly, and not a mask that may be broadcast.
+        names = list(inspect.signature(self.source.forward).parameters)
+        return {node: given[node] for node in sorted(given, key=lambda node: names.index(given[node][0]))}, results
+
+    def _without_work(self) -> SurrogateBlock:
+        """The module with what stays of the block, its hooks and plain attributes, and the surrogate's modules."""
+        kind = surrogate_class(type(self.source), self.swaps)
+        made = kind.__new__(kind)
+        # A copy whose lists of modules and methods are its own.
+        source = vars(assemble(self.source, {}))
+        if self.swaps:
+            made.__dict__.update(source)
+        else:
+            left = nn.Module()
+            if has_attribute(self.gm, self.path):
+                left = share_tensors(self.gm.get_submodule(self.path))
+            plain = {n: v for n, v in source.items() if n not in OWN_ATTRIBUTES and not _holds_modules(v)}
+            hooks = {n: v for n, v in source.items() if n in OWN_ATTRIBUTES and n not in _STATE}
+            made.__dict__.update({**plain, **hooks, **{n: v for n, v in vars(left).items() if n in _STATE}})
+        made.training = self.gm.training
+        if has_attribute(made, OWN):
+            raise NotInPlace(f"the module {self.path} has an attribute {OWN} already")
+        if has_attribute(self.gm, self.own[:-1]):
+            made._modules[OWN] = share_tensors(self.gm.get_submodule(self.own[:-1]))
+        made._pinned = within(self.path, self.gm.meta.get("pinned", {}))
+        # By which a checkpoint of the source is loaded (`repl_fx.sources.checkpoints.source_state`).
+        made.meta = {SOURCE_STATE: within(self.path, self.gm.meta[SOURCE_STATE])}
+        return made
+
+    def _swapped(self, made: SurrogateBlock) -> dict[str, fx.Node]:
+        """The nodes whose values the block has in the place of parameters, by name; the module has those no more."""
+        if any(isinstance(module, nn.RNNBase) for module in made.modules()):
+            raise NotInPlace(f"the module {self.path} has a recurrent layer, which keeps its weights twice")
+        found = {}
+        for node in self.gm.graph.nodes:
+            path = STANDS_FOR.of(node) if node in self.inside else None
+            if path and not path.startswith(f"{self.path}."):
+                raise NotInPlace(f"it stands for {path}, which is outside of {self.path}")
+            if path:
+                found[path.removeprefix(f"{self.path}.")] = node
+        for name, node in found.items():
+            owner, _, own = name.rpartition(".")
+            module = made.get_submodule(owner)
+            before, now = module._parameters[own], node.meta["val"]
+            if before is not None and before.shape != now.shape:
+                self.most = max(self.most, *before.shape)
+                _tell_sizes_(module, before, now)
+            module._parameters[own] = None
+        return found
+
+    def _leaf(self, number: int) -> fx.Node | Passed | Constant:
+        """A leaf of the result: a node that makes it, or else where it comes from."""
+        assert self.call.result is not None
+        if number in self.call.constants:
+            return Constant(self.call.constants[number])
+        node = self.results.get(number)
+        if node is None:
+            # A value that only the removed block had.
+            return Constant(None)
+        return Passed(self.given[node]) if node in self.given else node
+
+    def _read(self, needed: Collection[fx.Node]) -> tuple[tuple[str, ...], ...]:
+        """The arguments that have to be as in the trace; see `arguments_read`."""
+        before = lines_of(self.block.nodes)
+        if not self.surrogate.reads_stream_alone:
+            return tuple(arguments_read(self.source, Left(set(self.source.modules()), before, before)))
+        stays = [node for node in needed if REPLACES.of(node) is None]
+        # Layers by their calls and their parameters; what is between them by the modules whose code it is.
+        places = [f"{place}." for node in needed for place in (str(node.target), *module_stack(node))]
+        inside = self.source.named_modules()
+        modules = {m for name, m in inside if any(p.startswith(f"{qualified_name(self.path, name)}.") for p in places)}
+        # Objects such as caches are read and changed, and say nothing by their kind.
+        objects = {place[0] for place, value in self.call.given.items() if _is_object(value)}
+        read = arguments_read(self.source, Left(modules, before, lines_of(stays)))
+        return tuple(place for place in read if place[0] not in objects)
+
+    def _neighbour(self) -> tuple[str, Any, ResultForm] | None:
+        """The structure of the result of the kept block before, where a call of the block can have flags."""
+        before = self.replacement.before
+        path = self.part.blocks[before].module_path if before else None
+        if path is None or len(inspect.signature(self.source.forward).parameters) < 2:
+            return None
+        try:
+            form = self._only_call(path).result
+        except NotInPlace:
+            return None
+        return (qualified_name(self.part.path, path), form, ResultForm()) if form is not None else None
+
+    def _needed(self, results: Iterable[fx.Node]) -> set[fx.Node]:
+        """The nodes that the results of the module and the effects of the surrogate need."""
+        pending, needed = list(results), set[fx.Node]()
+        while pending:
+            node = pending.pop()
+            if node in needed or node in self.given or self.extract.size(node) is not None:
+                continue
+            if node not in self.inside and (node.op not in _COMPUTED or has_effect(node)):
+                place = ".".join(module_stack(node)[-1:]) or "the model"
+                raise NotInPlace(f"it reads {node.name} of {place}, which {self.path} is not handed")
+            needed.add(node)
+            pending += self._inputs(node)
+        return needed
+
+    def _inputs(self, node: fx.Node) -> list[fx.Node]:
+        """The nodes whose values a node of the new graph needs: not those of a map that is borrowed."""
+        if BORROWS.of(node) is None:
+            return node.all_input_nodes
+        return [given for given in node.args[:_OWN_OF_LAYER] if isinstance(given, fx.Node)]
+
+    def _write(self, results: Sequence[fx.Node], needed: Collection[fx.Node], made: SurrogateBlock) -> None:
+        """Write the new graph: placeholders for arguments, state elsewhere and borrowed maps, and then the rest."""
+        ordered = [node for node in self.gm.graph.nodes if node in needed]
+        checks = () if self.swaps else tuple(self._size_checks())
+        read = dict.fromkeys(given for node in ordered for given in self._inputs(node))
+        for node in (*read, *results, *(node for _, taken in checks for node in taken)):
+            argument = node if node in self.given else self.extract.size(node)
+            argument = argument[0] if isinstance(argument, tuple) else argument
+            if argument is not None and argument not in self.extract.made:
+                self.arguments[argument] = self._argument(argument)
+                self.extract.take(argument, argument.name)
+        for node in ordered:
+            if node.op == "get_attr" and self._local(str(node.target)) is None:
+                self._read_elsewhere(node, made)
+        for node in ordered:
+            if BORROWS.of(node) is not None:
+                self.borrowed[node] = self._borrow(node)
+                self.extract.take(node, node.name)
+        graph, value = self.extract.graph, self.extract.value
+        for check, taken in checks:
+            graph.call_function(check, tuple(map(value, taken)))
+        for node in ordered:
+            self._place(node, made)
+        graph.output(tuple(map(value, results)))
+        for node in graph.nodes:
+            node.meta = {}
+
+    def _size_checks(self) -> Iterator[tuple[SizeCheck, list[fx.Node]]]:
+        """The checks of sizes by which the code of the repeat's blocks goes its way, on arguments of this block."""
+        repeat = next(repeat for repeat in self.part.inside if self.block in repeat.blocks)
+        inside = tuple(f"{block.module_path}." for block in repeat.blocks if block.module_path)
+        for _, check in size_checks(self.gm.graph):
+            if check.limit or not any(f"{path}.".startswith(inside) for path in check.within):
+                continue
+            found = [self._of_size(name) for name, _, _ in check.sizes]
+            taken = list(dict.fromkeys(given for given, _ in found))
+            sizes = tuple(
+                (name, taken.index(given), dim) for (name, _, _), (given, dim) in zip(check.sizes, found, strict=True)
+            )
+            yield replace(check, sizes=sizes), taken
+
+    def _of_size(self, name: str) -> tuple[fx.Node, int]:
+        """The argument and the dimension of a size, by the name of its symbol."""
+        found = dimension_called(name, filter(is_tensor, self.given))
+        if found is None:
+            raise NotInPlace(f"the way that its code goes depends on a size that {self.path} is not handed")
+        return found
+
+    def _argument(self, node: fx.Node) -> Argument:
+        shape = node.meta["val"].shape
+        return Argument(self.given[node], {dim: s for dim, s in enumerate(shape) if isinstance(s, int)}, len(shape))
+
+    def _read_elsewhere(self, node: fx.Node, made: SurrogateBlock) -> None:
+        """Take a parameter, a buffer or a flag from outside of the block as an argument of the graph."""
+        target = str(node.target)
+        if is_traced_constant(target) or target == ANCHOR:
+            if has_attribute(made, target):
+                raise NotInPlace(f"the module {self.path} has an attribute {target} already")
+            made.register_buffer(target, attribute(self.gm, target), persistent=False)
+            return
+        path = qualified_name(self.part.path, target)
+        if path not in self.elsewhere:
+            self.elsewhere[path] = self.extract.take(node, node.name)
+        self.extract.made[node] = self.elsewhere[path]
+
+    def _borrow(self, node: fx.Node) -> BorrowedAttention:
+        """The layer of a node that mixes by a map made elsewhere."""
+        source, layer = BORROWS.of(node), self.gm.get_submodule(str(node.target))
+        assert source is not None
+        assert isinstance(layer, RecomputedAttention)
+        path = qualified_name(self.part.path, source.module)
+        if isinstance(self.model.get_submodule(path), nn.MultiheadAttention):
+            raise NotInPlace(f"it mixes by the attention map of {path}, which keeps it to itself")
+        kept = KeptCall(source, path)
+        return BorrowedAttention(layer, kept, qualified_name(self.part.path, self.path), layer_index(self.source))
+
+    def _place(self, node: fx.Node, made: SurrogateBlock) -> None:
+        """Put a node of the graph into the new one."""
+        made_of = self.extract.made
+        if node in self.borrowed:
+            given = fx.node.map_arg(node.args[:_OWN_OF_LAYER], self.extract.value)
+            made_of[node] = self.extract.graph.call_function(_call, (made_of[node], *given))
+            return
+        if node in made_of:
+            return
+        local = self._local(str(node.target)) if node.op in ("get_attr", "call_module") else None
+        if node.op == "call_module" and (local is None or not has_attribute(made, local)):
+            raise NotInPlace(f"it calls {node.target}, which is outside of {self.path}")
+        self.extract.copy(node, local)
+
+    def _local(self, target: str) -> str | None:
+        """The path in the module of what is at a path of the graph; None where that is outside of the block."""
+        for prefix, place in ((f"{self.path}.", ""), (self.own, f"{OWN}.")):
+            if target.startswith(prefix):
+                return place + target.removeprefix(prefix)
+        return None
+
+
+def _call(function: Callable[..., Any], *args: Any) -> Any:
+    """Call a function that a graph is handed."""
+    return function(*args)
+
+
+def _is_object(kind: Any) -> bool:
+    """Whether a note of a leaf among arguments is the class of objects that are neither tensors nor numbers."""
+    return isinstance(kind, type) and not issubclass(kind, (Tensor, *SYMBOLIC))
+
+
+def _holds_modules(value: Any) -> bool:
+    """Whether a plain attribute leads to modules or tensors, which may be those of the removed block."""
+    leaves = pytree.tree_leaves(value)
+    return any(isinstance(leaf, (nn.Module, Tensor, MethodType)) for leaf in leaves)
+
+
+def _tell_sizes_(layer: nn.Module, before: Tensor, now: Tensor) -> None:
+    """Set the attributes of a layer that say how large its weight is to the sizes of another one."""
+    if before.ndim < len(_SIZES[0]):
+        return
+    for names in _SIZES:
+        if all(getattr(layer, name, None) == size for name, size in zip(names, before.shape, strict=False)):
+            for name, size in zip(names, now.shape, strict=False):
+                setattr(layer, name, int(size))

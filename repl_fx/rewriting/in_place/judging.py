@@ -1,0 +1,180 @@
+"""Whether a model in place computes what its graph does, and where a block's own code would compute otherwise.
+
+    block   x + self.out(h) / math.sqrt(h.shape[-1])        h had 32 units in the trace, and has 16 with `narrow`
+    graph   x + out(h) / 5.66
+
+A surrogate that swaps parameters runs the block's own code. Where that computes with the number of its hidden units,
+on fewer of them it is another function than the graph, which keeps the number of the trace.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from repl_fx._torch import FakeTensorMode, OperatorsSeen, fixed_size, forget_tensors, pytree
+from repl_fx.errors import ForeignError, first_line, foreign_code
+from repl_fx.graph.boundaries import places
+from repl_fx.graph.roles import RESHAPES
+from repl_fx.rewriting.in_place.surrogate_block import SurrogateBlock
+from repl_fx.running.example_inputs import ExampleInputs
+from repl_fx.running.opaque_outputs import PLAIN, equal_leaves
+from repl_fx.running.untouched import in_mode, outcome_of, seeded, untouched
+from repl_fx.tracing.parts.capture import assemble
+
+# Operators that are told the sizes of values, or the groups of a depthwise convolution: with fewer units, other ones.
+_TOLD_SIZES = RESHAPES | {torch.ops.aten.convolution.default}
+
+
+@dataclass(frozen=True)
+class OwnCode:
+    """A surrogate that runs the code of its block on parameters of other sizes.
+
+    Attributes:
+        block: the surrogate.
+        most: the largest size of a parameter of the block.
+        shapes: the sizes in the trace of the tensors that the block is handed, by place.
+    """
+
+    block: SurrogateBlock
+    most: int
+    shapes: Mapping[tuple[Any, ...], Sequence[Any]]
+
+
+def compute_with_sizes(
+    source: nn.Module, model: nn.Module, own: Mapping[str, OwnCode], inputs: ExampleInputs
+) -> set[str]:
+    """The paths of the blocks whose code computes otherwise with smaller parameters than by their sizes alone.
+
+    The source runs once; each block is run without values, whole and smaller, on what it is handed there, and on more.
+
+    Args:
+        source, model: the model before, and the one in place; they are not changed.
+        own: the surrogates in question, by the paths of their blocks.
+    """
+    if not own:
+        return set()
+    mode, given = FakeTensorMode(allow_non_fake_inputs=True), dict[str, tuple[Any, Any]]()
+    watched = assemble(source, {})
+
+    def note(path: str, module: nn.Module, *handed: Any) -> None:
+        with mode:
+            given[path] = pytree.tree_map(_without_values, handed)
+
+    for path in own:
+        watched.get_submodule(path).register_forward_pre_hook(partial(note, path), with_kwargs=True)
+    outcome_of(watched, inputs, training=False)
+    try:
+        with untouched(source, buffers=True), untouched(model, buffers=True), seeded(torch.device("cpu"), 0), mode:
+            return {p for p, handed in given.items() if not _same_code(source.get_submodule(p), own[p], *handed)}
+    finally:
+        forget_tensors(mode)
+
+
+def _without_values(leaf: Any) -> Any:
+    if isinstance(leaf, Tensor):
+        return torch.empty(tuple(leaf.shape), dtype=leaf.dtype, device=leaf.device)
+    # A cache that the block fills.
+    return copy.deepcopy(leaf)
+
+
+def _same_code(module: nn.Module, own: OwnCode, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
+    """Whether a block calls the same operators with smaller parameters, with the same numbers."""
+    larger = _larger(own, args, kwargs)
+    for training, sizes in ((False, {}), (True, larger), (True, {})):
+        whole, smaller = (_operators(one, args, kwargs, training, sizes) for one in (module, own.block))
+        if whole is None:
+            # Such as a block that takes no other sizes.
+            continue
+        if smaller is None or len(whole) != len(smaller) or not all(map(_same_call, whole, smaller)):
+            return False
+        if training:
+            break
+    return True
+
+
+def _same_call(one: tuple[Any, list[Any]], other: tuple[Any, list[Any]]) -> bool:
+    if one[0] is not other[0] or len(one[1]) != len(other[1]):
+        return False
+    pairs = zip(one[1], other[1], strict=True)
+    return all(a == b or (one[0] in _TOLD_SIZES and type(a) is type(b) is int) for a, b in pairs)
+
+
+def _operators(
+    module: nn.Module,
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+    training: bool,
+    sizes: Mapping[int, Sequence[int]],
+) -> list[tuple[Any, list[Any]]] | None:
+    """The operators that a block calls, with the plain values among their arguments; None where it fails."""
+    seen: list[tuple[Any, list[Any]]] = []
+
+    def see(operator: Any, *given: Any) -> None:
+        seen.append((operator, [leaf for leaf in pytree.tree_leaves(given) if isinstance(leaf, PLAIN)]))
+
+    def fresh(leaf: Any) -> Any:
+        sized = isinstance(leaf, Tensor) and id(leaf) in sizes
+        return _without_values(leaf.new_empty(tuple(sizes[id(leaf)])) if sized else leaf)
+
+    fakes = pytree.tree_map(fresh, (args, kwargs))
+    try:
+        with foreign_code(), in_mode(module, training), OperatorsSeen(see):
+            module.forward(*fakes[0], **fakes[1])
+    except ForeignError:
+        return None
+    return seen
+
+
+def _larger(own: OwnCode, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[int, Sequence[int]]:
+    """Sizes above all of the block's own for the dimensions that may vary, by the ids of the tensors."""
+    numbers: dict[str, int] = {}
+    found: dict[int, Sequence[int]] = {}
+    for place, leaf in places(type(own.block)._bind(*args, **kwargs)):
+        shape = own.shapes.get(place)
+        if not isinstance(leaf, Tensor) or shape is None:
+            continue
+        if any(fixed_size(size) is None and not str(size).isidentifier() for size in shape):
+            return {}
+        for size in shape:
+            if fixed_size(size) is None:
+                numbers.setdefault(str(size), own.most + 1 + len(numbers))
+        found[id(leaf)] = [numbers.get(str(size), now) for size, now in zip(shape, leaf.shape, strict=True)]
+    return found
+
+
+def parting(model: nn.Module, module: nn.Module, *trials: tuple[Sequence[ExampleInputs], bool]) -> str:
+    """How a model in place differs from its rewritten module; empty where it does not, to the bit.
+
+    Args:
+        model, module: they are not changed.
+        trials: inputs, of which the first serve that the module takes, and whether to run in training.
+    """
+    state = (*module.parameters(), *module.buffers())
+    for choices, training in trials:
+        known = [given for given in choices if not any(tensor.is_meta for tensor in (*given.tensors, *state))]
+        outcomes = ((given, outcome_of(module, given, training)) for given in known)
+        inputs, theirs = next((one for one in outcomes if one[1].problem is None), (None, None))
+        if inputs is None or theirs is None:
+            continue
+        run: Callable[[nn.Module], Any] = partial(outcome_of, inputs=inputs, training=training)
+        ours = run(model)
+        mode = "training" if training else "evaluation"
+        if ours.problem is not None:
+            return f"in {mode} it fails where the graph does not: {first_line(ours.problem)}"
+        # A module that is not the same twice says nothing.
+        if not _same(ours.outputs, theirs.outputs) and _same(run(module).outputs, theirs.outputs):
+            return f"in {mode} it computes otherwise there than in the graph"
+    return ""
+
+
+def _same(ours: Any, theirs: Any) -> bool:
+    """Whether both returned the same tensors; a cache may hold values of a surrogate's in the model in place alone."""
+    pair = [[leaf for leaf in pytree.tree_leaves(made) if isinstance(leaf, Tensor)] for made in (ours, theirs)]
+    return len(pair[0]) == len(pair[1]) and all(map(equal_leaves, *pair))

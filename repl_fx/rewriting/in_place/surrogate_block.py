@@ -1,0 +1,478 @@
+"""Modules that stand in the source's own tree in the place of a replaced block, behind the block's own signature."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import threading
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from types import MappingProxyType
+from typing import Any, Self, cast
+
+import torch
+from torch import Tensor, fx, nn
+
+from repl_fx._torch import SYMBOLIC, function_of, pytree
+from repl_fx.errors import CallRefused
+from repl_fx.graph.boundaries import places
+from repl_fx.graph.captured import RefersToModules, has_effect, keep_pinned
+from repl_fx.graph.decisions import jump_over_, settle_decisions_
+from repl_fx.graph.naming import named_alike
+from repl_fx.graph.pickling import GraphData, structure_as_data
+from repl_fx.rewriting.in_place.attention_calls import BorrowedAttention, is_cache, this_thread
+from repl_fx.rewriting.in_place.effective_weights import weight_now
+from repl_fx.running.opaque_outputs import PLAIN
+
+
+@dataclass(frozen=True)
+class Argument:
+    """A tensor that a surrogate takes from what the block is called with.
+
+    Attributes:
+        place: the name of the argument in the signature, and the keys of containers behind it.
+        sizes: the sizes that were fixed in the trace, by dimension.
+        dims: how many dimensions the tensor had in the trace.
+    """
+
+    place: tuple[Any, ...]
+    sizes: Mapping[int, int]
+    dims: int
+
+    def of(self, arguments: Mapping[str, Any], block: str) -> Tensor:
+        """The tensor among the arguments of a call.
+
+        Raises:
+            CallRefused: the argument is no tensor of such sizes.
+        """
+        value = _at(arguments, self.place)
+        if not isinstance(value, Tensor):
+            raise CallRefused(
+                f"the surrogate of {block} computes with {self}, which was a tensor when the model was captured and is "
+                f"{_in_short(value)} now; capture the model with inputs that leave it out, or use the graph"
+            )
+        if value.ndim != self.dims or any(value.shape[dim] != size for dim, size in self.sizes.items()):
+            known = ", ".join(str(self.sizes.get(dim, "any")) for dim in range(self.dims))
+            batch = self.sizes.get(0)
+            # Of a loader, mostly, whose last batch is not full.
+            advice = (
+                "capture the model with such inputs"
+                if value.ndim != self.dims or batch in (None, value.shape[0])
+                else f"give it batches of {batch}: drop_last=True, or --full-batches --batch-size {batch}"
+            )
+            raise CallRefused(
+                f"the surrogate of {block} was captured with {self} of shape ({known}), and is called with "
+                f"{tuple(value.shape)}; {advice}"
+            )
+        return value
+
+    def __str__(self) -> str:
+        return str(self.place[-1] if isinstance(self.place[-1], str) else self.place[0])
+
+
+@dataclass(frozen=True)
+class Passed:
+    """A leaf of the result that is what the block was handed at a place."""
+
+    place: tuple[Any, ...]
+
+
+@dataclass(frozen=True)
+class Made:
+    """A leaf of the result that is a result of the surrogate's graph."""
+
+    number: int
+
+
+@dataclass(frozen=True)
+class Constant:
+    """A leaf of the result that was no tensor in the trace, or that the removed block alone had: None."""
+
+    value: Any
+
+
+class ResultForm(RefersToModules):
+    """The structure of what a kept block returns, as it was when it ran last in this thread; a forward hook.
+
+    A flag may let all blocks of a repeat return more; the surrogates then have no more to return.
+    """
+
+    def __init__(self) -> None:
+        self._by_thread: dict[int, pytree.TreeSpec] = {}
+
+    @property
+    def last(self) -> pytree.TreeSpec | None:
+        """The structure; None where the block has not run."""
+        return self._by_thread.get(this_thread())
+
+    def __call__(self, module: nn.Module, args: Any, result: Any) -> None:
+        self._by_thread[this_thread()] = pytree.tree_structure(result)
+
+    def __getstate__(self) -> dict[str, Any]:
+        # Calls belong to this process.
+        return {"_by_thread": {}}
+
+
+# The submodule that holds the surrogate's own modules.
+OWN = "surrogate"
+
+
+class Swap:
+    """The values that a block runs on in the place of parameters, in each thread that runs it.
+
+    No module changes in a call: the dicts in which the block's modules hold parameters and children answer the thread
+    that runs the block otherwise than all others.
+    """
+
+    def __init__(self) -> None:
+        self._by_thread: dict[int, Mapping[str, Tensor]] = {}
+        # Of a trace, which has no thread: a compiled call leaves None here, and the dict to calls beside it.
+        self._traced: Mapping[str, Tensor] | None = None
+
+    def values(self) -> Mapping[str, Tensor] | None:
+        """The values by path in the block; None where the block does not run in this thread."""
+        return self._traced if torch.compiler.is_compiling() else self._by_thread.get(threading.get_ident())
+
+    @contextmanager
+    def running(self, values: Mapping[str, Tensor]) -> Iterator[None]:
+        """Let the block have values, in this thread, meanwhile."""
+        before = self.values()
+        self._set(values)
+        try:
+            yield
+        finally:
+            self._set(before)
+
+    def _set(self, values: Mapping[str, Tensor] | None) -> None:
+        if torch.compiler.is_compiling():
+            self._traced = values
+        elif values is None:
+            self._by_thread.pop(threading.get_ident(), None)
+        else:
+            self._by_thread[threading.get_ident()] = values
+
+    def install(self, block: nn.Module, paths: Iterable[str]) -> None:
+        """Let the modules of a block read parameters from here, by path, while it runs."""
+        owned: dict[str, dict[str, str]] = {}
+        for path in paths:
+            owner, _, name = path.rpartition(".")
+            owned.setdefault(owner, {})[name] = path
+        for owner, names in owned.items():
+            module = block.get_submodule(owner)
+            module.__dict__["_parameters"] = _SwappedParameters(module._parameters, self, names)
+        block.__dict__["_modules"] = _OtherModules(block._modules, self)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Swap:
+        # Copies of a block have it in common: no copy runs inside another.
+        return self
+
+    def __getstate__(self) -> dict[str, Any]:
+        # Calls belong to this process.
+        return {"_by_thread": {}, "_traced": None}
+
+
+class _SwappedParameters(dict[str, Any]):
+    """The parameters of a module, some of them as the block that runs has them."""
+
+    def __init__(self, content: Mapping[str, Any], swap: Swap, paths: Mapping[str, str]) -> None:
+        super().__init__(content)
+        self.swap, self.paths = swap, paths
+
+    def __getitem__(self, name: str) -> Any:
+        values = self.swap.values() if name in self.paths else None
+        return dict.__getitem__(self, name) if values is None else values[self.paths[name]]
+
+
+class _OtherModules(dict[str, Any]):
+    """The children of a block; its forward, which may run them all as that of nn.Sequential does, meets its own."""
+
+    def __init__(self, content: Mapping[str, Any], swap: Swap) -> None:
+        super().__init__(content)
+        self.swap = swap
+
+    def __iter__(self) -> Iterator[str]:
+        hidden = OWN if self.swap.values() is not None else None
+        return iter([name for name in dict.keys(self) if name != hidden])
+
+    def __len__(self) -> int:
+        return len(list(iter(self)))
+
+    def keys(self) -> Any:
+        return dict.fromkeys(self).keys()
+
+    def values(self) -> Any:
+        return {name: self[name] for name in self}.values()
+
+    def items(self) -> Any:
+        return {name: self[name] for name in self}.items()
+
+
+@dataclass(eq=False)
+class StandIn(RefersToModules):
+    """The work of a surrogate in place.
+
+    Attributes:
+        block: path of the block in the model.
+        graph: takes the tensors of `arguments`, those of `elsewhere`, and a function for each of `borrowed`.
+        arguments: the tensors that the graph reads.
+        elsewhere: paths, in the model, of parameters, buffers and flags outside of the block.
+        borrowed: the layers that mix by a map which a kept block makes.
+        result: the structure of the block's result.
+        leaves: the leaves of the result.
+        known: the leaves of the arguments in the trace.
+        read: the places of the arguments that have to be as they were, each with all that is in it: those that the
+            block reads, or what stays of it where the surrogate depends on the stream alone.
+        neighbour: path of a kept block of the repeat, the structure of its result in the trace, and at its last call.
+        names: for a surrogate that swaps parameters: their names in the block, in the order of the graph's results.
+        around: the model, in a tuple, for a module as an attribute would be registered and contain itself.
+        swap: the values in the place of these parameters.
+    """
+
+    block: str
+    graph: fx.Graph
+    arguments: tuple[Argument, ...]
+    elsewhere: tuple[str, ...]
+    borrowed: tuple[BorrowedAttention, ...]
+    result: pytree.TreeSpec
+    leaves: tuple[Made | Passed | Constant, ...]
+    known: Mapping[tuple[Any, ...], Any]
+    read: Collection[tuple[str, ...]]
+    neighbour: tuple[str, pytree.TreeSpec, ResultForm] | None = None
+    names: tuple[str, ...] = ()
+    around: tuple[nn.Module, ...] = ()
+    swap: Swap = field(default_factory=Swap, repr=False)
+    code: Callable[..., Any] = field(init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        settle_decisions_(self.graph, has_effect)
+        alike = named_alike(self.graph)
+        jump_over_(alike)
+        self.code = function_of(alike)
+
+    def state(self) -> list[Any]:
+        """The parameters, buffers and flags outside of the block, as they are now."""
+        return [weight_now(self.around[0], path) for path in self.elsewhere]
+
+    def compute(self, host: nn.Module, state: Sequence[Any], arguments: Mapping[str, Any]) -> tuple[Any, ...]:
+        """The results of the graph."""
+        given = [argument.of(arguments, self.block) for argument in self.arguments]
+        mixing = [functools.partial(layer.mix, arguments, given[0]) for layer in self.borrowed]
+        results: tuple[Any, ...] = self.code(host, *given, *state, *mixing)
+        return results
+
+    def run(self, host: nn.Module, state: Sequence[Any], arguments: Mapping[str, Any]) -> Any:
+        """What the block returns."""
+        self._require_as_known(arguments)
+        self._require_form()
+        made = self.compute(host, state, arguments)
+        return pytree.tree_unflatten([self._leaf(leaf, arguments, made) for leaf in self.leaves], self.result)
+
+    def _leaf(self, leaf: Made | Passed | Constant, arguments: Mapping[str, Any], made: Sequence[Any]) -> Any:
+        if isinstance(leaf, Passed):
+            return _at(arguments, leaf.place)
+        return made[leaf.number] if isinstance(leaf, Made) else leaf.value
+
+    def _require_as_known(self, arguments: Mapping[str, Any]) -> None:
+        """Refuse arguments of another kind than in the trace: the graph has the block's answer to those alone."""
+        given = dict(places({name: arguments[name] for name in {place[0] for place in self.read}}))
+        tensors = [argument.place for argument in self.arguments]
+        for place in {**self.known, **given}:
+            # Tensors that the graph reads are looked at when it does.
+            if (
+                (place[:1] not in self.read and place[:2] not in self.read)
+                or place[-1] in _SAY_WHAT_TO_RETURN
+                or place in tensors
+            ):
+                continue
+            was, value = self.known.get(place), given.get(place)
+            # The kept block makes the map with the cache, whether one was there in the trace or not.
+            if self.borrowed and is_cache(value):
+                continue
+            if not _as_known(was, value):
+                name = ".".join(map(str, place))
+                raise CallRefused(
+                    f"the surrogate of {self.block} was captured with {name} = {_in_short(was)}, and is called with "
+                    f"{_in_short(value)}; capture the model with such inputs"
+                )
+
+    def _require_form(self) -> None:
+        if self.neighbour is None:
+            return
+        path, was, form = self.neighbour
+        if form.last is not None and form.last != was:
+            raise CallRefused(
+                f"{path} returns {form.last.num_leaves} values now, and returned "
+                f"{was.num_leaves} when the model was captured; its surrogate neighbour "
+                f"{self.block} cannot follow; capture the model with the flags of this call"
+            )
+
+    def __getstate__(self) -> dict[str, Any]:
+        state = {name: value for name, value in vars(self).items() if name != "code"}
+        state |= {"graph": GraphData.of(self.graph), "result": structure_as_data(self.result)}
+        if self.neighbour is not None:
+            path, form, last = self.neighbour
+            state["neighbour"] = path, structure_as_data(form), last
+        return state
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state, graph=state["graph"].make())
+        self.__post_init__()
+
+
+# Flags of transformers that change nothing of what a block computes; the structure of its result is compared anyway.
+_SAY_WHAT_TO_RETURN = frozenset({"use_cache", "output_attentions", "output_hidden_states", "return_dict"})
+_NUMBERS = tuple(SYMBOLIC.items())
+_CLASSES: dict[tuple[type[nn.Module], bool], type[SurrogateBlock]] = {}
+
+
+class SurrogateBlock(nn.Module):
+    """A surrogate that is called as the block was whose place it takes.
+
+    Objects are of a class that is derived from the block's own too (`surrogate_class`), so that code which asks for the
+    class (hooks on all blocks of a kind, wrapping policies) finds them.
+    """
+
+    _stand_in: StandIn
+    _pinned: Mapping[str, bool] = MappingProxyType({})
+    meta: Mapping[str, Any]
+    _source: type[nn.Module]
+    _bind: Callable[..., Mapping[str, Any]]
+
+    def compile(self, *args: Any, **kwargs: Any) -> None:
+        """Compile the surrogate on its own; arguments are those of `torch.compile`.
+
+        Weights of other blocks are read outside of what is compiled, which is then the same for all surrogates of one
+        kind: it is compiled once for them.
+        """
+        self.__dict__["_run_surrogate"] = torch.compile(self._run_surrogate, *args, **kwargs)
+        # By which others see that the module is compiled.
+        self._compiled_call_impl = self._call_impl
+
+    def _call_surrogate(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
+        return self._run_surrogate(self._stand_in.state(), args, kwargs)
+
+    def _run_surrogate(self, state: Sequence[Any], args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
+        return self._stand_in.run(self, state, type(self)._bind(*args, **kwargs))
+
+    @property
+    def graph_root(self) -> nn.Module:
+        """The module itself, for nodes that rebind its buffers."""
+        return self
+
+    def train(self, mode: bool = True) -> Self:
+        """Set the mode of all modules, but for those that the block's own `train` keeps in one."""
+        # The block's own method may name children that are gone.
+        nn.Module.train(self, mode)
+        keep_pinned(self, self._pinned)
+        return self
+
+    def extra_repr(self) -> str:
+        """The block whose place the surrogate takes."""
+        return f"in place of {self._stand_in.block}"
+
+    def __reduce_ex__(self, protocol: Any) -> tuple[Any, ...]:
+        state = {
+            name: value for name, value in vars(self).items() if name not in ("_compiled_call_impl", "_run_surrogate")
+        }
+        return _empty, (type(self)._source, isinstance(self, SwappedBlock)), state
+
+
+class SwappedBlock(SurrogateBlock):
+    """The block itself on parameters that its surrogate makes."""
+
+    def _run_surrogate(self, state: Sequence[Any], args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
+        stand_in = self._stand_in
+        made = stand_in.compute(self, state, {})
+        if not isinstance(self._modules, _OtherModules):
+            # A replica of DataParallel has dicts of its own.
+            stand_in.swap.install(self, stand_in.names)
+        with stand_in.swap.running(dict(zip(stand_in.names, made, strict=True))):
+            return type(self)._source.forward(self, *args, **kwargs)
+
+
+def surrogate_class(source: type[nn.Module], swaps: bool) -> type[SurrogateBlock]:
+    """The class of surrogates that stand for blocks of a class; the same at each call."""
+    if (source, swaps) not in _CLASSES:
+        _CLASSES[source, swaps] = _new_class(source, swaps)
+    return _CLASSES[source, swaps]
+
+
+def _new_class(source: type[nn.Module], swaps: bool) -> type[SurrogateBlock]:
+    signature = inspect.signature(source.forward)
+
+    def forward(self: SurrogateBlock, *args: Any, **kwargs: Any) -> Any:
+        return self._call_surrogate(args, kwargs)
+
+    forward.__signature__ = signature  # type: ignore[attr-defined]
+    own = {"forward": forward, "_source": source, "_bind": staticmethod(_binder(signature))}
+    named = {"__module__": source.__module__, "__doc__": f"A surrogate in the place of a {source.__name__}."}
+    return type(f"{source.__name__}Surrogate", (SwappedBlock if swaps else SurrogateBlock, source), {**own, **named})
+
+
+def surrogate_graphs(model: nn.Module) -> dict[str, fx.Graph]:
+    """The graphs of the surrogates in a model in place, by the path of their block."""
+    return {path: m._stand_in.graph for path, m in model.named_modules() if isinstance(m, SurrogateBlock)}
+
+
+def _empty(source: type[nn.Module], swaps: bool) -> SurrogateBlock:
+    """A surrogate whose state is about to be set."""
+    kind = surrogate_class(source, swaps)
+    return kind.__new__(kind)
+
+
+def _binder(signature: inspect.Signature) -> Callable[..., Mapping[str, Any]]:
+    """A function that gives the arguments of a call by name; written as code, which torch.compile follows."""
+    parameters = list(signature.parameters.values())[1:]
+    defaults = {f"default_{i}": p.default for i, p in enumerate(parameters)}
+    shown = [
+        p.replace(annotation=p.empty, default=p.empty if p.default is p.empty else _Name(f"default_{i}"))
+        for i, p in enumerate(parameters)
+    ]
+    names = ", ".join(f"{p.name!r}: {p.name}" for p in parameters)
+    made: dict[str, Any] = {}
+    exec(f"def forward{inspect.Signature(shown)}:\n    return {{{names}}}", dict(defaults), made)
+    return cast("Callable[..., Mapping[str, Any]]", made["forward"])
+
+
+class _Name:
+    """Prints as a name, in the code of a signature."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+
+    def __repr__(self) -> str:
+        return self.name
+
+
+def _at(arguments: Mapping[str, Any], place: Sequence[Any]) -> Any:
+    """The value at a place among arguments, None where no value is there."""
+    value: Any = arguments
+    for key in place:
+        if isinstance(value, (Mapping, list, tuple)):
+            inside = key in value if isinstance(value, Mapping) else isinstance(key, int) and key < len(value)
+            value = value[key] if inside else None
+        else:
+            value = getattr(value, str(key), None)
+    return value
+
+
+def _as_known(was: Any, value: Any) -> bool:
+    """Whether a leaf of the arguments is of the kind that it was in the trace; a plain value, the same."""
+    if was is None or was is False:
+        # A flag that is not given is one that is not set.
+        return value is None or value is False
+    if not isinstance(was, type):
+        return type(was) is type(value) and bool(was == value)
+    # One comparison after another: torch.compile follows no mapping from classes.
+    for symbolic, python in _NUMBERS:
+        if issubclass(was, symbolic):
+            return isinstance(value, python)
+    return isinstance(value, Tensor) if issubclass(was, Tensor) else type(value) is was
+
+
+def _in_short(value: Any) -> str:
+    kind = value if isinstance(value, type) else type(value)
+    if issubclass(kind, Tensor):
+        return "a tensor"
+    return repr(value) if isinstance(value, PLAIN) else f"an object of the class {kind.__name__}"

@@ -1,0 +1,177 @@
+"""The result of a transform: the graphs, the model in place, the plan, and the outcome for each block."""
+
+from __future__ import annotations
+
+import pickle
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from typing import Any
+
+from torch import fx, nn
+
+from repl_fx.costs.counted import Costs, measure_form
+from repl_fx.display.html import html_of
+from repl_fx.display.numbers import change, count
+from repl_fx.finding.repeats import Repeats, repeats_table
+from repl_fx.plan import Plan
+from repl_fx.rewriting.blocks_table import blocks_table
+from repl_fx.rewriting.in_place.assembling import InPlace, put_in_place
+from repl_fx.rewriting.in_place.pretrained import has_from_pretrained
+from repl_fx.rewriting.report import BlockReport
+from repl_fx.running.example_inputs import ExampleInputs, HasInputs
+from repl_fx.running.holders import ORIGIN
+from repl_fx.tracing.parts.capture import CapturedParts, Part
+from repl_fx.tracing.parts.inputs import Inputs
+from repl_fx.tracing.parts.origin import Captured, Origin
+from repl_fx.tracing.parts.part_repeats import PartRepeats, lines_made
+from repl_fx.tracing.parts.stored import as_data
+from repl_fx.tracing.size_questions import refused_sizes
+
+
+@dataclass(frozen=True)
+class TransformResult(HasInputs):
+    """The result of a transform.
+
+    Attributes:
+        module: the rewritten model: a graph module where the whole model is one graph, else a module of the source's
+            class with rewritten graphs in it.
+        captured_parts: the captured graphs, which share tensors with `module`.
+        parts: the rewritten graphs, those alone in which a block was replaced.
+        repeats: of all parts; names begin with the path of the part they were found in.
+        plan: the plan that was applied.
+        report: the outcome for each block of each repeat, in program order.
+        inputs: the example inputs of the capture, which have a batch of 2 or more where they are tensors.
+        structure: the text of what was captured (`repl_fx.tracing.fingerprint`), of which the plan holds the hash.
+        made: the text of the code of `module`, as it was then.
+        code: hash of the code of the user's own classes in the model, as it was then.
+        found: the repeats of each part, in the graphs before.
+        one_by_one: the rewritten graphs with each synthesis on its own, by the path of their part, without code: the
+            model in place computes what they do, to the bit, and `module` adds up gradients in another order.
+        placed: the surrogates in the model's own tree, where the plan was settled by them; without checkpoints.
+        checkpoint_blocks: whether `model` computes its kept blocks again in the backward pass.
+        scores: what each block was worth, where the plan was made from that.
+        compared: the same model in place was compared with `module` before, when it was saved.
+    """
+
+    module: nn.Module
+    captured_parts: CapturedParts
+    parts: tuple[Part, ...]
+    repeats: Repeats
+    plan: Plan
+    report: tuple[BlockReport, ...]
+    inputs: ExampleInputs
+    structure: tuple[str, ...]
+    made: tuple[str, ...]
+    code: str
+    found: tuple[PartRepeats, ...] = field(repr=False)
+    one_by_one: Mapping[str, fx.GraphModule] = field(repr=False)
+    placed: InPlace | None = field(default=None, repr=False)
+    checkpoint_blocks: bool = False
+    scores: Mapping[str, float] = field(default_factory=dict, repr=False)
+    compared: bool = False
+
+    @property
+    def all_parts(self) -> tuple[Part, ...]:
+        """All that was captured, with the rewritten graphs in place of those before."""
+        after = {part.path: part for part in self.parts}
+        return tuple(after.get(part.path, part) for part in self.captured_parts.parts)
+
+    def costs(self) -> tuple[Costs, Costs]:
+        """The costs of the source and of `model`."""
+        captured = self.captured_parts
+        before = measure_form(captured.source, captured.module, captured.parts)
+        return before, measure_form(self.model, self.module, captured.parts)
+
+    @property
+    def graph_module(self) -> fx.GraphModule:
+        """The rewritten model, where the whole model is one graph."""
+        return self._whole(self.parts, "module")
+
+    @property
+    def captured(self) -> fx.GraphModule:
+        """The graph before, where the whole model is one graph."""
+        return self._whole(self.captured_parts.parts, "captured_parts")
+
+    @cached_property
+    def in_place(self) -> InPlace:
+        """The source's own module tree with surrogates in place of blocks, or why that cannot be."""
+        made = self.placed
+        if made is None or (made.model is not None and self.checkpoint_blocks):
+            # What was placed before, without checkpoints, has been compared.
+            module = self.module if made is None and not self.compared else None
+            known = self.captured_parts, self.found, self.plan, self.one_by_one, module, self.inputs
+            made = put_in_place(*known, checkpoint_blocks=self.checkpoint_blocks)
+        # An attribute like any other, so that copies and pickles have it too; a graph that was loaded has its own.
+        model = made.model or self.module
+        if made.model is not None or ORIGIN not in vars(model):
+            vars(model)[ORIGIN] = self.origin_of(model)
+        return made
+
+    def origin_of(self, module: nn.Module) -> Origin:
+        """All that is known of the transform, for `module` or for the model in place."""
+        captured, in_place = self.captured_parts, module is not self.module
+        return Origin(
+            code=self.code,
+            parts=tuple(_captured(part) for part in captured.parts if part.path in self.plan.parts),
+            eager=captured.eager,
+            inputs=Inputs.of(self.inputs),
+            fixed=captured.fixed,
+            in_place=in_place,
+            checkpoint_blocks=self.checkpoint_blocks,
+            plan=self.plan,
+            structure=self.structure,
+            made=lines_made(module) if in_place else self.made,
+            scores=self.scores,
+            pretrained=has_from_pretrained(captured.source),
+            captured=self.stored,
+        )
+
+    @cached_property
+    def stored(self) -> str:
+        """The captured parts as text."""
+        return self.captured_parts.stored or as_data(self.captured_parts, self.plan.parts)
+
+    @property
+    def model(self) -> nn.Module:
+        """The model to train: the one in place, `module` where a replaced block is no module of the source.
+
+        The model in place is of the source's class, with its methods and attributes, and shares its parameters with the
+        source and with `module`.
+        """
+        return self.in_place.model or self.module
+
+    def __copy__(self) -> TransformResult:
+        return replace(self)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # Its blocks are of nodes, which belong to the graphs of this process.
+        raise pickle.PicklingError(
+            "a TransformResult cannot be pickled or copied; pickle result.module, and keep all of it with repl_fx.save"
+        )
+
+    def _repr_html_(self) -> str:
+        source = self.captured_parts.source
+        before, after = _size(source), _size(self.module)
+        head = (
+            f"{type(source).__name__}: {len(self.plan.replacements)} of {len(self.report)} blocks replaced, "
+            f"{count(before)} parameters before and {count(after)} after ({change(before, after)})"
+        )
+        return html_of(head, *self.captured_parts.sizes, repeats_table(self.repeats), blocks_table(self.report))
+
+    def _whole(self, parts: tuple[Part, ...], instead: str) -> fx.GraphModule:
+        if not self.captured_parts.whole:
+            raise AttributeError(
+                f"{type(self.module).__name__} was captured in parts and is no single graph; use result.{instead}"
+            )
+        return parts[0].graph_module
+
+
+def _captured(part: Part) -> Captured:
+    info, refused = part.graph_module.meta["capture"], tuple(refused_sizes(part.graph_module))
+    return Captured(part.path, info.model, info.tracer, dict(info.dynamic), Inputs.of(part.inputs), refused)
+
+
+def _size(module: nn.Module) -> int:
+    """Number of parameter elements; those that are tied count once."""
+    return sum(parameter.numel() for parameter in module.parameters())

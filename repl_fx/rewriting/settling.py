@@ -1,0 +1,148 @@
+"""A plan becomes final: what of it trains and has a place in the model's tree, and the result that it makes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+
+from torch import nn
+
+from repl_fx.plan import Plan, Refusal, Replacement
+from repl_fx.rewriting.apply import Rewritten
+from repl_fx.rewriting.in_place.assembling import InPlace, put_in_place
+from repl_fx.rewriting.in_place.choosing import Choices, settle_places
+from repl_fx.rewriting.report import reports_of
+from repl_fx.rewriting.result import TransformResult
+from repl_fx.rewriting.trials import Trials
+from repl_fx.running.example_inputs import ExampleInputs
+from repl_fx.tracing.fingerprint import code_of, fingerprint
+from repl_fx.tracing.parts.capture import CapturedParts
+from repl_fx.tracing.parts.part_repeats import (
+    PartRepeats,
+    lines_made,
+    own_repeats_of,
+    parts_of_plan,
+    repeats_of,
+    structure_of,
+)
+
+
+class Settling:
+    """Plans for the repeats of a captured model, each applied, tried in a training step and put in place.
+
+    Args:
+        captured: the model.
+        found: its repeats, by part.
+        inputs: its example inputs.
+        seed: of the surrogates' initial values.
+        check: whether plans are tried in a training step.
+    """
+
+    def __init__(
+        self, captured: CapturedParts, found: Sequence[PartRepeats], inputs: ExampleInputs, seed: int, *, check: bool
+    ) -> None:
+        self.captured, self.found, self.inputs, self.check = captured, tuple(found), inputs, check
+        self.trials = Trials(captured, found, seed, inputs)
+        self._placed: list[tuple[Rewritten, InPlace]] = []
+
+    def require(self, plan: Plan) -> None:
+        """Refuse a plan that does not train, and is not to be changed.
+
+        Raises:
+            PlanMismatch: says why it does not.
+        """
+        if self.check:
+            self.trials.require(plan)
+
+    def settle(self, plan: Plan, choices: Choices, *, in_place: bool) -> Plan:
+        """The plan whose surrogates train, and have places where another choice has one.
+
+        Args:
+            choices: other surrogates that may stand in for a block, most preferred first.
+            in_place: whether blocks stay whose surrogates have no place.
+        """
+        trains = self._trains(plan, choices)
+        return settle_places(trains, choices, self._trains, self._put, required=in_place)
+
+    def result(self, plan: Plan, *, checkpoint_blocks: bool, scores: Mapping[str, float]) -> TransformResult:
+        """The result of a final plan; see `TransformResult`."""
+        captured, rewritten = self.captured, self.trials.rewritten(plan)
+        graphs = rewritten.graphs
+        paths = graphs if plan.replacements else plan.parts
+        used = [part for part in captured.parts if part.path in paths]
+        report = [
+            row for part in self.found for row in reports_of(part, graphs.get(part.path, part.graph_module), plan)
+        ]
+        module = captured.with_graphs(graphs) if graphs else captured.module
+        return TransformResult(
+            module=module,
+            captured_parts=captured,
+            parts=tuple(replace(part, graph_module=graphs.get(part.path, part.graph_module)) for part in used),
+            repeats=repeats_of(self.found),
+            plan=plan,
+            report=tuple(report),
+            inputs=self.inputs,
+            structure=structure_of(parts_of_plan(self.found, plan), captured.source),
+            made=lines_made(module),
+            code=code_of(captured.source),
+            found=self.found,
+            one_by_one=rewritten.one_by_one,
+            placed=next((placed for of, placed in self._placed if of is rewritten), None),
+            checkpoint_blocks=checkpoint_blocks,
+            scores=dict(scores),
+        )
+
+    def _trains(self, plan: Plan, choices: Choices) -> Plan:
+        kept = self.trials.settle(plan, choices) if self.check and plan.replacements else (plan.replacements, ())
+        return completed(self.found, plan, *kept, self.captured.source)
+
+    def _put(self, plan: Plan) -> InPlace:
+        """The surrogates of a plan in the model's own tree, which the result has, if these are its graphs."""
+        rewritten = self.trials.rewritten(plan)
+        module = self.captured.with_graphs(rewritten.graphs)
+        placed = put_in_place(self.captured, self.found, plan, rewritten.one_by_one, module, self.inputs)
+        self._placed.append((rewritten, placed))
+        return placed
+
+
+def forms_of(
+    captured: CapturedParts,
+    found: Sequence[PartRepeats],
+    inputs: ExampleInputs,
+    plan: Plan,
+    rewritten: Rewritten,
+    *,
+    checkpoint_blocks: bool,
+) -> tuple[nn.Module, nn.Module]:
+    """The model to train that a plan makes, and the one with graphs in it; to count their costs."""
+    graphs = captured.with_graphs(rewritten.graphs) if rewritten.graphs else captured.module
+    # What is counted alone need not be compared.
+    placed = put_in_place(
+        captured, found, plan, rewritten.one_by_one, None, inputs, checkpoint_blocks=checkpoint_blocks
+    )
+    return placed.model or graphs, graphs
+
+
+def completed(
+    found: Sequence[PartRepeats],
+    plan: Plan,
+    replacements: tuple[Replacement, ...],
+    refusals: tuple[Refusal, ...],
+    model: nn.Module | None,
+) -> Plan:
+    """A plan with these replacements, with more refusals, and with the fingerprint of the model that it is for.
+
+    Args:
+        found: the repeats of the model, by part.
+        model: None where the whole model is one graph.
+    """
+    # Parts that stay as they are need not be captured to apply the plan again.
+    used = [part for part in found if any(replacement.block in part.blocks for replacement in replacements)]
+    return replace(
+        plan,
+        replacements=replacements,
+        refusals=tuple(dict.fromkeys((*plan.refusals, *refusals))),
+        fingerprint=fingerprint(structure_of(used or found, model)),
+        parts=tuple(part.path for part in used) or ("",),
+        repeats=own_repeats_of(found),
+    )

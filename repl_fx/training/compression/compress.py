@@ -1,0 +1,294 @@
+"""Compress a trained model: from its weights and data to a smaller one, with what each stage did to it.
+
+    score -> plan -> cut and fit -> heal -> export -> verify
+               |           |          |
+            budget     evaluate    evaluate        and the original, once
+
+Each stage is a part of repl-fx that is usable alone: `inspect --data`, `transform --budget --scores`, `repl_fx.fit`,
+`heal`, `export`. A run that was stopped goes on behind the last stage that ended (`stages`).
+"""
+
+from __future__ import annotations
+
+import glob
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from repl_fx.artifact import PROOF, load_artifact, require_free, save
+from repl_fx.artifact.exporting import OnnxFile, export_artifact
+from repl_fx.artifact.manifest import MANIFEST, read_manifest
+from repl_fx.errors import BadInput
+from repl_fx.fitting.fit import NothingToFit, fit
+from repl_fx.planning.budgets import budget_lines, budget_shares, reached
+from repl_fx.report.documents import costs_document
+from repl_fx.report.tables import grown_lines
+from repl_fx.rewriting.result import TransformResult
+from repl_fx.sources import Source
+from repl_fx.tracing.capture import widen_batch
+from repl_fx.tracing.dynamic_shapes import names_in
+from repl_fx.tracing.parts.capture import CapturedParts, capture_parts
+from repl_fx.tracing.parts.finders import by_options
+from repl_fx.tracing.parts.part_repeats import find_in_parts, own_inside
+from repl_fx.training.calibration import calibration, require_loaders, score_on_data
+from repl_fx.training.command import begin as begin_training, train_directory
+from repl_fx.training.compression.config import CompressConfig, settings_to_compress
+from repl_fx.training.compression.stages import CompressionState
+from repl_fx.training.config import read_config
+from repl_fx.training.data.content import content_of
+from repl_fx.training.data.kinds import Data, UserData
+from repl_fx.training.evaluation import evaluate
+from repl_fx.training.healing import with_places
+from repl_fx.training.loading import batch_of, changes_of, read_data
+from repl_fx.training.run import CHECKPOINT, STATE, require_available
+from repl_fx.training.safe_checkpoints import discard_all, last_whole
+from repl_fx.training.variants import Models
+
+
+@dataclass(frozen=True)
+class Compressed:
+    """The result of a compression.
+
+    Attributes:
+        directory: of the artifact.
+        figures: of the original, the cut and the healed model, by name.
+        budget: of each cost the limit, the expected and the reached share of the original.
+        fits: of each surrogate, what it was fitted on and how near it came; or the reason why none was.
+        costs: of the original and of the cut model.
+        said: lines on the budget and the costs: how latency was measured, what is not reached, what grew.
+        exported: the ONNX files of this run; none where they were there already.
+    """
+
+    directory: Path
+    figures: dict[str, dict[str, float]]
+    budget: dict[str, dict[str, float | None]]
+    fits: list[dict[str, Any]]
+    costs: dict[str, Any]
+    said: list[str]
+    exported: dict[str, OnnxFile]
+
+    @property
+    def equivalent(self) -> bool:
+        """Whether no file was found to compute something else than PyTorch."""
+        return all(bool(one.verification) for one in self.exported.values() if one.verification is not None)
+
+
+@dataclass(frozen=True, eq=False)
+class _CompressRun:
+    """A run, which knows how its model is built.
+
+    Attributes:
+        spec: of the model.
+        progress: called with the name of each stage as it begins.
+        note: called with lines on what is done to the data.
+    """
+
+    state: CompressionState
+    spec: str
+    config: CompressConfig
+    trust_remote_code: bool = False
+    progress: Callable[[str], None] = lambda stage: None
+    note: Callable[[Sequence[str]], None] = lambda lines: None
+
+    @property
+    def directory(self) -> Path:
+        """Where the artifact comes to lie."""
+        return self.state.directory
+
+
+def compress(
+    spec: str,
+    output: Path | None,
+    given: Mapping[str, Any],
+    *,
+    config_file: Path | None = None,
+    resume: bool = False,
+    force: bool = False,
+    trust_remote_code: bool = False,
+    progress: Callable[[str], None] = lambda stage: None,
+    show: bool = False,
+    note: Callable[[Sequence[str]], None] = lambda lines: None,
+) -> Compressed:
+    """Compress a trained model, or go on with a compression that was stopped.
+
+    Args:
+        spec: a model specification; with `resume`, the directory of the run.
+        output: the directory of the artifact.
+        given: settings that were given as flags; None for those that were not.
+        config_file: settings in YAML that flags come before.
+        resume: go on with the run of the directory, with its settings.
+        force: replace the artifact or the run at `output`.
+        trust_remote_code: see `load_source`.
+        progress: called with the name of each stage as it begins.
+        show: whether healing shows a progress bar.
+        note: called with one line for each change that the data go through.
+
+    Raises:
+        BadInput: options that do not go together, a budget that nobody can meet, data or a model that do not fit.
+        ReplFxError: see `transform` and `export_onnx`.
+    """
+    run = _begun(spec, output, given, config_file, resume=resume, force=force)
+    run = replace(run, trust_remote_code=trust_remote_code, progress=progress, note=note)
+    try:
+        if not (resume and "cut" in run.state.figures()):
+            run = _cut(run, resume=resume)
+        if run.config.heal and "healed" not in run.state.figures():
+            _heal(run, show=show)
+        exported = {} if PROOF in read_manifest(run.directory).files else _export(run)
+    except BaseException as problem:
+        if run.state.begun:
+            problem.add_note(f"go on with: repl-fx compress {run.directory} --resume")
+        raise
+    known = run.state.result()
+    figures, budget, fits, costs = (known[name] for name in ("figures", "budget", "fits", "costs"))
+    return Compressed(run.directory, figures, budget, fits, costs, known.get("said", []), exported)
+
+
+def _begun(
+    spec: str, output: Path | None, given: Mapping[str, Any], config_file: Path | None, *, resume: bool, force: bool
+) -> _CompressRun:
+    changes = {name: value for name, value in given.items() if value not in (None, [])}
+    if resume:
+        if output is not None or changes or config_file is not None:
+            raise BadInput(
+                "--resume goes on with the run of a directory, with its settings; leave out all else: "
+                f"repl-fx compress {output or spec} --resume"
+            )
+        state = CompressionState(Path(spec))
+        model, config = state.settings()
+        return _CompressRun(state, model, config)
+    if output is None:
+        raise BadInput("no place to write to; give -o DIR")
+    if Path(spec).is_dir():
+        raise BadInput(f"{spec} is a directory; give the model itself, or --resume, and leave out -o")
+    base = settings_to_compress()
+    config = (base if config_file is None else read_config(config_file, base)).changed(**changes)
+    if not config.budget:
+        raise BadInput("no budget to compress to; give --budget, such as --budget flops=0.75")
+    config.planning_options()
+    require_available(config)
+    state = CompressionState(output)
+    if state.begun and not force:
+        raise BadInput(f"{output} has a compression already; go on with --resume, or begin anew with --force")
+    require_free(output, force=force)
+    return _CompressRun(state, spec, config)
+
+
+def _cut(run: _CompressRun, *, resume: bool) -> _CompressRun:
+    """Score, plan, replace, fit, evaluate and save; returns the run, which may have come to other settings."""
+    models = Models(run.spec, run.config, run.trust_remote_code)
+    run.progress("load")
+    source = _on_device(models.source(run.config.seed), run.config)
+    run.progress("load data")
+    data = read_data(run.config)
+    require_loaders(data)
+    run.note(changes_of(data, run.config, training=run.config.heal))
+    run.progress("capture")
+    captured = _captured(source, run.config)
+    own = models.at_own_batch(captured, batch_of(data, run.config))
+    if own is not None:
+        # A capture that takes one batch alone is of that of the data.
+        assert isinstance(own.config, CompressConfig)  # as they were
+        models, run = own, replace(run, config=own.config)
+        source = _on_device(own.source(run.config.seed), run.config)
+        captured = _captured(source, run.config)
+        run.note([f"the model is captured at a batch of {source.inputs.batch} alone; what fills none is left out"])
+    if resume:
+        run.state.require_same_data(data)
+        _cut_captured(run, models, source, data, captured)
+        return run
+    run.state.begin(run.spec, run.config, content_of(data))
+    try:
+        _cut_captured(run, models, source, data, captured)
+    except BadInput:
+        # With these settings it would fail again: nothing to go on with.
+        run.state.discard()
+        raise
+    return run
+
+
+def _captured(source: Source, config: CompressConfig) -> CapturedParts:
+    inputs = widen_batch(source.model, source.inputs)
+    return capture_parts(source.model, inputs.args, inputs.kwargs, fixed=names_in(config.fixed or ()))
+
+
+def _on_device(source: Source, config: CompressConfig) -> Source:
+    """The source where it is evaluated: a model that moves later no longer shares buffers with what is made of it."""
+    device = "cuda" if require_available(config) == "gpu" else "cpu"
+    inputs = source.inputs.map(lambda tensor: tensor.to(device))
+    return replace(source, model=source.model.to(device), args=inputs.args, kwargs=inputs.kwargs)
+
+
+def _cut_captured(
+    run: _CompressRun, models: Models, source: Source, data: Data | UserData, captured: CapturedParts
+) -> None:
+    config, state = run.config, run.state
+    scores = state.scores()
+    if scores is None:
+        blocks = config.planning_options().get("blocks") or ()
+        found = find_in_parts(captured, by_options(captured, blocks, config.finder))
+        options: Any = {"samples": config.samples, "progress": run.progress, "repeats": own_inside(found)}
+        scores = score_on_data(captured, data, config, config.score, **options)
+        state.write_scores(scores)
+    if "original" not in state.figures():
+        run.progress("evaluate the original")
+        state.add(figures={"original": evaluate(source.model, data, config, source.model)})
+    worth = scores.of(config.score)
+    # A block without a score, such as one whose input and output differ in shape, stays.
+    unscored = [glob.escape(score.block) for score in scores.blocks if score.block not in worth]
+    options = {"captured": captured, "scores": worth, "ignore": (*config.ignore, *unscored)}
+    result = models.transform(source, progress=run.progress, **options)
+    fits = _fitted(run, result, data)
+    run.progress("evaluate the cut model")
+    figures = evaluate(result.model, data, config, source.model)
+    costs = _costs(run, result)
+    save(result.model.cpu(), run.directory, source=source, force=(run.directory / MANIFEST).exists())
+    state.add(figures={"cut": figures}, fits=fits, **costs)
+
+
+def _fitted(run: _CompressRun, result: TransformResult, data: Data | UserData) -> list[dict[str, Any]]:
+    run.progress("fit")
+    samples = calibration(result.model, data, run.config, run.config.samples, with_loss=False)
+    try:
+        done = fit(result, lambda: (given for given, _ in samples.batches()))
+    except NothingToFit as nothing:
+        # Healing may still bring such a model back.
+        return [{"reason": str(nothing)}]
+    return [asdict(one) for one in done.surrogates]
+
+
+def _costs(run: _CompressRun, result: TransformResult) -> dict[str, Any]:
+    run.progress("measure costs")
+    before, after = result.costs()
+    left = reached(before, after, result.plan, result.captured_parts.parts, result.all_parts)
+    shares = budget_shares(run.config.planning_options()["budget"] or {}, result.plan, left)
+    return {
+        "costs": {"before": costs_document(before), "after": costs_document(after)},
+        "budget": shares,
+        "said": [*budget_lines(shares, result.plan.timed_on), *grown_lines(before, after)],
+    }
+
+
+def _heal(run: _CompressRun, *, show: bool) -> None:
+    directory = run.directory
+    # A checkpoint may be that of another run, which this one takes the place of.
+    begun = run.state.result().get("healing") and last_whole(directory / STATE / CHECKPOINT) is not None
+    given = {} if begun else msgspec.to_builtins(run.config.healing())
+    options: Any = {"resume": bool(begun), "force": not begun, "progress": run.progress}
+    training = begin_training(str(directory), None, given, trust_remote_code=run.trust_remote_code, **options)
+    # Between the stages, too: those before were of the data that the run began with.
+    run.state.require_same_data(training.data)
+    if not begun:
+        discard_all(directory / STATE / CHECKPOINT)
+        run.state.add(healing=True)
+    trained = train_directory(with_places(training), show=show, progress=run.progress)
+    run.state.add(figures={"healed": trained.figures})
+
+
+def _export(run: _CompressRun) -> dict[str, OnnxFile]:
+    run.progress("load")
+    artifact = load_artifact(run.directory, trust_remote_code=run.trust_remote_code)
+    return export_artifact(artifact, progress=run.progress)

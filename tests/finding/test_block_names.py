@@ -1,0 +1,50 @@
+"""Names of repeats and blocks: module paths where they tell the copies apart, numbers elsewhere."""
+
+from __future__ import annotations
+
+from torch import fx, nn
+
+from repl_fx.finding.block_names import BlockNames
+from repl_fx.finding.node_table import node_table
+from tests.graphs import Graph
+
+
+def _chain(*paths: str) -> tuple[BlockNames, list[fx.Node]]:
+    """Linear layers in a row, each in a module of this path."""
+    graph = Graph()
+    x, nodes = graph.input(), []
+    for path in paths:
+        x = graph.linear(x)
+        x.meta["nn_module_stack"] = {path: (path, nn.Linear)}
+        nodes.append(x)
+    return BlockNames(node_table(graph.done(x))), nodes
+
+
+def test_module_paths_that_differ_are_the_names() -> None:
+    named, _ = _chain("net.0.up", "net.0.down", "net.1.up", "net.1.down")
+    assert named.names([[0, 1], [2, 3]]) == ("net", ["net.0", "net.1"])
+
+
+def test_blocks_of_several_modules_are_named_after_the_first_and_the_last() -> None:
+    named, _ = _chain("net.a", "net.b", "net.c", "net.d")
+    assert named.names([[0, 1], [2, 3]]) == ("net", ["net.a-b", "net.c-d"])
+
+
+def test_copies_that_no_path_tells_apart_are_numbered() -> None:
+    named, _ = _chain("net", "net", "", "")
+    assert named.names([[0], [1]]) == ("net", ["net#0", "net#1"])
+    assert named.names([[2], [3]]) == ("repeat_1", ["repeat_1#0", "repeat_1#1"])
+
+
+def test_no_name_is_given_twice() -> None:
+    named, _ = _chain("net.0", "net.1", "net.2")
+    assert named.names([[0], [1]]) == ("net", ["net.0", "net.1"])
+    assert named.names([[0], [1]]) == ("net.repeat_1", ["net.repeat_1#0", "net.repeat_1#1"])
+    assert named.similar([[1], [2]]) == ("similar_1", ["net.1#similar_1", "net.2"])
+
+
+def test_a_block_is_a_module_when_it_is_all_that_the_module_computes() -> None:
+    named, nodes = _chain("net.0.up", "net.0.down", "net.1.up")
+    assert named.is_module("net.0", nodes[:2])
+    assert not named.is_module("net.0", nodes[:1]) and not named.is_module("net.0", nodes)
+    assert not named.is_module("net.2", nodes[2:])

@@ -1,0 +1,184 @@
+"""What keeps a surrogate from a place in the source's own tree."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import repl_fx
+from repl_fx.rewriting.in_place.surrogate_block import SwappedBlock
+from tests.captures import transformed
+from tests.nets import MlpBlock
+
+X = torch.randn(2, 6, 8)
+
+
+def _reasons(model: nn.Module, args: Sequence[Any] = (X,), surrogate: str = "bottleneck") -> list[str]:
+    result = transformed(model, args, surrogate=surrogate)
+    assert (result.in_place.model is None) == bool(result.in_place.refusals)
+    return [refusal.reason for refusal in result.in_place.refusals]
+
+
+class _Net(nn.Module):
+    def __init__(self, block: type[nn.Module] = MlpBlock) -> None:
+        super().__init__()
+        self.blocks = nn.ModuleList(block(8) for _ in range(3))
+
+    def forward(self, x: Tensor) -> Any:
+        for block in self.blocks:
+            x = block(x)
+        return x
+
+
+def test_a_plain_block_has_its_place() -> None:
+    assert _reasons(_Net()) == []
+
+
+def test_a_block_that_is_called_twice_has_none() -> None:
+    class Twice(_Net):
+        def forward(self, x: Tensor) -> Any:
+            for block in self.blocks:
+                x = block(x)
+            return x, self.blocks[1](torch.zeros_like(x))
+
+    model = Twice()
+    try:
+        reasons = _reasons(model)
+    except repl_fx.NothingToReplace:
+        pytest.skip("such blocks are no repeat")
+    assert all("is called more than once" in reason or "no call of a single module" in reason for reason in reasons)
+    assert reasons
+
+
+def test_a_name_that_is_taken_is_not_taken_again() -> None:
+    class Named(MlpBlock):
+        def __init__(self, width: int) -> None:
+            super().__init__(width)
+            self.surrogate = "of something else"
+
+    assert _reasons(_Net(Named)) == ["the module blocks.1 has an attribute surrogate already"]
+
+
+def test_a_recurrent_layer_keeps_its_weights_twice() -> None:
+    class Recurrent(nn.Module):
+        def __init__(self, width: int) -> None:
+            super().__init__()
+            self.rnn = nn.GRU(width, width, batch_first=True)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return x + self.rnn(x)[0]  # type: ignore[no-any-return]
+
+    assert _reasons(_Net(Recurrent), surrogate="blend") == [
+        "the module blocks.1 has a recurrent layer, which keeps its weights twice"
+    ]
+
+
+class _Ramped(MlpBlock):
+    """Adds what is made on the device of the capture."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x) + torch.arange(x.shape[-1], device=x.device) / 100
+
+
+def test_what_a_surrogate_makes_on_a_device_follows_the_model() -> None:
+    x = torch.randn(2, 4, 16)
+    result = transformed(nn.Sequential(*(_Ramped(16) for _ in range(3))), (x,), surrogate="bottleneck")
+    model = result.in_place.model
+    assert model is not None
+    assert torch.equal(model(x), result.graph_module(x))
+    with torch.no_grad():
+        assert model.to("meta")(x.to("meta")).device.type == "meta"
+
+
+class _Hidden(MlpBlock):
+    """Computes with the number of its hidden units."""
+
+    def number(self, h: Tensor, x: Tensor) -> float:
+        raise NotImplementedError
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = torch.relu(self.fc1(self.norm(x)))
+        made: Tensor = x + self.fc2(h) / self.number(h, x)
+        return made
+
+
+class _Root(_Hidden):
+    def number(self, h: Tensor, x: Tensor) -> float:
+        return math.sqrt(h.shape[-1])
+
+
+class _Attribute(_Hidden):
+    def number(self, h: Tensor, x: Tensor) -> float:
+        return math.sqrt(self.fc1.out_features)
+
+
+class _InTraining(_Hidden):
+    def number(self, h: Tensor, x: Tensor) -> float:
+        return h.shape[-1] if self.training else 1.0
+
+
+class _OfLongOnes(_Hidden):
+    def number(self, h: Tensor, x: Tensor) -> float:
+        return min(h.shape[-1], x.shape[1])
+
+
+class _Kept(MlpBlock):
+    """Lays its hidden values out by a number that it keeps."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = torch.relu(self.fc1(self.norm(x)))
+        made: Tensor = x + self.fc2(h.reshape(-1, 16)).reshape(x.shape)
+        return made
+
+
+class _Read(MlpBlock):
+    """Lays its hidden values out by their number, which says nothing else."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = torch.relu(self.fc1(self.norm(x)))
+        made: Tensor = x + self.fc2(h.reshape(-1, h.shape[-1])).reshape(x.shape)
+        return made
+
+
+@pytest.mark.parametrize("silent", [False, True])
+@pytest.mark.parametrize(
+    ("block", "own"),
+    [(_Root, False), (_Attribute, False), (_InTraining, False), (_OfLongOnes, False), (_Kept, False), (_Read, True)],
+)
+def test_code_that_computes_with_its_hidden_size_does_not_run_on_fewer_units(
+    block: type[nn.Module], own: bool, silent: bool
+) -> None:
+    source = _Net(block)
+    if silent:
+        # Outputs of now say nothing then.
+        for module in source.blocks:
+            nn.init.zeros_(module.fc2.weight)  # type: ignore[arg-type, union-attr]
+            nn.init.zeros_(module.fc2.bias)  # type: ignore[arg-type, union-attr]
+    result = transformed(source, (X,), surrogate="narrow")
+    model: Any = result.in_place.model
+    assert model is not None
+    assert isinstance(model.blocks[1], SwappedBlock) is own
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(torch.randn_like(parameter), alpha=0.1)
+    for training in (False, True):
+        for length in (6, 12, 20):
+            x = torch.randn(2, length, 8)
+            assert torch.equal(model.train(training)(x), result.graph_module.train(training)(x))
+
+
+def test_what_reads_another_size_of_a_surrogate_than_the_graph_keeps_it_out_of_place() -> None:
+    class Reading(_Net):
+        def forward(self, x: Tensor) -> Any:
+            return super().forward(x) * self.blocks[1].fc1.out_features  # type: ignore[union-attr]
+
+    result = transformed(Reading(), (X,), surrogate="narrow")
+    assert [refusal.reason for refusal in result.in_place.refusals] == [
+        "in evaluation it computes otherwise there than in the graph"
+    ]
+    assert result.model is result.module

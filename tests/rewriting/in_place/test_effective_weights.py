@@ -1,0 +1,69 @@
+"""Weights as they act: those of now, through wrappers, parametrisations and adapters."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn.utils import parametrize
+
+from repl_fx.rewriting.in_place.effective_weights import weight_now
+
+
+class _Adapter(nn.Module):
+    """A layer with what PEFT's LoRA layers have."""
+
+    def __init__(self, base: nn.Linear) -> None:
+        super().__init__()
+        self.base_layer, self.delta = base, torch.ones_like(base.weight)
+        self.active_adapters, self.lora_A = ["default", "of another kind"], {"default": None}
+        self.merged = self.disable_adapters = False
+
+    @property
+    def weight(self) -> Tensor:
+        return self.base_layer.weight
+
+    def get_delta_weight(self, name: str) -> Tensor:
+        assert name == "default"
+        return self.delta
+
+
+def _net() -> Any:
+    return nn.ModuleDict({"fc": nn.Linear(2, 2)})
+
+
+def test_the_weight_is_looked_up_each_time() -> None:
+    net = _net()
+    assert weight_now(net, "fc.weight") is net["fc"].weight
+    net["fc"] = nn.Linear(2, 2)
+    assert weight_now(net, "fc.weight") is net["fc"].weight
+    assert weight_now(net, "fc.training") is True
+
+
+def test_a_parametrised_weight_is_what_the_layer_uses() -> None:
+    class Twice(nn.Module):
+        def forward(self, weight: Tensor) -> Tensor:
+            return 2 * weight
+
+    net = _net()
+    before = net["fc"].weight.detach().clone()
+    parametrize.register_parametrization(net["fc"], "weight", Twice())
+    assert torch.equal(weight_now(net, "fc.weight"), 2 * before)
+
+
+def test_an_adapter_is_added_until_it_is_merged() -> None:
+    net = _net()
+    base = net["fc"]
+    adapter: Any = _Adapter(base)
+    net["fc"] = adapter
+    assert torch.equal(weight_now(net, "fc.weight"), base.weight + 1)
+    assert weight_now(net, "fc.base_layer.bias") is base.bias
+    for flag in ("merged", "disable_adapters"):
+        setattr(adapter, flag, True)
+        assert weight_now(net, "fc.weight") is base.weight
+        setattr(adapter, flag, False)
+    adapter.use_dora = {"default": True}
+    with pytest.raises(RuntimeError, match="the adapter default does more than add; use plain LoRA"):
+        weight_now(net, "fc.weight")

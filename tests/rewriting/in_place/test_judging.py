@@ -1,0 +1,91 @@
+"""How a model in place is compared with its graph."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from repl_fx.rewriting.in_place.judging import compute_with_sizes, parting
+from repl_fx.running.example_inputs import ExampleInputs
+from tests.captures import transformed
+
+INPUTS = ExampleInputs((torch.randn(2, 4),))
+
+
+class _Scaled(nn.Module):
+    def __init__(self, factor: float, training: float = 1.0) -> None:
+        super().__init__()
+        self.factor, self.in_training = factor, training
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * (self.in_training if self.training else self.factor)
+
+
+class _Raising(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        raise ValueError("no such size")
+
+
+class _Short(_Scaled):
+    """Takes two rows at most."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        if len(x) > 2:
+            raise ValueError("too many")
+        return super().forward(x)
+
+
+class _Random(nn.Module):
+    """Another value at each call, whatever the seed."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + torch.randn(x.shape, generator=torch.Generator().manual_seed(int(torch.Generator().seed() % 2**31)))
+
+
+def test_equal_modules_do_not_part() -> None:
+    assert parting(_Scaled(2.0), _Scaled(2.0), ([INPUTS], False), ([INPUTS], True)) == ""
+
+
+def test_a_difference_of_one_mode_is_found_in_it() -> None:
+    other = _Scaled(2.0, training=3.0)
+    assert parting(_Scaled(2.0), other, ([INPUTS], False)) == ""
+    assert parting(_Scaled(2.0), other, ([INPUTS], True)) == "in training it computes otherwise there than in the graph"
+
+
+def test_what_fails_where_the_graph_does_not_parts_from_it() -> None:
+    found = parting(_Raising(), _Scaled(2.0), ([INPUTS], False))
+    assert found == "in evaluation it fails where the graph does not: no such size"
+    # What the graph does not take says nothing.
+    assert parting(_Scaled(2.0), _Raising(), ([INPUTS], False)) == ""
+
+
+def test_inputs_that_the_graph_takes_serve_where_it_takes_no_others() -> None:
+    longer = ExampleInputs((torch.randn(3, 4),))
+    assert parting(_Scaled(2.0), _Short(3.0), ([longer], False)) == ""
+    assert "computes otherwise" in parting(_Scaled(2.0), _Short(3.0), ([longer, INPUTS], False))
+
+
+def test_modules_that_are_not_the_same_twice_and_those_without_values_say_nothing() -> None:
+    assert parting(_Random(), _Random(), ([INPUTS], False)) == ""
+    without = INPUTS.map(lambda tensor: tensor.to("meta"))
+    assert parting(_Scaled(1.0), _Scaled(2.0), ([without], False)) == ""
+
+
+def test_where_no_block_has_other_sizes_nothing_runs() -> None:
+    assert compute_with_sizes(_Raising(), _Raising(), {}, INPUTS) == set()
+
+
+def test_norms_that_count_their_batches_are_left_as_they_were() -> None:
+    class Block(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.norm, self.fc1, self.fc2 = nn.BatchNorm1d(8), nn.Linear(8, 32), nn.Linear(32, 8)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return x + self.fc2(torch.relu(self.fc1(self.norm(x))))  # type: ignore[no-any-return]
+
+    net = nn.Sequential(*(Block() for _ in range(3)))
+    result = transformed(net, (torch.randn(4, 8),), surrogate="narrow")
+    assert result.in_place.model is not None
+    counts = [value for name, value in net.named_buffers() if name.endswith("num_batches_tracked")]
+    assert len(counts) == 3 and not any(counts)

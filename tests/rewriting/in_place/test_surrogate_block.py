@@ -1,0 +1,161 @@
+"""The classes of surrogates in place, and how they take their arguments."""
+
+from __future__ import annotations
+
+import copy
+import inspect
+import pickle
+import sys
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, Self
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from repl_fx.rewriting.in_place.surrogate_block import OWN, Argument, SurrogateBlock, surrogate_class, surrogate_graphs
+from tests.captures import transformed
+from tests.nets import TokenNet, TransformerBlock
+
+X = torch.randn(2, 6, 16)
+
+
+class _Block(nn.Module):
+    def forward(self, x: Tensor, *more: Tensor, mask: Tensor | None = None, scale: float = 2.0, **flags: Any) -> Tensor:
+        return x
+
+
+def test_a_class_is_the_blocks_and_has_its_signature() -> None:
+    kind = surrogate_class(_Block, False)
+    assert surrogate_class(_Block, False) is kind
+    assert surrogate_class(_Block, True) is not kind
+    assert issubclass(kind, (_Block, SurrogateBlock))
+    assert kind.__name__ == "_BlockSurrogate"
+    assert inspect.signature(kind.forward) == inspect.signature(_Block.forward)
+
+
+def test_arguments_are_bound_as_python_binds_them() -> None:
+    bind = surrogate_class(_Block, False)._bind
+    assert bind(1, 2, 3, mask=4, late=5) == {"x": 1, "more": (2, 3), "mask": 4, "scale": 2.0, "flags": {"late": 5}}
+    with pytest.raises(TypeError, match="missing 1 required positional argument: 'x'"):
+        bind(mask=4)
+
+
+def test_an_argument_is_found_and_has_its_fixed_sizes() -> None:
+    argument = Argument(("more", 1), {1: 4}, 2)
+    assert argument.of({"more": (X, x := torch.ones(3, 4))}, "b") is x
+    with pytest.raises(RuntimeError, match=r"computes with more, which was a tensor .* and is None now"):
+        argument.of({"more": (X,)}, "b")
+    with pytest.raises(RuntimeError, match=r"captured with more of shape \(any, 4\), and is called with \(3, 5\)"):
+        argument.of({"more": (X, torch.ones(3, 5))}, "b")
+
+
+class _Frozen(TransformerBlock):
+    """A block that keeps a norm in evaluation mode."""
+
+    def train(self, mode: bool = True) -> Self:
+        super().train(mode)
+        self.norm2.eval()
+        return self
+
+
+class _FrozenNet(TokenNet):
+    def __init__(self) -> None:
+        super().__init__(depth=3)
+        self.blocks = nn.Sequential(*(_Frozen(16) for _ in range(3)))
+
+
+@pytest.mark.parametrize("surrogate", ["bottleneck", "identity", "blend"])
+def test_modes_are_those_that_the_block_keeps_also_where_a_child_is_gone(surrogate: str) -> None:
+    model: Any = transformed(_FrozenNet(), (X,), surrogate=surrogate).model
+    for mode in (True, False):
+        block = model.train(mode).blocks[1]
+        assert isinstance(block, SurrogateBlock)
+        assert block.training is mode
+        assert all(child.training is (mode and path != "norm2") for path, child in block.named_modules())
+
+
+def test_values_in_the_place_of_parameters_are_gone_behind_the_call() -> None:
+    model: Any = transformed(TokenNet(depth=3), (X,), surrogate="blend").model
+    block = model.blocks[1]
+    model(X)
+    assert block.fc1._parameters["weight"] is None
+    assert OWN in block._modules
+    with pytest.raises(RuntimeError):
+        block(X[..., :3])
+    assert block.fc1._parameters["weight"] is None
+    assert OWN in block._modules
+    assert list(surrogate_graphs(model)) == ["blocks.1"]
+
+
+class _Chained(nn.Sequential):
+    """A block whose forward runs all of its children, with a sum around them."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        made: Tensor = super().forward(x)  # type: ignore[no-untyped-call]
+        return x + made
+
+
+def _chains() -> nn.Module:
+    torch.manual_seed(0)
+    return nn.Sequential(*(_Chained(nn.Linear(16, 32), nn.GELU(), nn.Linear(32, 16)) for _ in range(5)))
+
+
+@pytest.fixture
+def quick_switches() -> Iterator[None]:
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-5)
+    yield
+    sys.setswitchinterval(interval)
+
+
+@pytest.mark.parametrize("surrogate", ["blend", "narrow", "bottleneck", "reuse"])
+@pytest.mark.usefixtures("quick_switches")
+def test_threads_may_evaluate_one_model_and_copies_of_it(surrogate: str) -> None:
+    for model in (TokenNet(depth=5), _chains()):
+        if surrogate == "reuse" and not isinstance(model, TokenNet):
+            continue
+        net = transformed(model, (X,), surrogate=surrogate).model.eval()
+        for one in (net, copy.deepcopy(net), pickle.loads(pickle.dumps(net))):
+            with torch.no_grad():
+                wanted = one(X)
+            with ThreadPoolExecutor(4) as threads:
+                found = list(threads.map(lambda _, net=one: _evaluated(net), range(40)))
+            assert all(torch.equal(value, wanted) for value in found)
+
+
+@pytest.mark.usefixtures("quick_switches")
+def test_threads_may_train_side_by_side() -> None:
+    net = transformed(TokenNet(depth=5), (X,), surrogate="blend").model
+    parameters = list(net.parameters())
+    wanted = torch.autograd.grad(net(X).square().sum(), parameters)
+
+    def gradients(_: int) -> Sequence[Tensor]:
+        return torch.autograd.grad(net(X).square().sum(), parameters)
+
+    with ThreadPoolExecutor(4) as threads:
+        for found in threads.map(gradients, range(12)):
+            assert all(torch.equal(one, other) for one, other in zip(found, wanted, strict=True))
+
+
+def _evaluated(net: nn.Module) -> Tensor:
+    with torch.no_grad():
+        made: Tensor = net(X)
+    return made
+
+
+@pytest.mark.parametrize("surrogate", ["blend", "narrow"])
+def test_a_call_changes_no_module(surrogate: str) -> None:
+    net = transformed(_chains(), (X,), surrogate=surrogate).model.eval()
+    before = {path: (id(m._parameters), id(m._modules), dict.copy(m._modules)) for path, m in net.named_modules()}
+    with torch.no_grad():
+        net(X)
+    after = {path: (id(m._parameters), id(m._modules), dict.copy(m._modules)) for path, m in net.named_modules()}
+    assert before == after and net.get_submodule("1.0").weight is None
+    # Another thread may save all of it meanwhile.
+    seen: list[dict[str, Tensor]] = []
+    with ThreadPoolExecutor(1) as threads:
+        net.get_submodule("1.1").register_forward_hook(lambda *_: seen.append(threads.submit(net.state_dict).result()))
+        net(X)
+    assert [list(state) for state in seen] == [list(net.state_dict())]
