@@ -27,8 +27,10 @@ import sys
 import time
 import warnings
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import asdict, dataclass, field
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -191,6 +193,16 @@ def with_trainers(shape: str, surrogates: Mapping[str, str]) -> dict[str, dict[s
     return found
 
 
+def trainers_row(shape: str, surrogates: Sequence[str]) -> dict[str, Any]:
+    """The row of a shape in the table of trainers, with those of some surrogates that its plans have."""
+    torch.set_num_threads(1)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        offers = offered(shape, surrogates)
+        found = with_trainers(shape, offers)
+    return {"surrogates": offers, "cells": {t: {s: asdict(c) for s, c in of.items()} for t, of in found.items()}}
+
+
 def trainers_table(rows: Mapping[str, Any]) -> list[str]:
     """The table of trainers, with a note for each reason and each remark."""
     notes: dict[str, int] = {}
@@ -322,23 +334,15 @@ def main(argv: Sequence[str] | None = None) -> int:
         shape for shape in SHAPES if any(fnmatch.fnmatchcase(f"trainers: {shape}", glob) for glob in options.only)
     ]
     trainers: dict[str, Any] = {}
-    # Plans first: trainers leave changes behind in the classes of models.
-    offers = {shape: offered(shape, options.surrogates) for shape in shapes if not options.small}
-    for shape, surrogates in offers.items():
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            found = with_trainers(shape, surrogates)
-        trainers[shape] = {
-            "surrogates": surrogates,
-            "cells": {t: {s: asdict(c) for s, c in of.items()} for t, of in found.items()},
-        }
+    for shape in () if options.small else shapes:
+        # Trainers leave changes behind, with which a Whisper learns nothing after a T5.
+        with ProcessPoolExecutor(1, get_context("spawn")) as process:
+            trainers[shape] = process.submit(trainers_row, shape, options.surrogates).result()
         print(f"trainers: {shape}")
-        for trainer, cells in found.items():
+        for trainer, cells in trainers[shape]["cells"].items():
             for surrogate, cell in cells.items():
-                print(
-                    f"    {trainer:10} {surrogate:10} {cell.seconds:5.1f} s  {'; '.join((cell.says, *cell.remarks))}",
-                    flush=True,
-                )
+                says = "; ".join((cell["says"], *cell["remarks"]))
+                print(f"    {trainer:10} {surrogate:10} {cell['seconds']:5.1f} s  {says}", flush=True)
     if options.docs:
         report = with_known([asdict(row) for row in rows], trainers, options.docs)
         (options.docs / "ecosystem.json").write_text(json.dumps(report, indent=1) + "\n")

@@ -27,7 +27,7 @@ from repl_fx.tracing.parts.finders import require_repeats, without_patterns
 from repl_fx.tracing.parts.part_repeats import PartRepeats, repeats_of
 
 
-class Planner(Protocol):
+class PlanMaker(Protocol):
     """Makes a plan, and another one where some of it cannot be."""
 
     def plan(self) -> Plan:
@@ -44,7 +44,7 @@ class PlanByChoice:
         self.found, self.options = found, options
 
     def plan(self) -> Plan:
-        """See `Planner`."""
+        """See `PlanMaker`."""
         options, surrogate = self.options, surrogate_of(self.options)
         # Globs and numbers mean the model, and surrogates the graph.
         choice = choose_blocks(
@@ -62,7 +62,7 @@ class PlanByChoice:
         return False
 
 
-def planner_of(found: Sequence[PartRepeats], options: Options, graphs: Callable[[], Graphs]) -> Planner:
+def planner_of(found: Sequence[PartRepeats], options: Options, graphs: Callable[[], Graphs]) -> PlanMaker:
     """The planner of some options.
 
     Args:
