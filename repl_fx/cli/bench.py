@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from repl_fx.cli import common
-from repl_fx.cli.completion import complete_surrogate
+from repl_fx.cli.settings import with_flags
+from repl_fx.planning.settings import PlanSettings
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -29,6 +30,7 @@ class Only(StrEnum):
     INFERENCE = "inference"
 
 
+@with_flags(PlanSettings)
 def bench_command(
     spec: common.AnySpecArgument,
     output: Annotated[
@@ -52,30 +54,15 @@ def bench_command(
         bool, typer.Option("--compile/--no-compile", help="Measure inference by torch.compile, too.")
     ] = True,
     onnx: Annotated[bool, typer.Option("--onnx/--no-onnx", help="Measure inference by ONNX Runtime, too.")] = True,
-    every: Annotated[
-        int | None,
-        typer.Option("--every", metavar="K", help="Replace each K-th block of each repeat.  [default: 2]"),
-    ] = None,
-    surrogate: Annotated[
-        str | None,
-        typer.Option(
-            "--surrogate",
-            metavar="KEY",
-            help="What stands in for a replaced block.  [default: auto]",
-            autocompletion=complete_surrogate,
-        ),
-    ] = None,
     force: Annotated[bool, typer.Option("--force", help="Replace the FILE of -o if it exists.")] = False,
     model: common.ModelOption = None,
-    weights: common.WeightsOption = None,
-    input_shape: common.ShapeOption = None,
-    fixed: common.FixedOption = "",
     seed: common.SeedOption = 0,
     device: common.DeviceOption = "cpu",
     trust: common.TrustOption = False,
     as_json: common.JsonOption = False,
     verbose: common.VerboseOption = False,
     quiet: common.QuietOption = False,
+    **given: Any,
 ) -> None:
     """Measure a rewritten model next to the original, to depth pruning and to activation checkpointing: time, memory
     and throughput of a training step, and latency of inference. For a directory, the result goes to DIR/bench.json and
@@ -103,19 +90,21 @@ def bench_command(
             onnx=onnx,
             seed=seed,
         )
+        planned = PlanSettings().changed(**given)
+        if Path(spec).is_dir():
+            common.require_no_plan(spec, given)
         if output is not None:
             common.require_free_file(output, force=force)
         terminal.stage("load")
         # Variants go to the device one after another.
-        load = partial(
-            common.load_target, spec, model, seed=seed, device="cpu", trust=trust, weights=weights, fixed=fixed
-        )
-        target = load(input_shape=input_shape)
-        result, rewritten = _rewritten(target, every, surrogate, seed, terminal.stage)
+        load: Any = partial(common.load_target, spec, model, seed=seed, device="cpu", trust=trust)
+        target = load(**common.model_options(planned))
+        result, rewritten = _rewritten(target, planned, seed, terminal.stage)
         shape = None if target.artifact else shape_at_batch(result.captured_parts, batch or 0)
         if shape is not None:
-            target = load(input_shape=shape)
-            result, rewritten = _rewritten(target, every, surrogate, seed, terminal.stage)
+            planned = planned.changed(input_shape=shape)
+            target = load(**common.model_options(planned))
+            result, rewritten = _rewritten(target, planned, seed, terminal.stage)
         artifact = target.artifact if output is None else None
         with changing(artifact.directory) if artifact else contextlib.nullcontext() as change:
             if change is not None:
@@ -143,27 +132,14 @@ def bench_command(
 
 
 def _rewritten(
-    target: common.Target, every: int | None, surrogate: str | None, seed: int, progress: Callable[[str], None]
+    target: common.Target, settings: PlanSettings, seed: int, progress: Callable[[str], None]
 ) -> tuple[TransformResult, nn.Module]:
     """The transform of a target and the model that it made, with the weights of the artifact where it is one."""
     from repl_fx import transform
-    from repl_fx.errors import BadInput
 
     if target.artifact is None:
-        result = transform(
-            target.module,
-            target.inputs.args,
-            target.inputs.kwargs,
-            every=2 if every is None else every,
-            surrogate=surrogate or "auto",
-            seed=seed,
-            fixed=target.fixed,
-            progress=progress,
-        )
+        args, kwargs = target.inputs.args, target.inputs.kwargs
+        result = transform(target.module, args, kwargs, seed=seed, progress=progress, **settings.transform_options())
         return result, result.model
-    if every is not None or surrogate is not None:
-        raise BadInput(
-            f"{target.artifact.directory} is an artifact and has its plan; leave out --every and --surrogate"
-        )
     in_place = target.artifact.result.in_place.model is not None
     return target.artifact.result, target.artifact.model if in_place else target.module

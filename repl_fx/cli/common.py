@@ -12,7 +12,7 @@ import tempfile
 import time
 import traceback
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, TextIO
@@ -26,6 +26,7 @@ from repl_fx.cli.group import CLOSED, explain
 from repl_fx.cli.help import OUTPUT
 from repl_fx.display.progress import step_line, telling
 from repl_fx.environment.files import write_whole as write_whole, writing
+from repl_fx.planning.settings import PlanSettings, given_among
 
 if TYPE_CHECKING:
     from torch import nn
@@ -37,6 +38,8 @@ if TYPE_CHECKING:
 
 # A section of the help.
 _MODEL = "Model"
+# Settings of the model, and not of a plan for it.
+_OF_MODEL = ("weights", "input_shape", "fixed")
 
 SpecArgument = Annotated[
     str,
@@ -389,6 +392,25 @@ def load_target(
     parameters = sum(p.numel() for p in artifact.module.parameters())
     title = f"{spec}: rewritten {made_of}, {parameters:,} parameters"
     return Target(title, (), artifact.module.to(device), artifact.inputs, artifact)
+
+
+def require_no_plan(artifact: str, given: Mapping[str, Any]) -> None:
+    """Refuse flags that say which blocks of an artifact go: they are gone.
+
+    Args:
+        given: the flags of `PlanSettings`; those of the model itself are for `load_target`.
+    """
+    from repl_fx.errors import BadInput
+
+    chosen = [f"--{name.replace('_', '-')}" for name in given_among(given) if name not in _OF_MODEL]
+    if chosen:
+        raise BadInput(f"{artifact} is an artifact and has its plan; leave out {', '.join(chosen)}")
+
+
+def model_options(settings: PlanSettings) -> dict[str, Any]:
+    """The settings of the model itself, as `load_target` takes them."""
+    weights = None if settings.weights is None else Path(settings.weights)
+    return {"input_shape": settings.input_shape, "weights": weights, "fixed": settings.fixed or ""}
 
 
 @contextlib.contextmanager

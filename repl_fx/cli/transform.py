@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from repl_fx.cli import common
-from repl_fx.cli.completion import complete_surrogate
 from repl_fx.cli.group import CheckFailed
+from repl_fx.cli.settings import with_flags
+from repl_fx.planning.settings import PlanSettings
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -20,57 +21,12 @@ if TYPE_CHECKING:
     from repl_fx.tracing.check import CaptureCheck
 
 
+@with_flags(PlanSettings)
 def transform_command(
     spec: common.SpecArgument,
     output: Annotated[
         Path | None,
         typer.Option("-o", "--output", metavar="DIR", help="Where the artifact goes.", show_default=False),
-    ] = None,
-    every: Annotated[
-        int | None,
-        typer.Option("--every", metavar="K", help="Replace each K-th block of each repeat.  [default: 2]"),
-    ] = None,
-    blocks: Annotated[
-        str | None,
-        typer.Option(
-            "--blocks",
-            metavar="LIST",
-            help="Replace these blocks, by number or name (3,5), or some of the modules of a pattern (layers.*).",
-        ),
-    ] = None,
-    finder: common.FinderOption = None,
-    budget: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--budget",
-            metavar="COST=SHARE",
-            help="Leave this share of params, flops, memory or latency, such as params=0.7; repeatable.",
-        ),
-    ] = None,
-    scores: Annotated[
-        Path | None,
-        typer.Option("--scores", metavar="FILE", help="With a budget, what each block is worth: JSON, by name."),
-    ] = None,
-    ignore: Annotated[
-        list[str] | None,
-        typer.Option("--ignore", metavar="GLOB", help="Keep blocks whose name or any parameter matches; repeatable."),
-    ] = None,
-    surrogate: Annotated[
-        str | None,
-        typer.Option(
-            "--surrogate",
-            metavar="KEY",
-            help="What stands in for a replaced block.  [default: auto]",
-            autocompletion=complete_surrogate,
-        ),
-    ] = None,
-    settings: Annotated[
-        list[str] | None,
-        typer.Option("--set", metavar="NAME=VALUE", help="A setting of the surrogate, such as ratio=0.25; repeatable."),
-    ] = None,
-    plan_file: Annotated[
-        Path | None,
-        typer.Option("--plan", metavar="FILE", help="Do what this plan.json says, in place of the options above."),
     ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Show what would be done, and write nothing.")] = False,
     force: Annotated[bool, typer.Option("--force", help="Replace an artifact that is there already.")] = False,
@@ -88,24 +44,16 @@ def transform_command(
             help="Replace only blocks whose surrogates have a place in the model's tree; save the model in place.",
         ),
     ] = False,
-    checkpoint_blocks: Annotated[
-        bool,
-        typer.Option(
-            "--checkpoint-blocks", help="Let the model in place compute its kept blocks again in the backward pass."
-        ),
-    ] = False,
     allow_nan: Annotated[
         bool, typer.Option("--allow-nan", help="Take a model with weights that are NaN or infinite, too.")
     ] = False,
-    weights: common.WeightsOption = None,
-    input_shape: common.ShapeOption = None,
-    fixed: common.FixedOption = "",
     seed: common.SeedOption = 0,
     device: common.DeviceOption = "cpu",
     trust: common.TrustOption = False,
     as_json: common.JsonOption = False,
     verbose: common.VerboseOption = False,
     quiet: common.QuietOption = False,
+    **given: Any,
 ) -> None:
     """Replace repeated blocks of a model by light surrogates, and write the result as a directory."""
     with common.running(as_json, verbose, quiet) as terminal:
@@ -115,44 +63,26 @@ def transform_command(
         from repl_fx.errors import BadInput
         from repl_fx.finding.repeats import repeats_table
         from repl_fx.planning.budgets import budget_lines, budget_shares, reached
-        from repl_fx.planning.written_options import (
-            parse_blocks,
-            parse_budget,
-            parse_settings,
-            planning_options,
-            read_plan,
-            read_scores,
-        )
         from repl_fx.report import documents, tables
         from repl_fx.rewriting.blocks_table import blocks_table
         from repl_fx.sources import load_source
-        from repl_fx.tracing.dynamic_shapes import names_in
 
         if output is None and not dry_run:
             raise BadInput("no place to write to; give -o DIR, or --dry-run to see what would be done")
         written = None if dry_run else output
         if written is not None:
             require_free(written, force=force)
-        chosen = any(
-            option is not None for option in (every, blocks, finder, budget, scores, ignore, surrogate, settings)
-        )
-        if plan_file is not None and chosen:
-            raise BadInput(
-                "--plan says which blocks go; leave out --every, --blocks, --finder, --budget, --scores, --ignore, "
-                "--surrogate and --set"
-            )
-        limits = parse_budget(budget or ())
-        which = planning_options(
-            every=every,
-            blocks=None if blocks is None else parse_blocks(blocks),
-            budget=limits,
-            scores=None if scores is None else read_scores(scores),
-        )
-        plan = None if plan_file is None else read_plan(plan_file)
+        settings = PlanSettings().changed(**given)
+        options = settings.transform_options()
 
         terminal.stage("load")
         source = load_source(
-            spec, input_shape=input_shape, seed=seed, device=device, trust_remote_code=trust, weights=weights or True
+            spec,
+            input_shape=settings.input_shape,
+            seed=seed,
+            device=device,
+            trust_remote_code=trust,
+            weights=settings.source_weights,
         )
         if device.startswith("meta") and (check or not dry_run):
             raise BadInput(
@@ -164,19 +94,12 @@ def transform_command(
             source.model,
             source.args,
             source.kwargs,
-            surrogate=surrogate or "auto",
-            ignore=ignore or (),
-            settings=parse_settings(settings or ()) or None,
             seed=seed,
-            plan=plan,
             allow_nan=allow_nan,
             check=check,
             in_place=in_place,
-            checkpoint_blocks=checkpoint_blocks,
-            finder=finder,
-            fixed=names_in(fixed),
             progress=terminal.stage,
-            **which,
+            **options,
         )
         result, checked = transformed(), None
         if check:
@@ -187,14 +110,16 @@ def transform_command(
         before, after = result.costs()
         flops = costs.flops_of_parts(captured.parts)
         left = reached(before, after, result.plan, captured.parts, result.all_parts)
-        shares = budget_shares(limits or {}, result.plan, left)
+        shares = budget_shares(options.get("budget") or {}, result.plan, left)
         said = [*tables.grown_lines(before, after), *budget_lines(shares, result.plan.timed_on)]
         if result.in_place.model is not None:
             other = tables.forms_line(after, costs.measure_parts(result.module, captured.parts))
             said += [f"note: {other}"] if other else []
         if written is not None:
             terminal.stage("save")
-            save(result.model if in_place or checkpoint_blocks else result, written, source=source, force=force)
+            save(
+                result.model if in_place or settings.checkpoint_blocks else result, written, source=source, force=force
+            )
 
         terminal.show(
             *common.captured_lines(str(source), captured),

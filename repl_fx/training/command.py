@@ -16,6 +16,7 @@ from repl_fx.benchmarking.variants import ORIGINAL, REWRITTEN
 from repl_fx.environment.files import writing
 from repl_fx.errors import BadInput, first_line
 from repl_fx.plan import Plan
+from repl_fx.planning.settings import given_among
 from repl_fx.rewriting.result import TransformResult
 from repl_fx.sources import Source
 from repl_fx.training.comparing import Member, VariantOutcome, members, write_comparison
@@ -108,7 +109,7 @@ def begin(
         Ended: the run is that of other processes, which this one started and which have ended.
     """
     is_artifact = Path(spec).is_dir()
-    changes = {name: value for name, value in given.items() if value not in (None, [])}
+    changes = given_among(given)
     if resume:
         _require_to_resume(spec, output, changes, config_file, is_artifact=is_artifact)
         config = settings_of(Path(spec))

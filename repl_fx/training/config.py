@@ -2,25 +2,22 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from pathlib import Path
 from types import MappingProxyType
-from typing import Annotated, Any, Literal, Self, TypeVar, get_args, get_type_hints
+from typing import Annotated, Any, Literal, TypeVar
 
 import msgspec
 from msgspec import Meta
 
-from repl_fx.errors import BadInput, close_matches, one_line
-from repl_fx.planning.written_options import parse_blocks, parse_budget, planning_options, read_scores
+from repl_fx.errors import BadInput, one_line
+from repl_fx.planning.settings import PlanSettings, converted
+from repl_fx.planning.written_options import parse_budget
 
 # The teacher that has the weights of the specification itself.
 FROM_SPEC = "original"
 # Settings of which model is made, which an artifact has already.
-MAKING = (
-    *("every", "blocks", "finder", "budget", "scores", "ignore", "surrogate", "set", "plan", "weights", "input_shape"),
-    *("fixed", "checkpoint_blocks"),
-)
+MAKING = PlanSettings.__struct_fields__
 # Settings of a run that heals, where none are given. A model that is nearly right is not shaken by a high rate.
 HEALING: Mapping[str, Any] = MappingProxyType({"teacher": FROM_SPEC, "teacher_values": 1.0, "epochs": 1, "lr": 3e-4})
 # Settings that count, where they are given, from 1, and of what.
@@ -32,40 +29,9 @@ NOT_TO_HEAL = (*MAKING, "compare", "seeds", "replace_at", "restore_at")
 Config = TypeVar("Config", bound="TrainConfig")
 
 
-class TrainConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class TrainConfig(PlanSettings, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Settings of a training run; each has a flag of its name, and a line of help in its annotation."""
 
-    every: Annotated[int, Meta(ge=1, description="Replace each K-th block of each repeat.")] = 2
-    blocks: Annotated[
-        str | None,
-        Meta(
-            description="Replace these blocks, by number or name (3,5), or some of the modules of a pattern (layers.*)."
-        ),
-    ] = None
-    finder: Annotated[str | None, Meta(description="Take the repeats from this finder of an installed package.")] = None
-    budget: Annotated[
-        tuple[str, ...], Meta(description="What may be left of a cost, such as params=0.7; repeatable.")
-    ] = ()
-    scores: Annotated[
-        str | None, Meta(description="With a budget, what each block is worth: a JSON file, by name.")
-    ] = None
-    ignore: Annotated[
-        tuple[str, ...], Meta(description="Keep blocks whose name or any parameter matches; repeatable.")
-    ] = ()
-    surrogate: Annotated[str, Meta(description="What stands in for a replaced block.")] = "auto"
-    set: Annotated[
-        tuple[str, ...], Meta(description="A setting of the surrogate, such as ratio=0.25; repeatable.")
-    ] = ()
-    plan: Annotated[str | None, Meta(description="Do what this plan.json says, in place of the options above.")] = None
-    weights: Annotated[str | None, Meta(description="Trained weights of the model, a file or a directory.")] = None
-    input_shape: Annotated[str | None, Meta(description="Shapes of the example inputs, such as 2x3x224x224.")] = None
-    fixed: Annotated[
-        str | None,
-        Meta(description="Dimensions of the inputs that stay as in the example: height,width or x.2; by default none."),
-    ] = None
-    checkpoint_blocks: Annotated[
-        bool, Meta(description="Compute kept blocks again in the backward pass, to keep less.")
-    ] = False
     compare: Annotated[bool, Meta(description="Train the original and the depth-pruned model too.")] = False
     seeds: Annotated[int, Meta(ge=1, description="Runs, each with the next seed.")] = 1
     data: Annotated[str, Meta(description="Data set: digits, cifar10, npz:PATH, folder:PATH, text:PATH, …")] = "digits"
@@ -157,19 +123,6 @@ class TrainConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
         Meta(description="Statistics of batch norms over all processes, on GPUs with ddp; else of each process alone."),
     ] = False
 
-    def planning_options(self) -> Any:
-        """The options of `transform` that say which blocks go.
-
-        Raises:
-            BadInput: they are none, or do not go together; see `planning_options`.
-        """
-        return planning_options(
-            every=None if self.budget and _is_default(self, "every") else self.every,
-            blocks=None if self.blocks is None else parse_blocks(self.blocks),
-            budget=parse_budget(self.budget),
-            scores=None if self.scores is None else read_scores(Path(self.scores)),
-        )
-
     @property
     def has_own_module(self) -> bool:
         """Whether the task is a LightningModule of the user."""
@@ -185,14 +138,23 @@ class TrainConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
         """All settings as YAML."""
         return msgspec.yaml.encode(self).decode()
 
-    def changed(self, **given: Any) -> Self:
-        """The same with other settings; None stands for those that are not given.
-
-        Raises:
-            BadInput: an unknown setting, or a value that is none for it; names it.
-        """
-        values = msgspec.to_builtins(self) | {name: value for name, value in given.items() if value is not None}
-        return _converted(type(self), values, "the flags")
+    def require_consistent(self, where: str) -> None:
+        """See `PlanSettings`."""
+        super().require_consistent(where)
+        for name, what in _COUNTS.items():
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise BadInput(f"{where}: {name} is {value}; give 1 or more {what}")
+        if self.teacher is not None and not (self.teacher_logits or self.teacher_values):
+            raise BadInput(
+                f"{where}: a teacher with teacher_logits 0 and teacher_values 0 teaches nothing; give one of them"
+            )
+        if (self.devices or 1) * (self.nodes or 1) > 1 and "latency" in (parse_budget(self.budget) or {}):
+            raise BadInput(
+                f"{where}: a budget of latency is measured, and by each process in another way; make the plan first "
+                "(repl-fx transform), and give it with plan"
+            )
+        _require_order(self, where)
 
 
 def names_python_file(spec: str) -> bool:
@@ -215,7 +177,7 @@ def read_config(file: Path, base: Config) -> Config:
         raise BadInput(f"the settings {file} cannot be read: {one_line(problem)}") from problem
     if isinstance(values, dict | None):
         values = {**msgspec.to_builtins(base), **(values or {})}
-    return _converted(type(base), values, str(file))
+    return converted(type(base), values, str(file))
 
 
 def require_said(file: Path) -> None:
@@ -229,43 +191,6 @@ def require_said(file: Path) -> None:
             f"{file} is of an older repl-fx and does not say whether pictures are standardised, as they were then; "
             "add `standardise: true` (and `size: PIXELS` for pictures in files) to go on as it began, or train anew"
         )
-
-
-def _converted(kind: type[Config], values: Any, where: str) -> Config:
-    try:
-        config = msgspec.convert(values, kind)
-    except msgspec.ValidationError as problem:
-        raise BadInput(f"{where}: {_told(str(problem), kind)}") from problem
-    for name, what in _COUNTS.items():
-        value = getattr(config, name)
-        if value is not None and value < 1:
-            raise BadInput(f"{where}: {name} is {value}; give 1 or more {what}")
-    if config.teacher is not None and not (config.teacher_logits or config.teacher_values):
-        raise BadInput(
-            f"{where}: a teacher with teacher_logits 0 and teacher_values 0 teaches nothing; give one of them"
-        )
-    choosing = ("every", "blocks", "budget", "scores", "ignore", "surrogate", "set")
-    changed = [name for name in choosing if not _is_default(config, name)]
-    if config.plan is not None and changed:
-        raise BadInput(f"{where}: plan says which blocks go; leave out {', '.join(changed)}")
-    if (config.devices or 1) * (config.nodes or 1) > 1 and "latency" in (parse_budget(config.budget) or {}):
-        raise BadInput(
-            f"{where}: a budget of latency is measured, and by each process in another way; make the plan first "
-            "(repl-fx transform), and give it with plan"
-        )
-    _require_order(config, where)
-    return config
-
-
-def _told(problem: str, kind: type[TrainConfig]) -> str:
-    """A complaint of msgspec, with the names that it does not list."""
-    if found := re.fullmatch(r"Object contains unknown field `(.*)`", problem):
-        known = kind.__struct_fields__
-        return f"no setting {found[1]!r}{close_matches(found[1], known)}; the settings are {', '.join(known)}"
-    if found := re.fullmatch(r"Invalid enum value '(.*)' - at `\$\.(\w+)`", problem):
-        known = get_args(get_type_hints(kind)[found[2]])
-        return f"{found[2]} is {found[1]!r}{close_matches(found[1], known)}; it can be {', '.join(known)}"
-    return problem
 
 
 def _require_order(config: TrainConfig, where: str) -> None:
@@ -294,7 +219,3 @@ def _require_order(config: TrainConfig, where: str) -> None:
             f"{where}: teacher_values compares what is behind surrogates, which are there for some epochs alone with "
             "replace_at and restore_at; give teacher_values 0"
         )
-
-
-def _is_default(config: TrainConfig, name: str) -> bool:
-    return bool(getattr(config, name) == getattr(TrainConfig(), name))

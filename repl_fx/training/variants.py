@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 from torch import nn
@@ -12,11 +11,9 @@ from torch import nn
 from repl_fx.benchmarking.variants import ORIGINAL, PRUNED, REWRITTEN
 from repl_fx.pipeline import transform
 from repl_fx.plan import Plan
-from repl_fx.planning.written_options import parse_settings, read_plan
 from repl_fx.rewriting.result import TransformResult
 from repl_fx.sources import Source, load_source
 from repl_fx.sources.input_shapes import shape_at_batch
-from repl_fx.tracing.dynamic_shapes import names_in
 from repl_fx.tracing.parts.capture import CapturedParts
 from repl_fx.training.config import FROM_SPEC, TrainConfig
 
@@ -45,7 +42,7 @@ class Models:
             input_shape=config.input_shape,
             seed=seed,
             trust_remote_code=self.trust_remote_code,
-            weights=True if config.weights is None else Path(config.weights),
+            weights=config.source_weights,
         )
 
     def at_own_batch(self, captured: CapturedParts, batch: int) -> Models | None:
@@ -71,19 +68,10 @@ class Models:
     ) -> TransformResult:
         """Rewrite a source as the settings say, or by a plan; `other` options of `transform` come before theirs."""
         config = self.config
-        options: dict[str, Any] = {
-            "surrogate": config.surrogate,
-            "ignore": config.ignore,
-            "settings": parse_settings(config.set) or None,
-            "seed": config.seed,
-            "finder": config.finder,
-            "fixed": names_in(config.fixed or ()),
-            "checkpoint_blocks": config.checkpoint_blocks,
-            **config.planning_options(),
-            **other,
-        }
-        plan = plan or (None if config.plan is None else read_plan(Path(config.plan)))
-        return transform(source.model, source.args, source.kwargs, plan=plan, progress=progress, **options)
+        options = {**config.transform_options(), "seed": config.seed, **other}
+        if plan is not None:
+            options["plan"] = plan
+        return transform(source.model, source.args, source.kwargs, progress=progress, **options)
 
     def variant(self, name: str, seed: int, plan: Plan) -> nn.Module:
         """A variant of the source of a seed.

@@ -112,8 +112,8 @@ def test_a_file_of_others_is_never_replaced(run: Run, artifact: Path, unmeasured
 
 
 def test_an_artifact_has_a_plan_inputs_and_weights(run: Run, artifact: Path, unmeasured: list[str]) -> None:
-    for option, value in (("--every", "3"), ("--surrogate", "blend")):
-        assert "leave out --every and --surrogate" in one_line(run("bench", artifact, option, value))
+    for option, value in (("--every", "3"), ("--surrogate", "blend"), ("--budget", "params=0.7")):
+        assert f"has its plan; leave out {option}" in one_line(run("bench", artifact, option, value))
     for option, value in (("--input-shape", "2x8"), ("--weights", "x.pt")):
         assert f"leave out {option}" in one_line(run("bench", artifact, option, value))
     assert not unmeasured

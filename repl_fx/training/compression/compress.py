@@ -24,12 +24,12 @@ from repl_fx.artifact.manifest import MANIFEST, read_manifest
 from repl_fx.errors import BadInput
 from repl_fx.fitting.fit import NothingToFit, fit
 from repl_fx.planning.budgets import budget_lines, budget_shares, reached
+from repl_fx.planning.settings import given_among
 from repl_fx.report.documents import costs_document
 from repl_fx.report.tables import grown_lines
 from repl_fx.rewriting.result import TransformResult
 from repl_fx.sources import Source
 from repl_fx.tracing.capture import widen_batch
-from repl_fx.tracing.dynamic_shapes import names_in
 from repl_fx.tracing.parts.capture import CapturedParts, capture_parts
 from repl_fx.tracing.parts.finders import by_options
 from repl_fx.tracing.parts.part_repeats import find_in_parts, own_inside
@@ -150,7 +150,7 @@ def compress(
 def _begun(
     spec: str, output: Path | None, given: Mapping[str, Any], config_file: Path | None, *, resume: bool, force: bool
 ) -> _CompressRun:
-    changes = {name: value for name, value in given.items() if value not in (None, [])}
+    changes = given_among(given)
     if resume:
         if output is not None or changes or config_file is not None:
             raise BadInput(
@@ -212,7 +212,7 @@ def _cut(run: _CompressRun, *, resume: bool) -> _CompressRun:
 
 def _captured(source: Source, config: CompressConfig) -> CapturedParts:
     inputs = widen_batch(source.model, source.inputs)
-    return capture_parts(source.model, inputs.args, inputs.kwargs, fixed=names_in(config.fixed or ()))
+    return capture_parts(source.model, inputs.args, inputs.kwargs, fixed=config.fixed_names)
 
 
 def _on_device(source: Source, config: CompressConfig) -> Source:

@@ -1,0 +1,167 @@
+"""Settings by which a model is rewritten, as flags and YAML files have them; commands extend them by their own."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Self, TypeVar, get_args, get_type_hints
+
+import msgspec
+from msgspec import Meta
+
+from repl_fx.errors import BadInput, close_matches
+from repl_fx.planning.written_options import (
+    parse_blocks,
+    parse_budget,
+    parse_list,
+    parse_settings,
+    planning_options,
+    read_plan,
+    read_scores,
+)
+
+FLAGS = "the flags"
+# What a plan says, which is given in their place.
+_CHOOSING = ("every", "blocks", "finder", "budget", "scores", "ignore", "surrogate", "set")
+
+Settings = TypeVar("Settings", bound="PlanSettings")
+
+
+class PlanSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Settings of a plan and of its model; each has a flag of its name, and a line of help in its annotation."""
+
+    every: Annotated[int, Meta(ge=1, description="Replace each K-th block of each repeat.")] = 2
+    blocks: Annotated[
+        str | None,
+        Meta(
+            description="Replace these blocks, by number or name (3,5), or some of the modules of a pattern (layers.*)."
+        ),
+    ] = None
+    finder: Annotated[str | None, Meta(description="Take the repeats from this finder of an installed package.")] = None
+    budget: Annotated[
+        tuple[str, ...], Meta(description="What may be left of a cost, such as params=0.7; repeatable.")
+    ] = ()
+    scores: Annotated[
+        str | None, Meta(description="With a budget, what each block is worth: a JSON file, by name.")
+    ] = None
+    ignore: Annotated[
+        tuple[str, ...], Meta(description="Keep blocks whose name or any parameter matches; repeatable.")
+    ] = ()
+    surrogate: Annotated[str, Meta(description="What stands in for a replaced block.")] = "auto"
+    set: Annotated[
+        tuple[str, ...], Meta(description="A setting of the surrogate, such as ratio=0.25; repeatable.")
+    ] = ()
+    plan: Annotated[str | None, Meta(description="Do what this plan.json says, in place of the options above.")] = None
+    weights: Annotated[str | None, Meta(description="Trained weights of the model, a file or a directory.")] = None
+    input_shape: Annotated[str | None, Meta(description="Shapes of the example inputs, such as 2x3x224x224.")] = None
+    fixed: Annotated[
+        str | None,
+        Meta(description="Dimensions of the inputs that stay as in the example: height,width or x.2; by default none."),
+    ] = None
+    checkpoint_blocks: Annotated[
+        bool, Meta(description="Compute kept blocks again in the backward pass, to keep less.")
+    ] = False
+
+    def changed(self, **given: Any) -> Self:
+        """The same with other settings, see `given_among`.
+
+        Raises:
+            BadInput: an unknown setting, or a value that is none for it; names it.
+        """
+        return converted(type(self), msgspec.to_builtins(self) | given_among(given), FLAGS)
+
+    def require_consistent(self, where: str) -> None:
+        """Refuse settings that do not go together.
+
+        Args:
+            where: the place that the settings are from, for messages.
+
+        Raises:
+            BadInput: names them.
+        """
+        changed = [name for name in _CHOOSING if not _is_default(self, name)]
+        if self.plan is not None and changed:
+            named = [f"--{name}" if where == FLAGS else name for name in changed]
+            raise BadInput(f"{where}: plan says which blocks go; leave out {', '.join(named)}")
+
+    def planning_options(self) -> Any:
+        """The options of `transform` that say which blocks go.
+
+        Raises:
+            BadInput: they are none, or do not go together; see `planning_options`.
+        """
+        return planning_options(
+            every=None if self.budget and _is_default(self, "every") else self.every,
+            blocks=None if self.blocks is None else parse_blocks(self.blocks),
+            budget=parse_budget(self.budget),
+            scores=None if self.scores is None else read_scores(Path(self.scores)),
+        )
+
+    def transform_options(self) -> dict[str, Any]:
+        """The options of `transform`, but for the seed and the model.
+
+        Raises:
+            BadInput, PlanMismatch: see `planning_options` and `read_plan`.
+        """
+        return {
+            "surrogate": self.surrogate,
+            "ignore": self.ignore,
+            "settings": parse_settings(self.set) or None,
+            "finder": self.finder,
+            "fixed": self.fixed_names,
+            "checkpoint_blocks": self.checkpoint_blocks,
+            "plan": None if self.plan is None else read_plan(Path(self.plan)),
+            **self.planning_options(),
+        }
+
+    @property
+    def fixed_names(self) -> tuple[str, ...]:
+        """The dimensions that stay as in the example, by name.
+
+        Raises:
+            BadInput: one of the names is empty.
+        """
+        return () if self.fixed is None else tuple(parse_list(self.fixed, "--fixed", like="height,width"))
+
+    @property
+    def source_weights(self) -> Path | bool:
+        """The weights of the model as `load_source` takes them."""
+        return True if self.weights is None else Path(self.weights)
+
+
+def given_among(flags: Mapping[str, Any]) -> dict[str, Any]:
+    """The values of flags that were given: those that are not have None, or an empty list."""
+    return {name: value for name, value in flags.items() if value not in (None, [])}
+
+
+def converted(kind: type[Settings], values: Any, where: str) -> Settings:
+    """Settings of a class from plain values.
+
+    Args:
+        where: the place that the values are from, for messages.
+
+    Raises:
+        BadInput: an unknown setting, a value that is none for it, or settings that do not go together.
+    """
+    try:
+        settings = msgspec.convert(values, kind)
+    except msgspec.ValidationError as problem:
+        raise BadInput(f"{where}: {_told(str(problem), kind)}") from problem
+    settings.require_consistent(where)
+    return settings
+
+
+def _told(problem: str, kind: type[PlanSettings]) -> str:
+    """A complaint of msgspec, with the names that it does not list."""
+    if found := re.fullmatch(r"Object contains unknown field `(.*)`", problem):
+        known = kind.__struct_fields__
+        return f"no setting {found[1]!r}{close_matches(found[1], known)}; the settings are {', '.join(known)}"
+    if found := re.fullmatch(r"Invalid enum value '(.*)' - at `\$\.(\w+)`", problem):
+        known = get_args(get_type_hints(kind)[found[2]])
+        return f"{found[2]} is {found[1]!r}{close_matches(found[1], known)}; it can be {', '.join(known)}"
+    return problem
+
+
+def _is_default(settings: PlanSettings, name: str) -> bool:
+    return bool(getattr(settings, name) == getattr(PlanSettings(), name))
